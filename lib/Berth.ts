@@ -1,0 +1,84 @@
+/**
+ * The service that everything of Berth runs on: the folder, the supervisor and the platform's services.
+ *
+ * @since 0.1.0
+ */
+import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
+import type * as FileSystem from "@effect/platform/FileSystem"
+import type * as HttpClient from "@effect/platform/HttpClient"
+import * as Context from "effect/Context"
+import * as Layer from "effect/Layer"
+import type { BerthError } from "./BerthError.ts"
+import * as internal from "./internal/berth.ts"
+import type { Supervisor } from "./internal/supervisor.ts"
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export const TypeId: unique symbol = Symbol.for("berth/Berth")
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export type TypeId = typeof TypeId
+
+/**
+ * A running Berth: one supervisor and one folder.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Berth {
+  readonly [TypeId]: TypeId
+  /** Where everything that Berth keeps on disk is: the store, the unpacked layers, the state of running supervisors. */
+  readonly folder: string
+  /** Whether this process is not root, and the supervisor therefore is in a user namespace. */
+  readonly rootless: boolean
+  /** @internal */
+  readonly fileSystem: FileSystem.FileSystem
+  /** @internal */
+  readonly httpClient: HttpClient.HttpClient
+  /** @internal */
+  readonly supervisor: Supervisor
+}
+
+/**
+ * @since 0.1.0
+ * @category tags
+ */
+export const Berth: Context.Tag<Berth, Berth> = Context.GenericTag<Berth>("berth/Berth")
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options {
+  /**
+   * Where the store, the unpacked layers and the state are. Default: `/var/lib/berth` for root, else
+   * `$XDG_DATA_HOME/berth`.
+   */
+  readonly folder?: string | undefined
+}
+
+/**
+ * Berth with these options: starts one supervisor, and sweeps what supervisors that were killed have left. When the
+ * layer's scope closes, everything that it still owns is given back and the supervisor is gone.
+ *
+ * Fails with `Unsupported` on another system than Linux, and for somebody who is not root where there are no user
+ * namespaces.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerWith = (options: Options): Layer.Layer<Berth, BerthError, FileSystem.FileSystem> =>
+  Layer.scoped(Berth, internal.make(options)).pipe(Layer.provide(FetchHttpClient.layer))
+
+/**
+ * Berth with its defaults, without root where the process has none.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layer: Layer.Layer<Berth, BerthError, FileSystem.FileSystem> = layerWith({})

@@ -1,0 +1,278 @@
+/**
+ * Every way in which Berth fails, as tagged values. A message says which operation failed, on what,
+ * with which system call and errno where there was one, and what to do about it.
+ *
+ * @since 0.1.0
+ */
+import * as Schema from "effect/Schema"
+import { describeErrno, errnoName } from "./internal/errno.ts"
+
+/**
+ * A value given to Berth is not acceptable: a limit of `"12 parsecs"`, a reference in upper case, an
+ * unknown capability. Nothing was done.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class InvalidOption extends Schema.TaggedError<InvalidOption>("berth/BerthError/InvalidOption")(
+  "InvalidOption",
+  {
+    /** Which option, as the caller wrote it: `limits.memory`. */
+    option: Schema.String,
+    /** The value, printed. */
+    value: Schema.String,
+    /** What would have been accepted. */
+    expected: Schema.String
+  }
+) {
+  override get message(): string {
+    return `${this.option}: ${this.value} is not acceptable: expected ${this.expected}`
+  }
+}
+
+/**
+ * This machine cannot do what was asked: another operating system, a kernel without a feature, a controller
+ * that is not mounted, no user namespaces for somebody who is not root.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class Unsupported extends Schema.TaggedError<Unsupported>("berth/BerthError/Unsupported")(
+  "Unsupported",
+  {
+    /** What was wanted: `user namespaces`, `cgroup controller memory`. */
+    feature: Schema.String,
+    /** Why it cannot be had here. */
+    why: Schema.String,
+    /** What to do about it. */
+    hint: Schema.String
+  }
+) {
+  override get message(): string {
+    return `${this.feature}: ${this.why}. ${this.hint}`
+  }
+}
+
+/**
+ * The kernel refused one operation of a plan. Whatever the plan had made up to there has been undone.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class OperationFailed extends Schema.TaggedError<OperationFailed>("berth/BerthError/OperationFailed")(
+  "OperationFailed",
+  {
+    /** The operation as `Plan.print` shows it: `bind /data -> /mnt`. */
+    operation: Schema.String,
+    /** Its place in the plan, counted from 0; -1 where it was not part of a plan. */
+    index: Schema.Int,
+    /** The system call that failed: `move_mount`. */
+    syscall: Schema.String,
+    /** The error number that it gave, as in errno(3). */
+    errno: Schema.Int,
+    /** What to do about it, where Berth knows. */
+    hint: Schema.String
+  }
+) {
+  /** The errno's symbol: `ENOENT`. */
+  get code(): string {
+    return errnoName(this.errno)
+  }
+  override get message(): string {
+    const hint = this.hint === "" ? "" : `. ${this.hint}`
+    return `${this.operation}: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})${hint}`
+  }
+}
+
+/**
+ * The command could not be executed inside the container. `NotFound` is a shell's 127, `NotExecutable` its 126.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CommandFailed extends Schema.TaggedError<CommandFailed>("berth/BerthError/CommandFailed")(
+  "CommandFailed",
+  {
+    reason: Schema.Literal("NotFound", "NotExecutable", "WorkingDirectory", "ArgumentsTooLong"),
+    /** The command as it was given. */
+    command: Schema.String,
+    /** The paths that were tried, inside the container. */
+    searched: Schema.Array(Schema.String),
+    /** The error number that execve(2) or chdir(2) gave. */
+    errno: Schema.Int
+  }
+) {
+  /** The exit code that a shell would give: 127 for a command that was not found, else 126. */
+  get exitCode(): number {
+    return this.reason === "NotFound" ? 127 : 126
+  }
+  override get message(): string {
+    const why = `${errnoName(this.errno)} (${describeErrno(this.errno)})`
+    switch (this.reason) {
+      case "NotFound":
+        return `${this.command}: command not found in the image; looked at ${this.searched.join(", ")}`
+      case "NotExecutable":
+        return `${this.command}: cannot be executed: ${why}; looked at ${this.searched.join(", ")}`
+      case "WorkingDirectory":
+        return `${this.searched.join(", ")}: cannot be the working directory of ${this.command}: ${why}`
+      case "ArgumentsTooLong":
+        return `${this.command}: arguments and environment are longer than the kernel takes: ${why}. Pass large data by a file or stdin`
+    }
+  }
+}
+
+/**
+ * An image, or a part of it, cannot be used.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ImageError extends Schema.TaggedError<ImageError>("berth/BerthError/ImageError")("ImageError", {
+  reason: Schema.Literal(
+    /** No such layout, tag, manifest or blob. */
+    "NotFound",
+    /** Bytes that are not what their descriptor says: digest, diff id or size. */
+    "DigestMismatch",
+    /** A manifest, config or layer that cannot be read: truncated gzip, not JSON, a broken tar. */
+    "Corrupt",
+    /** A layer member that tries to leave its folder. */
+    "Escape",
+    /** A media type, digest algorithm or entry that Berth does not take. */
+    "Unsupported",
+    /** No image for this operating system and architecture. */
+    "Platform",
+    /** Past a bound: a decompression bomb, a manifest of 100 MB. */
+    "TooLarge",
+    /** A user or group that the image's own passwd or group file does not have. */
+    "NoSuchUser",
+    /** The disk or the store refused: full, read-only, somebody else's. */
+    "Storage"
+  ),
+  /** The image, layer or file: a reference, a digest or a path. */
+  subject: Schema.String,
+  /** What is wrong, and what to do about it. */
+  detail: Schema.String
+}) {
+  override get message(): string {
+    return `${this.subject}: ${this.detail}`
+  }
+}
+
+/**
+ * A registry did not give what was asked of it.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class RegistryError extends Schema.TaggedError<RegistryError>("berth/BerthError/RegistryError")(
+  "RegistryError",
+  {
+    reason: Schema.Literal(
+      /** Nothing answers at that host and port, or the connection broke for good. */
+      "Unreachable",
+      /** 401 or 403, or a token service that refuses. */
+      "Unauthorized",
+      /** No such repository, tag or blob. */
+      "NotFound",
+      /** 429, after the retries. */
+      "TooManyRequests",
+      /** An answer that is outside the OCI distribution specification, or a 5xx after the retries. */
+      "Protocol"
+    ),
+    /** Host and port. */
+    registry: Schema.String,
+    /** The reference or digest that was asked for. */
+    subject: Schema.String,
+    /** HTTP status, 0 where there was none. */
+    status: Schema.Int,
+    /** What is wrong, and what to do about it. */
+    detail: Schema.String
+  }
+) {
+  override get message(): string {
+    const status = this.status === 0 ? "" : ` (HTTP ${this.status})`
+    return `${this.registry}: ${this.subject}: ${this.detail}${status}`
+  }
+}
+
+/**
+ * The supervisor is gone or cannot be started. Containers of this `Berth` layer are dead or dying.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class SupervisorError extends Schema.TaggedError<SupervisorError>("berth/BerthError/SupervisorError")(
+  "SupervisorError",
+  {
+    reason: Schema.Literal("NotStarted", "Gone", "Protocol"),
+    detail: Schema.String
+  }
+) {
+  override get message(): string {
+    return `supervisor: ${this.detail}`
+  }
+}
+
+/**
+ * A container is not in a state in which this can be done, or gave more than was allowed.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ContainerError extends Schema.TaggedError<ContainerError>("berth/BerthError/ContainerError")(
+  "ContainerError",
+  {
+    reason: Schema.Literal(
+      /** The process has exited. */
+      "NotRunning",
+      /** More output than the bound of a buffering call. */
+      "OutputTooLong",
+      /** Two readers for one stream. */
+      "AlreadyRead",
+      /** It was started without a cgroup of its own. */
+      "NoCgroup"
+    ),
+    /** The container's id. */
+    container: Schema.String,
+    detail: Schema.String
+  }
+) {
+  override get message(): string {
+    return `container ${this.container}: ${this.detail}`
+  }
+}
+
+/**
+ * Any error of Berth.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type BerthError =
+  | InvalidOption
+  | Unsupported
+  | OperationFailed
+  | CommandFailed
+  | ImageError
+  | RegistryError
+  | SupervisorError
+  | ContainerError
+
+const classes = [
+  InvalidOption,
+  Unsupported,
+  OperationFailed,
+  CommandFailed,
+  ImageError,
+  RegistryError,
+  SupervisorError,
+  ContainerError
+]
+
+/**
+ * Whether a value is one of Berth's errors.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const isBerthError = (u: unknown): u is BerthError => classes.some((c) => u instanceof c)

@@ -1,0 +1,339 @@
+/**
+ * Containers: started, executed in, listened to and stopped as values in a `Scope`. When the scope closes, whatever
+ * the reason, nothing of them is left.
+ *
+ * @since 0.1.0
+ */
+import type * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
+import type * as Inspectable from "effect/Inspectable"
+import type { Pipeable } from "effect/Pipeable"
+import { hasProperty } from "effect/Predicate"
+import type * as Scope from "effect/Scope"
+import type * as Sink from "effect/Sink"
+import type * as Stream from "effect/Stream"
+import type { Berth } from "./Berth.ts"
+import type { BerthError } from "./BerthError.ts"
+import type * as Cgroup from "./Cgroup.ts"
+import type { Image } from "./Image.ts"
+import * as internal from "./internal/container.ts"
+import type { State } from "./internal/process.ts"
+import type { Mount } from "./Mount.ts"
+import type * as Namespace from "./Namespace.ts"
+import type { Plan } from "./Plan.ts"
+import type { RootFs } from "./RootFs.ts"
+import type * as Security from "./Security.ts"
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export const TypeId: unique symbol = Symbol.for("berth/Container")
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export type TypeId = typeof TypeId
+
+/**
+ * How a process ended.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ExitStatus {
+  /** What it gave to exit(3), or 128 and the signal's number, as a shell has it. */
+  readonly exitCode: number
+  /** The signal that ended it: `SIGKILL`. */
+  readonly signal: string | undefined
+  /** CPU time of it and the children that it waited for, in microseconds. */
+  readonly userMicros: number
+  readonly systemMicros: number
+  /** The largest resident set of any of them, in bytes. */
+  readonly maxRssBytes: number
+}
+
+/**
+ * How a process ended, and all that it wrote.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Result extends ExitStatus {
+  /** As UTF-8; bytes that are not become U+FFFD. */
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/**
+ * A running container, or a process that runs in one.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Container extends Pipeable, Inspectable.Inspectable {
+  readonly [TypeId]: TypeId
+  /** 12 hexadecimal digits, and its hostname unless another is given. */
+  readonly id: string
+  /** Its first process, as the host sees it. */
+  readonly pid: number
+  /** How it ended, once it has. */
+  readonly exit: Effect.Effect<ExitStatus, BerthError>
+  /**
+   * What it writes, from byte zero. Bytes are read when they are asked for: a container whose output nobody reads
+   * waits once the pipe is full (64 KiB), and loses nothing. Each byte is given once.
+   */
+  readonly stdout: Stream.Stream<Uint8Array, BerthError>
+  readonly stderr: Stream.Stream<Uint8Array, BerthError>
+  /** What it reads, with `stdin: "pipe"`; it sees the end when the sink has. Otherwise takes nothing. */
+  readonly stdin: Sink.Sink<void, Uint8Array, never, BerthError>
+  /** What the supervisor did to start it. */
+  readonly plan: Plan
+  /** @internal */
+  readonly state: State
+}
+
+/**
+ * What to run, and as whom. What is left out is as the image says.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ProcessOptions {
+  /** Added to the image's environment. */
+  readonly env?: Readonly<Record<string, string>> | undefined
+  /** An absolute path inside the container. Default: the image's, else `/`. */
+  readonly cwd?: string | undefined
+  /** `user[:group]`, names of the container's own passwd and group, or numbers. */
+  readonly user?: string | undefined
+  /** Default 0o022. */
+  readonly umask?: number | undefined
+  readonly capabilities?: Security.CapabilityOptions | undefined
+  /** Whether executing a set-user-ID program gives nothing (PR_SET_NO_NEW_PRIVS). Default true. */
+  readonly noNewPrivileges?: boolean | undefined
+  readonly rlimits?: Security.Rlimits | undefined
+  /** `"null"` reads the end at once; `"pipe"` reads what the `stdin` sink takes. Default `"null"`. */
+  readonly stdin?: "null" | "pipe" | undefined
+  /** `"pipe"` for the streams; `"inherit"` writes where this program writes; `"null"` nowhere. Default `"pipe"`. */
+  readonly stdout?: "pipe" | "inherit" | "null" | undefined
+  readonly stderr?: "pipe" | "inherit" | "null" | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface RootOptions extends ProcessOptions {
+  /** The arguments of the image's entrypoint, or the whole command where it has none. Default: the image's. */
+  readonly command?: ReadonlyArray<string> | undefined
+  /** In place of the image's; `[]` for none. */
+  readonly entrypoint?: ReadonlyArray<string> | undefined
+  /** Default: the container's id. At most 64 bytes. */
+  readonly hostname?: string | undefined
+  /** In the order of the list, on top of `/proc`, `/sys` and `/dev`. */
+  readonly mounts?: ReadonlyArray<Mount> | undefined
+  /** Whether the root cannot be written to; mounts can. Default false. */
+  readonly readOnly?: boolean | undefined
+  /** Default: `Security.defaultMaskedPaths`. */
+  readonly maskedPaths?: ReadonlyArray<string> | undefined
+  /** Default: `Security.defaultReadonlyPaths`. */
+  readonly readonlyPaths?: ReadonlyArray<string> | undefined
+  /** The capacity of `/dev/shm`, as in `Limits.memory`. Default 64 MiB. */
+  readonly shmSize?: number | string | undefined
+  /** Kernel parameters of the container's own namespaces: `{ "net.ipv4.ip_unprivileged_port_start": "0" }`. */
+  readonly sysctls?: Readonly<Record<string, string>> | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface StartOptions extends RootOptions {
+  /** Makes a cgroup for the container. Without limits, and without `cgroup`, it has none of its own. */
+  readonly limits?: Cgroup.Limits | undefined
+  /** A cgroup that is there, in place of `limits`. */
+  readonly cgroup?: Cgroup.Cgroup | undefined
+  /**
+   * Where each namespace comes from: `"new"`, `"host"`, or what another container or a `Namespace` holds. Default: new
+   * ones of mount, pid, uts, ipc, network and cgroup. A new network has a loopback interface and nothing else.
+   */
+  readonly namespaces?:
+    | Partial<Record<Exclude<Namespace.Kind, "mount">, "new" | "host" | Namespace.Namespace | Container>>
+    | undefined
+  /** The writable layer: see `RootFs.Options`. */
+  readonly upper?: "disk" | "memory" | undefined
+  readonly upperSize?: number | string | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface SpawnOptions extends RootOptions {
+  readonly rootfs: RootFs
+  /**
+   * The namespaces to run in. A mount namespace among them gets the root from the first process that is spawned in it,
+   * and the ones that follow join it as it is. A mount namespace that is not among them is new.
+   */
+  readonly namespaces: Namespace.Namespace
+  readonly cgroup?: Cgroup.Cgroup | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface BufferOptions {
+  /** The most bytes of stdout, and of stderr, that are kept; past it the call fails. Default 16 MiB. */
+  readonly maxOutputBytes?: number | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface ExecOptions extends ProcessOptions, BufferOptions {}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface StopOptions {
+  /** Default: the image's StopSignal, else SIGTERM. */
+  readonly signal?: string | number | undefined
+  /** How long it has before it is killed. Default 10 seconds. */
+  readonly grace?: Duration.DurationInput | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category guards
+ */
+export const isContainer = (u: unknown): u is Container => hasProperty(u, TypeId)
+
+/**
+ * Starts a container, which runs until it ends or the scope closes. It is there, its command executed, when this
+ * succeeds.
+ *
+ * Fails with `CommandFailed` where the command is not there or cannot be executed, `InvalidOption`, `Unsupported`,
+ * `ImageError` for a user that the image does not have, and `OperationFailed` for what the kernel refuses. Whatever it
+ * had made by then is gone.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const start: (
+  image: Image,
+  options?: StartOptions
+) => Effect.Effect<Container, BerthError, Berth | Scope.Scope> = internal.start
+
+/**
+ * Starts a container, waits for its end and gives all that it wrote. It is gone when this succeeds. A command that
+ * fails is not an error: see `exitCode`.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const run: (
+  image: Image,
+  options?: StartOptions & BufferOptions
+) => Effect.Effect<Result, BerthError, Berth> = internal.run
+
+/**
+ * Starts a process on a root, in namespaces and in a cgroup that are there already: the pieces that `start` makes by
+ * itself. The process ends with its own scope; the pieces are their owners'.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const spawn: (options: SpawnOptions) => Effect.Effect<Container, BerthError, Berth | Scope.Scope> =
+  internal.spawn
+
+/**
+ * What `start` would do, without doing any of it and without privileges. Fails as `start` does for options that are
+ * not acceptable.
+ *
+ * @since 0.1.0
+ * @category plans
+ */
+export const plan: (image: Image, options?: StartOptions) => Effect.Effect<Plan, BerthError> = internal.plan
+
+/**
+ * Runs a command inside a running container, in all its namespaces and its cgroup, and gives what it wrote.
+ *
+ * Fails with `ContainerError` where the container has ended or the output is too long, and as `start` does.
+ *
+ * @since 0.1.0
+ * @category processes
+ */
+export const exec: {
+  (
+    command: ReadonlyArray<string>,
+    options?: ExecOptions
+  ): (container: Container) => Effect.Effect<Result, BerthError>
+  (
+    container: Container,
+    command: ReadonlyArray<string>,
+    options?: ExecOptions
+  ): Effect.Effect<Result, BerthError>
+} = internal.exec
+
+/**
+ * Starts a command inside a running container; it ends with the scope.
+ *
+ * @since 0.1.0
+ * @category processes
+ */
+export const execStart: {
+  (
+    command: ReadonlyArray<string>,
+    options?: ProcessOptions
+  ): (container: Container) => Effect.Effect<Container, BerthError, Scope.Scope>
+  (
+    container: Container,
+    command: ReadonlyArray<string>,
+    options?: ProcessOptions
+  ): Effect.Effect<Container, BerthError, Scope.Scope>
+} = internal.execStart
+
+/**
+ * Sends a signal, by name or number, to the container's first process. Nothing happens where it has ended.
+ *
+ * As the first of its pid namespace, it is only reached by signals that it handles, and by SIGKILL and SIGSTOP
+ * (pid_namespaces(7)).
+ *
+ * @since 0.1.0
+ * @category lifetime
+ */
+export const signal: {
+  (signal: string | number): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, signal: string | number): Effect.Effect<void, BerthError>
+} = internal.signal
+
+/**
+ * Asks the container to stop, and kills it when the grace is over. Gives how it ended.
+ *
+ * @since 0.1.0
+ * @category lifetime
+ */
+export const stop: {
+  (options?: StopOptions): (container: Container) => Effect.Effect<ExitStatus, BerthError>
+  (container: Container, options?: StopOptions): Effect.Effect<ExitStatus, BerthError>
+} = internal.stop
+
+/**
+ * Waits until the container has ended; the same as its `exit`.
+ *
+ * @since 0.1.0
+ * @category lifetime
+ */
+export const wait: (container: Container) => Effect.Effect<ExitStatus, BerthError> = internal.wait
+
+/**
+ * What the container's cgroup uses. Fails with `ContainerError` where it was started without `limits` or `cgroup`.
+ *
+ * @since 0.1.0
+ * @category statistics
+ */
+export const stats: (container: Container) => Effect.Effect<Cgroup.Stats, BerthError> = internal.stats

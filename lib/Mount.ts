@@ -1,0 +1,67 @@
+/**
+ * What is mounted into a container besides its root: binds of host paths and memory file systems.
+ *
+ * @since 0.1.0
+ */
+
+/**
+ * A host path, visible inside the container.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Bind {
+  readonly type: "bind"
+  /** An existing path on the host. */
+  readonly source: string
+  /** Where it is seen in the container; made if it is missing. */
+  readonly target: string
+  /** Whether the container cannot write to it. Default false. */
+  readonly readOnly?: boolean | undefined
+  /** Whether mounts below the source come along. Default true. */
+  readonly recursive?: boolean | undefined
+}
+
+/**
+ * A file system in memory, empty at first and gone with the container. What is in it counts as the container's memory.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Tmpfs {
+  readonly type: "tmpfs"
+  readonly target: string
+  /** Its capacity, as in `Limits.memory`. Default: half of the machine's memory (tmpfs(5)). */
+  readonly size?: number | string | undefined
+  /** The mode of its root. Default 0o1777. */
+  readonly mode?: number | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type Mount = Bind | Tmpfs
+
+/**
+ * Shows a host path inside the container: a folder or a file, nosuid and nodev.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const bind = (
+  source: string,
+  target: string,
+  options?: { readonly readOnly?: boolean | undefined; readonly recursive?: boolean | undefined }
+): Mount => ({ type: "bind", source, target, ...options })
+
+/**
+ * A file system in memory, nosuid, nodev and noexec.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const tmpfs = (
+  target: string,
+  options?: { readonly size?: number | string | undefined; readonly mode?: number | undefined }
+): Mount => ({ type: "tmpfs", target, ...options })

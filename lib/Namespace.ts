@@ -1,0 +1,167 @@
+/**
+ * Namespaces as resources: created, held for as long as a scope is open, shared between containers, and joined.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Inspectable from "effect/Inspectable"
+import { hasProperty } from "effect/Predicate"
+import type * as Scope from "effect/Scope"
+import { Berth } from "./Berth.ts"
+import type { BerthError } from "./BerthError.ts"
+import { Unsupported } from "./BerthError.ts"
+import { scopedUnit } from "./internal/unit.ts"
+import * as Plan from "./Plan.ts"
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export const TypeId: unique symbol = Symbol.for("berth/Namespace")
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export type TypeId = typeof TypeId
+
+/**
+ * A kind of namespace: mount_namespaces(7), pid_namespaces(7), uts_namespaces(7), ipc_namespaces(7),
+ * network_namespaces(7), cgroup_namespaces(7), user_namespaces(7), time_namespaces(7; since Linux 5.6).
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Kind = "mount" | "pid" | "uts" | "ipc" | "network" | "cgroup" | "user" | "time"
+
+/**
+ * Namespaces that are held open by a process. A container joins them by the holder's pidfd.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Namespace extends Inspectable.Inspectable {
+  readonly [TypeId]: TypeId
+  readonly kinds: ReadonlyArray<Kind>
+  /** The process that holds them, as the host sees it. */
+  readonly pid: number
+  /** @internal */
+  readonly pidfd: number
+  /** @internal what the mount namespace has as its root, once a first process has set it up */
+  root: unknown
+}
+
+const Proto = {
+  [TypeId]: TypeId as TypeId,
+  ...Inspectable.BaseProto,
+  toJSON(this: Namespace) {
+    return { _id: "Namespace", kinds: this.kinds, pid: this.pid }
+  }
+}
+
+/** @internal */
+export const flags: Readonly<Record<Kind, number>> = {
+  mount: 0x00020000,
+  cgroup: 0x02000000,
+  uts: 0x04000000,
+  ipc: 0x08000000,
+  user: 0x10000000,
+  pid: 0x20000000,
+  network: 0x40000000,
+  time: 0x00000080
+}
+
+/** @internal */
+export const flagsOf = (kinds: Iterable<Kind>): number => {
+  let all = 0
+  for (const kind of kinds) all |= flags[kind]
+  return all
+}
+
+/**
+ * @since 0.1.0
+ * @category guards
+ */
+export const isNamespace = (u: unknown): u is Namespace => hasProperty(u, TypeId)
+
+/**
+ * A range of ids for a user namespace: `size` ids from `container` on are those from `host` on.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface IdRange {
+  readonly container: number
+  readonly host: number
+  readonly size: number
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options {
+  /** The ids of a new user namespace. Default: all ids as they are for root, else root alone. */
+  readonly ids?: { readonly uids: ReadonlyArray<IdRange>; readonly gids: ReadonlyArray<IdRange> } | undefined
+}
+
+/** @internal */
+export const idMap = (berth: Pick<Berth, "rootless">, ids: Options["ids"]): Plan.Operation => {
+  const own: ReadonlyArray<IdRange> = [{ container: 0, host: 0, size: berth.rootless ? 1 : 0xffffffff }]
+  const print = (ranges: ReadonlyArray<IdRange>): string =>
+    ranges.map((range) => `${range.container} ${range.host} ${range.size}\n`).join("")
+  return { op: "id-map", uids: print(ids?.uids ?? own), gids: print(ids?.gids ?? own) }
+}
+
+/**
+ * New namespaces of these kinds, held by a process that does nothing else, which is pid 1 of a new pid namespace: when
+ * the scope closes it ends, and with it all that runs in that pid namespace.
+ *
+ * Fails with `Unsupported` where this kernel lacks one of them.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = (
+  kinds: ReadonlyArray<Kind>,
+  options: Options = {}
+): Effect.Effect<Namespace, BerthError, Berth | Scope.Scope> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    const id = berth.supervisor.nextId()
+    const set = new Set(kinds)
+    const plan = Plan.make([
+      { op: "process", namespaces: flagsOf(set) },
+      ...(set.has("user") ? [idMap(berth, options.ids)] : []),
+      { op: "session" },
+      { op: "stdio", stdin: null, stdout: null, stderr: null },
+      ...(set.has("network") ? [{ op: "loopback" } as const] : []),
+      { op: "bounding", capabilities: 0 },
+      { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
+      { op: "no-new-privileges" },
+      { op: "hold" }
+    ])
+    const unit = yield* scopedUnit(berth, id, "namespace holder", plan, {}).pipe(
+      Effect.mapError(explain(kinds))
+    )
+    return Object.assign(Object.create(Proto), {
+      kinds: [...set],
+      pid: unit.pid,
+      pidfd: unit.fd,
+      root: undefined
+    } satisfies Omit<Namespace, TypeId | keyof Inspectable.Inspectable>) as Namespace
+  }).pipe(Effect.withSpan("berth.Namespace.make", { attributes: { kinds } }))
+
+/** @internal */
+export const explain =
+  (kinds: ReadonlyArray<Kind>) =>
+  (error: BerthError): BerthError =>
+    error._tag === "OperationFailed" &&
+    error.syscall === "clone3" &&
+    (error.errno === 22 || error.errno === 38)
+      ? new Unsupported({
+          feature: `namespaces ${kinds.join(", ")}`,
+          why: `clone3 says ${error.code}: this kernel lacks one of them`,
+          hint: "Leave it out, or use a kernel that has it: see namespaces(7) for the version of each"
+        })
+      : error

@@ -1,0 +1,95 @@
+/**
+ * A composed root file system: an image's read-only layers below one writable layer, as a detached overlay mount that
+ * no mount table shows.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Inspectable from "effect/Inspectable"
+import { hasProperty } from "effect/Predicate"
+import type * as Scope from "effect/Scope"
+import { Berth } from "./Berth.ts"
+import type { BerthError } from "./BerthError.ts"
+import type { Image } from "./Image.ts"
+import * as internal from "./internal/rootFs.ts"
+import { scopedUnit } from "./internal/unit.ts"
+import * as Plan from "./Plan.ts"
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export const TypeId: unique symbol = Symbol.for("berth/RootFs")
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export type TypeId = typeof TypeId
+
+/**
+ * A root that containers can be started on, one after another or several at once: what one writes, the next finds.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface RootFs extends Inspectable.Inspectable {
+  readonly [TypeId]: TypeId
+  readonly image: Image
+  /** Where the writable layer is: a folder on disk, or undefined where it is in memory. */
+  readonly upper: string | undefined
+  /** @internal */
+  readonly mount: number
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options {
+  /**
+   * The writable layer: `"disk"`, a folder below Berth's own, or `"memory"`, a tmpfs. Default: what fits the image,
+   * which is memory for `Image.host` and disk for all others.
+   */
+  readonly upper?: "disk" | "memory" | undefined
+  /** The capacity of a writable layer in memory, as in `Limits.memory`. Default: half of the machine's memory. */
+  readonly size?: number | string | undefined
+}
+
+const Proto = {
+  [TypeId]: TypeId as TypeId,
+  ...Inspectable.BaseProto,
+  toJSON(this: RootFs) {
+    return { _id: "RootFs", image: this.image.reference, upper: this.upper ?? "memory" }
+  }
+}
+
+/**
+ * @since 0.1.0
+ * @category guards
+ */
+export const isRootFs = (u: unknown): u is RootFs => hasProperty(u, TypeId)
+
+/**
+ * A union mount of the image's layers with a writable layer of its own. The image is never changed; the writable layer
+ * is removed when the scope closes.
+ *
+ * A root can be used in one mount namespace after the other or, since Linux 6.15, in several at once.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const overlay = (
+  image: Image,
+  options: Options = {}
+): Effect.Effect<RootFs, BerthError, Berth | Scope.Scope> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    const id = berth.supervisor.nextId()
+    const root = yield* internal.compose(image, options, berth.supervisor.folder, id, berth.rootless)
+    const plan = Plan.make([...root.scratch, root.mount])
+    const unit = yield* scopedUnit(berth, id, `root file system of ${image.reference}`, plan, {})
+    return Object.assign(Object.create(Proto), { image, upper: root.upper, mount: unit.fd }) as RootFs
+  }).pipe(
+    Effect.withSpan("berth.RootFs.overlay", { attributes: { "container.image.name": image.reference } })
+  )

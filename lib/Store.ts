@@ -1,0 +1,146 @@
+/**
+ * Where images are kept: a standard OCI image layout under Berth's folder, which skopeo, umoci, podman and buildah read
+ * and write too. Blobs appear whole or not at all; `index.json` changes under a lock between processes.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import type * as Stream from "effect/Stream"
+import { Berth } from "./Berth.ts"
+import { ImageError } from "./BerthError.ts"
+import * as Layout from "./internal/layout.ts"
+import type * as Oci from "./internal/oci.ts"
+import { maxDocumentBytes, refNameAnnotation } from "./internal/oci.ts"
+import * as internal from "./internal/store.ts"
+import { readBounded } from "./internal/storeFiles.ts"
+import type { Digest } from "./Reference.ts"
+
+/**
+ * What the store knows of a blob: its media type, digest and size in bytes, as the OCI specification has it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Descriptor = Oci.Descriptor
+
+/**
+ * A name in the store, and the manifest or index that it stands for.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Tagged {
+  readonly name: string
+  readonly descriptor: Descriptor
+}
+
+/**
+ * The folder of the layout. It may not exist yet: the first `put` or `tag` makes it.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const folder: Effect.Effect<string, never, Berth> = Effect.map(Berth, internal.folder)
+
+/**
+ * Where a blob is, or would be, on disk.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const blobPath = (digest: Digest): Effect.Effect<string, never, Berth> =>
+  Effect.map(folder, (path) => Layout.blobPath(path, digest))
+
+/**
+ * Whether the store has a blob.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const has = (digest: Digest): Effect.Effect<boolean, ImageError, Berth> =>
+  Effect.flatMap(Berth, (berth) => internal.has(berth, digest))
+
+/**
+ * Puts a blob into the store, unless it is there already: then the stream is not run. At any time one fiber, of all
+ * processes that use this store, writes a digest; others wait and find it there.
+ *
+ * Fails with `DigestMismatch` when the bytes are not what the digest or the size say, with `Storage` when the disk
+ * refuses, and with whatever the stream fails with; nothing is left behind then.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const put = <E, R>(
+  digest: Digest,
+  content: Stream.Stream<Uint8Array, E, R>,
+  options?: {
+    /** Bytes that the content should have: a longer one is refused before it is on the disk. */
+    readonly size?: number
+  }
+): Effect.Effect<void, E | ImageError, R | Berth> =>
+  Effect.flatMap(Berth, (berth) => internal.put(berth, digest, content, options?.size))
+
+/**
+ * Reads a blob into memory and verifies it. Fails with `NotFound`, `TooLarge` past `maxBytes` (4 MiB unless given) or
+ * `DigestMismatch`.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const read = (
+  digest: Digest,
+  options?: { readonly maxBytes?: number }
+): Effect.Effect<Uint8Array, ImageError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    const path = internal.folder(berth)
+    const limit = options?.maxBytes ?? maxDocumentBytes
+    const bytes = yield* readBounded(berth.fileSystem, Layout.blobPath(path, digest), digest, limit)
+    if (Option.isNone(bytes)) {
+      return yield* new ImageError({ reason: "NotFound", subject: digest, detail: "is not in the store" })
+    }
+    yield* Layout.verify(digest, bytes.value.length, bytes.value)
+    return bytes.value
+  })
+
+/**
+ * Lets a name stand for a manifest or index, in place of what it stood for before.
+ *
+ * @since 0.1.0
+ * @category tags
+ */
+export const tag = (name: string, descriptor: Descriptor): Effect.Effect<void, ImageError, Berth> =>
+  Effect.flatMap(Berth, (berth) => internal.tag(berth, name, descriptor))
+
+/**
+ * What a name stands for. Fails with `NotFound`.
+ *
+ * @since 0.1.0
+ * @category tags
+ */
+export const resolve = (name: string): Effect.Effect<Descriptor, ImageError, Berth> =>
+  Effect.flatMap(list, (entries) => {
+    const found = entries.find((entry) => entry.name === name)
+    return found === undefined
+      ? new ImageError({ reason: "NotFound", subject: name, detail: "is not in the store" })
+      : Effect.succeed(found.descriptor)
+  })
+
+/**
+ * Every name in the store.
+ *
+ * @since 0.1.0
+ * @category tags
+ */
+export const list: Effect.Effect<ReadonlyArray<Tagged>, ImageError, Berth> = Effect.gen(function* () {
+  const berth = yield* Berth
+  const layout = yield* Layout.readIndex(berth.fileSystem, internal.folder(berth))
+  if (Option.isNone(layout)) {
+    return []
+  }
+  return layout.value.index.manifests.flatMap((descriptor) => {
+    const name = descriptor.annotations?.[refNameAnnotation]
+    return name === undefined ? [] : [{ name, descriptor }]
+  })
+})

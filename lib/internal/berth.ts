@@ -1,0 +1,114 @@
+import * as fs from "node:fs"
+import * as os from "node:os"
+import * as FileSystem from "@effect/platform/FileSystem"
+import * as HttpClient from "@effect/platform/HttpClient"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { Berth, Options } from "../Berth.ts"
+import { TypeId } from "../Berth.ts"
+import { type BerthError, OperationFailed, Unsupported } from "../BerthError.ts"
+import { isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "./native.ts"
+import * as Supervisor from "./supervisor.ts"
+import { sweep } from "./sweep.ts"
+
+const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() => {
+  if (process.platform !== "linux") {
+    return Effect.fail(
+      new Unsupported({
+        feature: "containers",
+        why: `they are made of Linux namespaces and this is ${process.platform}`,
+        hint: "Run the program on Linux: in a virtual machine, or in WSL 2"
+      })
+    )
+  }
+  if (!isBuilt()) {
+    return Effect.fail(
+      new Unsupported({
+        feature: "the native part",
+        why: `${programPath("berth.node")} is not there`,
+        hint: "Build it: node native/setup.mjs in berth's folder"
+      })
+    )
+  }
+  try {
+    native()
+    return Effect.void
+  } catch (cause) {
+    return Effect.fail(
+      new Unsupported({
+        feature: "the native part",
+        why: String(cause),
+        hint: "Build it again on this machine: node native/setup.mjs"
+      })
+    )
+  }
+})
+
+const defaultFolder = (rootless: boolean): string =>
+  rootless ? `${process.env.XDG_DATA_HOME || `${os.homedir()}/.local/share`}/berth` : "/var/lib/berth"
+
+const storage = (operation: string, cause: unknown): BerthError => {
+  const { errno, syscall } = cause as { errno?: number; syscall?: string }
+  return new OperationFailed({
+    operation,
+    index: -1,
+    syscall: syscall ?? "unknown",
+    errno: Math.abs(errno ?? 0),
+    hint: "Berth keeps its state there: choose another place with Berth.layerWith({ folder })"
+  })
+}
+
+/**
+ * The folder of one supervisor, and its lock, which the supervisor takes over and holds for as long as it lives. It gets
+ * its name only when it is locked, so that no sweep can take it for a dead one's.
+ */
+const makeState = (
+  folder: string
+): Effect.Effect<{ readonly state: string; readonly lock: number }, BerthError> =>
+  Effect.try({
+    try: () => {
+      fs.mkdirSync(`${folder}/run`, { recursive: true, mode: 0o700 })
+      const made = fs.mkdtempSync(`${folder}/run/.${process.pid}-`)
+      const lock = fs.openSync(`${made}/lock`, "wx", 0o600)
+      native().flock(lock, LOCK_EX | LOCK_NB)
+      fs.mkdirSync(`${made}/empty`)
+      const state = made.replace("/run/.", "/run/")
+      fs.renameSync(made, state)
+      return { state, lock }
+    },
+    catch: (cause) => storage(`state folder ${folder}/run`, cause)
+  })
+
+const explain = (error: BerthError): BerthError =>
+  error._tag === "OperationFailed" && error.operation === "supervisor" && error.syscall === "unshare"
+    ? new Unsupported({
+        feature: "user namespaces",
+        why: `you are not root, and the kernel refuses them: ${error.code}`,
+        hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root"
+      })
+    : error
+
+export const make = (
+  options: Options
+): Effect.Effect<Berth, BerthError, FileSystem.FileSystem | HttpClient.HttpClient | Scope.Scope> =>
+  Effect.gen(function* () {
+    yield* checkSystem
+    const rootless = process.geteuid!() !== 0
+    const folder = options.folder ?? defaultFolder(rootless)
+    yield* sweep(folder)
+    const { state, lock } = yield* makeState(folder)
+    const supervisor = yield* Effect.acquireRelease(
+      Effect.mapError(Supervisor.start(state, lock, rootless ? "single-id" : "root"), explain).pipe(
+        Effect.tapError(() => Effect.sync(() => fs.rmSync(state, { recursive: true, force: true })))
+      ),
+      (started) => started.stop
+    )
+    return {
+      [TypeId]: TypeId,
+      folder,
+      rootless,
+      fileSystem: yield* FileSystem.FileSystem,
+      httpClient: yield* HttpClient.HttpClient,
+      supervisor
+    } satisfies Berth
+  })

@@ -1,0 +1,177 @@
+import { readFileSync } from "node:fs"
+import * as Effect from "effect/Effect"
+import { InvalidOption } from "../BerthError.ts"
+import type { Folder, Limits, Stats } from "../Cgroup.ts"
+import type * as Plan from "../Plan.ts"
+import { detect, type Tree } from "./cgroupTree.ts"
+
+let detected: Tree | undefined
+
+/** The machine's tree, read once: a process's own cgroup hardly ever changes under it. */
+export const tree = (): Tree => {
+  detected ??= detect()
+  return detected
+}
+
+/** The name of a unit's cgroup; the sweeper knows by it whose it was. */
+export const nameOf = (folder: string, id: number): string =>
+  `berth.${folder.slice(folder.lastIndexOf("/") + 1)}.${id}`
+
+export interface ParsedLimits {
+  readonly memory: number | undefined
+  readonly cpus: number | undefined
+  readonly pids: number | undefined
+}
+
+const units: Readonly<Record<string, number>> = {
+  "": 1,
+  b: 1,
+  k: 1024,
+  m: 1024 ** 2,
+  g: 1024 ** 3,
+  t: 1024 ** 4,
+  kb: 1000,
+  mb: 1000 ** 2,
+  gb: 1000 ** 3,
+  tb: 1000 ** 4,
+  kib: 1024,
+  mib: 1024 ** 2,
+  gib: 1024 ** 3,
+  tib: 1024 ** 4
+}
+
+/** Bytes out of a number or of text with a unit; undefined where it is neither. */
+export const parseBytes = (value: number | string): number | undefined => {
+  const match =
+    typeof value === "number"
+      ? [String(value), String(value), ""]
+      : /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(value.trim())
+  const factor = units[match?.[2]?.toLowerCase() ?? "none"]
+  if (match === null || factor === undefined) return undefined
+  const bytes = Number(match[1]) * factor
+  return Number.isFinite(bytes) ? Math.floor(bytes) : undefined
+}
+
+const invalid = (option: string, value: unknown, expected: string) =>
+  Effect.fail(
+    new InvalidOption({ option: `limits.${option}`, value: JSON.stringify(value) ?? String(value), expected })
+  )
+
+const PAGE = 4096
+
+export const parseLimits = (limits: Limits): Effect.Effect<ParsedLimits, InvalidOption> => {
+  const { memory, cpus, pids } = limits
+  const bytes = memory === undefined ? undefined : parseBytes(memory)
+  if (memory !== undefined && (bytes === undefined || bytes < PAGE || !Number.isSafeInteger(bytes)))
+    return invalid("memory", memory, `bytes, at least ${PAGE}, as a number or as text like "256MiB"`)
+  if (cpus !== undefined && !(Number.isFinite(cpus) && cpus >= 0.01 && cpus <= 100000))
+    return invalid("cpus", cpus, "a number of CPUs, at least 0.01")
+  if (pids !== undefined && !(Number.isInteger(pids) && pids >= 1 && pids <= 4194304))
+    return invalid("pids", pids, "a whole number of processes, from 1 to 4194304")
+  return Effect.succeed({ memory: bytes, cpus, pids })
+}
+
+export const needed = (limits: ParsedLimits): ReadonlyArray<string> =>
+  (["memory", "cpus", "pids"] as const).flatMap((key) =>
+    limits[key] === undefined ? [] : [key === "cpus" ? "cpu" : key]
+  )
+
+/** The folders of a cgroup: one in each hierarchy that limits or counts anything. */
+export const folders = (from: Tree, name: string): ReadonlyArray<Folder> => {
+  const byPath = new Map<string, { version: 1 | 2; path: string; controllers: Array<string> }>()
+  for (const controller of ["memory", "cpu", "cpuacct", "pids"]) {
+    const hierarchy = from.controllers[controller]
+    if (hierarchy === undefined) continue
+    const path = `${hierarchy.folder}/${name}`
+    const folder = byPath.get(path) ?? { version: hierarchy.version, path, controllers: [] }
+    folder.controllers.push(controller)
+    byPath.set(path, folder)
+  }
+  return [...byPath.values()]
+}
+
+const PERIOD_MICROS = 100000
+
+/** cgroup-v1/memory.rst, sched-bwc.rst, pids.rst and cgroup-v2.rst of the kernel's documentation. */
+const files = (
+  version: 1 | 2,
+  limits: ParsedLimits
+): Readonly<Record<string, ReadonlyArray<readonly [string, string]>>> => {
+  const quota = limits.cpus === undefined ? undefined : String(Math.round(limits.cpus * PERIOD_MICROS))
+  return {
+    memory:
+      limits.memory === undefined
+        ? []
+        : [[version === 1 ? "memory.limit_in_bytes" : "memory.max", String(limits.memory)]],
+    cpu:
+      quota === undefined
+        ? []
+        : version === 1
+          ? [["cpu.cfs_quota_us", quota]]
+          : [["cpu.max", `${quota} ${PERIOD_MICROS}`]],
+    pids: limits.pids === undefined ? [] : [["pids.max", String(limits.pids)]]
+  }
+}
+
+export const writes = (to: ReadonlyArray<Folder>, limits: ParsedLimits): ReadonlyArray<Plan.Operation> =>
+  to.flatMap((folder) =>
+    folder.controllers.flatMap((controller) =>
+      (files(folder.version, limits)[controller] ?? []).map(
+        ([file, value]): Plan.Operation => ({ op: "cgroup-write", file: `${folder.path}/${file}`, value })
+      )
+    )
+  )
+
+const read = (path: string): string => {
+  try {
+    return readFileSync(path, "utf8")
+  } catch {
+    return ""
+  }
+}
+
+const count = (text: string): number | undefined => (/^\d+\s*$/.test(text) ? Number(text) : undefined)
+
+/** The number behind a key in a flat-keyed file: `oom_kill 3`. */
+const keyed = (text: string, key: string): number | undefined => {
+  const match = new RegExp(`^${key} (\\d+)$`, "m").exec(text)
+  return match === null ? undefined : Number(match[1])
+}
+
+// Version 1 says "no limit" with the largest multiple of a page that a long holds.
+const UNLIMITED = 2 ** 62
+
+const divided = (value: number | undefined, by: number): number | undefined =>
+  value === undefined ? undefined : Math.floor(value / by)
+
+export const readStats = (from: ReadonlyArray<Folder>): Stats => {
+  const at = (controller: string) => from.find((folder) => folder.controllers.includes(controller))
+  const memory = at("memory")
+  const cpu = at("cpu")
+  const cpuacct = at("cpuacct")
+  const pids = at("pids")
+  const file = (folder: Folder | undefined, v1: string, v2: string): string =>
+    folder === undefined ? "" : read(`${folder.path}/${folder.version === 1 ? v1 : v2}`)
+  const limit = count(file(memory, "memory.limit_in_bytes", "memory.max"))
+  const cpuStat = file(cpu, "cpu.stat", "cpu.stat")
+  return {
+    memory: {
+      current: count(file(memory, "memory.usage_in_bytes", "memory.current")),
+      peak: count(file(memory, "memory.max_usage_in_bytes", "memory.peak")),
+      limit: limit !== undefined && limit < UNLIMITED ? limit : undefined,
+      oomKills: keyed(file(memory, "memory.oom_control", "memory.events"), "oom_kill")
+    },
+    cpu: {
+      usageMicros:
+        cpuacct?.version === 1
+          ? divided(count(read(`${cpuacct.path}/cpuacct.usage`)), 1000)
+          : keyed(cpuStat, "usage_usec"),
+      throttledPeriods: keyed(cpuStat, "nr_throttled"),
+      throttledMicros: keyed(cpuStat, "throttled_usec") ?? divided(keyed(cpuStat, "throttled_time"), 1000)
+    },
+    pids: {
+      current: count(file(pids, "pids.current", "pids.current")),
+      limit: count(file(pids, "pids.max", "pids.max"))
+    }
+  }
+}

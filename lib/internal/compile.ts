@@ -1,0 +1,252 @@
+/**
+ * The policy: from a container's description to the operations that make it, in the order that is safe. Pure; what has
+ * to be read from the machine is read before.
+ */
+import type * as Mount from "../Mount.ts"
+import { flags, type Kind } from "../Namespace.ts"
+import type * as Plan from "../Plan.ts"
+import type { User } from "./users.ts"
+
+type Operation = Plan.Operation
+
+const MOUNT_ATTR_RDONLY = 0x1
+const MOUNT_ATTR_NOSUID = 0x2
+const MOUNT_ATTR_NODEV = 0x4
+const MOUNT_ATTR_NOEXEC = 0x8
+const NO_SUID_DEV = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+const NO_SUID_DEV_EXEC = NO_SUID_DEV | MOUNT_ATTR_NOEXEC
+
+/** A namespace that is there already: the descriptor by which it is joined. */
+export interface Joined {
+  readonly descriptor: string
+  readonly kinds: ReadonlyArray<Kind>
+}
+
+/** What runs, as whom, with what: the part that a container's start and an exec have in common. */
+export interface Process {
+  readonly arguments: ReadonlyArray<string>
+  readonly environment: Readonly<Record<string, string>>
+  readonly workingDirectory: string
+  readonly createWorkingDirectory: boolean
+  readonly user: User
+  readonly umask: number
+  readonly capabilities: bigint
+  readonly noNewPrivileges: boolean
+  readonly rlimits: ReadonlyArray<{ readonly resource: number; readonly soft: bigint; readonly hard: bigint }>
+  readonly stdio: {
+    readonly stdin: string | null
+    readonly stdout: string | null
+    readonly stderr: string | null
+  }
+  /** Joins the cgroup, whether it was made for this process or was there. */
+  readonly cgroup: ReadonlyArray<Operation>
+  readonly joined: ReadonlyArray<Joined>
+}
+
+/** What is around it: new namespaces and a root. */
+export interface Surroundings {
+  readonly id: string
+  readonly created: ReadonlySet<Kind>
+  /** Whether the process is in a user namespace in which devices cannot be made: they are bound instead. */
+  readonly inUserNamespace: boolean
+  readonly idMap: Operation | undefined
+  readonly cgroup: ReadonlyArray<Operation>
+  readonly scratch: ReadonlyArray<Operation>
+  readonly root: Operation
+  readonly hostname: string | undefined
+  readonly mounts: ReadonlyArray<Mount.Mount>
+  readonly maskedPaths: ReadonlyArray<string>
+  readonly readonlyPaths: ReadonlyArray<string>
+  readonly readOnly: boolean
+  readonly shmBytes: number
+  readonly sysctls: Readonly<Record<string, string>>
+}
+
+/** Where a command without a slash is looked for, as execvp(3) does it. */
+export const searchPath = (
+  command: string,
+  environment: Readonly<Record<string, string>>
+): ReadonlyArray<string> =>
+  command.includes("/")
+    ? [command]
+    : (environment.PATH ?? "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .split(":")
+        .map((folder) => `${folder === "" ? "." : folder}/${command}`)
+
+const devices: ReadonlyArray<readonly [path: string, major: number, minor: number]> = [
+  ["/dev/null", 1, 3],
+  ["/dev/zero", 1, 5],
+  ["/dev/full", 1, 7],
+  ["/dev/random", 1, 8],
+  ["/dev/urandom", 1, 9],
+  ["/dev/tty", 5, 0]
+]
+
+const links: ReadonlyArray<readonly [path: string, target: string]> = [
+  ["/dev/ptmx", "pts/ptmx"],
+  ["/dev/fd", "/proc/self/fd"],
+  ["/dev/stdin", "/proc/self/fd/0"],
+  ["/dev/stdout", "/proc/self/fd/1"],
+  ["/dev/stderr", "/proc/self/fd/2"]
+]
+
+const S_IFCHR = 0o020000
+
+const makeDevices = (inUserNamespace: boolean): ReadonlyArray<Operation> =>
+  devices.map(([path, major, minor]) =>
+    inUserNamespace
+      ? {
+          op: "bind",
+          source: path,
+          target: path,
+          attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+          recursive: 0
+        }
+      : { op: "device", path, mode: S_IFCHR | 0o666, major, minor }
+  )
+
+// runtime-spec, config-linux.md, default filesystems; options as Docker has them.
+const standardMounts = (around: Surroundings): ReadonlyArray<Operation> => [
+  { op: "mount", type: "proc", target: "/proc", options: [], attributes: NO_SUID_DEV_EXEC },
+  {
+    op: "mount",
+    type: "tmpfs",
+    target: "/dev",
+    options: ["mode=0755", "size=65536k"],
+    attributes: MOUNT_ATTR_NOSUID
+  },
+  ...makeDevices(around.inUserNamespace),
+  ...links.map(([path, target]): Operation => ({ op: "symlink", target, path })),
+  {
+    op: "mount",
+    type: "devpts",
+    target: "/dev/pts",
+    // Without an id for the group tty (5) in the user namespace, the group is the process's own.
+    options: ["newinstance", "ptmxmode=0666", "mode=0620", ...(around.inUserNamespace ? [] : ["gid=5"])],
+    attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+  },
+  {
+    op: "mount",
+    type: "tmpfs",
+    target: "/dev/shm",
+    options: ["mode=1777", `size=${around.shmBytes}`],
+    attributes: NO_SUID_DEV_EXEC
+  },
+  { op: "mount", type: "mqueue", target: "/dev/mqueue", options: [], attributes: NO_SUID_DEV_EXEC },
+  {
+    op: "mount",
+    type: "sysfs",
+    target: "/sys",
+    options: [],
+    attributes: NO_SUID_DEV_EXEC | MOUNT_ATTR_RDONLY
+  }
+]
+
+const extraMount = (mount: Mount.Mount): Operation =>
+  mount.type === "bind"
+    ? {
+        op: "bind",
+        source: mount.source,
+        target: mount.target,
+        attributes: NO_SUID_DEV | (mount.readOnly === true ? MOUNT_ATTR_RDONLY : 0),
+        recursive: mount.recursive === false ? 0 : 1
+      }
+    : {
+        op: "mount",
+        type: "tmpfs",
+        target: mount.target,
+        options: [
+          `mode=${(mount.mode ?? 0o1777).toString(8).padStart(4, "0")}`,
+          ...(mount.size === undefined ? [] : [`size=${mount.size}`])
+        ],
+        attributes: NO_SUID_DEV_EXEC
+      }
+
+const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
+  around.root,
+  { op: "root" },
+  ...standardMounts(around),
+  ...around.mounts.map(extraMount),
+  ...(around.maskedPaths.length === 0 ? [] : [{ op: "mask", paths: around.maskedPaths } as const]),
+  ...(around.readonlyPaths.length === 0 ? [] : [{ op: "readonly", paths: around.readonlyPaths } as const]),
+  { op: "pivot" },
+  ...(around.readOnly ? [{ op: "root-readonly" } as const] : [])
+]
+
+/** The child's operations up to its root: where it is, and what its standard streams are. */
+const enter = (process: Process): ReadonlyArray<Operation> => [
+  ...process.joined.map(
+    ({ descriptor, kinds }): Operation => ({
+      op: "join",
+      process: descriptor,
+      namespaces: kinds.reduce((all, kind) => all | flags[kind], 0)
+    })
+  ),
+  { op: "session" },
+  { op: "keyring", name: "berth" },
+  { op: "stdio", ...process.stdio },
+  ...process.rlimits.map((limit): Operation => ({ op: "rlimit", ...limit }))
+]
+
+/**
+ * The child's last operations, in the order that capabilities(7) and seccomp(2) ask for: the bounding set while there
+ * is CAP_SETPCAP, the ids while there is CAP_SETUID, the capabilities themselves, and no new ones after.
+ */
+const become = (process: Process): ReadonlyArray<Operation> => [
+  {
+    op: "working-directory",
+    path: process.workingDirectory,
+    create: process.createWorkingDirectory ? 1 : 0
+  },
+  { op: "umask", mask: process.umask },
+  { op: "bounding", capabilities: process.capabilities },
+  { op: "user", uid: process.user.uid, gid: process.user.gid, groups: process.user.groups },
+  {
+    op: "capabilities",
+    effective: process.capabilities,
+    permitted: process.capabilities,
+    inheritable: 0,
+    ambient: 0
+  },
+  ...(process.noNewPrivileges ? [{ op: "no-new-privileges" } as const] : []),
+  {
+    op: "exec",
+    program: null,
+    paths: searchPath(process.arguments[0]!, process.environment),
+    arguments: process.arguments,
+    environment: Object.entries(process.environment).map(([name, value]) => `${name}=${value}`)
+  }
+]
+
+/** A process in a root of its own. */
+export const container = (process: Process, around: Surroundings): ReadonlyArray<Operation> => {
+  // A cgroup namespace shows what the process is in when it is made, so that one comes after the cgroup has been
+  // entered; on version 2 the clone does both.
+  const atClone = [...around.created]
+    .filter((kind) => kind !== "cgroup")
+    .reduce((all, kind) => all | flags[kind], 0)
+  return [
+    ...around.cgroup,
+    ...process.cgroup,
+    ...around.scratch,
+    { op: "process", namespaces: atClone },
+    ...(around.idMap === undefined ? [] : [around.idMap]),
+    ...enter(process),
+    ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),
+    ...(around.created.has("network") ? [{ op: "loopback" } as const] : []),
+    ...(around.hostname === undefined ? [] : [{ op: "hostname", name: around.hostname } as const]),
+    ...makeRoot(around),
+    ...Object.entries(around.sysctls).map(
+      ([key, value]): Operation => ({ op: "sysctl", key: key.replaceAll(".", "/"), value })
+    ),
+    ...become(process)
+  ]
+}
+
+/** A process in a root that is there: an exec, or one more process in a namespace that has been set up. */
+export const joining = (process: Process): ReadonlyArray<Operation> => [
+  ...process.cgroup,
+  { op: "process", namespaces: 0 },
+  ...enter(process),
+  ...become(process)
+]

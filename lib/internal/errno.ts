@@ -1,0 +1,72 @@
+/** The one errno table: errno(3), Linux numbers that are the same on every architecture Berth builds for. */
+const table: Readonly<Record<number, readonly [name: string, text: string]>> = {
+  1: ["EPERM", "operation not permitted"],
+  2: ["ENOENT", "no such file or directory"],
+  3: ["ESRCH", "no such process"],
+  4: ["EINTR", "interrupted"],
+  5: ["EIO", "input/output error"],
+  6: ["ENXIO", "no such device or address"],
+  7: ["E2BIG", "argument list too long"],
+  8: ["ENOEXEC", "exec format error"],
+  9: ["EBADF", "bad file descriptor"],
+  10: ["ECHILD", "no child processes"],
+  11: ["EAGAIN", "resource temporarily unavailable"],
+  12: ["ENOMEM", "out of memory"],
+  13: ["EACCES", "permission denied"],
+  14: ["EFAULT", "bad address"],
+  16: ["EBUSY", "device or resource busy"],
+  17: ["EEXIST", "file exists"],
+  18: ["EXDEV", "crosses filesystems"],
+  19: ["ENODEV", "no such device"],
+  20: ["ENOTDIR", "not a directory"],
+  21: ["EISDIR", "is a directory"],
+  22: ["EINVAL", "invalid argument"],
+  23: ["ENFILE", "too many open files in the system"],
+  24: ["EMFILE", "too many open files"],
+  26: ["ETXTBSY", "text file busy"],
+  27: ["EFBIG", "file too large"],
+  28: ["ENOSPC", "no space left on device"],
+  30: ["EROFS", "read-only file system"],
+  31: ["EMLINK", "too many links"],
+  32: ["EPIPE", "broken pipe"],
+  34: ["ERANGE", "result too large"],
+  36: ["ENAMETOOLONG", "file name too long"],
+  38: ["ENOSYS", "not implemented by this kernel"],
+  39: ["ENOTEMPTY", "directory not empty"],
+  40: ["ELOOP", "too many symbolic links"],
+  61: ["ENODATA", "no data available"],
+  71: ["EPROTO", "protocol error"],
+  74: ["EBADMSG", "bad message"],
+  75: ["EOVERFLOW", "value too large"],
+  90: ["EMSGSIZE", "message too long"],
+  95: ["ENOTSUP", "not supported"],
+  98: ["EADDRINUSE", "address in use"],
+  104: ["ECONNRESET", "connection reset"],
+  107: ["ENOTCONN", "not connected"],
+  110: ["ETIMEDOUT", "timed out"],
+  111: ["ECONNREFUSED", "connection refused"],
+  116: ["ESTALE", "stale file handle"],
+  122: ["EDQUOT", "disk quota exceeded"]
+}
+
+export const errnoName = (errno: number): string => table[errno]?.[0] ?? `errno ${errno}`
+
+export const describeErrno = (errno: number): string => table[errno]?.[1] ?? "see errno(3)"
+
+export const EPERM = 1
+export const ENOENT = 2
+export const EINTR = 4
+export const E2BIG = 7
+export const ENOEXEC = 8
+export const EAGAIN = 11
+export const EACCES = 13
+export const EEXIST = 17
+export const ENOTDIR = 20
+export const EINVAL = 22
+export const ENOSPC = 28
+export const EROFS = 30
+export const EPIPE = 32
+export const ENAMETOOLONG = 36
+export const ENOSYS = 38
+export const ELOOP = 40
+export const EDQUOT = 122

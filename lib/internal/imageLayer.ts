@@ -1,0 +1,227 @@
+/** The bodies of `ImageLayer`: from a blob to a folder. */
+import { createHash, randomBytes } from "node:crypto"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import { Berth } from "../Berth.ts"
+import { type BerthError, ImageError } from "../BerthError.ts"
+import type { ImageLayer, UnpackOptions } from "../ImageLayer.ts"
+import { type Digest, digestParts, parseDigest } from "../Reference.ts"
+import { describeErrno, errnoName } from "./errno.ts"
+import { mismatch } from "./layout.ts"
+import * as Oci from "./oci.ts"
+import { io, isNotFound, oneAtATime, storageDetail, tryFileLock, withFileLock } from "./storeFiles.ts"
+import * as Unpacker from "./unpacker.ts"
+
+const defaultMaxBytes = 64 * 1024 ** 3
+const defaultMaxEntries = 10_000_000
+
+const layersFolder = (berth: Berth) => `${berth.folder}/layers`
+const temporaryFolder = (berth: Berth) => `${layersFolder(berth)}/tmp`
+const lockPath = (berth: Berth, hex: string) => `${layersFolder(berth)}/sha256/${hex}.lock`
+
+export const layerFolder = (berth: Berth, diffId: Digest): string => {
+  const { algorithm, hex } = digestParts(diffId)
+  return `${layersFolder(berth)}/${algorithm}/${hex}`
+}
+
+/** Complete, since the name is given to a layer only when it is whole. */
+export const isUnpacked = (berth: Berth, diffId: Digest): Effect.Effect<boolean, ImageError> => {
+  const path = layerFolder(berth, diffId)
+  return berth.fileSystem.stat(path).pipe(
+    Effect.map((info) => info.type === "Directory"),
+    Effect.catchIf(isNotFound, () => Effect.succeed(false)),
+    io(path)
+  )
+}
+
+export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    const fs = berth.fileSystem
+    const { descriptor } = options
+    const digest = yield* Oci.digestOf(descriptor)
+    const diffId = yield* parseDigest(options.diffId)
+    const compression = yield* Oci.compressionOf(descriptor)
+    if (digestParts(diffId).algorithm !== "sha256") {
+      const detail = "a diff id with another algorithm than sha256 is not supported"
+      return yield* new ImageError({ reason: "Unsupported", subject: diffId, detail })
+    }
+    const folder = layerFolder(berth, diffId)
+    const layer: ImageLayer = { digest, diffId, mediaType: descriptor.mediaType, folder }
+    if (yield* isUnpacked(berth, diffId)) {
+      return layer
+    }
+    const { hex } = digestParts(diffId)
+    // Setuid programs of images are not for the other users of this machine.
+    yield* io(folder)(fs.makeDirectory(layersFolder(berth), { recursive: true, mode: 0o700 }))
+    yield* io(folder)(fs.makeDirectory(`${layersFolder(berth)}/sha256`, { recursive: true }))
+    yield* io(folder)(fs.makeDirectory(temporaryFolder(berth), { recursive: true }))
+    yield* sweep(berth, hex)
+    const work = Effect.gen(function* () {
+      if (yield* isUnpacked(berth, diffId)) {
+        return
+      }
+      yield* removeTemporaries(berth, hex)
+      const temporary = `${temporaryFolder(berth)}/${hex}-${randomBytes(8).toString("hex")}`
+      yield* Effect.gen(function* () {
+        yield* io(folder)(fs.makeDirectory(temporary))
+        // Past any umask: it is the `/` of containers whose users may not be root, if the tar does not say otherwise.
+        yield* io(folder)(fs.chmod(temporary, 0o755))
+        const text = yield* Unpacker.unpack({
+          blob: options.blob,
+          directory: temporary,
+          compression,
+          maxBytes: options.maxBytes ?? defaultMaxBytes,
+          maxEntries: options.maxEntries ?? defaultMaxEntries
+        })
+        const report = yield* readReport(digest, temporary, text)
+        yield* check(berth, options.blob, digest, diffId, report)
+        yield* io(folder)(fs.rename(temporary, folder))
+      }).pipe(Effect.onError(() => Effect.ignore(fs.remove(temporary, { recursive: true, force: true }))))
+    })
+    const lock = lockPath(berth, hex)
+    yield* withFileLock(fs, lock, () =>
+      Effect.ensuring(work, Effect.ignore(fs.remove(lock, { force: true })))
+    ).pipe(oneAtATime(folder))
+    return layer
+  })
+
+/** What the unpacker says. */
+interface Report {
+  readonly digest: string
+  readonly diffId: string
+}
+
+const check = (
+  berth: Berth,
+  blob: string,
+  digest: Digest,
+  diffId: Digest,
+  report: Report
+): Effect.Effect<void, ImageError> =>
+  Effect.gen(function* () {
+    // The unpacker knows sha256 only.
+    const found =
+      digestParts(digest).algorithm === "sha256"
+        ? report.digest
+        : yield* hashFile(berth, blob, digestParts(digest).algorithm)
+    if (found !== digest) {
+      return yield* mismatch(digest, "the layer's digest", digest, found)
+    }
+    if (report.diffId !== diffId) {
+      return yield* mismatch(digest, "the layer's diff id", diffId, report.diffId)
+    }
+  })
+
+const hashFile = (berth: Berth, path: string, algorithm: string): Effect.Effect<string, ImageError> =>
+  Effect.suspend(() => {
+    const hash = createHash(algorithm)
+    return berth.fileSystem.stream(path).pipe(
+      Stream.runForEach((chunk) => Effect.sync(() => hash.update(chunk))),
+      Effect.map(() => `${algorithm}:${hash.digest("hex")}`),
+      io(path)
+    )
+  })
+
+/** Removes the unfinished folders of one layer. Only the holder of its lock may: any other owner is dead then. */
+const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> =>
+  Effect.flatMap(berth.fileSystem.readDirectory(temporaryFolder(berth)), (names) =>
+    Effect.forEach(
+      names.filter((name) => name.startsWith(`${hex}-`)),
+      (name) =>
+        Effect.ignore(
+          berth.fileSystem.remove(`${temporaryFolder(berth)}/${name}`, { recursive: true, force: true })
+        ),
+      { discard: true }
+    )
+  ).pipe(Effect.ignore)
+
+/** Removes what dead processes have left of other layers. */
+const sweep = (berth: Berth, own: string): Effect.Effect<void> =>
+  Effect.flatMap(berth.fileSystem.readDirectory(temporaryFolder(berth)), (names) => {
+    const others = new Set(names.flatMap((name) => /^([0-9a-f]{64})-/.exec(name)?.[1] ?? []))
+    others.delete(own)
+    return Effect.forEach(
+      others,
+      (hex) => {
+        const lock = lockPath(berth, hex)
+        const release = Effect.ignore(berth.fileSystem.remove(lock, { force: true }))
+        return Effect.ignore(
+          tryFileLock(berth.fileSystem, lock, () => Effect.zipRight(removeTemporaries(berth, hex), release))
+        )
+      },
+      { discard: true }
+    )
+  }).pipe(Effect.ignore)
+
+const broken = (detail: string): ImageError =>
+  new ImageError({ reason: "Storage", subject: "the unpacker", detail })
+
+const decodePath = (text: string): string => {
+  try {
+    return decodeURIComponent(text)
+  } catch {
+    // Not UTF-8, as names of files need not be.
+    return text
+  }
+}
+
+const reasons = {
+  corrupt: "Corrupt",
+  escape: "Escape",
+  unsupported: "Unsupported",
+  limit: "TooLarge",
+  io: "Storage",
+  confine: "Storage"
+} as const
+
+/**
+ * Reads the unpacker's report. The program is Berth's own, but what it repeats (names, paths) is the layer's.
+ */
+const readReport = (digest: Digest, directory: string, text: string): Effect.Effect<Report, ImageError> =>
+  Effect.suspend(() => {
+    const fields = new Map<string, string>()
+    for (const line of text.split("\n")) {
+      const words = line.split(" ")
+      switch (words[0]) {
+        case "error": {
+          return failure(digest, directory, words.slice(1))
+        }
+        case "hardlink": {
+          const [target, path] = words.slice(1).map(decodePath)
+          const detail = `${path} is a hard link to ${target}, which is in a lower layer: Berth cannot unpack that`
+          return new ImageError({ reason: "Unsupported", subject: digest, detail })
+        }
+        default:
+          fields.set(words[0]!, words.slice(1).join(" "))
+      }
+    }
+    const report = { digest: fields.get("digest"), diffId: fields.get("diffid") }
+    return !fields.has("ok") || report.digest === undefined || report.diffId === undefined
+      ? broken(`has not said how it ended: ${JSON.stringify(text.slice(-200))}`)
+      : Effect.succeed({ digest: report.digest, diffId: report.diffId })
+  })
+
+const failure = (
+  digest: Digest,
+  directory: string,
+  [kind = "", number = "", syscall = "", member = "", ...rest]: ReadonlyArray<string>
+): ImageError => {
+  const reason = Object.hasOwn(reasons, kind) ? reasons[kind as keyof typeof reasons] : undefined
+  if (reason === undefined) {
+    return broken(
+      `failed in an unknown way: ${JSON.stringify([kind, number, ...rest].join(" ").slice(0, 200))}`
+    )
+  }
+  const errno = Number(number)
+  const code = errno > 0 ? errnoName(errno) : ""
+  const message = decodePath(rest.join(" "))
+  const parts = [
+    decodePath(member),
+    syscall,
+    code,
+    message === "-" && code !== "" ? describeErrno(errno) : message
+  ]
+  const detail = parts.filter((part) => part !== "" && part !== "-").join(": ")
+  return new ImageError({ reason, subject: digest, detail: storageDetail(code, detail, directory) })
+}

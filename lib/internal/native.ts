@@ -1,0 +1,76 @@
+/**
+ * The addon, loaded on first use so that the import of the library works on every system, and its constants.
+ * Every function returns what the system call does, or -errno.
+ */
+import { existsSync } from "node:fs"
+import { createRequire } from "node:module"
+import { fileURLToPath } from "node:url"
+
+export interface Native {
+  /** `[pid, pidfd]`, or `[-errno, 0]`. */
+  readonly startSupervisor: (
+    program: string,
+    folder: string,
+    inherited: ReadonlyArray<number>,
+    mode: "root" | "single-id"
+  ) => readonly [number, number]
+  /** `[ours, theirs]`, SOCK_SEQPACKET; ours does not block. */
+  readonly socketpair: () => readonly [number, number]
+  /** `[read end, write end]`; the end numbered `ours` does not block. */
+  readonly pipe: (ours: 0 | 1, bytes: number) => readonly [number, number]
+  readonly send: (socket: number, bytes: Uint8Array, descriptors: ReadonlyArray<number>) => number
+  /** `[bytes received, descriptor or -1]`. */
+  readonly receive: (socket: number, bytes: Uint8Array) => readonly [number, number]
+  readonly read: (fd: number, bytes: Uint8Array) => number
+  readonly write: (fd: number, bytes: Uint8Array, offset: number) => number
+  /** close(2), after the loop has forgotten the descriptor. */
+  readonly close: (fd: number) => number
+  /** openat2(2): `folder` is a descriptor or AT_FDCWD, `resolve` of RESOLVE_*. */
+  readonly openIn: (folder: number, path: string, flags: number, resolve: number) => number
+  readonly memfd: (bytes: Uint8Array) => number
+  readonly flock: (fd: number, operation: number) => number
+  readonly signal: (pidfd: number, number: number) => number
+  /** Waits for a child of this process that has ended, by its pidfd. */
+  readonly reap: (pidfd: number) => number
+  readonly startLoop: (ready: (token: number, events: number) => void) => number
+  readonly watch: (fd: number, events: number, token: number) => number
+  readonly hold: (held: boolean) => number
+}
+
+/** What open(2), openat2(2), flock(2) and epoll(7) call these. */
+export const AT_FDCWD = -100
+export const O_PATH = 0o10000000
+export const O_DIRECTORY = 0o200000
+export const O_NOFOLLOW = 0o400000
+export const RESOLVE_NO_MAGICLINKS = 0x02
+export const RESOLVE_NO_SYMLINKS = 0x04
+export const RESOLVE_BENEATH = 0x08
+export const RESOLVE_IN_ROOT = 0x10
+export const LOCK_EX = 2
+export const LOCK_NB = 4
+export const LOCK_UN = 8
+export const EPOLLIN = 0x001
+export const EPOLLOUT = 0x004
+export const EPOLLERR = 0x008
+export const EPOLLHUP = 0x010
+
+const folder = (): string => {
+  const configured = process.env.BERTH_NATIVE
+  return configured === undefined
+    ? fileURLToPath(new URL("../../native/build/", import.meta.url))
+    : `${process.cwd()}/${configured}/`.replace(`${process.cwd()}//`, "/")
+}
+
+/** Where a program of the native part is: `berth-supervisor`, `berth-unpack`. */
+export const programPath = (name: string): string => `${folder()}${name}`
+
+/** Whether the native part has been built. */
+export const isBuilt = (): boolean => existsSync(programPath("berth.node"))
+
+let loaded: Native | undefined
+
+/** The addon; throws where it cannot be loaded, which only `Berth.layer` has to expect. */
+export const native = (): Native => {
+  if (loaded === undefined) loaded = createRequire(import.meta.url)(programPath("berth.node")) as Native
+  return loaded
+}

@@ -1,0 +1,98 @@
+/** Checks of options at the edge: what passes here can be put into a plan. */
+import * as Effect from "effect/Effect"
+import { InvalidOption } from "../BerthError.ts"
+import type { ProcessOptions } from "../Container.ts"
+import type { Mount } from "../Mount.ts"
+import { parseBytes } from "./cgroup.ts"
+
+type Checked<A> = Effect.Effect<A, InvalidOption>
+
+const invalid = (option: string, value: unknown, expected: string): Checked<never> =>
+  Effect.fail(
+    new InvalidOption({ option, value: abbreviate(JSON.stringify(value) ?? String(value)), expected })
+  )
+
+const abbreviate = (text: string): string => (text.length > 200 ? `${text.slice(0, 200)}…` : text)
+
+const hasNul = (text: string): boolean => text.includes("\0")
+
+export const strings = (option: string, values: ReadonlyArray<string>): Checked<void> => {
+  const index = values.findIndex((value) => typeof value !== "string" || hasNul(value))
+  return index < 0
+    ? Effect.void
+    : invalid(`${option}[${index}]`, values[index], "text without NUL, which execve(2) cannot pass")
+}
+
+export const command = (values: ReadonlyArray<string>): Checked<void> =>
+  values.length === 0 || values[0] === ""
+    ? invalid("command", values, "a command and its arguments")
+    : strings("command", values)
+
+const absolute = (option: string, path: string): Checked<string> =>
+  path.startsWith("/") && !hasNul(path) && path.length < 4096
+    ? Effect.succeed(path)
+    : invalid(option, path, "an absolute path inside the container, shorter than 4096 bytes")
+
+export const paths = (option: string, values: ReadonlyArray<string>): Checked<ReadonlyArray<string>> =>
+  Effect.forEach(values, (path, index) => absolute(`${option}[${index}]`, path))
+
+const environment = (env: Readonly<Record<string, string>>): Checked<void> => {
+  for (const [name, value] of Object.entries(env)) {
+    if (name === "" || name.includes("=") || hasNul(name))
+      return invalid("env", name, "a name without = and NUL")
+    if (typeof value !== "string" || hasNul(value)) return invalid(`env.${name}`, value, "text without NUL")
+  }
+  return Effect.void
+}
+
+/** The options that a start and an exec have in common. */
+export const process = (options: ProcessOptions): Checked<void> =>
+  Effect.zipRight(
+    environment(options.env ?? {}),
+    options.cwd === undefined ? Effect.void : Effect.asVoid(absolute("cwd", options.cwd))
+  )
+
+export const umask = (value: number | undefined): Checked<number> =>
+  value === undefined || (Number.isInteger(value) && value >= 0 && value <= 0o777)
+    ? Effect.succeed(value ?? 0o022)
+    : invalid("umask", value, "permission bits, from 0 to 0o777")
+
+/** gethostname(2): at most 64 bytes. */
+export const hostname = (name: string | undefined): Checked<string | undefined> =>
+  name === undefined || (/^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$/.test(name) && name.length <= 64)
+    ? Effect.succeed(name)
+    : invalid("hostname", name, "letters, digits, dots and hyphens, at most 64 of them")
+
+export const bytes = (option: string, value: number | string): Checked<number> => {
+  const parsed = parseBytes(value)
+  return parsed !== undefined && Number.isSafeInteger(parsed) && parsed >= 0
+    ? Effect.succeed(parsed)
+    : invalid(option, value, 'bytes, as a number or as text like "256MiB"')
+}
+
+export const mounts = (list: ReadonlyArray<Mount>): Checked<ReadonlyArray<Mount>> =>
+  Effect.forEach(list, (mount, index) =>
+    Effect.gen(function* () {
+      const at = `mounts[${index}]`
+      yield* absolute(`${at}.target`, mount.target)
+      if (mount.target.replaceAll("/", "") === "")
+        return yield* invalid(`${at}.target`, mount.target, "a path below /")
+      if (mount.type === "tmpfs")
+        return mount.size === undefined ? mount : { ...mount, size: yield* bytes(`${at}.size`, mount.size) }
+      if (!mount.source.startsWith("/") || hasNul(mount.source))
+        return yield* invalid(`${at}.source`, mount.source, "an absolute path on the host")
+      return mount
+    })
+  )
+
+/** sysctl.d(5) names. */
+export const sysctls = (
+  values: Readonly<Record<string, string>>
+): Checked<Readonly<Record<string, string>>> => {
+  for (const [key, value] of Object.entries(values)) {
+    if (!/^[a-z0-9_-]+([./][A-Za-z0-9_-]+)+$/.test(key))
+      return invalid("sysctls", key, "a name like net.ipv4.ip_forward")
+    if (hasNul(value)) return invalid(`sysctls.${key}`, value, "text without NUL")
+  }
+  return Effect.succeed(values)
+}

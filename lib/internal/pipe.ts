@@ -1,0 +1,215 @@
+/** A container's standard streams: pipes, read when somebody asks for bytes and not before. */
+import * as Chunk from "effect/Chunk"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Sink from "effect/Sink"
+import * as Stream from "effect/Stream"
+import { type BerthError, ContainerError, OperationFailed } from "../BerthError.ts"
+import { EAGAIN, EPIPE } from "./errno.ts"
+import * as Loop from "./loop.ts"
+import { EPOLLIN, EPOLLOUT, native } from "./native.ts"
+
+const READ_BYTES = 64 * 1024
+
+const failed = (syscall: string, errno: number): OperationFailed =>
+  new OperationFailed({ operation: "stdio", index: -1, syscall, errno, hint: "" })
+
+/** One end of a pipe, and at most one that waits for it. */
+abstract class End {
+  protected fd: number
+  private wake: (() => void) | undefined
+
+  constructor(fd: number) {
+    this.fd = fd
+  }
+
+  get closed(): boolean {
+    return this.fd < 0
+  }
+
+  get busy(): boolean {
+    return this.wake !== undefined
+  }
+
+  close(): void {
+    if (this.fd < 0) return
+    native().close(this.fd)
+    this.fd = -1
+    this.wake?.()
+  }
+
+  /** Calls `attempt` once the descriptor is ready, or closed; returns what cancels it. */
+  protected wait(events: number, attempt: () => void): Effect.Effect<void> {
+    const done = (): void => {
+      if (this.wake !== wake) return
+      this.wake = undefined
+      Loop.release()
+    }
+    const wake = (): void => {
+      done()
+      attempt()
+    }
+    this.wake = wake
+    Loop.retain()
+    const cancel = Loop.watch(this.fd, events, wake)
+    if (typeof cancel === "number") queueMicrotask(wake)
+    return Effect.sync(() => {
+      if (typeof cancel !== "number") cancel()
+      done()
+    })
+  }
+}
+
+// Bytes are read into one buffer of the process; a full one is handed out as it is, a smaller part is copied.
+let buffer = new Uint8Array(READ_BYTES)
+
+const taken = (length: number): Uint8Array => {
+  if (length < READ_BYTES / 2) return buffer.slice(0, length)
+  const full = buffer.subarray(0, length)
+  buffer = new Uint8Array(READ_BYTES)
+  return full
+}
+
+/** The end that Berth reads. */
+export class Output extends End {
+  private readonly container: string
+
+  constructor(fd: number, container: string) {
+    super(fd)
+    this.container = container
+  }
+
+  /** Reads until there is nothing more for now: bytes go to `take`, which may say that it has enough. */
+  private drain(
+    take: (bytes: Uint8Array) => boolean,
+    end: (error?: BerthError) => void
+  ): Effect.Effect<void> | undefined {
+    if (this.busy) {
+      end(
+        new ContainerError({
+          reason: "AlreadyRead",
+          container: this.container,
+          detail: "two readers wait for the same output; read it once and share the stream"
+        })
+      )
+      return undefined
+    }
+    for (;;) {
+      const n = this.closed ? 0 : native().read(this.fd, buffer)
+      if (n === -EAGAIN) return undefined
+      if (n <= 0) {
+        this.close()
+        end(n < 0 ? failed("read", -n) : undefined)
+        return undefined
+      }
+      if (!take(taken(n))) return undefined
+    }
+  }
+
+  /** The next bytes, or none at the end. */
+  private readonly next: Effect.Effect<Chunk.Chunk<Uint8Array>, Option.Option<BerthError>> = Effect.async(
+    (resume) => {
+      let cancel: Effect.Effect<void> = Effect.void
+      const attempt = (): void => {
+        let done = false
+        this.drain(
+          (bytes) => {
+            done = true
+            resume(Effect.succeed(Chunk.of(bytes)))
+            return false
+          },
+          (error) => {
+            done = true
+            resume(Effect.fail(Option.fromNullable(error)))
+          }
+        )
+        if (!done) cancel = this.wait(EPOLLIN, attempt)
+      }
+      attempt()
+      return Effect.suspend(() => cancel)
+    }
+  )
+
+  readonly stream: Stream.Stream<Uint8Array, BerthError> = Stream.repeatEffectChunkOption(this.next)
+
+  /** Everything until the end; `exceeded` where it is more than `max` bytes. */
+  collect(max: number, exceeded: () => BerthError): Effect.Effect<Uint8Array, BerthError> {
+    return Effect.async((resume) => {
+      let cancel: Effect.Effect<void> = Effect.void
+      let total = 0
+      const parts: Array<Uint8Array> = []
+      const attempt = (): void => {
+        let done = false
+        this.drain(
+          (bytes) => {
+            total += bytes.length
+            parts.push(bytes)
+            if (total <= max) return true
+            done = true
+            resume(Effect.fail(exceeded()))
+            return false
+          },
+          (error) => {
+            done = true
+            resume(error === undefined ? Effect.sync(() => concat(parts, total)) : Effect.fail(error))
+          }
+        )
+        if (!done) cancel = this.wait(EPOLLIN, attempt)
+      }
+      attempt()
+      return Effect.suspend(() => cancel)
+    })
+  }
+}
+
+const concat = (parts: ReadonlyArray<Uint8Array>, total: number): Uint8Array => {
+  if (parts.length === 1) return parts[0]!
+  const all = new Uint8Array(total)
+  let at = 0
+  for (const part of parts) {
+    all.set(part, at)
+    at += part.length
+  }
+  return all
+}
+
+/** The end that Berth writes. */
+export class Input extends End {
+  /** Writes all of the bytes; where nobody reads any more, the rest has nowhere to go and that is no error. */
+  write(bytes: Uint8Array): Effect.Effect<void, BerthError> {
+    return Effect.async((resume) => {
+      let cancel: Effect.Effect<void> = Effect.void
+      let at = 0
+      const attempt = (): void => {
+        while (at < bytes.length) {
+          if (this.closed) return resume(Effect.void)
+          const n = native().write(this.fd, bytes, at)
+          if (n === -EAGAIN) {
+            cancel = this.wait(EPOLLOUT, attempt)
+            return
+          }
+          if (n < 0) {
+            this.close()
+            return resume(n === -EPIPE ? Effect.void : Effect.fail(failed("write", -n)))
+          }
+          at += n
+        }
+        resume(Effect.void)
+      }
+      attempt()
+      return Effect.suspend(() => cancel)
+    })
+  }
+
+  /** Takes everything and then closes the container's stdin. */
+  readonly sink: Sink.Sink<void, Uint8Array, never, BerthError> = Sink.forEach((bytes: Uint8Array) =>
+    this.write(bytes)
+  ).pipe(Sink.ensuring(Effect.sync(() => this.close())))
+}
+
+/** A pipe whose end numbered `ours` is Berth's; throws the errno where there can be none. */
+export const makePipe = (ours: 0 | 1): readonly [ours: number, theirs: number] => {
+  const [read, write] = native().pipe(ours, 0)
+  if (read < 0) throw failed("pipe2", -read)
+  return ours === 0 ? [read, write] : [write, read]
+}

@@ -1,0 +1,320 @@
+/** HTTP as registries speak it: authentication, redirects, retries, and what their answers mean. */
+import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
+import * as HttpClient from "@effect/platform/HttpClient"
+import type { HttpClientError } from "@effect/platform/HttpClientError"
+import * as HttpClientRequest from "@effect/platform/HttpClientRequest"
+import type { HttpClientResponse } from "@effect/platform/HttpClientResponse"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { type BerthError, RegistryError } from "../BerthError.ts"
+import type { Auth } from "./registryAuth.ts"
+import { concat } from "./storeFiles.ts"
+
+export interface Client {
+  /** Host and port, for people. */
+  readonly name: string
+  /** `https://registry-1.docker.io`. */
+  readonly origin: string
+  readonly http: HttpClient.HttpClient
+  readonly auth: Auth
+}
+
+export interface Request {
+  readonly method: "GET" | "HEAD"
+  /** After the origin: `/v2/library/alpine/manifests/3`. */
+  readonly path: string
+  readonly headers: Readonly<Record<string, string>>
+  /** What a token must allow: `repository:library/alpine:pull`. */
+  readonly scope: string
+  /** What errors name. */
+  readonly subject: string
+}
+
+/** An error, and whether trying again may help. */
+export class Failure {
+  readonly error: RegistryError
+  readonly retry: boolean
+  readonly after: Duration.Duration | undefined
+  constructor(error: RegistryError, retry: boolean, after?: Duration.Duration) {
+    this.error = error
+    this.retry = retry
+    this.after = after
+  }
+}
+
+const headTimeout = Duration.seconds(30)
+const stallTimeout = Duration.seconds(60)
+const longestRetryAfter = Duration.seconds(60)
+const maxRedirects = 5
+
+/** Four more tries within some seconds; what a registry says in Retry-After comes first, up to a minute. */
+export const retrySchedule: Schedule.Schedule<unknown, unknown> = Schedule.exponential("100 millis").pipe(
+  Schedule.jittered,
+  Schedule.intersect(Schedule.recurs(4)),
+  Schedule.passthrough,
+  Schedule.modifyDelay((failure: unknown, delay) =>
+    failure instanceof Failure && failure.after !== undefined
+      ? Duration.max(delay, Duration.min(failure.after, longestRetryAfter))
+      : delay
+  ),
+  Schedule.whileInput((failure: unknown) => failure instanceof Failure && failure.retry)
+)
+
+const codeOf = (cause: unknown): string | undefined => {
+  let current = cause
+  for (let depth = 0; depth < 5 && typeof current === "object" && current !== null; depth++) {
+    const { code, errors } = current as { code?: unknown; errors?: unknown }
+    if (typeof code === "string" && code !== "") {
+      return code
+    }
+    current = Array.isArray(errors) ? errors[0] : (current as { cause?: unknown }).cause
+  }
+  return undefined
+}
+
+const textOf = (cause: unknown): string => {
+  const { message, cause: inner } = (cause ?? {}) as { message?: unknown; cause?: { message?: unknown } }
+  return String(inner?.message ?? message ?? cause).slice(0, 300)
+}
+
+const permanent =
+  /^(ENOTFOUND|EPROTO|CERT_|DEPTH_ZERO|SELF_SIGNED|UNABLE_TO|ERR_TLS|ERR_SSL|HOSTNAME_MISMATCH)/
+const tlsTrouble = /EPROTO|WRONG_VERSION|packet length|InvalidContentType|invalid http version/i
+
+/** The connection failed before or within an answer. */
+export const transportFailure = (name: string, subject: string, error: HttpClientError): Failure => {
+  const code = codeOf(error.cause)
+  const why = code ?? textOf(error.cause)
+  const hint = tlsTrouble.test(why) ? ". It may speak HTTP without TLS: say plainHttp: true" : ""
+  const detail =
+    error._tag === "ResponseError"
+      ? `the connection to ${name} broke: ${why}`
+      : `${name} cannot be reached: ${why}${hint}`
+  const failure = new RegistryError({ reason: "Unreachable", registry: name, subject, status: 0, detail })
+  return new Failure(failure, code === undefined || !permanent.test(code))
+}
+
+const timedOut = (name: string, subject: string, what: string): Failure =>
+  new Failure(
+    new RegistryError({
+      reason: "Unreachable",
+      registry: name,
+      subject,
+      status: 0,
+      detail: `${name} ${what}`
+    }),
+    true
+  )
+
+/** Whether bytes may go there without TLS: only on this machine. */
+export const isLoopback = (hostname: string): boolean => {
+  const octets = /^127\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})$/.exec(hostname)
+  return (
+    hostname === "localhost" ||
+    hostname === "[::1]" ||
+    (octets?.slice(1).every((octet) => Number(octet) <= 255) ?? false)
+  )
+}
+
+/** One request, redirects followed. Credentials stay with the origin that asked for them. */
+const exchange = (
+  client: Client,
+  request: Request,
+  authorization: string | undefined
+): Effect.Effect<HttpClientResponse, Failure, Scope.Scope> => {
+  const go = (url: URL, hops: number): Effect.Effect<HttpClientResponse, Failure, Scope.Scope> => {
+    const own = url.origin === new URL(client.origin).origin
+    const outgoing = HttpClientRequest.make(request.method)(url.href, {
+      headers: {
+        "user-agent": "berth",
+        // The bytes are verified as they are sent: no transparent decompression.
+        "accept-encoding": "identity",
+        ...request.headers,
+        ...(own && authorization !== undefined ? { authorization } : {})
+      }
+    })
+    return Effect.flatMap(execute(client, request.subject, outgoing), (response) => {
+      const location = response.headers.location
+      if (![301, 302, 303, 307, 308].includes(response.status) || location === undefined) {
+        return Effect.succeed(response)
+      }
+      const next = URL.canParse(location, url.href) ? new URL(location, url) : undefined
+      const downgrade = next?.protocol !== "https:" && url.protocol === "https:"
+      if (next === undefined || downgrade || !/^https?:$/.test(next.protocol) || hops === 0) {
+        const why = hops === 0 ? "too often" : "to where Berth does not follow (not https, or not a URL)"
+        return Effect.fail(protocolFailure(client.name, request.subject, response.status, `redirects ${why}`))
+      }
+      return go(next, hops - 1)
+    })
+  }
+  return go(new URL(request.path, client.origin), maxRedirects)
+}
+
+/** One HTTP exchange; the body is read, or given up, before the scope closes. */
+export const execute = (
+  client: Pick<Client, "http" | "name">,
+  subject: string,
+  request: HttpClientRequest.HttpClientRequest
+): Effect.Effect<HttpClientResponse, Failure, Scope.Scope> =>
+  HttpClient.withScope(client.http)
+    .execute(request)
+    .pipe(
+      Effect.provideService(FetchHttpClient.RequestInit, { redirect: "manual" }),
+      Effect.mapError((error) => transportFailure(client.name, subject, error)),
+      Effect.timeoutFail({
+        duration: headTimeout,
+        onTimeout: () => timedOut(client.name, subject, "does not answer")
+      })
+    )
+
+export const protocolFailure = (
+  name: string,
+  subject: string,
+  status: number,
+  detail: string,
+  retry = false
+): Failure =>
+  new Failure(new RegistryError({ reason: "Protocol", registry: name, subject, status, detail }), retry)
+
+/** The body as a stream that fails where nothing comes for a minute. */
+export const body = (
+  name: string,
+  subject: string,
+  response: HttpClientResponse
+): Stream.Stream<Uint8Array, Failure> =>
+  response.stream.pipe(
+    Stream.mapError((error) => transportFailure(name, subject, error)),
+    Stream.timeoutFail(() => timedOut(name, subject, "has stopped sending"), stallTimeout)
+  )
+
+/** The whole body where it has at most `limit` bytes, and none where it is longer: the rest is not read then. */
+export const readBody = (
+  name: string,
+  subject: string,
+  response: HttpClientResponse,
+  limit: number
+): Effect.Effect<Option.Option<Uint8Array>, Failure> =>
+  Effect.suspend(() => {
+    if (Number(response.headers["content-length"] ?? 0) > limit) {
+      return Effect.succeedNone
+    }
+    let length = 0
+    return body(name, subject, response).pipe(
+      Stream.takeUntil((chunk) => {
+        length += chunk.length
+        return length > limit
+      }),
+      Stream.runCollect,
+      Effect.map((chunks) => (length > limit ? Option.none() : Option.some(concat(chunks))))
+    )
+  })
+
+const ErrorBody = Schema.parseJson(
+  Schema.Struct({
+    errors: Schema.NonEmptyArray(
+      Schema.Struct({ code: Schema.String, message: Schema.optional(Schema.String) })
+    )
+  })
+)
+
+/** What the registry says about its refusal, on one printable line. */
+const explain = (client: Client, request: Request, response: HttpClientResponse): Effect.Effect<string> =>
+  readBody(client.name, request.subject, response, 64 * 1024).pipe(
+    Effect.map(Option.getOrElse(() => new Uint8Array())),
+    Effect.flatMap((bytes) => Schema.decodeUnknown(ErrorBody)(new TextDecoder().decode(bytes))),
+    Effect.map(({ errors: [first] }) =>
+      `: ${first.message || first.code}`.replaceAll(/[^\x20-\x7e]+/g, " ").slice(0, 300)
+    ),
+    Effect.orElseSucceed(() => "")
+  )
+
+const retryAfter = (response: HttpClientResponse): Duration.Duration | undefined => {
+  const value = response.headers["retry-after"]
+  if (value === undefined) {
+    return undefined
+  }
+  const millis = /^\d{1,9}$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now()
+  return Number.isFinite(millis) ? Duration.millis(Math.max(0, millis)) : undefined
+}
+
+const statusFailure = (
+  client: Client,
+  request: Request,
+  response: HttpClientResponse
+): Effect.Effect<never, Failure> =>
+  Effect.flatMap(explain(client, request, response), (said) => {
+    const { status } = response
+    const fail = (reason: RegistryError["reason"], detail: string, retry = false) =>
+      Effect.fail(
+        new Failure(
+          new RegistryError({
+            reason,
+            registry: client.name,
+            subject: request.subject,
+            status,
+            detail: detail + said
+          }),
+          retry,
+          retryAfter(response)
+        )
+      )
+    switch (status) {
+      case 401:
+      case 403:
+        return fail("Unauthorized", `${client.auth.description} may not do this`)
+      case 404:
+        return fail("NotFound", "there is no such repository, tag or blob, or not for you")
+      case 429:
+        return fail("TooManyRequests", "the registry asks for fewer requests", true)
+      case 408:
+      case 500:
+      case 502:
+      case 503:
+      case 504:
+        return fail("Protocol", "the registry is in trouble", true)
+      default:
+        return fail("Protocol", "the registry answers in an unexpected way")
+    }
+  })
+
+/** One try: as who the last challenge wanted, and once more if there is a new one. Fails for any status but 2xx. */
+export const attempt = (
+  client: Client,
+  request: Request
+): Effect.Effect<HttpClientResponse, Failure, Scope.Scope> =>
+  Effect.gen(function* () {
+    const used = client.auth.current(request.scope)
+    let response = yield* exchange(client, request, used)
+    if (response.status === 401) {
+      const challenge = response.headers["www-authenticate"]
+      const authorization = yield* client.auth.answer({
+        challenge,
+        scope: request.scope,
+        subject: request.subject,
+        refused: used
+      })
+      response = yield* exchange(client, request, authorization)
+    }
+    return response.status >= 200 && response.status < 300
+      ? response
+      : yield* statusFailure(client, request, response)
+  })
+
+export const toError = (error: Failure | BerthError): BerthError =>
+  error instanceof Failure ? error.error : error
+
+/** A request, tried again where that may help, and what `use` makes of the answer. */
+export const send = <A>(
+  client: Client,
+  request: Request,
+  use: (response: HttpClientResponse) => Effect.Effect<A, Failure | BerthError>
+): Effect.Effect<A, BerthError> =>
+  Effect.scoped(Effect.flatMap(attempt(client, request), use)).pipe(
+    Effect.retry(retrySchedule),
+    Effect.mapError(toError)
+  )

@@ -1,0 +1,197 @@
+/** What the store and the layers do with files: bounded reads, durable writes, locks between fibers and processes. */
+import type { PlatformError } from "@effect/platform/Error"
+import type * as FileSystem from "@effect/platform/FileSystem"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { ImageError } from "../BerthError.ts"
+import { describeErrno, EAGAIN, EINTR, errnoName } from "./errno.ts"
+import { LOCK_EX, LOCK_NB, native } from "./native.ts"
+import { tooLarge } from "./oci.ts"
+
+/** The text of an errno that the disk gave, with what to do where that is known. */
+export const storageDetail = (code: string, text: string, folder: string): string =>
+  code === "ENOSPC" || code === "EDQUOT"
+    ? `the disk is full (${code}): make room on the filesystem of ${folder}`
+    : code === "EROFS"
+      ? `the filesystem of ${folder} is read-only (EROFS): give Berth another folder`
+      : text
+
+/** A refusal of the filesystem as an `ImageError`: `NotFound` is for the caller to tell apart before. */
+export const storageError =
+  (subject: string, folder: string = subject) =>
+  (error: PlatformError): ImageError => {
+    const cause = (error as { cause?: { code?: unknown } }).cause
+    const code = typeof cause?.code === "string" ? cause.code : ""
+    return new ImageError({
+      reason: "Storage",
+      subject,
+      detail: storageDetail(code, error.message, folder)
+    })
+  }
+
+/** Filesystem effects whose failure is a `Storage` error about `subject`. */
+export const io =
+  (subject: string, folder: string = subject) =>
+  <A, R>(effect: Effect.Effect<A, PlatformError, R>): Effect.Effect<A, ImageError, R> =>
+    Effect.mapError(effect, storageError(subject, folder))
+
+export const isNotFound = (error: PlatformError): boolean =>
+  error._tag === "SystemError" && (error.reason === "NotFound" || error.reason === "BadResource")
+
+/** Reads a regular file of at most `limit` bytes; none where there is no such file. */
+export const readBounded = (
+  fs: FileSystem.FileSystem,
+  path: string,
+  subject: string,
+  limit: number
+): Effect.Effect<Option.Option<Uint8Array>, ImageError> =>
+  Effect.gen(function* () {
+    const info = yield* fs.stat(path)
+    if (info.type !== "File") {
+      const detail = `${path} is not a regular file`
+      return yield* new ImageError({ reason: "Corrupt", subject, detail })
+    }
+    if (info.size > limit) {
+      return yield* tooLarge(subject, Number(info.size), limit)
+    }
+    const chunks = yield* Stream.runCollect(fs.stream(path, { bytesToRead: limit + 1 }))
+    const bytes = concat(chunks)
+    return bytes.length > limit ? yield* tooLarge(subject, bytes.length, limit) : Option.some(bytes)
+  }).pipe(
+    Effect.catchIf(
+      (error): error is PlatformError => error._tag !== "ImageError",
+      (error) => (isNotFound(error) ? Effect.succeedNone : Effect.fail(storageError(subject)(error)))
+    )
+  )
+
+export const concat = (chunks: Iterable<Uint8Array>): Uint8Array => {
+  let length = 0
+  for (const chunk of chunks) {
+    length += chunk.length
+  }
+  const bytes = new Uint8Array(length)
+  let offset = 0
+  for (const chunk of chunks) {
+    bytes.set(chunk, offset)
+    offset += chunk.length
+  }
+  return bytes
+}
+
+/** Makes a rename inside the folder survive a power cut. */
+export const syncFolder = (fs: FileSystem.FileSystem, folder: string): Effect.Effect<void, PlatformError> =>
+  Effect.scoped(Effect.flatMap(fs.open(folder, { flag: "r" }), (file) => file.sync))
+
+/** Replaces a file so that every reader, at any moment, sees the old or the new one whole. Call under a lock. */
+export const replaceFile = (
+  fs: FileSystem.FileSystem,
+  folder: string,
+  name: string,
+  bytes: Uint8Array
+): Effect.Effect<void, PlatformError> => {
+  const temporary = `${folder}/.${name}.new`
+  return Effect.scoped(
+    Effect.gen(function* () {
+      const file = yield* fs.open(temporary, { flag: "w", mode: 0o644 })
+      yield* file.writeAll(bytes)
+      yield* file.sync
+    })
+  ).pipe(
+    Effect.zipRight(fs.rename(temporary, `${folder}/${name}`)),
+    Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true }))),
+    Effect.zipRight(syncFolder(fs, folder))
+  )
+}
+
+const turns = new Map<string, { readonly semaphore: Effect.Semaphore; users: number }>()
+
+/** One fiber of this process at a time for a key; a fiber that is interrupted lets the next one try. */
+export const oneAtATime =
+  (key: string) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.acquireUseRelease(
+      Effect.sync(() => {
+        const turn = turns.get(key) ?? { semaphore: Effect.unsafeMakeSemaphore(1), users: 0 }
+        turn.users++
+        turns.set(key, turn)
+        return turn
+      }),
+      (turn) => turn.semaphore.withPermits(1)(effect),
+      (turn) =>
+        Effect.sync(() => {
+          if (--turn.users === 0) {
+            turns.delete(key)
+          }
+        })
+    )
+
+const lockOnce = (
+  fs: FileSystem.FileSystem,
+  path: string
+): Effect.Effect<"held" | "stale" | FileSystem.File, ImageError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const file = yield* fs.open(path, { flag: "a", mode: 0o600 })
+    const result = native().flock(file.fd, LOCK_EX | LOCK_NB)
+    if (result === -EAGAIN || result === -EINTR) {
+      return "held" as const
+    }
+    if (result < 0) {
+      const detail = `flock: ${errnoName(-result)} (${describeErrno(-result)})`
+      return yield* new ImageError({ reason: "Storage", subject: path, detail })
+    }
+    // Whoever held it before may have renamed or removed the file: then this is a lock on nothing.
+    const [mine, theirs] = yield* Effect.all([file.stat, Effect.option(fs.stat(path))])
+    const same = Option.exists(
+      theirs,
+      (info) => info.dev === mine.dev && Option.getOrNull(info.ino) === Option.getOrNull(mine.ino)
+    )
+    return same ? file : ("stale" as const)
+  }).pipe(
+    Effect.catchIf(
+      (error): error is PlatformError => error._tag !== "ImageError",
+      (error) => Effect.fail(storageError(path)(error))
+    )
+  )
+
+const attempt = <A, E, R>(
+  fs: FileSystem.FileSystem,
+  path: string,
+  use: (file: FileSystem.File) => Effect.Effect<A, E, R>
+): Effect.Effect<"held" | "stale" | { readonly value: A }, E | ImageError, R> =>
+  Effect.scoped(
+    Effect.flatMap(
+      lockOnce(fs, path),
+      (lock): Effect.Effect<"held" | "stale" | { readonly value: A }, E, R> =>
+        typeof lock === "string" ? Effect.succeed(lock) : Effect.map(use(lock), (value) => ({ value }))
+    )
+  ) as Effect.Effect<"held" | "stale" | { readonly value: A }, E | ImageError, R>
+
+/**
+ * Runs `use` while this process holds the lock on the file, which is made if need be. The holder may rename or
+ * remove it. Waiting is polling, since a blocking flock(2) would stop the event loop; between fibers of one process
+ * `oneAtATime` saves that.
+ */
+export const withFileLock = <A, E, R>(
+  fs: FileSystem.FileSystem,
+  path: string,
+  use: (file: FileSystem.File) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | ImageError, R> => {
+  const loop = (delayMillis: number): Effect.Effect<A, E | ImageError, R> =>
+    Effect.flatMap(attempt(fs, path, use), (outcome) =>
+      outcome === "stale"
+        ? loop(delayMillis)
+        : outcome === "held"
+          ? Effect.zipRight(Effect.sleep(delayMillis), loop(Math.min(delayMillis * 2, 100)))
+          : Effect.succeed(outcome.value)
+    )
+  return loop(2)
+}
+
+/** The same, but does nothing if somebody else holds the lock. */
+export const tryFileLock = <E, R>(
+  fs: FileSystem.FileSystem,
+  path: string,
+  use: (file: FileSystem.File) => Effect.Effect<void, E, R>
+): Effect.Effect<void, E | ImageError, R> => Effect.asVoid(attempt(fs, path, use))

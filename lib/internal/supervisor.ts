@@ -1,0 +1,381 @@
+/** The JavaScript end of native/protocol.h: units are started, told of, and released over one socket. */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FiberId from "effect/FiberId"
+import type { BerthError } from "../BerthError.ts"
+import { OperationFailed, SupervisorError } from "../BerthError.ts"
+import * as Plan from "../Plan.ts"
+import { EAGAIN } from "./errno.ts"
+import * as Loop from "./loop.ts"
+import { EPOLLIN, EPOLLOUT, native, programPath } from "./native.ts"
+
+/** How a unit's process ended. */
+export interface Ended {
+  /** As wait(2) gives it. */
+  readonly status: number
+  readonly userMicros: number
+  readonly systemMicros: number
+  readonly maxRssKiB: number
+}
+
+/** What could not be given back. */
+export interface Leftover {
+  readonly syscall: string
+  readonly errno: number
+}
+
+export interface Unit {
+  readonly id: number
+  /** 0 where the unit has no process. */
+  readonly pid: number
+  /** The pidfd of its process, or its mount, owned by the unit; -1 where it has neither. */
+  readonly fd: number
+  readonly ended: Deferred.Deferred<Ended, SupervisorError>
+  /** Kills what runs in it and gives back all that it owns; runs once, and waits until nothing is left. */
+  readonly release: Effect.Effect<Leftover | undefined>
+}
+
+export interface Supervisor {
+  readonly pid: number
+  /** The folder for what units keep on disk. */
+  readonly folder: string
+  readonly nextId: () => number
+  /** Starts a unit; descriptors are sent by the names that the plan has for them, and stay the caller's. */
+  readonly start: (
+    id: number,
+    plan: Plan.Plan,
+    descriptors: Readonly<Record<string, number>>
+  ) => Effect.Effect<Unit, BerthError>
+  /** Closes the connection and waits until the supervisor has given everything back and is gone. */
+  readonly stop: Effect.Effect<void>
+}
+
+const REQUEST_START = 1
+const REQUEST_RELEASE = 2
+const REPLY_READY = 1
+const REPLY_STARTED = 2
+const REPLY_FAILED = 3
+const REPLY_EXITED = 4
+const REPLY_RELEASED = 5
+const REQUEST_BYTES = 16
+const REPLY_BYTES = 72
+const MESSAGE_BYTES_MAX = 160 * 1024
+
+interface Reply {
+  readonly type: number
+  readonly id: number
+  readonly pid: number
+  readonly fd: number
+  readonly ended: Ended
+  readonly operation: number
+  readonly errno: number
+  readonly syscall: string
+}
+
+interface Pending {
+  readonly plan: Plan.Plan
+  readonly ended: Deferred.Deferred<Ended, SupervisorError>
+  started: ((result: Effect.Effect<Reply, BerthError>) => void) | undefined
+  released: ((leftover: Leftover | undefined) => void) | undefined
+}
+
+const ascii = new TextDecoder("latin1")
+
+const readReply = (view: DataView, fd: number): Reply => ({
+  type: view.getUint32(0, true),
+  id: view.getUint32(4, true),
+  pid: view.getInt32(8, true),
+  fd,
+  ended: {
+    status: view.getInt32(12, true),
+    userMicros: Number(view.getBigUint64(16, true)),
+    systemMicros: Number(view.getBigUint64(24, true)),
+    maxRssKiB: Number(view.getBigUint64(32, true))
+  },
+  operation: view.getUint32(40, true),
+  errno: view.getInt32(44, true),
+  syscall: ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/\0.*$/, "")
+})
+
+const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
+  const operation = plan.operations[reply.operation]
+  return new OperationFailed({
+    operation: operation === undefined ? "plan" : Plan.printOperation(operation),
+    index: reply.operation,
+    syscall: reply.syscall,
+    errno: reply.errno,
+    hint: hint(operation, reply.errno)
+  })
+}
+
+const hint = (operation: Plan.Operation | undefined, errno: number): string => {
+  if (operation?.op === "bind" && errno === 2) return "The source of a bind mount must exist on the host"
+  if (operation?.op === "rlimit" && errno === 1)
+    return "Raising a hard limit needs CAP_SYS_RESOURCE: ask for no more than the present one"
+  if (operation?.op === "process" && errno === 22) return "This kernel lacks one of these namespaces"
+  if (operation?.op === "process" && errno === 28)
+    return "There are as many namespaces as /proc/sys/user/max_*_namespaces allows"
+  if (operation?.op === "process" && errno === 11)
+    return "There are as many processes as pids.max or RLIMIT_NPROC allows"
+  if (operation?.op === "cgroup-create" && errno === 13) return "This cgroup is not delegated to you"
+  return ""
+}
+
+/** The connection over a started supervisor's socket. Replies are handled in plain callbacks: they are on the path of every start. */
+class Connection {
+  readonly units = new Map<number, Pending>()
+  private readonly reply = new Uint8Array(REPLY_BYTES)
+  private readonly view = new DataView(this.reply.buffer)
+  private readonly unsent: Array<{
+    bytes: Uint8Array
+    descriptors: ReadonlyArray<number>
+    sent: (n: number) => void
+  }> = []
+  private onReady: ((reply: Reply | undefined) => void) | undefined
+  private cancel: () => void = () => {}
+  gone = false
+  private closed = false
+  private readonly socket: number
+
+  constructor(socket: number, onReady: (reply: Reply | undefined) => void) {
+    this.socket = socket
+    this.onReady = onReady
+    this.listen()
+  }
+
+  close(): void {
+    if (this.closed) return
+    this.closed = true
+    this.cancel()
+    native().close(this.socket)
+    this.end()
+  }
+
+  private listen(): void {
+    const events = this.unsent.length > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN
+    this.cancel()
+    const cancel = Loop.watch(this.socket, events, () => this.serve())
+    if (typeof cancel === "number") this.end()
+    else this.cancel = cancel
+  }
+
+  private serve(): void {
+    if (this.closed) return
+    while (!this.gone) {
+      const [n, fd] = native().receive(this.socket, this.reply)
+      if (n === -EAGAIN) break
+      if (n !== REPLY_BYTES) return this.end()
+      this.handle(readReply(this.view, fd))
+    }
+    while (this.unsent.length > 0) {
+      const { bytes, descriptors, sent } = this.unsent[0]!
+      const n = native().send(this.socket, bytes, descriptors)
+      if (n === -EAGAIN) break
+      this.unsent.shift()
+      sent(n)
+    }
+    if (!this.closed && !this.gone) this.listen()
+  }
+
+  send(bytes: Uint8Array, descriptors: ReadonlyArray<number>, sent: (n: number) => void): void {
+    const n = this.unsent.length > 0 ? -EAGAIN : native().send(this.socket, bytes, descriptors)
+    if (n !== -EAGAIN) return sent(n)
+    this.unsent.push({ bytes, descriptors, sent })
+    this.listen()
+  }
+
+  private handle(reply: Reply): void {
+    const unit = this.units.get(reply.id)
+    if (this.onReady !== undefined && unit === undefined) {
+      const ready = this.onReady
+      this.onReady = undefined
+      return ready(reply)
+    }
+    if (unit === undefined) {
+      if (reply.fd >= 0) native().close(reply.fd)
+      return
+    }
+    switch (reply.type) {
+      case REPLY_STARTED:
+        return unit.started?.(Effect.succeed(reply))
+      case REPLY_FAILED:
+        this.units.delete(reply.id)
+        return unit.started?.(Effect.fail(failureOf(unit.plan, reply)))
+      case REPLY_EXITED:
+        return Deferred.unsafeDone(unit.ended, Exit.succeed(reply.ended))
+      case REPLY_RELEASED:
+        this.units.delete(reply.id)
+        return unit.released?.(reply.errno === 0 ? undefined : reply)
+    }
+  }
+
+  /** The supervisor is gone: whatever it owned is dying with it, and nobody waits any longer. */
+  private end(): void {
+    if (this.gone) return
+    this.gone = true
+    const error = new SupervisorError({
+      reason: "Gone",
+      detail: "it is no longer running; its containers end with it"
+    })
+    this.onReady?.(undefined)
+    for (const { sent } of this.unsent.splice(0)) sent(-32)
+    for (const unit of this.units.values()) {
+      unit.started?.(Effect.fail(error))
+      unit.released?.(undefined)
+      Deferred.unsafeDone(unit.ended, Exit.fail(error))
+    }
+    this.units.clear()
+  }
+}
+
+const encodeRequest = (type: number, id: number, planBytes: number, body: Uint8Array): Uint8Array => {
+  const bytes = new Uint8Array(REQUEST_BYTES + body.length)
+  const view = new DataView(bytes.buffer)
+  view.setUint32(0, type, true)
+  view.setUint32(4, id, true)
+  view.setUint32(8, planBytes, true)
+  bytes.set(body, REQUEST_BYTES)
+  return bytes
+}
+
+const nothing = new Uint8Array(0)
+
+const gone = (detail: string): SupervisorError => new SupervisorError({ reason: "Gone", detail })
+
+const startUnit = (
+  connection: Connection,
+  id: number,
+  plan: Plan.Plan,
+  descriptors: Readonly<Record<string, number>>
+): Effect.Effect<Unit, BerthError> =>
+  Effect.map(
+    Effect.async<readonly [Pending, Reply], BerthError>((resume) => {
+      if (connection.gone) return resume(Effect.fail(gone("it is no longer running")))
+      const encoded = Plan.encode(plan)
+      const fds = encoded.descriptors.map((name) => descriptors[name] ?? -1)
+      const large = encoded.bytes.length + REQUEST_BYTES > MESSAGE_BYTES_MAX
+      const memfd = large ? native().memfd(encoded.bytes) : -1
+      const message = large
+        ? encodeRequest(REQUEST_START, id, encoded.bytes.length, nothing)
+        : encodeRequest(REQUEST_START, id, 0, encoded.bytes)
+      const pending: Pending = {
+        plan,
+        ended: Deferred.unsafeMake(FiberId.none),
+        released: undefined,
+        started: (result) => {
+          pending.started = undefined
+          Loop.release()
+          resume(Effect.map(result, (reply) => [pending, reply] as const))
+        }
+      }
+      connection.units.set(id, pending)
+      Loop.retain()
+      connection.send(message, large ? [memfd, ...fds] : fds, (n) => {
+        if (large && memfd >= 0) native().close(memfd)
+        if (n >= 0) return
+        connection.units.delete(id)
+        pending.started?.(
+          Effect.fail(
+            new OperationFailed({ operation: "start", index: -1, syscall: "sendmsg", errno: -n, hint: "" })
+          )
+        )
+      })
+    }),
+    ([pending, reply]) => {
+      let released = false
+      return {
+        id,
+        pid: reply.pid,
+        fd: reply.fd,
+        ended: pending.ended,
+        release: Effect.async<Leftover | undefined>((resume) => {
+          if (released) return resume(Effect.succeed(undefined))
+          released = true
+          const finish = (leftover: Leftover | undefined): void => {
+            pending.released = undefined
+            if (reply.fd >= 0) native().close(reply.fd)
+            Loop.release()
+            resume(Effect.succeed(leftover))
+          }
+          Loop.retain()
+          if (connection.gone) return finish(undefined)
+          pending.released = finish
+          connection.send(encodeRequest(REQUEST_RELEASE, id, 0, nothing), [], (n) => {
+            if (n < 0) finish(undefined)
+          })
+        })
+      }
+    }
+  )
+
+/** Waits until a pidfd says that its process has ended, for `seconds` at the most. */
+const awaitEnd = (pidfd: number, seconds: number): Effect.Effect<void> =>
+  Effect.async<void>((resume) => {
+    const cancel = Loop.watch(pidfd, EPOLLIN, () => resume(Effect.void))
+    if (typeof cancel === "number") return resume(Effect.void)
+    return Effect.sync(cancel)
+  }).pipe(Effect.timeoutOption(`${seconds} seconds`), Effect.asVoid)
+
+/** Starts a supervisor that owns `folder`, whose lock (a descriptor, which becomes the supervisor's) is held. */
+export const start = (
+  folder: string,
+  lock: number,
+  mode: "root" | "single-id"
+): Effect.Effect<Supervisor, BerthError> =>
+  Effect.async<Supervisor, BerthError>((resume) => {
+    const addon = native()
+    const notStarted = (detail: string) => new SupervisorError({ reason: "NotStarted", detail })
+    const [ours, theirs] = addon.socketpair()
+    if (ours < 0) return resume(Effect.fail(notStarted(`socketpair: errno ${-ours}`)))
+    const [pid, pidfd] = addon.startSupervisor(programPath("berth-supervisor"), folder, [theirs, lock], mode)
+    addon.close(theirs)
+    addon.close(lock)
+    if (pid < 0) {
+      addon.close(ours)
+      return resume(
+        Effect.fail(notStarted(`${programPath("berth-supervisor")} cannot be executed: errno ${-pid}`))
+      )
+    }
+    let unitId = 0
+    const end = Effect.zipRight(
+      awaitEnd(pidfd, 20),
+      Effect.sync(() => {
+        addon.reap(pidfd)
+        addon.close(pidfd)
+        Loop.release()
+      })
+    )
+    Loop.retain()
+    const connection: Connection = new Connection(ours, (reply) => {
+      Loop.release()
+      if (reply?.type === REPLY_READY) {
+        return resume(
+          Effect.succeed({
+            pid,
+            folder,
+            nextId: () => ++unitId,
+            start: (id, plan, descriptors) => startUnit(connection, id, plan, descriptors),
+            stop: Effect.suspend(() => {
+              Loop.retain()
+              connection.close()
+              return end
+            })
+          })
+        )
+      }
+      Loop.retain()
+      connection.close()
+      const error =
+        reply === undefined
+          ? notStarted("it ended before it was ready")
+          : new OperationFailed({
+              operation: "supervisor",
+              index: -1,
+              syscall: reply.syscall,
+              errno: reply.errno,
+              hint: ""
+            })
+      resume(Effect.zipRight(end, Effect.fail(error)))
+    })
+  })

@@ -1,0 +1,29 @@
+/** A unit of the supervisor as a scoped resource. */
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { Berth } from "../Berth.ts"
+import type { BerthError } from "../BerthError.ts"
+import type * as Plan from "../Plan.ts"
+import { errnoName } from "./errno.ts"
+import type { Unit } from "./supervisor.ts"
+
+/**
+ * Starts a unit and releases it with the scope. A release cannot fail: what could not be given back is a warning with
+ * the resource's name, and is swept by the next Berth that starts.
+ */
+export const scopedUnit = (
+  berth: Berth,
+  id: number,
+  name: string,
+  plan: Plan.Plan,
+  descriptors: Readonly<Record<string, number>>
+): Effect.Effect<Unit, BerthError, Scope.Scope> =>
+  Effect.acquireRelease(berth.supervisor.start(id, plan, descriptors), (unit) =>
+    Effect.flatMap(unit.release, (leftover) =>
+      leftover === undefined
+        ? Effect.void
+        : Effect.logWarning(
+            `${name} could not be given back: ${leftover.syscall}: ${errnoName(leftover.errno)}`
+          )
+    )
+  )

@@ -1,0 +1,324 @@
+// The addon: system calls that JavaScript has no way to make, one function each, and the loop. Node-API only, so the
+// one file loads in Node, Deno and Bun. lib/internal/native.ts has the types.
+//
+// A function returns what the system call does, or -errno: there is nothing to catch. Wrong arguments are the
+// library's own mistake and throw.
+#include "loop.h"
+#include "process.h"
+#include "syscalls.h"
+#include "util.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdalign.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#define ARGUMENTS_MAX 4
+#define FDS_MAX 64
+
+struct call {
+    napi_env env;
+    napi_value argument[ARGUMENTS_MAX];
+    struct loop **loop; // the environment's
+};
+
+static bool begin(napi_env env, napi_callback_info info, struct call *call) {
+    size_t count = ARGUMENTS_MAX;
+    void *data;
+    call->env = env;
+    return napi_get_cb_info(env, info, &count, call->argument, NULL, &data) == napi_ok &&
+           napi_get_instance_data(env, (void **)&call->loop) == napi_ok;
+}
+
+static napi_value number(napi_env env, int64_t value) {
+    napi_value result;
+    return napi_create_int64(env, value, &result) == napi_ok ? result : NULL;
+}
+
+static napi_value pair(napi_env env, int a, int b) {
+    napi_value result;
+    if (napi_create_array_with_length(env, 2, &result) != napi_ok) return NULL;
+    napi_set_element(env, result, 0, number(env, a));
+    napi_set_element(env, result, 1, number(env, b));
+    return result;
+}
+
+static napi_value misuse(napi_env env) {
+    napi_throw_type_error(env, NULL, "berth: the addon was called with other arguments than it takes");
+    return NULL;
+}
+
+static bool take_number(struct call *call, int index, int64_t *out) {
+    return napi_get_value_int64(call->env, call->argument[index], out) == napi_ok;
+}
+
+static bool take_fd(struct call *call, int index, int *out) {
+    return napi_get_value_int32(call->env, call->argument[index], out) == napi_ok;
+}
+
+// A path may be as long as the kernel takes; a longer one, or one with NUL, is misuse that TypeScript keeps out.
+static bool take_path(struct call *call, int index, char out[PATH_MAX]) {
+    size_t length;
+    return napi_get_value_string_utf8(call->env, call->argument[index], out, PATH_MAX, &length) == napi_ok && strlen(out) == length;
+}
+
+static bool take_bytes(struct call *call, int index, uint8_t **bytes, size_t *length) {
+    napi_typedarray_type type;
+    void *data;
+    if (napi_get_typedarray_info(call->env, call->argument[index], &type, length, &data, NULL, NULL) != napi_ok || type != napi_uint8_array) return false;
+    *bytes = data;
+    return true;
+}
+
+static bool take_fds(struct call *call, int index, int fds[FDS_MAX], uint32_t *count) {
+    if (napi_get_array_length(call->env, call->argument[index], count) != napi_ok || *count > FDS_MAX) return false;
+    for (uint32_t k = 0; k < *count; k++) {
+        napi_value element;
+        if (napi_get_element(call->env, call->argument[index], k, &element) != napi_ok) return false;
+        if (napi_get_value_int32(call->env, element, &fds[k]) != napi_ok) return false;
+    }
+    return true;
+}
+
+#define FUNCTION(name)                                                                                       \
+    static napi_value js_##name(napi_env env, napi_callback_info info) {                                     \
+        struct call call;                                                                                    \
+        if (!begin(env, info, &call)) return misuse(env);                                                    \
+        return name(&call, env);                                                                             \
+    }
+
+// startSupervisor(path, folder, [socket], mode): [pid, pidfd] or [-errno, 0]. The supervisor has the socket as
+// descriptor 3 and its own sealed copy as 4.
+static napi_value start_supervisor(struct call *call, napi_env env) {
+    char path[PATH_MAX], folder[PATH_MAX], mode[PATH_MAX];
+    int fds[FDS_MAX], pidfd = 0;
+    uint32_t count;
+    if (!take_path(call, 0, path) || !take_path(call, 1, folder) || !take_fds(call, 2, fds, &count) || !take_path(call, 3, mode) || count < 1) return misuse(env);
+    char self[12] = {(char)('3' + count), 0};
+    char *argv[] = {"berth-supervisor", folder, "3", self, mode, NULL};
+    if (count > 6) return misuse(env);
+    pid_t pid = process_start(path, argv, fds, (int)count, &pidfd);
+    return pair(env, pid, pid < 0 ? 0 : pidfd);
+}
+FUNCTION(start_supervisor)
+
+// socketpair(): [ours, theirs], SOCK_SEQPACKET; ours does not block.
+static napi_value socket_pair(struct call *call, napi_env env) {
+    int fds[2];
+    (void)call;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0) return pair(env, -errno, 0);
+    fcntl(fds[0], F_SETFL, O_NONBLOCK);
+    return pair(env, fds[0], fds[1]);
+}
+FUNCTION(socket_pair)
+
+// pipe(ours, bytes): [read end, write end]; the end numbered `ours` does not block. `bytes` asks for a capacity, which
+// the kernel rounds up, or refuses past /proc/sys/fs/pipe-max-size, and then the default stays.
+static napi_value make_pipe(struct call *call, napi_env env) {
+    int fds[2], ours;
+    int64_t bytes;
+    if (!take_fd(call, 0, &ours) || !take_number(call, 1, &bytes)) return misuse(env);
+    if (pipe2(fds, O_CLOEXEC) < 0) return pair(env, -errno, 0);
+    fcntl(fds[ours & 1], F_SETFL, O_NONBLOCK | (ours ? O_WRONLY : O_RDONLY));
+    if (bytes > 0) fcntl(fds[0], F_SETPIPE_SZ, (int)bytes);
+    return pair(env, fds[0], fds[1]);
+}
+FUNCTION(make_pipe)
+
+// send(socket, bytes, descriptors): bytes sent.
+static napi_value send_message(struct call *call, napi_env env) {
+    alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * FDS_MAX)] = {0};
+    int socket, fds[FDS_MAX];
+    uint32_t count;
+    uint8_t *bytes;
+    size_t length;
+    if (!take_fd(call, 0, &socket) || !take_bytes(call, 1, &bytes, &length) || !take_fds(call, 2, fds, &count)) return misuse(env);
+    struct iovec data = {.iov_base = bytes, .iov_len = length};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
+    if (count > 0) {
+        message.msg_control = control;
+        message.msg_controllen = CMSG_SPACE(sizeof(int) * count);
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int) * count);
+        memcpy(CMSG_DATA(header), fds, sizeof(int) * count);
+    }
+    ssize_t n = sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return number(env, n < 0 ? -errno : n);
+}
+FUNCTION(send_message)
+
+// receive(socket, bytes): [bytes received, the descriptor that came along or -1]; 0 bytes at the end.
+static napi_value receive_message(struct call *call, napi_env env) {
+    alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+    int socket, fd = -1;
+    uint8_t *bytes;
+    size_t length;
+    if (!take_fd(call, 0, &socket) || !take_bytes(call, 1, &bytes, &length)) return misuse(env);
+    struct iovec data = {.iov_base = bytes, .iov_len = length};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    ssize_t n = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n < 0) return pair(env, -errno, -1);
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS && header->cmsg_len == CMSG_LEN(sizeof(int)))
+        memcpy(&fd, CMSG_DATA(header), sizeof fd);
+    return pair(env, (int)n, fd);
+}
+FUNCTION(receive_message)
+
+// read(fd, bytes): bytes read, 0 at the end.
+static napi_value read_bytes(struct call *call, napi_env env) {
+    int fd;
+    uint8_t *bytes;
+    size_t length;
+    if (!take_fd(call, 0, &fd) || !take_bytes(call, 1, &bytes, &length)) return misuse(env);
+    ssize_t n = read(fd, bytes, length);
+    return number(env, n < 0 ? -errno : n);
+}
+FUNCTION(read_bytes)
+
+// write(fd, bytes, offset): bytes written from the offset on. Node and Deno ignore SIGPIPE; Bun does as well.
+static napi_value write_bytes(struct call *call, napi_env env) {
+    int fd;
+    int64_t offset;
+    uint8_t *bytes;
+    size_t length;
+    if (!take_fd(call, 0, &fd) || !take_bytes(call, 1, &bytes, &length) || !take_number(call, 2, &offset)) return misuse(env);
+    if (offset < 0 || (size_t)offset > length) return misuse(env);
+    ssize_t n = write(fd, bytes + offset, length - (size_t)offset);
+    return number(env, n < 0 ? -errno : n);
+}
+FUNCTION(write_bytes)
+
+// close(fd), out of the loop first.
+static napi_value close_fd(struct call *call, napi_env env) {
+    int fd;
+    if (!take_fd(call, 0, &fd)) return misuse(env);
+    if (*call->loop) loop_forget(*call->loop, fd);
+    return number(env, close(fd) < 0 ? -errno : 0);
+}
+FUNCTION(close_fd)
+
+// openIn(folder, path, flags, resolve): openat2(2); folder -100 is the working directory.
+static napi_value open_in(struct call *call, napi_env env) {
+    char path[PATH_MAX];
+    int folder;
+    int64_t flags, resolve;
+    if (!take_fd(call, 0, &folder) || !take_path(call, 1, path) || !take_number(call, 2, &flags) || !take_number(call, 3, &resolve)) return misuse(env);
+    struct open_how how = {.flags = (uint64_t)flags | O_CLOEXEC, .mode = flags & O_CREAT ? 0600 : 0, .resolve = (uint64_t)resolve};
+    int fd;
+    for (int attempt = 0; (fd = (int)syscall(SYS_openat2, folder, path, &how, sizeof how)) < 0 && errno == EAGAIN && attempt < 32;) attempt++;
+    return number(env, fd < 0 ? -errno : fd);
+}
+FUNCTION(open_in)
+
+// memfd(bytes): a sealed memfd that holds them.
+static napi_value make_memfd(struct call *call, napi_env env) {
+    uint8_t *bytes;
+    size_t length;
+    if (!take_bytes(call, 0, &bytes, &length)) return misuse(env);
+    cleanup_close int fd = memfd_create("berth-plan", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    for (size_t at = 0; fd >= 0 && at < length;) {
+        ssize_t n = write(fd, bytes + at, length - at);
+        if (n < 0) return number(env, -errno);
+        at += (size_t)n;
+    }
+    if (fd < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0) return number(env, -errno);
+    return number(env, steal_fd(&fd));
+}
+FUNCTION(make_memfd)
+
+// flock(fd, operation).
+static napi_value lock_file(struct call *call, napi_env env) {
+    int fd;
+    int64_t operation;
+    if (!take_fd(call, 0, &fd) || !take_number(call, 1, &operation)) return misuse(env);
+    return number(env, flock(fd, (int)operation) < 0 ? -errno : 0);
+}
+FUNCTION(lock_file)
+
+// signal(pidfd, number).
+static napi_value send_signal(struct call *call, napi_env env) {
+    int pidfd, which;
+    if (!take_fd(call, 0, &pidfd) || !take_fd(call, 1, &which)) return misuse(env);
+    return number(env, sys_pidfd_send_signal(pidfd, which) < 0 ? -errno : 0);
+}
+FUNCTION(send_signal)
+
+// reap(pidfd): waits for a child that has ended, by its pidfd, so that no other child of the program is taken.
+static napi_value reap(struct call *call, napi_env env) {
+    siginfo_t information = {0};
+    int pidfd;
+    if (!take_fd(call, 0, &pidfd)) return misuse(env);
+    return number(env, waitid(P_PIDFD, (id_t)pidfd, &information, WEXITED | WNOHANG) < 0 ? -errno : information.si_pid);
+}
+FUNCTION(reap)
+
+// startLoop(ready), watch(fd, events, token), hold(boolean): the loop of this environment.
+static napi_value start_loop(struct call *call, napi_env env) {
+    if (!*call->loop) *call->loop = loop_start(env, call->argument[0]);
+    return number(env, *call->loop ? 0 : -ENOMEM);
+}
+FUNCTION(start_loop)
+
+static napi_value watch(struct call *call, napi_env env) {
+    int fd;
+    int64_t wanted, token;
+    if (!*call->loop || !take_fd(call, 0, &fd) || !take_number(call, 1, &wanted) || !take_number(call, 2, &token)) return misuse(env);
+    return number(env, loop_watch(*call->loop, fd, (uint32_t)wanted, (uint64_t)token));
+}
+FUNCTION(watch)
+
+static napi_value hold(struct call *call, napi_env env) {
+    bool held;
+    if (!*call->loop || napi_get_value_bool(env, call->argument[0], &held) != napi_ok) return misuse(env);
+    loop_hold(*call->loop, held);
+    return number(env, 0);
+}
+FUNCTION(hold)
+
+static void free_instance(napi_env env, void *data, void *hint) {
+    (void)env;
+    (void)hint;
+    free(data);
+}
+
+NAPI_MODULE_INIT() {
+    static const struct {
+        const char *name;
+        napi_callback function;
+    } functions[] = {
+        {"startSupervisor", js_start_supervisor},
+        {"socketpair", js_socket_pair},
+        {"pipe", js_make_pipe},
+        {"send", js_send_message},
+        {"receive", js_receive_message},
+        {"read", js_read_bytes},
+        {"write", js_write_bytes},
+        {"close", js_close_fd},
+        {"openIn", js_open_in},
+        {"memfd", js_make_memfd},
+        {"flock", js_lock_file},
+        {"signal", js_send_signal},
+        {"reap", js_reap},
+        {"startLoop", js_start_loop},
+        {"watch", js_watch},
+        {"hold", js_hold},
+    };
+    // A slot of its own for the loop: the cleanup hook frees the loop itself.
+    struct loop **slot = calloc(1, sizeof *slot);
+    if (!slot || napi_set_instance_data(env, slot, free_instance, NULL) != napi_ok) return NULL;
+    for (size_t k = 0; k < countof(functions); k++) {
+        napi_value function;
+        if (napi_create_function(env, functions[k].name, NAPI_AUTO_LENGTH, functions[k].function, NULL, &function) != napi_ok) return NULL;
+        if (napi_set_named_property(env, exports, functions[k].name, function) != napi_ok) return NULL;
+    }
+    return exports;
+}

@@ -1,0 +1,96 @@
+// Builds the native part with plain `cc`, and only what changed: a target is made again when the command
+// line or the contents of its sources, or of any header here, differ from those that made it.
+import { spawn } from "node:child_process"
+import { createHash } from "node:crypto"
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs"
+import { fileURLToPath } from "node:url"
+
+const here = fileURLToPath(new URL(".", import.meta.url))
+const headers = fileURLToPath(new URL("../node_modules/node-api-headers/include", import.meta.url))
+
+const cflags = [
+  "-std=gnu17",
+  "-D_GNU_SOURCE",
+  "-O2",
+  "-g",
+  "-Wall",
+  "-Wextra",
+  "-Werror",
+  "-fstack-protector-strong"
+]
+const sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+/** What is built: name → sources and flags. `static` targets become dynamic under the sanitizers, which need it. */
+const targets = {
+  "berth.node": {
+    sources: ["addon.c", "loop.c", "process.c"],
+    flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`],
+    libraries: ["-lpthread"]
+  },
+  "berth-supervisor": {
+    sources: [
+      "supervisor.c",
+      "unit.c",
+      "child.c",
+      "mount.c",
+      "overlay.c",
+      "privilege.c",
+      "cgroup.c",
+      "remove.c",
+      "plan.c"
+    ],
+    static: true
+  },
+  "plan-dump": { sources: ["plan_dump.c", "plan.c"] }
+}
+
+const plan = (name, target, sanitize, out) => [
+  ...cflags,
+  ...(sanitize ? sanitizers : ["-D_FORTIFY_SOURCE=2"]),
+  ...(target.flags ?? []),
+  ...(target.static && !sanitize ? ["-static"] : []),
+  "-o",
+  `${out}/${name}`,
+  ...target.sources.map((source) => `${here}${source}`),
+  ...(target.libraries ?? [])
+]
+
+const compile = (cc, args) =>
+  new Promise((resolve, reject) => {
+    const child = spawn(cc, args, { stdio: ["ignore", "inherit", "inherit"] })
+    child.on("error", (cause) =>
+      reject(new Error(`build: cannot run the C compiler "${cc}": ${cause.message}`))
+    )
+    child.on("exit", (code) =>
+      code === 0 ? resolve() : reject(new Error(`build: ${cc} ended with ${code}`))
+    )
+  })
+
+/**
+ * @param {{ sanitize?: boolean }} options
+ */
+export const build = async ({ sanitize = false } = {}) => {
+  const cc = process.env.CC ?? "cc"
+  const out = `${here}build${sanitize ? "/sanitize" : ""}`
+  mkdirSync(out, { recursive: true })
+  const shared = readdirSync(here)
+    .filter((file) => file.endsWith(".h"))
+    .sort()
+    .map((file) => readFileSync(`${here}${file}`))
+  const jobs = Object.entries(targets).map(async ([name, target]) => {
+    const args = plan(name, target, sanitize, out)
+    const hash = createHash("sha256").update(JSON.stringify([cc, args]))
+    for (const content of [...shared, ...target.sources.map((s) => readFileSync(`${here}${s}`))])
+      hash.update(content)
+    const digest = hash.digest("hex")
+    const stamp = `${out}/.${name}.sha256`
+    if (existsSync(`${out}/${name}`) && existsSync(stamp) && readFileSync(stamp, "utf8") === digest) return
+    await compile(cc, args)
+    writeFileSync(stamp, digest)
+  })
+  const failed = (await Promise.allSettled(jobs)).find((result) => result.status === "rejected")
+  if (failed) {
+    console.error(failed.reason.message)
+    process.exit(1)
+  }
+}

@@ -1,0 +1,198 @@
+#include "child.h"
+#include "mount.h"
+#include "privilege.h"
+#include "syscalls.h"
+#include "util.h"
+
+#include <net/if.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+#define PROC_SUPER_MAGIC 0x9fa0
+
+struct state {
+    const struct child *child;
+    struct failure failure;
+    int root;  // the root that is being composed, as a mount
+    int empty; // the mount that masked folders share
+};
+
+static int invalid(struct failure *failure, const char *call, int error) {
+    errno = error;
+    return fail(failure, call);
+}
+
+static int descriptor(const struct child *child, const union field *field) {
+    return field->fd == NO_FD ? child->null : child->descriptors[field->fd];
+}
+
+// The maps are written by the supervisor, who has to see this process's /proc/PID/uid_map as its own: it is made
+// dumpable for that long. Nobody else is in its namespaces yet.
+static int await_id_map(const struct child *child, struct failure *failure) {
+    char byte;
+    if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) return fail(failure, "prctl");
+    ssize_t n;
+    while ((n = read(child->gate, &byte, 1)) < 0 && errno == EINTR) continue;
+    if (n != 1) _exit(127); // the supervisor could not write them and reports that itself
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
+    return 0;
+}
+
+// The supervisor has entered the pid namespace before the clone; a child can only join the others. Joining a user
+// namespace makes a process dumpable again (CVE-2016-9962), so that is put right at once.
+static int join(int pidfd, int64_t flags, struct failure *failure) {
+    flags &= ~(int64_t)CLONE_NEWPID;
+    if (flags != 0 && setns(pidfd, (int)flags) < 0) return fail(failure, "setns");
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
+    return 0;
+}
+
+// Standard streams may lie on each other's numbers: all are first moved out of the way.
+static int place_stdio(const struct child *child, const union field *fields, struct failure *failure) {
+    int moved[3];
+    for (int k = 0; k < 3; k++)
+        if ((moved[k] = fcntl(descriptor(child, &fields[k]), F_DUPFD_CLOEXEC, 3)) < 0) return fail(failure, "fcntl");
+    for (int k = 0; k < 3; k++) {
+        if (dup2(moved[k], k) < 0) return fail(failure, "dup2");
+        close(moved[k]);
+    }
+    return 0;
+}
+
+static int loopback_up(struct failure *failure) {
+    struct ifreq interface = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+    cleanup_close int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return fail(failure, "socket");
+    return ioctl(fd, SIOCSIFFLAGS, &interface) < 0 ? fail(failure, "ioctl") : 0;
+}
+
+// Through a procfs of its own that is attached nowhere, never through what the container has at /proc
+// (CVE-2019-19921, CVE-2025-52881).
+static int write_sysctl(const char *key, const union field *value, struct failure *failure) {
+    struct statfs kind;
+    char path[256] = "sys/";
+    cleanup_close int fs = sys_fsopen("proc", FSOPEN_CLOEXEC);
+    if (fs < 0) return fail(failure, "fsopen");
+    if (sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0) return fail(failure, "fsconfig");
+    cleanup_close int proc = sys_fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+    if (proc < 0) return fail(failure, "fsmount");
+    if (fstatfs(proc, &kind) < 0 || kind.f_type != PROC_SUPER_MAGIC) return invalid(failure, "fstatfs", ENODEV);
+    if (strlen(key) >= sizeof path - 4) return invalid(failure, "openat2", ENAMETOOLONG);
+    memcpy(path + 4, key, strlen(key) + 1);
+    cleanup_close int file = sys_openat2(proc, path, O_WRONLY | O_CLOEXEC, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
+    if (file < 0) return fail(failure, "openat2");
+    return write(file, value->s.text, value->s.length) != (ssize_t)value->s.length ? fail(failure, "write") : 0;
+}
+
+// After the pivot: the folder must be reachable from the new root, or it is a descriptor's of the host (CVE-2024-21626).
+static int enter(const char *path, int create, struct failure *failure) {
+    char reached[4096];
+    if (chdir(path) < 0) {
+        if (errno != ENOENT || !create) return fail(failure, "chdir");
+        cleanup_close int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (root < 0) return fail(failure, "open");
+        if (mount_directory(root, path, 0755, failure) < 0) return -1;
+        if (chdir(path) < 0) return fail(failure, "chdir");
+    }
+    if (syscall(SYS_getcwd, reached, sizeof reached) < 0) return fail(failure, "getcwd");
+    return reached[0] != '/' ? invalid(failure, "getcwd", ENOENT) : 0;
+}
+
+// As execvp(3) would: a path that is there but cannot be executed decides the error over those that are not there.
+static int execute(const struct child *child, const union field *fields, struct failure *failure) {
+    char *const *argv = fields[2].l.items, *const *env = fields[3].l.items;
+    int error = ENOENT;
+    sigset_t none;
+    sigemptyset(&none);
+    if (sigprocmask(SIG_SETMASK, &none, NULL) < 0) return fail(failure, "sigprocmask");
+    if (sys_close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) < 0) return fail(failure, "close_range");
+    if (fields[0].fd != NO_FD) {
+        syscall(SYS_execveat, child->descriptors[fields[0].fd], "", argv, env, AT_EMPTY_PATH);
+        return fail(failure, "execveat");
+    }
+    for (size_t k = 0; k < fields[1].l.count; k++) {
+        execve(fields[1].l.items[k], argv, env);
+        if (errno == EACCES) error = EACCES;
+        else if (errno != ENOENT && errno != ENOTDIR) return fail(failure, "execve");
+    }
+    return invalid(failure, "execve", error);
+}
+
+// Becomes the supervisor's executable again, from its sealed copy, to have nothing of the supervisor's memory.
+static int hold(const struct child *child, struct failure *failure) {
+    char *const argv[] = {"berth-hold", NULL}, *const env[] = {NULL};
+    if (sys_close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) < 0) return fail(failure, "close_range");
+    syscall(SYS_execveat, child->self, "", argv, env, AT_EMPTY_PATH);
+    return fail(failure, "execveat");
+}
+
+static int take_root(struct state *state, int mount) {
+    if (mount < 0) return -1;
+    state->root = mount;
+    return 0;
+}
+
+static int perform(struct state *state, const struct operation *operation) {
+    const struct child *child = state->child;
+    const union field *f = operation->field;
+    struct failure *failure = &state->failure;
+
+    switch (operation->code) {
+    case OP_OVERLAY: return take_root(state, mount_overlay(&f[0], f[1].s.text, f[2].s.text, &f[3], (unsigned)f[4].i, failure));
+    case OP_OVERLAY_MEMORY: return take_root(state, mount_overlay_memory(&f[0], (unsigned)f[1].i, &f[2], &f[3], (unsigned)f[4].i, failure));
+    case OP_ROOT_MOUNT: return take_root(state, mount_reuse(descriptor(child, &f[0]), failure));
+    case OP_ROOT_BIND: return take_root(state, mount_clone(f[0].s.text, (unsigned)f[1].i, f[2].i != 0, failure));
+    case OP_ID_MAP: return await_id_map(child, failure);
+    case OP_JOIN: return join(descriptor(child, &f[0]), f[1].i, failure);
+    case OP_SESSION: return setsid() < 0 ? fail(failure, "setsid") : 0;
+    case OP_KEYRING: return privilege_keyring(f[0].s.text, failure);
+    case OP_STDIO: return place_stdio(child, f, failure);
+    case OP_RLIMIT: return privilege_rlimit(f, failure);
+    case OP_UNSHARE: return unshare((int)f[0].i) < 0 ? fail(failure, "unshare") : 0;
+    case OP_LOOPBACK: return loopback_up(failure);
+    case OP_ROOT: return mount_attach_root(state->root, failure);
+    case OP_MOUNT: return mount_filesystem(state->root, f, failure);
+    case OP_BIND: return mount_bind(state->root, f, failure);
+    case OP_DIRECTORY: return mount_directory(state->root, f[0].s.text, (unsigned)f[1].i, failure);
+    case OP_SYMLINK: return mount_symlink(state->root, f[0].s.text, f[1].s.text, failure);
+    case OP_DEVICE: return mount_device(state->root, f, failure);
+    case OP_MASK: return mount_mask(state->root, &state->empty, &f[0], failure);
+    case OP_READONLY: return mount_readonly(state->root, &f[0], failure);
+    case OP_PIVOT: return mount_pivot(state->root, failure);
+    case OP_ROOT_READONLY: return mount_root_readonly(failure);
+    case OP_HOSTNAME: return sethostname(f[0].s.text, f[0].s.length) < 0 ? fail(failure, "sethostname") : 0;
+    case OP_DOMAINNAME: return setdomainname(f[0].s.text, f[0].s.length) < 0 ? fail(failure, "setdomainname") : 0;
+    case OP_SYSCTL: return write_sysctl(f[0].s.text, &f[1], failure);
+    case OP_WORKING_DIRECTORY: return enter(f[0].s.text, f[1].i != 0, failure);
+    case OP_UMASK: umask((mode_t)f[0].i); return 0;
+    case OP_BOUNDING: return privilege_bounding((uint64_t)f[0].i, failure);
+    case OP_USER: return privilege_user(f, failure) < 0 ? -1 : privilege_die_with(child->supervisor, failure);
+    case OP_CAPABILITIES: return privilege_capabilities(f, failure);
+    case OP_NO_NEW_PRIVILEGES: return privilege_no_new_privileges(failure);
+    case OP_SECCOMP: return privilege_seccomp(&f[0], failure);
+    case OP_EXEC: return execute(child, f, failure);
+    case OP_HOLD: return hold(child, failure);
+    default: return invalid(failure, "plan", EINVAL);
+    }
+}
+
+_Noreturn void child_run(const struct child *child) {
+    struct state state = {.child = child, .root = -1, .empty = -1};
+    size_t at = child->plan->process;
+    // The plan's own umask comes later; until then modes are what the plan says.
+    umask(0);
+    if (privilege_die_with(child->supervisor, &state.failure) == 0) {
+        while (++at < child->plan->count)
+            if (perform(&state, &child->plan->operations[at]) < 0) break;
+    }
+    state.failure.operation = (uint32_t)at;
+    // One write of less than PIPE_BUF into an empty pipe is whole or not at all; there is nobody to tell of the latter.
+    if (write(child->failures, &state.failure, sizeof state.failure) < 0) _exit(126);
+    _exit(127);
+}

@@ -1,0 +1,19 @@
+// The child: from the clone to exec.
+#pragma once
+
+#include "plan.h"
+
+struct child {
+    const struct plan *plan;
+    const int *descriptors; // those that came with the message
+    int failures;           // write end of the pipe for a struct failure; exec closes it
+    int gate;               // read end of a pipe: a byte says that the id maps are written; -1 where there are none
+    int supervisor;         // pidfd of the supervisor
+    int null;               // /dev/null
+    int self;               // the supervisor's own executable
+};
+
+// Performs the plan's operations behind `process`. Never returns: it executes the command, or writes a struct failure
+// and exits. Nothing in here, or below it, allocates or calls what signal-safety(7) does not list: the parent may be
+// anything at the time of the clone.
+_Noreturn void child_run(const struct child *child);

@@ -1,0 +1,115 @@
+#include "loop.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define BATCH 64
+
+// A token of 0 is the loop's own: its thread is to end.
+#define TOKEN_END 0
+
+struct loop {
+    napi_env env;
+    napi_threadsafe_function ready;
+    pthread_t thread;
+    int epoll;
+    int end; // eventfd
+};
+
+struct batch {
+    int count;
+    struct epoll_event events[BATCH];
+};
+
+static void call_ready(napi_env env, napi_value ready, void *context, void *data) {
+    struct batch *batch = data;
+    (void)context;
+    for (int k = 0; env && k < batch->count; k++) {
+        napi_value receiver, arguments[2];
+        napi_get_undefined(env, &receiver);
+        napi_create_double(env, (double)batch->events[k].data.u64, &arguments[0]);
+        napi_create_uint32(env, batch->events[k].events, &arguments[1]);
+        // An exception stays pending and is reported by the runtime as uncaught; nothing here hides it.
+        if (napi_call_function(env, receiver, ready, 2, arguments, NULL) != napi_ok) break;
+    }
+    free(batch);
+}
+
+// One call of JavaScript for all that one epoll_wait(2) gives, so that a burst costs one wake-up.
+static void *run(void *argument) {
+    struct loop *loop = argument;
+    for (;;) {
+        struct batch *batch = malloc(sizeof *batch);
+        if (!batch) abort();
+        while ((batch->count = epoll_wait(loop->epoll, batch->events, BATCH, -1)) < 0 && errno == EINTR) continue;
+        int ending = batch->count < 0;
+        for (int k = 0; k < batch->count; k++) ending |= batch->events[k].data.u64 == TOKEN_END;
+        if (ending || napi_call_threadsafe_function(loop->ready, batch, napi_tsfn_nonblocking) != napi_ok) {
+            free(batch);
+            return NULL;
+        }
+    }
+}
+
+// The environment (a process, a worker) ends: the thread is joined before anything that it uses goes.
+static void stop(void *argument) {
+    struct loop *loop = argument;
+    uint64_t one = 1;
+    if (write(loop->end, &one, sizeof one) == (ssize_t)sizeof one) pthread_join(loop->thread, NULL);
+    napi_release_threadsafe_function(loop->ready, napi_tsfn_abort);
+    close(loop->end);
+    close(loop->epoll);
+    free(loop);
+}
+
+static int start_thread(struct loop *loop) {
+    struct epoll_event end = {.events = EPOLLIN, .data.u64 = TOKEN_END};
+    sigset_t all, before;
+    if ((loop->epoll = epoll_create1(EPOLL_CLOEXEC)) < 0) return -1;
+    if ((loop->end = eventfd(0, EFD_CLOEXEC)) < 0) return -1;
+    if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, loop->end, &end) < 0) return -1;
+    // Signals are for JavaScript's threads.
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&loop->thread, NULL, run, loop);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error == 0 ? 0 : -1;
+}
+
+struct loop *loop_start(napi_env env, napi_value ready) {
+    napi_value name;
+    struct loop *loop = malloc(sizeof *loop);
+    if (!loop) return NULL;
+    *loop = (struct loop){.env = env, .epoll = -1, .end = -1};
+    if (napi_create_string_utf8(env, "berth", NAPI_AUTO_LENGTH, &name) == napi_ok &&
+        napi_create_threadsafe_function(env, ready, NULL, name, 0, 1, NULL, NULL, NULL, call_ready, &loop->ready) == napi_ok) {
+        napi_unref_threadsafe_function(env, loop->ready);
+        if (start_thread(loop) == 0 && napi_add_env_cleanup_hook(env, stop, loop) == napi_ok) return loop;
+        napi_release_threadsafe_function(loop->ready, napi_tsfn_abort);
+    }
+    if (loop->epoll >= 0) close(loop->epoll);
+    if (loop->end >= 0) close(loop->end);
+    free(loop);
+    return NULL;
+}
+
+int loop_watch(struct loop *loop, int fd, uint32_t events, uint64_t token) {
+    struct epoll_event event = {.events = events | EPOLLONESHOT, .data.u64 = token};
+    if (epoll_ctl(loop->epoll, EPOLL_CTL_MOD, fd, &event) == 0) return 0;
+    if (errno != ENOENT) return -errno;
+    return epoll_ctl(loop->epoll, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
+}
+
+void loop_forget(struct loop *loop, int fd) {
+    epoll_ctl(loop->epoll, EPOLL_CTL_DEL, fd, NULL);
+}
+
+void loop_hold(struct loop *loop, int held) {
+    if (held) napi_ref_threadsafe_function(loop->env, loop->ready);
+    else napi_unref_threadsafe_function(loop->env, loop->ready);
+}

@@ -1,0 +1,229 @@
+// Attaching: everything that a container sees below its root, placed by descriptor.
+#include "mount.h"
+#include "overlay.h"
+#include "syscalls.h"
+#include "util.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+// Symbolic links are followed, as they are the image's own, but only inside the root; /proc/self/fd and its like never
+// (CVE-2021-30465, CVE-2026-41579). A rename racing with "..", which only an attacker does here, gives EAGAIN.
+static int resolve(int root, const char *path, uint64_t flags) {
+    for (int attempt = 0;; attempt++) {
+        int fd = sys_openat2(root, path, flags | O_CLOEXEC, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+        if (fd >= 0 || errno != EAGAIN || attempt == 32) return fd;
+    }
+}
+
+// Opens the folder that holds `path`'s last component and copies that component; missing folders are made, each by
+// the descriptor of the one above it, so that no link can place one outside (CVE-2024-45310).
+static int resolve_parent(int root, const char *path, char *last, size_t room, struct failure *failure) {
+    char prefix[4096];
+    size_t length = strlen(path);
+    while (length > 0 && path[length - 1] == '/') length--;
+    size_t cut = length;
+    while (cut > 0 && path[cut - 1] != '/') cut--;
+    if (length == 0 || length >= sizeof prefix || length - cut >= room) {
+        errno = length == 0 ? EINVAL : ENAMETOOLONG;
+        return fail(failure, "openat2");
+    }
+    memcpy(last, path + cut, length - cut);
+    last[length - cut] = '\0';
+    memcpy(prefix, path, cut);
+    prefix[cut] = '\0';
+
+    int parent = resolve(root, cut == 0 ? "/" : prefix, O_PATH | O_DIRECTORY);
+    if (parent >= 0) return parent;
+    if (errno != ENOENT) return fail(failure, "openat2");
+    if ((parent = resolve(root, "/", O_PATH | O_DIRECTORY)) < 0) return fail(failure, "openat2");
+    for (size_t at = 0; at < cut; at++) {
+        if (prefix[at] != '/' || at == 0) continue;
+        size_t start = at;
+        while (start > 0 && prefix[start - 1] != '/') start--;
+        prefix[at] = '\0';
+        if (start < at && mkdirat(parent, prefix + start, 0755) < 0 && errno != EEXIST) {
+            close(parent);
+            return fail(failure, "mkdirat");
+        }
+        close(parent);
+        if ((parent = resolve(root, prefix, O_PATH | O_DIRECTORY)) < 0) return fail(failure, "openat2");
+        prefix[at] = '/';
+    }
+    return parent;
+}
+
+// The target of a mount as a descriptor, made if it is missing: a folder, or an empty file where `file` says so.
+static int resolve_target(int root, const char *path, int file, struct failure *failure) {
+    char last[256];
+    int target = resolve(root, path, O_PATH);
+    if (target >= 0) return target;
+    if (errno != ENOENT) return fail(failure, "openat2");
+    cleanup_close int parent = resolve_parent(root, path, last, sizeof last, failure);
+    if (parent < 0) return -1;
+    if (file) {
+        int made = openat(parent, last, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+        if (made < 0) return fail(failure, "openat");
+        close(made);
+    } else if (mkdirat(parent, last, 0755) < 0) {
+        return fail(failure, "mkdirat");
+    }
+    target = resolve(root, path, O_PATH);
+    return target < 0 ? fail(failure, "openat2") : target;
+}
+
+static int attach(int mount, int target, struct failure *failure) {
+    if (sys_move_mount(mount, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0) return fail(failure, "move_mount");
+    return 0;
+}
+
+static int clone_tree(int dir, const char *path, unsigned attributes, int recursive, struct failure *failure) {
+    unsigned deep = recursive ? AT_RECURSIVE : 0;
+    int tree = sys_open_tree(dir, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | deep | (*path ? 0 : AT_EMPTY_PATH));
+    if (tree < 0) return fail(failure, "open_tree");
+    struct mount_attr set = {.attr_set = attributes, .propagation = MS_PRIVATE};
+    if (sys_mount_setattr(tree, "", AT_EMPTY_PATH | deep, &set) < 0) {
+        fail(failure, "mount_setattr");
+        close(tree);
+        return -1;
+    }
+    return tree;
+}
+
+int mount_clone(const char *path, unsigned attributes, int recursive, struct failure *failure) {
+    return clone_tree(AT_FDCWD, path, attributes, recursive, failure);
+}
+
+int mount_reuse(int mount, struct failure *failure) {
+    int tree = sys_open_tree(mount, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE | AT_EMPTY_PATH);
+    if (tree < 0 && errno == EINVAL) tree = fcntl(mount, F_DUPFD_CLOEXEC, 3);
+    return tree < 0 ? fail(failure, "open_tree") : tree;
+}
+
+int mount_attach_root(int root, struct failure *failure) {
+    if (sys_move_mount(root, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH) < 0) return fail(failure, "move_mount");
+    return 0;
+}
+
+// pivot_root(2), NOTES: with "." for both, the old root ends up on top of the new one at the same place, from where
+// it is detached; no folder for it is needed. The old root is a slave of the host's already, so nothing spreads there.
+int mount_pivot(int root, struct failure *failure) {
+    cleanup_close int old = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (old < 0) return fail(failure, "open");
+    if (fchdir(root) < 0) return fail(failure, "fchdir");
+    if (sys_pivot_root(".", ".") < 0) return fail(failure, "pivot_root");
+    if (fchdir(old) < 0) return fail(failure, "fchdir");
+    if (sys_umount2(".", MNT_DETACH) < 0) return fail(failure, "umount2");
+    if (chdir("/") < 0) return fail(failure, "chdir");
+    return 0;
+}
+
+int mount_root_readonly(struct failure *failure) {
+    struct mount_attr set = {.attr_set = MOUNT_ATTR_RDONLY};
+    if (sys_mount_setattr(AT_FDCWD, "/", 0, &set) < 0) return fail(failure, "mount_setattr");
+    return 0;
+}
+
+int mount_filesystem(int root, const union field *fields, struct failure *failure) {
+    cleanup_close int fs = sys_fsopen(fields[0].s.text, FSOPEN_CLOEXEC);
+    if (fs < 0) return fail(failure, "fsopen");
+    cleanup_close int mount = mount_create(fs, &fields[2], (unsigned)fields[3].i, failure);
+    if (mount < 0) return -1;
+    cleanup_close int target = resolve_target(root, fields[1].s.text, 0, failure);
+    if (target < 0) return -1;
+    return attach(mount, target, failure);
+}
+
+int mount_bind(int root, const union field *fields, struct failure *failure) {
+    struct stat source;
+    cleanup_close int tree = clone_tree(AT_FDCWD, fields[0].s.text, (unsigned)fields[2].i, fields[3].i != 0, failure);
+    if (tree < 0) return -1;
+    if (fstat(tree, &source) < 0) return fail(failure, "fstat");
+    cleanup_close int target = resolve_target(root, fields[1].s.text, !S_ISDIR(source.st_mode), failure);
+    if (target < 0) return -1;
+    return attach(tree, target, failure);
+}
+
+int mount_directory(int root, const char *path, unsigned mode, struct failure *failure) {
+    char last[256];
+    cleanup_close int parent = resolve_parent(root, path, last, sizeof last, failure);
+    if (parent < 0) return -1;
+    if (mkdirat(parent, last, mode) < 0 && errno != EEXIST) return fail(failure, "mkdirat");
+    return 0;
+}
+
+int mount_symlink(int root, const char *target, const char *path, struct failure *failure) {
+    char last[256];
+    cleanup_close int parent = resolve_parent(root, path, last, sizeof last, failure);
+    if (parent < 0) return -1;
+    if (symlinkat(target, parent, last) < 0) return fail(failure, "symlinkat");
+    return 0;
+}
+
+int mount_device(int root, const union field *fields, struct failure *failure) {
+    char last[256];
+    cleanup_close int parent = resolve_parent(root, fields[0].s.text, last, sizeof last, failure);
+    if (parent < 0) return -1;
+    if (mknodat(parent, last, (mode_t)fields[1].i, makedev((unsigned)fields[2].i, (unsigned)fields[3].i)) < 0) return fail(failure, "mknodat");
+    // mknod(2) applies the umask.
+    if (fchmodat(parent, last, (mode_t)fields[1].i & 07777, 0) < 0) return fail(failure, "fchmodat");
+    return 0;
+}
+
+// What a masked path shows: for a folder one empty read-only tmpfs, shared by all of this container's; for anything
+// else the host's null device, taken before the pivot and checked to be one (CVE-2025-31133).
+static int mask_source(int folder, int *empty, struct failure *failure) {
+    struct stat null;
+    if (!folder) {
+        cleanup_close int source = sys_open_tree(AT_FDCWD, "/dev/null", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+        if (source < 0) return fail(failure, "open_tree");
+        if (fstat(source, &null) < 0) return fail(failure, "fstat");
+        if (!S_ISCHR(null.st_mode) || null.st_rdev != makedev(1, 3)) {
+            errno = ENODEV;
+            return fail(failure, "fstat");
+        }
+        return steal_fd(&source);
+    }
+    if (*empty >= 0) {
+        int copy = sys_open_tree(*empty, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+        return copy < 0 ? fail(failure, "open_tree") : copy;
+    }
+    cleanup_close int fs = sys_fsopen("tmpfs", FSOPEN_CLOEXEC);
+    if (fs < 0) return fail(failure, "fsopen");
+    if (mount_option(fs, "nr_inodes=1", failure) < 0) return -1;
+    if (mount_option(fs, "mode=0755", failure) < 0) return -1;
+    *empty = mount_create(fs, NULL, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, failure);
+    if (*empty < 0) return -1;
+    int first = fcntl(*empty, F_DUPFD_CLOEXEC, 3);
+    return first < 0 ? fail(failure, "fcntl") : first;
+}
+
+int mount_mask(int root, int *empty, const union field *paths, struct failure *failure) {
+    for (size_t k = 0; k < paths->l.count; k++) {
+        struct stat masked;
+        cleanup_close int target = resolve(root, paths->l.items[k], O_PATH);
+        if (target < 0) {
+            if (errno == ENOENT || errno == ENOTDIR) continue;
+            return fail(failure, "openat2");
+        }
+        if (fstat(target, &masked) < 0) return fail(failure, "fstat");
+        cleanup_close int source = mask_source(S_ISDIR(masked.st_mode), empty, failure);
+        if (source < 0 || attach(source, target, failure) < 0) return -1;
+    }
+    return 0;
+}
+
+int mount_readonly(int root, const union field *paths, struct failure *failure) {
+    for (size_t k = 0; k < paths->l.count; k++) {
+        cleanup_close int target = resolve(root, paths->l.items[k], O_PATH);
+        if (target < 0) {
+            if (errno == ENOENT || errno == ENOTDIR) continue;
+            return fail(failure, "openat2");
+        }
+        cleanup_close int tree = clone_tree(target, "", MOUNT_ATTR_RDONLY, 1, failure);
+        if (tree < 0 || attach(tree, target, failure) < 0) return -1;
+    }
+    return 0;
+}

@@ -1,0 +1,387 @@
+// The supervisor: the parent of every container of one Berth, single-threaded, and gone with all that it owns as soon
+// as its socket closes, whatever the reason.
+//
+//   berth-supervisor FOLDER SOCKET SELF [single-id]
+//
+// FOLDER is its state folder, removed at the end. SOCKET and SELF are inherited descriptors: its end of the socket
+// pair, and its own executable, which nobody can write. With `single-id` it first enters a user namespace in which
+// it is root and its user is the only one.
+#include "plan.h"
+#include "protocol.h"
+#include "remove.h"
+#include "syscalls.h"
+#include "unit.h"
+#include "util.h"
+
+#include <sched.h>
+#include <signal.h>
+#include <stdalign.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#define RETRY_MS 5
+#define RETRIES_MAX 400
+
+// A reply that the socket had no room for yet.
+struct queued {
+    struct queued *next;
+    struct reply reply;
+    int fd;
+};
+
+static struct supervisor shared;
+static struct unit *units;
+static struct queued *queue, **queue_end = &queue;
+static int connection, events, signals;
+static bool closing;
+
+// Replies
+
+static bool send_now(const struct reply *reply, int fd) {
+    alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
+    struct iovec data = {.iov_base = (void *)reply, .iov_len = sizeof *reply};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
+    if (fd >= 0) {
+        message.msg_control = control;
+        message.msg_controllen = sizeof control;
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    }
+    ssize_t n;
+    while ((n = sendmsg(connection, &message, MSG_DONTWAIT | MSG_NOSIGNAL)) < 0 && errno == EINTR) continue;
+    // Any other error is the other end's going, which the socket reports by itself.
+    return n >= 0 || errno != EAGAIN;
+}
+
+static void watch_connection(uint32_t wanted) {
+    struct epoll_event event = {.events = wanted, .data.ptr = &connection};
+    epoll_ctl(events, EPOLL_CTL_MOD, connection, &event);
+}
+
+static void send_reply(struct reply *reply, int fd) {
+    if (closing) return;
+    if (!queue && send_now(reply, fd)) return;
+    struct queued *queued = malloc(sizeof *queued);
+    if (!queued) abort(); // a lost reply would be a lost container
+    *queued = (struct queued){.reply = *reply, .fd = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 3)};
+    if (!queue) watch_connection(EPOLLIN | EPOLLOUT);
+    *queue_end = queued;
+    queue_end = &queued->next;
+}
+
+static void flush_queue(void) {
+    while (queue) {
+        struct queued *first = queue;
+        if (!closing && !send_now(&first->reply, first->fd)) return;
+        if (!(queue = first->next)) queue_end = &queue;
+        close_descriptor(&first->fd);
+        free(first);
+    }
+    if (!closing) watch_connection(EPOLLIN);
+}
+
+static void send_failure(enum reply_type type, uint32_t id, const struct failure *failure) {
+    struct reply reply = {.type = type, .id = id, .failure = *failure};
+    send_reply(&reply, -1);
+}
+
+// Units
+
+static struct unit *find_unit(uint32_t id) {
+    struct unit *unit = units;
+    while (unit && unit->id != id) unit = unit->next;
+    return unit;
+}
+
+static void forget(struct unit *unit) {
+    struct unit **link = &units;
+    while (*link != unit) link = &(*link)->next;
+    *link = unit->next;
+    unit_free(unit);
+}
+
+// Goes on with giving a unit back, once its process has been waited for.
+static void give_back(struct unit *unit) {
+    if (unit->pid > 0 || !(unit->failed || unit->releasing)) return;
+    int left = unit_remove(unit);
+    if (left == 1 && unit->remover == 0 && ++unit->attempts >= RETRIES_MAX) {
+        unit_give_up(unit, EBUSY);
+        left = unit_remove(unit);
+    }
+    if (left == 1) return;
+    if (unit->failed) send_failure(REPLY_FAILED, unit->id, &unit->failure);
+    if (unit->releasing) send_failure(REPLY_RELEASED, unit->id, &unit->leftover);
+    forget(unit);
+}
+
+static void take_outcome(struct unit *unit) {
+    // By hand: a child that has not executed yet holds a copy of the descriptor, so closing ours does not end the watch.
+    epoll_ctl(events, EPOLL_CTL_DEL, unit->failures, NULL);
+    if (!unit_executed(unit)) return;
+    struct reply reply = {.type = REPLY_STARTED, .id = unit->id, .pid = unit->pid};
+    send_reply(&reply, unit->pidfd);
+}
+
+static void begin(struct unit *unit, const struct plan *plan, const int *descriptors) {
+    if (!unit_start(unit, &shared, plan, descriptors)) {
+        unit->failed = true;
+        unit_kill(unit);
+        give_back(unit);
+    } else if (unit->failures >= 0) {
+        struct epoll_event event = {.events = EPOLLIN, .data.ptr = unit};
+        epoll_ctl(events, EPOLL_CTL_ADD, unit->failures, &event);
+    } else {
+        struct reply reply = {.type = REPLY_STARTED, .id = unit->id};
+        send_reply(&reply, unit->mount);
+        close_descriptor(&unit->mount);
+        unit->mount = -1;
+    }
+}
+
+static void start(uint32_t id, const uint8_t *bytes, size_t length, const int *descriptors, size_t count) {
+    struct plan plan;
+    struct failure failure = {.error = EBADMSG, .syscall = "plan"};
+    const char *wrong = plan_decode(&plan, bytes, length, count);
+    struct unit *unit = wrong || find_unit(id) ? NULL : malloc(sizeof *unit);
+    if (unit) {
+        *unit = (struct unit){.next = units, .id = id, .pidfd = -1, .failures = -1, .mount = -1};
+        units = unit;
+        begin(unit, &plan, descriptors);
+    } else {
+        send_failure(REPLY_FAILED, id, &failure);
+    }
+    plan_free(&plan);
+}
+
+static void release(struct unit *unit) {
+    unit->releasing = true;
+    unit_kill(unit);
+    give_back(unit);
+}
+
+static void reap(void) {
+    struct rusage usage;
+    pid_t pid;
+    int status;
+    while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
+        struct unit *unit = units;
+        while (unit && unit->pid != pid && unit->remover != pid) unit = unit->next;
+        if (!unit) continue;
+        if (unit->remover == pid) {
+            unit_remover_done(unit, status);
+        } else {
+            // Its end of the pipe is closed by now: what it had to say can be read.
+            if (unit->failures >= 0) take_outcome(unit);
+            unit->pid = 0;
+            if (!unit->failed) {
+                struct reply reply = {
+                    .type = REPLY_EXITED,
+                    .id = unit->id,
+                    .pid = pid,
+                    .status = status,
+                    .user_us = (uint64_t)usage.ru_utime.tv_sec * 1000000 + (uint64_t)usage.ru_utime.tv_usec,
+                    .system_us = (uint64_t)usage.ru_stime.tv_sec * 1000000 + (uint64_t)usage.ru_stime.tv_usec,
+                    .max_rss_kib = (uint64_t)usage.ru_maxrss,
+                };
+                send_reply(&reply, -1);
+            }
+        }
+        give_back(unit);
+    }
+}
+
+// Requests
+
+static void close_all(int *descriptors, size_t count) {
+    for (size_t k = 0; k < count; k++) close(descriptors[k]);
+}
+
+static uint8_t *read_memfd(int fd, size_t length) {
+    uint8_t *bytes = malloc(length);
+    for (size_t done = 0; bytes && done < length;) {
+        ssize_t n = pread(fd, bytes + done, length - done, (off_t)done);
+        if (n <= 0) {
+            free(bytes);
+            return NULL;
+        }
+        done += (size_t)n;
+    }
+    return bytes;
+}
+
+static void handle(const struct request *request, const uint8_t *body, size_t length, int *descriptors, size_t count) {
+    struct unit *unit = find_unit(request->id);
+    if (request->type == REQUEST_RELEASE) {
+        struct failure none = {0};
+        if (unit) release(unit);
+        else send_failure(REPLY_RELEASED, request->id, &none);
+    } else if (request->type == REQUEST_START && request->plan_bytes == 0) {
+        start(request->id, body, length, descriptors, count);
+    } else if (request->type == REQUEST_START && count > 0 && request->plan_bytes <= PLAN_BYTES_MAX) {
+        uint8_t *plan = read_memfd(descriptors[0], request->plan_bytes);
+        start(request->id, plan, plan ? request->plan_bytes : 0, descriptors + 1, count - 1);
+        free(plan);
+    } else {
+        struct failure failure = {.error = EBADMSG, .syscall = "recvmsg"};
+        send_failure(REPLY_FAILED, request->id, &failure);
+    }
+}
+
+// False once the other end is gone.
+static bool receive(void) {
+    static uint8_t bytes[MESSAGE_BYTES_MAX];
+    alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * MESSAGE_FDS_MAX)];
+    int descriptors[MESSAGE_FDS_MAX];
+    size_t count = 0;
+    struct iovec data = {.iov_base = bytes, .iov_len = sizeof bytes};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    struct request request;
+
+    ssize_t n = recvmsg(connection, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n < 0) return errno == EAGAIN || errno == EINTR;
+    if (n == 0) return false;
+    for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+        size_t here = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        memcpy(descriptors + count, CMSG_DATA(header), here * sizeof(int));
+        count += here;
+    }
+    // A message that was cut is answered, not guessed at; one without a whole head has nobody to answer to.
+    if ((size_t)n >= sizeof request) {
+        memcpy(&request, bytes, sizeof request);
+        if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) request.type = 0;
+        handle(&request, bytes + sizeof request, (size_t)n - sizeof request, descriptors, count);
+    }
+    close_all(descriptors, count);
+    return true;
+}
+
+// The loop
+
+static void close_down(void) {
+    closing = true;
+    flush_queue();
+    epoll_ctl(events, EPOLL_CTL_DEL, connection, NULL);
+    close(connection);
+    for (struct unit *unit = units, *next; unit; unit = next) {
+        next = unit->next; // releasing may forget the unit
+        release(unit);
+    }
+}
+
+static bool retrying(void) {
+    for (struct unit *unit = units; unit; unit = unit->next)
+        if (unit->pid == 0 && (unit->releasing || unit->failed) && unit->remover == 0) return true;
+    return false;
+}
+
+static void run(void) {
+    struct epoll_event ready[64];
+    struct signalfd_siginfo information[16];
+    while (!closing || units) {
+        int n = epoll_wait(events, ready, countof(ready), retrying() ? RETRY_MS : -1);
+        bool children = false;
+        for (int k = 0; k < n; k++) {
+            void *source = ready[k].data.ptr;
+            if (source == &connection) {
+                if (ready[k].events & EPOLLOUT) flush_queue();
+                if (!receive() && !closing) close_down();
+            } else if (source == &signals) {
+                ssize_t length = read(signals, information, sizeof information);
+                for (size_t s = 0; length > 0 && s < (size_t)length / sizeof *information; s++) {
+                    if (information[s].ssi_signo == SIGCHLD) children = true;
+                    else if (!closing) close_down();
+                }
+            } else {
+                take_outcome(source);
+            }
+        }
+        // Last, as it may forget units that an event of this round names.
+        if (children) reap();
+        for (struct unit *unit = units, *next; unit; unit = next) {
+            next = unit->next;
+            if (unit->remover == 0) give_back(unit);
+        }
+    }
+}
+
+// Setting up
+
+static int enter_user_namespace(struct failure *failure) {
+    char uid_map[64], gid_map[64];
+    snprintf(uid_map, sizeof uid_map, "0 %u 1", (unsigned)geteuid());
+    snprintf(gid_map, sizeof gid_map, "0 %u 1", (unsigned)getegid());
+    if (unshare(CLONE_NEWUSER) < 0) return fail(failure, "unshare");
+    const char *files[][2] = {{"/proc/self/uid_map", uid_map}, {"/proc/self/setgroups", "deny"}, {"/proc/self/gid_map", gid_map}};
+    for (size_t k = 0; k < countof(files); k++) {
+        cleanup_close int fd = open(files[k][0], O_WRONLY | O_CLOEXEC);
+        if (fd < 0) return fail(failure, "open");
+        if (write(fd, files[k][1], strlen(files[k][1])) < 0) return fail(failure, "write");
+    }
+    return 0;
+}
+
+// A mount namespace of its own that hears of the host's mounts and tells of none: what a child inherits from it needs
+// no changing before its pivot.
+static int set_up(bool single_id, struct failure *failure) {
+    sigset_t handled;
+    sigemptyset(&handled);
+    for (int number = 1; number < 32; number++) signal(number, SIG_DFL); // the JavaScript process ignores some
+    for (size_t k = 0; k < 4; k++) sigaddset(&handled, (int[]){SIGCHLD, SIGTERM, SIGINT, SIGHUP}[k]);
+    if (sigprocmask(SIG_SETMASK, &handled, NULL) < 0) return fail(failure, "sigprocmask");
+    if (single_id && enter_user_namespace(failure) < 0) return -1;
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
+    if (unshare(CLONE_NEWNS) < 0) return fail(failure, "unshare");
+    if (sys_mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return fail(failure, "mount");
+    if (chdir("/") < 0) return fail(failure, "chdir");
+    if ((shared.null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0) return fail(failure, "open");
+    if ((shared.pid_namespace = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC)) < 0) return fail(failure, "open");
+    if ((shared.pidfd = sys_pidfd_open(getpid())) < 0) return fail(failure, "pidfd_open");
+    if ((signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return fail(failure, "signalfd");
+    if ((events = epoll_create1(EPOLL_CLOEXEC)) < 0) return fail(failure, "epoll_create1");
+    struct epoll_event from_connection = {.events = EPOLLIN, .data.ptr = &connection};
+    struct epoll_event from_signals = {.events = EPOLLIN, .data.ptr = &signals};
+    if (epoll_ctl(events, EPOLL_CTL_ADD, connection, &from_connection) < 0) return fail(failure, "epoll_ctl");
+    if (epoll_ctl(events, EPOLL_CTL_ADD, signals, &from_signals) < 0) return fail(failure, "epoll_ctl");
+    return 0;
+}
+
+// What holds namespaces open: pid 1 that does nothing but wait for orphans.
+static _Noreturn void hold(void) {
+    sigset_t all;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    for (int number;;) {
+        sigwait(&all, &number);
+        while (waitpid(-1, NULL, WNOHANG) > 0) continue;
+    }
+}
+
+int main(int argc, char **argv) {
+    struct failure failure = {0};
+    if (argc >= 1 && !strcmp(argv[0], "berth-hold")) hold();
+    if (argc < 4) {
+        fputs("berth-supervisor is started by the berth library\n", stderr);
+        return 2;
+    }
+    connection = atoi(argv[2]);
+    shared.self = atoi(argv[3]);
+    if (set_up(argc > 4 && !strcmp(argv[4], "single-id"), &failure) < 0) {
+        send_failure(REPLY_FAILED, 0, &failure);
+        return 1;
+    }
+    struct reply ready = {.type = REPLY_READY, .pid = getpid()};
+    send_reply(&ready, -1);
+    run();
+    remove_tree(argv[1], __LONG_MAX__);
+    return 0;
+}

@@ -1,0 +1,254 @@
+#include "unit.h"
+#include "cgroup.h"
+#include "child.h"
+#include "mount.h"
+#include "remove.h"
+#include "syscalls.h"
+#include "util.h"
+
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+// Entries that are removed in passing; a larger folder gets a process of its own, so that no start waits for it.
+#define REMOVE_AT_ONCE 64
+#define CGROUPS_MAX 16
+
+// The cgroups that the child is to enter: one by the clone on version 2, the others by itself, each with the
+// operation that asked for it.
+struct entrances {
+    int unified;
+    size_t count;
+    int tasks[CGROUPS_MAX];
+};
+
+static void close_entrances(struct entrances *entrances) {
+    close_descriptor(&entrances->unified);
+    while (entrances->count > 0) close_descriptor(&entrances->tasks[--entrances->count]);
+}
+
+static int own(struct unit *unit, const char *path, bool cgroup, struct failure *failure) {
+    size_t length = strlen(path) + 1;
+    struct owned *owned = malloc(sizeof *owned + length);
+    if (!owned) return fail(failure, "malloc");
+    memcpy(owned->path, path, length);
+    owned->cgroup = cgroup;
+    owned->next = unit->owned;
+    unit->owned = owned;
+    return 0;
+}
+
+static int make_scratch(struct unit *unit, const union field *f, struct failure *failure) {
+    if (mkdir(f[0].s.text, 0700) < 0) return fail(failure, "mkdir");
+    if (own(unit, f[0].s.text, false, failure) < 0) return -1;
+    return chmod(f[0].s.text, (mode_t)f[1].i) < 0 ? fail(failure, "chmod") : 0;
+}
+
+static int enter_cgroup(struct entrances *entrances, const union field *f, struct failure *failure) {
+    bool taken = f[1].i == 2 ? entrances->unified >= 0 : entrances->count == CGROUPS_MAX;
+    if (taken) {
+        errno = E2BIG;
+        return fail(failure, "open");
+    }
+    int fd = cgroup_entrance(f[0].s.text, (int)f[1].i, failure);
+    if (fd < 0) return -1;
+    if (f[1].i == 2) entrances->unified = fd;
+    else entrances->tasks[entrances->count++] = fd;
+    return 0;
+}
+
+static int take_mount(struct unit *unit, int mount) {
+    if (mount < 0) return -1;
+    close_descriptor(&unit->mount);
+    unit->mount = mount;
+    return 0;
+}
+
+static int prepare(struct unit *unit, const struct operation *operation, struct entrances *entrances) {
+    const union field *f = operation->field;
+    struct failure *failure = &unit->failure;
+    switch (operation->code) {
+    case OP_CGROUP_CREATE: return cgroup_create(f[0].s.text, failure) < 0 ? -1 : own(unit, f[0].s.text, true, failure);
+    case OP_CGROUP_WRITE: return cgroup_write(f[0].s.text, f[1].s.text, f[1].s.length, failure);
+    case OP_CGROUP_JOIN: return enter_cgroup(entrances, f, failure);
+    case OP_SCRATCH: return make_scratch(unit, f, failure);
+    case OP_OVERLAY: return take_mount(unit, mount_overlay(&f[0], f[1].s.text, f[2].s.text, &f[3], (unsigned)f[4].i, failure));
+    case OP_OVERLAY_MEMORY: return take_mount(unit, mount_overlay_memory(&f[0], (unsigned)f[1].i, &f[2], &f[3], (unsigned)f[4].i, failure));
+    default:
+        errno = EINVAL;
+        return fail(failure, "plan");
+    }
+}
+
+static int write_proc(pid_t pid, const char *file, const char *text, size_t length, struct failure *failure) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, file);
+    cleanup_close int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return fail(failure, "open");
+    return write(fd, text, length) != (ssize_t)length ? fail(failure, "write") : 0;
+}
+
+// user_namespaces(7): without CAP_SETGID in the parent namespace, setgroups must be denied before gid_map can be written.
+static int write_id_maps(pid_t pid, const union field *f, struct failure *failure) {
+    if (write_proc(pid, "uid_map", f[0].s.text, f[0].s.length, failure) < 0) return -1;
+    if (write_proc(pid, "gid_map", f[1].s.text, f[1].s.length, failure) == 0) return 0;
+    if (failure->error != EPERM || write_proc(pid, "setgroups", "deny", 4, failure) < 0) return -1;
+    return write_proc(pid, "gid_map", f[1].s.text, f[1].s.length, failure);
+}
+
+static const struct operation *find(const struct plan *plan, enum operation_code code) {
+    for (size_t k = plan->process; k < plan->count; k++)
+        if (plan->operations[k].code == code) return &plan->operations[k];
+    return NULL;
+}
+
+// A pid namespace is joined for one's children only (pid_namespaces(7)), so the supervisor enters it for the time of
+// the clone. Entering back is allowed, as it is the namespace that it is in.
+static int enter_pid_namespace(const struct plan *plan, const int *descriptors, struct failure *failure) {
+    for (size_t k = plan->process; k < plan->count; k++) {
+        const struct operation *operation = &plan->operations[k];
+        if (operation->code != OP_JOIN || !(operation->field[1].i & CLONE_NEWPID) || operation->field[0].fd == NO_FD) continue;
+        failure->operation = (uint32_t)k;
+        return setns(descriptors[operation->field[0].fd], CLONE_NEWPID) < 0 ? fail(failure, "setns") : 1;
+    }
+    return 0;
+}
+
+static _Noreturn void enter_and_run(const struct child *child, const struct entrances *entrances) {
+    // "0" is the writer itself. One thread that moves itself does not take the lock that every fork and exit in the
+    // system shares, which the same write to cgroup.procs takes (Linux 5.7).
+    for (size_t k = 0; k < entrances->count; k++) {
+        if (write(entrances->tasks[k], "0", 1) == 1) continue;
+        struct failure failure = {.operation = (uint32_t)child->plan->process};
+        fail(&failure, "write");
+        if (write(child->failures, &failure, sizeof failure) < 0) _exit(126);
+        _exit(127);
+    }
+    child_run(child);
+}
+
+static int start_process(struct unit *unit, const struct supervisor *supervisor, const struct plan *plan,
+                         const int *descriptors, const struct entrances *entrances) {
+    const struct operation *maps = find(plan, OP_ID_MAP);
+    struct failure *failure = &unit->failure;
+    int failures[2], gate[2] = {-1, -1};
+
+    failure->operation = (uint32_t)plan->process;
+    if (pipe2(failures, O_CLOEXEC) < 0) return fail(failure, "pipe2");
+    cleanup_close int write_end = failures[1];
+    unit->failures = failures[0];
+    if (maps && pipe2(gate, O_CLOEXEC) < 0) return fail(failure, "pipe2");
+    cleanup_close int gate_read = gate[0], gate_write = gate[1];
+
+    int entered = enter_pid_namespace(plan, descriptors, failure);
+    if (entered < 0) return -1;
+    failure->operation = (uint32_t)plan->process;
+    struct clone_args arguments = {
+        .flags = (uint64_t)plan->operations[plan->process].field[0].i | CLONE_PIDFD | (entrances->unified >= 0 ? CLONE_INTO_CGROUP : 0),
+        .pidfd = (uint64_t)(uintptr_t)&unit->pidfd,
+        .exit_signal = SIGCHLD,
+        .cgroup = entrances->unified >= 0 ? (uint64_t)entrances->unified : 0,
+    };
+    pid_t pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
+    if (pid == 0) {
+        close_descriptor(&gate[1]); // so that the supervisor's end, closed unwritten, is seen as the end
+        struct child child = {plan, descriptors, failures[1], gate[0], supervisor->pidfd, supervisor->null, supervisor->self};
+        enter_and_run(&child, entrances);
+    }
+    if (pid < 0) fail(failure, "clone3");
+    if (entered && setns(supervisor->pid_namespace, CLONE_NEWPID) < 0) abort(); // every later child would be in there
+    if (pid < 0) return -1;
+    unit->pid = pid;
+    if (maps) {
+        failure->operation = (uint32_t)(maps - plan->operations);
+        if (write_id_maps(pid, maps->field, failure) < 0) return -1;
+        if (write(gate_write, "", 1) != 1) return fail(failure, "write");
+    }
+    return 0;
+}
+
+bool unit_start(struct unit *unit, const struct supervisor *supervisor, const struct plan *plan, const int *descriptors) {
+    __attribute__((cleanup(close_entrances))) struct entrances entrances = {.unified = -1};
+    for (size_t k = 0; k < plan->process; k++) {
+        if (prepare(unit, &plan->operations[k], &entrances) == 0) continue;
+        unit->failure.operation = (uint32_t)k;
+        return false;
+    }
+    return plan->process == plan->count || start_process(unit, supervisor, plan, descriptors, &entrances) == 0;
+}
+
+bool unit_executed(struct unit *unit) {
+    struct failure failure;
+    ssize_t n;
+    while ((n = read(unit->failures, &failure, sizeof failure)) < 0 && errno == EINTR) continue;
+    close(unit->failures);
+    unit->failures = -1;
+    if (n != (ssize_t)sizeof failure) return true;
+    failure.syscall[sizeof failure.syscall - 1] = '\0';
+    unit->failure = failure;
+    unit->failed = true;
+    return false;
+}
+
+void unit_kill(struct unit *unit) {
+    if (unit->pid > 0) sys_pidfd_send_signal(unit->pidfd, SIGKILL);
+    for (struct owned *owned = unit->owned; owned; owned = owned->next)
+        if (owned->cgroup) cgroup_kill(owned->path);
+}
+
+static int remove_scratch(struct unit *unit, const char *path) {
+    int result = remove_tree(path, REMOVE_AT_ONCE);
+    if (result != 1) return result;
+    unit->remover = fork();
+    if (unit->remover < 0) {
+        unit->remover = 0;
+        return remove_tree(path, __LONG_MAX__);
+    }
+    if (unit->remover == 0) _exit(remove_tree(path, __LONG_MAX__) == 0 ? 0 : 1);
+    return 1;
+}
+
+static void disown(struct unit *unit) {
+    struct owned *owned = unit->owned;
+    unit->owned = owned->next;
+    free(owned);
+}
+
+void unit_give_up(struct unit *unit, int error) {
+    errno = error;
+    if (unit->leftover.error == 0) fail(&unit->leftover, unit->owned->cgroup ? "rmdir" : "unlinkat");
+    disown(unit);
+}
+
+void unit_remover_done(struct unit *unit, int status) {
+    unit->remover = 0;
+    if (status != 0) unit_give_up(unit, EIO);
+}
+
+int unit_remove(struct unit *unit) {
+    while (unit->owned) {
+        struct owned *owned = unit->owned;
+        if (unit->remover > 0) return 1;
+        int result = owned->cgroup ? cgroup_remove(owned->path) : remove_scratch(unit, owned->path);
+        if (result == 1) return 1;
+        if (result < 0 && owned->cgroup && errno == EBUSY) {
+            cgroup_kill(owned->path);
+            return 1;
+        }
+        // A folder that somebody else has removed is gone, which is all that was wanted.
+        if (result < 0 && errno != ENOENT) unit_give_up(unit, errno);
+        else disown(unit);
+    }
+    return unit->leftover.error != 0 ? -1 : 0;
+}
+
+void unit_free(struct unit *unit) {
+    while (unit->owned) disown(unit);
+    close_descriptor(&unit->pidfd);
+    close_descriptor(&unit->failures);
+    close_descriptor(&unit->mount);
+    free(unit);
+}

@@ -1,0 +1,61 @@
+// A unit: what one plan makes, owned by the supervisor from the first folder to the last.
+#pragma once
+
+#include "plan.h"
+#include "protocol.h"
+
+#include <stdbool.h>
+#include <sys/resource.h>
+#include <sys/types.h>
+
+// A folder that the unit has made, and removes in the reverse order.
+struct owned {
+    struct owned *next;
+    bool cgroup;
+    char path[];
+};
+
+struct unit {
+    struct unit *next;
+    uint32_t id;
+    pid_t pid;     // 0 where there is no process, or it has been waited for
+    int pidfd;
+    int failures;  // read end of the child's pipe, -1 once it has been read
+    int mount;     // the root that the plan made, until it has been sent
+    pid_t remover; // the process that removes a large folder, or 0
+    struct owned *owned;
+    bool failed;   // the plan failed: to be removed, then reported
+    bool releasing;
+    int attempts;  // at removing it
+    struct failure failure;  // of the plan
+    struct failure leftover; // of the removal
+};
+
+// What all units share.
+struct supervisor {
+    int self;   // the supervisor's own executable
+    int null;   // /dev/null
+    int pidfd;  // of the supervisor
+    int pid_namespace;
+};
+
+// Performs a plan up to its clone. Returns false with unit->failure set, the unit being there to be removed.
+bool unit_start(struct unit *unit, const struct supervisor *supervisor, const struct plan *plan, const int *descriptors);
+
+// Takes what the child has written, when its pipe is readable: true once the command has been executed.
+bool unit_executed(struct unit *unit);
+
+// Kills what runs in the unit.
+void unit_kill(struct unit *unit);
+
+// Removes what the unit owns: 0 when nothing is left, 1 when it has to be called again (a cgroup is not empty yet, a
+// remover is at work), -1 with unit->leftover when something cannot be removed and has been left.
+int unit_remove(struct unit *unit);
+
+// The unit's remover has ended, with a status as of wait(2).
+void unit_remover_done(struct unit *unit, int status);
+
+// Leaves the folder that could not be removed, and notes it.
+void unit_give_up(struct unit *unit, int error);
+
+void unit_free(struct unit *unit);

@@ -1,0 +1,622 @@
+// Writes the entries of a layer into the process' root, in the form overlayfs reads (OCI image-spec, layer.md).
+//
+// Nothing outside the layer can be reached, because the process is pivoted into it and has no /proc: a symlink that
+// is absolute or climbs with `..` leads to a place in the layer, as it will in the container. What is left to get
+// right here is that the last entry of a name wins, that whiteouts speak of lower layers only, and the metadata.
+//
+// A path is cut at its last slash. The folder is opened with openat2 and no symlinks; where that is refused, walk()
+// goes component by component, follows links by hand, and makes what is missing. The name is then only ever used
+// with *at calls that don't follow it. Records kept until the end hold the folder's own path (no links in it) and
+// what must be the right inode is compared, for a later entry may have replaced the folder.
+#define _GNU_SOURCE
+#include "unpack.h"
+
+#include "util.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/openat2.h>
+#include <search.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+enum {
+    MAX_LINKS = 40,              // as the kernel's own path walk (MAXSYMLINKS)
+    MAX_PENDING = 10000,         // hard links whose target is not in the layer
+    MAX_IMPLICIT = 1000,         // folders without an entry that are reported
+};
+
+#define cleanup_free __attribute__((cleanup(free_text)))
+#define list(type) struct { type *at; size_t count, room; }
+// A new last element, uninitialised.
+#define push(list)                                                                                                   \
+    (*({                                                                                                             \
+        if ((list).count == (list).room) {                                                                           \
+            (list).room = (list).room ? (list).room * 2 : 16;                                                        \
+            (list).at = grow((list).at, (list).room * sizeof *(list).at);                                            \
+        }                                                                                                            \
+        &(list).at[(list).count++];                                                                                  \
+    }))
+
+enum slot { OWN, TARGET }; // the folder of the entry at hand, and that of a hard link's target
+
+// An open folder, kept for the next entry: a tar names the children of a folder one after the other.
+static struct folder {
+    int fd; // O_PATH
+    char *asked, *path;
+    bool stale;
+} folders[] = {[OWN] = {.fd = -1}, [TARGET] = {.fd = -1}};
+
+struct link {
+    char *target, *folder, *name;
+    bool settled;
+};
+struct whiteout {
+    char *folder, *name;
+    bool settled;
+};
+struct implicit {
+    char *path;
+    ino_t inode;
+};
+struct folder_time {
+    char *path;
+    ino_t inode;
+    struct timespec mtime;
+};
+
+static struct tree_options options;
+static int root = -1;
+static const char *blame; // the path a failure names
+static list(struct link) links;
+static list(struct whiteout) whiteouts;
+static list(char *) opaque_requests;
+static list(struct implicit) implicits;
+static list(struct folder_time) times;
+static void *opaque_folders; // a tsearch(3) tree of paths
+
+static void free_text(char **text) { free(*text); }
+
+__attribute__((noreturn)) static void fail_io(const char *call) {
+    fail(IO, errno, call, blame, "%s", strerror(errno));
+}
+
+static char *join(const char *folder, const char *name) {
+    size_t folder_length = strlen(folder), name_length = strlen(name);
+    char *path = grow(NULL, folder_length + name_length + 2);
+    memcpy(path, folder, folder_length);
+    if (folder_length > 0) path[folder_length++] = '/';
+    memcpy(path + folder_length, name, name_length + 1);
+    return path;
+}
+
+// Cuts `path` at its last slash, which becomes the end of *folder.
+static const char *split(char *path, const char **folder) {
+    char *slash = strrchr(path, '/');
+    *folder = slash ? path : "";
+    if (!slash) return path;
+    *slash = '\0';
+    return slash + 1;
+}
+
+// The path without leading, doubled and trailing slashes and without `.`: "" is the root. An absolute path is taken
+// from the root, as every unpacker does; `..` is refused even where it would stay inside.
+static char *clean(const char *raw, const char *what) {
+    char *path = grow(NULL, strlen(raw) + 1), *end = path;
+    for (const char *rest = raw; *rest;) {
+        size_t length = strcspn(rest, "/");
+        if (length == 2 && memcmp(rest, "..", 2) == 0) fail(ESCAPE, 0, NULL, blame, "%s has a .. component", what);
+        if (length > 0 && !(length == 1 && *rest == '.')) {
+            if (end > path) *end++ = '/';
+            memcpy(end, rest, length);
+            end += length;
+        }
+        rest += length;
+        rest += strspn(rest, "/");
+    }
+    *end = '\0';
+    return path;
+}
+
+// ---- removing what is in the way
+
+// Removes what can be removed from the folder; returns whether a folder that isn't empty was left, and its name.
+static bool remove_children(int fd, char left[static NAME_MAX + 1]) {
+    DIR *stream = fdopendir(fd);
+    if (!stream) fail_io("fdopendir");
+    bool found = false;
+    for (;;) {
+        errno = 0;
+        struct dirent *child = readdir(stream);
+        if (!child && errno) fail_io("readdir");
+        if (!child) break;
+        if (strcmp(child->d_name, ".") == 0 || strcmp(child->d_name, "..") == 0) continue;
+        if (unlinkat(fd, child->d_name, 0) == 0 || (errno == EISDIR && unlinkat(fd, child->d_name, AT_REMOVEDIR) == 0))
+            continue;
+        if (errno != ENOTEMPTY && errno != EEXIST) fail_io("unlinkat");
+        found = true;
+        memcpy(left, child->d_name, strlen(child->d_name) + 1);
+    }
+    closedir(stream);
+    return found;
+}
+
+// Goes down and up with one descriptor, whatever the depth; `..` is safe where nobody else moves folders.
+static void remove_tree(int dir, const char *name) {
+    const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+    cleanup_close int here = openat(dir, name, flags);
+    if (here < 0) fail_io("openat");
+    for (size_t depth = 0;;) {
+        char left[NAME_MAX + 1];
+        int stream = openat(here, ".", flags);
+        if (stream < 0) fail_io("openat");
+        bool deeper = remove_children(stream, left);
+        if (!deeper && depth == 0) break;
+        int next = openat(here, deeper ? left : "..", flags);
+        if (next < 0) fail_io("openat");
+        close(here);
+        here = next;
+        depth = deeper ? depth + 1 : depth - 1;
+    }
+    if (unlinkat(dir, name, AT_REMOVEDIR) < 0) fail_io("unlinkat");
+}
+
+// The last entry of a name wins: removes what an earlier one made.
+static void clear_way(int dir, const char *name) {
+    struct stat there;
+    if (fstatat(dir, name, &there, AT_SYMLINK_NOFOLLOW) < 0) {
+        if (errno == ENOENT) return;
+        fail_io("fstatat");
+    }
+    if (S_ISDIR(there.st_mode))
+        remove_tree(dir, name);
+    else if (unlinkat(dir, name, 0) < 0)
+        fail_io("unlinkat");
+    // A path that led through here leads elsewhere now. The descriptors stay open: the caller may be using them.
+    if (S_ISDIR(there.st_mode) || S_ISLNK(there.st_mode)) folders[OWN].stale = folders[TARGET].stale = true;
+}
+
+// ---- metadata
+
+static void remember_time(char *path, ino_t inode, struct timespec mtime) {
+    push(times) = (struct folder_time){.path = path, .inode = inode, .mtime = mtime};
+}
+
+static void forget_implicit(ino_t inode) {
+    for (size_t k = 0; k < implicits.count; k++)
+        if (implicits.at[k].inode == inode) implicits.at[k].inode = 0;
+}
+
+// Owner, then mode: chown(2) clears set-id bits. What creation left right already is not set again, and what it
+// left is looked at and not presumed: a set-gid folder and a default ACL above change a new file's group and mode.
+// `fd` is that of a regular file, or -1.
+static struct stat own(int fd, int dir, const char *name, uid_t uid, gid_t gid, mode_t mode) {
+    struct stat now;
+    if ((fd >= 0 ? fstat(fd, &now) : fstatat(dir, name, &now, AT_SYMLINK_NOFOLLOW)) < 0) fail_io("fstat");
+    bool owned = now.st_uid == uid && now.st_gid == gid;
+    if (!owned) {
+        int done = fd >= 0 ? fchown(fd, uid, gid) : fchownat(dir, name, uid, gid, AT_SYMLINK_NOFOLLOW);
+        if (done < 0 && !(options.ignore_chown && (errno == EPERM || errno == EINVAL))) fail_io("fchownat");
+    }
+    bool moded = (now.st_mode & 07777) == mode && (owned || !(mode & (S_ISUID | S_ISGID)));
+    // fchmodat follows symlinks, but this is none: it was just made, or looked at, and the world is ours alone.
+    if (!S_ISLNK(now.st_mode) && !moded && (fd >= 0 ? fchmod(fd, mode) : fchmodat(dir, name, mode, 0)) < 0)
+        fail_io("fchmodat");
+    return now;
+}
+
+// After own(): chown(2) drops security.capability.
+static void set_xattrs(int fd, int dir, const char *name) {
+    const char *key;
+    const void *value;
+    size_t size;
+    while (entry_xattr(&key, &value, &size)) {
+        // There is no lsetxattrat before Linux 6.13, and no /proc/self/fd in here.
+        if (fd < 0 && fchdir(dir) < 0) fail_io("fchdir");
+        if ((fd >= 0 ? fsetxattr(fd, key, value, size, 0) : lsetxattr(name, key, value, size, 0)) == 0) continue;
+        // EPERM is user.* on anything but a file or folder (xattr(7)), or security.* in a user namespace. A file
+        // without its capabilities would not work, and is an error.
+        bool optional = strcmp(key, "security.capability") != 0;
+        if (!optional || (errno != ENOTSUP && errno != EPERM)) fail_io("setxattr");
+    }
+}
+
+static void settle(const struct member *member, int fd, const struct folder *in, const char *name) {
+    struct stat now = own(fd, in->fd, name, member->uid, member->gid, member->mode);
+    set_xattrs(fd, in->fd, name);
+    const struct timespec set[2] = {member->mtime, member->mtime};
+    if (S_ISDIR(now.st_mode)) { // entries to come change it
+        forget_implicit(now.st_ino);
+        remember_time(strcmp(name, ".") == 0 ? copy("", 0) : join(in->path, name), now.st_ino, member->mtime);
+    } else if ((fd >= 0 ? futimens(fd, set) : utimensat(in->fd, name, set, AT_SYMLINK_NOFOLLOW)) < 0) {
+        fail_io("utimensat");
+    }
+}
+
+// ---- opening folders
+
+// A folder without an entry: 0755 and root's, until the caller gives it what a lower layer says.
+static void make_implicit(int dir, const char *name, const char *path) {
+    if (mkdirat(dir, name, 0755) < 0) fail_io("mkdirat");
+    ino_t inode = own(-1, dir, name, 0, 0, 0755).st_ino;
+    remember_time(copy(path, strlen(path)), inode, (struct timespec){0});
+    if (implicits.count < MAX_IMPLICIT)
+        push(implicits) = (struct implicit){.path = copy(path, strlen(path)), .inode = inode};
+}
+
+static int open_root(void) {
+    int fd = fcntl(root, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0) fail_io("fcntl");
+    return fd;
+}
+
+// Opens a folder by a path that may lead through symlinks, be missing in part (`create` makes it) or be longer than
+// PATH_MAX; -1 and errno where it can't. *place becomes the folder's own path. Absolute links start over from the
+// root, and the kernel stops `..` there, so this is RESOLVE_IN_ROOT, one component at a time.
+static int walk(const char *path, bool create, char **place) {
+    cleanup_free char *todo = copy(path, strlen(path));
+    cleanup_free char *where = copy("", 0);
+    cleanup_close int here = open_root();
+    int followed = 0;
+    for (const char *rest = todo;;) {
+        rest += strspn(rest, "/");
+        size_t length = strcspn(rest, "/");
+        if (length == 0) break;
+        if (length > NAME_MAX) return errno = ENAMETOOLONG, -1;
+        char name[NAME_MAX + 1];
+        memcpy(name, rest, length);
+        name[length] = '\0';
+        rest += length;
+        if (strcmp(name, ".") == 0) continue;
+        bool up = strcmp(name, "..") == 0; // only from a link's target
+        cleanup_free char *longer = up ? copy(where, strlen(where)) : join(where, name);
+        if (up) *(strrchr(longer, '/') ?: longer) = '\0';
+        cleanup_close int next = openat(here, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (next < 0 && errno == ENOENT && create) {
+            make_implicit(here, name, longer);
+            next = openat(here, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        }
+        if (next < 0) return -1;
+        struct stat there;
+        if (fstat(next, &there) < 0) fail_io("fstat");
+        if (S_ISLNK(there.st_mode)) {
+            char target[PATH_MAX];
+            ssize_t size = readlinkat(next, "", target, sizeof target - 1);
+            if (size < 0) fail_io("readlinkat");
+            if (++followed > MAX_LINKS) return errno = ELOOP, -1;
+            target[size] = '\0';
+            char *replaced = join(target, rest);
+            free(todo);
+            rest = todo = replaced;
+            if (target[0] != '/') continue;
+            close(here);
+            here = open_root();
+            *where = '\0';
+        } else if (S_ISDIR(there.st_mode)) {
+            close(here);
+            here = steal_fd(&next);
+            free(where);
+            where = longer;
+            longer = NULL;
+        } else {
+            return errno = ENOTDIR, -1;
+        }
+    }
+    *place = where;
+    where = NULL;
+    return steal_fd(&here);
+}
+
+// The folder at `path`, valid until the slot's next use; NULL and errno where there is none.
+static const struct folder *folder_at(enum slot slot, const char *path, bool create) {
+    struct folder *folder = &folders[slot];
+    if (folder->fd >= 0 && !folder->stale && strcmp(folder->asked, path) == 0) return folder;
+    if (folder->fd >= 0) close(folder->fd);
+    free(folder->asked);
+    free(folder->path);
+    *folder = (struct folder){.fd = -1};
+    struct open_how how = {
+        .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
+    };
+    folder->fd = (int)syscall(SYS_openat2, root, *path ? path : ".", &how, sizeof how);
+    if (folder->fd >= 0)
+        folder->path = copy(path, strlen(path));
+    else if ((folder->fd = walk(path, create, &folder->path)) < 0)
+        return NULL;
+    folder->asked = copy(path, strlen(path));
+    return folder;
+}
+
+static const struct folder *entry_folder(const char *path) {
+    const struct folder *folder = folder_at(OWN, path, true);
+    if (folder) return folder;
+    if (errno == ENOTDIR) fail(CORRUPT, errno, "openat", blame, "a component of the path is not a folder");
+    if (errno == ELOOP) fail(CORRUPT, errno, "openat", blame, "the path leads through too many symlinks");
+    fail_io("openat");
+}
+
+// ---- entries by type
+
+static void add_file(const struct member *member, const struct folder *in, const char *name) {
+    const int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+    cleanup_close int fd = -1;
+    while ((fd = openat(in->fd, name, flags, member->mode & 0777)) < 0) {
+        if (errno != EEXIST) fail_io("openat");
+        clear_way(in->fd, name);
+    }
+    const void *data;
+    size_t size;
+    off_t offset, at = 0, end = 0;
+    while (entry_data(&data, &size, &offset)) {
+        if (offset != at && lseek(fd, offset, SEEK_SET) < 0) fail_io("lseek");
+        for (at = offset; size > 0;) {
+            ssize_t written = write(fd, data, size);
+            if (written < 0) fail_io("write");
+            data = (const char *)data + written;
+            size -= (size_t)written;
+            at += written;
+        }
+        if (at > end) end = at;
+    }
+    if (member->size > end && ftruncate(fd, member->size) < 0) fail_io("ftruncate"); // the last hole
+    settle(member, fd, in, name);
+}
+
+static void add_folder(const struct member *member, const struct folder *in, const char *name) {
+    while (mkdirat(in->fd, name, member->mode & 01777) < 0) {
+        if (errno != EEXIST) fail_io("mkdirat");
+        struct stat there;
+        if (fstatat(in->fd, name, &there, AT_SYMLINK_NOFOLLOW) < 0) fail_io("fstatat");
+        if (S_ISDIR(there.st_mode)) break; // keeps what is in it
+        clear_way(in->fd, name);
+    }
+    settle(member, -1, in, name);
+}
+
+static void add_symlink(const struct member *member, const struct folder *in, const char *name) {
+    if (!*member->link) fail(CORRUPT, 0, NULL, blame, "a symlink without a target");
+    while (symlinkat(member->link, in->fd, name) < 0) {
+        if (errno != EEXIST) fail_io("symlinkat");
+        clear_way(in->fd, name);
+    }
+    settle(member, -1, in, name);
+}
+
+static void add_node(const struct member *member, const struct folder *in, const char *name) {
+    if (S_ISCHR(member->type) && member->device == 0)
+        fail(UNSUPPORTED, 0, NULL, blame, "a character device 0:0 would hide a file of a lower layer");
+    while (mknodat(in->fd, name, member->type | member->mode, member->device) < 0) {
+        if (errno == EPERM && !S_ISFIFO(member->type) && !options.trusted) { // mknod(2) in a user namespace
+            cleanup_free char *path = join(in->path, name);
+            report("skipped", path, NULL);
+            return;
+        }
+        if (errno != EEXIST) fail_io("mknodat");
+        clear_way(in->fd, name);
+    }
+    settle(member, -1, in, name);
+}
+
+// Whether `target` is in the layer, and linked now. The link's own metadata is the target's, and not set again.
+static bool make_link(const char *target, int dir, const char *name) {
+    cleanup_free char *path = copy(target, strlen(target));
+    const char *folder, *last = split(path, &folder);
+    const struct folder *from = folder_at(TARGET, folder, false);
+    if (!from && errno != ENOENT && errno != ENOTDIR && errno != ELOOP) fail_io("openat");
+    if (!from) return false;
+    struct stat there, here;
+    if (fstatat(from->fd, last, &there, AT_SYMLINK_NOFOLLOW) < 0) {
+        if (errno == ENOENT) return false;
+        fail_io("fstatat");
+    }
+    if (S_ISDIR(there.st_mode)) fail(CORRUPT, 0, NULL, blame, "a hard link to a folder");
+    while (linkat(from->fd, last, dir, name, 0) < 0) { // flag 0: a link to a symlink is one to the symlink itself
+        if (errno == ENOENT) return false; // the target was in the folder that was in the way
+        if (errno != EEXIST) fail_io("linkat");
+        if (fstatat(dir, name, &here, AT_SYMLINK_NOFOLLOW) < 0) fail_io("fstatat");
+        if (here.st_ino == there.st_ino) return true;
+        clear_way(dir, name);
+    }
+    return true;
+}
+
+static void add_link(const struct member *member, const struct folder *in, const char *name) {
+    cleanup_free char *target = clean(member->link, "the link's target");
+    if (!*target) fail(CORRUPT, 0, NULL, blame, "a hard link to the root or to nothing");
+    if (make_link(target, in->fd, name)) return;
+    // Either the target comes later, or it is in a lower layer. As any entry, this one replaces an earlier one.
+    clear_way(in->fd, name);
+    for (size_t k = 0; k < links.count; k++)
+        if (strcmp(links.at[k].name, name) == 0 && strcmp(links.at[k].folder, in->path) == 0)
+            links.at[k].settled = true;
+    if (links.count == MAX_PENDING) fail(LIMIT, 0, NULL, blame, "too many hard links to files of other layers");
+    push(links) = (struct link){
+        .target = copy(target, strlen(target)),
+        .folder = copy(in->path, strlen(in->path)),
+        .name = copy(name, strlen(name)),
+    };
+}
+
+// A whiteout speaks of lower layers only, wherever it stands in the tar, so all of them wait for the end.
+static void add_whiteout(const struct folder *in, const char *name) {
+    if (strcmp(name, ".wh..wh..opq") == 0) {
+        push(opaque_requests) = copy(in->path, strlen(in->path));
+        return;
+    }
+    const char *hidden = name + strlen(".wh.");
+    if (!*hidden) fail(CORRUPT, 0, NULL, blame, "a whiteout of nothing");
+    if (strcmp(hidden, ".") == 0 || strcmp(hidden, "..") == 0)
+        fail(ESCAPE, 0, NULL, blame, "a whiteout of the folder itself or the one above");
+    if (strlen(name) > NAME_MAX) {
+        errno = ENAMETOOLONG;
+        fail_io("mknodat");
+    }
+    push(whiteouts) = (struct whiteout){
+        .folder = copy(in->path, strlen(in->path)),
+        .name = copy(hidden, strlen(hidden)),
+    };
+}
+
+// Whether the entry is aufs' own: `.wh..wh.plnk`, `.wh..wh.aufs`, `.wh..wh.orph`, and what is in them.
+static bool is_aufs_metadata(const char *path) {
+    for (const char *part = path; *part; part += strspn(part, "/")) {
+        size_t length = strcspn(part, "/");
+        if (strncmp(part, ".wh..wh.", 8) == 0 && strcmp(part, ".wh..wh..opq") != 0) return true;
+        if (strncmp(part, ".wh.", 4) == 0 && part[length] == '/')
+            fail(CORRUPT, 0, NULL, blame, "an entry in a whiteout");
+        part += length;
+    }
+    return false;
+}
+
+void tree_add(const struct member *member) {
+    blame = member->path;
+    cleanup_free char *path = clean(member->path, "the path");
+    if (!*path) { // CVE-2021-29136: a root that is a symlink would lead the next layer out
+        if (!S_ISDIR(member->type)) fail(ESCAPE, 0, NULL, blame, "the entry of the root is not a folder");
+        settle(member, -1, entry_folder(""), ".");
+        return;
+    }
+    if (is_aufs_metadata(path)) return;
+    const char *folder, *name = split(path, &folder);
+    const struct folder *in = entry_folder(folder);
+    if (strncmp(name, ".wh.", 4) == 0)
+        add_whiteout(in, name);
+    else if (S_ISREG(member->type))
+        add_file(member, in, name);
+    else if (S_ISDIR(member->type))
+        add_folder(member, in, name);
+    else if (S_ISLNK(member->type))
+        add_symlink(member, in, name);
+    else if (member->type == 0)
+        add_link(member, in, name);
+    else
+        add_node(member, in, name);
+}
+
+// ---- the end
+
+static void finish_links(void) {
+    // A chain can stand in the tar in either order: forwards, then backwards, until neither finds anything.
+    bool progress = true;
+    for (bool backwards = false; progress || backwards; backwards = !backwards) {
+        progress = false;
+        for (size_t k = 0; k < links.count; k++) {
+            struct link *link = &links.at[backwards ? links.count - 1 - k : k];
+            if (link->settled) continue;
+            blame = link->name;
+            const struct folder *in = folder_at(OWN, link->folder, false);
+            // A later entry that took the name, or the place of its folder, wins.
+            link->settled = !in || faccessat(in->fd, link->name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+            if (link->settled || !make_link(link->target, in->fd, link->name)) continue;
+            link->settled = progress = true;
+        }
+    }
+    for (size_t k = 0; k < links.count; k++) {
+        if (links.at[k].settled) continue;
+        cleanup_free char *path = join(links.at[k].folder, links.at[k].name);
+        report("hardlink", links.at[k].target, path);
+    }
+}
+
+static int compare(const void *one, const void *other) { return strcmp(one, other); }
+
+static void make_opaque(int dir, char *path) {
+    const char *key = options.trusted ? "trusted.overlay.opaque" : "user.overlay.opaque";
+    blame = path;
+    if (fchdir(dir) < 0) fail_io("fchdir");
+    if (lsetxattr(".", key, "y", 1, 0) < 0) fail_io("setxattr");
+    if (!tsearch(path, &opaque_folders, compare)) fail_io("tsearch");
+}
+
+// Whether the folder, or one above it, is opaque.
+static bool is_opaque(const char *folder) {
+    cleanup_free char *path = copy(folder, strlen(folder));
+    for (const char *above = path; !tfind(path, &opaque_folders, compare);) {
+        if (!*path) return false;
+        split(path, &above);
+        if (!*above) *path = '\0';
+    }
+    return true;
+}
+
+static void finish_whiteouts(void) {
+    for (size_t k = 0; k < opaque_requests.count; k++) {
+        const struct folder *folder = folder_at(OWN, opaque_requests.at[k], false);
+        if (folder) make_opaque(folder->fd, opaque_requests.at[k]);
+    }
+    // Where the layer has a folder of that name, its own contents stay and the lower one's go: it is opaque. Where
+    // it has something else, that hides the lower one already.
+    for (size_t k = 0; k < whiteouts.count; k++) {
+        struct whiteout *whiteout = &whiteouts.at[k];
+        blame = whiteout->name;
+        const struct folder *in = folder_at(OWN, whiteout->folder, false);
+        struct stat there;
+        whiteout->settled = !in || fstatat(in->fd, whiteout->name, &there, AT_SYMLINK_NOFOLLOW) == 0;
+        if (!in || !whiteout->settled || !S_ISDIR(there.st_mode)) continue;
+        char *path = join(whiteout->folder, whiteout->name);
+        const struct folder *folder = folder_at(OWN, path, false);
+        if (folder) make_opaque(folder->fd, path);
+        forget_implicit(there.st_ino); // the lower folder's metadata is gone with it
+    }
+    // In an opaque folder there is nothing left to hide, and overlayfs would list the device there (`c?????????`).
+    for (size_t k = 0; k < whiteouts.count; k++) {
+        const struct whiteout *whiteout = &whiteouts.at[k];
+        if (whiteout->settled || is_opaque(whiteout->folder)) continue;
+        blame = whiteout->name;
+        const struct folder *in = folder_at(OWN, whiteout->folder, false);
+        // Needs no privilege since Linux 5.8: makedev(0, 0) is exempt from CAP_MKNOD.
+        if (in && mknodat(in->fd, whiteout->name, S_IFCHR, 0) < 0 && errno != EEXIST) fail_io("mknodat");
+    }
+    // overlayfs merges the roots of its layers whatever their marks, so leaving out what is below is the caller's.
+    if (tfind("", &opaque_folders, compare)) report("opaque", ".", NULL);
+}
+
+static void report_implicits(void) {
+    for (size_t k = 0; k < implicits.count; k++) {
+        const struct implicit *implicit = &implicits.at[k];
+        struct stat there;
+        if (implicit->inode == 0) continue;
+        const struct folder *folder = folder_at(OWN, implicit->path, false);
+        if (!folder || fstat(folder->fd, &there) < 0 || there.st_ino != implicit->inode) continue;
+        cleanup_free char *path = copy(implicit->path, strlen(implicit->path));
+        const char *above;
+        split(path, &above);
+        if (!is_opaque(above)) report("implicit", implicit->path, NULL);
+    }
+}
+
+// Setting a folder's times leaves those of the folder above alone, so the order is the tar's: the last entry wins.
+static void finish_times(void) {
+    for (size_t k = 0; k < times.count; k++) {
+        const struct folder_time *time = &times.at[k];
+        struct stat there;
+        blame = time->path;
+        const struct folder *folder = folder_at(OWN, time->path, false);
+        if (!folder || fstat(folder->fd, &there) < 0 || there.st_ino != time->inode) continue;
+        const struct timespec set[2] = {time->mtime, time->mtime};
+        if (utimensat(folder->fd, ".", set, 0) < 0) fail_io("utimensat");
+    }
+}
+
+void tree_start(struct tree_options given) {
+    options = given;
+    root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (root < 0) fail_io("open");
+    struct stat now = own(-1, root, ".", 0, 0, 0755);
+    remember_time(copy("", 0), now.st_ino, (struct timespec){0});
+}
+
+void tree_finish(void) {
+    finish_links();
+    finish_whiteouts();
+    report_implicits();
+    finish_times();
+}
