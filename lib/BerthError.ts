@@ -115,7 +115,7 @@ export class CommandFailed extends Schema.TaggedError<CommandFailed>("berth/Bert
         return `${this.command}: cannot be executed: ${why}; looked at ${this.searched.join(", ")}`
       case "WorkingDirectory":
         return `${this.searched.join(", ")}: cannot be the working directory of ${this.command}: ${why}`
-      case "ArgumentsTooLong":
+      default:
         return `${this.command}: arguments and environment are longer than the kernel takes: ${why}. Pass large data by a file or stdin`
     }
   }

@@ -27,9 +27,9 @@
 #include <unistd.h>
 
 enum {
-    MAX_LINKS = 40,              // as the kernel's own path walk (MAXSYMLINKS)
-    MAX_PENDING = 10000,         // hard links whose target is not in the layer
-    MAX_IMPLICIT = 1000,         // folders without an entry that are reported
+    MAX_LINKS = 40,      // as the kernel's own path walk (MAXSYMLINKS)
+    MAX_PENDING = 10000, // hard links whose target has not been seen
+    MAX_IMPLICIT = 1000, // folders without an entry that are reported
 };
 
 #define cleanup_free __attribute__((cleanup(free_text)))
@@ -549,6 +549,7 @@ static bool is_opaque(const char *folder) {
 
 static void finish_whiteouts(void) {
     for (size_t k = 0; k < opaque_requests.count; k++) {
+        blame = opaque_requests.at[k];
         const struct folder *folder = folder_at(OWN, opaque_requests.at[k], false);
         if (folder) make_opaque(folder->fd, opaque_requests.at[k]);
     }
@@ -584,6 +585,7 @@ static void report_implicits(void) {
         const struct implicit *implicit = &implicits.at[k];
         struct stat there;
         if (implicit->inode == 0) continue;
+        blame = implicit->path;
         const struct folder *folder = folder_at(OWN, implicit->path, false);
         if (!folder || fstat(folder->fd, &there) < 0 || there.st_ino != implicit->inode) continue;
         cleanup_free char *path = copy(implicit->path, strlen(implicit->path));
@@ -615,6 +617,7 @@ void tree_start(struct tree_options given) {
 }
 
 void tree_finish(void) {
+    blame = NULL; // the last entry's path is no longer there
     finish_links();
     finish_whiteouts();
     report_implicits();

@@ -169,10 +169,11 @@ describe("Store", () => {
   })
 
   test("says which folder is in the way of writing", async () => {
-    fs.writeFileSync(`${folder}/file`, "")
-    const error = await runError(`${folder}/file`, Store.put(digest("x"), Stream.make(bytes("x"))))
+    fs.mkdirSync(`${folder}/blocked`)
+    fs.writeFileSync(`${folder}/blocked/store`, "")
+    const error = await runError(`${folder}/blocked`, Store.put(digest("x"), Stream.make(bytes("x"))))
     assert.ok(error._tag === "ImageError" && error.reason === "Storage", error.message)
-    assert.ok(error.message.includes(`${folder}/file`), error.message)
+    assert.ok(error.message.includes(`${folder}/blocked`), error.message)
   })
 })
 
@@ -193,7 +194,7 @@ describe("Store names", () => {
     assert.deepEqual(await run(`${folder}/absent`, Store.list), [])
     const error = await runError(`${folder}/absent`, Store.resolve("a"))
     assert.ok(error._tag === "ImageError" && error.reason === "NotFound")
-    assert.equal(fs.existsSync(`${folder}/absent`), false)
+    assert.equal(fs.existsSync(`${folder}/absent/store`), false)
   })
 
   test("are replaced, and leave the others and what other tools wrote alone", async () => {

@@ -1,0 +1,596 @@
+// The limit: what a container's start costs with no library at all. It starts and reaps `true` in the surroundings
+// that Berth gives it, with the same system calls in the same order, as straight-line C: no plan, no messages, no
+// event loop, nothing that is decided at run time. It shares no source with Berth, so that neither hides the other's
+// mistakes.
+//
+//   bench-limit COUNT [WORKERS] [phases]
+//
+// Starts COUNT containers one after another and prints the microseconds of each, from the first mkdir of its cgroup
+// to the last rmdir. A COUNT of 0 starts one for each line that comes in on stdin, so that another program can
+// take turns with it. With WORKERS above 1, so many processes start COUNT each at the same time, and the one line
+// that is printed is the wall-clock time of all of them, in microseconds. `phases` prints the names of the phases
+// first, and behind each time how long each phase took.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/keyctl.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <linux/sched.h>
+#include <net/if.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MNT_DETACH 2
+#define AT_RECURSIVE 0x8000
+#define NO_SUID_DEV_EXEC (MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
+#define countof(array) (sizeof(array) / sizeof((array)[0]))
+
+// Phases: each is the sum of all that is marked with it, wherever it happens.
+#define PHASES(X)                                                                                            \
+    X(CGROUP_CREATE, "cgroup-create")                                                                        \
+    X(CLONE, "clone")                                                                                        \
+    X(CGROUP_JOIN, "cgroup-join")                                                                            \
+    X(SESSION, "session+stdio")                                                                              \
+    X(NAMESPACES, "cgroupns+loopback+hostname")                                                              \
+    X(OVERLAY, "overlay")                                                                                    \
+    X(PROC_SYS, "proc+sys")                                                                                  \
+    X(DEV, "dev")                                                                                            \
+    X(MASK, "mask")                                                                                          \
+    X(READONLY, "readonly")                                                                                  \
+    X(PIVOT, "pivot")                                                                                        \
+    X(PRIVILEGES, "privileges")                                                                              \
+    X(EXEC, "exec-to-exit")                                                                                  \
+    X(TEARDOWN, "teardown+reap")                                                                             \
+    X(CGROUP_REMOVE, "cgroup-remove")
+
+enum phase {
+#define X(name, text) name,
+    PHASES(X)
+#undef X
+        PHASE_COUNT
+};
+
+static const char *const phase_names[] = {
+#define X(name, text) text,
+    PHASES(X)
+#undef X
+};
+
+// Shared with the child, which marks its own phases; the two never mark at the same time.
+struct clock {
+    uint64_t first, last, phase[PHASE_COUNT];
+};
+
+// A cgroup folder, and what its limits are written to.
+struct cgroup {
+    char parent[512];
+    int version;
+    struct setting {
+        const char *file, *value;
+    } settings[3];
+    size_t count;
+    // Of the present container:
+    char path[600];
+    int entrance;
+};
+
+static struct cgroup cgroups[4];
+static size_t cgroup_count;
+static struct clock *shared;
+static int messages, null_device, own_pidfd;
+static bool phases;
+
+static _Noreturn void die(const char *what) {
+    dprintf(messages, "bench-limit: %s: %s\n", what, strerror(errno));
+    _exit(1);
+}
+
+static long check(const char *what, long result) {
+    if (result < 0) die(what);
+    return result;
+}
+
+// A system call that has to succeed. By number: what glibc's wrappers do besides is not what is measured.
+#define CALL(name, ...) check(#name, syscall(SYS_##name __VA_OPT__(, ) __VA_ARGS__))
+
+static uint64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time); // no system call: the vDSO's, some 25 ns
+    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+static void mark(enum phase phase) {
+    uint64_t time = now();
+    shared->phase[phase] += time - shared->last;
+    shared->last = time;
+}
+
+// Which cgroups: not timed, cgroups(7)
+
+// Whether a list with separators has the word.
+static bool lists(const char *list, const char *word, const char *separators) {
+    size_t length = strlen(word);
+    while (*list) {
+        size_t n = strcspn(list, separators);
+        if (n == length && !memcmp(list, word, n)) return true;
+        list += n + (list[n] != '\0');
+    }
+    return false;
+}
+
+// Where the hierarchy of a version 1 controller, or version 2 (NULL), is mounted.
+static bool find_mount(const char *controller, char mounted[256]) {
+    char line[4096], root[256], type[64], options[512];
+    FILE *file = fopen("/proc/self/mountinfo", "re");
+    bool found = false;
+    if (!file) die("/proc/self/mountinfo");
+    while (!found && fgets(line, sizeof line, file)) {
+        const char *back = strstr(line, " - ");
+        if (!back || sscanf(line, "%*d %*d %*s %255s %255s", root, mounted) != 2) continue;
+        if (sscanf(back, " - %63s %*s %511s", type, options) != 2 || strcmp(root, "/") != 0) continue;
+        found = controller ? !strcmp(type, "cgroup") && lists(options, controller, ",") : !strcmp(type, "cgroup2");
+    }
+    fclose(file);
+    return found;
+}
+
+// This process's own cgroup in the hierarchy of a version 1 controller, or in version 2 (NULL).
+static bool find_own(const char *controller, char path[256]) {
+    char line[1024];
+    FILE *file = fopen("/proc/self/cgroup", "re");
+    bool found = false;
+    if (!file) die("/proc/self/cgroup");
+    while (!found && fgets(line, sizeof line, file)) {
+        char *names = strchr(line, ':'), *own = names ? strchr(names + 1, ':') : NULL;
+        if (!own) continue;
+        *own++ = '\0';
+        own[strcspn(own, "\n")] = '\0';
+        found = controller ? lists(names + 1, controller, ",") : names[1] == '\0';
+        if (found) snprintf(path, 256, "%s", strcmp(own, "/") ? own : "");
+    }
+    fclose(file);
+    return found;
+}
+
+// The nearest version 2 cgroup, from our own upwards, that passes the controller on.
+static bool find_delegating(const char *controller, char folder[512]) {
+    char mounted[256], own[256], file[600], passed[512];
+    if (!find_mount(NULL, mounted) || !find_own(NULL, own)) return false;
+    for (;;) {
+        snprintf(folder, 512, "%s%s", mounted, own);
+        snprintf(file, sizeof file, "%s/cgroup.subtree_control", folder);
+        int fd = open(file, O_RDONLY | O_CLOEXEC);
+        ssize_t n = fd < 0 ? 0 : read(fd, passed, sizeof passed - 1);
+        if (fd >= 0) close(fd);
+        passed[n > 0 ? n : 0] = '\0';
+        if (n > 0) return lists(passed, controller, " \n");
+        char *slash = strrchr(own, '/');
+        if (!slash) return false;
+        *slash = '\0';
+    }
+}
+
+static void add_cgroup(const char *controller, struct setting v1, struct setting v2) {
+    struct cgroup found = {.version = 1};
+    char mounted[256], own[256];
+    if (find_mount(controller, mounted) && find_own(controller, own)) {
+        snprintf(found.parent, sizeof found.parent, "%s%s", mounted, own);
+    } else if (find_delegating(controller, found.parent)) {
+        found.version = 2;
+    } else {
+        // cpuacct is no controller of version 2, and only counts on version 1.
+        if (!v1.file) return;
+        errno = ENOENT;
+        die(controller);
+    }
+    struct setting setting = found.version == 1 ? v1 : v2;
+    struct cgroup *at = cgroups;
+    while (at < cgroups + cgroup_count && strcmp(at->parent, found.parent) != 0) at++;
+    if (at == cgroups + cgroup_count) {
+        *at = found;
+        cgroup_count++;
+    }
+    if (setting.file) at->settings[at->count++] = setting;
+}
+
+static void find_cgroups(void) {
+    const struct setting none = {NULL, NULL};
+    add_cgroup("memory", (struct setting){"memory.limit_in_bytes", "67108864"}, (struct setting){"memory.max", "67108864"});
+    add_cgroup("cpu", (struct setting){"cpu.cfs_quota_us", "50000"}, (struct setting){"cpu.max", "50000 100000"});
+    add_cgroup("cpuacct", none, none);
+    add_cgroup("pids", (struct setting){"pids.max", "64"}, (struct setting){"pids.max", "64"});
+}
+
+// The child
+
+// Targets are resolved inside the root.
+static int resolve(int root, const char *path, uint64_t flags) {
+    struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
+    return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+}
+
+static void set(int fs, const char *key, const char *value) {
+    CALL(fsconfig, fs, value ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG, key, value, 0);
+}
+
+static int create(int fs, unsigned long attributes) {
+    CALL(fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0);
+    return (int)CALL(fsmount, fs, FSMOUNT_CLOEXEC, attributes);
+}
+
+static void attach(int mount, int target) {
+    CALL(move_mount, mount, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+}
+
+static void mount_at(int root, int fs, unsigned long attributes, const char *path) {
+    int mount = create(fs, attributes);
+    int target = resolve(root, path, O_PATH);
+    if (target < 0) { // a folder of /dev, which is a new file system
+        int parent = (int)check("openat2", resolve(root, "/dev/", O_PATH | O_DIRECTORY));
+        CALL(mkdirat, parent, path + strlen("/dev/"), 0755);
+        target = (int)check("openat2", resolve(root, path, O_PATH));
+        CALL(close, parent);
+    }
+    attach(mount, target);
+    CALL(close, target);
+    CALL(close, mount);
+    CALL(close, fs);
+}
+
+static void device(int root, const char *name, unsigned major, unsigned minor) {
+    int dev = (int)check("openat2", resolve(root, "/dev/", O_PATH | O_DIRECTORY));
+    CALL(mknodat, dev, name, S_IFCHR | 0666, makedev(major, minor));
+    CALL(fchmodat, dev, name, 0666);
+    CALL(close, dev);
+}
+
+static void symbolic_link(int root, const char *target, const char *name) {
+    int dev = (int)check("openat2", resolve(root, "/dev/", O_PATH | O_DIRECTORY));
+    CALL(symlinkat, target, dev, name);
+    CALL(close, dev);
+}
+
+static void mask(int root, int *empty, const char *path) {
+    struct stat masked, source;
+    int mount, target = resolve(root, path, O_PATH);
+    if (target < 0) return;
+    CALL(newfstatat, target, "", &masked, AT_EMPTY_PATH);
+    if (!S_ISDIR(masked.st_mode)) {
+        mount = (int)CALL(open_tree, AT_FDCWD, "/dev/null", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+        CALL(newfstatat, mount, "", &source, AT_EMPTY_PATH);
+    } else if (*empty < 0) {
+        int fs = (int)CALL(fsopen, "tmpfs", FSOPEN_CLOEXEC);
+        set(fs, "nr_inodes", "1");
+        set(fs, "mode", "0755");
+        *empty = create(fs, MOUNT_ATTR_RDONLY | NO_SUID_DEV_EXEC);
+        mount = (int)CALL(fcntl, *empty, F_DUPFD_CLOEXEC, 3);
+        CALL(close, fs);
+    } else {
+        mount = (int)CALL(open_tree, *empty, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+    }
+    attach(mount, target);
+    CALL(close, mount);
+    CALL(close, target);
+}
+
+static void read_only(int root, const char *path) {
+    struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY, .propagation = 1 << 18}; // MS_PRIVATE
+    int target = resolve(root, path, O_PATH);
+    if (target < 0) return;
+    int tree = (int)CALL(open_tree, target, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE | AT_EMPTY_PATH);
+    CALL(mount_setattr, tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &attributes, sizeof attributes);
+    attach(tree, target);
+    CALL(close, tree);
+    CALL(close, target);
+}
+
+static void die_with_parent(void) {
+    struct pollfd gone = {.fd = own_pidfd, .events = POLLIN};
+    CALL(prctl, PR_SET_PDEATHSIG, (unsigned long)SIGKILL, 0UL, 0UL, 0UL);
+    CALL(poll, &gone, 1UL, 0);
+}
+
+static int overlay(void) {
+    char upper[64], work[64];
+    int memory_fs = (int)CALL(fsopen, "tmpfs", FSOPEN_CLOEXEC);
+    set(memory_fs, "mode", "0755");
+    int memory = create(memory_fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+    CALL(mkdirat, memory, "upper", 0700);
+    CALL(mkdirat, memory, "work", 0700);
+    CALL(fchmodat, memory, "upper", 0755);
+    snprintf(upper, sizeof upper, "/proc/self/fd/%d/upper", memory);
+    snprintf(work, sizeof work, "/proc/self/fd/%d/work", memory);
+    int fs = (int)CALL(fsopen, "overlay", FSOPEN_CLOEXEC);
+    set(fs, "lowerdir+", "/");
+    set(fs, "upperdir", upper);
+    set(fs, "workdir", work);
+    set(fs, "volatile", NULL);
+    int root = create(fs, 0);
+    CALL(close, fs);
+    CALL(close, memory);
+    CALL(close, memory_fs);
+    return root;
+}
+
+static _Noreturn void child(int out, int err) {
+    const uint64_t kept = 0xa80425fb;
+    const sigset_t none = {0};
+    char cwd[4096];
+
+    mark(CLONE);
+    for (size_t k = 0; k < cgroup_count; k++)
+        if (cgroups[k].version == 1) CALL(write, cgroups[k].entrance, "0", 1UL);
+    mark(CGROUP_JOIN);
+
+    CALL(umask, 0);
+    die_with_parent();
+    CALL(setsid);
+    CALL(keyctl, KEYCTL_JOIN_SESSION_KEYRING, "berth-limit", 0UL, 0UL, 0UL);
+    const int streams[] = {null_device, out, err};
+    int moved[3];
+    for (int k = 0; k < 3; k++) moved[k] = (int)CALL(fcntl, streams[k], F_DUPFD_CLOEXEC, 3);
+    for (int k = 0; k < 3; k++) {
+        CALL(dup2, moved[k], k);
+        CALL(close, moved[k]);
+    }
+    mark(SESSION);
+
+    struct ifreq loopback = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+    CALL(unshare, CLONE_NEWCGROUP);
+    int socket = (int)CALL(socket, AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    CALL(ioctl, socket, SIOCSIFFLAGS, &loopback);
+    CALL(close, socket);
+    CALL(sethostname, "0123456789ab", 12);
+    mark(NAMESPACES);
+
+    int root = overlay();
+    CALL(move_mount, root, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH);
+    mark(OVERLAY);
+
+    mount_at(root, (int)CALL(fsopen, "proc", FSOPEN_CLOEXEC), NO_SUID_DEV_EXEC, "/proc");
+    mark(PROC_SYS);
+
+    int fs = (int)CALL(fsopen, "tmpfs", FSOPEN_CLOEXEC);
+    set(fs, "mode", "0755");
+    set(fs, "size", "65536k");
+    mount_at(root, fs, MOUNT_ATTR_NOSUID, "/dev");
+    device(root, "null", 1, 3);
+    device(root, "zero", 1, 5);
+    device(root, "full", 1, 7);
+    device(root, "random", 1, 8);
+    device(root, "urandom", 1, 9);
+    device(root, "tty", 5, 0);
+    symbolic_link(root, "pts/ptmx", "ptmx");
+    symbolic_link(root, "/proc/self/fd", "fd");
+    symbolic_link(root, "/proc/self/fd/0", "stdin");
+    symbolic_link(root, "/proc/self/fd/1", "stdout");
+    symbolic_link(root, "/proc/self/fd/2", "stderr");
+    fs = (int)CALL(fsopen, "devpts", FSOPEN_CLOEXEC);
+    set(fs, "newinstance", NULL);
+    set(fs, "ptmxmode", "0666");
+    set(fs, "mode", "0620");
+    set(fs, "gid", "5");
+    mount_at(root, fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts");
+    fs = (int)CALL(fsopen, "tmpfs", FSOPEN_CLOEXEC);
+    set(fs, "mode", "1777");
+    set(fs, "size", "67108864");
+    mount_at(root, fs, NO_SUID_DEV_EXEC, "/dev/shm");
+    mount_at(root, (int)CALL(fsopen, "mqueue", FSOPEN_CLOEXEC), NO_SUID_DEV_EXEC, "/dev/mqueue");
+    mark(DEV);
+    mount_at(root, (int)CALL(fsopen, "sysfs", FSOPEN_CLOEXEC), MOUNT_ATTR_RDONLY | NO_SUID_DEV_EXEC, "/sys");
+    mark(PROC_SYS);
+
+    int empty = -1;
+    mask(root, &empty, "/proc/acpi");
+    mask(root, &empty, "/proc/asound");
+    mask(root, &empty, "/proc/interrupts");
+    mask(root, &empty, "/proc/kcore");
+    mask(root, &empty, "/proc/keys");
+    mask(root, &empty, "/proc/latency_stats");
+    mask(root, &empty, "/proc/sched_debug");
+    mask(root, &empty, "/proc/scsi");
+    mask(root, &empty, "/proc/timer_list");
+    mask(root, &empty, "/proc/timer_stats");
+    mask(root, &empty, "/sys/devices/virtual/powercap");
+    mask(root, &empty, "/sys/firmware");
+    mark(MASK);
+
+    read_only(root, "/proc/bus");
+    read_only(root, "/proc/fs");
+    read_only(root, "/proc/irq");
+    read_only(root, "/proc/sys");
+    read_only(root, "/proc/sysrq-trigger");
+    mark(READONLY);
+
+    int old = (int)CALL(openat, AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    CALL(fchdir, root);
+    CALL(pivot_root, ".", ".");
+    CALL(fchdir, old);
+    CALL(umount2, ".", MNT_DETACH);
+    CALL(chdir, "/");
+    CALL(close, old);
+    mark(PIVOT);
+
+    CALL(chdir, "/");
+    CALL(getcwd, cwd, sizeof cwd);
+    CALL(umask, 022);
+    for (unsigned long capability = 0; capability < 64; capability++)
+        if (!(kept >> capability & 1) && syscall(SYS_prctl, PR_CAPBSET_DROP, capability, 0UL, 0UL, 0UL) < 0) break;
+    CALL(prctl, PR_SET_KEEPCAPS, 1UL, 0UL, 0UL, 0UL);
+    CALL(setgroups, 0, NULL);
+    CALL(setresgid, 0, 0, 0);
+    CALL(setresuid, 0, 0, 0);
+    die_with_parent();
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {{.effective = (uint32_t)kept, .permitted = (uint32_t)kept}, {0}};
+    CALL(capset, &header, data);
+    CALL(prctl, PR_CAP_AMBIENT, (unsigned long)PR_CAP_AMBIENT_CLEAR_ALL, 0UL, 0UL, 0UL);
+    CALL(prctl, PR_SET_NO_NEW_PRIVS, 1UL, 0UL, 0UL, 0UL);
+    CALL(rt_sigprocmask, SIG_SETMASK, &none, NULL, 8UL);
+    CALL(close_range, 3U, ~0U, 4U); // CLOSE_RANGE_CLOEXEC
+    mark(PRIVILEGES);
+
+    static const char *const paths[] = {
+        "/usr/local/sbin/true", "/usr/local/bin/true", "/usr/sbin/true", "/usr/bin/true", "/sbin/true", "/bin/true",
+    };
+    const char *const arguments[] = {"true", NULL};
+    const char *const environment[] = {"HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", NULL};
+    for (size_t k = 0; k < countof(paths); k++) syscall(SYS_execve, paths[k], arguments, environment);
+    die("execve");
+}
+
+// The parent
+
+static void make_cgroups(unsigned long number) {
+    char file[700];
+    for (size_t k = 0; k < cgroup_count; k++) {
+        struct cgroup *cgroup = &cgroups[k];
+        snprintf(cgroup->path, sizeof cgroup->path, "%s/berth-limit.%d.%lu", cgroup->parent, (int)getpid(), number);
+        CALL(mkdir, cgroup->path, 0755);
+    }
+    for (size_t k = 0; k < cgroup_count; k++) {
+        for (size_t s = 0; s < cgroups[k].count; s++) {
+            const struct setting *setting = &cgroups[k].settings[s];
+            snprintf(file, sizeof file, "%s/%s", cgroups[k].path, setting->file);
+            int fd = (int)CALL(openat, AT_FDCWD, file, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+            CALL(write, fd, setting->value, strlen(setting->value));
+            CALL(close, fd);
+        }
+    }
+    for (size_t k = 0; k < cgroup_count; k++) {
+        struct cgroup *cgroup = &cgroups[k];
+        snprintf(file, sizeof file, "%s/tasks", cgroup->path);
+        cgroup->entrance = cgroup->version == 1
+                               ? (int)CALL(openat, AT_FDCWD, file, O_WRONLY | O_CLOEXEC | O_NOFOLLOW)
+                               : (int)CALL(openat, AT_FDCWD, cgroup->path, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    }
+}
+
+// The end of the command closes its streams, which comes before its namespaces are given back.
+static void await_hangup(int out) {
+    struct pollfd hangup = {.fd = out};
+    CALL(poll, &hangup, 1UL, -1);
+    mark(EXEC);
+}
+
+static void start_and_reap(unsigned long number) {
+    struct rusage usage;
+    int out[2], err[2], pidfd = -1, status;
+
+    memset(shared, 0, sizeof *shared);
+    shared->first = shared->last = now();
+    make_cgroups(number);
+    CALL(pipe2, out, O_CLOEXEC);
+    CALL(pipe2, err, O_CLOEXEC);
+    mark(CGROUP_CREATE);
+
+    struct clone_args arguments = {
+        .flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET | CLONE_PIDFD,
+        .pidfd = (uint64_t)(uintptr_t)&pidfd,
+        .exit_signal = SIGCHLD,
+    };
+    for (size_t k = 0; k < cgroup_count; k++) {
+        if (cgroups[k].version == 1) continue;
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = (uint64_t)cgroups[k].entrance;
+    }
+    pid_t pid = (pid_t)CALL(clone3, &arguments, sizeof arguments);
+    if (pid == 0) child(out[1], err[1]);
+    CALL(close, out[1]);
+    CALL(close, err[1]);
+    for (size_t k = 0; k < cgroup_count; k++) CALL(close, cgroups[k].entrance);
+    if (phases) await_hangup(out[0]);
+    CALL(wait4, pid, &status, 0, &usage);
+    mark(TEARDOWN);
+
+    for (size_t k = cgroup_count; k > 0; k--) CALL(rmdir, cgroups[k - 1].path);
+    CALL(close, pidfd);
+    CALL(close, out[0]);
+    CALL(close, err[0]);
+    mark(CGROUP_REMOVE);
+    if (status != 0) {
+        errno = ECHILD;
+        die("the container");
+    }
+}
+
+static void print_times(void) {
+    printf("%.1f", (double)(shared->last - shared->first) / 1000);
+    for (size_t k = 0; phases && k < PHASE_COUNT; k++) printf(" %.1f", (double)shared->phase[k] / 1000);
+    putchar('\n');
+    fflush(stdout);
+}
+
+static struct clock *new_clock(void) {
+    void *page = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    return page == MAP_FAILED ? (die("mmap"), NULL) : page;
+}
+
+// The conditions of Berth's supervisor: a mount namespace of its own from which nothing spreads, no signals, and
+// /proc/self not for others.
+static void set_up(void) {
+    sigset_t all;
+    sigfillset(&all);
+    messages = (int)check("fcntl", fcntl(2, F_DUPFD_CLOEXEC, 3));
+    check("sigprocmask", sigprocmask(SIG_SETMASK, &all, NULL));
+    find_cgroups();
+    CALL(prctl, PR_SET_DUMPABLE, 0UL, 0UL, 0UL, 0UL);
+    CALL(unshare, CLONE_NEWNS);
+    CALL(mount, NULL, "/", NULL, 1UL << 14 | 1UL << 19, NULL); // MS_REC | MS_SLAVE
+    CALL(chdir, "/");
+    null_device = (int)check("open", open("/dev/null", O_RDWR | O_CLOEXEC));
+}
+
+static void work(unsigned long count, unsigned long workers) {
+    uint64_t first = now();
+    int status, failed = 0;
+    for (unsigned long k = 0; k < workers; k++) {
+        pid_t pid = (pid_t)check("fork", fork());
+        if (pid > 0) continue;
+        shared = new_clock();
+        own_pidfd = (int)CALL(pidfd_open, getpid(), 0);
+        for (unsigned long n = 0; n < count; n++) start_and_reap(n);
+        _exit(0);
+    }
+    while (wait(&status) > 0) failed |= status;
+    if (failed) _exit(1);
+    printf("%.1f\n", (double)(now() - first) / 1000);
+}
+
+int main(int argc, char **argv) {
+    unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 1;
+    unsigned long workers = argc > 2 ? strtoul(argv[2], NULL, 10) : 1;
+    char line[64];
+
+    phases = argc > 3 && !strcmp(argv[3], "phases");
+    set_up();
+    if (workers > 1) {
+        work(count, workers);
+        return 0;
+    }
+    shared = new_clock();
+    own_pidfd = (int)CALL(pidfd_open, getpid(), 0);
+    for (size_t k = 0; phases && k < PHASE_COUNT; k++) printf("%s%c", phase_names[k], k + 1 < PHASE_COUNT ? ' ' : '\n');
+    fflush(stdout);
+    for (unsigned long n = 0; count > 0 ? n < count : fgets(line, sizeof line, stdin) != NULL; n++) {
+        start_and_reap(n);
+        print_times();
+    }
+    return 0;
+}

@@ -1,0 +1,9 @@
+// No Effect needed: promises, `await using`, and a tagged template whose arguments are quoted, never spliced into a shell.
+import { start } from "berth/promise"
+
+await using box = await start("host", { command: ["sleep", "infinity"] })
+const { stdout } = await box.$`uname -n`
+console.log(stdout.trimEnd())
+
+const awkward = "two words; $(reboot) 'and' a\nnewline"
+console.log((await box.$`printf %s ${awkward}`).stdout === awkward)
