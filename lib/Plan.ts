@@ -45,8 +45,7 @@ const table = {
   bind: { source: "s", target: "s", attributes: "i", recursive: "i" },
   directory: { path: "s", mode: "i" },
   symlink: { target: "s", path: "s" },
-  device: { path: "s", mode: "i", major: "i", minor: "i" },
-  mask: { paths: "l" },
+  mask: { null: "s", paths: "l" },
   readonly: { paths: "l" },
   pivot: {},
   "root-readonly": {},
@@ -92,7 +91,7 @@ export type OperationName = keyof Table
  *   tmpfs; `root-mount`, `root-bind`: a root that is there already. `attributes` are of MOUNT_ATTR_*, mount_setattr(2).
  * - `process`: the clone, with the namespaces of clone(2) that are new; what is behind it is done by the child.
  * - `id-map`: user_namespaces(7). `join`: setns(2). `unshare`: unshare(2).
- * - `root`, `mount`, `bind`, `directory`, `symlink`, `device`, `mask`, `readonly`, `pivot`, `root-readonly`: the file
+ * - `root`, `mount`, `bind`, `directory`, `symlink`, `mask`, `readonly`, `pivot`, `root-readonly`: the file
  *   system that the container sees; targets are resolved inside the root with openat2(2).
  * - `bounding`, `user`, `capabilities`, `no-new-privileges`, `seccomp`, `rlimit`, `umask`, `keyring`, `session`:
  *   credentials(7), capabilities(7), seccomp(2), getrlimit(2), umask(2), keyrings(7), setsid(2).

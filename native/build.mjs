@@ -33,6 +33,7 @@ const targets = {
       "unit.c",
       "child.c",
       "mount.c",
+      "nodes.c",
       "overlay.c",
       "privilege.c",
       "cgroup.c",

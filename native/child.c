@@ -161,8 +161,7 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_BIND: return mount_bind(state->root, f, failure);
     case OP_DIRECTORY: return mount_directory(state->root, f[0].s.text, (unsigned)f[1].i, failure);
     case OP_SYMLINK: return mount_symlink(state->root, f[0].s.text, f[1].s.text, failure);
-    case OP_DEVICE: return mount_device(state->root, f, failure);
-    case OP_MASK: return mount_mask(state->root, &state->empty, &f[0], failure);
+    case OP_MASK: return mount_mask(state->root, &state->empty, f[0].s.text, &f[1], failure);
     case OP_READONLY: return mount_readonly(state->root, &f[0], failure);
     case OP_PIVOT: return mount_pivot(state->root, failure);
     case OP_ROOT_READONLY: return mount_root_readonly(failure);
@@ -183,7 +182,7 @@ static int perform(struct state *state, const struct operation *operation) {
 }
 
 _Noreturn void child_run(const struct child *child) {
-    struct state state = {.child = child, .root = -1, .empty = -1};
+    struct state state = {.child = child, .root = child->root, .empty = -1};
     size_t at = child->plan->process;
     // The plan's own umask comes later; until then modes are what the plan says.
     umask(0);

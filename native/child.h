@@ -10,6 +10,7 @@ struct child {
     int gate;               // read end of a pipe: a byte says that the id maps are written; -1 where there are none
     int supervisor;         // pidfd of the supervisor
     int null;               // /dev/null
+    int root;               // the root that the supervisor has made, or -1 where the plan has the child make it
     int self;               // the supervisor's own executable
 };
 

@@ -162,25 +162,15 @@ int mount_symlink(int root, const char *target, const char *path, struct failure
     return 0;
 }
 
-int mount_device(int root, const union field *fields, struct failure *failure) {
-    char last[256];
-    cleanup_close int parent = resolve_parent(root, fields[0].s.text, last, sizeof last, failure);
-    if (parent < 0) return -1;
-    if (mknodat(parent, last, (mode_t)fields[1].i, makedev((unsigned)fields[2].i, (unsigned)fields[3].i)) < 0) return fail(failure, "mknodat");
-    // mknod(2) applies the umask.
-    if (fchmodat(parent, last, (mode_t)fields[1].i & 07777, 0) < 0) return fail(failure, "fchmodat");
-    return 0;
-}
-
 // What a masked path shows: for a folder one empty read-only tmpfs, shared by all of this container's; for anything
-// else the host's null device, taken before the pivot and checked to be one (CVE-2025-31133).
-static int mask_source(int folder, int *empty, struct failure *failure) {
-    struct stat null;
+// else a null device, taken before the pivot and checked to be one (CVE-2025-31133).
+static int mask_source(const char *null, int folder, int *empty, struct failure *failure) {
+    struct stat device;
     if (!folder) {
-        cleanup_close int source = sys_open_tree(AT_FDCWD, "/dev/null", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+        cleanup_close int source = sys_open_tree(AT_FDCWD, null, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
         if (source < 0) return fail(failure, "open_tree");
-        if (fstat(source, &null) < 0) return fail(failure, "fstat");
-        if (!S_ISCHR(null.st_mode) || null.st_rdev != makedev(1, 3)) {
+        if (fstat(source, &device) < 0) return fail(failure, "fstat");
+        if (!S_ISCHR(device.st_mode) || device.st_rdev != makedev(1, 3)) {
             errno = ENODEV;
             return fail(failure, "fstat");
         }
@@ -200,7 +190,7 @@ static int mask_source(int folder, int *empty, struct failure *failure) {
     return first < 0 ? fail(failure, "fcntl") : first;
 }
 
-int mount_mask(int root, int *empty, const union field *paths, struct failure *failure) {
+int mount_mask(int root, int *empty, const char *null, const union field *paths, struct failure *failure) {
     for (size_t k = 0; k < paths->l.count; k++) {
         struct stat masked;
         cleanup_close int target = resolve(root, paths->l.items[k], O_PATH);
@@ -209,7 +199,7 @@ int mount_mask(int root, int *empty, const union field *paths, struct failure *f
             return fail(failure, "openat2");
         }
         if (fstat(target, &masked) < 0) return fail(failure, "fstat");
-        cleanup_close int source = mask_source(S_ISDIR(masked.st_mode), empty, failure);
+        cleanup_close int source = mask_source(null, S_ISDIR(masked.st_mode), empty, failure);
         if (source < 0 || attach(source, target, failure) < 0) return -1;
     }
     return 0;

@@ -29,6 +29,5 @@ int mount_filesystem(int root, const union field *fields, struct failure *failur
 int mount_bind(int root, const union field *fields, struct failure *failure);
 int mount_directory(int root, const char *path, unsigned mode, struct failure *failure);
 int mount_symlink(int root, const char *target, const char *path, struct failure *failure);
-int mount_device(int root, const union field *fields, struct failure *failure);
-int mount_mask(int root, int *empty, const union field *paths, struct failure *failure);
+int mount_mask(int root, int *empty, const char *null, const union field *paths, struct failure *failure);
 int mount_readonly(int root, const union field *paths, struct failure *failure);

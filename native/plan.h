@@ -49,8 +49,7 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(BIND, "bind", "ssii", CHILD)                            /* source, target, attributes, recursive */    \
     X(DIRECTORY, "directory", "si", CHILD)                    /* path, mode */                               \
     X(SYMLINK, "symlink", "ss", CHILD)                        /* target, path */                             \
-    X(DEVICE, "device", "siii", CHILD)                        /* path, mode, major, minor */                 \
-    X(MASK, "mask", "l", CHILD)                               /* paths */                                    \
+    X(MASK, "mask", "sl", CHILD)                              /* null device, paths */                       \
     X(READONLY, "readonly", "l", CHILD)                       /* paths */                                    \
     X(PIVOT, "pivot", "", CHILD)                                                                             \
     X(ROOT_READONLY, "root-readonly", "", CHILD)                                                             \

@@ -6,6 +6,7 @@
 // FOLDER is its state folder, removed at the end. SOCKET and SELF are inherited descriptors: its end of the socket
 // pair, and its own executable, which nobody can write. With `single-id` it first enters a user namespace in which
 // it is root and its user is the only one.
+#include "nodes.h"
 #include "plan.h"
 #include "protocol.h"
 #include "remove.h"
@@ -13,6 +14,7 @@
 #include "unit.h"
 #include "util.h"
 
+#include <limits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdalign.h>
@@ -332,7 +334,8 @@ static int enter_user_namespace(struct failure *failure) {
 
 // A mount namespace of its own that hears of the host's mounts and tells of none: what a child inherits from it needs
 // no changing before its pivot.
-static int set_up(bool single_id, struct failure *failure) {
+static int set_up(const char *folder, bool single_id, struct failure *failure) {
+    char nodes[PATH_MAX];
     sigset_t handled;
     sigemptyset(&handled);
     for (int number = 1; number < 32; number++) signal(number, SIG_DFL); // the JavaScript process ignores some
@@ -343,6 +346,8 @@ static int set_up(bool single_id, struct failure *failure) {
     if (unshare(CLONE_NEWNS) < 0) return fail(failure, "unshare");
     if (sys_mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return fail(failure, "mount");
     if (chdir("/") < 0) return fail(failure, "chdir");
+    snprintf(nodes, sizeof nodes, "%s/dev", folder);
+    if (nodes_make(nodes, single_id, failure) < 0) return -1;
     if ((shared.null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0) return fail(failure, "open");
     if ((shared.pid_namespace = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC)) < 0) return fail(failure, "open");
     if ((shared.pidfd = sys_pidfd_open(getpid())) < 0) return fail(failure, "pidfd_open");
@@ -353,6 +358,14 @@ static int set_up(bool single_id, struct failure *failure) {
     if (epoll_ctl(events, EPOLL_CTL_ADD, connection, &from_connection) < 0) return fail(failure, "epoll_ctl");
     if (epoll_ctl(events, EPOLL_CTL_ADD, signals, &from_signals) < 0) return fail(failure, "epoll_ctl");
     return 0;
+}
+
+// The nodes' mount goes first, as removal does not leave a filesystem.
+static void take_down(const char *folder) {
+    char nodes[PATH_MAX];
+    snprintf(nodes, sizeof nodes, "%s/dev", folder);
+    sys_umount2(nodes, MNT_DETACH);
+    remove_tree(folder, __LONG_MAX__);
 }
 
 // What holds namespaces open: pid 1 that does nothing but wait for orphans.
@@ -375,13 +388,13 @@ int main(int argc, char **argv) {
     }
     connection = atoi(argv[2]);
     shared.self = atoi(argv[3]);
-    if (set_up(argc > 4 && !strcmp(argv[4], "single-id"), &failure) < 0) {
+    if (set_up(argv[1], argc > 4 && !strcmp(argv[4], "single-id"), &failure) < 0) {
         send_failure(REPLY_FAILED, 0, &failure);
         return 1;
     }
     struct reply ready = {.type = REPLY_READY, .pid = getpid()};
     send_reply(&ready, -1);
     run();
-    remove_tree(argv[1], __LONG_MAX__);
+    take_down(argv[1]);
     return 0;
 }

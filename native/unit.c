@@ -155,13 +155,24 @@ static int start_process(struct unit *unit, const struct supervisor *supervisor,
     pid_t pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
     if (pid == 0) {
         close_descriptor(&gate[1]); // so that the supervisor's end, closed unwritten, is seen as the end
-        struct child child = {plan, descriptors, failures[1], gate[0], supervisor->pidfd, supervisor->null, supervisor->self};
+        struct child child = {
+            .plan = plan,
+            .descriptors = descriptors,
+            .failures = failures[1],
+            .gate = gate[0],
+            .supervisor = supervisor->pidfd,
+            .null = supervisor->null,
+            .root = unit->mount,
+            .self = supervisor->self,
+        };
         enter_and_run(&child, entrances);
     }
     if (pid < 0) fail(failure, "clone3");
     if (entered && setns(supervisor->pid_namespace, CLONE_NEWPID) < 0) abort(); // every later child would be in there
     if (pid < 0) return -1;
     unit->pid = pid;
+    close_descriptor(&unit->mount); // the child's now
+    unit->mount = -1;
     if (maps) {
         failure->operation = (uint32_t)(maps - plan->operations);
         if (write_id_maps(pid, maps->field, failure) < 0) return -1;

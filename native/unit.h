@@ -21,7 +21,7 @@ struct unit {
     pid_t pid;     // 0 where there is no process, or it has been waited for
     int pidfd;
     int failures;  // read end of the child's pipe, -1 once it has been read
-    int mount;     // the root that the plan made, until it has been sent
+    int mount;     // the root that the plan made, until the child or the JavaScript process has it
     pid_t remover; // the process that removes a large folder, or 0
     struct owned *owned;
     bool failed;   // the plan failed: to be removed, then reported

@@ -72,6 +72,7 @@ const makeState = (
       const lock = fs.openSync(`${made}/lock`, "wx", 0o600)
       native().flock(lock, LOCK_EX | LOCK_NB)
       fs.mkdirSync(`${made}/empty`)
+      fs.mkdirSync(`${made}/dev`)
       const state = made.replace("/run/.", "/run/")
       fs.renameSync(made, state)
       return { state, lock }

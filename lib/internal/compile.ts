@@ -45,9 +45,10 @@ export interface Process {
 
 /** What is around it: new namespaces and a root. */
 export interface Surroundings {
-  readonly id: string
   readonly created: ReadonlySet<Kind>
-  /** Whether the process is in a user namespace in which devices cannot be made: they are bound instead. */
+  /** The supervisor's folder, which has the device nodes. */
+  readonly folder: string
+  /** Whether ids are those of a user namespace, which may lack some. */
   readonly inUserNamespace: boolean
   readonly idMap: Operation | undefined
   readonly cgroup: ReadonlyArray<Operation>
@@ -62,6 +63,9 @@ export interface Surroundings {
   readonly sysctls: Readonly<Record<string, string>>
 }
 
+/** The search path of a container whose image has none. */
+export const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 /** Where a command without a slash is looked for, as execvp(3) does it. */
 export const searchPath = (
   command: string,
@@ -69,18 +73,11 @@ export const searchPath = (
 ): ReadonlyArray<string> =>
   command.includes("/")
     ? [command]
-    : (environment.PATH ?? "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    : (environment.PATH ?? defaultPath)
         .split(":")
         .map((folder) => `${folder === "" ? "." : folder}/${command}`)
 
-const devices: ReadonlyArray<readonly [path: string, major: number, minor: number]> = [
-  ["/dev/null", 1, 3],
-  ["/dev/zero", 1, 5],
-  ["/dev/full", 1, 7],
-  ["/dev/random", 1, 8],
-  ["/dev/urandom", 1, 9],
-  ["/dev/tty", 5, 0]
-]
+const devices = ["null", "zero", "full", "random", "urandom", "tty"]
 
 const links: ReadonlyArray<readonly [path: string, target: string]> = [
   ["/dev/ptmx", "pts/ptmx"],
@@ -90,20 +87,16 @@ const links: ReadonlyArray<readonly [path: string, target: string]> = [
   ["/dev/stderr", "/proc/self/fd/2"]
 ]
 
-const S_IFCHR = 0o020000
-
-const makeDevices = (inUserNamespace: boolean): ReadonlyArray<Operation> =>
-  devices.map(([path, major, minor]) =>
-    inUserNamespace
-      ? {
-          op: "bind",
-          source: path,
-          target: path,
-          attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
-          recursive: 0
-        }
-      : { op: "device", path, mode: S_IFCHR | 0o666, major, minor }
-  )
+// The supervisor's own nodes on a read-only mount, in a /dev that takes no others: a container with CAP_MKNOD makes none
+// that works, and changes the mode of none that others use.
+const bindDevices = (folder: string): ReadonlyArray<Operation> =>
+  devices.map((name) => ({
+    op: "bind",
+    source: `${folder}/dev/${name}`,
+    target: `/dev/${name}`,
+    attributes: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+    recursive: 0
+  }))
 
 // runtime-spec, config-linux.md, default filesystems; options as Docker has them.
 const standardMounts = (around: Surroundings): ReadonlyArray<Operation> => [
@@ -113,9 +106,9 @@ const standardMounts = (around: Surroundings): ReadonlyArray<Operation> => [
     type: "tmpfs",
     target: "/dev",
     options: ["mode=0755", "size=65536k"],
-    attributes: MOUNT_ATTR_NOSUID
+    attributes: NO_SUID_DEV_EXEC
   },
-  ...makeDevices(around.inUserNamespace),
+  ...bindDevices(around.folder),
   ...links.map(([path, target]): Operation => ({ op: "symlink", target, path })),
   {
     op: "mount",
@@ -163,11 +156,12 @@ const extraMount = (mount: Mount.Mount): Operation =>
       }
 
 const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
-  around.root,
   { op: "root" },
   ...standardMounts(around),
   ...around.mounts.map(extraMount),
-  ...(around.maskedPaths.length === 0 ? [] : [{ op: "mask", paths: around.maskedPaths } as const]),
+  ...(around.maskedPaths.length === 0
+    ? []
+    : [{ op: "mask", null: `${around.folder}/dev/null`, paths: around.maskedPaths } as const]),
   ...(around.readonlyPaths.length === 0 ? [] : [{ op: "readonly", paths: around.readonlyPaths } as const]),
   { op: "pivot" },
   ...(around.readOnly ? [{ op: "root-readonly" } as const] : [])
@@ -229,12 +223,16 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
     ...around.cgroup,
     ...process.cgroup,
     ...around.scratch,
+    // In a user namespace of its own the child could not read the layers' trusted.* attributes, so the root is made
+    // before it enters one.
+    ...(around.idMap === undefined ? [] : [around.root]),
     { op: "process", namespaces: atClone },
     ...(around.idMap === undefined ? [] : [around.idMap]),
     ...enter(process),
     ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),
     ...(around.created.has("network") ? [{ op: "loopback" } as const] : []),
     ...(around.hostname === undefined ? [] : [{ op: "hostname", name: around.hostname } as const]),
+    ...(around.idMap === undefined ? [around.root] : []),
     ...makeRoot(around),
     ...Object.entries(around.sysctls).map(
       ([key, value]): Operation => ({ op: "sysctl", key: key.replaceAll(".", "/"), value })

@@ -80,7 +80,7 @@ const settings = (
     return {
       ...(yield* common(options)),
       arguments: command,
-      environment: { HOME: user.home, ...config.environment, ...options.env },
+      environment: { PATH: compile.defaultPath, HOME: user.home, ...config.environment, ...options.env },
       workingDirectory: options.cwd ?? (config.workingDirectory || "/"),
       createWorkingDirectory: true,
       user,
@@ -141,15 +141,16 @@ const sources = (options: StartOptions): Effect.Effect<Sources, BerthError> =>
 
 const surroundings = (
   options: RootOptions,
-  id: string,
+  at: { readonly folder: string; readonly id: string },
+  own: ReadonlyArray<Kind>,
   rest: Pick<compile.Surroundings, "created" | "inUserNamespace" | "idMap" | "cgroup" | "scratch" | "root">
 ): Effect.Effect<compile.Surroundings, InvalidOption> =>
   Effect.gen(function* () {
-    const hostname = yield* check.hostname(options.hostname)
+    const hostname = yield* check.hostname(options.hostname, own)
     return {
       ...rest,
-      id,
-      hostname: rest.created.has("uts") ? (hostname ?? id) : hostname,
+      folder: at.folder,
+      hostname: rest.created.has("uts") ? (hostname ?? at.id) : hostname,
       mounts: yield* check.mounts(options.mounts ?? []),
       maskedPaths: yield* check.paths("maskedPaths", options.maskedPaths ?? Security.defaultMaskedPaths),
       readonlyPaths: yield* check.paths(
@@ -158,7 +159,7 @@ const surroundings = (
       ),
       readOnly: options.readOnly ?? false,
       shmBytes: yield* check.bytes("shmSize", options.shmSize ?? 64 * 1024 * 1024),
-      sysctls: yield* check.sysctls(options.sysctls ?? {})
+      sysctls: yield* check.sysctls(options.sysctls ?? {}, own)
     }
   })
 
@@ -171,9 +172,10 @@ const prepare = (
 ): Effect.Effect<Omit<Launch, "berth">, BerthError> =>
   Effect.gen(function* () {
     const from = yield* sources(options)
+    // In the host's pid namespace nothing ends with the first process: a cgroup says what belongs to the container.
     const made =
-      options.cgroup === undefined && options.limits !== undefined
-        ? yield* Cgroup.operations(options.limits, cgroupFiles.nameOf(at.folder, at.unit))
+      options.cgroup === undefined && (options.limits !== undefined || !from.kinds.includes("pid"))
+        ? yield* Cgroup.operations(options.limits ?? {}, cgroupFiles.nameOf(at.folder, at.unit))
         : undefined
     const cgroup = options.cgroup ?? made?.cgroup
     const joins = cgroup === undefined ? [] : Cgroup.joins(cgroup)
@@ -183,9 +185,9 @@ const prepare = (
       { upper: options.upper, size: options.upperSize },
       at.folder,
       at.unit,
-      at.rootless || from.user
+      at.rootless
     )
-    const around = yield* surroundings(options, at.id, {
+    const around = yield* surroundings(options, at, [...from.created], {
       created: from.created,
       inUserNamespace: at.rootless || from.user,
       idMap: from.created.has("user") ? idMap : undefined,
@@ -290,7 +292,7 @@ export const spawn = (options: SpawnOptions): Effect.Effect<Container, BerthErro
       return yield* new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
     }
     const inUserNamespace = berth.rootless || namespaces.kinds.includes("user")
-    const around = yield* surroundings(options, id, {
+    const around = yield* surroundings(options, { folder: berth.supervisor.folder, id }, namespaces.kinds, {
       created: new Set<Kind>(shared ? [] : ["mount"]),
       inUserNamespace,
       idMap: undefined,
@@ -374,6 +376,10 @@ export const execStart: {
         cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
         joined: [{ descriptor: "container", kinds: state.kinds }]
       }
+      const ended = (error: BerthError): Effect.Effect<never, BerthError> =>
+        error._tag === "OperationFailed"
+          ? Effect.zipRight(running(container), Effect.fail(error))
+          : Effect.fail(error)
       return yield* launch({
         berth: state.berth,
         unit: state.berth.supervisor.nextId(),
@@ -386,7 +392,7 @@ export const execStart: {
         kinds: state.kinds,
         cgroup: state.cgroup,
         stopSignal: undefined
-      })
+      }).pipe(Effect.catchAll(ended))
     }).pipe(
       Effect.withSpan("berth.Container.exec", {
         attributes: { "container.id": container.id },

@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import { InvalidOption } from "../BerthError.ts"
 import type { ProcessOptions } from "../Container.ts"
 import type { Mount } from "../Mount.ts"
+import type { Kind } from "../Namespace.ts"
 import { parseBytes } from "./cgroup.ts"
 
 type Checked<A> = Effect.Effect<A, InvalidOption>
@@ -57,11 +58,15 @@ export const umask = (value: number | undefined): Checked<number> =>
     ? Effect.succeed(value ?? 0o022)
     : invalid("umask", value, "permission bits, from 0 to 0o777")
 
-/** gethostname(2): at most 64 bytes. */
-export const hostname = (name: string | undefined): Checked<string | undefined> =>
-  name === undefined || (/^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$/.test(name) && name.length <= 64)
+/** gethostname(2): at most 64 bytes, and only of a uts namespace that is not the host's. */
+export const hostname = (name: string | undefined, own: ReadonlyArray<Kind>): Checked<string | undefined> => {
+  if (name === undefined) return Effect.succeed(name)
+  if (!own.includes("uts"))
+    return invalid("hostname", name, "none where the uts namespace is not the container's own")
+  return /^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$/.test(name) && name.length <= 64
     ? Effect.succeed(name)
     : invalid("hostname", name, "letters, digits, dots and hyphens, at most 64 of them")
+}
 
 export const bytes = (option: string, value: number | string): Checked<number> => {
   const parsed = parseBytes(value)
@@ -85,13 +90,30 @@ export const mounts = (list: ReadonlyArray<Mount>): Checked<ReadonlyArray<Mount>
     })
   )
 
-/** sysctl.d(5) names. */
+// Parameters that belong to a namespace; a write to any other would be one to the host (sysctl(8), namespaces(7)).
+const namespaced: ReadonlyArray<readonly [name: RegExp, kind: Kind]> = [
+  [/^net\./, "network"],
+  [/^fs\.mqueue\./, "ipc"],
+  [/^kernel\.(shm(all|max|mni|_rmid_forced)|msg(max|mnb|mni)|sem|(msg|sem|shm)_next_id)$/, "ipc"],
+  [/^kernel\.(hostname|domainname)$/, "uts"]
+]
+
 export const sysctls = (
-  values: Readonly<Record<string, string>>
+  values: Readonly<Record<string, string>>,
+  own: ReadonlyArray<Kind>
 ): Checked<Readonly<Record<string, string>>> => {
   for (const [key, value] of Object.entries(values)) {
-    if (!/^[a-z0-9_-]+([./][A-Za-z0-9_-]+)+$/.test(key))
+    if (!/^[a-z0-9_]+(\.[A-Za-z0-9_-]+)+$/.test(key))
       return invalid("sysctls", key, "a name like net.ipv4.ip_forward")
+    const kind = namespaced.find(([name]) => name.test(key))?.[1]
+    if (kind === undefined)
+      return invalid(
+        "sysctls",
+        key,
+        "a parameter of a namespace (net.*, fs.mqueue.*, kernel.shm*, msg*, sem): this is the host's"
+      )
+    if (!own.includes(kind))
+      return invalid("sysctls", key, `a ${kind} namespace of the container's own to set it in`)
     if (hasNul(value)) return invalid(`sysctls.${key}`, value, "text without NUL")
   }
   return Effect.succeed(values)

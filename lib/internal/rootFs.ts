@@ -13,6 +13,9 @@ export interface Composed {
   readonly upper: string | undefined
 }
 
+// Device nodes that an image brings, or a container makes, open nothing.
+const MOUNT_ATTR_NODEV = 0x4
+
 // The merged root has the mode of the writable layer's, so that one is given the image's.
 const modes = new WeakMap<Image, number>()
 
@@ -65,7 +68,7 @@ export const compose = (
       const tmpfs = ["mode=0755", ...(size === undefined ? [] : [`size=${size}`])]
       return Effect.succeed({
         scratch: [],
-        mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes: 0 },
+        mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes: MOUNT_ATTR_NODEV },
         upper: undefined
       })
     }
@@ -82,7 +85,7 @@ export const compose = (
         upper: `${base}/upper`,
         work: `${base}/work`,
         options: overlay,
-        attributes: 0
+        attributes: MOUNT_ATTR_NODEV
       },
       upper: `${base}/upper`
     })

@@ -6,7 +6,7 @@ import * as FiberId from "effect/FiberId"
 import type { BerthError } from "../BerthError.ts"
 import { OperationFailed, SupervisorError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
-import { EAGAIN } from "./errno.ts"
+import { E2BIG, EAGAIN } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "./native.ts"
 
@@ -61,6 +61,7 @@ const REPLY_RELEASED = 5
 const REQUEST_BYTES = 16
 const REPLY_BYTES = 72
 const MESSAGE_BYTES_MAX = 160 * 1024
+const PLAN_BYTES_MAX = 32 * 1024 * 1024
 
 interface Reply {
   readonly type: number
@@ -111,6 +112,12 @@ const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
 
 const hint = (operation: Plan.Operation | undefined, errno: number): string => {
   if (operation?.op === "bind" && errno === 2) return "The source of a bind mount must exist on the host"
+  if (
+    (operation?.op === "overlay" || operation?.op === "overlay-memory") &&
+    errno === 22 &&
+    operation.lower.includes("/")
+  )
+    return "Without root the kernel takes no layer that has mounts below it, which the host's root has: use another image"
   if (operation?.op === "rlimit" && errno === 1)
     return "Raising a hard limit needs CAP_SYS_RESOURCE: ask for no more than the present one"
   if (operation?.op === "process" && errno === 22) return "This kernel lacks one of these namespaces"
@@ -253,6 +260,13 @@ const startUnit = (
     Effect.async<readonly [Pending, Reply], BerthError>((resume) => {
       if (connection.gone) return resume(Effect.fail(gone("it is no longer running")))
       const encoded = Plan.encode(plan)
+      if (encoded.bytes.length > PLAN_BYTES_MAX) {
+        const operation = `plan of ${encoded.bytes.length} bytes`
+        const hint = "Pass large data by a file or stdin, not as arguments or environment"
+        return resume(
+          Effect.fail(new OperationFailed({ operation, index: -1, syscall: "sendmsg", errno: E2BIG, hint }))
+        )
+      }
       const fds = encoded.descriptors.map((name) => descriptors[name] ?? -1)
       const large = encoded.bytes.length + REQUEST_BYTES > MESSAGE_BYTES_MAX
       const memfd = large ? native().memfd(encoded.bytes) : -1
