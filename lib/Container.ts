@@ -129,6 +129,11 @@ export interface RootOptions extends ProcessOptions {
   readonly command?: ReadonlyArray<string> | undefined
   /** In place of the image's; `[]` for none. */
   readonly entrypoint?: ReadonlyArray<string> | undefined
+  /**
+   * Whether the first process is a small init, which waits for orphans and passes signals on to the command, so that
+   * SIGTERM reaches a command that does not handle it. Default false: the command is the first process.
+   */
+  readonly init?: boolean | undefined
   /** Default: the container's id. At most 64 bytes. */
   readonly hostname?: string | undefined
   /** In the order of the list, on top of `/proc`, `/sys` and `/dev`. */

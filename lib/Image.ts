@@ -129,9 +129,9 @@ export const scratch: Image = internal.scratch
  */
 export interface FromLayoutOptions extends Limits {
   /** Which image of the layout; may be left out where there is one. */
-  readonly tag?: string
+  readonly tag?: string | undefined
   /** `os/architecture[/variant]`; this machine's unless given. */
-  readonly platform?: string
+  readonly platform?: string | undefined
 }
 
 /**
@@ -161,7 +161,7 @@ export const fromLayout = (
  */
 export interface PullOptions extends Limits, ConnectOptions {
   /** `os/architecture[/variant]`; this machine's unless given. */
-  readonly platform?: string
+  readonly platform?: string | undefined
 }
 
 /**

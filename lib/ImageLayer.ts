@@ -35,9 +35,9 @@ export interface ImageLayer {
  */
 export interface Limits {
   /** Bytes of the uncompressed tar; 64 GiB unless given. */
-  readonly maxBytes?: number
+  readonly maxBytes?: number | undefined
   /** Members of the tar; 10 million unless given. */
-  readonly maxEntries?: number
+  readonly maxEntries?: number | undefined
 }
 
 /**

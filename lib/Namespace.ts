@@ -139,7 +139,7 @@ export const make = (
       { op: "bounding", capabilities: 0 },
       { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
       { op: "no-new-privileges" },
-      { op: "hold" }
+      { op: "self", arguments: ["berth-hold"], environment: [] }
     ])
     const unit = yield* scopedUnit(berth, id, "namespace holder", plan, {}).pipe(
       Effect.mapError(explain(kinds))

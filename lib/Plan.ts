@@ -60,7 +60,7 @@ const table = {
   "no-new-privileges": {},
   seccomp: { program: "b" },
   exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
-  hold: {}
+  self: { arguments: "l", environment: "l" }
 } as const
 
 type Table = typeof table
@@ -95,7 +95,8 @@ export type OperationName = keyof Table
  *   system that the container sees; targets are resolved inside the root with openat2(2).
  * - `bounding`, `user`, `capabilities`, `no-new-privileges`, `seccomp`, `rlimit`, `umask`, `keyring`, `session`:
  *   credentials(7), capabilities(7), seccomp(2), getrlimit(2), umask(2), keyrings(7), setsid(2).
- * - `exec`: execve(2) of the first of `paths` that is there; `hold`: keep the namespaces open.
+ * - `exec`: execve(2) of the first of `paths` that is there; `self`: the supervisor's own program, which holds
+ *   namespaces open or is a container's init.
  *
  * @since 0.1.0
  * @category models

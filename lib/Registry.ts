@@ -60,9 +60,9 @@ export interface Credentials {
  */
 export interface ConnectOptions {
   /** HTTP without TLS. Unless given, that is for `localhost`, `127.0.0.0/8` and `::1` alone. */
-  readonly plainHttp?: boolean
+  readonly plainHttp?: boolean | undefined
   /** Unless given, those that `docker login` has put into `~/.docker/config.json`, where there are any. */
-  readonly credentials?: Credentials
+  readonly credentials?: Credentials | undefined
 }
 
 /**

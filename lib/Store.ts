@@ -76,7 +76,7 @@ export const put = <E, R>(
   content: Stream.Stream<Uint8Array, E, R>,
   options?: {
     /** Bytes that the content should have: a longer one is refused before it is on the disk. */
-    readonly size?: number
+    readonly size?: number | undefined
   }
 ): Effect.Effect<void, E | ImageError, R | Berth> =>
   Effect.flatMap(Berth, (berth) => internal.put(berth, digest, content, options?.size))
@@ -90,7 +90,7 @@ export const put = <E, R>(
  */
 export const read = (
   digest: Digest,
-  options?: { readonly maxBytes?: number }
+  options?: { readonly maxBytes?: number | undefined }
 ): Effect.Effect<Uint8Array, ImageError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth

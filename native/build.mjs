@@ -34,6 +34,7 @@ const targets = {
       "child.c",
       "mount.c",
       "nodes.c",
+      "init.c",
       "overlay.c",
       "privilege.c",
       "cgroup.c",

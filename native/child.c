@@ -124,11 +124,12 @@ static int execute(const struct child *child, const union field *fields, struct 
     return invalid(failure, "execve", error);
 }
 
-// Becomes the supervisor's executable again, from its sealed copy, to have nothing of the supervisor's memory.
-static int hold(const struct child *child, struct failure *failure) {
-    char *const argv[] = {"berth-hold", NULL}, *const env[] = {NULL};
-    if (sys_close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) < 0) return fail(failure, "close_range");
-    syscall(SYS_execveat, child->self, "", argv, env, AT_EMPTY_PATH);
+// Becomes the supervisor's executable again, from its sealed copy, to have nothing of the supervisor's memory. The pipe
+// for failures goes along as descriptor 3: see init.h.
+static int execute_self(const struct child *child, const union field *fields, struct failure *failure) {
+    if (child->failures == 3 ? fcntl(3, F_SETFD, 0) < 0 : dup2(child->failures, 3) < 0) return fail(failure, "dup2");
+    if (sys_close_range(4, ~0U, CLOSE_RANGE_CLOEXEC) < 0) return fail(failure, "close_range");
+    syscall(SYS_execveat, child->self, "", fields[0].l.items, fields[1].l.items, AT_EMPTY_PATH);
     return fail(failure, "execveat");
 }
 
@@ -176,7 +177,7 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_NO_NEW_PRIVILEGES: return privilege_no_new_privileges(failure);
     case OP_SECCOMP: return privilege_seccomp(&f[0], failure);
     case OP_EXEC: return execute(child, f, failure);
-    case OP_HOLD: return hold(child, failure);
+    case OP_SELF: return execute_self(child, f, failure);
     default: return invalid(failure, "plan", EINVAL);
     }
 }

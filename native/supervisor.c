@@ -6,6 +6,7 @@
 // FOLDER is its state folder, removed at the end. SOCKET and SELF are inherited descriptors: its end of the socket
 // pair, and its own executable, which nobody can write. With `single-id` it first enters a user namespace in which
 // it is root and its user is the only one.
+#include "init.h"
 #include "nodes.h"
 #include "plan.h"
 #include "protocol.h"
@@ -368,20 +369,9 @@ static void take_down(const char *folder) {
     remove_tree(folder, __LONG_MAX__);
 }
 
-// What holds namespaces open: pid 1 that does nothing but wait for orphans.
-static _Noreturn void hold(void) {
-    sigset_t all;
-    sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, NULL);
-    for (int number;;) {
-        sigwait(&all, &number);
-        while (waitpid(-1, NULL, WNOHANG) > 0) continue;
-    }
-}
-
 int main(int argc, char **argv) {
     struct failure failure = {0};
-    if (argc >= 1 && !strcmp(argv[0], "berth-hold")) hold();
+    init_run(argc, argv);
     if (argc < 4) {
         fputs("berth-supervisor is started by the berth library\n", stderr);
         return 2;

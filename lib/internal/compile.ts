@@ -32,6 +32,8 @@ export interface Process {
   readonly umask: number
   readonly capabilities: bigint
   readonly noNewPrivileges: boolean
+  /** Whether an init is the first process, and the command its child. */
+  readonly init: boolean
   readonly rlimits: ReadonlyArray<{ readonly resource: number; readonly soft: bigint; readonly hard: bigint }>
   readonly stdio: {
     readonly stdin: string | null
@@ -202,15 +204,21 @@ const become = (process: Process): ReadonlyArray<Operation> => [
     inheritable: 0,
     ambient: 0
   },
-  ...(process.noNewPrivileges ? [{ op: "no-new-privileges" } as const] : []),
-  {
-    op: "exec",
-    program: null,
-    paths: searchPath(process.arguments[0]!, process.environment),
-    arguments: process.arguments,
-    environment: Object.entries(process.environment).map(([name, value]) => `${name}=${value}`)
-  }
+  ...(process.noNewPrivileges ? [{ op: "no-new-privileges" } as const] : [])
 ]
+
+/** The last operation: the command, or an init that runs it. The init tells of the command's failure as this one's. */
+const execute = (process: Process, before: ReadonlyArray<Operation>): ReadonlyArray<Operation> => {
+  const paths = searchPath(process.arguments[0]!, process.environment)
+  const environment = Object.entries(process.environment).map(([name, value]) => `${name}=${value}`)
+  const init = ["berth-init", String(before.length), String(paths.length), ...paths, ...process.arguments]
+  return [
+    ...before,
+    process.init
+      ? { op: "self", arguments: init, environment }
+      : { op: "exec", program: null, paths, arguments: process.arguments, environment }
+  ]
+}
 
 /** A process in a root of its own. */
 export const container = (process: Process, around: Surroundings): ReadonlyArray<Operation> => {
@@ -219,7 +227,7 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
   const atClone = [...around.created]
     .filter((kind) => kind !== "cgroup")
     .reduce((all, kind) => all | flags[kind], 0)
-  return [
+  return execute(process, [
     ...around.cgroup,
     ...process.cgroup,
     ...around.scratch,
@@ -238,13 +246,14 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
       ([key, value]): Operation => ({ op: "sysctl", key: key.replaceAll(".", "/"), value })
     ),
     ...become(process)
-  ]
+  ])
 }
 
 /** A process in a root that is there: an exec, or one more process in a namespace that has been set up. */
-export const joining = (process: Process): ReadonlyArray<Operation> => [
-  ...process.cgroup,
-  { op: "process", namespaces: 0 },
-  ...enter(process),
-  ...become(process)
-]
+export const joining = (process: Process): ReadonlyArray<Operation> =>
+  execute(process, [
+    ...process.cgroup,
+    { op: "process", namespaces: 0 },
+    ...enter(process),
+    ...become(process)
+  ])

@@ -85,6 +85,7 @@ const settings = (
       createWorkingDirectory: true,
       user,
       noNewPrivileges: options.noNewPrivileges ?? true,
+      init: options.init ?? false,
       stdio: stdioNames(options),
       cgroup,
       joined
@@ -372,6 +373,7 @@ export const execStart: {
         createWorkingDirectory: false,
         user,
         noNewPrivileges: options.noNewPrivileges ?? state.settings.noNewPrivileges,
+        init: false,
         stdio: stdioNames(options),
         cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
         joined: [{ descriptor: "container", kinds: state.kinds }]

@@ -165,8 +165,8 @@ const assemble = <R>(
       (descriptor, i) =>
         Effect.flatMap(blob(descriptor), (path) =>
           ImageLayer.unpack({
-            ...(limits.maxBytes === undefined ? {} : { maxBytes: limits.maxBytes }),
-            ...(limits.maxEntries === undefined ? {} : { maxEntries: limits.maxEntries }),
+            maxBytes: limits.maxBytes,
+            maxEntries: limits.maxEntries,
             descriptor,
             diffId: resolved.diffIds[i]!,
             blob: path

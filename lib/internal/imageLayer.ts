@@ -5,19 +5,35 @@ import * as Stream from "effect/Stream"
 import { Berth } from "../Berth.ts"
 import { type BerthError, ImageError } from "../BerthError.ts"
 import type { ImageLayer, UnpackOptions } from "../ImageLayer.ts"
+import * as Plan from "../Plan.ts"
 import { type Digest, digestParts, parseDigest } from "../Reference.ts"
 import { describeErrno, errnoName } from "./errno.ts"
 import { mismatch } from "./layout.ts"
 import * as Oci from "./oci.ts"
 import { io, isNotFound, oneAtATime, storageDetail, tryFileLock, withFileLock } from "./storeFiles.ts"
+import { scopedUnit } from "./unit.ts"
 import * as Unpacker from "./unpacker.ts"
 
 const defaultMaxBytes = 64 * 1024 ** 3
 const defaultMaxEntries = 10_000_000
 
 const layersFolder = (berth: Berth) => `${berth.folder}/layers`
-const temporaryFolder = (berth: Berth) => `${layersFolder(berth)}/tmp`
-const lockPath = (berth: Berth, hex: string) => `${layersFolder(berth)}/sha256/${hex}.lock`
+const siblingsFolder = (berth: Berth) => `${layersFolder(berth)}/sha256`
+const lockPath = (berth: Berth, hex: string) => `${siblingsFolder(berth)}/${hex}.lock`
+
+/**
+ * Where a layer is while it is not whole. Beside its place: somebody who is not root can rename a folder that he may not
+ * write (`/` is 0555 in some images) within its parent only.
+ */
+const temporaryPath = (berth: Berth, hex: string) =>
+  `${siblingsFolder(berth)}/.${hex}.${randomBytes(8).toString("hex")}`
+
+/**
+ * A folder that the supervisor makes and owns: it removes it with the scope, and when this process dies, with the rights
+ * that the unpacker had. One that has another name by then is not removed.
+ */
+const owned = (berth: Berth, path: string) =>
+  scopedUnit(berth, berth.supervisor.nextId(), path, Plan.make([{ op: "scratch", path, mode: 0o755 }]), {})
 
 export const layerFolder = (berth: Berth, diffId: Digest): string => {
   const { algorithm, hex } = digestParts(diffId)
@@ -54,31 +70,26 @@ export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthE
     const { hex } = digestParts(diffId)
     // Setuid programs of images are not for the other users of this machine.
     yield* io(folder)(fs.makeDirectory(layersFolder(berth), { recursive: true, mode: 0o700 }))
-    yield* io(folder)(fs.makeDirectory(`${layersFolder(berth)}/sha256`, { recursive: true }))
-    yield* io(folder)(fs.makeDirectory(temporaryFolder(berth), { recursive: true }))
+    yield* io(folder)(fs.makeDirectory(siblingsFolder(berth), { recursive: true }))
     yield* sweep(berth, hex)
     const work = Effect.gen(function* () {
       if (yield* isUnpacked(berth, diffId)) {
         return
       }
       yield* removeTemporaries(berth, hex)
-      const temporary = `${temporaryFolder(berth)}/${hex}-${randomBytes(8).toString("hex")}`
-      yield* Effect.gen(function* () {
-        yield* io(folder)(fs.makeDirectory(temporary))
-        // Past any umask: it is the `/` of containers whose users may not be root, if the tar does not say otherwise.
-        yield* io(folder)(fs.chmod(temporary, 0o755))
-        const text = yield* Unpacker.unpack({
-          blob: options.blob,
-          directory: temporary,
-          compression,
-          maxBytes: options.maxBytes ?? defaultMaxBytes,
-          maxEntries: options.maxEntries ?? defaultMaxEntries
-        })
-        const report = yield* readReport(digest, temporary, text)
-        yield* check(berth, options.blob, digest, diffId, report)
-        yield* io(folder)(fs.rename(temporary, folder))
-      }).pipe(Effect.onError(() => Effect.ignore(fs.remove(temporary, { recursive: true, force: true }))))
-    })
+      const temporary = temporaryPath(berth, hex)
+      yield* owned(berth, temporary)
+      const text = yield* Unpacker.unpack({
+        blob: options.blob,
+        directory: temporary,
+        compression,
+        maxBytes: options.maxBytes ?? defaultMaxBytes,
+        maxEntries: options.maxEntries ?? defaultMaxEntries
+      })
+      const report = yield* readReport(digest, folder, text)
+      yield* check(berth, options.blob, digest, diffId, report)
+      yield* io(folder)(fs.rename(temporary, folder))
+    }).pipe(Effect.scoped)
     const lock = lockPath(berth, hex)
     yield* withFileLock(fs, lock, () =>
       Effect.ensuring(work, Effect.ignore(fs.remove(lock, { force: true })))
@@ -125,21 +136,25 @@ const hashFile = (berth: Berth, path: string, algorithm: string): Effect.Effect<
 
 /** Removes the unfinished folders of one layer. Only the holder of its lock may: any other owner is dead then. */
 const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> =>
-  Effect.flatMap(berth.fileSystem.readDirectory(temporaryFolder(berth)), (names) =>
+  Effect.flatMap(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) =>
     Effect.forEach(
-      names.filter((name) => name.startsWith(`${hex}-`)),
-      (name) =>
-        Effect.ignore(
-          berth.fileSystem.remove(`${temporaryFolder(berth)}/${name}`, { recursive: true, force: true })
-        ),
+      names.filter((name) => name.startsWith(`.${hex}.`)),
+      (name) => removeTree(berth, `${siblingsFolder(berth)}/${name}`, temporaryPath(berth, hex)),
       { discard: true }
     )
   ).pipe(Effect.ignore)
 
+/** Removes a folder whatever is in it, by letting it go with one that the supervisor owns. */
+const removeTree = (berth: Berth, path: string, bin: string): Effect.Effect<void, unknown> =>
+  Effect.zipRight(
+    owned(berth, bin),
+    Effect.zipRight(berth.fileSystem.chmod(path, 0o700), berth.fileSystem.rename(path, `${bin}/x`))
+  ).pipe(Effect.scoped)
+
 /** Removes what dead processes have left of other layers. */
 const sweep = (berth: Berth, own: string): Effect.Effect<void> =>
-  Effect.flatMap(berth.fileSystem.readDirectory(temporaryFolder(berth)), (names) => {
-    const others = new Set(names.flatMap((name) => /^([0-9a-f]{64})-/.exec(name)?.[1] ?? []))
+  Effect.flatMap(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) => {
+    const others = new Set(names.flatMap((name) => /^\.([0-9a-f]{64})\./.exec(name)?.[1] ?? []))
     others.delete(own)
     return Effect.forEach(
       others,

@@ -12,7 +12,7 @@ import type { Cgroup } from "../Cgroup.ts"
 import type { Container, ExitStatus, ProcessOptions } from "../Container.ts"
 import { explain, type Kind } from "../Namespace.ts"
 import * as Plan from "../Plan.ts"
-import type { Process } from "./compile.ts"
+import { type Process, searchPath } from "./compile.ts"
 import { E2BIG, ENOENT } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { native } from "./native.ts"
@@ -150,10 +150,11 @@ const explainProcess =
     if (error._tag !== "OperationFailed") return error
     const command = launch.settings.arguments[0]!
     const operation = plan.operations[error.index]
-    if (operation?.op === "exec") {
+    if (operation?.op === "exec" || operation?.op === "self") {
       const reason =
         error.errno === ENOENT ? "NotFound" : error.errno === E2BIG ? "ArgumentsTooLong" : "NotExecutable"
-      return new CommandFailed({ reason, command, searched: operation.paths, errno: error.errno })
+      const searched = searchPath(command, launch.settings.environment)
+      return new CommandFailed({ reason, command, searched, errno: error.errno })
     }
     if (operation?.op === "working-directory")
       return new CommandFailed({

@@ -34,11 +34,13 @@ export const connect = (
 ): Effect.Effect<Registry, BerthError> =>
   Effect.gen(function* () {
     const parsed = Reference.parse(`${host}/name`)
-    if (Either.isLeft(parsed) || parsed.right.repository !== "name") {
-      if (host !== "docker.io" && host !== "index.docker.io") {
-        const value = JSON.stringify(host.slice(0, 200))
-        return yield* new InvalidOption({ option: "registry", value, expected: "a host, or host:port" })
-      }
+    const isHost =
+      Either.isRight(parsed) &&
+      (parsed.right.registry === host || host === "index.docker.io") &&
+      /^(library\/)?name$/.test(parsed.right.repository)
+    if (!isHost) {
+      const value = JSON.stringify(host.slice(0, 200))
+      return yield* new InvalidOption({ option: "registry", value, expected: "a host, or host:port" })
     }
     const address = /^(?:index\.)?docker\.io$/.test(host) ? "registry-1.docker.io" : host
     const { hostname } = new URL(`https://${address}`)
