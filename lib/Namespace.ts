@@ -147,7 +147,7 @@ export const make = (
     return Object.assign(Object.create(Proto), {
       kinds: [...set],
       pid: unit.pid,
-      pidfd: unit.fd,
+      pidfd: unit.pidfd,
       root: undefined
     } satisfies Omit<Namespace, TypeId | keyof Inspectable.Inspectable>) as Namespace
   }).pipe(Effect.withSpan("berth.Namespace.make", { attributes: { kinds } }))

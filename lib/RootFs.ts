@@ -89,7 +89,7 @@ export const overlay = (
     const root = yield* internal.compose(image, options, berth.supervisor.folder, id, berth.rootless)
     const plan = Plan.make([...root.scratch, root.mount])
     const unit = yield* scopedUnit(berth, id, `root file system of ${image.reference}`, plan, {})
-    return Object.assign(Object.create(Proto), { image, upper: root.upper, mount: unit.fd }) as RootFs
+    return Object.assign(Object.create(Proto), { image, upper: root.upper, mount: unit.root }) as RootFs
   }).pipe(
     Effect.withSpan("berth.RootFs.overlay", { attributes: { "container.image.name": image.reference } })
   )

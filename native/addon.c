@@ -3,6 +3,7 @@
 //
 // A function returns what the system call does, or -errno: there is nothing to catch. Wrong arguments are the
 // library's own mistake and throw.
+#include "descriptor.h"
 #include "loop.h"
 #include "process.h"
 #include "syscalls.h"
@@ -11,7 +12,6 @@
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
-#include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -20,7 +20,7 @@
 #include <sys/wait.h>
 
 #define ARGUMENTS_MAX 4
-#define FDS_MAX 64
+#define FDS_MAX DESCRIPTORS_MAX
 
 struct call {
     napi_env env;
@@ -133,43 +133,26 @@ FUNCTION(make_pipe)
 
 // send(socket, bytes, descriptors): bytes sent.
 static napi_value send_message(struct call *call, napi_env env) {
-    alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * FDS_MAX)] = {0};
     int socket, fds[FDS_MAX];
     uint32_t count;
     uint8_t *bytes;
     size_t length;
     if (!take_fd(call, 0, &socket) || !take_bytes(call, 1, &bytes, &length) || !take_fds(call, 2, fds, &count)) return misuse(env);
-    struct iovec data = {.iov_base = bytes, .iov_len = length};
-    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
-    if (count > 0) {
-        message.msg_control = control;
-        message.msg_controllen = CMSG_SPACE(sizeof(int) * count);
-        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof(int) * count);
-        memcpy(CMSG_DATA(header), fds, sizeof(int) * count);
-    }
-    ssize_t n = sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    ssize_t n = descriptors_send(socket, bytes, length, fds, count);
     return number(env, n < 0 ? -errno : n);
 }
 FUNCTION(send_message)
 
-// receive(socket, bytes): [bytes received, the descriptor that came along or -1]; 0 bytes at the end.
+// receive(socket, bytes): [bytes received, and the two descriptors that came along, or -1]; 0 bytes at the end.
 static napi_value receive_message(struct call *call, napi_env env) {
-    alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))];
-    int socket, fd = -1;
+    int socket, fds[2];
     uint8_t *bytes;
     size_t length;
     if (!take_fd(call, 0, &socket) || !take_bytes(call, 1, &bytes, &length)) return misuse(env);
-    struct iovec data = {.iov_base = bytes, .iov_len = length};
-    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-    ssize_t n = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (n < 0) return pair(env, -errno, -1);
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS && header->cmsg_len == CMSG_LEN(sizeof(int)))
-        memcpy(&fd, CMSG_DATA(header), sizeof fd);
-    return pair(env, (int)n, fd);
+    ssize_t n = descriptors_receive(socket, bytes, length, fds, 2);
+    napi_value result = pair(env, n < 0 ? -errno : (int)n, fds[0]);
+    napi_set_element(env, result, 2, number(env, fds[1]));
+    return result;
 }
 FUNCTION(receive_message)
 

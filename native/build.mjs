@@ -23,13 +23,14 @@ const sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all",
 /** What is built: name → sources and flags. `static` targets become dynamic under the sanitizers, which need it. */
 const targets = {
   "berth.node": {
-    sources: ["addon.c", "loop.c", "process.c"],
+    sources: ["addon.c", "loop.c", "process.c", "descriptor.c"],
     flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`],
     libraries: ["-lpthread"]
   },
   "berth-supervisor": {
     sources: [
       "supervisor.c",
+      "descriptor.c",
       "unit.c",
       "child.c",
       "mount.c",
@@ -42,6 +43,10 @@ const targets = {
       "plan.c"
     ],
     static: true
+  },
+  "berth-unpack": {
+    sources: ["unpack.c", "unpack_source.c", "unpack_tree.c"],
+    libraries: ["-larchive", "-lisal", "-lzstd", "-lcrypto", "-lpthread"]
   },
   "plan-dump": { sources: ["plan_dump.c", "plan.c"] }
 }

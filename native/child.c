@@ -1,4 +1,5 @@
 #include "child.h"
+#include "descriptor.h"
 #include "mount.h"
 #include "privilege.h"
 #include "syscalls.h"
@@ -124,13 +125,20 @@ static int execute(const struct child *child, const union field *fields, struct 
     return invalid(failure, "execve", error);
 }
 
-// Becomes the supervisor's executable again, from its sealed copy, to have nothing of the supervisor's memory. The pipe
-// for failures goes along as descriptor 3: see init.h.
+// Becomes the supervisor's executable again, from its sealed copy, to have nothing of the supervisor's memory. The
+// failures socket goes along as descriptor 3: see init.h.
 static int execute_self(const struct child *child, const union field *fields, struct failure *failure) {
     if (child->failures == 3 ? fcntl(3, F_SETFD, 0) < 0 : dup2(child->failures, 3) < 0) return fail(failure, "dup2");
     if (sys_close_range(4, ~0U, CLOSE_RANGE_CLOEXEC) < 0) return fail(failure, "close_range");
     syscall(SYS_execveat, child->self, "", fields[0].l.items, fields[1].l.items, AT_EMPTY_PATH);
     return fail(failure, "execveat");
+}
+
+// The supervisor keeps the root's descriptor, by which the container's files can be reached from outside for as long as
+// the unit is there, the process alive or not.
+static int attach_root(const struct state *state, struct failure *failure) {
+    if (mount_attach_root(state->root, failure) < 0) return -1;
+    return descriptor_send(state->child->failures, "", 1, state->root) < 0 ? fail(failure, "sendmsg") : 0;
 }
 
 static int take_root(struct state *state, int mount) {
@@ -157,7 +165,7 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_RLIMIT: return privilege_rlimit(f, failure);
     case OP_UNSHARE: return unshare((int)f[0].i) < 0 ? fail(failure, "unshare") : 0;
     case OP_LOOPBACK: return loopback_up(failure);
-    case OP_ROOT: return mount_attach_root(state->root, failure);
+    case OP_ROOT: return attach_root(state, failure);
     case OP_MOUNT: return mount_filesystem(state->root, f, failure);
     case OP_BIND: return mount_bind(state->root, f, failure);
     case OP_DIRECTORY: return mount_directory(state->root, f[0].s.text, (unsigned)f[1].i, failure);
@@ -192,7 +200,7 @@ _Noreturn void child_run(const struct child *child) {
             if (perform(&state, &child->plan->operations[at]) < 0) break;
     }
     state.failure.operation = (uint32_t)at;
-    // One write of less than PIPE_BUF into an empty pipe is whole or not at all; there is nobody to tell of the latter.
+    // A message is whole or not at all; there is nobody to tell of the latter.
     if (write(child->failures, &state.failure, sizeof state.failure) < 0) _exit(126);
     _exit(127);
 }

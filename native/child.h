@@ -6,7 +6,7 @@
 struct child {
     const struct plan *plan;
     const int *descriptors; // those that came with the message
-    int failures;           // write end of the pipe for a struct failure; exec closes it
+    int failures;           // the child's end of the socket for its root and for a struct failure; exec closes it
     int gate;               // read end of a pipe: a byte says that the id maps are written; -1 where there are none
     int supervisor;         // pidfd of the supervisor
     int null;               // /dev/null

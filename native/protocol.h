@@ -6,7 +6,6 @@
 #include <stdint.h>
 
 #define MESSAGE_BYTES_MAX (160u << 10) // below net.core.wmem_default, so one message is always sendable
-#define MESSAGE_FDS_MAX 64
 
 enum request_type {
     REQUEST_START = 1,   // make a unit: the plan follows, or is in a memfd that comes first among the descriptors
@@ -22,7 +21,7 @@ struct request {
 
 enum reply_type {
     REPLY_READY = 1,    // the supervisor is up
-    REPLY_STARTED = 2,  // the unit is there; pidfd of its process, or its mount, comes along
+    REPLY_STARTED = 2,  // the unit is there; the pidfd of its process and its root come along, or its root alone
     REPLY_FAILED = 3,   // nothing of the unit is left
     REPLY_EXITED = 4,   // the unit's process has ended
     REPLY_RELEASED = 5, // nothing of the unit is left, but for what `failure` names

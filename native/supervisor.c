@@ -6,6 +6,7 @@
 // FOLDER is its state folder, removed at the end. SOCKET and SELF are inherited descriptors: its end of the socket
 // pair, and its own executable, which nobody can write. With `single-id` it first enters a user namespace in which
 // it is root and its user is the only one.
+#include "descriptor.h"
 #include "init.h"
 #include "nodes.h"
 #include "plan.h"
@@ -18,7 +19,6 @@
 #include <limits.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdalign.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,7 +35,7 @@
 struct queued {
     struct queued *next;
     struct reply reply;
-    int fd;
+    int fds[2];
 };
 
 static struct supervisor shared;
@@ -46,23 +46,9 @@ static bool closing;
 
 // Replies
 
-static bool send_now(const struct reply *reply, int fd) {
-    alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
-    struct iovec data = {.iov_base = (void *)reply, .iov_len = sizeof *reply};
-    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
-    if (fd >= 0) {
-        message.msg_control = control;
-        message.msg_controllen = sizeof control;
-        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(header), &fd, sizeof fd);
-    }
-    ssize_t n;
-    while ((n = sendmsg(connection, &message, MSG_DONTWAIT | MSG_NOSIGNAL)) < 0 && errno == EINTR) continue;
+static bool send_now(const struct reply *reply, const int *fds) {
     // Any other error is the other end's going, which the socket reports by itself.
-    return n >= 0 || errno != EAGAIN;
+    return descriptors_send(connection, reply, sizeof *reply, fds, fds[0] < 0 ? 0 : fds[1] < 0 ? 1 : 2) >= 0 || errno != EAGAIN;
 }
 
 static void watch_connection(uint32_t wanted) {
@@ -70,12 +56,15 @@ static void watch_connection(uint32_t wanted) {
     epoll_ctl(events, EPOLL_CTL_MOD, connection, &event);
 }
 
-static void send_reply(struct reply *reply, int fd) {
+// With up to two descriptors, -1 for none, which stay the caller's.
+static void send_reply(struct reply *reply, int first, int second) {
+    int fds[2] = {first, second};
     if (closing) return;
-    if (!queue && send_now(reply, fd)) return;
+    if (!queue && send_now(reply, fds)) return;
     struct queued *queued = malloc(sizeof *queued);
     if (!queued) abort(); // a lost reply would be a lost container
-    *queued = (struct queued){.reply = *reply, .fd = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 3)};
+    *queued = (struct queued){.reply = *reply};
+    for (int k = 0; k < 2; k++) queued->fds[k] = fds[k] < 0 ? -1 : fcntl(fds[k], F_DUPFD_CLOEXEC, 3);
     if (!queue) watch_connection(EPOLLIN | EPOLLOUT);
     *queue_end = queued;
     queue_end = &queued->next;
@@ -84,9 +73,9 @@ static void send_reply(struct reply *reply, int fd) {
 static void flush_queue(void) {
     while (queue) {
         struct queued *first = queue;
-        if (!closing && !send_now(&first->reply, first->fd)) return;
+        if (!closing && !send_now(&first->reply, first->fds)) return;
         if (!(queue = first->next)) queue_end = &queue;
-        close_descriptor(&first->fd);
+        for (int k = 0; k < 2; k++) close_descriptor(&first->fds[k]);
         free(first);
     }
     if (!closing) watch_connection(EPOLLIN);
@@ -94,7 +83,7 @@ static void flush_queue(void) {
 
 static void send_failure(enum reply_type type, uint32_t id, const struct failure *failure) {
     struct reply reply = {.type = type, .id = id, .failure = *failure};
-    send_reply(&reply, -1);
+    send_reply(&reply, -1, -1);
 }
 
 // Units
@@ -131,7 +120,9 @@ static void take_outcome(struct unit *unit) {
     epoll_ctl(events, EPOLL_CTL_DEL, unit->failures, NULL);
     if (!unit_executed(unit)) return;
     struct reply reply = {.type = REPLY_STARTED, .id = unit->id, .pid = unit->pid};
-    send_reply(&reply, unit->pidfd);
+    send_reply(&reply, unit->pidfd, unit->mount);
+    close_descriptor(&unit->mount);
+    unit->mount = -1;
 }
 
 static void begin(struct unit *unit, const struct plan *plan, const int *descriptors) {
@@ -140,11 +131,12 @@ static void begin(struct unit *unit, const struct plan *plan, const int *descrip
         unit_kill(unit);
         give_back(unit);
     } else if (unit->failures >= 0) {
-        struct epoll_event event = {.events = EPOLLIN, .data.ptr = unit};
+        // Only its end is of interest, so that the root's coming costs no wake-up.
+        struct epoll_event event = {.events = EPOLLRDHUP, .data.ptr = unit};
         epoll_ctl(events, EPOLL_CTL_ADD, unit->failures, &event);
     } else {
         struct reply reply = {.type = REPLY_STARTED, .id = unit->id};
-        send_reply(&reply, unit->mount);
+        send_reply(&reply, unit->mount, -1);
         close_descriptor(&unit->mount);
         unit->mount = -1;
     }
@@ -195,7 +187,7 @@ static void reap(void) {
                     .system_us = (uint64_t)usage.ru_stime.tv_sec * 1000000 + (uint64_t)usage.ru_stime.tv_usec,
                     .max_rss_kib = (uint64_t)usage.ru_maxrss,
                 };
-                send_reply(&reply, -1);
+                send_reply(&reply, -1, -1);
             }
         }
         give_back(unit);
@@ -203,10 +195,6 @@ static void reap(void) {
 }
 
 // Requests
-
-static void close_all(int *descriptors, size_t count) {
-    for (size_t k = 0; k < count; k++) close(descriptors[k]);
-}
 
 static uint8_t *read_memfd(int fd, size_t length) {
     uint8_t *bytes = malloc(length);
@@ -242,29 +230,25 @@ static void handle(const struct request *request, const uint8_t *body, size_t le
 // False once the other end is gone.
 static bool receive(void) {
     static uint8_t bytes[MESSAGE_BYTES_MAX];
-    alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * MESSAGE_FDS_MAX)];
-    int descriptors[MESSAGE_FDS_MAX];
-    size_t count = 0;
-    struct iovec data = {.iov_base = bytes, .iov_len = sizeof bytes};
-    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    int descriptors[DESCRIPTORS_MAX];
     struct request request;
 
-    ssize_t n = recvmsg(connection, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (n < 0) return errno == EAGAIN || errno == EINTR;
+    memset(bytes, 0, sizeof request);
+    ssize_t n = descriptors_receive(connection, bytes, sizeof bytes, descriptors, countof(descriptors));
     if (n == 0) return false;
-    for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
-        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
-        size_t here = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        memcpy(descriptors + count, CMSG_DATA(header), here * sizeof(int));
-        count += here;
+    memcpy(&request, bytes, sizeof request);
+    if (n < 0 && errno == EMSGSIZE) {
+        // A message that was cut is answered, not guessed at.
+        struct failure failure = {.error = EMSGSIZE, .syscall = "recvmsg"};
+        send_failure(REPLY_FAILED, request.id, &failure);
+        return true;
     }
-    // A message that was cut is answered, not guessed at; one without a whole head has nobody to answer to.
-    if ((size_t)n >= sizeof request) {
-        memcpy(&request, bytes, sizeof request);
-        if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) request.type = 0;
-        handle(&request, bytes + sizeof request, (size_t)n - sizeof request, descriptors, count);
-    }
-    close_all(descriptors, count);
+    if (n < 0) return errno == EAGAIN;
+    size_t count = 0;
+    while (count < countof(descriptors) && descriptors[count] >= 0) count++;
+    // One without a whole head has nobody to answer to.
+    if ((size_t)n >= sizeof request) handle(&request, bytes + sizeof request, (size_t)n - sizeof request, descriptors, count);
+    for (size_t k = 0; k < count; k++) close(descriptors[k]);
     return true;
 }
 
@@ -383,7 +367,7 @@ int main(int argc, char **argv) {
         return 1;
     }
     struct reply ready = {.type = REPLY_READY, .pid = getpid()};
-    send_reply(&ready, -1);
+    send_reply(&ready, -1, -1);
     run();
     take_down(argv[1]);
     return 0;

@@ -1,6 +1,7 @@
 #include "unit.h"
 #include "cgroup.h"
 #include "child.h"
+#include "descriptor.h"
 #include "mount.h"
 #include "remove.h"
 #include "syscalls.h"
@@ -11,6 +12,7 @@
 #include <string.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 // Entries that are removed in passing; a larger folder gets a process of its own, so that no start waits for it.
@@ -137,8 +139,8 @@ static int start_process(struct unit *unit, const struct supervisor *supervisor,
     int failures[2], gate[2] = {-1, -1};
 
     failure->operation = (uint32_t)plan->process;
-    if (pipe2(failures, O_CLOEXEC) < 0) return fail(failure, "pipe2");
-    cleanup_close int write_end = failures[1];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, failures) < 0) return fail(failure, "socketpair");
+    cleanup_close int childs_end = failures[1];
     unit->failures = failures[0];
     if (maps && pipe2(gate, O_CLOEXEC) < 0) return fail(failure, "pipe2");
     cleanup_close int gate_read = gate[0], gate_write = gate[1];
@@ -194,14 +196,20 @@ bool unit_start(struct unit *unit, const struct supervisor *supervisor, const st
 bool unit_executed(struct unit *unit) {
     struct failure failure;
     ssize_t n;
-    while ((n = read(unit->failures, &failure, sizeof failure)) < 0 && errno == EINTR) continue;
+    for (int root; (n = descriptor_receive(unit->failures, &failure, sizeof failure, &root)) > 0;) {
+        if (n != (ssize_t)sizeof failure) {
+            take_mount(unit, root);
+            continue;
+        }
+        close_descriptor(&root);
+        failure.syscall[sizeof failure.syscall - 1] = '\0';
+        unit->failure = failure;
+        unit->failed = true;
+        break;
+    }
     close(unit->failures);
     unit->failures = -1;
-    if (n != (ssize_t)sizeof failure) return true;
-    failure.syscall[sizeof failure.syscall - 1] = '\0';
-    unit->failure = failure;
-    unit->failed = true;
-    return false;
+    return !unit->failed;
 }
 
 void unit_kill(struct unit *unit) {

@@ -20,8 +20,8 @@ struct unit {
     uint32_t id;
     pid_t pid;     // 0 where there is no process, or it has been waited for
     int pidfd;
-    int failures;  // read end of the child's pipe, -1 once it has been read
-    int mount;     // the root that the plan made, until the child or the JavaScript process has it
+    int failures;  // our end of the child's socket, -1 once it has been read
+    int mount;     // the root that the plan made, until the JavaScript process has it
     pid_t remover; // the process that removes a large folder, or 0
     struct owned *owned;
     bool failed;   // the plan failed: to be removed, then reported
@@ -42,7 +42,7 @@ struct supervisor {
 // Performs a plan up to its clone. Returns false with unit->failure set, the unit being there to be removed.
 bool unit_start(struct unit *unit, const struct supervisor *supervisor, const struct plan *plan, const int *descriptors);
 
-// Takes what the child has written, when its pipe is readable: true once the command has been executed.
+// Takes what the child has written, when it has closed its end: true if the command has been executed.
 bool unit_executed(struct unit *unit);
 
 // Kills what runs in the unit.

@@ -19,7 +19,6 @@
 //   error corrupt|escape|unsupported|limit|io|confine ERRNO SYSCALL|- PATH|- MESSAGE|-
 //
 // The caller gives it namespaces of its own where it can, removes DIRECTORY after a failure, and checks the digests.
-#define _GNU_SOURCE
 #include "unpack.h"
 
 #include "util.h"

@@ -1,7 +1,6 @@
 // The blob's side of the unpacker: one thread that reads fd 0, hashes it, decompresses it into a ring of buffers and
 // hashes what comes out, while the main thread parses the tar in there and writes files. A third thread for a hash
 // gained nothing measurable on two cores.
-#define _GNU_SOURCE
 #include "unpack.h"
 
 #include <errno.h>

@@ -8,7 +8,6 @@
 // goes component by component, follows links by hand, and makes what is missing. The name is then only ever used
 // with *at calls that don't follow it. Records kept until the end hold the folder's own path (no links in it) and
 // what must be the right inode is compared, for a later entry may have replaced the folder.
-#define _GNU_SOURCE
 #include "unpack.h"
 
 #include "util.h"

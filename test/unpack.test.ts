@@ -4,7 +4,6 @@ import { createHash } from "node:crypto"
 import {
   closeSync,
   existsSync,
-  linkSync,
   lstatSync,
   mkdirSync,
   mkdtempSync,
@@ -121,8 +120,8 @@ const mountsOf = (path: string) =>
     .split("\n")
     .filter((line) => line.includes(path))
 
-const check = (name: string, body: (place: Place) => void | Promise<void>) =>
-  test(name, { skip: reason }, async () => {
+const check = (name: string, body: (place: Place) => void | Promise<void>, skip = reason) =>
+  test(name, { skip, timeout: 120_000 }, async () => {
     const base = mkdtempSync(`${tmpdir()}/berth-unpack-`)
     let layer = `${base}/layer`
     let count = 0
@@ -927,6 +926,7 @@ check("(15) zstd: one frame or several, with skippable ones between", (place) =>
 })
 
 test("(15) what the zstd tool makes is read, and a window above 128 MiB is refused", {
+  timeout: 120_000,
   skip: reason || (spawnSync("zstd", ["--version"]).status === 0 ? false : "the zstd tool is not installed")
 }, () => {
   const base = mkdtempSync(`${tmpdir()}/berth-unpack-`)
@@ -986,6 +986,7 @@ check("(15) bombs end at the limits", (place) => {
 })
 
 test("(15) a sparse map made to exhaust the memory ends at a limit, with a report", {
+  timeout: 120_000,
   skip: reason || (native.includes("sanitize") && "memory is not limited under the sanitizers")
 }, () => {
   const base = mkdtempSync(`${tmpdir()}/berth-unpack-`)
@@ -999,7 +1000,7 @@ test("(15) a sparse map made to exhaust the memory ends at a limit, with a repor
     const { status, stdout } = run(
       binary,
       [base],
-      tar(pax(sparse), file("s", concat(`${holes}\n`, "1\n0\n".repeat(holes))))
+      tar(pax(sparse), file("s", concat(`${holes}\n`, Buffer.alloc(4 * holes, "1\n0\n"))))
     )
     // libarchive says its part on standard error.
     const { error } = parse(status, stdout, "")
@@ -1109,11 +1110,13 @@ check(
   }
 )
 
+const mapped = ["--user", "--map-root-user"]
+const noUserNamespaces =
+  reason || (run("unshare", [...mapped, "true"]).status === 0 ? false : "user namespaces can't be made here")
+
 check(
   "in a user namespace of one id, devices are skipped, marks are user.*, and owners may be ignored",
   (place) => {
-    const mapped = ["--user", "--map-root-user"]
-    if (run("unshare", [...mapped, "true"]).status !== 0) return // no user namespaces here
     const archive = tar(
       folder("./"),
       folder("d/"),
@@ -1155,12 +1158,12 @@ check(
     ]
     const records = paxRecords(run("tar", [...args, "-cf", "-", "d"]).stdout)
     assert.equal(text(records.get("SCHILY.xattr.user.overlay.opaque") ?? new Uint8Array()), "y")
-  }
+  },
+  noUserNamespaces
 )
 
-check("a file that was hard linked elsewhere is replaced and not written through", (place) => {
+check("a file with several names is replaced under one of them, and not written through", (place) => {
   place.unpack(tar(file("a", "first"), hardlink("b", "a"), file("a", "second")))
+  assert.equal(place.read("a"), "second")
   assert.equal(place.read("b"), "first")
-  linkSync(`${place.layer}/b`, `${place.layer}/c`)
-  assert.equal(place.stat("b").nlink, 2n)
 })

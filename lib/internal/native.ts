@@ -19,8 +19,8 @@ export interface Native {
   /** `[read end, write end]`; the end numbered `ours` does not block. */
   readonly pipe: (ours: 0 | 1, bytes: number) => readonly [number, number]
   readonly send: (socket: number, bytes: Uint8Array, descriptors: ReadonlyArray<number>) => number
-  /** `[bytes received, descriptor or -1]`. */
-  readonly receive: (socket: number, bytes: Uint8Array) => readonly [number, number]
+  /** `[bytes received, descriptor or -1, descriptor or -1]`. */
+  readonly receive: (socket: number, bytes: Uint8Array) => readonly [number, number, number]
   readonly read: (fd: number, bytes: Uint8Array) => number
   readonly write: (fd: number, bytes: Uint8Array, offset: number) => number
   /** close(2), after the loop has forgotten the descriptor. */

@@ -27,6 +27,8 @@ const TypeId: unique symbol = Symbol.for("berth/Container") as never
 export interface State {
   readonly berth: Berth
   readonly pidfd: number
+  /** Its root, by which its files are reached; -1 for a process in another's. */
+  readonly root: number
   readonly settings: Process
   /** The namespaces that are not the host's, and have to be joined to run something beside it. */
   readonly kinds: ReadonlyArray<Kind>
@@ -193,7 +195,8 @@ export const launch = (options: Launch): Effect.Effect<Container, BerthError, Sc
     )
     const state: State = {
       berth: options.berth,
-      pidfd: unit.fd,
+      pidfd: unit.pidfd,
+      root: unit.root,
       settings: options.settings,
       kinds: options.kinds,
       cgroup: options.cgroup,

@@ -29,8 +29,10 @@ export interface Unit {
   readonly id: number
   /** 0 where the unit has no process. */
   readonly pid: number
-  /** The pidfd of its process, or its mount, owned by the unit; -1 where it has neither. */
-  readonly fd: number
+  /** The pidfd of its process, owned by the unit; -1 where it has none. */
+  readonly pidfd: number
+  /** Its root, owned by the unit; -1 where it has none of its own. */
+  readonly root: number
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
   /** Kills what runs in it and gives back all that it owns; runs once, and waits until nothing is left. */
   readonly release: Effect.Effect<Leftover | undefined>
@@ -67,7 +69,7 @@ interface Reply {
   readonly type: number
   readonly id: number
   readonly pid: number
-  readonly fd: number
+  readonly descriptors: readonly [number, number]
   readonly ended: Ended
   readonly operation: number
   readonly errno: number
@@ -83,11 +85,11 @@ interface Pending {
 
 const ascii = new TextDecoder("latin1")
 
-const readReply = (view: DataView, fd: number): Reply => ({
+const readReply = (view: DataView, descriptors: readonly [number, number]): Reply => ({
   type: view.getUint32(0, true),
   id: view.getUint32(4, true),
   pid: view.getInt32(8, true),
-  fd,
+  descriptors,
   ended: {
     status: view.getInt32(12, true),
     userMicros: Number(view.getBigUint64(16, true)),
@@ -98,6 +100,10 @@ const readReply = (view: DataView, fd: number): Reply => ({
   errno: view.getInt32(44, true),
   syscall: ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/\0.*$/, "")
 })
+
+const closeAll = (descriptors: ReadonlyArray<number>): void => {
+  for (const fd of descriptors) if (fd >= 0) native().close(fd)
+}
 
 const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
   const operation = plan.operations[reply.operation]
@@ -170,10 +176,10 @@ class Connection {
   private serve(): void {
     if (this.closed) return
     while (!this.gone) {
-      const [n, fd] = native().receive(this.socket, this.reply)
+      const [n, first, second] = native().receive(this.socket, this.reply)
       if (n === -EAGAIN) break
       if (n !== REPLY_BYTES) return this.end()
-      this.handle(readReply(this.view, fd))
+      this.handle(readReply(this.view, [first, second]))
     }
     while (this.unsent.length > 0) {
       const { bytes, descriptors, sent } = this.unsent[0]!
@@ -200,7 +206,7 @@ class Connection {
       return ready(reply)
     }
     if (unit === undefined) {
-      if (reply.fd >= 0) native().close(reply.fd)
+      closeAll(reply.descriptors)
       return
     }
     switch (reply.type) {
@@ -301,14 +307,15 @@ const startUnit = (
       return {
         id,
         pid: reply.pid,
-        fd: reply.fd,
+        pidfd: reply.pid > 0 ? reply.descriptors[0] : -1,
+        root: reply.descriptors[reply.pid > 0 ? 1 : 0],
         ended: pending.ended,
         release: Effect.async<Leftover | undefined>((resume) => {
           if (released) return resume(Effect.succeed(undefined))
           released = true
           const finish = (leftover: Leftover | undefined): void => {
             pending.released = undefined
-            if (reply.fd >= 0) native().close(reply.fd)
+            closeAll(reply.descriptors)
             Loop.release()
             resume(Effect.succeed(leftover))
           }
