@@ -95,6 +95,15 @@ export interface Container extends Pipeable, Inspectable.Inspectable {
 }
 
 /**
+ * @since 0.1.0
+ * @category models
+ */
+export interface TerminalSize {
+  readonly rows: number
+  readonly columns: number
+}
+
+/**
  * What to run, and as whom. What is left out is as the image says.
  *
  * @since 0.1.0
@@ -113,6 +122,11 @@ export interface ProcessOptions {
   /** Whether executing a set-user-ID program gives nothing (PR_SET_NO_NEW_PRIVS). Default true. */
   readonly noNewPrivileges?: boolean | undefined
   readonly rlimits?: Security.Rlimits | undefined
+  /**
+   * Whether its standard streams are a pseudo-terminal, pty(7), of this size or of 24 rows and 80 columns. What it
+   * writes is then all on `stdout`, and `stdin` takes what is typed.
+   */
+  readonly terminal?: boolean | TerminalSize | undefined
   /** `"null"` reads the end at once; `"pipe"` reads what the `stdin` sink takes. Default `"null"`. */
   readonly stdin?: "null" | "pipe" | undefined
   /** `"pipe"` for the streams; `"inherit"` writes where this program writes; `"null"` nowhere. Default `"pipe"`. */
@@ -315,6 +329,18 @@ export const signal: {
   (signal: string | number): (container: Container) => Effect.Effect<void, BerthError>
   (container: Container, signal: string | number): Effect.Effect<void, BerthError>
 } = internal.signal
+
+/**
+ * Tells the container's terminal its new size; its foreground process hears of it by SIGWINCH. Nothing happens where it
+ * has no terminal.
+ *
+ * @since 0.1.0
+ * @category terminals
+ */
+export const resize: {
+  (size: TerminalSize): (container: Container) => Effect.Effect<void>
+  (container: Container, size: TerminalSize): Effect.Effect<void>
+} = internal.resize
 
 /**
  * Asks the container to stop, and kills it when the grace is over. Gives how it ended.

@@ -15,11 +15,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-#define ARGUMENTS_MAX 4
+#define ARGUMENTS_MAX 5
 #define FDS_MAX DESCRIPTORS_MAX
 
 struct call {
@@ -189,13 +190,13 @@ static napi_value close_fd(struct call *call, napi_env env) {
 }
 FUNCTION(close_fd)
 
-// openIn(folder, path, flags, resolve): openat2(2); folder -100 is the working directory.
+// openIn(folder, path, flags, resolve, mode): openat2(2); folder -100 is the working directory.
 static napi_value open_in(struct call *call, napi_env env) {
     char path[PATH_MAX];
     int folder;
-    int64_t flags, resolve;
-    if (!take_fd(call, 0, &folder) || !take_path(call, 1, path) || !take_number(call, 2, &flags) || !take_number(call, 3, &resolve)) return misuse(env);
-    struct open_how how = {.flags = (uint64_t)flags | O_CLOEXEC, .mode = flags & O_CREAT ? 0600 : 0, .resolve = (uint64_t)resolve};
+    int64_t flags, resolve, mode;
+    if (!take_fd(call, 0, &folder) || !take_path(call, 1, path) || !take_number(call, 2, &flags) || !take_number(call, 3, &resolve) || !take_number(call, 4, &mode)) return misuse(env);
+    struct open_how how = {.flags = (uint64_t)flags | O_CLOEXEC, .mode = flags & O_CREAT ? (uint64_t)mode : 0, .resolve = (uint64_t)resolve};
     int fd;
     for (int attempt = 0; (fd = (int)syscall(SYS_openat2, folder, path, &how, sizeof how)) < 0 && errno == EAGAIN && attempt < 32;) attempt++;
     return number(env, fd < 0 ? -errno : fd);
@@ -217,6 +218,25 @@ static napi_value make_memfd(struct call *call, napi_env env) {
     return number(env, steal_fd(&fd));
 }
 FUNCTION(make_memfd)
+
+// duplicate(fd): another descriptor for the same.
+static napi_value duplicate(struct call *call, napi_env env) {
+    int fd;
+    if (!take_fd(call, 0, &fd)) return misuse(env);
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    return number(env, copy < 0 ? -errno : copy);
+}
+FUNCTION(duplicate)
+
+// resize(terminal, rows, columns): TIOCSWINSZ, which tells the foreground of the terminal by SIGWINCH.
+static napi_value resize(struct call *call, napi_env env) {
+    int fd;
+    int64_t rows, columns;
+    if (!take_fd(call, 0, &fd) || !take_number(call, 1, &rows) || !take_number(call, 2, &columns)) return misuse(env);
+    struct winsize size = {.ws_row = (unsigned short)rows, .ws_col = (unsigned short)columns};
+    return number(env, ioctl(fd, TIOCSWINSZ, &size) < 0 ? -errno : 0);
+}
+FUNCTION(resize)
 
 // flock(fd, operation).
 static napi_value lock_file(struct call *call, napi_env env) {
@@ -288,6 +308,8 @@ NAPI_MODULE_INIT() {
         {"close", js_close_fd},
         {"openIn", js_open_in},
         {"memfd", js_make_memfd},
+        {"duplicate", js_duplicate},
+        {"resize", js_resize},
         {"flock", js_lock_file},
         {"signal", js_send_signal},
         {"reap", js_reap},

@@ -36,6 +36,7 @@ const targets = {
       "mount.c",
       "nodes.c",
       "init.c",
+      "terminal.c",
       "overlay.c",
       "privilege.c",
       "cgroup.c",

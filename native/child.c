@@ -3,6 +3,7 @@
 #include "mount.h"
 #include "privilege.h"
 #include "syscalls.h"
+#include "terminal.h"
 #include "util.h"
 
 #include <net/if.h>
@@ -182,6 +183,7 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_BOUNDING: return privilege_bounding((uint64_t)f[0].i, failure);
     case OP_USER: return privilege_user(f, failure) < 0 ? -1 : privilege_die_with(child->supervisor, failure);
     case OP_CAPABILITIES: return privilege_capabilities(f, failure);
+    case OP_TERMINAL: return terminal_open(descriptor(child, &f[0]), (unsigned)f[1].i, (unsigned)f[2].i, (unsigned)f[3].i, failure);
     case OP_NO_NEW_PRIVILEGES: return privilege_no_new_privileges(failure);
     case OP_SECCOMP: return privilege_seccomp(&f[0], failure);
     case OP_EXEC: return execute(child, f, failure);

@@ -61,6 +61,7 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(BOUNDING, "bounding", "i", CHILD)                       /* capabilities kept */                        \
     X(USER, "user", "iiu", CHILD)                             /* uid, gid, groups */                         \
     X(CAPABILITIES, "capabilities", "iiii", CHILD)            /* effective, permitted, inheritable, ambient */ \
+    X(TERMINAL, "terminal", "fiii", CHILD)                    /* socket, rows, columns, uid */               \
     X(NO_NEW_PRIVILEGES, "no-new-privileges", "", CHILD)                                                     \
     X(SECCOMP, "seccomp", "b", CHILD)                         /* struct sock_filter [] */                    \
     X(EXEC, "exec", "flll", LAST)                             /* program or none, paths to try, argv, env */ \

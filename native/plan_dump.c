@@ -1,5 +1,6 @@
 // Prints the plan on stdin as the decoder sees it, an operation a line, strings and bytes in hexadecimal: what the
-// tests hold against lib/Plan.ts. The first argument is how many descriptors the message is taken to carry.
+// tests hold against lib/Plan.ts. The first argument is how many descriptors the message is taken to carry. With
+// `batch` behind it there are several plans, each behind its length (u32), and a line after each tells what it came to.
 // Built with -DFUZZ it is libFuzzer's target for the decoder instead.
 #include "plan.h"
 
@@ -28,7 +29,7 @@ static void print_field(FILE *out, char type, const union field *field) {
         print_hex(out, field->b.bytes, field->b.length);
         break;
     case 'l':
-        fputs(" [", out);
+        fprintf(out, " %zu[", field->l.count);
         for (size_t k = 0; k < field->l.count; k++) {
             if (k > 0) fputs(",", out);
             print_hex(out, field->l.items[k], strlen(field->l.items[k]));
@@ -36,7 +37,7 @@ static void print_field(FILE *out, char type, const union field *field) {
         fputs("]", out);
         break;
     case 'u':
-        fputs(" [", out);
+        fprintf(out, " %zu[", field->u.count);
         for (size_t k = 0; k < field->u.count; k++) fprintf(out, k > 0 ? ",%u" : "%u", field->u.items[k]);
         fputs("]", out);
         break;
@@ -62,25 +63,44 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
     return 0;
 }
 #else
+static int dump(const uint8_t *bytes, size_t length, size_t descriptors, FILE *complaints) {
+    struct plan plan;
+    const char *wrong = plan_decode(&plan, bytes, length, descriptors);
+    if (wrong) fprintf(complaints, "%s\n", wrong);
+    else print_plan(stdout, &plan);
+    plan_free(&plan);
+    return wrong ? 1 : 0;
+}
+
+// Each plan is copied into memory of exactly its size, so that AddressSanitizer sees a byte too far.
+static int dump_batch(const uint8_t *bytes, size_t length, size_t descriptors) {
+    for (size_t at = 0; at + sizeof(uint32_t) <= length;) {
+        uint32_t n;
+        memcpy(&n, bytes + at, sizeof n);
+        at += sizeof n;
+        if (n > length - at) return 2;
+        uint8_t *copy = malloc(n ? n : 1);
+        if (!copy) return 2;
+        memcpy(copy, bytes + at, n);
+        at += n;
+        fputs(dump(copy, n, descriptors, stdout) ? "= refused\n" : "= ok\n", stdout);
+        free(copy);
+    }
+    return 0;
+}
+
 int main(int argc, char **argv) {
     size_t length = 0, room = 1 << 16;
     uint8_t *bytes = malloc(room);
-    struct plan plan;
-    int status = 0;
+    size_t descriptors = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
 
     while (bytes) {
         length += fread(bytes + length, 1, room - length, stdin);
         if (length < room) break;
         bytes = realloc(bytes, room *= 2);
     }
-    const char *wrong = plan_decode(&plan, bytes, length, argc > 1 ? strtoul(argv[1], NULL, 10) : 0);
-    if (wrong) {
-        fprintf(stderr, "%s\n", wrong);
-        status = 1;
-    } else {
-        print_plan(stdout, &plan);
-    }
-    plan_free(&plan);
+    int batch = argc > 2 && !strcmp(argv[2], "batch");
+    int status = batch ? dump_batch(bytes, length, descriptors) : dump(bytes, length, descriptors, stderr);
     free(bytes);
     return status;
 }

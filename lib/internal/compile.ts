@@ -40,6 +40,7 @@ export interface Process {
     readonly stdout: string | null
     readonly stderr: string | null
   }
+  readonly terminal: { readonly rows: number; readonly columns: number } | undefined
   /** Joins the cgroup, whether it was made for this process or was there. */
   readonly cgroup: ReadonlyArray<Operation>
   readonly joined: ReadonlyArray<Joined>
@@ -194,6 +195,9 @@ const become = (process: Process): ReadonlyArray<Operation> => [
     path: process.workingDirectory,
     create: process.createWorkingDirectory ? 1 : 0
   },
+  ...(process.terminal === undefined
+    ? []
+    : [{ op: "terminal", socket: "terminal", ...process.terminal, uid: process.user.uid } as const]),
   { op: "umask", mask: process.umask },
   { op: "bounding", capabilities: process.capabilities },
   { op: "user", uid: process.user.uid, gid: process.user.gid, groups: process.user.groups },

@@ -16,7 +16,8 @@ import type {
   RootOptions,
   SpawnOptions,
   StartOptions,
-  StopOptions
+  StopOptions,
+  TerminalSize
 } from "../Container.ts"
 import { isContainer } from "../Container.ts"
 import type { Image } from "../Image.ts"
@@ -28,9 +29,10 @@ import * as cgroupFiles from "./cgroup.ts"
 import * as compile from "./compile.ts"
 import { native } from "./native.ts"
 import * as check from "./options.ts"
-import { type Launch, launch, stdioNames } from "./process.ts"
+import { type Launch, launch } from "./process.ts"
 import * as RootFs from "./rootFs.ts"
 import { signalNumber } from "./signals.ts"
+import { stdioNames } from "./stdio.ts"
 import * as users from "./users.ts"
 
 const makeId = (): string => randomBytes(6).toString("hex")
@@ -53,12 +55,16 @@ const userOf = (image: Image, user: string): Effect.Effect<users.User, BerthErro
     )
   })
 
+const termOf = (options: ProcessOptions): Readonly<Record<string, string>> =>
+  options.terminal === undefined || options.terminal === false ? {} : { TERM: "xterm" }
+
 /** The part of the settings that the options alone decide. */
 const common = (options: ProcessOptions) =>
   Effect.all({
     capabilities: Security.resolveCapabilities(options.capabilities ?? {}),
     rlimits: Security.resolveRlimits(options.rlimits ?? {}),
-    umask: check.umask(options.umask)
+    umask: check.umask(options.umask),
+    terminal: check.terminal(options.terminal)
   })
 
 const settings = (
@@ -80,7 +86,13 @@ const settings = (
     return {
       ...(yield* common(options)),
       arguments: command,
-      environment: { PATH: compile.defaultPath, HOME: user.home, ...config.environment, ...options.env },
+      environment: {
+        PATH: compile.defaultPath,
+        HOME: user.home,
+        ...termOf(options),
+        ...config.environment,
+        ...options.env
+      },
       workingDirectory: options.cwd ?? (config.workingDirectory || "/"),
       createWorkingDirectory: true,
       user,
@@ -368,7 +380,7 @@ export const execStart: {
         ...(yield* common(options)),
         ...(options.capabilities === undefined ? { capabilities: state.settings.capabilities } : {}),
         arguments: command,
-        environment: { ...state.settings.environment, HOME: user.home, ...options.env },
+        environment: { ...state.settings.environment, HOME: user.home, ...termOf(options), ...options.env },
         workingDirectory: options.cwd ?? state.settings.workingDirectory,
         createWorkingDirectory: false,
         user,
@@ -434,6 +446,13 @@ export const signal: {
     native().signal(container.state.pidfd, number)
     return Effect.void
   })
+)
+
+export const resize: {
+  (size: TerminalSize): (container: Container) => Effect.Effect<void>
+  (container: Container, size: TerminalSize): Effect.Effect<void>
+} = dual(2, (container: Container, size: TerminalSize) =>
+  Effect.sync(() => container.state.terminal?.resize(size.rows, size.columns))
 )
 
 export const wait = (container: Container): Effect.Effect<ExitStatus, BerthError> => container.exit

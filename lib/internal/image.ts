@@ -14,6 +14,7 @@ import type { Limits } from "../ImageLayer.ts"
 import * as ImageLayer from "../ImageLayer.ts"
 import * as Reference from "../Reference.ts"
 import * as Registry from "../Registry.ts"
+import * as Implicit from "./implicit.ts"
 import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
 import { unverifiedBlob } from "./registry.ts"
@@ -174,12 +175,14 @@ const assemble = <R>(
         ),
       { concurrency: layerConcurrency }
     )
-    const folders = layers.map((layer) => layer.folder)
+    // Overlayfs takes no folder twice. The topmost one decides, and hides all that a lower one of the same would show.
+    const all = layers.map((layer) => layer.folder)
+    const folders = all.filter((folder, i) => all.lastIndexOf(folder) === i)
+    const correction = yield* Implicit.correction(yield* Berth, folders)
     return make({
       reference,
       digest: resolved.descriptor.digest,
-      // Overlayfs takes no folder twice. The topmost one decides, and hides all that a lower one of the same would show.
-      layers: folders.filter((folder, i) => folders.lastIndexOf(folder) === i),
+      layers: [...folders, ...Option.toArray(correction)],
       config: toConfig(resolved.config),
       upper: "disk"
     })

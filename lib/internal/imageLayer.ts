@@ -5,13 +5,12 @@ import * as Stream from "effect/Stream"
 import { Berth } from "../Berth.ts"
 import { type BerthError, ImageError } from "../BerthError.ts"
 import type { ImageLayer, UnpackOptions } from "../ImageLayer.ts"
-import * as Plan from "../Plan.ts"
 import { type Digest, digestParts, parseDigest } from "../Reference.ts"
 import { describeErrno, errnoName } from "./errno.ts"
+import * as Implicit from "./implicit.ts"
 import { mismatch } from "./layout.ts"
 import * as Oci from "./oci.ts"
 import { io, isNotFound, oneAtATime, storageDetail, tryFileLock, withFileLock } from "./storeFiles.ts"
-import { scopedUnit } from "./unit.ts"
 import * as Unpacker from "./unpacker.ts"
 
 const defaultMaxBytes = 64 * 1024 ** 3
@@ -27,13 +26,6 @@ const lockPath = (berth: Berth, hex: string) => `${siblingsFolder(berth)}/${hex}
  */
 const temporaryPath = (berth: Berth, hex: string) =>
   `${siblingsFolder(berth)}/.${hex}.${randomBytes(8).toString("hex")}`
-
-/**
- * A folder that the supervisor makes and owns: it removes it with the scope, and when this process dies, with the rights
- * that the unpacker had. One that has another name by then is not removed.
- */
-const owned = (berth: Berth, path: string) =>
-  scopedUnit(berth, berth.supervisor.nextId(), path, Plan.make([{ op: "scratch", path, mode: 0o755 }]), {})
 
 export const layerFolder = (berth: Berth, diffId: Digest): string => {
   const { algorithm, hex } = digestParts(diffId)
@@ -78,7 +70,7 @@ export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthE
       }
       yield* removeTemporaries(berth, hex)
       const temporary = temporaryPath(berth, hex)
-      yield* owned(berth, temporary)
+      yield* Implicit.ownedFolder(berth, temporary)
       const text = yield* Unpacker.unpack({
         blob: options.blob,
         directory: temporary,
@@ -88,6 +80,7 @@ export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthE
       })
       const report = yield* readReport(digest, folder, text)
       yield* check(berth, options.blob, digest, diffId, report)
+      yield* Implicit.save(berth, folder, report.implicit)
       yield* io(folder)(fs.rename(temporary, folder))
     }).pipe(Effect.scoped)
     const lock = lockPath(berth, hex)
@@ -101,6 +94,8 @@ export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthE
 interface Report {
   readonly digest: string
   readonly diffId: string
+  /** Folders that the tar has no entry for. */
+  readonly implicit: ReadonlyArray<string>
 }
 
 const check = (
@@ -147,7 +142,7 @@ const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> =>
 /** Removes a folder whatever is in it, by letting it go with one that the supervisor owns. */
 const removeTree = (berth: Berth, path: string, bin: string): Effect.Effect<void, unknown> =>
   Effect.zipRight(
-    owned(berth, bin),
+    Implicit.ownedFolder(berth, bin),
     Effect.zipRight(berth.fileSystem.chmod(path, 0o700), berth.fileSystem.rename(path, `${bin}/x`))
   ).pipe(Effect.scoped)
 
@@ -196,6 +191,7 @@ const reasons = {
 const readReport = (digest: Digest, directory: string, text: string): Effect.Effect<Report, ImageError> =>
   Effect.suspend(() => {
     const fields = new Map<string, string>()
+    const implicit: Array<string> = []
     for (const line of text.split("\n")) {
       const words = line.split(" ")
       switch (words[0]) {
@@ -207,6 +203,9 @@ const readReport = (digest: Digest, directory: string, text: string): Effect.Eff
           const detail = `${path} is a hard link to ${target}, which is in a lower layer: Berth cannot unpack that`
           return new ImageError({ reason: "Unsupported", subject: digest, detail })
         }
+        case "implicit":
+          implicit.push(decodePath(words[1] ?? ""))
+          break
         default:
           fields.set(words[0]!, words.slice(1).join(" "))
       }
@@ -214,7 +213,7 @@ const readReport = (digest: Digest, directory: string, text: string): Effect.Eff
     const report = { digest: fields.get("digest"), diffId: fields.get("diffid") }
     return !fields.has("ok") || report.digest === undefined || report.diffId === undefined
       ? broken(`has not said how it ended: ${JSON.stringify(text.slice(-200))}`)
-      : Effect.succeed({ digest: report.digest, diffId: report.diffId })
+      : Effect.succeed({ digest: report.digest, diffId: report.diffId, implicit })
   })
 
 const failure = (

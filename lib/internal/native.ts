@@ -25,8 +25,11 @@ export interface Native {
   readonly write: (fd: number, bytes: Uint8Array, offset: number) => number
   /** close(2), after the loop has forgotten the descriptor. */
   readonly close: (fd: number) => number
-  /** openat2(2): `folder` is a descriptor or AT_FDCWD, `resolve` of RESOLVE_*. */
-  readonly openIn: (folder: number, path: string, flags: number, resolve: number) => number
+  /** openat2(2): `folder` is a descriptor or AT_FDCWD, `resolve` of RESOLVE_*; `mode` is for O_CREAT. */
+  readonly openIn: (folder: number, path: string, flags: number, resolve: number, mode: number) => number
+  readonly duplicate: (fd: number) => number
+  /** TIOCSWINSZ of a terminal. */
+  readonly resize: (terminal: number, rows: number, columns: number) => number
   readonly memfd: (bytes: Uint8Array) => number
   readonly flock: (fd: number, operation: number) => number
   readonly signal: (pidfd: number, number: number) => number

@@ -1,7 +1,7 @@
 /** Checks of options at the edge: what passes here can be put into a plan. */
 import * as Effect from "effect/Effect"
 import { InvalidOption } from "../BerthError.ts"
-import type { ProcessOptions } from "../Container.ts"
+import type { ProcessOptions, TerminalSize } from "../Container.ts"
 import type { Mount } from "../Mount.ts"
 import type { Kind } from "../Namespace.ts"
 import { parseBytes } from "./cgroup.ts"
@@ -66,6 +66,16 @@ export const hostname = (name: string | undefined, own: ReadonlyArray<Kind>): Ch
   return /^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$/.test(name) && name.length <= 64
     ? Effect.succeed(name)
     : invalid("hostname", name, "letters, digits, dots and hyphens, at most 64 of them")
+}
+
+/** The size of a terminal, undefined for none. */
+export const terminal = (asked: ProcessOptions["terminal"]): Checked<TerminalSize | undefined> => {
+  if (asked === undefined || asked === false) return Effect.succeed(undefined)
+  const size = asked === true ? { rows: 24, columns: 80 } : { rows: asked.rows, columns: asked.columns }
+  const acceptable = (n: number): boolean => Number.isInteger(n) && n >= 0 && n <= 65535
+  return acceptable(size.rows) && acceptable(size.columns)
+    ? Effect.succeed(size)
+    : invalid("terminal", asked, "rows and columns, from 0 to 65535")
 }
 
 export const bytes = (option: string, value: number | string): Checked<number> => {

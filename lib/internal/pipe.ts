@@ -5,7 +5,7 @@ import * as Option from "effect/Option"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import { type BerthError, ContainerError, OperationFailed } from "../BerthError.ts"
-import { EAGAIN, EPIPE } from "./errno.ts"
+import { EAGAIN, EIO, EPIPE } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native } from "./native.ts"
 
@@ -20,6 +20,11 @@ abstract class End {
   private wake: (() => void) | undefined
 
   constructor(fd: number) {
+    this.fd = fd
+  }
+
+  /** For one that was made before its descriptor was there. */
+  open(fd: number): void {
     this.fd = fd
   }
 
@@ -95,8 +100,10 @@ export class Output extends End {
       return undefined
     }
     for (;;) {
-      const n = this.closed ? 0 : native().read(this.fd, buffer)
-      if (n === -EAGAIN) return undefined
+      const read = this.closed ? 0 : native().read(this.fd, buffer)
+      if (read === -EAGAIN) return undefined
+      // A terminal that nobody has open any more says EIO: that is its end.
+      const n = read === -EIO ? 0 : read
       if (n <= 0) {
         this.close()
         end(n < 0 ? failed("read", -n) : undefined)
@@ -206,6 +213,16 @@ export class Input extends End {
     this.write(bytes)
   ).pipe(Sink.ensuring(Effect.sync(() => this.close())))
 }
+
+/** The typing end of a terminal: what ends there is told by the terminal's end-of-file character, termios(3). */
+export class Typing extends Input {
+  override close(): void {
+    if (!this.closed) native().write(this.fd, VEOF, 0)
+    super.close()
+  }
+}
+
+const VEOF = new Uint8Array([4])
 
 /** A pipe whose end numbered `ours` is Berth's; throws the errno where there can be none. */
 export const makePipe = (ours: 0 | 1): readonly [ours: number, theirs: number] => {

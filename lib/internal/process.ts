@@ -15,9 +15,9 @@ import * as Plan from "../Plan.ts"
 import { type Process, searchPath } from "./compile.ts"
 import { E2BIG, ENOENT } from "./errno.ts"
 import * as Loop from "./loop.ts"
-import { native } from "./native.ts"
-import { Input, makePipe, Output } from "./pipe.ts"
+import type { Output } from "./pipe.ts"
 import { signalName } from "./signals.ts"
+import { makeStdio, type Terminal } from "./stdio.ts"
 import type { Ended } from "./supervisor.ts"
 import { scopedUnit } from "./unit.ts"
 
@@ -36,6 +36,7 @@ export interface State {
   readonly stopSignal: string | undefined
   readonly stdout: Output | undefined
   readonly stderr: Output | undefined
+  readonly terminal: Terminal | undefined
   /** How it ended, if it has. */
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
 }
@@ -65,69 +66,6 @@ const statusOf = (ended: Ended): ExitStatus => {
 
 const NO_STREAM: Stream.Stream<Uint8Array> = Stream.empty
 const NO_SINK: Sink.Sink<void, Uint8Array> = Sink.drain
-
-interface Stdio {
-  /** The names that the plan has for them. */
-  readonly names: Process["stdio"]
-  readonly descriptors: Readonly<Record<string, number>>
-  readonly stdin: Input | undefined
-  readonly stdout: Output | undefined
-  readonly stderr: Output | undefined
-  /** Closes the container's ends: they are the container's once it has been started. */
-  readonly handOver: () => void
-  readonly close: () => void
-}
-
-/** The names that a plan has for standard streams of these options. */
-export const stdioNames = (options: ProcessOptions): Process["stdio"] => ({
-  stdin: options.stdin === "pipe" ? "stdin" : null,
-  stdout: options.stdout === "null" ? null : "stdout",
-  stderr: options.stderr === "null" ? null : "stderr"
-})
-
-const makeStdio = (options: ProcessOptions, container: string): Stdio => {
-  const descriptors: Record<string, number> = {}
-  const theirs: Array<number> = []
-  const opened: Array<Input | Output> = []
-  const output = (name: "stdout" | "stderr", own: number): Output | undefined => {
-    if (options[name] === "null") return undefined
-    if (options[name] === "inherit") {
-      descriptors[name] = own
-      return undefined
-    }
-    const [read, write] = makePipe(0)
-    descriptors[name] = write
-    theirs.push(write)
-    const end = new Output(read, container)
-    opened.push(end)
-    return end
-  }
-  const input = (): Input | undefined => {
-    if (options.stdin !== "pipe") return undefined
-    const [write, read] = makePipe(1)
-    descriptors.stdin = read
-    theirs.push(read)
-    const end = new Input(write)
-    opened.push(end)
-    return end
-  }
-  const handOver = (): void => {
-    for (const fd of theirs.splice(0)) native().close(fd)
-  }
-  const close = (): void => {
-    handOver()
-    for (const end of opened) end.close()
-  }
-  try {
-    const stdin = input()
-    const stdout = output("stdout", 1)
-    const stderr = output("stderr", 2)
-    return { names: stdioNames(options), descriptors, stdin, stdout, stderr, handOver, close }
-  } catch (error) {
-    close()
-    throw error
-  }
-}
 
 /** What `launch` is given. */
 export interface Launch {
@@ -203,6 +141,7 @@ export const launch = (options: Launch): Effect.Effect<Container, BerthError, Sc
       stopSignal: options.stopSignal,
       stdout: stdio.stdout,
       stderr: stdio.stderr,
+      terminal: stdio.terminal,
       ended: unit.ended
     }
     return Object.assign(Object.create(Proto), {

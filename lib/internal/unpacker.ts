@@ -24,7 +24,7 @@ const REPORT_BYTES_MAX = 16 * 1024 * 1024
 
 const openBlob = (path: string): Effect.Effect<number, OperationFailed> =>
   Effect.suspend(() => {
-    const fd = native().openIn(AT_FDCWD, path, constants.O_RDONLY, 0)
+    const fd = native().openIn(AT_FDCWD, path, constants.O_RDONLY, 0, 0)
     return fd >= 0
       ? Effect.succeed(fd)
       : Effect.fail(

@@ -21,9 +21,9 @@ const FILE_BYTES_MAX = 4 * 1024 * 1024
  */
 const readBelow = (folder: string, path: string): string | undefined | null => {
   const addon = native()
-  const root = addon.openIn(AT_FDCWD, folder, O_PATH | O_DIRECTORY, 0)
+  const root = addon.openIn(AT_FDCWD, folder, O_PATH | O_DIRECTORY, 0, 0)
   if (root < 0) return undefined
-  const fd = addon.openIn(root, path, O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+  const fd = addon.openIn(root, path, O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, 0)
   addon.close(root)
   if (fd < 0) return fd === -ENOENT || fd === -ENOTDIR ? undefined : null
   try {

@@ -1,0 +1,204 @@
+/**
+ * Folders that a layer's tar has files in, but no entry for. The unpacker makes them 0755 and root's, and as the layer is
+ * shared by images it has to; but in an image that would hide what a lower layer says of them (`/tmp` is 1777). Where
+ * it does, one more layer on top sets it right: these folders, and nothing in them.
+ */
+import { createHash, randomBytes } from "node:crypto"
+import type { Stats } from "node:fs"
+import * as fs from "node:fs/promises"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import type { Berth } from "../Berth.ts"
+import { type BerthError, ImageError } from "../BerthError.ts"
+import * as Plan from "../Plan.ts"
+import { io, readBounded, replaceFile } from "./storeFiles.ts"
+import { scopedUnit } from "./unit.ts"
+
+/**
+ * A folder that the supervisor makes and owns: it removes it with the scope, and when this process dies, with the rights
+ * that the unpacker had. One that has another name by then is not removed.
+ */
+export const ownedFolder = (berth: Berth, path: string) =>
+  scopedUnit(berth, berth.supervisor.nextId(), path, Plan.make([{ op: "scratch", path, mode: 0o755 }]), {})
+
+/** The unpacker names a thousand folders of up to 4096 bytes at most. */
+const maxListBytes = 8 * 1024 * 1024
+
+const List = Schema.parseJson(Schema.Array(Schema.String))
+
+/** Remembers the paths beside the layer whose folder this will be. */
+export const save = (
+  berth: Berth,
+  folder: string,
+  paths: ReadonlyArray<string>
+): Effect.Effect<void, ImageError> => {
+  const slash = folder.lastIndexOf("/")
+  const bytes = new TextEncoder().encode(JSON.stringify(paths))
+  return paths.length === 0
+    ? Effect.void
+    : io(folder)(
+        replaceFile(berth.fileSystem, folder.slice(0, slash), `${folder.slice(slash + 1)}.implicit`, bytes)
+      )
+}
+
+const load = (berth: Berth, folder: string): Effect.Effect<ReadonlySet<string>, ImageError> =>
+  Effect.map(
+    readBounded(berth.fileSystem, `${folder}.implicit`, folder, maxListBytes),
+    (bytes) =>
+      new Set(
+        Option.getOrElse(
+          Option.flatMap(bytes, (some) => Schema.decodeUnknownOption(List)(new TextDecoder().decode(some))),
+          () => []
+        )
+      )
+  )
+
+interface Metadata {
+  readonly mode: number
+  readonly uid: number
+  readonly gid: number
+  readonly mtime: number
+}
+
+interface LayerOf {
+  readonly folder: string
+  readonly implicit: ReadonlySet<string>
+}
+
+const metadataOf = (stats: Stats): Metadata => ({
+  mode: stats.mode & 0o7777,
+  uid: stats.uid,
+  gid: stats.gid,
+  mtime: stats.mtimeMs
+})
+
+/** What a layer has at a path, no link followed: a folder, nothing, or something that hides what is below. */
+const look = async (folder: string, path: string): Promise<Stats | "nothing" | "hidden"> => {
+  let current = folder
+  let stats: Stats | undefined
+  for (const part of path.split("/")) {
+    current = `${current}/${part}`
+    try {
+      stats = await fs.lstat(current)
+    } catch (cause) {
+      if ((cause as { code?: unknown }).code === "ENOENT") {
+        return "nothing"
+      }
+      throw cause
+    }
+    if (!stats.isDirectory()) {
+      return "hidden"
+    }
+  }
+  return stats ?? "nothing"
+}
+
+/** What an image shows of a folder, and what it should: the layers are given highest first. */
+const compare = async (
+  layers: ReadonlyArray<LayerOf>,
+  path: string
+): Promise<{ readonly shown: Metadata | undefined; readonly meant: Metadata | undefined }> => {
+  let shown: Metadata | undefined
+  for (const { folder, implicit } of layers) {
+    const found = await look(folder, path)
+    if (found === "hidden") {
+      break
+    }
+    if (found !== "nothing") {
+      shown ??= metadataOf(found)
+      if (!implicit.has(path)) {
+        return { shown, meant: metadataOf(found) }
+      }
+    }
+  }
+  return { shown, meant: shown }
+}
+
+const differ = (a: Metadata, b: Metadata) => a.mode !== b.mode || a.uid !== b.uid || a.gid !== b.gid
+
+/** Every folder of the layer that is needed, with its parents, parents first; none where all is as it should be. */
+const design = async (
+  layers: ReadonlyArray<LayerOf>
+): Promise<ReadonlyArray<readonly [path: string, metadata: Metadata]>> => {
+  const wrong = new Set<string>()
+  for (const path of new Set(layers.flatMap(({ implicit }) => [...implicit]))) {
+    const { meant, shown } = await compare(layers, path)
+    if (shown !== undefined && meant !== undefined && differ(shown, meant)) {
+      for (let end = path.length; end > 0; end = path.lastIndexOf("/", end - 1)) {
+        wrong.add(path.slice(0, end))
+      }
+    }
+  }
+  const folders: Array<readonly [string, Metadata]> = []
+  for (const path of [...wrong].sort()) {
+    const { meant } = await compare(layers, path)
+    if (meant !== undefined) {
+      folders.push([path, meant])
+    }
+  }
+  return folders.length === 0 ? [] : [["", metadataOf(await fs.lstat(layers[0]!.folder))], ...folders]
+}
+
+const build = async (
+  rootless: boolean,
+  target: string,
+  folders: ReadonlyArray<readonly [path: string, metadata: Metadata]>
+): Promise<void> => {
+  for (const [path] of folders) {
+    if (path !== "") {
+      await fs.mkdir(`${target}/${path}`, { mode: 0o700 })
+    }
+  }
+  for (const [path, { gid, mode, mtime, uid }] of folders.toReversed()) {
+    const folder = `${target}/${path}`
+    if (!rootless) {
+      await fs.chown(folder, uid, gid)
+    }
+    await fs.utimes(folder, mtime / 1000, mtime / 1000)
+    await fs.chmod(folder, mode)
+  }
+}
+
+/** Clean relative paths only, as the unpacker has them. */
+const isClean = (path: string) =>
+  path !== "" && path.split("/").every((part) => part !== "" && part !== "." && part !== "..")
+
+/** The layer to put above these (lowest first), where one is needed. */
+export const correction = (
+  berth: Berth,
+  layers: ReadonlyArray<string>
+): Effect.Effect<Option.Option<string>, BerthError> =>
+  Effect.gen(function* () {
+    const parent = `${berth.folder}/layers/folders`
+    const attempt = <A>(evaluate: () => Promise<A>) =>
+      Effect.tryPromise({
+        try: evaluate,
+        catch: (cause) => new ImageError({ reason: "Storage", subject: parent, detail: String(cause) })
+      })
+    const loaded = yield* Effect.forEach(layers.toReversed(), (folder) =>
+      Effect.map(load(berth, folder), (paths) => ({ folder, implicit: new Set([...paths].filter(isClean)) }))
+    )
+    if (loaded.every(({ implicit }) => implicit.size === 0)) {
+      return Option.none()
+    }
+    const folders = yield* attempt(() => design(loaded))
+    if (folders.length === 0) {
+      return Option.none()
+    }
+    const name = createHash("sha256").update(JSON.stringify(folders)).digest("hex")
+    const target = `${parent}/${name}`
+    const exists = io(target)(berth.fileSystem.exists(target))
+    if (yield* exists) {
+      return Option.some(target)
+    }
+    yield* io(parent)(berth.fileSystem.makeDirectory(parent, { recursive: true }))
+    const temporary = `${parent}/.${name}.${randomBytes(8).toString("hex")}`
+    yield* ownedFolder(berth, temporary)
+    yield* attempt(() => build(berth.rootless, temporary, folders))
+    yield* Effect.catchAll(io(target)(berth.fileSystem.rename(temporary, target)), (error) =>
+      // Somebody else may have been faster.
+      Effect.flatMap(exists, (there) => (there ? Effect.void : Effect.fail(error)))
+    )
+    return Option.some(target)
+  }).pipe(Effect.scoped)
