@@ -65,7 +65,7 @@ const inside = Effect.gen(function* () {
   yield* timed(
     "exec, output as it comes",
     Effect.scoped(
-      Effect.flatMap(Container.execStart(box, ["sh", "-c", counter]), (counting) =>
+      Effect.flatMap(Container.execStream(box, ["sh", "-c", counter]), (counting) =>
         Stream.runForEach(Stream.splitLines(Stream.decodeText(counting.stdout)), (line) =>
           say(`it says: ${line}`)
         )

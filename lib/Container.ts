@@ -9,6 +9,7 @@ import type * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import { hasProperty } from "effect/Predicate"
+import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Sink from "effect/Sink"
 import type * as Stream from "effect/Stream"
@@ -37,6 +38,48 @@ export const TypeId: unique symbol = Symbol.for("berth/Container")
 export type TypeId = typeof TypeId
 
 /**
+ * A line of a container's log.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface LogEntry {
+  /** When it was read, in milliseconds since 1970. */
+  readonly time: number
+  readonly stream: "stdout" | "stderr"
+  /** As UTF-8, without its end; a line of more than 16384 characters comes in several entries. */
+  readonly line: string
+}
+
+/**
+ * A log on disk.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface LogFiles {
+  /** A folder on the host for the log's files alone; made if it is missing, and left when the container is gone. */
+  readonly folder: string
+  /** How large a file gets before the next is begun, in bytes. Default 10 MiB. */
+  readonly maxBytes?: number | undefined
+  /** How many files are kept. Default 3. */
+  readonly maxFiles?: number | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface LogsOptions {
+  /** Whether it goes on until the container has ended. Default false: what is there. */
+  readonly follow?: boolean | undefined
+  /** Only lines that came at this time or later. */
+  readonly since?: Date | number | undefined
+  /** Only so many of the last lines that are there. Default: all. */
+  readonly tail?: number | undefined
+}
+
+/**
  * How a process ended.
  *
  * @since 0.1.0
@@ -52,6 +95,8 @@ export interface ExitStatus {
   readonly systemMicros: number
   /** The largest resident set of any of them, in bytes. */
   readonly maxRssBytes: number
+  /** Where the kernel killed it for want of memory: the limit of its cgroup and the most that was in use, in bytes. */
+  readonly outOfMemory: { readonly limit: number | undefined; readonly peak: number | undefined } | undefined
 }
 
 /**
@@ -123,8 +168,8 @@ export interface ProcessOptions {
   readonly noNewPrivileges?: boolean | undefined
   readonly rlimits?: Security.Rlimits | undefined
   /**
-   * Whether its standard streams are a pseudo-terminal, pty(7), of this size or of 24 rows and 80 columns. What it
-   * writes is then all on `stdout`, and `stdin` takes what is typed.
+   * Whether its standard streams are a pseudo-terminal, pty(7), of this size, or with `true` of this program's own (24
+   * rows and 80 columns where it has none). What it writes is then all on `stdout`, and `stdin` takes what is typed.
    */
   readonly terminal?: boolean | TerminalSize | undefined
   /** `"null"` reads the end at once; `"pipe"` reads what the `stdin` sink takes. Default `"null"`. */
@@ -180,6 +225,8 @@ export interface StartOptions extends RootOptions {
   readonly namespaces?:
     | Partial<Record<Exclude<Namespace.Kind, "mount">, "new" | "host" | Namespace.Namespace | Container>>
     | undefined
+  /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, once `logs` is asked for. */
+  readonly logs?: LogFiles | undefined
   /** The writable layer: see `RootFs.Options`. */
   readonly upper?: "disk" | "memory" | undefined
   readonly upperSize?: number | string | undefined
@@ -304,7 +351,7 @@ export const exec: {
  * @since 0.1.0
  * @category processes
  */
-export const execStart: {
+export const execStream: {
   (
     command: ReadonlyArray<string>,
     options?: ProcessOptions
@@ -314,7 +361,18 @@ export const execStart: {
     command: ReadonlyArray<string>,
     options?: ProcessOptions
   ): Effect.Effect<Container, BerthError, Scope.Scope>
-} = internal.execStart
+} = internal.execStream
+
+/**
+ * Both outputs of a container, line by line with the time of their coming. From the first call on, the log reads them,
+ * so the container is never held up, and `stdout` and `stderr` have nothing more to give. In memory the newest mebibyte
+ * of text is kept; with `StartOptions.logs` it is on disk, from the beginning.
+ *
+ * @since 0.1.0
+ * @category output
+ */
+export const logs: (container: Container, options?: LogsOptions) => Stream.Stream<LogEntry, BerthError> =
+  internal.logs
 
 /**
  * Sends a signal, by name or number, to the container's first process. Nothing happens where it has ended.
@@ -352,6 +410,38 @@ export const stop: {
   (options?: StopOptions): (container: Container) => Effect.Effect<ExitStatus, BerthError>
   (container: Container, options?: StopOptions): Effect.Effect<ExitStatus, BerthError>
 } = internal.stop
+
+/**
+ * Starts a container, and starts it again as long as the schedule says so: it is given how the last one ended, and its
+ * delays are waited for. Each is in a scope of its own. Gives how the last one ended.
+ *
+ * @since 0.1.0
+ * @category lifetime
+ * @example
+ * // up to five times, a second apart, unless it ends well
+ * Container.supervised(image, { command }, Schedule.spaced("1 second").pipe(
+ *   Schedule.intersect(Schedule.recurs(5)),
+ *   Schedule.whileInput((status: Container.ExitStatus) => status.exitCode !== 0)
+ * ))
+ */
+export const supervised: <Out, R>(
+  image: Image,
+  options: StartOptions & {
+    /** What is done with each container while it runs. */
+    readonly onStart?: ((container: Container) => Effect.Effect<unknown, BerthError>) | undefined
+  },
+  restart: Schedule.Schedule<Out, ExitStatus, R>
+) => Effect.Effect<ExitStatus, BerthError, Berth | R> = internal.supervised
+
+/**
+ * Connects this program's terminal, or its standard streams where they are none, with the container's until it ends:
+ * what is typed goes in, Ctrl-C included, what it writes comes out, and a new size is passed on. Start it with
+ * `terminal: true` and `stdin: "pipe"`.
+ *
+ * @since 0.1.0
+ * @category terminals
+ */
+export const attach: (container: Container) => Effect.Effect<ExitStatus, BerthError> = internal.attach
 
 /**
  * Waits until the container has ended; the same as its `exit`.

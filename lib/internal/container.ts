@@ -2,7 +2,9 @@ import { randomBytes } from "node:crypto"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
+import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import { Berth } from "../Berth.ts"
 import { type BerthError, ContainerError, InvalidOption } from "../BerthError.ts"
 import * as Cgroup from "../Cgroup.ts"
@@ -11,6 +13,8 @@ import type {
   Container,
   ExecOptions,
   ExitStatus,
+  LogEntry,
+  LogsOptions,
   ProcessOptions,
   Result,
   RootOptions,
@@ -218,7 +222,8 @@ const prepare = (
       created: [...from.created],
       kinds: from.kinds,
       cgroup,
-      stopSignal: image.config.stopSignal
+      stopSignal: image.config.stopSignal,
+      logs: options.logs
     }
   })
 
@@ -324,7 +329,8 @@ export const spawn = (options: SpawnOptions): Effect.Effect<Container, BerthErro
       created: [...around.created],
       kinds: [...namespaces.kinds, ...around.created],
       cgroup: options.cgroup,
-      stopSignal: rootfs.image.config.stopSignal
+      stopSignal: rootfs.image.config.stopSignal,
+      logs: undefined
     })
     if (shared) namespaces.root = rootfs
     return started
@@ -357,7 +363,7 @@ const userInside = (
   return Effect.zipRight(running(container), users.resolve(`container ${container.id}`, user, passwd, group))
 }
 
-export const execStart: {
+export const execStream: {
   (
     command: ReadonlyArray<string>,
     options?: ProcessOptions
@@ -379,8 +385,14 @@ export const execStart: {
       const process: compile.Process = {
         ...(yield* common(options)),
         ...(options.capabilities === undefined ? { capabilities: state.settings.capabilities } : {}),
+        ...(options.rlimits === undefined ? { rlimits: state.settings.rlimits } : {}),
         arguments: command,
-        environment: { ...state.settings.environment, HOME: user.home, ...termOf(options), ...options.env },
+        environment: {
+          ...state.settings.environment,
+          ...(options.user === undefined ? {} : { HOME: user.home }),
+          ...termOf(options),
+          ...options.env
+        },
         workingDirectory: options.cwd ?? state.settings.workingDirectory,
         createWorkingDirectory: false,
         user,
@@ -405,7 +417,8 @@ export const execStart: {
         created: [],
         kinds: state.kinds,
         cgroup: state.cgroup,
-        stopSignal: undefined
+        stopSignal: undefined,
+        logs: undefined
       }).pipe(Effect.catchAll(ended))
     }).pipe(
       Effect.withSpan("berth.Container.exec", {
@@ -429,7 +442,7 @@ export const exec: {
   (args) => isContainer(args[0]),
   (container: Container, command: ReadonlyArray<string>, options: ExecOptions = {}) =>
     Effect.scoped(
-      Effect.flatMap(execStart(container, command, options), (process) => buffered(process, options))
+      Effect.flatMap(execStream(container, command, options), (process) => buffered(process, options))
     )
 )
 
@@ -443,8 +456,10 @@ export const signal: {
       const expected = "a signal of signal(7), by name or number"
       return Effect.fail(new InvalidOption({ option: "signal", value: JSON.stringify(which), expected }))
     }
-    native().signal(container.state.pidfd, number)
-    return Effect.void
+    // The number of a descriptor that was closed with its scope may be another container's by now.
+    return Effect.map(Deferred.isDone(container.state.ended), (ended) => {
+      if (!ended) native().signal(container.state.pidfd, number)
+    })
   })
 )
 
@@ -476,6 +491,30 @@ export const stop: {
     )
 )
 
+export const logs = (container: Container, options: LogsOptions = {}): Stream.Stream<LogEntry, BerthError> =>
+  Stream.suspend(() => container.state.log().stream(options))
+
+export const supervised = <Out, R>(
+  image: Image,
+  options: StartOptions & {
+    readonly onStart?: ((container: Container) => Effect.Effect<unknown, BerthError>) | undefined
+  },
+  restart: Schedule.Schedule<Out, ExitStatus, R>
+): Effect.Effect<ExitStatus, BerthError, Berth | R> => {
+  let last: ExitStatus | undefined
+  const once = start(image, options).pipe(
+    Effect.flatMap((container) =>
+      Effect.raceFirst(
+        container.exit,
+        Effect.zipRight(options.onStart?.(container) ?? Effect.void, container.exit)
+      )
+    ),
+    Effect.scoped,
+    Effect.tap((status) => Effect.sync(() => (last = status)))
+  )
+  return Effect.map(Effect.repeat(once, restart), () => last!)
+}
+
 export const stats = (container: Container): Effect.Effect<Cgroup.Stats, BerthError> =>
   container.state.cgroup === undefined
     ? Effect.fail(
@@ -487,3 +526,5 @@ export const stats = (container: Container): Effect.Effect<Cgroup.Stats, BerthEr
         })
       )
     : Cgroup.stats(container.state.cgroup)
+
+export { attach } from "./attach.ts"

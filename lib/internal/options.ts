@@ -68,10 +68,16 @@ export const hostname = (name: string | undefined, own: ReadonlyArray<Kind>): Ch
     : invalid("hostname", name, "letters, digits, dots and hyphens, at most 64 of them")
 }
 
+/** The size of this program's own terminal. */
+export const ownTerminal = (): TerminalSize => {
+  const { columns, rows } = globalThis.process.stdout
+  return { rows: rows ?? 24, columns: columns ?? 80 }
+}
+
 /** The size of a terminal, undefined for none. */
 export const terminal = (asked: ProcessOptions["terminal"]): Checked<TerminalSize | undefined> => {
   if (asked === undefined || asked === false) return Effect.succeed(undefined)
-  const size = asked === true ? { rows: 24, columns: 80 } : { rows: asked.rows, columns: asked.columns }
+  const size = asked === true ? ownTerminal() : { rows: asked.rows, columns: asked.columns }
   const acceptable = (n: number): boolean => Number.isInteger(n) && n >= 0 && n <= 65535
   return acceptable(size.rows) && acceptable(size.columns)
     ? Effect.succeed(size)

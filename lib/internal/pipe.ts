@@ -10,6 +10,7 @@ import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native } from "./native.ts"
 
 const READ_BYTES = 64 * 1024
+const READS_MAX = 16
 
 const failed = (syscall: string, errno: number): OperationFailed =>
   new OperationFailed({ operation: "stdio", index: -1, syscall, errno, hint: "" })
@@ -43,19 +44,22 @@ abstract class End {
     this.wake?.()
   }
 
-  /** Calls `attempt` once the descriptor is ready, or closed; returns what cancels it. */
-  protected wait(events: number, attempt: () => void): Effect.Effect<void> {
+  /**
+   * Calls `attempt` once the descriptor is ready, or closed; returns what cancels it. Somebody who waits keeps the program
+   * alive, unless it is not `held`.
+   */
+  protected wait(events: number, attempt: () => void, held = true): Effect.Effect<void> {
     const done = (): void => {
       if (this.wake !== wake) return
       this.wake = undefined
-      Loop.release()
+      if (held) Loop.release()
     }
     const wake = (): void => {
       done()
       attempt()
     }
     this.wake = wake
-    Loop.retain()
+    if (held) Loop.retain()
     const cancel = Loop.watch(this.fd, events, wake)
     if (typeof cancel === "number") queueMicrotask(wake)
     return Effect.sync(() => {
@@ -84,7 +88,10 @@ export class Output extends End {
     this.container = container
   }
 
-  /** Reads until there is nothing more for now: bytes go to `take`, which may say that it has enough. */
+  /**
+   * Reads until there is nothing more for now: bytes go to `take`, which may say that it has enough. One that writes
+   * without end gets its turns like any other: after some reads it is waited for, although it is ready.
+   */
   private drain(
     take: (bytes: Uint8Array) => boolean,
     end: (error?: BerthError) => void
@@ -99,7 +106,7 @@ export class Output extends End {
       )
       return undefined
     }
-    for (;;) {
+    for (let turn = 0; turn < READS_MAX; turn++) {
       const read = this.closed ? 0 : native().read(this.fd, buffer)
       if (read === -EAGAIN) return undefined
       // A terminal that nobody has open any more says EIO: that is its end.
@@ -111,6 +118,7 @@ export class Output extends End {
       }
       if (!take(taken(n))) return undefined
     }
+    return undefined
   }
 
   /** The next bytes, or none at the end. */
@@ -138,6 +146,23 @@ export class Output extends End {
   )
 
   readonly stream: Stream.Stream<Uint8Array, BerthError> = Stream.repeatEffectChunkOption(this.next)
+
+  /** Gives all bytes to `take` as they come, until the end or until it is closed. It holds nothing alive. */
+  pump(take: (bytes: Uint8Array) => void, end: (error?: BerthError) => void): void {
+    let done = false
+    this.drain(
+      (bytes) => {
+        take(bytes)
+        return true
+      },
+      (error) => {
+        done = true
+        end(error)
+      }
+    )
+    if (done) return
+    this.wait(EPOLLIN, () => this.pump(take, end), false)
+  }
 
   /** Everything until the end; `exceeded` where it is more than `max` bytes. */
   collect(max: number, exceeded: () => BerthError): Effect.Effect<Uint8Array, BerthError> {

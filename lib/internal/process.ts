@@ -9,11 +9,13 @@ import * as Stream from "effect/Stream"
 import type { Berth } from "../Berth.ts"
 import { type BerthError, CommandFailed, type SupervisorError } from "../BerthError.ts"
 import type { Cgroup } from "../Cgroup.ts"
-import type { Container, ExitStatus, ProcessOptions } from "../Container.ts"
+import type { Container, ExitStatus, LogFiles, ProcessOptions } from "../Container.ts"
 import { explain, type Kind } from "../Namespace.ts"
 import * as Plan from "../Plan.ts"
+import { readStats } from "./cgroup.ts"
 import { type Process, searchPath } from "./compile.ts"
 import { E2BIG, ENOENT } from "./errno.ts"
+import { Log } from "./log.ts"
 import * as Loop from "./loop.ts"
 import type { Output } from "./pipe.ts"
 import { signalName } from "./signals.ts"
@@ -37,6 +39,8 @@ export interface State {
   readonly stdout: Output | undefined
   readonly stderr: Output | undefined
   readonly terminal: Terminal | undefined
+  /** Its log, which reads both outputs from the first time that it is asked for. */
+  readonly log: () => Log
   /** How it ended, if it has. */
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
 }
@@ -53,14 +57,29 @@ const Proto = {
   }
 }
 
-const statusOf = (ended: Ended): ExitStatus => {
+// How many kills of a cgroup have been told of, so that each is of one process.
+const oomKills = new WeakMap<Cgroup, number>()
+
+const outOfMemory = (cgroup: Cgroup | undefined, signal: number): ExitStatus["outOfMemory"] => {
+  if (cgroup === undefined || signal !== SIGKILL) return undefined
+  const { memory } = readStats(cgroup.folders)
+  const before = oomKills.get(cgroup) ?? 0
+  if (memory.oomKills === undefined || memory.oomKills <= before) return undefined
+  oomKills.set(cgroup, memory.oomKills)
+  return { limit: memory.limit, peak: memory.peak }
+}
+
+const SIGKILL = 9
+
+const statusOf = (ended: Ended, cgroup: Cgroup | undefined): ExitStatus => {
   const number = ended.status & 0x7f
   return {
     exitCode: number === 0 ? (ended.status >> 8) & 0xff : 128 + number,
     signal: number === 0 ? undefined : signalName(number),
     userMicros: ended.userMicros,
     systemMicros: ended.systemMicros,
-    maxRssBytes: ended.maxRssKiB * 1024
+    maxRssBytes: ended.maxRssKiB * 1024,
+    outOfMemory: outOfMemory(cgroup, number)
   }
 }
 
@@ -81,6 +100,15 @@ export interface Launch {
   readonly kinds: ReadonlyArray<Kind>
   readonly cgroup: Cgroup | undefined
   readonly stopSignal: string | undefined
+  readonly logs: LogFiles | undefined
+}
+
+const lazily = <A>(make: () => A): (() => A) => {
+  let made: A | undefined
+  return () => {
+    made ??= make()
+    return made
+  }
 }
 
 /** The command's own failures by name; all others as they are. */
@@ -124,13 +152,24 @@ export const launch = (options: Launch): Effect.Effect<Container, BerthError, Sc
       `container ${options.id}`,
       plan,
       descriptors
-    ).pipe(Effect.mapError(explainProcess(options, plan)))
+    ).pipe(
+      Effect.mapError(explainProcess(options, plan)),
+      // The scope may stay open for long.
+      Effect.tapError(() => Effect.sync(stdio.close))
+    )
     stdio.handOver()
+    let status: ExitStatus | undefined
     const exit = Effect.acquireUseRelease(
       Effect.sync(Loop.retain),
-      () => Effect.map(Deferred.await(unit.ended), statusOf),
+      () =>
+        Effect.map(Deferred.await(unit.ended), (ended) => {
+          status ??= statusOf(ended, options.cgroup)
+          return status
+        }),
       () => Effect.sync(Loop.release)
     )
+    const log = lazily(() => new Log({ stdout: stdio.stdout, stderr: stdio.stderr }, options.logs))
+    if (options.logs !== undefined) log()
     const state: State = {
       berth: options.berth,
       pidfd: unit.pidfd,
@@ -142,6 +181,7 @@ export const launch = (options: Launch): Effect.Effect<Container, BerthError, Sc
       stdout: stdio.stdout,
       stderr: stdio.stderr,
       terminal: stdio.terminal,
+      log,
       ended: unit.ended
     }
     return Object.assign(Object.create(Proto), {
