@@ -4,6 +4,8 @@
  *
  * @since 0.1.0
  */
+import type * as CommandExecutor from "@effect/platform/CommandExecutor"
+import type * as FileSystem from "@effect/platform/FileSystem"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
@@ -17,7 +19,9 @@ import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
 import type { Image } from "./Image.ts"
+import * as executor from "./internal/commandExecutor.ts"
 import * as internal from "./internal/container.ts"
+import * as files from "./internal/containerFileSystem.ts"
 import type { State } from "./internal/process.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
@@ -458,3 +462,40 @@ export const wait: (container: Container) => Effect.Effect<ExitStatus, BerthErro
  * @category statistics
  */
 export const stats: (container: Container) => Effect.Effect<Cgroup.Stats, BerthError> = internal.stats
+
+/**
+ * The container's files as an `@effect/platform` FileSystem: what its own for Node does on the host, with the same
+ * results and the same errors. A program that uses `FileSystem` works on them unchanged, whether the container runs, is
+ * paused or has ended, until its scope closes. No path, link or race leads out of the container's root.
+ *
+ * What is made belongs to this program's user. A relative path is below `/`; folders below a folder are listed but links
+ * to folders are not followed, and are not watched; names are UTF-8. A process of `exec` has no files of its own: every
+ * operation on it fails with `BadResource`.
+ *
+ * @since 0.1.0
+ * @category files
+ * @example
+ * const inside = Effect.provideService(program, FileSystem.FileSystem, Container.fileSystem(box))
+ */
+export const fileSystem: (container: Container) => FileSystem.FileSystem = files.make
+
+/**
+ * An `@effect/platform` CommandExecutor whose commands run inside the container, as its own first process does: the
+ * same user, environment, working directory and limits unless a `Command` says otherwise. A program that uses `Command`
+ * runs there unchanged, and finds the same results and the same errors as on the host.
+ *
+ * A command ends with its scope, by SIGTERM to it and all of its process group, and by SIGKILL 10 seconds later.
+ *
+ * @since 0.1.0
+ * @category platform
+ * @example
+ * const program = Command.string(Command.make("uname", "-n"))
+ *
+ * const inside = Effect.provideService(
+ *   program,
+ *   CommandExecutor.CommandExecutor,
+ *   Container.commandExecutor(box)
+ * )
+ */
+export const commandExecutor: (container: Container) => CommandExecutor.CommandExecutor =
+  executor.commandExecutor

@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import { readFileSync } from "node:fs"
 import * as Effect from "effect/Effect"
 import { InvalidOption } from "./BerthError.ts"
 import { nearest } from "./internal/nearest.ts"
@@ -142,13 +143,23 @@ const one = (name: string): bigint => 1n << BigInt(names.indexOf(name as Capabil
 export const maskOf = (of: ReadonlyArray<Capability>): bigint =>
   of.reduce((mask, name) => mask | one(name), 0n)
 
+/** What `ALL` adds for root: what it has itself, as nobody can give more. In a user namespace that is everything. */
+const attainable = (): bigint => {
+  if (process.geteuid?.() !== 0) return maskOf(names)
+  try {
+    const own = /^CapPrm:\s*([0-9a-f]+)$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1]
+    return own === undefined ? maskOf(names) : maskOf(names) & BigInt(`0x${own}`)
+  } catch {
+    return maskOf(names)
+  }
+}
+
 /**
  * The capability set as a mask of 64 bits.
  *
  * @internal
  */
 export const resolveCapabilities = (options: CapabilityOptions): Effect.Effect<bigint, InvalidOption> => {
-  const all = maskOf(names)
   let mask = maskOf(defaultCapabilities)
   for (const [change, list] of [["drop", options.drop ?? []] as const, ["add", options.add ?? []] as const]) {
     for (const given of list) {
@@ -162,7 +173,7 @@ export const resolveCapabilities = (options: CapabilityOptions): Effect.Effect<b
           })
         )
       }
-      const bits = name === "ALL" ? all : one(name)
+      const bits = name !== "ALL" ? one(name) : change === "add" ? attainable() : maskOf(names)
       mask = change === "add" ? mask | bits : mask & ~bits
     }
   }

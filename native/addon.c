@@ -12,13 +12,16 @@
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 
 #define ARGUMENTS_MAX 5
 #define FDS_MAX DESCRIPTORS_MAX
@@ -42,7 +45,7 @@ static napi_value number(napi_env env, int64_t value) {
     return napi_create_int64(env, value, &result) == napi_ok ? result : NULL;
 }
 
-static napi_value pair(napi_env env, int a, int b) {
+static napi_value pair(napi_env env, int64_t a, int64_t b) {
     napi_value result;
     if (napi_create_array_with_length(env, 2, &result) != napi_ok) return NULL;
     napi_set_element(env, result, 0, number(env, a));
@@ -203,6 +206,94 @@ static napi_value open_in(struct call *call, napi_env env) {
 }
 FUNCTION(open_in)
 
+// What a descriptor is of, for the calls that take none of O_PATH: a path by which the kernel jumps to it, also where it
+// is a symbolic link.
+#define SELF_FD_MAX sizeof "/proc/self/fd/-2147483648"
+
+static const char *self_fd(char out[SELF_FD_MAX], int fd) {
+    snprintf(out, SELF_FD_MAX, "/proc/self/fd/%d", fd);
+    return out;
+}
+
+// modified(fd): [seconds, nanoseconds] of the last change of its contents, or [-errno, -1]. Of any descriptor, O_PATH too.
+static napi_value get_modified(struct call *call, napi_env env) {
+    int fd;
+    struct stat status;
+    if (!take_fd(call, 0, &fd)) return misuse(env);
+    if (fstat(fd, &status) < 0) return pair(env, -errno, -1);
+    return pair(env, status.st_mtim.tv_sec, status.st_mtim.tv_nsec);
+}
+FUNCTION(get_modified)
+
+// setModified(fd, seconds, nanoseconds): JavaScript's own has the precision of a double. Of any descriptor.
+static napi_value set_modified(struct call *call, napi_env env) {
+    char path[SELF_FD_MAX];
+    int fd;
+    int64_t seconds, nanoseconds;
+    if (!take_fd(call, 0, &fd) || !take_number(call, 1, &seconds) || !take_number(call, 2, &nanoseconds)) return misuse(env);
+    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_sec = seconds, .tv_nsec = nanoseconds}};
+    return number(env, utimensat(AT_FDCWD, self_fd(path, fd), times, 0) < 0 ? -errno : 0);
+}
+FUNCTION(set_modified)
+
+// xattrs(fd, bytes): the names, each with a NUL after it, as many bytes as it returns. Of any descriptor.
+static napi_value list_xattrs(struct call *call, napi_env env) {
+    char path[SELF_FD_MAX];
+    int fd;
+    uint8_t *bytes;
+    size_t length;
+    if (!take_fd(call, 0, &fd) || !take_bytes(call, 1, &bytes, &length)) return misuse(env);
+    ssize_t n = listxattr(self_fd(path, fd), (char *)bytes, length);
+    return number(env, n < 0 ? -errno : n);
+}
+FUNCTION(list_xattrs)
+
+// xattr(fd, name, bytes): the value, as many bytes as it returns.
+static napi_value get_xattr(struct call *call, napi_env env) {
+    char path[SELF_FD_MAX], name[PATH_MAX];
+    int fd;
+    uint8_t *bytes;
+    size_t length;
+    if (!take_fd(call, 0, &fd) || !take_path(call, 1, name) || !take_bytes(call, 2, &bytes, &length)) return misuse(env);
+    ssize_t n = getxattr(self_fd(path, fd), name, bytes, length);
+    return number(env, n < 0 ? -errno : n);
+}
+FUNCTION(get_xattr)
+
+// setXattr(fd, name, bytes).
+static napi_value set_xattr(struct call *call, napi_env env) {
+    char path[SELF_FD_MAX], name[PATH_MAX];
+    int fd;
+    uint8_t *bytes;
+    size_t length;
+    if (!take_fd(call, 0, &fd) || !take_path(call, 1, name) || !take_bytes(call, 2, &bytes, &length)) return misuse(env);
+    return number(env, setxattr(self_fd(path, fd), name, bytes, length, 0) < 0 ? -errno : 0);
+}
+FUNCTION(set_xattr)
+
+// extent(fd, offset): [start, end) of the next bytes that are not a hole, from the offset on; [-errno, 0], -ENXIO where
+// there are none.
+static napi_value next_extent(struct call *call, napi_env env) {
+    int fd;
+    int64_t offset;
+    if (!take_fd(call, 0, &fd) || !take_number(call, 1, &offset)) return misuse(env);
+    off_t start = lseek(fd, offset, SEEK_DATA);
+    if (start < 0) return pair(env, -errno, 0);
+    off_t end = lseek(fd, start, SEEK_HOLE);
+    return end < 0 ? pair(env, -errno, 0) : pair(env, start, end);
+}
+FUNCTION(next_extent)
+
+// makeFifo(folder, name, mode): the name is a single one, so nothing is followed.
+static napi_value make_fifo(struct call *call, napi_env env) {
+    char name[PATH_MAX];
+    int folder;
+    int64_t mode;
+    if (!take_fd(call, 0, &folder) || !take_path(call, 1, name) || !take_number(call, 2, &mode) || strchr(name, '/')) return misuse(env);
+    return number(env, mkfifoat(folder, name, (mode_t)mode) < 0 ? -errno : 0);
+}
+FUNCTION(make_fifo)
+
 // memfd(bytes): a sealed memfd that holds them.
 static napi_value make_memfd(struct call *call, napi_env env) {
     uint8_t *bytes;
@@ -307,6 +398,13 @@ NAPI_MODULE_INIT() {
         {"write", js_write_bytes},
         {"close", js_close_fd},
         {"openIn", js_open_in},
+        {"modified", js_get_modified},
+        {"setModified", js_set_modified},
+        {"xattrs", js_list_xattrs},
+        {"xattr", js_get_xattr},
+        {"setXattr", js_set_xattr},
+        {"extent", js_next_extent},
+        {"makeFifo", js_make_fifo},
         {"memfd", js_make_memfd},
         {"duplicate", js_duplicate},
         {"resize", js_resize},

@@ -27,9 +27,11 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 
+// A cgroup whose members are dying is tried again this often, and for this long.
 #define RETRY_MS 5
-#define RETRIES_MAX 400
+#define PATIENCE_MS 2000
 
 // A reply that the socket had no room for yet.
 struct queued {
@@ -88,6 +90,12 @@ static void send_failure(enum reply_type type, uint32_t id, const struct failure
 
 // Units
 
+static int64_t now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
 static struct unit *find_unit(uint32_t id) {
     struct unit *unit = units;
     while (unit && unit->id != id) unit = unit->next;
@@ -105,9 +113,12 @@ static void forget(struct unit *unit) {
 static void give_back(struct unit *unit) {
     if (unit->pid > 0 || !(unit->failed || unit->releasing)) return;
     int left = unit_remove(unit);
-    if (left == 1 && unit->remover == 0 && ++unit->attempts >= RETRIES_MAX) {
-        unit_give_up(unit, EBUSY);
-        left = unit_remove(unit);
+    if (left == 1 && unit->remover == 0) {
+        if (unit->deadline_ms == 0) unit->deadline_ms = now_ms() + PATIENCE_MS;
+        if (now_ms() >= unit->deadline_ms) {
+            unit_give_up(unit, EBUSY);
+            left = unit_remove(unit);
+        }
     }
     if (left == 1) return;
     if (unit->failed) send_failure(REPLY_FAILED, unit->id, &unit->failure);

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict"
+import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import { inspect } from "node:util"
@@ -9,6 +10,8 @@ import type { BerthError, ImageError } from "../lib/BerthError.ts"
 import * as Image from "../lib/Image.ts"
 import {
   blobFile,
+  child,
+  ended,
   goArchitecture,
   makeImage,
   makeTar,
@@ -20,7 +23,6 @@ import {
   sha256,
   types,
   whyNoImages,
-  whyNoUnpacking,
   writeBlob,
   writeImage,
   writeIndex
@@ -39,6 +41,12 @@ const assertImageError = (
 }
 
 const otherArchitecture = goArchitecture === "arm64" ? "amd64" : "arm64"
+
+/** Folders of layers that are not whole, and locks that somebody holds. */
+const unfinished = (berth: string): ReadonlyArray<string> =>
+  fs.existsSync(`${berth}/layers/sha256`)
+    ? fs.readdirSync(`${berth}/layers/sha256`).filter((name) => !/^[0-9a-f]{64}(\.implicit)?$/.test(name))
+    : []
 
 describe("Image", () => {
   let folder = ""
@@ -86,7 +94,7 @@ describe("Image", () => {
   })
 })
 
-describe("Image.fromLayout with good layouts", { skip: whyNoUnpacking }, () => {
+describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
   let folder = ""
   let layout = ""
   before(() => {
@@ -119,8 +127,7 @@ describe("Image.fromLayout with good layouts", { skip: whyNoUnpacking }, () => {
     assert.equal(image.upper, "disk")
     assert.match(image.digest ?? "", /^sha256:/)
     assert.equal(image.reference, `${layout}:one`)
-    assert.deepEqual(fs.readdirSync(`${folder}/layers/tmp`), [])
-    assert.ok(fs.readdirSync(`${folder}/layers/sha256`).every((name) => /^[0-9a-f]{64}$/.test(name)))
+    assert.deepEqual(unfinished(folder), [])
   })
 
   test("wants a tag where there are several, and lists them", async () => {
@@ -249,31 +256,105 @@ describe("Image.fromLayout with good layouts", { skip: whyNoUnpacking }, () => {
     )
   })
 
-  test("leaves nothing when it is interrupted, and what the dead have left is removed", async () => {
+  /** A layout with a layer whose unpacking takes a while. */
+  const makeLarge = (): string => {
+    const large = `${folder}/large`
+    if (!fs.existsSync(large)) {
+      const files = Array.from({ length: 2000 }, (_, i) => [`d/${i}`, `${i}`.repeat(500)])
+      writeIndex(large, [writeImage(large, [{ tar: makeTar(Object.fromEntries(files)), as: "tar" }])])
+    }
+    return large
+  }
+
+  test("keeps what a lower layer says of a folder that a higher one has no entry for", async () => {
+    const implicit = `${folder}/implicit`
+    const [lower, upper] = [`${folder}/lower`, `${folder}/upper`]
+    fs.mkdirSync(`${lower}/tmp/deep/private`, { recursive: true })
+    fs.mkdirSync(`${lower}/plain`)
+    fs.chmodSync(`${lower}/tmp`, 0o1777)
+    fs.chmodSync(`${lower}/tmp/deep/private`, 0o700)
+    fs.mkdirSync(`${upper}/tmp/deep/private`, { recursive: true })
+    fs.mkdirSync(`${upper}/plain`)
+    for (const name of ["tmp/file", "tmp/deep/private/file", "plain/file"]) {
+      fs.writeFileSync(`${upper}/${name}`, "")
+    }
+    const tars = [
+      execFileSync("tar", ["-C", lower, "-c", "tmp", "plain"]),
+      execFileSync("tar", ["-C", upper, "-c", "tmp/file", "tmp/deep/private/file", "plain/file"])
+    ]
+    writeIndex(implicit, [writeImage(implicit, [{ tar: tars[0]! }, { tar: tars[1]! }])])
+    const image = await run(folder, Image.fromLayout(implicit))
+    assert.equal(image.layers.length, 3)
+    const mode = (path: string) => fs.statSync(`${image.layers[2]}/${path}`).mode & 0o7777
+    assert.deepEqual([mode("tmp"), mode("tmp/deep"), mode("tmp/deep/private")], [0o1777, 0o755, 0o700])
+    assert.equal(fs.existsSync(`${image.layers[2]}/plain`), false)
+    assert.deepEqual((await run(folder, Image.fromLayout(implicit))).layers, image.layers)
+    assert.deepEqual(
+      fs.readdirSync(`${folder}/layers/folders`).filter((name) => name.startsWith(".")),
+      []
+    )
+    const alone = `${folder}/implicit-alone`
+    writeIndex(alone, [writeImage(alone, [{ tar: tars[1]! }])])
+    assert.equal((await run(folder, Image.fromLayout(alone))).layers.length, 1)
+  })
+
+  test("leaves nothing when it is interrupted, and what the dead have left is removed", {
+    timeout: 60_000
+  }, async () => {
     const berth = `${folder}/interrupted`
     const large = `${folder}/large`
-    const files = Object.fromEntries(Array.from({ length: 2000 }, (_, i) => [`d/${i}`, `${i}`.repeat(5000)]))
+    const files = Object.fromEntries(Array.from({ length: 2000 }, (_, i) => [`d/${i}`, `${i}`.repeat(500)]))
     writeIndex(large, [writeImage(large, [{ tar: makeTar(files), as: "tar" }])])
     await run(
       berth,
       Effect.gen(function* () {
         const fiber = yield* Effect.fork(Image.fromLayout(large))
-        while (!fs.existsSync(`${berth}/layers/tmp`) || fs.readdirSync(`${berth}/layers/tmp`).length === 0) {
+        while (!unfinished(berth).some((name) => name.startsWith("."))) {
           yield* Effect.sleep(1)
         }
         yield* Fiber.interrupt(fiber)
       })
     )
-    assert.deepEqual(fs.readdirSync(`${berth}/layers/tmp`), [])
     assert.deepEqual(fs.readdirSync(`${berth}/layers/sha256`), [])
-    fs.mkdirSync(`${berth}/layers/tmp/${"0".repeat(64)}-dead/d`, { recursive: true })
+    const dead = `${berth}/layers/sha256/.${"0".repeat(64)}.dead`
+    fs.mkdirSync(`${dead}/d`, { recursive: true })
+    fs.chmodSync(dead, 0o555)
     const image = await run(berth, Image.fromLayout(large))
     assert.equal(fs.readdirSync(`${image.layers[0]}/d`).length, 2000)
-    assert.deepEqual(fs.readdirSync(`${berth}/layers/tmp`), [])
+    assert.deepEqual(fs.readdirSync(`${berth}/layers/sha256`).length, 1)
+  })
+
+  test("leaves nothing when its process is killed, and a second process shares what a first unpacks", {
+    timeout: 60_000
+  }, async () => {
+    const berth = `${folder}/killed`
+    const large = makeLarge()
+    const first = child("unpack", berth, large)
+    const end = ended(first)
+    const until = async (condition: () => boolean) => {
+      while (!condition()) {
+        await new Promise((resolve) => setTimeout(resolve, 1))
+      }
+    }
+    await until(() => unfinished(berth).some((name) => name.startsWith(".")))
+    first.kill("SIGKILL")
+    await end
+    // The supervisor outlives it by the time that this takes.
+    await until(() => !unfinished(berth).some((name) => name.startsWith(".")))
+    assert.deepEqual(
+      fs.readdirSync(`${berth}/layers/sha256`).filter((name) => !name.endsWith(".lock")),
+      []
+    )
+    const second = child("unpack", berth, large)
+    const secondEnd = ended(second)
+    const image = await run(berth, Image.fromLayout(large))
+    assert.equal(fs.readdirSync(`${image.layers[0]}/d`).length, 2000)
+    assert.equal(await secondEnd, 0)
+    assert.deepEqual(unfinished(berth), [])
   })
 })
 
-describe("Image.fromLayout with bad layers", { skip: whyNoUnpacking }, () => {
+describe("Image.fromLayout with bad layers", { skip: whyNoImages }, () => {
   let folder = ""
   let count = 0
   before(() => {
@@ -291,7 +372,7 @@ describe("Image.fromLayout with bad layers", { skip: whyNoUnpacking }, () => {
 
   const fails = async (layout: string, options?: Image.FromLayoutOptions) => {
     const error = await runError(folder, Image.fromLayout(layout, options))
-    assert.deepEqual(fs.existsSync(`${folder}/layers/tmp`) ? fs.readdirSync(`${folder}/layers/tmp`) : [], [])
+    assert.deepEqual(unfinished(folder), [])
     return error
   }
 
@@ -346,7 +427,7 @@ describe("Image.fromLayout with bad layers", { skip: whyNoUnpacking }, () => {
     tar.write(`${sum.toString(8).padStart(6, "0")}\0 `, 148)
     const { layout } = layoutWith([{ tar }])
     assertImageError(await fails(layout), "Escape", "../escape")
-    assert.equal(fs.existsSync(`${folder}/layers/tmp/escape`), false)
+    assert.equal(fs.existsSync(`${folder}/layers/sha256/escape`), false)
   })
 
   test("refuses more bytes and more members than allowed", async () => {

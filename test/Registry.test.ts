@@ -27,7 +27,6 @@ import {
   sh,
   types,
   whyNoImages,
-  whyNoUnpacking,
   writeBlob,
   writeImage,
   writeIndex
@@ -99,7 +98,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
   const pullInto = (name: string, host = registry.host, tag = "1", options?: Image.PullOptions) =>
     run(`${folder}/${name}`, Image.pull(`${host}/team/app:${tag}`, options))
 
-  test("pull gets, unpacks and names an image", { skip: whyNoUnpacking }, async () => {
+  test("pull gets, unpacks and names an image", { skip: whyNoImages }, async () => {
     const image = await pullInto("pull")
     assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
     assert.equal(image.reference, `${registry.host}/team/app:1`)
@@ -114,13 +113,13 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     assert.match(sh("umoci", "stat", "--image", `${folder}/pull/store:${image.reference}`), /LAYER/)
   })
 
-  test("pull takes docker's formats", { skip: whyNoUnpacking }, async () => {
+  test("pull takes docker's formats", { skip: whyNoImages }, async () => {
     const image = await pullInto("docker", registry.host, "2")
     assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
   })
 
   test("pull resolves the tag each time, and fetches what it has no second time", {
-    skip: whyNoUnpacking
+    skip: whyNoImages
   }, async () => {
     const front = await startFront(registry.host, (_request, _response, pass) => pass())
     try {
@@ -137,7 +136,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("two pulls at once fetch each blob once", { skip: whyNoUnpacking }, async () => {
+  test("two pulls at once fetch each blob once", { skip: whyNoImages }, async () => {
     const front = await startFront(registry.host, (_request, _response, pass) => pass())
     try {
       const pull = Image.pull(`${front.host}/team/app:1`)
@@ -150,7 +149,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
   })
 
   test("pull selects the platform in an index, and names what there is", {
-    skip: whyNoUnpacking
+    skip: whyNoImages
   }, async () => {
     const layout = `${folder}/index`
     const entry = (architecture: string) => ({

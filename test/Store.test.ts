@@ -1,5 +1,5 @@
 import assert from "node:assert/strict"
-import { type ChildProcess, spawn } from "node:child_process"
+import type { ChildProcess } from "node:child_process"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import * as Effect from "effect/Effect"
@@ -9,6 +9,8 @@ import * as Stream from "effect/Stream"
 import { type Digest, parseDigest } from "../lib/Reference.ts"
 import * as Store from "../lib/Store.ts"
 import {
+  child,
+  ended,
   makeTemporaryFolder,
   remove,
   run,
@@ -24,26 +26,6 @@ const bytes = (text: string) => new TextEncoder().encode(text)
 const digest = (text: string): Digest => Either.getOrThrow(parseDigest(sha256(bytes(text))))
 
 const partials = (folder: string) => fs.readdirSync(`${folder}/store/.partial`)
-
-/** This file's own runtime, for a second process. */
-const runtime = (): ReadonlyArray<string> =>
-  "Deno" in globalThis
-    ? ["run", "--allow-all", "--no-check"]
-    : "Bun" in globalThis
-      ? ["run"]
-      : ["--import", "tsx"]
-
-const child = (...args: ReadonlyArray<string>): ChildProcess =>
-  spawn(
-    process.execPath,
-    [...runtime(), new URL("./support/storeWriter.ts", import.meta.url).pathname, ...args],
-    {
-      stdio: ["ignore", "pipe", "inherit"]
-    }
-  )
-
-const ended = (process: ChildProcess): Promise<number | null> =>
-  new Promise((resolve) => process.on("exit", (code) => resolve(code)))
 
 const said = (process: ChildProcess, word: string): Promise<void> =>
   new Promise((resolve) => {
@@ -255,7 +237,7 @@ describe("Store between processes", () => {
   })
   after(() => remove(folder))
 
-  test("one waits for the other's blob, then finds it", async () => {
+  test("one waits for the other's blob, then finds it", { timeout: 60_000 }, async () => {
     const other = child("put", folder, "shared", "300")
     const exit = ended(other)
     await said(other, "writing")
@@ -264,7 +246,7 @@ describe("Store between processes", () => {
     assert.deepEqual(partials(folder), [])
   })
 
-  test("one that is killed while it writes leaves nothing that matters", async () => {
+  test("one that is killed while it writes leaves nothing that matters", { timeout: 60_000 }, async () => {
     const other = child("put", folder, "killed", "60000")
     const exit = ended(other)
     await said(other, "writing")
@@ -277,7 +259,7 @@ describe("Store between processes", () => {
     await run(folder, Store.put(digest("killed"), Stream.make(bytes("killed"))))
   })
 
-  test("tags of several at once all survive", async () => {
+  test("tags of several at once all survive", { timeout: 60_000 }, async () => {
     const others = ["x", "y", "z"].map((prefix) => child("tag", folder, prefix, "10"))
     assert.deepEqual(await Promise.all(others.map(ended)), [0, 0, 0])
     assert.equal((await run(folder, Store.list)).length, 30)

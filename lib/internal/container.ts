@@ -80,6 +80,7 @@ const settings = (
   Effect.gen(function* () {
     yield* check.process(options)
     const { config } = image
+    yield* check.config(config)
     const command = [...(options.entrypoint ?? config.entrypoint), ...(options.command ?? config.command)]
     if (command.length === 0 || command[0] === "") {
       const expected = "a command: the image has neither an entrypoint nor a command of its own"
@@ -130,6 +131,12 @@ const sources = (options: StartOptions): Effect.Effect<Sources, BerthError> =>
       if (Namespace.flags[kind] === undefined || kind === "mount") {
         const expected = `one of ${Object.keys(Namespace.flags).filter((k) => k !== "mount")}`
         return Effect.fail(new InvalidOption({ option: "namespaces", value: name, expected }))
+      }
+      if (typeof from === "string" && from !== "new" && from !== "host") {
+        const expected = '"new", "host", a container or a Namespace'
+        return Effect.fail(
+          new InvalidOption({ option: `namespaces.${kind}`, value: JSON.stringify(from), expected })
+        )
       }
       if (from === "new") created.add(kind)
       else if (from !== undefined) created.delete(kind)

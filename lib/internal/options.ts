@@ -46,6 +46,16 @@ const environment = (env: Readonly<Record<string, string>>): Checked<void> => {
   return Effect.void
 }
 
+/** What an image's configuration says, as far as a plan holds it: JSON can have what no system call takes. */
+export const config = (given: {
+  readonly environment: Readonly<Record<string, string>>
+  readonly workingDirectory: string
+}): Checked<void> =>
+  Effect.zipRight(
+    environment(given.environment),
+    strings("image.config.workingDirectory", [given.workingDirectory])
+  )
+
 /** The options that a start and an exec have in common. */
 export const process = (options: ProcessOptions): Checked<void> =>
   Effect.zipRight(
@@ -98,6 +108,10 @@ export const mounts = (list: ReadonlyArray<Mount>): Checked<ReadonlyArray<Mount>
       yield* absolute(`${at}.target`, mount.target)
       if (mount.target.replaceAll("/", "") === "")
         return yield* invalid(`${at}.target`, mount.target, "a path below /")
+      if (mount.type === "tmpfs" && mount.mode !== undefined) {
+        if (!Number.isInteger(mount.mode) || mount.mode < 0 || mount.mode > 0o7777)
+          return yield* invalid(`${at}.mode`, mount.mode, "a mode, from 0 to 0o7777")
+      }
       if (mount.type === "tmpfs")
         return mount.size === undefined ? mount : { ...mount, size: yield* bytes(`${at}.size`, mount.size) }
       if (!mount.source.startsWith("/") || hasNul(mount.source))

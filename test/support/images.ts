@@ -1,5 +1,5 @@
 /** Real images for tests: made by umoci from a static busybox, or by hand where no tool would make them. */
-import { execFileSync } from "node:child_process"
+import { type ChildProcess, execFileSync, spawn } from "node:child_process"
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import * as os from "node:os"
@@ -33,6 +33,23 @@ export const runError = (
   effect: Effect.Effect<unknown, BerthError, Berth.Berth>
 ): Promise<BerthError> => run(folder, Effect.flip(effect))
 
+/** This file's own runtime, for a second process. */
+const runtime = (): ReadonlyArray<string> =>
+  "Deno" in globalThis
+    ? ["run", "--allow-all", "--no-check"]
+    : "Bun" in globalThis
+      ? ["run"]
+      : ["--import", "tsx"]
+
+/** A second process that uses the library: storeWriter.ts says what it can do. */
+export const child = (...args: ReadonlyArray<string>): ChildProcess =>
+  spawn(process.execPath, [...runtime(), new URL("storeWriter.ts", import.meta.url).pathname, ...args], {
+    stdio: ["ignore", "pipe", "inherit"]
+  })
+
+export const ended = (process: ChildProcess): Promise<number | null> =>
+  new Promise((resolve) => process.on("exit", (code) => resolve(code)))
+
 const busybox = ["/bin/busybox", "/usr/bin/busybox"].find((file) => fs.existsSync(file))
 
 /** Why images cannot be made here, if so. */
@@ -42,10 +59,6 @@ export const whyNoImages: string | false =
     : !["umoci", "skopeo", "zstd"].every((name) => fs.existsSync(`/usr/bin/${name}`))
       ? "no umoci, skopeo or zstd on this machine"
       : false
-
-/** Why layers cannot be unpacked here, if so. */
-export const whyNoUnpacking: string | false =
-  whyNoImages || (process.getuid?.() === 0 ? false : "unpacking without the supervisor needs root")
 
 /** A folder with a busybox and the links and files that a shell needs. */
 export const makeRootfs = (folder: string): void => {

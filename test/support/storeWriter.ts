@@ -1,7 +1,10 @@
-/** A second process for the tests of `Store`: `put FOLDER TEXT MILLISECONDS`, or `tag FOLDER PREFIX COUNT`. */
+/**
+ * A second process for the tests: `put FOLDER TEXT MILLISECONDS`, `tag FOLDER PREFIX COUNT`, `unpack FOLDER LAYOUT`.
+ */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Stream from "effect/Stream"
+import * as Image from "../../lib/Image.ts"
 import { parseDigest } from "../../lib/Reference.ts"
 import * as Store from "../../lib/Store.ts"
 import { run, sha256, types } from "./images.ts"
@@ -16,6 +19,8 @@ if (action === "put") {
     Stream.concat(Stream.fromEffect(Effect.delay(Effect.succeed(bytes.subarray(1)), Number(number))))
   )
   await run(folder, Store.put(digest, slow))
+} else if (action === "unpack") {
+  await run(folder, Image.fromLayout(text))
 } else {
   const descriptor = { mediaType: types.manifest, digest, size: bytes.length }
   const names = Array.from({ length: Number(number) }, (_, i) => `${text}-${i}`)
