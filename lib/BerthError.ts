@@ -243,6 +243,71 @@ export class ContainerError extends Schema.TaggedError<ContainerError>("berth/Be
 }
 
 /**
+ * A command has ended with another exit code than zero, where that is asked to be a failure: `$` of `berth/promise`.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NonZeroExit extends Schema.TaggedError<NonZeroExit>("berth/BerthError/NonZeroExit")(
+  "NonZeroExit",
+  {
+    /** The container's id. */
+    container: Schema.String,
+    /** The command, printed as a shell would take it. */
+    command: Schema.String,
+    /** What it gave to exit(3), or 128 and the signal's number. */
+    exitCode: Schema.Int,
+    /** The signal that ended it: `SIGKILL`. */
+    signal: Schema.UndefinedOr(Schema.String),
+    /** All that it wrote, as UTF-8. */
+    stdout: Schema.String,
+    stderr: Schema.String
+  }
+) {
+  override get message(): string {
+    const how = this.signal === undefined ? `exit code ${this.exitCode}` : `ended by ${this.signal}`
+    const last = this.stderr.trimEnd().split("\n").slice(-5).join("\n")
+    return `${this.command}: ${how}${last === "" ? "" : `\n${last}`}`
+  }
+}
+
+/**
+ * What was waited for has not come.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class WaitFailed extends Schema.TaggedError<WaitFailed>("berth/BerthError/WaitFailed")("WaitFailed", {
+  reason: Schema.Literal(
+    /** Not in the time that was given. */
+    "TimedOut",
+    /** The container has ended, so it never will. */
+    "Ended",
+    /** As many health checks in a row have failed as the image allows. */
+    "Unhealthy"
+  ),
+  /** What was waited for: `port 5432`. */
+  condition: Schema.String,
+  /** The container's id. */
+  container: Schema.String,
+  /** How the container was then: `is running`, `has ended with exit code 1`, `was ended by SIGKILL`. */
+  state: Schema.String,
+  /** For how long, in milliseconds. */
+  millis: Schema.Number,
+  /** The last lines that it wrote. */
+  log: Schema.Array(Schema.String)
+}) {
+  override get message(): string {
+    const why =
+      this.reason === "Unhealthy"
+        ? `${this.condition} says that it is unhealthy`
+        : `no ${this.condition} in ${Math.round(this.millis)} ms`
+    const log = this.log.length === 0 ? "" : `. Its last lines:\n${this.log.join("\n")}`
+    return `container ${this.container}: ${why}: it ${this.state}${log}`
+  }
+}
+
+/**
  * Any error of Berth.
  *
  * @since 0.1.0
@@ -257,6 +322,8 @@ export type BerthError =
   | RegistryError
   | SupervisorError
   | ContainerError
+  | NonZeroExit
+  | WaitFailed
 
 const classes = [
   InvalidOption,
@@ -266,7 +333,9 @@ const classes = [
   ImageError,
   RegistryError,
   SupervisorError,
-  ContainerError
+  ContainerError,
+  NonZeroExit,
+  WaitFailed
 ]
 
 /**

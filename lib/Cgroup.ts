@@ -9,8 +9,9 @@ import * as Inspectable from "effect/Inspectable"
 import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import { Berth } from "./Berth.ts"
-import type { BerthError, InvalidOption } from "./BerthError.ts"
+import type { BerthError } from "./BerthError.ts"
 import { Unsupported } from "./BerthError.ts"
+import { attempt } from "./internal/attempt.ts"
 import * as internal from "./internal/cgroup.ts"
 import { scopedUnit } from "./internal/unit.ts"
 import * as Plan from "./Plan.ts"
@@ -129,49 +130,35 @@ export const unsafeMake = (name: string, folders: ReadonlyArray<Folder>): Cgroup
 export const make = (limits: Limits = {}): Effect.Effect<Cgroup, BerthError, Berth | Scope.Scope> =>
   Effect.flatMap(Berth, (berth) => {
     const id = berth.supervisor.nextId()
-    return Effect.flatMap(
-      operations(limits, internal.nameOf(berth.supervisor.folder, id)),
-      ({ cgroup, create }) =>
-        Effect.as(scopedUnit(berth, id, `cgroup ${cgroup.name}`, Plan.make(create), {}), cgroup)
+    const made = attempt(() => operations(limits, internal.nameOf(berth.supervisor.folder, id)))
+    return Effect.flatMap(made, ({ cgroup, create }) =>
+      Effect.as(scopedUnit(berth, id, `cgroup ${cgroup.name}`, Plan.make(create), {}), cgroup)
     )
   }).pipe(Effect.withSpan("berth.Cgroup.make"))
 
 /**
- * The operations that make a cgroup of this name and limit it, and those by which a process joins it.
+ * A cgroup of this name and the operations that make and limit it; throws.
  *
  * @internal
  */
 export const operations = (
   limits: Limits,
   name: string
-): Effect.Effect<
-  {
-    readonly cgroup: Cgroup
-    readonly create: ReadonlyArray<Plan.Operation>
-  },
-  InvalidOption | Unsupported
-> =>
-  Effect.flatMap(internal.parseLimits(limits), (parsed) => {
-    const tree = internal.tree()
-    const missing = internal.needed(parsed).find((controller) => tree.controllers[controller] === undefined)
-    if (missing !== undefined) {
-      return Effect.fail(
-        new Unsupported({
-          feature: `cgroup controller ${missing}`,
-          why: tree.missing(missing),
-          hint: "Leave the limit out, or have the controller mounted or delegated (cgroups(7))"
-        })
-      )
-    }
-    const folders = internal.folders(tree, name)
-    return Effect.succeed({
-      cgroup: unsafeMake(name, folders),
-      create: [
-        ...folders.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path })),
-        ...internal.writes(folders, parsed)
-      ]
+): { readonly cgroup: Cgroup; readonly create: ReadonlyArray<Plan.Operation> } => {
+  const parsed = internal.parseLimits(limits)
+  const tree = internal.tree()
+  for (const controller of internal.needed(parsed)) {
+    if (tree.controllers[controller] !== undefined) continue
+    throw new Unsupported({
+      feature: `cgroup controller ${controller}`,
+      why: tree.missing(controller),
+      hint: "Leave the limit out, or have the controller mounted or delegated (cgroups(7))"
     })
-  })
+  }
+  const folders = internal.folders(tree, name)
+  const create = folders.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path }))
+  return { cgroup: unsafeMake(name, folders), create: [...create, ...internal.writes(folders, parsed)] }
+}
 
 /** @internal */
 export const joins = (cgroup: Cgroup): ReadonlyArray<Plan.Operation> =>

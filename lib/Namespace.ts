@@ -9,7 +9,7 @@ import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
-import { Unsupported } from "./BerthError.ts"
+import { InvalidOption, Unsupported } from "./BerthError.ts"
 import { scopedUnit } from "./internal/unit.ts"
 import * as Plan from "./Plan.ts"
 
@@ -49,6 +49,8 @@ export interface Namespace extends Inspectable.Inspectable {
   readonly pidfd: number
   /** @internal what the mount namespace has as its root, once a first process has set it up */
   root: unknown
+  /** @internal held by the process that sets it up */
+  readonly settingUp: Effect.Semaphore
 }
 
 const Proto = {
@@ -106,8 +108,8 @@ export interface Options {
 }
 
 /** @internal */
-export const idMap = (berth: Pick<Berth, "rootless">, ids: Options["ids"]): Plan.Operation => {
-  const own: ReadonlyArray<IdRange> = [{ container: 0, host: 0, size: berth.rootless ? 1 : 0xffffffff }]
+export const idMap = (rootless: boolean, ids: Options["ids"]): Plan.Operation => {
+  const own: ReadonlyArray<IdRange> = [{ container: 0, host: 0, size: rootless ? 1 : 0xffffffff }]
   const print = (ranges: ReadonlyArray<IdRange>): string =>
     ranges.map((range) => `${range.container} ${range.host} ${range.size}\n`).join("")
   return { op: "id-map", uids: print(ids?.uids ?? own), gids: print(ids?.gids ?? own) }
@@ -130,9 +132,14 @@ export const make = (
     const berth = yield* Berth
     const id = berth.supervisor.nextId()
     const set = new Set(kinds)
+    const unknown = kinds.find((kind) => flags[kind] === undefined)
+    if (unknown !== undefined) {
+      const expected = `one of ${Object.keys(flags).join(", ")}`
+      return yield* new InvalidOption({ option: "kinds", value: JSON.stringify(unknown), expected })
+    }
     const plan = Plan.make([
-      { op: "process", namespaces: flagsOf(set) },
-      ...(set.has("user") ? [idMap(berth, options.ids)] : []),
+      { op: "process", namespaces: flagsOf(set), shared: set.has("user") || set.has("time") ? 0 : 1 },
+      ...(set.has("user") ? [idMap(berth.rootless, options.ids)] : []),
       { op: "session" },
       { op: "stdio", stdin: null, stdout: null, stderr: null },
       ...(set.has("network") ? [{ op: "loopback" } as const] : []),
@@ -148,7 +155,8 @@ export const make = (
       kinds: [...set],
       pid: unit.pid,
       pidfd: unit.pidfd,
-      root: undefined
+      root: undefined,
+      settingUp: Effect.unsafeMakeSemaphore(1)
     } satisfies Omit<Namespace, TypeId | keyof Inspectable.Inspectable>) as Namespace
   }).pipe(Effect.withSpan("berth.Namespace.make", { attributes: { kinds } }))
 

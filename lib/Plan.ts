@@ -31,7 +31,7 @@ const table = {
   "overlay-memory": { lower: "l", mode: "i", tmpfs: "l", options: "l", attributes: "i" },
   "root-mount": { mount: "f" },
   "root-bind": { path: "s", attributes: "i", recursive: "i" },
-  process: { namespaces: "i" },
+  process: { namespaces: "i", shared: "i" },
   "id-map": { uids: "s", gids: "s" },
   join: { process: "f", namespaces: "i" },
   session: {},
@@ -249,6 +249,7 @@ class Writer {
   length = 0
   readonly descriptors: Array<string> = []
 
+  // May replace `bytes` and `view`, so it comes before either is used.
   reserve(bytes: number): number {
     const at = this.length
     if (at + bytes > this.bytes.length) {
@@ -261,10 +262,12 @@ class Writer {
     return at
   }
   u16(value: number): void {
-    this.view.setUint16(this.reserve(2), value, true)
+    const at = this.reserve(2)
+    this.view.setUint16(at, value, true)
   }
   u32(value: number): void {
-    this.view.setUint32(this.reserve(4), value, true)
+    const at = this.reserve(4)
+    this.view.setUint32(at, value, true)
   }
   string(text: string): void {
     const head = this.reserve(4 + text.length * 3 + 1)
@@ -280,12 +283,10 @@ class Writer {
   }
   field(type: string, value: unknown): void {
     switch (type) {
-      case "i":
-        return this.view.setBigInt64(
-          this.reserve(8),
-          BigInt.asIntN(64, BigInt(value as number | bigint)),
-          true
-        )
+      case "i": {
+        const at = this.reserve(8)
+        return this.view.setBigInt64(at, BigInt.asIntN(64, BigInt(value as number | bigint)), true)
+      }
       case "s":
         return this.string(value as string)
       case "f":
@@ -305,7 +306,8 @@ class Writer {
       default: {
         const bytes = value as Uint8Array
         this.u32(bytes.length)
-        this.bytes.set(bytes, this.reserve(bytes.length))
+        const at = this.reserve(bytes.length)
+        this.bytes.set(bytes, at)
       }
     }
   }

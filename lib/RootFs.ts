@@ -11,6 +11,7 @@ import type * as Scope from "effect/Scope"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Image } from "./Image.ts"
+import { attempt } from "./internal/attempt.ts"
 import * as internal from "./internal/rootFs.ts"
 import { scopedUnit } from "./internal/unit.ts"
 import * as Plan from "./Plan.ts"
@@ -86,7 +87,8 @@ export const overlay = (
   Effect.gen(function* () {
     const berth = yield* Berth
     const id = berth.supervisor.nextId()
-    const root = yield* internal.compose(image, options, berth.supervisor.folder, id, berth.rootless)
+    const { folder } = berth.supervisor
+    const root = yield* attempt(() => internal.compose(image, options, folder, id, berth.rootless))
     const plan = Plan.make([...root.scratch, root.mount])
     const unit = yield* scopedUnit(berth, id, `root file system of ${image.reference}`, plan, {})
     return Object.assign(Object.create(Proto), { image, upper: root.upper, mount: unit.root }) as RootFs

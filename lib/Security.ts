@@ -4,9 +4,8 @@
  * @since 0.1.0
  */
 import { readFileSync } from "node:fs"
-import * as Effect from "effect/Effect"
-import { InvalidOption } from "./BerthError.ts"
 import { nearest } from "./internal/nearest.ts"
+import { invalid } from "./internal/options.ts"
 
 const names = [
   "CHOWN",
@@ -155,29 +154,27 @@ const attainable = (): bigint => {
 }
 
 /**
- * The capability set as a mask of 64 bits.
+ * The capability set as a mask of 64 bits; throws `InvalidOption`.
  *
  * @internal
  */
-export const resolveCapabilities = (options: CapabilityOptions): Effect.Effect<bigint, InvalidOption> => {
+export const resolveCapabilities = (options: CapabilityOptions): bigint => {
   let mask = maskOf(defaultCapabilities)
   for (const [change, list] of [["drop", options.drop ?? []] as const, ["add", options.add ?? []] as const]) {
     for (const given of list) {
       const name = given.toUpperCase().replace(/^CAP_/, "")
       if (name !== "ALL" && !names.includes(name as Capability)) {
-        return Effect.fail(
-          new InvalidOption({
-            option: `capabilities.${change}`,
-            value: JSON.stringify(given),
-            expected: `a capability of capabilities(7); the nearest is ${nearest(name, names)}`
-          })
+        invalid(
+          `capabilities.${change}`,
+          given,
+          `a capability of capabilities(7); the nearest is ${nearest(name, names)}`
         )
       }
       const bits = name !== "ALL" ? one(name) : change === "add" ? attainable() : maskOf(names)
       mask = change === "add" ? mask | bits : mask & ~bits
     }
   }
-  return Effect.succeed(mask)
+  return mask
 }
 
 const resources = {
@@ -213,21 +210,21 @@ export type Rlimits = {
 /** @internal */
 export const resolveRlimits = (
   limits: Rlimits
-): Effect.Effect<
-  ReadonlyArray<{ readonly resource: number; readonly soft: bigint; readonly hard: bigint }>,
-  InvalidOption
-> =>
-  Effect.forEach(Object.entries(limits), ([name, value]) => {
+): ReadonlyArray<{ readonly resource: number; readonly soft: bigint; readonly hard: bigint }> =>
+  Object.entries(limits).map(([name, value]) => {
     const { soft, hard } = typeof value === "number" ? { soft: value, hard: value } : value
     const resource = resources[name as keyof typeof resources]
-    const invalid = (expected: string) =>
-      Effect.fail(new InvalidOption({ option: `rlimits.${name}`, value: JSON.stringify(value), expected }))
+    const option = `rlimits.${name}`
     if (resource === undefined)
-      return invalid(`a resource of getrlimit(2); the nearest is ${nearest(name, Object.keys(resources))}`)
+      invalid(
+        option,
+        value,
+        `a resource of getrlimit(2); the nearest is ${nearest(name, Object.keys(resources))}`
+      )
     const acceptable = (n: number): boolean =>
       n === Number.POSITIVE_INFINITY || (Number.isSafeInteger(n) && n >= 0)
     if (!acceptable(soft) || !acceptable(hard) || soft > hard)
-      return invalid("whole numbers, soft no more than hard")
+      invalid(option, value, "whole numbers, soft no more than hard")
     const encode = (n: number): bigint => (n === Number.POSITIVE_INFINITY ? -1n : BigInt(n))
-    return Effect.succeed({ resource, soft: encode(soft), hard: encode(hard) })
+    return { resource, soft: encode(soft), hard: encode(hard) }
   })

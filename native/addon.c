@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -225,6 +226,16 @@ static napi_value get_modified(struct call *call, napi_env env) {
 }
 FUNCTION(get_modified)
 
+// inode(fd): its number in two halves of 32 bits, as a double holds no 64; [-errno, 0].
+static napi_value get_inode(struct call *call, napi_env env) {
+    int fd;
+    struct stat status;
+    if (!take_fd(call, 0, &fd)) return misuse(env);
+    if (fstat(fd, &status) < 0) return pair(env, -errno, 0);
+    return pair(env, (int64_t)((uint64_t)status.st_ino >> 32), (int64_t)(status.st_ino & UINT32_MAX));
+}
+FUNCTION(get_inode)
+
 // setModified(fd, seconds, nanoseconds): JavaScript's own has the precision of a double. Of any descriptor.
 static napi_value set_modified(struct call *call, napi_env env) {
     char path[SELF_FD_MAX];
@@ -270,6 +281,27 @@ static napi_value set_xattr(struct call *call, napi_env env) {
     return number(env, setxattr(self_fd(path, fd), name, bytes, length, 0) < 0 ? -errno : 0);
 }
 FUNCTION(set_xattr)
+
+// access(fd, mode): access(2). Of any descriptor.
+static napi_value may_access(struct call *call, napi_env env) {
+    char path[SELF_FD_MAX];
+    int fd, mode;
+    if (!take_fd(call, 0, &fd) || !take_fd(call, 1, &mode)) return misuse(env);
+    return number(env, access(self_fd(path, fd), mode) < 0 ? -errno : 0);
+}
+FUNCTION(may_access)
+
+// inotify(fd, mask): a new inotify(7) of what the descriptor is of, which does not block.
+static napi_value watch_file(struct call *call, napi_env env) {
+    char path[SELF_FD_MAX];
+    int fd;
+    int64_t mask;
+    if (!take_fd(call, 0, &fd) || !take_number(call, 1, &mask)) return misuse(env);
+    cleanup_close int events = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (events < 0 || inotify_add_watch(events, self_fd(path, fd), (uint32_t)mask) < 0) return number(env, -errno);
+    return number(env, steal_fd(&events));
+}
+FUNCTION(watch_file)
 
 // extent(fd, offset): [start, end) of the next bytes that are not a hole, from the offset on; [-errno, 0], -ENXIO where
 // there are none.
@@ -399,10 +431,13 @@ NAPI_MODULE_INIT() {
         {"close", js_close_fd},
         {"openIn", js_open_in},
         {"modified", js_get_modified},
+        {"inode", js_get_inode},
         {"setModified", js_set_modified},
         {"xattrs", js_list_xattrs},
         {"xattr", js_get_xattr},
         {"setXattr", js_set_xattr},
+        {"access", js_may_access},
+        {"inotify", js_watch_file},
         {"extent", js_next_extent},
         {"makeFifo", js_make_fifo},
         {"memfd", js_make_memfd},

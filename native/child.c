@@ -38,9 +38,10 @@ static int descriptor(const struct child *child, const union field *field) {
 // dumpable for that long. Nobody else is in its namespaces yet.
 static int await_id_map(const struct child *child, struct failure *failure) {
     char byte;
+    close(child->gate[1]); // so that the supervisor's end, closed unwritten, is seen as the end
     if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) return fail(failure, "prctl");
     ssize_t n;
-    while ((n = read(child->gate, &byte, 1)) < 0 && errno == EINTR) continue;
+    while ((n = read(child->gate[0], &byte, 1)) < 0 && errno == EINTR) continue;
     if (n != 1) _exit(127); // the supervisor could not write them and reports that itself
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
     return 0;

@@ -7,7 +7,7 @@ struct child {
     const struct plan *plan;
     const int *descriptors; // those that came with the message
     int failures;           // the child's end of the socket for its root and for a struct failure; exec closes it
-    int gate;               // read end of a pipe: a byte says that the id maps are written; -1 where there are none
+    int gate[2];            // a pipe: a byte in it says that the id maps are written; -1 where there are none
     int supervisor;         // pidfd of the supervisor
     int null;               // /dev/null
     int root;               // the root that the supervisor has made, or -1 where the plan has the child make it
@@ -15,6 +15,6 @@ struct child {
 };
 
 // Performs the plan's operations behind `process`. Never returns: it executes the command, or writes a struct failure
-// and exits. Nothing in here, or below it, allocates or calls what signal-safety(7) does not list: the parent may be
-// anything at the time of the clone.
+// and exits. Nothing in here, or below it, allocates or calls what signal-safety(7) does not list: the memory may be
+// the supervisor's own.
 _Noreturn void child_run(const struct child *child);

@@ -199,6 +199,9 @@ static void reap(void) {
                     .max_rss_kib = (uint64_t)usage.ru_maxrss,
                 };
                 send_reply(&reply, -1, -1);
+                // One that ended well is given back at once where all of it can be; of any other, the cgroup still has
+                // something to tell.
+                if (status == 0 && !unit->releasing && unit_settle(unit)) unit->releasing = true;
             }
         }
         give_back(unit);

@@ -1,6 +1,7 @@
 #include "unit.h"
 #include "cgroup.h"
 #include "child.h"
+#include "clone.h"
 #include "descriptor.h"
 #include "mount.h"
 #include "remove.h"
@@ -12,6 +13,8 @@
 #include <string.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -119,25 +122,60 @@ static int enter_pid_namespace(const struct plan *plan, const int *descriptors, 
     return 0;
 }
 
-static _Noreturn void enter_and_run(const struct child *child, const struct entrances *entrances) {
+struct launch {
+    const struct child *child;
+    const struct entrances *entrances;
+};
+
+static void enter_and_run(void *argument) {
+    const struct launch *launch = argument;
     // "0" is the writer itself. One thread that moves itself does not take the lock that every fork and exit in the
     // system shares, which the same write to cgroup.procs takes (Linux 5.7).
-    for (size_t k = 0; k < entrances->count; k++) {
-        if (write(entrances->tasks[k], "0", 1) == 1) continue;
-        struct failure failure = {.operation = (uint32_t)child->plan->process};
+    for (size_t k = 0; k < launch->entrances->count; k++) {
+        if (write(launch->entrances->tasks[k], "0", 1) == 1) continue;
+        struct failure failure = {.operation = (uint32_t)launch->child->plan->process};
         fail(&failure, "write");
-        if (write(child->failures, &failure, sizeof failure) < 0) _exit(126);
+        if (write(launch->child->failures, &failure, sizeof failure) < 0) _exit(126);
         _exit(127);
     }
-    child_run(child);
+    child_run(launch->child);
+}
+
+// With `shared`, the child runs in the supervisor's memory on a stack of its own, and the supervisor waits until it has
+// executed: no page table is copied, which is most of what a clone costs. The plan asks for it where nothing that the
+// child does can hang, or is about the memory that it shares. A vfork child is no victim of the OOM killer, which would
+// take the supervisor along (oom_badness() in mm/oom_kill.c).
+static pid_t clone_child(struct clone_args *arguments, bool shared, struct launch *launch) {
+    static char *stack;
+    const size_t size = 256 << 10;
+    if (shared && !stack) {
+        void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+        if (mapped != MAP_FAILED && mprotect(mapped, 4096, PROT_NONE) == 0) stack = mapped;
+    }
+    if (!shared || !stack || !CLONE_ON_STACK) {
+        pid_t pid = (pid_t)syscall(SYS_clone3, arguments, sizeof *arguments);
+        if (pid == 0) enter_and_run(launch);
+        return pid;
+    }
+    arguments->flags |= CLONE_VM | CLONE_VFORK;
+    arguments->stack = (uint64_t)(uintptr_t)stack;
+    arguments->stack_size = size;
+    long pid = clone_on_stack(arguments, sizeof *arguments, enter_and_run, launch);
+    int error = errno;
+    // A change of user in the child has made the memory dumpable as /proc/sys/fs/suid_dumpable says (proc(5)).
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    errno = pid < 0 ? (int)-pid : error;
+    return pid < 0 ? -1 : (pid_t)pid;
 }
 
 static int start_process(struct unit *unit, const struct supervisor *supervisor, const struct plan *plan,
                          const int *descriptors, const struct entrances *entrances) {
     const struct operation *maps = find(plan, OP_ID_MAP);
     struct failure *failure = &unit->failure;
+    const union field *process = plan->operations[plan->process].field;
     int failures[2], gate[2] = {-1, -1};
 
+    unit->own_pids = process[0].i & CLONE_NEWPID;
     failure->operation = (uint32_t)plan->process;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, failures) < 0) return fail(failure, "socketpair");
     cleanup_close int childs_end = failures[1];
@@ -149,26 +187,23 @@ static int start_process(struct unit *unit, const struct supervisor *supervisor,
     if (entered < 0) return -1;
     failure->operation = (uint32_t)plan->process;
     struct clone_args arguments = {
-        .flags = (uint64_t)plan->operations[plan->process].field[0].i | CLONE_PIDFD | (entrances->unified >= 0 ? CLONE_INTO_CGROUP : 0),
+        .flags = (uint64_t)process[0].i | CLONE_PIDFD | (entrances->unified >= 0 ? CLONE_INTO_CGROUP : 0),
         .pidfd = (uint64_t)(uintptr_t)&unit->pidfd,
         .exit_signal = SIGCHLD,
         .cgroup = entrances->unified >= 0 ? (uint64_t)entrances->unified : 0,
     };
-    pid_t pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
-    if (pid == 0) {
-        close_descriptor(&gate[1]); // so that the supervisor's end, closed unwritten, is seen as the end
-        struct child child = {
-            .plan = plan,
-            .descriptors = descriptors,
-            .failures = failures[1],
-            .gate = gate[0],
-            .supervisor = supervisor->pidfd,
-            .null = supervisor->null,
-            .root = unit->mount,
-            .self = supervisor->self,
-        };
-        enter_and_run(&child, entrances);
-    }
+    struct child child = {
+        .plan = plan,
+        .descriptors = descriptors,
+        .failures = failures[1],
+        .gate = {gate[0], gate[1]},
+        .supervisor = supervisor->pidfd,
+        .null = supervisor->null,
+        .root = unit->mount,
+        .self = supervisor->self,
+    };
+    struct launch launch = {&child, entrances};
+    pid_t pid = clone_child(&arguments, process[1].i != 0, &launch);
     if (pid < 0) fail(failure, "clone3");
     if (entered && setns(supervisor->pid_namespace, CLONE_NEWPID) < 0) abort(); // every later child would be in there
     if (pid < 0) return -1;
@@ -214,8 +249,22 @@ bool unit_executed(struct unit *unit) {
 
 void unit_kill(struct unit *unit) {
     if (unit->pid > 0) sys_pidfd_send_signal(unit->pidfd, SIGKILL);
+    if (unit->own_pids) return;
     for (struct owned *owned = unit->owned; owned; owned = owned->next)
         if (owned->cgroup) cgroup_kill(owned->path);
+}
+
+bool unit_settle(struct unit *unit) {
+    for (struct owned **link = &unit->owned; *link;) {
+        struct owned *owned = *link;
+        if (!owned->cgroup || rmdir(owned->path) < 0) {
+            link = &owned->next;
+            continue;
+        }
+        *link = owned->next;
+        free(owned);
+    }
+    return !unit->owned;
 }
 
 static int remove_scratch(struct unit *unit, const char *path) {

@@ -22,6 +22,7 @@ struct unit {
     int pidfd;
     int failures;  // our end of the child's socket, -1 once it has been read
     int mount;     // the root that the plan made, until the JavaScript process has it
+    bool own_pids; // its process is the first of a pid namespace, with which all of it ends
     pid_t remover; // the process that removes a large folder, or 0
     struct owned *owned;
     bool failed;   // the plan failed: to be removed, then reported
@@ -47,6 +48,9 @@ bool unit_executed(struct unit *unit);
 
 // Kills what runs in the unit.
 void unit_kill(struct unit *unit);
+
+// After the process has ended: removes the cgroups that are empty. True when the unit then owns nothing any more.
+bool unit_settle(struct unit *unit);
 
 // Removes what the unit owns: 0 when nothing is left, 1 when it has to be called again (a cgroup is not empty yet, a
 // remover is at work), -1 with unit->leftover when something cannot be removed and has been left.

@@ -1,5 +1,6 @@
 import * as fs from "node:fs"
 import * as os from "node:os"
+import { basename, resolve } from "node:path"
 import * as FileSystem from "@effect/platform/FileSystem"
 import * as HttpClient from "@effect/platform/HttpClient"
 import * as Effect from "effect/Effect"
@@ -7,7 +8,7 @@ import type * as Scope from "effect/Scope"
 import type { Berth, Options } from "../Berth.ts"
 import { TypeId } from "../Berth.ts"
 import { type BerthError, OperationFailed, Unsupported } from "../BerthError.ts"
-import { isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "./native.ts"
+import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "./native.ts"
 import * as Supervisor from "./supervisor.ts"
 import { sweep } from "./sweep.ts"
 
@@ -69,11 +70,19 @@ const makeState = (
     try: () => {
       fs.mkdirSync(`${folder}/run`, { recursive: true, mode: 0o700 })
       const made = fs.mkdtempSync(`${folder}/run/.${process.pid}-`)
-      const lock = fs.openSync(`${made}/lock`, "wx", 0o600)
+      // Opened by the addon, as it is closed by it: a runtime may keep a table of the descriptors that it has opened.
+      const lock = native().openIn(
+        AT_FDCWD,
+        `${made}/lock`,
+        fs.constants.O_RDWR | fs.constants.O_CREAT,
+        0,
+        0o600
+      )
+      if (lock < 0) throw Object.assign(new Error("lock"), { syscall: "openat2", errno: lock })
       native().flock(lock, LOCK_EX | LOCK_NB)
       fs.mkdirSync(`${made}/empty`)
       fs.mkdirSync(`${made}/dev`)
-      const state = made.replace("/run/.", "/run/")
+      const state = `${folder}/run/${basename(made).slice(1)}`
       fs.renameSync(made, state)
       return { state, lock }
     },
@@ -95,7 +104,7 @@ export const make = (
   Effect.gen(function* () {
     yield* checkSystem
     const rootless = process.geteuid!() !== 0
-    const folder = options.folder ?? defaultFolder(rootless)
+    const folder = resolve(options.folder ?? defaultFolder(rootless))
     yield* sweep(folder)
     const { state, lock } = yield* makeState(folder)
     const supervisor = yield* Effect.acquireRelease(

@@ -1,9 +1,9 @@
 import { readFileSync } from "node:fs"
-import * as Effect from "effect/Effect"
-import { InvalidOption } from "../BerthError.ts"
 import type { Folder, Limits, Stats } from "../Cgroup.ts"
 import type * as Plan from "../Plan.ts"
+import { parseBytes } from "./bytes.ts"
 import { detect, type Tree } from "./cgroupTree.ts"
+import { invalid } from "./options.ts"
 
 let detected: Tree | undefined
 
@@ -23,52 +23,19 @@ export interface ParsedLimits {
   readonly pids: number | undefined
 }
 
-const units: Readonly<Record<string, number>> = {
-  "": 1,
-  b: 1,
-  k: 1024,
-  m: 1024 ** 2,
-  g: 1024 ** 3,
-  t: 1024 ** 4,
-  kb: 1000,
-  mb: 1000 ** 2,
-  gb: 1000 ** 3,
-  tb: 1000 ** 4,
-  kib: 1024,
-  mib: 1024 ** 2,
-  gib: 1024 ** 3,
-  tib: 1024 ** 4
-}
-
-/** Bytes out of a number or of text with a unit; undefined where it is neither. */
-export const parseBytes = (value: number | string): number | undefined => {
-  const match =
-    typeof value === "number"
-      ? [String(value), String(value), ""]
-      : /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(value.trim())
-  const factor = units[match?.[2]?.toLowerCase() ?? "none"]
-  if (match === null || factor === undefined) return undefined
-  const bytes = Number(match[1]) * factor
-  return Number.isFinite(bytes) ? Math.floor(bytes) : undefined
-}
-
-const invalid = (option: string, value: unknown, expected: string) =>
-  Effect.fail(
-    new InvalidOption({ option: `limits.${option}`, value: JSON.stringify(value) ?? String(value), expected })
-  )
-
 const PAGE = 4096
 
-export const parseLimits = (limits: Limits): Effect.Effect<ParsedLimits, InvalidOption> => {
+/** Throws `InvalidOption`. */
+export const parseLimits = (limits: Limits): ParsedLimits => {
   const { memory, cpus, pids } = limits
   const bytes = memory === undefined ? undefined : parseBytes(memory)
   if (memory !== undefined && (bytes === undefined || bytes < PAGE || !Number.isSafeInteger(bytes)))
-    return invalid("memory", memory, `bytes, at least ${PAGE}, as a number or as text like "256MiB"`)
+    invalid("limits.memory", memory, `bytes, at least ${PAGE}, as a number or as text like "256MiB"`)
   if (cpus !== undefined && !(Number.isFinite(cpus) && cpus >= 0.01 && cpus <= 100000))
-    return invalid("cpus", cpus, "a number of CPUs, at least 0.01")
+    invalid("limits.cpus", cpus, "a number of CPUs, at least 0.01")
   if (pids !== undefined && !(Number.isInteger(pids) && pids >= 1 && pids <= 4194304))
-    return invalid("pids", pids, "a whole number of processes, from 1 to 4194304")
-  return Effect.succeed({ memory: bytes, cpus, pids })
+    invalid("limits.pids", pids, "a whole number of processes, from 1 to 4194304")
+  return { memory: bytes, cpus, pids }
 }
 
 export const needed = (limits: ParsedLimits): ReadonlyArray<string> =>

@@ -224,6 +224,17 @@ const execute = (process: Process, before: ReadonlyArray<Operation>): ReadonlyAr
   ]
 }
 
+/**
+ * Whether the child may run in the supervisor's memory, which then waits for it until it has executed. Not where a path
+ * of the user's could hang on a network file system, nor with namespaces that are about a memory of one's own.
+ */
+const shared = (process: Process, created: ReadonlySet<Kind>, mounts: ReadonlyArray<Mount.Mount>): 0 | 1 => {
+  const kinds = [...created, ...process.joined.flatMap((joined) => joined.kinds)]
+  return kinds.includes("user") || kinds.includes("time") || mounts.some((mount) => mount.type === "bind")
+    ? 0
+    : 1
+}
+
 /** A process in a root of its own. */
 export const container = (process: Process, around: Surroundings): ReadonlyArray<Operation> => {
   // A cgroup namespace shows what the process is in when it is made, so that one comes after the cgroup has been
@@ -238,7 +249,7 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
     // In a user namespace of its own the child could not read the layers' trusted.* attributes, so the root is made
     // before it enters one.
     ...(around.idMap === undefined ? [] : [around.root]),
-    { op: "process", namespaces: atClone },
+    { op: "process", namespaces: atClone, shared: shared(process, around.created, around.mounts) },
     ...(around.idMap === undefined ? [] : [around.idMap]),
     ...enter(process),
     ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),
@@ -257,7 +268,7 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
 export const joining = (process: Process): ReadonlyArray<Operation> =>
   execute(process, [
     ...process.cgroup,
-    { op: "process", namespaces: 0 },
+    { op: "process", namespaces: 0, shared: shared(process, new Set(), []) },
     ...enter(process),
     ...become(process)
   ])

@@ -27,13 +27,18 @@ export interface Native {
   readonly close: (fd: number) => number
   /** openat2(2): `folder` is a descriptor or AT_FDCWD, `resolve` of RESOLVE_*; `mode` is for O_CREAT. */
   readonly openIn: (folder: number, path: string, flags: number, resolve: number, mode: number) => number
-  /** `[seconds, nanoseconds]` of the last change of the contents, or `[-errno, -1]`. This and the next four take O_PATH. */
+  /** `[seconds, nanoseconds]` of the last change of the contents, or `[-errno, -1]`. This and the next seven take O_PATH. */
   readonly modified: (fd: number) => readonly [number, number]
+  /** Its number in two halves of 32 bits, the high one first, or `[-errno, 0]`. */
+  readonly inode: (fd: number) => readonly [number, number]
   readonly setModified: (fd: number, seconds: number, nanoseconds: number) => number
   /** listxattr(2): the names, each ended by a NUL. */
   readonly xattrs: (fd: number, bytes: Uint8Array) => number
   readonly xattr: (fd: number, name: string, bytes: Uint8Array) => number
   readonly setXattr: (fd: number, name: string, bytes: Uint8Array) => number
+  readonly access: (fd: number, mode: number) => number
+  /** An inotify(7) that watches one file or folder, and does not block. */
+  readonly inotify: (fd: number, mask: number) => number
   /** `[start, end]` of the next bytes that are no hole, or `[-errno, 0]`: ENXIO where there are none. */
   readonly extent: (fd: number, offset: number) => readonly [number, number]
   /** mkfifoat(2), of a single name. */

@@ -1,80 +1,73 @@
-/** Checks of options at the edge: what passes here can be put into a plan. */
-import * as Effect from "effect/Effect"
+/** Checks of options at the edge: what passes here can be put into a plan, for all else they throw `InvalidOption`. */
 import { InvalidOption } from "../BerthError.ts"
 import type { ProcessOptions, TerminalSize } from "../Container.ts"
 import type { Mount } from "../Mount.ts"
 import type { Kind } from "../Namespace.ts"
-import { parseBytes } from "./cgroup.ts"
+import { parseBytes } from "./bytes.ts"
 
-type Checked<A> = Effect.Effect<A, InvalidOption>
-
-const invalid = (option: string, value: unknown, expected: string): Checked<never> =>
-  Effect.fail(
-    new InvalidOption({ option, value: abbreviate(JSON.stringify(value) ?? String(value)), expected })
-  )
+/** Throws. */
+export const invalid = (option: string, value: unknown, expected: string): never => {
+  throw new InvalidOption({ option, value: abbreviate(JSON.stringify(value) ?? String(value)), expected })
+}
 
 const abbreviate = (text: string): string => (text.length > 200 ? `${text.slice(0, 200)}…` : text)
 
 const hasNul = (text: string): boolean => text.includes("\0")
 
-export const strings = (option: string, values: ReadonlyArray<string>): Checked<void> => {
-  const index = values.findIndex((value) => typeof value !== "string" || hasNul(value))
-  return index < 0
-    ? Effect.void
-    : invalid(`${option}[${index}]`, values[index], "text without NUL, which execve(2) cannot pass")
+export const strings = (option: string, values: ReadonlyArray<string>): void => {
+  values.forEach((value, index) => {
+    if (typeof value !== "string" || hasNul(value))
+      invalid(`${option}[${index}]`, value, "text without NUL, which execve(2) cannot pass")
+  })
 }
 
-export const command = (values: ReadonlyArray<string>): Checked<void> =>
-  values.length === 0 || values[0] === ""
-    ? invalid("command", values, "a command and its arguments")
-    : strings("command", values)
+export const command = (values: ReadonlyArray<string>): void => {
+  if (values.length === 0 || values[0] === "") invalid("command", values, "a command and its arguments")
+  strings("command", values)
+}
 
-const absolute = (option: string, path: string): Checked<string> =>
+const absolute = (option: string, path: string): string =>
   path.startsWith("/") && !hasNul(path) && path.length < 4096
-    ? Effect.succeed(path)
+    ? path
     : invalid(option, path, "an absolute path inside the container, shorter than 4096 bytes")
 
-export const paths = (option: string, values: ReadonlyArray<string>): Checked<ReadonlyArray<string>> =>
-  Effect.forEach(values, (path, index) => absolute(`${option}[${index}]`, path))
+export const paths = (option: string, values: ReadonlyArray<string>): ReadonlyArray<string> =>
+  values.map((path, index) => absolute(`${option}[${index}]`, path))
 
-const environment = (env: Readonly<Record<string, string>>): Checked<void> => {
+const environment = (env: Readonly<Record<string, string>>): void => {
   for (const [name, value] of Object.entries(env)) {
-    if (name === "" || name.includes("=") || hasNul(name))
-      return invalid("env", name, "a name without = and NUL")
-    if (typeof value !== "string" || hasNul(value)) return invalid(`env.${name}`, value, "text without NUL")
+    if (name === "" || name.includes("=") || hasNul(name)) invalid("env", name, "a name without = and NUL")
+    if (typeof value !== "string" || hasNul(value)) invalid(`env.${name}`, value, "text without NUL")
   }
-  return Effect.void
 }
 
 /** What an image's configuration says, as far as a plan holds it: JSON can have what no system call takes. */
 export const config = (given: {
   readonly environment: Readonly<Record<string, string>>
   readonly workingDirectory: string
-}): Checked<void> =>
-  Effect.zipRight(
-    environment(given.environment),
-    strings("image.config.workingDirectory", [given.workingDirectory])
-  )
+}): void => {
+  environment(given.environment)
+  strings("image.config.workingDirectory", [given.workingDirectory])
+}
 
 /** The options that a start and an exec have in common. */
-export const process = (options: ProcessOptions): Checked<void> =>
-  Effect.zipRight(
-    environment(options.env ?? {}),
-    options.cwd === undefined ? Effect.void : Effect.asVoid(absolute("cwd", options.cwd))
-  )
+export const process = (options: ProcessOptions): void => {
+  if (options.env !== undefined) environment(options.env)
+  if (options.cwd !== undefined) absolute("cwd", options.cwd)
+}
 
-export const umask = (value: number | undefined): Checked<number> =>
+export const umask = (value: number | undefined): number =>
   value === undefined || (Number.isInteger(value) && value >= 0 && value <= 0o777)
-    ? Effect.succeed(value ?? 0o022)
+    ? (value ?? 0o022)
     : invalid("umask", value, "permission bits, from 0 to 0o777")
 
 /** gethostname(2): at most 64 bytes, and only of a uts namespace that is not the host's. */
-export const hostname = (name: string | undefined, own: ReadonlyArray<Kind>): Checked<string | undefined> => {
-  if (name === undefined) return Effect.succeed(name)
+export const hostname = (name: string | undefined, own: ReadonlyArray<Kind>): string | undefined => {
+  if (name === undefined) return name
   if (!own.includes("uts"))
     return invalid("hostname", name, "none where the uts namespace is not the container's own")
   return /^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$/.test(name) && name.length <= 64
-    ? Effect.succeed(name)
+    ? name
     : invalid("hostname", name, "letters, digits, dots and hyphens, at most 64 of them")
 }
 
@@ -85,40 +78,39 @@ export const ownTerminal = (): TerminalSize => {
 }
 
 /** The size of a terminal, undefined for none. */
-export const terminal = (asked: ProcessOptions["terminal"]): Checked<TerminalSize | undefined> => {
-  if (asked === undefined || asked === false) return Effect.succeed(undefined)
+export const terminal = (asked: ProcessOptions["terminal"]): TerminalSize | undefined => {
+  if (asked === undefined || asked === false) return undefined
   const size = asked === true ? ownTerminal() : { rows: asked.rows, columns: asked.columns }
   const acceptable = (n: number): boolean => Number.isInteger(n) && n >= 0 && n <= 65535
   return acceptable(size.rows) && acceptable(size.columns)
-    ? Effect.succeed(size)
+    ? size
     : invalid("terminal", asked, "rows and columns, from 0 to 65535")
 }
 
-export const bytes = (option: string, value: number | string): Checked<number> => {
+export const bytes = (option: string, value: number | string): number => {
   const parsed = parseBytes(value)
   return parsed !== undefined && Number.isSafeInteger(parsed) && parsed >= 0
-    ? Effect.succeed(parsed)
+    ? parsed
     : invalid(option, value, 'bytes, as a number or as text like "256MiB"')
 }
 
-export const mounts = (list: ReadonlyArray<Mount>): Checked<ReadonlyArray<Mount>> =>
-  Effect.forEach(list, (mount, index) =>
-    Effect.gen(function* () {
-      const at = `mounts[${index}]`
-      yield* absolute(`${at}.target`, mount.target)
-      if (mount.target.replaceAll("/", "") === "")
-        return yield* invalid(`${at}.target`, mount.target, "a path below /")
-      if (mount.type === "tmpfs" && mount.mode !== undefined) {
-        if (!Number.isInteger(mount.mode) || mount.mode < 0 || mount.mode > 0o7777)
-          return yield* invalid(`${at}.mode`, mount.mode, "a mode, from 0 to 0o7777")
-      }
-      if (mount.type === "tmpfs")
-        return mount.size === undefined ? mount : { ...mount, size: yield* bytes(`${at}.size`, mount.size) }
-      if (!mount.source.startsWith("/") || hasNul(mount.source))
-        return yield* invalid(`${at}.source`, mount.source, "an absolute path on the host")
-      return mount
-    })
-  )
+export const mounts = (list: ReadonlyArray<Mount>): ReadonlyArray<Mount> =>
+  list.map((mount, index) => {
+    const at = `mounts[${index}]`
+    absolute(`${at}.target`, mount.target)
+    if (mount.target.replaceAll("/", "") === "") invalid(`${at}.target`, mount.target, "a path below /")
+    if (mount.type === "tmpfs") {
+      if (
+        mount.mode !== undefined &&
+        !(Number.isInteger(mount.mode) && mount.mode >= 0 && mount.mode <= 0o7777)
+      )
+        invalid(`${at}.mode`, mount.mode, "a mode, from 0 to 0o7777")
+      return mount.size === undefined ? mount : { ...mount, size: bytes(`${at}.size`, mount.size) }
+    }
+    if (!mount.source.startsWith("/") || hasNul(mount.source))
+      invalid(`${at}.source`, mount.source, "an absolute path on the host")
+    return mount
+  })
 
 // Parameters that belong to a namespace; a write to any other would be one to the host (sysctl(8), namespaces(7)).
 const namespaced: ReadonlyArray<readonly [name: RegExp, kind: Kind]> = [
@@ -131,7 +123,7 @@ const namespaced: ReadonlyArray<readonly [name: RegExp, kind: Kind]> = [
 export const sysctls = (
   values: Readonly<Record<string, string>>,
   own: ReadonlyArray<Kind>
-): Checked<Readonly<Record<string, string>>> => {
+): Readonly<Record<string, string>> => {
   for (const [key, value] of Object.entries(values)) {
     if (!/^[a-z0-9_]+(\.[A-Za-z0-9_-]+)+$/.test(key))
       return invalid("sysctls", key, "a name like net.ipv4.ip_forward")
@@ -146,5 +138,5 @@ export const sysctls = (
       return invalid("sysctls", key, `a ${kind} namespace of the container's own to set it in`)
     if (hasNul(value)) return invalid(`sysctls.${key}`, value, "text without NUL")
   }
-  return Effect.succeed(values)
+  return values
 }

@@ -60,8 +60,8 @@ const Proto = {
 // How many kills of a cgroup have been told of, so that each is of one process.
 const oomKills = new WeakMap<Cgroup, number>()
 
-const outOfMemory = (cgroup: Cgroup | undefined, signal: number): ExitStatus["outOfMemory"] => {
-  if (cgroup === undefined || signal !== SIGKILL) return undefined
+const outOfMemory = (cgroup: Cgroup | undefined, ended: number): ExitStatus["outOfMemory"] => {
+  if (cgroup === undefined || ended !== 128 + SIGKILL) return undefined
   const { memory } = readStats(cgroup.folders)
   const before = oomKills.get(cgroup) ?? 0
   if (memory.oomKills === undefined || memory.oomKills <= before) return undefined
@@ -73,13 +73,15 @@ const SIGKILL = 9
 
 const statusOf = (ended: Ended, cgroup: Cgroup | undefined): ExitStatus => {
   const number = ended.status & 0x7f
+  const exitCode = number === 0 ? (ended.status >> 8) & 0xff : 128 + number
   return {
-    exitCode: number === 0 ? (ended.status >> 8) & 0xff : 128 + number,
+    exitCode,
     signal: number === 0 ? undefined : signalName(number),
     userMicros: ended.userMicros,
     systemMicros: ended.systemMicros,
     maxRssBytes: ended.maxRssKiB * 1024,
-    outOfMemory: outOfMemory(cgroup, number)
+    // An init ends with this code where the command has been killed.
+    outOfMemory: outOfMemory(cgroup, exitCode)
   }
 }
 

@@ -6,7 +6,7 @@ import * as FiberId from "effect/FiberId"
 import type { BerthError } from "../BerthError.ts"
 import { OperationFailed, SupervisorError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
-import { E2BIG, EAGAIN } from "./errno.ts"
+import { E2BIG, EAGAIN, EPIPE } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "./native.ts"
 
@@ -53,6 +53,8 @@ export interface Supervisor {
   readonly stop: Effect.Effect<void>
 }
 
+const SIGKILL = 9
+
 const REQUEST_START = 1
 const REQUEST_RELEASE = 2
 const REPLY_READY = 1
@@ -79,6 +81,10 @@ interface Reply {
 interface Pending {
   readonly plan: Plan.Plan
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
+  /** Of its process, -1 before the start and after the release. */
+  pidfd: number
+  /** The supervisor owns nothing of it any more. */
+  gone: boolean
   started: ((result: Effect.Effect<Reply, BerthError>) => void) | undefined
   released: ((leftover: Leftover | undefined) => void) | undefined
 }
@@ -211,6 +217,7 @@ class Connection {
     }
     switch (reply.type) {
       case REPLY_STARTED:
+        unit.pidfd = reply.pid > 0 ? (reply.descriptors[0] ?? -1) : -1
         return unit.started?.(Effect.succeed(reply))
       case REPLY_FAILED:
         this.units.delete(reply.id)
@@ -219,6 +226,7 @@ class Connection {
         return Deferred.unsafeDone(unit.ended, Exit.succeed(reply.ended))
       case REPLY_RELEASED:
         this.units.delete(reply.id)
+        unit.gone = true
         return unit.released?.(reply.errno === 0 ? undefined : reply)
     }
   }
@@ -235,6 +243,8 @@ class Connection {
     for (const { sent } of this.unsent.splice(0)) sent(-32)
     for (const unit of this.units.values()) {
       unit.started?.(Effect.fail(error))
+      // One that has changed its parent-death signal does not end by itself.
+      if (unit.pidfd >= 0) native().signal(unit.pidfd, SIGKILL)
       unit.released?.(undefined)
       Deferred.unsafeDone(unit.ended, Exit.fail(error))
     }
@@ -282,6 +292,8 @@ const startUnit = (
       const pending: Pending = {
         plan,
         ended: Deferred.unsafeMake(FiberId.none),
+        pidfd: -1,
+        gone: false,
         released: undefined,
         started: (result) => {
           pending.started = undefined
@@ -297,7 +309,15 @@ const startUnit = (
         connection.units.delete(id)
         pending.started?.(
           Effect.fail(
-            new OperationFailed({ operation: "start", index: -1, syscall: "sendmsg", errno: -n, hint: "" })
+            n === -EPIPE
+              ? gone("it is no longer running")
+              : new OperationFailed({
+                  operation: "start",
+                  index: -1,
+                  syscall: "sendmsg",
+                  errno: -n,
+                  hint: ""
+                })
           )
         )
       })
@@ -315,12 +335,13 @@ const startUnit = (
           released = true
           const finish = (leftover: Leftover | undefined): void => {
             pending.released = undefined
+            pending.pidfd = -1
             closeAll(reply.descriptors)
             Loop.release()
             resume(Effect.succeed(leftover))
           }
           Loop.retain()
-          if (connection.gone) return finish(undefined)
+          if (connection.gone || pending.gone) return finish(undefined)
           pending.released = finish
           connection.send(encodeRequest(REQUEST_RELEASE, id, 0, nothing), [], (n) => {
             if (n < 0) finish(undefined)

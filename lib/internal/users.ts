@@ -1,6 +1,5 @@
 /** Users and groups by the container's own passwd(5) and group(5), read without following anything out of its root. */
 import { readFileSync, statSync } from "node:fs"
-import * as Effect from "effect/Effect"
 import { ImageError } from "../BerthError.ts"
 import { ENOENT, ENOTDIR } from "./errno.ts"
 import { AT_FDCWD, native, O_DIRECTORY, O_PATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS } from "./native.ts"
@@ -58,21 +57,12 @@ const records = (text: string): ReadonlyArray<ReadonlyArray<string>> =>
   text.split("\n").flatMap((line) => (line === "" || line.startsWith("#") ? [] : [line.split(":")]))
 
 /** `user[:group]` by these files; names or numbers, empty for root. A number need not be in them. */
-export const resolve = (
-  subject: string,
-  user: string,
-  passwd: string,
-  group: string
-): Effect.Effect<User, ImageError> => {
+export const resolve = (subject: string, user: string, passwd: string, group: string): User => {
   const [name = "", groupName, ...rest] = user.split(":")
-  const missing = (what: string, given: string, file: string) =>
-    Effect.fail(
-      new ImageError({
-        reason: "NoSuchUser",
-        subject,
-        detail: `${what} ${JSON.stringify(given)} is neither in the image's ${file} nor a number from 0 to ${ID_MAX}`
-      })
-    )
+  const missing = (what: string, given: string, file: string): never => {
+    const detail = `${what} ${JSON.stringify(given)} is neither in the image's ${file} nor a number from 0 to ${ID_MAX}`
+    throw new ImageError({ reason: "NoSuchUser", subject, detail })
+  }
   if (rest.length > 0 || groupName === "" || (user !== "" && name === ""))
     return missing("user", user, "/etc/passwd")
   const wanted = name === "" ? "0" : name
@@ -94,5 +84,5 @@ export const resolve = (
           const id = parseId(record[2] ?? "")
           return id !== undefined && id !== gid && record[3]?.split(",").includes(entry[0]!) ? [id] : []
         })
-  return Effect.succeed({ uid, gid, groups: memberOf, home: entry?.[5] || (uid === 0 ? "/root" : "/") })
+  return { uid, gid, groups: memberOf, home: entry?.[5] || (uid === 0 ? "/root" : "/") }
 }

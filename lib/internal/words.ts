@@ -5,6 +5,21 @@ const refuse = (text: string, expected: string): InvalidOption =>
 
 const noShell = "words: there is no shell here, so quote it, or run sh -c with it as an argument"
 
+const carried = "text without NUL, a number, or an array of those: what can be an argument as it is"
+
+/** A value's text; what has none that would arrive unchanged is refused. */
+const textOf = (value: unknown): string => {
+  const text = typeof value === "number" ? String(value) : value
+  // An unpaired surrogate has no UTF-8 (node's and every other encoder put U+FFFD in its place).
+  if (typeof text !== "string" || /[\0\p{Surrogate}]/u.test(text))
+    throw new InvalidOption({ option: "$", value: JSON.stringify(value) ?? String(value), expected: carried })
+  return text
+}
+
+/** Words as one line that a shell would take apart into the same. */
+export const printWords = (all: ReadonlyArray<string>): string =>
+  all.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(" ")
+
 /**
  * Splits a template into words: white space between, '…' as it is, "…" with \" and \\, and \x for x. A value is never
  * split, an array is one word for each element. What a shell would act upon is refused rather than passed on as text.
@@ -42,10 +57,10 @@ export const words = (
     }
     if (index >= values.length) return
     const value = values[index]!
-    if (typeof value !== "object") return append(String(value))
+    if (!Array.isArray(value)) return append(textOf(value))
     value.forEach((element, k) => {
       if (k > 0) flush()
-      append(String(element))
+      append(textOf(element))
     })
   })
   if (quote !== "") throw refuse(texts.join("…"), `the other ${quote}`)

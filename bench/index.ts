@@ -1,0 +1,29 @@
+/** `npm run bench -- NAME [options]`: one module for each benchmark. */
+import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import type * as Effect from "effect/Effect"
+import { start } from "./start.ts"
+
+interface Benchmark {
+  readonly usage: ReadonlyArray<string>
+  readonly run: (args: ReadonlyArray<string>) => Effect.Effect<void>
+}
+
+const benchmarks: Readonly<Record<string, Benchmark>> = {
+  start: {
+    usage: [
+      "start [--rounds N]     starting, ending and removing a container, against the system calls alone",
+      "start --phases         where the time of those system calls goes"
+    ],
+    run: start
+  }
+}
+
+const [name = "", ...args] = process.argv.slice(2)
+const benchmark = Object.hasOwn(benchmarks, name) ? benchmarks[name] : undefined
+if (benchmark === undefined) {
+  const lines = Object.values(benchmarks).flatMap(({ usage }) => usage)
+  console.error(`usage: npm run bench -- NAME\n\n${lines.map((line) => `  ${line}`).join("\n")}`)
+  process.exitCode = 2
+} else {
+  NodeRuntime.runMain(benchmark.run(args))
+}

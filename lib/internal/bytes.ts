@@ -1,0 +1,28 @@
+const units: Readonly<Record<string, number>> = {
+  "": 1,
+  b: 1,
+  k: 1024,
+  m: 1024 ** 2,
+  g: 1024 ** 3,
+  t: 1024 ** 4,
+  kb: 1000,
+  mb: 1000 ** 2,
+  gb: 1000 ** 3,
+  tb: 1000 ** 4,
+  kib: 1024,
+  mib: 1024 ** 2,
+  gib: 1024 ** 3,
+  tib: 1024 ** 4
+}
+
+/** Bytes out of a number or of text with a unit; undefined where it is neither. */
+export const parseBytes = (value: number | string): number | undefined => {
+  const match =
+    typeof value === "number"
+      ? [String(value), String(value), ""]
+      : /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(value.trim())
+  const factor = units[match?.[2]?.toLowerCase() ?? "none"]
+  if (match === null || factor === undefined) return undefined
+  const bytes = Number(match[1]) * factor
+  return Number.isFinite(bytes) ? Math.floor(bytes) : undefined
+}

@@ -1,0 +1,279 @@
+/** The files of a container as the FileSystem service of `@effect/platform`: what its own for Node does on the host. */
+import { randomBytes } from "node:crypto"
+import * as fs from "node:fs"
+import { type PlatformError, SystemError } from "@effect/platform/Error"
+import * as FileSystem from "@effect/platform/FileSystem"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type { Container } from "../Container.ts"
+import { infoOf, OpenFile } from "./containerFile.ts"
+import { EEXIST, EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
+import * as inRoot from "./inRoot.ts"
+import { native, O_NOFOLLOW, O_PATH } from "./native.ts"
+import { platformError } from "./platformError.ts"
+import { copyFile, copy as copyTree } from "./treeCopy.ts"
+import { watch } from "./watch.ts"
+
+type Result<A> = Effect.Effect<A, PlatformError>
+
+const flags: Readonly<Record<string, number>> = {
+  r: inRoot.O_RDONLY,
+  "r+": inRoot.O_RDWR,
+  w: inRoot.O_WRONLY | inRoot.O_CREAT | inRoot.O_TRUNC,
+  wx: inRoot.O_WRONLY | inRoot.O_CREAT | inRoot.O_TRUNC | inRoot.O_EXCL,
+  "w+": inRoot.O_RDWR | inRoot.O_CREAT | inRoot.O_TRUNC,
+  "wx+": inRoot.O_RDWR | inRoot.O_CREAT | inRoot.O_TRUNC | inRoot.O_EXCL,
+  a: inRoot.O_WRONLY | inRoot.O_CREAT | inRoot.O_APPEND,
+  ax: inRoot.O_WRONLY | inRoot.O_CREAT | inRoot.O_APPEND | inRoot.O_EXCL,
+  "a+": inRoot.O_RDWR | inRoot.O_CREAT | inRoot.O_APPEND,
+  "ax+": inRoot.O_RDWR | inRoot.O_CREAT | inRoot.O_APPEND | inRoot.O_EXCL
+}
+
+const flagsOf = (flag: string): number => {
+  const known = Object.hasOwn(flags, flag) ? flags[flag] : undefined
+  if (known !== undefined) return known
+  const message = `a flag is one of ${Object.keys(flags).join(", ")}: ${JSON.stringify(flag)}`
+  throw Object.assign(new TypeError(message), { code: "ERR_INVALID_ARG_VALUE" })
+}
+
+const temporary = (): string => randomBytes(4).toString("base64url").slice(0, 6).replaceAll(/[-_]/g, "x")
+
+export const make = (container: Container): FileSystem.FileSystem => {
+  const rootFor = (method: string, path: string): number => {
+    const { root } = container.state
+    if (root >= 0) return root
+    const description = `container ${container.id}: this process runs in another's root; use the container's own`
+    throw new SystemError({
+      module: "FileSystem",
+      method,
+      reason: "BadResource",
+      pathOrDescriptor: path,
+      description
+    })
+  }
+
+  const mapped =
+    (method: string, path: string, always = false) =>
+    (error: unknown): PlatformError =>
+      error instanceof SystemError ? error : platformError(method, path, always)(error)
+
+  // A call of its own is over in microseconds: it is made at once, so that no descriptor outlives it.
+  const attempt = <A>(method: string, path: string, body: (root: number) => A): Result<A> =>
+    Effect.try({ try: () => body(rootFor(method, path)), catch: mapped(method, path) })
+
+  const attemptLong = <A>(
+    method: string,
+    path: string,
+    body: (root: number, signal: AbortSignal) => Promise<A>,
+    options: { readonly always?: boolean; readonly waits?: boolean } = {}
+  ): Result<A> =>
+    Effect.mapError(
+      inRoot.promised(async (signal) => body(rootFor(method, path), signal), options.waits),
+      mapped(method, path, options.always)
+    )
+
+  /** What a path leads to, for calls that follow links. */
+  const on = <A>(root: number, path: string, syscall: string, use: (at: string) => A): A =>
+    inRoot.using(inRoot.open(root, path, O_PATH, syscall), (fd) => use(inRoot.via(fd)))
+
+  const open =
+    (method: string) =>
+    (
+      path: string,
+      options?: FileSystem.OpenFileOptions
+    ): Effect.Effect<OpenFile, PlatformError, Scope.Scope> =>
+      Effect.acquireRelease(
+        Effect.map(
+          attemptLong(method, path, (root) =>
+            inRoot.openFile(root, path, flagsOf(options?.flag ?? "r"), options?.mode)
+          ),
+          (fd) => new OpenFile(fd, options?.flag?.startsWith("a") ?? false)
+        ),
+        (file) => Effect.sync(() => file.close())
+      )
+
+  const remove =
+    (method: string) =>
+    (path: string, options?: FileSystem.RemoveOptions): Result<void> =>
+      attemptLong(method, path, async (root, signal) => {
+        try {
+          await inRoot.inFolderOf(root, path, inRoot.EBUSY, "rm", async (at) => {
+            if (options?.recursive === true) return inRoot.removeTree(at, signal)
+            if (!fs.lstatSync(at.at).isDirectory()) return fs.unlinkSync(at.at)
+            const message = "Path is a directory: rm removes it with recursive: true"
+            throw Object.assign(new Error(message), { code: "ERR_FS_EISDIR", syscall: "rm" })
+          })
+        } catch (error) {
+          if (options?.force !== true || !inRoot.isErrno(error, ENOENT)) throw error
+        }
+      })
+
+  const makeTempDirectory =
+    (method: string) =>
+    (options?: FileSystem.MakeTempDirectoryOptions): Result<string> => {
+      const folder = typeof options?.directory === "string" ? options.directory : "/tmp"
+      const start = inRoot.join(folder.replace(/(?<=.)\/+$/, "") || ".", options?.prefix ?? "")
+      return attempt(method, start, (root) => {
+        for (;;) {
+          const path = `${start}${temporary()}`
+          try {
+            inRoot.makeFolder(root, path, 0o700, false)
+            return path
+          } catch (error) {
+            if (!inRoot.isErrno(error, EEXIST)) throw error
+          }
+        }
+      })
+    }
+
+  const makeTempFile =
+    (method: string) =>
+    (options?: FileSystem.MakeTempFileOptions): Result<string> =>
+      makeTempDirectory(method)(options).pipe(
+        Effect.map((folder) => `${folder}/${randomBytes(6).toString("hex")}${options?.suffix ?? ""}`),
+        Effect.tap((path) => Effect.scoped(open(method)(path, { flag: "w+" })))
+      )
+
+  const readFolder = async (
+    folder: number,
+    prefix: string,
+    signal: AbortSignal,
+    into: Array<string>
+  ): Promise<void> => {
+    await inRoot.turn(signal)
+    for (const entry of fs.readdirSync(inRoot.via(folder), { withFileTypes: true })) {
+      into.push(`${prefix}${entry.name}`)
+      if (!entry.isDirectory()) continue
+      const at = inRoot.place(folder, entry.name, `${prefix}${entry.name}`)
+      try {
+        await inRoot.using(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW), (fd) =>
+          readFolder(fd, `${at.path}/`, signal, into)
+        )
+      } catch (error) {
+        // Gone, or something else by now.
+        if (!inRoot.isErrno(error, ENOENT, ENOTDIR)) throw error
+      }
+    }
+  }
+
+  const stat = (path: string): Result<FileSystem.File.Info> =>
+    attempt("stat", path, (root) => infoOf(on(root, path, "stat", (at) => fs.statSync(at))))
+
+  return FileSystem.make({
+    access: (path, options) =>
+      attempt("access", path, (root) => {
+        const read = options?.readable === true ? fs.constants.R_OK : 0
+        const write = options?.writable === true ? fs.constants.W_OK : 0
+        inRoot.using(inRoot.open(root, path, O_PATH, "access"), (fd) => {
+          const result = native().access(fd, fs.constants.F_OK | read | write)
+          if (result < 0) inRoot.fail(-result, "access", path)
+        })
+      }),
+    chmod: (path, mode) =>
+      attempt("chmod", path, (root) => on(root, path, "chmod", (at) => fs.chmodSync(at, mode))),
+    chown: (path, uid, gid) =>
+      attempt("chown", path, (root) => on(root, path, "chown", (at) => fs.chownSync(at, uid, gid))),
+    copy: (from, to, options) =>
+      attemptLong("copy", from, (root, signal) => copyTree(root, from, to, options ?? {}, signal)),
+    copyFile: (from, to) => attemptLong("copyFile", from, (root) => copyFile(root, from, to)),
+    link: (from, to) =>
+      attempt("link", from, (root) =>
+        inRoot.inFolderOf(root, from, 1, "link", (existing) =>
+          inRoot.inFolderOf(root, to, EEXIST, "link", (made) => fs.linkSync(existing.at, made.at))
+        )
+      ),
+    makeDirectory: (path, options) =>
+      attempt("makeDirectory", path, (root) =>
+        inRoot.makeFolder(root, path, options?.mode ?? 0o777, options?.recursive ?? false)
+      ),
+    makeTempDirectory: makeTempDirectory("makeTempDirectory"),
+    makeTempDirectoryScoped: (options) =>
+      Effect.acquireRelease(makeTempDirectory("makeTempDirectoryScoped")(options), (path) =>
+        Effect.orDie(remove("makeTempDirectoryScoped")(path, { recursive: true }))
+      ),
+    makeTempFile: makeTempFile("makeTempFile"),
+    makeTempFileScoped: (options) =>
+      Effect.acquireRelease(makeTempFile("makeTempFileScoped")(options), (path) =>
+        Effect.orDie(remove("makeTempFileScoped")(inRoot.split(path).folder, { recursive: true }))
+      ),
+    open: open("open"),
+    readDirectory: (path, options) =>
+      attemptLong(
+        "readDirectory",
+        path,
+        (root, signal) =>
+          inRoot.using(inRoot.open(root, path, inRoot.O_FOLDER, "scandir"), async (folder) => {
+            if (options?.recursive !== true) return [...inRoot.names(folder)]
+            const found: Array<string> = []
+            await readFolder(folder, "", signal, found)
+            return found
+          }),
+        { always: true }
+      ),
+    readFile: (path) =>
+      attemptLong(
+        "readFile",
+        path,
+        (root, signal) =>
+          on(root, path, "open", (at): Promise<Uint8Array> => fs.promises.readFile(at, { signal })),
+        { waits: true }
+      ),
+    readLink: (path) =>
+      attempt("readLink", path, (root) => {
+        if (path.endsWith("/")) on(root, path, "readlink", () => inRoot.fail(EINVAL, "readlink", path))
+        return inRoot.inFolder(root, path, EINVAL, "readlink", (at) => fs.readlinkSync(at.at))
+      }),
+    realPath: (path) => attempt("realPath", path, (root) => inRoot.realPath(root, path)),
+    remove: remove("remove"),
+    rename: (from, to) =>
+      attempt("rename", from, (root) =>
+        inRoot.inFolderOf(root, from, inRoot.EBUSY, "rename", (old) =>
+          inRoot.inFolder(root, to, inRoot.EBUSY, "rename", (made) => {
+            if (to.endsWith("/") && !fs.lstatSync(old.at).isDirectory())
+              return inRoot.fail(ENOTDIR, "rename", to)
+            return fs.renameSync(old.at, made.at)
+          })
+        )
+      ),
+    stat,
+    symlink: (target, path) =>
+      attempt("symlink", target, (root) =>
+        inRoot.inFolderOf(root, path, EEXIST, "symlink", (at) => fs.symlinkSync(target, at.at))
+      ),
+    truncate: (path, length) =>
+      attemptLong(
+        "truncate",
+        path,
+        (root) =>
+          on(root, path, "open", (at) =>
+            fs.promises.truncate(at, length === undefined ? undefined : Number(length))
+          ),
+        { waits: true }
+      ),
+    utimes: (path, atime, mtime) =>
+      attempt("utime", path, (root) => on(root, path, "utime", (at) => fs.utimesSync(at, atime, mtime))),
+    watch: (path, options) =>
+      Stream.unwrap(
+        Effect.map(stat(path), () =>
+          Stream.suspend(() => watch(container.state.root, path, options?.recursive === true))
+        )
+      ),
+    writeFile: (path, data, options) =>
+      attemptLong(
+        "writeFile",
+        path,
+        async (root, signal) => {
+          const fd = await inRoot.openFile(root, path, flagsOf(options?.flag ?? "w"), options?.mode)
+          try {
+            await new Promise<void>((resolve, reject) =>
+              fs.writeFile(fd, data, { signal }, (error) => (error ? reject(error) : resolve()))
+            )
+          } finally {
+            await inRoot.fsClose(fd)
+          }
+        },
+        { waits: true }
+      )
+  })
+}

@@ -1,0 +1,339 @@
+/**
+ * Files and trees into a container's root and out of it, or as they are on the host, by descriptors on both sides: what
+ * a container swaps in the meantime is seen as it is when it is opened, and leads nowhere (CVE-2018-15664,
+ * CVE-2019-10152).
+ */
+import * as fs from "node:fs"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import {
+  type BerthError,
+  ContainerError,
+  InvalidOption,
+  isBerthError,
+  OperationFailed
+} from "../BerthError.ts"
+import type { Container } from "../Container.ts"
+import { EEXIST, EINVAL, EIO, ENOENT, ENOTDIR } from "./errno.ts"
+import * as inRoot from "./inRoot.ts"
+import { metadataOf, setMetadata } from "./metadata.ts"
+import { native, O_NOFOLLOW, O_PATH, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS } from "./native.ts"
+
+/** The descriptor of a container's root. */
+export const rootOf = (container: Container): number => {
+  const { root } = container.state
+  if (root >= 0) return root
+  const detail = "it has no files of its own: it runs in another's root, or is gone"
+  throw new ContainerError({ reason: "NotRunning", container: container.id, detail })
+}
+
+const hints: Readonly<Record<number, string>> = {
+  [ENOENT]: "Both the source and the folder to copy into have to be there",
+  [inRoot.EISDIR]: "A folder is in the place of a file: nothing of it was replaced",
+  [ENOTDIR]: "A file is in the place of a folder: nothing of it was replaced"
+}
+
+export const failedAs =
+  (operation: string) =>
+  (error: unknown): BerthError => {
+    if (isBerthError(error)) return error
+    const errno = inRoot.errnoOf(error)
+    if (errno === undefined && error instanceof TypeError)
+      return new InvalidOption({ option: "path", value: operation, expected: "text without NUL" })
+    const { syscall = "copy", path, message } = error as NodeJS.ErrnoException
+    const at = error instanceof inRoot.Failure && path !== undefined ? `${operation}: ${path}` : operation
+    const hint = errno === undefined ? message : (hints[errno] ?? "")
+    return new OperationFailed({ operation: at, index: -1, syscall, errno: errno ?? EIO, hint })
+  }
+
+/** One side of a copy: how a path is opened there, and what it is without links. */
+export interface Side {
+  readonly open: (path: string, flags: number) => number
+  readonly real: (path: string) => string
+}
+
+export const host: Side = { open: inRoot.openHost, real: (path) => fs.realpathSync(path) }
+
+export const inside = (root: number): Side => ({
+  open: (path, flags) => inRoot.open(root, path, flags),
+  real: (path) => inRoot.realPath(root, path)
+})
+
+/** What is to be copied. Without a name it is what is in the folder. */
+export interface Source {
+  readonly folder: number
+  readonly name: string | undefined
+  readonly path: string
+}
+
+/** Gives the source to `use`: `a` is itself, also where it is a link; `a/` what it leads to; `a/.` what is in that. */
+export const fromSource = <A>(side: Side, path: string, use: (source: Source) => Promise<A>): Promise<A> => {
+  const { folder, name, slash } = inRoot.split(path)
+  if (!inRoot.isName(name))
+    return inRoot.using(side.open(path, inRoot.O_FOLDER), (fd) => use({ folder: fd, name: undefined, path }))
+  if (!slash) return inRoot.using(side.open(folder, inRoot.O_FOLDER), (fd) => use({ folder: fd, name, path }))
+  native().close(side.open(path, inRoot.O_FOLDER))
+  const real = inRoot.split(side.real(path))
+  return inRoot.using(side.open(real.folder, inRoot.O_FOLDER), (fd) =>
+    use({ folder: fd, name: real.name, path })
+  )
+}
+
+export interface Entry {
+  readonly at: inRoot.Place
+  /** From where the copy began. */
+  readonly relative: string
+}
+
+const child = (
+  folder: number,
+  entry: { readonly path: string; readonly relative: string },
+  name: string
+): Entry => ({
+  at: inRoot.place(folder, name, inRoot.join(entry.path, name)),
+  relative: entry.relative === "" ? name : `${entry.relative}/${name}`
+})
+
+/** The entries of an opened folder. */
+export const entriesOf = (folder: number, path: string, relative: string): ReadonlyArray<Entry> =>
+  inRoot.names(folder).map((name) => {
+    // node:fs has U+FFFD for what is not UTF-8, by which the file could not be found again.
+    if (name.includes("\ufffd"))
+      inRoot.fail(EINVAL, "readdir", `${inRoot.join(path, name)} (a name that is not UTF-8)`)
+    return child(folder, { path, relative }, name)
+  })
+
+/** Reads a regular file by its descriptor; a container cannot have put a fifo there that this would wait for. */
+export const openContents = (fd: number): Promise<number> =>
+  inRoot.fsOpen(inRoot.via(fd), inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY)
+
+const CHUNK_BYTES = 1024 * 1024
+const ENXIO = inRoot.ENXIO
+
+const readAt = (fd: number, buffer: Uint8Array, length: number, position: number): Promise<number> =>
+  new Promise((resolve, reject) =>
+    fs.read(fd, buffer, 0, length, position, (error, n) => (error ? reject(error) : resolve(n)))
+  )
+
+export const writeAt = async (fd: number, bytes: Uint8Array, position: number): Promise<void> => {
+  for (let at = 0; at < bytes.length; ) {
+    at += await new Promise<number>((resolve, reject) =>
+      fs.write(fd, bytes, at, bytes.length - at, position + at, (error, n) =>
+        error ? reject(error) : resolve(n)
+      )
+    )
+  }
+}
+
+/** The bytes of a file up to `size`, in parts, by their offsets; holes are left out. */
+export async function* contents(
+  fd: number,
+  size: number,
+  signal: AbortSignal
+): AsyncGenerator<readonly [offset: number, bytes: Uint8Array]> {
+  const file = await openContents(fd)
+  const kernel = inRoot.openHost(inRoot.via(fd), inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY)
+  const buffer = new Uint8Array(Math.min(CHUNK_BYTES, size))
+  try {
+    for (let offset = 0; offset < size; ) {
+      const extent = native().extent(kernel, offset)
+      if (extent[0] === -ENXIO) return
+      // Where holes are not told of, all is data.
+      const [start, end] = extent[0] < 0 ? [offset, size] : extent
+      for (offset = start; offset < Math.min(end, size); ) {
+        signal.throwIfAborted()
+        const n = await readAt(file, buffer, Math.min(buffer.length, end - offset, size - offset), offset)
+        if (n === 0) return
+        yield [offset, buffer.subarray(0, n)]
+        offset += n
+      }
+    }
+  } finally {
+    native().close(kernel)
+    await inRoot.fsClose(file)
+  }
+}
+
+/** A new and empty file at a place, instead of one that is there; a file that is a mount's is emptied. */
+export const makeFile = (at: inRoot.Place): number => {
+  const existing = fs.lstatSync(at.at, { throwIfNoEntry: false })
+  if (existing?.isDirectory() === true) return inRoot.fail(inRoot.EISDIR, "open", at.path)
+  try {
+    if (existing !== undefined) fs.unlinkSync(at.at)
+  } catch (error) {
+    if (!inRoot.isErrno(error, inRoot.EBUSY) || existing?.isFile() !== true) throw error
+    const fd = inRoot.openPlace(at, inRoot.O_RDWR | inRoot.O_NONBLOCK | O_NOFOLLOW)
+    fs.truncateSync(inRoot.via(fd), 0)
+    return fd
+  }
+  return inRoot.openPlace(at, inRoot.O_RDWR | inRoot.O_CREAT | inRoot.O_EXCL | O_NOFOLLOW, "open", 0o600)
+}
+
+/** Takes away what is not a folder, so that a link or a fifo can be put in its place. */
+export const clear = (at: inRoot.Place): void => {
+  const existing = fs.lstatSync(at.at, { throwIfNoEntry: false })
+  if (existing?.isDirectory() === true) inRoot.fail(inRoot.EISDIR, "open", at.path)
+  if (existing !== undefined) fs.unlinkSync(at.at)
+}
+
+/** Makes a folder, which is nobody else's until it has its mode, and says whether it was not there. */
+export const makeFolder = (at: inRoot.Place): boolean => {
+  try {
+    fs.mkdirSync(at.at, { mode: 0o700 })
+    return true
+  } catch (error) {
+    if (!inRoot.isErrno(error, EEXIST)) throw error
+    native().close(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW, "mkdir"))
+    return false
+  }
+}
+
+/** A second name for what was made at `relative` below an opened folder. */
+export const linkFrom = (top: number, relative: string, at: inRoot.Place): void => {
+  const { folder, name } = inRoot.split(relative)
+  const fd = native().openIn(top, folder, inRoot.O_FOLDER, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, 0)
+  if (fd < 0) return inRoot.fail(-fd, "link", at.path)
+  inRoot.using(fd, () => fs.linkSync(`${inRoot.via(fd)}/${name}`, at.at))
+}
+
+interface Copy {
+  /** The folder that `relative` is below, on the target's side. */
+  readonly top: number
+  readonly links: Map<string, string>
+  readonly signal: AbortSignal
+}
+
+const copyFolder = async (
+  copy: Copy,
+  from: number,
+  path: string,
+  to: number,
+  target: { readonly path: string; readonly relative: string }
+): Promise<void> => {
+  for (const entry of entriesOf(from, path, target.relative)) {
+    await copyEntry(copy, entry.at, child(to, target, entry.at.name))
+  }
+}
+
+const copyEntry = async (copy: Copy, source: inRoot.Place, target: Entry): Promise<void> => {
+  await inRoot.turn(copy.signal)
+  await inRoot.using(inRoot.openPlace(source), async (from) => {
+    const status = fs.statSync(inRoot.via(from))
+    const metadata = metadataOf(from, status, source.path)
+    const { at } = target
+    if (status.isSocket()) return
+    if (status.isDirectory()) {
+      const isNew = makeFolder(at)
+      return inRoot.using(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW), async (to) => {
+        await copyFolder(copy, from, source.path, to, { path: at.path, relative: target.relative })
+        if (isNew) setMetadata(to, metadata, at.path)
+      })
+    }
+    const key = status.nlink > 1 ? inRoot.identity(from) : undefined
+    const made = key === undefined ? undefined : copy.links.get(key)
+    if (made !== undefined) {
+      clear(at)
+      return linkFrom(copy.top, made, at)
+    }
+    if (status.isFile()) {
+      await inRoot.using(makeFile(at), async (to) => {
+        const file = await inRoot.fsOpen(inRoot.via(to), inRoot.O_WRONLY)
+        try {
+          for await (const [offset, bytes] of contents(from, status.size, copy.signal))
+            await writeAt(file, bytes, offset)
+          fs.ftruncateSync(file, status.size)
+        } finally {
+          await inRoot.fsClose(file)
+        }
+        setMetadata(to, metadata, at.path)
+      })
+    } else {
+      clear(at)
+      if (status.isSymbolicLink()) fs.symlinkSync(fs.readlinkSync(source.at), at.at)
+      else if (status.isFIFO()) {
+        const result = native().makeFifo(at.folder, at.name, 0o600)
+        if (result < 0) inRoot.fail(-result, "mkfifo", at.path)
+      } else inRoot.fail(EINVAL, "mknod", `${source.path} (a device, which is not copied)`)
+      inRoot.using(inRoot.openPlace(at), (to) => setMetadata(to, metadata, at.path))
+    }
+    if (key !== undefined) copy.links.set(key, target.relative)
+  })
+}
+
+/** What is at a path, undefined where nothing is. */
+const existing = (side: Side, path: string): number | undefined => {
+  try {
+    return side.open(path, O_PATH)
+  } catch (error) {
+    if (inRoot.isErrno(error, ENOENT)) return undefined
+    throw error
+  }
+}
+
+const copyTo = async (source: Source, side: Side, path: string, signal: AbortSignal): Promise<void> => {
+  const links = new Map<string, string>()
+  const { folder, name } = source
+  const into = (fd: number, as: string, at: string): Promise<void> =>
+    copyEntry({ top: fd, links, signal }, inRoot.place(folder, name!, source.path), {
+      at: inRoot.place(fd, as, at),
+      relative: as
+    })
+  const isFolder =
+    name === undefined || fs.lstatSync(inRoot.place(folder, name, source.path).at).isDirectory()
+  const found = existing(side, path)
+  const asNew = (at: string): Promise<void> => {
+    const target = inRoot.split(at)
+    if (!inRoot.isName(target.name) || (target.slash && !isFolder)) return inRoot.fail(ENOENT, "open", at)
+    return inRoot.using(side.open(target.folder, inRoot.O_FOLDER), async (fd) => {
+      if (name !== undefined) return into(fd, target.name, at)
+      const place = inRoot.place(fd, target.name, at)
+      makeFolder(place)
+      await inRoot.using(inRoot.openPlace(place, inRoot.O_FOLDER | O_NOFOLLOW), async (to) => {
+        await copyFolder({ top: to, links, signal }, folder, source.path, to, { path: at, relative: "" })
+        setMetadata(to, metadataOf(folder, fs.statSync(inRoot.via(folder)), source.path), at)
+      })
+    })
+  }
+  if (found === undefined) return asNew(path)
+  return inRoot.using(found, (fd) => {
+    if (fs.statSync(inRoot.via(fd)).isDirectory())
+      return name === undefined
+        ? copyFolder({ top: fd, links, signal }, folder, source.path, fd, { path, relative: "" })
+        : into(fd, name, inRoot.join(path, name))
+    return isFolder ? inRoot.fail(ENOTDIR, "mkdir", path) : asNew(side.real(path))
+  })
+}
+
+const copy = (
+  from: string,
+  to: string,
+  container: Container,
+  way: "in" | "out"
+): Effect.Effect<void, BerthError> =>
+  inRoot
+    .promised((signal) => {
+      const box = inside(rootOf(container))
+      const [source, target] = way === "in" ? [host, box] : [box, host]
+      return fromSource(source, from, (found) => copyTo(found, target, to, signal))
+    })
+    .pipe(
+      Effect.mapError(failedAs(`copy ${from} -> ${to}`)),
+      Effect.withSpan(`berth.Container.copy${way === "in" ? "In" : "Out"}`, {
+        attributes: { "container.id": container.id },
+        captureStackTrace: false
+      })
+    )
+
+export const copyIn: {
+  (hostPath: string, containerPath: string): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, hostPath: string, containerPath: string): Effect.Effect<void, BerthError>
+} = dual(3, (container: Container, hostPath: string, containerPath: string) =>
+  copy(hostPath, containerPath, container, "in")
+)
+
+export const copyOut: {
+  (containerPath: string, hostPath: string): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, containerPath: string, hostPath: string): Effect.Effect<void, BerthError>
+} = dual(3, (container: Container, containerPath: string, hostPath: string) =>
+  copy(containerPath, hostPath, container, "out")
+)

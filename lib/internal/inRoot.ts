@@ -1,0 +1,341 @@
+/**
+ * Files below a root by descriptors. A path is resolved by openat2(2) inside the root, and what is done is done to the
+ * descriptor that came out, or to a single name in an opened folder by a call that follows no link: no symbolic link,
+ * `..` or rename in the meantime leads out (CVE-2018-15664, CVE-2019-10152, CVE-2021-30465).
+ *
+ * All of it throws `Failure`, or what node:fs throws.
+ */
+import * as fs from "node:fs"
+import * as os from "node:os"
+import * as Effect from "effect/Effect"
+import * as errno from "./errno.ts"
+import {
+  AT_FDCWD,
+  native,
+  O_DIRECTORY,
+  O_NOFOLLOW,
+  O_PATH,
+  RESOLVE_BENEATH,
+  RESOLVE_IN_ROOT,
+  RESOLVE_NO_MAGICLINKS,
+  RESOLVE_NO_SYMLINKS
+} from "./native.ts"
+
+export const { O_RDONLY, O_WRONLY, O_RDWR, O_CREAT, O_EXCL, O_TRUNC, O_APPEND, O_NONBLOCK, O_NOCTTY } =
+  fs.constants
+export const O_FOLDER: number = O_PATH | O_DIRECTORY
+export const EISDIR = 21
+export const ENXIO = 6
+export const EBUSY = 16
+export const ENOTEMPTY = 39
+const PATH_MAX = 4096
+
+/** A system call that failed, in the form of node:fs. */
+export class Failure extends Error {
+  readonly errno: number
+  readonly code: string
+  readonly syscall: string
+  readonly path: string
+
+  constructor(number: number, syscall: string, path: string) {
+    const code = errno.errnoName(number)
+    super(`${code}: ${errno.describeErrno(number)}, ${syscall} '${path}'`)
+    this.errno = -number
+    this.code = code
+    this.syscall = syscall
+    this.path = path
+  }
+}
+
+export const fail = (number: number, syscall: string, path: string): never => {
+  throw new Failure(number, syscall, path)
+}
+
+/** The number of what node:fs threw, undefined where it is not from a system call. */
+export const errnoOf = (error: unknown): number | undefined => {
+  const { code, errno: number } = (error ?? {}) as { readonly code?: unknown; readonly errno?: unknown }
+  const known = os.constants.errno[code as keyof typeof os.constants.errno] as number | undefined
+  return known ?? (error instanceof Failure && typeof number === "number" ? -number : undefined)
+}
+
+export const isErrno = (error: unknown, ...numbers: ReadonlyArray<number>): boolean =>
+  numbers.includes(errnoOf(error) ?? 0)
+
+/** The path by which the kernel jumps to what the descriptor is of, whatever is at its name by now. */
+export const via = (fd: number): string => `/proc/self/fd/${fd}`
+
+const check = (path: string): void => {
+  if (typeof path !== "string" || path.includes("\0")) {
+    const shown = JSON.stringify(path)
+    throw Object.assign(new TypeError(`a path is text without NUL, which the kernel cannot take: ${shown}`), {
+      code: "ERR_INVALID_ARG_VALUE"
+    })
+  }
+}
+
+/** openat2(2) with the folder as the root; throws in the name of `syscall`. */
+export const open = (folder: number, path: string, flags: number, syscall = "open", mode = 0): number => {
+  check(path)
+  if (Buffer.byteLength(path) >= PATH_MAX) return fail(errno.ENAMETOOLONG, syscall, path)
+  const fd = native().openIn(folder, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, mode & 0o7777)
+  return fd < 0 ? fail(-fd, syscall, path) : fd
+}
+
+const SINGLE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+
+/** Gives the descriptor to `use` and closes it after, also after what `use` promises. */
+export const using = <A>(fd: number, use: (fd: number) => A): A => {
+  let result: A
+  try {
+    result = use(fd)
+  } catch (error) {
+    native().close(fd)
+    throw error
+  }
+  if (result instanceof Promise) return result.finally(() => native().close(fd)) as A
+  native().close(fd)
+  return result
+}
+
+/** A single name in an opened folder. */
+export interface Place {
+  readonly folder: number
+  readonly name: string
+  /** For those calls of node:fs that do not follow a link in the last place. */
+  readonly at: string
+  /** As it would be written inside the root; for messages. */
+  readonly path: string
+}
+
+export const join = (folder: string, name: string): string =>
+  folder.endsWith("/") ? `${folder}${name}` : `${folder}/${name}`
+
+export const place = (folder: number, name: string, path: string): Place => ({
+  folder,
+  name,
+  at: `${via(folder)}/${name}`,
+  path
+})
+
+/** The object at a place, O_PATH and itself where it is a link; with O_CREAT | O_EXCL, made. */
+export const openPlace = (
+  at: Place,
+  flags: number = O_PATH | O_NOFOLLOW,
+  syscall = "open",
+  mode = 0
+): number => {
+  const fd = native().openIn(at.folder, at.name, flags, SINGLE, mode & 0o7777)
+  return fd < 0 ? fail(-fd, syscall, at.path) : fd
+}
+
+/** The path without slashes at the end, in two. The name is none of a folder's where it is `""`, `"."` or `".."`. */
+export const split = (
+  path: string
+): { readonly folder: string; readonly name: string; readonly slash: boolean } => {
+  const trimmed = path.replace(/\/+$/, "")
+  const cut = trimmed.lastIndexOf("/") + 1
+  const folder = trimmed.slice(0, cut)
+  const name = trimmed.slice(cut)
+  return { folder: folder === "" ? (path === trimmed ? "." : "/") : folder, name, slash: path !== trimmed }
+}
+
+export const isName = (name: string): boolean => name !== "" && name !== "." && name !== ".."
+
+/**
+ * Opens the folder of a path and gives the name in it to `use`. Where the path ends in no name (`/`, `a/..`), it fails
+ * with `special` if there is such a folder.
+ */
+export const inFolder = <A>(
+  root: number,
+  path: string,
+  special: number,
+  syscall: string,
+  use: (at: Place) => A
+): A => {
+  check(path)
+  if (path === "") return fail(errno.ENOENT, syscall, path)
+  const { folder, name } = split(path)
+  if (!isName(name)) {
+    native().close(open(root, path, O_PATH, syscall))
+    return fail(special, syscall, path)
+  }
+  return using(open(root, folder, O_FOLDER, syscall), (fd) => use(place(fd, name, path)))
+}
+
+/** The same for a path of which a slash at the end says that it is a folder's. */
+export const inFolderOf = <A>(
+  root: number,
+  path: string,
+  special: number,
+  syscall: string,
+  use: (at: Place) => A
+): A =>
+  inFolder(root, path, special, syscall, (at) => {
+    if (path.endsWith("/")) native().close(openPlace(at, O_FOLDER | O_NOFOLLOW, syscall))
+    return use(at)
+  })
+
+/** What says that two descriptors are of the same file: a number of 64 bits is none of JavaScript's. */
+export const identity = (fd: number): string => `${fs.statSync(via(fd)).dev}:${native().inode(fd).join(":")}`
+
+/** What the host has at a path, by its own rules. */
+export const openHost = (path: string, flags: number): number => {
+  check(path)
+  if (Buffer.byteLength(path) >= PATH_MAX) return fail(errno.ENAMETOOLONG, "open", path)
+  const fd = native().openIn(AT_FDCWD, path, flags, 0, 0)
+  return fd < 0 ? fail(-fd, "open", path) : fd
+}
+
+export const fsOpen = (path: string, flags: number, mode?: number): Promise<number> =>
+  new Promise((resolve, reject) => {
+    fs.open(path, flags, mode, (error, fd) => (error ? reject(error) : resolve(fd)))
+  })
+
+export const fsClose = (fd: number): Promise<void> =>
+  new Promise((resolve, reject) => {
+    fs.close(fd, (error) => (error ? reject(error) : resolve()))
+  })
+
+const ATTEMPTS = 16
+
+/**
+ * open(2) inside the root, to a descriptor of the runtime's own node:fs, which need not be the kernel's number. It waits
+ * for the other end of a fifo as open(2) does, in a thread of the runtime's.
+ */
+export const openFile = async (root: number, path: string, flags: number, mode = 0o666): Promise<number> => {
+  const rest = flags & ~(O_CREAT | O_EXCL)
+  const reopen = (fd: number): Promise<number> => using(fd, (opened) => fsOpen(via(opened), rest))
+  if ((flags & O_CREAT) === 0) return reopen(open(root, path, O_PATH))
+  for (let attempt = 0; ; attempt++) {
+    if ((flags & O_EXCL) === 0) {
+      try {
+        return await reopen(open(root, path, O_PATH))
+      } catch (error) {
+        if (!isErrno(error, errno.ENOENT)) throw error
+      }
+    }
+    if (split(path).slash) return fail(EISDIR, "open", path)
+    try {
+      // O_EXCL follows nothing in the last place.
+      return await inFolder(root, path, errno.EEXIST, "open", (at) =>
+        fsOpen(at.at, flags | O_EXCL | O_NOFOLLOW, mode)
+      )
+    } catch (error) {
+      if (!isErrno(error, errno.EEXIST) || (flags & O_EXCL) !== 0 || attempt === ATTEMPTS) throw error
+    }
+    // There is a link to nothing, or somebody else was faster: what this opens is no fifo that it could wait for.
+    const fd = native().openIn(
+      root,
+      path,
+      (flags & ~O_TRUNC) | O_NONBLOCK | O_NOCTTY,
+      RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+      mode & 0o7777
+    )
+    if (fd >= 0) return reopen(fd)
+    if (fd !== -errno.ENOENT) return fail(-fd, "open", path)
+    if (attempt === ATTEMPTS) return fail(errno.ENOENT, "open", path)
+  }
+}
+
+const LINKS_MAX = 40
+
+/** The path without links, `.` and `..`. */
+export const realPath = (root: number, path: string): string => {
+  native().close(open(root, path, O_PATH, "realpath"))
+  const done: Array<string> = []
+  const rest = path.split("/").reverse()
+  for (let links = 0; rest.length > 0; ) {
+    const name = rest.pop()!
+    if (name === "" || name === ".") continue
+    if (name === "..") {
+      done.pop()
+      continue
+    }
+    const target = inFolder(root, `/${[...done, name].join("/")}`, errno.EINVAL, "realpath", (at) =>
+      fs.lstatSync(at.at).isSymbolicLink() ? fs.readlinkSync(at.at) : undefined
+    )
+    if (target === undefined) {
+      done.push(name)
+      continue
+    }
+    if (++links > LINKS_MAX) return fail(errno.ELOOP, "realpath", path)
+    if (target.startsWith("/")) done.length = 0
+    rest.push(...target.split("/").reverse())
+  }
+  return `/${done.join("/")}`
+}
+
+/** mkdir(2), and of the folders on the way with `recursive`, which succeeds where there is one. */
+export const makeFolder = (root: number, path: string, mode: number, recursive: boolean): void => {
+  const one = (at: string): void =>
+    inFolder(root, at, errno.EEXIST, "mkdir", (name) => fs.mkdirSync(name.at, { mode }))
+  const isFolder = (at: string): boolean => {
+    try {
+      native().close(open(root, at, O_FOLDER, "mkdir"))
+      return true
+    } catch (error) {
+      if (isErrno(error, errno.ENOTDIR)) return false
+      throw error
+    }
+  }
+  if (!recursive) return one(path)
+  const missing = [path]
+  for (let attempt = 0; missing.length > 0; attempt++) {
+    const at = missing.at(-1)!
+    try {
+      one(at)
+      missing.pop()
+    } catch (error) {
+      if (isErrno(error, errno.EEXIST)) {
+        if (!isFolder(at)) throw missing.length === 1 ? error : new Failure(errno.ENOTDIR, "mkdir", path)
+        missing.pop()
+      } else if (isErrno(error, errno.ENOENT) && at !== "" && attempt < PATH_MAX) {
+        const { folder } = split(at)
+        if (folder === "." || folder === "/") throw error
+        missing.push(folder)
+      } else throw error
+    }
+  }
+}
+
+/** The names in an opened folder, O_PATH or not. */
+export const names = (fd: number): ReadonlyArray<string> => fs.readdirSync(via(fd))
+
+/** Lets others run, and stops where the fiber was interrupted. */
+export const turn = async (signal: AbortSignal): Promise<void> => {
+  await new Promise<void>((resolve) => setImmediate(resolve))
+  signal.throwIfAborted()
+}
+
+/** Removes whatever is there; a folder with all that is in it. */
+export const removeTree = async (at: Place, signal: AbortSignal): Promise<void> => {
+  if (!fs.lstatSync(at.at).isDirectory()) return fs.unlinkSync(at.at)
+  await using(openPlace(at, O_FOLDER | O_NOFOLLOW), async (fd) => {
+    for (const name of names(fd)) {
+      try {
+        await removeTree(place(fd, name, join(at.path, name)), signal)
+      } catch (error) {
+        if (!isErrno(error, errno.ENOENT)) throw error
+      }
+    }
+  })
+  await turn(signal)
+  fs.rmdirSync(at.at)
+}
+
+/** An effect of a promise that is told of an interruption, and waited for unless it may wait itself, for a fifo. */
+export const promised = <A>(
+  body: (signal: AbortSignal) => Promise<A>,
+  waits = false
+): Effect.Effect<A, unknown> =>
+  Effect.async<A, unknown>((resume) => {
+    const controller = new AbortController()
+    const done = (async () => body(controller.signal))().then(
+      (value) => resume(Effect.succeed(value)),
+      (error) => resume(Effect.fail(error))
+    )
+    return Effect.promise(() => {
+      controller.abort()
+      return waits ? Promise.resolve() : done
+    })
+  })

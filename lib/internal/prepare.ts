@@ -1,0 +1,192 @@
+/** From options to what a start needs, compiled but not done. All of it is synchronous and throws Berth's errors. */
+import { randomUUID } from "node:crypto"
+import * as Cgroup from "../Cgroup.ts"
+import type { ProcessOptions, RootOptions, StartOptions } from "../Container.ts"
+import type { Image } from "../Image.ts"
+import type { Kind } from "../Namespace.ts"
+import * as Namespace from "../Namespace.ts"
+import type * as Plan from "../Plan.ts"
+import * as Security from "../Security.ts"
+import * as cgroupFiles from "./cgroup.ts"
+import * as compile from "./compile.ts"
+import * as check from "./options.ts"
+import type { Launch } from "./process.ts"
+import * as RootFs from "./rootFs.ts"
+import { stdioNames } from "./stdio.ts"
+import * as users from "./users.ts"
+
+/** 12 hexadecimal digits; the random ones of a UUID come from a pool that the runtime keeps filled. */
+export const makeId = (): string => randomUUID().replaceAll("-", "").slice(20)
+
+// An image never changes, so what its files say of a user is read once.
+const resolvedUsers = new WeakMap<Image, Map<string, users.User>>()
+
+const userOf = (image: Image, user: string): users.User => {
+  const known = resolvedUsers.get(image) ?? new Map<string, users.User>()
+  resolvedUsers.set(image, known)
+  const found = known.get(user)
+  if (found !== undefined) return found
+  const [passwd, group] = ["etc/passwd", "etc/group"].map((path) => users.readMerged(image.layers, path))
+  const resolved = users.resolve(image.reference, user, passwd!, group!)
+  known.set(user, resolved)
+  return resolved
+}
+
+export const termOf = (options: ProcessOptions): Readonly<Record<string, string>> =>
+  options.terminal === undefined || options.terminal === false ? {} : { TERM: "xterm" }
+
+/** The part of the settings that the options alone decide. */
+export const common = (options: ProcessOptions) => ({
+  capabilities: Security.resolveCapabilities(options.capabilities ?? {}),
+  rlimits: Security.resolveRlimits(options.rlimits ?? {}),
+  umask: check.umask(options.umask),
+  terminal: check.terminal(options.terminal)
+})
+
+export const settings = (
+  image: Image,
+  options: RootOptions,
+  cgroup: ReadonlyArray<Plan.Operation>,
+  joined: ReadonlyArray<compile.Joined>
+): compile.Process => {
+  const { config } = image
+  check.process(options)
+  check.config(config)
+  const command = [...(options.entrypoint ?? config.entrypoint), ...(options.command ?? config.command)]
+  if (command.length === 0 || command[0] === "")
+    check.invalid(
+      "command",
+      command,
+      "a command: the image has neither an entrypoint nor a command of its own"
+    )
+  check.strings("command", command)
+  const user = userOf(image, options.user ?? config.user)
+  return {
+    ...common(options),
+    arguments: command,
+    environment: {
+      PATH: compile.defaultPath,
+      HOME: user.home,
+      ...termOf(options),
+      ...config.environment,
+      ...options.env
+    },
+    workingDirectory: options.cwd ?? (config.workingDirectory || "/"),
+    createWorkingDirectory: true,
+    user,
+    noNewPrivileges: options.noNewPrivileges ?? true,
+    init: options.init ?? false,
+    stdio: stdioNames(options),
+    cgroup,
+    joined
+  }
+}
+
+interface Sources {
+  readonly created: ReadonlySet<Kind>
+  readonly joined: ReadonlyArray<compile.Joined>
+  readonly descriptors: Readonly<Record<string, number>>
+  /** All that are not the host's. */
+  readonly kinds: ReadonlyArray<Kind>
+}
+
+const defaults: ReadonlyArray<Kind> = ["mount", "pid", "uts", "ipc", "network", "cgroup"]
+
+/** Where each namespace comes from. What is shared by several kinds is joined once. */
+const sources = (options: StartOptions): Sources => {
+  const created = new Set<Kind>(defaults)
+  const joined = new Map<number, Array<Kind>>()
+  for (const [name, from] of Object.entries(options.namespaces ?? {})) {
+    const kind = name as Kind
+    const option = `namespaces.${kind}`
+    if (Namespace.flags[kind] === undefined || kind === "mount")
+      check.invalid("namespaces", name, `one of ${Object.keys(Namespace.flags).filter((k) => k !== "mount")}`)
+    if (typeof from === "string" && from !== "new" && from !== "host")
+      check.invalid(option, from, '"new", "host", a container or a Namespace')
+    if (from === "new") created.add(kind)
+    else if (from !== undefined) created.delete(kind)
+    if (typeof from !== "object") continue
+    const holder = Namespace.isNamespace(from) ? from : from.state
+    if (!holder.kinds.includes(kind))
+      check.invalid(
+        option,
+        from,
+        `one that has a ${kind} namespace of its own: it has ${holder.kinds.join(", ")}`
+      )
+    joined.set(holder.pidfd, [...(joined.get(holder.pidfd) ?? []), kind])
+  }
+  const names = [...joined].map(([pidfd, kinds], index) => ({
+    pidfd,
+    kinds,
+    descriptor: `namespace${index}`
+  }))
+  return {
+    created,
+    joined: names,
+    descriptors: Object.fromEntries(names.map((name) => [name.descriptor, name.pidfd])),
+    kinds: [...created, ...names.flatMap((name) => name.kinds)]
+  }
+}
+
+export const surroundings = (
+  options: RootOptions,
+  at: { readonly folder: string; readonly id: string },
+  own: ReadonlyArray<Kind>,
+  rest: Pick<compile.Surroundings, "created" | "inUserNamespace" | "idMap" | "cgroup" | "scratch" | "root">
+): compile.Surroundings => {
+  const { maskedPaths, readonlyPaths } = options
+  const hostname = check.hostname(options.hostname, own)
+  return {
+    ...rest,
+    folder: at.folder,
+    hostname: rest.created.has("uts") ? (hostname ?? at.id) : hostname,
+    mounts: check.mounts(options.mounts ?? []),
+    maskedPaths:
+      maskedPaths === undefined ? Security.defaultMaskedPaths : check.paths("maskedPaths", maskedPaths),
+    readonlyPaths:
+      readonlyPaths === undefined
+        ? Security.defaultReadonlyPaths
+        : check.paths("readonlyPaths", readonlyPaths),
+    readOnly: options.readOnly ?? false,
+    shmBytes: check.bytes("shmSize", options.shmSize ?? 64 * 1024 * 1024),
+    sysctls: check.sysctls(options.sysctls ?? {}, own)
+  }
+}
+
+export const start = (
+  image: Image,
+  options: StartOptions,
+  at: { readonly folder: string; readonly unit: number; readonly id: string; readonly rootless: boolean }
+): Omit<Launch, "berth"> => {
+  const from = sources(options)
+  // In the host's pid namespace nothing ends with the first process: a cgroup says what belongs to the container.
+  const made =
+    options.cgroup === undefined && (options.limits !== undefined || !from.kinds.includes("pid"))
+      ? Cgroup.operations(options.limits ?? {}, cgroupFiles.nameOf(at.folder, at.unit))
+      : undefined
+  const cgroup = options.cgroup ?? made?.cgroup
+  const process = settings(image, options, cgroup === undefined ? [] : Cgroup.joins(cgroup), from.joined)
+  const upper = { upper: options.upper, size: options.upperSize }
+  const root = RootFs.compose(image, upper, at.folder, at.unit, at.rootless)
+  const around = surroundings(options, at, [...from.created], {
+    created: from.created,
+    inUserNamespace: at.rootless || from.kinds.includes("user"),
+    idMap: from.created.has("user") ? Namespace.idMap(at.rootless, undefined) : undefined,
+    cgroup: made?.create ?? [],
+    scratch: root.scratch,
+    root: root.mount
+  })
+  return {
+    unit: at.unit,
+    id: at.id,
+    options,
+    settings: process,
+    operations: compile.container(process, around),
+    descriptors: from.descriptors,
+    created: [...from.created],
+    kinds: from.kinds,
+    cgroup,
+    stopSignal: image.config.stopSignal,
+    logs: options.logs
+  }
+}

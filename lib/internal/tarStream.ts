@@ -1,0 +1,296 @@
+/** A container's files as a tar archive, and an archive into them. */
+import * as fs from "node:fs"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import * as Sink from "effect/Sink"
+import * as Stream from "effect/Stream"
+import { type BerthError, InvalidOption } from "../BerthError.ts"
+import type { Container } from "../Container.ts"
+import * as copy from "./copy.ts"
+import { EEXIST, ENOENT, ENOTDIR } from "./errno.ts"
+import * as inRoot from "./inRoot.ts"
+import { isKept, type Metadata, metadataOf, setMetadata } from "./metadata.ts"
+import { native, O_NOFOLLOW, O_PATH } from "./native.ts"
+import * as tar from "./tar.ts"
+
+const kindOf = (status: fs.Stats): tar.Kind | undefined =>
+  status.isFile()
+    ? "file"
+    : status.isDirectory()
+      ? "folder"
+      : status.isSymbolicLink()
+        ? "symlink"
+        : status.isFIFO()
+          ? "fifo"
+          : undefined
+
+const ZEROS = new Uint8Array(64 * 1024)
+
+async function* zeros(count: number): AsyncGenerator<Uint8Array> {
+  for (let left = count; left > 0; left -= ZEROS.length) yield ZEROS.subarray(0, Math.min(left, ZEROS.length))
+}
+
+interface Writing {
+  readonly links: Map<string, string>
+  readonly signal: AbortSignal
+}
+
+/** Exactly `size` bytes, whatever the file has become by now. */
+async function* fileContents(writing: Writing, fd: number, size: number): AsyncGenerator<Uint8Array> {
+  let at = 0
+  for await (const [offset, bytes] of copy.contents(fd, size, writing.signal)) {
+    yield* zeros(offset - at)
+    // A consumer may keep what it was given, and the buffer is used again.
+    yield bytes.slice()
+    at = offset + bytes.length
+  }
+  yield* zeros(size - at + tar.padding(size))
+}
+
+async function* folderContents(
+  writing: Writing,
+  fd: number,
+  path: string,
+  name: string
+): AsyncGenerator<Uint8Array> {
+  for (const entry of copy.entriesOf(fd, path, name)) yield* member(writing, entry.at, entry.relative)
+}
+
+async function* member(writing: Writing, at: inRoot.Place, name: string): AsyncGenerator<Uint8Array> {
+  await inRoot.turn(writing.signal)
+  const fd = inRoot.openPlace(at)
+  try {
+    const status = fs.statSync(inRoot.via(fd))
+    const kind = kindOf(status)
+    // A socket is nothing without its process, and a device is the host's.
+    if (kind === undefined) return
+    const key = status.nlink > 1 && kind !== "folder" ? inRoot.identity(fd) : undefined
+    const first = key === undefined ? undefined : writing.links.get(key)
+    const metadata = metadataOf(fd, status, at.path)
+    if (first !== undefined) {
+      yield tar.encode({ ...metadata, xattrs: [], kind: "link", name, size: 0, link: first })
+      return
+    }
+    if (key !== undefined) writing.links.set(key, name)
+    const link = kind === "symlink" ? fs.readlinkSync(at.at) : ""
+    const size = kind === "file" ? status.size : 0
+    yield tar.encode({ ...metadata, kind, name, size, link })
+    if (kind === "file") yield* fileContents(writing, fd, size)
+    if (kind === "folder") yield* folderContents(writing, fd, at.path, name)
+  } finally {
+    native().close(fd)
+  }
+}
+
+async function* archive(container: Container, path: string, signal: AbortSignal): AsyncGenerator<Uint8Array> {
+  const side = copy.inside(copy.rootOf(container))
+  const writing: Writing = { links: new Map(), signal }
+  const opened = await copy.fromSource(side, path, async (source) => ({
+    ...source,
+    folder: native().duplicate(source.folder)
+  }))
+  try {
+    const { folder, name } = opened
+    if (name === undefined) yield* folderContents(writing, folder, path, "")
+    else yield* member(writing, inRoot.place(folder, name, path), name)
+    yield tar.end
+  } finally {
+    native().close(opened.folder)
+  }
+}
+
+export const tarOut: {
+  (path: string): (container: Container) => Stream.Stream<Uint8Array, BerthError>
+  (container: Container, path: string): Stream.Stream<Uint8Array, BerthError>
+} = dual(2, (container: Container, path: string) =>
+  Stream.suspend(() => {
+    const controller = new AbortController()
+    return Stream.fromAsyncIterable(
+      archive(container, path, controller.signal),
+      copy.failedAs(`archive ${path}`)
+    ).pipe(Stream.ensuring(Effect.sync(() => controller.abort())))
+  })
+)
+
+const HOLE_BYTES = 4096
+
+const isZero = (bytes: Uint8Array): boolean => {
+  for (let k = 0; k < bytes.length; k++) if (bytes[k] !== 0) return false
+  return true
+}
+
+/** Takes the members of an archive into a folder of a root. */
+class Unpacking implements tar.Handler {
+  private readonly root: number
+  private readonly folder: string
+  private file:
+    | { readonly fd: number; readonly handle: number; readonly entry: tar.Entry; position: number }
+    | undefined
+  /** Folders that were made, whose times are set when nothing changes them any more. */
+  private readonly folders: Array<readonly [fd: string, metadata: Metadata]> = []
+
+  constructor(root: number, folder: string) {
+    this.root = root
+    this.folder = folder
+  }
+
+  private pathOf(name: string): string {
+    const parts = name.split("/").filter((part) => part !== "" && part !== ".")
+    if (parts.includes("..") || name.includes("\0"))
+      throw new InvalidOption({ option: "tar", value: JSON.stringify(name), expected: "names without .." })
+    return parts.length === 0 ? this.folder : inRoot.join(this.folder, parts.join("/"))
+  }
+
+  private inFolder<A>(path: string, use: (at: inRoot.Place) => A): A {
+    try {
+      return inRoot.inFolder(this.root, path, EEXIST, "open", use)
+    } catch (error) {
+      if (!inRoot.isErrno(error, ENOENT)) throw error
+    }
+    inRoot.makeFolder(this.root, inRoot.split(path).folder, 0o755, true)
+    return inRoot.inFolder(this.root, path, EEXIST, "open", use)
+  }
+
+  async entry(entry: tar.Entry): Promise<void> {
+    const path = this.pathOf(entry.name)
+    const kept = { ...entry, xattrs: entry.xattrs.filter(([name]) => isKept(name)) }
+    if (entry.kind === "folder") return this.makeFolder(path, kept)
+    if (path === this.folder)
+      throw new InvalidOption({ option: "tar", value: JSON.stringify(entry.name), expected: "a name" })
+    await this.inFolder(path, async (at) => {
+      if (entry.kind === "file") {
+        const fd = copy.makeFile(at)
+        try {
+          this.file = {
+            fd,
+            handle: await inRoot.fsOpen(inRoot.via(fd), inRoot.O_WRONLY),
+            entry: kept,
+            position: 0
+          }
+        } catch (error) {
+          native().close(fd)
+          throw error
+        }
+        return
+      }
+      copy.clear(at)
+      if (entry.kind === "link") {
+        const target = this.pathOf(entry.link)
+        return inRoot.inFolder(this.root, target, EEXIST, "link", (from) => fs.linkSync(from.at, at.at))
+      }
+      if (entry.kind === "symlink") fs.symlinkSync(entry.link, at.at)
+      else if (entry.kind === "fifo") {
+        const result = native().makeFifo(at.folder, at.name, 0o600)
+        if (result < 0) inRoot.fail(-result, "mkfifo", path)
+      } else {
+        const expected = "no devices: the root of a container opens none"
+        throw new InvalidOption({ option: "tar", value: JSON.stringify(entry.name), expected })
+      }
+      inRoot.using(inRoot.openPlace(at), (fd) => setMetadata(fd, kept, path))
+    })
+  }
+
+  private makeFolder(path: string, metadata: Metadata): void {
+    if (path === this.folder) return
+    const made = this.inFolder(path, (at) => {
+      try {
+        return copy.makeFolder(at)
+      } catch (error) {
+        // A link to a folder stays what it is, as where /lib is usr/lib.
+        if (!inRoot.isErrno(error, ENOTDIR)) throw error
+        native().close(inRoot.open(this.root, path, inRoot.O_FOLDER, "mkdir"))
+        return false
+      }
+    })
+    if (made) this.folders.push([path, metadata])
+  }
+
+  async contents(bytes: Uint8Array): Promise<void> {
+    const { file } = this
+    if (file === undefined) return
+    // Aligned parts of nothing but zeros become holes.
+    for (let at = 0, start = 0; start < bytes.length; start = at) {
+      const step = (): number => Math.min(bytes.length, at + HOLE_BYTES - ((file.position + at) % HOLE_BYTES))
+      const isHole = (end: number): boolean => isZero(bytes.subarray(at, end))
+      const hole = isHole(step())
+      while (at < bytes.length && isHole(step()) === hole) at = step()
+      if (!hole) await copy.writeAt(file.handle, bytes.subarray(start, at), file.position + start)
+    }
+    file.position += bytes.length
+  }
+
+  async done(): Promise<void> {
+    const { file } = this
+    if (file === undefined) return
+    try {
+      fs.ftruncateSync(file.handle, file.entry.size)
+      await this.close()
+      setMetadata(file.fd, file.entry, file.entry.name)
+    } finally {
+      native().close(file.fd)
+    }
+  }
+
+  /** Forgets the file that is being written, whose kernel descriptor is then the caller's. */
+  private async close(): Promise<void> {
+    const { file } = this
+    this.file = undefined
+    if (file !== undefined) await inRoot.fsClose(file.handle)
+  }
+
+  finish(): void {
+    for (const [path, metadata] of this.folders.toReversed())
+      inRoot.inFolder(this.root, path, EEXIST, "open", (at) => {
+        try {
+          inRoot.using(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW), (fd) =>
+            setMetadata(fd, metadata, path)
+          )
+        } catch (error) {
+          // The archive itself, or the container, may have put something else there.
+          if (!inRoot.isErrno(error, ENOENT, ENOTDIR)) throw error
+        }
+      })
+  }
+
+  async release(): Promise<void> {
+    const { file } = this
+    await this.close()
+    if (file !== undefined) native().close(file.fd)
+  }
+}
+
+export const tarIn: {
+  (path: string): (container: Container) => Sink.Sink<void, Uint8Array, never, BerthError>
+  (container: Container, path: string): Sink.Sink<void, Uint8Array, never, BerthError>
+} = dual(2, (container: Container, path: string) => {
+  const failed = copy.failedAs(`unpack into ${path}`)
+  return Sink.unwrapScoped(
+    Effect.gen(function* () {
+      const unpacking = yield* Effect.acquireRelease(
+        Effect.try({
+          try: () => {
+            const root = copy.rootOf(container)
+            native().close(inRoot.open(root, path, inRoot.O_FOLDER))
+            return new Unpacking(root, inRoot.realPath(root, path))
+          },
+          catch: failed
+        }),
+        (made) => Effect.promise(() => made.release())
+      )
+      const reader = new tar.Reader(unpacking)
+      return Sink.forEach((bytes: Uint8Array) =>
+        Effect.uninterruptible(Effect.tryPromise({ try: () => reader.write(bytes), catch: failed }))
+      ).pipe(
+        Sink.mapEffect(() =>
+          Effect.try({
+            try: () => {
+              reader.end()
+              unpacking.finish()
+            },
+            catch: failed
+          })
+        )
+      )
+    })
+  )
+})

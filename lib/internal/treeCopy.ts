@@ -1,0 +1,133 @@
+/** The `copy` of `@effect/platform`'s FileSystem inside one root: what cp of node:fs does, by descriptors. */
+import * as fs from "node:fs"
+import * as path from "node:path/posix"
+import type { CopyOptions } from "@effect/platform/FileSystem"
+import { EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
+import * as inRoot from "./inRoot.ts"
+import { native, O_NOFOLLOW, O_PATH } from "./native.ts"
+
+const statusOf = (at: inRoot.Place): fs.Stats | undefined => fs.lstatSync(at.at, { throwIfNoEntry: false })
+
+const identityOf = (at: inRoot.Place): string => inRoot.using(inRoot.openPlace(at), inRoot.identity)
+
+const refuse = (at: inRoot.Place): never => inRoot.fail(EINVAL, "cp", at.path)
+
+const copyFileTo = async (source: inRoot.Place, target: inRoot.Place, options: CopyOptions): Promise<void> =>
+  inRoot.using(inRoot.openPlace(source), async (from) => {
+    const status = fs.statSync(inRoot.via(from))
+    if (!status.isFile()) return refuse(source)
+    const create = inRoot.O_WRONLY | inRoot.O_CREAT | inRoot.O_EXCL | O_NOFOLLOW
+    await inRoot.using(inRoot.openPlace(target, create, "cp", 0o600), async (to) => {
+      await fs.promises.copyFile(inRoot.via(from), inRoot.via(to))
+      fs.chmodSync(inRoot.via(to), status.mode & 0o7777)
+      if (options.preserveTimestamps === true) fs.utimesSync(inRoot.via(to), status.atime, status.mtime)
+    })
+  })
+
+const copyLink = (source: inRoot.Place, target: inRoot.Place, existing: fs.Stats | undefined): void => {
+  const text = fs.readlinkSync(source.at)
+  if (existing?.isSymbolicLink() === true) fs.unlinkSync(target.at)
+  // As cp of node:fs does: a relative link becomes an absolute one.
+  fs.symlinkSync(path.resolve("/", path.dirname(source.path), text), target.at)
+}
+
+const copyEntry = async (
+  source: inRoot.Place,
+  target: inRoot.Place,
+  options: CopyOptions,
+  signal: AbortSignal
+): Promise<void> => {
+  const status = fs.lstatSync(source.at)
+  const existing = statusOf(target)
+  if (existing !== undefined && identityOf(source) === identityOf(target)) return refuse(target)
+  if (existing !== undefined && status.isDirectory() !== existing.isDirectory()) return refuse(target)
+  await inRoot.turn(signal)
+  if (status.isSymbolicLink()) return copyLink(source, target, existing)
+  if (status.isFile()) {
+    if (existing !== undefined && options.overwrite !== true) return
+    if (existing !== undefined) fs.unlinkSync(target.at)
+    return copyFileTo(source, target, options)
+  }
+  if (!status.isDirectory()) return refuse(source)
+  if (existing === undefined) fs.mkdirSync(target.at)
+  const flags = inRoot.O_FOLDER | O_NOFOLLOW
+  await inRoot.using(inRoot.openPlace(source, flags), (from) =>
+    inRoot.using(inRoot.openPlace(target, flags), async (to) => {
+      for (const name of inRoot.names(from))
+        await copyEntry(
+          inRoot.place(from, name, inRoot.join(source.path, name)),
+          inRoot.place(to, name, inRoot.join(target.path, name)),
+          options,
+          signal
+        )
+      if (existing === undefined) fs.chmodSync(inRoot.via(to), status.mode & 0o7777)
+    })
+  )
+}
+
+/** Whether one of the folders on the way to a path is this. */
+const isBelow = (root: number, at: string, identity: string): boolean => {
+  for (let folder = path.dirname(path.resolve("/", at)); ; folder = path.dirname(folder)) {
+    try {
+      if (inRoot.using(inRoot.open(root, folder, O_PATH), inRoot.identity) === identity) return true
+    } catch (error) {
+      if (!inRoot.isErrno(error, ENOENT, ENOTDIR)) throw error
+    }
+    if (folder === "/") return false
+  }
+}
+
+export const copy = (
+  root: number,
+  from: string,
+  to: string,
+  options: CopyOptions,
+  signal: AbortSignal
+): Promise<void> =>
+  inRoot.inFolder(root, from, EINVAL, "cp", async (source) => {
+    if (isBelow(root, to, identityOf(source))) return refuse(source)
+    native().close(openParent(root, to))
+    await inRoot.inFolder(root, to, EINVAL, "cp", (target) => copyEntry(source, target, options, signal))
+  })
+
+const openParent = (root: number, at: string): number => {
+  const { folder } = inRoot.split(at)
+  try {
+    return inRoot.open(root, folder, inRoot.O_FOLDER, "cp")
+  } catch (error) {
+    if (!inRoot.isErrno(error, ENOENT)) throw error
+  }
+  inRoot.makeFolder(root, folder, 0o777, true)
+  return inRoot.open(root, folder, inRoot.O_FOLDER, "cp")
+}
+
+const regular = (fd: number, path: string): fs.Stats => {
+  const status = fs.statSync(inRoot.via(fd))
+  return status.isFile()
+    ? status
+    : inRoot.fail(status.isDirectory() ? inRoot.EISDIR : EINVAL, "copyfile", path)
+}
+
+/** Makes the file if need be, and opens what is there then. */
+const openTarget = async (root: number, at: string, mode: number): Promise<number> => {
+  try {
+    return inRoot.open(root, at, O_PATH, "copyfile")
+  } catch (error) {
+    if (!inRoot.isErrno(error, ENOENT)) throw error
+  }
+  const flags = inRoot.O_WRONLY | inRoot.O_CREAT | inRoot.O_NONBLOCK
+  await inRoot.fsClose(await inRoot.openFile(root, at, flags, mode))
+  return inRoot.open(root, at, O_PATH, "copyfile")
+}
+
+/** copyFile of node:fs; of regular files only, so that it waits for nobody. */
+export const copyFile = (root: number, from: string, to: string): Promise<void> =>
+  inRoot.using(inRoot.open(root, from, O_PATH, "copyfile"), async (source) => {
+    const { mode } = regular(source, from)
+    await inRoot.using(await openTarget(root, to, mode & 0o7777), async (target) => {
+      regular(target, to)
+      if (inRoot.identity(source) === inRoot.identity(target)) return
+      await fs.promises.copyFile(inRoot.via(source), inRoot.via(target))
+      fs.chmodSync(inRoot.via(target), mode & 0o7777)
+    })
+  })

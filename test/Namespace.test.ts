@@ -1,0 +1,182 @@
+import assert from "node:assert/strict"
+import * as fs from "node:fs"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import { Container, Image, Namespace, RootFs } from "../lib/index.ts"
+import { failure, suite } from "./support/effect.ts"
+import { eventually, isAlive } from "./support/leftovers.ts"
+
+const files: Readonly<Record<Namespace.Kind, string>> = {
+  mount: "mnt",
+  pid: "pid",
+  uts: "uts",
+  ipc: "ipc",
+  network: "net",
+  cgroup: "cgroup",
+  user: "user",
+  time: "time"
+}
+
+const all = Object.keys(files) as ReadonlyArray<Namespace.Kind>
+
+const own = (kind: Namespace.Kind): string => fs.readlinkSync(`/proc/self/ns/${files[kind]}`)
+const of = (pid: number, kind: Namespace.Kind): string => fs.readlinkSync(`/proc/${pid}/ns/${files[kind]}`)
+
+const rootfs = Effect.flatMap(Image.host, (image) => RootFs.overlay(image, { upper: "memory" }))
+
+suite("Namespace", (effect) => {
+  for (const kind of all) {
+    const skip = fs.existsSync(`/proc/self/ns/${files[kind]}`)
+      ? false
+      : `this kernel has no ${kind} namespaces`
+    effect(
+      `a ${kind} namespace is new, held, and gone with its scope`,
+      () =>
+        Effect.gen(function* () {
+          const pid = yield* Effect.scoped(
+            Effect.gen(function* () {
+              const namespace = yield* Namespace.make([kind])
+              assert.notEqual(of(namespace.pid, kind), own(kind))
+              // The mounts are the supervisor's.
+              for (const other of all.filter((name) => name !== kind && name !== "mount"))
+                assert.equal(of(namespace.pid, other), own(other), other)
+              return namespace.pid
+            })
+          )
+          assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(pid))))
+        }),
+      { skip }
+    )
+  }
+
+  effect("prints what it is", () =>
+    Effect.map(Namespace.make(["uts", "ipc"]), (namespace) => {
+      assert.deepEqual(namespace.toJSON(), { _id: "Namespace", kinds: ["uts", "ipc"], pid: namespace.pid })
+      assert.ok(Namespace.isNamespace(namespace))
+    })
+  )
+
+  effect("its holder can do nothing and shows nothing", () =>
+    Effect.gen(function* () {
+      const { pid } = yield* Namespace.make(["pid", "mount", "network"])
+      const status = fs.readFileSync(`/proc/${pid}/status`, "utf8")
+      for (const set of ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"])
+        assert.match(status, new RegExp(`^${set}:\\s+0+$`, "m"))
+      assert.match(status, /^NoNewPrivs:\s+1$/m)
+      assert.deepEqual(fs.readdirSync(`/proc/${pid}/fd`), ["0", "1", "2"])
+    })
+  )
+
+  effect("processes that are spawned in the same namespaces share them", () =>
+    Effect.gen(function* () {
+      const namespaces = yield* Namespace.make(["pid", "mount", "uts", "ipc", "network", "cgroup"])
+      const root = yield* rootfs
+      const common = { rootfs: root, namespaces }
+      const first = yield* Container.spawn({ ...common, command: ["sleep", "1000"], hostname: "shared" })
+      const script =
+        "set -ex; echo here > /tmp/x; ls /proc >&2; [ $(uname -n) = shared ] && [ $(ls -d /proc/[0-9]* | wc -l) -ge 3 ]"
+      const second = yield* Container.spawn({ ...common, command: ["sh", "-c", script] })
+      const seen = yield* Stream.runCollect(Stream.decodeText(second.stderr))
+      assert.equal((yield* second.exit).exitCode, 0, [...seen].join(""))
+      const third = yield* Container.spawn({ ...common, command: ["cat", "/tmp/x"] })
+      assert.equal((yield* third.exit).exitCode, 0)
+      for (const kind of namespaces.kinds) assert.equal(of(first.pid, kind), of(namespaces.pid, kind), kind)
+    })
+  )
+
+  effect("many may be spawned at once in namespaces that nobody has set up yet", () =>
+    Effect.gen(function* () {
+      const namespaces = yield* Namespace.make(["pid", "mount", "uts"])
+      const root = yield* rootfs
+      const codes = yield* Effect.forEach(
+        [1, 2, 3, 4, 5],
+        (k) =>
+          Effect.scoped(
+            Effect.gen(function* () {
+              const script = `[ $(grep -c ' / / ' /proc/self/mountinfo) = 1 ] || exit 99; exit ${k}`
+              const child = yield* Container.spawn({
+                rootfs: root,
+                namespaces,
+                command: ["sh", "-c", script]
+              })
+              return (yield* child.exit).exitCode
+            })
+          ),
+        { concurrency: "unbounded" }
+      )
+      assert.deepEqual(codes, [1, 2, 3, 4, 5])
+    })
+  )
+
+  effect("a mount namespace keeps the root that it was given first", () =>
+    Effect.gen(function* () {
+      const namespaces = yield* Namespace.make(["pid", "mount"])
+      const [one, two] = [yield* rootfs, yield* rootfs]
+      yield* Container.spawn({ rootfs: one, namespaces, command: ["sleep", "1000"] })
+      const error = yield* failure(
+        "InvalidOption",
+        Container.spawn({ rootfs: two, namespaces, command: ["true"] })
+      )
+      assert.equal(error.option, "rootfs")
+    })
+  )
+
+  effect("a process in namespaces without mounts has mounts of its own, on the same root", () =>
+    Effect.gen(function* () {
+      const namespaces = yield* Namespace.make(["pid", "network"])
+      const root = yield* rootfs
+      const spawn = (script: string) =>
+        Effect.scoped(
+          Effect.flatMap(
+            Container.spawn({ rootfs: root, namespaces, command: ["sh", "-c", script] }),
+            (child) => Effect.map(child.exit, ({ exitCode }) => exitCode)
+          )
+        )
+      assert.equal(yield* spawn("echo 1 > /written; mount -t tmpfs x /mnt; exit 3"), 3)
+      assert.equal(yield* spawn("[ $(cat /written) = 1 ] && ! grep -q ' /mnt ' /proc/self/mounts"), 0)
+    })
+  )
+
+  effect("the end of a pid namespace's holder ends all that was spawned in it", () =>
+    Effect.gen(function* () {
+      const root = yield* rootfs
+      const pid = yield* Effect.gen(function* () {
+        const child = yield* Effect.scoped(
+          Effect.gen(function* () {
+            const namespaces = yield* Namespace.make(["pid", "mount"])
+            const spawned = yield* Effect.uninterruptible(
+              Container.spawn({ rootfs: root, namespaces, command: ["sh", "-c", "setsid sleep 1000 & wait"] })
+            )
+            process.kill(namespaces.pid, "SIGKILL")
+            const status = yield* spawned.exit
+            assert.equal(status.signal, "SIGKILL")
+            return spawned.pid
+          })
+        )
+        return child
+      })
+      assert.ok(!isAlive(pid))
+    })
+  )
+
+  effect("ids of a user namespace are those that were asked for", () =>
+    Effect.gen(function* () {
+      const range = [{ container: 0, host: 100000, size: 65536 }]
+      const { pid } = yield* Namespace.make(["user"], { ids: { uids: range, gids: range } })
+      const fields = fs.readFileSync(`/proc/${pid}/uid_map`, "utf8").trim().split(/\s+/)
+      assert.deepEqual(fields, ["0", "100000", "65536"])
+      const overlapping = [...range, { container: 0, host: 0, size: 1 }]
+      const error = yield* failure(
+        "OperationFailed",
+        Namespace.make(["user"], { ids: { uids: overlapping, gids: range } })
+      )
+      assert.match(error.message, /id-map.*: write: EINVAL/)
+    })
+  )
+
+  effect("a kind that there is not is refused", () =>
+    Effect.map(failure("InvalidOption", Namespace.make(["planet" as never])), (error) =>
+      assert.match(error.message, /planet/)
+    )
+  )
+})

@@ -1,0 +1,93 @@
+/** Effect programs as tests, on one Berth for each file, which has to leave nothing behind. */
+import assert from "node:assert/strict"
+import * as fs from "node:fs"
+import * as os from "node:os"
+import * as path from "node:path"
+import { after, before, describe, test } from "node:test"
+import { NodeContext } from "@effect/platform-node"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as ManagedRuntime from "effect/ManagedRuntime"
+import type * as Scope from "effect/Scope"
+import { Berth, type BerthError, Container, Image } from "../../lib/index.ts"
+import { leftovers, type Snapshot, snapshot } from "./leftovers.ts"
+
+type Services = Berth.Berth | NodeContext.NodeContext
+
+/** A test whose body is an Effect, in a scope of its own. */
+export type EffectTest = (
+  name: string,
+  body: () => Effect.Effect<void, unknown, Services | Scope.Scope>,
+  options?: { readonly skip?: string | false }
+) => void
+
+// The test runner of Bun gives a hook or a test 5 seconds, and says how to change that nowhere but here.
+const bun = "bun:test"
+if ("Bun" in globalThis) (await import(bun)).setDefaultTimeout(60_000)
+
+export const berthIn = (folder: string): Layer.Layer<Services, BerthError.BerthError> =>
+  Berth.layerWith({ folder }).pipe(Layer.provideMerge(NodeContext.layer))
+
+export const makeTemporaryFolder = (): string =>
+  fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), "berth-test-")))
+
+export const remove = (folder: string): void => fs.rmSync(folder, { recursive: true, force: true })
+
+/** Why containers cannot be started here, if so. */
+export const whyNoContainers: string | false =
+  process.platform !== "linux"
+    ? "not Linux"
+    : process.getuid?.() !== 0
+      ? "needs root: what is done without it has tests of its own"
+      : false
+
+// What a runtime opens on first use is there before anything is compared.
+const warmUp = (folder: string): Promise<unknown> =>
+  Effect.runPromise(
+    Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"] })).pipe(
+      Effect.provide(berthIn(folder))
+    )
+  )
+
+/** The tests of one file. `body` gets the folder of its Berth, which is there once the tests run. */
+export const suite = (name: string, body: (effect: EffectTest, folder: () => string) => void): void => {
+  describe(name, { skip: whyNoContainers }, () => {
+    let folder = ""
+    let runtime: ManagedRuntime.ManagedRuntime<Services, BerthError.BerthError>
+    let earlier: Snapshot
+    before(async () => {
+      if (whyNoContainers !== false) return
+      folder = makeTemporaryFolder()
+      await warmUp(`${folder}/warm`)
+      earlier = snapshot()
+      runtime = ManagedRuntime.make(berthIn(`${folder}/berth`))
+      await runtime.runPromise(Effect.void)
+    })
+    after(async () => {
+      if (whyNoContainers !== false) return
+      await runtime.dispose()
+      const left = await leftovers(earlier, `${folder}/berth`)
+      remove(folder)
+      assert.deepEqual(left, [])
+    })
+    body(
+      (title, effect, options) =>
+        test(title, options ?? {}, () =>
+          runtime.runPromise(Effect.scoped(effect()) as Effect.Effect<void, unknown, Services>)
+        ),
+      () => `${folder}/berth`
+    )
+  })
+}
+
+/** The error that a program fails with, which has to be of this kind. */
+export const failure = <Tag extends BerthError.BerthError["_tag"], R>(
+  tag: Tag,
+  effect: Effect.Effect<unknown, BerthError.BerthError, R>
+): Effect.Effect<Extract<BerthError.BerthError, { readonly _tag: Tag }>, never, R> =>
+  Effect.map(Effect.either(effect), (result) => {
+    assert.equal(result._tag, "Left", `should fail with ${tag}`)
+    const error = (result as { readonly left: BerthError.BerthError }).left
+    assert.equal(error._tag, tag, `${error._tag}: ${error.message}`)
+    return error as Extract<BerthError.BerthError, { readonly _tag: Tag }>
+  }) as never

@@ -1,0 +1,57 @@
+/** Second programs: a script of this folder, run by the runtime that runs the test. */
+import { type ChildProcess, type SpawnOptions, spawn } from "node:child_process"
+import { fileURLToPath } from "node:url"
+
+const runtime = (): ReadonlyArray<string> =>
+  "Deno" in globalThis
+    ? ["run", "--allow-all", "--no-check"]
+    : "Bun" in globalThis
+      ? ["run"]
+      : ["--import", "tsx"]
+
+export const root = fileURLToPath(new URL("../..", import.meta.url))
+
+export const program = (
+  script: string,
+  args: ReadonlyArray<string>,
+  options: SpawnOptions = {}
+): ChildProcess =>
+  spawn(process.execPath, [...runtime(), fileURLToPath(new URL(script, import.meta.url)), ...args], {
+    cwd: root,
+    stdio: ["pipe", "pipe", "inherit"],
+    ...options
+  })
+
+export interface Ended {
+  readonly code: number | null
+  readonly signal: string | null
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/** Everything it says, and how it ended. */
+export const ended = (child: ChildProcess): Promise<Ended> =>
+  new Promise((resolve, reject) => {
+    let stdout = ""
+    let stderr = ""
+    child.stdout?.on("data", (chunk) => {
+      stdout += chunk
+    })
+    child.stderr?.on("data", (chunk) => {
+      stderr += chunk
+    })
+    child.on("error", reject)
+    child.on("close", (code, signal) => resolve({ code, signal, stdout, stderr }))
+  })
+
+/** Its first whole line. */
+export const firstLine = (child: ChildProcess): Promise<string> =>
+  new Promise((resolve, reject) => {
+    let text = ""
+    child.stdout?.on("data", (chunk) => {
+      text += chunk
+      const end = text.indexOf("\n")
+      if (end >= 0) resolve(text.slice(0, end))
+    })
+    child.on("exit", (code) => reject(new Error(`ended with ${code} after: ${text}`)))
+  })

@@ -1,0 +1,45 @@
+/** A root file system that holds a static busybox and little else, and images of it. */
+import { execFileSync } from "node:child_process"
+import * as fs from "node:fs"
+import * as Effect from "effect/Effect"
+import { Image } from "../../lib/index.ts"
+
+const busybox = ["/bin/busybox", "/usr/bin/busybox"].find((file) => fs.existsSync(file))
+
+/** Why there is no busybox to be had, if so. */
+export const whyNoBusybox: string | false =
+  busybox === undefined ? "no busybox: apt-get install busybox-static" : false
+
+/** Makes the folder a root: busybox with all its names, users root, app (1000) and its second group, extra (2000). */
+export const makeRoot = (folder: string): string => {
+  for (const name of ["bin", "etc", "tmp", "root", "home/app"])
+    fs.mkdirSync(`${folder}/${name}`, { recursive: true })
+  fs.chmodSync(folder, 0o755)
+  fs.copyFileSync(busybox!, `${folder}/bin/busybox`)
+  fs.chmodSync(`${folder}/bin/busybox`, 0o755)
+  for (const name of execFileSync(busybox!, ["--list"], { encoding: "utf8" }).trim().split("\n"))
+    if (name !== "busybox") fs.symlinkSync("busybox", `${folder}/bin/${name}`)
+  fs.writeFileSync(
+    `${folder}/etc/passwd`,
+    "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n"
+  )
+  fs.writeFileSync(`${folder}/etc/group`, "root:x:0:\nstaff:x:1001:\nextra:x:2000:app\n")
+  fs.chmodSync(`${folder}/tmp`, 0o1777)
+  return folder
+}
+
+/** An image of a root at `folder`, which is made there, with something of its configuration said otherwise. */
+export const makeImage = (folder: string, config: Partial<Image.ImageConfig> = {}) =>
+  Effect.map(
+    Effect.suspend(() => Image.fromRootfs(fs.existsSync(`${folder}/bin/sh`) ? folder : makeRoot(folder))),
+    (image) => withConfig(image, config)
+  )
+
+export const withConfig = (image: Image.Image, config: Partial<Image.ImageConfig>): Image.Image =>
+  Object.assign(Object.create(Object.getPrototypeOf(image)), image, {
+    config: { ...image.config, ...config }
+  })
+
+/** The same with other layers, the lowest first. */
+export const withLayers = (image: Image.Image, layers: ReadonlyArray<string>): Image.Image =>
+  Object.assign(Object.create(Object.getPrototypeOf(image)), image, { layers })
