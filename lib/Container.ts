@@ -22,7 +22,9 @@ import type { Image } from "./Image.ts"
 import * as executor from "./internal/commandExecutor.ts"
 import * as internal from "./internal/container.ts"
 import * as files from "./internal/containerFileSystem.ts"
+import * as copying from "./internal/copy.ts"
 import type { State } from "./internal/process.ts"
+import * as archive from "./internal/tarStream.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
 import type { Plan } from "./Plan.ts"
@@ -478,6 +480,66 @@ export const stats: (container: Container) => Effect.Effect<Cgroup.Stats, BerthE
  * const inside = Effect.provideService(program, FileSystem.FileSystem, Container.fileSystem(box))
  */
 export const fileSystem: (container: Container) => FileSystem.FileSystem = files.make
+
+/**
+ * Copies a file or a tree of the host into the container, whether it runs, is paused or has ended, with modes, owners,
+ * times, extended attributes, holes, and hard links among what is copied. Links are copied, not followed.
+ *
+ * A target that is a folder gets the source inside, under its own name; one that is not there becomes the source, in a
+ * folder that has to be there; a file is replaced. `source/` is what a link leads to, and `source/.` what is in the
+ * folder. A folder that is there stays as it is and gets what it lacks. Sockets are left out.
+ *
+ * Fails with `OperationFailed`: a file in the place of a folder or the reverse, no such source, no such folder, a device,
+ * a name that is not UTF-8. What had been copied by then stays.
+ *
+ * @since 0.1.0
+ * @category files
+ */
+export const copyIn: {
+  (hostPath: string, containerPath: string): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, hostPath: string, containerPath: string): Effect.Effect<void, BerthError>
+} = copying.copyIn
+
+/**
+ * Copies a file or a tree of the container to the host, as `copyIn` does the other way. Owners are kept where this
+ * program may give files away. Nothing that the container does meanwhile makes it read a file of the host, or write
+ * anywhere but below the target. A target that is a link, which an earlier copy may have made, is replaced; `target/` is
+ * the folder that it leads to.
+ *
+ * @since 0.1.0
+ * @category files
+ */
+export const copyOut: {
+  (containerPath: string, hostPath: string): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, containerPath: string, hostPath: string): Effect.Effect<void, BerthError>
+} = copying.copyOut
+
+/**
+ * A file or a tree of the container as a tar archive in the pax format, with what `copyOut` keeps; holes are zeros. Its
+ * members are below the name of the source, or without it for `source/.` and `/`. Sockets and devices are left out.
+ *
+ * @since 0.1.0
+ * @category files
+ */
+export const tarOut: {
+  (path: string): (container: Container) => Stream.Stream<Uint8Array, BerthError>
+  (container: Container, path: string): Stream.Stream<Uint8Array, BerthError>
+} = archive.tarOut
+
+/**
+ * Takes a tar archive, not compressed, into a folder of the container, as tar(1) would inside it: folders on the way are
+ * made, files and links replaced, links that are there followed, inside the container's root. Blocks of zeros become
+ * holes.
+ *
+ * Fails with `InvalidOption` for what is no archive, is cut off, or has a device, a sparse member or a name with `..`.
+ *
+ * @since 0.1.0
+ * @category files
+ */
+export const tarIn: {
+  (path: string): (container: Container) => Sink.Sink<void, Uint8Array, never, BerthError>
+  (container: Container, path: string): Sink.Sink<void, Uint8Array, never, BerthError>
+} = archive.tarIn
 
 /**
  * An `@effect/platform` CommandExecutor whose commands run inside the container, as its own first process does: the

@@ -35,7 +35,7 @@ const table = {
   "id-map": { uids: "s", gids: "s" },
   join: { process: "f", namespaces: "i" },
   session: {},
-  keyring: { name: "s" },
+  keyring: {},
   stdio: { stdin: "f", stdout: "f", stderr: "f" },
   rlimit: { resource: "i", soft: "i", hard: "i" },
   unshare: { namespaces: "i" },
@@ -313,6 +313,21 @@ class Writer {
   }
 }
 
+// Operations that stand in many plans, with their bytes once they have been encoded.
+const constants = new WeakMap<Operation, Uint8Array>()
+const notYet = new Uint8Array(0)
+
+/**
+ * Has the bytes of an operation kept, for one that many plans share. Not for one that names a descriptor, whose number
+ * is the plan's.
+ *
+ * @internal
+ */
+export const constant = (operation: Operation): Operation => {
+  constants.set(operation, notYet)
+  return operation
+}
+
 /**
  * The plan in its binary form, which native/plan.h describes. Strings must not hold NUL: `Container` and the others
  * that compile plans see to it.
@@ -326,12 +341,20 @@ export const encode = (plan: Plan): Encoded => {
   writer.u16(VERSION)
   writer.u16(plan.operations.length)
   for (const operation of plan.operations) {
+    const known = constants.get(operation)
+    if (known !== undefined && known.length > 0) {
+      const at = writer.reserve(known.length)
+      writer.bytes.set(known, at)
+      continue
+    }
     const kind = kindOf.get(operation.op)!
+    const start = writer.length
     writer.u16(kind.code)
     writer.u16(0)
     const size = writer.reserve(4)
     for (const [field, type] of kind.fields) writer.field(type, operation[field as never])
     writer.view.setUint32(size, writer.length - size - 4, true)
+    if (known !== undefined) constants.set(operation, writer.bytes.slice(start, writer.length))
   }
   return { bytes: writer.bytes.subarray(0, writer.length), descriptors: writer.descriptors }
 }

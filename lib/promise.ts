@@ -1,22 +1,49 @@
 /**
- * Berth for programs that do not use Effect: promises, `await using`, `AbortSignal` and async iterables. Errors are
- * the same tagged values, thrown. Needs the package `@effect/platform-node` beside berth.
+ * Berth for programs that do not use Effect: promises, `await using`, `AbortSignal` and async iterables. What fails
+ * rejects with a tagged error, an `instanceof BerthError`. Needs the package `@effect/platform-node` beside berth.
+ *
+ * There is one supervisor for the program. It is started for the first that needs it and ends with the last: when the
+ * last box has been disposed of and nothing runs, nothing is open. That start and end take about 12 ms; a program that
+ * runs many containers one after the other keeps it with `open`.
  *
  * @since 0.1.0
  */
-import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
-import * as Cause from "effect/Cause"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Layer from "effect/Layer"
-import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as Berth from "./Berth.ts"
-import type { BerthError } from "./BerthError.ts"
+import type * as Berth from "./Berth.ts"
+import * as Errors from "./BerthError.ts"
 import * as Container from "./Container.ts"
 import * as Image from "./Image.ts"
+import { exec, feed, makeCommand } from "./internal/promiseCommand.ts"
+import { Shared } from "./internal/promiseRuntime.ts"
 import { words } from "./internal/words.ts"
+
+/**
+ * Any error of Berth: `error instanceof BerthError` tells them from all others, and `error._tag` from each other.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type BerthError = Errors.BerthError
+
+/**
+ * @since 0.1.0
+ * @category errors
+ */
+export const BerthError: (abstract new () => Errors.BerthError) & {
+  readonly [Symbol.hasInstance]: (u: unknown) => u is Errors.BerthError
+} = (() => {
+  // Each error has a class of its own, which Effect makes: this one only knows them.
+  abstract class BerthError extends Error {
+    static override [Symbol.hasInstance](u: unknown): u is Errors.BerthError {
+      return Errors.isBerthError(u)
+    }
+  }
+  return BerthError as never
+})()
 
 /**
  * What can be aborted: the promise then rejects with the signal's reason, an `AbortError` unless another was given, and
@@ -30,61 +57,116 @@ export interface Abortable {
 }
 
 /**
- * A running container.
+ * What a command can be given to read. A stream of Node, or a ReadableStream, is an async iterable.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Box extends AsyncDisposable {
-  readonly id: string
-  /** Its first process, as the host sees it. */
-  readonly pid: number
-  /** What it writes, from byte zero; each byte is given once. */
-  readonly stdout: AsyncIterable<Uint8Array>
-  readonly stderr: AsyncIterable<Uint8Array>
-  /** Waits for its end. */
-  readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
-  /** Runs a command inside and gives what it wrote. */
-  readonly exec: (
-    command: ReadonlyArray<string>,
-    options?: Container.ExecOptions & Abortable
-  ) => Promise<Container.Result>
-  /**
-   * Runs a command inside. The text is split into words as a shell would, quotes included, but there is no shell: a
-   * value in `${}` is, or is part of, one word whatever it holds, and an array is a word for each of its elements.
-   */
-  readonly $: (text: TemplateStringsArray, ...values: ReadonlyArray<Value>) => Promise<Container.Result>
-  /** Sends a signal by name or number. */
-  readonly kill: (signal?: string | number) => Promise<void>
-  /** Asks it to stop, and kills it when the grace is over. */
-  readonly stop: (options?: Container.StopOptions & Abortable) => Promise<Container.ExitStatus>
-}
+export type Input = string | Uint8Array | Iterable<string | Uint8Array> | AsyncIterable<string | Uint8Array>
 
 /**
- * What can stand in a command's `${}`.
+ * What can stand in a command's `${}`: one argument or a part of one, or an array with an argument for each element.
  *
  * @since 0.1.0
  * @category models
  */
 export type Value = string | number | ReadonlyArray<string | number>
 
-// One supervisor for the program. It holds nothing alive, and ends with the process whatever its end is.
-let shared: ManagedRuntime.ManagedRuntime<Berth.Berth, BerthError> | undefined
-
-const runtime = (): ManagedRuntime.ManagedRuntime<Berth.Berth, BerthError> => {
-  shared ??= ManagedRuntime.make(Layer.provide(Berth.layer, NodeFileSystem.layer))
-  return shared
+/**
+ * How commands run inside.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface InsideOptions
+  extends Omit<Container.ExecOptions, "stdin" | "stdout" | "stderr" | "terminal">,
+    Abortable {
+  /** Whether what a command writes is also shown, on this program's own stdout and stderr. Default false. */
+  readonly verbose?: boolean | undefined
 }
 
-const run = async <A>(
-  effect: Effect.Effect<A, BerthError, Berth.Berth>,
-  { signal }: Abortable = {}
-): Promise<A> => {
-  signal?.throwIfAborted()
-  const exit = await runtime().runPromiseExit(effect, signal === undefined ? {} : { signal })
-  if (Exit.isSuccess(exit)) return exit.value
-  if (Cause.isInterruptedOnly(exit.cause)) signal?.throwIfAborted()
-  throw Cause.squash(exit.cause)
+/**
+ * A command that runs inside. Awaited, it gives all that it wrote, and rejects with `NonZeroExit` where its exit code is
+ * another than 0. Iterated, it gives the lines of stdout as they come and no faster than they are taken, and throws that
+ * at the end; whoever leaves the loop early ends the command.
+ *
+ * It begins after the statement that it is in: `nothrow`, `quiet`, `stdin` and `timeout` are called there, and throw
+ * `InvalidOption` later.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Command extends Promise<Container.Result>, AsyncIterable<string> {
+  /** Any exit code is fine: see `exitCode`. */
+  readonly nothrow: () => Command
+  /** What it writes is not shown, though the box be `verbose`. */
+  readonly quiet: () => Command
+  /** What it reads. Default: nothing, its end at once. */
+  readonly stdin: (input: Input) => Command
+  /** How long it has, in milliseconds or as `"5 seconds"`; it is then killed, and rejects with `WaitFailed`. */
+  readonly timeout: (duration: Duration.DurationInput) => Command
+  /** Its stdout, as it is. */
+  readonly text: () => Promise<string>
+  /** The lines of its stdout. */
+  readonly lines: () => Promise<Array<string>>
+  /** Its stdout, parsed. */
+  readonly json: <A = unknown>() => Promise<A>
+  /** Sends a signal to it and to its children, by name or number. Default SIGTERM. Does not wait for what comes of it. */
+  readonly kill: (signal?: string | number) => Promise<void>
+}
+
+/**
+ * Commands inside a container, run in a certain way.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Inside {
+  /**
+   * Runs a command. The text is split into words as a shell would, quotes included, but there is no shell: a value in
+   * `${}` is, or is part of, one word whatever it holds, and an array is a word for each of its elements.
+   */
+  readonly $: (text: TemplateStringsArray, ...values: ReadonlyArray<Value>) => Command
+  /** Runs a command and gives what it wrote, whatever its exit code. */
+  readonly exec: (command: ReadonlyArray<string>, options?: InsideOptions) => Promise<Container.Result>
+  /** The same with other defaults: `` box.with({ cwd: "/srv", env: { DEBUG: "1" } }).$`npm test` ``. */
+  readonly with: (options: InsideOptions) => Inside
+}
+
+/**
+ * A running container. It is gone when it is disposed of.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Box extends Inside, AsyncDisposable {
+  readonly id: string
+  /** Its first process, as the host sees it. */
+  readonly pid: number
+  /** What it writes, from byte zero; each byte is given once. */
+  readonly stdout: AsyncIterable<Uint8Array>
+  readonly stderr: AsyncIterable<Uint8Array>
+  /** Both, line by line with the time of their coming; they are then read by the log alone: see `Container.logs`. */
+  readonly logs: (options?: Container.LogsOptions) => AsyncIterable<Container.LogEntry>
+  /** Gives it all of this to read, and then the end. For one that was started with `stdin: "pipe"`. */
+  readonly stdin: (input: Input, options?: Abortable) => Promise<void>
+  /** Waits for its end. */
+  readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
+  /** Sends a signal to its first process, by name or number. Default SIGTERM. */
+  readonly kill: (signal?: string | number) => Promise<void>
+  /** Asks it to stop, and kills it when the grace is over. */
+  readonly stop: (options?: Container.StopOptions & Abortable) => Promise<Container.ExitStatus>
+}
+
+/**
+ * A supervisor that is kept, and what it starts.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Session extends AsyncDisposable {
+  readonly start: typeof start
+  readonly run: typeof run
 }
 
 const named = (image: string | Image.Image): Effect.Effect<Image.Image, BerthError, Berth.Berth> => {
@@ -95,22 +177,72 @@ const named = (image: string | Image.Image): Effect.Effect<Image.Image, BerthErr
   return image.startsWith("/") ? Image.fromRootfs(image) : Image.pull(image)
 }
 
-const makeBox = (container: Container.Container, scope: Scope.CloseableScope): Box => {
-  const exec: Box["exec"] = (command, options = {}) =>
-    run(Container.exec(container, command, options), options)
+const inside = (shared: Shared, container: Container.Container, options: InsideOptions): Inside => {
+  const merged = (more: InsideOptions): InsideOptions => ({
+    ...options,
+    ...more,
+    env: { ...options.env, ...more.env }
+  })
   return {
+    $: (text, ...values) => makeCommand(shared, container, () => words(text.raw, values), options),
+    exec: (command, more = {}) => shared.run(exec(container, command, merged(more)), merged(more).signal),
+    with: (more) => inside(shared, container, merged(more))
+  }
+}
+
+const makeBox = (shared: Shared, container: Container.Container, scope: Scope.CloseableScope): Box => {
+  const release = shared.hold()
+  let disposed: Promise<void> | undefined
+  const dispose = async (): Promise<void> => {
+    await shared.run(Scope.close(scope, Exit.void))
+    await release()
+  }
+  return {
+    ...inside(shared, container, {}),
     id: container.id,
     pid: container.pid,
     stdout: Stream.toAsyncIterable(container.stdout),
     stderr: Stream.toAsyncIterable(container.stderr),
-    wait: (options) => run(container.exit, options),
-    exec,
-    $: async (text, ...values) => exec(words(text.raw, values)),
-    kill: (signal = "SIGTERM") => run(Container.signal(container, signal)),
-    stop: (options = {}) => run(Container.stop(container, options), options),
-    [Symbol.asyncDispose]: () => run(Scope.close(scope, Exit.void))
+    logs: (options) => Stream.toAsyncIterable(Container.logs(container, options)),
+    stdin: (input, options) => shared.run(feed(container, input), options?.signal),
+    wait: (options) => shared.run(container.exit, options?.signal),
+    kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),
+    stop: (options = {}) => shared.run(Container.stop(container, options), options.signal),
+    [Symbol.asyncDispose]: () => {
+      disposed ??= dispose()
+      return disposed
+    }
   }
 }
+
+const startWith =
+  (shared: Shared) =>
+  (image: string | Image.Image, options: Container.StartOptions & Abortable = {}): Promise<Box> =>
+    shared.run(
+      Effect.uninterruptibleMask((restore) =>
+        Effect.flatMap(Scope.make(), (scope) =>
+          restore(Effect.flatMap(named(image), (from) => Container.start(from, options))).pipe(
+            Scope.extend(scope),
+            Effect.map((container) => makeBox(shared, container, scope)),
+            Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+          )
+        )
+      ),
+      options.signal
+    )
+
+const runWith =
+  (shared: Shared) =>
+  (
+    image: string | Image.Image,
+    options: Container.StartOptions & Container.BufferOptions & Abortable = {}
+  ): Promise<Container.Result> =>
+    shared.run(
+      Effect.flatMap(named(image), (from) => Container.run(from, options)),
+      options.signal
+    )
+
+const shared = new Shared({})
 
 /**
  * Starts a container: of the machine's own root (`"host"`), a folder (an absolute path), an OCI layout
@@ -118,37 +250,44 @@ const makeBox = (container: Container.Container, scope: Scope.CloseableScope): B
  *
  * @since 0.1.0
  * @category constructors
+ * @example
+ * await using box = await start("host", { command: ["sleep", "infinity"] })
+ * const name = await box.$`uname -n`.text()
  */
-export const start = (
+export const start: (
   image: string | Image.Image,
-  options: Container.StartOptions & Abortable = {}
-): Promise<Box> =>
-  run(
-    Effect.uninterruptibleMask((restore) =>
-      Effect.flatMap(Scope.make(), (scope) =>
-        restore(Effect.flatMap(named(image), (from) => Container.start(from, options))).pipe(
-          Scope.extend(scope),
-          Effect.map((container) => makeBox(container, scope)),
-          Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-        )
-      )
-    ),
-    options
-  )
+  options?: Container.StartOptions & Abortable
+) => Promise<Box> = startWith(shared)
 
 /**
- * Starts a container, waits for its end and gives all that it wrote.
+ * Starts a container, waits for its end and gives all that it wrote. A command that fails is no error: see `exitCode`.
  *
  * @since 0.1.0
  * @category constructors
  */
-export const runContainer = (
+export const run: (
   image: string | Image.Image,
-  options: Container.StartOptions & Container.BufferOptions & Abortable = {}
-): Promise<Container.Result> =>
-  run(
-    Effect.flatMap(named(image), (from) => Container.run(from, options)),
-    options
-  )
+  options?: Container.StartOptions & Container.BufferOptions & Abortable
+) => Promise<Container.Result> = runWith(shared)
 
-export { runContainer as run }
+/**
+ * A supervisor of one's own, with its own folder where that is given; it is there until this and all of its boxes have
+ * been disposed of.
+ *
+ * @since 0.1.0
+ * @category constructors
+ * @example
+ * await using berth = await open()
+ * for (const file of files) await berth.run("host", { command: ["wc", file] })
+ */
+export const open = async (options: Berth.Options & Abortable = {}): Promise<Session> => {
+  const own = new Shared(options)
+  const release = own.hold()
+  try {
+    await own.run(Effect.void, options.signal)
+  } catch (error) {
+    await release()
+    throw error
+  }
+  return { start: startWith(own), run: runWith(own), [Symbol.asyncDispose]: release }
+}

@@ -194,6 +194,15 @@ static napi_value close_fd(struct call *call, napi_env env) {
 }
 FUNCTION(close_fd)
 
+// closeRoot(fd): as close, on the loop's thread.
+static napi_value close_root(struct call *call, napi_env env) {
+    int fd;
+    if (!take_fd(call, 0, &fd)) return misuse(env);
+    if (*call->loop && loop_close(*call->loop, fd) == 0) return number(env, 0);
+    return number(env, close(fd) < 0 ? -errno : 0);
+}
+FUNCTION(close_root)
+
 // openIn(folder, path, flags, resolve, mode): openat2(2); folder -100 is the working directory.
 static napi_value open_in(struct call *call, napi_env env) {
     char path[PATH_MAX];
@@ -429,6 +438,7 @@ NAPI_MODULE_INIT() {
         {"read", js_read_bytes},
         {"write", js_write_bytes},
         {"close", js_close_fd},
+        {"closeRoot", js_close_root},
         {"openIn", js_open_in},
         {"modified", js_get_modified},
         {"inode", js_get_inode},

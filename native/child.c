@@ -162,7 +162,7 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_ID_MAP: return await_id_map(child, failure);
     case OP_JOIN: return join(descriptor(child, &f[0]), f[1].i, failure);
     case OP_SESSION: return setsid() < 0 ? fail(failure, "setsid") : 0;
-    case OP_KEYRING: return privilege_keyring(f[0].s.text, failure);
+    case OP_KEYRING: return privilege_keyring(failure);
     case OP_STDIO: return place_stdio(child, f, failure);
     case OP_RLIMIT: return privilege_rlimit(f, failure);
     case OP_UNSHARE: return unshare((int)f[0].i) < 0 ? fail(failure, "unshare") : 0;

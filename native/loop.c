@@ -1,6 +1,7 @@
 #include "loop.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -10,8 +11,9 @@
 
 #define BATCH 64
 
-// A token of 0 is the loop's own: its thread is to end.
+// Tokens that are the loop's own: its thread is to end, or to close what is in the pipe.
 #define TOKEN_END 0
+#define TOKEN_CLOSE UINT64_MAX
 
 struct loop {
     napi_env env;
@@ -19,6 +21,7 @@ struct loop {
     pthread_t thread;
     int epoll;
     int end; // eventfd
+    int closing[2]; // pipe of descriptors to close
 };
 
 struct batch {
@@ -40,6 +43,12 @@ static void call_ready(napi_env env, napi_value ready, void *context, void *data
     free(batch);
 }
 
+static void close_given(int pipe) {
+    int fds[64];
+    ssize_t n = read(pipe, fds, sizeof fds);
+    for (ssize_t k = 0; k < n / (ssize_t)sizeof *fds; k++) close(fds[k]);
+}
+
 // One call of JavaScript for all that one epoll_wait(2) gives, so that a burst costs one wake-up.
 static void *run(void *argument) {
     struct loop *loop = argument;
@@ -47,8 +56,18 @@ static void *run(void *argument) {
         struct batch *batch = malloc(sizeof *batch);
         if (!batch) abort();
         while ((batch->count = epoll_wait(loop->epoll, batch->events, BATCH, -1)) < 0 && errno == EINTR) continue;
-        int ending = batch->count < 0;
-        for (int k = 0; k < batch->count; k++) ending |= batch->events[k].data.u64 == TOKEN_END;
+        int ending = batch->count < 0, kept = 0;
+        for (int k = 0; k < batch->count; k++) {
+            uint64_t token = batch->events[k].data.u64;
+            ending |= token == TOKEN_END;
+            if (token == TOKEN_CLOSE) close_given(loop->closing[0]);
+            else batch->events[kept++] = batch->events[k];
+        }
+        batch->count = kept;
+        if (!ending && kept == 0) {
+            free(batch);
+            continue;
+        }
         if (ending || napi_call_threadsafe_function(loop->ready, batch, napi_tsfn_nonblocking) != napi_ok) {
             free(batch);
             return NULL;
@@ -56,23 +75,31 @@ static void *run(void *argument) {
     }
 }
 
+static void release(struct loop *loop) {
+    int fds[] = {loop->end, loop->epoll, loop->closing[0], loop->closing[1]};
+    for (size_t k = 0; k < sizeof fds / sizeof *fds; k++)
+        if (fds[k] >= 0) close(fds[k]);
+    free(loop);
+}
+
 // The environment (a process, a worker) ends: the thread is joined before anything that it uses goes.
 static void stop(void *argument) {
     struct loop *loop = argument;
     uint64_t one = 1;
     if (write(loop->end, &one, sizeof one) == (ssize_t)sizeof one) pthread_join(loop->thread, NULL);
+    close_given(loop->closing[0]);
     napi_release_threadsafe_function(loop->ready, napi_tsfn_abort);
-    close(loop->end);
-    close(loop->epoll);
-    free(loop);
+    release(loop);
 }
 
 static int start_thread(struct loop *loop) {
-    struct epoll_event end = {.events = EPOLLIN, .data.u64 = TOKEN_END};
+    struct epoll_event end = {.events = EPOLLIN, .data.u64 = TOKEN_END}, closing = {.events = EPOLLIN, .data.u64 = TOKEN_CLOSE};
     sigset_t all, before;
     if ((loop->epoll = epoll_create1(EPOLL_CLOEXEC)) < 0) return -1;
     if ((loop->end = eventfd(0, EFD_CLOEXEC)) < 0) return -1;
     if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, loop->end, &end) < 0) return -1;
+    if (pipe2(loop->closing, O_CLOEXEC | O_NONBLOCK) < 0) return -1;
+    if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, loop->closing[0], &closing) < 0) return -1;
     // Signals are for JavaScript's threads.
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -85,16 +112,14 @@ struct loop *loop_start(napi_env env, napi_value ready) {
     napi_value name;
     struct loop *loop = malloc(sizeof *loop);
     if (!loop) return NULL;
-    *loop = (struct loop){.env = env, .epoll = -1, .end = -1};
+    *loop = (struct loop){.env = env, .epoll = -1, .end = -1, .closing = {-1, -1}};
     if (napi_create_string_utf8(env, "berth", NAPI_AUTO_LENGTH, &name) == napi_ok &&
         napi_create_threadsafe_function(env, ready, NULL, name, 0, 1, NULL, NULL, NULL, call_ready, &loop->ready) == napi_ok) {
         napi_unref_threadsafe_function(env, loop->ready);
         if (start_thread(loop) == 0 && napi_add_env_cleanup_hook(env, stop, loop) == napi_ok) return loop;
         napi_release_threadsafe_function(loop->ready, napi_tsfn_abort);
     }
-    if (loop->epoll >= 0) close(loop->epoll);
-    if (loop->end >= 0) close(loop->end);
-    free(loop);
+    release(loop);
     return NULL;
 }
 
@@ -107,6 +132,10 @@ int loop_watch(struct loop *loop, int fd, uint32_t events, uint64_t token) {
 
 void loop_forget(struct loop *loop, int fd) {
     epoll_ctl(loop->epoll, EPOLL_CTL_DEL, fd, NULL);
+}
+
+int loop_close(struct loop *loop, int fd) {
+    return write(loop->closing[1], &fd, sizeof fd) == (ssize_t)sizeof fd ? 0 : -1;
 }
 
 void loop_hold(struct loop *loop, int held) {

@@ -14,5 +14,8 @@ int loop_watch(struct loop *loop, int fd, uint32_t events, uint64_t token);
 // Ends the watch of a descriptor that is about to be closed.
 void loop_forget(struct loop *loop, int fd);
 
+// Closes a descriptor on the loop's thread: the last one of a mount has a file system to take down. -1 where it cannot.
+int loop_close(struct loop *loop, int fd);
+
 // Whether the JavaScript process is kept alive by the loop.
 void loop_hold(struct loop *loop, int held);

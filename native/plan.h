@@ -39,7 +39,7 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(ID_MAP, "id-map", "ss", CHILD)                          /* uid_map, gid_map */                         \
     X(JOIN, "join", "fi", CHILD)                              /* pidfd, clone flags */                       \
     X(SESSION, "session", "", CHILD)                                                                         \
-    X(KEYRING, "keyring", "s", CHILD)                         /* name */                                     \
+    X(KEYRING, "keyring", "", CHILD)                                                                         \
     X(STDIO, "stdio", "fff", CHILD)                           /* stdin, stdout, stderr */                    \
     X(RLIMIT, "rlimit", "iii", CHILD)                         /* resource, soft, hard */                     \
     X(UNSHARE, "unshare", "i", CHILD)                         /* clone flags */                              \

@@ -81,8 +81,9 @@ int privilege_rlimit(const union field *fields, struct failure *failure) {
     return setrlimit((int)fields[0].i, &limit) < 0 ? fail(failure, "setrlimit") : 0;
 }
 
-// A session keyring of its own, so that the host's is out of reach. A kernel without keys has none to leak.
-int privilege_keyring(const char *name, struct failure *failure) {
-    if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name, 0, 0, 0) < 0 && errno != ENOSYS) return fail(failure, "keyctl");
+// A session keyring of its own, so that the host's is out of reach; without a name, so that nobody can join it by one
+// (keyctl_join_session_keyring(3)). A kernel without keys has none to leak.
+int privilege_keyring(struct failure *failure) {
+    if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL, 0, 0, 0) < 0 && errno != ENOSYS) return fail(failure, "keyctl");
     return 0;
 }

@@ -10,7 +10,7 @@ int privilege_capabilities(const union field *fields, struct failure *failure);
 int privilege_no_new_privileges(struct failure *failure);
 int privilege_seccomp(const union field *program, struct failure *failure);
 int privilege_rlimit(const union field *fields, struct failure *failure);
-int privilege_keyring(const char *name, struct failure *failure);
+int privilege_keyring(struct failure *failure);
 
 // Dies with the supervisor, from here on; to be called again after a change of user, which clears it (prctl(2)).
 // A supervisor that died just before is seen by its pidfd, as getppid() is 0 across a pid namespace.

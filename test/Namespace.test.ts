@@ -74,11 +74,11 @@ suite("Namespace", (effect) => {
       const common = { rootfs: root, namespaces }
       const first = yield* Container.spawn({ ...common, command: ["sleep", "1000"], hostname: "shared" })
       const script =
-        "set -ex; echo here > /tmp/x; ls /proc >&2; [ $(uname -n) = shared ] && [ $(ls -d /proc/[0-9]* | wc -l) -ge 3 ]"
+        "set -e; echo here > /written; [ $(uname -n) = shared ] && [ $(ls -d /proc/[0-9]* | wc -l) -ge 3 ]"
       const second = yield* Container.spawn({ ...common, command: ["sh", "-c", script] })
       const seen = yield* Stream.runCollect(Stream.decodeText(second.stderr))
       assert.equal((yield* second.exit).exitCode, 0, [...seen].join(""))
-      const third = yield* Container.spawn({ ...common, command: ["cat", "/tmp/x"] })
+      const third = yield* Container.spawn({ ...common, command: ["cat", "/written"] })
       assert.equal((yield* third.exit).exitCode, 0)
       for (const kind of namespaces.kinds) assert.equal(of(first.pid, kind), of(namespaces.pid, kind), kind)
     })

@@ -210,7 +210,7 @@ describe("Plan", () => {
       Array.from({ length: 40 }, (_, k) =>
         Plan.make([
           process_,
-          { op: "keyring", name: "x".repeat(k) },
+          { op: "keyring" },
           ...Array.from({ length: 400 }, () => kind),
           exec
         ])

@@ -264,27 +264,29 @@ const spawn = (
     }).pipe(Effect.mapError(spawnError(command, execution.arguments[0]!, workingDirectory)))
   })
 
-/** Signals a process and all of its group, which it leads since before it was executed. */
-const signalGroup = (handle: Container, number: number): boolean => {
-  try {
-    return process.kill(-handle.pid, number)
-  } catch {
-    return false
-  }
-}
+/**
+ * Signals a process and all of its group, which it leads since before it was executed: whether there was any. The number
+ * is the group's for as long as the group has members; once the process has ended, one of its number is another's.
+ */
+export const signalGroup = (handle: Container, number: number): Effect.Effect<boolean> =>
+  Effect.map(Deferred.isDone(handle.state.ended), (ended) => {
+    try {
+      return !(ended && existsSync(`/proc/${handle.pid}`)) && process.kill(-handle.pid, number)
+    } catch {
+      return false
+    }
+  })
 
 /** What the scope's end does: platform-node asks the group to end and waits; what does not listen is killed here. */
 const terminate = ({ handle }: Started): Effect.Effect<void> =>
   Effect.gen(function* () {
     if (yield* Deferred.isDone(handle.state.ended)) {
       const { exitCode, signal } = yield* handle.exit
-      // The number is the group's for as long as the group has members; a process of that number is another's.
-      if (exitCode !== 0 && signal === undefined && !existsSync(`/proc/${handle.pid}`))
-        signalGroup(handle, 15)
+      if (exitCode !== 0 && signal === undefined) yield* signalGroup(handle, 15)
       return
     }
-    signalGroup(handle, 15)
-    if (Option.isNone(yield* Effect.timeoutOption(handle.exit, GRACE))) signalGroup(handle, 9)
+    yield* signalGroup(handle, 15)
+    if (Option.isNone(yield* Effect.timeoutOption(handle.exit, GRACE))) yield* signalGroup(handle, 9)
   }).pipe(Effect.ignore)
 
 const ProcessProto = {
@@ -308,11 +310,12 @@ const makeProcess = (
   const stdout = output(streams.stdout, "fromReadable(stdout)")
   const failedToKill = (why: string) => Effect.fail(unknown(command, "kill", why))
   const kill: CommandExecutor.Process["kill"] = (signal = "SIGTERM") =>
-    Effect.flatMap(Deferred.isDone(handle.state.ended), (ended) => {
+    Effect.gen(function* () {
       const number = signalNumber(signal)
-      if (number === undefined) return failedToKill(`Unknown signal: ${signal}`)
-      if (ended || !signalGroup(handle, number)) return failedToKill("Failed to kill process")
-      return Effect.asVoid(exit)
+      if (number === undefined) return yield* failedToKill(`Unknown signal: ${signal}`)
+      const ended = yield* Deferred.isDone(handle.state.ended)
+      if (ended || !(yield* signalGroup(handle, number))) return yield* failedToKill("Failed to kill process")
+      yield* exit
     })
   return Object.assign(Object.create(ProcessProto), {
     pid: CommandExecutor.ProcessId(handle.pid),

@@ -5,6 +5,8 @@
 import type * as Mount from "../Mount.ts"
 import { flags, type Kind } from "../Namespace.ts"
 import type * as Plan from "../Plan.ts"
+import { constant } from "../Plan.ts"
+import { defaultReadonlyPaths } from "../Security.ts"
 import type { User } from "./users.ts"
 
 type Operation = Plan.Operation
@@ -102,7 +104,7 @@ const bindDevices = (folder: string): ReadonlyArray<Operation> =>
   }))
 
 // runtime-spec, config-linux.md, default filesystems; options as Docker has them.
-const standardMounts = (around: Surroundings): ReadonlyArray<Operation> => [
+const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
   { op: "mount", type: "proc", target: "/proc", options: [], attributes: NO_SUID_DEV_EXEC },
   {
     op: "mount",
@@ -138,6 +140,29 @@ const standardMounts = (around: Surroundings): ReadonlyArray<Operation> => [
   }
 ]
 
+type Standard = Pick<Surroundings, "folder" | "inUserNamespace" | "shmBytes">
+
+// What nearly every container of a supervisor has alike is made, and encoded, once.
+let standard: { readonly of: Standard; readonly operations: ReadonlyArray<Operation> } | undefined
+
+const sharedMounts = ({ folder, inUserNamespace, shmBytes }: Standard): ReadonlyArray<Operation> => {
+  const of = standard?.of
+  if (of?.folder !== folder || of.inUserNamespace !== inUserNamespace || of.shmBytes !== shmBytes) {
+    const made = { folder, inUserNamespace, shmBytes }
+    standard = { of: made, operations: standardMounts(made).map(constant) }
+  }
+  return standard!.operations
+}
+
+const session = constant({ op: "session" })
+const keyring = constant({ op: "keyring" })
+const loopback = constant({ op: "loopback" })
+const root = constant({ op: "root" })
+const pivot = constant({ op: "pivot" })
+const readonlyRoot = constant({ op: "root-readonly" })
+const noNewPrivileges = constant({ op: "no-new-privileges" })
+const defaultReadonly = constant({ op: "readonly", paths: defaultReadonlyPaths })
+
 const extraMount = (mount: Mount.Mount): Operation =>
   mount.type === "bind"
     ? {
@@ -158,16 +183,19 @@ const extraMount = (mount: Mount.Mount): Operation =>
         attributes: NO_SUID_DEV_EXEC
       }
 
+const readonly = (paths: ReadonlyArray<string>): Operation =>
+  paths === defaultReadonlyPaths ? defaultReadonly : { op: "readonly", paths }
+
 const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
-  { op: "root" },
-  ...standardMounts(around),
+  root,
+  ...sharedMounts(around),
   ...around.mounts.map(extraMount),
   ...(around.maskedPaths.length === 0
     ? []
     : [{ op: "mask", null: `${around.folder}/dev/null`, paths: around.maskedPaths } as const]),
-  ...(around.readonlyPaths.length === 0 ? [] : [{ op: "readonly", paths: around.readonlyPaths } as const]),
-  { op: "pivot" },
-  ...(around.readOnly ? [{ op: "root-readonly" } as const] : [])
+  ...(around.readonlyPaths.length === 0 ? [] : [readonly(around.readonlyPaths)]),
+  pivot,
+  ...(around.readOnly ? [readonlyRoot] : [])
 ]
 
 /** The child's operations up to its root: where it is, and what its standard streams are. */
@@ -179,8 +207,8 @@ const enter = (process: Process): ReadonlyArray<Operation> => [
       namespaces: kinds.reduce((all, kind) => all | flags[kind], 0)
     })
   ),
-  { op: "session" },
-  { op: "keyring", name: "berth" },
+  session,
+  keyring,
   { op: "stdio", ...process.stdio },
   ...process.rlimits.map((limit): Operation => ({ op: "rlimit", ...limit }))
 ]
@@ -208,7 +236,7 @@ const become = (process: Process): ReadonlyArray<Operation> => [
     inheritable: 0,
     ambient: 0
   },
-  ...(process.noNewPrivileges ? [{ op: "no-new-privileges" } as const] : [])
+  ...(process.noNewPrivileges ? [noNewPrivileges] : [])
 ]
 
 /** The last operation: the command, or an init that runs it. The init tells of the command's failure as this one's. */
@@ -253,7 +281,7 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
     ...(around.idMap === undefined ? [] : [around.idMap]),
     ...enter(process),
     ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),
-    ...(around.created.has("network") ? [{ op: "loopback" } as const] : []),
+    ...(around.created.has("network") ? [loopback] : []),
     ...(around.hostname === undefined ? [] : [{ op: "hostname", name: around.hostname } as const]),
     ...(around.idMap === undefined ? [around.root] : []),
     ...makeRoot(around),

@@ -69,7 +69,12 @@ export const make = (container: Container): FileSystem.FileSystem => {
     options: { readonly always?: boolean; readonly waits?: boolean } = {}
   ): Result<A> =>
     Effect.mapError(
-      inRoot.promised(async (signal) => body(rootFor(method, path), signal), options.waits),
+      inRoot.promised(
+        // Of its own, as the container's may be closed in the meantime.
+        async (signal) =>
+          inRoot.using(native().duplicate(rootFor(method, path)), (root) => body(root, signal)),
+        options.waits
+      ),
       mapped(method, path, options.always)
     )
 

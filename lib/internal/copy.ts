@@ -50,13 +50,20 @@ export const failedAs =
 export interface Side {
   readonly open: (path: string, flags: number) => number
   readonly real: (path: string) => string
+  /** Whether a target that is a link is what it leads to. */
+  readonly follows: boolean
 }
 
-export const host: Side = { open: inRoot.openHost, real: (path) => fs.realpathSync(path) }
+/**
+ * A link on the host may be one that came out of a container before: it is replaced, and is followed only where the
+ * path says so by a slash at its end.
+ */
+export const host: Side = { open: inRoot.openHost, real: (path) => fs.realpathSync(path), follows: false }
 
 export const inside = (root: number): Side => ({
   open: (path, flags) => inRoot.open(root, path, flags),
-  real: (path) => inRoot.realPath(root, path)
+  real: (path) => inRoot.realPath(root, path),
+  follows: true
 })
 
 /** What is to be copied. Without a name it is what is in the folder. */
@@ -263,7 +270,7 @@ const copyEntry = async (copy: Copy, source: inRoot.Place, target: Entry): Promi
 /** What is at a path, undefined where nothing is. */
 const existing = (side: Side, path: string): number | undefined => {
   try {
-    return side.open(path, O_PATH)
+    return side.open(path, side.follows ? O_PATH : O_PATH | O_NOFOLLOW)
   } catch (error) {
     if (inRoot.isErrno(error, ENOENT)) return undefined
     throw error
@@ -300,7 +307,7 @@ const copyTo = async (source: Source, side: Side, path: string, signal: AbortSig
       return name === undefined
         ? copyFolder({ top: fd, links, signal }, folder, source.path, fd, { path, relative: "" })
         : into(fd, name, inRoot.join(path, name))
-    return isFolder ? inRoot.fail(ENOTDIR, "mkdir", path) : asNew(side.real(path))
+    return isFolder ? inRoot.fail(ENOTDIR, "mkdir", path) : asNew(side.follows ? side.real(path) : path)
   })
 }
 
@@ -311,11 +318,14 @@ const copy = (
   way: "in" | "out"
 ): Effect.Effect<void, BerthError> =>
   inRoot
-    .promised((signal) => {
-      const box = inside(rootOf(container))
-      const [source, target] = way === "in" ? [host, box] : [box, host]
-      return fromSource(source, from, (found) => copyTo(found, target, to, signal))
-    })
+    .promised((signal) =>
+      // Of its own, as the container's may be closed in the meantime.
+      inRoot.using(native().duplicate(rootOf(container)), async (root) => {
+        const box = inside(root)
+        const [source, target] = way === "in" ? [host, box] : [box, host]
+        await fromSource(source, from, (found) => copyTo(found, target, to, signal))
+      })
+    )
     .pipe(
       Effect.mapError(failedAs(`copy ${from} -> ${to}`)),
       Effect.withSpan(`berth.Container.copy${way === "in" ? "In" : "Out"}`, {

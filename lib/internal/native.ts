@@ -25,6 +25,8 @@ export interface Native {
   readonly write: (fd: number, bytes: Uint8Array, offset: number) => number
   /** close(2), after the loop has forgotten the descriptor. */
   readonly close: (fd: number) => number
+  /** close(2) of what may be the last descriptor of a mount, on another thread. */
+  readonly closeRoot: (fd: number) => number
   /** openat2(2): `folder` is a descriptor or AT_FDCWD, `resolve` of RESOLVE_*; `mode` is for O_CREAT. */
   readonly openIn: (folder: number, path: string, flags: number, resolve: number, mode: number) => number
   /** `[seconds, nanoseconds]` of the last change of the contents, or `[-errno, -1]`. This and the next seven take O_PATH. */

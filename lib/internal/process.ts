@@ -12,6 +12,7 @@ import type { Cgroup } from "../Cgroup.ts"
 import type { Container, ExitStatus, LogFiles, ProcessOptions } from "../Container.ts"
 import { explain, type Kind } from "../Namespace.ts"
 import * as Plan from "../Plan.ts"
+import { attempt } from "./attempt.ts"
 import { readStats } from "./cgroup.ts"
 import { type Process, searchPath } from "./compile.ts"
 import { E2BIG, ENOENT } from "./errno.ts"
@@ -19,9 +20,9 @@ import { Log } from "./log.ts"
 import * as Loop from "./loop.ts"
 import type { Output } from "./pipe.ts"
 import { signalName } from "./signals.ts"
-import { makeStdio, type Terminal } from "./stdio.ts"
-import type { Ended } from "./supervisor.ts"
-import { scopedUnit } from "./unit.ts"
+import { makeStdio, type Stdio, type Terminal } from "./stdio.ts"
+import type { Ended, Unit } from "./supervisor.ts"
+import { releaseUnit } from "./unit.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Container") as never
 
@@ -136,64 +137,75 @@ const explainProcess =
     return explain(launch.created)(error)
   }
 
+const handle = (options: Launch, plan: Plan.Plan, unit: Unit, stdio: Stdio): Container => {
+  let status: ExitStatus | undefined
+  const exit = Effect.acquireUseRelease(
+    Effect.sync(Loop.retain),
+    () =>
+      Effect.map(Deferred.await(unit.ended), (ended) => {
+        status ??= statusOf(ended, options.cgroup)
+        return status
+      }),
+    () => Effect.sync(Loop.release)
+  )
+  const log = lazily(() => new Log({ stdout: stdio.stdout, stderr: stdio.stderr }, options.logs))
+  if (options.logs !== undefined) log()
+  const state: State = {
+    berth: options.berth,
+    pidfd: unit.pidfd,
+    root: unit.root,
+    settings: options.settings,
+    kinds: options.kinds,
+    cgroup: options.cgroup,
+    stopSignal: options.stopSignal,
+    stdout: stdio.stdout,
+    stderr: stdio.stderr,
+    terminal: stdio.terminal,
+    log,
+    ended: unit.ended
+  }
+  return Object.assign(Object.create(Proto), {
+    id: options.id,
+    pid: unit.pid,
+    exit,
+    stdout: stdio.stdout?.stream ?? NO_STREAM,
+    stderr: stdio.stderr?.stream ?? NO_STREAM,
+    stdin: stdio.stdin?.sink ?? NO_SINK,
+    plan,
+    state
+  })
+}
+
+interface Launched {
+  readonly unit: Unit
+  readonly stdio: Stdio
+  readonly plan: Plan.Plan
+}
+
+const begin = (options: Launch): Effect.Effect<Launched, BerthError> =>
+  Effect.flatMap(
+    attempt(() => makeStdio(options.options, options.id)),
+    (stdio) => {
+      const plan = Plan.make(options.operations)
+      const descriptors = { ...options.descriptors, ...stdio.descriptors }
+      return Effect.mapBoth(options.berth.supervisor.start(options.unit, plan, descriptors), {
+        onFailure: (error) => {
+          stdio.close()
+          return explainProcess(options, plan)(error)
+        },
+        onSuccess: (unit) => {
+          stdio.handOver()
+          return { unit, stdio, plan }
+        }
+      })
+    }
+  )
+
 /** Starts a process and gives its handle; it is killed, and its streams are closed, with the scope. */
 export const launch = (options: Launch): Effect.Effect<Container, BerthError, Scope.Scope> =>
-  Effect.gen(function* () {
-    const stdio = yield* Effect.acquireRelease(
-      Effect.try({
-        try: () => makeStdio(options.options, options.id),
-        catch: (error) => error as BerthError
-      }),
-      (made) => Effect.sync(made.close)
-    )
-    const plan = Plan.make(options.operations)
-    const descriptors = { ...options.descriptors, ...stdio.descriptors }
-    const unit = yield* scopedUnit(
-      options.berth,
-      options.unit,
-      `container ${options.id}`,
-      plan,
-      descriptors
-    ).pipe(
-      Effect.mapError(explainProcess(options, plan)),
-      // The scope may stay open for long.
-      Effect.tapError(() => Effect.sync(stdio.close))
-    )
-    stdio.handOver()
-    let status: ExitStatus | undefined
-    const exit = Effect.acquireUseRelease(
-      Effect.sync(Loop.retain),
-      () =>
-        Effect.map(Deferred.await(unit.ended), (ended) => {
-          status ??= statusOf(ended, options.cgroup)
-          return status
-        }),
-      () => Effect.sync(Loop.release)
-    )
-    const log = lazily(() => new Log({ stdout: stdio.stdout, stderr: stdio.stderr }, options.logs))
-    if (options.logs !== undefined) log()
-    const state: State = {
-      berth: options.berth,
-      pidfd: unit.pidfd,
-      root: unit.root,
-      settings: options.settings,
-      kinds: options.kinds,
-      cgroup: options.cgroup,
-      stopSignal: options.stopSignal,
-      stdout: stdio.stdout,
-      stderr: stdio.stderr,
-      terminal: stdio.terminal,
-      log,
-      ended: unit.ended
-    }
-    return Object.assign(Object.create(Proto), {
-      id: options.id,
-      pid: unit.pid,
-      exit,
-      stdout: stdio.stdout?.stream ?? NO_STREAM,
-      stderr: stdio.stderr?.stream ?? NO_STREAM,
-      stdin: stdio.stdin?.sink ?? NO_SINK,
-      plan,
-      state
-    }) as Container
-  })
+  Effect.map(
+    Effect.acquireRelease(begin(options), ({ unit, stdio }) =>
+      Effect.map(releaseUnit(`container ${options.id}`, unit), stdio.close)
+    ),
+    ({ unit, stdio, plan }) => handle(options, plan, unit, stdio)
+  )

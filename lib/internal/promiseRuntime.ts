@@ -14,15 +14,15 @@ type Runtime = ManagedRuntime.ManagedRuntime<Berth.Berth, BerthError>
 const settle = <A>(
   runtime: Runtime,
   effect: Effect.Effect<A, BerthError, Berth.Berth>,
-  signal: AbortSignal | undefined
+  signals: ReadonlyArray<AbortSignal | undefined>
 ): Promise<Exit.Exit<A, BerthError>> =>
   new Promise((resolve) => {
     const fiber = runtime.runFork(effect)
     const abort = (): void => fiber.unsafeInterruptAsFork(fiber.id())
     // By hand, as a signal may live for longer than thousands of commands.
-    signal?.addEventListener("abort", abort, { once: true })
+    for (const signal of signals) signal?.addEventListener("abort", abort, { once: true })
     fiber.addObserver((exit) => {
-      signal?.removeEventListener("abort", abort)
+      for (const signal of signals) signal?.removeEventListener("abort", abort)
       resolve(exit)
     })
   })
@@ -54,14 +54,18 @@ export class Shared {
     }
   }
 
-  async run<A>(effect: Effect.Effect<A, BerthError, Berth.Berth>, signal?: AbortSignal): Promise<A> {
-    signal?.throwIfAborted()
+  /** Rejects with a tagged error, or, once what it did is undone, with the reason of the signal that was aborted. */
+  async run<A>(
+    effect: Effect.Effect<A, BerthError, Berth.Berth>,
+    ...signals: ReadonlyArray<AbortSignal | undefined>
+  ): Promise<A> {
+    for (const signal of signals) signal?.throwIfAborted()
     const release = this.hold()
     try {
       this.runtime ??= ManagedRuntime.make(Layer.provide(Berth.layerWith(this.options), NodeFileSystem.layer))
-      const exit = await settle(this.runtime, effect, signal)
+      const exit = await settle(this.runtime, effect, signals)
       if (Exit.isSuccess(exit)) return exit.value
-      if (Cause.isInterruptedOnly(exit.cause)) signal?.throwIfAborted()
+      if (Cause.isInterruptedOnly(exit.cause)) for (const signal of signals) signal?.throwIfAborted()
       throw Cause.squash(exit.cause)
     } finally {
       await release()

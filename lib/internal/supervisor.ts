@@ -108,7 +108,7 @@ const readReply = (view: DataView, descriptors: readonly [number, number]): Repl
 })
 
 const closeAll = (descriptors: ReadonlyArray<number>): void => {
-  for (const fd of descriptors) if (fd >= 0) native().close(fd)
+  for (const fd of descriptors) if (fd >= 0) native().closeRoot(fd)
 }
 
 const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {

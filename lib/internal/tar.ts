@@ -21,6 +21,8 @@ export const BLOCK = 512
 const kinds: ReadonlyArray<Kind> = ["file", "link", "symlink", "character", "block", "folder", "fifo"]
 // Long names and attributes are kept in memory: no more than this of them (an xattr is at most 64 KiB, a path 4096).
 const EXTENDED_BYTES_MAX = 1024 * 1024
+// The one that is left means "as it is" to chown(2).
+const ID_MAX = 2 ** 32 - 2
 
 const encoder = new TextEncoder()
 const decoder = new TextDecoder("utf-8", { fatal: true })
@@ -143,6 +145,9 @@ const field = (header: Uint8Array, at: number, length: number): Uint8Array => {
 
 const integer = (value: number, what: string): number =>
   Number.isSafeInteger(value) ? value : invalid(what, "a number that this machine can hold")
+
+const id = (value: number): number =>
+  value >= 0 && value <= ID_MAX ? value : invalid(String(value), `an owner from 0 to ${ID_MAX}`)
 
 /** Octal, or in base 256 where the first bit says so. */
 const numberAt = (header: Uint8Array, at: number, length: number): number => {
@@ -304,8 +309,8 @@ export class Reader {
       size: kind === "file" && !isFolder ? size : 0,
       link: value("linkpath") ?? text(field(header, 157, 100)),
       mode: numberAt(header, 100, 8) & 0o7777,
-      uid: number("uid", numberAt(header, 108, 8)),
-      gid: number("gid", numberAt(header, 116, 8)),
+      uid: id(number("uid", numberAt(header, 108, 8))),
+      gid: id(number("gid", numberAt(header, 116, 8))),
       ...timeOf(value("mtime"), numberAt(header, 136, 12)),
       xattrs: [...pax].flatMap(([key, bytes]) =>
         key.startsWith("SCHILY.xattr.") ? [[key.slice("SCHILY.xattr.".length), bytes] as const] : []

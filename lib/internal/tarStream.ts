@@ -10,7 +10,7 @@ import * as copy from "./copy.ts"
 import { EEXIST, ENOENT, ENOTDIR } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import { isKept, type Metadata, metadataOf, setMetadata } from "./metadata.ts"
-import { native, O_NOFOLLOW, O_PATH } from "./native.ts"
+import { native, O_NOFOLLOW } from "./native.ts"
 import * as tar from "./tar.ts"
 
 const kindOf = (status: fs.Stats): tar.Kind | undefined =>
@@ -121,6 +121,7 @@ const isZero = (bytes: Uint8Array): boolean => {
 
 /** Takes the members of an archive into a folder of a root. */
 class Unpacking implements tar.Handler {
+  /** A descriptor of its own. */
   private readonly root: number
   private readonly folder: string
   private file:
@@ -222,20 +223,14 @@ class Unpacking implements tar.Handler {
   async done(): Promise<void> {
     const { file } = this
     if (file === undefined) return
+    this.file = undefined
     try {
       fs.ftruncateSync(file.handle, file.entry.size)
-      await this.close()
+      await inRoot.fsClose(file.handle)
       setMetadata(file.fd, file.entry, file.entry.name)
     } finally {
       native().close(file.fd)
     }
-  }
-
-  /** Forgets the file that is being written, whose kernel descriptor is then the caller's. */
-  private async close(): Promise<void> {
-    const { file } = this
-    this.file = undefined
-    if (file !== undefined) await inRoot.fsClose(file.handle)
   }
 
   finish(): void {
@@ -252,10 +247,12 @@ class Unpacking implements tar.Handler {
       })
   }
 
+  /** Closes what is open. */
   async release(): Promise<void> {
-    const { file } = this
-    await this.close()
-    if (file !== undefined) native().close(file.fd)
+    native().close(this.root)
+    if (this.file === undefined) return
+    native().close(this.file.fd)
+    await inRoot.fsClose(this.file.handle)
   }
 }
 
@@ -271,7 +268,7 @@ export const tarIn: {
           try: () => {
             const root = copy.rootOf(container)
             native().close(inRoot.open(root, path, inRoot.O_FOLDER))
-            return new Unpacking(root, inRoot.realPath(root, path))
+            return new Unpacking(native().duplicate(root), inRoot.realPath(root, path))
           },
           catch: failed
         }),

@@ -8,9 +8,19 @@ import { errnoName } from "./errno.ts"
 import type { Unit } from "./supervisor.ts"
 
 /**
- * Starts a unit and releases it with the scope. A release cannot fail: what could not be given back is a warning with
- * the resource's name, and is swept by the next Berth that starts.
+ * Gives a unit back. That cannot fail: what could not be given back is a warning with the resource's name, and is swept
+ * by the next Berth that starts.
  */
+export const releaseUnit = (name: string, unit: Unit): Effect.Effect<void> =>
+  Effect.flatMap(unit.release, (leftover) =>
+    leftover === undefined
+      ? Effect.void
+      : Effect.logWarning(
+          `${name} could not be given back: ${leftover.syscall}: ${errnoName(leftover.errno)}`
+        )
+  )
+
+/** Starts a unit and gives it back with the scope. */
 export const scopedUnit = (
   berth: Berth,
   id: number,
@@ -18,12 +28,4 @@ export const scopedUnit = (
   plan: Plan.Plan,
   descriptors: Readonly<Record<string, number>>
 ): Effect.Effect<Unit, BerthError, Scope.Scope> =>
-  Effect.acquireRelease(berth.supervisor.start(id, plan, descriptors), (unit) =>
-    Effect.flatMap(unit.release, (leftover) =>
-      leftover === undefined
-        ? Effect.void
-        : Effect.logWarning(
-            `${name} could not be given back: ${leftover.syscall}: ${errnoName(leftover.errno)}`
-          )
-    )
-  )
+  Effect.acquireRelease(berth.supervisor.start(id, plan, descriptors), (unit) => releaseUnit(name, unit))

@@ -46,10 +46,17 @@ export const descendants = (root: number): ReadonlyArray<number> => {
   return [...all.keys()].filter(isBelow)
 }
 
-/** Whether a process is there and has not ended. */
+const PF_EXITING = 0x4
+
+/**
+ * Whether a process is there and has not ended. One that has been killed runs no more, although its entry stays until
+ * its parent has waited for it, and the first of a pid namespace until all in there have been waited for.
+ */
 export const isAlive = (pid: number): boolean => {
-  const state = /\) ([A-Z])/s.exec(read(`/proc/${pid}/stat`))?.[1]
-  return state !== undefined && state !== "Z" && state !== "X"
+  const fields = read(`/proc/${pid}/stat`)
+    .replace(/^.*\) /s, "")
+    .split(" ")
+  return fields.length > 7 && !["Z", "X"].includes(fields[0]!) && (Number(fields[6]) & PF_EXITING) === 0
 }
 
 const describeProcess = (pid: number): string => {

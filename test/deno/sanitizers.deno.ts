@@ -1,0 +1,70 @@
+// Run by test/Promise.test.ts. Deno fails each of these where an operation, a resource or a timer is left at its end.
+import assert from "node:assert/strict"
+import { BerthError, open, run, start } from "../../lib/promise.ts"
+
+declare const Deno: {
+  readonly env: { readonly get: (name: string) => string | undefined }
+  readonly test: (options: {
+    readonly name: string
+    readonly sanitizeOps: boolean
+    readonly sanitizeResources: boolean
+    readonly sanitizeExit: boolean
+    readonly fn: () => Promise<void>
+  }) => void
+}
+
+const test = (name: string, fn: () => Promise<void>): void =>
+  Deno.test({ name, sanitizeOps: true, sanitizeResources: true, sanitizeExit: true, fn })
+
+const folder = Deno.env.get("BERTH_TEST_FOLDER")!
+
+test("a box, its commands and its end", async () => {
+  await using box = await start("host", { command: ["sleep", "infinity"] })
+  assert.equal(await box.$`echo ${"a b"}`.text(), "a b\n")
+  await assert.rejects(box.$`false`, BerthError)
+})
+
+test("a run", async () => {
+  assert.equal((await run("host", { command: ["echo", "hello"] })).stdout, "hello\n")
+})
+
+test("a session in a folder of its own", async () => {
+  await using berth = await open({ folder })
+  const [first, second] = await Promise.all([
+    berth.run("host", { command: ["true"] }),
+    berth.run("host", { command: ["false"] })
+  ])
+  assert.deepEqual([first.exitCode, second.exitCode], [0, 1])
+})
+
+test("lines, some of which are left", async () => {
+  await using box = await start("host", { command: ["sleep", "infinity"] })
+  for await (const line of box.$`seq 1000000`) if (line === "3") break
+})
+
+test("a command that was aborted, one that was killed and one that was too slow", async () => {
+  await using box = await start("host", { command: ["sleep", "infinity"] })
+  const signal = AbortSignal.abort()
+  await assert.rejects(box.with({ signal }).$`sleep 100`, { name: "AbortError" })
+  const controller = new AbortController()
+  const aborted = box.with({ signal: controller.signal }).$`sleep 100`
+  controller.abort()
+  await assert.rejects(aborted, { name: "AbortError" })
+  const killed = box.$`sleep 100`
+  await killed.kill()
+  await assert.rejects(killed, { _tag: "NonZeroExit", signal: "SIGTERM" })
+  await assert.rejects(box.$`sleep 100`.timeout(50), { _tag: "WaitFailed" })
+})
+
+test("a container that is read, written to and stopped", async () => {
+  await using box = await start("host", { command: ["cat"], stdin: "pipe" })
+  await box.stdin("through")
+  let text = ""
+  for await (const bytes of box.stdout) text += new TextDecoder().decode(bytes)
+  assert.equal(text, "through")
+  assert.equal((await box.stop()).exitCode, 0)
+})
+
+test("a start that fails", async () => {
+  await assert.rejects(start("host", { command: ["/no/such/command"] }), { _tag: "CommandFailed" })
+})
