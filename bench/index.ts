@@ -1,6 +1,8 @@
 /** `npm run bench -- NAME [options]`: one module for each benchmark. */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import type * as Effect from "effect/Effect"
+import { exec } from "./exec.ts"
+import { output } from "./output.ts"
 import { start } from "./start.ts"
 
 interface Benchmark {
@@ -15,6 +17,14 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
       "start --phases         where the time of those system calls goes"
     ],
     run: start
+  },
+  exec: {
+    usage: ["exec [--rounds N]      a command in a running container"],
+    run: exec
+  },
+  output: {
+    usage: ["output [--rounds N]    how fast a container's output comes"],
+    run: output
   }
 }
 

@@ -2,7 +2,7 @@
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { type Contender, findProgram, lineProgram, timed, Unmeasured } from "./support.ts"
+import { type Contender, findProgram, type LineProgram, lineProgram, timed, Unmeasured } from "./support.ts"
 
 const capabilities = [
   "CAP_CHOWN",
@@ -99,6 +99,21 @@ const runtimeLoop = `${prepare}
   done
 `
 
+// A container that stays, for commands to be executed in.
+const execLoop = `${prepare}
+  sed -i 's/"args":\\["true"\\]/"args":["sleep","infinity"]/' "$folder/config.json"
+  "$2" --root "$folder/state" run --detach --bundle "$folder" "$3" </dev/null >/dev/null 2>"$folder/errors" ||
+    { tr '\n' ' ' <"$folder/errors"; echo; exit 1; }
+  trap '"$2" --root "$folder/state" delete --force "$3"' EXIT
+  echo running
+  while read -r line; do
+    if "$2" --root "$folder/state" exec "$3" true </dev/null >/dev/null 2>"$folder/errors"
+    then echo ok
+    else tr '\n' ' ' <"$folder/errors"; echo
+    fi
+  done
+`
+
 const bubblewrapLoop = `${prepare}
   while read -r id; do
     if "$2" --unshare-all --die-with-parent --new-session --hostname 0123456789ab --bind "$folder/rootfs" / \
@@ -109,27 +124,34 @@ const bubblewrapLoop = `${prepare}
   done
 `
 
+/** A shell that runs a loop with the bundle's folder, the program and a name as its arguments. */
+const inBundle = (
+  name: string,
+  loop: string,
+  temporary: string
+): Effect.Effect<{ readonly shell: LineProgram }, Unmeasured, Scope.Scope> =>
+  Effect.gen(function* () {
+    const program = findProgram(name)
+    if (program === undefined) return yield* new Unmeasured({ message: "not installed" })
+    const folder = `${temporary}/${name}`
+    const id = `berth-bench-${process.pid}-${name}`
+    fs.mkdirSync(folder)
+    fs.writeFileSync(`${folder}/config.json`, JSON.stringify(config(`${folder}/rootfs`, `/${id}`)))
+    const shell = yield* lineProgram("unshare", [
+      ...["--mount", "--propagation", "slave", "sh", "-c", loop, "sh"],
+      ...[folder, program, id]
+    ])
+    yield* shell.ask("")
+    return { shell }
+  })
+
 const contender = (
   name: string,
   label: string,
   loop: string,
   temporary: string
 ): Effect.Effect<Contender, Unmeasured, Scope.Scope> =>
-  Effect.gen(function* () {
-    const program = findProgram(name)
-    if (program === undefined) return yield* new Unmeasured({ message: "not installed" })
-    const folder = `${temporary}/${name}`
-    fs.mkdirSync(folder)
-    fs.writeFileSync(
-      `${folder}/config.json`,
-      JSON.stringify(config(`${folder}/rootfs`, `/berth-bench-${process.pid}-${name}`))
-    )
-    const shell = yield* lineProgram("unshare", [
-      ...["--mount", "--propagation", "slave", "sh", "-c", loop, "sh"],
-      folder,
-      program
-    ])
-    yield* shell.ask("")
+  Effect.map(inBundle(name, loop, temporary), ({ shell }) => {
     let id = 0
     const run = Effect.flatMap(
       Effect.suspend(() => shell.ask(`berth-bench-${process.pid}-${++id}`)),
@@ -141,6 +163,21 @@ const contender = (
 /** `crun run` or `runc run` of the bundle. */
 export const runtime = (name: "crun" | "runc", temporary: string) =>
   contender(name, `${name} run`, runtimeLoop, temporary)
+
+/** `crun exec` or `runc exec` of `true`. */
+export const runtimeExec = (
+  name: "crun" | "runc",
+  temporary: string
+): Effect.Effect<Contender, Unmeasured, Scope.Scope> =>
+  Effect.gen(function* () {
+    const { shell } = yield* inBundle(name, execLoop, temporary)
+    const state = yield* shell.ask("")
+    if (state !== "running") return yield* new Unmeasured({ message: state })
+    const run = Effect.flatMap(shell.ask("go"), (answer) =>
+      answer === "ok" ? Effect.void : new Unmeasured({ message: answer })
+    )
+    return { name: `${name} exec`, run: timed(run) }
+  })
 
 /** Not the same container (no cgroup, no limits, no masks), but what many use in place of one. */
 export const bubblewrap = (temporary: string) => contender("bwrap", "bwrap", bubblewrapLoop, temporary)

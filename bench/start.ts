@@ -16,7 +16,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { bubblewrap, runtime } from "./oci.ts"
 import {
-  buildLimit,
+  build,
   type Contender,
   capture,
   interleave,
@@ -24,6 +24,7 @@ import {
   machine,
   median,
   milliseconds,
+  program,
   type Summary,
   summarize,
   table,
@@ -48,15 +49,7 @@ const CRUN = "crun run"
 
 // Contenders
 
-const limit = (program: string): Effect.Effect<Contender, never, Scope.Scope> =>
-  Effect.map(lineProgram(program, ["0"]), ({ ask }) => ({
-    name: LIMIT,
-    run: Effect.flatMap(ask("go"), (answer) =>
-      Number.isFinite(Number(answer))
-        ? Effect.succeed(Number(answer) / 1000)
-        : Effect.fail(unmeasured(answer))
-    )
-  }))
+const limit = (path: string): Effect.Effect<Contender, never, Scope.Scope> => program(LIMIT, path, ["0"])
 
 const options: Container.StartOptions = {
   command: ["true"],
@@ -182,7 +175,7 @@ const heapPass = (rounds: number): Effect.Effect<void, Unmeasured, Berth.Berth |
   Effect.gen(function* () {
     const kept = fillHeap(HEAP_BYTES)
     collectGarbage()
-    const first = yield* pass([yield* limit(yield* buildLimit), yield* berth], rounds)
+    const first = yield* pass([yield* limit(yield* build("limit")), yield* berth], rounds)
     const second = yield* pass([bareSpawn], rounds)
     const summaries = { ...first.summaries, ...second.summaries }
     const result: HeapPass = { heapBytes: process.memoryUsage().heapUsed, summaries }
@@ -205,10 +198,10 @@ interface Throughput {
   readonly berth: ReadonlyArray<number>
 }
 
-const throughput = (program: string): Effect.Effect<Throughput, Unmeasured, Berth.Berth> =>
+const throughput = (path: string): Effect.Effect<Throughput, Unmeasured, Berth.Berth> =>
   Effect.gen(function* () {
     const limitOnce = Effect.map(
-      capture(program, [String(BURST / IN_FLIGHT), String(IN_FLIGHT)]),
+      capture(path, [String(BURST / IN_FLIGHT), String(IN_FLIGHT)]),
       (output) => BURST / (Number(output) / 1e6)
     )
     const berthOnce = Effect.map(
@@ -328,13 +321,13 @@ const compare = (
 ): Effect.Effect<void, Unmeasured, Berth.Berth | Scope.Scope> =>
   Effect.gen(function* () {
     const host = machine()
-    const program = yield* buildLimit
+    const limitPath = yield* build("limit")
     yield* Console.log(
       `Linux ${host.kernel} ${host.architecture}, ${host.cpus} CPUs, ${host.runtime}, load ${host.load.toFixed(1)}; ${rounds} rounds\n`
     )
     yield* checkMirror
     const contenders: ReadonlyArray<Contender> = [
-      yield* limit(program),
+      yield* limit(limitPath),
       yield* berth,
       yield* spawnElsewhere,
       ...(yield* available(CRUN, runtime("crun", temporary))),
@@ -350,7 +343,7 @@ const compare = (
       `With ${(heap.heapBytes / 1024 ** 3).toFixed(1)} GiB of live JavaScript objects:\n${timesTable(heap.summaries)}\n`
     )
 
-    const rates = yield* throughput(program)
+    const rates = yield* throughput(limitPath)
     yield* Console.log(
       table([
         [`containers a second, ${IN_FLIGHT} in flight`, "median", "bursts"],
@@ -396,11 +389,11 @@ const MICROS_A_MARK = 100
 /** Where the time of the system calls goes: medians of each phase, a mark for each 100 µs. */
 const phases = (rounds: number): Effect.Effect<void, Unmeasured, Scope.Scope> =>
   Effect.gen(function* () {
-    const program = yield* lineProgram(yield* buildLimit, ["0", "1", "phases"])
-    const names = (yield* program.ask("")).split(" ")
+    const phased = yield* lineProgram(yield* build("limit"), ["0", "1", "phases"])
+    const names = (yield* phased.ask("")).split(" ")
     const samples: Array<ReadonlyArray<number>> = []
     for (let round = -WARMUPS; round < rounds; round++) {
-      const answer = (yield* program.ask("go")).split(" ").map(Number)
+      const answer = (yield* phased.ask("go")).split(" ").map(Number)
       if (round >= 0) samples.push(answer)
     }
     const columns = ["total", ...names].map((name, column) => ({

@@ -206,22 +206,38 @@ export const temporaryFolder: Effect.Effect<string, never, Scope.Scope> = Effect
   (path) => Effect.sync(() => fs.rmSync(path, { recursive: true, force: true }))
 )
 
-/** Compiles bench/limit.c where it is newer than what was made of it; gives the program's path. */
-export const buildLimit: Effect.Effect<string, Unmeasured> = Effect.try({
-  try: () => {
-    const source = here("limit.c")
-    const program = here("../native/build/bench-limit")
-    const made = fs.statSync(program, { throwIfNoEntry: false })
-    if (made === undefined || made.mtimeMs < fs.statSync(source).mtimeMs) {
-      fs.mkdirSync(here("../native/build"), { recursive: true })
-      const warnings = ["-Wall", "-Wextra", "-Werror"]
-      const flags = ["-std=gnu17", "-D_GNU_SOURCE", "-O2", "-static", ...warnings]
-      execFileSync(process.env.CC ?? "cc", [...flags, "-o", program, source], { stdio: "inherit" })
-    }
-    return program
-  },
-  catch: unmeasured
-})
+/** Compiles bench/NAME.c where it is newer than what was made of it; gives the program's path. */
+export const build = (name: string): Effect.Effect<string, Unmeasured> =>
+  Effect.try({
+    try: () => {
+      const source = here(`${name}.c`)
+      const program = here(`../native/build/bench-${name}`)
+      const made = fs.statSync(program, { throwIfNoEntry: false })
+      if (made === undefined || made.mtimeMs < fs.statSync(source).mtimeMs) {
+        fs.mkdirSync(here("../native/build"), { recursive: true })
+        const warnings = ["-Wall", "-Wextra", "-Werror"]
+        const flags = ["-std=gnu17", "-D_GNU_SOURCE", "-O2", "-static", ...warnings]
+        execFileSync(process.env.CC ?? "cc", [...flags, "-o", program, source], { stdio: "inherit" })
+      }
+      return program
+    },
+    catch: unmeasured
+  })
+
+/** A contender that is a program: for each line it does its work once and answers with the microseconds. */
+export const program = (
+  name: string,
+  command: string,
+  args: ReadonlyArray<string>
+): Effect.Effect<Contender, never, Scope.Scope> =>
+  Effect.map(lineProgram(command, args), ({ ask }) => ({
+    name,
+    run: Effect.flatMap(ask("go"), (answer) =>
+      Number.isFinite(Number(answer))
+        ? Effect.succeed(Number(answer) / 1000)
+        : Effect.fail(unmeasured(answer))
+    )
+  }))
 
 // Output
 

@@ -133,7 +133,7 @@ export interface Container extends Pipeable, Inspectable.Inspectable {
   readonly exit: Effect.Effect<ExitStatus, BerthError>
   /**
    * What it writes, from byte zero. Bytes are read when they are asked for: a container whose output nobody reads
-   * waits once the pipe is full (64 KiB), and loses nothing. Each byte is given once.
+   * waits once the pipe is full (256 KiB), and loses nothing. Each byte is given once.
    */
   readonly stdout: Stream.Stream<Uint8Array, BerthError>
   readonly stderr: Stream.Stream<Uint8Array, BerthError>

@@ -9,7 +9,10 @@ import { EAGAIN, EIO, EPIPE } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native } from "./native.ts"
 
-const READ_BYTES = 64 * 1024
+const READ_BYTES = 128 * 1024
+
+// What a pipe holds: one that is full more seldom wakes its two ends more seldom.
+const PIPE_BYTES = 256 * 1024
 const READS_MAX = 16
 
 const failed = (syscall: string, errno: number): OperationFailed =>
@@ -251,7 +254,7 @@ const VEOF = new Uint8Array([4])
 
 /** A pipe whose end numbered `ours` is Berth's; throws the errno where there can be none. */
 export const makePipe = (ours: 0 | 1): readonly [ours: number, theirs: number] => {
-  const [read, write] = native().pipe(ours, 0)
+  const [read, write] = native().pipe(ours, PIPE_BYTES)
   if (read < 0) throw failed("pipe2", -read)
   return ours === 0 ? [read, write] : [write, read]
 }

@@ -23,6 +23,27 @@ const decoder = new TextDecoder()
 const bytesOf = (part: string | Uint8Array): Uint8Array =>
   typeof part === "string" ? encoder.encode(part) : part
 
+const BUSY_MS = 10
+
+/**
+ * What a program has at hand is taken without ever going through the event loop, where others wait: every few
+ * milliseconds, it does.
+ */
+const letOthersRun = (): Effect.Effect<void> => {
+  let since = performance.now()
+  return Effect.suspend(() =>
+    performance.now() - since < BUSY_MS
+      ? Effect.void
+      : Effect.async<void>((resume) => {
+          const immediate = setImmediate(() => {
+            since = performance.now()
+            resume(Effect.void)
+          })
+          return Effect.sync(() => clearImmediate(immediate))
+        })
+  )
+}
+
 /** What a program gives to read; what its iterator throws is the stream's defect. It is never waited for at the end. */
 const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
   if (typeof input === "string" || input instanceof Uint8Array) return Stream.succeed(bytesOf(input))
@@ -34,13 +55,18 @@ const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
         ),
         (iterator) => Effect.sync(() => void Promise.resolve(iterator.return?.()).catch(() => {}))
       ),
-      (iterator) =>
-        Stream.repeatEffectOption(
+      (iterator) => {
+        const pause = letOthersRun()
+        return Stream.repeatEffectOption(
           Effect.flatMap(
-            Effect.promise(async () => iterator.next()),
+            Effect.zipRight(
+              pause,
+              Effect.promise(async () => iterator.next())
+            ),
             (next) => (next.done === true ? Effect.fail(Option.none()) : Effect.succeed(bytesOf(next.value)))
           )
         )
+      }
     )
   )
 }

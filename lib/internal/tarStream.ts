@@ -115,8 +115,9 @@ export const tarOut: {
 const HOLE_BYTES = 4096
 
 const isZero = (bytes: Uint8Array): boolean => {
-  for (let k = 0; k < bytes.length; k++) if (bytes[k] !== 0) return false
-  return true
+  // Data seldom begins with a zero.
+  if (bytes[0] !== 0) return false
+  return Buffer.compare(bytes, ZEROS.subarray(0, bytes.length)) === 0
 }
 
 /** Takes the members of an archive into a folder of a root. */
@@ -209,14 +210,17 @@ class Unpacking implements tar.Handler {
   async contents(bytes: Uint8Array): Promise<void> {
     const { file } = this
     if (file === undefined) return
-    // Aligned parts of nothing but zeros become holes.
-    for (let at = 0, start = 0; start < bytes.length; start = at) {
-      const step = (): number => Math.min(bytes.length, at + HOLE_BYTES - ((file.position + at) % HOLE_BYTES))
-      const isHole = (end: number): boolean => isZero(bytes.subarray(at, end))
-      const hole = isHole(step())
-      while (at < bytes.length && isHole(step()) === hole) at = step()
-      if (!hole) await copy.writeAt(file.handle, bytes.subarray(start, at), file.position + start)
+    // Aligned parts of nothing but zeros become holes: `start` is where the data began that is not written yet.
+    let start = 0
+    for (let at = 0; at < bytes.length; ) {
+      const next = Math.min(bytes.length, at + HOLE_BYTES - ((file.position + at) % HOLE_BYTES))
+      if (isZero(bytes.subarray(at, next))) {
+        if (start < at) await copy.writeAt(file.handle, bytes.subarray(start, at), file.position + start)
+        start = next
+      }
+      at = next
     }
+    if (start < bytes.length) await copy.writeAt(file.handle, bytes.subarray(start), file.position + start)
     file.position += bytes.length
   }
 

@@ -1,0 +1,97 @@
+/**
+ * What a command in a running container costs: `true`, from the call until its end is known. All contenders take turns
+ * in one run.
+ */
+import * as fs from "node:fs"
+import { parseArgs } from "node:util"
+import * as NodeContext from "@effect/platform-node/NodeContext"
+import { Berth, Container, Image } from "berth"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { runtimeExec } from "./oci.ts"
+import {
+  build,
+  type Contender,
+  interleave,
+  machine,
+  milliseconds,
+  program,
+  summarize,
+  table,
+  temporaryFolder,
+  timed,
+  type Unmeasured,
+  unmeasured,
+  writeResults
+} from "./support.ts"
+
+const LIMIT = "the limit (C, no library)"
+const BERTH = "Berth"
+
+const one = (box: Container.Container): Effect.Effect<void, Unmeasured> =>
+  Effect.scoped(Effect.flatMap(Container.execStream(box, ["true"]), (process) => process.exit)).pipe(
+    Effect.mapError(unmeasured),
+    Effect.flatMap(({ exitCode }) =>
+      exitCode === 0 ? Effect.void : Effect.fail(unmeasured(`exit code ${exitCode}`))
+    )
+  )
+
+const targets = [
+  { name: LIMIT, most: 1.3 },
+  { name: "crun exec", most: 0.5 }
+]
+
+const measure = (rounds: number) =>
+  Effect.gen(function* () {
+    const image = yield* Image.host
+    const box = yield* Container.start(image, {
+      command: ["sleep", "infinity"],
+      limits: { memory: "256MiB" }
+    })
+    const folders = box.state.cgroup?.folders.map((folder) => folder.path) ?? []
+    const temporary = yield* temporaryFolder
+    const contenders: Array<Contender> = [
+      yield* program(LIMIT, yield* build("exec"), [String(box.pid), ...folders]),
+      { name: BERTH, run: timed(one(box)) }
+    ]
+    for (const name of ["crun", "runc"] as const) {
+      const other = yield* Effect.either(runtimeExec(name, temporary))
+      if (other._tag === "Right") contenders.push(other.right)
+      else yield* Console.log(`skipped ${name} exec: ${other.left.message}`)
+    }
+    const { samples, skipped } = yield* interleave(contenders, { rounds, warmups: 20 })
+    for (const [name, why] of skipped) yield* Console.log(`skipped ${name}: ${why}`)
+    const summaries = Object.fromEntries([...samples].map(([name, values]) => [name, summarize(values)]))
+    const own = summaries[BERTH]!
+    yield* Console.log(
+      table([
+        ["milliseconds", "p50", "p90", "min", "Berth to it"],
+        ...Object.entries(summaries).map(([name, { median, p90, min }]) => [
+          name,
+          ...[median, p90, min].map(milliseconds),
+          (own.median / median).toFixed(2)
+        ])
+      ])
+    )
+    for (const { name, most } of targets) {
+      const other = summaries[name]
+      if (other === undefined) continue
+      const ratio = own.median / other.median
+      yield* Console.log(
+        `Berth / ${name}: ${ratio.toFixed(2)}, target <= ${most}: ${ratio <= most ? "met" : "not met"}`
+      )
+    }
+    yield* Console.log(`written: ${writeResults("exec", { machine: machine(), rounds, summaries })}`)
+  })
+
+export const exec = (args: ReadonlyArray<string>): Effect.Effect<void> => {
+  const { values } = parseArgs({ args: [...args], options: { rounds: { type: "string", default: "200" } } })
+  const folder = fs.mkdtempSync("/tmp/berth-bench-")
+  return measure(Number(values.rounds)).pipe(
+    Effect.scoped,
+    Effect.provide(Berth.layerWith({ folder }).pipe(Layer.provideMerge(NodeContext.layer))),
+    Effect.ensuring(Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))),
+    Effect.orDie
+  )
+}
