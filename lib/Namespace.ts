@@ -151,13 +151,15 @@ export const make = (
     const unit = yield* scopedUnit(berth, id, "namespace holder", plan, {}).pipe(
       Effect.mapError(explain(kinds))
     )
-    return Object.assign(Object.create(Proto), {
+    const fields = {
       kinds: [...set],
       pid: unit.pid,
-      pidfd: unit.pidfd,
-      root: undefined,
-      settingUp: Effect.unsafeMakeSemaphore(1)
-    } satisfies Omit<Namespace, TypeId | keyof Inspectable.Inspectable>) as Namespace
+      get pidfd() {
+        return unit.pidfd()
+      },
+      root: undefined
+    }
+    return Object.setPrototypeOf(fields, Proto) as Namespace
   }).pipe(Effect.withSpan("berth.Namespace.make", { attributes: { kinds } }))
 
 /** @internal */

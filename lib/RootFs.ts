@@ -91,7 +91,14 @@ export const overlay = (
     const root = yield* attempt(() => internal.compose(image, options, folder, id, berth.rootless))
     const plan = Plan.make([...root.scratch, root.mount])
     const unit = yield* scopedUnit(berth, id, `root file system of ${image.reference}`, plan, {})
-    return Object.assign(Object.create(Proto), { image, upper: root.upper, mount: unit.root }) as RootFs
+    const fields = {
+      image,
+      upper: root.upper,
+      get mount() {
+        return unit.root()
+      }
+    }
+    return Object.setPrototypeOf(fields, Proto) as RootFs
   }).pipe(
     Effect.withSpan("berth.RootFs.overlay", { attributes: { "container.image.name": image.reference } })
   )

@@ -1,4 +1,5 @@
-import { readFileSync } from "node:fs"
+import { existsSync, readFileSync } from "node:fs"
+import { dirname } from "node:path"
 import type { Folder, Limits, Stats } from "../Cgroup.ts"
 import type * as Plan from "../Plan.ts"
 import { parseBytes } from "./bytes.ts"
@@ -57,11 +58,27 @@ export const folders = (from: Tree, name: string): ReadonlyArray<Folder> => {
   return [...byPath.values()]
 }
 
+// Version 1 limits memory and swap together, after the memory alone. Without swap accounting there are no such files;
+// the root cgroup of version 2 has none either, and there it is seen by what is swapped to.
+const noSwap = (
+  path: string,
+  version: 1 | 2,
+  memory: number
+): ReadonlyArray<readonly [file: string, value: string]> => {
+  const above = dirname(path)
+  if (version === 1)
+    return existsSync(`${above}/memory.memsw.limit_in_bytes`)
+      ? [["memory.memsw.limit_in_bytes", String(memory)]]
+      : []
+  const swaps = existsSync(`${above}/memory.swap.max`) || read("/proc/swaps").trim().includes("\n")
+  return swaps ? [["memory.swap.max", "0"]] : []
+}
+
 const PERIOD_MICROS = 100000
 
 /** cgroup-v1/memory.rst, sched-bwc.rst, pids.rst and cgroup-v2.rst of the kernel's documentation. */
 const files = (
-  version: 1 | 2,
+  { path, version }: Folder,
   limits: ParsedLimits
 ): Readonly<Record<string, ReadonlyArray<readonly [string, string]>>> => {
   const quota = limits.cpus === undefined ? undefined : String(Math.round(limits.cpus * PERIOD_MICROS))
@@ -69,7 +86,10 @@ const files = (
     memory:
       limits.memory === undefined
         ? []
-        : [[version === 1 ? "memory.limit_in_bytes" : "memory.max", String(limits.memory)]],
+        : [
+            [version === 1 ? "memory.limit_in_bytes" : "memory.max", String(limits.memory)],
+            ...noSwap(path, version, limits.memory)
+          ],
     cpu:
       quota === undefined
         ? []
@@ -83,7 +103,7 @@ const files = (
 export const writes = (to: ReadonlyArray<Folder>, limits: ParsedLimits): ReadonlyArray<Plan.Operation> =>
   to.flatMap((folder) =>
     folder.controllers.flatMap((controller) =>
-      (files(folder.version, limits)[controller] ?? []).map(
+      (files(folder, limits)[controller] ?? []).map(
         ([file, value]): Plan.Operation => ({ op: "cgroup-write", file: `${folder.path}/${file}`, value })
       )
     )

@@ -132,12 +132,44 @@ export const writeAt = async (fd: number, bytes: Uint8Array, position: number): 
   }
 }
 
+/** What is read and written at once, since a thread's help would cost more than it. */
+export const SMALL_BYTES = 64 * 1024
+
+/** All of a small file without holes; undefined for another. */
+const smallContents = (fd: number, size: number): Uint8Array | undefined => {
+  if (size > SMALL_BYTES) return undefined
+  const flags = inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY
+  return inRoot.using(inRoot.openHost(inRoot.via(fd), flags), (kernel) => {
+    const bytes = new Uint8Array(size)
+    for (let at = 0; at < size; ) {
+      const n = native().read(kernel, bytes.subarray(at))
+      if (n < 0) return inRoot.fail(-n, "read", inRoot.via(fd))
+      if (n === 0) return undefined
+      at += n
+    }
+    const [start, end] = native().extent(kernel, 0)
+    return start === 0 && end >= size ? bytes : undefined
+  })
+}
+
+/** Writes to a descriptor of the kernel's, from where it is. */
+export const writeSmall = (fd: number, bytes: Uint8Array, path: string): void => {
+  for (let at = 0; at < bytes.length; ) {
+    const n = native().write(fd, bytes, at)
+    if (n < 0) return inRoot.fail(-n, "write", path)
+    at += n
+  }
+}
+
 /** The bytes of a file up to `size`, in parts, by their offsets; holes are left out. */
 export async function* contents(
   fd: number,
   size: number,
   signal: AbortSignal
 ): AsyncGenerator<readonly [offset: number, bytes: Uint8Array]> {
+  if (size === 0) return
+  const small = smallContents(fd, size)
+  if (small !== undefined) return yield [0, small]
   const file = await openContents(fd)
   const kernel = inRoot.openHost(inRoot.via(fd), inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY)
   const buffer = new Uint8Array(Math.min(CHUNK_BYTES, size))
@@ -222,6 +254,24 @@ const copyFolder = async (
   }
 }
 
+const copyContents = async (
+  copy: Copy,
+  from: number,
+  to: number,
+  size: number,
+  path: string
+): Promise<void> => {
+  const small = smallContents(from, size)
+  if (small !== undefined) return writeSmall(to, small, path)
+  const file = await inRoot.fsOpen(inRoot.via(to), inRoot.O_WRONLY)
+  try {
+    for await (const [offset, bytes] of contents(from, size, copy.signal)) await writeAt(file, bytes, offset)
+    fs.ftruncateSync(file, size)
+  } finally {
+    await inRoot.fsClose(file)
+  }
+}
+
 const copyEntry = async (copy: Copy, source: inRoot.Place, target: Entry): Promise<void> => {
   await inRoot.turn(copy.signal)
   await inRoot.using(inRoot.openPlace(source), async (from) => {
@@ -244,14 +294,7 @@ const copyEntry = async (copy: Copy, source: inRoot.Place, target: Entry): Promi
     }
     if (status.isFile()) {
       await inRoot.using(makeFile(at), async (to) => {
-        const file = await inRoot.fsOpen(inRoot.via(to), inRoot.O_WRONLY)
-        try {
-          for await (const [offset, bytes] of contents(from, status.size, copy.signal))
-            await writeAt(file, bytes, offset)
-          fs.ftruncateSync(file, status.size)
-        } finally {
-          await inRoot.fsClose(file)
-        }
+        await copyContents(copy, from, to, status.size, at.path)
         setMetadata(to, metadata, at.path)
       })
     } else {

@@ -2,7 +2,7 @@
  * The addon, loaded on first use so that the import of the library works on every system, and its constants.
  * Every function returns what the system call does, or -errno.
  */
-import { existsSync } from "node:fs"
+import { constants, existsSync } from "node:fs"
 import { createRequire } from "node:module"
 import { fileURLToPath } from "node:url"
 
@@ -61,8 +61,9 @@ export interface Native {
 /** What open(2), openat2(2), flock(2) and epoll(7) call these. */
 export const AT_FDCWD = -100
 export const O_PATH = 0o10000000
-export const O_DIRECTORY = 0o200000
-export const O_NOFOLLOW = 0o400000
+/** Of this architecture; on a system that lacks them nothing here is ever called. */
+export const O_DIRECTORY = constants.O_DIRECTORY ?? 0
+export const O_NOFOLLOW = constants.O_NOFOLLOW ?? 0
 export const RESOLVE_NO_MAGICLINKS = 0x02
 export const RESOLVE_NO_SYMLINKS = 0x04
 export const RESOLVE_BENEATH = 0x08

@@ -29,8 +29,9 @@ const TypeId: unique symbol = Symbol.for("berth/Container") as never
 /** What `Container` keeps to itself. */
 export interface State {
   readonly berth: Berth
+  /** -1 once its scope has closed. */
   readonly pidfd: number
-  /** Its root, by which its files are reached; -1 for a process in another's. */
+  /** Its root, by which its files are reached; -1 for a process in another's, and once its scope has closed. */
   readonly root: number
   readonly settings: Process
   /** The namespaces that are not the host's, and have to be joined to run something beside it. */
@@ -152,8 +153,12 @@ const handle = (options: Launch, plan: Plan.Plan, unit: Unit, stdio: Stdio): Con
   if (options.logs !== undefined) log()
   const state: State = {
     berth: options.berth,
-    pidfd: unit.pidfd,
-    root: unit.root,
+    get pidfd() {
+      return unit.pidfd()
+    },
+    get root() {
+      return unit.root()
+    },
     settings: options.settings,
     kinds: options.kinds,
     cgroup: options.cgroup,

@@ -29,10 +29,10 @@ export interface Unit {
   readonly id: number
   /** 0 where the unit has no process. */
   readonly pid: number
-  /** The pidfd of its process, owned by the unit; -1 where it has none. */
-  readonly pidfd: number
-  /** Its root, owned by the unit; -1 where it has none of its own. */
-  readonly root: number
+  /** The pidfd of its process, owned by the unit; -1 where it has none, or has been released. */
+  readonly pidfd: () => number
+  /** Its root, owned by the unit; -1 where it has none of its own, or has been released. */
+  readonly root: () => number
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
   /** Kills what runs in it and gives back all that it owns; runs once, and waits until nothing is left. */
   readonly release: Effect.Effect<Leftover | undefined>
@@ -327,8 +327,9 @@ const startUnit = (
       return {
         id,
         pid: reply.pid,
-        pidfd: reply.pid > 0 ? reply.descriptors[0] : -1,
-        root: reply.descriptors[reply.pid > 0 ? 1 : 0],
+        // A number that outlived its descriptor could be somebody else's by then.
+        pidfd: () => (reply.pid > 0 && !released ? reply.descriptors[0] : -1),
+        root: () => (released ? -1 : reply.descriptors[reply.pid > 0 ? 1 : 0]),
         ended: pending.ended,
         release: Effect.async<Leftover | undefined>((resume) => {
           if (released) return resume(Effect.succeed(undefined))

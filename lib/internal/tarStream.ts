@@ -126,7 +126,12 @@ class Unpacking implements tar.Handler {
   private readonly root: number
   private readonly folder: string
   private file:
-    | { readonly fd: number; readonly handle: number; readonly entry: tar.Entry; position: number }
+    | {
+        readonly fd: number
+        readonly handle: number | undefined
+        readonly entry: tar.Entry
+        position: number
+      }
     | undefined
   /** Folders that were made, whose times are set when nothing changes them any more. */
   private readonly folders: Array<readonly [fd: string, metadata: Metadata]> = []
@@ -165,7 +170,10 @@ class Unpacking implements tar.Handler {
         try {
           this.file = {
             fd,
-            handle: await inRoot.fsOpen(inRoot.via(fd), inRoot.O_WRONLY),
+            handle:
+              entry.size > copy.SMALL_BYTES
+                ? await inRoot.fsOpen(inRoot.via(fd), inRoot.O_WRONLY)
+                : undefined,
             entry: kept,
             position: 0
           }
@@ -210,6 +218,7 @@ class Unpacking implements tar.Handler {
   async contents(bytes: Uint8Array): Promise<void> {
     const { file } = this
     if (file === undefined) return
+    if (file.handle === undefined) return copy.writeSmall(file.fd, bytes, file.entry.name)
     // Aligned parts of nothing but zeros become holes: `start` is where the data began that is not written yet.
     let start = 0
     for (let at = 0; at < bytes.length; ) {
@@ -229,8 +238,10 @@ class Unpacking implements tar.Handler {
     if (file === undefined) return
     this.file = undefined
     try {
-      fs.ftruncateSync(file.handle, file.entry.size)
-      await inRoot.fsClose(file.handle)
+      if (file.handle !== undefined) {
+        fs.ftruncateSync(file.handle, file.entry.size)
+        await inRoot.fsClose(file.handle)
+      }
       setMetadata(file.fd, file.entry, file.entry.name)
     } finally {
       native().close(file.fd)
@@ -256,7 +267,7 @@ class Unpacking implements tar.Handler {
     native().close(this.root)
     if (this.file === undefined) return
     native().close(this.file.fd)
-    await inRoot.fsClose(this.file.handle)
+    if (this.file.handle !== undefined) await inRoot.fsClose(this.file.handle)
   }
 }
 

@@ -1,0 +1,154 @@
+/**
+ * Readiness, as effects that succeed once a container is ready for what is wanted of it. They compose like all others,
+ * and each fails at once where the container ends, and with its last lines where its time is over.
+ *
+ * A container whose output nobody reads waits once the pipe is full (64 KiB), and is then never ready: read it, or wait
+ * for its log.
+ *
+ * @since 0.1.0
+ */
+import type * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
+import type * as Schedule from "effect/Schedule"
+import type { BerthError } from "./BerthError.ts"
+import type { Container, ExecOptions, LogEntry } from "./Container.ts"
+import type { Healthcheck } from "./Image.ts"
+import * as internal from "./internal/waitFor.ts"
+
+/**
+ * For how long is waited.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options {
+  /** How long it may take, `"infinity"` for no bound. Default 30 seconds. */
+  readonly timeout?: Duration.DurationInput | undefined
+}
+
+/**
+ * How often is looked.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface PollOptions extends Options {
+  /** When to look again; where it ends, the wait has failed. Default: after 10 ms, and ever later up to 250 ms. */
+  readonly schedule?: Schedule.Schedule<unknown> | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface LogOptions extends Options {
+  /** The output that it has to be on. Default: either. */
+  readonly stream?: "stdout" | "stderr" | undefined
+  /** In how many lines it has to be; some programs say that they are ready, start again, and say so again. Default 1. */
+  readonly times?: number | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface CommandOptions
+  extends PollOptions,
+    Pick<ExecOptions, "env" | "cwd" | "user" | "capabilities" | "rlimits" | "umask"> {}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface HealthCheckOptions extends PollOptions {
+  /** In place of the image's. */
+  readonly healthcheck?: Healthcheck | undefined
+}
+
+/**
+ * Waits for a line of the container's log, from its beginning on, that has this text or matches this expression. Gives
+ * the line. The outputs are read by the log from then on: see `Container.logs`.
+ *
+ * Fails with `WaitFailed`, and as `Container.logs` does.
+ *
+ * @since 0.1.0
+ * @category conditions
+ */
+export const log: {
+  (
+    pattern: string | RegExp,
+    options?: LogOptions
+  ): (container: Container) => Effect.Effect<LogEntry, BerthError>
+  (container: Container, pattern: string | RegExp, options?: LogOptions): Effect.Effect<LogEntry, BerthError>
+} = internal.log
+
+/**
+ * Waits until something listens on a TCP port in the container's network namespace, on any of its addresses. It is seen
+ * from outside, in the namespace's table of sockets: nothing is run, and nobody is connected to. In the host's network,
+ * another program that listens there counts as well.
+ *
+ * Fails with `WaitFailed`, and with `InvalidOption` for what is no port.
+ *
+ * @since 0.1.0
+ * @category conditions
+ */
+export const port: {
+  (port: number, options?: PollOptions): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, port: number, options?: PollOptions): Effect.Effect<void, BerthError>
+} = internal.port
+
+/**
+ * Waits until a command inside the container ends with exit code 0.
+ *
+ * Fails with `WaitFailed`, which has what the last attempt said, and as `Container.exec` does: at once where the command
+ * is not there.
+ *
+ * @since 0.1.0
+ * @category conditions
+ */
+export const command: {
+  (
+    command: ReadonlyArray<string>,
+    options?: CommandOptions
+  ): (container: Container) => Effect.Effect<void, BerthError>
+  (
+    container: Container,
+    command: ReadonlyArray<string>,
+    options?: CommandOptions
+  ): Effect.Effect<void, BerthError>
+} = internal.command
+
+/**
+ * Waits until the container is healthy by its image's own health check: asked at once, then as often as the image says,
+ * each time for as long as it says. As many failures in a row as it allows, the start period left out, are
+ * `WaitFailed` with the reason `Unhealthy`. There is no other bound unless `timeout` is given.
+ *
+ * Fails with `InvalidOption` where the image has no health check.
+ *
+ * @since 0.1.0
+ * @category conditions
+ */
+export const healthCheck: {
+  (options?: HealthCheckOptions): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, options?: HealthCheckOptions): Effect.Effect<void, BerthError>
+} = internal.healthCheck
+
+/**
+ * Waits for all of these at once, and fails with the first that does.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const all: <E, R>(
+  conditions: ReadonlyArray<Effect.Effect<unknown, E, R>>
+) => Effect.Effect<void, E, R> = internal.all
+
+/**
+ * Waits for the first of these, and fails where all do. There has to be one.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const any: <E, R>(
+  conditions: readonly [Effect.Effect<unknown, E, R>, ...ReadonlyArray<Effect.Effect<unknown, E, R>>]
+) => Effect.Effect<void, E, R> = internal.any
