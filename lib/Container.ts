@@ -178,8 +178,11 @@ export interface ProcessOptions {
    * rows and 80 columns where it has none). What it writes is then all on `stdout`, and `stdin` takes what is typed.
    */
   readonly terminal?: boolean | TerminalSize | undefined
-  /** `"null"` reads the end at once; `"pipe"` reads what the `stdin` sink takes. Default `"null"`. */
-  readonly stdin?: "null" | "pipe" | undefined
+  /**
+   * `"null"` reads the end at once; `"pipe"` reads what the `stdin` sink takes; `"inherit"` what this program would read.
+   * Default `"null"`.
+   */
+  readonly stdin?: "null" | "pipe" | "inherit" | undefined
   /** `"pipe"` for the streams; `"inherit"` writes where this program writes; `"null"` nowhere. Default `"pipe"`. */
   readonly stdout?: "pipe" | "inherit" | "null" | undefined
   readonly stderr?: "pipe" | "inherit" | "null" | undefined

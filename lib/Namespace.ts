@@ -157,8 +157,9 @@ export const make = (
       get pidfd() {
         return unit.pidfd()
       },
-      root: undefined
-    }
+      root: undefined,
+      settingUp: Effect.unsafeMakeSemaphore(1)
+    } satisfies Omit<Namespace, TypeId | keyof Inspectable.Inspectable>
     return Object.setPrototypeOf(fields, Proto) as Namespace
   }).pipe(Effect.withSpan("berth.Namespace.make", { attributes: { kinds } }))
 

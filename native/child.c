@@ -93,16 +93,26 @@ static int write_sysctl(const char *key, const union field *value, struct failur
     return write(file, value->s.text, value->s.length) != (ssize_t)value->s.length ? fail(failure, "write") : 0;
 }
 
-// After the pivot: the folder must be reachable from the new root, or it is a descriptor's of the host (CVE-2024-21626).
+static int open_folder(int root, const char *path) {
+    for (int attempt = 0;; attempt++) {
+        int fd = sys_openat2(root, path, O_PATH | O_DIRECTORY | O_CLOEXEC, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+        if (fd >= 0 || errno != EAGAIN || attempt == 32) return fd;
+    }
+}
+
+// After the pivot: a folder by its name, never by a descriptor that is still open here, and one that can be reached from
+// the new root (CVE-2024-21626).
 static int enter(const char *path, int create, struct failure *failure) {
     char reached[4096];
-    if (chdir(path) < 0) {
-        if (errno != ENOENT || !create) return fail(failure, "chdir");
-        cleanup_close int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-        if (root < 0) return fail(failure, "open");
+    cleanup_close int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (root < 0) return fail(failure, "open");
+    cleanup_close int folder = open_folder(root, path);
+    if (folder < 0 && errno == ENOENT && create) {
         if (mount_directory(root, path, 0755, failure) < 0) return -1;
-        if (chdir(path) < 0) return fail(failure, "chdir");
+        folder = open_folder(root, path);
     }
+    if (folder < 0) return fail(failure, "openat2");
+    if (fchdir(folder) < 0) return fail(failure, "fchdir");
     if (syscall(SYS_getcwd, reached, sizeof reached) < 0) return fail(failure, "getcwd");
     return reached[0] != '/' ? invalid(failure, "getcwd", ENOENT) : 0;
 }

@@ -1,11 +1,12 @@
 import assert from "node:assert/strict"
-import { spawnSync } from "node:child_process"
+import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import * as Effect from "effect/Effect"
 import { Berth, BerthError, Container, Image } from "../lib/index.ts"
 import { berthIn, makeTemporaryFolder, remove, suite, whyNoContainers } from "./support/effect.ts"
-import { ended, program } from "./support/program.ts"
+import { eventually } from "./support/leftovers.ts"
+import { commandOf, ended, program, root } from "./support/program.ts"
 
 const unshare = spawnSync("unshare", ["--user", "true"])
 const whyNoUserNamespace: string | false =
@@ -44,27 +45,35 @@ describe("Berth, where it cannot be", { skip: process.platform === "linux" ? fal
   test("without root and without user namespaces the layer says how to have them", {
     skip: whyNoContainers || whyNoUserNamespace
   }, async () => {
-    // In a user namespace of its own, whose root this is not, the limit of further ones is set to none.
-    const launcher = `${folder}/launch.sh`
-    fs.writeFileSync(
-      launcher,
-      '#!/bin/sh\nexec unshare --user sh -c \'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"\' sh "$@"\n',
-      { mode: 0o755 }
+    // A user namespace of its own, whose root sets the limit of further ones to none and then is no root any more.
+    const home = `${folder}/rootless`
+    fs.mkdirSync(home)
+    fs.chownSync(home, 65534, 65534)
+    fs.chmodSync(folder, 0o755)
+    const inner =
+      'echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"'
+    const { command, args } = commandOf("system.ts", ["error", `${home}/berth`])
+    const child = spawn(
+      "unshare",
+      ["--user", "sh", "-c", `read go; exec sh -c '${inner}' sh "$@"`, "sh", command, ...args],
+      {
+        cwd: root,
+        stdio: ["pipe", "pipe", "pipe"],
+        env: { PATH: process.env.PATH, HOME: home, TMPDIR: home, XDG_CACHE_HOME: home, DENO_DIR: home }
+      }
     )
-    fs.mkdirSync(`${folder}/rootless`)
-    const direct = program("system.ts", ["error", `${folder}/rootless`], {
-      stdio: ["ignore", "pipe", "pipe"]
-    })
-    const args = direct.spawnargs
-    direct.kill("SIGKILL")
-    const { spawn } = await import("node:child_process")
-    const child = spawn(launcher, args, { stdio: ["ignore", "pipe", "pipe"] })
-    const { code, stdout, stderr } = await ended(child)
+    const result = ended(child)
+    const unshared = () =>
+      fs.readlinkSync(`/proc/${child.pid}/ns/user`) !== fs.readlinkSync("/proc/self/ns/user")
+    assert.ok(await eventually(unshared))
+    for (const map of ["uid_map", "gid_map"]) fs.writeFileSync(`/proc/${child.pid}/${map}`, "0 0 65536\n")
+    child.stdin.end("go\n")
+    const { code, stdout, stderr } = await result
     assert.equal(code, 0, stderr)
     const error = JSON.parse(stdout)
     assert.deepEqual([error._tag, error.feature], ["Unsupported", "user namespaces"], stdout)
     assert.match(error.message, /max_user_namespaces/)
-    assert.deepEqual(fs.readdirSync(`${folder}/rootless/run`), [])
+    assert.deepEqual(fs.readdirSync(`${home}/berth/run`), [])
   })
 
   test("in a folder that cannot be written to it says so", async () => {

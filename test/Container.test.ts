@@ -245,8 +245,9 @@ suite("Container", (effect) => {
       const scope = yield* Scope.make()
       const container = yield* Scope.extend(start("sleep 1000 & setsid sleep 1000 & echo ready; wait"), scope)
       yield* firstLine(container)
-      const { stdout } = yield* Container.exec(container, sh("cat /proc/[0-9]*/comm"))
-      assert.equal(stdout.match(/^sleep$/gm)?.length, 2)
+      yield* Effect.repeat(Container.exec(container, sh("cat /proc/[0-9]*/comm")), {
+        until: ({ stdout }) => stdout.match(/^sleep$/gm)?.length === 2
+      })
       const children = fs.readFileSync(`/proc/${container.pid}/task/${container.pid}/children`, "utf8")
       yield* Scope.close(scope, Exit.void)
       for (const pid of [container.pid, ...children.trim().split(" ").map(Number)]) yield* gone(pid)

@@ -78,7 +78,7 @@ suite("a container whose plan fails", (effect) => {
         const error = yield* failure("OperationFailed", berth.supervisor.start(id, plan, descriptors))
         const at = Math.min(k, operations.length - 1)
         assert.equal(error.index, at, `${Plan.print(plan)}\n${error.message}`)
-        assert.equal(error.syscall, inChild ? "chdir" : "open")
+        assert.equal(error.syscall, inChild ? "openat2" : "open")
         assert.equal(error.code, "ENOENT")
         assert.equal(error.operation, Plan.printOperation(plan.operations[at]!))
         // It has been given back by the time that this is known.

@@ -1,9 +1,11 @@
 import assert from "node:assert/strict"
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
 import { Berth, Container, Image, Mount } from "../lib/index.ts"
-import { failure, suite } from "./support/effect.ts"
+import { berthIn, failure, suite } from "./support/effect.ts"
 import { makeImage, whyNoBusybox } from "./support/rootfs.ts"
 
 const run = (script: string, options: Container.StartOptions = {}) =>
@@ -93,30 +95,21 @@ suite("Container, its files", (effect) => {
     Effect.gen(function* () {
       const source = yield* hostFolder("read-only")
       fs.mkdirSync(`${source}/below`)
-      execFileSync("mount", ["-t", "tmpfs", "tmpfs", `${source}/below`])
-      try {
-        const mounts = [Mount.bind(source, "/data", { readOnly: true })]
-        const script =
-          "touch /data/x; echo $?; touch /data/below/x; echo $?; mount -o remount,rw /data; echo $?"
-        const { stdout } = yield* run(script, { mounts })
-        assert.deepEqual(
-          stdout
-            .split("\n")
-            .slice(0, 3)
-            .map(Number)
-            .filter((code) => code === 0),
-          []
-        )
-        assert.deepEqual(fs.readdirSync(`${source}/below`), [])
-        const shallow = [Mount.bind(source, "/data", { recursive: false })]
-        assert.equal(
-          yield* out("touch /data/below/x; grep -c ' /data' /proc/self/mounts", { mounts: shallow }),
-          "1\n"
-        )
-        assert.deepEqual(fs.readdirSync(`${source}/below`), [])
-      } finally {
-        execFileSync("umount", [`${source}/below`])
-      }
+      yield* Effect.acquireRelease(
+        Effect.sync(() => execFileSync("mount", ["-t", "tmpfs", "tmpfs", `${source}/below`])),
+        () => Effect.sync(() => execFileSync("umount", [`${source}/below`]))
+      )
+      const mounts = [Mount.bind(source, "/data", { readOnly: true })]
+      const script =
+        "touch /data/x; echo $?; touch /data/below/x; echo $?; mount -o remount,rw /data; echo $?"
+      const codes = (yield* run(script, { mounts })).stdout.trim().split("\n")
+      assert.equal(codes.length, 3)
+      assert.ok(!codes.includes("0"), String(codes))
+      assert.deepEqual(fs.readdirSync(`${source}/below`), [])
+      const shallow = [Mount.bind(source, "/data", { recursive: false })]
+      const text = yield* out("touch /data/below/x; grep -c ' /data' /proc/self/mounts", { mounts: shallow })
+      assert.equal(text, "1\n")
+      assert.deepEqual(fs.readdirSync(`${source}/below`), [])
     })
   )
 
@@ -222,17 +215,14 @@ suite("Container, its files", (effect) => {
 
   effect("cannot change the mode of the host's devices through its own or its masks", () =>
     Effect.gen(function* () {
-      const modes = () => ["null", "zero", "full"].map((name) => fs.statSync(`/dev/${name}`).mode & 0o777)
-      const before = modes()
-      try {
-        for (const namespaces of [{}, { user: "new" }] as const) {
-          yield* run("chmod 600 /proc/keys /proc/timer_list /dev/null /dev/zero /dev/full", { namespaces })
-          assert.deepEqual(modes(), before)
-        }
-      } finally {
-        ;["null", "zero", "full"].forEach((name, k) => {
-          fs.chmodSync(`/dev/${name}`, before[k]!)
-        })
+      const names = ["null", "zero", "full"]
+      const modes = () => names.map((name) => fs.statSync(`/dev/${name}`).mode & 0o777)
+      const before = yield* Effect.acquireRelease(Effect.sync(modes), (were) =>
+        Effect.sync(() => names.forEach((name, k) => void fs.chmodSync(`/dev/${name}`, were[k]!)))
+      )
+      for (const namespaces of [{}, { user: "new" }] as const) {
+        yield* run("chmod 600 /proc/keys /proc/timer_list /dev/null /dev/zero /dev/full", { namespaces })
+        assert.deepEqual(modes(), before)
       }
     })
   )
@@ -306,12 +296,15 @@ suite("Container, its files", (effect) => {
   )
 
   effect(
-    "removes what a container left on disk, however deep and many",
+    "removes what a container left on disk, however deep and many, with few descriptors",
     () =>
       Effect.gen(function* () {
-        const { folder, supervisor } = yield* Berth.Berth
+        const { folder } = yield* Berth.Berth
+        const context = yield* Layer.build(berthIn(`${folder}/deep`))
+        const { supervisor } = Context.get(context, Berth.Berth)
+        execFileSync("prlimit", ["--pid", String(supervisor.pid), "--nofile=256:256"])
         const image = yield* makeImage(`${folder}/image-disk`)
-        const deep = "i=0; while [ $i -lt 3000 ]; do mkdir d && cd d || exit 1; i=$((i+1)); done"
+        const deep = "i=0; while [ $i -lt 700 ]; do mkdir d && cd d || exit 1; i=$((i+1)); done"
         const many = "mkdir /many /many/closed; chmod 0 /many/closed; cd /many; seq 1 2000 | xargs touch"
         const { exitCode, stderr } = yield* Container.run(image, {
           command: ["sh", "-c", `(${deep}); ${many}`]

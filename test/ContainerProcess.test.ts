@@ -210,19 +210,18 @@ suite("Container, the process", (effect) => {
 
   effect("finds three descriptors open, however many this program leaks", () =>
     Effect.gen(function* () {
-      const leaked = Array.from({ length: 50 }, () => fs.openSync("/", "r"))
-      try {
-        const list = "ls -l /proc/self/fd | grep -c ' 0 -> \\| 1 -> \\| 2 -> '; ls /proc/self/fd | wc -l"
-        // The fourth is that of ls, which reads the folder.
-        assert.equal(yield* out(list), "3\n4\n")
-        const image = yield* Image.host
-        const container = yield* Container.start(image, { command: ["sleep", "1000"] })
-        assert.deepEqual(fs.readdirSync(`/proc/${container.pid}/fd`).sort(), ["0", "1", "2"])
-        const { stdout } = yield* Container.exec(container, ["sh", "-c", list])
-        assert.equal(stdout, "3\n4\n")
-      } finally {
-        for (const fd of leaked) fs.closeSync(fd)
-      }
+      yield* Effect.acquireRelease(
+        Effect.sync(() => Array.from({ length: 50 }, () => fs.openSync("/", "r"))),
+        (leaked) => Effect.sync(() => leaked.map((fd) => fs.closeSync(fd)))
+      )
+      // The fourth is that of ls, which reads the folder.
+      const list = "ls -l /proc/self/fd | grep -c ' 0 -> \\| 1 -> \\| 2 -> '; ls /proc/self/fd | wc -l"
+      assert.equal(yield* out(list), "3\n4\n")
+      const image = yield* Image.host
+      const container = yield* Container.start(image, { command: ["sleep", "1000"] })
+      assert.deepEqual(fs.readdirSync(`/proc/${container.pid}/fd`).sort(), ["0", "1", "2"])
+      const { stdout } = yield* Container.exec(container, ["sh", "-c", list])
+      assert.equal(stdout, "3\n4\n")
     })
   )
 

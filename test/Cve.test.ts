@@ -31,9 +31,9 @@ suite("what broke other runtimes", (effect, folder) => {
         const before = sha256(supervisor())
         const image = yield* evil("5736", (root) => {
           fs.writeFileSync(`${root}/bin/entry`, "#!/proc/self/exe\n", { mode: 0o755 })
-          fs.symlinkSync("/proc/self/exe", `${root}/bin/link`)
+          fs.symlinkSync("/proc/self/exe", `${root}/bin/exe`)
         })
-        for (const command of ["/bin/entry", "/bin/link", "/proc/self/exe"]) {
+        for (const command of ["/bin/entry", "/bin/exe", "/proc/self/exe"]) {
           for (const init of [false, true]) {
             // Whether it fails or runs, what runs is a sealed copy that only says what it is not for.
             const result = yield* Effect.either(Container.run(image, { command: [command], init }))
@@ -89,22 +89,21 @@ suite("what broke other runtimes", (effect, folder) => {
   effect("CVE-2024-21626: no descriptor of this program or the supervisor is a working folder", () =>
     Effect.gen(function* () {
       const image = yield* Image.host
-      const leaked = Array.from({ length: 20 }, () => fs.openSync("/", "r"))
-      try {
-        const container = yield* Container.start(image, { command: ["sleep", "1000"] })
-        for (let fd = 3; fd <= 40; fd++) {
-          for (const cwd of [`/proc/self/fd/${fd}`, `/proc/self/fd/${fd}/..`, `/dev/fd/${fd}`]) {
-            for (const attempt of [
-              Container.run(image, { command: ["true"], cwd }),
-              Container.exec(container, ["true"], { cwd })
-            ]) {
-              const error = yield* failure("CommandFailed", attempt)
-              assert.equal(error.reason, "WorkingDirectory", cwd)
-            }
+      const container = yield* Container.start(image, { command: ["sleep", "1000"] })
+      yield* Effect.acquireRelease(
+        Effect.sync(() => Array.from({ length: 20 }, () => fs.openSync("/", "r"))),
+        (leaked) => Effect.sync(() => leaked.map((fd) => fs.closeSync(fd)))
+      )
+      for (let fd = 3; fd <= 40; fd++) {
+        for (const cwd of [`/proc/self/fd/${fd}`, `/proc/self/fd/${fd}/..`, `/dev/fd/${fd}`]) {
+          for (const attempt of [
+            Container.run(image, { command: ["true"], cwd }),
+            Container.exec(container, ["true"], { cwd })
+          ]) {
+            const error = yield* failure("CommandFailed", attempt)
+            assert.equal(error.reason, "WorkingDirectory", cwd)
           }
         }
-      } finally {
-        for (const fd of leaked) fs.closeSync(fd)
       }
     })
   )

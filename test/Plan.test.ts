@@ -19,11 +19,11 @@ const table = {
   "overlay-memory": { lower: "l", mode: "i", tmpfs: "l", options: "l", attributes: "i" },
   "root-mount": { mount: "f" },
   "root-bind": { path: "s", attributes: "i", recursive: "i" },
-  process: { namespaces: "i" },
+  process: { namespaces: "i", shared: "i" },
   "id-map": { uids: "s", gids: "s" },
   join: { process: "f", namespaces: "i" },
   session: {},
-  keyring: { name: "s" },
+  keyring: {},
   stdio: { stdin: "f", stdout: "f", stderr: "f" },
   rlimit: { resource: "i", soft: "i", hard: "i" },
   unshare: { namespaces: "i" },
@@ -210,7 +210,7 @@ describe("Plan", () => {
       Array.from({ length: 40 }, (_, k) =>
         Plan.make([
           process_,
-          { op: "keyring" },
+          { op: "domainname", name: "x".repeat(k) },
           ...Array.from({ length: 400 }, () => kind),
           exec
         ])
@@ -310,7 +310,7 @@ describe("Plan", () => {
     ])
     const lines = [
       "  0  scratch path=/s mode=0700",
-      "  1  process namespaces=mount,pid",
+      "  1  process namespaces=mount,pid shared=0",
       '  2  bind source="/my data" target=/mnt attributes=ro,nosuid recursive=1',
       "  3  stdio stdin=none stdout=<stdout> stderr=none",
       "  4  user uid=1000 gid=1000 groups=[4 27]",

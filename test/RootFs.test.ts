@@ -51,13 +51,13 @@ suite("RootFs", (effect, folder) => {
           Effect.gen(function* () {
             const at = `${folder()}/${count}-${upper}`
             const all = layers(at, count)
-            const before = all.map(digest)
+            const before = digest(at)
             const image = withLayers(yield* makeImage(all[0]!), all)
             const script =
               "cat /top 2>/dev/null; ls /numbers 2>/dev/null | wc -l; echo w > /written; rm -rf /numbers /top; mkdir /numbers; ls /numbers"
             const text = yield* sh(image, script, { upper })
             assert.equal(text, count === 1 ? "0\n" : `${count - 1}\n${count - 1}\n`)
-            assert.deepEqual(all.map(digest), before)
+            assert.equal(digest(at), before)
           }),
         { skip: whyNoBusybox }
       )

@@ -15,20 +15,18 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
-import { type BerthError, ContainerError, OperationFailed } from "../BerthError.ts"
+import type { BerthError } from "../BerthError.ts"
 import * as Cgroup from "../Cgroup.ts"
 import type { Container } from "../Container.ts"
 import { attempt } from "./attempt.ts"
-import * as compile from "./compile.ts"
+import type * as compile from "./compile.ts"
 import { ENOENT, ENOEXEC, errnoName } from "./errno.ts"
-import { native } from "./native.ts"
+import { launchInside, running } from "./inside.ts"
 import * as check from "./options.ts"
-import { Input, Output } from "./pipe.ts"
-import { launch } from "./process.ts"
-import { signalNumber } from "./signals.ts"
+import type { Output } from "./pipe.ts"
 
-/** What a program may write before anybody reads; on the host it is a socket pair, which takes about as much. */
-const PIPE_BYTES = 256 * 1024
+import { signalNumber } from "./signals.ts"
+import { stdioNames } from "./stdio.ts"
 
 /** How long a process has to end by SIGTERM once its scope is closed. */
 const GRACE = "10 seconds"
@@ -92,78 +90,6 @@ const spawnError =
     })
   }
 
-/** Fails where the container has ended. */
-const running = (box: Container): Effect.Effect<void, BerthError> =>
-  Effect.flatMap(Deferred.isDone(box.state.ended), (ended) =>
-    ended || native().signal(box.state.pidfd, 0) < 0
-      ? Effect.fail(
-          new ContainerError({
-            reason: "NotRunning",
-            container: box.id,
-            detail: "it has ended; start another one"
-          })
-        )
-      : Effect.void
-  )
-
-/** A process's standard streams, from both sides. */
-interface Streams {
-  readonly descriptors: Readonly<Record<string, number>>
-  readonly stdin: Input | undefined
-  readonly stdout: Output | undefined
-  readonly stderr: Output | undefined
-  /** Closes the process's ends: they are its own once it has been started. */
-  readonly handOver: () => void
-  readonly close: () => void
-}
-
-const openStreams = (command: Command.StandardCommand, container: string): Streams => {
-  const theirs: Array<number> = []
-  const opened: Array<Input | Output> = []
-  const descriptors: Record<string, number> = {}
-  const pipe = (name: string, ours: 0 | 1): number => {
-    const [read, write] = native().pipe(ours, PIPE_BYTES)
-    if (read < 0)
-      throw new OperationFailed({ operation: "stdio", index: -1, syscall: "pipe2", errno: -read, hint: "" })
-    descriptors[name] = ours === 0 ? write : read
-    theirs.push(descriptors[name])
-    return ours === 0 ? read : write
-  }
-  const output = (name: string, own: number, how: Command.Command.Output): Output | undefined => {
-    if (how === "inherit") {
-      descriptors[name] = own
-      return undefined
-    }
-    const end = new Output(pipe(name, 0), container)
-    opened.push(end)
-    return end
-  }
-  const input = (): Input | undefined => {
-    if (command.stdin === "inherit") {
-      descriptors.stdin = 0
-      return undefined
-    }
-    const end = new Input(pipe("stdin", 1))
-    opened.push(end)
-    return end
-  }
-  const handOver = (): void => {
-    for (const fd of theirs.splice(0)) native().close(fd)
-  }
-  const close = (): void => {
-    handOver()
-    for (const end of opened) end.close()
-  }
-  try {
-    const stdin = input()
-    const stdout = output("stdout", 1, command.stdout)
-    return { descriptors, stdin, stdout, stderr: output("stderr", 2, command.stderr), handOver, close }
-  } catch (error) {
-    close()
-    throw error
-  }
-}
-
 interface Execution {
   readonly arguments: ReadonlyArray<string>
   readonly environment: Readonly<Record<string, string>>
@@ -190,40 +116,27 @@ const executionOf = (box: Container, command: Command.StandardCommand): Executio
 /** As the container's own first process is: the same user, capabilities and limits, in all of its namespaces. */
 const execute = (
   box: Container,
-  execution: Execution,
-  streams: Streams
+  command: Command.StandardCommand,
+  execution: Execution
 ): Effect.Effect<Container, BerthError, Scope.Scope> => {
   const { state } = box
+  const how = (stream: unknown) => (stream === "inherit" ? "inherit" : "pipe")
+  const options = {
+    stdin: how(command.stdin),
+    stdout: how(command.stdout),
+    stderr: how(command.stderr)
+  } as const
   const settings: compile.Process = {
     ...state.settings,
     ...execution,
     createWorkingDirectory: false,
     init: false,
     terminal: undefined,
-    stdio: { stdin: "stdin", stdout: "stdout", stderr: "stderr" },
+    stdio: stdioNames(options),
     cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
     joined: [{ descriptor: "container", kinds: state.kinds }]
   }
-  return launch({
-    berth: state.berth,
-    unit: state.berth.supervisor.nextId(),
-    id: box.id,
-    options: { stdout: "null", stderr: "null" },
-    settings,
-    operations: compile.joining(settings),
-    descriptors: { container: state.pidfd, ...streams.descriptors },
-    created: [],
-    kinds: state.kinds,
-    cgroup: state.cgroup,
-    stopSignal: undefined,
-    logs: undefined
-  }).pipe(
-    Effect.catchAll((error) =>
-      error._tag === "OperationFailed"
-        ? Effect.zipRight(running(box), Effect.fail(error))
-        : Effect.fail(error)
-    )
-  )
+  return launchInside(box, settings, options)
 }
 
 /** Has the shell run a file that is executable but says not by what, as execvp(3) does. */
@@ -232,15 +145,10 @@ const byShell = (execution: Execution): Execution => ({
   arguments: ["/bin/sh", "-c", 'exec "$0" "$@"', ...execution.arguments]
 })
 
-interface Started {
-  readonly handle: Container
-  readonly streams: Streams
-}
-
 const spawn = (
   box: Container,
   command: Command.StandardCommand
-): Effect.Effect<Started, PlatformError.PlatformError, Scope.Scope> =>
+): Effect.Effect<Container, PlatformError.PlatformError, Scope.Scope> =>
   Effect.suspend(() => {
     const execution = executionOf(box, command)
     const { environment, workingDirectory } = execution
@@ -250,17 +158,11 @@ const spawn = (
         check.process({ env: environment, cwd: workingDirectory })
         check.command(execution.arguments)
       })
-      const streams = yield* Effect.acquireRelease(
-        Effect.try({ try: () => openStreams(command, box.id), catch: (error) => error as BerthError }),
-        (opened) => Effect.sync(opened.close)
-      )
-      const handle = yield* Effect.catchTag(execute(box, execution, streams), "CommandFailed", (error) =>
+      return yield* Effect.catchTag(execute(box, command, execution), "CommandFailed", (error) =>
         error.reason === "NotExecutable" && error.errno === ENOEXEC
-          ? execute(box, byShell(execution), streams)
+          ? execute(box, command, byShell(execution))
           : Effect.fail(error)
       )
-      streams.handOver()
-      return { handle, streams }
     }).pipe(Effect.mapError(spawnError(command, execution.arguments[0]!, workingDirectory)))
   })
 
@@ -278,7 +180,7 @@ export const signalGroup = (handle: Container, number: number): Effect.Effect<bo
   })
 
 /** What the scope's end does: platform-node asks the group to end and waits; what does not listen is killed here. */
-const terminate = ({ handle }: Started): Effect.Effect<void> =>
+const terminate = (handle: Container): Effect.Effect<void> =>
   Effect.gen(function* () {
     if (yield* Deferred.isDone(handle.state.ended)) {
       const { exitCode, signal } = yield* handle.exit
@@ -297,17 +199,14 @@ const ProcessProto = {
   }
 }
 
-const makeProcess = (
-  command: Command.StandardCommand,
-  { handle, streams }: Started
-): CommandExecutor.Process => {
+const makeProcess = (command: Command.StandardCommand, handle: Container): CommandExecutor.Process => {
   const exit = Effect.mapError(handle.exit, unexpected(command, "exitCode"))
   const output = (
     from: Output | undefined,
     method: string
   ): Stream.Stream<Uint8Array, PlatformError.PlatformError> =>
     from === undefined ? Stream.empty : Stream.mapError(from.stream, unexpected(command, method))
-  const stdout = output(streams.stdout, "fromReadable(stdout)")
+  const stdout = output(handle.state.stdout, "fromReadable(stdout)")
   const failedToKill = (why: string) => Effect.fail(unknown(command, "kill", why))
   const kill: CommandExecutor.Process["kill"] = (signal = "SIGTERM") =>
     Effect.gen(function* () {
@@ -327,11 +226,11 @@ const makeProcess = (
     isRunning: Effect.negate(Deferred.isDone(handle.state.ended)),
     kill,
     stdin:
-      streams.stdin === undefined
+      handle.state.stdin === undefined
         ? Sink.drain
-        : Sink.mapError(streams.stdin.sink, unexpected(command, "toWritable")),
+        : Sink.mapError(handle.state.stdin.sink, unexpected(command, "toWritable")),
     stdout: typeof command.stdout === "string" ? stdout : Stream.transduce(stdout, command.stdout),
-    stderr: output(streams.stderr, "fromReadable(stderr)")
+    stderr: output(handle.state.stderr, "fromReadable(stderr)")
   })
 }
 
@@ -339,16 +238,13 @@ type Start = CommandExecutor.CommandExecutor["start"]
 
 const startStandard = (box: Container, command: Command.StandardCommand): ReturnType<Start> =>
   Effect.acquireRelease(spawn(box, command), terminate).pipe(
-    Effect.flatMap((started) => {
-      const made = makeProcess(command, started)
+    Effect.flatMap((handle) => {
+      const made = makeProcess(command, handle)
       if (typeof command.stdin === "string") return Effect.succeed(made)
       // Its own failure is the end of the input, no more; and when nobody is there to read, it is not asked for any.
-      const { stdin } = started.streams
+      const { stdin, ended } = handle.state
       const wanted = Stream.takeWhile(command.stdin, () => stdin?.closed === false)
-      const feed = Effect.raceFirst(
-        Stream.run(wanted, made.stdin),
-        Deferred.await(started.handle.state.ended)
-      )
+      const feed = Effect.raceFirst(Stream.run(wanted, made.stdin), Deferred.await(ended))
       return Effect.as(Effect.forkScoped(feed), made)
     }),
     Effect.withSpan("berth.Container.command", {

@@ -1,5 +1,4 @@
 import { existsSync } from "node:fs"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type * as Schedule from "effect/Schedule"
@@ -28,6 +27,7 @@ import type { Kind } from "../Namespace.ts"
 import * as Plan from "../Plan.ts"
 import { attempt } from "./attempt.ts"
 import * as compile from "./compile.ts"
+import { launchInside, running } from "./inside.ts"
 import { native } from "./native.ts"
 import * as check from "./options.ts"
 import * as prepare from "./prepare.ts"
@@ -142,25 +142,12 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
       kinds: [...namespaces.kinds, ...around.created],
       cgroup: options.cgroup,
       stopSignal: rootfs.image.config.stopSignal,
+      healthcheck: rootfs.image.config.healthcheck,
       logs: undefined
     })
     if (shared) namespaces.root = rootfs
     return started
   })
-
-/** Fails where the container has ended. */
-const running = (container: Container): Effect.Effect<void, ContainerError> =>
-  Effect.flatMap(Deferred.isDone(container.state.ended), (ended) =>
-    ended || native().signal(container.state.pidfd, 0) < 0
-      ? Effect.fail(
-          new ContainerError({
-            reason: "NotRunning",
-            container: container.id,
-            detail: "it has ended; start another one"
-          })
-        )
-      : Effect.void
-  )
 
 /** Who a user is to a running container: by the files that it has now. */
 const userInside = (
@@ -219,24 +206,7 @@ export const execStream: {
         cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
         joined: [{ descriptor: "container", kinds: state.kinds }]
       }
-      const ended = (error: BerthError): Effect.Effect<never, BerthError> =>
-        error._tag === "OperationFailed"
-          ? Effect.zipRight(running(container), Effect.fail(error))
-          : Effect.fail(error)
-      return yield* launch({
-        berth: state.berth,
-        unit: state.berth.supervisor.nextId(),
-        id: container.id,
-        options,
-        settings: process,
-        operations: compile.joining(process),
-        descriptors: { container: state.pidfd },
-        created: [],
-        kinds: state.kinds,
-        cgroup: state.cgroup,
-        stopSignal: undefined,
-        logs: undefined
-      }).pipe(Effect.catchAll(ended))
+      return yield* launchInside(container, process, options)
     }).pipe(
       Effect.withSpan("berth.Container.exec", {
         attributes: { "container.id": container.id },
@@ -273,10 +243,8 @@ export const signal: {
       const expected = "a signal of signal(7), by name or number"
       return Effect.fail(new InvalidOption({ option: "signal", value: JSON.stringify(which), expected }))
     }
-    // The number of a descriptor that was closed with its scope may be another container's by now.
-    return Effect.map(Deferred.isDone(container.state.ended), (ended) => {
-      if (!ended) native().signal(container.state.pidfd, number)
-    })
+    native().signal(container.state.pidfd, number)
+    return Effect.void
   })
 )
 

@@ -55,11 +55,13 @@ export const describeErrno = (errno: number): string => table[errno]?.[1] ?? "se
 
 export const EPERM = 1
 export const ENOENT = 2
+export const ESRCH = 3
 export const EINTR = 4
 export const EIO = 5
 export const E2BIG = 7
 export const ENOEXEC = 8
 export const EAGAIN = 11
+export const ENOMEM = 12
 export const EACCES = 13
 export const EEXIST = 17
 export const ENOTDIR = 20

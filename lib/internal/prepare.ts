@@ -187,6 +187,7 @@ export const start = (
     kinds: from.kinds,
     cgroup,
     stopSignal: image.config.stopSignal,
+    healthcheck: image.config.healthcheck,
     logs: options.logs
   }
 }

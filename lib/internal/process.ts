@@ -10,6 +10,7 @@ import type { Berth } from "../Berth.ts"
 import { type BerthError, CommandFailed, type SupervisorError } from "../BerthError.ts"
 import type { Cgroup } from "../Cgroup.ts"
 import type { Container, ExitStatus, LogFiles, ProcessOptions } from "../Container.ts"
+import type { Healthcheck } from "../Image.ts"
 import { explain, type Kind } from "../Namespace.ts"
 import * as Plan from "../Plan.ts"
 import { attempt } from "./attempt.ts"
@@ -18,7 +19,7 @@ import { type Process, searchPath } from "./compile.ts"
 import { E2BIG, ENOENT } from "./errno.ts"
 import { Log } from "./log.ts"
 import * as Loop from "./loop.ts"
-import type { Output } from "./pipe.ts"
+import type { Input, Output } from "./pipe.ts"
 import { signalName } from "./signals.ts"
 import { makeStdio, type Stdio, type Terminal } from "./stdio.ts"
 import type { Ended, Unit } from "./supervisor.ts"
@@ -38,6 +39,8 @@ export interface State {
   readonly kinds: ReadonlyArray<Kind>
   readonly cgroup: Cgroup | undefined
   readonly stopSignal: string | undefined
+  readonly healthcheck: Healthcheck | undefined
+  readonly stdin: Input | undefined
   readonly stdout: Output | undefined
   readonly stderr: Output | undefined
   readonly terminal: Terminal | undefined
@@ -104,6 +107,7 @@ export interface Launch {
   readonly kinds: ReadonlyArray<Kind>
   readonly cgroup: Cgroup | undefined
   readonly stopSignal: string | undefined
+  readonly healthcheck: Healthcheck | undefined
   readonly logs: LogFiles | undefined
 }
 
@@ -163,6 +167,8 @@ const handle = (options: Launch, plan: Plan.Plan, unit: Unit, stdio: Stdio): Con
     kinds: options.kinds,
     cgroup: options.cgroup,
     stopSignal: options.stopSignal,
+    healthcheck: options.healthcheck,
+    stdin: stdio.stdin,
     stdout: stdio.stdout,
     stderr: stdio.stderr,
     terminal: stdio.terminal,

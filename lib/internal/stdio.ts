@@ -28,7 +28,7 @@ export const stdioNames = (options: ProcessOptions): Process["stdio"] =>
   isTerminal(options)
     ? { stdin: null, stdout: null, stderr: null }
     : {
-        stdin: options.stdin === "pipe" ? "stdin" : null,
+        stdin: options.stdin === undefined || options.stdin === "null" ? null : "stdin",
         stdout: options.stdout === "null" ? null : "stdout",
         stderr: options.stderr === "null" ? null : "stderr"
       }
@@ -91,6 +91,7 @@ export const makeStdio = (options: ProcessOptions, container: string): Stdio => 
     return end
   }
   const input = (): Input | undefined => {
+    if (options.stdin === "inherit") descriptors.stdin = 0
     if (options.stdin !== "pipe") return undefined
     const [write, read] = makePipe(1)
     descriptors.stdin = read

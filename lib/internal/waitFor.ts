@@ -18,6 +18,7 @@ import { printWords } from "./words.ts"
 
 const TIMEOUT = "30 seconds"
 const LAST_LINES = 20
+const ENDING = "200 millis"
 
 const often: Schedule.Schedule<unknown> = Schedule.union(
   Schedule.exponential("10 millis", 1.2),
@@ -98,9 +99,11 @@ const poll = (
       isSo = is
       return is
     }),
-    Effect.catchAll((error) =>
-      error._tag === "ContainerError" && error.reason === "NotRunning" ? Effect.never : Effect.fail(error)
-    )
+    Effect.catchAll((error): Effect.Effect<never, BerthError> => {
+      if (error._tag === "ContainerError" && error.reason === "NotRunning") return Effect.never
+      // One that is just ending refuses in ways of its own, and its end is then better news.
+      return error._tag === "OperationFailed" ? Effect.delay(Effect.fail(error), ENDING) : Effect.fail(error)
+    })
   )
   const looked = Effect.repeat(noted, { until: (is) => is, schedule: options.schedule ?? often })
   return bounded(
@@ -301,16 +304,12 @@ const checked = (
   )
 }
 
-/** What the container was started with, of its image. */
-const healthcheckOf = (container: Container): Healthcheck | undefined =>
-  (container.state as { readonly healthcheck?: Healthcheck | undefined }).healthcheck
-
 export const healthCheck: {
   (options?: HealthCheckOptions): (container: Container) => Effect.Effect<void, BerthError>
   (container: Container, options?: HealthCheckOptions): Effect.Effect<void, BerthError>
 } = dual(isSubjectFirst, (container: Container, options: HealthCheckOptions = {}) =>
   Effect.suspend(() => {
-    const healthcheck = options.healthcheck ?? healthcheckOf(container)
+    const healthcheck = options.healthcheck ?? container.state.healthcheck
     const words = healthcheck === undefined ? undefined : commandOf(healthcheck)
     if (healthcheck === undefined || words === undefined) {
       return Effect.fail(

@@ -21,7 +21,7 @@ const folder = Deno.env.get("BERTH_TEST_FOLDER")!
 test("a box, its commands and its end", async () => {
   await using box = await start("host", { command: ["sleep", "infinity"] })
   assert.equal(await box.$`echo ${"a b"}`.text(), "a b\n")
-  await assert.rejects(box.$`false`, BerthError)
+  await assert.rejects(box.$`false`, (error) => error instanceof BerthError)
 })
 
 test("a run", async () => {

@@ -1,5 +1,6 @@
 /** Effect programs as tests, on one Berth for each file, which has to leave nothing behind. */
 import assert from "node:assert/strict"
+import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
@@ -10,7 +11,7 @@ import * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import type * as Scope from "effect/Scope"
 import { Berth, type BerthError, Container, Image } from "../../lib/index.ts"
-import { leftovers, type Snapshot, snapshot } from "./leftovers.ts"
+import { leftovers, type Snapshot, sleep, snapshot } from "./leftovers.ts"
 
 type Services = Berth.Berth | NodeContext.NodeContext
 
@@ -42,12 +43,16 @@ export const whyNoContainers: string | false =
       : false
 
 // What a runtime opens on first use is there before anything is compared.
-const warmUp = (folder: string): Promise<unknown> =>
-  Effect.runPromise(
+const warmUp = async (folder: string): Promise<void> => {
+  await Effect.runPromise(
     Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"] })).pipe(
       Effect.provide(berthIn(folder))
     )
   )
+  await sleep(1)
+  await fs.promises.realpath(folder)
+  await new Promise((resolve) => spawn("true", { stdio: "pipe" }).on("close", resolve))
+}
 
 /** The tests of one file. `body` gets the folder of its Berth, which is there once the tests run. */
 export const suite = (name: string, body: (effect: EffectTest, folder: () => string) => void): void => {

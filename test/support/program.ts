@@ -11,16 +11,20 @@ const runtime = (): ReadonlyArray<string> =>
 
 export const root = fileURLToPath(new URL("../..", import.meta.url))
 
+/** The command that runs a script. */
+export const commandOf = (script: string, args: ReadonlyArray<string>) => ({
+  command: process.execPath,
+  args: [...runtime(), fileURLToPath(new URL(script, import.meta.url)), ...args]
+})
+
 export const program = (
   script: string,
   args: ReadonlyArray<string>,
   options: SpawnOptions = {}
-): ChildProcess =>
-  spawn(process.execPath, [...runtime(), fileURLToPath(new URL(script, import.meta.url)), ...args], {
-    cwd: root,
-    stdio: ["pipe", "pipe", "inherit"],
-    ...options
-  })
+): ChildProcess => {
+  const made = commandOf(script, args)
+  return spawn(made.command, made.args, { cwd: root, stdio: ["pipe", "pipe", "inherit"], ...options })
+}
 
 export interface Ended {
   readonly code: number | null

@@ -1,0 +1,57 @@
+/** Running something beside a container's first process, in all that it is in. */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { type BerthError, ContainerError } from "../BerthError.ts"
+import type { Container, ProcessOptions } from "../Container.ts"
+import * as compile from "./compile.ts"
+import { ENOMEM, ESRCH } from "./errno.ts"
+import { native } from "./native.ts"
+import { launch } from "./process.ts"
+
+const notRunning = (container: Container): ContainerError =>
+  new ContainerError({
+    reason: "NotRunning",
+    container: container.id,
+    detail: "it has ended; start another one"
+  })
+
+/** Fails where the container has ended. */
+export const running = (container: Container): Effect.Effect<void, ContainerError> =>
+  Effect.flatMap(Deferred.isDone(container.state.ended), (ended) =>
+    ended || native().signal(container.state.pidfd, 0) < 0 ? Effect.fail(notRunning(container)) : Effect.void
+  )
+
+/** A container that ends while it is entered: its namespaces can no longer be joined, nor forked in. */
+const endedMeanwhile =
+  (container: Container) =>
+  (error: BerthError): BerthError =>
+    error._tag === "OperationFailed" &&
+    ((error.syscall === "setns" && error.errno === ESRCH) ||
+      (error.syscall === "clone3" && error.errno === ENOMEM))
+      ? notRunning(container)
+      : error
+
+/** Starts a process with these settings. */
+export const launchInside = (
+  container: Container,
+  settings: compile.Process,
+  options: ProcessOptions
+): Effect.Effect<Container, BerthError, Scope.Scope> => {
+  const { berth, cgroup, kinds, pidfd } = container.state
+  return launch({
+    berth,
+    unit: berth.supervisor.nextId(),
+    id: container.id,
+    options,
+    settings,
+    operations: compile.joining(settings),
+    descriptors: { container: pidfd },
+    created: [],
+    kinds,
+    cgroup,
+    stopSignal: undefined,
+    healthcheck: undefined,
+    logs: undefined
+  }).pipe(Effect.mapError(endedMeanwhile(container)))
+}
