@@ -4,13 +4,15 @@ import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import * as Effect from "effect/Effect"
 import { Berth, BerthError, Container, Image } from "../lib/index.ts"
-import { berthIn, makeTemporaryFolder, remove, suite, whyNoContainers } from "./support/effect.ts"
+import { allowTime, berthIn, makeTemporaryFolder, remove, suite, whyNoContainers } from "./support/effect.ts"
 import { eventually } from "./support/leftovers.ts"
 import { commandOf, ended, program, root } from "./support/program.ts"
 
 const unshare = spawnSync("unshare", ["--user", "true"])
 const whyNoUserNamespace: string | false =
   unshare.status === 0 ? false : "unshare --user does not work here, which takes them away for one program"
+
+allowTime()
 
 describe("Berth, where it cannot be", { skip: process.platform === "linux" ? false : "not Linux" }, () => {
   let folder = ""

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import fc from "fast-check"
 import { Container, Image, Mount, Plan } from "../lib/index.ts"
 import { programPath } from "../lib/internal/native.ts"
-import { failure, makeTemporaryFolder, remove } from "./support/effect.ts"
+import { allowTime, failure, makeTemporaryFolder, remove } from "./support/effect.ts"
 import { ended, program } from "./support/program.ts"
 
 // What plan.h says of each operation, in its order: fields, and who performs it.
@@ -176,6 +176,8 @@ const process_: Plan.Operation = { op: "process", namespaces: 0x20000, shared: 0
 const exec: Plan.Operation = { op: "exec", program: null, paths: ["/x"], arguments: ["x"], environment: [] }
 const scratch: Plan.Operation = { op: "scratch", path: "/s", mode: 0o700 }
 const pivot: Plan.Operation = { op: "pivot" }
+
+allowTime()
 
 describe("Plan", () => {
   test("C and TypeScript agree on the operations and their order", () => {

@@ -3,7 +3,7 @@ import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import { fileURLToPath } from "node:url"
-import { makeTemporaryFolder, remove } from "./support/effect.ts"
+import { allowTime, makeTemporaryFolder, remove } from "./support/effect.ts"
 import { ended } from "./support/program.ts"
 
 const path = (relative: string): string => fileURLToPath(new URL(relative, import.meta.url))
@@ -20,6 +20,8 @@ const run = (command: string, args: ReadonlyArray<string>) =>
       env: { ...process.env, ASAN_OPTIONS: "detect_leaks=1", UBSAN_OPTIONS: "halt_on_error=1" }
     })
   )
+
+allowTime()
 
 describe("the decoder of plans, fuzzed", { skip: whyNot }, () => {
   let folder = ""

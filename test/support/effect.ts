@@ -22,9 +22,11 @@ export type EffectTest = (
   options?: { readonly skip?: string | false }
 ) => void
 
-// The test runner of Bun gives a hook or a test 5 seconds, and says how to change that nowhere but here.
 const bun = "bun:test"
-if ("Bun" in globalThis) (await import(bun)).setDefaultTimeout(60_000)
+const runner = "Bun" in globalThis ? await import(bun) : undefined
+
+/** Bun's test runner gives a hook or a test 5 seconds unless each file says otherwise. */
+export const allowTime = (): void => runner?.setDefaultTimeout(60_000)
 
 export const berthIn = (folder: string): Layer.Layer<Services, BerthError.BerthError> =>
   Berth.layerWith({ folder }).pipe(Layer.provideMerge(NodeContext.layer))
@@ -56,6 +58,7 @@ const warmUp = async (folder: string): Promise<void> => {
 
 /** The tests of one file. `body` gets the folder of its Berth, which is there once the tests run. */
 export const suite = (name: string, body: (effect: EffectTest, folder: () => string) => void): void => {
+  allowTime()
   describe(name, { skip: whyNoContainers }, () => {
     let folder = ""
     let runtime: ManagedRuntime.ManagedRuntime<Services, BerthError.BerthError>
