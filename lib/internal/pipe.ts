@@ -15,6 +15,9 @@ const READ_BYTES = 128 * 1024
 const PIPE_BYTES = 256 * 1024
 const READS_MAX = 16
 
+// What one step of a stream carries: its cost is then shared by so many parts.
+const PARTS_MAX = 4
+
 const failed = (syscall: string, errno: number): OperationFailed =>
   new OperationFailed({ operation: "stdio", index: -1, syscall, errno, hint: "" })
 
@@ -124,24 +127,25 @@ export class Output extends End {
     return undefined
   }
 
-  /** The next bytes, or none at the end. */
+  /** The next bytes, as many as are there up to a bound, or none at the end. */
   private readonly next: Effect.Effect<Chunk.Chunk<Uint8Array>, Option.Option<BerthError>> = Effect.async(
     (resume) => {
       let cancel: Effect.Effect<void> = Effect.void
       const attempt = (): void => {
-        let done = false
+        const parts: Array<Uint8Array> = []
+        let ended = false
         this.drain(
-          (bytes) => {
-            done = true
-            resume(Effect.succeed(Chunk.of(bytes)))
-            return false
-          },
+          (bytes) => parts.push(bytes) < PARTS_MAX,
           (error) => {
-            done = true
+            // What was read before the end comes first; the end is met again by the next turn.
+            if (parts.length > 0 && error === undefined) return
+            ended = true
             resume(Effect.fail(Option.fromNullable(error)))
           }
         )
-        if (!done) cancel = this.wait(EPOLLIN, attempt)
+        if (ended) return
+        if (parts.length > 0) resume(Effect.succeed(Chunk.unsafeFromArray(parts)))
+        else cancel = this.wait(EPOLLIN, attempt)
       }
       attempt()
       return Effect.suspend(() => cancel)
