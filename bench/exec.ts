@@ -2,13 +2,10 @@
  * What a command in a running container costs: `true`, from the call until its end is known. All contenders take turns
  * in one run.
  */
-import * as fs from "node:fs"
 import { parseArgs } from "node:util"
-import * as NodeContext from "@effect/platform-node/NodeContext"
-import { Berth, Container, Image } from "berth"
+import { Container, Image } from "berth"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import { runtimeExec } from "./oci.ts"
 import {
   build,
@@ -16,6 +13,7 @@ import {
   interleave,
   machine,
   milliseconds,
+  onBerth,
   program,
   summarize,
   table,
@@ -87,11 +85,5 @@ const measure = (rounds: number) =>
 
 export const exec = (args: ReadonlyArray<string>): Effect.Effect<void> => {
   const { values } = parseArgs({ args: [...args], options: { rounds: { type: "string", default: "200" } } })
-  const folder = fs.mkdtempSync("/tmp/berth-bench-")
-  return measure(Number(values.rounds)).pipe(
-    Effect.scoped,
-    Effect.provide(Berth.layerWith({ folder }).pipe(Layer.provideMerge(NodeContext.layer))),
-    Effect.ensuring(Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))),
-    Effect.orDie
-  )
+  return onBerth(measure(Number(values.rounds)))
 }

@@ -1,16 +1,14 @@
 /** How fast a container's output comes: a gigabyte of zeros to a consumer that counts them, against `child_process`. */
 import { spawn } from "node:child_process"
-import * as fs from "node:fs"
 import { parseArgs } from "node:util"
-import * as NodeContext from "@effect/platform-node/NodeContext"
-import { Berth, Container, Image } from "berth"
+import { type Berth, Container, Image } from "berth"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import {
   interleave,
   machine,
+  onBerth,
   summarize,
   table,
   timed,
@@ -76,11 +74,5 @@ const measure = (rounds: number) =>
 
 export const output = (args: ReadonlyArray<string>): Effect.Effect<void> => {
   const { values } = parseArgs({ args: [...args], options: { rounds: { type: "string", default: "7" } } })
-  const folder = fs.mkdtempSync("/tmp/berth-bench-")
-  return measure(Number(values.rounds)).pipe(
-    Effect.scoped,
-    Effect.provide(Berth.layerWith({ folder }).pipe(Layer.provideMerge(NodeContext.layer))),
-    Effect.ensuring(Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))),
-    Effect.orDie
-  )
+  return onBerth(measure(Number(values.rounds)))
 }

@@ -4,8 +4,11 @@ import * as fs from "node:fs"
 import * as os from "node:os"
 import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
+import * as NodeContext from "@effect/platform-node/NodeContext"
+import { Berth } from "berth"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 
 /** Why something was not measured. */
@@ -285,3 +288,9 @@ export const writeResults = (name: string, results: unknown): string => {
   fs.writeFileSync(path, `${JSON.stringify(results, null, 2)}\n`)
   return path
 }
+
+/** Runs a benchmark on a Berth of its own, in a folder that is gone afterwards. */
+export const onBerth = <E>(measure: Effect.Effect<void, E, Berth.Berth | Scope.Scope>): Effect.Effect<void> =>
+  Effect.flatMap(temporaryFolder, (folder) =>
+    Effect.provide(measure, Berth.layerWith({ folder }).pipe(Layer.provideMerge(NodeContext.layer)))
+  ).pipe(Effect.scoped, Effect.orDie)

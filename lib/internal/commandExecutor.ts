@@ -24,23 +24,12 @@ import { ENOENT, ENOEXEC, errnoName } from "./errno.ts"
 import { launchInside, running } from "./inside.ts"
 import * as check from "./options.ts"
 import type { Output } from "./pipe.ts"
-
+import { reasons } from "./platformError.ts"
 import { signalNumber } from "./signals.ts"
 import { stdioNames } from "./stdio.ts"
 
 /** How long a process has to end by SIGTERM once its scope is closed. */
 const GRACE = "10 seconds"
-
-/** The table of platform-node. */
-const reasons: Readonly<Record<string, PlatformError.SystemErrorReason>> = {
-  ENOENT: "NotFound",
-  EACCES: "PermissionDenied",
-  EEXIST: "AlreadyExists",
-  EISDIR: "BadResource",
-  ENOTDIR: "BadResource",
-  EBUSY: "Busy",
-  ELOOP: "BadResource"
-}
 
 const printed = (command: Command.StandardCommand): string => `${command.command} ${command.args.join(" ")}`
 

@@ -4,7 +4,8 @@ import { BadArgument, SystemError } from "@effect/platform/Error"
 import { describeErrno } from "./errno.ts"
 import { errnoOf } from "./inRoot.ts"
 
-const reasons: Readonly<Record<string, SystemErrorReason>> = {
+/** The reason of an errno by its name, as platform-node has it. */
+export const reasons: Readonly<Record<string, SystemErrorReason>> = {
   ENOENT: "NotFound",
   EACCES: "PermissionDenied",
   EEXIST: "AlreadyExists",
