@@ -18,9 +18,12 @@ const cflags = [
   "-Werror",
   "-fstack-protector-strong"
 ]
-const sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+const sanitizers = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
-/** What is built: name → sources and flags. `static` targets become dynamic under the sanitizers, which need it. */
+/**
+ * What is built: name → sources and flags. Under the sanitizers, `static` targets become dynamic, as AddressSanitizer
+ * needs it; the addon has UndefinedBehaviorSanitizer alone, as AddressSanitizer would have to be in the runtime first.
+ */
 const targets = {
   "berth.node": {
     sources: ["addon.c", "loop.c", "process.c", "descriptor.c"],
@@ -46,7 +49,7 @@ const targets = {
     static: true
   },
   "berth-unpack": {
-    sources: ["unpack.c", "unpack_source.c", "unpack_tree.c"],
+    sources: ["unpack.c", "unpack_source.c", "unpack_path.c", "unpack_tree.c"],
     libraries: ["-larchive", "-lisal", "-lzstd", "-lcrypto", "-lpthread"]
   },
   "plan-dump": { sources: ["plan_dump.c", "plan.c"] }
@@ -54,7 +57,9 @@ const targets = {
 
 const plan = (name, target, sanitize, out) => [
   ...cflags,
-  ...(sanitize ? sanitizers : ["-D_FORTIFY_SOURCE=2"]),
+  ...(sanitize
+    ? [...sanitizers, `-fsanitize=${name.endsWith(".node") ? "undefined" : "address,undefined"}`]
+    : ["-D_FORTIFY_SOURCE=2"]),
   ...(target.flags ?? []),
   ...(target.static && !sanitize ? ["-static"] : []),
   "-o",

@@ -2,6 +2,7 @@
 //
 //   unpack.c         the program: arguments, confinement, the tar reader's loop, the report
 //   unpack_source.c  the other thread: reads, hashes and decompresses the blob
+//   unpack_path.c    resolves paths in the folder, and removes what is in the way
 //   unpack_tree.c    writes the entries, with the folder as the whole world
 //
 // Nothing here cleans up after a failure: fail() ends the process, and the folder is the caller's.
@@ -10,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/types.h>
 #include <time.h>
 
@@ -51,6 +53,44 @@ size_t source_next(const void **data);
 // Reads what is left, so that the digests are those of the whole blob.
 struct totals source_finish(void);
 
+// ---- unpack_path.c
+
+enum slot { OWN, TARGET }; // the folder of the entry at hand, and that of a hard link's target
+
+// An open folder, kept for the next entry: a tar names the children of a folder one after the other.
+struct folder {
+    int fd; // O_PATH
+    char *asked, *path;
+    bool stale;
+};
+
+extern const char *blame; // the path a failure names
+
+// fail() with errno and the path to blame.
+__attribute__((noreturn)) void fail_io(const char *call);
+
+#define cleanup_free __attribute__((cleanup(free_text)))
+static inline void free_text(char **text) { free(*text); }
+
+char *join(const char *folder, const char *name);
+
+// Cuts `path` at its last slash, which becomes the end of *folder.
+const char *split(char *path, const char **folder);
+
+// The path without leading, doubled and trailing slashes and without `.`: "" is the root. An absolute path is taken
+// from the root, as every unpacker does; `..` is refused even where it would stay inside.
+char *clean(const char *raw, const char *what);
+
+// The last entry of a name wins: removes what an earlier one made.
+void clear_way(int dir, const char *name);
+
+// Opens the process' root, from which every path goes, and returns it.
+int path_start(void);
+
+// The folder at `path`, valid until the slot's next use; NULL and errno where there is none. `create` makes
+// what is missing of it.
+const struct folder *folder_at(enum slot slot, const char *path, bool create);
+
 // ---- unpack_tree.c
 
 struct member {
@@ -76,6 +116,11 @@ void tree_add(const struct member *member);
 
 // Does what must wait for the last entry: links to later files, whiteouts, folder times.
 void tree_finish(void);
+
+// ---- unpack_tree.c, for unpack_path.c
+
+// A folder without an entry: 0755 and root's, until the caller gives it what a lower layer says.
+void make_implicit(int dir, const char *name, const char *path);
 
 // ---- unpack.c, for unpack_tree.c
 

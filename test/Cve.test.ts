@@ -21,6 +21,9 @@ const evil = (name: string, change: (folder: string) => void) =>
     return yield* Image.fromRootfs(root)
   })
 
+// With the sanitizers the init is linked dynamically, and finds no libraries in an image of busybox alone.
+const inits = process.env.BERTH_NATIVE?.includes("sanitize") === true ? [false] : [false, true]
+
 const supervisor = () => programPath("berth-supervisor")
 
 suite("what broke other runtimes", (effect, folder) => {
@@ -54,7 +57,7 @@ suite("what broke other runtimes", (effect, folder) => {
         // For as long as it runs, whatever appears in its /proc is tried.
         const script =
           "echo > /tmp/won; while :; do for p in /proc/[0-9]*; do case $(readlink $p/exe) in *busybox) ;; *) (echo x >> $p/exe) 2>/dev/null && echo $p >> /tmp/won;; esac; done; done"
-        for (const init of [false, true]) {
+        for (const init of inits) {
           const container = yield* Container.start(image, { command: ["sh", "-c", script], init })
           for (let k = 0; k < 25; k++) yield* Container.exec(container, ["true"])
           const { stdout } = yield* Container.exec(container, ["cat", "/tmp/won"])
