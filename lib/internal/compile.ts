@@ -22,6 +22,8 @@ const NO_SUID_DEV_EXEC = NO_SUID_DEV | MOUNT_ATTR_NOEXEC
 export interface Joined {
   readonly descriptor: string
   readonly kinds: ReadonlyArray<Kind>
+  /** The capabilities that processes which are in there may have; all where it is not known. */
+  readonly capabilities: bigint
 }
 
 /** What runs, as whom, with what: the part that a container's start and an exec have in common. */
@@ -252,15 +254,23 @@ const execute = (process: Process, before: ReadonlyArray<Operation>): ReadonlyAr
   ]
 }
 
+/** Who else is in a namespace that is joined, and what they may do, is not known. */
+export const anyCapabilities = -1n
+
+const CAP_SYS_PTRACE = 19n
+
 /**
  * Whether the child may run in the supervisor's memory, which then waits for it until it has executed. Not where a path
- * of the user's could hang on a network file system, nor with namespaces that are about a memory of one's own.
+ * of the user's could hang on a network file system, nor with namespaces that are about a memory of one's own, nor in
+ * sight of a process that may trace others.
  */
 const shared = (process: Process, created: ReadonlySet<Kind>, mounts: ReadonlyArray<Mount.Mount>): 0 | 1 => {
   const kinds = [...created, ...process.joined.flatMap((joined) => joined.kinds)]
-  return kinds.includes("user") || kinds.includes("time") || mounts.some((mount) => mount.type === "bind")
-    ? 0
-    : 1
+  const traced = process.joined.some(
+    ({ kinds, capabilities }) => kinds.includes("pid") && ((capabilities >> CAP_SYS_PTRACE) & 1n) === 1n
+  )
+  const hangs = mounts.some((mount) => mount.type === "bind")
+  return kinds.includes("user") || kinds.includes("time") || traced || hangs ? 0 : 1
 }
 
 /** A process in a root of its own. */

@@ -118,7 +118,8 @@ const sources = (options: StartOptions): Sources => {
   const names = [...joined].map(([pidfd, kinds], index) => ({
     pidfd,
     kinds,
-    descriptor: `namespace${index}`
+    descriptor: `namespace${index}`,
+    capabilities: compile.anyCapabilities
   }))
   return {
     created,
