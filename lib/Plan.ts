@@ -61,6 +61,7 @@ const table = {
   "no-new-privileges": {},
   seccomp: { program: "b" },
   exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
+  connect: { socket: "f", port: "i" },
   self: { arguments: "l", environment: "l" }
 } as const
 
@@ -98,7 +99,7 @@ export type OperationName = keyof Table
  *   credentials(7), capabilities(7), seccomp(2), getrlimit(2), umask(2), keyrings(7), setsid(2).
  * - `terminal`: a pty of the container's devpts, pts(4), whose other end is sent to `socket`.
  * - `exec`: execve(2) of the first of `paths` that is there; `self`: the supervisor's own program, which holds
- *   namespaces open or is a container's init.
+ *   namespaces open or is a container's init; `connect`: a connection to loopback, sent to `socket`.
  *
  * @since 0.1.0
  * @category models

@@ -2,7 +2,7 @@
  * Readiness, as effects that succeed once a container is ready for what is wanted of it. They compose like all others,
  * and each fails at once where the container ends, and with its last lines where its time is over.
  *
- * A container whose output nobody reads waits once the pipe is full (64 KiB), and is then never ready: read it, or wait
+ * A container whose output nobody reads waits once the pipe is full (256 KiB), and is then never ready: read it, or wait
  * for its log.
  *
  * @since 0.1.0
@@ -46,6 +46,21 @@ export interface LogOptions extends Options {
   readonly stream?: "stdout" | "stderr" | undefined
   /** In how many lines it has to be; some programs say that they are ready, start again, and say so again. Default 1. */
   readonly times?: number | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface HttpOptions extends PollOptions {
+  /** On the container's loopback. */
+  readonly port: number
+  /** Default `/`. */
+  readonly path?: string | undefined
+  /** What the request names as its host. Default `localhost`. */
+  readonly host?: string | undefined
+  /** The status that is wanted. Default: any from 200 to 399. */
+  readonly status?: number | undefined
 }
 
 /**
@@ -96,6 +111,20 @@ export const port: {
   (port: number, options?: PollOptions): (container: Container) => Effect.Effect<void, BerthError>
   (container: Container, port: number, options?: PollOptions): Effect.Effect<void, BerthError>
 } = internal.port
+
+/**
+ * Waits until a web server inside the container answers a GET with this status, or with any from 200 to 399. The request
+ * is made over a connection inside the container's network namespace: no port of the host is used.
+ *
+ * Fails with `WaitFailed`, which has the last status, and with `InvalidOption`.
+ *
+ * @since 0.1.0
+ * @category conditions
+ */
+export const http: {
+  (options: HttpOptions): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, options: HttpOptions): Effect.Effect<void, BerthError>
+} = internal.http
 
 /**
  * Waits until a command inside the container ends with exit code 0.

@@ -7,6 +7,7 @@
 #include "util.h"
 
 #include <net/if.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
@@ -73,6 +74,24 @@ static int loopback_up(struct failure *failure) {
     cleanup_close int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return fail(failure, "socket");
     return ioctl(fd, SIOCSIFFLAGS, &interface) < 0 ? fail(failure, "ioctl") : 0;
+}
+
+// A connection inside this network namespace, handed out: to 127.0.0.1, or to ::1 where nobody listens on that.
+static int connect_out(int socket_out, int64_t port, struct failure *failure) {
+    const struct sockaddr_in v4 = {AF_INET, htons((uint16_t)port), {htonl(INADDR_LOOPBACK)}, {0}};
+    const struct sockaddr_in6 v6 = {AF_INET6, htons((uint16_t)port), 0, IN6ADDR_LOOPBACK_INIT, 0};
+    cleanup_close int first = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (first < 0) return fail(failure, "socket");
+    int connected = first;
+    cleanup_close int second = -1;
+    if (connect(first, (const struct sockaddr *)&v4, sizeof v4) < 0) {
+        fail(failure, "connect");
+        if ((connected = second = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0)) < 0) return -1;
+        if (connect(second, (const struct sockaddr *)&v6, sizeof v6) < 0) return -1;
+    }
+    if (fcntl(connected, F_SETFL, O_NONBLOCK) < 0) return fail(failure, "fcntl");
+    if (descriptor_send(socket_out, "", 1, connected) < 0) return fail(failure, "sendmsg");
+    _exit(0);
 }
 
 // Through a procfs of its own that is attached nowhere, never through what the container has at /proc
@@ -198,6 +217,7 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_NO_NEW_PRIVILEGES: return privilege_no_new_privileges(failure);
     case OP_SECCOMP: return privilege_seccomp(&f[0], failure);
     case OP_EXEC: return execute(child, f, failure);
+    case OP_CONNECT: return connect_out(descriptor(child, &f[0]), f[1].i, failure);
     case OP_SELF: return execute_self(child, f, failure);
     default: return invalid(failure, "plan", EINVAL);
     }

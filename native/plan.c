@@ -113,7 +113,7 @@ static const char *take_field(struct reader *r, char type, union field *field, s
     }
 }
 
-// Supervisor's operations, then one process, then the child's, and exec or self as the very last: or no process at all.
+// Supervisor's operations, then one process, then the child's, and exec, connect or self as the very last: or no process at all.
 static const char *check_order(struct plan *plan) {
     plan->process = plan->count;
     for (size_t k = 0; k < plan->count; k++) {

@@ -258,6 +258,23 @@ suite("WaitFor", (effect, folder) => {
     })
   )
 
+  effect(
+    "http waits for an answer of a server in the container's own network",
+    () =>
+      Effect.gen(function* () {
+        // The page is not there at first: that is an answer, but not the one that is wanted.
+        const box = yield* busybox(
+          "mkdir /www; httpd -p 127.0.0.1:8080 -h /www; sleep 0.3; echo ready > /www/ready; exec sleep 1000"
+        )
+        yield* failedWait("TimedOut", WaitFor.http(box, { port: 81, timeout: 100 }))
+        yield* WaitFor.http(box, { port: 8080, path: "/nowhere", status: 404 })
+        yield* WaitFor.http(box, { port: 8080, path: "/ready" })
+        yield* failure("InvalidOption", WaitFor.http(box, { port: 0 }))
+        yield* failure("InvalidOption", WaitFor.http(box, { port: 80, path: "no slash" }))
+      }),
+    { skip: whyNoBusybox }
+  )
+
   effect("healthCheck is the image's own", () =>
     Effect.gen(function* () {
       const check = healthcheck(["CMD", "test", "-e", "/bin/sh"])

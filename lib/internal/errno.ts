@@ -73,3 +73,4 @@ export const ENAMETOOLONG = 36
 export const ENOSYS = 38
 export const ELOOP = 40
 export const EDQUOT = 122
+export const ECONNRESET = 104

@@ -132,8 +132,10 @@ export class Log {
     if (lines.length === 0) return
     const time = Date.now()
     const added = lines.map((line): LogEntry => ({ time, stream, line }))
-    for (const { line } of added) this.bytes += line.length
-    this.entries.push(...added)
+    for (const entry of added) {
+      this.bytes += entry.line.length
+      this.entries.push(entry)
+    }
     let drop = 0
     while (this.bytes > MEMORY_BYTES_MAX && drop < this.entries.length - 1)
       this.bytes -= this.entries[drop++]!.line.length

@@ -156,7 +156,7 @@ class Handoff<A> {
   put(items: ReadonlyArray<A>): Effect.Effect<void> {
     return Effect.async((resume) => {
       if (this.ended || items.length === 0) return resume(Effect.void)
-      this.items.push(...items)
+      for (const item of items) this.items.push(item)
       this.taken = () => resume(Effect.void)
       this.asked?.()
     })

@@ -11,8 +11,17 @@ import { type BerthError, InvalidOption, WaitFailed } from "../BerthError.ts"
 import type { Container, ExitStatus, LogEntry, ProcessOptions } from "../Container.ts"
 import { isContainer } from "../Container.ts"
 import type { Healthcheck } from "../Image.ts"
-import type { CommandOptions, HealthCheckOptions, LogOptions, Options, PollOptions } from "../WaitFor.ts"
+import type {
+  CommandOptions,
+  HealthCheckOptions,
+  HttpOptions,
+  LogOptions,
+  Options,
+  PollOptions
+} from "../WaitFor.ts"
+import { connect } from "./connect.ts"
 import * as containers from "./container.ts"
+import { ECONNRESET } from "./errno.ts"
 import { native } from "./native.ts"
 import { printWords } from "./words.ts"
 
@@ -200,6 +209,65 @@ export const port: {
       ([listening, isOver]) => listening && !isOver && native().signal(pidfd, 0) >= 0
     )
     return poll("port", wait, { ...options, timeout: timeoutOf(options) }, look)
+  })
+)
+
+// HTTP
+
+const ANSWER_BYTES_MAX = 1024 * 1024
+
+/** The status of one request; undefined where nobody listens, or what answers is no HTTP. */
+const statusOf = (
+  container: Container,
+  options: HttpOptions
+): Effect.Effect<number | undefined, BerthError> =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const { input, output } = yield* connect(container, options.port)
+      const host = `${options.host ?? "localhost"}:${options.port}`
+      const head = `GET ${options.path ?? "/"} HTTP/1.1\r\nHost: ${host}\r\nConnection: close\r\n\r\n`
+      yield* output.write(new TextEncoder().encode(head))
+      const bytes = yield* Stream.runFoldWhile(
+        input.stream,
+        new Uint8Array(0),
+        (read) => read.length < 16,
+        (read, more) => new Uint8Array([...read, ...more.subarray(0, ANSWER_BYTES_MAX)])
+      )
+      const status = /^HTTP\/1\.[01] (\d{3})/.exec(new TextDecoder("latin1").decode(bytes))?.[1]
+      return status === undefined ? undefined : Number(status)
+    })
+  ).pipe(
+    // A server that has not begun to listen, or that hangs up, is one that is not ready.
+    Effect.catchTag("OperationFailed", (error) =>
+      error.syscall === "connect" || error.errno === ECONNRESET
+        ? Effect.succeed(undefined)
+        : Effect.fail(error)
+    )
+  )
+
+export const http: {
+  (options: HttpOptions): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, options: HttpOptions): Effect.Effect<void, BerthError>
+} = dual(isSubjectFirst, (container: Container, options: HttpOptions) =>
+  Effect.suspend(() => {
+    const { path = "/", port: number, status } = options
+    if (!Number.isInteger(number) || number < 1 || number > 65535) {
+      const expected = "a port, from 1 to 65535"
+      return Effect.fail(new InvalidOption({ option: "port", value: String(number), expected }))
+    }
+    if (!/^\/[!-~]*$/.test(path) || !/^[!-~]*$/.test(options.host ?? "")) {
+      const expected = "a path that begins with / and a host, without spaces"
+      return Effect.fail(new InvalidOption({ option: "path", value: JSON.stringify(path), expected }))
+    }
+    let last = ""
+    const wait = begin(container, () => `http://localhost:${number}${path}${last}`)
+    const look = Effect.map(statusOf(container, options), (answer) => {
+      last = answer === undefined ? "" : ` (last time ${answer})`
+      return (
+        answer !== undefined && (status === undefined ? answer >= 200 && answer < 400 : answer === status)
+      )
+    })
+    return poll("http", wait, { ...options, timeout: timeoutOf(options) }, look)
   })
 )
 
