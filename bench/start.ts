@@ -35,7 +35,7 @@ import {
   writeResults
 } from "./support.ts"
 
-const WARMUPS = 10
+const WARMUPS = 150
 const HEAP_BYTES = 1024 ** 3
 const IN_FLIGHT = 8
 const BURST = 400
