@@ -1,25 +1,11 @@
 /** The same container for OCI runtimes (runtime-spec, config.json), and the programs that run it. */
 import * as fs from "node:fs"
+import { Security } from "berth"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { type Contender, findProgram, type LineProgram, lineProgram, timed, Unmeasured } from "./support.ts"
 
-const capabilities = [
-  "CAP_CHOWN",
-  "CAP_DAC_OVERRIDE",
-  "CAP_FOWNER",
-  "CAP_FSETID",
-  "CAP_KILL",
-  "CAP_SETGID",
-  "CAP_SETUID",
-  "CAP_SETPCAP",
-  "CAP_NET_BIND_SERVICE",
-  "CAP_NET_RAW",
-  "CAP_SYS_CHROOT",
-  "CAP_MKNOD",
-  "CAP_AUDIT_WRITE",
-  "CAP_SETFCAP"
-]
+const capabilities = Security.defaultCapabilities.map((name) => `CAP_${name}`)
 
 const mount = (type: string, destination: string, options: ReadonlyArray<string>) => ({
   type,
@@ -58,21 +44,8 @@ const config = (rootfs: string, cgroup: string) => ({
       cpu: { quota: 50000, period: 100000 }
     },
     namespaces: ["pid", "network", "ipc", "uts", "mount", "cgroup"].map((type) => ({ type })),
-    maskedPaths: [
-      "/proc/acpi",
-      "/proc/asound",
-      "/proc/interrupts",
-      "/proc/kcore",
-      "/proc/keys",
-      "/proc/latency_stats",
-      "/proc/sched_debug",
-      "/proc/scsi",
-      "/proc/timer_list",
-      "/proc/timer_stats",
-      "/sys/devices/virtual/powercap",
-      "/sys/firmware"
-    ],
-    readonlyPaths: ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+    maskedPaths: Security.defaultMaskedPaths,
+    readonlyPaths: Security.defaultReadonlyPaths
   }
 })
 

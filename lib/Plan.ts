@@ -61,7 +61,7 @@ const table = {
   "no-new-privileges": {},
   seccomp: { program: "b" },
   exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
-  connect: { socket: "f", port: "i" },
+  connect: { socket: "f", version: "i", port: "i" },
   self: { arguments: "l", environment: "l" }
 } as const
 

@@ -76,21 +76,16 @@ static int loopback_up(struct failure *failure) {
     return ioctl(fd, SIOCSIFFLAGS, &interface) < 0 ? fail(failure, "ioctl") : 0;
 }
 
-// A connection inside this network namespace, handed out: to 127.0.0.1, or to ::1 where nobody listens on that.
-static int connect_out(int socket_out, int64_t port, struct failure *failure) {
+// A connection to loopback inside this network namespace, handed out.
+static int connect_out(int socket_out, int64_t version, int64_t port, struct failure *failure) {
     const struct sockaddr_in v4 = {AF_INET, htons((uint16_t)port), {htonl(INADDR_LOOPBACK)}, {0}};
     const struct sockaddr_in6 v6 = {AF_INET6, htons((uint16_t)port), 0, IN6ADDR_LOOPBACK_INIT, 0};
-    cleanup_close int first = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (first < 0) return fail(failure, "socket");
-    int connected = first;
-    cleanup_close int second = -1;
-    if (connect(first, (const struct sockaddr *)&v4, sizeof v4) < 0) {
-        fail(failure, "connect");
-        if ((connected = second = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0)) < 0) return -1;
-        if (connect(second, (const struct sockaddr *)&v6, sizeof v6) < 0) return -1;
-    }
-    if (fcntl(connected, F_SETFL, O_NONBLOCK) < 0) return fail(failure, "fcntl");
-    if (descriptor_send(socket_out, "", 1, connected) < 0) return fail(failure, "sendmsg");
+    cleanup_close int fd = socket(version == 6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return fail(failure, "socket");
+    int status = version == 6 ? connect(fd, (const struct sockaddr *)&v6, sizeof v6) : connect(fd, (const struct sockaddr *)&v4, sizeof v4);
+    if (status < 0) return fail(failure, "connect");
+    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0) return fail(failure, "fcntl");
+    if (descriptor_send(socket_out, "", 1, fd) < 0) return fail(failure, "sendmsg");
     _exit(0);
 }
 
@@ -217,7 +212,7 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_NO_NEW_PRIVILEGES: return privilege_no_new_privileges(failure);
     case OP_SECCOMP: return privilege_seccomp(&f[0], failure);
     case OP_EXEC: return execute(child, f, failure);
-    case OP_CONNECT: return connect_out(descriptor(child, &f[0]), f[1].i, failure);
+    case OP_CONNECT: return connect_out(descriptor(child, &f[0]), f[1].i, f[2].i, failure);
     case OP_SELF: return execute_self(child, f, failure);
     default: return invalid(failure, "plan", EINVAL);
     }

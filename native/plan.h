@@ -65,7 +65,7 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(NO_NEW_PRIVILEGES, "no-new-privileges", "", CHILD)                                                     \
     X(SECCOMP, "seccomp", "b", CHILD)                         /* struct sock_filter [] */                    \
     X(EXEC, "exec", "flll", LAST)                             /* program or none, paths to try, argv, env */ \
-    X(CONNECT, "connect", "fi", LAST)                         /* socket, port on loopback */                 \
+    X(CONNECT, "connect", "fii", LAST)                        /* socket, IP version, port on loopback */     \
     X(SELF, "self", "ll", LAST)                               /* argv, env of the supervisor's own program */
 
 enum operation_code {

@@ -2,7 +2,9 @@ import assert from "node:assert/strict"
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import { Berth, Container, Image } from "../lib/index.ts"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import { Berth, Container, Image, WaitFor } from "../lib/index.ts"
 import { programPath } from "../lib/internal/native.ts"
 import { failure, suite } from "./support/effect.ts"
 import { isAlive } from "./support/leftovers.ts"
@@ -302,6 +304,27 @@ suite("what broke other runtimes", (effect, folder) => {
         }
       }),
     { skip }
+  )
+
+  effect(
+    "a container that makes an exec in it wait holds up that exec, and no other container",
+    () =>
+      Effect.gen(function* () {
+        const image = yield* Image.host
+        // A lease holds up whoever opens the file, until its owner gives way or 45 seconds are over (fcntl(2)).
+        const lease = `use Fcntl; open(F, "+<", "/tmp/leased") or die; $SIG{IO} = "IGNORE"; fcntl(F, 1024, F_WRLCK) or die "$!"; $| = 1; print "leased\\n"; sleep 1000`
+        const script = `cp /bin/true /tmp/leased && chmod 755 /tmp/leased && exec perl -e '${lease}'`
+        const box = yield* Container.start(image, { command: ["sh", "-c", script] })
+        yield* WaitFor.log(box, "leased")
+        const waiting = yield* Effect.fork(Effect.either(Container.exec(box, ["/tmp/leased"])))
+        yield* Effect.sleep("200 millis")
+        const other = yield* Effect.timeoutOption(Container.run(image, { command: ["true"] }), "20 seconds")
+        assert.equal(Option.getOrThrow(other).exitCode, 0)
+        assert.ok(Option.isNone(yield* Fiber.poll(waiting)), "the exec is still waiting")
+        yield* Container.signal(box, "KILL")
+        yield* Fiber.join(waiting)
+      }),
+    { skip: fs.existsSync("/usr/bin/perl") ? false : "no perl: apt-get install perl-base" }
   )
 
   effect("a container's first process sees nothing of the host's files by any process of its own", () =>

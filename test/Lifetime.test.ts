@@ -92,6 +92,16 @@ suite("Container, its life", (effect, folder) => {
     })
   )
 
+  effect("a log that cannot be kept where it was asked for is an error, and nothing runs", () =>
+    Effect.gen(function* () {
+      const file = `${folder()}/a-file`
+      fs.writeFileSync(file, "")
+      const logs = { folder: `${file}/logs` }
+      const error = yield* failure("OperationFailed", Effect.scoped(start("exec sleep 1000", { logs })))
+      assert.deepEqual([error.operation, error.code], ["log file", "ENOTDIR"])
+    })
+  )
+
   effect("stdin after the end, binary output, a consumer that stops: no surprise", () =>
     Effect.gen(function* () {
       const gone = yield* start("exit 0", { stdin: "pipe" })

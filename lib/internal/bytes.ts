@@ -26,3 +26,18 @@ export const parseBytes = (value: number | string): number | undefined => {
   const bytes = Number(match[1]) * factor
   return Number.isFinite(bytes) ? Math.floor(bytes) : undefined
 }
+
+/** All of these bytes, one after another. */
+export const concat = (chunks: Iterable<Uint8Array>): Uint8Array => {
+  let length = 0
+  for (const chunk of chunks) {
+    length += chunk.length
+  }
+  const bytes = new Uint8Array(length)
+  let offset = 0
+  for (const chunk of chunks) {
+    bytes.set(chunk, offset)
+    offset += chunk.length
+  }
+  return bytes
+}

@@ -123,7 +123,7 @@ const execute = (
     terminal: undefined,
     stdio: stdioNames(options),
     cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
-    joined: [{ descriptor: "container", kinds: state.kinds, capabilities: state.settings.capabilities }]
+    joined: [{ descriptor: "container", kinds: state.kinds }]
   }
   return launchInside(box, settings, options)
 }

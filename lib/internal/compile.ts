@@ -22,8 +22,6 @@ const NO_SUID_DEV_EXEC = NO_SUID_DEV | MOUNT_ATTR_NOEXEC
 export interface Joined {
   readonly descriptor: string
   readonly kinds: ReadonlyArray<Kind>
-  /** The capabilities that processes which are in there may have; all where it is not known. */
-  readonly capabilities: bigint
 }
 
 /** What runs, as whom, with what: the part that a container's start and an exec have in common. */
@@ -254,24 +252,20 @@ const execute = (process: Process, before: ReadonlyArray<Operation>): ReadonlyAr
   ]
 }
 
-/** Who else is in a namespace that is joined, and what they may do, is not known. */
-export const anyCapabilities = -1n
-
-const CAP_SYS_PTRACE = 19n
-
 /**
- * Whether the child may run in the supervisor's memory, which then waits for it until it has executed. Not where a path
- * of the user's could hang on a network file system, nor with namespaces that are about a memory of one's own, nor in
- * sight of a process that may trace others.
+ * Whether the child may run in the supervisor's memory, which then waits for it until it has executed: only for a first
+ * process in a root of its own. What runs already could make an exec beside it wait (a lease on the file, fcntl(2), holds
+ * up an open for 45 seconds), or trace it; a bind's source could be on a network file system that does not answer; and a
+ * user or time namespace is about a memory of one's own.
  */
-const shared = (process: Process, created: ReadonlySet<Kind>, mounts: ReadonlyArray<Mount.Mount>): 0 | 1 => {
-  const kinds = [...created, ...process.joined.flatMap((joined) => joined.kinds)]
-  const traced = process.joined.some(
-    ({ kinds, capabilities }) => kinds.includes("pid") && ((capabilities >> CAP_SYS_PTRACE) & 1n) === 1n
-  )
-  const hangs = mounts.some((mount) => mount.type === "bind")
-  return kinds.includes("user") || kinds.includes("time") || traced || hangs ? 0 : 1
-}
+const shared = (process: Process, around: Surroundings): 0 | 1 =>
+  process.joined.length > 0 ||
+  around.root.op === "root-mount" ||
+  around.created.has("user") ||
+  around.created.has("time") ||
+  around.mounts.some((mount) => mount.type === "bind")
+    ? 0
+    : 1
 
 /** A process in a root of its own. */
 export const container = (process: Process, around: Surroundings): ReadonlyArray<Operation> => {
@@ -287,7 +281,7 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
     // In a user namespace of its own the child could not read the layers' trusted.* attributes, so the root is made
     // before it enters one.
     ...(around.idMap === undefined ? [] : [around.root]),
-    { op: "process", namespaces: atClone, shared: shared(process, around.created, around.mounts) },
+    { op: "process", namespaces: atClone, shared: shared(process, around) },
     ...(around.idMap === undefined ? [] : [around.idMap]),
     ...enter(process),
     ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),
@@ -306,7 +300,7 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
 export const joining = (process: Process): ReadonlyArray<Operation> =>
   execute(process, [
     ...process.cgroup,
-    { op: "process", namespaces: 0, shared: shared(process, new Set(), []) },
+    { op: "process", namespaces: 0, shared: 0 },
     ...enter(process),
     ...become(process)
   ])

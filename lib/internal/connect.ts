@@ -3,10 +3,11 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { BerthError } from "../BerthError.ts"
 import type { Container } from "../Container.ts"
-import { flags } from "../Namespace.ts"
+import { flagsOf } from "../Namespace.ts"
 import * as Plan from "../Plan.ts"
+import { attempt } from "./attempt.ts"
 import { native } from "./native.ts"
-import { Input, Output } from "./pipe.ts"
+import { Input, makeSocketPair, Output } from "./pipe.ts"
 import { scopedUnit } from "./unit.ts"
 
 export interface Connection {
@@ -14,20 +15,20 @@ export interface Connection {
   readonly output: Input
 }
 
-/** Connects to a port on the container's loopback. Fails with `OperationFailed` of connect(2) where nobody listens. */
-export const connect = (
+const connectBy = (
   container: Container,
+  version: 4 | 6,
   port: number
 ): Effect.Effect<Connection, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const { berth, kinds, pidfd } = container.state
-    const [ours, theirs] = native().socketpair()
+    const [ours, theirs] = yield* attempt(makeSocketPair)
     yield* Effect.addFinalizer(() => Effect.sync(() => native().close(ours)))
-    const own = kinds.includes("network") ? flags.network | (kinds.includes("user") ? flags.user : 0) : 0
+    const own = kinds.includes("network") ? kinds.filter((kind) => kind === "network" || kind === "user") : []
     const plan = Plan.make([
       { op: "process", namespaces: 0, shared: 0 },
-      ...(own === 0 ? [] : [{ op: "join", process: "container", namespaces: own } as const]),
-      { op: "connect", socket: "connection", port }
+      ...(own.length === 0 ? [] : [{ op: "join", process: "container", namespaces: flagsOf(own) } as const]),
+      { op: "connect", socket: "connection", version, port }
     ])
     const descriptors = { container: pidfd, connection: theirs }
     yield* Effect.ensuring(
@@ -47,3 +48,13 @@ export const connect = (
     )
     return connection
   })
+
+/**
+ * Connects to a port on the container's loopback, by IPv4 or else by IPv6. Fails with `OperationFailed` of connect(2)
+ * where nobody listens.
+ */
+export const connect = (
+  container: Container,
+  port: number
+): Effect.Effect<Connection, BerthError, Scope.Scope> =>
+  Effect.orElse(connectBy(container, 4, port), () => connectBy(container, 6, port))

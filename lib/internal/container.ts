@@ -111,9 +111,7 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
     const { namespaces, rootfs } = options
     const id = prepare.makeId()
     const unit = berth.supervisor.nextId()
-    const joined = [
-      { descriptor: "namespace", kinds: namespaces.kinds, capabilities: compile.anyCapabilities }
-    ]
+    const joined = [{ descriptor: "namespace", kinds: namespaces.kinds }]
     const joins = options.cgroup === undefined ? [] : Cgroup.joins(options.cgroup)
     const process = yield* attempt(() => prepare.settings(rootfs.image, options, joins, joined))
     const shared = namespaces.kinds.includes("mount")
@@ -206,7 +204,7 @@ export const execStream: {
         init: false,
         stdio: stdioNames(options),
         cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
-        joined: [{ descriptor: "container", kinds: state.kinds, capabilities: state.settings.capabilities }]
+        joined: [{ descriptor: "container", kinds: state.kinds }]
       }
       return yield* launchInside(container, process, options)
     }).pipe(

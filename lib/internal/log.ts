@@ -33,16 +33,17 @@ class Files {
     let text = ""
     const write = (): void => {
       appendFileSync(this.path, text, { mode: 0o600 })
-      this.size += Buffer.byteLength(text)
       text = ""
     }
     for (const entry of entries) {
       const line = `${JSON.stringify(entry)}\n`
-      if (this.size + text.length > 0 && this.size + text.length + line.length > max) {
+      const bytes = Buffer.byteLength(line)
+      if (this.size > 0 && this.size + bytes > max) {
         write()
         this.rotate()
       }
       text += line
+      this.size += bytes
     }
     write()
   }
@@ -95,6 +96,11 @@ class Lines {
   }
 }
 
+const failed = (cause: unknown): OperationFailed => {
+  const { errno = 0, syscall = "write" } = cause as { errno?: number; syscall?: string }
+  return new OperationFailed({ operation: "log file", index: -1, syscall, errno: Math.abs(errno), hint: "" })
+}
+
 export class Log {
   private entries: Array<LogEntry> = []
   /** How many entries have been dropped before the first of `entries`. */
@@ -105,12 +111,16 @@ export class Log {
   private readonly files: Files | undefined
   private waiting: Array<() => void> = []
 
-  /** Reads the outputs from here on, for as long as they last: nobody else can. */
+  /** Reads the outputs from here on, for as long as they last: nobody else can. Throws where there can be no files. */
   constructor(
     outputs: Readonly<Record<"stdout" | "stderr", Output | undefined>>,
     files: LogFiles | undefined
   ) {
-    this.files = files === undefined ? undefined : new Files(files)
+    try {
+      this.files = files === undefined ? undefined : new Files(files)
+    } catch (cause) {
+      throw failed(cause)
+    }
     for (const stream of ["stdout", "stderr"] as const) {
       const output = outputs[stream]
       if (output === undefined) continue
@@ -146,14 +156,7 @@ export class Log {
     try {
       this.files?.append(added)
     } catch (cause) {
-      const { errno = 0, syscall = "write" } = cause as { errno?: number; syscall?: string }
-      this.failure ??= new OperationFailed({
-        operation: "log file",
-        index: -1,
-        syscall,
-        errno: Math.abs(errno),
-        hint: ""
-      })
+      this.failure ??= failed(cause)
     }
     this.wake()
   }

@@ -5,15 +5,18 @@ import * as Option from "effect/Option"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import { type BerthError, ContainerError, OperationFailed } from "../BerthError.ts"
+import { concat } from "./bytes.ts"
 import { EAGAIN, EIO, EPIPE } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native } from "./native.ts"
 
 const READ_BYTES = 128 * 1024
 
+/** How often one that is ready is read before others have their turn. */
+const READS_MAX = 16
+
 // What a pipe holds: one that is full more seldom wakes its two ends more seldom.
 const PIPE_BYTES = 256 * 1024
-const READS_MAX = 16
 
 // What one step of a stream carries: its cost is then shared by so many parts.
 const PARTS_MAX = 4
@@ -58,6 +61,7 @@ abstract class End {
     const done = (): void => {
       if (this.wake !== wake) return
       this.wake = undefined
+      if (typeof cancel !== "number") cancel()
       if (held) Loop.release()
     }
     const wake = (): void => {
@@ -68,10 +72,7 @@ abstract class End {
     if (held) Loop.retain()
     const cancel = Loop.watch(this.fd, events, wake)
     if (typeof cancel === "number") queueMicrotask(wake)
-    return Effect.sync(() => {
-      if (typeof cancel !== "number") cancel()
-      done()
-    })
+    return Effect.sync(done)
   }
 }
 
@@ -98,10 +99,7 @@ export class Output extends End {
    * Reads until there is nothing more for now: bytes go to `take`, which may say that it has enough. One that writes
    * without end gets its turns like any other: after some reads it is waited for, although it is ready.
    */
-  private drain(
-    take: (bytes: Uint8Array) => boolean,
-    end: (error?: BerthError) => void
-  ): Effect.Effect<void> | undefined {
+  private drain(take: (bytes: Uint8Array) => boolean, end: (error?: BerthError) => void): void {
     if (this.busy) {
       end(
         new ContainerError({
@@ -110,21 +108,20 @@ export class Output extends End {
           detail: "two readers wait for the same output; read it once and share the stream"
         })
       )
-      return undefined
+      return
     }
     for (let turn = 0; turn < READS_MAX; turn++) {
       const read = this.closed ? 0 : native().read(this.fd, buffer)
-      if (read === -EAGAIN) return undefined
+      if (read === -EAGAIN) return
       // A terminal that nobody has open any more says EIO: that is its end.
       const n = read === -EIO ? 0 : read
       if (n <= 0) {
         this.close()
         end(n < 0 ? failed("read", -n) : undefined)
-        return undefined
+        return
       }
-      if (!take(taken(n))) return undefined
+      if (!take(taken(n))) return
     }
-    return undefined
   }
 
   /** The next bytes, as many as are there up to a bound, or none at the end. */
@@ -190,7 +187,7 @@ export class Output extends End {
           },
           (error) => {
             done = true
-            resume(error === undefined ? Effect.sync(() => concat(parts, total)) : Effect.fail(error))
+            resume(error === undefined ? Effect.sync(() => concat(parts)) : Effect.fail(error))
           }
         )
         if (!done) cancel = this.wait(EPOLLIN, attempt)
@@ -199,17 +196,6 @@ export class Output extends End {
       return Effect.suspend(() => cancel)
     })
   }
-}
-
-const concat = (parts: ReadonlyArray<Uint8Array>, total: number): Uint8Array => {
-  if (parts.length === 1) return parts[0]!
-  const all = new Uint8Array(total)
-  let at = 0
-  for (const part of parts) {
-    all.set(part, at)
-    at += part.length
-  }
-  return all
 }
 
 /** The end that Berth writes. */
@@ -261,4 +247,11 @@ export const makePipe = (ours: 0 | 1): readonly [ours: number, theirs: number] =
   const [read, write] = native().pipe(ours, PIPE_BYTES)
   if (read < 0) throw failed("pipe2", -read)
   return ours === 0 ? [read, write] : [write, read]
+}
+
+/** Two connected sockets, ours and the one that a child sends a descriptor over; throws as well. */
+export const makeSocketPair = (): readonly [ours: number, theirs: number] => {
+  const [ours, theirs] = native().socketpair()
+  if (ours < 0) throw failed("socketpair", -ours)
+  return [ours, theirs]
 }

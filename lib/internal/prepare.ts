@@ -118,8 +118,7 @@ const sources = (options: StartOptions): Sources => {
   const names = [...joined].map(([pidfd, kinds], index) => ({
     pidfd,
     kinds,
-    descriptor: `namespace${index}`,
-    capabilities: compile.anyCapabilities
+    descriptor: `namespace${index}`
   }))
   return {
     created,

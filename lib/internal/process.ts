@@ -142,6 +142,7 @@ const explainProcess =
     return explain(launch.created)(error)
   }
 
+/** Throws where its log cannot be kept as it was asked for. */
 const handle = (options: Launch, plan: Plan.Plan, unit: Unit, stdio: Stdio): Container => {
   let status: ExitStatus | undefined
   const exit = Effect.acquireUseRelease(
@@ -214,9 +215,9 @@ const begin = (options: Launch): Effect.Effect<Launched, BerthError> =>
 
 /** Starts a process and gives its handle; it is killed, and its streams are closed, with the scope. */
 export const launch = (options: Launch): Effect.Effect<Container, BerthError, Scope.Scope> =>
-  Effect.map(
+  Effect.flatMap(
     Effect.acquireRelease(begin(options), ({ unit, stdio }) =>
       Effect.map(releaseUnit(`container ${options.id}`, unit), stdio.close)
     ),
-    ({ unit, stdio, plan }) => handle(options, plan, unit, stdio)
+    ({ unit, stdio, plan }) => attempt(() => handle(options, plan, unit, stdio))
   )

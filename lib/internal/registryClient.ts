@@ -12,8 +12,8 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type BerthError, RegistryError } from "../BerthError.ts"
+import { concat } from "./bytes.ts"
 import type { Auth } from "./registryAuth.ts"
-import { concat } from "./storeFiles.ts"
 
 export interface Client {
   /** Host and port, for people. */

@@ -2,7 +2,7 @@
 import type { ProcessOptions } from "../Container.ts"
 import type { Process } from "./compile.ts"
 import { native } from "./native.ts"
-import { Input, makePipe, Output, Typing } from "./pipe.ts"
+import { Input, makePipe, makeSocketPair, Output, Typing } from "./pipe.ts"
 
 /** A process's terminal, from Berth's side. */
 export interface Terminal {
@@ -35,12 +35,15 @@ export const stdioNames = (options: ProcessOptions): Process["stdio"] =>
 
 /** The socket by which the child sends its terminal; it is taken when the process has been started. */
 const makeTerminal = (container: string): Stdio => {
-  const [ours, theirs] = native().socketpair()
+  const [ours, theirs] = makeSocketPair()
   const message = new Uint8Array(1)
   const stdout = new Output(-1, container)
   const stdin = new Typing(-1)
   let fd = -1
+  let handedOver = false
   const handOver = (): void => {
+    if (handedOver) return
+    handedOver = true
     native().close(theirs)
     ;[, fd] = native().receive(ours, message)
     native().close(ours)
@@ -48,7 +51,6 @@ const makeTerminal = (container: string): Stdio => {
     stdout.open(fd)
     stdin.open(native().duplicate(fd))
   }
-  let handedOver = false
   return {
     descriptors: { terminal: theirs },
     stdin,
@@ -59,13 +61,9 @@ const makeTerminal = (container: string): Stdio => {
         if (!stdout.closed) native().resize(fd, rows, columns)
       }
     },
-    handOver: () => {
-      if (!handedOver) handOver()
-      handedOver = true
-    },
+    handOver,
     close: () => {
-      if (!handedOver) handOver()
-      handedOver = true
+      handOver()
       stdin.close()
       stdout.close()
     }

@@ -6,6 +6,7 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { ImageError } from "../BerthError.ts"
+import { concat } from "./bytes.ts"
 import { describeErrno, EAGAIN, EINTR, errnoName } from "./errno.ts"
 import { LOCK_EX, LOCK_NB, native } from "./native.ts"
 import { tooLarge } from "./oci.ts"
@@ -65,20 +66,6 @@ export const readBounded = (
       (error) => (isNotFound(error) ? Effect.succeedNone : Effect.fail(storageError(subject)(error)))
     )
   )
-
-export const concat = (chunks: Iterable<Uint8Array>): Uint8Array => {
-  let length = 0
-  for (const chunk of chunks) {
-    length += chunk.length
-  }
-  const bytes = new Uint8Array(length)
-  let offset = 0
-  for (const chunk of chunks) {
-    bytes.set(chunk, offset)
-    offset += chunk.length
-  }
-  return bytes
-}
 
 /** Makes a rename inside the folder survive a power cut. */
 export const syncFolder = (fs: FileSystem.FileSystem, folder: string): Effect.Effect<void, PlatformError> =>

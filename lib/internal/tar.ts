@@ -3,6 +3,7 @@
  * take the values of pax for text, and an xattr is bytes: a `security.capability` would come back another.
  */
 import { InvalidOption } from "../BerthError.ts"
+import { concat } from "./bytes.ts"
 import type { Metadata } from "./metadata.ts"
 
 export type Kind = "file" | "link" | "symlink" | "character" | "block" | "folder" | "fifo"
@@ -33,16 +34,6 @@ const invalid = (value: string, expected: string): never => {
 
 /** What is missing to whole blocks. */
 export const padding = (size: number): number => (BLOCK - (size % BLOCK)) % BLOCK
-
-const concat = (parts: ReadonlyArray<Uint8Array>): Uint8Array => {
-  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0))
-  let at = 0
-  for (const part of parts) {
-    whole.set(part, at)
-    at += part.length
-  }
-  return whole
-}
 
 const octal = (value: number, digits: number): Uint8Array =>
   encoder.encode(value.toString(8).padStart(digits, "0"))

@@ -19,6 +19,7 @@ import type {
   Options,
   PollOptions
 } from "../WaitFor.ts"
+import { concat } from "./bytes.ts"
 import { connect } from "./connect.ts"
 import * as containers from "./container.ts"
 import { ECONNRESET } from "./errno.ts"
@@ -214,7 +215,8 @@ export const port: {
 
 // HTTP
 
-const ANSWER_BYTES_MAX = 1024 * 1024
+/** As much of an answer as its status needs: "HTTP/1.1 200". */
+const STATUS_BYTES = 12
 
 /** The status of one request; undefined where nobody listens, or what answers is no HTTP. */
 const statusOf = (
@@ -229,9 +231,9 @@ const statusOf = (
       yield* output.write(new TextEncoder().encode(head))
       const bytes = yield* Stream.runFoldWhile(
         input.stream,
-        new Uint8Array(0),
-        (read) => read.length < 16,
-        (read, more) => new Uint8Array([...read, ...more.subarray(0, ANSWER_BYTES_MAX)])
+        new Uint8Array(0) as Uint8Array,
+        (read) => read.length < STATUS_BYTES,
+        (read, more) => concat([read, more.subarray(0, STATUS_BYTES)])
       )
       const status = /^HTTP\/1\.[01] (\d{3})/.exec(new TextDecoder("latin1").decode(bytes))?.[1]
       return status === undefined ? undefined : Number(status)
