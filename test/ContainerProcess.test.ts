@@ -1,9 +1,9 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
 import { Berth, Container, Image } from "../lib/index.ts"
 import { suite } from "./support/effect.ts"
-import { eventually } from "./support/leftovers.ts"
 import { makeImage, whyNoBusybox } from "./support/rootfs.ts"
 
 const run = (script: string, options: Container.StartOptions = {}) =>
@@ -219,11 +219,13 @@ suite("Container, the process", (effect) => {
       const list = "ls -l /proc/self/fd | grep -c ' 0 -> \\| 1 -> \\| 2 -> '; ls /proc/self/fd | wc -l"
       assert.equal(yield* out(list), "3\n4\n")
       const image = yield* Image.host
-      const container = yield* Container.start(image, { command: ["sleep", "1000"] })
-      // The loader opens libraries for a moment.
-      const opened = () => fs.readdirSync(`/proc/${container.pid}/fd`).sort().join()
-      yield* Effect.promise(() => eventually(() => opened() === "0,1,2"))
-      assert.equal(opened(), "0,1,2")
+      const container = yield* Container.start(image, {
+        command: ["sh", "-c", "echo up; read x"],
+        stdin: "pipe"
+      })
+      // Once it speaks, its loader has closed what it had open for a moment.
+      yield* Stream.runHead(container.stdout)
+      assert.equal(fs.readdirSync(`/proc/${container.pid}/fd`).sort().join(), "0,1,2")
       const { stdout } = yield* Container.exec(container, ["sh", "-c", list])
       assert.equal(stdout, "3\n4\n")
     })
