@@ -1,7 +1,8 @@
 // The limit: what a container's start costs with no library at all. It starts and reaps `true` in the surroundings
 // that Berth gives it, with the same system calls in the same order, as straight-line C: no plan, no messages, no
 // event loop, nothing that is decided at run time. It shares no source with Berth, so that neither hides the other's
-// mistakes.
+// mistakes. Two things Berth has that this has not: its child runs in the supervisor's memory until it executes, and it
+// makes the network namespace of the next container while nothing else is to be done.
 //
 //   bench-limit COUNT [WORKERS] [phases]
 //

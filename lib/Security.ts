@@ -142,6 +142,8 @@ const one = (name: string): bigint => 1n << BigInt(names.indexOf(name as Capabil
 export const maskOf = (of: ReadonlyArray<Capability>): bigint =>
   of.reduce((mask, name) => mask | one(name), 0n)
 
+const defaultMask = maskOf(defaultCapabilities)
+
 /** What `ALL` adds for root: what it has itself, as nobody can give more. In a user namespace that is everything. */
 const attainable = (): bigint => {
   if (process.geteuid?.() !== 0) return maskOf(names)
@@ -159,7 +161,7 @@ const attainable = (): bigint => {
  * @internal
  */
 export const resolveCapabilities = (options: CapabilityOptions): bigint => {
-  let mask = maskOf(defaultCapabilities)
+  let mask = defaultMask
   for (const [change, list] of [["drop", options.drop ?? []] as const, ["add", options.add ?? []] as const]) {
     for (const given of list) {
       const name = given.toUpperCase().replace(/^CAP_/, "")

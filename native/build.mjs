@@ -37,6 +37,7 @@ const targets = {
       "unit.c",
       "child.c",
       "mount.c",
+      "network.c",
       "nodes.c",
       "init.c",
       "terminal.c",

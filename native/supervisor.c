@@ -33,6 +33,9 @@
 #define RETRY_MS 5
 #define PATIENCE_MS 2000
 
+// After so long without an event there is time to make things ahead: what has just started is not disturbed by it.
+#define QUIET_MS 10
+
 // A reply that the socket had no room for yet.
 struct queued {
     struct queued *next;
@@ -289,7 +292,9 @@ static void run(void) {
     struct epoll_event ready[64];
     struct signalfd_siginfo information[16];
     while (!closing || units) {
-        int n = epoll_wait(events, ready, countof(ready), retrying() ? RETRY_MS : -1);
+        bool spare_time = shared.network.wanted && !closing;
+        int n = epoll_wait(events, ready, countof(ready), retrying() ? RETRY_MS : spare_time ? QUIET_MS : -1);
+        if (n == 0 && spare_time) network_make_spare(&shared.network);
         bool children = false;
         for (int k = 0; k < n; k++) {
             void *source = ready[k].data.ptr;
@@ -349,6 +354,7 @@ static int set_up(const char *folder, bool single_id, struct failure *failure) {
     if (nodes_make(nodes, single_id, failure) < 0) return -1;
     if ((shared.null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0) return fail(failure, "open");
     if ((shared.pid_namespace = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC)) < 0) return fail(failure, "open");
+    network_init(&shared.network);
     if ((shared.pidfd = sys_pidfd_open(getpid())) < 0) return fail(failure, "pidfd_open");
     if ((signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return fail(failure, "signalfd");
     if ((events = epoll_create1(EPOLL_CLOEXEC)) < 0) return fail(failure, "epoll_create1");

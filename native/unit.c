@@ -168,7 +168,7 @@ static pid_t clone_child(struct clone_args *arguments, bool shared, struct launc
     return pid < 0 ? -1 : (pid_t)pid;
 }
 
-static int start_process(struct unit *unit, const struct supervisor *supervisor, const struct plan *plan,
+static int start_process(struct unit *unit, struct supervisor *supervisor, const struct plan *plan,
                          const int *descriptors, const struct entrances *entrances) {
     const struct operation *maps = find(plan, OP_ID_MAP);
     struct failure *failure = &unit->failure;
@@ -203,8 +203,13 @@ static int start_process(struct unit *unit, const struct supervisor *supervisor,
         .self = supervisor->self,
     };
     struct launch launch = {&child, entrances};
+    // A network namespace is owned by the user namespace that made it, which has to be the new one where there is one.
+    bool own_network = (process[0].i & CLONE_NEWNET) && !(process[0].i & CLONE_NEWUSER);
+    bool ahead = own_network && network_enter(&supervisor->network);
+    if (ahead) arguments.flags &= ~(uint64_t)CLONE_NEWNET;
     pid_t pid = clone_child(&arguments, process[1].i != 0, &launch);
     if (pid < 0) fail(failure, "clone3");
+    if (ahead) network_leave(&supervisor->network);
     if (entered && setns(supervisor->pid_namespace, CLONE_NEWPID) < 0) abort(); // every later child would be in there
     if (pid < 0) return -1;
     unit->pid = pid;
@@ -218,7 +223,7 @@ static int start_process(struct unit *unit, const struct supervisor *supervisor,
     return 0;
 }
 
-bool unit_start(struct unit *unit, const struct supervisor *supervisor, const struct plan *plan, const int *descriptors) {
+bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct plan *plan, const int *descriptors) {
     __attribute__((cleanup(close_entrances))) struct entrances entrances = {.unified = -1};
     for (size_t k = 0; k < plan->process; k++) {
         if (prepare(unit, &plan->operations[k], &entrances) == 0) continue;

@@ -1,6 +1,7 @@
 // A unit: what one plan makes, owned by the supervisor from the first folder to the last.
 #pragma once
 
+#include "network.h"
 #include "plan.h"
 #include "protocol.h"
 
@@ -38,10 +39,11 @@ struct supervisor {
     int null;   // /dev/null
     int pidfd;  // of the supervisor
     int pid_namespace;
+    struct network network;
 };
 
 // Performs a plan up to its clone. Returns false with unit->failure set, the unit being there to be removed.
-bool unit_start(struct unit *unit, const struct supervisor *supervisor, const struct plan *plan, const int *descriptors);
+bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct plan *plan, const int *descriptors);
 
 // Takes what the child has written, when it has closed its end: true if the command has been executed.
 bool unit_executed(struct unit *unit);

@@ -2,7 +2,7 @@ import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
-import { Container, Image, Namespace, RootFs } from "../lib/index.ts"
+import { Berth, Container, Image, Namespace, RootFs } from "../lib/index.ts"
 import { failure, suite } from "./support/effect.ts"
 import { eventually, isAlive } from "./support/leftovers.ts"
 
@@ -48,6 +48,25 @@ suite("Namespace", (effect) => {
       { skip }
     )
   }
+
+  effect("a network namespace made ahead is one container's alone", () =>
+    Effect.gen(function* () {
+      const image = yield* Image.host
+      const berth = yield* Berth.Berth
+      const start = (network: "new" | "host") =>
+        Container.start(image, { command: ["sleep", "infinity"], namespaces: { network } })
+      const seen = new Set([own("network")])
+      // At once, when none has been made ahead yet, and after a while, when one has.
+      for (const pause of [0, 0, 100, 100]) {
+        yield* Effect.sleep(pause)
+        const [ours, hosts] = [yield* start("new"), yield* start("host")]
+        seen.add(of(ours.pid, "network"))
+        assert.equal(of(hosts.pid, "network"), own("network"))
+        assert.equal(of(berth.supervisor.pid, "network"), own("network"))
+      }
+      assert.equal(seen.size, 5)
+    })
+  )
 
   effect("prints what it is", () =>
     Effect.map(Namespace.make(["uts", "ipc"]), (namespace) => {

@@ -1,5 +1,4 @@
 import { existsSync, readFileSync } from "node:fs"
-import { dirname } from "node:path"
 import type { Folder, Limits, Stats } from "../Cgroup.ts"
 import type * as Plan from "../Plan.ts"
 import { parseBytes } from "./bytes.ts"
@@ -64,14 +63,21 @@ const noSwap = (
   path: string,
   version: 1 | 2,
   memory: number
-): ReadonlyArray<readonly [file: string, value: string]> => {
-  const above = dirname(path)
-  if (version === 1)
-    return existsSync(`${above}/memory.memsw.limit_in_bytes`)
-      ? [["memory.memsw.limit_in_bytes", String(memory)]]
-      : []
-  const swaps = existsSync(`${above}/memory.swap.max`) || read("/proc/swaps").trim().includes("\n")
-  return swaps ? [["memory.swap.max", "0"]] : []
+): ReadonlyArray<readonly [file: string, value: string]> =>
+  limitsSwap(path.slice(0, path.lastIndexOf("/")), version)
+    ? [version === 1 ? ["memory.memsw.limit_in_bytes", String(memory)] : ["memory.swap.max", "0"]]
+    : []
+
+// By the folder above, looked at once: whether swap is accounted for is decided when the machine starts.
+const swapLimits = new Map<string, boolean>()
+
+const limitsSwap = (above: string, version: 1 | 2): boolean => {
+  let found = swapLimits.get(above)
+  if (found === undefined) {
+    found = existsSync(`${above}/${version === 1 ? "memory.memsw.limit_in_bytes" : "memory.swap.max"}`)
+    swapLimits.set(above, found)
+  }
+  return found || (version === 2 && read("/proc/swaps").trim().includes("\n"))
 }
 
 const PERIOD_MICROS = 100000

@@ -34,6 +34,7 @@ import * as prepare from "./prepare.ts"
 import { launch } from "./process.ts"
 import { signalNumber } from "./signals.ts"
 import { stdioNames } from "./stdio.ts"
+import { traced } from "./traced.ts"
 import * as users from "./users.ts"
 
 export const start = (
@@ -47,10 +48,7 @@ export const start = (
       prepare.start(image, options, { folder, unit: nextId(), id, rootless: berth.rootless })
     )
     return Effect.flatMap(prepared, (ready) => launch({ ...ready, berth })).pipe(
-      Effect.withSpan("berth.Container.start", {
-        attributes: { "container.id": id, "container.image.name": image.reference },
-        captureStackTrace: false
-      })
+      traced("berth.Container.start", { "container.id": id, "container.image.name": image.reference })
     )
   })
 
@@ -103,7 +101,7 @@ export const spawn = (options: SpawnOptions): Effect.Effect<Container, BerthErro
     const { kinds, root, settingUp } = options.namespaces
     const spawned = spawnIn(options)
     return kinds.includes("mount") && root === undefined ? settingUp.withPermits(1)(spawned) : spawned
-  }).pipe(Effect.withSpan("berth.Container.spawn", { captureStackTrace: false }))
+  }).pipe(traced("berth.Container.spawn"))
 
 const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
@@ -207,12 +205,7 @@ export const execStream: {
         joined: [{ descriptor: "container", kinds: state.kinds }]
       }
       return yield* launchInside(container, process, options)
-    }).pipe(
-      Effect.withSpan("berth.Container.exec", {
-        attributes: { "container.id": container.id },
-        captureStackTrace: false
-      })
-    )
+    }).pipe(traced("berth.Container.exec", { "container.id": container.id }))
 )
 
 export const exec: {

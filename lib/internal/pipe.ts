@@ -125,8 +125,8 @@ export class Output extends End {
   }
 
   /** The next bytes, as many as are there up to a bound, or none at the end. */
-  private readonly next: Effect.Effect<Chunk.Chunk<Uint8Array>, Option.Option<BerthError>> = Effect.async(
-    (resume) => {
+  private next(): Effect.Effect<Chunk.Chunk<Uint8Array>, Option.Option<BerthError>> {
+    return Effect.async((resume) => {
       let cancel: Effect.Effect<void> = Effect.void
       const attempt = (): void => {
         const parts: Array<Uint8Array> = []
@@ -146,10 +146,12 @@ export class Output extends End {
       }
       attempt()
       return Effect.suspend(() => cancel)
-    }
-  )
+    })
+  }
 
-  readonly stream: Stream.Stream<Uint8Array, BerthError> = Stream.repeatEffectChunkOption(this.next)
+  get stream(): Stream.Stream<Uint8Array, BerthError> {
+    return Stream.repeatEffectChunkOption(this.next())
+  }
 
   /** Gives all bytes to `take` as they come, until the end or until it is closed. It holds nothing alive. */
   pump(take: (bytes: Uint8Array) => void, end: (error?: BerthError) => void): void {
@@ -227,9 +229,11 @@ export class Input extends End {
   }
 
   /** Takes everything and then closes the container's stdin. */
-  readonly sink: Sink.Sink<void, Uint8Array, never, BerthError> = Sink.forEach((bytes: Uint8Array) =>
-    this.write(bytes)
-  ).pipe(Sink.ensuring(Effect.sync(() => this.close())))
+  get sink(): Sink.Sink<void, Uint8Array, never, BerthError> {
+    return Sink.forEach((bytes: Uint8Array) => this.write(bytes)).pipe(
+      Sink.ensuring(Effect.sync(() => this.close()))
+    )
+  }
 }
 
 /** The typing end of a terminal: what ends there is told by the terminal's end-of-file character, termios(3). */

@@ -3,7 +3,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Inspectable from "effect/Inspectable"
 import { pipeArguments } from "effect/Pipeable"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../Berth.ts"
@@ -50,11 +50,23 @@ export interface State {
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
 }
 
+const NO_STREAM: Stream.Stream<Uint8Array> = Stream.empty
+const NO_SINK: Sink.Sink<void, Uint8Array> = Sink.drain
+
 const Proto = {
   [TypeId]: TypeId,
   ...Inspectable.BaseProto,
   toJSON(this: Container) {
     return { _id: "Container", id: this.id, pid: this.pid }
+  },
+  get stdout(): Container["stdout"] {
+    return (this as unknown as Container).state.stdout?.stream ?? NO_STREAM
+  },
+  get stderr(): Container["stderr"] {
+    return (this as unknown as Container).state.stderr?.stream ?? NO_STREAM
+  },
+  get stdin(): Container["stdin"] {
+    return (this as unknown as Container).state.stdin?.sink ?? NO_SINK
   },
   pipe() {
     // biome-ignore lint/complexity/noArguments: this is how Effect's handles pipe
@@ -89,9 +101,6 @@ const statusOf = (ended: Ended, cgroup: Cgroup | undefined): ExitStatus => {
     outOfMemory: outOfMemory(cgroup, exitCode)
   }
 }
-
-const NO_STREAM: Stream.Stream<Uint8Array> = Stream.empty
-const NO_SINK: Sink.Sink<void, Uint8Array> = Sink.drain
 
 /** What `launch` is given. */
 export interface Launch {
@@ -180,9 +189,6 @@ const handle = (options: Launch, plan: Plan.Plan, unit: Unit, stdio: Stdio): Con
     id: options.id,
     pid: unit.pid,
     exit,
-    stdout: stdio.stdout?.stream ?? NO_STREAM,
-    stderr: stdio.stderr?.stream ?? NO_STREAM,
-    stdin: stdio.stdin?.sink ?? NO_SINK,
     plan,
     state
   })
@@ -213,11 +219,19 @@ const begin = (options: Launch): Effect.Effect<Launched, BerthError> =>
     }
   )
 
-/** Starts a process and gives its handle; it is killed, and its streams are closed, with the scope. */
+/**
+ * Starts a process and gives its handle; it is killed, and its streams are closed, with the scope. The finalizer is added
+ * by hand, as `Effect.acquireRelease` would carry every FiberRef over to it, which costs more than giving back.
+ */
 export const launch = (options: Launch): Effect.Effect<Container, BerthError, Scope.Scope> =>
-  Effect.flatMap(
-    Effect.acquireRelease(begin(options), ({ unit, stdio }) =>
-      Effect.map(releaseUnit(`container ${options.id}`, unit), stdio.close)
-    ),
-    ({ unit, stdio, plan }) => attempt(() => handle(options, plan, unit, stdio))
+  Effect.uninterruptible(
+    Effect.flatMap(Effect.scope, (scope) =>
+      Effect.flatMap(begin(options), ({ unit, stdio, plan }) => {
+        const release = Effect.map(releaseUnit(`container ${options.id}`, unit), stdio.close)
+        return Effect.zipRight(
+          Scope.addFinalizer(scope, Effect.uninterruptible(release)),
+          attempt(() => handle(options, plan, unit, stdio))
+        )
+      })
+    )
   )

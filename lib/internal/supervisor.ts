@@ -75,7 +75,7 @@ interface Reply {
   readonly ended: Ended
   readonly operation: number
   readonly errno: number
-  readonly syscall: string
+  readonly syscall: () => string
 }
 
 interface Pending {
@@ -104,7 +104,8 @@ const readReply = (view: DataView, descriptors: readonly [number, number]): Repl
   },
   operation: view.getUint32(40, true),
   errno: view.getInt32(44, true),
-  syscall: ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/\0.*$/, "")
+  // Of a failure; the bytes are those of the last reply.
+  syscall: () => ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/\0.*$/, "")
 })
 
 const closeAll = (descriptors: ReadonlyArray<number>): void => {
@@ -116,7 +117,7 @@ const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
   return new OperationFailed({
     operation: operation === undefined ? "plan" : Plan.printOperation(operation),
     index: reply.operation,
-    syscall: reply.syscall,
+    syscall: reply.syscall(),
     errno: reply.errno,
     hint: hint(operation, reply.errno)
   })
@@ -227,7 +228,9 @@ class Connection {
       case REPLY_RELEASED:
         this.units.delete(reply.id)
         unit.gone = true
-        return unit.released?.(reply.errno === 0 ? undefined : reply)
+        return unit.released?.(
+          reply.errno === 0 ? undefined : { syscall: reply.syscall(), errno: reply.errno }
+        )
     }
   }
 
@@ -415,7 +418,7 @@ export const start = (
           : new OperationFailed({
               operation: "supervisor",
               index: -1,
-              syscall: reply.syscall,
+              syscall: reply.syscall(),
               errno: reply.errno,
               hint: ""
             })
