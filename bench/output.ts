@@ -53,7 +53,7 @@ const measure = (rounds: number) =>
         { name: "Berth", run: Effect.provide(timed(container), context) },
         { name: "child_process", run: timed(child) }
       ],
-      { rounds, warmups: 1 }
+      { rounds, warmups: 4 }
     )
     const summaries = Object.fromEntries([...samples].map(([name, values]) => [name, summarize(values)]))
     yield* Console.log(

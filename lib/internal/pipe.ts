@@ -1,4 +1,5 @@
 /** A container's standard streams: pipes, read when somebody asks for bytes and not before. */
+import { Buffer } from "node:buffer"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -10,7 +11,9 @@ import { EAGAIN, EIO, EPIPE } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native } from "./native.ts"
 
-const READ_BYTES = 128 * 1024
+/** The least room for one read, and the size of a buffer. */
+const READ_BYTES = 64 * 1024
+const BUFFER_BYTES = 256 * 1024
 
 /** How often one that is ready is read before others have their turn. */
 const READS_MAX = 16
@@ -76,19 +79,26 @@ abstract class End {
   }
 }
 
-// Bytes are read into one buffer of the process; a full one is handed out as it is, a smaller part is copied.
-let buffer = new Uint8Array(READ_BYTES)
+// Bytes are read into what is left of one buffer of the process, and handed out where they lie: nothing is copied, or
+// cleared first. There is a new buffer when too little is left.
+const newBuffer = (): Uint8Array => {
+  const { buffer } = Buffer.allocUnsafeSlow(BUFFER_BYTES)
+  return new Uint8Array(buffer)
+}
+
+let buffer = newBuffer()
 
 const taken = (length: number): Uint8Array => {
-  if (length < READ_BYTES / 2) return buffer.slice(0, length)
-  const full = buffer.subarray(0, length)
-  buffer = new Uint8Array(READ_BYTES)
-  return full
+  const part = buffer.subarray(0, length)
+  buffer = buffer.length - length < READ_BYTES ? newBuffer() : buffer.subarray(length)
+  return part
 }
 
 /** The end that Berth reads. */
 export class Output extends End {
   private readonly container: string
+  /** The last read took all that was there: the next one waits instead of asking, and finds more. */
+  private emptied = false
 
   constructor(fd: number, container: string) {
     super(fd)
@@ -111,6 +121,8 @@ export class Output extends End {
       return
     }
     for (let turn = 0; turn < READS_MAX; turn++) {
+      if (this.emptied && !this.closed) return
+      const room = buffer.length
       const read = this.closed ? 0 : native().read(this.fd, buffer)
       if (read === -EAGAIN) return
       // A terminal that nobody has open any more says EIO: that is its end.
@@ -120,8 +132,21 @@ export class Output extends End {
         end(n < 0 ? failed("read", -n) : undefined)
         return
       }
+      this.emptied = n < room
       if (!take(taken(n))) return
     }
+  }
+
+  /** Calls `attempt` when there is more to read. */
+  private more(attempt: () => void, held = true): Effect.Effect<void> {
+    return this.wait(
+      EPOLLIN,
+      () => {
+        this.emptied = false
+        attempt()
+      },
+      held
+    )
   }
 
   /** The next bytes, as many as are there up to a bound, or none at the end. */
@@ -141,8 +166,8 @@ export class Output extends End {
           }
         )
         if (ended) return
-        if (parts.length > 0) resume(Effect.succeed(Chunk.unsafeFromArray(parts)))
-        else cancel = this.wait(EPOLLIN, attempt)
+        if (parts.length > 0) return resume(Effect.succeed(Chunk.unsafeFromArray(parts)))
+        cancel = this.more(attempt)
       }
       attempt()
       return Effect.suspend(() => cancel)
@@ -167,7 +192,7 @@ export class Output extends End {
       }
     )
     if (done) return
-    this.wait(EPOLLIN, () => this.pump(take, end), false)
+    this.more(() => this.pump(take, end), false)
   }
 
   /** Everything until the end; `exceeded` where it is more than `max` bytes. */
@@ -192,7 +217,7 @@ export class Output extends End {
             resume(error === undefined ? Effect.sync(() => concat(parts)) : Effect.fail(error))
           }
         )
-        if (!done) cancel = this.wait(EPOLLIN, attempt)
+        if (!done) cancel = this.more(attempt)
       }
       attempt()
       return Effect.suspend(() => cancel)
