@@ -1,9 +1,13 @@
 import assert from "node:assert/strict"
+import { spawn } from "node:child_process"
+import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import { Container, Image } from "../lib/index.ts"
 import { suite } from "./support/effect.ts"
+import { eventually } from "./support/leftovers.ts"
+import { commandOf, root } from "./support/program.ts"
 import { makeImage, whyNoBusybox } from "./support/rootfs.ts"
 
 const type = (box: Container.Container, ...keys: ReadonlyArray<string>) =>
@@ -80,6 +84,44 @@ suite("Terminal", (effect, folder) => {
       yield* end
       assert.equal(text(), "/dev/pts/1\r\n5 6\r\n")
     })
+  )
+
+  effect(
+    "this program's own is attached: its size, its keys, its changes of size, and the exit code",
+    () =>
+      Effect.gen(function* () {
+        const { args, command } = commandOf("attached.ts", [`${folder()}/attached`])
+        const words = [command, ...args].map((word) => `'${word}'`).join(" ")
+        const child = yield* Effect.acquireRelease(
+          Effect.sync(() =>
+            spawn("script", ["-qfec", `tty; stty rows 12 cols 34; exec ${words}`, "/dev/null"], {
+              cwd: root,
+              env: { ...process.env, SHELL: "/bin/sh" },
+              stdio: ["pipe", "pipe", "inherit"]
+            })
+          ),
+          (started) => Effect.sync(() => started.kill())
+        )
+        const exited = new Promise<number | null>((resolve) => child.on("exit", resolve))
+        let text = ""
+        child.stdout.on("data", (bytes) => {
+          text += bytes
+        })
+        const says = (what: RegExp) =>
+          Effect.promise(() => eventually(() => what.test(text), 20_000)).pipe(
+            Effect.map((said) => assert.ok(said, `${what} in ${JSON.stringify(text)}`))
+          )
+        yield* says(/12 34\r+\n/)
+        child.stdin.write("echo hello\n")
+        yield* says(/\nhello\r+\n/)
+        child.stdin.write("\x03")
+        yield* says(/interrupted\r+\n/)
+        spawn("stty", ["-F", /^\/dev\/\S+/.exec(text)![0], "rows", "13", "cols", "35"])
+        yield* says(/13 35\r+\n/)
+        child.stdin.write("exit 7\n")
+        assert.equal(yield* Effect.promise(() => exited), 7)
+      }),
+    { skip: fs.existsSync("/usr/bin/script") ? false : "script(1) is not installed" }
   )
 
   effect(
