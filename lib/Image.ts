@@ -9,10 +9,13 @@ import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
+import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Limits } from "./ImageLayer.ts"
 import * as internal from "./internal/image.ts"
+import { told } from "./internal/progress.ts"
+import type { Progress, ProgressOptions } from "./Progress.ts"
 import type { ConnectOptions } from "./Registry.ts"
 
 /**
@@ -159,7 +162,7 @@ export const fromLayout = (
  * @since 0.1.0
  * @category models
  */
-export interface PullOptions extends Limits, ConnectOptions {
+export interface PullOptions extends Limits, ConnectOptions, ProgressOptions {
   /** `os/architecture[/variant]`; this machine's unless given. */
   readonly platform?: string | undefined
 }
@@ -181,3 +184,31 @@ export const pull = (reference: string, options?: PullOptions): Effect.Effect<Im
   internal
     .pull(reference, options ?? {})
     .pipe(Effect.withSpan("berth.Image.pull", { attributes: { "container.image.name": reference } }))
+
+/**
+ * The image, when it is there: the last of the events of `pullEvents`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Pulled {
+  readonly _tag: "Image"
+  readonly image: Image
+}
+
+/**
+ * `pull` as a stream of what it does: each layer's steps, and then the image. A consumer that stops half way stops the
+ * pull; what had been fetched whole is kept.
+ *
+ * Fails as `pull` does.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const pullEvents = (
+  reference: string,
+  options?: Omit<PullOptions, "progress">
+): Stream.Stream<Progress | Pulled, BerthError, Berth> =>
+  told((progress) =>
+    Effect.map(pull(reference, { ...options, progress }), (image): Pulled => ({ _tag: "Image", image }))
+  )

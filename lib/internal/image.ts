@@ -12,11 +12,13 @@ import { type BerthError, ImageError, InvalidOption, Unsupported } from "../Bert
 import type { FromLayoutOptions, Healthcheck, Image, ImageConfig, PullOptions } from "../Image.ts"
 import type { Limits } from "../ImageLayer.ts"
 import * as ImageLayer from "../ImageLayer.ts"
+import type { Phase } from "../Progress.ts"
 import * as Reference from "../Reference.ts"
 import * as Registry from "../Registry.ts"
 import * as Implicit from "./implicit.ts"
 import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
+import * as Progress from "./progress.ts"
 import { unverifiedBlob } from "./registry.ts"
 import * as Store from "./store.ts"
 import { io, isNotFound, storageError } from "./storeFiles.ts"
@@ -156,7 +158,8 @@ const assemble = <R>(
   reference: string,
   resolved: Layout.Resolved,
   limits: Limits,
-  blob: (descriptor: Oci.Descriptor) => Effect.Effect<string, BerthError, R>
+  blob: (descriptor: Oci.Descriptor) => Effect.Effect<string, BerthError, R>,
+  enter: (descriptor: Oci.Descriptor, phase: Phase) => void = () => {}
 ): Effect.Effect<Image, BerthError, Berth | R> =>
   Effect.gen(function* () {
     // What cannot be unpacked is known before anything is fetched.
@@ -164,15 +167,16 @@ const assemble = <R>(
     const layers = yield* Effect.forEach(
       resolved.manifest.layers,
       (descriptor, i) =>
-        Effect.flatMap(blob(descriptor), (path) =>
-          ImageLayer.unpack({
+        Effect.flatMap(blob(descriptor), (path) => {
+          enter(descriptor, "unpacking")
+          return ImageLayer.unpack({
             maxBytes: limits.maxBytes,
             maxEntries: limits.maxEntries,
             descriptor,
             diffId: resolved.diffIds[i]!,
             blob: path
           })
-        ),
+        }).pipe(Effect.tap(() => Effect.sync(() => enter(descriptor, "done")))),
       { concurrency: layerConcurrency }
     )
     // Overlayfs takes no folder twice. The topmost one decides, and hides all that a lower one of the same would show.
@@ -240,6 +244,8 @@ export const fromLayout = (
 export const pull = (reference: string, options: PullOptions): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
+    const listener = yield* Progress.listening(options)
+    const steps = new Map<string, Progress.Steps>()
     const wanted = yield* Layout.parsePlatform(options.platform)
     const parsed = yield* Reference.parse(reference)
     const registry = yield* Registry.connect(parsed.registry, options)
@@ -262,25 +268,32 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
     const blob = (descriptor: Oci.Descriptor) =>
       Effect.gen(function* () {
         const digest = yield* Oci.digestOf(descriptor)
-        yield* Store.put(
-          berth,
-          digest,
-          unverifiedBlob(registry, parsed.repository, descriptor),
-          descriptor.size
-        )
+        const step = stepOf(descriptor)
+        if (yield* Store.has(berth, digest)) step.enter("present")
+        const content = unverifiedBlob(registry, parsed.repository, descriptor)
+        yield* Store.put(berth, digest, Progress.counted(content, step, "downloading"), descriptor.size)
         return yield* Layout.checkBlob(berth.fileSystem, folder, descriptor)
       })
 
+    const stepOf = (layer: Oci.Descriptor): Progress.Steps => {
+      const step = steps.get(layer.digest) ?? Progress.stepsOf(listener, layer)
+      steps.set(layer.digest, step)
+      return step
+    }
+
     const start = yield* startOf(berth, registry, parsed)
     const resolved = yield* Layout.resolveImage(start, wanted, document)
-    const image = yield* assemble(Reference.print(parsed), resolved, options, blob)
+    for (const layer of resolved.manifest.layers) stepOf(layer).enter("waiting")
+    const image = yield* assemble(Reference.print(parsed), resolved, options, blob, (layer, phase) =>
+      stepOf(layer).enter(phase)
+    )
     const { architecture, os, variant } = resolved.config
     const platform = { architecture, os, ...(variant === undefined ? {} : { variant }) }
     const { digest, mediaType, size } = resolved.descriptor
     // The manifest of this platform rather than the index: every blob that the layout then names is there.
     yield* Store.tag(berth, Reference.print(parsed), { mediaType, digest, size, platform })
     return image
-  })
+  }).pipe(Effect.scoped)
 
 /** A digest that the store has needs no registry; anything else is asked for. */
 const startOf = (

@@ -1,0 +1,15 @@
+/** Pulls an image: `puller.ts FOLDER REFERENCE`. */
+import { NodeContext } from "@effect/platform-node"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { Berth, Image } from "../../lib/index.ts"
+
+const [folder, reference] = process.argv.slice(2) as [string, string]
+
+await Effect.runPromise(
+  Image.pull(reference).pipe(
+    Effect.provide(Layer.provide(Berth.layerWith({ folder }), NodeContext.layer)),
+    Effect.asVoid
+  )
+)
+console.log("pulled")
