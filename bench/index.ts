@@ -3,6 +3,7 @@ import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import type * as Effect from "effect/Effect"
 import { exec } from "./exec.ts"
 import { output } from "./output.ts"
+import { pull } from "./pull.ts"
 import { start } from "./start.ts"
 
 interface Benchmark {
@@ -25,6 +26,10 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   output: {
     usage: ["output [--rounds N]    how fast a container's output comes"],
     run: output
+  },
+  pull: {
+    usage: ["pull [--rounds N]      a large image from a registry, against podman, skopeo and umoci"],
+    run: pull
   }
 }
 

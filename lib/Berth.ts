@@ -10,6 +10,7 @@ import * as Context from "effect/Context"
 import * as Layer from "effect/Layer"
 import type { BerthError } from "./BerthError.ts"
 import * as internal from "./internal/berth.ts"
+import type { Holds } from "./internal/holds.ts"
 import type { Supervisor } from "./internal/supervisor.ts"
 
 /**
@@ -42,6 +43,8 @@ export interface Berth {
   readonly httpClient: HttpClient.HttpClient
   /** @internal */
   readonly supervisor: Supervisor
+  /** @internal */
+  readonly holds: Holds
 }
 
 /**

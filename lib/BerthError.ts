@@ -176,6 +176,8 @@ export class RegistryError extends Schema.TaggedError<RegistryError>("berth/Bert
       "NotFound",
       /** 429, after the retries. */
       "TooManyRequests",
+      /** 405: the registry does not do this, as where deleting is turned off. */
+      "Unsupported",
       /** An answer that is outside the OCI distribution specification, or a 5xx after the retries. */
       "Protocol"
     ),

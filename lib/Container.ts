@@ -18,8 +18,9 @@ import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
-import type { Image } from "./Image.ts"
+import type { Image, ImageConfig } from "./Image.ts"
 import * as executor from "./internal/commandExecutor.ts"
+import * as committing from "./internal/commit.ts"
 import * as internal from "./internal/container.ts"
 import * as files from "./internal/containerFileSystem.ts"
 import * as copying from "./internal/copy.ts"
@@ -279,6 +280,22 @@ export interface StopOptions {
   readonly signal?: string | number | undefined
   /** How long it has before it is killed. Default 10 seconds. */
   readonly grace?: Duration.DurationInput | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface CommitOptions {
+  /** The image's name in the store, as `Image.pull` would write it; its digest unless given. */
+  readonly tag?: string | undefined
+  readonly author?: string | undefined
+  /** What the image's history says of the new layer. */
+  readonly comment?: string | undefined
+  /** Default: now. The same files, options and time make the same image. */
+  readonly created?: Date | undefined
+  /** How to run it. `environment` and `labels` are added to the image's; what is left out is as the image has it. */
+  readonly config?: Partial<Omit<ImageConfig, "architecture" | "os">> | undefined
 }
 
 /**
@@ -543,6 +560,25 @@ export const tarIn: {
   (path: string): (container: Container) => Sink.Sink<void, Uint8Array, never, BerthError>
   (container: Container, path: string): Sink.Sink<void, Uint8Array, never, BerthError>
 } = archive.tarIn
+
+/**
+ * Makes an image, in the store, of what the container was started from and one more layer: what it has written, as
+ * `ImageLayer.diff` has it, compressed with gzip. Mounts are no part of it. The container may run, and then the layer has
+ * what is there when each file is read; or it may have ended, until its scope closes.
+ *
+ * Fails with `InvalidOption` for a container of `Image.host` or `Image.fromRootfs`, which have no manifest; `Unsupported`
+ * where the writable layer is in memory; `ContainerError` for a process of `exec` and once the scope has closed;
+ * `ImageError` and `OperationFailed` as `ImageLayer.diff` does. The store has the names it had before, then.
+ *
+ * @since 0.1.0
+ * @category images
+ * @example
+ * const image = Container.commit(box, { tag: "mine:1", config: { command: ["/usr/bin/serve"] } })
+ */
+export const commit: {
+  (options?: CommitOptions): (container: Container) => Effect.Effect<Image, BerthError>
+  (container: Container, options?: CommitOptions): Effect.Effect<Image, BerthError>
+} = committing.commit
 
 /**
  * An `@effect/platform` CommandExecutor whose commands run inside the container, as its own first process does: the

@@ -5,9 +5,11 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
+import type * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import * as internal from "./internal/imageLayer.ts"
+import * as layerDiff from "./internal/layerDiff.ts"
 import type { Digest } from "./Reference.ts"
 import type { Descriptor } from "./Store.ts"
 
@@ -83,3 +85,30 @@ export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthE
       }
     })
   )
+
+/**
+ * What `diff` takes.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DiffOptions {
+  /** The writable layer of an overlay, as `RootFs.upper` names it: a folder on the host. */
+  readonly upper: string
+}
+
+/**
+ * What an overlay's writable layer changes, as a layer of an image: a tar, not compressed, with modes, owners, times to
+ * the nanosecond, extended attributes but labels of SELinux, and hard links; holes are zeros. What was removed is a
+ * whiteout, `.wh.NAME`, and so is a socket, which a tar cannot hold. Equal trees make equal bytes.
+ *
+ * Of a root that is in use, it is what is there at that moment. Without root, this program's own files are root's.
+ *
+ * Fails with `ImageError` `Unsupported`, which names the file, for a name that begins with `.wh.`, an attribute whose
+ * name a tar cannot hold, and overlays with `redirect_dir` or `metacopy`, which Berth does not make; with
+ * `OperationFailed` where a file cannot be read.
+ *
+ * @since 0.1.0
+ * @category destructors
+ */
+export const diff: (options: DiffOptions) => Stream.Stream<Uint8Array, BerthError> = layerDiff.diff

@@ -1,9 +1,10 @@
 /**
  * A client for registries that follow the OCI distribution specification: what tags stand for, manifests, and blobs
- * whose download resumes where the connection broke.
+ * whose download resumes where the connection broke; and the way back, for whoever may write there.
  *
  * @since 0.1.0
  */
+import type { DurationInput } from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import * as Predicate from "effect/Predicate"
@@ -13,6 +14,8 @@ import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import * as internal from "./internal/registry.ts"
 import type { Client } from "./internal/registryClient.ts"
+import * as listing from "./internal/registryList.ts"
+import * as pushing from "./internal/registryPush.ts"
 import type { Descriptor } from "./Store.ts"
 
 /**
@@ -39,6 +42,8 @@ export interface Registry extends Inspectable.Inspectable {
   readonly host: string
   /** @internal */
   readonly client: Client
+  /** @internal */
+  readonly mirrors: ReadonlyArray<Client>
 }
 
 /**
@@ -59,10 +64,58 @@ export interface Credentials {
  * @category models
  */
 export interface ConnectOptions {
-  /** HTTP without TLS. Unless given, that is for `localhost`, `127.0.0.0/8` and `::1` alone. */
+  /**
+   * HTTP without TLS. Unless given, that is for `localhost`, `127.0.0.0/8` and `::1` alone, and only where there is
+   * nothing about certificates here or in the folders that `ca` names.
+   */
   readonly plainHttp?: boolean | undefined
-  /** Unless given, those that `docker login` has put into `~/.docker/config.json`, where there are any. */
+  /**
+   * Unless given, what `podman login` and `docker login` have left, the most specific first: `$REGISTRY_AUTH_FILE` alone
+   * where it is set, else `$XDG_RUNTIME_DIR/containers/auth.json`, `$XDG_CONFIG_HOME/containers/auth.json` and
+   * `$DOCKER_CONFIG/config.json`, with the credential helpers that these name.
+   */
   readonly credentials?: Credentials | undefined
+  /**
+   * Authorities to trust beside the usual ones: PEM text, or the path of a file with it. The `*.crt` files of the first
+   * of these folders that is there are added: `$XDG_CONFIG_HOME/containers/certs.d/HOST:PORT`,
+   * `/etc/containers/certs.d/HOST:PORT`, `/etc/docker/certs.d/HOST:PORT`.
+   */
+  readonly ca?: string | ReadonlyArray<string> | undefined
+  /** Who to be in TLS. Unless given, a `NAME.cert` and its `NAME.key` in the folder that `ca` describes. */
+  readonly clientCertificate?: ClientCertificate | undefined
+  /** `false` takes any certificate of this host: then anybody on the way can read along, credentials too. Default: `true`. */
+  readonly tlsVerify?: boolean | undefined
+  /**
+   * Registries that are asked for images before this one is, in this order, as `host:port` or, where names have
+   * something before them there, `host:port/path`. What a tag stands for is what the first that knows it says; every
+   * byte is verified by its digest. Nothing given here for this registry goes to them, credentials least of all.
+   * Default: none.
+   */
+  readonly mirrors?: ReadonlyArray<string | Mirror> | undefined
+  /** How long nothing may come of a download before it is resumed on another connection. Default: one minute. */
+  readonly stallTimeout?: DurationInput | undefined
+}
+
+/**
+ * A certificate and its key, each as PEM text or the path of a file with it. The key has no passphrase.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ClientCertificate {
+  readonly certificate: string
+  readonly key: string | Redacted.Redacted<string>
+}
+
+/**
+ * A mirror with options of its own.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Mirror extends Omit<ConnectOptions, "mirrors"> {
+  /** `host:port`, or `host:port/path`. */
+  readonly location: string
 }
 
 /**
@@ -75,7 +128,7 @@ export const isRegistry = (u: unknown): u is Registry => Predicate.hasProperty(u
 
 /**
  * A client for the registry with this host and, where it is not the scheme's own, port. Nothing is sent yet. Fails with
- * `InvalidOption`.
+ * `InvalidOption`, also for certificates that cannot be read.
  *
  * @since 0.1.0
  * @category constructors
@@ -124,3 +177,110 @@ export const blob = (
   repository: string,
   descriptor: Descriptor
 ): Stream.Stream<Uint8Array, BerthError> => internal.blob(self, repository, descriptor)
+
+/**
+ * Every tag of a repository, as the registry orders them. Fails with `NotFound` where there is no such repository.
+ *
+ * @since 0.1.0
+ * @category requests
+ */
+export const tags = (self: Registry, repository: string): Effect.Effect<ReadonlyArray<string>, BerthError> =>
+  listing.tags(self, repository)
+
+/**
+ * A manifest that refers to another one: a signature, a bill of materials.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Referrer extends Descriptor {
+  /** What it is: `application/vnd.dev.sigstore.bundle.v0.3+json`. */
+  readonly artifactType?: string | undefined
+}
+
+/**
+ * The manifests that refer to the one with this digest; those of one `artifactType` where it is given. A registry
+ * without this list is asked for the tag under which clients keep it, as `putManifest` does.
+ *
+ * @since 0.1.0
+ * @category requests
+ */
+export const referrers = (
+  self: Registry,
+  repository: string,
+  digest: string,
+  options?: { readonly artifactType?: string | undefined }
+): Effect.Effect<ReadonlyArray<Referrer>, BerthError> =>
+  listing.referrers(self, repository, digest, options?.artifactType)
+
+/**
+ * How a blob has come to be in a repository: it was there, it was taken from another repository of the registry, or its
+ * bytes were sent.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Placed = "present" | "mounted" | "uploaded"
+
+/**
+ * Puts a blob into a repository, unless it is there already: then the stream is not run. Where the connection breaks,
+ * or the registry is in trouble, the upload starts again and the stream is run again.
+ *
+ * Fails with `DigestMismatch` when the bytes are not what the descriptor says, of which the registry then has not got
+ * the last, and with whatever the stream fails with.
+ *
+ * @since 0.1.0
+ * @category uploads
+ */
+export const putBlob = <E, R>(
+  self: Registry,
+  repository: string,
+  descriptor: Descriptor,
+  content: Stream.Stream<Uint8Array, E, R>
+): Effect.Effect<Placed, E | BerthError, R> => pushing.putBlob(self, repository, descriptor, content)
+
+/**
+ * Puts a blob that is in the repository `from` into another one of the same registry, which moves no bytes where the
+ * registry can do that. Where it cannot, the blob is downloaded and uploaded.
+ *
+ * @since 0.1.0
+ * @category uploads
+ */
+export const mount = (
+  self: Registry,
+  repository: string,
+  descriptor: Descriptor,
+  from: string
+): Effect.Effect<Placed, BerthError> => pushing.mount(self, repository, descriptor, from)
+
+/**
+ * Puts a manifest or index of at most 4 MiB, whose blobs and manifests have to be there, under a tag or its own digest.
+ * Its media type is the one that it says it has, unless another is given. Where it refers to another manifest and the
+ * registry keeps no list of referrers, the list is kept under the tag that the specification has for it.
+ *
+ * Fails with `Corrupt` for something else than a manifest, and with `DigestMismatch` for another digest than its own.
+ *
+ * @since 0.1.0
+ * @category uploads
+ */
+export const putManifest = (
+  self: Registry,
+  repository: string,
+  tagOrDigest: string,
+  bytes: Uint8Array,
+  options?: { readonly mediaType?: string | undefined }
+): Effect.Effect<Descriptor, BerthError> =>
+  pushing.putManifest(self, repository, tagOrDigest, bytes, options?.mediaType)
+
+/**
+ * Deletes a tag, or a manifest with all of its tags by its digest. The registry removes blobs when it pleases. Fails
+ * with `NotFound`, and with `Unsupported` where the registry allows no deleting, or deletes by digest alone.
+ *
+ * @since 0.1.0
+ * @category requests
+ */
+export const deleteManifest = (
+  self: Registry,
+  repository: string,
+  tagOrDigest: string
+): Effect.Effect<void, BerthError> => listing.deleteManifest(self, repository, tagOrDigest)

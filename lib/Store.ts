@@ -11,9 +11,10 @@ import { Berth } from "./Berth.ts"
 import { ImageError } from "./BerthError.ts"
 import * as Layout from "./internal/layout.ts"
 import type * as Oci from "./internal/oci.ts"
-import { maxDocumentBytes, refNameAnnotation } from "./internal/oci.ts"
+import { maxDocumentBytes } from "./internal/oci.ts"
 import * as internal from "./internal/store.ts"
 import { readBounded } from "./internal/storeFiles.ts"
+import * as storeGc from "./internal/storeGc.ts"
 import type { Digest } from "./Reference.ts"
 
 /**
@@ -133,14 +134,100 @@ export const resolve = (name: string): Effect.Effect<Descriptor, ImageError, Ber
  * @since 0.1.0
  * @category tags
  */
-export const list: Effect.Effect<ReadonlyArray<Tagged>, ImageError, Berth> = Effect.gen(function* () {
-  const berth = yield* Berth
-  const layout = yield* Layout.readIndex(berth.fileSystem, internal.folder(berth))
-  if (Option.isNone(layout)) {
-    return []
-  }
-  return layout.value.index.manifests.flatMap((descriptor) => {
-    const name = descriptor.annotations?.[refNameAnnotation]
-    return name === undefined ? [] : [{ name, descriptor }]
-  })
-})
+export const list: Effect.Effect<ReadonlyArray<Tagged>, ImageError, Berth> = Effect.map(
+  Effect.flatMap(Berth, internal.entries),
+  (entries) =>
+    entries.flatMap((descriptor) => {
+      const name = internal.nameOf(descriptor)
+      return name === undefined ? [] : [{ name, descriptor }]
+    })
+)
+
+/**
+ * Runs an effect in which `gc` takes nothing away: what it puts, pulls or unpacks, or finds there, stays until it has
+ * ended, also where a collection runs in another process. `Image.pull` and its like are such effects by themselves; this
+ * is for a `put` of several blobs whose `tag` comes last, and for an image without a name in the store, such as
+ * `Image.fromLayout` gives, until a container has been started from it.
+ *
+ * @since 0.1.0
+ * @category collecting
+ */
+export const keeping: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | Berth> =
+  internal.keeping
+
+/**
+ * What a collection has removed, or would.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Collected {
+  /** How many blobs. */
+  readonly blobs: number
+  /** How many unpacked layers. */
+  readonly layers: number
+  /** Of both together, on the disk. */
+  readonly bytes: number
+}
+
+/**
+ * Removes what nobody needs any more: blobs that no entry of `index.json` reaches, and unpacked layers that neither such
+ * an image nor a running container has. What a pull or an unpack under way relies on stays, in this process and in others, and
+ * so do the layers that another Berth has started containers from since it ended its own last collection. An `Image`
+ * whose layers were removed cannot be started any more: get it again.
+ *
+ * Other tools that write into the layout know of no lock: let them end before.
+ *
+ * Fails with an `ImageError`: `Corrupt`, `DigestMismatch` or `TooLarge` where a manifest, index or config in the store
+ * cannot be read, as then nobody knows what it reaches; `Storage` where the disk refuses.
+ *
+ * @since 0.1.0
+ * @category collecting
+ */
+export const gc = (options?: {
+  /** Only says what would be removed. Default: false. */
+  readonly dryRun?: boolean | undefined
+}): Effect.Effect<Collected, ImageError, Berth> =>
+  Effect.flatMap(Berth, (berth) => storeGc.gc(berth, options?.dryRun ?? false))
+
+/**
+ * How many bytes an image takes: its blobs and its unpacked layers, on the disk.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ImageUsage {
+  /** Of the manifest or index. */
+  readonly digest: string
+  /** None for an entry of another tool without a name. */
+  readonly names: ReadonlyArray<string>
+  /** What no other image has. */
+  readonly own: number
+  /** What other images have, too. */
+  readonly shared: number
+}
+
+/**
+ * What is on the disk, in bytes.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Usage {
+  readonly blobs: number
+  /** Of unpacked layers, as du(1) has it. */
+  readonly layers: number
+  /** What `gc` would remove now. */
+  readonly reclaimable: Collected
+  readonly images: ReadonlyArray<ImageUsage>
+}
+
+/**
+ * How much of the disk the store and the unpacked layers take, and what for. Looks at every file of every layer.
+ *
+ * Fails as `gc` does.
+ *
+ * @since 0.1.0
+ * @category collecting
+ */
+export const usage: Effect.Effect<Usage, ImageError, Berth> = Effect.flatMap(Berth, storeGc.usage)

@@ -9,6 +9,7 @@
 #include "syscalls.h"
 #include "util.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
@@ -67,18 +68,24 @@ static bool take_fd(struct call *call, int index, int *out) {
     return napi_get_value_int32(call->env, call->argument[index], out) == napi_ok;
 }
 
-// A path may be as long as the kernel takes; a longer one, or one with NUL, is misuse that TypeScript keeps out.
-static bool take_path(struct call *call, int index, char out[PATH_MAX]) {
-    size_t length;
-    return napi_get_value_string_utf8(call->env, call->argument[index], out, PATH_MAX, &length) == napi_ok && strlen(out) == length;
-}
-
 static bool take_bytes(struct call *call, int index, uint8_t **bytes, size_t *length) {
     napi_typedarray_type type;
     void *data;
     if (napi_get_typedarray_info(call->env, call->argument[index], &type, length, &data, NULL, NULL) != napi_ok || type != napi_uint8_array) return false;
     *bytes = data;
     return true;
+}
+
+// A path may be as long as the kernel takes; a longer one, or one with NUL, is misuse that TypeScript keeps out. It is
+// text, or bytes where a name need not be UTF-8.
+static bool take_path(struct call *call, int index, char out[PATH_MAX]) {
+    uint8_t *bytes;
+    size_t length;
+    if (napi_get_value_string_utf8(call->env, call->argument[index], out, PATH_MAX, &length) == napi_ok) return strlen(out) == length;
+    if (!take_bytes(call, index, &bytes, &length) || length >= PATH_MAX) return false;
+    memcpy(out, bytes, length);
+    out[length] = '\0';
+    return strlen(out) == length;
 }
 
 static bool take_fds(struct call *call, int index, int fds[FDS_MAX], uint32_t *count) {
@@ -335,6 +342,29 @@ static napi_value make_fifo(struct call *call, napi_env env) {
 }
 FUNCTION(make_fifo)
 
+// entries(fd, bytes): getdents64(2) of a folder that is open for reading: as many bytes of entries as it returns, 0 at the
+// end.
+static napi_value list_entries(struct call *call, napi_env env) {
+    int fd;
+    uint8_t *bytes;
+    size_t length;
+    if (!take_fd(call, 0, &fd) || !take_bytes(call, 1, &bytes, &length)) return misuse(env);
+    ssize_t n = getdents64(fd, bytes, length);
+    return number(env, n < 0 ? -errno : n);
+}
+FUNCTION(list_entries)
+
+// readLink(fd, bytes): where a link leads, as many bytes as it returns.
+static napi_value read_link(struct call *call, napi_env env) {
+    int fd;
+    uint8_t *bytes;
+    size_t length;
+    if (!take_fd(call, 0, &fd) || !take_bytes(call, 1, &bytes, &length)) return misuse(env);
+    ssize_t n = readlinkat(fd, "", (char *)bytes, length);
+    return number(env, n < 0 ? -errno : n);
+}
+FUNCTION(read_link)
+
 // memfd(bytes): a sealed memfd that holds them.
 static napi_value make_memfd(struct call *call, napi_env env) {
     uint8_t *bytes;
@@ -450,6 +480,8 @@ NAPI_MODULE_INIT() {
         {"inotify", js_watch_file},
         {"extent", js_next_extent},
         {"makeFifo", js_make_fifo},
+        {"entries", js_list_entries},
+        {"readLink", js_read_link},
         {"memfd", js_make_memfd},
         {"duplicate", js_duplicate},
         {"resize", js_resize},

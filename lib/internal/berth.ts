@@ -8,6 +8,7 @@ import type * as Scope from "effect/Scope"
 import type { Berth, Options } from "../Berth.ts"
 import { TypeId } from "../Berth.ts"
 import { type BerthError, OperationFailed, Unsupported } from "../BerthError.ts"
+import * as Holds from "./holds.ts"
 import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "./native.ts"
 import * as Supervisor from "./supervisor.ts"
 import { sweep } from "./sweep.ts"
@@ -107,8 +108,10 @@ export const make = (
     const folder = resolve(options.folder ?? defaultFolder(rootless))
     yield* sweep(folder)
     const { state, lock } = yield* makeState(folder)
+    const holds = Holds.make(folder, state)
+    const mode = rootless ? "single-id" : "root"
     const supervisor = yield* Effect.acquireRelease(
-      Effect.mapError(Supervisor.start(state, lock, rootless ? "single-id" : "root"), explain).pipe(
+      Effect.mapError(Supervisor.start(state, lock, mode, Holds.guard(holds)), explain).pipe(
         Effect.tapError(() => Effect.sync(() => fs.rmSync(state, { recursive: true, force: true })))
       ),
       (started) => started.stop
@@ -119,6 +122,7 @@ export const make = (
       rootless,
       fileSystem: yield* FileSystem.FileSystem,
       httpClient: yield* HttpClient.HttpClient,
-      supervisor
+      supervisor,
+      holds
     } satisfies Berth
   })

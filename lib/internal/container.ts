@@ -141,7 +141,8 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
       cgroup: options.cgroup,
       stopSignal: rootfs.image.config.stopSignal,
       healthcheck: rootfs.image.config.healthcheck,
-      logs: undefined
+      logs: undefined,
+      base: { image: rootfs.image, upper: rootfs.upper, isThere: () => rootfs.mount >= 0 }
     })
     if (shared) namespaces.root = rootfs
     return started

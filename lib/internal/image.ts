@@ -20,12 +20,13 @@ import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
 import * as Progress from "./progress.ts"
 import { unverifiedBlob } from "./registry.ts"
+import { orFromOrigin } from "./registryMirrors.ts"
 import * as Store from "./store.ts"
 import { io, isNotFound, storageError } from "./storeFiles.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Image") as never
 
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+export const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 const layerConcurrency = 4
 
@@ -42,8 +43,9 @@ const Proto = {
   }
 }
 
-const make = (fields: Pick<Image, "reference" | "digest" | "layers" | "config" | "upper">): Image =>
-  Object.assign(Object.create(Proto), fields)
+const make = (
+  fields: Pick<Image, "reference" | "digest" | "layers" | "config" | "upper" | "layout">
+): Image => Object.assign(Object.create(Proto), fields)
 
 const plainConfig = (environment: Readonly<Record<string, string>>): ImageConfig => {
   const { architecture, os } = Layout.hostPlatform()
@@ -114,7 +116,7 @@ export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> =>
   })
 
 /** The specification's names into Berth's. */
-const toConfig = (config: Oci.Config): ImageConfig => {
+export const toConfig = (config: Oci.Config): ImageConfig => {
   const run = config.config ?? {}
   const environment = (run.Env ?? []).flatMap((entry) => {
     const equals = entry.indexOf("=")
@@ -154,7 +156,7 @@ const toHealthcheck = (
 }
 
 /** Gets every layer's blob, unpacks it, and puts the image together. */
-const assemble = <R>(
+export const assemble = <R>(
   reference: string,
   resolved: Layout.Resolved,
   limits: Limits,
@@ -179,9 +181,7 @@ const assemble = <R>(
         }).pipe(Effect.tap(() => Effect.sync(() => enter(descriptor, "done")))),
       { concurrency: layerConcurrency }
     )
-    // Overlayfs takes no folder twice. The topmost one decides, and hides all that a lower one of the same would show.
-    const all = layers.map((layer) => layer.folder)
-    const folders = all.filter((folder, i) => all.lastIndexOf(folder) === i)
+    const folders = Implicit.withoutRepeats(layers.map((layer) => layer.folder))
     const correction = yield* Implicit.correction(yield* Berth, folders)
     return make({
       reference,
@@ -236,10 +236,12 @@ export const fromLayout = (
       Layout.readDocument(fileSystem, folder, descriptor)
     )
     const name = options.tag ?? entry.annotations?.[Oci.refNameAnnotation]
-    return yield* assemble(name === undefined ? folder : `${folder}:${name}`, resolved, options, (layer) =>
+    const reference = name === undefined ? folder : `${folder}:${name}`
+    const image = yield* assemble(reference, resolved, options, (layer) =>
       Layout.checkBlob(fileSystem, folder, layer)
     )
-  })
+    return make({ ...image, layout: folder })
+  }).pipe(Store.keeping)
 
 export const pull = (reference: string, options: PullOptions): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
@@ -257,21 +259,30 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
         if (descriptor.size > Oci.maxDocumentBytes) {
           return yield* Oci.tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
         }
-        const content =
+        const content = (source: Registry.Registry) =>
           kind === "manifest"
-            ? Stream.fromEffect(Registry.manifest(registry, parsed.repository, descriptor))
-            : unverifiedBlob(registry, parsed.repository, descriptor)
-        yield* Store.put(berth, digest, content, descriptor.size)
-        return yield* Layout.readDocument(berth.fileSystem, folder, descriptor)
+            ? Stream.fromEffect(Registry.manifest(source, parsed.repository, descriptor))
+            : unverifiedBlob(source, parsed.repository, descriptor)
+        const get = (isThere?: Store.IsThere) =>
+          orFromOrigin(registry, (source) =>
+            Store.put(berth, digest, content(source), descriptor.size, isThere)
+          )
+        yield* get()
+        return yield* Layout.readDocument(berth.fileSystem, folder, descriptor).pipe(
+          Store.healing(berth, [descriptor], () => get(Store.isIntact))
+        )
       })
 
-    const blob = (descriptor: Oci.Descriptor) =>
+    const blob = (descriptor: Oci.Descriptor, isThere?: Store.IsThere) =>
       Effect.gen(function* () {
         const digest = yield* Oci.digestOf(descriptor)
         const step = stepOf(descriptor)
         if (yield* Store.has(berth, digest)) step.enter("present")
-        const content = unverifiedBlob(registry, parsed.repository, descriptor)
-        yield* Store.put(berth, digest, Progress.counted(content, step, "downloading"), descriptor.size)
+        const content = (source: Registry.Registry) =>
+          Progress.counted(unverifiedBlob(source, parsed.repository, descriptor), step, "downloading")
+        yield* orFromOrigin(registry, (source) =>
+          Store.put(berth, digest, content(source), descriptor.size, isThere)
+        )
         return yield* Layout.checkBlob(berth.fileSystem, folder, descriptor)
       })
 
@@ -284,16 +295,20 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
     const start = yield* startOf(berth, registry, parsed)
     const resolved = yield* Layout.resolveImage(start, wanted, document)
     for (const layer of resolved.manifest.layers) stepOf(layer).enter("waiting")
-    const image = yield* assemble(Reference.print(parsed), resolved, options, blob, (layer, phase) =>
-      stepOf(layer).enter(phase)
-    )
+    const image = yield* assemble(
+      Reference.print(parsed),
+      resolved,
+      options,
+      (layer) => blob(layer),
+      (layer, phase) => stepOf(layer).enter(phase)
+    ).pipe(Store.healing(berth, resolved.manifest.layers, (layer) => blob(layer, Store.isIntact)))
     const { architecture, os, variant } = resolved.config
     const platform = { architecture, os, ...(variant === undefined ? {} : { variant }) }
     const { digest, mediaType, size } = resolved.descriptor
     // The manifest of this platform rather than the index: every blob that the layout then names is there.
     yield* Store.tag(berth, Reference.print(parsed), { mediaType, digest, size, platform })
     return image
-  }).pipe(Effect.scoped)
+  }).pipe(Effect.scoped, Store.keeping)
 
 /** A digest that the store has needs no registry; anything else is asked for. */
 const startOf = (
@@ -303,7 +318,7 @@ const startOf = (
 ): Effect.Effect<Oci.Descriptor, BerthError, Berth> =>
   Effect.gen(function* () {
     const { digest } = reference
-    if (digest !== undefined && (yield* Store.has(berth, digest))) {
+    if (digest !== undefined && (yield* Store.isIntact(berth, digest))) {
       const path = Layout.blobPath(Store.folder(berth), digest)
       const { size } = yield* io(digest)(berth.fileSystem.stat(path))
       const bytes = yield* Layout.readDocument(berth.fileSystem, Store.folder(berth), {

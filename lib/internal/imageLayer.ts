@@ -1,14 +1,14 @@
 /** The bodies of `ImageLayer`: from a blob to a folder. */
-import { createHash, randomBytes } from "node:crypto"
+import { randomBytes } from "node:crypto"
 import * as Effect from "effect/Effect"
-import * as Stream from "effect/Stream"
 import { Berth } from "../Berth.ts"
 import { type BerthError, ImageError } from "../BerthError.ts"
-import type { ImageLayer, UnpackOptions } from "../ImageLayer.ts"
+import type { ImageLayer, Limits, UnpackOptions } from "../ImageLayer.ts"
 import { type Digest, digestParts, parseDigest } from "../Reference.ts"
 import { describeErrno, errnoName } from "./errno.ts"
+import * as Holds from "./holds.ts"
 import * as Implicit from "./implicit.ts"
-import { mismatch } from "./layout.ts"
+import { hashFile, mismatch } from "./layout.ts"
 import * as Oci from "./oci.ts"
 import { io, isNotFound, oneAtATime, storageDetail, tryFileLock, withFileLock } from "./storeFiles.ts"
 import * as Unpacker from "./unpacker.ts"
@@ -17,7 +17,8 @@ const defaultMaxBytes = 64 * 1024 ** 3
 const defaultMaxEntries = 10_000_000
 
 const layersFolder = (berth: Berth) => `${berth.folder}/layers`
-const siblingsFolder = (berth: Berth) => `${layersFolder(berth)}/sha256`
+/** Where layers are by their diff ids. */
+export const siblingsFolder = (berth: Berth): string => `${layersFolder(berth)}/sha256`
 const lockPath = (berth: Berth, hex: string) => `${siblingsFolder(berth)}/${hex}.lock`
 
 /**
@@ -43,8 +44,10 @@ export const isUnpacked = (berth: Berth, diffId: Digest): Effect.Effect<boolean,
 }
 
 export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthError, Berth> =>
+  Effect.flatMap(Berth, (berth) => Holds.keeping(berth.holds)(unpackIn(berth, options)))
+
+const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLayer, BerthError, Berth> =>
   Effect.gen(function* () {
-    const berth = yield* Berth
     const fs = berth.fileSystem
     const { descriptor } = options
     const digest = yield* Oci.digestOf(descriptor)
@@ -56,6 +59,7 @@ export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthE
     }
     const folder = layerFolder(berth, diffId)
     const layer: ImageLayer = { digest, diffId, mediaType: descriptor.mediaType, folder }
+    yield* Holds.hold(berth.holds, [folder])
     if (yield* isUnpacked(berth, diffId)) {
       return layer
     }
@@ -90,6 +94,29 @@ export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthE
     return layer
   })
 
+/** The diff id of a compressed layer where nobody has said it: it is unpacked, and what comes out is dropped. */
+export const measure = (
+  blob: string,
+  digest: Digest,
+  compression: "gzip" | "zstd",
+  limits: Limits
+): Effect.Effect<Digest, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    const folder = `${siblingsFolder(berth)}/.measured.${randomBytes(8).toString("hex")}`
+    yield* io(folder)(berth.fileSystem.makeDirectory(layersFolder(berth), { recursive: true, mode: 0o700 }))
+    yield* io(folder)(berth.fileSystem.makeDirectory(siblingsFolder(berth), { recursive: true }))
+    yield* Implicit.ownedFolder(berth, folder)
+    const text = yield* Unpacker.unpack({
+      blob,
+      directory: folder,
+      compression,
+      maxBytes: limits.maxBytes ?? defaultMaxBytes,
+      maxEntries: limits.maxEntries ?? defaultMaxEntries
+    })
+    return yield* parseDigest((yield* readReport(digest, folder, text)).diffId)
+  }).pipe(Effect.scoped)
+
 /** What the unpacker says. */
 interface Report {
   readonly digest: string
@@ -110,23 +137,13 @@ const check = (
     const found =
       digestParts(digest).algorithm === "sha256"
         ? report.digest
-        : yield* hashFile(berth, blob, digestParts(digest).algorithm)
+        : yield* hashFile(berth.fileSystem, blob, digest)
     if (found !== digest) {
       return yield* mismatch(digest, "the layer's digest", digest, found)
     }
     if (report.diffId !== diffId) {
       return yield* mismatch(digest, "the layer's diff id", diffId, report.diffId)
     }
-  })
-
-const hashFile = (berth: Berth, path: string, algorithm: string): Effect.Effect<string, ImageError> =>
-  Effect.suspend(() => {
-    const hash = createHash(algorithm)
-    return berth.fileSystem.stream(path).pipe(
-      Stream.runForEach((chunk) => Effect.sync(() => hash.update(chunk))),
-      Effect.map(() => `${algorithm}:${hash.digest("hex")}`),
-      io(path)
-    )
   })
 
 /** Removes the unfinished folders of one layer. Only the holder of its lock may: any other owner is dead then. */
@@ -140,17 +157,22 @@ const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> =>
   ).pipe(Effect.ignore)
 
 /** Removes a folder whatever is in it, by letting it go with one that the supervisor owns. */
-const removeTree = (berth: Berth, path: string, bin: string): Effect.Effect<void, unknown> =>
+export const removeTree = (berth: Berth, path: string, bin: string): Effect.Effect<void, unknown> =>
   Effect.zipRight(
     Implicit.ownedFolder(berth, bin),
     Effect.zipRight(berth.fileSystem.chmod(path, 0o700), berth.fileSystem.rename(path, `${bin}/x`))
   ).pipe(Effect.scoped)
 
-/** Removes what dead processes have left of other layers. */
-const sweep = (berth: Berth, own: string): Effect.Effect<void> =>
+/** Removes what dead processes have left of layers, and what was discarded; not of `own`, whose lock the caller has. */
+export const sweep = (berth: Berth, own?: string): Effect.Effect<void> =>
   Effect.flatMap(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) => {
-    const others = new Set(names.flatMap((name) => /^\.([0-9a-f]{64})\./.exec(name)?.[1] ?? []))
-    others.delete(own)
+    const others = new Set(
+      names.flatMap((name) => {
+        const match = /^\.([0-9a-f]{64})\.|^([0-9a-f]{64})\.lock$/.exec(name)
+        return match?.[1] ?? match?.[2] ?? []
+      })
+    )
+    if (own !== undefined) others.delete(own)
     return Effect.forEach(
       others,
       (hex) => {

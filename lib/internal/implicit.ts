@@ -12,6 +12,7 @@ import * as Schema from "effect/Schema"
 import type { Berth } from "../Berth.ts"
 import { type BerthError, ImageError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
+import * as Holds from "./holds.ts"
 import { io, readBounded, replaceFile } from "./storeFiles.ts"
 import { scopedUnit } from "./unit.ts"
 
@@ -164,38 +165,71 @@ const build = async (
 const isClean = (path: string) =>
   path !== "" && path.split("/").every((part) => part !== "" && part !== "." && part !== "..")
 
-/** The layer to put above these (lowest first), where one is needed. */
-export const correction = (
+/** Overlayfs takes no folder twice. The topmost one decides, and hides all that a lower one of the same would show. */
+export const withoutRepeats = (layers: ReadonlyArray<string>): ReadonlyArray<string> =>
+  layers.filter((folder, i) => layers.lastIndexOf(folder) === i)
+
+/** Where these layers are. */
+export const parentFolder = (berth: Berth): string => `${berth.folder}/layers/folders`
+
+const attempt = <A>(berth: Berth, evaluate: () => Promise<A>) =>
+  Effect.tryPromise({
+    try: evaluate,
+    catch: (cause) =>
+      new ImageError({ reason: "Storage", subject: parentFolder(berth), detail: String(cause) })
+  })
+
+interface Correction {
+  readonly target: string
+  readonly folders: Awaited<ReturnType<typeof design>>
+}
+
+/** Which layer is to be put above these (lowest first), and where it is or would be; none where none is needed. */
+export const wanted = (
   berth: Berth,
   layers: ReadonlyArray<string>
-): Effect.Effect<Option.Option<string>, BerthError> =>
+): Effect.Effect<Option.Option<Correction>, ImageError> =>
   Effect.gen(function* () {
-    const parent = `${berth.folder}/layers/folders`
-    const attempt = <A>(evaluate: () => Promise<A>) =>
-      Effect.tryPromise({
-        try: evaluate,
-        catch: (cause) => new ImageError({ reason: "Storage", subject: parent, detail: String(cause) })
-      })
     const loaded = yield* Effect.forEach(layers.toReversed(), (folder) =>
       Effect.map(load(berth, folder), (paths) => ({ folder, implicit: new Set([...paths].filter(isClean)) }))
     )
     if (loaded.every(({ implicit }) => implicit.size === 0)) {
       return Option.none()
     }
-    const folders = yield* attempt(() => design(loaded))
+    const folders = yield* attempt(berth, () => design(loaded))
     if (folders.length === 0) {
       return Option.none()
     }
     const name = createHash("sha256").update(JSON.stringify(folders)).digest("hex")
-    const target = `${parent}/${name}`
+    return Option.some({ target: `${parentFolder(berth)}/${name}`, folders })
+  })
+
+/** A name beside the layer for one that is not whole. */
+export const temporaryOf = (target: string): string => {
+  const slash = target.lastIndexOf("/")
+  return `${target.slice(0, slash)}/.${target.slice(slash + 1)}.${randomBytes(8).toString("hex")}`
+}
+
+/** The layer to put above these (lowest first), where one is needed. */
+export const correction = (
+  berth: Berth,
+  layers: ReadonlyArray<string>
+): Effect.Effect<Option.Option<string>, BerthError> =>
+  Effect.gen(function* () {
+    const correction = yield* wanted(berth, layers)
+    if (Option.isNone(correction)) {
+      return Option.none()
+    }
+    const { folders, target } = correction.value
+    yield* Holds.hold(berth.holds, [target])
     const exists = io(target)(berth.fileSystem.exists(target))
     if (yield* exists) {
       return Option.some(target)
     }
-    yield* io(parent)(berth.fileSystem.makeDirectory(parent, { recursive: true }))
-    const temporary = `${parent}/.${name}.${randomBytes(8).toString("hex")}`
+    yield* io(target)(berth.fileSystem.makeDirectory(parentFolder(berth), { recursive: true }))
+    const temporary = temporaryOf(target)
     yield* ownedFolder(berth, temporary)
-    yield* attempt(() => build(berth.rootless, temporary, folders))
+    yield* attempt(berth, () => build(berth.rootless, temporary, folders))
     yield* Effect.catchAll(io(target)(berth.fileSystem.rename(temporary, target)), (error) =>
       // Somebody else may have been faster.
       Effect.flatMap(exists, (there) => (there ? Effect.void : Effect.fail(error)))

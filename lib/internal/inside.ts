@@ -52,6 +52,7 @@ export const launchInside = (
     cgroup,
     stopSignal: undefined,
     healthcheck: undefined,
-    logs: undefined
+    logs: undefined,
+    base: undefined
   }).pipe(Effect.mapError(endedMeanwhile(container)))
 }

@@ -4,6 +4,7 @@ import * as process from "node:process"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
 import { ImageError, InvalidOption } from "../BerthError.ts"
 import { type Digest, digestParts } from "../Reference.ts"
 import * as Oci from "./oci.ts"
@@ -30,6 +31,22 @@ export const verify = (digest: Digest, size: number, bytes: Uint8Array): Effect.
     const { algorithm, hex } = digestParts(digest)
     const found = createHash(algorithm).update(bytes).digest("hex")
     return found === hex ? Effect.void : mismatch(digest, "its digest", digest, `${algorithm}:${found}`)
+  })
+
+/** The digest that a file has, by the algorithm of this one. */
+export const hashFile = (
+  fs: FileSystem.FileSystem,
+  path: string,
+  digest: Digest
+): Effect.Effect<string, ImageError> =>
+  Effect.suspend(() => {
+    const { algorithm } = digestParts(digest)
+    const hash = createHash(algorithm)
+    return fs.stream(path, { chunkSize: 1024 * 1024 }).pipe(
+      Stream.runForEach((chunk) => Effect.sync(() => hash.update(chunk))),
+      Effect.map(() => `${algorithm}:${hash.digest("hex")}`),
+      Effect.mapError(storageError(digest, path))
+    )
   })
 
 const missing = (digest: Digest, folder: string) =>
@@ -212,7 +229,7 @@ export interface Resolved {
 }
 
 /** Indexes in indexes: no builder makes more than two levels. */
-const maxDepth = 4
+export const maxDepth = 4
 
 /**
  * From a descriptor to the manifest and config for the platform, through however many indexes. `fetch` gives a

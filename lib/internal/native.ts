@@ -28,7 +28,13 @@ export interface Native {
   /** close(2) of what may be the last descriptor of a mount, on another thread. */
   readonly closeRoot: (fd: number) => number
   /** openat2(2): `folder` is a descriptor or AT_FDCWD, `resolve` of RESOLVE_*; `mode` is for O_CREAT. */
-  readonly openIn: (folder: number, path: string, flags: number, resolve: number, mode: number) => number
+  readonly openIn: (
+    folder: number,
+    path: string | Uint8Array,
+    flags: number,
+    resolve: number,
+    mode: number
+  ) => number
   /** `[seconds, nanoseconds]` of the last change of the contents, or `[-errno, -1]`. This and the next seven take O_PATH. */
   readonly modified: (fd: number) => readonly [number, number]
   /** Its number in two halves of 32 bits, the high one first, or `[-errno, 0]`. */
@@ -45,6 +51,10 @@ export interface Native {
   readonly extent: (fd: number, offset: number) => readonly [number, number]
   /** mkfifoat(2), of a single name. */
   readonly makeFifo: (folder: number, name: string, mode: number) => number
+  /** getdents64(2) of a folder that is open for reading; 0 at its end. */
+  readonly entries: (fd: number, bytes: Uint8Array) => number
+  /** readlinkat(2) of a link's own descriptor. */
+  readonly readLink: (fd: number, bytes: Uint8Array) => number
   readonly duplicate: (fd: number) => number
   /** TIOCSWINSZ of a terminal. */
   readonly resize: (terminal: number, rows: number, columns: number) => number
@@ -68,6 +78,7 @@ export const RESOLVE_NO_MAGICLINKS = 0x02
 export const RESOLVE_NO_SYMLINKS = 0x04
 export const RESOLVE_BENEATH = 0x08
 export const RESOLVE_IN_ROOT = 0x10
+export const LOCK_SH = 1
 export const LOCK_EX = 2
 export const LOCK_NB = 4
 export const LOCK_UN = 8

@@ -87,12 +87,14 @@ export interface Manifest {
   readonly _tag: "Manifest"
   readonly config: Descriptor
   readonly layers: ReadonlyArray<Descriptor>
+  readonly annotations?: Readonly<Record<string, string>> | undefined
 }
 
 const ManifestDocument = Schema.Struct({
   schemaVersion: Schema.Literal(2),
   config: Descriptor,
-  layers: Schema.optionalWith(Schema.Array(Descriptor), { nullable: true, default: () => [] })
+  layers: Schema.optionalWith(Schema.Array(Descriptor), { nullable: true, default: () => [] }),
+  annotations: orNull(Annotations)
 })
 
 const KeySet = Schema.Record({ key: Text, value: Schema.Unknown })
@@ -128,7 +130,19 @@ const ConfigDocument = Schema.Struct({
     type: Schema.Literal("layers"),
     diff_ids: Schema.optionalWith(Schema.Array(Schema.String), { nullable: true, default: () => [] })
   }),
-  history: orNull(Schema.Array(Schema.Struct({ empty_layer: orNull(Schema.Boolean) })))
+  created: orNull(Schema.String),
+  author: orNull(Schema.String),
+  history: orNull(
+    Schema.Array(
+      Schema.Struct({
+        created: orNull(Schema.String),
+        created_by: orNull(Schema.String),
+        author: orNull(Schema.String),
+        comment: orNull(Schema.String),
+        empty_layer: orNull(Schema.Boolean)
+      })
+    )
+  )
 })
 
 export type Config = typeof ConfigDocument.Type
@@ -148,7 +162,7 @@ export const tooLarge = (subject: string, size: number, limit: number): ImageErr
 export const digestOf = (descriptor: Descriptor): Effect.Effect<Digest, ImageError> =>
   parseDigest(descriptor.digest)
 
-const parseObject = (
+export const parseObject = (
   subject: string,
   bytes: Uint8Array
 ): Effect.Effect<Record<string, unknown>, ImageError> =>
@@ -228,7 +242,8 @@ export const decodeManifest = (
       const detail = `has ${manifest.layers.length} layers where at most ${maxLayers} can be stacked`
       return yield* new ImageError({ reason: "TooLarge", subject, detail })
     }
-    return { _tag: "Manifest", config: manifest.config, layers: manifest.layers }
+    const { annotations, config, layers } = manifest
+    return { _tag: "Manifest", config, layers, annotations }
   })
 
 /** What a document says that it is, where no descriptor does. */

@@ -188,6 +188,7 @@ export const start = (
     cgroup,
     stopSignal: image.config.stopSignal,
     healthcheck: image.config.healthcheck,
-    logs: options.logs
+    logs: options.logs,
+    base: { image, upper: root.upper, isThere: () => true }
   }
 }

@@ -10,7 +10,7 @@ import type { Berth } from "../Berth.ts"
 import { type BerthError, CommandFailed, type SupervisorError } from "../BerthError.ts"
 import type { Cgroup } from "../Cgroup.ts"
 import type { Container, ExitStatus, LogFiles, ProcessOptions } from "../Container.ts"
-import type { Healthcheck } from "../Image.ts"
+import type { Healthcheck, Image } from "../Image.ts"
 import { explain, type Kind } from "../Namespace.ts"
 import * as Plan from "../Plan.ts"
 import { attempt } from "./attempt.ts"
@@ -27,6 +27,15 @@ import { releaseUnit } from "./unit.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Container") as never
 
+/** What a root is made of. */
+export interface Base {
+  readonly image: Image
+  /** The folder of the writable layer, undefined where it is in memory. */
+  readonly upper: string | undefined
+  /** Whether it has not been given back. */
+  readonly isThere: () => boolean
+}
+
 /** What `Container` keeps to itself. */
 export interface State {
   readonly berth: Berth
@@ -34,6 +43,8 @@ export interface State {
   readonly pidfd: number
   /** Its root, by which its files are reached; -1 for a process in another's, and once its scope has closed. */
   readonly root: number
+  /** Undefined for a process in another's root. */
+  readonly base: Base | undefined
   readonly settings: Process
   /** The namespaces that are not the host's, and have to be joined to run something beside it. */
   readonly kinds: ReadonlyArray<Kind>
@@ -118,6 +129,7 @@ export interface Launch {
   readonly stopSignal: string | undefined
   readonly healthcheck: Healthcheck | undefined
   readonly logs: LogFiles | undefined
+  readonly base: Base | undefined
 }
 
 const lazily = <A>(make: () => A): (() => A) => {
@@ -173,6 +185,7 @@ const handle = (options: Launch, plan: Plan.Plan, unit: Unit, stdio: Stdio): Con
     get root() {
       return unit.root()
     },
+    base: options.base,
     settings: options.settings,
     kinds: options.kinds,
     cgroup: options.cgroup,

@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto"
 import * as HttpClient from "@effect/platform/HttpClient"
 import type { HttpClientResponse } from "@effect/platform/HttpClientResponse"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Inspectable from "effect/Inspectable"
@@ -16,6 +17,8 @@ import { mismatch, verify } from "./layout.ts"
 import * as Oci from "./oci.ts"
 import * as Auth from "./registryAuth.ts"
 import * as Client from "./registryClient.ts"
+import * as Mirrors from "./registryMirrors.ts"
+import * as Tls from "./registryTls.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Registry") as never
 
@@ -23,7 +26,8 @@ const Proto = {
   ...Inspectable.BaseProto,
   [TypeId]: TypeId,
   toJSON(this: Registry) {
-    return { _id: "berth/Registry", host: this.host, origin: this.client.origin }
+    const mirrors = this.mirrors.map(({ name }) => name)
+    return { _id: "berth/Registry", host: this.host, origin: this.client.origin, mirrors }
   }
 }
 
@@ -42,20 +46,54 @@ export const connect = (
       const value = JSON.stringify(host.slice(0, 200))
       return yield* new InvalidOption({ option: "registry", value, expected: "a host, or host:port" })
     }
+    const client = yield* open(berth, host, options, "", Client.retrySchedule)
+    const mirrors = yield* Effect.forEach(options.mirrors ?? [], (mirror) =>
+      Effect.flatMap(Mirrors.parse(mirror), (parsed) =>
+        open(berth, parsed.host, parsed.options, parsed.prefix, Client.mirrorSchedule)
+      )
+    )
+    return Object.assign(Object.create(Proto), { host, client, mirrors })
+  })
+
+const open = (
+  berth: Berth,
+  host: string,
+  options: ConnectOptions,
+  prefix: string,
+  retries: Client.Client["retries"]
+): Effect.Effect<Client.Client, BerthError> =>
+  Effect.gen(function* () {
     const address = /^(?:index\.)?docker\.io$/.test(host) ? "registry-1.docker.io" : host
     const { hostname } = new URL(`https://${address}`)
-    const scheme = (options.plainHttp ?? Client.isLoopback(hostname)) ? "http" : "https"
-    const name = /:\d+$/.test(address) ? address : `${address}:${scheme === "http" ? 80 : 443}`
+    const trust = options.plainHttp === true ? Option.none() : yield* Tls.load(berth, host, options)
+    const plain = options.plainHttp ?? (Option.isNone(trust) && Client.isLoopback(hostname))
+    const scheme = plain ? "http" : "https"
+    const name = /:\d+$/.test(address) ? address : `${address}:${plain ? 80 : 443}`
+    const origin = `${scheme}://${address}`
+    const base = Option.isSome(trust) ? Tls.httpClient(trust.value, origin) : berth.httpClient
     // No spans of its own: URLs that registries redirect to are bearer secrets, and no registry needs trace ids.
-    const http = HttpClient.withTracerDisabledWhen(berth.httpClient, () => true)
-    const transport = { name, origin: `${scheme}://${address}`, http }
-    const auth = yield* Auth.make(
-      berth,
-      host === "index.docker.io" ? "docker.io" : host,
-      transport,
-      options.credentials
-    )
-    return Object.assign(Object.create(Proto), { host, client: { ...transport, auth } })
+    const http = HttpClient.withTracerDisabledWhen(base, () => true)
+    const transport = { name, origin, http }
+    const own = host === "index.docker.io" ? "docker.io" : host
+    const auth = yield* Auth.make(berth, own, transport, options.credentials)
+    const stallTimeout = yield* stallTimeoutOf(options)
+    return { ...transport, auth, prefix, retries, stallTimeout, state: { passedOverUntil: 0 } }
+  })
+
+const stallTimeoutOf = ({
+  stallTimeout = Client.defaultStallTimeout
+}: ConnectOptions): Effect.Effect<Duration.Duration, InvalidOption> =>
+  Option.match(Duration.decodeUnknown(stallTimeout), {
+    onNone: () => refuseStallTimeout(stallTimeout),
+    onSome: (duration) =>
+      Duration.toMillis(duration) > 0 ? Effect.succeed(duration) : refuseStallTimeout(stallTimeout)
+  })
+
+const refuseStallTimeout = (value: unknown) =>
+  new InvalidOption({
+    option: "stallTimeout",
+    value: JSON.stringify(value),
+    expected: 'a duration longer than 0: 10_000, or "10 seconds"'
   })
 
 const manifestTypes = [
@@ -66,7 +104,7 @@ const manifestTypes = [
 ].join(", ")
 
 /** What is asked for, after it has been parsed: nothing else becomes part of a URL. */
-const parseTarget = (
+export const parseTarget = (
   self: Registry,
   repository: string,
   separator: ":" | "@",
@@ -83,20 +121,22 @@ const parseTarget = (
       })
   )
 
-const pullScope = (reference: Reference.Reference) => `repository:${reference.repository}:pull`
-
 const request = (
+  client: Client.Client,
   reference: Reference.Reference,
   method: "GET" | "HEAD",
   kind: "manifests" | "blobs",
   headers: Readonly<Record<string, string>> = {}
-): Client.Request => ({
-  method,
-  path: `/v2/${reference.repository}/${kind}/${reference.digest ?? reference.tag}`,
-  headers,
-  scope: pullScope(reference),
-  subject: Reference.print(reference)
-})
+): Client.Request => {
+  const repository = `${client.prefix}${reference.repository}`
+  return {
+    method,
+    path: `/v2/${repository}/${kind}/${reference.digest ?? reference.tag}`,
+    headers,
+    scope: `repository:${repository}:pull`,
+    subject: Reference.print(reference)
+  }
+}
 
 const mediaTypeOf = (response: HttpClientResponse): string =>
   (response.headers["content-type"] ?? "").split(";")[0]!.trim()
@@ -106,22 +146,35 @@ export const resolve = (
   repository: string,
   tagOrDigest: string
 ): Effect.Effect<Oci.Descriptor, BerthError> =>
+  Effect.flatMap(
+    parseTarget(self, repository, tagOrDigest.includes(":") ? "@" : ":", tagOrDigest),
+    (reference) => Mirrors.first(self, (client) => resolveAt(client, reference))
+  )
+
+const resolveAt = (
+  client: Client.Client,
+  reference: Reference.Reference
+): Effect.Effect<Oci.Descriptor, BerthError> =>
   Effect.gen(function* () {
-    const { client } = self
-    const reference = yield* parseTarget(self, repository, tagOrDigest.includes(":") ? "@" : ":", tagOrDigest)
     const accept = { accept: manifestTypes }
     // HEAD does not count against Docker Hub's limit of pulls.
-    const head = yield* Client.send(client, request(reference, "HEAD", "manifests", accept), (response) =>
-      Effect.succeed({
-        digest: response.headers["docker-content-digest"] ?? reference.digest,
-        mediaType: mediaTypeOf(response),
-        size: Number(response.headers["content-length"] ?? -1)
-      })
+    const head = yield* Client.send(
+      client,
+      request(client, reference, "HEAD", "manifests", accept),
+      (response) =>
+        Effect.succeed({
+          digest: response.headers["docker-content-digest"] ?? reference.digest,
+          mediaType: mediaTypeOf(response),
+          size: Number(response.headers["content-length"] ?? -1)
+        })
     ).pipe(
       Effect.map(Option.some),
       // Some registries take no HEAD; what else is wrong, GET will say.
       Effect.catchIf(
-        (error) => error._tag === "RegistryError" && error.reason === "Protocol" && error.status < 500,
+        (error) =>
+          error._tag === "RegistryError" &&
+          (error.reason === "Protocol" || error.reason === "Unsupported") &&
+          error.status < 500,
         () => Effect.succeedNone
       )
     )
@@ -133,7 +186,7 @@ export const resolve = (
       }
       return { mediaType, digest, size }
     }
-    return yield* Client.send(client, request(reference, "GET", "manifests", accept), (response) =>
+    return yield* Client.send(client, request(client, reference, "GET", "manifests", accept), (response) =>
       Effect.map(readManifest(client, reference, response), (bytes) => ({
         mediaType: mediaTypeOf(response),
         digest: reference.digest ?? `sha256:${createHash("sha256").update(bytes).digest("hex")}`,
@@ -167,19 +220,22 @@ export const manifest = (
     }
     const reference = yield* parseTarget(self, repository, "@", digest)
     const accept = { accept: descriptor.mediaType === "" ? manifestTypes : descriptor.mediaType }
-    const bytes = yield* Client.send(
-      self.client,
-      request(reference, "GET", "manifests", accept),
-      (response) => readManifest(self.client, reference, response)
+    return yield* Mirrors.first(self, (client) =>
+      Client.send(client, request(client, reference, "GET", "manifests", accept), (response) =>
+        Effect.tap(readManifest(client, reference, response), (bytes) =>
+          verify(digest, descriptor.size, bytes)
+        )
+      )
     )
-    yield* verify(digest, descriptor.size, bytes)
-    return bytes
   })
 
 /** Connections that one blob may take: each tells where it goes on, and none is for nothing for ever. */
 const maxResumes = 50
 
-/** The bytes as they come, counted and resumed, but not hashed: `Store.put` does that. */
+/**
+ * The bytes as they come, counted and resumed, but not hashed: `Store.put` does that. Where a mirror stops, the next
+ * goes on: it is all one blob.
+ */
 export const unverifiedBlob = (
   self: Registry,
   repository: string,
@@ -187,64 +243,75 @@ export const unverifiedBlob = (
 ): Stream.Stream<Uint8Array, BerthError> =>
   Stream.unwrap(
     Effect.gen(function* () {
-      const { client } = self
       const digest = yield* Oci.digestOf(descriptor)
       const reference = yield* parseTarget(self, repository, "@", digest)
       const subject = Reference.print(reference)
       let offset = 0
-      let resumes = 0
-      let retries = yield* Schedule.driver(Client.retrySchedule)
 
-      const connection: Stream.Stream<Uint8Array, Client.Failure | BerthError> = Stream.unwrapScoped(
-        Effect.gen(function* () {
-          const start = offset
-          const range: Readonly<Record<string, string>> = start === 0 ? {} : { range: `bytes=${start}-` }
-          const response = yield* Client.attempt(client, request(reference, "GET", "blobs", range))
-          const from = rangeStart(response)
-          if (from === undefined || from > start) {
-            return yield* Effect.fail(
-              Client.protocolFailure(
-                client.name,
-                subject,
-                response.status,
-                "sends another range than asked for"
-              )
+      const connection = (client: Client.Client): Stream.Stream<Uint8Array, Client.Failure | BerthError> =>
+        Stream.unwrapScoped(
+          Effect.gen(function* () {
+            const start = offset
+            const range: Readonly<Record<string, string>> = start === 0 ? {} : { range: `bytes=${start}-` }
+            const response = yield* Client.attempt(client, request(client, reference, "GET", "blobs", range))
+            const from = rangeStart(response)
+            if (from === undefined || from > start) {
+              const detail = "sends another range than asked for"
+              return yield* Effect.fail(Client.protocolFailure(client.name, subject, response.status, detail))
+            }
+            return skip(Client.body(client.name, subject, response, client.stallTimeout), start - from)
+          })
+        ).pipe(
+          Stream.mapEffect((chunk): Effect.Effect<Uint8Array, ImageError> => {
+            offset += chunk.length
+            return offset > descriptor.size
+              ? mismatch(digest, "its size", `${descriptor.size} bytes`, "more")
+              : Effect.succeed(chunk)
+          }),
+          Stream.concat(
+            Stream.suspend(() =>
+              offset < descriptor.size
+                ? Stream.fail(shortBody(client, subject, offset, descriptor.size))
+                : Stream.empty
             )
-          }
-          return skip(Client.body(client.name, subject, response), start - from)
-        })
-      ).pipe(
-        Stream.mapEffect((chunk): Effect.Effect<Uint8Array, ImageError> => {
-          offset += chunk.length
-          return offset > descriptor.size
-            ? mismatch(digest, "its size", `${descriptor.size} bytes`, "more")
-            : Effect.succeed(chunk)
-        }),
-        Stream.concat(
-          Stream.suspend(() =>
-            offset < descriptor.size
-              ? Stream.fail(shortBody(client, subject, offset, descriptor.size))
-              : Stream.empty
           )
         )
-      )
 
-      const resumed = (start: number): Stream.Stream<Uint8Array, Client.Failure | BerthError> =>
-        Stream.catchAll(connection, (error) =>
-          Stream.unwrap(
-            Effect.gen(function* () {
-              if (!(error instanceof Client.Failure) || !error.retry || ++resumes > maxResumes) {
-                return yield* Effect.fail(error)
-              }
-              if (offset > start) {
-                retries = yield* Schedule.driver(Client.retrySchedule)
-              }
-              yield* Effect.mapError(retries.next(error), () => error)
-              return resumed(offset)
-            })
-          )
+      const from = (client: Client.Client): Stream.Stream<Uint8Array, BerthError> =>
+        Stream.unwrap(
+          Effect.gen(function* () {
+            let resumes = 0
+            let retries = yield* Schedule.driver(client.retries)
+            const resumed = (start: number): Stream.Stream<Uint8Array, Client.Failure | BerthError> =>
+              Stream.catchAll(connection(client), (error) =>
+                Stream.unwrap(
+                  Effect.gen(function* () {
+                    if (!(error instanceof Client.Failure) || !error.retry || ++resumes > maxResumes) {
+                      return yield* Effect.fail(error)
+                    }
+                    if (offset > start) {
+                      retries = yield* Schedule.driver(client.retries)
+                    }
+                    yield* Effect.mapError(retries.next(error), () => error)
+                    return resumed(offset)
+                  })
+                )
+              )
+            return Stream.mapError(resumed(offset), Client.toError)
+          })
         )
-      return descriptor.size === 0 ? Stream.empty : Stream.mapError(resumed(0), Client.toError)
+
+      return descriptor.size === 0
+        ? Stream.empty
+        : Mirrors.usable(self).reduceRight(
+            (next, mirror) =>
+              Stream.catchAll(from(mirror), (error) =>
+                error._tag === "RegistryError"
+                  ? Stream.unwrap(Effect.as(Mirrors.passOver(mirror, error), next))
+                  : Stream.fail(error)
+              ),
+            from(self.client)
+          )
     })
   )
 

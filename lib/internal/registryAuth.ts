@@ -1,6 +1,4 @@
 /** Who Berth is at a registry: anonymous, basic, or by a token that a service gives. */
-import * as os from "node:os"
-import * as process from "node:process"
 import * as HttpClientRequest from "@effect/platform/HttpClientRequest"
 import type { HttpClientResponse } from "@effect/platform/HttpClientResponse"
 import * as Effect from "effect/Effect"
@@ -11,7 +9,7 @@ import type { Berth } from "../Berth.ts"
 import { RegistryError } from "../BerthError.ts"
 import type { Credentials } from "../Registry.ts"
 import { type Client, execute, Failure, isLoopback, readBody } from "./registryClient.ts"
-import { readBounded } from "./storeFiles.ts"
+import { type Identity, lookup } from "./registryCredentials.ts"
 
 /** The state of authentication at one registry. */
 export interface Auth {
@@ -54,75 +52,6 @@ export const parseChallenges = (header: string): ReadonlyArray<Challenge> => {
   return challenges
 }
 
-/** What docker's configuration can hold for a registry. */
-type Identity =
-  | { readonly _tag: "Anonymous" }
-  | { readonly _tag: "Basic"; readonly username: string; readonly password: Redacted.Redacted<string> }
-  | { readonly _tag: "IdentityToken"; readonly token: Redacted.Redacted<string> }
-
-const DockerConfig = Schema.parseJson(
-  Schema.Struct({
-    auths: Schema.optionalWith(
-      Schema.Record({
-        key: Schema.String,
-        value: Schema.Struct({
-          auth: Schema.optional(Schema.String),
-          username: Schema.optional(Schema.String),
-          password: Schema.optional(Schema.String),
-          identitytoken: Schema.optional(Schema.String)
-        })
-      }),
-      { nullable: true, default: () => ({}) }
-    )
-  })
-)
-
-type DockerAuth = NonNullable<(typeof DockerConfig.Type)["auths"][string]>
-
-const toIdentity = (entry: DockerAuth): Identity => {
-  if (entry.identitytoken) {
-    return { _tag: "IdentityToken", token: Redacted.make(entry.identitytoken) }
-  }
-  const decoded = entry.auth ? Buffer.from(entry.auth, "base64").toString("utf8").replace(/\0+$/, "") : ""
-  const colon = decoded.indexOf(":")
-  const username = colon === -1 ? entry.username : decoded.slice(0, colon)
-  const password = colon === -1 ? entry.password : decoded.slice(colon + 1)
-  return username && password !== undefined
-    ? { _tag: "Basic", username, password: Redacted.make(password) }
-    : { _tag: "Anonymous" }
-}
-
-/** `https://index.docker.io/v1/` and `registry.example.com/team` are keys of that file, too. */
-const hostOfKey = (key: string): string => {
-  const host = key.replace(/^https?:\/\//, "").split("/")[0]!
-  return /^(index\.docker\.io|registry-1\.docker\.io)$/.test(host) ? "docker.io" : host
-}
-
-const maxDockerConfig = 1024 * 1024
-
-/** Credentials that `docker login` has left. A file that cannot be read is said, and is no reason not to go on. */
-const fromDockerConfig = (berth: Berth, host: string): Effect.Effect<Identity> =>
-  Effect.gen(function* () {
-    const folder = process.env.DOCKER_CONFIG || `${os.homedir()}/.docker`
-    const path = `${folder}/config.json`
-    const bytes = yield* readBounded(berth.fileSystem, path, path, maxDockerConfig)
-    if (Option.isNone(bytes)) {
-      return { _tag: "Anonymous" } as const
-    }
-    const { auths } = yield* Schema.decodeUnknown(DockerConfig)(new TextDecoder().decode(bytes.value)).pipe(
-      // The parse error would print what is in the file.
-      Effect.mapError(() => ({ message: `${path} is not a docker configuration` }))
-    )
-    const entry = Object.entries(auths).find(([key]) => hostOfKey(key) === host)
-    return entry === undefined ? ({ _tag: "Anonymous" } as const) : toIdentity(entry[1])
-  }).pipe(
-    Effect.catchAll((error) =>
-      Effect.as(Effect.logWarning(`berth: no credentials are taken from docker: ${error.message}`), {
-        _tag: "Anonymous"
-      } as const)
-    )
-  )
-
 const Token = Schema.parseJson(
   Schema.Struct({
     token: Schema.optionalWith(Schema.String, { nullable: true }),
@@ -132,6 +61,9 @@ const Token = Schema.parseJson(
 
 const maxToken = 256 * 1024
 
+/** `team/app`, of `repository:team/app:pull`. */
+const repositoryOf = (scope: string): string => /^repository:([^:\s]+):/.exec(scope)?.[1] ?? ""
+
 export const make = (
   berth: Berth,
   host: string,
@@ -140,23 +72,31 @@ export const make = (
 ): Effect.Effect<Auth> =>
   Effect.gen(function* () {
     const { name } = client
-    const loadIdentity = yield* Effect.cached(
-      credentials === undefined
-        ? fromDockerConfig(berth, host)
-        : Effect.succeed<Identity>({
-            _tag: "Basic",
-            username: credentials.username,
-            password: Redacted.isRedacted(credentials.password)
-              ? credentials.password
-              : Redacted.make(credentials.password)
-          })
-    )
+    const identities = new Map<string, Identity>()
+    if (credentials !== undefined) {
+      const { password, username } = credentials
+      const redacted = Redacted.isRedacted(password) ? password : Redacted.make(password)
+      identities.set("", { _tag: "Basic", username, password: redacted })
+    }
+    /** What is kept may be for some repositories alone. */
+    const ownerOf = (scope: string) => (credentials === undefined ? repositoryOf(scope) : "")
+    const identityFor = (repository: string, subject: string): Effect.Effect<Identity, Failure> =>
+      Effect.suspend(() => {
+        const known = identities.get(repository)
+        return known !== undefined
+          ? Effect.succeed(known)
+          : lookup(berth, host, repository, { registry: name, subject }).pipe(
+              Effect.tap((found) => identities.set(repository, found)),
+              Effect.mapError((error) => new Failure(error, false))
+            )
+      })
     const semaphore = yield* Effect.makeSemaphore(1)
     const answers = new Map<string, Redacted.Redacted<string>>()
     let description = credentials === undefined ? "an anonymous user" : `the user ${credentials.username}`
 
     const current = (scope: string) => Option.getOrUndefined(Option.map(find(scope), Redacted.value))
-    const find = (scope: string) => Option.fromNullable(answers.get("basic") ?? answers.get(scope))
+    const find = (scope: string) =>
+      Option.fromNullable(answers.get(`basic ${ownerOf(scope)}`) ?? answers.get(scope))
 
     const unauthorized = (subject: string, detail: string, status = 401) =>
       new Failure(
@@ -219,9 +159,12 @@ export const make = (
           return yield* Effect.fail(unauthorized(subject, detail))
         }
         const challenges = parseChallenges(challenge)
-        const identity = yield* loadIdentity
-        if (identity._tag === "Basic") {
-          description = `the user ${identity.username}`
+        if (refused !== undefined && credentials === undefined) {
+          identities.delete(ownerOf(scope)) // what is kept may be another by now: helpers give what expires
+        }
+        const identity = yield* identityFor(ownerOf(scope), subject)
+        if (identity._tag !== "Anonymous") {
+          description = identity._tag === "Basic" ? `the user ${identity.username}` : "an identity token"
         }
         const bearer = challenges.find(({ scheme }) => scheme === "bearer")
         if (bearer !== undefined) {
@@ -244,7 +187,7 @@ export const make = (
         if (header === refused) {
           return yield* Effect.fail(unauthorized(subject, `the registry refuses ${description}`))
         }
-        answers.set("basic", Redacted.make(header))
+        answers.set(`basic ${ownerOf(scope)}`, Redacted.make(header))
         return header
       }).pipe(semaphore.withPermits(1))
 
@@ -285,7 +228,10 @@ const tokenRequest = (
   }
   const target = new URL(url)
   for (const [key, value] of fields) {
-    target.searchParams.append(key, value)
+    // Token services take one scope in each parameter; only in a form are they one text.
+    for (const one of key === "scope" ? value.split(" ") : [value]) {
+      target.searchParams.append(key, one)
+    }
   }
   if (identity._tag === "Anonymous") {
     return HttpClientRequest.get(target.href, { headers })

@@ -14,6 +14,7 @@ import * as Stream from "effect/Stream"
 import { type BerthError, RegistryError } from "../BerthError.ts"
 import { concat } from "./bytes.ts"
 import type { Auth } from "./registryAuth.ts"
+import { type Body, sendBody } from "./registryBody.ts"
 
 export interface Client {
   /** Host and port, for people. */
@@ -22,13 +23,22 @@ export interface Client {
   readonly origin: string
   readonly http: HttpClient.HttpClient
   readonly auth: Auth
+  /** What comes before the names of repositories in a mirror: `proxy/`, or nothing. */
+  readonly prefix: string
+  /** Of a blob. */
+  readonly stallTimeout: Duration.Duration
+  /** What is tried again, and when. */
+  readonly retries: Schedule.Schedule<unknown, unknown>
+  /** Until when another is asked instead, in milliseconds since the epoch. */
+  readonly state: { passedOverUntil: number }
 }
 
 export interface Request {
-  readonly method: "GET" | "HEAD"
-  /** After the origin: `/v2/library/alpine/manifests/3`. */
+  readonly method: "GET" | "HEAD" | "POST" | "PUT" | "DELETE"
+  /** After the origin, `/v2/library/alpine/manifests/3`, or a URL that the registry has given. */
   readonly path: string
   readonly headers: Readonly<Record<string, string>>
+  readonly body?: Body
   /** What a token must allow: `repository:library/alpine:pull`. */
   readonly scope: string
   /** What errors name. */
@@ -48,21 +58,29 @@ export class Failure {
 }
 
 const headTimeout = Duration.seconds(30)
-const stallTimeout = Duration.seconds(60)
+export const defaultStallTimeout: Duration.Duration = Duration.seconds(60)
 const longestRetryAfter = Duration.seconds(60)
 const maxRedirects = 5
 
-/** Four more tries within some seconds; what a registry says in Retry-After comes first, up to a minute. */
-export const retrySchedule: Schedule.Schedule<unknown, unknown> = Schedule.exponential("100 millis").pipe(
-  Schedule.jittered,
-  Schedule.intersect(Schedule.recurs(4)),
-  Schedule.passthrough,
-  Schedule.modifyDelay((failure: unknown, delay) =>
-    failure instanceof Failure && failure.after !== undefined
-      ? Duration.max(delay, Duration.min(failure.after, longestRetryAfter))
-      : delay
-  ),
-  Schedule.whileInput((failure: unknown) => failure instanceof Failure && failure.retry)
+/** So many more tries within some seconds; what a registry says in Retry-After comes first, up to a minute. */
+const retriesOf = (times: number): Schedule.Schedule<unknown, unknown> =>
+  Schedule.exponential("100 millis").pipe(
+    Schedule.jittered,
+    Schedule.intersect(Schedule.recurs(times)),
+    Schedule.passthrough,
+    Schedule.modifyDelay((failure: unknown, delay) =>
+      failure instanceof Failure && failure.after !== undefined
+        ? Duration.max(delay, Duration.min(failure.after, longestRetryAfter))
+        : delay
+    ),
+    Schedule.whileInput((failure: unknown) => failure instanceof Failure && failure.retry)
+  )
+
+export const retrySchedule: Schedule.Schedule<unknown, unknown> = retriesOf(4)
+
+/** After a mirror there is another to ask: one that is overloaded is not waited for. */
+export const mirrorSchedule: Schedule.Schedule<unknown, unknown> = retriesOf(1).pipe(
+  Schedule.whileInput((failure: unknown) => failure instanceof Failure && failure.after === undefined)
 )
 
 const codeOf = (cause: unknown): string | undefined => {
@@ -84,13 +102,19 @@ const textOf = (cause: unknown): string => {
 
 const permanent =
   /^(ENOTFOUND|EPROTO|CERT_|DEPTH_ZERO|SELF_SIGNED|UNABLE_TO|ERR_TLS|ERR_SSL|HOSTNAME_MISMATCH)/
+const unknownAuthority =
+  /DEPTH_ZERO_SELF|SELF_SIGNED|UNABLE_TO_(GET_ISSUER|VERIFY)|UnknownIssuer|CaUsedAsEndEntity/
 const tlsTrouble = /EPROTO|WRONG_VERSION|packet length|InvalidContentType|invalid http version/i
 
 /** The connection failed before or within an answer. */
 export const transportFailure = (name: string, subject: string, error: HttpClientError): Failure => {
   const code = codeOf(error.cause)
   const why = code ?? textOf(error.cause)
-  const hint = tlsTrouble.test(why) ? ". It may speak HTTP without TLS: say plainHttp: true" : ""
+  const hint = tlsTrouble.test(why)
+    ? ". It may speak HTTP without TLS: say plainHttp: true"
+    : unknownAuthority.test(why)
+      ? ". Its certificate is not from an authority that is known here: give that one as ca"
+      : ""
   const detail =
     error._tag === "ResponseError"
       ? `the connection to ${name} broke: ${why}`
@@ -121,13 +145,19 @@ export const isLoopback = (hostname: string): boolean => {
   )
 }
 
+interface Exchanged {
+  readonly response: HttpClientResponse
+  /** Whether the registry has answered, and not somebody to whom it has redirected. */
+  readonly own: boolean
+}
+
 /** One request, redirects followed. Credentials stay with the origin that asked for them. */
 const exchange = (
   client: Client,
   request: Request,
   authorization: string | undefined
-): Effect.Effect<HttpClientResponse, Failure, Scope.Scope> => {
-  const go = (url: URL, hops: number): Effect.Effect<HttpClientResponse, Failure, Scope.Scope> => {
+): Effect.Effect<Exchanged, Failure, Scope.Scope> => {
+  const go = (url: URL, hops: number): Effect.Effect<Exchanged, Failure, Scope.Scope> => {
     const own = url.origin === new URL(client.origin).origin
     const outgoing = HttpClientRequest.make(request.method)(url.href, {
       headers: {
@@ -138,10 +168,10 @@ const exchange = (
         ...(own && authorization !== undefined ? { authorization } : {})
       }
     })
-    return Effect.flatMap(execute(client, request.subject, outgoing), (response) => {
+    return Effect.flatMap(execute(client, request.subject, outgoing, request.body), (response) => {
       const location = response.headers.location
       if (![301, 302, 303, 307, 308].includes(response.status) || location === undefined) {
-        return Effect.succeed(response)
+        return Effect.succeed({ response, own })
       }
       const next = URL.canParse(location, url.href) ? new URL(location, url) : undefined
       const downgrade = next?.protocol !== "https:" && url.protocol === "https:"
@@ -159,18 +189,25 @@ const exchange = (
 export const execute = (
   client: Pick<Client, "http" | "name">,
   subject: string,
-  request: HttpClientRequest.HttpClientRequest
-): Effect.Effect<HttpClientResponse, Failure, Scope.Scope> =>
-  HttpClient.withScope(client.http)
-    .execute(request)
-    .pipe(
-      Effect.provideService(FetchHttpClient.RequestInit, { redirect: "manual" }),
-      Effect.mapError((error) => transportFailure(client.name, subject, error)),
-      Effect.timeoutFail({
-        duration: headTimeout,
-        onTimeout: () => timedOut(client.name, subject, "does not answer")
-      })
+  request: HttpClientRequest.HttpClientRequest,
+  body?: Body
+): Effect.Effect<HttpClientResponse, Failure, Scope.Scope> => {
+  const http = HttpClient.withScope(client.http)
+  const onTimeout = (what: string) => timedOut(client.name, subject, what)
+  const answered =
+    body === undefined
+      ? Effect.timeoutFail(http.execute(request), {
+          duration: headTimeout,
+          onTimeout: () => onTimeout("does not answer")
+        })
+      : sendBody(http, request, body, onTimeout)
+  return answered.pipe(
+    Effect.provideService(FetchHttpClient.RequestInit, { redirect: "manual" }),
+    Effect.mapError((error) =>
+      error instanceof Failure ? error : transportFailure(client.name, subject, error)
     )
+  )
+}
 
 export const protocolFailure = (
   name: string,
@@ -181,11 +218,12 @@ export const protocolFailure = (
 ): Failure =>
   new Failure(new RegistryError({ reason: "Protocol", registry: name, subject, status, detail }), retry)
 
-/** The body as a stream that fails where nothing comes for a minute. */
+/** The body as a stream that fails where nothing comes for so long. */
 export const body = (
   name: string,
   subject: string,
-  response: HttpClientResponse
+  response: HttpClientResponse,
+  stallTimeout: Duration.Duration = defaultStallTimeout
 ): Stream.Stream<Uint8Array, Failure> =>
   response.stream.pipe(
     Stream.mapError((error) => transportFailure(name, subject, error)),
@@ -269,6 +307,8 @@ const statusFailure = (
         return fail("Unauthorized", `${client.auth.description} may not do this`)
       case 404:
         return fail("NotFound", "there is no such repository, tag or blob, or not for you")
+      case 405:
+        return fail("Unsupported", `the registry does not allow ${request.method} here`)
       case 429:
         return fail("TooManyRequests", "the registry asks for fewer requests", true)
       case 408:
@@ -289,8 +329,10 @@ export const attempt = (
 ): Effect.Effect<HttpClientResponse, Failure, Scope.Scope> =>
   Effect.gen(function* () {
     const used = client.auth.current(request.scope)
-    let response = yield* exchange(client, request, used)
-    if (response.status === 401) {
+    const first = yield* exchange(client, request, used)
+    let { response } = first
+    // Nobody but the registry may say where credentials go.
+    if (response.status === 401 && first.own) {
       const challenge = response.headers["www-authenticate"]
       const authorization = yield* client.auth.answer({
         challenge,
@@ -298,7 +340,7 @@ export const attempt = (
         subject: request.subject,
         refused: used
       })
-      response = yield* exchange(client, request, authorization)
+      response = (yield* exchange(client, request, authorization)).response
     }
     return response.status >= 200 && response.status < 300
       ? response
@@ -315,6 +357,6 @@ export const send = <A>(
   use: (response: HttpClientResponse) => Effect.Effect<A, Failure | BerthError>
 ): Effect.Effect<A, BerthError> =>
   Effect.scoped(Effect.flatMap(attempt(client, request), use)).pipe(
-    Effect.retry(retrySchedule),
+    Effect.retry(client.retries),
     Effect.mapError(toError)
   )

@@ -4,9 +4,10 @@ import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
-import type { Berth } from "../Berth.ts"
-import { ImageError } from "../BerthError.ts"
+import { Berth } from "../Berth.ts"
+import { type BerthError, ImageError } from "../BerthError.ts"
 import { type Digest, digestParts } from "../Reference.ts"
+import * as Holds from "./holds.ts"
 import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
 import {
@@ -22,7 +23,7 @@ import {
 export const folder = (berth: Berth): string => `${berth.folder}/store`
 
 /** Beside the standard's files; a layout may hold others. */
-const partialFolder = (berth: Berth) => `${folder(berth)}/.partial`
+export const partialFolder = (berth: Berth): string => `${folder(berth)}/.partial`
 
 /** Makes the layout where it is not there. */
 const initialize = (berth: Berth): Effect.Effect<void, ImageError> => {
@@ -64,11 +65,27 @@ export const has = (berth: Berth, digest: Digest): Effect.Effect<boolean, ImageE
     io(digest, folder(berth))
   )
 
+/** Whether the store has a blob, and its bytes are what its digest says. */
+export const isIntact = (berth: Berth, digest: Digest): Effect.Effect<boolean, ImageError> =>
+  Effect.flatMap(has(berth, digest), (there) =>
+    there
+      ? Effect.map(
+          Layout.hashFile(berth.fileSystem, Layout.blobPath(folder(berth), digest), digest),
+          (found) => found === digest
+        )
+      : Effect.succeed(false)
+  )
+
+/** How `put` finds out that it has nothing to do. */
+export type IsThere = typeof has
+
+/** With `isIntact` for `isThere`, a blob that has rotten on the disk is written again. */
 export const put = <E, R>(
   berth: Berth,
   digest: Digest,
   content: Stream.Stream<Uint8Array, E, R>,
-  size: number | undefined
+  size: number | undefined,
+  isThere: IsThere = has
 ): Effect.Effect<void, E | ImageError, R> => {
   const fs = berth.fileSystem
   const { algorithm, hex } = digestParts(digest)
@@ -79,7 +96,7 @@ export const put = <E, R>(
   const discard = fs.remove(temporary, { force: true })
   const write = (file: FileSystem.File) =>
     Effect.gen(function* () {
-      if (yield* has(berth, digest)) {
+      if (yield* isThere(berth, digest)) {
         return yield* disk(discard)
       }
       yield* disk(file.truncate(0))
@@ -106,7 +123,8 @@ export const put = <E, R>(
       yield* disk(syncFolder(fs, `${folder(berth)}/blobs/${algorithm}`))
     }).pipe(Effect.onError(() => Effect.ignore(discard)))
   return Effect.gen(function* () {
-    if (yield* has(berth, digest)) {
+    yield* Holds.hold(berth.holds, [digest])
+    if (yield* isThere(berth, digest)) {
       return
     }
     yield* initialize(berth)
@@ -114,11 +132,49 @@ export const put = <E, R>(
     yield* disk(fs.makeDirectory(`${folder(berth)}/blobs/${algorithm}`, { recursive: true }))
     yield* sweep(berth)
     yield* withFileLock(fs, temporary, write)
-  }).pipe(oneAtATime(target), Effect.withSpan("berth.Store.put", { attributes: { "berth.digest": digest } }))
+  }).pipe(
+    Holds.keeping(berth.holds),
+    oneAtATime(target),
+    Effect.withSpan("berth.Store.put", { attributes: { "berth.digest": digest } })
+  )
 }
 
+/** Runs an effect in which no collection removes what it relies on: see `holds.ts`. */
+export const keeping = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R | Berth> =>
+  Effect.flatMap(Berth, (berth) => Holds.keeping(berth.holds)(effect))
+
+/**
+ * Where an effect fails because of blobs that have rotten on the disk, they are fetched again, and it has a second try.
+ * Which have is looked for only then, as it takes reading them all.
+ */
+export const healing =
+  <R1>(
+    berth: Berth,
+    blobs: ReadonlyArray<Oci.Descriptor>,
+    fetch: (descriptor: Oci.Descriptor) => Effect.Effect<unknown, BerthError, R1>
+  ) =>
+  <A, R>(effect: Effect.Effect<A, BerthError, R>): Effect.Effect<A, BerthError, R | R1> =>
+    Effect.catchIf(
+      effect,
+      // Broken bytes can look like anything, but what the disk refused is not about them.
+      (error) => error._tag === "ImageError" && error.reason !== "Storage",
+      (error) =>
+        Effect.gen(function* () {
+          const rotten = yield* Effect.filter(blobs, (descriptor) =>
+            Effect.flatMap(Oci.digestOf(descriptor), (digest) =>
+              Effect.zipWith(has(berth, digest), isIntact(berth, digest), (there, intact) => there && !intact)
+            )
+          )
+          if (rotten.length === 0) {
+            return yield* Effect.fail(error)
+          }
+          yield* Effect.forEach(rotten, fetch, { discard: true })
+          return yield* effect
+        })
+    )
+
 /** Removes what processes that died while they wrote have left. */
-const sweep = (berth: Berth): Effect.Effect<void> =>
+export const sweep = (berth: Berth): Effect.Effect<void> =>
   Effect.flatMap(berth.fileSystem.readDirectory(partialFolder(berth)), (names) =>
     Effect.forEach(
       names.map((name) => `${partialFolder(berth)}/${name}`),
@@ -127,30 +183,62 @@ const sweep = (berth: Berth): Effect.Effect<void> =>
     )
   ).pipe(Effect.ignore)
 
-export const tag = (
+/** An entry of `index.json`: as it was read, whatever other tools have written into it, and as Berth knows it. */
+export interface Entry {
+  readonly raw: unknown
+  readonly descriptor: Oci.Descriptor
+}
+
+export const nameOf = ({ annotations }: Oci.Descriptor): string | undefined =>
+  annotations?.[Oci.refNameAnnotation]
+
+/** Every entry of `index.json`; none where there is no store yet. */
+export const entries = (berth: Berth): Effect.Effect<ReadonlyArray<Oci.Descriptor>, ImageError> =>
+  Effect.map(Layout.readIndex(berth.fileSystem, folder(berth)), (layout) =>
+    Option.isNone(layout) ? [] : layout.value.index.manifests
+  )
+
+/** Changes the entries of `index.json`: at any time one does, of all processes. */
+export const update = <E>(
   berth: Berth,
-  name: string,
-  descriptor: Oci.Descriptor
-): Effect.Effect<void, ImageError> => {
+  change: (entries: ReadonlyArray<Entry>) => Effect.Effect<ReadonlyArray<unknown>, E>
+): Effect.Effect<void, E | ImageError> => {
   const root = folder(berth)
-  const update = Effect.gen(function* () {
+  const work = Effect.gen(function* () {
     const layout = yield* Layout.readIndex(berth.fileSystem, root)
     if (Option.isNone(layout)) {
       return yield* new ImageError({ reason: "Storage", subject: root, detail: "the store is gone" })
     }
     const { raw, index } = layout.value
-    // The entries as they were read, whatever other tools have written into them.
-    const entries = (Array.isArray(raw.manifests) ? raw.manifests : []) as ReadonlyArray<unknown>
-    const others = entries.filter((_, i) => index.manifests[i]?.annotations?.[Oci.refNameAnnotation] !== name)
-    const added = { ...descriptor, annotations: { ...descriptor.annotations, [Oci.refNameAnnotation]: name } }
-    const bytes = new TextEncoder().encode(JSON.stringify({ ...raw, manifests: [...others, added] }))
+    const read = (Array.isArray(raw.manifests) ? raw.manifests : []) as ReadonlyArray<unknown>
+    const manifests = yield* change(index.manifests.map((descriptor, i) => ({ raw: read[i], descriptor })))
+    const bytes = new TextEncoder().encode(JSON.stringify({ ...raw, manifests }))
     if (bytes.length > Oci.maxDocumentBytes) {
       return yield* Oci.tooLarge(`${root}/index.json`, bytes.length, Oci.maxDocumentBytes)
     }
     yield* io(root)(replaceFile(berth.fileSystem, root, "index.json", bytes))
   })
-  return initialize(berth).pipe(
-    Effect.zipRight(withIndexLock(berth, update)),
+  return Effect.zipRight(initialize(berth), withIndexLock(berth, work))
+}
+
+/** The entries once the name stands for these. */
+export const named = (
+  entries: ReadonlyArray<Entry>,
+  name: string,
+  meant: ReadonlyArray<Entry>
+): ReadonlyArray<unknown> => [
+  ...entries.filter((entry) => nameOf(entry.descriptor) !== name).map(({ raw }) => raw),
+  ...meant.map(({ descriptor, raw }) => ({
+    ...(raw as object),
+    annotations: { ...descriptor.annotations, [Oci.refNameAnnotation]: name }
+  }))
+]
+
+export const tag = (
+  berth: Berth,
+  name: string,
+  descriptor: Oci.Descriptor
+): Effect.Effect<void, ImageError> =>
+  update(berth, (entries) => Effect.succeed(named(entries, name, [{ raw: descriptor, descriptor }]))).pipe(
     Effect.withSpan("berth.Store.tag", { attributes: { "oci.ref.name": name } })
   )
-}

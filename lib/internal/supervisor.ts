@@ -49,8 +49,16 @@ export interface Supervisor {
     plan: Plan.Plan,
     descriptors: Readonly<Record<string, number>>
   ) => Effect.Effect<Unit, BerthError>
+  /** Of every unit that has not been released. */
+  readonly plans: () => ReadonlyArray<Plan.Plan>
   /** Closes the connection and waits until the supervisor has given everything back and is gone. */
   readonly stop: Effect.Effect<void>
+}
+
+/** What has to be done before a plan may run, where something has. */
+export interface Guard {
+  readonly missing: (plan: Plan.Plan) => ReadonlyArray<string>
+  readonly hold: (missing: ReadonlyArray<string>) => Effect.Effect<void, BerthError>
 }
 
 const SIGKILL = 9
@@ -269,91 +277,103 @@ const nothing = new Uint8Array(0)
 
 const gone = (detail: string): SupervisorError => new SupervisorError({ reason: "Gone", detail })
 
+const beginUnit = (
+  connection: Connection,
+  guard: Guard,
+  id: number,
+  plan: Plan.Plan,
+  descriptors: Readonly<Record<string, number>>
+): Effect.Effect<readonly [Pending, Reply], BerthError> =>
+  Effect.async<readonly [Pending, Reply], BerthError>((resume) => {
+    if (connection.gone) return resume(Effect.fail(gone("it is no longer running")))
+    const missing = guard.missing(plan)
+    if (missing.length > 0) {
+      const again = beginUnit(connection, guard, id, plan, descriptors)
+      return resume(Effect.zipRight(guard.hold(missing), again))
+    }
+    const encoded = Plan.encode(plan)
+    if (encoded.bytes.length > PLAN_BYTES_MAX) {
+      const operation = `plan of ${encoded.bytes.length} bytes`
+      const hint = "Pass large data by a file or stdin, not as arguments or environment"
+      return resume(
+        Effect.fail(new OperationFailed({ operation, index: -1, syscall: "sendmsg", errno: E2BIG, hint }))
+      )
+    }
+    const fds = encoded.descriptors.map((name) => descriptors[name] ?? -1)
+    const large = encoded.bytes.length + REQUEST_BYTES > MESSAGE_BYTES_MAX
+    const memfd = large ? native().memfd(encoded.bytes) : -1
+    const message = large
+      ? encodeRequest(REQUEST_START, id, encoded.bytes.length, nothing)
+      : encodeRequest(REQUEST_START, id, 0, encoded.bytes)
+    const pending: Pending = {
+      plan,
+      ended: Deferred.unsafeMake(FiberId.none),
+      pidfd: -1,
+      gone: false,
+      released: undefined,
+      started: (result) => {
+        pending.started = undefined
+        Loop.release()
+        resume(Effect.map(result, (reply) => [pending, reply] as const))
+      }
+    }
+    connection.units.set(id, pending)
+    Loop.retain()
+    connection.send(message, large ? [memfd, ...fds] : fds, (n) => {
+      if (large && memfd >= 0) native().close(memfd)
+      if (n >= 0) return
+      connection.units.delete(id)
+      pending.started?.(
+        Effect.fail(
+          n === -EPIPE
+            ? gone("it is no longer running")
+            : new OperationFailed({
+                operation: "start",
+                index: -1,
+                syscall: "sendmsg",
+                errno: -n,
+                hint: ""
+              })
+        )
+      )
+    })
+  })
+
 const startUnit = (
   connection: Connection,
+  guard: Guard,
   id: number,
   plan: Plan.Plan,
   descriptors: Readonly<Record<string, number>>
 ): Effect.Effect<Unit, BerthError> =>
-  Effect.map(
-    Effect.async<readonly [Pending, Reply], BerthError>((resume) => {
-      if (connection.gone) return resume(Effect.fail(gone("it is no longer running")))
-      const encoded = Plan.encode(plan)
-      if (encoded.bytes.length > PLAN_BYTES_MAX) {
-        const operation = `plan of ${encoded.bytes.length} bytes`
-        const hint = "Pass large data by a file or stdin, not as arguments or environment"
-        return resume(
-          Effect.fail(new OperationFailed({ operation, index: -1, syscall: "sendmsg", errno: E2BIG, hint }))
-        )
-      }
-      const fds = encoded.descriptors.map((name) => descriptors[name] ?? -1)
-      const large = encoded.bytes.length + REQUEST_BYTES > MESSAGE_BYTES_MAX
-      const memfd = large ? native().memfd(encoded.bytes) : -1
-      const message = large
-        ? encodeRequest(REQUEST_START, id, encoded.bytes.length, nothing)
-        : encodeRequest(REQUEST_START, id, 0, encoded.bytes)
-      const pending: Pending = {
-        plan,
-        ended: Deferred.unsafeMake(FiberId.none),
-        pidfd: -1,
-        gone: false,
-        released: undefined,
-        started: (result) => {
-          pending.started = undefined
+  Effect.map(beginUnit(connection, guard, id, plan, descriptors), ([pending, reply]) => {
+    let released = false
+    return {
+      id,
+      pid: reply.pid,
+      // A number that outlived its descriptor could be somebody else's by then.
+      pidfd: () => (reply.pid > 0 && !released ? reply.descriptors[0] : -1),
+      root: () => (released ? -1 : reply.descriptors[reply.pid > 0 ? 1 : 0]),
+      ended: pending.ended,
+      release: Effect.async<Leftover | undefined>((resume) => {
+        if (released) return resume(Effect.succeed(undefined))
+        released = true
+        const finish = (leftover: Leftover | undefined): void => {
+          pending.released = undefined
+          pending.pidfd = -1
+          closeAll(reply.descriptors)
           Loop.release()
-          resume(Effect.map(result, (reply) => [pending, reply] as const))
+          resume(Effect.succeed(leftover))
         }
-      }
-      connection.units.set(id, pending)
-      Loop.retain()
-      connection.send(message, large ? [memfd, ...fds] : fds, (n) => {
-        if (large && memfd >= 0) native().close(memfd)
-        if (n >= 0) return
-        connection.units.delete(id)
-        pending.started?.(
-          Effect.fail(
-            n === -EPIPE
-              ? gone("it is no longer running")
-              : new OperationFailed({
-                  operation: "start",
-                  index: -1,
-                  syscall: "sendmsg",
-                  errno: -n,
-                  hint: ""
-                })
-          )
-        )
-      })
-    }),
-    ([pending, reply]) => {
-      let released = false
-      return {
-        id,
-        pid: reply.pid,
-        // A number that outlived its descriptor could be somebody else's by then.
-        pidfd: () => (reply.pid > 0 && !released ? reply.descriptors[0] : -1),
-        root: () => (released ? -1 : reply.descriptors[reply.pid > 0 ? 1 : 0]),
-        ended: pending.ended,
-        release: Effect.async<Leftover | undefined>((resume) => {
-          if (released) return resume(Effect.succeed(undefined))
-          released = true
-          const finish = (leftover: Leftover | undefined): void => {
-            pending.released = undefined
-            pending.pidfd = -1
-            closeAll(reply.descriptors)
-            Loop.release()
-            resume(Effect.succeed(leftover))
-          }
-          Loop.retain()
-          if (connection.gone || pending.gone) return finish(undefined)
-          pending.released = finish
-          connection.send(encodeRequest(REQUEST_RELEASE, id, 0, nothing), [], (n) => {
-            if (n < 0) finish(undefined)
-          })
+        Loop.retain()
+        if (connection.gone || pending.gone) return finish(undefined)
+        pending.released = finish
+        connection.send(encodeRequest(REQUEST_RELEASE, id, 0, nothing), [], (n) => {
+          if (n < 0) finish(undefined)
         })
-      }
+      })
     }
-  )
+  })
 
 /** Waits until a pidfd says that its process has ended, for `seconds` at the most. */
 const awaitEnd = (pidfd: number, seconds: number): Effect.Effect<void> =>
@@ -367,7 +387,8 @@ const awaitEnd = (pidfd: number, seconds: number): Effect.Effect<void> =>
 export const start = (
   folder: string,
   lock: number,
-  mode: "root" | "single-id"
+  mode: "root" | "single-id",
+  guard: Guard
 ): Effect.Effect<Supervisor, BerthError> =>
   Effect.async<Supervisor, BerthError>((resume) => {
     const addon = native()
@@ -401,7 +422,8 @@ export const start = (
             pid,
             folder,
             nextId: () => ++unitId,
-            start: (id, plan, descriptors) => startUnit(connection, id, plan, descriptors),
+            start: (id, plan, descriptors) => startUnit(connection, guard, id, plan, descriptors),
+            plans: () => [...connection.units.values()].map((unit) => unit.plan),
             stop: Effect.suspend(() => {
               Loop.retain()
               connection.close()

@@ -18,6 +18,14 @@ export interface Entry extends Metadata {
   readonly link: string
 }
 
+/** An entry as it is written: a name on Linux is bytes, which need not be UTF-8. */
+export interface Member extends Omit<Entry, "name" | "link"> {
+  readonly name: string | Uint8Array
+  readonly link: string | Uint8Array
+  /** Of a character or block device. */
+  readonly device?: readonly [major: number, minor: number] | undefined
+}
+
 export const BLOCK = 512
 const kinds: ReadonlyArray<Kind> = ["file", "link", "symlink", "character", "block", "folder", "fifo"]
 // Long names and attributes are kept in memory: no more than this of them (an xattr is at most 64 KiB, a path 4096).
@@ -44,7 +52,7 @@ const block = (
   type: string,
   name: Uint8Array,
   link: Uint8Array,
-  fields: Pick<Entry, "mode" | "uid" | "gid" | "size" | "seconds">
+  fields: Pick<Member, "mode" | "uid" | "gid" | "size" | "seconds" | "device">
 ): Uint8Array => {
   const header = new Uint8Array(BLOCK)
   const put = (at: number, value: number, digits: number): void =>
@@ -59,6 +67,7 @@ const block = (
   header.set(encoder.encode(type), 156)
   header.set(link.subarray(0, 100), 157)
   header.set(encoder.encode("ustar\u000000"), 257)
+  fields.device?.forEach((half, k) => put(329 + 8 * k, half, 7))
   header.set(
     octal(
       header.reduce((sum, byte) => sum + byte, 0),
@@ -88,10 +97,14 @@ const time = (seconds: number, nanoseconds: number): string => {
   return nanoseconds === 0 ? `${seconds}` : `${sign}${whole}.${fraction.replace(/0+$/, "")}`
 }
 
+const bytesOf = (name: string | Uint8Array): Uint8Array =>
+  typeof name === "string" ? encoder.encode(name) : name
+
 /** The header of an entry, the contents of which follow. */
-export const encode = (entry: Entry): Uint8Array => {
-  const name = encoder.encode(entry.kind === "folder" ? `${entry.name}/` : entry.name)
-  const link = encoder.encode(entry.link)
+export const encode = (entry: Member): Uint8Array => {
+  const path = bytesOf(entry.name)
+  const name = entry.kind === "folder" ? concat([path, encoder.encode("/")]) : path
+  const link = bytesOf(entry.link)
   const isPlain = (bytes: Uint8Array): boolean => bytes.length <= 100 && bytes.every((byte) => byte < 0x80)
   const number = (key: string, value: number, digits: number): ReadonlyArray<Uint8Array> =>
     fitsOctal(value, digits) ? [] : [record(key, encoder.encode(String(value)))]

@@ -13,7 +13,8 @@ import { isKept, type Metadata, metadataOf, setMetadata } from "./metadata.ts"
 import { native, O_NOFOLLOW } from "./native.ts"
 import * as tar from "./tar.ts"
 
-const kindOf = (status: fs.Stats): tar.Kind | undefined =>
+/** What the tar of a container's files takes; undefined of a socket or a device. */
+export const kindOf = (status: fs.Stats): tar.Kind | undefined =>
   status.isFile()
     ? "file"
     : status.isDirectory()
@@ -35,8 +36,12 @@ interface Writing {
   readonly signal: AbortSignal
 }
 
-/** Exactly `size` bytes, whatever the file has become by now. */
-async function* fileContents(writing: Writing, fd: number, size: number): AsyncGenerator<Uint8Array> {
+/** Exactly `size` bytes to whole blocks, whatever the file has become by now. */
+export async function* fileContents(
+  writing: Pick<Writing, "signal">,
+  fd: number,
+  size: number
+): AsyncGenerator<Uint8Array> {
   let at = 0
   for await (const [offset, bytes] of copy.contents(fd, size, writing.signal)) {
     yield* zeros(offset - at)

@@ -3,6 +3,7 @@ import { type ChildProcess, spawn } from "node:child_process"
 import { createSign } from "node:crypto"
 import * as fs from "node:fs"
 import * as http from "node:http"
+import * as https from "node:https"
 import type { AddressInfo } from "node:net"
 import { makeTemporaryFolder, remove, sh, whyNoImages } from "./images.ts"
 
@@ -25,6 +26,8 @@ export interface RunningRegistry {
 }
 
 export interface RegistryOptions {
+  /** Whether manifests can be deleted. Default: `true`. */
+  readonly deletes?: boolean
   /** The lines of an htpasswd file, bcrypt: then every request needs a user. */
   readonly htpasswd?: string
   /** The `auth.token` section: where tokens come from, and the certificate that signs them. */
@@ -34,6 +37,18 @@ export interface RegistryOptions {
     readonly issuer: string
     readonly certificate: string
   }
+  /** The `http.tls` section: what it shows, and whose certificates clients have to show. */
+  readonly tls?: { readonly certificate: string; readonly key: string; readonly clientCa?: string }
+  /** The `proxy` section: what it is a pull-through cache of. */
+  readonly proxyOf?: string
+}
+
+const tlsSection = (folder: string, { certificate, clientCa, key }: NonNullable<RegistryOptions["tls"]>) => {
+  fs.writeFileSync(`${folder}/tls.crt`, certificate)
+  fs.writeFileSync(`${folder}/tls.key`, key)
+  fs.writeFileSync(`${folder}/clients.crt`, clientCa ?? "")
+  const clients = clientCa === undefined ? "" : `, clientcas: ['${folder}/clients.crt']`
+  return `, tls: { certificate: '${folder}/tls.crt', key: '${folder}/tls.key'${clients} }`
 }
 
 export const startRegistry = async (options: RegistryOptions = {}): Promise<RunningRegistry> => {
@@ -42,9 +57,12 @@ export const startRegistry = async (options: RegistryOptions = {}): Promise<Runn
   const lines = [
     "version: 0.1",
     "log: { level: info, formatter: text }",
-    `storage: { filesystem: { rootdirectory: ${data} }, delete: { enabled: true } }`,
-    "http: { addr: '127.0.0.1:0' }"
+    `storage: { filesystem: { rootdirectory: ${data} }, delete: { enabled: ${options.deletes ?? true} } }`,
+    `http: { addr: '127.0.0.1:0'${options.tls === undefined ? "" : tlsSection(folder, options.tls)} }`
   ]
+  if (options.proxyOf !== undefined) {
+    lines.push(`proxy: { remoteurl: '${options.proxyOf}' }`)
+  }
   if (options.htpasswd !== undefined) {
     fs.writeFileSync(`${folder}/htpasswd`, options.htpasswd)
     lines.push(`auth: { htpasswd: { realm: test, path: ${folder}/htpasswd } }`)
@@ -109,11 +127,12 @@ export const startFront = async (
     /** Passes the request on, and breaks the connection after so many bytes of the body. */
     pass: (limit?: number) => void
   ) => void,
-  address = "127.0.0.1"
+  address = "127.0.0.1",
+  tls?: https.ServerOptions
 ): Promise<Front> => {
   const requests: Array<string> = []
   const authorizations: Array<string> = []
-  const server = http.createServer((request, response) => {
+  const onRequest = (request: http.IncomingMessage, response: http.ServerResponse) => {
     requests.push(`${request.method} ${request.url}`)
     authorizations.push(request.headers.authorization ?? "")
     handle(request, response, (limit = Number.POSITIVE_INFINITY) => {
@@ -136,9 +155,10 @@ export const startFront = async (
         answer.on("end", () => left > 0 && response.end())
       })
       onward.on("error", () => response.socket?.destroy())
-      onward.end()
+      request.pipe(onward)
     })
-  })
+  }
+  const server = tls === undefined ? http.createServer(onRequest) : https.createServer(tls, onRequest)
   await new Promise<void>((resolve) => server.listen(0, address, resolve))
   return {
     host: `${address}:${(server.address() as AddressInfo).port}`,
@@ -183,11 +203,21 @@ export const makeCertificate = (): { readonly key: string; readonly certificate:
 export const signToken = (
   key: string,
   certificate: string,
-  claims: { readonly issuer: string; readonly service: string; readonly repository: string }
+  claims: {
+    readonly issuer: string
+    readonly service: string
+    readonly repository: string
+    /** `repository:team/app:pull,push`, in place of pulling from `repository`. */
+    readonly scopes?: ReadonlyArray<string>
+  }
 ): string => {
   const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url")
   const der = certificate.replaceAll(/-----[^-]+-----|\s/g, "")
   const now = Math.floor(Date.now() / 1000)
+  const access = (claims.scopes ?? [`repository:${claims.repository}:pull`]).map((scope) => {
+    const [type, name, actions] = scope.split(":")
+    return { type, name, actions: actions!.split(",") }
+  })
   const header = { typ: "JWT", alg: "RS256", x5c: [der] }
   const payload = {
     iss: claims.issuer,
@@ -197,7 +227,7 @@ export const signToken = (
     nbf: now - 10,
     iat: now,
     jti: String(now),
-    access: [{ type: "repository", name: claims.repository, actions: ["pull"] }]
+    access
   }
   const signed = `${encode(header)}.${encode(payload)}`
   return `${signed}.${createSign("RSA-SHA256").update(signed).sign(key, "base64url")}`

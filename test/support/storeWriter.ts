@@ -1,9 +1,11 @@
 /**
- * A second process for the tests: `put FOLDER TEXT MILLISECONDS`, `tag FOLDER PREFIX COUNT`, `unpack FOLDER LAYOUT`.
+ * A second process for the tests: `put FOLDER TEXT MILLISECONDS`, `tag FOLDER PREFIX COUNT`, `unpack FOLDER LAYOUT`,
+ * `pull FOLDER REFERENCE COUNT`, `sleep FOLDER NAME` (in a container), `churn FOLDER REFERENCE`.
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Stream from "effect/Stream"
+import * as Container from "../../lib/Container.ts"
 import * as Image from "../../lib/Image.ts"
 import { parseDigest } from "../../lib/Reference.ts"
 import * as Store from "../../lib/Store.ts"
@@ -21,6 +23,38 @@ if (action === "put") {
   await run(folder, Store.put(digest, slow))
 } else if (action === "unpack") {
   await run(folder, Image.fromLayout(text))
+} else if (action === "pull") {
+  const pulls = Array.from({ length: Number(number) }, () => Image.pull(text))
+  await run(folder, Effect.all(pulls, { concurrency: "unbounded" }))
+} else if (action === "sleep") {
+  const sleeping = Effect.gen(function* () {
+    yield* Container.start(yield* Image.fromStore(text), { command: ["exec sleep 60"] })
+    console.log("running")
+    yield* Effect.never
+  })
+  await run(folder, Effect.scoped(sleeping))
+} else if (action === "churn") {
+  let i = 0
+  const some = Effect.suspend(() => {
+    const content = new TextEncoder().encode(`blob ${process.pid} ${i++}`)
+    return Store.put(Either.getOrThrow(parseDigest(sha256(content))), Stream.make(content))
+  })
+  const names = Effect.suspend(() => {
+    const name = `127.0.0.1/copy:${i % 3}`
+    return Effect.zipRight(
+      Image.tag(text, name),
+      Effect.when(Image.remove(name), () => i % 2 === 0)
+    )
+  })
+  const forget = Effect.delay(Effect.ignore(Image.remove(text)), 50)
+  const pulled = Effect.tap(Image.pull(text), () => Effect.sync(() => console.log("churning")))
+  const steps = [pulled, some, Effect.ignore(names), forget, Effect.delay(Store.gc(), 20)]
+  await run(
+    folder,
+    Effect.forEach(steps, (step) => Effect.forever(Effect.zipRight(step, Effect.sleep(1))), {
+      concurrency: "unbounded"
+    })
+  )
 } else {
   const descriptor = { mediaType: types.manifest, digest, size: bytes.length }
   const names = Array.from({ length: Number(number) }, (_, i) => `${text}-${i}`)

@@ -1,0 +1,250 @@
+/** Pulling and unpacking a large image from a registry on loopback, against the tools that do the same. */
+import { type ChildProcess, spawn } from "node:child_process"
+import * as fs from "node:fs"
+import { parseArgs } from "node:util"
+import * as NodeContext from "@effect/platform-node/NodeContext"
+import { Berth, Image } from "berth"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { makeDebianImage } from "./debianImage.ts"
+import {
+  type Contender,
+  capture,
+  findProgram,
+  interleave,
+  machine,
+  summarize,
+  table,
+  temporaryFolder,
+  timed,
+  Unmeasured,
+  unmeasured,
+  writeResults
+} from "./support.ts"
+
+const BERTH = "Berth"
+const BYTES_MIN = 400e6
+const FILES_MIN = 10_000
+
+/** A registry for as long as the scope is open; gives its address. */
+const registry = (folder: string): Effect.Effect<string, Unmeasured, Scope.Scope> =>
+  Effect.gen(function* () {
+    const program = findProgram("docker-registry")
+    if (program === undefined) return yield* new Unmeasured({ message: "docker-registry is not installed" })
+    fs.writeFileSync(
+      `${folder}/registry.yml`,
+      [
+        "version: 0.1",
+        "log: { level: info, formatter: text }",
+        `storage: { filesystem: { rootdirectory: ${folder}/registry } }`,
+        "http: { addr: '127.0.0.1:0' }"
+      ].join("\n")
+    )
+    const child = yield* Effect.acquireRelease(
+      Effect.sync(() =>
+        spawn(program, ["serve", `${folder}/registry.yml`], { stdio: ["ignore", "pipe", "pipe"] })
+      ),
+      (started) =>
+        Effect.async<void>((resume) => {
+          started.on("exit", () => resume(Effect.void))
+          started.kill()
+        })
+    )
+    return yield* Effect.async<string, Unmeasured>((resume) => {
+      let text = ""
+      const data = (bytes: unknown): void => {
+        text += String(bytes)
+        const port = /listening on 127\.0\.0\.1:(\d+)/.exec(text)?.[1]
+        if (port !== undefined) resume(Effect.succeed(`127.0.0.1:${port}`))
+      }
+      child.stdout!.on("data", data)
+      child.stderr!.on("data", data)
+      child.on("exit", () => resume(new Unmeasured({ message: text })))
+    })
+  })
+
+/** In a process of its own, as the others are: pulls once, and prints how many bytes moved. */
+const once = (folder: string, reference: string): Effect.Effect<void> => {
+  const moved = new Map<string, number>()
+  return Image.pull(reference, { progress: ({ bytes, digest }) => moved.set(digest, bytes) }).pipe(
+    Effect.zipRight(
+      Effect.suspend(() => Console.log([...moved.values()].reduce((sum, bytes) => sum + bytes, 0)))
+    ),
+    Effect.provide(Layer.provide(Berth.layerWith({ folder }), NodeContext.layer)),
+    Effect.orDie
+  )
+}
+
+const onceArguments = (folder: string, reference: string): ReadonlyArray<string> => [
+  ...process.execArgv,
+  process.argv[1]!,
+  ...["pull", "--once", folder, reference]
+]
+
+const kilobytes = (pid: string): number => {
+  try {
+    return Number(/^Pss:\s+(\d+)/m.exec(fs.readFileSync(`/proc/${pid}/smaps_rollup`, "utf8"))?.[1] ?? 0)
+  } catch {
+    return 0
+  }
+}
+
+type Usage = ReadonlyMap<string, number>
+
+/** What a process and all below it use, in bytes, by the name of the program. */
+const treeUsage = (root: number): Usage => {
+  const found = new Map<string, { readonly parent: string; readonly name: string }>()
+  for (const pid of fs.readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
+    try {
+      const stat = fs.readFileSync(`/proc/${pid}/stat`, "utf8")
+      const [open, close] = [stat.indexOf("("), stat.lastIndexOf(")")]
+      found.set(pid, { name: stat.slice(open + 1, close), parent: stat.slice(close).split(" ")[2]! })
+    } catch {
+      // It has ended meanwhile.
+    }
+  }
+  const below = (pid: string): boolean =>
+    pid === String(root) || (found.has(pid) && below(found.get(pid)!.parent))
+  const usage = new Map<string, number>()
+  for (const [pid, { name }] of found)
+    if (below(pid)) usage.set(name, (usage.get(name) ?? 0) + kilobytes(pid) * 1024)
+  return usage
+}
+
+const total = (usage: Usage): number => [...usage.values()].reduce((sum, bytes) => sum + bytes, 0)
+
+/** Looked at every 20 ms, in a run that is not timed. */
+const peakUsage = (folder: string, reference: string): Effect.Effect<Usage, Unmeasured> =>
+  Effect.async((resume) => {
+    let peak: Usage = new Map()
+    const child: ChildProcess = spawn(process.execPath, onceArguments(folder, reference), { stdio: "ignore" })
+    const timer = setInterval(() => {
+      const now = treeUsage(child.pid!)
+      if (total(now) > total(peak)) peak = now
+    }, 20)
+    child.on("exit", (code) => {
+      clearInterval(timer)
+      resume(code === 0 ? Effect.succeed(peak) : new Unmeasured({ message: `the pull ended with ${code}` }))
+    })
+  })
+
+const emptied = (folder: string): Effect.Effect<void> =>
+  Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
+
+/** Each into an empty store, with what the last one has written on disk. */
+const contender = (
+  name: string,
+  folder: string,
+  commands: ReadonlyArray<ReadonlyArray<string>>
+): Contender => ({
+  name,
+  run: Effect.gen(function* () {
+    yield* capture("sync", [])
+    const elapsed = yield* timed(
+      Effect.forEach(commands, ([command = "", ...args]) => capture(command, args), { discard: true })
+    )
+    if (name === "podman pull") yield* capture("podman", [...podman(folder), "system", "reset", "--force"])
+    yield* emptied(folder)
+    return elapsed
+  })
+})
+
+const podman = (folder: string): ReadonlyArray<string> => [
+  ...["--root", `${folder}/root`, "--runroot", `${folder}/run`],
+  ...["--storage-driver", "overlay"]
+]
+
+// Debian's umoci knows gzip only, so it has the same image in gzip throughout.
+const others = (folder: string, reference: string): ReadonlyArray<Contender> => [
+  contender("podman pull", `${folder}/podman`, [
+    ["podman", ...podman(`${folder}/podman`), "pull", "-q", "--tls-verify=false", reference]
+  ]),
+  contender("skopeo copy + umoci unpack, all gzip", `${folder}/umoci`, [
+    ["mkdir", "-p", `${folder}/umoci`],
+    [
+      "skopeo",
+      "copy",
+      "-q",
+      "--src-tls-verify=false",
+      `docker://${reference}-gzip`,
+      `oci:${folder}/umoci/layout:image`
+    ],
+    ["umoci", "unpack", "--image", `${folder}/umoci/layout:image`, `${folder}/umoci/bundle`]
+  ])
+]
+
+const measure = (rounds: number) =>
+  Effect.gen(function* () {
+    const folder = yield* temporaryFolder
+    yield* Console.log("making an image of Debian packages ...")
+    const made = yield* Effect.try({ try: () => makeDebianImage(folder), catch: unmeasured })
+    if (made.bytes < BYTES_MIN || made.files < FILES_MIN)
+      return yield* new Unmeasured({ message: `the image has ${made.bytes} bytes in ${made.files} files` })
+    const compressed = made.layers.map(({ size }) => (size / 1e6).toFixed(1))
+    yield* Console.log(
+      `${(made.bytes / 1e6).toFixed(0)} MB in ${made.files} files; layers of ${compressed.join(", ")} MB, compressed\n`
+    )
+    const host = yield* registry(folder)
+    for (const tag of ["image", "image-gzip", "other"])
+      yield* capture("skopeo", [
+        ...["copy", "-q", "--dest-tls-verify=false"],
+        ...[`oci:${folder}/layout:${tag}`, `docker://${host}/bench:${tag}`]
+      ])
+    const own = `${folder}/berth`
+    const reference = `${host}/bench:image`
+    const { samples, skipped } = yield* interleave(
+      [
+        contender(BERTH, own, [[process.execPath, ...onceArguments(own, reference)]]),
+        ...others(folder, reference)
+      ],
+      { rounds, warmups: 1 }
+    )
+    for (const [name, why] of skipped) yield* Console.log(`skipped ${name}: ${why}`)
+    const summaries = Object.fromEntries([...samples].map(([name, values]) => [name, summarize(values)]))
+    const ours = summaries[BERTH]!.median
+    yield* Console.log(
+      table([
+        ["seconds", "p50", "min", "Berth to it"],
+        ...Object.entries(summaries).map(([name, { median, min }]) => [
+          name,
+          ...[median, min].map((value) => (value / 1000).toFixed(2)),
+          (ours / median).toFixed(2)
+        ])
+      ])
+    )
+    const peak = yield* peakUsage(own, reference)
+    const parts = [...peak].map(([name, bytes]) => `${name} ${(bytes / 1e6).toFixed(0)}`)
+    const moved = Number(yield* capture(process.execPath, onceArguments(own, `${host}/bench:other`)))
+    const fastest = Math.min(
+      ...Object.entries(summaries).flatMap(([name, s]) => (name === BERTH ? [] : [s.median]))
+    )
+    yield* Console.log(
+      [
+        `\nBerth / the fastest of the others: ${(ours / fastest).toFixed(2)}, target <= 0.5`,
+        `peak memory: ${(total(peak) / 1e6).toFixed(0)} MB, target < 200 MB (${parts.join(", ")})`,
+        `a second image with all layers but one: ${moved} bytes of layers moved`
+      ].join("\n")
+    )
+    const results = {
+      machine: machine(),
+      rounds,
+      image: made,
+      summaries,
+      peakBytes: Object.fromEntries(peak),
+      secondPullBytes: moved
+    }
+    yield* Console.log(`written: ${writeResults("pull", results)}`)
+  })
+
+export const pull = (args: ReadonlyArray<string>): Effect.Effect<void> => {
+  const { positionals, values } = parseArgs({
+    args: [...args],
+    allowPositionals: true,
+    options: { rounds: { type: "string", default: "5" }, once: { type: "boolean", default: false } }
+  })
+  return values.once
+    ? once(positionals[0]!, positionals[1]!)
+    : Effect.orDie(Effect.scoped(measure(Number(values.rounds))))
+}

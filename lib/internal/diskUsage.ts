@@ -1,0 +1,49 @@
+/** How much of a disk a folder takes. */
+import type { Stats } from "node:fs"
+import * as fs from "node:fs/promises"
+import * as Effect from "effect/Effect"
+
+/** stat(2)'s blocks are of this size on every filesystem. */
+const blockBytes = 512
+
+const orNothing = async <A>(promise: Promise<A>, nothing: A): Promise<A> => {
+  try {
+    return await promise
+  } catch {
+    // Gone meanwhile, or not for this user to look into.
+    return nothing
+  }
+}
+
+const measure = async (root: string): Promise<number> => {
+  const linked = new Set<string>()
+  let bytes = 0
+  const add = (stats: Stats): void => {
+    const inode = `${stats.dev}:${stats.ino}`
+    if (!stats.isDirectory() && stats.nlink > 1) {
+      if (linked.has(inode)) return
+      linked.add(inode)
+    }
+    bytes += stats.blocks * blockBytes
+  }
+  const folders = [root]
+  const top = await orNothing(fs.lstat(root), undefined)
+  if (top !== undefined) add(top)
+  for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
+    const entries = await orNothing(fs.readdir(folder, { withFileTypes: true }), [])
+    for (let i = 0; i < entries.length; i += 64) {
+      const paths = entries.slice(i, i + 64).map((entry) => `${folder}/${entry.name}`)
+      for (const [j, stats] of (
+        await Promise.all(paths.map((path) => orNothing(fs.lstat(path), undefined)))
+      ).entries()) {
+        if (stats === undefined) continue
+        add(stats)
+        if (stats.isDirectory()) folders.push(paths[j]!)
+      }
+    }
+  }
+  return bytes
+}
+
+/** Bytes of the blocks of a folder and all in it, hard links once; no link is followed. What cannot be read counts as 0. */
+export const diskUsage = (folder: string): Effect.Effect<number> => Effect.promise(() => measure(folder))

@@ -1,0 +1,263 @@
+/**
+ * The writable layer of an overlay as a layer of an image (OCI image-spec, layer.md): a tar in which whiteouts are files
+ * of special names. The same tree makes the same bytes. Names are bytes throughout, as they need not be UTF-8.
+ */
+import * as fs from "node:fs"
+import * as process from "node:process"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import { type BerthError, ImageError } from "../BerthError.ts"
+import type { DiffOptions } from "../ImageLayer.ts"
+import { concat } from "./bytes.ts"
+import * as copy from "./copy.ts"
+import { ENOENT } from "./errno.ts"
+import * as inRoot from "./inRoot.ts"
+import {
+  native,
+  O_DIRECTORY,
+  O_NOFOLLOW,
+  O_PATH,
+  RESOLVE_BENEATH,
+  RESOLVE_NO_MAGICLINKS,
+  RESOLVE_NO_SYMLINKS
+} from "./native.ts"
+import * as tar from "./tar.ts"
+import * as tarStream from "./tarStream.ts"
+
+const PATH_MAX = 4096
+const XATTR_BYTES_MAX = 64 * 1024
+const ENOTSUP = 95
+const ENODATA = 61
+const SINGLE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+
+const encoder = new TextEncoder()
+const utf8 = new TextDecoder()
+const NOTHING = new Uint8Array(0)
+const SLASH = encoder.encode("/")
+const WHITEOUT = encoder.encode(".wh.")
+const OPAQUE = encoder.encode(".wh..wh..opq")
+const scratch = new Uint8Array(XATTR_BYTES_MAX)
+
+interface Walk {
+  readonly rootless: boolean
+  readonly signal: AbortSignal
+  /** The first name of a file that has several, by its device and inode. */
+  readonly links: Map<string, Uint8Array>
+}
+
+const unsupported = (path: Uint8Array, detail: string): never => {
+  throw new ImageError({ reason: "Unsupported", subject: utf8.decode(path), detail })
+}
+
+const join = (folder: Uint8Array, name: Uint8Array): Uint8Array =>
+  folder.length === 0 ? name : concat([folder, SLASH, name])
+
+const startsWith = (name: Uint8Array, prefix: Uint8Array): boolean =>
+  name.length >= prefix.length && prefix.every((byte, k) => name[k] === byte)
+
+// `struct linux_dirent64`: two numbers of 64 bits, the length of the record, a type, and the name with a NUL.
+const RECORD_LENGTH_AT = 16
+const NAME_AT = 19
+
+/** The names in a folder, by the order of their bytes. */
+const namesOf = (folder: number, path: Uint8Array): ReadonlyArray<Uint8Array> => {
+  const opened = native().openIn(folder, ".", inRoot.O_RDONLY | O_DIRECTORY, SINGLE, 0)
+  if (opened < 0) return inRoot.fail(-opened, "open", utf8.decode(path))
+  return inRoot.using(opened, (fd) => {
+    const names: Array<Uint8Array> = []
+    const buffer = new Uint8Array(XATTR_BYTES_MAX)
+    for (;;) {
+      const length = native().entries(fd, buffer)
+      if (length < 0) return inRoot.fail(-length, "getdents64", utf8.decode(path))
+      if (length === 0) return names.filter((name) => !isDots(name)).sort(Buffer.compare)
+      for (let at = 0; at < length; ) {
+        const size = new DataView(buffer.buffer, at).getUint16(RECORD_LENGTH_AT, LITTLE_ENDIAN)
+        names.push(buffer.slice(at + NAME_AT, buffer.indexOf(0, at + NAME_AT)))
+        at += size
+      }
+    }
+  })
+}
+
+const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1
+const DOT = 0x2e
+const isDots = (name: Uint8Array): boolean => name.length <= 2 && name.every((byte) => byte === DOT)
+
+interface Attributes {
+  readonly kept: tar.Member["xattrs"]
+  readonly opaque: boolean
+}
+
+/** The extended attributes that are the file's own, and what those of overlayfs say. */
+const attributesOf = (walk: Walk, fd: number, path: Uint8Array): Attributes => {
+  const failed = (result: number, syscall: string): never => inRoot.fail(-result, syscall, utf8.decode(path))
+  const length = native().xattrs(fd, scratch)
+  if (length < 0) return length === -ENOTSUP ? { kept: [], opaque: false } : failed(length, "listxattr")
+  if (length === 0) return { kept: [], opaque: false }
+  const names = utf8.decode(scratch.subarray(0, length)).split("\0").slice(0, -1).sort()
+  const overlay = walk.rootless ? "user.overlay." : "trusted.overlay."
+  const kept: Array<readonly [string, Uint8Array]> = []
+  let opaque = false
+  for (const name of names) {
+    if (/[=\ufffd]/.test(name)) unsupported(path, `has the attribute ${name}, a name that a tar cannot hold`)
+    if (name === `${overlay}redirect` || name === `${overlay}metacopy` || name === `${overlay}whiteout`)
+      unsupported(
+        path,
+        `is only a part of a file (${name}): mount the overlay with redirect_dir=off,metacopy=off`
+      )
+    const isOpaque = name === `${overlay}opaque`
+    if (name === "security.selinux" || (/^(trusted|user)\.overlay\./.test(name) && !isOpaque)) continue
+    const n = native().xattr(fd, name, scratch)
+    if (n === -ENODATA) continue
+    if (n < 0) return failed(n, "getxattr")
+    const value = scratch.slice(0, n)
+    if (!isOpaque) kept.push([name, value])
+    else if (value[0] === "y".charCodeAt(0)) opaque = true
+  }
+  return { kept, opaque }
+}
+
+const kindOf = (status: fs.Stats): tar.Kind | undefined =>
+  status.isCharacterDevice() ? "character" : status.isBlockDevice() ? "block" : tarStream.kindOf(status)
+
+// The kernel's 12 and 20 bits, as glibc has them in one number.
+const deviceOf = (rdev: number): readonly [number, number] => [
+  (rdev >>> 8) & 0xfff,
+  (rdev & 0xff) | ((rdev >>> 12) & 0xfff00)
+]
+
+const empty = (name: Uint8Array): Uint8Array =>
+  tar.encode({
+    kind: "file",
+    name,
+    link: "",
+    size: 0,
+    mode: 0,
+    uid: 0,
+    gid: 0,
+    seconds: 0,
+    nanoseconds: 0,
+    xattrs: []
+  })
+
+const targetOf = (fd: number, path: Uint8Array): Uint8Array => {
+  const buffer = new Uint8Array(PATH_MAX)
+  const n = native().readLink(fd, buffer)
+  return n < 0 ? inRoot.fail(-n, "readlink", utf8.decode(path)) : buffer.subarray(0, n)
+}
+
+async function* folderContents(walk: Walk, fd: number, path: Uint8Array): AsyncGenerator<Uint8Array> {
+  for (const name of namesOf(fd, path)) yield* entry(walk, fd, name, path)
+}
+
+async function* entry(
+  walk: Walk,
+  folder: number,
+  name: Uint8Array,
+  above: Uint8Array
+): AsyncGenerator<Uint8Array> {
+  const path = join(above, name)
+  if (startsWith(name, WHITEOUT))
+    unsupported(path, "has a name that a layer has for what it removes: rename it before")
+  await inRoot.turn(walk.signal)
+  const fd = native().openIn(folder, name, O_PATH | O_NOFOLLOW, SINGLE, 0)
+  // A container that runs may have removed it by now.
+  if (fd === -ENOENT) return
+  if (fd < 0) return inRoot.fail(-fd, "open", utf8.decode(path))
+  try {
+    const status = fs.statSync(inRoot.via(fd))
+    const isWhiteout = status.isCharacterDevice() && status.rdev === 0
+    // A tar has no sockets, and what was in the place of one is not to come back.
+    if (isWhiteout || status.isSocket()) yield empty(join(above, concat([WHITEOUT, name])))
+    else yield* member(walk, fd, status, path)
+  } finally {
+    native().close(fd)
+  }
+}
+
+async function* member(
+  walk: Walk,
+  fd: number,
+  status: fs.Stats,
+  path: Uint8Array
+): AsyncGenerator<Uint8Array> {
+  const kind = kindOf(status)
+  if (kind === undefined) return
+  const [seconds, nanoseconds] = native().modified(fd)
+  const fields = {
+    mode: status.mode & 0o7777,
+    // Without root, this program's user is the container's root, and there is no other.
+    uid: walk.rootless && status.uid === process.geteuid?.() ? 0 : status.uid,
+    gid: walk.rootless && status.gid === process.getegid?.() ? 0 : status.gid,
+    seconds,
+    nanoseconds,
+    name: path.length === 0 ? "." : path
+  }
+  const key = status.nlink > 1 && kind !== "folder" ? inRoot.identity(fd) : undefined
+  const first = key === undefined ? undefined : walk.links.get(key)
+  if (first !== undefined) {
+    yield tar.encode({ ...fields, kind: "link", size: 0, link: first, xattrs: [] })
+    return
+  }
+  if (key !== undefined) walk.links.set(key, path)
+  const { kept, opaque } = attributesOf(walk, fd, path)
+  yield tar.encode({
+    ...fields,
+    kind,
+    size: kind === "file" ? status.size : 0,
+    link: kind === "symlink" ? targetOf(fd, path) : NOTHING,
+    xattrs: kept,
+    device: kind === "character" || kind === "block" ? deviceOf(status.rdev) : undefined
+  })
+  if (kind === "file") yield* tarStream.fileContents(walk, fd, status.size)
+  if (kind !== "folder") return
+  if (opaque) yield empty(join(path, OPAQUE))
+  yield* folderContents(walk, fd, path)
+}
+
+const BATCH_BYTES = 64 * 1024
+
+/** In larger parts, as each one costs its consumer something. */
+async function* batched(parts: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  let batch: Array<Uint8Array> = []
+  let size = 0
+  for await (const part of parts) {
+    batch.push(part)
+    size += part.length
+    if (size < BATCH_BYTES) continue
+    yield concat(batch)
+    batch = []
+    size = 0
+  }
+  if (size > 0) yield concat(batch)
+}
+
+/** The layer of an opened folder; throws. */
+export const archive = (upper: number, rootless: boolean, signal: AbortSignal): AsyncIterable<Uint8Array> =>
+  batched(
+    (async function* () {
+      const walk: Walk = { rootless, signal, links: new Map() }
+      yield* member(walk, upper, fs.statSync(inRoot.via(upper)), NOTHING)
+      yield tar.end
+    })()
+  )
+
+/** What an archive throws. */
+export const failed = (upper: string): ((error: unknown) => BerthError) => copy.failedAs(`layer of ${upper}`)
+
+async function* archiveOf(upper: string, signal: AbortSignal): AsyncGenerator<Uint8Array> {
+  const fd = inRoot.openHost(upper, inRoot.O_FOLDER)
+  try {
+    yield* archive(fd, process.geteuid?.() !== 0, signal)
+  } finally {
+    native().close(fd)
+  }
+}
+
+export const diff = ({ upper }: DiffOptions): Stream.Stream<Uint8Array, BerthError> =>
+  Stream.suspend(() => {
+    const controller = new AbortController()
+    return Stream.fromAsyncIterable(archiveOf(upper, controller.signal), failed(upper)).pipe(
+      Stream.ensuring(Effect.sync(() => controller.abort()))
+    )
+  })

@@ -1,0 +1,72 @@
+/** Which of several registries is asked: the mirrors in their order, then the registry itself. */
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import { type BerthError, InvalidOption } from "../BerthError.ts"
+import * as Reference from "../Reference.ts"
+import type { ConnectOptions, Mirror, Registry } from "../Registry.ts"
+import type { Client } from "./registryClient.ts"
+
+/** A mirror that cannot be reached is not asked for the next blob, too: each would wait for its timeout. */
+const millisPassedOver = 60_000
+
+/** Where a mirror is: its host, and what comes before the name of a repository there, `proxy/` or nothing. */
+export const parse = (
+  mirror: string | Mirror
+): Effect.Effect<
+  { readonly host: string; readonly prefix: string; readonly options: ConnectOptions },
+  InvalidOption
+> => {
+  const { location, ...options } = typeof mirror === "string" ? { location: mirror } : mirror
+  const parsed = Reference.parse(`${location}/name`)
+  const host = location.split("/")[0]!
+  const path = location.slice(host.length + 1)
+  const fits =
+    Either.isRight(parsed) &&
+    parsed.right.registry === host &&
+    `${path === "" ? "" : `${path}/`}name` === parsed.right.repository.replace(/^library\/name$/, "name")
+  return fits
+    ? Effect.succeed({ host, prefix: path === "" ? "" : `${path}/`, options })
+    : new InvalidOption({
+        option: "mirrors",
+        value: JSON.stringify(location.slice(0, 200)),
+        expected: "host, host:port or host:port/path, without a scheme"
+      })
+}
+
+/** The mirrors that may be asked now. */
+export const usable = (self: Registry): ReadonlyArray<Client> =>
+  self.mirrors.filter(({ state }) => Date.now() >= state.passedOverUntil)
+
+/** Why a mirror did not give it is said only to who listens: the next one may. */
+export const passOver = (mirror: Client, error: BerthError): Effect.Effect<void> => {
+  if (error._tag === "RegistryError" && error.reason === "Unreachable") {
+    mirror.state.passedOverUntil = Date.now() + millisPassedOver
+  }
+  return Effect.logDebug(`berth: the mirror ${mirror.name} is passed over: ${error.message}`)
+}
+
+/** The answer of the first that gives one; the error of the registry itself where none does. */
+export const first = <A>(
+  self: Registry,
+  ask: (client: Client) => Effect.Effect<A, BerthError>
+): Effect.Effect<A, BerthError> =>
+  Effect.suspend(() =>
+    usable(self).reduceRight(
+      (next, mirror) =>
+        Effect.catchAll(ask(mirror), (error) => Effect.zipRight(passOver(mirror, error), next)),
+      Effect.suspend(() => ask(self.client))
+    )
+  )
+
+/** Once more from the registry itself, where a mirror gave other bytes than the digest says. */
+export const orFromOrigin = <A, R>(
+  self: Registry,
+  use: (registry: Registry) => Effect.Effect<A, BerthError, R>
+): Effect.Effect<A, BerthError, R> =>
+  self.mirrors.length === 0
+    ? use(self)
+    : Effect.catchIf(
+        use(self),
+        (error) => error._tag === "ImageError" && error.reason === "DigestMismatch",
+        () => use(Object.assign(Object.create(Object.getPrototypeOf(self)), self, { mirrors: [] }))
+      )

@@ -1,0 +1,85 @@
+/** What the tests of images in archives have in common. */
+import assert from "node:assert/strict"
+import * as fs from "node:fs"
+import * as zlib from "node:zlib"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { type Berth, type BerthError, Container, type Image, Store } from "../../lib/index.ts"
+import { berthIn, failure, makeTemporaryFolder, remove } from "./effect.ts"
+import { goArchitecture, sh, sha256 } from "./images.ts"
+import * as tar from "./tar.ts"
+
+/** A folder that goes with the test. */
+export const scratch: Effect.Effect<string, never, Scope.Scope> = Effect.acquireRelease(
+  Effect.sync(makeTemporaryFolder),
+  (path) => Effect.sync(() => remove(path))
+)
+
+/** In a Berth of its own, whose store is empty. */
+export const elsewhere = <A, E>(folder: string, effect: Effect.Effect<A, E, Berth.Berth>) =>
+  Effect.provide(effect, berthIn(`${folder}/berth-${elsewheres++}`))
+let elsewheres = 0
+
+export const whyNoZstd: string | false =
+  "createZstdDecompress" in zlib ? false : "this runtime's node:zlib has no zstd"
+
+/** What each file of a tree is, and when it was changed. */
+export const treeOf = (folder: string): ReadonlyArray<string> => {
+  const format = "%P %y %m %U:%G %s %l %T@\\n"
+  const sums = sh("sh", "-c", 'cd "$1" && find . -type f -exec sha256sum {} +', "sh", folder)
+  return [...sh("find", folder, "-mindepth", "1", "-printf", format).split("\n"), ...sums.split("\n")].sort()
+}
+
+export const unpackedByUmoci = (image: string, bundle: string): ReadonlyArray<string> => {
+  sh("umoci", "unpack", "--image", image, bundle)
+  return treeOf(`${bundle}/rootfs`)
+}
+
+/** The image says what is in its second layer, with its own entrypoint, user and working directory. */
+export const assertRuns = (image: Image.Image, tag: string) =>
+  Effect.gen(function* () {
+    const result = yield* Container.run(image, { command: ["cat /etc/motd; id -u; pwd"] })
+    assert.equal(result.stdout, `this is ${tag}\n1000\n/tmp\n`, result.stderr)
+  })
+
+/** What the store has. */
+export const names = Effect.map(Store.list, (tagged) => tagged.map(({ name }) => name).sort())
+
+/** Fails so, and leaves the names in the store as they were and nothing that is not whole. */
+export const assertFails = (
+  reason: BerthError.ImageError["reason"],
+  effect: Effect.Effect<unknown, BerthError.BerthError, Berth.Berth>,
+  ...mentions: ReadonlyArray<string>
+) =>
+  Effect.gen(function* () {
+    const earlier = yield* Store.list
+    const error = yield* failure("ImageError", effect)
+    assert.equal(error.reason, reason, error.message)
+    for (const mention of mentions) assert.ok(error.message.includes(mention), error.message)
+    assert.deepEqual(yield* Store.list, earlier)
+    const folder = `${yield* Store.folder}/.partial`
+    assert.deepEqual(fs.existsSync(folder) ? fs.readdirSync(folder) : [], [])
+  })
+
+/** The config of an image with these layers. */
+export const configOf = (layers: ReadonlyArray<Uint8Array>, changes: object = {}): string =>
+  JSON.stringify({
+    architecture: goArchitecture,
+    os: "linux",
+    config: { Env: ["PATH=/bin"] },
+    rootfs: { type: "layers", diff_ids: layers.map(sha256) },
+    ...changes
+  })
+
+/** `docker save`'s documents for one image, to be put beside its layers. */
+export const documents = (
+  config: string,
+  layers: ReadonlyArray<string>,
+  tags: ReadonlyArray<string> | null = ["example/made:1"]
+): ReadonlyArray<Uint8Array> => {
+  const name = `${sha256(tar.bytes(config)).slice("sha256:".length)}.json`
+  return [
+    tar.file(name, config),
+    tar.file("manifest.json", JSON.stringify([{ Config: name, RepoTags: tags, Layers: layers }]))
+  ]
+}
