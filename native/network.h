@@ -1,5 +1,5 @@
-// A network namespace made ahead. To make one is a tenth of a container's start, and needs nothing of the container's,
-// so that the supervisor makes the next one while it has nothing else to do.
+// A network namespace made ahead. To make one takes some hundred microseconds of a container's start, and needs nothing
+// of the container's, so that the supervisor makes the next one while it has nothing else to do.
 #pragma once
 
 #include <stdbool.h>

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
-import type { BerthError, RegistryError } from "../lib/BerthError.ts"
+import type { BerthError } from "../lib/BerthError.ts"
 import * as Image from "../lib/Image.ts"
 import { parseChallenges } from "../lib/internal/registryAuth.ts"
 import { isLoopback } from "../lib/internal/registryClient.ts"
@@ -39,18 +39,7 @@ import {
   startRegistry,
   whyNoRegistry
 } from "./support/registry.ts"
-
-const assertRegistryError = (
-  error: BerthError,
-  reason: RegistryError["reason"],
-  ...mentions: ReadonlyArray<string>
-): void => {
-  assert.equal(error._tag, "RegistryError", error.message)
-  assert.equal((error as RegistryError).reason, reason, error.message)
-  for (const mention of mentions) {
-    assert.ok(error.message.includes(mention), `${error.message} does not mention ${mention}`)
-  }
-}
+import { assertRegistryError } from "./support/registryClient.ts"
 
 const push = (source: string, target: string, ...options: ReadonlyArray<string>) =>
   sh("skopeo", "copy", "--dest-tls-verify=false", ...options, source, `docker://${target}`)

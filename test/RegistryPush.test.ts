@@ -28,11 +28,11 @@ import {
 import {
   type Front,
   type RunningRegistry,
-  startFront,
+  type startFront,
   startRegistry,
   whyNoRegistry
 } from "./support/registry.ts"
-import { assertRegistryError, ofBytes, withRegistry } from "./support/uploads.ts"
+import { assertRegistryError, ofBytes, withFrontOf, withRegistry } from "./support/registryClient.ts"
 
 allowTime()
 
@@ -58,17 +58,10 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     remove(noDocker)
   })
 
-  const withFront = async (
+  const withFront = (
     handle: Parameters<typeof startFront>[1],
     use: (front: Front) => Promise<void>
-  ): Promise<void> => {
-    const front = await startFront(registry.host, handle)
-    try {
-      await use(front)
-    } finally {
-      await front.stop()
-    }
-  }
+  ): Promise<void> => withFrontOf(registry.host, handle, use)
 
   const digestInLayout = (): string =>
     JSON.parse(fs.readFileSync(`${folder}/layout/index.json`, "utf8")).manifests[0].digest

@@ -18,7 +18,7 @@ import {
   startRegistry,
   whyNoRegistry
 } from "./support/registry.ts"
-import { assertRegistryError, ofBytes, withRegistry } from "./support/uploads.ts"
+import { assertRegistryError, ofBytes, withFrontOf, withRegistry } from "./support/registryClient.ts"
 
 allowTime()
 
@@ -49,17 +49,10 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     remove(noDocker)
   })
 
-  const withFront = async (
+  const withFront = (
     handle: Parameters<typeof startFront>[1],
     use: (front: Front) => Promise<void>
-  ): Promise<void> => {
-    const front = await startFront(registry.host, handle)
-    try {
-      await use(front)
-    } finally {
-      await front.stop()
-    }
-  }
+  ): Promise<void> => withFrontOf(registry.host, handle, use)
 
   const big = ofBytes(gzipSync(randomBytes(8 * 1024 * 1024)))
 

@@ -13,7 +13,7 @@ import type { Digest } from "../Reference.ts"
 import { concat } from "./bytes.ts"
 import { tooLarge } from "./oci.ts"
 import * as Store from "./store.ts"
-import { io, storageDetail, withFileLock } from "./storeFiles.ts"
+import { append, io, storageDetail, withFileLock } from "./storeFiles.ts"
 import * as tar from "./tar.ts"
 
 export type Compression = "none" | "gzip" | "zstd"
@@ -135,13 +135,17 @@ export const spooled = <E0, R0, A, E, R>(
         if (written > limit) {
           return tooLarge(subject, written, limit)
         }
-        // The platform's File refuses to write nothing.
-        return chunk.length === 0 ? Effect.void : disk(file.writeAll(chunk))
+        return disk(append(file, chunk))
       })
     }
     return Effect.zipRight(
       disk(berth.fileSystem.makeDirectory(partial, { recursive: true, mode: 0o700 })),
-      withFileLock(berth.fileSystem, path, (file) => Effect.zipRight(write(file), use(path)))
+      withFileLock(berth.fileSystem, path, (file) =>
+        Effect.zipRight(
+          write(file),
+          Effect.suspend(() => use(path))
+        )
+      )
     ).pipe(Effect.ensuring(Effect.ignore(berth.fileSystem.remove(path, { force: true }))))
   })
 

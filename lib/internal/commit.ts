@@ -16,9 +16,9 @@ import * as Reference from "../Reference.ts"
 import * as Archive from "./archive.ts"
 import * as Descriptors from "./descriptors.ts"
 import * as Holds from "./holds.ts"
-import { assemble } from "./image.ts"
-import { healthcheckOf, keySet } from "./imageImport.ts"
+import { defaultMaxBytes } from "./imageLayer.ts"
 import { ofImage } from "./imagePush.ts"
+import { checkEnvironment, encodeConfig, healthcheckOf, keySet, write } from "./imageWrite.ts"
 import * as inRoot from "./inRoot.ts"
 import * as layerDiff from "./layerDiff.ts"
 import * as Layout from "./layout.ts"
@@ -26,8 +26,6 @@ import { native } from "./native.ts"
 import * as Oci from "./oci.ts"
 import * as Store from "./store.ts"
 import { storageError } from "./storeFiles.ts"
-
-const maxLayerBytes = 64 * 1024 ** 3
 
 const goneError = (container: Container): ContainerError =>
   new ContainerError({
@@ -208,33 +206,22 @@ const configOf = (
 ): Effect.Effect<Uint8Array, BerthError> =>
   Effect.gen(function* () {
     const changes = options.config ?? {}
-    const wrong = Object.keys(changes.environment ?? {}).find((name) => name === "" || name.includes("="))
-    if (wrong !== undefined) {
-      const value = JSON.stringify(wrong)
-      const expected = "names of variables without ="
-      return yield* new InvalidOption({ option: "config.environment", value, expected })
-    }
+    yield* checkEnvironment(changes)
     const created = options.created ?? new Date()
     if (Number.isNaN(created.getTime())) {
       return yield* new InvalidOption({ option: "created", value: "an invalid Date", expected: "a time" })
     }
     const { author, comment } = options
     const entry = { created: created.toISOString(), created_by: "berth commit", author, comment }
-    const bytes = new TextEncoder().encode(
-      JSON.stringify({
-        ...raw,
-        created: entry.created,
-        ...(author === undefined ? {} : { author }),
-        config: runOf(objectOf(raw.config), config.config, changes),
-        rootfs: { type: "layers", diff_ids: [...config.rootfs.diff_ids, diffId] },
-        history: [...historyOf(raw.history, config), entry]
-      })
-    )
-    yield* Effect.mapError(Oci.decodeConfig("config", bytes), ({ detail }) => {
-      const expected = "text without NUL, and a config of at most 4 MiB"
-      return new InvalidOption({ option: "config", value: detail, expected })
-    })
-    return bytes
+    const document = {
+      ...raw,
+      created: entry.created,
+      ...(author === undefined ? {} : { author }),
+      config: runOf(objectOf(raw.config), config.config, changes),
+      rootfs: { type: "layers", diff_ids: [...config.rootfs.diff_ids, diffId] },
+      history: [...historyOf(raw.history, config), entry]
+    }
+    return yield* encodeConfig(document, "text without NUL, and a config of at most 4 MiB")
   })
 
 /** The layers of the image in the store, under the names that the OCI specification has for them. */
@@ -274,33 +261,15 @@ const commitTo = (container: Container, options: CommitOptions): Effect.Effect<I
       berth,
       subject,
       layerOf(container, upper, measured),
-      maxLayerBytes,
-      (path) =>
-        Effect.suspend(() => {
-          const { digest, size } = measured
-          const content = Archive.read(berth, path, subject, { offset: 0, size })
-          return Effect.as(Store.put(berth, digest, content, size), Descriptors.ofLayer("gzip", digest, size))
-        })
+      defaultMaxBytes,
+      (path) => {
+        const { digest, size } = measured
+        const content = Archive.read(berth, path, subject, { offset: 0, size })
+        return Effect.as(Store.put(berth, digest, content, size), Descriptors.ofLayer("gzip", digest, size))
+      }
     )
-    const put = (mediaType: string, bytes: Uint8Array) => {
-      const descriptor = Descriptors.of(mediaType, bytes)
-      return Effect.as(
-        Store.put(berth, descriptor.digest, Stream.succeed(bytes), descriptor.size),
-        descriptor
-      )
-    }
-    const config = yield* put(Oci.mediaTypes.config, yield* configOf(documents, measured.diffId, options))
-    const manifest = Descriptors.manifestOf(config, [...below, layer])
-    const start = yield* put(Oci.mediaTypes.manifest, manifest)
-    const folder = Store.folder(berth)
-    const resolved = yield* Layout.resolveImage(start, documents.config, (descriptor) =>
-      Layout.readDocument(berth.fileSystem, folder, descriptor)
-    )
-    const made = yield* assemble(name ?? start.digest, resolved, {}, (descriptor) =>
-      Layout.checkBlob(berth.fileSystem, folder, descriptor)
-    )
-    yield* Store.tag(berth, name ?? start.digest, Descriptors.ofResolved(resolved))
-    return made
+    const config = yield* configOf(documents, measured.diffId, options)
+    return yield* write(berth, name, [...below, layer], config, {})
   })
 
 export const commit: {

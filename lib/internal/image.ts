@@ -15,6 +15,8 @@ import * as ImageLayer from "../ImageLayer.ts"
 import type { Phase } from "../Progress.ts"
 import * as Reference from "../Reference.ts"
 import * as Registry from "../Registry.ts"
+import { defaultPath } from "./compile.ts"
+import * as Descriptors from "./descriptors.ts"
 import * as Implicit from "./implicit.ts"
 import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
@@ -25,8 +27,6 @@ import * as Store from "./store.ts"
 import { io, isNotFound, storageError } from "./storeFiles.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Image") as never
-
-export const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 const layerConcurrency = 4
 
@@ -302,11 +302,8 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
       (layer) => blob(layer),
       (layer, phase) => stepOf(layer).enter(phase)
     ).pipe(Store.healing(berth, resolved.manifest.layers, (layer) => blob(layer, Store.isIntact)))
-    const { architecture, os, variant } = resolved.config
-    const platform = { architecture, os, ...(variant === undefined ? {} : { variant }) }
-    const { digest, mediaType, size } = resolved.descriptor
     // The manifest of this platform rather than the index: every blob that the layout then names is there.
-    yield* Store.tag(berth, Reference.print(parsed), { mediaType, digest, size, platform })
+    yield* Store.tag(berth, Reference.print(parsed), Descriptors.ofResolved(resolved))
     return image
   }).pipe(Effect.scoped, Store.keeping)
 

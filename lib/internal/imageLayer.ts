@@ -13,7 +13,7 @@ import * as Oci from "./oci.ts"
 import { io, isNotFound, oneAtATime, storageDetail, tryFileLock, withFileLock } from "./storeFiles.ts"
 import * as Unpacker from "./unpacker.ts"
 
-const defaultMaxBytes = 64 * 1024 ** 3
+export const defaultMaxBytes = 64 * 1024 ** 3
 const defaultMaxEntries = 10_000_000
 
 const layersFolder = (berth: Berth) => `${berth.folder}/layers`
@@ -32,6 +32,13 @@ export const layerFolder = (berth: Berth, diffId: Digest): string => {
   const { algorithm, hex } = digestParts(diffId)
   return `${layersFolder(berth)}/${algorithm}/${hex}`
 }
+
+/** Setuid programs of images are not for the other users of this machine. */
+const makeFolders = (berth: Berth) =>
+  Effect.zipRight(
+    berth.fileSystem.makeDirectory(layersFolder(berth), { recursive: true, mode: 0o700 }),
+    berth.fileSystem.makeDirectory(siblingsFolder(berth), { recursive: true })
+  )
 
 /** Complete, since the name is given to a layer only when it is whole. */
 export const isUnpacked = (berth: Berth, diffId: Digest): Effect.Effect<boolean, ImageError> => {
@@ -64,9 +71,7 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
       return layer
     }
     const { hex } = digestParts(diffId)
-    // Setuid programs of images are not for the other users of this machine.
-    yield* io(folder)(fs.makeDirectory(layersFolder(berth), { recursive: true, mode: 0o700 }))
-    yield* io(folder)(fs.makeDirectory(siblingsFolder(berth), { recursive: true }))
+    yield* io(folder)(makeFolders(berth))
     yield* sweep(berth, hex)
     const work = Effect.gen(function* () {
       if (yield* isUnpacked(berth, diffId)) {
@@ -104,8 +109,7 @@ export const measure = (
   Effect.gen(function* () {
     const berth = yield* Berth
     const folder = `${siblingsFolder(berth)}/.measured.${randomBytes(8).toString("hex")}`
-    yield* io(folder)(berth.fileSystem.makeDirectory(layersFolder(berth), { recursive: true, mode: 0o700 }))
-    yield* io(folder)(berth.fileSystem.makeDirectory(siblingsFolder(berth), { recursive: true }))
+    yield* io(folder)(makeFolders(berth))
     yield* Implicit.ownedFolder(berth, folder)
     const text = yield* Unpacker.unpack({
       blob,

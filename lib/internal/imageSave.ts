@@ -1,5 +1,5 @@
 /** `Image.save`: out of the store into a file or folder that other tools read. */
-import { createHash, randomBytes } from "node:crypto"
+import { randomBytes } from "node:crypto"
 import * as path from "node:path"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
@@ -18,7 +18,7 @@ import * as ImageStore from "./imageStore.ts"
 import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
 import * as Store from "./store.ts"
-import { io, syncFolder } from "./storeFiles.ts"
+import { append, io, syncFolder } from "./storeFiles.ts"
 import * as tar from "./tar.ts"
 
 /** An image that is whole in a layout, the store or another. */
@@ -74,31 +74,6 @@ const sourceOf = (
     return isDigest ? { ...source, name: undefined } : source
   })
 
-/** Bytes that have to be what their digest says when they are at their end. */
-const verified = (
-  content: Stream.Stream<Uint8Array, ImageError>,
-  subject: string,
-  digest: string,
-  what: string
-): Stream.Stream<Uint8Array, ImageError> =>
-  Stream.unwrap(
-    Effect.gen(function* () {
-      const { algorithm, hex } = Reference.digestParts(yield* Reference.parseDigest(digest))
-      const hash = createHash(algorithm)
-      return Stream.concat(
-        Stream.tap(content, (chunk) => Effect.sync(() => hash.update(chunk))),
-        Stream.execute(
-          Effect.suspend(() => {
-            const found = hash.digest("hex")
-            return found === hex
-              ? Effect.void
-              : Layout.mismatch(subject, what, digest, `${algorithm}:${found}`)
-          })
-        )
-      )
-    })
-  )
-
 /** A blob of the store. */
 const blobOf = (
   berth: Berth,
@@ -106,14 +81,12 @@ const blobOf = (
   descriptor: Oci.Descriptor
 ): Stream.Stream<Uint8Array, ImageError> =>
   Stream.unwrap(
-    Effect.map(Layout.checkBlob(berth.fileSystem, folder, descriptor), (blob) =>
-      verified(
-        Archive.read(berth, blob, descriptor.digest, { offset: 0, size: descriptor.size }),
-        descriptor.digest,
-        descriptor.digest,
-        "its digest"
-      )
-    )
+    Effect.gen(function* () {
+      const digest = yield* Oci.digestOf(descriptor)
+      const blob = yield* Layout.checkBlob(berth.fileSystem, folder, descriptor)
+      const content = Archive.read(berth, blob, digest, { offset: 0, size: descriptor.size })
+      return Layout.verified(content, digest, digest, "its digest")
+    })
   )
 
 /** What is in an archive or a layout, in the order in which it is written. */
@@ -259,9 +232,7 @@ const writeLayout = (
         yield* "folder" in member
           ? disk(fs.makeDirectory(at))
           : inFile(fs, target, at, (file) =>
-              Stream.runForEach(member.content, (chunk) =>
-                chunk.length === 0 ? Effect.void : disk(file.writeAll(chunk))
-              )
+              Stream.runForEach(member.content, (chunk) => disk(append(file, chunk)))
             )
       }
       const folders = members.flatMap((member) => ("folder" in member ? [`${temporary}/${member.name}`] : []))
@@ -344,7 +315,7 @@ const dockerMembers = (
       layers.set(name, {
         name,
         size: plain === undefined ? layer.size : undefined,
-        content: verified(
+        content: Layout.verified(
           plain ?? Archive.read(berth, blob, layer.digest, { offset: 0, size: layer.size }),
           layer.digest,
           diffId,

@@ -12,6 +12,7 @@ import { concat } from "./bytes.ts"
 import * as copy from "./copy.ts"
 import { ENOENT } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
+import { isKept, xattrsOf } from "./metadata.ts"
 import {
   native,
   O_DIRECTORY,
@@ -25,9 +26,7 @@ import * as tar from "./tar.ts"
 import * as tarStream from "./tarStream.ts"
 
 const PATH_MAX = 4096
-const XATTR_BYTES_MAX = 64 * 1024
-const ENOTSUP = 95
-const ENODATA = 61
+const ENTRIES_BYTES = 64 * 1024
 const SINGLE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
 const encoder = new TextEncoder()
@@ -36,7 +35,6 @@ const NOTHING = new Uint8Array(0)
 const SLASH = encoder.encode("/")
 const WHITEOUT = encoder.encode(".wh.")
 const OPAQUE = encoder.encode(".wh..wh..opq")
-const scratch = new Uint8Array(XATTR_BYTES_MAX)
 
 interface Walk {
   readonly rootless: boolean
@@ -65,7 +63,7 @@ const namesOf = (folder: number, path: Uint8Array): ReadonlyArray<Uint8Array> =>
   if (opened < 0) return inRoot.fail(-opened, "open", utf8.decode(path))
   return inRoot.using(opened, (fd) => {
     const names: Array<Uint8Array> = []
-    const buffer = new Uint8Array(XATTR_BYTES_MAX)
+    const buffer = new Uint8Array(ENTRIES_BYTES)
     for (;;) {
       const length = native().entries(fd, buffer)
       if (length < 0) return inRoot.fail(-length, "getdents64", utf8.decode(path))
@@ -90,31 +88,21 @@ interface Attributes {
 
 /** The extended attributes that are the file's own, and what those of overlayfs say. */
 const attributesOf = (walk: Walk, fd: number, path: Uint8Array): Attributes => {
-  const failed = (result: number, syscall: string): never => inRoot.fail(-result, syscall, utf8.decode(path))
-  const length = native().xattrs(fd, scratch)
-  if (length < 0) return length === -ENOTSUP ? { kept: [], opaque: false } : failed(length, "listxattr")
-  if (length === 0) return { kept: [], opaque: false }
-  const names = utf8.decode(scratch.subarray(0, length)).split("\0").slice(0, -1).sort()
   const overlay = walk.rootless ? "user.overlay." : "trusted.overlay."
-  const kept: Array<readonly [string, Uint8Array]> = []
-  let opaque = false
-  for (const name of names) {
+  const isOpaque = (name: string): boolean => name === `${overlay}opaque`
+  const found = xattrsOf(fd, utf8.decode(path), (name) => {
     if (/[=\ufffd]/.test(name)) unsupported(path, `has the attribute ${name}, a name that a tar cannot hold`)
     if (name === `${overlay}redirect` || name === `${overlay}metacopy` || name === `${overlay}whiteout`)
       unsupported(
         path,
         `is only a part of a file (${name}): mount the overlay with redirect_dir=off,metacopy=off`
       )
-    const isOpaque = name === `${overlay}opaque`
-    if (name === "security.selinux" || (/^(trusted|user)\.overlay\./.test(name) && !isOpaque)) continue
-    const n = native().xattr(fd, name, scratch)
-    if (n === -ENODATA) continue
-    if (n < 0) return failed(n, "getxattr")
-    const value = scratch.slice(0, n)
-    if (!isOpaque) kept.push([name, value])
-    else if (value[0] === "y".charCodeAt(0)) opaque = true
+    return isOpaque(name) || (isKept(name) && name !== "security.selinux")
+  })
+  return {
+    kept: found.filter(([name]) => !isOpaque(name)).sort(([a], [b]) => (a < b ? -1 : 1)),
+    opaque: found.some(([name, value]) => isOpaque(name) && value[0] === "y".charCodeAt(0))
   }
-  return { kept, opaque }
 }
 
 const kindOf = (status: fs.Stats): tar.Kind | undefined =>

@@ -33,6 +33,27 @@ export const verify = (digest: Digest, size: number, bytes: Uint8Array): Effect.
     return found === hex ? Effect.void : mismatch(digest, "its digest", digest, `${algorithm}:${found}`)
   })
 
+/** Bytes that have to be what the digest says when they are at their end. */
+export const verified = <E>(
+  content: Stream.Stream<Uint8Array, E>,
+  subject: string,
+  digest: Digest,
+  what: string
+): Stream.Stream<Uint8Array, E | ImageError> =>
+  Stream.suspend(() => {
+    const { algorithm, hex } = digestParts(digest)
+    const hash = createHash(algorithm)
+    return Stream.concat(
+      Stream.tap(content, (chunk) => Effect.sync(() => hash.update(chunk))),
+      Stream.execute(
+        Effect.suspend(() => {
+          const found = hash.digest("hex")
+          return found === hex ? Effect.void : mismatch(subject, what, digest, `${algorithm}:${found}`)
+        })
+      )
+    )
+  })
+
 /** The digest that a file has, by the algorithm of this one. */
 export const hashFile = (
   fs: FileSystem.FileSystem,

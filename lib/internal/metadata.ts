@@ -23,12 +23,16 @@ const utf8 = new TextDecoder()
 /** What a storage driver writes about its own files is no part of them. */
 export const isKept = (name: string): boolean => !/^(trusted|user)\.overlay\./.test(name)
 
-const xattrsOf = (fd: number, path: string): Metadata["xattrs"] => {
+export const xattrsOf = (
+  fd: number,
+  path: string,
+  isWanted: (name: string) => boolean = isKept
+): Metadata["xattrs"] => {
   const length = native().xattrs(fd, scratch)
   if (length === -ENOTSUP) return []
   if (length < 0) return inRoot.fail(-length, "listxattr", path)
   const names = utf8.decode(scratch.subarray(0, length)).split("\0").slice(0, -1)
-  return names.filter(isKept).flatMap((name): Metadata["xattrs"] => {
+  return names.filter(isWanted).flatMap((name): Metadata["xattrs"] => {
     const n = native().xattr(fd, name, scratch)
     if (n === -ENODATA) return []
     return n < 0 ? inRoot.fail(-n, "getxattr", path) : [[name, scratch.slice(0, n)]]

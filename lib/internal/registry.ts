@@ -13,7 +13,7 @@ import type { Berth } from "../Berth.ts"
 import { type BerthError, ImageError, InvalidOption } from "../BerthError.ts"
 import * as Reference from "../Reference.ts"
 import type { ConnectOptions, Registry } from "../Registry.ts"
-import { mismatch, verify } from "./layout.ts"
+import { mismatch, verified, verify } from "./layout.ts"
 import * as Oci from "./oci.ts"
 import * as Auth from "./registryAuth.ts"
 import * as Client from "./registryClient.ts"
@@ -345,19 +345,7 @@ export const blob = (
   descriptor: Oci.Descriptor
 ): Stream.Stream<Uint8Array, BerthError> =>
   Stream.unwrap(
-    Effect.map(Oci.digestOf(descriptor), (digest) => {
-      const { algorithm, hex } = Reference.digestParts(digest)
-      const hash = createHash(algorithm)
-      return unverifiedBlob(self, repository, descriptor).pipe(
-        Stream.tap((chunk) => Effect.sync(() => hash.update(chunk))),
-        Stream.concat(
-          Stream.suspend(() => {
-            const found = hash.digest("hex")
-            return found === hex
-              ? Stream.empty
-              : Stream.fail(mismatch(digest, "its digest", digest, `${algorithm}:${found}`))
-          })
-        )
-      )
-    })
+    Effect.map(Oci.digestOf(descriptor), (digest) =>
+      verified(unverifiedBlob(self, repository, descriptor), digest, digest, "its digest")
+    )
   )

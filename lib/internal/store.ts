@@ -11,6 +11,7 @@ import * as Holds from "./holds.ts"
 import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
 import {
+  append,
   io,
   isNotFound,
   oneAtATime,
@@ -108,7 +109,7 @@ export const put = <E, R>(
           return Layout.mismatch(digest, "its size", `${size} bytes`, "more")
         }
         hash.update(chunk)
-        return disk(file.writeAll(chunk))
+        return disk(append(file, chunk))
       })
       if (size !== undefined && written !== size) {
         return yield* Layout.mismatch(digest, "its size", `${size} bytes`, `${written} bytes`)

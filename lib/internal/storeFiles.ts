@@ -92,6 +92,10 @@ export const replaceFile = (
   )
 }
 
+/** Writes a part of a stream, which may be empty: the platform's File refuses to write nothing. */
+export const append = (file: FileSystem.File, bytes: Uint8Array): Effect.Effect<void, PlatformError> =>
+  bytes.length === 0 ? Effect.void : file.writeAll(bytes)
+
 const turns = new Map<string, { readonly semaphore: Effect.Semaphore; users: number }>()
 
 /** One fiber of this process at a time for a key; a fiber that is interrupted lets the next one try. */

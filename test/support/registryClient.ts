@@ -1,10 +1,11 @@
-/** What tests of uploads share. */
+/** What tests of registries share. */
 import assert from "node:assert/strict"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { BerthError, RegistryError } from "../../lib/BerthError.ts"
 import * as Registry from "../../lib/Registry.ts"
 import { type Blob, sha256, types } from "./images.ts"
+import { type Front, startFront } from "./registry.ts"
 
 export const assertRegistryError = (
   error: BerthError,
@@ -23,6 +24,20 @@ export const withRegistry = <A, E, R>(
   use: (registry: Registry.Registry) => Effect.Effect<A, E, R>,
   options?: Registry.ConnectOptions
 ) => Effect.flatMap(Registry.connect(host, options), use)
+
+/** Something before the registry while `use` runs. */
+export const withFrontOf = async (
+  host: string,
+  handle: Parameters<typeof startFront>[1],
+  use: (front: Front) => Promise<void>
+): Promise<void> => {
+  const front = await startFront(host, handle)
+  try {
+    await use(front)
+  } finally {
+    await front.stop()
+  }
+}
 
 /** A blob, and a stream of its bytes in many pieces. */
 export const ofBytes = (
