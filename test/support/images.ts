@@ -89,7 +89,7 @@ export const makeRootfs = (folder: string): void => {
 
 /**
  * An OCI layout made by umoci: busybox in one layer, `/etc/motd` in a second; gzip. Not by `umoci insert`, whose tar
- * ends where its last file does.
+ * ends where its last file does. The second has no entry for `/etc`, whose time does not change.
  */
 export const makeImage = (layout: string, tag = "latest"): void => {
   const scratch = makeTemporaryFolder()
@@ -103,8 +103,11 @@ export const makeImage = (layout: string, tag = "latest"): void => {
     sh("umoci", "new", "--image", image)
     sh("umoci", "unpack", ...rootless, "--image", image, bundle)
     makeRootfs(`${bundle}/rootfs`)
+    const time = new Date("2024-01-01T00:00:00Z")
+    fs.utimesSync(`${bundle}/rootfs/etc`, time, time)
     sh("umoci", "repack", "--refresh-bundle", "--image", image, bundle)
     fs.writeFileSync(`${bundle}/rootfs/etc/motd`, `this is ${tag}\n`)
+    fs.utimesSync(`${bundle}/rootfs/etc`, time, time)
     sh("umoci", "repack", "--image", image, bundle)
     const settings = [
       ["entrypoint", "/bin/sh"],
