@@ -35,7 +35,7 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(OVERLAY_MEMORY, "overlay-memory", "lilli", EITHER)      /* lower, mode, tmpfs and overlay options, .. */ \
     X(ROOT_MOUNT, "root-mount", "f", CHILD)                   /* mount */                                    \
     X(ROOT_BIND, "root-bind", "sii", CHILD)                   /* path, attributes, recursive */              \
-    X(PROCESS, "process", "ii", PROCESS)                      /* clone flags, shared memory */                           \
+    X(PROCESS, "process", "ii", PROCESS)                      /* clone flags, memory: own, shared, bounded */ \
     X(ID_MAP, "id-map", "ss", CHILD)                          /* uid_map, gid_map */                         \
     X(JOIN, "join", "fi", CHILD)                              /* pidfd, clone flags */                       \
     X(SESSION, "session", "", CHILD)                                                                         \

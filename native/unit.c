@@ -17,10 +17,15 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
 
 // Entries that are removed in passing; a larger folder gets a process of its own, so that no start waits for it.
 #define REMOVE_AT_ONCE 64
 #define CGROUPS_MAX 16
+
+// For so long a child may run in the supervisor's memory where the plan bounds it: an exec takes a tenth of that.
+#define SHARED_MS 20
 
 // The cgroups that the child is to enter: one by the clone on version 2, the others by itself, each with the
 // operation that asked for it.
@@ -122,13 +127,32 @@ static int enter_pid_namespace(const struct plan *plan, const int *descriptors, 
     return 0;
 }
 
+// How a child has its memory: the values of the plan's field, of which any other is as the last.
+enum memory { OWN, SHARED, SHARED_BOUNDED };
+
 struct launch {
     const struct child *child;
     const struct entrances *entrances;
+    enum memory memory;
+    bool unbounded; // there was no timer for it
 };
 
+// Kills this process unless it executes something before: execve(2) deletes timers, and fork(2) does not copy them.
+// Nothing that a container can do keeps it from being killed, stopped though it may be.
+static int bound_by_timer(void) {
+    const struct itimerspec after = {.it_value.tv_nsec = SHARED_MS * 1000000L};
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGKILL};
+    int timer; // the kernel's number; the C library's own timers take memory
+    if (syscall(SYS_timer_create, CLOCK_MONOTONIC, &event, &timer) < 0) return -1;
+    return (int)syscall(SYS_timer_settime, timer, 0, &after, NULL);
+}
+
 static void enter_and_run(void *argument) {
-    const struct launch *launch = argument;
+    struct launch *launch = argument;
+    if (launch->memory != OWN && launch->memory != SHARED && bound_by_timer() < 0) {
+        launch->unbounded = true;
+        _exit(127);
+    }
     // "0" is the writer itself. One thread that moves itself does not take the lock that every fork and exit in the
     // system shares, which the same write to cgroup.procs takes (Linux 5.7).
     for (size_t k = 0; k < launch->entrances->count; k++) {
@@ -141,31 +165,59 @@ static void enter_and_run(void *argument) {
     child_run(launch->child);
 }
 
-// With `shared`, the child runs in the supervisor's memory on a stack of its own, and the supervisor waits until it has
-// executed: no page table is copied, which is most of what a clone costs. The plan asks for it where nothing that the
-// child does can hang, or is about the memory that it shares. A vfork child is no victim of the OOM killer, which would
-// take the supervisor along (oom_badness() in mm/oom_kill.c).
-static pid_t clone_child(struct clone_args *arguments, bool shared, struct launch *launch) {
+// A copy of the supervisor's memory costs more than all else in a clone: page tables, and a fault for each page that
+// either of the two writes to afterwards.
+static pid_t clone_with_own_memory(struct clone_args arguments, struct launch *launch) {
+    launch->memory = OWN;
+    pid_t pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
+    if (pid == 0) enter_and_run(launch);
+    return pid;
+}
+
+// The child runs in the supervisor's memory on a stack of its own, and the supervisor waits until it has executed. A
+// vfork child is no victim of the OOM killer, which would take the supervisor along (oom_badness() in mm/oom_kill.c).
+static pid_t clone_with_shared_memory(struct clone_args arguments, char *stack, size_t size, struct launch *launch) {
+    arguments.flags |= CLONE_VM | CLONE_VFORK;
+    arguments.stack = (uint64_t)(uintptr_t)stack;
+    arguments.stack_size = size;
+    long pid = clone_on_stack(&arguments, sizeof arguments, enter_and_run, launch);
+    // A change of user in the child has made the memory dumpable as /proc/sys/fs/suid_dumpable says (proc(5)).
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    errno = pid < 0 ? (int)-pid : 0;
+    return pid < 0 ? -1 : (pid_t)pid;
+}
+
+// Whether the child was killed by its timer. It is waited for then.
+static bool ran_out(pid_t pid) {
+    siginfo_t end = {0};
+    if (waitid(P_PID, (id_t)pid, &end, WEXITED | WNOHANG | WNOWAIT) < 0 || end.si_pid != pid) return false;
+    if (end.si_code != CLD_KILLED || end.si_status != SIGKILL) return false;
+    return waitid(P_PID, (id_t)pid, &end, WEXITED | WNOHANG) == 0;
+}
+
+// A child that shares memory holds the supervisor up for as long as it takes. Where what it does can hang (a lease on
+// the program's file, fcntl(2), holds up an exec for 45 seconds), the plan has it bounded: then it is killed, and tried
+// again with memory of its own, in which it may hang as it likes.
+static pid_t clone_child(const struct clone_args *arguments, enum memory memory, struct launch *launch) {
     static char *stack;
     const size_t size = 256 << 10;
-    if (shared && !stack) {
+    struct timespec before, after;
+
+    if (memory != OWN && !stack) {
         void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
         if (mapped != MAP_FAILED && mprotect(mapped, 4096, PROT_NONE) == 0) stack = mapped;
     }
-    if (!shared || !stack || !CLONE_ON_STACK) {
-        pid_t pid = (pid_t)syscall(SYS_clone3, arguments, sizeof *arguments);
-        if (pid == 0) enter_and_run(launch);
-        return pid;
-    }
-    arguments->flags |= CLONE_VM | CLONE_VFORK;
-    arguments->stack = (uint64_t)(uintptr_t)stack;
-    arguments->stack_size = size;
-    long pid = clone_on_stack(arguments, sizeof *arguments, enter_and_run, launch);
-    int error = errno;
-    // A change of user in the child has made the memory dumpable as /proc/sys/fs/suid_dumpable says (proc(5)).
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-    errno = pid < 0 ? (int)-pid : error;
-    return pid < 0 ? -1 : (pid_t)pid;
+    if (memory == OWN || !stack || !CLONE_ON_STACK) return clone_with_own_memory(*arguments, launch);
+    launch->memory = memory;
+    clock_gettime(CLOCK_MONOTONIC, &before);
+    pid_t pid = clone_with_shared_memory(*arguments, stack, size, launch);
+    if (memory == SHARED || pid < 0) return pid;
+    clock_gettime(CLOCK_MONOTONIC, &after);
+    int64_t took_us = (after.tv_sec - before.tv_sec) * 1000000 + (after.tv_nsec - before.tv_nsec) / 1000;
+    if (launch->unbounded) waitpid(pid, NULL, 0);
+    else if (took_us < SHARED_MS * 1000 || !ran_out(pid)) return pid;
+    close(*(int *)(uintptr_t)arguments->pidfd);
+    return clone_with_own_memory(*arguments, launch);
 }
 
 static int start_process(struct unit *unit, struct supervisor *supervisor, const struct plan *plan,
@@ -202,12 +254,12 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
         .root = unit->mount,
         .self = supervisor->self,
     };
-    struct launch launch = {&child, entrances};
+    struct launch launch = {.child = &child, .entrances = entrances};
     // A network namespace is owned by the user namespace that made it, which has to be the new one where there is one.
     bool own_network = (process[0].i & CLONE_NEWNET) && !(process[0].i & CLONE_NEWUSER);
     bool ahead = own_network && network_enter(&supervisor->network);
     if (ahead) arguments.flags &= ~(uint64_t)CLONE_NEWNET;
-    pid_t pid = clone_child(&arguments, process[1].i != 0, &launch);
+    pid_t pid = clone_child(&arguments, (enum memory)process[1].i, &launch);
     if (pid < 0) fail(failure, "clone3");
     if (ahead) network_leave(&supervisor->network);
     if (entered && setns(supervisor->pid_namespace, CLONE_NEWPID) < 0) abort(); // every later child would be in there

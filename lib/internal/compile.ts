@@ -253,10 +253,9 @@ const execute = (process: Process, before: ReadonlyArray<Operation>): ReadonlyAr
 }
 
 /**
- * Whether the child may run in the supervisor's memory, which then waits for it until it has executed: only for a first
- * process in a root of its own. What runs already could make an exec beside it wait (a lease on the file, fcntl(2), holds
- * up an open for 45 seconds), or trace it; a bind's source could be on a network file system that does not answer; and a
- * user or time namespace is about a memory of one's own.
+ * Whether the child may run in the supervisor's memory, which then waits for it until it has executed: for a first
+ * process in a root of its own. A bind's source could be on a network file system that does not answer, and a user or
+ * time namespace is about a memory of one's own.
  */
 const shared = (process: Process, around: Surroundings): 0 | 1 =>
   process.joined.length > 0 ||
@@ -296,11 +295,19 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
   ])
 }
 
-/** A process in a root that is there: an exec, or one more process in a namespace that has been set up. */
+/**
+ * A process in a root that is there: an exec, or one more process in a namespace that has been set up. What runs in it
+ * could make this one wait (a lease on the file, fcntl(2), holds up an open for 45 seconds), so it shares the
+ * supervisor's memory for a short time only.
+ */
 export const joining = (process: Process): ReadonlyArray<Operation> =>
   execute(process, [
     ...process.cgroup,
-    { op: "process", namespaces: 0, shared: 0 },
+    {
+      op: "process",
+      namespaces: 0,
+      shared: process.joined.some(({ kinds }) => kinds.includes("user") || kinds.includes("time")) ? 0 : 2
+    },
     ...enter(process),
     ...become(process)
   ])
