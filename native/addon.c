@@ -130,18 +130,25 @@ static napi_value socket_pair(struct call *call, napi_env env) {
 }
 FUNCTION(socket_pair)
 
-// pipe(ours, bytes): [read end, write end]; the end numbered `ours` does not block. `bytes` asks for a capacity, which
-// the kernel rounds up, or refuses past /proc/sys/fs/pipe-max-size, and then the default stays.
+// pipe(ours): [read end, write end]; the end numbered `ours` does not block.
 static napi_value make_pipe(struct call *call, napi_env env) {
     int fds[2], ours;
-    int64_t bytes;
-    if (!take_fd(call, 0, &ours) || !take_number(call, 1, &bytes)) return misuse(env);
+    if (!take_fd(call, 0, &ours)) return misuse(env);
     if (pipe2(fds, O_CLOEXEC) < 0) return pair(env, -errno, 0);
     fcntl(fds[ours & 1], F_SETFL, O_NONBLOCK | (ours ? O_WRONLY : O_RDONLY));
-    if (bytes > 0) fcntl(fds[0], F_SETPIPE_SZ, (int)bytes);
     return pair(env, fds[0], fds[1]);
 }
 FUNCTION(make_pipe)
+
+// enlargePipe(fd, bytes): what the pipe can hold, which the kernel rounds up, or refuses past
+// /proc/sys/fs/pipe-max-size.
+static napi_value enlarge_pipe(struct call *call, napi_env env) {
+    int fd;
+    int64_t bytes;
+    if (!take_fd(call, 0, &fd) || !take_number(call, 1, &bytes)) return misuse(env);
+    return number(env, fcntl(fd, F_SETPIPE_SZ, (int)bytes) < 0 ? -errno : 0);
+}
+FUNCTION(enlarge_pipe)
 
 // send(socket, bytes, descriptors): bytes sent.
 static napi_value send_message(struct call *call, napi_env env) {
@@ -463,6 +470,7 @@ NAPI_MODULE_INIT() {
         {"startSupervisor", js_start_supervisor},
         {"socketpair", js_socket_pair},
         {"pipe", js_make_pipe},
+        {"enlargePipe", js_enlarge_pipe},
         {"send", js_send_message},
         {"receive", js_receive_message},
         {"read", js_read_bytes},

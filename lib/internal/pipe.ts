@@ -18,8 +18,10 @@ const BUFFER_BYTES = 256 * 1024
 /** How often one that is ready is read before others have their turn. */
 const READS_MAX = 16
 
-// What a pipe holds: one that is full more seldom wakes its two ends more seldom.
-const PIPE_BYTES = 256 * 1024
+// From so many bytes at once, output is a flood: what follows is not waited for, but left to gather in a pipe of this
+// size, for a turn of a timer. Waking up for each of its small writes would cost more than reading them.
+const FLOOD_BYTES = 64 * 1024
+const FLOOD_PIPE_BYTES = 1024 * 1024
 
 // What one step of a stream carries: its cost is then shared by so many parts.
 const PARTS_MAX = 4
@@ -56,11 +58,20 @@ abstract class End {
     this.wake?.()
   }
 
+  /** Calls `wake` once the descriptor is ready; returns what cancels that, or -errno. */
+  protected whenReady(events: number): (wake: () => void) => (() => void) | number {
+    return (wake) => Loop.watch(this.fd, events, wake)
+  }
+
   /**
-   * Calls `attempt` once the descriptor is ready, or closed; returns what cancels it. Somebody who waits keeps the program
-   * alive, unless it is not `held`.
+   * Calls `attempt` once it is time to, or the descriptor is closed; returns what cancels it. Somebody who waits keeps the
+   * program alive, unless it is not `held`.
    */
-  protected wait(events: number, attempt: () => void, held = true): Effect.Effect<void> {
+  protected wait(
+    until: (wake: () => void) => (() => void) | number,
+    attempt: () => void,
+    held = true
+  ): Effect.Effect<void> {
     const done = (): void => {
       if (this.wake !== wake) return
       this.wake = undefined
@@ -73,7 +84,7 @@ abstract class End {
     }
     this.wake = wake
     if (held) Loop.retain()
-    const cancel = Loop.watch(this.fd, events, wake)
+    const cancel = until(wake)
     if (typeof cancel === "number") queueMicrotask(wake)
     return Effect.sync(done)
   }
@@ -99,6 +110,9 @@ export class Output extends End {
   private readonly container: string
   /** The last read took all that was there: the next one waits instead of asking, and finds more. */
   private emptied = false
+  /** How much has come since it was last waited for. */
+  private came = 0
+  private enlarged = false
 
   constructor(fd: number, container: string) {
     super(fd)
@@ -133,14 +147,25 @@ export class Output extends End {
         return
       }
       this.emptied = n < room
+      this.came += n
       if (!take(taken(n))) return
     }
   }
 
+  private gathered(wake: () => void): () => void {
+    // A refusal (pipe-user-pages-soft of pipe(7)) leaves the pipe as it is.
+    if (!this.enlarged) native().enlargePipe(this.fd, FLOOD_PIPE_BYTES)
+    this.enlarged = true
+    const timer = setTimeout(wake, 0)
+    return () => clearTimeout(timer)
+  }
+
   /** Calls `attempt` when there is more to read. */
   private more(attempt: () => void, held = true): Effect.Effect<void> {
+    const flood = held && this.came >= FLOOD_BYTES
+    this.came = 0
     return this.wait(
-      EPOLLIN,
+      flood ? (wake) => this.gathered(wake) : this.whenReady(EPOLLIN),
       () => {
         this.emptied = false
         attempt()
@@ -237,7 +262,7 @@ export class Input extends End {
           if (this.closed) return resume(Effect.void)
           const n = native().write(this.fd, bytes, at)
           if (n === -EAGAIN) {
-            cancel = this.wait(EPOLLOUT, attempt)
+            cancel = this.wait(this.whenReady(EPOLLOUT), attempt)
             return
           }
           if (n < 0) {
@@ -273,7 +298,7 @@ const VEOF = new Uint8Array([4])
 
 /** A pipe whose end numbered `ours` is Berth's; throws the errno where there can be none. */
 export const makePipe = (ours: 0 | 1): readonly [ours: number, theirs: number] => {
-  const [read, write] = native().pipe(ours, PIPE_BYTES)
+  const [read, write] = native().pipe(ours)
   if (read < 0) throw failed("pipe2", -read)
   return ours === 0 ? [read, write] : [write, read]
 }
