@@ -1,12 +1,10 @@
 /** Pulling and unpacking a large image from a registry on loopback, against the tools that do the same. */
 import { type ChildProcess, spawn } from "node:child_process"
 import * as fs from "node:fs"
+import { fileURLToPath } from "node:url"
 import { parseArgs } from "node:util"
-import * as NodeContext from "@effect/platform-node/NodeContext"
-import { Berth, Image } from "berth"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { makeDebianImage } from "./debianImage.ts"
 import {
@@ -65,22 +63,10 @@ const registry = (folder: string): Effect.Effect<string, Unmeasured, Scope.Scope
     })
   })
 
-/** In a process of its own, as the others are: pulls once, and prints how many bytes moved. */
-const once = (folder: string, reference: string): Effect.Effect<void> => {
-  const moved = new Map<string, number>()
-  return Image.pull(reference, { progress: ({ bytes, digest }) => moved.set(digest, bytes) }).pipe(
-    Effect.zipRight(
-      Effect.suspend(() => Console.log([...moved.values()].reduce((sum, bytes) => sum + bytes, 0)))
-    ),
-    Effect.provide(Layer.provide(Berth.layerWith({ folder }), NodeContext.layer)),
-    Effect.orDie
-  )
-}
-
 const onceArguments = (folder: string, reference: string): ReadonlyArray<string> => [
-  ...process.execArgv,
-  process.argv[1]!,
-  ...["pull", "--once", folder, reference]
+  fileURLToPath(new URL("pullOnce.mjs", import.meta.url)),
+  folder,
+  reference
 ]
 
 const kilobytes = (pid: string): number => {
@@ -130,48 +116,54 @@ const peakUsage = (folder: string, reference: string): Effect.Effect<Usage, Unme
     })
   })
 
-const emptied = (folder: string): Effect.Effect<void> =>
-  Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
-
-/** Each into an empty store, with what the last one has written on disk. */
+/**
+ * Each into an empty folder, with what the last one has written on disk. Nothing is removed before the end: for minutes
+ * ext4 looks at each inode that was freed whenever it makes one, which would cost all of them the same, and most of
+ * their time.
+ */
 const contender = (
   name: string,
   folder: string,
-  commands: ReadonlyArray<ReadonlyArray<string>>
-): Contender => ({
-  name,
-  run: Effect.gen(function* () {
-    yield* capture("sync", [])
-    const elapsed = yield* timed(
-      Effect.forEach(commands, ([command = "", ...args]) => capture(command, args), { discard: true })
-    )
-    if (name === "podman pull") yield* capture("podman", [...podman(folder), "system", "reset", "--force"])
-    yield* emptied(folder)
-    return elapsed
-  })
-})
+  commands: (folder: string) => ReadonlyArray<ReadonlyArray<string>>
+): Contender => {
+  let round = 0
+  return {
+    name,
+    run: Effect.gen(function* () {
+      const own = `${folder}/${round++}`
+      fs.mkdirSync(own, { recursive: true })
+      yield* capture("sync", [])
+      return yield* timed(
+        Effect.forEach(commands(own), ([command = "", ...args]) => capture(command, args), { discard: true })
+      )
+    })
+  }
+}
 
 const podman = (folder: string): ReadonlyArray<string> => [
   ...["--root", `${folder}/root`, "--runroot", `${folder}/run`],
   ...["--storage-driver", "overlay"]
 ]
 
+/** Podman's folders are podman's to remove. */
+const podmanFolder = (folder: string): Effect.Effect<string, never, Scope.Scope> =>
+  Effect.acquireRelease(Effect.succeed(folder), () =>
+    Effect.forEach(fs.existsSync(folder) ? fs.readdirSync(folder) : [], (round) =>
+      Effect.ignore(capture("podman", [...podman(`${folder}/${round}`), "system", "reset", "--force"]))
+    )
+  )
+
 // Debian's umoci knows gzip only, so it has the same image in gzip throughout.
 const others = (folder: string, reference: string): ReadonlyArray<Contender> => [
-  contender("podman pull", `${folder}/podman`, [
-    ["podman", ...podman(`${folder}/podman`), "pull", "-q", "--tls-verify=false", reference]
+  contender("podman pull", `${folder}/podman`, (own) => [
+    ["podman", ...podman(own), "pull", "-q", "--tls-verify=false", reference]
   ]),
-  contender("skopeo copy + umoci unpack, all gzip", `${folder}/umoci`, [
-    ["mkdir", "-p", `${folder}/umoci`],
+  contender("skopeo copy + umoci unpack, all gzip", `${folder}/umoci`, (own) => [
     [
-      "skopeo",
-      "copy",
-      "-q",
-      "--src-tls-verify=false",
-      `docker://${reference}-gzip`,
-      `oci:${folder}/umoci/layout:image`
+      ...["skopeo", "copy", "-q", "--src-tls-verify=false"],
+      ...[`docker://${reference}-gzip`, `oci:${own}/layout:image`]
     ],
-    ["umoci", "unpack", "--image", `${folder}/umoci/layout:image`, `${folder}/umoci/bundle`]
+    ["umoci", "unpack", "--image", `${own}/layout:image`, `${own}/bundle`]
   ])
 ]
 
@@ -192,11 +184,11 @@ const measure = (rounds: number) =>
         ...["copy", "-q", "--dest-tls-verify=false"],
         ...[`oci:${folder}/layout:${tag}`, `docker://${host}/bench:${tag}`]
       ])
-    const own = `${folder}/berth`
     const reference = `${host}/bench:image`
+    yield* podmanFolder(`${folder}/podman`)
     const { samples, skipped } = yield* interleave(
       [
-        contender(BERTH, own, [[process.execPath, ...onceArguments(own, reference)]]),
+        contender(BERTH, `${folder}/berth`, (own) => [[process.execPath, ...onceArguments(own, reference)]]),
         ...others(folder, reference)
       ],
       { rounds, warmups: 1 }
@@ -214,6 +206,7 @@ const measure = (rounds: number) =>
         ])
       ])
     )
+    const own = `${folder}/berth/last`
     const peak = yield* peakUsage(own, reference)
     const parts = [...peak].map(([name, bytes]) => `${name} ${(bytes / 1e6).toFixed(0)}`)
     const moved = Number(yield* capture(process.execPath, onceArguments(own, `${host}/bench:other`)))
@@ -239,12 +232,6 @@ const measure = (rounds: number) =>
   })
 
 export const pull = (args: ReadonlyArray<string>): Effect.Effect<void> => {
-  const { positionals, values } = parseArgs({
-    args: [...args],
-    allowPositionals: true,
-    options: { rounds: { type: "string", default: "5" }, once: { type: "boolean", default: false } }
-  })
-  return values.once
-    ? once(positionals[0]!, positionals[1]!)
-    : Effect.orDie(Effect.scoped(measure(Number(values.rounds))))
+  const { values } = parseArgs({ args: [...args], options: { rounds: { type: "string", default: "5" } } })
+  return Effect.orDie(Effect.scoped(measure(Number(values.rounds))))
 }
