@@ -109,14 +109,15 @@ static int append(char *page, size_t *length, const char *text) {
 }
 
 // Before Linux 6.5: one page of options for mount(2), in which descriptors stand for paths so that a hundred layers
-// fit and ':' ',' '\\' in a path mean nothing. It has to be attached somewhere: over its own lowest layer, in this
-// process's own mount namespace, from where a detached copy is taken.
+// fit and ':' ',' '\\' in a path mean nothing. It has to be attached somewhere: over its own work folder, or over its
+// lowest layer where nothing is writable, in this process's own mount namespace, from where a detached copy is taken.
+// Never over "/", which a path would still not lead onto.
 static int overlay_by_page(const union field *lower, const char *upper, const char *work, const union field *options,
                            unsigned attributes, struct failure *failure) {
     __attribute__((cleanup(unpin))) struct pins pins;
     char page[PAGE], name[32];
     size_t length = 0;
-    const char *bottom = lower->l.items[lower->l.count - 1];
+    const char *at = *upper ? work : lower->l.items[lower->l.count - 1];
     const char *writable[2][2] = {{",upperdir=", upper}, {",workdir=", work}};
 
     pins.count = 0;
@@ -131,9 +132,9 @@ static int overlay_by_page(const union field *lower, const char *upper, const ch
     for (size_t k = 0; k < options->l.count; k++)
         if (append(page, &length, ",") < 0 || append(page, &length, options->l.items[k]) < 0) return fail(failure, "mount");
     // MOUNT_ATTR_RDONLY, NOSUID, NODEV and NOEXEC have the values of MS_RDONLY and its siblings.
-    if (sys_mount("overlay", bottom, "overlay", attributes & 0xf, page) < 0) return fail(failure, "mount");
-    cleanup_close int mount = mount_clone(bottom, 0, 0, failure);
-    if (sys_umount2(bottom, MNT_DETACH) < 0) return fail(failure, "umount2");
+    if (sys_mount("overlay", at, "overlay", attributes & 0xf, page) < 0) return fail(failure, "mount");
+    cleanup_close int mount = mount_clone(at, 0, 0, failure);
+    if (sys_umount2(at, MNT_DETACH) < 0) return fail(failure, "umount2");
     return steal_fd(&mount);
 }
 
@@ -166,5 +167,14 @@ int mount_overlay_memory(const union field *lower, unsigned mode, const union fi
     memcpy(work, upper, length);
     memcpy(upper + length, "/upper", sizeof "/upper");
     memcpy(work + length, "/work", sizeof "/work");
-    return mount_overlay(lower, upper, work, options, attributes, failure);
+    int mount = mount_overlay(lower, upper, work, options, attributes, failure);
+    if (mount >= 0 || failure->error != EINVAL) return mount;
+    // Before Linux 6.15 overlayfs takes no folder of a detached mount (clone_private_mount), so the tmpfs is attached for
+    // as long as it takes, in this process's own mount namespace.
+    struct failure first = *failure;
+    if (sys_move_mount(memory, "", AT_FDCWD, "/dev", MOVE_MOUNT_F_EMPTY_PATH) < 0) return -1;
+    mount = mount_overlay(lower, upper, work, options, attributes, failure);
+    sys_umount2("/dev", MNT_DETACH);
+    if (mount < 0) *failure = first;
+    return mount;
 }

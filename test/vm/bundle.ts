@@ -1,0 +1,49 @@
+/**
+ * The checkout's TypeScript as JavaScript, with npm's packages in it. The emulated CPU takes half a minute to load what
+ * the tests import module by module, and two seconds for these.
+ */
+import * as fs from "node:fs"
+import * as path from "node:path"
+import { build, type Plugin } from "esbuild"
+
+/** Each module goes on knowing where its source is: a chunk holds several of them. */
+const sourceUrls = (from: string, to: string): Plugin => ({
+  name: "source-urls",
+  setup: ({ onLoad }) => {
+    onLoad({ filter: /\.ts$/ }, async ({ path: file }) => {
+      const text = await fs.promises.readFile(file, "utf8")
+      const url = JSON.stringify(`file://${to}/${path.relative(from, file)}`)
+      return { loader: "ts", contents: text.replaceAll("import.meta.url", url) }
+    })
+  }
+})
+
+/**
+ * Writes to `out` each of these files of the checkout at its own place, with `.js` for `.ts`, and what they share into
+ * `chunks`. `at` is where the checkout will be in the machine.
+ */
+export const bundle = async (
+  checkout: string,
+  files: ReadonlyArray<string>,
+  at: string,
+  out: string
+): Promise<void> => {
+  await build({
+    absWorkingDir: checkout,
+    entryPoints: [...files],
+    outbase: checkout,
+    outdir: out,
+    chunkNames: "chunks/[hash]",
+    bundle: true,
+    splitting: true,
+    format: "esm",
+    platform: "node",
+    target: "node20",
+    // What packages of CommonJS call to have Node's own modules.
+    banner: {
+      js: 'import { createRequire as $createRequire } from "node:module"; const require = $createRequire(import.meta.url);'
+    },
+    plugins: [sourceUrls(checkout, at)],
+    logLevel: "error"
+  })
+}

@@ -1,0 +1,41 @@
+/** The checkout as a disk of the machine: a tar, which is read straight from it. */
+import { execFileSync } from "node:child_process"
+import * as fs from "node:fs"
+import { fileURLToPath } from "node:url"
+import { bundle } from "./bundle.ts"
+
+export const checkout: string = fileURLToPath(new URL("../..", import.meta.url)).replace(/\/$/, "")
+
+/** What is started by itself in the machine. */
+const isProgram = (file: string): boolean =>
+  /^test\/[^/]+\.test\.ts$|^test\/support\/[^/]+\.ts$/.test(file) || file === "test/vm/failing.ts"
+
+/**
+ * Packs what git tracks or would track, the native build, the programs bundled, and these files on top. `folder` is for
+ * what is made on the way.
+ */
+export const pack = async (
+  tar: string,
+  folder: string,
+  extra: Readonly<Record<string, string>>
+): Promise<void> => {
+  const listed = execFileSync("git", ["ls-files", "-z", "--cached", "--others", "--exclude-standard"], {
+    cwd: checkout,
+    encoding: "utf8",
+    maxBuffer: 2 ** 26
+  })
+  const files = listed.split("\0").filter((file) => file !== "" && fs.existsSync(`${checkout}/${file}`))
+  const out = `${folder}/out`
+  await bundle(checkout, files.filter(isProgram), "/berth", out)
+  const tsx = `${out}/node_modules/tsx`
+  fs.mkdirSync(tsx, { recursive: true })
+  fs.copyFileSync(`${checkout}/test/vm/guest/tsx.mjs`, `${tsx}/index.mjs`)
+  fs.writeFileSync(`${tsx}/package.json`, JSON.stringify({ name: "tsx", exports: "./index.mjs" }))
+  for (const [name, content] of Object.entries(extra)) fs.writeFileSync(`${out}/${name}`, content)
+  // What comes later in a tar wins.
+  const owner = ["--owner=0", "--group=0", "--mode=u=rwX,go=rX"]
+  execFileSync("tar", [...owner, "-cf", tar, "-C", checkout, "--null", "--no-recursion", "-T", "-"], {
+    input: files.join("\0")
+  })
+  execFileSync("tar", [...owner, "-rf", tar, "-C", checkout, "native/build", "-C", out, "."])
+}

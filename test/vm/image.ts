@@ -1,0 +1,103 @@
+/** The virtual machine's kernel and root, made of Debian's packages and cached. */
+import { spawnSync } from "node:child_process"
+import { createHash } from "node:crypto"
+import * as fs from "node:fs"
+import * as os from "node:os"
+import { checkout } from "./checkout.ts"
+
+const here = `${checkout}/test/vm`
+const cache = `${process.env.XDG_CACHE_HOME ?? `${os.homedir()}/.cache`}/berth-vm`
+
+const KERNEL = "linux-image-cloud-amd64"
+
+/** What the tests and the native part need in there, beside what Debian calls essential. */
+const PACKAGES = [
+  ...["systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "kmod", "iproute2", "procps"],
+  ...["uidmap", "apparmor", "busybox-static", "umoci", "zstd"],
+  ...["libarchive13", "libseccomp2", "libisal2", "libzstd1", "libssl3", "libstdc++6"]
+]
+
+const say = (line: string): void => console.log(`vm: ${line}`)
+
+const run = (command: string, args: ReadonlyArray<string>): void => {
+  const { status, error } = spawnSync(command, args, { stdio: ["ignore", "inherit", "inherit"] })
+  if (status !== 0)
+    throw new Error(
+      `${command} ended with ${error?.message ?? status}: it is part of making the machine's disks`
+    )
+}
+
+const read = (path: string): string => fs.readFileSync(path, "utf8")
+
+const codename = (): string => /^VERSION_CODENAME=(\w+)$/m.exec(read("/etc/os-release"))?.[1] ?? "stable"
+
+/** The kernel's version as far as apt's lists on this machine tell, so that a newer one makes a new root. */
+const kernelVersion = (): string =>
+  spawnSync("apt-cache", ["policy", KERNEL], { encoding: "utf8" }).stdout?.match(/Candidate: (.*)/)?.[1] ?? ""
+
+const WEEK_MILLIS = 7 * 24 * 60 * 60 * 1000
+
+const forgetOld = (): void => {
+  for (const name of fs.readdirSync(cache)) {
+    const used = fs.statSync(`${cache}/${name}`, { throwIfNoEntry: false })?.mtimeMs ?? Date.now()
+    if (used < Date.now() - WEEK_MILLIS) fs.rmSync(`${cache}/${name}`, { recursive: true, force: true })
+  }
+}
+
+/** The folder that `make` has filled for these inputs, now or in an earlier run. */
+const cached = (name: string, inputs: ReadonlyArray<string>, make: (folder: string) => void): string => {
+  const key = createHash("sha256").update(JSON.stringify(inputs)).digest("hex").slice(0, 16)
+  const folder = `${cache}/${name}-${key}`
+  if (!fs.existsSync(folder)) {
+    fs.mkdirSync(cache, { recursive: true })
+    forgetOld()
+    const start = Date.now()
+    const made = fs.mkdtempSync(`${cache}/making-${name}-`)
+    try {
+      make(made)
+      // Another run may have been faster.
+      if (!fs.existsSync(folder)) fs.renameSync(made, folder)
+    } finally {
+      fs.rmSync(made, { recursive: true, force: true })
+    }
+    say(`made ${folder} in ${Math.round((Date.now() - start) / 1000)} s`)
+  }
+  const now = new Date()
+  fs.utimesSync(folder, now, now)
+  return folder
+}
+
+/** A file system of what is in a folder, made without mounting anything. It needs no journal: it is never used twice. */
+const makeDisk = (from: string, disk: string, size: string): void => {
+  run("truncate", ["--size", size, disk])
+  run("mke2fs", ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", "nodiscard", "-d", from, disk])
+}
+
+/** The folder with `vmlinuz` and `root.img`. */
+export const root = (): string =>
+  cached(
+    "root",
+    [
+      KERNEL,
+      kernelVersion(),
+      codename(),
+      process.version,
+      ...PACKAGES,
+      read(`${here}/customize`),
+      read(`${here}/guest/init`)
+    ],
+    (folder) => {
+      say(`making the root from ${codename()}'s packages`)
+      run("mmdebstrap", [
+        ...["--quiet", "--variant=essential", `--include=${PACKAGES.join(",")}`],
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        `--customize-hook=${here}/customize "$1" ${KERNEL} ${process.execPath} ${folder}`,
+        codename(),
+        `${folder}/root`
+      ])
+      makeDisk(`${folder}/root`, `${folder}/root.img`, "4G")
+      fs.rmSync(`${folder}/root`, { recursive: true })
+    }
+  )

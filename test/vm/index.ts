@@ -1,0 +1,52 @@
+/** `npm run test:vm [-- [--mode MODE[,MODE]] [--limit SECONDS] [FILE ...]]`: tests on a kernel of Debian's, under QEMU. */
+import { parseArgs } from "node:util"
+import { boot } from "./machine.ts"
+import { outcome } from "./report.ts"
+import { type Mode, modes, suites } from "./suites.ts"
+
+const usage = `usage: npm run test:vm [-- [--mode MODE[,MODE]] [--limit SECONDS] [FILE ...]]
+
+  bare     a shell as pid 1, and cgroup version 2 as the kernel gives it
+  systemd  a unit of systemd's with Delegate=yes
+  user     an unprivileged user's session below systemd
+`
+
+const { values, positionals: files } = parseArgs({
+  allowPositionals: true,
+  options: { mode: { type: "string", default: modes.join(",") }, limit: { type: "string", default: "300" } }
+})
+const asked = values.mode.split(",")
+if (!asked.every((mode): mode is Mode => modes.some((known) => known === mode))) {
+  console.error(usage)
+  process.exit(2)
+}
+
+const filesOf = (mode: Mode): string => `${(files.length > 0 ? files : suites[mode]).join("\n")}\n`
+
+/** One boot, for the modes that share a first process. */
+const run = async (init: "bare" | "systemd", wanted: ReadonlyArray<Mode>): Promise<boolean> => {
+  if (wanted.length === 0) return true
+  const start = Date.now()
+  const extra = Object.fromEntries(wanted.map((mode) => [`vm-files-${mode}`, filesOf(mode)]))
+  const ended = await boot({ "vm-init": `${init}\n`, ...extra }, Number(values.limit) * 1000)
+  const outcomes = wanted.map((mode) => ({ mode, ...outcome(ended.output, mode) }))
+  console.log(`\nvm: ${init}: ${Math.round((Date.now() - start) / 1000)} s`)
+  for (const { mode, passed, failed, skipped, problem } of outcomes) {
+    if (problem !== undefined) console.error(`vm: ${mode} FAILED: ${problem}`)
+    console.log(`${mode}: ${passed} passed, ${failed} failed, ${skipped} skipped`)
+  }
+  if (ended.late) console.error(`vm: the machine was ended after ${values.limit} s; --limit gives it more`)
+  const lost = ended.late || outcomes.some(({ problem }) => problem?.startsWith("the machine"))
+  if (lost) console.error(`vm: the console's last lines:\n${ended.console}`)
+  return !ended.late && outcomes.every(({ problem }) => problem === undefined)
+}
+
+const bare = await run(
+  "bare",
+  asked.filter((mode) => mode === "bare")
+)
+const systemd = await run(
+  "systemd",
+  asked.filter((mode) => mode !== "bare")
+)
+process.exitCode = bare && systemd ? 0 : 1

@@ -1,0 +1,64 @@
+/** One virtual machine: booted, listened to until it powers off, and ended when that takes too long. */
+import { spawn } from "node:child_process"
+import * as fs from "node:fs"
+import * as os from "node:os"
+import { pack } from "./checkout.ts"
+import { root } from "./image.ts"
+
+export interface Ended {
+  /** What came from the second serial port. */
+  readonly output: string
+  /** The end of what the kernel and the first process said. */
+  readonly console: string
+  /** Whether it was ended for taking too long. */
+  readonly late: boolean
+}
+
+const disk = (file: string, id: string, options = ""): ReadonlyArray<string> => [
+  ...["-drive", `file=${file},if=none,id=${id},format=raw,cache=unsafe${options}`],
+  ...["-device", `nvme,drive=${id},serial=${id}`]
+]
+
+// Debian's cloud kernel has NVMe and ext4 built in: it needs no initial RAM disk.
+const command = (folder: string): ReadonlyArray<string> => {
+  const base = root()
+  return [
+    ...["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"],
+    ...["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"],
+    ...["-kernel", `${base}/vmlinuz`, "-append"],
+    [
+      ...["root=/dev/nvme0n1", "rw", "init=/usr/sbin/berth-init", "console=ttyS0", "quiet", "panic=-1"],
+      ...["mitigations=off", "apparmor=1", "security=apparmor", "systemd.show_status=1"]
+    ].join(" "),
+    ...disk(`${base}/root.img`, "root", ",snapshot=on"),
+    ...disk(`${folder}/checkout.tar`, "checkout", ",readonly=on"),
+    ...["-serial", `file:${folder}/console`, "-chardev", "stdio,id=out,signal=off", "-serial", "chardev:out"]
+  ]
+}
+
+/** Boots a machine with these files on top of the checkout; what it says is also printed as it comes. */
+export const boot = async (extra: Readonly<Record<string, string>>, limitMillis: number): Promise<Ended> => {
+  const folder = fs.mkdtempSync(`${os.tmpdir()}/berth-vm-`)
+  try {
+    await pack(`${folder}/checkout.tar`, folder, extra)
+    const machine = spawn("qemu-system-x86_64", command(folder), { stdio: ["ignore", "pipe", "inherit"] })
+    let output = ""
+    let late = false
+    const limit = setTimeout(() => {
+      late = true
+      machine.kill("SIGKILL")
+    }, limitMillis)
+    machine.stdout.setEncoding("utf8").on("data", (text: string) => {
+      output += text
+      process.stdout.write(text.replaceAll("\r", ""))
+    })
+    try {
+      await new Promise<void>((resolve, reject) => machine.on("error", reject).on("close", () => resolve()))
+    } finally {
+      clearTimeout(limit)
+    }
+    return { output, console: fs.readFileSync(`${folder}/console`, "utf8").slice(-4000), late }
+  } finally {
+    fs.rmSync(folder, { recursive: true, force: true })
+  }
+}

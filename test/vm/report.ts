@@ -1,0 +1,39 @@
+/** What the machine says on its second serial port: for each mode, node's test runner between two lines. */
+
+export interface Outcome {
+  readonly passed: number
+  readonly failed: number
+  readonly skipped: number
+  /** Why the mode counts as failed, if so. */
+  readonly problem: string | undefined
+}
+
+const total = (lines: ReadonlyArray<string>, name: string): number =>
+  lines.reduce((sum, line) => sum + Number(new RegExp(`^[#ℹ] ${name} (\\d+)$`).exec(line)?.[1] ?? 0), 0)
+
+/**
+ * How a mode ended. It has failed when a test has, when the runner's exit code says so, when no test was run to its end
+ * (a skipped one was not), and when the output stops before the runner has.
+ */
+export const outcome = (output: string, mode: string): Outcome => {
+  const lines = output.split(/\r*\n/)
+  const begin = lines.indexOf(`== berth-vm begin ${mode}`)
+  const end = lines.findIndex((line) => line.startsWith(`== berth-vm end ${mode} `))
+  const between = begin < 0 ? [] : lines.slice(begin + 1, end < 0 ? undefined : end)
+  const passed = total(between, "pass")
+  const failed = total(between, "fail") + total(between, "cancelled")
+  const code = lines[end]?.split(" ").at(-1)
+  const problem =
+    begin < 0
+      ? "the machine ended before its tests began"
+      : code === undefined
+        ? "the machine ended before its tests did"
+        : failed > 0
+          ? `${failed} failed`
+          : code !== "0"
+            ? `the test runner ended with exit code ${code}`
+            : passed === 0
+              ? "no test was run"
+              : undefined
+  return { passed, failed, skipped: total(between, "skipped"), problem }
+}

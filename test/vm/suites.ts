@@ -1,0 +1,10 @@
+/** Which tests are run in the virtual machine, by mode. */
+export type Mode = "bare" | "systemd" | "user"
+
+export const modes: ReadonlyArray<Mode> = ["bare", "systemd", "user"]
+
+export const suites: Readonly<Record<Mode, ReadonlyArray<string>>> = {
+  bare: ["test/Cgroup.test.ts", "test/Container.test.ts"],
+  systemd: ["test/Cgroup.test.ts", "test/Container.test.ts"],
+  user: ["test/Berth.test.ts"]
+}
