@@ -232,7 +232,9 @@ export class ContainerError extends Schema.TaggedError<ContainerError>("berth/Be
       /** Two readers for one stream. */
       "AlreadyRead",
       /** It was started without a cgroup of its own. */
-      "NoCgroup"
+      "NoCgroup",
+      /** It is paused: what is started in it would stand still as well. */
+      "Paused"
     ),
     /** The container's id. */
     container: Schema.String,
@@ -241,6 +243,52 @@ export class ContainerError extends Schema.TaggedError<ContainerError>("berth/Be
 ) {
   override get message(): string {
     return `container ${this.container}: ${this.detail}`
+  }
+}
+
+/**
+ * A cgroup cannot be made, limited, read or waited on in this way. Nothing is left out in silence: where a tree cannot
+ * hold to a limit, the limit is an error.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CgroupError extends Schema.TaggedError<CgroupError>("berth/BerthError/CgroupError")(
+  "CgroupError",
+  {
+    reason: Schema.Literal(
+      /** The kernel has the controller, and no hierarchy that is mounted has it. */
+      "NotMounted",
+      /** The controller is in a hierarchy of version 1, which cannot do this. */
+      "BoundToV1",
+      /** Version 2 has the controller, and does not pass it on to the cgroup's place; or the place is somebody else's. */
+      "NotDelegated",
+      /** The kernel was built without it. */
+      "NotInKernel",
+      /** More than the new limit is in use, and cannot be reclaimed. */
+      "InUse",
+      /** Version 2 has processes either in a cgroup or in those below it that have controllers of their own. */
+      "HasProcesses",
+      /** The cgroup is not there any more: its scope has closed, or somebody else has removed it. */
+      "Gone",
+      /** The tree is mounted read-only. */
+      "ReadOnly",
+      /** The kernel does not take the value. */
+      "Refused"
+    ),
+    /** `memory`, `cpu`, `cpuset`, `pids`, `io`, `hugetlb`, `devices`, `freezer`, `rdma`, `misc`, `pressure`; or `cgroup`. */
+    controller: Schema.String,
+    /** The file or folder. */
+    path: Schema.String,
+    /** The error number that the kernel gave, 0 where it was not asked. */
+    errno: Schema.Int,
+    /** What is wrong, and what to do about it. */
+    detail: Schema.String
+  }
+) {
+  override get message(): string {
+    const why = this.errno === 0 ? "" : ` (${errnoName(this.errno)})`
+    return `cgroup controller ${this.controller}: ${this.path}: ${this.detail}${why}`
   }
 }
 
@@ -324,6 +372,7 @@ export type BerthError =
   | RegistryError
   | SupervisorError
   | ContainerError
+  | CgroupError
   | NonZeroExit
   | WaitFailed
 
@@ -336,6 +385,7 @@ const classes = [
   RegistryError,
   SupervisorError,
   ContainerError,
+  CgroupError,
   NonZeroExit,
   WaitFailed
 ]

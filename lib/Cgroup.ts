@@ -4,17 +4,29 @@
  *
  * @since 0.1.0
  */
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
 import * as Inspectable from "effect/Inspectable"
+import { type Pipeable, pipeArguments } from "effect/Pipeable"
 import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
+import type * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
-import { Unsupported } from "./BerthError.ts"
+import type { Limits } from "./CgroupLimits.ts"
+import type { MemoryEvents, PidsEvents, Pressure, Stats } from "./CgroupStats.ts"
 import { attempt } from "./internal/attempt.ts"
 import * as internal from "./internal/cgroup.ts"
+import * as events from "./internal/cgroupEvents.ts"
+import * as measuring from "./internal/cgroupMetrics.ts"
+import { readStats } from "./internal/cgroupStats.ts"
+import * as freezer from "./internal/freezer.ts"
 import { scopedUnit } from "./internal/unit.ts"
 import * as Plan from "./Plan.ts"
+
+export type * from "./CgroupLimits.ts"
+export type * from "./CgroupStats.ts"
 
 /**
  * @since 0.1.0
@@ -29,63 +41,15 @@ export const TypeId: unique symbol = Symbol.for("berth/Cgroup")
 export type TypeId = typeof TypeId
 
 /**
- * What a cgroup may use. What is left out is not limited.
- *
- * @since 0.1.0
- * @category models
- */
-export interface Limits {
-  /**
-   * Memory, page cache included, in bytes or as text with a unit: `"256MiB"`, `"1.5GB"`, `"64m"` (Docker's form, of
-   * 1024). Swap is not given on top. Past it, the kernel's OOM killer ends processes in the cgroup.
-   */
-  readonly memory?: number | string | undefined
-  /** CPUs, 0.01 or more: 0.5 is half of one CPU's time, in periods of 100 ms. */
-  readonly cpus?: number | undefined
-  /** Processes and threads at one time; one more makes fork(2) fail with EAGAIN. */
-  readonly pids?: number | undefined
-}
-
-/**
- * What a cgroup uses, read at once. A value that this tree cannot give is undefined.
- *
- * @since 0.1.0
- * @category models
- */
-export interface Stats {
-  readonly memory: {
-    /** Bytes in use now. */
-    readonly current: number | undefined
-    /** The most bytes that were in use. */
-    readonly peak: number | undefined
-    /** The limit in bytes, undefined where there is none. */
-    readonly limit: number | undefined
-    /** Processes that the OOM killer has ended. */
-    readonly oomKills: number | undefined
-  }
-  readonly cpu: {
-    /** CPU time used, in microseconds. */
-    readonly usageMicros: number | undefined
-    /** Periods in which it was held back, and for how long in all, in microseconds. */
-    readonly throttledPeriods: number | undefined
-    readonly throttledMicros: number | undefined
-  }
-  readonly pids: {
-    readonly current: number | undefined
-    readonly limit: number | undefined
-  }
-}
-
-/**
  * A cgroup: a folder in each hierarchy that the tree has for it, removed when its scope closes, with all that is in it.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Cgroup extends Inspectable.Inspectable {
+export interface Cgroup extends Pipeable, Inspectable.Inspectable {
   readonly [TypeId]: TypeId
   readonly name: string
-  /** Its folders by hierarchy. */
+  /** Its folders by hierarchy; more come with the controllers that are used. */
   readonly folders: ReadonlyArray<Folder>
 }
 
@@ -96,7 +60,7 @@ export interface Cgroup extends Inspectable.Inspectable {
 export interface Folder {
   readonly version: 1 | 2
   readonly path: string
-  /** The controllers that are in this hierarchy. */
+  /** What it limits, counts and controls, by version 2's names. */
   readonly controllers: ReadonlyArray<string>
 }
 
@@ -105,6 +69,10 @@ const Proto = {
   ...Inspectable.BaseProto,
   toJSON(this: Cgroup) {
     return { _id: "Cgroup", name: this.name, folders: this.folders }
+  },
+  pipe() {
+    // biome-ignore lint/complexity/noArguments: this is how Effect's handles pipe
+    return pipeArguments(this, arguments)
   }
 }
 
@@ -119,22 +87,85 @@ export const unsafeMake = (name: string, folders: ReadonlyArray<Folder>): Cgroup
   Object.assign(Object.create(Proto), { name, folders })
 
 /**
+ * What there can be too little of.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Resource = "cpu" | "memory" | "io"
+
+/**
+ * A duration as Effect has them, or as `"150ms"`, `"1s"`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Time = Duration.DurationInput | `${number}us` | `${number}ms` | `${number}s`
+
+/**
+ * When to tell of pressure: either `some` or `full`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface PressureOptions {
+  /** For how long in a window at least one process has to have waited. */
+  readonly some?: Time | undefined
+  /** For how long all of them have to have waited at once. */
+  readonly full?: Time | undefined
+  /** From 500 ms to 10 s; without CAP_SYS_RESOURCE a multiple of 2 s. Default 1 s. */
+  readonly window?: Time | undefined
+}
+
+const makeBelow = (
+  limits: Limits,
+  above: ReadonlyArray<Folder>
+): Effect.Effect<Cgroup, BerthError, Berth | Scope.Scope> =>
+  Effect.flatMap(Berth, (berth) => {
+    const id = berth.supervisor.nextId()
+    const name = internal.nameOf(berth.supervisor.folder, id)
+    return Effect.flatMap(
+      attempt(() => internal.operations(limits, name, above)),
+      ({ create, folders }) => {
+        const cgroup = unsafeMake(name, folders)
+        const plan = Plan.make(create)
+        return Effect.flatMap(Effect.scope, (scope) =>
+          scopedUnit(berth, id, `cgroup ${name}`, plan, {}).pipe(
+            Effect.mapError(internal.explain(plan)),
+            Effect.map(() => {
+              internal.own(cgroup, { berth, scope, process: undefined })
+              return cgroup
+            })
+          )
+        )
+      }
+    )
+  })
+
+/**
  * A cgroup with these limits, empty so far, below the cgroup of this process. Closing the scope kills what is in it.
  *
- * Fails with `InvalidOption` for a limit that cannot be read, `Unsupported` for a controller that the tree lacks,
- * `OperationFailed` where the kernel refuses a value.
+ * Fails with `InvalidOption` for a limit that cannot be read or names what this machine does not have, and with
+ * `CgroupError` for a controller that the tree lacks or that cannot do it, and for what the kernel refuses.
  *
  * @since 0.1.0
  * @category constructors
  */
 export const make = (limits: Limits = {}): Effect.Effect<Cgroup, BerthError, Berth | Scope.Scope> =>
-  Effect.flatMap(Berth, (berth) => {
-    const id = berth.supervisor.nextId()
-    const made = attempt(() => operations(limits, internal.nameOf(berth.supervisor.folder, id)))
-    return Effect.flatMap(made, ({ cgroup, create }) =>
-      Effect.as(scopedUnit(berth, id, `cgroup ${cgroup.name}`, Plan.make(create), {}), cgroup)
-    )
-  }).pipe(Effect.withSpan("berth.Cgroup.make"))
+  makeBelow(limits, []).pipe(Effect.withSpan("berth.Cgroup.make"))
+
+/**
+ * A cgroup in another, whose limits hold for all that are in it together. On version 2 the other one can have no processes
+ * of its own then: `CgroupError` with `HasProcesses`. On version 1 it is in the other as far as that has the controller.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const makeIn = (
+  parent: Cgroup,
+  limits: Limits = {}
+): Effect.Effect<Cgroup, BerthError, Berth | Scope.Scope> =>
+  Effect.suspend(() => makeBelow(limits, parent.folders)).pipe(Effect.withSpan("berth.Cgroup.makeIn"))
 
 /**
  * A cgroup of this name and the operations that make and limit it; throws.
@@ -145,30 +176,156 @@ export const operations = (
   limits: Limits,
   name: string
 ): { readonly cgroup: Cgroup; readonly create: ReadonlyArray<Plan.Operation> } => {
-  const parsed = internal.parseLimits(limits)
-  const tree = internal.tree()
-  for (const controller of internal.needed(parsed)) {
-    if (tree.controllers[controller] !== undefined) continue
-    throw new Unsupported({
-      feature: `cgroup controller ${controller}`,
-      why: tree.missing(controller),
-      hint: "Leave the limit out, or have the controller mounted or delegated (cgroups(7))"
-    })
-  }
-  const folders = internal.folders(tree, name)
-  const create = folders.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path }))
-  return { cgroup: unsafeMake(name, folders), create: [...create, ...internal.writes(folders, parsed)] }
+  const { create, folders } = internal.operations(limits, name)
+  return { cgroup: unsafeMake(name, folders), create }
 }
+
+// Of version 2 a process is in one place, the last that there is.
+const isEntered = (folder: Folder, index: number, all: ReadonlyArray<Folder>): boolean =>
+  folder.version === 1 || !all.some((other, at) => other.version === 2 && at > index)
 
 /** @internal */
 export const joins = (cgroup: Cgroup): ReadonlyArray<Plan.Operation> =>
-  cgroup.folders.map((folder) => ({ op: "cgroup-join", path: folder.path, version: folder.version }))
+  cgroup.folders
+    .filter(isEntered)
+    .map((folder) => ({ op: "cgroup-join", path: folder.path, version: folder.version }))
 
 /**
- * What the cgroup uses now.
+ * Changes limits while processes run; what is left out stays, and `"max"` takes a limit away. A controller that the cgroup
+ * was made without is added.
+ *
+ * Fails as `make` does, and with `CgroupError`: `InUse` where more memory is in use and cannot be reclaimed, `Gone`. Limits
+ * are set one after the other: those before the one that failed are set then.
+ *
+ * @since 0.1.0
+ * @category limits
+ */
+export const update: {
+  (limits: Limits): (cgroup: Cgroup) => Effect.Effect<void, BerthError>
+  (cgroup: Cgroup, limits: Limits): Effect.Effect<void, BerthError>
+} = dual(2, (cgroup: Cgroup, limits: Limits) =>
+  internal.update(cgroup, limits).pipe(Effect.withSpan("berth.Cgroup.update"))
+)
+
+/**
+ * The processes in it and in those below it, as the host numbers them.
+ *
+ * @since 0.1.0
+ * @category processes
+ */
+export const processes = (cgroup: Cgroup): Effect.Effect<ReadonlyArray<number>, BerthError> =>
+  Effect.zipRight(
+    isThere(cgroup),
+    Effect.sync(() => internal.processes(cgroup))
+  )
+
+/**
+ * Moves a process into it, with all of its threads; its children stay where they are, and those to come are in here.
+ * Nothing happens where it has ended.
+ *
+ * @since 0.1.0
+ * @category processes
+ */
+export const move: {
+  (pid: number): (cgroup: Cgroup) => Effect.Effect<void, BerthError>
+  (cgroup: Cgroup, pid: number): Effect.Effect<void, BerthError>
+} = dual(2, (cgroup: Cgroup, pid: number) =>
+  Effect.forEach(
+    cgroup.folders.filter(isEntered),
+    ({ path }) => internal.filesOf("cgroup", `${path}/cgroup.procs`, () => internal.moveTo(path, pid)),
+    { discard: true }
+  )
+)
+
+/**
+ * Has everything in it stand still, and succeeds once it does. What is frozen can be killed; a container or a command in
+ * it ends with its scope all the same, and `Container.stop` and SIGKILL let it go on for its end.
+ *
+ * Fails with `CgroupError` where a process waits in the kernel and does not stop within 5 seconds; everything runs then.
+ *
+ * @since 0.1.0
+ * @category freezing
+ */
+export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> => freezer.freeze(cgroup)
+
+/**
+ * Lets it go on. Nothing happens where it is not frozen.
+ *
+ * @since 0.1.0
+ * @category freezing
+ */
+export const thaw = (cgroup: Cgroup): Effect.Effect<void, BerthError> => freezer.thaw(cgroup)
+
+const isThere = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
+  Effect.suspend(() => (internal.isThere(cgroup) ? Effect.void : Effect.fail(internal.gone(cgroup))))
+
+/**
+ * What the cgroup uses now: one read of all that there is. Fails with `CgroupError` where it is gone.
  *
  * @since 0.1.0
  * @category statistics
  */
-export const stats = (cgroup: Cgroup): Effect.Effect<Stats> =>
-  Effect.sync(() => internal.readStats(cgroup.folders))
+export const stats = (cgroup: Cgroup): Effect.Effect<Stats, BerthError> =>
+  Effect.zipRight(
+    isThere(cgroup),
+    Effect.sync(() => readStats(cgroup.folders))
+  )
+
+/**
+ * What it uses at intervals, the first at once; fails with `CgroupError` once it is gone. Each reading is also set in
+ * Effect's metrics, tagged with the cgroup's name: `berth.cgroup.memory.usage`, `.memory.limit`, `.memory.oom_kills`,
+ * `.cpu.time`, `.cpu.throttled`, `.pids.current`, `.io.read` and `.io.written`.
+ *
+ * @since 0.1.0
+ * @category statistics
+ */
+export const metrics = (
+  cgroup: Cgroup,
+  options: {
+    /** Default 1 second. */
+    readonly every?: Duration.DurationInput | undefined
+  } = {}
+): Stream.Stream<Stats, BerthError> => measuring.metrics(cgroup, stats(cgroup), options.every ?? "1 second")
+
+/**
+ * The counters of memory's limits, now and whenever the kernel says that they have changed: on version 2 by
+ * `memory.events`, on version 1 when memory has run out. Ends with the cgroup, or with the container that it is of.
+ *
+ * @since 0.1.0
+ * @category events
+ */
+export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthError> =>
+  events.memoryEvents(cgroup)
+
+/**
+ * How many processes the OOM killer has ended in all, each time that there are more. Ends as `memoryEvents` does.
+ *
+ * @since 0.1.0
+ * @category events
+ */
+export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> => events.oomKills(cgroup)
+
+/**
+ * How many forks have failed at the limit, now and whenever there are more (`pids.events`). Ends as `memoryEvents` does.
+ *
+ * @since 0.1.0
+ * @category events
+ */
+export const pidsEvents = (cgroup: Cgroup): Stream.Stream<PidsEvents, BerthError> => events.pidsEvents(cgroup)
+
+/**
+ * The pressure on a resource, each time that its processes have waited for as long as the options say, at most once a
+ * window; by a trigger in the kernel (psi.rst). Where the controllers are of version 1 this still is of version 2, which
+ * has to be mounted as well. Ends as `memoryEvents` does.
+ *
+ * @since 0.1.0
+ * @category events
+ * @example
+ * cgroup.pipe(Cgroup.pressure("memory", { some: "150ms", window: "1s" }), Stream.runForEach(shed))
+ */
+export const pressure: {
+  (resource: Resource, options: PressureOptions): (cgroup: Cgroup) => Stream.Stream<Pressure, BerthError>
+  (cgroup: Cgroup, resource: Resource, options: PressureOptions): Stream.Stream<Pressure, BerthError>
+} = dual(3, (cgroup: Cgroup, resource: Resource, options: PressureOptions) =>
+  events.pressure(cgroup, resource, options)
+)

@@ -6,7 +6,6 @@
  */
 import type * as CommandExecutor from "@effect/platform/CommandExecutor"
 import type * as FileSystem from "@effect/platform/FileSystem"
-import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
@@ -18,7 +17,18 @@ import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
-import type { Image, ImageConfig } from "./Image.ts"
+import type {
+  CommitOptions,
+  ExitStatus,
+  LogEntry,
+  LogFiles,
+  LogsOptions,
+  ProcessInfo,
+  Result,
+  StopOptions,
+  TerminalSize
+} from "./ContainerModels.ts"
+import type { Image } from "./Image.ts"
 import * as executor from "./internal/commandExecutor.ts"
 import * as committing from "./internal/commit.ts"
 import * as internal from "./internal/container.ts"
@@ -32,6 +42,8 @@ import type { Plan } from "./Plan.ts"
 import type { RootFs } from "./RootFs.ts"
 import type * as Security from "./Security.ts"
 
+export type * from "./ContainerModels.ts"
+
 /**
  * @since 0.1.0
  * @category symbols
@@ -43,80 +55,6 @@ export const TypeId: unique symbol = Symbol.for("berth/Container")
  * @category symbols
  */
 export type TypeId = typeof TypeId
-
-/**
- * A line of a container's log.
- *
- * @since 0.1.0
- * @category models
- */
-export interface LogEntry {
-  /** When it was read, in milliseconds since 1970. */
-  readonly time: number
-  readonly stream: "stdout" | "stderr"
-  /** As UTF-8, without its end; a line of more than 16384 characters comes in several entries. */
-  readonly line: string
-}
-
-/**
- * A log on disk.
- *
- * @since 0.1.0
- * @category models
- */
-export interface LogFiles {
-  /** A folder on the host for the log's files alone; made if it is missing, and left when the container is gone. */
-  readonly folder: string
-  /** How large a file gets before the next is begun, in bytes. Default 10 MiB. */
-  readonly maxBytes?: number | undefined
-  /** How many files are kept. Default 3. */
-  readonly maxFiles?: number | undefined
-}
-
-/**
- * @since 0.1.0
- * @category models
- */
-export interface LogsOptions {
-  /** Whether it goes on until the container has ended. Default false: what is there. */
-  readonly follow?: boolean | undefined
-  /** Only lines that came at this time or later. */
-  readonly since?: Date | number | undefined
-  /** Only so many of the last lines that are there. Default: all. */
-  readonly tail?: number | undefined
-}
-
-/**
- * How a process ended.
- *
- * @since 0.1.0
- * @category models
- */
-export interface ExitStatus {
-  /** What it gave to exit(3), or 128 and the signal's number, as a shell has it. */
-  readonly exitCode: number
-  /** The signal that ended it: `SIGKILL`. */
-  readonly signal: string | undefined
-  /** CPU time of it and the children that it waited for, in microseconds. */
-  readonly userMicros: number
-  readonly systemMicros: number
-  /** The largest resident set of any of them, in bytes. */
-  readonly maxRssBytes: number
-  /** Where the kernel killed it for want of memory: the limit of its cgroup and the most that was in use, in bytes. */
-  readonly outOfMemory: { readonly limit: number | undefined; readonly peak: number | undefined } | undefined
-}
-
-/**
- * How a process ended, and all that it wrote.
- *
- * @since 0.1.0
- * @category models
- */
-export interface Result extends ExitStatus {
-  /** As UTF-8; bytes that are not become U+FFFD. */
-  readonly stdout: string
-  readonly stderr: string
-}
 
 /**
  * A running container, or a process that runs in one.
@@ -144,15 +82,6 @@ export interface Container extends Pipeable, Inspectable.Inspectable {
   readonly plan: Plan
   /** @internal */
   readonly state: State
-}
-
-/**
- * @since 0.1.0
- * @category models
- */
-export interface TerminalSize {
-  readonly rows: number
-  readonly columns: number
 }
 
 /**
@@ -270,33 +199,6 @@ export interface BufferOptions {
  * @category models
  */
 export interface ExecOptions extends ProcessOptions, BufferOptions {}
-
-/**
- * @since 0.1.0
- * @category models
- */
-export interface StopOptions {
-  /** Default: the image's StopSignal, else SIGTERM. */
-  readonly signal?: string | number | undefined
-  /** How long it has before it is killed. Default 10 seconds. */
-  readonly grace?: Duration.DurationInput | undefined
-}
-
-/**
- * @since 0.1.0
- * @category models
- */
-export interface CommitOptions {
-  /** The image's name in the store, as `Image.pull` would write it; its digest unless given. */
-  readonly tag?: string | undefined
-  readonly author?: string | undefined
-  /** What the image's history says of the new layer. */
-  readonly comment?: string | undefined
-  /** Default: now. The same files, options and time make the same image. */
-  readonly created?: Date | undefined
-  /** How to run it. `environment` and `labels` are added to the image's; what is left out is as the image has it. */
-  readonly config?: Partial<Omit<ImageConfig, "architecture" | "os">> | undefined
-}
 
 /**
  * @since 0.1.0
@@ -436,6 +338,47 @@ export const stop: {
   (options?: StopOptions): (container: Container) => Effect.Effect<ExitStatus, BerthError>
   (container: Container, options?: StopOptions): Effect.Effect<ExitStatus, BerthError>
 } = internal.stop
+
+/**
+ * Has everything in the container stand still, by the freezer of its cgroup, and succeeds once it does; nothing in it can
+ * notice. It gets a cgroup for that where it has none of its own. Its files can be read and written meanwhile; `exec` fails
+ * with `ContainerError`; signals are kept for later, except that SIGKILL and `stop` let it go on for its end.
+ *
+ * Fails with `ContainerError` where it has ended, and `CgroupError` where the tree has no freezer, or a process waits in the
+ * kernel and does not stop within 5 seconds.
+ *
+ * @since 0.1.0
+ * @category lifetime
+ */
+export const pause: (container: Container) => Effect.Effect<void, BerthError> = internal.pause
+
+/**
+ * Lets it go on. Nothing happens where it is not paused.
+ *
+ * @since 0.1.0
+ * @category lifetime
+ */
+export const resume: (container: Container) => Effect.Effect<void, BerthError> = internal.resume
+
+/**
+ * The processes in the container, those of `exec` included.
+ *
+ * @since 0.1.0
+ * @category statistics
+ */
+export const top: (container: Container) => Effect.Effect<ReadonlyArray<ProcessInfo>, BerthError> =
+  internal.top
+
+/**
+ * The cgroup that the container is in, for its limits and events; where it was started in none it gets one now, with all
+ * that runs in it.
+ *
+ * @since 0.1.0
+ * @category statistics
+ * @example
+ * Effect.flatMap(Container.cgroup(box), Cgroup.update({ memory: "512MiB" }))
+ */
+export const cgroup: (container: Container) => Effect.Effect<Cgroup.Cgroup, BerthError> = internal.cgroupOf
 
 /**
  * Starts a container, and starts it again as long as the schedule says so: it is given how the last one ended, and its

@@ -62,7 +62,8 @@ const table = {
   seccomp: { program: "b" },
   exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
   connect: { socket: "f", version: "i", port: "i" },
-  self: { arguments: "l", environment: "l" }
+  self: { arguments: "l", environment: "l" },
+  "cgroup-devices": { path: "s", program: "b" }
 } as const
 
 type Table = typeof table
@@ -87,7 +88,8 @@ export type OperationName = keyof Table
 /**
  * One operation: its name in `op`, and its fields.
  *
- * - `cgroup-create`, `cgroup-write`, `cgroup-join`: cgroups(7); `version` 1 or 2.
+ * - `cgroup-create`, `cgroup-write`, `cgroup-join`: cgroups(7); `version` 1 or 2. `cgroup-devices`: an eBPF program that
+ *   decides which devices may be opened, in place of the one that was there (version 2 only, Linux 4.15).
  * - `scratch`: a folder that is removed with everything in it when the unit is released.
  * - `overlay`, `overlay-memory`: a union mount of `lower`, uppermost first, with the writable layer on disk or on a
  *   tmpfs; `root-mount`, `root-bind`: a root that is there already. `attributes` are of MOUNT_ATTR_*, mount_setattr(2).

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
@@ -326,6 +327,14 @@ static napi_value watch_file(struct call *call, napi_env env) {
 }
 FUNCTION(watch_file)
 
+// eventfd(): a new eventfd(2), which does not block.
+static napi_value make_eventfd(struct call *call, napi_env env) {
+    (void)call;
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return number(env, fd < 0 ? -errno : fd);
+}
+FUNCTION(make_eventfd)
+
 // extent(fd, offset): [start, end) of the next bytes that are not a hole, from the offset on; [-errno, 0], -ENXIO where
 // there are none.
 static napi_value next_extent(struct call *call, napi_env env) {
@@ -486,6 +495,7 @@ NAPI_MODULE_INIT() {
         {"setXattr", js_set_xattr},
         {"access", js_may_access},
         {"inotify", js_watch_file},
+        {"eventfd", js_make_eventfd},
         {"extent", js_next_extent},
         {"makeFifo", js_make_fifo},
         {"entries", js_list_entries},

@@ -83,6 +83,7 @@ static int prepare(struct unit *unit, const struct operation *operation, struct 
     switch (operation->code) {
     case OP_CGROUP_CREATE: return cgroup_create(f[0].s.text, failure) < 0 ? -1 : own(unit, f[0].s.text, true, failure);
     case OP_CGROUP_WRITE: return cgroup_write(f[0].s.text, f[1].s.text, f[1].s.length, failure);
+    case OP_CGROUP_DEVICES: return cgroup_devices(f[0].s.text, f[1].b.bytes, f[1].b.length, failure);
     case OP_CGROUP_JOIN: return enter_cgroup(entrances, f, failure);
     case OP_SCRATCH: return make_scratch(unit, f, failure);
     case OP_OVERLAY: return take_mount(unit, mount_overlay(&f[0], f[1].s.text, f[2].s.text, &f[3], (unsigned)f[4].i, failure));

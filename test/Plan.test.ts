@@ -50,7 +50,8 @@ const table = {
   seccomp: { program: "b" },
   exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
   connect: { socket: "f", version: "i", port: "i" },
-  self: { arguments: "l", environment: "l" }
+  self: { arguments: "l", environment: "l" },
+  "cgroup-devices": { path: "s", program: "b" }
 } as const satisfies Record<Plan.OperationName, Readonly<Record<string, "i" | "s" | "l" | "u" | "b" | "f">>>
 
 type Name = keyof typeof table

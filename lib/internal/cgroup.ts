@@ -1,9 +1,21 @@
-import { existsSync, readFileSync } from "node:fs"
-import type { Folder, Limits, Stats } from "../Cgroup.ts"
-import type * as Plan from "../Plan.ts"
-import { parseBytes } from "./bytes.ts"
+/** Cgroups as the supervisor's units: which folders, made and limited by which operations, and what went wrong. */
+import * as fs from "node:fs"
+import { dirname } from "node:path"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as FiberId from "effect/FiberId"
+import * as Scope from "effect/Scope"
+import type { Berth } from "../Berth.ts"
+import { type BerthError, CgroupError, type OperationFailed } from "../BerthError.ts"
+import type { Cgroup, Folder } from "../Cgroup.ts"
+import type { Limits } from "../CgroupLimits.ts"
+import * as Plan from "../Plan.ts"
+import { attempt } from "./attempt.ts"
+import { parseLimits, read, type Setting, type Write } from "./cgroupLimits.ts"
 import { detect, type Tree } from "./cgroupTree.ts"
-import { invalid } from "./options.ts"
+import { EACCES, EBUSY, ENODEV, ENOENT, EPERM, EROFS, ESRCH } from "./errno.ts"
+import { errnoOf } from "./inRoot.ts"
+import { releaseUnit } from "./unit.ts"
 
 let detected: Tree | undefined
 
@@ -17,154 +29,395 @@ export const tree = (): Tree => {
 export const nameOf = (folder: string, id: number): string =>
   `berth.${folder.slice(folder.lastIndexOf("/") + 1)}.${id}`
 
-export interface ParsedLimits {
-  readonly memory: number | undefined
-  readonly cpus: number | undefined
-  readonly pids: number | undefined
+/** Throws where the tree lacks a controller. */
+const hierarchyOf = (from: Tree, controller: string, option: string) => {
+  const hierarchy = from.controllers[controller]
+  if (hierarchy !== undefined) return hierarchy
+  const { reason, path, detail } = from.why(controller)
+  throw new CgroupError({ reason, controller, path, errno: 0, detail: `${option}: ${detail}` })
 }
 
-const PAGE = 4096
+const counting = ["memory", "cpu", "cpuacct", "pids"]
 
-/** Throws `InvalidOption`. */
-export const parseLimits = (limits: Limits): ParsedLimits => {
-  const { memory, cpus, pids } = limits
-  const bytes = memory === undefined ? undefined : parseBytes(memory)
-  if (memory !== undefined && (bytes === undefined || bytes < PAGE || !Number.isSafeInteger(bytes)))
-    invalid("limits.memory", memory, `bytes, at least ${PAGE}, as a number or as text like "256MiB"`)
-  if (cpus !== undefined && !(Number.isFinite(cpus) && cpus >= 0.01 && cpus <= 100000))
-    invalid("limits.cpus", cpus, "a number of CPUs, at least 0.01")
-  if (pids !== undefined && !(Number.isInteger(pids) && pids >= 1 && pids <= 4194304))
-    invalid("limits.pids", pids, "a whole number of processes, from 1 to 4194304")
-  return { memory: bytes, cpus, pids }
-}
-
-export const needed = (limits: ParsedLimits): ReadonlyArray<string> =>
-  (["memory", "cpus", "pids"] as const).flatMap((key) =>
-    limits[key] === undefined ? [] : [key === "cpus" ? "cpu" : key]
-  )
-
-/** The folders of a cgroup: one in each hierarchy that limits or counts anything. */
-export const folders = (from: Tree, name: string): ReadonlyArray<Folder> => {
+/**
+ * The folders of a cgroup: one in each hierarchy that limits or counts anything, and in those of `controllers`. `above`
+ * is a cgroup's folders that it is made in, as far as that has one.
+ */
+export const folders = (
+  from: Tree,
+  name: string,
+  controllers: Iterable<string>,
+  above: ReadonlyArray<Folder> = []
+): Array<Folder> => {
   const byPath = new Map<string, { version: 1 | 2; path: string; controllers: Array<string> }>()
-  for (const controller of ["memory", "cpu", "cpuacct", "pids"]) {
+  for (const controller of controllers) {
     const hierarchy = from.controllers[controller]
     if (hierarchy === undefined) continue
-    const path = `${hierarchy.folder}/${name}`
-    const folder = byPath.get(path) ?? { version: hierarchy.version, path, controllers: [] }
-    folder.controllers.push(controller)
-    byPath.set(path, folder)
+    const parent = above.find((folder) => folder.controllers.includes(controller))?.path ?? hierarchy.folder
+    const path = `${parent}/${name}`
+    const folder = byPath.get(path)
+    if (folder !== undefined) {
+      if (!folder.controllers.includes(controller)) folder.controllers.push(controller)
+      continue
+    }
+    // All of version 2 is one hierarchy.
+    const all = Object.keys(from.controllers).filter((other) => from.controllers[other]!.version === 2)
+    byPath.set(path, {
+      version: hierarchy.version,
+      path,
+      controllers: hierarchy.version === 2 ? all : [controller]
+    })
   }
   return [...byPath.values()]
 }
 
-// Version 1 limits memory and swap together, after the memory alone. Without swap accounting there are no such files;
-// the root cgroup of version 2 has none either, and there it is seen by what is swapped to.
-const noSwap = (
-  path: string,
-  version: 1 | 2,
-  memory: number
-): ReadonlyArray<readonly [file: string, value: string]> =>
-  limitsSwap(path.slice(0, path.lastIndexOf("/")), version)
-    ? [version === 1 ? ["memory.memsw.limit_in_bytes", String(memory)] : ["memory.swap.max", "0"]]
-    : []
+const toOperation =
+  (folder: Folder) =>
+  ([file, value]: Write): Plan.Operation =>
+    typeof value === "string"
+      ? { op: "cgroup-write", file: `${folder.path}/${file}`, value }
+      : { op: "cgroup-devices", path: folder.path, program: value }
 
-// By the folder above, looked at once: whether swap is accounted for is decided when the machine starts.
-const swapLimits = new Map<string, boolean>()
+/** What holds the settings to, by the folders that there are; throws where the version cannot. */
+const writes = (
+  to: ReadonlyArray<Folder>,
+  settings: ReadonlyArray<Setting>,
+  fresh: boolean
+): ReadonlyArray<Plan.Operation> =>
+  settings.flatMap(({ controller, option, v1, v2 }) => {
+    const folder = to.find(({ controllers }) => controllers.includes(controller))
+    if (folder === undefined) return []
+    const place = { path: folder.path, above: dirname(folder.path), fresh }
+    if (folder.version === 2) return v2(place).map(toOperation(folder))
+    if (v1 !== undefined) return v1(place).map(toOperation(folder))
+    throw new CgroupError({
+      reason: "BoundToV1",
+      controller,
+      path: folder.path,
+      errno: 0,
+      detail: `${option} is of version 2, and the controller is bound to version 1: boot with systemd.unified_cgroup_hierarchy=1, or leave it out`
+    })
+  })
 
-const limitsSwap = (above: string, version: 1 | 2): boolean => {
-  let found = swapLimits.get(above)
-  if (found === undefined) {
-    found = existsSync(`${above}/${version === 1 ? "memory.memsw.limit_in_bytes" : "memory.swap.max"}`)
-    swapLimits.set(above, found)
-  }
-  return found || (version === 2 && read("/proc/swaps").trim().includes("\n"))
+/** Version 2 passes a cgroup's controllers on to those in it only where that has been written down. */
+const passOn = (
+  above: ReadonlyArray<Folder>,
+  settings: ReadonlyArray<Setting>
+): ReadonlyArray<Plan.Operation> => {
+  const folder = above.find(({ version }) => version === 2)
+  if (folder === undefined) return []
+  const there = read(`${folder.path}/cgroup.controllers`).trim().split(" ")
+  const wanted = [...new Set([...counting, ...settings.map(({ controller }) => controller)])].filter(
+    (controller) => folder.controllers.includes(controller) && there.includes(controller)
+  )
+  return wanted.map((controller) => ({
+    op: "cgroup-write",
+    file: `${folder.path}/cgroup.subtree_control`,
+    value: `+${controller}`
+  }))
 }
 
-const PERIOD_MICROS = 100000
-
-/** cgroup-v1/memory.rst, sched-bwc.rst, pids.rst and cgroup-v2.rst of the kernel's documentation. */
-const files = (
-  { path, version }: Folder,
-  limits: ParsedLimits
-): Readonly<Record<string, ReadonlyArray<readonly [string, string]>>> => {
-  const quota = limits.cpus === undefined ? undefined : String(Math.round(limits.cpus * PERIOD_MICROS))
+/** The folders of a new cgroup and the operations that make and limit it; throws. */
+export const operations = (
+  limits: Limits,
+  name: string,
+  above: ReadonlyArray<Folder> = []
+): { readonly folders: Array<Folder>; readonly create: ReadonlyArray<Plan.Operation> } => {
+  const settings = parseLimits(limits)
+  const from = tree()
+  for (const { controller, option } of settings) hierarchyOf(from, controller, option)
+  const made = folders(from, name, [...counting, ...settings.map(({ controller }) => controller)], above)
   return {
-    memory:
-      limits.memory === undefined
-        ? []
-        : [
-            [version === 1 ? "memory.limit_in_bytes" : "memory.max", String(limits.memory)],
-            ...noSwap(path, version, limits.memory)
-          ],
-    cpu:
-      quota === undefined
-        ? []
-        : version === 1
-          ? [["cpu.cfs_quota_us", quota]]
-          : [["cpu.max", `${quota} ${PERIOD_MICROS}`]],
-    pids: limits.pids === undefined ? [] : [["pids.max", String(limits.pids)]]
+    folders: made,
+    create: [
+      ...passOn(above, settings),
+      ...made.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path })),
+      ...writes(made, settings, true)
+    ]
   }
 }
 
-export const writes = (to: ReadonlyArray<Folder>, limits: ParsedLimits): ReadonlyArray<Plan.Operation> =>
-  to.flatMap((folder) =>
-    folder.controllers.flatMap((controller) =>
-      (files(folder, limits)[controller] ?? []).map(
-        ([file, value]): Plan.Operation => ({ op: "cgroup-write", file: `${folder.path}/${file}`, value })
+// Errors
+
+const controllerOf = (path: string): string => {
+  const name = /\/([a-z]+)\.[\w.]+$/.exec(path)?.[1] ?? "cgroup"
+  return name === "blkio" ? "io" : name
+}
+
+export const failed = (
+  controller: string,
+  path: string,
+  errno: number,
+  at: "create" | "write" | "read" | "process"
+): CgroupError => {
+  const because = (reason: CgroupError["reason"], detail: string): CgroupError =>
+    new CgroupError({ reason, controller, path, errno, detail })
+  const gone = "the cgroup is not there any more: its scope has closed, or somebody else has removed it"
+  const isThere = fs.existsSync(dirname(path))
+  switch (errno) {
+    case EROFS:
+      return because("ReadOnly", "the tree is mounted read-only: remount it writable, or do without limits")
+    case EACCES:
+    case EPERM:
+      return because(
+        "NotDelegated",
+        "this part of the tree is not yours: have it delegated to your user, or run as root"
+      )
+    case ENOENT:
+      return at === "create" || !isThere
+        ? because("Gone", gone)
+        : because("NotInKernel", "this kernel has no such limit: a newer one may, or one built with it")
+    case ENODEV:
+      return isThere && controller === "io"
+        ? because("Refused", "there is no such disk, or it is a partition of one")
+        : because("Gone", gone)
+    case EBUSY:
+      return path.endsWith("subtree_control") || at === "process"
+        ? because(
+            "HasProcesses",
+            "version 2 has processes either in a cgroup or in those below it: move them first"
+          )
+        : at === "write" && (controller === "memory" || controller === "hugetlb")
+          ? because("InUse", "more than that is in use, and cannot be reclaimed")
+          : because("Refused", "it is busy")
+    default:
+      return because("Refused", "the kernel does not take it")
+  }
+}
+
+/** What a failed operation on a cgroup means; any other error as it is. */
+export const explain =
+  (plan: Plan.Plan) =>
+  (error: BerthError): BerthError => {
+    const operation = error._tag === "OperationFailed" ? plan.operations[error.index] : undefined
+    return operation === undefined ? error : explainOperation(plan, operation, error as OperationFailed)
+  }
+
+const explainOperation = (plan: Plan.Plan, operation: Plan.Operation, error: OperationFailed): BerthError => {
+  switch (operation.op) {
+    case "cgroup-create":
+      return failed("cgroup", operation.path, error.errno, "create")
+    case "cgroup-write":
+      return failed(controllerOf(operation.file), operation.file, error.errno, "write")
+    case "cgroup-devices":
+      return failed("devices", operation.path, error.errno, "write")
+    case "cgroup-join":
+      return failed("cgroup", operation.path, error.errno, "create")
+    case "process": {
+      // The clone enters version 2's; the child enters the others before its first operation.
+      const joined = plan.operations.filter((other) => other.op === "cgroup-join")
+      const at = joined.find(({ version }) => version === (error.syscall === "write" ? 1 : 2))
+      const ours = error.syscall === "write" || error.errno === EBUSY || error.errno === ENODEV
+      return at === undefined || !ours ? error : failed("cgroup", at.path, error.errno, "process")
+    }
+    default:
+      return error
+  }
+}
+
+/** A body that works on a cgroup's files and throws what node:fs throws, or Berth's errors. */
+export const filesOf = <A>(controller: string, path: string, body: () => A): Effect.Effect<A, BerthError> =>
+  attempt(() => {
+    try {
+      return body()
+    } catch (error) {
+      const errno = errnoOf(error)
+      throw errno === undefined ? error : failed(controller, path, errno, "write")
+    }
+  })
+
+export const gone = (cgroup: Cgroup): CgroupError =>
+  failed("cgroup", cgroup.folders[0]?.path ?? cgroup.name, ENOENT, "create")
+
+// A cgroup that is there
+
+/** Whose a cgroup is. */
+export interface Owner {
+  readonly berth: Berth
+  /** What it ends with. */
+  readonly scope: Scope.Scope
+  /** How a container's own process ended, which may be before. */
+  readonly process: Effect.Effect<unknown, unknown> | undefined
+  closed?: Deferred.Deferred<void>
+}
+
+const owners = new WeakMap<Cgroup, Owner>()
+
+export const own = (cgroup: Cgroup, owner: Owner): void => {
+  owners.set(cgroup, owner)
+}
+
+export const ownerOf = (cgroup: Cgroup): Owner | undefined => owners.get(cgroup)
+
+/** Succeeds once nothing more can happen in it: its process has ended, or its scope closes. */
+export const ended = (cgroup: Cgroup): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const owner = owners.get(cgroup)
+    if (owner === undefined) return Effect.void
+    const { process } = owner
+    const closing = Effect.suspend(() => {
+      if (owner.closed !== undefined) return Deferred.await(owner.closed)
+      const closed = Deferred.unsafeMake<void>(FiberId.none)
+      owner.closed = closed
+      return Effect.zipRight(
+        Scope.addFinalizer(owner.scope, Deferred.succeed(closed, undefined)),
+        Deferred.await(closed)
+      )
+    })
+    return process === undefined ? closing : Effect.race(closing, Effect.asVoid(Effect.exit(process)))
+  })
+
+export const isThere = (cgroup: Cgroup): boolean => fs.existsSync(cgroup.folders[0]?.path ?? "")
+
+const listed = (path: string): ReadonlyArray<number> =>
+  read(`${path}/cgroup.procs`)
+    .split("\n")
+    .flatMap((line) => (Number(line) > 0 ? [Number(line)] : []))
+
+const below = (path: string): ReadonlyArray<string> => {
+  try {
+    return fs
+      .readdirSync(path, { withFileTypes: true })
+      .flatMap((entry) => (entry.isDirectory() ? [`${path}/${entry.name}`] : []))
+  } catch {
+    return []
+  }
+}
+
+const members = (path: string): ReadonlyArray<number> => [...listed(path), ...below(path).flatMap(members)]
+
+/** The processes in it and in those below it. */
+export const processes = (cgroup: Cgroup): ReadonlyArray<number> => [
+  ...new Set(cgroup.folders.flatMap(({ path }) => members(path)))
+]
+
+/** Moves a process; nothing happens where it has ended. Throws what node:fs throws. */
+export const moveTo = (folder: string, pid: number): void => {
+  try {
+    fs.writeFileSync(`${folder}/cgroup.procs`, String(pid))
+  } catch (error) {
+    if (errnoOf(error) !== ESRCH) throw error
+  }
+}
+
+const PASSES_MAX = 100
+
+/** Moves all of these and what they have forked meanwhile, until there are no more of them. */
+export const moveAll = (folder: string, pids: () => ReadonlyArray<number>): void => {
+  for (let pass = 0; pass < PASSES_MAX; pass++) {
+    const there = new Set(members(folder))
+    const rest = pids().filter((pid) => !there.has(pid))
+    if (rest.length === 0) return
+    for (const pid of rest) moveTo(folder, pid)
+  }
+}
+
+/** Runs operations as a unit of their own, and gives what gives it back. */
+export const perform = (berth: Berth, name: string, list: ReadonlyArray<Plan.Operation>) => {
+  const plan = Plan.make(list)
+  const id = berth.supervisor.nextId()
+  return berth.supervisor.start(id, plan, {}).pipe(
+    Effect.mapError(explain(plan)),
+    Effect.map((unit) => releaseUnit(name, unit))
+  )
+}
+
+/**
+ * Gives a cgroup folders in hierarchies that it was made without, with all that is in it, for as long as it is there:
+ * on version 1 each controller that is used costs a start, so there are only those that have been asked for.
+ */
+export const extend = (
+  cgroup: Cgroup,
+  settings: ReadonlyArray<Pick<Setting, "controller" | "option"> & Partial<Setting>>,
+  pids: () => ReadonlyArray<number> = () => processes(cgroup)
+): Effect.Effect<void, BerthError> =>
+  Effect.suspend(() => {
+    const known = cgroup.folders.flatMap(({ controllers }) => controllers)
+    return settings.every(({ controller }) => known.includes(controller))
+      ? Effect.void
+      : extending.withPermits(1)(grow(cgroup, settings, pids))
+  })
+
+// One at a time: two that need the same folder at once make it once.
+const extending = Effect.unsafeMakeSemaphore(1)
+
+const grow = (
+  cgroup: Cgroup,
+  settings: Parameters<typeof extend>[1],
+  pids: () => ReadonlyArray<number>
+): Effect.Effect<void, BerthError> =>
+  Effect.suspend(() => {
+    const missing = settings.filter(
+      ({ controller }) => !cgroup.folders.some(({ controllers }) => controllers.includes(controller))
+    )
+    if (missing.length === 0) return Effect.void
+    const owner = owners.get(cgroup)
+    if (owner === undefined) return Effect.fail(gone(cgroup))
+    return Effect.uninterruptible(
+      Effect.gen(function* () {
+        const { added, create } = yield* attempt(() => {
+          const from = tree()
+          for (const { controller, option } of missing) hierarchyOf(from, controller, option)
+          const added = folders(
+            from,
+            cgroup.name,
+            missing.map(({ controller }) => controller)
+          )
+          const complete = missing.filter((setting): setting is Setting => setting.v2 !== undefined)
+          const create = [
+            ...added.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path })),
+            ...writes(added, complete, true)
+          ]
+          return { added, create }
+        })
+        const release = yield* perform(owner.berth, `cgroup ${cgroup.name}`, create)
+        yield* Scope.addFinalizer(owner.scope, release)
+        const to = cgroup.folders as Array<Folder>
+        // First, so that what is started meanwhile is in it.
+        to.push(...added)
+        for (const { path } of added) yield* filesOf("cgroup", path, () => moveAll(path, pids))
+      })
+    )
+  })
+
+const RECLAIM_TRIES = 3
+
+/**
+ * Version 2 takes a limit that is less than what is in use and has the OOM killer see to it; version 1 refuses it. So it
+ * is made room for first, and refused where there is none.
+ */
+const makeRoom = (folder: string, max: number): Effect.Effect<void, CgroupError> =>
+  Effect.gen(function* () {
+    const current = (): number => Number(read(`${folder}/memory.current`))
+    for (let tries = 0; tries < RECLAIM_TRIES && current() > max; tries++) {
+      // Since Linux 5.19; EAGAIN where it was less than asked for.
+      yield* Effect.ignore(
+        Effect.tryPromise(() => fs.promises.writeFile(`${folder}/memory.reclaim`, String(current() - max)))
+      )
+    }
+    if (current() > max) return yield* failed("memory", `${folder}/memory.max`, EBUSY, "write")
+  })
+
+export const update = (cgroup: Cgroup, limits: Limits): Effect.Effect<void, BerthError> =>
+  Effect.gen(function* () {
+    const settings = yield* attempt(() => parseLimits(limits))
+    const owner = owners.get(cgroup)
+    if (owner === undefined || !isThere(cgroup)) return yield* gone(cgroup)
+    const before = new Set(cgroup.folders.flatMap(({ controllers }) => controllers))
+    yield* extend(cgroup, settings)
+    const list = yield* attempt(() =>
+      writes(
+        cgroup.folders,
+        settings.filter(({ controller }) => before.has(controller)),
+        false
       )
     )
-  )
-
-const read = (path: string): string => {
-  try {
-    return readFileSync(path, "utf8")
-  } catch {
-    return ""
-  }
-}
-
-const count = (text: string): number | undefined => (/^\d+\s*$/.test(text) ? Number(text) : undefined)
-
-/** The number behind a key in a flat-keyed file: `oom_kill 3`. */
-const keyed = (text: string, key: string): number | undefined => {
-  const match = new RegExp(`^${key} (\\d+)$`, "m").exec(text)
-  return match === null ? undefined : Number(match[1])
-}
-
-// Version 1 says "no limit" with the largest multiple of a page that a long holds.
-const UNLIMITED = 2 ** 62
-
-const divided = (value: number | undefined, by: number): number | undefined =>
-  value === undefined ? undefined : Math.floor(value / by)
-
-export const readStats = (from: ReadonlyArray<Folder>): Stats => {
-  const at = (controller: string) => from.find((folder) => folder.controllers.includes(controller))
-  const memory = at("memory")
-  const cpu = at("cpu")
-  const cpuacct = at("cpuacct")
-  const pids = at("pids")
-  const file = (folder: Folder | undefined, v1: string, v2: string): string =>
-    folder === undefined ? "" : read(`${folder.path}/${folder.version === 1 ? v1 : v2}`)
-  const limit = count(file(memory, "memory.limit_in_bytes", "memory.max"))
-  const cpuStat = file(cpu, "cpu.stat", "cpu.stat")
-  return {
-    memory: {
-      current: count(file(memory, "memory.usage_in_bytes", "memory.current")),
-      peak: count(file(memory, "memory.max_usage_in_bytes", "memory.peak")),
-      limit: limit !== undefined && limit < UNLIMITED ? limit : undefined,
-      oomKills: keyed(file(memory, "memory.oom_control", "memory.events"), "oom_kill")
-    },
-    cpu: {
-      usageMicros:
-        cpuacct?.version === 1
-          ? divided(count(read(`${cpuacct.path}/cpuacct.usage`)), 1000)
-          : keyed(cpuStat, "usage_usec"),
-      throttledPeriods: keyed(cpuStat, "nr_throttled"),
-      throttledMicros: keyed(cpuStat, "throttled_usec") ?? divided(keyed(cpuStat, "throttled_time"), 1000)
-    },
-    pids: {
-      current: count(file(pids, "pids.current", "pids.current")),
-      limit: count(file(pids, "pids.max", "pids.max"))
+    for (const operation of list) {
+      if (operation.op !== "cgroup-write" || !operation.file.endsWith("/memory.max")) continue
+      if (operation.value !== "max") yield* makeRoom(dirname(operation.file), Number(operation.value))
     }
-  }
-}
+    if (list.length > 0)
+      yield* Effect.uninterruptible(
+        Effect.flatten(perform(owner.berth, `update of cgroup ${cgroup.name}`, list))
+      )
+  })

@@ -9,12 +9,24 @@ export interface Hierarchy {
   readonly folder: string
 }
 
+/** Why there is no such controller. */
+export interface Missing {
+  readonly reason: "NotMounted" | "NotDelegated" | "NotInKernel"
+  readonly path: string
+  readonly detail: string
+}
+
 export interface Tree {
   readonly kind: "v1" | "v2" | "hybrid" | "none"
-  /** By controller: `memory`, `cpu`, `cpuacct`, `pids` ...; what is not in here cannot be limited. */
+  /**
+   * By the name that version 2 has for a controller: `memory`, `cpu`, `cpuset`, `pids`, `io` (blkio on version 1) ..., and
+   * `cpuacct`, `freezer`, `devices` and `pressure`, which version 2 has without a controller. What is not in here cannot be
+   * limited.
+   */
   readonly controllers: Readonly<Record<string, Hierarchy>>
-  /** Why a controller that is not there is not. */
+  /** Why a controller that is not there is not, in words. */
   readonly missing: (controller: string) => string
+  readonly why: (controller: string) => Missing
 }
 
 interface Mounted {
@@ -55,57 +67,99 @@ const read = (path: string): string => {
   }
 }
 
-// A cgroup with processes of its own cannot pass controllers on (cgroup-v2.rst, no internal process constraint), so new
-// ones go below the nearest cgroup, from our own upwards, that passes any on already.
-const delegating = (
+const words = (text: string): ReadonlyArray<string> => text.split(/\s+/).filter((word) => word !== "")
+
+/**
+ * Below which cgroup ours are made, and which controllers it passes on to them: on version 1 our own. On version 2 a cgroup
+ * with processes of its own cannot pass controllers on (cgroup-v2.rst, no internal process constraint), so it is the nearest,
+ * from our own upwards, that passes any on already; our own where none does.
+ */
+export const parentOf = (
+  version: 1 | 2,
   own: string
-): { readonly folder: string; readonly controllers: ReadonlyArray<string> } | undefined => {
-  for (let folder = own; existsSync(`${folder}/cgroup.subtree_control`); folder = dirname(folder)) {
-    const passed = read(`${folder}/cgroup.subtree_control`)
-      .split(/\s+/)
-      .filter((name) => name !== "")
-    if (passed.length > 0) return { folder, controllers: passed }
-  }
-  return undefined
+): { readonly folder: string; readonly controllers: ReadonlyArray<string> } => {
+  if (version === 2)
+    for (let folder = own; existsSync(`${folder}/cgroup.subtree_control`); folder = dirname(folder)) {
+      const controllers = words(read(`${folder}/cgroup.subtree_control`))
+      if (controllers.length > 0) return { folder, controllers }
+    }
+  return { folder: own, controllers: [] }
 }
 
-/** Reads the tree: two small files of /proc, and cgroup.subtree_control where there is version 2. */
+/** What version 1 calls a controller. */
+const v1Name = (controller: string): string => (controller === "io" ? "blkio" : controller)
+
+// What every cgroup of version 2 has: cgroup-v2.rst, core interface files; devices by eBPF.
+const ofEveryCgroup = ["freezer", "devices", "pressure"]
+
+/** Reads the tree: small files of /proc, and cgroup.subtree_control where there is version 2. */
 export const detect = (): Tree => {
   const mounts = parseMounts(read("/proc/self/mountinfo"))
   const own = read("/proc/self/cgroup").split("\n")
   const controllers: Record<string, Hierarchy> = {}
+  const limiting = new Set<string>()
   let unified: Hierarchy | undefined
+  let at = ""
   for (const line of own) {
     const [, names, ...rest] = line.split(":")
     const path = rest.join(":")
     if (names === undefined) continue
-    if (names === "") {
-      const mount = mounts.find((m) => m.type === "cgroup2")
-      if (mount !== undefined) unified = { version: 2, folder: below(mount, path) }
-      continue
-    }
+    const type = names === "" ? "cgroup2" : "cgroup"
     for (const name of names.split(",")) {
-      const mount = mounts.find((m) => m.type === "cgroup" && m.options.includes(name))
-      if (mount !== undefined && !name.startsWith("name="))
-        controllers[name] = { version: 1, folder: below(mount, path) }
+      if (name.startsWith("name=")) continue
+      const mount = mounts.find((m) => m.type === type && (name === "" || m.options.includes(name)))
+      if (mount === undefined) continue
+      const { folder, controllers: passed } = parentOf(name === "" ? 2 : 1, below(mount, path))
+      if (name !== "") {
+        controllers[name === "blkio" ? "io" : name] = { version: 1, folder }
+        limiting.add(name)
+      } else {
+        at = mount.at
+        unified = { version: 2, folder }
+        for (const controller of passed) {
+          controllers[controller] ??= unified
+          limiting.add(controller)
+        }
+      }
     }
   }
-  const base = unified === undefined ? undefined : delegating(unified.folder)
-  if (base !== undefined)
-    for (const name of base.controllers) controllers[name] ??= { version: 2, folder: base.folder }
-  // cpu.stat and memory.current are there on version 2 without further controllers.
+  if (unified !== undefined) for (const name of ofEveryCgroup) controllers[name] ??= unified
+  // cpu.stat is there on version 2 without further controllers.
   if (controllers.cpu?.version === 2) controllers.cpuacct ??= controllers.cpu
-  const versions = new Set(Object.values(controllers).map((hierarchy) => hierarchy.version))
   const v1 = mounts.some((m) => m.type === "cgroup")
   const kind = mounts.length === 0 ? "none" : v1 ? (unified === undefined ? "v1" : "hybrid") : "v2"
+  const why = (controller: string): Missing => {
+    if (mounts.length === 0)
+      return {
+        reason: "NotMounted",
+        path: "/sys/fs/cgroup",
+        detail: "no cgroup file system is mounted: mount one (cgroups(7))"
+      }
+    if (unified !== undefined && words(read(`${at}/cgroup.controllers`)).includes(controller)) {
+      const path = `${unified.folder}/cgroup.subtree_control`
+      return {
+        reason: "NotDelegated",
+        path,
+        detail: `version 2 has the controller and does not pass it on: write +${controller} to the cgroup.subtree_control of ${at} and of each cgroup on the way to ${unified.folder}, or have it delegated (systemd: Delegate=${controller})`
+      }
+    }
+    const known = new RegExp(`^${v1Name(controller)}\\s`, "m").test(read("/proc/cgroups"))
+    return known
+      ? {
+          reason: "NotMounted",
+          path: "/proc/cgroups",
+          detail: `the kernel has the controller and no hierarchy that is mounted has it: mount -t cgroup -o ${v1Name(controller)}, or boot with version 2 (cgroups(7))`
+        }
+      : {
+          reason: "NotInKernel",
+          path: "/proc/cgroups",
+          detail: "this kernel was built, or booted, without the controller: leave the limit out"
+        }
+  }
   return {
-    kind: versions.size === 0 ? "none" : kind,
+    kind: limiting.size === 0 ? "none" : kind,
     controllers,
-    missing: (controller) =>
-      mounts.length === 0
-        ? "no cgroup file system is mounted"
-        : unified !== undefined && !v1
-          ? `neither ${unified.folder} nor a cgroup above it has ${controller} in its cgroup.subtree_control`
-          : `neither a version 1 hierarchy for ${controller} is mounted nor does version 2 have it`
+    missing: (controller) => why(controller).detail,
+    why
   }
 }

@@ -30,6 +30,7 @@ import * as compile from "./compile.ts"
 import { launchInside, running } from "./inside.ts"
 import { native } from "./native.ts"
 import * as check from "./options.ts"
+import { letEnd, resume } from "./pause.ts"
 import * as prepare from "./prepare.ts"
 import { launch } from "./process.ts"
 import { signalNumber } from "./signals.ts"
@@ -58,6 +59,8 @@ export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Pl
     const at = { folder: "/var/lib/berth/run/0", unit: 1, id: "000000000000", rootless }
     return Plan.make(prepare.start(image, options, at).operations)
   })
+
+const SIGKILL = 9
 
 const OUTPUT_BYTES_MAX = 16 * 1024 * 1024
 
@@ -139,6 +142,7 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
       created: [...around.created],
       kinds: [...namespaces.kinds, ...around.created],
       cgroup: options.cgroup,
+      ownsCgroup: false,
       stopSignal: rootfs.image.config.stopSignal,
       healthcheck: rootfs.image.config.healthcheck,
       logs: undefined,
@@ -238,7 +242,7 @@ export const signal: {
       return Effect.fail(new InvalidOption({ option: "signal", value: JSON.stringify(which), expected }))
     }
     native().signal(container.state.pidfd, number)
-    return Effect.void
+    return number === SIGKILL ? letEnd(container) : Effect.void
   })
 )
 
@@ -258,6 +262,8 @@ export const stop: {
   (args) => isContainer(args[0]),
   (container: Container, options: StopOptions = {}): Effect.Effect<ExitStatus, BerthError> =>
     signal(container, options.signal ?? container.state.stopSignal ?? "SIGTERM").pipe(
+      // One that is paused hears of it when it goes on.
+      Effect.zipRight(resume(container)),
       Effect.zipRight(
         Effect.timeoutTo(container.exit, {
           duration: options.grace ?? "10 seconds",
@@ -308,3 +314,4 @@ export const stats = (container: Container): Effect.Effect<Cgroup.Stats, BerthEr
 }
 
 export { attach } from "./attach.ts"
+export { cgroupOf, pause, resume, top } from "./pause.ts"

@@ -6,6 +6,7 @@ import { type BerthError, ContainerError } from "../BerthError.ts"
 import type { Container, ProcessOptions } from "../Container.ts"
 import * as compile from "./compile.ts"
 import { ENOMEM, ESRCH } from "./errno.ts"
+import { isFrozen } from "./freezer.ts"
 import { native } from "./native.ts"
 import { launch } from "./process.ts"
 
@@ -14,6 +15,13 @@ const notRunning = (container: Container): ContainerError =>
     reason: "NotRunning",
     container: container.id,
     detail: "it has ended; start another one"
+  })
+
+const paused = (container: Container): ContainerError =>
+  new ContainerError({
+    reason: "Paused",
+    container: container.id,
+    detail: "it is paused, and what is started in it would stand still as well: resume it first"
   })
 
 /** Fails where the container has ended. */
@@ -38,7 +46,8 @@ export const launchInside = (
   settings: compile.Process,
   options: ProcessOptions
 ): Effect.Effect<Container, BerthError, Scope.Scope> => {
-  const { berth, cgroup, kinds, pidfd } = container.state
+  const { berth, kinds, pidfd } = container.state
+  if (isFrozen(container.state.cgroup)) return Effect.fail(paused(container))
   return launch({
     berth,
     unit: berth.supervisor.nextId(),
@@ -49,7 +58,11 @@ export const launchInside = (
     descriptors: { container: pidfd },
     created: [],
     kinds,
-    cgroup,
+    // The one that the container is in by then.
+    get cgroup() {
+      return container.state.cgroup
+    },
+    ownsCgroup: false,
     stopSignal: undefined,
     healthcheck: undefined,
     logs: undefined,

@@ -48,6 +48,8 @@ export interface Native {
   readonly access: (fd: number, mode: number) => number
   /** An inotify(7) that watches one file or folder, and does not block. */
   readonly inotify: (fd: number, mask: number) => number
+  /** A new eventfd(2), which does not block. */
+  readonly eventfd: () => number
   /** `[start, end]` of the next bytes that are no hole, or `[-errno, 0]`: ENXIO where there are none. */
   readonly extent: (fd: number, offset: number) => readonly [number, number]
   /** mkfifoat(2), of a single name. */
@@ -84,6 +86,7 @@ export const LOCK_EX = 2
 export const LOCK_NB = 4
 export const LOCK_UN = 8
 export const EPOLLIN = 0x001
+export const EPOLLPRI = 0x002
 export const EPOLLOUT = 0x004
 export const EPOLLERR = 0x008
 export const EPOLLHUP = 0x010

@@ -186,6 +186,7 @@ export const start = (
     created: [...from.created],
     kinds: from.kinds,
     cgroup,
+    ownsCgroup: made !== undefined,
     stopSignal: image.config.stopSignal,
     healthcheck: image.config.healthcheck,
     logs: options.logs,

@@ -14,15 +14,18 @@ import type { Healthcheck, Image } from "../Image.ts"
 import { explain, type Kind } from "../Namespace.ts"
 import * as Plan from "../Plan.ts"
 import { attempt } from "./attempt.ts"
-import { readStats } from "./cgroup.ts"
+import * as cgroups from "./cgroup.ts"
+import { readMemoryEvents, readMemoryLimit, sourceOf } from "./cgroupStats.ts"
 import { type Process, searchPath } from "./compile.ts"
 import { E2BIG, ENOENT } from "./errno.ts"
+import * as freezer from "./freezer.ts"
 import { Log } from "./log.ts"
 import * as Loop from "./loop.ts"
 import type { Input, Output } from "./pipe.ts"
 import { signalName } from "./signals.ts"
 import { makeStdio, type Stdio, type Terminal } from "./stdio.ts"
 import type { Ended, Unit } from "./supervisor.ts"
+import { processesOf } from "./top.ts"
 import { releaseUnit } from "./unit.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Container") as never
@@ -48,7 +51,10 @@ export interface State {
   readonly settings: Process
   /** The namespaces that are not the host's, and have to be joined to run something beside it. */
   readonly kinds: ReadonlyArray<Kind>
-  readonly cgroup: Cgroup | undefined
+  /** May come later: see pause.ts. */
+  cgroup: Cgroup | undefined
+  /** What it ends with. */
+  readonly scope: Scope.Scope
   readonly stopSignal: string | undefined
   readonly healthcheck: Healthcheck | undefined
   readonly stdin: Input | undefined
@@ -90,11 +96,12 @@ const oomKills = new WeakMap<Cgroup, number>()
 
 const outOfMemory = (cgroup: Cgroup | undefined, ended: number): ExitStatus["outOfMemory"] => {
   if (cgroup === undefined || ended !== 128 + SIGKILL) return undefined
-  const { memory } = readStats(cgroup.folders)
+  const file = sourceOf(cgroup.folders)
+  const { oomKill } = readMemoryEvents(file)
   const before = oomKills.get(cgroup) ?? 0
-  if (memory.oomKills === undefined || memory.oomKills <= before) return undefined
-  oomKills.set(cgroup, memory.oomKills)
-  return { limit: memory.limit, peak: memory.peak }
+  if (oomKill === undefined || oomKill <= before) return undefined
+  oomKills.set(cgroup, oomKill)
+  return readMemoryLimit(file)
 }
 
 const SIGKILL = 9
@@ -126,6 +133,8 @@ export interface Launch {
   readonly created: ReadonlyArray<Kind>
   readonly kinds: ReadonlyArray<Kind>
   readonly cgroup: Cgroup | undefined
+  /** Whether the cgroup was made for it, by its own plan. */
+  readonly ownsCgroup: boolean
   readonly stopSignal: string | undefined
   readonly healthcheck: Healthcheck | undefined
   readonly logs: LogFiles | undefined
@@ -160,17 +169,19 @@ const explainProcess =
         searched: [operation.path],
         errno: error.errno
       })
-    return explain(launch.created)(error)
+    const explained = cgroups.explain(plan)(error)
+    return explained === error ? explain(launch.created)(error) : explained
   }
 
 /** Throws where its log cannot be kept as it was asked for. */
-const handle = (options: Launch, plan: Plan.Plan, unit: Unit, stdio: Stdio): Container => {
+const handle = ({ plan, stdio, unit }: Launched, options: Launch, scope: Scope.Scope): Container => {
+  let cgroup: Cgroup | undefined
   let status: ExitStatus | undefined
   const exit = Effect.acquireUseRelease(
     Effect.sync(Loop.retain),
     () =>
       Effect.map(Deferred.await(unit.ended), (ended) => {
-        status ??= statusOf(ended, options.cgroup)
+        status ??= statusOf(ended, cgroup ?? options.cgroup)
         return status
       }),
     () => Effect.sync(Loop.release)
@@ -188,7 +199,13 @@ const handle = (options: Launch, plan: Plan.Plan, unit: Unit, stdio: Stdio): Con
     base: options.base,
     settings: options.settings,
     kinds: options.kinds,
-    cgroup: options.cgroup,
+    get cgroup() {
+      return cgroup ?? options.cgroup
+    },
+    set cgroup(made) {
+      cgroup = made
+    },
+    scope,
     stopSignal: options.stopSignal,
     healthcheck: options.healthcheck,
     stdin: stdio.stdin,
@@ -239,11 +256,27 @@ const begin = (options: Launch): Effect.Effect<Launched, BerthError> =>
 export const launch = (options: Launch): Effect.Effect<Container, BerthError, Scope.Scope> =>
   Effect.uninterruptible(
     Effect.flatMap(Effect.scope, (scope) =>
-      Effect.flatMap(begin(options), ({ unit, stdio, plan }) => {
+      Effect.flatMap(begin(options), (launched) => {
+        const { unit, stdio } = launched
+        let container: Container | undefined
         const release = Effect.map(releaseUnit(`container ${options.id}`, unit), stdio.close)
+        const letDie = Effect.suspend(() => {
+          if (container !== undefined && freezer.isFrozen(options.cgroup))
+            freezer.letOut(options.cgroup!, () => processesOf(container!))
+          return release
+        })
         return Effect.zipRight(
-          Scope.addFinalizer(scope, Effect.uninterruptible(release)),
-          attempt(() => handle(options, plan, unit, stdio))
+          Scope.addFinalizer(scope, Effect.uninterruptible(letDie)),
+          attempt(() => {
+            container = handle(launched, options, scope)
+            if (options.ownsCgroup)
+              cgroups.own(options.cgroup!, {
+                berth: options.berth,
+                scope,
+                process: Deferred.await(unit.ended)
+              })
+            return container
+          })
         )
       })
     )

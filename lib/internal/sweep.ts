@@ -20,6 +20,8 @@ const kill = (cgroup: string): void => {
   for (const line of fs.readFileSync(`${cgroup}/cgroup.procs`, "utf8").split("\n")) {
     if (Number(line) > 0) process.kill(Number(line), "SIGKILL")
   }
+  // What version 1's freezer holds would not die otherwise.
+  if (fs.existsSync(`${cgroup}/freezer.state`)) fs.writeFileSync(`${cgroup}/freezer.state`, "THAWED")
 }
 
 const removeCgroup = (cgroup: string): void => {

@@ -1,0 +1,103 @@
+/** The processes of a container, by /proc: proc_pid_stat(5), proc_pid_status(5), pid_namespaces(7). */
+import * as fs from "node:fs"
+import type { Container, ProcessInfo } from "../Container.ts"
+import { flags } from "../Namespace.ts"
+import { read } from "./cgroupLimits.ts"
+import { readMerged } from "./users.ts"
+
+const link = (path: string): string => {
+  try {
+    return fs.readlinkSync(path)
+  } catch {
+    return ""
+  }
+}
+
+const all = (): ReadonlyArray<number> =>
+  fs.readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? [Number(name)] : []))
+
+// The command's name is in parentheses, and may hold any of them itself.
+const statOf = (pid: number): ReadonlyArray<string> =>
+  read(`/proc/${pid}/stat`)
+    .replace(/^.*\) /s, "")
+    .split(" ")
+
+/**
+ * The processes of a container as the host sees them: those of its pid namespace, or where it has none of its own those
+ * that came of its first process; and those that they have put into namespaces below.
+ */
+export const processesOf = (container: Container): ReadonlyArray<number> => {
+  const clone = container.plan.operations.find((operation) => operation.op === "process")
+  const hasOwn = (Number(clone?.namespaces ?? 0) & flags.pid) !== 0
+  const namespace = hasOwn ? link(`/proc/${container.pid}/ns/pid`) : ""
+  const children = new Map<number, Array<number>>()
+  const found = new Set<number>()
+  for (const pid of all()) {
+    const stat = statOf(pid)
+    if (stat.length < 2 || stat[0] === "Z" || stat[0] === "X") continue
+    const parent = Number(stat[1])
+    const siblings = children.get(parent)
+    if (siblings === undefined) children.set(parent, [pid])
+    else siblings.push(pid)
+    if (pid === container.pid || (namespace !== "" && link(`/proc/${pid}/ns/pid`) === namespace))
+      found.add(pid)
+  }
+  // A set that grows while it is gone through is gone through to its end.
+  for (const pid of found) for (const child of children.get(pid) ?? []) found.add(child)
+  return [...found]
+}
+
+const TICK_MICROS = 10_000 // USER_HZ is 100 on every architecture that Berth is built for
+const ARGUMENTS_MAX = 4096
+
+const field = (status: string, name: string): string =>
+  new RegExp(`^${name}:\\s*(.*)$`, "m").exec(status)?.[1] ?? ""
+
+const numbers = (status: string): ReadonlyArray<number> => field(status, "NSpid").split(/\s+/).map(Number)
+
+const idInside = (map: string, outside: number): number => {
+  for (const line of map.split("\n")) {
+    const [inside, from, length] = line.trim().split(/\s+/).map(Number)
+    if (length !== undefined && outside >= from! && outside < from! + length) return inside! + outside - from!
+  }
+  return outside
+}
+
+const namesOf = (root: string): ReadonlyMap<number, string> => {
+  const names = new Map<number, string>()
+  for (const line of readMerged([root], "etc/passwd").split("\n")) {
+    const [name, , uid] = line.split(":")
+    if (name !== undefined && /^\d+$/.test(uid ?? "") && !names.has(Number(uid))) names.set(Number(uid), name)
+  }
+  return names
+}
+
+/** What runs in it, at this moment; one that has ended meanwhile is not listed. */
+export const top = (container: Container, pids: ReadonlyArray<number>): ReadonlyArray<ProcessInfo> => {
+  const names = namesOf(`/proc/${container.pid}/root`)
+  const map = read(`/proc/${container.pid}/uid_map`)
+  // As many namespaces below the host's as the container's own first process is.
+  const depth = numbers(read(`/proc/${container.pid}/status`)).length - 1
+  return pids.flatMap((pid): ReadonlyArray<ProcessInfo> => {
+    const status = read(`/proc/${pid}/status`)
+    const stat = statOf(pid)
+    if (status === "" || stat.length < 13) return []
+    const uid = idInside(map, Number(field(status, "Uid").split(/\s+/)[0]))
+    const command = read(`/proc/${pid}/cmdline`).slice(0, ARGUMENTS_MAX).replace(/\0+$/, "")
+    const name = field(status, "Name")
+    return [
+      {
+        pid,
+        pidInside: numbers(status)[depth] ?? pid,
+        parent: Number(stat[1]),
+        user: names.get(uid) ?? String(uid),
+        command: command === "" ? [`[${name}]`] : command.split("\0"),
+        state: stat[0]!,
+        threads: Number(field(status, "Threads")),
+        userMicros: Number(stat[11]) * TICK_MICROS,
+        systemMicros: Number(stat[12]) * TICK_MICROS,
+        memoryBytes: Number.parseInt(field(status, "VmRSS") || "0", 10) * 1024
+      }
+    ]
+  })
+}
