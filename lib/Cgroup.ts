@@ -113,7 +113,7 @@ export interface PressureOptions {
   readonly some?: Time | undefined
   /** For how long all of them have to have waited at once. */
   readonly full?: Time | undefined
-  /** From 500 ms to 10 s; without CAP_SYS_RESOURCE a multiple of 2 s. Default 1 s. */
+  /** From 500 ms to 10 s; without CAP_SYS_RESOURCE a multiple of 2 s, else `CgroupError`. Default 2 s. */
   readonly window?: Time | undefined
 }
 
@@ -306,7 +306,8 @@ export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthE
 export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> => events.oomKills(cgroup)
 
 /**
- * How many forks have failed at the limit, now and whenever there are more (`pids.events`). Ends as `memoryEvents` does.
+ * How many forks have failed at the limit, now and whenever there are more (`pids.events`; the kernel tells of it on version
+ * 2, on version 1 it is looked at ten times a second). Ends as `memoryEvents` does.
  *
  * @since 0.1.0
  * @category events

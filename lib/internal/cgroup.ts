@@ -148,12 +148,13 @@ export const failed = (
   controller: string,
   path: string,
   errno: number,
-  at: "create" | "write" | "read" | "process"
+  at: "create" | "made" | "write" | "process"
 ): CgroupError => {
   const because = (reason: CgroupError["reason"], detail: string): CgroupError =>
     new CgroupError({ reason, controller, path, errno, detail })
   const gone = "the cgroup is not there any more: its scope has closed, or somebody else has removed it"
-  const isThere = fs.existsSync(dirname(path))
+  // What failed while it was made has been removed by now.
+  const isThere = at === "made" || (at !== "create" && fs.existsSync(dirname(path)))
   switch (errno) {
     case EROFS:
       return because("ReadOnly", "the tree is mounted read-only: remount it writable, or do without limits")
@@ -164,9 +165,9 @@ export const failed = (
         "this part of the tree is not yours: have it delegated to your user, or run as root"
       )
     case ENOENT:
-      return at === "create" || !isThere
-        ? because("Gone", gone)
-        : because("NotInKernel", "this kernel has no such limit: a newer one may, or one built with it")
+      return isThere
+        ? because("NotInKernel", "this kernel has no such limit: a newer one may, or one built with it")
+        : because("Gone", gone)
     case ENODEV:
       return isThere && controller === "io"
         ? because("Refused", "there is no such disk, or it is a partition of one")
@@ -177,7 +178,7 @@ export const failed = (
             "HasProcesses",
             "version 2 has processes either in a cgroup or in those below it: move them first"
           )
-        : at === "write" && (controller === "memory" || controller === "hugetlb")
+        : at !== "create" && (controller === "memory" || controller === "hugetlb")
           ? because("InUse", "more than that is in use, and cannot be reclaimed")
           : because("Refused", "it is busy")
     default:
@@ -197,8 +198,12 @@ const explainOperation = (plan: Plan.Plan, operation: Plan.Operation, error: Ope
   switch (operation.op) {
     case "cgroup-create":
       return failed("cgroup", operation.path, error.errno, "create")
-    case "cgroup-write":
-      return failed(controllerOf(operation.file), operation.file, error.errno, "write")
+    case "cgroup-write": {
+      const folder = dirname(operation.file)
+      const made = plan.operations.some((other) => other.op === "cgroup-create" && other.path === folder)
+      const controller = controllerOf(operation.file)
+      return failed(controller, operation.file, error.errno, made ? "made" : "write")
+    }
     case "cgroup-devices":
       return failed("devices", operation.path, error.errno, "write")
     case "cgroup-join":

@@ -9,13 +9,14 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { BerthError } from "../BerthError.ts"
+import { type BerthError, CgroupError } from "../BerthError.ts"
 import type { Cgroup, Folder, PressureOptions, Resource } from "../Cgroup.ts"
 import type { MemoryEvents, PidsEvents, Pressure } from "../CgroupStats.ts"
 import { attempt } from "./attempt.ts"
 import * as internal from "./cgroup.ts"
 import { read } from "./cgroupLimits.ts"
 import { readMemoryEvents, readPidsEvents, readPressure, sourceOf } from "./cgroupStats.ts"
+import { EINVAL } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { AT_FDCWD, EPOLLERR, EPOLLIN, EPOLLPRI, native } from "./native.ts"
 import { invalid } from "./options.ts"
@@ -65,6 +66,7 @@ const file = <A>(path: string, parse: (text: string) => A): Effect.Effect<Source
     })
   )
 
+const LOOK_EVERY = "100 millis"
 const SETTLING_MS = 1000
 
 /** Version 1 tells that memory has run out before it kills: what has come of it is looked at until it is there. */
@@ -168,8 +170,12 @@ export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> =>
 export const pidsEvents = (cgroup: Cgroup): Stream.Stream<PidsEvents, BerthError> =>
   changes(
     cgroup,
-    Effect.flatMap(withFolder(cgroup, "pids"), ({ path }) =>
-      file(`${path}/pids.events`, () => ({ max: readPidsEvents(sourceOf(cgroup.folders)) ?? 0 }))
+    Effect.flatMap(withFolder(cgroup, "pids"), ({ path, version }) =>
+      Effect.map(
+        file(`${path}/pids.events`, () => ({ max: readPidsEvents(sourceOf(cgroup.folders)) ?? 0 })),
+        // The counter of version 1 is in a file that tells nobody of its changes.
+        (source) => (version === 1 ? { ...source, wait: Effect.sleep(LOOK_EVERY) } : source)
+      )
     )
   )
 
@@ -207,6 +213,10 @@ const openTrigger = (path: string, trigger: string): number => {
   const n = fd < 0 ? fd : native().write(fd, new TextEncoder().encode(`${trigger}\0`), 0)
   if (n >= 0) return fd
   if (fd >= 0) native().close(fd)
+  if (n === -EINVAL) {
+    const detail = `the kernel does not take "${trigger}": without CAP_SYS_RESOURCE the window has to be a multiple of 2s`
+    throw new CgroupError({ reason: "Refused", controller: "pressure", path, errno: EINVAL, detail })
+  }
   throw internal.failed("pressure", path, -n, "write")
 }
 
@@ -214,7 +224,7 @@ const WINDOW_LEAST = 500_000
 const WINDOW_MOST = 10_000_000
 
 /** What is written to a pressure file; throws `InvalidOption`. */
-const triggerOf = ({ full, some, window = "1s" }: PressureOptions): string => {
+const triggerOf = ({ full, some, window = "2s" }: PressureOptions): string => {
   const kind = some === undefined ? "full" : "some"
   const threshold = some ?? full
   if (threshold === undefined || (some !== undefined && full !== undefined))

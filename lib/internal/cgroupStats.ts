@@ -88,7 +88,7 @@ export const readMemoryEvents = (file: Source): MemoryEvents => {
   return {
     low: events.low,
     high: events.high,
-    max: events.max ?? count(file("memory", "memory.failcnt", undefined)),
+    max: events.max,
     oom: events.oom,
     oomKill: events.oom_kill ?? v1.oom_kill,
     oomGroupKill: events.oom_group_kill

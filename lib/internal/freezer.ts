@@ -5,7 +5,6 @@
 import * as fs from "node:fs"
 import { dirname } from "node:path"
 import * as Effect from "effect/Effect"
-import * as Schedule from "effect/Schedule"
 import { type BerthError, CgroupError } from "../BerthError.ts"
 import type { Cgroup, Folder } from "../Cgroup.ts"
 import * as internal from "./cgroup.ts"
@@ -27,18 +26,25 @@ const write = ({ path, version }: Folder, frozen: boolean): Effect.Effect<void, 
 }
 
 const PATIENCE = "5 seconds"
+const TRIES_BEFORE_THAW = 50
 
-// Version 1 does not tell: its file finds out when it is read.
-const hasFrozen = ({ path, version }: Folder): Effect.Effect<unknown> =>
-  version === 2
-    ? events.frozen(path)
-    : Effect.repeat(
-        Effect.sync(() => read(`${path}/freezer.state`).trim() === "FROZEN"),
-        {
-          until: (frozen) => frozen,
-          schedule: Schedule.union(Schedule.exponential("1 millis"), Schedule.spaced("50 millis"))
-        }
+// Version 1 does not tell: its file finds out when it is read. And it leaves out what is forked in the meantime, which it
+// takes in with the next write, or once it has let all go for a moment; runc does the same.
+const untilFrozen = (folder: Folder): Effect.Effect<unknown, BerthError> => {
+  const file = `${folder.path}/freezer.state`
+  const attempt = (tries: number): Effect.Effect<void, BerthError> =>
+    Effect.flatMap(write(folder, true), () => {
+      if (read(file).trim() === "FROZEN") return Effect.void
+      const again = Effect.zipRight(
+        Effect.sleep(tries < 10 ? 1 : 10),
+        Effect.suspend(() => attempt(tries + 1))
       )
+      return tries % TRIES_BEFORE_THAW === TRIES_BEFORE_THAW - 1
+        ? Effect.zipRight(write(folder, false), again)
+        : again
+    })
+  return folder.version === 1 ? attempt(0) : Effect.zipRight(write(folder, true), events.frozen(folder.path))
+}
 
 /** Succeeds once everything in it stands still. */
 export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
@@ -47,8 +53,7 @@ export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
     const folder = folderOf(cgroup)
     if (folder === undefined) return yield* internal.gone(cgroup)
     standing.add(cgroup)
-    yield* write(folder, true)
-    const done = yield* Effect.timeoutOption(hasFrozen(folder), PATIENCE)
+    const done = yield* Effect.timeoutOption(untilFrozen(folder), PATIENCE)
     if (done._tag === "Some") return
     yield* new CgroupError({
       reason: "Refused",
