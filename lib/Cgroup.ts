@@ -133,7 +133,7 @@ const makeBelow = (
           scopedUnit(berth, id, `cgroup ${name}`, plan, {}).pipe(
             Effect.mapError(internal.explain(plan)),
             Effect.map(() => {
-              internal.own(cgroup, { berth, scope, process: undefined })
+              internal.own(cgroup, { berth, scope, container: undefined })
               return cgroup
             })
           )

@@ -15,6 +15,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type * as Berth from "./Berth.ts"
 import * as Errors from "./BerthError.ts"
+import * as Cgroup from "./Cgroup.ts"
 import * as Container from "./Container.ts"
 import * as Image from "./Image.ts"
 import { exec, feed, makeCommand } from "./internal/promiseCommand.ts"
@@ -154,6 +155,15 @@ export interface Box extends Inside, AsyncDisposable {
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
   /** Sends a signal to its first process, by name or number. Default SIGTERM. */
   readonly kill: (signal?: string | number) => Promise<void>
+  /** Has everything in it stand still, and go on: see `Container.pause`. */
+  readonly pause: () => Promise<void>
+  readonly resume: () => Promise<void>
+  /** The processes in it. */
+  readonly top: () => Promise<ReadonlyArray<Container.ProcessInfo>>
+  /** What it uses, where it was started with `limits`. */
+  readonly stats: () => Promise<Cgroup.Stats>
+  /** Changes its limits while it runs. */
+  readonly update: (limits: Cgroup.Limits) => Promise<void>
   /** Asks it to stop, and kills it when the grace is over. */
   readonly stop: (options?: Container.StopOptions & Abortable) => Promise<Container.ExitStatus>
 }
@@ -207,6 +217,11 @@ const makeBox = (shared: Shared, container: Container.Container, scope: Scope.Cl
     stdin: (input, options) => shared.run(feed(container, input), options?.signal),
     wait: (options) => shared.run(container.exit, options?.signal),
     kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),
+    pause: () => shared.run(Container.pause(container)),
+    resume: () => shared.run(Container.resume(container)),
+    top: () => shared.run(Container.top(container)),
+    stats: () => shared.run(Container.stats(container)),
+    update: (limits) => shared.run(Effect.flatMap(Container.cgroup(container), Cgroup.update(limits))),
     stop: (options = {}) => shared.run(Container.stop(container, options), options.signal),
     [Symbol.asyncDispose]: () => {
       disposed ??= dispose()

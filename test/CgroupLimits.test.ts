@@ -2,10 +2,11 @@ import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import { Cgroup, Container, Image } from "../lib/index.ts"
+import { type BerthError, Cgroup, Container, Image } from "../lib/index.ts"
 import { detect } from "../lib/internal/cgroupTree.ts"
 import { failure, suite } from "./support/effect.ts"
 import { eventually, isAlive } from "./support/leftovers.ts"
+import { commandOf, ended, root } from "./support/program.ts"
 
 const tree = detect()
 
@@ -37,7 +38,7 @@ const findDisk = (): string | undefined =>
 
 const disk = findDisk()
 
-suite("Cgroup limits", (effect) => {
+suite("Cgroup limits", (effect, folder) => {
   effect(
     "share CPU time by weight, on either version",
     () =>
@@ -440,6 +441,29 @@ suite("Cgroup limits", (effect) => {
       // One that has ended is moved nowhere.
       yield* Cgroup.move(cgroup, child.pid!)
     })
+  )
+
+  effect(
+    "in a tree that is mounted read-only",
+    () =>
+      Effect.promise(async () => {
+        const at = `${folder()}-readonly`
+        const { args, command } = commandOf("limited.ts", [at])
+        // Only for the program: the mounts are those of a namespace of its own.
+        const script =
+          'for at in $(findmnt -rno TARGET -t cgroup,cgroup2); do mount -o remount,bind,ro "$at"; done; exec "$@"'
+        const child = spawn("unshare", ["--mount", "sh", "-c", script, "sh", command, ...args], {
+          cwd: root,
+          stdio: ["ignore", "pipe", "inherit"]
+        })
+        const { code, stdout } = await ended(child)
+        assert.equal(code, 0)
+        const error = JSON.parse(stdout) as BerthError.CgroupError
+        assert.deepEqual([error._tag, error.reason, error.errno], ["CgroupError", "ReadOnly", 30])
+        assert.match(error.message, /read-only/)
+        fs.rmSync(at, { recursive: true, force: true })
+      }),
+    { skip: without("pids") }
   )
 
   effect("of a cgroup that somebody else has removed", () =>

@@ -6,11 +6,13 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import { Container } from "../lib/index.ts"
+import { detect } from "../lib/internal/cgroupTree.ts"
 import { failure, makeTemporaryFolder, remove, suite } from "./support/effect.ts"
 import { makeImage, whyNoBusybox } from "./support/rootfs.ts"
 import * as tar from "./support/tar.ts"
 
 const skip = whyNoBusybox
+const freezes = detect().controllers.freezer !== undefined
 
 /** A folder on the host, which is gone after the test. */
 const hostFolder = Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (path) =>
@@ -292,7 +294,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
         fs.writeFileSync(`${here}/f`, "f")
         const box = yield* start()
         yield* shell(box, "echo inside > /inside")
-        yield* Container.signal(box, "SIGSTOP")
+        yield* freezes ? Container.pause(box) : Container.signal(box, "SIGSTOP")
         yield* Container.copyIn(box, `${here}/f`, "/paused")
         yield* Container.copyOut(box, "/paused", `${here}/paused`)
         yield* Container.signal(box, "SIGKILL")

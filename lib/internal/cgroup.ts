@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../Berth.ts"
-import { type BerthError, CgroupError, type OperationFailed } from "../BerthError.ts"
+import { type BerthError, CgroupError, type OperationFailed, type SupervisorError } from "../BerthError.ts"
 import type { Cgroup, Folder } from "../Cgroup.ts"
 import type { Limits } from "../CgroupLimits.ts"
 import * as Plan from "../Plan.ts"
@@ -15,6 +15,7 @@ import { parseLimits, read, type Setting, type Write } from "./cgroupLimits.ts"
 import { detect, type Tree } from "./cgroupTree.ts"
 import { EACCES, EBUSY, ENODEV, ENOENT, EPERM, EROFS, ESRCH } from "./errno.ts"
 import { errnoOf } from "./inRoot.ts"
+import type { Ended } from "./supervisor.ts"
 import { releaseUnit } from "./unit.ts"
 
 let detected: Tree | undefined
@@ -241,8 +242,8 @@ export interface Owner {
   readonly berth: Berth
   /** What it ends with. */
   readonly scope: Scope.Scope
-  /** How a container's own process ended, which may be before. */
-  readonly process: Effect.Effect<unknown, unknown> | undefined
+  /** How the container that it is of ended, which may be before. */
+  readonly container: Deferred.Deferred<Ended, SupervisorError> | undefined
   closed?: Deferred.Deferred<void>
 }
 
@@ -259,7 +260,7 @@ export const ended = (cgroup: Cgroup): Effect.Effect<void> =>
   Effect.suspend(() => {
     const owner = owners.get(cgroup)
     if (owner === undefined) return Effect.void
-    const { process } = owner
+    const { container } = owner
     const closing = Effect.suspend(() => {
       if (owner.closed !== undefined) return Deferred.await(owner.closed)
       const closed = Deferred.unsafeMake<void>(FiberId.none)
@@ -269,7 +270,9 @@ export const ended = (cgroup: Cgroup): Effect.Effect<void> =>
         Deferred.await(closed)
       )
     })
-    return process === undefined ? closing : Effect.race(closing, Effect.asVoid(Effect.exit(process)))
+    return container === undefined
+      ? closing
+      : Effect.race(closing, Effect.asVoid(Effect.exit(Deferred.await(container))))
   })
 
 export const isThere = (cgroup: Cgroup): boolean => fs.existsSync(cgroup.folders[0]?.path ?? "")

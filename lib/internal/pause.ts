@@ -1,5 +1,4 @@
 /** A container's own cgroup, made when it is first needed, and what stands still in it. */
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import type { BerthError } from "../BerthError.ts"
@@ -12,8 +11,8 @@ import { running } from "./inside.ts"
 import * as processes from "./top.ts"
 
 const isOwn = (container: Container): boolean => {
-  const { cgroup, scope } = container.state
-  return cgroup !== undefined && internal.ownerOf(cgroup)?.scope === scope
+  const { cgroup, ended } = container.state
+  return cgroup !== undefined && internal.ownerOf(cgroup)?.container === ended
 }
 
 // One at a time: two that need it at once get the same.
@@ -29,7 +28,7 @@ const adopt = (
     const { berth, ended, scope } = container.state
     const release = yield* internal.perform(berth, `cgroup ${cgroup.name}`, made.create)
     yield* Scope.addFinalizer(scope, release)
-    internal.own(cgroup, { berth, scope, process: Deferred.await(ended) })
+    internal.own(cgroup, { berth, scope, container: ended })
     // First, so that what is executed meanwhile is in it.
     container.state.cgroup = cgroup
     const pids = () => processes.processesOf(container)

@@ -273,7 +273,7 @@ export const launch = (options: Launch): Effect.Effect<Container, BerthError, Sc
               cgroups.own(options.cgroup!, {
                 berth: options.berth,
                 scope,
-                process: Deferred.await(unit.ended)
+                container: unit.ended
               })
             return container
           })
