@@ -102,6 +102,12 @@ export interface ProcessOptions {
   readonly capabilities?: Security.CapabilityOptions | undefined
   /** Whether executing a set-user-ID program gives nothing (PR_SET_NO_NEW_PRIVS). Default true. */
   readonly noNewPrivileges?: boolean | undefined
+  /**
+   * Which system calls it may make: by Docker's policy, by one of its own (see `Security.seccompFromJson`), or all.
+   * Default `"default"`.
+   */
+  readonly seccomp?: "default" | "unconfined" | Security.SeccompProfile | undefined
+  /** A limit above the present hard one is cut down to that, with a warning, where raising it is not allowed. */
   readonly rlimits?: Security.Rlimits | undefined
   /**
    * Whether its standard streams are a pseudo-terminal, pty(7), of this size, or with `true` of this program's own (24
@@ -140,6 +146,11 @@ export interface RootOptions extends ProcessOptions {
   readonly readOnly?: boolean | undefined
   /** Default: `Security.defaultMaskedPaths`. */
   readonly maskedPaths?: ReadonlyArray<string> | undefined
+  /**
+   * Whose processes a user sees in `/proc` (proc(5), Linux 5.8): `"invisible"` hides all but one's own, `"noaccess"` what is
+   * in them, `"ptraceable"` what one may not trace. Default `"off"`: everybody's.
+   */
+  readonly hidepid?: "off" | "noaccess" | "invisible" | "ptraceable" | undefined
   /** Default: `Security.defaultReadonlyPaths`. */
   readonly readonlyPaths?: ReadonlyArray<string> | undefined
   /** The capacity of `/dev/shm`, as in `Limits.memory`. Default 64 MiB. */

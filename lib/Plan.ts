@@ -59,7 +59,7 @@ const table = {
   capabilities: { effective: "i", permitted: "i", inheritable: "i", ambient: "i" },
   terminal: { socket: "f", rows: "i", columns: "i", uid: "i" },
   "no-new-privileges": {},
-  seccomp: { program: "b" },
+  seccomp: { program: "b", flags: "i", listener: "f" },
   exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
   connect: { socket: "f", version: "i", port: "i" },
   self: { arguments: "l", environment: "l" },
@@ -99,6 +99,7 @@ export type OperationName = keyof Table
  *   system that the container sees; targets are resolved inside the root with openat2(2).
  * - `bounding`, `user`, `capabilities`, `no-new-privileges`, `seccomp`, `rlimit`, `umask`, `keyring`, `session`:
  *   credentials(7), capabilities(7), seccomp(2), getrlimit(2), umask(2), keyrings(7), setsid(2).
+ * - `seccomp`: a BPF program and flags of seccomp(2); where the program notifies, its listener is sent to `listener`.
  * - `terminal`: a pty of the container's devpts, pts(4), whose other end is sent to `socket`.
  * - `exec`: execve(2) of the first of `paths` that is there; `self`: the supervisor's own program, which holds
  *   namespaces open or is a container's init; `connect`: a connection to loopback, sent to `socket`.

@@ -1,11 +1,17 @@
 /**
- * What a container may do: capabilities, masked and read-only paths, resource limits. The defaults are Docker's.
+ * What a container may do: capabilities, system calls, masked and read-only paths, resource limits. The defaults are
+ * Docker's.
  *
  * @since 0.1.0
  */
 import { readFileSync } from "node:fs"
+import type * as Effect from "effect/Effect"
+import type { BerthError } from "./BerthError.ts"
+import { attempt } from "./internal/attempt.ts"
 import { nearest } from "./internal/nearest.ts"
 import { invalid } from "./internal/options.ts"
+import * as seccomp from "./internal/seccomp.ts"
+import * as seccompDefault from "./internal/seccompDefault.ts"
 
 const names = [
   "CHOWN",
@@ -134,6 +140,11 @@ export const defaultReadonlyPaths: ReadonlyArray<string> = [
 export interface CapabilityOptions {
   readonly add?: ReadonlyArray<Capability | "ALL"> | undefined
   readonly drop?: ReadonlyArray<Capability | "ALL"> | undefined
+  /**
+   * Those that a command keeps although its user is not root (PR_CAP_AMBIENT, Linux 4.3). They are added to the set as
+   * well. Default: none.
+   */
+  readonly ambient?: ReadonlyArray<Capability> | undefined
 }
 
 const one = (name: string): bigint => 1n << BigInt(names.indexOf(name as Capability))
@@ -155,29 +166,160 @@ const attainable = (): bigint => {
   }
 }
 
+const bitsOf = (change: "add" | "drop" | "ambient", given: string): bigint => {
+  const name = given.toUpperCase().replace(/^CAP_/, "")
+  if (name === "ALL" && change !== "ambient") return change === "add" ? attainable() : maskOf(names)
+  return names.includes(name as Capability)
+    ? one(name)
+    : invalid(
+        `capabilities.${change}`,
+        given,
+        `a capability of capabilities(7); the nearest is ${nearest(name, names)}`
+      )
+}
+
 /**
- * The capability set as a mask of 64 bits; throws `InvalidOption`.
+ * The capability set as a mask of 64 bits, and what of it is ambient; throws `InvalidOption`.
  *
  * @internal
  */
-export const resolveCapabilities = (options: CapabilityOptions): bigint => {
-  let mask = defaultMask
-  for (const [change, list] of [["drop", options.drop ?? []] as const, ["add", options.add ?? []] as const]) {
-    for (const given of list) {
-      const name = given.toUpperCase().replace(/^CAP_/, "")
-      if (name !== "ALL" && !names.includes(name as Capability)) {
-        invalid(
-          `capabilities.${change}`,
-          given,
-          `a capability of capabilities(7); the nearest is ${nearest(name, names)}`
-        )
-      }
-      const bits = name !== "ALL" ? one(name) : change === "add" ? attainable() : maskOf(names)
-      mask = change === "add" ? mask | bits : mask & ~bits
-    }
-  }
-  return mask
+export const resolveCapabilities = (
+  options: CapabilityOptions
+): { readonly capabilities: bigint; readonly ambient: bigint } => {
+  let capabilities = defaultMask
+  let ambient = 0n
+  for (const given of options.drop ?? []) capabilities &= ~bitsOf("drop", given)
+  for (const given of options.add ?? []) capabilities |= bitsOf("add", given)
+  for (const given of options.ambient ?? []) ambient |= bitsOf("ambient", given)
+  return { capabilities: capabilities | ambient, ambient }
 }
+
+/**
+ * What a rule of seccomp does, as in seccomp(2) and libseccomp. `SCMP_ACT_LOG` allows and writes to the kernel's log,
+ * `SCMP_ACT_NOTIFY` asks the program: see `ProcessOptions.onSystemCall`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type SeccompAction =
+  | "SCMP_ACT_ALLOW"
+  | "SCMP_ACT_ERRNO"
+  | "SCMP_ACT_KILL"
+  | "SCMP_ACT_KILL_PROCESS"
+  | "SCMP_ACT_KILL_THREAD"
+  | "SCMP_ACT_LOG"
+  | "SCMP_ACT_NOTIFY"
+  | "SCMP_ACT_TRACE"
+  | "SCMP_ACT_TRAP"
+
+/**
+ * A comparison of an argument, counted from 0, with a number. `SCMP_CMP_MASKED_EQ`: the argument through the mask
+ * `value` is `valueTwo`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SeccompCondition {
+  readonly index: number
+  readonly value: number
+  readonly valueTwo?: number | null | undefined
+  readonly op:
+    | "SCMP_CMP_EQ"
+    | "SCMP_CMP_GE"
+    | "SCMP_CMP_GT"
+    | "SCMP_CMP_LE"
+    | "SCMP_CMP_LT"
+    | "SCMP_CMP_MASKED_EQ"
+    | "SCMP_CMP_NE"
+}
+
+/**
+ * Where a rule applies: with all (or, to exclude, any) of these capabilities, on one of these architectures (`amd64`,
+ * `arm64`, ...), from this kernel on (`4.8`).
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SeccompFilter {
+  readonly caps?: ReadonlyArray<string> | null | undefined
+  readonly arches?: ReadonlyArray<string> | null | undefined
+  readonly minKernel?: string | null | undefined
+}
+
+/**
+ * What to do about these system calls, where all conditions hold.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SeccompRule {
+  readonly names: ReadonlyArray<string>
+  readonly action: SeccompAction
+  /** The error of `SCMP_ACT_ERRNO`. Default 1, EPERM. */
+  readonly errnoRet?: number | null | undefined
+  readonly args?: ReadonlyArray<SeccompCondition> | null | undefined
+  readonly includes?: SeccompFilter | null | undefined
+  readonly excludes?: SeccompFilter | null | undefined
+  readonly comment?: string | null | undefined
+}
+
+/**
+ * A seccomp policy in Docker's form: a file for `docker run --security-opt seccomp=FILE` is one.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SeccompProfile {
+  readonly defaultAction: SeccompAction
+  readonly defaultErrnoRet?: number | null | undefined
+  /** Besides this machine's own: `SCMP_ARCH_X86`. System calls of any other architecture kill. */
+  readonly architectures?: ReadonlyArray<string> | null | undefined
+  /** The same for several machines, in place of `architectures`. */
+  readonly archMap?:
+    | ReadonlyArray<{
+        readonly architecture: string
+        readonly subArchitectures?: ReadonlyArray<string> | null | undefined
+      }>
+    | null
+    | undefined
+  readonly flags?:
+    | ReadonlyArray<
+        | "SECCOMP_FILTER_FLAG_LOG"
+        | "SECCOMP_FILTER_FLAG_SPEC_ALLOW"
+        | "SECCOMP_FILTER_FLAG_TSYNC"
+        | "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
+      >
+    | null
+    | undefined
+  readonly syscalls?: ReadonlyArray<SeccompRule> | null | undefined
+}
+
+/**
+ * The policy of a container unless told otherwise: Docker's by meaning. Some of it depends on the container's
+ * capabilities.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const defaultSeccomp: SeccompProfile = seccompDefault.defaultProfile
+
+/**
+ * A policy for programs that need little: no tracing, no sockets but of UNIX and IP, no IPC of System V.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const strictSeccomp: SeccompProfile = seccompDefault.strictProfile
+
+/**
+ * A profile out of a JSON file's text. Fails with `InvalidOption`, which says where it is not one. The names of system
+ * calls are checked when it is used, as it is then that one knows which of them apply.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const seccompFromJson = (text: string): Effect.Effect<SeccompProfile, BerthError> =>
+  attempt(() => seccomp.parse(text))
 
 const resources = {
   cpu: 0,
@@ -210,9 +352,16 @@ export type Rlimits = {
 }
 
 /** @internal */
-export const resolveRlimits = (
-  limits: Rlimits
-): ReadonlyArray<{ readonly resource: number; readonly soft: bigint; readonly hard: bigint }> =>
+export interface Limit {
+  readonly name: string
+  readonly resource: number
+  /** As 64 bits, signed: -1 is no limit. */
+  readonly soft: bigint
+  readonly hard: bigint
+}
+
+/** @internal */
+export const resolveRlimits = (limits: Rlimits): ReadonlyArray<Limit> =>
   Object.entries(limits).map(([name, value]) => {
     const { soft, hard } = typeof value === "number" ? { soft: value, hard: value } : value
     const resource = resources[name as keyof typeof resources]
@@ -228,5 +377,47 @@ export const resolveRlimits = (
     if (!acceptable(soft) || !acceptable(hard) || soft > hard)
       invalid(option, value, "whole numbers, soft no more than hard")
     const encode = (n: number): bigint => (n === Number.POSITIVE_INFINITY ? -1n : BigInt(n))
-    return { resource, soft: encode(soft), hard: encode(hard) }
+    return { name, resource, soft: encode(soft), hard: encode(hard) }
   })
+
+/**
+ * Options for what needs little, to be spread into a container's: no capabilities, `strictSeccomp`, a root that cannot be
+ * written to, only one's own processes in `/proc`, and no core dumps.
+ *
+ * ```ts
+ * Container.run(image, { ...Security.strict, command: ["true"] })
+ * ```
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const strict: {
+  readonly capabilities: CapabilityOptions
+  readonly noNewPrivileges: true
+  readonly seccomp: SeccompProfile
+  readonly readOnly: true
+  readonly hidepid: "invisible"
+  readonly maskedPaths: ReadonlyArray<string>
+  readonly rlimits: Rlimits
+} = {
+  capabilities: { drop: ["ALL"] },
+  noNewPrivileges: true,
+  seccomp: strictSeccomp,
+  readOnly: true,
+  hidepid: "invisible",
+  maskedPaths: [
+    ...defaultMaskedPaths,
+    "/proc/cmdline",
+    "/proc/config.gz",
+    "/proc/iomem",
+    "/proc/kallsyms",
+    "/proc/kmsg",
+    "/proc/modules",
+    "/proc/partitions",
+    "/proc/slabinfo",
+    "/proc/version_signature",
+    "/proc/vmallocinfo",
+    "/sys/kernel"
+  ],
+  rlimits: { core: 0 }
+}

@@ -6,6 +6,7 @@
 #include "descriptor.h"
 #include "loop.h"
 #include "process.h"
+#include "seccomp.h"
 #include "syscalls.h"
 #include "util.h"
 
@@ -442,6 +443,29 @@ static napi_value reap(struct call *call, napi_env env) {
 }
 FUNCTION(reap)
 
+// seccompCompile(policy, program): [bytes of the program or -errno, the rule that is at fault].
+static napi_value seccomp_program(struct call *call, napi_env env) {
+    uint8_t *policy, *program;
+    size_t length, room;
+    uint32_t rule;
+    if (!take_bytes(call, 0, &policy, &length) || !take_bytes(call, 1, &program, &room) || room < SECCOMP_PROGRAM_MAX) return misuse(env);
+    int n = seccomp_compile(policy, length, program, room, &rule);
+    return pair(env, n, n < 0 ? rule : 0);
+}
+FUNCTION(seccomp_program)
+
+// seccompName(number): the name of a system call, or "".
+static napi_value system_call_name(struct call *call, napi_env env) {
+    napi_value result;
+    int which;
+    if (!take_fd(call, 0, &which)) return misuse(env);
+    char *name = seccomp_name(which);
+    napi_status status = napi_create_string_utf8(env, name ? name : "", NAPI_AUTO_LENGTH, &result);
+    free(name);
+    return status == napi_ok ? result : NULL;
+}
+FUNCTION(system_call_name)
+
 // startLoop(ready), watch(fd, events, token), hold(boolean): the loop of this environment.
 static napi_value start_loop(struct call *call, napi_env env) {
     if (!*call->loop) *call->loop = loop_start(env, call->argument[0]);
@@ -506,6 +530,8 @@ NAPI_MODULE_INIT() {
         {"flock", js_lock_file},
         {"signal", js_send_signal},
         {"reap", js_reap},
+        {"seccompCompile", js_seccomp_program},
+        {"seccompName", js_system_call_name},
         {"startLoop", js_start_loop},
         {"watch", js_watch},
         {"hold", js_hold},

@@ -26,9 +26,9 @@ const sanitizers = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
  */
 const targets = {
   "berth.node": {
-    sources: ["addon.c", "loop.c", "process.c", "descriptor.c"],
+    sources: ["addon.c", "loop.c", "process.c", "descriptor.c", "seccomp.c"],
     flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`],
-    libraries: ["-lpthread"]
+    libraries: ["-lpthread", "-ldl"]
   },
   "berth-supervisor": {
     sources: [

@@ -63,7 +63,7 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(CAPABILITIES, "capabilities", "iiii", CHILD)            /* effective, permitted, inheritable, ambient */ \
     X(TERMINAL, "terminal", "fiii", CHILD)                    /* socket, rows, columns, uid */               \
     X(NO_NEW_PRIVILEGES, "no-new-privileges", "", CHILD)                                                     \
-    X(SECCOMP, "seccomp", "b", CHILD)                         /* struct sock_filter [] */                    \
+    X(SECCOMP, "seccomp", "bif", CHILD)                       /* struct sock_filter [], flags, socket or none */ \
     X(EXEC, "exec", "flll", LAST)                             /* program or none, paths to try, argv, env */ \
     X(CONNECT, "connect", "fii", LAST)                        /* socket, IP version, port on loopback */     \
     X(SELF, "self", "ll", LAST)                               /* argv, env of the supervisor's own program */ \

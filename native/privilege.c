@@ -1,4 +1,5 @@
 #include "privilege.h"
+#include "descriptor.h"
 
 #include <grp.h>
 #include <linux/capability.h>
@@ -64,16 +65,24 @@ int privilege_no_new_privileges(struct failure *failure) {
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? fail(failure, "prctl") : 0;
 }
 
-int privilege_seccomp(const union field *program, struct failure *failure) {
+// What is done here after it, up to the execution, is subject to it. SECCOMP_FILTER_FLAG_NEW_LISTENER is Linux 5.0.
+int privilege_seccomp(const union field *fields, int socket, struct failure *failure) {
     struct sock_fprog filter = {
-        .len = (unsigned short)(program->b.length / sizeof(struct sock_filter)),
-        .filter = (struct sock_filter *)program->b.bytes,
+        .len = (unsigned short)(fields[0].b.length / sizeof(struct sock_filter)),
+        .filter = (struct sock_filter *)fields[0].b.bytes,
     };
-    if (program->b.length % sizeof(struct sock_filter) != 0 || filter.len * sizeof(struct sock_filter) != program->b.length) {
+    unsigned long flags = (unsigned long)fields[1].i | (socket < 0 ? 0 : SECCOMP_FILTER_FLAG_NEW_LISTENER);
+    if (fields[0].b.length % sizeof(struct sock_filter) != 0 || filter.len * sizeof(struct sock_filter) != fields[0].b.length) {
         errno = EINVAL;
         return fail(failure, "seccomp");
     }
-    return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter) < 0 ? fail(failure, "seccomp") : 0;
+    long listener = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &filter);
+    if (listener < 0) return fail(failure, "seccomp");
+    if (socket < 0) return 0;
+    int sent = descriptor_send(socket, "", 1, (int)listener);
+    if (sent < 0) fail(failure, "sendmsg");
+    close((int)listener);
+    return sent < 0 ? -1 : 0;
 }
 
 int privilege_rlimit(const union field *fields, struct failure *failure) {

@@ -47,7 +47,7 @@ const table = {
   capabilities: { effective: "i", permitted: "i", inheritable: "i", ambient: "i" },
   terminal: { socket: "f", rows: "i", columns: "i", uid: "i" },
   "no-new-privileges": {},
-  seccomp: { program: "b" },
+  seccomp: { program: "b", flags: "i", listener: "f" },
   exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
   connect: { socket: "f", version: "i", port: "i" },
   self: { arguments: "l", environment: "l" },
@@ -204,7 +204,7 @@ describe("Plan", () => {
   test("no length of a plan is an unlucky one", () => {
     const kinds: ReadonlyArray<Plan.Operation> = [
       { op: "umask", mask: 0o77 },
-      { op: "seccomp", program: new Uint8Array(9).fill(7) },
+      { op: "seccomp", program: new Uint8Array(9).fill(7), flags: 1, listener: "a" },
       { op: "user", uid: 1, gid: 2, groups: [3, 4, 5] },
       { op: "join", process: "a", namespaces: -1 },
       { op: "hostname", name: "box" },
@@ -309,7 +309,7 @@ describe("Plan", () => {
       { op: "stdio", stdin: null, stdout: "stdout", stderr: null },
       { op: "user", uid: 1000, gid: 1000, groups: [4, 27] },
       { op: "bounding", capabilities: 0xa80425fbn },
-      { op: "seccomp", program: new Uint8Array(16) },
+      { op: "seccomp", program: new Uint8Array(16), flags: 0, listener: null },
       { op: "exec", program: null, paths: ["/bin/sh"], arguments: ["sh", "-c", ""], environment: [] }
     ])
     const lines = [
@@ -319,7 +319,7 @@ describe("Plan", () => {
       "  3  stdio stdin=none stdout=<stdout> stderr=none",
       "  4  user uid=1000 gid=1000 groups=[4 27]",
       "  5  bounding capabilities=0xa80425fb",
-      "  6  seccomp program=16 bytes",
+      "  6  seccomp program=16 bytes flags=0 listener=none",
       '  7  exec program=none paths=[/bin/sh] arguments=[sh -c ""] environment=[]'
     ]
     assert.equal(Plan.print(plan), lines.join("\n"))
@@ -373,6 +373,7 @@ describe("Container.plan", { skip: process.platform === "linux" ? false : "not L
       "user",
       "capabilities",
       "no-new-privileges",
+      "seccomp",
       "exec"
     ])
   })

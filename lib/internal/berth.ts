@@ -10,6 +10,7 @@ import { TypeId } from "../Berth.ts"
 import { type BerthError, OperationFailed, Unsupported } from "../BerthError.ts"
 import * as Holds from "./holds.ts"
 import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "./native.ts"
+import * as Seccomp from "./seccomp.ts"
 import * as Supervisor from "./supervisor.ts"
 import { sweep } from "./sweep.ts"
 
@@ -110,8 +111,11 @@ export const make = (
     const { state, lock } = yield* makeState(folder)
     const holds = Holds.make(folder, state)
     const mode = rootless ? "single-id" : "root"
+    const starting = Effect.mapError(Supervisor.start(state, lock, mode, Holds.guard(holds)), explain)
+    const warming = Effect.sync(() => Seccomp.warm(folder))
     const supervisor = yield* Effect.acquireRelease(
-      Effect.mapError(Supervisor.start(state, lock, mode, Holds.guard(holds)), explain).pipe(
+      // While the supervisor sets itself up, there is time.
+      Effect.zipLeft(starting, warming, { concurrent: true }).pipe(
         Effect.tapError(() => Effect.sync(() => fs.rmSync(state, { recursive: true, force: true })))
       ),
       (started) => started.stop

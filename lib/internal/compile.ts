@@ -2,11 +2,13 @@
  * The policy: from a container's description to the operations that make it, in the order that is safe. Pure; what has
  * to be read from the machine is read before.
  */
+import type { ProcessOptions } from "../Container.ts"
 import type * as Mount from "../Mount.ts"
 import { flags, type Kind } from "../Namespace.ts"
 import type * as Plan from "../Plan.ts"
 import { constant } from "../Plan.ts"
-import { defaultReadonlyPaths } from "../Security.ts"
+import { defaultReadonlyPaths, type Limit } from "../Security.ts"
+import type { Filter } from "./seccomp.ts"
 import type { User } from "./users.ts"
 
 type Operation = Plan.Operation
@@ -33,10 +35,16 @@ export interface Process {
   readonly user: User
   readonly umask: number
   readonly capabilities: bigint
+  readonly ambient: bigint
   readonly noNewPrivileges: boolean
+  /** As it was asked for, for what is executed beside it. */
+  readonly seccompProfile: ProcessOptions["seccomp"]
+  readonly seccomp: Filter | undefined
   /** Whether an init is the first process, and the command its child. */
   readonly init: boolean
-  readonly rlimits: ReadonlyArray<{ readonly resource: number; readonly soft: bigint; readonly hard: bigint }>
+  readonly rlimits: ReadonlyArray<Limit>
+  /** What the user should know of what was asked for and cannot be had. */
+  readonly warnings: ReadonlyArray<string>
   readonly stdio: {
     readonly stdin: string | null
     readonly stdout: string | null
@@ -64,6 +72,7 @@ export interface Surroundings {
   readonly maskedPaths: ReadonlyArray<string>
   readonly readonlyPaths: ReadonlyArray<string>
   readonly readOnly: boolean
+  readonly hidepid: string | undefined
   readonly shmBytes: number
   readonly sysctls: Readonly<Record<string, string>>
 }
@@ -105,7 +114,13 @@ const bindDevices = (folder: string): ReadonlyArray<Operation> =>
 
 // runtime-spec, config-linux.md, default filesystems; options as Docker has them.
 const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
-  { op: "mount", type: "proc", target: "/proc", options: [], attributes: NO_SUID_DEV_EXEC },
+  {
+    op: "mount",
+    type: "proc",
+    target: "/proc",
+    options: around.hidepid === undefined ? [] : [`hidepid=${around.hidepid}`],
+    attributes: NO_SUID_DEV_EXEC
+  },
   {
     op: "mount",
     type: "tmpfs",
@@ -140,15 +155,20 @@ const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
   }
 ]
 
-type Standard = Pick<Surroundings, "folder" | "inUserNamespace" | "shmBytes">
+type Standard = Pick<Surroundings, "folder" | "inUserNamespace" | "shmBytes" | "hidepid">
 
 // What nearly every container of a supervisor has alike is made, and encoded, once.
 let standard: { readonly of: Standard; readonly operations: ReadonlyArray<Operation> } | undefined
 
-const sharedMounts = ({ folder, inUserNamespace, shmBytes }: Standard): ReadonlyArray<Operation> => {
+const sharedMounts = ({ folder, hidepid, inUserNamespace, shmBytes }: Standard): ReadonlyArray<Operation> => {
   const of = standard?.of
-  if (of?.folder !== folder || of.inUserNamespace !== inUserNamespace || of.shmBytes !== shmBytes) {
-    const made = { folder, inUserNamespace, shmBytes }
+  if (
+    of?.folder !== folder ||
+    of.inUserNamespace !== inUserNamespace ||
+    of.shmBytes !== shmBytes ||
+    of.hidepid !== hidepid
+  ) {
+    const made = { folder, inUserNamespace, shmBytes, hidepid }
     standard = { of: made, operations: standardMounts(made).map(constant) }
   }
   return standard!.operations
@@ -210,12 +230,17 @@ const enter = (process: Process): ReadonlyArray<Operation> => [
   session,
   keyring,
   { op: "stdio", ...process.stdio },
-  ...process.rlimits.map((limit): Operation => ({ op: "rlimit", ...limit }))
+  ...process.rlimits.map(({ resource, soft, hard }): Operation => ({ op: "rlimit", resource, soft, hard }))
 ]
+
+const filterOf = ({ seccomp }: Process): ReadonlyArray<Operation> =>
+  seccomp === undefined ? [] : [seccomp.operation]
 
 /**
  * The child's last operations, in the order that capabilities(7) and seccomp(2) ask for: the bounding set while there
- * is CAP_SETPCAP, the ids while there is CAP_SETUID, the capabilities themselves, and no new ones after.
+ * is CAP_SETPCAP, the ids while there is CAP_SETUID, the capabilities themselves, no new ones after, and last the filter,
+ * which what is before it would be subject to. Only where new privileges are allowed does loading it need CAP_SYS_ADMIN,
+ * so that it comes before that may be gone.
  */
 const become = (process: Process): ReadonlyArray<Operation> => [
   {
@@ -227,16 +252,18 @@ const become = (process: Process): ReadonlyArray<Operation> => [
     ? []
     : [{ op: "terminal", socket: "terminal", ...process.terminal, uid: process.user.uid } as const]),
   { op: "umask", mask: process.umask },
+  ...(process.noNewPrivileges ? [] : filterOf(process)),
   { op: "bounding", capabilities: process.capabilities },
   { op: "user", uid: process.user.uid, gid: process.user.gid, groups: process.user.groups },
   {
     op: "capabilities",
     effective: process.capabilities,
     permitted: process.capabilities,
-    inheritable: 0,
-    ambient: 0
+    // An ambient one has to be inheritable; no other is (CVE-2022-29162).
+    inheritable: process.ambient,
+    ambient: process.ambient
   },
-  ...(process.noNewPrivileges ? [noNewPrivileges] : [])
+  ...(process.noNewPrivileges ? [noNewPrivileges, ...filterOf(process)] : [])
 ]
 
 /** The last operation: the command, or an init that runs it. The init tells of the command's failure as this one's. */
@@ -254,14 +281,16 @@ const execute = (process: Process, before: ReadonlyArray<Operation>): ReadonlyAr
 
 /**
  * Whether the child may run in the supervisor's memory, which then waits for it until it has executed: for a first
- * process in a root of its own. A bind's source could be on a network file system that does not answer, and a user or
- * time namespace is about a memory of one's own.
+ * process in a root of its own. A bind's source could be on a network file system that does not answer, a filter that is
+ * not known could have the child wait, or dump the memory's core, and a user or time namespace is about a memory of one's
+ * own.
  */
 const shared = (process: Process, around: Surroundings): 0 | 1 =>
   process.joined.length > 0 ||
   around.root.op === "root-mount" ||
   around.created.has("user") ||
   around.created.has("time") ||
+  process.seccomp?.custom === true ||
   around.mounts.some((mount) => mount.type === "bind")
     ? 0
     : 1
@@ -306,7 +335,11 @@ export const joining = (process: Process): ReadonlyArray<Operation> =>
     {
       op: "process",
       namespaces: 0,
-      shared: process.joined.some(({ kinds }) => kinds.includes("user") || kinds.includes("time")) ? 0 : 2
+      shared:
+        process.seccomp?.custom === true ||
+        process.joined.some(({ kinds }) => kinds.includes("user") || kinds.includes("time"))
+          ? 0
+          : 2
     },
     ...enter(process),
     ...become(process)

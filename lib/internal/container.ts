@@ -33,6 +33,7 @@ import * as check from "./options.ts"
 import { letEnd, resume } from "./pause.ts"
 import * as prepare from "./prepare.ts"
 import { launch } from "./process.ts"
+import * as Seccomp from "./seccomp.ts"
 import { signalNumber } from "./signals.ts"
 import { stdioNames } from "./stdio.ts"
 import { traced } from "./traced.ts"
@@ -114,13 +115,15 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
     const unit = berth.supervisor.nextId()
     const joined = [{ descriptor: "namespace", kinds: namespaces.kinds }]
     const joins = options.cgroup === undefined ? [] : Cgroup.joins(options.cgroup)
-    const process = yield* attempt(() => prepare.settings(rootfs.image, options, joins, joined))
+    const inUserNamespace = berth.rootless || namespaces.kinds.includes("user")
+    const process = yield* attempt(() =>
+      prepare.settings(rootfs.image, options, joins, joined, inUserNamespace)
+    )
     const shared = namespaces.kinds.includes("mount")
     if (shared && namespaces.root !== undefined && namespaces.root !== rootfs) {
       const expected = "the root that the first process in this mount namespace was given"
       return yield* new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
     }
-    const inUserNamespace = berth.rootless || namespaces.kinds.includes("user")
     const around = yield* attempt(() =>
       prepare.surroundings(options, { folder: berth.supervisor.folder, id }, namespaces.kinds, {
         created: new Set<Kind>(shared ? [] : ["mount"]),
@@ -189,10 +192,17 @@ export const execStream: {
         check.command(command)
       })
       const user = yield* userInside(container, options.user)
+      const inUserNamespace = state.berth.rootless || state.kinds.includes("user")
+      const common = yield* attempt(() => prepare.common(options, inUserNamespace))
+      const { ambient, capabilities } = options.capabilities === undefined ? state.settings : common
+      const seccompProfile = options.seccomp ?? state.settings.seccompProfile
       const process: compile.Process = {
-        ...(yield* attempt(() => prepare.common(options))),
-        ...(options.capabilities === undefined ? { capabilities: state.settings.capabilities } : {}),
+        ...common,
+        capabilities,
+        ambient,
         ...(options.rlimits === undefined ? { rlimits: state.settings.rlimits } : {}),
+        seccompProfile,
+        seccomp: yield* attempt(() => Seccomp.filter(seccompProfile, capabilities)),
         arguments: command,
         environment: {
           ...state.settings.environment,

@@ -38,6 +38,7 @@ const table: Readonly<Record<number, readonly [name: string, text: string]>> = {
   71: ["EPROTO", "protocol error"],
   74: ["EBADMSG", "bad message"],
   75: ["EOVERFLOW", "value too large"],
+  79: ["ELIBACC", "cannot access a shared library"],
   90: ["EMSGSIZE", "message too long"],
   95: ["ENOTSUP", "not supported"],
   98: ["EADDRINUSE", "address in use"],
@@ -74,5 +75,6 @@ export const EPIPE = 32
 export const ENAMETOOLONG = 36
 export const ENOSYS = 38
 export const ELOOP = 40
+export const ELIBACC = 79
 export const EDQUOT = 122
 export const ECONNRESET = 104

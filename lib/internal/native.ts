@@ -66,6 +66,10 @@ export interface Native {
   readonly signal: (pidfd: number, number: number) => number
   /** Waits for a child of this process that has ended, by its pidfd. */
   readonly reap: (pidfd: number) => number
+  /** `[bytes of the program, 0]`, or `[-errno, the rule that is at fault]`; native/seccomp.h has the policy's form. */
+  readonly seccompCompile: (policy: Uint8Array, program: Uint8Array) => readonly [number, number]
+  /** The name of a system call of this architecture, or "" where libseccomp knows none. */
+  readonly seccompName: (number: number) => string
   readonly startLoop: (ready: (token: number, events: number) => void) => number
   readonly watch: (fd: number, events: number, token: number) => number
   readonly hold: (held: boolean) => number

@@ -87,6 +87,14 @@ export const terminal = (asked: ProcessOptions["terminal"]): TerminalSize | unde
     : invalid("terminal", asked, "rows and columns, from 0 to 65535")
 }
 
+const hiding = ["off", "noaccess", "invisible", "ptraceable"]
+
+/** The option of procfs, undefined for its own default. */
+export const hidepid = (asked: string | undefined): string | undefined => {
+  if (asked === undefined || asked === "off") return undefined
+  return hiding.includes(asked) ? asked : invalid("hidepid", asked, `one of ${hiding.join(", ")}`)
+}
+
 export const bytes = (option: string, value: number | string): number => {
   const parsed = parseBytes(value)
   return parsed !== undefined && Number.isSafeInteger(parsed) && parsed >= 0

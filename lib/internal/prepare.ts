@@ -11,7 +11,9 @@ import * as cgroupFiles from "./cgroup.ts"
 import * as compile from "./compile.ts"
 import * as check from "./options.ts"
 import type { Launch } from "./process.ts"
+import { attainable } from "./rlimits.ts"
 import * as RootFs from "./rootFs.ts"
+import * as Seccomp from "./seccomp.ts"
 import { stdioNames } from "./stdio.ts"
 import * as users from "./users.ts"
 
@@ -36,9 +38,9 @@ export const termOf = (options: ProcessOptions): Readonly<Record<string, string>
   options.terminal === undefined || options.terminal === false ? {} : { TERM: "xterm" }
 
 /** The part of the settings that the options alone decide. */
-export const common = (options: ProcessOptions) => ({
-  capabilities: Security.resolveCapabilities(options.capabilities ?? {}),
-  rlimits: Security.resolveRlimits(options.rlimits ?? {}),
+export const common = (options: ProcessOptions, inUserNamespace: boolean) => ({
+  ...Security.resolveCapabilities(options.capabilities ?? {}),
+  ...attainable(Security.resolveRlimits(options.rlimits ?? {}), inUserNamespace),
   umask: check.umask(options.umask),
   terminal: check.terminal(options.terminal)
 })
@@ -47,7 +49,8 @@ export const settings = (
   image: Image,
   options: RootOptions,
   cgroup: ReadonlyArray<Plan.Operation>,
-  joined: ReadonlyArray<compile.Joined>
+  joined: ReadonlyArray<compile.Joined>,
+  inUserNamespace: boolean
 ): compile.Process => {
   const { config } = image
   check.process(options)
@@ -61,8 +64,11 @@ export const settings = (
     )
   check.strings("command", command)
   const user = userOf(image, options.user ?? config.user)
+  const shared = common(options, inUserNamespace)
   return {
-    ...common(options),
+    ...shared,
+    seccompProfile: options.seccomp,
+    seccomp: Seccomp.filter(options.seccomp, shared.capabilities),
     arguments: command,
     environment: {
       PATH: compile.defaultPath,
@@ -148,6 +154,7 @@ export const surroundings = (
         ? Security.defaultReadonlyPaths
         : check.paths("readonlyPaths", readonlyPaths),
     readOnly: options.readOnly ?? false,
+    hidepid: check.hidepid(options.hidepid),
     shmBytes: check.bytes("shmSize", options.shmSize ?? 64 * 1024 * 1024),
     sysctls: check.sysctls(options.sysctls ?? {}, own)
   }
@@ -165,12 +172,14 @@ export const start = (
       ? Cgroup.operations(options.limits ?? {}, cgroupFiles.nameOf(at.folder, at.unit))
       : undefined
   const cgroup = options.cgroup ?? made?.cgroup
-  const process = settings(image, options, cgroup === undefined ? [] : Cgroup.joins(cgroup), from.joined)
+  const inUserNamespace = at.rootless || from.kinds.includes("user")
+  const joins = cgroup === undefined ? [] : Cgroup.joins(cgroup)
+  const process = settings(image, options, joins, from.joined, inUserNamespace)
   const upper = { upper: options.upper, size: options.upperSize }
   const root = RootFs.compose(image, upper, at.folder, at.unit, at.rootless)
   const around = surroundings(options, at, [...from.created], {
     created: from.created,
-    inUserNamespace: at.rootless || from.kinds.includes("user"),
+    inUserNamespace,
     idMap: from.created.has("user") ? Namespace.idMap(at.rootless, undefined) : undefined,
     cgroup: made?.create ?? [],
     scratch: root.scratch,

@@ -254,6 +254,14 @@ const begin = (options: Launch): Effect.Effect<Launched, BerthError> =>
  * by hand, as `Effect.acquireRelease` would carry every FiberRef over to it, which costs more than giving back.
  */
 export const launch = (options: Launch): Effect.Effect<Container, BerthError, Scope.Scope> =>
+  options.settings.warnings.length === 0
+    ? launchQuietly(options)
+    : Effect.zipRight(warn(options.id, options.settings.warnings), launchQuietly(options))
+
+const warn = (id: string, warnings: ReadonlyArray<string>): Effect.Effect<void> =>
+  Effect.forEach(warnings, (warning) => Effect.logWarning(`container ${id}: ${warning}`), { discard: true })
+
+const launchQuietly = (options: Launch): Effect.Effect<Container, BerthError, Scope.Scope> =>
   Effect.uninterruptible(
     Effect.flatMap(Effect.scope, (scope) =>
       Effect.flatMap(begin(options), (launched) => {
