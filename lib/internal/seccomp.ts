@@ -10,7 +10,7 @@ import { isBerthError, Unsupported } from "../BerthError.ts"
 import { constant, type Operation } from "../Plan.ts"
 import { capabilities, defaultCapabilities, maskOf, type SeccompProfile } from "../Security.ts"
 import { shorten } from "./bpf.ts"
-import { ELIBACC, ENOENT } from "./errno.ts"
+import { ELIBACC, ENOENT, errnoName } from "./errno.ts"
 import { native } from "./native.ts"
 import { nearest } from "./nearest.ts"
 import { invalid } from "./options.ts"
@@ -313,15 +313,18 @@ const refused = (errno: number, rule: Single | undefined): never => {
   return invalid(
     "seccomp.syscalls",
     rule?.name ?? "the profile",
-    `rules that libseccomp can compile and that do not contradict each other: it says errno ${errno}`
+    `rules that libseccomp can compile: it says ${errnoName(errno)}`
   )
 }
 
-const compile = (policy: Uint8Array, rules: ReadonlyArray<Single>): Uint8Array => {
+const compile = ({ policy, rules }: Policy): Uint8Array => {
   const program = new Uint8Array(PROGRAM_BYTES_MAX)
   const [length, at] = native().seccompCompile(policy, program)
-  return length < 0 ? refused(-length, rules[at]) : shorten(program.subarray(0, length))
+  return length < 0 ? refused(-length, rules[at]) : program.subarray(0, length)
 }
+
+/** The program as libseccomp has it. */
+export const assemble = (of: SeccompProfile, set: bigint): Uint8Array => compile(policyOf(of, set))
 
 /** What a process is to be confined by. */
 export interface Filter {
@@ -367,7 +370,7 @@ const loading = (program: Uint8Array, policy: Policy): Operation => {
 const compileFilter = (of: SeccompProfile, set: bigint, custom: boolean): Filter => {
   const policy = policyOf(of, set)
   return remember(`${digest(policy.policy)} ${policy.flags}`, () => ({
-    operation: loading(compile(policy.policy, policy.rules), policy),
+    operation: loading(shorten(compile(policy)), policy),
     custom,
     notifies: policy.notifies
   }))
@@ -414,20 +417,28 @@ const keepProgram = (path: string, program: Uint8Array): void => {
   }
 }
 
+/** A policy's program out of `folder`, or, the first time on this machine, compiled and kept there. */
+export const kept = (folder: string, of: SeccompProfile, set: bigint): Operation => {
+  const policy = policyOf(of, set)
+  const path = `${folder}/seccomp/${digest(policy.policy)}`
+  const found = readProgram(path)
+  const program = found ?? shorten(compile(policy))
+  if (found === undefined) keepProgram(path, program)
+  return loading(program, policy)
+}
+
 /**
- * Has the default policy ready before the first start, out of `folder` or, the first time on this machine, compiled, which
- * takes 15 ms. What cannot be had here is told by the start that needs it.
+ * Has the default policy ready before the first start: compiling it takes 15 ms. What cannot be had here is told by the
+ * start that needs it.
  */
 export const warm = (folder: string): void => {
   const set = maskOf(defaultCapabilities)
-  if (compiled.has(defaultKey(set))) return
-  const policy = policyOf(defaultProfile, set)
-  const path = `${folder}/seccomp/${digest(policy.policy)}`
   try {
-    const kept = readProgram(path)
-    const program = kept ?? compile(policy.policy, policy.rules)
-    compiled.set(defaultKey(set), { operation: loading(program, policy), custom: false, notifies: false })
-    if (kept === undefined) keepProgram(path, program)
+    remember(defaultKey(set), () => ({
+      operation: kept(folder, defaultProfile, set),
+      custom: false,
+      notifies: false
+    }))
   } catch (error) {
     if (!isBerthError(error)) throw error
   }

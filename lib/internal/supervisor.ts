@@ -141,6 +141,8 @@ const hint = (operation: Plan.Operation | undefined, errno: number): string => {
     return "Without root the kernel takes no layer that has mounts below it, which the host's root has: use another image"
   if (operation?.op === "rlimit" && errno === 1)
     return "Raising a hard limit needs CAP_SYS_RESOURCE: ask for no more than the present one"
+  if (operation?.op === "seccomp" && errno === 22)
+    return 'This kernel lacks seccomp filters, or one of these flags (Linux 5.0 notifies, 5.19 waits killable): seccomp: "unconfined" goes without'
   if (operation?.op === "process" && errno === 22) return "This kernel lacks one of these namespaces"
   if (operation?.op === "process" && errno === 28)
     return "There are as many namespaces as /proc/sys/user/max_*_namespaces allows"

@@ -1,0 +1,34 @@
+/** A small C program that tries what a container must not be able to do, in a root of its own. */
+import { execFileSync } from "node:child_process"
+import * as fs from "node:fs"
+import { fileURLToPath } from "node:url"
+import * as Effect from "effect/Effect"
+import { Berth, Image } from "../../lib/index.ts"
+import { makeRoot } from "./rootfs.ts"
+
+const source = fileURLToPath(new URL("attack.c", import.meta.url))
+
+/** Compiles it to `path`, statically, as images have no libraries. */
+const compile = (path: string): void => {
+  execFileSync(process.env.CC ?? "cc", ["-O1", "-std=gnu17", "-D_GNU_SOURCE", "-static", "-o", path, source])
+}
+
+/** An image of busybox and the program, `attack`; made once in each Berth's folder. */
+export const attackImage = Effect.flatMap(Berth.Berth, ({ folder }) => {
+  const root = `${folder}/attack`
+  if (!fs.existsSync(root)) {
+    makeRoot(root)
+    compile(`${root}/bin/attack`)
+  }
+  return Image.fromRootfs(root)
+})
+
+/** What the program printed, by its words. */
+export const outcomes = (stdout: string): Readonly<Record<string, string>> =>
+  Object.fromEntries(
+    stdout
+      .trim()
+      .split(/\r?\n/)
+      .map((line) => /^(killed by \d+: )?(\S+) (.*)$/.exec(line))
+      .map((match) => [match?.[2] ?? "", `${match?.[1] ?? ""}${match?.[3]}`])
+  )
