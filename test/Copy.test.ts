@@ -375,7 +375,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
   )
 
   effect(
-    "stays inside while the container swaps folders, links and files",
+    "CVE-2018-15664, CVE-2019-10152: stays inside while the container swaps folders, links and files",
     () =>
       Effect.gen(function* () {
         const here = yield* hostFolder

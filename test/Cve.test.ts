@@ -8,20 +8,11 @@ import { Berth, Container, Image, WaitFor } from "../lib/index.ts"
 import { programPath } from "../lib/internal/native.ts"
 import { failure, suite } from "./support/effect.ts"
 import { isAlive } from "./support/leftovers.ts"
-import { makeRoot, whyNoBusybox } from "./support/rootfs.ts"
+import { makeEvilImage as evil, whyNoBusybox } from "./support/rootfs.ts"
 
 const skip = whyNoBusybox
 
 const sha256 = (path: string): string => createHash("sha256").update(fs.readFileSync(path)).digest("hex")
-
-/** A root of its own, with something evil in it. */
-const evil = (name: string, change: (folder: string) => void) =>
-  Effect.gen(function* () {
-    const { folder } = yield* Berth.Berth
-    const root = makeRoot(`${folder}/${name}`)
-    change(root)
-    return yield* Image.fromRootfs(root)
-  })
 
 // With the sanitizers the init is linked dynamically, and finds no libraries in an image of busybox alone.
 const inits = process.env.BERTH_NATIVE?.includes("sanitize") === true ? [false] : [false, true]
@@ -130,22 +121,24 @@ suite("what broke other runtimes", (effect, folder) => {
     { skip }
   )
 
-  effect("CVE-2022-29162: nothing is inheritable, in run and in exec, whoever the user is", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      const container = yield* Container.start(image, { command: ["sleep", "1000"] })
-      for (const user of ["0", "1000"]) {
-        for (const capabilities of [{}, { add: ["SYS_ADMIN"] }] as const) {
-          const command = ["grep", "CapInh", "/proc/self/status"]
-          const options = { user, capabilities }
-          const results = [
-            yield* Container.run(image, { command, ...options }),
-            yield* Container.exec(container, command, options)
-          ]
-          for (const { stdout } of results) assert.equal(stdout, "CapInh:\t0000000000000000\n")
+  effect(
+    "CVE-2022-29162, CVE-2022-27649, CVE-2022-27650: nothing is inheritable, in run and in exec, whoever the user is",
+    () =>
+      Effect.gen(function* () {
+        const image = yield* Image.host
+        const container = yield* Container.start(image, { command: ["sleep", "1000"] })
+        for (const user of ["0", "1000"]) {
+          for (const capabilities of [{}, { add: ["SYS_ADMIN"] }] as const) {
+            const command = ["grep", "CapInh", "/proc/self/status"]
+            const options = { user, capabilities }
+            const results = [
+              yield* Container.run(image, { command, ...options }),
+              yield* Container.exec(container, command, options)
+            ]
+            for (const { stdout } of results) assert.equal(stdout, "CapInh:\t0000000000000000\n")
+          }
         }
-      }
-    })
+      })
   )
 
   for (const [name, target] of [
@@ -194,7 +187,7 @@ suite("what broke other runtimes", (effect, folder) => {
 
   for (const where of ["/dev", "/proc", "/sys"]) {
     effect(
-      `CVE-2026-41579, CVE-2019-16884: ${where} of the image as a link to a host folder leaves that folder empty`,
+      `CVE-2026-41579, CVE-2026-47766, CVE-2019-16884: ${where} of the image as a link to a host folder leaves that folder empty`,
       () =>
         Effect.gen(function* () {
           const name = `41579${where.replace("/", "-")}`

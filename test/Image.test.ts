@@ -519,7 +519,7 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     assertImageError(lying, "TooLarge", digest)
   })
 
-  test("refuses an unknown digest algorithm, and digests that are paths", async () => {
+  test("CVE-2024-3727: refuses an unknown digest algorithm, and digests that are paths", async () => {
     const md5 = { mediaType: types.manifest, digest: "md5:d41d8cd98f00b204e9800998ecf8427e", size: 3 }
     assertImageError(await fails(() => md5), "Unsupported", "md5")
     for (const digest of ["sha256:../../x", `sha256:${"../".repeat(21)}a`, "sha256:", "x"]) {
@@ -548,7 +548,7 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     )
   })
 
-  test("refuses a document that is an index and a manifest", async () => {
+  test("CVE-2021-41190: refuses a document that is an index and a manifest", async () => {
     const error = await fails((layout) => writeImage(layout, [], { manifest: { manifests: [] } }))
     assertImageError(error, "Corrupt", "an index and of a manifest")
   })

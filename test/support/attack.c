@@ -127,10 +127,7 @@ static long ptrace_joiner(void) {
     return 0;
 }
 
-static long find_key(const char *name) {
-    long found = syscall(SYS_keyctl, KEYCTL_SEARCH, KEY_SPEC_SESSION_KEYRING, "user", name, 0);
-    return found < 0 ? syscall(SYS_request_key, "user", name, NULL, 0) : found;
-}
+static long find_key(const char *name) { return syscall(SYS_keyctl, KEYCTL_SEARCH, KEY_SPEC_SESSION_KEYRING, "user", name, 0); }
 
 static long connect_abstract(const char *name) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -181,6 +178,40 @@ static long add_link(void) {
     return errno == 0 ? 0 : -1;
 }
 
+// Files that say themselves that they can be written, and can: one by one, without writing.
+static int writable_found;
+static void find_writable(const char *folder, int depth) {
+    DIR *dir = opendir(folder);
+    if (!dir) return;
+    for (struct dirent *entry; (entry = readdir(dir));) {
+        char path[4096];
+        struct stat status;
+        // Processes' own files are no matter of the host's.
+        if (entry->d_name[0] == '.' || (!strcmp(folder, "/proc") && (atoi(entry->d_name) > 0 || strstr(entry->d_name, "self")))) continue;
+        snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
+        if (lstat(path, &status) < 0) continue;
+        if (S_ISDIR(status.st_mode) && depth < 24) find_writable(path, depth + 1);
+        if (!S_ISREG(status.st_mode) || !(status.st_mode & 0222)) continue;
+        int fd = open(path, O_WRONLY | O_NONBLOCK);
+        if (fd < 0) continue;
+        close(fd);
+        if (writable_found++ < 20) printf("%s%s", writable_found == 1 ? "writable " : ",", path);
+    }
+    closedir(dir);
+}
+
+static long add_session_key(const char *name) { return syscall(SYS_add_key, "user", name, "secret", 6, KEY_SPEC_SESSION_KEYRING); }
+
+static void listen_abstract(const char *name) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    strncpy(address.sun_path + 1, name, sizeof address.sun_path - 2);
+    if (bind(fd, (void *)&address, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name))) < 0 || listen(fd, 8) < 0) exit(1);
+    puts("listening");
+    fflush(stdout);
+    pause();
+}
+
 static const struct {
     const char *word;
     long (*attempt)(void);
@@ -203,6 +234,18 @@ int main(int argc, char **argv) {
         else if (!strncmp(word, "key:", 4)) say("key", find_key(word + 4));
         else if (!strncmp(word, "abstract:", 9)) say("abstract", connect_abstract(word + 9));
         else if (!strcmp(word, "links")) count_links();
+        else if (!strncmp(word, "add-key:", 8)) say("add-key", add_session_key(word + 8));
+        else if (!strncmp(word, "listen:", 7)) listen_abstract(word + 7);
+        else if (!strncmp(word, "writable:", 9)) {
+            writable_found = 0;
+            find_writable(word + 9, 0);
+            puts(writable_found == 0 ? "writable none" : "");
+        } else if (!strncmp(word, "in-session:", 11)) {
+            // A session keyring with a key in it, in which the rest of the words are executed.
+            if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0 || add_session_key(word + 11) < 0) return 3;
+            execvp(argv[k + 1], argv + k + 1);
+            return 4;
+        }
         else {
             size_t a = 0;
             while (a < sizeof attempts / sizeof *attempts && strcmp(attempts[a].word, word)) a++;

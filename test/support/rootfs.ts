@@ -2,7 +2,7 @@
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import { Image } from "../../lib/index.ts"
+import { Berth, Image } from "../../lib/index.ts"
 
 const busybox = ["/bin/busybox", "/usr/bin/busybox"].find((file) => fs.existsSync(file))
 
@@ -43,3 +43,12 @@ export const withConfig = (image: Image.Image, config: Partial<Image.ImageConfig
 /** The same with other layers, the lowest first. */
 export const withLayers = (image: Image.Image, layers: ReadonlyArray<string>): Image.Image =>
   Object.assign(Object.create(Object.getPrototypeOf(image)), image, { layers })
+
+/** An image of a root of its own, with something evil in it. */
+export const makeEvilImage = (name: string, change: (folder: string) => void) =>
+  Effect.gen(function* () {
+    const { folder } = yield* Berth.Berth
+    const root = makeRoot(`${folder}/${name}`)
+    change(root)
+    return yield* Image.fromRootfs(root)
+  })
