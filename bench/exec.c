@@ -3,6 +3,8 @@
 // of them until the process has been waited for.
 //
 //   bench-exec PID [FOLDER OF A CGROUP]...
+#include "filter.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -81,6 +83,7 @@ static _Noreturn void child(const int *entrances, int out, int err, int failures
     TRY(syscall(SYS_capset, &header, data));
     TRY(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0));
     TRY(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    if (filter.len > 0) TRY(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &filter));
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     TRY(syscall(SYS_close_range, 3, ~0U, 4));
@@ -122,6 +125,7 @@ static double once(void) {
 int main(int argc, char **argv) {
     char line[16];
     if (argc < 2) return 2;
+    if (read_filter() < 0) die("BENCH_SECCOMP");
     // As the supervisor is: in a mount namespace of its own, not dumpable.
     if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) die("unshare");
     prctl(PR_SET_DUMPABLE, 0);

@@ -15,6 +15,7 @@ import {
   milliseconds,
   onBerth,
   program,
+  shareFilter,
   summarize,
   table,
   temporaryFolder,
@@ -49,6 +50,7 @@ const measure = (rounds: number) =>
     })
     const folders = box.state.cgroup?.folders.map((folder) => folder.path) ?? []
     const temporary = yield* temporaryFolder
+    yield* shareFilter(box.plan)
     const contenders: Array<Contender> = [
       yield* program(LIMIT, yield* build("exec"), [String(box.pid), ...folders]),
       { name: BERTH, run: timed(one(box)) }

@@ -4,6 +4,7 @@ import type * as Effect from "effect/Effect"
 import { exec } from "./exec.ts"
 import { output } from "./output.ts"
 import { pull } from "./pull.ts"
+import { seccomp } from "./seccomp.ts"
 import { start } from "./start.ts"
 
 interface Benchmark {
@@ -26,6 +27,10 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   output: {
     usage: ["output [--rounds N]    how fast a container's output comes"],
     run: output
+  },
+  seccomp: {
+    usage: ["seccomp [--rounds N]   what the default policy adds to a start"],
+    run: seccomp
   },
   pull: {
     usage: ["pull [--rounds N]      a large image from a registry, against podman, skopeo and umoci"],

@@ -11,6 +11,8 @@
 // one for each line that comes in on stdin, so that another program can take turns with it. With WORKERS above 1, so
 // many processes start COUNT each at the same time, and the one line that is printed is the wall-clock time of all of
 // them, in microseconds. `phases` prints the names of the phases first, and behind each time how long each phase took.
+#include "filter.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -463,6 +465,7 @@ static _Noreturn void child(int out, int err) {
     CALL(capset, &header, data);
     CALL(prctl, PR_CAP_AMBIENT, (unsigned long)PR_CAP_AMBIENT_CLEAR_ALL, 0UL, 0UL, 0UL);
     CALL(prctl, PR_SET_NO_NEW_PRIVS, 1UL, 0UL, 0UL, 0UL);
+    if (filter.len > 0) CALL(seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &filter);
     CALL(rt_sigprocmask, SIG_SETMASK, &none, NULL, 8UL);
     CALL(close_range, 3U, ~0U, 4U); // CLOSE_RANGE_CLOEXEC
     mark(PRIVILEGES);
@@ -567,6 +570,7 @@ static struct clock *new_clock(void) {
 // /proc/self not for others.
 static void set_up(void) {
     sigset_t all;
+    check("BENCH_SECCOMP", read_filter());
     sigfillset(&all);
     messages = (int)check("fcntl", fcntl(2, F_DUPFD_CLOEXEC, 3));
     check("sigprocmask", sigprocmask(SIG_SETMASK, &all, NULL));

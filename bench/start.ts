@@ -26,6 +26,7 @@ import {
   milliseconds,
   program,
   type Summary,
+  shareFilter,
   summarize,
   table,
   temporaryFolder,
@@ -74,13 +75,14 @@ const berth: Effect.Effect<Contender, never, Berth.Berth> = Effect.map(
 const mirrored =
   "process session keyring stdio unshare loopback hostname overlay-memory root mount mount bind bind bind bind bind bind " +
   "symlink symlink symlink symlink symlink mount mount mount mount mask readonly pivot working-directory umask bounding " +
-  "user capabilities no-new-privileges exec"
+  "user capabilities no-new-privileges seccomp exec"
 
-/** Says so where Berth's plan has changed and the limit has not. */
-const checkMirror: Effect.Effect<void, Unmeasured> = Effect.flatMap(Image.host, (image) =>
+/** Gives the limit Berth's filter, and says so where Berth's plan has changed and the limit has not. */
+const checkMirror: Effect.Effect<void, Unmeasured, Scope.Scope> = Effect.flatMap(Image.host, (image) =>
   Container.plan(image, options)
 ).pipe(
   Effect.mapError(unmeasured),
+  Effect.tap(shareFilter),
   Effect.flatMap(({ operations }) => {
     const own = operations.map(({ op }) => op).filter((op) => !op.startsWith("cgroup-"))
     return own.join(" ") === mirrored
@@ -389,6 +391,7 @@ const MICROS_A_MARK = 100
 /** Where the time of the system calls goes: medians of each phase, a mark for each 100 µs. */
 const phases = (rounds: number): Effect.Effect<void, Unmeasured, Scope.Scope> =>
   Effect.gen(function* () {
+    yield* checkMirror
     const phased = yield* lineProgram(yield* build("limit"), ["0", "1", "phases"])
     const names = (yield* phased.ask("")).split(" ")
     const samples: Array<ReadonlyArray<number>> = []

@@ -5,7 +5,7 @@ import * as os from "node:os"
 import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
 import * as NodeContext from "@effect/platform-node/NodeContext"
-import { Berth } from "berth"
+import { Berth, type Plan } from "berth"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -208,6 +208,15 @@ export const temporaryFolder: Effect.Effect<string, never, Scope.Scope> = Effect
   Effect.sync(() => fs.mkdtempSync(`${os.tmpdir()}/berth-bench-`)),
   (path) => Effect.sync(() => fs.rmSync(path, { recursive: true, force: true }))
 )
+
+/** Has the C programs load the filter that a container of this plan has: see filter.h. */
+export const shareFilter = ({ operations }: Plan.Plan): Effect.Effect<void, never, Scope.Scope> =>
+  Effect.map(temporaryFolder, (folder) => {
+    const operation = operations.find(({ op }) => op === "seccomp")
+    if (operation?.op !== "seccomp") return
+    fs.writeFileSync(`${folder}/filter`, operation.program)
+    process.env.BENCH_SECCOMP = `${folder}/filter`
+  })
 
 /** Compiles bench/NAME.c where it is newer than what was made of it; gives the program's path. */
 export const build = (name: string): Effect.Effect<string, Unmeasured> =>
