@@ -358,6 +358,33 @@ export class WaitFailed extends Schema.TaggedError<WaitFailed>("berth/BerthError
 }
 
 /**
+ * Something could not be given back when its scope closed, or in a sweep. It fails nothing: it is what is logged, as a
+ * warning, and the next Berth that starts in the same folder takes what is left.
+ *
+ * @since 0.1.0
+ * @category warnings
+ */
+export class NotReleased extends Schema.TaggedError<NotReleased>("berth/BerthError/NotReleased")(
+  "NotReleased",
+  {
+    /** What it is: `container 0123456789ab`, the path of a folder or of a cgroup, `supervisor 4711`. */
+    resource: Schema.String,
+    /** The system call that failed, or `release` where no answer came in time. */
+    syscall: Schema.String,
+    /** The error number that it gave, as in errno(3). */
+    errno: Schema.Int
+  }
+) {
+  /** The errno's symbol: `EBUSY`. */
+  get code(): string {
+    return errnoName(this.errno)
+  }
+  override get message(): string {
+    return `${this.resource} could not be given back: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})`
+  }
+}
+
+/**
  * Any error of Berth.
  *
  * @since 0.1.0

@@ -4,7 +4,9 @@
 #include "syscalls.h"
 #include "util.h"
 
+#include <limits.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
@@ -27,6 +29,12 @@ static int bind_node(int folder, const char *name, struct failure *failure) {
 int nodes_make(const char *folder, int in_user_namespace, struct failure *failure) {
     cleanup_close int fs = sys_fsopen("tmpfs", FSOPEN_CLOEXEC);
     if (fs < 0) return fail(failure, "fsopen");
+    // The sweeper knows by the name whose the mounts of these nodes are (lib/internal/sweep.ts).
+    const char *state = strrchr(folder, '/');
+    char name[NAME_MAX];
+    while (state && state > folder && *--state != '/') continue;
+    snprintf(name, sizeof name, "berth.%.*s", (int)(state ? strcspn(state + 1, "/") : 0), state ? state + 1 : "");
+    if (sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", name, 0) < 0) return fail(failure, "fsconfig");
     cleanup_close int tmpfs = mount_create(fs, NULL, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, failure);
     if (tmpfs < 0) return -1;
     if (sys_move_mount(tmpfs, "", AT_FDCWD, folder, MOVE_MOUNT_F_EMPTY_PATH) < 0) return fail(failure, "move_mount");

@@ -48,6 +48,7 @@ static struct unit *units;
 static struct queued *queue, **queue_end = &queue;
 static int connection, events, signals;
 static bool closing;
+static bool incomplete; // something could not be given back
 
 // Replies
 
@@ -124,6 +125,7 @@ static void give_back(struct unit *unit) {
         }
     }
     if (left == 1) return;
+    if (unit->leftover.error != 0) incomplete = true;
     if (unit->failed) send_failure(REPLY_FAILED, unit->id, &unit->failure);
     if (unit->releasing) send_failure(REPLY_RELEASED, unit->id, &unit->leftover);
     forget(unit);
@@ -347,6 +349,8 @@ static int set_up(const char *folder, bool single_id, struct failure *failure) {
     if (sigprocmask(SIG_SETMASK, &handled, NULL) < 0) return fail(failure, "sigprocmask");
     if (single_id && enter_user_namespace(failure) < 0) return -1;
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
+    // Somebody may have stopped it when the JavaScript process dies: it has to go on to give everything back.
+    if (prctl(PR_SET_PDEATHSIG, SIGCONT) < 0) return fail(failure, "prctl");
     if (unshare(CLONE_NEWNS) < 0) return fail(failure, "unshare");
     if (sys_mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return fail(failure, "mount");
     if (chdir("/") < 0) return fail(failure, "chdir");
@@ -370,7 +374,8 @@ static void take_down(const char *folder) {
     char nodes[PATH_MAX];
     snprintf(nodes, sizeof nodes, "%s/dev", folder);
     sys_umount2(nodes, MNT_DETACH);
-    remove_tree(folder, __LONG_MAX__);
+    // By the folder's name a sweep finds what is left.
+    if (!incomplete) remove_tree(folder, __LONG_MAX__);
 }
 
 #ifdef __SANITIZE_ADDRESS__

@@ -8,11 +8,12 @@ import type * as Scope from "effect/Scope"
 import type { Berth, Options } from "../Berth.ts"
 import { TypeId } from "../Berth.ts"
 import { type BerthError, OperationFailed, Unsupported } from "../BerthError.ts"
+import { EPERM } from "./errno.ts"
 import * as Holds from "./holds.ts"
 import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "./native.ts"
 import * as Seccomp from "./seccomp.ts"
 import * as Supervisor from "./supervisor.ts"
-import { sweep } from "./sweep.ts"
+import { removeSwept, sweep } from "./sweep.ts"
 
 const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() => {
   if (process.platform !== "linux") {
@@ -91,6 +92,26 @@ const makeState = (
     catch: (cause) => storage(`state folder ${folder}/run`, cause)
   })
 
+/** Layers and programs of a folder are somebody's word, and root's only where root alone can write there. */
+const checkOwner = (folder: string): Effect.Effect<void, BerthError> =>
+  Effect.suspend(() => {
+    const uid = process.geteuid!()
+    for (const path of [folder, `${folder}/run`, `${folder}/store`, `${folder}/layers`]) {
+      const stats = fs.statSync(path, { throwIfNoEntry: false })
+      if (stats === undefined || stats.uid === uid) continue
+      return Effect.fail(
+        new OperationFailed({
+          operation: `state folder ${path}`,
+          index: -1,
+          syscall: "stat",
+          errno: EPERM,
+          hint: `It belongs to uid ${stats.uid}, and this is uid ${uid}: choose another place with Berth.layerWith({ folder })`
+        })
+      )
+    }
+    return Effect.void
+  })
+
 const explain = (error: BerthError): BerthError =>
   error._tag === "OperationFailed" && error.operation === "supervisor" && error.syscall === "unshare"
     ? new Unsupported({
@@ -107,8 +128,9 @@ export const make = (
     yield* checkSystem
     const rootless = process.geteuid!() !== 0
     const folder = resolve(options.folder ?? defaultFolder(rootless))
-    yield* sweep(folder)
+    yield* checkOwner(folder)
     const { state, lock } = yield* makeState(folder)
+    yield* sweep(folder, state)
     const holds = Holds.make(folder, state)
     const mode = rootless ? "single-id" : "root"
     const starting = Effect.mapError(Supervisor.start(state, lock, mode, Holds.guard(holds)), explain)
@@ -120,6 +142,7 @@ export const make = (
       ),
       (started) => started.stop
     )
+    yield* removeSwept(supervisor)
     return {
       [TypeId]: TypeId,
       folder,

@@ -112,6 +112,9 @@ const bindDevices = (folder: string): ReadonlyArray<Operation> =>
     recursive: 0
   }))
 
+// The sweeper knows by it whose a process is. Where the supervisor has device nodes of its own, these say it already.
+const tag = (folder: string): string => `source=berth.${folder.slice(folder.lastIndexOf("/") + 1)}`
+
 // runtime-spec, config-linux.md, default filesystems; options as Docker has them.
 const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
   {
@@ -125,7 +128,7 @@ const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
     op: "mount",
     type: "tmpfs",
     target: "/dev",
-    options: ["mode=0755", "size=65536k"],
+    options: ["mode=0755", "size=65536k", ...(around.inUserNamespace ? [tag(around.folder)] : [])],
     attributes: NO_SUID_DEV_EXEC
   },
   ...bindDevices(around.folder),

@@ -78,3 +78,4 @@ export const ELOOP = 40
 export const ELIBACC = 79
 export const EDQUOT = 122
 export const ECONNRESET = 104
+export const ETIMEDOUT = 110

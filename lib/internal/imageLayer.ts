@@ -108,8 +108,8 @@ export const measure = (
 ): Effect.Effect<Digest, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    const folder = `${siblingsFolder(berth)}/.measured.${randomBytes(8).toString("hex")}`
-    yield* io(folder)(makeFolders(berth))
+    // In the state folder, as it never gets a name: what a killed supervisor leaves there is swept.
+    const folder = `${berth.supervisor.folder}/measured-${randomBytes(8).toString("hex")}`
     yield* Implicit.ownedFolder(berth, folder)
     const text = yield* Unpacker.unpack({
       blob,
@@ -160,6 +160,14 @@ const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> =>
     )
   ).pipe(Effect.ignore)
 
+/** Removes what is kept beside a layer that is not there. Only the holder of its lock may, as of the temporaries. */
+const removeImplicit = (berth: Berth, hex: string): Effect.Effect<void> => {
+  const folder = `${siblingsFolder(berth)}/${hex}`
+  return Effect.flatMap(berth.fileSystem.exists(folder), (there) =>
+    there ? Effect.void : berth.fileSystem.remove(`${folder}.implicit`, { force: true })
+  ).pipe(Effect.ignore)
+}
+
 /** Removes a folder whatever is in it, by letting it go with one that the supervisor owns. */
 export const removeTree = (berth: Berth, path: string, bin: string): Effect.Effect<void, unknown> =>
   Effect.zipRight(
@@ -170,10 +178,12 @@ export const removeTree = (berth: Berth, path: string, bin: string): Effect.Effe
 /** Removes what dead processes have left of layers, and what was discarded; not of `own`, whose lock the caller has. */
 export const sweep = (berth: Berth, own?: string): Effect.Effect<void> =>
   Effect.flatMap(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) => {
+    const there = new Set(names)
     const others = new Set(
       names.flatMap((name) => {
-        const match = /^\.([0-9a-f]{64})\.|^([0-9a-f]{64})\.lock$/.exec(name)
-        return match?.[1] ?? match?.[2] ?? []
+        const match = /^\.([0-9a-f]{64})\.|^([0-9a-f]{64})\.(lock|implicit)$/.exec(name)
+        const hex = match?.[1] ?? match?.[2]
+        return hex === undefined || (match?.[3] === "implicit" && there.has(hex)) ? [] : hex
       })
     )
     if (own !== undefined) others.delete(own)
@@ -183,7 +193,9 @@ export const sweep = (berth: Berth, own?: string): Effect.Effect<void> =>
         const lock = lockPath(berth, hex)
         const release = Effect.ignore(berth.fileSystem.remove(lock, { force: true }))
         return Effect.ignore(
-          tryFileLock(berth.fileSystem, lock, () => Effect.zipRight(removeTemporaries(berth, hex), release))
+          tryFileLock(berth.fileSystem, lock, () =>
+            Effect.all([removeTemporaries(berth, hex), removeImplicit(berth, hex), release])
+          )
         )
       },
       { discard: true }

@@ -3,10 +3,11 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
+import * as Option from "effect/Option"
 import type { BerthError } from "../BerthError.ts"
-import { OperationFailed, SupervisorError } from "../BerthError.ts"
+import { NotReleased, OperationFailed, SupervisorError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
-import { E2BIG, EAGAIN, EPIPE } from "./errno.ts"
+import { E2BIG, EAGAIN, EPIPE, ETIMEDOUT } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "./native.ts"
 
@@ -62,6 +63,14 @@ export interface Guard {
 }
 
 const SIGKILL = 9
+const SIGCONT = 18
+
+/** A supervisor that has not answered for so long may have been stopped by somebody, and is set going again. */
+const PATIENCE_MILLIS = 200
+/** For so long a release is waited for; what is left then, the supervisor goes on with, or a sweep. */
+const RELEASE_MILLIS = 30_000
+/** For so long the supervisor's end is waited for; it goes on alone then. */
+const END_SECONDS = 20
 
 const REQUEST_START = 1
 const REQUEST_RELEASE = 2
@@ -95,6 +104,8 @@ interface Pending {
   gone: boolean
   started: ((result: Effect.Effect<Reply, BerthError>) => void) | undefined
   released: ((leftover: Leftover | undefined) => void) | undefined
+  /** When its release is given up, in milliseconds since 1970. */
+  deadline: number
 }
 
 const ascii = new TextDecoder("latin1")
@@ -166,17 +177,42 @@ class Connection {
   private cancel: () => void = () => {}
   gone = false
   private closed = false
+  private patience: NodeJS.Timeout | undefined
   private readonly socket: number
+  private readonly pidfd: number
 
-  constructor(socket: number, onReady: (reply: Reply | undefined) => void) {
+  constructor(socket: number, pidfd: number, onReady: (reply: Reply | undefined) => void) {
     this.socket = socket
+    this.pidfd = pidfd
     this.onReady = onReady
     this.listen()
+    this.expect()
+  }
+
+  /** Looks after a while whether the supervisor has answered: one timer for all that it is asked meanwhile. */
+  private expect(): void {
+    if (this.patience !== undefined) return
+    this.patience = setTimeout(() => {
+      this.patience = undefined
+      const now = Date.now()
+      let waiting = this.onReady !== undefined
+      for (const [id, unit] of this.units) {
+        waiting ||= unit.started !== undefined || unit.released !== undefined
+        if (unit.released === undefined || now < unit.deadline) continue
+        this.units.delete(id)
+        unit.released({ syscall: "release", errno: ETIMEDOUT })
+      }
+      if (!waiting || this.gone) return
+      native().signal(this.pidfd, SIGCONT)
+      this.expect()
+    }, PATIENCE_MILLIS)
+    this.patience.unref()
   }
 
   close(): void {
     if (this.closed) return
     this.closed = true
+    clearTimeout(this.patience)
     this.cancel()
     native().close(this.socket)
     this.end()
@@ -209,6 +245,7 @@ class Connection {
   }
 
   send(bytes: Uint8Array, descriptors: ReadonlyArray<number>, sent: (n: number) => void): void {
+    this.expect()
     const n = this.unsent.length > 0 ? -EAGAIN : native().send(this.socket, bytes, descriptors)
     if (n !== -EAGAIN) return sent(n)
     this.unsent.push({ bytes, descriptors, sent })
@@ -313,6 +350,7 @@ const beginUnit = (
       pidfd: -1,
       gone: false,
       released: undefined,
+      deadline: 0,
       started: (result) => {
         pending.started = undefined
         Loop.release()
@@ -370,6 +408,7 @@ const startUnit = (
         Loop.retain()
         if (connection.gone || pending.gone) return finish(undefined)
         pending.released = finish
+        pending.deadline = Date.now() + RELEASE_MILLIS
         connection.send(encodeRequest(REQUEST_RELEASE, id, 0, nothing), [], (n) => {
           if (n < 0) finish(undefined)
         })
@@ -377,13 +416,23 @@ const startUnit = (
     }
   })
 
-/** Waits until a pidfd says that its process has ended, for `seconds` at the most. */
-const awaitEnd = (pidfd: number, seconds: number): Effect.Effect<void> =>
+/** Waits until a pidfd says that its process has ended, for `seconds` at the most: whether it has. */
+const awaitEnd = (pidfd: number, seconds: number): Effect.Effect<boolean> =>
   Effect.async<void>((resume) => {
-    const cancel = Loop.watch(pidfd, EPOLLIN, () => resume(Effect.void))
-    if (typeof cancel === "number") return resume(Effect.void)
-    return Effect.sync(cancel)
-  }).pipe(Effect.timeoutOption(`${seconds} seconds`), Effect.asVoid)
+    const going = setInterval(() => native().signal(pidfd, SIGCONT), PATIENCE_MILLIS)
+    const cancel = Loop.watch(pidfd, EPOLLIN, () => {
+      clearInterval(going)
+      resume(Effect.void)
+    })
+    if (typeof cancel === "number") {
+      clearInterval(going)
+      return resume(Effect.void)
+    }
+    return Effect.sync(() => {
+      clearInterval(going)
+      cancel()
+    })
+  }).pipe(Effect.timeoutOption(`${seconds} seconds`), Effect.map(Option.isSome))
 
 /** Starts a supervisor that owns `folder`, whose lock (a descriptor, which becomes the supervisor's) is held. */
 export const start = (
@@ -407,16 +456,22 @@ export const start = (
       )
     }
     let unitId = 0
-    const end = Effect.zipRight(
-      awaitEnd(pidfd, 20),
-      Effect.sync(() => {
-        addon.reap(pidfd)
-        addon.close(pidfd)
-        Loop.release()
-      })
-    )
+    const end = Effect.flatMap(awaitEnd(pidfd, END_SECONDS), (ended) => {
+      addon.reap(pidfd)
+      addon.close(pidfd)
+      Loop.release()
+      return ended
+        ? Effect.void
+        : Effect.logWarning(
+            new NotReleased({
+              resource: `supervisor ${pid} of ${folder}`,
+              syscall: "waitid",
+              errno: ETIMEDOUT
+            })
+          )
+    })
     Loop.retain()
-    const connection: Connection = new Connection(ours, (reply) => {
+    const connection: Connection = new Connection(ours, pidfd, (reply) => {
       Loop.release()
       if (reply?.type === REPLY_READY) {
         return resume(

@@ -1,12 +1,17 @@
 /**
- * What a supervisor leaves when it is killed: its state folder, with what units kept on disk, and its cgroups. Whose
- * lock can be had is dead.
+ * What a supervisor leaves when it is killed: processes that do not die with their parent, its cgroups, and its state
+ * folder, with what units kept on disk. Whose lock can be had is dead.
  */
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
+import { NotReleased } from "../BerthError.ts"
+import * as Plan from "../Plan.ts"
 import { tree } from "./cgroup.ts"
+import { EBUSY } from "./errno.ts"
 import { LOCK_EX, LOCK_NB, native } from "./native.ts"
+import type { Supervisor } from "./supervisor.ts"
+import { releaseUnit } from "./unit.ts"
 
 const list = (folder: string): ReadonlyArray<string> => {
   try {
@@ -16,37 +21,61 @@ const list = (folder: string): ReadonlyArray<string> => {
   }
 }
 
-const kill = (cgroup: string): void => {
-  for (const line of fs.readFileSync(`${cgroup}/cgroup.procs`, "utf8").split("\n")) {
-    if (Number(line) > 0) process.kill(Number(line), "SIGKILL")
+const read = (path: string): string => {
+  try {
+    return fs.readFileSync(path, "utf8")
+  } catch {
+    return ""
   }
+}
+
+const kill = (pid: number): void => {
+  try {
+    process.kill(pid, "SIGKILL")
+  } catch {
+    // It has ended meanwhile.
+  }
+}
+
+/** False while something in it is still dying. */
+const removeCgroup = (cgroup: string): boolean => {
   // What version 1's freezer holds would not die otherwise.
   if (fs.existsSync(`${cgroup}/freezer.state`)) fs.writeFileSync(`${cgroup}/freezer.state`, "THAWED")
-}
-
-const removeCgroup = (cgroup: string): void => {
-  for (const entry of fs.readdirSync(cgroup, { withFileTypes: true })) {
+  for (const line of read(`${cgroup}/cgroup.procs`).split("\n")) if (Number(line) > 0) kill(Number(line))
+  for (const entry of fs.readdirSync(cgroup, { withFileTypes: true }))
     if (entry.isDirectory()) removeCgroup(`${cgroup}/${entry.name}`)
+  try {
+    fs.rmdirSync(cgroup)
+    return true
+  } catch {
+    return false
   }
-  kill(cgroup)
-  fs.rmdirSync(cgroup)
 }
 
-/** Removes a dead supervisor's cgroups: they carry the name of its state folder. False while a process is still dying. */
-const removeCgroups = (name: string): boolean => {
-  const folders = new Set(Object.values(tree().controllers).map((hierarchy) => hierarchy.folder))
-  let gone = true
-  for (const folder of folders) {
-    for (const cgroup of list(folder).filter((entry) => entry.startsWith(`berth.${name}.`))) {
-      try {
-        removeCgroup(`${folder}/${cgroup}`)
-      } catch {
-        gone = !fs.existsSync(`${folder}/${cgroup}`) && gone
-      }
-    }
-  }
-  return gone
-}
+/** A dead supervisor's cgroups: they carry the name of its state folder. */
+const cgroupsOf = (name: string): ReadonlyArray<string> =>
+  [...new Set(Object.values(tree().controllers).map((hierarchy) => hierarchy.folder))].flatMap((folder) =>
+    list(folder)
+      .filter((entry) => entry.startsWith(`berth.${name}.`))
+      .map((entry) => `${folder}/${entry}`)
+  )
+
+/**
+ * Processes that a dead supervisor has left, whatever they have done to their parent-death signal: every root that Berth
+ * makes has mounts that tell whose it is (native/nodes.c, compile.ts), and who has no root of his own is in the
+ * supervisor's mount namespace, which has its folder.
+ */
+const processesOf = (name: string): ReadonlyArray<number> =>
+  list("/proc")
+    .map(Number)
+    .filter(
+      (pid) =>
+        pid > 1 &&
+        pid !== process.pid &&
+        read(`/proc/${pid}/mountinfo`)
+          .split("\n")
+          .some((line) => line.includes(` berth.${name} `) || line.includes(`/run/${name}/`))
+    )
 
 /** Takes a dead supervisor's lock, or undefined where it lives. */
 const lockOf = (state: string): number | undefined => {
@@ -66,23 +95,68 @@ const patience = Schedule.intersect(Schedule.spaced("10 millis"), Schedule.recur
 /** A folder whose supervisor never came to be: it has its final name only once it is locked. */
 const isAbandoned = (state: string): boolean => Date.now() - fs.statSync(state).mtimeMs > 60_000
 
-const sweepOne = (state: string, name: string): Effect.Effect<void> =>
-  Effect.suspend(() => {
-    if (name.startsWith(".")) {
-      return Effect.ignore(
-        Effect.try(() => isAbandoned(state) && fs.rmSync(state, { recursive: true, force: true }))
+/** What of a dead supervisor is still there, after one more attempt to end it. */
+const endOnce = (name: string): ReadonlyArray<string> => {
+  const processes = processesOf(name)
+  processes.forEach(kill)
+  const cgroups = cgroupsOf(name).filter((cgroup) => fs.existsSync(cgroup) && !removeCgroup(cgroup))
+  return [...cgroups, ...processes.map((pid) => `process ${pid}`)]
+}
+
+/** Ends what a dead supervisor has left; true when nothing but its folder is there any more. */
+const end = (name: string): Effect.Effect<boolean> =>
+  Effect.sync(() => endOnce(name)).pipe(
+    Effect.repeat({ until: (left) => left.length === 0, schedule: patience }),
+    Effect.zipRight(Effect.sync(() => endOnce(name))),
+    Effect.tap((left) =>
+      Effect.forEach(left, (resource) =>
+        Effect.logWarning(new NotReleased({ resource, syscall: "sweep", errno: EBUSY }))
       )
-    }
+    ),
+    Effect.map((left) => left.length === 0)
+  )
+
+const takeOne = (folder: string, name: string, into: string): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const state = `${folder}/run/${name}`
+    const take = Effect.sync(() => fs.renameSync(state, into))
+    if (name.startsWith(".")) return isAbandoned(state) ? take : Effect.void
     const lock = lockOf(state)
     if (lock === undefined) return Effect.void
-    return Effect.sync(() => removeCgroups(name)).pipe(
-      Effect.repeat({ until: (gone) => gone, schedule: patience }),
-      Effect.zipRight(Effect.sync(() => fs.rmSync(state, { recursive: true, force: true }))),
-      Effect.catchAllDefect((cause) => Effect.logWarning(`${state} could not be swept: ${cause}`)),
+    // Where something stays, so does the folder: by its name the next Berth finds it.
+    return Effect.zipRight(Effect.whenEffect(take, end(name)), Effect.void).pipe(
       Effect.ensuring(Effect.sync(() => fs.closeSync(lock)))
     )
-  })
+  }).pipe(
+    // Another Berth may be at the same.
+    Effect.catchAllDefect((cause) => Effect.logDebug(`${folder}/run/${name} was not swept: ${cause}`))
+  )
 
-/** Gives back what supervisors that were killed have left below this folder. */
-export const sweep = (folder: string): Effect.Effect<void> =>
-  Effect.forEach(list(`${folder}/run`), (name) => sweepOne(`${folder}/run/${name}`, name), { discard: true })
+const STALE = "stale-"
+
+/** Ends what supervisors that were killed have left below this folder, and takes their folders into a living one's. */
+export const sweep = (folder: string, state: string): Effect.Effect<void> =>
+  Effect.forEach(
+    list(`${folder}/run`).filter((name) => `${folder}/run/${name}` !== state),
+    (name, k) => takeOne(folder, name, `${state}/${STALE}${k}`),
+    { discard: true }
+  )
+
+/**
+ * Removes what `sweep` has taken, however large and deep it is, without waiting for it. The supervisor does that, with
+ * the rights that its containers had.
+ */
+export const removeSwept = (supervisor: Supervisor): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const stale = list(supervisor.folder).filter((name) => name.startsWith(STALE))
+    if (stale.length === 0) return Effect.void
+    const bin = `${supervisor.folder}/swept`
+    const plan = Plan.make([{ op: "scratch", path: bin, mode: 0o700 }])
+    return supervisor.start(supervisor.nextId(), plan, {}).pipe(
+      Effect.tap(() => {
+        for (const name of stale) fs.renameSync(`${supervisor.folder}/${name}`, `${bin}/${name}`)
+      }),
+      Effect.flatMap((unit) => Effect.asVoid(Effect.forkDaemon(releaseUnit(bin, unit)))),
+      Effect.catchAll((error) => Effect.logWarning(error))
+    )
+  })

@@ -2,9 +2,8 @@
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../Berth.ts"
-import type { BerthError } from "../BerthError.ts"
+import { type BerthError, NotReleased } from "../BerthError.ts"
 import type * as Plan from "../Plan.ts"
-import { errnoName } from "./errno.ts"
 import type { Unit } from "./supervisor.ts"
 
 /**
@@ -13,11 +12,7 @@ import type { Unit } from "./supervisor.ts"
  */
 export const releaseUnit = (name: string, unit: Unit): Effect.Effect<void> =>
   Effect.flatMap(unit.release, (leftover) =>
-    leftover === undefined
-      ? Effect.void
-      : Effect.logWarning(
-          `${name} could not be given back: ${leftover.syscall}: ${errnoName(leftover.errno)}`
-        )
+    leftover === undefined ? Effect.void : Effect.logWarning(new NotReleased({ resource: name, ...leftover }))
   )
 
 /** Starts a unit and gives it back with the scope. */
