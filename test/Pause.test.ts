@@ -28,12 +28,17 @@ const start = (options: Container.StartOptions = {}) =>
 const countOf = (container: Container.Container): number =>
   Number(fs.readFileSync(`/proc/${container.pid}/root/tmp/count`, "utf8"))
 
-/** Whether it counts on within the time that it needs for many steps. */
-const counts = (container: Container.Container) =>
+const countsWithin = (millis: number) => (container: Container.Container) =>
   Effect.promise(async () => {
     const before = countOf(container)
-    return await eventually(() => countOf(container) > before + 1, 400)
+    return await eventually(() => countOf(container) > before + 1, millis)
   })
+
+/** Whether it counts on within the time that it needs for many steps. */
+const counts = countsWithin(400)
+
+/** The same, where it should: a machine may have more to do. */
+const goesOn = countsWithin(10_000)
 
 const counting = (container: Container.Container) =>
   Effect.promise(() => eventually(() => fs.existsSync(`/proc/${container.pid}/root/tmp/count`)))
@@ -57,7 +62,7 @@ suite("Container.pause", (effect, folder) => {
           yield* Container.pause(container)
           assert.equal(yield* counts(container), false)
           yield* Container.resume(container)
-          assert.equal(yield* counts(container), true)
+          assert.equal(yield* goesOn(container), true)
           yield* Container.resume(container)
         }),
       { skip }
@@ -117,7 +122,7 @@ suite("Container.pause", (effect, folder) => {
         assert.equal((yield* Container.exec(container, ["true"])).exitCode, 0)
         // What is executed after it has been paused once is paused the next time.
         yield* Container.execStream(container, ["sh", "-c", COUNTING])
-        assert.ok(yield* counts(container))
+        assert.ok(yield* goesOn(container))
         yield* Container.pause(container)
         assert.equal(yield* counts(container), false)
       }),
@@ -135,10 +140,10 @@ suite("Container.pause", (effect, folder) => {
         yield* counting(b)
         yield* Container.pause(a)
         assert.equal(yield* counts(a), false)
-        assert.ok(yield* counts(b))
+        assert.ok(yield* goesOn(b))
         assert.equal((yield* Container.stats(a)).pids.limit, 50)
         yield* Container.resume(a)
-        assert.ok(yield* counts(a))
+        assert.ok(yield* goesOn(a))
         yield* Container.pause(a)
       }),
     { skip }
@@ -165,7 +170,7 @@ suite("Container.pause", (effect, folder) => {
         assert.ok(!isAlive(b))
         assert.equal(yield* counts(a), false)
         yield* Cgroup.thaw(cgroup)
-        assert.ok(yield* counts(a))
+        assert.ok(yield* goesOn(a))
         yield* Cgroup.freeze(cgroup)
         yield* Container.signal(a, "SIGKILL")
         assert.equal((yield* soon(a.exit)).signal, "SIGKILL")

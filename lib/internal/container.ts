@@ -146,6 +146,7 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
       kinds: [...namespaces.kinds, ...around.created],
       cgroup: options.cgroup,
       ownsCgroup: false,
+      inside: undefined,
       stopSignal: rootfs.image.config.stopSignal,
       healthcheck: rootfs.image.config.healthcheck,
       logs: undefined,

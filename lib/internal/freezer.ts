@@ -16,6 +16,30 @@ const standing = new WeakSet<Cgroup>()
 /** Whether this program has frozen it. */
 export const isFrozen = (cgroup: Cgroup | undefined): boolean => cgroup !== undefined && standing.has(cgroup)
 
+// How many processes are about to enter what a key stands for: a cgroup, or a container that may get one.
+const entering = new WeakMap<object, number>()
+
+const count = (keys: ReadonlyArray<object>, change: 1 | -1): Effect.Effect<void> =>
+  Effect.sync(() => {
+    for (const key of keys) entering.set(key, (entering.get(key) ?? 0) + change)
+  })
+
+/**
+ * Starts a process in something that could be frozen meanwhile, which then waits: a child that has not executed yet may
+ * have the supervisor wait for it.
+ */
+export const enter =
+  (keys: ReadonlyArray<object>) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.zipRight(count(keys, 1), Effect.ensuring(effect, count(keys, -1)))
+
+const entered = (keys: ReadonlyArray<object>): Effect.Effect<void> =>
+  Effect.suspend(() =>
+    keys.every((key) => (entering.get(key) ?? 0) === 0)
+      ? Effect.void
+      : Effect.zipRight(Effect.sleep(1), entered(keys))
+  )
+
 const folderOf = (cgroup: Cgroup): Folder | undefined =>
   cgroup.folders.find(({ controllers }) => controllers.includes("freezer"))
 
@@ -46,14 +70,15 @@ const untilFrozen = (folder: Folder): Effect.Effect<unknown, BerthError> => {
   return folder.version === 1 ? attempt(0) : Effect.zipRight(write(folder, true), events.frozen(folder.path))
 }
 
-/** Succeeds once everything in it stands still. */
-export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
+/** Succeeds once everything in it stands still. Nothing enters it from now on, and what enters `container` has done so. */
+export const freeze = (cgroup: Cgroup, container?: object): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
     yield* internal.extend(cgroup, [{ controller: "freezer", option: "freeze" }])
     const folder = folderOf(cgroup)
     if (folder === undefined) return yield* internal.gone(cgroup)
     standing.add(cgroup)
-    const done = yield* Effect.timeoutOption(untilFrozen(folder), PATIENCE)
+    const all = entered(container === undefined ? [cgroup] : [cgroup, container])
+    const done = yield* Effect.timeoutOption(Effect.zipRight(all, untilFrozen(folder)), PATIENCE)
     if (done._tag === "Some") return
     yield* new CgroupError({
       reason: "Refused",

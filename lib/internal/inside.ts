@@ -6,7 +6,6 @@ import { type BerthError, ContainerError } from "../BerthError.ts"
 import type { Container, ProcessOptions } from "../Container.ts"
 import * as compile from "./compile.ts"
 import { ENOMEM, ESRCH } from "./errno.ts"
-import { isFrozen } from "./freezer.ts"
 import { native } from "./native.ts"
 import { launch } from "./process.ts"
 
@@ -15,13 +14,6 @@ const notRunning = (container: Container): ContainerError =>
     reason: "NotRunning",
     container: container.id,
     detail: "it has ended; start another one"
-  })
-
-const paused = (container: Container): ContainerError =>
-  new ContainerError({
-    reason: "Paused",
-    container: container.id,
-    detail: "it is paused, and what is started in it would stand still as well: resume it first"
   })
 
 /** Fails where the container has ended. */
@@ -47,7 +39,6 @@ export const launchInside = (
   options: ProcessOptions
 ): Effect.Effect<Container, BerthError, Scope.Scope> => {
   const { berth, kinds, pidfd } = container.state
-  if (isFrozen(container.state.cgroup)) return Effect.fail(paused(container))
   return launch({
     berth,
     unit: berth.supervisor.nextId(),
@@ -63,6 +54,7 @@ export const launchInside = (
       return container.state.cgroup
     },
     ownsCgroup: false,
+    inside: container.state.ended,
     stopSignal: undefined,
     healthcheck: undefined,
     logs: undefined,

@@ -84,7 +84,9 @@ const ownCgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthErro
 
 export const pause = (container: Container): Effect.Effect<void, BerthError> =>
   running(container).pipe(
-    Effect.zipRight(Effect.flatMap(ownCgroup(container), freezer.freeze)),
+    Effect.zipRight(
+      Effect.flatMap(ownCgroup(container), (cgroup) => freezer.freeze(cgroup, container.state.ended))
+    ),
     Effect.withSpan("berth.Container.pause", { attributes: { "container.id": container.id } })
   )
 

@@ -196,6 +196,7 @@ export const start = (
     kinds: from.kinds,
     cgroup,
     ownsCgroup: made !== undefined,
+    inside: undefined,
     stopSignal: image.config.stopSignal,
     healthcheck: image.config.healthcheck,
     logs: options.logs,

@@ -7,7 +7,7 @@ import * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../Berth.ts"
-import { type BerthError, CommandFailed, type SupervisorError } from "../BerthError.ts"
+import { type BerthError, CommandFailed, ContainerError, type SupervisorError } from "../BerthError.ts"
 import type { Cgroup } from "../Cgroup.ts"
 import type { Container, ExitStatus, LogFiles, ProcessOptions } from "../Container.ts"
 import type { Healthcheck, Image } from "../Image.ts"
@@ -135,6 +135,8 @@ export interface Launch {
   readonly cgroup: Cgroup | undefined
   /** Whether the cgroup was made for it, by its own plan. */
   readonly ownsCgroup: boolean
+  /** What stands for the container that it is executed in. */
+  readonly inside: object | undefined
   readonly stopSignal: string | undefined
   readonly healthcheck: Healthcheck | undefined
   readonly logs: LogFiles | undefined
@@ -230,7 +232,23 @@ interface Launched {
   readonly plan: Plan.Plan
 }
 
-const begin = (options: Launch): Effect.Effect<Launched, BerthError> =>
+const paused = (id: string): ContainerError =>
+  new ContainerError({
+    reason: "Paused",
+    container: id,
+    detail: "it is paused, and what is started in it would stand still as well: resume it first"
+  })
+
+/** Into a cgroup that was there before, which may stand still. */
+const begin = (options: Launch): Effect.Effect<Launched, BerthError> => {
+  const { cgroup, inside } = options
+  if (options.ownsCgroup || (cgroup === undefined && inside === undefined)) return start(options)
+  if (freezer.isFrozen(cgroup)) return Effect.fail(paused(options.id))
+  const keys = [cgroup, inside].filter((key) => key !== undefined)
+  return freezer.enter(keys)(start(options))
+}
+
+const start = (options: Launch): Effect.Effect<Launched, BerthError> =>
   Effect.flatMap(
     attempt(() => makeStdio(options.options, options.id)),
     (stdio) => {
