@@ -107,6 +107,13 @@ export interface ProcessOptions {
    * Default `"default"`.
    */
   readonly seccomp?: "default" | "unconfined" | Security.SeccompProfile | undefined
+  /**
+   * Answers each system call that a profile has `SCMP_ACT_NOTIFY` for; several may wait at a time. One that fails is
+   * ENOSYS, as is what is asked once the scope has closed.
+   */
+  readonly onSystemCall?:
+    | ((call: Security.SystemCall) => Effect.Effect<Security.SystemCallAnswer>)
+    | undefined
   /** A limit above the present hard one is cut down to that, with a warning, where raising it is not allowed. */
   readonly rlimits?: Security.Rlimits | undefined
   /**

@@ -295,6 +295,31 @@ export interface SeccompProfile {
 }
 
 /**
+ * A system call that `SCMP_ACT_NOTIFY` asks about, while the process that made it waits.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SystemCall {
+  /** The process, as the host sees it. */
+  readonly pid: number
+  readonly number: number
+  /** Empty for one of another architecture than this machine's own. */
+  readonly name: string
+  /** All six, whether the call has them or not; pointers are addresses in the process. */
+  readonly args: ReadonlyArray<bigint>
+}
+
+/**
+ * What such a call comes to: an error, as in errno(3), a value, or what the kernel makes of it. `"continue"` is no
+ * safeguard: what pointers point to may have changed since it was looked at (seccomp_unotify(2), Linux 5.5).
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type SystemCallAnswer = "continue" | { readonly errno: number } | { readonly value: number | bigint }
+
+/**
  * The policy of a container unless told otherwise: Docker's by meaning. Some of it depends on the container's
  * capabilities.
  *

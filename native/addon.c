@@ -13,6 +13,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -466,6 +467,25 @@ static napi_value system_call_name(struct call *call, napi_env env) {
 }
 FUNCTION(system_call_name)
 
+// seccompReceive(listener, request), seccompAnswer(listener, answer): seccomp_unotify(2).
+static napi_value seccomp_exchange(struct call *call, napi_env env, unsigned long operation, size_t size) {
+    uint8_t *bytes;
+    size_t length;
+    int listener;
+    if (!take_fd(call, 0, &listener) || !take_bytes(call, 1, &bytes, &length) || length != size) return misuse(env);
+    return number(env, ioctl(listener, operation, bytes) < 0 ? -errno : 0);
+}
+
+static napi_value seccomp_receive(struct call *call, napi_env env) {
+    return seccomp_exchange(call, env, SECCOMP_IOCTL_NOTIF_RECV, sizeof(struct seccomp_notif));
+}
+FUNCTION(seccomp_receive)
+
+static napi_value seccomp_answer(struct call *call, napi_env env) {
+    return seccomp_exchange(call, env, SECCOMP_IOCTL_NOTIF_SEND, sizeof(struct seccomp_notif_resp));
+}
+FUNCTION(seccomp_answer)
+
 // startLoop(ready), watch(fd, events, token), hold(boolean): the loop of this environment.
 static napi_value start_loop(struct call *call, napi_env env) {
     if (!*call->loop) *call->loop = loop_start(env, call->argument[0]);
@@ -532,6 +552,8 @@ NAPI_MODULE_INIT() {
         {"reap", js_reap},
         {"seccompCompile", js_seccomp_program},
         {"seccompName", js_system_call_name},
+        {"seccompReceive", js_seccomp_receive},
+        {"seccompAnswer", js_seccomp_answer},
         {"startLoop", js_start_loop},
         {"watch", js_watch},
         {"hold", js_hold},

@@ -2,6 +2,7 @@ import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import { describe, test } from "node:test"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import fc from "fast-check"
 import { Berth, Container, Image, Security } from "../lib/index.ts"
 import * as Bpf from "../lib/internal/bpf.ts"
@@ -231,6 +232,54 @@ suite("Seccomp", (effect) => {
         assert.equal(yield* refuse({ includes: { arches: ["s390"] } }), "")
         assert.equal(yield* refuse({ includes: { minKernel: "4.8" } }), "unix,inet")
         assert.equal(yield* refuse({ includes: { minKernel: "4000.1" } }), "")
+      }),
+    { skip }
+  )
+
+  effect(
+    "a system call that is asked about gets the answer's error or value, or goes on, in a start and in an exec",
+    () =>
+      Effect.gen(function* () {
+        const image = yield* attackImage
+        const seccomp = profile([
+          { names: ["uname", "mkdir", "getcpu", "execve"], action: "SCMP_ACT_NOTIFY" }
+        ])
+        const calls: Array<string> = []
+        const onSystemCall = (call: Security.SystemCall): Effect.Effect<Security.SystemCallAnswer> => {
+          calls.push(call.name)
+          if (call.name === "uname") return Effect.as(Effect.sleep("20 millis"), { value: 7 })
+          if (call.name === "mkdir") return Effect.succeed({ errno: 28 })
+          return call.name === "getcpu" ? Effect.die("a mistake") : Effect.succeed("continue")
+        }
+        const command = ["attack", "uname", "mkdir", "getcpu"]
+        const expected = { uname: "ok", mkdir: "ENOSPC", getcpu: "ENOSYS" }
+        const { stdout } = yield* Container.run(image, { command, seccomp, onSystemCall })
+        assert.deepEqual(outcomes(stdout), expected)
+        assert.deepEqual(
+          calls.filter((name) => name !== "execve"),
+          ["uname", "mkdir", "getcpu"]
+        )
+        assert.ok(calls.includes("execve"))
+        const box = yield* Container.start(image, { command: ["sleep", "1000"], seccomp, onSystemCall })
+        assert.deepEqual(outcomes((yield* Container.exec(box, command)).stdout), expected)
+        const missing = yield* failure("InvalidOption", Container.run(image, { command, seccomp }))
+        assert.equal(missing.option, "onSystemCall")
+        const stuck = profile([{ names: ["sendmsg"], action: "SCMP_ACT_NOTIFY" }])
+        const refused = yield* failure(
+          "InvalidOption",
+          Container.run(image, { command, seccomp: stuck, onSystemCall })
+        )
+        assert.match(refused.message, /sendmsg/)
+        // Whoever waits for an answer that does not come ends with its scope.
+        const never = () => Effect.never
+        const held = Effect.scoped(
+          Effect.gen(function* () {
+            const waiting = profile([{ names: ["mkdir"], action: "SCMP_ACT_NOTIFY" }])
+            yield* Container.start(image, { command: ["mkdir", "/x"], seccomp: waiting, onSystemCall: never })
+            yield* Effect.sleep("50 millis")
+          })
+        )
+        assert.ok(Option.isSome(yield* Effect.timeoutOption(held, "20 seconds")))
       }),
     { skip }
   )

@@ -40,6 +40,7 @@ export interface Process {
   /** As it was asked for, for what is executed beside it. */
   readonly seccompProfile: ProcessOptions["seccomp"]
   readonly seccomp: Filter | undefined
+  readonly onSystemCall: ProcessOptions["onSystemCall"]
   /** Whether an init is the first process, and the command its child. */
   readonly init: boolean
   readonly rlimits: ReadonlyArray<Limit>

@@ -197,13 +197,17 @@ export const execStream: {
       const common = yield* attempt(() => prepare.common(options, inUserNamespace))
       const { ambient, capabilities } = options.capabilities === undefined ? state.settings : common
       const seccompProfile = options.seccomp ?? state.settings.seccompProfile
+      const onSystemCall = options.onSystemCall ?? state.settings.onSystemCall
       const process: compile.Process = {
         ...common,
         capabilities,
         ambient,
         ...(options.rlimits === undefined ? { rlimits: state.settings.rlimits } : {}),
         seccompProfile,
-        seccomp: yield* attempt(() => Seccomp.filter(seccompProfile, capabilities)),
+        seccomp: yield* attempt(() =>
+          Seccomp.filter(seccompProfile, capabilities, onSystemCall !== undefined)
+        ),
+        onSystemCall,
         arguments: command,
         environment: {
           ...state.settings.environment,

@@ -70,6 +70,9 @@ export interface Native {
   readonly seccompCompile: (policy: Uint8Array, program: Uint8Array) => readonly [number, number]
   /** The name of a system call of this architecture, or "" where libseccomp knows none. */
   readonly seccompName: (number: number) => string
+  /** SECCOMP_IOCTL_NOTIF_RECV and SECCOMP_IOCTL_NOTIF_SEND: struct seccomp_notif, which is zero before, and its response. */
+  readonly seccompReceive: (listener: number, request: Uint8Array) => number
+  readonly seccompAnswer: (listener: number, answer: Uint8Array) => number
   readonly startLoop: (ready: (token: number, events: number) => void) => number
   readonly watch: (fd: number, events: number, token: number) => number
   readonly hold: (held: boolean) => number

@@ -68,7 +68,8 @@ export const settings = (
   return {
     ...shared,
     seccompProfile: options.seccomp,
-    seccomp: Seccomp.filter(options.seccomp, shared.capabilities),
+    seccomp: Seccomp.filter(options.seccomp, shared.capabilities, options.onSystemCall !== undefined),
+    onSystemCall: options.onSystemCall,
     arguments: command,
     environment: {
       PATH: compile.defaultPath,

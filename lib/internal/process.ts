@@ -22,6 +22,7 @@ import * as freezer from "./freezer.ts"
 import { Log } from "./log.ts"
 import * as Loop from "./loop.ts"
 import type { Input, Output } from "./pipe.ts"
+import { attend, type Handler } from "./seccompNotify.ts"
 import { signalName } from "./signals.ts"
 import { makeStdio, type Stdio, type Terminal } from "./stdio.ts"
 import type { Ended, Unit } from "./supervisor.ts"
@@ -271,10 +272,25 @@ const start = (options: Launch): Effect.Effect<Launched, BerthError> =>
  * Starts a process and gives its handle; it is killed, and its streams are closed, with the scope. The finalizer is added
  * by hand, as `Effect.acquireRelease` would carry every FiberRef over to it, which costs more than giving back.
  */
-export const launch = (options: Launch): Effect.Effect<Container, BerthError, Scope.Scope> =>
-  options.settings.warnings.length === 0
-    ? launchQuietly(options)
-    : Effect.zipRight(warn(options.id, options.settings.warnings), launchQuietly(options))
+export const launch = (options: Launch): Effect.Effect<Container, BerthError, Scope.Scope> => {
+  const { onSystemCall, seccomp, warnings } = options.settings
+  const launched =
+    seccomp?.notifies === true && onSystemCall !== undefined
+      ? launchAttended(options, onSystemCall)
+      : launchQuietly(options)
+  return warnings.length === 0 ? launched : Effect.zipRight(warn(options.id, warnings), launched)
+}
+
+const launchAttended = (
+  options: Launch,
+  handler: Handler
+): Effect.Effect<Container, BerthError, Scope.Scope> =>
+  Effect.flatMap(attend(handler), ({ close, socket }) =>
+    Effect.ensuring(
+      launchQuietly({ ...options, descriptors: { ...options.descriptors, seccomp: socket } }),
+      close
+    )
+  )
 
 const warn = (id: string, warnings: ReadonlyArray<string>): Effect.Effect<void> =>
   Effect.forEach(warnings, (warning) => Effect.logWarning(`container ${id}: ${warning}`), { discard: true })

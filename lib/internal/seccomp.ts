@@ -355,6 +355,9 @@ const policyOf = (of: SeccompProfile, set: bigint) => {
   // What runc takes where a profile has no flags: those of the processor's mitigations are the system's own choice.
   const asked = of.flags?.reduce((sum, one) => sum | flags[one], 0) ?? flags.SECCOMP_FILTER_FLAG_SPEC_ALLOW
   const notifies = [usual, ...rules.map((rule) => rule.action)].includes(actions.SCMP_ACT_NOTIFY)
+  const sending = rules.find((rule) => rule.name === "sendmsg" && rule.conditions.length === 0)
+  if ((sending?.action ?? usual) === actions.SCMP_ACT_NOTIFY)
+    invalid("seccomp", "SCMP_ACT_NOTIFY", "another action for sendmsg, by which the listener itself is sent")
   return { rules, policy, flags: asked, notifies }
 }
 
@@ -381,14 +384,17 @@ const defaultKey = (set: bigint): string => `default ${set}`
 /** What an option asks for, for a process with these capabilities; throws `InvalidOption` and `Unsupported`. */
 export const filter = (
   asked: "default" | "unconfined" | SeccompProfile | undefined,
-  set: bigint
+  set: bigint,
+  answered: boolean
 ): Filter | undefined => {
   if (asked === "unconfined") return undefined
   if (asked === undefined || asked === "default")
     return remember(defaultKey(set), () => compileFilter(defaultProfile, set, false))
-  return asked === strictProfile
-    ? compileFilter(strictProfile, set, false)
-    : compileFilter(decode(asked), set, true)
+  if (asked === strictProfile) return compileFilter(strictProfile, set, false)
+  const made = compileFilter(decode(asked), set, true)
+  if (made.notifies && !answered)
+    invalid("onSystemCall", undefined, "a function that answers what the profile's SCMP_ACT_NOTIFY asks")
+  return made
 }
 
 const DIGEST_BYTES = 64
