@@ -90,7 +90,7 @@ export interface Container extends Pipeable, Inspectable.Inspectable {
  * @since 0.1.0
  * @category models
  */
-export interface ProcessOptions {
+export interface ProcessOptions extends Security.Options {
   /** Added to the image's environment. */
   readonly env?: Readonly<Record<string, string>> | undefined
   /** An absolute path inside the container. Default: the image's, else `/`. */
@@ -99,23 +99,6 @@ export interface ProcessOptions {
   readonly user?: string | undefined
   /** Default 0o022. */
   readonly umask?: number | undefined
-  readonly capabilities?: Security.CapabilityOptions | undefined
-  /** Whether executing a set-user-ID program gives nothing (PR_SET_NO_NEW_PRIVS). Default true. */
-  readonly noNewPrivileges?: boolean | undefined
-  /**
-   * Which system calls it may make: by Docker's policy, by one of its own (see `Security.seccompFromJson`), or all.
-   * Default `"default"`.
-   */
-  readonly seccomp?: "default" | "unconfined" | Security.SeccompProfile | undefined
-  /**
-   * Answers each system call that a profile has `SCMP_ACT_NOTIFY` for; several may wait at a time. One that fails is
-   * ENOSYS, as is what is asked once the scope has closed.
-   */
-  readonly onSystemCall?:
-    | ((call: Security.SystemCall) => Effect.Effect<Security.SystemCallAnswer>)
-    | undefined
-  /** A limit above the present hard one is cut down to that, with a warning, where raising it is not allowed. */
-  readonly rlimits?: Security.Rlimits | undefined
   /**
    * Whether its standard streams are a pseudo-terminal, pty(7), of this size, or with `true` of this program's own (24
    * rows and 80 columns where it has none). What it writes is then all on `stdout`, and `stdin` takes what is typed.
@@ -153,11 +136,8 @@ export interface RootOptions extends ProcessOptions {
   readonly readOnly?: boolean | undefined
   /** Default: `Security.defaultMaskedPaths`. */
   readonly maskedPaths?: ReadonlyArray<string> | undefined
-  /**
-   * Whose processes a user sees in `/proc` (proc(5), Linux 5.8): `"invisible"` hides all but one's own, `"noaccess"` what is
-   * in them, `"ptraceable"` what one may not trace. Default `"off"`: everybody's.
-   */
-  readonly hidepid?: "off" | "noaccess" | "invisible" | "ptraceable" | undefined
+  /** Whose processes are seen in its `/proc`. Default `"off"`: everybody's. */
+  readonly hidepid?: Security.HidePid | undefined
   /** Default: `Security.defaultReadonlyPaths`. */
   readonly readonlyPaths?: ReadonlyArray<string> | undefined
   /** The capacity of `/dev/shm`, as in `Limits.memory`. Default 64 MiB. */

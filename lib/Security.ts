@@ -196,7 +196,7 @@ export const resolveCapabilities = (
 
 /**
  * What a rule of seccomp does, as in seccomp(2) and libseccomp. `SCMP_ACT_LOG` allows and writes to the kernel's log,
- * `SCMP_ACT_NOTIFY` asks the program: see `ProcessOptions.onSystemCall`.
+ * `SCMP_ACT_NOTIFY` asks the program: see `Options.onSystemCall`.
  *
  * @since 0.1.0
  * @category models
@@ -404,6 +404,39 @@ export const resolveRlimits = (limits: Rlimits): ReadonlyArray<Limit> =>
     const encode = (n: number): bigint => (n === Number.POSITIVE_INFINITY ? -1n : BigInt(n))
     return { name, resource, soft: encode(soft), hard: encode(hard) }
   })
+
+/**
+ * Whose processes a user sees in `/proc` (proc(5), Linux 5.8): everybody's; everybody's, but not what is in them; its own
+ * alone; those that it may trace.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type HidePid = "off" | "noaccess" | "invisible" | "ptraceable"
+
+/**
+ * What a process may do; part of the options of a start and of an exec.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options {
+  readonly capabilities?: CapabilityOptions | undefined
+  /** Whether executing a set-user-ID program gives nothing (PR_SET_NO_NEW_PRIVS). Default true. */
+  readonly noNewPrivileges?: boolean | undefined
+  /**
+   * Which system calls it may make: by Docker's policy, by one of its own (see `seccompFromJson`), or all.
+   * Default `"default"`.
+   */
+  readonly seccomp?: "default" | "unconfined" | SeccompProfile | undefined
+  /**
+   * Answers each system call that a profile has `SCMP_ACT_NOTIFY` for; several may wait at a time. One that fails is
+   * ENOSYS, as is what is asked once the scope has closed.
+   */
+  readonly onSystemCall?: ((call: SystemCall) => Effect.Effect<SystemCallAnswer>) | undefined
+  /** A limit above the present hard one is cut down to that, with a warning, where raising it is not allowed. */
+  readonly rlimits?: Rlimits | undefined
+}
 
 /**
  * Options for what needs little, to be spread into a container's: no capabilities, `strictSeccomp`, a root that cannot be
