@@ -11,7 +11,7 @@ import { constant, type Operation } from "../Plan.ts"
 import { capabilities, defaultCapabilities, maskOf, type SeccompProfile } from "../Security.ts"
 import { shorten } from "./bpf.ts"
 import { ELIBACC, ENOENT, errnoName } from "./errno.ts"
-import { native } from "./native.ts"
+import { type Native, native } from "./native.ts"
 import { nearest } from "./nearest.ts"
 import { invalid } from "./options.ts"
 import { defaultProfile, strictProfile } from "./seccompDefault.ts"
@@ -317,9 +317,22 @@ const refused = (errno: number, rule: Single | undefined): never => {
   )
 }
 
+// A plan is compiled without a Berth, which would have told of it.
+const addon = (): Native => {
+  try {
+    return native()
+  } catch (cause) {
+    throw new Unsupported({
+      feature: "seccomp",
+      why: `the native part, which compiles its policies, cannot be loaded: ${cause}`,
+      hint: "Build it (node native/setup.mjs in berth's folder), on Linux"
+    })
+  }
+}
+
 const compile = ({ policy, rules }: Policy): Uint8Array => {
   const program = new Uint8Array(PROGRAM_BYTES_MAX)
-  const [length, at] = native().seccompCompile(policy, program)
+  const [length, at] = addon().seccompCompile(policy, program)
   return length < 0 ? refused(-length, rules[at]) : program.subarray(0, length)
 }
 
