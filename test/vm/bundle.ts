@@ -18,6 +18,15 @@ const sourceUrls = (from: string, to: string): Plugin => ({
   }
 })
 
+/** Half of what would be bundled, and only used by layers of platform-node that neither Berth nor its tests use. */
+const withoutUndici: Plugin = {
+  name: "without-undici",
+  setup: ({ onResolve, onLoad }) => {
+    onResolve({ filter: /^undici$/ }, ({ path }) => ({ path, namespace: "nothing" }))
+    onLoad({ filter: /./, namespace: "nothing" }, () => ({ contents: "module.exports = {}" }))
+  }
+}
+
 /**
  * Writes to `out` each of these files of the checkout at its own place, with `.js` for `.ts`, and what they share into
  * `chunks`. `at` is where the checkout will be in the machine.
@@ -43,7 +52,7 @@ export const bundle = async (
     banner: {
       js: 'import { createRequire as $createRequire } from "node:module"; const require = $createRequire(import.meta.url);'
     },
-    plugins: [sourceUrls(checkout, at)],
+    plugins: [sourceUrls(checkout, at), withoutUndici],
     logLevel: "error"
   })
 }

@@ -4,7 +4,7 @@ export type Mode = "bare" | "systemd" | "user"
 export const modes: ReadonlyArray<Mode> = ["bare", "systemd", "user"]
 
 export const suites: Readonly<Record<Mode, ReadonlyArray<string>>> = {
-  bare: ["test/Cgroup.test.ts", "test/Container.test.ts"],
-  systemd: ["test/Cgroup.test.ts", "test/Container.test.ts"],
+  bare: ["test/Container.test.ts", "test/Cgroup.test.ts"],
+  systemd: ["test/Container.test.ts", "test/Cgroup.test.ts"],
   user: ["test/Berth.test.ts"]
 }
