@@ -28,7 +28,7 @@ const command = (folder: string): ReadonlyArray<string> => {
     ...["-kernel", `${base}/vmlinuz`, "-append"],
     [
       ...["root=/dev/nvme0n1", "rw", "init=/usr/sbin/berth-init", "console=ttyS0", "quiet", "panic=-1"],
-      ...["mitigations=off", "apparmor=1", "security=apparmor", "systemd.show_status=1"]
+      ...["mitigations=off", "apparmor=1", "security=apparmor", "systemd.show_status=0"]
     ].join(" "),
     ...disk(`${base}/root.img`, "root", ",snapshot=on"),
     ...disk(`${folder}/checkout.tar`, "checkout", ",readonly=on"),

@@ -11,16 +11,21 @@ export interface Outcome {
 const total = (lines: ReadonlyArray<string>, name: string): number =>
   lines.reduce((sum, line) => sum + Number(new RegExp(`^[#ℹ] ${name} (\\d+)$`).exec(line)?.[1] ?? 0), 0)
 
+/** Node counts a file that has no test as one that has passed, under the file's own name. */
+const emptyFiles = (lines: ReadonlyArray<string>): ReadonlyArray<string> =>
+  lines.flatMap((line) => /^✔ (\S+\.test\.[jt]s) \(/.exec(line)?.[1] ?? [])
+
 /**
  * How a mode ended. It has failed when a test has, when the runner's exit code says so, when no test was run to its end
- * (a skipped one was not), and when the output stops before the runner has.
+ * (a skipped one was not) or a file has none, and when the output stops before the runner has.
  */
 export const outcome = (output: string, mode: string): Outcome => {
   const lines = output.split(/\r*\n/)
   const begin = lines.indexOf(`== berth-vm begin ${mode}`)
   const end = lines.findIndex((line) => line.startsWith(`== berth-vm end ${mode} `))
   const between = begin < 0 ? [] : lines.slice(begin + 1, end < 0 ? undefined : end)
-  const passed = total(between, "pass")
+  const empty = emptyFiles(between)
+  const passed = total(between, "pass") - empty.length
   const failed = total(between, "fail") + total(between, "cancelled")
   const code = lines[end]?.split(" ").at(-1)
   const problem =
@@ -32,8 +37,10 @@ export const outcome = (output: string, mode: string): Outcome => {
           ? `${failed} failed`
           : code !== "0"
             ? `the test runner ended with exit code ${code}`
-            : passed === 0
-              ? "no test was run"
-              : undefined
+            : empty.length > 0
+              ? `there is no test in ${empty.join(" ")}`
+              : passed <= 0
+                ? "no test was run"
+                : undefined
   return { passed, failed, skipped: total(between, "skipped"), problem }
 }
