@@ -44,10 +44,12 @@ export const boot = async (extra: Readonly<Record<string, string>>, limitMillis:
     const machine = spawn("qemu-system-x86_64", command(folder), { stdio: ["ignore", "pipe", "inherit"] })
     let output = ""
     let late = false
+    const stop = () => machine.kill("SIGKILL")
     const limit = setTimeout(() => {
       late = true
-      machine.kill("SIGKILL")
+      stop()
     }, limitMillis)
+    process.on("SIGINT", stop).on("SIGTERM", stop)
     machine.stdout.setEncoding("utf8").on("data", (text: string) => {
       output += text
       process.stdout.write(text.replaceAll("\r", ""))
@@ -56,6 +58,7 @@ export const boot = async (extra: Readonly<Record<string, string>>, limitMillis:
       await new Promise<void>((resolve, reject) => machine.on("error", reject).on("close", () => resolve()))
     } finally {
       clearTimeout(limit)
+      process.off("SIGINT", stop).off("SIGTERM", stop)
     }
     return { output, console: fs.readFileSync(`${folder}/console`, "utf8").slice(-4000), late }
   } finally {
