@@ -38,7 +38,11 @@ const hierarchyOf = (from: Tree, controller: string, option: string) => {
   throw new CgroupError({ reason, controller, path, errno: 0, detail: `${option}: ${detail}` })
 }
 
-const counting = ["memory", "cpu", "cpuacct", "pids"]
+// Where nothing is counted there still is a place for processes.
+const countingIn = (from: Tree): ReadonlyArray<string> => {
+  const counting = ["memory", "cpu", "cpuacct", "pids"].filter((name) => from.controllers[name] !== undefined)
+  return counting.length === 0 ? ["freezer"] : counting
+}
 
 /**
  * The folders of a cgroup: one in each hierarchy that limits or counts anything, and in those of `controllers`. `above`
@@ -101,21 +105,28 @@ const writes = (
   })
 
 /** Version 2 passes a cgroup's controllers on to those in it only where that has been written down. */
-const passOn = (
+const passOn = (path: string, controllers: Iterable<string>): ReadonlyArray<Plan.Operation> => {
+  const there = read(`${path}/cgroup.controllers`).trim().split(" ")
+  const passed = read(`${path}/cgroup.subtree_control`).trim().split(" ")
+  return [...new Set(controllers)]
+    .filter((controller) => there.includes(controller) && !passed.includes(controller))
+    .map((controller) => ({
+      op: "cgroup-write",
+      file: `${path}/cgroup.subtree_control`,
+      value: `+${controller}`
+    }))
+}
+
+/** What has to be passed on to cgroups in these, or in the place that the tree has for them. */
+const passOnTo = (
+  from: Tree,
   above: ReadonlyArray<Folder>,
-  settings: ReadonlyArray<Setting>
+  controllers: Iterable<string>
 ): ReadonlyArray<Plan.Operation> => {
-  const folder = above.find(({ version }) => version === 2)
-  if (folder === undefined) return []
-  const there = read(`${folder.path}/cgroup.controllers`).trim().split(" ")
-  const wanted = [...new Set([...counting, ...settings.map(({ controller }) => controller)])].filter(
-    (controller) => folder.controllers.includes(controller) && there.includes(controller)
-  )
-  return wanted.map((controller) => ({
-    op: "cgroup-write",
-    file: `${folder.path}/cgroup.subtree_control`,
-    value: `+${controller}`
-  }))
+  const folder = above.find(({ version }) => version === 2)?.path
+  const place = Object.values(from.controllers).find(({ passesOnRequest }) => passesOnRequest)?.folder
+  if (folder !== undefined) return passOn(folder, controllers)
+  return place === undefined ? [] : passOn(place, controllers)
 }
 
 /** The folders of a new cgroup and the operations that make and limit it; throws. */
@@ -127,11 +138,12 @@ export const operations = (
   const settings = parseLimits(limits)
   const from = tree()
   for (const { controller, option } of settings) hierarchyOf(from, controller, option)
-  const made = folders(from, name, [...counting, ...settings.map(({ controller }) => controller)], above)
+  const wanted = [...countingIn(from), ...settings.map(({ controller }) => controller)]
+  const made = folders(from, name, wanted, above)
   return {
     folders: made,
     create: [
-      ...passOn(above, settings),
+      ...passOnTo(from, above, wanted),
       ...made.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path })),
       ...writes(made, settings, true)
     ]
@@ -373,6 +385,11 @@ const grow = (
           )
           const complete = missing.filter((setting): setting is Setting => setting.v2 !== undefined)
           const create = [
+            ...passOnTo(
+              from,
+              [],
+              missing.map(({ controller }) => controller)
+            ),
             ...added.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path })),
             ...writes(added, complete, true)
           ]
@@ -413,13 +430,16 @@ export const update = (cgroup: Cgroup, limits: Limits): Effect.Effect<void, Bert
     if (owner === undefined || !isThere(cgroup)) return yield* gone(cgroup)
     const before = new Set(cgroup.folders.flatMap(({ controllers }) => controllers))
     yield* extend(cgroup, settings)
-    const list = yield* attempt(() =>
-      writes(
-        cgroup.folders,
-        settings.filter(({ controller }) => before.has(controller)),
-        false
+    const list = yield* attempt(() => {
+      const rest = settings.filter(({ controller }) => before.has(controller))
+      // One of version 2 has what the cgroup above it has been asked to pass on so far.
+      const unified = cgroup.folders.find(({ version }) => version === 2)
+      const wanted = rest.flatMap(({ controller }) =>
+        unified?.controllers.includes(controller) === true ? [controller] : []
       )
-    )
+      const asked = unified === undefined ? [] : passOn(dirname(unified.path), wanted)
+      return [...asked, ...writes(cgroup.folders, rest, false)]
+    })
     for (const operation of list) {
       if (operation.op !== "cgroup-write" || !operation.file.endsWith("/memory.max")) continue
       if (operation.value !== "max") yield* makeRoom(dirname(operation.file), Number(operation.value))

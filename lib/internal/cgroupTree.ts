@@ -5,8 +5,10 @@ import { dirname } from "node:path"
 /** One hierarchy and this process's own place in it. */
 export interface Hierarchy {
   readonly version: 1 | 2
-  /** The folder of this process's own cgroup. */
+  /** The folder of the cgroup that ours are made in. */
   readonly folder: string
+  /** Whether it passes a controller on only once that has been written to its cgroup.subtree_control. */
+  readonly passesOnRequest: boolean
 }
 
 /** Why there is no such controller. */
@@ -72,18 +74,23 @@ const words = (text: string): ReadonlyArray<string> => text.split(/\s+/).filter(
 /**
  * Below which cgroup ours are made, and which controllers it passes on to them: on version 1 our own. On version 2 a cgroup
  * with processes of its own cannot pass controllers on (cgroup-v2.rst, no internal process constraint), so it is the nearest,
- * from our own upwards, that passes any on already; our own where none does.
+ * from our own upwards, that passes any on already; our own where none does. The root of a machine that has version 2 alone
+ * and nobody who sees to it, such as systemd, is free of that constraint and passes on what it is asked for.
  */
 export const parentOf = (
   version: 1 | 2,
-  own: string
-): { readonly folder: string; readonly controllers: ReadonlyArray<string> } => {
+  own: string,
+  alone: boolean
+): Pick<Hierarchy, "folder" | "passesOnRequest"> & { readonly controllers: ReadonlyArray<string> } => {
   if (version === 2)
     for (let folder = own; existsSync(`${folder}/cgroup.subtree_control`); folder = dirname(folder)) {
       const controllers = words(read(`${folder}/cgroup.subtree_control`))
-      if (controllers.length > 0) return { folder, controllers }
+      const isRoot = alone && !existsSync(`${folder}/cgroup.type`)
+      if (isRoot && folder === own)
+        return { folder, controllers: words(read(`${folder}/cgroup.controllers`)), passesOnRequest: true }
+      if (controllers.length > 0) return { folder, controllers, passesOnRequest: false }
     }
-  return { folder: own, controllers: [] }
+  return { folder: own, controllers: [], passesOnRequest: false }
 }
 
 /** What version 1 calls a controller. */
@@ -98,6 +105,7 @@ export const detect = (): Tree => {
   const own = read("/proc/self/cgroup").split("\n")
   const controllers: Record<string, Hierarchy> = {}
   const limiting = new Set<string>()
+  const v1 = mounts.some((m) => m.type === "cgroup")
   let unified: Hierarchy | undefined
   let at = ""
   for (const line of own) {
@@ -109,13 +117,14 @@ export const detect = (): Tree => {
       if (name.startsWith("name=")) continue
       const mount = mounts.find((m) => m.type === type && (name === "" || m.options.includes(name)))
       if (mount === undefined) continue
-      const { folder, controllers: passed } = parentOf(name === "" ? 2 : 1, below(mount, path))
+      const parent = parentOf(name === "" ? 2 : 1, below(mount, path), !v1)
+      const { controllers: passed, folder, passesOnRequest } = parent
       if (name !== "") {
-        controllers[name === "blkio" ? "io" : name] = { version: 1, folder }
+        controllers[name === "blkio" ? "io" : name] = { version: 1, folder, passesOnRequest }
         limiting.add(name)
       } else {
         at = mount.at
-        unified = { version: 2, folder }
+        unified = { version: 2, folder, passesOnRequest }
         for (const controller of passed) {
           controllers[controller] ??= unified
           limiting.add(controller)
@@ -126,7 +135,6 @@ export const detect = (): Tree => {
   if (unified !== undefined) for (const name of ofEveryCgroup) controllers[name] ??= unified
   // cpu.stat is there on version 2 without further controllers.
   if (controllers.cpu?.version === 2) controllers.cpuacct ??= controllers.cpu
-  const v1 = mounts.some((m) => m.type === "cgroup")
   const kind = mounts.length === 0 ? "none" : v1 ? (unified === undefined ? "v1" : "hybrid") : "v2"
   const why = (controller: string): Missing => {
     if (mounts.length === 0)
