@@ -1,6 +1,7 @@
 /** `npm run bench -- NAME [options]`: one module for each benchmark. */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import type * as Effect from "effect/Effect"
+import { cgroup } from "./cgroup.ts"
 import { exec } from "./exec.ts"
 import { output } from "./output.ts"
 import { pull } from "./pull.ts"
@@ -23,6 +24,10 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   exec: {
     usage: ["exec [--rounds N]      a command in a running container"],
     run: exec
+  },
+  cgroup: {
+    usage: ["cgroup [--rounds N]    limits in a start, statistics, and those of 500 every second"],
+    run: cgroup
   },
   output: {
     usage: ["output [--rounds N]    how fast a container's output comes"],

@@ -12,6 +12,7 @@ import type { Limits } from "../CgroupLimits.ts"
 import * as Plan from "../Plan.ts"
 import { attempt } from "./attempt.ts"
 import { parseLimits, read, type Setting, type Write } from "./cgroupLimits.ts"
+import { lookAgain } from "./cgroupStats.ts"
 import { detect, type Tree } from "./cgroupTree.ts"
 import { EACCES, EBUSY, ENODEV, ENOENT, EPERM, EROFS, ESRCH } from "./errno.ts"
 import { errnoOf } from "./inRoot.ts"
@@ -444,6 +445,7 @@ export const update = (cgroup: Cgroup, limits: Limits): Effect.Effect<void, Bert
       if (operation.op !== "cgroup-write" || !operation.file.endsWith("/memory.max")) continue
       if (operation.value !== "max") yield* makeRoom(dirname(operation.file), Number(operation.value))
     }
+    lookAgain(cgroup.folders)
     if (list.length > 0)
       yield* Effect.uninterruptible(
         Effect.flatten(perform(owner.berth, `update of cgroup ${cgroup.name}`, list))

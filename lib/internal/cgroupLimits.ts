@@ -98,13 +98,13 @@ const memory = (given: Bytes | MemoryLimits): ReadonlyArray<Setting> => {
       // Version 1 limits memory and swap together, to no less than the memory alone.
       v1: ({ above, fresh }) => {
         const limit: Write = ["memory.limit_in_bytes", v1Bytes(max)]
-        if (!limitsSwap(above, MEMSW)) return [limit]
+        if (limits.swap === undefined && !limitsSwap(above, MEMSW)) return [limit]
         const both = max === MAX || swap === MAX ? "-1" : String(max + swap)
         return fresh ? [limit, [MEMSW, both]] : [[MEMSW, "-1"], limit, [MEMSW, both]]
       },
       v2: ({ above }) => [
         ["memory.max", String(max)],
-        ...(limitsSwap(above, "memory.swap.max")
+        ...(limits.swap !== undefined || limitsSwap(above, "memory.swap.max")
           ? [["memory.swap.max", max === MAX && limits.swap === undefined ? MAX : String(swap)] as const]
           : [])
       ]

@@ -10,6 +10,11 @@ const none: Numbers = {}
 // Which files a folder has: looked at once, so that what this tree lacks costs nothing later.
 const known = new WeakMap<Folder, ReadonlySet<string>>()
 
+/** Its files may be others now: more controllers have been passed on to it. */
+export const lookAgain = (folders: ReadonlyArray<Folder>): void => {
+  for (const folder of folders) known.delete(folder)
+}
+
 const filesOf = (folder: Folder): ReadonlySet<string> => {
   let files = known.get(folder)
   if (files === undefined) {
