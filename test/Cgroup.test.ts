@@ -63,6 +63,10 @@ suite("Cgroup", (effect) => {
         const swap = version === 1 ? "memory.memsw.limit_in_bytes" : "memory.swap.max"
         // Without swap accounting there is no such file, and nothing to limit it with.
         if (!fs.existsSync(`${path}/${swap}`)) return
+        // The root of version 2 does not say whether it is accounted for: there it is looked at what is swapped to.
+        const above = path.slice(0, path.lastIndexOf("/"))
+        const swaps = fs.readFileSync("/proc/swaps", "utf8").trim().includes("\n")
+        if (!fs.existsSync(`${above}/${swap}`) && !swaps) return
         assert.equal(
           fs.readFileSync(`${path}/${swap}`, "utf8").trim(),
           version === 1 ? String(64 * 2 ** 20) : "0"

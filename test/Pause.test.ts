@@ -28,23 +28,25 @@ const start = (options: Container.StartOptions = {}) =>
 const countOf = (container: Container.Container): number =>
   Number(fs.readFileSync(`/proc/${container.pid}/root/tmp/count`, "utf8"))
 
-const countsWithin = (millis: number) => (container: Container.Container) =>
+const goesOn = (container: Container.Container) =>
   Effect.promise(async () => {
     const before = countOf(container)
-    return await eventually(() => countOf(container) > before + 1, millis)
+    assert.ok(await eventually(() => countOf(container) > before + 1, 15_000), "it should go on")
   })
 
-/** Whether it counts on within the time that it needs for many steps. */
-const counts = countsWithin(400)
-
-/** The same, where it should: a machine may have more to do. */
-const goesOn = countsWithin(10_000)
+/** It would take many steps within this time. */
+const standsStill = (container: Container.Container) =>
+  Effect.promise(async () => {
+    const before = countOf(container)
+    await sleep(200)
+    assert.equal(countOf(container), before, "it should stand still")
+  })
 
 const counting = (container: Container.Container) =>
-  Effect.promise(() => eventually(() => fs.existsSync(`/proc/${container.pid}/root/tmp/count`)))
+  Effect.promise(() => eventually(() => fs.existsSync(`/proc/${container.pid}/root/tmp/count`), 15_000))
 
 /** Nothing that has to end may hang on what stands still. */
-const soon = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.timeout(effect, "5 seconds")
+const soon = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.timeout(effect, "20 seconds")
 
 suite("Container.pause", (effect, folder) => {
   for (const [name, options] of [
@@ -60,9 +62,9 @@ suite("Container.pause", (effect, folder) => {
           yield* counting(container)
           yield* Container.pause(container)
           yield* Container.pause(container)
-          assert.equal(yield* counts(container), false)
+          yield* standsStill(container)
           yield* Container.resume(container)
-          assert.equal(yield* goesOn(container), true)
+          yield* goesOn(container)
           yield* Container.resume(container)
         }),
       { skip }
@@ -76,7 +78,7 @@ suite("Container.pause", (effect, folder) => {
           yield* Container.pause(stopped)
           const began = Date.now()
           assert.equal((yield* soon(Container.stop(stopped))).signal ?? "SIGTERM", "SIGTERM")
-          assert.ok(Date.now() - began < 4000)
+          assert.ok(Date.now() - began < 9000)
 
           const killed = yield* start(options)
           yield* Container.pause(killed)
@@ -109,7 +111,7 @@ suite("Container.pause", (effect, folder) => {
               const process = yield* Container.execStream(container, ["sh", "-c", COUNTING])
               yield* counting(container)
               yield* Container.pause(container)
-              assert.equal(yield* counts(container), false)
+              yield* standsStill(container)
               return process.pid
             })
           )
@@ -122,9 +124,9 @@ suite("Container.pause", (effect, folder) => {
         assert.equal((yield* Container.exec(container, ["true"])).exitCode, 0)
         // What is executed after it has been paused once is paused the next time.
         yield* Container.execStream(container, ["sh", "-c", COUNTING])
-        assert.ok(yield* goesOn(container))
+        yield* goesOn(container)
         yield* Container.pause(container)
-        assert.equal(yield* counts(container), false)
+        yield* standsStill(container)
       }),
     { skip }
   )
@@ -139,11 +141,11 @@ suite("Container.pause", (effect, folder) => {
         yield* counting(a)
         yield* counting(b)
         yield* Container.pause(a)
-        assert.equal(yield* counts(a), false)
-        assert.ok(yield* goesOn(b))
+        yield* standsStill(a)
+        yield* goesOn(b)
         assert.equal((yield* Container.stats(a)).pids.limit, 50)
         yield* Container.resume(a)
-        assert.ok(yield* goesOn(a))
+        yield* goesOn(a)
         yield* Container.pause(a)
       }),
     { skip }
@@ -162,15 +164,15 @@ suite("Container.pause", (effect, folder) => {
               const b = yield* start({ cgroup })
               yield* counting(b)
               yield* Cgroup.freeze(cgroup)
-              assert.equal(yield* counts(b), false)
+              yield* standsStill(b)
               return b.pid
             })
           )
         )
         assert.ok(!isAlive(b))
-        assert.equal(yield* counts(a), false)
+        yield* standsStill(a)
         yield* Cgroup.thaw(cgroup)
-        assert.ok(yield* goesOn(a))
+        yield* goesOn(a)
         yield* Cgroup.freeze(cgroup)
         yield* Container.signal(a, "SIGKILL")
         assert.equal((yield* soon(a.exit)).signal, "SIGKILL")
@@ -216,8 +218,8 @@ suite("Container.pause", (effect, folder) => {
             const next = program("paused.ts", [at, "end"], { stdio: ["ignore", "pipe", "inherit"] })
             await new Promise((resolve) => next.once("exit", resolve))
           }
-          assert.ok(await eventually(() => !isAlive(pid), 5000), "it still stands")
-          assert.ok(await eventually(() => cgroupsOf([child.pid!]).length === 0, 5000))
+          assert.ok(await eventually(() => !isAlive(pid), 15_000), "it still stands")
+          assert.ok(await eventually(() => cgroupsOf([child.pid!]).length === 0, 15_000))
           fs.rmSync(at, { recursive: true, force: true })
         }),
       { skip }

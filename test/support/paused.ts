@@ -17,5 +17,5 @@ const paused = Effect.gen(function* () {
 })
 
 await Effect.runPromise(
-  Effect.asVoid(end === "end" ? Berth.Berth : paused).pipe(Effect.scoped, Effect.provide(berthIn(folder)))
+  (end === "end" ? Effect.asVoid(Berth.Berth) : paused).pipe(Effect.scoped, Effect.provide(berthIn(folder)))
 )
