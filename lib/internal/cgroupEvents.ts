@@ -78,7 +78,7 @@ const outOfMemory = (
     Effect.acquireRelease(
       internal.filesOf("memory", `${path}/cgroup.event_control`, () => {
         const counter = native().eventfd()
-        const control = fs.openSync(`${path}/memory.oom_control`, "r")
+        const control = native().openIn(AT_FDCWD, `${path}/memory.oom_control`, fs.constants.O_RDONLY, 0, 0)
         try {
           fs.writeFileSync(`${path}/cgroup.event_control`, `${counter} ${control}`)
           return counter
@@ -86,7 +86,7 @@ const outOfMemory = (
           native().close(counter)
           throw error
         } finally {
-          fs.closeSync(control)
+          if (control >= 0) native().close(control)
         }
       }),
       (counter) => Effect.sync(() => native().close(counter))
