@@ -121,14 +121,14 @@ const explain = (error: BerthError): BerthError =>
       })
     : error
 
-export const make = (
-  options: Options
-): Effect.Effect<Berth, BerthError, FileSystem.FileSystem | HttpClient.HttpClient | Scope.Scope> =>
+interface Supervised {
+  readonly supervisor: Supervisor.Supervisor
+  readonly holds: Holds.Holds
+}
+
+/** A supervisor of its own, with what earlier ones have left swept before, and what itself has left after. */
+const supervised = (folder: string, rootless: boolean): Effect.Effect<Supervised, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    yield* checkSystem
-    const rootless = process.geteuid!() !== 0
-    const folder = resolve(options.folder ?? defaultFolder(rootless))
-    yield* checkOwner(folder)
     const { state, lock } = yield* makeState(folder)
     yield* sweep(folder, state)
     const holds = Holds.make(folder, state)
@@ -140,9 +140,26 @@ export const make = (
       Effect.zipLeft(starting, warming, { concurrent: true }).pipe(
         Effect.tapError(() => Effect.sync(() => fs.rmSync(state, { recursive: true, force: true })))
       ),
-      (started) => started.stop
+      // One that was killed, or could not remove something, leaves its folder: another one takes that at once.
+      (started) =>
+        Effect.zipRight(
+          started.stop,
+          Effect.when(Effect.ignore(Effect.scoped(supervised(folder, rootless))), () => fs.existsSync(state))
+        )
     )
     yield* removeSwept(supervisor)
+    return { supervisor, holds }
+  })
+
+export const make = (
+  options: Options
+): Effect.Effect<Berth, BerthError, FileSystem.FileSystem | HttpClient.HttpClient | Scope.Scope> =>
+  Effect.gen(function* () {
+    yield* checkSystem
+    const rootless = process.geteuid!() !== 0
+    const folder = resolve(options.folder ?? defaultFolder(rootless))
+    yield* checkOwner(folder)
+    const { supervisor, holds } = yield* supervised(folder, rootless)
     return {
       [TypeId]: TypeId,
       folder,
