@@ -79,8 +79,6 @@ for (const { name, sources, title } of harnesses)
         "-max_len=4096",
         "-timeout=5",
         "-rss_limit_mb=1024",
-        // A refusal of the unpacker ends its process, and with it all that it has; the others are looked at for leaks.
-        `-detect_leaks=${name === "path" ? 0 : 1}`,
         `-artifact_prefix=${process.env.BERTH_FUZZ_FOUND ?? folder}/`,
         `${folder}/found`,
         path(`corpus/${name}`)

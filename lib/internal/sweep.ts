@@ -29,6 +29,14 @@ const read = (path: string): string => {
   }
 }
 
+const link = (path: string): string => {
+  try {
+    return fs.readlinkSync(path)
+  } catch {
+    return ""
+  }
+}
+
 const kill = (pid: number): void => {
   try {
     process.kill(pid, "SIGKILL")
@@ -65,17 +73,24 @@ const cgroupsOf = (name: string): ReadonlyArray<string> =>
  * makes has mounts that tell whose it is (native/nodes.c, compile.ts), and who has no root of his own is in the
  * supervisor's mount namespace, which has its folder.
  */
-const processesOf = (name: string): ReadonlyArray<number> =>
-  list("/proc")
+const processesOf = (name: string): ReadonlyArray<number> => {
+  // One answer for each mount namespace: there are few of them, and many processes.
+  const known = new Map<string, boolean>([[link("/proc/self/ns/mnt"), false]])
+  return list("/proc")
     .map(Number)
-    .filter(
-      (pid) =>
-        pid > 1 &&
-        pid !== process.pid &&
-        read(`/proc/${pid}/mountinfo`)
-          .split("\n")
-          .some((line) => line.includes(` berth.${name} `) || line.includes(`/run/${name}/`))
-    )
+    .filter((pid) => {
+      if (!(pid > 1)) return false
+      const namespace = link(`/proc/${pid}/ns/mnt`)
+      if (namespace === "") return false
+      let found = known.get(namespace)
+      if (found === undefined) {
+        const mounts = read(`/proc/${pid}/mountinfo`)
+        found = mounts.includes(` berth.${name} `) || mounts.includes(`/run/${name}/`)
+        known.set(namespace, found)
+      }
+      return found
+    })
+}
 
 /** Takes a dead supervisor's lock, or undefined where it lives. */
 const lockOf = (state: string): number | undefined => {
@@ -90,7 +105,7 @@ const lockOf = (state: string): number | undefined => {
 }
 
 // A process that was killed needs a moment to leave its cgroup.
-const patience = Schedule.intersect(Schedule.spaced("10 millis"), Schedule.recurs(100))
+const patience = Schedule.upTo(Schedule.spaced("10 millis"), "2 seconds")
 
 /** A folder whose supervisor never came to be: it has its final name only once it is locked. */
 const isAbandoned = (state: string): boolean => Date.now() - fs.statSync(state).mtimeMs > 60_000
