@@ -77,7 +77,7 @@ for (const { name, sources, title } of harnesses)
       const { code, signal, stderr } = await run(program(), [
         `-max_total_time=${seconds}`,
         "-max_len=4096",
-        "-timeout=5",
+        "-timeout=30",
         "-rss_limit_mb=1024",
         `-artifact_prefix=${process.env.BERTH_FUZZ_FOUND ?? folder}/`,
         `${folder}/found`,
