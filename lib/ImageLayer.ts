@@ -25,7 +25,10 @@ export interface ImageLayer {
   /** Of the tar itself. */
   readonly diffId: Digest
   readonly mediaType: string
-  /** The folder, absolute. Whoever writes into it breaks every image that shares the layer. */
+  /**
+   * The folder, absolute. Whoever writes into it breaks every image that shares the layer. Hard links to files that only
+   * a lower layer has are not in it: an image has a layer more for these, which `Image` makes.
+   */
   readonly folder: string
 }
 

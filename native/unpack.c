@@ -220,9 +220,24 @@ static void confine(const char *directory, bool trusted) {
 
 // ---- the tar
 
+enum { BLOCK = 512 };
+
+// What is left of the file whose data is being read; -1 where none is, or where it is sparse.
+static la_int64_t content_left = -1;
+
+// Some writers don't pad the last file to whole blocks (umoci insert, Go's archive/tar without Close): where all of its
+// data was there, what is missing is taken for zeros, as tar(1) does. Within the data it is a truncation.
 static la_ssize_t feed(struct archive *archive, void *unused, const void **data) {
     (void)archive, (void)unused;
-    return (la_ssize_t)source_next(data);
+    static const char zeros[BLOCK];
+    static uint64_t seen;
+    size_t length = source_next(data);
+    if (length == 0 && content_left == 0 && seen % BLOCK != 0) {
+        *data = zeros;
+        length = BLOCK - seen % BLOCK;
+    }
+    seen += length;
+    return (la_ssize_t)length;
 }
 
 // A name that can't be converted (ARCHIVE_ERRNO_FILE_FORMAT, which on Linux is EILSEQ) is used as it is. Any other
@@ -238,8 +253,9 @@ static void check(int result, const char *path) {
 bool entry_data(const void **data, size_t *size, off_t *offset) {
     la_int64_t at;
     int result = archive_read_data_block(reader, data, size, &at);
-    if (result == ARCHIVE_EOF) return false;
+    if (result == ARCHIVE_EOF) return content_left = -1, false;
     check(result, archive_entry_pathname(current));
+    if (content_left > 0) content_left -= (la_int64_t)*size;
     *offset = at;
     return true;
 }
@@ -301,7 +317,9 @@ static void unpack_entry(void) {
         member.mtime.tv_nsec = 1000000000 - member.mtime.tv_nsec;
     }
     archive_entry_xattr_reset(current);
+    content_left = member.type == S_IFREG && archive_entry_sparse_count(current) == 0 ? member.size : -1;
     tree_add(&member);
+    content_left = -1;
 }
 
 static uint64_t unpack(uint64_t max_entries) {

@@ -18,6 +18,7 @@ import * as Registry from "../Registry.ts"
 import { defaultPath } from "./compile.ts"
 import * as Descriptors from "./descriptors.ts"
 import * as Implicit from "./implicit.ts"
+import * as LayerStack from "./layerStack.ts"
 import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
 import * as Progress from "./progress.ts"
@@ -182,11 +183,10 @@ export const assemble = <R>(
       { concurrency: layerConcurrency }
     )
     const folders = Implicit.withoutRepeats(layers.map((layer) => layer.folder))
-    const correction = yield* Implicit.correction(yield* Berth, folders)
     return make({
       reference,
       digest: resolved.descriptor.digest,
-      layers: [...folders, ...Option.toArray(correction)],
+      layers: yield* LayerStack.make(yield* Berth, folders, limits),
       config: toConfig(resolved.config),
       upper: "disk"
     })

@@ -65,15 +65,9 @@ const storeLayer = (
     const digest = yield* Archive.digestOf(berth, path, subject, part)
     yield* Store.put(berth, digest, Archive.read(berth, path, subject, part), part.size, Store.isIntact)
     const layer = Descriptors.ofLayer(compression, digest, part.size)
+    const stored = Layout.blobPath(Store.folder(berth), digest)
     const diffId =
-      compression === "none"
-        ? digest
-        : yield* ImageLayer.measure(
-            Layout.blobPath(Store.folder(berth), digest),
-            digest,
-            compression,
-            options
-          )
+      compression === "none" ? digest : yield* ImageLayer.unpackUnknown(stored, digest, compression, options)
     return { layer, diffId }
   })
 

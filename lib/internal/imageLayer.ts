@@ -1,13 +1,16 @@
 /** The bodies of `ImageLayer`: from a blob to a folder. */
 import { randomBytes } from "node:crypto"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import { Berth } from "../Berth.ts"
 import { type BerthError, ImageError } from "../BerthError.ts"
 import type { ImageLayer, Limits, UnpackOptions } from "../ImageLayer.ts"
 import { type Digest, digestParts, parseDigest } from "../Reference.ts"
+import type { Compression } from "./archive.ts"
 import { describeErrno, errnoName } from "./errno.ts"
 import * as Holds from "./holds.ts"
 import * as Implicit from "./implicit.ts"
+import * as Notes from "./layerNotes.ts"
 import { hashFile, mismatch } from "./layout.ts"
 import * as Oci from "./oci.ts"
 import { io, isNotFound, oneAtATime, storageDetail, tryFileLock, withFileLock } from "./storeFiles.ts"
@@ -79,54 +82,70 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
       }
       yield* removeTemporaries(berth, hex)
       const temporary = temporaryPath(berth, hex)
-      yield* Implicit.ownedFolder(berth, temporary)
-      const text = yield* Unpacker.unpack({
-        blob: options.blob,
-        directory: temporary,
-        compression,
-        maxBytes: options.maxBytes ?? defaultMaxBytes,
-        maxEntries: options.maxEntries ?? defaultMaxEntries
-      })
-      const report = yield* readReport(digest, folder, text)
+      const report = yield* unpackInto(berth, temporary, options.blob, compression, options, digest)
       yield* check(berth, options.blob, digest, diffId, report)
-      yield* Implicit.save(berth, folder, report.implicit)
+      yield* Notes.save(berth, folder, report)
       yield* io(folder)(fs.rename(temporary, folder))
     }).pipe(Effect.scoped)
-    const lock = lockPath(berth, hex)
-    yield* withFileLock(fs, lock, () =>
-      Effect.ensuring(work, Effect.ignore(fs.remove(lock, { force: true })))
-    ).pipe(oneAtATime(folder))
+    yield* underLock(berth, diffId, work)
     return layer
   })
 
-/** The diff id of a compressed layer where nobody has said it: it is unpacked, and what comes out is dropped. */
-export const measure = (
+/** Of one layer, one at a time. */
+const underLock = <A, E, R>(berth: Berth, diffId: Digest, work: Effect.Effect<A, E, R>) => {
+  const lock = lockPath(berth, digestParts(diffId).hex)
+  const release = Effect.ignore(berth.fileSystem.remove(lock, { force: true }))
+  return withFileLock(berth.fileSystem, lock, () => Effect.ensuring(work, release)).pipe(
+    oneAtATime(layerFolder(berth, diffId))
+  )
+}
+
+/** Unpacks a blob into a folder that is made for it, and removed with the scope unless it has another name by then. */
+export const unpackInto = (
+  berth: Berth,
+  directory: string,
+  blob: string,
+  compression: Compression,
+  { maxBytes = defaultMaxBytes, maxEntries = defaultMaxEntries }: Limits,
+  subject: string
+): Effect.Effect<Report, BerthError, Berth | Scope.Scope> =>
+  Effect.gen(function* () {
+    yield* Implicit.ownedFolder(berth, directory)
+    const text = yield* Unpacker.unpack({ blob, directory, compression, maxBytes, maxEntries })
+    return yield* readReport(subject, directory, text)
+  })
+
+/** Unpacks a compressed layer of which nobody has said the diff id, and says it. */
+export const unpackUnknown = (
   blob: string,
   digest: Digest,
-  compression: "gzip" | "zstd",
+  compression: Compression,
   limits: Limits
 ): Effect.Effect<Digest, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    // In the state folder, as it never gets a name: what a killed supervisor leaves there is swept.
-    const folder = `${berth.supervisor.folder}/measured-${randomBytes(8).toString("hex")}`
-    yield* Implicit.ownedFolder(berth, folder)
-    const text = yield* Unpacker.unpack({
-      blob,
-      directory: folder,
-      compression,
-      maxBytes: limits.maxBytes ?? defaultMaxBytes,
-      maxEntries: limits.maxEntries ?? defaultMaxEntries
+    // In the state folder until it has a name: what a killed supervisor leaves there is swept.
+    const temporary = `${berth.supervisor.folder}/unknown-${randomBytes(8).toString("hex")}`
+    const report = yield* unpackInto(berth, temporary, blob, compression, limits, digest)
+    const diffId = yield* parseDigest(report.diffId)
+    yield* check(berth, blob, digest, diffId, report)
+    const folder = layerFolder(berth, diffId)
+    yield* Holds.hold(berth.holds, [folder])
+    yield* io(folder)(makeFolders(berth))
+    const place = Effect.gen(function* () {
+      if (yield* isUnpacked(berth, diffId)) return
+      yield* Notes.save(berth, folder, report)
+      // Where it may not be moved, as by somebody who is not root and a root that is 0555, it is unpacked again.
+      yield* Effect.ignore(berth.fileSystem.rename(temporary, folder))
     })
-    return yield* parseDigest((yield* readReport(digest, folder, text)).diffId)
+    yield* underLock(berth, diffId, place)
+    return diffId
   }).pipe(Effect.scoped)
 
 /** What the unpacker says. */
-interface Report {
+interface Report extends Notes.Notes {
   readonly digest: string
   readonly diffId: string
-  /** Folders that the tar has no entry for. */
-  readonly implicit: ReadonlyArray<string>
 }
 
 const check = (
@@ -205,15 +224,6 @@ export const sweep = (berth: Berth, own?: string): Effect.Effect<void> =>
 const broken = (detail: string): ImageError =>
   new ImageError({ reason: "Storage", subject: "the unpacker", detail })
 
-const decodePath = (text: string): string => {
-  try {
-    return decodeURIComponent(text)
-  } catch {
-    // Not UTF-8, as names of files need not be.
-    return text
-  }
-}
-
 const reasons = {
   corrupt: "Corrupt",
   escape: "Escape",
@@ -226,23 +236,22 @@ const reasons = {
 /**
  * Reads the unpacker's report. The program is Berth's own, but what it repeats (names, paths) is the layer's.
  */
-const readReport = (digest: Digest, directory: string, text: string): Effect.Effect<Report, ImageError> =>
+const readReport = (subject: string, directory: string, text: string): Effect.Effect<Report, ImageError> =>
   Effect.suspend(() => {
     const fields = new Map<string, string>()
     const implicit: Array<string> = []
+    const links: Array<Notes.Link> = []
     for (const line of text.split("\n")) {
       const words = line.split(" ")
       switch (words[0]) {
         case "error": {
-          return failure(digest, directory, words.slice(1))
+          return failure(subject, directory, words.slice(1))
         }
-        case "hardlink": {
-          const [target, path] = words.slice(1).map(decodePath)
-          const detail = `${path} is a hard link to ${target}, which is in a lower layer: Berth cannot unpack that`
-          return new ImageError({ reason: "Unsupported", subject: digest, detail })
-        }
+        case "hardlink":
+          links.push([words[1] ?? "", words[2] ?? ""])
+          break
         case "implicit":
-          implicit.push(decodePath(words[1] ?? ""))
+          implicit.push(Notes.decodePath(words[1] ?? ""))
           break
         default:
           fields.set(words[0]!, words.slice(1).join(" "))
@@ -251,11 +260,11 @@ const readReport = (digest: Digest, directory: string, text: string): Effect.Eff
     const report = { digest: fields.get("digest"), diffId: fields.get("diffid") }
     return !fields.has("ok") || report.digest === undefined || report.diffId === undefined
       ? broken(`has not said how it ended: ${JSON.stringify(text.slice(-200))}`)
-      : Effect.succeed({ digest: report.digest, diffId: report.diffId, implicit })
+      : Effect.succeed({ digest: report.digest, diffId: report.diffId, implicit, links })
   })
 
 const failure = (
-  digest: Digest,
+  subject: string,
   directory: string,
   [kind = "", number = "", syscall = "", member = "", ...rest]: ReadonlyArray<string>
 ): ImageError => {
@@ -267,13 +276,13 @@ const failure = (
   }
   const errno = Number(number)
   const code = errno > 0 ? errnoName(errno) : ""
-  const message = decodePath(rest.join(" "))
+  const message = Notes.decodePath(rest.join(" "))
   const parts = [
-    decodePath(member),
+    Notes.decodePath(member),
     syscall,
     code,
     message === "-" && code !== "" ? describeErrno(errno) : message
   ]
   const detail = parts.filter((part) => part !== "" && part !== "-").join(": ")
-  return new ImageError({ reason, subject: digest, detail: storageDetail(code, detail, directory) })
+  return new ImageError({ reason, subject, detail: storageDetail(code, detail, directory) })
 }

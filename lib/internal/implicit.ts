@@ -8,12 +8,11 @@ import type { Stats } from "node:fs"
 import * as fs from "node:fs/promises"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import * as Schema from "effect/Schema"
 import type { Berth } from "../Berth.ts"
 import { type BerthError, ImageError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
 import * as Holds from "./holds.ts"
-import { io, readBounded, replaceFile } from "./storeFiles.ts"
+import { io } from "./storeFiles.ts"
 import { scopedUnit } from "./unit.ts"
 
 /**
@@ -23,38 +22,6 @@ import { scopedUnit } from "./unit.ts"
 export const ownedFolder = (berth: Berth, path: string) =>
   scopedUnit(berth, berth.supervisor.nextId(), path, Plan.make([{ op: "scratch", path, mode: 0o755 }]), {})
 
-/** The unpacker names a thousand folders of up to 4096 bytes at most. */
-const maxListBytes = 8 * 1024 * 1024
-
-const List = Schema.parseJson(Schema.Array(Schema.String))
-
-/** Remembers the paths beside the layer whose folder this will be. */
-export const save = (
-  berth: Berth,
-  folder: string,
-  paths: ReadonlyArray<string>
-): Effect.Effect<void, ImageError> => {
-  const slash = folder.lastIndexOf("/")
-  const bytes = new TextEncoder().encode(JSON.stringify(paths))
-  return paths.length === 0
-    ? Effect.void
-    : io(folder)(
-        replaceFile(berth.fileSystem, folder.slice(0, slash), `${folder.slice(slash + 1)}.implicit`, bytes)
-      )
-}
-
-const load = (berth: Berth, folder: string): Effect.Effect<ReadonlySet<string>, ImageError> =>
-  Effect.map(
-    readBounded(berth.fileSystem, `${folder}.implicit`, folder, maxListBytes),
-    (bytes) =>
-      new Set(
-        Option.getOrElse(
-          Option.flatMap(bytes, (some) => Schema.decodeUnknownOption(List)(new TextDecoder().decode(some))),
-          () => []
-        )
-      )
-  )
-
 interface Metadata {
   readonly mode: number
   readonly uid: number
@@ -62,9 +29,10 @@ interface Metadata {
   readonly mtime: number
 }
 
-interface LayerOf {
+export interface Layer {
   readonly folder: string
-  readonly implicit: ReadonlySet<string>
+  /** Which of its folders no entry speaks of; `all` of one that was made for what is in them. */
+  readonly implicit: ReadonlySet<string> | "all"
 }
 
 const metadataOf = (stats: Stats): Metadata => ({
@@ -97,7 +65,7 @@ const look = async (folder: string, path: string): Promise<Stats | "nothing" | "
 
 /** What an image shows of a folder, and what it should: the layers are given highest first. */
 const compare = async (
-  layers: ReadonlyArray<LayerOf>,
+  layers: ReadonlyArray<Layer>,
   path: string
 ): Promise<{ readonly shown: Metadata | undefined; readonly meant: Metadata | undefined }> => {
   let shown: Metadata | undefined
@@ -108,7 +76,7 @@ const compare = async (
     }
     if (found !== "nothing") {
       shown ??= metadataOf(found)
-      if (!implicit.has(path)) {
+      if (implicit !== "all" && !implicit.has(path)) {
         return { shown, meant: metadataOf(found) }
       }
     }
@@ -118,12 +86,15 @@ const compare = async (
 
 const differ = (a: Metadata, b: Metadata) => a.mode !== b.mode || a.uid !== b.uid || a.gid !== b.gid
 
+const pathsOf = ({ implicit }: Layer): ReadonlyArray<string> =>
+  implicit === "all" ? [] : [...implicit].filter(isClean)
+
 /** Every folder of the layer that is needed, with its parents, parents first; none where all is as it should be. */
 const design = async (
-  layers: ReadonlyArray<LayerOf>
+  layers: ReadonlyArray<Layer>
 ): Promise<ReadonlyArray<readonly [path: string, metadata: Metadata]>> => {
   const wrong = new Set<string>()
-  for (const path of new Set(layers.flatMap(({ implicit }) => [...implicit]))) {
+  for (const path of new Set(layers.flatMap(pathsOf))) {
     const { meant, shown } = await compare(layers, path)
     if (shown !== undefined && meant !== undefined && differ(shown, meant)) {
       for (let end = path.length; end > 0; end = path.lastIndexOf("/", end - 1)) {
@@ -187,16 +158,13 @@ interface Correction {
 /** Which layer is to be put above these (lowest first), and where it is or would be; none where none is needed. */
 export const wanted = (
   berth: Berth,
-  layers: ReadonlyArray<string>
+  layers: ReadonlyArray<Layer>
 ): Effect.Effect<Option.Option<Correction>, ImageError> =>
   Effect.gen(function* () {
-    const loaded = yield* Effect.forEach(layers.toReversed(), (folder) =>
-      Effect.map(load(berth, folder), (paths) => ({ folder, implicit: new Set([...paths].filter(isClean)) }))
-    )
-    if (loaded.every(({ implicit }) => implicit.size === 0)) {
+    if (layers.every((layer) => pathsOf(layer).length === 0)) {
       return Option.none()
     }
-    const folders = yield* attempt(berth, () => design(loaded))
+    const folders = yield* attempt(berth, () => design(layers.toReversed()))
     if (folders.length === 0) {
       return Option.none()
     }
@@ -210,10 +178,18 @@ export const temporaryOf = (target: string): string => {
   return `${target.slice(0, slash)}/.${target.slice(slash + 1)}.${randomBytes(8).toString("hex")}`
 }
 
+/** Gives a layer its name. Somebody else may have been faster. */
+export const place = (berth: Berth, temporary: string, target: string): Effect.Effect<void, ImageError> =>
+  Effect.catchAll(io(target)(berth.fileSystem.rename(temporary, target)), (error) =>
+    Effect.flatMap(io(target)(berth.fileSystem.exists(target)), (there) =>
+      there ? Effect.void : Effect.fail(error)
+    )
+  )
+
 /** The layer to put above these (lowest first), where one is needed. */
 export const correction = (
   berth: Berth,
-  layers: ReadonlyArray<string>
+  layers: ReadonlyArray<Layer>
 ): Effect.Effect<Option.Option<string>, BerthError> =>
   Effect.gen(function* () {
     const correction = yield* wanted(berth, layers)
@@ -222,17 +198,13 @@ export const correction = (
     }
     const { folders, target } = correction.value
     yield* Holds.hold(berth.holds, [target])
-    const exists = io(target)(berth.fileSystem.exists(target))
-    if (yield* exists) {
+    if (yield* io(target)(berth.fileSystem.exists(target))) {
       return Option.some(target)
     }
     yield* io(target)(berth.fileSystem.makeDirectory(parentFolder(berth), { recursive: true }))
     const temporary = temporaryOf(target)
     yield* ownedFolder(berth, temporary)
     yield* attempt(berth, () => build(berth.rootless, temporary, folders))
-    yield* Effect.catchAll(io(target)(berth.fileSystem.rename(temporary, target)), (error) =>
-      // Somebody else may have been faster.
-      Effect.flatMap(exists, (there) => (there ? Effect.void : Effect.fail(error)))
-    )
+    yield* place(berth, temporary, target)
     return Option.some(target)
   }).pipe(Effect.scoped)

@@ -39,8 +39,8 @@ const OPAQUE = encoder.encode(".wh..wh..opq")
 interface Walk {
   readonly rootless: boolean
   readonly signal: AbortSignal
-  /** The first name of a file that has several, by its device and inode. */
-  readonly links: Map<string, Uint8Array>
+  /** The first name of a file that has several, by its device and inode; undefined where each is one of its own. */
+  readonly links: Map<string, Uint8Array> | undefined
 }
 
 const unsupported = (path: Uint8Array, detail: string): never => {
@@ -182,12 +182,12 @@ async function* member(
     name: path.length === 0 ? "." : path
   }
   const key = status.nlink > 1 && kind !== "folder" ? inRoot.identity(fd) : undefined
-  const first = key === undefined ? undefined : walk.links.get(key)
+  const first = key === undefined ? undefined : walk.links?.get(key)
   if (first !== undefined) {
     yield tar.encode({ ...fields, kind: "link", size: 0, link: first, xattrs: [] })
     return
   }
-  if (key !== undefined) walk.links.set(key, path)
+  if (key !== undefined) walk.links?.set(key, path)
   const { kept, opaque } = attributesOf(walk, fd, path)
   yield tar.encode({
     ...fields,
@@ -198,15 +198,30 @@ async function* member(
     device: kind === "character" || kind === "block" ? deviceOf(status.rdev) : undefined
   })
   if (kind === "file") yield* tarStream.fileContents(walk, fd, status.size)
-  if (kind !== "folder") return
+  if (kind !== "folder" || walk.links === undefined) return
   if (opaque) yield empty(join(path, OPAQUE))
   yield* folderContents(walk, fd, path)
+}
+
+/** One file under a name of its own, or a folder without what is in it; closes the descriptor. Throws. */
+export async function* only(
+  fd: number,
+  path: Uint8Array,
+  rootless: boolean,
+  signal: AbortSignal
+): AsyncGenerator<Uint8Array> {
+  try {
+    await inRoot.turn(signal)
+    yield* member({ rootless, signal, links: undefined }, fd, fs.statSync(inRoot.via(fd)), path)
+  } finally {
+    native().close(fd)
+  }
 }
 
 const BATCH_BYTES = 64 * 1024
 
 /** In larger parts, as each one costs its consumer something. */
-async function* batched(parts: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+export async function* batched(parts: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
   let batch: Array<Uint8Array> = []
   let size = 0
   for await (const part of parts) {

@@ -9,6 +9,7 @@ import { diskUsage } from "./diskUsage.ts"
 import * as Holds from "./holds.ts"
 import * as ImageLayer from "./imageLayer.ts"
 import * as Implicit from "./implicit.ts"
+import * as LayerStack from "./layerStack.ts"
 import * as Layout from "./layout.ts"
 import * as Store from "./store.ts"
 import { io, isNotFound, oneAtATime } from "./storeFiles.ts"
@@ -54,8 +55,7 @@ const layersOf = (
     if (!corrected || !layers.every((folder) => there.has(folder))) {
       return layers
     }
-    const correction = yield* Implicit.wanted(berth, layers)
-    return Option.isNone(correction) ? layers : [...layers, correction.value.target]
+    return yield* LayerStack.wanted(berth, layers)
   })
 
 interface Entry extends Pick<Reached, "digest" | "names" | "blobs"> {

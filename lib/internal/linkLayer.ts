@@ -1,0 +1,268 @@
+/**
+ * Hard links of a layer to files that only a lower layer has. What such a link means depends on what is below, so it is
+ * made good where an image is put together: right above the layer comes one more, with the file copied under all its
+ * names, and linked. It is made once for each chain of layers.
+ */
+import { createHash } from "node:crypto"
+import * as fs from "node:fs"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import type { Berth } from "../Berth.ts"
+import { type BerthError, ImageError } from "../BerthError.ts"
+import type { Limits } from "../ImageLayer.ts"
+import * as Plan from "../Plan.ts"
+import * as Archive from "./archive.ts"
+import { concat } from "./bytes.ts"
+import { ELOOP, ENOENT, ENOTDIR } from "./errno.ts"
+import * as Holds from "./holds.ts"
+import { defaultMaxBytes, unpackInto } from "./imageLayer.ts"
+import * as Implicit from "./implicit.ts"
+import * as inRoot from "./inRoot.ts"
+import * as layerDiff from "./layerDiff.ts"
+import { decodePath, type Link, type Notes } from "./layerNotes.ts"
+import {
+  native,
+  O_DIRECTORY,
+  O_NOFOLLOW,
+  O_PATH,
+  RESOLVE_IN_ROOT,
+  RESOLVE_NO_MAGICLINKS,
+  RESOLVE_NO_SYMLINKS
+} from "./native.ts"
+import { io } from "./storeFiles.ts"
+import * as tar from "./tar.ts"
+import { scopedUnit } from "./unit.ts"
+
+const encoder = new TextEncoder()
+const NOTHING = new Uint8Array(0)
+
+/** The bytes that the unpacker has percent-encoded. */
+const bytesOf = (encoded: string): Uint8Array =>
+  concat(
+    encoded
+      .split(/(%[0-9A-F]{2})/)
+      .map((part) =>
+        part.startsWith("%") ? Uint8Array.of(Number.parseInt(part.slice(1), 16)) : encoder.encode(part)
+      )
+  )
+
+const nameOf = (folder: string): string => folder.slice(folder.lastIndexOf("/") + 1)
+
+/** Where the layer would be that completes the last of these, lowest first. */
+const targetOf = (berth: Berth, chain: ReadonlyArray<string>): string => {
+  const name = createHash("sha256")
+    .update(JSON.stringify(["links", ...chain.map(nameOf)]))
+    .digest("hex")
+  return `${Implicit.parentFolder(berth)}/${name}`
+}
+
+/** What an image is stacked of. A layer that completes another has folders of its own only for what is in them. */
+export interface Placed {
+  readonly folder: string
+  readonly completes?: {
+    readonly below: ReadonlyArray<string>
+    readonly own: string
+    readonly links: ReadonlyArray<Link>
+  }
+}
+
+/** The layers, lowest first, each with the one that completes it where it needs one. */
+export const placed = (
+  berth: Berth,
+  layers: ReadonlyArray<string>,
+  notes: ReadonlyArray<Notes>
+): ReadonlyArray<Placed> => {
+  const stack: Array<Placed> = []
+  layers.forEach((own, i) => {
+    const below = stack.map(({ folder }) => folder)
+    const { links } = notes[i]!
+    stack.push({ folder: own })
+    if (links.length > 0)
+      stack.push({ folder: targetOf(berth, layers.slice(0, i + 1)), completes: { below, own, links } })
+  })
+  return stack
+}
+
+/** What layers (lowest first) show together, read-only. */
+const merged = (berth: Berth, layers: ReadonlyArray<string>) => {
+  const plan = Plan.make([
+    {
+      op: "overlay",
+      lower: layers.toReversed(),
+      upper: "",
+      work: "",
+      options: berth.rootless ? ["userxattr"] : [],
+      attributes: 0
+    }
+  ])
+  return Effect.map(
+    scopedUnit(berth, berth.supervisor.nextId(), "the layers of an image", plan, {}),
+    (unit) => unit.root()
+  )
+}
+
+const IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+
+/** A file with what is to be its names. */
+interface Group {
+  readonly root: number
+  readonly target: Uint8Array
+  readonly names: Array<Uint8Array>
+}
+
+const corrupt = (own: string, [target, path]: Link, detail: string): never => {
+  throw new ImageError({
+    reason: "Corrupt",
+    subject: `sha256:${nameOf(own)}`,
+    detail: `${decodePath(path)} is a hard link to ${decodePath(target)}, ${detail}`
+  })
+}
+
+/** The file itself, nothing but links in the way followed; undefined where there is none. */
+const openTarget = (root: number, target: Uint8Array, resolve = IN_ROOT): number | undefined => {
+  const fd = native().openIn(root, target, O_PATH | O_NOFOLLOW, resolve, 0)
+  if (fd === -ENOENT || fd === -ENOTDIR || fd === -ELOOP) return undefined
+  return fd < 0 ? inRoot.fail(-fd, "openat2", new TextDecoder().decode(target)) : fd
+}
+
+const slashes = (path: Uint8Array): ReadonlyArray<number> =>
+  [...path.keys()].filter((at) => path[at] === 0x2f)
+
+/** Whether the layer has the folder that the link is in: else a later entry of its tar has taken the place. */
+const hasFolder = (root: number, path: Uint8Array): boolean => {
+  const last = slashes(path).at(-1)
+  if (last === undefined) return true
+  const fd = native().openIn(
+    root,
+    path.subarray(0, last),
+    O_PATH | O_DIRECTORY,
+    IN_ROOT | RESOLVE_NO_SYMLINKS,
+    0
+  )
+  if (fd >= 0) native().close(fd)
+  return fd >= 0
+}
+
+/** A whiteout speaks of what is below its layer, but a link can be to what it hides. */
+const findTarget = (target: Uint8Array, whole: number, lower: number | undefined) => {
+  const shown = openTarget(whole, target)
+  const root = shown === undefined ? lower : whole
+  const fd = shown ?? (lower === undefined ? undefined : openTarget(lower, target))
+  if (fd === undefined || root === undefined) return undefined
+  return inRoot.using(fd, () => {
+    const key = inRoot.identity(fd)
+    // Where it is without links in the way: that is one of its names, unless the layer has removed it there.
+    const place = fs.readlinkSync(inRoot.via(fd), "buffer").subarray(1)
+    const there = openTarget(whole, place, IN_ROOT | RESOLVE_NO_SYMLINKS)
+    const isThere = there !== undefined && inRoot.using(there, inRoot.identity) === key
+    const isFolder = fs.statSync(inRoot.via(fd)).isDirectory()
+    const names: Array<Uint8Array> = isThere ? [place] : []
+    return { root, target, names, isFolder, key }
+  })
+}
+
+/** Which links are to the same file, whatever path leads there. */
+const groupsOf = (
+  own: string,
+  links: ReadonlyArray<Link>,
+  whole: number,
+  lower: number | undefined
+): ReadonlyArray<Group> => {
+  const targets = new Map(links.map(([target, path]) => [path, target]))
+  const groups = new Map<string, Group>()
+  for (const link of links) {
+    const path = bytesOf(link[1])
+    if (!hasFolder(whole, path)) continue
+    // A link to a link that waits as well.
+    let target = link[0]
+    for (
+      let next = targets.get(target), left = targets.size;
+      next !== undefined;
+      next = targets.get(target)
+    ) {
+      if (left-- === 0) corrupt(own, link, "which leads back to it")
+      target = next
+    }
+    const found = findTarget(bytesOf(target), whole, lower)
+    if (found === undefined) return corrupt(own, link, "which neither its layer has nor one below")
+    if (found.isFolder) corrupt(own, link, "which is a folder")
+    const group = groups.get(found.key) ?? found
+    group.names.push(path)
+    groups.set(found.key, group)
+  }
+  return [...groups.values()]
+}
+
+/** The folders of the names, each behind the one that it is in. */
+const foldersOf = (groups: ReadonlyArray<Group>): ReadonlyArray<Uint8Array> => {
+  const found = new Map<string, Uint8Array>()
+  for (const path of groups.flatMap(({ names }) => names))
+    for (const at of slashes(path)) {
+      const folder = path.subarray(0, at)
+      found.set(Buffer.from(folder).toString("latin1"), folder)
+    }
+  return [NOTHING, ...[...found.keys()].sort().map((key) => found.get(key)!)]
+}
+
+async function* members(
+  own: string,
+  links: ReadonlyArray<Link>,
+  whole: number,
+  lower: number | undefined,
+  rootless: boolean,
+  signal: AbortSignal
+): AsyncGenerator<Uint8Array> {
+  const groups = groupsOf(own, links, whole, lower)
+  for (const folder of foldersOf(groups)) {
+    const fd = native().openIn(whole, folder.length === 0 ? "." : folder, O_PATH | O_DIRECTORY, IN_ROOT, 0)
+    if (fd < 0) inRoot.fail(-fd, "openat2", new TextDecoder().decode(folder))
+    yield* layerDiff.only(fd, folder, rootless, signal)
+  }
+  for (const { names, root, target } of groups) {
+    const [first, ...others] = names as [Uint8Array, ...Array<Uint8Array>]
+    yield* layerDiff.only(openTarget(root, target)!, first, rootless, signal)
+    for (const name of others)
+      yield tar.encode({
+        kind: "link",
+        name,
+        link: first,
+        size: 0,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        seconds: 0,
+        nanoseconds: 0,
+        xattrs: []
+      })
+  }
+  yield tar.end
+}
+
+/** Makes the layer, where it is not there. */
+export const complete = (
+  berth: Berth,
+  { completes, folder }: Placed,
+  limits: Limits
+): Effect.Effect<void, BerthError, Berth> =>
+  Effect.gen(function* () {
+    if (completes === undefined) return
+    yield* Holds.hold(berth.holds, [folder])
+    if (yield* io(folder)(berth.fileSystem.exists(folder))) return
+    const { below, links, own } = completes
+    const whole = yield* merged(berth, [...below, own])
+    const lower = below.length === 0 ? undefined : yield* merged(berth, below)
+    const controller = new AbortController()
+    const content = Stream.fromAsyncIterable(
+      layerDiff.batched(members(own, links, whole, lower, berth.rootless, controller.signal)),
+      layerDiff.failed(own)
+    ).pipe(Stream.ensuring(Effect.sync(() => controller.abort())))
+    yield* io(folder)(berth.fileSystem.makeDirectory(Implicit.parentFolder(berth), { recursive: true }))
+    const temporary = Implicit.temporaryOf(folder)
+    const subject = `sha256:${nameOf(own)}`
+    yield* Archive.spooled(berth, subject, content, limits.maxBytes ?? defaultMaxBytes, (blob) =>
+      Effect.zipRight(
+        unpackInto(berth, temporary, blob, "none", limits, subject),
+        Implicit.place(berth, temporary, folder)
+      )
+    )
+  }).pipe(Effect.scoped)
