@@ -361,7 +361,7 @@ export {
  * @since 0.1.0
  * @category models
  */
-export interface PushOptions extends ConnectOptions {
+export interface PushOptions extends ConnectOptions, ProgressOptions {
   /** A repository of the same registry that may have layers of this image already, from where it can take them. */
   readonly mountFrom?: string | undefined
 }
@@ -394,6 +394,41 @@ export const push: {
     options?: PushOptions
   ): Effect.Effect<Descriptor, BerthError, Berth>
 } = pushing.push
+
+/**
+ * The manifest, when it is there: the last of the events of `pushEvents`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Pushed {
+  readonly _tag: "Pushed"
+  readonly descriptor: Descriptor
+}
+
+/**
+ * `push` as a stream of what it does: each layer's steps, and then the manifest. A layer that is sent once more, as the
+ * connection broke, begins at 0 bytes again. A consumer that stops half way stops the push.
+ *
+ * Fails as `push` does.
+ *
+ * @since 0.1.0
+ * @category destinations
+ */
+export const pushEvents = (
+  image: Image | string,
+  reference: string,
+  options?: Omit<PushOptions, "progress">
+): Stream.Stream<Progress | Pushed, BerthError, Berth> =>
+  told((progress) =>
+    Effect.map(
+      push(image, reference, { ...options, progress }),
+      (descriptor): Pushed => ({
+        _tag: "Pushed",
+        descriptor
+      })
+    )
+  )
 
 /**
  * A name in the store, and what it stands for.

@@ -83,6 +83,36 @@ describe("Progress", { skip: whyNoRegistry }, () => {
     assert.equal(error._tag, "RegistryError")
   })
 
+  test("a push says how far it has come, and what it did not have to send", async () => {
+    const berth = `${folder}/push`
+    await run(berth, Image.pull(reference))
+    const push = (to: string) =>
+      run(berth, Stream.runCollect(Image.pushEvents(reference, `${registry.host}/${to}`))).then(
+        Chunk.toReadonlyArray
+      )
+    const other = await startRegistry()
+    try {
+      const image = Image.pushEvents(reference, `${other.host}/pushed:1`)
+      const first = Chunk.toReadonlyArray(await run(berth, Stream.runCollect(image)))
+      const last = first.at(-1)
+      assert.equal(last?._tag, "Pushed")
+      const layers = first.filter((event) => event._tag === "Layer")
+      const digests = new Set(layers.map(({ digest }) => digest))
+      assert.equal(digests.size, 2)
+      for (const digest of digests) {
+        const steps = layers.filter((step) => step.digest === digest)
+        const phases = steps.map(({ phase }) => phase).filter((phase, i, all) => phase !== all[i - 1])
+        assert.deepEqual(phases, ["waiting", "uploading", "done"] satisfies Array<Progress.Phase>)
+        assert.equal(steps.at(-1)!.bytes, steps[0]!.size)
+      }
+    } finally {
+      await other.stop()
+    }
+    const again = (await push("shown:2")).filter((event) => event._tag === "Layer")
+    assert.deepEqual([...new Set(again.map(({ phase }) => phase))], ["waiting", "present"])
+    assert.ok(again.every(({ bytes }) => bytes === 0))
+  })
+
   test("a terminal shows a bar for each layer, and anything else shows none", {
     skip: fs.existsSync("/usr/bin/script") ? false : "script(1) is not installed"
   }, async () => {

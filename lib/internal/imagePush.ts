@@ -10,6 +10,7 @@ import * as Registry from "../Registry.ts"
 import * as Named from "./imageStore.ts"
 import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
+import * as Progress from "./progress.ts"
 import { pushFromLayout } from "./registryPush.ts"
 import * as Store from "./store.ts"
 import { readBounded } from "./storeFiles.ts"
@@ -69,6 +70,7 @@ export const push: {
   (image: Image | string, reference: string, options: PushOptions = {}) =>
     Effect.gen(function* () {
       const berth = yield* Berth
+      const listener = yield* Progress.listening(options)
       const target = yield* Reference.parse(reference)
       const source = yield* typeof image === "string" ? ofName(image) : ofImage(image)
       const { digest } = source.descriptor
@@ -87,8 +89,9 @@ export const push: {
         hold: (descriptor: Oci.Descriptor) =>
           source.folder === Store.folder(berth) ? Named.hold(berth, descriptor) : Effect.void
       }
-      return yield* pushFromLayout(registry, target, layout, options.mountFrom)
+      return yield* pushFromLayout(registry, target, layout, listener, options.mountFrom)
     }).pipe(
+      Effect.scoped,
       Store.keeping,
       Effect.withSpan("berth.Image.push", { attributes: { "container.image.name": reference } })
     )

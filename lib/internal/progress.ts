@@ -14,6 +14,8 @@ import * as check from "./options.ts"
 /** What happens to one blob, said in the order in which it happens. */
 export interface Steps {
   readonly enter: (phase: Phase) => void
+  /** The same where bytes are to move: none have. */
+  readonly begin: (phase: Phase) => void
   readonly moved: (bytes: number) => void
 }
 
@@ -28,6 +30,11 @@ export const stepsOf = (listener: Listener, descriptor: Oci.Descriptor): Steps =
       phase = next
       tell()
     },
+    begin: (next) => {
+      phase = next
+      bytes = 0
+      tell()
+    },
     moved: (more) => {
       bytes += more
       tell()
@@ -35,14 +42,14 @@ export const stepsOf = (listener: Listener, descriptor: Oci.Descriptor): Steps =
   }
 }
 
-/** The same bytes, counted. */
+/** The same bytes, counted, each time anew. */
 export const counted = <E, R>(
   stream: Stream.Stream<Uint8Array, E, R>,
-  { enter, moved }: Steps,
+  { begin, moved }: Steps,
   phase: Phase
 ): Stream.Stream<Uint8Array, E, R> =>
   Stream.suspend(() => {
-    enter(phase)
+    begin(phase)
     return Stream.map(stream, (chunk) => {
       moved(chunk.length)
       return chunk

@@ -49,7 +49,13 @@ const withLength =
           ...init,
           body: new StreamedBlob(body as ReadableStream<Uint8Array<ArrayBuffer>>, length)
         })
-      : inner(input, { ...init, headers: { ...(init?.headers as object), "content-length": String(length) } })
+      : inner(input, {
+          ...init,
+          // Any other setting makes Node's fetch keep a copy of what it sends, for where it has to send it again.
+          window: null,
+          redirect: "error",
+          headers: { ...(init?.headers as object), "content-length": String(length) }
+        })
   }
 
 const stallTimeout = Duration.seconds(60)

@@ -5,10 +5,12 @@ import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { type BerthError, ImageError } from "../BerthError.ts"
+import type { Listener } from "../Progress.ts"
 import * as Reference from "../Reference.ts"
 import type { Placed, Registry } from "../Registry.ts"
 import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
+import * as Progress from "./progress.ts"
 import { blob, parseTarget } from "./registry.ts"
 import { bytesBody } from "./registryBody.ts"
 import * as Client from "./registryClient.ts"
@@ -284,6 +286,9 @@ export const putManifest = (
     return descriptor
   })
 
+/** A config is no layer, and small. */
+const nobody: Listener = () => {}
+
 /** Layers that their owner wants to be fetched from elsewhere: no registry has them. */
 const isForeign = (descriptor: Oci.Descriptor): boolean =>
   /nondistributable|foreign/.test(descriptor.mediaType)
@@ -302,13 +307,14 @@ export const pushFromLayout = (
     /** Called before a blob is looked for, so that it stays there. */
     readonly hold: (descriptor: Oci.Descriptor) => Effect.Effect<void, ImageError>
   },
+  listener: Listener,
   mountFrom?: string
 ): Effect.Effect<Oci.Descriptor, BerthError> => {
   const { fileSystem, folder } = source
   // Whatever an index names twice, or goes round in circles, is pushed once.
   const pushed = new Set<string>()
 
-  const pushBlob = (descriptor: Oci.Descriptor) => {
+  const pushBlob = (descriptor: Oci.Descriptor, step: Progress.Steps) => {
     const content = Stream.unwrap(
       Effect.map(Layout.checkBlob(fileSystem, folder, descriptor), (path) =>
         Stream.mapError(
@@ -317,9 +323,11 @@ export const pushFromLayout = (
         )
       )
     )
-    return Effect.zipRight(
-      source.hold(descriptor),
-      putBlob(self, target.repository, descriptor, content, mountFrom)
+    return source.hold(descriptor).pipe(
+      Effect.zipRight(
+        putBlob(self, target.repository, descriptor, Progress.counted(content, step, "uploading"), mountFrom)
+      ),
+      Effect.tap((placed) => Effect.sync(() => step.enter(placed === "uploaded" ? "done" : "present")))
     )
   }
 
@@ -346,7 +354,13 @@ export const pushFromLayout = (
           discard: true
         })
       } else {
-        yield* Effect.forEach(left, pushBlob, { concurrency: blobConcurrency, discard: true })
+        const config = document.config.digest
+        const steps = left.map((part) => Progress.stepsOf(part.digest === config ? nobody : listener, part))
+        for (const step of steps) step.enter("waiting")
+        yield* Effect.forEach(left, (part, i) => pushBlob(part, steps[i]!), {
+          concurrency: blobConcurrency,
+          discard: true
+        })
       }
       return yield* putManifest(self, target.repository, name, bytes, descriptor.mediaType || undefined)
     })
