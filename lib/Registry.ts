@@ -58,7 +58,8 @@ export interface Credentials {
 }
 
 /**
- * Options of `connect`.
+ * Options of `connect`. The proxies of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` in the environment are used,
+ * but not for this machine itself, nor, where something is said about certificates, in place of a direct connection.
  *
  * @since 0.1.0
  * @category models
@@ -167,7 +168,8 @@ export const manifest = (
 
 /**
  * The bytes of a blob. A broken connection is resumed where it broke. The stream fails at its end where the bytes were not
- * what the descriptor says: until then, they are not to be trusted.
+ * what the descriptor says: until then, they are not to be trusted. What a mirror sent cannot be taken back then, so that
+ * the next is not asked, as `Image.pull` does: connect without `mirrors` and ask again.
  *
  * @since 0.1.0
  * @category requests

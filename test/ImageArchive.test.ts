@@ -185,6 +185,39 @@ suite("Image.load", (effect) => {
     })
   )
 
+  effect("the names of an archive are given at once: all of them, or none", () =>
+    Effect.gen(function* () {
+      const folder = yield* scratch
+      const layout = `${folder}/layout`
+      const names = ["a", "b", "c"]
+      writeIndex(
+        layout,
+        names.map((name) => ({
+          ...writeImage(layout, [{ tar: makeTar({ name }) }]),
+          annotations: { "org.opencontainers.image.ref.name": name }
+        }))
+      )
+      sh("tar", "-C", layout, "-cf", `${folder}/oci.tar`, ".")
+      yield* elsewhere(
+        folder,
+        Effect.gen(function* () {
+          yield* Image.load(`${folder}/oci.tar`, { tag: "a" })
+          const index = `${yield* Store.folder}/index.json`
+          const before = JSON.parse(fs.readFileSync(index, "utf8"))
+          // There is room for one name more, and not for two: an index has at most 4 MiB.
+          const padding = "x".repeat(4 * 1024 * 1024 - JSON.stringify(before).length - 400)
+          fs.writeFileSync(index, JSON.stringify({ ...before, annotations: { padding } }))
+          const full = fs.readFileSync(index)
+          const error = yield* failure("ImageError", Image.load(`${folder}/oci.tar`))
+          assert.equal(error.reason, "TooLarge")
+          assert.ok(full.equals(fs.readFileSync(index)))
+          yield* Image.load(`${folder}/oci.tar`, { tag: "b" })
+          assert.deepEqual((yield* Store.list).map(({ name }) => name).sort(), ["a", "b"])
+        })
+      )
+    })
+  )
+
   effect("layers that are links to others, as docker makes them, and layers in gzip", () =>
     Effect.gen(function* () {
       const folder = yield* scratch

@@ -285,8 +285,9 @@ const loadFrom = (
       bring(berth, subject, candidate, wanted, options)
     )
     // Names come last: of an archive that is broken somewhere the store shows nothing.
-    yield* Effect.forEach(loaded, ({ descriptor, names }) =>
-      Effect.forEach(names, (name) => Store.tag(berth, name, descriptor), { discard: true })
+    yield* Store.tagAll(
+      berth,
+      loaded.flatMap(({ descriptor, names }) => names.map((name) => [name, descriptor] as const))
     )
     return loaded.map((each) => each.image) as unknown as readonly [Image, ...Array<Image>]
   })

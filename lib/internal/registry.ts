@@ -18,6 +18,7 @@ import * as Oci from "./oci.ts"
 import * as Auth from "./registryAuth.ts"
 import * as Client from "./registryClient.ts"
 import * as Mirrors from "./registryMirrors.ts"
+import { isLoopback } from "./registryProxy.ts"
 import * as Tls from "./registryTls.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Registry") as never
@@ -66,7 +67,7 @@ const open = (
     const address = /^(?:index\.)?docker\.io$/.test(host) ? "registry-1.docker.io" : host
     const { hostname } = new URL(`https://${address}`)
     const trust = options.plainHttp === true ? Option.none() : yield* Tls.load(berth, host, options)
-    const plain = options.plainHttp ?? (Option.isNone(trust) && Client.isLoopback(hostname))
+    const plain = options.plainHttp ?? (Option.isNone(trust) && isLoopback(hostname))
     const scheme = plain ? "http" : "https"
     const name = /:\d+$/.test(address) ? address : `${address}:${plain ? 80 : 443}`
     const origin = `${scheme}://${address}`

@@ -8,8 +8,9 @@ import * as Schema from "effect/Schema"
 import type { Berth } from "../Berth.ts"
 import { RegistryError } from "../BerthError.ts"
 import type { Credentials } from "../Registry.ts"
-import { type Client, execute, Failure, isLoopback, readBody } from "./registryClient.ts"
+import { type Client, execute, Failure, readBody } from "./registryClient.ts"
 import { type Identity, lookup } from "./registryCredentials.ts"
+import { isLoopback } from "./registryProxy.ts"
 
 /** The state of authentication at one registry. */
 export interface Auth {

@@ -15,6 +15,7 @@ import { type BerthError, RegistryError } from "../BerthError.ts"
 import { concat } from "./bytes.ts"
 import type { Auth } from "./registryAuth.ts"
 import { type Body, sendBody } from "./registryBody.ts"
+import { fetch as proxied } from "./registryProxy.ts"
 
 export interface Client {
   /** Host and port, for people. */
@@ -135,16 +136,6 @@ const timedOut = (name: string, subject: string, what: string): Failure =>
     true
   )
 
-/** Whether bytes may go there without TLS: only on this machine. */
-export const isLoopback = (hostname: string): boolean => {
-  const octets = /^127\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})$/.exec(hostname)
-  return (
-    hostname === "localhost" ||
-    hostname === "[::1]" ||
-    (octets?.slice(1).every((octet) => Number(octet) <= 255) ?? false)
-  )
-}
-
 interface Exchanged {
   readonly response: HttpClientResponse
   /** Whether the registry has answered, and not somebody to whom it has redirected. */
@@ -201,7 +192,13 @@ export const execute = (
           onTimeout: () => onTimeout("does not answer")
         })
       : sendBody(http, request, body, onTimeout)
-  return answered.pipe(
+  return Effect.flatMap(Effect.serviceOption(FetchHttpClient.Fetch), (given) =>
+    Effect.provideService(
+      answered,
+      FetchHttpClient.Fetch,
+      Option.getOrElse(given, () => proxied)
+    )
+  ).pipe(
     Effect.provideService(FetchHttpClient.RequestInit, { redirect: "manual" }),
     Effect.mapError((error) =>
       error instanceof Failure ? error : transportFailure(client.name, subject, error)

@@ -222,6 +222,12 @@ export const update = <E>(
   return Effect.zipRight(initialize(berth), withIndexLock(berth, work))
 }
 
+/** An entry with another name. */
+const withName = ({ descriptor, raw }: Entry, name: string): unknown => ({
+  ...(raw as object),
+  annotations: { ...descriptor.annotations, [Oci.refNameAnnotation]: name }
+})
+
 /** The entries once the name stands for these. */
 export const named = (
   entries: ReadonlyArray<Entry>,
@@ -229,17 +235,27 @@ export const named = (
   meant: ReadonlyArray<Entry>
 ): ReadonlyArray<unknown> => [
   ...entries.filter((entry) => nameOf(entry.descriptor) !== name).map(({ raw }) => raw),
-  ...meant.map(({ descriptor, raw }) => ({
-    ...(raw as object),
-    annotations: { ...descriptor.annotations, [Oci.refNameAnnotation]: name }
-  }))
+  ...meant.map((entry) => withName(entry, name))
 ]
+
+/** Gives names to descriptors, all of them or none; of one that is given twice, the last counts. */
+export const tagAll = (
+  berth: Berth,
+  tags: ReadonlyArray<readonly [name: string, descriptor: Oci.Descriptor]>
+): Effect.Effect<void, ImageError> => {
+  const meant = new Map<string | undefined, Oci.Descriptor>(tags)
+  const others = (entries: ReadonlyArray<Entry>) =>
+    entries.filter(({ descriptor }) => !meant.has(nameOf(descriptor))).map(({ raw }) => raw)
+  return update(berth, (entries) =>
+    Effect.succeed([
+      ...others(entries),
+      ...[...meant].map(([name, descriptor]) => withName({ raw: descriptor, descriptor }, name!))
+    ])
+  ).pipe(Effect.withSpan("berth.Store.tag", { attributes: { "oci.ref.name": tags.map(([name]) => name) } }))
+}
 
 export const tag = (
   berth: Berth,
   name: string,
   descriptor: Oci.Descriptor
-): Effect.Effect<void, ImageError> =>
-  update(berth, (entries) => Effect.succeed(named(entries, name, [{ raw: descriptor, descriptor }]))).pipe(
-    Effect.withSpan("berth.Store.tag", { attributes: { "oci.ref.name": name } })
-  )
+): Effect.Effect<void, ImageError> => tagAll(berth, [[name, descriptor]])

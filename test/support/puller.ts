@@ -1,13 +1,13 @@
-/** Pulls an image: `puller.ts FOLDER REFERENCE`. */
+/** Pulls an image: `puller.ts FOLDER REFERENCE [plain]`, without TLS where that is asked for. */
 import { NodeContext } from "@effect/platform-node"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Berth, Image } from "../../lib/index.ts"
 
-const [folder, reference] = process.argv.slice(2) as [string, string]
+const [folder, reference, plain] = process.argv.slice(2) as [string, string, string | undefined]
 
 await Effect.runPromise(
-  Image.pull(reference).pipe(
+  Image.pull(reference, plain === undefined ? {} : { plainHttp: true }).pipe(
     Effect.provide(Layer.provide(Berth.layerWith({ folder }), NodeContext.layer)),
     Effect.asVoid
   )
