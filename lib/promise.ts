@@ -19,8 +19,11 @@ import * as Cgroup from "./Cgroup.ts"
 import * as Container from "./Container.ts"
 import * as Image from "./Image.ts"
 import { exec, feed, makeCommand } from "./internal/promiseCommand.ts"
+import { make as makeImages } from "./internal/promiseImages.ts"
 import { Shared } from "./internal/promiseRuntime.ts"
 import { words } from "./internal/words.ts"
+import type { Progress } from "./Progress.ts"
+import type * as Store from "./Store.ts"
 
 /**
  * Any error of Berth: `error instanceof BerthError` tells them from all others, and `error._tag` from each other.
@@ -166,6 +169,53 @@ export interface Box extends Inside, AsyncDisposable {
   readonly update: (limits: Cgroup.Limits) => Promise<void>
   /** Asks it to stop, and kills it when the grace is over. */
   readonly stop: (options?: Container.StopOptions & Abortable) => Promise<Container.ExitStatus>
+  /** Makes an image of what it was started from and what it has written since: see `Container.commit`. */
+  readonly commit: (options?: Container.CommitOptions & Abortable) => Promise<Image.Image>
+}
+
+/**
+ * A pull or a push under way. Awaited, it gives what came of it; iterated, it gives the steps of each layer, and whoever
+ * leaves the loop early stops it. Bars are drawn on a terminal only where nobody iterates, nor says otherwise by `progress`.
+ *
+ * @since 0.1.0
+ * @category models
+ * @example
+ * const pulling = images.pull("alpine:3")
+ * for await (const { digest, phase } of pulling) console.log(digest, phase)
+ * const image = await pulling
+ */
+export interface Transfer<A> extends Promise<A>, AsyncIterable<Progress> {}
+
+/**
+ * Images, in the store and on their way there and back. Each does as its namesake in `Image` and `Store`, and takes a
+ * signal.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Images {
+  readonly pull: (reference: string, options?: Image.PullOptions & Abortable) => Transfer<Image.Image>
+  /** Gives the descriptor of the manifest. */
+  readonly push: (
+    image: Image.Image | string,
+    reference: string,
+    options?: Image.PushOptions & Abortable
+  ) => Transfer<Store.Descriptor>
+  /** Of a file, or of its bytes. */
+  readonly load: (
+    archive: string | Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
+    options?: Image.LoadOptions & Abortable
+  ) => Promise<readonly [Image.Image, ...Array<Image.Image>]>
+  readonly save: (
+    image: Image.Image | string,
+    path: string,
+    options: Image.SaveOptions & Abortable
+  ) => Promise<void>
+  readonly import: (path: string, options?: Image.ImportOptions & Abortable) => Promise<Image.Image>
+  readonly list: (options?: Abortable) => Promise<ReadonlyArray<Image.NamedImage>>
+  readonly tag: (name: string, newName: string, options?: Abortable) => Promise<void>
+  readonly remove: (name: string, options?: Abortable) => Promise<void>
+  readonly gc: (options?: { readonly dryRun?: boolean | undefined } & Abortable) => Promise<Store.Collected>
 }
 
 /**
@@ -177,6 +227,7 @@ export interface Box extends Inside, AsyncDisposable {
 export interface Session extends AsyncDisposable {
   readonly start: typeof start
   readonly run: typeof run
+  readonly images: Images
 }
 
 const named = (image: string | Image.Image): Effect.Effect<Image.Image, BerthError, Berth.Berth> => {
@@ -223,6 +274,7 @@ const makeBox = (shared: Shared, container: Container.Container, scope: Scope.Cl
     stats: () => shared.run(Container.stats(container)),
     update: (limits) => shared.run(Effect.flatMap(Container.cgroup(container), Cgroup.update(limits))),
     stop: (options = {}) => shared.run(Container.stop(container, options), options.signal),
+    commit: (options = {}) => shared.run(Container.commit(container, options), options.signal),
     [Symbol.asyncDispose]: () => {
       disposed ??= dispose()
       return disposed
@@ -286,6 +338,16 @@ export const run: (
 ) => Promise<Container.Result> = runWith(shared)
 
 /**
+ * Images, in the store of the folder that is the default.
+ *
+ * @since 0.1.0
+ * @category images
+ * @example
+ * await images.push(await images.load("mine.tar").then(([image]) => image), "127.0.0.1:5000/mine:1")
+ */
+export const images: Images = makeImages(shared)
+
+/**
  * A supervisor of one's own, with its own folder where that is given; it is there until this and all of its boxes have
  * been disposed of.
  *
@@ -304,5 +366,5 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
     await release()
     throw error
   }
-  return { start: startWith(own), run: runWith(own), [Symbol.asyncDispose]: release }
+  return { start: startWith(own), run: runWith(own), images: makeImages(own), [Symbol.asyncDispose]: release }
 }

@@ -45,7 +45,7 @@ const letOthersRun = (): Effect.Effect<void> => {
 }
 
 /** What a program gives to read; what its iterator throws is the stream's defect. It is never waited for at the end. */
-const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
+export const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
   if (typeof input === "string" || input instanceof Uint8Array) return Stream.succeed(bytesOf(input))
   return Stream.unwrapScoped(
     Effect.map(
