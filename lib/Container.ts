@@ -507,8 +507,7 @@ export const tarIn: {
  * `ImageLayer.diff` has it, compressed with gzip. Mounts are no part of it. The container may run, and then the layer has
  * what is there when each file is read; or it may have ended, until its scope closes.
  *
- * Fails with `InvalidOption` for a container of `Image.host` or `Image.fromRootfs`, which have no manifest; `Unsupported`
- * where the writable layer is in memory; `ContainerError` for a process of `exec` and once the scope has closed;
+ * Fails with `InvalidOption` for a container of `Image.host` or `Image.fromRootfs`, which have no manifest; `ContainerError` for a process of `exec` and once the scope has closed;
  * `ImageError` and `OperationFailed` as `ImageLayer.diff` does. The store has the names it had before, then.
  *
  * @since 0.1.0

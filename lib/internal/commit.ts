@@ -5,9 +5,10 @@ import { pipeline, Readable } from "node:stream"
 import { createGzip } from "node:zlib"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Berth } from "../Berth.ts"
-import { type BerthError, ContainerError, InvalidOption, Unsupported } from "../BerthError.ts"
+import { type BerthError, ContainerError, InvalidOption } from "../BerthError.ts"
 import type { CommitOptions, Container } from "../Container.ts"
 import { isContainer } from "../Container.ts"
 import { type Image, type ImageConfig, scratch } from "../Image.ts"
@@ -22,6 +23,8 @@ import { checkEnvironment, encodeConfig, healthcheckOf, keySet, write } from "./
 import * as inRoot from "./inRoot.ts"
 import * as layerDiff from "./layerDiff.ts"
 import * as Layout from "./layout.ts"
+import { merged } from "./linkLayer.ts"
+import * as mergedDiff from "./mergedDiff.ts"
 import { native } from "./native.ts"
 import * as Oci from "./oci.ts"
 import * as Store from "./store.ts"
@@ -34,11 +37,15 @@ const goneError = (container: Container): ContainerError =>
     detail: "it has no files of its own: it runs in another's root, or is gone"
   })
 
+interface Source {
+  readonly image: Image
+  /** The folder of the writable layer, undefined where it is in memory. */
+  readonly upper: string | undefined
+}
+
 /** What the container was started from, and where what it wrote is. */
-const sourceOf = (
-  container: Container
-): Effect.Effect<{ readonly image: Image; readonly upper: string }, BerthError> =>
-  Effect.suspend((): Effect.Effect<{ readonly image: Image; readonly upper: string }, BerthError> => {
+const sourceOf = (container: Container): Effect.Effect<Source, BerthError> =>
+  Effect.suspend((): Effect.Effect<Source, BerthError> => {
     const { base, root } = container.state
     if (base === undefined || root < 0 || !base.isThere()) return Effect.fail(goneError(container))
     const { image, upper } = base
@@ -47,15 +54,7 @@ const sourceOf = (
         "a container of an image with a manifest, or of Image.scratch: Image.import makes one of a folder"
       return Effect.fail(new InvalidOption({ option: "container", value: image.reference, expected }))
     }
-    return upper === undefined
-      ? Effect.fail(
-          new Unsupported({
-            feature: `commit of container ${container.id}`,
-            why: "its writable layer is in memory, where nothing outside can reach it",
-            hint: 'Start the container with { upper: "disk" }'
-          })
-        )
-      : Effect.succeed({ image, upper })
+    return Effect.succeed({ image, upper })
   })
 
 /** What is known of a layer once all of it has gone by. */
@@ -95,29 +94,50 @@ class Measured {
 
 const GZIP_SYSTEM_AT = 9
 
+/** The writable layer: its own folder, or where nobody can open that, what the root shows more than the layers below. */
+const partsOf = (
+  container: Container,
+  { image, upper }: Source,
+  signal: AbortSignal
+): Effect.Effect<
+  { readonly parts: AsyncIterable<Uint8Array>; readonly isGone: () => boolean },
+  BerthError,
+  Scope.Scope
+> =>
+  Effect.gen(function* () {
+    const { berth, root } = container.state
+    const failed = layerDiff.failed(`container ${container.id}`)
+    const fd = yield* Effect.acquireRelease(
+      Effect.try({
+        try: () => (upper === undefined ? native().duplicate(root) : inRoot.openHost(upper, inRoot.O_FOLDER)),
+        catch: failed
+      }),
+      (opened) => Effect.sync(() => native().close(opened))
+    )
+    if (upper !== undefined) {
+      const parts = layerDiff.archive(fd, berth.rootless, signal)
+      return { parts, isGone: () => fs.statSync(inRoot.via(fd)).nlink === 0 }
+    }
+    const lower = image.layers.length === 0 ? undefined : yield* merged(berth, image.layers)
+    return { parts: mergedDiff.archive(fd, lower, berth.rootless, signal), isGone: () => false }
+  })
+
 /** The writable layer, compressed. Fails where it was given back meanwhile, which is no layer without files. */
 const layerOf = (
   container: Container,
-  upper: string,
+  source: Source,
   measured: Measured
 ): Stream.Stream<Uint8Array, BerthError> =>
   Stream.unwrapScoped(
     Effect.gen(function* () {
       const controller = new AbortController()
-      const failed = layerDiff.failed(`container ${container.id}`)
-      const fd = yield* Effect.acquireRelease(
-        Effect.try({ try: () => inRoot.openHost(upper, inRoot.O_FOLDER), catch: failed }),
-        (opened) => Effect.sync(() => native().close(opened))
-      )
+      const { isGone, parts } = yield* partsOf(container, source, controller.signal)
       yield* Effect.addFinalizer(() => Effect.sync(() => controller.abort()))
-      const parts = layerDiff.archive(fd, container.state.berth.rootless, controller.signal)
       return Stream.concat(
-        Stream.fromAsyncIterable(measured.compressed(parts), failed),
+        Stream.fromAsyncIterable(measured.compressed(parts), layerDiff.failed(`container ${container.id}`)),
         Stream.execute(
           Effect.suspend(() =>
-            container.state.root < 0 ||
-            container.state.base?.isThere() !== true ||
-            fs.statSync(inRoot.via(fd)).nlink === 0
+            container.state.root < 0 || container.state.base?.isThere() !== true || isGone()
               ? Effect.fail(goneError(container))
               : Effect.void
           )
@@ -249,9 +269,9 @@ const copyLayers = ({
 const commitTo = (container: Container, options: CommitOptions): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    const { image, upper } = yield* sourceOf(container)
+    const source = yield* sourceOf(container)
     const name = options.tag === undefined ? undefined : Reference.print(yield* Reference.parse(options.tag))
-    const documents = yield* documentsOf(image)
+    const documents = yield* documentsOf(source.image)
     // Before anything is read: what is wrong with it would be wrong at the end, too.
     yield* configOf(documents, "", options)
     const below = yield* copyLayers(documents)
@@ -260,7 +280,7 @@ const commitTo = (container: Container, options: CommitOptions): Effect.Effect<I
     const layer = yield* Archive.spooled(
       berth,
       subject,
-      layerOf(container, upper, measured),
+      layerOf(container, source, measured),
       defaultMaxBytes,
       (path) => {
         const { digest, size } = measured

@@ -10,7 +10,7 @@ import { type BerthError, ImageError } from "../BerthError.ts"
 import type { DiffOptions } from "../ImageLayer.ts"
 import { concat } from "./bytes.ts"
 import * as copy from "./copy.ts"
-import { ENOENT } from "./errno.ts"
+import { ENOENT, EXDEV } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import { isKept, xattrsOf } from "./metadata.ts"
 import {
@@ -27,7 +27,7 @@ import * as tarStream from "./tarStream.ts"
 
 const PATH_MAX = 4096
 const ENTRIES_BYTES = 64 * 1024
-const SINGLE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+export const SINGLE: number = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
 const encoder = new TextEncoder()
 const utf8 = new TextDecoder()
@@ -36,8 +36,10 @@ const SLASH = encoder.encode("/")
 const WHITEOUT = encoder.encode(".wh.")
 const OPAQUE = encoder.encode(".wh..wh..opq")
 
-interface Walk {
+export interface Walk {
   readonly rootless: boolean
+  /** Of openat2(2), for one name in a folder: SINGLE, or more than that. */
+  readonly resolve: number
   readonly signal: AbortSignal
   /** The first name of a file that has several, by its device and inode; undefined where each is one of its own. */
   readonly links: Map<string, Uint8Array> | undefined
@@ -47,7 +49,7 @@ const unsupported = (path: Uint8Array, detail: string): never => {
   throw new ImageError({ reason: "Unsupported", subject: utf8.decode(path), detail })
 }
 
-const join = (folder: Uint8Array, name: Uint8Array): Uint8Array =>
+export const join = (folder: Uint8Array, name: Uint8Array): Uint8Array =>
   folder.length === 0 ? name : concat([folder, SLASH, name])
 
 const startsWith = (name: Uint8Array, prefix: Uint8Array): boolean =>
@@ -58,7 +60,7 @@ const RECORD_LENGTH_AT = 16
 const NAME_AT = 19
 
 /** The names in a folder, by the order of their bytes. */
-const namesOf = (folder: number, path: Uint8Array): ReadonlyArray<Uint8Array> => {
+export const namesOf = (folder: number, path: Uint8Array): ReadonlyArray<Uint8Array> => {
   const opened = native().openIn(folder, ".", inRoot.O_RDONLY | O_DIRECTORY, SINGLE, 0)
   if (opened < 0) return inRoot.fail(-opened, "open", utf8.decode(path))
   return inRoot.using(opened, (fd) => {
@@ -114,6 +116,7 @@ const deviceOf = (rdev: number): readonly [number, number] => [
   (rdev & 0xff) | ((rdev >>> 12) & 0xfff00)
 ]
 
+/** A file that says something by its name. */
 const empty = (name: Uint8Array): Uint8Array =>
   tar.encode({
     kind: "file",
@@ -138,7 +141,12 @@ async function* folderContents(walk: Walk, fd: number, path: Uint8Array): AsyncG
   for (const name of namesOf(fd, path)) yield* entry(walk, fd, name, path)
 }
 
-async function* entry(
+/** What says that there is nothing of this name any more. */
+export const whiteout = (above: Uint8Array, name: Uint8Array): Uint8Array =>
+  empty(join(above, concat([WHITEOUT, name])))
+
+/** What a folder has under a name, with all that is in it. */
+export async function* entry(
   walk: Walk,
   folder: number,
   name: Uint8Array,
@@ -148,22 +156,23 @@ async function* entry(
   if (startsWith(name, WHITEOUT))
     unsupported(path, "has a name that a layer has for what it removes: rename it before")
   await inRoot.turn(walk.signal)
-  const fd = native().openIn(folder, name, O_PATH | O_NOFOLLOW, SINGLE, 0)
-  // A container that runs may have removed it by now.
-  if (fd === -ENOENT) return
+  const fd = native().openIn(folder, name, O_PATH | O_NOFOLLOW, walk.resolve, 0)
+  // A container that runs may have removed it by now; and what is mounted is no part of a layer.
+  if (fd === -ENOENT || fd === -EXDEV) return
   if (fd < 0) return inRoot.fail(-fd, "open", utf8.decode(path))
   try {
     const status = fs.statSync(inRoot.via(fd))
     const isWhiteout = status.isCharacterDevice() && status.rdev === 0
     // A tar has no sockets, and what was in the place of one is not to come back.
-    if (isWhiteout || status.isSocket()) yield empty(join(above, concat([WHITEOUT, name])))
+    if (isWhiteout || status.isSocket()) yield whiteout(above, name)
     else yield* member(walk, fd, status, path)
   } finally {
     native().close(fd)
   }
 }
 
-async function* member(
+/** A file, or a folder with all that is in it, or without where nobody looks for links. */
+export async function* member(
   walk: Walk,
   fd: number,
   status: fs.Stats,
@@ -212,7 +221,12 @@ export async function* only(
 ): AsyncGenerator<Uint8Array> {
   try {
     await inRoot.turn(signal)
-    yield* member({ rootless, signal, links: undefined }, fd, fs.statSync(inRoot.via(fd)), path)
+    yield* member(
+      { rootless, resolve: SINGLE, signal, links: undefined },
+      fd,
+      fs.statSync(inRoot.via(fd)),
+      path
+    )
   } finally {
     native().close(fd)
   }
@@ -239,7 +253,7 @@ export async function* batched(parts: AsyncIterable<Uint8Array>): AsyncGenerator
 export const archive = (upper: number, rootless: boolean, signal: AbortSignal): AsyncIterable<Uint8Array> =>
   batched(
     (async function* () {
-      const walk: Walk = { rootless, signal, links: new Map() }
+      const walk: Walk = { rootless, resolve: SINGLE, signal, links: new Map() }
       yield* member(walk, upper, fs.statSync(inRoot.via(upper)), NOTHING)
       yield tar.end
     })()

@@ -84,7 +84,7 @@ export const placed = (
 }
 
 /** What layers (lowest first) show together, read-only. */
-const merged = (berth: Berth, layers: ReadonlyArray<string>) => {
+export const merged = (berth: Berth, layers: ReadonlyArray<string>) => {
   const plan = Plan.make([
     {
       op: "overlay",

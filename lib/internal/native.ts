@@ -84,6 +84,7 @@ export const O_PATH = 0o10000000
 /** Of this architecture; on a system that lacks them nothing here is ever called. */
 export const O_DIRECTORY = constants.O_DIRECTORY ?? 0
 export const O_NOFOLLOW = constants.O_NOFOLLOW ?? 0
+export const RESOLVE_NO_XDEV = 0x01
 export const RESOLVE_NO_MAGICLINKS = 0x02
 export const RESOLVE_NO_SYMLINKS = 0x04
 export const RESOLVE_BENEATH = 0x08
