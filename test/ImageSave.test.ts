@@ -9,6 +9,7 @@ import {
   assertRuns,
   elsewhere,
   scratch,
+  treeOf,
   unpackedByUmoci,
   whyNoZstd
 } from "./support/imageArchive.ts"
@@ -75,7 +76,7 @@ suite("Image.save", (effect) => {
   )
 
   effect(
-    "podman loads what was saved, and what podman saves is loaded",
+    "podman loads what was saved, with the same config and tree, and what podman saves is loaded and runs here",
     () =>
       Effect.gen(function* () {
         const folder = yield* scratch
@@ -92,10 +93,21 @@ suite("Image.save", (effect) => {
             `${folder}/tmp`,
             ...args
           )
-        const { image, name } = yield* stored(folder, "podman")
+        const { image, name, tree } = yield* stored(folder, "podman")
         for (const format of ["docker-archive", "oci-archive"] as const) {
           yield* Image.save(image, `${folder}/${format}.tar`, { format })
           assert.match(podman("load", "--input", `${folder}/${format}.tar`), /example\.test\/podman:1/)
+          const [{ Config, RootFS }] = JSON.parse(podman("image", "inspect", name))
+          assert.deepEqual(
+            [Config.Entrypoint, Config.Cmd, Config.User, Config.WorkingDir, Config.StopSignal],
+            [image.config.entrypoint, image.config.command, "app", "/tmp", "SIGINT"]
+          )
+          assert.equal(RootFS.Layers.length, 2)
+          const mounted = podman("image", "mount", name).trim()
+          // The upper layer has no entry for /etc: podman gives it the time of the load.
+          const others = (lines: ReadonlyArray<string>) => lines.filter((line) => !line.startsWith("etc d"))
+          assert.deepEqual(others(treeOf(mounted)), others(tree))
+          podman("image", "unmount", name)
           podman("save", "--format", format, "--output", `${folder}/podman-${format}.tar`, name)
           podman("rmi", name)
           const [back] = yield* elsewhere(
