@@ -34,6 +34,7 @@ import * as tar from "./tar.ts"
 import { scopedUnit } from "./unit.ts"
 
 const encoder = new TextEncoder()
+const PATH_MAX = 4096
 const NOTHING = new Uint8Array(0)
 
 /** The bytes that the unpacker has percent-encoded. */
@@ -143,6 +144,14 @@ const hasFolder = (root: number, path: Uint8Array): boolean => {
   return fd >= 0
 }
 
+/** Where a descriptor is in its root, in bytes, which the text of node:fs is not in every runtime. */
+const pathOf = (fd: number): Uint8Array =>
+  inRoot.using(inRoot.openHost(inRoot.via(fd), O_PATH | O_NOFOLLOW), (link) => {
+    const buffer = new Uint8Array(PATH_MAX)
+    const length = native().readLink(link, buffer)
+    return length < 0 ? inRoot.fail(-length, "readlink", inRoot.via(fd)) : buffer.slice(1, length)
+  })
+
 /** A whiteout speaks of what is below its layer, but a link can be to what it hides. */
 const findTarget = (target: Uint8Array, whole: number, lower: number | undefined) => {
   const shown = openTarget(whole, target)
@@ -152,7 +161,7 @@ const findTarget = (target: Uint8Array, whole: number, lower: number | undefined
   return inRoot.using(fd, () => {
     const key = inRoot.identity(fd)
     // Where it is without links in the way: that is one of its names, unless the layer has removed it there.
-    const place = fs.readlinkSync(inRoot.via(fd), "buffer").subarray(1)
+    const place = pathOf(fd)
     const there = openTarget(whole, place, IN_ROOT | RESOLVE_NO_SYMLINKS)
     const isThere = there !== undefined && inRoot.using(there, inRoot.identity) === key
     const isFolder = fs.statSync(inRoot.via(fd)).isDirectory()
