@@ -7,9 +7,12 @@ import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import type * as HttpClient from "@effect/platform/HttpClient"
 import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { BerthError } from "./BerthError.ts"
+import type * as Doctor from "./Doctor.ts"
 import * as internal from "./internal/berth.ts"
+import * as examination from "./internal/doctor.ts"
 import type { Holds } from "./internal/holds.ts"
 import type { Supervisor } from "./internal/supervisor.ts"
 
@@ -85,3 +88,12 @@ export const layerWith = (options: Options): Layer.Layer<Berth, BerthError, File
  * @category layers
  */
 export const layer: Layer.Layer<Berth, BerthError, FileSystem.FileSystem> = layerWith({})
+
+/**
+ * What Berth can use on this machine, as this user, and the exact fix for what is missing. What counts is tried, in
+ * namespaces that are gone when this succeeds; nothing is left. Needs no `Berth`.
+ *
+ * @since 0.1.0
+ * @category diagnosis
+ */
+export const doctor: Effect.Effect<Doctor.Report> = Effect.suspend(() => examination.doctor)

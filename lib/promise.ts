@@ -13,10 +13,11 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type * as Berth from "./Berth.ts"
+import * as Berth from "./Berth.ts"
 import * as Errors from "./BerthError.ts"
 import * as Cgroup from "./Cgroup.ts"
 import * as Container from "./Container.ts"
+import type * as Doctor from "./Doctor.ts"
 import * as Image from "./Image.ts"
 import { exec, feed, makeCommand } from "./internal/promiseCommand.ts"
 import { make as makeImages } from "./internal/promiseImages.ts"
@@ -368,3 +369,11 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
   }
   return { start: startWith(own), run: runWith(own), images: makeImages(own), [Symbol.asyncDispose]: release }
 }
+
+/**
+ * What Berth can use on this machine, and the fix for what is missing: `console.log(String(await doctor()))`.
+ *
+ * @since 0.1.0
+ * @category diagnosis
+ */
+export const doctor = (): Promise<Doctor.Report> => Effect.runPromise(Berth.doctor)

@@ -15,7 +15,8 @@ import * as Seccomp from "./seccomp.ts"
 import * as Supervisor from "./supervisor.ts"
 import { removeSwept, sweep } from "./sweep.ts"
 
-const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() => {
+/** Whether there can be a Berth here at all. */
+export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() => {
   if (process.platform !== "linux") {
     return Effect.fail(
       new Unsupported({
@@ -48,7 +49,7 @@ const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() => {
   }
 })
 
-const defaultFolder = (rootless: boolean): string =>
+export const defaultFolder = (rootless: boolean): string =>
   rootless ? `${process.env.XDG_DATA_HOME || `${os.homedir()}/.local/share`}/berth` : "/var/lib/berth"
 
 const storage = (operation: string, cause: unknown): BerthError => {
@@ -66,7 +67,7 @@ const storage = (operation: string, cause: unknown): BerthError => {
  * The folder of one supervisor, and its lock, which the supervisor takes over and holds for as long as it lives. It gets
  * its name only when it is locked, so that no sweep can take it for a dead one's.
  */
-const makeState = (
+export const makeState = (
   folder: string
 ): Effect.Effect<{ readonly state: string; readonly lock: number }, BerthError> =>
   Effect.try({
@@ -117,7 +118,7 @@ const explain = (error: BerthError): BerthError =>
     ? new Unsupported({
         feature: "user namespaces",
         why: `you are not root, and the kernel refuses them: ${error.code}`,
-        hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root"
+        hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is"
       })
     : error
 
