@@ -100,6 +100,11 @@ export interface ProcessOptions extends Security.Options {
   /** Default 0o022. */
   readonly umask?: number | undefined
   /**
+   * The AppArmor profile that confines it, which has to be loaded: see `Security.appArmor`. Default: none, and for an exec
+   * that of the container. Fails with `Unsupported` where the kernel has no AppArmor.
+   */
+  readonly appArmor?: string | undefined
+  /**
    * Whether its standard streams are a pseudo-terminal, pty(7), of this size, or with `true` of this program's own (24
    * rows and 80 columns where it has none). What it writes is then all on `stdout`, and `stdin` takes what is typed.
    */

@@ -63,7 +63,8 @@ const table = {
   exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
   connect: { socket: "f", version: "i", port: "i" },
   self: { arguments: "l", environment: "l" },
-  "cgroup-devices": { path: "s", program: "b" }
+  "cgroup-devices": { path: "s", program: "b" },
+  apparmor: { profile: "s" }
 } as const
 
 type Table = typeof table
@@ -97,6 +98,7 @@ export type OperationName = keyof Table
  * - `id-map`: user_namespaces(7). `join`: setns(2). `unshare`: unshare(2).
  * - `root`, `mount`, `bind`, `directory`, `symlink`, `mask`, `readonly`, `pivot`, `root-readonly`: the file
  *   system that the container sees; targets are resolved inside the root with openat2(2).
+ * - `apparmor`: the profile that the command is confined by from its execution on, apparmor(7).
  * - `bounding`, `user`, `capabilities`, `no-new-privileges`, `seccomp`, `rlimit`, `umask`, `keyring`, `session`:
  *   credentials(7), capabilities(7), seccomp(2), getrlimit(2), umask(2), keyrings(7), setsid(2).
  * - `seccomp`: a BPF program and flags of seccomp(2); where the program notifies, its listener is sent to `listener`.

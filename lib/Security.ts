@@ -6,7 +6,9 @@
  */
 import { readFileSync } from "node:fs"
 import type * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import type { BerthError } from "./BerthError.ts"
+import * as internalAppArmor from "./internal/appArmor.ts"
 import { attempt } from "./internal/attempt.ts"
 import { nearest } from "./internal/nearest.ts"
 import { invalid } from "./internal/options.ts"
@@ -479,3 +481,30 @@ export const strict: {
   ],
   rlimits: { core: 0 }
 }
+
+/**
+ * Loads AppArmor profiles, given as apparmor_parser(8) takes them, and gives their names; they are unloaded with the
+ * scope. What runs in a profile that is unloaded runs on without it: containers have to end before.
+ *
+ * Fails with `Unsupported` where the kernel has no AppArmor, the parser is not there or this process is not root;
+ * `InvalidOption` for what the parser does not understand; `OperationFailed` (EEXIST) where a profile of that name is
+ * loaded already: that one is somebody else's, and can be used by its name.
+ *
+ * @since 0.1.0
+ * @category AppArmor
+ * @example
+ * const [profile] = yield* Security.appArmor(Security.defaultAppArmor("mine"))
+ * const box = yield* Container.start(image, { command, appArmor: profile })
+ */
+export const appArmor: (profiles: string) => Effect.Effect<ReadonlyArray<string>, BerthError, Scope.Scope> =
+  internalAppArmor.load
+
+/**
+ * Berth's own profile, under this name, for `appArmor`: by meaning Docker's. Files, the network and capabilities are as
+ * the other limits of the container say; nothing is mounted, nothing of the host's settings below /proc and /sys written,
+ * nobody outside traced or signalled.
+ *
+ * @since 0.1.0
+ * @category AppArmor
+ */
+export const defaultAppArmor: (name: string) => string = internalAppArmor.defaultProfile

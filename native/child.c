@@ -209,6 +209,7 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_USER: return privilege_user(f, failure) < 0 ? -1 : privilege_die_with(child->supervisor, failure);
     case OP_CAPABILITIES: return privilege_capabilities(f, failure);
     case OP_TERMINAL: return terminal_open(descriptor(child, &f[0]), (unsigned)f[1].i, (unsigned)f[2].i, (unsigned)f[3].i, failure);
+    case OP_APPARMOR: return privilege_apparmor(&f[0], failure);
     case OP_NO_NEW_PRIVILEGES: return privilege_no_new_privileges(failure);
     case OP_SECCOMP: return privilege_seccomp(f, f[2].fd == NO_FD ? -1 : child->descriptors[f[2].fd], failure);
     case OP_EXEC: return execute(child, f, failure);

@@ -67,7 +67,8 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(EXEC, "exec", "flll", LAST)                             /* program or none, paths to try, argv, env */ \
     X(CONNECT, "connect", "fii", LAST)                        /* socket, IP version, port on loopback */     \
     X(SELF, "self", "ll", LAST)                               /* argv, env of the supervisor's own program */ \
-    X(CGROUP_DEVICES, "cgroup-devices", "sb", SUPERVISOR)     /* path, struct bpf_insn [] */
+    X(CGROUP_DEVICES, "cgroup-devices", "sb", SUPERVISOR)     /* path, struct bpf_insn [] */                 \
+    X(APPARMOR, "apparmor", "s", CHILD)                       /* profile */
 
 enum operation_code {
 #define X(code, name, fields, phase) OP_##code,

@@ -1,6 +1,8 @@
 #include "privilege.h"
 #include "descriptor.h"
+#include "util.h"
 
+#include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
@@ -8,6 +10,7 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -63,6 +66,21 @@ int privilege_capabilities(const union field *fields, struct failure *failure) {
 
 int privilege_no_new_privileges(struct failure *failure) {
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? fail(failure, "prctl") : 0;
+}
+
+// The kernel keeps it for this task until its execve(2). It is the first thing that a child does, while /proc is the
+// host's: what a container has there could be anything (CVE-2019-19921).
+int privilege_apparmor(const union field *profile, struct failure *failure) {
+    char text[256 + 5] = "exec ";
+    size_t length = profile->s.length;
+    if (length > sizeof text - 5) {
+        errno = ENAMETOOLONG;
+        return fail(failure, "write");
+    }
+    memcpy(text + 5, profile->s.text, length);
+    cleanup_close int fd = open("/proc/thread-self/attr/apparmor/exec", O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return fail(failure, "open");
+    return write(fd, text, length + 5) < 0 ? fail(failure, "write") : 0;
 }
 
 // What is done here after it, up to the execution, is subject to it. SECCOMP_FILTER_FLAG_NEW_LISTENER is Linux 5.0.

@@ -8,6 +8,8 @@ int privilege_bounding(uint64_t kept, struct failure *failure);
 int privilege_user(const union field *fields, struct failure *failure);
 int privilege_capabilities(const union field *fields, struct failure *failure);
 int privilege_no_new_privileges(struct failure *failure);
+int privilege_apparmor(const union field *profile, struct failure *failure);
+
 // Loads a BPF program: fields of the plan, and the socket that its listener is sent to, or -1.
 int privilege_seccomp(const union field *fields, int socket, struct failure *failure);
 int privilege_rlimit(const union field *fields, struct failure *failure);

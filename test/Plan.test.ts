@@ -51,7 +51,8 @@ const table = {
   exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
   connect: { socket: "f", version: "i", port: "i" },
   self: { arguments: "l", environment: "l" },
-  "cgroup-devices": { path: "s", program: "b" }
+  "cgroup-devices": { path: "s", program: "b" },
+  apparmor: { profile: "s" }
 } as const satisfies Record<Plan.OperationName, Readonly<Record<string, "i" | "s" | "l" | "u" | "b" | "f">>>
 
 type Name = keyof typeof table

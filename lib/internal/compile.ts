@@ -41,6 +41,8 @@ export interface Process {
   readonly seccompProfile: ProcessOptions["seccomp"]
   readonly seccomp: Filter | undefined
   readonly onSystemCall: ProcessOptions["onSystemCall"]
+  /** The AppArmor profile, undefined for none. */
+  readonly appArmor: string | undefined
   /** Whether an init is the first process, and the command its child. */
   readonly init: boolean
   readonly rlimits: ReadonlyArray<Limit>
@@ -224,6 +226,7 @@ const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
 
 /** The child's operations up to its root: where it is, and what its standard streams are. */
 const enter = (process: Process): ReadonlyArray<Operation> => [
+  ...(process.appArmor === undefined ? [] : [{ op: "apparmor", profile: process.appArmor } as const]),
   ...process.joined.map(
     ({ descriptor, kinds }): Operation => ({
       op: "join",

@@ -202,6 +202,7 @@ export const execStream: {
         ...common,
         capabilities,
         ambient,
+        ...(options.appArmor === undefined ? { appArmor: state.settings.appArmor } : {}),
         ...(options.rlimits === undefined ? { rlimits: state.settings.rlimits } : {}),
         seccompProfile,
         seccomp: yield* attempt(() =>

@@ -4,6 +4,7 @@ import * as fs from "node:fs"
 import * as os from "node:os"
 import type { Check } from "../Doctor.ts"
 import type { Kind } from "../Namespace.ts"
+import { isEnabled } from "./appArmor.ts"
 import type { Tree } from "./cgroupTree.ts"
 import { AT_FDCWD, native, O_PATH } from "./native.ts"
 
@@ -159,7 +160,7 @@ const rangesOfIds = (): Check => {
 
 export const appArmor = (): Check => {
   const check = { name: "AppArmor", required: false } as const
-  if (read("/sys/module/apparmor/parameters/enabled") !== "Y")
+  if (!isEnabled())
     return {
       ...check,
       status: "missing",

@@ -7,6 +7,7 @@ import type { Kind } from "../Namespace.ts"
 import * as Namespace from "../Namespace.ts"
 import type * as Plan from "../Plan.ts"
 import * as Security from "../Security.ts"
+import * as AppArmor from "./appArmor.ts"
 import * as cgroupFiles from "./cgroup.ts"
 import * as compile from "./compile.ts"
 import * as check from "./options.ts"
@@ -42,6 +43,7 @@ export const common = (options: ProcessOptions, inUserNamespace: boolean) => ({
   ...Security.resolveCapabilities(options.capabilities ?? {}),
   ...attainable(Security.resolveRlimits(options.rlimits ?? {}), inUserNamespace),
   umask: check.umask(options.umask),
+  appArmor: AppArmor.profile(options.appArmor),
   terminal: check.terminal(options.terminal)
 })
 

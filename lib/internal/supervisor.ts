@@ -7,7 +7,7 @@ import * as Option from "effect/Option"
 import type { BerthError } from "../BerthError.ts"
 import { NotReleased, OperationFailed, SupervisorError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
-import { E2BIG, EAGAIN, EPIPE, ETIMEDOUT } from "./errno.ts"
+import { E2BIG, EAGAIN, ENOENT, EPIPE, ETIMEDOUT } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "./native.ts"
 
@@ -159,6 +159,8 @@ const hint = (operation: Plan.Operation | undefined, errno: number): string => {
     return "There are as many namespaces as /proc/sys/user/max_*_namespaces allows"
   if (operation?.op === "process" && errno === 11)
     return "There are as many processes as pids.max or RLIMIT_NPROC allows"
+  if (operation?.op === "apparmor" && errno === ENOENT)
+    return "No profile of this name is loaded: load it with Security.appArmor"
   if (operation?.op === "cgroup-create" && errno === 13) return "This cgroup is not delegated to you"
   return ""
 }
