@@ -8,7 +8,7 @@ import { allowTime, makeTemporaryFolder, remove, suite, whyNoContainers } from "
 import { descendants, eventually } from "./support/leftovers.ts"
 import { commandOf, ended, program, root } from "./support/program.ts"
 
-const bin = "../../lib/bin.ts"
+const bin = "bin.ts"
 
 const of = (report: { readonly checks: ReadonlyArray<Doctor.Check> }, name: Doctor.Name): Doctor.Check => {
   const check = report.checks.find((one) => one.name === name)

@@ -14,6 +14,7 @@ import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "./nati
 import * as Seccomp from "./seccomp.ts"
 import * as Supervisor from "./supervisor.ts"
 import { removeSwept, sweep } from "./sweep.ts"
+import * as systemd from "./systemd.ts"
 
 /** Whether there can be a Berth here at all. */
 export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() => {
@@ -161,6 +162,7 @@ export const make = (
     const folder = resolve(options.folder ?? defaultFolder(rootless))
     yield* checkOwner(folder)
     const { supervisor, holds } = yield* supervised(folder, rootless)
+    yield* systemd.delegate(supervisor.pid)
     return {
       [TypeId]: TypeId,
       folder,

@@ -27,6 +27,11 @@ export const tree = (): Tree => {
   return detected
 }
 
+/** Has ours made in another part of the tree from now on: what systemd has given. */
+export const setTree = (given: Tree): void => {
+  detected = given
+}
+
 /** The name of a unit's cgroup; the sweeper knows by it whose it was. */
 export const nameOf = (folder: string, id: number): string =>
   `berth.${folder.slice(folder.lastIndexOf("/") + 1)}.${id}`

@@ -99,10 +99,20 @@ const v1Name = (controller: string): string => (controller === "io" ? "blkio" : 
 // What every cgroup of version 2 has: cgroup-v2.rst, core interface files; devices by eBPF.
 const ofEveryCgroup = ["freezer", "devices", "pressure"]
 
-/** Reads the tree: small files of /proc, and cgroup.subtree_control where there is version 2. */
-export const detect = (): Tree => {
+/** The folder of a process's cgroup where the tree is of version 2 alone. */
+export const unifiedOf = (pid: number | "self"): string | undefined => {
   const mounts = parseMounts(read("/proc/self/mountinfo"))
-  const own = read("/proc/self/cgroup").split("\n")
+  const path = /^0::(.*)$/m.exec(read(`/proc/${pid}/cgroup`))?.[1]
+  const mount = mounts.find((m) => m.type === "cgroup2")
+  return mounts.some((m) => m.type === "cgroup") || mount === undefined || path === undefined
+    ? undefined
+    : below(mount, path)
+}
+
+/** Reads the tree: two small files of /proc, and cgroup.subtree_control where there is version 2. `pid` is whose place counts. */
+export const detect = (pid: number | "self" = "self"): Tree => {
+  const mounts = parseMounts(read("/proc/self/mountinfo"))
+  const own = read(`/proc/${pid}/cgroup`).split("\n")
   const controllers: Record<string, Hierarchy> = {}
   const limiting = new Set<string>()
   const v1 = mounts.some((m) => m.type === "cgroup")

@@ -1,0 +1,2 @@
+/** The command `berth`, as a program of this folder. */
+import "../../lib/bin.ts"
