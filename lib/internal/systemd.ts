@@ -122,7 +122,7 @@ const withBus = <A>(address: Address, use: (bus: MessageBus) => Promise<A>): Eff
   Effect.acquireUseRelease(
     Effect.tryPromise({
       try: async () => {
-        const { createClient } = await import("dbus-native")
+        const { createClient } = (await import("dbus-native")).default
         const bus = createClient({ socket: address.path, direct: address.direct })
         const broken = new Promise<never>((_, reject) => bus.connection.on("error", reject))
         // Told of by the call that it breaks; after that, nobody is interested.
