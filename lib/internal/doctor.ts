@@ -17,6 +17,7 @@ import { checkSystem, defaultFolder, makeState } from "./berth.ts"
 import { nameOf, tree } from "./cgroup.ts"
 import * as look from "./doctorLook.ts"
 import * as Supervisor from "./supervisor.ts"
+import * as systemd from "./systemd.ts"
 
 /** Tries a plan, and gives back what it made: the error, or undefined where it works. */
 type Try = (operations: ReadonlyArray<Plan.Operation>) => Effect.Effect<BerthError | undefined>
@@ -123,7 +124,7 @@ const seccomp = (run: Try): Effect.Effect<Doctor.Check> => {
   // struct sock_filter: BPF_RET | BPF_K, SECCOMP_RET_ALLOW.
   const program = new Uint8Array([0x06, 0, 0, 0, 0, 0, 0xff, 0x7f])
   return Effect.map(
-    run(inChild([], [{ op: "no-new-privileges" }, { op: "seccomp", program }])),
+    run(inChild([], [{ op: "no-new-privileges" }, { op: "seccomp", program, flags: 0, listener: null }])),
     (error): Doctor.Check => ({
       name: "seccomp",
       required: false,
@@ -191,6 +192,7 @@ const notStarted = (error: BerthError): Doctor.Check =>
 
 const tried: Effect.Effect<ReadonlyArray<Doctor.Check>> = Effect.gen(function* () {
   const started = yield* supervisor
+  yield* systemd.delegate(started.pid)
   const run = trying(started)
   return [
     yield* namespaces(run),

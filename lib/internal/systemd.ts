@@ -205,13 +205,15 @@ const enterScope = (pid: number): Effect.Effect<void, string> => {
   return Effect.catchAll(joined, () => fresh)
 }
 
-const refused = (why: string): Tree => ({
-  ...detect(),
-  kind: "none",
-  controllers: {},
-  missing: () =>
-    `the tree is systemd's, and it gives no scope: ${why}. Run the program in a unit with Delegate=yes`
-})
+const refused = (own: string, why: string): Tree => {
+  const detail = `the tree is systemd's, and it gives no scope: ${why}. Run the program in a unit with Delegate=yes`
+  return {
+    kind: "none",
+    controllers: {},
+    missing: () => detail,
+    why: () => ({ reason: "NotDelegated", path: own, detail })
+  }
+}
 
 // Several that start at once get one scope.
 const asking = Effect.unsafeMakeSemaphore(1)
@@ -236,7 +238,7 @@ export const delegate = (supervisor: number): Effect.Effect<void> =>
     }
     return enterScope(supervisor).pipe(
       Effect.match({
-        onFailure: (why) => setTree(refused(why)),
+        onFailure: (why) => setTree(refused(own, why)),
         onSuccess: () => setTree(detect(supervisor))
       }),
       asking.withPermits(1)
