@@ -15,6 +15,7 @@ import * as internal from "./internal/berth.ts"
 import * as examination from "./internal/doctor.ts"
 import type { Holds } from "./internal/holds.ts"
 import type { Supervisor } from "./internal/supervisor.ts"
+import type { IdRange } from "./Namespace.ts"
 
 /**
  * @since 0.1.0
@@ -40,6 +41,11 @@ export interface Berth {
   readonly folder: string
   /** Whether this process is not root, and the supervisor therefore is in a user namespace. */
   readonly rootless: boolean
+  /**
+   * The ids that there are for containers, as a map from the namespace that the supervisor is in to the host: all of them
+   * for root, else this process's user as root and, where there are any, the user's ranges of /etc/subuid and /etc/subgid.
+   */
+  readonly ids: { readonly uids: ReadonlyArray<IdRange>; readonly gids: ReadonlyArray<IdRange> }
   /** @internal */
   readonly fileSystem: FileSystem.FileSystem
   /** @internal */
@@ -48,6 +54,10 @@ export interface Berth {
   readonly supervisor: Supervisor
   /** @internal */
   readonly holds: Holds
+  /** @internal */
+  readonly idOwner: string
+  /** @internal where the unpacked layers are, which have owners and so are for these ids only */
+  readonly layers: string
 }
 
 /**
@@ -66,14 +76,25 @@ export interface Options {
    * `$XDG_DATA_HOME/berth`.
    */
   readonly folder?: string | undefined
+  /**
+   * Which ids there are without root: `"ranges"`, the user's own as root and those of /etc/subuid and /etc/subgid, by
+   * newuidmap(1), or `"single"`, root alone: files of other owners in an image then belong to root. Default `"auto"`:
+   * ranges where the user has any. No meaning for root.
+   */
+  readonly ids?: "auto" | "ranges" | "single" | undefined
+  /**
+   * The user whose ranges in /etc/subuid and /etc/subgid root takes those of `userns: "auto"` from. Default `containers`;
+   * where that user has none, the ids from 1879048192 on.
+   */
+  readonly idOwner?: string | undefined
 }
 
 /**
  * Berth with these options: starts one supervisor, and sweeps what supervisors that were killed have left. When the
  * layer's scope closes, everything that it still owns is given back and the supervisor is gone.
  *
- * Fails with `Unsupported` on another system than Linux, and for somebody who is not root where there are no user
- * namespaces.
+ * Fails with `Unsupported` on another system than Linux, for somebody who is not root where there are no user namespaces,
+ * or no ranges of ids where they are asked for, and with `OperationFailed` for a folder that belongs to somebody else.
  *
  * @since 0.1.0
  * @category layers

@@ -167,6 +167,19 @@ export interface StartOptions extends RootOptions {
   readonly namespaces?:
     | Partial<Record<Exclude<Namespace.Kind, "mount">, "new" | "host" | Namespace.Namespace | Container>>
     | undefined
+  /**
+   * A user namespace of the container's own with ids of its own, so that its root is nobody on the host: `"auto"` takes
+   * 65536 ids that no other container has (see `Berth.Options.idOwner`), or with these maps, from 0 on and without a gap.
+   * Nothing is chowned: the image's layers are shown with these ids (Linux 5.19), and what is written has them on disk.
+   * `Unsupported` without root, where every container is in a user namespace already.
+   */
+  readonly userns?:
+    | "auto"
+    | {
+        readonly uidMap: ReadonlyArray<Namespace.IdRange>
+        readonly gidMap: ReadonlyArray<Namespace.IdRange>
+      }
+    | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, once `logs` is asked for. */
   readonly logs?: LogFiles | undefined
   /** The writable layer: see `RootFs.Options`. */

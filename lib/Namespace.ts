@@ -10,6 +10,8 @@ import type * as Scope from "effect/Scope"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import { InvalidOption, Unsupported } from "./BerthError.ts"
+import { attempt } from "./internal/attempt.ts"
+import { checkMaps, type Ids, nested, print } from "./internal/ids.ts"
 import { scopedUnit } from "./internal/unit.ts"
 import * as Plan from "./Plan.ts"
 
@@ -103,23 +105,26 @@ export interface IdRange {
  * @category models
  */
 export interface Options {
-  /** The ids of a new user namespace. Default: all ids as they are for root, else root alone. */
+  /**
+   * The ids of a new user namespace: from 0 on and without a gap, `host` being the ids of Berth's own namespace, which for
+   * root are the host's. Default: all of those as they are.
+   */
   readonly ids?: { readonly uids: ReadonlyArray<IdRange>; readonly gids: ReadonlyArray<IdRange> } | undefined
 }
 
 /** @internal */
-export const idMap = (rootless: boolean, ids: Options["ids"]): Plan.Operation => {
-  const own: ReadonlyArray<IdRange> = [{ container: 0, host: 0, size: rootless ? 1 : 0xffffffff }]
-  const print = (ranges: ReadonlyArray<IdRange>): string =>
-    ranges.map((range) => `${range.container} ${range.host} ${range.size}\n`).join("")
-  return { op: "id-map", uids: print(ids?.uids ?? own), gids: print(ids?.gids ?? own) }
-}
+export const idMap = (ids: Ids): Plan.Operation => ({
+  op: "id-map",
+  uids: print(ids.uids),
+  gids: print(ids.gids)
+})
 
 /**
  * New namespaces of these kinds, held by a process that does nothing else, which is pid 1 of a new pid namespace: when
  * the scope closes it ends, and with it all that runs in that pid namespace.
  *
- * Fails with `Unsupported` where this kernel lacks one of them.
+ * Fails with `Unsupported` where this kernel lacks one of them, and with `InvalidOption` for ids that overlap, leave a gap
+ * or are not there.
  *
  * @since 0.1.0
  * @category constructors
@@ -137,9 +142,16 @@ export const make = (
       const expected = `one of ${Object.keys(flags).join(", ")}`
       return yield* new InvalidOption({ option: "kinds", value: JSON.stringify(unknown), expected })
     }
+    const ids = yield* attempt(() =>
+      !set.has("user")
+        ? undefined
+        : options.ids === undefined
+          ? nested(berth.ids)
+          : checkMaps("ids", options.ids, berth.ids)
+    )
     const plan = Plan.make([
       { op: "process", namespaces: flagsOf(set), shared: set.has("user") || set.has("time") ? 0 : 1 },
-      ...(set.has("user") ? [idMap(berth.rootless, options.ids)] : []),
+      ...(ids === undefined ? [] : [idMap(ids)]),
       { op: "session" },
       { op: "stdio", stdin: null, stdout: null, stderr: null },
       ...(set.has("network") ? [{ op: "loopback" } as const] : []),

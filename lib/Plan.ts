@@ -64,7 +64,12 @@ const table = {
   connect: { socket: "f", version: "i", port: "i" },
   self: { arguments: "l", environment: "l" },
   "cgroup-devices": { path: "s", program: "b" },
-  apparmor: { profile: "s" }
+  apparmor: { profile: "s" },
+  hold: { descriptor: "f" },
+  "layer-map": { uids: "s", gids: "s" },
+  owner: { path: "s", uid: "i", gid: "i" },
+  "root-user": {},
+  discard: { path: "s" }
 } as const
 
 type Table = typeof table
@@ -91,11 +96,14 @@ export type OperationName = keyof Table
  *
  * - `cgroup-create`, `cgroup-write`, `cgroup-join`: cgroups(7); `version` 1 or 2. `cgroup-devices`: an eBPF program that
  *   decides which devices may be opened, in place of the one that was there (version 2 only, Linux 4.15).
- * - `scratch`: a folder that is removed with everything in it when the unit is released.
+ * - `scratch`: a folder that is removed with everything in it when the unit is released; `discard`: the same for one that
+ *   is there. `hold`: a descriptor that stays open as long.
+ * - `owner`: chown(2). `layer-map`: the maps by which the ids of the lower layers that follow are translated,
+ *   mount_setattr(2); the writable layer in memory then belongs to the tmpfs's owner.
  * - `overlay`, `overlay-memory`: a union mount of `lower`, uppermost first, with the writable layer on disk or on a
  *   tmpfs; `root-mount`, `root-bind`: a root that is there already. `attributes` are of MOUNT_ATTR_*, mount_setattr(2).
  * - `process`: the clone, with the namespaces of clone(2) that are new; what is behind it is done by the child.
- * - `id-map`: user_namespaces(7). `join`: setns(2). `unshare`: unshare(2).
+ * - `id-map`: user_namespaces(7); `root-user`: becomes root in there. `join`: setns(2). `unshare`: unshare(2).
  * - `root`, `mount`, `bind`, `directory`, `symlink`, `mask`, `readonly`, `pivot`, `root-readonly`: the file
  *   system that the container sees; targets are resolved inside the root with openat2(2).
  * - `apparmor`: the profile that the command is confined by from its execution on, apparmor(7).

@@ -41,6 +41,8 @@ export interface RootFs extends Inspectable.Inspectable {
   readonly upper: string | undefined
   /** @internal */
   readonly mount: number
+  /** @internal what is attached below it */
+  readonly content: ReadonlyArray<Plan.Operation>
 }
 
 /**
@@ -94,6 +96,7 @@ export const overlay = (
     const fields = {
       image,
       upper: root.upper,
+      content: root.content,
       get mount() {
         return unit.root()
       }

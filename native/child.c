@@ -18,11 +18,15 @@
 #include <sys/vfs.h>
 
 #define PROC_SUPER_MAGIC 0x9fa0
+#define SOURCES_MAX 512
 
 struct state {
     const struct child *child;
     struct failure failure;
     int root;  // the root that is being composed, as a mount
+    int null;  // what files are masked with, where it was opened beforehand, else -1
+    int *sources; // of binds, in the order of the plan, where they were opened beforehand
+    size_t opened, used;
     int empty; // the mount that masked folders share
 };
 
@@ -41,11 +45,33 @@ static int await_id_map(const struct child *child, struct failure *failure) {
     char byte;
     close(child->gate[1]); // so that the supervisor's end, closed unwritten, is seen as the end
     if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) return fail(failure, "prctl");
+    if (write(child->gate[0], "", 1) != 1) return fail(failure, "write");
     ssize_t n;
     while ((n = read(child->gate[0], &byte, 1)) < 0 && errno == EINTR) continue;
     if (n != 1) _exit(127); // the supervisor could not write them and reports that itself
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
     return 0;
+}
+
+// Becomes root of the user namespace that this process is in. Until then it was its host's root, whose files nobody in
+// there can reach, and whom it has no id for: what it mounts or makes would be nobody's. So what the plan still takes
+// from the host is opened first.
+static int root_user(struct state *state, const struct operation *operation, struct failure *failure) {
+    const struct plan *plan = state->child->plan;
+    for (; operation < plan->operations + plan->count; operation++) {
+        if (operation->code != OP_BIND && (operation->code != OP_MASK || state->null >= 0)) continue;
+        int fd = open(operation->field[0].s.text, O_PATH | O_CLOEXEC);
+        if (fd < 0) return fail(failure, "open");
+        if (operation->code == OP_MASK) state->null = fd;
+        else if (state->opened < SOURCES_MAX) state->sources[state->opened++] = fd;
+        else return invalid(failure, "open", E2BIG);
+    }
+    // Groups of the host's are none in there; where only one id is mapped, none can be set (user_namespaces(7)).
+    if (syscall(SYS_setgroups, 0, NULL) < 0 && errno != EPERM) return fail(failure, "setgroups");
+    if (syscall(SYS_setresgid, 0, 0, 0) < 0) return fail(failure, "setresgid");
+    if (syscall(SYS_setresuid, 0, 0, 0) < 0) return fail(failure, "setresuid");
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
+    return privilege_die_with(state->child->supervisor, failure);
 }
 
 // The supervisor has entered the pid namespace before the clone; a child can only join the others. Joining a user
@@ -179,11 +205,12 @@ static int perform(struct state *state, const struct operation *operation) {
     struct failure *failure = &state->failure;
 
     switch (operation->code) {
-    case OP_OVERLAY: return take_root(state, mount_overlay(&f[0], f[1].s.text, f[2].s.text, &f[3], (unsigned)f[4].i, failure));
-    case OP_OVERLAY_MEMORY: return take_root(state, mount_overlay_memory(&f[0], (unsigned)f[1].i, &f[2], &f[3], (unsigned)f[4].i, failure));
+    case OP_OVERLAY: return take_root(state, mount_overlay(&f[0], f[1].s.text, f[2].s.text, &f[3], (unsigned)f[4].i, -1, failure));
+    case OP_OVERLAY_MEMORY: return take_root(state, mount_overlay_memory(&f[0], (unsigned)f[1].i, &f[2], &f[3], (unsigned)f[4].i, -1, failure));
     case OP_ROOT_MOUNT: return take_root(state, mount_reuse(descriptor(child, &f[0]), failure));
     case OP_ROOT_BIND: return take_root(state, mount_clone(f[0].s.text, (unsigned)f[1].i, f[2].i != 0, failure));
     case OP_ID_MAP: return await_id_map(child, failure);
+    case OP_ROOT_USER: return root_user(state, operation, failure);
     case OP_JOIN: return join(descriptor(child, &f[0]), f[1].i, failure);
     case OP_SESSION: return setsid() < 0 ? fail(failure, "setsid") : 0;
     case OP_KEYRING: return privilege_keyring(failure);
@@ -193,10 +220,10 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_LOOPBACK: return loopback_up(failure);
     case OP_ROOT: return attach_root(state, failure);
     case OP_MOUNT: return mount_filesystem(state->root, f, failure);
-    case OP_BIND: return mount_bind(state->root, f, failure);
+    case OP_BIND: return mount_bind(state->root, state->used < state->opened ? state->sources[state->used++] : -1, f, failure);
     case OP_DIRECTORY: return mount_directory(state->root, f[0].s.text, (unsigned)f[1].i, failure);
     case OP_SYMLINK: return mount_symlink(state->root, f[0].s.text, f[1].s.text, failure);
-    case OP_MASK: return mount_mask(state->root, &state->empty, f[0].s.text, &f[1], failure);
+    case OP_MASK: return mount_mask(state->root, &state->empty, state->null, f[0].s.text, &f[1], failure);
     case OP_READONLY: return mount_readonly(state->root, &f[0], failure);
     case OP_PIVOT: return mount_pivot(state->root, failure);
     case OP_ROOT_READONLY: return mount_root_readonly(failure);
@@ -220,7 +247,8 @@ static int perform(struct state *state, const struct operation *operation) {
 }
 
 _Noreturn void child_run(const struct child *child) {
-    struct state state = {.child = child, .root = child->root, .empty = -1};
+    int sources[SOURCES_MAX];
+    struct state state = {.child = child, .root = child->root, .empty = -1, .null = -1, .sources = sources};
     size_t at = child->plan->process;
     // The plan's own umask comes later; until then modes are what the plan says.
     umask(0);

@@ -7,7 +7,8 @@ struct child {
     const struct plan *plan;
     const int *descriptors; // those that came with the message
     int failures;           // the child's end of the socket for its root and for a struct failure; exec closes it
-    int gate[2];            // a pipe: a byte in it says that the id maps are written; -1 where there are none
+    int gate[2];            // a socket pair, the child's end first: a byte says that the id maps can be written, and one
+                            // back that they are; -1 where there are none
     int supervisor;         // pidfd of the supervisor
     int null;               // /dev/null
     int root;               // the root that the supervisor has made, or -1 where the plan has the child make it

@@ -136,12 +136,13 @@ int mount_filesystem(int root, const union field *fields, struct failure *failur
     return attach(mount, target, failure);
 }
 
-int mount_bind(int root, const union field *fields, struct failure *failure) {
-    struct stat source;
-    cleanup_close int tree = clone_tree(AT_FDCWD, fields[0].s.text, (unsigned)fields[2].i, fields[3].i != 0, failure);
+int mount_bind(int root, int source, const union field *fields, struct failure *failure) {
+    struct stat status;
+    int dir = source >= 0 ? source : AT_FDCWD;
+    cleanup_close int tree = clone_tree(dir, source >= 0 ? "" : fields[0].s.text, (unsigned)fields[2].i, fields[3].i != 0, failure);
     if (tree < 0) return -1;
-    if (fstat(tree, &source) < 0) return fail(failure, "fstat");
-    cleanup_close int target = resolve_target(root, fields[1].s.text, !S_ISDIR(source.st_mode), failure);
+    if (fstat(tree, &status) < 0) return fail(failure, "fstat");
+    cleanup_close int target = resolve_target(root, fields[1].s.text, !S_ISDIR(status.st_mode), failure);
     if (target < 0) return -1;
     return attach(tree, target, failure);
 }
@@ -164,10 +165,11 @@ int mount_symlink(int root, const char *target, const char *path, struct failure
 
 // What a masked path shows: for a folder one empty read-only tmpfs, shared by all of this container's; for anything
 // else a null device, taken before the pivot and checked to be one (CVE-2025-31133).
-static int mask_source(const char *null, int folder, int *empty, struct failure *failure) {
+static int mask_source(int null_fd, const char *null, int folder, int *empty, struct failure *failure) {
     struct stat device;
     if (!folder) {
-        cleanup_close int source = sys_open_tree(AT_FDCWD, null, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+        cleanup_close int source = null_fd >= 0 ? sys_open_tree(null_fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH)
+                                                : sys_open_tree(AT_FDCWD, null, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
         if (source < 0) return fail(failure, "open_tree");
         if (fstat(source, &device) < 0) return fail(failure, "fstat");
         if (!S_ISCHR(device.st_mode) || device.st_rdev != makedev(1, 3)) {
@@ -190,7 +192,7 @@ static int mask_source(const char *null, int folder, int *empty, struct failure 
     return first < 0 ? fail(failure, "fcntl") : first;
 }
 
-int mount_mask(int root, int *empty, const char *null, const union field *paths, struct failure *failure) {
+int mount_mask(int root, int *empty, int null_fd, const char *null, const union field *paths, struct failure *failure) {
     for (size_t k = 0; k < paths->l.count; k++) {
         struct stat masked;
         cleanup_close int target = resolve(root, paths->l.items[k], O_PATH);
@@ -199,7 +201,7 @@ int mount_mask(int root, int *empty, const char *null, const union field *paths,
             return fail(failure, "openat2");
         }
         if (fstat(target, &masked) < 0) return fail(failure, "fstat");
-        cleanup_close int source = mask_source(null, S_ISDIR(masked.st_mode), empty, failure);
+        cleanup_close int source = mask_source(null_fd, null, S_ISDIR(masked.st_mode), empty, failure);
         if (source < 0 || attach(source, target, failure) < 0) return -1;
     }
     return 0;

@@ -45,6 +45,18 @@ static int pin(struct pins *pins, const char *path, char *name, struct failure *
     return 0;
 }
 
+// A layer whose owners are those that a user namespace gives them: mount_setattr(2), ID-mapped mounts; below overlayfs
+// since Linux 5.19. It has no place in any namespace, so it is named by its descriptor.
+static int pin_mapped(struct pins *pins, const char *path, int layer_map, char *name, struct failure *failure) {
+    struct mount_attr map = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (uint64_t)layer_map};
+    int tree = sys_open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    if (tree < 0) return fail(failure, "open_tree");
+    pins->fds[pins->count++] = tree;
+    if (sys_mount_setattr(tree, "", AT_EMPTY_PATH, &map) < 0) return fail(failure, "mount_setattr");
+    name_descriptor(name, tree);
+    return 0;
+}
+
 static int set_path(int fs, const char *key, const char *path, struct pins *pins, struct failure *failure) {
     char name[32];
     if (strlen(path) >= PARAMETER_MAX) {
@@ -52,6 +64,13 @@ static int set_path(int fs, const char *key, const char *path, struct pins *pins
         path = name;
     }
     return sys_fsconfig(fs, FSCONFIG_SET_STRING, key, path, 0) < 0 ? fail(failure, "fsconfig") : 0;
+}
+
+static int set_layer(int fs, const char *path, int layer_map, struct pins *pins, struct failure *failure) {
+    char name[32];
+    if (layer_map < 0) return set_path(fs, "lowerdir+", path, pins, failure);
+    if (pin_mapped(pins, path, layer_map, name, failure) < 0) return -1;
+    return set_path(fs, "lowerdir+", name, pins, failure);
 }
 
 // "key=value" or a bare "key".
@@ -85,13 +104,13 @@ int mount_create(int fs, const union field *options, unsigned attributes, struct
 // Since Linux 6.5 layers are added one at a time. Earlier kernels take the unknown key without a word and only fail
 // at FSCONFIG_CMD_CREATE, which is how they are told apart.
 static int overlay_by_layer(const union field *lower, const char *upper, const char *work, const union field *options,
-                            unsigned attributes, struct failure *failure) {
+                            unsigned attributes, int layer_map, struct failure *failure) {
     __attribute__((cleanup(unpin))) struct pins pins;
     pins.count = 0;
     cleanup_close int fs = sys_fsopen("overlay", FSOPEN_CLOEXEC);
     if (fs < 0) return fail(failure, "fsopen");
     for (size_t k = 0; k < lower->l.count; k++)
-        if (set_path(fs, "lowerdir+", lower->l.items[k], &pins, failure) < 0) return -1;
+        if (set_layer(fs, lower->l.items[k], layer_map, &pins, failure) < 0) return -1;
     if (*upper && set_path(fs, "upperdir", upper, &pins, failure) < 0) return -1;
     if (*upper && set_path(fs, "workdir", work, &pins, failure) < 0) return -1;
     return mount_create(fs, options, attributes, failure);
@@ -113,7 +132,7 @@ static int append(char *page, size_t *length, const char *text) {
 // lowest layer where nothing is writable, in this process's own mount namespace, from where a detached copy is taken.
 // Never over "/", which a path would still not lead onto.
 static int overlay_by_page(const union field *lower, const char *upper, const char *work, const union field *options,
-                           unsigned attributes, struct failure *failure) {
+                           unsigned attributes, int layer_map, struct failure *failure) {
     __attribute__((cleanup(unpin))) struct pins pins;
     char page[PAGE], name[32];
     size_t length = 0;
@@ -122,7 +141,8 @@ static int overlay_by_page(const union field *lower, const char *upper, const ch
 
     pins.count = 0;
     for (size_t k = 0; k < lower->l.count; k++) {
-        if (pin(&pins, lower->l.items[k], name, failure) < 0) return -1;
+        if (layer_map >= 0 ? pin_mapped(&pins, lower->l.items[k], layer_map, name, failure) < 0
+                           : pin(&pins, lower->l.items[k], name, failure) < 0) return -1;
         if (append(page, &length, k == 0 ? "lowerdir=" : ":") < 0 || append(page, &length, name) < 0) return fail(failure, "mount");
     }
     for (size_t k = 0; *upper && k < countof(writable); k++) {
@@ -139,41 +159,44 @@ static int overlay_by_page(const union field *lower, const char *upper, const ch
 }
 
 int mount_overlay(const union field *lower, const char *upper, const char *work, const union field *options,
-                  unsigned attributes, struct failure *failure) {
+                  unsigned attributes, int layer_map, struct failure *failure) {
     if (lower->l.count == 0 || lower->l.count > LAYERS_MAX) {
         errno = EINVAL;
         return fail(failure, "fsopen");
     }
     // overlayfs wants two layers at least where nothing is writable: a single one is its own root.
     if (lower->l.count == 1 && !*upper) return mount_clone(lower->l.items[0], attributes | MOUNT_ATTR_RDONLY, 0, failure);
-    int mount = overlay_by_layer(lower, upper, work, options, attributes, failure);
+    int mount = overlay_by_layer(lower, upper, work, options, attributes, layer_map, failure);
     if (mount >= 0 || failure->error != EINVAL) return mount;
     struct failure first = *failure;
-    mount = overlay_by_page(lower, upper, work, options, attributes, failure);
+    mount = overlay_by_page(lower, upper, work, options, attributes, layer_map, failure);
     if (mount < 0) *failure = first;
     return mount;
 }
 
 int mount_overlay_memory(const union field *lower, unsigned mode, const union field *tmpfs, const union field *options,
-                         unsigned attributes, struct failure *failure) {
+                         unsigned attributes, int layer_map, struct failure *failure) {
     char upper[48], work[48];
+    struct stat owner;
     cleanup_close int fs = sys_fsopen("tmpfs", FSOPEN_CLOEXEC);
     if (fs < 0) return fail(failure, "fsopen");
     cleanup_close int memory = mount_create(fs, tmpfs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, failure);
     if (memory < 0) return -1;
     if (mkdirat(memory, "upper", 0700) < 0 || mkdirat(memory, "work", 0700) < 0) return fail(failure, "mkdirat");
+    if (layer_map >= 0 && fstat(memory, &owner) < 0) return fail(failure, "fstat");
+    if (layer_map >= 0 && fchownat(memory, "upper", owner.st_uid, owner.st_gid, 0) < 0) return fail(failure, "fchownat");
     if (fchmodat(memory, "upper", mode, 0) < 0) return fail(failure, "fchmodat");
     size_t length = name_descriptor(upper, memory);
     memcpy(work, upper, length);
     memcpy(upper + length, "/upper", sizeof "/upper");
     memcpy(work + length, "/work", sizeof "/work");
-    int mount = mount_overlay(lower, upper, work, options, attributes, failure);
+    int mount = mount_overlay(lower, upper, work, options, attributes, layer_map, failure);
     if (mount >= 0 || failure->error != EINVAL) return mount;
     // Before Linux 6.15 overlayfs takes no folder of a detached mount (clone_private_mount), so the tmpfs is attached for
     // as long as it takes, in this process's own mount namespace.
     struct failure first = *failure;
     if (sys_move_mount(memory, "", AT_FDCWD, "/dev", MOVE_MOUNT_F_EMPTY_PATH) < 0) return -1;
-    mount = mount_overlay(lower, upper, work, options, attributes, failure);
+    mount = mount_overlay(lower, upper, work, options, attributes, layer_map, failure);
     sys_umount2("/dev", MNT_DETACH);
     if (mount < 0) *failure = first;
     return mount;

@@ -68,7 +68,12 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(CONNECT, "connect", "fii", LAST)                        /* socket, IP version, port on loopback */     \
     X(SELF, "self", "ll", LAST)                               /* argv, env of the supervisor's own program */ \
     X(CGROUP_DEVICES, "cgroup-devices", "sb", SUPERVISOR)     /* path, struct bpf_insn [] */                 \
-    X(APPARMOR, "apparmor", "s", CHILD)                       /* profile */
+    X(APPARMOR, "apparmor", "s", CHILD)                       /* profile */                                  \
+    X(HOLD, "hold", "f", SUPERVISOR)                          /* a descriptor */                             \
+    X(LAYER_MAP, "layer-map", "ss", SUPERVISOR)               /* uid_map, gid_map */                         \
+    X(OWNER, "owner", "sii", SUPERVISOR)                      /* path, uid, gid */                           \
+    X(ROOT_USER, "root-user", "", CHILD)                                                                     \
+    X(DISCARD, "discard", "s", SUPERVISOR)                    /* path */
 
 enum operation_code {
 #define X(code, name, fields, phase) OP_##code,

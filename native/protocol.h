@@ -10,6 +10,7 @@
 enum request_type {
     REQUEST_START = 1,   // make a unit: the plan follows, or is in a memfd that comes first among the descriptors
     REQUEST_RELEASE = 2, // kill what runs in the unit and give back all that it owns
+    REQUEST_MAPPED = 3,  // the id maps of the supervisor's user namespace have been written
 };
 
 struct request {
@@ -25,6 +26,7 @@ enum reply_type {
     REPLY_FAILED = 3,   // nothing of the unit is left
     REPLY_EXITED = 4,   // the unit's process has ended
     REPLY_RELEASED = 5, // nothing of the unit is left, but for what `failure` names
+    REPLY_UNMAPPED = 6, // the supervisor is in a user namespace of its own, and waits for its id maps
 };
 
 struct reply {

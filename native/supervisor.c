@@ -1,11 +1,11 @@
 // The supervisor: the parent of every container of one Berth, single-threaded, and gone with all that it owns as soon
 // as its socket closes, whatever the reason.
 //
-//   berth-supervisor FOLDER SOCKET SELF [single-id]
+//   berth-supervisor FOLDER SOCKET SELF [single-id|ranges]
 //
 // FOLDER is its state folder, removed at the end. SOCKET and SELF are inherited descriptors: its end of the socket
 // pair, and its own executable, which nobody can write. With `single-id` it first enters a user namespace in which
-// it is root and its user is the only one.
+// it is root and its user is the only one; with `ranges`, one whose id maps are written by the other end.
 #include "descriptor.h"
 #include "init.h"
 #include "nodes.h"
@@ -17,6 +17,7 @@
 #include "util.h"
 
 #include <limits.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -164,7 +165,7 @@ static void start(uint32_t id, const uint8_t *bytes, size_t length, const int *d
     const char *wrong = plan_decode(&plan, bytes, length, count);
     struct unit *unit = wrong || find_unit(id) ? NULL : malloc(sizeof *unit);
     if (unit) {
-        *unit = (struct unit){.next = units, .id = id, .pidfd = -1, .failures = -1, .mount = -1};
+        *unit = (struct unit){.next = units, .id = id, .pidfd = -1, .failures = -1, .mount = -1, .held = -1};
         units = unit;
         begin(unit, &plan, descriptors);
     } else {
@@ -324,6 +325,20 @@ static void run(void) {
 
 // Setting up
 
+// What newuidmap(1) and newgidmap(1) write, which have to see this process as their user's own: it is dumpable until
+// then. It is a child that has not been waited for, so that its pid is nobody else's.
+static int await_id_maps(struct failure *failure) {
+    struct reply unmapped = {.type = REPLY_UNMAPPED, .pid = getpid()};
+    struct pollfd answer = {.fd = connection, .events = POLLIN};
+    struct request request;
+    if (unshare(CLONE_NEWUSER) < 0) return fail(failure, "unshare");
+    send_reply(&unmapped, -1, -1);
+    if (poll(&answer, 1, -1) < 0) return fail(failure, "poll");
+    if (recv(connection, &request, sizeof request, 0) == sizeof request && request.type == REQUEST_MAPPED) return 0;
+    errno = EPROTO;
+    return fail(failure, "recv");
+}
+
 static int enter_user_namespace(struct failure *failure) {
     char uid_map[64], gid_map[64];
     snprintf(uid_map, sizeof uid_map, "0 %u 1", (unsigned)geteuid());
@@ -340,7 +355,8 @@ static int enter_user_namespace(struct failure *failure) {
 
 // A mount namespace of its own that hears of the host's mounts and tells of none: what a child inherits from it needs
 // no changing before its pivot.
-static int set_up(const char *folder, bool single_id, struct failure *failure) {
+static int set_up(const char *folder, const char *mode, struct failure *failure) {
+    bool single_id = !strcmp(mode, "single-id"), ranges = !strcmp(mode, "ranges");
     char nodes[PATH_MAX];
     sigset_t handled;
     sigemptyset(&handled);
@@ -348,6 +364,7 @@ static int set_up(const char *folder, bool single_id, struct failure *failure) {
     for (size_t k = 0; k < 4; k++) sigaddset(&handled, (int[]){SIGCHLD, SIGTERM, SIGINT, SIGHUP}[k]);
     if (sigprocmask(SIG_SETMASK, &handled, NULL) < 0) return fail(failure, "sigprocmask");
     if (single_id && enter_user_namespace(failure) < 0) return -1;
+    if (ranges && await_id_maps(failure) < 0) return -1;
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
     // Somebody may have stopped it when the JavaScript process dies: it has to go on to give everything back.
     if (prctl(PR_SET_PDEATHSIG, SIGCONT) < 0) return fail(failure, "prctl");
@@ -355,9 +372,14 @@ static int set_up(const char *folder, bool single_id, struct failure *failure) {
     if (sys_mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return fail(failure, "mount");
     if (chdir("/") < 0) return fail(failure, "chdir");
     snprintf(nodes, sizeof nodes, "%s/dev", folder);
-    if (nodes_make(nodes, single_id, failure) < 0) return -1;
+    if (nodes_make(nodes, single_id || ranges, failure) < 0) return -1;
     if ((shared.null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0) return fail(failure, "open");
     if ((shared.pid_namespace = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC)) < 0) return fail(failure, "open");
+    // In a user namespace of its own it has no rights over the pid namespace that it is in.
+    if (setns(shared.pid_namespace, CLONE_NEWPID) < 0) {
+        close(shared.pid_namespace);
+        shared.pid_namespace = -1;
+    }
     network_init(&shared.network);
     if ((shared.pidfd = sys_pidfd_open(getpid())) < 0) return fail(failure, "pidfd_open");
     if ((signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return fail(failure, "signalfd");
@@ -394,7 +416,7 @@ int main(int argc, char **argv) {
     }
     connection = atoi(argv[2]);
     shared.self = atoi(argv[3]);
-    if (set_up(argv[1], argc > 4 && !strcmp(argv[4], "single-id"), &failure) < 0) {
+    if (set_up(argv[1], argc > 4 ? argv[4] : "root", &failure) < 0) {
         send_failure(REPLY_FAILED, 0, &failure);
         return 1;
     }

@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 // Entries that are removed in passing; a larger folder gets a process of its own, so that no start waits for it.
 #define REMOVE_AT_ONCE 64
@@ -35,9 +36,16 @@ struct entrances {
     int tasks[CGROUPS_MAX];
 };
 
-static void close_entrances(struct entrances *entrances) {
-    close_descriptor(&entrances->unified);
-    while (entrances->count > 0) close_descriptor(&entrances->tasks[--entrances->count]);
+// What the supervisor's operations leave for those that follow.
+struct preparation {
+    struct entrances entrances;
+    int layer_map; // the user namespace that translates the ids of lower layers, or -1
+};
+
+static void close_preparation(struct preparation *made) {
+    close_descriptor(&made->layer_map);
+    close_descriptor(&made->entrances.unified);
+    while (made->entrances.count > 0) close_descriptor(&made->entrances.tasks[--made->entrances.count]);
 }
 
 static int own(struct unit *unit, const char *path, bool cgroup, struct failure *failure) {
@@ -77,23 +85,6 @@ static int take_mount(struct unit *unit, int mount) {
     return 0;
 }
 
-static int prepare(struct unit *unit, const struct operation *operation, struct entrances *entrances) {
-    const union field *f = operation->field;
-    struct failure *failure = &unit->failure;
-    switch (operation->code) {
-    case OP_CGROUP_CREATE: return cgroup_create(f[0].s.text, failure) < 0 ? -1 : own(unit, f[0].s.text, true, failure);
-    case OP_CGROUP_WRITE: return cgroup_write(f[0].s.text, f[1].s.text, f[1].s.length, failure);
-    case OP_CGROUP_DEVICES: return cgroup_devices(f[0].s.text, f[1].b.bytes, f[1].b.length, failure);
-    case OP_CGROUP_JOIN: return enter_cgroup(entrances, f, failure);
-    case OP_SCRATCH: return make_scratch(unit, f, failure);
-    case OP_OVERLAY: return take_mount(unit, mount_overlay(&f[0], f[1].s.text, f[2].s.text, &f[3], (unsigned)f[4].i, failure));
-    case OP_OVERLAY_MEMORY: return take_mount(unit, mount_overlay_memory(&f[0], (unsigned)f[1].i, &f[2], &f[3], (unsigned)f[4].i, failure));
-    default:
-        errno = EINVAL;
-        return fail(failure, "plan");
-    }
-}
-
 static int write_proc(pid_t pid, const char *file, const char *text, size_t length, struct failure *failure) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, file);
@@ -110,22 +101,67 @@ static int write_id_maps(pid_t pid, const union field *f, struct failure *failur
     return write_proc(pid, "gid_map", f[1].s.text, f[1].s.length, failure);
 }
 
+// A user namespace with these maps and nobody in it: its process is gone as soon as there is a descriptor.
+static int make_layer_map(int *namespace, const union field *f, struct failure *failure) {
+    char path[64];
+    struct clone_args arguments = {.flags = CLONE_NEWUSER, .exit_signal = SIGCHLD};
+    pid_t pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
+    if (pid < 0) return fail(failure, "clone3");
+    if (pid == 0)
+        for (;;) pause();
+    int result = write_id_maps(pid, f, failure);
+    snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
+    close_descriptor(namespace);
+    *namespace = result < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+    if (result == 0 && *namespace < 0) result = fail(failure, "open");
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    return result;
+}
+
+static int hold(struct unit *unit, int fd, struct failure *failure) {
+    close_descriptor(&unit->held);
+    unit->held = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    return unit->held < 0 ? fail(failure, "fcntl") : 0;
+}
+
+static int prepare(struct unit *unit, const struct operation *operation, const int *descriptors, struct preparation *made) {
+    const union field *f = operation->field;
+    struct failure *failure = &unit->failure;
+    switch (operation->code) {
+    case OP_CGROUP_CREATE: return cgroup_create(f[0].s.text, failure) < 0 ? -1 : own(unit, f[0].s.text, true, failure);
+    case OP_CGROUP_WRITE: return cgroup_write(f[0].s.text, f[1].s.text, f[1].s.length, failure);
+    case OP_CGROUP_DEVICES: return cgroup_devices(f[0].s.text, f[1].b.bytes, f[1].b.length, failure);
+    case OP_CGROUP_JOIN: return enter_cgroup(&made->entrances, f, failure);
+    case OP_SCRATCH: return make_scratch(unit, f, failure);
+    case OP_OVERLAY: return take_mount(unit, mount_overlay(&f[0], f[1].s.text, f[2].s.text, &f[3], (unsigned)f[4].i, made->layer_map, failure));
+    case OP_OVERLAY_MEMORY: return take_mount(unit, mount_overlay_memory(&f[0], (unsigned)f[1].i, &f[2], &f[3], (unsigned)f[4].i, made->layer_map, failure));
+    case OP_HOLD: return hold(unit, f[0].fd == NO_FD ? -1 : descriptors[f[0].fd], failure);
+    case OP_LAYER_MAP: return make_layer_map(&made->layer_map, f, failure);
+    case OP_DISCARD: return own(unit, f[0].s.text, false, failure);
+    case OP_OWNER: return lchown(f[0].s.text, (uid_t)f[1].i, (gid_t)f[2].i) < 0 ? fail(failure, "lchown") : 0;
+    default:
+        errno = EINVAL;
+        return fail(failure, "plan");
+    }
+}
+
 static const struct operation *find(const struct plan *plan, enum operation_code code) {
     for (size_t k = plan->process; k < plan->count; k++)
         if (plan->operations[k].code == code) return &plan->operations[k];
     return NULL;
 }
 
-// A pid namespace is joined for one's children only (pid_namespaces(7)), so the supervisor enters it for the time of
-// the clone. Entering back is allowed, as it is the namespace that it is in.
-static int enter_pid_namespace(const struct plan *plan, const int *descriptors, struct failure *failure) {
+// The pid namespace to join: the descriptor of a process in it, or -1. It is joined for one's children only
+// (pid_namespaces(7)), so somebody has to enter it before the clone.
+static int pid_namespace_of(const struct plan *plan, const int *descriptors, uint32_t *index) {
     for (size_t k = plan->process; k < plan->count; k++) {
         const struct operation *operation = &plan->operations[k];
         if (operation->code != OP_JOIN || !(operation->field[1].i & CLONE_NEWPID) || operation->field[0].fd == NO_FD) continue;
-        failure->operation = (uint32_t)k;
-        return setns(descriptors[operation->field[0].fd], CLONE_NEWPID) < 0 ? fail(failure, "setns") : 1;
+        *index = (uint32_t)k;
+        return descriptors[operation->field[0].fd];
     }
-    return 0;
+    return -1;
 }
 
 // How a child has its memory: the values of the plan's field, of which any other is as the last.
@@ -188,12 +224,30 @@ static pid_t clone_with_shared_memory(struct clone_args arguments, char *stack, 
     return pid < 0 ? -1 : (pid_t)pid;
 }
 
+// Of include/linux/sched.h, as /proc/PID/stat shows them.
+#define PF_EXITING 0x4
+#define PF_FORKNOEXEC 0x40
+
+// The wait of vfork ends with the memory's release, before a child that was killed can be waited for; but by then it is
+// known to be ending, and that it has never executed anything. One that has must not be run twice, however it ended.
+static bool ends_unexecuted(pid_t pid) {
+    char path[64], text[1024];
+    unsigned flags = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (n <= 0) return false;
+    text[n] = '\0';
+    char *name_end = strrchr(text, ')'); // a name may have anything in it
+    return name_end && sscanf(name_end + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && (flags & PF_EXITING) && (flags & PF_FORKNOEXEC);
+}
+
 // Whether the child was killed by its timer. It is waited for then.
 static bool ran_out(pid_t pid) {
     siginfo_t end = {0};
-    if (waitid(P_PID, (id_t)pid, &end, WEXITED | WNOHANG | WNOWAIT) < 0 || end.si_pid != pid) return false;
-    if (end.si_code != CLD_KILLED || end.si_status != SIGKILL) return false;
-    return waitid(P_PID, (id_t)pid, &end, WEXITED | WNOHANG) == 0;
+    if (!ends_unexecuted(pid)) return false;
+    if (waitid(P_PID, (id_t)pid, &end, WEXITED | WNOWAIT) < 0 || end.si_code != CLD_KILLED || end.si_status != SIGKILL) return false;
+    return waitid(P_PID, (id_t)pid, &end, WEXITED) == 0;
 }
 
 // A child that shares memory holds the supervisor up for as long as it takes. Where what it does can hang (a lease on
@@ -221,6 +275,39 @@ static pid_t clone_child(const struct clone_args *arguments, enum memory memory,
     return clone_with_own_memory(*arguments, launch);
 }
 
+// Where the supervisor could not come back from a pid namespace, a process in between enters it, whose child becomes the
+// supervisor's own by CLONE_PARENT, and gets the exit signal of the one in between (clone(2)).
+static pid_t clone_between(int namespace, const struct clone_args *asked, struct launch *launch, int *pidfd, const char **call) {
+    struct clone_args arguments = *asked;
+    struct { pid_t pid; int error; bool entered; } told = {.pid = -1, .error = EIO};
+    int ends[2];
+    *call = "pipe2";
+    if (pipe2(ends, O_CLOEXEC) < 0) return -1;
+    cleanup_close int ours = ends[0], theirs = ends[1];
+    *call = "fork";
+    pid_t between = fork();
+    if (between < 0) return -1;
+    if (between == 0) {
+        arguments.flags = (arguments.flags & ~(uint64_t)CLONE_PIDFD) | CLONE_PARENT;
+        arguments.exit_signal = 0;
+        arguments.pidfd = 0;
+        told.entered = setns(namespace, CLONE_NEWPID) == 0;
+        if (told.entered) told.pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
+        if (told.pid == 0) enter_and_run(launch);
+        told.error = errno;
+        _exit(write(theirs, &told, sizeof told) == sizeof told ? 0 : 1);
+    }
+    waitpid(between, NULL, 0);
+    close_descriptor(&theirs);
+    theirs = -1;
+    if (read(ours, &told, sizeof told) < 0) told.error = errno;
+    *call = told.entered ? "clone3" : "setns";
+    errno = told.error;
+    // Nobody but the supervisor waits for it, so the pid is still its own.
+    if (told.pid > 0) *pidfd = sys_pidfd_open(told.pid);
+    return told.pid;
+}
+
 static int start_process(struct unit *unit, struct supervisor *supervisor, const struct plan *plan,
                          const int *descriptors, const struct entrances *entrances) {
     const struct operation *maps = find(plan, OP_ID_MAP);
@@ -233,12 +320,16 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, failures) < 0) return fail(failure, "socketpair");
     cleanup_close int childs_end = failures[1];
     unit->failures = failures[0];
-    if (maps && pipe2(gate, O_CLOEXEC) < 0) return fail(failure, "pipe2");
-    cleanup_close int gate_read = gate[0], gate_write = gate[1];
+    if (maps && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, gate) < 0) return fail(failure, "socketpair");
+    cleanup_close int childs_gate = gate[0], our_gate = gate[1];
 
-    int entered = enter_pid_namespace(plan, descriptors, failure);
-    if (entered < 0) return -1;
-    failure->operation = (uint32_t)plan->process;
+    uint32_t join = 0;
+    int namespace = pid_namespace_of(plan, descriptors, &join);
+    bool entered = namespace >= 0 && supervisor->pid_namespace >= 0;
+    if (entered && setns(namespace, CLONE_NEWPID) < 0) {
+        failure->operation = join;
+        return fail(failure, "setns");
+    }
     struct clone_args arguments = {
         .flags = (uint64_t)process[0].i | CLONE_PIDFD | (entrances->unified >= 0 ? CLONE_INTO_CGROUP : 0),
         .pidfd = (uint64_t)(uintptr_t)&unit->pidfd,
@@ -260,8 +351,10 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
     bool own_network = (process[0].i & CLONE_NEWNET) && !(process[0].i & CLONE_NEWUSER);
     bool ahead = own_network && network_enter(&supervisor->network);
     if (ahead) arguments.flags &= ~(uint64_t)CLONE_NEWNET;
-    pid_t pid = clone_child(&arguments, (enum memory)process[1].i, &launch);
-    if (pid < 0) fail(failure, "clone3");
+    const char *call = "clone3";
+    pid_t pid = namespace >= 0 && !entered ? clone_between(namespace, &arguments, &launch, &unit->pidfd, &call)
+                                           : clone_child(&arguments, (enum memory)process[1].i, &launch);
+    if (pid < 0) fail(failure, call);
     if (ahead) network_leave(&supervisor->network);
     if (entered && setns(supervisor->pid_namespace, CLONE_NEWPID) < 0) abort(); // every later child would be in there
     if (pid < 0) return -1;
@@ -269,21 +362,28 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
     close_descriptor(&unit->mount); // the child's now
     unit->mount = -1;
     if (maps) {
+        char byte;
+        close_descriptor(&childs_gate); // so that the child's end is seen
+        childs_gate = -1;
         failure->operation = (uint32_t)(maps - plan->operations);
+        ssize_t n;
+        while ((n = read(our_gate, &byte, 1)) < 0 && errno == EINTR) continue;
+        if (n < 0) return fail(failure, "read");
+        if (n == 0) return 0; // it has failed before that, and says so itself
         if (write_id_maps(pid, maps->field, failure) < 0) return -1;
-        if (write(gate_write, "", 1) != 1) return fail(failure, "write");
+        if (send(our_gate, "", 1, MSG_NOSIGNAL) != 1) return fail(failure, "send");
     }
     return 0;
 }
 
 bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct plan *plan, const int *descriptors) {
-    __attribute__((cleanup(close_entrances))) struct entrances entrances = {.unified = -1};
+    __attribute__((cleanup(close_preparation))) struct preparation made = {.entrances.unified = -1, .layer_map = -1};
     for (size_t k = 0; k < plan->process; k++) {
-        if (prepare(unit, &plan->operations[k], &entrances) == 0) continue;
+        if (prepare(unit, &plan->operations[k], descriptors, &made) == 0) continue;
         unit->failure.operation = (uint32_t)k;
         return false;
     }
-    return plan->process == plan->count || start_process(unit, supervisor, plan, descriptors, &entrances) == 0;
+    return plan->process == plan->count || start_process(unit, supervisor, plan, descriptors, &made.entrances) == 0;
 }
 
 bool unit_executed(struct unit *unit) {
@@ -376,5 +476,6 @@ void unit_free(struct unit *unit) {
     close_descriptor(&unit->pidfd);
     close_descriptor(&unit->failures);
     close_descriptor(&unit->mount);
+    close_descriptor(&unit->held);
     free(unit);
 }

@@ -23,6 +23,7 @@ struct unit {
     int pidfd;
     int failures;  // our end of the child's socket, -1 once it has been read
     int mount;     // the root that the plan made, until the JavaScript process has it
+    int held;      // a descriptor that is closed with the unit, for what it locks; -1 where there is none
     bool own_pids; // its process is the first of a pid namespace, with which all of it ends
     pid_t remover; // the process that removes a large folder, or 0
     struct owned *owned;
@@ -38,7 +39,7 @@ struct supervisor {
     int self;   // the supervisor's own executable
     int null;   // /dev/null
     int pidfd;  // of the supervisor
-    int pid_namespace;
+    int pid_namespace; // the supervisor's own, -1 where it could not come back to it
     struct network network;
 };
 

@@ -82,7 +82,10 @@ static struct stat own(int fd, int dir, const char *name, uid_t uid, gid_t gid, 
     bool owned = now.st_uid == uid && now.st_gid == gid;
     if (!owned) {
         int done = fd >= 0 ? fchown(fd, uid, gid) : fchownat(dir, name, uid, gid, AT_SYMLINK_NOFOLLOW);
-        if (done < 0 && !(options.ignore_chown && (errno == EPERM || errno == EINVAL))) fail_io("fchownat");
+        bool ignored = options.ignore_chown && (errno == EPERM || errno == EINVAL);
+        if (done < 0 && errno == EINVAL && !ignored)
+            fail(UNSUPPORTED, EINVAL, "fchownat", blame, "its owner %u:%u is not among the ids of this user namespace", uid, gid);
+        if (done < 0 && !ignored) fail_io("fchownat");
     }
     bool moded = (now.st_mode & 07777) == mode && (owned || !(mode & (S_ISUID | S_ISGID)));
     // fchmodat follows symlinks, but this is none: it was just made, or looked at, and the world is ours alone.

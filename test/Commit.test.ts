@@ -51,7 +51,7 @@ suite("Container.commit", (effect, berthFolder) => {
       (text) => JSON.parse(text)
     )
 
-  effect(
+  effect.asRoot(
     "makes an image that Berth runs, skopeo reads and umoci unpacks to the same tree",
     () =>
       Effect.gen(function* () {

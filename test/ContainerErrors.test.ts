@@ -235,7 +235,7 @@ suite("Container, what it says of bad input", (effect) => {
     })
   )
 
-  effect("a kernel parameter that there is not, or that is the host's", () =>
+  effect.asRoot("a kernel parameter that there is not, or that is the host's", () =>
     Effect.gen(function* () {
       const missing = yield* failure(
         "OperationFailed",

@@ -27,7 +27,7 @@ const hostFolder = (name: string) =>
   })
 
 suite("Container, its files", (effect) => {
-  effect("changes nothing of the host's root, however it writes", () =>
+  effect.asRoot("changes nothing of the host's root, however it writes", () =>
     Effect.gen(function* () {
       const before = fs.readFileSync("/etc/passwd", "utf8")
       const text = yield* out(
@@ -91,7 +91,7 @@ suite("Container, its files", (effect) => {
     })
   )
 
-  effect("cannot write to a bind that is read-only, nor to what is mounted below it", () =>
+  effect.asRoot("cannot write to a bind that is read-only, nor to what is mounted below it", () =>
     Effect.gen(function* () {
       const source = yield* hostFolder("read-only")
       fs.mkdirSync(`${source}/below`)
@@ -113,7 +113,7 @@ suite("Container, its files", (effect) => {
     })
   )
 
-  effect("sees a single file that is bound, over one that is there and where there is none", () =>
+  effect.asRoot("sees a single file that is bound, over one that is there and where there is none", () =>
     Effect.gen(function* () {
       const source = yield* hostFolder("file")
       fs.writeFileSync(`${source}/conf`, "mine\n")
@@ -203,7 +203,7 @@ suite("Container, its files", (effect) => {
     })
   )
 
-  effect("masks and protects the paths that it is told to", () =>
+  effect.asRoot("masks and protects the paths that it is told to", () =>
     Effect.gen(function* () {
       const options = { maskedPaths: ["/etc/passwd", "/usr/share", "/no/such"], readonlyPaths: ["/etc"] }
       const script =
@@ -213,7 +213,7 @@ suite("Container, its files", (effect) => {
     })
   )
 
-  effect("cannot change the mode of the host's devices through its own or its masks", () =>
+  effect.asRoot("cannot change the mode of the host's devices through its own or its masks", () =>
     Effect.gen(function* () {
       const names = ["null", "zero", "full"]
       const modes = () => names.map((name) => fs.statSync(`/dev/${name}`).mode & 0o777)
@@ -270,7 +270,7 @@ suite("Container, its files", (effect) => {
     })
   )
 
-  effect("has none of the host's mounts, and its own are in nobody else's table", () =>
+  effect.asRoot("has none of the host's mounts, and its own are in nobody else's table", () =>
     Effect.gen(function* () {
       const image = yield* Image.host
       const before = fs.readFileSync("/proc/self/mountinfo", "utf8")

@@ -195,7 +195,7 @@ suite("Container, the process", (effect) => {
     })
   )
 
-  effect("has all the capabilities that there are to be had where all are asked for", () =>
+  effect.asRoot("has all the capabilities that there are to be had where all are asked for", () =>
     Effect.gen(function* () {
       const own = parseStatus(fs.readFileSync("/proc/self/status", "utf8")).CapEff
       const text = yield* out(status, { capabilities: { add: ["ALL"] } })

@@ -180,16 +180,16 @@ suite("Namespace", (effect) => {
 
   effect("ids of a user namespace are those that were asked for", () =>
     Effect.gen(function* () {
-      const range = [{ container: 0, host: 100000, size: 65536 }]
+      const range = [{ container: 0, host: 1000, size: 60000 }]
       const { pid } = yield* Namespace.make(["user"], { ids: { uids: range, gids: range } })
-      const fields = fs.readFileSync(`/proc/${pid}/uid_map`, "utf8").trim().split(/\s+/)
-      assert.deepEqual(fields, ["0", "100000", "65536"])
+      const map = fs.readFileSync(`/proc/${pid}/uid_map`, "utf8")
+      assert.match(map, process.getuid?.() === 0 ? /^ *0 +1000 +60000\n$/ : /^ *0 +\d+ +60000\n$/)
       const overlapping = [...range, { container: 0, host: 0, size: 1 }]
       const error = yield* failure(
-        "OperationFailed",
+        "InvalidOption",
         Namespace.make(["user"], { ids: { uids: overlapping, gids: range } })
       )
-      assert.match(error.message, /id-map.*: write: EINVAL/)
+      assert.match(error.message, /ids\.uids.*do not overlap/)
     })
   )
 

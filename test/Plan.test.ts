@@ -52,7 +52,12 @@ const table = {
   connect: { socket: "f", version: "i", port: "i" },
   self: { arguments: "l", environment: "l" },
   "cgroup-devices": { path: "s", program: "b" },
-  apparmor: { profile: "s" }
+  apparmor: { profile: "s" },
+  hold: { descriptor: "f" },
+  "layer-map": { uids: "s", gids: "s" },
+  owner: { path: "s", uid: "i", gid: "i" },
+  "root-user": {},
+  discard: { path: "s" }
 } as const satisfies Record<Plan.OperationName, Readonly<Record<string, "i" | "s" | "l" | "u" | "b" | "f">>>
 
 type Name = keyof typeof table

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import { basename, resolve } from "node:path"
@@ -7,9 +8,10 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth, Options } from "../Berth.ts"
 import { TypeId } from "../Berth.ts"
-import { type BerthError, OperationFailed, Unsupported } from "../BerthError.ts"
+import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../BerthError.ts"
 import { EPERM } from "./errno.ts"
 import * as Holds from "./holds.ts"
+import * as Ids from "./ids.ts"
 import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "./native.ts"
 import * as Seccomp from "./seccomp.ts"
 import * as Supervisor from "./supervisor.ts"
@@ -52,6 +54,40 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
 
 export const defaultFolder = (rootless: boolean): string =>
   rootless ? `${process.env.XDG_DATA_HOME || `${os.homedir()}/.local/share`}/berth` : "/var/lib/berth"
+
+/**
+ * Where unpacked layers are, whose owners are ids of the host's: the folder says for which ids it is, and those of a user
+ * whose ranges have changed are others.
+ */
+const layersFolder = (folder: string, rootless: boolean, { gids, uids }: Ids.Ids): string => {
+  const layers = `${folder}/layers`
+  if (!rootless) return layers
+  const text = `${Ids.print(uids)}\n${Ids.print(gids)}`
+  fs.mkdirSync(layers, { recursive: true, mode: 0o700 })
+  try {
+    fs.writeFileSync(`${layers}/ids`, text, { flag: "wx" })
+  } catch (cause) {
+    if ((cause as { code?: unknown }).code !== "EEXIST") throw cause
+  }
+  return fs.readFileSync(`${layers}/ids`, "utf8") === text
+    ? layers
+    : `${layers}-${createHash("sha256").update(text).digest("hex").slice(0, 12)}`
+}
+
+const idsOf = (wanted: Options["ids"] = "auto"): Effect.Effect<Ids.Ids, BerthError> =>
+  Effect.suspend((): Effect.Effect<Ids.Ids, BerthError> => {
+    if (!["auto", "ranges", "single"].includes(wanted)) {
+      const expected = '"auto", "ranges" or "single"'
+      return Effect.fail(new InvalidOption({ option: "ids", value: JSON.stringify(wanted), expected }))
+    }
+    if (process.geteuid!() === 0) return Effect.succeed(Ids.all)
+    const single = Ids.single(process.geteuid!(), process.getegid!())
+    const ranges = wanted === "single" ? single : Ids.ranges()
+    if (typeof ranges !== "string") return Effect.succeed(ranges)
+    return wanted === "auto"
+      ? Effect.succeed(single)
+      : Effect.fail(new Unsupported({ feature: "ranges of ids", why: ranges, hint: Ids.rangesHint }))
+  })
 
 const storage = (operation: string, cause: unknown): BerthError => {
   const { errno, syscall } = cause as { errno?: number; syscall?: string }
@@ -126,16 +162,26 @@ const explain = (error: BerthError): BerthError =>
 interface Supervised {
   readonly supervisor: Supervisor.Supervisor
   readonly holds: Holds.Holds
+  readonly layers: string
 }
 
 /** A supervisor of its own, with what earlier ones have left swept before, and what itself has left after. */
-const supervised = (folder: string, rootless: boolean): Effect.Effect<Supervised, BerthError, Scope.Scope> =>
+const supervised = (
+  folder: string,
+  rootless: boolean,
+  ids: Ids.Ids
+): Effect.Effect<Supervised, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const { state, lock } = yield* makeState(folder)
     yield* sweep(folder, state)
-    const holds = Holds.make(folder, state)
-    const mode = rootless ? "single-id" : "root"
-    const starting = Effect.mapError(Supervisor.start(state, lock, mode, Holds.guard(holds)), explain)
+    const layers = yield* Effect.try({
+      try: () => layersFolder(folder, rootless, ids),
+      catch: (cause) => storage(`layers folder ${folder}/layers`, cause)
+    })
+    const holds = Holds.make(folder, layers, state)
+    const mode = !rootless ? "root" : ids.uids.length > 1 ? "ranges" : "single-id"
+    const map = (pid: number) => Ids.writeMaps(pid, ids)
+    const starting = Effect.mapError(Supervisor.start(state, lock, mode, map, Holds.guard(holds)), explain)
     const warming = Effect.sync(() => Seccomp.warm(folder))
     const supervisor = yield* Effect.acquireRelease(
       // While the supervisor sets itself up, there is time.
@@ -146,11 +192,13 @@ const supervised = (folder: string, rootless: boolean): Effect.Effect<Supervised
       (started) =>
         Effect.zipRight(
           started.stop,
-          Effect.when(Effect.ignore(Effect.scoped(supervised(folder, rootless))), () => fs.existsSync(state))
+          Effect.when(Effect.ignore(Effect.scoped(supervised(folder, rootless, ids))), () =>
+            fs.existsSync(state)
+          )
         )
     )
     yield* removeSwept(supervisor)
-    return { supervisor, holds }
+    return { supervisor, holds, layers }
   })
 
 export const make = (
@@ -161,15 +209,19 @@ export const make = (
     const rootless = process.geteuid!() !== 0
     const folder = resolve(options.folder ?? defaultFolder(rootless))
     yield* checkOwner(folder)
-    const { supervisor, holds } = yield* supervised(folder, rootless)
+    const ids = yield* idsOf(options.ids)
+    const { supervisor, holds, layers } = yield* supervised(folder, rootless, ids)
     yield* systemd.delegate(supervisor.pid)
     return {
       [TypeId]: TypeId,
       folder,
       rootless,
+      ids,
+      idOwner: options.idOwner ?? "containers",
       fileSystem: yield* FileSystem.FileSystem,
       httpClient: yield* HttpClient.HttpClient,
       supervisor,
-      holds
+      holds,
+      layers
     } satisfies Berth
   })

@@ -17,6 +17,7 @@ import * as Reference from "../Reference.ts"
 import * as Archive from "./archive.ts"
 import * as Descriptors from "./descriptors.ts"
 import * as Holds from "./holds.ts"
+import type { Ids } from "./ids.ts"
 import { defaultMaxBytes } from "./imageLayer.ts"
 import { ofImage } from "./imagePush.ts"
 import { checkEnvironment, encodeConfig, healthcheckOf, keySet, write } from "./imageWrite.ts"
@@ -41,6 +42,8 @@ interface Source {
   readonly image: Image
   /** The folder of the writable layer, undefined where it is in memory. */
   readonly upper: string | undefined
+  /** The ids that its files have, and what they are on the host. */
+  readonly ids: Ids
 }
 
 /** What the container was started from, and where what it wrote is. */
@@ -54,7 +57,7 @@ const sourceOf = (container: Container): Effect.Effect<Source, BerthError> =>
         "a container of an image with a manifest, or of Image.scratch: Image.import makes one of a folder"
       return Effect.fail(new InvalidOption({ option: "container", value: image.reference, expected }))
     }
-    return Effect.succeed({ image, upper })
+    return Effect.succeed({ image, upper, ids: base.ids })
   })
 
 /** What is known of a layer once all of it has gone by. */
@@ -97,7 +100,7 @@ const GZIP_SYSTEM_AT = 9
 /** The writable layer: its own folder, or where nobody can open that, what the root shows more than the layers below. */
 const partsOf = (
   container: Container,
-  { image, upper }: Source,
+  { ids, image, upper }: Source,
   signal: AbortSignal
 ): Effect.Effect<
   { readonly parts: AsyncIterable<Uint8Array>; readonly isGone: () => boolean },
@@ -106,6 +109,7 @@ const partsOf = (
 > =>
   Effect.gen(function* () {
     const { berth, root } = container.state
+    const owner = { rootless: berth.rootless, ids }
     const failed = layerDiff.failed(`container ${container.id}`)
     const fd = yield* Effect.acquireRelease(
       Effect.try({
@@ -115,11 +119,11 @@ const partsOf = (
       (opened) => Effect.sync(() => native().close(opened))
     )
     if (upper !== undefined) {
-      const parts = layerDiff.archive(fd, berth.rootless, signal)
+      const parts = layerDiff.archive(fd, owner, signal)
       return { parts, isGone: () => fs.statSync(inRoot.via(fd)).nlink === 0 }
     }
     const lower = image.layers.length === 0 ? undefined : yield* merged(berth, image.layers)
-    return { parts: mergedDiff.archive(fd, lower, berth.rootless, signal), isGone: () => false }
+    return { parts: mergedDiff.archive(fd, lower, owner, signal), isGone: () => false }
   })
 
 /** The writable layer, compressed. Fails where it was given back meanwhile, which is no layer without files. */

@@ -66,10 +66,16 @@ export interface Surroundings {
   readonly folder: string
   /** Whether ids are those of a user namespace, which may lack some. */
   readonly inUserNamespace: boolean
+  /** The namespaces that are the host's, of those with files: pid, network and ipc. */
+  readonly ofHost: ReadonlyArray<Kind>
   readonly idMap: Operation | undefined
+  /** By the supervisor before it makes the root. */
+  readonly beforeRoot: ReadonlyArray<Operation>
   readonly cgroup: ReadonlyArray<Operation>
   readonly scratch: ReadonlyArray<Operation>
   readonly root: Operation
+  /** What is below the root before all else. */
+  readonly content: ReadonlyArray<Operation>
   readonly hostname: string | undefined
   readonly mounts: ReadonlyArray<Mount.Mount>
   readonly maskedPaths: ReadonlyArray<string>
@@ -118,15 +124,17 @@ const bindDevices = (folder: string): ReadonlyArray<Operation> =>
 // The sweeper knows by it whose a process is. Where the supervisor has device nodes of its own, these say it already.
 const tag = (folder: string): string => `source=berth.${folder.slice(folder.lastIndexOf("/") + 1)}`
 
+const mqueue: Operation = {
+  op: "mount",
+  type: "mqueue",
+  target: "/dev/mqueue",
+  options: [],
+  attributes: NO_SUID_DEV_EXEC
+}
+
 // runtime-spec, config-linux.md, default filesystems; options as Docker has them.
 const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
-  {
-    op: "mount",
-    type: "proc",
-    target: "/proc",
-    options: around.hidepid === undefined ? [] : [`hidepid=${around.hidepid}`],
-    attributes: NO_SUID_DEV_EXEC
-  },
+  kernelFiles(around, "proc", "pid", around.hidepid === undefined ? [] : [`hidepid=${around.hidepid}`], 0),
   {
     op: "mount",
     type: "tmpfs",
@@ -151,35 +159,54 @@ const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
     options: ["mode=1777", `size=${around.shmBytes}`],
     attributes: NO_SUID_DEV_EXEC
   },
-  { op: "mount", type: "mqueue", target: "/dev/mqueue", options: [], attributes: NO_SUID_DEV_EXEC },
-  {
-    op: "mount",
-    type: "sysfs",
-    target: "/sys",
-    options: [],
-    attributes: NO_SUID_DEV_EXEC | MOUNT_ATTR_RDONLY
-  }
+  // Of the host's ipc namespace a user namespace may mount none.
+  ...(around.inUserNamespace && around.ofHost.includes("ipc") ? [] : [mqueue]),
+  kernelFiles(around, "sys", "network", [], MOUNT_ATTR_RDONLY)
 ]
 
-type Standard = Pick<Surroundings, "folder" | "inUserNamespace" | "shmBytes" | "hidepid">
+type Standard = Pick<Surroundings, "folder" | "inUserNamespace" | "ofHost" | "shmBytes" | "hidepid">
+
+// A user namespace may mount the file system of a pid or network namespace that it owns; of the host's there is only the
+// host's own mount, with all that is on it.
+const kernelFiles = (
+  around: Standard,
+  name: string,
+  kind: Kind,
+  options: ReadonlyArray<string>,
+  more: number
+): Operation => {
+  const [target, attributes] = [`/${name}`, NO_SUID_DEV_EXEC | more]
+  return around.inUserNamespace && around.ofHost.includes(kind)
+    ? { op: "bind", source: target, target, attributes, recursive: 1 }
+    : { op: "mount", type: name === "sys" ? "sysfs" : name, target, options, attributes }
+}
 
 // What nearly every container of a supervisor has alike is made, and encoded, once.
 let standard: { readonly of: Standard; readonly operations: ReadonlyArray<Operation> } | undefined
 
-const sharedMounts = ({ folder, hidepid, inUserNamespace, shmBytes }: Standard): ReadonlyArray<Operation> => {
+const sharedMounts = ({
+  folder,
+  hidepid,
+  inUserNamespace,
+  ofHost,
+  shmBytes
+}: Standard): ReadonlyArray<Operation> => {
   const of = standard?.of
   if (
     of?.folder !== folder ||
     of.inUserNamespace !== inUserNamespace ||
+    of.ofHost.length !== ofHost.length ||
+    of.ofHost.some((kind) => !ofHost.includes(kind)) ||
     of.shmBytes !== shmBytes ||
     of.hidepid !== hidepid
   ) {
-    const made = { folder, inUserNamespace, shmBytes, hidepid }
+    const made = { folder, inUserNamespace, ofHost, shmBytes, hidepid }
     standard = { of: made, operations: standardMounts(made).map(constant) }
   }
   return standard!.operations
 }
 
+const rootUser = constant({ op: "root-user" })
 const session = constant({ op: "session" })
 const keyring = constant({ op: "keyring" })
 const loopback = constant({ op: "loopback" })
@@ -214,6 +241,7 @@ const readonly = (paths: ReadonlyArray<string>): Operation =>
 
 const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
   root,
+  ...around.content,
   ...sharedMounts(around),
   ...around.mounts.map(extraMount),
   ...(around.maskedPaths.length === 0
@@ -234,6 +262,7 @@ const enter = (process: Process): ReadonlyArray<Operation> => [
       namespaces: kinds.reduce((all, kind) => all | flags[kind], 0)
     })
   ),
+  ...(process.joined.some(({ kinds }) => kinds.includes("user")) ? [rootUser] : []),
   session,
   keyring,
   { op: "stdio", ...process.stdio },
@@ -298,6 +327,7 @@ const shared = (process: Process, around: Surroundings): 0 | 1 =>
   around.created.has("user") ||
   around.created.has("time") ||
   process.seccomp?.custom === true ||
+  around.content.length > 0 ||
   around.mounts.some((mount) => mount.type === "bind")
     ? 0
     : 1
@@ -313,11 +343,12 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
     ...around.cgroup,
     ...process.cgroup,
     ...around.scratch,
+    ...around.beforeRoot,
     // In a user namespace of its own the child could not read the layers' trusted.* attributes, so the root is made
     // before it enters one.
     ...(around.idMap === undefined ? [] : [around.root]),
     { op: "process", namespaces: atClone, shared: shared(process, around) },
-    ...(around.idMap === undefined ? [] : [around.idMap]),
+    ...(around.idMap === undefined ? [] : [around.idMap, rootUser]),
     ...enter(process),
     ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),
     ...(around.created.has("network") ? [loopback] : []),

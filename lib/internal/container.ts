@@ -27,6 +27,7 @@ import type { Kind } from "../Namespace.ts"
 import * as Plan from "../Plan.ts"
 import { attempt } from "./attempt.ts"
 import * as compile from "./compile.ts"
+import * as Ids from "./ids.ts"
 import { launchInside, running } from "./inside.ts"
 import { native } from "./native.ts"
 import * as check from "./options.ts"
@@ -37,6 +38,7 @@ import * as Seccomp from "./seccomp.ts"
 import { signalNumber } from "./signals.ts"
 import { stdioNames } from "./stdio.ts"
 import { traced } from "./traced.ts"
+import * as Userns from "./userns.ts"
 import * as users from "./users.ts"
 
 export const start = (
@@ -44,10 +46,33 @@ export const start = (
   options: StartOptions = {}
 ): Effect.Effect<Container, BerthError, Berth | Scope.Scope> =>
   Effect.flatMap(Berth, (berth) => {
+    const userns = options.userns
+    if (userns === undefined) return startIn(berth, image, options, undefined)
+    return Effect.acquireUseRelease(
+      attempt(() => Userns.acquire(userns, berth)),
+      (mapped) => startIn(berth, image, options, mapped),
+      (mapped) => Effect.sync(() => Userns.release(mapped))
+    )
+  })
+
+const startIn = (
+  berth: Berth,
+  image: Image,
+  options: StartOptions,
+  userns: Userns.Mapped | undefined
+): Effect.Effect<Container, BerthError, Scope.Scope> =>
+  Effect.suspend(() => {
     const id = prepare.makeId()
     const { folder, nextId } = berth.supervisor
     const prepared = attempt(() =>
-      prepare.start(image, options, { folder, unit: nextId(), id, rootless: berth.rootless })
+      prepare.start(image, options, {
+        folder,
+        unit: nextId(),
+        id,
+        rootless: berth.rootless,
+        ids: berth.ids,
+        userns
+      })
     )
     return Effect.flatMap(prepared, (ready) => launch({ ...ready, berth })).pipe(
       traced("berth.Container.start", { "container.id": id, "container.image.name": image.reference })
@@ -57,7 +82,14 @@ export const start = (
 export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Plan.Plan, BerthError> =>
   attempt(() => {
     const rootless = process.geteuid?.() !== 0
-    const at = { folder: "/var/lib/berth/run/0", unit: 1, id: "000000000000", rootless }
+    const at = {
+      folder: "/var/lib/berth/run/0",
+      unit: 1,
+      id: "000000000000",
+      rootless,
+      ids: Ids.all,
+      userns: undefined
+    }
     return Plan.make(prepare.start(image, options, at).operations)
   })
 
@@ -131,7 +163,9 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
         idMap: undefined,
         cgroup: [],
         scratch: [],
-        root: { op: "root-mount", mount: "root" }
+        beforeRoot: [],
+        root: { op: "root-mount", mount: "root" },
+        content: rootfs.content
       })
     )
     const started = yield* launch({
@@ -150,7 +184,8 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
       stopSignal: rootfs.image.config.stopSignal,
       healthcheck: rootfs.image.config.healthcheck,
       logs: undefined,
-      base: { image: rootfs.image, upper: rootfs.upper, isThere: () => rootfs.mount >= 0 }
+      ids: undefined,
+      base: { image: rootfs.image, upper: rootfs.upper, ids: berth.ids, isThere: () => rootfs.mount >= 0 }
     })
     if (shared) namespaces.root = rootfs
     return started

@@ -16,6 +16,7 @@ import { attempt } from "./attempt.ts"
 import { checkSystem, defaultFolder, makeState } from "./berth.ts"
 import { nameOf, tree } from "./cgroup.ts"
 import * as look from "./doctorLook.ts"
+import * as Ids from "./ids.ts"
 import * as Supervisor from "./supervisor.ts"
 import * as systemd from "./systemd.ts"
 
@@ -31,13 +32,15 @@ const trying =
         result._tag === "Left" ? Effect.succeed(result.left) : Effect.as(result.right.release, undefined)
     )
 
+const ids = look.isRootless() ? Ids.single(process.geteuid!(), process.getegid!()) : Ids.all
+
 // A process that does what is in between, and then nothing: its exec shows that all of it was done.
 const inChild = (
   kinds: ReadonlyArray<Kind>,
   between: ReadonlyArray<Plan.Operation>
 ): ReadonlyArray<Plan.Operation> => [
   { op: "process", namespaces: kinds.reduce((all, kind) => all | flags[kind], 0), shared: 0 },
-  ...(kinds.includes("user") ? [idMap(look.isRootless(), undefined)] : []),
+  ...(kinds.includes("user") ? [idMap(Ids.nested(ids))] : []),
   { op: "session" },
   { op: "stdio", stdin: null, stdout: null, stderr: null },
   ...between,
@@ -174,7 +177,7 @@ const supervisor: Effect.Effect<Supervisor.Supervisor, BerthError, Scope.Scope> 
   const { lock, state } = yield* makeState(folder)
   const guard = { missing: () => [], hold: () => Effect.void }
   return yield* Effect.acquireRelease(
-    Supervisor.start(state, lock, look.isRootless() ? "single-id" : "root", guard),
+    Supervisor.start(state, lock, look.isRootless() ? "single-id" : "root", () => Effect.void, guard),
     (started) => started.stop
   )
 })

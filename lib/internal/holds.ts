@@ -18,6 +18,8 @@ import type { Guard } from "./supervisor.ts"
 export interface Holds {
   /** Berth's folder. */
   readonly folder: string
+  /** Where the unpacked layers are. */
+  readonly layers: string
   /** The supervisor's state folder. */
   readonly state: string
   /** What the file says: all that is in use, and what was until it was last written anew. */
@@ -26,15 +28,16 @@ export interface Holds {
   readonly counts: Map<string, number>
 }
 
-export const make = (folder: string, state: string): Holds => ({
+export const make = (folder: string, layers: string, state: string): Holds => ({
   folder,
+  layers,
   state,
   written: new Set(),
   counts: new Map()
 })
 
 const fileName = "holds"
-const layersOf = (holds: Holds): string => `${holds.folder}/layers/`
+const layersOf = (holds: Holds): string => `${holds.layers}/`
 
 /** `sha256:...` for a blob, `sha256/...` or `folders/...` for a layer, whatever path leads to Berth's folder. */
 const lineOf = (holds: Holds, item: string): string =>

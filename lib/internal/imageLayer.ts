@@ -5,6 +5,7 @@ import type * as Scope from "effect/Scope"
 import { Berth } from "../Berth.ts"
 import { type BerthError, ImageError } from "../BerthError.ts"
 import type { ImageLayer, Limits, UnpackOptions } from "../ImageLayer.ts"
+import * as Plan from "../Plan.ts"
 import { type Digest, digestParts, parseDigest } from "../Reference.ts"
 import type { Compression } from "./archive.ts"
 import { describeErrno, errnoName } from "./errno.ts"
@@ -14,12 +15,13 @@ import * as Notes from "./layerNotes.ts"
 import { hashFile, mismatch } from "./layout.ts"
 import * as Oci from "./oci.ts"
 import { io, isNotFound, oneAtATime, storageDetail, tryFileLock, withFileLock } from "./storeFiles.ts"
+import { scopedUnit } from "./unit.ts"
 import * as Unpacker from "./unpacker.ts"
 
 export const defaultMaxBytes = 64 * 1024 ** 3
 const defaultMaxEntries = 10_000_000
 
-const layersFolder = (berth: Berth) => `${berth.folder}/layers`
+const layersFolder = (berth: Berth) => berth.layers
 /** Where layers are by their diff ids. */
 export const siblingsFolder = (berth: Berth): string => `${layersFolder(berth)}/sha256`
 const lockPath = (berth: Berth, hex: string) => `${siblingsFolder(berth)}/${hex}.lock`
@@ -174,7 +176,7 @@ const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> =>
   Effect.flatMap(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) =>
     Effect.forEach(
       names.filter((name) => name.startsWith(`.${hex}.`)),
-      (name) => removeTree(berth, `${siblingsFolder(berth)}/${name}`, temporaryPath(berth, hex)),
+      (name) => removeTree(berth, `${siblingsFolder(berth)}/${name}`),
       { discard: true }
     )
   ).pipe(Effect.ignore)
@@ -187,12 +189,9 @@ const removeImplicit = (berth: Berth, hex: string): Effect.Effect<void> => {
   ).pipe(Effect.ignore)
 }
 
-/** Removes a folder whatever is in it, by letting it go with one that the supervisor owns. */
-export const removeTree = (berth: Berth, path: string, bin: string): Effect.Effect<void, unknown> =>
-  Effect.zipRight(
-    Implicit.ownedFolder(berth, bin),
-    Effect.zipRight(berth.fileSystem.chmod(path, 0o700), berth.fileSystem.rename(path, `${bin}/x`))
-  ).pipe(Effect.scoped)
+/** Removes a folder whatever is in it, as the supervisor may: without root, it can have files of several ids. */
+export const removeTree = (berth: Berth, path: string): Effect.Effect<void, BerthError> =>
+  Effect.scoped(scopedUnit(berth, berth.supervisor.nextId(), path, Plan.make([{ op: "discard", path }]), {}))
 
 /** Removes what dead processes have left of layers, and what was discarded; not of `own`, whose lock the caller has. */
 export const sweep = (berth: Berth, own?: string): Effect.Effect<void> =>

@@ -6,12 +6,14 @@
 import { createHash, randomBytes } from "node:crypto"
 import type { Stats } from "node:fs"
 import * as fs from "node:fs/promises"
+import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type { Berth } from "../Berth.ts"
 import { type BerthError, ImageError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
 import * as Holds from "./holds.ts"
+import * as Ids from "./ids.ts"
 import { io } from "./storeFiles.ts"
 import { scopedUnit } from "./unit.ts"
 
@@ -113,7 +115,6 @@ const design = async (
 }
 
 const build = async (
-  rootless: boolean,
   target: string,
   folders: ReadonlyArray<readonly [path: string, metadata: Metadata]>
 ): Promise<void> => {
@@ -122,14 +123,37 @@ const build = async (
       await fs.mkdir(`${target}/${path}`, { mode: 0o700 })
     }
   }
-  for (const [path, { gid, mode, mtime, uid }] of folders.toReversed()) {
+  for (const [path, { mode, mtime }] of folders.toReversed()) {
     const folder = `${target}/${path}`
-    if (!rootless) {
-      await fs.chown(folder, uid, gid)
-    }
     await fs.utimes(folder, mtime / 1000, mtime / 1000)
     await fs.chmod(folder, mode)
   }
+}
+
+// A plan has 4096 operations at most.
+const OWNERS_MAX = 1000
+
+/** Their owners, by the supervisor, who may set those of every id that there is. Parents come first, and are its own by then. */
+const giveAway = (
+  berth: Berth,
+  target: string,
+  folders: ReadonlyArray<readonly [path: string, metadata: Metadata]>
+): Effect.Effect<void, BerthError> => {
+  if (berth.rootless && berth.ids.uids.length === 1) return Effect.void
+  const { gids, uids } = berth.ids
+  const operations = folders.map(
+    ([path, { gid, uid }]): Plan.Operation => ({
+      op: "owner",
+      path: `${target}/${path}`,
+      uid: Ids.inside(uids, uid),
+      gid: Ids.inside(gids, gid)
+    })
+  )
+  return Effect.forEach(
+    Chunk.chunksOf(Chunk.fromIterable(operations), OWNERS_MAX),
+    (some) => Effect.scoped(scopedUnit(berth, berth.supervisor.nextId(), target, Plan.make([...some]), {})),
+    { discard: true }
+  )
 }
 
 /** Clean relative paths only, as the unpacker has them. */
@@ -141,7 +165,7 @@ export const withoutRepeats = (layers: ReadonlyArray<string>): ReadonlyArray<str
   layers.filter((folder, i) => layers.lastIndexOf(folder) === i)
 
 /** Where these layers are. */
-export const parentFolder = (berth: Berth): string => `${berth.folder}/layers/folders`
+export const parentFolder = (berth: Berth): string => `${berth.layers}/folders`
 
 const attempt = <A>(berth: Berth, evaluate: () => Promise<A>) =>
   Effect.tryPromise({
@@ -204,7 +228,8 @@ export const correction = (
     yield* io(target)(berth.fileSystem.makeDirectory(parentFolder(berth), { recursive: true }))
     const temporary = temporaryOf(target)
     yield* ownedFolder(berth, temporary)
-    yield* attempt(berth, () => build(berth.rootless, temporary, folders))
+    yield* attempt(berth, () => build(temporary, folders))
+    yield* giveAway(berth, temporary, folders)
     yield* place(berth, temporary, target)
     return Option.some(target)
   }).pipe(Effect.scoped)

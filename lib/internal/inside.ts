@@ -38,7 +38,7 @@ export const launchInside = (
   settings: compile.Process,
   options: ProcessOptions
 ): Effect.Effect<Container, BerthError, Scope.Scope> => {
-  const { berth, kinds, pidfd } = container.state
+  const { berth, ids, kinds, pidfd } = container.state
   return launch({
     berth,
     unit: berth.supervisor.nextId(),
@@ -58,6 +58,7 @@ export const launchInside = (
     stopSignal: undefined,
     healthcheck: undefined,
     logs: undefined,
-    base: undefined
+    base: undefined,
+    ids
   }).pipe(Effect.mapError(endedMeanwhile(container)))
 }

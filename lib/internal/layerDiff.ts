@@ -11,6 +11,7 @@ import type { DiffOptions } from "../ImageLayer.ts"
 import { concat } from "./bytes.ts"
 import * as copy from "./copy.ts"
 import { ENOENT, EXDEV } from "./errno.ts"
+import { type Ids, inside, own } from "./ids.ts"
 import * as inRoot from "./inRoot.ts"
 import { isKept, xattrsOf } from "./metadata.ts"
 import {
@@ -40,6 +41,8 @@ export interface Walk {
   readonly rootless: boolean
   /** Of openat2(2), for one name in a folder: SINGLE, or more than that. */
   readonly resolve: number
+  /** Whose ids the layer is to have. */
+  readonly ids: Ids
   readonly signal: AbortSignal
   /** The first name of a file that has several, by its device and inode; undefined where each is one of its own. */
   readonly links: Map<string, Uint8Array> | undefined
@@ -183,9 +186,8 @@ export async function* member(
   const [seconds, nanoseconds] = native().modified(fd)
   const fields = {
     mode: status.mode & 0o7777,
-    // Without root, this program's user is the container's root, and there is no other.
-    uid: walk.rootless && status.uid === process.geteuid?.() ? 0 : status.uid,
-    gid: walk.rootless && status.gid === process.getegid?.() ? 0 : status.gid,
+    uid: inside(walk.ids.uids, status.uid),
+    gid: inside(walk.ids.gids, status.gid),
     seconds,
     nanoseconds,
     name: path.length === 0 ? "." : path
@@ -212,17 +214,20 @@ export async function* member(
   yield* folderContents(walk, fd, path)
 }
 
+/** Whose the files are, and so what is kept of them. */
+export type Owner = Pick<Walk, "rootless" | "ids">
+
 /** One file under a name of its own, or a folder without what is in it; closes the descriptor. Throws. */
 export async function* only(
   fd: number,
   path: Uint8Array,
-  rootless: boolean,
+  { ids, rootless }: Owner,
   signal: AbortSignal
 ): AsyncGenerator<Uint8Array> {
   try {
     await inRoot.turn(signal)
     yield* member(
-      { rootless, resolve: SINGLE, signal, links: undefined },
+      { rootless, ids, resolve: SINGLE, signal, links: undefined },
       fd,
       fs.statSync(inRoot.via(fd)),
       path
@@ -250,10 +255,14 @@ export async function* batched(parts: AsyncIterable<Uint8Array>): AsyncGenerator
 }
 
 /** The layer of an opened folder; throws. */
-export const archive = (upper: number, rootless: boolean, signal: AbortSignal): AsyncIterable<Uint8Array> =>
+export const archive = (
+  upper: number,
+  { ids, rootless }: Owner,
+  signal: AbortSignal
+): AsyncIterable<Uint8Array> =>
   batched(
     (async function* () {
-      const walk: Walk = { rootless, resolve: SINGLE, signal, links: new Map() }
+      const walk: Walk = { rootless, resolve: SINGLE, ids, signal, links: new Map() }
       yield* member(walk, upper, fs.statSync(inRoot.via(upper)), NOTHING)
       yield tar.end
     })()
@@ -265,7 +274,7 @@ export const failed = (upper: string): ((error: unknown) => BerthError) => copy.
 async function* archiveOf(upper: string, signal: AbortSignal): AsyncGenerator<Uint8Array> {
   const fd = inRoot.openHost(upper, inRoot.O_FOLDER)
   try {
-    yield* archive(fd, process.geteuid?.() !== 0, signal)
+    yield* archive(fd, { rootless: process.geteuid?.() !== 0, ids: own() }, signal)
   } finally {
     native().close(fd)
   }

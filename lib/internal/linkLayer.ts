@@ -218,18 +218,18 @@ async function* members(
   links: ReadonlyArray<Link>,
   whole: number,
   lower: number | undefined,
-  rootless: boolean,
+  owner: layerDiff.Owner,
   signal: AbortSignal
 ): AsyncGenerator<Uint8Array> {
   const groups = groupsOf(own, links, whole, lower)
   for (const folder of foldersOf(groups)) {
     const fd = native().openIn(whole, folder.length === 0 ? "." : folder, O_PATH | O_DIRECTORY, IN_ROOT, 0)
     if (fd < 0) inRoot.fail(-fd, "openat2", new TextDecoder().decode(folder))
-    yield* layerDiff.only(fd, folder, rootless, signal)
+    yield* layerDiff.only(fd, folder, owner, signal)
   }
   for (const { names, root, target } of groups) {
     const [first, ...others] = names as [Uint8Array, ...Array<Uint8Array>]
-    yield* layerDiff.only(openTarget(root, target)!, first, rootless, signal)
+    yield* layerDiff.only(openTarget(root, target)!, first, owner, signal)
     for (const name of others)
       yield tar.encode({
         kind: "link",
@@ -262,7 +262,7 @@ export const complete = (
     const lower = below.length === 0 ? undefined : yield* merged(berth, below)
     const controller = new AbortController()
     const content = Stream.fromAsyncIterable(
-      layerDiff.batched(members(own, links, whole, lower, berth.rootless, controller.signal)),
+      layerDiff.batched(members(own, links, whole, lower, berth, controller.signal)),
       layerDiff.failed(own)
     ).pipe(Stream.ensuring(Effect.sync(() => controller.abort())))
     yield* io(folder)(berth.fileSystem.makeDirectory(Implicit.parentFolder(berth), { recursive: true }))

@@ -85,13 +85,13 @@ async function* change(
 export const archive = (
   root: number,
   lower: number | undefined,
-  rootless: boolean,
+  { ids, rootless }: layerDiff.Owner,
   signal: AbortSignal
 ): AsyncIterable<Uint8Array> =>
   layerDiff.batched(
     (async function* () {
       const resolve = layerDiff.SINGLE | RESOLVE_NO_XDEV
-      const walk: layerDiff.Walk = { rootless, resolve, signal, links: new Map() }
+      const walk: layerDiff.Walk = { rootless, ids, resolve, signal, links: new Map() }
       const status = fs.statSync(inRoot.via(root))
       if (lower === undefined) yield* layerDiff.member(walk, root, status, NOTHING)
       else {

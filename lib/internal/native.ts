@@ -12,7 +12,7 @@ export interface Native {
     program: string,
     folder: string,
     inherited: ReadonlyArray<number>,
-    mode: "root" | "single-id"
+    mode: "root" | "single-id" | "ranges"
   ) => readonly [number, number]
   /** `[ours, theirs]`, SOCK_SEQPACKET; ours does not block. */
   readonly socketpair: () => readonly [number, number]

@@ -10,12 +10,14 @@ import * as Security from "../Security.ts"
 import * as AppArmor from "./appArmor.ts"
 import * as cgroupFiles from "./cgroup.ts"
 import * as compile from "./compile.ts"
+import * as Ids from "./ids.ts"
 import * as check from "./options.ts"
 import type { Launch } from "./process.ts"
 import { attainable } from "./rlimits.ts"
 import * as RootFs from "./rootFs.ts"
 import * as Seccomp from "./seccomp.ts"
 import { stdioNames } from "./stdio.ts"
+import type { Mapped } from "./userns.ts"
 import * as users from "./users.ts"
 
 /** 12 hexadecimal digits; the random ones of a UUID come from a pool that the runtime keeps filled. */
@@ -104,6 +106,11 @@ const defaults: ReadonlyArray<Kind> = ["mount", "pid", "uts", "ipc", "network", 
 /** Where each namespace comes from. What is shared by several kinds is joined once. */
 const sources = (options: StartOptions): Sources => {
   const created = new Set<Kind>(defaults)
+  if (options.userns !== undefined) {
+    const { user } = options.namespaces ?? {}
+    if (user !== undefined && user !== "new") check.invalid("namespaces.user", user, '"new" beside userns')
+    created.add("user")
+  }
   const joined = new Map<number, Array<Kind>>()
   for (const [name, from] of Object.entries(options.namespaces ?? {})) {
     const kind = name as Kind
@@ -137,17 +144,25 @@ const sources = (options: StartOptions): Sources => {
   }
 }
 
+/** Those whose files a container has mounted. */
+const kernelFiles: ReadonlyArray<Kind> = ["pid", "network", "ipc"]
+
 export const surroundings = (
   options: RootOptions,
   at: { readonly folder: string; readonly id: string },
   own: ReadonlyArray<Kind>,
-  rest: Pick<compile.Surroundings, "created" | "inUserNamespace" | "idMap" | "cgroup" | "scratch" | "root">
+  rest: Pick<
+    compile.Surroundings,
+    "created" | "inUserNamespace" | "idMap" | "beforeRoot" | "cgroup" | "scratch" | "root" | "content"
+  >,
+  kinds: ReadonlyArray<Kind> = own
 ): compile.Surroundings => {
   const { maskedPaths, readonlyPaths } = options
   const hostname = check.hostname(options.hostname, own)
   return {
     ...rest,
     folder: at.folder,
+    ofHost: kernelFiles.filter((kind) => !kinds.includes(kind)),
     hostname: rest.created.has("uts") ? (hostname ?? at.id) : hostname,
     mounts: check.mounts(options.mounts ?? []),
     maskedPaths:
@@ -163,10 +178,23 @@ export const surroundings = (
   }
 }
 
+/** The range stays the container's until all of it has been removed. */
+const mapLayers = ({ ids, lock }: Mapped): ReadonlyArray<Plan.Operation> => [
+  ...(lock < 0 ? [] : [{ op: "hold", descriptor: "ids" } as const]),
+  { op: "layer-map", uids: Ids.print(ids.uids), gids: Ids.print(ids.gids) }
+]
+
 export const start = (
   image: Image,
   options: StartOptions,
-  at: { readonly folder: string; readonly unit: number; readonly id: string; readonly rootless: boolean }
+  at: {
+    readonly folder: string
+    readonly unit: number
+    readonly id: string
+    readonly rootless: boolean
+    readonly ids: Ids.Ids
+    readonly userns: Mapped | undefined
+  }
 ): Omit<Launch, "berth"> => {
   const from = sources(options)
   // In the host's pid namespace nothing ends with the first process: a cgroup says what belongs to the container.
@@ -179,22 +207,34 @@ export const start = (
   const joins = cgroup === undefined ? [] : Cgroup.joins(cgroup)
   const process = settings(image, options, joins, from.joined, inUserNamespace)
   const upper = { upper: options.upper, size: options.upperSize }
-  const root = RootFs.compose(image, upper, at.folder, at.unit, at.rootless)
-  const around = surroundings(options, at, [...from.created], {
-    created: from.created,
-    inUserNamespace,
-    idMap: from.created.has("user") ? Namespace.idMap(at.rootless, undefined) : undefined,
-    cgroup: made?.create ?? [],
-    scratch: root.scratch,
-    root: root.mount
-  })
+  const composed = RootFs.compose(image, upper, at.folder, at.unit, at.rootless)
+  const root = at.userns === undefined ? composed : RootFs.withIds(composed, at.userns.ids)
+  const around = surroundings(
+    options,
+    at,
+    [...from.created],
+    {
+      created: from.created,
+      inUserNamespace,
+      idMap: from.created.has("user") ? Namespace.idMap(at.userns?.ids ?? Ids.nested(at.ids)) : undefined,
+      beforeRoot: at.userns === undefined ? [] : mapLayers(at.userns),
+      cgroup: made?.create ?? [],
+      scratch: root.scratch,
+      root: root.mount,
+      content: root.content
+    },
+    from.kinds
+  )
   return {
     unit: at.unit,
     id: at.id,
     options,
     settings: process,
     operations: compile.container(process, around),
-    descriptors: from.descriptors,
+    descriptors:
+      at.userns === undefined || at.userns.lock < 0
+        ? from.descriptors
+        : { ...from.descriptors, ids: at.userns.lock },
     created: [...from.created],
     kinds: from.kinds,
     cgroup,
@@ -203,6 +243,7 @@ export const start = (
     stopSignal: image.config.stopSignal,
     healthcheck: image.config.healthcheck,
     logs: options.logs,
-    base: { image, upper: root.upper, isThere: () => true }
+    ids: at.userns?.ids,
+    base: { image, upper: root.upper, ids: at.userns?.ids ?? at.ids, isThere: () => true }
   }
 }

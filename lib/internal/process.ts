@@ -19,6 +19,7 @@ import { readMemoryEvents, readMemoryLimit, sourceOf } from "./cgroupStats.ts"
 import { type Process, searchPath } from "./compile.ts"
 import { E2BIG, ENOENT } from "./errno.ts"
 import * as freezer from "./freezer.ts"
+import type { Ids } from "./ids.ts"
 import { Log } from "./log.ts"
 import * as Loop from "./loop.ts"
 import type { Input, Output } from "./pipe.ts"
@@ -36,6 +37,8 @@ export interface Base {
   readonly image: Image
   /** The folder of the writable layer, undefined where it is in memory. */
   readonly upper: string | undefined
+  /** The ids that files in it have, and what they are on the host. */
+  readonly ids: Ids
   /** Whether it has not been given back. */
   readonly isThere: () => boolean
 }
@@ -49,6 +52,7 @@ export interface State {
   readonly root: number
   /** Undefined for a process in another's root. */
   readonly base: Base | undefined
+  readonly ids: Ids | undefined
   readonly settings: Process
   /** The namespaces that are not the host's, and have to be joined to run something beside it. */
   readonly kinds: ReadonlyArray<Kind>
@@ -142,6 +146,8 @@ export interface Launch {
   readonly healthcheck: Healthcheck | undefined
   readonly logs: LogFiles | undefined
   readonly base: Base | undefined
+  /** Those of its user namespace, where it has one with ids of its own. */
+  readonly ids: Ids | undefined
 }
 
 const lazily = <A>(make: () => A): (() => A) => {
@@ -200,6 +206,7 @@ const handle = ({ plan, stdio, unit }: Launched, options: Launch, scope: Scope.S
       return unit.root()
     },
     base: options.base,
+    ids: options.ids,
     settings: options.settings,
     kinds: options.kinds,
     get cgroup() {
@@ -255,6 +262,7 @@ const start = (options: Launch): Effect.Effect<Launched, BerthError> =>
     (stdio) => {
       const plan = Plan.make(options.operations)
       const descriptors = { ...options.descriptors, ...stdio.descriptors }
+      if (options.ids !== undefined) stdio.give(options.ids, options.settings.user)
       return Effect.mapBoth(options.berth.supervisor.start(options.unit, plan, descriptors), {
         onFailure: (error) => {
           stdio.close()

@@ -1,16 +1,21 @@
-import { statSync } from "node:fs"
+import { readdirSync, statSync } from "node:fs"
 import { ImageError } from "../BerthError.ts"
 import type { Image } from "../Image.ts"
 import type * as Plan from "../Plan.ts"
 import type { Options } from "../RootFs.ts"
+import { type Ids, outside } from "./ids.ts"
 import * as check from "./options.ts"
 
 export interface Composed {
   readonly scratch: ReadonlyArray<Plan.Operation>
   readonly mount: Plan.Operation
+  /** What is attached below the root, by whatever process makes it its root. */
+  readonly content: ReadonlyArray<Plan.Operation>
   /** The folder of the writable layer, undefined where it is in memory. */
   readonly upper: string | undefined
 }
+
+const none: ReadonlyArray<Plan.Operation> = []
 
 // Device nodes that an image brings, or a container makes, open nothing.
 const MOUNT_ATTR_NODEV = 0x4
@@ -35,6 +40,43 @@ const modeOf = (image: Image): number => {
   }
 }
 
+// What a container has of its own, or has to be able to write to.
+const notTheHosts = new Set(["proc", "sys", "dev", "run", "tmp", "root", "lost+found"])
+
+const MOUNT_ATTR_RDONLY = 0x1
+const MOUNT_ATTR_NOSUID = 0x2
+
+/**
+ * The host's root for somebody who may not mount it below an overlay, as other mounts are on it which a user namespace must
+ * not uncover (mount_namespaces(7)): each of its folders, read-only, in an empty root.
+ */
+const hostFolders = (): ReadonlyArray<Plan.Operation> => [
+  ...readdirSync("/").flatMap((name): ReadonlyArray<Plan.Operation> => {
+    const path = `/${name}`
+    if (notTheHosts.has(name) || statSync(path, { throwIfNoEntry: false })?.isDirectory() !== true) return []
+    const attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+    return [{ op: "bind", source: path, target: path, attributes, recursive: 1 }]
+  }),
+  { op: "directory", path: "/run", mode: 0o755 },
+  { op: "directory", path: "/tmp", mode: 0o1777 },
+  { op: "directory", path: "/root", mode: 0o700 }
+]
+
+/** The same for a user namespace: the writable layer begins as its root's, and all that is in it is by then its ids'. */
+export const withIds = (composed: Composed, { gids, uids }: Ids): Composed => {
+  const [uid, gid] = [outside(uids, 0), outside(gids, 0)]
+  const { mount, upper } = composed
+  return {
+    ...composed,
+    scratch:
+      upper === undefined ? composed.scratch : [...composed.scratch, { op: "owner", path: upper, uid, gid }],
+    mount:
+      mount.op === "overlay-memory"
+        ? { ...mount, tmpfs: [...mount.tmpfs, `uid=${uid}`, `gid=${gid}`] }
+        : mount
+  }
+}
+
 /** The operations for an image's root with the writable layer that the options ask for; throws. */
 export const compose = (
   image: Image,
@@ -49,9 +91,10 @@ export const compose = (
     const expected = `"memory" for ${image.reference}: overlayfs takes no writable layer from within a read-only one (ELOOP)`
     check.invalid("upper", where, expected)
   }
-  const mode = modeOf(image)
+  const bound = rootless && image.layers.length === 1 && image.layers[0] === "/"
+  const mode = bound ? 0o755 : modeOf(image)
   // A scratch image has no layer: an empty folder stands for it.
-  const lower = image.layers.length === 0 ? [`${folder}/empty`] : image.layers.toReversed()
+  const lower = image.layers.length === 0 || bound ? [`${folder}/empty`] : image.layers.toReversed()
   // What is written is thrown away with the container, so nothing waits for the disk (overlayfs.rst, volatile mount).
   const overlay = rootless ? ["volatile", "userxattr"] : ["volatile"]
   if (where === "memory") {
@@ -59,6 +102,7 @@ export const compose = (
     return {
       scratch: [],
       mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes: MOUNT_ATTR_NODEV },
+      content: bound ? hostFolders() : none,
       upper: undefined
     }
   }
@@ -71,6 +115,7 @@ export const compose = (
       { op: "scratch", path: work, mode: 0o700 }
     ],
     mount: { op: "overlay", lower, upper, work, options: overlay, attributes: MOUNT_ATTR_NODEV },
+    content: none,
     upper
   }
 }

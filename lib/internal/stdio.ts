@@ -1,6 +1,8 @@
 /** A process's standard streams: pipes, a terminal, this program's own, or none. */
+import { chownSync } from "node:fs"
 import type { ProcessOptions } from "../Container.ts"
 import type { Process } from "./compile.ts"
+import { type Ids, outside } from "./ids.ts"
 import { native } from "./native.ts"
 import { Input, makePipe, makeSocketPair, Output, Typing } from "./pipe.ts"
 
@@ -15,6 +17,8 @@ export interface Stdio {
   readonly stdout: Output | undefined
   readonly stderr: Output | undefined
   readonly terminal: Terminal | undefined
+  /** Makes the pipes that user's, by the ids of a user namespace, so that it can open them by name. */
+  readonly give: (ids: Ids, user: { readonly uid: number; readonly gid: number }) => void
   /** Closes the process's ends: they are its own once it has been started. */
   readonly handOver: () => void
   readonly close: () => void
@@ -61,6 +65,7 @@ const makeTerminal = (container: string): Stdio => {
         if (!stdout.closed) native().resize(fd, rows, columns)
       }
     },
+    give: () => {},
     handOver,
     close: () => {
       handOver()
@@ -101,6 +106,9 @@ export const makeStdio = (options: ProcessOptions, container: string): Stdio => 
   const handOver = (): void => {
     for (const fd of theirs.splice(0)) native().close(fd)
   }
+  const give: Stdio["give"] = ({ gids, uids }, { gid, uid }) => {
+    for (const fd of theirs) chownSync(`/proc/self/fd/${fd}`, outside(uids, uid), outside(gids, gid))
+  }
   const close = (): void => {
     handOver()
     for (const end of opened) end.close()
@@ -109,7 +117,7 @@ export const makeStdio = (options: ProcessOptions, container: string): Stdio => 
     const stdin = input()
     const stdout = output("stdout", 1)
     const stderr = output("stderr", 2)
-    return { descriptors, stdin, stdout, stderr, terminal: undefined, handOver, close }
+    return { descriptors, stdin, stdout, stderr, terminal: undefined, give, handOver, close }
   } catch (error) {
     close()
     throw error

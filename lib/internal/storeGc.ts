@@ -166,11 +166,7 @@ export const gc = (berth: Berth, dryRun: boolean): Effect.Effect<Collected, Imag
     )
     const bytes = yield* measured(discarded.map(([, path]) => path))
     if (!dryRun) {
-      yield* Effect.forEach(left, (path) =>
-        Effect.ignore(
-          ImageLayer.removeTree(berth, path, Implicit.temporaryOf(`${Implicit.parentFolder(berth)}/gc`))
-        )
-      )
+      yield* Effect.forEach(left, (path) => Effect.ignore(ImageLayer.removeTree(berth, path)))
       yield* ImageLayer.sweep(berth)
       yield* Store.sweep(berth)
     }

@@ -74,11 +74,13 @@ const END_SECONDS = 20
 
 const REQUEST_START = 1
 const REQUEST_RELEASE = 2
+const REQUEST_MAPPED = 3
 const REPLY_READY = 1
 const REPLY_STARTED = 2
 const REPLY_FAILED = 3
 const REPLY_EXITED = 4
 const REPLY_RELEASED = 5
+const REPLY_UNMAPPED = 6
 const REQUEST_BYTES = 16
 const REPLY_BYTES = 72
 const MESSAGE_BYTES_MAX = 160 * 1024
@@ -147,9 +149,9 @@ const hint = (operation: Plan.Operation | undefined, errno: number): string => {
   if (
     (operation?.op === "overlay" || operation?.op === "overlay-memory") &&
     errno === 22 &&
-    operation.lower.includes("/")
+    operation.options.includes("userxattr")
   )
-    return "Without root the kernel takes no layer that has mounts below it, which the host's root has: use another image"
+    return "Without root the kernel takes no layer that has mounts below it: unmount them, or use another folder"
   if (operation?.op === "rlimit" && errno === 1)
     return "Raising a hard limit needs CAP_SYS_RESOURCE: ask for no more than the present one"
   if (operation?.op === "seccomp" && errno === 22)
@@ -258,7 +260,7 @@ class Connection {
     const unit = this.units.get(reply.id)
     if (this.onReady !== undefined && unit === undefined) {
       const ready = this.onReady
-      this.onReady = undefined
+      if (reply.type !== REPLY_UNMAPPED) this.onReady = undefined
       return ready(reply)
     }
     if (unit === undefined) {
@@ -436,11 +438,15 @@ const awaitEnd = (pidfd: number, seconds: number): Effect.Effect<boolean> =>
     })
   }).pipe(Effect.timeoutOption(`${seconds} seconds`), Effect.map(Option.isSome))
 
-/** Starts a supervisor that owns `folder`, whose lock (a descriptor, which becomes the supervisor's) is held. */
+/**
+ * Starts a supervisor that owns `folder`, whose lock (a descriptor, which becomes the supervisor's) is held. With the mode
+ * `ranges` it waits in a user namespace of its own until `map` has given that its ids.
+ */
 export const start = (
   folder: string,
   lock: number,
-  mode: "root" | "single-id",
+  mode: "root" | "single-id" | "ranges",
+  map: (pid: number) => Effect.Effect<void, BerthError>,
   guard: Guard
 ): Effect.Effect<Supervisor, BerthError> =>
   Effect.async<Supervisor, BerthError>((resume) => {
@@ -472,8 +478,21 @@ export const start = (
             })
           )
     })
+    let unmapped: Effect.Effect<never, BerthError> | undefined
     Loop.retain()
     const connection: Connection = new Connection(ours, pidfd, (reply) => {
+      if (reply?.type === REPLY_UNMAPPED) {
+        // It has not been waited for, so its pid is its own even where it has been killed.
+        Effect.runCallback(map(pid), {
+          onExit: (exit) => {
+            if (Exit.isSuccess(exit))
+              return connection.send(encodeRequest(REQUEST_MAPPED, 0, 0, nothing), [], () => {})
+            unmapped = Effect.failCause(exit.cause)
+            connection.close()
+          }
+        })
+        return
+      }
       Loop.release()
       if (reply?.type === REPLY_READY) {
         return resume(
@@ -503,6 +522,6 @@ export const start = (
               errno: reply.errno,
               hint: ""
             })
-      resume(Effect.zipRight(end, Effect.fail(error)))
+      resume(Effect.zipRight(end, unmapped ?? Effect.fail(error)))
     })
   })

@@ -66,7 +66,8 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
           `--xattr=${berth.rootless ? "user" : "trusted"}`,
           `--max-bytes=${options.maxBytes}`,
           `--max-entries=${options.maxEntries}`,
-          ...(berth.rootless ? ["--ignore-chown"] : []),
+          // With root's id alone, all files can only be root's.
+          ...(berth.rootless && berth.ids.uids.length === 1 ? ["--ignore-chown"] : []),
           options.directory
         ],
         environment: []

@@ -1,6 +1,6 @@
 /** Effect programs as tests, on one Berth for each file, which has to leave nothing behind. */
 import assert from "node:assert/strict"
-import { execFileSync, spawn } from "node:child_process"
+import { execFileSync, spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
@@ -16,11 +16,16 @@ import { leftovers, type Snapshot, sleep, snapshot } from "./leftovers.ts"
 type Services = Berth.Berth | NodeContext.NodeContext
 
 /** A test whose body is an Effect, in a scope of its own. */
-export type EffectTest = (
+type Test = (
   name: string,
   body: () => Effect.Effect<void, unknown, Services | Scope.Scope>,
   options?: { readonly skip?: string | false }
 ) => void
+
+export interface EffectTest extends Test {
+  /** For what only root can do or arrange. */
+  readonly asRoot: Test
+}
 
 const bun = "bun:test"
 const runner = "Bun" in globalThis ? await import(bun) : undefined
@@ -34,15 +39,27 @@ export const berthIn = (folder: string): Layer.Layer<Services, BerthError.BerthE
 export const makeTemporaryFolder = (): string =>
   fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), "berth-test-")))
 
-export const remove = (folder: string): void => fs.rmSync(folder, { recursive: true, force: true })
+/** Without root, layers have files of other ids of the user's, and only root of a user namespace with these may remove them. */
+export const remove = (folder: string): void => {
+  try {
+    fs.rmSync(folder, { recursive: true, force: true })
+  } catch (error) {
+    if (process.getuid?.() === 0) throw error
+    execFileSync("unshare", ["--map-auto", "--map-root-user", "rm", "-rf", "--", folder])
+  }
+}
 
 /** Why containers cannot be started here, if so. */
 export const whyNoContainers: string | false =
   process.platform !== "linux"
     ? "not Linux"
-    : process.getuid?.() !== 0
-      ? "needs root: what is done without it has tests of its own"
+    : process.getuid?.() !== 0 && spawnSync("unshare", ["--user", "true"]).status !== 0
+      ? "not root, and unshare --user does not work here"
       : false
+
+/** Why something is not done without root, where the tests run so. */
+export const whyNotRoot: string | false =
+  process.getuid?.() === 0 ? false : "needs root, or folders of the host's that can be written to"
 
 // What a runtime opens on first use is there before anything is compared.
 const warmUp = async (folder: string): Promise<void> => {
@@ -80,13 +97,13 @@ export const suite = (name: string, body: (effect: EffectTest, folder: () => str
       remove(folder)
       assert.deepEqual(left, [])
     })
-    body(
-      (title, effect, options) =>
-        test(title, options ?? {}, () =>
-          runtime.runPromise(Effect.scoped(effect()) as Effect.Effect<void, unknown, Services>)
-        ),
-      () => `${folder}/berth`
-    )
+    const run: Test = (title, effect, options) =>
+      test(title, options ?? {}, () =>
+        runtime.runPromise(Effect.scoped(effect()) as Effect.Effect<void, unknown, Services>)
+      )
+    const asRoot: Test = (title, effect, options) =>
+      run(title, effect, { skip: whyNotRoot || (options?.skip ?? false) })
+    body(Object.assign(run, { asRoot }), () => `${folder}/berth`)
   })
 }
 

@@ -10,14 +10,15 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Berth from "../../lib/Berth.ts"
 import type { BerthError } from "../../lib/BerthError.ts"
+import { remove } from "./effect.ts"
+
+export { remove }
 
 /** Runs a program to its end; its output, or a throw with what it said. */
 export const sh = (command: string, ...args: ReadonlyArray<string>): string =>
   execFileSync(command, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] })
 
 export const makeTemporaryFolder = (): string => fs.mkdtempSync(path.join(os.tmpdir(), "berth-test-"))
-
-export const remove = (folder: string): void => fs.rmSync(folder, { recursive: true, force: true })
 
 /** A Berth of its own, with everything that it keeps in `folder`. */
 export const berthIn = (folder: string): Layer.Layer<Berth.Berth, BerthError> =>
