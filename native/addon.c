@@ -133,18 +133,20 @@ static napi_value socket_pair(struct call *call, napi_env env) {
 }
 FUNCTION(socket_pair)
 
-// pipe(ours): [read end, write end]; the end numbered `ours` does not block.
+// pipe(ours, bytes): [read end, write end]; the end numbered `ours` does not block. `bytes` asks for a capacity, which
+// the kernel rounds up, or refuses past /proc/sys/fs/pipe-max-size, and then the default stays.
 static napi_value make_pipe(struct call *call, napi_env env) {
     int fds[2], ours;
-    if (!take_fd(call, 0, &ours)) return misuse(env);
+    int64_t bytes;
+    if (!take_fd(call, 0, &ours) || !take_number(call, 1, &bytes)) return misuse(env);
     if (pipe2(fds, O_CLOEXEC) < 0) return pair(env, -errno, 0);
     fcntl(fds[ours & 1], F_SETFL, O_NONBLOCK | (ours ? O_WRONLY : O_RDONLY));
+    if (bytes > 0) fcntl(fds[0], F_SETPIPE_SZ, (int)bytes);
     return pair(env, fds[0], fds[1]);
 }
 FUNCTION(make_pipe)
 
-// enlargePipe(fd, bytes): what the pipe can hold, which the kernel rounds up, or refuses past
-// /proc/sys/fs/pipe-max-size.
+// enlargePipe(fd, bytes): the same later.
 static napi_value enlarge_pipe(struct call *call, napi_env env) {
     int fd;
     int64_t bytes;

@@ -17,7 +17,7 @@ export interface Native {
   /** `[ours, theirs]`, SOCK_SEQPACKET; ours does not block. */
   readonly socketpair: () => readonly [number, number]
   /** `[read end, write end]`; the end numbered `ours` does not block. */
-  readonly pipe: (ours: 0 | 1) => readonly [number, number]
+  readonly pipe: (ours: 0 | 1, bytes: number) => readonly [number, number]
   readonly enlargePipe: (fd: number, bytes: number) => number
   readonly send: (socket: number, bytes: Uint8Array, descriptors: ReadonlyArray<number>) => number
   /** `[bytes received, descriptor or -1, descriptor or -1]`. */

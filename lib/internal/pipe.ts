@@ -18,6 +18,9 @@ const BUFFER_BYTES = 256 * 1024
 /** How often one that is ready is read before others have their turn. */
 const READS_MAX = 16
 
+// What a pipe holds: one that is full more seldom wakes its two ends more seldom.
+const PIPE_BYTES = 256 * 1024
+
 // From so many bytes at once, output is a flood: what follows is not waited for, but left to gather in a pipe of this
 // size, for a turn of a timer. Waking up for each of its small writes would cost more than reading them.
 const FLOOD_BYTES = 64 * 1024
@@ -298,7 +301,7 @@ const VEOF = new Uint8Array([4])
 
 /** A pipe whose end numbered `ours` is Berth's; throws the errno where there can be none. */
 export const makePipe = (ours: 0 | 1): readonly [ours: number, theirs: number] => {
-  const [read, write] = native().pipe(ours)
+  const [read, write] = native().pipe(ours, PIPE_BYTES)
   if (read < 0) throw failed("pipe2", -read)
   return ours === 0 ? [read, write] : [write, read]
 }
