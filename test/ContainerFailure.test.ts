@@ -52,7 +52,10 @@ const fullPlan = (berth: Berth.Berth, unit: number) =>
           .replaceAll("berth.0.1", `berth.${state}.${unit}`),
         (_, item) => (typeof item === "string" && item.startsWith("bigint:") ? BigInt(item.slice(7)) : item)
       )
-    return plan.operations.map(own) as ReadonlyArray<Plan.Operation>
+    // The filter of system calls is bytes, and has no path.
+    return plan.operations.map(
+      (operation): Plan.Operation => (operation.op === "seccomp" ? operation : own(operation))
+    )
   })
 
 const exec: Plan.Operation = { op: "exec", program: null, paths: ["/x"], arguments: ["x"], environment: [] }

@@ -130,20 +130,29 @@ export const makeState = (
     catch: (cause) => storage(`state folder ${folder}/run`, cause)
   })
 
+/** Undefined where it cannot be looked at, which is told by what makes it. */
+const ownerOf = (path: string): number | undefined => {
+  try {
+    return fs.statSync(path).uid
+  } catch {
+    return undefined
+  }
+}
+
 /** Layers and programs of a folder are somebody's word, and root's only where root alone can write there. */
 const checkOwner = (folder: string): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const uid = process.geteuid!()
     for (const path of [folder, `${folder}/run`, `${folder}/store`, `${folder}/layers`]) {
-      const stats = fs.statSync(path, { throwIfNoEntry: false })
-      if (stats === undefined || stats.uid === uid) continue
+      const owner = ownerOf(path)
+      if (owner === undefined || owner === uid) continue
       return Effect.fail(
         new OperationFailed({
           operation: `state folder ${path}`,
           index: -1,
           syscall: "stat",
           errno: EPERM,
-          hint: `It belongs to uid ${stats.uid}, and this is uid ${uid}: choose another place with Berth.layerWith({ folder })`
+          hint: `It belongs to uid ${owner}, and this is uid ${uid}: choose another place with Berth.layerWith({ folder })`
         })
       )
     }
