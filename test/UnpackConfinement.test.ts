@@ -186,7 +186,7 @@ check(
     const refused = inside("strict").error
     assert.deepEqual(
       [refused?.kind, refused?.errno, refused?.call, refused?.path],
-      ["io", 22, "fchownat", "of-another"]
+      ["unsupported", 22, "fchownat", "of-another"]
     )
     const { all, error } = inside("lenient", "--ignore-chown")
     assert.equal(error, undefined)

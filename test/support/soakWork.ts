@@ -53,6 +53,8 @@ export const slowRegistry = async (): Promise<Slow> => {
     })
   )
   const server = createServer((request, response) => {
+    // A connection that the client keeps for the next request would look like one that is left.
+    response.shouldKeepAlive = false
     const url = request.url ?? ""
     if (url.endsWith("/v2/")) return response.end("{}")
     if (url.includes("/manifests/")) {
