@@ -216,8 +216,7 @@ suite("Berth, without root", (effect, berthFolder) => {
           return box.pid
         }).pipe(Effect.scoped, Effect.provide(berthIn(at)))
         assert.ok(!isAlive(pid))
-        assert.equal(fs.readdirSync(`${at}/run`).length, 1, "what was killed cannot have tidied up")
-        yield* Effect.provide(Berth.Berth, berthIn(at))
+        // The Berth whose supervisor it was has done so, by another one.
         assert.deepEqual(fs.readdirSync(`${at}/run`), [])
       }),
     { skip }
