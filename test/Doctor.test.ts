@@ -3,7 +3,7 @@ import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import * as Effect from "effect/Effect"
-import { Berth, type Doctor } from "../lib/index.ts"
+import { Berth, Container, type Doctor, Image } from "../lib/index.ts"
 import { allowTime, makeTemporaryFolder, remove, suite, whyNoContainers } from "./support/effect.ts"
 import { descendants, eventually } from "./support/leftovers.ts"
 import { commandOf, ended, program, root } from "./support/program.ts"
@@ -28,6 +28,13 @@ suite("Doctor", (effect) => {
         assert.equal(of(report, name).status, "ok", of(report, name).detail)
       for (const kind of ["mount", "pid", "uts", "ipc", "network", "cgroup", "user", "time"])
         assert.match(of(report, "namespaces").detail, new RegExp(`\\b${kind}\\b`))
+      // What a container of other ids finds as well.
+      const other = yield* Effect.either(
+        Effect.scoped(
+          Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"], userns: "auto" }))
+        )
+      )
+      assert.equal(of(report, "idmapped mounts").status === "ok", other._tag === "Right", String(other))
     })
   )
 

@@ -123,6 +123,35 @@ const overlay = (run: Try, folder: string): Effect.Effect<ReadonlyArray<Doctor.C
     : Effect.all([Effect.map(run([union(folder, false)]), check("overlay", true)), nested])
 }
 
+/** As a container of `userns` has its layers. */
+const idmapped = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
+  const map = "0 100000 65536\n"
+  const layers: ReadonlyArray<Plan.Operation> = [
+    { op: "layer-map", uids: map, gids: map },
+    union(folder, false)
+  ]
+  const fix =
+    "Use Linux 5.19 or later, and a filesystem that can be idmapped (ext4, xfs, btrfs, tmpfs since 6.3) for Berth's folder"
+  return look.isRootless()
+    ? Effect.succeed({
+        name: "idmapped mounts",
+        required: false,
+        status: "missing",
+        detail: "for root alone, and so is userns of containers",
+        fix: "Run as root"
+      })
+    : Effect.map(
+        run(layers),
+        (error): Doctor.Check => ({
+          name: "idmapped mounts",
+          required: false,
+          status: error === undefined ? "ok" : "missing",
+          detail: error === undefined ? "layers with other ids were mounted" : error.message,
+          fix: error === undefined ? undefined : fix
+        })
+      )
+}
+
 const seccomp = (run: Try): Effect.Effect<Doctor.Check> => {
   // struct sock_filter: BPF_RET | BPF_K, SECCOMP_RET_ALLOW.
   const program = new Uint8Array([0x06, 0, 0, 0, 0, 0, 0xff, 0x7f])
@@ -201,6 +230,7 @@ const tried: Effect.Effect<ReadonlyArray<Doctor.Check>> = Effect.gen(function* (
     yield* namespaces(run),
     yield* userNamespaces(run),
     ...(yield* overlay(run, started.folder)),
+    yield* idmapped(run, started.folder),
     yield* seccomp(run),
     yield* cgroups(run, started.folder)
   ]
