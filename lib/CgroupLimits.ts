@@ -142,7 +142,7 @@ export interface Limits {
   /**
    * Which devices may be opened or made: Docker's list and these. `[]` is the list alone. Left out, all may be, as far as
    * the kernel lets the processes: a container's root and mounts are `nodev`, so it has the nodes of its `/dev` alone
-   * anyway. That is why it is not the default: it would add 0.1 ms to a start on version 1 and 0.5 ms on version 2.
+   * anyway. That is why it is not the default: it would add 0.1 ms to a start on version 1 and 1 ms on version 2.
    */
   readonly devices?: ReadonlyArray<DeviceRule> | undefined
   /** By device, as in `/sys/class/infiniband`. */

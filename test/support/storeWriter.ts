@@ -5,6 +5,7 @@
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Stream from "effect/Stream"
+import type * as Berth from "../../lib/Berth.ts"
 import * as Container from "../../lib/Container.ts"
 import * as Image from "../../lib/Image.ts"
 import { parseDigest } from "../../lib/Reference.ts"
@@ -48,7 +49,13 @@ if (action === "put") {
   })
   const forget = Effect.delay(Effect.ignore(Image.remove(text)), 50)
   const pulled = Effect.tap(Image.pull(text), () => Effect.sync(() => console.log("churning")))
-  const steps = [pulled, some, Effect.ignore(names), forget, Effect.delay(Store.gc(), 20)]
+  const steps: ReadonlyArray<Effect.Effect<unknown, unknown, Berth.Berth>> = [
+    pulled,
+    some,
+    Effect.ignore(names),
+    forget,
+    Effect.delay(Store.gc(), 20)
+  ]
   await run(
     folder,
     Effect.forEach(steps, (step) => Effect.forever(Effect.zipRight(step, Effect.sleep(1))), {
