@@ -12,6 +12,7 @@ import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "..
 import { EPERM } from "./errno.ts"
 import * as Holds from "./holds.ts"
 import * as Ids from "./ids.ts"
+import { sweep as sweepLayers } from "./imageLayer.ts"
 import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "./native.ts"
 import * as Seccomp from "./seccomp.ts"
 import * as Supervisor from "./supervisor.ts"
@@ -178,7 +179,8 @@ interface Supervised {
 const supervised = (
   folder: string,
   rootless: boolean,
-  ids: Ids.Ids
+  ids: Ids.Ids,
+  again: Effect.Effect<unknown, BerthError, Scope.Scope>
 ): Effect.Effect<Supervised, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const { state, lock } = yield* makeState(folder)
@@ -201,9 +203,7 @@ const supervised = (
       (started) =>
         Effect.zipRight(
           started.stop,
-          Effect.when(Effect.ignore(Effect.scoped(supervised(folder, rootless, ids))), () =>
-            fs.existsSync(state)
-          )
+          Effect.when(Effect.ignore(Effect.scoped(again)), () => fs.existsSync(state))
         )
     )
     yield* removeSwept(supervisor)
@@ -219,9 +219,14 @@ export const make = (
     const folder = resolve(options.folder ?? defaultFolder(rootless))
     yield* checkOwner(folder)
     const ids = yield* idsOf(options.ids)
-    const { supervisor, holds, layers } = yield* supervised(folder, rootless, ids)
+    const context = yield* Effect.context<FileSystem.FileSystem | HttpClient.HttpClient>()
+    const again = Effect.provide(
+      Effect.suspend(() => make(options)),
+      context
+    )
+    const { supervisor, holds, layers } = yield* supervised(folder, rootless, ids, again)
     yield* systemd.delegate(supervisor.pid)
-    return {
+    const berth: Berth = {
       [TypeId]: TypeId,
       folder,
       rootless,
@@ -232,5 +237,8 @@ export const make = (
       supervisor,
       holds,
       layers
-    } satisfies Berth
+    }
+    // Layers that a dead supervisor was about to unpack.
+    yield* sweepLayers(berth)
+    return berth
   })
