@@ -1,6 +1,7 @@
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
+import { join } from "node:path"
 import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
 import { Berth, BerthError, Container, Image } from "../lib/index.ts"
@@ -80,8 +81,9 @@ suite("what is swept", (effect, folder) => {
         { cwd: state, stdio: "ignore" }
       )
       assert.equal(yield* Effect.promise(() => new Promise((resolve) => deep.on("exit", resolve))), 0)
-      fs.mkdirSync(`${state}/work/work`, { recursive: true })
-      fs.chmodSync(`${state}/work/work`, 0)
+      const own = join(state, "work", "work")
+      fs.mkdirSync(own, { recursive: true })
+      fs.chmodSync(own, 0)
       yield* another(at, Effect.void)
       assert.deepEqual(fs.readdirSync(`${at}/run`), [])
     })

@@ -2,10 +2,11 @@
  * Limits as what is written to a cgroup's files: cgroup-v2.rst, and the files of cgroup-v1/ for memory, blkio-controller,
  * cpusets, hugetlb and devices, sched-bwc.rst and pids.rst, of the kernel's documentation.
  */
-import { existsSync, readFileSync } from "node:fs"
+import { existsSync } from "node:fs"
 import type { Bytes, CpuLimits, CpusetLimits, IoLimits, Limits, MemoryLimits } from "../CgroupLimits.ts"
 import { parseBytes } from "./bytes.ts"
 import { allowLines, numbersOf, parseDevices, program } from "./cgroupDevices.ts"
+import { read } from "./hostFiles.ts"
 import { invalid } from "./options.ts"
 
 /** A file of the cgroup and what it gets; bytes are a program for its devices. */
@@ -28,15 +29,6 @@ export interface Setting {
 
 const PAGE = 4096
 const MAX = "max"
-
-/** The text of a file, empty where it cannot be read. */
-export const read = (path: string): string => {
-  try {
-    return readFileSync(path, "utf8")
-  } catch {
-    return ""
-  }
-}
 
 const bytesOf = (option: string, value: Bytes, least: number): number | "max" => {
   if (value === MAX) return MAX

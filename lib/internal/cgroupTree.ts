@@ -1,6 +1,7 @@
 /** Which cgroup tree this machine has, from /proc/self/cgroup and /proc/self/mountinfo: cgroups(7). */
-import { existsSync, readFileSync } from "node:fs"
+import { existsSync } from "node:fs"
 import { dirname } from "node:path"
+import { read } from "./hostFiles.ts"
 
 /** One hierarchy and this process's own place in it. */
 export interface Hierarchy {
@@ -59,14 +60,6 @@ const below = (mount: Mounted, path: string): string => {
   return relative === "/" || relative === ""
     ? mount.at
     : `${mount.at}${relative.startsWith("/") ? "" : "/"}${relative}`
-}
-
-const read = (path: string): string => {
-  try {
-    return readFileSync(path, "utf8")
-  } catch {
-    return ""
-  }
 }
 
 const words = (text: string): ReadonlyArray<string> => text.split(/\s+/).filter((word) => word !== "")

@@ -9,7 +9,7 @@ import { type BerthError, CgroupError } from "../BerthError.ts"
 import type { Cgroup, Folder } from "../Cgroup.ts"
 import * as internal from "./cgroup.ts"
 import * as events from "./cgroupEvents.ts"
-import { read } from "./cgroupLimits.ts"
+import { read } from "./hostFiles.ts"
 
 const standing = new WeakSet<Cgroup>()
 

@@ -119,12 +119,12 @@ const deviceOf = (rdev: number): readonly [number, number] => [
   (rdev & 0xff) | ((rdev >>> 12) & 0xfff00)
 ]
 
-/** A file that says something by its name. */
-const empty = (name: Uint8Array): Uint8Array =>
+/** A member that says something by its names alone: a link, or a file that is a mark. */
+export const bare = (kind: "file" | "link", name: Uint8Array, link: Uint8Array): Uint8Array =>
   tar.encode({
-    kind: "file",
+    kind,
     name,
-    link: "",
+    link,
     size: 0,
     mode: 0,
     uid: 0,
@@ -133,6 +133,8 @@ const empty = (name: Uint8Array): Uint8Array =>
     nanoseconds: 0,
     xattrs: []
   })
+
+const empty = (name: Uint8Array): Uint8Array => bare("file", name, NOTHING)
 
 const targetOf = (fd: number, path: Uint8Array): Uint8Array => {
   const buffer = new Uint8Array(PATH_MAX)

@@ -230,19 +230,7 @@ async function* members(
   for (const { names, root, target } of groups) {
     const [first, ...others] = names as [Uint8Array, ...Array<Uint8Array>]
     yield* layerDiff.only(openTarget(root, target)!, first, owner, signal)
-    for (const name of others)
-      yield tar.encode({
-        kind: "link",
-        name,
-        link: first,
-        size: 0,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        seconds: 0,
-        nanoseconds: 0,
-        xattrs: []
-      })
+    for (const name of others) yield layerDiff.bare("link", name, first)
   }
   yield tar.end
 }

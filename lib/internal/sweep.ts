@@ -9,33 +9,10 @@ import { NotReleased } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
 import { tree } from "./cgroup.ts"
 import { EBUSY } from "./errno.ts"
+import { link, list, read } from "./hostFiles.ts"
 import { LOCK_EX, LOCK_NB, native } from "./native.ts"
 import type { Supervisor } from "./supervisor.ts"
 import { releaseUnit } from "./unit.ts"
-
-const list = (folder: string): ReadonlyArray<string> => {
-  try {
-    return fs.readdirSync(folder)
-  } catch {
-    return []
-  }
-}
-
-const read = (path: string): string => {
-  try {
-    return fs.readFileSync(path, "utf8")
-  } catch {
-    return ""
-  }
-}
-
-const link = (path: string): string => {
-  try {
-    return fs.readlinkSync(path)
-  } catch {
-    return ""
-  }
-}
 
 const kill = (pid: number): void => {
   try {

@@ -2,25 +2,18 @@
  * Where the tree of cgroups is systemd's, a part of it is asked for and not taken: systemd's rule of one writer for each
  * cgroup (CGROUP_DELEGATION.md). A transient scope with Delegate=yes holds the supervisor; below it, cgroups are ours.
  */
-import { accessSync, constants, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs"
+import { accessSync, constants, existsSync, mkdirSync, writeFileSync } from "node:fs"
 import { basename, dirname } from "node:path"
 import type { MessageBus } from "dbus-native"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import { setTree } from "./cgroup.ts"
 import { detect, type Tree, unifiedOf } from "./cgroupTree.ts"
+import { read } from "./hostFiles.ts"
 import { AT_FDCWD, native, O_PATH } from "./native.ts"
 
 /** Milliseconds that systemd has for an answer, and then for moving the supervisor. */
 const PATIENCE_MS = 5000
-
-const read = (path: string): string => {
-  try {
-    return readFileSync(path, "utf8")
-  } catch {
-    return ""
-  }
-}
 
 /** sd_booted(3). */
 const isRunning = (): boolean => existsSync("/run/systemd/system")

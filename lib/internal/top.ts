@@ -2,16 +2,8 @@
 import * as fs from "node:fs"
 import type { Container, ProcessInfo } from "../Container.ts"
 import { flags } from "../Namespace.ts"
-import { read } from "./cgroupLimits.ts"
+import { link, read } from "./hostFiles.ts"
 import { readMerged } from "./users.ts"
-
-const link = (path: string): string => {
-  try {
-    return fs.readlinkSync(path)
-  } catch {
-    return ""
-  }
-}
 
 const all = (): ReadonlyArray<number> =>
   fs.readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? [Number(name)] : []))

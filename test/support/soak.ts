@@ -120,9 +120,8 @@ const leftIn = (place: Place): ReadonlyArray<string> => [
   ...more(place.descriptors, descriptors()).map((target) => `descriptor of ${target}`)
 ]
 
-// Most rounds take a tenth of a second; `npm run soak` counts those that take more than one. A machine that has more to do
-// than it can is given as much more time.
-const patience = (): number => 5000 * Math.max(1, os.loadavg()[0]! / os.availableParallelism())
+// A machine that has more to do than it can is given as much more time.
+const patience = (): number => 1000 * Math.max(1, os.loadavg()[0]! / os.availableParallelism())
 
 const awaitNothing = async (place: Place): Promise<Pick<Round, "took" | "left">> => {
   const start = performance.now()
