@@ -9,9 +9,10 @@ import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
-import { InvalidOption, Unsupported } from "./BerthError.ts"
+import { InvalidOption } from "./BerthError.ts"
 import { attempt } from "./internal/attempt.ts"
-import { checkMaps, type Ids, nested, print } from "./internal/ids.ts"
+import { checkMaps, nested } from "./internal/ids.ts"
+import { explain, flags, flagsOf, idMap } from "./internal/namespaces.ts"
 import { scopedUnit } from "./internal/unit.ts"
 import * as Plan from "./Plan.ts"
 
@@ -63,25 +64,6 @@ const Proto = {
   }
 }
 
-/** @internal */
-export const flags: Readonly<Record<Kind, number>> = {
-  mount: 0x00020000,
-  cgroup: 0x02000000,
-  uts: 0x04000000,
-  ipc: 0x08000000,
-  user: 0x10000000,
-  pid: 0x20000000,
-  network: 0x40000000,
-  time: 0x00000080
-}
-
-/** @internal */
-export const flagsOf = (kinds: Iterable<Kind>): number => {
-  let all = 0
-  for (const kind of kinds) all |= flags[kind]
-  return all
-}
-
 /**
  * @since 0.1.0
  * @category guards
@@ -111,13 +93,6 @@ export interface Options {
    */
   readonly ids?: { readonly uids: ReadonlyArray<IdRange>; readonly gids: ReadonlyArray<IdRange> } | undefined
 }
-
-/** @internal */
-export const idMap = (ids: Ids): Plan.Operation => ({
-  op: "id-map",
-  uids: print(ids.uids),
-  gids: print(ids.gids)
-})
 
 /**
  * New namespaces of these kinds, held by a process that does nothing else, which is pid 1 of a new pid namespace: when
@@ -174,17 +149,3 @@ export const make = (
     } satisfies Omit<Namespace, TypeId | keyof Inspectable.Inspectable>
     return Object.setPrototypeOf(fields, Proto) as Namespace
   }).pipe(Effect.withSpan("berth.Namespace.make", { attributes: { kinds } }))
-
-/** @internal */
-export const explain =
-  (kinds: ReadonlyArray<Kind>) =>
-  (error: BerthError): BerthError =>
-    error._tag === "OperationFailed" &&
-    error.syscall === "clone3" &&
-    (error.errno === 22 || error.errno === 38)
-      ? new Unsupported({
-          feature: `namespaces ${kinds.join(", ")}`,
-          why: `clone3 says ${error.code}: this kernel lacks one of them`,
-          hint: "Leave it out, or use a kernel that has it: see namespaces(7) for the version of each"
-        })
-      : error

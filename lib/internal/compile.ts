@@ -4,10 +4,11 @@
  */
 import type { ProcessOptions } from "../Container.ts"
 import type * as Mount from "../Mount.ts"
-import { flags, type Kind } from "../Namespace.ts"
+import type { Kind } from "../Namespace.ts"
 import type * as Plan from "../Plan.ts"
 import { constant } from "../Plan.ts"
 import { defaultReadonlyPaths, type Limit } from "../Security.ts"
+import { flags } from "./namespaces.ts"
 import type { Filter } from "./seccomp.ts"
 import type { User } from "./users.ts"
 

@@ -10,13 +10,14 @@ import type * as Scope from "effect/Scope"
 import type { BerthError } from "../BerthError.ts"
 import * as Cgroup from "../Cgroup.ts"
 import * as Doctor from "../Doctor.ts"
-import { flags, idMap, type Kind } from "../Namespace.ts"
+import type { Kind } from "../Namespace.ts"
 import * as Plan from "../Plan.ts"
 import { attempt } from "./attempt.ts"
 import { checkSystem, defaultFolder, makeState } from "./berth.ts"
 import { nameOf, tree } from "./cgroup.ts"
 import * as look from "./doctorLook.ts"
 import * as Ids from "./ids.ts"
+import { flags, idMap } from "./namespaces.ts"
 import * as Supervisor from "./supervisor.ts"
 import * as systemd from "./systemd.ts"
 
@@ -239,19 +240,22 @@ const tried: Effect.Effect<ReadonlyArray<Doctor.Check>> = Effect.gen(function* (
   Effect.catchAll((error) => Effect.succeed([notStarted(error)]))
 )
 
-export const doctor: Effect.Effect<Doctor.Report> = Effect.flatMap(Effect.either(checkSystem), (system) => {
-  if (system._tag === "Left") {
-    const { hint, message } = system.left
-    const check: Doctor.Check = {
-      name: "system",
-      required: true,
-      status: "missing",
-      detail: message,
-      fix: hint
+export const doctor: Effect.Effect<Doctor.Report> = Effect.flatMap(
+  Effect.suspend(() => Effect.either(checkSystem)),
+  (system) => {
+    if (system._tag === "Left") {
+      const { hint, message } = system.left
+      const check: Doctor.Check = {
+        name: "system",
+        required: true,
+        status: "missing",
+        detail: message,
+        fix: hint
+      }
+      return Effect.succeed(Doctor.unsafeMake(look.isRootless(), [check]))
     }
-    return Effect.succeed(Doctor.unsafeMake(look.isRootless(), [check]))
+    return Effect.map(tried, (checks) =>
+      Doctor.unsafeMake(look.isRootless(), [look.kernel(), ...checks, ...look.others()])
+    )
   }
-  return Effect.map(tried, (checks) =>
-    Doctor.unsafeMake(look.isRootless(), [look.kernel(), ...checks, ...look.others()])
-  )
-}).pipe(Effect.withSpan("berth.Berth.doctor"))
+).pipe(Effect.withSpan("berth.Berth.doctor"))

@@ -3,14 +3,14 @@ import { randomUUID } from "node:crypto"
 import * as Cgroup from "../Cgroup.ts"
 import type { ProcessOptions, RootOptions, StartOptions } from "../Container.ts"
 import type { Image } from "../Image.ts"
-import type { Kind } from "../Namespace.ts"
-import * as Namespace from "../Namespace.ts"
+import { isNamespace, type Kind } from "../Namespace.ts"
 import type * as Plan from "../Plan.ts"
 import * as Security from "../Security.ts"
 import * as AppArmor from "./appArmor.ts"
 import * as cgroupFiles from "./cgroup.ts"
 import * as compile from "./compile.ts"
 import * as Ids from "./ids.ts"
+import * as namespaces from "./namespaces.ts"
 import * as check from "./options.ts"
 import type { Launch } from "./process.ts"
 import { attainable } from "./rlimits.ts"
@@ -115,14 +115,18 @@ const sources = (options: StartOptions): Sources => {
   for (const [name, from] of Object.entries(options.namespaces ?? {})) {
     const kind = name as Kind
     const option = `namespaces.${kind}`
-    if (Namespace.flags[kind] === undefined || kind === "mount")
-      check.invalid("namespaces", name, `one of ${Object.keys(Namespace.flags).filter((k) => k !== "mount")}`)
+    if (namespaces.flags[kind] === undefined || kind === "mount")
+      check.invalid(
+        "namespaces",
+        name,
+        `one of ${Object.keys(namespaces.flags).filter((k) => k !== "mount")}`
+      )
     if (typeof from === "string" && from !== "new" && from !== "host")
       check.invalid(option, from, '"new", "host", a container or a Namespace')
     if (from === "new") created.add(kind)
     else if (from !== undefined) created.delete(kind)
     if (typeof from !== "object") continue
-    const holder = Namespace.isNamespace(from) ? from : from.state
+    const holder = isNamespace(from) ? from : from.state
     if (!holder.kinds.includes(kind))
       check.invalid(
         option,
@@ -216,7 +220,7 @@ export const start = (
     {
       created: from.created,
       inUserNamespace,
-      idMap: from.created.has("user") ? Namespace.idMap(at.userns?.ids ?? Ids.nested(at.ids)) : undefined,
+      idMap: from.created.has("user") ? namespaces.idMap(at.userns?.ids ?? Ids.nested(at.ids)) : undefined,
       beforeRoot: at.userns === undefined ? [] : mapLayers(at.userns),
       cgroup: made?.create ?? [],
       scratch: root.scratch,

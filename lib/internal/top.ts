@@ -1,8 +1,8 @@
 /** The processes of a container, by /proc: proc_pid_stat(5), proc_pid_status(5), pid_namespaces(7). */
 import * as fs from "node:fs"
 import type { Container, ProcessInfo } from "../Container.ts"
-import { flags } from "../Namespace.ts"
 import { link, read } from "./hostFiles.ts"
+import { flags } from "./namespaces.ts"
 import { readMerged } from "./users.ts"
 
 const all = (): ReadonlyArray<number> =>
