@@ -1,6 +1,7 @@
 /** Pulling and unpacking a large image from a registry on loopback, against the tools that do the same. */
 import { type ChildProcess, spawn } from "node:child_process"
 import * as fs from "node:fs"
+import { dirname } from "node:path"
 import { fileURLToPath } from "node:url"
 import { parseArgs } from "node:util"
 import * as Console from "effect/Console"
@@ -117,9 +118,24 @@ const peakUsage = (folder: string, reference: string): Effect.Effect<Usage, Unme
   })
 
 /**
- * Each into an empty folder, with what the last one has written on disk. Nothing is removed before the end: for minutes
- * ext4 looks at each inode that was freed whenever it makes one, which would cost all of them the same, and most of
- * their time.
+ * The same memory for each: what the last one has written is on disk and no longer cached, and what they read is. Else
+ * the later ones would get pages that a virtual machine has never used, and its host would have to find them.
+ */
+const settle = (folder: string): Effect.Effect<void, Unmeasured> =>
+  Effect.gen(function* () {
+    yield* capture("sync", [])
+    yield* Effect.try({ try: () => fs.writeFileSync("/proc/sys/vm/drop_caches", "3"), catch: unmeasured })
+    for (const name of fs.readdirSync(`${folder}/registry`, { recursive: true, encoding: "utf8" })) {
+      const path = `${folder}/registry/${name}`
+      if (fs.statSync(path).isFile()) fs.readFileSync(path)
+    }
+    yield* capture(process.execPath, ["--input-type=module", "--eval", 'await import("berth/promise")'])
+    for (const tool of ["podman", "skopeo", "umoci"]) yield* Effect.ignore(capture(tool, ["--version"]))
+  })
+
+/**
+ * Each into an empty folder. Nothing is removed before the end: for minutes ext4 looks at each inode that was freed
+ * whenever it makes one, which would cost all of them the same, and most of their time.
  */
 const contender = (
   name: string,
@@ -132,7 +148,7 @@ const contender = (
     run: Effect.gen(function* () {
       const own = `${folder}/${round++}`
       fs.mkdirSync(own, { recursive: true })
-      yield* capture("sync", [])
+      yield* settle(dirname(folder))
       return yield* timed(
         Effect.forEach(commands(own), ([command = "", ...args]) => capture(command, args), { discard: true })
       )

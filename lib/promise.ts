@@ -1,6 +1,7 @@
 /**
  * Berth for programs that do not use Effect: promises, `await using`, `AbortSignal` and async iterables. What fails
- * rejects with a tagged error, an `instanceof BerthError`. Needs the package `@effect/platform-node` beside berth.
+ * rejects with a tagged error, an `instanceof BerthError`. In npm's package it is one
+ * module that needs no other; as source it needs `@effect/platform-node`.
  *
  * There is one supervisor for the program. It is started for the first that needs it and ends with the last: when the
  * last box has been disposed of and nothing runs, nothing is open. That start and end take about 12 ms; a program that
