@@ -41,6 +41,8 @@ export interface Registry extends Inspectable.Inspectable {
   /** As in a reference: `docker.io`, `127.0.0.1:5000`. */
   readonly host: string
   /** @internal */
+  readonly berth: Berth
+  /** @internal */
   readonly client: Client
   /** @internal */
   readonly mirrors: ReadonlyArray<Client>
@@ -167,9 +169,12 @@ export const manifest = (
 ): Effect.Effect<Uint8Array, BerthError> => internal.manifest(self, repository, descriptor)
 
 /**
- * The bytes of a blob. A broken connection is resumed where it broke. The stream fails at its end where the bytes were not
- * what the descriptor says: until then, they are not to be trusted. What a mirror sent cannot be taken back then, so that
- * the next is not asked, as `Image.pull` does: connect without `mirrors` and ask again.
+ * The bytes of a blob. A broken connection is resumed where it broke. Fails with `DigestMismatch` where the bytes are not
+ * what the descriptor says, of which the last is then not given: all `size` bytes of a blob are the right ones, but a part
+ * of them is not to be trusted.
+ *
+ * What mirrors give waits in Berth's folder until it is known to be right, all of it before the first byte comes out. Where
+ * it is not, the next mirror is asked, and in the end the registry itself.
  *
  * @since 0.1.0
  * @category requests

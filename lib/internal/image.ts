@@ -23,7 +23,7 @@ import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
 import * as Progress from "./progress.ts"
 import { unverifiedBlob } from "./registry.ts"
-import { orFromOrigin } from "./registryMirrors.ts"
+import { orFromNext } from "./registryMirrors.ts"
 import * as Store from "./store.ts"
 import { io, isNotFound, storageError } from "./storeFiles.ts"
 
@@ -264,7 +264,7 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
             ? Stream.fromEffect(Registry.manifest(source, parsed.repository, descriptor))
             : unverifiedBlob(source, parsed.repository, descriptor)
         const get = (isThere?: Store.IsThere) =>
-          orFromOrigin(registry, (source) =>
+          orFromNext(registry, (source) =>
             Store.put(berth, digest, content(source), descriptor.size, isThere)
           )
         yield* get()
@@ -280,7 +280,7 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
         if (yield* Store.has(berth, digest)) step.enter("present")
         const content = (source: Registry.Registry) =>
           Progress.counted(unverifiedBlob(source, parsed.repository, descriptor), step, "downloading")
-        yield* orFromOrigin(registry, (source) =>
+        yield* orFromNext(registry, (source) =>
           Store.put(berth, digest, content(source), descriptor.size, isThere)
         )
         return yield* Layout.checkBlob(berth.fileSystem, folder, descriptor)

@@ -54,6 +54,43 @@ export const verified = <E>(
     )
   })
 
+/**
+ * The bytes of a blob, as long as they are what its digest says: the last of them is not given otherwise, so that
+ * whoever has all has the right ones.
+ */
+export const verifiedBlob = <E, R>(
+  digest: Digest,
+  size: number,
+  content: Stream.Stream<Uint8Array, E, R>
+): Stream.Stream<Uint8Array, E | ImageError, R> =>
+  Stream.suspend(() => {
+    const { algorithm, hex } = digestParts(digest)
+    const hash = createHash(algorithm)
+    let length = 0
+    const check = Effect.suspend(() => {
+      const found = hash.digest("hex")
+      return found === hex ? Effect.void : mismatch(digest, "its digest", digest, `${algorithm}:${found}`)
+    })
+    return content.pipe(
+      Stream.filter((chunk) => chunk.length > 0),
+      Stream.mapEffect((chunk): Effect.Effect<Uint8Array, ImageError> => {
+        length += chunk.length
+        if (length > size) {
+          return mismatch(digest, "its size", `${size} bytes`, "more")
+        }
+        hash.update(chunk)
+        return length < size ? Effect.succeed(chunk) : Effect.as(check, chunk)
+      }),
+      Stream.concat(
+        Stream.suspend(() =>
+          length < size
+            ? Stream.fail(mismatch(digest, "its size", `${size} bytes`, `${length} bytes`))
+            : Stream.execute(size === 0 ? check : Effect.void)
+        )
+      )
+    )
+  })
+
 /** The digest that a file has, by the algorithm of this one. */
 export const hashFile = (
   fs: FileSystem.FileSystem,

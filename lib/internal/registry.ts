@@ -1,5 +1,6 @@
 /** The bodies of `Registry`. */
-import { createHash } from "node:crypto"
+import { createHash, randomBytes } from "node:crypto"
+import type * as FileSystem from "@effect/platform/FileSystem"
 import * as HttpClient from "@effect/platform/HttpClient"
 import type { HttpClientResponse } from "@effect/platform/HttpClientResponse"
 import * as Duration from "effect/Duration"
@@ -8,18 +9,20 @@ import * as Either from "effect/Either"
 import * as Inspectable from "effect/Inspectable"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
+import type { Scope } from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../Berth.ts"
 import { type BerthError, ImageError, InvalidOption } from "../BerthError.ts"
 import * as Reference from "../Reference.ts"
 import type { ConnectOptions, Registry } from "../Registry.ts"
-import { mismatch, verified, verify } from "./layout.ts"
+import { mismatch, verifiedBlob, verify } from "./layout.ts"
 import * as Oci from "./oci.ts"
 import * as Auth from "./registryAuth.ts"
 import * as Client from "./registryClient.ts"
 import * as Mirrors from "./registryMirrors.ts"
 import { isLoopback } from "./registryProxy.ts"
 import * as Tls from "./registryTls.ts"
+import { append, io } from "./storeFiles.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Registry") as never
 
@@ -53,7 +56,7 @@ export const connect = (
         open(berth, parsed.host, parsed.options, parsed.prefix, Client.mirrorSchedule)
       )
     )
-    return Object.assign(Object.create(Proto), { host, client, mirrors })
+    return Object.assign(Object.create(Proto), { host, client, mirrors, berth })
   })
 
 const open = (
@@ -340,13 +343,56 @@ const skip = <E>(stream: Stream.Stream<Uint8Array, E>, count: number): Stream.St
   })
 }
 
+const pieceBytes = 1024 * 1024
+
+/** A file without a name, which is gone when the scope closes, however that comes about. */
+const anonymousFile = (berth: Berth, subject: string): Effect.Effect<FileSystem.File, ImageError, Scope> => {
+  const path = `${berth.supervisor.folder}/blob-${randomBytes(8).toString("hex")}`
+  const opened = berth.fileSystem.open(path, { flag: "wx+", mode: 0o600 })
+  return io(subject, berth.folder)(Effect.tap(opened, () => berth.fileSystem.remove(path)))
+}
+
+/** What has to be right before any of it is given waits on the disk. */
+const spooled = (
+  berth: Berth,
+  subject: string,
+  file: FileSystem.File,
+  content: Stream.Stream<Uint8Array, BerthError>
+): Effect.Effect<Stream.Stream<Uint8Array, BerthError>, BerthError> => {
+  const disk = io(subject, berth.folder)
+  return Effect.gen(function* () {
+    yield* disk(file.truncate(0))
+    yield* file.seek(0, "start")
+    yield* Stream.runForEach(content, (chunk) => disk(append(file, chunk)))
+    yield* file.seek(0, "start")
+    return Stream.repeatEffectOption(
+      Effect.flatMap(
+        Effect.mapError(disk(file.readAlloc(pieceBytes)), Option.some),
+        Option.match({ onNone: () => Effect.fail(Option.none()), onSome: Effect.succeed })
+      )
+    )
+  })
+}
+
 export const blob = (
   self: Registry,
   repository: string,
   descriptor: Oci.Descriptor
 ): Stream.Stream<Uint8Array, BerthError> =>
-  Stream.unwrap(
-    Effect.map(Oci.digestOf(descriptor), (digest) =>
-      verified(unverifiedBlob(self, repository, descriptor), digest, digest, "its digest")
-    )
+  Stream.unwrapScoped(
+    Effect.gen(function* () {
+      const digest = yield* Oci.digestOf(descriptor)
+      const from = (source: Registry) =>
+        verifiedBlob(digest, descriptor.size, unverifiedBlob(source, repository, descriptor))
+      if (Mirrors.usable(self).length === 0) {
+        return from(self)
+      }
+      const file = yield* anonymousFile(self.berth, digest)
+      return yield* Mirrors.orFromNext(self, (source) =>
+        // There is nobody to ask after the registry itself: nothing of it has to wait.
+        source.mirrors.length === 0
+          ? Effect.succeed(from(source))
+          : spooled(self.berth, digest, file, from(source))
+      )
+    })
   )

@@ -58,15 +58,24 @@ export const first = <A>(
     )
   )
 
-/** Once more from the registry itself, where a mirror gave other bytes than the digest says. */
-export const orFromOrigin = <A, R>(
+const withMirrors = (self: Registry, mirrors: ReadonlyArray<Client>): Registry =>
+  Object.assign(Object.create(Object.getPrototypeOf(self)), self, { mirrors })
+
+/**
+ * Once more from the next mirror, and in the end from the registry itself, where the bytes were others than the digest
+ * says. Which of several it was that gave them is not known: the first that was asked is taken for it.
+ */
+export const orFromNext = <A, R>(
   self: Registry,
   use: (registry: Registry) => Effect.Effect<A, BerthError, R>
 ): Effect.Effect<A, BerthError, R> =>
-  self.mirrors.length === 0
-    ? use(self)
-    : Effect.catchIf(
-        use(self),
-        (error) => error._tag === "ImageError" && error.reason === "DigestMismatch",
-        () => use(Object.assign(Object.create(Object.getPrototypeOf(self)), self, { mirrors: [] }))
-      )
+  Effect.suspend(() => {
+    const [asked] = usable(self)
+    return asked === undefined
+      ? use(self)
+      : Effect.catchIf(
+          use(self),
+          (error) => error._tag === "ImageError" && error.reason === "DigestMismatch",
+          () => orFromNext(withMirrors(self, self.mirrors.slice(self.mirrors.indexOf(asked) + 1)), use)
+        )
+  })

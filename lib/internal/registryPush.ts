@@ -89,42 +89,6 @@ const checkStored = (
       )
 }
 
-/** The bytes, as long as they are what the digest says: the last of them is not sent otherwise. */
-const verified = <E, R>(
-  digest: Reference.Digest,
-  size: number,
-  content: Stream.Stream<Uint8Array, E, R>
-): Stream.Stream<Uint8Array, E | ImageError, R> =>
-  Stream.suspend(() => {
-    const { algorithm, hex } = Reference.digestParts(digest)
-    const hash = createHash(algorithm)
-    let length = 0
-    return content.pipe(
-      Stream.filter((chunk) => chunk.length > 0),
-      Stream.mapEffect((chunk): Effect.Effect<Uint8Array, ImageError> => {
-        length += chunk.length
-        if (length > size) {
-          return Layout.mismatch(digest, "its size", `${size} bytes`, "more")
-        }
-        hash.update(chunk)
-        if (length < size) {
-          return Effect.succeed(chunk)
-        }
-        const found = hash.digest("hex")
-        return found === hex
-          ? Effect.succeed(chunk)
-          : Layout.mismatch(digest, "its digest", digest, `${algorithm}:${found}`)
-      }),
-      Stream.concat(
-        Stream.suspend(() =>
-          length < size
-            ? Stream.fail(Layout.mismatch(digest, "its size", `${size} bytes`, `${length} bytes`))
-            : Stream.empty
-        )
-      )
-    )
-  })
-
 export const putBlob = <E = never, R = never>(
   self: Registry,
   repository: string,
@@ -192,7 +156,7 @@ export const putBlob = <E = never, R = never>(
         body: {
           mediaType: "application/octet-stream",
           length: descriptor.size,
-          content: verified(digest, descriptor.size, content).pipe(
+          content: Layout.verifiedBlob(digest, descriptor.size, content).pipe(
             Stream.tapError((error) =>
               Effect.sync(() => {
                 broken = { error }
