@@ -61,7 +61,7 @@ export interface Credentials {
 
 /**
  * Options of `connect`. The proxies of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` in the environment are used,
- * but not for this machine itself, nor, where something is said about certificates, in place of a direct connection.
+ * but not for this machine itself. TLS is with the registry, through the proxy.
  *
  * @since 0.1.0
  * @category models

@@ -15,7 +15,7 @@ import { type BerthError, RegistryError } from "../BerthError.ts"
 import { concat } from "./bytes.ts"
 import type { Auth } from "./registryAuth.ts"
 import { type Body, sendBody } from "./registryBody.ts"
-import { fetch as proxied } from "./registryProxy.ts"
+import { ProxyRefusal, fetch as proxied } from "./registryProxy.ts"
 
 export interface Client {
   /** Host and port, for people. */
@@ -121,7 +121,8 @@ export const transportFailure = (name: string, subject: string, error: HttpClien
       ? `the connection to ${name} broke: ${why}`
       : `${name} cannot be reached: ${why}${hint}`
   const failure = new RegistryError({ reason: "Unreachable", registry: name, subject, status: 0, detail })
-  return new Failure(failure, code === undefined || !permanent.test(code))
+  const retry = !(error.cause instanceof ProxyRefusal) && (code === undefined || !permanent.test(code))
+  return new Failure(failure, retry)
 }
 
 const timedOut = (name: string, subject: string, what: string): Failure =>

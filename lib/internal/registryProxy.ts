@@ -2,6 +2,7 @@
  * The proxies that the environment names: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in either case. Deno's
  * and Bun's fetch know them, Node's does not.
  */
+import type { Agent, ClientRequest } from "node:http"
 import { getProxyForUrl } from "proxy-from-env"
 import type { ProxyAgent } from "undici"
 
@@ -17,6 +18,43 @@ export const isLoopback = (hostname: string): boolean => {
 
 const isNode = !("Deno" in globalThis || "Bun" in globalThis)
 
+/** The proxy that the environment names for a URL, or nothing; a registry on this machine needs none. */
+export const proxyFor = (url: URL): string => (isLoopback(url.hostname) ? "" : getProxyForUrl(url.href))
+
+/** What a proxy says of a tunnel that it does not open. It is never taken for the registry's own answer. */
+export class ProxyRefusal extends Error {
+  constructor(proxy: string, status: number) {
+    const { host } = new URL(proxy)
+    const hint = status === 407 ? ": give a user and a password that it takes in its URL" : ""
+    super(`the proxy ${host} opens no tunnel, but answers ${status}${hint}`)
+  }
+}
+
+/**
+ * An agent for node:https that has the proxy open a tunnel for each connection. The authorities count for a proxy that
+ * speaks TLS itself, too.
+ */
+export const makeAgent = async (proxy: string, ca: ReadonlyArray<string>): Promise<Agent> => {
+  // Loaded where it is needed, as few are behind a proxy.
+  const { HttpsProxyAgent } = await import("https-proxy-agent")
+  return new HttpsProxyAgent(proxy, { keepAlive: true, ca: [...ca] }) as unknown as Agent
+}
+
+/** Fails a request whose tunnel the proxy refuses, as its answer would come out as the registry's. */
+export const refuseAnswersOf = (
+  proxy: string,
+  request: ClientRequest,
+  fail: (cause: unknown) => void
+): void => {
+  request.on("proxyConnect", ({ statusCode }: { readonly statusCode: number }) => {
+    if (statusCode !== 200) {
+      const refusal = new ProxyRefusal(proxy, statusCode)
+      fail(refusal)
+      request.destroy(refusal)
+    }
+  })
+}
+
 // By address: connections to a proxy are kept open, and keep no program from ending.
 const agents = new Map<string, ProxyAgent>()
 
@@ -29,12 +67,17 @@ const throughProxy = async (
   const agent = agents.get(proxy) ?? new undici.ProxyAgent(proxy)
   agents.set(proxy, agent)
   const settings = { ...init, dispatcher: agent } as Parameters<typeof undici.fetch>[1]
-  return (await undici.fetch(input as URL, settings)) as unknown as Response
+  try {
+    return (await undici.fetch(input as URL, settings)) as unknown as Response
+  } catch (error) {
+    const { cause } = ((error as Error).cause ?? {}) as { readonly cause?: { readonly message?: unknown } }
+    const status = /^Proxy response \((\d+)\)/.exec(String(cause?.message))?.[1]
+    throw status === undefined ? error : new ProxyRefusal(proxy, Number(status))
+  }
 }
 
-/** Node's fetch, by way of the proxy that the environment names for the URL; a registry on this machine needs none. */
+/** Node's fetch, by way of the proxy that the environment names for the URL. */
 export const fetch: typeof globalThis.fetch = (input, init) => {
-  const url = new URL(input instanceof Request ? input.url : input)
-  const proxy = isNode && !isLoopback(url.hostname) ? getProxyForUrl(url.href) : ""
+  const proxy = isNode ? proxyFor(new URL(input instanceof Request ? input.url : input)) : ""
   return proxy === "" ? globalThis.fetch(input, init) : throughProxy(proxy, input, init)
 }

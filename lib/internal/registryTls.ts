@@ -17,6 +17,7 @@ import * as Stream from "effect/Stream"
 import type { Berth } from "../Berth.ts"
 import { InvalidOption } from "../BerthError.ts"
 import type { ConnectOptions } from "../Registry.ts"
+import { makeAgent, proxyFor, refuseAnswersOf } from "./registryProxy.ts"
 import { readBounded } from "./storeFiles.ts"
 
 /** What is trusted beside the runtime's own authorities, and who this is. */
@@ -150,43 +151,61 @@ const usualAuthorities = (): ReadonlyArray<string> =>
 /**
  * A client over node:https, since no runtime's fetch takes certificates as another's does. The authorities count for
  * every host that is asked; that no authority is needed, for the registry's own host, where its token service may be; and
- * the client certificate is shown to the registry alone.
+ * the client certificate is shown to the registry alone, also where a proxy is in between.
  */
 export const httpClient = (trust: Trust, origin: string): HttpClient.HttpClient => {
   const own = new URL(origin)
   const ca = [...usualAuthorities(), ...trust.ca]
-  return HttpClient.make((request, url, signal) =>
-    Effect.async<HttpClientResponse.HttpClientResponse, HttpClientError>((resume) => {
-      const fail = (cause: unknown) =>
-        resume(Effect.fail(new RequestError({ request, reason: "Transport", cause })))
-      const isOwn = url.origin === own.origin
-      const settings: https.RequestOptions = {
-        method: request.method,
-        headers: request.headers,
-        ca,
-        rejectUnauthorized: trust.verify || url.hostname !== own.hostname,
-        ...(isOwn && trust.client !== undefined
-          ? { cert: trust.client.certificate, key: Redacted.value(trust.client.key) }
-          : {})
-      }
-      const outgoing =
-        url.protocol === "https:"
-          ? https.request(url, settings)
-          : http.request(url, { method: request.method, headers: request.headers })
-      outgoing.on("error", fail)
-      outgoing.on("response", (incoming) => {
-        signal.addEventListener("abort", () => incoming.destroy(), { once: true })
-        try {
-          resume(Effect.succeed(toResponse(request, incoming)))
-        } catch (cause) {
-          incoming.destroy()
-          fail(cause)
+  const agents = new Map<string, Promise<http.Agent>>()
+  const agentFor = (proxy: string): Promise<http.Agent> => {
+    const agent = agents.get(proxy) ?? makeAgent(proxy, ca)
+    agents.set(proxy, agent)
+    return agent
+  }
+  return HttpClient.make((request, url, signal) => {
+    const failed = (cause: unknown) => new RequestError({ request, reason: "Transport", cause })
+    const exchange = (proxy: string, agent: http.Agent | undefined) =>
+      Effect.async<HttpClientResponse.HttpClientResponse, HttpClientError>((resume) => {
+        const fail = (cause: unknown) => resume(Effect.fail(failed(cause)))
+        const isOwn = url.origin === own.origin
+        const settings: https.RequestOptions = {
+          method: request.method,
+          headers: request.headers,
+          ca,
+          rejectUnauthorized: trust.verify || url.hostname !== own.hostname,
+          ...(agent === undefined ? {} : { agent }),
+          ...(isOwn && trust.client !== undefined
+            ? { cert: trust.client.certificate, key: Redacted.value(trust.client.key) }
+            : {})
         }
+        const outgoing =
+          url.protocol === "https:"
+            ? https.request(url, settings)
+            : http.request(url, { method: request.method, headers: request.headers })
+        outgoing.on("error", fail)
+        if (agent !== undefined) {
+          refuseAnswersOf(proxy, outgoing, fail)
+        }
+        outgoing.on("response", (incoming) => {
+          signal.addEventListener("abort", () => incoming.destroy(), { once: true })
+          try {
+            resume(Effect.succeed(toResponse(request, incoming)))
+          } catch (cause) {
+            incoming.destroy()
+            fail(cause)
+          }
+        })
+        signal.addEventListener("abort", () => outgoing.destroy(), { once: true })
+        sendBody(request, outgoing, fail)
       })
-      signal.addEventListener("abort", () => outgoing.destroy(), { once: true })
-      sendBody(request, outgoing, fail)
-    })
-  )
+    // Without TLS there are only the token services of this machine.
+    const proxy = url.protocol === "https:" ? proxyFor(url) : ""
+    return proxy === ""
+      ? exchange(proxy, undefined)
+      : Effect.flatMap(Effect.tryPromise({ try: () => agentFor(proxy), catch: failed }), (agent) =>
+          exchange(proxy, agent)
+        )
+  })
 }
 
 const toResponse = (

@@ -8,7 +8,7 @@ export interface Certified {
 }
 
 export interface Authority extends Certified {
-  /** A certificate for a server on this machine, or for a client. */
+  /** A certificate for a server on this machine or with this name, or for a client. */
   readonly issue: (name: string) => Certified
 }
 
@@ -37,7 +37,7 @@ const issue = (certificate: string, key: string, name: string): Certified => {
     fs.writeFileSync(`${folder}/ca-key`, key)
     fs.writeFileSync(
       `${folder}/extensions`,
-      "basicConstraints=CA:FALSE\nsubjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n"
+      `basicConstraints=CA:FALSE\nsubjectAltName=DNS:localhost,DNS:${name},IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n`
     )
     sh("openssl", ...request(folder, name), "-out", `${folder}/request`)
     const signing = ["-CA", `${folder}/ca`, "-CAkey", `${folder}/ca-key`, "-set_serial", String(Date.now())]

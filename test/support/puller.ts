@@ -1,13 +1,13 @@
-/** Pulls an image: `puller.ts FOLDER REFERENCE [plain]`, without TLS where that is asked for. */
+/** Pulls an image: `puller.ts FOLDER REFERENCE [OPTIONS]`, with the options of `Image.pull` as JSON. */
 import { NodeContext } from "@effect/platform-node"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Berth, Image } from "../../lib/index.ts"
 
-const [folder, reference, plain] = process.argv.slice(2) as [string, string, string | undefined]
+const [folder, reference, options = "{}"] = process.argv.slice(2) as [string, string, string?]
 
 await Effect.runPromise(
-  Image.pull(reference, plain === undefined ? {} : { plainHttp: true }).pipe(
+  Image.pull(reference, JSON.parse(options)).pipe(
     Effect.provide(Layer.provide(Berth.layerWith({ folder }), NodeContext.layer)),
     Effect.asVoid
   )
