@@ -21,6 +21,7 @@ import * as pushing from "./internal/imagePush.ts"
 import * as imageSave from "./internal/imageSave.ts"
 import * as imageStore from "./internal/imageStore.ts"
 import { told } from "./internal/progress.ts"
+import { orUndone } from "./internal/storeGc.ts"
 import type { Progress, ProgressOptions } from "./Progress.ts"
 import type { ConnectOptions } from "./Registry.ts"
 import type { Descriptor } from "./Store.ts"
@@ -180,7 +181,8 @@ export interface PullOptions extends Limits, ConnectOptions, ProgressOptions {
  * An image from a registry. The tag is resolved each time; what the store has already is not fetched again.
  *
  * Fails with `InvalidOption` for a malformed reference, `RegistryError` for what the registry does, and `ImageError`
- * for what it gives.
+ * for what it gives. The store is then as it was before; where it was the connection that failed, what had been fetched
+ * whole is kept for the next try.
  *
  * @since 0.1.0
  * @category constructors
@@ -192,7 +194,10 @@ export interface PullOptions extends Limits, ConnectOptions, ProgressOptions {
 export const pull = (reference: string, options?: PullOptions): Effect.Effect<Image, BerthError, Berth> =>
   internal
     .pull(reference, options ?? {})
-    .pipe(Effect.withSpan("berth.Image.pull", { attributes: { "container.image.name": reference } }))
+    .pipe(
+      orUndone,
+      Effect.withSpan("berth.Image.pull", { attributes: { "container.image.name": reference } })
+    )
 
 /**
  * The image, when it is there: the last of the events of `pullEvents`.
@@ -247,7 +252,7 @@ export interface LoadOptions extends Limits {
  *
  * Fails with `InvalidOption`, with what the stream fails with, and with an `ImageError`: `Unsupported` for a file that is
  * neither format, `NotFound` where a tag or a part is missing, `Escape` for names that lead out of the archive, else
- * `Corrupt`, `DigestMismatch`, `TooLarge`, `Platform` or `Storage`. The store has the names it had before, then.
+ * `Corrupt`, `DigestMismatch`, `TooLarge`, `Platform` or `Storage`. The store is as it was before, then.
  *
  * @since 0.1.0
  * @category constructors
@@ -261,6 +266,7 @@ export const load = <E = never, R = never>(
   options?: LoadOptions
 ): Effect.Effect<readonly [Image, ...Array<Image>], BerthError | E, Berth | R> =>
   imageLoad.load(source, options ?? {}).pipe(
+    orUndone,
     Effect.withSpan("berth.Image.load", {
       attributes: {
         "berth.archive": typeof source === "string" ? source : "a stream",

@@ -18,10 +18,16 @@ import {
   writeImage
 } from "./support/images.ts"
 import { front, nobody, temporaryFolder } from "./support/scoped.ts"
+import { unchanged } from "./support/unchanged.ts"
 
 /** A registry whose only tag stands for this manifest, with the blobs of the layout. */
-const serving = (layout: string, manifest: Blob) =>
+const serving = (
+  layout: string,
+  manifest: Blob,
+  lets: (request: http.IncomingMessage, response: http.ServerResponse) => boolean = () => true
+) =>
   front(undefined, (request, response) => {
+    if (!lets(request, response)) return
     const digest = /\/(sha256:[0-9a-f]{64})$/.exec(request.url!)?.[1] ?? manifest.digest
     const file = blobFile(layout, digest)
     if (!fs.existsSync(file)) {
@@ -44,7 +50,7 @@ const pulling = (
     yield* nobody
     const layout = yield* temporaryFolder
     const registry = yield* serving(layout, write(layout))
-    const error = yield* failure("ImageError", Image.pull(`${registry.host}/team/app:1`, options))
+    const error = yield* failure("ImageError", unchanged(Image.pull(`${registry.host}/team/app:1`, options)))
     assert.equal(error.reason, reason, error.message)
     return error.message
   }).pipe(Effect.scoped)
@@ -120,6 +126,18 @@ suite("Registry faults", (effect) => {
           "DigestMismatch"
         )
         assert.ok(message.includes(wrong) && message.includes(sha256(layer)), message)
+        const other = makeTar({ other: "layer" })
+        const second = yield* pulling(
+          (layout) =>
+            writeImage(layout, [{ tar: other }, { tar: layer }], { diffIds: [sha256(other), wrong] }),
+          "DigestMismatch"
+        )
+        assert.ok(second.includes(wrong), second)
+        const fewer = yield* pulling(
+          (layout) => writeImage(layout, [{ tar: other }, { tar: layer }], { diffIds: [sha256(other)] }),
+          "Corrupt"
+        )
+        assert.match(fewer, /has 2 layers, but its config 1 diff ids/)
       }),
     skip
   )
@@ -166,7 +184,7 @@ suite("Registry faults", (effect) => {
       yield* nobody
       const registry = yield* front(undefined, (_request, response) => response.end())
       for (const name of ["Team/app:1", "team/app:1:2", "team/app@1", "team/app:", "team//app"]) {
-        const error = yield* failure("InvalidOption", Image.pull(`${registry.host}/${name}`))
+        const error = yield* failure("InvalidOption", unchanged(Image.pull(`${registry.host}/${name}`)))
         assert.equal(error.option, "reference")
       }
       assert.deepEqual(registry.requests, [])
@@ -177,11 +195,59 @@ suite("Registry faults", (effect) => {
     Effect.gen(function* () {
       yield* nobody
       const { host } = yield* Effect.scoped(front(undefined, () => {}))
-      const pulled = yield* failure("RegistryError", Image.pull(`${host}/team/app:1`))
+      const pulled = yield* failure("RegistryError", unchanged(Image.pull(`${host}/team/app:1`)))
       assert.deepEqual([pulled.reason, pulled.registry], ["Unreachable", host])
       assert.ok(pulled.message.includes(`${host} cannot be reached`), pulled.message)
       const named = yield* failure("RegistryError", Image.pull("registry.invalid/app:1", { plainHttp: true }))
       assert.deepEqual([named.reason, named.registry], ["Unreachable", "registry.invalid:80"])
+    })
+  )
+
+  effect("a token that expires half way, and of which no other is given, is said to have been refused", () =>
+    Effect.gen(function* () {
+      yield* nobody
+      const layout = yield* temporaryFolder
+      const manifest = writeImage(layout, [{ tar: makeTar({ token: "expires" }) }])
+      let issued = 0
+      const tokens = yield* front(undefined, (_request, response) => {
+        response.writeHead(++issued === 1 ? 200 : 403).end(JSON.stringify({ token: "once" }))
+      })
+      const registry = yield* serving(layout, manifest, (request, response) => {
+        // Good for the tag and its manifest.
+        const good = request.headers.authorization === "Bearer once" && !request.url!.includes("/blobs/")
+        if (!good) {
+          const challenge = `Bearer realm="http://${tokens.host}/token",service="s",error="invalid_token"`
+          response.writeHead(401, { "www-authenticate": challenge }).end()
+        }
+        return good
+      })
+      const error = yield* failure("RegistryError", unchanged(Image.pull(`${registry.host}/team/app:1`)))
+      assert.equal(error.reason, "Unauthorized", error.message)
+      assert.ok(error.message.includes(`the token service ${tokens.host} gives no token`), error.message)
+      assert.equal(issued, 2)
+      assert.ok(registry.requests.some((line) => line.startsWith("GET") && line.includes("/manifests/")))
+    })
+  )
+
+  effect("what a broken connection has left over is where the next pull goes on", () =>
+    Effect.gen(function* () {
+      yield* nobody
+      const layout = yield* temporaryFolder
+      const layers = ["kept", "late"].map((name) => ({ tar: makeTar({ [name]: name }) }))
+      const manifest = writeImage(layout, layers)
+      const [kept, late] = JSON.parse(fs.readFileSync(blobFile(layout, manifest.digest), "utf8")).layers
+      let broken = true
+      const registry = yield* serving(layout, manifest, (request, response) => {
+        const fits = !broken || !request.url!.endsWith(late.digest)
+        // Later than the other one is there.
+        if (!fits) setTimeout(() => response.socket?.destroy(), 100)
+        return fits
+      })
+      const error = yield* failure("RegistryError", Image.pull(`${registry.host}/team/app:1`))
+      assert.equal(error.reason, "Unreachable", error.message)
+      broken = false
+      yield* Image.pull(`${registry.host}/team/app:1`)
+      assert.equal(registry.requests.filter((line) => line.endsWith(kept.digest)).length, 1)
     })
   )
 

@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
+import * as FiberRef from "effect/FiberRef"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { Berth } from "../Berth.ts"
@@ -77,6 +78,11 @@ export const isIntact = (berth: Berth, digest: Digest): Effect.Effect<boolean, I
       : Effect.succeed(false)
   )
 
+/** Where it is noted which blobs `put` has added, while somebody wants to know. */
+export const added: FiberRef.FiberRef<Set<Digest> | undefined> = FiberRef.unsafeMake<Set<Digest> | undefined>(
+  undefined
+)
+
 /** How `put` finds out that it has nothing to do. */
 export type IsThere = typeof has
 
@@ -122,6 +128,7 @@ export const put = <E, R>(
       yield* disk(file.sync)
       yield* disk(fs.rename(temporary, target))
       yield* disk(syncFolder(fs, `${folder(berth)}/blobs/${algorithm}`))
+      ;(yield* FiberRef.get(added))?.add(digest)
     }).pipe(Effect.onError(() => Effect.ignore(discard)))
   return Effect.gen(function* () {
     yield* Holds.hold(berth.holds, [digest])

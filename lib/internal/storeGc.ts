@@ -1,8 +1,8 @@
 /** The bodies of `Store.gc` and `Store.usage`: what no name reaches and nobody uses. */
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import type { Berth } from "../Berth.ts"
-import type { ImageError } from "../BerthError.ts"
+import { Berth } from "../Berth.ts"
+import { type ImageError, RegistryError } from "../BerthError.ts"
 import type { Digest } from "../Reference.ts"
 import type { Collected, Usage } from "../Store.ts"
 import { diskUsage } from "./diskUsage.ts"
@@ -124,16 +124,24 @@ const discard = (berth: Berth, folder: string): Effect.Effect<string, ImageError
   )
 }
 
+const removeBlobs = (berth: Berth, blobs: ReadonlyArray<Digest>): Effect.Effect<void, ImageError> =>
+  Effect.forEach(
+    blobs,
+    (digest) =>
+      io(
+        digest,
+        Store.folder(berth)
+      )(berth.fileSystem.remove(Layout.blobPath(Store.folder(berth), digest), { force: true })),
+    { discard: true }
+  )
+
 /** Layers lose their names here, and their files later, where nobody waits for it. */
 const discardAll = (
   berth: Berth,
   { doomed }: Survey
 ): Effect.Effect<ReadonlyArray<readonly [layer: string, discarded: string]>, ImageError> =>
   Effect.gen(function* () {
-    for (const digest of doomed.blobs) {
-      const path = Layout.blobPath(Store.folder(berth), digest)
-      yield* io(digest, Store.folder(berth))(berth.fileSystem.remove(path, { force: true }))
-    }
+    yield* removeBlobs(berth, doomed.blobs)
     return yield* Effect.forEach(doomed.layers, (layer) =>
       Effect.map(discard(berth, layer), (discarded) => [layer, discarded] as const)
     )
@@ -175,6 +183,36 @@ export const gc = (berth: Berth, dryRun: boolean): Effect.Effect<Collected, Imag
     oneAtATime(`${berth.folder}/gc`),
     Effect.withSpan("berth.Store.gc", { attributes: { "berth.dry_run": dryRun } })
   )
+
+/** Removes those of these blobs that no name reaches and nobody uses. */
+const collectOnly = (berth: Berth, blobs: ReadonlySet<Digest>): Effect.Effect<void, ImageError> =>
+  Holds.exclusive(
+    berth.holds,
+    Effect.flatMap(survey(berth, true), ({ doomed }) =>
+      removeBlobs(
+        berth,
+        doomed.blobs.filter((digest) => blobs.has(digest))
+      )
+    )
+  ).pipe(oneAtATime(`${berth.folder}/gc`))
+
+/** Whether another try may go on from what there is already. */
+const mayGoOn = (error: unknown): boolean =>
+  error instanceof RegistryError && ["Unreachable", "TooManyRequests", "Protocol"].includes(error.reason)
+
+/**
+ * Where the effect fails, the store has no blob more than before, but for what others have come to need meanwhile. What
+ * was fetched before a connection broke stays, as the next try goes on from there; so it does after an interruption.
+ */
+export const orUndone = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R | Berth> =>
+  Effect.suspend(() => {
+    const added = new Set<Digest>()
+    return Effect.tapError(Effect.locally(effect, Store.added, added), (error) =>
+      mayGoOn(error) || added.size === 0
+        ? Effect.void
+        : Effect.flatMap(Berth, (berth) => Effect.ignore(collectOnly(berth, added)))
+    )
+  })
 
 export const usage = (berth: Berth): Effect.Effect<Usage, ImageError> =>
   Effect.gen(function* () {
