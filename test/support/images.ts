@@ -1,4 +1,5 @@
 /** Real images for tests: made by umoci from a static busybox, or by hand where no tool would make them. */
+import assert from "node:assert/strict"
 import { type ChildProcess, execFileSync, spawn } from "node:child_process"
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
@@ -9,7 +10,7 @@ import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Berth from "../../lib/Berth.ts"
-import type { BerthError } from "../../lib/BerthError.ts"
+import type { BerthError, ImageError } from "../../lib/BerthError.ts"
 import { remove } from "./effect.ts"
 
 export { remove }
@@ -33,6 +34,18 @@ export const runError = (
   folder: string,
   effect: Effect.Effect<unknown, BerthError, Berth.Berth>
 ): Promise<BerthError> => run(folder, Effect.flip(effect))
+
+export const assertImageError = (
+  error: BerthError,
+  reason: ImageError["reason"],
+  ...mentions: ReadonlyArray<string>
+): void => {
+  assert.equal(error._tag, "ImageError", error.message)
+  assert.equal((error as ImageError).reason, reason, error.message)
+  for (const mention of mentions) {
+    assert.ok(error.message.includes(mention), `${error.message} does not mention ${mention}`)
+  }
+}
 
 /** This file's own runtime, for a second process. */
 const runtime = (): ReadonlyArray<string> =>
@@ -190,6 +203,14 @@ export const makeTar = (files: Readonly<Record<string, string>>): Uint8Array => 
 export const zstd = (bytes: Uint8Array): Uint8Array => execFileSync("zstd", ["-q", "-c"], { input: bytes })
 
 export const goArchitecture: string = { x64: "amd64", arm64: "arm64" }[process.arch as string] ?? process.arch
+
+export const otherArchitecture = goArchitecture === "arm64" ? "amd64" : "arm64"
+
+/** Folders of layers that are not whole, and locks that somebody holds. */
+export const unfinished = (berth: string): ReadonlyArray<string> =>
+  fs.existsSync(`${berth}/layers/sha256`)
+    ? fs.readdirSync(`${berth}/layers/sha256`).filter((name) => !/^[0-9a-f]{64}(\.implicit)?$/.test(name))
+    : []
 
 /** An image written by hand, where no tool would write it so; its manifest's descriptor. */
 export const writeImage = (

@@ -1,10 +1,11 @@
 /** What tests of registries share. */
 import assert from "node:assert/strict"
+import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { BerthError, RegistryError } from "../../lib/BerthError.ts"
 import * as Registry from "../../lib/Registry.ts"
-import { type Blob, sha256, types } from "./images.ts"
+import { type Blob, sh, sha256, types } from "./images.ts"
 import { type Front, startFront } from "./registry.ts"
 
 export const assertRegistryError = (
@@ -50,3 +51,19 @@ export const ofBytes = (
   const blob = { mediaType: types.gzip, digest: sha256(bytes), size: bytes.length }
   return { blob, content: Stream.fromIterable(chunks) }
 }
+
+/** Copies an image to a registry on this machine. */
+export const push = (source: string, target: string, ...options: ReadonlyArray<string>) =>
+  sh("skopeo", "copy", "--dest-tls-verify=false", ...options, source, `docker://${target}`)
+
+/** Everything of a blob, through the public functions. */
+export const download = (host: string, repository: string, blob: Blob) =>
+  Effect.gen(function* () {
+    const registry = yield* Registry.connect(host)
+    const chunks = yield* Stream.runCollect(Registry.blob(registry, repository, blob))
+    return Buffer.concat(Chunk.toReadonlyArray(chunks))
+  })
+
+/** What a name stands for, by a connection of its own. */
+export const resolve = (host: string, repository: string, name: string, options?: Registry.ConnectOptions) =>
+  Effect.flatMap(Registry.connect(host, options), (registry) => Registry.resolve(registry, repository, name))
