@@ -12,6 +12,7 @@ import type * as Redacted from "effect/Redacted"
 import type * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
+import * as registriesConf from "./internal/registriesConf.ts"
 import * as internal from "./internal/registry.ts"
 import type { Client } from "./internal/registryClient.ts"
 import * as listing from "./internal/registryList.ts"
@@ -68,6 +69,16 @@ export interface Credentials {
  */
 export interface ConnectOptions {
   /**
+   * Where the registry is, if it is not where its name says: `host:port`, or `host:port/path` where its repositories have
+   * something before their names there. Credentials and certificates are those of this host. Default: as named.
+   */
+  readonly location?: string | undefined
+  /**
+   * The beginning of the names of repositories that `location` stands for: with `library` and `example.org/mirrored`,
+   * `library/alpine` is `example.org/mirrored/alpine`. Default: nothing, so that whole names come after `location`.
+   */
+  readonly replaces?: string | undefined
+  /**
    * HTTP without TLS. Unless given, that is for `localhost`, `127.0.0.0/8` and `::1` alone, and only where there is
    * nothing about certificates here or in the folders that `ca` names.
    */
@@ -116,7 +127,7 @@ export interface ClientCertificate {
  * @since 0.1.0
  * @category models
  */
-export interface Mirror extends Omit<ConnectOptions, "mirrors"> {
+export interface Mirror extends Omit<ConnectOptions, "mirrors" | "location"> {
   /** `host:port`, or `host:port/path`. */
   readonly location: string
 }
@@ -138,6 +149,33 @@ export const isRegistry = (u: unknown): u is Registry => Predicate.hasProperty(u
  */
 export const connect = (host: string, options?: ConnectOptions): Effect.Effect<Registry, BerthError, Berth> =>
   Effect.flatMap(Berth, (berth) => internal.connect(berth, host, options ?? {}))
+
+/**
+ * What this machine's registries.conf says of an image, for `connect`, `Image.pull` and `Image.push`: where its registry
+ * is, which mirrors are asked before it, and which of them are `insecure`. Those are asked at once whether they speak TLS:
+ * if so, any certificate of theirs is taken, else there is none.
+ *
+ * The file is the one at `path` alone where that is given. Else it is `$CONTAINERS_REGISTRIES_CONF`, or
+ * `$XDG_CONFIG_HOME/containers/registries.conf`, or `/etc/containers/registries.conf`, with the drop-ins of
+ * `registries.conf.d` in the same places, as containers-registries.conf(5) has it, version 2. Nothing there is no error.
+ * Short names are not looked up: a reference without a registry is docker.io's.
+ *
+ * Fails with `InvalidOption` for an image that is blocked, and for a file that is not as it should be: with the file, the
+ * line, and what is wrong.
+ *
+ * @since 0.1.0
+ * @category configuration
+ * @example
+ * import { Image, Registry } from "berth"
+ * import { Effect } from "effect"
+ *
+ * const program = Effect.flatMap(Registry.fromRegistriesConf("alpine:3"), (options) => Image.pull("alpine:3", options))
+ */
+export const fromRegistriesConf = (
+  reference: string,
+  path?: string
+): Effect.Effect<ConnectOptions, BerthError, Berth> =>
+  Effect.flatMap(Berth, (berth) => registriesConf.optionsFor(berth, reference, path))
 
 /**
  * What a tag or digest stands for now: a manifest, or an index of several.

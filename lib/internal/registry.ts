@@ -14,7 +14,7 @@ import * as Stream from "effect/Stream"
 import type { Berth } from "../Berth.ts"
 import { type BerthError, ImageError, InvalidOption } from "../BerthError.ts"
 import * as Reference from "../Reference.ts"
-import type { ConnectOptions, Registry } from "../Registry.ts"
+import type { ConnectOptions, Mirror, Registry } from "../Registry.ts"
 import { mismatch, verifiedBlob, verify } from "./layout.ts"
 import * as Oci from "./oci.ts"
 import * as Auth from "./registryAuth.ts"
@@ -50,12 +50,18 @@ export const connect = (
       const value = JSON.stringify(host.slice(0, 200))
       return yield* new InvalidOption({ option: "registry", value, expected: "a host, or host:port" })
     }
-    const client = yield* open(berth, host, options, "", Client.retrySchedule)
-    const mirrors = yield* Effect.forEach(options.mirrors ?? [], (mirror) =>
-      Effect.flatMap(Mirrors.parse(mirror), (parsed) =>
-        open(berth, parsed.host, parsed.options, parsed.prefix, Client.mirrorSchedule)
+    const own =
+      options.location === undefined
+        ? { host, place: { path: "", replaces: "" } }
+        : yield* Mirrors.parseLocation("location", options.location, options.replaces ?? "")
+    const client = yield* open(berth, own.host, options, own.place, Client.retrySchedule)
+    const mirrors = yield* Effect.forEach(options.mirrors ?? [], (given) => {
+      const mirror: Mirror = typeof given === "string" ? { location: given } : given
+      return Effect.flatMap(
+        Mirrors.parseLocation("mirrors", mirror.location, mirror.replaces ?? ""),
+        (parsed) => open(berth, parsed.host, mirror, parsed.place, Client.mirrorSchedule)
       )
-    )
+    })
     return Object.assign(Object.create(Proto), { host, client, mirrors, berth })
   })
 
@@ -63,7 +69,7 @@ const open = (
   berth: Berth,
   host: string,
   options: ConnectOptions,
-  prefix: string,
+  place: Client.Place,
   retries: Client.Client["retries"]
 ): Effect.Effect<Client.Client, BerthError> =>
   Effect.gen(function* () {
@@ -81,7 +87,7 @@ const open = (
     const own = host === "index.docker.io" ? "docker.io" : host
     const auth = yield* Auth.make(berth, own, transport, options.credentials)
     const stallTimeout = yield* stallTimeoutOf(options)
-    return { ...transport, auth, prefix, retries, stallTimeout, state: { passedOverUntil: 0 } }
+    return { ...transport, auth, place, retries, stallTimeout, state: { passedOverUntil: 0 } }
   })
 
 const stallTimeoutOf = ({
@@ -132,7 +138,7 @@ const request = (
   kind: "manifests" | "blobs",
   headers: Readonly<Record<string, string>> = {}
 ): Client.Request => {
-  const repository = `${client.prefix}${reference.repository}`
+  const repository = Client.nameAt(client, reference.repository)
   return {
     method,
     path: `/v2/${repository}/${kind}/${reference.digest ?? reference.tag}`,

@@ -17,6 +17,21 @@ import type { Auth } from "./registryAuth.ts"
 import { type Body, sendBody } from "./registryBody.ts"
 import { ProxyRefusal, fetch as proxied } from "./registryProxy.ts"
 
+/** Where the repositories of a registry are, if not at its root. */
+export interface Place {
+  /** What comes before their names there: `proxy`, or nothing. */
+  readonly path: string
+  /** What that is in place of: `library`, or nothing. */
+  readonly replaces: string
+}
+
+/** What a repository is called at the place that is asked. */
+export const nameAt = ({ place: { path, replaces } }: Pick<Client, "place">, repository: string): string => {
+  const isBelow = replaces !== "" && `${repository}/`.startsWith(`${replaces}/`)
+  const rest = isBelow ? repository.slice(replaces.length + 1) : repository
+  return [path, rest].filter((part) => part !== "").join("/") || repository
+}
+
 export interface Client {
   /** Host and port, for people. */
   readonly name: string
@@ -24,8 +39,7 @@ export interface Client {
   readonly origin: string
   readonly http: HttpClient.HttpClient
   readonly auth: Auth
-  /** What comes before the names of repositories in a mirror: `proxy/`, or nothing. */
-  readonly prefix: string
+  readonly place: Place
   /** Of a blob. */
   readonly stallTimeout: Duration.Duration
   /** What is tried again, and when. */

@@ -55,7 +55,7 @@ const pages = <A>(
         method: "GET",
         path: `${url.pathname}${url.search}`,
         headers: { accept },
-        scope: `repository:${reference.repository}:pull`,
+        scope: `repository:${Client.nameAt(client, reference.repository)}:pull`,
         subject
       }
       const page = yield* Client.send(client, request, (response) =>
@@ -105,7 +105,7 @@ export const tags = (self: Registry, repository: string): Effect.Effect<Readonly
     pages(
       self,
       reference,
-      `/v2/${reference.repository}/tags/list?n=${pageSize}`,
+      `/v2/${Client.nameAt(self.client, reference.repository)}/tags/list?n=${pageSize}`,
       "application/json",
       (page) => Effect.map(Schema.decodeUnknown(TagList)(page), (list) => list.tags)
     )
@@ -182,7 +182,7 @@ export const referrers = (
     const parsed = yield* Reference.parseDigest(digest)
     const reference = yield* parseTarget(self, repository, "@", parsed)
     const query = artifactType === undefined ? "" : `?artifactType=${encodeURIComponent(artifactType)}`
-    const path = `/v2/${reference.repository}/referrers/${parsed}${query}`
+    const path = `/v2/${Client.nameAt(self.client, reference.repository)}/referrers/${parsed}${query}`
     const listed = yield* noneIfNotFound(pages(self, reference, path, Oci.mediaTypes.index, decodeReferrers))
     const all = Option.isSome(listed)
       ? listed.value
@@ -221,9 +221,9 @@ export const deleteManifest = (
     const reference = yield* parseTarget(self, repository, tagOrDigest.includes(":") ? "@" : ":", tagOrDigest)
     const request: Client.Request = {
       method: "DELETE",
-      path: `/v2/${reference.repository}/manifests/${reference.digest ?? reference.tag}`,
+      path: `/v2/${Client.nameAt(self.client, reference.repository)}/manifests/${reference.digest ?? reference.tag}`,
       headers: {},
-      scope: `repository:${reference.repository}:delete`,
+      scope: `repository:${Client.nameAt(self.client, reference.repository)}:delete`,
       subject: Reference.print(reference)
     }
     yield* Client.send(self.client, request, () => Effect.void)

@@ -3,20 +3,18 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { type BerthError, InvalidOption } from "../BerthError.ts"
 import * as Reference from "../Reference.ts"
-import type { ConnectOptions, Mirror, Registry } from "../Registry.ts"
-import type { Client } from "./registryClient.ts"
+import type { Registry } from "../Registry.ts"
+import type { Client, Place } from "./registryClient.ts"
 
 /** A mirror that cannot be reached is not asked for the next blob, too: each would wait for its timeout. */
 const millisPassedOver = 60_000
 
-/** Where a mirror is: its host, and what comes before the name of a repository there, `proxy/` or nothing. */
-export const parse = (
-  mirror: string | Mirror
-): Effect.Effect<
-  { readonly host: string; readonly prefix: string; readonly options: ConnectOptions },
-  InvalidOption
-> => {
-  const { location, ...options } = typeof mirror === "string" ? { location: mirror } : mirror
+/** Where something is: its host, and what of the path there stands for what. */
+export const parseLocation = (
+  option: string,
+  location: string,
+  replaces: string
+): Effect.Effect<{ readonly host: string; readonly place: Place }, InvalidOption> => {
   const parsed = Reference.parse(`${location}/name`)
   const host = location.split("/")[0]!
   const path = location.slice(host.length + 1)
@@ -25,9 +23,9 @@ export const parse = (
     parsed.right.registry === host &&
     `${path === "" ? "" : `${path}/`}name` === parsed.right.repository.replace(/^library\/name$/, "name")
   return fits
-    ? Effect.succeed({ host, prefix: path === "" ? "" : `${path}/`, options })
+    ? Effect.succeed({ host, place: { path, replaces } })
     : new InvalidOption({
-        option: "mirrors",
+        option,
         value: JSON.stringify(location.slice(0, 200)),
         expected: "host, host:port or host:port/path, without a scheme"
       })

@@ -19,7 +19,8 @@ import { storageError } from "./storeFiles.ts"
 
 const blobConcurrency = 4
 
-const pushScope = ({ repository }: Reference.Reference) => `repository:${repository}:pull,push`
+const pushScope = (client: Client.Client, { repository }: Reference.Reference) =>
+  `repository:${Client.nameAt(client, repository)}:pull,push`
 
 const isRefusal = (error: Client.Failure | BerthError, ...reasons: ReadonlyArray<string>): boolean => {
   const refusal = Client.toError(error)
@@ -35,9 +36,9 @@ const hasBlob = (
     client,
     {
       method: "HEAD",
-      path: `/v2/${target.repository}/blobs/${digest}`,
+      path: `/v2/${Client.nameAt(client, target.repository)}/blobs/${digest}`,
       headers: {},
-      scope: pushScope(target),
+      scope: pushScope(client, target),
       subject: Reference.print(target)
     },
     () => Effect.succeed(true)
@@ -112,7 +113,7 @@ export const putBlob = <E = never, R = never>(
         Effect.map(
           Client.attempt(client, {
             method: "POST",
-            path: `/v2/${target.repository}/blobs/uploads/${query}`,
+            path: `/v2/${Client.nameAt(client, target.repository)}/blobs/uploads/${query}`,
             headers: {},
             scope,
             subject
@@ -124,13 +125,13 @@ export const putBlob = <E = never, R = never>(
           })
         )
       )
-    const plain = open("", pushScope(target))
+    const plain = open("", pushScope(client, target))
     const opened =
       source === undefined
         ? plain
         : open(
-            `?mount=${encodeURIComponent(digest)}&from=${encodeURIComponent(source.repository)}`,
-            `${pushScope(target)} repository:${source.repository}:pull`
+            `?mount=${encodeURIComponent(digest)}&from=${encodeURIComponent(Client.nameAt(client, source.repository))}`,
+            `${pushScope(client, target)} repository:${Client.nameAt(client, source.repository)}:pull`
           ).pipe(
             // Whoever may not read there, or where nothing is there, uploads.
             Effect.catchIf(
@@ -151,7 +152,7 @@ export const putBlob = <E = never, R = never>(
         method: "PUT",
         path: url,
         headers: {},
-        scope: pushScope(target),
+        scope: pushScope(client, target),
         subject,
         body: {
           mediaType: "application/octet-stream",
@@ -222,9 +223,9 @@ export const putManifest = (
     yield* Layout.verify(digest, bytes.length, bytes)
     const request: Client.Request = {
       method: "PUT",
-      path: `/v2/${target.repository}/manifests/${target.digest ?? target.tag}`,
+      path: `/v2/${Client.nameAt(client, target.repository)}/manifests/${target.digest ?? target.tag}`,
       headers: {},
-      scope: pushScope(target),
+      scope: pushScope(client, target),
       subject,
       body: bytesBody(type, bytes)
     }
