@@ -185,13 +185,11 @@ suite("Registry mirrors", (effect) => {
               const chunks: Array<Uint8Array> = []
               const end = yield* Effect.either(
                 Stream.runForEach(Registry.blob(connected, "team/app", blob), (chunk) =>
-                  Effect.sync(() => {
-                    chunks.push(chunk)
-                    const files = fs.readdirSync(berth.supervisor.folder)
-                    assert.ok(!files.some((name) => name.startsWith("blob-")))
-                  })
+                  Effect.sync(() => void chunks.push(chunk))
                 )
               )
+              const files = fs.readdirSync(berth.supervisor.folder)
+              assert.ok(!files.some((name) => name.startsWith("blob-")))
               return { bytes: Buffer.concat(chunks), end }
             })
           const byOrigin = yield* bytesBy(watched.host, [liar.host, breaker.host])

@@ -1,6 +1,5 @@
 /** The bodies of `Registry`. */
 import { createHash, randomBytes } from "node:crypto"
-import type * as FileSystem from "@effect/platform/FileSystem"
 import * as HttpClient from "@effect/platform/HttpClient"
 import type { HttpClientResponse } from "@effect/platform/HttpClientResponse"
 import * as Duration from "effect/Duration"
@@ -22,7 +21,7 @@ import * as Client from "./registryClient.ts"
 import * as Mirrors from "./registryMirrors.ts"
 import { isLoopback } from "./registryProxy.ts"
 import * as Tls from "./registryTls.ts"
-import { append, io } from "./storeFiles.ts"
+import { append, io, storageError } from "./storeFiles.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Registry") as never
 
@@ -351,33 +350,29 @@ const skip = <E>(stream: Stream.Stream<Uint8Array, E>, count: number): Stream.St
 
 const pieceBytes = 1024 * 1024
 
-/** A file without a name, which is gone when the scope closes, however that comes about. */
-const anonymousFile = (berth: Berth, subject: string): Effect.Effect<FileSystem.File, ImageError, Scope> => {
-  const path = `${berth.supervisor.folder}/blob-${randomBytes(8).toString("hex")}`
-  const opened = berth.fileSystem.open(path, { flag: "wx+", mode: 0o600 })
-  return io(subject, berth.folder)(Effect.tap(opened, () => berth.fileSystem.remove(path)))
-}
+/** A file that is gone when the scope closes; what a killed supervisor leaves there is swept. */
+const temporaryFile = (berth: Berth): Effect.Effect<string, never, Scope> =>
+  Effect.acquireRelease(
+    Effect.sync(() => `${berth.supervisor.folder}/blob-${randomBytes(8).toString("hex")}`),
+    (path) => Effect.ignore(berth.fileSystem.remove(path, { force: true }))
+  )
 
 /** What has to be right before any of it is given waits on the disk. */
 const spooled = (
   berth: Berth,
   subject: string,
-  file: FileSystem.File,
+  path: string,
   content: Stream.Stream<Uint8Array, BerthError>
 ): Effect.Effect<Stream.Stream<Uint8Array, BerthError>, BerthError> => {
   const disk = io(subject, berth.folder)
   return Effect.gen(function* () {
-    yield* disk(file.truncate(0))
-    yield* file.seek(0, "start")
+    const file = yield* disk(berth.fileSystem.open(path, { flag: "w", mode: 0o600 }))
     yield* Stream.runForEach(content, (chunk) => disk(append(file, chunk)))
-    yield* file.seek(0, "start")
-    return Stream.repeatEffectOption(
-      Effect.flatMap(
-        Effect.mapError(disk(file.readAlloc(pieceBytes)), Option.some),
-        Option.match({ onNone: () => Effect.fail(Option.none()), onSome: Effect.succeed })
-      )
+    return Stream.mapError(
+      berth.fileSystem.stream(path, { chunkSize: pieceBytes }),
+      storageError(subject, berth.folder)
     )
-  })
+  }).pipe(Effect.scoped)
 }
 
 export const blob = (
@@ -393,7 +388,7 @@ export const blob = (
       if (Mirrors.usable(self).length === 0) {
         return from(self)
       }
-      const file = yield* anonymousFile(self.berth, digest)
+      const file = yield* temporaryFile(self.berth)
       return yield* Mirrors.orFromNext(self, (source) =>
         // There is nobody to ask after the registry itself: nothing of it has to wait.
         source.mirrors.length === 0
