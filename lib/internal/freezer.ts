@@ -11,7 +11,16 @@ import * as internal from "./cgroup.ts"
 import * as events from "./cgroupEvents.ts"
 import { read } from "./hostFiles.ts"
 
+// Those that stand still, or are about to.
 const standing = new WeakSet<Cgroup>()
+// One at a time freezes a cgroup; who thaws it waits for nobody.
+const freezing = new WeakMap<Cgroup, Effect.Semaphore>()
+
+const inTurn = (cgroup: Cgroup): Effect.Semaphore => {
+  const known = freezing.get(cgroup) ?? Effect.unsafeMakeSemaphore(1)
+  freezing.set(cgroup, known)
+  return known
+}
 
 /** Whether this program has frozen it. */
 export const isFrozen = (cgroup: Cgroup | undefined): boolean => cgroup !== undefined && standing.has(cgroup)
@@ -33,6 +42,16 @@ export const enter =
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.zipRight(count(keys, 1), Effect.ensuring(effect, count(keys, -1)))
 
+/** Has who freezes it wait for what has been killed in it, which would stay if it stood still before it is gone. */
+export const leave = (
+  keys: ReadonlyArray<object>,
+  gone: Effect.Effect<unknown, unknown>
+): Effect.Effect<void> =>
+  Effect.zipRight(
+    count(keys, 1),
+    Effect.asVoid(Effect.forkDaemon(Effect.ensuring(Effect.exit(gone), count(keys, -1))))
+  ).pipe(Effect.uninterruptible)
+
 const entered = (keys: ReadonlyArray<object>): Effect.Effect<void> =>
   Effect.suspend(() =>
     keys.every((key) => (entering.get(key) ?? 0) === 0)
@@ -43,22 +62,30 @@ const entered = (keys: ReadonlyArray<object>): Effect.Effect<void> =>
 const folderOf = (cgroup: Cgroup): Folder | undefined =>
   cgroup.folders.find(({ controllers }) => controllers.includes("freezer"))
 
-const write = ({ path, version }: Folder, frozen: boolean): Effect.Effect<void, BerthError> => {
+const write = (
+  { path, version }: Folder,
+  frozen: boolean,
+  still: () => boolean = () => true
+): Effect.Effect<void, BerthError> => {
   const [file, value] =
     version === 1 ? ["freezer.state", frozen ? "FROZEN" : "THAWED"] : ["cgroup.freeze", frozen ? "1" : "0"]
-  return internal.filesOf("freezer", `${path}/${file}`, () => fs.writeFileSync(`${path}/${file}`, value))
+  return internal.filesOf("freezer", `${path}/${file}`, () => {
+    if (still()) fs.writeFileSync(`${path}/${file}`, value)
+  })
 }
 
 const PATIENCE = "5 seconds"
 const TRIES_BEFORE_THAW = 50
 
 // Version 1 does not tell: its file finds out when it is read. And it leaves out what is forked in the meantime, which it
-// takes in with the next write, or once it has let all go for a moment; runc does the same.
-const untilFrozen = (folder: Folder): Effect.Effect<unknown, BerthError> => {
+// takes in with the next write, or once it has let all go for a moment; runc does the same. Who thaws it meanwhile is
+// later than this, and nothing is written after him.
+const untilFrozen = (cgroup: Cgroup, folder: Folder): Effect.Effect<void, BerthError> => {
   const file = `${folder.path}/freezer.state`
+  const isWanted = () => isFrozen(cgroup)
   const attempt = (tries: number): Effect.Effect<void, BerthError> =>
-    Effect.flatMap(write(folder, true), () => {
-      if (read(file).trim() === "FROZEN") return Effect.void
+    Effect.flatMap(write(folder, true, isWanted), () => {
+      if (!isWanted() || read(file).trim() === "FROZEN") return Effect.void
       const again = Effect.zipRight(
         Effect.sleep(tries < 10 ? 1 : 10),
         Effect.suspend(() => attempt(tries + 1))
@@ -67,18 +94,34 @@ const untilFrozen = (folder: Folder): Effect.Effect<unknown, BerthError> => {
         ? Effect.zipRight(write(folder, false), again)
         : again
     })
-  return folder.version === 1 ? attempt(0) : Effect.zipRight(write(folder, true), events.frozen(folder.path))
+  if (folder.version === 1) return attempt(0)
+  return Effect.zipRight(
+    write(folder, true, isWanted),
+    Effect.raceFirst(events.frozen(folder.path), thawed(cgroup))
+  )
 }
 
-/** Succeeds once everything in it stands still. Nothing enters it from now on, and what enters `container` has done so. */
+const thawed = (cgroup: Cgroup): Effect.Effect<void> =>
+  Effect.suspend(() => (isFrozen(cgroup) ? Effect.zipRight(Effect.sleep(10), thawed(cgroup)) : Effect.void))
+
+/**
+ * Succeeds once everything in it stands still, or has been let go on since. Nothing enters it from now on, and what
+ * enters `container` has done so.
+ */
 export const freeze = (cgroup: Cgroup, container?: object): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
     yield* internal.extend(cgroup, [{ controller: "freezer", option: "freeze" }])
     const folder = folderOf(cgroup)
     if (folder === undefined) return yield* internal.gone(cgroup)
+    if (isFrozen(cgroup)) return
     standing.add(cgroup)
+    yield* stand(cgroup, folder, container).pipe(Effect.onError(() => Effect.ignore(thaw(cgroup))))
+  }).pipe(inTurn(cgroup).withPermits(1))
+
+const stand = (cgroup: Cgroup, folder: Folder, container?: object): Effect.Effect<void, BerthError> =>
+  Effect.gen(function* () {
     const all = entered(container === undefined ? [cgroup] : [cgroup, container])
-    const done = yield* Effect.timeoutOption(Effect.zipRight(all, untilFrozen(folder)), PATIENCE)
+    const done = yield* Effect.timeoutOption(Effect.zipRight(all, untilFrozen(cgroup, folder)), PATIENCE)
     if (done._tag === "Some") return
     yield* new CgroupError({
       reason: "Refused",
@@ -87,15 +130,19 @@ export const freeze = (cgroup: Cgroup, container?: object): Effect.Effect<void, 
       errno: 0,
       detail: "a process waits in the kernel and cannot be stopped: everything runs again, try later"
     })
-  }).pipe(Effect.onError(() => Effect.ignore(thaw(cgroup))))
+  })
 
-/** Nothing happens where it is not frozen. */
+/** Nothing happens where it is not frozen, or no longer there. */
 export const thaw = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const folder = folderOf(cgroup)
     if (folder === undefined) return Effect.void
     standing.delete(cgroup)
-    return write(folder, false)
+    return Effect.catchIf(
+      write(folder, false),
+      (error) => error._tag === "CgroupError" && error.reason === "Gone",
+      () => Effect.void
+    )
   })
 
 /**

@@ -2,7 +2,7 @@
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { type BerthError, ContainerError } from "../BerthError.ts"
+import { type BerthError, ContainerError, type OperationFailed } from "../BerthError.ts"
 import type { Container, ProcessOptions } from "../Container.ts"
 import * as compile from "./compile.ts"
 import { ENOMEM, ESRCH } from "./errno.ts"
@@ -22,15 +22,23 @@ export const running = (container: Container): Effect.Effect<void, ContainerErro
     ended || native().signal(container.state.pidfd, 0) < 0 ? Effect.fail(notRunning(container)) : Effect.void
   )
 
-/** A container that ends while it is entered: its namespaces can no longer be joined, nor forked in. */
-const endedMeanwhile =
+/** Its namespaces can no longer be joined, nor forked in. */
+const isEnding = (error: OperationFailed): boolean =>
+  (error.syscall === "setns" && error.errno === ESRCH) ||
+  (error.syscall === "clone3" && error.errno === ENOMEM)
+
+/** What fails because the container ends meanwhile, and takes with it what it was in, fails by that. */
+export const unlessEnded =
   (container: Container) =>
-  (error: BerthError): BerthError =>
-    error._tag === "OperationFailed" &&
-    ((error.syscall === "setns" && error.errno === ESRCH) ||
-      (error.syscall === "clone3" && error.errno === ENOMEM))
-      ? notRunning(container)
-      : error
+  <A, R>(effect: Effect.Effect<A, BerthError, R>): Effect.Effect<A, BerthError, R> =>
+    Effect.catchIf(
+      effect,
+      (error) => error._tag === "OperationFailed" || error._tag === "CgroupError",
+      (error) =>
+        error._tag === "OperationFailed" && isEnding(error)
+          ? Effect.fail(notRunning(container))
+          : Effect.zipRight(running(container), Effect.fail(error))
+    )
 
 /** Starts a process with these settings. */
 export const launchInside = (
@@ -54,11 +62,11 @@ export const launchInside = (
       return container.state.cgroup
     },
     ownsCgroup: false,
-    inside: container.state.ended,
+    inside: container.state.inside,
     stopSignal: undefined,
     healthcheck: undefined,
     logs: undefined,
     base: undefined,
     ids
-  }).pipe(Effect.mapError(endedMeanwhile(container)))
+  }).pipe(unlessEnded(container))
 }

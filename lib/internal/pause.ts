@@ -1,4 +1,5 @@
 /** A container's own cgroup, made when it is first needed, and what stands still in it. */
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import type { BerthError } from "../BerthError.ts"
@@ -7,7 +8,7 @@ import type { Container, ProcessInfo } from "../Container.ts"
 import { attempt } from "./attempt.ts"
 import * as internal from "./cgroup.ts"
 import * as freezer from "./freezer.ts"
-import { running } from "./inside.ts"
+import { running, unlessEnded } from "./inside.ts"
 import * as processes from "./top.ts"
 
 const isOwn = (container: Container): boolean => {
@@ -55,7 +56,7 @@ export const cgroupOf = (container: Container): Effect.Effect<Cgroup.Cgroup, Ber
         (made) => adopt(container, made, Cgroup.unsafeMake(name, made.folders))
       )
     })
-    return Effect.zipRight(running(container), making.withPermits(1)(make))
+    return Effect.zipRight(running(container), making.withPermits(1)(make)).pipe(unlessEnded(container))
   })
 
 /** One that nothing else is in: below a cgroup that others share, only what stands still is the container's own. */
@@ -85,8 +86,14 @@ const ownCgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthErro
 export const pause = (container: Container): Effect.Effect<void, BerthError> =>
   running(container).pipe(
     Effect.zipRight(
-      Effect.flatMap(ownCgroup(container), (cgroup) => freezer.freeze(cgroup, container.state.ended))
+      Effect.flatMap(ownCgroup(container), (cgroup) =>
+        Effect.zipRight(
+          freezer.freeze(cgroup, container.state.inside),
+          Effect.tapError(running(container), () => Effect.ignore(freezer.thaw(cgroup)))
+        )
+      )
     ),
+    unlessEnded(container),
     Effect.withSpan("berth.Container.pause", { attributes: { "container.id": container.id } })
   )
 
@@ -99,9 +106,11 @@ export const resume = (container: Container): Effect.Effect<void, BerthError> =>
 /** What has been told to end must not stand still. */
 export const letEnd = (container: Container): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
-    const { cgroup } = container.state
-    if (!freezer.isFrozen(cgroup)) return Effect.void
-    if (isOwn(container)) return freezer.thaw(cgroup!)
+    const { cgroup, ended, inside } = container.state
+    const keys = cgroup === undefined ? [inside] : [cgroup, inside]
+    const going = freezer.leave(keys, Deferred.await(ended))
+    if (!freezer.isFrozen(cgroup)) return going
+    if (isOwn(container)) return Effect.zipRight(going, freezer.thaw(cgroup!))
     return Effect.sync(() => freezer.letOut(cgroup!, () => processes.processesOf(container)))
   })
 

@@ -69,6 +69,8 @@ export interface State {
   readonly terminal: Terminal | undefined
   /** Its log, which reads both outputs from the first time that it is asked for. */
   readonly log: () => Log
+  /** What stands for the container that it is in, which may be itself. */
+  readonly inside: object
   /** How it ended, if it has. */
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
 }
@@ -224,6 +226,7 @@ const handle = ({ plan, stdio, unit }: Launched, options: Launch, scope: Scope.S
     stderr: stdio.stderr,
     terminal: stdio.terminal,
     log,
+    inside: options.inside ?? unit.ended,
     ended: unit.ended
   }
   return Object.assign(Object.create(Proto), {
@@ -248,13 +251,16 @@ const paused = (id: string): ContainerError =>
     detail: "it is paused, and what is started in it would stand still as well: resume it first"
   })
 
+/** Where it is not alone: the cgroup, and the container that may get one. */
+const placesOf = ({ cgroup, inside, ownsCgroup }: Launch): ReadonlyArray<object> =>
+  ownsCgroup ? [] : [cgroup, inside].filter((key) => key !== undefined)
+
 /** Into a cgroup that was there before, which may stand still. */
 const begin = (options: Launch): Effect.Effect<Launched, BerthError> => {
-  const { cgroup, inside } = options
-  if (options.ownsCgroup || (cgroup === undefined && inside === undefined)) return start(options)
-  if (freezer.isFrozen(cgroup)) return Effect.fail(paused(options.id))
-  const keys = [cgroup, inside].filter((key) => key !== undefined)
-  return freezer.enter(keys)(start(options))
+  const places = placesOf(options)
+  if (places.length === 0) return start(options)
+  if (freezer.isFrozen(options.cgroup)) return Effect.fail(paused(options.id))
+  return freezer.enter(places)(start(options))
 }
 
 const start = (options: Launch): Effect.Effect<Launched, BerthError> =>
@@ -312,9 +318,12 @@ const launchQuietly = (options: Launch): Effect.Effect<Container, BerthError, Sc
         let container: Container | undefined
         const release = Effect.map(releaseUnit(`container ${options.id}`, unit), stdio.close)
         const letDie = Effect.suspend(() => {
-          if (container !== undefined && freezer.isFrozen(options.cgroup))
+          if (container !== undefined && freezer.isFrozen(options.cgroup)) {
             freezer.letOut(options.cgroup!, () => processesOf(container!))
-          return release
+            return release
+          }
+          const places = placesOf(options)
+          return places.length === 0 ? release : freezer.enter(places)(release)
         })
         return Effect.zipRight(
           Scope.addFinalizer(scope, Effect.uninterruptible(letDie)),

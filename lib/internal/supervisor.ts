@@ -200,10 +200,10 @@ class Connection {
       this.patience = undefined
       const now = Date.now()
       let waiting = this.onReady !== undefined
-      for (const [id, unit] of this.units) {
+      for (const unit of this.units.values()) {
         waiting ||= unit.started !== undefined || unit.released !== undefined
         if (unit.released === undefined || now < unit.deadline) continue
-        this.units.delete(id)
+        // It stays known: whoever waits for its end is told when it comes.
         unit.released({ syscall: "release", errno: ETIMEDOUT })
       }
       if (!waiting || this.gone) return

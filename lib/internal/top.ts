@@ -3,6 +3,7 @@ import * as fs from "node:fs"
 import type { Container, ProcessInfo } from "../Container.ts"
 import { link, read } from "./hostFiles.ts"
 import { flags } from "./namespaces.ts"
+import { native } from "./native.ts"
 import { readMerged } from "./users.ts"
 
 const all = (): ReadonlyArray<number> =>
@@ -19,6 +20,8 @@ const statOf = (pid: number): ReadonlyArray<string> =>
  * that came of its first process; and those that they have put into namespaces below.
  */
 export const processesOf = (container: Container): ReadonlyArray<number> => {
+  // Once it has been waited for, its number may be somebody else's.
+  if (native().signal(container.state.pidfd, 0) < 0) return []
   const clone = container.plan.operations.find((operation) => operation.op === "process")
   const hasOwn = (Number(clone?.namespaces ?? 0) & flags.pid) !== 0
   const namespace = hasOwn ? link(`/proc/${container.pid}/ns/pid`) : ""
