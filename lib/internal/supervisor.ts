@@ -67,10 +67,13 @@ const SIGCONT = 18
 
 /** A supervisor that has not answered for so long may have been stopped by somebody, and is set going again. */
 const PATIENCE_MILLIS = 200
-/** For so long a release is waited for; what is left then, the supervisor goes on with, or a sweep. */
-const RELEASE_MILLIS = 30_000
-/** For so long the supervisor's end is waited for; it goes on alone then. */
-const END_SECONDS = 20
+/** For so long things are given back by a scope that closes, in milliseconds; tests have less. */
+export const limits = {
+  /** A release: what is left then, the supervisor goes on with, or a sweep. */
+  release: 30_000,
+  /** The supervisor's end: it goes on alone then. */
+  end: 20_000
+}
 
 const REQUEST_START = 1
 const REQUEST_RELEASE = 2
@@ -412,7 +415,7 @@ const startUnit = (
         Loop.retain()
         if (connection.gone || pending.gone) return finish(undefined)
         pending.released = finish
-        pending.deadline = Date.now() + RELEASE_MILLIS
+        pending.deadline = Date.now() + limits.release
         connection.send(encodeRequest(REQUEST_RELEASE, id, 0, nothing), [], (n) => {
           if (n < 0) finish(undefined)
         })
@@ -420,8 +423,8 @@ const startUnit = (
     }
   })
 
-/** Waits until a pidfd says that its process has ended, for `seconds` at the most: whether it has. */
-const awaitEnd = (pidfd: number, seconds: number): Effect.Effect<boolean> =>
+/** Waits until a pidfd says that its process has ended, for this long at the most: whether it has. */
+const awaitEnd = (pidfd: number, millis: number): Effect.Effect<boolean> =>
   Effect.async<void>((resume) => {
     const going = setInterval(() => native().signal(pidfd, SIGCONT), PATIENCE_MILLIS)
     const cancel = Loop.watch(pidfd, EPOLLIN, () => {
@@ -436,7 +439,8 @@ const awaitEnd = (pidfd: number, seconds: number): Effect.Effect<boolean> =>
       clearInterval(going)
       cancel()
     })
-  }).pipe(Effect.timeoutOption(`${seconds} seconds`), Effect.map(Option.isSome))
+    // A scope that closes cannot be interrupted, and would wait for it all the same.
+  }).pipe(Effect.interruptible, Effect.timeoutOption(millis), Effect.map(Option.isSome))
 
 /**
  * Starts a supervisor that owns `folder`, whose lock (a descriptor, which becomes the supervisor's) is held. With the mode
@@ -464,9 +468,15 @@ export const start = (
       )
     }
     let unitId = 0
-    const end = Effect.flatMap(awaitEnd(pidfd, END_SECONDS), (ended) => {
+    const awaited = Effect.suspend(() => awaitEnd(pidfd, limits.end))
+    const reap = (): void => {
       addon.reap(pidfd)
       addon.close(pidfd)
+    }
+    const end = Effect.flatMap(awaited, (ended) => {
+      if (ended) reap()
+      // It stays a zombie otherwise, once it has ended.
+      else if (typeof Loop.watch(pidfd, EPOLLIN, reap) === "number") reap()
       Loop.release()
       return ended
         ? Effect.void
