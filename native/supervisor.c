@@ -255,7 +255,11 @@ static bool receive(void) {
 
     memset(bytes, 0, sizeof request);
     ssize_t n = descriptors_receive(connection, bytes, sizeof bytes, descriptors, countof(descriptors));
-    if (n == 0) return false;
+    if (n == 0) {
+        // An empty message looks as the end does, and is one; what came with it is nobody's.
+        for (size_t k = 0; k < countof(descriptors); k++) close_descriptor(&descriptors[k]);
+        return false;
+    }
     memcpy(&request, bytes, sizeof request);
     if (n < 0 && errno == EMSGSIZE) {
         // A message that was cut is answered, not guessed at.
