@@ -7,6 +7,7 @@ import * as Stream from "effect/Stream"
 import { Container, Image, Namespace, RootFs, Store } from "../lib/index.ts"
 import { failure, makeTemporaryFolder, remove, suite } from "./support/effect.ts"
 import { makeImage, sh, whyNoImages } from "./support/images.ts"
+import { podmanIn, whyNoPodman } from "./support/podman.ts"
 import { treeOf } from "./support/trees.ts"
 
 const skip = whyNoImages
@@ -50,6 +51,24 @@ suite("Container.commit", (effect, berthFolder) => {
       ),
       (text) => JSON.parse(text)
     )
+
+  effect.asRoot(
+    "makes an image that podman runs",
+    () =>
+      Effect.gen(function* () {
+        const here = makeTemporaryFolder()
+        yield* Effect.addFinalizer(() => Effect.sync(() => remove(here)))
+        const made = yield* Container.commit(yield* written, {
+          tag: "127.0.0.1:5000/team/podman:1",
+          config: { entrypoint: [], command: ["/bin/cat", "/srv/f"], user: "root" }
+        })
+        yield* Image.save(made, `${here}/made.tar`, { format: "oci-archive" })
+        const { podman, run } = podmanIn(here)
+        podman("load", "--input", `${here}/made.tar`)
+        assert.equal(run("127.0.0.1:5000/team/podman:1"), "new\n")
+      }),
+    { skip: skip || whyNoPodman }
+  )
 
   effect.asRoot(
     "makes an image that Berth runs, skopeo reads and umoci unpacks to the same tree",

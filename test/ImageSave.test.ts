@@ -1,5 +1,4 @@
 import assert from "node:assert/strict"
-import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { Image, Store } from "../lib/index.ts"
@@ -14,9 +13,7 @@ import {
   whyNoZstd
 } from "./support/imageArchive.ts"
 import { blobFile, makeImage, makeTar, sh, whyNoImages, writeImage, writeIndex } from "./support/images.ts"
-
-const whyNoPodman: string | false =
-  spawnSync("podman", ["--version"]).status === 0 ? false : "no podman on this machine"
+import { podmanIn, whyNoPodman } from "./support/podman.ts"
 
 suite("Image.save", (effect) => {
   const options = { skip: whyNoImages }
@@ -76,23 +73,11 @@ suite("Image.save", (effect) => {
   )
 
   effect(
-    "podman loads what was saved, with the same config and tree, and what podman saves is loaded and runs here",
+    "podman loads and runs what was saved, with the same config and tree, and what podman saves is loaded and runs here",
     () =>
       Effect.gen(function* () {
         const folder = yield* scratch
-        const podman = (...args: ReadonlyArray<string>) =>
-          sh(
-            "podman",
-            "--storage-driver",
-            "vfs",
-            "--root",
-            `${folder}/podman`,
-            "--runroot",
-            `${folder}/run`,
-            "--tmpdir",
-            `${folder}/tmp`,
-            ...args
-          )
+        const { podman, run } = podmanIn(folder)
         const { image, name, tree } = yield* stored(folder, "podman")
         for (const format of ["docker-archive", "oci-archive"] as const) {
           yield* Image.save(image, `${folder}/${format}.tar`, { format })
@@ -108,6 +93,7 @@ suite("Image.save", (effect) => {
           const others = (lines: ReadonlyArray<string>) => lines.filter((line) => !line.startsWith("etc d"))
           assert.deepEqual(others(treeOf(mounted)), others(tree))
           podman("image", "unmount", name)
+          assert.equal(run(name, "cat /etc/motd; id -u; pwd"), "this is podman\n1000\n/tmp\n")
           podman("save", "--format", format, "--output", `${folder}/podman-${format}.tar`, name)
           podman("rmi", name)
           const [back] = yield* elsewhere(
