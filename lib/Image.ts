@@ -340,7 +340,7 @@ export interface ImportOptions extends Limits {
 const import_ = (path: string, options?: ImportOptions): Effect.Effect<Image, BerthError, Berth> =>
   imageImport
     .importFrom(path, options ?? {})
-    .pipe(Effect.withSpan("berth.Image.import", { attributes: { "berth.rootfs": path } }))
+    .pipe(orUndone, Effect.withSpan("berth.Image.import", { attributes: { "berth.rootfs": path } }))
 
 export {
   /**
