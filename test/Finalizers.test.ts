@@ -41,6 +41,14 @@ const makeFreezer = Effect.acquireRelease(
     })
 )
 
+/** A folder for a Berth of the test's own. What is left there when the test is over, as it has failed, is swept. */
+const makeFolder = (at: string) =>
+  Effect.acquireRelease(Effect.succeed(at), () =>
+    Effect.ignore(Effect.provide(Berth.Berth, Layer.fresh(berthIn(at)))).pipe(
+      Effect.zipRight(Effect.sync(() => fs.rmSync(at, { recursive: true, force: true })))
+    )
+  )
+
 /** What is warned of while the effect runs. */
 const warningsOf = <A, E, R>(effect: (warned: Array<BerthError.NotReleased>) => Effect.Effect<A, E, R>) =>
   Effect.suspend(() => {
@@ -113,9 +121,12 @@ suite("finalizers", (effect, folder) => {
     () =>
       warningsOf((warned) =>
         Effect.gen(function* () {
-          const at = `${folder()}-once`
+          const at = yield* makeFolder(`${folder()}-once`)
           const frozen = yield* makeFreezer
-          const child = spawn("sleep", ["1000"], { stdio: "ignore" })
+          const child = yield* Effect.acquireRelease(
+            Effect.sync(() => spawn("sleep", ["1000"], { stdio: "ignore" })),
+            (spawned) => Effect.sync(() => spawned.kill("SIGKILL"))
+          )
           const died = new Promise((resolve) => child.on("exit", resolve))
           const left = yield* Effect.gen(function* () {
             const scope = yield* Scope.make()
@@ -142,7 +153,6 @@ suite("finalizers", (effect, folder) => {
           yield* Effect.promise(() => died)
           yield* Effect.provide(Berth.Berth, Layer.fresh(berthIn(at)))
           assert.deepEqual([fs.existsSync(left), fs.readdirSync(`${at}/run`)], [false, []])
-          fs.rmSync(at, { recursive: true, force: true })
         })
       ),
     { skip: whyNoFreezer }
@@ -153,7 +163,7 @@ suite("finalizers", (effect, folder) => {
     () =>
       warningsOf((warned) =>
         Effect.gen(function* () {
-          const at = `${folder()}-mute`
+          const at = yield* makeFolder(`${folder()}-mute`)
           const frozen = yield* makeFreezer
           const timed = <A, E, R>(body: Effect.Effect<A, E, R>) =>
             Effect.map(Effect.timed(body), ([took]) => assert.ok(Duration.toSeconds(took) < 5, String(took)))
@@ -190,7 +200,6 @@ suite("finalizers", (effect, folder) => {
           assert.ok(
             yield* Effect.promise(() => eventually(() => fs.readdirSync(`${at}/run`).length === 0, 10_000))
           )
-          fs.rmSync(at, { recursive: true, force: true })
         })
       ),
     { skip: whyNoFreezer }

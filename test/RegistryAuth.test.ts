@@ -10,11 +10,8 @@ import { runHelper } from "../lib/internal/registryCredentials.ts"
 import * as Registry from "../lib/Registry.ts"
 import { failure, suite } from "./support/effect.ts"
 import { makeImage, sh, types } from "./support/images.ts"
-import { whyNoRegistry } from "./support/registry.ts"
+import { htpasswd, whyNoRegistry } from "./support/registry.ts"
 import { environment, front, nobody, runningRegistry, temporaryFolder } from "./support/scoped.ts"
-
-/** `jane:secret`, bcrypt. */
-const htpasswd = "jane:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
 
 const basic = (user: string, password: string): string =>
   `Basic ${Buffer.from(`${user}:${password}`).toString("base64")}`

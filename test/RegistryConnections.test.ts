@@ -20,7 +20,14 @@ import {
   whyNoImages,
   writeBlob
 } from "./support/images.ts"
-import { makeCertificate, signToken, startFront, startRegistry, whyNoRegistry } from "./support/registry.ts"
+import {
+  htpasswd,
+  makeCertificate,
+  signToken,
+  startFront,
+  startRegistry,
+  whyNoRegistry
+} from "./support/registry.ts"
 import { assertRegistryError, push, resolve } from "./support/registryClient.ts"
 import { unchanged } from "./support/unchanged.ts"
 
@@ -36,8 +43,6 @@ describe("Registry authentication", { skip: whyNoRegistry }, () => {
     makeImage(`${folder}/layout`, "one")
   })
   after(() => remove(folder))
-
-  const htpasswd = "jane:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
 
   test("basic: given, from docker's configuration, wrong, and none", async () => {
     const registry = await startRegistry({ htpasswd })

@@ -12,7 +12,7 @@ import { makeAuthority } from "./support/certificates.ts"
 import { allowTime, failure, suite } from "./support/effect.ts"
 import { makeImage, makeTemporaryFolder, remove, sh } from "./support/images.ts"
 import { ended, program } from "./support/program.ts"
-import { type RunningRegistry, startRegistry, whyNoRegistry } from "./support/registry.ts"
+import { htpasswd, type RunningRegistry, startRegistry, whyNoRegistry } from "./support/registry.ts"
 import { environment, nobody, runningRegistry, temporaryFolder } from "./support/scoped.ts"
 
 allowTime()
@@ -121,7 +121,6 @@ suite("Registry proxies and certificates", (effect) => {
   const authority = whyNoRegistry === false ? makeAuthority() : undefined!
   const server = whyNoRegistry === false ? authority.issue("registry.invalid") : undefined!
   const client = whyNoRegistry === false ? authority.issue("client") : undefined!
-  const htpasswd = "jane:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
   const credentials = { username: "jane", password: "secret" }
 
   const proxy = (...options: Parameters<typeof startProxy>) =>

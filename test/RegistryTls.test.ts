@@ -9,11 +9,9 @@ import * as Registry from "../lib/Registry.ts"
 import { makeAuthority } from "./support/certificates.ts"
 import { failure, suite } from "./support/effect.ts"
 import { makeImage, sh, types, writeBlob } from "./support/images.ts"
-import { whyNoRegistry } from "./support/registry.ts"
+import { htpasswd, whyNoRegistry } from "./support/registry.ts"
 import { front, nobody, runningRegistry, temporaryFolder } from "./support/scoped.ts"
 
-/** `jane:secret`, bcrypt. */
-const htpasswd = "jane:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
 const credentials = { username: "jane", password: "secret" }
 
 const resolve = (host: string, options: Registry.ConnectOptions) =>

@@ -10,7 +10,7 @@ import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Berth from "../../lib/Berth.ts"
-import type { BerthError, ImageError } from "../../lib/BerthError.ts"
+import type { BerthError, ImageError, RegistryError } from "../../lib/BerthError.ts"
 import { remove } from "./effect.ts"
 
 export { remove }
@@ -35,17 +35,18 @@ export const runError = (
   effect: Effect.Effect<unknown, BerthError, Berth.Berth>
 ): Promise<BerthError> => run(folder, Effect.flip(effect))
 
-export const assertImageError = (
-  error: BerthError,
-  reason: ImageError["reason"],
-  ...mentions: ReadonlyArray<string>
-): void => {
-  assert.equal(error._tag, "ImageError", error.message)
-  assert.equal((error as ImageError).reason, reason, error.message)
-  for (const mention of mentions) {
-    assert.ok(error.message.includes(mention), `${error.message} does not mention ${mention}`)
+/** That it is the error with this tag, for this reason, and names these things. */
+export const assertError =
+  <E extends ImageError | RegistryError>(tag: E["_tag"]) =>
+  (error: BerthError, reason: E["reason"], ...mentions: ReadonlyArray<string>): void => {
+    assert.equal(error._tag, tag, error.message)
+    assert.equal((error as E).reason, reason, error.message)
+    for (const mention of mentions) {
+      assert.ok(error.message.includes(mention), `${error.message} does not mention ${mention}`)
+    }
   }
-}
+
+export const assertImageError = assertError<ImageError>("ImageError")
 
 /** This file's own runtime, for a second process. */
 const runtime = (): ReadonlyArray<string> =>

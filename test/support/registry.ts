@@ -15,6 +15,9 @@ const program = ["/usr/bin/docker-registry", "/usr/local/bin/docker-registry"].f
 export const whyNoRegistry: string | false =
   whyNoImages || (program === undefined ? "no docker-registry on this machine" : false)
 
+/** `jane:secret`, bcrypt. */
+export const htpasswd = "jane:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
+
 export interface RunningRegistry {
   /** `127.0.0.1:40123` */
   readonly host: string

@@ -1,24 +1,13 @@
 /** What tests of registries share. */
-import assert from "node:assert/strict"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
-import type { BerthError, RegistryError } from "../../lib/BerthError.ts"
+import type { RegistryError } from "../../lib/BerthError.ts"
 import * as Registry from "../../lib/Registry.ts"
-import { type Blob, sh, sha256, types } from "./images.ts"
+import { assertError, type Blob, sh, sha256, types } from "./images.ts"
 import { type Front, startFront } from "./registry.ts"
 
-export const assertRegistryError = (
-  error: BerthError,
-  reason: RegistryError["reason"],
-  ...mentions: ReadonlyArray<string>
-): void => {
-  assert.equal(error._tag, "RegistryError", error.message)
-  assert.equal((error as RegistryError).reason, reason, error.message)
-  for (const mention of mentions) {
-    assert.ok(error.message.includes(mention), `${error.message} does not mention ${mention}`)
-  }
-}
+export const assertRegistryError = assertError<RegistryError>("RegistryError")
 
 export const withRegistry = <A, E, R>(
   host: string,
