@@ -408,6 +408,9 @@ bool unit_executed(struct unit *unit) {
 void unit_kill(struct unit *unit) {
     if (unit->pid > 0) sys_pidfd_send_signal(unit->pidfd, SIGKILL);
     if (unit->own_pids) return;
+    // Each begins a session, so that what it has started, and has not left for another, is in its process group. The pid
+    // is not given to anything else while the process has not been waited for.
+    if (unit->pid > 0) kill(-unit->pid, SIGKILL);
     for (struct owned *owned = unit->owned; owned; owned = owned->next)
         if (owned->cgroup) cgroup_kill(owned->path);
 }

@@ -321,6 +321,24 @@ suite("Container", (effect) => {
     })
   )
 
+  effect("ends what an exec has started in the background where it is interrupted", () =>
+    Effect.gen(function* () {
+      const container = yield* sleeper
+      const fiber = yield* Effect.fork(
+        Container.exec(container, sh("sleep 1234 & sleep 1234 & touch /tmp/there; wait"))
+      )
+      const files = Container.fileSystem(container)
+      yield* Effect.repeat(files.exists("/tmp/there"), { until: (there) => there })
+      yield* Fiber.interrupt(fiber)
+      // A kill is heard at the next chance to run.
+      const left = Effect.map(Container.top(container), (all) =>
+        all.filter(({ command }) => command.includes("1234"))
+      )
+      yield* Effect.repeat(Effect.delay(left, "5 millis"), { until: (all) => all.length === 0, times: 200 })
+      assert.deepEqual(yield* left, [])
+    })
+  )
+
   effect("starts fifty at once", () =>
     Effect.gen(function* () {
       const results = yield* Effect.forEach(

@@ -129,9 +129,20 @@ const awaitNothing = async (place: Place): Promise<Pick<Round, "took" | "left">>
   for (;;) {
     const left = leftIn(place)
     const took = performance.now() - start
-    if (left.length === 0 || took > limit) return { took, left }
+    if (left.length === 0) return { took, left }
+    if (took > limit) return { took, left: await stillThere(left, place, start) }
     await sleep(5)
   }
+}
+
+/** Says of what is left too long whether it goes at last, so that what is slow is told from what is lost. */
+const stillThere = async (left: ReadonlyArray<string>, place: Place, start: number) => {
+  while (performance.now() - start < 30_000) {
+    if (leftIn(place).length === 0)
+      return [...left, `all of it gone after ${Math.round(performance.now() - start)} ms`]
+    await sleep(20)
+  }
+  return left
 }
 
 const quietly = Logger.remove(Logger.defaultLogger)

@@ -136,10 +136,13 @@ export const work = (options: Work): Effect.Effect<never, never, Berth.Berth | S
       ...(below(4) === 0 ? { terminal: true } : {})
     }
     const execs = Array.from({ length: below(3) }, () => below(2))
+    const pauses = below(3) === 0
     const reads = below(2) === 0 && settings.logs === undefined
     return Effect.gen(function* () {
       const image = yield* Image.fromRootfs(options.root)
       const box = yield* Container.start(image, settings)
+      // What is executed meanwhile comes first, or is refused.
+      if (pauses) yield* Effect.forkScoped(Effect.ignore(Container.pause(box)))
       if (reads) yield* Effect.forkScoped(Stream.runDrain(box.stdout))
       yield* Effect.forEach(
         execs,
