@@ -271,6 +271,8 @@ export const plan: (image: Image, options?: StartOptions) => Effect.Effect<Plan,
 
 /**
  * Runs a command inside a running container, in all its namespaces and its cgroup, and gives what it wrote.
+ * Where it is interrupted, the command is killed with all of its process group (setsid(2)); what has left that for a
+ * session of its own goes with the container.
  *
  * Fails with `ContainerError` where the container has ended or the output is too long, and as `start` does.
  *
@@ -290,7 +292,7 @@ export const exec: {
 } = internal.exec
 
 /**
- * Starts a command inside a running container; it ends with the scope.
+ * Starts a command inside a running container; it ends with the scope, as an interrupted `exec` does.
  *
  * @since 0.1.0
  * @category processes
