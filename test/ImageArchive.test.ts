@@ -4,7 +4,7 @@ import * as zlib from "node:zlib"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
-import { Image, Store } from "../lib/index.ts"
+import { Container, Image, Store } from "../lib/index.ts"
 import { berthIn, failure, suite } from "./support/effect.ts"
 import {
   assertFails,
@@ -19,6 +19,7 @@ import {
 import {
   blobFile,
   makeImage,
+  makeRootfs,
   makeTar,
   sh,
   sha256,
@@ -55,6 +56,31 @@ suite("Image.load", (effect) => {
         )
       }),
     options
+  )
+
+  effect(
+    "what buildah has made runs, as an archive by docker and from an OCI layout",
+    () =>
+      Effect.gen(function* () {
+        const folder = yield* scratch
+        const stores = ["--storage-driver", "vfs", "--root", `${folder}/store`, "--runroot", `${folder}/run`]
+        const buildah = (...args: ReadonlyArray<string>) => sh("buildah", ...stores, ...args).trim()
+        makeRootfs(`${folder}/root`)
+        const working = buildah("from", "scratch")
+        buildah("copy", "--quiet", working, `${folder}/root`, "/")
+        buildah("config", "--env", "BY=buildah", "--cmd", JSON.stringify(["sh", "-c", "echo $BY"]), working)
+        const archive = `${folder}/it.tar`
+        buildah("commit", "--quiet", "--format", "docker", working, `docker-archive:${archive}:example/it:1`)
+        buildah("commit", "--quiet", working, `oci:${folder}/layout:it`)
+        for (const image of [
+          (yield* Image.load(archive))[0],
+          yield* Image.fromLayout(`${folder}/layout`, { tag: "it" })
+        ]) {
+          const { exitCode, stderr, stdout } = yield* Container.run(image)
+          assert.deepEqual([exitCode, stdout, stderr], [0, "buildah\n", ""])
+        }
+      }),
+    { skip: whyNoImages || (fs.existsSync("/usr/bin/buildah") ? false : "no buildah on this machine") }
   )
 
   effect(
