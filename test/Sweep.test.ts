@@ -209,8 +209,7 @@ suite("what is swept", (effect, folder) => {
         assert.deepEqual(yield* Effect.promise(next), { n: 72, ...expected })
       }
       addon.close(ours)
-      assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(pid), 20_000)))
-      addon.reap(pidfd)
+      assert.ok(yield* Effect.promise(() => eventually(() => addon.reap(pidfd) === pid, 20_000)))
       addon.close(pidfd)
       assert.ok(!fs.existsSync(state))
     })
