@@ -6,7 +6,7 @@
 import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import type * as HttpClient from "@effect/platform/HttpClient"
-import * as Context from "effect/Context"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { BerthError } from "./BerthError.ts"
@@ -15,6 +15,7 @@ import * as internal from "./internal/berth.ts"
 import * as examination from "./internal/doctor.ts"
 import type { Holds } from "./internal/holds.ts"
 import type { Supervisor } from "./internal/supervisor.ts"
+import * as tag from "./internal/tag.ts"
 import type { IdRange } from "./Namespace.ts"
 
 /**
@@ -64,7 +65,7 @@ export interface Berth {
  * @since 0.1.0
  * @category tags
  */
-export const Berth: Context.Tag<Berth, Berth> = Context.GenericTag<Berth>("berth/Berth")
+export const Berth: Context.Tag<Berth, Berth> = tag.Berth
 
 /**
  * @since 0.1.0

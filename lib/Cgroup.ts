@@ -12,7 +12,7 @@ import { type Pipeable, pipeArguments } from "effect/Pipeable"
 import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
-import { Berth } from "./Berth.ts"
+import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Limits } from "./CgroupLimits.ts"
 import type { MemoryEvents, PidsEvents, Pressure, Stats } from "./CgroupStats.ts"
@@ -22,6 +22,7 @@ import * as events from "./internal/cgroupEvents.ts"
 import * as measuring from "./internal/cgroupMetrics.ts"
 import { readStats } from "./internal/cgroupStats.ts"
 import * as freezer from "./internal/freezer.ts"
+import * as tag from "./internal/tag.ts"
 import { scopedUnit } from "./internal/unit.ts"
 import * as Plan from "./Plan.ts"
 
@@ -121,7 +122,7 @@ const makeBelow = (
   limits: Limits,
   above: ReadonlyArray<Folder>
 ): Effect.Effect<Cgroup, BerthError, Berth | Scope.Scope> =>
-  Effect.flatMap(Berth, (berth) => {
+  Effect.flatMap(tag.Berth, (berth) => {
     const id = berth.supervisor.nextId()
     const name = internal.nameOf(berth.supervisor.folder, id)
     return Effect.flatMap(

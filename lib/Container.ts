@@ -9,7 +9,6 @@ import type * as FileSystem from "@effect/platform/FileSystem"
 import type * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
-import { hasProperty } from "effect/Predicate"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Sink from "effect/Sink"
@@ -34,7 +33,7 @@ import * as committing from "./internal/commit.ts"
 import * as internal from "./internal/container.ts"
 import * as files from "./internal/containerFileSystem.ts"
 import * as copying from "./internal/copy.ts"
-import type { State } from "./internal/process.ts"
+import * as processes from "./internal/process.ts"
 import * as archive from "./internal/tarStream.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
@@ -81,7 +80,7 @@ export interface Container extends Pipeable, Inspectable.Inspectable {
   /** What the supervisor did to start it. */
   readonly plan: Plan
   /** @internal */
-  readonly state: State
+  readonly state: processes.State
 }
 
 /**
@@ -220,7 +219,7 @@ export interface ExecOptions extends ProcessOptions, BufferOptions {}
  * @since 0.1.0
  * @category guards
  */
-export const isContainer = (u: unknown): u is Container => hasProperty(u, TypeId)
+export const isContainer: (u: unknown) => u is Container = processes.isContainer
 
 /**
  * Starts a container, which runs until it ends or the scope closes. It is there, its command executed, when this

@@ -9,7 +9,6 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
-import * as Predicate from "effect/Predicate"
 import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
 import type { BerthError, ImageError, InvalidOption } from "./BerthError.ts"
@@ -106,7 +105,7 @@ export interface Healthcheck {
  * @since 0.1.0
  * @category guards
  */
-export const isImage = (u: unknown): u is Image => Predicate.hasProperty(u, TypeId)
+export const isImage: (u: unknown) => u is Image = internal.isImage
 
 /**
  * This machine's own root, read-only: nothing to download. Fails with `Unsupported` off Linux.

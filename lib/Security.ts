@@ -4,60 +4,16 @@
  *
  * @since 0.1.0
  */
-import { readFileSync } from "node:fs"
 import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { BerthError } from "./BerthError.ts"
 import * as internalAppArmor from "./internal/appArmor.ts"
 import { attempt } from "./internal/attempt.ts"
+import * as internalCapabilities from "./internal/capabilities.ts"
 import { nearest } from "./internal/nearest.ts"
 import { invalid } from "./internal/options.ts"
 import * as seccomp from "./internal/seccomp.ts"
 import * as seccompDefault from "./internal/seccompDefault.ts"
-
-const names = [
-  "CHOWN",
-  "DAC_OVERRIDE",
-  "DAC_READ_SEARCH",
-  "FOWNER",
-  "FSETID",
-  "KILL",
-  "SETGID",
-  "SETUID",
-  "SETPCAP",
-  "LINUX_IMMUTABLE",
-  "NET_BIND_SERVICE",
-  "NET_BROADCAST",
-  "NET_ADMIN",
-  "NET_RAW",
-  "IPC_LOCK",
-  "IPC_OWNER",
-  "SYS_MODULE",
-  "SYS_RAWIO",
-  "SYS_CHROOT",
-  "SYS_PTRACE",
-  "SYS_PACCT",
-  "SYS_ADMIN",
-  "SYS_BOOT",
-  "SYS_NICE",
-  "SYS_RESOURCE",
-  "SYS_TIME",
-  "SYS_TTY_CONFIG",
-  "MKNOD",
-  "LEASE",
-  "AUDIT_WRITE",
-  "AUDIT_CONTROL",
-  "SETFCAP",
-  "MAC_OVERRIDE",
-  "MAC_ADMIN",
-  "SYSLOG",
-  "WAKE_ALARM",
-  "BLOCK_SUSPEND",
-  "AUDIT_READ",
-  "PERFMON",
-  "BPF",
-  "CHECKPOINT_RESTORE"
-] as const
 
 /**
  * A capability of capabilities(7), without `CAP_`.
@@ -65,7 +21,7 @@ const names = [
  * @since 0.1.0
  * @category models
  */
-export type Capability = (typeof names)[number]
+export type Capability = (typeof internalCapabilities.names)[number]
 
 /**
  * Every capability that there is; the place in the list is its number.
@@ -73,7 +29,7 @@ export type Capability = (typeof names)[number]
  * @since 0.1.0
  * @category constants
  */
-export const capabilities: ReadonlyArray<Capability> = names
+export const capabilities: ReadonlyArray<Capability> = internalCapabilities.names
 
 /**
  * The capabilities that a container has unless told otherwise: Docker's.
@@ -81,22 +37,7 @@ export const capabilities: ReadonlyArray<Capability> = names
  * @since 0.1.0
  * @category constants
  */
-export const defaultCapabilities: ReadonlyArray<Capability> = [
-  "CHOWN",
-  "DAC_OVERRIDE",
-  "FSETID",
-  "FOWNER",
-  "MKNOD",
-  "NET_RAW",
-  "SETGID",
-  "SETUID",
-  "SETFCAP",
-  "SETPCAP",
-  "NET_BIND_SERVICE",
-  "SYS_CHROOT",
-  "KILL",
-  "AUDIT_WRITE"
-]
+export const defaultCapabilities: ReadonlyArray<Capability> = internalCapabilities.defaults
 
 /**
  * Paths that a container sees as empty, as Docker has them: they tell of the host, or reach it.
@@ -147,53 +88,6 @@ export interface CapabilityOptions {
    * well. Default: none.
    */
   readonly ambient?: ReadonlyArray<Capability> | undefined
-}
-
-const one = (name: string): bigint => 1n << BigInt(names.indexOf(name as Capability))
-
-/** @internal */
-export const maskOf = (of: ReadonlyArray<Capability>): bigint =>
-  of.reduce((mask, name) => mask | one(name), 0n)
-
-const defaultMask = maskOf(defaultCapabilities)
-
-/** What `ALL` adds for root: what it has itself, as nobody can give more. In a user namespace that is everything. */
-const attainable = (): bigint => {
-  if (process.geteuid?.() !== 0) return maskOf(names)
-  try {
-    const own = /^CapPrm:\s*([0-9a-f]+)$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1]
-    return own === undefined ? maskOf(names) : maskOf(names) & BigInt(`0x${own}`)
-  } catch {
-    return maskOf(names)
-  }
-}
-
-const bitsOf = (change: "add" | "drop" | "ambient", given: string): bigint => {
-  const name = given.toUpperCase().replace(/^CAP_/, "")
-  if (name === "ALL" && change !== "ambient") return change === "add" ? attainable() : maskOf(names)
-  return names.includes(name as Capability)
-    ? one(name)
-    : invalid(
-        `capabilities.${change}`,
-        given,
-        `a capability of capabilities(7); the nearest is ${nearest(name, names)}`
-      )
-}
-
-/**
- * The capability set as a mask of 64 bits, and what of it is ambient; throws `InvalidOption`.
- *
- * @internal
- */
-export const resolveCapabilities = (
-  options: CapabilityOptions
-): { readonly capabilities: bigint; readonly ambient: bigint } => {
-  let capabilities = defaultMask
-  let ambient = 0n
-  for (const given of options.drop ?? []) capabilities &= ~bitsOf("drop", given)
-  for (const given of options.add ?? []) capabilities |= bitsOf("add", given)
-  for (const given of options.ambient ?? []) ambient |= bitsOf("ambient", given)
-  return { capabilities: capabilities | ambient, ambient }
 }
 
 /**

@@ -6,6 +6,7 @@ import * as Option from "effect/Option"
 import fc from "fast-check"
 import { Berth, Container, Image, Security } from "../lib/index.ts"
 import * as Bpf from "../lib/internal/bpf.ts"
+import { maskOf } from "../lib/internal/capabilities.ts"
 import { native } from "../lib/internal/native.ts"
 import { assemble, kept } from "../lib/internal/seccomp.ts"
 import { attackImage, outcomes } from "./support/attack.ts"
@@ -303,7 +304,7 @@ suite("Seccomp", (effect) => {
   effect("the default policy is kept in Berth's folder, and made again where it has been damaged", () =>
     Effect.gen(function* () {
       const { folder } = yield* Berth.Berth
-      const set = Security.maskOf(Security.defaultCapabilities)
+      const set = maskOf(Security.defaultCapabilities)
       const load = () => kept(`${folder}/kept`, Security.defaultSeccomp, set)
       const first = load()
       const [name, ...others] = fs.readdirSync(`${folder}/kept/seccomp`)
@@ -488,7 +489,7 @@ const profiles: fc.Arbitrary<Security.SeccompProfile> = fc.record({
 
 const assembled = (of: Security.SeccompProfile): Uint8Array | undefined => {
   try {
-    return assemble(of, Security.maskOf(Security.defaultCapabilities))
+    return assemble(of, maskOf(Security.defaultCapabilities))
   } catch {
     // Random rules may contradict each other.
     return undefined

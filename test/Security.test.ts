@@ -5,6 +5,7 @@ import * as HashMap from "effect/HashMap"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { Container, Image, Security } from "../lib/index.ts"
+import { maskOf } from "../lib/internal/capabilities.ts"
 import { attackImage } from "./support/attack.ts"
 import { failure, suite } from "./support/effect.ts"
 import { whyNoBusybox } from "./support/rootfs.ts"
@@ -47,10 +48,10 @@ const mayRaise =
 suite("Security", (effect) => {
   effect("capabilities by name: dropped first, then added, and no others", () =>
     Effect.gen(function* () {
-      const usual = Security.maskOf(Security.defaultCapabilities)
+      const usual = maskOf(Security.defaultCapabilities)
       const plain = yield* sets({})
       assert.deepEqual(plain, { Inh: 0n, Prm: usual, Eff: usual, Bnd: usual, Amb: 0n })
-      const two = Security.maskOf(["NET_BIND_SERVICE", "KILL"])
+      const two = maskOf(["NET_BIND_SERVICE", "KILL"])
       const few = yield* sets({
         capabilities: { drop: ["ALL"], add: ["NET_BIND_SERVICE", "CAP_KILL" as never] }
       })
@@ -62,7 +63,7 @@ suite("Security", (effect) => {
 
   effect("ambient ones reach a command of somebody else than root, in a start and in an exec", () =>
     Effect.gen(function* () {
-      const one = Security.maskOf(["NET_BIND_SERVICE"])
+      const one = maskOf(["NET_BIND_SERVICE"])
       const capabilities = { drop: ["ALL"], ambient: ["NET_BIND_SERVICE"] } as const
       const expected = { Inh: one, Prm: one, Eff: one, Bnd: one, Amb: one }
       assert.deepEqual(yield* sets({ user: "1000", capabilities }), expected)

@@ -7,7 +7,6 @@ import * as HttpClient from "@effect/platform/HttpClient"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth, Options } from "../Berth.ts"
-import { TypeId } from "../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../BerthError.ts"
 import { EPERM } from "./errno.ts"
 import * as Holds from "./holds.ts"
@@ -18,6 +17,7 @@ import * as Seccomp from "./seccomp.ts"
 import * as Supervisor from "./supervisor.ts"
 import { removeSwept, sweep } from "./sweep.ts"
 import * as systemd from "./systemd.ts"
+import { TypeId } from "./tag.ts"
 
 /** Whether there can be a Berth here at all. */
 export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() => {

@@ -21,7 +21,6 @@ import type {
   StopOptions,
   TerminalSize
 } from "../Container.ts"
-import { isContainer } from "../Container.ts"
 import type { Image } from "../Image.ts"
 import type { Kind } from "../Namespace.ts"
 import * as Plan from "../Plan.ts"
@@ -33,7 +32,7 @@ import { native } from "./native.ts"
 import * as check from "./options.ts"
 import { letEnd, resume } from "./pause.ts"
 import * as prepare from "./prepare.ts"
-import { launch } from "./process.ts"
+import { isContainer, launch } from "./process.ts"
 import * as Seccomp from "./seccomp.ts"
 import { signalNumber } from "./signals.ts"
 import { stdioNames } from "./stdio.ts"

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Inspectable from "effect/Inspectable"
 import * as Option from "effect/Option"
 import { pipeArguments } from "effect/Pipeable"
+import { hasProperty } from "effect/Predicate"
 import * as Stream from "effect/Stream"
 import { Berth } from "../Berth.ts"
 import { type BerthError, ImageError, InvalidOption, Unsupported } from "../BerthError.ts"
@@ -28,6 +29,8 @@ import * as Store from "./store.ts"
 import { io, isNotFound, storageError } from "./storeFiles.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Image") as never
+
+export const isImage = (u: unknown): u is Image => hasProperty(u, TypeId)
 
 const layerConcurrency = 4
 

@@ -7,6 +7,7 @@ import { isNamespace, type Kind } from "../Namespace.ts"
 import type * as Plan from "../Plan.ts"
 import * as Security from "../Security.ts"
 import * as AppArmor from "./appArmor.ts"
+import * as Capabilities from "./capabilities.ts"
 import * as cgroupFiles from "./cgroup.ts"
 import * as compile from "./compile.ts"
 import * as Ids from "./ids.ts"
@@ -42,7 +43,7 @@ export const termOf = (options: ProcessOptions): Readonly<Record<string, string>
 
 /** The part of the settings that the options alone decide. */
 export const common = (options: ProcessOptions, inUserNamespace: boolean) => ({
-  ...Security.resolveCapabilities(options.capabilities ?? {}),
+  ...Capabilities.resolve(options.capabilities ?? {}),
   ...attainable(Security.resolveRlimits(options.rlimits ?? {}), inUserNamespace),
   umask: check.umask(options.umask),
   appArmor: AppArmor.profile(options.appArmor),

@@ -3,6 +3,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Inspectable from "effect/Inspectable"
 import { pipeArguments } from "effect/Pipeable"
+import { hasProperty } from "effect/Predicate"
 import * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
@@ -32,6 +33,8 @@ import { processesOf } from "./top.ts"
 import { releaseUnit } from "./unit.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Container") as never
+
+export const isContainer = (u: unknown): u is Container => hasProperty(u, TypeId)
 
 /** What a root is made of. */
 export interface Base {

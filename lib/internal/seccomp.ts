@@ -8,8 +8,9 @@ import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import { isBerthError, Unsupported } from "../BerthError.ts"
 import { constant, type Operation } from "../Plan.ts"
-import { capabilities, defaultCapabilities, maskOf, type SeccompProfile } from "../Security.ts"
+import type { SeccompProfile } from "../Security.ts"
 import { shorten } from "./bpf.ts"
+import * as Capabilities from "./capabilities.ts"
 import { ELIBACC, ENOENT, errnoName } from "./errno.ts"
 import { type Native, native } from "./native.ts"
 import { nearest } from "./nearest.ts"
@@ -165,12 +166,12 @@ const isAtLeast = (wanted: string): boolean => {
 
 const has = (set: bigint, capability: string): boolean => {
   const name = capability.replace(/^CAP_/, "")
-  const number = capabilities.indexOf(name as never)
+  const number = Capabilities.names.indexOf(name as never)
   if (number < 0)
     invalid(
       "seccomp",
       capability,
-      `a capability of capabilities(7); the nearest is CAP_${nearest(name, capabilities)}`
+      `a capability of capabilities(7); the nearest is CAP_${nearest(name, Capabilities.names)}`
     )
   return ((set >> BigInt(number)) & 1n) === 1n
 }
@@ -451,7 +452,7 @@ export const kept = (folder: string, of: SeccompProfile, set: bigint): Operation
  * start that needs it.
  */
 export const warm = (folder: string): void => {
-  const set = maskOf(defaultCapabilities)
+  const set = Capabilities.maskOf(Capabilities.defaults)
   try {
     remember(defaultKey(set), () => ({
       operation: kept(folder, defaultProfile, set),

@@ -1,12 +1,12 @@
 /** Runs native/unpack.c on a blob: as a unit of the supervisor, in namespaces of its own, so that it ends as one does. */
 import { constants } from "node:fs"
 import * as Effect from "effect/Effect"
-import { Berth } from "../Berth.ts"
 import { type BerthError, OperationFailed } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
 import { flagsOf } from "./namespaces.ts"
 import { AT_FDCWD, native, programPath } from "./native.ts"
 import { makePipe, Output } from "./pipe.ts"
+import { Berth } from "./tag.ts"
 import { scopedUnit } from "./unit.ts"
 
 export interface Options {

@@ -9,7 +9,6 @@ import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { type BerthError, InvalidOption, WaitFailed } from "../BerthError.ts"
 import type { Container, ExitStatus, LogEntry, ProcessOptions } from "../Container.ts"
-import { isContainer } from "../Container.ts"
 import type { Healthcheck } from "../Image.ts"
 import type {
   CommandOptions,
@@ -24,6 +23,7 @@ import { connect } from "./connect.ts"
 import * as containers from "./container.ts"
 import { ECONNRESET } from "./errno.ts"
 import { native } from "./native.ts"
+import { isContainer } from "./process.ts"
 import { printWords } from "./words.ts"
 
 const TIMEOUT = "30 seconds"
