@@ -3,6 +3,7 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import * as Image from "../lib/Image.ts"
 import * as Registry from "../lib/Registry.ts"
+import { makeAuthority } from "./support/certificates.ts"
 import { failure, suite } from "./support/effect.ts"
 import { makeImage } from "./support/images.ts"
 import { whyNoRegistry } from "./support/registry.ts"
@@ -53,6 +54,65 @@ blocked = true
         const moved = yield* Registry.fromRegistriesConf(name)
         assert.deepEqual(moved, { ...mirror, mirrors: [] })
         assert.equal((yield* Image.pull(name, moved)).digest, image.digest)
+      }),
+    { skip: whyNoRegistry }
+  )
+
+  effect("which mirrors are asked depends on the reference, and subdomains have a prefix in common", () =>
+    Effect.gen(function* () {
+      const file = `${yield* temporaryFolder}/registries.conf`
+      fs.writeFileSync(
+        file,
+        `[[registry]]
+prefix = "*.team.invalid"
+location = "one.invalid/all"
+[[registry]]
+location = "some.invalid"
+[[registry.mirror]]
+location = "always.invalid"
+[[registry.mirror]]
+location = "digests.invalid"
+pull-from-mirror = "digest-only"
+[[registry.mirror]]
+location = "tags.invalid"
+pull-from-mirror = "tag-only"
+[[registry]]
+location = "digests-only.invalid"
+mirror-by-digest-only = true
+[[registry.mirror]]
+location = "mirror.invalid"
+`
+      )
+      const digest = `sha256:${"0".repeat(64)}`
+      const mirrorsOf = (name: string) =>
+        Effect.map(Registry.fromRegistriesConf(name, file), ({ mirrors }) =>
+          mirrors?.map((mirror) => (typeof mirror === "string" ? mirror : mirror.location))
+        )
+      assert.deepEqual(yield* mirrorsOf("some.invalid/a:1"), ["always.invalid", "tags.invalid"])
+      assert.deepEqual(yield* mirrorsOf(`some.invalid/a@${digest}`), ["always.invalid", "digests.invalid"])
+      assert.deepEqual(yield* mirrorsOf("digests-only.invalid/a:1"), [])
+      assert.deepEqual(yield* mirrorsOf(`digests-only.invalid/a@${digest}`), ["mirror.invalid"])
+      const subdomain = yield* Registry.fromRegistriesConf("a.b.team.invalid/x", file)
+      assert.deepEqual(subdomain, { location: "one.invalid/all", mirrors: [] })
+      assert.deepEqual(yield* Registry.fromRegistriesConf("team.invalid/x", file), {})
+    })
+  )
+
+  effect(
+    "an insecure registry that speaks TLS is pulled from without a look at who it is",
+    () =>
+      Effect.gen(function* () {
+        const home = yield* nobody
+        const registry = yield* runningRegistry({ tls: makeAuthority().issue("localhost") })
+        makeImage(`${home}/layout`, "one")
+        push(`oci:${home}/layout:one`, `${registry.host}/app:1`)
+        const file = `${home}/registries.conf`
+        fs.writeFileSync(file, `[[registry]]\nlocation = "${registry.host}"\ninsecure = true\n`)
+        const name = `${registry.host}/app:1`
+        yield* failure("RegistryError", Image.pull(name))
+        const options = yield* Registry.fromRegistriesConf(name, file)
+        assert.deepEqual(options, { location: registry.host, tlsVerify: false, mirrors: [] })
+        assert.equal((yield* Image.pull(name, options)).reference, name)
       }),
     { skip: whyNoRegistry }
   )
