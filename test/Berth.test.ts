@@ -1,16 +1,11 @@
 import assert from "node:assert/strict"
-import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import * as Effect from "effect/Effect"
 import { Berth, BerthError, Container, Image } from "../lib/index.ts"
+import { asNobody, whyNoUserNamespace } from "./support/asNobody.ts"
 import { allowTime, berthIn, makeTemporaryFolder, remove, suite, whyNoContainers } from "./support/effect.ts"
-import { eventually } from "./support/leftovers.ts"
-import { commandOf, ended, program, root } from "./support/program.ts"
-
-const unshare = spawnSync("unshare", ["--user", "true"])
-const whyNoUserNamespace: string | false =
-  unshare.status === 0 ? false : "unshare --user does not work here, which takes them away for one program"
+import { commandOf, ended, program } from "./support/program.ts"
 
 allowTime()
 
@@ -47,30 +42,11 @@ describe("Berth, where it cannot be", { skip: process.platform === "linux" ? fal
   test("without root and without user namespaces the layer says how to have them", {
     skip: whyNoContainers || whyNoUserNamespace
   }, async () => {
-    // A user namespace of its own, whose root sets the limit of further ones to none and then is no root any more.
     const home = `${folder}/rootless`
-    fs.mkdirSync(home)
-    fs.chownSync(home, 65534, 65534)
     fs.chmodSync(folder, 0o755)
-    const inner =
-      'echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"'
-    const { command, args } = commandOf("system.ts", ["error", `${home}/berth`])
-    const child = spawn(
-      "unshare",
-      ["--user", "sh", "-c", `read go; exec sh -c '${inner}' sh "$@"`, "sh", command, ...args],
-      {
-        cwd: root,
-        stdio: ["pipe", "pipe", "pipe"],
-        env: { PATH: process.env.PATH, HOME: home, TMPDIR: home, XDG_CACHE_HOME: home, DENO_DIR: home }
-      }
-    )
-    const result = ended(child)
-    const unshared = () =>
-      fs.readlinkSync(`/proc/${child.pid}/ns/user`) !== fs.readlinkSync("/proc/self/ns/user")
-    assert.ok(await eventually(unshared))
-    for (const map of ["uid_map", "gid_map"]) fs.writeFileSync(`/proc/${child.pid}/${map}`, "0 0 65536\n")
-    child.stdin.end("go\n")
-    const { code, stdout, stderr } = await result
+    const noFurther = "echo 0 > /proc/sys/user/max_user_namespaces &&"
+    const program = commandOf("system.ts", ["error", `${home}/berth`])
+    const { code, stdout, stderr } = await asNobody(home, noFurther, program)
     assert.equal(code, 0, stderr)
     const error = JSON.parse(stdout)
     assert.deepEqual([error._tag, error.feature], ["Unsupported", "user namespaces"], stdout)

@@ -1,12 +1,12 @@
 import assert from "node:assert/strict"
-import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import * as Effect from "effect/Effect"
 import { Berth, Container, type Doctor, Image } from "../lib/index.ts"
+import { asNobody, whyNoUserNamespace } from "./support/asNobody.ts"
 import { allowTime, makeTemporaryFolder, remove, suite, whyNoContainers } from "./support/effect.ts"
-import { descendants, eventually } from "./support/leftovers.ts"
-import { commandOf, ended, program, root } from "./support/program.ts"
+import { descendants } from "./support/leftovers.ts"
+import { commandOf, ended, program } from "./support/program.ts"
 
 const bin = "bin.ts"
 
@@ -104,45 +104,19 @@ describe("berth doctor", { skip: whyNoContainers }, () => {
     }
   })
 
-  // A user namespace of its own, whose root may forbid further ones and then is no root any more.
-  const asNobody = async (
-    first: string
-  ): Promise<{ readonly code: number | null; readonly report: Doctor.Report }> => {
-    const home = fs.mkdtempSync(`${folder}/home-`)
-    fs.chownSync(home, 65534, 65534)
-    const inner = `${first} exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"`
-    const { args, command } = commandOf(bin, ["doctor", "--json"])
-    const child = spawn(
-      "unshare",
-      ["--user", "sh", "-c", `read go; exec sh -c '${inner}' sh "$@"`, "sh", command, ...args],
-      {
-        cwd: root,
-        stdio: ["pipe", "pipe", "pipe"],
-        env: { PATH: process.env.PATH, HOME: home, TMPDIR: home, XDG_CACHE_HOME: home, DENO_DIR: home }
-      }
-    )
-    const result = ended(child)
-    assert.ok(
-      await eventually(
-        () => fs.readlinkSync(`/proc/${child.pid}/ns/user`) !== fs.readlinkSync("/proc/self/ns/user")
-      )
-    )
-    for (const map of ["uid_map", "gid_map"]) fs.writeFileSync(`/proc/${child.pid}/${map}`, "0 0 65536\n")
-    child.stdin.end("go\n")
-    const { code, stderr, stdout } = await result
+  const doctorAsNobody = async (first: string) => {
+    const home = `${folder}/home-${first === "" ? "free" : "bound"}`
+    const { code, stderr, stdout } = await asNobody(home, first, commandOf(bin, ["doctor", "--json"]))
     assert.notEqual(stdout, "", stderr)
     assert.deepEqual(
       fs.readdirSync(home).filter((name) => name.includes("berth")),
       []
     )
-    return { code, report: JSON.parse(stdout) }
+    return { code, report: JSON.parse(stdout) as Doctor.Report }
   }
 
-  const whyNoUserNamespace: string | false =
-    spawnSync("unshare", ["--user", "true"]).status === 0 ? false : "unshare --user does not work here"
-
   test("without root, says what is there for who is not", { skip: whyNoUserNamespace }, async () => {
-    const { code, report } = await asNobody("")
+    const { code, report } = await doctorAsNobody("")
     assert.deepEqual([code, report.ready, report.rootless], [0, true, true])
     assert.equal(of(report, "overlay in user namespaces").status, "ok")
     const ranges = of(report, "ranges of ids")
@@ -154,7 +128,7 @@ describe("berth doctor", { skip: whyNoContainers }, () => {
   test("names the sysctl that takes user namespaces away, and the command that gives them back", {
     skip: whyNoUserNamespace
   }, async () => {
-    const { code, report } = await asNobody("echo 0 > /proc/sys/user/max_user_namespaces &&")
+    const { code, report } = await doctorAsNobody("echo 0 > /proc/sys/user/max_user_namespaces &&")
     assert.deepEqual([code, report.ready], [1, false])
     const check = of(report, "user namespaces")
     assert.equal(check.status, "missing")

@@ -1,0 +1,38 @@
+/** A program as somebody who has nothing: neither root's powers, nor ranges of ids. */
+import assert from "node:assert/strict"
+import { spawn, spawnSync } from "node:child_process"
+import * as fs from "node:fs"
+import { eventually } from "./leftovers.ts"
+import { type Ended, ended, root } from "./program.ts"
+
+export const whyNoUserNamespace: string | false =
+  spawnSync("unshare", ["--user", "true"]).status === 0 ? false : "unshare --user does not work here"
+
+/**
+ * Runs it with `home` for its own, which is made. It is in a user namespace whose root runs `first`, shell that ends in
+ * `&&` if it is not empty, and then is no root any more.
+ */
+export const asNobody = async (
+  home: string,
+  first: string,
+  { args, command }: { readonly command: string; readonly args: ReadonlyArray<string> }
+): Promise<Ended> => {
+  fs.mkdirSync(home)
+  fs.chownSync(home, 65534, 65534)
+  const inner = `${first} exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"`
+  const child = spawn(
+    "unshare",
+    ["--user", "sh", "-c", `read go; exec sh -c '${inner}' sh "$@"`, "sh", command, ...args],
+    {
+      cwd: root,
+      stdio: ["pipe", "pipe", "pipe"],
+      env: { PATH: process.env.PATH, HOME: home, TMPDIR: home, XDG_CACHE_HOME: home, DENO_DIR: home }
+    }
+  )
+  const result = ended(child)
+  const own = fs.readlinkSync("/proc/self/ns/user")
+  assert.ok(await eventually(() => fs.readlinkSync(`/proc/${child.pid}/ns/user`) !== own))
+  for (const map of ["uid_map", "gid_map"]) fs.writeFileSync(`/proc/${child.pid}/${map}`, "0 0 65536\n")
+  child.stdin.end("go\n")
+  return result
+}
