@@ -176,7 +176,7 @@ suite("WaitFor", (effect, folder) => {
       const box = yield* sleeper
       const error = yield* failedWait(
         "TimedOut",
-        WaitFor.command(box, ["sh", "-c", "echo not yet >&2; exit 2"], { timeout: 200 })
+        WaitFor.command(box, ["sh", "-c", "echo not yet >&2; exit 2"], { timeout: "1 second" })
       )
       assert.match(error.message, /no exit code 0 of sh -c .* \(last time exit code 2: not yet\) in \d+ ms/)
     })
