@@ -53,7 +53,7 @@ const fuzz = (folder: string, name: string): Promise<Ended> => {
   return run(`${folder}/${name}`, [
     `-max_total_time=${seconds}`,
     "-max_len=4096",
-    "-timeout=30",
+    "-timeout=120",
     "-rss_limit_mb=1024",
     `-artifact_prefix=${process.env.BERTH_FUZZ_FOUND ?? folder}/`,
     `${folder}/found/${name}`,
