@@ -46,9 +46,8 @@ interface Said {
 
 allowTime()
 
-test("a program in a delegated unit has its cgroups there, and asks nothing", {
-  // It gets a scope then, which is the next test.
-  skip: whyNot || (rootless ? "a user's manager does not mark what it delegates" : false)
+test("a program in a delegated unit, of the user's manager too, has its cgroups there and gets no scope", {
+  skip: whyNot
 }, async () => {
   const folder = makeTemporaryFolder()
   const { code, stderr, stdout } = await inScope(folder, true)
@@ -56,6 +55,7 @@ test("a program in a delegated unit has its cgroups there, and asks nothing", {
   const said = JSON.parse(stdout) as Said
   const unit = /^.*\.scope/.exec(said.own)![0]
   assert.match(unit, /\/run-[^/]*\.scope$/)
+  assert.equal(unit.includes(`/user@${process.geteuid?.()}.service/`), rootless)
   assert.equal(said.supervisor, said.own)
   assert.ok(said.cgroup.startsWith(`${unit}/berth.`), said.cgroup)
   assert.equal(said.limit, 64 * 2 ** 20)

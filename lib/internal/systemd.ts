@@ -34,9 +34,7 @@ const hasAttribute = (folder: string, name: string): boolean => {
   return length === 1 && value[0] === 0x31
 }
 
-/** Whether systemd keeps out of what is below this cgroup, which it marks so, and it is ours to write. */
-const isDelegated = (unit: string): boolean => {
-  if (!hasAttribute(unit, "user.delegate") && !hasAttribute(unit, "trusted.delegate")) return false
+const isWritable = (unit: string): boolean => {
   try {
     accessSync(`${unit}/cgroup.procs`, constants.W_OK)
     return true
@@ -92,24 +90,24 @@ const addresses = (): ReadonlyArray<Address> => {
 
 const SYSTEMD = "org.freedesktop.systemd1"
 
+interface Target {
+  readonly path: string
+  readonly interface: string
+}
+
+const MANAGER: Target = { path: "/org/freedesktop/systemd1", interface: `${SYSTEMD}.Manager` }
+
 const call = async (
   bus: MessageBus,
+  target: Target,
   member: string,
   signature: string,
   body: ReadonlyArray<unknown>
-): Promise<void> => {
-  await bus.invoke(
-    {
-      destination: SYSTEMD,
-      path: "/org/freedesktop/systemd1",
-      interface: `${SYSTEMD}.Manager`,
-      member,
-      signature,
-      body: [...body]
-    },
+): Promise<unknown> =>
+  bus.invoke(
+    { ...target, destination: SYSTEMD, member, signature, body: [...body] },
     { timeout: PATIENCE_MS }
   )
-}
 
 const withBus = <A>(address: Address, use: (bus: MessageBus) => Promise<A>): Effect.Effect<A, string> =>
   Effect.acquireUseRelease(
@@ -134,7 +132,7 @@ const withBus = <A>(address: Address, use: (bus: MessageBus) => Promise<A>): Eff
 const UNLIMITED = "18446744073709551615"
 
 const startScope = (scope: string, pid: number) => (bus: MessageBus) =>
-  call(bus, "StartTransientUnit", "ssa(sv)a(sa(sv))", [
+  call(bus, MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", [
     scope,
     "fail",
     [
@@ -149,12 +147,12 @@ const startScope = (scope: string, pid: number) => (bus: MessageBus) =>
   ])
 
 const joinScope = (scope: string, pid: number) => (bus: MessageBus) =>
-  call(bus, "AttachProcessesToUnit", "ssau", [scope, `/${INNER}`, [pid]])
+  call(bus, MANAGER, "AttachProcessesToUnit", "ssau", [scope, `/${INNER}`, [pid]])
 
 const INNER = "supervisor"
 
 /** Asks until one of the addresses has an answer: why none has. */
-const ask = (use: (bus: MessageBus) => Promise<void>): Effect.Effect<void, string> => {
+const ask = <A>(use: (bus: MessageBus) => Promise<A>): Effect.Effect<A, string> => {
   const all = addresses()
   if (all.length === 0)
     return Effect.fail(
@@ -162,13 +160,34 @@ const ask = (use: (bus: MessageBus) => Promise<void>): Effect.Effect<void, strin
         ? "neither the system's bus nor systemd's own socket is there"
         : "there is no manager of this user: log in, or have root run: loginctl enable-linger"
     )
-  return Effect.asVoid(
-    all
-      .map((address) => withBus(address, use))
-      .reduce((first, next) =>
-        Effect.catchAll(first, (why) => Effect.mapError(next, (other) => `${why}; ${other}`))
-      )
-  )
+  return all
+    .map((address) => withBus(address, use))
+    .reduce((first, next) =>
+      Effect.catchAll(first, (why) => Effect.mapError(next, (other) => `${why}; ${other}`))
+    )
+}
+
+const hex = (character: string): string => `_${character.charCodeAt(0).toString(16)}`
+
+/** The property `Delegate` of a unit, whose object's path has its name in it, escaped: sd_bus_path_encode(3). */
+const readDelegate = (unit: string) => async (bus: MessageBus) => {
+  const { variantValue } = (await import("dbus-native")).default
+  const path = `${MANAGER.path}/unit/${unit.replace(/^\d|[^a-zA-Z0-9]/g, hex)}`
+  const target = { path, interface: "org.freedesktop.DBus.Properties" }
+  const type = `${SYSTEMD}.${unit.endsWith(".scope") ? "Scope" : "Service"}`
+  return variantValue(await call(bus, target, "Get", "ss", [type, "Delegate"])) === true
+}
+
+/**
+ * Whether systemd keeps out of what is below this cgroup, and it is ours to write. The system's manager marks it so; a
+ * user's manager does not, and is asked.
+ */
+const isDelegated = (unit: string): Effect.Effect<boolean> => {
+  if (!isWritable(unit)) return Effect.succeed(false)
+  const marked = hasAttribute(unit, "user.delegate") || hasAttribute(unit, "trusted.delegate")
+  return marked || process.geteuid?.() === 0
+    ? Effect.succeed(marked)
+    : Effect.orElseSucceed(ask(readDelegate(basename(unit))), () => false)
 }
 
 /** The scope's folder once the supervisor is in it: the job that moves it goes on after systemd's answer. */
@@ -223,19 +242,18 @@ export const delegate = (supervisor: number): Effect.Effect<void> =>
     const own = isRunning() ? unifiedOf("self") : undefined
     if (own === undefined) return Effect.void
     const unit = unitOf(own)
-    if (unit !== undefined && isDelegated(unit)) {
-      return Effect.sync(() => {
-        subdivide(unit, "berth-main")
-        setTree(detect())
-      })
-    }
-    return enterScope(supervisor).pipe(
-      Effect.match({
-        onFailure: (why) => setTree(refused(own, why)),
-        onSuccess: () => setTree(detect(supervisor))
-      }),
-      asking.withPermits(1)
-    )
+    return Effect.if(unit === undefined ? Effect.succeed(false) : isDelegated(unit), {
+      onTrue: () =>
+        Effect.sync(() => {
+          subdivide(unit!, "berth-main")
+          setTree(detect())
+        }),
+      onFalse: () =>
+        Effect.match(enterScope(supervisor), {
+          onFailure: (why) => setTree(refused(own, why)),
+          onSuccess: () => setTree(detect(supervisor))
+        })
+    }).pipe(asking.withPermits(1))
   }).pipe(
     Effect.catchAllDefect((cause) => Effect.logWarning(`systemd was not asked for cgroups: ${cause}`)),
     Effect.withSpan("berth.systemd.delegate")
