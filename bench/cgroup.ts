@@ -3,38 +3,37 @@
  */
 import * as fs from "node:fs"
 import { parseArgs } from "node:util"
-import { type Berth, Cgroup, Container, Image } from "berth"
+import { Cgroup, Container, Image } from "berth"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import {
-  type Contender,
   interleave,
   machine,
   milliseconds,
   onBerth,
-  summarize,
-  table,
+  oneContainer,
+  onThisBerth,
   timed,
+  timesTable,
   unmeasured,
   writeResults
 } from "./support.ts"
 
 const MANY = 500
+const TIMES = 100
+const SECONDS = 3
 
 const limits: Cgroup.Limits = { memory: "64MiB", cpus: 0.5, pids: 64 }
 
-const contenders: ReadonlyArray<readonly [name: string, options: Container.StartOptions]> = [
-  ["no cgroup", {}],
-  ["a cgroup", { limits: {} }],
-  ["memory, cpus, pids", { limits }],
-  ["and devices", { limits: { ...limits, devices: [] } }]
-]
+const WITHOUT = "no cgroup"
 
-const started = (options: Container.StartOptions) =>
-  Effect.flatMap(Image.host, (image) => Container.run(image, { ...options, command: ["true"] })).pipe(
-    Effect.mapError(unmeasured),
-    Effect.asVoid
-  )
+const starts = Effect.all([
+  onThisBerth(WITHOUT, oneContainer({})),
+  onThisBerth("a cgroup", oneContainer({ limits: {} })),
+  onThisBerth("memory, cpus, pids", oneContainer({ limits })),
+  onThisBerth("and devices", oneContainer({ limits: { ...limits, devices: [] } })),
+  onThisBerth("Cgroup.make and its end", Effect.scoped(Effect.mapError(Cgroup.make(limits), unmeasured)))
+])
 
 // What Cgroup.stats reads, as far as it is there.
 const statistics =
@@ -48,68 +47,60 @@ const filesOf = (cgroup: Cgroup.Cgroup): ReadonlyArray<string> =>
       .map((name) => `${path}/${name}`)
   )
 
-const report = (title: string, samples: ReadonlyMap<string, ReadonlyArray<number>>) => {
-  const summaries = Object.fromEntries([...samples].map(([name, values]) => [name, summarize(values)]))
-  const rows = Object.entries(summaries).map(([name, { median, min, p90 }]) => [
-    name,
-    ...[median, p90, min].map((value) => milliseconds(value))
-  ])
-  return Effect.as(Console.log(table([[title, "p50", "p90", "min"], ...rows])), summaries)
-}
+/** How long a read of everything takes, and one of the same files without anything made of them. */
+const reads = Effect.gen(function* () {
+  const cgroup = yield* Cgroup.make(limits)
+  yield* Container.start(yield* Image.host, { command: ["sleep", "infinity"], cgroup })
+  const files = filesOf(cgroup)
+  const byHand = `its ${files.length} files by hand, ${TIMES} times`
+  const contenders = [
+    {
+      name: `Cgroup.stats, ${TIMES} times`,
+      run: timed(Effect.repeatN(Effect.mapError(Cgroup.stats(cgroup), unmeasured), TIMES - 1))
+    },
+    {
+      name: byHand,
+      run: timed(
+        Effect.sync(() => {
+          for (let k = 0; k < TIMES; k++) for (const file of files) fs.readFileSync(file, "utf8")
+        })
+      )
+    }
+  ]
+  return { byHand, contenders, versions: [...new Set(cgroup.folders.map(({ version }) => version))] }
+})
+
+/** The milliseconds of CPU time that it takes each second to read the statistics of many. */
+const everySecond = Effect.gen(function* () {
+  const all = yield* Effect.forEach(Array.from({ length: MANY }), () => Cgroup.make({}))
+  const used = process.cpuUsage()
+  for (let second = 0; second < SECONDS; second++) {
+    yield* Effect.forEach(all, Cgroup.stats, { discard: true })
+    yield* Effect.sleep("1 second")
+  }
+  const { system, user } = process.cpuUsage(used)
+  return (system + user) / 1000 / SECONDS
+})
 
 const measure = (rounds: number) =>
   Effect.gen(function* () {
-    const context = yield* Effect.context<Berth.Berth>()
-    const made: Contender = {
-      name: "Cgroup.make and its end",
-      run: Effect.provide(timed(Effect.scoped(Effect.mapError(Cgroup.make(limits), unmeasured))), context)
-    }
-    const runs = contenders.map(
-      ([name, options]): Contender => ({ name, run: Effect.provide(timed(started(options)), context) })
-    )
-    const starts = yield* interleave([...runs, made], { rounds, warmups: 20 })
-    const summaries = yield* report("milliseconds", starts.samples)
-
-    const cgroup = yield* Cgroup.make(limits)
-    yield* Container.start(yield* Image.host, { command: ["sleep", "infinity"], cgroup })
-    const files = filesOf(cgroup)
-    const times = 100
-    const reads = yield* interleave(
-      [
-        {
-          name: `Cgroup.stats, ${times} times`,
-          run: timed(Effect.repeatN(Effect.mapError(Cgroup.stats(cgroup), unmeasured), times - 1))
-        },
-        {
-          name: `its ${files.length} files by hand, ${times} times`,
-          run: timed(
-            Effect.sync(() => {
-              for (let k = 0; k < times; k++) for (const file of files) fs.readFileSync(file, "utf8")
-            })
-          )
-        }
-      ],
-      { rounds: Math.min(rounds, 50), warmups: 5 }
-    )
-    const reading = yield* report("milliseconds", reads.samples)
-
-    const every = yield* Effect.scoped(
-      Effect.gen(function* () {
-        const all = yield* Effect.forEach(Array.from({ length: MANY }), () => Cgroup.make({}))
-        const used = process.cpuUsage()
-        const seconds = 3
-        for (let second = 0; second < seconds; second++) {
-          yield* Effect.forEach(all, Cgroup.stats, { discard: true })
-          yield* Effect.sleep("1 second")
-        }
-        const { system, user } = process.cpuUsage(used)
-        return (system + user) / 1000 / seconds
-      })
-    )
+    const { summaries } = yield* interleave(yield* starts, { rounds, warmups: 20 })
+    yield* Console.log(timesTable(summaries, WITHOUT))
+    const { byHand, contenders, versions } = yield* reads
+    const reading = yield* interleave(contenders, { rounds: Math.min(rounds, 50), warmups: 5 })
+    yield* Console.log(timesTable(reading.summaries, byHand))
+    const every = yield* Effect.scoped(everySecond)
     yield* Console.log(
       `${MANY} cgroups' statistics every second: ${milliseconds(every)} ms of CPU time a second, ${(every / 10).toFixed(1)} % of one core`
     )
-    const results = { machine: machine(), rounds, summaries, reading, everySecond: every }
+    const results = {
+      machine: machine(),
+      versions,
+      rounds,
+      summaries,
+      reading: reading.summaries,
+      everySecond: every
+    }
     yield* Console.log(`written: ${writeResults("cgroup", results)}`)
   })
 

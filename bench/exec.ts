@@ -12,14 +12,13 @@ import {
   type Contender,
   interleave,
   machine,
-  milliseconds,
   onBerth,
   program,
+  ratio,
   shareFilter,
-  summarize,
-  table,
   temporaryFolder,
   timed,
+  timesTable,
   type Unmeasured,
   unmeasured,
   writeResults
@@ -60,26 +59,14 @@ const measure = (rounds: number) =>
       if (other._tag === "Right") contenders.push(other.right)
       else yield* Console.log(`skipped ${name} exec: ${other.left.message}`)
     }
-    const { samples, skipped } = yield* interleave(contenders, { rounds, warmups: 20 })
+    const { summaries, skipped } = yield* interleave(contenders, { rounds, warmups: 20 })
     for (const [name, why] of skipped) yield* Console.log(`skipped ${name}: ${why}`)
-    const summaries = Object.fromEntries([...samples].map(([name, values]) => [name, summarize(values)]))
-    const own = summaries[BERTH]!
-    yield* Console.log(
-      table([
-        ["milliseconds", "p50", "p90", "min", "Berth to it"],
-        ...Object.entries(summaries).map(([name, { median, p90, min }]) => [
-          name,
-          ...[median, p90, min].map(milliseconds),
-          (own.median / median).toFixed(2)
-        ])
-      ])
-    )
+    yield* Console.log(timesTable(summaries, LIMIT))
     for (const { name, most } of targets) {
-      const other = summaries[name]
-      if (other === undefined) continue
-      const ratio = own.median / other.median
+      const value = ratio(summaries, BERTH, name)
+      if (Number.isNaN(value)) continue
       yield* Console.log(
-        `Berth / ${name}: ${ratio.toFixed(2)}, target <= ${most}: ${ratio <= most ? "met" : "not met"}`
+        `Berth / ${name}: ${value.toFixed(2)}, target <= ${most}: ${value <= most ? "met" : "not met"}`
       )
     }
     yield* Console.log(`written: ${writeResults("exec", { machine: machine(), rounds, summaries })}`)

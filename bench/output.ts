@@ -1,7 +1,7 @@
 /** How fast a container's output comes: a gigabyte of zeros to a consumer that counts them, against `child_process`. */
 import { spawn } from "node:child_process"
 import { parseArgs } from "node:util"
-import { type Berth, Container, Image } from "berth"
+import { Container, Image } from "berth"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
@@ -9,7 +9,8 @@ import {
   interleave,
   machine,
   onBerth,
-  summarize,
+  onThisBerth,
+  ratio,
   table,
   timed,
   type Unmeasured,
@@ -47,15 +48,10 @@ const child = Effect.flatMap(
 
 const measure = (rounds: number) =>
   Effect.gen(function* () {
-    const context = yield* Effect.context<Berth.Berth>()
-    const { samples } = yield* interleave(
-      [
-        { name: "Berth", run: Effect.provide(timed(container), context) },
-        { name: "child_process", run: timed(child) }
-      ],
+    const { summaries } = yield* interleave(
+      [yield* onThisBerth("Berth", container), { name: "child_process", run: timed(child) }],
       { rounds, warmups: 4 }
     )
-    const summaries = Object.fromEntries([...samples].map(([name, values]) => [name, summarize(values)]))
     yield* Console.log(
       table([
         ["megabytes a second", "median", "best"],
@@ -65,9 +61,9 @@ const measure = (rounds: number) =>
         ])
       ])
     )
-    const ratio = summaries.child_process!.median / summaries.Berth!.median
+    const faster = ratio(summaries, "child_process", "Berth")
     yield* Console.log(
-      `Berth / child_process: ${ratio.toFixed(2)}, target >= 1: ${ratio >= 1 ? "met" : "not met"}`
+      `Berth / child_process: ${faster.toFixed(2)}, target >= 1: ${faster >= 1 ? "met" : "not met"}`
     )
     yield* Console.log(`written: ${writeResults("output", { machine: machine(), rounds, summaries })}`)
   })

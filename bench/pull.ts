@@ -14,7 +14,6 @@ import {
   findProgram,
   interleave,
   machine,
-  summarize,
   table,
   temporaryFolder,
   timed,
@@ -202,7 +201,7 @@ const measure = (rounds: number) =>
       ])
     const reference = `${host}/bench:image`
     yield* podmanFolder(`${folder}/podman`)
-    const { samples, skipped } = yield* interleave(
+    const { summaries, skipped } = yield* interleave(
       [
         contender(BERTH, `${folder}/berth`, (own) => [[process.execPath, ...onceArguments(own, reference)]]),
         ...others(folder, reference)
@@ -210,7 +209,6 @@ const measure = (rounds: number) =>
       { rounds, warmups: 1 }
     )
     for (const [name, why] of skipped) yield* Console.log(`skipped ${name}: ${why}`)
-    const summaries = Object.fromEntries([...samples].map(([name, values]) => [name, summarize(values)]))
     const ours = summaries[BERTH]!.median
     yield* Console.log(
       table([

@@ -3,44 +3,28 @@
  * its end is known and nothing of it is left.
  */
 import { parseArgs } from "node:util"
-import { type Berth, Container, Image } from "berth"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import {
-  type Contender,
   interleave,
   machine,
-  milliseconds,
   onBerth,
-  summarize,
-  table,
-  timed,
-  unmeasured,
+  oneContainer,
+  onThisBerth,
+  timesTable,
   writeResults
 } from "./support.ts"
 
+const WITHOUT = "unconfined"
+
 const measure = (rounds: number) =>
   Effect.gen(function* () {
-    const image = yield* Image.host
-    const context = yield* Effect.context<Berth.Berth>()
-    const contenders = (["unconfined", "default"] as const).map(
-      (seccomp): Contender => ({
-        name: seccomp,
-        run: Effect.scoped(
-          Effect.flatMap(Container.start(image, { command: ["true"], seccomp }), ({ exit }) => exit)
-        ).pipe(Effect.provide(context), Effect.mapError(unmeasured), timed)
-      })
+    const contenders = yield* Effect.forEach([WITHOUT, "default"] as const, (seccomp) =>
+      onThisBerth(seccomp, oneContainer({ seccomp }))
     )
-    const { samples } = yield* interleave(contenders, { rounds, warmups: 50 })
-    const summaries = [...samples].map(([name, values]) => ({ name, ...summarize(values) }))
-    yield* Console.log(
-      table([
-        ["milliseconds", "p50", "p90", "min"],
-        ...summaries.map(({ name, median, p90, min }) => [name, ...[median, p90, min].map(milliseconds)])
-      ])
-    )
-    const [without, confined] = summaries
-    const added = (confined!.median - without!.median) * 1000
+    const { summaries } = yield* interleave(contenders, { rounds, warmups: 50 })
+    yield* Console.log(timesTable(summaries, WITHOUT))
+    const added = (summaries.default!.median - summaries[WITHOUT]!.median) * 1000
     yield* Console.log(`The default policy adds ${added.toFixed(0)} µs to the median.`)
     yield* Console.log(`written: ${writeResults("seccomp", { machine: machine(), rounds, summaries })}`)
   })

@@ -21,16 +21,20 @@ import {
   capture,
   interleave,
   lineProgram,
+  type Measured,
   machine,
   median,
-  milliseconds,
+  oneContainer,
+  onThisBerth,
   program,
-  type Summary,
+  ratio,
+  type Summaries,
   shareFilter,
   summarize,
   table,
   temporaryFolder,
   timed,
+  timesTable,
   Unmeasured,
   unmeasured,
   writeResults
@@ -52,24 +56,9 @@ const CRUN = "crun run"
 
 const limit = (path: string): Effect.Effect<Contender, never, Scope.Scope> => program(LIMIT, path, ["0"])
 
-const options: Container.StartOptions = {
-  command: ["true"],
-  limits: { memory: "64MiB", pids: 64, cpus: 0.5 }
-}
+const options: Container.StartOptions = { limits: { memory: "64MiB", pids: 64, cpus: 0.5 } }
 
-const oneContainer: Effect.Effect<void, Unmeasured, Berth.Berth> = Effect.flatMap(Image.host, (image) =>
-  Effect.scoped(Effect.flatMap(Container.start(image, options), (container) => container.exit))
-).pipe(
-  Effect.mapError(unmeasured),
-  Effect.flatMap(({ exitCode }) =>
-    exitCode === 0 ? Effect.void : Effect.fail(unmeasured(`exit code ${exitCode}`))
-  )
-)
-
-const berth: Effect.Effect<Contender, never, Berth.Berth> = Effect.map(
-  Effect.context<Berth.Berth>(),
-  (context) => ({ name: BERTH, run: Effect.provide(timed(oneContainer), context) })
-)
+const berth: Effect.Effect<Contender, never, Berth.Berth> = onThisBerth(BERTH, oneContainer(options))
 
 // bench/limit.c does what these do, besides the cgroup's.
 const mirrored =
@@ -135,16 +124,8 @@ const spawnElsewhere: Effect.Effect<Contender, never, Scope.Scope> = Effect.map(
 
 // Passes
 
-type Summaries = Readonly<Record<string, Summary>>
-
-const pass = (
-  contenders: ReadonlyArray<Contender>,
-  rounds: number
-): Effect.Effect<{ readonly summaries: Summaries; readonly skipped: ReadonlyMap<string, string> }> =>
-  Effect.map(interleave(contenders, { rounds, warmups: WARMUPS }), ({ samples, skipped }) => ({
-    summaries: Object.fromEntries([...samples].map(([name, values]) => [name, summarize(values)])),
-    skipped
-  }))
+const pass = (contenders: ReadonlyArray<Contender>, rounds: number): Effect.Effect<Measured> =>
+  interleave(contenders, { rounds, warmups: WARMUPS })
 
 const collectGarbage = (): void => {
   v8.setFlagsFromString("--expose-gc")
@@ -208,7 +189,7 @@ const throughput = (path: string): Effect.Effect<Throughput, Unmeasured, Berth.B
     )
     const berthOnce = Effect.map(
       timed(
-        Effect.forEach(Array.from({ length: BURST }), () => oneContainer, {
+        Effect.forEach(Array.from({ length: BURST }), () => oneContainer(options), {
           concurrency: IN_FLIGHT,
           discard: true
         })
@@ -248,9 +229,9 @@ const leaks: Effect.Effect<ReadonlyArray<Leak>, Unmeasured, Berth.Berth> = Effec
     collectGarbage()
     return [usage(process.pid), usage(supervisor.pid)] as const
   })
-  yield* Effect.repeatN(oneContainer, 9)
+  yield* Effect.repeatN(oneContainer(options), 9)
   const before = yield* look
-  yield* Effect.repeatN(oneContainer, LEAK_CONTAINERS - 1)
+  yield* Effect.repeatN(oneContainer(options), LEAK_CONTAINERS - 1)
   const after = yield* look
   return [
     { process: "this process", before: before[0], after: after[0] },
@@ -269,21 +250,6 @@ interface Target {
 
 const isMet = ({ value, atMost, atLeast }: Target): boolean =>
   value <= (atMost ?? Number.POSITIVE_INFINITY) && value >= (atLeast ?? Number.NEGATIVE_INFINITY)
-
-const ratio = (summaries: Summaries, a: string, b: string): number =>
-  (summaries[a]?.median ?? Number.NaN) / (summaries[b]?.median ?? Number.NaN)
-
-const timesTable = (summaries: Summaries): string =>
-  table([
-    ["milliseconds", "p50", "p90", "min", "to the limit"],
-    ...Object.entries(summaries).map(([name, { median, p90, min }]) => [
-      name,
-      milliseconds(median),
-      milliseconds(p90),
-      milliseconds(min),
-      ratio(summaries, name, LIMIT).toFixed(2)
-    ])
-  ])
 
 const targetsTable = (targets: ReadonlyArray<Target>): string =>
   table([
@@ -338,11 +304,11 @@ const compare = (
     ]
     const { summaries, skipped } = yield* pass(contenders, rounds)
     for (const [name, why] of skipped) yield* Console.log(`skipped: ${name}: ${why}`)
-    yield* Console.log(`${timesTable(summaries)}\n`)
+    yield* Console.log(`${timesTable(summaries, LIMIT)}\n`)
 
     const heap = yield* withLargeHeap(rounds)
     yield* Console.log(
-      `With ${(heap.heapBytes / 1024 ** 3).toFixed(1)} GiB of live JavaScript objects:\n${timesTable(heap.summaries)}\n`
+      `With ${(heap.heapBytes / 1024 ** 3).toFixed(1)} GiB of live JavaScript objects:\n${timesTable(heap.summaries, LIMIT)}\n`
     )
 
     const rates = yield* throughput(limitPath)

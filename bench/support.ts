@@ -5,7 +5,7 @@ import * as os from "node:os"
 import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
 import * as NodeContext from "@effect/platform-node/NodeContext"
-import { Berth, type Plan } from "berth"
+import { Berth, Container, Image, type Plan } from "berth"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -75,8 +75,11 @@ const shuffler = () => {
   }
 }
 
+export type Summaries = Readonly<Record<string, Summary>>
+
 export interface Measured {
-  readonly samples: ReadonlyMap<string, ReadonlyArray<number>>
+  /** The milliseconds of each contender. */
+  readonly summaries: Summaries
   /** Contenders that failed, and why. */
   readonly skipped: ReadonlyMap<string, string>
 }
@@ -105,7 +108,10 @@ export const interleave = (
         }
       }
     }
-    return { samples, skipped }
+    return {
+      summaries: Object.fromEntries([...samples].map(([name, values]) => [name, summarize(values)])),
+      skipped
+    }
   })
 
 // Programs
@@ -251,6 +257,31 @@ export const program = (
     )
   }))
 
+// Containers
+
+/** A container of the host's files that runs `true`, until its end is known and nothing of it is left. */
+export const oneContainer = (options: Container.StartOptions): Effect.Effect<void, Unmeasured, Berth.Berth> =>
+  Effect.flatMap(Image.host, (image) =>
+    Effect.scoped(
+      Effect.flatMap(Container.start(image, { ...options, command: ["true"] }), ({ exit }) => exit)
+    )
+  ).pipe(
+    Effect.mapError(unmeasured),
+    Effect.flatMap(({ exitCode }) =>
+      exitCode === 0 ? Effect.void : Effect.fail(unmeasured(`exit code ${exitCode}`))
+    )
+  )
+
+/** A contender that does something with a Berth. */
+export const onThisBerth = (
+  name: string,
+  effect: Effect.Effect<unknown, Unmeasured, Berth.Berth>
+): Effect.Effect<Contender, never, Berth.Berth> =>
+  Effect.map(Effect.context<Berth.Berth>(), (context) => ({
+    name,
+    run: Effect.provide(timed(effect), context)
+  }))
+
 // Output
 
 export const milliseconds = (value: number): string => value.toFixed(2)
@@ -267,6 +298,21 @@ export const table = (rows: ReadonlyArray<ReadonlyArray<string>>): string => {
     )
     .join("\n")
 }
+
+/** How the median of one is to that of another; not a number where one of them is not there. */
+export const ratio = (summaries: Summaries, a: string, b: string): number =>
+  (summaries[a]?.median ?? Number.NaN) / (summaries[b]?.median ?? Number.NaN)
+
+/** The times of each, and how they are to those of `base`. */
+export const timesTable = (summaries: Summaries, base: string): string =>
+  table([
+    ["milliseconds", "p50", "p90", "min", `to ${base}`],
+    ...Object.entries(summaries).map(([name, { median, p90, min }]) => [
+      name,
+      ...[median, p90, min].map(milliseconds),
+      ratio(summaries, name, base).toFixed(2)
+    ])
+  ])
 
 export interface Machine {
   readonly kernel: string

@@ -4,12 +4,21 @@ import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import { allowTime, makeTemporaryFolder, remove } from "./support/effect.ts"
-import { type Outcome, outcome } from "./vm/report.ts"
+import { type Outcome, outcome, result } from "./vm/report.ts"
 
 const node = spawnSync("node", ["--version"], { encoding: "utf8" })
 const guest = new URL("./vm/guest/tests", import.meta.url).pathname
 
 allowTime()
+
+const guestSays = (checkout: string): string => {
+  const { NODE_TEST_CONTEXT: _, ...env } = process.env
+  return spawnSync("sh", [guest, "here"], {
+    cwd: checkout,
+    env: { ...env, BERTH_VM_CHECKOUT: checkout },
+    encoding: "utf8"
+  }).stdout
+}
 
 describe("the virtual machine's tests", { skip: node.status === 0 ? false : "no node on the PATH" }, () => {
   let folder = ""
@@ -31,12 +40,7 @@ describe("the virtual machine's tests", { skip: node.status === 0 ? false : "no 
   /** What the script that runs in the machine says of these files, here and without touching a cgroup. */
   const output = (...names: ReadonlyArray<string>): string => {
     fs.writeFileSync(`${folder}/vm-files-here`, `${names.map((name) => `${name}.test.ts`).join("\n")}\n`)
-    const { NODE_TEST_CONTEXT: _, ...env } = process.env
-    return spawnSync("sh", [guest, "here"], {
-      cwd: folder,
-      env: { ...env, BERTH_VM_CHECKOUT: folder },
-      encoding: "utf8"
-    }).stdout
+    return guestSays(folder)
   }
 
   const judged = (...names: ReadonlyArray<string>): Outcome => outcome(output(...names), "here")
@@ -63,5 +67,26 @@ describe("the virtual machine's tests", { skip: node.status === 0 ? false : "no 
     assert.equal(outcome(whole, "bare").problem, "the machine ended before its tests began")
     const cut = whole.slice(0, whole.indexOf("== berth-vm end"))
     assert.equal(outcome(cut, "here").problem, "the machine ended before its tests did")
+  })
+
+  test("or a benchmark, whose results come as it wrote them where it ended well", () => {
+    const at = `${folder}/benchmark`
+    const written = `${JSON.stringify({ name: "one", median: 1.5 }, null, 2)}\n`
+    const run = (ending: string): string => {
+      fs.mkdirSync(`${at}/bench`, { recursive: true })
+      fs.writeFileSync(
+        `${at}/bench/index.js`,
+        `const fs = require("fs"); fs.mkdirSync("bench/results", { recursive: true }); console.log(process.argv[2])
+fs.writeFileSync("bench/results/one.json", ${JSON.stringify(written)}); ${ending}`
+      )
+      fs.writeFileSync(`${at}/package.json`, "{}")
+      fs.writeFileSync(`${at}/vm-bench`, "one --rounds 1\n")
+      return guestSays(at)
+    }
+    const output = run("")
+    assert.equal(result(output, "here", "one"), written)
+    assert.equal(result(output, "here", "other"), undefined)
+    assert.equal(result(output.slice(0, output.indexOf("== berth-vm end")), "here", "one"), undefined)
+    assert.equal(result(run("process.exit(1)"), "here", "one"), undefined)
   })
 })

@@ -48,6 +48,8 @@ export const bundle = async (
     format: "esm",
     platform: "node",
     target: "node20",
+    // As the benchmarks import it.
+    alias: { berth: "./lib/index.ts" },
     // What packages of CommonJS call to have Node's own modules.
     banner: {
       js: 'import { createRequire as $createRequire } from "node:module"; const require = $createRequire(import.meta.url);'

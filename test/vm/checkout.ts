@@ -8,7 +8,7 @@ export const checkout: string = fileURLToPath(new URL("../..", import.meta.url))
 
 /** What is started by itself in the machine. */
 const isProgram = (file: string): boolean =>
-  /^test\/[^/]+\.test\.ts$|^test\/support\/[^/]+\.ts$/.test(file) || file === "test/vm/failing.ts"
+  /^test\/[^/]+\.test\.ts$|^test\/support\/[^/]+\.ts$/.test(file) || file === "bench/index.ts"
 
 /**
  * Packs what git tracks or would track, the native build, the programs bundled, and these files on top. `folder` is for

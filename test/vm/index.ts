@@ -1,19 +1,28 @@
-/** `npm run test:vm [-- [--mode MODE[,MODE]] [--limit SECONDS] [FILE ...]]`: tests on a kernel of Debian's, under QEMU. */
+/** `npm run test:vm`: tests, or a benchmark, on a kernel of Debian's, under QEMU. */
+import * as fs from "node:fs"
 import { parseArgs } from "node:util"
+import { checkout } from "./checkout.ts"
 import { boot } from "./machine.ts"
-import { outcome } from "./report.ts"
+import { outcome, result } from "./report.ts"
 import { type Mode, modes, suites } from "./suites.ts"
 
 const usage = `usage: npm run test:vm [-- [--mode MODE[,MODE]] [--limit SECONDS] [FILE ...]]
+       npm run test:vm -- --bench NAME [--limit SECONDS] [-- OPTION ...]
 
   bare     a shell as pid 1, and cgroup version 2 as the kernel gives it
   systemd  a unit of systemd's with Delegate=yes
   user     an unprivileged user's session below systemd
+
+  --bench  a benchmark instead, in bare; what it finds is written to bench/results/NAME-vm.json
 `
 
-const { values, positionals: files } = parseArgs({
+const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { mode: { type: "string", default: modes.join(",") }, limit: { type: "string", default: "300" } }
+  options: {
+    mode: { type: "string", default: modes.join(",") },
+    bench: { type: "string" },
+    limit: { type: "string", default: "300" }
+  }
 })
 const asked = values.mode.split(",")
 if (!asked.every((mode): mode is Mode => modes.some((known) => known === mode))) {
@@ -21,7 +30,8 @@ if (!asked.every((mode): mode is Mode => modes.some((known) => known === mode)))
   process.exit(2)
 }
 
-const filesOf = (mode: Mode): string => `${(files.length > 0 ? files : suites[mode]).join("\n")}\n`
+const filesOf = (mode: Mode): string =>
+  `${(positionals.length > 0 ? positionals : suites[mode]).join("\n")}\n`
 
 /** One boot, for the modes that share a first process. */
 const run = async (init: "bare" | "systemd", wanted: ReadonlyArray<Mode>): Promise<boolean> => {
@@ -41,12 +51,31 @@ const run = async (init: "bare" | "systemd", wanted: ReadonlyArray<Mode>): Promi
   return !ended.late && outcomes.every(({ problem }) => problem === undefined)
 }
 
-const bare = await run(
-  "bare",
-  asked.filter((mode) => mode === "bare")
-)
-const systemd = await run(
-  "systemd",
-  asked.filter((mode) => mode !== "bare")
-)
-process.exitCode = bare && systemd ? 0 : 1
+const measure = async (name: string): Promise<boolean> => {
+  const what = [name, ...positionals].join(" ")
+  const ended = await boot({ "vm-init": "bare\n", "vm-bench": `${what}\n` }, Number(values.limit) * 1000)
+  const found = result(ended.output, "bare", name)
+  if (found === undefined) {
+    console.error(`vm: ${name} did not come to its end\n${ended.console}`)
+    return false
+  }
+  const path = `${checkout}/bench/results/${name}-vm.json`
+  fs.mkdirSync(`${checkout}/bench/results`, { recursive: true })
+  fs.writeFileSync(path, found)
+  console.log(`\nvm: written: ${path}`)
+  return true
+}
+
+const test = async (): Promise<boolean> => {
+  const bare = await run(
+    "bare",
+    asked.filter((mode) => mode === "bare")
+  )
+  const systemd = await run(
+    "systemd",
+    asked.filter((mode) => mode !== "bare")
+  )
+  return bare && systemd
+}
+
+process.exitCode = (await (values.bench === undefined ? test() : measure(values.bench))) ? 0 : 1
