@@ -131,6 +131,27 @@ suite("Container.pause", (effect, folder) => {
     { skip }
   )
 
+  for (const [where, make] of [
+    ["the host's", Effect.succeed("host" as const)],
+    ["another's", start({ command: ["sleep", "1000"] })]
+  ] as const)
+    effect(
+      `has what was executed before it had a cgroup stand still, in ${where} pid namespace`,
+      () =>
+        Effect.gen(function* () {
+          const pid = yield* make
+          const container = yield* start({ command: ["sleep", "1000"], namespaces: { pid } })
+          yield* Container.execStream(container, ["sh", "-c", COUNTING])
+          yield* counting(container)
+          yield* Container.pause(container)
+          yield* standsStill(container)
+          assert.ok((yield* Container.top(container)).some(({ command }) => command[0] === "sh"))
+          yield* Container.resume(container)
+          yield* goesOn(container)
+        }),
+      { skip }
+    )
+
   effect(
     "is of one container, also where others share its cgroup",
     () =>

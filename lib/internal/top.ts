@@ -16,15 +16,17 @@ const statOf = (pid: number): ReadonlyArray<string> =>
     .split(" ")
 
 /**
- * The processes of a container as the host sees them: those of its pid namespace, or where it has none of its own those
- * that came of its first process; and those that they have put into namespaces below.
+ * The processes of a container as the host sees them: those of its pid namespace, or where it has none of its own those of
+ * its mount namespace, which what is executed in it is in as well; where it has neither, the first; and all that came of
+ * these, in whatever namespaces.
  */
 export const processesOf = (container: Container): ReadonlyArray<number> => {
   // Once it has been waited for, its number may be somebody else's.
   if (native().signal(container.state.pidfd, 0) < 0) return []
   const clone = container.plan.operations.find((operation) => operation.op === "process")
-  const hasOwn = (Number(clone?.namespaces ?? 0) & flags.pid) !== 0
-  const namespace = hasOwn ? link(`/proc/${container.pid}/ns/pid`) : ""
+  const made = Number(clone?.namespaces ?? 0)
+  const kind = (made & flags.pid) !== 0 ? "pid" : "mnt"
+  const namespace = (made & (flags.pid | flags.mount)) !== 0 ? link(`/proc/${container.pid}/ns/${kind}`) : ""
   const children = new Map<number, Array<number>>()
   const found = new Set<number>()
   for (const pid of all()) {
@@ -34,7 +36,7 @@ export const processesOf = (container: Container): ReadonlyArray<number> => {
     const siblings = children.get(parent)
     if (siblings === undefined) children.set(parent, [pid])
     else siblings.push(pid)
-    if (pid === container.pid || (namespace !== "" && link(`/proc/${pid}/ns/pid`) === namespace))
+    if (pid === container.pid || (namespace !== "" && link(`/proc/${pid}/ns/${kind}`) === namespace))
       found.add(pid)
   }
   // A set that grows while it is gone through is gone through to its end.
