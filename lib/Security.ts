@@ -6,6 +6,7 @@
  */
 import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import * as internalAppArmor from "./internal/appArmor.ts"
 import { attempt } from "./internal/attempt.ts"
@@ -378,7 +379,8 @@ export const strict: {
 
 /**
  * Loads AppArmor profiles, given as apparmor_parser(8) takes them, and gives their names; they are unloaded with the
- * scope. What runs in a profile that is unloaded runs on without it: containers have to end before.
+ * scope. What runs in a profile that is unloaded runs on without it: containers have to end before. Where this program is
+ * killed, the next Berth in the same folder unloads them, once nothing is in them any more.
  *
  * Fails with `Unsupported` where the kernel has no AppArmor, the parser is not there or this process is not root;
  * `InvalidOption` for what the parser does not understand; `OperationFailed` (EEXIST) where a profile of that name is
@@ -390,8 +392,9 @@ export const strict: {
  * const [profile] = yield* Security.appArmor(Security.defaultAppArmor("mine"))
  * const box = yield* Container.start(image, { command, appArmor: profile })
  */
-export const appArmor: (profiles: string) => Effect.Effect<ReadonlyArray<string>, BerthError, Scope.Scope> =
-  internalAppArmor.load
+export const appArmor: (
+  profiles: string
+) => Effect.Effect<ReadonlyArray<string>, BerthError, Berth | Scope.Scope> = internalAppArmor.load
 
 /**
  * Berth's own profile, under this name, for `appArmor`: by meaning Docker's. Files, the network and capabilities are as

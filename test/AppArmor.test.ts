@@ -1,9 +1,11 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import { Container, Image, Security } from "../lib/index.ts"
-import { isEnabled } from "../lib/internal/appArmor.ts"
+import { Berth, Container, Image, Security } from "../lib/index.ts"
+import { isEnabled } from "../lib/internal/appArmorKernel.ts"
 import { failure, suite } from "./support/effect.ts"
+import { eventually, isAlive } from "./support/leftovers.ts"
+import { ended, firstLine, program } from "./support/program.ts"
 
 const without: string | false = isEnabled() ? false : "this kernel has no AppArmor"
 const within: string | false = isEnabled() ? "this kernel has AppArmor" : false
@@ -56,7 +58,7 @@ suite("AppArmor, where there is none", (effect) => {
   )
 })
 
-suite("AppArmor", (effect) => {
+suite("AppArmor", (effect, folder) => {
   effect(
     "denies what the profile denies, and that alone",
     () =>
@@ -127,6 +129,63 @@ suite("AppArmor", (effect) => {
           })
         )
         assert.ok(!loaded().includes(name("scoped")))
+      }),
+    { skip: without }
+  )
+
+  for (const what of ["program", "program and its supervisor"])
+    effect(
+      `a profile that a killed ${what} had loaded is unloaded by the next Berth there, when nothing is in it`,
+      () =>
+        Effect.gen(function* () {
+          const profile = name(`left-${what.length}`)
+          const at = `${folder()}-apparmor-${what.length}`
+          const child = program("confined.ts", [at, denying(profile)], {
+            stdio: ["ignore", "pipe", "inherit"]
+          })
+          const { pid, supervisor } = JSON.parse(yield* Effect.promise(() => firstLine(child))) as {
+            readonly pid: number
+            readonly supervisor: number
+          }
+          if (what !== "program") process.kill(supervisor, "SIGKILL")
+          child.kill("SIGKILL")
+          yield* Effect.promise(() => eventually(() => !isAlive(pid) && !isAlive(supervisor), 15_000))
+          assert.ok(loaded().includes(profile))
+          const next = Effect.promise(() => ended(program("confined.ts", [at])))
+          yield* Effect.scoped(
+            Effect.gen(function* () {
+              yield* Container.start(yield* Image.host, { command: ["sleep", "1000"], appArmor: profile })
+              assert.equal((yield* next).code, 0)
+              assert.ok(loaded().includes(profile), "somebody is in it")
+            })
+          )
+          assert.equal((yield* next).code, 0)
+          assert.ok(!loaded().includes(profile))
+          assert.deepEqual(fs.readdirSync(`${at}/apparmor`), [])
+          fs.rmSync(at, { recursive: true, force: true })
+        }),
+      { skip: without }
+    )
+
+  effect(
+    "a profile that somebody else has loaded since stays",
+    () =>
+      Effect.gen(function* () {
+        const text = denying(name("since"))
+        const berth = yield* Berth.Berth
+        const at = `${folder()}-since`
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            yield* Security.appArmor(text)
+            fs.cpSync(`${berth.folder}/apparmor`, `${at}/apparmor`, { recursive: true })
+          })
+        )
+        // As after a crash, the note is there; the profile is another one of that name.
+        yield* Security.appArmor(text)
+        assert.equal((yield* Effect.promise(() => ended(program("confined.ts", [at])))).code, 0)
+        assert.ok(loaded().includes(name("since")))
+        assert.deepEqual(fs.readdirSync(`${at}/apparmor`), [])
+        fs.rmSync(at, { recursive: true, force: true })
       }),
     { skip: without }
   )

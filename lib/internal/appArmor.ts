@@ -1,25 +1,13 @@
 /** AppArmor, apparmor(7): which profile a process gets, and profiles that are loaded for as long as a scope is open. */
 import { execFile } from "node:child_process"
-import { readFileSync, writeFileSync } from "node:fs"
+import { rmSync } from "node:fs"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { Berth } from "../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../BerthError.ts"
+import { isEnabled, note, unload } from "./appArmorKernel.ts"
 import { EACCES, EEXIST } from "./errno.ts"
 import { invalid } from "./options.ts"
-
-let enabled: boolean | undefined
-
-/** Whether the kernel has it turned on, which is decided when the machine starts. */
-export const isEnabled = (): boolean => {
-  if (enabled === undefined) {
-    try {
-      enabled = readFileSync("/sys/module/apparmor/parameters/enabled", "utf8").startsWith("Y")
-    } catch {
-      enabled = false
-    }
-  }
-  return enabled
-}
 
 const off = new Unsupported({
   feature: "AppArmor",
@@ -134,18 +122,6 @@ const namesOf = (text: string): Effect.Effect<ReadonlyArray<string>, BerthError>
     return Effect.fail(new InvalidOption({ option: "profiles", value, expected }))
   })
 
-const unload = (names: ReadonlyArray<string>): Effect.Effect<void> =>
-  Effect.forEach(
-    names,
-    (name) =>
-      Effect.try(() => writeFileSync("/sys/kernel/security/apparmor/.remove", name)).pipe(
-        Effect.catchAll((cause) =>
-          Effect.logWarning(`AppArmor profile ${name} could not be unloaded: ${cause}`)
-        )
-      ),
-    { discard: true }
-  )
-
 const add = (text: string, names: ReadonlyArray<string>): Effect.Effect<void, BerthError> =>
   Effect.flatMap(parser(["--add", "--skip-cache"], text), ({ code, stderr }) => {
     if (code === 0) return Effect.void
@@ -156,7 +132,17 @@ const add = (text: string, names: ReadonlyArray<string>): Effect.Effect<void, Be
     return Effect.fail(new OperationFailed({ operation, index: -1, syscall: "apparmor_parser", errno, hint }))
   })
 
-export const load = (text: string): Effect.Effect<ReadonlyArray<string>, BerthError, Scope.Scope> =>
+const remove = (names: ReadonlyArray<string>, noted: string): Effect.Effect<void> =>
+  Effect.try(() => {
+    names.forEach(unload)
+    rmSync(noted, { force: true })
+  }).pipe(
+    Effect.catchAll(({ error }) =>
+      Effect.logWarning(`AppArmor profiles ${names.join(", ")} could not be unloaded: ${error}`)
+    )
+  )
+
+export const load = (text: string): Effect.Effect<ReadonlyArray<string>, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
     if (!isEnabled()) return yield* off
     if (process.geteuid?.() !== 0)
@@ -165,7 +151,12 @@ export const load = (text: string): Effect.Effect<ReadonlyArray<string>, BerthEr
         why: "you are not root",
         hint: "Have root load it (apparmor_parser --add), and ask for it by its name"
       })
+    const berth = yield* Berth
     const names = yield* namesOf(text)
-    yield* Effect.acquireRelease(add(text, names), () => unload(names))
+    const noted = Effect.zipRight(
+      add(text, names),
+      Effect.sync(() => note(berth, names))
+    )
+    yield* Effect.acquireRelease(noted, (path) => remove(names, path))
     return names
   }).pipe(Effect.withSpan("berth.Security.appArmor"))

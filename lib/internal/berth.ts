@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth, Options } from "../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../BerthError.ts"
+import { sweep as sweepProfiles } from "./appArmorKernel.ts"
 import { EPERM } from "./errno.ts"
 import * as Holds from "./holds.ts"
 import * as Ids from "./ids.ts"
@@ -185,6 +186,7 @@ const supervised = (
   Effect.gen(function* () {
     const { state, lock } = yield* makeState(folder)
     yield* sweep(folder, state)
+    yield* sweepProfiles(folder)
     const layers = yield* Effect.try({
       try: () => layersFolder(folder, rootless, ids),
       catch: (cause) => storage(`layers folder ${folder}/layers`, cause)

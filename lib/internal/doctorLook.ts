@@ -4,7 +4,7 @@ import * as fs from "node:fs"
 import * as os from "node:os"
 import type { Check } from "../Doctor.ts"
 import type { Kind } from "../Namespace.ts"
-import { isEnabled } from "./appArmor.ts"
+import { isEnabled } from "./appArmorKernel.ts"
 import type { Tree } from "./cgroupTree.ts"
 import { AT_FDCWD, native, O_PATH } from "./native.ts"
 
