@@ -3,6 +3,7 @@
 #include "syscalls.h"
 #include "util.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -166,11 +167,15 @@ int mount_overlay(const union field *lower, const char *upper, const char *work,
     }
     // overlayfs wants two layers at least where nothing is writable: a single one is its own root.
     if (lower->l.count == 1 && !*upper) return mount_clone(lower->l.items[0], attributes | MOUNT_ATTR_RDONLY, 0, failure);
-    int mount = overlay_by_layer(lower, upper, work, options, attributes, layer_map, failure);
-    if (mount >= 0 || failure->error != EINVAL) return mount;
+    // A child that shares the supervisor's memory finds it out for all that follow.
+    static bool by_page;
+    bool known = by_page;
+    int mount = known ? -1 : overlay_by_layer(lower, upper, work, options, attributes, layer_map, failure);
+    if (mount >= 0 || (!known && failure->error != EINVAL)) return mount;
     struct failure first = *failure;
     mount = overlay_by_page(lower, upper, work, options, attributes, layer_map, failure);
-    if (mount < 0) *failure = first;
+    if (mount >= 0) by_page = true;
+    else if (!known) *failure = first;
     return mount;
 }
 
@@ -190,14 +195,17 @@ int mount_overlay_memory(const union field *lower, unsigned mode, const union fi
     memcpy(work, upper, length);
     memcpy(upper + length, "/upper", sizeof "/upper");
     memcpy(work + length, "/work", sizeof "/work");
-    int mount = mount_overlay(lower, upper, work, options, attributes, layer_map, failure);
-    if (mount >= 0 || failure->error != EINVAL) return mount;
     // Before Linux 6.15 overlayfs takes no folder of a detached mount (clone_private_mount), so the tmpfs is attached for
-    // as long as it takes, in this process's own mount namespace.
+    // as long as it takes, in this process's own mount namespace. Found out as above.
+    static bool attached;
+    bool known = attached;
+    int mount = known ? -1 : mount_overlay(lower, upper, work, options, attributes, layer_map, failure);
+    if (mount >= 0 || (!known && failure->error != EINVAL)) return mount;
     struct failure first = *failure;
     if (sys_move_mount(memory, "", AT_FDCWD, "/dev", MOVE_MOUNT_F_EMPTY_PATH) < 0) return -1;
     mount = mount_overlay(lower, upper, work, options, attributes, layer_map, failure);
     sys_umount2("/dev", MNT_DETACH);
-    if (mount < 0) *failure = first;
+    if (mount >= 0) attached = true;
+    else if (!known) *failure = first;
     return mount;
 }
