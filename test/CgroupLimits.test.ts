@@ -47,13 +47,19 @@ suite("Cgroup limits", (effect, folder) => {
         assert.equal(weight(cgroup), isV1("cpu") ? "2048" : "200")
         yield* Cgroup.update(cgroup, { cpu: { weight: 100 } })
         assert.equal(weight(cgroup), isV1("cpu") ? "1024" : "100")
-        for (const bad of [-1, 0, 10001, 1.5, Number.NaN])
-          assert.equal(
-            (yield* failure("InvalidOption", Cgroup.make({ cpu: { weight: bad } }))).option,
-            "limits.cpu.weight"
-          )
       }),
     { skip: without("cpu") }
+  )
+
+  effect("of a weight that is negative, or none, are refused", () =>
+    Effect.gen(function* () {
+      for (const weight of [-1, 0, 10001, 1.5, Number.NaN])
+        for (const [limits, option] of [
+          [{ cpu: { weight } }, "limits.cpu.weight"],
+          [{ io: { weight } }, "limits.io.weight"]
+        ] as const)
+          assert.equal((yield* failure("InvalidOption", Cgroup.make(limits))).option, option, String(weight))
+    })
   )
 
   effect(
