@@ -3,9 +3,9 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { Berth, Container, Image, Security } from "../lib/index.ts"
 import { isEnabled } from "../lib/internal/appArmorKernel.ts"
-import { failure, suite } from "./support/effect.ts"
+import { berthIn, failure, suite } from "./support/effect.ts"
 import { eventually, isAlive } from "./support/leftovers.ts"
-import { ended, firstLine, program } from "./support/program.ts"
+import { firstLine, program } from "./support/program.ts"
 
 const without: string | false = isEnabled() ? false : "this kernel has no AppArmor"
 const within: string | false = isEnabled() ? "this kernel has AppArmor" : false
@@ -35,6 +35,9 @@ const run = (appArmor: string | undefined, command: string, options: Container.S
   Effect.flatMap(Image.host, (image) =>
     Container.run(image, { ...options, appArmor, command: ["sh", "-c", command] })
   )
+
+/** One that starts there, and ends. */
+const another = (folder: string) => Effect.scoped(Effect.provide(Effect.asVoid(Berth.Berth), berthIn(folder)))
 
 suite("AppArmor, where there is none", (effect) => {
   effect(
@@ -133,39 +136,42 @@ suite("AppArmor", (effect, folder) => {
     { skip: without }
   )
 
-  for (const what of ["program", "program and its supervisor"])
-    effect(
-      `a profile that a killed ${what} had loaded is unloaded by the next Berth there, when nothing is in it`,
-      () =>
-        Effect.gen(function* () {
-          const profile = name(`left-${what.length}`)
-          const at = `${folder()}-apparmor-${what.length}`
-          const child = program("confined.ts", [at, denying(profile)], {
-            stdio: ["ignore", "pipe", "inherit"]
-          })
-          const { pid, supervisor } = JSON.parse(yield* Effect.promise(() => firstLine(child))) as {
-            readonly pid: number
-            readonly supervisor: number
-          }
-          if (what !== "program") process.kill(supervisor, "SIGKILL")
-          child.kill("SIGKILL")
-          yield* Effect.promise(() => eventually(() => !isAlive(pid) && !isAlive(supervisor), 15_000))
-          assert.ok(loaded().includes(profile))
-          const next = Effect.promise(() => ended(program("confined.ts", [at])))
-          yield* Effect.scoped(
-            Effect.gen(function* () {
-              yield* Container.start(yield* Image.host, { command: ["sleep", "1000"], appArmor: profile })
-              assert.equal((yield* next).code, 0)
-              assert.ok(loaded().includes(profile), "somebody is in it")
+  effect(
+    "profiles of programs that were killed, their supervisors as well, are unloaded by the next Berth there when nobody is in them",
+    () =>
+      Effect.gen(function* () {
+        const at = `${folder()}-killed`
+        const [used, unused] = ["used", "unused"].map(name)
+        const start = (profile: string | undefined) =>
+          Effect.promise(async () => {
+            const child = program("confined.ts", [at, denying(profile!)], {
+              stdio: ["ignore", "pipe", "inherit"]
             })
+            const pids = JSON.parse(await firstLine(child)) as Readonly<Record<"pid" | "supervisor", number>>
+            return { child, ...pids }
+          })
+        const programs = yield* Effect.forEach([used, unused], start, { concurrency: 2 })
+        process.kill(programs[1]!.supervisor, "SIGKILL")
+        for (const { child } of programs) child.kill("SIGKILL")
+        for (const { pid, supervisor } of programs)
+          assert.ok(
+            yield* Effect.promise(() => eventually(() => !isAlive(pid) && !isAlive(supervisor), 15_000))
           )
-          assert.equal((yield* next).code, 0)
-          assert.ok(!loaded().includes(profile))
-          assert.deepEqual(fs.readdirSync(`${at}/apparmor`), [])
-          fs.rmSync(at, { recursive: true, force: true })
-        }),
-      { skip: without }
-    )
+        assert.ok(loaded().includes(used!) && loaded().includes(unused!))
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            yield* Container.start(yield* Image.host, { command: ["sleep", "1000"], appArmor: used })
+            yield* another(at)
+            assert.deepEqual([loaded().includes(used!), loaded().includes(unused!)], [true, false])
+          })
+        )
+        yield* another(at)
+        assert.ok(!loaded().includes(used!))
+        assert.deepEqual(fs.readdirSync(`${at}/apparmor`), [])
+        fs.rmSync(at, { recursive: true, force: true })
+      }),
+    { skip: without }
+  )
 
   effect(
     "a profile that somebody else has loaded since stays",
@@ -182,7 +188,7 @@ suite("AppArmor", (effect, folder) => {
         )
         // As after a crash, the note is there; the profile is another one of that name.
         yield* Security.appArmor(text)
-        assert.equal((yield* Effect.promise(() => ended(program("confined.ts", [at])))).code, 0)
+        yield* another(at)
         assert.ok(loaded().includes(name("since")))
         assert.deepEqual(fs.readdirSync(`${at}/apparmor`), [])
         fs.rmSync(at, { recursive: true, force: true })

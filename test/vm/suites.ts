@@ -4,7 +4,9 @@ export type Mode = "bare" | "systemd" | "user"
 export const modes: ReadonlyArray<Mode> = ["bare", "systemd", "user"]
 
 export const suites: Readonly<Record<Mode, ReadonlyArray<string>>> = {
-  bare: ["Container", "Cgroup", "Pause", "LifecycleModel", "AppArmor"].map((name) => `test/${name}.test.ts`),
+  bare: ["Container", "CgroupLimits", "CgroupEvents", "Pause", "LifecycleModel", "AppArmor"].map(
+    (name) => `test/${name}.test.ts`
+  ),
   systemd: ["Cgroup", "Systemd"].map((name) => `test/${name}.test.ts`),
   user: ["Cgroup", "Systemd"].map((name) => `test/${name}.test.ts`)
 }
