@@ -21,7 +21,7 @@ const { values, positionals } = parseArgs({
   options: {
     mode: { type: "string", default: modes.join(",") },
     bench: { type: "string" },
-    limit: { type: "string", default: "300" }
+    limit: { type: "string", default: "420" }
   }
 })
 const asked = values.mode.split(",")
