@@ -58,7 +58,9 @@ const limit = (path: string): Effect.Effect<Contender, never, Scope.Scope> => pr
 
 const options: Container.StartOptions = { limits: { memory: "64MiB", pids: 64, cpus: 0.5 } }
 
-const berth: Effect.Effect<Contender, never, Berth.Berth> = onThisBerth(BERTH, oneContainer(options))
+const one: Effect.Effect<void, Unmeasured, Berth.Berth> = oneContainer(options)
+
+const berth: Effect.Effect<Contender, never, Berth.Berth> = onThisBerth(BERTH, one)
 
 // bench/limit.c does what these do, besides the cgroup's.
 const mirrored =
@@ -68,7 +70,7 @@ const mirrored =
 
 /** Gives the limit Berth's filter, and says so where Berth's plan has changed and the limit has not. */
 const checkMirror: Effect.Effect<void, Unmeasured, Scope.Scope> = Effect.flatMap(Image.host, (image) =>
-  Container.plan(image, options)
+  Container.plan(image, { ...options, command: ["true"] })
 ).pipe(
   Effect.mapError(unmeasured),
   Effect.tap(shareFilter),
@@ -189,7 +191,7 @@ const throughput = (path: string): Effect.Effect<Throughput, Unmeasured, Berth.B
     )
     const berthOnce = Effect.map(
       timed(
-        Effect.forEach(Array.from({ length: BURST }), () => oneContainer(options), {
+        Effect.forEach(Array.from({ length: BURST }), () => one, {
           concurrency: IN_FLIGHT,
           discard: true
         })
@@ -229,9 +231,9 @@ const leaks: Effect.Effect<ReadonlyArray<Leak>, Unmeasured, Berth.Berth> = Effec
     collectGarbage()
     return [usage(process.pid), usage(supervisor.pid)] as const
   })
-  yield* Effect.repeatN(oneContainer(options), 9)
+  yield* Effect.repeatN(one, 9)
   const before = yield* look
-  yield* Effect.repeatN(oneContainer(options), LEAK_CONTAINERS - 1)
+  yield* Effect.repeatN(one, LEAK_CONTAINERS - 1)
   const after = yield* look
   return [
     { process: "this process", before: before[0], after: after[0] },
