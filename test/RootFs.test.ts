@@ -2,7 +2,9 @@ import assert from "node:assert/strict"
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import { Berth, Container, Image, Namespace, RootFs } from "../lib/index.ts"
+import { Berth, Container, Image, Namespace, Plan, RootFs } from "../lib/index.ts"
+import { nested } from "../lib/internal/ids.ts"
+import { flagsOf, idMap } from "../lib/internal/namespaces.ts"
 import { failure, suite } from "./support/effect.ts"
 import { makeImage, makeRoot, whyNoBusybox, withLayers } from "./support/rootfs.ts"
 
@@ -169,6 +171,30 @@ suite("RootFs", (effect, folder) => {
       const error = yield* failure("ImageError", RootFs.overlay(image))
       assert.equal(error.reason, "NotFound")
       assert.ok(error.message.includes(at))
+    })
+  )
+
+  effect("where the kernel gives a user namespace no overlay, the error says what would help", () =>
+    Effect.gen(function* () {
+      const { ids, supervisor } = yield* Berth.Berth
+      // In a user namespace without a mount namespace of its own, nothing can be mounted, as before Linux 5.11 no overlay.
+      const plan = Plan.make([
+        { op: "process", namespaces: flagsOf(["user"]), shared: 0 },
+        idMap(nested(ids)),
+        { op: "stdio", stdin: null, stdout: null, stderr: null },
+        {
+          op: "overlay-memory",
+          lower: [`${supervisor.folder}/empty`],
+          mode: 0o755,
+          tmpfs: [],
+          options: ["volatile", "userxattr"],
+          attributes: 0
+        },
+        { op: "self", arguments: ["berth-hold"], environment: [] }
+      ])
+      const error = yield* failure("OperationFailed", supervisor.start(supervisor.nextId(), plan, {}))
+      assert.equal(error.code, "EPERM")
+      assert.match(error.message, /Linux 5\.11 .*modprobe overlay.*run as root.*doctor/)
     })
   )
 })

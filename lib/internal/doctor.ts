@@ -112,7 +112,7 @@ const overlay = (run: Try, folder: string): Effect.Effect<ReadonlyArray<Doctor.C
       fix:
         error === undefined
           ? undefined
-          : "modprobe overlay && echo overlay > /etc/modules-load.d/overlay.conf\nwithout root: Linux 5.11 or later (Debian before: modprobe overlay permit_mounts_in_userns=1)"
+          : "modprobe overlay && echo overlay > /etc/modules-load.d/overlay.conf\nwithout root: Linux 5.11 or later, or run as root"
     })
   // A supervisor without root is in a user namespace itself.
   const inside = run(

@@ -7,7 +7,7 @@ import * as Option from "effect/Option"
 import type { BerthError } from "../BerthError.ts"
 import { NotReleased, OperationFailed, SupervisorError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
-import { E2BIG, EAGAIN, ENOENT, EPIPE, ETIMEDOUT } from "./errno.ts"
+import { E2BIG, EAGAIN, EINVAL, ENODEV, ENOENT, EPERM, EPIPE, ETIMEDOUT } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "./native.ts"
 
@@ -147,14 +147,21 @@ const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
   })
 }
 
+const isOverlay = (
+  operation: Plan.Operation | undefined
+): operation is Extract<Plan.Operation, { readonly op: "overlay" | "overlay-memory" }> =>
+  operation?.op === "overlay" || operation?.op === "overlay-memory"
+
 const hint = (operation: Plan.Operation | undefined, errno: number): string => {
   if (operation?.op === "bind" && errno === 2) return "The source of a bind mount must exist on the host"
-  if (
-    (operation?.op === "overlay" || operation?.op === "overlay-memory") &&
-    errno === 22 &&
-    operation.options.includes("userxattr")
-  )
+  if (isOverlay(operation) && operation.options.includes("userxattr") && errno === EINVAL)
     return "Without root the kernel takes no layer that has mounts below it: unmount them, or use another folder"
+  if (
+    isOverlay(operation) &&
+    operation.options.includes("userxattr") &&
+    (errno === EPERM || errno === ENODEV)
+  )
+    return "This kernel gives no overlay to a user namespace: use Linux 5.11 or later with its overlay module loaded (modprobe overlay), or run as root; Berth.doctor says which it is"
   if (operation?.op === "rlimit" && errno === 1)
     return "Raising a hard limit needs CAP_SYS_RESOURCE: ask for no more than the present one"
   if (operation?.op === "seccomp" && errno === 22)
