@@ -3,6 +3,7 @@
 //
 // A function returns what the system call does, or -errno: there is nothing to catch. Wrong arguments are the
 // library's own mistake and throw.
+#include "as_root.h"
 #include "descriptor.h"
 #include "loop.h"
 #include "process.h"
@@ -235,6 +236,16 @@ static napi_value open_in(struct call *call, napi_env env) {
 }
 FUNCTION(open_in)
 
+// openAsRoot(namespace, folder, path, flags, resolve): the same as root of a user namespace; makes nothing.
+static napi_value open_in_as_root(struct call *call, napi_env env) {
+    char path[PATH_MAX];
+    int namespace, folder;
+    int64_t flags, resolve;
+    if (!take_fd(call, 0, &namespace) || !take_fd(call, 1, &folder) || !take_path(call, 2, path) || !take_number(call, 3, &flags) || !take_number(call, 4, &resolve)) return misuse(env);
+    return number(env, open_as_root(namespace, folder, path, (uint64_t)flags, (uint64_t)resolve));
+}
+FUNCTION(open_in_as_root)
+
 // What a descriptor is of, for the calls that take none of O_PATH: a path by which the kernel jumps to it, also where it
 // is a symbolic link.
 #define SELF_FD_MAX sizeof "/proc/self/fd/-2147483648"
@@ -299,6 +310,17 @@ static napi_value get_xattr(struct call *call, napi_env env) {
 }
 FUNCTION(get_xattr)
 
+// xattrAsRoot(namespace, fd, name, bytes): the same as root of a user namespace.
+static napi_value get_xattr_as_root(struct call *call, napi_env env) {
+    char path[SELF_FD_MAX], name[PATH_MAX];
+    int namespace, fd;
+    uint8_t *bytes;
+    size_t length;
+    if (!take_fd(call, 0, &namespace) || !take_fd(call, 1, &fd) || !take_path(call, 2, name) || !take_bytes(call, 3, &bytes, &length)) return misuse(env);
+    return number(env, xattr_as_root(namespace, self_fd(path, fd), name, bytes, length));
+}
+FUNCTION(get_xattr_as_root)
+
 // setXattr(fd, name, bytes).
 static napi_value set_xattr(struct call *call, napi_env env) {
     char path[SELF_FD_MAX], name[PATH_MAX];
@@ -340,7 +362,7 @@ static napi_value make_eventfd(struct call *call, napi_env env) {
 FUNCTION(make_eventfd)
 
 // extent(fd, offset): [start, end) of the next bytes that are not a hole, from the offset on; [-errno, 0], -ENXIO where
-// there are none.
+// there are none. What is read next is the first of them.
 static napi_value next_extent(struct call *call, napi_env env) {
     int fd;
     int64_t offset;
@@ -348,7 +370,7 @@ static napi_value next_extent(struct call *call, napi_env env) {
     off_t start = lseek(fd, offset, SEEK_DATA);
     if (start < 0) return pair(env, -errno, 0);
     off_t end = lseek(fd, start, SEEK_HOLE);
-    return end < 0 ? pair(env, -errno, 0) : pair(env, start, end);
+    return end < 0 || lseek(fd, start, SEEK_SET) < 0 ? pair(env, -errno, 0) : pair(env, start, end);
 }
 FUNCTION(next_extent)
 
@@ -533,11 +555,13 @@ NAPI_MODULE_INIT() {
         {"close", js_close_fd},
         {"closeRoot", js_close_root},
         {"openIn", js_open_in},
+        {"openAsRoot", js_open_in_as_root},
         {"modified", js_get_modified},
         {"inode", js_get_inode},
         {"setModified", js_set_modified},
         {"xattrs", js_list_xattrs},
         {"xattr", js_get_xattr},
+        {"xattrAsRoot", js_get_xattr_as_root},
         {"setXattr", js_set_xattr},
         {"access", js_may_access},
         {"inotify", js_watch_file},

@@ -424,8 +424,12 @@ int main(int argc, char **argv) {
         send_failure(REPLY_FAILED, 0, &failure);
         return 1;
     }
+    // Where it is a user namespace of the supervisor's own, files can be read by root of that (as_root.h).
+    bool in_user_namespace = argc > 4 && strcmp(argv[4], "root") != 0;
+    int namespace = in_user_namespace ? open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC) : -1;
     struct reply ready = {.type = REPLY_READY, .pid = getpid()};
-    send_reply(&ready, -1, -1);
+    send_reply(&ready, namespace, -1);
+    close_descriptor(&namespace);
     run();
     take_down(argv[1]);
     return 0;

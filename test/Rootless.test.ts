@@ -4,7 +4,8 @@ import * as fs from "node:fs"
 import { NodeContext } from "@effect/platform-node"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { Berth, Cgroup, Container, Image, Namespace, Store } from "../lib/index.ts"
+import * as Stream from "effect/Stream"
+import { Berth, Cgroup, Container, Image, Namespace, Store, WaitFor } from "../lib/index.ts"
 import { berthIn, failure, suite } from "./support/effect.ts"
 import { whyNoImages } from "./support/images.ts"
 import { eventually, isAlive } from "./support/leftovers.ts"
@@ -194,6 +195,72 @@ suite("Berth, without root", (effect, berthFolder) => {
         }
         assert.ok(isAlive(supervisor.pid))
       }),
+    { skip: skip || whyNoImages }
+  )
+
+  effect(
+    "files that only other users of a container may read are copied out, archived and committed, with its ids",
+    () =>
+      Effect.gen(function* () {
+        const script = `
+          mkdir -p /data/private && cd /data/private
+          head -c 300000 /dev/urandom >big && echo small >small && ln -s small link && ln small again
+          chown -R 1000:1001 /data && chown -h 7:8 link
+          chmod 600 big small && chmod 700 . && chmod 0 /data
+          sha256sum big small; sleep 1000`
+        const box = yield* Container.start(yield* withOwners, { ...shell(script), init: true })
+        const sums = yield* Container.logs(box, { follow: true }).pipe(
+          Stream.filter(({ stream }) => stream === "stdout"),
+          Stream.map(({ line }) => line),
+          Stream.take(2),
+          Stream.runCollect
+        )
+        const expect = [...sums]
+
+        const out = `${berthFolder()}.out`
+        yield* Container.copyOut(box, "/data/private", out)
+        const copied = spawnSync("sha256sum", ["big", "small"], { cwd: out, encoding: "utf8" })
+        assert.deepEqual(copied.stdout.trim().split("\n"), expect)
+        assert.equal(fs.readlinkSync(`${out}/link`), "small")
+        assert.equal(fs.statSync(`${out}/again`).ino, fs.statSync(`${out}/small`).ino)
+
+        const parts = yield* Stream.runCollect(Container.tarOut(box, "/data"))
+        const listed = spawnSync("tar", ["--numeric-owner", "-tv"], { input: Buffer.concat([...parts]) })
+        const names = listed.stdout.toString().split("\n")
+        assert.ok(
+          names.some((line) => /^d--------- 1000\/1001 .* data\/$/.test(line)),
+          names.join("\n")
+        )
+        assert.ok(names.some((line) => /^-rw------- 1000\/1001 +300000 .* data\/private\/big$/.test(line)))
+        assert.ok(names.some((line) => /^lrwxrwxrwx 7\/8 .* data\/private\/link -> small$/.test(line)))
+
+        const made = yield* Container.commit(box)
+        const check = "stat -c '%n %u:%g %a' /data /data/private/big; cd /data/private; sha256sum big small"
+        const { stdout } = yield* Container.run(made, shell(check))
+        assert.deepEqual(stdout.trim().split("\n"), [
+          "/data 1000:1001 0",
+          "/data/private/big 1000:1001 600",
+          ...expect
+        ])
+      }),
+    { skip: skipRanges || whyNoImages }
+  )
+
+  effect(
+    "a file without any mode is copied out and committed with one id, too",
+    () =>
+      single(
+        Effect.gen(function* () {
+          const script = "mkdir /data && echo x >/data/file && chmod 0 /data/file /data && sleep 1000"
+          const box = yield* Container.start(yield* withOwners, { ...shell(script), init: true })
+          yield* WaitFor.command(box, ["sh", "-c", "test $(stat -c %a /data) = 0"])
+          const out = `${berthFolder()}.out-single`
+          yield* Container.copyOut(box, "/data/file", out)
+          assert.equal(fs.statSync(out).size, 2)
+          const { stdout } = yield* Container.run(yield* Container.commit(box), shell("cat /data/file"))
+          assert.equal(stdout, "x\n")
+        }).pipe(Effect.scoped)
+      ),
     { skip: skip || whyNoImages }
   )
 

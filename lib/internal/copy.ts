@@ -14,7 +14,7 @@ import {
   OperationFailed
 } from "../BerthError.ts"
 import type { Container } from "../Container.ts"
-import { EEXIST, EINVAL, EIO, ENOENT, ENOTDIR } from "./errno.ts"
+import { EACCES, EEXIST, EINVAL, EIO, ENOENT, ENOTDIR } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import { metadataOf, setMetadata } from "./metadata.ts"
 import { native, O_NOFOLLOW, O_PATH, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS } from "./native.ts"
@@ -110,9 +110,8 @@ export const entriesOf = (folder: number, path: string, relative: string): Reado
     return child(folder, { path, relative }, name)
   })
 
-/** Reads a regular file by its descriptor; a container cannot have put a fifo there that this would wait for. */
-export const openContents = (fd: number): Promise<number> =>
-  inRoot.fsOpen(inRoot.via(fd), inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY)
+// By a descriptor: a container cannot have put a fifo there that this would wait for.
+const READING = inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY
 
 const CHUNK_BYTES = 1024 * 1024
 const ENXIO = inRoot.ENXIO
@@ -121,6 +120,18 @@ const readAt = (fd: number, buffer: Uint8Array, length: number, position: number
   new Promise((resolve, reject) =>
     fs.read(fd, buffer, 0, length, position, (error, n) => (error ? reject(error) : resolve(n)))
   )
+
+/** To read in a thread of the runtime's; undefined of a file that others alone may open, and the kernel's descriptor is of. */
+const openOwn = (fd: number): Promise<number | undefined> =>
+  inRoot.fsOpen(inRoot.via(fd), READING).catch((error: unknown) => {
+    if (inRoot.isErrno(error, EACCES)) return undefined
+    throw error
+  })
+
+const readNext = (kernel: number, buffer: Uint8Array): number => {
+  const n = native().read(kernel, buffer)
+  return n < 0 ? inRoot.fail(-n, "read", inRoot.via(kernel)) : n
+}
 
 export const writeAt = async (fd: number, bytes: Uint8Array, position: number): Promise<void> => {
   for (let at = 0; at < bytes.length; ) {
@@ -138,8 +149,7 @@ export const SMALL_BYTES = 64 * 1024
 /** All of a small file without holes; undefined for another. */
 const smallContents = (fd: number, size: number): Uint8Array | undefined => {
   if (size > SMALL_BYTES) return undefined
-  const flags = inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY
-  return inRoot.using(inRoot.openHost(inRoot.via(fd), flags), (kernel) => {
+  return inRoot.using(inRoot.openHost(inRoot.via(fd), READING), (kernel) => {
     const bytes = new Uint8Array(size)
     for (let at = 0; at < size; ) {
       const n = native().read(kernel, bytes.subarray(at))
@@ -170,10 +180,11 @@ export async function* contents(
   if (size === 0) return
   const small = smallContents(fd, size)
   if (small !== undefined) return yield [0, small]
-  const file = await openContents(fd)
-  const kernel = inRoot.openHost(inRoot.via(fd), inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY)
-  const buffer = new Uint8Array(Math.min(CHUNK_BYTES, size))
+  const kernel = inRoot.openHost(inRoot.via(fd), READING)
+  let file: number | undefined
   try {
+    file = await openOwn(fd)
+    const buffer = new Uint8Array(Math.min(CHUNK_BYTES, size))
     for (let offset = 0; offset < size; ) {
       const extent = native().extent(kernel, offset)
       if (extent[0] === -ENXIO) return
@@ -181,7 +192,11 @@ export async function* contents(
       const [start, end] = extent[0] < 0 ? [offset, size] : extent
       for (offset = start; offset < Math.min(end, size); ) {
         signal.throwIfAborted()
-        const n = await readAt(file, buffer, Math.min(buffer.length, end - offset, size - offset), offset)
+        const length = Math.min(buffer.length, end - offset, size - offset)
+        const n =
+          file === undefined
+            ? readNext(kernel, buffer.subarray(0, length))
+            : await readAt(file, buffer, length, offset)
         if (n === 0) return
         yield [offset, buffer.subarray(0, n)]
         offset += n
@@ -189,7 +204,7 @@ export async function* contents(
     }
   } finally {
     native().close(kernel)
-    await inRoot.fsClose(file)
+    if (file !== undefined) await inRoot.fsClose(file)
   }
 }
 
@@ -299,7 +314,7 @@ const copyEntry = async (copy: Copy, source: inRoot.Place, target: Entry): Promi
       })
     } else {
       clear(at)
-      if (status.isSymbolicLink()) fs.symlinkSync(fs.readlinkSync(source.at), at.at)
+      if (status.isSymbolicLink()) fs.symlinkSync(inRoot.linkText(from, source.path), at.at)
       else if (status.isFIFO()) {
         const result = native().makeFifo(at.folder, at.name, 0o600)
         if (result < 0) inRoot.fail(-result, "mkfifo", at.path)
@@ -329,7 +344,10 @@ const copyTo = async (source: Source, side: Side, path: string, signal: AbortSig
       relative: as
     })
   const isFolder =
-    name === undefined || fs.lstatSync(inRoot.place(folder, name, source.path).at).isDirectory()
+    name === undefined ||
+    inRoot.using(inRoot.openPlace(inRoot.place(folder, name, source.path), undefined, "lstat"), (fd) =>
+      fs.statSync(inRoot.via(fd)).isDirectory()
+    )
   const found = existing(side, path)
   const asNew = (at: string): Promise<void> => {
     const target = inRoot.split(at)

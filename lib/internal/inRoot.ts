@@ -8,6 +8,7 @@
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as Effect from "effect/Effect"
+import * as asRoot from "./asRoot.ts"
 import * as errno from "./errno.ts"
 import {
   AT_FDCWD,
@@ -77,7 +78,7 @@ const check = (path: string): void => {
 export const open = (folder: number, path: string, flags: number, syscall = "open", mode = 0): number => {
   check(path)
   if (Buffer.byteLength(path) >= PATH_MAX) return fail(errno.ENAMETOOLONG, syscall, path)
-  const fd = native().openIn(folder, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, mode & 0o7777)
+  const fd = asRoot.openIn(folder, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, mode & 0o7777)
   return fd < 0 ? fail(-fd, syscall, path) : fd
 }
 
@@ -124,7 +125,7 @@ export const openPlace = (
   syscall = "open",
   mode = 0
 ): number => {
-  const fd = native().openIn(at.folder, at.name, flags, SINGLE, mode & 0o7777)
+  const fd = asRoot.openIn(at.folder, at.name, flags, SINGLE, mode & 0o7777)
   return fd < 0 ? fail(-fd, syscall, at.path) : fd
 }
 
@@ -182,7 +183,7 @@ export const identity = (fd: number): string => `${fs.statSync(via(fd)).dev}:${n
 export const openHost = (path: string, flags: number): number => {
   check(path)
   if (Buffer.byteLength(path) >= PATH_MAX) return fail(errno.ENAMETOOLONG, "open", path)
-  const fd = native().openIn(AT_FDCWD, path, flags, 0, 0)
+  const fd = asRoot.openIn(AT_FDCWD, path, flags, 0, 0)
   return fd < 0 ? fail(-fd, "open", path) : fd
 }
 
@@ -252,7 +253,9 @@ export const realPath = (root: number, path: string): string => {
       continue
     }
     const target = inFolder(root, `/${[...done, name].join("/")}`, errno.EINVAL, "realpath", (at) =>
-      fs.lstatSync(at.at).isSymbolicLink() ? fs.readlinkSync(at.at) : undefined
+      using(openPlace(at), (fd) =>
+        fs.statSync(via(fd)).isSymbolicLink() ? linkText(fd, at.path) : undefined
+      )
     )
     if (target === undefined) {
       done.push(name)
@@ -298,8 +301,55 @@ export const makeFolder = (root: number, path: string, mode: number, recursive: 
   }
 }
 
-/** The names in an opened folder, O_PATH or not. */
-export const names = (fd: number): ReadonlyArray<string> => fs.readdirSync(via(fd))
+const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
+
+/** Where a link leads, by its own descriptor. */
+export const linkTarget = (fd: number, path: string): Uint8Array => {
+  const buffer = new Uint8Array(PATH_MAX)
+  const n = native().readLink(fd, buffer)
+  return n < 0 ? fail(-n, "readlink", path) : buffer.subarray(0, n)
+}
+
+/** The same with U+FFFD for what is not UTF-8. */
+export const linkText = (fd: number, path: string): string => utf8.decode(linkTarget(fd, path))
+
+// `struct linux_dirent64`: two numbers of 64 bits, the length of the record, a type, and the name with a NUL.
+const RECORD_LENGTH_AT = 16
+const NAME_AT = 19
+const ENTRIES_BYTES = 64 * 1024
+const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1
+const DOT = 0x2e
+const isDots = (name: Uint8Array): boolean => name.length <= 2 && name.every((byte) => byte === DOT)
+
+/** The names in an opened folder, O_PATH or not, as they are: they need not be UTF-8. */
+export const byteNames = (folder: number, path: string): ReadonlyArray<Uint8Array> => {
+  const opened = asRoot.openIn(folder, ".", O_RDONLY | O_DIRECTORY, SINGLE, 0)
+  if (opened < 0) return fail(-opened, "open", path)
+  return using(opened, (fd) => {
+    const names: Array<Uint8Array> = []
+    const buffer = new Uint8Array(ENTRIES_BYTES)
+    for (;;) {
+      const length = native().entries(fd, buffer)
+      if (length < 0) return fail(-length, "getdents64", path)
+      if (length === 0) return names.filter((name) => !isDots(name))
+      for (let at = 0; at < length; ) {
+        const size = new DataView(buffer.buffer, at).getUint16(RECORD_LENGTH_AT, LITTLE_ENDIAN)
+        names.push(buffer.slice(at + NAME_AT, buffer.indexOf(0, at + NAME_AT)))
+        at += size
+      }
+    }
+  })
+}
+
+/** The names in an opened folder, O_PATH or not, with U+FFFD for what is not UTF-8. */
+export const names = (fd: number): ReadonlyArray<string> => {
+  try {
+    return fs.readdirSync(via(fd))
+  } catch (error) {
+    if (!isErrno(error, errno.EACCES)) throw error
+    return byteNames(fd, via(fd)).map((name) => utf8.decode(name))
+  }
+}
 
 // How long calls are made one after the other before others have their turn.
 const TURN_MILLIS = 5

@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { type BerthError, ImageError } from "../BerthError.ts"
 import type { DiffOptions } from "../ImageLayer.ts"
+import * as asRoot from "./asRoot.ts"
 import { concat } from "./bytes.ts"
 import * as copy from "./copy.ts"
 import { ENOENT, EXDEV } from "./errno.ts"
@@ -16,7 +17,6 @@ import * as inRoot from "./inRoot.ts"
 import { isKept, xattrsOf } from "./metadata.ts"
 import {
   native,
-  O_DIRECTORY,
   O_NOFOLLOW,
   O_PATH,
   RESOLVE_BENEATH,
@@ -26,8 +26,6 @@ import {
 import * as tar from "./tar.ts"
 import * as tarStream from "./tarStream.ts"
 
-const PATH_MAX = 4096
-const ENTRIES_BYTES = 64 * 1024
 export const SINGLE: number = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
 const encoder = new TextEncoder()
@@ -58,33 +56,9 @@ export const join = (folder: Uint8Array, name: Uint8Array): Uint8Array =>
 const startsWith = (name: Uint8Array, prefix: Uint8Array): boolean =>
   name.length >= prefix.length && prefix.every((byte, k) => name[k] === byte)
 
-// `struct linux_dirent64`: two numbers of 64 bits, the length of the record, a type, and the name with a NUL.
-const RECORD_LENGTH_AT = 16
-const NAME_AT = 19
-
 /** The names in a folder, by the order of their bytes. */
-export const namesOf = (folder: number, path: Uint8Array): ReadonlyArray<Uint8Array> => {
-  const opened = native().openIn(folder, ".", inRoot.O_RDONLY | O_DIRECTORY, SINGLE, 0)
-  if (opened < 0) return inRoot.fail(-opened, "open", utf8.decode(path))
-  return inRoot.using(opened, (fd) => {
-    const names: Array<Uint8Array> = []
-    const buffer = new Uint8Array(ENTRIES_BYTES)
-    for (;;) {
-      const length = native().entries(fd, buffer)
-      if (length < 0) return inRoot.fail(-length, "getdents64", utf8.decode(path))
-      if (length === 0) return names.filter((name) => !isDots(name)).sort(Buffer.compare)
-      for (let at = 0; at < length; ) {
-        const size = new DataView(buffer.buffer, at).getUint16(RECORD_LENGTH_AT, LITTLE_ENDIAN)
-        names.push(buffer.slice(at + NAME_AT, buffer.indexOf(0, at + NAME_AT)))
-        at += size
-      }
-    }
-  })
-}
-
-const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1
-const DOT = 0x2e
-const isDots = (name: Uint8Array): boolean => name.length <= 2 && name.every((byte) => byte === DOT)
+export const namesOf = (folder: number, path: Uint8Array): ReadonlyArray<Uint8Array> =>
+  [...inRoot.byteNames(folder, utf8.decode(path))].sort(Buffer.compare)
 
 interface Attributes {
   readonly kept: tar.Member["xattrs"]
@@ -136,12 +110,6 @@ export const bare = (kind: "file" | "link", name: Uint8Array, link: Uint8Array):
 
 const empty = (name: Uint8Array): Uint8Array => bare("file", name, NOTHING)
 
-const targetOf = (fd: number, path: Uint8Array): Uint8Array => {
-  const buffer = new Uint8Array(PATH_MAX)
-  const n = native().readLink(fd, buffer)
-  return n < 0 ? inRoot.fail(-n, "readlink", utf8.decode(path)) : buffer.subarray(0, n)
-}
-
 async function* folderContents(walk: Walk, fd: number, path: Uint8Array): AsyncGenerator<Uint8Array> {
   for (const name of namesOf(fd, path)) yield* entry(walk, fd, name, path)
 }
@@ -161,7 +129,7 @@ export async function* entry(
   if (startsWith(name, WHITEOUT))
     unsupported(path, "has a name that a layer has for what it removes: rename it before")
   await inRoot.turn(walk.signal)
-  const fd = native().openIn(folder, name, O_PATH | O_NOFOLLOW, walk.resolve, 0)
+  const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, walk.resolve, 0)
   // A container that runs may have removed it by now; and what is mounted is no part of a layer.
   if (fd === -ENOENT || fd === -EXDEV) return
   if (fd < 0) return inRoot.fail(-fd, "open", utf8.decode(path))
@@ -206,7 +174,7 @@ export async function* member(
     ...fields,
     kind,
     size: kind === "file" ? status.size : 0,
-    link: kind === "symlink" ? targetOf(fd, path) : NOTHING,
+    link: kind === "symlink" ? inRoot.linkTarget(fd, utf8.decode(path)) : NOTHING,
     xattrs: kept,
     device: kind === "character" || kind === "block" ? deviceOf(status.rdev) : undefined
   })

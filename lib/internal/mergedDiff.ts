@@ -5,6 +5,7 @@
  * need not be looked into.
  */
 import * as fs from "node:fs"
+import * as asRoot from "./asRoot.ts"
 import { ENOENT, ENOTDIR, EXDEV } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import * as layerDiff from "./layerDiff.ts"
@@ -24,13 +25,13 @@ const union = (
 
 /** What a folder has under a name: undefined where that is nothing, or a mount. */
 const open = (folder: number, name: Uint8Array): number | undefined => {
-  const fd = native().openIn(folder, name, O_PATH | O_NOFOLLOW, layerDiff.SINGLE | RESOLVE_NO_XDEV, 0)
+  const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, layerDiff.SINGLE | RESOLVE_NO_XDEV, 0)
   if (fd === -ENOENT || fd === -EXDEV || fd === -ENOTDIR) return undefined
   return fd < 0 ? inRoot.fail(-fd, "open", new TextDecoder().decode(name)) : fd
 }
 
 const isMount = (folder: number, name: Uint8Array): boolean => {
-  const fd = native().openIn(folder, name, O_PATH | O_NOFOLLOW, layerDiff.SINGLE | RESOLVE_NO_XDEV, 0)
+  const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, layerDiff.SINGLE | RESOLVE_NO_XDEV, 0)
   if (fd >= 0) native().close(fd)
   return fd === -EXDEV
 }

@@ -1,5 +1,6 @@
 /** What a file is besides its contents, read and set by a descriptor of any kind, links included. */
 import * as fs from "node:fs"
+import * as asRoot from "./asRoot.ts"
 import { EPERM } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import { native } from "./native.ts"
@@ -33,7 +34,7 @@ export const xattrsOf = (
   if (length < 0) return inRoot.fail(-length, "listxattr", path)
   const names = utf8.decode(scratch.subarray(0, length)).split("\0").slice(0, -1)
   return names.filter(isWanted).flatMap((name): Metadata["xattrs"] => {
-    const n = native().xattr(fd, name, scratch)
+    const n = asRoot.xattr(fd, name, scratch)
     if (n === -ENODATA) return []
     return n < 0 ? inRoot.fail(-n, "getxattr", path) : [[name, scratch.slice(0, n)]]
   })

@@ -36,7 +36,15 @@ export interface Native {
     resolve: number,
     mode: number
   ) => number
-  /** `[seconds, nanoseconds]` of the last change of the contents, or `[-errno, -1]`. This and the next seven take O_PATH. */
+  /** The same as root of a user namespace, a descriptor, that this process's user has made; makes nothing. */
+  readonly openAsRoot: (
+    namespace: number,
+    folder: number,
+    path: string | Uint8Array,
+    flags: number,
+    resolve: number
+  ) => number
+  /** `[seconds, nanoseconds]` of the last change of the contents, or `[-errno, -1]`. This and the next eight take O_PATH. */
   readonly modified: (fd: number) => readonly [number, number]
   /** Its number in two halves of 32 bits, the high one first, or `[-errno, 0]`. */
   readonly inode: (fd: number) => readonly [number, number]
@@ -44,13 +52,15 @@ export interface Native {
   /** listxattr(2): the names, each ended by a NUL. */
   readonly xattrs: (fd: number, bytes: Uint8Array) => number
   readonly xattr: (fd: number, name: string, bytes: Uint8Array) => number
+  /** The same as root of a user namespace. */
+  readonly xattrAsRoot: (namespace: number, fd: number, name: string, bytes: Uint8Array) => number
   readonly setXattr: (fd: number, name: string, bytes: Uint8Array) => number
   readonly access: (fd: number, mode: number) => number
   /** An inotify(7) that watches one file or folder, and does not block. */
   readonly inotify: (fd: number, mask: number) => number
   /** A new eventfd(2), which does not block. */
   readonly eventfd: () => number
-  /** `[start, end]` of the next bytes that are no hole, or `[-errno, 0]`: ENXIO where there are none. */
+  /** `[start, end]` of the next bytes that are no hole, which are read next, or `[-errno, 0]`: ENXIO where there are none. */
   readonly extent: (fd: number, offset: number) => readonly [number, number]
   /** mkfifoat(2), of a single name. */
   readonly makeFifo: (folder: number, name: string, mode: number) => number

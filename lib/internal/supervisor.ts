@@ -7,6 +7,7 @@ import * as Option from "effect/Option"
 import type { BerthError } from "../BerthError.ts"
 import { NotReleased, OperationFailed, SupervisorError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
+import { useNamespace } from "./asRoot.ts"
 import { E2BIG, EAGAIN, EINVAL, ENODEV, ENOENT, EPERM, EPIPE, ETIMEDOUT } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "./native.ts"
@@ -512,6 +513,7 @@ export const start = (
       }
       Loop.release()
       if (reply?.type === REPLY_READY) {
+        const forgetNamespace = useNamespace(reply.descriptors[0])
         return resume(
           Effect.succeed({
             pid,
@@ -521,6 +523,7 @@ export const start = (
             plans: () => [...connection.units.values()].map((unit) => unit.plan),
             stop: Effect.suspend(() => {
               Loop.retain()
+              forgetNamespace()
               connection.close()
               return end
             })

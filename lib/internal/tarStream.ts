@@ -8,6 +8,7 @@ import { type BerthError, InvalidOption } from "../BerthError.ts"
 import type { Container } from "../Container.ts"
 import * as copy from "./copy.ts"
 import { EEXIST, ENOENT, ENOTDIR } from "./errno.ts"
+import { type Ids, inside, outside } from "./ids.ts"
 import * as inRoot from "./inRoot.ts"
 import { isKept, type Metadata, metadataOf, setMetadata } from "./metadata.ts"
 import { native, O_NOFOLLOW } from "./native.ts"
@@ -31,8 +32,12 @@ async function* zeros(count: number): AsyncGenerator<Uint8Array> {
   for (let left = count; left > 0; left -= ZEROS.length) yield ZEROS.subarray(0, Math.min(left, ZEROS.length))
 }
 
+/** Whose ids an archive has: the container's, which on the host may be others. */
+const idsOf = ({ state }: Container): Ids => state.base?.ids ?? state.berth.ids
+
 interface Writing {
   readonly links: Map<string, string>
+  readonly ids: Ids
   readonly signal: AbortSignal
 }
 
@@ -71,13 +76,15 @@ async function* member(writing: Writing, at: inRoot.Place, name: string): AsyncG
     if (kind === undefined) return
     const key = status.nlink > 1 && kind !== "folder" ? inRoot.identity(fd) : undefined
     const first = key === undefined ? undefined : writing.links.get(key)
-    const metadata = metadataOf(fd, status, at.path)
+    const found = metadataOf(fd, status, at.path)
+    const { gids, uids } = writing.ids
+    const metadata = { ...found, uid: inside(uids, found.uid), gid: inside(gids, found.gid) }
     if (first !== undefined) {
       yield tar.encode({ ...metadata, xattrs: [], kind: "link", name, size: 0, link: first })
       return
     }
     if (key !== undefined) writing.links.set(key, name)
-    const link = kind === "symlink" ? fs.readlinkSync(at.at) : ""
+    const link = kind === "symlink" ? inRoot.linkTarget(fd, at.path) : ""
     const size = kind === "file" ? status.size : 0
     yield tar.encode({ ...metadata, kind, name, size, link })
     if (kind === "file") yield* fileContents(writing, fd, size)
@@ -89,7 +96,7 @@ async function* member(writing: Writing, at: inRoot.Place, name: string): AsyncG
 
 async function* archive(container: Container, path: string, signal: AbortSignal): AsyncGenerator<Uint8Array> {
   const side = copy.inside(copy.rootOf(container))
-  const writing: Writing = { links: new Map(), signal }
+  const writing: Writing = { links: new Map(), ids: idsOf(container), signal }
   const opened = await copy.fromSource(side, path, async (source) => ({
     ...source,
     folder: native().duplicate(source.folder)
@@ -130,6 +137,7 @@ class Unpacking implements tar.Handler {
   /** A descriptor of its own. */
   private readonly root: number
   private readonly folder: string
+  private readonly ids: Ids
   private file:
     | {
         readonly fd: number
@@ -141,9 +149,10 @@ class Unpacking implements tar.Handler {
   /** Folders that were made, whose times are set when nothing changes them any more. */
   private readonly folders: Array<readonly [fd: string, metadata: Metadata]> = []
 
-  constructor(root: number, folder: string) {
+  constructor(root: number, folder: string, ids: Ids) {
     this.root = root
     this.folder = folder
+    this.ids = ids
   }
 
   private pathOf(name: string): string {
@@ -165,7 +174,12 @@ class Unpacking implements tar.Handler {
 
   async entry(entry: tar.Entry): Promise<void> {
     const path = this.pathOf(entry.name)
-    const kept = { ...entry, xattrs: entry.xattrs.filter(([name]) => isKept(name)) }
+    const kept = {
+      ...entry,
+      uid: outside(this.ids.uids, entry.uid),
+      gid: outside(this.ids.gids, entry.gid),
+      xattrs: entry.xattrs.filter(([name]) => isKept(name))
+    }
     if (entry.kind === "folder") return this.makeFolder(path, kept)
     if (path === this.folder)
       throw new InvalidOption({ option: "tar", value: JSON.stringify(entry.name), expected: "a name" })
@@ -288,7 +302,7 @@ export const tarIn: {
           try: () => {
             const root = copy.rootOf(container)
             native().close(inRoot.open(root, path, inRoot.O_FOLDER))
-            return new Unpacking(native().duplicate(root), inRoot.realPath(root, path))
+            return new Unpacking(native().duplicate(root), inRoot.realPath(root, path), idsOf(container))
           },
           catch: failed
         }),

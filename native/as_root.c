@@ -1,0 +1,92 @@
+#include "as_root.h"
+#include "syscalls.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
+
+struct task {
+    int user_namespace;
+    long (*call)(const struct task *);
+    int folder;
+    const char *path, *name;
+    uint64_t flags, resolve;
+    void *value;
+    size_t size;
+    long result;
+};
+
+static int run(void *argument) {
+    struct task *task = argument;
+    long result = setns(task->user_namespace, CLONE_NEWUSER) < 0 ? -1 : task->call(task);
+    task->result = result < 0 ? -errno : result;
+    _exit(0);
+}
+
+// A process of several threads cannot enter a user namespace (setns(2)), but a child of it can, and what that opens in the
+// table of descriptors that both share stays open. As in process.c it runs in this one's memory, while this one waits.
+static long perform(struct task *task) {
+    static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; // the memory has one mark of who may look into it
+    const size_t stack_size = 64 << 10;
+    char *stack = mmap(NULL, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    if (stack == MAP_FAILED) return -errno;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_mutex_lock(&one_at_a_time);
+    // A container with the host's pids may have CAP_SYS_PTRACE in the child's user namespace: not over what cannot be
+    // dumped, or it would be in this process's memory.
+    bool dumpable = prctl(PR_GET_DUMPABLE) == 1;
+    if (dumpable) prctl(PR_SET_DUMPABLE, 0);
+    // No signal at its end: whoever waits for children of this process does not get to see it.
+    pid_t pid = clone(run, stack + stack_size, CLONE_VM | CLONE_VFORK | CLONE_FILES, task);
+    if (pid < 0) task->result = -errno;
+    else waitpid(pid, NULL, __WCLONE);
+    if (dumpable) prctl(PR_SET_DUMPABLE, 1);
+    pthread_mutex_unlock(&one_at_a_time);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    munmap(stack, stack_size);
+    return task->result;
+}
+
+static long open_file(const struct task *task) {
+    long fd;
+    for (int attempt = 0; (fd = sys_openat2(task->folder, task->path, task->flags, task->resolve)) < 0 && errno == EAGAIN && attempt < 32;) attempt++;
+    return fd;
+}
+
+static long read_xattr(const struct task *task) {
+    return getxattr(task->path, task->name, task->value, task->size);
+}
+
+long open_as_root(int user_namespace, int folder, const char *path, uint64_t flags, uint64_t resolve) {
+    struct task task = {
+        .user_namespace = user_namespace,
+        .call = open_file,
+        .folder = folder,
+        .path = path,
+        .flags = (flags & ~(uint64_t)(O_CREAT | O_TRUNC)) | O_CLOEXEC,
+        .resolve = resolve,
+        .result = -EIO,
+    };
+    return perform(&task);
+}
+
+long xattr_as_root(int user_namespace, const char *path, const char *name, void *value, size_t size) {
+    struct task task = {
+        .user_namespace = user_namespace,
+        .call = read_xattr,
+        .path = path,
+        .name = name,
+        .value = value,
+        .size = size,
+        .result = -EIO,
+    };
+    return perform(&task);
+}
