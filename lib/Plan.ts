@@ -69,7 +69,8 @@ const table = {
   "layer-map": { uids: "s", gids: "s" },
   owner: { path: "s", uid: "i", gid: "i" },
   "root-user": {},
-  discard: { path: "s" }
+  discard: { path: "s" },
+  record: { path: "s" }
 } as const
 
 type Table = typeof table
@@ -103,6 +104,7 @@ export type OperationName = keyof Table
  * - `overlay`, `overlay-memory`: a union mount of `lower`, uppermost first, with the writable layer on disk or on a
  *   tmpfs; `root-mount`, `root-bind`: a root that is there already. `attributes` are of MOUNT_ATTR_*, mount_setattr(2).
  * - `process`: the clone, with the namespaces of clone(2) that are new; what is behind it is done by the child.
+ * - `record`: its line of /proc/PID/stat into a new file, by which a sweep finds it.
  * - `id-map`: user_namespaces(7); `root-user`: becomes root in there. `join`: setns(2). `unshare`: unshare(2).
  * - `root`, `mount`, `bind`, `directory`, `symlink`, `mask`, `readonly`, `pivot`, `root-readonly`: the file
  *   system that the container sees; targets are resolved inside the root with openat2(2).

@@ -186,6 +186,19 @@ static int execute_self(const struct child *child, const union field *fields, st
     return fail(failure, "execveat");
 }
 
+// Who this process is, by its number and the time of its start, which nothing that it does can change: for a sweep, in the
+// host's /proc, which is still there (lib/internal/sweep.ts).
+static int record(const char *path, struct failure *failure) {
+    char text[1024];
+    cleanup_close int own = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    if (own < 0) return fail(failure, "open");
+    ssize_t n = read(own, text, sizeof text);
+    if (n < 0) return fail(failure, "read");
+    cleanup_close int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (file < 0) return fail(failure, "open");
+    return write(file, text, (size_t)n) != n ? fail(failure, "write") : 0;
+}
+
 // The supervisor keeps the root's descriptor, by which the container's files can be reached from outside for as long as
 // the unit is there, the process alive or not.
 static int attach_root(const struct state *state, struct failure *failure) {
@@ -209,6 +222,7 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_OVERLAY_MEMORY: return take_root(state, mount_overlay_memory(&f[0], (unsigned)f[1].i, &f[2], &f[3], (unsigned)f[4].i, -1, failure));
     case OP_ROOT_MOUNT: return take_root(state, mount_reuse(descriptor(child, &f[0]), failure));
     case OP_ROOT_BIND: return take_root(state, mount_clone(f[0].s.text, (unsigned)f[1].i, f[2].i != 0, failure));
+    case OP_RECORD: return record(f[0].s.text, failure);
     case OP_ID_MAP: return await_id_map(child, failure);
     case OP_ROOT_USER: return root_user(state, operation, failure);
     case OP_JOIN: return join(descriptor(child, &f[0]), f[1].i, failure);

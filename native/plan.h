@@ -73,7 +73,8 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(LAYER_MAP, "layer-map", "ss", SUPERVISOR)               /* uid_map, gid_map */                         \
     X(OWNER, "owner", "sii", SUPERVISOR)                      /* path, uid, gid */                           \
     X(ROOT_USER, "root-user", "", CHILD)                                                                     \
-    X(DISCARD, "discard", "s", SUPERVISOR)                    /* path */
+    X(DISCARD, "discard", "s", SUPERVISOR)                    /* path */                                     \
+    X(RECORD, "record", "s", CHILD)                           /* path */
 
 enum operation_code {
 #define X(code, name, fields, phase) OP_##code,

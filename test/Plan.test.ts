@@ -57,7 +57,8 @@ const table = {
   "layer-map": { uids: "s", gids: "s" },
   owner: { path: "s", uid: "i", gid: "i" },
   "root-user": {},
-  discard: { path: "s" }
+  discard: { path: "s" },
+  record: { path: "s" }
 } as const satisfies Record<Plan.OperationName, Readonly<Record<string, "i" | "s" | "l" | "u" | "b" | "f">>>
 
 type Name = keyof typeof table

@@ -4,11 +4,13 @@ import * as fs from "node:fs"
 import { join } from "node:path"
 import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
-import { Berth, BerthError, Container, Image } from "../lib/index.ts"
+import { Berth, BerthError, Container, Image, Plan } from "../lib/index.ts"
 import { EBUSY } from "../lib/internal/errno.ts"
 import { native, programPath } from "../lib/internal/native.ts"
 import { berthIn, failure, suite } from "./support/effect.ts"
 import { cgroupsOf, eventually, isAlive, sleep } from "./support/leftovers.ts"
+import { ended, firstLine, program } from "./support/program.ts"
+import { whyNoBusybox } from "./support/rootfs.ts"
 
 /** A Berth of its own at `folder`, for as long as the effect takes; with what it warns of. */
 const another = <A, E>(folder: string, effect: Effect.Effect<A, E, Berth.Berth>) =>
@@ -65,6 +67,47 @@ suite("what is swept", (effect, folder) => {
       const name = supervisor.folder.slice(supervisor.folder.lastIndexOf("/") + 1)
       const box = yield* start(["sleep", "1000"])
       assert.ok(fs.readFileSync(`/proc/${box.pid}/mountinfo`, "utf8").includes(` berth.${name} `))
+    })
+  )
+
+  effect(
+    "one that has hidden, where it may make namespaces, and lost its program and supervisor",
+    () =>
+      Effect.gen(function* () {
+        const at = `${folder()}/hidden`
+        const hiding = program("hiding.ts", [at], { stdio: ["ignore", "pipe", "inherit"] })
+        const { pid, said, supervisor } = JSON.parse(yield* Effect.promise(() => firstLine(hiding)))
+        assert.equal(said, "hide ok")
+        const gone = ended(hiding)
+        process.kill(supervisor, "SIGKILL")
+        process.kill(hiding.pid!, "SIGKILL")
+        yield* Effect.promise(() => gone)
+        yield* Effect.sleep("50 millis")
+        // As the attack has it: alive, and with no mount that tells of Berth.
+        assert.ok(isAlive(pid))
+        assert.doesNotMatch(fs.readFileSync(`/proc/${pid}/mountinfo`, "utf8"), /berth/)
+        yield* another(at, Effect.void)
+        assert.ok(!isAlive(pid))
+        assert.deepEqual(fs.readdirSync(`${at}/run`), [])
+      }),
+    { skip: whyNoBusybox }
+  )
+
+  effect("a process is not taken for one whose number it has got", () =>
+    Effect.gen(function* () {
+      const at = `${folder()}/number`
+      const state = makeStale(at)
+      const child = spawn("sleep", ["1000"], { stdio: "ignore" })
+      fs.mkdirSync(`${state}/1.first`)
+      const stat = fs.readFileSync(`/proc/${child.pid}/stat`, "utf8").split(" ")
+      stat[21] = String(Number(stat[21]) - 1)
+      fs.writeFileSync(`${state}/1.first/stat`, stat.join(" "))
+      yield* another(at, Effect.void)
+      assert.deepEqual(fs.readdirSync(`${at}/run`), [])
+      assert.ok(isAlive(child.pid!))
+      const died = new Promise((resolve) => child.on("exit", resolve))
+      child.kill("SIGKILL")
+      yield* Effect.promise(() => died)
     })
   )
 
@@ -157,61 +200,65 @@ suite("what is swept", (effect, folder) => {
     })
   )
 
-  effect("messages that are cut, too large, unknown, or out of order are answered, and harm nothing", () =>
-    Effect.gen(function* () {
-      const addon = native()
-      const state = makeStale(`${folder()}/messages`)
-      fs.mkdirSync(`${state}/dev`)
-      const lock = fs.openSync(`${state}/lock`, "r+")
-      const [ours, theirs] = addon.socketpair()
-      const [pid, pidfd] = addon.startSupervisor(
-        programPath("berth-supervisor"),
-        state,
-        [theirs, lock],
-        "root"
-      )
-      addon.close(theirs)
-      fs.closeSync(lock)
-      assert.ok(pid > 0)
-      const reply = new Uint8Array(72)
-      const next = async () => {
-        let n = -11
-        for (const end = Date.now() + 20_000; n === -11 && Date.now() < end; await sleep(2))
-          [n] = addon.receive(ours, reply)
-        const view = new DataView(reply.buffer)
-        return {
-          n,
-          type: view.getUint32(0, true),
-          id: view.getUint32(4, true),
-          errno: view.getInt32(44, true)
+  effect(
+    "messages that are cut, too large, unknown, out of order or with too few descriptors are answered, and harm nothing",
+    () =>
+      Effect.gen(function* () {
+        const addon = native()
+        const state = makeStale(`${folder()}/messages`)
+        fs.mkdirSync(`${state}/dev`)
+        const lock = fs.openSync(`${state}/lock`, "r+")
+        const [ours, theirs] = addon.socketpair()
+        const [pid, pidfd] = addon.startSupervisor(
+          programPath("berth-supervisor"),
+          state,
+          [theirs, lock],
+          "root"
+        )
+        addon.close(theirs)
+        fs.closeSync(lock)
+        assert.ok(pid > 0)
+        const reply = new Uint8Array(72)
+        const next = async () => {
+          let n = -11
+          for (const end = Date.now() + 20_000; n === -11 && Date.now() < end; await sleep(2))
+            [n] = addon.receive(ours, reply)
+          const view = new DataView(reply.buffer)
+          return {
+            n,
+            type: view.getUint32(0, true),
+            id: view.getUint32(4, true),
+            errno: view.getInt32(44, true)
+          }
         }
-      }
-      const message = (type: number, id: number, planBytes: number, body = new Uint8Array(0)) => {
-        const bytes = new Uint8Array(16 + body.length)
-        new Uint32Array(bytes.buffer, 0, 3).set([type, id, planBytes])
-        bytes.set(body, 16)
-        return bytes
-      }
-      assert.equal((yield* Effect.promise(next)).type, 1)
-      const answers: Array<readonly [Uint8Array, ReadonlyArray<number>, object]> = [
-        [message(1, 2, 0, new Uint8Array([1, 2, 3])), [], { type: 3, id: 2, errno: 74 }],
-        [message(1, 3, 1000), [], { type: 3, id: 3, errno: 74 }],
-        [message(1, 4, 0xffffffff), [ours], { type: 3, id: 4, errno: 74 }],
-        [message(9, 5, 0), [], { type: 3, id: 5, errno: 74 }],
-        [message(1, 6, 0, new Uint8Array(170 * 1024)), [], { type: 3, id: 6, errno: 90 }],
-        // A release of what was never there: nothing of it is.
-        [message(2, 7, 0), [], { type: 5, id: 7, errno: 0 }]
-      ]
-      for (const [bytes, fds, expected] of answers) {
-        // Without a whole head there is nobody to answer to.
-        addon.send(ours, bytes.subarray(0, 7), [])
-        assert.equal(addon.send(ours, bytes, fds), bytes.length)
-        assert.deepEqual(yield* Effect.promise(next), { n: 72, ...expected })
-      }
-      addon.close(ours)
-      assert.ok(yield* Effect.promise(() => eventually(() => addon.reap(pidfd) === pid, 20_000)))
-      addon.close(pidfd)
-      assert.ok(!fs.existsSync(state))
-    })
+        const message = (type: number, id: number, planBytes: number, body = new Uint8Array(0)) => {
+          const bytes = new Uint8Array(16 + body.length)
+          new Uint32Array(bytes.buffer, 0, 3).set([type, id, planBytes])
+          bytes.set(body, 16)
+          return bytes
+        }
+        assert.equal((yield* Effect.promise(next)).type, 1)
+        const needsOne = new Uint8Array(Plan.encode(Plan.make([{ op: "hold", descriptor: "sent" }])).bytes)
+        const answers: Array<readonly [Uint8Array, ReadonlyArray<number>, object]> = [
+          [message(1, 2, 0, new Uint8Array([1, 2, 3])), [], { type: 3, id: 2, errno: 74 }],
+          [message(1, 3, 1000), [], { type: 3, id: 3, errno: 74 }],
+          [message(1, 4, 0xffffffff), [ours], { type: 3, id: 4, errno: 74 }],
+          [message(9, 5, 0), [], { type: 3, id: 5, errno: 74 }],
+          [message(1, 6, 0, new Uint8Array(170 * 1024)), [], { type: 3, id: 6, errno: 90 }],
+          [message(1, 8, 0, needsOne), [], { type: 3, id: 8, errno: 74 }],
+          // A release of what was never there: nothing of it is.
+          [message(2, 7, 0), [], { type: 5, id: 7, errno: 0 }]
+        ]
+        for (const [bytes, fds, expected] of answers) {
+          // Without a whole head there is nobody to answer to.
+          addon.send(ours, bytes.subarray(0, 7), [])
+          assert.equal(addon.send(ours, bytes, fds), bytes.length)
+          assert.deepEqual(yield* Effect.promise(next), { n: 72, ...expected })
+        }
+        addon.close(ours)
+        assert.ok(yield* Effect.promise(() => eventually(() => addon.reap(pidfd) === pid, 20_000)))
+        addon.close(pidfd)
+        assert.ok(!fs.existsSync(state))
+      })
   )
 })

@@ -67,6 +67,8 @@ export interface Surroundings {
   readonly folder: string
   /** Whether ids are those of a user namespace, which may lack some. */
   readonly inUserNamespace: boolean
+  /** A folder of its own in the supervisor's, for what tells a sweep of a first process that could hide from it. */
+  readonly record: string
   /** The namespaces that are the host's, of those with files: pid, network and ipc. */
   readonly ofHost: ReadonlyArray<Kind>
   readonly idMap: Operation | undefined
@@ -333,6 +335,18 @@ const shared = (process: Process, around: Surroundings): 0 | 1 =>
     ? 0
     : 1
 
+const CAP_SYS_ADMIN = 1n << 21n
+
+/**
+ * Whether the first process could hide from a sweep: where it may make user or mount namespaces it can leave the mounts that
+ * say whose it is. A cgroup says it as well, and an init stays where it is.
+ */
+const mayHide = (process: Process, { created }: Surroundings): boolean =>
+  (process.seccomp?.custom !== false || (process.capabilities & CAP_SYS_ADMIN) !== 0n) &&
+  process.cgroup.length === 0 &&
+  !process.init &&
+  created.has("pid")
+
 /** A process in a root of its own. */
 export const container = (process: Process, around: Surroundings): ReadonlyArray<Operation> => {
   // A cgroup namespace shows what the process is in when it is made, so that one comes after the cgroup has been
@@ -340,15 +354,18 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
   const atClone = [...around.created]
     .filter((kind) => kind !== "cgroup")
     .reduce((all, kind) => all | flags[kind], 0)
+  const recorded = mayHide(process, around)
   return execute(process, [
     ...around.cgroup,
     ...process.cgroup,
+    ...(recorded ? [{ op: "scratch", path: around.record, mode: 0o700 } as const] : []),
     ...around.scratch,
     ...around.beforeRoot,
     // In a user namespace of its own the child could not read the layers' trusted.* attributes, so the root is made
     // before it enters one.
     ...(around.idMap === undefined ? [] : [around.root]),
     { op: "process", namespaces: atClone, shared: shared(process, around) },
+    ...(recorded ? [{ op: "record", path: `${around.record}/stat` } as const] : []),
     ...(around.idMap === undefined ? [] : [around.idMap, rootUser]),
     ...enter(process),
     ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),

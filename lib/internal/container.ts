@@ -156,7 +156,7 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
       return yield* new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
     }
     const around = yield* attempt(() =>
-      prepare.surroundings(options, { folder: berth.supervisor.folder, id }, namespaces.kinds, {
+      prepare.surroundings(options, { folder: berth.supervisor.folder, unit, id }, namespaces.kinds, {
         created: new Set<Kind>(shared ? [] : ["mount"]),
         inUserNamespace,
         idMap: undefined,

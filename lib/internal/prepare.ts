@@ -154,7 +154,7 @@ const kernelFiles: ReadonlyArray<Kind> = ["pid", "network", "ipc"]
 
 export const surroundings = (
   options: RootOptions,
-  at: { readonly folder: string; readonly id: string },
+  at: { readonly folder: string; readonly unit: number; readonly id: string },
   own: ReadonlyArray<Kind>,
   rest: Pick<
     compile.Surroundings,
@@ -167,6 +167,7 @@ export const surroundings = (
   return {
     ...rest,
     folder: at.folder,
+    record: `${at.folder}/${at.unit}.first`,
     ofHost: kernelFiles.filter((kind) => !kinds.includes(kind)),
     hostname: rest.created.has("uts") ? (hostname ?? at.id) : hostname,
     mounts: check.mounts(options.mounts ?? []),

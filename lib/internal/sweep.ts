@@ -69,6 +69,28 @@ const processesOf = (name: string): ReadonlyArray<number> => {
     })
 }
 
+/** What in /proc/PID/stat stays the same for as long as a process lives, and whether it does; undefined of no process. */
+const identityOf = (stat: string): { readonly pid: number; readonly start: string } | undefined => {
+  // A name may have anything in it.
+  const rest = stat.slice(stat.lastIndexOf(")") + 2).split(" ")
+  const pid = Number.parseInt(stat, 10)
+  const start = rest[19]
+  return !(pid > 1) || start === undefined || rest[0] === "Z" ? undefined : { pid, start }
+}
+
+/**
+ * First processes of containers that could have hidden, which have been recorded (compile.ts): by the number and the time
+ * of the start, which no process can change. With the first of a pid namespace ends all that is in it.
+ */
+const recordedIn = (state: string): ReadonlyArray<number> =>
+  list(state)
+    .filter((name) => name.endsWith(".first"))
+    .flatMap((name) => {
+      const was = identityOf(read(`${state}/${name}/stat`))
+      const now = was === undefined ? undefined : identityOf(read(`/proc/${was.pid}/stat`))
+      return now !== undefined && now.start === was!.start ? [now.pid] : []
+    })
+
 /** Takes a dead supervisor's lock, or undefined where it lives. */
 const lockOf = (state: string): number | undefined => {
   try {
@@ -88,18 +110,18 @@ const patience = Schedule.upTo(Schedule.spaced("10 millis"), "2 seconds")
 const isAbandoned = (state: string): boolean => Date.now() - fs.statSync(state).mtimeMs > 60_000
 
 /** What of a dead supervisor is still there, after one more attempt to end it. */
-const endOnce = (name: string): ReadonlyArray<string> => {
-  const processes = processesOf(name)
+const endOnce = (name: string, state: string): ReadonlyArray<string> => {
+  const processes = [...new Set([...processesOf(name), ...recordedIn(state)])]
   processes.forEach(kill)
   const cgroups = cgroupsOf(name).filter((cgroup) => fs.existsSync(cgroup) && !removeCgroup(cgroup))
   return [...cgroups, ...processes.map((pid) => `process ${pid}`)]
 }
 
 /** Ends what a dead supervisor has left; true when nothing but its folder is there any more. */
-const end = (name: string): Effect.Effect<boolean> =>
-  Effect.sync(() => endOnce(name)).pipe(
+const end = (name: string, state: string): Effect.Effect<boolean> =>
+  Effect.sync(() => endOnce(name, state)).pipe(
     Effect.repeat({ until: (left) => left.length === 0, schedule: patience }),
-    Effect.zipRight(Effect.sync(() => endOnce(name))),
+    Effect.zipRight(Effect.sync(() => endOnce(name, state))),
     Effect.tap((left) =>
       Effect.forEach(left, (resource) =>
         Effect.logWarning(new NotReleased({ resource, syscall: "sweep", errno: EBUSY }))
@@ -116,7 +138,7 @@ const takeOne = (folder: string, name: string, into: string): Effect.Effect<void
     const lock = lockOf(state)
     if (lock === undefined) return Effect.void
     // Where something stays, so does the folder: by its name the next Berth finds it.
-    return Effect.zipRight(Effect.whenEffect(take, end(name)), Effect.void).pipe(
+    return Effect.zipRight(Effect.whenEffect(take, end(name, state)), Effect.void).pipe(
       Effect.ensuring(Effect.sync(() => fs.closeSync(lock)))
     )
   }).pipe(

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/personality.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -212,6 +213,22 @@ static void listen_abstract(const char *name) {
     pause();
 }
 
+static int write_file(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY);
+    return fd < 0 || write(fd, text, strlen(text)) < 0 ? -1 : close(fd);
+}
+
+// Where nothing says whose it is: without its parent-death signal, in a mount namespace with one empty file system.
+static int hide(void) {
+    prctl(PR_SET_PDEATHSIG, 0);
+    if (unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0) return -1;
+    if (write_file("/proc/self/setgroups", "deny") < 0 || write_file("/proc/self/uid_map", "0 0 1") < 0) return -1;
+    if (syscall(SYS_mount, "none", "/tmp", "tmpfs", 0, NULL) < 0 || chdir("/tmp") < 0) return -1;
+    if (syscall(SYS_pivot_root, ".", ".") < 0 || syscall(SYS_umount2, ".", 2) < 0) return -1;
+    if (fork() == 0) setsid();
+    return 0;
+}
+
 static const struct {
     const char *word;
     long (*attempt)(void);
@@ -236,6 +253,11 @@ int main(int argc, char **argv) {
         else if (!strcmp(word, "links")) count_links();
         else if (!strncmp(word, "add-key:", 8)) say("add-key", add_session_key(word + 8));
         else if (!strncmp(word, "listen:", 7)) listen_abstract(word + 7);
+        else if (!strcmp(word, "hide")) {
+            say("hide", hide());
+            fflush(stdout);
+            pause();
+        }
         else if (!strncmp(word, "writable:", 9)) {
             writable_found = 0;
             find_writable(word + 9, 0);
