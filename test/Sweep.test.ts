@@ -41,7 +41,7 @@ const freezer = "/sys/fs/cgroup/freezer"
 const whyNoFreezer = fs.existsSync(`${freezer}/tasks`) ? false : "no freezer of cgroup version 1"
 
 suite("what is swept", (effect, folder) => {
-  effect(
+  effect.asRoot(
     "a process that has let go of its parent and lost its program and supervisor, without a cgroup",
     () =>
       Effect.gen(function* () {
@@ -151,7 +151,7 @@ suite("what is swept", (effect, folder) => {
     })
   )
 
-  effect(
+  effect.asRoot(
     "a cgroup that cannot be removed is a warning with its name, and the next Berth takes it",
     () =>
       Effect.gen(function* () {
@@ -187,7 +187,7 @@ suite("what is swept", (effect, folder) => {
     { skip: whyNoFreezer }
   )
 
-  effect("a folder that is somebody else's is refused, by his number", () =>
+  effect.asRoot("a folder that is somebody else's is refused, by his number", () =>
     Effect.gen(function* () {
       for (const below of ["", "/store", "/layers"]) {
         const at = `${folder()}/theirs`
@@ -200,7 +200,7 @@ suite("what is swept", (effect, folder) => {
     })
   )
 
-  effect(
+  effect.asRoot(
     "messages that are cut, too large, unknown, out of order or with too few descriptors are answered, and harm nothing",
     () =>
       Effect.gen(function* () {
