@@ -79,9 +79,15 @@ suite("what is swept", (effect, folder) => {
         const { pid, said, supervisor } = JSON.parse(yield* Effect.promise(() => firstLine(hiding)))
         assert.equal(said, "hide ok")
         const gone = ended(hiding)
+        // Whichever outlives the other would end the container: the program is stopped first.
+        process.kill(hiding.pid!, "SIGSTOP")
+        const isStopped = () => /\) T /.test(fs.readFileSync(`/proc/${hiding.pid}/stat`, "utf8"))
+        assert.ok(yield* Effect.promise(() => eventually(isStopped, 20_000)))
         process.kill(supervisor, "SIGKILL")
         process.kill(hiding.pid!, "SIGKILL")
         yield* Effect.promise(() => gone)
+        // Whose lock can be had is dead.
+        assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(supervisor), 20_000)))
         yield* Effect.sleep("50 millis")
         // As the attack has it: alive, and with no mount that tells of Berth.
         assert.ok(isAlive(pid))
