@@ -1,6 +1,7 @@
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
+import * as os from "node:os"
 import { join } from "node:path"
 import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
@@ -99,22 +100,28 @@ suite("what is swept", (effect, folder) => {
     { skip: whyNoBusybox }
   )
 
-  effect("a process is not taken for one whose number it has got", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/number`
-      const state = makeStale(at)
-      const child = spawn("sleep", ["1000"], { stdio: "ignore" })
-      fs.mkdirSync(`${state}/1.first`)
-      const stat = fs.readFileSync(`/proc/${child.pid}/stat`, "utf8").split(" ")
-      stat[21] = String(Number(stat[21]) - 1)
-      fs.writeFileSync(`${state}/1.first/stat`, stat.join(" "))
-      yield* another(at, Effect.void)
-      assert.deepEqual(fs.readdirSync(`${at}/run`), [])
-      assert.ok(isAlive(child.pid!))
-      const died = new Promise((resolve) => child.on("exit", resolve))
-      child.kill("SIGKILL")
-      yield* Effect.promise(() => died)
-    })
+  effect(
+    "a process is not taken for one whose number it has got, in this life of the machine or an earlier one",
+    () =>
+      Effect.gen(function* () {
+        const at = `${folder()}/number`
+        const child = spawn("sleep", ["1000"], { stdio: "ignore" })
+        const died = new Promise((resolve) => child.on("exit", resolve))
+        const stat = fs.readFileSync(`/proc/${child.pid}/stat`, "utf8").split(" ")
+        const swept = (start: number, age: number) => {
+          const record = `${makeStale(at)}/1.first`
+          fs.mkdirSync(record)
+          fs.writeFileSync(`${record}/stat`, [...stat.slice(0, 21), start, ...stat.slice(22)].join(" "))
+          const recorded = Date.now() / 1000 - age
+          fs.utimesSync(`${record}/stat`, recorded, recorded)
+          return Effect.map(another(at, Effect.void), () => fs.readdirSync(`${at}/run`))
+        }
+        assert.deepEqual(yield* swept(Number(stat[21]) - 1, 0), [])
+        assert.deepEqual(yield* swept(Number(stat[21]), os.uptime() + 10), [])
+        assert.ok(isAlive(child.pid!))
+        assert.deepEqual(yield* swept(Number(stat[21]), 0), [])
+        assert.equal(yield* Effect.promise(() => died), null)
+      })
   )
 
   effect("a tree that is deeper than any path, and folders that may not be entered", () =>

@@ -3,6 +3,7 @@
  * folder, with what units kept on disk. Whose lock can be had is dead.
  */
 import * as fs from "node:fs"
+import * as os from "node:os"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import { NotReleased } from "../BerthError.ts"
@@ -78,13 +79,17 @@ const identityOf = (stat: string): { readonly pid: number; readonly start: strin
   return !(pid > 1) || start === undefined || rest[0] === "Z" ? undefined : { pid, start }
 }
 
+const modified = (path: string): number => fs.statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0
+
 /**
  * First processes of containers that could have hidden, which have been recorded (compile.ts): by the number and the time
- * of the start, which no process can change. With the first of a pid namespace ends all that is in it.
+ * of the start, which no process can change. With the first of a pid namespace ends all that is in it. The time counts from
+ * the machine's start, so what was recorded before that says nothing.
  */
 const recordedIn = (state: string): ReadonlyArray<number> =>
   list(state)
     .filter((name) => name.endsWith(".first"))
+    .filter((name) => modified(`${state}/${name}/stat`) > Date.now() - os.uptime() * 1000)
     .flatMap((name) => {
       const was = identityOf(read(`${state}/${name}/stat`))
       const now = was === undefined ? undefined : identityOf(read(`/proc/${was.pid}/stat`))
