@@ -157,7 +157,7 @@ suite("AppArmor", (effect, folder) => {
         // next Berth as well.
         const gone = () =>
           programs.every(({ supervisor }) => !isAlive(supervisor)) && !isAlive(programs[0]!.pid)
-        assert.ok(yield* Effect.promise(() => eventually(gone, 15_000)))
+        assert.ok(yield* Effect.promise(() => eventually(gone)))
         assert.ok(loaded().includes(used!) && loaded().includes(unused!))
         yield* Effect.scoped(
           Effect.gen(function* () {

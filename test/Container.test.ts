@@ -334,7 +334,7 @@ suite("Container", (effect) => {
       const left = Effect.map(Container.top(container), (all) =>
         all.filter(({ command }) => command.includes("1234"))
       )
-      yield* Effect.repeat(Effect.delay(left, "5 millis"), { until: (all) => all.length === 0, times: 200 })
+      yield* Effect.repeat(Effect.delay(left, "5 millis"), { until: (all) => all.length === 0, times: 3000 })
       assert.deepEqual(yield* left, [])
     })
   )

@@ -303,7 +303,7 @@ suite("Registry faults", (effect) => {
             response.end(content.slice(start))
           }
         },
-        { stallTimeout: "300 millis" }
+        { stallTimeout: "1 second" }
       )
       assert.ok(text._tag === "Right" && text.right === content)
       assert.deepEqual(starts, [0, 4000, 8000])
@@ -339,12 +339,12 @@ suite("Registry faults", (effect) => {
               response.end()
             } else {
               response.write("hello"[i]!)
-              setTimeout(() => send(i + 1), 150)
+              setTimeout(() => send(i + 1), 300)
             }
           }
           send(0)
         },
-        { stallTimeout: "500 millis" }
+        { stallTimeout: "1 second" }
       )
       assert.ok(text._tag === "Right" && text.right === "hello")
       assert.equal(requests.length, 1)

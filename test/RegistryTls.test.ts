@@ -9,6 +9,7 @@ import * as Registry from "../lib/Registry.ts"
 import { makeAuthority } from "./support/certificates.ts"
 import { failure, suite } from "./support/effect.ts"
 import { makeImage, sh, types, writeBlob } from "./support/images.ts"
+import { eventually } from "./support/leftovers.ts"
 import { htpasswd, whyNoRegistry } from "./support/registry.ts"
 import { front, nobody, runningRegistry, temporaryFolder } from "./support/scoped.ts"
 
@@ -215,7 +216,7 @@ suite("Registry TLS", (effect) => {
         const before = closed
         const first = yield* Stream.runHead(Registry.blob(connected, "team/app", blob))
         assert.equal(first._tag, "Some")
-        yield* Effect.sleep("50 millis")
+        yield* Effect.promise(() => eventually(() => closed > before))
         assert.equal(closed, before + 1)
       }),
     skip

@@ -397,7 +397,7 @@ suite("Store.gc and containers", (effect, folder) => {
         other.kill("SIGKILL")
         yield* Effect.promise(() => exit)
         // Its supervisor notices, and ends.
-        yield* Effect.promise(() => eventually(() => fs.readdirSync(`${folder()}/run`).length === 1, 5000))
+        yield* Effect.promise(() => eventually(() => fs.readdirSync(`${folder()}/run`).length === 1))
         assert.equal((yield* Store.gc()).layers, 2)
       }),
     { skip }

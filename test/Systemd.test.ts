@@ -72,7 +72,7 @@ test("a program in another unit gets a scope, which ends with its supervisor", {
   assert.ok(said.cgroup.startsWith(`${scope[1]}/berth.`), said.cgroup)
   assert.ok(!said.own.startsWith(scope[1]!))
   assert.equal(said.limit, 64 * 2 ** 20)
-  assert.ok(await eventually(() => !fs.existsSync(scope[1]!), 5000), `${scope[1]} is still there`)
+  assert.ok(await eventually(() => !fs.existsSync(scope[1]!)), `${scope[1]} is still there`)
   assert.match(properties(scope[2]!, "LoadState", "ActiveState"), /ActiveState=inactive/)
   remove(folder)
 })

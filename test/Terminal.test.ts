@@ -51,7 +51,7 @@ suite("Terminal", (effect, folder) => {
       const waiting = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done"
       const box = yield* shell({ command: ["sh", "-c", waiting] })
       const { end, text } = yield* screen(box)
-      yield* Effect.sleep("200 millis")
+      yield* Effect.promise(() => eventually(() => text().includes("ready")))
       yield* Container.resize(box, { rows: 11, columns: 22 })
       yield* box.exit
       yield* end

@@ -101,6 +101,7 @@ suite("WaitFor", (effect, folder) => {
   effect("log fails when its time is over", () =>
     Effect.gen(function* () {
       const box = yield* start("echo starting; exec sleep 1000")
+      yield* WaitFor.log(box, "starting")
       const error = yield* failedWait("TimedOut", WaitFor.log(box, "ready", { timeout: "100 millis" }))
       assert.equal(error.state, "is running")
       assert.deepEqual(error.log, ["starting"])
@@ -115,7 +116,7 @@ suite("WaitFor", (effect, folder) => {
         // This nc ends with its first connection.
         const box = yield* busybox("sleep 0.1; exec nc -l -p 8080")
         yield* WaitFor.port(box, 8080)
-        yield* box.pipe(WaitFor.port(8080, { timeout: "1 second" }))
+        yield* box.pipe(WaitFor.port(8080, { timeout: "20 seconds" }))
         yield* Effect.sleep(50)
         assert.equal((yield* Effect.timeoutOption(box.exit, 0))._tag, "None")
         yield* failedWait("TimedOut", WaitFor.port(box, 8081, { timeout: 100 }))
@@ -176,7 +177,7 @@ suite("WaitFor", (effect, folder) => {
       const box = yield* sleeper
       const error = yield* failedWait(
         "TimedOut",
-        WaitFor.command(box, ["sh", "-c", "echo not yet >&2; exit 2"], { timeout: "1 second" })
+        WaitFor.command(box, ["sh", "-c", "echo not yet >&2; exit 2"], { timeout: "2 seconds" })
       )
       assert.match(error.message, /no exit code 0 of sh -c .* \(last time exit code 2: not yet\) in \d+ ms/)
     })

@@ -59,7 +59,7 @@ export const isAlive = (pid: number): boolean => {
   return fields.length > 7 && !["Z", "X"].includes(fields[0]!) && (Number(fields[6]) & PF_EXITING) === 0
 }
 
-const describeProcess = (pid: number): string => {
+export const describeProcess = (pid: number): string => {
   const command = read(`/proc/${pid}/cmdline`).replaceAll("\0", " ").trim()
   return `process ${pid} ${command === "" ? read(`/proc/${pid}/comm`).trim() : command}`
 }
@@ -149,10 +149,13 @@ const difference = (before: Snapshot, now: Snapshot, folder: string): ReadonlyAr
 
 export const sleep = (millis: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, millis))
 
-/** Tries until `attempt` is true, for `millis` at the most: whether it was. */
+/**
+ * Tries until `attempt` is true, for `millis` at the most: whether it was. How long that takes is for the soak to say: a
+ * machine that has much else to do must not fail a test.
+ */
 export const eventually = async (
   attempt: () => boolean | Promise<boolean>,
-  millis = 1000
+  millis = 15_000
 ): Promise<boolean> => {
   for (const end = Date.now() + millis; Date.now() < end; await sleep(10)) {
     if (await attempt()) return true
@@ -160,7 +163,7 @@ export const eventually = async (
   return attempt()
 }
 
-/** What is there that was not before, once the kernel has had a second to tear down what it does in its own time. */
+/** What is there that was not before, once the kernel has had the time to tear down what it does in its own time. */
 export const leftovers = async (before: Snapshot, folder: string): Promise<ReadonlyArray<string>> => {
   await eventually(() => difference(before, snapshot(), folder).length === 0)
   return difference(before, snapshot(), folder)
