@@ -293,11 +293,12 @@ suite("Berth, without root", (effect, berthFolder) => {
     "the host's image has its folders to read, and places of its own to write to",
     () =>
       Effect.gen(function* () {
-        const script =
-          "cat /etc/hostname; touch /etc/x 2>/dev/null || echo unwritten; echo 1 > /tmp/x; echo 2 > /root/y; cat /tmp/x /root/y"
+        const file = `/tmp/berth-${process.pid}`
+        const script = `cat /etc/hostname; touch /etc/x 2>/dev/null || echo unwritten
+          echo 1 > ${file}; echo 2 > /root/y; cat ${file} /root/y`
         const { stdout } = yield* Container.run(yield* Image.host, { command: ["sh", "-c", script] })
         assert.equal(stdout, `${fs.readFileSync("/etc/hostname", "utf8")}unwritten\n1\n2\n`)
-        assert.ok(!fs.existsSync("/tmp/x"))
+        assert.ok(!fs.existsSync(file))
       }),
     { skip }
   )
