@@ -1,6 +1,6 @@
 /** Real images for tests: made by umoci from a static busybox, or by hand where no tool would make them. */
 import assert from "node:assert/strict"
-import { type ChildProcess, execFileSync, spawn } from "node:child_process"
+import { type ChildProcess, execFileSync } from "node:child_process"
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import * as os from "node:os"
@@ -12,6 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Berth from "../../lib/Berth.ts"
 import type { BerthError, ImageError, RegistryError } from "../../lib/BerthError.ts"
 import { remove } from "./effect.ts"
+import { program } from "./program.ts"
 
 export { remove }
 
@@ -48,19 +49,9 @@ export const assertError =
 
 export const assertImageError = assertError<ImageError>("ImageError")
 
-/** This file's own runtime, for a second process. */
-const runtime = (): ReadonlyArray<string> =>
-  "Deno" in globalThis
-    ? ["run", "--allow-all", "--no-check"]
-    : "Bun" in globalThis
-      ? ["run"]
-      : ["--import", "tsx"]
-
 /** A second process that uses the library: storeWriter.ts says what it can do. */
 export const child = (...args: ReadonlyArray<string>): ChildProcess =>
-  spawn(process.execPath, [...runtime(), new URL("storeWriter.ts", import.meta.url).pathname, ...args], {
-    stdio: ["ignore", "pipe", "inherit"]
-  })
+  program("storeWriter.ts", args, { stdio: ["ignore", "pipe", "inherit"] })
 
 export const ended = (process: ChildProcess): Promise<number | null> =>
   new Promise((resolve) => process.on("exit", (code) => resolve(code)))

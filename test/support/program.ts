@@ -2,20 +2,26 @@
 import { type ChildProcess, type SpawnOptions, spawn } from "node:child_process"
 import { fileURLToPath } from "node:url"
 
-const runtime = (): ReadonlyArray<string> =>
-  "Deno" in globalThis
-    ? ["run", "--allow-all", "--no-check"]
-    : "Bun" in globalThis
-      ? ["run"]
-      : ["--import", "tsx"]
-
 export const root = fileURLToPath(new URL("../..", import.meta.url))
 
+/** Where test/run.ts has put the programs of this folder in JavaScript. */
+const bundled = process.env.BERTH_BUNDLED
+
+const maps = process.execArgv.filter((option) => option === "--enable-source-maps")
+
 /** The command that runs a script. */
-export const commandOf = (script: string, args: ReadonlyArray<string>) => ({
-  command: process.execPath,
-  args: [...runtime(), fileURLToPath(new URL(script, import.meta.url)), ...args]
-})
+export const commandOf = (script: string, args: ReadonlyArray<string>) => {
+  const source = fileURLToPath(new URL(script, import.meta.url))
+  const before =
+    "Deno" in globalThis
+      ? ["run", "--allow-all", "--no-check", source]
+      : "Bun" in globalThis
+        ? ["run", source]
+        : bundled === undefined
+          ? ["--import", "tsx", source]
+          : [...maps, `${bundled}/test/support/${script.replace(/ts$/, "js")}`]
+  return { command: process.execPath, args: [...before, ...args] }
+}
 
 export const program = (
   script: string,

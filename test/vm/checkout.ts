@@ -2,7 +2,7 @@
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import { fileURLToPath } from "node:url"
-import { bundle } from "./bundle.ts"
+import { bundle } from "../bundle.ts"
 
 export const checkout: string = fileURLToPath(new URL("../..", import.meta.url)).replace(/\/$/, "")
 
