@@ -5,6 +5,7 @@
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as os from "node:os"
+import { stop } from "esbuild"
 import { bundle } from "./bundle.ts"
 import { root } from "./support/program.ts"
 
@@ -26,6 +27,7 @@ process.on("exit", () => fs.rmSync(out, { recursive: true, force: true }))
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => {})
 
 await bundle(root, [...files, ...listed("test/support", ".ts")], root.replace(/\/$/, ""), out)
+await stop()
 const programs = files.map((file) => `${out}/${file.replace(/ts$/, "js")}`)
 const node = ["--enable-source-maps", "--test", "--test-concurrency=1", ...options, ...programs]
 const env = { ...process.env, BERTH_BUNDLED: out }

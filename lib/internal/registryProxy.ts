@@ -63,7 +63,7 @@ const throughProxy = async (
   ...[input, init]: Parameters<typeof globalThis.fetch>
 ): Promise<Response> => {
   // Loaded where it is needed: Node has an own one that fetch uses, and does not give away.
-  const undici = await import("undici")
+  const undici = (await import("undici")).default
   const agent = agents.get(proxy) ?? new undici.ProxyAgent(proxy)
   agents.set(proxy, agent)
   const settings = { ...init, dispatcher: agent } as Parameters<typeof undici.fetch>[1]
