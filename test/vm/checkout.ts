@@ -27,10 +27,6 @@ export const pack = async (
   const files = listed.split("\0").filter((file) => file !== "" && fs.existsSync(`${checkout}/${file}`))
   const out = `${folder}/out`
   await bundle(checkout, files.filter(isProgram), "/berth", out)
-  const tsx = `${out}/node_modules/tsx`
-  fs.mkdirSync(tsx, { recursive: true })
-  fs.copyFileSync(`${checkout}/test/vm/guest/tsx.mjs`, `${tsx}/index.mjs`)
-  fs.writeFileSync(`${tsx}/package.json`, JSON.stringify({ name: "tsx", exports: "./index.mjs" }))
   for (const [name, content] of Object.entries(extra)) fs.writeFileSync(`${out}/${name}`, content)
   // What comes later in a tar wins.
   const owner = ["--owner=0", "--group=0", "--mode=u=rwX,go=rX"]
