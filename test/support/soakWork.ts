@@ -53,7 +53,7 @@ export const slowRegistry = async (): Promise<Slow> => {
     })
   )
   // One that has been made for a request that was never sent is kept by Node's fetch for four seconds, and looks so, too.
-  const unused = { connectionsCheckingInterval: 50, headersTimeout: 500 }
+  const unused = { connectionsCheckingInterval: 50, headersTimeout: 250 }
   const server = createServer(unused, (request, response) => {
     // A connection that the client keeps for the next request would look like one that is left.
     response.shouldKeepAlive = false
