@@ -361,6 +361,9 @@ export const stop: {
  * notice. It gets a cgroup for that where it has none of its own. Its files can be read and written meanwhile; `exec` fails
  * with `ContainerError`; signals are kept for later, except that SIGKILL and `stop` let it go on for its end.
  *
+ * Where it was spawned in namespaces that are not its own, and without a cgroup, it is its process, what was executed in
+ * it, and what came of these as long as their parents live: start it in a cgroup to have all of it stand still.
+ *
  * Fails with `ContainerError` where it has ended, and `CgroupError` where the tree has no freezer, or a process waits in the
  * kernel and does not stop within 5 seconds.
  *

@@ -3,7 +3,7 @@ import type { ChildProcess } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { Cgroup, Container, Image } from "../lib/index.ts"
+import { Cgroup, Container, Image, Namespace, RootFs } from "../lib/index.ts"
 import { detect } from "../lib/internal/cgroupTree.ts"
 import { failure, suite } from "./support/effect.ts"
 import { cgroupsOf, eventually, isAlive, sleep } from "./support/leftovers.ts"
@@ -151,6 +151,67 @@ suite("Container.pause", (effect, folder) => {
         }),
       { skip }
     )
+
+  effect.asRoot(
+    "has what was executed before stand still where all namespaces are shared, and nobody else in these",
+    () =>
+      Effect.gen(function* () {
+        const rootfs = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
+        const namespaces = yield* Namespace.make(["pid", "mount"])
+        const spawn = (command: ReadonlyArray<string>) => Container.spawn({ rootfs, namespaces, command })
+        const forever = (name: string) => ["sh", "-c", COUNTING.replace("/tmp/count", `/tmp/${name}`)]
+        const container = yield* spawn(["sleep", "1000"])
+        yield* spawn(forever("other"))
+        const process = yield* Container.execStream(container, forever("count"))
+        yield* Container.execStream(process, forever("within"))
+        const of = (name: string) =>
+          Number(fs.readFileSync(`/proc/${container.pid}/root/tmp/${name}`, "utf8"))
+        const names = ["count", "within", "other"]
+        const moving = (expected: ReadonlyArray<string>) =>
+          Effect.promise(async () => {
+            const before = new Map(names.map((name) => [name, of(name)]))
+            const moved = () => names.filter((name) => of(name) > before.get(name)!)
+            assert.ok(await eventually(() => expected.every((name) => moved().includes(name))))
+            await sleep(200)
+            assert.deepEqual(moved(), expected)
+          })
+        yield* Effect.promise(() =>
+          eventually(() => names.every((name) => fs.existsSync(`/proc/${container.pid}/root/tmp/${name}`)))
+        )
+        yield* Container.pause(container)
+        yield* moving(["other"])
+        yield* Container.resume(container)
+        yield* moving(names)
+      }),
+    { skip }
+  )
+
+  effect.asRoot(
+    "has what is being executed meanwhile stand still where all namespaces are shared",
+    () =>
+      Effect.gen(function* () {
+        const rootfs = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
+        const sleeping = ["sleep", "1000"]
+        for (const millis of [0, 0.3, 0.6, 1, 2, 3]) {
+          const namespaces = yield* Namespace.make(["pid", "mount"])
+          const container = yield* Container.spawn({ rootfs, namespaces, command: sleeping })
+          const [process] = yield* Effect.all(
+            [
+              Effect.either(Container.execStream(container, sleeping)),
+              Effect.delay(Container.pause(container), millis)
+            ],
+            { concurrency: 2 }
+          )
+          // Or it was refused, as the container is paused.
+          const pids = process._tag === "Right" ? [process.right.pid] : []
+          const [expected, ...cgroups] = [container.pid, ...pids].map((pid) =>
+            fs.readFileSync(`/proc/${pid}/cgroup`, "utf8")
+          )
+          for (const cgroup of cgroups) assert.equal(cgroup, expected)
+        }
+      }),
+    { skip }
+  )
 
   effect(
     "is of one container, also where others share its cgroup",

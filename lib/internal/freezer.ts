@@ -59,6 +59,12 @@ const entered = (keys: ReadonlyArray<object>): Effect.Effect<void> =>
       : Effect.zipRight(Effect.sleep(1), entered(keys))
   )
 
+/** The same, for no longer than a freeze would. */
+export const settled = (key: object): Effect.Effect<void> =>
+  Effect.asVoid(Effect.timeoutOption(entered([key]), PATIENCE))
+
+const PATIENCE = "5 seconds"
+
 const folderOf = (cgroup: Cgroup): Folder | undefined =>
   cgroup.folders.find(({ controllers }) => controllers.includes("freezer"))
 
@@ -74,7 +80,6 @@ const write = (
   })
 }
 
-const PATIENCE = "5 seconds"
 const TRIES_BEFORE_THAW = 50
 
 // Version 1 does not tell: its file finds out when it is read. And it leaves out what is forked in the meantime, which it

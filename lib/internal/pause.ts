@@ -32,6 +32,8 @@ const adopt = (
     internal.own(cgroup, { berth, scope, container: ended })
     // First, so that what is executed meanwhile is in it.
     container.state.cgroup = cgroup
+    // What is being executed since before is moved with the others, once it is to be found.
+    yield* freezer.settled(container.state.inside)
     const pids = () => processes.processesOf(container)
     for (const { path } of made.folders)
       yield* internal.filesOf("cgroup", path, () => internal.moveAll(path, pids))

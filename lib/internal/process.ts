@@ -29,7 +29,7 @@ import { attend, type Handler } from "./seccompNotify.ts"
 import { signalName } from "./signals.ts"
 import { makeStdio, type Stdio, type Terminal } from "./stdio.ts"
 import type { Ended, Unit } from "./supervisor.ts"
-import { processesOf } from "./top.ts"
+import { forgetExecuted, noteExecuted, processesOf } from "./top.ts"
 import { releaseUnit } from "./unit.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Container") as never
@@ -319,7 +319,10 @@ const launchQuietly = (options: Launch): Effect.Effect<Container, BerthError, Sc
       Effect.flatMap(begin(options), (launched) => {
         const { unit, stdio } = launched
         let container: Container | undefined
-        const release = Effect.map(releaseUnit(`container ${options.id}`, unit), stdio.close)
+        const release = Effect.map(releaseUnit(`container ${options.id}`, unit), () => {
+          if (container !== undefined) forgetExecuted(container)
+          stdio.close()
+        })
         const letDie = Effect.suspend(() => {
           if (container !== undefined && freezer.isFrozen(options.cgroup)) {
             freezer.letOut(options.cgroup!, () => processesOf(container!))
@@ -332,6 +335,7 @@ const launchQuietly = (options: Launch): Effect.Effect<Container, BerthError, Sc
           Scope.addFinalizer(scope, Effect.uninterruptible(letDie)),
           attempt(() => {
             container = handle(launched, options, scope)
+            noteExecuted(container)
             if (options.ownsCgroup)
               cgroups.own(options.cgroup!, {
                 berth: options.berth,

@@ -15,14 +15,36 @@ const statOf = (pid: number): ReadonlyArray<string> =>
     .replace(/^.*\) /s, "")
     .split(" ")
 
+// What has been executed in a container and not been given back, by what stands for the container.
+const executed = new WeakMap<object, Set<Container>>()
+
+/** Takes note of what has been executed in a container, which namespaces that it shares do not tell. */
+export const noteExecuted = (process: Container): void => {
+  const { ended, inside } = process.state
+  if (inside === ended) return
+  const known = executed.get(inside)
+  if (known === undefined) executed.set(inside, new Set([process]))
+  else known.add(process)
+}
+
+export const forgetExecuted = (process: Container): void => {
+  executed.get(process.state.inside)?.delete(process)
+}
+
+// Once it has been waited for, its number may be somebody else's.
+const isThere = (process: Container): boolean => native().signal(process.state.pidfd, 0) >= 0
+
 /**
  * The processes of a container as the host sees them: those of its pid namespace, or where it has none of its own those of
- * its mount namespace, which what is executed in it is in as well; where it has neither, the first; and all that came of
- * these, in whatever namespaces.
+ * its mount namespace, which what is executed in it is in as well; where it has neither, the first, and what was executed
+ * in it; and all that came of these, in whatever namespaces.
  */
 export const processesOf = (container: Container): ReadonlyArray<number> => {
-  // Once it has been waited for, its number may be somebody else's.
-  if (native().signal(container.state.pidfd, 0) < 0) return []
+  if (!isThere(container)) return []
+  const own = new Set([container.pid])
+  const { ended, inside } = container.state
+  if (inside === ended)
+    for (const process of executed.get(inside) ?? []) if (isThere(process)) own.add(process.pid)
   const clone = container.plan.operations.find((operation) => operation.op === "process")
   const made = Number(clone?.namespaces ?? 0)
   const kind = (made & flags.pid) !== 0 ? "pid" : "mnt"
@@ -36,8 +58,7 @@ export const processesOf = (container: Container): ReadonlyArray<number> => {
     const siblings = children.get(parent)
     if (siblings === undefined) children.set(parent, [pid])
     else siblings.push(pid)
-    if (pid === container.pid || (namespace !== "" && link(`/proc/${pid}/ns/${kind}`) === namespace))
-      found.add(pid)
+    if (own.has(pid) || (namespace !== "" && link(`/proc/${pid}/ns/${kind}`) === namespace)) found.add(pid)
   }
   // A set that grows while it is gone through is gone through to its end.
   for (const pid of found) for (const child of children.get(pid) ?? []) found.add(child)
