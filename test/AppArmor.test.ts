@@ -1,6 +1,7 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
+import * as Logger from "effect/Logger"
 import { Berth, Container, Image, Security } from "../lib/index.ts"
 import { isEnabled } from "../lib/internal/appArmorKernel.ts"
 import { berthIn, failure, suite } from "./support/effect.ts"
@@ -193,6 +194,47 @@ suite("AppArmor", (effect, folder) => {
         yield* another(at)
         assert.ok(loaded().includes(name("since")))
         assert.deepEqual(fs.readdirSync(`${at}/apparmor`), [])
+        fs.rmSync(at, { recursive: true, force: true })
+      }),
+    { skip: without }
+  )
+
+  effect(
+    "a profile is noted before it is loaded: what was killed in between leaves nothing",
+    () =>
+      Effect.gen(function* () {
+        const berth = yield* Berth.Berth
+        const at = `${folder()}-between`
+        const noted = `${at}/apparmor/killed.1`
+        const warned: Array<unknown> = []
+        const logger = Logger.make(({ message }) => warned.push(message))
+        /** As one has left it that was killed after the first line, so many seconds ago, and what the next Berth made of it. */
+        const sweep = (note: string, secondsAgo: number) =>
+          Effect.gen(function* () {
+            const left = Date.now() / 1000 - secondsAgo
+            fs.mkdirSync(`${at}/apparmor`, { recursive: true })
+            fs.writeFileSync(noted, note)
+            fs.utimesSync(noted, left, left)
+            yield* Effect.provide(another(at), Logger.replace(Logger.defaultLogger, logger))
+            return { loaded: loaded().includes(name("between")), noted: fs.existsSync(noted) }
+          })
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            yield* Security.appArmor(denying(name("between")))
+            yield* failure("OperationFailed", Effect.scoped(Security.appArmor(denying(name("between")))))
+            const notes = fs.readdirSync(`${berth.folder}/apparmor`)
+            assert.equal(notes.length, 1)
+            const [first] = fs.readFileSync(`${berth.folder}/apparmor/${notes[0]}`, "utf8").split("\n")
+            assert.match(first!, new RegExp(name("between")))
+            assert.deepEqual(yield* sweep(first!, 1000), { loaded: true, noted: false })
+            assert.deepEqual(yield* sweep(first!, 55), { loaded: false, noted: false })
+            // The parser could still be about to load it.
+            assert.deepEqual(yield* sweep(first!, 0), { loaded: false, noted: true })
+            assert.deepEqual(yield* sweep(first!, 1000), { loaded: false, noted: false })
+            assert.deepEqual(yield* sweep("", 0), { loaded: false, noted: false })
+          })
+        )
+        assert.deepEqual(warned, [])
         fs.rmSync(at, { recursive: true, force: true })
       }),
     { skip: without }

@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { Berth } from "../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../BerthError.ts"
-import { isEnabled, note, unload } from "./appArmorKernel.ts"
+import { isEnabled, note, noteLoaded, unload } from "./appArmorKernel.ts"
 import { EACCES, EEXIST } from "./errno.ts"
 import { invalid } from "./options.ts"
 
@@ -153,10 +153,16 @@ export const load = (text: string): Effect.Effect<ReadonlyArray<string>, BerthEr
       })
     const berth = yield* Berth
     const names = yield* namesOf(text)
-    const noted = Effect.zipRight(
-      add(text, names),
-      Effect.sync(() => note(berth, names))
+    // First, so that nothing is left loaded that is not noted.
+    const loaded = Effect.flatMap(
+      Effect.sync(() => note(berth, names)),
+      (path) =>
+        add(text, names).pipe(
+          Effect.tapError(() => Effect.sync(() => rmSync(path, { force: true }))),
+          Effect.zipRight(Effect.sync(() => noteLoaded(path, names))),
+          Effect.as(path)
+        )
     )
-    yield* Effect.acquireRelease(noted, (path) => remove(names, path))
+    yield* Effect.acquireRelease(loaded, (path) => remove(names, path))
     return names
   }).pipe(Effect.withSpan("berth.Security.appArmor"))
