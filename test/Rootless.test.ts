@@ -7,10 +7,9 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { Berth, Cgroup, Container, Image, Namespace, Store, WaitFor } from "../lib/index.ts"
 import { berthIn, failure, suite } from "./support/effect.ts"
-import { whyNoImages } from "./support/images.ts"
 import { eventually, isAlive } from "./support/leftovers.ts"
 import { fileOf, owners, ownersImage } from "./support/owners.ts"
-import { whyNoRegistry } from "./support/registry.ts"
+import { whyNoServer } from "./support/registry.ts"
 import { makeImage, whyNoBusybox } from "./support/rootfs.ts"
 import { environment, runningRegistry } from "./support/scoped.ts"
 
@@ -87,7 +86,7 @@ suite("Berth, without root", (effect, berthFolder) => {
         })
         assert.equal(mine.stdout, "1000\napp's\n")
       }),
-    { skip: skipRanges || whyNoImages }
+    { skip: skipRanges }
   )
 
   effect(
@@ -103,7 +102,7 @@ suite("Berth, without root", (effect, berthFolder) => {
         const app = fs.statSync(`${pulled.layers.at(-1)}/home/app`)
         assert.deepEqual([app.uid, app.gid], [subuid! + 999, subgid! + 1000])
       }),
-    { skip: skipRanges || whyNoImages || whyNoRegistry }
+    { skip: skipRanges || whyNoServer }
   )
 
   effect(
@@ -115,7 +114,7 @@ suite("Berth, without root", (effect, berthFolder) => {
         assert.equal(error.reason, "Unsupported")
         assert.match(error.message, /far.*owner 4000000:0 is not among the ids/)
       }),
-    { skip: skipRanges || whyNoImages }
+    { skip: skipRanges }
   )
 
   effect(
@@ -134,7 +133,7 @@ suite("Berth, without root", (effect, berthFolder) => {
           []
         )
       }),
-    { skip: skipRanges || whyNoImages }
+    { skip: skipRanges }
   )
 
   effect(
@@ -156,7 +155,7 @@ suite("Berth, without root", (effect, berthFolder) => {
           assert.match(error.message, /user uid=1000/)
         }).pipe(Effect.scoped)
       ),
-    { skip: skip || whyNoImages }
+    { skip }
   )
 
   effect(
@@ -173,7 +172,7 @@ suite("Berth, without root", (effect, berthFolder) => {
         assert.equal(yield* use("ranges"), expected)
         assert.match(yield* use("single"), /\/home\/app 0:0/)
       }),
-    { skip: skipRanges || whyNoImages }
+    { skip: skipRanges }
   )
 
   effect(
@@ -195,7 +194,7 @@ suite("Berth, without root", (effect, berthFolder) => {
         }
         assert.ok(isAlive(supervisor.pid))
       }),
-    { skip: skip || whyNoImages }
+    { skip }
   )
 
   effect(
@@ -243,7 +242,7 @@ suite("Berth, without root", (effect, berthFolder) => {
           ...expect
         ])
       }),
-    { skip: skipRanges || whyNoImages }
+    { skip: skipRanges }
   )
 
   effect(
@@ -261,7 +260,7 @@ suite("Berth, without root", (effect, berthFolder) => {
           assert.equal(stdout, "x\n")
         }).pipe(Effect.scoped)
       ),
-    { skip: skip || whyNoImages }
+    { skip }
   )
 
   effect(

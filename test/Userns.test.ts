@@ -3,7 +3,6 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { Container, type Namespace } from "../lib/index.ts"
 import { failure, suite } from "./support/effect.ts"
-import { whyNoImages } from "./support/images.ts"
 import { isAlive } from "./support/leftovers.ts"
 import { owners, ownersImage } from "./support/owners.ts"
 import { makeImage, whyNoBusybox } from "./support/rootfs.ts"
@@ -65,7 +64,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
           assert.deepEqual([stat("setuid").uid, stat("setuid").gid], [host + 7, host + 8])
           assert.deepEqual([stat("private/secret").uid, stat("private").uid], [host + 1000, host + 1000])
         }),
-      { skip: skip || whyNoImages }
+      { skip }
     )
 
   effect.asRoot(
@@ -136,7 +135,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
         const { stdout } = yield* Container.run(made, { entrypoint: [], command: ["sh", "-c", list] })
         assert.equal(stdout, "/root/mine 0:0\n/home/app/private/secret 1000:1001\n/home/app/his 1000:1001\n")
       }),
-    { skip: skip || whyNoImages }
+    { skip }
   )
 
   effect.asRoot(

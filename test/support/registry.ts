@@ -12,8 +12,11 @@ const program = ["/usr/bin/docker-registry", "/usr/local/bin/docker-registry"].f
 )
 
 /** Why no registry can be started here, if so. */
-export const whyNoRegistry: string | false =
-  whyNoImages || (program === undefined ? "no docker-registry on this machine" : false)
+export const whyNoServer: string | false =
+  program === undefined ? "no docker-registry on this machine" : false
+
+/** The same, with images that tools have made for it. */
+export const whyNoRegistry: string | false = whyNoImages || whyNoServer
 
 /** `jane:secret`, bcrypt. */
 export const htpasswd = "jane:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"

@@ -13,7 +13,7 @@ const KERNEL = "linux-image-cloud-amd64"
 /** What the tests and the native part need in there, beside what Debian calls essential. */
 const PACKAGES = [
   ...["systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "kmod", "iproute2", "procps"],
-  ...["uidmap", "apparmor", "busybox-static", "umoci", "zstd"],
+  ...["uidmap", "apparmor", "busybox-static", "zstd", "docker-registry"],
   ...["libarchive13", "libseccomp2", "libisal2", "libzstd1", "libssl3", "libstdc++6"]
 ]
 
