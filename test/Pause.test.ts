@@ -190,9 +190,9 @@ suite("Container.pause", (effect, folder) => {
     "has what is being executed meanwhile stand still where all namespaces are shared",
     () =>
       Effect.gen(function* () {
-        const rootfs = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
         const sleeping = ["sleep", "1000"]
         for (const millis of [0, 0.3, 0.6, 1, 2, 3]) {
+          const rootfs = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
           const namespaces = yield* Namespace.make(["pid", "mount"])
           const container = yield* Container.spawn({ rootfs, namespaces, command: sleeping })
           const [process] = yield* Effect.all(

@@ -88,16 +88,21 @@ export const root = (): string =>
     ],
     (folder) => {
       say(`making the root from ${codename()}'s packages`)
-      run("mmdebstrap", [
-        ...["--quiet", "--variant=essential", `--include=${PACKAGES.join(",")}`],
-        "--dpkgopt=path-exclude=/usr/share/doc/*",
-        "--dpkgopt=path-exclude=/usr/share/locale/*",
-        "--dpkgopt=path-exclude=/usr/share/man/*",
-        `--customize-hook=${here}/customize "$1" ${KERNEL} ${process.execPath} ${folder}`,
-        codename(),
-        `${folder}/root`
-      ])
-      makeDisk(`${folder}/root`, `${folder}/root.img`, "4G")
-      fs.rmSync(`${folder}/root`, { recursive: true })
+      const tree = fs.mkdtempSync(`${os.tmpdir()}/berth-vm-root-`)
+      try {
+        // Without path-exclude=, which has mmdebstrap start a filter in Python for each package.
+        run("mmdebstrap", [
+          ...["--quiet", "--variant=essential", `--include=${PACKAGES.join(",")}`],
+          "--dpkgopt=force-unsafe-io",
+          `--customize-hook=${here}/customize "$1" ${KERNEL} ${process.execPath} ${folder}`,
+          ...[codename(), `${tree}/root`]
+        ])
+        makeDisk(`${tree}/root`, `${folder}/root.img`, "4G")
+      } finally {
+        // Beside what follows, as it takes the disk a while.
+        fs.promises
+          .rm(tree, { recursive: true, force: true })
+          .catch((error) => say(`${tree} was not removed: ${error}`))
+      }
     }
   )
