@@ -19,15 +19,11 @@ const disk = (file: string, id: string, options = ""): ReadonlyArray<string> => 
   ...["-device", `nvme,drive=${id},serial=${id}`]
 ]
 
-// Emulation moves what a kernel or libc leaves to one instruction, which they do on a CPU that is fast at it, byte by byte;
-// and walks page tables of five levels where there can be.
-const CPU = "max,erms=off,fsrm=off,la57=off"
-
 // Debian's cloud kernel has NVMe and ext4 built in: it needs no initial RAM disk.
 const command = (folder: string): ReadonlyArray<string> => {
   const base = root()
   return [
-    ...["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", "2048"],
+    ...["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"],
     ...["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"],
     ...["-kernel", `${base}/vmlinuz`, "-append"],
     [
