@@ -11,9 +11,10 @@ import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import { InvalidOption } from "./BerthError.ts"
 import { attempt } from "./internal/attempt.ts"
-import { checkMaps, nested } from "./internal/ids.ts"
+import * as Ids from "./internal/ids.ts"
 import { explain, flags, flagsOf, idMap } from "./internal/namespaces.ts"
 import { scopedUnit } from "./internal/unit.ts"
+import * as Userns from "./internal/userns.ts"
 import * as Plan from "./Plan.ts"
 
 /**
@@ -54,6 +55,8 @@ export interface Namespace extends Inspectable.Inspectable {
   root: unknown
   /** @internal held by the process that sets it up */
   readonly settingUp: Effect.Semaphore
+  /** @internal the ids of its user namespace, undefined where they are Berth's own by the same numbers */
+  readonly mapped: Userns.Mapped | undefined
 }
 
 const Proto = {
@@ -89,17 +92,36 @@ export interface IdRange {
 export interface Options {
   /**
    * The ids of a new user namespace: from 0 on and without a gap, `host` being the ids of Berth's own namespace, which for
-   * root are the host's. Default: all of those as they are.
+   * root are the host's. `"auto"` takes 65536 ids that no other container has (see `Berth.Options.idOwner`), and needs root.
+   * Default: all of Berth's own as they are. A root for other ids than those is made with `RootFs.Options.userns`.
    */
-  readonly ids?: { readonly uids: ReadonlyArray<IdRange>; readonly gids: ReadonlyArray<IdRange> } | undefined
+  readonly ids?:
+    | "auto"
+    | { readonly uids: ReadonlyArray<IdRange>; readonly gids: ReadonlyArray<IdRange> }
+    | undefined
 }
+
+/** The ids of a new user namespace, which are nobody else's for as long as the scope where they are `"auto"`. */
+const mappedBy = (
+  ids: Options["ids"],
+  berth: Berth
+): Effect.Effect<Userns.Mapped, BerthError, Scope.Scope> =>
+  ids === "auto"
+    ? Effect.acquireRelease(
+        attempt(() => Userns.acquire(ids, berth)),
+        (mapped) => Effect.sync(() => Userns.release(mapped))
+      )
+    : attempt(() => ({
+        ids: ids === undefined ? Ids.nested(berth.ids) : Ids.checkMaps("ids", ids, berth.ids),
+        lock: -1
+      }))
 
 /**
  * New namespaces of these kinds, held by a process that does nothing else, which is pid 1 of a new pid namespace: when
  * the scope closes it ends, and with it all that runs in that pid namespace.
  *
- * Fails with `Unsupported` where this kernel lacks one of them, and with `InvalidOption` for ids that overlap, leave a gap
- * or are not there.
+ * Fails with `Unsupported` where this kernel lacks one of them or `"auto"` cannot be had, and with `InvalidOption` for ids
+ * that overlap, leave a gap or are not there.
  *
  * @since 0.1.0
  * @category constructors
@@ -117,16 +139,11 @@ export const make = (
       const expected = `one of ${Object.keys(flags).join(", ")}`
       return yield* new InvalidOption({ option: "kinds", value: JSON.stringify(unknown), expected })
     }
-    const ids = yield* attempt(() =>
-      !set.has("user")
-        ? undefined
-        : options.ids === undefined
-          ? nested(berth.ids)
-          : checkMaps("ids", options.ids, berth.ids)
-    )
+    const mapped = set.has("user") ? yield* mappedBy(options.ids, berth) : undefined
     const plan = Plan.make([
+      ...(mapped === undefined ? [] : Userns.hold(mapped)),
       { op: "process", namespaces: flagsOf(set), shared: set.has("user") || set.has("time") ? 0 : 1 },
-      ...(ids === undefined ? [] : [idMap(ids)]),
+      ...(mapped === undefined ? [] : [idMap(mapped.ids)]),
       { op: "session" },
       { op: "stdio", stdin: null, stdout: null, stderr: null },
       ...(set.has("network") ? [{ op: "loopback" } as const] : []),
@@ -135,7 +152,8 @@ export const make = (
       { op: "no-new-privileges" },
       { op: "self", arguments: ["berth-hold"], environment: [] }
     ])
-    const unit = yield* scopedUnit(berth, id, "namespace holder", plan, {}).pipe(
+    const descriptors = mapped === undefined ? {} : Userns.descriptors(mapped)
+    const unit = yield* scopedUnit(berth, id, "namespace holder", plan, descriptors).pipe(
       Effect.mapError(explain(kinds))
     )
     const fields = {
@@ -145,7 +163,8 @@ export const make = (
         return unit.pidfd()
       },
       root: undefined,
-      settingUp: Effect.unsafeMakeSemaphore(1)
+      settingUp: Effect.unsafeMakeSemaphore(1),
+      mapped: mapped === undefined || Ids.areSame(mapped.ids) ? undefined : mapped
     } satisfies Omit<Namespace, TypeId | keyof Inspectable.Inspectable>
     return Object.setPrototypeOf(fields, Proto) as Namespace
   }).pipe(Effect.withSpan("berth.Namespace.make", { attributes: { kinds } }))

@@ -14,6 +14,8 @@ import type { Image } from "./Image.ts"
 import { attempt } from "./internal/attempt.ts"
 import * as internal from "./internal/rootFs.ts"
 import { scopedUnit } from "./internal/unit.ts"
+import * as Userns from "./internal/userns.ts"
+import type { Namespace } from "./Namespace.ts"
 import * as Plan from "./Plan.ts"
 
 /**
@@ -41,6 +43,8 @@ export interface RootFs extends Inspectable.Inspectable {
   readonly upper: string | undefined
   /** @internal */
   readonly mount: number
+  /** @internal the ids that it is made for, undefined for Berth's own */
+  readonly mapped: Userns.Mapped | undefined
   /** @internal what is attached below it */
   readonly content: ReadonlyArray<Plan.Operation>
 }
@@ -57,6 +61,11 @@ export interface Options {
   readonly upper?: "disk" | "memory" | undefined
   /** The capacity of a writable layer in memory, as in `Limits.memory`. Default: half of the machine's memory. */
   readonly size?: number | string | undefined
+  /**
+   * Namespaces with a user namespace, for which it is made: the layers are shown with its ids (Linux 5.19), and what is
+   * written has them on disk. It is spawned in these, or in others of the same ids. Default: Berth's own ids.
+   */
+  readonly userns?: Namespace | undefined
 }
 
 const Proto = {
@@ -77,6 +86,9 @@ export const isRootFs = (u: unknown): u is RootFs => hasProperty(u, TypeId)
  * A union mount of the image's layers with a writable layer of its own. The image is never changed; the writable layer
  * is removed when the scope closes.
  *
+ * Fails with `InvalidOption` for a `userns` without a user namespace, with `Unsupported` for one of other ids where there is
+ * no root, and as `Container.start` does.
+ *
  * A root can be used in one mount namespace after the other or, since Linux 6.15, in several at once.
  *
  * @since 0.1.0
@@ -90,11 +102,15 @@ export const overlay = (
     const berth = yield* Berth
     const id = berth.supervisor.nextId()
     const { folder } = berth.supervisor
-    const root = yield* attempt(() => internal.compose(image, options, folder, id, berth.rootless))
+    const mapped = yield* attempt(() => Userns.mappedOf(options.userns, berth.rootless))
+    const plain = yield* attempt(() => internal.compose(image, options, folder, id, berth.rootless))
+    const root = mapped === undefined ? plain : internal.withIds(plain, mapped)
     const plan = Plan.make([...root.scratch, root.mount])
-    const unit = yield* scopedUnit(berth, id, `root file system of ${image.reference}`, plan, {})
+    const descriptors = mapped === undefined ? {} : Userns.descriptors(mapped)
+    const unit = yield* scopedUnit(berth, id, `root file system of ${image.reference}`, plan, descriptors)
     const fields = {
       image,
+      mapped,
       upper: root.upper,
       content: root.content,
       get mount() {

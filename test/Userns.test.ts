@@ -1,11 +1,18 @@
 import assert from "node:assert/strict"
+import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import { Container, type Namespace } from "../lib/index.ts"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { Container, Image, Namespace, RootFs } from "../lib/index.ts"
 import { failure, suite } from "./support/effect.ts"
-import { isAlive } from "./support/leftovers.ts"
+import { whyNoImages } from "./support/images.ts"
+import { eventually, isAlive } from "./support/leftovers.ts"
 import { owners, ownersImage } from "./support/owners.ts"
 import { makeImage, whyNoBusybox } from "./support/rootfs.ts"
+
+const whyNotRootless = process.getuid?.() === 0 ? "is about those who are not root: .ci/rootless" : false
 
 /** The ids of a process's user namespace: where they begin on the host. */
 const mapOf = (pid: number): { readonly host: number; readonly size: number } => {
@@ -207,6 +214,205 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
         const { stdout } = yield* Container.run(from, { namespaces: { user: "new" }, command: ["id", "-u"] })
         assert.equal(stdout, "0\n")
       }),
-    { skip: skip || (process.getuid?.() === 0 ? "is about those who are not root: .ci/rootless" : false) }
+    { skip: skip || whyNotRootless }
+  )
+})
+
+suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
+  const withOwners = Effect.suspend(() => ownersImage(`${berthFolder()}.owners`))
+  const every = ["user", "mount", "pid", "uts", "ipc", "network", "cgroup"] as const
+  const skip = whyNoBusybox
+  const skipImages = skip || whyNoImages
+  const said = (process: Container.Container) =>
+    Effect.map(
+      Effect.all([
+        Stream.mkString(Stream.decodeText(process.stdout)),
+        Stream.mkString(Stream.decodeText(process.stderr))
+      ]),
+      ([out, err]) => {
+        assert.equal(err, "")
+        return out
+      }
+    )
+
+  for (const upper of ["disk", "memory"] as const)
+    for (const kinds of [every, ["user"], ["user", "pid", "network"]] as const)
+      effect.asRoot(
+        `a root is made for the ids of ${kinds.join(", ")}, its writable layer on ${upper}`,
+        () =>
+          Effect.gen(function* () {
+            const from = yield* withOwners
+            const namespaces = yield* Namespace.make(kinds, { ids: "auto" })
+            const rootfs = yield* RootFs.overlay(from, { upper, userns: namespaces })
+            const owned = (folder: string) =>
+              ["bin/busybox", "etc/passwd"].map((name) => fs.statSync(`${folder}/${name}`).uid)
+            const script = `${statAll}; cd /home/app; echo more >> private/secret; chown 7:8 setuid; touch new; stat -c '%n %u:%g' private/secret setuid new; cat /proc/self/uid_map`
+            const first = yield* Container.spawn({
+              rootfs,
+              namespaces,
+              entrypoint: [],
+              command: ["sh", "-c", `${script}; exec sleep 1000`]
+            })
+            const lines = yield* Stream.decodeText(first.stdout).pipe(
+              Stream.splitLines,
+              Stream.take(expected.split("\n").length + 3),
+              Stream.runCollect
+            )
+            const { host, size } = mapOf(namespaces.pid)
+            assert.equal(size, 65536)
+            assert.deepEqual(mapOf(first.pid), { host, size })
+            assert.deepEqual(idsOf(first.pid), [String(host), String(host)])
+            assert.equal(
+              [...lines].slice(0, -1).join("\n"),
+              `${expected}private/secret 1000:1001\nsetuid 7:8\nnew 0:0`
+            )
+            const mine = yield* Container.exec(first, ["sh", "-c", "id -u; cat /home/app/private/secret"], {
+              user: "app"
+            })
+            assert.equal(mine.stdout, "1000\napp's\nmore\n")
+            // What it was made from is shown with other ids, and has not been given any.
+            assert.deepEqual(owned(from.layers[0]!), [0, 0])
+            if (rootfs.upper === undefined) return
+            const stat = (name: string) => fs.statSync(`${rootfs.upper}/home/app/${name}`)
+            assert.deepEqual([stat("new").uid, stat("new").gid], [host, host])
+            assert.deepEqual([stat("setuid").uid, stat("setuid").gid], [host + 7, host + 8])
+            assert.deepEqual([stat("private/secret").uid, stat("private").uid], [host + 1000, host + 1000])
+          }),
+        { skip: skipImages }
+      )
+
+  effect.asRoot(
+    "several processes share it, one after another, and it is committed with the ids that they see",
+    () =>
+      Effect.gen(function* () {
+        const namespaces = yield* Namespace.make(["user", "mount", "pid"], { ids: "auto" })
+        const rootfs = yield* RootFs.overlay(yield* withOwners, { upper: "disk", userns: namespaces })
+        const spawn = (script: string) =>
+          Container.spawn({ rootfs, namespaces, entrypoint: [], command: ["sh", "-c", script] })
+        const first = yield* spawn("touch /root/mine; chown 1000:1001 /root/mine")
+        assert.equal(yield* said(first), "")
+        assert.equal(yield* said(yield* spawn("stat -c %u:%g /root/mine")), "1000:1001\n")
+        const made = yield* Container.commit(first)
+        const { stdout } = yield* Container.run(made, {
+          entrypoint: [],
+          command: ["stat", "-c", "%u:%g", "/root/mine"]
+        })
+        assert.equal(stdout, "1000:1001\n")
+      }),
+    { skip: skipImages }
+  )
+
+  effect.asRoot("is nobody to the host, whose root it has read-only below", () =>
+    Effect.gen(function* () {
+      const namespaces = yield* Namespace.make(every, { ids: "auto" })
+      const rootfs = yield* RootFs.overlay(yield* Image.host, { userns: namespaces })
+      const source = `${berthFolder()}/bound-parts`
+      fs.mkdirSync(source, { recursive: true })
+      fs.writeFileSync(`${source}/secret`, "root's\n", { mode: 0o600 })
+      const process = yield* Container.spawn({
+        rootfs,
+        namespaces,
+        mounts: [{ type: "bind", source, target: "/bound" }],
+        capabilities: { add: ["ALL"] },
+        command: [
+          "sh",
+          "-c",
+          "exec 2>/dev/null; cat /bound/secret || echo unread; echo x > /bound/new || echo unwritten; stat -c %u /bound/secret /etc/passwd"
+        ]
+      })
+      assert.equal(yield* said(process), "unread\nunwritten\n65534\n0\n")
+      assert.deepEqual(fs.readdirSync(source), ["secret"])
+    })
+  )
+
+  effect.asRoot(
+    "a root is refused in namespaces of other ids, and taken in all that have its own",
+    () =>
+      Effect.gen(function* () {
+        const from = yield* makeImage(`${berthFolder()}.root`)
+        const map = (host: number) => {
+          const range = [{ container: 0, host, size: 1000 }]
+          return { ids: { uids: range, gids: range } }
+        }
+        const kinds = ["user", "pid"] as const
+        const [one, again, other] = yield* Effect.all([
+          Namespace.make(kinds, map(500_000)),
+          Namespace.make(kinds, map(500_000)),
+          Namespace.make(kinds, map(600_000))
+        ])
+        const plain = yield* Namespace.make(kinds)
+        const without = yield* Namespace.make(["pid"])
+        const mapped = yield* RootFs.overlay(from, { userns: one })
+        const unmapped = yield* RootFs.overlay(from, { userns: plain })
+        const spawn = (rootfs: RootFs.RootFs, namespaces: Namespace.Namespace) =>
+          Container.spawn({ rootfs, namespaces, command: ["sh", "-c", "echo x > /x; stat -c %u /x"] })
+        for (const [rootfs, namespaces] of [
+          [mapped, other],
+          [mapped, plain],
+          [mapped, without],
+          [unmapped, one]
+        ] as const) {
+          const error = yield* failure("InvalidOption", spawn(rootfs, namespaces))
+          assert.equal(error.option, "rootfs")
+          assert.match(error.message, /made for the ids of these namespaces.*userns/)
+        }
+        for (const [rootfs, namespaces] of [
+          [mapped, one],
+          [mapped, again],
+          [unmapped, plain],
+          [unmapped, without]
+        ] as const)
+          assert.equal(yield* Effect.scoped(Effect.flatMap(spawn(rootfs, namespaces), said)), "0\n")
+        assert.equal(fs.statSync(`${mapped.upper}/x`).uid, 500_000)
+        const error = yield* failure("InvalidOption", RootFs.overlay(from, { userns: without }))
+        assert.match(error.message, /a user namespace among them/)
+      }),
+    { skip }
+  )
+
+  effect.asRoot(
+    "ids are nobody else's for as long as there are namespaces or a root of theirs",
+    () =>
+      Effect.gen(function* () {
+        const from = yield* makeImage(`${berthFolder()}.root`)
+        const held = yield* Effect.forEach([1, 2, 3], () => Namespace.make(["user"], { ids: "auto" }))
+        const started = yield* Container.start(from, { command: ["sleep", "1000"], userns: "auto" })
+        const hosts = [...held.map(({ pid }) => mapOf(pid).host), mapOf(started.pid).host]
+        assert.equal(new Set(hosts).size, 4)
+        // A root outlives its namespaces: what has been written with their ids is still there.
+        const closing = yield* Scope.make()
+        const namespaces = yield* Scope.extend(Namespace.make(["user"], { ids: "auto" }), closing)
+        const { host } = mapOf(namespaces.pid)
+        const isHeld = () => spawnSync("flock", ["-n", `/run/berth/ids/${host}-${host}`, "true"]).status !== 0
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            yield* RootFs.overlay(from, { userns: namespaces })
+            yield* Scope.close(closing, Exit.void)
+            assert.ok(isHeld())
+            yield* failure("InvalidOption", RootFs.overlay(from, { userns: namespaces }))
+          })
+        )
+        assert.ok(yield* Effect.promise(() => eventually(() => !isHeld())))
+      }),
+    { skip }
+  )
+
+  effect(
+    "without root there are Berth's own ids, and a root for them",
+    () =>
+      Effect.gen(function* () {
+        const auto = yield* failure("Unsupported", Namespace.make(["user"], { ids: "auto" }))
+        assert.match(auto.message, /only root/)
+        const namespaces = yield* Namespace.make(["user", "mount", "pid"])
+        const rootfs = yield* RootFs.overlay(yield* withOwners, { userns: namespaces })
+        const process = yield* Container.spawn({
+          rootfs,
+          namespaces,
+          entrypoint: [],
+          command: ["sh", "-c", statAll]
+        })
+        assert.equal(yield* said(process), expected)
+      }),
+    { skip: skipImages || whyNotRootless }
   )
 })

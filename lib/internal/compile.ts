@@ -72,8 +72,6 @@ export interface Surroundings {
   /** The namespaces that are the host's, of those with files: pid, network and ipc. */
   readonly ofHost: ReadonlyArray<Kind>
   readonly idMap: Operation | undefined
-  /** By the supervisor before it makes the root. */
-  readonly beforeRoot: ReadonlyArray<Operation>
   readonly cgroup: ReadonlyArray<Operation>
   readonly scratch: ReadonlyArray<Operation>
   readonly root: Operation
@@ -255,8 +253,10 @@ const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
   ...(around.readOnly ? [readonlyRoot] : [])
 ]
 
+const joinsUser = (process: Process): boolean => process.joined.some(({ kinds }) => kinds.includes("user"))
+
 /** The child's operations up to its root: where it is, and what its standard streams are. */
-const enter = (process: Process): ReadonlyArray<Operation> => [
+const enter = (process: Process, newMounts: boolean): ReadonlyArray<Operation> => [
   ...(process.appArmor === undefined ? [] : [{ op: "apparmor", profile: process.appArmor } as const]),
   ...process.joined.map(
     ({ descriptor, kinds }): Operation => ({
@@ -265,7 +265,8 @@ const enter = (process: Process): ReadonlyArray<Operation> => [
       namespaces: kinds.reduce((all, kind) => all | flags[kind], 0)
     })
   ),
-  ...(process.joined.some(({ kinds }) => kinds.includes("user")) ? [rootUser] : []),
+  ...(newMounts ? [{ op: "unshare", namespaces: flags.mount } as const] : []),
+  ...(joinsUser(process) ? [rootUser] : []),
   session,
   keyring,
   { op: "stdio", ...process.stdio },
@@ -350,9 +351,11 @@ const mayHide = (process: Process, { created }: Surroundings): boolean =>
 /** A process in a root of its own. */
 export const container = (process: Process, around: Surroundings): ReadonlyArray<Operation> => {
   // A cgroup namespace shows what the process is in when it is made, so that one comes after the cgroup has been
-  // entered; on version 2 the clone does both.
+  // entered; on version 2 the clone does both. One of mounts is the user namespace's that makes it, which has to be the one
+  // that is joined.
+  const mountsInJoined = around.created.has("mount") && joinsUser(process)
   const atClone = [...around.created]
-    .filter((kind) => kind !== "cgroup")
+    .filter((kind) => kind !== "cgroup" && !(kind === "mount" && mountsInJoined))
     .reduce((all, kind) => all | flags[kind], 0)
   const recorded = mayHide(process, around)
   return execute(process, [
@@ -360,14 +363,13 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
     ...process.cgroup,
     ...(recorded ? [{ op: "scratch", path: around.record, mode: 0o700 } as const] : []),
     ...around.scratch,
-    ...around.beforeRoot,
     // In a user namespace of its own the child could not read the layers' trusted.* attributes, so the root is made
     // before it enters one.
     ...(around.idMap === undefined ? [] : [around.root]),
     { op: "process", namespaces: atClone, shared: shared(process, around) },
     ...(recorded ? [{ op: "record", path: `${around.record}/stat` } as const] : []),
     ...(around.idMap === undefined ? [] : [around.idMap, rootUser]),
-    ...enter(process),
+    ...enter(process, mountsInJoined),
     ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),
     ...(around.created.has("network") ? [loopback] : []),
     ...(around.hostname === undefined ? [] : [{ op: "hostname", name: around.hostname } as const]),
@@ -397,6 +399,6 @@ export const joining = (process: Process): ReadonlyArray<Operation> =>
           ? 0
           : 2
     },
-    ...enter(process),
+    ...enter(process, false),
     ...become(process)
   ])

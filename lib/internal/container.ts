@@ -155,6 +155,10 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
       const expected = "the root that the first process in this mount namespace was given"
       return yield* new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
     }
+    if (!Userns.areFor(rootfs.mapped, namespaces.mapped)) {
+      const expected = "a root that is made for the ids of these namespaces: RootFs.overlay with userns"
+      return yield* new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
+    }
     const around = yield* attempt(() =>
       prepare.surroundings(options, { folder: berth.supervisor.folder, unit, id }, namespaces.kinds, {
         created: new Set<Kind>(shared ? [] : ["mount"]),
@@ -162,7 +166,6 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
         idMap: undefined,
         cgroup: [],
         scratch: [],
-        beforeRoot: [],
         root: { op: "root-mount", mount: "root" },
         content: rootfs.content
       })
@@ -183,8 +186,13 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
       stopSignal: rootfs.image.config.stopSignal,
       healthcheck: rootfs.image.config.healthcheck,
       logs: undefined,
-      ids: undefined,
-      base: { image: rootfs.image, upper: rootfs.upper, ids: berth.ids, isThere: () => rootfs.mount >= 0 }
+      ids: rootfs.mapped?.ids,
+      base: {
+        image: rootfs.image,
+        upper: rootfs.upper,
+        ids: rootfs.mapped?.ids ?? berth.ids,
+        isThere: () => rootfs.mount >= 0
+      }
     })
     if (shared) namespaces.root = rootfs
     return started

@@ -57,6 +57,10 @@ export const inside = (ranges: ReadonlyArray<IdRange>, id: number): number => {
   return range === undefined ? id : id - range.host + range.container
 }
 
+/** Whether those that are mapped have the same numbers inside and outside. */
+export const areSame = ({ gids, uids }: Ids): boolean =>
+  [...uids, ...gids].every(({ container, host }) => container === host)
+
 const count = (ranges: ReadonlyArray<IdRange>): number => ranges.reduce((sum, range) => sum + range.size, 0)
 
 const overlap = (

@@ -18,7 +18,7 @@ import { attainable } from "./rlimits.ts"
 import * as RootFs from "./rootFs.ts"
 import * as Seccomp from "./seccomp.ts"
 import { stdioNames } from "./stdio.ts"
-import type { Mapped } from "./userns.ts"
+import * as Userns from "./userns.ts"
 import * as users from "./users.ts"
 
 /** 12 hexadecimal digits; the random ones of a UUID come from a pool that the runtime keeps filled. */
@@ -158,7 +158,7 @@ export const surroundings = (
   own: ReadonlyArray<Kind>,
   rest: Pick<
     compile.Surroundings,
-    "created" | "inUserNamespace" | "idMap" | "beforeRoot" | "cgroup" | "scratch" | "root" | "content"
+    "created" | "inUserNamespace" | "idMap" | "cgroup" | "scratch" | "root" | "content"
   >,
   kinds: ReadonlyArray<Kind> = own
 ): compile.Surroundings => {
@@ -184,12 +184,6 @@ export const surroundings = (
   }
 }
 
-/** The range stays the container's until all of it has been removed. */
-const mapLayers = ({ ids, lock }: Mapped): ReadonlyArray<Plan.Operation> => [
-  ...(lock < 0 ? [] : [{ op: "hold", descriptor: "ids" } as const]),
-  { op: "layer-map", uids: Ids.print(ids.uids), gids: Ids.print(ids.gids) }
-]
-
 export const start = (
   image: Image,
   options: StartOptions,
@@ -199,7 +193,7 @@ export const start = (
     readonly id: string
     readonly rootless: boolean
     readonly ids: Ids.Ids
-    readonly userns: Mapped | undefined
+    readonly userns: Userns.Mapped | undefined
   }
 ): Omit<Launch, "berth"> => {
   const from = sources(options)
@@ -214,7 +208,7 @@ export const start = (
   const process = settings(image, options, joins, from.joined, inUserNamespace)
   const upper = { upper: options.upper, size: options.upperSize }
   const composed = RootFs.compose(image, upper, at.folder, at.unit, at.rootless)
-  const root = at.userns === undefined ? composed : RootFs.withIds(composed, at.userns.ids)
+  const root = at.userns === undefined ? composed : RootFs.withIds(composed, at.userns)
   const around = surroundings(
     options,
     at,
@@ -223,7 +217,6 @@ export const start = (
       created: from.created,
       inUserNamespace,
       idMap: from.created.has("user") ? namespaces.idMap(at.userns?.ids ?? Ids.nested(at.ids)) : undefined,
-      beforeRoot: at.userns === undefined ? [] : mapLayers(at.userns),
       cgroup: made?.create ?? [],
       scratch: root.scratch,
       root: root.mount,
@@ -238,9 +231,7 @@ export const start = (
     settings: process,
     operations: compile.container(process, around),
     descriptors:
-      at.userns === undefined || at.userns.lock < 0
-        ? from.descriptors
-        : { ...from.descriptors, ids: at.userns.lock },
+      at.userns === undefined ? from.descriptors : { ...from.descriptors, ...Userns.descriptors(at.userns) },
     created: [...from.created],
     kinds: from.kinds,
     cgroup,

@@ -3,8 +3,9 @@ import { ImageError } from "../BerthError.ts"
 import type { Image } from "../Image.ts"
 import type * as Plan from "../Plan.ts"
 import type { Options } from "../RootFs.ts"
-import { type Ids, outside } from "./ids.ts"
+import { outside } from "./ids.ts"
 import * as check from "./options.ts"
+import { type Mapped, mapLayers } from "./userns.ts"
 
 export interface Composed {
   readonly scratch: ReadonlyArray<Plan.Operation>
@@ -63,13 +64,17 @@ const hostFolders = (): ReadonlyArray<Plan.Operation> => [
 ]
 
 /** The same for a user namespace: the writable layer begins as its root's, and all that is in it is by then its ids'. */
-export const withIds = (composed: Composed, { gids, uids }: Ids): Composed => {
+export const withIds = (composed: Composed, mapped: Mapped): Composed => {
+  const { gids, uids } = mapped.ids
   const [uid, gid] = [outside(uids, 0), outside(gids, 0)]
   const { mount, upper } = composed
   return {
     ...composed,
-    scratch:
-      upper === undefined ? composed.scratch : [...composed.scratch, { op: "owner", path: upper, uid, gid }],
+    scratch: [
+      ...composed.scratch,
+      ...(upper === undefined ? [] : [{ op: "owner", path: upper, uid, gid } as const]),
+      ...mapLayers(mapped)
+    ],
     mount:
       mount.op === "overlay-memory"
         ? { ...mount, tmpfs: [...mount.tmpfs, `uid=${uid}`, `gid=${gid}`] }

@@ -3,6 +3,8 @@ import * as fs from "node:fs"
 import type { Berth } from "../Berth.ts"
 import { OperationFailed, Unsupported } from "../BerthError.ts"
 import type { StartOptions } from "../Container.ts"
+import type { Namespace } from "../Namespace.ts"
+import type * as Plan from "../Plan.ts"
 import { EAGAIN } from "./errno.ts"
 import * as Ids from "./ids.ts"
 import { AT_FDCWD, LOCK_EX, LOCK_NB, native, O_NOFOLLOW } from "./native.ts"
@@ -70,6 +72,15 @@ const anyRange = (owner: string): Mapped => {
   })
 }
 
+/** Without root. */
+const refuse = (): never => {
+  throw new Unsupported({
+    feature: "a user namespace with other ids than Berth's own",
+    why: "only root may map the ids of the layers' file system (mount_setattr(2)), and without that their files are other ids'",
+    hint: 'Without root every container is in a user namespace already: leave userns out, or use namespaces: { user: "new" }'
+  })
+}
+
 /** The ids that the option asks for; throws. The lock is the caller's, to be closed once the supervisor has it. */
 export const acquire = (userns: NonNullable<StartOptions["userns"]>, berth: Berth): Mapped => {
   const explicit =
@@ -81,14 +92,41 @@ export const acquire = (userns: NonNullable<StartOptions["userns"]>, berth: Bert
             "uidMap",
             "gidMap"
           ])
-  if (berth.rootless)
-    throw new Unsupported({
-      feature: "a user namespace with other ids than Berth's own",
-      why: "only root may map the ids of the layers' file system (mount_setattr(2)), and without that their files are other ids'",
-      hint: 'Without root every container is in a user namespace already: leave userns out, or use namespaces: { user: "new" }'
-    })
+  if (berth.rootless) refuse()
   return explicit === undefined ? anyRange(berth.idOwner) : { ids: explicit, lock: -1 }
 }
+
+/** Keeps the lock for as long as the unit is there. */
+export const hold = ({ lock }: Mapped): ReadonlyArray<Plan.Operation> =>
+  lock < 0 ? [] : [{ op: "hold", descriptor: "ids" }]
+
+/** For the layers of a root. The ids are nobody else's until all that has been written with them is gone. */
+export const mapLayers = (mapped: Mapped): ReadonlyArray<Plan.Operation> => [
+  ...hold(mapped),
+  { op: "layer-map", uids: Ids.print(mapped.ids.uids), gids: Ids.print(mapped.ids.gids) }
+]
+
+/** The descriptors that these name. */
+export const descriptors = ({ lock }: Mapped): Readonly<Record<string, number>> =>
+  lock < 0 ? {} : { ids: lock }
+
+/** What a root is made for: the ids of a `Namespace`, undefined where they are Berth's own; throws. */
+export const mappedOf = (namespaces: Namespace | undefined, rootless: boolean): Mapped | undefined => {
+  if (namespaces === undefined) return undefined
+  if (namespaces?.kinds?.includes("user") !== true || namespaces.pidfd < 0)
+    return invalid("userns", namespaces, "namespaces with a user namespace among them, in an open scope")
+  const { mapped } = namespaces
+  if (mapped !== undefined && rootless) refuse()
+  return mapped
+}
+
+/** Whether a root of these ids is right for namespaces of those. */
+export const areFor = (root: Mapped | undefined, namespaces: Mapped | undefined): boolean =>
+  root === namespaces ||
+  (root !== undefined &&
+    namespaces !== undefined &&
+    Ids.print(root.ids.uids) === Ids.print(namespaces.ids.uids) &&
+    Ids.print(root.ids.gids) === Ids.print(namespaces.ids.gids))
 
 /** Of no effect for a lock that is not there. */
 export const release = ({ lock }: Mapped): void => {
