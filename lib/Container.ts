@@ -453,7 +453,9 @@ export const stats: (container: Container) => Effect.Effect<Cgroup.Stats, BerthE
  * results and the same errors. A program that uses `FileSystem` works on them unchanged, whether the container runs, is
  * paused or has ended, until its scope closes. No path, link or race leads out of the container's root.
  *
- * What is made belongs to this program's user. A relative path is below `/`; folders below a folder are listed but links
+ * What is made belongs to this program's user, who is the container's root where Berth has no root. The ids of `stat` and
+ * `chown` are the container's. Without root, too, files of its other users are read and changed as its root may; of such,
+ * fifos and devices are not opened. A relative path is below `/`; folders below a folder are listed but links
  * to folders are not followed, and are not watched; names are UTF-8. A process of `exec` has no files of its own: every
  * operation on it fails with `BadResource`.
  *

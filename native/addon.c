@@ -3,9 +3,8 @@
 //
 // A function returns what the system call does, or -errno: there is nothing to catch. Wrong arguments are the
 // library's own mistake and throw.
-#include "as_root.h"
+#include "addon.h"
 #include "descriptor.h"
-#include "loop.h"
 #include "process.h"
 #include "seccomp.h"
 #include "syscalls.h"
@@ -28,86 +27,6 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
-
-#define ARGUMENTS_MAX 5
-#define FDS_MAX DESCRIPTORS_MAX
-
-struct call {
-    napi_env env;
-    napi_value argument[ARGUMENTS_MAX];
-    struct loop **loop; // the environment's
-};
-
-static bool begin(napi_env env, napi_callback_info info, struct call *call) {
-    size_t count = ARGUMENTS_MAX;
-    void *data;
-    call->env = env;
-    return napi_get_cb_info(env, info, &count, call->argument, NULL, &data) == napi_ok &&
-           napi_get_instance_data(env, (void **)&call->loop) == napi_ok;
-}
-
-static napi_value number(napi_env env, int64_t value) {
-    napi_value result;
-    return napi_create_int64(env, value, &result) == napi_ok ? result : NULL;
-}
-
-static napi_value pair(napi_env env, int64_t a, int64_t b) {
-    napi_value result;
-    if (napi_create_array_with_length(env, 2, &result) != napi_ok) return NULL;
-    napi_set_element(env, result, 0, number(env, a));
-    napi_set_element(env, result, 1, number(env, b));
-    return result;
-}
-
-static napi_value misuse(napi_env env) {
-    napi_throw_type_error(env, NULL, "berth: the addon was called with other arguments than it takes");
-    return NULL;
-}
-
-static bool take_number(struct call *call, int index, int64_t *out) {
-    return napi_get_value_int64(call->env, call->argument[index], out) == napi_ok;
-}
-
-static bool take_fd(struct call *call, int index, int *out) {
-    return napi_get_value_int32(call->env, call->argument[index], out) == napi_ok;
-}
-
-static bool take_bytes(struct call *call, int index, uint8_t **bytes, size_t *length) {
-    napi_typedarray_type type;
-    void *data;
-    if (napi_get_typedarray_info(call->env, call->argument[index], &type, length, &data, NULL, NULL) != napi_ok || type != napi_uint8_array) return false;
-    *bytes = data;
-    return true;
-}
-
-// A path may be as long as the kernel takes; a longer one, or one with NUL, is misuse that TypeScript keeps out. It is
-// text, or bytes where a name need not be UTF-8.
-static bool take_path(struct call *call, int index, char out[PATH_MAX]) {
-    uint8_t *bytes;
-    size_t length;
-    if (napi_get_value_string_utf8(call->env, call->argument[index], out, PATH_MAX, &length) == napi_ok) return strlen(out) == length;
-    if (!take_bytes(call, index, &bytes, &length) || length >= PATH_MAX) return false;
-    memcpy(out, bytes, length);
-    out[length] = '\0';
-    return strlen(out) == length;
-}
-
-static bool take_fds(struct call *call, int index, int fds[FDS_MAX], uint32_t *count) {
-    if (napi_get_array_length(call->env, call->argument[index], count) != napi_ok || *count > FDS_MAX) return false;
-    for (uint32_t k = 0; k < *count; k++) {
-        napi_value element;
-        if (napi_get_element(call->env, call->argument[index], k, &element) != napi_ok) return false;
-        if (napi_get_value_int32(call->env, element, &fds[k]) != napi_ok) return false;
-    }
-    return true;
-}
-
-#define FUNCTION(name)                                                                                       \
-    static napi_value js_##name(napi_env env, napi_callback_info info) {                                     \
-        struct call call;                                                                                    \
-        if (!begin(env, info, &call)) return misuse(env);                                                    \
-        return name(&call, env);                                                                             \
-    }
 
 // startSupervisor(path, folder, [socket], mode): [pid, pidfd] or [-errno, 0]. The supervisor has the socket as
 // descriptor 3 and its own sealed copy as 4.
@@ -236,25 +155,6 @@ static napi_value open_in(struct call *call, napi_env env) {
 }
 FUNCTION(open_in)
 
-// openAsRoot(namespace, folder, path, flags, resolve): the same as root of a user namespace; makes nothing.
-static napi_value open_in_as_root(struct call *call, napi_env env) {
-    char path[PATH_MAX];
-    int namespace, folder;
-    int64_t flags, resolve;
-    if (!take_fd(call, 0, &namespace) || !take_fd(call, 1, &folder) || !take_path(call, 2, path) || !take_number(call, 3, &flags) || !take_number(call, 4, &resolve)) return misuse(env);
-    return number(env, open_as_root(namespace, folder, path, (uint64_t)flags, (uint64_t)resolve));
-}
-FUNCTION(open_in_as_root)
-
-// What a descriptor is of, for the calls that take none of O_PATH: a path by which the kernel jumps to it, also where it
-// is a symbolic link.
-#define SELF_FD_MAX sizeof "/proc/self/fd/-2147483648"
-
-static const char *self_fd(char out[SELF_FD_MAX], int fd) {
-    snprintf(out, SELF_FD_MAX, "/proc/self/fd/%d", fd);
-    return out;
-}
-
 // modified(fd): [seconds, nanoseconds] of the last change of its contents, or [-errno, -1]. Of any descriptor, O_PATH too.
 static napi_value get_modified(struct call *call, napi_env env) {
     int fd;
@@ -309,17 +209,6 @@ static napi_value get_xattr(struct call *call, napi_env env) {
     return number(env, n < 0 ? -errno : n);
 }
 FUNCTION(get_xattr)
-
-// xattrAsRoot(namespace, fd, name, bytes): the same as root of a user namespace.
-static napi_value get_xattr_as_root(struct call *call, napi_env env) {
-    char path[SELF_FD_MAX], name[PATH_MAX];
-    int namespace, fd;
-    uint8_t *bytes;
-    size_t length;
-    if (!take_fd(call, 0, &namespace) || !take_fd(call, 1, &fd) || !take_path(call, 2, name) || !take_bytes(call, 3, &bytes, &length)) return misuse(env);
-    return number(env, xattr_as_root(namespace, self_fd(path, fd), name, bytes, length));
-}
-FUNCTION(get_xattr_as_root)
 
 // setXattr(fd, name, bytes).
 static napi_value set_xattr(struct call *call, napi_env env) {
@@ -431,6 +320,14 @@ static napi_value duplicate(struct call *call, napi_env env) {
     return number(env, copy < 0 ? -errno : copy);
 }
 FUNCTION(duplicate)
+
+// replace(fd, by): fd is from then on what `by` is; for a runtime that knows only the descriptors that it has opened.
+static napi_value replace(struct call *call, napi_env env) {
+    int fd, by;
+    if (!take_fd(call, 0, &fd) || !take_fd(call, 1, &by)) return misuse(env);
+    return number(env, dup3(by, fd, O_CLOEXEC) < 0 ? -errno : 0);
+}
+FUNCTION(replace)
 
 // resize(terminal, rows, columns): TIOCSWINSZ, which tells the foreground of the terminal by SIGWINCH.
 static napi_value resize(struct call *call, napi_env env) {
@@ -556,6 +453,8 @@ NAPI_MODULE_INIT() {
         {"closeRoot", js_close_root},
         {"openIn", js_open_in},
         {"openAsRoot", js_open_in_as_root},
+        {"changeAsRoot", js_change_file_as_root},
+        {"inotifyAsRoot", js_watch_file_as_root},
         {"modified", js_get_modified},
         {"inode", js_get_inode},
         {"setModified", js_set_modified},
@@ -572,6 +471,7 @@ NAPI_MODULE_INIT() {
         {"readLink", js_read_link},
         {"memfd", js_make_memfd},
         {"duplicate", js_duplicate},
+        {"replace", js_replace},
         {"resize", js_resize},
         {"flock", js_lock_file},
         {"signal", js_send_signal},

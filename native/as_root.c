@@ -6,8 +6,11 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdio.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 
@@ -16,9 +19,12 @@ struct task {
     long (*call)(const struct task *);
     int folder;
     const char *path, *name;
-    uint64_t flags, resolve;
+    uint64_t flags, resolve, mode;
     void *value;
     size_t size;
+    enum change change;
+    int other;
+    int64_t a, b;
     long result;
 };
 
@@ -56,8 +62,9 @@ static long perform(struct task *task) {
 }
 
 static long open_file(const struct task *task) {
+    struct open_how how = {.flags = task->flags, .mode = task->mode, .resolve = task->resolve};
     long fd;
-    for (int attempt = 0; (fd = sys_openat2(task->folder, task->path, task->flags, task->resolve)) < 0 && errno == EAGAIN && attempt < 32;) attempt++;
+    for (int attempt = 0; (fd = syscall(SYS_openat2, task->folder, task->path, &how, sizeof how)) < 0 && errno == EAGAIN && attempt < 32;) attempt++;
     return fd;
 }
 
@@ -65,13 +72,45 @@ static long read_xattr(const struct task *task) {
     return getxattr(task->path, task->name, task->value, task->size);
 }
 
-long open_as_root(int user_namespace, int folder, const char *path, uint64_t flags, uint64_t resolve) {
+static long watch(const struct task *task) {
+    int events = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (events < 0 || inotify_add_watch(events, task->path, (uint32_t)task->flags) >= 0) return events;
+    int error = errno;
+    close(events);
+    errno = error;
+    return -1;
+}
+
+static struct timespec time_of(int64_t micros) {
+    int64_t seconds = micros / 1000000 - (micros % 1000000 < 0);
+    return (struct timespec){.tv_sec = seconds, .tv_nsec = (micros - seconds * 1000000) * 1000};
+}
+
+static long change(const struct task *task) {
+    const struct timespec times[2] = {time_of(task->a), time_of(task->b)};
+    switch (task->change) {
+    case CHANGE_MKDIR: return mkdirat(task->folder, task->path, (mode_t)task->a);
+    case CHANGE_UNLINK: return unlinkat(task->folder, task->path, (int)task->a);
+    case CHANGE_RENAME: return renameat(task->folder, task->path, task->other, task->name);
+    case CHANGE_LINK: return linkat(task->folder, task->path, task->other, task->name, 0);
+    case CHANGE_SYMLINK: return symlinkat(task->name, task->folder, task->path);
+    case CHANGE_MODE: return chmod(task->path, (mode_t)task->a);
+    case CHANGE_OWNER: return chown(task->path, (uid_t)task->a, (gid_t)task->b);
+    case CHANGE_TIMES: return utimensat(AT_FDCWD, task->path, times, 0);
+    case CHANGE_NOTHING: return access(task->path, (int)task->a);
+    }
+    errno = EINVAL;
+    return -1;
+}
+
+long open_as_root(int user_namespace, int folder, const char *path, uint64_t flags, uint64_t resolve, uint64_t mode) {
     struct task task = {
         .user_namespace = user_namespace,
         .call = open_file,
         .folder = folder,
         .path = path,
-        .flags = (flags & ~(uint64_t)(O_CREAT | O_TRUNC)) | O_CLOEXEC,
+        .flags = flags | O_CLOEXEC | (flags & O_PATH ? 0 : O_NONBLOCK),
+        .mode = flags & O_CREAT ? mode : 0,
         .resolve = resolve,
         .result = -EIO,
     };
@@ -86,6 +125,27 @@ long xattr_as_root(int user_namespace, const char *path, const char *name, void 
         .name = name,
         .value = value,
         .size = size,
+        .result = -EIO,
+    };
+    return perform(&task);
+}
+
+long watch_as_root(int user_namespace, const char *path, uint32_t mask) {
+    struct task task = {.user_namespace = user_namespace, .call = watch, .path = path, .flags = mask, .result = -EIO};
+    return perform(&task);
+}
+
+long change_as_root(int user_namespace, enum change which, int folder, const char *name, int other, const char *text, int64_t a, int64_t b) {
+    struct task task = {
+        .user_namespace = user_namespace,
+        .call = change,
+        .change = which,
+        .folder = folder,
+        .path = name,
+        .other = other,
+        .name = text,
+        .a = a,
+        .b = b,
         .result = -EIO,
     };
     return perform(&task);

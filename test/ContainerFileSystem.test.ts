@@ -7,13 +7,17 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
-import { Container } from "../lib/index.ts"
+import { Container, WaitFor } from "../lib/index.ts"
+import { ranges } from "../lib/internal/ids.ts"
 import { makeTemporaryFolder, remove, suite } from "./support/effect.ts"
 import { outcome, outcomes, plain, runtime, table } from "./support/fileSystemCases.ts"
 import { makeImage, whyNoBusybox } from "./support/rootfs.ts"
 
 // Bun keeps what it opens for the first child that it waits for.
 execFileSync("true")
+
+const isRoot = process.getuid?.() === 0
+const ids = isRoot ? undefined : ranges()
 
 const host = Effect.runSync(Effect.provide(FileSystem.FileSystem, NodeFileSystem.layer))
 
@@ -227,5 +231,96 @@ suite(`Container.fileSystem (${runtime})`, (effect, folder) => {
         assert.deepEqual(results, ["SystemError Unknown FileSystem watch /w"])
       }),
     { skip: whyNoBusybox }
+  )
+
+  const whyNoOthers = typeof ids === "string" ? `there are no other users: ${ids}` : false
+
+  effect(
+    "does what the container's root may, with the files of users who let nobody else in",
+    () =>
+      Effect.gen(function* () {
+        const script = `
+        mkdir -p /others/deep/er && cd /others && echo secret >secret && echo text >deep/er/file
+        ln -s secret link && mkfifo fifo && mkdir open && chmod 777 open && echo his >open/his
+        chown -hR 1000:1001 /others && chmod 600 fifo secret deep/er/file open/his && chmod 700 deep deep/er /others
+        chmod +t open; echo ready; exec sleep 1000`
+        const { box, fs } = yield* inside({ command: ["/bin/sh", "-c", script] })
+        yield* WaitFor.log(box, "ready")
+        const run = (command: string) =>
+          Effect.map(Container.exec(box, ["sh", "-c", `cd /others && ${command}`]), ({ stderr, stdout }) => {
+            assert.equal(stderr, "")
+            return stdout.trim()
+          })
+        assert.deepEqual((yield* fs.readDirectory("/others", { recursive: true })).toSorted(), [
+          ...["deep", "deep/er", "deep/er/file", "fifo", "link", "open", "open/his", "secret"]
+        ])
+        assert.deepEqual((yield* fs.readDirectory("/others/deep")).toSorted(), ["er"])
+        const info = yield* fs.stat("/others/secret")
+        assert.deepEqual([info.uid, info.gid, info.type], [Option.some(1000), Option.some(1001), "File"])
+        assert.equal(yield* fs.readFileString("/others/link"), "secret\n")
+        assert.equal(yield* fs.readLink("/others/link"), "secret")
+        assert.equal(yield* fs.realPath("/others/link"), "/others/secret")
+        yield* fs.access("/others/secret", { readable: true, writable: true })
+
+        yield* fs.writeFileString("/others/secret", "more", { flag: "a" })
+        assert.equal(yield* run("cat secret; stat -c %u:%g:%a secret"), "secret\nmore1000:1001:600")
+        yield* fs.writeFileString("/others/secret", "less")
+        yield* fs.truncate("/others/secret", 2)
+        assert.equal(yield* run("cat secret"), "le")
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const file = yield* fs.open("/others/secret", { flag: "r+" })
+            yield* file.seek(2, "start")
+            yield* file.writeAll(new TextEncoder().encode("tter"))
+            yield* file.seek(0, "start")
+            assert.equal(new TextDecoder().decode(Option.getOrThrow(yield* file.readAlloc(20))), "letter")
+            yield* file.truncate(3)
+            assert.deepEqual((yield* file.stat).uid, Option.some(1000))
+          })
+        )
+        assert.equal(yield* run("cat secret"), "let")
+
+        yield* fs.writeFileString("/others/made", "mine", { mode: 0o640 })
+        yield* fs.makeDirectory("/others/deep/er/a/b", { recursive: true })
+        yield* fs.symlink("made", "/others/deep/er/a/l")
+        yield* fs.link("/others/made", "/others/deep/er/hard")
+        yield* fs.rename("/others/deep/er/file", "/others/deep/er/a/moved")
+        assert.equal(
+          yield* run(
+            "stat -c '%n %u %a' made deep/er/a deep/er/a/b; cat deep/er/a/moved; readlink deep/er/a/l"
+          ),
+          "made 0 640\ndeep/er/a 0 755\ndeep/er/a/b 0 755\ntext\nmade"
+        )
+        yield* fs.copyFile("/others/secret", "/others/deep/copied")
+        yield* fs.copyFile("/others/made", "/others/secret")
+        yield* fs.copy("/others/deep", "/others/second", { preserveTimestamps: true })
+        assert.equal(yield* run("cat deep/copied second/copied second/er/a/moved secret"), "letlettext\nmine")
+        const temporary = yield* fs.makeTempFile({ directory: "/others/deep" })
+        yield* fs.writeFileString(temporary, "x")
+
+        yield* fs.chmod("/others/secret", 0o4711)
+        yield* fs.utimes("/others/secret", 1000, new Date(2_000_500))
+        assert.equal(yield* run("stat -c '%a %X %Y' secret"), "4711 1000 2000")
+        yield* fs.chown("/others/secret", 7, 8)
+        yield* fs.chown("/others/made", -1, 8)
+        assert.equal(yield* run("stat -c %u:%g secret made"), "7:8\n0:8")
+
+        const event = yield* Effect.fork(Stream.runHead(fs.watch("/others/deep")))
+        const made = yield* Effect.fork(
+          Effect.forever(Effect.delay(run("touch deep/seen; rm deep/seen"), 100))
+        )
+        assert.equal(Option.getOrThrow(yield* Fiber.join(event)).path, "seen")
+        yield* Fiber.interrupt(made)
+
+        // What could keep all of this program waiting is not opened so.
+        if (!isRoot)
+          assert.match(String((yield* outcomes([fs.readFile("/others/fifo")]))[0]), /PermissionDenied/)
+        yield* fs.remove("/others/open/his")
+        for (const name of ["link", "fifo", "made", "secret"]) yield* fs.remove(`/others/${name}`)
+        for (const name of ["open", "deep", "second"])
+          yield* fs.remove(`/others/${name}`, { recursive: true })
+        assert.equal(yield* run("ls -A"), "")
+      }),
+    { skip: whyNoBusybox || whyNoOthers }
   )
 })

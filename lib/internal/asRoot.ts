@@ -1,13 +1,10 @@
 /**
- * Reads of files that are not this process's own: without root, those of a container's other users have owners of the
- * user's ranges (subuid(5)), and their modes hold. What is refused is tried again as root of the supervisors' user
- * namespaces (native/as_root.c), who has no rights but over the user's own ids. Nothing is ever made or written so.
+ * What is refused to this process, done as root of the supervisors' user namespaces (native/as_root.c): without root, the
+ * files of a container's other users have owners of the user's ranges (subuid(5)), and their modes hold. That root has no
+ * rights but over the user's own ids. What it makes is the user's, who is root in there.
  */
-import { constants } from "node:fs"
-import { EACCES } from "./errno.ts"
+import { EACCES, EPERM } from "./errno.ts"
 import { native } from "./native.ts"
-
-const WRITES = constants.O_WRONLY | constants.O_RDWR | constants.O_CREAT | constants.O_TRUNC
 
 /** Descriptors of the user namespaces of this program's supervisors. */
 const namespaces = new Set<number>()
@@ -21,11 +18,13 @@ export const useNamespace = (namespace: number): (() => void) => {
   }
 }
 
+const isRefused = (result: number): boolean => result === -EACCES || result === -EPERM
+
 const orAsRoot = (result: number, again: (namespace: number) => number): number => {
-  if (result !== -EACCES) return result
+  if (!isRefused(result)) return result
   for (const namespace of namespaces) {
     const second = again(namespace)
-    if (second >= 0) return second
+    if (!isRefused(second)) return second
   }
   return result
 }
@@ -37,13 +36,59 @@ export const openIn = (
   flags: number,
   resolve: number,
   mode: number
-): number => {
-  const fd = native().openIn(folder, path, flags, resolve, mode)
-  return (flags & WRITES) !== 0
-    ? fd
-    : orAsRoot(fd, (namespace) => native().openAsRoot(namespace, folder, path, flags, resolve))
-}
+): number =>
+  orAsRoot(native().openIn(folder, path, flags, resolve, mode), (namespace) =>
+    native().openAsRoot(namespace, folder, path, flags, resolve, mode)
+  )
 
 /** getxattr(2), as `native().xattr`. */
 export const xattr = (fd: number, name: string, bytes: Uint8Array): number =>
   orAsRoot(native().xattr(fd, name, bytes), (namespace) => native().xattrAsRoot(namespace, fd, name, bytes))
+
+/** As `native().inotify`. */
+export const inotify = (fd: number, mask: number): number =>
+  orAsRoot(native().inotify(fd, mask), (namespace) => native().inotifyAsRoot(namespace, fd, mask))
+
+/** As `native().access`. */
+export const access = (fd: number, mode: number): number =>
+  orAsRoot(native().access(fd, mode), (namespace) =>
+    native().changeAsRoot(namespace, changes.nothing, fd, "", -1, "", mode, 0)
+  )
+
+/** The numbers of native/as_root.h. */
+export const changes = {
+  mkdir: 0,
+  unlink: 1,
+  rename: 2,
+  link: 3,
+  symlink: 4,
+  mode: 5,
+  owner: 6,
+  times: 7,
+  nothing: 8
+} as const
+
+/** What to do where it has been refused: 0, or -errno, which is -EACCES where there is no such root. */
+export const change = (
+  which: keyof typeof changes,
+  folder: number,
+  name: string,
+  rest: {
+    readonly other?: number
+    readonly text?: string
+    readonly a?: number
+    readonly b?: number
+  }
+): number =>
+  orAsRoot(-EACCES, (namespace) =>
+    native().changeAsRoot(
+      namespace,
+      changes[which],
+      folder,
+      name,
+      rest.other ?? -1,
+      rest.text ?? "",
+      rest.a ?? 0,
+      rest.b ?? 0
+    )
+  )

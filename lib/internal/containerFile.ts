@@ -4,6 +4,7 @@ import { type PlatformError, SystemError } from "@effect/platform/Error"
 import * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import { type Ids, inside } from "./ids.ts"
 import { platformError } from "./platformError.ts"
 
 const typeOf = (status: fs.Stats): FileSystem.File.Type =>
@@ -23,7 +24,8 @@ const typeOf = (status: fs.Stats): FileSystem.File.Type =>
                 ? "Socket"
                 : "Unknown"
 
-export const infoOf = (status: fs.Stats): FileSystem.File.Info => ({
+/** Of a file in a container that has these ids. */
+export const infoOf = (status: fs.Stats, ids: Ids): FileSystem.File.Info => ({
   type: typeOf(status),
   mtime: Option.fromNullable(status.mtime),
   atime: Option.fromNullable(status.atime),
@@ -33,8 +35,8 @@ export const infoOf = (status: fs.Stats): FileSystem.File.Info => ({
   ino: Option.fromNullable(status.ino),
   mode: status.mode,
   nlink: Option.fromNullable(status.nlink),
-  uid: Option.fromNullable(status.uid),
-  gid: Option.fromNullable(status.gid),
+  uid: Option.some(inside(ids.uids, status.uid)),
+  gid: Option.some(inside(ids.gids, status.gid)),
   size: FileSystem.Size(status.size),
   blksize: Option.map(Option.fromNullable(status.blksize), FileSystem.Size),
   blocks: Option.fromNullable(status.blocks)
@@ -46,14 +48,16 @@ export class OpenFile implements FileSystem.File {
   readonly [FileSystem.FileTypeId]: FileSystem.FileTypeId = FileSystem.FileTypeId
   readonly fd: FileSystem.File.Descriptor
   private readonly append: boolean
+  private readonly ids: Ids
   private readonly semaphore = Effect.unsafeMakeSemaphore(1)
   private position = 0n
   private pending = 0
   private closed = false
 
-  constructor(fd: number, append: boolean) {
+  constructor(fd: number, append: boolean, ids: Ids) {
     this.fd = FileSystem.FileDescriptor(fd)
     this.append = append
+    this.ids = ids
   }
 
   /**
@@ -85,7 +89,7 @@ export class OpenFile implements FileSystem.File {
   get stat(): Effect.Effect<FileSystem.File.Info, PlatformError> {
     return Effect.map(
       this.call<fs.Stats>("stat", (done) => fs.fstat(this.fd, done)),
-      infoOf
+      (status) => infoOf(status, this.ids)
     )
   }
 

@@ -1,14 +1,18 @@
 /** The files of a container as the FileSystem service of `@effect/platform`: what its own for Node does on the host. */
 import { randomBytes } from "node:crypto"
 import * as fs from "node:fs"
+import { promisify } from "node:util"
 import { type PlatformError, SystemError } from "@effect/platform/Error"
 import * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Container } from "../Container.ts"
+import * as asRoot from "./asRoot.ts"
+import * as changes from "./changes.ts"
 import { infoOf, OpenFile } from "./containerFile.ts"
-import { EEXIST, EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
+import { EACCES, EEXIST, EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
+import { type Ids, outside } from "./ids.ts"
 import * as inRoot from "./inRoot.ts"
 import { native, O_NOFOLLOW, O_PATH } from "./native.ts"
 import { platformError } from "./platformError.ts"
@@ -36,6 +40,32 @@ const flagsOf = (flag: string): number => {
   const message = `a flag is one of ${Object.keys(flags).join(", ")}: ${JSON.stringify(flag)}`
   throw Object.assign(new TypeError(message), { code: "ERR_INVALID_ARG_VALUE" })
 }
+
+const entriesOf = (folder: number): ReadonlyArray<{ readonly name: string; readonly isFolder: boolean }> => {
+  try {
+    return fs
+      .readdirSync(inRoot.via(folder), { withFileTypes: true })
+      .map((entry) => ({ name: entry.name, isFolder: entry.isDirectory() }))
+  } catch (error) {
+    if (!inRoot.isErrno(error, EACCES)) throw error
+    return inRoot.names(folder).map((name) => ({
+      name,
+      isFolder: inRoot.statusOf(inRoot.place(folder, name, name))?.isDirectory() === true
+    }))
+  }
+}
+
+/** What an id in the container is on the host. What is no id goes on to node:fs, which says so; -1 leaves it as it is. */
+const hostId = (ranges: Ids["uids"], id: number, path: string): number => {
+  if (!Number.isInteger(id) || id < 0) return id
+  const isMapped = ranges.some(({ container, size }) => id >= container && id - container < size)
+  return isMapped ? outside(ranges, id) : inRoot.fail(EINVAL, "chown", path)
+}
+
+const readAll = (fd: number, signal: AbortSignal): Promise<Uint8Array> =>
+  new Promise((resolve, reject) =>
+    fs.readFile(fd, { signal }, (error, bytes) => (error ? reject(error) : resolve(bytes)))
+  )
 
 const temporary = (): string => randomBytes(4).toString("base64url").slice(0, 6).replaceAll(/[-_]/g, "x")
 
@@ -79,8 +109,10 @@ export const make = (container: Container): FileSystem.FileSystem => {
     )
 
   /** What a path leads to, for calls that follow links. */
-  const on = <A>(root: number, path: string, syscall: string, use: (at: string) => A): A =>
-    inRoot.using(inRoot.open(root, path, O_PATH, syscall), (fd) => use(inRoot.via(fd)))
+  const on = <A>(root: number, path: string, syscall: string, use: (fd: number) => A): A =>
+    inRoot.using(inRoot.open(root, path, O_PATH, syscall), use)
+
+  const ids = (): Ids => container.state.base?.ids ?? container.state.berth.ids
 
   const open =
     (method: string) =>
@@ -93,7 +125,7 @@ export const make = (container: Container): FileSystem.FileSystem => {
           attemptLong(method, path, (root) =>
             inRoot.openFile(root, path, flagsOf(options?.flag ?? "r"), options?.mode)
           ),
-          (fd) => new OpenFile(fd, options?.flag?.startsWith("a") ?? false)
+          (fd) => new OpenFile(fd, options?.flag?.startsWith("a") ?? false, ids())
         ),
         (file) => Effect.sync(() => file.close())
       )
@@ -104,8 +136,8 @@ export const make = (container: Container): FileSystem.FileSystem => {
       attemptLong(method, path, async (root, signal) => {
         try {
           await inRoot.inFolderOf(root, path, inRoot.EBUSY, "rm", async (at) => {
-            if (options?.recursive === true) return inRoot.removeTree(at, signal)
-            if (!fs.lstatSync(at.at).isDirectory()) return fs.unlinkSync(at.at)
+            if (options?.recursive === true) return changes.removeTree(at, signal)
+            if (!changes.statusOf(at).isDirectory()) return changes.unlink(at)
             const message = "Path is a directory: rm removes it with recursive: true"
             throw Object.assign(new Error(message), { code: "ERR_FS_EISDIR", syscall: "rm" })
           })
@@ -123,7 +155,7 @@ export const make = (container: Container): FileSystem.FileSystem => {
         for (;;) {
           const path = `${start}${temporary()}`
           try {
-            inRoot.makeFolder(root, path, 0o700, false)
+            changes.makeFolder(root, path, 0o700, false)
             return path
           } catch (error) {
             if (!inRoot.isErrno(error, EEXIST)) throw error
@@ -147,10 +179,10 @@ export const make = (container: Container): FileSystem.FileSystem => {
     into: Array<string>
   ): Promise<void> => {
     await inRoot.turn(signal)
-    for (const entry of fs.readdirSync(inRoot.via(folder), { withFileTypes: true })) {
-      into.push(`${prefix}${entry.name}`)
-      if (!entry.isDirectory()) continue
-      const at = inRoot.place(folder, entry.name, `${prefix}${entry.name}`)
+    for (const { isFolder, name } of entriesOf(folder)) {
+      into.push(`${prefix}${name}`)
+      if (!isFolder) continue
+      const at = inRoot.place(folder, name, `${prefix}${name}`)
       try {
         await inRoot.using(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW), (fd) =>
           readFolder(fd, `${at.path}/`, signal, into)
@@ -163,7 +195,12 @@ export const make = (container: Container): FileSystem.FileSystem => {
   }
 
   const stat = (path: string): Result<FileSystem.File.Info> =>
-    attempt("stat", path, (root) => infoOf(on(root, path, "stat", (at) => fs.statSync(at))))
+    attempt("stat", path, (root) =>
+      infoOf(
+        on(root, path, "stat", (fd) => fs.statSync(inRoot.via(fd))),
+        ids()
+      )
+    )
 
   return FileSystem.make({
     access: (path, options) =>
@@ -171,26 +208,31 @@ export const make = (container: Container): FileSystem.FileSystem => {
         const read = options?.readable === true ? fs.constants.R_OK : 0
         const write = options?.writable === true ? fs.constants.W_OK : 0
         inRoot.using(inRoot.open(root, path, O_PATH, "access"), (fd) => {
-          const result = native().access(fd, fs.constants.F_OK | read | write)
+          const result = asRoot.access(fd, fs.constants.F_OK | read | write)
           if (result < 0) inRoot.fail(-result, "access", path)
         })
       }),
     chmod: (path, mode) =>
-      attempt("chmod", path, (root) => on(root, path, "chmod", (at) => fs.chmodSync(at, mode))),
+      attempt("chmod", path, (root) => on(root, path, "chmod", (fd) => changes.chmod(fd, mode, path))),
     chown: (path, uid, gid) =>
-      attempt("chown", path, (root) => on(root, path, "chown", (at) => fs.chownSync(at, uid, gid))),
+      attempt("chown", path, (root) =>
+        on(root, path, "chown", (fd) => {
+          const { gids, uids } = ids()
+          changes.chown(fd, [hostId(uids, uid, path), hostId(gids, gid, path)], [uid, gid], path)
+        })
+      ),
     copy: (from, to, options) =>
       attemptLong("copy", from, (root, signal) => copyTree(root, from, to, options ?? {}, signal)),
     copyFile: (from, to) => attemptLong("copyFile", from, (root) => copyFile(root, from, to)),
     link: (from, to) =>
       attempt("link", from, (root) =>
         inRoot.inFolderOf(root, from, 1, "link", (existing) =>
-          inRoot.inFolderOf(root, to, EEXIST, "link", (made) => fs.linkSync(existing.at, made.at))
+          inRoot.inFolderOf(root, to, EEXIST, "link", (made) => changes.link(existing, made))
         )
       ),
     makeDirectory: (path, options) =>
       attempt("makeDirectory", path, (root) =>
-        inRoot.makeFolder(root, path, options?.mode ?? 0o777, options?.recursive ?? false)
+        changes.makeFolder(root, path, options?.mode ?? 0o777, options?.recursive ?? false)
       ),
     makeTempDirectory: makeTempDirectory("makeTempDirectory"),
     makeTempDirectoryScoped: (options) =>
@@ -221,13 +263,22 @@ export const make = (container: Container): FileSystem.FileSystem => {
         "readFile",
         path,
         (root, signal) =>
-          on(root, path, "open", (at): Promise<Uint8Array> => fs.promises.readFile(at, { signal })),
+          on(root, path, "open", async (fd): Promise<Uint8Array> => {
+            try {
+              return await fs.promises.readFile(inRoot.via(fd), { signal })
+            } catch (error) {
+              if (!inRoot.isErrno(error, EACCES)) throw error
+              return inRoot.usingOwn(await inRoot.openAgain(fd, inRoot.O_RDONLY), (own) =>
+                readAll(own, signal)
+              )
+            }
+          }),
         { waits: true }
       ),
     readLink: (path) =>
       attempt("readLink", path, (root) => {
         if (path.endsWith("/")) on(root, path, "readlink", () => inRoot.fail(EINVAL, "readlink", path))
-        return inRoot.inFolder(root, path, EINVAL, "readlink", (at) => fs.readlinkSync(at.at))
+        return inRoot.inFolder(root, path, EINVAL, "readlink", changes.readLink)
       }),
     realPath: (path) => attempt("realPath", path, (root) => inRoot.realPath(root, path)),
     remove: remove("remove"),
@@ -235,29 +286,39 @@ export const make = (container: Container): FileSystem.FileSystem => {
       attempt("rename", from, (root) =>
         inRoot.inFolderOf(root, from, inRoot.EBUSY, "rename", (old) =>
           inRoot.inFolder(root, to, inRoot.EBUSY, "rename", (made) => {
-            if (to.endsWith("/") && !fs.lstatSync(old.at).isDirectory())
+            if (to.endsWith("/") && !changes.statusOf(old).isDirectory())
               return inRoot.fail(ENOTDIR, "rename", to)
-            return fs.renameSync(old.at, made.at)
+            return changes.rename(old, made)
           })
         )
       ),
     stat,
     symlink: (target, path) =>
       attempt("symlink", target, (root) =>
-        inRoot.inFolderOf(root, path, EEXIST, "symlink", (at) => fs.symlinkSync(target, at.at))
+        inRoot.inFolderOf(root, path, EEXIST, "symlink", (at) => changes.symlink(target, at))
       ),
     truncate: (path, length) =>
       attemptLong(
         "truncate",
         path,
         (root) =>
-          on(root, path, "open", (at) =>
-            fs.promises.truncate(at, length === undefined ? undefined : Number(length))
-          ),
+          on(root, path, "open", async (fd) => {
+            const size = length === undefined ? undefined : Number(length)
+            try {
+              await fs.promises.truncate(inRoot.via(fd), size)
+            } catch (error) {
+              if (!inRoot.isErrno(error, EACCES)) throw error
+              await inRoot.usingOwn(await inRoot.openAgain(fd, inRoot.O_WRONLY), (own) =>
+                promisify(fs.ftruncate)(own, size)
+              )
+            }
+          }),
         { waits: true }
       ),
     utimes: (path, atime, mtime) =>
-      attempt("utime", path, (root) => on(root, path, "utime", (at) => fs.utimesSync(at, atime, mtime))),
+      attempt("utime", path, (root) =>
+        on(root, path, "utime", (fd) => changes.utimes(fd, atime, mtime, path))
+      ),
     watch: (path, options) =>
       Stream.unwrap(
         Effect.map(stat(path), () =>
@@ -270,13 +331,7 @@ export const make = (container: Container): FileSystem.FileSystem => {
         path,
         async (root, signal) => {
           const fd = await inRoot.openFile(root, path, flagsOf(options?.flag ?? "w"), options?.mode)
-          try {
-            await new Promise<void>((resolve, reject) =>
-              fs.writeFile(fd, data, { signal }, (error) => (error ? reject(error) : resolve()))
-            )
-          } finally {
-            await inRoot.fsClose(fd)
-          }
+          await inRoot.usingOwn(fd, (own) => promisify(fs.writeFile)(own, data, { signal }))
         },
         { waits: true }
       )

@@ -116,7 +116,7 @@ const READING = inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY
 const CHUNK_BYTES = 1024 * 1024
 const ENXIO = inRoot.ENXIO
 
-const readAt = (fd: number, buffer: Uint8Array, length: number, position: number): Promise<number> =>
+export const readAt = (fd: number, buffer: Uint8Array, length: number, position: number): Promise<number> =>
   new Promise((resolve, reject) =>
     fs.read(fd, buffer, 0, length, position, (error, n) => (error ? reject(error) : resolve(n)))
   )

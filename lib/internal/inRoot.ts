@@ -29,7 +29,7 @@ export const EISDIR = 21
 export const ENXIO = 6
 export const EBUSY = 16
 export const ENOTEMPTY = 39
-const PATH_MAX = 4096
+export const PATH_MAX = 4096
 
 /** A system call that failed, in the form of node:fs. */
 export class Failure extends Error {
@@ -192,10 +192,59 @@ export const fsOpen = (path: string, flags: number, mode?: number): Promise<numb
     fs.open(path, flags, mode, (error, fd) => (error ? reject(error) : resolve(fd)))
   })
 
+/** Gives a descriptor of the runtime's to `use`, and closes it. */
+export const usingOwn = async <A>(fd: number, use: (fd: number) => Promise<A>): Promise<A> => {
+  try {
+    return await use(fd)
+  } finally {
+    await fsClose(fd)
+  }
+}
+
 export const fsClose = (fd: number): Promise<void> =>
   new Promise((resolve, reject) => {
     fs.close(fd, (error) => (error ? reject(error) : resolve()))
   })
+
+/**
+ * A descriptor of the runtime's own node:fs for the file of one of the kernel's, which it closes: Deno's knows only those
+ * that it has opened itself. Undefined where its numbers are not the kernel's.
+ */
+const adopt = async (fd: number): Promise<number | undefined> =>
+  using(fd, async () => {
+    const own = await using(native().memfd(new Uint8Array(0)), async (empty) => {
+      const opened = await fsOpen(via(empty), O_RDONLY)
+      if (identity(opened) === identity(empty)) return opened
+      await fsClose(opened)
+    })
+    if (own === undefined || native().replace(own, fd) >= 0) return own
+    await fsClose(own)
+  })
+
+/** open(2) of what an O_PATH descriptor is of, to a descriptor of the runtime's. */
+export const openAgain = async (fd: number, flags: number): Promise<number> => {
+  try {
+    return await fsOpen(via(fd), flags)
+  } catch (error) {
+    // Only what cannot be waited for: all of this process would wait.
+    if (!isErrno(error, errno.EACCES) || !fs.statSync(via(fd)).isFile()) throw error
+    const opened = asRoot.openIn(AT_FDCWD, via(fd), flags, 0, 0)
+    const own = opened < 0 ? undefined : await adopt(opened)
+    if (own === undefined) throw error
+    return own
+  }
+}
+
+const makeFile = async (at: Place, flags: number, mode: number): Promise<number> => {
+  try {
+    return await fsOpen(at.at, flags, mode)
+  } catch (error) {
+    if (!isErrno(error, errno.EACCES)) throw error
+    const own = await adopt(openPlace(at, flags, "open", mode))
+    if (own === undefined) throw error
+    return own
+  }
+}
 
 const ATTEMPTS = 16
 
@@ -205,7 +254,7 @@ const ATTEMPTS = 16
  */
 export const openFile = async (root: number, path: string, flags: number, mode = 0o666): Promise<number> => {
   const rest = flags & ~(O_CREAT | O_EXCL)
-  const reopen = (fd: number): Promise<number> => using(fd, (opened) => fsOpen(via(opened), rest))
+  const reopen = (fd: number): Promise<number> => using(fd, (opened) => openAgain(opened, rest))
   if ((flags & O_CREAT) === 0) return reopen(open(root, path, O_PATH))
   for (let attempt = 0; ; attempt++) {
     if ((flags & O_EXCL) === 0) {
@@ -219,13 +268,13 @@ export const openFile = async (root: number, path: string, flags: number, mode =
     try {
       // O_EXCL follows nothing in the last place.
       return await inFolder(root, path, errno.EEXIST, "open", (at) =>
-        fsOpen(at.at, flags | O_EXCL | O_NOFOLLOW, mode)
+        makeFile(at, flags | O_EXCL | O_NOFOLLOW, mode)
       )
     } catch (error) {
       if (!isErrno(error, errno.EEXIST) || (flags & O_EXCL) !== 0 || attempt === ATTEMPTS) throw error
     }
     // There is a link to nothing, or somebody else was faster: what this opens is no fifo that it could wait for.
-    const fd = native().openIn(
+    const fd = asRoot.openIn(
       root,
       path,
       (flags & ~O_TRUNC) | O_NONBLOCK | O_NOCTTY,
@@ -268,39 +317,6 @@ export const realPath = (root: number, path: string): string => {
   return `/${done.join("/")}`
 }
 
-/** mkdir(2), and of the folders on the way with `recursive`, which succeeds where there is one. */
-export const makeFolder = (root: number, path: string, mode: number, recursive: boolean): void => {
-  const one = (at: string): void =>
-    inFolder(root, at, errno.EEXIST, "mkdir", (name) => fs.mkdirSync(name.at, { mode }))
-  const isFolder = (at: string): boolean => {
-    try {
-      native().close(open(root, at, O_FOLDER, "mkdir"))
-      return true
-    } catch (error) {
-      if (isErrno(error, errno.ENOTDIR)) return false
-      throw error
-    }
-  }
-  if (!recursive) return one(path)
-  const missing = [path]
-  for (let attempt = 0; missing.length > 0; attempt++) {
-    const at = missing.at(-1)!
-    try {
-      one(at)
-      missing.pop()
-    } catch (error) {
-      if (isErrno(error, errno.EEXIST)) {
-        if (!isFolder(at)) throw missing.length === 1 ? error : new Failure(errno.ENOTDIR, "mkdir", path)
-        missing.pop()
-      } else if (isErrno(error, errno.ENOENT) && at !== "" && attempt < PATH_MAX) {
-        const { folder } = split(at)
-        if (folder === "." || folder === "/") throw error
-        missing.push(folder)
-      } else throw error
-    }
-  }
-}
-
 const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 
 /** Where a link leads, by its own descriptor. */
@@ -341,6 +357,18 @@ export const byteNames = (folder: number, path: string): ReadonlyArray<Uint8Arra
   })
 }
 
+/** lstat(2), undefined where nothing is. */
+export const statusOf = (at: Place): fs.Stats | undefined => {
+  try {
+    return fs.lstatSync(at.at, { throwIfNoEntry: false })
+  } catch (error) {
+    if (!isErrno(error, errno.EACCES)) throw error
+    const fd = asRoot.openIn(at.folder, at.name, O_PATH | O_NOFOLLOW, SINGLE, 0)
+    if (fd === -errno.ENOENT) return undefined
+    return fd < 0 ? fail(-fd, "lstat", at.path) : using(fd, () => fs.statSync(via(fd)))
+  }
+}
+
 /** The names in an opened folder, O_PATH or not, with U+FFFD for what is not UTF-8. */
 export const names = (fd: number): ReadonlyArray<string> => {
   try {
@@ -362,22 +390,6 @@ export const turn = async (signal: AbortSignal): Promise<void> => {
     turned = performance.now()
   }
   signal.throwIfAborted()
-}
-
-/** Removes whatever is there; a folder with all that is in it. */
-export const removeTree = async (at: Place, signal: AbortSignal): Promise<void> => {
-  if (!fs.lstatSync(at.at).isDirectory()) return fs.unlinkSync(at.at)
-  await using(openPlace(at, O_FOLDER | O_NOFOLLOW), async (fd) => {
-    for (const name of names(fd)) {
-      try {
-        await removeTree(place(fd, name, join(at.path, name)), signal)
-      } catch (error) {
-        if (!isErrno(error, errno.ENOENT)) throw error
-      }
-    }
-  })
-  await turn(signal)
-  fs.rmdirSync(at.at)
 }
 
 /** An effect of a promise that is told of an interruption, and waited for unless it may wait itself, for a fifo. */

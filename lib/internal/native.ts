@@ -36,13 +36,25 @@ export interface Native {
     resolve: number,
     mode: number
   ) => number
-  /** The same as root of a user namespace, a descriptor, that this process's user has made; makes nothing. */
+  /** The same as root of a user namespace, a descriptor, that this process's user has made; waits for nobody. */
   readonly openAsRoot: (
     namespace: number,
     folder: number,
     path: string | Uint8Array,
     flags: number,
-    resolve: number
+    resolve: number,
+    mode: number
+  ) => number
+  /** One of the calls of native/as_root.h, as root of a user namespace. */
+  readonly changeAsRoot: (
+    namespace: number,
+    change: number,
+    folder: number,
+    name: string,
+    other: number,
+    text: string,
+    a: number,
+    b: number
   ) => number
   /** `[seconds, nanoseconds]` of the last change of the contents, or `[-errno, -1]`. This and the next eight take O_PATH. */
   readonly modified: (fd: number) => readonly [number, number]
@@ -58,6 +70,7 @@ export interface Native {
   readonly access: (fd: number, mode: number) => number
   /** An inotify(7) that watches one file or folder, and does not block. */
   readonly inotify: (fd: number, mask: number) => number
+  readonly inotifyAsRoot: (namespace: number, fd: number, mask: number) => number
   /** A new eventfd(2), which does not block. */
   readonly eventfd: () => number
   /** `[start, end]` of the next bytes that are no hole, which are read next, or `[-errno, 0]`: ENXIO where there are none. */
@@ -69,6 +82,8 @@ export interface Native {
   /** readlinkat(2) of a link's own descriptor. */
   readonly readLink: (fd: number, bytes: Uint8Array) => number
   readonly duplicate: (fd: number) => number
+  /** dup3(2): has `fd` be what `by` is, without its being closed in between. */
+  readonly replace: (fd: number, by: number) => number
   /** TIOCSWINSZ of a terminal. */
   readonly resize: (terminal: number, rows: number, columns: number) => number
   readonly memfd: (bytes: Uint8Array) => number

@@ -6,6 +6,7 @@ import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import { type BerthError, InvalidOption } from "../BerthError.ts"
 import type { Container } from "../Container.ts"
+import * as changes from "./changes.ts"
 import * as copy from "./copy.ts"
 import { EEXIST, ENOENT, ENOTDIR } from "./errno.ts"
 import { type Ids, inside, outside } from "./ids.ts"
@@ -168,7 +169,7 @@ class Unpacking implements tar.Handler {
     } catch (error) {
       if (!inRoot.isErrno(error, ENOENT)) throw error
     }
-    inRoot.makeFolder(this.root, inRoot.split(path).folder, 0o755, true)
+    changes.makeFolder(this.root, inRoot.split(path).folder, 0o755, true)
     return inRoot.inFolder(this.root, path, EEXIST, "open", use)
   }
 

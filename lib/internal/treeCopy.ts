@@ -2,15 +2,36 @@
 import * as fs from "node:fs"
 import * as path from "node:path/posix"
 import type { CopyOptions } from "@effect/platform/FileSystem"
-import { EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
+import * as changes from "./changes.ts"
+import { readAt, writeAt } from "./copy.ts"
+import { EACCES, EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import { native, O_NOFOLLOW, O_PATH } from "./native.ts"
-
-const statusOf = (at: inRoot.Place): fs.Stats | undefined => fs.lstatSync(at.at, { throwIfNoEntry: false })
 
 const identityOf = (at: inRoot.Place): string => inRoot.using(inRoot.openPlace(at), inRoot.identity)
 
 const refuse = (at: inRoot.Place): never => inRoot.fail(EINVAL, "cp", at.path)
+
+const CHUNK_BYTES = 64 * 1024
+
+/** Between two O_PATH descriptors, or such as are open. */
+const copyContents = async (from: number, to: number): Promise<void> => {
+  try {
+    await fs.promises.copyFile(inRoot.via(from), inRoot.via(to))
+  } catch (error) {
+    if (!inRoot.isErrno(error, EACCES)) throw error
+    await inRoot.usingOwn(await inRoot.openAgain(from, inRoot.O_RDONLY), async (source) =>
+      inRoot.usingOwn(await inRoot.openAgain(to, inRoot.O_WRONLY | inRoot.O_TRUNC), async (target) => {
+        const chunk = new Uint8Array(CHUNK_BYTES)
+        for (let at = 0, n = 0; ; at += n) {
+          n = await readAt(source, chunk, chunk.length, at)
+          if (n === 0) return
+          await writeAt(target, chunk.subarray(0, n), at)
+        }
+      })
+    )
+  }
+}
 
 const copyFileTo = async (source: inRoot.Place, target: inRoot.Place, options: CopyOptions): Promise<void> =>
   inRoot.using(inRoot.openPlace(source), async (from) => {
@@ -18,17 +39,17 @@ const copyFileTo = async (source: inRoot.Place, target: inRoot.Place, options: C
     if (!status.isFile()) return refuse(source)
     const create = inRoot.O_WRONLY | inRoot.O_CREAT | inRoot.O_EXCL | O_NOFOLLOW
     await inRoot.using(inRoot.openPlace(target, create, "cp", 0o600), async (to) => {
-      await fs.promises.copyFile(inRoot.via(from), inRoot.via(to))
-      fs.chmodSync(inRoot.via(to), status.mode & 0o7777)
-      if (options.preserveTimestamps === true) fs.utimesSync(inRoot.via(to), status.atime, status.mtime)
+      await copyContents(from, to)
+      changes.chmod(to, status.mode & 0o7777, target.path)
+      if (options.preserveTimestamps === true) changes.utimes(to, status.atime, status.mtime, target.path)
     })
   })
 
 const copyLink = (source: inRoot.Place, target: inRoot.Place, existing: fs.Stats | undefined): void => {
-  const text = fs.readlinkSync(source.at)
-  if (existing?.isSymbolicLink() === true) fs.unlinkSync(target.at)
+  const text = changes.readLink(source)
+  if (existing?.isSymbolicLink() === true) changes.unlink(target)
   // As cp of node:fs does: a relative link becomes an absolute one.
-  fs.symlinkSync(path.resolve("/", path.dirname(source.path), text), target.at)
+  changes.symlink(path.resolve("/", path.dirname(source.path), text), target)
 }
 
 const copyEntry = async (
@@ -37,19 +58,19 @@ const copyEntry = async (
   options: CopyOptions,
   signal: AbortSignal
 ): Promise<void> => {
-  const status = fs.lstatSync(source.at)
-  const existing = statusOf(target)
+  const status = changes.statusOf(source)
+  const existing = inRoot.statusOf(target)
   if (existing !== undefined && identityOf(source) === identityOf(target)) return refuse(target)
   if (existing !== undefined && status.isDirectory() !== existing.isDirectory()) return refuse(target)
   await inRoot.turn(signal)
   if (status.isSymbolicLink()) return copyLink(source, target, existing)
   if (status.isFile()) {
     if (existing !== undefined && options.overwrite !== true) return
-    if (existing !== undefined) fs.unlinkSync(target.at)
+    if (existing !== undefined) changes.unlink(target)
     return copyFileTo(source, target, options)
   }
   if (!status.isDirectory()) return refuse(source)
-  if (existing === undefined) fs.mkdirSync(target.at)
+  if (existing === undefined) changes.mkdir(target, 0o777)
   const flags = inRoot.O_FOLDER | O_NOFOLLOW
   await inRoot.using(inRoot.openPlace(source, flags), (from) =>
     inRoot.using(inRoot.openPlace(target, flags), async (to) => {
@@ -60,7 +81,7 @@ const copyEntry = async (
           options,
           signal
         )
-      if (existing === undefined) fs.chmodSync(inRoot.via(to), status.mode & 0o7777)
+      if (existing === undefined) changes.chmod(to, status.mode & 0o7777, target.path)
     })
   )
 }
@@ -97,7 +118,7 @@ const openParent = (root: number, at: string): number => {
   } catch (error) {
     if (!inRoot.isErrno(error, ENOENT)) throw error
   }
-  inRoot.makeFolder(root, folder, 0o777, true)
+  changes.makeFolder(root, folder, 0o777, true)
   return inRoot.open(root, folder, inRoot.O_FOLDER, "cp")
 }
 
@@ -127,7 +148,7 @@ export const copyFile = (root: number, from: string, to: string): Promise<void> 
     await inRoot.using(await openTarget(root, to, mode & 0o7777), async (target) => {
       regular(target, to)
       if (inRoot.identity(source) === inRoot.identity(target)) return
-      await fs.promises.copyFile(inRoot.via(source), inRoot.via(target))
-      fs.chmodSync(inRoot.via(target), mode & 0o7777)
+      await copyContents(source, target)
+      changes.chmod(target, mode & 0o7777, to)
     })
   })

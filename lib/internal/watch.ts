@@ -2,12 +2,12 @@
  * The changes of a file or folder inside a root, by inotify(7) on a descriptor: the watch of node:fs goes by path, and
  * those of Deno and Bun by the path that the descriptor has, which on the host is another file's.
  */
-import * as fs from "node:fs"
 import type { PlatformError } from "@effect/platform/Error"
 import { SystemError, type SystemErrorReason } from "@effect/platform/Error"
 import * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
+import * as asRoot from "./asRoot.ts"
 import { EAGAIN, EINTR } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import * as Loop from "./loop.ts"
@@ -84,13 +84,13 @@ export const watch = (
           Effect.try({
             try: () => {
               const target = inRoot.open(root, path, O_PATH, "watch")
-              const inotify = native().inotify(target, MASK)
+              const inotify = asRoot.inotify(target, MASK)
               if (inotify < 0) {
                 native().close(target)
                 return inRoot.fail(-inotify, "watch", path)
               }
               const exists = (name: string): boolean =>
-                fs.lstatSync(`${inRoot.via(target)}/${name}`, { throwIfNoEntry: false }) !== undefined
+                inRoot.statusOf(inRoot.place(target, name, name)) !== undefined
               const stop = follow(
                 inotify,
                 ({ mask, name }) => {

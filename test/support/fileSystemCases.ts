@@ -44,6 +44,9 @@ export interface Exception {
   readonly gives: unknown
 }
 
+// Without root nobody gives files away on the host, and a container's ids are others.
+const isRoot = process.getuid?.() === 0
+
 export const table: ReadonlyArray<readonly [name: string, body: Body, exception?: Exception]> = [
   [
     "writes and reads a file",
@@ -291,11 +294,12 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
         yield* fs.utimes(at("l"), 1000, new Date(2_000_000))
         yield* fs.truncate(at("l"), 4)
         yield* fs.utimes(at("l"), 1000, new Date(2_000_000))
-        yield* fs.chown(at("l"), 12, 34)
+        if (isRoot) yield* fs.chown(at("l"), 12, 34)
         const info = yield* fs.stat(at("f"))
         yield* fs.truncate(at("f"))
         return [
-          { mode: info.mode, uid: info.uid, gid: info.gid, size: info.size, type: info.type },
+          { mode: info.mode, size: info.size, type: info.type },
+          isRoot ? [info.uid, info.gid] : [],
           { atime: info.atime, mtime: info.mtime, nlink: info.nlink },
           (yield* fs.stat(at("f"))).size
         ]
