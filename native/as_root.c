@@ -1,5 +1,7 @@
 #include "as_root.h"
+#include "descriptor.h"
 #include "syscalls.h"
+#include "util.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -10,6 +12,7 @@
 #include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
@@ -25,23 +28,39 @@ struct task {
     enum change change;
     int other;
     int64_t a, b;
+    bool opens;     // the result is a descriptor, which goes through the socket
+    int socket;
     long result;
 };
 
 static int run(void *argument) {
     struct task *task = argument;
     long result = setns(task->user_namespace, CLONE_NEWUSER) < 0 ? -1 : task->call(task);
-    task->result = result < 0 ? -errno : result;
+    if (result < 0) task->result = -errno;
+    else if (!task->opens) task->result = result;
+    else if (descriptor_send(task->socket, "", 1, (int)result) < 0) task->result = -errno;
     _exit(0);
 }
 
-// A process of several threads cannot enter a user namespace (setns(2)), but a child of it can, and what that opens in the
-// table of descriptors that both share stays open. As in process.c it runs in this one's memory, while this one waits.
+static long received(int socket) {
+    char byte;
+    int fd;
+    return descriptor_receive(socket, &byte, 1, &fd) == 1 && fd >= 0 ? fd : -1;
+}
+
+// A process of several threads cannot enter a user namespace (setns(2)), but a child of it can. As in process.c it runs in
+// this one's memory, while this one waits. It has a table of descriptors of its own, as a container with the host's pids may
+// kill it at any time, and what it had opened in this one's would stay open.
 static long perform(struct task *task) {
     static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; // the memory has one mark of who may look into it
     const size_t stack_size = 64 << 10;
+    int ends[2] = {-1, -1};
+    if (task->opens && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) return -errno;
+    cleanup_close int ours = ends[0], theirs = ends[1];
     char *stack = mmap(NULL, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (stack == MAP_FAILED) return -errno;
+    task->socket = theirs;
+    task->result = -EIO; // of one that was killed
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -51,14 +70,15 @@ static long perform(struct task *task) {
     bool dumpable = prctl(PR_GET_DUMPABLE) == 1;
     if (dumpable) prctl(PR_SET_DUMPABLE, 0);
     // No signal at its end: whoever waits for children of this process does not get to see it.
-    pid_t pid = clone(run, stack + stack_size, CLONE_VM | CLONE_VFORK | CLONE_FILES, task);
+    pid_t pid = clone(run, stack + stack_size, CLONE_VM | CLONE_VFORK | (task->opens ? 0 : CLONE_FILES), task);
     if (pid < 0) task->result = -errno;
     else waitpid(pid, NULL, __WCLONE);
     if (dumpable) prctl(PR_SET_DUMPABLE, 1);
     pthread_mutex_unlock(&one_at_a_time);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     munmap(stack, stack_size);
-    return task->result;
+    int fd = task->opens ? (int)received(ours) : -1;
+    return fd >= 0 ? fd : task->result;
 }
 
 static long open_file(const struct task *task) {
@@ -112,7 +132,7 @@ long open_as_root(int user_namespace, int folder, const char *path, uint64_t fla
         .flags = flags | O_CLOEXEC | (flags & O_PATH ? 0 : O_NONBLOCK),
         .mode = flags & O_CREAT ? mode : 0,
         .resolve = resolve,
-        .result = -EIO,
+        .opens = true,
     };
     return perform(&task);
 }
@@ -125,13 +145,12 @@ long xattr_as_root(int user_namespace, const char *path, const char *name, void 
         .name = name,
         .value = value,
         .size = size,
-        .result = -EIO,
     };
     return perform(&task);
 }
 
 long watch_as_root(int user_namespace, const char *path, uint32_t mask) {
-    struct task task = {.user_namespace = user_namespace, .call = watch, .path = path, .flags = mask, .result = -EIO};
+    struct task task = {.user_namespace = user_namespace, .call = watch, .path = path, .flags = mask, .opens = true};
     return perform(&task);
 }
 
@@ -146,7 +165,6 @@ long change_as_root(int user_namespace, enum change which, int folder, const cha
         .name = text,
         .a = a,
         .b = b,
-        .result = -EIO,
     };
     return perform(&task);
 }
