@@ -7,8 +7,10 @@ import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
 import { Berth, BerthError, Container, Image, Plan } from "../lib/index.ts"
 import { EBUSY } from "../lib/internal/errno.ts"
+import { ranges } from "../lib/internal/ids.ts"
 import { native, programPath } from "../lib/internal/native.ts"
 import { berthIn, failure, suite } from "./support/effect.ts"
+import type { Hiding, Kind } from "./support/hiding.ts"
 import { cgroupsOf, eventually, isAlive, sleep } from "./support/leftovers.ts"
 import { ended, firstLine, program } from "./support/program.ts"
 import { whyNoBusybox } from "./support/rootfs.ts"
@@ -37,6 +39,8 @@ const makeStale = (folder: string): string => {
   fs.writeFileSync(`${state}/lock`, "")
   return state
 }
+
+const ids = process.getuid?.() === 0 ? undefined : ranges()
 
 const freezer = "/sys/fs/cgroup/freezer"
 const whyNoFreezer = fs.existsSync(`${freezer}/tasks`) ? false : "no freezer of cgroup version 1"
@@ -71,16 +75,25 @@ suite("what is swept", (effect, folder) => {
     })
   )
 
+  const hides: ReadonlyArray<Kind> = ["hidden"]
+  const others: ReadonlyArray<Kind> = [
+    "hidden as another user",
+    "another user",
+    "a second process of another user"
+  ]
   effect(
-    "one that has hidden, where it may make namespaces, and lost its program and supervisor",
+    "what has hidden, where it may make namespaces, or is another user's, and has lost its program and supervisor",
     () =>
       Effect.gen(function* () {
         const at = `${folder()}/hidden`
-        const hiding = program("hiding.ts", [at], { stdio: ["ignore", "pipe", "inherit"] })
-        const { pid, said, supervisor } = JSON.parse(yield* Effect.promise(() => firstLine(hiding)))
-        assert.equal(said, "hide ok")
+        const kinds = typeof ids === "string" ? hides : [...hides, ...others]
+        const hiding = program("hiding.ts", [at, ...kinds], { stdio: ["ignore", "pipe", "inherit"] })
+        const line = yield* Effect.promise(() => firstLine(hiding))
+        const { started, supervisor }: Hiding = JSON.parse(line)
+        assert.equal(started.length, kinds.length)
+        for (const { said } of started) assert.match(said, /^(hide|stay) ok$|^\d+$/)
         const gone = ended(hiding)
-        // Whichever outlives the other would end the container: the program is stopped first.
+        // Whichever outlives the other would end the containers: the program is stopped first.
         process.kill(hiding.pid!, "SIGSTOP")
         const isStopped = () => /\) T /.test(fs.readFileSync(`/proc/${hiding.pid}/stat`, "utf8"))
         assert.ok(yield* Effect.promise(() => eventually(isStopped, 20_000)))
@@ -90,11 +103,17 @@ suite("what is swept", (effect, folder) => {
         // Whose lock can be had is dead.
         assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(supervisor), 20_000)))
         yield* Effect.sleep("50 millis")
-        // As the attack has it: alive, and with no mount that tells of Berth.
-        assert.ok(isAlive(pid))
-        assert.doesNotMatch(fs.readFileSync(`/proc/${pid}/mountinfo`, "utf8"), /berth/)
+        // As the attack has it: alive, and where it has hidden with no mount that tells of Berth.
+        for (const { kind, pid } of started) {
+          assert.ok(isAlive(pid), kind)
+          if (!kind.startsWith("hidden")) continue
+          assert.doesNotMatch(fs.readFileSync(`/proc/${pid}/mountinfo`, "utf8"), /berth/)
+        }
         yield* another(at, Effect.void)
-        assert.ok(!isAlive(pid))
+        assert.deepEqual(
+          started.filter(({ pid }) => isAlive(pid)),
+          []
+        )
         assert.deepEqual(fs.readdirSync(`${at}/run`), [])
       }),
     { skip: whyNoBusybox }

@@ -289,9 +289,11 @@ static int write_file(const char *path, const char *text) {
 
 // Where nothing says whose it is: without its parent-death signal, in a mount namespace with one empty file system.
 static int hide(void) {
+    char map[32];
+    snprintf(map, sizeof map, "0 %u 1", getuid());
     prctl(PR_SET_PDEATHSIG, 0);
     if (unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0) return -1;
-    if (write_file("/proc/self/setgroups", "deny") < 0 || write_file("/proc/self/uid_map", "0 0 1") < 0) return -1;
+    if (write_file("/proc/self/setgroups", "deny") < 0 || write_file("/proc/self/uid_map", map) < 0) return -1;
     if (syscall(SYS_mount, "none", "/tmp", "tmpfs", 0, NULL) < 0 || chdir("/tmp") < 0) return -1;
     if (syscall(SYS_pivot_root, ".", ".") < 0 || syscall(SYS_umount2, ".", 2) < 0) return -1;
     if (fork() == 0) setsid();
@@ -324,7 +326,11 @@ int main(int argc, char **argv) {
         else if (!strcmp(word, "links")) count_links();
         else if (!strncmp(word, "add-key:", 8)) say("add-key", add_session_key(word + 8));
         else if (!strncmp(word, "listen:", 7)) listen_abstract(word + 7);
-        else if (!strcmp(word, "hide")) {
+        else if (!strcmp(word, "stay")) {
+            say("stay", prctl(PR_SET_PDEATHSIG, 0));
+            fflush(stdout);
+            pause();
+        } else if (!strcmp(word, "hide")) {
             say("hide", hide());
             fflush(stdout);
             pause();
