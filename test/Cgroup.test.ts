@@ -5,14 +5,9 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { Cgroup, Container, Image } from "../lib/index.ts"
-import { detect } from "../lib/internal/cgroupTree.ts"
+import { without } from "./support/controllers.ts"
 import { failure, suite } from "./support/effect.ts"
 import { eventually, isAlive } from "./support/leftovers.ts"
-
-const tree = detect()
-
-const without = (controller: string): string | false =>
-  tree.controllers[controller] === undefined ? `no ${controller}: ${tree.missing(controller)}` : false
 
 const run = (script: string, limits: Cgroup.Limits) =>
   Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["sh", "-c", script], limits }))

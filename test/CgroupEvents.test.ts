@@ -8,13 +8,8 @@ import * as Metric from "effect/Metric"
 import * as MetricState from "effect/MetricState"
 import * as Stream from "effect/Stream"
 import { Cgroup, Container, Image } from "../lib/index.ts"
-import { detect } from "../lib/internal/cgroupTree.ts"
+import { tree, without } from "./support/controllers.ts"
 import { failure, suite } from "./support/effect.ts"
-
-const tree = detect()
-
-const without = (controller: string): string | false =>
-  tree.controllers[controller] === undefined ? `no ${controller}: ${tree.missing(controller)}` : false
 
 const noPressure = (): string | false =>
   without("pressure") ||

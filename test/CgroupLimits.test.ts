@@ -3,15 +3,10 @@ import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { type BerthError, Cgroup, Container, Image } from "../lib/index.ts"
-import { detect } from "../lib/internal/cgroupTree.ts"
+import { tree, without } from "./support/controllers.ts"
 import { failure, suite } from "./support/effect.ts"
 import { eventually, isAlive } from "./support/leftovers.ts"
 import { commandOf, ended, root } from "./support/program.ts"
-
-const tree = detect()
-
-const without = (controller: string): string | false =>
-  tree.controllers[controller] === undefined ? `no ${controller}: ${tree.missing(controller)}` : false
 
 const isV1 = (controller: string): boolean => tree.controllers[controller]?.version === 1
 
@@ -332,7 +327,7 @@ suite("Cgroup limits", (effect, folder) => {
   const open = (container: Container.Container, path: string) =>
     Effect.map(Container.exec(container, ["sh", "-c", `: <${path}`]), ({ exitCode }) => exitCode === 0)
 
-  effect(
+  effect.asRoot(
     "of devices: Docker's list, and what is added to it",
     () =>
       Effect.gen(function* () {
@@ -372,7 +367,7 @@ suite("Cgroup limits", (effect, folder) => {
     { skip: without("devices") }
   )
 
-  effect(
+  effect.asRoot(
     "of devices are changed in place",
     () =>
       Effect.gen(function* () {
@@ -449,7 +444,7 @@ suite("Cgroup limits", (effect, folder) => {
     })
   )
 
-  effect(
+  effect.asRoot(
     "in a tree that is mounted read-only",
     () =>
       Effect.promise(async () => {
