@@ -37,7 +37,7 @@ suite("A full disk", (effect) => {
     "has room for the blob of a layer, but not for what is in it": () => new Uint8Array(20_000_000).fill(7)
   }
   for (const [name, content] of Object.entries(cases))
-    effect(
+    effect.asRoot(
       `${name}: the error says so, and the store is as it was`,
       () =>
         Effect.gen(function* () {
