@@ -3,16 +3,8 @@ import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import * as Effect from "effect/Effect"
 import { Berth, BerthError, Container, Image } from "../lib/index.ts"
-import { asNobody, whyNoUserNamespace } from "./support/asNobody.ts"
-import {
-  allowTime,
-  berthIn,
-  makeTemporaryFolder,
-  remove,
-  suite,
-  whyNoContainers,
-  whyNotRoot
-} from "./support/effect.ts"
+import { asNobody, whyNotNobody } from "./support/asNobody.ts"
+import { allowTime, berthIn, makeTemporaryFolder, remove, suite, whyNoContainers } from "./support/effect.ts"
 import { commandOf, ended, program } from "./support/program.ts"
 
 allowTime()
@@ -48,7 +40,7 @@ describe("Berth, where it cannot be", { skip: process.platform === "linux" ? fal
   })
 
   test("without root and without user namespaces the layer says how to have them", {
-    skip: whyNoContainers || whyNotRoot || whyNoUserNamespace
+    skip: whyNoContainers || whyNotNobody
   }, async () => {
     const home = `${folder}/rootless`
     fs.chmodSync(folder, 0o755)

@@ -11,14 +11,16 @@ import * as Scope from "effect/Scope"
 import { Berth, BerthError, Cgroup, Container, Image, Namespace } from "../lib/index.ts"
 import { EBUSY, ETIMEDOUT } from "../lib/internal/errno.ts"
 import { limits } from "../lib/internal/supervisor.ts"
+import { tree, without } from "./support/controllers.ts"
 import { berthIn, suite } from "./support/effect.ts"
 import { eventually, isAlive } from "./support/leftovers.ts"
 
 const sleeping = (options: Container.StartOptions = {}) =>
   Effect.flatMap(Image.host, (image) => Container.start(image, { command: ["sleep", "1000"], ...options }))
 
-const freezer = "/sys/fs/cgroup/freezer"
-const whyNoFreezer = fs.existsSync(`${freezer}/tasks`) ? false : "no freezer of cgroup version 1"
+const freezer = tree.controllers.freezer?.folder
+const whyNoFreezer =
+  without("freezer") || (tree.controllers.freezer?.version === 1 ? false : "no freezer of cgroup version 1")
 
 /** A cgroup of the test's own, in which what is put stands still, whatever signal comes, until it is let go. */
 const makeFreezer = Effect.acquireRelease(

@@ -5,8 +5,12 @@ import * as fs from "node:fs"
 import { eventually } from "./leftovers.ts"
 import { type Ended, ended, root } from "./program.ts"
 
-export const whyNoUserNamespace: string | false =
-  spawnSync("unshare", ["--user", "true"]).status === 0 ? false : "unshare --user does not work here"
+export const whyNotNobody: string | false =
+  process.getuid?.() !== 0
+    ? "only root becomes nobody"
+    : spawnSync("unshare", ["--user", "true"]).status === 0
+      ? false
+      : "unshare --user does not work here"
 
 /**
  * Runs it with `home` for its own, which is made. It is in a user namespace whose root runs `first`, shell that ends in
