@@ -32,7 +32,7 @@ suite("Image.save", (effect) => {
       }
     })
 
-  effect(
+  effect.asRoot(
     "an OCI archive and a layout are read by skopeo and umoci, with the same digest and tree",
     () =>
       Effect.gen(function* () {
@@ -52,7 +52,7 @@ suite("Image.save", (effect) => {
     options
   )
 
-  effect(
+  effect.asRoot(
     "an archive for docker has plain layers, which skopeo copies into the same tree",
     () =>
       Effect.gen(function* () {
@@ -72,7 +72,7 @@ suite("Image.save", (effect) => {
     options
   )
 
-  effect(
+  effect.asRoot(
     "podman loads and runs what was saved, with the same config and tree, and what podman saves is loaded and runs here",
     () =>
       Effect.gen(function* () {
