@@ -202,31 +202,33 @@ const apply = (root: string, changes: ReadonlyArray<Change>): void => {
 const some = fc.array(change, { maxLength: 50, size: "max" })
 
 suite("ImageLayer.diff", (effect) => {
-  effect("what one overlay shows, another of the same lower layer and the diff unpacked shows too", () =>
-    Effect.gen(function* () {
-      const runtime = yield* Effect.runtime<Berth.Berth>()
-      const law = (before: ReadonlyArray<Change>, after: ReadonlyArray<Change>) =>
-        Effect.gen(function* () {
-          const here = yield* hostFolder
-          const lower = `${here}/lower`
-          fs.mkdirSync(lower)
-          apply(lower, before)
-          const one = yield* mounted(lower, [lower])
-          apply(one.root, after)
-          const wanted = describe(one.root)
-          const archive = yield* diff(one.upper)
-          assert.doesNotMatch(unpack(archive, `${here}/layer`), /^(implicit|hardlink|skipped)/m)
-          const other = yield* mounted(lower, [lower, `${here}/layer`])
-          assert.deepEqual(describe(other.root), wanted)
-          assert.ok(Buffer.from(yield* diff(one.upper)).equals(archive), "twice the same bytes")
-        }).pipe(Effect.scoped)
-      yield* Effect.promise(() =>
-        fc.assert(
-          fc.asyncProperty(some, some, (before, after) => Runtime.runPromise(runtime)(law(before, after))),
-          { interruptAfterTimeLimit: 12_000, numRuns: 200, includeErrorInReport: true }
+  effect.asRoot(
+    "what one overlay shows, another of the same lower layer and the diff unpacked shows too",
+    () =>
+      Effect.gen(function* () {
+        const runtime = yield* Effect.runtime<Berth.Berth>()
+        const law = (before: ReadonlyArray<Change>, after: ReadonlyArray<Change>) =>
+          Effect.gen(function* () {
+            const here = yield* hostFolder
+            const lower = `${here}/lower`
+            fs.mkdirSync(lower)
+            apply(lower, before)
+            const one = yield* mounted(lower, [lower])
+            apply(one.root, after)
+            const wanted = describe(one.root)
+            const archive = yield* diff(one.upper)
+            assert.doesNotMatch(unpack(archive, `${here}/layer`), /^(implicit|hardlink|skipped)/m)
+            const other = yield* mounted(lower, [lower, `${here}/layer`])
+            assert.deepEqual(describe(other.root), wanted)
+            assert.ok(Buffer.from(yield* diff(one.upper)).equals(archive), "twice the same bytes")
+          }).pipe(Effect.scoped)
+        yield* Effect.promise(() =>
+          fc.assert(
+            fc.asyncProperty(some, some, (before, after) => Runtime.runPromise(runtime)(law(before, after))),
+            { interruptAfterTimeLimit: 12_000, numRuns: 200, includeErrorInReport: true }
+          )
         )
-      )
-    })
+      })
   )
 
   /** A layer of a folder that a script makes. */
@@ -258,7 +260,7 @@ suite("ImageLayer.diff", (effect) => {
     })
   )
 
-  effect("says what was removed, replaced, and what is a device", () =>
+  effect.asRoot("says what was removed, replaced, and what is a device", () =>
     Effect.gen(function* () {
       const { upper } = yield* madeBy(
         `mknod gone c 0 0; ln gone gone-too; mkdir d; mknod d/old c 0 0; touch d/a; mknod null c 1 3; mknod disk b 259 1048575; mkfifo p
@@ -284,7 +286,7 @@ suite("ImageLayer.diff", (effect) => {
     })
   )
 
-  effect("keeps names that are not UTF-8, long names, and holes as zeros", () =>
+  effect.asRoot("keeps names that are not UTF-8, long names, and holes as zeros", () =>
     Effect.gen(function* () {
       const long = "n".repeat(200)
       const { here, upper } = yield* madeBy(
@@ -319,7 +321,7 @@ suite("ImageLayer.diff", (effect) => {
     })
   )
 
-  effect("refuses what a layer cannot say, and names it", () =>
+  effect.asRoot("refuses what a layer cannot say, and names it", () =>
     Effect.gen(function* () {
       const attribute = (name: string) =>
         `mkdir d; touch d/f; python3 -c 'import os; os.setxattr("d/f", "${name}", b"x")'`

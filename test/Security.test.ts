@@ -184,7 +184,8 @@ suite("Security", (effect) => {
         maskedPaths: ["/etc/passwd", "/usr/share", "/no/such"],
         readonlyPaths: ["/etc", "/no/such"]
       })
-      assert.equal(stdout, "0\n0\nrefused\nwritten\n")
+      // Without root, the host's folders are read-only anyhow.
+      assert.equal(stdout, `0\n0\nrefused\n${process.getuid?.() === 0 ? "written\n" : ""}`)
       const root = yield* run({
         command: ["sh", "-c", "(echo x > /opt/x) 2>/dev/null || echo refused"],
         readOnly: true

@@ -348,6 +348,12 @@ const mayHide = (process: Process, { created }: Surroundings): boolean =>
   !process.init &&
   created.has("pid")
 
+// The file of the domain name is the host's root's, also in a user namespace that may set it (kernel/utsname_sysctl.c).
+const setParameter = ([key, value]: readonly [key: string, value: string]): Operation =>
+  key === "kernel.domainname"
+    ? { op: "domainname", name: value }
+    : { op: "sysctl", key: key.replaceAll(".", "/"), value }
+
 /** A process in a root of its own. */
 export const container = (process: Process, around: Surroundings): ReadonlyArray<Operation> => {
   // A cgroup namespace shows what the process is in when it is made, so that one comes after the cgroup has been
@@ -375,9 +381,7 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
     ...(around.hostname === undefined ? [] : [{ op: "hostname", name: around.hostname } as const]),
     ...(around.idMap === undefined ? [around.root] : []),
     ...makeRoot(around),
-    ...Object.entries(around.sysctls).map(
-      ([key, value]): Operation => ({ op: "sysctl", key: key.replaceAll(".", "/"), value })
-    ),
+    ...Object.entries(around.sysctls).map(setParameter),
     ...become(process)
   ])
 }
