@@ -4,8 +4,14 @@ import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import { inspect } from "node:util"
 import { gzipSync } from "node:zlib"
+import * as FileSystem from "@effect/platform/FileSystem"
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Berth from "../lib/Berth.ts"
 import * as Image from "../lib/Image.ts"
 import { whyNotRoot } from "./support/effect.ts"
 import {
@@ -306,6 +312,31 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     const image = await run(berth, Image.fromLayout(large))
     assert.equal(fs.readdirSync(`${image.layers[0]}/d`).length, 2000)
     assert.deepEqual(fs.readdirSync(`${berth}/layers/sha256`).length, 1)
+  })
+
+  test("leaves nothing when it is interrupted while it takes a layer's lock", async () => {
+    const berth = `${folder}/locking`
+    const opened = Effect.runSync(Deferred.make<void>())
+    const slow = Layer.map(NodeFileSystem.layer, (context) => {
+      const real = Context.get(context, FileSystem.FileSystem)
+      const open: typeof real.open = (path, options) =>
+        Effect.tap(real.open(path, options), () =>
+          path.endsWith(".lock")
+            ? Effect.zipRight(Deferred.succeed(opened, undefined), Effect.sleep("50 millis"))
+            : Effect.void
+        )
+      return Context.make(FileSystem.FileSystem, { ...real, open })
+    })
+    const small = `${folder}/small`
+    writeIndex(small, [writeImage(small, [{ tar: makeTar({ a: "a" }), as: "tar" }])])
+    const interrupted = Effect.gen(function* () {
+      const fiber = yield* Effect.fork(Image.fromLayout(small))
+      yield* Deferred.await(opened)
+      yield* Fiber.interrupt(fiber)
+    })
+    const layer = Layer.provide(Berth.layerWith({ folder: berth }), slow)
+    await Effect.runPromise(Effect.provide(interrupted, layer))
+    assert.deepEqual(fs.readdirSync(`${berth}/layers/sha256`), [])
   })
 
   test("leaves nothing when its process is killed, and a second process shares what a first unpacks", {

@@ -97,9 +97,12 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
 const underLock = <A, E, R>(berth: Berth, diffId: Digest, work: Effect.Effect<A, E, R>) => {
   const lock = lockPath(berth, digestParts(diffId).hex)
   const release = Effect.ignore(berth.fileSystem.remove(lock, { force: true }))
-  return withFileLock(berth.fileSystem, lock, () => Effect.ensuring(work, release)).pipe(
-    oneAtATime(layerFolder(berth, diffId))
-  )
+  return withFileLock(
+    berth.fileSystem,
+    lock,
+    () => work,
+    () => release
+  ).pipe(oneAtATime(layerFolder(berth, diffId)))
 }
 
 /** Unpacks a blob into a folder that is made for it, and removed with the scope unless it has another name by then. */
@@ -211,8 +214,11 @@ export const sweep = (berth: Berth, own?: string): Effect.Effect<void> =>
         const lock = lockPath(berth, hex)
         const release = Effect.ignore(berth.fileSystem.remove(lock, { force: true }))
         return Effect.ignore(
-          tryFileLock(berth.fileSystem, lock, () =>
-            Effect.all([removeTemporaries(berth, hex), removeImplicit(berth, hex), release])
+          tryFileLock(
+            berth.fileSystem,
+            lock,
+            () => Effect.all([removeTemporaries(berth, hex), removeImplicit(berth, hex)]),
+            () => release
           )
         )
       },

@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
@@ -129,7 +130,7 @@ export const put = <E, R>(
       yield* disk(fs.rename(temporary, target))
       yield* disk(syncFolder(fs, `${folder(berth)}/blobs/${algorithm}`))
       ;(yield* FiberRef.get(added))?.add(digest)
-    }).pipe(Effect.onError(() => Effect.ignore(discard)))
+    })
   return Effect.gen(function* () {
     yield* Holds.hold(berth.holds, [digest])
     if (yield* isThere(berth, digest)) {
@@ -139,7 +140,9 @@ export const put = <E, R>(
     yield* disk(fs.makeDirectory(partialFolder(berth), { recursive: true, mode: 0o700 }))
     yield* disk(fs.makeDirectory(`${folder(berth)}/blobs/${algorithm}`, { recursive: true }))
     yield* sweep(berth)
-    yield* withFileLock(fs, temporary, write)
+    yield* withFileLock(fs, temporary, write, (exit) =>
+      Exit.isSuccess(exit) ? Effect.void : Effect.ignore(discard)
+    )
   }).pipe(
     Holds.keeping(berth.holds),
     oneAtATime(target),

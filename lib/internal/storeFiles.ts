@@ -2,6 +2,7 @@
 import type { PlatformError } from "@effect/platform/Error"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
+import type * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -146,31 +147,43 @@ const lockOnce = (
     )
   )
 
+/** What is done to the file before it is given back, once the lock was held, whatever comes of the use. */
+type After = (exit: Exit.Exit<unknown, unknown>) => Effect.Effect<void>
+
 const attempt = <A, E, R>(
   fs: FileSystem.FileSystem,
   path: string,
-  use: (file: FileSystem.File) => Effect.Effect<A, E, R>
+  use: (file: FileSystem.File) => Effect.Effect<A, E, R>,
+  after: After
 ): Effect.Effect<"held" | "stale" | { readonly value: A }, E | ImageError, R> =>
-  Effect.scoped(
-    Effect.flatMap(
-      lockOnce(fs, path),
-      (lock): Effect.Effect<"held" | "stale" | { readonly value: A }, E, R> =>
-        typeof lock === "string" ? Effect.succeed(lock) : Effect.map(use(lock), (value) => ({ value }))
+  // Nobody is interrupted with the file made, and nothing yet to remove it.
+  Effect.uninterruptibleMask((restore) =>
+    Effect.scoped(
+      Effect.flatMap(
+        lockOnce(fs, path),
+        (lock): Effect.Effect<"held" | "stale" | { readonly value: A }, E, R> =>
+          typeof lock === "string"
+            ? Effect.succeed(lock)
+            : Effect.map(Effect.onExit(restore(use(lock)), after), (value) => ({ value }))
+      )
     )
   ) as Effect.Effect<"held" | "stale" | { readonly value: A }, E | ImageError, R>
 
+const nothing: After = () => Effect.void
+
 /**
  * Runs `use` while this process holds the lock on the file, which is made if need be. The holder may rename or
- * remove it. Waiting is polling, since a blocking flock(2) would stop the event loop; between fibers of one process
- * `oneAtATime` saves that.
+ * remove it, `after` at the latest. Waiting is polling, since a blocking flock(2) would stop the event loop; between fibers
+ * of one process `oneAtATime` saves that.
  */
 export const withFileLock = <A, E, R>(
   fs: FileSystem.FileSystem,
   path: string,
-  use: (file: FileSystem.File) => Effect.Effect<A, E, R>
+  use: (file: FileSystem.File) => Effect.Effect<A, E, R>,
+  after: After = nothing
 ): Effect.Effect<A, E | ImageError, R> => {
   const loop = (delayMillis: number): Effect.Effect<A, E | ImageError, R> =>
-    Effect.flatMap(attempt(fs, path, use), (outcome) =>
+    Effect.flatMap(attempt(fs, path, use, after), (outcome) =>
       outcome === "stale"
         ? loop(delayMillis)
         : outcome === "held"
@@ -184,5 +197,6 @@ export const withFileLock = <A, E, R>(
 export const tryFileLock = <E, R>(
   fs: FileSystem.FileSystem,
   path: string,
-  use: (file: FileSystem.File) => Effect.Effect<void, E, R>
-): Effect.Effect<void, E | ImageError, R> => Effect.asVoid(attempt(fs, path, use))
+  use: (file: FileSystem.File) => Effect.Effect<void, E, R>,
+  after: After = nothing
+): Effect.Effect<void, E | ImageError, R> => Effect.asVoid(attempt(fs, path, use, after))
