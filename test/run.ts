@@ -23,14 +23,16 @@ const out = fs.mkdtempSync(`${os.tmpdir()}/berth-tests-`)
 // Some of them are run as nobody.
 fs.chmodSync(out, 0o755)
 process.on("exit", () => fs.rmSync(out, { recursive: true, force: true }))
-// They reach the tests as well, which end then.
-for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => {})
+// Ctrl-C reaches the tests as well, which end then.
+process.on("SIGINT", () => {})
 
 await bundle(root, [...files, ...listed("test/support", ".ts")], root.replace(/\/$/, ""), out)
 await stop()
 const programs = files.map((file) => `${out}/${file.replace(/ts$/, "js")}`)
 const node = ["--enable-source-maps", "--test", "--test-concurrency=1", ...options, ...programs]
 const env = { ...process.env, BERTH_BUNDLED: out }
-spawn(process.execPath, node, { cwd: root, stdio: "inherit", env }).on("exit", (code) => {
+const child = spawn(process.execPath, node, { cwd: root, stdio: "inherit", env })
+process.on("SIGTERM", () => child.kill())
+child.on("exit", (code) => {
   process.exitCode = code ?? 1
 })
