@@ -12,7 +12,7 @@ const sourceUrls = (from: string, to: string): Plugin => ({
   setup: ({ onLoad }) => {
     onLoad({ filter: /\.ts$/ }, async ({ path: file }) => {
       const text = await fs.promises.readFile(file, "utf8")
-      const url = JSON.stringify(`file://${to}/${path.relative(from, file)}`)
+      const url = JSON.stringify(`file://${path.join(to, path.relative(from, file))}`)
       return { loader: "ts", contents: text.replaceAll("import.meta.url", url) }
     })
   }

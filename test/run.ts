@@ -26,7 +26,7 @@ process.on("exit", () => fs.rmSync(out, { recursive: true, force: true }))
 // Ctrl-C reaches the tests as well, which end then.
 process.on("SIGINT", () => {})
 
-await bundle(root, [...files, ...listed("test/support", ".ts")], root.replace(/\/$/, ""), out)
+await bundle(root, [...files, ...listed("test/support", ".ts")], root, out)
 await stop()
 const programs = files.map((file) => `${out}/${file.replace(/ts$/, "js")}`)
 const node = ["--enable-source-maps", "--test", "--test-concurrency=1", ...options, ...programs]

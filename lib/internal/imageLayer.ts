@@ -26,6 +26,9 @@ const layersFolder = (berth: Berth) => berth.layers
 export const siblingsFolder = (berth: Berth): string => `${layersFolder(berth)}/sha256`
 const lockPath = (berth: Berth, hex: string) => `${siblingsFolder(berth)}/${hex}.lock`
 
+const removeLock = (berth: Berth, hex: string): Effect.Effect<void> =>
+  Effect.ignore(berth.fileSystem.remove(lockPath(berth, hex), { force: true }))
+
 /**
  * Where a layer is while it is not whole. Beside its place: somebody who is not root can rename a folder that he may not
  * write (`/` is 0555 in some images) within its parent only.
@@ -95,13 +98,12 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
 
 /** Of one layer, one at a time. */
 const underLock = <A, E, R>(berth: Berth, diffId: Digest, work: Effect.Effect<A, E, R>) => {
-  const lock = lockPath(berth, digestParts(diffId).hex)
-  const release = Effect.ignore(berth.fileSystem.remove(lock, { force: true }))
+  const { hex } = digestParts(diffId)
   return withFileLock(
     berth.fileSystem,
-    lock,
+    lockPath(berth, hex),
     () => work,
-    () => release
+    () => removeLock(berth, hex)
   ).pipe(oneAtATime(layerFolder(berth, diffId)))
 }
 
@@ -210,18 +212,15 @@ export const sweep = (berth: Berth, own?: string): Effect.Effect<void> =>
     if (own !== undefined) others.delete(own)
     return Effect.forEach(
       others,
-      (hex) => {
-        const lock = lockPath(berth, hex)
-        const release = Effect.ignore(berth.fileSystem.remove(lock, { force: true }))
-        return Effect.ignore(
+      (hex) =>
+        Effect.ignore(
           tryFileLock(
             berth.fileSystem,
-            lock,
+            lockPath(berth, hex),
             () => Effect.all([removeTemporaries(berth, hex), removeImplicit(berth, hex)]),
-            () => release
+            () => removeLock(berth, hex)
           )
-        )
-      },
+        ),
       { discard: true }
     )
   }).pipe(Effect.ignore)
