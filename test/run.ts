@@ -17,7 +17,8 @@ const listed = (folder: string, ending: string): ReadonlyArray<string> =>
 
 const options = process.argv.slice(2).filter((argument) => argument.startsWith("-"))
 const named = process.argv.slice(2).filter((argument) => !argument.startsWith("-"))
-const files = named.length > 0 ? named : listed("test", ".test.ts")
+const files =
+  named.length > 0 ? named : [...listed("test", ".test.ts"), ...listed("test/hostile", ".test.ts")]
 
 const out = fs.mkdtempSync(`${os.tmpdir()}/berth-tests-`)
 // Some of them are run as nobody.
