@@ -116,6 +116,9 @@ const mappedBy = (
         lock: -1
       }))
 
+// Who is in its pid namespace sees the holder, and shall see nothing of the host by it.
+const ofTheHolder: ReadonlyArray<Kind> = ["mount", "uts", "ipc", "network", "cgroup"]
+
 /**
  * New namespaces of these kinds, held by a process that does nothing else, which is pid 1 of a new pid namespace: when
  * the scope closes it ends, and with it all that runs in that pid namespace.
@@ -142,11 +145,13 @@ export const make = (
     const mapped = set.has("user") ? yield* mappedBy(options.ids, berth) : undefined
     const plan = Plan.make([
       ...(mapped === undefined ? [] : Userns.hold(mapped)),
-      { op: "process", namespaces: flagsOf(set), shared: set.has("user") || set.has("time") ? 0 : 1 },
+      { op: "process", namespaces: flagsOf([...set, ...ofTheHolder]) },
       ...(mapped === undefined ? [] : [idMap(mapped.ids)]),
       { op: "session" },
       { op: "stdio", stdin: null, stdout: null, stderr: null },
       ...(set.has("network") ? [{ op: "loopback" } as const] : []),
+      // The mounts of a namespace that is shared are set up, and the host's taken out of it, by its first process.
+      { op: "empty-root", alone: set.has("mount") ? 0 : 1 },
       { op: "bounding", capabilities: 0 },
       { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
       { op: "no-new-privileges" },

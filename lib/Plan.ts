@@ -31,7 +31,7 @@ const table = {
   "overlay-memory": { lower: "l", mode: "i", tmpfs: "l", options: "l", attributes: "i" },
   "root-mount": { mount: "f" },
   "root-bind": { path: "s", attributes: "i", recursive: "i" },
-  process: { namespaces: "i", shared: "i" },
+  process: { namespaces: "i" },
   "id-map": { uids: "s", gids: "s" },
   join: { process: "f", namespaces: "i" },
   session: {},
@@ -70,7 +70,10 @@ const table = {
   owner: { path: "s", uid: "i", gid: "i" },
   "root-user": {},
   discard: { path: "s" },
-  record: { path: "s" }
+  record: { path: "s" },
+  fork: {},
+  "controlling-terminal": {},
+  "empty-root": { alone: "i" }
 } as const
 
 type Table = typeof table
@@ -106,6 +109,10 @@ export type OperationName = keyof Table
  * - `process`: the clone, with the namespaces of clone(2) that are new; what is behind it is done by the child.
  * - `record`: its line of /proc/PID/stat into a new file, by which a sweep finds it.
  * - `id-map`: user_namespaces(7); `root-user`: becomes root in there. `join`: setns(2). `unshare`: unshare(2).
+ * - `fork`: what is behind it is done by a child of the process, in the pid namespace that it has joined; the process itself
+ *   ends. `controlling-terminal`: TIOCSCTTY of standard input, ioctl_tty(2).
+ * - `empty-root`: an empty folder as the process's root, in place of all other mounts of its mount namespace where it is
+ *   `alone` there.
  * - `root`, `mount`, `bind`, `directory`, `symlink`, `mask`, `readonly`, `pivot`, `root-readonly`: the file
  *   system that the container sees; targets are resolved inside the root with openat2(2).
  * - `apparmor`: the profile that the command is confined by from its execution on, apparmor(7).

@@ -28,16 +28,14 @@
 #include <sys/wait.h>
 #include <sys/xattr.h>
 
-// startSupervisor(path, folder, [socket], mode): [pid, pidfd] or [-errno, 0]. The supervisor has the socket as
-// descriptor 3 and its own sealed copy as 4.
+// startSupervisor(path, folder, [socket, lock], mode): [pid, pidfd] or [-errno, 0]. The supervisor has the socket as
+// descriptor 3, the lock as 4 and its own sealed copy as 5.
 static napi_value start_supervisor(struct call *call, napi_env env) {
     char path[PATH_MAX], folder[PATH_MAX], mode[PATH_MAX];
     int fds[FDS_MAX], pidfd = 0;
     uint32_t count;
-    if (!take_path(call, 0, path) || !take_path(call, 1, folder) || !take_fds(call, 2, fds, &count) || !take_path(call, 3, mode) || count < 1) return misuse(env);
-    char self[12] = {(char)('3' + count), 0};
-    char *argv[] = {"berth-supervisor", folder, "3", self, mode, NULL};
-    if (count > 6) return misuse(env);
+    if (!take_path(call, 0, path) || !take_path(call, 1, folder) || !take_fds(call, 2, fds, &count) || !take_path(call, 3, mode) || count != 2) return misuse(env);
+    char *argv[] = {"berth-supervisor", folder, "3", "4", "5", mode, NULL};
     pid_t pid = process_start(path, argv, fds, (int)count, &pidfd);
     return pair(env, pid, pid < 0 ? 0 : pidfd);
 }

@@ -1,6 +1,7 @@
 #include "child.h"
 #include "descriptor.h"
 #include "mount.h"
+#include "overlay.h"
 #include "privilege.h"
 #include "syscalls.h"
 #include "terminal.h"
@@ -8,10 +9,12 @@
 
 #include <net/if.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -39,15 +42,14 @@ static int descriptor(const struct child *child, const union field *field) {
     return field->fd == NO_FD ? child->null : child->descriptors[field->fd];
 }
 
-// The maps are written by the supervisor, who has to see this process's /proc/PID/uid_map as its own: it is made
-// dumpable for that long. Nobody else is in its namespaces yet.
+// The maps are written by the supervisor. One in a user namespace of its own has to see this process's /proc/PID/uid_map as
+// its own, so it is dumpable for that long: it is in no pid namespace that a container is in.
 static int await_id_map(const struct child *child, struct failure *failure) {
     char byte;
-    close(child->gate[1]); // so that the supervisor's end, closed unwritten, is seen as the end
-    if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) return fail(failure, "prctl");
-    if (write(child->gate[0], "", 1) != 1) return fail(failure, "write");
     ssize_t n;
-    while ((n = read(child->gate[0], &byte, 1)) < 0 && errno == EINTR) continue;
+    if (child->rootless && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) return fail(failure, "prctl");
+    if (send(child->failures, "", 1, MSG_NOSIGNAL) != 1) return fail(failure, "send");
+    while ((n = recv(child->failures, &byte, 1, 0)) < 0 && errno == EINTR) continue;
     if (n != 1) _exit(127); // the supervisor could not write them and reports that itself
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
     return 0;
@@ -74,13 +76,75 @@ static int root_user(struct state *state, const struct operation *operation, str
     return privilege_die_with(state->child->supervisor, failure);
 }
 
-// The supervisor has entered the pid namespace before the clone; a child can only join the others. Joining a user
-// namespace makes a process dumpable again (CVE-2016-9962), so that is put right at once.
+// A pid namespace is joined for one's children only (pid_namespaces(7)): `fork` goes on in one. Joining a user namespace makes
+// a process dumpable again (CVE-2016-9962), so that is put right at once.
 static int join(int pidfd, int64_t flags, struct failure *failure) {
-    flags &= ~(int64_t)CLONE_NEWPID;
-    if (flags != 0 && setns(pidfd, (int)flags) < 0) return fail(failure, "setns");
+    if (setns(pidfd, (int)flags) < 0) return fail(failure, "setns");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
     return 0;
+}
+
+#define KEPT_MAX 8
+
+static void keep(int *kept, size_t *count, int fd) {
+    size_t at = *count;
+    if (fd < 3 || *count == KEPT_MAX) return;
+    for (; at > 0 && kept[at - 1] > fd; at--) kept[at] = kept[at - 1];
+    kept[at] = fd;
+    (*count)++;
+}
+
+// Closes all but the standard streams and what the operations that are left name. A container that may trace its processes
+// has those of the next one as its own.
+static int close_all_but_needed(const struct child *child, const struct operation *operation, struct failure *failure) {
+    int kept[KEPT_MAX], next = 3;
+    size_t count = 0;
+    keep(kept, &count, child->failures);
+    for (; operation < child->plan->operations + child->plan->count; operation++) {
+        const char *fields = operation_kinds[operation->code].fields;
+        if (operation->code == OP_SELF) keep(kept, &count, child->self);
+        for (size_t k = 0; fields[k]; k++)
+            if (fields[k] == 'f' && operation->field[k].fd != NO_FD) keep(kept, &count, child->descriptors[operation->field[k].fd]);
+    }
+    for (size_t k = 0; k <= count; next = k < count ? kept[k] + 1 : next, k++) {
+        int end = k < count ? kept[k] - 1 : INT32_MAX;
+        if (next <= end && sys_close_range((unsigned)next, (unsigned)end, 0) < 0) return fail(failure, "close_range");
+    }
+    return 0;
+}
+
+// Goes on in a child, the first process of this plan that is in a pid namespace which others are in: they see it, and may
+// stop or kill it. So all is done by then, and it has nothing that they may not have; this process, which they never see, is
+// gone. The supervisor becomes its parent (CLONE_PARENT) and learns its pid from memory that it does not have.
+//
+// clone(2), as a seccomp filter may be there already: one that denies clone3(2) and looks at clone's flags.
+static int go_on_in_child(const struct child *child, const struct operation *operation, struct failure *failure) {
+    struct pollfd supervisor = {.fd = child->failures};
+    if (close_all_but_needed(child, operation + 1, failure) < 0) return -1;
+    if (madvise(child->successors, SUCCESSORS_MAX * sizeof(pid_t), MADV_DONTFORK) < 0) return fail(failure, "madvise");
+    long pid = syscall(SYS_clone, CLONE_PARENT | CLONE_PARENT_SETTID, NULL, &child->successors[child->slot], NULL, NULL);
+    if (pid < 0) return fail(failure, "clone");
+    if (pid > 0) _exit(0);
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0) return fail(failure, "prctl");
+    if (poll(&supervisor, 1, 0) > 0 && (supervisor.revents & POLLHUP)) _exit(127);
+    return 0;
+}
+
+// An empty folder as this process's root: the only mount of its mount namespace, or, where others are to set that up, one
+// that is in no namespace.
+static int empty_root(bool alone, struct failure *failure) {
+    cleanup_close int fs = sys_fsopen("tmpfs", FSOPEN_CLOEXEC);
+    if (fs < 0) return fail(failure, "fsopen");
+    if (mount_option(fs, "nr_inodes=1", failure) < 0) return -1;
+    cleanup_close int mount = mount_create(fs, NULL, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, failure);
+    if (mount < 0) return -1;
+    if (alone) return mount_attach_root(mount, failure) < 0 ? -1 : mount_pivot(mount, failure);
+    if (fchdir(mount) < 0) return fail(failure, "fchdir");
+    return chroot(".") < 0 ? fail(failure, "chroot") : 0;
+}
+
+static int controlling_terminal(struct failure *failure) {
+    return ioctl(0, TIOCSCTTY, 0) < 0 ? fail(failure, "ioctl") : 0;
 }
 
 // Standard streams may lie on each other's numbers: all are first moved out of the way.
@@ -222,6 +286,9 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_OVERLAY_MEMORY: return take_root(state, mount_overlay_memory(&f[0], (unsigned)f[1].i, &f[2], &f[3], (unsigned)f[4].i, -1, failure));
     case OP_ROOT_MOUNT: return take_root(state, mount_reuse(descriptor(child, &f[0]), failure));
     case OP_ROOT_BIND: return take_root(state, mount_clone(f[0].s.text, (unsigned)f[1].i, f[2].i != 0, failure));
+    case OP_FORK: return go_on_in_child(child, operation, failure);
+    case OP_CONTROLLING_TERMINAL: return controlling_terminal(failure);
+    case OP_EMPTY_ROOT: return empty_root(f[0].i != 0, failure);
     case OP_RECORD: return record(f[0].s.text, failure);
     case OP_ID_MAP: return await_id_map(child, failure);
     case OP_ROOT_USER: return root_user(state, operation, failure);
@@ -264,6 +331,8 @@ _Noreturn void child_run(const struct child *child) {
     int sources[SOURCES_MAX];
     struct state state = {.child = child, .root = child->root, .empty = -1, .null = -1, .sources = sources};
     size_t at = child->plan->process;
+    // A child that lives when the supervisor is dead would keep the state folder from being swept.
+    close(child->lock);
     // The plan's own umask comes later; until then modes are what the plan says.
     umask(0);
     if (privilege_die_with(child->supervisor, &state.failure) == 0) {

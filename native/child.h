@@ -3,19 +3,28 @@
 
 #include "plan.h"
 
+#include <stdbool.h>
+#include <sys/types.h>
+
+#define SUCCESSORS_MAX 1024
+
 struct child {
     const struct plan *plan;
     const int *descriptors; // those that came with the message
-    int failures;           // the child's end of the socket for its root and for a struct failure; exec closes it
-    int gate[2];            // a socket pair, the child's end first: a byte says that the id maps can be written, and one
-                            // back that they are; -1 where there are none
+    int failures;           // the child's end of the socket to the supervisor; exec closes it
+    int lock;               // what the supervisor's state folder is locked by, which is not the child's to hold
     int supervisor;         // pidfd of the supervisor
     int null;               // /dev/null
     int root;               // the root that the supervisor has made, or -1 where the plan has the child make it
     int self;               // the supervisor's own executable
+    bool rootless;          // the supervisor is in a user namespace of its own
+    pid_t *successors;      // memory that is shared with the supervisor, a page: the pids of those that go on behind a
+    size_t slot;            // `fork`, and the place for this plan's
 };
 
+// What the child says on that socket, a message each: a byte with its root's descriptor, a byte alone when it waits for its
+// id maps, which the supervisor answers with a byte, or a struct failure.
+
 // Performs the plan's operations behind `process`. Never returns: it executes the command, or writes a struct failure
-// and exits. Nothing in here, or below it, allocates or calls what signal-safety(7) does not list: the memory may be
-// the supervisor's own.
+// and exits. It allocates nothing, and so does all that is below it.
 _Noreturn void child_run(const struct child *child);

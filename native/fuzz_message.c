@@ -28,8 +28,10 @@ bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct p
         if (plan->operations[k].code >= sizeof operation_kinds / sizeof *operation_kinds) abort();
     return unit->id % 2 == 0;
 }
+void unit_listen(struct unit *unit) { (void)unit; }
 bool unit_executed(struct unit *unit) { return !unit->failed; }
-void unit_kill(struct unit *unit) { (void)unit; }
+void unit_find_successor(struct unit *unit, struct supervisor *supervisor) { (void)unit, (void)supervisor; }
+void unit_kill(struct unit *unit, struct supervisor *supervisor) { (void)unit, (void)supervisor; }
 bool unit_settle(struct unit *unit) { return !unit->owned; }
 int unit_remove(struct unit *unit) {
     (void)unit;
@@ -37,7 +39,10 @@ int unit_remove(struct unit *unit) {
 }
 void unit_remover_done(struct unit *unit, int status) { (void)unit, (void)status; }
 void unit_give_up(struct unit *unit, int error) { (void)unit, (void)error; }
-void unit_free(struct unit *unit) { free(unit); }
+void unit_free(struct unit *unit, struct supervisor *supervisor) {
+    (void)supervisor;
+    free(unit);
+}
 
 static int count_descriptors(void) {
     int count = 0;

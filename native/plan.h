@@ -35,7 +35,7 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(OVERLAY_MEMORY, "overlay-memory", "lilli", EITHER)      /* lower, mode, tmpfs and overlay options, .. */ \
     X(ROOT_MOUNT, "root-mount", "f", CHILD)                   /* mount */                                    \
     X(ROOT_BIND, "root-bind", "sii", CHILD)                   /* path, attributes, recursive */              \
-    X(PROCESS, "process", "ii", PROCESS)                      /* clone flags, memory: own, shared, bounded */ \
+    X(PROCESS, "process", "i", PROCESS)                       /* clone flags */                              \
     X(ID_MAP, "id-map", "ss", CHILD)                          /* uid_map, gid_map */                         \
     X(JOIN, "join", "fi", CHILD)                              /* pidfd, clone flags */                       \
     X(SESSION, "session", "", CHILD)                                                                         \
@@ -74,7 +74,10 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(OWNER, "owner", "sii", SUPERVISOR)                      /* path, uid, gid */                           \
     X(ROOT_USER, "root-user", "", CHILD)                                                                     \
     X(DISCARD, "discard", "s", SUPERVISOR)                    /* path */                                     \
-    X(RECORD, "record", "s", CHILD)                           /* path */
+    X(RECORD, "record", "s", CHILD)                           /* path */                                     \
+    X(FORK, "fork", "", CHILD)                                                                               \
+    X(CONTROLLING_TERMINAL, "controlling-terminal", "", CHILD)                                               \
+    X(EMPTY_ROOT, "empty-root", "i", CHILD)                   /* whether it is alone in its mount namespace */
 
 enum operation_code {
 #define X(code, name, fields, phase) OP_##code,

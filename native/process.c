@@ -25,6 +25,8 @@ static int seal_copy(const char *path) {
         if (n < 0) return -errno;
         if (n == 0) return -EIO;
     }
+    // A process that executes what it may not read is not dumpable, from its first instruction on (prctl(2)).
+    if (fchmod(copy, 0111) < 0) return -errno;
     if (fcntl(copy, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0) return -errno;
     return steal_fd(&copy);
 }

@@ -1,11 +1,12 @@
 // The supervisor: the parent of every container of one Berth, single-threaded, and gone with all that it owns as soon
 // as its socket closes, whatever the reason.
 //
-//   berth-supervisor FOLDER SOCKET SELF [single-id|ranges]
+//   berth-supervisor FOLDER SOCKET LOCK SELF [single-id|ranges]
 //
-// FOLDER is its state folder, removed at the end. SOCKET and SELF are inherited descriptors: its end of the socket
-// pair, and its own executable, which nobody can write. With `single-id` it first enters a user namespace in which
+// FOLDER is its state folder, removed at the end. SOCKET, LOCK and SELF are inherited descriptors: its end of the socket
+// pair, what it holds the folder's lock by, and its own executable, which nobody can write. With `single-id` it first enters a user namespace in which
 // it is root and its user is the only one; with `ranges`, one whose id maps are written by the other end.
+#include "child.h"
 #include "descriptor.h"
 #include "init.h"
 #include "nodes.h"
@@ -24,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -111,12 +113,12 @@ static void forget(struct unit *unit) {
     struct unit **link = &units;
     while (*link != unit) link = &(*link)->next;
     *link = unit->next;
-    unit_free(unit);
+    unit_free(unit, &shared);
 }
 
 // Goes on with giving a unit back, once its process has been waited for.
 static void give_back(struct unit *unit) {
-    if (unit->pid > 0 || !(unit->failed || unit->releasing)) return;
+    if (unit->pid > 0 || unit->maker > 0 || !(unit->failed || unit->releasing)) return;
     int left = unit_remove(unit);
     if (left == 1 && unit->remover == 0) {
         if (unit->deadline_ms == 0) unit->deadline_ms = now_ms() + PATIENCE_MS;
@@ -136,20 +138,33 @@ static void take_outcome(struct unit *unit) {
     // By hand: a child that has not executed yet holds a copy of the descriptor, so closing ours does not end the watch.
     epoll_ctl(events, EPOLL_CTL_DEL, unit->failures, NULL);
     if (!unit_executed(unit)) return;
+    unit_find_successor(unit, &shared);
     struct reply reply = {.type = REPLY_STARTED, .id = unit->id, .pid = unit->pid};
     send_reply(&reply, unit->pidfd, unit->mount);
     close_descriptor(&unit->mount);
     unit->mount = -1;
 }
 
+// Only the end of what the child says is of interest, so that the root's coming costs no wake-up; but for its asking for
+// id maps, which it waits for.
+static uint32_t wanted_of(const struct unit *unit) {
+    return unit->maps ? EPOLLIN | EPOLLRDHUP : EPOLLRDHUP;
+}
+
+static void hear(struct unit *unit, uint32_t happened) {
+    if (happened & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) return take_outcome(unit);
+    unit_listen(unit);
+    struct epoll_event event = {.events = wanted_of(unit), .data.ptr = unit};
+    epoll_ctl(events, EPOLL_CTL_MOD, unit->failures, &event);
+}
+
 static void begin(struct unit *unit, const struct plan *plan, const int *descriptors) {
     if (!unit_start(unit, &shared, plan, descriptors)) {
         unit->failed = true;
-        unit_kill(unit);
+        unit_kill(unit, &shared);
         give_back(unit);
     } else if (unit->failures >= 0) {
-        // Only its end is of interest, so that the root's coming costs no wake-up.
-        struct epoll_event event = {.events = EPOLLRDHUP, .data.ptr = unit};
+        struct epoll_event event = {.events = wanted_of(unit), .data.ptr = unit};
         epoll_ctl(events, EPOLL_CTL_ADD, unit->failures, &event);
     } else {
         struct reply reply = {.type = REPLY_STARTED, .id = unit->id};
@@ -165,7 +180,7 @@ static void start(uint32_t id, const uint8_t *bytes, size_t length, const int *d
     const char *wrong = plan_decode(&plan, bytes, length, count);
     struct unit *unit = wrong || find_unit(id) ? NULL : malloc(sizeof *unit);
     if (unit) {
-        *unit = (struct unit){.next = units, .id = id, .pidfd = -1, .failures = -1, .mount = -1, .held = -1};
+        *unit = (struct unit){.next = units, .id = id, .pidfd = -1, .failures = -1, .mount = -1, .held = -1, .slot = -1};
         units = unit;
         begin(unit, &plan, descriptors);
     } else {
@@ -176,40 +191,53 @@ static void start(uint32_t id, const uint8_t *bytes, size_t length, const int *d
 
 static void release(struct unit *unit) {
     unit->releasing = true;
-    unit_kill(unit);
+    unit_kill(unit, &shared);
     give_back(unit);
+}
+
+static struct unit *unit_of(pid_t pid) {
+    for (struct unit *unit = units; unit; unit = unit->next) {
+        unit_find_successor(unit, &shared);
+        if (unit->pid == pid || unit->maker == pid || unit->remover == pid) return unit;
+    }
+    return NULL;
+}
+
+static void take_end(struct unit *unit, int status, const struct rusage *usage) {
+    struct reply reply = {
+        .type = REPLY_EXITED,
+        .id = unit->id,
+        .pid = unit->pid,
+        .status = status,
+        .user_us = (uint64_t)usage->ru_utime.tv_sec * 1000000 + (uint64_t)usage->ru_utime.tv_usec,
+        .system_us = (uint64_t)usage->ru_stime.tv_sec * 1000000 + (uint64_t)usage->ru_stime.tv_usec,
+        .max_rss_kib = (uint64_t)usage->ru_maxrss,
+    };
+    // Its end of the socket is closed by now: what it had to say can be read.
+    if (unit->failures >= 0) take_outcome(unit);
+    unit->pid = 0;
+    if (unit->failed) return;
+    send_reply(&reply, -1, -1);
+    // One that ended well is given back at once where all of it can be; of any other, the cgroup still has something to
+    // tell.
+    if (status == 0 && !unit->releasing && unit->maker == 0 && unit_settle(unit)) unit->releasing = true;
 }
 
 static void reap(void) {
     struct rusage usage;
-    pid_t pid;
     int status;
-    while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
-        struct unit *unit = units;
-        while (unit && unit->pid != pid && unit->remover != pid) unit = unit->next;
-        if (!unit) continue;
-        if (unit->remover == pid) {
-            unit_remover_done(unit, status);
-        } else {
-            // Its end of the pipe is closed by now: what it had to say can be read.
-            if (unit->failures >= 0) take_outcome(unit);
-            unit->pid = 0;
-            if (!unit->failed) {
-                struct reply reply = {
-                    .type = REPLY_EXITED,
-                    .id = unit->id,
-                    .pid = pid,
-                    .status = status,
-                    .user_us = (uint64_t)usage.ru_utime.tv_sec * 1000000 + (uint64_t)usage.ru_utime.tv_usec,
-                    .system_us = (uint64_t)usage.ru_stime.tv_sec * 1000000 + (uint64_t)usage.ru_stime.tv_usec,
-                    .max_rss_kib = (uint64_t)usage.ru_maxrss,
-                };
-                send_reply(&reply, -1, -1);
-                // One that ended well is given back at once where all of it can be; of any other, the cgroup still has
-                // something to tell.
-                if (status == 0 && !unit->releasing && unit_settle(unit)) unit->releasing = true;
-            }
-        }
+    for (;;) {
+        siginfo_t ended = {0};
+        if (waitid(P_ALL, 0, &ended, WEXITED | WNOHANG | WNOWAIT) < 0 || ended.si_pid == 0) return;
+        // While it has not been waited for, who it is can be found out.
+        struct unit *unit = unit_of(ended.si_pid);
+        pid_t pid = wait4(ended.si_pid, &status, WNOHANG, &usage);
+        if (pid <= 0 || !unit) continue;
+        if (unit->remover == pid) unit_remover_done(unit, status);
+        if (unit->maker == pid) unit->maker = 0;
+        if (unit->pid == pid) take_end(unit, status, &usage);
+        // Who has gone on for it may have come to be just before it was killed.
+        else if (unit->releasing || unit->failed) unit_kill(unit, &shared);
         give_back(unit);
     }
 }
@@ -240,6 +268,7 @@ static void handle(const struct request *request, const uint8_t *body, size_t le
     } else if (request->type == REQUEST_START && count > 0 && request->plan_bytes <= PLAN_BYTES_MAX) {
         uint8_t *plan = read_memfd(descriptors[0], request->plan_bytes);
         start(request->id, plan, plan ? request->plan_bytes : 0, descriptors + 1, count - 1);
+        if (plan) explicit_bzero(plan, request->plan_bytes);
         free(plan);
     } else {
         struct failure failure = {.error = EBADMSG, .syscall = "recvmsg"};
@@ -273,6 +302,8 @@ static bool receive(void) {
     // One without a whole head has nobody to answer to.
     if ((size_t)n >= sizeof request) handle(&request, bytes + sizeof request, (size_t)n - sizeof request, descriptors, count);
     for (size_t k = 0; k < count; k++) close(descriptors[k]);
+    // A child has a copy of the supervisor's memory, in which it finds no plan but its own.
+    explicit_bzero(bytes, (size_t)n);
     return true;
 }
 
@@ -315,7 +346,7 @@ static void run(void) {
                     else if (!closing) close_down();
                 }
             } else {
-                take_outcome(source);
+                hear(source, ready[k].events);
             }
         }
         // Last, as it may forget units that an event of this round names.
@@ -367,6 +398,8 @@ static int set_up(const char *folder, const char *mode, struct failure *failure)
     for (int number = 1; number < 32; number++) signal(number, SIG_DFL); // the JavaScript process ignores some
     for (size_t k = 0; k < 4; k++) sigaddset(&handled, (int[]){SIGCHLD, SIGTERM, SIGINT, SIGHUP}[k]);
     if (sigprocmask(SIG_SETMASK, &handled, NULL) < 0) return fail(failure, "sigprocmask");
+    // To write its id maps, or have them written.
+    if ((single_id || ranges) && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) return fail(failure, "prctl");
     if (single_id && enter_user_namespace(failure) < 0) return -1;
     if (ranges && await_id_maps(failure) < 0) return -1;
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
@@ -376,14 +409,12 @@ static int set_up(const char *folder, const char *mode, struct failure *failure)
     if (sys_mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return fail(failure, "mount");
     if (chdir("/") < 0) return fail(failure, "chdir");
     snprintf(nodes, sizeof nodes, "%s/dev", folder);
-    if (nodes_make(nodes, single_id || ranges, failure) < 0) return -1;
     if ((shared.null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0) return fail(failure, "open");
-    if ((shared.pid_namespace = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC)) < 0) return fail(failure, "open");
-    // In a user namespace of its own it has no rights over the pid namespace that it is in.
-    if (setns(shared.pid_namespace, CLONE_NEWPID) < 0) {
-        close(shared.pid_namespace);
-        shared.pid_namespace = -1;
-    }
+    shared.rootless = single_id || ranges;
+    if (nodes_make(nodes, shared.rootless, failure) < 0) return -1;
+    shared.successors = mmap(NULL, SUCCESSORS_MAX * sizeof *shared.successors, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared.successors == MAP_FAILED) return fail(failure, "mmap");
+    memset(shared.successors, -1, SUCCESSORS_MAX * sizeof *shared.successors);
     network_init(&shared.network);
     if ((shared.pidfd = sys_pidfd_open(getpid())) < 0) return fail(failure, "pidfd_open");
     if ((signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return fail(failure, "signalfd");
@@ -414,19 +445,19 @@ const char *__asan_default_options(void) {
 int main(int argc, char **argv) {
     struct failure failure = {0};
     init_run(argc, argv);
-    if (argc < 4) {
+    if (argc < 5) {
         fputs("berth-supervisor is started by the berth library\n", stderr);
         return 2;
     }
     connection = atoi(argv[2]);
-    shared.self = atoi(argv[3]);
-    if (set_up(argv[1], argc > 4 ? argv[4] : "root", &failure) < 0) {
+    shared.lock = atoi(argv[3]);
+    shared.self = atoi(argv[4]);
+    if (set_up(argv[1], argc > 5 ? argv[5] : "root", &failure) < 0) {
         send_failure(REPLY_FAILED, 0, &failure);
         return 1;
     }
     // Where it is a user namespace of the supervisor's own, files can be read by root of that (as_root.h).
-    bool in_user_namespace = argc > 4 && strcmp(argv[4], "root") != 0;
-    int namespace = in_user_namespace ? open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC) : -1;
+    int namespace = shared.rootless ? open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC) : -1;
     struct reply ready = {.type = REPLY_READY, .pid = getpid()};
     send_reply(&ready, namespace, -1);
     close_descriptor(&namespace);

@@ -26,7 +26,6 @@ int terminal_open(int socket, unsigned rows, unsigned columns, unsigned uid, str
     if (peer < 0) return fail(failure, "ioctl");
     if (fchown(peer, uid, (gid_t)-1) < 0) return fail(failure, "fchown");
     if (descriptor_send(socket, "", 1, ours) < 0) return fail(failure, "sendmsg");
-    if (ioctl(peer, TIOCSCTTY, 0) < 0) return fail(failure, "ioctl");
     for (int k = 0; k < 3; k++)
         if (dup2(peer, k) < 0) return fail(failure, "dup2");
     return 0;

@@ -1,7 +1,6 @@
 #include "unit.h"
 #include "cgroup.h"
 #include "child.h"
-#include "clone.h"
 #include "descriptor.h"
 #include "mount.h"
 #include "remove.h"
@@ -13,20 +12,14 @@
 #include <string.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 // Entries that are removed in passing; a larger folder gets a process of its own, so that no start waits for it.
 #define REMOVE_AT_ONCE 64
 #define CGROUPS_MAX 16
-
-// For so long a child may run in the supervisor's memory where the plan bounds it: an exec takes a tenth of that.
-#define SHARED_MS 20
 
 // The cgroups that the child is to enter: one by the clone on version 2, the others by itself, each with the
 // operation that asked for it.
@@ -93,23 +86,37 @@ static int write_proc(pid_t pid, const char *file, const char *text, size_t leng
     return write(fd, text, length) != (ssize_t)length ? fail(failure, "write") : 0;
 }
 
-// user_namespaces(7): without CAP_SETGID in the parent namespace, setgroups must be denied before gid_map can be written.
-static int write_id_maps(pid_t pid, const union field *f, struct failure *failure) {
-    if (write_proc(pid, "uid_map", f[0].s.text, f[0].s.length, failure) < 0) return -1;
-    if (write_proc(pid, "gid_map", f[1].s.text, f[1].s.length, failure) == 0) return 0;
+// uid_map's text, and gid_map's behind its NUL. user_namespaces(7): without CAP_SETGID in the parent namespace, setgroups must
+// be denied before gid_map can be written.
+static int write_id_maps(pid_t pid, const char *maps, struct failure *failure) {
+    size_t length = strlen(maps);
+    const char *gids = maps + length + 1;
+    if (write_proc(pid, "uid_map", maps, length, failure) < 0) return -1;
+    if (write_proc(pid, "gid_map", gids, strlen(gids), failure) == 0) return 0;
     if (failure->error != EPERM || write_proc(pid, "setgroups", "deny", 4, failure) < 0) return -1;
-    return write_proc(pid, "gid_map", f[1].s.text, f[1].s.length, failure);
+    return write_proc(pid, "gid_map", gids, strlen(gids), failure);
+}
+
+static char *copy_maps(const union field *f) {
+    char *maps = malloc(f[0].s.length + f[1].s.length + 2);
+    if (!maps) return NULL;
+    memcpy(maps, f[0].s.text, f[0].s.length + 1);
+    memcpy(maps + f[0].s.length + 1, f[1].s.text, f[1].s.length + 1);
+    return maps;
 }
 
 // A user namespace with these maps and nobody in it: its process is gone as soon as there is a descriptor.
 static int make_layer_map(int *namespace, const union field *f, struct failure *failure) {
     char path[64];
     struct clone_args arguments = {.flags = CLONE_NEWUSER, .exit_signal = SIGCHLD};
+    char *maps = copy_maps(f);
+    if (!maps) return fail(failure, "malloc");
     pid_t pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
-    if (pid < 0) return fail(failure, "clone3");
     if (pid == 0)
         for (;;) pause();
-    int result = write_id_maps(pid, f, failure);
+    int result = pid < 0 ? fail(failure, "clone3") : write_id_maps(pid, maps, failure);
+    free(maps);
+    if (pid < 0) return -1;
     snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
     close_descriptor(namespace);
     *namespace = result < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
@@ -152,227 +159,86 @@ static const struct operation *find(const struct plan *plan, enum operation_code
     return NULL;
 }
 
-// The pid namespace to join: the descriptor of a process in it, or -1. It is joined for one's children only
-// (pid_namespaces(7)), so somebody has to enter it before the clone.
-static int pid_namespace_of(const struct plan *plan, const int *descriptors, uint32_t *index) {
-    for (size_t k = plan->process; k < plan->count; k++) {
-        const struct operation *operation = &plan->operations[k];
-        if (operation->code != OP_JOIN || !(operation->field[1].i & CLONE_NEWPID) || operation->field[0].fd == NO_FD) continue;
-        *index = (uint32_t)k;
-        return descriptors[operation->field[0].fd];
+static int take_slot(struct supervisor *supervisor, struct failure *failure) {
+    for (int slot = 0; slot < SUCCESSORS_MAX; slot++) {
+        if (supervisor->successors[slot] != -1) continue;
+        supervisor->successors[slot] = 0;
+        return slot;
     }
-    return -1;
+    errno = EAGAIN;
+    return fail(failure, "clone");
 }
 
-// How a child has its memory: the values of the plan's field, of which any other is as the last.
-enum memory { OWN, SHARED, SHARED_BOUNDED };
-
-struct launch {
-    const struct child *child;
-    const struct entrances *entrances;
-    enum memory memory;
-    bool unbounded; // there was no timer for it
-};
-
-// Kills this process unless it executes something before: execve(2) deletes timers, and fork(2) does not copy them.
-// Nothing that a container can do keeps it from being killed, stopped though it may be.
-static int bound_by_timer(void) {
-    const struct itimerspec after = {.it_value.tv_nsec = SHARED_MS * 1000000L};
-    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGKILL};
-    int timer; // the kernel's number; the C library's own timers take memory
-    if (syscall(SYS_timer_create, CLOCK_MONOTONIC, &event, &timer) < 0) return -1;
-    return (int)syscall(SYS_timer_settime, timer, 0, &after, NULL);
+static void leave_slot(struct unit *unit, struct supervisor *supervisor) {
+    if (unit->slot >= 0) supervisor->successors[unit->slot] = -1;
+    unit->slot = -1;
 }
 
-static void enter_and_run(void *argument) {
-    struct launch *launch = argument;
-    if (launch->memory != OWN && launch->memory != SHARED && bound_by_timer() < 0) {
-        launch->unbounded = true;
-        _exit(127);
-    }
+// The child's memory is a copy of the supervisor's, which is small, and nobody waits for it: what it does may take as long as
+// it likes, and no container can have the supervisor wait by holding up a child.
+static pid_t clone_child(const struct clone_args *arguments, const struct child *child, const struct entrances *entrances) {
+    pid_t pid = (pid_t)syscall(SYS_clone3, arguments, sizeof *arguments);
+    if (pid != 0) return pid;
     // "0" is the writer itself. One thread that moves itself does not take the lock that every fork and exit in the
     // system shares, which the same write to cgroup.procs takes (Linux 5.7).
-    for (size_t k = 0; k < launch->entrances->count; k++) {
-        if (write(launch->entrances->tasks[k], "0", 1) == 1) continue;
-        struct failure failure = {.operation = (uint32_t)launch->child->plan->process};
+    for (size_t k = 0; k < entrances->count; k++) {
+        if (write(entrances->tasks[k], "0", 1) == 1) continue;
+        struct failure failure = {.operation = (uint32_t)child->plan->process};
         fail(&failure, "write");
-        if (write(launch->child->failures, &failure, sizeof failure) < 0) _exit(126);
+        if (write(child->failures, &failure, sizeof failure) < 0) _exit(126);
         _exit(127);
     }
-    child_run(launch->child);
-}
-
-// A copy of the supervisor's memory costs more than all else in a clone: page tables, and a fault for each page that
-// either of the two writes to afterwards.
-static pid_t clone_with_own_memory(struct clone_args arguments, struct launch *launch) {
-    launch->memory = OWN;
-    pid_t pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
-    if (pid == 0) enter_and_run(launch);
-    return pid;
-}
-
-// The child runs in the supervisor's memory on a stack of its own, and the supervisor waits until it has executed. A
-// vfork child is no victim of the OOM killer, which would take the supervisor along (oom_badness() in mm/oom_kill.c).
-static pid_t clone_with_shared_memory(struct clone_args arguments, char *stack, size_t size, struct launch *launch) {
-    arguments.flags |= CLONE_VM | CLONE_VFORK;
-    arguments.stack = (uint64_t)(uintptr_t)stack;
-    arguments.stack_size = size;
-    long pid = clone_on_stack(&arguments, sizeof arguments, enter_and_run, launch);
-    // A change of user in the child has made the memory dumpable as /proc/sys/fs/suid_dumpable says (proc(5)).
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-    errno = pid < 0 ? (int)-pid : 0;
-    return pid < 0 ? -1 : (pid_t)pid;
-}
-
-// Of include/linux/sched.h, as /proc/PID/stat shows them.
-#define PF_EXITING 0x4
-#define PF_FORKNOEXEC 0x40
-
-// The wait of vfork ends with the memory's release, before a child that was killed can be waited for; but by then it is
-// known to be ending, and that it has never executed anything. One that has must not be run twice, however it ended.
-static bool ends_unexecuted(pid_t pid) {
-    char path[64], text[1024];
-    unsigned flags = 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    if (n <= 0) return false;
-    text[n] = '\0';
-    char *name_end = strrchr(text, ')'); // a name may have anything in it
-    return name_end && sscanf(name_end + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && (flags & PF_EXITING) && (flags & PF_FORKNOEXEC);
-}
-
-// Whether the child was killed by its timer. It is waited for then.
-static bool ran_out(pid_t pid) {
-    siginfo_t end = {0};
-    if (!ends_unexecuted(pid)) return false;
-    if (waitid(P_PID, (id_t)pid, &end, WEXITED | WNOWAIT) < 0 || end.si_code != CLD_KILLED || end.si_status != SIGKILL) return false;
-    return waitid(P_PID, (id_t)pid, &end, WEXITED) == 0;
-}
-
-// A child that shares memory holds the supervisor up for as long as it takes. Where what it does can hang (a lease on
-// the program's file, fcntl(2), holds up an exec for 45 seconds), the plan has it bounded: then it is killed, and tried
-// again with memory of its own, in which it may hang as it likes.
-static pid_t clone_child(const struct clone_args *arguments, enum memory memory, struct launch *launch) {
-    static char *stack;
-    const size_t size = 256 << 10;
-    struct timespec before, after;
-
-    if (memory != OWN && !stack) {
-        void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-        if (mapped != MAP_FAILED && mprotect(mapped, 4096, PROT_NONE) == 0) stack = mapped;
-    }
-    if (memory == OWN || !stack || !CLONE_ON_STACK) return clone_with_own_memory(*arguments, launch);
-    launch->memory = memory;
-    clock_gettime(CLOCK_MONOTONIC, &before);
-    pid_t pid = clone_with_shared_memory(*arguments, stack, size, launch);
-    if (memory == SHARED || pid < 0) return pid;
-    clock_gettime(CLOCK_MONOTONIC, &after);
-    int64_t took_us = (after.tv_sec - before.tv_sec) * 1000000 + (after.tv_nsec - before.tv_nsec) / 1000;
-    if (launch->unbounded) waitpid(pid, NULL, 0);
-    else if (took_us < SHARED_MS * 1000 || !ran_out(pid)) return pid;
-    close(*(int *)(uintptr_t)arguments->pidfd);
-    return clone_with_own_memory(*arguments, launch);
-}
-
-// Where the supervisor could not come back from a pid namespace, a process in between enters it, whose child becomes the
-// supervisor's own by CLONE_PARENT, and gets the exit signal of the one in between (clone(2)).
-static pid_t clone_between(int namespace, const struct clone_args *asked, struct launch *launch, int *pidfd, const char **call) {
-    struct clone_args arguments = *asked;
-    struct { pid_t pid; int error; bool entered; } told = {.pid = -1, .error = EIO};
-    int ends[2];
-    *call = "pipe2";
-    if (pipe2(ends, O_CLOEXEC) < 0) return -1;
-    cleanup_close int ours = ends[0], theirs = ends[1];
-    *call = "fork";
-    pid_t between = fork();
-    if (between < 0) return -1;
-    if (between == 0) {
-        arguments.flags = (arguments.flags & ~(uint64_t)CLONE_PIDFD) | CLONE_PARENT;
-        arguments.exit_signal = 0;
-        arguments.pidfd = 0;
-        told.entered = setns(namespace, CLONE_NEWPID) == 0;
-        if (told.entered) told.pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
-        if (told.pid == 0) enter_and_run(launch);
-        told.error = errno;
-        _exit(write(theirs, &told, sizeof told) == sizeof told ? 0 : 1);
-    }
-    waitpid(between, NULL, 0);
-    close_descriptor(&theirs);
-    theirs = -1;
-    if (read(ours, &told, sizeof told) < 0) told.error = errno;
-    *call = told.entered ? "clone3" : "setns";
-    errno = told.error;
-    // Nobody but the supervisor waits for it, so the pid is still its own.
-    if (told.pid > 0) *pidfd = sys_pidfd_open(told.pid);
-    return told.pid;
+    child_run(child);
 }
 
 static int start_process(struct unit *unit, struct supervisor *supervisor, const struct plan *plan,
                          const int *descriptors, const struct entrances *entrances) {
     const struct operation *maps = find(plan, OP_ID_MAP);
     struct failure *failure = &unit->failure;
-    const union field *process = plan->operations[plan->process].field;
-    int failures[2], gate[2] = {-1, -1};
+    uint64_t flags = (uint64_t)plan->operations[plan->process].field[0].i;
+    int failures[2];
 
-    unit->own_pids = process[0].i & CLONE_NEWPID;
+    unit->own_pids = flags & CLONE_NEWPID;
     failure->operation = (uint32_t)plan->process;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, failures) < 0) return fail(failure, "socketpair");
     cleanup_close int childs_end = failures[1];
     unit->failures = failures[0];
-    if (maps && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, gate) < 0) return fail(failure, "socketpair");
-    cleanup_close int childs_gate = gate[0], our_gate = gate[1];
+    if (maps && !(unit->maps = copy_maps(maps->field))) return fail(failure, "malloc");
+    if (maps) unit->maps_operation = (uint32_t)(maps - plan->operations);
+    unit->awaits_root = find(plan, OP_ROOT);
+    bool forks = find(plan, OP_FORK);
+    if (forks && (unit->slot = take_slot(supervisor, failure)) < 0) return -1;
 
-    uint32_t join = 0;
-    int namespace = pid_namespace_of(plan, descriptors, &join);
-    bool entered = namespace >= 0 && supervisor->pid_namespace >= 0;
-    if (entered && setns(namespace, CLONE_NEWPID) < 0) {
-        failure->operation = join;
-        return fail(failure, "setns");
-    }
-    struct clone_args arguments = {
-        .flags = (uint64_t)process[0].i | CLONE_PIDFD | (entrances->unified >= 0 ? CLONE_INTO_CGROUP : 0),
-        .pidfd = (uint64_t)(uintptr_t)&unit->pidfd,
-        .exit_signal = SIGCHLD,
-        .cgroup = entrances->unified >= 0 ? (uint64_t)entrances->unified : 0,
-    };
     struct child child = {
         .plan = plan,
         .descriptors = descriptors,
-        .failures = failures[1],
-        .gate = {gate[0], gate[1]},
+        .failures = childs_end,
+        .lock = supervisor->lock,
         .supervisor = supervisor->pidfd,
         .null = supervisor->null,
         .root = unit->mount,
         .self = supervisor->self,
+        .rootless = supervisor->rootless,
+        .successors = supervisor->successors,
+        .slot = forks ? (size_t)unit->slot : 0,
     };
-    struct launch launch = {.child = &child, .entrances = entrances};
     // A network namespace is owned by the user namespace that made it, which has to be the new one where there is one.
-    bool own_network = (process[0].i & CLONE_NEWNET) && !(process[0].i & CLONE_NEWUSER);
+    bool own_network = (flags & CLONE_NEWNET) && !(flags & CLONE_NEWUSER);
     bool ahead = own_network && network_enter(&supervisor->network);
-    if (ahead) arguments.flags &= ~(uint64_t)CLONE_NEWNET;
-    const char *call = "clone3";
-    pid_t pid = namespace >= 0 && !entered ? clone_between(namespace, &arguments, &launch, &unit->pidfd, &call)
-                                           : clone_child(&arguments, (enum memory)process[1].i, &launch);
-    if (pid < 0) fail(failure, call);
+    struct clone_args arguments = {
+        .flags = (ahead ? flags & ~(uint64_t)CLONE_NEWNET : flags) | CLONE_PIDFD | (entrances->unified >= 0 ? CLONE_INTO_CGROUP : 0),
+        .pidfd = (uint64_t)(uintptr_t)&unit->pidfd,
+        .exit_signal = SIGCHLD,
+        .cgroup = entrances->unified >= 0 ? (uint64_t)entrances->unified : 0,
+    };
+    pid_t pid = clone_child(&arguments, &child, entrances);
+    if (pid < 0) fail(failure, "clone3");
     if (ahead) network_leave(&supervisor->network);
-    if (entered && setns(supervisor->pid_namespace, CLONE_NEWPID) < 0) abort(); // every later child would be in there
     if (pid < 0) return -1;
     unit->pid = pid;
+    if (forks) unit->maker = pid;
     close_descriptor(&unit->mount); // the child's now
     unit->mount = -1;
-    if (maps) {
-        char byte;
-        close_descriptor(&childs_gate); // so that the child's end is seen
-        childs_gate = -1;
-        failure->operation = (uint32_t)(maps - plan->operations);
-        ssize_t n;
-        while ((n = read(our_gate, &byte, 1)) < 0 && errno == EINTR) continue;
-        if (n < 0) return fail(failure, "read");
-        if (n == 0) return 0; // it has failed before that, and says so itself
-        if (write_id_maps(pid, maps->field, failure) < 0) return -1;
-        if (send(our_gate, "", 1, MSG_NOSIGNAL) != 1) return fail(failure, "send");
-    }
     return 0;
 }
 
@@ -386,30 +252,60 @@ bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct p
     return plan->process == plan->count || start_process(unit, supervisor, plan, descriptors, &made.entrances) == 0;
 }
 
-bool unit_executed(struct unit *unit) {
+// The child's end of the socket may be a container's to write to: what it says is of its own unit alone.
+static void take_failure(struct unit *unit, const struct failure *failure) {
+    unit->failure = *failure;
+    unit->failure.syscall[sizeof failure->syscall - 1] = '\0';
+    unit->failed = true;
+}
+
+static void give_maps(struct unit *unit) {
+    struct failure failure = {.operation = unit->maps_operation};
+    if (!unit->maps) return;
+    int status = write_id_maps(unit->pid, unit->maps, &failure);
+    if (status == 0 && send(unit->failures, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1) status = fail(&failure, "send");
+    free(unit->maps);
+    unit->maps = NULL;
+    if (status == 0) return;
+    take_failure(unit, &failure);
+    sys_pidfd_send_signal(unit->pidfd, SIGKILL);
+}
+
+void unit_listen(struct unit *unit) {
     struct failure failure;
     ssize_t n;
-    for (int root; (n = descriptor_receive(unit->failures, &failure, sizeof failure, &root)) > 0;) {
-        if (n != (ssize_t)sizeof failure) {
-            take_mount(unit, root);
-            continue;
-        }
+    for (int root; !unit->failed && (n = descriptor_receive(unit->failures, &failure, sizeof failure, &root)) > 0;) {
+        if (n == (ssize_t)sizeof failure) take_failure(unit, &failure);
+        else if (root < 0) give_maps(unit);
+        else if (unit->awaits_root && take_mount(unit, steal_fd(&root)) == 0) unit->awaits_root = false;
         close_descriptor(&root);
-        failure.syscall[sizeof failure.syscall - 1] = '\0';
-        unit->failure = failure;
-        unit->failed = true;
-        break;
     }
+}
+
+bool unit_executed(struct unit *unit) {
+    unit_listen(unit);
     close(unit->failures);
     unit->failures = -1;
     return !unit->failed;
 }
 
-void unit_kill(struct unit *unit) {
-    if (unit->pid > 0) sys_pidfd_send_signal(unit->pidfd, SIGKILL);
+void unit_find_successor(struct unit *unit, struct supervisor *supervisor) {
+    if (unit->slot < 0 || supervisor->successors[unit->slot] <= 0) return;
+    unit->pid = supervisor->successors[unit->slot];
+    leave_slot(unit, supervisor);
+    close_descriptor(&unit->pidfd);
+    // Nobody but the supervisor waits for it, so the pid is still its own.
+    unit->pidfd = sys_pidfd_open(unit->pid);
+}
+
+void unit_kill(struct unit *unit, struct supervisor *supervisor) {
+    // By their pids, which nothing else has while they have not been waited for. Where the maker is killed before it has said
+    // who goes on, that is known when it has been waited for.
+    unit_find_successor(unit, supervisor);
+    if (unit->maker > 0) kill(unit->maker, SIGKILL);
+    if (unit->pid > 0) kill(unit->pid, SIGKILL);
     if (unit->own_pids) return;
-    // Each begins a session, so that what it has started, and has not left for another, is in its process group. The pid
-    // is not given to anything else while the process has not been waited for.
+    // Each begins a session, so that what it has started, and has not left for another, is in its process group.
     if (unit->pid > 0) kill(-unit->pid, SIGKILL);
     for (struct owned *owned = unit->owned; owned; owned = owned->next)
         if (owned->cgroup) cgroup_kill(owned->path);
@@ -474,7 +370,9 @@ int unit_remove(struct unit *unit) {
     return unit->leftover.error != 0 ? -1 : 0;
 }
 
-void unit_free(struct unit *unit) {
+void unit_free(struct unit *unit, struct supervisor *supervisor) {
+    leave_slot(unit, supervisor);
+    free(unit->maps);
     while (unit->owned) disown(unit);
     close_descriptor(&unit->pidfd);
     close_descriptor(&unit->failures);

@@ -21,8 +21,13 @@ struct unit {
     uint32_t id;
     pid_t pid;     // 0 where there is no process, or it has been waited for
     int pidfd;
+    pid_t maker;   // the child that a `fork` lets another go on for, until it has been waited for; else 0
+    int slot;      // where the pid of that other is found, until it has been; -1 where none is awaited
     int failures;  // our end of the child's socket, -1 once it has been read
+    char *maps;    // the id maps that the child waits for, uid_map's and gid_map's behind its NUL; NULL where there are none
+    uint32_t maps_operation;
     int mount;     // the root that the plan made, until the JavaScript process has it
+    bool awaits_root; // the child has yet to tell of it
     int held;      // a descriptor that is closed with the unit, for what it locks; -1 where there is none
     bool own_pids; // its process is the first of a pid namespace, with which all of it ends
     pid_t remover; // the process that removes a large folder, or 0
@@ -39,18 +44,26 @@ struct supervisor {
     int self;   // the supervisor's own executable
     int null;   // /dev/null
     int pidfd;  // of the supervisor
-    int pid_namespace; // the supervisor's own, -1 where it could not come back to it
+    int lock;   // what the state folder is locked by
+    bool rootless; // in a user namespace of its own
+    pid_t *successors; // see child.h; -1 is a place that is free, 0 one whose pid is awaited
     struct network network;
 };
 
 // Performs a plan up to its clone. Returns false with unit->failure set, the unit being there to be removed.
 bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct plan *plan, const int *descriptors);
 
-// Takes what the child has written, when it has closed its end: true if the command has been executed.
+// Takes what the child has said so far, and answers it.
+void unit_listen(struct unit *unit);
+
+// Takes the rest of it, when the child has closed its end: true if the command has been executed.
 bool unit_executed(struct unit *unit);
 
+// Where another process has gone on for the unit's, that one is the unit's from here on. It may have ended already.
+void unit_find_successor(struct unit *unit, struct supervisor *supervisor);
+
 // Kills what runs in the unit.
-void unit_kill(struct unit *unit);
+void unit_kill(struct unit *unit, struct supervisor *supervisor);
 
 // After the process has ended: removes the cgroups that are empty. True when the unit then owns nothing any more.
 bool unit_settle(struct unit *unit);
@@ -65,4 +78,4 @@ void unit_remover_done(struct unit *unit, int status);
 // Leaves the folder that could not be removed, and notes it.
 void unit_give_up(struct unit *unit, int error);
 
-void unit_free(struct unit *unit);
+void unit_free(struct unit *unit, struct supervisor *supervisor);

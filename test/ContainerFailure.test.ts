@@ -95,7 +95,7 @@ suite("a container whose plan fails", (effect) => {
       const berth = yield* Berth.Berth
       const before = look(berth)
       const plan = Plan.make([
-        { op: "process", namespaces: 0x10000000, shared: 0 },
+        { op: "process", namespaces: 0x10000000 },
         { op: "id-map", uids: "0 0 1\n0 0 1\n", gids: "0 0 1\n" },
         { op: "session" },
         exec
@@ -113,7 +113,7 @@ suite("a container whose plan fails", (effect) => {
     Effect.gen(function* () {
       const berth = yield* Berth.Berth
       const plan = Plan.make([
-        { op: "process", namespaces: 0, shared: 0 },
+        { op: "process", namespaces: 0 },
         { op: "join", process: "missing", namespaces: 0x20000 },
         exec
       ])
@@ -133,7 +133,7 @@ suite("a container whose plan fails", (effect) => {
       const berth = yield* Berth.Berth
       const bad: ReadonlyArray<ReadonlyArray<Plan.Operation>> = [
         [exec],
-        [{ op: "process", namespaces: 0, shared: 0 }],
+        [{ op: "process", namespaces: 0 }],
         [{ op: "scratch", path: "/a\0b", mode: 0 }],
         Array.from({ length: 5000 }, () => ({ op: "scratch", path: "/x", mode: 0 }) as const)
       ]

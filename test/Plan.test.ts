@@ -19,7 +19,7 @@ const table = {
   "overlay-memory": { lower: "l", mode: "i", tmpfs: "l", options: "l", attributes: "i" },
   "root-mount": { mount: "f" },
   "root-bind": { path: "s", attributes: "i", recursive: "i" },
-  process: { namespaces: "i", shared: "i" },
+  process: { namespaces: "i" },
   "id-map": { uids: "s", gids: "s" },
   join: { process: "f", namespaces: "i" },
   session: {},
@@ -58,7 +58,10 @@ const table = {
   owner: { path: "s", uid: "i", gid: "i" },
   "root-user": {},
   discard: { path: "s" },
-  record: { path: "s" }
+  record: { path: "s" },
+  fork: {},
+  "controlling-terminal": {},
+  "empty-root": { alone: "i" }
 } as const satisfies Record<Plan.OperationName, Readonly<Record<string, "i" | "s" | "l" | "u" | "b" | "f">>>
 
 type Name = keyof typeof table
@@ -181,7 +184,7 @@ const refusal = (...operations: ReadonlyArray<Plan.Operation>): string => {
   return stderr.trim()
 }
 
-const process_: Plan.Operation = { op: "process", namespaces: 0x20000, shared: 0 }
+const process_: Plan.Operation = { op: "process", namespaces: 0x20000 }
 const exec: Plan.Operation = { op: "exec", program: null, paths: ["/x"], arguments: ["x"], environment: [] }
 const scratch: Plan.Operation = { op: "scratch", path: "/s", mode: 0o700 }
 const pivot: Plan.Operation = { op: "pivot" }
@@ -311,7 +314,7 @@ describe("Plan", () => {
   test("is printed with a numbered line for each operation", () => {
     const plan = Plan.make([
       scratch,
-      { op: "process", namespaces: 0x20000 | 0x20000000, shared: 0 },
+      { op: "process", namespaces: 0x20000 | 0x20000000 },
       { op: "bind", source: "/my data", target: "/mnt", attributes: 0x3, recursive: 1 },
       { op: "stdio", stdin: null, stdout: "stdout", stderr: null },
       { op: "user", uid: 1000, gid: 1000, groups: [4, 27] },
@@ -321,7 +324,7 @@ describe("Plan", () => {
     ])
     const lines = [
       "  0  scratch path=/s mode=0700",
-      "  1  process namespaces=mount,pid shared=0",
+      "  1  process namespaces=mount,pid",
       '  2  bind source="/my data" target=/mnt attributes=ro,nosuid recursive=1',
       "  3  stdio stdin=none stdout=<stdout> stderr=none",
       "  4  user uid=1000 gid=1000 groups=[4 27]",

@@ -179,7 +179,7 @@ suite("RootFs", (effect, folder) => {
       const { ids, supervisor } = yield* Berth.Berth
       // In a user namespace without a mount namespace of its own, nothing can be mounted, as before Linux 5.11 no overlay.
       const plan = Plan.make([
-        { op: "process", namespaces: flagsOf(["user"]), shared: 0 },
+        { op: "process", namespaces: flagsOf(["user"]) },
         idMap(nested(ids)),
         { op: "stdio", stdin: null, stdout: null, stderr: null },
         {

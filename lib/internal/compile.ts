@@ -209,6 +209,8 @@ const sharedMounts = ({
 
 const rootUser = constant({ op: "root-user" })
 const session = constant({ op: "session" })
+const fork = constant({ op: "fork" })
+const controllingTerminal = constant({ op: "controlling-terminal" })
 const keyring = constant({ op: "keyring" })
 const loopback = constant({ op: "loopback" })
 const root = constant({ op: "root" })
@@ -253,34 +255,64 @@ const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
   ...(around.readOnly ? [readonlyRoot] : [])
 ]
 
+/** Whether others are in its pid namespace, who see it once it is there: it enters it last, by a fork. */
+const isSeen = (process: Process): boolean => process.joined.some(({ kinds }) => kinds.includes("pid"))
+
+const RLIMIT_NPROC = 6
+
+/** A limit that could be too low for the fork: who has it set may have no other process of the same user. */
+const isAfterFork = (process: Process, { resource, soft }: Limit): boolean =>
+  isSeen(process) && resource === RLIMIT_NPROC && soft >= 0n && soft < 1024n
+
+const limit = ({ hard, resource, soft }: Limit): Operation => ({ op: "rlimit", resource, soft, hard })
+
+const lead = (process: Process): ReadonlyArray<Operation> =>
+  process.terminal === undefined ? [session] : [session, controllingTerminal]
+
 const joinsUser = (process: Process): boolean => process.joined.some(({ kinds }) => kinds.includes("user"))
 
+const join = ({ joined }: Process): ReadonlyArray<Operation> =>
+  joined.map(({ descriptor, kinds }) => ({
+    op: "join",
+    process: descriptor,
+    namespaces: kinds.reduce((all, kind) => all | flags[kind], 0)
+  }))
+
+/**
+ * The clone, and what it is in. A pid namespace of others is joined before a new user namespace is made, in which nobody
+ * has the right to.
+ */
+const clone = (process: Process, namespaces: number, newUser: boolean): ReadonlyArray<Operation> =>
+  newUser && isSeen(process)
+    ? [{ op: "process", namespaces: 0 }, ...join(process), { op: "unshare", namespaces }]
+    : [{ op: "process", namespaces }]
+
 /** The child's operations up to its root: where it is, and what its standard streams are. */
-const enter = (process: Process, newMounts: boolean): ReadonlyArray<Operation> => [
+const enter = (process: Process, newMounts: boolean, newUser: boolean): ReadonlyArray<Operation> => [
   ...(process.appArmor === undefined ? [] : [{ op: "apparmor", profile: process.appArmor } as const]),
-  ...process.joined.map(
-    ({ descriptor, kinds }): Operation => ({
-      op: "join",
-      process: descriptor,
-      namespaces: kinds.reduce((all, kind) => all | flags[kind], 0)
-    })
-  ),
+  ...(newUser && isSeen(process) ? [] : join(process)),
   ...(newMounts ? [{ op: "unshare", namespaces: flags.mount } as const] : []),
   ...(joinsUser(process) ? [rootUser] : []),
-  session,
   keyring,
   { op: "stdio", ...process.stdio },
-  ...process.rlimits.map(({ resource, soft, hard }): Operation => ({ op: "rlimit", resource, soft, hard }))
+  ...process.rlimits.filter((one) => !isAfterFork(process, one)).map(limit)
 ]
 
 const filterOf = ({ seccomp }: Process): ReadonlyArray<Operation> =>
   seccomp === undefined ? [] : [seccomp.operation]
+
+const filteredLast = (process: Process): boolean =>
+  process.noNewPrivileges && isSeen(process) && process.seccomp?.custom === true
 
 /**
  * The child's last operations, in the order that capabilities(7) and seccomp(2) ask for: the bounding set while there
  * is CAP_SETPCAP, the ids while there is CAP_SETUID, the capabilities themselves, no new ones after, and last the filter,
  * which what is before it would be subject to. Only where new privileges are allowed does loading it need CAP_SYS_ADMIN,
  * so that it comes before that may be gone.
+ *
+ * A process that others see enters their pid namespace when all that is done, by a fork, and only begins a session and
+ * executes: they may stop it, and with CAP_SYS_PTRACE do with it as they like. A filter that is not known may deny the fork,
+ * and so comes behind it where it can.
  */
 const become = (process: Process): ReadonlyArray<Operation> => [
   {
@@ -291,6 +323,7 @@ const become = (process: Process): ReadonlyArray<Operation> => [
   ...(process.terminal === undefined
     ? []
     : [{ op: "terminal", socket: "terminal", ...process.terminal, uid: process.user.uid } as const]),
+  ...(isSeen(process) ? [] : lead(process)),
   { op: "umask", mask: process.umask },
   ...(process.noNewPrivileges ? [] : filterOf(process)),
   { op: "bounding", capabilities: process.capabilities },
@@ -303,7 +336,11 @@ const become = (process: Process): ReadonlyArray<Operation> => [
     inheritable: process.ambient,
     ambient: process.ambient
   },
-  ...(process.noNewPrivileges ? [noNewPrivileges, ...filterOf(process)] : [])
+  ...(process.noNewPrivileges ? [noNewPrivileges] : []),
+  ...(process.noNewPrivileges && !filteredLast(process) ? filterOf(process) : []),
+  ...(isSeen(process) ? [fork, ...lead(process)] : []),
+  ...process.rlimits.filter((one) => isAfterFork(process, one)).map(limit),
+  ...(filteredLast(process) ? filterOf(process) : [])
 ]
 
 /** The last operation: the command, or an init that runs it. The init tells of the command's failure as this one's. */
@@ -318,23 +355,6 @@ const execute = (process: Process, before: ReadonlyArray<Operation>): ReadonlyAr
       : { op: "exec", program: null, paths, arguments: process.arguments, environment }
   ]
 }
-
-/**
- * Whether the child may run in the supervisor's memory, which then waits for it until it has executed: for a first
- * process in a root of its own. A bind's source could be on a network file system that does not answer, a filter that is
- * not known could have the child wait, or dump the memory's core, and a user or time namespace is about a memory of one's
- * own.
- */
-const shared = (process: Process, around: Surroundings): 0 | 1 =>
-  process.joined.length > 0 ||
-  around.root.op === "root-mount" ||
-  around.created.has("user") ||
-  around.created.has("time") ||
-  process.seccomp?.custom === true ||
-  around.content.length > 0 ||
-  around.mounts.some((mount) => mount.type === "bind")
-    ? 0
-    : 1
 
 const CAP_SYS_ADMIN = 1n << 21n
 
@@ -372,10 +392,10 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
     // In a user namespace of its own the child could not read the layers' trusted.* attributes, so the root is made
     // before it enters one.
     ...(around.idMap === undefined ? [] : [around.root]),
-    { op: "process", namespaces: atClone, shared: shared(process, around) },
+    ...clone(process, atClone, around.idMap !== undefined),
     ...(recorded ? [{ op: "record", path: `${around.record}/stat` } as const] : []),
     ...(around.idMap === undefined ? [] : [around.idMap, rootUser]),
-    ...enter(process, mountsInJoined),
+    ...enter(process, mountsInJoined, around.idMap !== undefined),
     ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),
     ...(around.created.has("network") ? [loopback] : []),
     ...(around.hostname === undefined ? [] : [{ op: "hostname", name: around.hostname } as const]),
@@ -386,23 +406,11 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
   ])
 }
 
-/**
- * A process in a root that is there: an exec, or one more process in a namespace that has been set up. What runs in it
- * could make this one wait (a lease on the file, fcntl(2), holds up an open for 45 seconds), so it shares the
- * supervisor's memory for a short time only.
- */
+/** A process in a root that is there: an exec, or one more process in a namespace that has been set up. */
 export const joining = (process: Process): ReadonlyArray<Operation> =>
   execute(process, [
     ...process.cgroup,
-    {
-      op: "process",
-      namespaces: 0,
-      shared:
-        process.seccomp?.custom === true ||
-        process.joined.some(({ kinds }) => kinds.includes("user") || kinds.includes("time"))
-          ? 0
-          : 2
-    },
-    ...enter(process, false),
+    { op: "process", namespaces: 0 },
+    ...enter(process, false, false),
     ...become(process)
   ])

@@ -26,7 +26,7 @@ const connectBy = (
     yield* Effect.addFinalizer(() => Effect.sync(() => native().close(ours)))
     const own = kinds.includes("network") ? kinds.filter((kind) => kind === "network" || kind === "user") : []
     const plan = Plan.make([
-      { op: "process", namespaces: 0, shared: 0 },
+      { op: "process", namespaces: 0 },
       ...(own.length === 0 ? [] : [{ op: "join", process: "container", namespaces: flagsOf(own) } as const]),
       { op: "connect", socket: "connection", version, port }
     ])

@@ -40,7 +40,7 @@ const inChild = (
   kinds: ReadonlyArray<Kind>,
   between: ReadonlyArray<Plan.Operation>
 ): ReadonlyArray<Plan.Operation> => [
-  { op: "process", namespaces: kinds.reduce((all, kind) => all | flags[kind], 0), shared: 0 },
+  { op: "process", namespaces: kinds.reduce((all, kind) => all | flags[kind], 0) },
   ...(kinds.includes("user") ? [idMap(Ids.nested(ids))] : []),
   { op: "session" },
   { op: "stdio", stdin: null, stdout: null, stderr: null },

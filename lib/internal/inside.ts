@@ -25,7 +25,7 @@ export const running = (container: Container): Effect.Effect<void, ContainerErro
 /** Its namespaces can no longer be joined, nor forked in. */
 const isEnding = (error: OperationFailed): boolean =>
   (error.syscall === "setns" && error.errno === ESRCH) ||
-  (error.syscall === "clone3" && error.errno === ENOMEM)
+  (error.syscall === "clone" && error.errno === ENOMEM)
 
 /** What fails because the container ends meanwhile, and takes with it what it was in, fails by that. */
 export const unlessEnded =

@@ -28,7 +28,7 @@ import type { Input, Output } from "./pipe.ts"
 import { attend, type Handler } from "./seccompNotify.ts"
 import { signalName } from "./signals.ts"
 import { makeStdio, type Stdio, type Terminal } from "./stdio.ts"
-import type { Ended, Unit } from "./supervisor.ts"
+import type { Ended, Interruptible, Unit } from "./supervisor.ts"
 import { forgetExecuted, noteExecuted, processesOf } from "./top.ts"
 import { releaseUnit } from "./unit.ts"
 
@@ -259,30 +259,30 @@ const placesOf = ({ cgroup, inside, ownsCgroup }: Launch): ReadonlyArray<object>
   ownsCgroup ? [] : [cgroup, inside].filter((key) => key !== undefined)
 
 /** Into a cgroup that was there before, which may stand still. */
-const begin = (options: Launch): Effect.Effect<Launched, BerthError> => {
+const begin = (options: Launch, interruptible: Interruptible): Effect.Effect<Launched, BerthError> => {
   const places = placesOf(options)
-  if (places.length === 0) return start(options)
+  if (places.length === 0) return start(options, interruptible)
   if (freezer.isFrozen(options.cgroup)) return Effect.fail(paused(options.id))
-  return freezer.enter(places)(start(options))
+  return freezer.enter(places)(start(options, interruptible))
 }
 
-const start = (options: Launch): Effect.Effect<Launched, BerthError> =>
+const start = (options: Launch, interruptible: Interruptible): Effect.Effect<Launched, BerthError> =>
   Effect.flatMap(
     attempt(() => makeStdio(options.options, options.id)),
     (stdio) => {
       const plan = Plan.make(options.operations)
       const descriptors = { ...options.descriptors, ...stdio.descriptors }
       if (options.ids !== undefined) stdio.give(options.ids, options.settings.user)
-      return Effect.mapBoth(options.berth.supervisor.start(options.unit, plan, descriptors), {
-        onFailure: (error) => {
-          stdio.close()
-          return explainProcess(options, plan)(error)
-        },
-        onSuccess: (unit) => {
-          stdio.handOver()
-          return { unit, stdio, plan }
-        }
-      })
+      return options.berth.supervisor.start(options.unit, plan, descriptors, interruptible).pipe(
+        Effect.tapErrorCause(() => Effect.sync(stdio.close)),
+        Effect.mapBoth({
+          onFailure: explainProcess(options, plan),
+          onSuccess: (unit) => {
+            stdio.handOver()
+            return { unit, stdio, plan }
+          }
+        })
+      )
     }
   )
 
@@ -314,9 +314,9 @@ const warn = (id: string, warnings: ReadonlyArray<string>): Effect.Effect<void> 
   Effect.forEach(warnings, (warning) => Effect.logWarning(`container ${id}: ${warning}`), { discard: true })
 
 const launchQuietly = (options: Launch): Effect.Effect<Container, BerthError, Scope.Scope> =>
-  Effect.uninterruptible(
+  Effect.uninterruptibleMask((interruptible) =>
     Effect.flatMap(Effect.scope, (scope) =>
-      Effect.flatMap(begin(options), (launched) => {
+      Effect.flatMap(begin(options, interruptible), (launched) => {
         const { unit, stdio } = launched
         let container: Container | undefined
         const release = Effect.map(releaseUnit(`container ${options.id}`, unit), () => {

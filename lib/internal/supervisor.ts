@@ -3,6 +3,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
+import { identity } from "effect/Function"
 import * as Option from "effect/Option"
 import type { BerthError } from "../BerthError.ts"
 import { NotReleased, OperationFailed, SupervisorError } from "../BerthError.ts"
@@ -45,17 +46,25 @@ export interface Supervisor {
   /** The folder for what units keep on disk. */
   readonly folder: string
   readonly nextId: () => number
-  /** Starts a unit; descriptors are sent by the names that the plan has for them, and stay the caller's. */
+  /**
+   * Starts a unit; descriptors are sent by the names that the plan has for them, and stay the caller's. To be called where
+   * it cannot be interrupted: `interruptible` is around the wait for the process to execute its command, and what has been
+   * made is released when that is interrupted, or takes too long.
+   */
   readonly start: (
     id: number,
     plan: Plan.Plan,
-    descriptors: Readonly<Record<string, number>>
+    descriptors: Readonly<Record<string, number>>,
+    interruptible?: Interruptible
   ) => Effect.Effect<Unit, BerthError>
   /** Of every unit that has not been released. */
   readonly plans: () => ReadonlyArray<Plan.Plan>
   /** Closes the connection and waits until the supervisor has given everything back and is gone. */
   readonly stop: Effect.Effect<void>
 }
+
+/** What `Effect.uninterruptibleMask` gives. */
+export type Interruptible = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
 /** What has to be done before a plan may run, where something has. */
 export interface Guard {
@@ -68,8 +77,10 @@ const SIGCONT = 18
 
 /** A supervisor that has not answered for so long may have been stopped by somebody, and is set going again. */
 const PATIENCE_MILLIS = 200
-/** For so long things are given back by a scope that closes, in milliseconds; tests have less. */
+/** How long things may take, in milliseconds; tests have less. */
 export const limits = {
+  /** A start: a lease on the command's file holds up its execution for 45 seconds, fcntl(2). */
+  start: 60_000,
   /** A release: what is left then, the supervisor goes on with, or a sweep. */
   release: 30_000,
   /** The supervisor's end: it goes on alone then. */
@@ -104,13 +115,14 @@ interface Reply {
 interface Pending {
   readonly plan: Plan.Plan
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
-  /** Of its process, -1 before the start and after the release. */
-  pidfd: number
+  /** Of its process and its root, or of its root alone: -1 where there is none, before the start and after the release. */
+  descriptors: readonly [number, number]
+  pid: number
   /** The supervisor owns nothing of it any more. */
   gone: boolean
-  started: ((result: Effect.Effect<Reply, BerthError>) => void) | undefined
+  started: ((result: Effect.Effect<void, BerthError>) => void) | undefined
   released: ((leftover: Leftover | undefined) => void) | undefined
-  /** When its release is given up, in milliseconds since 1970. */
+  /** When its start or its release is given up, in milliseconds since 1970. */
   deadline: number
 }
 
@@ -170,7 +182,7 @@ const hint = (operation: Plan.Operation | undefined, errno: number): string => {
   if (operation?.op === "process" && errno === 22) return "This kernel lacks one of these namespaces"
   if (operation?.op === "process" && errno === 28)
     return "There are as many namespaces as /proc/sys/user/max_*_namespaces allows"
-  if (operation?.op === "process" && errno === 11)
+  if ((operation?.op === "process" || operation?.op === "fork") && errno === 11)
     return "There are as many processes as pids.max or RLIMIT_NPROC allows"
   if (operation?.op === "apparmor" && errno === ENOENT)
     return "No profile of this name is loaded: load it with Security.appArmor"
@@ -213,9 +225,10 @@ class Connection {
       let waiting = this.onReady !== undefined
       for (const unit of this.units.values()) {
         waiting ||= unit.started !== undefined || unit.released !== undefined
-        if (unit.released === undefined || now < unit.deadline) continue
+        if (now < unit.deadline) continue
+        unit.started?.(Effect.fail(tookTooLong()))
         // It stays known: whoever waits for its end is told when it comes.
-        unit.released({ syscall: "release", errno: ETIMEDOUT })
+        unit.released?.({ syscall: "release", errno: ETIMEDOUT })
       }
       if (!waiting || this.gone) return
       native().signal(this.pidfd, SIGCONT)
@@ -280,10 +293,13 @@ class Connection {
     }
     switch (reply.type) {
       case REPLY_STARTED:
-        unit.pidfd = reply.pid > 0 ? (reply.descriptors[0] ?? -1) : -1
-        return unit.started?.(Effect.succeed(reply))
+        unit.pid = reply.pid
+        unit.descriptors = reply.descriptors
+        return unit.started?.(Effect.void)
       case REPLY_FAILED:
         this.units.delete(reply.id)
+        unit.gone = true
+        unit.released?.(undefined)
         return unit.started?.(Effect.fail(failureOf(unit.plan, reply)))
       case REPLY_EXITED:
         return Deferred.unsafeDone(unit.ended, Exit.succeed(reply.ended))
@@ -309,7 +325,7 @@ class Connection {
     for (const unit of this.units.values()) {
       unit.started?.(Effect.fail(error))
       // One that has changed its parent-death signal does not end by itself.
-      if (unit.pidfd >= 0) native().signal(unit.pidfd, SIGKILL)
+      if (unit.pid > 0) native().signal(unit.descriptors[0], SIGKILL)
       unit.released?.(undefined)
       Deferred.unsafeDone(unit.ended, Exit.fail(error))
     }
@@ -329,20 +345,30 @@ const encodeRequest = (type: number, id: number, planBytes: number, body: Uint8A
 
 const nothing = new Uint8Array(0)
 
+const tookTooLong = (): OperationFailed =>
+  new OperationFailed({
+    operation: "start",
+    index: -1,
+    syscall: "execve",
+    errno: ETIMEDOUT,
+    hint: `The process did not come to execute its command within ${limits.start / 1000} seconds: a container can hold up what is started in it; stop the container, or see what its processes do`
+  })
+
 const gone = (detail: string): SupervisorError => new SupervisorError({ reason: "Gone", detail })
 
 const beginUnit = (
   connection: Connection,
   guard: Guard,
   id: number,
-  plan: Plan.Plan,
+  unit: Pending,
   descriptors: Readonly<Record<string, number>>
-): Effect.Effect<readonly [Pending, Reply], BerthError> =>
-  Effect.async<readonly [Pending, Reply], BerthError>((resume) => {
+): Effect.Effect<void, BerthError> =>
+  Effect.async<void, BerthError>((resume) => {
     if (connection.gone) return resume(Effect.fail(gone("it is no longer running")))
+    const { plan } = unit
     const missing = guard.missing(plan)
     if (missing.length > 0) {
-      const again = beginUnit(connection, guard, id, plan, descriptors)
+      const again = beginUnit(connection, guard, id, unit, descriptors)
       return resume(Effect.zipRight(guard.hold(missing), again))
     }
     const encoded = Plan.encode(plan)
@@ -359,26 +385,20 @@ const beginUnit = (
     const message = large
       ? encodeRequest(REQUEST_START, id, encoded.bytes.length, nothing)
       : encodeRequest(REQUEST_START, id, 0, encoded.bytes)
-    const pending: Pending = {
-      plan,
-      ended: Deferred.unsafeMake(FiberId.none),
-      pidfd: -1,
-      gone: false,
-      released: undefined,
-      deadline: 0,
-      started: (result) => {
-        pending.started = undefined
-        Loop.release()
-        resume(Effect.map(result, (reply) => [pending, reply] as const))
-      }
+    unit.deadline = Date.now() + limits.start
+    unit.started = (result) => {
+      unit.started = undefined
+      Loop.release()
+      resume(result)
     }
-    connection.units.set(id, pending)
+    connection.units.set(id, unit)
     Loop.retain()
     connection.send(message, large ? [memfd, ...fds] : fds, (n) => {
       if (large && memfd >= 0) native().close(memfd)
       if (n >= 0) return
       connection.units.delete(id)
-      pending.started?.(
+      unit.gone = true
+      unit.started?.(
         Effect.fail(
           n === -EPIPE
             ? gone("it is no longer running")
@@ -394,42 +414,72 @@ const beginUnit = (
     })
   })
 
+/** Releases a unit that may not have started yet, for `limits.release` at the most. */
+const releaseUnit = (
+  connection: Connection,
+  id: number,
+  unit: Pending
+): Effect.Effect<Leftover | undefined> =>
+  Effect.async<Leftover | undefined>((resume) => {
+    const finish = (leftover: Leftover | undefined): void => {
+      unit.released = undefined
+      // A number that outlived its descriptor could be somebody else's by then.
+      closeAll(unit.descriptors)
+      unit.descriptors = [-1, -1]
+      Loop.release()
+      resume(Effect.succeed(leftover))
+    }
+    unit.started?.(Effect.void)
+    Loop.retain()
+    if (connection.gone || unit.gone || !connection.units.has(id)) return finish(undefined)
+    unit.released = finish
+    unit.deadline = Date.now() + limits.release
+    connection.send(encodeRequest(REQUEST_RELEASE, id, 0, nothing), [], (n) => {
+      if (n < 0) finish(undefined)
+    })
+  })
+
 const startUnit = (
   connection: Connection,
   guard: Guard,
   id: number,
   plan: Plan.Plan,
-  descriptors: Readonly<Record<string, number>>
+  descriptors: Readonly<Record<string, number>>,
+  interruptible: Interruptible
 ): Effect.Effect<Unit, BerthError> =>
-  Effect.map(beginUnit(connection, guard, id, plan, descriptors), ([pending, reply]) => {
-    let released = false
-    return {
-      id,
-      pid: reply.pid,
-      // A number that outlived its descriptor could be somebody else's by then.
-      pidfd: () => (reply.pid > 0 && !released ? reply.descriptors[0] : -1),
-      root: () => (released ? -1 : reply.descriptors[reply.pid > 0 ? 1 : 0]),
-      ended: pending.ended,
-      release: Effect.async<Leftover | undefined>((resume) => {
-        if (released) return resume(Effect.succeed(undefined))
-        released = true
-        const finish = (leftover: Leftover | undefined): void => {
-          pending.released = undefined
-          pending.pidfd = -1
-          closeAll(reply.descriptors)
-          Loop.release()
-          resume(Effect.succeed(leftover))
-        }
-        Loop.retain()
-        if (connection.gone || pending.gone) return finish(undefined)
-        pending.released = finish
-        pending.deadline = Date.now() + limits.release
-        connection.send(encodeRequest(REQUEST_RELEASE, id, 0, nothing), [], (n) => {
-          if (n < 0) finish(undefined)
-        })
-      })
+  Effect.suspend(() => {
+    const pending: Pending = {
+      plan,
+      ended: Deferred.unsafeMake(FiberId.none),
+      pid: 0,
+      descriptors: [-1, -1],
+      gone: false,
+      started: undefined,
+      released: undefined,
+      deadline: 0
     }
+    return interruptible(beginUnit(connection, guard, id, pending, descriptors)).pipe(
+      Effect.tapErrorCause(() => releaseUnit(connection, id, pending)),
+      Effect.map(() => unitOf(connection, id, pending))
+    )
   })
+
+const unitOf = (connection: Connection, id: number, pending: Pending): Unit => {
+  const { pid } = pending
+  let released = false
+  return {
+    id,
+    pid,
+    pidfd: () => (pid > 0 && !released ? pending.descriptors[0] : -1),
+    root: () => (released ? -1 : pending.descriptors[pid > 0 ? 1 : 0]),
+    ended: pending.ended,
+    release: Effect.suspend(() => {
+      if (released) return Effect.succeed(undefined)
+      released = true
+      return releaseUnit(connection, id, pending)
+    })
+  }
+}
 
 /** Waits until a pidfd says that its process has ended, for this long at the most: whether it has. */
 const awaitEnd = (pidfd: number, millis: number): Effect.Effect<boolean> =>
@@ -519,7 +569,8 @@ export const start = (
             pid,
             folder,
             nextId: () => ++unitId,
-            start: (id, plan, descriptors) => startUnit(connection, guard, id, plan, descriptors),
+            start: (id, plan, descriptors, interruptible = identity) =>
+              startUnit(connection, guard, id, plan, descriptors, interruptible),
             plans: () => [...connection.units.values()].map((unit) => unit.plan),
             stop: Effect.suspend(() => {
               Loop.retain()

@@ -45,8 +45,11 @@ export const processesOf = (container: Container): ReadonlyArray<number> => {
   const { ended, inside } = container.state
   if (inside === ended)
     for (const process of executed.get(inside) ?? []) if (isThere(process)) own.add(process.pid)
-  const clone = container.plan.operations.find((operation) => operation.op === "process")
-  const made = Number(clone?.namespaces ?? 0)
+  const made = container.plan.operations.reduce(
+    (all, operation) =>
+      operation.op === "process" || operation.op === "unshare" ? all | Number(operation.namespaces) : all,
+    0
+  )
   const kind = (made & flags.pid) !== 0 ? "pid" : "mnt"
   const namespace = (made & (flags.pid | flags.mount)) !== 0 ? link(`/proc/${container.pid}/ns/${kind}`) : ""
   const children = new Map<number, Array<number>>()

@@ -23,4 +23,8 @@ export const scopedUnit = (
   plan: Plan.Plan,
   descriptors: Readonly<Record<string, number>>
 ): Effect.Effect<Unit, BerthError, Scope.Scope> =>
-  Effect.acquireRelease(berth.supervisor.start(id, plan, descriptors), (unit) => releaseUnit(name, unit))
+  Effect.uninterruptibleMask((interruptible) =>
+    Effect.tap(berth.supervisor.start(id, plan, descriptors, interruptible), (unit) =>
+      Effect.addFinalizer(() => releaseUnit(name, unit))
+    )
+  )

@@ -53,7 +53,7 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
     const output = new Output(ours, "unpack")
     yield* Effect.addFinalizer(() => Effect.sync(() => output.close()))
     const plan = Plan.make([
-      { op: "process", namespaces: flagsOf(["mount", "pid", "uts", "ipc", "network"]), shared: 1 },
+      { op: "process", namespaces: flagsOf(["mount", "pid", "uts", "ipc", "network"]) },
       { op: "session" },
       { op: "stdio", stdin: "blob", stdout: "report", stderr: null },
       {
