@@ -41,12 +41,12 @@ const table = {
   unshare: { namespaces: "i" },
   loopback: {},
   root: {},
-  mount: { type: "s", target: "s", options: "l", attributes: "i" },
-  bind: { source: "s", target: "s", attributes: "i", recursive: "i" },
+  mount: { type: "s", target: "s", options: "l", attributes: "i", pinned: "i" },
+  bind: { source: "s", target: "s", attributes: "i", recursive: "i", pinned: "i" },
   directory: { path: "s", mode: "i" },
   symlink: { target: "s", path: "s" },
-  mask: { null: "s", paths: "l" },
-  readonly: { paths: "l" },
+  mask: { null: "s", paths: "l", required: "i" },
+  readonly: { paths: "l", required: "i" },
   pivot: {},
   "root-readonly": {},
   hostname: { name: "s" },
@@ -107,7 +107,8 @@ export type OperationName = keyof Table
  * - `record`: its line of /proc/PID/stat into a new file, by which a sweep finds it.
  * - `id-map`: user_namespaces(7); `root-user`: becomes root in there. `join`: setns(2). `unshare`: unshare(2).
  * - `root`, `mount`, `bind`, `directory`, `symlink`, `mask`, `readonly`, `pivot`, `root-readonly`: the file
- *   system that the container sees; targets are resolved inside the root with openat2(2).
+ *   system that the container sees; targets are resolved inside the root with openat2(2). No link may lead to the target of
+ *   a `pinned` mount, and paths below it are resolved in the mount itself. A `required` path has to be there.
  * - `apparmor`: the profile that the command is confined by from its execution on, apparmor(7).
  * - `bounding`, `user`, `capabilities`, `no-new-privileges`, `seccomp`, `rlimit`, `umask`, `keyring`, `session`:
  *   credentials(7), capabilities(7), seccomp(2), getrlimit(2), umask(2), keyrings(7), setsid(2).

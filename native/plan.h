@@ -45,12 +45,12 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(UNSHARE, "unshare", "i", CHILD)                         /* clone flags */                              \
     X(LOOPBACK, "loopback", "", CHILD)                                                                       \
     X(ROOT, "root", "", CHILD)                                                                               \
-    X(MOUNT, "mount", "ssli", CHILD)                          /* type, target, options, attributes */        \
-    X(BIND, "bind", "ssii", CHILD)                            /* source, target, attributes, recursive */    \
+    X(MOUNT, "mount", "sslii", CHILD)                         /* type, target, options, attributes, pinned */ \
+    X(BIND, "bind", "ssiii", CHILD)                           /* source, target, attributes, recursive, pinned */ \
     X(DIRECTORY, "directory", "si", CHILD)                    /* path, mode */                               \
     X(SYMLINK, "symlink", "ss", CHILD)                        /* target, path */                             \
-    X(MASK, "mask", "sl", CHILD)                              /* null device, paths */                       \
-    X(READONLY, "readonly", "l", CHILD)                       /* paths */                                    \
+    X(MASK, "mask", "sli", CHILD)                             /* null device, paths, required */             \
+    X(READONLY, "readonly", "li", CHILD)                      /* paths, required */                          \
     X(PIVOT, "pivot", "", CHILD)                                                                             \
     X(ROOT_READONLY, "root-readonly", "", CHILD)                                                             \
     X(HOSTNAME, "hostname", "s", CHILD)                       /* name */                                     \

@@ -6,10 +6,9 @@ import * as Effect from "effect/Effect"
 import { Berth, Image } from "../../lib/index.ts"
 import { makeRoot } from "./rootfs.ts"
 
-const source = fileURLToPath(new URL("attack.c", import.meta.url))
-
-/** Compiles it to `path`, statically, as images have no libraries. */
-const compile = (path: string): void => {
+/** Compiles a program of this folder to `path`, statically, as images have no libraries. */
+export const compile = (path: string, name = "attack.c"): void => {
+  const source = fileURLToPath(new URL(name, import.meta.url))
   execFileSync(process.env.CC ?? "cc", ["-O1", "-std=gnu17", "-D_GNU_SOURCE", "-static", "-o", path, source])
 }
 
