@@ -134,15 +134,23 @@ export interface RootOptions extends ProcessOptions {
   readonly init?: boolean | undefined
   /** Default: the container's id. At most 64 bytes. */
   readonly hostname?: string | undefined
-  /** In the order of the list, on top of `/proc`, `/sys` and `/dev`. */
+  /**
+   * In the order of the list, on top of `/proc`, `/sys` and `/dev`, which have to be folders of the root: a start fails where
+   * one of them is a symbolic link. Links on the way to other targets are followed inside the root.
+   */
   readonly mounts?: ReadonlyArray<Mount> | undefined
   /** Whether the root cannot be written to; mounts can. Default false. */
   readonly readOnly?: boolean | undefined
-  /** Default: `Security.defaultMaskedPaths`. */
+  /**
+   * Default: `Security.defaultMaskedPaths`. Those below `/proc`, `/sys` and `/dev` are masked in the file system that is
+   * mounted there, whatever is renamed in the root meanwhile. All others are looked up in the root, once, as it is at the
+   * start, and left out where they are not there: another container that shares the root, or a process that can rename in
+   * it, can get around these.
+   */
   readonly maskedPaths?: ReadonlyArray<string> | undefined
   /** Whose processes are seen in its `/proc`. Default `"off"`: everybody's. */
   readonly hidepid?: Security.HidePid | undefined
-  /** Default: `Security.defaultReadonlyPaths`. */
+  /** Default: `Security.defaultReadonlyPaths`. They are found as `maskedPaths` are. */
   readonly readonlyPaths?: ReadonlyArray<string> | undefined
   /** The capacity of `/dev/shm`, as in `Limits.memory`. Default 64 MiB. */
   readonly shmSize?: number | string | undefined

@@ -12,7 +12,7 @@ import type { BerthError } from "./BerthError.ts"
 import { InvalidOption } from "./BerthError.ts"
 import { attempt } from "./internal/attempt.ts"
 import * as Ids from "./internal/ids.ts"
-import { explain, flags, flagsOf, idMap } from "./internal/namespaces.ts"
+import { emptyFolder, explain, flags, flagsOf, idMap } from "./internal/namespaces.ts"
 import { scopedUnit } from "./internal/unit.ts"
 import * as Userns from "./internal/userns.ts"
 import * as Plan from "./Plan.ts"
@@ -151,7 +151,12 @@ export const make = (
       { op: "stdio", stdin: null, stdout: null, stderr: null },
       ...(set.has("network") ? [{ op: "loopback" } as const] : []),
       // The mounts of a namespace that is shared are set up, and the host's taken out of it, by its first process.
-      { op: "empty-root", alone: set.has("mount") ? 0 : 1 },
+      {
+        op: "empty-root",
+        path: set.has("mount") ? emptyFolder(berth.supervisor.folder) : "/",
+        proc: set.has("pid") ? 1 : 0
+      },
+      ...(mapped === undefined ? [] : [{ op: "root-user" } as const]),
       { op: "bounding", capabilities: 0 },
       { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
       { op: "no-new-privileges" },

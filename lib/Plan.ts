@@ -41,12 +41,12 @@ const table = {
   unshare: { namespaces: "i" },
   loopback: {},
   root: {},
-  mount: { type: "s", target: "s", options: "l", attributes: "i" },
-  bind: { source: "s", target: "s", attributes: "i", recursive: "i" },
+  mount: { type: "s", target: "s", options: "l", attributes: "i", pinned: "i" },
+  bind: { source: "s", target: "s", attributes: "i", recursive: "i", pinned: "i" },
   directory: { path: "s", mode: "i" },
   symlink: { target: "s", path: "s" },
-  mask: { null: "s", paths: "l" },
-  readonly: { paths: "l" },
+  mask: { null: "s", paths: "l", required: "i" },
+  readonly: { paths: "l", required: "i" },
   pivot: {},
   "root-readonly": {},
   hostname: { name: "s" },
@@ -73,7 +73,8 @@ const table = {
   record: { path: "s" },
   fork: {},
   "controlling-terminal": {},
-  "empty-root": { alone: "i" }
+  "empty-root": { path: "s", proc: "i" },
+  "proc-of": { process: "f", paths: "l" }
 } as const
 
 type Table = typeof table
@@ -111,10 +112,12 @@ export type OperationName = keyof Table
  * - `id-map`: user_namespaces(7); `root-user`: becomes root in there. `join`: setns(2). `unshare`: unshare(2).
  * - `fork`: what is behind it is done by a child of the process, in the pid namespace that it has joined; the process itself
  *   ends. `controlling-terminal`: TIOCSCTTY of standard input, ioctl_tty(2).
- * - `empty-root`: an empty folder as the process's root, in place of all other mounts of its mount namespace where it is
- *   `alone` there.
+ * - `empty-root`: an empty mount as the process's root, at `path`, or, where that is "/", in place of all other mounts of the
+ *   namespace; with `proc`, a procfs lies over it. `proc-of`: joins the pid namespace of a process, and takes its procfs, which is at one
+ *   of `paths` there, for the `mount` of one.
  * - `root`, `mount`, `bind`, `directory`, `symlink`, `mask`, `readonly`, `pivot`, `root-readonly`: the file
- *   system that the container sees; targets are resolved inside the root with openat2(2).
+ *   system that the container sees; targets are resolved inside the root with openat2(2). No link may lead to the target of
+ *   a `pinned` mount, and paths below it are resolved in the mount itself. A `required` path has to be there.
  * - `apparmor`: the profile that the command is confined by from its execution on, apparmor(7).
  * - `bounding`, `user`, `capabilities`, `no-new-privileges`, `seccomp`, `rlimit`, `umask`, `keyring`, `session`:
  *   credentials(7), capabilities(7), seccomp(2), getrlimit(2), umask(2), keyrings(7), setsid(2).

@@ -111,7 +111,9 @@ export type SeccompAction =
 
 /**
  * A comparison of an argument, counted from 0, with a number. `SCMP_CMP_MASKED_EQ`: the argument through the mask
- * `value` is `valueTwo`.
+ * `value` is `valueTwo`. All 64 bits are compared, of which the kernel takes 32 for many arguments: `SCMP_CMP_NE`, `GT` and
+ * `GE` in a rule that allows let a number through to which a process has added 2^32. Arguments of sockets that a 32-bit
+ * program passes by socketcall(2) are not compared: a rule before those for `socket` has to refuse it.
  *
  * @since 0.1.0
  * @category models
@@ -219,6 +221,14 @@ export type SystemCallAnswer = "continue" | { readonly errno: number } | { reado
 /**
  * The policy of a container unless told otherwise: Docker's by meaning. Some of it depends on the container's
  * capabilities.
+ *
+ * A 32-bit program that makes its sockets by socketcall(2) gets ENOSYS, as it could have any (AF_VSOCK and AF_ALG among
+ * them). For one that is trusted, a rule in front allows it:
+ *
+ * ```ts
+ * const rule = { names: ["socketcall"], action: "SCMP_ACT_ALLOW" } as const
+ * const seccomp = { ...Security.defaultSeccomp, syscalls: [rule, ...Security.defaultSeccomp.syscalls!] }
+ * ```
  *
  * @since 0.1.0
  * @category constants

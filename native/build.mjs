@@ -42,6 +42,7 @@ const targets = {
       "init.c",
       "terminal.c",
       "overlay.c",
+      "pid_namespace.c",
       "privilege.c",
       "cgroup.c",
       "remove.c",

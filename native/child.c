@@ -1,7 +1,7 @@
 #include "child.h"
 #include "descriptor.h"
 #include "mount.h"
-#include "overlay.h"
+#include "pid_namespace.h"
 #include "privilege.h"
 #include "syscalls.h"
 #include "terminal.h"
@@ -26,11 +26,12 @@
 struct state {
     const struct child *child;
     struct failure failure;
-    int root;  // the root that is being composed, as a mount
-    int null;  // what files are masked with, where it was opened beforehand, else -1
+    struct root root;
+    int null; // what files are masked with, where it was opened beforehand, else -1
     int *sources; // of binds, in the order of the plan, where they were opened beforehand
     size_t opened, used;
     int empty; // the mount that masked folders share
+    int proc;  // a procfs that has been taken, or -1
 };
 
 static int invalid(struct failure *failure, const char *call, int error) {
@@ -130,19 +131,6 @@ static int go_on_in_child(const struct child *child, const struct operation *ope
     return 0;
 }
 
-// An empty folder as this process's root: the only mount of its mount namespace, or, where others are to set that up, one
-// that is in no namespace.
-static int empty_root(bool alone, struct failure *failure) {
-    cleanup_close int fs = sys_fsopen("tmpfs", FSOPEN_CLOEXEC);
-    if (fs < 0) return fail(failure, "fsopen");
-    if (mount_option(fs, "nr_inodes=1", failure) < 0) return -1;
-    cleanup_close int mount = mount_create(fs, NULL, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, failure);
-    if (mount < 0) return -1;
-    if (alone) return mount_attach_root(mount, failure) < 0 ? -1 : mount_pivot(mount, failure);
-    if (fchdir(mount) < 0) return fail(failure, "fchdir");
-    return chroot(".") < 0 ? fail(failure, "chroot") : 0;
-}
-
 static int controlling_terminal(struct failure *failure) {
     return ioctl(0, TIOCSCTTY, 0) < 0 ? fail(failure, "ioctl") : 0;
 }
@@ -212,7 +200,8 @@ static int enter(const char *path, int create, struct failure *failure) {
     if (root < 0) return fail(failure, "open");
     cleanup_close int folder = open_folder(root, path);
     if (folder < 0 && errno == ENOENT && create) {
-        if (mount_directory(root, path, 0755, failure) < 0) return -1;
+        const struct root whole = {.mount = root};
+        if (mount_directory(&whole, path, 0755, failure) < 0) return -1;
         folder = open_folder(root, path);
     }
     if (folder < 0) return fail(failure, "openat2");
@@ -266,13 +255,13 @@ static int record(const char *path, struct failure *failure) {
 // The supervisor keeps the root's descriptor, by which the container's files can be reached from outside for as long as
 // the unit is there, the process alive or not.
 static int attach_root(const struct state *state, struct failure *failure) {
-    if (mount_attach_root(state->root, failure) < 0) return -1;
-    return descriptor_send(state->child->failures, "", 1, state->root) < 0 ? fail(failure, "sendmsg") : 0;
+    if (mount_attach_root(state->root.mount, failure) < 0) return -1;
+    return descriptor_send(state->child->failures, "", 1, state->root.mount) < 0 ? fail(failure, "sendmsg") : 0;
 }
 
 static int take_root(struct state *state, int mount) {
     if (mount < 0) return -1;
-    state->root = mount;
+    state->root.mount = mount;
     return 0;
 }
 
@@ -288,7 +277,8 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_ROOT_BIND: return take_root(state, mount_clone(f[0].s.text, (unsigned)f[1].i, f[2].i != 0, failure));
     case OP_FORK: return go_on_in_child(child, operation, failure);
     case OP_CONTROLLING_TERMINAL: return controlling_terminal(failure);
-    case OP_EMPTY_ROOT: return empty_root(f[0].i != 0, failure);
+    case OP_EMPTY_ROOT: return pid_namespace_empty_root(f[0].s.text, f[1].i != 0, failure);
+    case OP_PROC_OF: return (state->proc = pid_namespace_proc(descriptor(child, &f[0]), &f[1], failure)) < 0 ? -1 : 0;
     case OP_RECORD: return record(f[0].s.text, failure);
     case OP_ID_MAP: return await_id_map(child, failure);
     case OP_ROOT_USER: return root_user(state, operation, failure);
@@ -300,13 +290,13 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_UNSHARE: return unshare((int)f[0].i) < 0 ? fail(failure, "unshare") : 0;
     case OP_LOOPBACK: return loopback_up(failure);
     case OP_ROOT: return attach_root(state, failure);
-    case OP_MOUNT: return mount_filesystem(state->root, f, failure);
-    case OP_BIND: return mount_bind(state->root, state->used < state->opened ? state->sources[state->used++] : -1, f, failure);
-    case OP_DIRECTORY: return mount_directory(state->root, f[0].s.text, (unsigned)f[1].i, failure);
-    case OP_SYMLINK: return mount_symlink(state->root, f[0].s.text, f[1].s.text, failure);
-    case OP_MASK: return mount_mask(state->root, &state->empty, state->null, f[0].s.text, &f[1], failure);
-    case OP_READONLY: return mount_readonly(state->root, &f[0], failure);
-    case OP_PIVOT: return mount_pivot(state->root, failure);
+    case OP_MOUNT: return mount_filesystem(&state->root, &state->proc, f, failure);
+    case OP_BIND: return mount_bind(&state->root, state->used < state->opened ? state->sources[state->used++] : -1, f, failure);
+    case OP_DIRECTORY: return mount_directory(&state->root, f[0].s.text, (unsigned)f[1].i, failure);
+    case OP_SYMLINK: return mount_symlink(&state->root, f[0].s.text, f[1].s.text, failure);
+    case OP_MASK: return mount_mask(&state->root, &state->empty, state->null, f, failure);
+    case OP_READONLY: return mount_readonly(&state->root, f, failure);
+    case OP_PIVOT: return mount_pivot(state->root.mount, failure);
     case OP_ROOT_READONLY: return mount_root_readonly(failure);
     case OP_HOSTNAME: return sethostname(f[0].s.text, f[0].s.length) < 0 ? fail(failure, "sethostname") : 0;
     case OP_DOMAINNAME: return setdomainname(f[0].s.text, f[0].s.length) < 0 ? fail(failure, "setdomainname") : 0;
@@ -329,7 +319,7 @@ static int perform(struct state *state, const struct operation *operation) {
 
 _Noreturn void child_run(const struct child *child) {
     int sources[SOURCES_MAX];
-    struct state state = {.child = child, .root = child->root, .empty = -1, .null = -1, .sources = sources};
+    struct state state = {.child = child, .root = {.mount = child->root}, .empty = -1, .null = -1, .proc = -1, .sources = sources};
     size_t at = child->plan->process;
     // A child that lives when the supervisor is dead would keep the state folder from being swept.
     close(child->lock);

@@ -26,11 +26,25 @@ int mount_attach_root(int root, struct failure *failure);
 int mount_pivot(int root, struct failure *failure);
 int mount_root_readonly(struct failure *failure);
 
-// What goes into the root: each resolves its target with openat2(RESOLVE_IN_ROOT) below `root`. `source` and `null_fd`
-// are what has been opened already, or -1.
-int mount_filesystem(int root, const union field *fields, struct failure *failure);
-int mount_bind(int root, int source, const union field *fields, struct failure *failure);
-int mount_directory(int root, const char *path, unsigned mode, struct failure *failure);
-int mount_symlink(int root, const char *target, const char *path, struct failure *failure);
-int mount_mask(int root, int *empty, int null_fd, const char *null, const union field *paths, struct failure *failure);
-int mount_readonly(int root, const union field *paths, struct failure *failure);
+// A mount that is kept by its descriptor: paths below its target are resolved in it, whatever has become of the target.
+struct pinned {
+    const char *target;
+    int mount;
+};
+
+// A root that is being composed.
+struct root {
+    int mount;
+    size_t count;
+    struct pinned pinned[8];
+};
+
+// What goes into the root: each resolves its target with openat2(RESOLVE_IN_ROOT), in the pinned mount that it is below,
+// else in the root. `source` and `null_fd` are what has been opened already, or -1.
+// A procfs that has been taken already is mounted, and -1 left in its place.
+int mount_filesystem(struct root *root, int *proc, const union field *fields, struct failure *failure);
+int mount_bind(struct root *root, int source, const union field *fields, struct failure *failure);
+int mount_directory(const struct root *root, const char *path, unsigned mode, struct failure *failure);
+int mount_symlink(const struct root *root, const char *target, const char *path, struct failure *failure);
+int mount_mask(const struct root *root, int *empty, int null_fd, const union field *fields, struct failure *failure);
+int mount_readonly(const struct root *root, const union field *fields, struct failure *failure);

@@ -45,12 +45,12 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(UNSHARE, "unshare", "i", CHILD)                         /* clone flags */                              \
     X(LOOPBACK, "loopback", "", CHILD)                                                                       \
     X(ROOT, "root", "", CHILD)                                                                               \
-    X(MOUNT, "mount", "ssli", CHILD)                          /* type, target, options, attributes */        \
-    X(BIND, "bind", "ssii", CHILD)                            /* source, target, attributes, recursive */    \
+    X(MOUNT, "mount", "sslii", CHILD)                         /* type, target, options, attributes, pinned */ \
+    X(BIND, "bind", "ssiii", CHILD)                           /* source, target, attributes, recursive, pinned */ \
     X(DIRECTORY, "directory", "si", CHILD)                    /* path, mode */                               \
     X(SYMLINK, "symlink", "ss", CHILD)                        /* target, path */                             \
-    X(MASK, "mask", "sl", CHILD)                              /* null device, paths */                       \
-    X(READONLY, "readonly", "l", CHILD)                       /* paths */                                    \
+    X(MASK, "mask", "sli", CHILD)                             /* null device, paths, required */             \
+    X(READONLY, "readonly", "li", CHILD)                      /* paths, required */                          \
     X(PIVOT, "pivot", "", CHILD)                                                                             \
     X(ROOT_READONLY, "root-readonly", "", CHILD)                                                             \
     X(HOSTNAME, "hostname", "s", CHILD)                       /* name */                                     \
@@ -77,7 +77,8 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(RECORD, "record", "s", CHILD)                           /* path */                                     \
     X(FORK, "fork", "", CHILD)                                                                               \
     X(CONTROLLING_TERMINAL, "controlling-terminal", "", CHILD)                                               \
-    X(EMPTY_ROOT, "empty-root", "i", CHILD)                   /* whether it is alone in its mount namespace */
+    X(EMPTY_ROOT, "empty-root", "si", CHILD)                  /* path, whether it has a procfs */            \
+    X(PROC_OF, "proc-of", "fl", CHILD)                        /* pidfd, paths */
 
 enum operation_code {
 #define X(code, name, fields, phase) OP_##code,

@@ -30,18 +30,26 @@ suite("Namespace", (effect) => {
       ? false
       : `this kernel has no ${kind} namespaces`
     effect(
-      `a ${kind} namespace is new, held, and gone with its scope`,
+      `a ${kind} namespace is new, held, joined alone, and gone with its scope`,
       () =>
         Effect.gen(function* () {
           const pid = yield* Effect.scoped(
             Effect.gen(function* () {
               const namespace = yield* Namespace.make([kind])
               assert.notEqual(of(namespace.pid, kind), own(kind))
+              // A root is made for the ids of a user namespace, which is tested with these.
+              if (kind === "user") return namespace.pid
+              const spawned = yield* Container.spawn({
+                rootfs: yield* rootfs,
+                namespaces: namespace,
+                command: ["sleep", "1000"]
+              })
+              assert.equal(of(spawned.pid, kind), of(namespace.pid, kind))
+              // Without root the ids are the supervisor's.
               const { rootless } = yield* Berth.Berth
-              // The mounts are the supervisor's, and without root so are the ids.
-              const theSupervisors = rootless ? ["mount", "user"] : ["mount"]
-              for (const other of all.filter((name) => name !== kind && !theSupervisors.includes(name)))
-                assert.equal(of(namespace.pid, other), own(other), other)
+              const other = rootless ? ["mount", "user", kind] : ["mount", kind]
+              for (const hosts of all.filter((name) => !other.includes(name)))
+                assert.equal(of(spawned.pid, hosts), own(hosts), hosts)
               return namespace.pid
             })
           )

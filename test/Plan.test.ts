@@ -29,12 +29,12 @@ const table = {
   unshare: { namespaces: "i" },
   loopback: {},
   root: {},
-  mount: { type: "s", target: "s", options: "l", attributes: "i" },
-  bind: { source: "s", target: "s", attributes: "i", recursive: "i" },
+  mount: { type: "s", target: "s", options: "l", attributes: "i", pinned: "i" },
+  bind: { source: "s", target: "s", attributes: "i", recursive: "i", pinned: "i" },
   directory: { path: "s", mode: "i" },
   symlink: { target: "s", path: "s" },
-  mask: { null: "s", paths: "l" },
-  readonly: { paths: "l" },
+  mask: { null: "s", paths: "l", required: "i" },
+  readonly: { paths: "l", required: "i" },
   pivot: {},
   "root-readonly": {},
   hostname: { name: "s" },
@@ -61,7 +61,8 @@ const table = {
   record: { path: "s" },
   fork: {},
   "controlling-terminal": {},
-  "empty-root": { alone: "i" }
+  "empty-root": { path: "s", proc: "i" },
+  "proc-of": { process: "f", paths: "l" }
 } as const satisfies Record<Plan.OperationName, Readonly<Record<string, "i" | "s" | "l" | "u" | "b" | "f">>>
 
 type Name = keyof typeof table
@@ -218,7 +219,7 @@ describe("Plan", () => {
       { op: "user", uid: 1, gid: 2, groups: [3, 4, 5] },
       { op: "join", process: "a", namespaces: -1 },
       { op: "hostname", name: "box" },
-      { op: "readonly", paths: ["/a", "/bc"] }
+      { op: "readonly", paths: ["/a", "/bc"], required: 0 }
     ]
     const all = kinds.flatMap((kind) =>
       Array.from({ length: 40 }, (_, k) =>
@@ -315,7 +316,7 @@ describe("Plan", () => {
     const plan = Plan.make([
       scratch,
       { op: "process", namespaces: 0x20000 | 0x20000000 },
-      { op: "bind", source: "/my data", target: "/mnt", attributes: 0x3, recursive: 1 },
+      { op: "bind", source: "/my data", target: "/mnt", attributes: 0x3, recursive: 1, pinned: 0 },
       { op: "stdio", stdin: null, stdout: "stdout", stderr: null },
       { op: "user", uid: 1000, gid: 1000, groups: [4, 27] },
       { op: "bounding", capabilities: 0xa80425fbn },
@@ -325,7 +326,7 @@ describe("Plan", () => {
     const lines = [
       "  0  scratch path=/s mode=0700",
       "  1  process namespaces=mount,pid",
-      '  2  bind source="/my data" target=/mnt attributes=ro,nosuid recursive=1',
+      '  2  bind source="/my data" target=/mnt attributes=ro,nosuid recursive=1 pinned=0',
       "  3  stdio stdin=none stdout=<stdout> stderr=none",
       "  4  user uid=1000 gid=1000 groups=[4 27]",
       "  5  bounding capabilities=0xa80425fb",

@@ -104,6 +104,24 @@ suite("RootFs", (effect, folder) => {
   )
 
   effect(
+    "several that start at once on a new root make its missing folders for each other",
+    () =>
+      Effect.gen(function* () {
+        const image = yield* makeImage(`${folder()}/missing`)
+        for (let k = 0; k < 10; k++) {
+          const root = yield* RootFs.overlay(image, { upper: "memory" })
+          const start = spawnExit(root, "cat /proc/1/comm /dev/null >/dev/null; exit 7")
+          const codes = yield* Effect.all(
+            Array.from({ length: 8 }, () => start),
+            { concurrency: 8 }
+          )
+          assert.deepEqual([...new Set(codes)], [7])
+        }
+      }),
+    { skip: whyNoBusybox }
+  )
+
+  effect(
     "is on disk, where it says, until its scope closes",
     () =>
       Effect.gen(function* () {

@@ -8,7 +8,7 @@ import type { Kind } from "../Namespace.ts"
 import type * as Plan from "../Plan.ts"
 import { constant } from "../Plan.ts"
 import { defaultReadonlyPaths, type Limit } from "../Security.ts"
-import { flags } from "./namespaces.ts"
+import { emptyFolder, flags } from "./namespaces.ts"
 import type { Filter } from "./seccomp.ts"
 import type { User } from "./users.ts"
 
@@ -119,7 +119,8 @@ const bindDevices = (folder: string): ReadonlyArray<Operation> =>
     source: `${folder}/dev/${name}`,
     target: `/dev/${name}`,
     attributes: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
-    recursive: 0
+    recursive: 0,
+    pinned: 0
   }))
 
 // The sweeper knows by it whose a process is. Where the supervisor has device nodes of its own, these say it already.
@@ -130,10 +131,13 @@ const mqueue: Operation = {
   type: "mqueue",
   target: "/dev/mqueue",
   options: [],
-  attributes: NO_SUID_DEV_EXEC
+  attributes: NO_SUID_DEV_EXEC,
+  pinned: 0
 }
 
-// runtime-spec, config-linux.md, default filesystems; options as Docker has them.
+// runtime-spec, config-linux.md, default filesystems; options as Docker has them. /proc, /dev and /sys are pinned: no link
+// leads to them, and what is masked, protected or mounted below them is so whatever another container of the same root
+// renames meanwhile.
 const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
   kernelFiles(around, "proc", "pid", around.hidepid === undefined ? [] : [`hidepid=${around.hidepid}`], 0),
   {
@@ -141,7 +145,8 @@ const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
     type: "tmpfs",
     target: "/dev",
     options: ["mode=0755", "size=65536k", ...(around.inUserNamespace ? [tag(around.folder)] : [])],
-    attributes: NO_SUID_DEV_EXEC
+    attributes: NO_SUID_DEV_EXEC,
+    pinned: 1
   },
   ...bindDevices(around.folder),
   ...links.map(([path, target]): Operation => ({ op: "symlink", target, path })),
@@ -151,14 +156,16 @@ const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
     target: "/dev/pts",
     // Without an id for the group tty (5) in the user namespace, the group is the process's own.
     options: ["newinstance", "ptmxmode=0666", "mode=0620", ...(around.inUserNamespace ? [] : ["gid=5"])],
-    attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+    attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+    pinned: 0
   },
   {
     op: "mount",
     type: "tmpfs",
     target: "/dev/shm",
     options: ["mode=1777", `size=${around.shmBytes}`],
-    attributes: NO_SUID_DEV_EXEC
+    attributes: NO_SUID_DEV_EXEC,
+    pinned: 0
   },
   // Of the host's ipc namespace a user namespace may mount none.
   ...(around.inUserNamespace && around.ofHost.includes("ipc") ? [] : [mqueue]),
@@ -178,8 +185,8 @@ const kernelFiles = (
 ): Operation => {
   const [target, attributes] = [`/${name}`, NO_SUID_DEV_EXEC | more]
   return around.inUserNamespace && around.ofHost.includes(kind)
-    ? { op: "bind", source: target, target, attributes, recursive: 1 }
-    : { op: "mount", type: name === "sys" ? "sysfs" : name, target, options, attributes }
+    ? { op: "bind", source: target, target, attributes, recursive: 1, pinned: 1 }
+    : { op: "mount", type: name === "sys" ? "sysfs" : name, target, options, attributes, pinned: 1 }
 }
 
 // What nearly every container of a supervisor has alike is made, and encoded, once.
@@ -217,8 +224,6 @@ const root = constant({ op: "root" })
 const pivot = constant({ op: "pivot" })
 const readonlyRoot = constant({ op: "root-readonly" })
 const noNewPrivileges = constant({ op: "no-new-privileges" })
-const defaultReadonly = constant({ op: "readonly", paths: defaultReadonlyPaths })
-
 const extraMount = (mount: Mount.Mount): Operation =>
   mount.type === "bind"
     ? {
@@ -226,7 +231,8 @@ const extraMount = (mount: Mount.Mount): Operation =>
         source: mount.source,
         target: mount.target,
         attributes: NO_SUID_DEV | (mount.readOnly === true ? MOUNT_ATTR_RDONLY : 0),
-        recursive: mount.recursive === false ? 0 : 1
+        recursive: mount.recursive === false ? 0 : 1,
+        pinned: 0
       }
     : {
         op: "mount",
@@ -236,21 +242,50 @@ const extraMount = (mount: Mount.Mount): Operation =>
           `mode=${(mount.mode ?? 0o1777).toString(8).padStart(4, "0")}`,
           ...(mount.size === undefined ? [] : [`size=${mount.size}`])
         ],
-        attributes: NO_SUID_DEV_EXEC
+        attributes: NO_SUID_DEV_EXEC,
+        pinned: 0
       }
 
-const readonly = (paths: ReadonlyArray<string>): Operation =>
-  paths === defaultReadonlyPaths ? defaultReadonly : { op: "readonly", paths }
+// Every kernel has these (proc_root_init() in fs/proc/root.c): one that is not found has been missed.
+const alwaysThere = new Set(["/proc/bus", "/proc/fs", "/proc/sys"])
+
+type Cover = (paths: ReadonlyArray<string>, required: 0 | 1) => Operation
+
+// Those that have to be there, and those that this kernel or image may lack.
+const covering = (paths: ReadonlyArray<string>, cover: Cover): ReadonlyArray<Operation> =>
+  ([1, 0] as const).flatMap((required) => {
+    const these = paths.filter((path) => alwaysThere.has(path) === (required === 1))
+    return these.length === 0 ? [] : [cover(these, required)]
+  })
+
+const readonly: Cover = (paths, required) => ({ op: "readonly", paths, required })
+const defaultReadonly = covering(defaultReadonlyPaths, readonly).map(constant)
+
+// Of what a caller mounts over /proc nothing can be required.
+const protect = (around: Surroundings): ReadonlyArray<Operation> => {
+  const ownProc = around.mounts.some(({ target }) => target === "/proc")
+  const of = (paths: ReadonlyArray<string>, cover: Cover): ReadonlyArray<Operation> =>
+    !ownProc ? covering(paths, cover) : paths.length === 0 ? [] : [cover(paths, 0)]
+  const mask: Cover = (paths, required) => ({
+    op: "mask",
+    null: `${around.folder}/dev/null`,
+    paths,
+    required
+  })
+  return [
+    ...of(around.maskedPaths, mask),
+    ...(around.readonlyPaths === defaultReadonlyPaths && !ownProc
+      ? defaultReadonly
+      : of(around.readonlyPaths, readonly))
+  ]
+}
 
 const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
   root,
   ...around.content,
   ...sharedMounts(around),
   ...around.mounts.map(extraMount),
-  ...(around.maskedPaths.length === 0
-    ? []
-    : [{ op: "mask", null: `${around.folder}/dev/null`, paths: around.maskedPaths } as const]),
-  ...(around.readonlyPaths.length === 0 ? [] : [readonly(around.readonlyPaths)]),
+  ...protect(around),
   pivot,
   ...(around.readOnly ? [readonlyRoot] : [])
 ]
@@ -266,10 +301,17 @@ const isAfterFork = (process: Process, { resource, soft }: Limit): boolean =>
 
 const limit = ({ hard, resource, soft }: Limit): Operation => ({ op: "rlimit", resource, soft, hard })
 
-const lead = (process: Process): ReadonlyArray<Operation> =>
-  process.terminal === undefined ? [session] : [session, controllingTerminal]
-
 const joinsUser = (process: Process): boolean => process.joined.some(({ kinds }) => kinds.includes("user"))
+
+/** Of a pid namespace that is joined, /proc is taken from the container or the holder that it is joined by. */
+const takeProc = (process: Process, { folder }: Surroundings): ReadonlyArray<Operation> =>
+  process.joined
+    .filter(({ kinds }) => kinds.includes("pid"))
+    .map(({ descriptor }) => ({
+      op: "proc-of",
+      process: descriptor,
+      paths: ["/proc", "/", emptyFolder(folder)]
+    }))
 
 const join = ({ joined }: Process): ReadonlyArray<Operation> =>
   joined.map(({ descriptor, kinds }) => ({
@@ -282,10 +324,15 @@ const join = ({ joined }: Process): ReadonlyArray<Operation> =>
  * The clone, and what it is in. A pid namespace of others is joined before a new user namespace is made, in which nobody
  * has the right to.
  */
-const clone = (process: Process, namespaces: number, newUser: boolean): ReadonlyArray<Operation> =>
-  newUser && isSeen(process)
-    ? [{ op: "process", namespaces: 0 }, ...join(process), { op: "unshare", namespaces }]
-    : [{ op: "process", namespaces }]
+const clone = (process: Process, namespaces: number, around: Surroundings): ReadonlyArray<Operation> =>
+  isSeen(process) && around.idMap !== undefined
+    ? [
+        { op: "process", namespaces: 0 },
+        ...takeProc(process, around),
+        ...join(process),
+        { op: "unshare", namespaces }
+      ]
+    : [{ op: "process", namespaces }, ...takeProc(process, around)]
 
 /** The child's operations up to its root: where it is, and what its standard streams are. */
 const enter = (process: Process, newMounts: boolean, newUser: boolean): ReadonlyArray<Operation> => [
@@ -293,6 +340,7 @@ const enter = (process: Process, newMounts: boolean, newUser: boolean): Readonly
   ...(newUser && isSeen(process) ? [] : join(process)),
   ...(newMounts ? [{ op: "unshare", namespaces: flags.mount } as const] : []),
   ...(joinsUser(process) ? [rootUser] : []),
+  ...(isSeen(process) ? [] : [session]),
   keyring,
   { op: "stdio", ...process.stdio },
   ...process.rlimits.filter((one) => !isAfterFork(process, one)).map(limit)
@@ -300,6 +348,9 @@ const enter = (process: Process, newMounts: boolean, newUser: boolean): Readonly
 
 const filterOf = ({ seccomp }: Process): ReadonlyArray<Operation> =>
   seccomp === undefined ? [] : [seccomp.operation]
+
+const control = ({ terminal }: Process): ReadonlyArray<Operation> =>
+  terminal === undefined ? [] : [controllingTerminal]
 
 const filteredLast = (process: Process): boolean =>
   process.noNewPrivileges && isSeen(process) && process.seccomp?.custom === true
@@ -323,7 +374,7 @@ const become = (process: Process): ReadonlyArray<Operation> => [
   ...(process.terminal === undefined
     ? []
     : [{ op: "terminal", socket: "terminal", ...process.terminal, uid: process.user.uid } as const]),
-  ...(isSeen(process) ? [] : lead(process)),
+  ...(isSeen(process) ? [] : control(process)),
   { op: "umask", mask: process.umask },
   ...(process.noNewPrivileges ? [] : filterOf(process)),
   { op: "bounding", capabilities: process.capabilities },
@@ -338,7 +389,7 @@ const become = (process: Process): ReadonlyArray<Operation> => [
   },
   ...(process.noNewPrivileges ? [noNewPrivileges] : []),
   ...(process.noNewPrivileges && !filteredLast(process) ? filterOf(process) : []),
-  ...(isSeen(process) ? [fork, ...lead(process)] : []),
+  ...(isSeen(process) ? [fork, session, ...control(process)] : []),
   ...process.rlimits.filter((one) => isAfterFork(process, one)).map(limit),
   ...(filteredLast(process) ? filterOf(process) : [])
 ]
@@ -392,7 +443,7 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
     // In a user namespace of its own the child could not read the layers' trusted.* attributes, so the root is made
     // before it enters one.
     ...(around.idMap === undefined ? [] : [around.root]),
-    ...clone(process, atClone, around.idMap !== undefined),
+    ...clone(process, atClone, around),
     ...(recorded ? [{ op: "record", path: `${around.record}/stat` } as const] : []),
     ...(around.idMap === undefined ? [] : [around.idMap, rootUser]),
     ...enter(process, mountsInJoined, around.idMap !== undefined),

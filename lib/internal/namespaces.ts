@@ -21,6 +21,9 @@ export const flagsOf = (kinds: Iterable<Kind>): number => {
   return all
 }
 
+/** Where the empty root of the holder of a mount namespace is, until its first process sets it up. */
+export const emptyFolder = (supervisorFolder: string): string => `${supervisorFolder}/empty`
+
 export const idMap = (ids: Ids): Plan.Operation => ({
   op: "id-map",
   uids: print(ids.uids),

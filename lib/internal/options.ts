@@ -1,4 +1,5 @@
 /** Checks of options at the edge: what passes here can be put into a plan, for all else they throw `InvalidOption`. */
+import { posix } from "node:path"
 import { InvalidOption } from "../BerthError.ts"
 import type { ProcessOptions, TerminalSize } from "../Container.ts"
 import type { Mount } from "../Mount.ts"
@@ -31,8 +32,14 @@ const absolute = (option: string, path: string): string =>
     ? path
     : invalid(option, path, "an absolute path inside the container, shorter than 4096 bytes")
 
+// A path that has one spelling: by it one sees that it is below /proc, /sys or /dev.
+const inContainer = (option: string, path: string): string => {
+  const normal = posix.normalize(absolute(option, path))
+  return normal.length > 1 && normal.endsWith("/") ? normal.slice(0, -1) : normal
+}
+
 export const paths = (option: string, values: ReadonlyArray<string>): ReadonlyArray<string> =>
-  values.map((path, index) => absolute(`${option}[${index}]`, path))
+  values.map((path, index) => inContainer(`${option}[${index}]`, path))
 
 const environment = (env: Readonly<Record<string, string>>): void => {
   for (const [name, value] of Object.entries(env)) {
@@ -89,9 +96,15 @@ export const terminal = (asked: ProcessOptions["terminal"]): TerminalSize | unde
 
 const hiding = ["off", "noaccess", "invisible", "ptraceable"]
 
-/** The option of procfs, undefined for its own default. */
-export const hidepid = (asked: string | undefined): string | undefined => {
+/** The option of procfs, undefined for its own default. `joined` says that the pid namespace is another container's. */
+export const hidepid = (asked: string | undefined, joined: boolean): string | undefined => {
   if (asked === undefined || asked === "off") return undefined
+  if (joined)
+    invalid(
+      "hidepid",
+      asked,
+      "none in a pid namespace that is joined: its procfs is the one that is there already"
+    )
   return hiding.includes(asked) ? asked : invalid("hidepid", asked, `one of ${hiding.join(", ")}`)
 }
 
@@ -105,19 +118,20 @@ export const bytes = (option: string, value: number | string): number => {
 export const mounts = (list: ReadonlyArray<Mount>): ReadonlyArray<Mount> =>
   list.map((mount, index) => {
     const at = `mounts[${index}]`
-    absolute(`${at}.target`, mount.target)
-    if (mount.target.replaceAll("/", "") === "") invalid(`${at}.target`, mount.target, "a path below /")
+    const target = inContainer(`${at}.target`, mount.target)
+    if (target === "/") invalid(`${at}.target`, mount.target, "a path below /")
     if (mount.type === "tmpfs") {
       if (
         mount.mode !== undefined &&
         !(Number.isInteger(mount.mode) && mount.mode >= 0 && mount.mode <= 0o7777)
       )
         invalid(`${at}.mode`, mount.mode, "a mode, from 0 to 0o7777")
-      return mount.size === undefined ? mount : { ...mount, size: bytes(`${at}.size`, mount.size) }
+      const size = mount.size === undefined ? {} : { size: bytes(`${at}.size`, mount.size) }
+      return { ...mount, ...size, target }
     }
     if (!mount.source.startsWith("/") || hasNul(mount.source))
       invalid(`${at}.source`, mount.source, "an absolute path on the host")
-    return mount
+    return { ...mount, target }
   })
 
 // Parameters that belong to a namespace; a write to any other would be one to the host (sysctl(8), namespaces(7)).

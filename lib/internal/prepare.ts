@@ -178,7 +178,7 @@ export const surroundings = (
         ? Security.defaultReadonlyPaths
         : check.paths("readonlyPaths", readonlyPaths),
     readOnly: options.readOnly ?? false,
-    hidepid: check.hidepid(options.hidepid),
+    hidepid: check.hidepid(options.hidepid, kinds.includes("pid") && !rest.created.has("pid")),
     shmBytes: check.bytes("shmSize", options.shmSize ?? 64 * 1024 * 1024),
     sysctls: check.sysctls(options.sysctls ?? {}, own)
   }

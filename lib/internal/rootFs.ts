@@ -56,7 +56,7 @@ const hostFolders = (): ReadonlyArray<Plan.Operation> => [
     const path = `/${name}`
     if (notTheHosts.has(name) || statSync(path, { throwIfNoEntry: false })?.isDirectory() !== true) return []
     const attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
-    return [{ op: "bind", source: path, target: path, attributes, recursive: 1 }]
+    return [{ op: "bind", source: path, target: path, attributes, recursive: 1, pinned: 0 }]
   }),
   { op: "directory", path: "/run", mode: 0o755 },
   { op: "directory", path: "/tmp", mode: 0o1777 },

@@ -1,8 +1,8 @@
 /**
  * The policies that Berth brings along, as data in the form of Docker's profiles. The default one means what Docker's
- * does: what is not named here fails with EPERM, and what libseccomp does not know yet with ENOSYS. Two differences make
- * it safer: nothing of x32, an ABI that no distribution is built for, and no sockets of the kernel's cryptography (AF_ALG),
- * which Docker has left out as well since version 29.
+ * does: what is not named here fails with EPERM, and what libseccomp does not know yet with ENOSYS. Three differences make
+ * it safer: nothing of x32, an ABI that no distribution is built for; no sockets of the kernel's cryptography (AF_ALG), which
+ * Docker has left out as well since version 29; and no socketcall(2) of 32-bit programs, by which they would have any socket.
  */
 import type { SeccompProfile } from "../Security.ts"
 
@@ -49,7 +49,7 @@ const talking = words(`
   accept accept4 bind connect getpeername getsockname getsockopt ipc listen mq_getsetattr mq_notify mq_open mq_timedreceive
   mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 mq_unlink msgctl msgget msgrcv msgsnd recv recvfrom recvmmsg
   recvmmsg_time64 recvmsg semctl semget semop semtimedop semtimedop_time64 send sendmmsg sendmsg sendto setsockopt shmat
-  shmctl shmdt shmget shutdown socketcall socketpair`)
+  shmctl shmdt shmget shutdown socketpair`)
 
 const time = words(`
   alarm clock_getres clock_getres_time64 clock_gettime clock_gettime64 clock_nanosleep clock_nanosleep_time64 getitimer
@@ -101,12 +101,24 @@ const is = (value: number): Condition => ({ index: 0, value, op: "SCMP_CMP_EQ" }
 
 const AF_ALG = 38
 const AF_VSOCK = 40
+const AF_MAX = 46
 
-// A host's hypervisor is reached by AF_VSOCK, from any network namespace.
+// A host's hypervisor is reached by AF_VSOCK, from any network namespace. A filter compares 64 bits, of which the kernel
+// takes 32 for the family: there must be no rule for all that is greater than a number.
 const sockets: ReadonlyArray<Rule> = [
   allow(["socket"], [{ index: 0, value: AF_ALG, op: "SCMP_CMP_LT" }]),
-  allow(["socket"], [is(AF_ALG + 1)]),
-  allow(["socket"], [{ index: 0, value: AF_VSOCK, op: "SCMP_CMP_GT" }])
+  ...Array.from({ length: AF_MAX - AF_ALG }, (_, k) => AF_ALG + k)
+    .filter((family) => family !== AF_ALG && family !== AF_VSOCK)
+    .map((family) => allow(["socket"], [is(family)]))
+]
+
+// socketcall(2) has the family in memory, where no filter can look, and with each rule for `socket` libseccomp allows it
+// for all families unless a rule before says otherwise. Since Linux 4.3 each has a system call of its own, which musl tries
+// first, and glibc where it is built for such kernels; s390's distributions have a glibc that is not.
+const s390 = ["s390", "s390x"]
+const multiplexer: ReadonlyArray<Rule> = [
+  { names: ["socketcall"], action: "SCMP_ACT_ERRNO", errnoRet: 38, excludes: { arches: s390 } },
+  allow(["socketcall"], [], { includes: { arches: s390 } })
 ]
 
 // personality(2): Linux as it is, PER_LINUX32, each without and with UNAME26, and asking.
@@ -119,10 +131,10 @@ const personalities: ReadonlyArray<Rule> = [0, 0x8, 0x20000, 0x20008, 0xffffffff
 const CLONE_NEW = 0x7e020000
 const cloning = (unless: ReadonlyArray<string>): ReadonlyArray<Rule> => [
   allow(["clone"], [{ index: 0, value: CLONE_NEW, valueTwo: 0, op: "SCMP_CMP_MASKED_EQ" }], {
-    excludes: { caps: unless, arches: ["s390", "s390x"] }
+    excludes: { caps: unless, arches: s390 }
   }),
   allow(["clone"], [{ index: 1, value: CLONE_NEW, valueTwo: 0, op: "SCMP_CMP_MASKED_EQ" }], {
-    includes: { arches: ["s390", "s390x"] },
+    includes: { arches: s390 },
     excludes: { caps: unless }
   }),
   { names: ["clone3"], action: "SCMP_ACT_ERRNO", errnoRet: 38, excludes: { caps: unless } }
@@ -140,6 +152,7 @@ export const defaultProfile: SeccompProfile = {
     { architecture: "SCMP_ARCH_S390X", subArchitectures: ["SCMP_ARCH_S390"] }
   ],
   syscalls: [
+    ...multiplexer,
     allow([...common, ...clock]),
     // Before 4.8 a traced process could leave its filter (seccomp(2)).
     allow(inspection, [], { includes: { minKernel: "4.8" } }),
@@ -159,7 +172,7 @@ export const defaultProfile: SeccompProfile = {
 const seldom = new Set(
   words(`
   fanotify_mark io_cancel io_destroy io_getevents io_pgetevents io_pgetevents_time64 io_setup io_submit ipc listmount
-  memfd_secret mknod name_to_handle_at remap_file_pages socketcall statmount uretprobe vmsplice
+  memfd_secret mknod name_to_handle_at remap_file_pages statmount uretprobe vmsplice
   mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 mq_unlink
   msgctl msgget msgrcv msgsnd semctl semget semop semtimedop semtimedop_time64 shmat shmctl shmdt shmget`)
 )

@@ -9,7 +9,7 @@ import type { BerthError } from "../BerthError.ts"
 import { NotReleased, OperationFailed, SupervisorError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
 import { useNamespace } from "./asRoot.ts"
-import { E2BIG, EAGAIN, EINVAL, ENODEV, ENOENT, EPERM, EPIPE, ETIMEDOUT } from "./errno.ts"
+import { E2BIG, EAGAIN, EINVAL, ELOOP, ENODEV, ENOENT, EPERM, EPIPE, ETIMEDOUT } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "./native.ts"
 
@@ -166,6 +166,8 @@ const isOverlay = (
   operation?.op === "overlay" || operation?.op === "overlay-memory"
 
 const hint = (operation: Plan.Operation | undefined, errno: number): string => {
+  if ((operation?.op === "mount" || operation?.op === "bind") && operation.pinned === 1 && errno === ELOOP)
+    return `${operation.target} is a symbolic link in this root, by which another container could lead its protection astray: make it a folder`
   if (operation?.op === "bind" && errno === 2) return "The source of a bind mount must exist on the host"
   if (isOverlay(operation) && operation.options.includes("userxattr") && errno === EINVAL)
     return "Without root the kernel takes no layer that has mounts below it: unmount them, or use another folder"
@@ -175,6 +177,8 @@ const hint = (operation: Plan.Operation | undefined, errno: number): string => {
     (errno === EPERM || errno === ENODEV)
   )
     return "This kernel gives no overlay to a user namespace: use Linux 5.11 or later with its overlay module loaded (modprobe overlay), or run as root; Berth.doctor says which it is"
+  if (operation?.op === "proc-of" && errno === ENOENT)
+    return "The container whose pid namespace is joined must have the procfs of that namespace at /proc"
   if (operation?.op === "rlimit" && errno === 1)
     return "Raising a hard limit needs CAP_SYS_RESOURCE: ask for no more than the present one"
   if (operation?.op === "seccomp" && errno === 22)

@@ -1,17 +1,19 @@
 /** The checkout as a disk of the machine: a tar, which is read straight from it. */
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
+import * as path from "node:path"
 import { fileURLToPath } from "node:url"
 import { bundle } from "../bundle.ts"
+import { compile } from "../support/attack.ts"
 
 export const checkout: string = fileURLToPath(new URL("../..", import.meta.url)).replace(/\/$/, "")
 
 /** What is started by itself in the machine. */
 const isProgram = (file: string): boolean =>
-  /^test\/[^/]+\.test\.ts$|^test\/support\/[^/]+\.ts$/.test(file) || file === "bench/index.ts"
+  /^test\/(hostile\/)?[^/]+\.test\.ts$|^test\/support\/[^/]+\.ts$/.test(file) || file === "bench/index.ts"
 
 /**
- * Packs what git tracks or would track, the native build, the programs bundled, and these files on top. `folder` is for
+ * Packs what git tracks or would track, the native build, the programs bundled and compiled, and these files on top. `folder` is for
  * what is made on the way.
  */
 export const pack = async (
@@ -27,6 +29,8 @@ export const pack = async (
   const files = listed.split("\0").filter((file) => file !== "" && fs.existsSync(`${checkout}/${file}`))
   const out = `${folder}/out`
   await bundle(checkout, files.filter(isProgram), "/berth", out)
+  for (const source of files.filter((file) => /^test\/support\/[^/]+\.c$/.test(file)))
+    compile(`${out}/${source.replace(/\.c$/, "")}`, path.basename(source))
   for (const [name, content] of Object.entries(extra)) fs.writeFileSync(`${out}/${name}`, content)
   // What comes later in a tar wins.
   const owner = ["--owner=0", "--group=0", "--mode=u=rwX,go=rX"]
