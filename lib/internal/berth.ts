@@ -9,6 +9,7 @@ import type * as Scope from "effect/Scope"
 import type { Berth, Options } from "../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../BerthError.ts"
 import { sweep as sweepProfiles } from "./appArmorKernel.ts"
+import { attempt } from "./attempt.ts"
 import { EPERM } from "./errno.ts"
 import * as Holds from "./holds.ts"
 import * as Ids from "./ids.ts"
@@ -16,7 +17,7 @@ import { sweep as sweepLayers } from "./imageLayer.ts"
 import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "./native.ts"
 import * as Seccomp from "./seccomp.ts"
 import * as Supervisor from "./supervisor.ts"
-import { removeSwept, sweep } from "./sweep.ts"
+import { recordOwner, removeSwept, sweep } from "./sweep.ts"
 import * as systemd from "./systemd.ts"
 import { TypeId } from "./tag.ts"
 
@@ -194,7 +195,10 @@ const supervised = (
     const holds = Holds.make(folder, layers, state)
     const mode = !rootless ? "root" : ids.uids.length > 1 ? "ranges" : "single-id"
     const map = (pid: number) => Ids.writeMaps(pid, ids)
-    const starting = Effect.mapError(Supervisor.start(state, lock, mode, map, Holds.guard(holds)), explain)
+    const starting = Supervisor.start(state, lock, mode, map, Holds.guard(holds)).pipe(
+      Effect.mapError(explain),
+      Effect.tap(({ pid }) => attempt(() => recordOwner(state, pid)))
+    )
     const warming = Effect.sync(() => Seccomp.warm(folder))
     const supervisor = yield* Effect.acquireRelease(
       // While the supervisor sets itself up, there is time.

@@ -15,9 +15,9 @@ import { LOCK_EX, LOCK_NB, native } from "./native.ts"
 import type { Supervisor } from "./supervisor.ts"
 import { releaseUnit } from "./unit.ts"
 
-const kill = (pid: number): void => {
+const kill = (pid: number, signal: "SIGKILL" | "SIGCONT" = "SIGKILL"): void => {
   try {
-    process.kill(pid, "SIGKILL")
+    process.kill(pid, signal)
   } catch {
     // It has ended meanwhile.
   }
@@ -79,6 +79,32 @@ const identityOf = (stat: string): { readonly pid: number; readonly start: strin
   return !(pid > 1) || start === undefined || rest[0] === "Z" ? undefined : { pid, start }
 }
 
+/** The process that a line of /proc/PID/stat was of, if it is still there. */
+const stillThere = (stat: string): number | undefined => {
+  const was = identityOf(stat)
+  const now = was === undefined ? undefined : identityOf(read(`/proc/${was.pid}/stat`))
+  return now !== undefined && now.start === was!.start ? now.pid : undefined
+}
+
+const ownerFile = (state: string): string => `${state}/owner`
+
+/** Records in its folder whose a supervisor is, for the sweep that finds it alive when its program is not. */
+export const recordOwner = (state: string, supervisor: number): void => {
+  fs.writeFileSync(ownerFile(state), `${read("/proc/self/stat")}${read(`/proc/${supervisor}/stat`)}`, {
+    mode: 0o600
+  })
+}
+
+/**
+ * A supervisor whose program is gone. It ends by itself, unless something holds it up. One whose folder is another
+ * pid namespace's is not found, and so let alone.
+ */
+const orphanIn = (state: string): number | undefined => {
+  const [program = "", supervisor = ""] = read(ownerFile(state)).split("\n")
+  const pid = stillThere(supervisor)
+  return pid !== undefined && stillThere(program) === undefined ? pid : undefined
+}
+
 const modified = (path: string): number => fs.statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0
 
 /**
@@ -90,11 +116,7 @@ const recordedIn = (state: string): ReadonlyArray<number> =>
   list(state)
     .filter((name) => name.endsWith(".first"))
     .filter((name) => modified(`${state}/${name}/stat`) > Date.now() - os.uptime() * 1000)
-    .flatMap((name) => {
-      const was = identityOf(read(`${state}/${name}/stat`))
-      const now = was === undefined ? undefined : identityOf(read(`/proc/${was.pid}/stat`))
-      return now !== undefined && now.start === was!.start ? [now.pid] : []
-    })
+    .flatMap((name) => stillThere(read(`${state}/${name}/stat`)) ?? [])
 
 /** Takes a dead supervisor's lock, or undefined where it lives. */
 const lockOf = (state: string): number | undefined => {
@@ -110,6 +132,32 @@ const lockOf = (state: string): number | undefined => {
 
 // A process that was killed needs a moment to leave its cgroup.
 const patience = Schedule.upTo(Schedule.spaced("10 millis"), "2 seconds")
+
+/** The lock of a supervisor that is dead by then, or undefined where it lives on. */
+const awaitLock = (state: string): Effect.Effect<number | undefined> => {
+  let lock: number | undefined
+  return Effect.sync(() => {
+    lock = lockOf(state)
+    return lock !== undefined
+  }).pipe(
+    Effect.repeat({ until: (taken) => taken, schedule: patience }),
+    Effect.map(() => lock)
+  )
+}
+
+/** The lock of a dead supervisor; one that has no program any more, and does not end, is ended. */
+const takeLock = (state: string): Effect.Effect<number | undefined> =>
+  Effect.suspend(() => {
+    const lock = lockOf(state)
+    const orphan = lock === undefined ? orphanIn(state) : undefined
+    if (orphan === undefined) return Effect.succeed(lock)
+    kill(orphan, "SIGCONT")
+    return Effect.flatMap(awaitLock(state), (given) => {
+      if (given !== undefined || orphanIn(state) === undefined) return Effect.succeed(given)
+      kill(orphan)
+      return awaitLock(state)
+    })
+  })
 
 /** A folder whose supervisor never came to be: it has its final name only once it is locked. */
 const isAbandoned = (state: string): boolean => Date.now() - fs.statSync(state).mtimeMs > 60_000
@@ -140,11 +188,13 @@ const takeOne = (folder: string, name: string, into: string): Effect.Effect<void
     const state = `${folder}/run/${name}`
     const take = Effect.sync(() => fs.renameSync(state, into))
     if (name.startsWith(".")) return isAbandoned(state) ? take : Effect.void
-    const lock = lockOf(state)
-    if (lock === undefined) return Effect.void
-    // Where something stays, so does the folder: by its name the next Berth finds it.
-    return Effect.zipRight(Effect.whenEffect(take, end(name, state)), Effect.void).pipe(
-      Effect.ensuring(Effect.sync(() => fs.closeSync(lock)))
+    return Effect.flatMap(takeLock(state), (lock) =>
+      lock === undefined
+        ? Effect.void
+        : // Where something stays, so does the folder: by its name the next Berth finds it.
+          Effect.zipRight(Effect.whenEffect(take, end(name, state)), Effect.void).pipe(
+            Effect.ensuring(Effect.sync(() => fs.closeSync(lock)))
+          )
     )
   }).pipe(
     // Another Berth may be at the same.
