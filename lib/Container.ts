@@ -462,10 +462,17 @@ export const stats: (container: Container) => Effect.Effect<Cgroup.Stats, BerthE
  * paused or has ended, until its scope closes. No path, link or race leads out of the container's root.
  *
  * What is made belongs to this program's user, who is the container's root where Berth has no root. The ids of `stat` and
- * `chown` are the container's. Without root, too, files of its other users are read and changed as its root may; of such,
- * fifos and devices are not opened. A relative path is below `/`; folders below a folder are listed but links
- * to folders are not followed, and are not watched; names are UTF-8. A process of `exec` has no files of its own: every
- * operation on it fails with `BadResource`.
+ * `chown` are the container's. Without root, too, files of its other users are read and changed as its root may. A
+ * relative path is below `/`; folders below a folder are listed but links to folders are not followed, and are not
+ * watched; names are UTF-8. A process of `exec` has no files of its own: every operation on it fails with `BadResource`.
+ *
+ * Regular files and folders are opened, and nothing else: a fifo or a socket, which could wait without end, a device, which
+ * would be this program's (`/dev/tty` is its own terminal), and the files and links of `/proc`, which are about whoever
+ * looks at them, fail with `PermissionDenied`: use a command in the container. `readFile` reads as much as a file had when
+ * it was opened. A file on which a process holds a lease fails with EAGAIN.
+ *
+ * `watch` has a bounded queue, the kernel's: where its reader is slower than the changes, what is in the queue comes
+ * first, and then an `Update` of the watched path itself says that changes were lost.
  *
  * @since 0.1.0
  * @category files

@@ -104,6 +104,7 @@ export const utimes = (fd: number, atime: number | Date, mtime: number | Date, p
 
 /** Where a link leads, with U+FFFD for what is not UTF-8. */
 export const readLink = (at: inRoot.Place): string => {
+  inRoot.checkLink(at)
   try {
     return fs.readlinkSync(at.at)
   } catch (error) {

@@ -205,13 +205,14 @@ const userInside = (
 ): Effect.Effect<users.User, BerthError> => {
   const { settings } = container.state
   if (user === undefined) return Effect.succeed(settings.user)
-  const root = `/proc/${container.pid}/root`
-  const [passwd, group] = [users.readMerged([root], "etc/passwd"), users.readMerged([root], "etc/group")]
-  // The pid was the container's all the while if the container is still there.
-  return Effect.zipRight(
-    running(container),
-    attempt(() => users.resolve(`container ${container.id}`, user, passwd, group))
-  )
+  const subject = `container ${container.id}`
+  return Effect.gen(function* () {
+    const passwd = yield* users.readInside(subject, container.pid, "etc/passwd")
+    const group = yield* users.readInside(subject, container.pid, "etc/group")
+    // The pid was the container's all the while if the container is still there.
+    yield* running(container)
+    return yield* attempt(() => users.resolve(subject, user, passwd, group))
+  })
 }
 
 export const execStream: {

@@ -62,11 +62,6 @@ const hostId = (ranges: Ids["uids"], id: number, path: string): number => {
   return isMapped ? outside(ranges, id) : inRoot.fail(EINVAL, "chown", path)
 }
 
-const readAll = (fd: number, signal: AbortSignal): Promise<Uint8Array> =>
-  new Promise((resolve, reject) =>
-    fs.readFile(fd, { signal }, (error, bytes) => (error ? reject(error) : resolve(bytes)))
-  )
-
 const temporary = (): string => randomBytes(4).toString("base64url").slice(0, 6).replaceAll(/[-_]/g, "x")
 
 export const make = (container: Container): FileSystem.FileSystem => {
@@ -96,16 +91,14 @@ export const make = (container: Container): FileSystem.FileSystem => {
     method: string,
     path: string,
     body: (root: number, signal: AbortSignal) => Promise<A>,
-    options: { readonly always?: boolean; readonly waits?: boolean } = {}
+    always = false
   ): Result<A> =>
     Effect.mapError(
-      inRoot.promised(
-        // Of its own, as the container's may be closed in the meantime.
-        async (signal) =>
-          inRoot.using(native().duplicate(rootFor(method, path)), (root) => body(root, signal)),
-        options.waits
+      // Of its own, as the container's may be closed in the meantime.
+      inRoot.promised(async (signal) =>
+        inRoot.using(native().duplicate(rootFor(method, path)), (root) => body(root, signal))
       ),
-      mapped(method, path, options.always)
+      mapped(method, path, always)
     )
 
   /** What a path leads to, for calls that follow links. */
@@ -223,7 +216,7 @@ export const make = (container: Container): FileSystem.FileSystem => {
       ),
     copy: (from, to, options) =>
       attemptLong("copy", from, (root, signal) => copyTree(root, from, to, options ?? {}, signal)),
-    copyFile: (from, to) => attemptLong("copyFile", from, (root) => copyFile(root, from, to)),
+    copyFile: (from, to) => attemptLong("copyFile", from, (root, signal) => copyFile(root, from, to, signal)),
     link: (from, to) =>
       attempt("link", from, (root) =>
         inRoot.inFolderOf(root, from, 1, "link", (existing) =>
@@ -256,24 +249,11 @@ export const make = (container: Container): FileSystem.FileSystem => {
             await readFolder(folder, "", signal, found)
             return found
           }),
-        { always: true }
+        true
       ),
     readFile: (path) =>
-      attemptLong(
-        "readFile",
-        path,
-        (root, signal) =>
-          on(root, path, "open", async (fd): Promise<Uint8Array> => {
-            try {
-              return await fs.promises.readFile(inRoot.via(fd), { signal })
-            } catch (error) {
-              if (!inRoot.isErrno(error, EACCES)) throw error
-              return inRoot.usingOwn(await inRoot.openAgain(fd, inRoot.O_RDONLY), (own) =>
-                readAll(own, signal)
-              )
-            }
-          }),
-        { waits: true }
+      attemptLong("readFile", path, (root, signal) =>
+        on(root, path, "open", (fd) => inRoot.readWhole(fd, path, signal))
       ),
     readLink: (path) =>
       attempt("readLink", path, (root) => {
@@ -298,22 +278,12 @@ export const make = (container: Container): FileSystem.FileSystem => {
         inRoot.inFolderOf(root, path, EEXIST, "symlink", (at) => changes.symlink(target, at))
       ),
     truncate: (path, length) =>
-      attemptLong(
-        "truncate",
-        path,
-        (root) =>
-          on(root, path, "open", async (fd) => {
-            const size = length === undefined ? undefined : Number(length)
-            try {
-              await fs.promises.truncate(inRoot.via(fd), size)
-            } catch (error) {
-              if (!inRoot.isErrno(error, EACCES)) throw error
-              await inRoot.usingOwn(await inRoot.openAgain(fd, inRoot.O_WRONLY), (own) =>
-                promisify(fs.ftruncate)(own, size)
-              )
-            }
-          }),
-        { waits: true }
+      attemptLong("truncate", path, (root) =>
+        on(root, path, "open", async (fd) =>
+          inRoot.usingOwn(await inRoot.openAgain(fd, path, inRoot.O_WRONLY), (own) =>
+            promisify(fs.ftruncate)(own, length === undefined ? undefined : Number(length))
+          )
+        )
       ),
     utimes: (path, atime, mtime) =>
       attempt("utime", path, (root) =>
@@ -326,14 +296,9 @@ export const make = (container: Container): FileSystem.FileSystem => {
         )
       ),
     writeFile: (path, data, options) =>
-      attemptLong(
-        "writeFile",
-        path,
-        async (root, signal) => {
-          const fd = await inRoot.openFile(root, path, flagsOf(options?.flag ?? "w"), options?.mode)
-          await inRoot.usingOwn(fd, (own) => promisify(fs.writeFile)(own, data, { signal }))
-        },
-        { waits: true }
-      )
+      attemptLong("writeFile", path, async (root, signal) => {
+        const fd = await inRoot.openFile(root, path, flagsOf(options?.flag ?? "w"), options?.mode)
+        await inRoot.usingOwn(fd, (own) => promisify(fs.writeFile)(own, data, { signal }))
+      })
   })
 }

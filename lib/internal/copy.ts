@@ -116,11 +116,6 @@ const READING = inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY
 const CHUNK_BYTES = 1024 * 1024
 const ENXIO = inRoot.ENXIO
 
-export const readAt = (fd: number, buffer: Uint8Array, length: number, position: number): Promise<number> =>
-  new Promise((resolve, reject) =>
-    fs.read(fd, buffer, 0, length, position, (error, n) => (error ? reject(error) : resolve(n)))
-  )
-
 /** To read in a thread of the runtime's; undefined of a file that others alone may open, and the kernel's descriptor is of. */
 const openOwn = (fd: number): Promise<number | undefined> =>
   inRoot.fsOpen(inRoot.via(fd), READING).catch((error: unknown) => {
@@ -196,7 +191,7 @@ export async function* contents(
         const n =
           file === undefined
             ? readNext(kernel, buffer.subarray(0, length))
-            : await readAt(file, buffer, length, offset)
+            : await inRoot.readAt(file, buffer, length, offset)
         if (n === 0) return
         yield [offset, buffer.subarray(0, n)]
         offset += n
@@ -216,9 +211,8 @@ export const makeFile = (at: inRoot.Place): number => {
     if (existing !== undefined) fs.unlinkSync(at.at)
   } catch (error) {
     if (!inRoot.isErrno(error, inRoot.EBUSY) || existing?.isFile() !== true) throw error
-    const fd = inRoot.openPlace(at, inRoot.O_RDWR | inRoot.O_NONBLOCK | O_NOFOLLOW)
-    fs.truncateSync(inRoot.via(fd), 0)
-    return fd
+    const flags = inRoot.O_RDWR | inRoot.O_TRUNC | inRoot.O_NONBLOCK | inRoot.O_NOCTTY | O_NOFOLLOW
+    return inRoot.openPlace(at, flags)
   }
   return inRoot.openPlace(at, inRoot.O_RDWR | inRoot.O_CREAT | inRoot.O_EXCL | O_NOFOLLOW, "open", 0o600)
 }

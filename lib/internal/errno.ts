@@ -70,6 +70,7 @@ export const EXDEV = 18
 export const ENODEV = 19
 export const ENOTDIR = 20
 export const EINVAL = 22
+export const EFBIG = 27
 export const ENOSPC = 28
 export const EROFS = 30
 export const EPIPE = 32

@@ -9,6 +9,38 @@ export const read = (path: string): string => {
   }
 }
 
+/**
+ * What a container has a file of the kernel say, read in a thread of the runtime's: up to `max` bytes, or as far as
+ * `isEnough` of the part that was read last.
+ */
+export const readBounded = async (
+  path: string,
+  max: number,
+  isEnough: (part: Buffer) => boolean = () => false
+): Promise<Buffer> => {
+  try {
+    const file = await fs.promises.open(path, "r")
+    try {
+      const parts: Array<Buffer> = []
+      for (let length = 0; length < max; ) {
+        const buffer = Buffer.alloc(Math.min(max - length, PART_BYTES))
+        const { bytesRead } = await file.read(buffer, 0, buffer.length, null)
+        if (bytesRead === 0) break
+        length += bytesRead
+        parts.push(buffer.subarray(0, bytesRead))
+        if (isEnough(parts.at(-1)!)) break
+      }
+      return Buffer.concat(parts)
+    } finally {
+      await file.close()
+    }
+  } catch {
+    return Buffer.alloc(0)
+  }
+}
+
+const PART_BYTES = 64 * 1024
+
 export const link = (path: string): string => {
   try {
     return fs.readlinkSync(path)

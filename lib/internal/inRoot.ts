@@ -37,14 +37,17 @@ export class Failure extends Error {
   readonly code: string
   readonly syscall: string
   readonly path: string
+  /** What to do about it. */
+  readonly hint: string
 
-  constructor(number: number, syscall: string, path: string) {
+  constructor(number: number, syscall: string, path: string, hint = "") {
     const code = errno.errnoName(number)
     super(`${code}: ${errno.describeErrno(number)}, ${syscall} '${path}'`)
     this.errno = -number
     this.code = code
     this.syscall = syscall
     this.path = path
+    this.hint = hint
   }
 }
 
@@ -221,14 +224,47 @@ const adopt = async (fd: number): Promise<number | undefined> =>
     await fsClose(own)
   })
 
-/** open(2) of what an O_PATH descriptor is of, to a descriptor of the runtime's. */
-export const openAgain = async (fd: number, flags: number): Promise<number> => {
+const PROC_SUPER_MAGIC = 0x9fa0
+
+/** Whether a descriptor is of proc(5), the files of which are about the process that opens them, or of one that it names. */
+export const isProc = (fd: number): boolean => fs.statfsSync(via(fd)).type === PROC_SUPER_MAGIC
+
+/** Fails by the kind of a file that is opened by processes of the container alone. */
+const refuse = (what: string, syscall: string, path: string): never => {
+  const hint = `${what} is not opened from outside of the container: open it by a command in the container`
+  throw new Failure(errno.EACCES, syscall, path, hint)
+}
+
+/**
+ * The status of what may be opened for its contents: a regular file or a folder. A fifo waits for its other end, and a
+ * device is the opener's: `/dev/tty` is the terminal of this program. A file of proc(5) can wait, and need not have an end.
+ */
+export const checkContents = (fd: number, path: string, syscall = "open"): fs.Stats => {
+  const status = fs.statSync(via(fd))
+  if (!status.isFile() && !status.isDirectory()) {
+    const kind = status.isFIFO() ? "a fifo" : status.isSocket() ? "a socket" : "a device"
+    return refuse(kind, syscall, path)
+  }
+  return isProc(fd) ? refuse("a file of /proc", syscall, path) : status
+}
+
+/** The same for the text of a link in an opened folder, which node:fs reads. */
+export const checkLink = (at: Place): void => {
+  if (isProc(at.folder)) refuse("a link of /proc", "readlink", at.path)
+}
+
+/**
+ * open(2) of what an O_PATH descriptor is of, to a descriptor of the runtime's. Nobody is waited for, not even the holder
+ * of a lease (fcntl(2)): it fails with EAGAIN.
+ */
+export const openAgain = async (fd: number, path: string, flags: number): Promise<number> => {
+  checkContents(fd, path)
+  const now = flags | O_NONBLOCK | O_NOCTTY
   try {
-    return await fsOpen(via(fd), flags)
+    return await fsOpen(via(fd), now)
   } catch (error) {
-    // Only what cannot be waited for: all of this process would wait.
-    if (!isErrno(error, errno.EACCES) || !fs.statSync(via(fd)).isFile()) throw error
-    const opened = asRoot.openIn(AT_FDCWD, via(fd), flags, 0, 0)
+    if (!isErrno(error, errno.EACCES)) throw error
+    const opened = asRoot.openIn(AT_FDCWD, via(fd), now, 0, 0)
     const own = opened < 0 ? undefined : await adopt(opened)
     if (own === undefined) throw error
     return own
@@ -248,13 +284,10 @@ const makeFile = async (at: Place, flags: number, mode: number): Promise<number>
 
 const ATTEMPTS = 16
 
-/**
- * open(2) inside the root, to a descriptor of the runtime's own node:fs, which need not be the kernel's number. It waits
- * for the other end of a fifo as open(2) does, in a thread of the runtime's.
- */
+/** open(2) inside the root by the rules of `openAgain`, to a descriptor that need not be the kernel's number. */
 export const openFile = async (root: number, path: string, flags: number, mode = 0o666): Promise<number> => {
   const rest = flags & ~(O_CREAT | O_EXCL)
-  const reopen = (fd: number): Promise<number> => using(fd, (opened) => openAgain(opened, rest))
+  const reopen = (fd: number): Promise<number> => using(fd, (opened) => openAgain(opened, path, rest))
   if ((flags & O_CREAT) === 0) return reopen(open(root, path, O_PATH))
   for (let attempt = 0; ; attempt++) {
     if ((flags & O_EXCL) === 0) {
@@ -285,6 +318,43 @@ export const openFile = async (root: number, path: string, flags: number, mode =
     if (fd !== -errno.ENOENT) return fail(-fd, "open", path)
     if (attempt === ATTEMPTS) return fail(errno.ENOENT, "open", path)
   }
+}
+
+export const readAt = (fd: number, buffer: Uint8Array, length: number, position: number): Promise<number> =>
+  new Promise((resolve, reject) =>
+    fs.read(fd, buffer, 0, length, position, (error, n) => (error ? reject(error) : resolve(n)))
+  )
+
+const CHUNK_BYTES = 1024 * 1024
+const WHOLE_BYTES_MAX = 2 ** 31 - 1
+/** Of a file that has no size, as those of the kernel's file systems. */
+const UNSIZED_BYTES_MAX = 1024 * 1024
+
+/**
+ * All of what an O_PATH descriptor is of, as long as it was when it was opened: one that grows meanwhile has no end. Fails
+ * with EFBIG where it is longer than `max`.
+ */
+export const readWhole = async (
+  fd: number,
+  path: string,
+  signal: AbortSignal,
+  max = WHOLE_BYTES_MAX
+): Promise<Uint8Array> => {
+  const { size } = checkContents(fd, path)
+  if (size > max) return fail(errno.EFBIG, "read", path)
+  return usingOwn(await openAgain(fd, path, O_RDONLY), async (own) => {
+    const bytes = new Uint8Array(size === 0 ? UNSIZED_BYTES_MAX : size)
+    let length = 0
+    while (length < bytes.length) {
+      signal.throwIfAborted()
+      const part = bytes.subarray(length, length + CHUNK_BYTES)
+      const n = await readAt(own, part, part.length, length)
+      if (n === 0) break
+      length += n
+    }
+    if (size === 0 && length === bytes.length) return fail(errno.EFBIG, "read", path)
+    return length === bytes.length ? bytes : bytes.slice(0, length)
+  })
 }
 
 const LINKS_MAX = 40
@@ -392,11 +462,8 @@ export const turn = async (signal: AbortSignal): Promise<void> => {
   signal.throwIfAborted()
 }
 
-/** An effect of a promise that is told of an interruption, and waited for unless it may wait itself, for a fifo. */
-export const promised = <A>(
-  body: (signal: AbortSignal) => Promise<A>,
-  waits = false
-): Effect.Effect<A, unknown> =>
+/** An effect of a promise that is told of an interruption, and waited for. */
+export const promised = <A>(body: (signal: AbortSignal) => Promise<A>): Effect.Effect<A, unknown> =>
   Effect.async<A, unknown>((resume) => {
     const controller = new AbortController()
     const done = (async () => body(controller.signal))().then(
@@ -405,6 +472,6 @@ export const promised = <A>(
     )
     return Effect.promise(() => {
       controller.abort()
-      return waits ? Promise.resolve() : done
+      return done
     })
   })

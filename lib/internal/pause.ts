@@ -119,5 +119,5 @@ export const letEnd = (container: Container): Effect.Effect<void, BerthError> =>
 export const top = (container: Container): Effect.Effect<ReadonlyArray<ProcessInfo>, BerthError> =>
   Effect.zipRight(
     running(container),
-    Effect.sync(() => processes.top(container, processes.processesOf(container)))
+    Effect.suspend(() => processes.top(container, processes.processesOf(container)))
   )

@@ -2,7 +2,7 @@
 import type { PlatformError, SystemErrorReason } from "@effect/platform/Error"
 import { BadArgument, SystemError } from "@effect/platform/Error"
 import { describeErrno } from "./errno.ts"
-import { errnoOf } from "./inRoot.ts"
+import { errnoOf, Failure } from "./inRoot.ts"
 
 /** The reason of an errno by its name, as platform-node has it. */
 export const reasons: Readonly<Record<string, SystemErrorReason>> = {
@@ -24,8 +24,11 @@ export const platformError =
     if (number === undefined && !always && !code.startsWith("ERR_FS_"))
       return new BadArgument({ module: "FileSystem", method, cause: error })
     // The path of node:fs is one of Berth's own descriptors.
+    const hint = error instanceof Failure && error.hint !== "" ? `: ${error.hint}` : ""
     const description =
-      number === undefined ? message : `${code}: ${describeErrno(number)}, ${syscall ?? method} '${path}'`
+      number === undefined
+        ? message
+        : `${code}: ${describeErrno(number)}, ${syscall ?? method} '${path}'${hint}`
     return new SystemError({
       reason: reasons[code] ?? "Unknown",
       module: "FileSystem",

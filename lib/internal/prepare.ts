@@ -32,7 +32,9 @@ const userOf = (image: Image, user: string): users.User => {
   resolvedUsers.set(image, known)
   const found = known.get(user)
   if (found !== undefined) return found
-  const [passwd, group] = ["etc/passwd", "etc/group"].map((path) => users.readMerged(image.layers, path))
+  const [passwd, group] = ["etc/passwd", "etc/group"].map((path) =>
+    users.readMerged(image.reference, image.layers, path)
+  )
   const resolved = users.resolve(image.reference, user, passwd!, group!)
   known.set(user, resolved)
   return resolved

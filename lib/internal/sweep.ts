@@ -165,7 +165,7 @@ const isAbandoned = (state: string): boolean => Date.now() - fs.statSync(state).
 /** What of a dead supervisor is still there, after one more attempt to end it. */
 const endOnce = (name: string, state: string): ReadonlyArray<string> => {
   const processes = [...new Set([...processesOf(name), ...recordedIn(state)])]
-  processes.forEach(kill)
+  processes.forEach((pid) => kill(pid))
   const cgroups = cgroupsOf(name).filter((cgroup) => fs.existsSync(cgroup) && !removeCgroup(cgroup))
   return [...cgroups, ...processes.map((pid) => `process ${pid}`)]
 }

@@ -1,10 +1,13 @@
 /** The processes of a container, by /proc: proc_pid_stat(5), proc_pid_status(5), pid_namespaces(7). */
 import * as fs from "node:fs"
+import * as Effect from "effect/Effect"
+import type { BerthError } from "../BerthError.ts"
 import type { Container, ProcessInfo } from "../Container.ts"
-import { link, read } from "./hostFiles.ts"
+import { link, read, readBounded } from "./hostFiles.ts"
+import { promised, turn } from "./inRoot.ts"
 import { flags } from "./namespaces.ts"
 import { native } from "./native.ts"
-import { readMerged } from "./users.ts"
+import { readInside, records } from "./users.ts"
 
 const all = (): ReadonlyArray<number> =>
   fs.readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? [Number(name)] : []))
@@ -84,41 +87,59 @@ const idInside = (map: string, outside: number): number => {
   return outside
 }
 
-const namesOf = (root: string): ReadonlyMap<number, string> => {
+const namesOf = (passwd: string): ReadonlyMap<number, string> => {
   const names = new Map<number, string>()
-  for (const line of readMerged([root], "etc/passwd").split("\n")) {
-    const [name, , uid] = line.split(":")
-    if (name !== undefined && /^\d+$/.test(uid ?? "") && !names.has(Number(uid))) names.set(Number(uid), name)
-  }
+  for (const [name, , uid] of records(passwd))
+    if (/^\d+$/.test(uid ?? "") && !names.has(Number(uid))) names.set(Number(uid), name!)
   return names
 }
 
-/** What runs in it, at this moment; one that has ended meanwhile is not listed. */
-export const top = (container: Container, pids: ReadonlyArray<number>): ReadonlyArray<ProcessInfo> => {
-  const names = namesOf(`/proc/${container.pid}/root`)
-  const map = read(`/proc/${container.pid}/uid_map`)
-  // As many namespaces below the host's as the container's own first process is.
-  const depth = numbers(read(`/proc/${container.pid}/status`)).length - 1
-  return pids.flatMap((pid): ReadonlyArray<ProcessInfo> => {
-    const status = read(`/proc/${pid}/status`)
-    const stat = statOf(pid)
-    if (status === "" || stat.length < 13) return []
-    const uid = idInside(map, Number(field(status, "Uid").split(/\s+/)[0]))
-    const command = read(`/proc/${pid}/cmdline`).slice(0, ARGUMENTS_MAX).replace(/\0+$/, "")
-    const name = field(status, "Name")
-    return [
-      {
-        pid,
-        pidInside: numbers(status)[depth] ?? pid,
-        parent: Number(stat[1]),
-        user: names.get(uid) ?? String(uid),
-        command: command === "" ? [`[${name}]`] : command.split("\0"),
-        state: stat[0]!,
-        threads: Number(field(status, "Threads")),
-        userMicros: Number(stat[11]) * TICK_MICROS,
-        systemMicros: Number(stat[12]) * TICK_MICROS,
-        memoryBytes: Number.parseInt(field(status, "VmRSS") || "0", 10) * 1024
-      }
-    ]
-  })
+const processOf = async (
+  pid: number,
+  depth: number,
+  userOf: (uid: number) => string
+): Promise<ReadonlyArray<ProcessInfo>> => {
+  const status = read(`/proc/${pid}/status`)
+  const stat = statOf(pid)
+  if (status === "" || stat.length < 13) return []
+  const command = (await readBounded(`/proc/${pid}/cmdline`, ARGUMENTS_MAX)).toString().replace(/\0+$/, "")
+  return [
+    {
+      pid,
+      pidInside: numbers(status)[depth] ?? pid,
+      parent: Number(stat[1]),
+      user: userOf(Number(field(status, "Uid").split(/\s+/)[0])),
+      command: command === "" ? [`[${field(status, "Name")}]`] : command.split("\0"),
+      state: stat[0]!,
+      threads: Number(field(status, "Threads")),
+      userMicros: Number(stat[11]) * TICK_MICROS,
+      systemMicros: Number(stat[12]) * TICK_MICROS,
+      memoryBytes: Number.parseInt(field(status, "VmRSS") || "0", 10) * 1024
+    }
+  ]
 }
+
+/** What runs in it, at this moment; one that has ended meanwhile is not listed. */
+export const top = (
+  container: Container,
+  pids: ReadonlyArray<number>
+): Effect.Effect<ReadonlyArray<ProcessInfo>, BerthError> =>
+  Effect.gen(function* () {
+    const passwd = readInside(`container ${container.id}`, container.pid, "etc/passwd")
+    // A file that is no good takes the users their names, and nothing else.
+    const names = namesOf(yield* Effect.orElseSucceed(passwd, () => ""))
+    const map = read(`/proc/${container.pid}/uid_map`)
+    const userOf = (uid: number): string => names.get(idInside(map, uid)) ?? String(idInside(map, uid))
+    // As many namespaces below the host's as the container's own first process is.
+    const depth = numbers(read(`/proc/${container.pid}/status`)).length - 1
+    return yield* Effect.orDie(
+      promised(async (signal) => {
+        const found: Array<ProcessInfo> = []
+        for (const pid of pids) {
+          await turn(signal)
+          found.push(...(await processOf(pid, depth, userOf)))
+        }
+        return found
+      })
+    )
+  })

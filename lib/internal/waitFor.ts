@@ -1,5 +1,4 @@
 /** Conditions of a container: looked at until they hold, until it ends, or until the time is over. */
-import { readFileSync } from "node:fs"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -22,6 +21,7 @@ import { concat } from "./bytes.ts"
 import { connect } from "./connect.ts"
 import * as containers from "./container.ts"
 import { ECONNRESET } from "./errno.ts"
+import { readBounded } from "./hostFiles.ts"
 import { native } from "./native.ts"
 import { isContainer } from "./process.ts"
 import { printWords } from "./words.ts"
@@ -172,22 +172,25 @@ export const log: {
 
 // Port
 
-const read = (path: string): string => {
-  try {
-    return readFileSync(path, "latin1")
-  } catch {
-    return ""
-  }
-}
+// 150 bytes of each socket: a container may have any number of them.
+const SOCKETS_BYTES_MAX = 16 * 1024 * 1024
+/** A line of a socket that does not listen: the kernel lists those that do before all others. */
+const OTHER = /: [0-9A-F]+:[0-9A-F]{4} [0-9A-F]+:[0-9A-F]{4} (?!0A)[0-9A-F]{2} /
 
 /**
  * Whether a socket of the process's network namespace listens on the port: state 0A of /proc/PID/net/tcp, proc_net(5).
  * The kernel tells of no socket that begins to listen: sock_diag(7) has groups for those that are destroyed alone.
  */
-const isListening = (pid: number, port: number): boolean => {
+const isListening = async (pid: number, port: number): Promise<boolean> => {
   const hex = port.toString(16).toUpperCase().padStart(4, "0")
   const line = new RegExp(`^ *\\d+: [0-9A-F]+:${hex} [0-9A-F]+:0000 0A `, "m")
-  return line.test(read(`/proc/${pid}/net/tcp`)) || line.test(read(`/proc/${pid}/net/tcp6`))
+  for (const name of ["tcp", "tcp6"]) {
+    const sockets = await readBounded(`/proc/${pid}/net/${name}`, SOCKETS_BYTES_MAX, (part) =>
+      OTHER.test(part.toString("latin1"))
+    )
+    if (line.test(sockets.toString("latin1"))) return true
+  }
+  return false
 }
 
 export const port: {
@@ -204,7 +207,7 @@ export const port: {
     // The pid was the container's all the while if the container is still there.
     const look = Effect.map(
       Effect.zip(
-        Effect.sync(() => isListening(container.pid, number)),
+        Effect.promise(() => isListening(container.pid, number)),
         Deferred.isDone(ended)
       ),
       ([listening, isOver]) => listening && !isOver && native().signal(pidfd, 0) >= 0

@@ -1,0 +1,116 @@
+/** What a container puts in the place of files that the program opens by itself or is asked to open. */
+import assert from "node:assert/strict"
+import { spawn } from "node:child_process"
+import * as fs from "node:fs"
+import { test } from "node:test"
+import { allowTime, makeTemporaryFolder, remove, whyNoContainers } from "../support/effect.ts"
+import { commandOf, type Ended, ended, root } from "../support/program.ts"
+import { whyNoBusybox } from "../support/rootfs.ts"
+import { type Mode, modes } from "./modes.ts"
+
+allowTime()
+
+const skip = whyNoContainers || whyNoBusybox
+
+const MAX_MILLIS = 60_000
+const LATE_MILLIS_MAX = 500
+/** What is not collected yet counts as well. */
+const GROWN_BYTES_MAX = 256 * 1024 * 1024
+
+interface Found<A> {
+  readonly result: A
+  readonly late: number
+  readonly grown: number
+}
+
+/** Runs test/support/attackedFiles.ts, which has to end by itself, by a shell's line where it is to have a terminal. */
+const attacked = async <A>(
+  attack: string,
+  { options }: Mode,
+  line?: (command: string) => ReadonlyArray<string>
+): Promise<Found<A>> => {
+  const folder = makeTemporaryFolder()
+  try {
+    const { args, command } = commandOf("attackedFiles.ts", [folder, attack, JSON.stringify(options)])
+    const words = [command, ...args]
+    const [first, ...rest] = line?.(words.map((word) => `'${word}'`).join(" ")) ?? words
+    const child = spawn(first!, rest, {
+      cwd: root,
+      env: { ...process.env, SHELL: "/bin/sh" },
+      stdio: ["pipe", "pipe", "inherit"]
+    })
+    child.stdin.on("error", () => {})
+    child.stdin.write("the operator's keys\n")
+    const timer = setTimeout(() => child.kill("SIGKILL"), MAX_MILLIS)
+    const end: Ended = await ended(child)
+    clearTimeout(timer)
+    assert.equal(end.signal, null, `did not end in ${MAX_MILLIS} ms: ${end.stdout}`)
+    assert.equal(end.code, 0, end.stdout)
+    const said = end.stdout.split(/\r?\n/).find((text) => text.startsWith("{"))
+    assert.ok(said !== undefined, end.stdout)
+    const found: Found<A> = JSON.parse(said)
+    assert.ok(found.late <= LATE_MILLIS_MAX, `a timer was ${found.late} ms late`)
+    assert.ok(found.grown <= GROWN_BYTES_MAX, `grew by ${found.grown} bytes`)
+    return found
+  } finally {
+    remove(folder)
+  }
+}
+
+for (const mode of modes) {
+  test(`a passwd or group file that waits or has no end keeps nobody waiting (${mode.name})`, {
+    skip
+  }, async () => {
+    const { result } = await attacked<Record<string, ReadonlyArray<string>>>("passwd", mode)
+    const none = ["ImageError NoSuchUser", "exit code 0", "done"]
+    const large = ["ImageError TooLarge", "ImageError TooLarge", "done"]
+    assert.deepEqual(result, {
+      fifo: none,
+      loop: none,
+      zero: none,
+      kmsg: none,
+      pagemap: none,
+      self: none,
+      huge: large,
+      groups: large,
+      lines: none,
+      short: none,
+      commas: ["exit code 0", "exit code 0", "done"]
+    })
+  })
+
+  test(`a fifo of a container takes no thread of the program (${mode.name})`, { skip }, async () => {
+    const { result } = await attacked("fifos", mode)
+    const refused = ["SystemError PermissionDenied", "5 bytes"]
+    assert.deepEqual(result, { fifo: refused, link: refused })
+  })
+
+  const whyNoScript = fs.existsSync("/usr/bin/script") ? false : "no script(1): apt-get install bsdutils"
+  test(`a link to a device or into /proc gives nothing of the program or its terminal (${mode.name})`, {
+    skip: skip || whyNoScript
+  }, async () => {
+    const { result } = await attacked<Record<string, unknown>>("kernel", mode, (line) => [
+      "script",
+      "-qfec",
+      line,
+      "/dev/null"
+    ])
+    const { left, others, ...ways } = result
+    assert.equal(Object.keys(ways).length, 12)
+    for (const [path, found] of Object.entries(ways))
+      assert.deepEqual(found, ["SystemError PermissionDenied", "5 bytes"], path)
+    assert.deepEqual(others, Array(4).fill("SystemError PermissionDenied"))
+    assert.equal(left, false)
+  })
+
+  test(`changes without end starve no timer and fill no memory (${mode.name})`, { skip }, async () => {
+    const { result } = await attacked<{
+      readonly took: number
+      readonly events: number
+      readonly missed: unknown
+    }>("watched", mode)
+    assert.ok(result.took < 10_000, `a time-out of 2 seconds took ${result.took} ms`)
+    assert.ok(result.events > 0)
+    assert.deepEqual(result.missed, { _tag: "Update", path: "v" })
+  })
+}
