@@ -4,6 +4,7 @@ import { createServer } from "node:net"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { Container, Image, Namespace, RootFs, WaitFor } from "../../lib/index.ts"
+import { limits } from "../../lib/internal/supervisor.ts"
 import { suite } from "../support/effect.ts"
 import { joiningImage } from "../support/joining.ts"
 import { eventually } from "../support/leftovers.ts"
@@ -58,6 +59,7 @@ suite("a process that joins a container", (effect, folder) => {
           `${name}: the holder of ${kinds.join(", ")} namespaces shows a container${who} nothing of the host`,
           () =>
             Effect.gen(function* () {
+              fs.rmSync("/tmp/written", { force: true })
               yield* listening
               const holder = yield* Namespace.make(kinds)
               const { stdout } = yield* Container.run(yield* joiningImage, {
@@ -222,6 +224,30 @@ suite("a process that joins a container", (effect, folder) => {
         }
         assert.ok(fs.readdirSync(`/proc/${process.pid}/fd`).length <= before + 1)
         assert.equal((yield* Container.run(image, { command: ["echo", "on"] })).stdout, "on\n")
+      }),
+    { skip }
+  )
+
+  effect(
+    "an execution that a container holds up is given up after a while, and says so",
+    () =>
+      Effect.gen(function* () {
+        const attacker = yield* Container.start(yield* joiningImage, {
+          command: ["joining", "signal", String(SIGSTOP)]
+        })
+        yield* WaitFor.log(attacker, "ready")
+        const before = limits.start
+        limits.start = 500
+        yield* Effect.addFinalizer(() => Effect.sync(() => (limits.start = before)))
+        // One of them is stopped before it executes its command.
+        const one = Effect.flip(Effect.timeout(Container.exec(attacker, ["true"]), "5 seconds"))
+        const error = yield* Effect.repeat(Effect.either(one), {
+          until: (result) => result._tag === "Right" && result.right._tag === "OperationFailed",
+          times: 50
+        })
+        assert.ok(error._tag === "Right" && error.right._tag === "OperationFailed")
+        assert.equal(error.right.code, "ETIMEDOUT")
+        assert.match(error.right.message, /did not come to execute its command within 0.5 seconds/)
       }),
     { skip }
   )
