@@ -407,8 +407,9 @@ FUNCTION(seccomp_answer)
 
 // startLoop(ready), watch(fd, events, token), hold(boolean): the loop of this environment.
 static napi_value start_loop(struct call *call, napi_env env) {
+    errno = ENOMEM;
     if (!*call->loop) *call->loop = loop_start(env, call->argument[0]);
-    return number(env, *call->loop ? 0 : -ENOMEM);
+    return number(env, *call->loop ? 0 : -errno);
 }
 FUNCTION(start_loop)
 

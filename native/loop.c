@@ -105,6 +105,7 @@ static int start_thread(struct loop *loop) {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&loop->thread, NULL, run, loop);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = error;
     return error == 0 ? 0 : -1;
 }
 
@@ -119,7 +120,9 @@ struct loop *loop_start(napi_env env, napi_value ready) {
         if (start_thread(loop) == 0 && napi_add_env_cleanup_hook(env, stop, loop) == napi_ok) return loop;
         napi_release_threadsafe_function(loop->ready, napi_tsfn_abort);
     }
+    int error = errno;
     release(loop);
+    errno = error;
     return NULL;
 }
 

@@ -7,7 +7,7 @@ import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import { type BerthError, ContainerError, OperationFailed } from "../BerthError.ts"
 import { concat } from "./bytes.ts"
-import { EAGAIN, EIO, EPIPE } from "./errno.ts"
+import { EAGAIN, EIO, ENODATA, EPIPE } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native } from "./native.ts"
 
@@ -304,6 +304,20 @@ export const makePipe = (ours: 0 | 1): readonly [ours: number, theirs: number] =
   const [read, write] = native().pipe(ours, PIPE_BYTES)
   if (read < 0) throw failed("pipe2", -read)
   return ours === 0 ? [read, write] : [write, read]
+}
+
+/** The one descriptor that has been sent over a socket, with a byte; throws as well, where there is none. */
+export const takeDescriptor = (socket: number): number => {
+  const [n, fd] = native().receive(socket, new Uint8Array(1))
+  if (n >= 0 && fd >= 0) return fd
+  throw failed("recvmsg", n < 0 ? -n : ENODATA)
+}
+
+/** Another descriptor for the same; throws as well. */
+export const duplicate = (fd: number): number => {
+  const copy = native().duplicate(fd)
+  if (copy < 0) throw failed("fcntl", -copy)
+  return copy
 }
 
 /** Two connected sockets, ours and the one that a child sends a descriptor over; throws as well. */
