@@ -6,6 +6,7 @@
  */
 import * as Schema from "effect/Schema"
 import { adviceOf, describeErrno, errnoName } from "./internal/errno.ts"
+import { lastLines } from "./internal/text.ts"
 
 /**
  * A value given to Berth is not acceptable: a limit of `"12 parsecs"`, a reference in upper case, an
@@ -317,7 +318,7 @@ export class NonZeroExit extends Schema.TaggedError<NonZeroExit>("berth/BerthErr
 ) {
   override get message(): string {
     const how = this.signal === undefined ? `exit code ${this.exitCode}` : `ended by ${this.signal}`
-    const last = this.stderr.trimEnd().split("\n").slice(-5).join("\n")
+    const last = lastLines(this.stderr, 5).join("\n")
     return `${this.command}: ${how}${last === "" ? "" : `\n${last}`}`
   }
 }
