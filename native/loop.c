@@ -45,8 +45,8 @@ static void call_ready(napi_env env, napi_value ready, void *context, void *data
 
 static void close_given(int pipe) {
     int fds[64];
-    ssize_t n = read(pipe, fds, sizeof fds);
-    for (ssize_t k = 0; k < n / (ssize_t)sizeof *fds; k++) close(fds[k]);
+    for (ssize_t n; (n = read(pipe, fds, sizeof fds)) > 0;)
+        for (ssize_t k = 0; k < n / (ssize_t)sizeof *fds; k++) close(fds[k]);
 }
 
 // One call of JavaScript for all that one epoll_wait(2) gives, so that a burst costs one wake-up.
