@@ -30,7 +30,7 @@ const works: Readonly<Record<string, (box: Container.Container) => Effect.Effect
       Effect.scoped(
         Effect.flatMap(Container.execStream(box, ["yes"]), (flood) => Stream.runDrain(flood.stdout))
       ),
-    files: (box) => Effect.forever(Container.fileSystem(box).readFileString("/etc/passwd"))
+    files: (box) => Effect.forever(Container.fileSystem(box).stat("/etc/passwd"))
   }
 
 const program = Effect.gen(function* () {
