@@ -26,7 +26,16 @@ const sanitizers = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
  */
 const targets = {
   "berth.node": {
-    sources: ["addon.c", "addon_as_root.c", "as_root.c", "loop.c", "process.c", "descriptor.c", "seccomp.c"],
+    sources: [
+      "addon.c",
+      "addon_as_root.c",
+      "as_root.c",
+      "environment.c",
+      "loop.c",
+      "process.c",
+      "descriptor.c",
+      "seccomp.c"
+    ],
     flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`],
     libraries: ["-lpthread", "-ldl"]
   },

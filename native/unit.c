@@ -280,6 +280,8 @@ void unit_listen(struct unit *unit) {
         else if (unit->awaits_root && take_mount(unit, steal_fd(&root)) == 0) unit->awaits_root = false;
         close_descriptor(&root);
     }
+    // The root that it has sent is lost, and with it the way to the container's files.
+    if (!unit->failed && n < 0 && errno == EMFILE) fail(&unit->failure, "recvmsg");
 }
 
 bool unit_executed(struct unit *unit) {
@@ -295,7 +297,7 @@ void unit_find_successor(struct unit *unit, struct supervisor *supervisor) {
     leave_slot(unit, supervisor);
     close_descriptor(&unit->pidfd);
     // Nobody but the supervisor waits for it, so the pid is still its own.
-    unit->pidfd = sys_pidfd_open(unit->pid);
+    if ((unit->pidfd = sys_pidfd_open(unit->pid)) < 0) fail(&unit->failure, "pidfd_open");
 }
 
 void unit_kill(struct unit *unit, struct supervisor *supervisor) {

@@ -80,7 +80,7 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
       }),
       Effect.sync(() => native().close(theirs))
     )
-    const report = yield* output.collect(
+    return yield* output.collect(
       REPORT_BYTES_MAX,
       () =>
         new OperationFailed({
@@ -91,5 +91,4 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
           hint: ""
         })
     )
-    return new TextDecoder().decode(report)
   }).pipe(Effect.scoped)
