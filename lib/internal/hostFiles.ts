@@ -24,3 +24,11 @@ export const list = (folder: string): ReadonlyArray<string> => {
     return []
   }
 }
+
+export const isFolder = (path: string): boolean => {
+  try {
+    return fs.statSync(path).isDirectory()
+  } catch {
+    return false
+  }
+}

@@ -306,6 +306,7 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
       (layer, phase) => stepOf(layer).enter(phase)
     ).pipe(Store.healing(berth, resolved.manifest.layers, (layer) => blob(layer, Store.isIntact)))
     // The manifest of this platform rather than the index: every blob that the layout then names is there.
+    yield* Store.repair(berth)
     yield* Store.tag(berth, Reference.print(parsed), Descriptors.ofResolved(resolved))
     return image
   }).pipe(Effect.scoped, Store.keeping)

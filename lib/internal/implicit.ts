@@ -14,7 +14,7 @@ import { type BerthError, ImageError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
 import * as Holds from "./holds.ts"
 import * as Ids from "./ids.ts"
-import { io } from "./storeFiles.ts"
+import { clearWay, io, isFolder } from "./storeFiles.ts"
 import { scopedUnit } from "./unit.ts"
 
 /**
@@ -204,9 +204,14 @@ export const temporaryOf = (target: string): string => {
 
 /** Gives a layer its name. Somebody else may have been faster. */
 export const place = (berth: Berth, temporary: string, target: string): Effect.Effect<void, ImageError> =>
-  Effect.catchAll(io(target)(berth.fileSystem.rename(temporary, target)), (error) =>
-    Effect.flatMap(io(target)(berth.fileSystem.exists(target)), (there) =>
-      there ? Effect.void : Effect.fail(error)
+  io(target)(
+    Effect.zipRight(
+      clearWay(berth.fileSystem, target, "Directory"),
+      Effect.catchAll(berth.fileSystem.rename(temporary, target), (error) =>
+        Effect.flatMap(isFolder(berth.fileSystem, target), (there) =>
+          there ? Effect.void : Effect.fail(error)
+        )
+      )
     )
   )
 
@@ -222,7 +227,7 @@ export const correction = (
     }
     const { folders, target } = correction.value
     yield* Holds.hold(berth.holds, [target])
-    if (yield* io(target)(berth.fileSystem.exists(target))) {
+    if (yield* io(target)(isFolder(berth.fileSystem, target))) {
       return Option.some(target)
     }
     yield* io(target)(berth.fileSystem.makeDirectory(parentFolder(berth), { recursive: true }))

@@ -29,7 +29,7 @@ import {
   RESOLVE_NO_MAGICLINKS,
   RESOLVE_NO_SYMLINKS
 } from "./native.ts"
-import { io } from "./storeFiles.ts"
+import { io, isFolder } from "./storeFiles.ts"
 import * as tar from "./tar.ts"
 import { scopedUnit } from "./unit.ts"
 
@@ -244,7 +244,7 @@ export const complete = (
   Effect.gen(function* () {
     if (completes === undefined) return
     yield* Holds.hold(berth.holds, [folder])
-    if (yield* io(folder)(berth.fileSystem.exists(folder))) return
+    if (yield* io(folder)(isFolder(berth.fileSystem, folder))) return
     const { below, links, own } = completes
     const whole = yield* merged(berth, [...below, own])
     const lower = below.length === 0 ? undefined : yield* merged(berth, below)

@@ -9,6 +9,7 @@ import { NotReleased, OperationFailed, SupervisorError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
 import { useNamespace } from "./asRoot.ts"
 import { E2BIG, EAGAIN, EINVAL, ENODEV, ENOENT, EPERM, EPIPE, ETIMEDOUT } from "./errno.ts"
+import { isFolder } from "./hostFiles.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "./native.ts"
 
@@ -155,6 +156,9 @@ const isOverlay = (
 
 const hint = (operation: Plan.Operation | undefined, errno: number): string => {
   if (operation?.op === "bind" && errno === 2) return "The source of a bind mount must exist on the host"
+  const noFolder = isOverlay(operation) ? operation.lower.find((folder) => !isFolder(folder)) : undefined
+  if (noFolder !== undefined)
+    return `${noFolder} is no folder: get the image again (Image.pull, load or fromStore), which makes the layer again`
   if (isOverlay(operation) && operation.options.includes("userxattr") && errno === EINVAL)
     return "Without root the kernel takes no layer that has mounts below it: unmount them, or use another folder"
   if (
