@@ -178,6 +178,7 @@ export const assemble = <R>(
           return ImageLayer.unpack({
             maxBytes: limits.maxBytes,
             maxEntries: limits.maxEntries,
+            maxCpuSeconds: limits.maxCpuSeconds,
             descriptor,
             diffId: resolved.diffIds[i]!,
             blob: path

@@ -20,6 +20,11 @@ import * as Unpacker from "./unpacker.ts"
 
 export const defaultMaxBytes = 64 * 1024 ** 3
 const defaultMaxEntries = 10_000_000
+const defaultMaxCpuSeconds = 60
+
+/** What a compressed layer may become unless `maxBytes` says more. Layers of programs and text are 2 to 20 times as long. */
+const freeBytes = 1024 ** 3
+const expansionMax = 200
 
 const layersFolder = (berth: Berth) => berth.layers
 /** Where layers are by their diff ids. */
@@ -109,12 +114,28 @@ export const unpackInto = (
   directory: string,
   blob: string,
   compression: Compression,
-  { maxBytes = defaultMaxBytes, maxEntries = defaultMaxEntries }: Limits,
+  limits: Limits,
   subject: string
 ): Effect.Effect<Report, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
     yield* Implicit.ownedFolder(berth, directory)
-    const text = yield* Unpacker.unpack({ blob, directory, compression, maxBytes, maxEntries })
+    const maxBytes =
+      limits.maxBytes ??
+      (compression === "none"
+        ? defaultMaxBytes
+        : Math.min(
+            defaultMaxBytes,
+            freeBytes + expansionMax * Number((yield* io(blob)(berth.fileSystem.stat(blob))).size)
+          ))
+    const { maxCpuSeconds = defaultMaxCpuSeconds, maxEntries = defaultMaxEntries } = limits
+    const text = yield* Unpacker.unpack({
+      blob,
+      directory,
+      compression,
+      maxBytes,
+      maxEntries,
+      maxCpuSeconds
+    })
     return yield* readReport(subject, directory, text)
   })
 
