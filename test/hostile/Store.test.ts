@@ -3,6 +3,8 @@ import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import * as Effect from "effect/Effect"
+import type { Berth } from "../../lib/Berth.ts"
+import type { BerthError } from "../../lib/BerthError.ts"
 import * as Container from "../../lib/Container.ts"
 import * as Image from "../../lib/Image.ts"
 import * as Store from "../../lib/Store.ts"
@@ -228,7 +230,12 @@ suite("A hostile store and images", (effect, folder) => {
           yield* Image.pull(name)
           fs.writeFileSync(index(folder()), garbage, "latin1")
           fs.writeFileSync(version(folder()), garbage, "latin1")
-          for (const operation of [Image.fromStore(name), Image.list, Image.tag(name, "other:1")]) {
+          const operations: ReadonlyArray<Effect.Effect<unknown, BerthError, Berth>> = [
+            Image.fromStore(name),
+            Image.list,
+            Image.tag(name, "other:1")
+          ]
+          for (const operation of operations) {
             const error = yield* Effect.flip(operation)
             assertImageError(error, "Corrupt", `${folder()}/store/`, "pull an image")
           }
@@ -268,7 +275,7 @@ suite("A hostile store and images", (effect, folder) => {
             assert.ok(error.message.includes(layer) && /again|remove/.test(error.message), error.message)
             assert.ok(yield* says(yield* get))
             fs.renameSync(`${layer}.kept`, `${layer}.old`)
-            fs.rmSync(`${layer}.old`, { recursive: true })
+            remove(`${layer}.old`)
           }
         }
         yield* emptied(name)
