@@ -60,7 +60,7 @@ const targets = {
     static: true
   },
   "berth-unpack": {
-    sources: ["unpack.c", "unpack_source.c", "unpack_path.c", "unpack_tree.c"],
+    sources: ["unpack.c", "unpack_source.c", "unpack_path.c", "unpack_tree.c", "remove.c"],
     libraries: ["-larchive", "-lisal", "-lzstd", "-lcrypto", "-lpthread"]
   },
   "plan-dump": { sources: ["plan_dump.c", "plan.c"] }

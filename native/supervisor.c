@@ -456,7 +456,7 @@ static void take_down(const char *folder) {
     snprintf(nodes, sizeof nodes, "%s/dev", folder);
     sys_umount2(nodes, MNT_DETACH);
     // By the folder's name a sweep finds what is left.
-    if (!incomplete) remove_tree(folder, __LONG_MAX__);
+    if (!incomplete) remove_tree(AT_FDCWD, folder, __LONG_MAX__);
 }
 
 #ifdef __SANITIZE_ADDRESS__

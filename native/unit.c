@@ -327,14 +327,14 @@ bool unit_settle(struct unit *unit) {
 }
 
 static int remove_scratch(struct unit *unit, const char *path) {
-    int result = remove_tree(path, REMOVE_AT_ONCE);
+    int result = remove_tree(AT_FDCWD, path, REMOVE_AT_ONCE);
     if (result != 1) return result;
     unit->remover = fork();
     if (unit->remover < 0) {
         unit->remover = 0;
-        return remove_tree(path, __LONG_MAX__);
+        return remove_tree(AT_FDCWD, path, __LONG_MAX__);
     }
-    if (unit->remover == 0) _exit(remove_tree(path, __LONG_MAX__) == 0 ? 0 : 1);
+    if (unit->remover == 0) _exit(remove_tree(AT_FDCWD, path, __LONG_MAX__) == 0 ? 0 : 1);
     return 1;
 }
 

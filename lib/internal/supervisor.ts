@@ -22,6 +22,7 @@ import {
   ETIMEDOUT,
   errnoName
 } from "./errno.ts"
+import { isFolder } from "./hostFiles.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "./native.ts"
 
@@ -185,6 +186,9 @@ const hint = (operation: Plan.Operation | undefined, errno: number): string => {
   if ((operation?.op === "mount" || operation?.op === "bind") && operation.pinned === 1 && errno === ELOOP)
     return `${operation.target} is a symbolic link in this root, by which another container could lead its protection astray: make it a folder`
   if (operation?.op === "bind" && errno === 2) return "The source of a bind mount must exist on the host"
+  const noFolder = isOverlay(operation) ? operation.lower.find((folder) => !isFolder(folder)) : undefined
+  if (noFolder !== undefined)
+    return `${noFolder} is no folder: get the image again (Image.pull, load or fromStore), which makes the layer again`
   if (isOverlay(operation) && operation.options.includes("userxattr") && errno === EINVAL)
     return "Without root the kernel takes no layer that has mounts below it: unmount them, or use another folder"
   if (

@@ -18,6 +18,7 @@ export interface Options {
   /** Bounds on what comes out: past them it stops. */
   readonly maxBytes: number
   readonly maxEntries: number
+  readonly maxCpuSeconds: number
 }
 
 const REPORT_BYTES_MAX = 16 * 1024 * 1024
@@ -66,6 +67,7 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
           `--xattr=${berth.rootless ? "user" : "trusted"}`,
           `--max-bytes=${options.maxBytes}`,
           `--max-entries=${options.maxEntries}`,
+          `--max-cpu=${options.maxCpuSeconds}`,
           // With root's id alone, all files can only be root's.
           ...(berth.rootless && berth.ids.uids.length === 1 ? ["--ignore-chown"] : []),
           options.directory
