@@ -104,6 +104,18 @@ export interface StopOptions {
  * @since 0.1.0
  * @category models
  */
+export interface CopyOutOptions {
+  /**
+   * Keeps set-user-ID and set-group-ID bits and the extended attributes `security.*` and `trusted.*`: programs of the
+   * container then have on the host the rights that the container gave them. Default: false.
+   */
+  readonly keepPrivileges?: boolean | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
 export interface CommitOptions {
   /** The image's name in the store, as `Image.pull` would write it; its digest unless given. */
   readonly tag?: string | undefined

@@ -13,11 +13,12 @@ import {
   isBerthError,
   OperationFailed
 } from "../BerthError.ts"
-import type { Container } from "../Container.ts"
+import type { Container, CopyOutOptions } from "../Container.ts"
 import { EACCES, EEXIST, EINVAL, EIO, ENOENT, ENOTDIR } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
-import { metadataOf, setMetadata } from "./metadata.ts"
+import { type Metadata, metadataOf, setMetadata } from "./metadata.ts"
 import { native, O_NOFOLLOW, O_PATH, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS } from "./native.ts"
+import { isContainer } from "./process.ts"
 
 /** The descriptor of a container's root. */
 export const rootOf = (container: Container): number => {
@@ -255,7 +256,21 @@ interface Copy {
   readonly top: number
   readonly links: Map<string, string>
   readonly signal: AbortSignal
+  /** What the target gets of the source's metadata. */
+  readonly keep: (metadata: Metadata) => Metadata
 }
+
+const keepAll = (metadata: Metadata): Metadata => metadata
+
+/**
+ * Without what the host's kernel gives rights for, or judges by: a container writes it for itself, and its root is
+ * nobody on the host.
+ */
+const withoutPrivileges = (metadata: Metadata): Metadata => ({
+  ...metadata,
+  mode: metadata.mode & 0o1777,
+  xattrs: metadata.xattrs.filter(([name]) => !/^(security|trusted)\./.test(name))
+})
 
 const copyFolder = async (
   copy: Copy,
@@ -291,7 +306,7 @@ const copyEntry = async (copy: Copy, source: inRoot.Place, target: Entry): Promi
   await inRoot.turn(copy.signal)
   await inRoot.using(inRoot.openPlace(source), async (from) => {
     const status = fs.statSync(inRoot.via(from))
-    const metadata = metadataOf(from, status, source.path)
+    const metadata = copy.keep(metadataOf(from, status, source.path))
     const { at } = target
     if (status.isSocket()) return
     if (status.isDirectory()) {
@@ -335,11 +350,16 @@ const existing = (side: Side, path: string): number | undefined => {
   }
 }
 
-const copyTo = async (source: Source, side: Side, path: string, signal: AbortSignal): Promise<void> => {
+const copyTo = async (
+  source: Source,
+  side: Side,
+  path: string,
+  how: Pick<Copy, "keep" | "signal">
+): Promise<void> => {
   const links = new Map<string, string>()
   const { folder, name } = source
   const into = (fd: number, as: string, at: string): Promise<void> =>
-    copyEntry({ top: fd, links, signal }, inRoot.place(folder, name!, source.path), {
+    copyEntry({ ...how, top: fd, links }, inRoot.place(folder, name!, source.path), {
       at: inRoot.place(fd, as, at),
       relative: as
     })
@@ -357,8 +377,8 @@ const copyTo = async (source: Source, side: Side, path: string, signal: AbortSig
       const place = inRoot.place(fd, target.name, at)
       makeFolder(place)
       await inRoot.using(inRoot.openPlace(place, inRoot.O_FOLDER | O_NOFOLLOW), async (to) => {
-        await copyFolder({ top: to, links, signal }, folder, source.path, to, { path: at, relative: "" })
-        setMetadata(to, metadataOf(folder, fs.statSync(inRoot.via(folder)), source.path), at)
+        await copyFolder({ ...how, top: to, links }, folder, source.path, to, { path: at, relative: "" })
+        setMetadata(to, how.keep(metadataOf(folder, fs.statSync(inRoot.via(folder)), source.path)), at)
       })
     })
   }
@@ -366,7 +386,7 @@ const copyTo = async (source: Source, side: Side, path: string, signal: AbortSig
   return inRoot.using(found, (fd) => {
     if (fs.statSync(inRoot.via(fd)).isDirectory())
       return name === undefined
-        ? copyFolder({ top: fd, links, signal }, folder, source.path, fd, { path, relative: "" })
+        ? copyFolder({ ...how, top: fd, links }, folder, source.path, fd, { path, relative: "" })
         : into(fd, name, inRoot.join(path, name))
     return isFolder ? inRoot.fail(ENOTDIR, "mkdir", path) : asNew(side.follows ? side.real(path) : path)
   })
@@ -376,7 +396,8 @@ const copy = (
   from: string,
   to: string,
   container: Container,
-  way: "in" | "out"
+  way: "in" | "out",
+  keep: Copy["keep"]
 ): Effect.Effect<void, BerthError> =>
   inRoot
     .promised((signal) =>
@@ -384,7 +405,7 @@ const copy = (
       inRoot.using(native().duplicate(rootOf(container)), async (root) => {
         const box = inside(root)
         const [source, target] = way === "in" ? [host, box] : [box, host]
-        await fromSource(source, from, (found) => copyTo(found, target, to, signal))
+        await fromSource(source, from, (found) => copyTo(found, target, to, { keep, signal }))
       })
     )
     .pipe(
@@ -399,12 +420,29 @@ export const copyIn: {
   (hostPath: string, containerPath: string): (container: Container) => Effect.Effect<void, BerthError>
   (container: Container, hostPath: string, containerPath: string): Effect.Effect<void, BerthError>
 } = dual(3, (container: Container, hostPath: string, containerPath: string) =>
-  copy(hostPath, containerPath, container, "in")
+  copy(hostPath, containerPath, container, "in", keepAll)
 )
 
 export const copyOut: {
-  (containerPath: string, hostPath: string): (container: Container) => Effect.Effect<void, BerthError>
-  (container: Container, containerPath: string, hostPath: string): Effect.Effect<void, BerthError>
-} = dual(3, (container: Container, containerPath: string, hostPath: string) =>
-  copy(containerPath, hostPath, container, "out")
+  (
+    containerPath: string,
+    hostPath: string,
+    options?: CopyOutOptions
+  ): (container: Container) => Effect.Effect<void, BerthError>
+  (
+    container: Container,
+    containerPath: string,
+    hostPath: string,
+    options?: CopyOutOptions
+  ): Effect.Effect<void, BerthError>
+} = dual(
+  (args) => isContainer(args[0]),
+  (container: Container, containerPath: string, hostPath: string, options: CopyOutOptions = {}) =>
+    copy(
+      containerPath,
+      hostPath,
+      container,
+      "out",
+      options.keepPrivileges === true ? keepAll : withoutPrivileges
+    )
 )

@@ -6,22 +6,27 @@ import * as Effect from "effect/Effect"
 import { Berth, Image } from "../../lib/index.ts"
 import { makeRoot } from "./rootfs.ts"
 
-const source = fileURLToPath(new URL("attack.c", import.meta.url))
-
-/** Compiles it to `path`, statically, as images have no libraries. */
-const compile = (path: string): void => {
+/** Compiles a program of this folder to `path`, statically, as images have no libraries. */
+const compile = (name: string, path: string): void => {
+  const source = fileURLToPath(new URL(`${name}.c`, import.meta.url))
   execFileSync(process.env.CC ?? "cc", ["-O1", "-std=gnu17", "-D_GNU_SOURCE", "-static", "-o", path, source])
 }
 
+const imageWith = (name: string) =>
+  Effect.flatMap(Berth.Berth, ({ folder }) => {
+    const root = `${folder}/${name}`
+    if (!fs.existsSync(root)) {
+      makeRoot(root)
+      compile(name, `${root}/bin/${name}`)
+    }
+    return Image.fromRootfs(root)
+  })
+
 /** An image of busybox and the program, `attack`; made once in each Berth's folder. */
-export const attackImage = Effect.flatMap(Berth.Berth, ({ folder }) => {
-  const root = `${folder}/attack`
-  if (!fs.existsSync(root)) {
-    makeRoot(root)
-    compile(`${root}/bin/attack`)
-  }
-  return Image.fromRootfs(root)
-})
+export const attackImage = imageWith("attack")
+
+/** The same with `plant`, which makes files that harm who reads them. */
+export const plantImage = imageWith("plant")
 
 /** What the program printed, by its words. */
 export const outcomes = (stdout: string): Readonly<Record<string, string>> =>
