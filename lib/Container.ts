@@ -17,6 +17,7 @@ import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
 import type {
+  ArchiveOptions,
   CommitOptions,
   CopyOutOptions,
   ExitStatus,
@@ -457,7 +458,7 @@ export const stats: (container: Container) => Effect.Effect<Cgroup.Stats, BerthE
  * What is made belongs to this program's user, who is the container's root where Berth has no root. The ids of `stat` and
  * `chown` are the container's. Without root, too, files of its other users are read and changed as its root may; of such,
  * fifos and devices are not opened. A relative path is below `/`; folders below a folder are listed but links
- * to folders are not followed, and are not watched; names are UTF-8. A process of `exec` has no files of its own: every
+ * to folders are not followed, and are not watched; names are UTF-8. `readFile` takes 512 MiB at most, `stream` any size. A process of `exec` has no files of its own: every
  * operation on it fails with `BadResource`.
  *
  * @since 0.1.0
@@ -518,17 +519,20 @@ export const copyOut: {
 } = copying.copyOut
 
 /**
- * A file or a tree of the container as a tar archive in the pax format, with what `copyIn` keeps; holes are zeros. Its
+ * A file or a tree of the container as a tar archive in the pax format, with what `copyIn` keeps. Its
  * members are below the name of the source, or without it for `source/.` and `/`. Sockets and devices are left out.
  * The archive has the set-user-ID bits and attributes that `copyOut` leaves out: unpack it on the host as somebody without
  * rights, or with an unpacker that drops them.
+ *
+ * Holes are zeros, as not every tar(1) takes sparse members (busybox does not): of `maxHoleBytes` in all, past which the
+ * archive fails with `OperationFailed` (EFBIG). They come in parts, between which others have their turn.
  *
  * @since 0.1.0
  * @category files
  */
 export const tarOut: {
-  (path: string): (container: Container) => Stream.Stream<Uint8Array, BerthError>
-  (container: Container, path: string): Stream.Stream<Uint8Array, BerthError>
+  (path: string, options?: ArchiveOptions): (container: Container) => Stream.Stream<Uint8Array, BerthError>
+  (container: Container, path: string, options?: ArchiveOptions): Stream.Stream<Uint8Array, BerthError>
 } = archive.tarOut
 
 /**

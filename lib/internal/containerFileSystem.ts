@@ -11,6 +11,7 @@ import type { Container } from "../Container.ts"
 import * as asRoot from "./asRoot.ts"
 import * as changes from "./changes.ts"
 import { infoOf, OpenFile } from "./containerFile.ts"
+import { readAt } from "./copy.ts"
 import { EACCES, EEXIST, EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
 import { type Ids, outside } from "./ids.ts"
 import * as inRoot from "./inRoot.ts"
@@ -62,10 +63,40 @@ const hostId = (ranges: Ids["uids"], id: number, path: string): number => {
   return isMapped ? outside(ranges, id) : inRoot.fail(EINVAL, "chown", path)
 }
 
-const readAll = (fd: number, signal: AbortSignal): Promise<Uint8Array> =>
-  new Promise((resolve, reject) =>
-    fs.readFile(fd, { signal }, (error, bytes) => (error ? reject(error) : resolve(bytes)))
-  )
+/** What readFile has in memory: a container makes files of any size, and devices and fifos have no end. */
+const READ_BYTES_MAX = 512 * 1024 * 1024
+
+const tooLarge = (path: string): SystemError =>
+  new SystemError({
+    module: "FileSystem",
+    method: "readFile",
+    reason: "BadResource",
+    pathOrDescriptor: path,
+    syscall: "read",
+    description: `EFBIG: file too large, read '${path}': readFile takes ${READ_BYTES_MAX} bytes at most, stream takes any`
+  })
+
+const READ_BYTES_MIN = 64 * 1024
+const READ_BYTES_AT_ONCE = 1024 * 1024
+
+/** The whole file, which had this size when it was opened. */
+const readAll = async (fd: number, size: number, path: string, signal: AbortSignal): Promise<Uint8Array> => {
+  if (size > READ_BYTES_MAX) throw tooLarge(path)
+  let bytes = new Uint8Array(Math.max(size + 1, READ_BYTES_MIN))
+  for (let at = 0; ; ) {
+    signal.throwIfAborted()
+    const room = bytes.subarray(at, at + READ_BYTES_AT_ONCE)
+    const n = await readAt(fd, room, room.length, null)
+    at += n
+    // The rest of a buffer that is mostly empty is not kept for its sake.
+    if (n === 0) return at * 2 < bytes.length ? bytes.slice(0, at) : bytes.subarray(0, at)
+    if (at > READ_BYTES_MAX) throw tooLarge(path)
+    if (at < bytes.length) continue
+    const larger = new Uint8Array(bytes.length * 2)
+    larger.set(bytes)
+    bytes = larger
+  }
+}
 
 const temporary = (): string => randomBytes(4).toString("base64url").slice(0, 6).replaceAll(/[-_]/g, "x")
 
@@ -223,7 +254,7 @@ export const make = (container: Container): FileSystem.FileSystem => {
       ),
     copy: (from, to, options) =>
       attemptLong("copy", from, (root, signal) => copyTree(root, from, to, options ?? {}, signal)),
-    copyFile: (from, to) => attemptLong("copyFile", from, (root) => copyFile(root, from, to)),
+    copyFile: (from, to) => attemptLong("copyFile", from, (root, signal) => copyFile(root, from, to, signal)),
     link: (from, to) =>
       attempt("link", from, (root) =>
         inRoot.inFolderOf(root, from, 1, "link", (existing) =>
@@ -263,15 +294,11 @@ export const make = (container: Container): FileSystem.FileSystem => {
         "readFile",
         path,
         (root, signal) =>
-          on(root, path, "open", async (fd): Promise<Uint8Array> => {
-            try {
-              return await fs.promises.readFile(inRoot.via(fd), { signal })
-            } catch (error) {
-              if (!inRoot.isErrno(error, EACCES)) throw error
-              return inRoot.usingOwn(await inRoot.openAgain(fd, inRoot.O_RDONLY), (own) =>
-                readAll(own, signal)
-              )
-            }
+          on(root, path, "open", async (fd) => {
+            const { size } = fs.statSync(inRoot.via(fd))
+            return inRoot.usingOwn(await inRoot.openAgain(fd, inRoot.O_RDONLY), (own) =>
+              readAll(own, size, path, signal)
+            )
           }),
         { waits: true }
       ),

@@ -14,7 +14,7 @@ import {
   OperationFailed
 } from "../BerthError.ts"
 import type { Container, CopyOutOptions } from "../Container.ts"
-import { EACCES, EEXIST, EINVAL, EIO, ENOENT, ENOTDIR } from "./errno.ts"
+import { EACCES, EEXIST, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import { type Metadata, metadataOf, setMetadata } from "./metadata.ts"
 import { native, O_NOFOLLOW, O_PATH, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS } from "./native.ts"
@@ -117,7 +117,13 @@ const READING = inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY
 const CHUNK_BYTES = 1024 * 1024
 const ENXIO = inRoot.ENXIO
 
-export const readAt = (fd: number, buffer: Uint8Array, length: number, position: number): Promise<number> =>
+/** From where the file is where no position is given, which a fifo has none of. */
+export const readAt = (
+  fd: number,
+  buffer: Uint8Array,
+  length: number,
+  position: number | null
+): Promise<number> =>
   new Promise((resolve, reject) =>
     fs.read(fd, buffer, 0, length, position, (error, n) => (error ? reject(error) : resolve(n)))
   )
@@ -192,7 +198,8 @@ export async function* contents(
       // Where holes are not told of, all is data.
       const [start, end] = extent[0] < 0 ? [offset, size] : extent
       for (offset = start; offset < Math.min(end, size); ) {
-        signal.throwIfAborted()
+        // A file of the container's can have any number of extents, and what is read at once waits for nobody.
+        await inRoot.turn(signal)
         const length = Math.min(buffer.length, end - offset, size - offset)
         const n =
           file === undefined
@@ -284,22 +291,20 @@ const copyFolder = async (
   }
 }
 
-const copyContents = async (
-  copy: Copy,
+/** From one file to another, both of any kind of descriptor, by its extents: holes stay holes, and cost no time. */
+export const copyContents = async (
   from: number,
   to: number,
   size: number,
-  path: string
+  path: string,
+  signal: AbortSignal
 ): Promise<void> => {
-  const small = smallContents(from, size)
-  if (small !== undefined) return writeSmall(to, small, path)
-  const file = await inRoot.fsOpen(inRoot.via(to), inRoot.O_WRONLY)
-  try {
-    for await (const [offset, bytes] of contents(from, size, copy.signal)) await writeAt(file, bytes, offset)
+  // No disk has so much, and JavaScript has no such number.
+  if (!Number.isSafeInteger(size)) return inRoot.fail(EFBIG, "ftruncate", path)
+  await inRoot.usingOwn(await inRoot.openAgain(to, inRoot.O_WRONLY | inRoot.O_TRUNC), async (file) => {
+    for await (const [offset, bytes] of contents(from, size, signal)) await writeAt(file, bytes, offset)
     fs.ftruncateSync(file, size)
-  } finally {
-    await inRoot.fsClose(file)
-  }
+  })
 }
 
 const copyEntry = async (copy: Copy, source: inRoot.Place, target: Entry): Promise<void> => {
@@ -324,7 +329,9 @@ const copyEntry = async (copy: Copy, source: inRoot.Place, target: Entry): Promi
     }
     if (status.isFile()) {
       await inRoot.using(makeFile(at), async (to) => {
-        await copyContents(copy, from, to, status.size, at.path)
+        const small = smallContents(from, status.size)
+        if (small !== undefined) writeSmall(to, small, at.path)
+        else await copyContents(from, to, status.size, at.path, copy.signal)
         setMetadata(to, metadata, at.path)
       })
     } else {

@@ -41,6 +41,7 @@ export interface Walk {
   readonly resolve: number
   /** Whose ids the layer is to have. */
   readonly ids: Ids
+  readonly holes: tarStream.Holes
   readonly signal: AbortSignal
   /** The first name of a file that has several, by its device and inode; undefined where each is one of its own. */
   readonly links: Map<string, Uint8Array> | undefined
@@ -178,7 +179,7 @@ export async function* member(
     xattrs: kept,
     device: kind === "character" || kind === "block" ? deviceOf(status.rdev) : undefined
   })
-  if (kind === "file") yield* tarStream.fileContents(walk, fd, status.size)
+  if (kind === "file") yield* tarStream.fileContents(walk, fd, status.size, utf8.decode(path))
   if (kind !== "folder" || walk.links === undefined) return
   if (opaque) yield empty(join(path, OPAQUE))
   yield* folderContents(walk, fd, path)
@@ -197,7 +198,7 @@ export async function* only(
   try {
     await inRoot.turn(signal)
     yield* member(
-      { rootless, ids, resolve: SINGLE, signal, links: undefined },
+      { rootless, ids, resolve: SINGLE, holes: tarStream.holesOf(), signal, links: undefined },
       fd,
       fs.statSync(inRoot.via(fd)),
       path
@@ -228,11 +229,12 @@ export async function* batched(parts: AsyncIterable<Uint8Array>): AsyncGenerator
 export const archive = (
   upper: number,
   { ids, rootless }: Owner,
+  holes: tarStream.Holes,
   signal: AbortSignal
 ): AsyncIterable<Uint8Array> =>
   batched(
     (async function* () {
-      const walk: Walk = { rootless, resolve: SINGLE, ids, signal, links: new Map() }
+      const walk: Walk = { rootless, resolve: SINGLE, ids, holes, signal, links: new Map() }
       yield* member(walk, upper, fs.statSync(inRoot.via(upper)), NOTHING)
       yield tar.end
     })()
@@ -241,19 +243,23 @@ export const archive = (
 /** What an archive throws. */
 export const failed = (upper: string): ((error: unknown) => BerthError) => copy.failedAs(`layer of ${upper}`)
 
-async function* archiveOf(upper: string, signal: AbortSignal): AsyncGenerator<Uint8Array> {
+async function* archiveOf(
+  { maxHoleBytes, upper }: DiffOptions,
+  signal: AbortSignal
+): AsyncGenerator<Uint8Array> {
+  const holes = tarStream.holesOf(maxHoleBytes)
   const fd = inRoot.openHost(upper, inRoot.O_FOLDER)
   try {
-    yield* archive(fd, { rootless: process.geteuid?.() !== 0, ids: own() }, signal)
+    yield* archive(fd, { rootless: process.geteuid?.() !== 0, ids: own() }, holes, signal)
   } finally {
     native().close(fd)
   }
 }
 
-export const diff = ({ upper }: DiffOptions): Stream.Stream<Uint8Array, BerthError> =>
+export const diff = (options: DiffOptions): Stream.Stream<Uint8Array, BerthError> =>
   Stream.suspend(() => {
     const controller = new AbortController()
-    return Stream.fromAsyncIterable(archiveOf(upper, controller.signal), failed(upper)).pipe(
+    return Stream.fromAsyncIterable(archiveOf(options, controller.signal), failed(options.upper)).pipe(
       Stream.ensuring(Effect.sync(() => controller.abort()))
     )
   })

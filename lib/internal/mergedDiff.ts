@@ -11,6 +11,7 @@ import * as inRoot from "./inRoot.ts"
 import * as layerDiff from "./layerDiff.ts"
 import { native, O_NOFOLLOW, O_PATH, RESOLVE_NO_XDEV } from "./native.ts"
 import * as tar from "./tar.ts"
+import type { Holes } from "./tarStream.ts"
 
 const NOTHING = new Uint8Array(0)
 
@@ -87,12 +88,13 @@ export const archive = (
   root: number,
   lower: number | undefined,
   { ids, rootless }: layerDiff.Owner,
+  holes: Holes,
   signal: AbortSignal
 ): AsyncIterable<Uint8Array> =>
   layerDiff.batched(
     (async function* () {
       const resolve = layerDiff.SINGLE | RESOLVE_NO_XDEV
-      const walk: layerDiff.Walk = { rootless, ids, resolve, signal, links: new Map() }
+      const walk: layerDiff.Walk = { rootless, ids, resolve, holes, signal, links: new Map() }
       const status = fs.statSync(inRoot.via(root))
       if (lower === undefined) yield* layerDiff.member(walk, root, status, NOTHING)
       else {

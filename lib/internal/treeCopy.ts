@@ -3,8 +3,8 @@ import * as fs from "node:fs"
 import * as path from "node:path/posix"
 import type { CopyOptions } from "@effect/platform/FileSystem"
 import * as changes from "./changes.ts"
-import { readAt, writeAt } from "./copy.ts"
-import { EACCES, EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
+import { copyContents } from "./copy.ts"
+import { EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import { native, O_NOFOLLOW, O_PATH } from "./native.ts"
 
@@ -12,34 +12,18 @@ const identityOf = (at: inRoot.Place): string => inRoot.using(inRoot.openPlace(a
 
 const refuse = (at: inRoot.Place): never => inRoot.fail(EINVAL, "cp", at.path)
 
-const CHUNK_BYTES = 64 * 1024
-
-/** Between two O_PATH descriptors, or such as are open. */
-const copyContents = async (from: number, to: number): Promise<void> => {
-  try {
-    await fs.promises.copyFile(inRoot.via(from), inRoot.via(to))
-  } catch (error) {
-    if (!inRoot.isErrno(error, EACCES)) throw error
-    await inRoot.usingOwn(await inRoot.openAgain(from, inRoot.O_RDONLY), async (source) =>
-      inRoot.usingOwn(await inRoot.openAgain(to, inRoot.O_WRONLY | inRoot.O_TRUNC), async (target) => {
-        const chunk = new Uint8Array(CHUNK_BYTES)
-        for (let at = 0, n = 0; ; at += n) {
-          n = await readAt(source, chunk, chunk.length, at)
-          if (n === 0) return
-          await writeAt(target, chunk.subarray(0, n), at)
-        }
-      })
-    )
-  }
-}
-
-const copyFileTo = async (source: inRoot.Place, target: inRoot.Place, options: CopyOptions): Promise<void> =>
+const copyFileTo = async (
+  source: inRoot.Place,
+  target: inRoot.Place,
+  options: CopyOptions,
+  signal: AbortSignal
+): Promise<void> =>
   inRoot.using(inRoot.openPlace(source), async (from) => {
     const status = fs.statSync(inRoot.via(from))
     if (!status.isFile()) return refuse(source)
     const create = inRoot.O_WRONLY | inRoot.O_CREAT | inRoot.O_EXCL | O_NOFOLLOW
     await inRoot.using(inRoot.openPlace(target, create, "cp", 0o600), async (to) => {
-      await copyContents(from, to)
+      await copyContents(from, to, status.size, source.path, signal)
       changes.chmod(to, status.mode & 0o7777, target.path)
       if (options.preserveTimestamps === true) changes.utimes(to, status.atime, status.mtime, target.path)
     })
@@ -67,7 +51,7 @@ const copyEntry = async (
   if (status.isFile()) {
     if (existing !== undefined && options.overwrite !== true) return
     if (existing !== undefined) changes.unlink(target)
-    return copyFileTo(source, target, options)
+    return copyFileTo(source, target, options, signal)
   }
   if (!status.isDirectory()) return refuse(source)
   if (existing === undefined) changes.mkdir(target, 0o777)
@@ -142,13 +126,13 @@ const openTarget = async (root: number, at: string, mode: number): Promise<numbe
 }
 
 /** copyFile of node:fs; of regular files only, so that it waits for nobody. */
-export const copyFile = (root: number, from: string, to: string): Promise<void> =>
+export const copyFile = (root: number, from: string, to: string, signal: AbortSignal): Promise<void> =>
   inRoot.using(inRoot.open(root, from, O_PATH, "copyfile"), async (source) => {
-    const { mode } = regular(source, from)
+    const { mode, size } = regular(source, from)
     await inRoot.using(await openTarget(root, to, mode & 0o7777), async (target) => {
       regular(target, to)
       if (inRoot.identity(source) === inRoot.identity(target)) return
-      await copyContents(source, target)
+      await copyContents(source, target, size, from, signal)
       changes.chmod(target, mode & 0o7777, to)
     })
   })

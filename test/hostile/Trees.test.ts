@@ -3,11 +3,14 @@ import assert from "node:assert/strict"
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import { Container } from "../../lib/index.ts"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
+import { type BerthError, Container, Image, ImageLayer } from "../../lib/index.ts"
 import * as inRoot from "../../lib/internal/inRoot.ts"
 import { xattrsOf } from "../../lib/internal/metadata.ts"
 import { plantImage } from "../support/attack.ts"
-import { makeTemporaryFolder, remove, suite } from "../support/effect.ts"
+import { failure, makeTemporaryFolder, remove, suite } from "../support/effect.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 import { modes } from "./modes.ts"
 
@@ -28,18 +31,119 @@ const attributesOf = (path: string): ReadonlyArray<string> =>
     .using(inRoot.openHost(path, inRoot.O_RDONLY), (fd) => xattrsOf(fd, path, () => true))
     .map(([name]) => name)
 
+/** An image with a manifest, which can be committed on. */
+const committable = Effect.flatMap(plantImage, (image) => Image.import(image.layers[0]!, { tag: "plant:1" }))
+
+const GiB = 2 ** 30
+
+/** How long the event loop does not come to a timer while the effect runs, at the most. */
+const longestBlock = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<number, E, R> =>
+  Effect.acquireUseRelease(
+    Effect.sync(() => {
+      const seen = { longest: 0, last: performance.now() }
+      const tick = (): void => {
+        const now = performance.now()
+        seen.longest = Math.max(seen.longest, now - seen.last)
+        seen.last = now
+      }
+      return { seen, tick, timer: setInterval(tick, 5) }
+    }),
+    ({ seen, tick }) =>
+      Effect.map(effect, () => {
+        tick()
+        return seen.longest
+      }),
+    ({ timer }) => Effect.sync(() => clearInterval(timer))
+  )
+
+/** That a file is refused by its name, as its holes are more than an archive has zeros for. */
+const refused = <A, R>(name: string, effect: Effect.Effect<A, BerthError.BerthError, R>) =>
+  Effect.map(failure("OperationFailed", effect), (error) => {
+    assert.equal(error.code, "EFBIG")
+    assert.match(error.message, new RegExp(`${name}.*maxHoleBytes`))
+  })
+
 suite("files that a container makes to harm", (effect) => {
   for (const mode of modes) {
-    const start = (script: string) =>
+    const start = (script: string, options: Container.StartOptions = {}, image?: Image.Image) =>
       Effect.gen(function* () {
-        const box = yield* Container.start(yield* plantImage, {
+        const box = yield* Container.start(image ?? (yield* plantImage), {
           command: ["/bin/sleep", "1000"],
-          ...mode.options
+          ...mode.options,
+          ...options
         })
         const { exitCode, stderr } = yield* Container.exec(box, ["/bin/sh", "-euc", script])
         assert.equal(exitCode, 0, stderr)
         return box
       })
+
+    effect(
+      `${mode.name}: a file of one hole costs no more time than is allowed for zeros`,
+      () =>
+        Effect.gen(function* () {
+          const box = yield* start(`plant hole /hole ${64 * GiB}`)
+          yield* refused("/hole", Stream.runDrain(Container.tarOut(box, "/hole")))
+          // 4 EiB, of which a filesystem in memory makes nothing.
+          const memory = yield* start(`plant hole /hole ${2n ** 62n}`, { upper: "memory" })
+          const files = Container.fileSystem(memory)
+          yield* refused("/hole", Stream.runDrain(Container.tarOut(memory, "/hole")))
+          const here = yield* hostFolder
+          const copied = yield* failure("OperationFailed", Container.copyOut(memory, "/hole", `${here}/hole`))
+          assert.equal(copied.code, "EFBIG")
+          for (const attempt of [files.copyFile("/hole", "/copy"), files.copy("/hole", "/tree")])
+            assert.match(String(yield* Effect.flip(attempt)), /EFBIG/)
+          assert.match(String(yield* Effect.flip(files.readFile("/hole"))), /EFBIG/)
+          assert.match(String(yield* Effect.flip(files.readFile("/dev/zero"))), /EFBIG|EACCES/)
+        }),
+      { skip }
+    )
+
+    effect(
+      `${mode.name}: no layer is made of a hole without end`,
+      () =>
+        Effect.gen(function* () {
+          for (const upper of ["disk", "memory"] as const) {
+            const box = yield* start(`plant hole /hole ${64 * GiB}`, { upper }, yield* committable)
+            yield* refused("hole", Container.commit(box))
+          }
+          const here = yield* hostFolder
+          fs.writeFileSync(`${here}/hole`, "")
+          fs.truncateSync(`${here}/hole`, 64 * GiB)
+          yield* refused("hole", Stream.runDrain(ImageLayer.diff({ upper: here })))
+        }),
+      { skip }
+    )
+
+    effect(
+      `${mode.name}: others have their turn while zeros are made, and can interrupt it`,
+      () =>
+        Effect.gen(function* () {
+          const box = yield* start(`plant hole /hole ${64 * GiB}; plant hole /small ${GiB}`)
+          const files = Container.fileSystem(box)
+          const longest = yield* longestBlock(
+            Effect.all([
+              Stream.runDrain(Container.tarOut(box, "/small")),
+              files.copyFile("/small", "/copy"),
+              files.copy("/small", "/tree")
+            ])
+          )
+          assert.ok(longest < 1000, `the event loop stood still for ${longest} ms`)
+          const blocks = yield* Container.exec(box, ["stat", "-c", "%b", "/copy", "/tree"])
+          assert.ok(
+            blocks.stdout
+              .trim()
+              .split("\n")
+              .map(Number)
+              .every((count) => count < 64),
+            blocks.stdout
+          )
+          const archive = Stream.runDrain(Container.tarOut(box, "/hole", { maxHoleBytes: "64GiB" }))
+          const fiber = yield* Effect.fork(archive)
+          yield* Effect.sleep("100 millis")
+          assert.ok(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
+        }),
+      { skip }
+    )
 
     effect(
       `${mode.name}: a copy on the host has no rights that the container gave it`,
