@@ -331,7 +331,7 @@ const shared = (process: Process, around: Surroundings): 0 | 1 =>
   around.created.has("user") ||
   around.created.has("time") ||
   process.seccomp?.custom === true ||
-  around.content.length > 0 ||
+  around.content.some(({ op }) => op === "bind") ||
   around.mounts.some((mount) => mount.type === "bind")
     ? 0
     : 1

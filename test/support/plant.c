@@ -1,8 +1,9 @@
-// What a hostile container leaves among its files: plant WHAT PATH [NUMBER].
+// What a hostile container does to files: plant WHAT PATH [NUMBER].
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -52,6 +53,14 @@ static int many(const char *path, long count) {
     return 0;
 }
 
+// The lock of a file that may only be read, until it is killed.
+static int lock(const char *path) {
+    int fd = open(path, O_RDONLY);
+    if (fd < 0 || flock(fd, LOCK_EX) < 0) return fail("flock");
+    if (write(1, "locked\n", 7) != 7) return fail("write");
+    return pause();
+}
+
 int main(int argc, char **argv) {
     long number = argc > 3 ? atol(argv[3]) : 0;
     if (argc < 3) return 2;
@@ -59,5 +68,6 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "many")) return many(argv[2], number);
     if (!strcmp(argv[1], "hole")) return hole(argv[2], number);
     if (!strcmp(argv[1], "capability")) return capability(argv[2]);
+    if (!strcmp(argv[1], "lock")) return lock(argv[2]);
     return 2;
 }
