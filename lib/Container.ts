@@ -525,7 +525,8 @@ export const copyOut: {
  * rights, or with an unpacker that drops them.
  *
  * Holes are zeros, as not every tar(1) takes sparse members (busybox does not): of `maxHoleBytes` in all, past which the
- * archive fails with `OperationFailed` (EFBIG). They come in parts, between which others have their turn.
+ * archive fails with `OperationFailed` (EFBIG). They come in parts, between which others have their turn. A path of more
+ * than 4095 bytes is refused as well (ENAMETOOLONG), as no system could unpack it; `copyOut` takes trees of any depth.
  *
  * @since 0.1.0
  * @category files

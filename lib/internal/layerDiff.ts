@@ -25,12 +25,13 @@ import {
 } from "./native.ts"
 import * as tar from "./tar.ts"
 import * as tarStream from "./tarStream.ts"
+import * as walking from "./walk.ts"
 
 export const SINGLE: number = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
 const encoder = new TextEncoder()
 const utf8 = new TextDecoder()
-const NOTHING = new Uint8Array(0)
+const NOTHING: Uint8Array = new Uint8Array(0)
 const SLASH = encoder.encode("/")
 const WHITEOUT = encoder.encode(".wh.")
 const OPAQUE = encoder.encode(".wh..wh..opq")
@@ -58,8 +59,12 @@ const startsWith = (name: Uint8Array, prefix: Uint8Array): boolean =>
   name.length >= prefix.length && prefix.every((byte, k) => name[k] === byte)
 
 /** The names in a folder, by the order of their bytes. */
-export const namesOf = (folder: number, path: Uint8Array): ReadonlyArray<Uint8Array> =>
-  [...inRoot.byteNames(folder, utf8.decode(path))].sort(Buffer.compare)
+export const namesIn = async (
+  folder: number,
+  path: Uint8Array,
+  signal: AbortSignal
+): Promise<ReadonlyArray<Uint8Array>> =>
+  walking.sorted(await walking.namesOf(folder, utf8.decode(path), signal), signal)
 
 interface Attributes {
   readonly kept: tar.Member["xattrs"]
@@ -111,41 +116,56 @@ export const bare = (kind: "file" | "link", name: Uint8Array, link: Uint8Array):
 
 const empty = (name: Uint8Array): Uint8Array => bare("file", name, NOTHING)
 
-async function* folderContents(walk: Walk, fd: number, path: Uint8Array): AsyncGenerator<Uint8Array> {
-  for (const name of namesOf(fd, path)) yield* entry(walk, fd, name, path)
-}
-
 /** What says that there is nothing of this name any more. */
 export const whiteout = (above: Uint8Array, name: Uint8Array): Uint8Array =>
   empty(join(above, concat([WHITEOUT, name])))
 
-/** What a folder has under a name, with all that is in it. */
-export async function* entry(
+/** These names of an opened folder, with all that is in them. */
+export async function* below(
   walk: Walk,
-  folder: number,
-  name: Uint8Array,
+  top: number,
+  names: ReadonlyArray<Uint8Array>,
   above: Uint8Array
+): AsyncGenerator<Uint8Array> {
+  const { signal } = walk
+  const inFolder = (fd: number, path: Uint8Array) => namesIn(fd, path, signal)
+  for await (const visit of walking.walk({ top, state: above, names, namesIn: inFolder, signal }))
+    yield* entry(walk, visit)
+}
+
+async function* entry(
+  walk: Walk,
+  { enter, folder, name, state: above }: walking.Visit<Uint8Array, Uint8Array>
 ): AsyncGenerator<Uint8Array> {
   const path = join(above, name)
   if (startsWith(name, WHITEOUT))
     unsupported(path, "has a name that a layer has for what it removes: rename it before")
-  await inRoot.turn(walk.signal)
   const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, walk.resolve, 0)
   // A container that runs may have removed it by now; and what is mounted is no part of a layer.
   if (fd === -ENOENT || fd === -EXDEV) return
   if (fd < 0) return inRoot.fail(-fd, "open", utf8.decode(path))
+  let isEntered = false
   try {
     const status = fs.statSync(inRoot.via(fd))
     const isWhiteout = status.isCharacterDevice() && status.rdev === 0
     // A tar has no sockets, and what was in the place of one is not to come back.
-    if (isWhiteout || status.isSocket()) yield whiteout(above, name)
-    else yield* member(walk, fd, status, path)
+    if (isWhiteout || status.isSocket()) return yield whiteout(above, name)
+    yield* member(walk, fd, status, path)
+    if (!status.isDirectory()) return
+    enter(fd, path)
+    isEntered = true
   } finally {
-    native().close(fd)
+    if (!isEntered) native().close(fd)
   }
 }
 
-/** A file, or a folder with all that is in it, or without where nobody looks for links. */
+/** A folder with all that is in it. */
+export async function* whole(walk: Walk, folder: number): AsyncGenerator<Uint8Array> {
+  yield* member(walk, folder, fs.statSync(inRoot.via(folder)), NOTHING)
+  yield* below(walk, folder, await namesIn(folder, NOTHING, walk.signal), NOTHING)
+}
+
+/** A file, or a folder without what is in it. */
 export async function* member(
   walk: Walk,
   fd: number,
@@ -154,6 +174,7 @@ export async function* member(
 ): AsyncGenerator<Uint8Array> {
   const kind = kindOf(status)
   if (kind === undefined) return
+  tarStream.checkName(utf8.decode(path))
   const [seconds, nanoseconds] = native().modified(fd)
   const fields = {
     mode: status.mode & 0o7777,
@@ -180,9 +201,7 @@ export async function* member(
     device: kind === "character" || kind === "block" ? deviceOf(status.rdev) : undefined
   })
   if (kind === "file") yield* tarStream.fileContents(walk, fd, status.size, utf8.decode(path))
-  if (kind !== "folder" || walk.links === undefined) return
-  if (opaque) yield empty(join(path, OPAQUE))
-  yield* folderContents(walk, fd, path)
+  if (opaque && walk.links !== undefined) yield empty(join(path, OPAQUE))
 }
 
 /** Whose the files are, and so what is kept of them. */
@@ -235,7 +254,7 @@ export const archive = (
   batched(
     (async function* () {
       const walk: Walk = { rootless, resolve: SINGLE, ids, holes, signal, links: new Map() }
-      yield* member(walk, upper, fs.statSync(inRoot.via(upper)), NOTHING)
+      yield* whole(walk, upper)
       yield tar.end
     })()
   )

@@ -8,7 +8,7 @@ import { type BerthError, InvalidOption, OperationFailed } from "../BerthError.t
 import type { ArchiveOptions, Container } from "../Container.ts"
 import * as changes from "./changes.ts"
 import * as copy from "./copy.ts"
-import { EEXIST, EFBIG, ENOENT, ENOTDIR } from "./errno.ts"
+import { EEXIST, EFBIG, ENAMETOOLONG, ENOENT, ENOTDIR } from "./errno.ts"
 import { type Ids, inside, outside } from "./ids.ts"
 import * as inRoot from "./inRoot.ts"
 import { isKept, type Metadata, metadataOf, setMetadata } from "./metadata.ts"
@@ -16,6 +16,7 @@ import { native, O_NOFOLLOW } from "./native.ts"
 import { bytes as checkBytes } from "./options.ts"
 import { isContainer } from "./process.ts"
 import * as tar from "./tar.ts"
+import { type Visit, walk } from "./walk.ts"
 
 /** What the tar of a container's files takes; undefined of a socket or a device. */
 export const kindOf = (status: fs.Stats): tar.Kind | undefined =>
@@ -97,18 +98,27 @@ export async function* fileContents(
   if (tar.padding(size) > 0) yield ZEROS.subarray(0, tar.padding(size))
 }
 
-async function* folderContents(
-  writing: Writing,
-  fd: number,
-  path: string,
-  name: string
-): AsyncGenerator<Uint8Array> {
-  for (const entry of copy.entriesOf(fd, path, name)) yield* member(writing, entry.at, entry.relative)
+/** A folder of the container, and its name in the archive. */
+interface Folder {
+  readonly path: string
+  readonly name: string
 }
 
-async function* member(writing: Writing, at: inRoot.Place, name: string): AsyncGenerator<Uint8Array> {
-  await inRoot.turn(writing.signal)
+/** Fails for a name that no system could unpack. */
+export const checkName = (name: string): void => {
+  if (Buffer.byteLength(name) >= inRoot.PATH_MAX) inRoot.fail(ENAMETOOLONG, "archive", name)
+}
+
+/** One member, and whether it is a folder that is gone into. */
+async function* member(
+  writing: Writing,
+  { enter, folder, name: last, state }: Visit<string, Folder>
+): AsyncGenerator<Uint8Array> {
+  const at = inRoot.place(folder, last, inRoot.join(state.path, last))
+  const name = state.name === "" ? last : `${state.name}/${last}`
+  checkName(name)
   const fd = inRoot.openPlace(at)
+  let isEntered = false
   try {
     const status = fs.statSync(inRoot.via(fd))
     const kind = kindOf(status)
@@ -128,9 +138,11 @@ async function* member(writing: Writing, at: inRoot.Place, name: string): AsyncG
     const size = kind === "file" ? status.size : 0
     yield tar.encode({ ...metadata, kind, name, size, link })
     if (kind === "file") yield* fileContents(writing, fd, size, at.path)
-    if (kind === "folder") yield* folderContents(writing, fd, at.path, name)
+    if (kind !== "folder") return
+    enter(fd, { path: at.path, name })
+    isEntered = true
   } finally {
-    native().close(fd)
+    if (!isEntered) native().close(fd)
   }
 }
 
@@ -147,10 +159,12 @@ async function* archive(
     ...source,
     folder: native().duplicate(source.folder)
   }))
+  const namesIn = (fd: number, folder: Folder) => copy.namesIn(fd, folder.path, signal)
   try {
-    const { folder, name } = opened
-    if (name === undefined) yield* folderContents(writing, folder, path, "")
-    else yield* member(writing, inRoot.place(folder, name, path), name)
+    const { folder: top, name } = opened
+    const state: Folder = { path: name === undefined ? path : inRoot.split(path).folder, name: "" }
+    const names = name === undefined ? await namesIn(top, state) : [name]
+    for await (const visit of walk({ top, state, names, namesIn, signal })) yield* member(writing, visit)
     yield tar.end
   } finally {
     native().close(opened.folder)

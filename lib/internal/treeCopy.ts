@@ -7,6 +7,7 @@ import { copyContents } from "./copy.ts"
 import { EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import { native, O_NOFOLLOW, O_PATH } from "./native.ts"
+import { Descent, textsOf, walk } from "./walk.ts"
 
 const identityOf = (at: inRoot.Place): string => inRoot.using(inRoot.openPlace(at), inRoot.identity)
 
@@ -36,38 +37,51 @@ const copyLink = (source: inRoot.Place, target: inRoot.Place, existing: fs.Stats
   changes.symlink(path.resolve("/", path.dirname(source.path), text), target)
 }
 
-const copyEntry = async (
+/** A folder on both sides, by its path. */
+interface Pair {
+  readonly from: string
+  readonly to: string
+}
+
+const copyTree = async (
   source: inRoot.Place,
   target: inRoot.Place,
   options: CopyOptions,
   signal: AbortSignal
 ): Promise<void> => {
-  const status = changes.statusOf(source)
-  const existing = inRoot.statusOf(target)
-  if (existing !== undefined && identityOf(source) === identityOf(target)) return refuse(target)
-  if (existing !== undefined && status.isDirectory() !== existing.isDirectory()) return refuse(target)
-  await inRoot.turn(signal)
-  if (status.isSymbolicLink()) return copyLink(source, target, existing)
-  if (status.isFile()) {
-    if (existing !== undefined && options.overwrite !== true) return
-    if (existing !== undefined) changes.unlink(target)
-    return copyFileTo(source, target, options, signal)
+  const into = new Descent(target.folder)
+  const start: Pair = { from: path.dirname(source.path), to: path.dirname(target.path) }
+  const namesIn = (fd: number, { from }: Pair) => textsOf(fd, from, signal)
+  const walking = { top: source.folder, state: start, names: [source.name], namesIn, signal }
+  try {
+    for await (const { enter, folder, name, state } of walk(walking)) {
+      const isFirst = state === start
+      const from = isFirst ? source : inRoot.place(folder, name, inRoot.join(state.from, name))
+      const to = isFirst ? target : inRoot.place(into.fd, name, inRoot.join(state.to, name))
+      const status = changes.statusOf(from)
+      const existing = inRoot.statusOf(to)
+      if (existing !== undefined && identityOf(from) === identityOf(to)) refuse(to)
+      if (existing !== undefined && status.isDirectory() !== existing.isDirectory()) refuse(to)
+      if (status.isSymbolicLink()) copyLink(from, to, existing)
+      else if (status.isFile()) {
+        if (existing !== undefined && options.overwrite !== true) continue
+        if (existing !== undefined) changes.unlink(to)
+        await copyFileTo(from, to, options, signal)
+      } else if (!status.isDirectory()) refuse(from)
+      else {
+        if (existing === undefined) changes.mkdir(to, 0o777)
+        const flags = inRoot.O_FOLDER | O_NOFOLLOW
+        const opened = inRoot.openPlace(from, flags)
+        await inRoot.orClose(opened, async () => into.down(inRoot.openPlace(to, flags)))
+        enter(opened, { from: from.path, to: to.path }, () => {
+          if (existing === undefined) changes.chmod(into.fd, status.mode & 0o7777, to.path)
+          into.up()
+        })
+      }
+    }
+  } finally {
+    into.close()
   }
-  if (!status.isDirectory()) return refuse(source)
-  if (existing === undefined) changes.mkdir(target, 0o777)
-  const flags = inRoot.O_FOLDER | O_NOFOLLOW
-  await inRoot.using(inRoot.openPlace(source, flags), (from) =>
-    inRoot.using(inRoot.openPlace(target, flags), async (to) => {
-      for (const name of inRoot.names(from))
-        await copyEntry(
-          inRoot.place(from, name, inRoot.join(source.path, name)),
-          inRoot.place(to, name, inRoot.join(target.path, name)),
-          options,
-          signal
-        )
-      if (existing === undefined) changes.chmod(to, status.mode & 0o7777, target.path)
-    })
-  )
 }
 
 /** Whether one of the folders on the way to a path is this. */
@@ -92,7 +106,7 @@ export const copy = (
   inRoot.inFolder(root, from, EINVAL, "cp", async (source) => {
     if (isBelow(root, to, identityOf(source))) return refuse(source)
     native().close(openParent(root, to))
-    await inRoot.inFolder(root, to, EINVAL, "cp", (target) => copyEntry(source, target, options, signal))
+    await inRoot.inFolder(root, to, EINVAL, "cp", (target) => copyTree(source, target, options, signal))
   })
 
 const openParent = (root: number, at: string): number => {

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
-import { type BerthError, Container, Image, ImageLayer } from "../../lib/index.ts"
+import { type BerthError, Container, Image, ImageLayer, Store } from "../../lib/index.ts"
 import * as inRoot from "../../lib/internal/inRoot.ts"
 import { xattrsOf } from "../../lib/internal/metadata.ts"
 import { plantImage } from "../support/attack.ts"
@@ -62,6 +62,19 @@ const refused = <A, R>(name: string, effect: Effect.Effect<A, BerthError.BerthEr
     assert.equal(error.code, "EFBIG")
     assert.match(error.message, new RegExp(`${name}.*maxHoleBytes`))
   })
+
+/** Few descriptors for this process, so that one for each level is too many. */
+const fewDescriptors = Effect.acquireRelease(
+  Effect.sync(() => {
+    const [, soft = ""] = /^Max open files +(\S+)/m.exec(fs.readFileSync("/proc/self/limits", "utf8")) ?? []
+    execFileSync("prlimit", ["--pid", String(process.pid), "--nofile=256:"])
+    return soft
+  }),
+  (soft) => Effect.sync(() => execFileSync("prlimit", ["--pid", String(process.pid), `--nofile=${soft}:`]))
+)
+
+const countOf = (folder: string): number =>
+  Number(execFileSync("sh", ["-c", 'find "$1" | wc -l', "sh", folder], { encoding: "utf8" }))
 
 suite("files that a container makes to harm", (effect) => {
   for (const mode of modes) {
@@ -141,6 +154,86 @@ suite("files that a container makes to harm", (effect) => {
           const fiber = yield* Effect.fork(archive)
           yield* Effect.sleep("100 millis")
           assert.ok(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
+        }),
+      { skip }
+    )
+
+    effect(
+      `${mode.name}: a tree of thousands of levels takes few descriptors`,
+      () =>
+        Effect.gen(function* () {
+          yield* fewDescriptors
+          const here = yield* hostFolder
+          const box = yield* start("plant deep /deep 3000; plant deep /half 1500")
+          const files = Container.fileSystem(box)
+          yield* Container.copyOut(box, "/deep", here)
+          assert.equal(countOf(`${here}/deep`), 6001)
+          yield* Container.copyIn(box, `${here}/deep`, "/back")
+          assert.equal((yield* files.readDirectory("/back", { recursive: true })).length, 6000)
+          yield* files.copy("/back", "/again")
+          yield* files.remove("/back", { recursive: true })
+          assert.equal((yield* files.readDirectory("/again", { recursive: true })).length, 6000)
+          assert.ok(!(yield* files.exists("/back")))
+          // No archive has paths that are longer than the kernel takes.
+          const long = yield* failure("OperationFailed", Stream.runDrain(Container.tarOut(box, "/deep")))
+          assert.equal(long.code, "ENAMETOOLONG")
+          assert.match(long.message, /deep\/d\/d\/d.*4095/)
+          assert.ok(long.message.length < 1000, long.message)
+          const parts = yield* Stream.runCollect(Container.tarOut(box, "/half"))
+          const listed = execFileSync("tar", ["-t"], { input: Buffer.concat([...parts]), maxBuffer: 2 ** 30 })
+          assert.equal(listed.toString().trim().split("\n").length, 3001)
+        }),
+      { skip }
+    )
+
+    effect(
+      `${mode.name}: a layer of thousands of levels takes few descriptors`,
+      () =>
+        Effect.gen(function* () {
+          yield* fewDescriptors
+          const image = yield* committable
+          for (const upper of ["disk", "memory"] as const) {
+            const box = yield* start("plant deep /deep 1500", { upper }, image)
+            const made = yield* Container.commit(box)
+            const counted = yield* Container.run(made, {
+              command: ["/bin/sh", "-c", "find /deep | wc -l"],
+              ...mode.options
+            })
+            assert.equal(counted.stdout.trim(), "3001", counted.stderr)
+            const deeper = yield* start("plant deep /deep 3000", { upper }, image)
+            const long = yield* failure("OperationFailed", Container.commit(deeper))
+            assert.equal(long.code, "ENAMETOOLONG")
+          }
+          const here = yield* hostFolder
+          const box = yield* start("plant deep /half 1500")
+          yield* Container.copyOut(box, "/half", here)
+          const imported = yield* Image.import(here)
+          assert.equal(countOf(imported.layers[0]!), 3002)
+          yield* Image.remove(imported.digest!)
+          yield* Store.gc()
+          assert.ok(!fs.existsSync(imported.layers[0]!))
+        }),
+      { skip }
+    )
+
+    effect(
+      `${mode.name}: others have their turn while a folder of many files is read`,
+      () =>
+        Effect.gen(function* () {
+          const box = yield* start("plant many /many 50000")
+          const files = Container.fileSystem(box)
+          for (const options of [{}, { recursive: true }]) {
+            let turns = 0
+            const take = (): void => {
+              turns++
+              next = setImmediate(take)
+            }
+            let next = setImmediate(take)
+            const names = yield* files.readDirectory("/many", options)
+            clearImmediate(next)
+            assert.equal(names.length, 50_000)
+            assert.ok(turns > 1, `${turns} turns`)
+          }
         }),
       { skip }
     )
