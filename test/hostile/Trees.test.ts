@@ -164,15 +164,15 @@ suite("files that a container makes to harm", (effect) => {
         Effect.gen(function* () {
           yield* fewDescriptors
           const here = yield* hostFolder
-          const box = yield* start("plant deep /deep 3000; plant deep /half 1500")
+          const box = yield* start("plant deep /deep 2100; plant deep /half 700")
           const files = Container.fileSystem(box)
           yield* Container.copyOut(box, "/deep", here)
-          assert.equal(countOf(`${here}/deep`), 6001)
+          assert.equal(countOf(`${here}/deep`), 4201)
           yield* Container.copyIn(box, `${here}/deep`, "/back")
-          assert.equal((yield* files.readDirectory("/back", { recursive: true })).length, 6000)
+          assert.equal((yield* files.readDirectory("/back", { recursive: true })).length, 4200)
           yield* files.copy("/back", "/again")
           yield* files.remove("/back", { recursive: true })
-          assert.equal((yield* files.readDirectory("/again", { recursive: true })).length, 6000)
+          assert.equal((yield* files.readDirectory("/again", { recursive: true })).length, 4200)
           assert.ok(!(yield* files.exists("/back")))
           // No archive has paths that are longer than the kernel takes.
           const long = yield* failure("OperationFailed", Stream.runDrain(Container.tarOut(box, "/deep")))
@@ -180,8 +180,9 @@ suite("files that a container makes to harm", (effect) => {
           assert.match(long.message, /deep\/d\/d\/d.*4095/)
           assert.ok(long.message.length < 1000, long.message)
           const parts = yield* Stream.runCollect(Container.tarOut(box, "/half"))
-          const listed = execFileSync("tar", ["-t"], { input: Buffer.concat([...parts]), maxBuffer: 2 ** 30 })
-          assert.equal(listed.toString().trim().split("\n").length, 3001)
+          fs.writeFileSync(`${here}/half.tar`, Buffer.concat([...parts]))
+          const listed = execFileSync("tar", ["-tf", `${here}/half.tar`], { maxBuffer: 2 ** 30 })
+          assert.equal(listed.toString().trim().split("\n").length, 1401)
         }),
       { skip }
     )
@@ -193,22 +194,22 @@ suite("files that a container makes to harm", (effect) => {
           yield* fewDescriptors
           const image = yield* committable
           for (const upper of ["disk", "memory"] as const) {
-            const box = yield* start("plant deep /deep 1500", { upper }, image)
+            const box = yield* start("plant deep /deep 700", { upper }, image)
             const made = yield* Container.commit(box)
             const counted = yield* Container.run(made, {
               command: ["/bin/sh", "-c", "find /deep | wc -l"],
               ...mode.options
             })
-            assert.equal(counted.stdout.trim(), "3001", counted.stderr)
-            const deeper = yield* start("plant deep /deep 3000", { upper }, image)
+            assert.equal(counted.stdout.trim(), "1401", counted.stderr)
+            const deeper = yield* start("plant deep /deep 2100", { upper }, image)
             const long = yield* failure("OperationFailed", Container.commit(deeper))
             assert.equal(long.code, "ENAMETOOLONG")
           }
           const here = yield* hostFolder
-          const box = yield* start("plant deep /half 1500")
+          const box = yield* start("plant deep /half 700")
           yield* Container.copyOut(box, "/half", here)
           const imported = yield* Image.import(here)
-          assert.equal(countOf(imported.layers[0]!), 3002)
+          assert.equal(countOf(imported.layers[0]!), 1402)
           yield* Image.remove(imported.digest!)
           yield* Store.gc()
           assert.ok(!fs.existsSync(imported.layers[0]!))
