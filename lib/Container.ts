@@ -17,7 +17,9 @@ import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
 import type {
+  ArchiveOptions,
   CommitOptions,
+  CopyOutOptions,
   ExitStatus,
   LogEntry,
   LogFiles,
@@ -473,7 +475,7 @@ export const stats: (container: Container) => Effect.Effect<Cgroup.Stats, BerthE
  * Regular files and folders are opened, and nothing else: a fifo or a socket, which could wait without end, a device, which
  * would be this program's (`/dev/tty` is its own terminal), and the files and links of `/proc`, which are about whoever
  * looks at them, fail with `PermissionDenied`: use a command in the container. `readFile` reads as much as a file had when
- * it was opened. A file on which a process holds a lease fails with EAGAIN.
+ * it was opened, 512 MiB at most; `stream` reads files of any size. A file on which a process holds a lease fails with EAGAIN.
  *
  * `watch` has a bounded queue, the kernel's: where its reader is slower than the changes, what is in the queue comes
  * first, and then an `Update` of the watched path itself says that changes were lost.
@@ -505,29 +507,52 @@ export const copyIn: {
 } = copying.copyIn
 
 /**
- * Copies a file or a tree of the container to the host, as `copyIn` does the other way. Owners are kept where this
- * program may give files away. Nothing that the container does meanwhile makes it read a file of the host, or write
- * anywhere but below the target. A target that is a link, which an earlier copy may have made, is replaced; `target/` is
- * the folder that it leads to.
+ * Copies a file or a tree of the container to the host, as `copyIn` does the other way. Nothing that the container does
+ * meanwhile makes it read a file of the host, or write anywhere but below the target. A target that is a link, which an
+ * earlier copy may have made, is replaced; `target/` is the folder that it leads to.
+ *
+ * The container chooses all that is copied, so what would give rights on the host is left out: set-user-ID and
+ * set-group-ID bits, and the extended attributes `security.*` (file capabilities among them) and `trusted.*`. The option
+ * `keepPrivileges` keeps them. Devices are never made: one is an error that names it.
+ *
+ * Owners are kept where this program may give files away, as root may: a file of the container's user 1000 belongs to user
+ * 1000 of the host, who may write it there, and a file of a container with `userns` to the id that the container's one is
+ * on the host. Modes and access control lists are kept too. Copy into a folder that only you can enter (0700), or change
+ * the owner of the copy, where those users should not have it. Without root, the copy belongs to this program's user.
  *
  * @since 0.1.0
  * @category files
  */
 export const copyOut: {
-  (containerPath: string, hostPath: string): (container: Container) => Effect.Effect<void, BerthError>
-  (container: Container, containerPath: string, hostPath: string): Effect.Effect<void, BerthError>
+  (
+    containerPath: string,
+    hostPath: string,
+    options?: CopyOutOptions
+  ): (container: Container) => Effect.Effect<void, BerthError>
+  (
+    container: Container,
+    containerPath: string,
+    hostPath: string,
+    options?: CopyOutOptions
+  ): Effect.Effect<void, BerthError>
 } = copying.copyOut
 
 /**
- * A file or a tree of the container as a tar archive in the pax format, with what `copyOut` keeps; holes are zeros. Its
+ * A file or a tree of the container as a tar archive in the pax format, with what `copyIn` keeps. Its
  * members are below the name of the source, or without it for `source/.` and `/`. Sockets and devices are left out.
+ * The archive has the set-user-ID bits and attributes that `copyOut` leaves out: unpack it on the host as somebody without
+ * rights, or with an unpacker that drops them.
+ *
+ * Holes are zeros, as not every tar(1) takes sparse members (busybox does not): of `maxHoleBytes` in all, past which the
+ * archive fails with `OperationFailed` (EFBIG). They come in parts, between which others have their turn. A path of more
+ * than 4095 bytes is refused as well (ENAMETOOLONG), as no system could unpack it; `copyOut` takes trees of any depth.
  *
  * @since 0.1.0
  * @category files
  */
 export const tarOut: {
-  (path: string): (container: Container) => Stream.Stream<Uint8Array, BerthError>
-  (container: Container, path: string): Stream.Stream<Uint8Array, BerthError>
+  (path: string, options?: ArchiveOptions): (container: Container) => Stream.Stream<Uint8Array, BerthError>
+  (container: Container, path: string, options?: ArchiveOptions): Stream.Stream<Uint8Array, BerthError>
 } = archive.tarOut
 
 /**

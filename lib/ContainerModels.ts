@@ -104,7 +104,31 @@ export interface StopOptions {
  * @since 0.1.0
  * @category models
  */
-export interface CommitOptions {
+export interface CopyOutOptions {
+  /**
+   * Keeps set-user-ID and set-group-ID bits and the extended attributes `security.*` and `trusted.*`: programs of the
+   * container then have on the host the rights that the container gave them. Default: false.
+   */
+  readonly keepPrivileges?: boolean | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface ArchiveOptions {
+  /**
+   * How many bytes the holes of all files may have, as a number or as text like "256MiB": an archive has zeros for them, and
+   * a container makes a hole of any size for nothing. Past it, the archive fails with the file's name. Default: 16 GiB.
+   */
+  readonly maxHoleBytes?: number | string | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface CommitOptions extends ArchiveOptions {
   /** The image's name in the store, as `Image.pull` would write it; its digest unless given. */
   readonly tag?: string | undefined
   readonly author?: string | undefined

@@ -108,7 +108,7 @@ export interface Healthcheck {
 export const isImage: (u: unknown) => u is Image = internal.isImage
 
 /**
- * This machine's own root, read-only: nothing to download. Fails with `Unsupported` off Linux.
+ * This machine's own root, read-only and without Berth's folder: nothing to download. Fails with `Unsupported` off Linux.
  *
  * @since 0.1.0
  * @category constructors

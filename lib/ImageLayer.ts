@@ -108,18 +108,24 @@ export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthE
 export interface DiffOptions {
   /** The writable layer of an overlay, as `RootFs.upper` names it: a folder on the host. */
   readonly upper: string
+  /**
+   * How many bytes the holes of all files may have, which are zeros in the tar, as a number or as text like "256MiB".
+   * Default: 16 GiB.
+   */
+  readonly maxHoleBytes?: number | string | undefined
 }
 
 /**
  * What an overlay's writable layer changes, as a layer of an image: a tar, not compressed, with modes, owners, times to
- * the nanosecond, extended attributes but labels of SELinux, and hard links; holes are zeros. What was removed is a
+ * the nanosecond, extended attributes but labels of SELinux, and hard links. Holes are zeros, as the image specification advises against
+ * sparse members; those of `maxHoleBytes` at most. What was removed is a
  * whiteout, `.wh.NAME`, and so is a socket, which a tar cannot hold. Equal trees make equal bytes.
  *
  * Of a root that is in use, it is what is there at that moment. Without root, this program's own files are root's.
  *
  * Fails with `ImageError` `Unsupported`, which names the file, for a name that begins with `.wh.`, an attribute whose
  * name a tar cannot hold, and overlays with `redirect_dir` or `metacopy`, which Berth does not make; with
- * `OperationFailed` where a file cannot be read.
+ * `OperationFailed` where a file cannot be read, and where holes are larger than `maxHoleBytes` (EFBIG).
  *
  * @since 0.1.0
  * @category destructors

@@ -133,7 +133,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
           const tree = makeTree(here)
           const box = yield* start({ upper })
           yield* Container.copyIn(box, tree, "/root")
-          yield* Container.copyOut(box, "/root/tree", `${here}/back`)
+          yield* Container.copyOut(box, "/root/tree", `${here}/back`, { keepPrivileges: true })
           assert.deepEqual(describe(`${here}/back`), describe(tree))
           const own = fs.statSync(`${here}/back`, { bigint: true })
           assert.equal(own.mode & 0o7777n, 0o750n)
@@ -172,7 +172,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
           Stream.rechunk(Stream.fromIterable(cut(archive, 10_007)), 1),
           Container.tarIn(box, "/again")
         )
-        yield* Container.copyOut(box, "/again/tree", `${here}/again`)
+        yield* Container.copyOut(box, "/again/tree", `${here}/again`, { keepPrivileges: true })
         assert.deepEqual(describe(`${here}/again`), describe(tree))
       }),
     { skip: skip || whyNoPython }
@@ -192,7 +192,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
           })
           yield* shell(box, `mkdir /${format}`)
           yield* Stream.run(Stream.fromIterable(cut(archive, 65_536)), Container.tarIn(box, `/${format}`))
-          yield* Container.copyOut(box, `/${format}/tree`, `${here}/${format}`)
+          yield* Container.copyOut(box, `/${format}/tree`, `${here}/${format}`, { keepPrivileges: true })
           const [got, wanted] = [describe(`${here}/${format}`), describe(tree)]
           const rough = (value: unknown) =>
             JSON.stringify(value)

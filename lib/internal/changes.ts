@@ -7,6 +7,7 @@ import * as asRoot from "./asRoot.ts"
 import { EACCES, EEXIST, EINVAL, ENOENT, ENOTDIR, EPERM } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import { native, O_NOFOLLOW } from "./native.ts"
+import * as walking from "./walk.ts"
 
 const orAsRoot = (syscall: string, path: string, first: () => void, again: () => number): void => {
   try {
@@ -156,15 +157,30 @@ export const makeFolder = (root: number, path: string, mode: number, recursive: 
 /** Removes whatever is there; a folder with all that is in it. */
 export const removeTree = async (at: inRoot.Place, signal: AbortSignal): Promise<void> => {
   if (!statusOf(at).isDirectory()) return unlink(at)
-  await inRoot.using(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW), async (fd) => {
-    for (const name of inRoot.names(fd)) {
-      try {
-        await removeTree(inRoot.place(fd, name, inRoot.join(at.path, name)), signal)
-      } catch (error) {
-        if (!inRoot.isErrno(error, ENOENT)) throw error
-      }
+  // What a container has removed meanwhile is gone as well.
+  const unlessGone = (body: () => void): void => {
+    try {
+      body()
+    } catch (error) {
+      if (!inRoot.isErrno(error, ENOENT)) throw error
     }
-  })
-  await inRoot.turn(signal)
-  rmdir(at)
+  }
+  const namesIn = (folder: number, path: string) => walking.textsOf(folder, path, signal)
+  const { folder: top, name } = at
+  const state = inRoot.split(at.path).folder
+  for await (const { enter, folder, name: inside, state: above } of walking.walk({
+    top,
+    state,
+    names: [name],
+    namesIn,
+    signal
+  })) {
+    const path = inRoot.join(above, inside)
+    const place = inRoot.place(folder, inside, path)
+    unlessGone(() => {
+      if (!statusOf(place).isDirectory()) return unlink(place)
+      const fd = inRoot.openPlace(place, inRoot.O_FOLDER | O_NOFOLLOW)
+      enter(fd, path, (again) => unlessGone(() => rmdir(inRoot.place(again, inside, path))))
+    })
+  }
 }

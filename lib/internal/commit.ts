@@ -14,6 +14,7 @@ import { type Image, type ImageConfig, scratch } from "../Image.ts"
 import type { Digest } from "../Reference.ts"
 import * as Reference from "../Reference.ts"
 import * as Archive from "./archive.ts"
+import { attempt } from "./attempt.ts"
 import * as Descriptors from "./descriptors.ts"
 import * as Holds from "./holds.ts"
 import type { Ids } from "./ids.ts"
@@ -30,6 +31,7 @@ import * as Oci from "./oci.ts"
 import { isContainer } from "./process.ts"
 import * as Store from "./store.ts"
 import { storageError } from "./storeFiles.ts"
+import { type Holes, holesOf } from "./tarStream.ts"
 
 const goneError = (container: Container): ContainerError =>
   new ContainerError({
@@ -101,6 +103,7 @@ const GZIP_SYSTEM_AT = 9
 const partsOf = (
   container: Container,
   { ids, image, upper }: Source,
+  holes: Holes,
   signal: AbortSignal
 ): Effect.Effect<
   { readonly parts: AsyncIterable<Uint8Array>; readonly isGone: () => boolean },
@@ -119,23 +122,24 @@ const partsOf = (
       (opened) => Effect.sync(() => native().close(opened))
     )
     if (upper !== undefined) {
-      const parts = layerDiff.archive(fd, owner, signal)
+      const parts = layerDiff.archive(fd, owner, holes, signal)
       return { parts, isGone: () => fs.statSync(inRoot.via(fd)).nlink === 0 }
     }
     const lower = image.layers.length === 0 ? undefined : yield* merged(berth, image.layers)
-    return { parts: mergedDiff.archive(fd, lower, owner, signal), isGone: () => false }
+    return { parts: mergedDiff.archive(fd, lower, owner, holes, signal), isGone: () => false }
   })
 
 /** The writable layer, compressed. Fails where it was given back meanwhile, which is no layer without files. */
 const layerOf = (
   container: Container,
   source: Source,
-  measured: Measured
+  measured: Measured,
+  holes: Holes
 ): Stream.Stream<Uint8Array, BerthError> =>
   Stream.unwrapScoped(
     Effect.gen(function* () {
       const controller = new AbortController()
-      const { isGone, parts } = yield* partsOf(container, source, controller.signal)
+      const { isGone, parts } = yield* partsOf(container, source, holes, controller.signal)
       yield* Effect.addFinalizer(() => Effect.sync(() => controller.abort()))
       return Stream.concat(
         Stream.fromAsyncIterable(measured.compressed(parts), layerDiff.failed(`container ${container.id}`)),
@@ -277,6 +281,7 @@ const commitTo = (container: Container, options: CommitOptions): Effect.Effect<I
     const name = options.tag === undefined ? undefined : Reference.print(yield* Reference.parse(options.tag))
     const documents = yield* documentsOf(source.image)
     // Before anything is read: what is wrong with it would be wrong at the end, too.
+    const holes = yield* attempt(() => holesOf(options.maxHoleBytes))
     yield* configOf(documents, "", options)
     const below = yield* copyLayers(documents)
     const measured = new Measured()
@@ -284,7 +289,7 @@ const commitTo = (container: Container, options: CommitOptions): Effect.Effect<I
     const layer = yield* Archive.spooled(
       berth,
       subject,
-      layerOf(container, source, measured),
+      layerOf(container, source, measured, holes),
       defaultMaxBytes,
       (path) => {
         const { digest, size } = measured

@@ -11,12 +11,13 @@ import type { Container } from "../Container.ts"
 import * as asRoot from "./asRoot.ts"
 import * as changes from "./changes.ts"
 import { infoOf, OpenFile } from "./containerFile.ts"
-import { EACCES, EEXIST, EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
+import { EEXIST, EINVAL, ELOOP, ENOENT, ENOTDIR } from "./errno.ts"
 import { type Ids, outside } from "./ids.ts"
 import * as inRoot from "./inRoot.ts"
 import { native, O_NOFOLLOW, O_PATH } from "./native.ts"
 import { platformError } from "./platformError.ts"
 import { copyFile, copy as copyTree } from "./treeCopy.ts"
+import { entriesOf, textsOf, walk } from "./walk.ts"
 import { watch } from "./watch.ts"
 
 type Result<A> = Effect.Effect<A, PlatformError>
@@ -41,26 +42,25 @@ const flagsOf = (flag: string): number => {
   throw Object.assign(new TypeError(message), { code: "ERR_INVALID_ARG_VALUE" })
 }
 
-const entriesOf = (folder: number): ReadonlyArray<{ readonly name: string; readonly isFolder: boolean }> => {
-  try {
-    return fs
-      .readdirSync(inRoot.via(folder), { withFileTypes: true })
-      .map((entry) => ({ name: entry.name, isFolder: entry.isDirectory() }))
-  } catch (error) {
-    if (!inRoot.isErrno(error, EACCES)) throw error
-    return inRoot.names(folder).map((name) => ({
-      name,
-      isFolder: inRoot.statusOf(inRoot.place(folder, name, name))?.isDirectory() === true
-    }))
-  }
-}
-
 /** What an id in the container is on the host. What is no id goes on to node:fs, which says so; -1 leaves it as it is. */
 const hostId = (ranges: Ids["uids"], id: number, path: string): number => {
   if (!Number.isInteger(id) || id < 0) return id
   const isMapped = ranges.some(({ container, size }) => id >= container && id - container < size)
   return isMapped ? outside(ranges, id) : inRoot.fail(EINVAL, "chown", path)
 }
+
+/** What readFile has in memory: a container makes files of any size, and devices and fifos have no end. */
+const READ_BYTES_MAX = 512 * 1024 * 1024
+
+const tooLarge = (path: string): SystemError =>
+  new SystemError({
+    module: "FileSystem",
+    method: "readFile",
+    reason: "BadResource",
+    pathOrDescriptor: path,
+    syscall: "read",
+    description: `EFBIG: file too large, read '${path}': readFile takes ${READ_BYTES_MAX} bytes at most, stream takes any`
+  })
 
 const temporary = (): string => randomBytes(4).toString("base64url").slice(0, 6).replaceAll(/[-_]/g, "x")
 
@@ -165,26 +165,30 @@ export const make = (container: Container): FileSystem.FileSystem => {
         Effect.tap((path) => Effect.scoped(open(method)(path, { flag: "w+" })))
       )
 
-  const readFolder = async (
-    folder: number,
-    prefix: string,
-    signal: AbortSignal,
-    into: Array<string>
-  ): Promise<void> => {
-    await inRoot.turn(signal)
-    for (const { isFolder, name } of entriesOf(folder)) {
-      into.push(`${prefix}${name}`)
-      if (!isFolder) continue
-      const at = inRoot.place(folder, name, `${prefix}${name}`)
+  const readFolder = async (top: number, signal: AbortSignal): Promise<Array<string>> => {
+    const found: Array<string> = []
+    const namesIn = (folder: number, prefix: string) => entriesOf(folder, prefix, signal)
+    const names = await namesIn(top, "")
+    for await (const { enter, folder, name: entry, state } of walk({
+      top,
+      state: "",
+      names,
+      namesIn,
+      signal
+    })) {
+      const { mayBeFolder, name } = entry
+      const path = `${state}${name}`
+      found.push(path)
+      if (!mayBeFolder) continue
       try {
-        await inRoot.using(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW), (fd) =>
-          readFolder(fd, `${at.path}/`, signal, into)
-        )
+        const fd = inRoot.openPlace(inRoot.place(folder, name, path), inRoot.O_FOLDER | O_NOFOLLOW)
+        enter(fd, `${path}/`)
       } catch (error) {
-        // Gone, or something else by now.
-        if (!inRoot.isErrno(error, ENOENT, ENOTDIR)) throw error
+        // No folder, or gone by now.
+        if (!inRoot.isErrno(error, ENOENT, ENOTDIR, ELOOP)) throw error
       }
     }
+    return found
   }
 
   const stat = (path: string): Result<FileSystem.File.Info> =>
@@ -244,16 +248,18 @@ export const make = (container: Container): FileSystem.FileSystem => {
         path,
         (root, signal) =>
           inRoot.using(inRoot.open(root, path, inRoot.O_FOLDER, "scandir"), async (folder) => {
-            if (options?.recursive !== true) return [...inRoot.names(folder)]
-            const found: Array<string> = []
-            await readFolder(folder, "", signal, found)
-            return found
+            return options?.recursive === true
+              ? readFolder(folder, signal)
+              : [...(await textsOf(folder, path, signal))]
           }),
         true
       ),
     readFile: (path) =>
       attemptLong("readFile", path, (root, signal) =>
-        on(root, path, "open", (fd) => inRoot.readWhole(fd, path, signal))
+        on(root, path, "open", (fd) => {
+          if (fs.statSync(inRoot.via(fd)).size > READ_BYTES_MAX) throw tooLarge(path)
+          return inRoot.readWhole(fd, path, signal)
+        })
       ),
     readLink: (path) =>
       attempt("readLink", path, (root) => {

@@ -6,18 +6,15 @@
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
-import {
-  type BerthError,
-  ContainerError,
-  InvalidOption,
-  isBerthError,
-  OperationFailed
-} from "../BerthError.ts"
-import type { Container } from "../Container.ts"
-import { EACCES, EEXIST, EINVAL, EIO, ENOENT, ENOTDIR } from "./errno.ts"
+import { type BerthError, ContainerError } from "../BerthError.ts"
+import type { Container, CopyOutOptions } from "../Container.ts"
+import { EACCES, EEXIST, EFBIG, EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
+import { failedAs } from "./fileFailure.ts"
 import * as inRoot from "./inRoot.ts"
-import { metadataOf, setMetadata } from "./metadata.ts"
+import { type Metadata, metadataOf, setMetadata } from "./metadata.ts"
 import { native, O_NOFOLLOW, O_PATH, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS } from "./native.ts"
+import { isContainer } from "./process.ts"
+import { Descent, textsOf, walk } from "./walk.ts"
 
 /** The descriptor of a container's root. */
 export const rootOf = (container: Container): number => {
@@ -26,25 +23,6 @@ export const rootOf = (container: Container): number => {
   const detail = "it has no files of its own: it runs in another's root, or is gone"
   throw new ContainerError({ reason: "NotRunning", container: container.id, detail })
 }
-
-const hints: Readonly<Record<number, string>> = {
-  [ENOENT]: "Both the source and the folder to copy into have to be there",
-  [inRoot.EISDIR]: "A folder is in the place of a file: nothing of it was replaced",
-  [ENOTDIR]: "A file is in the place of a folder: nothing of it was replaced"
-}
-
-export const failedAs =
-  (operation: string) =>
-  (error: unknown): BerthError => {
-    if (isBerthError(error)) return error
-    const errno = inRoot.errnoOf(error)
-    if (errno === undefined && error instanceof TypeError)
-      return new InvalidOption({ option: "path", value: operation, expected: "text without NUL" })
-    const { syscall = "copy", path, message } = error as NodeJS.ErrnoException
-    const at = error instanceof inRoot.Failure && path !== undefined ? `${operation}: ${path}` : operation
-    const hint = errno === undefined ? message : (hints[errno] ?? "")
-    return new OperationFailed({ operation: at, index: -1, syscall, errno: errno ?? EIO, hint })
-  }
 
 /** One side of a copy: how a path is opened there, and what it is without links. */
 export interface Side {
@@ -86,29 +64,18 @@ export const fromSource = <A>(side: Side, path: string, use: (source: Source) =>
   )
 }
 
-export interface Entry {
-  readonly at: inRoot.Place
-  /** From where the copy began. */
-  readonly relative: string
-}
-
-const child = (
+/** The names in an opened folder. */
+export const namesIn = async (
   folder: number,
-  entry: { readonly path: string; readonly relative: string },
-  name: string
-): Entry => ({
-  at: inRoot.place(folder, name, inRoot.join(entry.path, name)),
-  relative: entry.relative === "" ? name : `${entry.relative}/${name}`
-})
-
-/** The entries of an opened folder. */
-export const entriesOf = (folder: number, path: string, relative: string): ReadonlyArray<Entry> =>
-  inRoot.names(folder).map((name) => {
-    // node:fs has U+FFFD for what is not UTF-8, by which the file could not be found again.
-    if (name.includes("\ufffd"))
-      inRoot.fail(EINVAL, "readdir", `${inRoot.join(path, name)} (a name that is not UTF-8)`)
-    return child(folder, { path, relative }, name)
-  })
+  path: string,
+  signal: AbortSignal
+): Promise<ReadonlyArray<string>> => {
+  const names = await textsOf(folder, path, signal)
+  // There is U+FFFD for what is not UTF-8, by which the file could not be found again.
+  const strange = names.find((name) => name.includes("\ufffd"))
+  if (strange === undefined) return names
+  return inRoot.fail(EINVAL, "readdir", `${inRoot.join(path, strange)} (a name that is not UTF-8)`)
+}
 
 // By a descriptor: a container cannot have put a fifo there that this would wait for.
 const READING = inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY
@@ -186,7 +153,8 @@ export async function* contents(
       // Where holes are not told of, all is data.
       const [start, end] = extent[0] < 0 ? [offset, size] : extent
       for (offset = start; offset < Math.min(end, size); ) {
-        signal.throwIfAborted()
+        // A file of the container's can have any number of extents, and what is read at once waits for nobody.
+        await inRoot.turn(signal)
         const length = Math.min(buffer.length, end - offset, size - offset)
         const n =
           file === undefined
@@ -236,12 +204,28 @@ export const makeFolder = (at: inRoot.Place): boolean => {
   }
 }
 
+// So many names of 255 bytes are a path that the kernel takes.
+const NAMES_AT_ONCE = 15
+
+/** Opens a folder below another, however far. */
+const openBelow = (top: number, relative: string): number => {
+  const names = relative.split("/")
+  let fd = native().duplicate(top)
+  for (let k = 0; k < names.length; k += NAMES_AT_ONCE)
+    fd = inRoot.using(fd, () => {
+      const path = names.slice(k, k + NAMES_AT_ONCE).join("/")
+      const next = native().openIn(fd, path, inRoot.O_FOLDER, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, 0)
+      return next < 0 ? inRoot.fail(-next, "link", relative) : next
+    })
+  return fd
+}
+
 /** A second name for what was made at `relative` below an opened folder. */
 export const linkFrom = (top: number, relative: string, at: inRoot.Place): void => {
   const { folder, name } = inRoot.split(relative)
-  const fd = native().openIn(top, folder, inRoot.O_FOLDER, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, 0)
-  if (fd < 0) return inRoot.fail(-fd, "link", at.path)
-  inRoot.using(fd, () => fs.linkSync(`${inRoot.via(fd)}/${name}`, at.at))
+  inRoot.using(openBelow(top, folder.replace(/\/$/, "")), (fd) =>
+    fs.linkSync(`${inRoot.via(fd)}/${name}`, at.at)
+  )
 }
 
 interface Copy {
@@ -249,74 +233,125 @@ interface Copy {
   readonly top: number
   readonly links: Map<string, string>
   readonly signal: AbortSignal
+  /** What the target gets of the source's metadata. */
+  readonly keep: (metadata: Metadata) => Metadata
 }
 
-const copyFolder = async (
-  copy: Copy,
-  from: number,
-  path: string,
-  to: number,
-  target: { readonly path: string; readonly relative: string }
-): Promise<void> => {
-  for (const entry of entriesOf(from, path, target.relative)) {
-    await copyEntry(copy, entry.at, child(to, target, entry.at.name))
-  }
-}
+const keepAll = (metadata: Metadata): Metadata => metadata
 
-const copyContents = async (
-  copy: Copy,
+/**
+ * Without what the host's kernel gives rights for, or judges by: a container writes it for itself, and its root is
+ * nobody on the host.
+ */
+const withoutPrivileges = (metadata: Metadata): Metadata => ({
+  ...metadata,
+  mode: metadata.mode & 0o1777,
+  xattrs: metadata.xattrs.filter(([name]) => !/^(security|trusted)\./.test(name))
+})
+
+/** From one file to another, both of any kind of descriptor, by its extents: holes stay holes, and cost no time. */
+export const copyContents = async (
   from: number,
   to: number,
   size: number,
-  path: string
+  path: string,
+  signal: AbortSignal
 ): Promise<void> => {
-  const small = smallContents(from, size)
-  if (small !== undefined) return writeSmall(to, small, path)
-  const file = await inRoot.fsOpen(inRoot.via(to), inRoot.O_WRONLY)
-  try {
-    for await (const [offset, bytes] of contents(from, size, copy.signal)) await writeAt(file, bytes, offset)
+  // No disk has so much, and JavaScript has no such number.
+  if (!Number.isSafeInteger(size)) return inRoot.fail(EFBIG, "ftruncate", path)
+  await inRoot.usingOwn(await inRoot.openAgain(to, path, inRoot.O_WRONLY | inRoot.O_TRUNC), async (file) => {
+    for await (const [offset, bytes] of contents(from, size, signal)) await writeAt(file, bytes, offset)
     fs.ftruncateSync(file, size)
-  } finally {
-    await inRoot.fsClose(file)
-  }
+  })
 }
 
-const copyEntry = async (copy: Copy, source: inRoot.Place, target: Entry): Promise<void> => {
-  await inRoot.turn(copy.signal)
-  await inRoot.using(inRoot.openPlace(source), async (from) => {
-    const status = fs.statSync(inRoot.via(from))
-    const metadata = metadataOf(from, status, source.path)
-    const { at } = target
-    if (status.isSocket()) return
-    if (status.isDirectory()) {
-      const isNew = makeFolder(at)
-      return inRoot.using(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW), async (to) => {
-        await copyFolder(copy, from, source.path, to, { path: at.path, relative: target.relative })
-        if (isNew) setMetadata(to, metadata, at.path)
+/** Anything but a folder. */
+const copyLeaf = async (
+  copy: Copy,
+  from: number,
+  status: fs.Stats,
+  source: inRoot.Place,
+  { at, relative }: Target
+): Promise<void> => {
+  const metadata = copy.keep(metadataOf(from, status, source.path))
+  const key = status.nlink > 1 ? inRoot.identity(from) : undefined
+  const made = key === undefined ? undefined : copy.links.get(key)
+  if (made !== undefined) {
+    clear(at)
+    return linkFrom(copy.top, made, at)
+  }
+  if (status.isFile()) {
+    await inRoot.using(makeFile(at), async (to) => {
+      const small = smallContents(from, status.size)
+      if (small !== undefined) writeSmall(to, small, at.path)
+      else await copyContents(from, to, status.size, at.path, copy.signal)
+      setMetadata(to, metadata, at.path)
+    })
+  } else {
+    clear(at)
+    if (status.isSymbolicLink()) fs.symlinkSync(inRoot.linkText(from, source.path), at.at)
+    else if (status.isFIFO()) {
+      const result = native().makeFifo(at.folder, at.name, 0o600)
+      if (result < 0) inRoot.fail(-result, "mkfifo", at.path)
+    } else inRoot.fail(EINVAL, "mknod", `${source.path} (a device, which is not copied)`)
+    inRoot.using(inRoot.openPlace(at), (to) => setMetadata(to, metadata, at.path))
+  }
+  if (key !== undefined) copy.links.set(key, relative)
+}
+
+/** A place on the target's side. */
+interface Target {
+  readonly at: inRoot.Place
+  /** From where the copy began. */
+  readonly relative: string
+}
+
+/** A folder on both sides. */
+interface Pair {
+  readonly from: string
+  readonly to: string
+  readonly relative: string
+}
+
+/** What is in a folder, or one name of it, into `copy.top`; the one name as another. */
+const copyBelow = async (
+  copy: Copy,
+  from: number,
+  start: Pair,
+  only?: { readonly name: string; readonly as: string }
+): Promise<void> => {
+  const { signal } = copy
+  const into = new Descent(copy.top)
+  const names = only === undefined ? await namesIn(from, start.from, signal) : [only.name]
+  const inFolder = (fd: number, { from: path }: Pair) => namesIn(fd, path, signal)
+  try {
+    for await (const visit of walk({ top: from, state: start, names, namesIn: inFolder, signal })) {
+      const { enter, folder, state } = visit
+      const name = only !== undefined && state === start ? only.as : visit.name
+      const source = inRoot.place(folder, visit.name, inRoot.join(state.from, visit.name))
+      const at = inRoot.place(into.fd, name, inRoot.join(state.to, name))
+      const relative = state.relative === "" ? name : `${state.relative}/${name}`
+      const opened = inRoot.openPlace(source)
+      const isEntered = await inRoot.orClose(opened, async () => {
+        const status = fs.statSync(inRoot.via(opened))
+        if (!status.isDirectory()) {
+          if (!status.isSocket()) await copyLeaf(copy, opened, status, source, { at, relative })
+          return false
+        }
+        const metadata = copy.keep(metadataOf(opened, status, source.path))
+        const isNew = makeFolder(at)
+        into.down(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW))
+        enter(opened, { from: source.path, to: at.path, relative }, () => {
+          if (isNew) setMetadata(into.fd, metadata, at.path)
+          into.up()
+        })
+        return true
       })
+      if (!isEntered) native().close(opened)
     }
-    const key = status.nlink > 1 ? inRoot.identity(from) : undefined
-    const made = key === undefined ? undefined : copy.links.get(key)
-    if (made !== undefined) {
-      clear(at)
-      return linkFrom(copy.top, made, at)
-    }
-    if (status.isFile()) {
-      await inRoot.using(makeFile(at), async (to) => {
-        await copyContents(copy, from, to, status.size, at.path)
-        setMetadata(to, metadata, at.path)
-      })
-    } else {
-      clear(at)
-      if (status.isSymbolicLink()) fs.symlinkSync(inRoot.linkText(from, source.path), at.at)
-      else if (status.isFIFO()) {
-        const result = native().makeFifo(at.folder, at.name, 0o600)
-        if (result < 0) inRoot.fail(-result, "mkfifo", at.path)
-      } else inRoot.fail(EINVAL, "mknod", `${source.path} (a device, which is not copied)`)
-      inRoot.using(inRoot.openPlace(at), (to) => setMetadata(to, metadata, at.path))
-    }
-    if (key !== undefined) copy.links.set(key, target.relative)
-  })
+  } finally {
+    into.close()
+  }
 }
 
 /** What is at a path, undefined where nothing is. */
@@ -329,14 +364,26 @@ const existing = (side: Side, path: string): number | undefined => {
   }
 }
 
-const copyTo = async (source: Source, side: Side, path: string, signal: AbortSignal): Promise<void> => {
+const parentOf = (path: string): string => inRoot.split(path).folder
+
+const copyTo = async (
+  source: Source,
+  side: Side,
+  path: string,
+  how: Pick<Copy, "keep" | "signal">
+): Promise<void> => {
   const links = new Map<string, string>()
   const { folder, name } = source
   const into = (fd: number, as: string, at: string): Promise<void> =>
-    copyEntry({ top: fd, links, signal }, inRoot.place(folder, name!, source.path), {
-      at: inRoot.place(fd, as, at),
-      relative: as
-    })
+    copyBelow(
+      { ...how, top: fd, links },
+      folder,
+      // Where the name itself is: the walk joins it.
+      { from: parentOf(source.path), to: parentOf(at), relative: "" },
+      { name: name!, as }
+    )
+  const all = (fd: number, at: string): Promise<void> =>
+    copyBelow({ ...how, top: fd, links }, folder, { from: source.path, to: at, relative: "" })
   const isFolder =
     name === undefined ||
     inRoot.using(inRoot.openPlace(inRoot.place(folder, name, source.path), undefined, "lstat"), (fd) =>
@@ -351,17 +398,15 @@ const copyTo = async (source: Source, side: Side, path: string, signal: AbortSig
       const place = inRoot.place(fd, target.name, at)
       makeFolder(place)
       await inRoot.using(inRoot.openPlace(place, inRoot.O_FOLDER | O_NOFOLLOW), async (to) => {
-        await copyFolder({ top: to, links, signal }, folder, source.path, to, { path: at, relative: "" })
-        setMetadata(to, metadataOf(folder, fs.statSync(inRoot.via(folder)), source.path), at)
+        await all(to, at)
+        setMetadata(to, how.keep(metadataOf(folder, fs.statSync(inRoot.via(folder)), source.path)), at)
       })
     })
   }
   if (found === undefined) return asNew(path)
   return inRoot.using(found, (fd) => {
     if (fs.statSync(inRoot.via(fd)).isDirectory())
-      return name === undefined
-        ? copyFolder({ top: fd, links, signal }, folder, source.path, fd, { path, relative: "" })
-        : into(fd, name, inRoot.join(path, name))
+      return name === undefined ? all(fd, path) : into(fd, name, inRoot.join(path, name))
     return isFolder ? inRoot.fail(ENOTDIR, "mkdir", path) : asNew(side.follows ? side.real(path) : path)
   })
 }
@@ -370,7 +415,8 @@ const copy = (
   from: string,
   to: string,
   container: Container,
-  way: "in" | "out"
+  way: "in" | "out",
+  keep: Copy["keep"]
 ): Effect.Effect<void, BerthError> =>
   inRoot
     .promised((signal) =>
@@ -378,7 +424,7 @@ const copy = (
       inRoot.using(native().duplicate(rootOf(container)), async (root) => {
         const box = inside(root)
         const [source, target] = way === "in" ? [host, box] : [box, host]
-        await fromSource(source, from, (found) => copyTo(found, target, to, signal))
+        await fromSource(source, from, (found) => copyTo(found, target, to, { keep, signal }))
       })
     )
     .pipe(
@@ -393,12 +439,29 @@ export const copyIn: {
   (hostPath: string, containerPath: string): (container: Container) => Effect.Effect<void, BerthError>
   (container: Container, hostPath: string, containerPath: string): Effect.Effect<void, BerthError>
 } = dual(3, (container: Container, hostPath: string, containerPath: string) =>
-  copy(hostPath, containerPath, container, "in")
+  copy(hostPath, containerPath, container, "in", keepAll)
 )
 
 export const copyOut: {
-  (containerPath: string, hostPath: string): (container: Container) => Effect.Effect<void, BerthError>
-  (container: Container, containerPath: string, hostPath: string): Effect.Effect<void, BerthError>
-} = dual(3, (container: Container, containerPath: string, hostPath: string) =>
-  copy(containerPath, hostPath, container, "out")
+  (
+    containerPath: string,
+    hostPath: string,
+    options?: CopyOutOptions
+  ): (container: Container) => Effect.Effect<void, BerthError>
+  (
+    container: Container,
+    containerPath: string,
+    hostPath: string,
+    options?: CopyOutOptions
+  ): Effect.Effect<void, BerthError>
+} = dual(
+  (args) => isContainer(args[0]),
+  (container: Container, containerPath: string, hostPath: string, options: CopyOutOptions = {}) =>
+    copy(
+      containerPath,
+      hostPath,
+      container,
+      "out",
+      options.keepPrivileges === true ? keepAll : withoutPrivileges
+    )
 )

@@ -91,6 +91,7 @@ export const ENOSYS = 38
 export const ELOOP = 40
 export const ENODATA = 61
 export const ELIBACC = 79
+export const ESTALE = 116
 export const EDQUOT = 122
 export const ECONNRESET = 104
 export const ETIMEDOUT = 110

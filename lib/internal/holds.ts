@@ -12,6 +12,7 @@ import { ImageError } from "../BerthError.ts"
 import type * as Plan from "../Plan.ts"
 import { describeErrno, EAGAIN, EINTR, errnoName } from "./errno.ts"
 import { isFolder } from "./hostFiles.ts"
+import * as LockWait from "./lockWait.ts"
 import { AT_FDCWD, LOCK_EX, LOCK_NB, LOCK_SH, native, O_DIRECTORY } from "./native.ts"
 import type { Guard } from "./supervisor.ts"
 
@@ -51,12 +52,15 @@ const lock = (
   fd: number,
   path: string,
   operation: number,
-  delayMillis: number
+  delayMillis = 1,
+  waiting?: LockWait.Waiting
 ): Effect.Effect<void, ImageError> =>
   Effect.suspend(() => {
     const result = native().flock(fd, operation | LOCK_NB)
     return result === -EAGAIN || result === -EINTR
-      ? Effect.zipRight(Effect.sleep(delayMillis), lock(fd, path, operation, Math.min(delayMillis * 2, 50)))
+      ? Effect.flatMap(LockWait.wait(path, waiting, 0, delayMillis), (next) =>
+          lock(fd, path, operation, Math.min(delayMillis * 2, 50), next)
+        )
       : result < 0
         ? storage(path, `flock: ${errnoName(-result)} (${describeErrno(-result)})`)
         : Effect.void
@@ -72,7 +76,7 @@ const underLock =
         const fd = native().openIn(AT_FDCWD, path, O_DIRECTORY, 0, 0)
         return fd < 0 ? storage(path, `open: ${errnoName(-fd)} (${describeErrno(-fd)})`) : Effect.succeed(fd)
       }),
-      (fd) => Effect.zipRight(lock(fd, path, operation, 1), effect),
+      (fd) => Effect.zipRight(lock(fd, path, operation), effect),
       (fd) => Effect.sync(() => native().close(fd))
     )
   }

@@ -85,7 +85,7 @@ export const importFrom = (path: string, options: ImportOptions): Effect.Effect<
       kind === "file"
         ? yield* storeLayer(berth, path, path, options)
         : kind === "folder"
-          ? yield* spooled(layerDiff.diff({ upper: path }))
+          ? yield* spooled(layerDiff.diff({ upper: path, maxHoleBytes: limit }))
           : yield* spooled(Stream.mapError(berth.fileSystem.stream(path), storageError(path)))
     return yield* write(berth, name, [layer], yield* configOf(options.config ?? {}, diffId), options)
   }).pipe(Store.keeping)

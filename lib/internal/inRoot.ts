@@ -51,8 +51,16 @@ export class Failure extends Error {
   }
 }
 
+const SHOWN_MAX = 300
+
+/** A path as messages have it: one that is longer than the kernel takes by its start. */
+const shown = (path: string): string =>
+  path.length < PATH_MAX
+    ? path
+    : `${path.slice(0, SHOWN_MAX)}... (${path.length} characters; a path has ${PATH_MAX - 1} bytes at most)`
+
 export const fail = (number: number, syscall: string, path: string): never => {
-  throw new Failure(number, syscall, path)
+  throw new Failure(number, syscall, shown(path))
 }
 
 /** The number of what node:fs threw, undefined where it is not from a system call. */
@@ -99,6 +107,16 @@ export const using = <A>(fd: number, use: (fd: number) => A): A => {
   if (result instanceof Promise) return result.finally(() => native().close(fd)) as A
   native().close(fd)
   return result
+}
+
+/** Runs what may take over a descriptor, which is closed where that fails. */
+export const orClose = async <A>(fd: number, body: () => Promise<A>): Promise<A> => {
+  try {
+    return await body()
+  } catch (error) {
+    native().close(fd)
+    throw error
+  }
 }
 
 /** A single name in an opened folder. */
@@ -401,30 +419,47 @@ export const linkText = (fd: number, path: string): string => utf8.decode(linkTa
 
 // `struct linux_dirent64`: two numbers of 64 bits, the length of the record, a type, and the name with a NUL.
 const RECORD_LENGTH_AT = 16
+const TYPE_AT = 18
 const NAME_AT = 19
 const ENTRIES_BYTES = 64 * 1024
 const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1
 const DOT = 0x2e
 const isDots = (name: Uint8Array): boolean => name.length <= 2 && name.every((byte) => byte === DOT)
 
-/** The names in an opened folder, O_PATH or not, as they are: they need not be UTF-8. */
-export const byteNames = (folder: number, path: string): ReadonlyArray<Uint8Array> => {
-  const opened = asRoot.openIn(folder, ".", O_RDONLY | O_DIRECTORY, SINGLE, 0)
-  if (opened < 0) return fail(-opened, "open", path)
-  return using(opened, (fd) => {
-    const names: Array<Uint8Array> = []
+/** A name in a folder. */
+export interface Entry {
+  /** As it is, which need not be UTF-8. */
+  readonly name: Uint8Array
+  /** False where it was something else when it was listed, as far as the file system tells. */
+  readonly mayBeFolder: boolean
+}
+
+const DT_UNKNOWN = 0
+const DT_DIR = 4
+
+/** What is in an opened folder, O_PATH or not, in parts. */
+export function* entryParts(folder: number, path: string): Generator<ReadonlyArray<Entry>> {
+  const fd = asRoot.openIn(folder, ".", O_RDONLY | O_DIRECTORY, SINGLE, 0)
+  if (fd < 0) return fail(-fd, "open", path)
+  try {
     const buffer = new Uint8Array(ENTRIES_BYTES)
     for (;;) {
+      const entries: Array<Entry> = []
       const length = native().entries(fd, buffer)
       if (length < 0) return fail(-length, "getdents64", path)
-      if (length === 0) return names.filter((name) => !isDots(name))
+      if (length === 0) return
       for (let at = 0; at < length; ) {
         const size = new DataView(buffer.buffer, at).getUint16(RECORD_LENGTH_AT, LITTLE_ENDIAN)
-        names.push(buffer.slice(at + NAME_AT, buffer.indexOf(0, at + NAME_AT)))
+        const name = buffer.slice(at + NAME_AT, buffer.indexOf(0, at + NAME_AT))
+        const type = buffer[at + TYPE_AT]
+        if (!isDots(name)) entries.push({ name, mayBeFolder: type === DT_DIR || type === DT_UNKNOWN })
         at += size
       }
+      yield entries
     }
-  })
+  } finally {
+    native().close(fd)
+  }
 }
 
 /** lstat(2), undefined where nothing is. */
@@ -445,7 +480,7 @@ export const names = (fd: number): ReadonlyArray<string> => {
     return fs.readdirSync(via(fd))
   } catch (error) {
     if (!isErrno(error, errno.EACCES)) throw error
-    return byteNames(fd, via(fd)).map((name) => utf8.decode(name))
+    return [...entryParts(fd, via(fd))].flat().map(({ name }) => utf8.decode(name))
   }
 }
 

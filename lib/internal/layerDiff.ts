@@ -10,8 +10,8 @@ import { type BerthError, ImageError } from "../BerthError.ts"
 import type { DiffOptions } from "../ImageLayer.ts"
 import * as asRoot from "./asRoot.ts"
 import { concat } from "./bytes.ts"
-import * as copy from "./copy.ts"
 import { ENOENT, EXDEV } from "./errno.ts"
+import { failedAs } from "./fileFailure.ts"
 import { type Ids, inside, own } from "./ids.ts"
 import * as inRoot from "./inRoot.ts"
 import { isKept, xattrsOf } from "./metadata.ts"
@@ -25,12 +25,13 @@ import {
 } from "./native.ts"
 import * as tar from "./tar.ts"
 import * as tarStream from "./tarStream.ts"
+import * as walking from "./walk.ts"
 
 export const SINGLE: number = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
 const encoder = new TextEncoder()
 const utf8 = new TextDecoder()
-const NOTHING = new Uint8Array(0)
+const NOTHING: Uint8Array = new Uint8Array(0)
 const SLASH = encoder.encode("/")
 const WHITEOUT = encoder.encode(".wh.")
 const OPAQUE = encoder.encode(".wh..wh..opq")
@@ -41,6 +42,7 @@ export interface Walk {
   readonly resolve: number
   /** Whose ids the layer is to have. */
   readonly ids: Ids
+  readonly holes: tarStream.Holes
   readonly signal: AbortSignal
   /** The first name of a file that has several, by its device and inode; undefined where each is one of its own. */
   readonly links: Map<string, Uint8Array> | undefined
@@ -57,8 +59,12 @@ const startsWith = (name: Uint8Array, prefix: Uint8Array): boolean =>
   name.length >= prefix.length && prefix.every((byte, k) => name[k] === byte)
 
 /** The names in a folder, by the order of their bytes. */
-export const namesOf = (folder: number, path: Uint8Array): ReadonlyArray<Uint8Array> =>
-  [...inRoot.byteNames(folder, utf8.decode(path))].sort(Buffer.compare)
+export const namesIn = async (
+  folder: number,
+  path: Uint8Array,
+  signal: AbortSignal
+): Promise<ReadonlyArray<Uint8Array>> =>
+  walking.sorted(await walking.namesOf(folder, utf8.decode(path), signal), signal)
 
 interface Attributes {
   readonly kept: tar.Member["xattrs"]
@@ -110,41 +116,56 @@ export const bare = (kind: "file" | "link", name: Uint8Array, link: Uint8Array):
 
 const empty = (name: Uint8Array): Uint8Array => bare("file", name, NOTHING)
 
-async function* folderContents(walk: Walk, fd: number, path: Uint8Array): AsyncGenerator<Uint8Array> {
-  for (const name of namesOf(fd, path)) yield* entry(walk, fd, name, path)
-}
-
 /** What says that there is nothing of this name any more. */
 export const whiteout = (above: Uint8Array, name: Uint8Array): Uint8Array =>
   empty(join(above, concat([WHITEOUT, name])))
 
-/** What a folder has under a name, with all that is in it. */
-export async function* entry(
+/** These names of an opened folder, with all that is in them. */
+export async function* below(
   walk: Walk,
-  folder: number,
-  name: Uint8Array,
+  top: number,
+  names: ReadonlyArray<Uint8Array>,
   above: Uint8Array
+): AsyncGenerator<Uint8Array> {
+  const { signal } = walk
+  const inFolder = (fd: number, path: Uint8Array) => namesIn(fd, path, signal)
+  for await (const visit of walking.walk({ top, state: above, names, namesIn: inFolder, signal }))
+    yield* entry(walk, visit)
+}
+
+async function* entry(
+  walk: Walk,
+  { enter, folder, name, state: above }: walking.Visit<Uint8Array, Uint8Array>
 ): AsyncGenerator<Uint8Array> {
   const path = join(above, name)
   if (startsWith(name, WHITEOUT))
     unsupported(path, "has a name that a layer has for what it removes: rename it before")
-  await inRoot.turn(walk.signal)
   const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, walk.resolve, 0)
   // A container that runs may have removed it by now; and what is mounted is no part of a layer.
   if (fd === -ENOENT || fd === -EXDEV) return
   if (fd < 0) return inRoot.fail(-fd, "open", utf8.decode(path))
+  let isEntered = false
   try {
     const status = fs.statSync(inRoot.via(fd))
     const isWhiteout = status.isCharacterDevice() && status.rdev === 0
     // A tar has no sockets, and what was in the place of one is not to come back.
-    if (isWhiteout || status.isSocket()) yield whiteout(above, name)
-    else yield* member(walk, fd, status, path)
+    if (isWhiteout || status.isSocket()) return yield whiteout(above, name)
+    yield* member(walk, fd, status, path)
+    if (!status.isDirectory()) return
+    enter(fd, path)
+    isEntered = true
   } finally {
-    native().close(fd)
+    if (!isEntered) native().close(fd)
   }
 }
 
-/** A file, or a folder with all that is in it, or without where nobody looks for links. */
+/** A folder with all that is in it. */
+export async function* whole(walk: Walk, folder: number): AsyncGenerator<Uint8Array> {
+  yield* member(walk, folder, fs.statSync(inRoot.via(folder)), NOTHING)
+  yield* below(walk, folder, await namesIn(folder, NOTHING, walk.signal), NOTHING)
+}
+
+/** A file, or a folder without what is in it. */
 export async function* member(
   walk: Walk,
   fd: number,
@@ -153,6 +174,7 @@ export async function* member(
 ): AsyncGenerator<Uint8Array> {
   const kind = kindOf(status)
   if (kind === undefined) return
+  tarStream.checkName(utf8.decode(path))
   const [seconds, nanoseconds] = native().modified(fd)
   const fields = {
     mode: status.mode & 0o7777,
@@ -178,10 +200,8 @@ export async function* member(
     xattrs: kept,
     device: kind === "character" || kind === "block" ? deviceOf(status.rdev) : undefined
   })
-  if (kind === "file") yield* tarStream.fileContents(walk, fd, status.size)
-  if (kind !== "folder" || walk.links === undefined) return
-  if (opaque) yield empty(join(path, OPAQUE))
-  yield* folderContents(walk, fd, path)
+  if (kind === "file") yield* tarStream.fileContents(walk, fd, status.size, utf8.decode(path))
+  if (opaque && walk.links !== undefined) yield empty(join(path, OPAQUE))
 }
 
 /** Whose the files are, and so what is kept of them. */
@@ -197,7 +217,7 @@ export async function* only(
   try {
     await inRoot.turn(signal)
     yield* member(
-      { rootless, ids, resolve: SINGLE, signal, links: undefined },
+      { rootless, ids, resolve: SINGLE, holes: tarStream.holesOf(), signal, links: undefined },
       fd,
       fs.statSync(inRoot.via(fd)),
       path
@@ -228,32 +248,37 @@ export async function* batched(parts: AsyncIterable<Uint8Array>): AsyncGenerator
 export const archive = (
   upper: number,
   { ids, rootless }: Owner,
+  holes: tarStream.Holes,
   signal: AbortSignal
 ): AsyncIterable<Uint8Array> =>
   batched(
     (async function* () {
-      const walk: Walk = { rootless, resolve: SINGLE, ids, signal, links: new Map() }
-      yield* member(walk, upper, fs.statSync(inRoot.via(upper)), NOTHING)
+      const walk: Walk = { rootless, resolve: SINGLE, ids, holes, signal, links: new Map() }
+      yield* whole(walk, upper)
       yield tar.end
     })()
   )
 
 /** What an archive throws. */
-export const failed = (upper: string): ((error: unknown) => BerthError) => copy.failedAs(`layer of ${upper}`)
+export const failed = (upper: string): ((error: unknown) => BerthError) => failedAs(`layer of ${upper}`)
 
-async function* archiveOf(upper: string, signal: AbortSignal): AsyncGenerator<Uint8Array> {
+async function* archiveOf(
+  { maxHoleBytes, upper }: DiffOptions,
+  signal: AbortSignal
+): AsyncGenerator<Uint8Array> {
+  const holes = tarStream.holesOf(maxHoleBytes)
   const fd = inRoot.openHost(upper, inRoot.O_FOLDER)
   try {
-    yield* archive(fd, { rootless: process.geteuid?.() !== 0, ids: own() }, signal)
+    yield* archive(fd, { rootless: process.geteuid?.() !== 0, ids: own() }, holes, signal)
   } finally {
     native().close(fd)
   }
 }
 
-export const diff = ({ upper }: DiffOptions): Stream.Stream<Uint8Array, BerthError> =>
+export const diff = (options: DiffOptions): Stream.Stream<Uint8Array, BerthError> =>
   Stream.suspend(() => {
     const controller = new AbortController()
-    return Stream.fromAsyncIterable(archiveOf(upper, controller.signal), failed(upper)).pipe(
+    return Stream.fromAsyncIterable(archiveOf(options, controller.signal), failed(options.upper)).pipe(
       Stream.ensuring(Effect.sync(() => controller.abort()))
     )
   })

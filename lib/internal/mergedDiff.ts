@@ -11,16 +11,22 @@ import * as inRoot from "./inRoot.ts"
 import * as layerDiff from "./layerDiff.ts"
 import { native, O_NOFOLLOW, O_PATH, RESOLVE_NO_XDEV } from "./native.ts"
 import * as tar from "./tar.ts"
+import type { Holes } from "./tarStream.ts"
+import * as walking from "./walk.ts"
 
-const NOTHING = new Uint8Array(0)
+const NOTHING: Uint8Array = new Uint8Array(0)
 
 /** The names of both, by the order of their bytes. */
-const union = (
-  one: ReadonlyArray<Uint8Array>,
-  other: ReadonlyArray<Uint8Array>
-): ReadonlyArray<Uint8Array> => {
-  const byText = new Map([...one, ...other].map((name) => [Buffer.from(name).toString("latin1"), name]))
-  return [...byText.values()].sort(Buffer.compare)
+const union = async (
+  now: number,
+  was: number,
+  path: Uint8Array,
+  signal: AbortSignal
+): Promise<ReadonlyArray<Uint8Array>> => {
+  const text = new TextDecoder().decode(path)
+  const both = [...(await walking.namesOf(now, text, signal)), ...(await walking.namesOf(was, text, signal))]
+  const names = await walking.sorted(both, signal)
+  return names.filter((name, k) => k === 0 || Buffer.compare(names[k - 1]!, name) !== 0)
 }
 
 /** What a folder has under a name: undefined where that is nothing, or a mount. */
@@ -39,47 +45,51 @@ const isMount = (folder: number, name: Uint8Array): boolean => {
 const isSame = (now: fs.Stats, was: fs.Stats): boolean =>
   now.ctimeMs === was.ctimeMs && now.mtimeMs === was.mtimeMs && now.mode === was.mode && now.size === was.size
 
-async function* changes(
-  walk: layerDiff.Walk,
-  now: number,
-  was: number,
-  path: Uint8Array
-): AsyncGenerator<Uint8Array> {
-  for (const name of union(layerDiff.namesOf(now, path), layerDiff.namesOf(was, path))) {
-    await inRoot.turn(walk.signal)
-    const before = open(was, name)
-    if (before === undefined) {
-      yield* layerDiff.entry(walk, now, name, path)
-      continue
+async function* changes(walk: layerDiff.Walk, now: number, was: number): AsyncGenerator<Uint8Array> {
+  const { signal } = walk
+  const lower = new walking.Descent(was)
+  const namesIn = (fd: number, path: Uint8Array) => union(fd, lower.fd, path, signal)
+  try {
+    const names = await namesIn(now, NOTHING)
+    for await (const visit of walking.walk({ top: now, state: NOTHING, names, namesIn, signal })) {
+      const before = open(lower.fd, visit.name)
+      if (before === undefined) yield* layerDiff.below(walk, visit.folder, [visit.name], visit.state)
+      else yield* change(walk, visit, before, lower)
     }
-    const after = open(now, name)
-    try {
-      if (after !== undefined) yield* change(walk, now, after, before, name, path)
-      else if (!isMount(now, name)) yield layerDiff.whiteout(path, name)
-    } finally {
+  } finally {
+    lower.close()
+  }
+}
+
+/** Closes `before`, or goes into it as well. */
+async function* change(
+  walk: layerDiff.Walk,
+  { enter, folder, name, state: above }: walking.Visit<Uint8Array, Uint8Array>,
+  before: number,
+  lower: walking.Descent
+): AsyncGenerator<Uint8Array> {
+  let after: number | undefined
+  let isEntered = false
+  try {
+    after = open(folder, name)
+    if (after === undefined) {
+      if (!isMount(folder, name)) yield layerDiff.whiteout(above, name)
+      return
+    }
+    const [now, was] = [after, before].map((fd) => fs.statSync(inRoot.via(fd))) as [fs.Stats, fs.Stats]
+    if (isSame(now, was)) return
+    if (!now.isDirectory() || !was.isDirectory()) return yield* layerDiff.below(walk, folder, [name], above)
+    const path = layerDiff.join(above, name)
+    yield* layerDiff.member({ ...walk, links: undefined }, after, now, path)
+    enter(after, path, () => lower.up())
+    isEntered = true
+    lower.down(before)
+  } finally {
+    if (!isEntered) {
       native().close(before)
       if (after !== undefined) native().close(after)
     }
   }
-}
-
-async function* change(
-  walk: layerDiff.Walk,
-  folder: number,
-  after: number,
-  before: number,
-  name: Uint8Array,
-  above: Uint8Array
-): AsyncGenerator<Uint8Array> {
-  const [now, was] = [after, before].map((fd) => fs.statSync(inRoot.via(fd))) as [fs.Stats, fs.Stats]
-  if (isSame(now, was)) return
-  if (!now.isDirectory() || !was.isDirectory()) {
-    yield* layerDiff.entry(walk, folder, name, above)
-    return
-  }
-  const path = layerDiff.join(above, name)
-  yield* layerDiff.member({ ...walk, links: undefined }, after, now, path)
-  yield* changes(walk, after, before, path)
 }
 
 /** The layer of a root, compared with that of the layers below it, or with none; throws. */
@@ -87,17 +97,18 @@ export const archive = (
   root: number,
   lower: number | undefined,
   { ids, rootless }: layerDiff.Owner,
+  holes: Holes,
   signal: AbortSignal
 ): AsyncIterable<Uint8Array> =>
   layerDiff.batched(
     (async function* () {
       const resolve = layerDiff.SINGLE | RESOLVE_NO_XDEV
-      const walk: layerDiff.Walk = { rootless, ids, resolve, signal, links: new Map() }
-      const status = fs.statSync(inRoot.via(root))
-      if (lower === undefined) yield* layerDiff.member(walk, root, status, NOTHING)
+      const walk: layerDiff.Walk = { rootless, ids, resolve, holes, signal, links: new Map() }
+      if (lower === undefined) yield* layerDiff.whole(walk, root)
       else {
+        const status = fs.statSync(inRoot.via(root))
         yield* layerDiff.member({ ...walk, links: undefined }, root, status, NOTHING)
-        yield* changes(walk, root, lower, NOTHING)
+        yield* changes(walk, root, lower)
       }
       yield tar.end
     })()

@@ -3,6 +3,7 @@ import { ImageError } from "../BerthError.ts"
 import type { Image } from "../Image.ts"
 import type * as Plan from "../Plan.ts"
 import type { Options } from "../RootFs.ts"
+import { hiddenIn } from "./hidden.ts"
 import { outside } from "./ids.ts"
 import * as check from "./options.ts"
 import { type Mapped, mapLayers } from "./userns.ts"
@@ -97,6 +98,10 @@ export const compose = (
     check.invalid("upper", where, expected)
   }
   const bound = rootless && image.layers.length === 1 && image.layers[0] === "/"
+  // A folder of the host can have Berth's own in it.
+  const hidden = image.layers.flatMap((layer) => hiddenIn(layer, folder, rootless))
+  const masked: ReadonlyArray<Plan.Operation> =
+    hidden.length === 0 ? none : [{ op: "mask", null: `${folder}/dev/null`, paths: hidden, required: 0 }]
   const mode = bound ? 0o755 : modeOf(image)
   // A scratch image has no layer: an empty folder stands for it.
   const lower = image.layers.length === 0 || bound ? [`${folder}/empty`] : image.layers.toReversed()
@@ -107,7 +112,7 @@ export const compose = (
     return {
       scratch: [],
       mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes: MOUNT_ATTR_NODEV },
-      content: bound ? hostFolders() : none,
+      content: [...(bound ? hostFolders() : none), ...masked],
       upper: undefined
     }
   }
@@ -120,7 +125,7 @@ export const compose = (
       { op: "scratch", path: work, mode: 0o700 }
     ],
     mount: { op: "overlay", lower, upper, work, options: overlay, attributes: MOUNT_ATTR_NODEV },
-    content: none,
+    content: masked,
     upper
   }
 }

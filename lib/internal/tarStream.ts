@@ -4,16 +4,20 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
-import { type BerthError, InvalidOption } from "../BerthError.ts"
-import type { Container } from "../Container.ts"
+import { type BerthError, InvalidOption, OperationFailed } from "../BerthError.ts"
+import type { ArchiveOptions, Container } from "../Container.ts"
 import * as changes from "./changes.ts"
 import * as copy from "./copy.ts"
-import { EEXIST, ENOENT, ENOTDIR } from "./errno.ts"
+import { EEXIST, EFBIG, ENAMETOOLONG, ENOENT, ENOTDIR } from "./errno.ts"
+import { failedAs } from "./fileFailure.ts"
 import { type Ids, inside, outside } from "./ids.ts"
 import * as inRoot from "./inRoot.ts"
 import { isKept, type Metadata, metadataOf, setMetadata } from "./metadata.ts"
 import { native, O_NOFOLLOW } from "./native.ts"
+import { bytes as checkBytes } from "./options.ts"
+import { isContainer } from "./process.ts"
 import * as tar from "./tar.ts"
+import { type Visit, walk } from "./walk.ts"
 
 /** What the tar of a container's files takes; undefined of a socket or a device. */
 export const kindOf = (status: fs.Stats): tar.Kind | undefined =>
@@ -29,8 +33,40 @@ export const kindOf = (status: fs.Stats): tar.Kind | undefined =>
 
 const ZEROS = new Uint8Array(64 * 1024)
 
-async function* zeros(count: number): AsyncGenerator<Uint8Array> {
-  for (let left = count; left > 0; left -= ZEROS.length) yield ZEROS.subarray(0, Math.min(left, ZEROS.length))
+/** How many zeros an archive may yet have for holes. */
+export interface Holes {
+  readonly max: number
+  left: number
+}
+
+/** A hole costs the container nothing, and its zeros cost the reader time: no archive has more of them unless asked. */
+const HOLE_BYTES_DEFAULT = 16 * 1024 ** 3
+
+/** What the option allows; throws. */
+export const holesOf = (maxHoleBytes: number | string = HOLE_BYTES_DEFAULT): Holes => {
+  const max = checkBytes("maxHoleBytes", maxHoleBytes)
+  return { max, left: max }
+}
+
+/** The zeros of a hole, in parts, between which others have their turn. */
+async function* hole(
+  { holes, signal }: Pick<Writing, "holes" | "signal">,
+  count: number,
+  path: string
+): AsyncGenerator<Uint8Array> {
+  if (count > holes.left)
+    throw new OperationFailed({
+      operation: `archive ${path}`,
+      index: -1,
+      syscall: "read",
+      errno: EFBIG,
+      hint: `An archive has zeros for holes, and with this file they are more than ${holes.max} bytes: raise maxHoleBytes, or leave the file out`
+    })
+  holes.left -= count
+  for (let left = count; left > 0; left -= ZEROS.length) {
+    await inRoot.turn(signal)
+    yield ZEROS.subarray(0, Math.min(left, ZEROS.length))
+  }
 }
 
 /** Whose ids an archive has: the container's, which on the host may be others. */
@@ -39,37 +75,51 @@ const idsOf = ({ state }: Container): Ids => state.base?.ids ?? state.berth.ids
 interface Writing {
   readonly links: Map<string, string>
   readonly ids: Ids
+  readonly holes: Holes
   readonly signal: AbortSignal
 }
 
 /** Exactly `size` bytes to whole blocks, whatever the file has become by now. */
 export async function* fileContents(
-  writing: Pick<Writing, "signal">,
+  writing: Pick<Writing, "holes" | "signal">,
   fd: number,
-  size: number
+  size: number,
+  path: string
 ): AsyncGenerator<Uint8Array> {
+  // More than any archive may have, and than JavaScript can tell the offsets of.
+  if (!Number.isSafeInteger(size)) yield* hole(writing, size, path)
   let at = 0
   for await (const [offset, bytes] of copy.contents(fd, size, writing.signal)) {
-    yield* zeros(offset - at)
+    yield* hole(writing, offset - at, path)
     // A consumer may keep what it was given, and the buffer is used again.
     yield bytes.slice()
     at = offset + bytes.length
   }
-  yield* zeros(size - at + tar.padding(size))
+  yield* hole(writing, size - at, path)
+  if (tar.padding(size) > 0) yield ZEROS.subarray(0, tar.padding(size))
 }
 
-async function* folderContents(
+/** A folder of the container, and its name in the archive. */
+interface Folder {
+  readonly path: string
+  readonly name: string
+}
+
+/** Fails for a name that no system could unpack. */
+export const checkName = (name: string): void => {
+  if (Buffer.byteLength(name) >= inRoot.PATH_MAX) inRoot.fail(ENAMETOOLONG, "archive", name)
+}
+
+/** One member, and whether it is a folder that is gone into. */
+async function* member(
   writing: Writing,
-  fd: number,
-  path: string,
-  name: string
+  { enter, folder, name: last, state }: Visit<string, Folder>
 ): AsyncGenerator<Uint8Array> {
-  for (const entry of copy.entriesOf(fd, path, name)) yield* member(writing, entry.at, entry.relative)
-}
-
-async function* member(writing: Writing, at: inRoot.Place, name: string): AsyncGenerator<Uint8Array> {
-  await inRoot.turn(writing.signal)
+  const at = inRoot.place(folder, last, inRoot.join(state.path, last))
+  const name = state.name === "" ? last : `${state.name}/${last}`
+  checkName(name)
   const fd = inRoot.openPlace(at)
+  let isEntered = false
   try {
     const status = fs.statSync(inRoot.via(fd))
     const kind = kindOf(status)
@@ -88,24 +138,34 @@ async function* member(writing: Writing, at: inRoot.Place, name: string): AsyncG
     const link = kind === "symlink" ? inRoot.linkTarget(fd, at.path) : ""
     const size = kind === "file" ? status.size : 0
     yield tar.encode({ ...metadata, kind, name, size, link })
-    if (kind === "file") yield* fileContents(writing, fd, size)
-    if (kind === "folder") yield* folderContents(writing, fd, at.path, name)
+    if (kind === "file") yield* fileContents(writing, fd, size, at.path)
+    if (kind !== "folder") return
+    enter(fd, { path: at.path, name })
+    isEntered = true
   } finally {
-    native().close(fd)
+    if (!isEntered) native().close(fd)
   }
 }
 
-async function* archive(container: Container, path: string, signal: AbortSignal): AsyncGenerator<Uint8Array> {
+async function* archive(
+  container: Container,
+  path: string,
+  options: ArchiveOptions,
+  signal: AbortSignal
+): AsyncGenerator<Uint8Array> {
+  const holes = holesOf(options.maxHoleBytes)
   const side = copy.inside(copy.rootOf(container))
-  const writing: Writing = { links: new Map(), ids: idsOf(container), signal }
+  const writing: Writing = { links: new Map(), ids: idsOf(container), holes, signal }
   const opened = await copy.fromSource(side, path, async (source) => ({
     ...source,
     folder: native().duplicate(source.folder)
   }))
+  const namesIn = (fd: number, folder: Folder) => copy.namesIn(fd, folder.path, signal)
   try {
-    const { folder, name } = opened
-    if (name === undefined) yield* folderContents(writing, folder, path, "")
-    else yield* member(writing, inRoot.place(folder, name, path), name)
+    const { folder: top, name } = opened
+    const state: Folder = { path: name === undefined ? path : inRoot.split(path).folder, name: "" }
+    const names = name === undefined ? await namesIn(top, state) : [name]
+    for await (const visit of walk({ top, state, names, namesIn, signal })) yield* member(writing, visit)
     yield tar.end
   } finally {
     native().close(opened.folder)
@@ -113,16 +173,18 @@ async function* archive(container: Container, path: string, signal: AbortSignal)
 }
 
 export const tarOut: {
-  (path: string): (container: Container) => Stream.Stream<Uint8Array, BerthError>
-  (container: Container, path: string): Stream.Stream<Uint8Array, BerthError>
-} = dual(2, (container: Container, path: string) =>
-  Stream.suspend(() => {
-    const controller = new AbortController()
-    return Stream.fromAsyncIterable(
-      archive(container, path, controller.signal),
-      copy.failedAs(`archive ${path}`)
-    ).pipe(Stream.ensuring(Effect.sync(() => controller.abort())))
-  })
+  (path: string, options?: ArchiveOptions): (container: Container) => Stream.Stream<Uint8Array, BerthError>
+  (container: Container, path: string, options?: ArchiveOptions): Stream.Stream<Uint8Array, BerthError>
+} = dual(
+  (args) => isContainer(args[0]),
+  (container: Container, path: string, options: ArchiveOptions = {}) =>
+    Stream.suspend(() => {
+      const controller = new AbortController()
+      return Stream.fromAsyncIterable(
+        archive(container, path, options, controller.signal),
+        failedAs(`archive ${path}`)
+      ).pipe(Stream.ensuring(Effect.sync(() => controller.abort())))
+    })
 )
 
 const HOLE_BYTES = 4096
@@ -295,7 +357,7 @@ export const tarIn: {
   (path: string): (container: Container) => Sink.Sink<void, Uint8Array, never, BerthError>
   (container: Container, path: string): Sink.Sink<void, Uint8Array, never, BerthError>
 } = dual(2, (container: Container, path: string) => {
-  const failed = copy.failedAs(`unpack into ${path}`)
+  const failed = failedAs(`unpack into ${path}`)
   return Sink.unwrapScoped(
     Effect.gen(function* () {
       const unpacking = yield* Effect.acquireRelease(

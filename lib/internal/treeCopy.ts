@@ -1,32 +1,17 @@
 /** The `copy` of `@effect/platform`'s FileSystem inside one root: what cp of node:fs does, by descriptors. */
 import * as fs from "node:fs"
 import * as path from "node:path/posix"
-import { promisify } from "node:util"
 import type { CopyOptions } from "@effect/platform/FileSystem"
 import * as changes from "./changes.ts"
-import { contents, writeAt } from "./copy.ts"
+import { copyContents } from "./copy.ts"
 import { EINVAL, ENOENT, ENOTDIR } from "./errno.ts"
 import * as inRoot from "./inRoot.ts"
 import { native, O_NOFOLLOW, O_PATH } from "./native.ts"
+import { Descent, textsOf, walk } from "./walk.ts"
 
 const identityOf = (at: inRoot.Place): string => inRoot.using(inRoot.openPlace(at), inRoot.identity)
 
 const refuse = (at: inRoot.Place): never => inRoot.fail(EINVAL, "cp", at.path)
-
-/** Between two O_PATH descriptors, or such as are open. */
-const copyContents = async (
-  from: number,
-  { path: at, size }: { readonly path: string; readonly size: number },
-  to: number,
-  signal: AbortSignal
-): Promise<void> =>
-  inRoot.usingOwn(
-    await inRoot.openAgain(to, at, inRoot.O_WRONLY | inRoot.O_TRUNC),
-    async (target): Promise<void> => {
-      for await (const [offset, bytes] of contents(from, size, signal)) await writeAt(target, bytes, offset)
-      await promisify(fs.ftruncate)(target, size)
-    }
-  )
 
 const copyFileTo = async (
   source: inRoot.Place,
@@ -39,7 +24,7 @@ const copyFileTo = async (
     if (!status.isFile()) return refuse(source)
     const create = inRoot.O_WRONLY | inRoot.O_CREAT | inRoot.O_EXCL | O_NOFOLLOW
     await inRoot.using(inRoot.openPlace(target, create, "cp", 0o600), async (to) => {
-      await copyContents(from, { path: target.path, size: status.size }, to, signal)
+      await copyContents(from, to, status.size, source.path, signal)
       changes.chmod(to, status.mode & 0o7777, target.path)
       if (options.preserveTimestamps === true) changes.utimes(to, status.atime, status.mtime, target.path)
     })
@@ -52,38 +37,51 @@ const copyLink = (source: inRoot.Place, target: inRoot.Place, existing: fs.Stats
   changes.symlink(path.resolve("/", path.dirname(source.path), text), target)
 }
 
-const copyEntry = async (
+/** A folder on both sides, by its path. */
+interface Pair {
+  readonly from: string
+  readonly to: string
+}
+
+const copyTree = async (
   source: inRoot.Place,
   target: inRoot.Place,
   options: CopyOptions,
   signal: AbortSignal
 ): Promise<void> => {
-  const status = changes.statusOf(source)
-  const existing = inRoot.statusOf(target)
-  if (existing !== undefined && identityOf(source) === identityOf(target)) return refuse(target)
-  if (existing !== undefined && status.isDirectory() !== existing.isDirectory()) return refuse(target)
-  await inRoot.turn(signal)
-  if (status.isSymbolicLink()) return copyLink(source, target, existing)
-  if (status.isFile()) {
-    if (existing !== undefined && options.overwrite !== true) return
-    if (existing !== undefined) changes.unlink(target)
-    return copyFileTo(source, target, options, signal)
+  const into = new Descent(target.folder)
+  const start: Pair = { from: path.dirname(source.path), to: path.dirname(target.path) }
+  const namesIn = (fd: number, { from }: Pair) => textsOf(fd, from, signal)
+  const walking = { top: source.folder, state: start, names: [source.name], namesIn, signal }
+  try {
+    for await (const { enter, folder, name, state } of walk(walking)) {
+      const isFirst = state === start
+      const from = isFirst ? source : inRoot.place(folder, name, inRoot.join(state.from, name))
+      const to = isFirst ? target : inRoot.place(into.fd, name, inRoot.join(state.to, name))
+      const status = changes.statusOf(from)
+      const existing = inRoot.statusOf(to)
+      if (existing !== undefined && identityOf(from) === identityOf(to)) refuse(to)
+      if (existing !== undefined && status.isDirectory() !== existing.isDirectory()) refuse(to)
+      if (status.isSymbolicLink()) copyLink(from, to, existing)
+      else if (status.isFile()) {
+        if (existing !== undefined && options.overwrite !== true) continue
+        if (existing !== undefined) changes.unlink(to)
+        await copyFileTo(from, to, options, signal)
+      } else if (!status.isDirectory()) refuse(from)
+      else {
+        if (existing === undefined) changes.mkdir(to, 0o777)
+        const flags = inRoot.O_FOLDER | O_NOFOLLOW
+        const opened = inRoot.openPlace(from, flags)
+        await inRoot.orClose(opened, async () => into.down(inRoot.openPlace(to, flags)))
+        enter(opened, { from: from.path, to: to.path }, () => {
+          if (existing === undefined) changes.chmod(into.fd, status.mode & 0o7777, to.path)
+          into.up()
+        })
+      }
+    }
+  } finally {
+    into.close()
   }
-  if (!status.isDirectory()) return refuse(source)
-  if (existing === undefined) changes.mkdir(target, 0o777)
-  const flags = inRoot.O_FOLDER | O_NOFOLLOW
-  await inRoot.using(inRoot.openPlace(source, flags), (from) =>
-    inRoot.using(inRoot.openPlace(target, flags), async (to) => {
-      for (const name of inRoot.names(from))
-        await copyEntry(
-          inRoot.place(from, name, inRoot.join(source.path, name)),
-          inRoot.place(to, name, inRoot.join(target.path, name)),
-          options,
-          signal
-        )
-      if (existing === undefined) changes.chmod(to, status.mode & 0o7777, target.path)
-    })
-  )
 }
 
 /** Whether one of the folders on the way to a path is this. */
@@ -108,7 +106,7 @@ export const copy = (
   inRoot.inFolder(root, from, EINVAL, "cp", async (source) => {
     if (isBelow(root, to, identityOf(source))) return refuse(source)
     native().close(openParent(root, to))
-    await inRoot.inFolder(root, to, EINVAL, "cp", (target) => copyEntry(source, target, options, signal))
+    await inRoot.inFolder(root, to, EINVAL, "cp", (target) => copyTree(source, target, options, signal))
   })
 
 const openParent = (root: number, at: string): number => {
@@ -147,7 +145,7 @@ export const copyFile = (root: number, from: string, to: string, signal: AbortSi
     await inRoot.using(await openTarget(root, to, mode & 0o7777), async (target) => {
       regular(target, to)
       if (inRoot.identity(source) === inRoot.identity(target)) return
-      await copyContents(source, { path: to, size }, target, signal)
+      await copyContents(source, target, size, from, signal)
       changes.chmod(target, mode & 0o7777, to)
     })
   })

@@ -2,8 +2,8 @@
 import { statSync } from "node:fs"
 import * as Effect from "effect/Effect"
 import { type BerthError, ImageError } from "../BerthError.ts"
-import { failedAs } from "./copy.ts"
 import { EACCES, EAGAIN, EFBIG, ELOOP, ENOENT, ENOTDIR } from "./errno.ts"
+import { failedAs } from "./fileFailure.ts"
 import * as inRoot from "./inRoot.ts"
 import { AT_FDCWD, native, O_DIRECTORY, O_PATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS } from "./native.ts"
 

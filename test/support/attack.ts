@@ -17,15 +17,21 @@ export const compile = (path: string, name = "attack.c"): void => {
   execFileSync(cc, ["-O1", "-std=gnu17", "-D_GNU_SOURCE", "-static", "-o", path, source])
 }
 
+const imageWith = (name: string) =>
+  Effect.flatMap(Berth.Berth, ({ folder }) => {
+    const root = `${folder}/${name}`
+    if (!fs.existsSync(root)) {
+      makeRoot(root)
+      compile(`${root}/bin/${name}`, `${name}.c`)
+    }
+    return Image.fromRootfs(root)
+  })
+
 /** An image of busybox and the program, `attack`; made once in each Berth's folder. */
-export const attackImage = Effect.flatMap(Berth.Berth, ({ folder }) => {
-  const root = `${folder}/attack`
-  if (!fs.existsSync(root)) {
-    makeRoot(root)
-    compile(`${root}/bin/attack`)
-  }
-  return Image.fromRootfs(root)
-})
+export const attackImage = imageWith("attack")
+
+/** The same with `plant`, which makes files that harm who reads them. */
+export const plantImage = imageWith("plant")
 
 /** What the program printed, by its words. */
 export const outcomes = (stdout: string): Readonly<Record<string, string>> =>

@@ -1,0 +1,270 @@
+/** Files and trees that a container makes to harm who copies, archives, commits, lists or removes them. */
+import assert from "node:assert/strict"
+import { execFileSync } from "node:child_process"
+import * as fs from "node:fs"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
+import { type BerthError, Container, Image, ImageLayer, Store } from "../../lib/index.ts"
+import * as inRoot from "../../lib/internal/inRoot.ts"
+import { xattrsOf } from "../../lib/internal/metadata.ts"
+import { plantImage } from "../support/attack.ts"
+import { failure, makeTemporaryFolder, remove, suite } from "../support/effect.ts"
+import { whyNoBusybox } from "../support/rootfs.ts"
+import { modes } from "./modes.ts"
+
+const skip = whyNoBusybox
+
+/** A folder on the host, which is gone after the test, however deep it is. */
+const hostFolder = Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (path) =>
+  Effect.sync(() => {
+    // rm(1) has no bound on the length of a path, as node:fs has.
+    execFileSync("chmod", ["-R", "u+rwx", path])
+    execFileSync("rm", ["-rf", "--", path])
+    remove(path)
+  })
+)
+
+const attributesOf = (path: string): ReadonlyArray<string> =>
+  inRoot
+    .using(inRoot.openHost(path, inRoot.O_RDONLY), (fd) => xattrsOf(fd, path, () => true))
+    .map(([name]) => name)
+
+/** An image with a manifest, which can be committed on. */
+const committable = Effect.flatMap(plantImage, (image) => Image.import(image.layers[0]!, { tag: "plant:1" }))
+
+const GiB = 2 ** 30
+
+/** How long the event loop does not come to a timer while the effect runs, at the most. */
+const longestBlock = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<number, E, R> =>
+  Effect.acquireUseRelease(
+    Effect.sync(() => {
+      const seen = { longest: 0, last: performance.now() }
+      const tick = (): void => {
+        const now = performance.now()
+        seen.longest = Math.max(seen.longest, now - seen.last)
+        seen.last = now
+      }
+      return { seen, tick, timer: setInterval(tick, 5) }
+    }),
+    ({ seen, tick }) =>
+      Effect.map(effect, () => {
+        tick()
+        return seen.longest
+      }),
+    ({ timer }) => Effect.sync(() => clearInterval(timer))
+  )
+
+/** That a file is refused by its name, as its holes are more than an archive has zeros for. */
+const refused = <A, R>(name: string, effect: Effect.Effect<A, BerthError.BerthError, R>) =>
+  Effect.map(failure("OperationFailed", effect), (error) => {
+    assert.equal(error.code, "EFBIG")
+    assert.match(error.message, new RegExp(`${name}.*maxHoleBytes`))
+  })
+
+/** Few descriptors for this process, so that one for each level is too many. */
+const fewDescriptors = Effect.acquireRelease(
+  Effect.sync(() => {
+    const [, soft = ""] = /^Max open files +(\S+)/m.exec(fs.readFileSync("/proc/self/limits", "utf8")) ?? []
+    execFileSync("prlimit", ["--pid", String(process.pid), "--nofile=256:"])
+    return soft
+  }),
+  (soft) => Effect.sync(() => execFileSync("prlimit", ["--pid", String(process.pid), `--nofile=${soft}:`]))
+)
+
+const countOf = (folder: string): number =>
+  Number(execFileSync("sh", ["-c", 'find "$1" | wc -l', "sh", folder], { encoding: "utf8" }))
+
+suite("files that a container makes to harm", (effect) => {
+  for (const mode of modes) {
+    const start = (script: string, options: Container.StartOptions = {}, image?: Image.Image) =>
+      Effect.gen(function* () {
+        const box = yield* Container.start(image ?? (yield* plantImage), {
+          command: ["/bin/sleep", "1000"],
+          ...mode.options,
+          ...options
+        })
+        const { exitCode, stderr } = yield* Container.exec(box, ["/bin/sh", "-euc", script])
+        assert.equal(exitCode, 0, stderr)
+        return box
+      })
+
+    effect(
+      `${mode.name}: a file of one hole costs no more time than is allowed for zeros`,
+      () =>
+        Effect.gen(function* () {
+          const box = yield* start(`plant hole /hole ${64 * GiB}`)
+          yield* refused("/hole", Stream.runDrain(Container.tarOut(box, "/hole")))
+          // 4 EiB, of which a filesystem in memory makes nothing.
+          const memory = yield* start(`plant hole /hole ${2n ** 62n}`, { upper: "memory" })
+          const files = Container.fileSystem(memory)
+          yield* refused("/hole", Stream.runDrain(Container.tarOut(memory, "/hole")))
+          const here = yield* hostFolder
+          const copied = yield* failure("OperationFailed", Container.copyOut(memory, "/hole", `${here}/hole`))
+          assert.equal(copied.code, "EFBIG")
+          for (const attempt of [files.copyFile("/hole", "/copy"), files.copy("/hole", "/tree")])
+            assert.match(String(yield* Effect.flip(attempt)), /EFBIG/)
+          assert.match(String(yield* Effect.flip(files.readFile("/hole"))), /EFBIG/)
+          assert.match(String(yield* Effect.flip(files.readFile("/dev/zero"))), /EFBIG|EACCES/)
+        }),
+      { skip }
+    )
+
+    effect(
+      `${mode.name}: no layer is made of a hole without end`,
+      () =>
+        Effect.gen(function* () {
+          for (const upper of ["disk", "memory"] as const) {
+            const box = yield* start(`plant hole /hole ${64 * GiB}`, { upper }, yield* committable)
+            yield* refused("hole", Container.commit(box))
+          }
+          const here = yield* hostFolder
+          fs.writeFileSync(`${here}/hole`, "")
+          fs.truncateSync(`${here}/hole`, 64 * GiB)
+          yield* refused("hole", Stream.runDrain(ImageLayer.diff({ upper: here })))
+        }),
+      { skip }
+    )
+
+    effect(
+      `${mode.name}: others have their turn while zeros are made, and can interrupt it`,
+      () =>
+        Effect.gen(function* () {
+          const box = yield* start(`plant hole /hole ${64 * GiB}; plant hole /small ${GiB}`)
+          const files = Container.fileSystem(box)
+          const longest = yield* longestBlock(
+            Effect.all([
+              Stream.runDrain(Container.tarOut(box, "/small")),
+              files.copyFile("/small", "/copy"),
+              files.copy("/small", "/tree")
+            ])
+          )
+          assert.ok(longest < 1000, `the event loop stood still for ${longest} ms`)
+          const blocks = yield* Container.exec(box, ["stat", "-c", "%b", "/copy", "/tree"])
+          assert.ok(
+            blocks.stdout
+              .trim()
+              .split("\n")
+              .map(Number)
+              .every((count) => count < 64),
+            blocks.stdout
+          )
+          const archive = Stream.runDrain(Container.tarOut(box, "/hole", { maxHoleBytes: "64GiB" }))
+          const fiber = yield* Effect.fork(archive)
+          yield* Effect.sleep("100 millis")
+          assert.ok(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
+        }),
+      { skip }
+    )
+
+    effect(
+      `${mode.name}: a tree of thousands of levels takes few descriptors`,
+      () =>
+        Effect.gen(function* () {
+          yield* fewDescriptors
+          const here = yield* hostFolder
+          const box = yield* start("plant deep /deep 2100; plant deep /half 700")
+          const files = Container.fileSystem(box)
+          yield* Container.copyOut(box, "/deep", here)
+          assert.equal(countOf(`${here}/deep`), 4201)
+          yield* Container.copyIn(box, `${here}/deep`, "/back")
+          assert.equal((yield* files.readDirectory("/back", { recursive: true })).length, 4200)
+          yield* files.copy("/back", "/again")
+          yield* files.remove("/back", { recursive: true })
+          assert.equal((yield* files.readDirectory("/again", { recursive: true })).length, 4200)
+          assert.ok(!(yield* files.exists("/back")))
+          // No archive has paths that are longer than the kernel takes.
+          const long = yield* failure("OperationFailed", Stream.runDrain(Container.tarOut(box, "/deep")))
+          assert.equal(long.code, "ENAMETOOLONG")
+          assert.match(long.message, /deep\/d\/d\/d.*4095/)
+          assert.ok(long.message.length < 1000, long.message)
+          const parts = yield* Stream.runCollect(Container.tarOut(box, "/half"))
+          fs.writeFileSync(`${here}/half.tar`, Buffer.concat([...parts]))
+          const listed = execFileSync("tar", ["-tf", `${here}/half.tar`], { maxBuffer: 2 ** 30 })
+          assert.equal(listed.toString().trim().split("\n").length, 1401)
+        }),
+      { skip }
+    )
+
+    effect(
+      `${mode.name}: a layer of thousands of levels takes few descriptors`,
+      () =>
+        Effect.gen(function* () {
+          yield* fewDescriptors
+          const image = yield* committable
+          for (const upper of ["disk", "memory"] as const) {
+            const box = yield* start("plant deep /deep 700", { upper }, image)
+            const made = yield* Container.commit(box)
+            const counted = yield* Container.run(made, {
+              command: ["/bin/sh", "-c", "find /deep | wc -l"],
+              ...mode.options
+            })
+            assert.equal(counted.stdout.trim(), "1401", counted.stderr)
+            const deeper = yield* start("plant deep /deep 2100", { upper }, image)
+            const long = yield* failure("OperationFailed", Container.commit(deeper))
+            assert.equal(long.code, "ENAMETOOLONG")
+          }
+          const here = yield* hostFolder
+          const box = yield* start("plant deep /half 700")
+          yield* Container.copyOut(box, "/half", here)
+          const imported = yield* Image.import(here)
+          assert.equal(countOf(imported.layers[0]!), 1402)
+          yield* Image.remove(imported.digest!)
+          yield* Store.gc()
+          assert.ok(!fs.existsSync(imported.layers[0]!))
+        }),
+      { skip }
+    )
+
+    effect(
+      `${mode.name}: others have their turn while a folder of many files is read`,
+      () =>
+        Effect.gen(function* () {
+          const box = yield* start("plant many /many 50000")
+          const files = Container.fileSystem(box)
+          for (const options of [{}, { recursive: true }]) {
+            let turns = 0
+            const take = (): void => {
+              turns++
+              next = setImmediate(take)
+            }
+            let next = setImmediate(take)
+            const names = yield* files.readDirectory("/many", options)
+            clearImmediate(next)
+            assert.equal(names.length, 50_000)
+            assert.ok(turns > 1, `${turns} turns`)
+          }
+        }),
+      { skip }
+    )
+
+    effect(
+      `${mode.name}: a copy on the host has no rights that the container gave it`,
+      () =>
+        Effect.gen(function* () {
+          const here = yield* hostFolder
+          const box = yield* start(`
+            mkdir /t && cp /bin/busybox /t/rootshell && chmod 6755 /t/rootshell
+            plant capability /t/admin
+            mkdir /t/folder && chmod 3777 /t/folder && chmod 6755 /t`)
+          for (const [from, to] of [
+            ["/t", "whole"],
+            ["/t/.", "contents"]
+          ] as const) {
+            yield* Container.copyOut(box, from, `${here}/${to}`)
+            for (const name of ["", "/rootshell", "/admin", "/folder"])
+              assert.equal(fs.statSync(`${here}/${to}${name}`).mode & 0o6000, 0, `${to}${name}`)
+            assert.equal(fs.statSync(`${here}/${to}/folder`).mode & 0o7777, 0o1777)
+            assert.deepEqual(attributesOf(`${here}/${to}/admin`), [])
+          }
+          yield* Container.copyOut(box, "/t/rootshell", `${here}/alone`)
+          assert.equal(fs.statSync(`${here}/alone`).mode & 0o7777, 0o755)
+          // Whoever asks for it gets it.
+          yield* Container.copyOut(box, "/t/rootshell", `${here}/asked`, { keepPrivileges: true })
+          assert.equal(fs.statSync(`${here}/asked`).mode & 0o7777, 0o6755)
+        }),
+      { skip }
+    )
+  }
+})
