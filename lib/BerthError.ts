@@ -5,8 +5,8 @@
  * @since 0.1.0
  */
 import * as Schema from "effect/Schema"
-import { adviceOf, describeErrno, errnoName } from "./internal/errno.ts"
-import { lastLines } from "./internal/text.ts"
+import { adviceOf, describeErrno, errnoName } from "./internal/util/errno.ts"
+import { lastLines } from "./internal/util/text.ts"
 
 /**
  * A value given to Berth is not acceptable: a limit of `"12 parsecs"`, a reference in upper case, an

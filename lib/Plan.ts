@@ -21,7 +21,7 @@ export type TypeId = typeof TypeId
 
 // The fields of each operation: i a number of 64 bits, s a string, l a list of strings, u a list of numbers of 32 bits,
 // b bytes, f the name of a descriptor that is sent along (null: none, or /dev/null). The order of the operations is
-// their code, the same as in native/plan.h.
+// their code, the same as in native/supervisor/plan.h.
 const table = {
   "cgroup-create": { path: "s" },
   "cgroup-write": { file: "s", value: "s" },
@@ -355,7 +355,7 @@ export const constant = (operation: Operation): Operation => {
 }
 
 /**
- * The plan in its binary form, which native/plan.h describes. Strings must not hold NUL: `Container` and the others
+ * The plan in its binary form, which native/supervisor/plan.h describes. Strings must not hold NUL: `Container` and the others
  * that compile plans see to it.
  *
  * @since 0.1.0

@@ -13,7 +13,7 @@ import type * as Schedule from "effect/Schedule"
 import type { BerthError } from "./BerthError.ts"
 import type { Container, ExecOptions, LogEntry } from "./Container.ts"
 import type { Healthcheck } from "./Image.ts"
-import * as internal from "./internal/waitFor.ts"
+import * as internal from "./internal/container/waitFor.ts"
 
 /**
  * For how long is waited.

@@ -27,43 +27,43 @@ const sanitizers = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 const targets = {
   "berth.node": {
     sources: [
-      "addon.c",
-      "addon_as_root.c",
-      "as_root.c",
-      "environment.c",
-      "loop.c",
-      "process.c",
-      "descriptor.c",
-      "seccomp.c"
+      "addon/addon.c",
+      "addon/addon_as_root.c",
+      "addon/as_root.c",
+      "addon/environment.c",
+      "addon/loop.c",
+      "addon/process.c",
+      "common/descriptor.c",
+      "addon/seccomp.c"
     ],
     flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`],
     libraries: ["-lpthread", "-ldl"]
   },
   "berth-supervisor": {
     sources: [
-      "supervisor.c",
-      "descriptor.c",
-      "unit.c",
-      "child.c",
-      "mount.c",
-      "network.c",
-      "nodes.c",
-      "init.c",
-      "terminal.c",
-      "overlay.c",
-      "pid_namespace.c",
-      "privilege.c",
-      "cgroup.c",
-      "remove.c",
-      "plan.c"
+      "supervisor/supervisor.c",
+      "common/descriptor.c",
+      "supervisor/unit.c",
+      "supervisor/child.c",
+      "supervisor/mount.c",
+      "supervisor/network.c",
+      "supervisor/nodes.c",
+      "supervisor/init.c",
+      "supervisor/terminal.c",
+      "supervisor/overlay.c",
+      "supervisor/pid_namespace.c",
+      "supervisor/privilege.c",
+      "supervisor/cgroup.c",
+      "common/remove.c",
+      "supervisor/plan.c"
     ],
     static: true
   },
   "berth-unpack": {
-    sources: ["unpack.c", "unpack_source.c", "unpack_path.c", "unpack_tree.c", "remove.c"],
+    sources: ["unpack/unpack.c", "unpack/source.c", "unpack/path.c", "unpack/tree.c", "common/remove.c"],
     libraries: ["-larchive", "-lisal", "-lzstd", "-lcrypto", "-lpthread"]
   },
-  "plan-dump": { sources: ["plan_dump.c", "plan.c"] }
+  "plan-dump": { sources: ["fuzz/plan_dump.c", "supervisor/plan.c"] }
 }
 
 const plan = (name, target, sanitize, out) => [
@@ -97,7 +97,7 @@ export const build = async ({ sanitize = false } = {}) => {
   const cc = process.env.CC ?? "cc"
   const out = `${here}build${sanitize ? "/sanitize" : ""}`
   mkdirSync(out, { recursive: true })
-  const shared = readdirSync(here)
+  const shared = readdirSync(here, { recursive: true })
     .filter((file) => file.endsWith(".h"))
     .sort()
     .map((file) => readFileSync(`${here}${file}`))

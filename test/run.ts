@@ -17,8 +17,8 @@ const listed = (folder: string, ending: string): ReadonlyArray<string> =>
 
 const options = process.argv.slice(2).filter((argument) => argument.startsWith("-"))
 const named = process.argv.slice(2).filter((argument) => !argument.startsWith("-"))
-const files =
-  named.length > 0 ? named : [...listed("test", ".test.ts"), ...listed("test/hostile", ".test.ts")]
+const rooms = fs.readdirSync(`${root}test`, { withFileTypes: true }).filter((entry) => entry.isDirectory())
+const files = named.length > 0 ? named : rooms.flatMap(({ name }) => listed(`test/${name}`, ".test.ts"))
 
 const out = fs.mkdtempSync(`${os.tmpdir()}/berth-tests-`)
 // Some of them are run as nobody.

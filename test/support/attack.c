@@ -150,7 +150,7 @@ static long open_of(pid_t pid, const char *file, int flags) {
     return open(path, flags);
 }
 
-// Children of a program that share its memory (native/as_root.c) live for some microseconds: whatever has the next number
+// Children of a program that share its memory (native/addon/as_root.c) live for some microseconds: whatever has the next number
 // and is the program's is tried in all the ways that lead into a process. `kill` ends them instead.
 static void attack_children(pid_t program, bool kills) {
     static const char *const files[] = {"mem", "fd", "root", "cwd", "ns/mnt", "ns/user", "environ", "maps", "exe", "auxv"};

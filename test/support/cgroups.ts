@@ -1,7 +1,7 @@
 /** `cgroups.ts FOLDER`: says, as JSON, in which cgroups this program, its supervisor and one that it makes are. */
 import * as Effect from "effect/Effect"
 import { Berth, Cgroup } from "../../lib/index.ts"
-import { unifiedOf } from "../../lib/internal/cgroupTree.ts"
+import { unifiedOf } from "../../lib/internal/cgroup/tree.ts"
 import { berthIn } from "./effect.ts"
 
 const [folder] = process.argv.slice(2) as [string]

@@ -1,6 +1,6 @@
 /** The cgroup controllers that tests can have here. */
 import * as fs from "node:fs"
-import { detect } from "../../lib/internal/cgroupTree.ts"
+import { detect } from "../../lib/internal/cgroup/tree.ts"
 
 export const tree = detect()
 

@@ -5,7 +5,7 @@ import { parseArgs } from "node:util"
 import { root } from "./program.ts"
 
 const { values } = parseArgs({ options: { minutes: { type: "string", default: "60" } } })
-const test = fileURLToPath(new URL("../fuzz.test.ts", import.meta.url))
+const test = fileURLToPath(new URL("../unit/fuzz.test.ts", import.meta.url))
 const { status } = spawnSync(process.execPath, ["--import", "tsx", "--test", test], {
   cwd: root,
   stdio: "inherit",

@@ -7,10 +7,10 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import fc from "fast-check"
 import { BerthError, Reference } from "../../lib/index.ts"
-import * as Oci from "../../lib/internal/oci.ts"
-import { parseChallenges } from "../../lib/internal/registryAuth.ts"
-import * as Seccomp from "../../lib/internal/seccomp.ts"
-import * as Users from "../../lib/internal/users.ts"
+import * as Users from "../../lib/internal/ids/passwd.ts"
+import * as Oci from "../../lib/internal/oci/documents.ts"
+import { parseChallenges } from "../../lib/internal/registry/auth.ts"
+import * as Seccomp from "../../lib/internal/security/seccomp.ts"
 
 const latin1 = (bytes: Uint8Array): string => Buffer.from(bytes).toString("latin1")
 

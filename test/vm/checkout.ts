@@ -10,7 +10,7 @@ export const checkout: string = fileURLToPath(new URL("../..", import.meta.url))
 
 /** What is started by itself in the machine. */
 const isProgram = (file: string): boolean =>
-  /^test\/(hostile\/)?[^/]+\.test\.ts$|^test\/support\/[^/]+\.ts$/.test(file) || file === "bench/index.ts"
+  /^test\/[^/]+\/[^/]+\.test\.ts$|^test\/support\/[^/]+\.ts$/.test(file) || file === "bench/index.ts"
 
 /**
  * Packs what git tracks or would track, the native build, the programs bundled and compiled, and these files on top. `folder` is for

@@ -4,9 +4,14 @@ export type Mode = "bare" | "systemd" | "user"
 export const modes: ReadonlyArray<Mode> = ["bare", "systemd", "user"]
 
 export const suites: Readonly<Record<Mode, ReadonlyArray<string>>> = {
-  bare: ["CgroupLimits", "CgroupEvents", "Pause", "AppArmor", "Container", "hostile/OtherCalls"].map(
-    (name) => `test/${name}.test.ts`
-  ),
-  systemd: ["Cgroup", "Systemd"].map((name) => `test/${name}.test.ts`),
-  user: ["Cgroup", "Systemd", "Rootless"].map((name) => `test/${name}.test.ts`)
+  bare: [
+    "cgroup/CgroupLimits",
+    "cgroup/CgroupEvents",
+    "container/Pause",
+    "container/AppArmor",
+    "container/Container",
+    "hostile/OtherCalls"
+  ].map((name) => `test/${name}.test.ts`),
+  systemd: ["cgroup/Cgroup", "cgroup/Systemd"].map((name) => `test/${name}.test.ts`),
+  user: ["cgroup/Cgroup", "cgroup/Systemd", "container/Rootless"].map((name) => `test/${name}.test.ts`)
 }

@@ -1,0 +1,261 @@
+/**
+ * What works here, tried where that is what counts: small plans for a supervisor of its own, in a folder that is gone
+ * after. What is only looked at: files of /proc, /sys and /etc, and programs.
+ */
+import { mkdtempSync, rmSync } from "node:fs"
+import * as os from "node:os"
+import { dirname } from "node:path"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { BerthError } from "../../BerthError.ts"
+import * as Cgroup from "../../Cgroup.ts"
+import * as Doctor from "../../Doctor.ts"
+import type { Kind } from "../../Namespace.ts"
+import * as Plan from "../../Plan.ts"
+import { nameOf, tree } from "../cgroup/cgroup.ts"
+import * as systemd from "../cgroup/systemdScope.ts"
+import * as Ids from "../ids/idMaps.ts"
+import { flags, idMap } from "../ids/namespaceFlags.ts"
+import * as Supervisor from "../supervisor/connection.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import * as look from "./inspect.ts"
+import { checkSystem, defaultFolder, makeState } from "./layer.ts"
+
+/** Tries a plan, and gives back what it made: the error, or undefined where it works. */
+type Try = (operations: ReadonlyArray<Plan.Operation>) => Effect.Effect<BerthError | undefined>
+
+const trying =
+  (supervisor: Supervisor.Supervisor): Try =>
+  (operations) =>
+    Effect.flatMap(
+      Effect.either(supervisor.start(supervisor.nextId(), Plan.make(operations), {})),
+      (result) =>
+        result._tag === "Left" ? Effect.succeed(result.left) : Effect.as(result.right.release, undefined)
+    )
+
+const ids = look.isRootless() ? Ids.single(process.geteuid!(), process.getegid!()) : Ids.all
+
+// A process that does what is in between, and then nothing: its exec shows that all of it was done.
+const inChild = (
+  kinds: ReadonlyArray<Kind>,
+  between: ReadonlyArray<Plan.Operation>
+): ReadonlyArray<Plan.Operation> => [
+  { op: "process", namespaces: kinds.reduce((all, kind) => all | flags[kind], 0) },
+  ...(kinds.includes("user") ? [idMap(Ids.nested(ids))] : []),
+  { op: "session" },
+  { op: "stdio", stdin: null, stdout: null, stderr: null },
+  ...between,
+  { op: "self", arguments: ["berth-hold"], environment: [] }
+]
+
+const needed: ReadonlyArray<Kind> = ["mount", "pid", "uts", "ipc", "network", "cgroup"]
+const all: ReadonlyArray<Kind> = [...needed, "user", "time"]
+
+const namespaces = (run: Try): Effect.Effect<Doctor.Check> =>
+  Effect.map(
+    Effect.forEach(all, (kind) => Effect.map(run(inChild([kind], [])), (error) => ({ kind, error }))),
+    (results) => {
+      const there = results.filter(({ error }) => error === undefined).map(({ kind }) => kind)
+      const failed = results.filter(({ error }) => error !== undefined)
+      const lacking = failed.some(({ kind }) => needed.includes(kind))
+      return {
+        name: "namespaces",
+        required: true,
+        status: lacking ? "missing" : failed.length > 0 ? "limited" : "ok",
+        detail: [there.join(", "), ...failed.map(({ error, kind }) => `no ${kind}: ${error!.message}`)].join(
+          "; "
+        ),
+        fix:
+          failed.length === 0
+            ? undefined
+            : (look.userNamespaceLimits() ??
+              `Use a kernel with ${failed.map(({ kind }) => `CONFIG_${look.kernelName(kind)}=y`).join(", ")}, and with /proc/sys/user/max_*_namespaces above 0`)
+      }
+    }
+  )
+
+// What somebody without root would do: root tries it as nobody. Where a security module only takes the capabilities
+// in there away, as Ubuntu's, it is the second step that fails.
+const unprivileged: ReadonlyArray<Plan.Operation> = [
+  { op: "user", uid: 65534, gid: 65534, groups: [] },
+  { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
+  { op: "unshare", namespaces: flags.user },
+  { op: "unshare", namespaces: flags.mount }
+]
+
+const userNamespaces = (run: Try): Effect.Effect<Doctor.Check> =>
+  Effect.map(look.isRootless() ? Effect.succeed(undefined) : run(inChild([], unprivileged)), (error) => ({
+    name: "user namespaces",
+    required: look.isRootless(),
+    status: error === undefined ? "ok" : "missing",
+    detail: error === undefined ? look.userNamespaceDetail() : `refused to who is not root: ${error.message}`,
+    fix: error === undefined ? undefined : (look.userNamespaceLimits() ?? look.noUserNamespaces)
+  }))
+
+const union = (folder: string, rootless: boolean): Plan.Operation => ({
+  op: "overlay-memory",
+  lower: [`${folder}/empty`],
+  mode: 0o755,
+  tmpfs: [],
+  options: rootless ? ["volatile", "userxattr"] : ["volatile"],
+  attributes: 0
+})
+
+const overlay = (run: Try, folder: string): Effect.Effect<ReadonlyArray<Doctor.Check>> => {
+  const check =
+    (name: "overlay" | "overlay in user namespaces", required: boolean) =>
+    (error: BerthError | undefined): Doctor.Check => ({
+      name,
+      required,
+      status: error === undefined ? "ok" : "missing",
+      detail: error === undefined ? "mounted, with a writable layer in memory" : error.message,
+      fix:
+        error === undefined
+          ? undefined
+          : "modprobe overlay && echo overlay > /etc/modules-load.d/overlay.conf\nwithout root: Linux 5.11 or later, or run as root"
+    })
+  // A supervisor without root is in a user namespace itself.
+  const inside = run(
+    look.isRootless() ? [union(folder, true)] : inChild(["user", "mount"], [union(folder, true)])
+  )
+  const nested = Effect.map(inside, check("overlay in user namespaces", look.isRootless()))
+  return look.isRootless()
+    ? Effect.map(nested, (one) => [one])
+    : Effect.all([Effect.map(run([union(folder, false)]), check("overlay", true)), nested])
+}
+
+/** As a container of `userns` has its layers. */
+const idmapped = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
+  const map = "0 100000 65536\n"
+  const layers: ReadonlyArray<Plan.Operation> = [
+    { op: "layer-map", uids: map, gids: map },
+    union(folder, false)
+  ]
+  const fix =
+    "Use Linux 5.19 or later, and a filesystem that can be idmapped (ext4, xfs, btrfs, tmpfs since 6.3) for Berth's folder"
+  return look.isRootless()
+    ? Effect.succeed({
+        name: "idmapped mounts",
+        required: false,
+        status: "missing",
+        detail: "for root alone, and so is userns of containers",
+        fix: "Run as root"
+      })
+    : Effect.map(
+        run(layers),
+        (error): Doctor.Check => ({
+          name: "idmapped mounts",
+          required: false,
+          status: error === undefined ? "ok" : "missing",
+          detail: error === undefined ? "layers with other ids were mounted" : error.message,
+          fix: error === undefined ? undefined : fix
+        })
+      )
+}
+
+const seccomp = (run: Try): Effect.Effect<Doctor.Check> => {
+  // struct sock_filter: BPF_RET | BPF_K, SECCOMP_RET_ALLOW.
+  const program = new Uint8Array([0x06, 0, 0, 0, 0, 0, 0xff, 0x7f])
+  return Effect.map(
+    run(inChild([], [{ op: "no-new-privileges" }, { op: "seccomp", program, flags: 0, listener: null }])),
+    (error): Doctor.Check => ({
+      name: "seccomp",
+      required: false,
+      status: error === undefined ? "ok" : "missing",
+      detail: error === undefined ? "a filter was set" : error.message,
+      fix: error === undefined ? undefined : "Use a kernel with CONFIG_SECCOMP_FILTER=y"
+    })
+  )
+}
+
+const limits = ["memory", "cpu", "pids"]
+
+const cgroups = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
+  const { controllers, kind, missing } = tree()
+  const lacking = limits.filter((controller) => controllers[controller] === undefined)
+  const make = attempt(() => Cgroup.operations({}, nameOf(folder, 1)).create)
+  return Effect.map(
+    kind === "none" ? Effect.succeed(undefined) : Effect.merge(Effect.flatMap(make, run)),
+    (error): Doctor.Check => {
+      const works = kind !== "none" && error === undefined
+      const where = [...new Set(Object.values(controllers).map((hierarchy) => hierarchy.folder))].join(", ")
+      const why = lacking.length === 0 ? "" : `; no ${lacking.join(", ")}: ${missing(lacking[0]!)}`
+      return {
+        name: "cgroups",
+        required: false,
+        status: !works ? "missing" : lacking.length > 0 ? "limited" : "ok",
+        detail: works
+          ? `${kind}, below ${where}: ${Object.keys(controllers).join(", ")}${why}`
+          : (error?.message ?? missing("memory")),
+        fix: works && lacking.length === 0 ? undefined : look.cgroupFix(kind)
+      }
+    }
+  )
+}
+
+const nearestFolder = (folder: string): string => {
+  for (let at = dirname(folder); at !== "/"; at = dirname(at)) if (look.isWritable(at)) return at
+  return os.tmpdir()
+}
+
+/** A supervisor in a folder of its own, beside where containers would have theirs. */
+const supervisor: Effect.Effect<Supervisor.Supervisor, BerthError, Scope.Scope> = Effect.gen(function* () {
+  const folder = yield* Effect.acquireRelease(
+    Effect.sync(() => mkdtempSync(`${nearestFolder(defaultFolder(look.isRootless()))}/.berth-doctor-`)),
+    (made) => Effect.sync(() => rmSync(made, { recursive: true, force: true }))
+  )
+  const { lock, state } = yield* makeState(folder)
+  const guard = { missing: () => [], hold: () => Effect.void }
+  return yield* Effect.acquireRelease(
+    Supervisor.start(state, lock, look.isRootless() ? "single-id" : "root", () => Effect.void, guard),
+    (started) => started.stop
+  )
+})
+
+const notStarted = (error: BerthError): Doctor.Check =>
+  error._tag === "OperationFailed" && error.operation === "supervisor"
+    ? {
+        name: "user namespaces",
+        required: true,
+        status: "missing",
+        detail: `the supervisor has none: ${error.syscall}: ${error.code}`,
+        fix: look.userNamespaceLimits() ?? look.noUserNamespaces
+      }
+    : { name: "supervisor", required: true, status: "missing", detail: error.message, fix: undefined }
+
+const tried: Effect.Effect<ReadonlyArray<Doctor.Check>> = Effect.gen(function* () {
+  const started = yield* supervisor
+  yield* systemd.delegate(started.pid)
+  const run = trying(started)
+  return [
+    yield* namespaces(run),
+    yield* userNamespaces(run),
+    ...(yield* overlay(run, started.folder)),
+    yield* idmapped(run, started.folder),
+    yield* seccomp(run),
+    yield* cgroups(run, started.folder)
+  ]
+}).pipe(
+  Effect.scoped,
+  Effect.catchAll((error) => Effect.succeed([notStarted(error)]))
+)
+
+export const doctor: Effect.Effect<Doctor.Report> = Effect.flatMap(
+  Effect.suspend(() => Effect.either(checkSystem)),
+  (system) => {
+    if (system._tag === "Left") {
+      const { hint, message } = system.left
+      const check: Doctor.Check = {
+        name: "system",
+        required: true,
+        status: "missing",
+        detail: message,
+        fix: hint
+      }
+      return Effect.succeed(Doctor.unsafeMake(look.isRootless(), [check]))
+    }
+    return Effect.map(tried, (checks) =>
+      Doctor.unsafeMake(look.isRootless(), [look.kernel(), ...checks, ...look.others()])
+    )
+  }
+).pipe(Effect.withSpan("berth.Berth.doctor"))

@@ -1,0 +1,459 @@
+/** Cgroups as the supervisor's units: which folders, made and limited by which operations, and what went wrong. */
+import * as fs from "node:fs"
+import { dirname } from "node:path"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as FiberId from "effect/FiberId"
+import * as Scope from "effect/Scope"
+import type { Berth } from "../../Berth.ts"
+import { type BerthError, CgroupError, type OperationFailed, type SupervisorError } from "../../BerthError.ts"
+import type { Cgroup, Folder } from "../../Cgroup.ts"
+import type { Limits } from "../../CgroupLimits.ts"
+import * as Plan from "../../Plan.ts"
+import { errnoOf } from "../files/rooted.ts"
+import type { Ended } from "../supervisor/connection.ts"
+import { releaseUnit } from "../supervisor/scopedUnit.ts"
+import { EACCES, EBUSY, ENODEV, ENOENT, EPERM, EROFS, ESRCH } from "../util/errno.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import { read } from "../util/readFile.ts"
+import { parseLimits, type Setting, type Write } from "./limits.ts"
+import { lookAgain } from "./stats.ts"
+import { detect, type Tree } from "./tree.ts"
+
+let detected: Tree | undefined
+
+/** The machine's tree, read once: a process's own cgroup hardly ever changes under it. */
+export const tree = (): Tree => {
+  detected ??= detect()
+  return detected
+}
+
+/** Has ours made in another part of the tree from now on: what systemd has given. */
+export const setTree = (given: Tree): void => {
+  detected = given
+}
+
+/** The name of a unit's cgroup; the sweeper knows by it whose it was. */
+export const nameOf = (folder: string, id: number): string =>
+  `berth.${folder.slice(folder.lastIndexOf("/") + 1)}.${id}`
+
+/** Throws where the tree lacks a controller. */
+const hierarchyOf = (from: Tree, controller: string, option: string) => {
+  const hierarchy = from.controllers[controller]
+  if (hierarchy !== undefined) return hierarchy
+  const { reason, path, detail } = from.why(controller)
+  throw new CgroupError({ reason, controller, path, errno: 0, detail: `${option}: ${detail}` })
+}
+
+// Where nothing is counted there still is a place for processes.
+const countingIn = (from: Tree): ReadonlyArray<string> => {
+  const counting = ["memory", "cpu", "cpuacct", "pids"].filter((name) => from.controllers[name] !== undefined)
+  return counting.length === 0 ? ["freezer"] : counting
+}
+
+/**
+ * The folders of a cgroup: one in each hierarchy that limits or counts anything, and in those of `controllers`. `above`
+ * is a cgroup's folders that it is made in, as far as that has one.
+ */
+export const folders = (
+  from: Tree,
+  name: string,
+  controllers: Iterable<string>,
+  above: ReadonlyArray<Folder> = []
+): Array<Folder> => {
+  const byPath = new Map<string, { version: 1 | 2; path: string; controllers: Array<string> }>()
+  for (const controller of controllers) {
+    const hierarchy = from.controllers[controller]
+    if (hierarchy === undefined) continue
+    const parent = above.find((folder) => folder.controllers.includes(controller))?.path ?? hierarchy.folder
+    const path = `${parent}/${name}`
+    const folder = byPath.get(path)
+    if (folder !== undefined) {
+      if (!folder.controllers.includes(controller)) folder.controllers.push(controller)
+      continue
+    }
+    // All of version 2 is one hierarchy.
+    const all = Object.keys(from.controllers).filter((other) => from.controllers[other]!.version === 2)
+    byPath.set(path, {
+      version: hierarchy.version,
+      path,
+      controllers: hierarchy.version === 2 ? all : [controller]
+    })
+  }
+  return [...byPath.values()]
+}
+
+const toOperation =
+  (folder: Folder) =>
+  ([file, value]: Write): Plan.Operation =>
+    typeof value === "string"
+      ? { op: "cgroup-write", file: `${folder.path}/${file}`, value }
+      : { op: "cgroup-devices", path: folder.path, program: value }
+
+/** What holds the settings to, by the folders that there are; throws where the version cannot. */
+const writes = (
+  to: ReadonlyArray<Folder>,
+  settings: ReadonlyArray<Setting>,
+  fresh: boolean
+): ReadonlyArray<Plan.Operation> =>
+  settings.flatMap(({ controller, option, v1, v2 }) => {
+    const folder = to.find(({ controllers }) => controllers.includes(controller))
+    if (folder === undefined) return []
+    const place = { path: folder.path, above: dirname(folder.path), fresh }
+    if (folder.version === 2) return v2(place).map(toOperation(folder))
+    if (v1 !== undefined) return v1(place).map(toOperation(folder))
+    throw new CgroupError({
+      reason: "BoundToV1",
+      controller,
+      path: folder.path,
+      errno: 0,
+      detail: `${option} is of version 2, and the controller is bound to version 1: boot with systemd.unified_cgroup_hierarchy=1, or leave it out`
+    })
+  })
+
+/** Version 2 passes a cgroup's controllers on to those in it only where that has been written down. */
+const passOn = (path: string, controllers: Iterable<string>): ReadonlyArray<Plan.Operation> => {
+  const there = read(`${path}/cgroup.controllers`).trim().split(" ")
+  const passed = read(`${path}/cgroup.subtree_control`).trim().split(" ")
+  return [...new Set(controllers)]
+    .filter((controller) => there.includes(controller) && !passed.includes(controller))
+    .map((controller) => ({
+      op: "cgroup-write",
+      file: `${path}/cgroup.subtree_control`,
+      value: `+${controller}`
+    }))
+}
+
+/** What has to be passed on to cgroups in these, or in the place that the tree has for them. */
+const passOnTo = (
+  from: Tree,
+  above: ReadonlyArray<Folder>,
+  controllers: Iterable<string>
+): ReadonlyArray<Plan.Operation> => {
+  const folder = above.find(({ version }) => version === 2)?.path
+  const place = Object.values(from.controllers).find(({ passesOnRequest }) => passesOnRequest)?.folder
+  if (folder !== undefined) return passOn(folder, controllers)
+  return place === undefined ? [] : passOn(place, controllers)
+}
+
+/** The folders of a new cgroup and the operations that make and limit it; throws. */
+export const operations = (
+  limits: Limits,
+  name: string,
+  above: ReadonlyArray<Folder> = []
+): { readonly folders: Array<Folder>; readonly create: ReadonlyArray<Plan.Operation> } => {
+  const settings = parseLimits(limits)
+  const from = tree()
+  for (const { controller, option } of settings) hierarchyOf(from, controller, option)
+  const wanted = [...countingIn(from), ...settings.map(({ controller }) => controller)]
+  const made = folders(from, name, wanted, above)
+  return {
+    folders: made,
+    create: [
+      ...passOnTo(from, above, wanted),
+      ...made.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path })),
+      ...writes(made, settings, true)
+    ]
+  }
+}
+
+// Errors
+
+const controllerOf = (path: string): string => {
+  const name = /\/([a-z]+)\.[\w.]+$/.exec(path)?.[1] ?? "cgroup"
+  return name === "blkio" ? "io" : name
+}
+
+export const failed = (
+  controller: string,
+  path: string,
+  errno: number,
+  at: "create" | "made" | "write" | "process"
+): CgroupError => {
+  const because = (reason: CgroupError["reason"], detail: string): CgroupError =>
+    new CgroupError({ reason, controller, path, errno, detail })
+  const gone = "the cgroup is not there any more: its scope has closed, or somebody else has removed it"
+  // What failed while it was made has been removed by now.
+  const isThere = at === "made" || (at !== "create" && fs.existsSync(dirname(path)))
+  switch (errno) {
+    case EROFS:
+      return because("ReadOnly", "the tree is mounted read-only: remount it writable, or do without limits")
+    case EACCES:
+    case EPERM:
+      return because(
+        "NotDelegated",
+        "this part of the tree is not yours: have it delegated to your user, or run as root"
+      )
+    case ENOENT:
+      return isThere
+        ? because("NotInKernel", "this kernel has no such limit: a newer one may, or one built with it")
+        : because("Gone", gone)
+    case ENODEV:
+      return isThere && controller === "io"
+        ? because("Refused", "there is no such disk, or it is a partition of one")
+        : because("Gone", gone)
+    case EBUSY:
+      return path.endsWith("subtree_control") || at === "process"
+        ? because(
+            "HasProcesses",
+            "version 2 has processes either in a cgroup or in those below it: move them first"
+          )
+        : at !== "create" && (controller === "memory" || controller === "hugetlb")
+          ? because("InUse", "more than that is in use, and cannot be reclaimed")
+          : because("Refused", "it is busy")
+    default:
+      return because("Refused", "the kernel does not take it")
+  }
+}
+
+/** What a failed operation on a cgroup means; any other error as it is. */
+export const explain =
+  (plan: Plan.Plan) =>
+  (error: BerthError): BerthError => {
+    const operation = error._tag === "OperationFailed" ? plan.operations[error.index] : undefined
+    return operation === undefined ? error : explainOperation(plan, operation, error as OperationFailed)
+  }
+
+const explainOperation = (plan: Plan.Plan, operation: Plan.Operation, error: OperationFailed): BerthError => {
+  switch (operation.op) {
+    case "cgroup-create":
+      return failed("cgroup", operation.path, error.errno, "create")
+    case "cgroup-write": {
+      const folder = dirname(operation.file)
+      const made = plan.operations.some((other) => other.op === "cgroup-create" && other.path === folder)
+      const controller = controllerOf(operation.file)
+      return failed(controller, operation.file, error.errno, made ? "made" : "write")
+    }
+    case "cgroup-devices":
+      return failed("devices", operation.path, error.errno, "write")
+    case "cgroup-join":
+      return failed("cgroup", operation.path, error.errno, "create")
+    case "process": {
+      // The clone enters version 2's; the child enters the others before its first operation.
+      const joined = plan.operations.filter((other) => other.op === "cgroup-join")
+      const at = joined.find(({ version }) => version === (error.syscall === "write" ? 1 : 2))
+      const ours = error.syscall === "write" || error.errno === EBUSY || error.errno === ENODEV
+      return at === undefined || !ours ? error : failed("cgroup", at.path, error.errno, "process")
+    }
+    default:
+      return error
+  }
+}
+
+/** A body that works on a cgroup's files and throws what node:fs throws, or Berth's errors. */
+export const filesOf = <A>(controller: string, path: string, body: () => A): Effect.Effect<A, BerthError> =>
+  attempt(() => {
+    try {
+      return body()
+    } catch (error) {
+      const errno = errnoOf(error)
+      throw errno === undefined ? error : failed(controller, path, errno, "write")
+    }
+  })
+
+export const gone = (cgroup: Cgroup): CgroupError =>
+  failed("cgroup", cgroup.folders[0]?.path ?? cgroup.name, ENOENT, "create")
+
+// A cgroup that is there
+
+/** Whose a cgroup is. */
+export interface Owner {
+  readonly berth: Berth
+  /** What it ends with. */
+  readonly scope: Scope.Scope
+  /** How the container that it is of ended, which may be before. */
+  readonly container: Deferred.Deferred<Ended, SupervisorError> | undefined
+  closed?: Deferred.Deferred<void>
+}
+
+const owners = new WeakMap<Cgroup, Owner>()
+
+export const own = (cgroup: Cgroup, owner: Owner): void => {
+  owners.set(cgroup, owner)
+}
+
+export const ownerOf = (cgroup: Cgroup): Owner | undefined => owners.get(cgroup)
+
+/** Succeeds once nothing more can happen in it: its process has ended, or its scope closes. */
+export const ended = (cgroup: Cgroup): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const owner = owners.get(cgroup)
+    if (owner === undefined) return Effect.void
+    const { container } = owner
+    const closing = Effect.suspend(() => {
+      if (owner.closed !== undefined) return Deferred.await(owner.closed)
+      const closed = Deferred.unsafeMake<void>(FiberId.none)
+      owner.closed = closed
+      return Effect.zipRight(
+        Scope.addFinalizer(owner.scope, Deferred.succeed(closed, undefined)),
+        Deferred.await(closed)
+      )
+    })
+    return container === undefined
+      ? closing
+      : Effect.race(closing, Effect.asVoid(Effect.exit(Deferred.await(container))))
+  })
+
+export const isThere = (cgroup: Cgroup): boolean => fs.existsSync(cgroup.folders[0]?.path ?? "")
+
+const listed = (path: string): ReadonlyArray<number> =>
+  read(`${path}/cgroup.procs`)
+    .split("\n")
+    .flatMap((line) => (Number(line) > 0 ? [Number(line)] : []))
+
+const below = (path: string): ReadonlyArray<string> => {
+  try {
+    return fs
+      .readdirSync(path, { withFileTypes: true })
+      .flatMap((entry) => (entry.isDirectory() ? [`${path}/${entry.name}`] : []))
+  } catch {
+    return []
+  }
+}
+
+const members = (path: string): ReadonlyArray<number> => [...listed(path), ...below(path).flatMap(members)]
+
+/** The processes in it and in those below it. */
+export const processes = (cgroup: Cgroup): ReadonlyArray<number> => [
+  ...new Set(cgroup.folders.flatMap(({ path }) => members(path)))
+]
+
+/** Moves a process; nothing happens where it has ended. Throws what node:fs throws. */
+export const moveTo = (folder: string, pid: number): void => {
+  try {
+    fs.writeFileSync(`${folder}/cgroup.procs`, String(pid))
+  } catch (error) {
+    if (errnoOf(error) !== ESRCH) throw error
+  }
+}
+
+const PASSES_MAX = 100
+
+/** Moves all of these and what they have forked meanwhile, until there are no more of them. */
+export const moveAll = (folder: string, pids: () => ReadonlyArray<number>): void => {
+  for (let pass = 0; pass < PASSES_MAX; pass++) {
+    const there = new Set(members(folder))
+    const rest = pids().filter((pid) => !there.has(pid))
+    if (rest.length === 0) return
+    for (const pid of rest) moveTo(folder, pid)
+  }
+}
+
+/** Runs operations as a unit of their own, and gives what gives it back. */
+export const perform = (berth: Berth, name: string, list: ReadonlyArray<Plan.Operation>) => {
+  const plan = Plan.make(list)
+  const id = berth.supervisor.nextId()
+  return berth.supervisor.start(id, plan, {}).pipe(
+    Effect.mapError(explain(plan)),
+    Effect.map((unit) => releaseUnit(name, unit))
+  )
+}
+
+/**
+ * Gives a cgroup folders in hierarchies that it was made without, with all that is in it, for as long as it is there:
+ * on version 1 each controller that is used costs a start, so there are only those that have been asked for.
+ */
+export const extend = (
+  cgroup: Cgroup,
+  settings: ReadonlyArray<Pick<Setting, "controller" | "option"> & Partial<Setting>>,
+  pids: () => ReadonlyArray<number> = () => processes(cgroup)
+): Effect.Effect<void, BerthError> =>
+  Effect.suspend(() => {
+    const known = cgroup.folders.flatMap(({ controllers }) => controllers)
+    return settings.every(({ controller }) => known.includes(controller))
+      ? Effect.void
+      : extending.withPermits(1)(grow(cgroup, settings, pids))
+  })
+
+// One at a time: two that need the same folder at once make it once.
+const extending = Effect.unsafeMakeSemaphore(1)
+
+const grow = (
+  cgroup: Cgroup,
+  settings: Parameters<typeof extend>[1],
+  pids: () => ReadonlyArray<number>
+): Effect.Effect<void, BerthError> =>
+  Effect.suspend(() => {
+    const missing = settings.filter(
+      ({ controller }) => !cgroup.folders.some(({ controllers }) => controllers.includes(controller))
+    )
+    if (missing.length === 0) return Effect.void
+    const owner = owners.get(cgroup)
+    if (owner === undefined) return Effect.fail(gone(cgroup))
+    return Effect.uninterruptible(
+      Effect.gen(function* () {
+        const { added, create } = yield* attempt(() => {
+          const from = tree()
+          for (const { controller, option } of missing) hierarchyOf(from, controller, option)
+          const added = folders(
+            from,
+            cgroup.name,
+            missing.map(({ controller }) => controller)
+          )
+          const complete = missing.filter((setting): setting is Setting => setting.v2 !== undefined)
+          const create = [
+            ...passOnTo(
+              from,
+              [],
+              missing.map(({ controller }) => controller)
+            ),
+            ...added.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path })),
+            ...writes(added, complete, true)
+          ]
+          return { added, create }
+        })
+        const release = yield* perform(owner.berth, `cgroup ${cgroup.name}`, create)
+        yield* Scope.addFinalizer(owner.scope, release)
+        const to = cgroup.folders as Array<Folder>
+        // First, so that what is started meanwhile is in it.
+        to.push(...added)
+        for (const { path } of added) yield* filesOf("cgroup", path, () => moveAll(path, pids))
+      })
+    )
+  })
+
+const RECLAIM_TRIES = 3
+
+/**
+ * Version 2 takes a limit that is less than what is in use and has the OOM killer see to it; version 1 refuses it. So it
+ * is made room for first, and refused where there is none.
+ */
+const makeRoom = (folder: string, max: number): Effect.Effect<void, CgroupError> =>
+  Effect.gen(function* () {
+    const current = (): number => Number(read(`${folder}/memory.current`))
+    for (let tries = 0; tries < RECLAIM_TRIES && current() > max; tries++) {
+      // Since Linux 5.19; EAGAIN where it was less than asked for.
+      yield* Effect.ignore(
+        Effect.tryPromise(() => fs.promises.writeFile(`${folder}/memory.reclaim`, String(current() - max)))
+      )
+    }
+    if (current() > max) return yield* failed("memory", `${folder}/memory.max`, EBUSY, "write")
+  })
+
+export const update = (cgroup: Cgroup, limits: Limits): Effect.Effect<void, BerthError> =>
+  Effect.gen(function* () {
+    const settings = yield* attempt(() => parseLimits(limits))
+    const owner = owners.get(cgroup)
+    if (owner === undefined || !isThere(cgroup)) return yield* gone(cgroup)
+    const before = new Set(cgroup.folders.flatMap(({ controllers }) => controllers))
+    yield* extend(cgroup, settings)
+    const list = yield* attempt(() => {
+      const rest = settings.filter(({ controller }) => before.has(controller))
+      // One of version 2 has what the cgroup above it has been asked to pass on so far.
+      const unified = cgroup.folders.find(({ version }) => version === 2)
+      const wanted = rest.flatMap(({ controller }) =>
+        unified?.controllers.includes(controller) === true ? [controller] : []
+      )
+      const asked = unified === undefined ? [] : passOn(dirname(unified.path), wanted)
+      return [...asked, ...writes(cgroup.folders, rest, false)]
+    })
+    for (const operation of list) {
+      if (operation.op !== "cgroup-write" || !operation.file.endsWith("/memory.max")) continue
+      if (operation.value !== "max") yield* makeRoom(dirname(operation.file), Number(operation.value))
+    }
+    lookAgain(cgroup.folders)
+    if (list.length > 0)
+      yield* Effect.uninterruptible(
+        Effect.flatten(perform(owner.berth, `update of cgroup ${cgroup.name}`, list))
+      )
+  })

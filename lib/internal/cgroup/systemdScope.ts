@@ -1,0 +1,260 @@
+/**
+ * Where the tree of cgroups is systemd's, a part of it is asked for and not taken: systemd's rule of one writer for each
+ * cgroup (CGROUP_DELEGATION.md). A transient scope with Delegate=yes holds the supervisor; below it, cgroups are ours.
+ */
+import { accessSync, constants, existsSync, mkdirSync, writeFileSync } from "node:fs"
+import { basename, dirname } from "node:path"
+import type { MessageBus } from "dbus-native"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import { AT_FDCWD, native, O_PATH } from "../system/addon.ts"
+import { read } from "../util/readFile.ts"
+import { setTree } from "./cgroup.ts"
+import { detect, type Tree, unifiedOf } from "./tree.ts"
+
+/** Milliseconds that systemd has for an answer, and then for moving the supervisor. */
+const PATIENCE_MS = 5000
+
+/** sd_booted(3). */
+const isRunning = (): boolean => existsSync("/run/systemd/system")
+
+/** The innermost unit that has this cgroup, which is a folder's name in the tree. */
+const unitOf = (cgroup: string): string | undefined => {
+  for (let folder = cgroup; folder !== "/"; folder = dirname(folder))
+    if (/\.(service|scope)$/.test(folder)) return folder
+  return undefined
+}
+
+const hasAttribute = (folder: string, name: string): boolean => {
+  const fd = native().openIn(AT_FDCWD, folder, O_PATH, 0, 0)
+  if (fd < 0) return false
+  const value = new Uint8Array(8)
+  const length = native().xattr(fd, name, value)
+  native().close(fd)
+  return length === 1 && value[0] === 0x31
+}
+
+const isWritable = (unit: string): boolean => {
+  try {
+    accessSync(`${unit}/cgroup.procs`, constants.W_OK)
+    return true
+  } catch {
+    return false
+  }
+}
+
+// Those that Berth limits by; each by itself, as one that is not there makes the whole write fail.
+const passOn = (folder: string): void => {
+  for (const controller of read(`${folder}/cgroup.controllers`).trim().split(" "))
+    try {
+      writeFileSync(`${folder}/cgroup.subtree_control`, `+${controller}`)
+    } catch {
+      // The tree then lacks it, and a limit that needs it says so.
+    }
+}
+
+/**
+ * Prepares a delegated cgroup for others below it: one with processes of its own cannot pass controllers on
+ * (cgroup-v2.rst, no internal process constraint), so they go into one below, as podman does it.
+ */
+const subdivide = (folder: string, inner: string): void => {
+  if (read(`${folder}/cgroup.subtree_control`).trim() !== "") return
+  mkdirSync(`${folder}/${inner}`, { recursive: true })
+  for (const pid of read(`${folder}/cgroup.procs`).split("\n").filter(Boolean))
+    try {
+      writeFileSync(`${folder}/${inner}/cgroup.procs`, pid)
+    } catch {
+      // It has ended.
+    }
+  passOn(folder)
+}
+
+interface Address {
+  readonly path: string
+  /** systemd's own socket, where there is no bus between. */
+  readonly direct: boolean
+}
+
+/** Where the manager that is asked listens: the bus first, then its own socket. */
+const addresses = (): ReadonlyArray<Address> => {
+  const rootless = process.geteuid?.() !== 0
+  const runtime = process.env.XDG_RUNTIME_DIR || `/run/user/${process.geteuid?.()}`
+  const given = rootless ? process.env.DBUS_SESSION_BUS_ADDRESS : process.env.DBUS_SYSTEM_BUS_ADDRESS
+  const bus = /(?:^|;)unix:path=([^,;]+)/.exec(given ?? "")?.[1]
+  return [
+    ...(bus === undefined ? [] : [{ path: bus, direct: false }]),
+    { path: rootless ? `${runtime}/bus` : "/run/dbus/system_bus_socket", direct: false },
+    { path: rootless ? `${runtime}/systemd/private` : "/run/systemd/private", direct: true }
+  ].filter(({ path }) => existsSync(path))
+}
+
+const SYSTEMD = "org.freedesktop.systemd1"
+
+interface Target {
+  readonly path: string
+  readonly interface: string
+}
+
+const MANAGER: Target = { path: "/org/freedesktop/systemd1", interface: `${SYSTEMD}.Manager` }
+
+const call = async (
+  bus: MessageBus,
+  target: Target,
+  member: string,
+  signature: string,
+  body: ReadonlyArray<unknown>
+): Promise<unknown> =>
+  bus.invoke(
+    { ...target, destination: SYSTEMD, member, signature, body: [...body] },
+    { timeout: PATIENCE_MS }
+  )
+
+const withBus = <A>(address: Address, use: (bus: MessageBus) => Promise<A>): Effect.Effect<A, string> =>
+  Effect.acquireUseRelease(
+    Effect.tryPromise({
+      try: async () => {
+        const { createClient } = (await import("dbus-native")).default
+        const bus = createClient({ socket: address.path, direct: address.direct })
+        const broken = new Promise<never>((_, reject) => bus.connection.on("error", reject))
+        // Told of by the call that it breaks; after that, nobody is interested.
+        broken.catch(() => {})
+        return { bus, broken }
+      },
+      catch: String
+    }),
+    ({ broken, bus }) => Effect.tryPromise({ try: () => Promise.race([use(bus), broken]), catch: String }),
+    ({ bus }) => Effect.sync(() => bus.connection.end())
+  ).pipe(
+    Effect.timeoutFail({ duration: 2 * PATIENCE_MS, onTimeout: () => "it does not answer" }),
+    Effect.mapError((why) => `${address.path}: ${why}`)
+  )
+
+const UNLIMITED = "18446744073709551615"
+
+const startScope = (scope: string, pid: number) => (bus: MessageBus) =>
+  call(bus, MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", [
+    scope,
+    "fail",
+    [
+      ["Description", ["s", "Containers of Berth"]],
+      ["PIDs", ["au", [pid]]],
+      ["Delegate", ["b", true]],
+      // It ends with the last process in it, and is then forgotten however that ended.
+      ["CollectMode", ["s", "inactive-or-failed"]],
+      ["TasksMax", ["t", UNLIMITED]]
+    ],
+    []
+  ])
+
+const joinScope = (scope: string, pid: number) => (bus: MessageBus) =>
+  call(bus, MANAGER, "AttachProcessesToUnit", "ssau", [scope, `/${INNER}`, [pid]])
+
+const INNER = "supervisor"
+
+/** Asks until one of the addresses has an answer: why none has. */
+const ask = <A>(use: (bus: MessageBus) => Promise<A>): Effect.Effect<A, string> => {
+  const all = addresses()
+  if (all.length === 0)
+    return Effect.fail(
+      process.geteuid?.() === 0
+        ? "neither the system's bus nor systemd's own socket is there"
+        : "there is no manager of this user: log in, or have root run: loginctl enable-linger"
+    )
+  return all
+    .map((address) => withBus(address, use))
+    .reduce((first, next) =>
+      Effect.catchAll(first, (why) => Effect.mapError(next, (other) => `${why}; ${other}`))
+    )
+}
+
+const hex = (character: string): string => `_${character.charCodeAt(0).toString(16)}`
+
+/** The property `Delegate` of a unit, whose object's path has its name in it, escaped: sd_bus_path_encode(3). */
+const readDelegate = (unit: string) => async (bus: MessageBus) => {
+  const { variantValue } = (await import("dbus-native")).default
+  const path = `${MANAGER.path}/unit/${unit.replace(/^\d|[^a-zA-Z0-9]/g, hex)}`
+  const target = { path, interface: "org.freedesktop.DBus.Properties" }
+  const type = `${SYSTEMD}.${unit.endsWith(".scope") ? "Scope" : "Service"}`
+  return variantValue(await call(bus, target, "Get", "ss", [type, "Delegate"])) === true
+}
+
+/**
+ * Whether systemd keeps out of what is below this cgroup, and it is ours to write. The system's manager marks it so; a
+ * user's manager does not, and is asked.
+ */
+const isDelegated = (unit: string): Effect.Effect<boolean> => {
+  if (!isWritable(unit)) return Effect.succeed(false)
+  const marked = hasAttribute(unit, "user.delegate") || hasAttribute(unit, "trusted.delegate")
+  return marked || process.geteuid?.() === 0
+    ? Effect.succeed(marked)
+    : Effect.orElseSucceed(ask(readDelegate(basename(unit))), () => false)
+}
+
+/** The scope's folder once the supervisor is in it: the job that moves it goes on after systemd's answer. */
+const arrived = (scope: string, pid: number): Effect.Effect<string, string> =>
+  Effect.suspend(() => {
+    const unit = unitOf(unifiedOf(pid) ?? "/")
+    return unit !== undefined && basename(unit) === scope
+      ? Effect.succeed(unit)
+      : Effect.fail(`the supervisor was not moved into ${scope}: see systemctl status ${scope}`)
+  }).pipe(Effect.retry(Schedule.spaced("2 millis").pipe(Schedule.upTo(`${PATIENCE_MS} millis`))))
+
+/** The scope of this process's supervisors, while one of them is in it. */
+let current: string | undefined
+
+const enterScope = (pid: number): Effect.Effect<void, string> => {
+  const fresh = Effect.gen(function* () {
+    const scope = `berth-${process.pid}-${pid}.scope`
+    yield* ask(startScope(scope, pid))
+    const folder = yield* arrived(scope, pid)
+    yield* Effect.try({ try: () => subdivide(folder, INNER), catch: String })
+    current = scope
+  })
+  const joined =
+    current === undefined
+      ? Effect.fail("none")
+      : Effect.zipRight(ask(joinScope(current, pid)), arrived(current, pid))
+  return Effect.catchAll(joined, () => fresh)
+}
+
+const refused = (own: string, why: string): Tree => {
+  const detail = `the tree is systemd's, and it gives no scope: ${why}. Run the program in a unit with Delegate=yes`
+  return {
+    kind: "none",
+    controllers: {},
+    missing: () => detail,
+    why: () => ({ reason: "NotDelegated", path: own, detail })
+  }
+}
+
+// Several that start at once get one scope.
+const asking = Effect.unsafeMakeSemaphore(1)
+
+/**
+ * Has the cgroups of this process below a part of the tree that is delegated to it: the unit that it is in, if that is
+ * one; else a scope of systemd's, or of the user's manager, which the supervisor is moved into and which ends with it. Does
+ * nothing where systemd is not what runs the machine, or the tree has hierarchies of version 1.
+ *
+ * Never fails: where there is nothing to be had, the limits of a container say why.
+ */
+export const delegate = (supervisor: number): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const own = isRunning() ? unifiedOf("self") : undefined
+    if (own === undefined) return Effect.void
+    const unit = unitOf(own)
+    return Effect.if(unit === undefined ? Effect.succeed(false) : isDelegated(unit), {
+      onTrue: () =>
+        Effect.sync(() => {
+          subdivide(unit!, "berth-main")
+          setTree(detect())
+        }),
+      onFalse: () =>
+        Effect.match(enterScope(supervisor), {
+          onFailure: (why) => setTree(refused(own, why)),
+          onSuccess: () => setTree(detect(supervisor))
+        })
+    }).pipe(asking.withPermits(1))
+  }).pipe(
+    Effect.catchAllDefect((cause) => Effect.logWarning(`systemd was not asked for cgroups: ${cause}`)),
+    Effect.withSpan("berth.systemd.delegate")
+  )

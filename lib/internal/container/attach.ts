@@ -1,0 +1,78 @@
+/** This program's terminal, wired to a container's. */
+import * as process from "node:process"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type { BerthError } from "../../BerthError.ts"
+import type { Container, ExitStatus } from "../../Container.ts"
+import { ownTerminal } from "../util/validate.ts"
+
+/** Takes every key as it is typed, for as long as the scope is open. */
+const raw: Effect.Effect<void, never, Scope.Scope> = Effect.asVoid(
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      const before = process.stdin.isRaw
+      if (process.stdin.isTTY) process.stdin.setRawMode(true)
+      return before
+    }),
+    (before) =>
+      Effect.sync(() => {
+        if (process.stdin.isTTY) process.stdin.setRawMode(before)
+        process.stdin.pause()
+      })
+  )
+)
+
+const typed: Stream.Stream<Uint8Array> = Stream.async<Uint8Array>((emit) => {
+  const data = (bytes: Uint8Array): void => {
+    emit.single(bytes)
+  }
+  const end = (): void => {
+    emit.end()
+  }
+  process.stdin.on("data", data)
+  process.stdin.on("end", end)
+  process.stdin.resume()
+  return Effect.sync(() => {
+    process.stdin.off("data", data)
+    process.stdin.off("end", end)
+  })
+})
+
+/** Writes, and waits where the reader of this program's output is slow. */
+const write = (to: NodeJS.WriteStream, bytes: Uint8Array): Effect.Effect<void> =>
+  Effect.async((resume) => {
+    to.write(bytes, () => resume(Effect.void))
+  })
+
+const sizes = (container: Container): Effect.Effect<void, never, Scope.Scope> => {
+  const pass = (): void => {
+    const { rows, columns } = ownTerminal()
+    container.state.terminal?.resize(rows, columns)
+  }
+  return Effect.asVoid(
+    Effect.acquireRelease(
+      Effect.sync(() => {
+        if (!process.stdout.isTTY) return
+        process.stdout.on("resize", pass)
+        pass()
+      }),
+      () => Effect.sync(() => process.stdout.off("resize", pass))
+    )
+  )
+}
+
+export const attach = (container: Container): Effect.Effect<ExitStatus, BerthError> =>
+  Effect.gen(function* () {
+    if (container.state.terminal !== undefined) yield* raw
+    yield* sizes(container)
+    yield* Effect.forkScoped(Stream.run(typed, container.stdin))
+    yield* Effect.all(
+      [
+        Stream.runForEach(container.stdout, (bytes) => write(process.stdout, bytes)),
+        Stream.runForEach(container.stderr, (bytes) => write(process.stderr, bytes))
+      ],
+      { concurrency: "unbounded", discard: true }
+    )
+    return yield* container.exit
+  }).pipe(Effect.scoped)

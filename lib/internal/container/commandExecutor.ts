@@ -1,0 +1,259 @@
+/**
+ * `@effect/platform`'s CommandExecutor inside a container. What it does, and how it fails, is what platform-node's does
+ * on the host, so that a program cannot tell the two apart; where that one throws, this one fails.
+ */
+import { existsSync } from "node:fs"
+import { posix } from "node:path"
+import * as process from "node:process"
+import * as Command from "@effect/platform/Command"
+import * as CommandExecutor from "@effect/platform/CommandExecutor"
+import * as PlatformError from "@effect/platform/Error"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Inspectable from "effect/Inspectable"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import * as Sink from "effect/Sink"
+import * as Stream from "effect/Stream"
+import type { BerthError } from "../../BerthError.ts"
+import * as Cgroup from "../../Cgroup.ts"
+import type { Container } from "../../Container.ts"
+import { reasons } from "../files/platformError.ts"
+import type { Output } from "../system/pipe.ts"
+import { ENOENT, ENOEXEC, errnoName } from "../util/errno.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import { signalNumber } from "../util/signals.ts"
+import * as check from "../util/validate.ts"
+import type * as compile from "./compile.ts"
+import { launchInside, running } from "./execIn.ts"
+import { stdioNames } from "./stdio.ts"
+
+/** How long a process has to end by SIGTERM once its scope is closed. */
+const GRACE = "10 seconds"
+
+const printed = (command: Command.StandardCommand): string => `${command.command} ${command.args.join(" ")}`
+
+const unknown = (
+  command: Command.StandardCommand,
+  method: string,
+  description: string,
+  cause?: unknown
+): PlatformError.PlatformError =>
+  new PlatformError.SystemError({
+    reason: "Unknown",
+    module: "Command",
+    method,
+    pathOrDescriptor: printed(command),
+    description,
+    cause
+  })
+
+const unexpected =
+  (command: Command.StandardCommand, method: string) =>
+  (error: BerthError): PlatformError.PlatformError =>
+    unknown(command, method, error.message, error)
+
+/** Why a command could not be started; platform-node looks at the working directory before it spawns. */
+const spawnError =
+  (command: Command.StandardCommand, program: string, folder: string) =>
+  (error: BerthError): PlatformError.PlatformError => {
+    if (error._tag === "InvalidOption")
+      return new PlatformError.BadArgument({
+        module: "Command",
+        method: "spawn",
+        description: error.message,
+        cause: error
+      })
+    if (error._tag !== "CommandFailed") return unexpected(command, "spawn")(error)
+    const isFolder = error.reason === "WorkingDirectory" && error.errno === ENOENT
+    return new PlatformError.SystemError({
+      reason: reasons[errnoName(error.errno)] ?? "Unknown",
+      module: isFolder ? "FileSystem" : "Command",
+      method: isFolder ? "access" : "spawn",
+      pathOrDescriptor: isFolder ? folder : printed(command),
+      syscall: isFolder ? "access" : `spawn ${program}`,
+      description: isFolder
+        ? `${errnoName(error.errno)}: ${error.message}`
+        : `spawn ${program} ${errnoName(error.errno)}`,
+      cause: error
+    })
+  }
+
+interface Execution {
+  readonly arguments: ReadonlyArray<string>
+  readonly environment: Readonly<Record<string, string>>
+  readonly workingDirectory: string
+}
+
+const executionOf = (box: Container, command: Command.StandardCommand): Execution => {
+  const { environment, workingDirectory } = box.state.settings
+  const own = Object.fromEntries(command.env)
+  const words = [command.command, ...command.args]
+  return {
+    arguments:
+      command.shell === false
+        ? words
+        : [command.shell === true ? "/bin/sh" : command.shell, "-c", words.join(" ")],
+    environment: command.extendEnv ? { ...environment, ...own } : own,
+    workingDirectory: Option.match(command.cwd, {
+      onNone: () => workingDirectory,
+      onSome: (folder) => posix.resolve(workingDirectory, folder)
+    })
+  }
+}
+
+/** As the container's own first process is: the same user, capabilities and limits, in all of its namespaces. */
+const execute = (
+  box: Container,
+  command: Command.StandardCommand,
+  execution: Execution
+): Effect.Effect<Container, BerthError, Scope.Scope> => {
+  const { state } = box
+  const how = (stream: unknown) => (stream === "inherit" ? "inherit" : "pipe")
+  const options = {
+    stdin: how(command.stdin),
+    stdout: how(command.stdout),
+    stderr: how(command.stderr)
+  } as const
+  const settings: compile.Process = {
+    ...state.settings,
+    ...execution,
+    createWorkingDirectory: false,
+    init: false,
+    terminal: undefined,
+    stdio: stdioNames(options),
+    cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
+    joined: [{ descriptor: "container", kinds: state.kinds }]
+  }
+  return launchInside(box, settings, options)
+}
+
+/** Has the shell run a file that is executable but says not by what, as execvp(3) does. */
+const byShell = (execution: Execution): Execution => ({
+  ...execution,
+  arguments: ["/bin/sh", "-c", 'exec "$0" "$@"', ...execution.arguments]
+})
+
+const spawn = (
+  box: Container,
+  command: Command.StandardCommand
+): Effect.Effect<Container, PlatformError.PlatformError, Scope.Scope> =>
+  Effect.suspend(() => {
+    const execution = executionOf(box, command)
+    const { environment, workingDirectory } = execution
+    return Effect.gen(function* () {
+      yield* running(box)
+      yield* attempt(() => {
+        check.process({ env: environment, cwd: workingDirectory })
+        check.command(execution.arguments)
+      })
+      return yield* Effect.catchTag(execute(box, command, execution), "CommandFailed", (error) =>
+        error.reason === "NotExecutable" && error.errno === ENOEXEC
+          ? execute(box, command, byShell(execution))
+          : Effect.fail(error)
+      )
+    }).pipe(Effect.mapError(spawnError(command, execution.arguments[0]!, workingDirectory)))
+  })
+
+/**
+ * Signals a process and all of its group, which it leads since before it was executed: whether there was any. The number
+ * is the group's for as long as the group has members; once the process has ended, one of its number is another's.
+ */
+export const signalGroup = (handle: Container, number: number): Effect.Effect<boolean> =>
+  Effect.map(Deferred.isDone(handle.state.ended), (ended) => {
+    try {
+      return !(ended && existsSync(`/proc/${handle.pid}`)) && process.kill(-handle.pid, number)
+    } catch {
+      return false
+    }
+  })
+
+/** What the scope's end does: platform-node asks the group to end and waits; what does not listen is killed here. */
+const terminate = (handle: Container): Effect.Effect<void> =>
+  Effect.gen(function* () {
+    if (yield* Deferred.isDone(handle.state.ended)) {
+      const { exitCode, signal } = yield* handle.exit
+      if (exitCode !== 0 && signal === undefined) yield* signalGroup(handle, 15)
+      return
+    }
+    yield* signalGroup(handle, 15)
+    if (Option.isNone(yield* Effect.timeoutOption(handle.exit, GRACE))) yield* signalGroup(handle, 9)
+  }).pipe(Effect.ignore)
+
+const ProcessProto = {
+  [CommandExecutor.ProcessTypeId]: CommandExecutor.ProcessTypeId,
+  ...Inspectable.BaseProto,
+  toJSON(this: CommandExecutor.Process) {
+    return { _id: "@effect/platform/CommandExecutor/Process", pid: this.pid }
+  }
+}
+
+const makeProcess = (command: Command.StandardCommand, handle: Container): CommandExecutor.Process => {
+  const exit = Effect.mapError(handle.exit, unexpected(command, "exitCode"))
+  const output = (
+    from: Output | undefined,
+    method: string
+  ): Stream.Stream<Uint8Array, PlatformError.PlatformError> =>
+    from === undefined ? Stream.empty : Stream.mapError(from.stream, unexpected(command, method))
+  const stdout = output(handle.state.stdout, "fromReadable(stdout)")
+  const failedToKill = (why: string) => Effect.fail(unknown(command, "kill", why))
+  const kill: CommandExecutor.Process["kill"] = (signal = "SIGTERM") =>
+    Effect.gen(function* () {
+      const number = signalNumber(signal)
+      if (number === undefined) return yield* failedToKill(`Unknown signal: ${signal}`)
+      const ended = yield* Deferred.isDone(handle.state.ended)
+      if (ended || !(yield* signalGroup(handle, number))) return yield* failedToKill("Failed to kill process")
+      yield* exit
+    })
+  return Object.assign(Object.create(ProcessProto), {
+    pid: CommandExecutor.ProcessId(handle.pid),
+    exitCode: Effect.flatMap(exit, ({ exitCode, signal }) =>
+      signal === undefined
+        ? Effect.succeed(CommandExecutor.ExitCode(exitCode))
+        : Effect.fail(unknown(command, "exitCode", `Process interrupted due to receipt of signal: ${signal}`))
+    ),
+    isRunning: Effect.negate(Deferred.isDone(handle.state.ended)),
+    kill,
+    stdin:
+      handle.state.stdin === undefined
+        ? Sink.drain
+        : Sink.mapError(handle.state.stdin.sink, unexpected(command, "toWritable")),
+    stdout: typeof command.stdout === "string" ? stdout : Stream.transduce(stdout, command.stdout),
+    stderr: output(handle.state.stderr, "fromReadable(stderr)")
+  })
+}
+
+type Start = CommandExecutor.CommandExecutor["start"]
+
+const startStandard = (box: Container, command: Command.StandardCommand): ReturnType<Start> =>
+  Effect.acquireRelease(spawn(box, command), terminate).pipe(
+    Effect.flatMap((handle) => {
+      const made = makeProcess(command, handle)
+      if (typeof command.stdin === "string") return Effect.succeed(made)
+      // Its own failure is the end of the input, no more; and when nobody is there to read, it is not asked for any.
+      const { stdin, ended } = handle.state
+      const wanted = Stream.takeWhile(command.stdin, () => stdin?.closed === false)
+      const feed = Effect.raceFirst(Stream.run(wanted, made.stdin), Deferred.await(ended))
+      return Effect.as(Effect.forkScoped(feed), made)
+    }),
+    Effect.withSpan("berth.Container.command", {
+      attributes: { "container.id": box.id, "process.executable.name": command.command },
+      captureStackTrace: false
+    })
+  )
+
+const start = (box: Container): Start => {
+  const self: Start = (command) => {
+    const [head, ...tail] = Command.flatten(command)
+    const last = tail.pop()
+    if (last === undefined) return startStandard(box, head)
+    const output = (of: Command.Command) =>
+      Stream.unwrapScoped(Effect.map(self(of), (process) => process.stdout))
+    const input = tail.reduce((stdin, next) => output(Command.stdin(next, stdin)), output(head))
+    return self(Command.stdin(last, input))
+  }
+  return self
+}
+
+export const commandExecutor = (box: Container): CommandExecutor.CommandExecutor =>
+  CommandExecutor.makeExecutor(start(box))

@@ -1,0 +1,319 @@
+/** `Container.commit`: the layers of a container's image, one more of what it wrote, and a config that says so. */
+import { createHash } from "node:crypto"
+import * as fs from "node:fs"
+import { pipeline, Readable } from "node:stream"
+import { createGzip } from "node:zlib"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { Berth } from "../../Berth.ts"
+import { type BerthError, ContainerError, InvalidOption } from "../../BerthError.ts"
+import type { CommitOptions, Container } from "../../Container.ts"
+import { type Image, type ImageConfig, scratch } from "../../Image.ts"
+import type { Digest } from "../../Reference.ts"
+import * as Reference from "../../Reference.ts"
+import { storageError } from "../disk/files.ts"
+import * as inRoot from "../files/rooted.ts"
+import type { Ids } from "../ids/idMaps.ts"
+import { ofImage } from "../image/push.ts"
+import { checkEnvironment, encodeConfig, healthcheckOf, keySet, write } from "../image/write.ts"
+import { merged } from "../layer/crossLayerLinks.ts"
+import * as layerDiff from "../layer/diff.ts"
+import * as mergedDiff from "../layer/memoryDiff.ts"
+import { defaultMaxBytes } from "../layer/unpack.ts"
+import * as Descriptors from "../oci/descriptors.ts"
+import * as Oci from "../oci/documents.ts"
+import * as Layout from "../oci/layout.ts"
+import * as Holds from "../store/leases.ts"
+import * as Store from "../store/store.ts"
+import * as Archive from "../store/tarIndex.ts"
+import { native } from "../system/addon.ts"
+import { type Holes, holesOf } from "../tar/containerTar.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import { isContainer } from "./launch.ts"
+
+const goneError = (container: Container): ContainerError =>
+  new ContainerError({
+    reason: "NotRunning",
+    container: container.id,
+    detail: "it has no files of its own: it runs in another's root, or is gone"
+  })
+
+interface Source {
+  readonly image: Image
+  /** The folder of the writable layer, undefined where it is in memory. */
+  readonly upper: string | undefined
+  /** The ids that its files have, and what they are on the host. */
+  readonly ids: Ids
+}
+
+/** What the container was started from, and where what it wrote is. */
+const sourceOf = (container: Container): Effect.Effect<Source, BerthError> =>
+  Effect.suspend((): Effect.Effect<Source, BerthError> => {
+    const { base, root } = container.state
+    if (base === undefined || root < 0 || !base.isThere()) return Effect.fail(goneError(container))
+    const { image, upper } = base
+    if (image.digest === undefined && image !== scratch) {
+      const expected =
+        "a container of an image with a manifest, or of Image.scratch: Image.import makes one of a folder"
+      return Effect.fail(new InvalidOption({ option: "container", value: image.reference, expected }))
+    }
+    return Effect.succeed({ image, upper, ids: base.ids })
+  })
+
+/** What is known of a layer once all of it has gone by. */
+class Measured {
+  private readonly tar = createHash("sha256")
+  private readonly gzip = createHash("sha256")
+  size = 0
+
+  get diffId(): Digest {
+    return `sha256:${this.tar.copy().digest("hex")}` as Digest
+  }
+
+  get digest(): Digest {
+    return `sha256:${this.gzip.copy().digest("hex")}` as Digest
+  }
+
+  async *compressed(parts: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+    const { tar } = this
+    const hashed = async function* () {
+      for await (const part of parts) {
+        tar.update(part)
+        yield part
+      }
+    }
+    const transform = createGzip({ level: 6, chunkSize: 64 * 1024 })
+    // An error of either arrives at whoever reads, and a reader that stops closes both.
+    pipeline(Readable.from(hashed()), transform, () => {})
+    for await (const part of transform as AsyncIterable<Uint8Array>) {
+      // The one byte of the header that says on which system it was made: unknown.
+      if (this.size === 0) part[GZIP_SYSTEM_AT] = 255
+      this.size += part.length
+      this.gzip.update(part)
+      yield part
+    }
+  }
+}
+
+const GZIP_SYSTEM_AT = 9
+
+/** The writable layer: its own folder, or where nobody can open that, what the root shows more than the layers below. */
+const partsOf = (
+  container: Container,
+  { ids, image, upper }: Source,
+  holes: Holes,
+  signal: AbortSignal
+): Effect.Effect<
+  { readonly parts: AsyncIterable<Uint8Array>; readonly isGone: () => boolean },
+  BerthError,
+  Scope.Scope
+> =>
+  Effect.gen(function* () {
+    const { berth, root } = container.state
+    const owner = { rootless: berth.rootless, ids }
+    const failed = layerDiff.failed(`container ${container.id}`)
+    const fd = yield* Effect.acquireRelease(
+      Effect.try({
+        try: () => (upper === undefined ? native().duplicate(root) : inRoot.openHost(upper, inRoot.O_FOLDER)),
+        catch: failed
+      }),
+      (opened) => Effect.sync(() => native().close(opened))
+    )
+    if (upper !== undefined) {
+      const parts = layerDiff.archive(fd, owner, holes, signal)
+      return { parts, isGone: () => fs.statSync(inRoot.via(fd)).nlink === 0 }
+    }
+    const lower = image.layers.length === 0 ? undefined : yield* merged(berth, image.layers)
+    return { parts: mergedDiff.archive(fd, lower, owner, holes, signal), isGone: () => false }
+  })
+
+/** The writable layer, compressed. Fails where it was given back meanwhile, which is no layer without files. */
+const layerOf = (
+  container: Container,
+  source: Source,
+  measured: Measured,
+  holes: Holes
+): Stream.Stream<Uint8Array, BerthError> =>
+  Stream.unwrapScoped(
+    Effect.gen(function* () {
+      const controller = new AbortController()
+      const { isGone, parts } = yield* partsOf(container, source, holes, controller.signal)
+      yield* Effect.addFinalizer(() => Effect.sync(() => controller.abort()))
+      return Stream.concat(
+        Stream.fromAsyncIterable(measured.compressed(parts), layerDiff.failed(`container ${container.id}`)),
+        Stream.execute(
+          Effect.suspend(() =>
+            container.state.root < 0 || container.state.base?.isThere() !== true || isGone()
+              ? Effect.fail(goneError(container))
+              : Effect.void
+          )
+        )
+      )
+    })
+  )
+
+type Json = Readonly<Record<string, unknown>>
+
+const objectOf = (value: unknown): Json =>
+  typeof value === "object" && value !== null && !Array.isArray(value) ? (value as Json) : {}
+
+/** The variables in their order: those that are there get their new values in place. */
+const environmentOf = (
+  before: ReadonlyArray<string>,
+  added: Readonly<Record<string, string>>
+): ReadonlyArray<string> => {
+  const names = new Set(before.map((entry) => entry.split("=", 1)[0]!))
+  return [
+    ...before.map((entry) => {
+      const name = entry.split("=", 1)[0]!
+      return Object.hasOwn(added, name) ? `${name}=${added[name]}` : entry
+    }),
+    ...Object.entries(added).flatMap(([name, value]) => (names.has(name) ? [] : [`${name}=${value}`]))
+  ]
+}
+
+/** How to run it, in the specification's names; of what is not said, what the image has. */
+const runOf = (before: Json, run: Oci.Config["config"], changes: Partial<ImageConfig>): Json => {
+  const { command, entrypoint, environment, exposedPorts, healthcheck, labels, volumes } = changes
+  const { stopSignal, user, workingDirectory } = changes
+  return {
+    ...before,
+    ...(user === undefined ? {} : { User: user }),
+    ...(entrypoint === undefined ? {} : { Entrypoint: entrypoint }),
+    ...(command === undefined ? {} : { Cmd: command }),
+    ...(workingDirectory === undefined ? {} : { WorkingDir: workingDirectory }),
+    ...(stopSignal === undefined ? {} : { StopSignal: stopSignal }),
+    ...(environment === undefined ? {} : { Env: environmentOf(run?.Env ?? [], environment) }),
+    ...(labels === undefined ? {} : { Labels: { ...run?.Labels, ...labels } }),
+    ...(exposedPorts === undefined ? {} : { ExposedPorts: keySet(exposedPorts) }),
+    ...(volumes === undefined ? {} : { Volumes: keySet(volumes) }),
+    ...(healthcheck === undefined ? {} : { Healthcheck: healthcheckOf(healthcheck) })
+  }
+}
+
+/** An entry for each layer, which tools count: where the image has another number of them, they say nothing. */
+const historyOf = (raw: unknown, config: Oci.Config): ReadonlyArray<unknown> => {
+  const layers = config.rootfs.diff_ids
+  const said = config.history?.filter((entry) => entry.empty_layer !== true).length ?? 0
+  return said === layers.length && Array.isArray(raw) ? raw : layers.map(() => ({}))
+}
+
+/** An image's documents: the config as it was written, so that what Berth does not know of stays. */
+interface Documents {
+  readonly layers: ReadonlyArray<Oci.Descriptor>
+  readonly config: Oci.Config
+  readonly raw: Json
+  /** The layout that has its layers. */
+  readonly folder: string
+}
+
+const documentsOf = (image: Image): Effect.Effect<Documents, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    if (image === scratch) {
+      const raw = { ...Layout.hostPlatform(), rootfs: { type: "layers", diff_ids: [] } }
+      const bytes = new TextEncoder().encode(JSON.stringify(raw))
+      const config = yield* Oci.decodeConfig(image.reference, bytes)
+      return { layers: [], config, raw, folder: Store.folder(berth) }
+    }
+    const { descriptor, folder } = yield* ofImage(image)
+    const read = (document: Oci.Descriptor) => Layout.readDocument(berth.fileSystem, folder, document)
+    const { architecture, os } = image.config
+    const resolved = yield* Layout.resolveImage(descriptor, { architecture, os }, read)
+    const bytes = yield* read(resolved.manifest.config)
+    const raw = yield* Oci.parseObject(resolved.manifest.config.digest, bytes)
+    return { layers: resolved.manifest.layers, config: resolved.config, raw, folder }
+  })
+
+const configOf = (
+  { config, raw }: Documents,
+  diffId: string,
+  options: CommitOptions
+): Effect.Effect<Uint8Array, BerthError> =>
+  Effect.gen(function* () {
+    const changes = options.config ?? {}
+    yield* checkEnvironment(changes)
+    const created = options.created ?? new Date()
+    if (Number.isNaN(created.getTime())) {
+      return yield* new InvalidOption({ option: "created", value: "an invalid Date", expected: "a time" })
+    }
+    const { author, comment } = options
+    const entry = { created: created.toISOString(), created_by: "berth commit", author, comment }
+    const document = {
+      ...raw,
+      created: entry.created,
+      ...(author === undefined ? {} : { author }),
+      config: runOf(objectOf(raw.config), config.config, changes),
+      rootfs: { type: "layers", diff_ids: [...config.rootfs.diff_ids, diffId] },
+      history: [...historyOf(raw.history, config), entry]
+    }
+    return yield* encodeConfig(document, "text without NUL, and a config of at most 4 MiB")
+  })
+
+/** The layers of the image in the store, under the names that the OCI specification has for them. */
+const copyLayers = ({
+  folder,
+  layers
+}: Documents): Effect.Effect<ReadonlyArray<Oci.Descriptor>, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    return yield* Effect.forEach(layers, (layer) =>
+      Effect.gen(function* () {
+        const digest = yield* Oci.digestOf(layer)
+        const compression = yield* Oci.compressionOf(layer)
+        const path = yield* Layout.checkBlob(berth.fileSystem, folder, layer)
+        const content = Stream.mapError(
+          berth.fileSystem.stream(path, { chunkSize: 256 * 1024 }),
+          storageError(digest, folder)
+        )
+        yield* Store.put(berth, digest, content, layer.size)
+        return { ...layer, mediaType: Descriptors.ofLayer(compression, digest, layer.size).mediaType }
+      })
+    )
+  })
+
+const commitTo = (container: Container, options: CommitOptions): Effect.Effect<Image, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    const source = yield* sourceOf(container)
+    const name = options.tag === undefined ? undefined : Reference.print(yield* Reference.parse(options.tag))
+    const documents = yield* documentsOf(source.image)
+    // Before anything is read: what is wrong with it would be wrong at the end, too.
+    const holes = yield* attempt(() => holesOf(options.maxHoleBytes))
+    yield* configOf(documents, "", options)
+    const below = yield* copyLayers(documents)
+    const measured = new Measured()
+    const subject = `container ${container.id}`
+    const layer = yield* Archive.spooled(
+      berth,
+      subject,
+      layerOf(container, source, measured, holes),
+      defaultMaxBytes,
+      (path) => {
+        const { digest, size } = measured
+        const content = Archive.read(berth, path, subject, { offset: 0, size })
+        return Effect.as(Store.put(berth, digest, content, size), Descriptors.ofLayer("gzip", digest, size))
+      }
+    )
+    const config = yield* configOf(documents, measured.diffId, options)
+    return yield* write(berth, name, [...below, layer], config, {})
+  })
+
+export const commit: {
+  (options?: CommitOptions): (container: Container) => Effect.Effect<Image, BerthError>
+  (container: Container, options?: CommitOptions): Effect.Effect<Image, BerthError>
+} = dual(
+  (args) => isContainer(args[0]),
+  (container: Container, options: CommitOptions = {}): Effect.Effect<Image, BerthError> => {
+    const { berth } = container.state
+    return commitTo(container, options).pipe(
+      Holds.keeping(berth.holds),
+      Effect.provideService(Berth, berth),
+      Effect.withSpan("berth.Container.commit", {
+        attributes: { "container.id": container.id, "container.image.name": options.tag }
+      })
+    )
+  }
+)

@@ -1,0 +1,467 @@
+/**
+ * The policy: from a container's description to the operations that make it, in the order that is safe. Pure; what has
+ * to be read from the machine is read before.
+ */
+import type { ProcessOptions } from "../../Container.ts"
+import type * as Mount from "../../Mount.ts"
+import type { Kind } from "../../Namespace.ts"
+import type * as Plan from "../../Plan.ts"
+import { constant } from "../../Plan.ts"
+import { defaultReadonlyPaths, type Limit } from "../../Security.ts"
+import { emptyFolder, flags } from "../ids/namespaceFlags.ts"
+import type { User } from "../ids/passwd.ts"
+import type { Filter } from "../security/seccomp.ts"
+
+type Operation = Plan.Operation
+
+const MOUNT_ATTR_RDONLY = 0x1
+const MOUNT_ATTR_NOSUID = 0x2
+const MOUNT_ATTR_NODEV = 0x4
+const MOUNT_ATTR_NOEXEC = 0x8
+const NO_SUID_DEV = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+const NO_SUID_DEV_EXEC = NO_SUID_DEV | MOUNT_ATTR_NOEXEC
+
+/** A namespace that is there already: the descriptor by which it is joined. */
+export interface Joined {
+  readonly descriptor: string
+  readonly kinds: ReadonlyArray<Kind>
+}
+
+/** What runs, as whom, with what: the part that a container's start and an exec have in common. */
+export interface Process {
+  readonly arguments: ReadonlyArray<string>
+  readonly environment: Readonly<Record<string, string>>
+  readonly workingDirectory: string
+  readonly createWorkingDirectory: boolean
+  readonly user: User
+  readonly umask: number
+  readonly capabilities: bigint
+  readonly ambient: bigint
+  readonly noNewPrivileges: boolean
+  /** As it was asked for, for what is executed beside it. */
+  readonly seccompProfile: ProcessOptions["seccomp"]
+  readonly seccomp: Filter | undefined
+  readonly onSystemCall: ProcessOptions["onSystemCall"]
+  /** The AppArmor profile, undefined for none. */
+  readonly appArmor: string | undefined
+  /** Whether an init is the first process, and the command its child. */
+  readonly init: boolean
+  readonly rlimits: ReadonlyArray<Limit>
+  /** What the user should know of what was asked for and cannot be had. */
+  readonly warnings: ReadonlyArray<string>
+  readonly stdio: {
+    readonly stdin: string | null
+    readonly stdout: string | null
+    readonly stderr: string | null
+  }
+  readonly terminal: { readonly rows: number; readonly columns: number } | undefined
+  /** Joins the cgroup, whether it was made for this process or was there. */
+  readonly cgroup: ReadonlyArray<Operation>
+  readonly joined: ReadonlyArray<Joined>
+}
+
+/** What is around it: new namespaces and a root. */
+export interface Surroundings {
+  readonly created: ReadonlySet<Kind>
+  /** The supervisor's folder, which has the device nodes. */
+  readonly folder: string
+  /** Whether ids are those of a user namespace, which may lack some. */
+  readonly inUserNamespace: boolean
+  /** A folder of its own in the supervisor's, for what tells a sweep of a first process that could hide from it. */
+  readonly record: string
+  /** The namespaces that are the host's, of those with files: pid, network and ipc. */
+  readonly ofHost: ReadonlyArray<Kind>
+  readonly idMap: Operation | undefined
+  readonly cgroup: ReadonlyArray<Operation>
+  readonly scratch: ReadonlyArray<Operation>
+  readonly root: Operation
+  /** What is below the root before all else. */
+  readonly content: ReadonlyArray<Operation>
+  readonly hostname: string | undefined
+  readonly mounts: ReadonlyArray<Mount.Mount>
+  readonly maskedPaths: ReadonlyArray<string>
+  readonly readonlyPaths: ReadonlyArray<string>
+  readonly readOnly: boolean
+  readonly hidepid: string | undefined
+  readonly shmBytes: number
+  readonly sysctls: Readonly<Record<string, string>>
+}
+
+/** The search path of a container whose image has none. */
+export const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+/** Where a command without a slash is looked for, as execvp(3) does it. */
+export const searchPath = (
+  command: string,
+  environment: Readonly<Record<string, string>>
+): ReadonlyArray<string> =>
+  command.includes("/")
+    ? [command]
+    : (environment.PATH ?? defaultPath)
+        .split(":")
+        .map((folder) => `${folder === "" ? "." : folder}/${command}`)
+
+const devices = ["null", "zero", "full", "random", "urandom", "tty"]
+
+const links: ReadonlyArray<readonly [path: string, target: string]> = [
+  ["/dev/ptmx", "pts/ptmx"],
+  ["/dev/fd", "/proc/self/fd"],
+  ["/dev/stdin", "/proc/self/fd/0"],
+  ["/dev/stdout", "/proc/self/fd/1"],
+  ["/dev/stderr", "/proc/self/fd/2"]
+]
+
+// The supervisor's own nodes on a read-only mount, in a /dev that takes no others: a container with CAP_MKNOD makes none
+// that works, and changes the mode of none that others use.
+const bindDevices = (folder: string): ReadonlyArray<Operation> =>
+  devices.map((name) => ({
+    op: "bind",
+    source: `${folder}/dev/${name}`,
+    target: `/dev/${name}`,
+    attributes: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+    recursive: 0,
+    pinned: 0
+  }))
+
+// The sweeper knows by it whose a process is. Where the supervisor has device nodes of its own, these say it already.
+const tag = (folder: string): string => `source=berth.${folder.slice(folder.lastIndexOf("/") + 1)}`
+
+const mqueue: Operation = {
+  op: "mount",
+  type: "mqueue",
+  target: "/dev/mqueue",
+  options: [],
+  attributes: NO_SUID_DEV_EXEC,
+  pinned: 0
+}
+
+// runtime-spec, config-linux.md, default filesystems; options as Docker has them. /proc, /dev and /sys are pinned: no link
+// leads to them, and what is masked, protected or mounted below them is so whatever another container of the same root
+// renames meanwhile.
+const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
+  kernelFiles(around, "proc", "pid", around.hidepid === undefined ? [] : [`hidepid=${around.hidepid}`], 0),
+  {
+    op: "mount",
+    type: "tmpfs",
+    target: "/dev",
+    options: ["mode=0755", "size=65536k", ...(around.inUserNamespace ? [tag(around.folder)] : [])],
+    attributes: NO_SUID_DEV_EXEC,
+    pinned: 1
+  },
+  ...bindDevices(around.folder),
+  ...links.map(([path, target]): Operation => ({ op: "symlink", target, path })),
+  {
+    op: "mount",
+    type: "devpts",
+    target: "/dev/pts",
+    // Without an id for the group tty (5) in the user namespace, the group is the process's own.
+    options: ["newinstance", "ptmxmode=0666", "mode=0620", ...(around.inUserNamespace ? [] : ["gid=5"])],
+    attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+    pinned: 0
+  },
+  {
+    op: "mount",
+    type: "tmpfs",
+    target: "/dev/shm",
+    options: ["mode=1777", `size=${around.shmBytes}`],
+    attributes: NO_SUID_DEV_EXEC,
+    pinned: 0
+  },
+  // Of the host's ipc namespace a user namespace may mount none.
+  ...(around.inUserNamespace && around.ofHost.includes("ipc") ? [] : [mqueue]),
+  kernelFiles(around, "sys", "network", [], MOUNT_ATTR_RDONLY)
+]
+
+type Standard = Pick<Surroundings, "folder" | "inUserNamespace" | "ofHost" | "shmBytes" | "hidepid">
+
+// A user namespace may mount the file system of a pid or network namespace that it owns; of the host's there is only the
+// host's own mount, with all that is on it.
+const kernelFiles = (
+  around: Standard,
+  name: string,
+  kind: Kind,
+  options: ReadonlyArray<string>,
+  more: number
+): Operation => {
+  const [target, attributes] = [`/${name}`, NO_SUID_DEV_EXEC | more]
+  return around.inUserNamespace && around.ofHost.includes(kind)
+    ? { op: "bind", source: target, target, attributes, recursive: 1, pinned: 1 }
+    : { op: "mount", type: name === "sys" ? "sysfs" : name, target, options, attributes, pinned: 1 }
+}
+
+// What nearly every container of a supervisor has alike is made, and encoded, once.
+let standard: { readonly of: Standard; readonly operations: ReadonlyArray<Operation> } | undefined
+
+const sharedMounts = ({
+  folder,
+  hidepid,
+  inUserNamespace,
+  ofHost,
+  shmBytes
+}: Standard): ReadonlyArray<Operation> => {
+  const of = standard?.of
+  if (
+    of?.folder !== folder ||
+    of.inUserNamespace !== inUserNamespace ||
+    of.ofHost.length !== ofHost.length ||
+    of.ofHost.some((kind) => !ofHost.includes(kind)) ||
+    of.shmBytes !== shmBytes ||
+    of.hidepid !== hidepid
+  ) {
+    const made = { folder, inUserNamespace, ofHost, shmBytes, hidepid }
+    standard = { of: made, operations: standardMounts(made).map(constant) }
+  }
+  return standard!.operations
+}
+
+const rootUser = constant({ op: "root-user" })
+const session = constant({ op: "session" })
+const fork = constant({ op: "fork" })
+const controllingTerminal = constant({ op: "controlling-terminal" })
+const keyring = constant({ op: "keyring" })
+const loopback = constant({ op: "loopback" })
+const root = constant({ op: "root" })
+const pivot = constant({ op: "pivot" })
+const readonlyRoot = constant({ op: "root-readonly" })
+const noNewPrivileges = constant({ op: "no-new-privileges" })
+const extraMount = (mount: Mount.Mount): Operation =>
+  mount.type === "bind"
+    ? {
+        op: "bind",
+        source: mount.source,
+        target: mount.target,
+        attributes: NO_SUID_DEV | (mount.readOnly === true ? MOUNT_ATTR_RDONLY : 0),
+        recursive: mount.recursive === false ? 0 : 1,
+        pinned: 0
+      }
+    : {
+        op: "mount",
+        type: "tmpfs",
+        target: mount.target,
+        options: [
+          `mode=${(mount.mode ?? 0o1777).toString(8).padStart(4, "0")}`,
+          ...(mount.size === undefined ? [] : [`size=${mount.size}`])
+        ],
+        attributes: NO_SUID_DEV_EXEC,
+        pinned: 0
+      }
+
+// Every kernel has these (proc_root_init() in fs/proc/root.c): one that is not found has been missed.
+const alwaysThere = new Set(["/proc/bus", "/proc/fs", "/proc/sys"])
+
+type Cover = (paths: ReadonlyArray<string>, required: 0 | 1) => Operation
+
+// Those that have to be there, and those that this kernel or image may lack.
+const covering = (paths: ReadonlyArray<string>, cover: Cover): ReadonlyArray<Operation> =>
+  ([1, 0] as const).flatMap((required) => {
+    const these = paths.filter((path) => alwaysThere.has(path) === (required === 1))
+    return these.length === 0 ? [] : [cover(these, required)]
+  })
+
+const readonly: Cover = (paths, required) => ({ op: "readonly", paths, required })
+const defaultReadonly = covering(defaultReadonlyPaths, readonly).map(constant)
+
+// Of what a caller mounts over /proc nothing can be required.
+const protect = (around: Surroundings): ReadonlyArray<Operation> => {
+  const ownProc = around.mounts.some(({ target }) => target === "/proc")
+  const of = (paths: ReadonlyArray<string>, cover: Cover): ReadonlyArray<Operation> =>
+    !ownProc ? covering(paths, cover) : paths.length === 0 ? [] : [cover(paths, 0)]
+  const mask: Cover = (paths, required) => ({
+    op: "mask",
+    null: `${around.folder}/dev/null`,
+    paths,
+    required
+  })
+  return [
+    ...of(around.maskedPaths, mask),
+    ...(around.readonlyPaths === defaultReadonlyPaths && !ownProc
+      ? defaultReadonly
+      : of(around.readonlyPaths, readonly))
+  ]
+}
+
+const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
+  root,
+  ...around.content,
+  ...sharedMounts(around),
+  ...around.mounts.map(extraMount),
+  ...protect(around),
+  pivot,
+  ...(around.readOnly ? [readonlyRoot] : [])
+]
+
+/** Whether others are in its pid namespace, who see it once it is there: it enters it last, by a fork. */
+const isSeen = (process: Process): boolean => process.joined.some(({ kinds }) => kinds.includes("pid"))
+
+const RLIMIT_NPROC = 6
+
+/** A limit that could be too low for the fork: who has it set may have no other process of the same user. */
+const isAfterFork = (process: Process, { resource, soft }: Limit): boolean =>
+  isSeen(process) && resource === RLIMIT_NPROC && soft >= 0n && soft < 1024n
+
+const limit = ({ hard, resource, soft }: Limit): Operation => ({ op: "rlimit", resource, soft, hard })
+
+const joinsUser = (process: Process): boolean => process.joined.some(({ kinds }) => kinds.includes("user"))
+
+/** Of a pid namespace that is joined, /proc is taken from the container or the holder that it is joined by. */
+const takeProc = (process: Process, { folder }: Surroundings): ReadonlyArray<Operation> =>
+  process.joined
+    .filter(({ kinds }) => kinds.includes("pid"))
+    .map(({ descriptor }) => ({
+      op: "proc-of",
+      process: descriptor,
+      paths: ["/proc", "/", emptyFolder(folder)]
+    }))
+
+const join = ({ joined }: Process): ReadonlyArray<Operation> =>
+  joined.map(({ descriptor, kinds }) => ({
+    op: "join",
+    process: descriptor,
+    namespaces: kinds.reduce((all, kind) => all | flags[kind], 0)
+  }))
+
+/**
+ * The clone, and what it is in. A pid namespace of others is joined before a new user namespace is made, in which nobody
+ * has the right to.
+ */
+const clone = (process: Process, namespaces: number, around: Surroundings): ReadonlyArray<Operation> =>
+  isSeen(process) && around.idMap !== undefined
+    ? [
+        { op: "process", namespaces: 0 },
+        ...takeProc(process, around),
+        ...join(process),
+        { op: "unshare", namespaces }
+      ]
+    : [{ op: "process", namespaces }, ...takeProc(process, around)]
+
+/** The child's operations up to its root: where it is, and what its standard streams are. */
+const enter = (process: Process, newMounts: boolean, newUser: boolean): ReadonlyArray<Operation> => [
+  ...(process.appArmor === undefined ? [] : [{ op: "apparmor", profile: process.appArmor } as const]),
+  ...(newUser && isSeen(process) ? [] : join(process)),
+  ...(newMounts ? [{ op: "unshare", namespaces: flags.mount } as const] : []),
+  ...(joinsUser(process) ? [rootUser] : []),
+  ...(isSeen(process) ? [] : [session]),
+  keyring,
+  { op: "stdio", ...process.stdio },
+  ...process.rlimits.filter((one) => !isAfterFork(process, one)).map(limit)
+]
+
+const filterOf = ({ seccomp }: Process): ReadonlyArray<Operation> =>
+  seccomp === undefined ? [] : [seccomp.operation]
+
+const control = ({ terminal }: Process): ReadonlyArray<Operation> =>
+  terminal === undefined ? [] : [controllingTerminal]
+
+const filteredLast = (process: Process): boolean =>
+  process.noNewPrivileges && isSeen(process) && process.seccomp?.custom === true
+
+/**
+ * The child's last operations, in the order that capabilities(7) and seccomp(2) ask for: the bounding set while there
+ * is CAP_SETPCAP, the ids while there is CAP_SETUID, the capabilities themselves, no new ones after, and last the filter,
+ * which what is before it would be subject to. Only where new privileges are allowed does loading it need CAP_SYS_ADMIN,
+ * so that it comes before that may be gone.
+ *
+ * A process that others see enters their pid namespace when all that is done, by a fork, and only begins a session and
+ * executes: they may stop it, and with CAP_SYS_PTRACE do with it as they like. A filter that is not known may deny the fork,
+ * and so comes behind it where it can.
+ */
+const become = (process: Process): ReadonlyArray<Operation> => [
+  {
+    op: "working-directory",
+    path: process.workingDirectory,
+    create: process.createWorkingDirectory ? 1 : 0
+  },
+  ...(process.terminal === undefined
+    ? []
+    : [{ op: "terminal", socket: "terminal", ...process.terminal, uid: process.user.uid } as const]),
+  ...(isSeen(process) ? [] : control(process)),
+  { op: "umask", mask: process.umask },
+  ...(process.noNewPrivileges ? [] : filterOf(process)),
+  { op: "bounding", capabilities: process.capabilities },
+  { op: "user", uid: process.user.uid, gid: process.user.gid, groups: process.user.groups },
+  {
+    op: "capabilities",
+    effective: process.capabilities,
+    permitted: process.capabilities,
+    // An ambient one has to be inheritable; no other is (CVE-2022-29162).
+    inheritable: process.ambient,
+    ambient: process.ambient
+  },
+  ...(process.noNewPrivileges ? [noNewPrivileges] : []),
+  ...(process.noNewPrivileges && !filteredLast(process) ? filterOf(process) : []),
+  ...(isSeen(process) ? [fork, session, ...control(process)] : []),
+  ...process.rlimits.filter((one) => isAfterFork(process, one)).map(limit),
+  ...(filteredLast(process) ? filterOf(process) : [])
+]
+
+/** The last operation: the command, or an init that runs it. The init tells of the command's failure as this one's. */
+const execute = (process: Process, before: ReadonlyArray<Operation>): ReadonlyArray<Operation> => {
+  const paths = searchPath(process.arguments[0]!, process.environment)
+  const environment = Object.entries(process.environment).map(([name, value]) => `${name}=${value}`)
+  const init = ["berth-init", String(before.length), String(paths.length), ...paths, ...process.arguments]
+  return [
+    ...before,
+    process.init
+      ? { op: "self", arguments: init, environment }
+      : { op: "exec", program: null, paths, arguments: process.arguments, environment }
+  ]
+}
+
+const CAP_SYS_ADMIN = 1n << 21n
+
+/**
+ * Whether the first process could hide from a sweep: where it may make user or mount namespaces it can leave the mounts that
+ * say whose it is. A cgroup says it as well, and an init stays where it is.
+ */
+const mayHide = (process: Process, { created }: Surroundings): boolean =>
+  (process.seccomp?.custom !== false || (process.capabilities & CAP_SYS_ADMIN) !== 0n) &&
+  process.cgroup.length === 0 &&
+  !process.init &&
+  created.has("pid")
+
+// The file of the domain name is the host's root's, also in a user namespace that may set it (kernel/utsname_sysctl.c).
+const setParameter = ([key, value]: readonly [key: string, value: string]): Operation =>
+  key === "kernel.domainname"
+    ? { op: "domainname", name: value }
+    : { op: "sysctl", key: key.replaceAll(".", "/"), value }
+
+/** A process in a root of its own. */
+export const container = (process: Process, around: Surroundings): ReadonlyArray<Operation> => {
+  // A cgroup namespace shows what the process is in when it is made, so that one comes after the cgroup has been
+  // entered; on version 2 the clone does both. One of mounts is the user namespace's that makes it, which has to be the one
+  // that is joined.
+  const mountsInJoined = around.created.has("mount") && joinsUser(process)
+  const atClone = [...around.created]
+    .filter((kind) => kind !== "cgroup" && !(kind === "mount" && mountsInJoined))
+    .reduce((all, kind) => all | flags[kind], 0)
+  const recorded = mayHide(process, around)
+  return execute(process, [
+    ...around.cgroup,
+    ...process.cgroup,
+    ...(recorded ? [{ op: "scratch", path: around.record, mode: 0o700 } as const] : []),
+    ...around.scratch,
+    // In a user namespace of its own the child could not read the layers' trusted.* attributes, so the root is made
+    // before it enters one.
+    ...(around.idMap === undefined ? [] : [around.root]),
+    ...clone(process, atClone, around),
+    ...(recorded ? [{ op: "record", path: `${around.record}/stat` } as const] : []),
+    ...(around.idMap === undefined ? [] : [around.idMap, rootUser]),
+    ...enter(process, mountsInJoined, around.idMap !== undefined),
+    ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),
+    ...(around.created.has("network") ? [loopback] : []),
+    ...(around.hostname === undefined ? [] : [{ op: "hostname", name: around.hostname } as const]),
+    ...(around.idMap === undefined ? [around.root] : []),
+    ...makeRoot(around),
+    ...Object.entries(around.sysctls).map(setParameter),
+    ...become(process)
+  ])
+}
+
+/** A process in a root that is there: an exec, or one more process in a namespace that has been set up. */
+export const joining = (process: Process): ReadonlyArray<Operation> =>
+  execute(process, [
+    ...process.cgroup,
+    { op: "process", namespaces: 0 },
+    ...enter(process, false, false),
+    ...become(process)
+  ])

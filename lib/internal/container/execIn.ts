@@ -1,0 +1,72 @@
+/** Running something beside a container's first process, in all that it is in. */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { type BerthError, ContainerError, type OperationFailed } from "../../BerthError.ts"
+import type { Container, ProcessOptions } from "../../Container.ts"
+import { native } from "../system/addon.ts"
+import { ENOMEM, ESRCH } from "../util/errno.ts"
+import * as compile from "./compile.ts"
+import { launch } from "./launch.ts"
+
+const notRunning = (container: Container): ContainerError =>
+  new ContainerError({
+    reason: "NotRunning",
+    container: container.id,
+    detail: "it has ended; start another one"
+  })
+
+/** Fails where the container has ended. */
+export const running = (container: Container): Effect.Effect<void, ContainerError> =>
+  Effect.flatMap(Deferred.isDone(container.state.ended), (ended) =>
+    ended || native().signal(container.state.pidfd, 0) < 0 ? Effect.fail(notRunning(container)) : Effect.void
+  )
+
+/** Its namespaces can no longer be joined, nor forked in. */
+const isEnding = (error: OperationFailed): boolean =>
+  (error.syscall === "setns" && error.errno === ESRCH) ||
+  (error.syscall === "clone" && error.errno === ENOMEM)
+
+/** What fails because the container ends meanwhile, and takes with it what it was in, fails by that. */
+export const unlessEnded =
+  (container: Container) =>
+  <A, R>(effect: Effect.Effect<A, BerthError, R>): Effect.Effect<A, BerthError, R> =>
+    Effect.catchIf(
+      effect,
+      (error) => error._tag === "OperationFailed" || error._tag === "CgroupError",
+      (error) =>
+        error._tag === "OperationFailed" && isEnding(error)
+          ? Effect.fail(notRunning(container))
+          : Effect.zipRight(running(container), Effect.fail(error))
+    )
+
+/** Starts a process with these settings. */
+export const launchInside = (
+  container: Container,
+  settings: compile.Process,
+  options: ProcessOptions
+): Effect.Effect<Container, BerthError, Scope.Scope> => {
+  const { berth, ids, kinds, pidfd } = container.state
+  return launch({
+    berth,
+    unit: berth.supervisor.nextId(),
+    id: container.id,
+    options,
+    settings,
+    operations: compile.joining(settings),
+    descriptors: { container: pidfd },
+    created: [],
+    kinds,
+    // The one that the container is in by then.
+    get cgroup() {
+      return container.state.cgroup
+    },
+    ownsCgroup: false,
+    inside: container.state.inside,
+    stopSignal: undefined,
+    healthcheck: undefined,
+    logs: undefined,
+    base: undefined,
+    ids
+  }).pipe(unlessEnded(container))
+}

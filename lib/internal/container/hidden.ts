@@ -1,0 +1,76 @@
+/**
+ * Where Berth's own folders are in the root of the host, by whatever mounts lead there. No container sees them: it may have
+ * the same user, who could read what other containers write, and take the locks that Berth waits for (flock(2) needs no
+ * right to write).
+ */
+import * as fs from "node:fs"
+import * as path from "node:path/posix"
+import { defaultFolder } from "../berth/layer.ts"
+import { read } from "../util/readFile.ts"
+
+interface Mounted {
+  readonly device: string
+  /** The folder of its file system that is mounted. */
+  readonly root: string
+  readonly target: string
+}
+
+const unescaped = (field: string): string =>
+  field.replaceAll(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)))
+
+const mounts = (): ReadonlyArray<Mounted> =>
+  read("/proc/self/mountinfo")
+    .split("\n")
+    .flatMap((line) => {
+      const [, , device = "", root = "", target = ""] = line.split(" ")
+      return target === "" ? [] : [{ device, root: unescaped(root), target: unescaped(target) }]
+    })
+
+/** What is left of a path below a folder, `""` for the folder itself; undefined of another. */
+const below = (folder: string, at: string): string | undefined => {
+  const start = folder === "/" ? "" : folder
+  return at === folder || at.startsWith(`${start}/`) ? at.slice(start.length) : undefined
+}
+
+/** Every path that leads to a folder by a mount of its file system. */
+const placesOf = (folder: string): ReadonlyArray<string> => {
+  let real: string
+  try {
+    real = fs.realpathSync(folder)
+  } catch {
+    // Once it is there, it is hidden as well.
+    return [folder]
+  }
+  const all = mounts()
+  // The longest is the nearest, and of several at one place the last is on top.
+  const on = all.reduce<Mounted | undefined>(
+    (best, mount) =>
+      below(mount.target, real) !== undefined && mount.target.length >= (best?.target.length ?? 0)
+        ? mount
+        : best,
+    undefined
+  )
+  if (on === undefined) return [real]
+  const inside = path.join(on.root, below(on.target, real)!)
+  const others = all.flatMap(({ device, root, target }) => {
+    const rest = device === on.device ? below(root, inside) : undefined
+    return rest === undefined ? [] : [path.join(target, rest)]
+  })
+  return [real, ...others]
+}
+
+const known = new Map<string, ReadonlyArray<string>>()
+
+/** The places of the folder that has a supervisor's state folder, and of the user's usual one; looked for once. */
+const hostPlaces = (state: string, rootless: boolean): ReadonlyArray<string> => {
+  const own = path.dirname(path.dirname(state))
+  const found = known.get(own)
+  if (found !== undefined) return found
+  const places = [...new Set([own, defaultFolder(rootless)].flatMap(placesOf))]
+  known.set(own, places)
+  return places
+}
+
+/** The same in a root that is a folder of the host. */
+export const hiddenIn = (root: string, state: string, rootless: boolean): ReadonlyArray<string> =>
+  hostPlaces(state, rootless).flatMap((place) => below(root, place) || [])

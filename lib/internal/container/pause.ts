@@ -1,0 +1,123 @@
+/** A container's own cgroup, made when it is first needed, and what stands still in it. */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Scope from "effect/Scope"
+import type { BerthError } from "../../BerthError.ts"
+import * as Cgroup from "../../Cgroup.ts"
+import type { Container, ProcessInfo } from "../../Container.ts"
+import * as internal from "../cgroup/cgroup.ts"
+import * as freezer from "../cgroup/freezer.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import { running, unlessEnded } from "./execIn.ts"
+import * as processes from "./processes.ts"
+
+const isOwn = (container: Container): boolean => {
+  const { cgroup, ended } = container.state
+  return cgroup !== undefined && internal.ownerOf(cgroup)?.container === ended
+}
+
+// One at a time: two that need it at once get the same.
+const making = Effect.unsafeMakeSemaphore(1)
+
+/** Makes a cgroup with these folders for the container and moves all of it there. */
+const adopt = (
+  container: Container,
+  made: ReturnType<typeof internal.operations>,
+  cgroup: Cgroup.Cgroup
+): Effect.Effect<Cgroup.Cgroup, BerthError> =>
+  Effect.gen(function* () {
+    const { berth, ended, scope } = container.state
+    const release = yield* internal.perform(berth, `cgroup ${cgroup.name}`, made.create)
+    yield* Scope.addFinalizer(scope, release)
+    internal.own(cgroup, { berth, scope, container: ended })
+    // First, so that what is executed meanwhile is in it.
+    container.state.cgroup = cgroup
+    // What is being executed since before is moved with the others, once it is to be found.
+    yield* freezer.settled(container.state.inside)
+    const pids = () => processes.processesOf(container)
+    for (const { path } of made.folders)
+      yield* internal.filesOf("cgroup", path, () => internal.moveAll(path, pids))
+    return cgroup
+  }).pipe(Effect.uninterruptible)
+
+const nameFor = (container: Container): string => {
+  const { folder, nextId } = container.state.berth.supervisor
+  return internal.nameOf(folder, nextId())
+}
+
+/** The cgroup that it was started in, or one that is made now. */
+export const cgroupOf = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthError> =>
+  Effect.suspend(() => {
+    const { cgroup } = container.state
+    if (cgroup !== undefined) return Effect.succeed(cgroup)
+    const make = Effect.suspend(() => {
+      if (container.state.cgroup !== undefined) return Effect.succeed(container.state.cgroup)
+      const name = nameFor(container)
+      return Effect.flatMap(
+        attempt(() => internal.operations({}, name)),
+        (made) => adopt(container, made, Cgroup.unsafeMake(name, made.folders))
+      )
+    })
+    return Effect.zipRight(running(container), making.withPermits(1)(make)).pipe(unlessEnded(container))
+  })
+
+/** One that nothing else is in: below a cgroup that others share, only what stands still is the container's own. */
+const ownCgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthError> =>
+  Effect.flatMap(cgroupOf(container), (cgroup) => {
+    if (isOwn(container)) return Effect.succeed(cgroup)
+    const make = Effect.suspend(() => {
+      if (isOwn(container)) return Effect.succeed(container.state.cgroup!)
+      const name = nameFor(container)
+      const folders = internal
+        .folders(internal.tree(), name, ["freezer"], cgroup.folders)
+        .map((folder) => ({ ...folder, controllers: ["freezer"] }))
+      const create = folders.map(({ path }) => ({ op: "cgroup-create", path }) as const)
+      // What counts and limits is the shared one's.
+      const all = [
+        ...cgroup.folders.map((folder) => ({
+          ...folder,
+          controllers: folder.controllers.filter((controller) => controller !== "freezer")
+        })),
+        ...folders
+      ]
+      return adopt(container, { folders, create }, Cgroup.unsafeMake(name, all))
+    })
+    return making.withPermits(1)(make)
+  })
+
+export const pause = (container: Container): Effect.Effect<void, BerthError> =>
+  running(container).pipe(
+    Effect.zipRight(
+      Effect.flatMap(ownCgroup(container), (cgroup) =>
+        Effect.zipRight(
+          freezer.freeze(cgroup, container.state.inside),
+          Effect.tapError(running(container), () => Effect.ignore(freezer.thaw(cgroup)))
+        )
+      )
+    ),
+    unlessEnded(container),
+    Effect.withSpan("berth.Container.pause", { attributes: { "container.id": container.id } })
+  )
+
+export const resume = (container: Container): Effect.Effect<void, BerthError> =>
+  Effect.suspend(() => {
+    const { cgroup } = container.state
+    return freezer.isFrozen(cgroup) && isOwn(container) ? freezer.thaw(cgroup!) : Effect.void
+  })
+
+/** What has been told to end must not stand still. */
+export const letEnd = (container: Container): Effect.Effect<void, BerthError> =>
+  Effect.suspend(() => {
+    const { cgroup, ended, inside } = container.state
+    const keys = cgroup === undefined ? [inside] : [cgroup, inside]
+    const going = freezer.leave(keys, Deferred.await(ended))
+    if (!freezer.isFrozen(cgroup)) return going
+    if (isOwn(container)) return Effect.zipRight(going, freezer.thaw(cgroup!))
+    return Effect.sync(() => freezer.letOut(cgroup!, () => processes.processesOf(container)))
+  })
+
+export const top = (container: Container): Effect.Effect<ReadonlyArray<ProcessInfo>, BerthError> =>
+  Effect.zipRight(
+    running(container),
+    Effect.suspend(() => processes.top(container, processes.processesOf(container)))
+  )

@@ -1,0 +1,145 @@
+/** The processes of a container, by /proc: proc_pid_stat(5), proc_pid_status(5), pid_namespaces(7). */
+import * as fs from "node:fs"
+import * as Effect from "effect/Effect"
+import type { BerthError } from "../../BerthError.ts"
+import type { Container, ProcessInfo } from "../../Container.ts"
+import { promised, turn } from "../files/rooted.ts"
+import { flags } from "../ids/namespaceFlags.ts"
+import { readInside, records } from "../ids/passwd.ts"
+import { native } from "../system/addon.ts"
+import { link, read, readBounded } from "../util/readFile.ts"
+
+const all = (): ReadonlyArray<number> =>
+  fs.readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? [Number(name)] : []))
+
+// The command's name is in parentheses, and may hold any of them itself.
+const statOf = (pid: number): ReadonlyArray<string> =>
+  read(`/proc/${pid}/stat`)
+    .replace(/^.*\) /s, "")
+    .split(" ")
+
+// What has been executed in a container and not been given back, by what stands for the container.
+const executed = new WeakMap<object, Set<Container>>()
+
+/** Takes note of what has been executed in a container, which namespaces that it shares do not tell. */
+export const noteExecuted = (process: Container): void => {
+  const { ended, inside } = process.state
+  if (inside === ended) return
+  const known = executed.get(inside)
+  if (known === undefined) executed.set(inside, new Set([process]))
+  else known.add(process)
+}
+
+export const forgetExecuted = (process: Container): void => {
+  executed.get(process.state.inside)?.delete(process)
+}
+
+// Once it has been waited for, its number may be somebody else's.
+const isThere = (process: Container): boolean => native().signal(process.state.pidfd, 0) >= 0
+
+/**
+ * The processes of a container as the host sees them: those of its pid namespace, or where it has none of its own those of
+ * its mount namespace, which what is executed in it is in as well; where it has neither, the first, and what was executed
+ * in it; and all that came of these, in whatever namespaces.
+ */
+export const processesOf = (container: Container): ReadonlyArray<number> => {
+  if (!isThere(container)) return []
+  const own = new Set([container.pid])
+  const { ended, inside } = container.state
+  if (inside === ended)
+    for (const process of executed.get(inside) ?? []) if (isThere(process)) own.add(process.pid)
+  const made = container.plan.operations.reduce(
+    (all, operation) =>
+      operation.op === "process" || operation.op === "unshare" ? all | Number(operation.namespaces) : all,
+    0
+  )
+  const kind = (made & flags.pid) !== 0 ? "pid" : "mnt"
+  const namespace = (made & (flags.pid | flags.mount)) !== 0 ? link(`/proc/${container.pid}/ns/${kind}`) : ""
+  const children = new Map<number, Array<number>>()
+  const found = new Set<number>()
+  for (const pid of all()) {
+    const stat = statOf(pid)
+    if (stat.length < 2 || stat[0] === "Z" || stat[0] === "X") continue
+    const parent = Number(stat[1])
+    const siblings = children.get(parent)
+    if (siblings === undefined) children.set(parent, [pid])
+    else siblings.push(pid)
+    if (own.has(pid) || (namespace !== "" && link(`/proc/${pid}/ns/${kind}`) === namespace)) found.add(pid)
+  }
+  // A set that grows while it is gone through is gone through to its end.
+  for (const pid of found) for (const child of children.get(pid) ?? []) found.add(child)
+  return [...found]
+}
+
+const TICK_MICROS = 10_000 // USER_HZ is 100 on every architecture that Berth is built for
+const ARGUMENTS_MAX = 4096
+
+const field = (status: string, name: string): string =>
+  new RegExp(`^${name}:\\s*(.*)$`, "m").exec(status)?.[1] ?? ""
+
+const numbers = (status: string): ReadonlyArray<number> => field(status, "NSpid").split(/\s+/).map(Number)
+
+const idInside = (map: string, outside: number): number => {
+  for (const line of map.split("\n")) {
+    const [inside, from, length] = line.trim().split(/\s+/).map(Number)
+    if (length !== undefined && outside >= from! && outside < from! + length) return inside! + outside - from!
+  }
+  return outside
+}
+
+const namesOf = (passwd: string): ReadonlyMap<number, string> => {
+  const names = new Map<number, string>()
+  for (const [name, , uid] of records(passwd))
+    if (/^\d+$/.test(uid ?? "") && !names.has(Number(uid))) names.set(Number(uid), name!)
+  return names
+}
+
+const processOf = async (
+  pid: number,
+  depth: number,
+  userOf: (uid: number) => string
+): Promise<ReadonlyArray<ProcessInfo>> => {
+  const status = read(`/proc/${pid}/status`)
+  const stat = statOf(pid)
+  if (status === "" || stat.length < 13) return []
+  const command = (await readBounded(`/proc/${pid}/cmdline`, ARGUMENTS_MAX)).toString().replace(/\0+$/, "")
+  return [
+    {
+      pid,
+      pidInside: numbers(status)[depth] ?? pid,
+      parent: Number(stat[1]),
+      user: userOf(Number(field(status, "Uid").split(/\s+/)[0])),
+      command: command === "" ? [`[${field(status, "Name")}]`] : command.split("\0"),
+      state: stat[0]!,
+      threads: Number(field(status, "Threads")),
+      userMicros: Number(stat[11]) * TICK_MICROS,
+      systemMicros: Number(stat[12]) * TICK_MICROS,
+      memoryBytes: Number.parseInt(field(status, "VmRSS") || "0", 10) * 1024
+    }
+  ]
+}
+
+/** What runs in it, at this moment; one that has ended meanwhile is not listed. */
+export const top = (
+  container: Container,
+  pids: ReadonlyArray<number>
+): Effect.Effect<ReadonlyArray<ProcessInfo>, BerthError> =>
+  Effect.gen(function* () {
+    const passwd = readInside(`container ${container.id}`, container.pid, "etc/passwd")
+    // A file that is no good takes the users their names, and nothing else.
+    const names = namesOf(yield* Effect.orElseSucceed(passwd, () => ""))
+    const map = read(`/proc/${container.pid}/uid_map`)
+    const userOf = (uid: number): string => names.get(idInside(map, uid)) ?? String(idInside(map, uid))
+    // As many namespaces below the host's as the container's own first process is.
+    const depth = numbers(read(`/proc/${container.pid}/status`)).length - 1
+    return yield* Effect.orDie(
+      promised(async (signal) => {
+        const found: Array<ProcessInfo> = []
+        for (const pid of pids) {
+          await turn(signal)
+          found.push(...(await processOf(pid, depth, userOf)))
+        }
+        return found
+      })
+    )
+  })

@@ -1,0 +1,131 @@
+import { readdirSync, statSync } from "node:fs"
+import { ImageError } from "../../BerthError.ts"
+import type { Image } from "../../Image.ts"
+import type * as Plan from "../../Plan.ts"
+import type { Options } from "../../RootFs.ts"
+import { type Mapped, mapLayers } from "../ids/allocation.ts"
+import { outside } from "../ids/idMaps.ts"
+import * as check from "../util/validate.ts"
+import { hiddenIn } from "./hidden.ts"
+
+export interface Composed {
+  readonly scratch: ReadonlyArray<Plan.Operation>
+  readonly mount: Plan.Operation
+  /** What is attached below the root, by whatever process makes it its root. */
+  readonly content: ReadonlyArray<Plan.Operation>
+  /** The folder of the writable layer, undefined where it is in memory. */
+  readonly upper: string | undefined
+}
+
+const none: ReadonlyArray<Plan.Operation> = []
+
+// Device nodes that an image brings, or a container makes, open nothing.
+const MOUNT_ATTR_NODEV = 0x4
+
+// The merged root has the mode of the writable layer's, so that one is given the image's.
+const modes = new WeakMap<Image, number>()
+
+const modeOf = (image: Image): number => {
+  const known = modes.get(image)
+  if (known !== undefined) return known
+  const top = image.layers.at(-1)
+  try {
+    const mode = top === undefined ? 0o755 : statSync(top).mode & 0o7777
+    modes.set(image, mode)
+    return mode
+  } catch {
+    throw new ImageError({
+      reason: "NotFound",
+      subject: image.reference,
+      detail: `its layer ${top} is no longer there`
+    })
+  }
+}
+
+// What a container has of its own, or has to be able to write to.
+const notTheHosts = new Set(["proc", "sys", "dev", "run", "tmp", "root", "lost+found"])
+
+const MOUNT_ATTR_RDONLY = 0x1
+const MOUNT_ATTR_NOSUID = 0x2
+
+/**
+ * The host's root for somebody who may not mount it below an overlay, as other mounts are on it which a user namespace must
+ * not uncover (mount_namespaces(7)): each of its folders, read-only, in an empty root.
+ */
+const hostFolders = (): ReadonlyArray<Plan.Operation> => [
+  ...readdirSync("/").flatMap((name): ReadonlyArray<Plan.Operation> => {
+    const path = `/${name}`
+    if (notTheHosts.has(name) || statSync(path, { throwIfNoEntry: false })?.isDirectory() !== true) return []
+    const attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+    return [{ op: "bind", source: path, target: path, attributes, recursive: 1, pinned: 0 }]
+  }),
+  { op: "directory", path: "/run", mode: 0o755 },
+  { op: "directory", path: "/tmp", mode: 0o1777 },
+  { op: "directory", path: "/root", mode: 0o700 }
+]
+
+/** The same for a user namespace: the writable layer begins as its root's, and all that is in it is by then its ids'. */
+export const withIds = (composed: Composed, mapped: Mapped): Composed => {
+  const { gids, uids } = mapped.ids
+  const [uid, gid] = [outside(uids, 0), outside(gids, 0)]
+  const { mount, upper } = composed
+  return {
+    ...composed,
+    scratch: [
+      ...composed.scratch,
+      ...(upper === undefined ? [] : [{ op: "owner", path: upper, uid, gid } as const]),
+      ...mapLayers(mapped)
+    ],
+    mount:
+      mount.op === "overlay-memory"
+        ? { ...mount, tmpfs: [...mount.tmpfs, `uid=${uid}`, `gid=${gid}`] }
+        : mount
+  }
+}
+
+/** The operations for an image's root with the writable layer that the options ask for; throws. */
+export const compose = (
+  image: Image,
+  options: Options,
+  folder: string,
+  id: number,
+  rootless: boolean
+): Composed => {
+  const where = options.upper ?? image.upper
+  const size = options.size === undefined ? undefined : check.bytes("size", options.size)
+  if (where === "disk" && image.upper === "memory") {
+    const expected = `"memory" for ${image.reference}: overlayfs takes no writable layer from within a read-only one (ELOOP)`
+    check.invalid("upper", where, expected)
+  }
+  const bound = rootless && image.layers.length === 1 && image.layers[0] === "/"
+  // A folder of the host can have Berth's own in it.
+  const hidden = image.layers.flatMap((layer) => hiddenIn(layer, folder, rootless))
+  const masked: ReadonlyArray<Plan.Operation> =
+    hidden.length === 0 ? none : [{ op: "mask", null: `${folder}/dev/null`, paths: hidden, required: 0 }]
+  const mode = bound ? 0o755 : modeOf(image)
+  // A scratch image has no layer: an empty folder stands for it.
+  const lower = image.layers.length === 0 || bound ? [`${folder}/empty`] : image.layers.toReversed()
+  // What is written is thrown away with the container, so nothing waits for the disk (overlayfs.rst, volatile mount).
+  const overlay = rootless ? ["volatile", "userxattr"] : ["volatile"]
+  if (where === "memory") {
+    const tmpfs = ["mode=0755", ...(size === undefined ? [] : [`size=${size}`])]
+    return {
+      scratch: [],
+      mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes: MOUNT_ATTR_NODEV },
+      content: [...(bound ? hostFolders() : none), ...masked],
+      upper: undefined
+    }
+  }
+  const base = `${folder}/${id}`
+  const [upper, work] = [`${base}/upper`, `${base}/work`]
+  return {
+    scratch: [
+      { op: "scratch", path: base, mode: 0o700 },
+      { op: "scratch", path: upper, mode },
+      { op: "scratch", path: work, mode: 0o700 }
+    ],
+    mount: { op: "overlay", lower, upper, work, options: overlay, attributes: MOUNT_ATTR_NODEV },
+    content: masked,
+    upper
+  }
+}

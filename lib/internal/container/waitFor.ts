@@ -1,0 +1,408 @@
+/** Conditions of a container: looked at until they hold, until it ends, or until the time is over. */
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
+import * as Stream from "effect/Stream"
+import { type BerthError, InvalidOption, WaitFailed } from "../../BerthError.ts"
+import type { Container, ExitStatus, LogEntry, ProcessOptions } from "../../Container.ts"
+import type { Healthcheck } from "../../Image.ts"
+import type {
+  CommandOptions,
+  HealthCheckOptions,
+  HttpOptions,
+  LogOptions,
+  Options,
+  PollOptions
+} from "../../WaitFor.ts"
+import { native } from "../system/addon.ts"
+import { concat } from "../util/bytes.ts"
+import { printWords } from "../util/commandTemplate.ts"
+import { ECONNRESET } from "../util/errno.ts"
+import { readBounded } from "../util/readFile.ts"
+import { lastLines } from "../util/text.ts"
+import { connect } from "./connect.ts"
+import { isContainer } from "./launch.ts"
+import * as containers from "./lifecycle.ts"
+
+const TIMEOUT = "30 seconds"
+const LAST_LINES = 20
+const ENDING = "200 millis"
+
+const often: Schedule.Schedule<unknown> = Schedule.union(
+  Schedule.exponential("10 millis", 1.2),
+  Schedule.spaced("250 millis")
+)
+
+const isSubjectFirst = (args: IArguments): boolean => isContainer(args[0])
+
+const stateOf = ({ exitCode, outOfMemory, signal }: ExitStatus): string =>
+  outOfMemory !== undefined
+    ? "was killed by the kernel for want of memory"
+    : signal !== undefined
+      ? `was ended by ${signal}`
+      : `has ended with exit code ${exitCode}`
+
+/** One wait: what for, and since when. What it waited for may have more to say at its end than at its beginning. */
+interface Wait {
+  readonly container: Container
+  readonly condition: () => string
+  readonly begun: number
+}
+
+const begin = (container: Container, condition: () => string): Wait => ({
+  container,
+  condition,
+  begun: performance.now()
+})
+
+const failed = (wait: Wait, reason: WaitFailed["reason"], state: string): Effect.Effect<never, WaitFailed> =>
+  Effect.suspend(() =>
+    Effect.fail(
+      new WaitFailed({
+        reason,
+        condition: wait.condition(),
+        container: wait.container.id,
+        state,
+        millis: performance.now() - wait.begun,
+        log: [...wait.container.state.log().tail(LAST_LINES)]
+      })
+    )
+  )
+
+/** Until the log has all that the container wrote, which may come after the news of its end. */
+const logEnd = (container: Container): Effect.Effect<void> =>
+  Effect.ignore(
+    Effect.timeoutOption(Stream.runDrain(containers.logs(container, { follow: true })), "1 second")
+  )
+
+const hasEnded = (wait: Wait): Effect.Effect<never, BerthError> =>
+  Effect.flatMap(wait.container.exit, (status) =>
+    Effect.zipRight(logEnd(wait.container), failed(wait, "Ended", stateOf(status)))
+  )
+
+const timedOut = (wait: Wait): Effect.Effect<never, WaitFailed> => failed(wait, "TimedOut", "is running")
+
+// A race, as Effect.timeout within a concurrent Effect.all is not interrupted before its time (3.22).
+const bounded = <A>(
+  name: string,
+  wait: Wait,
+  timeout: Duration.DurationInput,
+  effect: Effect.Effect<A, BerthError>
+): Effect.Effect<A, BerthError> =>
+  Effect.withSpan(Effect.raceFirst(effect, Effect.delay(timedOut(wait), timeout)), `berth.WaitFor.${name}`, {
+    attributes: { "container.id": wait.container.id },
+    captureStackTrace: false
+  })
+
+/** Looks again and again until it is so; that the container has ended is for its end to say. */
+const poll = (
+  name: string,
+  wait: Wait,
+  options: PollOptions & { readonly timeout: Duration.DurationInput },
+  look: Effect.Effect<boolean, BerthError>
+): Effect.Effect<void, BerthError> => {
+  let isSo = false
+  const noted = look.pipe(
+    Effect.map((is) => {
+      isSo = is
+      return is
+    }),
+    Effect.catchAll((error): Effect.Effect<never, BerthError> => {
+      if (error._tag === "ContainerError" && error.reason === "NotRunning") return Effect.never
+      // One that is just ending refuses in ways of its own, and its end is then better news.
+      return error._tag === "OperationFailed" ? Effect.delay(Effect.fail(error), ENDING) : Effect.fail(error)
+    })
+  )
+  const looked = Effect.repeat(noted, { until: (is) => is, schedule: options.schedule ?? often })
+  return bounded(
+    name,
+    wait,
+    options.timeout,
+    Effect.raceFirst(
+      // It is over as well when the schedule is.
+      Effect.flatMap(looked, () => (isSo ? Effect.void : timedOut(wait))),
+      hasEnded(wait)
+    )
+  )
+}
+
+const timeoutOf = (options: Options): Duration.DurationInput => options.timeout ?? TIMEOUT
+
+// Log
+
+const matcher = (pattern: string | RegExp): ((line: string) => boolean) => {
+  if (typeof pattern === "string") return (line) => line.includes(pattern)
+  // Without the flags that make an expression remember where it was.
+  const expression = new RegExp(pattern.source, pattern.flags.replace(/[gy]/g, ""))
+  return (line) => expression.test(line)
+}
+
+export const log: {
+  (
+    pattern: string | RegExp,
+    options?: LogOptions
+  ): (container: Container) => Effect.Effect<LogEntry, BerthError>
+  (container: Container, pattern: string | RegExp, options?: LogOptions): Effect.Effect<LogEntry, BerthError>
+} = dual(
+  isSubjectFirst,
+  (
+    container: Container,
+    pattern: string | RegExp,
+    options: LogOptions = {}
+  ): Effect.Effect<LogEntry, BerthError> =>
+    Effect.suspend(() => {
+      const wait = begin(container, () => `line with ${pattern}`)
+      const matches = matcher(pattern)
+      const found = container.state
+        .log()
+        .find(
+          ({ line, stream }) => (options.stream === undefined || stream === options.stream) && matches(line),
+          options.times ?? 1
+        )
+      // What it wrote last counts, so its end is that of its log.
+      const first = Effect.flatMap(found, (entry) =>
+        Option.isSome(entry) ? Effect.succeed(entry.value) : hasEnded(wait)
+      )
+      return bounded("log", wait, timeoutOf(options), first)
+    })
+)
+
+// Port
+
+// 150 bytes of each socket: a container may have any number of them.
+const SOCKETS_BYTES_MAX = 16 * 1024 * 1024
+/** A line of a socket that does not listen: the kernel lists those that do before all others. */
+const OTHER = /: [0-9A-F]+:[0-9A-F]{4} [0-9A-F]+:[0-9A-F]{4} (?!0A)[0-9A-F]{2} /
+
+/**
+ * Whether a socket of the process's network namespace listens on the port: state 0A of /proc/PID/net/tcp, proc_net(5).
+ * The kernel tells of no socket that begins to listen: sock_diag(7) has groups for those that are destroyed alone.
+ */
+const isListening = async (pid: number, port: number): Promise<boolean> => {
+  const hex = port.toString(16).toUpperCase().padStart(4, "0")
+  const line = new RegExp(`^ *\\d+: [0-9A-F]+:${hex} [0-9A-F]+:0000 0A `, "m")
+  for (const name of ["tcp", "tcp6"]) {
+    const sockets = await readBounded(`/proc/${pid}/net/${name}`, SOCKETS_BYTES_MAX, (part) =>
+      OTHER.test(part.toString("latin1"))
+    )
+    if (line.test(sockets.toString("latin1"))) return true
+  }
+  return false
+}
+
+export const port: {
+  (port: number, options?: PollOptions): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, port: number, options?: PollOptions): Effect.Effect<void, BerthError>
+} = dual(isSubjectFirst, (container: Container, number: number, options: PollOptions = {}) =>
+  Effect.suspend(() => {
+    if (!Number.isInteger(number) || number < 1 || number > 65535) {
+      const expected = "a port, from 1 to 65535"
+      return Effect.fail(new InvalidOption({ option: "port", value: String(number), expected }))
+    }
+    const { ended, pidfd } = container.state
+    const wait = begin(container, () => `listener on port ${number}`)
+    // The pid was the container's all the while if the container is still there.
+    const look = Effect.map(
+      Effect.zip(
+        Effect.promise(() => isListening(container.pid, number)),
+        Deferred.isDone(ended)
+      ),
+      ([listening, isOver]) => listening && !isOver && native().signal(pidfd, 0) >= 0
+    )
+    return poll("port", wait, { ...options, timeout: timeoutOf(options) }, look)
+  })
+)
+
+// HTTP
+
+/** As much of an answer as its status needs: "HTTP/1.1 200". */
+const STATUS_BYTES = 12
+
+/** The status of one request; undefined where nobody listens, or what answers is no HTTP. */
+const statusOf = (
+  container: Container,
+  options: HttpOptions
+): Effect.Effect<number | undefined, BerthError> =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const { input, output } = yield* connect(container, options.port)
+      const host = `${options.host ?? "localhost"}:${options.port}`
+      const head = `GET ${options.path ?? "/"} HTTP/1.1\r\nHost: ${host}\r\nConnection: close\r\n\r\n`
+      yield* output.write(new TextEncoder().encode(head))
+      const bytes = yield* Stream.runFoldWhile(
+        input.stream,
+        new Uint8Array(0) as Uint8Array,
+        (read) => read.length < STATUS_BYTES,
+        (read, more) => concat([read, more.subarray(0, STATUS_BYTES)])
+      )
+      const status = /^HTTP\/1\.[01] (\d{3})/.exec(new TextDecoder("latin1").decode(bytes))?.[1]
+      return status === undefined ? undefined : Number(status)
+    })
+  ).pipe(
+    // A server that has not begun to listen, or that hangs up, is one that is not ready.
+    Effect.catchTag("OperationFailed", (error) =>
+      error.syscall === "connect" || error.errno === ECONNRESET
+        ? Effect.succeed(undefined)
+        : Effect.fail(error)
+    )
+  )
+
+export const http: {
+  (options: HttpOptions): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, options: HttpOptions): Effect.Effect<void, BerthError>
+} = dual(isSubjectFirst, (container: Container, options: HttpOptions) =>
+  Effect.suspend(() => {
+    const { path = "/", port: number, status } = options
+    if (!Number.isInteger(number) || number < 1 || number > 65535) {
+      const expected = "a port, from 1 to 65535"
+      return Effect.fail(new InvalidOption({ option: "port", value: String(number), expected }))
+    }
+    if (!/^\/[!-~]*$/.test(path) || !/^[!-~]*$/.test(options.host ?? "")) {
+      const expected = "a path that begins with / and a host, without spaces"
+      return Effect.fail(new InvalidOption({ option: "path", value: JSON.stringify(path), expected }))
+    }
+    let last = ""
+    const wait = begin(container, () => `http://localhost:${number}${path}${last}`)
+    const look = Effect.map(statusOf(container, options), (answer) => {
+      last = answer === undefined ? "" : ` (last time ${answer})`
+      return (
+        answer !== undefined && (status === undefined ? answer >= 200 && answer < 400 : answer === status)
+      )
+    })
+    return poll("http", wait, { ...options, timeout: timeoutOf(options) }, look)
+  })
+)
+
+// Command
+
+/** What an attempt that failed said, in few words. */
+const lastWords = (text: string): string => {
+  const line = lastLines(text, 1)[0]!.slice(0, 200)
+  return line === "" ? "" : `: ${line}`
+}
+
+interface Attempt {
+  readonly wait: Wait
+  readonly look: Effect.Effect<boolean, BerthError>
+}
+
+const attempt = (
+  container: Container,
+  command: ReadonlyArray<string>,
+  condition: string,
+  options: ProcessOptions
+): Attempt => {
+  let last = ""
+  return {
+    wait: begin(container, () => `${condition}${last === "" ? "" : ` (last time ${last})`}`),
+    look: Effect.map(containers.exec(container, command, options), ({ exitCode, stderr, stdout }) => {
+      last = `exit code ${exitCode}${lastWords(stderr) || lastWords(stdout)}`
+      return exitCode === 0
+    })
+  }
+}
+
+export const command: {
+  (
+    command: ReadonlyArray<string>,
+    options?: CommandOptions
+  ): (container: Container) => Effect.Effect<void, BerthError>
+  (
+    container: Container,
+    command: ReadonlyArray<string>,
+    options?: CommandOptions
+  ): Effect.Effect<void, BerthError>
+} = dual(isSubjectFirst, (container: Container, words: ReadonlyArray<string>, options: CommandOptions = {}) =>
+  Effect.suspend(() => {
+    const { schedule, timeout, ...rest } = options
+    const { wait, look } = attempt(container, words, `exit code 0 of ${printWords(words)}`, rest)
+    return poll("command", wait, { schedule, timeout: timeout ?? TIMEOUT }, look)
+  })
+)
+
+// Health check
+
+/** What Docker takes where the image says nothing. */
+const defaults = {
+  interval: Duration.seconds(30),
+  timeout: Duration.seconds(30),
+  startPeriod: Duration.zero,
+  startInterval: Duration.seconds(5),
+  retries: 3
+}
+
+const given = (duration: Duration.Duration | undefined, otherwise: Duration.Duration): Duration.Duration =>
+  duration === undefined || Duration.equals(duration, Duration.zero) ? otherwise : duration
+
+const commandOf = ({ test }: Healthcheck): ReadonlyArray<string> | undefined => {
+  const [kind, ...rest] = test
+  if (kind === "CMD" && rest.length > 0) return rest
+  return kind === "CMD-SHELL" && rest.length === 1 ? ["/bin/sh", "-c", rest[0]!] : undefined
+}
+
+const checked = (
+  container: Container,
+  healthcheck: Healthcheck,
+  words: ReadonlyArray<string>,
+  options: HealthCheckOptions
+): Effect.Effect<void, BerthError> => {
+  const startPeriod = given(healthcheck.startPeriod, defaults.startPeriod)
+  const interval = given(healthcheck.interval, defaults.interval)
+  const early = Duration.min(given(healthcheck.startInterval, defaults.startInterval), interval)
+  const retries = healthcheck.retries || defaults.retries
+  const { look, wait } = attempt(container, words, `health check ${printWords(words)}`, {})
+  let failures = 0
+  const probe = look.pipe(
+    Effect.catchTag("CommandFailed", () => Effect.succeed(false)),
+    Effect.raceFirst(Effect.delay(Effect.succeed(false), given(healthcheck.timeout, defaults.timeout))),
+    Effect.flatMap((healthy) => {
+      if (healthy) return Effect.succeed(true)
+      const counts = performance.now() - wait.begun >= Duration.toMillis(startPeriod)
+      failures = counts ? failures + 1 : 0
+      return failures >= retries ? failed(wait, "Unhealthy", "is running") : Effect.succeed(false)
+    })
+  )
+  const asTheImageSays = Schedule.andThen(
+    Schedule.upTo(Schedule.spaced(early), startPeriod),
+    Schedule.spaced(interval)
+  )
+  return poll(
+    "healthCheck",
+    wait,
+    { schedule: options.schedule ?? asTheImageSays, timeout: options.timeout ?? Duration.infinity },
+    probe
+  )
+}
+
+export const healthCheck: {
+  (options?: HealthCheckOptions): (container: Container) => Effect.Effect<void, BerthError>
+  (container: Container, options?: HealthCheckOptions): Effect.Effect<void, BerthError>
+} = dual(isSubjectFirst, (container: Container, options: HealthCheckOptions = {}) =>
+  Effect.suspend(() => {
+    const healthcheck = options.healthcheck ?? container.state.healthcheck
+    const words = healthcheck === undefined ? undefined : commandOf(healthcheck)
+    if (healthcheck === undefined || words === undefined) {
+      return Effect.fail(
+        new InvalidOption({
+          option: "healthcheck",
+          value: JSON.stringify(healthcheck?.test) ?? "none",
+          expected: 'an image with a health check, ["CMD", ...] or ["CMD-SHELL", command], or one given here'
+        })
+      )
+    }
+    return checked(container, healthcheck, words, options)
+  })
+)
+
+// Several
+
+export const all = <E, R>(
+  conditions: ReadonlyArray<Effect.Effect<unknown, E, R>>
+): Effect.Effect<void, E, R> => Effect.all(conditions, { concurrency: "unbounded", discard: true })
+
+export const any = <E, R>(
+  conditions: readonly [Effect.Effect<unknown, E, R>, ...ReadonlyArray<Effect.Effect<unknown, E, R>>]
+): Effect.Effect<void, E, R> => Effect.asVoid(Effect.raceAll(conditions))

@@ -1,0 +1,259 @@
+/** What the store and the layers do with files: bounded reads, durable writes, locks between fibers and processes. */
+import { randomBytes } from "node:crypto"
+import type { PlatformError } from "@effect/platform/Error"
+import type * as FileSystem from "@effect/platform/FileSystem"
+import * as Effect from "effect/Effect"
+import type * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { ImageError } from "../../BerthError.ts"
+import { tooLarge } from "../oci/documents.ts"
+import { LOCK_EX, LOCK_NB, native } from "../system/addon.ts"
+import { concat } from "../util/bytes.ts"
+import { describeErrno, EAGAIN, EINTR, errnoName } from "../util/errno.ts"
+import * as LockWait from "../util/lockWait.ts"
+
+/** The text of an errno that the disk gave, with what to do where that is known. */
+export const storageDetail = (code: string, text: string, folder: string): string =>
+  code === "ENOSPC" || code === "EDQUOT"
+    ? `the disk is full (${code}): make room on the filesystem of ${folder}`
+    : code === "EROFS"
+      ? `the filesystem of ${folder} is read-only (EROFS): give Berth another folder`
+      : text
+
+/** A refusal of the filesystem as an `ImageError`: `NotFound` is for the caller to tell apart before. */
+export const storageError =
+  (subject: string, folder: string = subject) =>
+  (error: PlatformError): ImageError => {
+    const cause = (error as { cause?: { code?: unknown } }).cause
+    const code = typeof cause?.code === "string" ? cause.code : ""
+    return new ImageError({
+      reason: "Storage",
+      subject,
+      detail: storageDetail(code, error.message, folder)
+    })
+  }
+
+/** Filesystem effects whose failure is a `Storage` error about `subject`. */
+export const io =
+  (subject: string, folder: string = subject) =>
+  <A, R>(effect: Effect.Effect<A, PlatformError, R>): Effect.Effect<A, ImageError, R> =>
+    Effect.mapError(effect, storageError(subject, folder))
+
+export const isNotFound = (error: PlatformError): boolean =>
+  error._tag === "SystemError" && (error.reason === "NotFound" || error.reason === "BadResource")
+
+/** Reads a regular file of at most `limit` bytes; none where there is no such file. */
+export const readBounded = (
+  fs: FileSystem.FileSystem,
+  path: string,
+  subject: string,
+  limit: number
+): Effect.Effect<Option.Option<Uint8Array>, ImageError> =>
+  Effect.gen(function* () {
+    const info = yield* fs.stat(path)
+    if (info.type !== "File") {
+      const detail = `${path} is not a regular file: move it away, and pull or load the image again`
+      return yield* new ImageError({ reason: "Corrupt", subject, detail })
+    }
+    if (info.size > limit) {
+      return yield* tooLarge(subject, Number(info.size), limit)
+    }
+    const chunks = yield* Stream.runCollect(fs.stream(path, { bytesToRead: limit + 1 }))
+    const bytes = concat(chunks)
+    return bytes.length > limit ? yield* tooLarge(subject, bytes.length, limit) : Option.some(bytes)
+  }).pipe(
+    Effect.catchIf(
+      (error): error is PlatformError => error._tag !== "ImageError",
+      (error) => (isNotFound(error) ? Effect.succeedNone : Effect.fail(storageError(subject)(error)))
+    )
+  )
+
+/** What is at a path, no link followed; undefined where there is nothing. */
+const kindAt = (
+  fs: FileSystem.FileSystem,
+  path: string
+): Effect.Effect<FileSystem.File.Type | undefined, PlatformError> =>
+  // A link is what has a target to read.
+  Effect.matchEffect(fs.readLink(path), {
+    onSuccess: () => Effect.succeed("SymbolicLink" as const),
+    onFailure: () =>
+      fs.stat(path).pipe(
+        Effect.map(({ type }) => type),
+        Effect.catchIf(isNotFound, () => Effect.succeed(undefined))
+      )
+  })
+
+/** Moves anything of another kind aside that is where something is to be renamed to: rename(2) replaces its like only. */
+export const clearWay = (
+  fs: FileSystem.FileSystem,
+  path: string,
+  kind: "File" | "Directory"
+): Effect.Effect<void, PlatformError> =>
+  Effect.flatMap(kindAt(fs, path), (found) =>
+    found === undefined || found === kind
+      ? Effect.void
+      : fs.rename(path, `${path}.broken-${randomBytes(8).toString("hex")}`)
+  )
+
+export const isFolder = (fs: FileSystem.FileSystem, path: string): Effect.Effect<boolean, PlatformError> =>
+  fs.stat(path).pipe(
+    Effect.map(({ type }) => type === "Directory"),
+    Effect.catchIf(isNotFound, () => Effect.succeed(false))
+  )
+
+/** Makes a rename inside the folder survive a power cut. */
+export const syncFolder = (fs: FileSystem.FileSystem, folder: string): Effect.Effect<void, PlatformError> =>
+  Effect.scoped(Effect.flatMap(fs.open(folder, { flag: "r" }), (file) => file.sync))
+
+/** Replaces a file so that every reader, at any moment, sees the old or the new one whole. Call under a lock. */
+export const replaceFile = (
+  fs: FileSystem.FileSystem,
+  folder: string,
+  name: string,
+  bytes: Uint8Array
+): Effect.Effect<void, PlatformError> => {
+  const temporary = `${folder}/.${name}.new`
+  return Effect.scoped(
+    Effect.gen(function* () {
+      const file = yield* fs.open(temporary, { flag: "w", mode: 0o644 })
+      yield* file.writeAll(bytes)
+      yield* file.sync
+    })
+  ).pipe(
+    Effect.zipRight(fs.rename(temporary, `${folder}/${name}`)),
+    Effect.onError(() => Effect.ignore(fs.remove(temporary, { force: true }))),
+    Effect.zipRight(syncFolder(fs, folder))
+  )
+}
+
+/** Writes a part of a stream, which may be empty: the platform's File refuses to write nothing. */
+export const append = (file: FileSystem.File, bytes: Uint8Array): Effect.Effect<void, PlatformError> =>
+  bytes.length === 0 ? Effect.void : file.writeAll(bytes)
+
+const turns = new Map<string, { readonly semaphore: Effect.Semaphore; users: number }>()
+
+/** One fiber of this process at a time for a key; a fiber that is interrupted lets the next one try. */
+export const oneAtATime =
+  (key: string) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.acquireUseRelease(
+      Effect.sync(() => {
+        const turn = turns.get(key) ?? { semaphore: Effect.unsafeMakeSemaphore(1), users: 0 }
+        turn.users++
+        turns.set(key, turn)
+        return turn
+      }),
+      (turn) => turn.semaphore.withPermits(1)(effect),
+      (turn) =>
+        Effect.sync(() => {
+          if (--turn.users === 0) {
+            turns.delete(key)
+          }
+        })
+    )
+
+/** Somebody else has the lock, and has given this sign of work, the time of the file's last change. */
+interface Held {
+  readonly sign: number
+}
+
+const lockOnce = (
+  fs: FileSystem.FileSystem,
+  path: string
+): Effect.Effect<Held | "stale" | { readonly file: FileSystem.File }, ImageError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const file = yield* fs.open(path, { flag: "a", mode: 0o600 })
+    const result = native().flock(file.fd, LOCK_EX | LOCK_NB)
+    if (result === -EAGAIN || result === -EINTR) {
+      return { sign: Option.match((yield* file.stat).mtime, { onNone: () => 0, onSome: Number }) }
+    }
+    if (result < 0) {
+      const detail = `flock: ${errnoName(-result)} (${describeErrno(-result)})`
+      return yield* new ImageError({ reason: "Storage", subject: path, detail })
+    }
+    // Whoever held it before may have renamed or removed the file: then this is a lock on nothing.
+    const [mine, theirs] = yield* Effect.all([file.stat, Effect.option(fs.stat(path))])
+    const same = Option.exists(
+      theirs,
+      (info) => info.dev === mine.dev && Option.getOrNull(info.ino) === Option.getOrNull(mine.ino)
+    )
+    return same ? { file } : ("stale" as const)
+  }).pipe(
+    Effect.catchIf(
+      (error): error is PlatformError => error._tag !== "ImageError",
+      (error) => Effect.fail(storageError(path)(error))
+    )
+  )
+
+/** Until the scope closes, others can see by the file's time that its holder is at work. */
+const giveSigns = (file: FileSystem.File): Effect.Effect<unknown, never, Scope.Scope> =>
+  Effect.sync(() => native().setModified(file.fd, Math.floor(Date.now() / 1000), 0)).pipe(
+    Effect.delay(LockWait.SIGN_MILLIS),
+    Effect.forever,
+    Effect.interruptible,
+    Effect.forkScoped
+  )
+
+/** What is done to the file before it is given back, once the lock was held, whatever comes of the use. */
+type After = (exit: Exit.Exit<unknown, unknown>) => Effect.Effect<void>
+
+const attempt = <A, E, R>(
+  fs: FileSystem.FileSystem,
+  path: string,
+  use: (file: FileSystem.File) => Effect.Effect<A, E, R>,
+  after: After
+): Effect.Effect<Held | "stale" | { readonly value: A }, E | ImageError, R> =>
+  // Nobody is interrupted with the file made, and nothing yet to remove it.
+  Effect.uninterruptibleMask((restore) =>
+    Effect.scoped(
+      Effect.flatMap(
+        lockOnce(fs, path),
+        (lock): Effect.Effect<Held | "stale" | { readonly value: A }, E, R | Scope.Scope> =>
+          lock === "stale" || "sign" in lock
+            ? Effect.succeed(lock)
+            : Effect.zipRight(
+                giveSigns(lock.file),
+                Effect.map(Effect.onExit(restore(use(lock.file)), after), (value) => ({ value }))
+              )
+      )
+    )
+  ) as Effect.Effect<Held | "stale" | { readonly value: A }, E | ImageError, R>
+
+const nothing: After = () => Effect.void
+
+/**
+ * Runs `use` while this process holds the lock on the file, which is made if need be. The holder may rename or
+ * remove it, `after` at the latest. Waiting is polling, since a blocking flock(2) would stop the event loop; between fibers
+ * of one process `oneAtATime` saves that. It fails with `Storage` where the holder gives no sign of work for too long.
+ */
+export const withFileLock = <A, E, R>(
+  fs: FileSystem.FileSystem,
+  path: string,
+  use: (file: FileSystem.File) => Effect.Effect<A, E, R>,
+  after: After = nothing
+): Effect.Effect<A, E | ImageError, R> => {
+  const loop = (
+    delayMillis: number,
+    waiting: LockWait.Waiting | undefined
+  ): Effect.Effect<A, E | ImageError, R> =>
+    Effect.flatMap(attempt(fs, path, use, after), (outcome) =>
+      outcome === "stale"
+        ? loop(delayMillis, waiting)
+        : "value" in outcome
+          ? Effect.succeed(outcome.value)
+          : Effect.flatMap(LockWait.wait(path, waiting, outcome.sign, delayMillis), (next) =>
+              loop(Math.min(delayMillis * 2, 100), next)
+            )
+    )
+  return loop(2, undefined)
+}
+
+/** The same, but does nothing if somebody else holds the lock. */
+export const tryFileLock = <E, R>(
+  fs: FileSystem.FileSystem,
+  path: string,
+  use: (file: FileSystem.File) => Effect.Effect<void, E, R>,
+  after: After = nothing
+): Effect.Effect<void, E | ImageError, R> => Effect.asVoid(attempt(fs, path, use, after))

@@ -1,0 +1,68 @@
+/** What a file is besides its contents, read and set by a descriptor of any kind, links included. */
+import * as fs from "node:fs"
+import { native } from "../system/addon.ts"
+import { EPERM } from "../util/errno.ts"
+import * as asRoot from "./namespaceRoot.ts"
+import * as inRoot from "./rooted.ts"
+
+export interface Metadata {
+  readonly mode: number
+  readonly uid: number
+  readonly gid: number
+  readonly seconds: number
+  readonly nanoseconds: number
+  readonly xattrs: ReadonlyArray<readonly [name: string, value: Uint8Array]>
+}
+
+// Linux's own bounds for one list and one value (xattr(7)).
+const XATTR_BYTES_MAX = 64 * 1024
+const ENOTSUP = 95
+const ENODATA = 61
+const scratch = new Uint8Array(XATTR_BYTES_MAX)
+const utf8 = new TextDecoder()
+
+/** What a storage driver writes about its own files is no part of them. */
+export const isKept = (name: string): boolean => !/^(trusted|user)\.overlay\./.test(name)
+
+export const xattrsOf = (
+  fd: number,
+  path: string,
+  isWanted: (name: string) => boolean = isKept
+): Metadata["xattrs"] => {
+  const length = native().xattrs(fd, scratch)
+  if (length === -ENOTSUP) return []
+  if (length < 0) return inRoot.fail(-length, "listxattr", path)
+  const names = utf8.decode(scratch.subarray(0, length)).split("\0").slice(0, -1)
+  return names.filter(isWanted).flatMap((name): Metadata["xattrs"] => {
+    const n = asRoot.xattr(fd, name, scratch)
+    if (n === -ENODATA) return []
+    return n < 0 ? inRoot.fail(-n, "getxattr", path) : [[name, scratch.slice(0, n)]]
+  })
+}
+
+export const metadataOf = (fd: number, status: fs.Stats, path: string): Metadata => {
+  const [seconds, nanoseconds] = native().modified(fd)
+  const { mode, uid, gid } = status
+  return { mode: mode & 0o7777, uid, gid, seconds, nanoseconds, xattrs: xattrsOf(fd, path) }
+}
+
+/** In the order in which one does not undo another: an owner takes set-user-ID and capabilities away. */
+export const setMetadata = (fd: number, metadata: Metadata, path: string): void => {
+  const via = inRoot.via(fd)
+  const now = fs.statSync(via)
+  if (now.uid !== metadata.uid || now.gid !== metadata.gid) {
+    try {
+      fs.chownSync(via, metadata.uid, metadata.gid)
+    } catch (error) {
+      // As with tar, the files are of whoever cannot give them away.
+      if (process.geteuid?.() === 0 || !inRoot.isErrno(error, EPERM)) throw error
+    }
+  }
+  if (!now.isSymbolicLink()) fs.chmodSync(via, metadata.mode)
+  for (const [name, value] of metadata.xattrs) {
+    const result = native().setXattr(fd, name, value)
+    if (result < 0 && result !== -ENOTSUP) inRoot.fail(-result, `setxattr ${name}`, path)
+  }
+  const result = native().setModified(fd, metadata.seconds, metadata.nanoseconds)
+  if (result < 0) inRoot.fail(-result, "utimensat", path)
+}

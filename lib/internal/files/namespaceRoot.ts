@@ -1,0 +1,95 @@
+/**
+ * What is refused to this process, done as root of the supervisors' user namespaces (native/addon/as_root.c): without root, the
+ * files of a container's other users have owners of the user's ranges (subuid(5)), and their modes hold. That root has no
+ * rights but over the user's own ids. What it makes is the user's, who is root in there.
+ */
+
+import { native } from "../system/addon.ts"
+import { EACCES, EPERM } from "../util/errno.ts"
+
+/** Descriptors of the user namespaces of this program's supervisors. */
+const namespaces = new Set<number>()
+
+/** Until the function that it gives is called, which closes the descriptor; -1 is none. */
+export const useNamespace = (namespace: number): (() => void) => {
+  if (namespace < 0) return () => {}
+  namespaces.add(namespace)
+  return () => {
+    if (namespaces.delete(namespace)) native().close(namespace)
+  }
+}
+
+const isRefused = (result: number): boolean => result === -EACCES || result === -EPERM
+
+const orAsRoot = (result: number, again: (namespace: number) => number): number => {
+  if (!isRefused(result)) return result
+  for (const namespace of namespaces) {
+    const second = again(namespace)
+    if (!isRefused(second)) return second
+  }
+  return result
+}
+
+/** openat2(2), as `native().openIn`. */
+export const openIn = (
+  folder: number,
+  path: string | Uint8Array,
+  flags: number,
+  resolve: number,
+  mode: number
+): number =>
+  orAsRoot(native().openIn(folder, path, flags, resolve, mode), (namespace) =>
+    native().openAsRoot(namespace, folder, path, flags, resolve, mode)
+  )
+
+/** getxattr(2), as `native().xattr`. */
+export const xattr = (fd: number, name: string, bytes: Uint8Array): number =>
+  orAsRoot(native().xattr(fd, name, bytes), (namespace) => native().xattrAsRoot(namespace, fd, name, bytes))
+
+/** As `native().inotify`. */
+export const inotify = (fd: number, mask: number): number =>
+  orAsRoot(native().inotify(fd, mask), (namespace) => native().inotifyAsRoot(namespace, fd, mask))
+
+/** As `native().access`. */
+export const access = (fd: number, mode: number): number =>
+  orAsRoot(native().access(fd, mode), (namespace) =>
+    native().changeAsRoot(namespace, changes.nothing, fd, "", -1, "", mode, 0)
+  )
+
+/** The numbers of native/addon/as_root.h. */
+export const changes = {
+  mkdir: 0,
+  unlink: 1,
+  rename: 2,
+  link: 3,
+  symlink: 4,
+  mode: 5,
+  owner: 6,
+  times: 7,
+  nothing: 8
+} as const
+
+/** What to do where it has been refused: 0, or -errno, which is -EACCES where there is no such root. */
+export const change = (
+  which: keyof typeof changes,
+  folder: number,
+  name: string,
+  rest: {
+    readonly other?: number
+    readonly text?: string
+    readonly a?: number
+    readonly b?: number
+  }
+): number =>
+  orAsRoot(-EACCES, (namespace) =>
+    native().changeAsRoot(
+      namespace,
+      changes[which],
+      folder,
+      name,
+      rest.other ?? -1,
+      rest.text ?? "",
+      rest.a ?? 0,
+      rest.b ?? 0
+    )
+  )

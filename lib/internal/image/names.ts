@@ -1,0 +1,175 @@
+/** The images that the store has names for: what `Image` says of them, and how they are named. */
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import { Berth } from "../../Berth.ts"
+import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
+import type { HistoryEntry, Image, Inspected, NamedImage, NamedOptions } from "../../Image.ts"
+import type { Limits } from "../../ImageLayer.ts"
+import * as Reference from "../../Reference.ts"
+import { isUnpacked } from "../layer/unpack.ts"
+import * as Oci from "../oci/documents.ts"
+import * as Layout from "../oci/layout.ts"
+import * as Holds from "../store/leases.ts"
+import * as Store from "../store/store.ts"
+import { assemble, toConfig } from "./image.ts"
+
+interface Found<Entry> {
+  readonly name: string
+  readonly entries: ReadonlyArray<Entry>
+}
+
+/** The entries of a name: as it is written there, which need not be a reference, or as `pull` would write it. */
+export const find = <Entry>(
+  all: ReadonlyArray<Entry>,
+  nameOf: (entry: Entry) => string | undefined,
+  wanted: string
+): Effect.Effect<Found<Entry>, ImageError | InvalidOption> =>
+  Effect.gen(function* () {
+    const exact = all.filter((entry) => nameOf(entry) === wanted)
+    if (exact.length > 0) {
+      return { name: wanted, entries: exact }
+    }
+    const name = Reference.print(yield* Reference.parse(wanted))
+    const entries = all.filter((entry) => nameOf(entry) === name)
+    if (entries.length === 0) {
+      const detail = "is not in the store: pull it, or see Image.list for what is there"
+      return yield* new ImageError({ reason: "NotFound", subject: name, detail })
+    }
+    return { name, entries }
+  })
+
+const nameOfEntry = ({ descriptor }: Store.Entry): string | undefined => Store.nameOf(descriptor)
+
+export const list: Effect.Effect<ReadonlyArray<NamedImage>, ImageError, Berth> = Effect.map(
+  Effect.flatMap(Berth, Store.entries),
+  (entries) =>
+    entries.flatMap((entry) => {
+      const name = Store.nameOf(entry)
+      const { digest, mediaType, platform } = entry
+      const printed = platform === undefined ? undefined : Layout.printPlatform(platform)
+      return name === undefined ? [] : [{ name, digest, mediaType, platform: printed }]
+    })
+)
+
+export const hold = (berth: Berth, descriptor: Oci.Descriptor): Effect.Effect<void, ImageError> =>
+  Effect.flatMap(Oci.digestOf(descriptor), (digest) => Holds.hold(berth.holds, [digest]))
+
+export interface Resolved extends Layout.Resolved {
+  readonly name: string
+}
+
+/** The image of a name for a platform. Each document is held before it is looked for. */
+export const resolve = (
+  berth: Berth,
+  wanted: string,
+  options: NamedOptions
+): Effect.Effect<Resolved, ImageError | InvalidOption> =>
+  Effect.gen(function* () {
+    const platform = yield* Layout.parsePlatform(options.platform)
+    const { entries, name } = yield* find(yield* Store.entries(berth), Store.nameOf, wanted)
+    const start = yield* Layout.selectPlatform(name, entries, platform)
+    const resolved = yield* Layout.resolveImage(start, platform, (descriptor) =>
+      Effect.zipRight(
+        hold(berth, descriptor),
+        Layout.readDocument(berth.fileSystem, Store.folder(berth), descriptor)
+      )
+    )
+    return { ...resolved, name }
+  })
+
+export const fromStore = (
+  wanted: string,
+  options: NamedOptions & Limits
+): Effect.Effect<Image, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    const resolved = yield* resolve(berth, wanted, options)
+    return yield* assemble(resolved.name, resolved, options, (layer) =>
+      Effect.zipRight(hold(berth, layer), Layout.checkBlob(berth.fileSystem, Store.folder(berth), layer))
+    )
+  }).pipe(Store.keeping)
+
+/** What somebody wrote as a time may be none. */
+const toDate = (text: string | undefined): Date | undefined => {
+  const date = new Date(text ?? "")
+  return Number.isNaN(date.getTime()) ? undefined : date
+}
+
+export const inspect = (
+  wanted: string,
+  options: NamedOptions
+): Effect.Effect<Inspected, ImageError | InvalidOption, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    const { config, descriptor, diffIds, manifest, name } = yield* resolve(berth, wanted, options)
+    const layers = yield* Effect.forEach(manifest.layers, ({ digest, mediaType, size }, i) =>
+      Effect.gen(function* () {
+        const diffId = yield* Reference.parseDigest(diffIds[i]!)
+        return { digest, mediaType, size, diffId, unpacked: yield* isUnpacked(berth, diffId) }
+      })
+    )
+    return {
+      name,
+      digest: descriptor.digest,
+      mediaType: descriptor.mediaType,
+      platform: Layout.printPlatform(config),
+      created: toDate(config.created),
+      author: config.author || undefined,
+      annotations: manifest.annotations ?? {},
+      config: toConfig(config),
+      layers,
+      size: [descriptor, manifest.config, ...manifest.layers].reduce((total, { size }) => total + size, 0)
+    }
+  }).pipe(Store.keeping)
+
+export const history = (
+  wanted: string,
+  options: NamedOptions
+): Effect.Effect<ReadonlyArray<HistoryEntry>, ImageError | InvalidOption, Berth> =>
+  Effect.gen(function* () {
+    const { config, manifest } = yield* resolve(yield* Berth, wanted, options)
+    const layers = manifest.layers.values()
+    return (config.history ?? []).map((step): HistoryEntry => {
+      const layer = step.empty_layer === true ? undefined : layers.next().value
+      return {
+        created: toDate(step.created),
+        createdBy: step.created_by || undefined,
+        author: step.author || undefined,
+        comment: step.comment || undefined,
+        layer: layer === undefined ? undefined : { digest: layer.digest, size: layer.size }
+      }
+    })
+  }).pipe(Store.keeping)
+
+/** A name that an image may be given, as `pull` would write it. */
+const newName = (input: string): Either.Either<string, InvalidOption> =>
+  Either.filterOrLeft(
+    Either.map(Reference.parse(input), (parsed) =>
+      parsed.digest === undefined ? Reference.print(parsed) : ""
+    ),
+    (name) => name !== "",
+    () => {
+      const value = JSON.stringify(input.slice(0, 300))
+      return new InvalidOption({ option: "newName", value, expected: "a name with a tag, and no digest" })
+    }
+  )
+
+export const tag = (wanted: string, to: string): Effect.Effect<void, ImageError | InvalidOption, Berth> =>
+  Effect.gen(function* () {
+    const name = yield* newName(to)
+    // The old name is looked up in the same turn, so that what it reaches has a name all the while.
+    yield* Store.update(yield* Berth, (all) =>
+      Effect.map(find(all, nameOfEntry, wanted), ({ entries, name: old }) =>
+        old === name ? all.map(({ raw }) => raw) : Store.named(all, name, entries)
+      )
+    )
+  })
+
+export const remove = (wanted: string): Effect.Effect<void, ImageError | InvalidOption, Berth> =>
+  Effect.flatMap(Berth, (berth) =>
+    Store.update(berth, (all) =>
+      Effect.map(find(all, nameOfEntry, wanted), ({ entries }) =>
+        all.filter((entry) => !entries.includes(entry)).map(({ raw }) => raw)
+      )
+    )
+  )

@@ -1,0 +1,387 @@
+/** `Image.save`: out of the store into a file or folder that other tools read. */
+import { randomBytes } from "node:crypto"
+import * as path from "node:path"
+import type * as FileSystem from "@effect/platform/FileSystem"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { Berth } from "../../Berth.ts"
+import { type BerthError, type ImageError, InvalidOption } from "../../BerthError.ts"
+import type { Image, SaveOptions } from "../../Image.ts"
+import * as Reference from "../../Reference.ts"
+import { append, io, syncFolder } from "../disk/files.ts"
+import * as copy from "../files/archiveCopy.ts"
+import * as Descriptors from "../oci/descriptors.ts"
+import * as Oci from "../oci/documents.ts"
+import * as Layout from "../oci/layout.ts"
+import * as Store from "../store/store.ts"
+import * as Archive from "../store/tarIndex.ts"
+import * as tar from "../tar/format.ts"
+import * as ImageStore from "./names.ts"
+import { ofImage } from "./push.ts"
+
+/** An image that is whole in a layout, the store or another. */
+interface Source {
+  /** What the store calls it, where that is a name. */
+  readonly name: string | undefined
+  readonly resolved: Layout.Resolved
+  readonly folder: string
+}
+
+/** Which image is meant. Its documents are held before they are read. */
+const resolve = (
+  berth: Berth,
+  image: Image | string,
+  options: SaveOptions
+): Effect.Effect<Source, BerthError, Berth> =>
+  Effect.gen(function* () {
+    if (typeof image === "string") {
+      const resolved = yield* ImageStore.resolve(berth, image, options)
+      return { name: resolved.name, resolved, folder: Store.folder(berth) }
+    }
+    const { descriptor, folder } = yield* ofImage(image)
+    const wanted =
+      options.platform === undefined ? image.config : yield* Layout.parsePlatform(options.platform)
+    const resolved = yield* Layout.resolveImage(descriptor, wanted, (document) =>
+      Effect.zipRight(
+        ImageStore.hold(berth, document),
+        Layout.readDocument(berth.fileSystem, folder, document)
+      )
+    )
+    const entries = yield* Store.entries(berth)
+    const isNamed = entries.some(
+      (entry) => Store.nameOf(entry) === image.reference && entry.digest === image.digest
+    )
+    return { name: isNamed ? image.reference : undefined, resolved, folder }
+  })
+
+/** The image, each layer of which is there before anything is written. */
+const sourceOf = (
+  berth: Berth,
+  image: Image | string,
+  options: SaveOptions
+): Effect.Effect<Source, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const source = yield* resolve(berth, image, options)
+    for (const layer of source.resolved.manifest.layers) {
+      yield* Oci.compressionOf(layer)
+      yield* ImageStore.hold(berth, layer)
+      yield* Layout.checkBlob(berth.fileSystem, source.folder, layer)
+    }
+    // A digest is a name in the store only.
+    const isDigest = Either.isRight(Reference.parseDigest(source.name ?? ""))
+    return isDigest ? { ...source, name: undefined } : source
+  })
+
+/** A blob of the store. */
+const blobOf = (
+  berth: Berth,
+  folder: string,
+  descriptor: Oci.Descriptor
+): Stream.Stream<Uint8Array, ImageError> =>
+  Stream.unwrap(
+    Effect.gen(function* () {
+      const digest = yield* Oci.digestOf(descriptor)
+      const blob = yield* Layout.checkBlob(berth.fileSystem, folder, descriptor)
+      const content = Archive.read(berth, blob, digest, { offset: 0, size: descriptor.size })
+      return Layout.verified(content, digest, digest, "its digest")
+    })
+  )
+
+/** What is in an archive or a layout, in the order in which it is written. */
+type Member =
+  | { readonly name: string; readonly folder: true }
+  | {
+      readonly name: string
+      /** Undefined where only its end tells. */
+      readonly size: number | undefined
+      readonly content: Stream.Stream<Uint8Array, ImageError>
+    }
+
+const small = (name: string, document: unknown): Member => {
+  const bytes = new TextEncoder().encode(JSON.stringify(document))
+  return { name, size: bytes.length, content: Stream.succeed(bytes) }
+}
+
+/** The same for the same image, whenever and by whom it is written. */
+const headerOf = (kind: "file" | "folder", name: string, size: number): Uint8Array =>
+  tar.encode({
+    kind,
+    name,
+    size,
+    link: "",
+    mode: kind === "file" ? 0o644 : 0o755,
+    uid: 0,
+    gid: 0,
+    seconds: 0,
+    nanoseconds: 0,
+    xattrs: []
+  })
+
+/** To a place in the file, as not every runtime's File of the platform can go back to one. */
+const writeAt = (
+  file: FileSystem.File,
+  target: string,
+  position: number,
+  bytes: Uint8Array
+): Effect.Effect<void, ImageError> =>
+  // A write that were left behind would be to whatever has the number of the descriptor by then.
+  Effect.uninterruptible(
+    Effect.tryPromise({
+      try: () => copy.writeAt(file.fd, bytes, position),
+      catch: Archive.failedOn(target)
+    })
+  )
+
+/** Writes a member from `start` on, and gives where it ends. */
+const writeMember = (
+  file: FileSystem.File,
+  target: string,
+  start: number,
+  member: Member
+): Effect.Effect<number, ImageError> =>
+  Effect.gen(function* () {
+    if ("folder" in member) {
+      const header = headerOf("folder", member.name, 0)
+      yield* writeAt(file, target, start, header)
+      return start + header.length
+    }
+    const writeWith = (header: Uint8Array) =>
+      Effect.gen(function* () {
+        const contents = start + header.length
+        let at = contents
+        yield* writeAt(file, target, start, header)
+        yield* Stream.runForEach(member.content, (chunk) => {
+          const position = at
+          at += chunk.length
+          return writeAt(file, target, position, chunk)
+        })
+        yield* writeAt(file, target, at, new Uint8Array(tar.padding(at - contents)))
+        return at - contents
+      })
+    const guess = headerOf("file", member.name, member.size ?? 0)
+    const size = yield* writeWith(guess)
+    const header = headerOf("file", member.name, size)
+    if (member.size !== undefined && member.size !== size) {
+      return yield* Layout.mismatch(target, member.name, `${member.size} bytes`, `${size} bytes`)
+    }
+    if (header.length !== guess.length) {
+      // From 8 GiB on a size needs a header of its own, for which there is no room.
+      yield* writeWith(header)
+    } else if (member.size === undefined) {
+      yield* writeAt(file, target, start, header)
+    }
+    return start + header.length + size + tar.padding(size)
+  })
+
+/** Writes to a name beside the target, which is given to it when all of it is on the disk. */
+const replacing = <A, R>(
+  fs: FileSystem.FileSystem,
+  target: string,
+  write: (temporary: string) => Effect.Effect<A, ImageError, R>
+): Effect.Effect<void, ImageError, R> => {
+  const folder = path.dirname(target)
+  const temporary = path.join(folder, `.${path.basename(target)}.${randomBytes(8).toString("hex")}`)
+  return write(temporary).pipe(
+    Effect.zipRight(io(target)(fs.rename(temporary, target))),
+    Effect.onError(() => Effect.ignore(fs.remove(temporary, { recursive: true, force: true }))),
+    Effect.zipRight(io(target)(syncFolder(fs, folder)))
+  )
+}
+
+const inFile = <A, R>(
+  fs: FileSystem.FileSystem,
+  target: string,
+  at: string,
+  use: (file: FileSystem.File) => Effect.Effect<A, ImageError, R>
+): Effect.Effect<void, ImageError, Exclude<R, Scope.Scope>> =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const file = yield* io(target)(fs.open(at, { flag: "wx" }))
+      yield* use(file)
+      yield* io(target)(file.sync)
+    })
+  )
+
+const writeArchive = (
+  fs: FileSystem.FileSystem,
+  target: string,
+  members: ReadonlyArray<Member>
+): Effect.Effect<void, ImageError> =>
+  replacing(fs, target, (temporary) =>
+    inFile(fs, target, temporary, (file) =>
+      Effect.flatMap(
+        Effect.reduce(members, 0, (at, member) => writeMember(file, target, at, member)),
+        (at) => writeAt(file, target, at, tar.end)
+      )
+    )
+  )
+
+const writeLayout = (
+  fs: FileSystem.FileSystem,
+  target: string,
+  members: ReadonlyArray<Member>
+): Effect.Effect<void, ImageError> =>
+  replacing(fs, target, (temporary) =>
+    Effect.gen(function* () {
+      const disk = io(target)
+      yield* disk(fs.makeDirectory(temporary))
+      for (const member of members) {
+        const at = `${temporary}/${member.name}`
+        yield* "folder" in member
+          ? disk(fs.makeDirectory(at))
+          : inFile(fs, target, at, (file) =>
+              Stream.runForEach(member.content, (chunk) => disk(append(file, chunk)))
+            )
+      }
+      const folders = members.flatMap((member) => ("folder" in member ? [`${temporary}/${member.name}`] : []))
+      yield* Effect.forEach([...folders, temporary], (each) => disk(syncFolder(fs, each)), { discard: true })
+    })
+  )
+
+const compareText = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0)
+
+/** The files of an OCI layout with this image. */
+const ociMembers = (
+  berth: Berth,
+  source: Source,
+  tag: string | undefined
+): Effect.Effect<ReadonlyArray<Member>, BerthError> =>
+  Effect.gen(function* () {
+    const name = tag ?? source.name
+    // The grammar that the specification has for it.
+    if (name !== undefined && !/^[A-Za-z0-9]+(?:(?:[-._:@+/]|--)[A-Za-z0-9]+)*$/.test(name)) {
+      const expected = "letters and digits with one of - . _ : @ + / between them"
+      return yield* new InvalidOption({ option: "tag", value: JSON.stringify(name.slice(0, 200)), expected })
+    }
+    const { descriptor, manifest } = source.resolved
+    const blobs = new Map<string, Oci.Descriptor>()
+    for (const each of [descriptor, manifest.config, ...manifest.layers]) {
+      const { algorithm, hex } = Reference.digestParts(yield* Oci.digestOf(each))
+      blobs.set(`blobs/${algorithm}/${hex}`, each)
+    }
+    const paths = [...blobs.keys()].sort(compareText)
+    const folders = [...new Set(paths.map((each) => path.posix.dirname(each)))]
+    const annotations = name === undefined ? {} : { annotations: { [Oci.refNameAnnotation]: name } }
+    const entry = { ...Descriptors.ofResolved(source.resolved), ...annotations }
+    return [
+      small("oci-layout", { imageLayoutVersion: "1.0.0" }),
+      small("index.json", { schemaVersion: 2, mediaType: Oci.mediaTypes.index, manifests: [entry] }),
+      ...["blobs", ...folders].map((each): Member => ({ name: each, folder: true })),
+      ...paths.map((each): Member => {
+        const blob = blobs.get(each)!
+        return { name: each, size: blob.size, content: blobOf(berth, source.folder, blob) }
+      })
+    ]
+  })
+
+/** `name:tag`, which docker and podman take; none for what the store knows by a bare tag or a digest. */
+const repoTag = (
+  name: string | undefined,
+  tag: string | undefined
+): Effect.Effect<string | undefined, InvalidOption> =>
+  Effect.gen(function* () {
+    if (tag !== undefined) {
+      const parsed = yield* Reference.parse(tag)
+      return Reference.print({ ...parsed, tag: parsed.tag ?? "latest", digest: undefined })
+    }
+    const parsed =
+      name !== undefined && /[:/]/.test(name) ? Either.getOrUndefined(Reference.parse(name)) : undefined
+    return parsed?.tag === undefined ? undefined : Reference.print({ ...parsed, digest: undefined })
+  })
+
+/** The files of `docker save`, as far as anybody reads them: layers without compression, by their diff ids. */
+const dockerMembers = (
+  berth: Berth,
+  source: Source,
+  tag: string | undefined
+): Effect.Effect<ReadonlyArray<Member>, BerthError> =>
+  Effect.gen(function* () {
+    const { diffIds, manifest } = source.resolved
+    const named = yield* repoTag(source.name, tag)
+    const layers = new Map<string, Member>()
+    for (const [i, layer] of manifest.layers.entries()) {
+      const diffId = yield* Reference.parseDigest(diffIds[i]!)
+      const compression = yield* Oci.compressionOf(layer)
+      yield* Archive.checkDecompression(
+        compression,
+        layer.digest,
+        "save it as oci-archive, where layers stay as they are"
+      )
+      const blob = yield* Layout.checkBlob(berth.fileSystem, source.folder, layer)
+      const name = `${Reference.digestParts(diffId).hex}.tar`
+      const plain = compression === "none" ? undefined : Archive.decompressed(blob, compression, layer.digest)
+      layers.set(name, {
+        name,
+        size: plain === undefined ? layer.size : undefined,
+        content: Layout.verified(
+          plain ?? Archive.read(berth, blob, layer.digest, { offset: 0, size: layer.size }),
+          layer.digest,
+          diffId,
+          "the layer's diff id"
+        )
+      })
+    }
+    const names = diffIds.map((diffId) => `${diffId.slice(diffId.indexOf(":") + 1)}.tar`)
+    const configName = `${manifest.config.digest.slice(manifest.config.digest.indexOf(":") + 1)}.json`
+    return [
+      {
+        name: configName,
+        size: manifest.config.size,
+        content: blobOf(berth, source.folder, manifest.config)
+      },
+      ...[...layers.values()],
+      small("manifest.json", [
+        { Config: configName, RepoTags: named === undefined ? null : [named], Layers: names }
+      ])
+    ]
+  })
+
+/** Fails where there is something that a rename would not, or should not, replace. */
+const checkTarget = (
+  fs: FileSystem.FileSystem,
+  target: string,
+  format: SaveOptions["format"]
+): Effect.Effect<void, BerthError> =>
+  Effect.gen(function* () {
+    const refuse = (expected: string) =>
+      new InvalidOption({ option: "path", value: JSON.stringify(target), expected })
+    if (target === "" || target.includes("\0") || path.basename(target) === "") {
+      return yield* refuse("the path of a file or folder to make")
+    }
+    if (!(yield* io(target)(fs.exists(target)))) {
+      return
+    }
+    const { type } = yield* io(target)(fs.stat(target))
+    if (format !== "oci-layout") {
+      return type === "Directory" ? yield* refuse(`a file for ${format}: this is a folder`) : undefined
+    }
+    if (type !== "Directory" || (yield* io(target)(fs.readDirectory(target))).length > 0) {
+      return yield* refuse("a path where there is nothing yet, or an empty folder")
+    }
+  })
+
+export const save = (
+  image: Image | string,
+  target: string,
+  options: SaveOptions
+): Effect.Effect<void, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    const { format, tag } = options
+    yield* checkTarget(berth.fileSystem, target, format)
+    const source = yield* sourceOf(berth, image, options)
+    switch (format) {
+      case "docker-archive":
+        return yield* writeArchive(berth.fileSystem, target, yield* dockerMembers(berth, source, tag))
+      case "oci-archive":
+        return yield* writeArchive(berth.fileSystem, target, yield* ociMembers(berth, source, tag))
+      case "oci-layout":
+        return yield* writeLayout(berth.fileSystem, target, yield* ociMembers(berth, source, tag))
+      default: {
+        const expected = "oci-archive, docker-archive or oci-layout"
+        return yield* new InvalidOption({ option: "format", value: JSON.stringify(format), expected })
+      }
+    }
+  }).pipe(Store.keeping)

@@ -1,0 +1,84 @@
+/** An image that Berth makes: its config in the specification's names, and its documents in the store. */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import type { Berth } from "../../Berth.ts"
+import { type BerthError, InvalidOption } from "../../BerthError.ts"
+import type { Healthcheck, Image, ImageConfig } from "../../Image.ts"
+import type { Limits } from "../../ImageLayer.ts"
+import * as Descriptors from "../oci/descriptors.ts"
+import * as Oci from "../oci/documents.ts"
+import * as Layout from "../oci/layout.ts"
+import * as Store from "../store/store.ts"
+import { assemble } from "./image.ts"
+
+export const keySet = (keys: ReadonlyArray<string>) => Object.fromEntries(keys.map((key) => [key, {}]))
+
+export const healthcheckOf = (check: Healthcheck) => {
+  const nanos = (duration: Duration.Duration | undefined) =>
+    duration === undefined ? undefined : Math.round(Duration.toMillis(duration) * 1e6)
+  return {
+    Test: check.test,
+    Interval: nanos(check.interval),
+    Timeout: nanos(check.timeout),
+    StartPeriod: nanos(check.startPeriod),
+    StartInterval: nanos(check.startInterval),
+    Retries: check.retries
+  }
+}
+
+/** Refuses names of variables that could not be read again. */
+export const checkEnvironment = ({ environment }: Partial<ImageConfig>): Effect.Effect<void, InvalidOption> =>
+  Effect.suspend(() => {
+    const wrong = Object.keys(environment ?? {}).find((name) => name === "" || name.includes("="))
+    return wrong === undefined
+      ? Effect.void
+      : new InvalidOption({
+          option: "config.environment",
+          value: JSON.stringify(wrong),
+          expected: "names of variables without ="
+        })
+  })
+
+/** A config's bytes. Fails with `InvalidOption` for what could not be read again. */
+export const encodeConfig = (
+  document: unknown,
+  expected: string
+): Effect.Effect<Uint8Array, InvalidOption> => {
+  const bytes = new TextEncoder().encode(JSON.stringify(document))
+  return Effect.mapBoth(Oci.decodeConfig("config", bytes), {
+    onFailure: ({ detail }) => new InvalidOption({ option: "config", value: detail, expected }),
+    onSuccess: () => bytes
+  })
+}
+
+/** Writes the documents of an image whose layers the store has, and names it; by its digest where it has no name. */
+export const write = (
+  berth: Berth,
+  name: string | undefined,
+  layers: ReadonlyArray<Oci.Descriptor>,
+  configBytes: Uint8Array,
+  limits: Limits
+): Effect.Effect<Image, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const folder = Store.folder(berth)
+    const put = (mediaType: string, bytes: Uint8Array) => {
+      const descriptor = Descriptors.of(mediaType, bytes)
+      return Effect.as(
+        Store.put(berth, descriptor.digest, Stream.succeed(bytes), descriptor.size, Store.isIntact),
+        descriptor
+      )
+    }
+    const config = yield* put(Oci.mediaTypes.config, configBytes)
+    const start = yield* put(Oci.mediaTypes.manifest, Descriptors.manifestOf(config, layers))
+    // What it is for is what its config says, this machine's or not.
+    const wanted = yield* Oci.decodeConfig(config.digest, configBytes)
+    const resolved = yield* Layout.resolveImage(start, wanted, (descriptor) =>
+      Layout.readDocument(berth.fileSystem, folder, descriptor)
+    )
+    const made = yield* assemble(name ?? start.digest, resolved, limits, (descriptor) =>
+      Layout.checkBlob(berth.fileSystem, folder, descriptor)
+    )
+    yield* Store.tag(berth, name ?? start.digest, Descriptors.ofResolved(resolved))
+    return made
+  })

@@ -1,0 +1,115 @@
+/**
+ * The layer of a container whose writable layer nobody can open, as it is in memory: what its root shows, compared with
+ * what the layers below show without it. A file that was written, or whose metadata was, is a copy with a time of change
+ * (st_ctime, inode(7)) of its own, which nobody can set; and the folders above it are copies as well, so that all others
+ * need not be looked into.
+ */
+import * as fs from "node:fs"
+import * as asRoot from "../files/namespaceRoot.ts"
+import * as inRoot from "../files/rooted.ts"
+import * as walking from "../files/walk.ts"
+import { native, O_NOFOLLOW, O_PATH, RESOLVE_NO_XDEV } from "../system/addon.ts"
+import type { Holes } from "../tar/containerTar.ts"
+import * as tar from "../tar/format.ts"
+import { ENOENT, ENOTDIR, EXDEV } from "../util/errno.ts"
+import * as layerDiff from "./diff.ts"
+
+const NOTHING: Uint8Array = new Uint8Array(0)
+
+/** The names of both, by the order of their bytes. */
+const union = async (
+  now: number,
+  was: number,
+  path: Uint8Array,
+  signal: AbortSignal
+): Promise<ReadonlyArray<Uint8Array>> => {
+  const text = new TextDecoder().decode(path)
+  const both = [...(await walking.namesOf(now, text, signal)), ...(await walking.namesOf(was, text, signal))]
+  const names = await walking.sorted(both, signal)
+  return names.filter((name, k) => k === 0 || Buffer.compare(names[k - 1]!, name) !== 0)
+}
+
+/** What a folder has under a name: undefined where that is nothing, or a mount. */
+const open = (folder: number, name: Uint8Array): number | undefined => {
+  const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, layerDiff.SINGLE | RESOLVE_NO_XDEV, 0)
+  if (fd === -ENOENT || fd === -EXDEV || fd === -ENOTDIR) return undefined
+  return fd < 0 ? inRoot.fail(-fd, "open", new TextDecoder().decode(name)) : fd
+}
+
+const isMount = (folder: number, name: Uint8Array): boolean => {
+  const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, layerDiff.SINGLE | RESOLVE_NO_XDEV, 0)
+  if (fd >= 0) native().close(fd)
+  return fd === -EXDEV
+}
+
+const isSame = (now: fs.Stats, was: fs.Stats): boolean =>
+  now.ctimeMs === was.ctimeMs && now.mtimeMs === was.mtimeMs && now.mode === was.mode && now.size === was.size
+
+async function* changes(walk: layerDiff.Walk, now: number, was: number): AsyncGenerator<Uint8Array> {
+  const { signal } = walk
+  const lower = new walking.Descent(was)
+  const namesIn = (fd: number, path: Uint8Array) => union(fd, lower.fd, path, signal)
+  try {
+    const names = await namesIn(now, NOTHING)
+    for await (const visit of walking.walk({ top: now, state: NOTHING, names, namesIn, signal })) {
+      const before = open(lower.fd, visit.name)
+      if (before === undefined) yield* layerDiff.below(walk, visit.folder, [visit.name], visit.state)
+      else yield* change(walk, visit, before, lower)
+    }
+  } finally {
+    lower.close()
+  }
+}
+
+/** Closes `before`, or goes into it as well. */
+async function* change(
+  walk: layerDiff.Walk,
+  { enter, folder, name, state: above }: walking.Visit<Uint8Array, Uint8Array>,
+  before: number,
+  lower: walking.Descent
+): AsyncGenerator<Uint8Array> {
+  let after: number | undefined
+  let isEntered = false
+  try {
+    after = open(folder, name)
+    if (after === undefined) {
+      if (!isMount(folder, name)) yield layerDiff.whiteout(above, name)
+      return
+    }
+    const [now, was] = [after, before].map((fd) => fs.statSync(inRoot.via(fd))) as [fs.Stats, fs.Stats]
+    if (isSame(now, was)) return
+    if (!now.isDirectory() || !was.isDirectory()) return yield* layerDiff.below(walk, folder, [name], above)
+    const path = layerDiff.join(above, name)
+    yield* layerDiff.member({ ...walk, links: undefined }, after, now, path)
+    enter(after, path, () => lower.up())
+    isEntered = true
+    lower.down(before)
+  } finally {
+    if (!isEntered) {
+      native().close(before)
+      if (after !== undefined) native().close(after)
+    }
+  }
+}
+
+/** The layer of a root, compared with that of the layers below it, or with none; throws. */
+export const archive = (
+  root: number,
+  lower: number | undefined,
+  { ids, rootless }: layerDiff.Owner,
+  holes: Holes,
+  signal: AbortSignal
+): AsyncIterable<Uint8Array> =>
+  layerDiff.batched(
+    (async function* () {
+      const resolve = layerDiff.SINGLE | RESOLVE_NO_XDEV
+      const walk: layerDiff.Walk = { rootless, ids, resolve, holes, signal, links: new Map() }
+      if (lower === undefined) yield* layerDiff.whole(walk, root)
+      else {
+        const status = fs.statSync(inRoot.via(root))
+        yield* layerDiff.member({ ...walk, links: undefined }, root, status, NOTHING)
+        yield* changes(walk, root, lower)
+      }
+      yield tar.end
+    })()
+  )

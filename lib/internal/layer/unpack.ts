@@ -1,0 +1,322 @@
+/** The bodies of `ImageLayer`: from a blob to a folder. */
+import { randomBytes } from "node:crypto"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { type BerthError, ImageError } from "../../BerthError.ts"
+import type { ImageLayer, Limits, UnpackOptions } from "../../ImageLayer.ts"
+import * as Plan from "../../Plan.ts"
+import { type Digest, digestParts, parseDigest } from "../../Reference.ts"
+import {
+  clearWay,
+  io,
+  isFolder,
+  oneAtATime,
+  storageDetail,
+  tryFileLock,
+  withFileLock
+} from "../disk/files.ts"
+import * as Oci from "../oci/documents.ts"
+import { hashFile, mismatch } from "../oci/layout.ts"
+import { Berth } from "../service.ts"
+import * as Holds from "../store/leases.ts"
+import type { Compression } from "../store/tarIndex.ts"
+import { scopedUnit } from "../supervisor/scopedUnit.ts"
+import { describeErrno, errnoName } from "../util/errno.ts"
+import * as Implicit from "./missingFolders.ts"
+import * as Notes from "./sidecar.ts"
+import * as Unpacker from "./unpackerProcess.ts"
+
+export const defaultMaxBytes = 64 * 1024 ** 3
+const defaultMaxEntries = 10_000_000
+const defaultMaxCpuSeconds = 60
+
+/** What a compressed layer may become unless `maxBytes` says more. Layers of programs and text are 2 to 20 times as long. */
+const freeBytes = 1024 ** 3
+const expansionMax = 200
+
+const layersFolder = (berth: Berth) => berth.layers
+/** Where layers are by their diff ids. */
+export const siblingsFolder = (berth: Berth): string => `${layersFolder(berth)}/sha256`
+const lockPath = (berth: Berth, hex: string) => `${siblingsFolder(berth)}/${hex}.lock`
+
+const removeLock = (berth: Berth, hex: string): Effect.Effect<void> =>
+  Effect.ignore(berth.fileSystem.remove(lockPath(berth, hex), { force: true }))
+
+/**
+ * Where a layer is while it is not whole. Beside its place: somebody who is not root can rename a folder that he may not
+ * write (`/` is 0555 in some images) within its parent only.
+ */
+const temporaryPath = (berth: Berth, hex: string) =>
+  `${siblingsFolder(berth)}/.${hex}.${randomBytes(8).toString("hex")}`
+
+export const layerFolder = (berth: Berth, diffId: Digest): string => {
+  const { algorithm, hex } = digestParts(diffId)
+  return `${layersFolder(berth)}/${algorithm}/${hex}`
+}
+
+/** Setuid programs of images are not for the other users of this machine. */
+const makeFolders = (berth: Berth) =>
+  Effect.zipRight(
+    berth.fileSystem.makeDirectory(layersFolder(berth), { recursive: true, mode: 0o700 }),
+    berth.fileSystem.makeDirectory(siblingsFolder(berth), { recursive: true })
+  )
+
+/** Complete, since the name is given to a layer only when it is whole. */
+export const isUnpacked = (berth: Berth, diffId: Digest): Effect.Effect<boolean, ImageError> => {
+  const path = layerFolder(berth, diffId)
+  return io(path)(isFolder(berth.fileSystem, path))
+}
+
+export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthError, Berth> =>
+  Effect.flatMap(Berth, (berth) => Holds.keeping(berth.holds)(unpackIn(berth, options)))
+
+const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLayer, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const fs = berth.fileSystem
+    const { descriptor } = options
+    const digest = yield* Oci.digestOf(descriptor)
+    const diffId = yield* parseDigest(options.diffId)
+    const compression = yield* Oci.compressionOf(descriptor)
+    if (digestParts(diffId).algorithm !== "sha256") {
+      const detail = "a diff id with another algorithm than sha256 is not supported"
+      return yield* new ImageError({ reason: "Unsupported", subject: diffId, detail })
+    }
+    const folder = layerFolder(berth, diffId)
+    const layer: ImageLayer = { digest, diffId, mediaType: descriptor.mediaType, folder }
+    yield* Holds.hold(berth.holds, [folder])
+    if (yield* isUnpacked(berth, diffId)) {
+      return layer
+    }
+    const { hex } = digestParts(diffId)
+    yield* io(folder)(makeFolders(berth))
+    yield* sweep(berth, hex)
+    const work = Effect.gen(function* () {
+      if (yield* isUnpacked(berth, diffId)) {
+        return
+      }
+      yield* removeTemporaries(berth, hex)
+      const temporary = temporaryPath(berth, hex)
+      const report = yield* unpackInto(berth, temporary, options.blob, compression, options, digest)
+      yield* check(berth, options.blob, digest, diffId, report)
+      yield* Notes.save(berth, folder, report)
+      yield* io(folder)(Effect.zipRight(clearWay(fs, folder, "Directory"), fs.rename(temporary, folder)))
+    }).pipe(Effect.scoped)
+    yield* underLock(berth, diffId, work)
+    return layer
+  })
+
+/** Of one layer, one at a time. */
+const underLock = <A, E, R>(berth: Berth, diffId: Digest, work: Effect.Effect<A, E, R>) => {
+  const { hex } = digestParts(diffId)
+  return withFileLock(
+    berth.fileSystem,
+    lockPath(berth, hex),
+    () => work,
+    () => removeLock(berth, hex)
+  ).pipe(oneAtATime(layerFolder(berth, diffId)))
+}
+
+/** Unpacks a blob into a folder that is made for it, and removed with the scope unless it has another name by then. */
+export const unpackInto = (
+  berth: Berth,
+  directory: string,
+  blob: string,
+  compression: Compression,
+  limits: Limits,
+  subject: string
+): Effect.Effect<Report, BerthError, Berth | Scope.Scope> =>
+  Effect.gen(function* () {
+    yield* Implicit.ownedFolder(berth, directory)
+    const maxBytes =
+      limits.maxBytes ??
+      (compression === "none"
+        ? defaultMaxBytes
+        : Math.min(
+            defaultMaxBytes,
+            freeBytes + expansionMax * Number((yield* io(blob)(berth.fileSystem.stat(blob))).size)
+          ))
+    const { maxCpuSeconds = defaultMaxCpuSeconds, maxEntries = defaultMaxEntries } = limits
+    const text = yield* Unpacker.unpack({
+      blob,
+      directory,
+      compression,
+      maxBytes,
+      maxEntries,
+      maxCpuSeconds
+    })
+    return yield* readReport(subject, directory, text)
+  })
+
+/** Unpacks a compressed layer of which nobody has said the diff id, and says it. */
+export const unpackUnknown = (
+  blob: string,
+  digest: Digest,
+  compression: Compression,
+  limits: Limits
+): Effect.Effect<Digest, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    // In the state folder until it has a name: what a killed supervisor leaves there is swept.
+    const temporary = `${berth.supervisor.folder}/unknown-${randomBytes(8).toString("hex")}`
+    const report = yield* unpackInto(berth, temporary, blob, compression, limits, digest)
+    const diffId = yield* parseDigest(report.diffId)
+    yield* check(berth, blob, digest, diffId, report)
+    const folder = layerFolder(berth, diffId)
+    yield* Holds.hold(berth.holds, [folder])
+    yield* io(folder)(makeFolders(berth))
+    const place = Effect.gen(function* () {
+      if (yield* isUnpacked(berth, diffId)) return
+      yield* Notes.save(berth, folder, report)
+      // Where it may not be moved, as by somebody who is not root and a root that is 0555, it is unpacked again.
+      yield* Effect.ignore(
+        Effect.zipRight(
+          clearWay(berth.fileSystem, folder, "Directory"),
+          berth.fileSystem.rename(temporary, folder)
+        )
+      )
+    })
+    yield* underLock(berth, diffId, place)
+    return diffId
+  }).pipe(Effect.scoped)
+
+/** What the unpacker says. */
+interface Report extends Notes.Notes {
+  readonly digest: string
+  readonly diffId: string
+}
+
+const check = (
+  berth: Berth,
+  blob: string,
+  digest: Digest,
+  diffId: Digest,
+  report: Report
+): Effect.Effect<void, ImageError> =>
+  Effect.gen(function* () {
+    // The unpacker knows sha256 only.
+    const found =
+      digestParts(digest).algorithm === "sha256"
+        ? report.digest
+        : yield* hashFile(berth.fileSystem, blob, digest)
+    if (found !== digest) {
+      return yield* mismatch(digest, "the layer's digest", digest, found)
+    }
+    if (report.diffId !== diffId) {
+      return yield* mismatch(digest, "the layer's diff id", diffId, report.diffId)
+    }
+  })
+
+/** Removes the unfinished folders of one layer. Only the holder of its lock may: any other owner is dead then. */
+const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> =>
+  Effect.flatMap(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) =>
+    Effect.forEach(
+      names.filter((name) => name.startsWith(`.${hex}.`)),
+      (name) => removeTree(berth, `${siblingsFolder(berth)}/${name}`),
+      { discard: true }
+    )
+  ).pipe(Effect.ignore)
+
+/** Removes what is kept beside a layer that is not there. Only the holder of its lock may, as of the temporaries. */
+const removeImplicit = (berth: Berth, hex: string): Effect.Effect<void> => {
+  const folder = `${siblingsFolder(berth)}/${hex}`
+  return Effect.flatMap(berth.fileSystem.exists(folder), (there) =>
+    there ? Effect.void : berth.fileSystem.remove(`${folder}.implicit`, { force: true })
+  ).pipe(Effect.ignore)
+}
+
+/** Removes a folder whatever is in it, as the supervisor may: without root, it can have files of several ids. */
+export const removeTree = (berth: Berth, path: string): Effect.Effect<void, BerthError> =>
+  Effect.scoped(scopedUnit(berth, berth.supervisor.nextId(), path, Plan.make([{ op: "discard", path }]), {}))
+
+/** Removes what dead processes have left of layers, and what was discarded; not of `own`, whose lock the caller has. */
+export const sweep = (berth: Berth, own?: string): Effect.Effect<void> =>
+  Effect.flatMap(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) => {
+    const there = new Set(names)
+    const others = new Set(
+      names.flatMap((name) => {
+        const match = /^\.([0-9a-f]{64})\.|^([0-9a-f]{64})\.(lock|implicit)$/.exec(name)
+        const hex = match?.[1] ?? match?.[2]
+        return hex === undefined || (match?.[3] === "implicit" && there.has(hex)) ? [] : hex
+      })
+    )
+    if (own !== undefined) others.delete(own)
+    return Effect.forEach(
+      others,
+      (hex) =>
+        Effect.ignore(
+          tryFileLock(
+            berth.fileSystem,
+            lockPath(berth, hex),
+            () => Effect.all([removeTemporaries(berth, hex), removeImplicit(berth, hex)]),
+            () => removeLock(berth, hex)
+          )
+        ),
+      { discard: true }
+    )
+  }).pipe(Effect.ignore)
+
+const broken = (detail: string): ImageError =>
+  new ImageError({ reason: "Storage", subject: "the unpacker", detail })
+
+const reasons = {
+  corrupt: "Corrupt",
+  escape: "Escape",
+  unsupported: "Unsupported",
+  limit: "TooLarge",
+  io: "Storage",
+  confine: "Storage"
+} as const
+
+/**
+ * Reads the unpacker's report. The program is Berth's own, but what it repeats (names, paths) is the layer's.
+ */
+const readReport = (subject: string, directory: string, text: string): Effect.Effect<Report, ImageError> =>
+  Effect.suspend(() => {
+    const fields = new Map<string, string>()
+    const implicit: Array<string> = []
+    const links: Array<Notes.Link> = []
+    for (const line of text.split("\n")) {
+      const words = line.split(" ")
+      switch (words[0]) {
+        case "error": {
+          return failure(subject, directory, words.slice(1))
+        }
+        case "hardlink":
+          links.push([words[1] ?? "", words[2] ?? ""])
+          break
+        case "implicit":
+          implicit.push(Notes.decodePath(words[1] ?? ""))
+          break
+        default:
+          fields.set(words[0]!, words.slice(1).join(" "))
+      }
+    }
+    const report = { digest: fields.get("digest"), diffId: fields.get("diffid") }
+    return !fields.has("ok") || report.digest === undefined || report.diffId === undefined
+      ? broken(`has not said how it ended: ${JSON.stringify(text.slice(-200))}`)
+      : Effect.succeed({ digest: report.digest, diffId: report.diffId, implicit, links })
+  })
+
+const failure = (
+  subject: string,
+  directory: string,
+  [kind = "", number = "", syscall = "", member = "", ...rest]: ReadonlyArray<string>
+): ImageError => {
+  const reason = Object.hasOwn(reasons, kind) ? reasons[kind as keyof typeof reasons] : undefined
+  if (reason === undefined) {
+    return broken(
+      `failed in an unknown way: ${JSON.stringify([kind, number, ...rest].join(" ").slice(0, 200))}`
+    )
+  }
+  const errno = Number(number)
+  const code = errno > 0 ? errnoName(errno) : ""
+  const message = Notes.decodePath(rest.join(" "))
+  const parts = [
+    Notes.decodePath(member),
+    syscall,
+    code,
+    message === "-" && code !== "" ? describeErrno(errno) : message
+  ]
+  const detail = parts.filter((part) => part !== "" && part !== "-").join(": ")
+  return new ImageError({ reason, subject, detail: storageDetail(code, detail, directory) })
+}

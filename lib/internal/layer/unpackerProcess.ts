@@ -1,0 +1,96 @@
+/** Runs native/unpack/unpack.c on a blob: as a unit of the supervisor, in namespaces of its own, so that it ends as one does. */
+import { constants } from "node:fs"
+import * as Effect from "effect/Effect"
+import { type BerthError, OperationFailed } from "../../BerthError.ts"
+import * as Plan from "../../Plan.ts"
+import { flagsOf } from "../ids/namespaceFlags.ts"
+import { Berth } from "../service.ts"
+import { scopedUnit } from "../supervisor/scopedUnit.ts"
+import { AT_FDCWD, native, programPath } from "../system/addon.ts"
+import { makePipe, Output } from "../system/pipe.ts"
+
+export interface Options {
+  /** The blob's path on the host. */
+  readonly blob: string
+  /** An empty folder, which becomes the unpacker's whole world. */
+  readonly directory: string
+  readonly compression: "gzip" | "zstd" | "none"
+  /** Bounds on what comes out: past them it stops. */
+  readonly maxBytes: number
+  readonly maxEntries: number
+  readonly maxCpuSeconds: number
+}
+
+const REPORT_BYTES_MAX = 16 * 1024 * 1024
+
+const openBlob = (path: string): Effect.Effect<number, OperationFailed> =>
+  Effect.suspend(() => {
+    const fd = native().openIn(AT_FDCWD, path, constants.O_RDONLY, 0, 0)
+    return fd >= 0
+      ? Effect.succeed(fd)
+      : Effect.fail(
+          new OperationFailed({
+            operation: `unpack ${path}`,
+            index: -1,
+            syscall: "openat2",
+            errno: -fd,
+            hint: ""
+          })
+        )
+  })
+
+const descriptor = (fd: number) =>
+  Effect.acquireRelease(Effect.succeed(fd), (owned) => Effect.sync(() => native().close(owned)))
+
+/** Unpacks and gives the unpacker's report, lines of `key value`; native/unpack/unpack.h says what they are. */
+export const unpack = (options: Options): Effect.Effect<string, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    const blob = yield* Effect.flatMap(openBlob(options.blob), descriptor)
+    const [ours, theirs] = yield* Effect.try({
+      try: () => makePipe(0),
+      catch: (error) => error as BerthError
+    })
+    const output = new Output(ours, "unpack")
+    yield* Effect.addFinalizer(() => Effect.sync(() => output.close()))
+    const plan = Plan.make([
+      { op: "process", namespaces: flagsOf(["mount", "pid", "uts", "ipc", "network"]) },
+      { op: "session" },
+      { op: "stdio", stdin: "blob", stdout: "report", stderr: null },
+      {
+        op: "exec",
+        program: null,
+        paths: [programPath("berth-unpack")],
+        arguments: [
+          "berth-unpack",
+          `--compression=${options.compression}`,
+          `--xattr=${berth.rootless ? "user" : "trusted"}`,
+          `--max-bytes=${options.maxBytes}`,
+          `--max-entries=${options.maxEntries}`,
+          `--max-cpu=${options.maxCpuSeconds}`,
+          // With root's id alone, all files can only be root's.
+          ...(berth.rootless && berth.ids.uids.length === 1 ? ["--ignore-chown"] : []),
+          options.directory
+        ],
+        environment: []
+      }
+    ])
+    yield* Effect.ensuring(
+      scopedUnit(berth, berth.supervisor.nextId(), `unpacking ${options.blob}`, plan, {
+        blob,
+        report: theirs
+      }),
+      Effect.sync(() => native().close(theirs))
+    )
+    return yield* output.collect(
+      REPORT_BYTES_MAX,
+      () =>
+        new OperationFailed({
+          operation: `unpack ${options.blob}`,
+          index: -1,
+          syscall: "read",
+          errno: 27,
+          hint: ""
+        })
+    )
+  }).pipe(Effect.scoped)

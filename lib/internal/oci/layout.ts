@@ -1,0 +1,332 @@
+/** Reading an OCI image layout folder: the store, or one that another tool has made. */
+import { createHash } from "node:crypto"
+import * as process from "node:process"
+import type * as FileSystem from "@effect/platform/FileSystem"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
+import { ImageError, InvalidOption } from "../../BerthError.ts"
+import { type Digest, digestParts } from "../../Reference.ts"
+import { isNotFound, readBounded, storageError } from "../disk/files.ts"
+import * as Oci from "./documents.ts"
+
+export const blobPath = (folder: string, digest: Digest): string => {
+  const { algorithm, hex } = digestParts(digest)
+  return `${folder}/blobs/${algorithm}/${hex}`
+}
+
+export const mismatch = (subject: string, what: string, wanted: string, found: string): ImageError =>
+  new ImageError({
+    reason: "DigestMismatch",
+    subject,
+    detail: `${what} should be ${wanted}, but is ${found}`
+  })
+
+/** Fails unless the bytes are what the descriptor says. */
+export const verify = (digest: Digest, size: number, bytes: Uint8Array): Effect.Effect<void, ImageError> =>
+  Effect.suspend(() => {
+    if (bytes.length !== size) {
+      return mismatch(digest, "its size", `${size} bytes`, `${bytes.length} bytes`)
+    }
+    const { algorithm, hex } = digestParts(digest)
+    const found = createHash(algorithm).update(bytes).digest("hex")
+    return found === hex ? Effect.void : mismatch(digest, "its digest", digest, `${algorithm}:${found}`)
+  })
+
+/** Bytes that have to be what the digest says when they are at their end. */
+export const verified = <E>(
+  content: Stream.Stream<Uint8Array, E>,
+  subject: string,
+  digest: Digest,
+  what: string
+): Stream.Stream<Uint8Array, E | ImageError> =>
+  Stream.suspend(() => {
+    const { algorithm, hex } = digestParts(digest)
+    const hash = createHash(algorithm)
+    return Stream.concat(
+      Stream.tap(content, (chunk) => Effect.sync(() => hash.update(chunk))),
+      Stream.execute(
+        Effect.suspend(() => {
+          const found = hash.digest("hex")
+          return found === hex ? Effect.void : mismatch(subject, what, digest, `${algorithm}:${found}`)
+        })
+      )
+    )
+  })
+
+/**
+ * The bytes of a blob, as long as they are what its digest says: the last of them is not given otherwise, so that
+ * whoever has all has the right ones.
+ */
+export const verifiedBlob = <E, R>(
+  digest: Digest,
+  size: number,
+  content: Stream.Stream<Uint8Array, E, R>
+): Stream.Stream<Uint8Array, E | ImageError, R> =>
+  Stream.suspend(() => {
+    const { algorithm, hex } = digestParts(digest)
+    const hash = createHash(algorithm)
+    let length = 0
+    const check = Effect.suspend(() => {
+      const found = hash.digest("hex")
+      return found === hex ? Effect.void : mismatch(digest, "its digest", digest, `${algorithm}:${found}`)
+    })
+    return content.pipe(
+      Stream.filter((chunk) => chunk.length > 0),
+      Stream.mapEffect((chunk): Effect.Effect<Uint8Array, ImageError> => {
+        length += chunk.length
+        if (length > size) {
+          return mismatch(digest, "its size", `${size} bytes`, "more")
+        }
+        hash.update(chunk)
+        return length < size ? Effect.succeed(chunk) : Effect.as(check, chunk)
+      }),
+      Stream.concat(
+        Stream.suspend(() =>
+          length < size
+            ? Stream.fail(mismatch(digest, "its size", `${size} bytes`, `${length} bytes`))
+            : Stream.execute(size === 0 ? check : Effect.void)
+        )
+      )
+    )
+  })
+
+/** The digest that a file has, by the algorithm of this one. */
+export const hashFile = (
+  fs: FileSystem.FileSystem,
+  path: string,
+  digest: Digest
+): Effect.Effect<string, ImageError> =>
+  Effect.suspend(() => {
+    const { algorithm } = digestParts(digest)
+    const hash = createHash(algorithm)
+    return fs.stream(path, { chunkSize: 1024 * 1024 }).pipe(
+      Stream.runForEach((chunk) => Effect.sync(() => hash.update(chunk))),
+      Effect.map(() => `${algorithm}:${hash.digest("hex")}`),
+      Effect.mapError(storageError(digest, path))
+    )
+  })
+
+const missing = (digest: Digest, folder: string) =>
+  new ImageError({ reason: "NotFound", subject: digest, detail: `there is no such blob in ${folder}` })
+
+/** Where the blob is. Fails with `NotFound`, or `DigestMismatch` if its size is not the descriptor's. */
+export const checkBlob = (
+  fs: FileSystem.FileSystem,
+  folder: string,
+  descriptor: Oci.Descriptor
+): Effect.Effect<string, ImageError> =>
+  Effect.gen(function* () {
+    const digest = yield* Oci.digestOf(descriptor)
+    const path = blobPath(folder, digest)
+    const info = yield* Effect.mapError(fs.stat(path), (error) =>
+      isNotFound(error) ? missing(digest, folder) : storageError(digest, folder)(error)
+    )
+    if (info.type !== "File") {
+      const detail = `${path} is not a file: move it away, and pull or load the image again`
+      return yield* new ImageError({ reason: "Corrupt", subject: digest, detail })
+    }
+    if (Number(info.size) !== descriptor.size) {
+      return yield* mismatch(digest, "its size", `${descriptor.size} bytes`, `${info.size} bytes`)
+    }
+    return path
+  })
+
+/** Reads and verifies a manifest, index or config. */
+export const readDocument = (
+  fs: FileSystem.FileSystem,
+  folder: string,
+  descriptor: Oci.Descriptor
+): Effect.Effect<Uint8Array, ImageError> =>
+  Effect.gen(function* () {
+    const digest = yield* Oci.digestOf(descriptor)
+    if (descriptor.size > Oci.maxDocumentBytes) {
+      return yield* Oci.tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
+    }
+    const bytes = yield* readBounded(fs, blobPath(folder, digest), digest, Oci.maxDocumentBytes)
+    if (Option.isNone(bytes)) {
+      return yield* missing(digest, folder)
+    }
+    yield* verify(digest, descriptor.size, bytes.value)
+    return bytes.value
+  })
+
+/** The `index.json` of a folder that is an OCI image layout; none if there is no layout there. */
+export const readIndex = (
+  fs: FileSystem.FileSystem,
+  folder: string
+): Effect.Effect<
+  Option.Option<{ readonly index: Oci.Index; readonly raw: Record<string, unknown> }>,
+  ImageError
+> =>
+  Effect.gen(function* () {
+    const read = (name: string) =>
+      readBounded(fs, `${folder}/${name}`, `${folder}/${name}`, Oci.maxDocumentBytes)
+    const version = yield* read("oci-layout")
+    const index = yield* read("index.json")
+    if (Option.isNone(version) || Option.isNone(index)) {
+      return Option.none()
+    }
+    yield* Oci.decodeLayout(`${folder}/oci-layout`, version.value)
+    return Option.some(yield* Oci.decodeLayoutIndex(`${folder}/index.json`, index.value))
+  })
+
+const architectures: Readonly<Record<string, string>> = {
+  x64: "amd64",
+  ia32: "386",
+  arm64: "arm64",
+  arm: "arm",
+  ppc64: "ppc64le",
+  s390x: "s390x",
+  riscv64: "riscv64",
+  loong64: "loong64",
+  mipsel: "mipsle"
+}
+
+/** What containers on this machine run, whatever the variant of its processor. */
+export const hostPlatform = (): Oci.Platform => ({
+  os: "linux",
+  architecture: architectures[process.arch] ?? process.arch,
+  ...(process.arch === "arm" ? { variant: "v7" } : {})
+})
+
+export const printPlatform = (platform: Oci.Platform): string =>
+  [platform.os, platform.architecture, ...(platform.variant ? [platform.variant] : [])].join("/")
+
+/** Parses `os/architecture[/variant]`. */
+export const parsePlatform = (input: string | undefined): Effect.Effect<Oci.Platform, InvalidOption> => {
+  if (input === undefined) {
+    return Effect.sync(hostPlatform)
+  }
+  const match = /^([a-z0-9]{1,32})\/([a-z0-9_]{1,32})(?:\/([a-z0-9.]{1,32}))?$/.exec(input)
+  if (match === null) {
+    const expected = "os/architecture[/variant], as in linux/arm64 or linux/arm/v7"
+    return new InvalidOption({ option: "platform", value: JSON.stringify(input.slice(0, 200)), expected })
+  }
+  return Effect.succeed({
+    os: match[1]!,
+    architecture: match[2]!,
+    ...(match[3] === undefined ? {} : { variant: match[3] })
+  })
+}
+
+const variantNumber = (platform: Oci.Platform): number => {
+  const match = /^v([0-9]{1,2})$/.exec(platform.variant ?? "")
+  return match === null ? -1 : Number(match[1])
+}
+
+/** How well an image fits: below 0 it does not run, else the highest is the best. */
+const score = (wanted: Oci.Platform, offered: Oci.Platform): number => {
+  if (wanted.os !== offered.os || wanted.architecture !== offered.architecture) {
+    return -1
+  }
+  // A processor runs what is made for its own variant or an older one; v8 is the only arm64, v1 the first amd64.
+  const base = wanted.architecture === "arm64" ? 8 : wanted.architecture === "arm" ? 7 : 1
+  const most = wanted.variant ? variantNumber(wanted) : base
+  const has = offered.variant ? variantNumber(offered) : Math.min(base, most)
+  if (most === -1 || has === -1) {
+    return wanted.variant === offered.variant ? 0 : -1
+  }
+  return has <= most ? has : -1
+}
+
+export const runsOn = (wanted: Oci.Platform, offered: Oci.Platform): boolean => score(wanted, offered) >= 0
+
+export const platformError = (
+  subject: string,
+  wanted: Oci.Platform,
+  offered: ReadonlyArray<Oci.Platform>
+): ImageError => {
+  const names = [...new Set(offered.map(printPlatform))].slice(0, 30).join(", ")
+  const detail = `is for ${names === "" ? "no platform" : names}; wanted is ${printPlatform(wanted)}`
+  return new ImageError({ reason: "Platform", subject, detail })
+}
+
+/**
+ * The one entry for the platform, or the only one there is when it does not say for which platform it is: its
+ * config will.
+ */
+export const selectPlatform = (
+  subject: string,
+  entries: ReadonlyArray<Oci.Descriptor>,
+  wanted: Oci.Platform
+): Effect.Effect<Oci.Descriptor, ImageError> => {
+  let best: Oci.Descriptor | undefined
+  let bestScore = -1
+  const unnamed: Array<Oci.Descriptor> = []
+  for (const entry of entries) {
+    if (entry.platform === undefined) {
+      unnamed.push(entry)
+      continue
+    }
+    const s = score(wanted, entry.platform)
+    if (s > bestScore) {
+      best = entry
+      bestScore = s
+    }
+  }
+  if (best !== undefined) {
+    return Effect.succeed(best)
+  }
+  if (unnamed.length > 0) {
+    return Effect.succeed(unnamed[0]!)
+  }
+  const offered = entries.flatMap((entry) => (entry.platform === undefined ? [] : [entry.platform]))
+  return platformError(
+    subject,
+    wanted,
+    offered.filter((platform) => platform.os !== "unknown")
+  )
+}
+
+/** A manifest with its config: everything about an image but its layers' bytes. */
+export interface Resolved {
+  readonly descriptor: Oci.Descriptor
+  readonly manifest: Oci.Manifest
+  readonly config: Oci.Config
+  readonly diffIds: ReadonlyArray<string>
+}
+
+/** Indexes in indexes: no builder makes more than two levels. */
+export const maxDepth = 4
+
+/**
+ * From a descriptor to the manifest and config for the platform, through however many indexes. `fetch` gives a
+ * document's verified bytes: from a folder, or from a registry.
+ */
+export const resolveImage = <E, R>(
+  start: Oci.Descriptor,
+  wanted: Oci.Platform,
+  fetch: (descriptor: Oci.Descriptor, kind: "manifest" | "config") => Effect.Effect<Uint8Array, E, R>
+): Effect.Effect<Resolved, E | ImageError, R> =>
+  Effect.gen(function* () {
+    let descriptor = start
+    for (let depth = 0; ; depth++) {
+      const bytes = yield* fetch(descriptor, "manifest")
+      const document = yield* Oci.decodeManifest(descriptor.digest, bytes, descriptor.mediaType)
+      if (document._tag === "Index") {
+        if (depth === maxDepth) {
+          const detail = `is an index more than ${maxDepth} indexes deep`
+          return yield* new ImageError({ reason: "TooLarge", subject: descriptor.digest, detail })
+        }
+        descriptor = yield* selectPlatform(descriptor.digest, document.manifests, wanted)
+        continue
+      }
+      if (!Oci.isImageConfig(document.config)) {
+        const detail = `is not a container image: its config is ${JSON.stringify(document.config.mediaType)}`
+        return yield* new ImageError({ reason: "Unsupported", subject: descriptor.digest, detail })
+      }
+      const config = yield* Effect.flatMap(fetch(document.config, "config"), (bytes) =>
+        Oci.decodeConfig(document.config.digest, bytes)
+      )
+      if (!runsOn(wanted, config)) {
+        return yield* platformError(descriptor.digest, wanted, [config])
+      }
+      const diffIds = config.rootfs.diff_ids
+      if (diffIds.length !== document.layers.length) {
+        const detail = `has ${document.layers.length} layers, but its config ${diffIds.length} diff ids`
+        return yield* new ImageError({ reason: "Corrupt", subject: descriptor.digest, detail })
+      }
+      return { descriptor, manifest: document, config, diffIds }
+    }
+  })

@@ -1,0 +1,357 @@
+/** Commands inside a container as promises: run at once, waited for as a whole, or read line by line. */
+import * as process from "node:process"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { type BerthError, ContainerError, InvalidOption, NonZeroExit, WaitFailed } from "../../BerthError.ts"
+import * as Container from "../../Container.ts"
+import type { Command, Input, InsideOptions } from "../../promise.ts"
+import { signalGroup } from "../container/commandExecutor.ts"
+import { printWords } from "../util/commandTemplate.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import { signalNumber } from "../util/signals.ts"
+import { Lines, lastLines as lastLinesOf, Text } from "../util/text.ts"
+import { letOthersRun } from "../util/turn.ts"
+import type { Shared } from "./runtime.ts"
+
+const OUTPUT_BYTES_MAX = 16 * 1024 * 1024
+const LAST_LINES = 20
+
+const encoder = new TextEncoder()
+
+const bytesOf = (part: string | Uint8Array): Uint8Array =>
+  typeof part === "string" ? encoder.encode(part) : part
+
+/** What a program gives to read; what its iterator throws is the stream's defect. It is never waited for at the end. */
+export const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
+  if (typeof input === "string" || input instanceof Uint8Array) return Stream.succeed(bytesOf(input))
+  return Stream.unwrapScoped(
+    Effect.map(
+      Effect.acquireRelease(
+        Effect.sync(() =>
+          Symbol.asyncIterator in input ? input[Symbol.asyncIterator]() : input[Symbol.iterator]()
+        ),
+        (iterator) => Effect.sync(() => void Promise.resolve(iterator.return?.()).catch(() => {}))
+      ),
+      (iterator) =>
+        Stream.repeatEffectOption(
+          Effect.flatMap(
+            // What a program has at hand is taken without ever going through the event loop, where others wait.
+            Effect.zipRight(
+              letOthersRun,
+              Effect.promise(async () => iterator.next())
+            ),
+            (next) => (next.done === true ? Effect.fail(Option.none()) : Effect.succeed(bytesOf(next.value)))
+          )
+        )
+    )
+  )
+}
+
+/** Gives a process its input. Whoever has ended needs no more of it. */
+export const feed = (to: Container.Container, input: Input): Effect.Effect<void, BerthError> =>
+  Effect.raceFirst(Stream.run(streamOf(input), to.stdin), Effect.asVoid(to.exit))
+
+/** A command in a scope: at its end nothing is left of it, its children in its process group included. */
+const startIn = (
+  box: Container.Container,
+  words: ReadonlyArray<string>,
+  options: InsideOptions,
+  input: Input | undefined
+): Effect.Effect<Container.Container, BerthError, Scope.Scope> =>
+  Effect.acquireRelease(
+    Container.execStream(box, words, { ...options, stdin: input === undefined ? "null" : "pipe" }),
+    (started, exit) => (Exit.isFailure(exit) ? signalGroup(started, 9) : Effect.void)
+  )
+
+/** What a command has written so far. */
+interface Written {
+  readonly stdout: Text
+  readonly stderr: Text
+}
+
+const nothingWritten = (): Written => ({ stdout: new Text(), stderr: new Text() })
+
+const tooLong = (
+  from: Container.Container,
+  { maxOutputBytes }: InsideOptions,
+  what: string
+): ContainerError =>
+  new ContainerError({
+    reason: "OutputTooLong",
+    container: from.id,
+    detail: `more than ${maxOutputBytes ?? OUTPUT_BYTES_MAX} bytes ${what}`
+  })
+
+/** Kept until its end, and shown on the way where that is asked for. */
+const keep = (
+  from: Container.Container,
+  name: "stdout" | "stderr",
+  options: InsideOptions,
+  written: Written
+): Effect.Effect<string, BerthError> => {
+  const max = options.maxOutputBytes ?? OUTPUT_BYTES_MAX
+  const text = written[name]
+  const shown = options.verbose !== true ? undefined : name === "stdout" ? process.stdout : process.stderr
+  return Stream.runForEach(from[name], (bytes) => {
+    shown?.write(bytes)
+    return text.add(bytes) <= max
+      ? Effect.void
+      : Effect.fail(tooLong(from, options, `on ${name}: raise maxOutputBytes, or read it line by line`))
+  }).pipe(Effect.map(() => text.soFar()))
+}
+
+const LINES_BYTES = 8 * 1024
+
+/** Line by line, as fast as they are taken; one that does not end is too long at last. */
+const hand = (
+  from: Container.Container,
+  options: InsideOptions,
+  to: Handoff<string>
+): Effect.Effect<void, BerthError> => {
+  const lines = new Lines(options.maxOutputBytes ?? OUTPUT_BYTES_MAX, () => {
+    throw tooLong(from, options, "in a line on stdout: raise maxOutputBytes")
+  })
+  const put = (take: () => ReadonlyArray<string>): Effect.Effect<void, BerthError> =>
+    Effect.flatMap(Effect.zipRight(letOthersRun, attempt(take)), (all) =>
+      to.put(all.map((line) => (line.endsWith("\r") ? line.slice(0, -1) : line)))
+    )
+  // A part that is all ends of lines gives as many lines as it has bytes.
+  const parts = (bytes: Uint8Array): ReadonlyArray<Uint8Array> =>
+    Array.from({ length: Math.ceil(bytes.length / LINES_BYTES) }, (_, k) =>
+      bytes.subarray(k * LINES_BYTES, (k + 1) * LINES_BYTES)
+    )
+  return Effect.zipRight(
+    Stream.runForEach(from.stdout, (bytes) =>
+      Effect.forEach(parts(bytes), (part) => put(() => lines.take(part)), { discard: true })
+    ),
+    put(() => lines.end())
+  )
+}
+
+/** Runs while `input` is read; a failure of the input is the command's, its end is not. */
+const fed = <A>(
+  started: Container.Container,
+  input: Input | undefined,
+  effect: Effect.Effect<A, BerthError>
+): Effect.Effect<A, BerthError> =>
+  input === undefined
+    ? effect
+    : Effect.raceFirst(effect, Effect.zipRight(feed(started, input), Effect.never as Effect.Effect<A>))
+
+/** How a command of a template is to be run. */
+interface Settings {
+  options: InsideOptions
+  input: Input | undefined
+  nothrow: boolean
+  timeout: Duration.Duration | undefined
+  lines: Handoff<string> | undefined
+  readonly written: Written
+  readonly onStart: (started: Container.Container) => Effect.Effect<void, BerthError>
+}
+
+/** Hands items from one who makes them to one who asks for them, and lets neither get ahead of the other. */
+class Handoff<A> {
+  private items: Array<A> = []
+  private asked: (() => void) | undefined
+  private taken: (() => void) | undefined
+  private ended = false
+
+  /** Waits until all of them have been taken. */
+  put(items: ReadonlyArray<A>): Effect.Effect<void> {
+    return Effect.async((resume) => {
+      if (this.ended || items.length === 0) return resume(Effect.void)
+      for (const item of items) this.items.push(item)
+      this.taken = () => resume(Effect.void)
+      this.asked?.()
+    })
+  }
+
+  end(): void {
+    this.ended = true
+    this.asked?.()
+    this.taken?.()
+  }
+
+  async next(): Promise<IteratorResult<A, undefined>> {
+    if (this.items.length === 0) this.taken?.()
+    while (this.items.length === 0 && !this.ended)
+      await new Promise<void>((resolve) => {
+        this.asked = resolve
+      })
+    return this.items.length > 0
+      ? { done: false, value: this.items.shift()! }
+      : { done: true, value: undefined }
+  }
+}
+
+/** Runs a command and gives all that it wrote; where somebody reads stdout line by line, it goes there. */
+const execute = (
+  box: Container.Container,
+  words: ReadonlyArray<string>,
+  { options, input, lines, written, onStart }: Settings
+): Effect.Effect<Container.Result, BerthError> =>
+  Effect.gen(function* () {
+    const started = yield* startIn(box, words, options, input)
+    yield* onStart(started)
+    const out =
+      lines === undefined
+        ? keep(started, "stdout", options, written)
+        : Effect.as(hand(started, options, lines), "")
+    const [stdout, stderr, status] = yield* fed(
+      started,
+      input,
+      Effect.all([out, keep(started, "stderr", options, written), started.exit], { concurrency: "unbounded" })
+    )
+    return { ...status, stdout, stderr }
+  }).pipe(Effect.scoped)
+
+/** Runs a command and gives all that it wrote. */
+export const exec = (
+  box: Container.Container,
+  words: ReadonlyArray<string>,
+  options: InsideOptions
+): Effect.Effect<Container.Result, BerthError> =>
+  execute(box, words, {
+    options,
+    input: undefined,
+    nothrow: true,
+    timeout: undefined,
+    lines: undefined,
+    written: nothingWritten(),
+    onStart: () => Effect.void
+  })
+
+const lastLines = ({ stdout, stderr }: Written): ReadonlyArray<string> =>
+  [stdout.soFar(), stderr.soFar()].flatMap((all) => (all === "" ? [] : lastLinesOf(all, LAST_LINES)))
+
+/** Runs a command of a template: in the time that it is given, and for a failure where it gives one. */
+const judge = (
+  box: Container.Container,
+  words: ReadonlyArray<string>,
+  settings: Settings
+): Effect.Effect<Container.Result, BerthError> => {
+  const { timeout } = settings
+  const whole = execute(box, words, settings)
+  const bounded =
+    timeout === undefined
+      ? whole
+      : Effect.timeoutFail(whole, {
+          duration: timeout,
+          onTimeout: () =>
+            new WaitFailed({
+              reason: "TimedOut",
+              condition: `end of ${printWords(words)}`,
+              container: box.id,
+              state: "is running",
+              millis: Duration.toMillis(timeout),
+              log: lastLines(settings.written)
+            })
+        })
+  return Effect.flatMap(bounded, (result) => {
+    const { exitCode, signal, stdout, stderr } = result
+    if (exitCode === 0 || settings.nothrow) return Effect.succeed(result)
+    const command = printWords(words)
+    return Effect.fail(new NonZeroExit({ container: box.id, command, exitCode, signal, stdout, stderr }))
+  })
+}
+
+/** Sends a signal to a command and its children in its process group. */
+const send = (to: Container.Container, signal: string | number): Effect.Effect<void, InvalidOption> => {
+  const number = signalNumber(signal)
+  return number === undefined
+    ? Effect.fail(
+        new InvalidOption({
+          option: "signal",
+          value: JSON.stringify(signal),
+          expected: "a signal of signal(7), by name or number"
+        })
+      )
+    : Effect.asVoid(signalGroup(to, number))
+}
+
+/** The command of a template, which begins once the statement that it is in has said how. */
+export const makeCommand = (
+  shared: Shared,
+  box: Container.Container,
+  words: () => ReadonlyArray<string>,
+  options: InsideOptions
+): Command => {
+  const stop = new AbortController()
+  let begun = false
+  let started: Container.Container | undefined
+  let wanted: string | number | undefined
+
+  const settings: Settings = {
+    options,
+    input: undefined,
+    nothrow: false,
+    timeout: undefined,
+    lines: undefined,
+    written: nothingWritten(),
+    onStart: (it) => {
+      started = it
+      return wanted === undefined ? Effect.void : send(it, wanted)
+    }
+  }
+
+  const begin = async (): Promise<Container.Result> => {
+    // The rest of the statement comes first.
+    await undefined
+    begun = true
+    try {
+      return await shared.run(judge(box, words(), settings), settings.options.signal, stop.signal)
+    } finally {
+      settings.lines?.end()
+    }
+  }
+
+  const configure = (name: string, change: Partial<Settings>): Command => {
+    if (begun) {
+      const expected = "a call in the statement of the command itself, which has begun by now"
+      throw new InvalidOption({ option: `$.${name}`, value: "a later call", expected })
+    }
+    Object.assign(settings, change)
+    return command
+  }
+
+  const command: Command = Object.assign(begin(), {
+    nothrow: () => configure("nothrow", { nothrow: true }),
+    quiet: () => configure("quiet", { options: { ...settings.options, verbose: false } }),
+    stdin: (input: Input) => configure("stdin", { input }),
+    timeout: (duration: Duration.DurationInput) =>
+      configure("timeout", { timeout: Duration.decode(duration) }),
+    text: async () => (await command).stdout,
+    lines: async () => {
+      const { stdout } = await command
+      return stdout === "" ? [] : stdout.replace(/\r?\n$/, "").split(/\r?\n/)
+    },
+    json: async () => JSON.parse((await command).stdout),
+    kill: async (signal: string | number = "SIGTERM") => {
+      if (started === undefined) wanted = signal
+      else await shared.run(send(started, signal))
+    },
+    [Symbol.asyncIterator]: (): AsyncIterator<string, undefined> => {
+      const lines = new Handoff<string>()
+      configure("[Symbol.asyncIterator]", { lines })
+      // Whoever reads gets it in the end.
+      command.catch(() => {})
+      return {
+        next: async () => {
+          const next = await lines.next()
+          if (next.done === true) await command
+          return next
+        },
+        return: async () => {
+          stop.abort()
+          await command.catch(() => {})
+          return { done: true, value: undefined }
+        }
+      }
+    }
+  })
+  return command
+}

@@ -1,0 +1,98 @@
+/** Images as promises, with what pulls and pushes tell on the way. */
+import type * as Effect from "effect/Effect"
+import type * as Berth from "../../Berth.ts"
+import type { BerthError } from "../../BerthError.ts"
+import * as Image from "../../Image.ts"
+import type { Listener, Progress, ProgressOptions } from "../../Progress.ts"
+import type { Abortable, Images, Transfer } from "../../promise.ts"
+import * as Store from "../../Store.ts"
+import { streamOf } from "./command.ts"
+import type { Shared } from "./runtime.ts"
+
+/** What was told and not taken yet. Each step is small, so that nobody waits for whoever takes them. */
+class Steps {
+  private readonly told: Array<Progress> = []
+  private asked: (() => void) | undefined
+  private ended = false
+
+  tell(progress: Progress): void {
+    this.told.push(progress)
+    this.asked?.()
+  }
+
+  end(): void {
+    this.ended = true
+    this.asked?.()
+  }
+
+  async next(): Promise<Progress | undefined> {
+    while (this.told.length === 0 && !this.ended)
+      await new Promise<void>((resolve) => {
+        this.asked = resolve
+      })
+    return this.told.shift()
+  }
+}
+
+/** Begins once the statement that it is in has said whether somebody wants to know how far it has come. */
+const transfer = <A>(
+  shared: Shared,
+  options: ProgressOptions & Abortable,
+  work: (progress: ProgressOptions["progress"]) => Effect.Effect<A, BerthError, Berth.Berth>
+): Transfer<A> => {
+  const stop = new AbortController()
+  const readers = new Set<Steps>()
+  const tell: Listener = (progress) => {
+    if (typeof options.progress === "function") options.progress(progress)
+    for (const steps of readers) steps.tell(progress)
+  }
+  const begin = async (): Promise<A> => {
+    await undefined
+    await undefined
+    try {
+      return await shared.run(work(readers.size > 0 ? tell : options.progress), options.signal, stop.signal)
+    } finally {
+      for (const steps of readers) steps.end()
+    }
+  }
+  const promise = begin()
+  return Object.assign(promise, {
+    [Symbol.asyncIterator]: (): AsyncIterator<Progress, undefined> => {
+      const steps = new Steps()
+      readers.add(steps)
+      // Whoever reads gets it in the end.
+      promise.catch(() => {})
+      return {
+        next: async () => {
+          const value = await steps.next()
+          if (value !== undefined) return { done: false, value }
+          await promise
+          return { done: true, value: undefined }
+        },
+        return: async () => {
+          stop.abort()
+          await promise.catch(() => {})
+          return { done: true, value: undefined }
+        }
+      }
+    }
+  })
+}
+
+export const make = (shared: Shared): Images => ({
+  pull: (reference, options = {}) =>
+    transfer(shared, options, (progress) => Image.pull(reference, { ...options, progress })),
+  push: (image, reference, options = {}) =>
+    transfer(shared, options, (progress) => Image.push(image, reference, { ...options, progress })),
+  load: (archive, options = {}) =>
+    shared.run(
+      Image.load(typeof archive === "string" ? archive : streamOf(archive), options),
+      options.signal
+    ),
+  save: (image, path, options) => shared.run(Image.save(image, path, options), options.signal),
+  import: (path, options = {}) => shared.run(Image.import(path, options), options.signal),
+  list: (options = {}) => shared.run(Image.list, options.signal),
+  tag: (name, newName, options = {}) => shared.run(Image.tag(name, newName), options.signal),
+  remove: (name, options = {}) => shared.run(Image.remove(name), options.signal),
+  gc: (options = {}) => shared.run(Store.gc(options), options.signal)
+})

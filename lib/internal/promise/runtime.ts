@@ -1,0 +1,74 @@
+/** Effects as promises, on a supervisor that is there for as long as it is needed and no longer. */
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import * as Cause from "effect/Cause"
+import type * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as ManagedRuntime from "effect/ManagedRuntime"
+import * as Berth from "../../Berth.ts"
+import type { BerthError } from "../../BerthError.ts"
+
+type Runtime = ManagedRuntime.ManagedRuntime<Berth.Berth, BerthError>
+
+/** Runs an effect until its end; an abort interrupts it, and is waited for as well. */
+const settle = <A>(
+  runtime: Runtime,
+  effect: Effect.Effect<A, BerthError, Berth.Berth>,
+  signals: ReadonlyArray<AbortSignal | undefined>
+): Promise<Exit.Exit<A, BerthError>> =>
+  new Promise((resolve) => {
+    const fiber = runtime.runFork(effect)
+    const abort = (): void => fiber.unsafeInterruptAsFork(fiber.id())
+    // By hand, as a signal may live for longer than thousands of commands.
+    for (const signal of signals) signal?.addEventListener("abort", abort, { once: true })
+    fiber.addObserver((exit) => {
+      for (const signal of signals) signal?.removeEventListener("abort", abort)
+      resolve(exit)
+    })
+  })
+
+/**
+ * One supervisor, counted: it is started for the first who needs it and ends with the last, who waits for that, so that
+ * a program which has given back all that it took has nothing open.
+ */
+export class Shared {
+  private readonly options: Berth.Options
+  private runtime: Runtime | undefined
+  private holders = 0
+
+  constructor(options: Berth.Options) {
+    this.options = options
+  }
+
+  /** Holds the supervisor until what this returns is called. */
+  hold(): () => Promise<void> {
+    this.holders++
+    let held = true
+    return async () => {
+      if (!held) return
+      held = false
+      if (--this.holders > 0) return
+      const { runtime } = this
+      this.runtime = undefined
+      await runtime?.dispose()
+    }
+  }
+
+  /** Rejects with a tagged error, or, once what it did is undone, with the reason of the signal that was aborted. */
+  async run<A>(
+    effect: Effect.Effect<A, BerthError, Berth.Berth>,
+    ...signals: ReadonlyArray<AbortSignal | undefined>
+  ): Promise<A> {
+    for (const signal of signals) signal?.throwIfAborted()
+    const release = this.hold()
+    try {
+      this.runtime ??= ManagedRuntime.make(Layer.provide(Berth.layerWith(this.options), NodeFileSystem.layer))
+      const exit = await settle(this.runtime, effect, signals)
+      if (Exit.isSuccess(exit)) return exit.value
+      if (Cause.isInterruptedOnly(exit.cause)) for (const signal of signals) signal?.throwIfAborted()
+      throw Cause.squash(exit.cause)
+    } finally {
+      await release()
+    }
+  }
+}

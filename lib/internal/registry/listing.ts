@@ -1,0 +1,248 @@
+/** What a registry lists page by page, and what is deleted there. */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import { type BerthError, ImageError, RegistryError } from "../../BerthError.ts"
+import * as Reference from "../../Reference.ts"
+import type { Referrer, Registry } from "../../Registry.ts"
+import * as Oci from "../oci/documents.ts"
+import * as Client from "./client.ts"
+import { manifest, parseTarget, resolve } from "./reads.ts"
+
+/** No repository that people use is near these. */
+const maxPages = 1000
+const maxListBytes = 64 * 1024 * 1024
+const pageSize = 1000
+/** For all pages of a list. */
+const listTimeout = Duration.minutes(5)
+
+/** The address of the next page: `</v2/team/app/tags/list?last=1.2&n=1000>; rel="next"`. */
+const nextOf = (link: string | undefined): string | undefined => {
+  for (const [, address, parameters] of (link ?? "").matchAll(/<([^<>]*)>([^<]*)/g)) {
+    if (/;\s*rel="?next"?/i.test(parameters!)) {
+      return address
+    }
+  }
+  return undefined
+}
+
+/** Everything in a list: `decode` reads one page. */
+const pages = <A>(
+  self: Registry,
+  reference: Reference.Reference,
+  first: string,
+  accept: string,
+  decode: (page: string) => Effect.Effect<ReadonlyArray<A>, unknown>
+): Effect.Effect<ReadonlyArray<A>, BerthError> =>
+  Effect.gen(function* () {
+    const { client } = self
+    const subject = Reference.print(reference)
+    const seen = new Set<string>()
+    const all: Array<A> = []
+    let bytes = 0
+    let path: string | undefined = first
+    const tooLong = () =>
+      new ImageError({
+        reason: "TooLarge",
+        subject,
+        detail: `the list is longer than ${maxPages} pages or ${maxListBytes} bytes`
+      })
+    while (path !== undefined) {
+      if (seen.has(path) || seen.size === maxPages) {
+        return yield* tooLong()
+      }
+      seen.add(path)
+      const url: URL = new URL(path, client.origin)
+      const request: Client.Request = {
+        method: "GET",
+        path: `${url.pathname}${url.search}`,
+        headers: { accept },
+        scope: `repository:${Client.nameAt(client, reference.repository)}:pull`,
+        subject
+      }
+      const page = yield* Client.send(client, request, (response) =>
+        Effect.gen(function* () {
+          const content = yield* Client.readBody(client.name, subject, response, Oci.maxDocumentBytes)
+          if (Option.isNone(content)) {
+            return yield* tooLong()
+          }
+          const items = yield* Effect.mapError(decode(new TextDecoder().decode(content.value)), () =>
+            Client.protocolFailure(client.name, subject, response.status, "sends something else than a list")
+          )
+          return { items, length: content.value.length, next: nextOf(response.headers.link) }
+        })
+      )
+      bytes += page.length
+      if (bytes > maxListBytes) {
+        return yield* tooLong()
+      }
+      all.push(...page.items)
+      path = page.next
+      const next: URL | undefined =
+        path !== undefined && URL.canParse(path, url.href) ? new URL(path, url) : undefined
+      if (path !== undefined && next?.origin !== url.origin) {
+        const shown = JSON.stringify(path.slice(0, 200))
+        const why = `has the next page of the list elsewhere, at ${shown}`
+        return yield* Effect.fail(Client.toError(Client.protocolFailure(client.name, subject, 200, why)))
+      }
+      path = next === undefined ? undefined : `${next.pathname}${next.search}`
+    }
+    return all
+  }).pipe(
+    Effect.timeoutFail({
+      duration: listTimeout,
+      onTimeout: () => {
+        const detail = `${self.client.name} has not come to the end of a list in ${Duration.format(listTimeout)}`
+        const subject = Reference.print(reference)
+        return new RegistryError({
+          reason: "Unreachable",
+          registry: self.client.name,
+          subject,
+          status: 0,
+          detail
+        })
+      }
+    })
+  )
+
+const TagList = Schema.parseJson(
+  Schema.Struct({
+    tags: Schema.optionalWith(
+      Schema.Array(Schema.String.pipe(Schema.pattern(/^[A-Za-z0-9_][\w.-]{0,127}$/))),
+      {
+        nullable: true,
+        default: () => []
+      }
+    )
+  })
+)
+
+export const tags = (self: Registry, repository: string): Effect.Effect<ReadonlyArray<string>, BerthError> =>
+  Effect.flatMap(parseTarget(self, repository, ":", "latest"), (reference) =>
+    pages(
+      self,
+      reference,
+      `/v2/${Client.nameAt(self.client, reference.repository)}/tags/list?n=${pageSize}`,
+      "application/json",
+      (page) => Effect.map(Schema.decodeUnknown(TagList)(page), (list) => list.tags)
+    )
+  )
+
+const Entry: Schema.Schema<Referrer, unknown> = Schema.extend(
+  Oci.Descriptor,
+  Schema.Struct({ artifactType: Schema.optionalWith(Schema.String, { nullable: true }) })
+) as never
+
+const ReferrerList = Schema.parseJson(
+  Schema.Struct({
+    schemaVersion: Schema.Literal(2),
+    manifests: Schema.optionalWith(Schema.Array(Entry), { nullable: true, default: () => [] })
+  })
+)
+
+/** The entries with all that is in them: a list may be written again. */
+const decodeReferrers = (text: string): Effect.Effect<ReadonlyArray<Referrer>, unknown> =>
+  Effect.flatMap(Schema.decodeUnknown(ReferrerList, { onExcessProperty: "preserve" })(text), (list) =>
+    Effect.as(Effect.forEach(list.manifests, Oci.digestOf, { discard: true }), list.manifests)
+  )
+
+/** What a manifest says about another one. */
+export const Links = Schema.parseJson(
+  Schema.Struct({
+    subject: Schema.optionalWith(Oci.Descriptor, { nullable: true }),
+    artifactType: Schema.optionalWith(Schema.String, { nullable: true }),
+    annotations: Schema.optionalWith(Schema.Record({ key: Schema.String, value: Schema.String }), {
+      nullable: true
+    }),
+    config: Schema.optionalWith(Schema.Struct({ mediaType: Schema.String }), { nullable: true })
+  })
+)
+
+/** Where clients keep the list themselves, for a registry that does not: cut as the specification cuts it. */
+const referrersTag = (digest: Reference.Digest): string => {
+  const { algorithm, hex } = Reference.digestParts(digest)
+  return `${algorithm.slice(0, 32)}-${hex.slice(0, 64)}`
+}
+
+const noneIfNotFound = <A, E extends BerthError>(effect: Effect.Effect<A, E>) =>
+  Effect.map(effect, Option.some).pipe(
+    Effect.catchIf(
+      (error) => error._tag === "RegistryError" && error.reason === "NotFound",
+      () => Effect.succeedNone
+    )
+  )
+
+const taggedReferrers = (
+  self: Registry,
+  repository: string,
+  tag: string
+): Effect.Effect<ReadonlyArray<Referrer>, BerthError> =>
+  Effect.gen(function* () {
+    const descriptor = yield* noneIfNotFound(resolve(self, repository, tag))
+    if (Option.isNone(descriptor)) {
+      return []
+    }
+    const bytes = yield* manifest(self, repository, descriptor.value)
+    return yield* Effect.mapError(
+      decodeReferrers(new TextDecoder().decode(bytes)),
+      () => new ImageError({ reason: "Corrupt", subject: tag, detail: "is not an index of referrers" })
+    )
+  })
+
+export const referrers = (
+  self: Registry,
+  repository: string,
+  digest: string,
+  artifactType: string | undefined
+): Effect.Effect<ReadonlyArray<Referrer>, BerthError> =>
+  Effect.gen(function* () {
+    const parsed = yield* Reference.parseDigest(digest)
+    const reference = yield* parseTarget(self, repository, "@", parsed)
+    const query = artifactType === undefined ? "" : `?artifactType=${encodeURIComponent(artifactType)}`
+    const path = `/v2/${Client.nameAt(self.client, reference.repository)}/referrers/${parsed}${query}`
+    const listed = yield* noneIfNotFound(pages(self, reference, path, Oci.mediaTypes.index, decodeReferrers))
+    const all = Option.isSome(listed)
+      ? listed.value
+      : yield* taggedReferrers(self, repository, referrersTag(parsed))
+    // No registry has to filter.
+    return artifactType === undefined ? all : all.filter((entry) => entry.artifactType === artifactType)
+  })
+
+/** Adds a manifest to the list of those that refer to another, for a registry that has not done so itself. */
+export const addReferrer = (
+  self: Registry,
+  repository: string,
+  subject: Oci.Descriptor,
+  referrer: Referrer,
+  put: (tag: string, index: Uint8Array) => Effect.Effect<unknown, BerthError>
+): Effect.Effect<void, BerthError> =>
+  Effect.gen(function* () {
+    const tag = referrersTag(yield* Oci.digestOf(subject))
+    // What a mirror has may be older than what is written over here.
+    const own: Registry = Object.create(self, { mirrors: { value: [] } })
+    const before = yield* taggedReferrers(own, repository, tag)
+    if (before.some(({ digest }) => digest === referrer.digest)) {
+      return
+    }
+    const manifests = [...before, referrer]
+    const index = { schemaVersion: 2, mediaType: Oci.mediaTypes.index, manifests }
+    yield* put(tag, new TextEncoder().encode(JSON.stringify(index)))
+  })
+
+export const deleteManifest = (
+  self: Registry,
+  repository: string,
+  tagOrDigest: string
+): Effect.Effect<void, BerthError> =>
+  Effect.gen(function* () {
+    const reference = yield* parseTarget(self, repository, tagOrDigest.includes(":") ? "@" : ":", tagOrDigest)
+    const request: Client.Request = {
+      method: "DELETE",
+      path: `/v2/${Client.nameAt(self.client, reference.repository)}/manifests/${reference.digest ?? reference.tag}`,
+      headers: {},
+      scope: `repository:${Client.nameAt(self.client, reference.repository)}:delete`,
+      subject: Reference.print(reference)
+    }
+    yield* Client.send(self.client, request, () => Effect.void)
+  })

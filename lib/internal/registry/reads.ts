@@ -1,0 +1,401 @@
+/** The bodies of `Registry`. */
+import { createHash, randomBytes } from "node:crypto"
+import * as HttpClient from "@effect/platform/HttpClient"
+import type { HttpClientResponse } from "@effect/platform/HttpClientResponse"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Inspectable from "effect/Inspectable"
+import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
+import type { Scope } from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type { Berth } from "../../Berth.ts"
+import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
+import * as Reference from "../../Reference.ts"
+import type { ConnectOptions, Mirror, Registry } from "../../Registry.ts"
+import { append, io, storageError } from "../disk/files.ts"
+import * as Oci from "../oci/documents.ts"
+import { mismatch, verifiedBlob, verify } from "../oci/layout.ts"
+import * as Auth from "./auth.ts"
+import * as Client from "./client.ts"
+import * as Mirrors from "./mirrors.ts"
+import { isLoopback } from "./proxy.ts"
+import * as Tls from "./tls.ts"
+
+const TypeId: unique symbol = Symbol.for("berth/Registry") as never
+
+const Proto = {
+  ...Inspectable.BaseProto,
+  [TypeId]: TypeId,
+  toJSON(this: Registry) {
+    const mirrors = this.mirrors.map(({ name }) => name)
+    return { _id: "berth/Registry", host: this.host, origin: this.client.origin, mirrors }
+  }
+}
+
+export const connect = (
+  berth: Berth,
+  host: string,
+  options: ConnectOptions
+): Effect.Effect<Registry, BerthError> =>
+  Effect.gen(function* () {
+    const parsed = Reference.parse(`${host}/name`)
+    const isHost =
+      Either.isRight(parsed) &&
+      (parsed.right.registry === host || host === "index.docker.io") &&
+      /^(library\/)?name$/.test(parsed.right.repository)
+    if (!isHost) {
+      const value = JSON.stringify(host.slice(0, 200))
+      return yield* new InvalidOption({ option: "registry", value, expected: "a host, or host:port" })
+    }
+    const own =
+      options.location === undefined
+        ? { host, place: { path: "", replaces: "" } }
+        : yield* Mirrors.parseLocation("location", options.location, options.replaces ?? "")
+    const client = yield* open(berth, own.host, options, own.place, Client.retrySchedule)
+    const mirrors = yield* Effect.forEach(options.mirrors ?? [], (given) => {
+      const mirror: Mirror = typeof given === "string" ? { location: given } : given
+      return Effect.flatMap(
+        Mirrors.parseLocation("mirrors", mirror.location, mirror.replaces ?? ""),
+        (parsed) => open(berth, parsed.host, mirror, parsed.place, Client.mirrorSchedule)
+      )
+    })
+    return Object.assign(Object.create(Proto), { host, client, mirrors, berth })
+  })
+
+const open = (
+  berth: Berth,
+  host: string,
+  options: ConnectOptions,
+  place: Client.Place,
+  retries: Client.Client["retries"]
+): Effect.Effect<Client.Client, BerthError> =>
+  Effect.gen(function* () {
+    const address = /^(?:index\.)?docker\.io$/.test(host) ? "registry-1.docker.io" : host
+    const { hostname } = new URL(`https://${address}`)
+    const trust = options.plainHttp === true ? Option.none() : yield* Tls.load(berth, host, options)
+    const plain = options.plainHttp ?? (Option.isNone(trust) && isLoopback(hostname))
+    const scheme = plain ? "http" : "https"
+    const name = /:\d+$/.test(address) ? address : `${address}:${plain ? 80 : 443}`
+    const origin = `${scheme}://${address}`
+    const base = Option.isSome(trust) ? Tls.httpClient(trust.value, origin) : berth.httpClient
+    // No spans of its own: URLs that registries redirect to are bearer secrets, and no registry needs trace ids.
+    const http = HttpClient.withTracerDisabledWhen(base, () => true)
+    const transport = { name, origin, http }
+    const own = host === "index.docker.io" ? "docker.io" : host
+    const auth = yield* Auth.make(berth, own, transport, options.credentials)
+    const stallTimeout = yield* stallTimeoutOf(options)
+    return { ...transport, auth, place, retries, stallTimeout, state: { passedOverUntil: 0 } }
+  })
+
+const stallTimeoutOf = ({
+  stallTimeout = Client.defaultStallTimeout
+}: ConnectOptions): Effect.Effect<Duration.Duration, InvalidOption> =>
+  Option.match(Duration.decodeUnknown(stallTimeout), {
+    onNone: () => refuseStallTimeout(stallTimeout),
+    onSome: (duration) =>
+      Duration.toMillis(duration) > 0 ? Effect.succeed(duration) : refuseStallTimeout(stallTimeout)
+  })
+
+const refuseStallTimeout = (value: unknown) =>
+  new InvalidOption({
+    option: "stallTimeout",
+    value: JSON.stringify(value),
+    expected: 'a duration longer than 0: 10_000, or "10 seconds"'
+  })
+
+const manifestTypes = [
+  Oci.mediaTypes.index,
+  Oci.mediaTypes.dockerIndex,
+  Oci.mediaTypes.manifest,
+  Oci.mediaTypes.dockerManifest
+].join(", ")
+
+/** What is asked for, after it has been parsed: nothing else becomes part of a URL. */
+export const parseTarget = (
+  self: Registry,
+  repository: string,
+  separator: ":" | "@",
+  name: string
+): Effect.Effect<Reference.Reference, InvalidOption> =>
+  Effect.filterOrFail(
+    Reference.parse(`${self.host}/${repository}${separator}${name}`),
+    (parsed) => parsed.repository === repository || parsed.repository === `library/${repository}`,
+    () =>
+      new InvalidOption({
+        option: "repository",
+        value: JSON.stringify(repository.slice(0, 200)),
+        expected: "the path of a repository"
+      })
+  )
+
+const request = (
+  client: Client.Client,
+  reference: Reference.Reference,
+  method: "GET" | "HEAD",
+  kind: "manifests" | "blobs",
+  headers: Readonly<Record<string, string>> = {}
+): Client.Request => {
+  const repository = Client.nameAt(client, reference.repository)
+  return {
+    method,
+    path: `/v2/${repository}/${kind}/${reference.digest ?? reference.tag}`,
+    headers,
+    scope: `repository:${repository}:pull`,
+    subject: Reference.print(reference)
+  }
+}
+
+const mediaTypeOf = (response: HttpClientResponse): string =>
+  (response.headers["content-type"] ?? "").split(";")[0]!.trim()
+
+export const resolve = (
+  self: Registry,
+  repository: string,
+  tagOrDigest: string
+): Effect.Effect<Oci.Descriptor, BerthError> =>
+  Effect.flatMap(
+    parseTarget(self, repository, tagOrDigest.includes(":") ? "@" : ":", tagOrDigest),
+    (reference) => Mirrors.first(self, (client) => resolveAt(client, reference))
+  )
+
+const resolveAt = (
+  client: Client.Client,
+  reference: Reference.Reference
+): Effect.Effect<Oci.Descriptor, BerthError> =>
+  Effect.gen(function* () {
+    const accept = { accept: manifestTypes }
+    // HEAD does not count against Docker Hub's limit of pulls.
+    const head = yield* Client.send(
+      client,
+      request(client, reference, "HEAD", "manifests", accept),
+      (response) =>
+        Effect.succeed({
+          digest: response.headers["docker-content-digest"] ?? reference.digest,
+          mediaType: mediaTypeOf(response),
+          size: Number(response.headers["content-length"] ?? -1)
+        })
+    ).pipe(
+      Effect.map(Option.some),
+      // Some registries take no HEAD; what else is wrong, GET will say.
+      Effect.catchIf(
+        (error) =>
+          error._tag === "RegistryError" &&
+          (error.reason === "Protocol" || error.reason === "Unsupported") &&
+          error.status < 500,
+        () => Effect.succeedNone
+      )
+    )
+    if (Option.isSome(head) && head.value.digest !== undefined && head.value.size >= 0) {
+      const { mediaType, size } = head.value
+      const digest = yield* Reference.parseDigest(head.value.digest)
+      if (reference.digest !== undefined && digest !== reference.digest) {
+        return yield* mismatch(Reference.print(reference), "the manifest's digest", reference.digest, digest)
+      }
+      return { mediaType, digest, size }
+    }
+    return yield* Client.send(client, request(client, reference, "GET", "manifests", accept), (response) =>
+      Effect.map(readManifest(client, reference, response), (bytes) => ({
+        mediaType: mediaTypeOf(response),
+        digest: reference.digest ?? `sha256:${createHash("sha256").update(bytes).digest("hex")}`,
+        size: bytes.length
+      }))
+    )
+  })
+
+const readManifest = (client: Client.Client, reference: Reference.Reference, response: HttpClientResponse) =>
+  Effect.gen(function* () {
+    const subject = Reference.print(reference)
+    const bytes = yield* Client.readBody(client.name, subject, response, Oci.maxDocumentBytes)
+    return Option.isSome(bytes)
+      ? bytes.value
+      : yield* new ImageError({
+          reason: "TooLarge",
+          subject,
+          detail: `the manifest is larger than ${Oci.maxDocumentBytes} bytes`
+        })
+  })
+
+export const manifest = (
+  self: Registry,
+  repository: string,
+  descriptor: Oci.Descriptor
+): Effect.Effect<Uint8Array, BerthError> =>
+  Effect.gen(function* () {
+    const digest = yield* Oci.digestOf(descriptor)
+    if (descriptor.size > Oci.maxDocumentBytes) {
+      return yield* Oci.tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
+    }
+    const reference = yield* parseTarget(self, repository, "@", digest)
+    const accept = { accept: descriptor.mediaType === "" ? manifestTypes : descriptor.mediaType }
+    return yield* Mirrors.first(self, (client) =>
+      Client.send(client, request(client, reference, "GET", "manifests", accept), (response) =>
+        Effect.tap(readManifest(client, reference, response), (bytes) =>
+          verify(digest, descriptor.size, bytes)
+        )
+      )
+    )
+  })
+
+/** Connections that one blob may take: each tells where it goes on, and none is for nothing for ever. */
+const maxResumes = 50
+/** What a connection has to bring for the tries to be counted anew. */
+const progressBytes = 64 * 1024
+
+/**
+ * The bytes as they come, counted and resumed, but not hashed: `Store.put` does that. Where a mirror stops, the next
+ * goes on: it is all one blob.
+ */
+export const unverifiedBlob = (
+  self: Registry,
+  repository: string,
+  descriptor: Oci.Descriptor
+): Stream.Stream<Uint8Array, BerthError> =>
+  Stream.unwrap(
+    Effect.gen(function* () {
+      const digest = yield* Oci.digestOf(descriptor)
+      const reference = yield* parseTarget(self, repository, "@", digest)
+      const subject = Reference.print(reference)
+      let offset = 0
+
+      const connection = (client: Client.Client): Stream.Stream<Uint8Array, Client.Failure | BerthError> =>
+        Stream.unwrapScoped(
+          Effect.gen(function* () {
+            const start = offset
+            const range: Readonly<Record<string, string>> = start === 0 ? {} : { range: `bytes=${start}-` }
+            const response = yield* Client.attempt(client, request(client, reference, "GET", "blobs", range))
+            const from = rangeStart(response)
+            if (from === undefined || from > start) {
+              const detail = "sends another range than asked for"
+              return yield* Effect.fail(Client.protocolFailure(client.name, subject, response.status, detail))
+            }
+            return skip(Client.body(client.name, subject, response, client.stallTimeout), start - from)
+          })
+        ).pipe(
+          Stream.mapEffect((chunk): Effect.Effect<Uint8Array, ImageError> => {
+            offset += chunk.length
+            return offset > descriptor.size
+              ? mismatch(digest, "its size", `${descriptor.size} bytes`, "more")
+              : Effect.succeed(chunk)
+          }),
+          Stream.concat(
+            Stream.suspend(() =>
+              offset < descriptor.size
+                ? Stream.fail(shortBody(client, subject, offset, descriptor.size))
+                : Stream.empty
+            )
+          )
+        )
+
+      const from = (client: Client.Client): Stream.Stream<Uint8Array, BerthError> =>
+        Stream.unwrap(
+          Effect.gen(function* () {
+            let resumes = 0
+            let retries = yield* Schedule.driver(client.retries)
+            const resumed = (start: number): Stream.Stream<Uint8Array, Client.Failure | BerthError> =>
+              Stream.catchAll(connection(client), (error) =>
+                Stream.unwrap(
+                  Effect.gen(function* () {
+                    if (!(error instanceof Client.Failure) || !error.retry || ++resumes > maxResumes) {
+                      return yield* Effect.fail(error)
+                    }
+                    if (offset - start >= progressBytes) {
+                      retries = yield* Schedule.driver(client.retries)
+                    }
+                    yield* Effect.mapError(retries.next(error), () => error)
+                    return resumed(offset)
+                  })
+                )
+              )
+            return Stream.mapError(resumed(offset), Client.toError)
+          })
+        )
+
+      return descriptor.size === 0
+        ? Stream.empty
+        : Mirrors.usable(self).reduceRight(
+            (next, mirror) =>
+              Stream.catchAll(from(mirror), (error) =>
+                error._tag === "RegistryError"
+                  ? Stream.unwrap(Effect.as(Mirrors.passOver(mirror, error), next))
+                  : Stream.fail(error)
+              ),
+            from(self.client)
+          )
+    })
+  )
+
+const shortBody = (client: Client.Client, subject: string, offset: number, size: number): Client.Failure =>
+  Client.protocolFailure(client.name, subject, 200, `sent ${offset} of ${size} bytes`, true)
+
+/** From where the registry sends: it need not honour a range. */
+const rangeStart = (response: HttpClientResponse): number | undefined => {
+  if (response.status !== 206) {
+    return 0
+  }
+  const match = /^bytes (\d{1,15})-/.exec(response.headers["content-range"] ?? "")
+  return match === null ? undefined : Number(match[1])
+}
+
+const skip = <E>(stream: Stream.Stream<Uint8Array, E>, count: number): Stream.Stream<Uint8Array, E> => {
+  if (count === 0) {
+    return stream
+  }
+  let left = count
+  return Stream.filterMap(stream, (chunk) => {
+    const dropped = Math.min(left, chunk.length)
+    left -= dropped
+    return dropped === chunk.length ? Option.none() : Option.some(chunk.subarray(dropped))
+  })
+}
+
+const pieceBytes = 1024 * 1024
+
+/** A file that is gone when the scope closes; what a killed supervisor leaves there is swept. */
+const temporaryFile = (berth: Berth): Effect.Effect<string, never, Scope> =>
+  Effect.acquireRelease(
+    Effect.sync(() => `${berth.supervisor.folder}/blob-${randomBytes(8).toString("hex")}`),
+    (path) => Effect.ignore(berth.fileSystem.remove(path, { force: true }))
+  )
+
+/** What has to be right before any of it is given waits on the disk. */
+const spooled = (
+  berth: Berth,
+  subject: string,
+  path: string,
+  content: Stream.Stream<Uint8Array, BerthError>
+): Effect.Effect<Stream.Stream<Uint8Array, BerthError>, BerthError> => {
+  const disk = io(subject, berth.folder)
+  return Effect.gen(function* () {
+    const file = yield* disk(berth.fileSystem.open(path, { flag: "w", mode: 0o600 }))
+    yield* Stream.runForEach(content, (chunk) => disk(append(file, chunk)))
+    return Stream.mapError(
+      berth.fileSystem.stream(path, { chunkSize: pieceBytes }),
+      storageError(subject, berth.folder)
+    )
+  }).pipe(Effect.scoped)
+}
+
+export const blob = (
+  self: Registry,
+  repository: string,
+  descriptor: Oci.Descriptor
+): Stream.Stream<Uint8Array, BerthError> =>
+  Stream.unwrapScoped(
+    Effect.gen(function* () {
+      const digest = yield* Oci.digestOf(descriptor)
+      const from = (source: Registry) =>
+        verifiedBlob(digest, descriptor.size, unverifiedBlob(source, repository, descriptor))
+      if (Mirrors.usable(self).length === 0) {
+        return from(self)
+      }
+      const file = yield* temporaryFile(self.berth)
+      return yield* Mirrors.orFromNext(self, (source) =>
+        // There is nobody to ask after the registry itself: nothing of it has to wait.
+        source.mirrors.length === 0
+          ? Effect.succeed(from(source))
+          : spooled(self.berth, digest, file, from(source))
+      )
+    })
+  )

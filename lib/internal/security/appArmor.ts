@@ -1,0 +1,168 @@
+/** AppArmor, apparmor(7): which profile a process gets, and profiles that are loaded for as long as a scope is open. */
+import { execFile } from "node:child_process"
+import { rmSync } from "node:fs"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { Berth } from "../../Berth.ts"
+import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../../BerthError.ts"
+import { EACCES, EEXIST } from "../util/errno.ts"
+import { invalid } from "../util/validate.ts"
+import { isEnabled, note, noteLoaded, unload } from "./appArmorProfiles.ts"
+
+const off = new Unsupported({
+  feature: "AppArmor",
+  why: "it is not on in this kernel",
+  hint: "Ask for no profile, or boot a kernel that has it with lsm=...,apparmor"
+})
+
+/** The length that the child has room for. */
+const NAME_MAX = 256
+
+const isName = (name: string): boolean =>
+  /^[^\s\0"{}]+$/.test(name) && new TextEncoder().encode(name).length <= NAME_MAX
+
+const NAME = `the name of a profile: no white space, quotes or braces, at most ${NAME_MAX} bytes`
+
+/** The profile that was asked for; throws. */
+export const profile = (name: string | undefined): string | undefined => {
+  if (name === undefined) return name
+  if (typeof name !== "string" || !isName(name)) invalid("appArmor", name, NAME)
+  if (!isEnabled()) throw off
+  return name
+}
+
+/**
+ * By meaning docker-default (profiles/apparmor/template.go of moby): the same rules, without files to include, so that
+ * the parser alone is enough.
+ */
+export const defaultProfile = (name: string): string => {
+  if (!isName(name)) invalid("name", name, NAME)
+  return `profile "${name}" flags=(attach_disconnected,mediate_deleted) {
+  network,
+  unix,
+  capability,
+  file,
+  umount,
+
+  # Signals come from the host, and go to the container's own processes.
+  signal (receive) peer=unconfined,
+  signal (send,receive) peer="${name}",
+  ptrace (trace,read,tracedby,readby) peer="${name}",
+
+  deny mount,
+
+  # Below /proc only /proc/PID and /proc/sys/kernel/shm* can be written.
+  deny /proc/* w,
+  deny /proc/{[^1-9],[^1-9][^0-9],[^1-9s][^0-9y][^0-9s],[^1-9][^0-9][^0-9][^0-9/]*}/** w,
+  deny /proc/sys/[^k]** w,
+  deny /proc/sys/kernel/{?,??,[^s][^h][^m]**} w,
+  deny /proc/sysrq-trigger rwklx,
+  deny /proc/kcore rwklx,
+
+  # Below /sys only the cgroups.
+  deny /sys/[^f]*/** wklx,
+  deny /sys/f[^s]*/** wklx,
+  deny /sys/fs/[^c]*/** wklx,
+  deny /sys/fs/c[^g]*/** wklx,
+  deny /sys/fs/cg[^r]*/** wklx,
+  deny /sys/firmware/** rwklx,
+  deny /sys/devices/virtual/powercap/** rwklx,
+  deny /sys/kernel/security/** rwklx,
+}
+`
+}
+
+interface Parsed {
+  readonly code: number
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/** Runs apparmor_parser(8) on this text. */
+const parser = (args: ReadonlyArray<string>, text: string): Effect.Effect<Parsed, Unsupported> =>
+  Effect.async<Parsed, Unsupported>((resume) => {
+    // Not in the PATH of everybody.
+    const env = { ...process.env, PATH: `${process.env.PATH ?? ""}:/usr/sbin:/sbin` }
+    const child = execFile(
+      "apparmor_parser",
+      [...args],
+      { env, timeout: 30_000 },
+      (error, stdout, stderr) => {
+        if (error?.code === "ENOENT")
+          return resume(
+            Effect.fail(
+              new Unsupported({
+                feature: "loading an AppArmor profile",
+                why: "there is no apparmor_parser",
+                hint: "Install it: apt-get install apparmor"
+              })
+            )
+          )
+        resume(
+          Effect.succeed({
+            code: error === null ? 0 : Number(error.code ?? 1),
+            stdout,
+            stderr: stderr.trim()
+          })
+        )
+      }
+    )
+    // What ends before it has read everything is told of by its exit code.
+    child.stdin?.on("error", () => {})
+    child.stdin?.end(text)
+  })
+
+const namesOf = (text: string): Effect.Effect<ReadonlyArray<string>, BerthError> =>
+  Effect.flatMap(parser(["--names"], text), ({ code, stderr, stdout }) => {
+    // Those of children, written PARENT//CHILD, come and go with the parent.
+    const names = stdout.split("\n").filter((name) => name !== "" && !name.includes("//"))
+    if (code === 0 && names.length > 0) return Effect.succeed(names)
+    const expected = `profiles that apparmor_parser takes; it says: ${stderr || "there is none"}`
+    const value = JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}…` : text)
+    return Effect.fail(new InvalidOption({ option: "profiles", value, expected }))
+  })
+
+const add = (text: string, names: ReadonlyArray<string>): Effect.Effect<void, BerthError> =>
+  Effect.flatMap(parser(["--add", "--skip-cache"], text), ({ code, stderr }) => {
+    if (code === 0) return Effect.void
+    const exists = /already exists/i.test(stderr)
+    const operation = `load AppArmor profile ${names.join(", ")}`
+    const hint = exists ? "Use the one that is loaded, or take another name" : stderr
+    const errno = exists ? EEXIST : EACCES
+    return Effect.fail(new OperationFailed({ operation, index: -1, syscall: "apparmor_parser", errno, hint }))
+  })
+
+const remove = (names: ReadonlyArray<string>, noted: string): Effect.Effect<void> =>
+  Effect.try(() => {
+    names.forEach(unload)
+    rmSync(noted, { force: true })
+  }).pipe(
+    Effect.catchAll(({ error }) =>
+      Effect.logWarning(`AppArmor profiles ${names.join(", ")} could not be unloaded: ${error}`)
+    )
+  )
+
+export const load = (text: string): Effect.Effect<ReadonlyArray<string>, BerthError, Berth | Scope.Scope> =>
+  Effect.gen(function* () {
+    if (!isEnabled()) return yield* off
+    if (process.geteuid?.() !== 0)
+      return yield* new Unsupported({
+        feature: "loading an AppArmor profile",
+        why: "you are not root",
+        hint: "Have root load it (apparmor_parser --add), and ask for it by its name"
+      })
+    const berth = yield* Berth
+    const names = yield* namesOf(text)
+    // First, so that nothing is left loaded that is not noted.
+    const loaded = Effect.flatMap(
+      Effect.sync(() => note(berth, names)),
+      (path) =>
+        add(text, names).pipe(
+          Effect.tapError(() => Effect.sync(() => rmSync(path, { force: true }))),
+          Effect.zipRight(Effect.sync(() => noteLoaded(path, names))),
+          Effect.as(path)
+        )
+    )
+    yield* Effect.acquireRelease(loaded, (path) => remove(names, path))
+    return names
+  }).pipe(Effect.withSpan("berth.Security.appArmor"))

@@ -1,0 +1,125 @@
+/** AppArmor as the kernel has it: whether it is on, and the profiles that Berths have loaded, and left when they were killed. */
+import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs"
+import { basename, dirname } from "node:path"
+import * as Effect from "effect/Effect"
+import type { Berth } from "../../Berth.ts"
+import { list, read } from "../util/readFile.ts"
+
+const KERNEL = "/sys/kernel/security/apparmor"
+
+let enabled: boolean | undefined
+
+/** Whether the kernel has it turned on, which is decided when the machine starts. */
+export const isEnabled = (): boolean => {
+  if (enabled === undefined) {
+    try {
+      enabled = readFileSync("/sys/module/apparmor/parameters/enabled", "utf8").startsWith("Y")
+    } catch {
+      enabled = false
+    }
+  }
+  return enabled
+}
+
+export const unload = (name: string): void => {
+  try {
+    writeFileSync(`${KERNEL}/.remove`, name)
+  } catch (cause) {
+    // Somebody else has unloaded it.
+    if ((cause as { code?: unknown }).code !== "ENOENT") throw cause
+  }
+}
+
+const PROFILES = `${KERNEL}/policy/profiles`
+
+const nameOf = (entry: string): string => read(`${PROFILES}/${entry}/name`).trim()
+
+/** The entry by which the kernel knows what was loaded; who loads a profile of the same name later gets another one. */
+const entryOf = (name: string): string | undefined => list(PROFILES).find((entry) => nameOf(entry) === name)
+
+/** A line of a note; the last one counts. */
+interface Noted {
+  /** The entries are numbered anew with each. */
+  readonly boot: string
+  /** The entry is empty where the profile is about to be loaded. */
+  readonly profiles: ReadonlyArray<readonly [name: string, entry: string]>
+}
+
+const thisBoot = (): string => read("/proc/sys/kernel/random/boot_id").trim()
+
+const lineOf = (profiles: Noted["profiles"]): string =>
+  `${JSON.stringify({ boot: thisBoot(), profiles } satisfies Noted)}\n`
+
+/**
+ * Notes what is about to be loaded; gives the file. It is not in the supervisor's folder, which is gone when only its program
+ * is killed, and is named after it: no two of these ever have one name.
+ */
+export const note = ({ folder, supervisor }: Berth, names: ReadonlyArray<string>): string => {
+  const path = `${folder}/apparmor/${basename(supervisor.folder)}.${supervisor.nextId()}`
+  mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
+  writeFileSync(path, lineOf(names.map((name) => [name, ""])), { mode: 0o600 })
+  return path
+}
+
+/** Notes that these have been loaded. */
+export const noteLoaded = (path: string, names: ReadonlyArray<string>): void =>
+  appendFileSync(path, lineOf(names.map((name) => [name, entryOf(name) ?? ""])))
+
+/** Whether a process, which a profile's end would free, is in it: PROFILE, PROFILE//CHILD or several joined by //&. */
+const isUsed = (name: string): boolean =>
+  list("/proc")
+    .filter((pid) => Number(pid) > 0)
+    .flatMap((pid) =>
+      read(`/proc/${pid}/attr/current`)
+        .replace(/ \(\w+\)\s*$/, "")
+        .split("//&")
+    )
+    .some((label) => label === name || label.startsWith(`${name}//`))
+
+/** Loading takes less: the parser is ended after half of it. */
+const LOADING_MILLIS = 60_000
+
+/**
+ * Whether this profile is the one that was noted at that time. Where the program was killed before it could note its entry,
+ * it is if it was loaded soon after.
+ */
+const isNoted = (name: string, entry: string, notedMillis: number): boolean => {
+  if (entry !== "") return nameOf(entry) === name
+  const found = entryOf(name)
+  const loadedMillis =
+    found === undefined ? undefined : statSync(`${PROFILES}/${found}`, { throwIfNoEntry: false })?.mtimeMs
+  return (
+    loadedMillis !== undefined && loadedMillis >= notedMillis && loadedMillis < notedMillis + LOADING_MILLIS
+  )
+}
+
+const sweepOne = (path: string): void => {
+  const notedMillis = statSync(path).mtimeMs
+  const line = readFileSync(path, "utf8").trim().split("\n").at(-1)
+  // Its program was killed before there was anything to load.
+  const { boot, profiles }: Noted = line ? JSON.parse(line) : { boot: "", profiles: [] }
+  const noted = boot === thisBoot() ? profiles : []
+  const left = noted.filter(([name, entry]) => isNoted(name, entry, notedMillis))
+  if (left.some(([name]) => isUsed(name))) return
+  for (const [name] of left) unload(name)
+  // A parser outlives the program that has started it.
+  const isLoading = noted.some(([, entry]) => entry === "") && Date.now() < notedMillis + LOADING_MILLIS
+  if (left.length < noted.length && isLoading) return
+  rmSync(path, { force: true })
+}
+
+/**
+ * Unloads the profiles of Berths that are no more: those whose supervisors have left no folder, once what these have left
+ * is swept. What somebody else has loaded since, and what a process is still in, stays.
+ */
+export const sweep = (folder: string): Effect.Effect<void> =>
+  Effect.forEach(
+    list(`${folder}/apparmor`).filter((file) => !existsSync(`${folder}/run/${file.replace(/\.\d+$/, "")}`)),
+    (file) =>
+      Effect.try(() => sweepOne(`${folder}/apparmor/${file}`)).pipe(
+        Effect.catchAll((cause) =>
+          Effect.logWarning(`AppArmor profiles of ${file} were not unloaded: ${cause.error}`)
+        )
+      ),
+    { discard: true }
+  )

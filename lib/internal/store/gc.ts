@@ -1,0 +1,242 @@
+/** The bodies of `Store.gc` and `Store.usage`: what no name reaches and nobody uses. */
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { Berth } from "../../Berth.ts"
+import { type ImageError, RegistryError } from "../../BerthError.ts"
+import type { Digest } from "../../Reference.ts"
+import type { Collected, Usage } from "../../Store.ts"
+import { io, isNotFound, oneAtATime } from "../disk/files.ts"
+import { diskUsage } from "../disk/usage.ts"
+import * as Implicit from "../layer/missingFolders.ts"
+import * as LayerStack from "../layer/stack.ts"
+import * as ImageLayer from "../layer/unpack.ts"
+import * as Layout from "../oci/layout.ts"
+import * as Holds from "./leases.ts"
+import { type Reached, reach } from "./reachable.ts"
+import * as Store from "./store.ts"
+
+const namesIn = (berth: Berth, folder: string): Effect.Effect<ReadonlyArray<string>, ImageError> =>
+  berth.fileSystem.readDirectory(folder).pipe(
+    Effect.catchIf(isNotFound, () => Effect.succeed([])),
+    io(folder)
+  )
+
+const isHash = (name: string): boolean => /^[0-9a-f]{64}$/.test(name)
+
+/** Every blob that the store has, with its bytes; what is not named by a digest is somebody else's. */
+const blobsIn = (berth: Berth): Effect.Effect<ReadonlyMap<Digest, number>, ImageError> =>
+  Effect.gen(function* () {
+    const sizes = new Map<Digest, number>()
+    for (const [algorithm, length] of [
+      ["sha256", 64],
+      ["sha512", 128]
+    ] as const) {
+      for (const hex of yield* namesIn(berth, `${Store.folder(berth)}/blobs/${algorithm}`)) {
+        if (hex.length !== length || !/^[0-9a-f]*$/.test(hex)) continue
+        const digest = `${algorithm}:${hex}` as Digest
+        const path = Layout.blobPath(Store.folder(berth), digest)
+        // Other tools that write here know no lock of Berth's.
+        const info = yield* Effect.option(berth.fileSystem.stat(path))
+        if (Option.isSome(info) && info.value.type === "File") sizes.set(digest, Number(info.value.size))
+      }
+    }
+    return sizes
+  })
+
+/** The folders of an image's layers, lowest first, and of what corrects them. */
+const layersOf = (
+  berth: Berth,
+  diffIds: ReadonlyArray<Digest>,
+  there: ReadonlySet<string>
+): Effect.Effect<ReadonlyArray<string>, ImageError> =>
+  Effect.gen(function* () {
+    const layers = Implicit.withoutRepeats(diffIds.map((diffId) => ImageLayer.layerFolder(berth, diffId)))
+    const corrected = [...there].some((folder) => folder.startsWith(`${Implicit.parentFolder(berth)}/`))
+    if (!corrected || !layers.every((folder) => there.has(folder))) {
+      return layers
+    }
+    return yield* LayerStack.wanted(berth, layers)
+  })
+
+interface Entry extends Pick<Reached, "digest" | "names" | "blobs"> {
+  readonly layers: ReadonlySet<string>
+}
+
+/** What there is, and who wants it. */
+interface Survey {
+  readonly blobs: ReadonlyMap<Digest, number>
+  /** Absolute folders. */
+  readonly layers: ReadonlySet<string>
+  readonly entries: ReadonlyArray<Entry>
+  /** What no name reaches and nobody uses. */
+  readonly doomed: { readonly blobs: ReadonlyArray<Digest>; readonly layers: ReadonlyArray<string> }
+}
+
+/** For whoever has the exclusive lock. */
+const survey = (berth: Berth, forget: boolean): Effect.Effect<Survey, ImageError> =>
+  Effect.gen(function* () {
+    const used = yield* Holds.collect(berth.holds, berth.supervisor.plans, forget)
+    const reached = yield* reach(berth)
+    const blobs = yield* blobsIn(berth)
+    const layers = new Set<string>()
+    for (const parent of [ImageLayer.siblingsFolder(berth), Implicit.parentFolder(berth)]) {
+      for (const name of yield* namesIn(berth, parent)) if (isHash(name)) layers.add(`${parent}/${name}`)
+    }
+    const entries = yield* Effect.forEach(reached, ({ blobs, digest, images, names }) =>
+      Effect.map(
+        Effect.forEach(images, (diffIds) => layersOf(berth, diffIds, layers)),
+        (lists): Entry => ({ digest, names, blobs, layers: new Set(lists.flat()) })
+      )
+    )
+    const isDoomed = (item: string): boolean =>
+      !used.has(item) && !entries.some((entry) => entry.blobs.has(item) || entry.layers.has(item))
+    const doomed = { blobs: [...blobs.keys()].filter(isDoomed), layers: [...layers].filter(isDoomed) }
+    return { blobs, layers, entries, doomed }
+  })
+
+const sum = (numbers: Iterable<number>): number => [...numbers].reduce((total, number) => total + number, 0)
+
+const measured = (layers: Iterable<string>): Effect.Effect<ReadonlyMap<string, number>> =>
+  Effect.map(
+    Effect.forEach(layers, (layer) => Effect.map(diskUsage(layer), (bytes) => [layer, bytes] as const)),
+    (sizes) => new Map(sizes)
+  )
+
+const collected = ({ blobs, doomed }: Survey, layers: ReadonlyMap<string, number>): Collected => ({
+  blobs: doomed.blobs.length,
+  layers: doomed.layers.length,
+  bytes:
+    sum(doomed.blobs.map((digest) => blobs.get(digest)!)) + sum(doomed.layers.map((l) => layers.get(l) ?? 0))
+})
+
+/** Takes a layer's name from it: it is nobody's then, and where it is now. */
+const discard = (berth: Berth, folder: string): Effect.Effect<string, ImageError> => {
+  const discarded = Implicit.temporaryOf(folder)
+  const { fileSystem } = berth
+  return io(folder)(
+    Effect.as(
+      Effect.zipRight(
+        fileSystem.rename(folder, discarded),
+        fileSystem.remove(`${folder}.implicit`, { force: true })
+      ),
+      discarded
+    )
+  )
+}
+
+const removeBlobs = (berth: Berth, blobs: ReadonlyArray<Digest>): Effect.Effect<void, ImageError> =>
+  Effect.forEach(
+    blobs,
+    (digest) =>
+      io(
+        digest,
+        Store.folder(berth)
+      )(berth.fileSystem.remove(Layout.blobPath(Store.folder(berth), digest), { force: true })),
+    { discard: true }
+  )
+
+/** Layers lose their names here, and their files later, where nobody waits for it. */
+const discardAll = (
+  berth: Berth,
+  { doomed }: Survey
+): Effect.Effect<ReadonlyArray<readonly [layer: string, discarded: string]>, ImageError> =>
+  Effect.gen(function* () {
+    yield* removeBlobs(berth, doomed.blobs)
+    return yield* Effect.forEach(doomed.layers, (layer) =>
+      Effect.map(discard(berth, layer), (discarded) => [layer, discarded] as const)
+    )
+  })
+
+/** Corrections that were not finished, or discarded, by processes that are dead: nobody holds their names. */
+const unfinished = (berth: Berth): Effect.Effect<ReadonlyArray<string>, ImageError> =>
+  Effect.gen(function* () {
+    const parent = Implicit.parentFolder(berth)
+    const used = yield* Holds.collect(berth.holds, berth.supervisor.plans, false)
+    return (yield* namesIn(berth, parent))
+      .filter((name) => {
+        const target = /^\.([0-9a-f]{64})\./.exec(name)?.[1]
+        return target !== undefined && !used.has(`${parent}/${target}`)
+      })
+      .map((name) => `${parent}/${name}`)
+  })
+
+export const gc = (berth: Berth, dryRun: boolean): Effect.Effect<Collected, ImageError> =>
+  Effect.gen(function* () {
+    const { discarded, found, left } = yield* Holds.exclusive(
+      berth.holds,
+      Effect.gen(function* () {
+        const found = yield* survey(berth, !dryRun)
+        const discarded = dryRun
+          ? found.doomed.layers.map((layer) => [layer, layer] as const)
+          : yield* discardAll(berth, found)
+        return { found, discarded, left: dryRun ? [] : yield* unfinished(berth) }
+      })
+    )
+    const bytes = yield* measured(discarded.map(([, path]) => path))
+    if (!dryRun) {
+      yield* Effect.forEach(left, (path) => Effect.ignore(ImageLayer.removeTree(berth, path)))
+      yield* ImageLayer.sweep(berth)
+      yield* Store.sweep(berth)
+    }
+    return collected(found, new Map(discarded.map(([layer, path]) => [layer, bytes.get(path)!])))
+  }).pipe(
+    oneAtATime(`${berth.folder}/gc`),
+    Effect.withSpan("berth.Store.gc", { attributes: { "berth.dry_run": dryRun } })
+  )
+
+/** Removes those of these blobs that no name reaches and nobody uses. */
+const collectOnly = (berth: Berth, blobs: ReadonlySet<Digest>): Effect.Effect<void, ImageError> =>
+  Holds.exclusive(
+    berth.holds,
+    Effect.flatMap(survey(berth, true), ({ doomed }) =>
+      removeBlobs(
+        berth,
+        doomed.blobs.filter((digest) => blobs.has(digest))
+      )
+    )
+  ).pipe(oneAtATime(`${berth.folder}/gc`))
+
+/** Whether another try may go on from what there is already. */
+const mayGoOn = (error: unknown): boolean =>
+  error instanceof RegistryError && ["Unreachable", "TooManyRequests", "Protocol"].includes(error.reason)
+
+/**
+ * Where the effect fails, the store has no blob more than before, but for what others have come to need meanwhile. What
+ * was fetched before a connection broke stays, as the next try goes on from there; so it does after an interruption.
+ */
+export const orUndone = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R | Berth> =>
+  Effect.suspend(() => {
+    const added = new Set<Digest>()
+    return Effect.tapError(Effect.locally(effect, Store.added, added), (error) =>
+      mayGoOn(error) || added.size === 0
+        ? Effect.void
+        : Effect.flatMap(Berth, (berth) => Effect.ignore(collectOnly(berth, added)))
+    )
+  })
+
+export const usage = (berth: Berth): Effect.Effect<Usage, ImageError> =>
+  Effect.gen(function* () {
+    const found = yield* Holds.exclusive(berth.holds, survey(berth, false))
+    const layers = yield* measured(found.layers)
+    const { blobs, entries } = found
+    const bytesOf = (item: string): number => blobs.get(item as Digest) ?? layers.get(item) ?? 0
+    const itemsOf = (entry: Entry): ReadonlyArray<string> => [...entry.blobs, ...entry.layers]
+    const users = new Map<string, number>()
+    for (const item of entries.flatMap(itemsOf)) users.set(item, (users.get(item) ?? 0) + 1)
+    return {
+      blobs: sum(blobs.values()),
+      layers: sum(layers.values()),
+      reclaimable: collected(found, layers),
+      images: entries.map((entry) => {
+        const items = itemsOf(entry)
+        const own = items.filter((item) => users.get(item) === 1)
+        const ownBytes = sum(own.map(bytesOf))
+        return {
+          digest: entry.digest,
+          names: entry.names,
+          own: ownBytes,
+          shared: sum(items.map(bytesOf)) - ownBytes
+        }
+      })
+    }
+  }).pipe(Effect.withSpan("berth.Store.usage"))

@@ -1,0 +1,137 @@
+/**
+ * What the names of a store reach: from the entries of `index.json` through indexes, manifests and configs to layers.
+ * Documents are read leniently, as other tools write them: a descriptor in any of the specification's places counts.
+ */
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Option from "effect/Option"
+import type { Berth } from "../../Berth.ts"
+import { ImageError } from "../../BerthError.ts"
+import { type Digest, parseDigest } from "../../Reference.ts"
+import { readBounded } from "../disk/files.ts"
+import * as Oci from "../oci/documents.ts"
+import * as Layout from "../oci/layout.ts"
+import * as Index from "./index.ts"
+import * as Store from "./store.ts"
+
+interface Child {
+  readonly digest: Digest
+  readonly mediaType: string
+  /** Whether a store may lack it: one platform of an index is enough, and a signature needs nothing that it signs. */
+  readonly optional: boolean
+}
+
+/** What one document names. */
+interface Named {
+  readonly children: ReadonlyArray<Child>
+  /** The layers of an image, lowest first, where it is a config. */
+  readonly diffIds: ReadonlyArray<Digest>
+}
+
+/** One entry of `index.json`, or several of the same digest, with all that they reach. */
+export interface Reached {
+  readonly digest: string
+  readonly names: ReadonlyArray<string>
+  /** Also such as are not there. */
+  readonly blobs: ReadonlySet<string>
+  /** The diff ids of each image below, lowest first. */
+  readonly images: ReadonlyArray<ReadonlyArray<Digest>>
+}
+
+const nothing: Named = { children: [], diffIds: [] }
+
+const listOf = (value: unknown): ReadonlyArray<unknown> => (Array.isArray(value) ? value : [value])
+
+const digestsIn = (value: unknown): ReadonlyArray<Digest> =>
+  listOf(value).flatMap((text) => {
+    const digest = typeof text === "string" ? Option.getRight(parseDigest(text)) : Option.none()
+    return Option.toArray(digest)
+  })
+
+const childrenIn = (value: unknown, optional: boolean): Named["children"] =>
+  listOf(value).flatMap((item) => {
+    if (typeof item !== "object" || item === null) return []
+    const { digest, mediaType } = item as { digest?: unknown; mediaType?: unknown }
+    return digestsIn(digest).map((found) => ({
+      digest: found,
+      mediaType: typeof mediaType === "string" ? mediaType : "",
+      optional
+    }))
+  })
+
+const isDocument = (mediaType: string): boolean =>
+  (Object.values(Oci.mediaTypes) as ReadonlyArray<string>).includes(mediaType)
+
+/** Verified, as what it names decides what is kept. */
+const read = (berth: Berth, { digest, optional }: Child): Effect.Effect<Named, ImageError> =>
+  Effect.gen(function* () {
+    const path = Layout.blobPath(Store.folder(berth), digest)
+    const bytes = yield* readBounded(berth.fileSystem, path, digest, Oci.maxDocumentBytes)
+    if (Option.isNone(bytes)) {
+      const detail = "is missing from the store"
+      return optional ? nothing : yield* new ImageError({ reason: "Corrupt", subject: digest, detail })
+    }
+    yield* Layout.verify(digest, bytes.value.length, bytes.value)
+    const value = yield* Oci.parseObject(digest, bytes.value)
+    const { blobs, config, layers, manifests, rootfs, subject } = value
+    const diffIds = (rootfs as { diff_ids?: unknown } | null | undefined)?.diff_ids
+    return {
+      children: [
+        ...childrenIn([config, layers, blobs].flatMap(listOf), false),
+        ...childrenIn([manifests, subject].flatMap(listOf), true)
+      ],
+      diffIds: digestsIn(diffIds)
+    }
+  }).pipe(
+    Effect.mapError((error) =>
+      error.reason === "Storage"
+        ? error
+        : new ImageError({
+            reason: error.reason,
+            subject: error.subject,
+            detail: `${error.detail}. What it names cannot be told: pull its image again, or remove the name`
+          })
+    )
+  )
+
+/** What each entry of the store reaches. Fails where a manifest, index or config is there and cannot be read. */
+export const reach = (berth: Berth): Effect.Effect<ReadonlyArray<Reached>, ImageError> =>
+  Effect.gen(function* () {
+    const documents = new Map<string, Named>()
+    const follow = (start: Oci.Descriptor) =>
+      Effect.gen(function* () {
+        const blobs = new Set<string>()
+        const followed = new Set<string>()
+        const images: Array<ReadonlyArray<Digest>> = []
+        const digest = parseDigest(start.digest)
+        const left: Array<Child> = Either.isRight(digest)
+          ? [{ digest: digest.right, mediaType: start.mediaType, optional: false }]
+          : []
+        for (let next = left.pop(); next !== undefined; next = left.pop()) {
+          blobs.add(next.digest)
+          // What one calls a manifest, another may call a layer.
+          if (!isDocument(next.mediaType) || followed.has(next.digest)) {
+            continue
+          }
+          followed.add(next.digest)
+          const named = documents.get(next.digest) ?? (yield* read(berth, next))
+          if (named !== nothing) documents.set(next.digest, named)
+          left.push(...named.children)
+          if (named.diffIds.length > 0) {
+            images.push(named.diffIds)
+          }
+        }
+        return { blobs, images }
+      })
+    yield* Index.refuseAside(berth.fileSystem, Store.folder(berth))
+    const byDigest = new Map<string, Array<Oci.Descriptor>>()
+    for (const entry of yield* Store.entries(berth)) {
+      byDigest.set(entry.digest, [...(byDigest.get(entry.digest) ?? []), entry])
+    }
+    return yield* Effect.forEach(byDigest, ([digest, entries]) =>
+      Effect.map(follow(entries[0]!), (found): Reached => {
+        const names = new Set(entries.flatMap((entry) => Store.nameOf(entry) ?? []))
+        return { digest, names: [...names].sort(), ...found }
+      })
+    )
+  })

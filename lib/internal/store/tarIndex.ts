@@ -1,0 +1,307 @@
+/** Archives as files on disk: how they are compressed, what is in a tar and where, and its parts by their place. */
+import { createHash, randomBytes } from "node:crypto"
+import { createReadStream } from "node:fs"
+import * as fs from "node:fs/promises"
+import { pipeline, type Transform } from "node:stream"
+import * as zlib from "node:zlib"
+import type * as FileSystem from "@effect/platform/FileSystem"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import type { Berth } from "../../Berth.ts"
+import { ImageError, InvalidOption } from "../../BerthError.ts"
+import type { Digest } from "../../Reference.ts"
+import { append, io, storageDetail, withFileLock } from "../disk/files.ts"
+import { tooLarge } from "../oci/documents.ts"
+import * as tar from "../tar/format.ts"
+import { concat } from "../util/bytes.ts"
+import * as Store from "./store.ts"
+
+export type Compression = "none" | "gzip" | "zstd"
+
+// An archive of images has a few members for each layer, with short names; what is kept of them is in memory.
+const maxMembers = 65_536
+const maxNameLength = 512
+const maxHeaderBytes = 4 * 1024 * 1024
+const maxLinks = 8
+
+const corrupt = (subject: string, detail: string) => new ImageError({ reason: "Corrupt", subject, detail })
+
+/** What node:fs and node:zlib throw, and what the tar reader does. */
+export const failedOn =
+  (subject: string) =>
+  (error: unknown): ImageError => {
+    if (error instanceof ImageError) return error
+    if (error instanceof InvalidOption)
+      return corrupt(subject, `is not a tar that can be read: ${error.value}: expected ${error.expected}`)
+    const { code = "", message } = error as NodeJS.ErrnoException
+    if (/^Z_|^ZSTD_|^ERR__?Z/.test(code)) return corrupt(subject, `cannot be decompressed: ${message}`)
+    return code === "ENOENT"
+      ? new ImageError({ reason: "NotFound", subject, detail: "there is no such file" })
+      : new ImageError({ reason: "Storage", subject, detail: storageDetail(code, message, subject) })
+  }
+
+const magics: ReadonlyArray<readonly [format: Compression | "xz" | "bzip2", magic: ReadonlyArray<number>]> = [
+  ["gzip", [0x1f, 0x8b]],
+  ["zstd", [0x28, 0xb5, 0x2f, 0xfd]],
+  ["xz", [0xfd, 0x37, 0x7a, 0x58, 0x5a]],
+  ["bzip2", [0x42, 0x5a, 0x68]]
+]
+
+/** How a file, or what is in it at a place, is compressed. Fails with `Unsupported` for what is neither gzip nor zstd. */
+export const compressionAt = (
+  path: string,
+  subject: string,
+  offset = 0
+): Effect.Effect<Compression, ImageError> =>
+  Effect.flatMap(
+    Effect.tryPromise({
+      try: async () => {
+        const file = await fs.open(path)
+        try {
+          const start = new Uint8Array(8)
+          await file.read(start, 0, start.length, offset)
+          return magics.find(([, magic]) => magic.every((byte, k) => byte === start[k]))?.[0] ?? "none"
+        } finally {
+          await file.close()
+        }
+      },
+      catch: failedOn(subject)
+    }),
+    (format) =>
+      format === "xz" || format === "bzip2"
+        ? new ImageError({
+            reason: "Unsupported",
+            subject,
+            detail: `is compressed with ${format}: decompress it first, or compress it with gzip or zstd`
+          })
+        : Effect.succeed(format)
+  )
+
+/** Node has had zstd since 22.15; the types are older. */
+const zstdDecompress = (zlib as { readonly createZstdDecompress?: () => Transform }).createZstdDecompress
+
+/** Whether `decompressed` can take it. Fails with `Unsupported` where this runtime has no zstd. */
+export const checkDecompression = (
+  compression: Compression,
+  subject: string,
+  hint: string
+): Effect.Effect<void, ImageError> =>
+  compression === "zstd" && zstdDecompress === undefined
+    ? new ImageError({
+        reason: "Unsupported",
+        subject,
+        detail: `is compressed with zstd, which this runtime's node:zlib does not know: ${hint}`
+      })
+    : Effect.void
+
+async function* decompressing(path: string, transform: Transform): AsyncGenerator<Uint8Array> {
+  // An error of either arrives at whoever reads, and a reader that stops closes both.
+  pipeline(createReadStream(path, { highWaterMark: 256 * 1024 }), transform, () => {})
+  yield* transform as AsyncIterable<Uint8Array>
+}
+
+/** The contents of a file without its compression. */
+export const decompressed = (
+  path: string,
+  compression: Exclude<Compression, "none">,
+  subject: string
+): Stream.Stream<Uint8Array, ImageError> =>
+  Stream.suspend(() =>
+    Stream.fromAsyncIterable(
+      decompressing(
+        path,
+        compression === "gzip" ? zlib.createGunzip({ chunkSize: 256 * 1024 }) : zstdDecompress!()
+      ),
+      failedOn(subject)
+    )
+  )
+
+/** A stream as a file while `use` runs, in the store's folder for what is not whole: the dead's are removed there. */
+export const spooled = <E0, R0, A, E, R>(
+  berth: Berth,
+  subject: string,
+  content: Stream.Stream<Uint8Array, E0, R0>,
+  limit: number,
+  use: (path: string) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E0 | E | ImageError, R0 | R> =>
+  Effect.suspend(() => {
+    const partial = Store.partialFolder(berth)
+    const path = `${partial}/archive-${randomBytes(8).toString("hex")}`
+    const disk = io(subject, partial)
+    const write = (file: FileSystem.File) => {
+      let written = 0
+      return Stream.runForEach(content, (chunk): Effect.Effect<void, ImageError> => {
+        written += chunk.length
+        if (written > limit) {
+          return tooLarge(subject, written, limit)
+        }
+        return disk(append(file, chunk))
+      })
+    }
+    return Effect.zipRight(
+      disk(berth.fileSystem.makeDirectory(partial, { recursive: true, mode: 0o700 })),
+      withFileLock(berth.fileSystem, path, (file) =>
+        Effect.zipRight(
+          write(file),
+          Effect.suspend(() => use(path))
+        )
+      )
+    ).pipe(Effect.ensuring(Effect.ignore(berth.fileSystem.remove(path, { force: true }))))
+  })
+
+/** The sha256 of a part of a file. */
+export const digestOf = (
+  berth: Berth,
+  path: string,
+  subject: string,
+  part: Part
+): Effect.Effect<Digest, ImageError> =>
+  Effect.suspend(() => {
+    const hash = createHash("sha256")
+    return Effect.map(
+      Stream.runForEach(read(berth, path, subject, part), (chunk) => Effect.sync(() => hash.update(chunk))),
+      () => `sha256:${hash.digest("hex")}` as Digest
+    )
+  })
+
+/** Where something is in a file. */
+export interface Part {
+  readonly offset: number
+  readonly size: number
+}
+
+export const read = (
+  berth: Berth,
+  path: string,
+  subject: string,
+  { offset, size }: Part
+): Stream.Stream<Uint8Array, ImageError> =>
+  size === 0
+    ? Stream.empty
+    : Stream.mapError(
+        berth.fileSystem.stream(path, { offset, bytesToRead: size, chunkSize: 256 * 1024 }),
+        failedOn(subject)
+      )
+
+/** A tar on disk. No name in it is ever a path of this machine: they are looked up here and nowhere else. */
+export interface Archive {
+  readonly path: string
+  /** As the caller knows it. */
+  readonly subject: string
+  readonly members: ReadonlyMap<string, Part | { readonly link: string }>
+}
+
+const escape = (subject: string, name: string) => {
+  const shown = JSON.stringify(name.slice(0, 200))
+  return new ImageError({ reason: "Escape", subject, detail: `${shown} leads out of the archive` })
+}
+
+/** A name or link in an archive as a path below its root. */
+const resolveName = (subject: string, folder: ReadonlyArray<string>, name: string): string => {
+  if (name.length > maxNameLength) throw corrupt(subject, `has a name of ${name.length} characters`)
+  if (name.startsWith("/") || name.includes("\0")) throw escape(subject, name)
+  const parts = [...folder]
+  for (const part of name.split("/")) {
+    if (part === "..") {
+      if (parts.pop() === undefined) throw escape(subject, name)
+    } else if (part !== "" && part !== ".") parts.push(part)
+  }
+  return parts.join("/")
+}
+
+const nameOf = (subject: string, name: string): string => {
+  if (name.split("/").includes("..")) throw escape(subject, name)
+  return resolveName(subject, [], name)
+}
+
+const headerAt = async (
+  file: fs.FileHandle,
+  subject: string,
+  start: number
+): Promise<{ readonly entry: tar.Entry; readonly end: number } | undefined> => {
+  let entry: tar.Entry | undefined
+  const reader = new tar.Reader({
+    entry: async (found) => {
+      entry = found
+    },
+    contents: async () => {},
+    done: async () => {}
+  })
+  const block = new Uint8Array(tar.BLOCK)
+  for (let at = start; ; at += tar.BLOCK) {
+    if (at - start > maxHeaderBytes)
+      throw corrupt(subject, `has a header of more than ${maxHeaderBytes} bytes`)
+    const { bytesRead } = await file.read(block, 0, tar.BLOCK, at)
+    // That the last two blocks are missing is not minded, as by tar(1).
+    if (bytesRead === 0 && at === start) return undefined
+    if (bytesRead < tar.BLOCK) throw corrupt(subject, "is cut off in a header")
+    if (at === start && block.every((byte) => byte === 0)) return undefined
+    await reader.write(block)
+    if (entry !== undefined) return { entry, end: at + tar.BLOCK }
+  }
+}
+
+const readMembers = async (path: string, subject: string, signal: AbortSignal): Promise<Archive> => {
+  const file = await fs.open(path)
+  try {
+    const { size: total } = await file.stat()
+    const members = new Map<string, Part | { readonly link: string }>()
+    const add = (name: string, member: Part | { readonly link: string }) => {
+      if (members.has(name)) throw corrupt(subject, `has two members ${JSON.stringify(name)}`)
+      members.set(name, member)
+    }
+    for (let at = 0, count = 0; ; count++) {
+      signal.throwIfAborted()
+      const header = await headerAt(file, subject, at)
+      if (header === undefined) return { path, subject, members }
+      if (count === maxMembers) throw corrupt(subject, `has more than ${maxMembers} members`)
+      const { end, entry } = header
+      const name = nameOf(subject, entry.name)
+      if (end + entry.size > total) throw corrupt(subject, `is cut off in ${JSON.stringify(name)}`)
+      // Of links and files only: nothing else could be a part of an image.
+      if (entry.kind === "file") add(name, { offset: end, size: entry.size })
+      else if (entry.kind === "link") add(name, { link: nameOf(subject, entry.link) })
+      else if (entry.kind === "symlink")
+        add(name, { link: resolveName(subject, name.split("/").slice(0, -1), entry.link) })
+      at = end + entry.size + tar.padding(entry.size)
+    }
+  } finally {
+    await file.close()
+  }
+}
+
+/** Finds out what is in a tar, by its headers alone. */
+export const open = (path: string, subject: string): Effect.Effect<Archive, ImageError> =>
+  Effect.tryPromise({ try: (signal) => readMembers(path, subject, signal), catch: failedOn(subject) })
+
+/** Where a member is, through the links that docker makes between equal layers. */
+export const find = (archive: Archive, name: string): Effect.Effect<Part, ImageError> =>
+  Effect.suspend(() => {
+    const { subject } = archive
+    try {
+      let found = archive.members.get(nameOf(subject, name))
+      for (let links = 0; found !== undefined && "link" in found; links++) {
+        if (links === maxLinks) return corrupt(subject, `${name.slice(0, 200)} is a link to too many links`)
+        found = archive.members.get(found.link)
+      }
+      const detail = `has no member ${JSON.stringify(name.slice(0, 200))}, or is cut off before it`
+      return found === undefined
+        ? new ImageError({ reason: "NotFound", subject, detail })
+        : Effect.succeed(found)
+    } catch (error) {
+      return failedOn(subject)(error)
+    }
+  })
+
+/** A small member as a whole. */
+export const readSmall = (
+  berth: Berth,
+  archive: Archive,
+  name: string,
+  limit: number
+): Effect.Effect<Uint8Array, ImageError> =>
+  Effect.flatMap(find(archive, name), (part) =>
+    part.size > limit
+      ? tooLarge(`${archive.subject}: ${name}`, part.size, limit)
+      : Effect.map(Stream.runCollect(read(berth, archive.path, archive.subject, part)), concat)
+  )

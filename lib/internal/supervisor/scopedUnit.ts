@@ -1,0 +1,30 @@
+/** A unit of the supervisor as a scoped resource. */
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { Berth } from "../../Berth.ts"
+import { type BerthError, NotReleased } from "../../BerthError.ts"
+import type * as Plan from "../../Plan.ts"
+import type { Unit } from "./connection.ts"
+
+/**
+ * Gives a unit back. That cannot fail: what could not be given back is a warning with the resource's name, and is swept
+ * by the next Berth that starts.
+ */
+export const releaseUnit = (name: string, unit: Unit): Effect.Effect<void> =>
+  Effect.flatMap(unit.release, (leftover) =>
+    leftover === undefined ? Effect.void : Effect.logWarning(new NotReleased({ resource: name, ...leftover }))
+  )
+
+/** Starts a unit and gives it back with the scope. */
+export const scopedUnit = (
+  berth: Berth,
+  id: number,
+  name: string,
+  plan: Plan.Plan,
+  descriptors: Readonly<Record<string, number>>
+): Effect.Effect<Unit, BerthError, Scope.Scope> =>
+  Effect.uninterruptibleMask((interruptible) =>
+    Effect.tap(berth.supervisor.start(id, plan, descriptors, interruptible), (unit) =>
+      Effect.addFinalizer(() => releaseUnit(name, unit))
+    )
+  )

@@ -1,0 +1,153 @@
+/**
+ * The addon, loaded on first use so that the import of the library works on every system, and its constants.
+ * Every function returns what the system call does, or -errno.
+ */
+import { constants, existsSync } from "node:fs"
+import { createRequire } from "node:module"
+import { fileURLToPath } from "node:url"
+
+export interface Native {
+  /** `[pid, pidfd]`, or `[-errno, 0]`. */
+  readonly startSupervisor: (
+    program: string,
+    folder: string,
+    inherited: ReadonlyArray<number>,
+    mode: "root" | "single-id" | "ranges"
+  ) => readonly [number, number]
+  /** `[ours, theirs]`, SOCK_SEQPACKET; ours does not block. */
+  readonly socketpair: () => readonly [number, number]
+  /** `[read end, write end]`; the end numbered `ours` does not block. */
+  readonly pipe: (ours: 0 | 1, bytes: number) => readonly [number, number]
+  readonly enlargePipe: (fd: number, bytes: number) => number
+  readonly send: (socket: number, bytes: Uint8Array, descriptors: ReadonlyArray<number>) => number
+  /** `[bytes received, descriptor or -1, descriptor or -1]`. */
+  readonly receive: (socket: number, bytes: Uint8Array) => readonly [number, number, number]
+  readonly read: (fd: number, bytes: Uint8Array) => number
+  readonly write: (fd: number, bytes: Uint8Array, offset: number) => number
+  /** close(2), after the loop has forgotten the descriptor. */
+  readonly close: (fd: number) => number
+  /** close(2) of what may be the last descriptor of a mount, on another thread. */
+  readonly closeRoot: (fd: number) => number
+  /** openat2(2): `folder` is a descriptor or AT_FDCWD, `resolve` of RESOLVE_*; `mode` is for O_CREAT. */
+  readonly openIn: (
+    folder: number,
+    path: string | Uint8Array,
+    flags: number,
+    resolve: number,
+    mode: number
+  ) => number
+  /** The same as root of a user namespace, a descriptor, that this process's user has made; waits for nobody. */
+  readonly openAsRoot: (
+    namespace: number,
+    folder: number,
+    path: string | Uint8Array,
+    flags: number,
+    resolve: number,
+    mode: number
+  ) => number
+  /** One of the calls of native/addon/as_root.h, as root of a user namespace. */
+  readonly changeAsRoot: (
+    namespace: number,
+    change: number,
+    folder: number,
+    name: string,
+    other: number,
+    text: string,
+    a: number,
+    b: number
+  ) => number
+  /** `[seconds, nanoseconds]` of the last change of the contents, or `[-errno, -1]`. This and the next eight take O_PATH. */
+  readonly modified: (fd: number) => readonly [number, number]
+  /** Its number in two halves of 32 bits, the high one first, or `[-errno, 0]`. */
+  readonly inode: (fd: number) => readonly [number, number]
+  readonly setModified: (fd: number, seconds: number, nanoseconds: number) => number
+  /** listxattr(2): the names, each ended by a NUL. */
+  readonly xattrs: (fd: number, bytes: Uint8Array) => number
+  readonly xattr: (fd: number, name: string, bytes: Uint8Array) => number
+  /** The same as root of a user namespace. */
+  readonly xattrAsRoot: (namespace: number, fd: number, name: string, bytes: Uint8Array) => number
+  readonly setXattr: (fd: number, name: string, bytes: Uint8Array) => number
+  readonly access: (fd: number, mode: number) => number
+  /** An inotify(7) that watches one file or folder, and does not block. */
+  readonly inotify: (fd: number, mask: number) => number
+  readonly inotifyAsRoot: (namespace: number, fd: number, mask: number) => number
+  /** A new eventfd(2), which does not block. */
+  readonly eventfd: () => number
+  /** `[start, end]` of the next bytes that are no hole, which are read next, or `[-errno, 0]`: ENXIO where there are none. */
+  readonly extent: (fd: number, offset: number) => readonly [number, number]
+  /** mkfifoat(2), of a single name. */
+  readonly makeFifo: (folder: number, name: string, mode: number) => number
+  /** getdents64(2) of a folder that is open for reading; 0 at its end. */
+  readonly entries: (fd: number, bytes: Uint8Array) => number
+  /** readlinkat(2) of a link's own descriptor. */
+  readonly readLink: (fd: number, bytes: Uint8Array) => number
+  readonly duplicate: (fd: number) => number
+  /** dup3(2): has `fd` be what `by` is, without its being closed in between. */
+  readonly replace: (fd: number, by: number) => number
+  /** TIOCSWINSZ of a terminal. */
+  readonly resize: (terminal: number, rows: number, columns: number) => number
+  readonly memfd: (bytes: Uint8Array) => number
+  readonly flock: (fd: number, operation: number) => number
+  readonly signal: (pidfd: number, number: number) => number
+  /** Waits for a child of this process that has ended, by its pidfd. */
+  readonly reap: (pidfd: number) => number
+  /** `[bytes of the program, 0]`, or `[-errno, the rule that is at fault]`; native/addon/seccomp.h has the policy's form. */
+  readonly seccompCompile: (policy: Uint8Array, program: Uint8Array) => readonly [number, number]
+  /** The name of a system call of this architecture, or "" where libseccomp knows none. */
+  readonly seccompName: (number: number) => string
+  /** SECCOMP_IOCTL_NOTIF_RECV and SECCOMP_IOCTL_NOTIF_SEND: struct seccomp_notif, which is zero before, and its response. */
+  readonly seccompReceive: (listener: number, request: Uint8Array) => number
+  readonly seccompAnswer: (listener: number, answer: Uint8Array) => number
+  readonly startLoop: (ready: (token: number, events: number) => void) => number
+  readonly watch: (fd: number, events: number, token: number) => number
+  readonly hold: (held: boolean) => number
+}
+
+/** What open(2), openat2(2), flock(2) and epoll(7) call these. */
+export const AT_FDCWD = -100
+export const O_PATH = 0o10000000
+/** Of this architecture; on a system that lacks them nothing here is ever called. */
+export const O_DIRECTORY = constants.O_DIRECTORY ?? 0
+export const O_NOFOLLOW = constants.O_NOFOLLOW ?? 0
+export const RESOLVE_NO_XDEV = 0x01
+export const RESOLVE_NO_MAGICLINKS = 0x02
+export const RESOLVE_NO_SYMLINKS = 0x04
+export const RESOLVE_BENEATH = 0x08
+export const RESOLVE_IN_ROOT = 0x10
+export const LOCK_SH = 1
+export const LOCK_EX = 2
+export const LOCK_NB = 4
+export const LOCK_UN = 8
+export const EPOLLIN = 0x001
+export const EPOLLPRI = 0x002
+export const EPOLLOUT = 0x004
+export const EPOLLERR = 0x008
+export const EPOLLHUP = 0x010
+
+/** A module of the source is deeper in the package than one of the bundle. */
+const ofThePackage = (): string => {
+  const places = ["../../native/build/", "../../../native/build/"]
+  const paths = places.map((place) => fileURLToPath(new URL(place, import.meta.url)))
+  return paths.find((path) => existsSync(path)) ?? paths[0]!
+}
+
+const folder = (): string => {
+  const configured = process.env.BERTH_NATIVE
+  return configured === undefined
+    ? ofThePackage()
+    : `${process.cwd()}/${configured}/`.replace(`${process.cwd()}//`, "/")
+}
+
+/** Where a program of the native part is: `berth-supervisor`, `berth-unpack`. */
+export const programPath = (name: string): string => `${folder()}${name}`
+
+/** Whether the native part has been built. */
+export const isBuilt = (): boolean => existsSync(programPath("berth.node"))
+
+let loaded: Native | undefined
+
+/** The addon; throws where it cannot be loaded, which only `Berth.layer` has to expect. */
+export const native = (): Native => {
+  if (loaded === undefined) loaded = createRequire(import.meta.url)(programPath("berth.node")) as Native
+  return loaded
+}

@@ -1,0 +1,339 @@
+/** A container's standard streams: pipes, read when somebody asks for bytes and not before. */
+import { Buffer } from "node:buffer"
+import * as Chunk from "effect/Chunk"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Sink from "effect/Sink"
+import * as Stream from "effect/Stream"
+import { type BerthError, ContainerError, OperationFailed } from "../../BerthError.ts"
+import { EAGAIN, EIO, ENODATA, EPIPE } from "../util/errno.ts"
+import { Text } from "../util/text.ts"
+import * as Turn from "../util/turn.ts"
+import { EPOLLIN, EPOLLOUT, native } from "./addon.ts"
+import * as Loop from "./eventLoop.ts"
+
+/** The least room for one read, and the size of a buffer. */
+const READ_BYTES = 64 * 1024
+const BUFFER_BYTES = 256 * 1024
+
+/** How often one that is ready is read before others have their turn. */
+const READS_MAX = 16
+
+// What a pipe holds: one that is full more seldom wakes its two ends more seldom.
+const PIPE_BYTES = 256 * 1024
+
+// What a pump takes with one read: work on it is short, even where each byte is a line.
+const PUMP_BYTES = 8 * 1024
+
+// From so many bytes at once, output is a flood: what follows is not waited for, but left to gather in a pipe of this
+// size, for a turn of a timer. Waking up for each of its small writes would cost more than reading them.
+const FLOOD_BYTES = 64 * 1024
+const FLOOD_PIPE_BYTES = 1024 * 1024
+
+// What one step of a stream carries: its cost is then shared by so many parts.
+const PARTS_MAX = 4
+
+const failed = (syscall: string, errno: number): OperationFailed =>
+  new OperationFailed({ operation: "stdio", index: -1, syscall, errno, hint: "" })
+
+/** One end of a pipe, and at most one that waits for it. */
+abstract class End {
+  protected fd: number
+  private wake: (() => void) | undefined
+
+  constructor(fd: number) {
+    this.fd = fd
+  }
+
+  /** For one that was made before its descriptor was there. */
+  open(fd: number): void {
+    this.fd = fd
+  }
+
+  get closed(): boolean {
+    return this.fd < 0
+  }
+
+  get busy(): boolean {
+    return this.wake !== undefined
+  }
+
+  close(): void {
+    if (this.fd < 0) return
+    native().close(this.fd)
+    this.fd = -1
+    this.wake?.()
+  }
+
+  /** Calls `wake` once the descriptor is ready; returns what cancels that, or -errno. */
+  protected whenReady(events: number): (wake: () => void) => (() => void) | number {
+    return (wake) => Loop.watch(this.fd, events, wake)
+  }
+
+  /**
+   * Calls `attempt` once it is time to, or the descriptor is closed; returns what cancels it. Somebody who waits keeps the
+   * program alive, unless it is not `held`.
+   */
+  protected wait(
+    until: (wake: () => void) => (() => void) | number,
+    attempt: () => void,
+    held = true
+  ): Effect.Effect<void> {
+    const done = (): void => {
+      if (this.wake !== wake) return
+      this.wake = undefined
+      if (typeof cancel !== "number") cancel()
+      if (held) Loop.release()
+    }
+    const wake = (): void => {
+      done()
+      attempt()
+    }
+    this.wake = wake
+    if (held) Loop.retain()
+    const cancel = until(wake)
+    if (typeof cancel === "number") queueMicrotask(wake)
+    return Effect.sync(done)
+  }
+}
+
+// Bytes are read into what is left of one buffer of the process, and handed out where they lie: nothing is copied, or
+// cleared first. There is a new buffer when too little is left.
+const newBuffer = (): Uint8Array => {
+  const { buffer } = Buffer.allocUnsafeSlow(BUFFER_BYTES)
+  return new Uint8Array(buffer)
+}
+
+let buffer = newBuffer()
+
+const taken = (length: number): Uint8Array => {
+  const part = buffer.subarray(0, length)
+  buffer = buffer.length - length < READ_BYTES ? newBuffer() : buffer.subarray(length)
+  return part
+}
+
+/** The end that Berth reads. */
+export class Output extends End {
+  private readonly container: string
+  /** The last read took all that was there: the next one waits instead of asking, and finds more. */
+  private emptied = false
+  /** How much has come since it was last waited for. */
+  private came = 0
+  private enlarged = false
+
+  constructor(fd: number, container: string) {
+    super(fd)
+    this.container = container
+  }
+
+  /**
+   * Reads until there is nothing more for now: bytes go to `take`, which may say that it has enough. One that writes
+   * without end gets its turns like any other: after some reads, or some time, it is waited for, although it is ready.
+   */
+  private drain(
+    take: (bytes: Uint8Array) => boolean,
+    end: (error?: BerthError) => void,
+    most = BUFFER_BYTES
+  ): void {
+    if (this.busy) {
+      end(
+        new ContainerError({
+          reason: "AlreadyRead",
+          container: this.container,
+          detail: "two readers wait for the same output; read it once and share the stream"
+        })
+      )
+      return
+    }
+    for (let turn = 0; turn < READS_MAX; turn++) {
+      if (this.emptied && !this.closed) return
+      if (turn > 0 && Turn.isOver()) return
+      const room = Math.min(buffer.length, most)
+      const read = this.closed
+        ? 0
+        : native().read(this.fd, room < buffer.length ? buffer.subarray(0, room) : buffer)
+      if (read === -EAGAIN) return
+      // A terminal that nobody has open any more says EIO: that is its end.
+      const n = read === -EIO ? 0 : read
+      if (n <= 0) {
+        this.close()
+        end(n < 0 ? failed("read", -n) : undefined)
+        return
+      }
+      this.emptied = n < room
+      this.came += n
+      if (!take(taken(n))) return
+    }
+  }
+
+  private gathered(wake: () => void): () => void {
+    // A refusal (pipe-user-pages-soft of pipe(7)) leaves the pipe as it is.
+    if (!this.enlarged) native().enlargePipe(this.fd, FLOOD_PIPE_BYTES)
+    this.enlarged = true
+    const timer = setTimeout(wake, 0)
+    return () => clearTimeout(timer)
+  }
+
+  /** Calls `attempt` when there is more to read. */
+  private more(attempt: () => void, held = true): Effect.Effect<void> {
+    const flood = held && this.came >= FLOOD_BYTES
+    this.came = 0
+    return this.wait(
+      flood ? (wake) => this.gathered(wake) : this.whenReady(EPOLLIN),
+      () => {
+        this.emptied = false
+        attempt()
+      },
+      held
+    )
+  }
+
+  /** The next bytes, as many as are there up to a bound, or none at the end. */
+  private next(): Effect.Effect<Chunk.Chunk<Uint8Array>, Option.Option<BerthError>> {
+    return Effect.async((resume) => {
+      let cancel: Effect.Effect<void> = Effect.void
+      const attempt = (): void => {
+        const parts: Array<Uint8Array> = []
+        let ended = false
+        this.drain(
+          (bytes) => parts.push(bytes) < PARTS_MAX,
+          (error) => {
+            // What was read before the end comes first; the end is met again by the next turn.
+            if (parts.length > 0 && error === undefined) return
+            ended = true
+            resume(Effect.fail(Option.fromNullable(error)))
+          }
+        )
+        if (ended) return
+        if (parts.length > 0) return resume(Effect.succeed(Chunk.unsafeFromArray(parts)))
+        cancel = this.more(attempt)
+      }
+      // Whoever reads may always find more: what it does with that counts as well.
+      if (this.busy || !Turn.isOver()) attempt()
+      else cancel = this.wait(Turn.next, attempt)
+      return Effect.suspend(() => cancel)
+    })
+  }
+
+  get stream(): Stream.Stream<Uint8Array, BerthError> {
+    return Stream.repeatEffectChunkOption(this.next())
+  }
+
+  /**
+   * Gives all bytes to `take` as they come, until the end or until it is closed; `take` may say that others are to have
+   * their turn. It holds nothing alive.
+   */
+  pump(take: (bytes: Uint8Array) => boolean, end: (error?: BerthError) => void): void {
+    let done = false
+    this.drain(
+      take,
+      (error) => {
+        done = true
+        end(error)
+      },
+      PUMP_BYTES
+    )
+    if (done) return
+    this.more(() => this.pump(take, end), false)
+  }
+
+  /** Everything until the end, as UTF-8; `exceeded` where it is more than `max` bytes. */
+  collect(max: number, exceeded: () => BerthError): Effect.Effect<string, BerthError> {
+    return Effect.async((resume) => {
+      let cancel: Effect.Effect<void> = Effect.void
+      const text = new Text()
+      const attempt = (): void => {
+        let done = false
+        this.drain(
+          (bytes) => {
+            if (text.add(bytes) <= max) return true
+            done = true
+            resume(Effect.fail(exceeded()))
+            return false
+          },
+          (error) => {
+            done = true
+            resume(error === undefined ? Effect.succeed(text.soFar()) : Effect.fail(error))
+          }
+        )
+        if (!done) cancel = this.more(attempt)
+      }
+      attempt()
+      return Effect.suspend(() => cancel)
+    })
+  }
+}
+
+/** The end that Berth writes. */
+export class Input extends End {
+  /** Writes all of the bytes; where nobody reads any more, the rest has nowhere to go and that is no error. */
+  write(bytes: Uint8Array): Effect.Effect<void, BerthError> {
+    return Effect.async((resume) => {
+      let cancel: Effect.Effect<void> = Effect.void
+      let at = 0
+      const attempt = (): void => {
+        while (at < bytes.length) {
+          if (this.closed) return resume(Effect.void)
+          const n = native().write(this.fd, bytes, at)
+          if (n === -EAGAIN) {
+            cancel = this.wait(this.whenReady(EPOLLOUT), attempt)
+            return
+          }
+          if (n < 0) {
+            this.close()
+            return resume(n === -EPIPE ? Effect.void : Effect.fail(failed("write", -n)))
+          }
+          at += n
+        }
+        resume(Effect.void)
+      }
+      attempt()
+      return Effect.suspend(() => cancel)
+    })
+  }
+
+  /** Takes everything and then closes the container's stdin. */
+  get sink(): Sink.Sink<void, Uint8Array, never, BerthError> {
+    return Sink.forEach((bytes: Uint8Array) => this.write(bytes)).pipe(
+      Sink.ensuring(Effect.sync(() => this.close()))
+    )
+  }
+}
+
+/** The typing end of a terminal: what ends there is told by the terminal's end-of-file character, termios(3). */
+export class Typing extends Input {
+  override close(): void {
+    if (!this.closed) native().write(this.fd, VEOF, 0)
+    super.close()
+  }
+}
+
+const VEOF = new Uint8Array([4])
+
+/** A pipe whose end numbered `ours` is Berth's; throws the errno where there can be none. */
+export const makePipe = (ours: 0 | 1): readonly [ours: number, theirs: number] => {
+  const [read, write] = native().pipe(ours, PIPE_BYTES)
+  if (read < 0) throw failed("pipe2", -read)
+  return ours === 0 ? [read, write] : [write, read]
+}
+
+/** The one descriptor that has been sent over a socket, with a byte; throws as well, where there is none. */
+export const takeDescriptor = (socket: number): number => {
+  const [n, fd] = native().receive(socket, new Uint8Array(1))
+  if (n >= 0 && fd >= 0) return fd
+  throw failed("recvmsg", n < 0 ? -n : ENODATA)
+}
+
+/** Another descriptor for the same; throws as well. */
+export const duplicate = (fd: number): number => {
+  const copy = native().duplicate(fd)
+  if (copy < 0) throw failed("fcntl", -copy)
+  return copy
+}
+
+/** Two connected sockets, ours and the one that a child sends a descriptor over; throws as well. */
+export const makeSocketPair = (): readonly [ours: number, theirs: number] => {
+  const [ours, theirs] = native().socketpair()
+  if (ours < 0) throw failed("socketpair", -ours)
+  return [ours, theirs]
+}

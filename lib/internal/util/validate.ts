@@ -1,0 +1,164 @@
+/** Checks of options at the edge: what passes here can be put into a plan, for all else they throw `InvalidOption`. */
+import { posix } from "node:path"
+import { InvalidOption } from "../../BerthError.ts"
+import type { ProcessOptions, TerminalSize } from "../../Container.ts"
+import type { Mount } from "../../Mount.ts"
+import type { Kind } from "../../Namespace.ts"
+import { parseBytes } from "./bytes.ts"
+
+/** Throws. */
+export const invalid = (option: string, value: unknown, expected: string): never => {
+  throw new InvalidOption({ option, value: abbreviate(JSON.stringify(value) ?? String(value)), expected })
+}
+
+const abbreviate = (text: string): string => (text.length > 200 ? `${text.slice(0, 200)}…` : text)
+
+const hasNul = (text: string): boolean => text.includes("\0")
+
+export const strings = (option: string, values: ReadonlyArray<string>): void => {
+  values.forEach((value, index) => {
+    if (typeof value !== "string" || hasNul(value))
+      invalid(`${option}[${index}]`, value, "text without NUL, which execve(2) cannot pass")
+  })
+}
+
+export const command = (values: ReadonlyArray<string>): void => {
+  if (values.length === 0 || values[0] === "") invalid("command", values, "a command and its arguments")
+  strings("command", values)
+}
+
+const absolute = (option: string, path: string): string =>
+  path.startsWith("/") && !hasNul(path) && path.length < 4096
+    ? path
+    : invalid(option, path, "an absolute path inside the container, shorter than 4096 bytes")
+
+// A path that has one spelling: by it one sees that it is below /proc, /sys or /dev.
+const inContainer = (option: string, path: string): string => {
+  const normal = posix.normalize(absolute(option, path))
+  return normal.length > 1 && normal.endsWith("/") ? normal.slice(0, -1) : normal
+}
+
+export const paths = (option: string, values: ReadonlyArray<string>): ReadonlyArray<string> =>
+  values.map((path, index) => inContainer(`${option}[${index}]`, path))
+
+const environment = (env: Readonly<Record<string, string>>): void => {
+  for (const [name, value] of Object.entries(env)) {
+    if (name === "" || name.includes("=") || hasNul(name)) invalid("env", name, "a name without = and NUL")
+    if (typeof value !== "string" || hasNul(value)) invalid(`env.${name}`, value, "text without NUL")
+  }
+}
+
+/** What an image's configuration says, as far as a plan holds it: JSON can have what no system call takes. */
+export const config = (given: {
+  readonly environment: Readonly<Record<string, string>>
+  readonly workingDirectory: string
+}): void => {
+  environment(given.environment)
+  strings("image.config.workingDirectory", [given.workingDirectory])
+}
+
+/** The options that a start and an exec have in common. */
+export const process = (options: ProcessOptions): void => {
+  if (options.env !== undefined) environment(options.env)
+  if (options.cwd !== undefined) absolute("cwd", options.cwd)
+}
+
+export const umask = (value: number | undefined): number =>
+  value === undefined || (Number.isInteger(value) && value >= 0 && value <= 0o777)
+    ? (value ?? 0o022)
+    : invalid("umask", value, "permission bits, from 0 to 0o777")
+
+/** gethostname(2): at most 64 bytes, and only of a uts namespace that is not the host's. */
+export const hostname = (name: string | undefined, own: ReadonlyArray<Kind>): string | undefined => {
+  if (name === undefined) return name
+  if (!own.includes("uts"))
+    return invalid("hostname", name, "none where the uts namespace is not the container's own")
+  return /^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$/.test(name) && name.length <= 64
+    ? name
+    : invalid("hostname", name, "letters, digits, dots and hyphens, at most 64 of them")
+}
+
+/** The size of this program's own terminal. */
+export const ownTerminal = (): TerminalSize => {
+  const { columns, rows } = globalThis.process.stdout
+  return { rows: rows ?? 24, columns: columns ?? 80 }
+}
+
+/** The size of a terminal, undefined for none. */
+export const terminal = (asked: ProcessOptions["terminal"]): TerminalSize | undefined => {
+  if (asked === undefined || asked === false) return undefined
+  const size = asked === true ? ownTerminal() : { rows: asked.rows, columns: asked.columns }
+  const acceptable = (n: number): boolean => Number.isInteger(n) && n >= 0 && n <= 65535
+  return acceptable(size.rows) && acceptable(size.columns)
+    ? size
+    : invalid("terminal", asked, "rows and columns, from 0 to 65535")
+}
+
+const hiding = ["off", "noaccess", "invisible", "ptraceable"]
+
+/** The option of procfs, undefined for its own default. `joined` says that the pid namespace is another container's. */
+export const hidepid = (asked: string | undefined, joined: boolean): string | undefined => {
+  if (asked === undefined || asked === "off") return undefined
+  if (joined)
+    invalid(
+      "hidepid",
+      asked,
+      "none in a pid namespace that is joined: its procfs is the one that is there already"
+    )
+  return hiding.includes(asked) ? asked : invalid("hidepid", asked, `one of ${hiding.join(", ")}`)
+}
+
+export const bytes = (option: string, value: number | string): number => {
+  const parsed = parseBytes(value)
+  return parsed !== undefined && Number.isSafeInteger(parsed) && parsed >= 0
+    ? parsed
+    : invalid(option, value, 'bytes, as a number or as text like "256MiB"')
+}
+
+export const mounts = (list: ReadonlyArray<Mount>): ReadonlyArray<Mount> =>
+  list.map((mount, index) => {
+    const at = `mounts[${index}]`
+    const target = inContainer(`${at}.target`, mount.target)
+    if (target === "/") invalid(`${at}.target`, mount.target, "a path below /")
+    if (mount.type === "tmpfs") {
+      if (
+        mount.mode !== undefined &&
+        !(Number.isInteger(mount.mode) && mount.mode >= 0 && mount.mode <= 0o7777)
+      )
+        invalid(`${at}.mode`, mount.mode, "a mode, from 0 to 0o7777")
+      const size = mount.size === undefined ? {} : { size: bytes(`${at}.size`, mount.size) }
+      return { ...mount, ...size, target }
+    }
+    if (!mount.source.startsWith("/") || hasNul(mount.source))
+      invalid(`${at}.source`, mount.source, "an absolute path on the host")
+    return { ...mount, target }
+  })
+
+// Parameters that belong to a namespace; a write to any other would be one to the host (sysctl(8), namespaces(7)).
+const namespaced: ReadonlyArray<readonly [name: RegExp, kind: Kind]> = [
+  [/^net\./, "network"],
+  [/^fs\.mqueue\./, "ipc"],
+  [/^kernel\.(shm(all|max|mni|_rmid_forced)|msg(max|mnb|mni)|sem|(msg|sem|shm)_next_id)$/, "ipc"],
+  [/^kernel\.(hostname|domainname)$/, "uts"]
+]
+
+export const sysctls = (
+  values: Readonly<Record<string, string>>,
+  own: ReadonlyArray<Kind>
+): Readonly<Record<string, string>> => {
+  for (const [key, value] of Object.entries(values)) {
+    if (!/^[a-z0-9_]+(\.[A-Za-z0-9_-]+)+$/.test(key))
+      return invalid("sysctls", key, "a name like net.ipv4.ip_forward")
+    const kind = namespaced.find(([name]) => name.test(key))?.[1]
+    if (kind === undefined)
+      return invalid(
+        "sysctls",
+        key,
+        "a parameter of a namespace (net.*, fs.mqueue.*, kernel.shm*, msg*, sem): this is the host's"
+      )
+    if (!own.includes(kind))
+      return invalid("sysctls", key, `a ${kind} namespace of the container's own to set it in`)
+    if (hasNul(value)) return invalid(`sysctls.${key}`, value, "text without NUL")
+  }
+  return values
+}

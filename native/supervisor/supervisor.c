@@ -1,0 +1,491 @@
+// The supervisor: the parent of every container of one Berth, single-threaded, and gone with all that it owns as soon
+// as its socket closes, whatever the reason.
+//
+//   berth-supervisor FOLDER SOCKET LOCK SELF [single-id|ranges]
+//
+// FOLDER is its state folder, removed at the end. SOCKET, LOCK and SELF are inherited descriptors: its end of the socket
+// pair, what it holds the folder's lock by, and its own executable, which nobody can write. With `single-id` it first enters a user namespace in which
+// it is root and its user is the only one; with `ranges`, one whose id maps are written by the other end.
+#include "child.h"
+#include "../common/descriptor.h"
+#include "init.h"
+#include "nodes.h"
+#include "plan.h"
+#include "protocol.h"
+#include "../common/remove.h"
+#include "../common/syscalls.h"
+#include "unit.h"
+#include "../common/util.h"
+
+#include <limits.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+
+// A cgroup whose members are dying is tried again this often, and for this long.
+#define RETRY_MS 5
+#define PATIENCE_MS 2000
+
+// After so long without an event there is time to make things ahead: what has just started is not disturbed by it.
+#define QUIET_MS 10
+
+// So many descriptors are left for giving units back: none is started with the last ones.
+#define DESCRIPTORS_RESERVED 64
+
+// A reply that the socket had no room for yet.
+struct queued {
+    struct queued *next;
+    struct reply reply;
+    int fds[2];
+};
+
+static struct supervisor shared;
+static struct unit *units;
+static struct queued *queue, **queue_end = &queue;
+static int connection, events, signals;
+static bool closing;
+static bool incomplete; // something could not be given back
+static int descriptors_max = INT_MAX; // from this number on they are reserved
+
+// Replies
+
+// A reply with a failure has no descriptors: where they cannot be sent, the other end hears why, and releases the unit.
+static bool send_now(struct reply *reply, const int *fds) {
+    for (;;) {
+        size_t count = reply->failure.error != 0 || fds[0] < 0 ? 0 : fds[1] < 0 ? 1 : 2;
+        if (descriptors_send(connection, reply, sizeof *reply, fds, count) >= 0) return true;
+        // Any other error is the other end's going, which the socket reports by itself.
+        if (errno != ETOOMANYREFS) return errno != EAGAIN;
+        // Without root, no more descriptors of one user may be on their way than a process may have open, and what runs in
+        // a container is the same user.
+        fail(&reply->failure, "sendmsg");
+    }
+}
+
+static void watch_connection(uint32_t wanted) {
+    struct epoll_event event = {.events = wanted, .data.ptr = &connection};
+    epoll_ctl(events, EPOLL_CTL_MOD, connection, &event);
+}
+
+// With up to two descriptors, -1 for none, which stay the caller's.
+static void send_reply(struct reply *reply, int first, int second) {
+    int fds[2] = {first, second};
+    if (closing) return;
+    if (!queue && send_now(reply, fds)) return;
+    struct queued *queued = malloc(sizeof *queued);
+    if (!queued) abort(); // a lost reply would be a lost container
+    *queued = (struct queued){.reply = *reply, .fds = {-1, -1}};
+    for (int k = 0; k < 2; k++)
+        if (fds[k] >= 0 && (queued->fds[k] = fcntl(fds[k], F_DUPFD_CLOEXEC, 3)) < 0) fail(&queued->reply.failure, "fcntl");
+    if (!queue) watch_connection(EPOLLIN | EPOLLOUT);
+    *queue_end = queued;
+    queue_end = &queued->next;
+}
+
+static void flush_queue(void) {
+    while (queue) {
+        struct queued *first = queue;
+        if (!closing && !send_now(&first->reply, first->fds)) return;
+        if (!(queue = first->next)) queue_end = &queue;
+        for (int k = 0; k < 2; k++) close_descriptor(&first->fds[k]);
+        free(first);
+    }
+    if (!closing) watch_connection(EPOLLIN);
+}
+
+static void send_failure(enum reply_type type, uint32_t id, const struct failure *failure) {
+    struct reply reply = {.type = type, .id = id, .failure = *failure};
+    send_reply(&reply, -1, -1);
+}
+
+// Units
+
+static int64_t now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static struct unit *find_unit(uint32_t id) {
+    struct unit *unit = units;
+    while (unit && unit->id != id) unit = unit->next;
+    return unit;
+}
+
+static void forget(struct unit *unit) {
+    struct unit **link = &units;
+    while (*link != unit) link = &(*link)->next;
+    *link = unit->next;
+    unit_free(unit, &shared);
+}
+
+// Goes on with giving a unit back, once its process has been waited for.
+static void give_back(struct unit *unit) {
+    if (unit->pid > 0 || unit->maker > 0 || !(unit->failed || unit->releasing)) return;
+    int left = unit_remove(unit);
+    if (left == 1 && unit->remover == 0) {
+        if (unit->deadline_ms == 0) unit->deadline_ms = now_ms() + PATIENCE_MS;
+        if (now_ms() >= unit->deadline_ms) {
+            unit_give_up(unit, EBUSY);
+            left = unit_remove(unit);
+        }
+    }
+    if (left == 1) return;
+    if (unit->leftover.error != 0) incomplete = true;
+    if (unit->failed) send_failure(REPLY_FAILED, unit->id, &unit->failure);
+    if (unit->releasing) send_failure(REPLY_RELEASED, unit->id, &unit->leftover);
+    forget(unit);
+}
+
+static void take_outcome(struct unit *unit) {
+    // By hand: a child that has not executed yet holds a copy of the descriptor, so closing ours does not end the watch.
+    epoll_ctl(events, EPOLL_CTL_DEL, unit->failures, NULL);
+    if (!unit_executed(unit)) return;
+    unit_find_successor(unit, &shared);
+    struct reply reply = {.type = REPLY_STARTED, .id = unit->id, .pid = unit->pid, .failure = unit->failure};
+    send_reply(&reply, unit->pidfd, unit->mount);
+    close_descriptor(&unit->mount);
+    unit->mount = -1;
+}
+
+// Only the end of what the child says is of interest, so that the root's coming costs no wake-up; but for its asking for
+// id maps, which it waits for.
+static uint32_t wanted_of(const struct unit *unit) {
+    return unit->maps ? EPOLLIN | EPOLLRDHUP : EPOLLRDHUP;
+}
+
+static void hear(struct unit *unit, uint32_t happened) {
+    if (happened & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) return take_outcome(unit);
+    unit_listen(unit);
+    struct epoll_event event = {.events = wanted_of(unit), .data.ptr = unit};
+    epoll_ctl(events, EPOLL_CTL_MOD, unit->failures, &event);
+}
+
+static void begin(struct unit *unit, const struct plan *plan, const int *descriptors) {
+    bool started = unit_start(unit, &shared, plan, descriptors);
+    // The lowest number that was free is what a descriptor gets.
+    if (started && unit->pidfd >= descriptors_max) {
+        errno = EMFILE;
+        fail(&unit->failure, "clone3");
+        unit->failure.operation = NO_OPERATION;
+        started = false;
+    }
+    if (!started) {
+        unit->failed = true;
+        unit_kill(unit, &shared);
+        give_back(unit);
+    } else if (unit->failures >= 0) {
+        struct epoll_event event = {.events = wanted_of(unit), .data.ptr = unit};
+        epoll_ctl(events, EPOLL_CTL_ADD, unit->failures, &event);
+    } else {
+        struct reply reply = {.type = REPLY_STARTED, .id = unit->id};
+        send_reply(&reply, unit->mount, -1);
+        close_descriptor(&unit->mount);
+        unit->mount = -1;
+    }
+}
+
+static void start(uint32_t id, const uint8_t *bytes, size_t length, const int *descriptors, size_t count) {
+    struct plan plan;
+    struct failure failure = {.operation = NO_OPERATION, .error = EBADMSG, .syscall = "plan"};
+    const char *wrong = plan_decode(&plan, bytes, length, count);
+    struct unit *unit = wrong || find_unit(id) ? NULL : malloc(sizeof *unit);
+    if (unit) {
+        *unit = (struct unit){.next = units, .id = id, .pidfd = -1, .failures = -1, .mount = -1, .held = -1, .slot = -1};
+        units = unit;
+        begin(unit, &plan, descriptors);
+    } else {
+        send_failure(REPLY_FAILED, id, &failure);
+    }
+    plan_free(&plan);
+}
+
+static void release(struct unit *unit) {
+    unit->releasing = true;
+    unit_kill(unit, &shared);
+    give_back(unit);
+}
+
+static struct unit *unit_of(pid_t pid) {
+    for (struct unit *unit = units; unit; unit = unit->next) {
+        unit_find_successor(unit, &shared);
+        if (unit->pid == pid || unit->maker == pid || unit->remover == pid) return unit;
+    }
+    return NULL;
+}
+
+static void take_end(struct unit *unit, int status, const struct rusage *usage) {
+    struct reply reply = {
+        .type = REPLY_EXITED,
+        .id = unit->id,
+        .pid = unit->pid,
+        .status = status,
+        .user_us = (uint64_t)usage->ru_utime.tv_sec * 1000000 + (uint64_t)usage->ru_utime.tv_usec,
+        .system_us = (uint64_t)usage->ru_stime.tv_sec * 1000000 + (uint64_t)usage->ru_stime.tv_usec,
+        .max_rss_kib = (uint64_t)usage->ru_maxrss,
+    };
+    // Its end of the socket is closed by now: what it had to say can be read.
+    if (unit->failures >= 0) take_outcome(unit);
+    unit->pid = 0;
+    if (unit->failed) return;
+    send_reply(&reply, -1, -1);
+    // One that ended well is given back at once where all of it can be; of any other, the cgroup still has something to
+    // tell.
+    if (status == 0 && !unit->releasing && unit->maker == 0 && unit_settle(unit)) unit->releasing = true;
+}
+
+static void reap(void) {
+    struct rusage usage;
+    int status;
+    for (;;) {
+        siginfo_t ended = {0};
+        if (waitid(P_ALL, 0, &ended, WEXITED | WNOHANG | WNOWAIT) < 0 || ended.si_pid == 0) return;
+        // While it has not been waited for, who it is can be found out.
+        struct unit *unit = unit_of(ended.si_pid);
+        pid_t pid = wait4(ended.si_pid, &status, WNOHANG, &usage);
+        if (pid <= 0 || !unit) continue;
+        if (unit->remover == pid) unit_remover_done(unit, status);
+        if (unit->maker == pid) unit->maker = 0;
+        if (unit->pid == pid) take_end(unit, status, &usage);
+        // Who has gone on for it may have come to be just before it was killed.
+        else if (unit->releasing || unit->failed) unit_kill(unit, &shared);
+        give_back(unit);
+    }
+}
+
+// Requests
+
+static uint8_t *read_memfd(int fd, size_t length) {
+    uint8_t *bytes = malloc(length);
+    for (size_t done = 0; bytes && done < length;) {
+        ssize_t n = pread(fd, bytes + done, length - done, (off_t)done);
+        if (n <= 0) {
+            free(bytes);
+            return NULL;
+        }
+        done += (size_t)n;
+    }
+    return bytes;
+}
+
+static void handle(const struct request *request, const uint8_t *body, size_t length, int *descriptors, size_t count) {
+    struct unit *unit = find_unit(request->id);
+    if (request->type == REQUEST_RELEASE) {
+        struct failure none = {0};
+        if (unit) release(unit);
+        else send_failure(REPLY_RELEASED, request->id, &none);
+    } else if (request->type == REQUEST_START && request->plan_bytes == 0) {
+        start(request->id, body, length, descriptors, count);
+    } else if (request->type == REQUEST_START && count > 0 && request->plan_bytes <= PLAN_BYTES_MAX) {
+        uint8_t *plan = read_memfd(descriptors[0], request->plan_bytes);
+        start(request->id, plan, plan ? request->plan_bytes : 0, descriptors + 1, count - 1);
+        if (plan) explicit_bzero(plan, request->plan_bytes);
+        free(plan);
+    } else {
+        struct failure failure = {.operation = NO_OPERATION, .error = EBADMSG, .syscall = "recvmsg"};
+        send_failure(REPLY_FAILED, request->id, &failure);
+    }
+}
+
+// False once the other end is gone.
+static bool receive(void) {
+    static uint8_t bytes[MESSAGE_BYTES_MAX];
+    int descriptors[DESCRIPTORS_MAX];
+    struct request request;
+
+    memset(bytes, 0, sizeof request);
+    ssize_t n = descriptors_receive(connection, bytes, sizeof bytes, descriptors, countof(descriptors));
+    if (n == 0) {
+        // An empty message looks as the end does, and is one; what came with it is nobody's.
+        for (size_t k = 0; k < countof(descriptors); k++) close_descriptor(&descriptors[k]);
+        return false;
+    }
+    memcpy(&request, bytes, sizeof request);
+    if (n < 0 && (errno == EMSGSIZE || errno == EMFILE)) {
+        // A message that was cut, or whose descriptors this process may not have, is answered, not guessed at.
+        struct failure failure = {.operation = NO_OPERATION, .error = errno, .syscall = "recvmsg"};
+        send_failure(REPLY_FAILED, request.id, &failure);
+        return true;
+    }
+    if (n < 0) return errno == EAGAIN;
+    size_t count = 0;
+    while (count < countof(descriptors) && descriptors[count] >= 0) count++;
+    // One without a whole head has nobody to answer to.
+    if ((size_t)n >= sizeof request) handle(&request, bytes + sizeof request, (size_t)n - sizeof request, descriptors, count);
+    for (size_t k = 0; k < count; k++) close(descriptors[k]);
+    // A child has a copy of the supervisor's memory, in which it finds no plan but its own.
+    explicit_bzero(bytes, (size_t)n);
+    return true;
+}
+
+// The loop
+
+static void close_down(void) {
+    closing = true;
+    flush_queue();
+    epoll_ctl(events, EPOLL_CTL_DEL, connection, NULL);
+    close(connection);
+    for (struct unit *unit = units, *next; unit; unit = next) {
+        next = unit->next; // releasing may forget the unit
+        release(unit);
+    }
+}
+
+static bool retrying(void) {
+    for (struct unit *unit = units; unit; unit = unit->next)
+        if (unit->pid == 0 && (unit->releasing || unit->failed) && unit->remover == 0) return true;
+    return false;
+}
+
+static void run(void) {
+    struct epoll_event ready[64];
+    struct signalfd_siginfo information[16];
+    while (!closing || units) {
+        bool spare_time = shared.network.wanted && !closing;
+        int n = epoll_wait(events, ready, countof(ready), retrying() ? RETRY_MS : spare_time ? QUIET_MS : -1);
+        if (n == 0 && spare_time) network_make_spare(&shared.network);
+        bool children = false;
+        for (int k = 0; k < n; k++) {
+            void *source = ready[k].data.ptr;
+            if (source == &connection) {
+                if (ready[k].events & EPOLLOUT) flush_queue();
+                if (!receive() && !closing) close_down();
+            } else if (source == &signals) {
+                ssize_t length = read(signals, information, sizeof information);
+                for (size_t s = 0; length > 0 && s < (size_t)length / sizeof *information; s++) {
+                    if (information[s].ssi_signo == SIGCHLD) children = true;
+                    else if (!closing) close_down();
+                }
+            } else {
+                hear(source, ready[k].events);
+            }
+        }
+        // Last, as it may forget units that an event of this round names.
+        if (children) reap();
+        for (struct unit *unit = units, *next; unit; unit = next) {
+            next = unit->next;
+            if (unit->remover == 0) give_back(unit);
+        }
+    }
+}
+
+// Setting up
+
+// What newuidmap(1) and newgidmap(1) write, which have to see this process as their user's own: it is dumpable until
+// then. It is a child that has not been waited for, so that its pid is nobody else's.
+static int await_id_maps(struct failure *failure) {
+    struct reply unmapped = {.type = REPLY_UNMAPPED, .pid = getpid()};
+    struct pollfd answer = {.fd = connection, .events = POLLIN};
+    struct request request;
+    if (unshare(CLONE_NEWUSER) < 0) return fail(failure, "unshare");
+    send_reply(&unmapped, -1, -1);
+    if (poll(&answer, 1, -1) < 0) return fail(failure, "poll");
+    if (recv(connection, &request, sizeof request, 0) == sizeof request && request.type == REQUEST_MAPPED) return 0;
+    errno = EPROTO;
+    return fail(failure, "recv");
+}
+
+static int enter_user_namespace(struct failure *failure) {
+    char uid_map[64], gid_map[64];
+    snprintf(uid_map, sizeof uid_map, "0 %u 1", (unsigned)geteuid());
+    snprintf(gid_map, sizeof gid_map, "0 %u 1", (unsigned)getegid());
+    if (unshare(CLONE_NEWUSER) < 0) return fail(failure, "unshare");
+    const char *files[][2] = {{"/proc/self/uid_map", uid_map}, {"/proc/self/setgroups", "deny"}, {"/proc/self/gid_map", gid_map}};
+    for (size_t k = 0; k < countof(files); k++) {
+        cleanup_close int fd = open(files[k][0], O_WRONLY | O_CLOEXEC);
+        if (fd < 0) return fail(failure, "open");
+        if (write(fd, files[k][1], strlen(files[k][1])) < 0) return fail(failure, "write");
+    }
+    return 0;
+}
+
+// A mount namespace of its own that hears of the host's mounts and tells of none: what a child inherits from it needs
+// no changing before its pivot.
+static int set_up(const char *folder, const char *mode, struct failure *failure) {
+    bool single_id = !strcmp(mode, "single-id"), ranges = !strcmp(mode, "ranges");
+    char nodes[PATH_MAX];
+    sigset_t handled;
+    sigemptyset(&handled);
+    for (int number = 1; number < 32; number++) signal(number, SIG_DFL); // the JavaScript process ignores some
+    for (size_t k = 0; k < 4; k++) sigaddset(&handled, (int[]){SIGCHLD, SIGTERM, SIGINT, SIGHUP}[k]);
+    if (sigprocmask(SIG_SETMASK, &handled, NULL) < 0) return fail(failure, "sigprocmask");
+    // To write its id maps, or have them written.
+    if ((single_id || ranges) && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) return fail(failure, "prctl");
+    if (single_id && enter_user_namespace(failure) < 0) return -1;
+    if (ranges && await_id_maps(failure) < 0) return -1;
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
+    // Somebody may have stopped it when the JavaScript process dies: it has to go on to give everything back.
+    if (prctl(PR_SET_PDEATHSIG, SIGCONT) < 0) return fail(failure, "prctl");
+    if (unshare(CLONE_NEWNS) < 0) return fail(failure, "unshare");
+    if (sys_mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return fail(failure, "mount");
+    if (chdir("/") < 0) return fail(failure, "chdir");
+    snprintf(nodes, sizeof nodes, "%s/dev", folder);
+    if ((shared.null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0) return fail(failure, "open");
+    shared.rootless = single_id || ranges;
+    if (nodes_make(nodes, shared.rootless, failure) < 0) return -1;
+    shared.successors = mmap(NULL, SUCCESSORS_MAX * sizeof *shared.successors, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared.successors == MAP_FAILED) return fail(failure, "mmap");
+    memset(shared.successors, -1, SUCCESSORS_MAX * sizeof *shared.successors);
+    network_init(&shared.network);
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) < 0) return fail(failure, "getrlimit");
+    if (files.rlim_cur > DESCRIPTORS_RESERVED && files.rlim_cur < INT_MAX) descriptors_max = (int)files.rlim_cur - DESCRIPTORS_RESERVED;
+    if ((shared.pidfd = sys_pidfd_open(getpid())) < 0) return fail(failure, "pidfd_open");
+    if ((signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return fail(failure, "signalfd");
+    if ((events = epoll_create1(EPOLL_CLOEXEC)) < 0) return fail(failure, "epoll_create1");
+    struct epoll_event from_connection = {.events = EPOLLIN, .data.ptr = &connection};
+    struct epoll_event from_signals = {.events = EPOLLIN, .data.ptr = &signals};
+    if (epoll_ctl(events, EPOLL_CTL_ADD, connection, &from_connection) < 0) return fail(failure, "epoll_ctl");
+    if (epoll_ctl(events, EPOLL_CTL_ADD, signals, &from_signals) < 0) return fail(failure, "epoll_ctl");
+    return 0;
+}
+
+// The nodes' mount goes first, as removal does not leave a filesystem.
+static void take_down(const char *folder) {
+    char nodes[PATH_MAX];
+    snprintf(nodes, sizeof nodes, "%s/dev", folder);
+    sys_umount2(nodes, MNT_DETACH);
+    // By the folder's name a sweep finds what is left.
+    if (!incomplete) remove_tree(AT_FDCWD, folder, __LONG_MAX__);
+}
+
+#ifdef __SANITIZE_ADDRESS__
+// A process that is not dumpable cannot look for leaks.
+const char *__asan_default_options(void) {
+    return "detect_leaks=0";
+}
+#endif
+
+int main(int argc, char **argv) {
+    struct failure failure = {0};
+    init_run(argc, argv);
+    if (argc < 5) {
+        fputs("berth-supervisor is started by the berth library\n", stderr);
+        return 2;
+    }
+    connection = atoi(argv[2]);
+    shared.lock = atoi(argv[3]);
+    shared.self = atoi(argv[4]);
+    if (set_up(argv[1], argc > 5 ? argv[5] : "root", &failure) < 0) {
+        send_failure(REPLY_FAILED, 0, &failure);
+        return 1;
+    }
+    // Where it is a user namespace of the supervisor's own, files can be read by root of that (as_root.h).
+    int namespace = shared.rootless ? open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC) : -1;
+    struct reply ready = {.type = REPLY_READY, .pid = getpid()};
+    send_reply(&ready, namespace, -1);
+    close_descriptor(&namespace);
+    run();
+    take_down(argv[1]);
+    return 0;
+}

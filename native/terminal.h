@@ -1,8 +1,0 @@
-// A pseudo-terminal of the container's own devpts.
-#pragma once
-
-#include "failure.h"
-
-// Opens one (after the pivot, or after having joined the container), gives its other end to `socket`, and makes it the
-// controlling terminal and the standard streams of this process, which leads a session.
-int terminal_open(int socket, unsigned rows, unsigned columns, unsigned uid, struct failure *failure);

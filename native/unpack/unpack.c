@@ -1,0 +1,448 @@
+// berth-unpack [--compression=gzip|zstd|none] [--xattr=trusted|user] [--max-bytes=N] [--max-entries=N]
+//              [--max-cpu=SECONDS] [--ignore-chown] DIRECTORY
+//
+// Unpacks the layer blob on fd 0 into the empty DIRECTORY, and reports on fd 1, a line per fact. Paths and messages
+// are percent-encoded, and a path in a line is relative to DIRECTORY.
+//
+//   hardlink TARGET PATH   the target is not in this layer: link it from a lower one (replacing what is at PATH)
+//   implicit PATH          a folder without an entry, made 0755 and root's: a lower layer may know better
+//   opaque .               hides everything below: overlayfs takes no such mark on a layer's root
+//   skipped PATH           a device that this user may not make (--xattr=user only)
+//   digest sha256:HEX      of the blob
+//   diffid sha256:HEX      of the tar stream
+//   bytes N                length of the tar stream
+//   entries N
+//   ok                     always the last; exit status 0
+//
+// or, alone and with exit status 1:
+//
+//   error corrupt|escape|unsupported|limit|io|confine ERRNO SYSCALL|- PATH|- MESSAGE|-
+//
+// The limits, each of which ends it with an error of kind limit that names it:
+//
+//   max-bytes    length of the tar, and that of all files in it with their holes
+//   max-entries  members of the tar and folders that these imply
+//   max-cpu      seconds of processor time for which no 256 KiB of the tar are done; each 256 KiB give one second more
+//   and, as no layer of use comes near: 16 KiB of a path, 10,000 hard links to what has not been seen, lookups of folders
+//   in proportion to the tar's length, 384 MiB of memory, and 16 MiB of report
+//
+// The caller gives it namespaces of its own where it can, removes DIRECTORY after a failure, and checks the digests.
+#include "unpack.h"
+
+#include "../common/util.h"
+
+#include <archive.h>
+#include <archive_entry.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <iconv.h>
+#include <langinfo.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#define SANITIZED __has_feature(address_sanitizer)
+#else
+#define SANITIZED 0
+#endif
+
+enum {
+    MAX_REPORT = 16 << 20,
+    // The ring, the buffers, a zstd window of 128 MiB and a few 100,000 folders fit; a sparse map made to exhaust the
+    // machine's memory ends in ENOMEM. AddressSanitizer's shadow would not fit.
+    MAX_MEMORY = 384 << 20,
+    // Of lookups, whatever the tar's length; some seconds' worth.
+    FREE_LOOKUPS = 8 << 20,
+};
+
+static const struct {
+    enum compression compression;
+    const char *name;
+} compressions[] = {{NONE, "none"}, {GZIP, "gzip"}, {ZSTD, "zstd"}};
+
+static struct archive *reader;
+static struct archive_entry *current;
+static FILE *report_stream;
+static char *report_text;
+static size_t report_size;
+static bool reported;
+static uint64_t max_bytes = UINT64_MAX, max_entries = UINT64_MAX, max_cpu = 60;
+static uint64_t fed; // bytes of the tar that the reader has got
+
+// ---- the report
+
+static void encode(FILE *stream, const char *text) {
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._/-~+,:=@";
+    bool dash = strcmp(text, "-") == 0; // which stands for nothing in the report
+    for (; *text; text++)
+        if (strchr(plain, *text) && !dash)
+            fputc(*text, stream);
+        else
+            fprintf(stream, "%%%02X", (unsigned char)*text);
+}
+
+static void flush_report(void) {
+    reported = true;
+    fclose(report_stream);
+    for (size_t done = 0; done < report_size;) {
+        ssize_t written = write(STDOUT_FILENO, report_text + done, report_size - done);
+        if (written < 0) _exit(1); // nobody is listening
+        done += (size_t)written;
+    }
+}
+
+void fail(enum kind kind, int error, const char *call, const char *path, const char *format, ...) {
+    static const char *const kinds[] = {[CORRUPT] = "corrupt", [ESCAPE] = "escape", [UNSUPPORTED] = "unsupported",
+                                        [LIMIT] = "limit",     [IO] = "io",         [CONFINE] = "confine"};
+    char message[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    rewind(report_stream);
+    fprintf(report_stream, "error %s %d %s ", kinds[kind], error, call ?: "-");
+    if (path && *path)
+        encode(report_stream, path);
+    else
+        fputc('-', report_stream);
+    fputc(' ', report_stream);
+    encode(report_stream, message);
+    fputc('\n', report_stream);
+    flush_report();
+    _exit(1);
+}
+
+void report(const char *key, const char *first, const char *second) {
+    fprintf(report_stream, "%s ", key);
+    encode(report_stream, first);
+    if (second) {
+        fputc(' ', report_stream);
+        encode(report_stream, second);
+    }
+    fputc('\n', report_stream);
+    if (ftell(report_stream) > MAX_REPORT) fail(LIMIT, 0, NULL, NULL, "the report is too long");
+}
+
+// libarchive prints to standard error and calls exit(3) where it can't get memory for a name.
+static void report_exit(void) {
+    if (!reported) fail(LIMIT, ENOMEM, "malloc", NULL, "the layer needs too much memory");
+}
+
+static void report_totals(const struct totals *totals, uint64_t entries) {
+    const unsigned char *digests[] = {totals->digest, totals->diffid};
+    for (size_t k = 0; k < countof(digests); k++) {
+        fputs(k == 0 ? "digest sha256:" : "diffid sha256:", report_stream);
+        for (size_t byte = 0; byte < sizeof totals->digest; byte++) fprintf(report_stream, "%02x", digests[k][byte]);
+        fputc('\n', report_stream);
+    }
+    fprintf(report_stream, "bytes %ju\nentries %ju\nok\n", (uintmax_t)totals->bytes, (uintmax_t)entries);
+    flush_report();
+}
+
+void *grow(void *memory, size_t size) {
+    memory = realloc(memory, size);
+    if (!memory) fail(LIMIT, ENOMEM, "realloc", NULL, "the layer needs too much memory");
+    return memory;
+}
+
+char *copy(const char *text, size_t length) {
+    char *copied = grow(NULL, length + 1);
+    memcpy(copied, text, length);
+    copied[length] = '\0';
+    return copied;
+}
+
+// ---- confinement
+
+static void fail_confine(const char *call) { fail(CONFINE, errno, call, NULL, "%s", strerror(errno)); }
+
+// What reads files of the host when first used. The locale stays C, by intent: in a UTF-8 one, libarchive changes
+// the names of PAX headers to Unicode's composed form (NFC), and a file would have another name than in the image. In
+// C its conversion fails for every name that isn't ASCII, and it falls back on the bytes.
+static void load_everything(void) {
+    source_prepare();
+    if (iconv_open(nl_langinfo(CODESET), "UTF-8") == (iconv_t)-1) fail_confine("iconv_open");
+}
+
+// Makes the directory at `path` the whole world: the root of a mount namespace that holds nothing else.
+static void enter(const char *path) {
+    if (unshare(CLONE_NEWNS | CLONE_NEWNET) < 0) fail_confine("unshare");
+    if (mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0) fail_confine("mount");
+    // Only now: open_tree(2) and move_mount(2) take no mount of another namespace.
+    cleanup_close int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0) fail(CONFINE, errno, "open", path, "%s", strerror(errno));
+    cleanup_close int world =
+        open_tree(directory, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (unsigned)AT_EMPTY_PATH);
+    if (world < 0) fail_confine("open_tree");
+    struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC};
+    if (mount_setattr(world, "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0) fail_confine("mount_setattr");
+    if (move_mount(world, "", directory, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
+        fail_confine("move_mount");
+    // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and is detached from there.
+    if (fchdir(world) < 0) fail_confine("fchdir");
+    if (syscall(SYS_pivot_root, ".", ".") < 0) fail_confine("pivot_root");
+    if (umount2(".", MNT_DETACH) < 0) fail_confine("umount2");
+    if (chdir("/") < 0) fail_confine("chdir");
+}
+
+static void drop_privileges(bool trusted) {
+    uint64_t keep = 1ull << CAP_CHOWN | 1ull << CAP_DAC_OVERRIDE | 1ull << CAP_FOWNER | 1ull << CAP_FSETID |
+                    1ull << CAP_MKNOD | 1ull << CAP_SETFCAP;
+    if (trusted) keep |= 1ull << CAP_SYS_ADMIN; // setting trusted.* (xattr(7))
+    for (unsigned long cap = 0; cap < 64; cap++)
+        if (!(keep >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno == EINVAL) break;
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[2];
+    if (syscall(SYS_capget, &header, sets) < 0) fail_confine("capget");
+    for (int half = 0; half < 2; half++) {
+        sets[half].permitted &= (uint32_t)(keep >> 32 * half);
+        sets[half].effective = sets[half].permitted;
+        sets[half].inheritable = 0;
+    }
+    if (syscall(SYS_capset, &header, sets) < 0) fail_confine("capset");
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) fail_confine("prctl");
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) fail_confine("prctl");
+}
+
+static void confine(const char *directory, bool trusted) {
+    enter(directory);
+    if (close_range(3, ~0u, 0) < 0) fail_confine("close_range");
+    const struct rlimit none = {0}, memory = {MAX_MEMORY, MAX_MEMORY};
+    if (setrlimit(RLIMIT_CORE, &none) < 0) fail_confine("setrlimit");
+    if (!SANITIZED && setrlimit(RLIMIT_DATA, &memory) < 0) fail_confine("setrlimit");
+    signal(SIGXFSZ, SIG_IGN); // a file beyond RLIMIT_FSIZE is an EFBIG to report
+    umask(0);
+    drop_privileges(trusted);
+}
+
+// ---- limits
+
+void count_entry(void) {
+    static uint64_t counted;
+    if (counted++ == max_entries) fail(LIMIT, 0, NULL, NULL, "the layer holds more entries than allowed (maxEntries)");
+}
+
+void spend(size_t lookups) {
+    static uint64_t spent;
+    spent += lookups;
+    if (spent > FREE_LOOKUPS + fed / 2)
+        fail(LIMIT, 0, NULL, blame, "the paths lead through more links and folders than a tar of this length may");
+}
+
+// What cannot be foreseen is bounded by the time it takes. A handler may do little more than write and exit.
+static void on_time(int signal) {
+    (void)signal;
+    static const char line[] = "error limit 0 - - the%20layer%20takes%20too%20much%20processor%20time%20%28maxCpuSeconds%29\n";
+    if (write(STDOUT_FILENO, line, sizeof line - 1) < 0) _exit(1);
+    _exit(1);
+}
+
+// So time is bounded in all, in proportion to the tar's length, and for each part of it: what is left of the time, and
+// one second more, but no more than at the start.
+void allow_time(void) {
+    struct itimerval left;
+    getitimer(ITIMER_PROF, &left);
+    left.it_value.tv_sec++;
+    if ((uint64_t)left.it_value.tv_sec >= max_cpu) left.it_value = (struct timeval){.tv_sec = (time_t)max_cpu};
+    setitimer(ITIMER_PROF, &left, NULL);
+}
+
+static void limit_time(void) {
+    signal(SIGPROF, on_time);
+    const struct itimerval all = {.it_value.tv_sec = (time_t)max_cpu};
+    if (max_cpu > 0 && setitimer(ITIMER_PROF, &all, NULL) < 0) fail_confine("setitimer");
+}
+
+// ---- the tar
+
+enum { BLOCK = 512 };
+
+// What is left of the file whose data is being read; -1 where none is, or where it is sparse.
+static la_int64_t content_left = -1;
+
+// Some writers don't pad the last file to whole blocks (umoci insert, Go's archive/tar without Close): where all of its
+// data was there, what is missing is taken for zeros, as tar(1) does. Within the data it is a truncation.
+static la_ssize_t feed(struct archive *archive, void *unused, const void **data) {
+    (void)archive, (void)unused;
+    static const char zeros[BLOCK];
+    size_t length = source_next(data);
+    if (length == 0 && content_left == 0 && fed % BLOCK != 0) {
+        *data = zeros;
+        length = BLOCK - fed % BLOCK;
+    }
+    fed += length;
+    allow_time();
+    return (la_ssize_t)length;
+}
+
+// A name that can't be converted (ARCHIVE_ERRNO_FILE_FORMAT, which on Linux is EILSEQ) is used as it is. Any other
+// warning means that libarchive read something else than the tar says: a malformed PAX record, for one, is ignored
+// with all that follow it.
+static void check(int result, const char *path) {
+    if (result == ARCHIVE_OK || (result == ARCHIVE_WARN && archive_errno(reader) == EILSEQ)) return;
+    const char *message = archive_error_string(reader);
+    if (archive_errno(reader) == ENOMEM) fail(LIMIT, ENOMEM, "malloc", path, "the layer needs too much memory");
+    fail(CORRUPT, 0, NULL, path, "%s", message ?: "invalid tar");
+}
+
+bool entry_data(const void **data, size_t *size, off_t *offset) {
+    la_int64_t at;
+    int result = archive_read_data_block(reader, data, size, &at);
+    if (result == ARCHIVE_EOF) return content_left = -1, false;
+    check(result, archive_entry_pathname(current));
+    if (content_left > 0) content_left -= (la_int64_t)*size;
+    *offset = at;
+    return true;
+}
+
+bool entry_xattr(const char **name, const void **value, size_t *size) {
+    while (archive_entry_xattr_next(current, name, value, size) == ARCHIVE_OK) {
+        // What speaks to overlayfs, or comes from trusted.*, is not a layer's to say; labels are the host's policy.
+        if (strncmp(*name, "user.", 5) == 0 && strncmp(*name, "user.overlay.", 13) != 0) return true;
+        if (strncmp(*name, "security.", 9) == 0 && strcmp(*name, "security.selinux") != 0) return true;
+    }
+    return false;
+}
+
+static void unpack_entry(void) {
+    struct member member = {
+        .path = archive_entry_pathname(current),
+        .link = archive_entry_hardlink(current),
+        .mode = archive_entry_perm(current) & 07777,
+        .mtime = {archive_entry_mtime(current), archive_entry_mtime_nsec(current)},
+        .size = archive_entry_size(current),
+    };
+    if (!member.path || !*member.path) fail(CORRUPT, 0, NULL, NULL, "an entry without a name");
+    if (!member.link) {
+        member.link = archive_entry_symlink(current);
+        member.type = archive_entry_filetype(current);
+        switch (member.type) {
+        case S_IFREG:
+            if (member.path[strlen(member.path) - 1] == '/') member.type = S_IFDIR; // as old tars write folders
+            break;
+        case S_IFCHR:
+        case S_IFBLK: {
+            // The kernel takes 12 and 20 bits and drops the rest, which could make a 0:0 of another number.
+            dev_t major = archive_entry_rdevmajor(current), minor = archive_entry_rdevminor(current);
+            if (major >= 1 << 12 || minor >= 1 << 20)
+                fail(UNSUPPORTED, 0, NULL, member.path, "a device number beyond the kernel's range");
+            member.device = makedev(major, minor);
+            break;
+        }
+        case S_IFDIR:
+        case S_IFLNK:
+        case S_IFIFO:
+            break;
+        case 0:
+            fail(CORRUPT, 0, NULL, member.path, "a hard link without a target, or an entry without a type");
+        default:
+            fail(UNSUPPORTED, 0, NULL, member.path, "an entry of a type that no layer has");
+        }
+    }
+    if (member.type == S_IFLNK && !member.link) fail(CORRUPT, 0, NULL, member.path, "a symlink without a target");
+    la_int64_t uid = archive_entry_uid(current), gid = archive_entry_gid(current);
+    // 2^32-1 is "leave as it is" to chown(2) (CVE-2024-40635 is what comes of lax ids).
+    if (uid < 0 || gid < 0 || uid > UINT32_MAX - 1ll || gid > UINT32_MAX - 1ll)
+        fail(CORRUPT, 0, NULL, member.path, "an owner that is no user or group id");
+    member.uid = (uid_t)uid;
+    member.gid = (gid_t)gid;
+    // libarchive reads -1.25 as -1 s and +0.25 s.
+    if (member.mtime.tv_sec < 0 && member.mtime.tv_nsec > 0 && member.mtime.tv_sec > INT64_MIN) {
+        member.mtime.tv_sec--;
+        member.mtime.tv_nsec = 1000000000 - member.mtime.tv_nsec;
+    }
+    static uint64_t written;
+    if (member.type == S_IFREG && (__builtin_add_overflow(written, (uint64_t)member.size, &written) || written > max_bytes))
+        fail(LIMIT, 0, NULL, member.path, "the files, with their holes, are longer than allowed (maxBytes)");
+    archive_entry_xattr_reset(current);
+    content_left = member.type == S_IFREG && archive_entry_sparse_count(current) == 0 ? member.size : -1;
+    tree_add(&member);
+    content_left = -1;
+}
+
+static uint64_t unpack(void) {
+    reader = archive_read_new();
+    current = archive_entry_new();
+    if (!reader || !current) fail(LIMIT, ENOMEM, "malloc", NULL, "no memory");
+    archive_read_support_format_tar(reader);
+    archive_read_support_format_empty(reader); // a layer of 0 bytes, which Docker once made, is an empty layer
+    check(archive_read_open(reader, NULL, NULL, feed, NULL), NULL);
+    for (uint64_t entries = 0;; entries++) {
+        int result = archive_read_next_header2(reader, current);
+        if (result == ARCHIVE_EOF) return entries;
+        check(result, NULL);
+        count_entry();
+        unpack_entry();
+    }
+}
+
+// ---- arguments
+
+static uint64_t parse_count(const char *option, const char *text) {
+    char *end;
+    errno = 0;
+    uint64_t count = strtoull(text, &end, 10);
+    if (errno || *end || *text < '0' || *text > '9') fail(CONFINE, EINVAL, NULL, NULL, "%s is not a count", option);
+    return count;
+}
+
+static enum compression parse_compression(const char *option, const char *text) {
+    for (size_t k = 0; k < countof(compressions); k++)
+        if (strcmp(text, compressions[k].name) == 0) return compressions[k].compression;
+    fail(CONFINE, EINVAL, NULL, NULL, "%s is not gzip, zstd or none", option);
+}
+
+int main(int count, char **arguments) {
+    enum compression compression = NONE;
+    struct tree_options options = {.trusted = true};
+    report_stream = open_memstream(&report_text, &report_size);
+    if (!report_stream || atexit(report_exit) != 0) return 1;
+    for (int k = 1; k < count - 1; k++) {
+        char *option = arguments[k], *value = strchr(option, '=');
+        size_t length = value ? (size_t)(++value - option) : 0;
+        if (length > 0 && strncmp(option, "--compression=", length) == 0)
+            compression = parse_compression(option, value);
+        else if (length > 0 && strncmp(option, "--max-bytes=", length) == 0)
+            max_bytes = parse_count(option, value);
+        else if (length > 0 && strncmp(option, "--max-entries=", length) == 0)
+            max_entries = parse_count(option, value);
+        else if (length > 0 && strncmp(option, "--max-cpu=", length) == 0)
+            max_cpu = parse_count(option, value);
+        else if (strcmp(option, "--xattr=trusted") == 0)
+            options.trusted = true;
+        else if (strcmp(option, "--xattr=user") == 0)
+            options.trusted = false;
+        else if (strcmp(option, "--ignore-chown") == 0)
+            options.ignore_chown = true;
+        else
+            fail(CONFINE, EINVAL, NULL, NULL, "unknown option %s", option);
+    }
+    if (count < 2) fail(CONFINE, EINVAL, NULL, NULL, "no directory given");
+
+    load_everything();
+    confine(arguments[count - 1], options.trusted);
+    limit_time();
+    tree_start(options);
+    source_start(compression, max_bytes);
+    uint64_t entries = unpack();
+    struct totals totals = source_finish();
+    tree_finish();
+    report_totals(&totals, entries);
+    return 0;
+}

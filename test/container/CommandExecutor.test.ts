@@ -1,0 +1,534 @@
+import assert from "node:assert/strict"
+import * as fs from "node:fs"
+import * as Command from "@effect/platform/Command"
+import * as CommandExecutor from "@effect/platform/CommandExecutor"
+import type { PlatformError } from "@effect/platform/Error"
+import { pipe } from "effect"
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import * as Sink from "effect/Sink"
+import * as Stream from "effect/Stream"
+import { Container, Image } from "../../lib/index.ts"
+import { suite } from "../support/effect.ts"
+import { eventually, isAlive } from "../support/leftovers.ts"
+
+type Program = Effect.Effect<unknown, PlatformError, CommandExecutor.CommandExecutor | Scope.Scope>
+
+interface Row {
+  readonly name: string
+  /** What is run on the host and in the container; `folder` is there on both. */
+  readonly program: (folder: string) => Program
+  /** What comes of it, or of the error, on both. */
+  readonly expected: unknown
+  /** Whether it is Node's `child_process` alone that does so, and not what Deno and Bun have in its place. */
+  readonly node?: boolean
+}
+
+const sh = (script: string): Command.Command => Command.make("sh", "-c", script)
+
+const bytes = (text: string): Uint8Array => new TextEncoder().encode(text)
+
+const firstLine = (process: CommandExecutor.Process) =>
+  process.stdout.pipe(Stream.decodeText(), Stream.splitLines, Stream.runHead, Effect.map(Option.getOrThrow))
+
+const failsWith = (reason: string, method: string, pathOrDescriptor: string, module = "Command") => ({
+  _tag: "SystemError",
+  reason,
+  module,
+  method,
+  pathOrDescriptor
+})
+
+const rows: ReadonlyArray<Row> = [
+  {
+    name: "string gives all that is written to stdout",
+    program: () => Command.string(sh("echo out; echo err >&2; echo more")),
+    expected: "out\nmore\n"
+  },
+  {
+    name: "lines and streamLines split it",
+    program: () =>
+      Effect.all([
+        Command.lines(sh("echo 1; echo 2; printf 3")),
+        Effect.map(Stream.runCollect(Command.streamLines(sh("seq 3"))), Chunk.toReadonlyArray)
+      ]),
+    expected: [
+      ["1", "2", "3"],
+      ["1", "2", "3"]
+    ]
+  },
+  {
+    name: "stream gives bytes as they are",
+    program: () =>
+      Command.stream(sh("printf '\\377\\000\\376'")).pipe(
+        Stream.runCollect,
+        Effect.map((chunks) => [...Buffer.concat(Chunk.toReadonlyArray(chunks))])
+      ),
+    expected: [255, 0, 254]
+  },
+  {
+    name: "string takes another encoding",
+    program: () => Command.string(sh("printf '\\351'"), "latin1"),
+    expected: "é"
+  },
+  {
+    name: "an output of a megabyte arrives whole",
+    program: () => Effect.map(Command.string(sh("head -c 1000000 /dev/zero")), (text) => text.length),
+    expected: 1_000_000
+  },
+  {
+    name: "an exit code that is not zero is no error",
+    program: () => Command.exitCode(sh("exit 42")),
+    expected: 42
+  },
+  {
+    name: "a hundred kilobytes that nobody reads hold nothing up",
+    program: () => Command.exitCode(sh("head -c 100000 /dev/zero; head -c 100000 /dev/zero >&2; exit 3")),
+    expected: 3
+  },
+  {
+    name: "a command that a signal ended fails the wait for its exit code",
+    program: () => Command.exitCode(sh("kill -KILL $$")),
+    expected: failsWith("Unknown", "exitCode", "sh -c kill -KILL $$")
+  },
+  {
+    name: "a command that is not there is not found",
+    program: () => Command.exitCode(Command.make("no-such-command", "a", "b")),
+    expected: failsWith("NotFound", "spawn", "no-such-command a b")
+  },
+  {
+    name: "a path that is not there is not found",
+    program: (folder) => Command.string(Command.make("./missing").pipe(Command.workingDirectory(folder))),
+    expected: failsWith("NotFound", "spawn", "./missing ")
+  },
+  {
+    name: "a file that is not executable is denied",
+    program: (folder) => Command.exitCode(Command.make("./plain").pipe(Command.workingDirectory(folder))),
+    expected: failsWith("PermissionDenied", "spawn", "./plain ")
+  },
+  {
+    name: "a folder is denied",
+    program: () => Command.exitCode(Command.make("/usr")),
+    expected: failsWith("PermissionDenied", "spawn", "/usr ")
+  },
+  {
+    name: "a script that does not name its shell is run by one",
+    node: true,
+    program: (folder) =>
+      Command.string(Command.make("./script", "x y").pipe(Command.workingDirectory(folder))),
+    expected: "script has x y\n"
+  },
+  {
+    name: "the command is looked for in the PATH that it is given",
+    node: true,
+    program: (folder) => Command.string(Command.make("script", "z").pipe(Command.env({ PATH: folder }))),
+    expected: "script has z\n"
+  },
+  {
+    name: "a working folder that is not there is not found",
+    program: () => Command.exitCode(Command.make("true").pipe(Command.workingDirectory("/no/such/folder"))),
+    expected: failsWith("NotFound", "access", "/no/such/folder", "FileSystem")
+  },
+  {
+    name: "the working folder is where the command runs",
+    program: (folder) =>
+      Effect.map(
+        Command.string(Command.make("pwd").pipe(Command.workingDirectory(folder))),
+        (text) => text.trimEnd() === folder
+      ),
+    expected: true
+  },
+  {
+    name: "variables are added to the environment",
+    program: () =>
+      Command.string(
+        pipe(sh('echo "$A $B $(test -n "$PATH" && echo path)"'), Command.env({ A: "1", B: "two words" }))
+      ),
+    expected: "1 two words path\n"
+  },
+  {
+    name: "without extendEnv there are no others",
+    program: () => Command.string(Command.make("env").pipe(Command.env({ A: "1" }, { extendEnv: false }))),
+    expected: "A=1\n"
+  },
+  {
+    name: "runInShell has the shell expand and pipe",
+    node: true,
+    program: () =>
+      Command.string(Command.make("echo", "$((1 + 1))", "|", "tr", "2", "3").pipe(Command.runInShell(true))),
+    expected: "3\n"
+  },
+  {
+    name: "runInShell with a shell's name runs that one",
+    node: true,
+    program: () =>
+      Command.string(Command.make("echo", "$BASH_VERSION", "$0").pipe(Command.runInShell("/bin/sh"))).pipe(
+        Effect.map((text) => text.trimEnd().endsWith("/bin/sh"))
+      ),
+    expected: true
+  },
+  {
+    name: "a command that the shell does not find is its 127",
+    program: () => Command.exitCode(Command.make("no-such-command").pipe(Command.runInShell(true))),
+    expected: 127
+  },
+  {
+    name: "a shell that is not there is not found",
+    program: () => Command.exitCode(Command.make("true").pipe(Command.runInShell("/no/sh"))),
+    expected: failsWith("NotFound", "spawn", "true ")
+  },
+  {
+    name: "feed gives a text to stdin",
+    program: () => Command.string(Command.make("cat").pipe(Command.feed("fed"))),
+    expected: "fed"
+  },
+  {
+    name: "a stream of 300 kilobytes goes through stdin and back",
+    program: () =>
+      Command.string(
+        Command.make("cat").pipe(
+          Command.stdin(Stream.range(1, 300).pipe(Stream.map(() => bytes("x".repeat(1000)))))
+        )
+      ).pipe(Effect.map((text) => text.length)),
+    expected: 300_000
+  },
+  {
+    name: "a stream that fails ends stdin",
+    program: () =>
+      Command.string(
+        Command.make("cat").pipe(
+          Command.stdin(
+            Stream.concat(Stream.make(bytes("so far")), Stream.fail({} as PlatformError)) as Stream.Stream<
+              Uint8Array,
+              PlatformError
+            >
+          )
+        )
+      ),
+    expected: "so far"
+  },
+  {
+    name: "the stdin sink writes, and ends it",
+    program: () =>
+      Effect.gen(function* () {
+        const process = yield* Command.start(Command.make("cat"))
+        yield* Stream.run(Stream.make(bytes("one "), bytes("two")), process.stdin)
+        const out = yield* process.stdout.pipe(Stream.decodeText(), Stream.mkString)
+        return [out, yield* process.exitCode]
+      }),
+    expected: ["one two", 0]
+  },
+  {
+    name: "writing to a command that has ended is no error",
+    program: () =>
+      Effect.gen(function* () {
+        const process = yield* Command.start(Command.make("true"))
+        yield* process.exitCode
+        return yield* Stream.run(Stream.make(bytes("x")), process.stdin)
+      }),
+    expected: undefined
+  },
+  {
+    name: "a sink transforms stdout",
+    program: () =>
+      Effect.gen(function* () {
+        const length = Sink.map(Sink.collectAll<Uint8Array>(), (all) =>
+          bytes(`${Chunk.reduce(all, 0, (total, next) => total + next.length)} bytes`)
+        )
+        const command = Command.stdout(sh("printf 1234"), length as never)
+        const process = yield* Command.start(command)
+        return yield* process.stdout.pipe(Stream.decodeText(), Stream.mkString)
+      }),
+    expected: "4 bytes"
+  },
+  {
+    name: "stderr is a stream of its own",
+    program: () =>
+      Effect.gen(function* () {
+        const process = yield* Command.start(sh("echo out; echo err >&2"))
+        return yield* Effect.all(
+          [process.stdout, process.stderr].map((from) => from.pipe(Stream.decodeText(), Stream.mkString)),
+          { concurrency: 2 }
+        )
+      }),
+    expected: ["out\n", "err\n"]
+  },
+  {
+    name: "inherited streams are this program's",
+    program: () =>
+      Command.exitCode(
+        sh("[ -e /dev/stdin ] && [ -e /dev/stdout ] && [ -e /dev/stderr ]").pipe(
+          Command.stdin("inherit"),
+          Command.stdout("inherit"),
+          Command.stderr("inherit")
+        )
+      ),
+    expected: 0
+  },
+  {
+    name: "commands are piped into each other",
+    program: () =>
+      Command.string(
+        pipe(
+          sh("echo b; echo a; echo c"),
+          Command.pipeTo(Command.make("sort")),
+          Command.pipeTo(Command.make("head", "-n", "2")),
+          Command.pipeTo(Command.make("tr", "ab", "AB"))
+        )
+      ),
+    expected: "A\nB\n"
+  },
+  {
+    name: "however the pipes are nested",
+    program: () =>
+      Command.string(
+        Command.pipeTo(
+          sh("echo b; echo a"),
+          Command.pipeTo(Command.make("sort"), Command.make("head", "-n", "1"))
+        )
+      ),
+    expected: "a\n"
+  },
+  {
+    name: "a piped command's stdin is the first one's, its environment and folder every one's",
+    program: (folder) =>
+      Command.lines(
+        pipe(
+          sh('cat; echo; echo "$A"; pwd'),
+          Command.pipeTo(sh('cat; echo "$A"; pwd')),
+          Command.stdin(Stream.make(bytes("in"))),
+          Command.env({ A: "a" }),
+          Command.workingDirectory(folder)
+        )
+      ).pipe(Effect.map((lines) => lines.map((line) => (line === folder ? "folder" : line)))),
+    expected: ["in", "a", "folder", "a", "folder"]
+  },
+  {
+    name: "the end of a pipe's reader is the end of an endless writer",
+    node: true,
+    program: () => Command.string(Command.pipeTo(Command.make("yes"), Command.make("head", "-n1"))),
+    expected: "y\n"
+  },
+  {
+    name: "a command of a pipe that is not there leaves the next one without input",
+    program: () => Command.string(Command.pipeTo(Command.make("no-such-command"), Command.make("cat"))),
+    expected: ""
+  },
+  {
+    name: "kill sends SIGTERM, and waits for the end",
+    program: () =>
+      Effect.gen(function* () {
+        const process = yield* Command.start(Command.make("sleep", "1000"))
+        const before = yield* process.isRunning
+        yield* process.kill()
+        const after = yield* process.isRunning
+        assert.deepEqual([before, after], [true, false])
+        return yield* process.exitCode
+      }),
+    expected: failsWith("Unknown", "exitCode", "sleep 1000")
+  },
+  {
+    name: "kill sends another signal, which the command may handle",
+    program: () =>
+      Effect.gen(function* () {
+        const process = yield* Command.start(sh("trap 'exit 7' USR1; echo up; while :; do sleep 0.02; done"))
+        yield* firstLine(process)
+        yield* process.kill("SIGUSR1")
+        return yield* process.exitCode
+      }),
+    expected: 7
+  },
+  {
+    name: "kill fails where the command has ended",
+    program: () =>
+      Effect.gen(function* () {
+        const process = yield* Command.start(Command.make("true"))
+        yield* process.exitCode
+        return yield* process.kill()
+      }),
+    expected: failsWith("Unknown", "kill", "true ")
+  },
+  {
+    name: "kill reaches the children of the command",
+    program: () =>
+      Effect.gen(function* () {
+        const process = yield* Command.start(sh("sleep 1000 & echo up; wait"))
+        yield* firstLine(process)
+        yield* process.kill()
+        // Its end is that of the last who could write to it.
+        return yield* Stream.runDrain(process.stdout)
+      }),
+    expected: undefined
+  },
+  {
+    name: "the end of the scope asks the command to end, and waits until it has",
+    program: (folder) =>
+      Effect.gen(function* () {
+        const file = `${folder}/said-goodbye`
+        const script = `trap 'sleep 0.05; echo goodbye > ${file}; exit' TERM; echo up; while :; do sleep 0.02; done`
+        yield* Effect.scoped(Effect.flatMap(Command.start(sh(script)), firstLine))
+        const text = fs.readFileSync(file, "utf8")
+        fs.rmSync(file)
+        return text
+      }),
+    expected: "goodbye\n"
+  },
+  {
+    name: "the end of the scope takes the children that a failed command has left",
+    program: () =>
+      Effect.gen(function* () {
+        const left = yield* Effect.scoped(
+          Effect.gen(function* () {
+            const process = yield* Command.start(sh("sleep 1000 </dev/null >/dev/null 2>&1 & exit 1"))
+            yield* process.exitCode
+            return process.pid
+          })
+        )
+        return yield* Effect.promise(() => eventually(() => !isGroupAlive(left)))
+      }),
+    expected: true
+  },
+  {
+    name: "an interrupted program's command is gone",
+    program: () =>
+      Effect.gen(function* () {
+        const result = yield* Effect.timeoutOption(Command.exitCode(Command.make("sleep", "1000")), 100)
+        return result._tag
+      }),
+    expected: "None"
+  },
+  {
+    name: "a process has a number, and prints as what it is",
+    program: () =>
+      Effect.gen(function* () {
+        const process = yield* Command.start(Command.make("sleep", "1000"))
+        const printed = process.toJSON() as { readonly _id: string; readonly pid: number }
+        return [isAlive(process.pid), printed._id, printed.pid === process.pid]
+      }),
+    expected: [true, "@effect/platform/CommandExecutor/Process", true]
+  }
+]
+
+const isNode = !("Deno" in globalThis || "Bun" in globalThis)
+
+/** Whether any process of this group is there and has not ended. */
+const isGroupAlive = (group: number): boolean =>
+  fs
+    .readdirSync("/proc")
+    .map(Number)
+    .filter(Number.isInteger)
+    .some((pid) => {
+      try {
+        const stat = fs.readFileSync(`/proc/${pid}/stat`, "utf8").replace(/^.*\)/s, "").trim().split(" ")
+        return Number(stat[2]) === group && stat[0] !== "Z" && stat[0] !== "X"
+      } catch {
+        return false
+      }
+    })
+
+const outcome = (exit: Exit.Exit<unknown, PlatformError>): unknown => {
+  if (Exit.isSuccess(exit)) return exit.value
+  const error = Cause.squash(exit.cause) as PlatformError
+  return error._tag === "SystemError"
+    ? {
+        _tag: error._tag,
+        reason: error.reason,
+        module: error.module,
+        method: error.method,
+        pathOrDescriptor: error.pathOrDescriptor
+      }
+    : error
+}
+
+suite("Container.commandExecutor", (effect, folder) => {
+  const shared = (): string => {
+    const path = `${folder()}/shared`
+    if (!fs.existsSync(path)) {
+      fs.mkdirSync(path, { recursive: true })
+      fs.writeFileSync(`${path}/plain`, "#!/bin/sh\n", { mode: 0o644 })
+      fs.writeFileSync(`${path}/script`, "echo script has $1\n", { mode: 0o755 })
+    }
+    return path
+  }
+
+  const box = (options: Container.StartOptions = {}) =>
+    Effect.flatMap(Image.host, (image) =>
+      Container.start(image, {
+        command: ["sleep", "infinity"],
+        mounts: [{ type: "bind", source: shared(), target: shared() }],
+        ...options
+      })
+    )
+
+  for (const { name, program, expected, node } of rows)
+    effect(name, () =>
+      Effect.gen(function* () {
+        const inside = Container.commandExecutor(yield* box())
+        if (isNode || node !== true) {
+          const onHost = yield* Effect.exit(Effect.scoped(program(shared())))
+          assert.deepEqual(outcome(onHost), expected, "on the host")
+        }
+        const inContainer = yield* Effect.exit(
+          Effect.scoped(Effect.provideService(program(shared()), CommandExecutor.CommandExecutor, inside))
+        )
+        assert.deepEqual(outcome(inContainer), expected, "in the container")
+      })
+    )
+
+  effect("runs in the container, as its first process does", () =>
+    Effect.gen(function* () {
+      const started = yield* box({ hostname: "inside", user: "1:1", cwd: "/usr", env: { MINE: "yes" } })
+      const text = yield* Container.commandExecutor(started).string(
+        sh('hostname; id -u; pwd; echo "$MINE"; ulimit -n')
+      )
+      const limit = yield* Container.exec(started, ["sh", "-c", "ulimit -n"])
+      assert.deepEqual(text.trimEnd().split("\n"), ["inside", "1", "/usr", "yes", limit.stdout.trimEnd()])
+    })
+  )
+
+  effect("resolves a relative working folder from the container's own", () =>
+    Effect.gen(function* () {
+      const executor = Container.commandExecutor(yield* box({ cwd: "/usr" }))
+      const command = Command.make("pwd").pipe(Command.workingDirectory("bin/.."))
+      assert.equal(yield* executor.string(command), "/usr\n")
+    })
+  )
+
+  effect("stops asking for input once nobody reads it, where the host's goes on forever", () =>
+    Effect.gen(function* () {
+      const executor = Container.commandExecutor(yield* box())
+      const endless = Stream.forever(Stream.make(bytes("abc")))
+      const command = Command.make("head", "-c", "5").pipe(Command.stdin(endless))
+      assert.equal(yield* executor.string(command), "abcab")
+    })
+  )
+
+  effect("refuses what no command line can carry, where the host's throws", () =>
+    Effect.gen(function* () {
+      const executor = Container.commandExecutor(yield* box())
+      for (const command of [Command.make("echo", "a\0b"), Command.make("")]) {
+        const error = yield* Effect.flip(executor.exitCode(command))
+        assert.equal(error._tag, "BadArgument")
+      }
+      const file = Command.make("true").pipe(Command.workingDirectory("/etc/passwd"))
+      const error = yield* Effect.flip(executor.exitCode(file))
+      assert.equal(error._tag === "SystemError" && error.reason, "BadResource")
+    })
+  )
+
+  effect("fails once the container has ended", () =>
+    Effect.gen(function* () {
+      const started = yield* box()
+      const executor = Container.commandExecutor(started)
+      yield* Container.signal(started, "SIGKILL")
+      yield* started.exit
+      const error = yield* Effect.flip(executor.exitCode(Command.make("true")))
+      assert.match(error.message, /it has ended/)
+      assert.equal((error.cause as { readonly _tag: string })._tag, "ContainerError")
+    })
+  )
+})

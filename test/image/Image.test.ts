@@ -1,0 +1,370 @@
+import assert from "node:assert/strict"
+import { execFileSync } from "node:child_process"
+import * as fs from "node:fs"
+import { after, before, describe, test } from "node:test"
+import { inspect } from "node:util"
+import { gzipSync } from "node:zlib"
+import * as FileSystem from "@effect/platform/FileSystem"
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Berth from "../../lib/Berth.ts"
+import * as Image from "../../lib/Image.ts"
+import { whyNotRoot } from "../support/effect.ts"
+import {
+  assertImageError,
+  child,
+  ended,
+  goArchitecture,
+  makeImage,
+  makeTar,
+  makeTemporaryFolder,
+  otherArchitecture,
+  remove,
+  run,
+  runError,
+  sh,
+  sha256,
+  types,
+  unfinished,
+  whyNoImages,
+  writeBlob,
+  writeImage,
+  writeIndex
+} from "../support/images.ts"
+
+describe("Image", () => {
+  let folder = ""
+  before(() => {
+    folder = makeTemporaryFolder()
+  })
+  after(() => remove(folder))
+
+  test("host is this machine's root, read-only under memory", {
+    skip: process.platform === "linux" ? false : "this is not Linux"
+  }, async () => {
+    const image = await Effect.runPromise(Image.host)
+    assert.deepEqual(image.layers, ["/"])
+    assert.equal(image.upper, "memory")
+    assert.match(image.config.environment.PATH ?? "", /\/usr\/bin/)
+  })
+
+  test("fromRootfs takes a folder, through links", async () => {
+    fs.mkdirSync(`${folder}/rootfs`)
+    fs.symlinkSync("rootfs", `${folder}/link`)
+    const image = await Effect.runPromise(Image.fromRootfs(`${folder}/link`))
+    assert.deepEqual(image.layers, [fs.realpathSync(`${folder}/rootfs`)])
+    assert.equal(image.upper, "disk")
+    assert.equal((await Effect.runPromise(Image.fromRootfs("/"))).upper, "memory")
+  })
+
+  test("fromRootfs refuses what is no folder", async () => {
+    fs.writeFileSync(`${folder}/file`, "")
+    assertImageError(await Effect.runPromise(Effect.flip(Image.fromRootfs(`${folder}/absent`))), "NotFound")
+    for (const path of [`${folder}/file`, "a\0b"]) {
+      assert.equal((await Effect.runPromise(Effect.flip(Image.fromRootfs(path))))._tag, "InvalidOption")
+    }
+  })
+
+  test("scratch is empty, and images print and are told from other things", () => {
+    assert.deepEqual(Image.scratch.layers, [])
+    assert.ok(Image.isImage(Image.scratch))
+    assert.equal(Image.isImage({ ...Image.scratch.config }), false)
+    assert.match(inspect(Image.scratch), /berth\/Image/)
+    assert.equal(JSON.parse(JSON.stringify(Image.scratch)).reference, "scratch")
+    assert.equal(
+      Image.scratch.pipe((image) => image.reference),
+      "scratch"
+    )
+  })
+})
+
+describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
+  let folder = ""
+  let layout = ""
+  before(() => {
+    folder = makeTemporaryFolder()
+    layout = `${folder}/layout`
+    makeImage(layout, "one")
+  })
+  after(() => remove(folder))
+
+  test("unpacks what umoci has made, and reads its configuration", async () => {
+    const image = await run(folder, Image.fromLayout(layout))
+    assert.equal(image.layers.length, 2)
+    assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
+    assert.equal(fs.readlinkSync(`${image.layers[0]}/bin/sh`), "busybox")
+    assert.equal(fs.statSync(`${image.layers[0]}/tmp`).mode & 0o7777, 0o1777)
+    assert.deepEqual(image.config, {
+      entrypoint: ["/bin/sh", "-c"],
+      command: ["echo hello"],
+      environment: { PATH: "/bin", GREETING: "hello=world" },
+      workingDirectory: "/tmp",
+      user: "app",
+      stopSignal: "SIGINT",
+      exposedPorts: ["8080/tcp"],
+      volumes: ["/data"],
+      labels: { "org.example.purpose": "test" },
+      healthcheck: undefined,
+      architecture: goArchitecture,
+      os: "linux"
+    })
+    assert.equal(image.upper, "disk")
+    assert.match(image.digest ?? "", /^sha256:/)
+    assert.equal(image.reference, `${layout}:one`)
+    assert.deepEqual(unfinished(folder), [])
+  })
+
+  test("wants a tag where there are several, and lists them", async () => {
+    const several = `${folder}/several`
+    makeImage(several, "one")
+    makeImage(several, "two")
+    const error = await runError(folder, Image.fromLayout(several))
+    assert.equal(error._tag, "InvalidOption")
+    assert.ok(error.message.includes("one, two"), error.message)
+    const image = await run(folder, Image.fromLayout(several, { tag: "two" }))
+    assert.equal(fs.readFileSync(`${image.layers.at(-1)}/etc/motd`, "utf8"), "this is two\n")
+    assertImageError(
+      await runError(folder, Image.fromLayout(several, { tag: "three" })),
+      "NotFound",
+      "one, two"
+    )
+  })
+
+  test("reads what skopeo has copied", async () => {
+    sh("skopeo", "copy", `oci:${layout}:one`, `oci:${folder}/copied:a`)
+    const image = await run(folder, Image.fromLayout(`${folder}/copied`))
+    assert.equal(image.layers.length, 2)
+  })
+
+  test("unpacks gzip, zstd and uncompressed layers", async () => {
+    const mixed = `${folder}/mixed`
+    const tars = ["a", "b", "c"].map((name) => makeTar({ [name]: `${name}\n` }))
+    writeIndex(mixed, [
+      writeImage(mixed, [
+        { tar: tars[0]!, as: "tar" },
+        { tar: tars[1]!, as: "gzip" },
+        { tar: tars[2]!, as: "zstd" }
+      ])
+    ])
+    const image = await run(folder, Image.fromLayout(mixed))
+    assert.deepEqual(
+      image.layers.map((layer) => fs.readdirSync(layer)),
+      [["a"], ["b"], ["c"]]
+    )
+  })
+
+  test("takes docker's media types", async () => {
+    const docker = `${folder}/docker`
+    const tar = makeTar({ docker: "x" })
+    const type = "application/vnd.docker.distribution.manifest.v2+json"
+    const config = writeBlob(
+      docker,
+      "application/vnd.docker.container.image.v1+json",
+      JSON.stringify({
+        architecture: goArchitecture,
+        os: "linux",
+        config: { Cmd: null, Env: ["A=b"], Healthcheck: { Test: ["CMD", "true"], Interval: 3e10 } },
+        rootfs: { type: "layers", diff_ids: [sha256(tar)] }
+      })
+    )
+    const layer = writeBlob(docker, "application/vnd.docker.image.rootfs.diff.tar.gzip", gzipSync(tar))
+    const manifest = { schemaVersion: 2, mediaType: type, config, layers: [layer] }
+    writeIndex(docker, [writeBlob(docker, type, JSON.stringify(manifest))])
+    const image = await run(folder, Image.fromLayout(docker))
+    assert.deepEqual(image.config.environment, { A: "b" })
+    assert.equal(String(image.config.healthcheck?.interval), "Duration(30s)")
+    assert.deepEqual(fs.readdirSync(image.layers[0]!), ["docker"])
+  })
+
+  test("selects this machine's platform in an index of indexes", async () => {
+    const nested = `${folder}/nested`
+    const here = writeImage(nested, [{ tar: makeTar({ here: "" }) }])
+    const other = writeImage(nested, [{ tar: makeTar({ other: "" }) }], {
+      config: { architecture: otherArchitecture }
+    })
+    const inner = writeBlob(
+      nested,
+      types.index,
+      JSON.stringify({
+        schemaVersion: 2,
+        manifests: [
+          { ...other, platform: { os: "linux", architecture: otherArchitecture } },
+          { ...here, platform: { os: "linux", architecture: goArchitecture } },
+          { ...here, platform: { os: "unknown", architecture: "unknown" } }
+        ]
+      })
+    )
+    writeIndex(nested, [inner])
+    const image = await run(folder, Image.fromLayout(nested))
+    assert.deepEqual(fs.readdirSync(image.layers[0]!), ["here"])
+    assert.equal(image.digest, here.digest)
+    const asked = await run(folder, Image.fromLayout(nested, { platform: `linux/${otherArchitecture}` }))
+    assert.deepEqual(fs.readdirSync(asked.layers[0]!), ["other"])
+    const error = await runError(folder, Image.fromLayout(nested, { platform: "linux/s390x" }))
+    assertImageError(
+      error,
+      "Platform",
+      "linux/s390x",
+      `linux/${goArchitecture}`,
+      `linux/${otherArchitecture}`
+    )
+    assert.ok(!error.message.includes("unknown"), error.message)
+  })
+
+  test("unpacks a layer once, for many fibers and images", async () => {
+    const shared = `${folder}/shared`
+    const berth = `${folder}/berth`
+    const tar = makeTar({ shared: "x".repeat(1000) })
+    writeIndex(shared, [writeImage(shared, [{ tar }])])
+    const images = await run(
+      berth,
+      Effect.all(
+        Array.from({ length: 10 }, () => Image.fromLayout(shared)),
+        { concurrency: "unbounded" }
+      )
+    )
+    assert.equal(new Set(images.map((image) => image.layers[0])).size, 1)
+    const { ino } = fs.statSync(images[0]!.layers[0]!)
+    const again = await run(berth, Image.fromLayout(shared))
+    assert.equal(fs.statSync(again.layers[0]!).ino, ino)
+  })
+
+  test("gives a folder that occurs twice once, at its highest place", async () => {
+    const twice = `${folder}/twice`
+    const [a, b] = [makeTar({ a: "" }), makeTar({ b: "" })]
+    writeIndex(twice, [writeImage(twice, [{ tar: a! }, { tar: b! }, { tar: a! }])])
+    const image = await run(folder, Image.fromLayout(twice))
+    assert.deepEqual(
+      image.layers.map((layer) => fs.readdirSync(layer)),
+      [["b"], ["a"]]
+    )
+  })
+
+  /** A layout with a layer whose unpacking takes a while. */
+  const makeLarge = (): string => {
+    const large = `${folder}/large`
+    if (!fs.existsSync(large)) {
+      const files = Array.from({ length: 2000 }, (_, i) => [`d/${i}`, `${i}`.repeat(500)])
+      writeIndex(large, [writeImage(large, [{ tar: makeTar(Object.fromEntries(files)), as: "tar" }])])
+    }
+    return large
+  }
+
+  test("keeps what a lower layer says of a folder that a higher one has no entry for", {
+    skip: whyNotRoot
+  }, async () => {
+    const implicit = `${folder}/implicit`
+    const [lower, upper] = [`${folder}/lower`, `${folder}/upper`]
+    fs.mkdirSync(`${lower}/tmp/deep/private`, { recursive: true })
+    fs.mkdirSync(`${lower}/plain`)
+    fs.chmodSync(`${lower}/tmp`, 0o1777)
+    fs.chmodSync(`${lower}/tmp/deep/private`, 0o700)
+    fs.mkdirSync(`${upper}/tmp/deep/private`, { recursive: true })
+    fs.mkdirSync(`${upper}/plain`)
+    for (const name of ["tmp/file", "tmp/deep/private/file", "plain/file"]) {
+      fs.writeFileSync(`${upper}/${name}`, "")
+    }
+    const tars = [
+      execFileSync("tar", ["-C", lower, "-c", "tmp", "plain"]),
+      execFileSync("tar", ["-C", upper, "-c", "tmp/file", "tmp/deep/private/file", "plain/file"])
+    ]
+    writeIndex(implicit, [writeImage(implicit, [{ tar: tars[0]! }, { tar: tars[1]! }])])
+    const image = await run(folder, Image.fromLayout(implicit))
+    assert.equal(image.layers.length, 3)
+    const mode = (path: string) => fs.statSync(`${image.layers[2]}/${path}`).mode & 0o7777
+    assert.deepEqual([mode("tmp"), mode("tmp/deep"), mode("tmp/deep/private")], [0o1777, 0o755, 0o700])
+    assert.equal(fs.existsSync(`${image.layers[2]}/plain`), false)
+    assert.deepEqual((await run(folder, Image.fromLayout(implicit))).layers, image.layers)
+    assert.deepEqual(
+      fs.readdirSync(`${folder}/layers/folders`).filter((name) => name.startsWith(".")),
+      []
+    )
+    const alone = `${folder}/implicit-alone`
+    writeIndex(alone, [writeImage(alone, [{ tar: tars[1]! }])])
+    assert.equal((await run(folder, Image.fromLayout(alone))).layers.length, 1)
+  })
+
+  test("leaves nothing when it is interrupted, and what the dead have left is removed", {
+    timeout: 60_000
+  }, async () => {
+    const berth = `${folder}/interrupted`
+    const large = `${folder}/large`
+    const files = Object.fromEntries(Array.from({ length: 2000 }, (_, i) => [`d/${i}`, `${i}`.repeat(500)]))
+    writeIndex(large, [writeImage(large, [{ tar: makeTar(files), as: "tar" }])])
+    await run(
+      berth,
+      Effect.gen(function* () {
+        const fiber = yield* Effect.fork(Image.fromLayout(large))
+        while (!unfinished(berth).some((name) => name.startsWith("."))) {
+          yield* Effect.sleep(1)
+        }
+        yield* Fiber.interrupt(fiber)
+      })
+    )
+    assert.deepEqual(fs.readdirSync(`${berth}/layers/sha256`), [])
+    const dead = `${berth}/layers/sha256/.${"0".repeat(64)}.dead`
+    fs.mkdirSync(`${dead}/d`, { recursive: true })
+    fs.chmodSync(dead, 0o555)
+    const image = await run(berth, Image.fromLayout(large))
+    assert.equal(fs.readdirSync(`${image.layers[0]}/d`).length, 2000)
+    assert.deepEqual(fs.readdirSync(`${berth}/layers/sha256`).length, 1)
+  })
+
+  test("leaves nothing when it is interrupted while it takes a layer's lock", async () => {
+    const berth = `${folder}/locking`
+    const opened = Effect.runSync(Deferred.make<void>())
+    const slow = Layer.map(NodeFileSystem.layer, (context) => {
+      const real = Context.get(context, FileSystem.FileSystem)
+      const open: typeof real.open = (path, options) =>
+        Effect.tap(real.open(path, options), () =>
+          path.endsWith(".lock")
+            ? Effect.zipRight(Deferred.succeed(opened, undefined), Effect.sleep("50 millis"))
+            : Effect.void
+        )
+      return Context.make(FileSystem.FileSystem, { ...real, open })
+    })
+    const small = `${folder}/small`
+    writeIndex(small, [writeImage(small, [{ tar: makeTar({ a: "a" }), as: "tar" }])])
+    const interrupted = Effect.gen(function* () {
+      const fiber = yield* Effect.fork(Image.fromLayout(small))
+      yield* Deferred.await(opened)
+      yield* Fiber.interrupt(fiber)
+    })
+    const layer = Layer.provide(Berth.layerWith({ folder: berth }), slow)
+    await Effect.runPromise(Effect.provide(interrupted, layer))
+    assert.deepEqual(fs.readdirSync(`${berth}/layers/sha256`), [])
+  })
+
+  test("leaves nothing when its process is killed, and a second process shares what a first unpacks", {
+    timeout: 60_000
+  }, async () => {
+    const berth = `${folder}/killed`
+    const large = makeLarge()
+    const first = child("unpack", berth, large)
+    const end = ended(first)
+    const until = async (condition: () => boolean) => {
+      while (!condition()) {
+        await new Promise((resolve) => setTimeout(resolve, 1))
+      }
+    }
+    await until(() => unfinished(berth).some((name) => name.startsWith(".")))
+    first.kill("SIGKILL")
+    await end
+    // The supervisor outlives it by the time that this takes.
+    await until(() => !unfinished(berth).some((name) => name.startsWith(".")))
+    assert.deepEqual(
+      fs.readdirSync(`${berth}/layers/sha256`).filter((name) => !name.endsWith(".lock")),
+      []
+    )
+    const second = child("unpack", berth, large)
+    const secondEnd = ended(second)
+    const image = await run(berth, Image.fromLayout(large))
+    assert.equal(fs.readdirSync(`${image.layers[0]}/d`).length, 2000)
+    assert.equal(await secondEnd, 0)
+    assert.deepEqual(unfinished(berth), [])
+  })
+})

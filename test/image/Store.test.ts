@@ -1,0 +1,267 @@
+import assert from "node:assert/strict"
+import type { ChildProcess } from "node:child_process"
+import * as fs from "node:fs"
+import { after, before, describe, test } from "node:test"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
+import { type Digest, parseDigest } from "../../lib/Reference.ts"
+import * as Store from "../../lib/Store.ts"
+import {
+  child,
+  ended,
+  makeTemporaryFolder,
+  remove,
+  run,
+  runError,
+  sh,
+  sha256,
+  types,
+  whyNoImages,
+  writeImage
+} from "../support/images.ts"
+
+const bytes = (text: string) => new TextEncoder().encode(text)
+const digest = (text: string): Digest => Either.getOrThrow(parseDigest(sha256(bytes(text))))
+
+const partials = (folder: string) => fs.readdirSync(`${folder}/store/.partial`)
+
+const said = (process: ChildProcess, word: string): Promise<void> =>
+  new Promise((resolve) => {
+    process.stdout!.on("data", (chunk) => String(chunk).includes(word) && resolve())
+  })
+
+describe("Store", () => {
+  let folder = ""
+  before(() => {
+    folder = makeTemporaryFolder()
+  })
+  after(() => remove(folder))
+
+  test("gives back what was put, and says that it has it", async () => {
+    const key = digest("hello")
+    const [before, read, after, path] = await run(
+      folder,
+      Effect.gen(function* () {
+        const before = yield* Store.has(key)
+        yield* Store.put(key, Stream.make(bytes("hel"), bytes("lo")), { size: 5 })
+        return [before, yield* Store.read(key), yield* Store.has(key), yield* Store.blobPath(key)] as const
+      })
+    )
+    assert.deepEqual([before, after], [false, true])
+    assert.equal(new TextDecoder().decode(read), "hello")
+    assert.equal(fs.readFileSync(path, "utf8"), "hello")
+    assert.equal(fs.statSync(path).mode & 0o777, 0o644)
+  })
+
+  test("does not run the stream for a blob that it has", async () => {
+    const key = digest("twice")
+    await run(folder, Store.put(key, Stream.make(bytes("twice"))))
+    await run(folder, Store.put(key, Stream.die("run")))
+  })
+
+  test("lets one of many fibers write a blob", async () => {
+    const key = digest("many")
+    let runs = 0
+    const content = Stream.suspend(() => {
+      runs++
+      return Stream.fromEffect(Effect.delay(Effect.succeed(bytes("many")), 20))
+    })
+    await run(
+      folder,
+      Effect.all(
+        Array.from({ length: 20 }, () => Store.put(key, content)),
+        { concurrency: "unbounded" }
+      )
+    )
+    assert.equal(runs, 1)
+  })
+
+  test("lets the next fiber write where the first is interrupted", async () => {
+    const key = digest("next")
+    await run(
+      folder,
+      Effect.gen(function* () {
+        const first = yield* Effect.fork(
+          Store.put(key, Stream.concat(Stream.make(bytes("ne")), Stream.never))
+        )
+        yield* Effect.sleep(50)
+        const second = yield* Effect.fork(Store.put(key, Stream.make(bytes("next"))))
+        yield* Effect.sleep(10)
+        yield* Fiber.interrupt(first)
+        yield* Fiber.join(second)
+      })
+    )
+    assert.deepEqual(partials(folder), [])
+  })
+
+  test("keeps nothing of a blob with another digest", async () => {
+    const key = digest("right")
+    const error = await runError(folder, Store.put(key, Stream.make(bytes("wrong"))))
+    assert.ok(error._tag === "ImageError" && error.reason === "DigestMismatch")
+    assert.ok(error.message.includes(key) && error.message.includes(digest("wrong")), error.message)
+    assert.equal(await run(folder, Store.has(key)), false)
+    assert.deepEqual(partials(folder), [])
+  })
+
+  test("stops reading a stream that is longer than said", async () => {
+    const key = digest("short")
+    const endless = Stream.forever(Stream.make(bytes("x".repeat(1000))))
+    const error = await runError(folder, Store.put(key, endless, { size: 5 }))
+    assert.ok(error._tag === "ImageError" && error.reason === "DigestMismatch")
+    assert.deepEqual(partials(folder), [])
+  })
+
+  test("passes on how the stream fails, and keeps nothing", async () => {
+    const content = Stream.concat(Stream.make(bytes("a")), Stream.fail("broken" as const))
+    const error = await run(folder, Effect.flip(Store.put(digest("failing"), content)))
+    assert.equal(error, "broken")
+    assert.deepEqual(partials(folder), [])
+  })
+
+  test("says NotFound for a blob that is not there", async () => {
+    const error = await runError(folder, Store.read(digest("absent")))
+    assert.ok(error._tag === "ImageError" && error.reason === "NotFound")
+  })
+
+  test("notices on reading that a blob was changed on disk", async () => {
+    const key = digest("intact")
+    await run(folder, Store.put(key, Stream.make(bytes("intact"))))
+    fs.writeFileSync(await run(folder, Store.blobPath(key)), "broken")
+    const error = await runError(folder, Store.read(key))
+    assert.ok(error._tag === "ImageError" && error.reason === "DigestMismatch")
+  })
+
+  test("reads no more than it is told", async () => {
+    const key = digest("long text")
+    await run(folder, Store.put(key, Stream.make(bytes("long text"))))
+    const error = await runError(folder, Store.read(key, { maxBytes: 8 }))
+    assert.ok(error._tag === "ImageError" && error.reason === "TooLarge")
+  })
+
+  test("keeps sha512 blobs, too", async () => {
+    const key = Either.getOrThrow(
+      parseDigest(
+        "sha512:9b71d224bd62f3785d96d46ad3ea3d73319bfbc2890caadae2dff72519673ca72323c3d99ba5c11d7c7acc6e14b8c5da0c4663475c2e5c3adef46f73bcdec043"
+      )
+    )
+    await run(folder, Store.put(key, Stream.make(bytes("hello"))))
+    assert.ok(fs.existsSync(`${folder}/store/blobs/sha512/${key.slice(7)}`))
+  })
+
+  test("says which folder is in the way of writing", async () => {
+    fs.mkdirSync(`${folder}/blocked`)
+    fs.writeFileSync(`${folder}/blocked/store`, "")
+    const error = await runError(`${folder}/blocked`, Store.put(digest("x"), Stream.make(bytes("x"))))
+    assert.ok(error._tag === "ImageError" && error.reason === "Storage", error.message)
+    assert.ok(error.message.includes(`${folder}/blocked`), error.message)
+  })
+})
+
+describe("Store names", () => {
+  let folder = ""
+  before(() => {
+    folder = makeTemporaryFolder()
+  })
+  after(() => remove(folder))
+
+  const descriptor = (text: string) => ({
+    mediaType: types.manifest,
+    digest: digest(text),
+    size: text.length
+  })
+
+  test("are none in a store that is not there yet", async () => {
+    assert.deepEqual(await run(`${folder}/absent`, Store.list), [])
+    const error = await runError(`${folder}/absent`, Store.resolve("a"))
+    assert.ok(error._tag === "ImageError" && error.reason === "NotFound")
+    assert.equal(fs.existsSync(`${folder}/absent/store`), false)
+  })
+
+  test("are replaced, and leave the others and what other tools wrote alone", async () => {
+    await run(folder, Store.tag("a", descriptor("1")))
+    const file = `${folder}/store/index.json`
+    const index = JSON.parse(fs.readFileSync(file, "utf8"))
+    index.annotations = { "org.example": "kept" }
+    index.manifests.push({ ...descriptor("2"), artifactType: "application/x-kept" })
+    fs.writeFileSync(file, JSON.stringify(index))
+    await run(folder, Store.tag("b", descriptor("3")))
+    await run(folder, Store.tag("a", descriptor("4")))
+    const after = JSON.parse(fs.readFileSync(file, "utf8"))
+    assert.deepEqual(after.annotations, { "org.example": "kept" })
+    assert.ok(
+      after.manifests.some((entry: { artifactType?: string }) => entry.artifactType === "application/x-kept")
+    )
+    assert.equal((await run(folder, Store.resolve("a"))).digest, digest("4"))
+    assert.deepEqual((await run(folder, Store.list)).map(({ name }) => name).sort(), ["a", "b"])
+  })
+
+  test("all survive when 50 are given at once", async () => {
+    const names = Array.from({ length: 50 }, (_, i) => `many-${i}`)
+    await run(
+      folder,
+      Effect.forEach(names, (name) => Store.tag(name, descriptor(name)), { concurrency: "unbounded" })
+    )
+    const list = await run(folder, Store.list)
+    assert.ok(names.every((name) => list.some((entry) => entry.name === name)))
+  })
+
+  test("are refused where the index is not JSON, or larger than 4 MiB", async () => {
+    const broken = makeTemporaryFolder()
+    try {
+      await run(broken, Store.tag("a", descriptor("1")))
+      fs.writeFileSync(`${broken}/store/index.json`, "{")
+      const corrupt = await runError(broken, Store.tag("b", descriptor("1")))
+      assert.ok(corrupt._tag === "ImageError" && corrupt.reason === "Corrupt")
+      fs.truncateSync(`${broken}/store/index.json`, 100 * 1024 * 1024)
+      const large = await runError(broken, Store.list)
+      assert.ok(large._tag === "ImageError" && large.reason === "TooLarge")
+    } finally {
+      remove(broken)
+    }
+  })
+
+  test("are what skopeo sees", { skip: whyNoImages }, async () => {
+    const image = writeImage(`${folder}/store`, [])
+    await run(folder, Store.tag("127.0.0.1:5000/team/app:1", image))
+    const inspected = JSON.parse(sh("skopeo", "inspect", `oci:${folder}/store:127.0.0.1:5000/team/app:1`))
+    assert.equal(inspected.Digest, image.digest)
+  })
+})
+
+describe("Store between processes", () => {
+  let folder = ""
+  before(() => {
+    folder = makeTemporaryFolder()
+  })
+  after(() => remove(folder))
+
+  test("one waits for the other's blob, then finds it", { timeout: 60_000 }, async () => {
+    const other = child("put", folder, "shared", "300")
+    const exit = ended(other)
+    await said(other, "writing")
+    await run(folder, Store.put(digest("shared"), Stream.die("written twice")))
+    assert.equal(await exit, 0)
+    assert.deepEqual(partials(folder), [])
+  })
+
+  test("one that is killed while it writes leaves nothing that matters", { timeout: 60_000 }, async () => {
+    const other = child("put", folder, "killed", "60000")
+    const exit = ended(other)
+    await said(other, "writing")
+    other.kill("SIGKILL")
+    await exit
+    assert.equal(await run(folder, Store.has(digest("killed"))), false)
+    assert.equal(partials(folder).length, 1)
+    await run(folder, Store.put(digest("another"), Stream.make(bytes("another"))))
+    assert.deepEqual(partials(folder), [])
+    await run(folder, Store.put(digest("killed"), Stream.make(bytes("killed"))))
+  })
+
+  test("tags of several at once all survive", { timeout: 60_000 }, async () => {
+    const others = ["x", "y", "z"].map((prefix) => child("tag", folder, prefix, "10"))
+    assert.deepEqual(await Promise.all(others.map(ended)), [0, 0, 0])
+    assert.equal((await run(folder, Store.list)).length, 30)
+  })
+})

@@ -1,0 +1,140 @@
+import assert from "node:assert/strict"
+import * as fs from "node:fs"
+import { after, before, describe, test } from "node:test"
+import * as Effect from "effect/Effect"
+import { Berth, Container, type Doctor, Image } from "../../lib/index.ts"
+import { list } from "../../lib/internal/util/readFile.ts"
+import { asNobody, whyNotNobody } from "../support/asNobody.ts"
+import { allowTime, makeTemporaryFolder, remove, suite, whyNoContainers } from "../support/effect.ts"
+import { descendants } from "../support/leftovers.ts"
+import { commandOf, ended, program } from "../support/program.ts"
+
+const bin = "bin.ts"
+const isRoot = process.getuid?.() === 0
+
+const of = (report: { readonly checks: ReadonlyArray<Doctor.Check> }, name: Doctor.Name): Doctor.Check => {
+  const check = report.checks.find((one) => one.name === name)
+  assert.ok(check, `no check of ${name}`)
+  return check
+}
+
+const installed = (...paths: ReadonlyArray<string>): boolean => paths.some((path) => fs.existsSync(path))
+
+suite("Doctor", (effect) => {
+  effect("says of a machine on which containers run that they do", () =>
+    Effect.gen(function* () {
+      const report = yield* Berth.doctor
+      assert.ok(report.ready)
+      assert.equal(report.rootless, !isRoot)
+      const overlay = isRoot ? "overlay" : "overlay in user namespaces"
+      for (const name of ["kernel", "namespaces", overlay, "seccomp"] as const)
+        assert.equal(of(report, name).status, "ok", of(report, name).detail)
+      for (const kind of ["mount", "pid", "uts", "ipc", "network", "cgroup", "user", "time"])
+        assert.match(of(report, "namespaces").detail, new RegExp(`\\b${kind}\\b`))
+      // What a container of other ids finds as well.
+      const other = yield* Effect.either(
+        Effect.scoped(
+          Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"], userns: "auto" }))
+        )
+      )
+      assert.equal(of(report, "idmapped mounts").status === "ok", other._tag === "Right", String(other))
+    })
+  )
+
+  effect("gives a fix for each thing that is missing, and for none that is there", () =>
+    Effect.gen(function* () {
+      const report = yield* Berth.doctor
+      for (const { fix, name, status } of report.checks)
+        assert.equal(fix !== undefined, status !== "ok", `${name} is ${status}: ${fix}`)
+      const pasta = of(report, "pasta")
+      if (pasta.status !== "ok") assert.equal(pasta.fix, "apt-get install passt")
+      assert.equal(pasta.status === "ok", installed("/usr/bin/pasta", "/usr/local/bin/pasta"))
+    })
+  )
+
+  effect("is a table as text", () =>
+    Effect.gen(function* () {
+      const report = yield* Berth.doctor
+      const text = String(report)
+      for (const { fix, name, status } of report.checks) {
+        assert.match(text, new RegExp(`^${status} +${name} `, "m"))
+        if (fix !== undefined) assert.ok(text.includes(`> ${fix.split("\n")[0]}`))
+      }
+      assert.match(
+        text,
+        isRoot ? /Containers can be started as root\.$/ : /Containers can be started without root\.$/
+      )
+    })
+  )
+
+  effect("leaves no folder and no process", () =>
+    Effect.gen(function* () {
+      const processes = descendants(process.pid)
+      yield* Berth.doctor
+      assert.deepEqual(
+        descendants(process.pid).filter((pid) => !processes.includes(pid)),
+        []
+      )
+      assert.deepEqual(
+        ["/var/lib", "/var/lib/berth"].flatMap(list).filter((name) => name.startsWith(".berth-doctor-")),
+        []
+      )
+    })
+  )
+})
+
+allowTime()
+
+describe("berth doctor", { skip: whyNoContainers }, () => {
+  let folder = ""
+  before(() => {
+    folder = makeTemporaryFolder()
+    fs.chmodSync(folder, 0o755)
+  })
+  after(() => remove(folder))
+
+  test("prints the table, and ends with 0 where containers can be started", async () => {
+    const { code, stdout } = await ended(program(bin, ["doctor"]))
+    assert.equal(code, 0, stdout)
+    assert.match(stdout, /^ok +kernel +Linux /)
+  })
+
+  test("says how it is used where it is used in another way", async () => {
+    for (const args of [["docter"], ["doctor", "--yaml"]]) {
+      const { code, stderr, stdout } = await ended(program(bin, args, { stdio: ["ignore", "pipe", "pipe"] }))
+      assert.deepEqual([code, stdout], [2, ""], args.join(" "))
+      assert.match(stderr, /Usage: berth doctor/)
+    }
+  })
+
+  const doctorAsNobody = async (first: string) => {
+    const home = `${folder}/home-${first === "" ? "free" : "bound"}`
+    const { code, stderr, stdout } = await asNobody(home, first, commandOf(bin, ["doctor", "--json"]))
+    assert.notEqual(stdout, "", stderr)
+    assert.deepEqual(
+      fs.readdirSync(home).filter((name) => name.includes("berth")),
+      []
+    )
+    return { code, report: JSON.parse(stdout) as Doctor.Report }
+  }
+
+  test("without root, says what is there for who is not", { skip: whyNotNobody }, async () => {
+    const { code, report } = await doctorAsNobody("")
+    assert.deepEqual([code, report.ready, report.rootless], [0, true, true])
+    assert.equal(of(report, "overlay in user namespaces").status, "ok")
+    const ranges = of(report, "ranges of ids")
+    assert.equal(ranges.status, "missing")
+    assert.match(ranges.detail, /nobody has no range in \/etc\/subuid/)
+    assert.match(ranges.fix!, /^usermod --add-subuids \d+-\d+ --add-subgids \d+-\d+ nobody$/m)
+  })
+
+  test("names the sysctl that takes user namespaces away, and the command that gives them back", {
+    skip: whyNotNobody
+  }, async () => {
+    const { code, report } = await doctorAsNobody("echo 0 > /proc/sys/user/max_user_namespaces &&")
+    assert.deepEqual([code, report.ready], [1, false])
+    const check = of(report, "user namespaces")
+    assert.equal(check.status, "missing")
+    assert.match(check.fix!, /sysctl -w user\.max_user_namespaces=\d+$/)
+  })
+})

@@ -1,0 +1,37 @@
+import assert from "node:assert/strict"
+import { after, before, describe, test } from "node:test"
+import { allowTime, makeTemporaryFolder, remove, whyNoContainers } from "../support/effect.ts"
+import { whyNoBusybox } from "../support/rootfs.ts"
+import { faults, makeSoak, round, type Soak } from "../support/soak.ts"
+
+const rounds = Number(process.env.BERTH_SOAK_ROUNDS ?? 50)
+
+allowTime()
+
+describe("the soak", { skip: whyNoContainers || whyNoBusybox }, () => {
+  let folder = ""
+  let soak: Soak | undefined
+  before(async () => {
+    if (whyNoContainers || whyNoBusybox) return
+    folder = makeTemporaryFolder()
+    soak = await makeSoak(folder)
+  })
+  after(async () => {
+    await soak?.registry.stop()
+    if (folder !== "") remove(folder)
+  })
+
+  // The same rounds each time; `npm run soak` has others.
+  const first = 1
+  // In parts, as one runner gives a test a minute; each way of being cut short comes first, once.
+  for (let part = 0; part < rounds; part += 10) {
+    test(`nothing is left in rounds ${part} to ${Math.min(part + 10, rounds) - 1}`, async () => {
+      for (let k = part; k < Math.min(part + 10, rounds); k++) {
+        const fault = faults[k]
+        const done = await round(soak!, first + k, fault)
+        const again = `npm run soak -- --seed ${done.seed}${fault === undefined ? "" : ` --fault "${fault}"`}`
+        assert.deepEqual(done.left, [], `${done.fault} at ${done.at} ms; again: ${again}`)
+      }
+    })
+  }
+})

@@ -1,0 +1,252 @@
+import assert from "node:assert/strict"
+import type { ChildProcess } from "node:child_process"
+import * as fs from "node:fs"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
+import { Berth, Container, Image } from "../../lib/index.ts"
+import { berthIn, failure, suite } from "../support/effect.ts"
+import { cgroupsOf, descendants, describeProcess, eventually, isAlive, sleep } from "../support/leftovers.ts"
+import { ended, firstLine, program } from "../support/program.ts"
+import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+
+interface Victim {
+  readonly child: ChildProcess
+  readonly supervisor: number
+  /** The supervisor, and the first process of each container. */
+  readonly first: ReadonlyArray<number>
+  /** All processes below it as well. */
+  readonly processes: ReadonlyArray<number>
+}
+
+const startVictim = (folder: string, mode: string) =>
+  Effect.promise(async (): Promise<Victim> => {
+    fs.mkdirSync(folder, { recursive: true })
+    if (whyNoBusybox === false) makeRoot(`${folder}/image`)
+    const child = program("victim.ts", [folder, mode], { stdio: ["ignore", "pipe", "ignore"] })
+    const { supervisor, pids } = JSON.parse(await firstLine(child))
+    const first = [supervisor, ...pids]
+    const processes = [...new Set([...first, ...descendants(supervisor)])]
+    return { child, supervisor, first, processes }
+  })
+
+const names = ["killed", "exit", "return", "throw", "interrupted", "asked", "both", "alive"] as const
+
+/** Programs take long to start, so all of them are started with the first test that wants one. */
+const victimsIn = (folder: () => string) => {
+  const started = new Map<string, Promise<Victim>>()
+  return (name: (typeof names)[number]) =>
+    Effect.promise(() => {
+      for (const each of names.filter((each) => !started.has(each))) {
+        const mode = ["exit", "return", "throw"].includes(each) ? each : "wait"
+        started.set(each, Effect.runPromise(startVictim(`${folder()}/${each}`, mode)))
+      }
+      return started.get(name)!
+    })
+}
+
+const died = (child: ChildProcess): Promise<unknown> =>
+  child.exitCode !== null || child.signalCode !== null
+    ? Promise.resolve()
+    : new Promise((resolve) => child.on("exit", resolve))
+
+const left = (victim: Victim, folder: string): ReadonlyArray<string> => [
+  ...victim.processes.filter(isAlive).map(describeProcess),
+  ...cgroupsOf([victim.child.pid!]),
+  ...fs.readdirSync(`${folder}/run`).map((name) => `${folder}/run/${name}`)
+]
+
+const nothingLeft = (victim: Victim, folder: string) =>
+  Effect.promise(async () => {
+    await eventually(() => left(victim, folder).length === 0)
+    assert.deepEqual(left(victim, folder), [])
+  })
+
+const run = (command: ReadonlyArray<string>) =>
+  Effect.flatMap(Image.host, (image) => Container.run(image, { command }))
+
+/** A Berth of its own at `folder`, for as long as the effect takes. */
+const another = <A, E>(folder: string, effect: Effect.Effect<A, E, Berth.Berth>) =>
+  Effect.provide(effect, berthIn(folder))
+
+const isSwept = (folder: string): boolean => fs.readdirSync(`${folder}/run`).length === 1
+
+suite("what a death leaves", (effect, folder) => {
+  const start = victimsIn(folder)
+
+  effect("a program that is killed takes everything with it", () =>
+    Effect.gen(function* () {
+      const at = `${folder()}/killed`
+      const victim = yield* start("killed")
+      assert.ok(victim.processes.length >= 8, `${victim.processes}`)
+      assert.ok(victim.first.every(isAlive))
+      assert.ok(cgroupsOf([victim.child.pid!]).length > 0)
+      victim.child.kill("SIGKILL")
+      yield* nothingLeft(victim, at)
+    })
+  )
+
+  for (const [mode, what] of [
+    ["exit", "exits"],
+    ["return", "has nothing more to do"],
+    ["throw", "throws"]
+  ] as const) {
+    effect(`a program that ${what} without closing its scope leaves nothing`, () =>
+      Effect.gen(function* () {
+        const at = `${folder()}/${mode}`
+        const victim = yield* start(mode)
+        yield* Effect.promise(() => died(victim.child))
+        yield* nothingLeft(victim, at)
+      })
+    )
+  }
+
+  effect("a program that is stopped by Ctrl-C leaves nothing", () =>
+    Effect.gen(function* () {
+      const at = `${folder()}/interrupted`
+      const victim = yield* start("interrupted")
+      victim.child.kill("SIGINT")
+      yield* nothingLeft(victim, at)
+    })
+  )
+
+  effect("a supervisor that is asked to end gives everything back", () =>
+    Effect.gen(function* () {
+      const at = `${folder()}/asked`
+      const victim = yield* start("asked")
+      process.kill(victim.supervisor, "SIGTERM")
+      yield* nothingLeft(victim, at)
+      victim.child.kill("SIGKILL")
+      yield* Effect.promise(() => died(victim.child))
+    })
+  )
+
+  effect("a supervisor that is killed takes its containers with it, and whoever waits is told", () =>
+    Effect.gen(function* () {
+      const at = `${folder()}/supervisor`
+      yield* another(
+        at,
+        Effect.scoped(
+          Effect.gen(function* () {
+            const { supervisor } = yield* Berth.Berth
+            const image = yield* Image.host
+            const container = yield* Container.start(image, {
+              command: ["sleep", "1000"],
+              limits: { pids: 9 }
+            })
+            const exec = yield* Container.execStream(container, ["sleep", "1000"])
+            const waiting = yield* Effect.fork(Effect.flip(container.exit))
+            const reading = yield* Effect.fork(Stream.runDrain(container.stdout))
+            yield* Effect.sleep("20 millis")
+            process.kill(supervisor.pid, "SIGKILL")
+            const error = yield* Effect.timeout(Fiber.join(waiting), "15 seconds")
+            assert.equal(error._tag, "SupervisorError")
+            assert.ok(Exit.isSuccess(yield* Effect.timeout(Fiber.await(reading), "15 seconds")))
+            yield* Effect.promise(() => eventually(() => ![container.pid, exec.pid].some(isAlive)))
+            assert.deepEqual([container.pid, exec.pid].filter(isAlive), [])
+            const late = yield* failure("SupervisorError", run(["true"]))
+            assert.equal(late.reason, "Gone")
+            yield* failure("ContainerError", Container.exec(container, ["true"])).pipe(
+              Effect.catchAllDefect(() => failure("SupervisorError", Container.exec(container, ["true"])))
+            )
+          })
+        )
+      )
+      // What it could not give back is swept by the next one.
+      const result = yield* another(
+        at,
+        Effect.zipLeft(
+          run(["echo", "again"]),
+          Effect.sync(() => assert.ok(isSwept(at), String(fs.readdirSync(`${at}/run`))))
+        )
+      )
+      assert.equal(result.stdout, "again\n")
+      assert.deepEqual(fs.readdirSync(`${at}/run`), [])
+    })
+  )
+
+  effect("a start right after the supervisor's death fails by the supervisor's name", () =>
+    Effect.gen(function* () {
+      const at = `${folder()}/at-once`
+      const error = yield* another(
+        at,
+        Effect.gen(function* () {
+          const { supervisor } = yield* Berth.Berth
+          process.kill(supervisor.pid, "SIGKILL")
+          // This program does not hear of it before the start has been sent.
+          for (const end = Date.now() + 1000; isAlive(supervisor.pid) && Date.now() < end; );
+          return yield* failure("SupervisorError", run(["true"]))
+        })
+      )
+      assert.equal(error.reason, "Gone")
+      yield* another(at, run(["true"]))
+      assert.deepEqual(fs.readdirSync(`${at}/run`), [])
+    })
+  )
+
+  effect("a program and its supervisor that are killed at once leave what the next one sweeps", () =>
+    Effect.gen(function* () {
+      const at = `${folder()}/both`
+      const victim = yield* start("both")
+      process.kill(victim.supervisor, "SIGKILL")
+      victim.child.kill("SIGKILL")
+      yield* Effect.promise(() => died(victim.child))
+      // A supervisor that has been killed holds its lock until the kernel has come to it.
+      const swept = another(
+        at,
+        Effect.sync(() => isSwept(at))
+      )
+      assert.ok(yield* Effect.promise(() => eventually(() => Effect.runPromise(swept))))
+      yield* nothingLeft(victim, at)
+    })
+  )
+
+  effect("a sweep leaves a supervisor that lives alone", () =>
+    Effect.gen(function* () {
+      const at = `${folder()}/alive`
+      const victim = yield* start("alive")
+      yield* another(at, run(["true"]))
+      yield* Effect.promise(() => sleep(50))
+      assert.ok(victim.first.every(isAlive))
+      assert.equal(fs.readdirSync(`${at}/run`).length, 1)
+      victim.child.kill("SIGKILL")
+      yield* nothingLeft(victim, at)
+    })
+  )
+
+  effect("a container that lets go of its parent's death does not outlive the supervisor", () =>
+    Effect.gen(function* () {
+      const at = `${folder()}/let-go`
+      const pid = yield* another(
+        at,
+        Effect.scoped(
+          Effect.gen(function* () {
+            const { supervisor } = yield* Berth.Berth
+            const image = yield* Image.host
+            const command = ["setpriv", "--pdeathsig", "clear", "sleep", "1000"]
+            const container = yield* Container.start(image, { command })
+            yield* Effect.promise(() =>
+              eventually(() => fs.readFileSync(`/proc/${container.pid}/comm`, "utf8") === "sleep\n")
+            )
+            process.kill(supervisor.pid, "SIGKILL")
+            yield* Effect.promise(() => eventually(() => !isAlive(container.pid)))
+            return container.pid
+          })
+        )
+      )
+      const outlived = isAlive(pid)
+      if (outlived) process.kill(pid, "SIGKILL")
+      yield* another(at, run(["true"]))
+      assert.ok(!outlived, "the container is still running")
+    })
+  )
+
+  effect("a program that starts containers ends by itself once they have ended", () =>
+    Effect.gen(function* () {
+      const child = program("system.ts", ["run", `${folder()}/ends`], { stdio: ["ignore", "pipe", "pipe"] })
+      const { code, stdout, stderr } = yield* Effect.promise(() => ended(child))
+      assert.deepEqual([code, stdout], [0, "hello\n"], stderr)
+    })
+  )
+})

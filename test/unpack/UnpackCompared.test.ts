@@ -1,0 +1,492 @@
+/**
+ * The hard cases of unpacking: each a small image, whose tree as containers of Berth see it is compared with what umoci
+ * makes of the same layers. Where the two are meant to differ, the case says how and why.
+ */
+import assert from "node:assert/strict"
+import * as fs from "node:fs"
+import { gzipSync } from "node:zlib"
+import * as Effect from "effect/Effect"
+import { Image, type ImageLayer, RootFs } from "../../lib/index.ts"
+import { failure, suite } from "../support/effect.ts"
+import { scratch } from "../support/imageArchive.ts"
+import { sh, sha256, types, whyNoImages, writeImage, writeIndex } from "../support/images.ts"
+import {
+  concat,
+  entry,
+  file,
+  folder,
+  hardlink,
+  header,
+  latin1,
+  long,
+  pax,
+  symlink,
+  tar
+} from "../support/tar.ts"
+import { type Node, treeOf } from "../support/trees.ts"
+
+type Tree = Record<string, Node>
+
+interface Case {
+  readonly layers: ReadonlyArray<Uint8Array>
+  /** What is expected where that is not what umoci gives: the tree of umoci, changed. */
+  readonly differs?: { readonly why: string; readonly expected: (umoci: Tree) => Tree }
+  /** Why it is compared with what GNU tar unpacks, where that is not umoci. */
+  readonly by?: { readonly tar: string }
+  /** The reason of Berth's error, where it refuses the image. */
+  readonly refused?: string
+  readonly limits?: ImageLayer.Limits
+  /** The blob of a layer, and whether it is gzip; the tar with or without gzip unless given. */
+  readonly blob?: (tar: Uint8Array) => Uint8Array
+}
+
+const folderNode: Node = { kind: "folder", mode: "755", uid: 0, gid: 0, mtime: "0", xattrs: [] }
+
+/** The time of a folder that a layer has no entry for: for umoci the lower one's, for Berth none. */
+/** The time of the root is that of the container's writable layer. */
+const rooted = (tree: Tree): Tree => ({ ...tree, ".": { ...tree["."], mtime: "" } })
+
+const wh = (name: string) => file(name)
+const root = (mtime = 1_000_000_001) => folder("./", { mtime })
+
+const capability = Uint8Array.of(0, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+const name255 = "n".repeat(255)
+const deep = Array.from({ length: 12 }, (_, i) => `${i}`.repeat(200).slice(0, 200)).join("/")
+
+const cases: Readonly<Record<string, Case>> = {
+  "(1) a whiteout is of lower layers only, whatever its place in the tar": {
+    layers: [
+      tar(root(), folder("d/"), file("d/a", "lower"), file("d/b", "lower"), file("d/c", "lower")),
+      tar(
+        root(),
+        folder("d/"),
+        file("d/a", "upper"),
+        wh("d/.wh.a"),
+        wh("d/.wh.b"),
+        file("d/b", "upper"),
+        wh("d/.wh.c")
+      )
+    ]
+  },
+  "(2) an opaque folder, with whiteouts inside it, and before and after what it keeps": {
+    layers: [
+      tar(root(), folder("d/"), file("d/a", "a"), folder("d/e/"), file("d/e/f", "f")),
+      tar(root(), folder("d/"), file("d/new", "new"), wh("d/.wh..wh..opq"), wh("d/.wh.a"), folder("d/e/"))
+    ]
+  },
+  "(3) whiteouts of what is not there, of a symlink and of a folder": {
+    layers: [
+      tar(
+        root(),
+        folder("t/"),
+        file("t/kept", "kept"),
+        symlink("s", "t"),
+        folder("full/"),
+        file("full/x", "x")
+      ),
+      tar(root(), wh(".wh.missing"), wh(".wh.s"), wh(".wh.full"))
+    ]
+  },
+  "(4) a path that is whited out and made again, two layers further up": {
+    layers: [
+      tar(root(), folder("d/"), file("d/old", "old")),
+      tar(root(), wh(".wh.d")),
+      tar(root(), folder("d/", { mode: 0o700 }), file("d/new", "new"))
+    ]
+  },
+  "(4) folder, file and symlink replace each other across layers": {
+    layers: [
+      tar(
+        root(),
+        folder("a/"),
+        file("a/x", "x"),
+        file("b", "b"),
+        symlink("c", "a"),
+        folder("e/"),
+        file("e/x", "x")
+      ),
+      tar(
+        root(),
+        file("a", "now a file"),
+        folder("b/"),
+        file("b/y", "y"),
+        folder("c/"),
+        file("c/z", "z"),
+        symlink("e", "b")
+      )
+    ]
+  },
+  "(4) entries that come twice in one layer: the last wins": {
+    layers: [
+      tar(
+        root(),
+        file("a", "first"),
+        file("a", "second", { mode: 0o600, uid: 5 }),
+        symlink("b", "a"),
+        file("b", "b")
+      )
+    ]
+  },
+  "(5) a hard link to a file of a lower layer is that file": {
+    layers: [
+      tar(root(), folder("usr/"), file("usr/a", "content", { mode: 0o4755, uid: 7, gid: 8, mtime: 123_456 })),
+      tar(root(), folder("opt/"), hardlink("opt/b", "usr/a"), hardlink("opt/c", "usr/a"))
+    ]
+  },
+  "(5) a chain of hard links down to a lower layer, with xattrs and capabilities": {
+    layers: [
+      tar(
+        root(),
+        pax([
+          ["SCHILY.xattr.user.note", latin1("\x01\xff")],
+          ["SCHILY.xattr.security.capability", capability],
+          ["mtime", "1000.123456789"]
+        ]),
+        file("a", "content", { uid: 12, gid: 13 })
+      ),
+      tar(root(), hardlink("b", "a"), hardlink("c", "b"), hardlink("d", "c"))
+    ]
+  },
+  "(5) a hard link to a symlink of a lower layer is one to the symlink": {
+    layers: [tar(root(), symlink("s", "/etc/passwd")), tar(root(), hardlink("h", "s"))]
+  },
+  "(5) a hard link through a symlinked folder of a lower layer, absolute or upwards": {
+    layers: [
+      tar(
+        root(),
+        folder("real/"),
+        file("real/f", "f"),
+        symlink("abs", "/real"),
+        symlink("up", "../../../real")
+      ),
+      tar(root(), hardlink("one", "abs/f"), hardlink("two", "up/f"))
+    ]
+  },
+  "(5) a hard link to what two layers below has, and one below has changed": {
+    layers: [
+      tar(root(), file("a", "oldest"), file("b", "b")),
+      tar(root(), file("a", "newer")),
+      tar(root(), hardlink("c", "a"), hardlink("d", "b"))
+    ]
+  },
+  "(5) a hard link to what its own layer removes is kept": {
+    layers: [tar(root(), file("a", "moved")), tar(root(), hardlink("b", "a"), wh(".wh.a"))]
+  },
+  "(5) a hard link to what the layer below has by a hard link": {
+    layers: [
+      tar(root(), file("a", "a")),
+      tar(root(), folder("d/", { mode: 0o750 }), hardlink("d/b", "a")),
+      tar(root(), folder("e/", { mode: 0o711 }), hardlink("e/c", "d/b"))
+    ],
+    differs: {
+      why: "a layer links the names that it says itself: others that the file has below stay with what is below",
+      expected: (tree) => {
+        const { linked: _, ...alone } = tree.a!
+        const both = { linked: ["d/b", "e/c"] }
+        return { ...tree, a: alone, "d/b": { ...tree["d/b"], ...both }, "e/c": { ...tree["e/c"], ...both } }
+      }
+    }
+  },
+  "(5) a hard link to a fifo and a device of a lower layer": {
+    layers: [
+      tar(
+        root(),
+        entry({ name: "p", type: "6", mode: 0o600 }),
+        entry({ name: "n", type: "3", major: 1, minor: 3, uid: 9 })
+      ),
+      tar(root(), hardlink("p2", "p"), hardlink("n2", "n"))
+    ]
+  },
+  "(5) a hard link to a sparse file of a lower layer": {
+    layers: [
+      tar(
+        root(),
+        pax([
+          ["GNU.sparse.major", "1"],
+          ["GNU.sparse.minor", "0"],
+          ["GNU.sparse.name", "s"],
+          ["GNU.sparse.realsize", "1000000"]
+        ]),
+        file("GNUSparseFile.0/s", concat("1\n500000\n4\n", new Uint8Array(501), "data"))
+      ),
+      tar(root(), hardlink("t", "s"))
+    ]
+  },
+  "(5) a hard link with an absolute target, with names that are not UTF-8, in folders without an entry": {
+    layers: [
+      tar(
+        root(),
+        folder("tmp/", { mode: 0o1777, uid: 3 }),
+        folder(latin1("d\xe9/"), { mode: 0o700 }),
+        file(latin1("d\xe9/\xff"), "f")
+      ),
+      tar(
+        root(),
+        hardlink(latin1("tmp/\xfe b"), latin1("/d\xe9/\xff")),
+        hardlink("tmp/c", latin1("./d\xe9/\xff"))
+      )
+    ]
+  },
+  "(5) a hard link that leads upwards": {
+    layers: [tar(root(), file("a")), tar(root(), hardlink("b", "../../a"))],
+    refused: "Escape"
+  },
+  "(5) a hard link to itself, and two to each other, that nothing ends": {
+    layers: [tar(root()), tar(root(), hardlink("a", "b"), hardlink("b", "a"))],
+    refused: "Corrupt"
+  },
+  "(5) a hard link to a file that no layer has": {
+    layers: [tar(root(), file("a")), tar(root(), hardlink("b", "nowhere"))],
+    refused: "Corrupt"
+  },
+  "(5) a hard link that would lead out of the root by a symlink below": {
+    layers: [
+      tar(root(), symlink("out", "/../../../../../../../../../etc"), folder("etc/")),
+      tar(root(), hardlink("b", "out/passwd"))
+    ],
+    refused: "Corrupt"
+  },
+  "(5) a hard link to a folder of a lower layer": {
+    layers: [tar(root(), folder("d/")), tar(root(), hardlink("b", "d"))],
+    refused: "Corrupt"
+  },
+  "(6) a write and a whiteout through an absolute symlink of the same layer": {
+    layers: [
+      tar(root(), folder("real/"), file("real/gone", "gone"), symlink("via", "/real")),
+      tar(root(), folder("real/"), symlink("via", "/real"), file("via/new", "new"), wh("via/.wh.gone"))
+    ]
+  },
+  "(6) a write through a symlink of a lower layer": {
+    layers: [
+      tar(root(), folder("usr/"), folder("usr/lib/"), file("usr/lib/a", "a"), symlink("lib", "usr/lib")),
+      tar(root(), file("lib/b", "b"))
+    ],
+    differs: {
+      why: "layers are unpacked apart, as containers/storage does: a tool that means the folder names it usr/lib",
+      expected: ({ "usr/lib/b": b, ...tree }) => ({
+        ...tree,
+        lib: { ...folderNode, mtime: "0" },
+        "lib/b": b!
+      })
+    }
+  },
+  "(8) capabilities, xattrs that are no text, and those that would speak to overlayfs": {
+    layers: [
+      tar(
+        root(),
+        pax([
+          ["SCHILY.xattr.security.capability", capability],
+          ["SCHILY.xattr.user.binary", latin1("\x00\xff=\n\x01")]
+        ]),
+        file("f", "f", { uid: 1000, gid: 1000, mode: 0o755 }),
+        pax([["SCHILY.xattr.user.of", "folder"]]),
+        folder("d/", { uid: 3 })
+      )
+    ]
+  },
+  "(9) set-user-ID, set-group-ID and sticky bits, with other owners": {
+    layers: [
+      tar(
+        root(),
+        file("su", "x", { mode: 0o4755, uid: 1000 }),
+        file("sg", "x", { mode: 0o2711, gid: 1000 }),
+        folder("sticky/", { mode: 0o1777 }),
+        folder("sgd/", { mode: 0o2775, gid: 50 }),
+        file("sgd/in", "x", { gid: 7, mode: 0o600 }),
+        file("none", "x", { mode: 0 })
+      )
+    ]
+  },
+  "(9) times: nanoseconds, before 1970, beyond 2^33, and folders after what is in them": {
+    layers: [
+      tar(
+        root(),
+        pax([["mtime", "1234567890.123456789"]]),
+        file("ns"),
+        pax([["mtime", "-1.25"]]),
+        file("negative"),
+        pax([["mtime", "8589934593.5"]]),
+        file("far"),
+        folder("d/", { mtime: 77 }),
+        file("d/later", "x"),
+        symlink("s", "ns", { mtime: 88 })
+      )
+    ]
+  },
+  "(9) metadata of a folder after its contents, and of one that comes again": {
+    layers: [
+      tar(root(), folder("d/"), file("d/f", "f"), folder("d/", { mode: 0o710, uid: 4, gid: 5, mtime: 99 })),
+      tar(root(), folder("d/", { mode: 0o700, uid: 6, gid: 7, mtime: 100 }))
+    ]
+  },
+  "(10) owners above 2^21 and 2^31, in base 256 and in PAX": {
+    layers: [
+      tar(
+        root(),
+        file("base256", "", { uid: 2 ** 21 + 5, gid: 2 ** 31 + 6 }),
+        pax([
+          ["uid", "4294967294"],
+          ["gid", "2097153"]
+        ]),
+        file("pax")
+      )
+    ]
+  },
+  "(11) PAX and GNU long names and targets, components of 255 bytes": {
+    layers: [
+      tar(
+        root(),
+        pax([["path", `${name255}`]]),
+        file("short", "pax"),
+        long("L", `g${name255.slice(1)}`),
+        file("short", "gnu", { format: "gnu" }),
+        pax([["linkpath", `/${deep}`.slice(0, 1000)]]),
+        symlink("paxlink", "short"),
+        long("K", `/${deep}`.slice(0, 500)),
+        symlink("gnulink", "short", { format: "gnu" })
+      )
+    ]
+  },
+  "(11) names that are not UTF-8": {
+    layers: [
+      tar(
+        root(),
+        folder(latin1("d\xe9/")),
+        file(latin1("d\xe9/\xff\x01"), "x"),
+        symlink(latin1("l\xe8"), latin1("d\xe9"))
+      )
+    ]
+  },
+  "(11) global PAX headers": {
+    layers: [tar(pax([["comment", "from git"]], "g"), root(), file("a", "a"), file("b", "b"))],
+    by: { tar: "umoci knows none, and refuses the layer" }
+  },
+  "(12) sparse files of GNU's formats 0.1 and 1.0": {
+    layers: [
+      tar(
+        root(),
+        pax([
+          ["GNU.sparse.size", "200000"],
+          ["GNU.sparse.numblocks", "1"],
+          ["GNU.sparse.map", "100000,4"],
+          ["GNU.sparse.name", "old"]
+        ]),
+        file("GNUSparseFile.0/old", "data"),
+        pax([
+          ["GNU.sparse.major", "1"],
+          ["GNU.sparse.minor", "0"],
+          ["GNU.sparse.name", "new"],
+          ["GNU.sparse.realsize", "1000000"]
+        ]),
+        file("GNUSparseFile.0/new", concat("1\n500000\n4\n", new Uint8Array(501), "data"))
+      )
+    ]
+  },
+  "(13) devices and fifos": {
+    layers: [
+      tar(
+        root(),
+        entry({ name: "null", type: "3", major: 1, minor: 3, mode: 0o666 }),
+        entry({ name: "sda", type: "4", major: 8, minor: 0, mode: 0o660, gid: 6 }),
+        entry({ name: "pipe", type: "6", mode: 0o622 })
+      )
+    ]
+  },
+  "(14) `./`, `/` and doubled slashes in names": {
+    layers: [
+      tar(folder("/", { mode: 0o755 }), folder("./a//"), file("./a/./b", "b"), file("/c", "c"), root(5))
+    ]
+  },
+  "(14) parents without an entry": {
+    layers: [tar(root(), file("a/b/c", "c"), folder("a/", { mode: 0o700, uid: 5, mtime: 9 }))],
+    differs: {
+      why: "nobody says when they were changed: umoci has the time of the unpack",
+      expected: (tree) => ({ ...tree, "a/b": { ...tree["a/b"], mtime: "0" } })
+    }
+  },
+  "(14) folders of mode 0000 are filled all the same": {
+    layers: [
+      tar(root(), folder("locked/", { mode: 0 }), file("locked/in", "in")),
+      tar(root(), folder("locked/", { mode: 0 }), file("locked/more", "more"))
+    ]
+  },
+  "(14) what comes after the end of the archive is not read": {
+    layers: [concat(tar(root(), file("a", "a")), file("b", "b"), "garbage")]
+  },
+  "(15) gzip of several members": {
+    layers: [tar(root(), file("a", "a".repeat(5000)), file("b", "b"))],
+    blob: (tar) =>
+      concat(gzipSync(tar.subarray(0, 700)), gzipSync(new Uint8Array()), gzipSync(tar.subarray(700)))
+  },
+  "(15) a bomb": {
+    layers: [tar(root(), file("zeros", new Uint8Array(20_000_000)))],
+    limits: { maxBytes: 10_000_000 },
+    refused: "TooLarge"
+  },
+  "(15) more entries than allowed": {
+    layers: [tar(root(), ...Array.from({ length: 100 }, (_, k) => file(`${k}`)))],
+    limits: { maxEntries: 50 },
+    refused: "TooLarge"
+  },
+  "(15) an archive whose last file is not padded, as umoci insert writes it": {
+    layers: [concat(root(), header({ name: "a", size: 1 }), "a")]
+  },
+  "(15) an archive that ends within a file": {
+    layers: [concat(root(), header({ name: "a", size: 600 }), "a".repeat(599))],
+    refused: "Corrupt"
+  },
+  "(15) an archive that ends within a header": {
+    layers: [concat(root(), file("a", "a"), header({ name: "b", size: 0 }).subarray(0, 200))],
+    refused: "Corrupt"
+  },
+  "(15) an archive without the blocks at its end, as umoci insert writes it": {
+    layers: [concat(root(), file("a", "a"))]
+  }
+}
+
+/** The image of a case, in a layout of its own. */
+const makeLayout = (layout: string, { blob, layers }: Case): void => {
+  fs.mkdirSync(layout)
+  const written = layers.map((layer, i) =>
+    blob === undefined
+      ? ({ tar: layer, as: i === 0 ? "gzip" : "tar" } as const)
+      : ({ tar: blob(layer), as: "tar", type: types.gzip } as const)
+  )
+  writeIndex(layout, [
+    {
+      ...writeImage(layout, written, { diffIds: layers.map(sha256) }),
+      annotations: { "org.opencontainers.image.ref.name": "latest" }
+    }
+  ])
+}
+
+suite("Unpacking, compared with umoci", (effect) => {
+  for (const [name, each] of Object.entries(cases))
+    effect(
+      name,
+      () =>
+        Effect.gen(function* () {
+          const folder = yield* scratch
+          makeLayout(`${folder}/layout`, each)
+          const image = Image.fromLayout(`${folder}/layout`, each.limits)
+          if (each.refused !== undefined) {
+            const error = yield* failure("ImageError", image)
+            assert.equal(error.reason, each.refused, error.message)
+            return
+          }
+          const { mount } = yield* RootFs.overlay(yield* image)
+          const ours = rooted(treeOf(`/proc/${process.pid}/fd/${mount}/`))
+          const other = `${folder}/bundle/rootfs`
+          if (each.by === undefined)
+            sh("umoci", "unpack", "--image", `${folder}/layout:latest`, `${folder}/bundle`)
+          else {
+            fs.mkdirSync(other, { recursive: true })
+            fs.writeFileSync(`${folder}/layer.tar`, each.layers[0]!)
+            sh("tar", "-C", other, "--same-owner", "-xpf", `${folder}/layer.tar`)
+          }
+          const theirs = rooted(treeOf(other))
+          assert.deepEqual(ours, each.differs === undefined ? theirs : each.differs.expected(theirs))
+        }),
+      { skip: whyNoImages }
+    )
+})
