@@ -32,11 +32,12 @@ import type {
 import type { Image } from "./Image.ts"
 import * as executor from "./internal/container/commandExecutor.ts"
 import * as committing from "./internal/container/commit.ts"
-import * as processes from "./internal/container/launch.ts"
+import type * as processes from "./internal/container/launch.ts"
 import * as internal from "./internal/container/lifecycle.ts"
 import * as copying from "./internal/files/archiveCopy.ts"
 import * as files from "./internal/files/fileSystem.ts"
 import * as archive from "./internal/tar/containerTar.ts"
+import * as typeIds from "./internal/typeIds.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
 import type { Plan } from "./Plan.ts"
@@ -229,7 +230,7 @@ export interface ExecOptions extends ProcessOptions, BufferOptions {}
  * @since 0.1.0
  * @category guards
  */
-export const isContainer: (u: unknown) => u is Container = processes.isContainer
+export const isContainer: (u: unknown) => u is Container = typeIds.isContainer
 
 /**
  * Starts a container, which runs until it ends or the scope closes. It is there, its command executed, when this

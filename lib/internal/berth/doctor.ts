@@ -14,12 +14,13 @@ import type { Kind } from "../../Namespace.ts"
 import * as Plan from "../../Plan.ts"
 import { nameOf, tree } from "../cgroup/cgroup.ts"
 import * as systemd from "../cgroup/systemdScope.ts"
+import { defaultFolder } from "../disk/defaultFolder.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { flags, idMap } from "../ids/namespaceFlags.ts"
 import * as Supervisor from "../supervisor/connection.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as look from "./inspect.ts"
-import { checkSystem, defaultFolder, makeState } from "./layer.ts"
+import { checkSystem, makeState } from "./layer.ts"
 
 /** Tries a plan, and gives back what it made: the error, or undefined where it works. */
 type Try = (operations: ReadonlyArray<Plan.Operation>) => Effect.Effect<BerthError | undefined>

@@ -1,6 +1,5 @@
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
-import * as os from "node:os"
 import { basename, resolve } from "node:path"
 import * as FileSystem from "@effect/platform/FileSystem"
 import * as HttpClient from "@effect/platform/HttpClient"
@@ -9,6 +8,7 @@ import type * as Scope from "effect/Scope"
 import type { Berth, Options } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../../BerthError.ts"
 import * as systemd from "../cgroup/systemdScope.ts"
+import { defaultFolder } from "../disk/defaultFolder.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/unpack.ts"
 import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
@@ -54,9 +54,6 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
     )
   }
 })
-
-export const defaultFolder = (rootless: boolean): string =>
-  rootless ? `${process.env.XDG_DATA_HOME || `${os.homedir()}/.local/share`}/berth` : "/var/lib/berth"
 
 /**
  * Where unpacked layers are, whose owners are ids of the host's: the folder says for which ids it is, and those of a user

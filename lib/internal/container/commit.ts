@@ -30,8 +30,8 @@ import * as Store from "../store/store.ts"
 import * as Archive from "../store/tarIndex.ts"
 import { native } from "../system/addon.ts"
 import { type Holes, holesOf } from "../tar/containerTar.ts"
+import { isContainer } from "../typeIds.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { isContainer } from "./launch.ts"
 
 const goneError = (container: Container): ContainerError =>
   new ContainerError({

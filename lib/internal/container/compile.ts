@@ -9,8 +9,9 @@ import type * as Plan from "../../Plan.ts"
 import { constant } from "../../Plan.ts"
 import { defaultReadonlyPaths, type Limit } from "../../Security.ts"
 import { emptyFolder, flags } from "../ids/namespaceFlags.ts"
-import type { User } from "../ids/passwd.ts"
 import type { Filter } from "../security/seccomp.ts"
+import { defaultPath } from "../util/defaultPath.ts"
+import type { User } from "./passwd.ts"
 
 type Operation = Plan.Operation
 
@@ -86,9 +87,6 @@ export interface Surroundings {
   readonly shmBytes: number
   readonly sysctls: Readonly<Record<string, string>>
 }
-
-/** The search path of a container whose image has none. */
-export const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 /** Where a command without a slash is looked for, as execvp(3) does it. */
 export const searchPath = (

@@ -5,7 +5,7 @@
  */
 import * as fs from "node:fs"
 import * as path from "node:path/posix"
-import { defaultFolder } from "../berth/layer.ts"
+import { defaultFolder } from "../disk/defaultFolder.ts"
 import { read } from "../util/readFile.ts"
 
 interface Mounted {

@@ -3,7 +3,6 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Inspectable from "effect/Inspectable"
 import { pipeArguments } from "effect/Pipeable"
-import { hasProperty } from "effect/Predicate"
 import * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
@@ -24,6 +23,7 @@ import type { Ended, Interruptible, Unit } from "../supervisor/connection.ts"
 import { releaseUnit } from "../supervisor/scopedUnit.ts"
 import * as Loop from "../system/eventLoop.ts"
 import type { Input, Output } from "../system/pipe.ts"
+import { ContainerTypeId } from "../typeIds.ts"
 import { E2BIG, ENOENT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { signalName } from "../util/signals.ts"
@@ -31,10 +31,6 @@ import { type Process, searchPath } from "./compile.ts"
 import { Log } from "./log.ts"
 import { forgetExecuted, noteExecuted, processesOf } from "./processes.ts"
 import { makeStdio, type Stdio, type Terminal } from "./stdio.ts"
-
-const TypeId: unique symbol = Symbol.for("berth/Container") as never
-
-export const isContainer = (u: unknown): u is Container => hasProperty(u, TypeId)
 
 /** What a root is made of. */
 export interface Base {
@@ -82,7 +78,7 @@ const NO_STREAM: Stream.Stream<Uint8Array> = Stream.empty
 const NO_SINK: Sink.Sink<void, Uint8Array> = Sink.drain
 
 const Proto = {
-  [TypeId]: TypeId,
+  [ContainerTypeId]: ContainerTypeId,
   ...Inspectable.BaseProto,
   toJSON(this: Container) {
     return { _id: "Container", id: this.id, pid: this.pid }

@@ -10,14 +10,15 @@ import * as cgroupFiles from "../cgroup/cgroup.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
 import * as namespaces from "../ids/namespaceFlags.ts"
-import * as users from "../ids/passwd.ts"
 import * as AppArmor from "../security/appArmor.ts"
 import * as Capabilities from "../security/capabilities.ts"
 import { attainable } from "../security/rlimits.ts"
 import * as Seccomp from "../security/seccomp.ts"
+import { defaultPath } from "../util/defaultPath.ts"
 import * as check from "../util/validate.ts"
 import * as compile from "./compile.ts"
 import type { Launch } from "./launch.ts"
+import * as users from "./passwd.ts"
 import * as RootFs from "./rootPlan.ts"
 import { stdioNames } from "./stdio.ts"
 
@@ -79,7 +80,7 @@ export const settings = (
     onSystemCall: options.onSystemCall,
     arguments: command,
     environment: {
-      PATH: compile.defaultPath,
+      PATH: defaultPath,
       HOME: user.home,
       ...termOf(options),
       ...config.environment,

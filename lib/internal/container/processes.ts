@@ -5,9 +5,9 @@ import type { BerthError } from "../../BerthError.ts"
 import type { Container, ProcessInfo } from "../../Container.ts"
 import { promised, turn } from "../files/rooted.ts"
 import { flags } from "../ids/namespaceFlags.ts"
-import { readInside, records } from "../ids/passwd.ts"
 import { native } from "../system/addon.ts"
 import { link, read, readBounded } from "../util/readFile.ts"
+import { readInside, records } from "./passwd.ts"
 
 const all = (): ReadonlyArray<number> =>
   fs.readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? [Number(name)] : []))

@@ -18,13 +18,13 @@ import type {
   PollOptions
 } from "../../WaitFor.ts"
 import { native } from "../system/addon.ts"
+import { isContainer } from "../typeIds.ts"
 import { concat } from "../util/bytes.ts"
 import { printWords } from "../util/commandTemplate.ts"
 import { ECONNRESET } from "../util/errno.ts"
 import { readBounded } from "../util/readFile.ts"
 import { lastLines } from "../util/text.ts"
 import { connect } from "./connect.ts"
-import { isContainer } from "./launch.ts"
 import * as containers from "./lifecycle.ts"
 
 const TIMEOUT = "30 seconds"

@@ -8,11 +8,11 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { ImageError } from "../../BerthError.ts"
-import { tooLarge } from "../oci/documents.ts"
 import { LOCK_EX, LOCK_NB, native } from "../system/addon.ts"
 import { concat } from "../util/bytes.ts"
 import { describeErrno, EAGAIN, EINTR, errnoName } from "../util/errno.ts"
 import * as LockWait from "../util/lockWait.ts"
+import { tooLarge } from "./tooLarge.ts"
 
 /** The text of an errno that the disk gave, with what to do where that is known. */
 export const storageDetail = (code: string, text: string, folder: string): string =>

@@ -16,8 +16,8 @@ import * as ImageLayer from "../../ImageLayer.ts"
 import type { Phase } from "../../Progress.ts"
 import * as Reference from "../../Reference.ts"
 import * as Registry from "../../Registry.ts"
-import { defaultPath } from "../container/compile.ts"
 import { io, isNotFound, storageError } from "../disk/files.ts"
+import { tooLarge } from "../disk/tooLarge.ts"
 import * as Implicit from "../layer/missingFolders.ts"
 import * as LayerStack from "../layer/stack.ts"
 import * as Descriptors from "../oci/descriptors.ts"
@@ -27,6 +27,7 @@ import * as Progress from "../oci/progress.ts"
 import { orFromNext } from "../registry/mirrors.ts"
 import { unverifiedBlob } from "../registry/reads.ts"
 import * as Store from "../store/store.ts"
+import { defaultPath } from "../util/defaultPath.ts"
 
 const TypeId: unique symbol = Symbol.for("berth/Image") as never
 
@@ -261,7 +262,7 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
       Effect.gen(function* () {
         const digest = yield* Oci.digestOf(descriptor)
         if (descriptor.size > Oci.maxDocumentBytes) {
-          return yield* Oci.tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
+          return yield* tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
         }
         const content = (source: Registry.Registry) =>
           kind === "manifest"

@@ -9,6 +9,7 @@ import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
 import type { Image, LoadOptions } from "../../Image.ts"
 import * as Reference from "../../Reference.ts"
 import { isNotFound, storageError } from "../disk/files.ts"
+import { tooLarge } from "../disk/tooLarge.ts"
 import * as Descriptors from "../oci/descriptors.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
@@ -231,7 +232,7 @@ const bring = (
     const start = yield* candidate.start
     const resolved = yield* Layout.resolveImage(start, wanted, (descriptor) =>
       descriptor.size > Oci.maxDocumentBytes
-        ? Oci.tooLarge(descriptor.digest.slice(0, 300), descriptor.size, Oci.maxDocumentBytes)
+        ? tooLarge(descriptor.digest.slice(0, 300), descriptor.size, Oci.maxDocumentBytes)
         : Effect.zipRight(
             put(descriptor),
             Layout.readDocument(berth.fileSystem, folder, descriptor).pipe(

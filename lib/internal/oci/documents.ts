@@ -2,12 +2,14 @@
  * The documents of the OCI image specification and of docker's schema 2, as an attacker may have written them:
  * bounded, decoded by schema, media type and fields checked against each other.
  */
+
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import { ImageError } from "../../BerthError.ts"
 import { type Digest, parseDigest } from "../../Reference.ts"
+import { tooLarge } from "../disk/tooLarge.ts"
 
 /** Bytes of a manifest, index or config; what registries accept, too. */
 export const maxDocumentBytes: number = 4 * 1024 * 1024
@@ -150,13 +152,6 @@ export type Config = typeof ConfigDocument.Type
 const LayoutDocument = Schema.Struct({ imageLayoutVersion: Schema.Literal("1.0.0") })
 
 const corrupt = (subject: string, detail: string) => new ImageError({ reason: "Corrupt", subject, detail })
-
-export const tooLarge = (subject: string, size: number, limit: number): ImageError =>
-  new ImageError({
-    reason: "TooLarge",
-    subject,
-    detail: `has ${size} bytes where at most ${limit} are taken`
-  })
 
 /** The digest of a descriptor, fit to become a path. */
 export const digestOf = (descriptor: Descriptor): Effect.Effect<Digest, ImageError> =>

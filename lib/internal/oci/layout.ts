@@ -8,6 +8,7 @@ import * as Stream from "effect/Stream"
 import { ImageError, InvalidOption } from "../../BerthError.ts"
 import { type Digest, digestParts } from "../../Reference.ts"
 import { isNotFound, readBounded, storageError } from "../disk/files.ts"
+import { tooLarge } from "../disk/tooLarge.ts"
 import * as Oci from "./documents.ts"
 
 export const blobPath = (folder: string, digest: Digest): string => {
@@ -141,7 +142,7 @@ export const readDocument = (
   Effect.gen(function* () {
     const digest = yield* Oci.digestOf(descriptor)
     if (descriptor.size > Oci.maxDocumentBytes) {
-      return yield* Oci.tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
+      return yield* tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
     }
     const bytes = yield* readBounded(fs, blobPath(folder, digest), digest, Oci.maxDocumentBytes)
     if (Option.isNone(bytes)) {

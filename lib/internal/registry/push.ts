@@ -9,6 +9,7 @@ import type { Listener } from "../../Progress.ts"
 import * as Reference from "../../Reference.ts"
 import type { Placed, Registry } from "../../Registry.ts"
 import { storageError } from "../disk/files.ts"
+import { tooLarge } from "../disk/tooLarge.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Progress from "../oci/progress.ts"
@@ -207,7 +208,7 @@ export const putManifest = (
     const target = yield* parseTarget(self, repository, tagOrDigest.includes(":") ? "@" : ":", tagOrDigest)
     const subject = Reference.print(target)
     if (bytes.length > Oci.maxDocumentBytes) {
-      return yield* Oci.tooLarge(subject, bytes.length, Oci.maxDocumentBytes)
+      return yield* tooLarge(subject, bytes.length, Oci.maxDocumentBytes)
     }
     const type = mediaType ?? (yield* Oci.mediaTypeOf(subject, bytes))
     const links = yield* Effect.mapError(

@@ -15,6 +15,7 @@ import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
 import * as Reference from "../../Reference.ts"
 import type { ConnectOptions, Mirror, Registry } from "../../Registry.ts"
 import { append, io, storageError } from "../disk/files.ts"
+import { tooLarge } from "../disk/tooLarge.ts"
 import * as Oci from "../oci/documents.ts"
 import { mismatch, verifiedBlob, verify } from "../oci/layout.ts"
 import * as Auth from "./auth.ts"
@@ -225,7 +226,7 @@ export const manifest = (
   Effect.gen(function* () {
     const digest = yield* Oci.digestOf(descriptor)
     if (descriptor.size > Oci.maxDocumentBytes) {
-      return yield* Oci.tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
+      return yield* tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
     }
     const reference = yield* parseTarget(self, repository, "@", digest)
     const accept = { accept: descriptor.mediaType === "" ? manifestTypes : descriptor.mediaType }

@@ -20,6 +20,7 @@ import {
   tryFileLock,
   withFileLock
 } from "../disk/files.ts"
+import { tooLarge } from "../disk/tooLarge.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Index from "./index.ts"
@@ -220,7 +221,7 @@ export const update = <E>(
     const manifests = yield* change(index.manifests.map((descriptor, i) => ({ raw: read[i], descriptor })))
     const bytes = new TextEncoder().encode(JSON.stringify({ ...raw, manifests }))
     if (bytes.length > Oci.maxDocumentBytes) {
-      return yield* Oci.tooLarge(`${root}/index.json`, bytes.length, Oci.maxDocumentBytes)
+      return yield* tooLarge(`${root}/index.json`, bytes.length, Oci.maxDocumentBytes)
     }
     yield* io(root)(replaceFile(berth.fileSystem, root, "index.json", bytes))
   })

@@ -11,8 +11,8 @@ import { type Digest, parseDigest } from "../../Reference.ts"
 import { readBounded } from "../disk/files.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
-import * as Index from "./index.ts"
-import * as Store from "./store.ts"
+import * as Index from "../store/index.ts"
+import * as Store from "../store/store.ts"
 
 interface Child {
   readonly digest: Digest

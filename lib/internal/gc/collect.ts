@@ -11,9 +11,9 @@ import * as Implicit from "../layer/missingFolders.ts"
 import * as LayerStack from "../layer/stack.ts"
 import * as ImageLayer from "../layer/unpack.ts"
 import * as Layout from "../oci/layout.ts"
-import * as Holds from "./leases.ts"
+import * as Holds from "../store/leases.ts"
+import * as Store from "../store/store.ts"
 import { type Reached, reach } from "./reachable.ts"
-import * as Store from "./store.ts"
 
 const namesIn = (berth: Berth, folder: string): Effect.Effect<ReadonlyArray<string>, ImageError> =>
   berth.fileSystem.readDirectory(folder).pipe(

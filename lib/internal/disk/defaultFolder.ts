@@ -1,0 +1,5 @@
+/** Where Berth keeps what is on disk, unless told otherwise. */
+import * as os from "node:os"
+
+export const defaultFolder = (rootless: boolean): string =>
+  rootless ? `${process.env.XDG_DATA_HOME || `${os.homedir()}/.local/share`}/berth` : "/var/lib/berth"

@@ -1,0 +1,8 @@
+import { ImageError } from "../../BerthError.ts"
+
+export const tooLarge = (subject: string, size: number, limit: number): ImageError =>
+  new ImageError({
+    reason: "TooLarge",
+    subject,
+    detail: `has ${size} bytes where at most ${limit} are taken`
+  })
