@@ -143,7 +143,7 @@ static void give_back(struct unit *unit) {
     if (left == 1) return;
     if (unit->leftover.error != 0) incomplete = true;
     if (unit->failed) send_failure(REPLY_FAILED, unit->id, &unit->failure);
-    if (unit->releasing) send_failure(REPLY_RELEASED, unit->id, &unit->leftover);
+    if (unit->releasing && !unit->told) send_failure(REPLY_RELEASED, unit->id, &unit->leftover);
     forget(unit);
 }
 
@@ -226,7 +226,6 @@ static struct unit *unit_of(pid_t pid) {
 
 static void take_end(struct unit *unit, int status, const struct rusage *usage) {
     struct reply reply = {
-        .type = REPLY_EXITED,
         .id = unit->id,
         .pid = unit->pid,
         .status = status,
@@ -238,10 +237,11 @@ static void take_end(struct unit *unit, int status, const struct rusage *usage) 
     if (unit->failures >= 0) take_outcome(unit);
     unit->pid = 0;
     if (unit->failed) return;
+    // One that ended well is given back at once where all of it can be, and one message says both, so that nobody asks for
+    // it; of any other, the cgroup still has something to tell.
+    if (status == 0 && !unit->releasing && unit->maker == 0 && unit_settle(unit)) unit->releasing = unit->told = true;
+    reply.type = unit->told ? REPLY_ENDED : REPLY_EXITED;
     send_reply(&reply, -1, -1);
-    // One that ended well is given back at once where all of it can be; of any other, the cgroup still has something to
-    // tell.
-    if (status == 0 && !unit->releasing && unit->maker == 0 && unit_settle(unit)) unit->releasing = true;
 }
 
 static void reap(void) {

@@ -34,6 +34,7 @@ struct unit {
     struct owned *owned;
     bool failed;   // the plan failed: to be removed, then reported
     bool releasing;
+    bool told;     // that nothing of it is left
     int64_t deadline_ms; // until when its removal is tried again
     struct failure failure;  // of the plan
     struct failure leftover; // of the removal
