@@ -103,7 +103,7 @@ static int close_all_but_needed(const struct child *child, const struct operatio
     keep(kept, &count, child->failures);
     for (; operation < child->plan->operations + child->plan->count; operation++) {
         const char *fields = operation_kinds[operation->code].fields;
-        if (operation->code == OP_SELF) keep(kept, &count, child->self);
+        if (operation->code == OP_SELF) keep(kept, &count, child->program);
         for (size_t k = 0; fields[k]; k++)
             if (fields[k] == 'f' && operation->field[k].fd != NO_FD) keep(kept, &count, child->descriptors[operation->field[k].fd]);
     }
@@ -235,7 +235,7 @@ static int execute(const struct child *child, const union field *fields, struct 
 static int execute_self(const struct child *child, const union field *fields, struct failure *failure) {
     if (child->failures == 3 ? fcntl(3, F_SETFD, 0) < 0 : dup2(child->failures, 3) < 0) return fail(failure, "dup2");
     if (sys_close_range(4, ~0U, CLOSE_RANGE_CLOEXEC) < 0) return fail(failure, "close_range");
-    syscall(SYS_execveat, child->self, "", fields[0].l.items, fields[1].l.items, AT_EMPTY_PATH);
+    syscall(SYS_execveat, child->program, "", fields[0].l.items, fields[1].l.items, AT_EMPTY_PATH);
     return fail(failure, "execveat");
 }
 

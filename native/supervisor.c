@@ -46,7 +46,7 @@ struct queued {
     int fds[2];
 };
 
-static struct supervisor shared;
+static struct supervisor shared = {.program = -1};
 static struct unit *units;
 static struct queued *queue, **queue_end = &queue;
 static int connection, events, signals;

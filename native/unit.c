@@ -3,6 +3,7 @@
 #include "child.h"
 #include "descriptor.h"
 #include "mount.h"
+#include "program.h"
 #include "remove.h"
 #include "syscalls.h"
 #include "util.h"
@@ -206,6 +207,8 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
     if (maps && !(unit->maps = copy_maps(maps->field))) return fail(failure, "malloc");
     if (maps) unit->maps_operation = (uint32_t)(maps - plan->operations);
     unit->awaits_root = find(plan, OP_ROOT);
+    bool needs_program = plan->operations[plan->count - 1].code == OP_SELF;
+    if (needs_program && supervisor->program < 0 && (supervisor->program = program_copy(supervisor->self, failure)) < 0) return -1;
     bool forks = find(plan, OP_FORK);
     if (forks && (unit->slot = take_slot(supervisor, failure)) < 0) return -1;
 
@@ -217,7 +220,7 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
         .supervisor = supervisor->pidfd,
         .null = supervisor->null,
         .root = unit->mount,
-        .self = supervisor->self,
+        .program = supervisor->program,
         .rootless = supervisor->rootless,
         .successors = supervisor->successors,
         .slot = forks ? (size_t)unit->slot : 0,

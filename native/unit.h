@@ -42,6 +42,7 @@ struct unit {
 // What all units share.
 struct supervisor {
     int self;   // the supervisor's own executable
+    int program; // a copy of it for containers (program.h), -1 until one is needed
     int null;   // /dev/null
     int pidfd;  // of the supervisor
     int lock;   // what the state folder is locked by
