@@ -49,8 +49,8 @@ static int await_id_map(const struct child *child, struct failure *failure) {
     char byte;
     ssize_t n;
     if (child->rootless && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) return fail(failure, "prctl");
-    if (send(child->failures, "", 1, MSG_NOSIGNAL) != 1) return fail(failure, "send");
-    while ((n = recv(child->failures, &byte, 1, 0)) < 0 && errno == EINTR) continue;
+    if (send(child->socket, "", 1, MSG_NOSIGNAL) != 1) return fail(failure, "send");
+    while ((n = recv(child->socket, &byte, 1, 0)) < 0 && errno == EINTR) continue;
     if (n != 1) _exit(127); // the supervisor could not write them and reports that itself
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
     return 0;
@@ -127,7 +127,7 @@ static int go_on_in_child(const struct child *child, const struct operation *ope
     if (pid < 0) return fail(failure, "clone");
     if (pid > 0) _exit(0);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0) return fail(failure, "prctl");
-    if (poll(&supervisor, 1, 0) > 0 && (supervisor.revents & POLLHUP)) _exit(127);
+    if (poll(&supervisor, 1, 0) > 0 && (supervisor.revents & POLLERR)) _exit(127);
     return 0;
 }
 
@@ -230,8 +230,8 @@ static int execute(const struct child *child, const union field *fields, struct 
     return invalid(failure, "execve", error);
 }
 
-// Becomes the supervisor's executable again, from its sealed copy, to have nothing of the supervisor's memory. The
-// failures socket goes along as descriptor 3: see init.h.
+// Becomes the supervisor's executable again, from its copy for containers, to have nothing of the supervisor's memory. The pipe
+// for a failure goes along as descriptor 3: see init.h.
 static int execute_self(const struct child *child, const union field *fields, struct failure *failure) {
     if (child->failures == 3 ? fcntl(3, F_SETFD, 0) < 0 : dup2(child->failures, 3) < 0) return fail(failure, "dup2");
     if (sys_close_range(4, ~0U, CLOSE_RANGE_CLOEXEC) < 0) return fail(failure, "close_range");
@@ -256,7 +256,7 @@ static int record(const char *path, struct failure *failure) {
 // the unit is there, the process alive or not.
 static int attach_root(const struct state *state, struct failure *failure) {
     if (mount_attach_root(state->root.mount, failure) < 0) return -1;
-    return descriptor_send(state->child->failures, "", 1, state->root.mount) < 0 ? fail(failure, "sendmsg") : 0;
+    return descriptor_send(state->child->socket, "", 1, state->root.mount) < 0 ? fail(failure, "sendmsg") : 0;
 }
 
 static int take_root(struct state *state, int mount) {

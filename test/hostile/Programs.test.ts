@@ -3,8 +3,9 @@ import assert from "node:assert/strict"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { Container, Namespace } from "../../lib/index.ts"
+import { compile } from "../support/attack.ts"
 import { suite } from "../support/effect.ts"
-import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
+import { makeEvilImage, makeImage, whyNoBusybox } from "../support/rootfs.ts"
 import { modes } from "./modes.ts"
 
 const skip = whyNoBusybox
@@ -39,4 +40,31 @@ suite("programs of Berth in a container", (effect, folder) => {
         }),
       { skip }
     )
+
+  effect.asRoot(
+    "who takes the descriptors of what is started in his container holds up nothing of the supervisor",
+    () =>
+      Effect.gen(function* () {
+        const image = yield* makeEvilImage("linger", (root) => compile(`${root}/bin/linger`, "linger.c"))
+        const attacker = yield* Container.start(image, {
+          command: ["linger"],
+          capabilities: { add: ["CAP_SYS_PTRACE"] }
+        })
+        const said = yield* Stream.toPull(
+          attacker.stdout.pipe(Stream.decodeText(), Stream.splitLines, Stream.rechunk(1))
+        )
+        const line = Effect.map(said, (chunk) => [...chunk][0] ?? "")
+        assert.equal(yield* line, "ready")
+        // It may come too late for some, and is in time to see all of them.
+        for (let caught = 0; caught < 3; ) {
+          yield* Effect.either(Effect.timeout(Container.exec(attacker, ["sleep", "1"]), "10 seconds"))
+          const outcome = yield* line
+          assert.match(outcome, /^(late|none|sent) /)
+          if (!outcome.startsWith("late")) caught++
+        }
+        const other = yield* Effect.timeout(Container.run(image, { command: ["echo", "runs"] }), "20 seconds")
+        assert.equal(other.stdout, "runs\n")
+      }),
+    { skip }
+  )
 })
