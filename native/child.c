@@ -79,10 +79,11 @@ static int root_user(struct state *state, const struct operation *operation, str
 
 // A pid namespace is joined for one's children only (pid_namespaces(7)): `fork` goes on in one. Joining a user namespace makes
 // a process dumpable again (CVE-2016-9962), so that is put right at once.
-static int join(int pidfd, int64_t flags, struct failure *failure) {
+static int join(const struct child *child, int pidfd, int64_t flags, struct failure *failure) {
     if (setns(pidfd, (int)flags) < 0) return fail(failure, "setns");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
-    return 0;
+    // The kernel clears this one as well.
+    return flags & CLONE_NEWUSER ? privilege_die_with(child->supervisor, failure) : 0;
 }
 
 #define KEPT_MAX 8
@@ -122,6 +123,10 @@ static int close_all_but_needed(const struct child *child, const struct operatio
 static int go_on_in_child(const struct child *child, const struct operation *operation, struct failure *failure) {
     struct pollfd supervisor = {.fd = child->failures};
     if (close_all_but_needed(child, operation + 1, failure) < 0) return -1;
+    // Its folder is nobody's business in there.
+    memset(child->arguments, 0, child->arguments_length);
+    // The kernel writes where memory is by then: what it cannot write it does not tell.
+    child->successors[child->slot] = 0;
     if (madvise(child->successors, SUCCESSORS_MAX * sizeof(pid_t), MADV_DONTFORK) < 0) return fail(failure, "madvise");
     long pid = syscall(SYS_clone, CLONE_PARENT | CLONE_PARENT_SETTID, NULL, &child->successors[child->slot], NULL, NULL);
     if (pid < 0) return fail(failure, "clone");
@@ -282,7 +287,7 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_RECORD: return record(f[0].s.text, failure);
     case OP_ID_MAP: return await_id_map(child, failure);
     case OP_ROOT_USER: return root_user(state, operation, failure);
-    case OP_JOIN: return join(descriptor(child, &f[0]), f[1].i, failure);
+    case OP_JOIN: return join(child, descriptor(child, &f[0]), f[1].i, failure);
     case OP_SESSION: return setsid() < 0 ? fail(failure, "setsid") : 0;
     case OP_KEYRING: return privilege_keyring(failure);
     case OP_STDIO: return place_stdio(child, f, failure);

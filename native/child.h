@@ -17,6 +17,8 @@ struct child {
     int supervisor;         // pidfd of the supervisor
     int null;               // /dev/null
     int root;               // the root that the supervisor has made, or -1 where the plan has the child make it
+    char *arguments;        // the supervisor's own, as /proc/PID/cmdline shows them to everybody, and their length
+    size_t arguments_length;
     int program;            // the supervisor's executable for containers (program.h), or -1 where the plan needs none
     bool rootless;          // the supervisor is in a user namespace of its own
     pid_t *successors;      // memory that is shared with the supervisor, a page: the pids of those that go on behind a

@@ -451,6 +451,8 @@ int main(int argc, char **argv) {
         fputs("berth-supervisor is started by the berth library\n", stderr);
         return 2;
     }
+    shared.arguments = argv[0];
+    shared.arguments_length = (size_t)(argv[argc - 1] + strlen(argv[argc - 1]) - argv[0]);
     connection = atoi(argv[2]);
     shared.lock = atoi(argv[3]);
     shared.self = atoi(argv[4]);

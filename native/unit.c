@@ -225,6 +225,8 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
         .supervisor = supervisor->pidfd,
         .null = supervisor->null,
         .root = unit->mount,
+        .arguments = supervisor->arguments,
+        .arguments_length = supervisor->arguments_length,
         .program = supervisor->program,
         .rootless = supervisor->rootless,
         .successors = supervisor->successors,

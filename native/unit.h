@@ -41,6 +41,8 @@ struct unit {
 
 // What all units share.
 struct supervisor {
+    char *arguments; // the supervisor's own, all behind each other
+    size_t arguments_length;
     int self;   // the supervisor's own executable
     int program; // a copy of it for containers (program.h), -1 until one is needed
     int null;   // /dev/null

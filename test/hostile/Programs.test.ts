@@ -42,7 +42,7 @@ suite("programs of Berth in a container", (effect, folder) => {
     )
 
   effect.asRoot(
-    "who takes the descriptors of what is started in his container holds up nothing of the supervisor",
+    "who stops what is started in his container, and takes its descriptors, finds nothing of the host and holds up no supervisor",
     () =>
       Effect.gen(function* () {
         const image = yield* makeEvilImage("linger", (root) => compile(`${root}/bin/linger`, "linger.c"))
@@ -61,6 +61,7 @@ suite("programs of Berth in a container", (effect, folder) => {
           const outcome = yield* line
           assert.match(outcome, /^(late|none|sent) /)
           if (!outcome.startsWith("late")) caught++
+          assert.ok(!outcome.includes(folder()), outcome)
         }
         const other = yield* Effect.timeout(Container.run(image, { command: ["echo", "runs"] }), "20 seconds")
         assert.equal(other.stdout, "runs\n")

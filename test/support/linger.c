@@ -1,6 +1,8 @@
 // Takes the sockets of whatever is started in this pid namespace before it has executed its command, and sends a socket over
 // them whose last close waits for hours (SO_LINGER). Needs CAP_SYS_PTRACE. Says "ready", then
-// of each whether that was done: "sent", "none" where there was no socket, or "late".
+// of each whether that was done: "sent", "none" where there was no socket, or "late"; and its
+// arguments, as anybody sees them.
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -47,6 +49,12 @@ static void attack(int pid, int fd) {
         return;
     }
     bool sent = false;
+    char arguments[256] = "";
+    snprintf(link, sizeof link, "/proc/%d/cmdline", pid);
+    int shown = open(link, O_RDONLY);
+    for (ssize_t k = read(shown, arguments, sizeof arguments - 1) - 1; k >= 0; k--)
+        if (arguments[k] == '\0') arguments[k] = ' ';
+    close(shown);
     for (int number = 0; number < 64; number++) {
         struct stat status;
         int taken = (int)syscall(SYS_pidfd_getfd, process, number, 0);
@@ -56,7 +64,7 @@ static void attack(int pid, int fd) {
     }
     // Its last close would have this program wait.
     if (sent) close(fd);
-    printf("%s %d\n", sent ? "sent" : "none", pid);
+    printf("%s %s\n", sent ? "sent" : "none", arguments);
     kill(pid, SIGKILL);
 }
 
