@@ -13,6 +13,7 @@
 #include <string.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -20,6 +21,8 @@
 
 // Entries that are removed in passing; a larger folder gets a process of its own, so that no start waits for it.
 #define REMOVE_AT_ONCE 64
+// And where there can be no process, so many each time that it is tried again.
+#define REMOVE_IN_TURN 4096
 #define CGROUPS_MAX 16
 
 // The cgroups that the child is to enter: one by the clone on version 2, the others by itself, each with the
@@ -336,15 +339,19 @@ bool unit_settle(struct unit *unit) {
 }
 
 static int remove_scratch(struct unit *unit, const char *path) {
+    pid_t supervisor = getpid();
     int result = remove_tree(path, REMOVE_AT_ONCE);
     if (result != 1) return result;
     unit->remover = fork();
     if (unit->remover < 0) {
+        // Containers may have all processes that there can be: bit by bit then, so that no other unit waits for it.
         unit->remover = 0;
-        return remove_tree(path, __LONG_MAX__);
+        return remove_tree(path, REMOVE_IN_TURN);
     }
-    if (unit->remover == 0) _exit(remove_tree(path, __LONG_MAX__) == 0 ? 0 : 1);
-    return 1;
+    if (unit->remover > 0) return 1;
+    // One that lives when the supervisor is dead would keep the state folder from being swept.
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != supervisor) _exit(1);
+    _exit(remove_tree(path, __LONG_MAX__) == 0 ? 0 : 1);
 }
 
 static void disown(struct unit *unit) {
