@@ -5,7 +5,8 @@
  * @since 0.1.0
  */
 import * as Schema from "effect/Schema"
-import { describeErrno, errnoName } from "./internal/errno.ts"
+import { adviceOf, describeErrno, errnoName } from "./internal/errno.ts"
+import { lastLines } from "./internal/text.ts"
 
 /**
  * A value given to Berth is not acceptable: a limit of `"12 parsecs"`, a reference in upper case, an
@@ -79,8 +80,9 @@ export class OperationFailed extends Schema.TaggedError<OperationFailed>("berth/
     return errnoName(this.errno)
   }
   override get message(): string {
-    const hint = this.hint === "" ? "" : `. ${this.hint}`
-    return `${this.operation}: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})${hint}`
+    const hint = adviceOf(this.errno) ?? this.hint
+    const todo = hint === "" ? "" : `. ${hint}`
+    return `${this.operation}: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})${todo}`
   }
 }
 
@@ -316,7 +318,7 @@ export class NonZeroExit extends Schema.TaggedError<NonZeroExit>("berth/BerthErr
 ) {
   override get message(): string {
     const how = this.signal === undefined ? `exit code ${this.exitCode}` : `ended by ${this.signal}`
-    const last = this.stderr.trimEnd().split("\n").slice(-5).join("\n")
+    const last = lastLines(this.stderr, 5).join("\n")
     return `${this.command}: ${how}${last === "" ? "" : `\n${last}`}`
   }
 }

@@ -318,8 +318,12 @@ export const execStream: {
 
 /**
  * Both outputs of a container, line by line with the time of their coming. From the first call on, the log reads them,
- * so the container is never held up, and `stdout` and `stderr` have nothing more to give. In memory the newest mebibyte
- * of text is kept; with `StartOptions.logs` it is on disk, from the beginning.
+ * so the container is never held up, and `stdout` and `stderr` have nothing more to give. In memory the newest lines
+ * are kept, 3 to 4 MiB of text, where each line counts as 100 bytes more than it has; with `StartOptions.logs` they are on
+ * disk, from the beginning, up to the bounds that are given there. A line of more than 16 KiB is cut into several.
+ *
+ * A reader that is slower than the container is not waited for: of what comes while it reads (`follow`), it misses the lines
+ * that are no longer kept in memory.
  *
  * @since 0.1.0
  * @category output

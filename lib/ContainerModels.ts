@@ -31,7 +31,7 @@ export interface LogFiles {
   readonly folder: string
   /** How large a file gets before the next is begun, in bytes. Default 10 MiB. */
   readonly maxBytes?: number | undefined
-  /** How many files are kept. Default 3. */
+  /** How many files are kept: with `maxBytes`, they bound what a container can fill of the disk. Default 3. */
   readonly maxFiles?: number | undefined
 }
 

@@ -33,16 +33,26 @@ export interface ImageLayer {
 }
 
 /**
- * Bounds for one layer.
+ * Bounds for one layer. A layer that exceeds one fails with the `ImageError` `TooLarge`, which names it. There are others
+ * that no layer of use comes near: 16 KiB of a path, 10,000 hard links to files that its layer has not shown before, 384 MiB
+ * of memory, and what paths through symlinks cost in proportion to the tar's length.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Limits {
-  /** Bytes of the uncompressed tar; 64 GiB unless given. */
+  /**
+   * Bytes of the uncompressed tar, and of the files in it with their holes. Unless given, 64 GiB, but no more than 1 GiB
+   * and 200 times the size of a compressed layer: a few megabytes can stand for as many gigabytes of zeros.
+   */
   readonly maxBytes?: number | undefined
-  /** Members of the tar; 10 million unless given. */
+  /** Members of the tar, and folders that these imply; 10 million unless given. */
   readonly maxEntries?: number | undefined
+  /**
+   * Seconds of processor time that the unpacker may take without getting on with the tar, of which each 256 KiB give it
+   * one more second; 60 unless given, 0 for any.
+   */
+  readonly maxCpuSeconds?: number | undefined
 }
 
 /**

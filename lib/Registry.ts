@@ -106,7 +106,10 @@ export interface ConnectOptions {
    * Default: none.
    */
   readonly mirrors?: ReadonlyArray<string | Mirror> | undefined
-  /** How long nothing may come of a download before it is resumed on another connection. Default: one minute. */
+  /**
+   * How long nothing may come of a download before it is resumed on another connection. Default: one minute. What comes, but
+   * at less than 1 KiB per second over three times as long, is given up.
+   */
   readonly stallTimeout?: DurationInput | undefined
 }
 

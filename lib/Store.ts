@@ -178,8 +178,10 @@ export interface Collected {
  *
  * Other tools that write into the layout know of no lock: let them end before.
  *
- * Fails with an `ImageError`: `Corrupt`, `DigestMismatch` or `TooLarge` where a manifest, index or config in the store
- * cannot be read, as then nobody knows what it reaches; `Storage` where the disk refuses.
+ * Fails with an `ImageError`, and removes nothing: `Corrupt`, `DigestMismatch` or `TooLarge` where `oci-layout`,
+ * `index.json`, or a manifest, index or config is missing or cannot be read, as then nobody knows what it reaches, and
+ * where a pull has moved such an `index.json` aside (`index.json.broken-...`), until that file is removed; `Storage` where
+ * the disk refuses.
  *
  * @since 0.1.0
  * @category collecting

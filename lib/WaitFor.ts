@@ -82,7 +82,8 @@ export interface HealthCheckOptions extends PollOptions {
 
 /**
  * Waits for a line of the container's log, from its beginning on, that has this text or matches this expression. Gives
- * the line. The outputs are read by the log from then on: see `Container.logs`.
+ * the line. The outputs are read by the log from then on: see `Container.logs`. No line is missed; one of more than 16 KiB
+ * is looked at in parts of that length. An expression that backtracks takes its time for each.
  *
  * Fails with `WaitFailed`, and as `Container.logs` does.
  *

@@ -37,17 +37,16 @@ static napi_value start_supervisor(struct call *call, napi_env env) {
     if (!take_path(call, 0, path) || !take_path(call, 1, folder) || !take_fds(call, 2, fds, &count) || !take_path(call, 3, mode) || count != 2) return misuse(env);
     char *argv[] = {"berth-supervisor", folder, "3", "4", "5", mode, NULL};
     pid_t pid = process_start(path, argv, fds, (int)count, &pidfd);
-    return pair(env, pid, pid < 0 ? 0 : pidfd);
+    return pair(env, pid, pid < 0 ? 0 : environment_note(call->environment, pidfd, OF_CHILD));
 }
 FUNCTION(start_supervisor)
 
 // socketpair(): [ours, theirs], SOCK_SEQPACKET; ours does not block.
 static napi_value socket_pair(struct call *call, napi_env env) {
     int fds[2];
-    (void)call;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0) return pair(env, -errno, 0);
     fcntl(fds[0], F_SETFL, O_NONBLOCK);
-    return pair(env, fds[0], fds[1]);
+    return opened_pair(call, fds[0], fds[1]);
 }
 FUNCTION(socket_pair)
 
@@ -60,7 +59,7 @@ static napi_value make_pipe(struct call *call, napi_env env) {
     if (pipe2(fds, O_CLOEXEC) < 0) return pair(env, -errno, 0);
     fcntl(fds[ours & 1], F_SETFL, O_NONBLOCK | (ours ? O_WRONLY : O_RDONLY));
     if (bytes > 0) fcntl(fds[0], F_SETPIPE_SZ, (int)bytes);
-    return pair(env, fds[0], fds[1]);
+    return opened_pair(call, fds[0], fds[1]);
 }
 FUNCTION(make_pipe)
 
@@ -92,8 +91,8 @@ static napi_value receive_message(struct call *call, napi_env env) {
     size_t length;
     if (!take_fd(call, 0, &socket) || !take_bytes(call, 1, &bytes, &length)) return misuse(env);
     ssize_t n = descriptors_receive(socket, bytes, length, fds, 2);
-    napi_value result = pair(env, n < 0 ? -errno : (int)n, fds[0]);
-    napi_set_element(env, result, 2, number(env, fds[1]));
+    napi_value result = pair(env, n < 0 ? -errno : (int)n, environment_note(call->environment, fds[0], OURS));
+    napi_set_element(env, result, 2, opened(call, fds[1]));
     return result;
 }
 FUNCTION(receive_message)
@@ -126,7 +125,8 @@ FUNCTION(write_bytes)
 static napi_value close_fd(struct call *call, napi_env env) {
     int fd;
     if (!take_fd(call, 0, &fd)) return misuse(env);
-    if (*call->loop) loop_forget(*call->loop, fd);
+    environment_note(call->environment, fd, NOT_OURS);
+    if (call->environment->loop) loop_forget(call->environment->loop, fd);
     return number(env, close(fd) < 0 ? -errno : 0);
 }
 FUNCTION(close_fd)
@@ -135,7 +135,8 @@ FUNCTION(close_fd)
 static napi_value close_root(struct call *call, napi_env env) {
     int fd;
     if (!take_fd(call, 0, &fd)) return misuse(env);
-    if (*call->loop && loop_close(*call->loop, fd) == 0) return number(env, 0);
+    environment_note(call->environment, fd, NOT_OURS);
+    if (call->environment->loop && loop_close(call->environment->loop, fd) == 0) return number(env, 0);
     return number(env, close(fd) < 0 ? -errno : 0);
 }
 FUNCTION(close_root)
@@ -149,7 +150,7 @@ static napi_value open_in(struct call *call, napi_env env) {
     struct open_how how = {.flags = (uint64_t)flags | O_CLOEXEC, .mode = flags & O_CREAT ? (uint64_t)mode : 0, .resolve = (uint64_t)resolve};
     int fd;
     for (int attempt = 0; (fd = (int)syscall(SYS_openat2, folder, path, &how, sizeof how)) < 0 && errno == EAGAIN && attempt < 32;) attempt++;
-    return number(env, fd < 0 ? -errno : fd);
+    return opened(call, fd < 0 ? -errno : fd);
 }
 FUNCTION(open_in)
 
@@ -236,15 +237,15 @@ static napi_value watch_file(struct call *call, napi_env env) {
     if (!take_fd(call, 0, &fd) || !take_number(call, 1, &mask)) return misuse(env);
     cleanup_close int events = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
     if (events < 0 || inotify_add_watch(events, self_fd(path, fd), (uint32_t)mask) < 0) return number(env, -errno);
-    return number(env, steal_fd(&events));
+    return opened(call, steal_fd(&events));
 }
 FUNCTION(watch_file)
 
 // eventfd(): a new eventfd(2), which does not block.
 static napi_value make_eventfd(struct call *call, napi_env env) {
-    (void)call;
+    (void)env;
     int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return number(env, fd < 0 ? -errno : fd);
+    return opened(call, fd < 0 ? -errno : fd);
 }
 FUNCTION(make_eventfd)
 
@@ -306,7 +307,7 @@ static napi_value make_memfd(struct call *call, napi_env env) {
         at += (size_t)n;
     }
     if (fd < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0) return number(env, -errno);
-    return number(env, steal_fd(&fd));
+    return opened(call, steal_fd(&fd));
 }
 FUNCTION(make_memfd)
 
@@ -315,7 +316,7 @@ static napi_value duplicate(struct call *call, napi_env env) {
     int fd;
     if (!take_fd(call, 0, &fd)) return misuse(env);
     int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    return number(env, copy < 0 ? -errno : copy);
+    return opened(call, copy < 0 ? -errno : copy);
 }
 FUNCTION(duplicate)
 
@@ -407,32 +408,27 @@ FUNCTION(seccomp_answer)
 
 // startLoop(ready), watch(fd, events, token), hold(boolean): the loop of this environment.
 static napi_value start_loop(struct call *call, napi_env env) {
-    if (!*call->loop) *call->loop = loop_start(env, call->argument[0]);
-    return number(env, *call->loop ? 0 : -ENOMEM);
+    errno = ENOMEM;
+    if (!call->environment->loop) call->environment->loop = loop_start(env, call->argument[0]);
+    return number(env, call->environment->loop ? 0 : -errno);
 }
 FUNCTION(start_loop)
 
 static napi_value watch(struct call *call, napi_env env) {
     int fd;
     int64_t wanted, token;
-    if (!*call->loop || !take_fd(call, 0, &fd) || !take_number(call, 1, &wanted) || !take_number(call, 2, &token)) return misuse(env);
-    return number(env, loop_watch(*call->loop, fd, (uint32_t)wanted, (uint64_t)token));
+    if (!call->environment->loop || !take_fd(call, 0, &fd) || !take_number(call, 1, &wanted) || !take_number(call, 2, &token)) return misuse(env);
+    return number(env, loop_watch(call->environment->loop, fd, (uint32_t)wanted, (uint64_t)token));
 }
 FUNCTION(watch)
 
 static napi_value hold(struct call *call, napi_env env) {
     bool held;
-    if (!*call->loop || napi_get_value_bool(env, call->argument[0], &held) != napi_ok) return misuse(env);
-    loop_hold(*call->loop, held);
+    if (!call->environment->loop || napi_get_value_bool(env, call->argument[0], &held) != napi_ok) return misuse(env);
+    loop_hold(call->environment->loop, held);
     return number(env, 0);
 }
 FUNCTION(hold)
-
-static void free_instance(napi_env env, void *data, void *hint) {
-    (void)env;
-    (void)hint;
-    free(data);
-}
 
 NAPI_MODULE_INIT() {
     static const struct {
@@ -482,9 +478,7 @@ NAPI_MODULE_INIT() {
         {"watch", js_watch},
         {"hold", js_hold},
     };
-    // A slot of its own for the loop: the cleanup hook frees the loop itself.
-    struct loop **slot = calloc(1, sizeof *slot);
-    if (!slot || napi_set_instance_data(env, slot, free_instance, NULL) != napi_ok) return NULL;
+    if (!environment_make(env)) return NULL;
     for (size_t k = 0; k < countof(functions); k++) {
         napi_value function;
         if (napi_create_function(env, functions[k].name, NAPI_AUTO_LENGTH, functions[k].function, NULL, &function) != napi_ok) return NULL;

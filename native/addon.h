@@ -2,6 +2,7 @@
 #pragma once
 
 #include "descriptor.h"
+#include "environment.h"
 #include "loop.h"
 #include "util.h"
 
@@ -16,7 +17,7 @@
 struct call {
     napi_env env;
     napi_value argument[ARGUMENTS_MAX];
-    struct loop **loop; // the environment's
+    struct environment *environment;
 };
 
 static inline bool begin(napi_env env, napi_callback_info info, struct call *call) {
@@ -24,7 +25,7 @@ static inline bool begin(napi_env env, napi_callback_info info, struct call *cal
     void *data;
     call->env = env;
     return napi_get_cb_info(env, info, &count, call->argument, NULL, &data) == napi_ok &&
-           napi_get_instance_data(env, (void **)&call->loop) == napi_ok;
+           napi_get_instance_data(env, (void **)&call->environment) == napi_ok;
 }
 
 static inline napi_value number(napi_env env, int64_t value) {
@@ -38,6 +39,15 @@ static inline napi_value pair(napi_env env, int64_t a, int64_t b) {
     napi_set_element(env, result, 0, number(env, a));
     napi_set_element(env, result, 1, number(env, b));
     return result;
+}
+
+// A new descriptor, or -errno; it is closed with the environment.
+static inline napi_value opened(struct call *call, int64_t fd) {
+    return number(call->env, environment_note(call->environment, fd, OURS));
+}
+
+static inline napi_value opened_pair(struct call *call, int64_t a, int64_t b) {
+    return pair(call->env, environment_note(call->environment, a, OURS), environment_note(call->environment, b, OURS));
 }
 
 static inline napi_value misuse(napi_env env) {

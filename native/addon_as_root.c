@@ -8,7 +8,7 @@ static napi_value open_in_as_root(struct call *call, napi_env env) {
     int namespace, folder;
     int64_t flags, resolve, mode;
     if (!take_fd(call, 0, &namespace) || !take_fd(call, 1, &folder) || !take_path(call, 2, path) || !take_number(call, 3, &flags) || !take_number(call, 4, &resolve) || !take_number(call, 5, &mode)) return misuse(env);
-    return number(env, open_as_root(namespace, folder, path, (uint64_t)flags, (uint64_t)resolve, (uint64_t)mode));
+    return opened(call, open_as_root(namespace, folder, path, (uint64_t)flags, (uint64_t)resolve, (uint64_t)mode));
 }
 FUNCTION(open_in_as_root)
 
@@ -42,6 +42,6 @@ static napi_value watch_file_as_root(struct call *call, napi_env env) {
     int namespace, fd;
     int64_t mask;
     if (!take_fd(call, 0, &namespace) || !take_fd(call, 1, &fd) || !take_number(call, 2, &mask)) return misuse(env);
-    return number(env, watch_as_root(namespace, self_fd(path, fd), (uint32_t)mask));
+    return opened(call, watch_as_root(namespace, self_fd(path, fd), (uint32_t)mask));
 }
 FUNCTION(watch_file_as_root)

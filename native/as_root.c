@@ -45,7 +45,8 @@ static int run(void *argument) {
 static long received(int socket) {
     char byte;
     int fd;
-    return descriptor_receive(socket, &byte, 1, &fd) == 1 && fd >= 0 ? fd : -1;
+    if (descriptor_receive(socket, &byte, 1, &fd) == 1 && fd >= 0) return fd;
+    return errno == EMFILE ? -EMFILE : -1;
 }
 
 // A process of several threads cannot enter a user namespace (setns(2)), but a child of it can. As in process.c it runs in
@@ -78,7 +79,7 @@ static long perform(struct task *task) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     munmap(stack, stack_size);
     int fd = task->opens ? (int)received(ours) : -1;
-    return fd >= 0 ? fd : task->result;
+    return fd >= 0 || fd == -EMFILE ? fd : task->result;
 }
 
 static long open_file(const struct task *task) {

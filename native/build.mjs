@@ -26,7 +26,16 @@ const sanitizers = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
  */
 const targets = {
   "berth.node": {
-    sources: ["addon.c", "addon_as_root.c", "as_root.c", "loop.c", "process.c", "descriptor.c", "seccomp.c"],
+    sources: [
+      "addon.c",
+      "addon_as_root.c",
+      "as_root.c",
+      "environment.c",
+      "loop.c",
+      "process.c",
+      "descriptor.c",
+      "seccomp.c"
+    ],
     flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`],
     libraries: ["-lpthread", "-ldl"]
   },
@@ -52,7 +61,7 @@ const targets = {
     static: true
   },
   "berth-unpack": {
-    sources: ["unpack.c", "unpack_source.c", "unpack_path.c", "unpack_tree.c"],
+    sources: ["unpack.c", "unpack_source.c", "unpack_path.c", "unpack_tree.c", "remove.c"],
     libraries: ["-larchive", "-lisal", "-lzstd", "-lcrypto", "-lpthread"]
   },
   "plan-dump": { sources: ["plan_dump.c", "plan.c"] }

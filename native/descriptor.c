@@ -37,11 +37,11 @@ ssize_t descriptors_receive(int socket, void *bytes, size_t length, int *fds, si
     while ((n = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR) continue;
     if (n < 0) return n;
     bool cut = message.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
-    size_t count = 0;
+    size_t count = 0, came = 0;
     for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
         if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
         size_t here = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t k = 0; k < here; k++) {
+        for (size_t k = 0; k < here; k++, came++) {
             int fd;
             memcpy(&fd, CMSG_DATA(header) + k * sizeof fd, sizeof fd);
             // The kernel pads the room for descriptors, so one more than was asked for may come.
@@ -58,6 +58,7 @@ ssize_t descriptors_receive(int socket, void *bytes, size_t length, int *fds, si
         if (fds[k] >= 0) close(fds[k]);
         fds[k] = -1;
     }
-    errno = EMSGSIZE;
+    // The kernel puts in as many as this process may open, and says of the others only that they are missing.
+    errno = message.msg_flags & MSG_TRUNC || came >= room ? EMSGSIZE : EMFILE;
     return -1;
 }

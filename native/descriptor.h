@@ -10,7 +10,8 @@
 ssize_t descriptors_send(int socket, const void *bytes, size_t length, const int *fds, size_t count);
 
 // Receives one message, without waiting, and up to `room` descriptors, close-on-exec, which are the caller's; those that
-// did not come are -1. What does not fit is lost and makes the call fail with EMSGSIZE.
+// did not come are -1. What is longer, or has more of them, is lost and makes the call fail with EMSGSIZE. Where this process
+// may not open as many files as came, it fails with EMFILE: the descriptors are lost, and the bytes are there.
 ssize_t descriptors_receive(int socket, void *bytes, size_t length, int *fds, size_t room);
 
 static inline ssize_t descriptor_send(int socket, const void *bytes, size_t length, int fd) {

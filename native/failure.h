@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define NO_OPERATION UINT32_MAX // what has failed is no operation of the plan
+
 struct failure {
     uint32_t operation; // index in the plan
     int32_t error;      // errno

@@ -45,8 +45,8 @@ static void call_ready(napi_env env, napi_value ready, void *context, void *data
 
 static void close_given(int pipe) {
     int fds[64];
-    ssize_t n = read(pipe, fds, sizeof fds);
-    for (ssize_t k = 0; k < n / (ssize_t)sizeof *fds; k++) close(fds[k]);
+    for (ssize_t n; (n = read(pipe, fds, sizeof fds)) > 0;)
+        for (ssize_t k = 0; k < n / (ssize_t)sizeof *fds; k++) close(fds[k]);
 }
 
 // One call of JavaScript for all that one epoll_wait(2) gives, so that a burst costs one wake-up.
@@ -105,6 +105,7 @@ static int start_thread(struct loop *loop) {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&loop->thread, NULL, run, loop);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = error;
     return error == 0 ? 0 : -1;
 }
 
@@ -119,7 +120,9 @@ struct loop *loop_start(napi_env env, napi_value ready) {
         if (start_thread(loop) == 0 && napi_add_env_cleanup_hook(env, stop, loop) == napi_ok) return loop;
         napi_release_threadsafe_function(loop->ready, napi_tsfn_abort);
     }
+    int error = errno;
     release(loop);
+    errno = error;
     return NULL;
 }
 

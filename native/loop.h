@@ -6,6 +6,7 @@
 struct loop;
 
 // Starts the thread. `ready` is called on JavaScript's thread with (token, events) for each watch that has come in.
+// NULL with errno where it cannot.
 struct loop *loop_start(napi_env env, napi_value ready);
 
 // Watches a descriptor, once, for events as of epoll_ctl(2); the token comes back with them. Returns 0 or -errno.

@@ -22,7 +22,8 @@ struct request {
 
 enum reply_type {
     REPLY_READY = 1,    // the supervisor is up; its user namespace comes along where it has one of its own
-    REPLY_STARTED = 2,  // the unit is there; the pidfd of its process and its root come along, or its root alone
+    REPLY_STARTED = 2,  // the unit is there; the pidfd of its process and its root come along, or its root alone; where
+                        // they could not be sent, `failure` says why
     REPLY_FAILED = 3,   // nothing of the unit is left
     REPLY_EXITED = 4,   // the unit's process has ended
     REPLY_RELEASED = 5, // nothing of the unit is left, but for what `failure` names

@@ -95,11 +95,11 @@ out:;
     return result;
 }
 
-int remove_tree(const char *path, long budget) {
+int remove_tree(int parent, const char *path, long budget) {
     struct stat status;
-    if (lstat(path, &status) < 0) return errno == ENOENT ? 0 : -1;
+    if (fstatat(parent, path, &status, AT_SYMLINK_NOFOLLOW) < 0) return errno == ENOENT ? 0 : -1;
     struct removal removal = {.device = status.st_dev, .budget = budget, .top = -1};
-    int result = remove_below(&removal, AT_FDCWD, path, 0);
+    int result = remove_below(&removal, parent, path, 0);
     if (result != 0) return result;
-    return rmdir(path);
+    return unlinkat(parent, path, AT_REMOVEDIR);
 }

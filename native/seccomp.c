@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <linux/filter.h>
+#include <pthread.h>
 #include <seccomp.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -28,9 +29,8 @@ static struct {
     typeof(seccomp_export_bpf) *export_bpf;
 } library;
 
-static bool load(void) {
-    static void *handle;
-    if (handle) return true;
+static bool load_once(void **handle) {
+    if (*handle) return true;
     void *loaded = dlopen("libseccomp.so.2", RTLD_NOW | RTLD_LOCAL);
     if (!loaded) return false;
 #define FIND(name)                                                                                           \
@@ -50,8 +50,18 @@ static bool load(void) {
     FIND(rule_add_array)
     FIND(export_bpf)
 #undef FIND
-    handle = loaded;
+    *handle = loaded;
     return true;
+}
+
+// What it finds is of the process: several threads may have this addon.
+static bool load(void) {
+    static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
+    static void *handle;
+    pthread_mutex_lock(&one_at_a_time);
+    bool loaded = load_once(&handle);
+    pthread_mutex_unlock(&one_at_a_time);
+    return loaded;
 }
 
 struct reader {

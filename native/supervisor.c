@@ -39,6 +39,9 @@
 // After so long without an event there is time to make things ahead: what has just started is not disturbed by it.
 #define QUIET_MS 10
 
+// So many descriptors are left for giving units back: none is started with the last ones.
+#define DESCRIPTORS_RESERVED 64
+
 // A reply that the socket had no room for yet.
 struct queued {
     struct queued *next;
@@ -52,12 +55,21 @@ static struct queued *queue, **queue_end = &queue;
 static int connection, events, signals;
 static bool closing;
 static bool incomplete; // something could not be given back
+static int descriptors_max = INT_MAX; // from this number on they are reserved
 
 // Replies
 
-static bool send_now(const struct reply *reply, const int *fds) {
-    // Any other error is the other end's going, which the socket reports by itself.
-    return descriptors_send(connection, reply, sizeof *reply, fds, fds[0] < 0 ? 0 : fds[1] < 0 ? 1 : 2) >= 0 || errno != EAGAIN;
+// A reply with a failure has no descriptors: where they cannot be sent, the other end hears why, and releases the unit.
+static bool send_now(struct reply *reply, const int *fds) {
+    for (;;) {
+        size_t count = reply->failure.error != 0 || fds[0] < 0 ? 0 : fds[1] < 0 ? 1 : 2;
+        if (descriptors_send(connection, reply, sizeof *reply, fds, count) >= 0) return true;
+        // Any other error is the other end's going, which the socket reports by itself.
+        if (errno != ETOOMANYREFS) return errno != EAGAIN;
+        // Without root, no more descriptors of one user may be on their way than a process may have open, and what runs in
+        // a container is the same user.
+        fail(&reply->failure, "sendmsg");
+    }
 }
 
 static void watch_connection(uint32_t wanted) {
@@ -72,8 +84,9 @@ static void send_reply(struct reply *reply, int first, int second) {
     if (!queue && send_now(reply, fds)) return;
     struct queued *queued = malloc(sizeof *queued);
     if (!queued) abort(); // a lost reply would be a lost container
-    *queued = (struct queued){.reply = *reply};
-    for (int k = 0; k < 2; k++) queued->fds[k] = fds[k] < 0 ? -1 : fcntl(fds[k], F_DUPFD_CLOEXEC, 3);
+    *queued = (struct queued){.reply = *reply, .fds = {-1, -1}};
+    for (int k = 0; k < 2; k++)
+        if (fds[k] >= 0 && (queued->fds[k] = fcntl(fds[k], F_DUPFD_CLOEXEC, 3)) < 0) fail(&queued->reply.failure, "fcntl");
     if (!queue) watch_connection(EPOLLIN | EPOLLOUT);
     *queue_end = queued;
     queue_end = &queued->next;
@@ -140,7 +153,7 @@ static void take_outcome(struct unit *unit) {
     if (unit->socket >= 0) epoll_ctl(events, EPOLL_CTL_DEL, unit->socket, NULL);
     if (!unit_executed(unit)) return;
     unit_find_successor(unit, &shared);
-    struct reply reply = {.type = REPLY_STARTED, .id = unit->id, .pid = unit->pid};
+    struct reply reply = {.type = REPLY_STARTED, .id = unit->id, .pid = unit->pid, .failure = unit->failure};
     send_reply(&reply, unit->pidfd, unit->mount);
     close_descriptor(&unit->mount);
     unit->mount = -1;
@@ -162,7 +175,15 @@ static void hear(struct unit *unit, uint32_t happened) {
 }
 
 static void begin(struct unit *unit, const struct plan *plan, const int *descriptors) {
-    if (!unit_start(unit, &shared, plan, descriptors)) {
+    bool started = unit_start(unit, &shared, plan, descriptors);
+    // The lowest number that was free is what a descriptor gets.
+    if (started && unit->pidfd >= descriptors_max) {
+        errno = EMFILE;
+        fail(&unit->failure, "clone3");
+        unit->failure.operation = NO_OPERATION;
+        started = false;
+    }
+    if (!started) {
         unit->failed = true;
         unit_kill(unit, &shared);
         give_back(unit);
@@ -178,7 +199,7 @@ static void begin(struct unit *unit, const struct plan *plan, const int *descrip
 
 static void start(uint32_t id, const uint8_t *bytes, size_t length, const int *descriptors, size_t count) {
     struct plan plan;
-    struct failure failure = {.error = EBADMSG, .syscall = "plan"};
+    struct failure failure = {.operation = NO_OPERATION, .error = EBADMSG, .syscall = "plan"};
     const char *wrong = plan_decode(&plan, bytes, length, count);
     struct unit *unit = wrong || find_unit(id) ? NULL : malloc(sizeof *unit);
     if (unit) {
@@ -273,7 +294,7 @@ static void handle(const struct request *request, const uint8_t *body, size_t le
         if (plan) explicit_bzero(plan, request->plan_bytes);
         free(plan);
     } else {
-        struct failure failure = {.error = EBADMSG, .syscall = "recvmsg"};
+        struct failure failure = {.operation = NO_OPERATION, .error = EBADMSG, .syscall = "recvmsg"};
         send_failure(REPLY_FAILED, request->id, &failure);
     }
 }
@@ -292,9 +313,9 @@ static bool receive(void) {
         return false;
     }
     memcpy(&request, bytes, sizeof request);
-    if (n < 0 && errno == EMSGSIZE) {
-        // A message that was cut is answered, not guessed at.
-        struct failure failure = {.error = EMSGSIZE, .syscall = "recvmsg"};
+    if (n < 0 && (errno == EMSGSIZE || errno == EMFILE)) {
+        // A message that was cut, or whose descriptors this process may not have, is answered, not guessed at.
+        struct failure failure = {.operation = NO_OPERATION, .error = errno, .syscall = "recvmsg"};
         send_failure(REPLY_FAILED, request.id, &failure);
         return true;
     }
@@ -418,6 +439,9 @@ static int set_up(const char *folder, const char *mode, struct failure *failure)
     if (shared.successors == MAP_FAILED) return fail(failure, "mmap");
     memset(shared.successors, -1, SUCCESSORS_MAX * sizeof *shared.successors);
     network_init(&shared.network);
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) < 0) return fail(failure, "getrlimit");
+    if (files.rlim_cur > DESCRIPTORS_RESERVED && files.rlim_cur < INT_MAX) descriptors_max = (int)files.rlim_cur - DESCRIPTORS_RESERVED;
     if ((shared.pidfd = sys_pidfd_open(getpid())) < 0) return fail(failure, "pidfd_open");
     if ((signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return fail(failure, "signalfd");
     if ((events = epoll_create1(EPOLL_CLOEXEC)) < 0) return fail(failure, "epoll_create1");
@@ -434,7 +458,7 @@ static void take_down(const char *folder) {
     snprintf(nodes, sizeof nodes, "%s/dev", folder);
     sys_umount2(nodes, MNT_DETACH);
     // By the folder's name a sweep finds what is left.
-    if (!incomplete) remove_tree(folder, __LONG_MAX__);
+    if (!incomplete) remove_tree(AT_FDCWD, folder, __LONG_MAX__);
 }
 
 #ifdef __SANITIZE_ADDRESS__

@@ -286,11 +286,13 @@ static void give_maps(struct unit *unit) {
 
 void unit_listen(struct unit *unit) {
     char byte;
-    ssize_t n;
+    ssize_t n = 0;
     for (int root; unit->socket >= 0 && !unit->failed && (n = descriptor_receive(unit->socket, &byte, 1, &root)) > 0;) {
         if (root < 0) give_maps(unit);
         else take_mount(unit, root);
     }
+    // The root that it has sent is lost, and with it the way to the container's files.
+    if (!unit->failed && n < 0 && errno == EMFILE) fail(&unit->failure, "recvmsg");
 }
 
 bool unit_executed(struct unit *unit) {
@@ -309,7 +311,7 @@ void unit_find_successor(struct unit *unit, struct supervisor *supervisor) {
     leave_slot(unit, supervisor);
     close_descriptor(&unit->pidfd);
     // Nobody but the supervisor waits for it, so the pid is still its own.
-    unit->pidfd = sys_pidfd_open(unit->pid);
+    if ((unit->pidfd = sys_pidfd_open(unit->pid)) < 0) fail(&unit->failure, "pidfd_open");
 }
 
 void unit_kill(struct unit *unit, struct supervisor *supervisor) {
@@ -340,18 +342,18 @@ bool unit_settle(struct unit *unit) {
 
 static int remove_scratch(struct unit *unit, const char *path) {
     pid_t supervisor = getpid();
-    int result = remove_tree(path, REMOVE_AT_ONCE);
+    int result = remove_tree(AT_FDCWD, path, REMOVE_AT_ONCE);
     if (result != 1) return result;
     unit->remover = fork();
     if (unit->remover < 0) {
         // Containers may have all processes that there can be: bit by bit then, so that no other unit waits for it.
         unit->remover = 0;
-        return remove_tree(path, REMOVE_IN_TURN);
+        return remove_tree(AT_FDCWD, path, REMOVE_IN_TURN);
     }
     if (unit->remover > 0) return 1;
     // One that lives when the supervisor is dead would keep the state folder from being swept.
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != supervisor) _exit(1);
-    _exit(remove_tree(path, __LONG_MAX__) == 0 ? 0 : 1);
+    _exit(remove_tree(AT_FDCWD, path, __LONG_MAX__) == 0 ? 0 : 1);
 }
 
 static void disown(struct unit *unit) {

@@ -59,7 +59,8 @@ bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct p
 // Takes what the child has said on its socket so far, and answers it.
 void unit_listen(struct unit *unit);
 
-// Takes the rest of it, when the child has closed its pipe: true if the command has been executed.
+// Takes the rest of it, when the child has closed its pipe: true if the command has been executed. Where unit->failure is
+// set all the same, it cannot be used.
 bool unit_executed(struct unit *unit);
 
 // Where another process has gone on for the unit's, that one is the unit's from here on. It may have ended already.

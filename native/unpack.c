@@ -1,5 +1,5 @@
 // berth-unpack [--compression=gzip|zstd|none] [--xattr=trusted|user] [--max-bytes=N] [--max-entries=N]
-//              [--ignore-chown] DIRECTORY
+//              [--max-cpu=SECONDS] [--ignore-chown] DIRECTORY
 //
 // Unpacks the layer blob on fd 0 into the empty DIRECTORY, and reports on fd 1, a line per fact. Paths and messages
 // are percent-encoded, and a path in a line is relative to DIRECTORY.
@@ -17,6 +17,14 @@
 // or, alone and with exit status 1:
 //
 //   error corrupt|escape|unsupported|limit|io|confine ERRNO SYSCALL|- PATH|- MESSAGE|-
+//
+// The limits, each of which ends it with an error of kind limit that names it:
+//
+//   max-bytes    length of the tar, and that of all files in it with their holes
+//   max-entries  members of the tar and folders that these imply
+//   max-cpu      seconds of processor time for which no 256 KiB of the tar are done; each 256 KiB give one second more
+//   and, as no layer of use comes near: 16 KiB of a path, 10,000 hard links to what has not been seen, lookups of folders
+//   in proportion to the tar's length, 384 MiB of memory, and 16 MiB of report
 //
 // The caller gives it namespaces of its own where it can, removes DIRECTORY after a failure, and checks the digests.
 #include "unpack.h"
@@ -42,6 +50,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -57,6 +66,8 @@ enum {
     // The ring, the buffers, a zstd window of 128 MiB and a few 100,000 folders fit; a sparse map made to exhaust the
     // machine's memory ends in ENOMEM. AddressSanitizer's shadow would not fit.
     MAX_MEMORY = 384 << 20,
+    // Of lookups, whatever the tar's length; some seconds' worth.
+    FREE_LOOKUPS = 8 << 20,
 };
 
 static const struct {
@@ -70,6 +81,8 @@ static FILE *report_stream;
 static char *report_text;
 static size_t report_size;
 static bool reported;
+static uint64_t max_bytes = UINT64_MAX, max_entries = UINT64_MAX, max_cpu = 60;
+static uint64_t fed; // bytes of the tar that the reader has got
 
 // ---- the report
 
@@ -218,6 +231,44 @@ static void confine(const char *directory, bool trusted) {
     drop_privileges(trusted);
 }
 
+// ---- limits
+
+void count_entry(void) {
+    static uint64_t counted;
+    if (counted++ == max_entries) fail(LIMIT, 0, NULL, NULL, "the layer holds more entries than allowed (maxEntries)");
+}
+
+void spend(size_t lookups) {
+    static uint64_t spent;
+    spent += lookups;
+    if (spent > FREE_LOOKUPS + fed / 2)
+        fail(LIMIT, 0, NULL, blame, "the paths lead through more links and folders than a tar of this length may");
+}
+
+// What cannot be foreseen is bounded by the time it takes. A handler may do little more than write and exit.
+static void on_time(int signal) {
+    (void)signal;
+    static const char line[] = "error limit 0 - - the%20layer%20takes%20too%20much%20processor%20time%20%28maxCpuSeconds%29\n";
+    if (write(STDOUT_FILENO, line, sizeof line - 1) < 0) _exit(1);
+    _exit(1);
+}
+
+// So time is bounded in all, in proportion to the tar's length, and for each part of it: what is left of the time, and
+// one second more, but no more than at the start.
+void allow_time(void) {
+    struct itimerval left;
+    getitimer(ITIMER_PROF, &left);
+    left.it_value.tv_sec++;
+    if ((uint64_t)left.it_value.tv_sec >= max_cpu) left.it_value = (struct timeval){.tv_sec = (time_t)max_cpu};
+    setitimer(ITIMER_PROF, &left, NULL);
+}
+
+static void limit_time(void) {
+    signal(SIGPROF, on_time);
+    const struct itimerval all = {.it_value.tv_sec = (time_t)max_cpu};
+    if (max_cpu > 0 && setitimer(ITIMER_PROF, &all, NULL) < 0) fail_confine("setitimer");
+}
+
 // ---- the tar
 
 enum { BLOCK = 512 };
@@ -230,13 +281,13 @@ static la_int64_t content_left = -1;
 static la_ssize_t feed(struct archive *archive, void *unused, const void **data) {
     (void)archive, (void)unused;
     static const char zeros[BLOCK];
-    static uint64_t seen;
     size_t length = source_next(data);
-    if (length == 0 && content_left == 0 && seen % BLOCK != 0) {
+    if (length == 0 && content_left == 0 && fed % BLOCK != 0) {
         *data = zeros;
-        length = BLOCK - seen % BLOCK;
+        length = BLOCK - fed % BLOCK;
     }
-    seen += length;
+    fed += length;
+    allow_time();
     return (la_ssize_t)length;
 }
 
@@ -316,13 +367,16 @@ static void unpack_entry(void) {
         member.mtime.tv_sec--;
         member.mtime.tv_nsec = 1000000000 - member.mtime.tv_nsec;
     }
+    static uint64_t written;
+    if (member.type == S_IFREG && (__builtin_add_overflow(written, (uint64_t)member.size, &written) || written > max_bytes))
+        fail(LIMIT, 0, NULL, member.path, "the files, with their holes, are longer than allowed (maxBytes)");
     archive_entry_xattr_reset(current);
     content_left = member.type == S_IFREG && archive_entry_sparse_count(current) == 0 ? member.size : -1;
     tree_add(&member);
     content_left = -1;
 }
 
-static uint64_t unpack(uint64_t max_entries) {
+static uint64_t unpack(void) {
     reader = archive_read_new();
     current = archive_entry_new();
     if (!reader || !current) fail(LIMIT, ENOMEM, "malloc", NULL, "no memory");
@@ -333,7 +387,7 @@ static uint64_t unpack(uint64_t max_entries) {
         int result = archive_read_next_header2(reader, current);
         if (result == ARCHIVE_EOF) return entries;
         check(result, NULL);
-        if (entries == max_entries) fail(LIMIT, 0, NULL, NULL, "the layer holds more entries than allowed");
+        count_entry();
         unpack_entry();
     }
 }
@@ -356,7 +410,6 @@ static enum compression parse_compression(const char *option, const char *text) 
 
 int main(int count, char **arguments) {
     enum compression compression = NONE;
-    uint64_t max_bytes = UINT64_MAX, max_entries = UINT64_MAX;
     struct tree_options options = {.trusted = true};
     report_stream = open_memstream(&report_text, &report_size);
     if (!report_stream || atexit(report_exit) != 0) return 1;
@@ -369,6 +422,8 @@ int main(int count, char **arguments) {
             max_bytes = parse_count(option, value);
         else if (length > 0 && strncmp(option, "--max-entries=", length) == 0)
             max_entries = parse_count(option, value);
+        else if (length > 0 && strncmp(option, "--max-cpu=", length) == 0)
+            max_cpu = parse_count(option, value);
         else if (strcmp(option, "--xattr=trusted") == 0)
             options.trusted = true;
         else if (strcmp(option, "--xattr=user") == 0)
@@ -382,9 +437,10 @@ int main(int count, char **arguments) {
 
     load_everything();
     confine(arguments[count - 1], options.trusted);
+    limit_time();
     tree_start(options);
     source_start(compression, max_bytes);
-    uint64_t entries = unpack(max_entries);
+    uint64_t entries = unpack();
     struct totals totals = source_finish();
     tree_finish();
     report_totals(&totals, entries);

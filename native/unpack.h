@@ -2,7 +2,7 @@
 //
 //   unpack.c         the program: arguments, confinement, the tar reader's loop, the report
 //   unpack_source.c  the other thread: reads, hashes and decompresses the blob
-//   unpack_path.c    resolves paths in the folder, and removes what is in the way
+//   unpack_path.c    resolves paths in the folder; remove.c removes what is in the way
 //   unpack_tree.c    writes the entries, with the folder as the whole world
 //
 // Nothing here cleans up after a failure: fail() ends the process, and the folder is the caller's.
@@ -25,6 +25,16 @@ __attribute__((noreturn, format(printf, 5, 6))) void fail(enum kind kind, int er
 
 // Adds the line `KEY FIRST [SECOND]`, both percent-encoded, to the report of a success.
 void report(const char *key, const char *first, const char *second);
+
+// Counts a file or folder that is made; more than allowed are a failure of kind LIMIT.
+void count_entry(void);
+
+// Counts lookups of folders beyond the one call that most paths need: more than are in proportion to the tar's length
+// are a failure of kind LIMIT.
+void spend(size_t lookups);
+
+// Gives the processor time for another piece of work; see allow_time() in unpack.c.
+void allow_time(void);
 
 // realloc and strndup that cannot return NULL: too little memory is a failure of kind LIMIT.
 void *grow(void *memory, size_t size);

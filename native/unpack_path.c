@@ -1,12 +1,12 @@
 // Paths in the process' root: resolves them, opens their folders, and removes what is in the way of a name.
 //
-// A folder is opened with openat2 and no symlinks; where that is refused, walk() goes component by component, follows
-// links by hand, and makes what is missing.
+// A folder is opened with openat2 and no symlinks; where that is refused, walk_to() goes as far as that leads, and from
+// there by hand: it follows a link, or makes what is missing.
 #include "unpack.h"
 
+#include "remove.h"
 #include "util.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -18,7 +18,9 @@
 #include <unistd.h>
 
 enum {
-    MAX_LINKS = 40, // as the kernel's own path walk (MAXSYMLINKS)
+    MAX_LINKS = 40,       // as the kernel's own path walk (MAXSYMLINKS)
+    MAX_NAME = 16 * 1024, // bytes of a path; programs name no file beyond PATH_MAX, which is 4096
+    CALL = 8,             // what a system call costs, in lookups of a folder
 };
 
 const char *blame;
@@ -47,6 +49,7 @@ const char *split(char *path, const char **folder) {
 }
 
 char *clean(const char *raw, const char *what) {
+    if (strlen(raw) > MAX_NAME) fail(LIMIT, 0, NULL, NULL, "%s is longer than %d bytes", what, MAX_NAME);
     char *path = grow(NULL, strlen(raw) + 1), *end = path;
     for (const char *rest = raw; *rest;) {
         size_t length = strcspn(rest, "/");
@@ -65,57 +68,13 @@ char *clean(const char *raw, const char *what) {
 
 // ---- removing what is in the way
 
-// Removes what can be removed from the folder; returns whether a folder that isn't empty was left, and its name.
-static bool remove_children(int fd, char left[static NAME_MAX + 1]) {
-    DIR *stream = fdopendir(fd);
-    if (!stream) fail_io("fdopendir");
-    bool found = false;
-    for (;;) {
-        errno = 0;
-        struct dirent *child = readdir(stream);
-        if (!child && errno) fail_io("readdir");
-        if (!child) break;
-        if (strcmp(child->d_name, ".") == 0 || strcmp(child->d_name, "..") == 0) continue;
-        if (unlinkat(fd, child->d_name, 0) == 0 || (errno == EISDIR && unlinkat(fd, child->d_name, AT_REMOVEDIR) == 0))
-            continue;
-        if (errno != ENOTEMPTY && errno != EEXIST) fail_io("unlinkat");
-        found = true;
-        memcpy(left, child->d_name, strlen(child->d_name) + 1);
-    }
-    closedir(stream);
-    return found;
-}
-
-// Goes down and up with one descriptor, whatever the depth; `..` is safe where nobody else moves folders.
-static void remove_tree(int dir, const char *name) {
-    const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
-    cleanup_close int here = openat(dir, name, flags);
-    if (here < 0) fail_io("openat");
-    for (size_t depth = 0;;) {
-        char left[NAME_MAX + 1];
-        int stream = openat(here, ".", flags);
-        if (stream < 0) fail_io("openat");
-        bool deeper = remove_children(stream, left);
-        if (!deeper && depth == 0) break;
-        int next = openat(here, deeper ? left : "..", flags);
-        if (next < 0) fail_io("openat");
-        close(here);
-        here = next;
-        depth = deeper ? depth + 1 : depth - 1;
-    }
-    if (unlinkat(dir, name, AT_REMOVEDIR) < 0) fail_io("unlinkat");
-}
-
 void clear_way(int dir, const char *name) {
     struct stat there;
     if (fstatat(dir, name, &there, AT_SYMLINK_NOFOLLOW) < 0) {
         if (errno == ENOENT) return;
         fail_io("fstatat");
     }
-    if (S_ISDIR(there.st_mode))
-        remove_tree(dir, name);
-    else if (unlinkat(dir, name, 0) < 0)
-        fail_io("unlinkat");
+    if ((S_ISDIR(there.st_mode) ? remove_tree(dir, name, LONG_MAX) : unlinkat(dir, name, 0)) < 0) fail_io("unlinkat");
     // A path that led through here leads elsewhere now. The descriptors stay open: the caller may be using them.
     if (S_ISDIR(there.st_mode) || S_ISLNK(there.st_mode)) folders[OWN].stale = folders[TARGET].stale = true;
 }
@@ -134,61 +93,162 @@ static int open_root(void) {
     return fd;
 }
 
+// The folder at `path`, which has neither a symlink nor `..`; -1 and errno where it does, or is none.
+static int open_plain(int dir, const char *path) {
+    struct open_how how = {
+        .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
+    };
+    return (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+}
+
+// The length of the beginning of a path that can be opened at once: without `.` and `..`, and not too long.
+static size_t plain_length(const char *path) {
+    size_t length = 0;
+    while (path[length]) {
+        size_t next = length + (path[length] == '/'), part = strcspn(path + next, "/");
+        bool dots = part <= 2 && strspn(path + next, ".") >= part;
+        if (dots || next + part >= PATH_MAX) break;
+        length = next + part;
+    }
+    return length;
+}
+
+// Where a path can be cut nearest to the middle between `from` and `to`; 0 for nowhere.
+static size_t cut(const char *path, size_t from, size_t to) {
+    size_t middle = from + (to - from) / 2;
+    const char *slash = memrchr(path + from + 1, '/', middle - from);
+    if (!slash) slash = memchr(path + middle + 1, '/', to - middle - 1);
+    return slash ? (size_t)(slash - path) : 0;
+}
+
+// Goes as far along `path` as there are folders and no symlinks, so that *here becomes the last of them, and returns
+// the length of that. Halving takes few calls, however deep that is.
+static size_t descend(int *here, char *path) {
+    size_t done = 0, end = plain_length(path);
+    for (size_t to = end; to > done; to = cut(path, done, end)) {
+        const char *from = path + done + (done > 0);
+        char kept = path[to];
+        path[to] = '\0';
+        spend(CALL + (to - done) / CALL);
+        int next = open_plain(*here, from);
+        path[to] = kept;
+        if (next < 0) {
+            end = to;
+            continue;
+        }
+        close(*here);
+        *here = next;
+        done = to;
+        if (to == end) break;
+    }
+    return done;
+}
+
+// A path on its way: the part to go is `rest`, in `todo`; the folder reached is `here`, whose own path is `where`.
+struct walk {
+    char *todo, *rest, *where;
+    size_t length; // of `where`
+    int here;
+    int followed; // links
+    bool fresh;   // `here` was made just now: nothing is in it
+};
+
+static void end_walk(struct walk *walk) {
+    free(walk->todo);
+    free(walk->where);
+    if (walk->here >= 0) close(walk->here);
+}
+
+static void append(struct walk *walk, const char *name, size_t length) {
+    if (length == 0) return;
+    if (walk->length + length > MAX_NAME)
+        fail(LIMIT, 0, NULL, blame, "a path that links lead to is longer than %d bytes", MAX_NAME);
+    walk->where = grow(walk->where, walk->length + length + 2);
+    if (walk->length > 0) walk->where[walk->length++] = '/';
+    memcpy(walk->where + walk->length, name, length);
+    walk->length += length;
+    walk->where[walk->length] = '\0';
+}
+
+static void go_up(struct walk *walk) { // only from a link's target
+    int above = openat(walk->here, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (above < 0) fail_io("openat");
+    close(walk->here);
+    walk->here = above;
+    walk->fresh = false;
+    char *slash = strrchr(walk->where, '/') ?: walk->where;
+    *slash = '\0';
+    walk->length = (size_t)(slash - walk->where);
+}
+
+static bool follow(struct walk *walk, int link) {
+    char target[PATH_MAX];
+    ssize_t size = readlinkat(link, "", target, sizeof target - 1);
+    if (size < 0) fail_io("readlinkat");
+    if (++walk->followed > MAX_LINKS) return errno = ELOOP, false;
+    target[size] = '\0';
+    char *replaced = join(target, walk->rest);
+    free(walk->todo);
+    walk->rest = walk->todo = replaced;
+    if (target[0] != '/') return true;
+    close(walk->here);
+    walk->here = open_root();
+    walk->length = 0;
+    *walk->where = '\0';
+    return true;
+}
+
+// One component by hand: a link, what is missing, or what can't be opened.
+static bool step(struct walk *walk, bool create) {
+    size_t length = strcspn(walk->rest, "/");
+    if (length > NAME_MAX) return errno = ENAMETOOLONG, false;
+    char name[NAME_MAX + 1];
+    memcpy(name, walk->rest, length);
+    name[length] = '\0';
+    walk->rest += length;
+    if (strcmp(name, ".") == 0) return true;
+    spend(3 * CALL);
+    if (strcmp(name, "..") == 0) return go_up(walk), true;
+    cleanup_close int next = walk->fresh ? -1 : openat(walk->here, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    bool made = create && (walk->fresh || (next < 0 && errno == ENOENT));
+    if (next < 0 && !made) return false;
+    struct stat there;
+    if (!made) {
+        if (fstat(next, &there) < 0) fail_io("fstat");
+        if (S_ISLNK(there.st_mode)) return follow(walk, next);
+        if (!S_ISDIR(there.st_mode)) return errno = ENOTDIR, false;
+    }
+    append(walk, name, length);
+    if (made) {
+        make_implicit(walk->here, name, walk->where);
+        next = openat(walk->here, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (next < 0) fail_io("openat");
+    }
+    close(walk->here);
+    walk->here = steal_fd(&next);
+    walk->fresh = made;
+    return true;
+}
+
 // Opens a folder by a path that may lead through symlinks, be missing in part (`create` makes it) or be longer than
 // PATH_MAX; -1 and errno where it can't. *place becomes the folder's own path. Absolute links start over from the
-// root, and the kernel stops `..` there, so this is RESOLVE_IN_ROOT, one component at a time.
-static int walk(const char *path, bool create, char **place) {
-    cleanup_free char *todo = copy(path, strlen(path));
-    cleanup_free char *where = copy("", 0);
-    cleanup_close int here = open_root();
-    int followed = 0;
-    for (const char *rest = todo;;) {
-        rest += strspn(rest, "/");
-        size_t length = strcspn(rest, "/");
-        if (length == 0) break;
-        if (length > NAME_MAX) return errno = ENAMETOOLONG, -1;
-        char name[NAME_MAX + 1];
-        memcpy(name, rest, length);
-        name[length] = '\0';
-        rest += length;
-        if (strcmp(name, ".") == 0) continue;
-        bool up = strcmp(name, "..") == 0; // only from a link's target
-        cleanup_free char *longer = up ? copy(where, strlen(where)) : join(where, name);
-        if (up) *(strrchr(longer, '/') ?: longer) = '\0';
-        cleanup_close int next = openat(here, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-        if (next < 0 && errno == ENOENT && create) {
-            make_implicit(here, name, longer);
-            next = openat(here, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-        }
-        if (next < 0) return -1;
-        struct stat there;
-        if (fstat(next, &there) < 0) fail_io("fstat");
-        if (S_ISLNK(there.st_mode)) {
-            char target[PATH_MAX];
-            ssize_t size = readlinkat(next, "", target, sizeof target - 1);
-            if (size < 0) fail_io("readlinkat");
-            if (++followed > MAX_LINKS) return errno = ELOOP, -1;
-            target[size] = '\0';
-            char *replaced = join(target, rest);
-            free(todo);
-            rest = todo = replaced;
-            if (target[0] != '/') continue;
-            close(here);
-            here = open_root();
-            *where = '\0';
-        } else if (S_ISDIR(there.st_mode)) {
-            close(here);
-            here = steal_fd(&next);
-            free(where);
-            where = longer;
-            longer = NULL;
-        } else {
-            return errno = ENOTDIR, -1;
-        }
+// root, and the kernel stops `..` there, so this is RESOLVE_IN_ROOT.
+static int walk_to(const char *path, bool create, char **place) {
+    __attribute__((cleanup(end_walk))) struct walk walk = {
+        .todo = copy(path, strlen(path)), .where = copy("", 0), .here = open_root()};
+    for (walk.rest = walk.todo;;) {
+        walk.rest += strspn(walk.rest, "/");
+        size_t done = walk.fresh ? 0 : descend(&walk.here, walk.rest);
+        append(&walk, walk.rest, done);
+        walk.rest += done;
+        walk.rest += strspn(walk.rest, "/");
+        if (!*walk.rest) break;
+        if (!step(&walk, create)) return -1;
     }
-    *place = where;
-    where = NULL;
-    return steal_fd(&here);
+    *place = walk.where;
+    walk.where = NULL;
+    return steal_fd(&walk.here);
 }
 
 const struct folder *folder_at(enum slot slot, const char *path, bool create) {
@@ -198,14 +258,10 @@ const struct folder *folder_at(enum slot slot, const char *path, bool create) {
     free(folder->asked);
     free(folder->path);
     *folder = (struct folder){.fd = -1};
-    struct open_how how = {
-        .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
-        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
-    };
-    folder->fd = (int)syscall(SYS_openat2, root, *path ? path : ".", &how, sizeof how);
+    folder->fd = open_plain(root, *path ? path : ".");
     if (folder->fd >= 0)
         folder->path = copy(path, strlen(path));
-    else if ((folder->fd = walk(path, create, &folder->path)) < 0)
+    else if ((folder->fd = walk_to(path, create, &folder->path)) < 0)
         return NULL;
     folder->asked = copy(path, strlen(path));
     return folder;

@@ -105,7 +105,7 @@ static bool hand_over(size_t length) {
         return true;
     source.totals.bytes += length;
     if (source.totals.bytes > source.max_bytes)
-        return give_up(LIMIT, 0, NULL, "the layer holds more bytes than allowed");
+        return give_up(LIMIT, 0, NULL, "the layer holds more bytes than allowed (maxBytes)");
     if (source.compression != NONE)
         EVP_DigestUpdate(source.tar_hash, source.out, length);
     pthread_mutex_lock(&ring.lock);

@@ -16,6 +16,7 @@
 #include <limits.h>
 #include <search.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -23,6 +24,8 @@
 enum {
     MAX_PENDING = 10000, // hard links whose target has not been seen
     MAX_IMPLICIT = 1000, // folders without an entry that are reported
+    MAX_ROUNDS = 16,     // through the hard links that wait, where one makes the way to the target of another
+    PIECE = 512,         // records of which one piece of time is for
 };
 
 #define list(type) struct { type *at; size_t count, room; }
@@ -38,7 +41,8 @@ enum {
 
 struct link {
     char *target, *folder, *name;
-    bool settled;
+    bool settled, waits;
+    struct link *waiting, *next; // those that wait for this one, and the next that waits for the same
 };
 struct whiteout {
     char *folder, *name;
@@ -55,12 +59,13 @@ struct folder_time {
 };
 
 static struct tree_options options;
-static list(struct link) links;
+static list(struct link *) links;
+static void *links_by_name; // a tsearch(3) tree: of one name, the last
 static list(struct whiteout) whiteouts;
 static list(char *) opaque_requests;
 static list(struct implicit) implicits;
 static list(struct folder_time) times;
-static void *opaque_folders; // a tsearch(3) tree of paths
+static void *opaque_folders; // a tsearch(3) tree of struct opaque
 
 // ---- metadata
 
@@ -125,6 +130,7 @@ static void settle(const struct member *member, int fd, const struct folder *in,
 // ---- opening folders
 
 void make_implicit(int dir, const char *name, const char *path) {
+    count_entry();
     if (mkdirat(dir, name, 0755) < 0) fail_io("mkdirat");
     ino_t inode = own(-1, dir, name, 0, 0, 0755).st_ino;
     remember_time(copy(path, strlen(path)), inode, (struct timespec){0});
@@ -202,8 +208,15 @@ static void add_node(const struct member *member, const struct folder *in, const
     settle(member, -1, in, name);
 }
 
-// Whether `target` is in the layer, and linked now. The link's own metadata is the target's, and not set again.
-static bool make_link(const char *target, int dir, const char *name) {
+static int by_name(const void *one, const void *other) {
+    const struct link *a = one, *b = other;
+    int order = strcmp(a->name, b->name);
+    return order ? order : strcmp(a->folder, b->folder);
+}
+
+// Whether `target` is in the layer, and linked now. The link's own metadata is the target's, and not set again. Where
+// it isn't there but its folder is, `*missing` becomes the link that has been seen of that name, if there is one.
+static bool make_link(const char *target, int dir, const char *name, struct link **missing) {
     cleanup_free char *path = copy(target, strlen(target));
     const char *folder, *last = split(path, &folder);
     const struct folder *from = folder_at(TARGET, folder, false);
@@ -211,8 +224,11 @@ static bool make_link(const char *target, int dir, const char *name) {
     if (!from) return false;
     struct stat there, here;
     if (fstatat(from->fd, last, &there, AT_SYMLINK_NOFOLLOW) < 0) {
-        if (errno == ENOENT) return false;
-        fail_io("fstatat");
+        if (errno != ENOENT) fail_io("fstatat");
+        struct link wanted = {.folder = from->path, .name = (char *)last};
+        struct link **found = tfind(&wanted, &links_by_name, by_name);
+        if (found) *missing = *found;
+        return false;
     }
     if (S_ISDIR(there.st_mode)) fail(CORRUPT, 0, NULL, blame, "a hard link to a folder");
     while (linkat(from->fd, last, dir, name, 0) < 0) { // flag 0: a link to a symlink is one to the symlink itself
@@ -227,19 +243,23 @@ static bool make_link(const char *target, int dir, const char *name) {
 
 static void add_link(const struct member *member, const struct folder *in, const char *name) {
     cleanup_free char *target = clean(member->link, "the link's target");
+    struct link *missing;
     if (!*target) fail(CORRUPT, 0, NULL, blame, "a hard link to the root or to nothing");
-    if (make_link(target, in->fd, name)) return;
+    if (make_link(target, in->fd, name, &missing)) return;
     // Either the target comes later, or it is in a lower layer. As any entry, this one replaces an earlier one.
     clear_way(in->fd, name);
-    for (size_t k = 0; k < links.count; k++)
-        if (strcmp(links.at[k].name, name) == 0 && strcmp(links.at[k].folder, in->path) == 0)
-            links.at[k].settled = true;
     if (links.count == MAX_PENDING) fail(LIMIT, 0, NULL, blame, "too many hard links to files of other layers");
-    push(links) = (struct link){
+    struct link *link = grow(NULL, sizeof *link);
+    *link = (struct link){
         .target = copy(target, strlen(target)),
         .folder = copy(in->path, strlen(in->path)),
         .name = copy(name, strlen(name)),
     };
+    push(links) = link;
+    struct link **last = tsearch(link, &links_by_name, by_name);
+    if (!last) fail(LIMIT, ENOMEM, "tsearch", NULL, "the layer needs too much memory");
+    if (*last != link) (*last)->settled = true;
+    *last = link;
 }
 
 // A whiteout speaks of lower layers only, wherever it stands in the tar, so all of them wait for the end.
@@ -301,52 +321,109 @@ void tree_add(const struct member *member) {
 
 // ---- the end
 
+// Makes the link, unless a later entry has taken its name or the place of its folder; returns whether it is settled.
+static bool settle_link(struct link *link) {
+    struct link *missing = NULL;
+    blame = link->name;
+    const struct folder *in = folder_at(OWN, link->folder, false);
+    link->settled = !in || faccessat(in->fd, link->name, F_OK, AT_SYMLINK_NOFOLLOW) == 0 ||
+                    make_link(link->target, in->fd, link->name, &missing);
+    if (!link->settled && missing && missing != link) {
+        link->waits = true;
+        link->next = missing->waiting;
+        missing->waiting = link;
+    }
+    return link->settled;
+}
+
+// With those that have waited for it, and so on.
+static bool settle_chain(struct link *first) {
+    if (!settle_link(first)) return false;
+    for (struct link *ready = first->waiting; ready;) {
+        struct link *link = ready;
+        ready = link->next;
+        link->waits = false;
+        if (!settle_link(link)) continue;
+        while (link->waiting) {
+            struct link *waiting = link->waiting;
+            link->waiting = waiting->next;
+            waiting->next = ready;
+            ready = waiting;
+        }
+    }
+    first->waiting = NULL;
+    return true;
+}
+
 static void finish_links(void) {
-    // A chain can stand in the tar in either order: forwards, then backwards, until neither finds anything.
-    bool progress = true;
-    for (bool backwards = false; progress || backwards; backwards = !backwards) {
+    bool progress = links.count > 0;
+    // A link to a symlink can be the way to the target of another, which nobody can know before.
+    for (int round = 0; progress; round++) {
+        if (round == MAX_ROUNDS) fail(LIMIT, 0, NULL, blame, "the hard links lead through each other too often");
         progress = false;
         for (size_t k = 0; k < links.count; k++) {
-            struct link *link = &links.at[backwards ? links.count - 1 - k : k];
-            if (link->settled) continue;
-            blame = link->name;
-            const struct folder *in = folder_at(OWN, link->folder, false);
-            // A later entry that took the name, or the place of its folder, wins.
-            link->settled = !in || faccessat(in->fd, link->name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
-            if (link->settled || !make_link(link->target, in->fd, link->name)) continue;
-            link->settled = progress = true;
+            if (k % PIECE == 0) allow_time();
+            struct link *link = links.at[k];
+            if (!link->settled && !link->waits && settle_chain(link)) progress = true;
         }
     }
     for (size_t k = 0; k < links.count; k++) {
-        if (links.at[k].settled) continue;
-        cleanup_free char *path = join(links.at[k].folder, links.at[k].name);
-        report("hardlink", links.at[k].target, path);
+        const struct link *link = links.at[k];
+        if (link->settled) continue;
+        cleanup_free char *path = join(link->folder, link->name);
+        report("hardlink", link->target, path);
     }
 }
 
-static int compare(const void *one, const void *other) { return strcmp(one, other); }
+// Of an opaque folder's path, with the hash that finds it: so asking for all the folders above one takes time linear in
+// its length.
+struct opaque {
+    const char *path;
+    size_t length;
+    uint64_t hash;
+};
+
+static uint64_t hash_start; // nobody who makes tars knows it
+
+static uint64_t hash_on(uint64_t hash, char byte) { return (hash ^ (unsigned char)byte) * 0x100000001b3; }
+
+static int compare(const void *one, const void *other) {
+    const struct opaque *a = one, *b = other;
+    if (a->hash != b->hash) return a->hash < b->hash ? -1 : 1;
+    if (a->length != b->length) return a->length < b->length ? -1 : 1;
+    return memcmp(a->path, b->path, a->length);
+}
 
 static void make_opaque(int dir, char *path) {
     const char *key = options.trusted ? "trusted.overlay.opaque" : "user.overlay.opaque";
     blame = path;
     if (fchdir(dir) < 0) fail_io("fchdir");
     if (lsetxattr(".", key, "y", 1, 0) < 0) fail_io("setxattr");
-    if (!tsearch(path, &opaque_folders, compare)) fail_io("tsearch");
+    struct opaque *opaque = grow(NULL, sizeof *opaque);
+    *opaque = (struct opaque){.path = path, .length = strlen(path), .hash = hash_start};
+    for (const char *byte = path; *byte; byte++) opaque->hash = hash_on(opaque->hash, *byte);
+    struct opaque **found = tsearch(opaque, &opaque_folders, compare);
+    if (!found) fail_io("tsearch");
+    if (*found != opaque) free(opaque);
 }
 
 // Whether the folder, or one above it, is opaque.
 static bool is_opaque(const char *folder) {
-    cleanup_free char *path = copy(folder, strlen(folder));
-    for (const char *above = path; !tfind(path, &opaque_folders, compare);) {
-        if (!*path) return false;
-        split(path, &above);
-        if (!*above) *path = '\0';
+    struct opaque above = {.path = folder, .hash = hash_start};
+    if (!opaque_folders) return false;
+    for (;; above.length++) {
+        char byte = folder[above.length];
+        bool whole = above.length == 0 || byte == '/' || byte == '\0';
+        if (whole && tfind(&above, &opaque_folders, compare)) return true;
+        if (!byte) return false;
+        above.hash = hash_on(above.hash, byte);
     }
-    return true;
 }
 
 static void finish_whiteouts(void) {
+    if (getrandom(&hash_start, sizeof hash_start, 0) < 0) fail_io("getrandom");
     for (size_t k = 0; k < opaque_requests.count; k++) {
+        if (k % PIECE == 0) allow_time();
         blame = opaque_requests.at[k];
         const struct folder *folder = folder_at(OWN, opaque_requests.at[k], false);
         if (folder) make_opaque(folder->fd, opaque_requests.at[k]);
@@ -354,6 +431,7 @@ static void finish_whiteouts(void) {
     // Where the layer has a folder of that name, its own contents stay and the lower one's go: it is opaque. Where
     // it has something else, that hides the lower one already.
     for (size_t k = 0; k < whiteouts.count; k++) {
+        if (k % PIECE == 0) allow_time();
         struct whiteout *whiteout = &whiteouts.at[k];
         blame = whiteout->name;
         const struct folder *in = folder_at(OWN, whiteout->folder, false);
@@ -367,6 +445,7 @@ static void finish_whiteouts(void) {
     }
     // In an opaque folder there is nothing left to hide, and overlayfs would list the device there (`c?????????`).
     for (size_t k = 0; k < whiteouts.count; k++) {
+        if (k % PIECE == 0) allow_time();
         const struct whiteout *whiteout = &whiteouts.at[k];
         if (whiteout->settled || is_opaque(whiteout->folder)) continue;
         blame = whiteout->name;
@@ -375,7 +454,7 @@ static void finish_whiteouts(void) {
         if (in && mknodat(in->fd, whiteout->name, S_IFCHR, 0) < 0 && errno != EEXIST) fail_io("mknodat");
     }
     // overlayfs merges the roots of its layers whatever their marks, so leaving out what is below is the caller's.
-    if (tfind("", &opaque_folders, compare)) report("opaque", ".", NULL);
+    if (is_opaque("")) report("opaque", ".", NULL);
 }
 
 static void report_implicits(void) {
@@ -396,6 +475,7 @@ static void report_implicits(void) {
 // Setting a folder's times leaves those of the folder above alone, so the order is the tar's: the last entry wins.
 static void finish_times(void) {
     for (size_t k = 0; k < times.count; k++) {
+        if (k % PIECE == 0) allow_time();
         const struct folder_time *time = &times.at[k];
         struct stat there;
         blame = time->path;

@@ -34,7 +34,7 @@ const harnesses = [
     title: "the supervisor's reader of messages",
     sources: ["fuzz_message.c", "plan.c", "descriptor.c"]
   },
-  { name: "path", title: "the paths of a tar", sources: ["fuzz_path.c"] }
+  { name: "path", title: "the paths of a tar", sources: ["fuzz_path.c", "remove.c"] }
 ] as const
 
 type Harness = (typeof harnesses)[number]

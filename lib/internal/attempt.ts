@@ -1,5 +1,18 @@
 import * as Effect from "effect/Effect"
-import { type BerthError, isBerthError } from "../BerthError.ts"
+import { type BerthError, isBerthError, OperationFailed } from "../BerthError.ts"
+import { EMFILE, ENFILE } from "./errno.ts"
+
+/** Any call of node:fs may meet the limit of open files, whatever it is for. */
+const limitOf = (error: unknown): OperationFailed | undefined => {
+  const {
+    code,
+    path = "file",
+    syscall = "open"
+  } = error as { code?: string; path?: string; syscall?: string }
+  const errno = code === "EMFILE" ? EMFILE : code === "ENFILE" ? ENFILE : undefined
+  if (errno !== undefined)
+    return new OperationFailed({ operation: path, index: -1, syscall, errno, hint: "" })
+}
 
 /**
  * A synchronous body that throws Berth's errors, as an effect that fails with them. What compiles a plan is written so:
@@ -10,6 +23,7 @@ export const attempt = <A>(body: () => A): Effect.Effect<A, BerthError> =>
     try {
       return Effect.succeed(body())
     } catch (error) {
-      return isBerthError(error) ? Effect.fail(error) : Effect.die(error)
+      const failure = isBerthError(error) ? error : limitOf(error)
+      return failure === undefined ? Effect.die(error) : Effect.fail(failure)
     }
   })

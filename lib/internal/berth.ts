@@ -122,7 +122,10 @@ export const makeState = (
         0,
         0o600
       )
-      if (lock < 0) throw Object.assign(new Error("lock"), { syscall: "openat2", errno: lock })
+      if (lock < 0) {
+        fs.rmdirSync(made)
+        throw Object.assign(new Error("lock"), { syscall: "openat2", errno: lock })
+      }
       native().flock(lock, LOCK_EX | LOCK_NB)
       fs.mkdirSync(`${made}/empty`)
       fs.mkdirSync(`${made}/dev`)
@@ -186,12 +189,23 @@ const supervised = (
 ): Effect.Effect<Supervised, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const { state, lock } = yield* makeState(folder)
-    yield* sweep(folder, state)
-    yield* sweepProfiles(folder)
-    const layers = yield* Effect.try({
-      try: () => layersFolder(folder, rootless, ids),
-      catch: (cause) => storage(`layers folder ${folder}/layers`, cause)
-    })
+    // Where that cannot be done now (this program may open no more files), a sweep does it.
+    const removeState = Effect.ignore(Effect.try(() => fs.rmSync(state, { recursive: true, force: true })))
+    const layers = yield* sweep(folder, state).pipe(
+      Effect.zipRight(sweepProfiles(folder)),
+      Effect.zipRight(
+        Effect.try({
+          try: () => layersFolder(folder, rootless, ids),
+          catch: (cause) => storage(`layers folder ${folder}/layers`, cause)
+        })
+      ),
+      Effect.onError(() =>
+        Effect.zipRight(
+          removeState,
+          Effect.sync(() => native().close(lock))
+        )
+      )
+    )
     const holds = Holds.make(folder, layers, state)
     const mode = !rootless ? "root" : ids.uids.length > 1 ? "ranges" : "single-id"
     const map = (pid: number) => Ids.writeMaps(pid, ids)
@@ -202,9 +216,7 @@ const supervised = (
     const warming = Effect.sync(() => Seccomp.warm(folder))
     const supervisor = yield* Effect.acquireRelease(
       // While the supervisor sets itself up, there is time.
-      Effect.zipLeft(starting, warming, { concurrent: true }).pipe(
-        Effect.tapError(() => Effect.sync(() => fs.rmSync(state, { recursive: true, force: true })))
-      ),
+      Effect.zipLeft(starting, warming, { concurrent: true }).pipe(Effect.tapError(() => removeState)),
       // One that was killed, or could not remove something, leaves its folder: another one takes that at once.
       (started) =>
         Effect.zipRight(

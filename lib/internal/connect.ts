@@ -7,7 +7,7 @@ import * as Plan from "../Plan.ts"
 import { attempt } from "./attempt.ts"
 import { flagsOf } from "./namespaces.ts"
 import { native } from "./native.ts"
-import { Input, makeSocketPair, Output } from "./pipe.ts"
+import { duplicate, Input, makeSocketPair, Output, takeDescriptor } from "./pipe.ts"
 import { scopedUnit } from "./unit.ts"
 
 export interface Connection {
@@ -35,18 +35,12 @@ const connectBy = (
       scopedUnit(berth, berth.supervisor.nextId(), `connection to ${container.id}`, plan, descriptors),
       Effect.sync(() => native().close(theirs))
     )
-    const [, fd] = native().receive(ours, new Uint8Array(1))
-    const connection = {
-      input: new Output(fd, container.id),
-      output: new Input(fd < 0 ? -1 : native().duplicate(fd))
-    }
-    yield* Effect.addFinalizer(() =>
-      Effect.sync(() => {
-        connection.input.close()
-        connection.output.close()
-      })
-    )
-    return connection
+    const fd = yield* attempt(() => takeDescriptor(ours))
+    const input = new Output(fd, container.id)
+    yield* Effect.addFinalizer(() => Effect.sync(() => input.close()))
+    const output = new Input(yield* attempt(() => duplicate(fd)))
+    yield* Effect.addFinalizer(() => Effect.sync(() => output.close()))
+    return { input, output }
   })
 
 /**

@@ -96,8 +96,6 @@ const SIGKILL = 9
 
 const OUTPUT_BYTES_MAX = 16 * 1024 * 1024
 
-const utf8 = new TextDecoder()
-
 /** Reads both streams to their ends while the process runs; too much of either ends it. */
 const buffered = (container: Container, options: BufferOptions): Effect.Effect<Result, BerthError> => {
   const max = options.maxOutputBytes ?? OUTPUT_BYTES_MAX
@@ -105,17 +103,14 @@ const buffered = (container: Container, options: BufferOptions): Effect.Effect<R
   const read = (output: typeof stdout, name: string): Effect.Effect<string, BerthError> =>
     output === undefined
       ? Effect.succeed("")
-      : Effect.map(
-          output.collect(
-            max,
-            () =>
-              new ContainerError({
-                reason: "OutputTooLong",
-                container: container.id,
-                detail: `more than ${max} bytes on ${name}: raise maxOutputBytes, or read it as a stream`
-              })
-          ),
-          (bytes) => utf8.decode(bytes)
+      : output.collect(
+          max,
+          () =>
+            new ContainerError({
+              reason: "OutputTooLong",
+              container: container.id,
+              detail: `more than ${max} bytes on ${name}: raise maxOutputBytes, or read it as a stream`
+            })
         )
   return Effect.map(
     Effect.all([read(stdout, "stdout"), read(stderr, "stderr"), container.exit], {

@@ -44,6 +44,7 @@ const table: Readonly<Record<number, readonly [name: string, text: string]>> = {
   98: ["EADDRINUSE", "address in use"],
   104: ["ECONNRESET", "connection reset"],
   107: ["ENOTCONN", "not connected"],
+  109: ["ETOOMANYREFS", "too many open files in messages that nobody has read"],
   110: ["ETIMEDOUT", "timed out"],
   111: ["ECONNREFUSED", "connection refused"],
   116: ["ESTALE", "stale file handle"],
@@ -53,6 +54,15 @@ const table: Readonly<Record<number, readonly [name: string, text: string]>> = {
 export const errnoName = (errno: number): string => table[errno]?.[0] ?? `errno ${errno}`
 
 export const describeErrno = (errno: number): string => table[errno]?.[1] ?? "see errno(3)"
+
+const advice: Readonly<Record<number, string>> = {
+  23: "The machine has as many files open as fs.file-max allows: close some, or raise it with sysctl",
+  24: "This program, or its supervisor, has as many files open as its limit allows: close what is not used any more, or raise the limit (ulimit -n, or LimitNOFILE in a unit of systemd)",
+  109: "The processes of this user, which those in its containers are, send as many open files to each other as the limit of open files allows: end what does, or raise the limit (ulimit -n)"
+}
+
+/** What to do about it, whatever has failed with it: it is a limit of the machine's or of the program's. */
+export const adviceOf = (errno: number): string | undefined => advice[errno]
 
 export const EPERM = 1
 export const ENOENT = 2
@@ -70,6 +80,8 @@ export const EXDEV = 18
 export const ENODEV = 19
 export const ENOTDIR = 20
 export const EINVAL = 22
+export const ENFILE = 23
+export const EMFILE = 24
 export const EFBIG = 27
 export const ENOSPC = 28
 export const EROFS = 30
@@ -77,6 +89,7 @@ export const EPIPE = 32
 export const ENAMETOOLONG = 36
 export const ENOSYS = 38
 export const ELOOP = 40
+export const ENODATA = 61
 export const ELIBACC = 79
 export const EDQUOT = 122
 export const ECONNRESET = 104

@@ -11,6 +11,7 @@ import * as FiberRef from "effect/FiberRef"
 import { ImageError } from "../BerthError.ts"
 import type * as Plan from "../Plan.ts"
 import { describeErrno, EAGAIN, EINTR, errnoName } from "./errno.ts"
+import { isFolder } from "./hostFiles.ts"
 import { AT_FDCWD, LOCK_EX, LOCK_NB, LOCK_SH, native, O_DIRECTORY } from "./native.ts"
 import type { Guard } from "./supervisor.ts"
 
@@ -198,8 +199,15 @@ const layersIn = (holds: Holds, plan: Plan.Plan): ReadonlyArray<string> => {
   return found
 }
 
+/** What cannot be read may say that something is in use: only where there is nothing to read, nothing is. */
+const orIfMissing = <A>(error: unknown, instead: A): A => {
+  const { code } = error as { code?: unknown }
+  if (code !== "ENOENT" && code !== "ENOTDIR") throw error
+  return instead
+}
+
 const gone = (layers: ReadonlyArray<string>): ImageError | undefined => {
-  const missing = layers.find((layer) => !fs.existsSync(layer))
+  const missing = layers.find((layer) => !isFolder(layer))
   return missing === undefined
     ? undefined
     : new ImageError({
@@ -228,16 +236,16 @@ const isAlive = (state: string): boolean => {
     } finally {
       fs.closeSync(fd)
     }
-  } catch {
-    return false
+  } catch (error) {
+    return orIfMissing(error, false)
   }
 }
 
 const readLines = (path: string): ReadonlyArray<string> => {
   try {
     return fs.readFileSync(path, "utf8").split("\n")
-  } catch {
-    return []
+  } catch (error) {
+    return orIfMissing(error, [])
   }
 }
 

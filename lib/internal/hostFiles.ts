@@ -56,3 +56,11 @@ export const list = (folder: string): ReadonlyArray<string> => {
     return []
   }
 }
+
+export const isFolder = (path: string): boolean => {
+  try {
+    return fs.statSync(path).isDirectory()
+  } catch {
+    return false
+  }
+}

@@ -178,6 +178,7 @@ export const assemble = <R>(
           return ImageLayer.unpack({
             maxBytes: limits.maxBytes,
             maxEntries: limits.maxEntries,
+            maxCpuSeconds: limits.maxCpuSeconds,
             descriptor,
             diffId: resolved.diffIds[i]!,
             blob: path
@@ -306,6 +307,7 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
       (layer, phase) => stepOf(layer).enter(phase)
     ).pipe(Store.healing(berth, resolved.manifest.layers, (layer) => blob(layer, Store.isIntact)))
     // The manifest of this platform rather than the index: every blob that the layout then names is there.
+    yield* Store.repair(berth)
     yield* Store.tag(berth, Reference.print(parsed), Descriptors.ofResolved(resolved))
     return image
   }).pipe(Effect.scoped, Store.keeping)

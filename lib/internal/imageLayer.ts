@@ -13,13 +13,18 @@ import * as Implicit from "./implicit.ts"
 import * as Notes from "./layerNotes.ts"
 import { hashFile, mismatch } from "./layout.ts"
 import * as Oci from "./oci.ts"
-import { io, isNotFound, oneAtATime, storageDetail, tryFileLock, withFileLock } from "./storeFiles.ts"
+import { clearWay, io, isFolder, oneAtATime, storageDetail, tryFileLock, withFileLock } from "./storeFiles.ts"
 import { Berth } from "./tag.ts"
 import { scopedUnit } from "./unit.ts"
 import * as Unpacker from "./unpacker.ts"
 
 export const defaultMaxBytes = 64 * 1024 ** 3
 const defaultMaxEntries = 10_000_000
+const defaultMaxCpuSeconds = 60
+
+/** What a compressed layer may become unless `maxBytes` says more. Layers of programs and text are 2 to 20 times as long. */
+const freeBytes = 1024 ** 3
+const expansionMax = 200
 
 const layersFolder = (berth: Berth) => berth.layers
 /** Where layers are by their diff ids. */
@@ -51,11 +56,7 @@ const makeFolders = (berth: Berth) =>
 /** Complete, since the name is given to a layer only when it is whole. */
 export const isUnpacked = (berth: Berth, diffId: Digest): Effect.Effect<boolean, ImageError> => {
   const path = layerFolder(berth, diffId)
-  return berth.fileSystem.stat(path).pipe(
-    Effect.map((info) => info.type === "Directory"),
-    Effect.catchIf(isNotFound, () => Effect.succeed(false)),
-    io(path)
-  )
+  return io(path)(isFolder(berth.fileSystem, path))
 }
 
 export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthError, Berth> =>
@@ -90,7 +91,7 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
       const report = yield* unpackInto(berth, temporary, options.blob, compression, options, digest)
       yield* check(berth, options.blob, digest, diffId, report)
       yield* Notes.save(berth, folder, report)
-      yield* io(folder)(fs.rename(temporary, folder))
+      yield* io(folder)(Effect.zipRight(clearWay(fs, folder, "Directory"), fs.rename(temporary, folder)))
     }).pipe(Effect.scoped)
     yield* underLock(berth, diffId, work)
     return layer
@@ -113,12 +114,28 @@ export const unpackInto = (
   directory: string,
   blob: string,
   compression: Compression,
-  { maxBytes = defaultMaxBytes, maxEntries = defaultMaxEntries }: Limits,
+  limits: Limits,
   subject: string
 ): Effect.Effect<Report, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
     yield* Implicit.ownedFolder(berth, directory)
-    const text = yield* Unpacker.unpack({ blob, directory, compression, maxBytes, maxEntries })
+    const maxBytes =
+      limits.maxBytes ??
+      (compression === "none"
+        ? defaultMaxBytes
+        : Math.min(
+            defaultMaxBytes,
+            freeBytes + expansionMax * Number((yield* io(blob)(berth.fileSystem.stat(blob))).size)
+          ))
+    const { maxCpuSeconds = defaultMaxCpuSeconds, maxEntries = defaultMaxEntries } = limits
+    const text = yield* Unpacker.unpack({
+      blob,
+      directory,
+      compression,
+      maxBytes,
+      maxEntries,
+      maxCpuSeconds
+    })
     return yield* readReport(subject, directory, text)
   })
 
@@ -143,7 +160,12 @@ export const unpackUnknown = (
       if (yield* isUnpacked(berth, diffId)) return
       yield* Notes.save(berth, folder, report)
       // Where it may not be moved, as by somebody who is not root and a root that is 0555, it is unpacked again.
-      yield* Effect.ignore(berth.fileSystem.rename(temporary, folder))
+      yield* Effect.ignore(
+        Effect.zipRight(
+          clearWay(berth.fileSystem, folder, "Directory"),
+          berth.fileSystem.rename(temporary, folder)
+        )
+      )
     })
     yield* underLock(berth, diffId, place)
     return diffId

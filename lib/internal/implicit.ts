@@ -14,7 +14,7 @@ import { type BerthError, ImageError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
 import * as Holds from "./holds.ts"
 import * as Ids from "./ids.ts"
-import { io } from "./storeFiles.ts"
+import { clearWay, io, isFolder } from "./storeFiles.ts"
 import { scopedUnit } from "./unit.ts"
 
 /**
@@ -45,40 +45,58 @@ const metadataOf = (stats: Stats): Metadata => ({
 })
 
 /** What a layer has at a path, no link followed: a folder, nothing, or something that hides what is below. */
-const look = async (folder: string, path: string): Promise<Stats | "nothing" | "hidden"> => {
-  let current = folder
-  let stats: Stats | undefined
-  for (const part of path.split("/")) {
-    current = `${current}/${part}`
-    try {
-      stats = await fs.lstat(current)
-    } catch (cause) {
-      if ((cause as { code?: unknown }).code === "ENOENT") {
-        return "nothing"
-      }
-      throw cause
+type Found = Stats | "nothing" | "hidden"
+
+interface Place {
+  readonly found: Found
+  readonly inner: Map<string, Place>
+}
+
+/** A layer with what has been looked at in it, so that nothing is twice: layers can name deep folders over and over. */
+interface Looked extends Layer {
+  readonly top: Place
+}
+
+const lookAt = async (path: string): Promise<Found> => {
+  try {
+    const stats = await fs.lstat(path)
+    return stats.isDirectory() ? stats : "hidden"
+  } catch (cause) {
+    if ((cause as { code?: unknown }).code === "ENOENT") {
+      return "nothing"
     }
-    if (!stats.isDirectory()) {
-      return "hidden"
-    }
+    throw cause
   }
-  return stats ?? "nothing"
+}
+
+const look = async ({ folder, top }: Looked, parts: ReadonlyArray<string>): Promise<Found> => {
+  let current = folder
+  let place = top
+  for (const part of parts) {
+    current = `${current}/${part}`
+    const inner = place.inner.get(part) ?? { found: await lookAt(current), inner: new Map() }
+    place.inner.set(part, inner)
+    place = inner
+    if (typeof place.found === "string") break
+  }
+  return place.found
 }
 
 /** What an image shows of a folder, and what it should: the layers are given highest first. */
 const compare = async (
-  layers: ReadonlyArray<Layer>,
+  layers: ReadonlyArray<Looked>,
   path: string
 ): Promise<{ readonly shown: Metadata | undefined; readonly meant: Metadata | undefined }> => {
+  const parts = path.split("/")
   let shown: Metadata | undefined
-  for (const { folder, implicit } of layers) {
-    const found = await look(folder, path)
+  for (const layer of layers) {
+    const found = await look(layer, parts)
     if (found === "hidden") {
       break
     }
     if (found !== "nothing") {
       shown ??= metadataOf(found)
-      if (implicit !== "all" && !implicit.has(path)) {
+      if (layer.implicit !== "all" && !layer.implicit.has(path)) {
         return { shown, meant: metadataOf(found) }
       }
     }
@@ -93,14 +111,20 @@ const pathsOf = ({ implicit }: Layer): ReadonlyArray<string> =>
 
 /** Every folder of the layer that is needed, with its parents, parents first; none where all is as it should be. */
 const design = async (
-  layers: ReadonlyArray<Layer>
+  given: ReadonlyArray<Layer>
 ): Promise<ReadonlyArray<readonly [path: string, metadata: Metadata]>> => {
+  const layers = given.map((layer): Looked => {
+    return { ...layer, top: { found: "nothing", inner: new Map() } }
+  })
   const wrong = new Set<string>()
   for (const path of new Set(layers.flatMap(pathsOf))) {
     const { meant, shown } = await compare(layers, path)
     if (shown !== undefined && meant !== undefined && differ(shown, meant)) {
       for (let end = path.length; end > 0; end = path.lastIndexOf("/", end - 1)) {
-        wrong.add(path.slice(0, end))
+        const folder = path.slice(0, end)
+        // With those above it.
+        if (wrong.has(folder)) break
+        wrong.add(folder)
       }
     }
   }
@@ -204,9 +228,14 @@ export const temporaryOf = (target: string): string => {
 
 /** Gives a layer its name. Somebody else may have been faster. */
 export const place = (berth: Berth, temporary: string, target: string): Effect.Effect<void, ImageError> =>
-  Effect.catchAll(io(target)(berth.fileSystem.rename(temporary, target)), (error) =>
-    Effect.flatMap(io(target)(berth.fileSystem.exists(target)), (there) =>
-      there ? Effect.void : Effect.fail(error)
+  io(target)(
+    Effect.zipRight(
+      clearWay(berth.fileSystem, target, "Directory"),
+      Effect.catchAll(berth.fileSystem.rename(temporary, target), (error) =>
+        Effect.flatMap(isFolder(berth.fileSystem, target), (there) =>
+          there ? Effect.void : Effect.fail(error)
+        )
+      )
     )
   )
 
@@ -222,7 +251,7 @@ export const correction = (
     }
     const { folders, target } = correction.value
     yield* Holds.hold(berth.holds, [target])
-    if (yield* io(target)(berth.fileSystem.exists(target))) {
+    if (yield* io(target)(isFolder(berth.fileSystem, target))) {
       return Option.some(target)
     }
     yield* io(target)(berth.fileSystem.makeDirectory(parentFolder(berth), { recursive: true }))

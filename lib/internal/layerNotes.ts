@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type { Berth } from "../Berth.ts"
-import type { ImageError } from "../BerthError.ts"
+import { ImageError } from "../BerthError.ts"
 import { io, readBounded, replaceFile } from "./storeFiles.ts"
 
 /** A hard link to a file that the layer does not have. Both paths are percent-encoded, as names need not be UTF-8. */
@@ -50,11 +50,15 @@ export const save = (berth: Berth, folder: string, notes: Notes): Effect.Effect<
   )
 }
 
-export const load = (berth: Berth, folder: string): Effect.Effect<Notes, ImageError> =>
-  Effect.map(readBounded(berth.fileSystem, `${folder}.implicit`, folder, maxBytes), (bytes) => {
-    const read = Option.flatMap(bytes, (some) =>
-      Schema.decodeUnknownOption(File)(new TextDecoder().decode(some))
-    )
-    const notes = Option.getOrElse(read, () => [])
-    return "links" in notes ? notes : { implicit: notes, links: [] }
+export const load = (berth: Berth, folder: string): Effect.Effect<Notes, ImageError> => {
+  const path = `${folder}.implicit`
+  return Effect.flatMap(readBounded(berth.fileSystem, path, folder, maxBytes), (bytes) => {
+    if (Option.isNone(bytes)) return Effect.succeed({ implicit: [], links: [] })
+    const notes = Schema.decodeUnknownOption(File)(new TextDecoder().decode(bytes.value))
+    if (Option.isNone(notes)) {
+      const detail = `${path} is not as Berth wrote it: remove it and ${folder}, and get the image again`
+      return new ImageError({ reason: "Corrupt", subject: folder, detail })
+    }
+    return Effect.succeed("links" in notes.value ? notes.value : { implicit: notes.value, links: [] })
   })
+}

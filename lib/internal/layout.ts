@@ -123,7 +123,8 @@ export const checkBlob = (
       isNotFound(error) ? missing(digest, folder) : storageError(digest, folder)(error)
     )
     if (info.type !== "File") {
-      return yield* new ImageError({ reason: "Corrupt", subject: digest, detail: `${path} is not a file` })
+      const detail = `${path} is not a file: move it away, and pull or load the image again`
+      return yield* new ImageError({ reason: "Corrupt", subject: digest, detail })
     }
     if (Number(info.size) !== descriptor.size) {
       return yield* mismatch(digest, "its size", `${descriptor.size} bytes`, `${info.size} bytes`)

@@ -29,7 +29,7 @@ import {
   RESOLVE_NO_MAGICLINKS,
   RESOLVE_NO_SYMLINKS
 } from "./native.ts"
-import { io } from "./storeFiles.ts"
+import { io, isFolder } from "./storeFiles.ts"
 import * as tar from "./tar.ts"
 import { scopedUnit } from "./unit.ts"
 
@@ -170,6 +170,23 @@ const findTarget = (target: Uint8Array, whole: number, lower: number | undefined
   })
 }
 
+/** Where a chain of links that wait for each other ends. What one has found, all that lead to it know. */
+const endsOf = (own: string, links: ReadonlyArray<Link>): ((link: Link) => string) => {
+  const targets = new Map(links.map(([target, path]) => [path, target]))
+  const ends = new Map<string, string>()
+  return (link) => {
+    const passed = new Set<string>()
+    let end = link[0]
+    for (let next = targets.get(end); next !== undefined; next = targets.get(end)) {
+      if (passed.has(end)) corrupt(own, link, "which leads back to it")
+      passed.add(end)
+      end = ends.get(end) ?? next
+    }
+    for (const path of passed) ends.set(path, end)
+    return end
+  }
+}
+
 /** Which links are to the same file, whatever path leads there. */
 const groupsOf = (
   own: string,
@@ -177,21 +194,12 @@ const groupsOf = (
   whole: number,
   lower: number | undefined
 ): ReadonlyArray<Group> => {
-  const targets = new Map(links.map(([target, path]) => [path, target]))
+  const endOf = endsOf(own, links)
   const groups = new Map<string, Group>()
   for (const link of links) {
     const path = bytesOf(link[1])
     if (!hasFolder(whole, path)) continue
-    // A link to a link that waits as well.
-    let target = link[0]
-    for (
-      let next = targets.get(target), left = targets.size;
-      next !== undefined;
-      next = targets.get(target)
-    ) {
-      if (left-- === 0) corrupt(own, link, "which leads back to it")
-      target = next
-    }
+    const target = endOf(link)
     const found = findTarget(bytesOf(target), whole, lower)
     if (found === undefined) return corrupt(own, link, "which neither its layer has nor one below")
     if (found.isFolder) corrupt(own, link, "which is a folder")
@@ -206,9 +214,12 @@ const groupsOf = (
 const foldersOf = (groups: ReadonlyArray<Group>): ReadonlyArray<Uint8Array> => {
   const found = new Map<string, Uint8Array>()
   for (const path of groups.flatMap(({ names }) => names))
-    for (const at of slashes(path)) {
+    for (const at of slashes(path).toReversed()) {
       const folder = path.subarray(0, at)
-      found.set(Buffer.from(folder).toString("latin1"), folder)
+      const key = Buffer.from(folder).toString("latin1")
+      // With those above it.
+      if (found.has(key)) break
+      found.set(key, folder)
     }
   return [NOTHING, ...[...found.keys()].sort().map((key) => found.get(key)!)]
 }
@@ -244,7 +255,7 @@ export const complete = (
   Effect.gen(function* () {
     if (completes === undefined) return
     yield* Holds.hold(berth.holds, [folder])
-    if (yield* io(folder)(berth.fileSystem.exists(folder))) return
+    if (yield* io(folder)(isFolder(berth.fileSystem, folder))) return
     const { below, links, own } = completes
     const whole = yield* merged(berth, [...below, own])
     const lower = below.length === 0 ? undefined : yield* merged(berth, below)

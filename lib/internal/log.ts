@@ -1,5 +1,16 @@
 /** A container's log: both outputs, line by line with the time of their coming, kept in memory and, if asked, on disk. */
-import { appendFileSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync } from "node:fs"
+import {
+  appendFileSync,
+  closeSync,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readSync,
+  renameSync,
+  rmSync,
+  statSync
+} from "node:fs"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -8,12 +19,39 @@ import { type BerthError, OperationFailed } from "../BerthError.ts"
 import type { LogEntry, LogFiles, LogsOptions } from "../Container.ts"
 import * as Loop from "./loop.ts"
 import type { Output } from "./pipe.ts"
+import { Lines } from "./text.ts"
+import * as Turn from "./turn.ts"
 
-/** What is kept in memory: the newest lines, up to so many bytes of text. */
-const MEMORY_BYTES_MAX = 1024 * 1024
+/**
+ * What is kept in memory: the newest lines, up to so many characters. Each counts some more than it has, which is what an
+ * entry without any takes; of what is too much, more is dropped than has to be, so that it is dropped seldom.
+ */
+const MEMORY_MAX = 4 * 1024 * 1024
+const MEMORY_LEFT = 3 * 1024 * 1024
+const ENTRY = 100
 
 /** A longer line is cut into several entries. */
 const LINE_MAX = 16 * 1024
+
+/** So many entries, or so many bytes of a file, are one step of a stream. */
+const STEP_ENTRIES = 4096
+const STEP_BYTES = 64 * 1024
+
+const entriesOf = (lines: ReadonlyArray<string>): ReadonlyArray<LogEntry> =>
+  lines.flatMap((line) => {
+    try {
+      return [JSON.parse(line) as LogEntry]
+    } catch {
+      // Where the disk was full, or the program was killed, the rest of it is missing.
+      return []
+    }
+  })
+
+/** Entries that were there at a time, however late they are read. */
+interface Past {
+  readonly entries: Stream.Stream<LogEntry, BerthError>
+  readonly close: () => void
+}
 
 /** Lines of JSON in a file that is rotated: `log`, `log.1`, and so on, the highest number the oldest. */
 class Files {
@@ -57,42 +95,43 @@ class Files {
     this.size = 0
   }
 
-  read(): ReadonlyArray<LogEntry> {
+  /** What they have now, from the oldest on; it is read when it is asked for. */
+  past(): Past {
     const names = Array.from({ length: this.options.maxFiles ?? 3 }, (_, k) =>
       k === 0 ? this.path : `${this.path}.${k}`
     )
-    return names
-      .toReversed()
-      .filter((name) => existsSync(name))
-      .flatMap((name) => readFileSync(name, "utf8").split("\n"))
-      .flatMap((line) => (line === "" ? [] : [JSON.parse(line) as LogEntry]))
-  }
-}
-
-/** From bytes to lines of one output; a character may come in two parts, a line in many. */
-class Lines {
-  private readonly decoder = new TextDecoder()
-  private rest = ""
-
-  take(bytes: Uint8Array): ReadonlyArray<string> {
-    return this.split(this.decoder.decode(bytes, { stream: true }))
-  }
-
-  end(): ReadonlyArray<string> {
-    const lines = this.split(this.decoder.decode())
-    const rest = this.rest
-    this.rest = ""
-    return rest === "" ? lines : [...lines, rest]
-  }
-
-  private split(text: string): ReadonlyArray<string> {
-    const lines = (this.rest + text).split("\n")
-    this.rest = lines.pop()!
-    while (this.rest.length > LINE_MAX) {
-      lines.push(this.rest.slice(0, LINE_MAX))
-      this.rest = this.rest.slice(LINE_MAX)
+    const files: Array<{ readonly fd: number; left: number }> = []
+    const close = (): void => {
+      for (const { fd } of files.splice(0)) closeSync(fd)
     }
-    return lines
+    try {
+      for (const name of names.reverse()) {
+        if (!existsSync(name)) continue
+        const fd = openSync(name, "r")
+        files.push({ fd, left: fstatSync(fd).size })
+      }
+    } catch (cause) {
+      close()
+      return { entries: Stream.fail(failed(cause)), close }
+    }
+    const buffer = new Uint8Array(STEP_BYTES)
+    let lines = new Lines(Number.POSITIVE_INFINITY)
+    const step = Effect.suspend((): Effect.Effect<Chunk.Chunk<LogEntry>, Option.Option<BerthError>> => {
+      const file = files[0]
+      if (file === undefined) return Effect.fail(Option.none())
+      try {
+        const n = readSync(file.fd, buffer, 0, Math.min(buffer.length, file.left), null)
+        file.left -= n
+        if (n > 0) return Effect.succeed(Chunk.unsafeFromArray(entriesOf(lines.take(buffer.subarray(0, n)))))
+        const rest = lines.end()
+        lines = new Lines(Number.POSITIVE_INFINITY)
+        closeSync(files.shift()!.fd)
+        return Effect.succeed(Chunk.unsafeFromArray(entriesOf(rest)))
+      } catch (cause) {
+        return Effect.fail(Option.some(failed(cause)))
+      }
+    })
+    return { entries: Stream.repeatEffectChunkOption(step), close }
   }
 }
 
@@ -105,11 +144,12 @@ export class Log {
   private entries: Array<LogEntry> = []
   /** How many entries have been dropped before the first of `entries`. */
   private dropped = 0
-  private bytes = 0
+  private size = 0
   private open = 0
   private failure: BerthError | undefined
   private readonly files: Files | undefined
   private waiting: Array<() => void> = []
+  private readonly lookers = new Set<(entry: LogEntry) => void>()
 
   /** Reads the outputs from here on, for as long as they last: nobody else can. Throws where there can be no files. */
   constructor(
@@ -124,10 +164,15 @@ export class Log {
     for (const stream of ["stdout", "stderr"] as const) {
       const output = outputs[stream]
       if (output === undefined) continue
-      const lines = new Lines()
+      const lines = new Lines(LINE_MAX)
       this.open++
       output.pump(
-        (bytes) => this.add(stream, lines.take(bytes)),
+        (bytes) => {
+          // Whoever waits for more gets it before there is more of it than is kept.
+          const alone = this.waiting.length === 0
+          this.add(stream, lines.take(bytes))
+          return alone
+        },
         (error) => {
           this.add(stream, lines.end())
           this.failure ??= error
@@ -143,13 +188,13 @@ export class Log {
     const time = Date.now()
     const added = lines.map((line): LogEntry => ({ time, stream, line }))
     for (const entry of added) {
-      this.bytes += entry.line.length
+      this.size += ENTRY + entry.line.length
       this.entries.push(entry)
+      for (const look of this.lookers) look(entry)
     }
-    let drop = 0
-    while (this.bytes > MEMORY_BYTES_MAX && drop < this.entries.length - 1)
-      this.bytes -= this.entries[drop++]!.line.length
-    if (drop > 0) {
+    if (this.size > MEMORY_MAX) {
+      let drop = 0
+      while (this.size > MEMORY_LEFT) this.size -= ENTRY + this.entries[drop++]!.line.length
       this.entries = this.entries.slice(drop)
       this.dropped += drop
     }
@@ -185,25 +230,81 @@ export class Log {
     return this.entries.slice(-count).map((entry) => entry.line)
   }
 
+  /** There may be much of it, and of its reader's work with it. */
+  private past(): Past {
+    const entries = this.entries.slice()
+    const { close, entries: all } = this.files?.past() ?? {
+      entries: Stream.fromIterable(entries),
+      close: () => {}
+    }
+    return { entries: Stream.mapChunksEffect(all, (chunk) => Effect.as(Turn.letOthersRun, chunk)), close }
+  }
+
+  /** Of what comes, a reader that is slower than the container misses the lines that are no longer kept. */
   stream(options: LogsOptions): Stream.Stream<LogEntry, BerthError> {
     const since = options.since === undefined ? 0 : Number(options.since)
-    return Stream.suspend(() => {
-      const past = this.files === undefined ? this.entries : this.files.read()
-      let next = this.dropped + this.entries.length
-      const selected = past.filter((entry) => entry.time >= since)
+    const begin = Effect.sync(() => ({ past: this.past(), count: this.dropped + this.entries.length }))
+    const begun = Effect.acquireRelease(begin, ({ past }) => Effect.sync(past.close))
+    const from = ({
+      count,
+      past
+    }: Effect.Effect.Success<typeof begin>): Stream.Stream<LogEntry, BerthError> => {
+      let next = count
+      const selected = Stream.filter(past.entries, (entry) => entry.time >= since)
       const shown =
-        options.tail === undefined ? selected : options.tail <= 0 ? [] : selected.slice(-options.tail)
+        options.tail === undefined ? selected : Stream.takeRight(selected, Math.max(options.tail, 0))
       const more: Effect.Effect<Chunk.Chunk<LogEntry>, Option.Option<BerthError>> = Effect.suspend(() => {
-        const from = Math.max(next - this.dropped, 0)
-        const fresh = this.entries.slice(from).filter((entry) => entry.time >= since)
-        next = this.dropped + this.entries.length
-        if (fresh.length > 0) return Effect.succeed(Chunk.unsafeFromArray(fresh))
+        const at = Math.max(next - this.dropped, 0)
+        const fresh = this.entries.slice(at, at + STEP_ENTRIES)
+        next = this.dropped + at + fresh.length
+        if (fresh.length > 0)
+          return Effect.as(
+            Turn.letOthersRun,
+            Chunk.unsafeFromArray(fresh.filter((entry) => entry.time >= since))
+          )
         if (this.failure !== undefined) return Effect.fail(Option.some(this.failure))
         if (this.open === 0) return Effect.fail(Option.none())
         return Effect.zipRight(this.changed, more)
       })
-      const history = Stream.fromIterable(shown)
-      return options.follow === true ? Stream.concat(history, Stream.repeatEffectChunkOption(more)) : history
+      return options.follow === true ? Stream.concat(shown, Stream.repeatEffectChunkOption(more)) : shown
+    }
+    return Stream.unwrapScoped(Effect.map(begun, from))
+  }
+
+  /**
+   * The entry with which so many have matched, of those that there are and those that come, and none where the log ends
+   * before. It misses nothing: what comes is looked at when it comes.
+   */
+  find(
+    matches: (entry: LogEntry) => boolean,
+    times: number
+  ): Effect.Effect<Option.Option<LogEntry>, BerthError> {
+    const begin = Effect.sync(() => {
+      let before = 0
+      const came: Array<LogEntry> = []
+      const look = (entry: LogEntry): void => {
+        if (came.length < times && matches(entry)) came.push(entry)
+      }
+      const more: Effect.Effect<Option.Option<LogEntry>, BerthError> = Effect.suspend(() => {
+        const entry = came[times - before - 1]
+        if (entry !== undefined) return Effect.succeed(Option.some(entry))
+        if (this.failure !== undefined) return Effect.fail(this.failure)
+        return this.open === 0 ? Effect.succeed(Option.none()) : Effect.zipRight(this.changed, more)
+      })
+      const { close, entries } = this.past()
+      const there = Stream.runHead(Stream.filter(entries, (entry) => matches(entry) && ++before >= times))
+      this.lookers.add(look)
+      const end = (): void => {
+        this.lookers.delete(look)
+        close()
+      }
+      return { there, more, end }
     })
+    return Effect.acquireUseRelease(
+      begin,
+      ({ more, there }) =>
+        Effect.flatMap(there, (entry) => (Option.isSome(entry) ? Effect.succeed(entry) : more)),
+      ({ end }) => Effect.sync(end)
+    )
   }
 }

@@ -1,16 +1,40 @@
 /** The one epoll thread, from JavaScript's side: who waits for which descriptor. */
 import { native } from "./native.ts"
+import * as Turn from "./turn.ts"
 
 const waiting = new Map<number, (events: number) => void>()
 let nextToken = 1
 let holds = 0
 let started = false
 
-const ready = (token: number, events: number): void => {
+/** What has come in when its turn was over. */
+let late: Array<readonly [token: number, events: number]> = []
+
+const tell = (token: number, events: number): void => {
   const resume = waiting.get(token)
   if (resume === undefined) return
   waiting.delete(token)
   resume(events)
+}
+
+const catchUp = (): void => {
+  const came = late
+  let at = 0
+  late = []
+  try {
+    do tell(...came[at++]!)
+    while (at < came.length && !Turn.isOver())
+  } finally {
+    late = [...came.slice(at), ...late]
+    if (late.length > 0) Turn.next(catchUp)
+  }
+}
+
+// A runtime calls this again and again, without going through its own loop, for as long as something is ready: one
+// container that writes without end would be all that it does.
+const ready = (token: number, events: number): void => {
+  if (late.length === 0 && !Turn.isOver()) return tell(token, events)
+  if (late.push([token, events]) === 1) Turn.next(catchUp)
 }
 
 /**

@@ -6,10 +6,11 @@ import * as Option from "effect/Option"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import { type BerthError, ContainerError, OperationFailed } from "../BerthError.ts"
-import { concat } from "./bytes.ts"
-import { EAGAIN, EIO, EPIPE } from "./errno.ts"
+import { EAGAIN, EIO, ENODATA, EPIPE } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native } from "./native.ts"
+import { Text } from "./text.ts"
+import * as Turn from "./turn.ts"
 
 /** The least room for one read, and the size of a buffer. */
 const READ_BYTES = 64 * 1024
@@ -20,6 +21,9 @@ const READS_MAX = 16
 
 // What a pipe holds: one that is full more seldom wakes its two ends more seldom.
 const PIPE_BYTES = 256 * 1024
+
+// What a pump takes with one read: work on it is short, even where each byte is a line.
+const PUMP_BYTES = 8 * 1024
 
 // From so many bytes at once, output is a flood: what follows is not waited for, but left to gather in a pipe of this
 // size, for a turn of a timer. Waking up for each of its small writes would cost more than reading them.
@@ -124,9 +128,13 @@ export class Output extends End {
 
   /**
    * Reads until there is nothing more for now: bytes go to `take`, which may say that it has enough. One that writes
-   * without end gets its turns like any other: after some reads it is waited for, although it is ready.
+   * without end gets its turns like any other: after some reads, or some time, it is waited for, although it is ready.
    */
-  private drain(take: (bytes: Uint8Array) => boolean, end: (error?: BerthError) => void): void {
+  private drain(
+    take: (bytes: Uint8Array) => boolean,
+    end: (error?: BerthError) => void,
+    most = BUFFER_BYTES
+  ): void {
     if (this.busy) {
       end(
         new ContainerError({
@@ -139,8 +147,11 @@ export class Output extends End {
     }
     for (let turn = 0; turn < READS_MAX; turn++) {
       if (this.emptied && !this.closed) return
-      const room = buffer.length
-      const read = this.closed ? 0 : native().read(this.fd, buffer)
+      if (turn > 0 && Turn.isOver()) return
+      const room = Math.min(buffer.length, most)
+      const read = this.closed
+        ? 0
+        : native().read(this.fd, room < buffer.length ? buffer.subarray(0, room) : buffer)
       if (read === -EAGAIN) return
       // A terminal that nobody has open any more says EIO: that is its end.
       const n = read === -EIO ? 0 : read
@@ -197,7 +208,9 @@ export class Output extends End {
         if (parts.length > 0) return resume(Effect.succeed(Chunk.unsafeFromArray(parts)))
         cancel = this.more(attempt)
       }
-      attempt()
+      // Whoever reads may always find more: what it does with that counts as well.
+      if (this.busy || !Turn.isOver()) attempt()
+      else cancel = this.wait(Turn.next, attempt)
       return Effect.suspend(() => cancel)
     })
   }
@@ -206,43 +219,41 @@ export class Output extends End {
     return Stream.repeatEffectChunkOption(this.next())
   }
 
-  /** Gives all bytes to `take` as they come, until the end or until it is closed. It holds nothing alive. */
-  pump(take: (bytes: Uint8Array) => void, end: (error?: BerthError) => void): void {
+  /**
+   * Gives all bytes to `take` as they come, until the end or until it is closed; `take` may say that others are to have
+   * their turn. It holds nothing alive.
+   */
+  pump(take: (bytes: Uint8Array) => boolean, end: (error?: BerthError) => void): void {
     let done = false
     this.drain(
-      (bytes) => {
-        take(bytes)
-        return true
-      },
+      take,
       (error) => {
         done = true
         end(error)
-      }
+      },
+      PUMP_BYTES
     )
     if (done) return
     this.more(() => this.pump(take, end), false)
   }
 
-  /** Everything until the end; `exceeded` where it is more than `max` bytes. */
-  collect(max: number, exceeded: () => BerthError): Effect.Effect<Uint8Array, BerthError> {
+  /** Everything until the end, as UTF-8; `exceeded` where it is more than `max` bytes. */
+  collect(max: number, exceeded: () => BerthError): Effect.Effect<string, BerthError> {
     return Effect.async((resume) => {
       let cancel: Effect.Effect<void> = Effect.void
-      let total = 0
-      const parts: Array<Uint8Array> = []
+      const text = new Text()
       const attempt = (): void => {
         let done = false
         this.drain(
           (bytes) => {
-            total += bytes.length
-            parts.push(bytes)
-            if (total <= max) return true
+            if (text.add(bytes) <= max) return true
             done = true
             resume(Effect.fail(exceeded()))
             return false
           },
           (error) => {
             done = true
-            resume(error === undefined ? Effect.sync(() => concat(parts)) : Effect.fail(error))
+            resume(error === undefined ? Effect.succeed(text.soFar()) : Effect.fail(error))
           }
         )
         if (!done) cancel = this.more(attempt)
@@ -304,6 +315,20 @@ export const makePipe = (ours: 0 | 1): readonly [ours: number, theirs: number] =
   const [read, write] = native().pipe(ours, PIPE_BYTES)
   if (read < 0) throw failed("pipe2", -read)
   return ours === 0 ? [read, write] : [write, read]
+}
+
+/** The one descriptor that has been sent over a socket, with a byte; throws as well, where there is none. */
+export const takeDescriptor = (socket: number): number => {
+  const [n, fd] = native().receive(socket, new Uint8Array(1))
+  if (n >= 0 && fd >= 0) return fd
+  throw failed("recvmsg", n < 0 ? -n : ENODATA)
+}
+
+/** Another descriptor for the same; throws as well. */
+export const duplicate = (fd: number): number => {
+  const copy = native().duplicate(fd)
+  if (copy < 0) throw failed("fcntl", -copy)
+  return copy
 }
 
 /** Two connected sockets, ours and the one that a child sends a descriptor over; throws as well. */

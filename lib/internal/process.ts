@@ -277,10 +277,7 @@ const start = (options: Launch, interruptible: Interruptible): Effect.Effect<Lau
         Effect.tapErrorCause(() => Effect.sync(stdio.close)),
         Effect.mapBoth({
           onFailure: explainProcess(options, plan),
-          onSuccess: (unit) => {
-            stdio.handOver()
-            return { unit, stdio, plan }
-          }
+          onSuccess: (unit) => ({ unit, stdio, plan })
         })
       )
     }
@@ -303,9 +300,9 @@ const launchAttended = (
   options: Launch,
   handler: Handler
 ): Effect.Effect<Container, BerthError, Scope.Scope> =>
-  Effect.flatMap(attend(handler), ({ close, socket }) =>
+  Effect.flatMap(attend(handler), ({ close, socket, taken }) =>
     Effect.ensuring(
-      launchQuietly({ ...options, descriptors: { ...options.descriptors, seccomp: socket } }),
+      launchQuietly({ ...options, descriptors: { ...options.descriptors, seccomp: socket } }, taken),
       close
     )
   )
@@ -313,7 +310,11 @@ const launchAttended = (
 const warn = (id: string, warnings: ReadonlyArray<string>): Effect.Effect<void> =>
   Effect.forEach(warnings, (warning) => Effect.logWarning(`container ${id}: ${warning}`), { discard: true })
 
-const launchQuietly = (options: Launch): Effect.Effect<Container, BerthError, Scope.Scope> =>
+/** `check` throws where what has been started cannot be used. */
+const launchQuietly = (
+  options: Launch,
+  check: () => void = () => {}
+): Effect.Effect<Container, BerthError, Scope.Scope> =>
   Effect.uninterruptibleMask((interruptible) =>
     Effect.flatMap(Effect.scope, (scope) =>
       Effect.flatMap(begin(options, interruptible), (launched) => {
@@ -333,17 +334,22 @@ const launchQuietly = (options: Launch): Effect.Effect<Container, BerthError, Sc
         })
         return Effect.zipRight(
           Scope.addFinalizer(scope, Effect.uninterruptible(letDie)),
-          attempt(() => {
-            container = handle(launched, options, scope)
-            noteExecuted(container)
-            if (options.ownsCgroup)
-              cgroups.own(options.cgroup!, {
-                berth: options.berth,
-                scope,
-                container: unit.ended
-              })
-            return container
-          })
+          Effect.tapError(
+            attempt(() => {
+              stdio.handOver()
+              check()
+              container = handle(launched, options, scope)
+              noteExecuted(container)
+              if (options.ownsCgroup)
+                cgroups.own(options.cgroup!, {
+                  berth: options.berth,
+                  scope,
+                  container: unit.ended
+                })
+              return container
+            }),
+            () => letDie
+          )
         )
       })
     )

@@ -9,40 +9,21 @@ import * as Stream from "effect/Stream"
 import { type BerthError, ContainerError, InvalidOption, NonZeroExit, WaitFailed } from "../BerthError.ts"
 import * as Container from "../Container.ts"
 import type { Command, Input, InsideOptions } from "../promise.ts"
+import { attempt } from "./attempt.ts"
 import { signalGroup } from "./commandExecutor.ts"
 import type { Shared } from "./promiseRuntime.ts"
 import { signalNumber } from "./signals.ts"
+import { Lines, lastLines as lastLinesOf, Text } from "./text.ts"
+import { letOthersRun } from "./turn.ts"
 import { printWords } from "./words.ts"
 
 const OUTPUT_BYTES_MAX = 16 * 1024 * 1024
 const LAST_LINES = 20
 
 const encoder = new TextEncoder()
-const decoder = new TextDecoder()
 
 const bytesOf = (part: string | Uint8Array): Uint8Array =>
   typeof part === "string" ? encoder.encode(part) : part
-
-const BUSY_MS = 10
-
-/**
- * What a program has at hand is taken without ever going through the event loop, where others wait: every few
- * milliseconds, it does.
- */
-const letOthersRun = (): Effect.Effect<void> => {
-  let since = performance.now()
-  return Effect.suspend(() =>
-    performance.now() - since < BUSY_MS
-      ? Effect.void
-      : Effect.async<void>((resume) => {
-          const immediate = setImmediate(() => {
-            since = performance.now()
-            resume(Effect.void)
-          })
-          return Effect.sync(() => clearImmediate(immediate))
-        })
-  )
-}
 
 /** What a program gives to read; what its iterator throws is the stream's defect. It is never waited for at the end. */
 export const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
@@ -55,18 +36,17 @@ export const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
         ),
         (iterator) => Effect.sync(() => void Promise.resolve(iterator.return?.()).catch(() => {}))
       ),
-      (iterator) => {
-        const pause = letOthersRun()
-        return Stream.repeatEffectOption(
+      (iterator) =>
+        Stream.repeatEffectOption(
           Effect.flatMap(
+            // What a program has at hand is taken without ever going through the event loop, where others wait.
             Effect.zipRight(
-              pause,
+              letOthersRun,
               Effect.promise(async () => iterator.next())
             ),
             (next) => (next.done === true ? Effect.fail(Option.none()) : Effect.succeed(bytesOf(next.value)))
           )
         )
-      }
     )
   )
 }
@@ -89,13 +69,22 @@ const startIn = (
 
 /** What a command has written so far. */
 interface Written {
-  readonly stdout: Array<Uint8Array>
-  readonly stderr: Array<Uint8Array>
+  readonly stdout: Text
+  readonly stderr: Text
 }
 
-const nothingWritten = (): Written => ({ stdout: [], stderr: [] })
+const nothingWritten = (): Written => ({ stdout: new Text(), stderr: new Text() })
 
-const text = (parts: ReadonlyArray<Uint8Array>): string => decoder.decode(Buffer.concat(parts))
+const tooLong = (
+  from: Container.Container,
+  { maxOutputBytes }: InsideOptions,
+  what: string
+): ContainerError =>
+  new ContainerError({
+    reason: "OutputTooLong",
+    container: from.id,
+    detail: `more than ${maxOutputBytes ?? OUTPUT_BYTES_MAX} bytes ${what}`
+  })
 
 /** Kept until its end, and shown on the way where that is asked for. */
 const keep = (
@@ -105,23 +94,42 @@ const keep = (
   written: Written
 ): Effect.Effect<string, BerthError> => {
   const max = options.maxOutputBytes ?? OUTPUT_BYTES_MAX
-  const parts = written[name]
+  const text = written[name]
   const shown = options.verbose !== true ? undefined : name === "stdout" ? process.stdout : process.stderr
-  let total = 0
   return Stream.runForEach(from[name], (bytes) => {
     shown?.write(bytes)
-    parts.push(bytes)
-    total += bytes.length
-    return total <= max
+    return text.add(bytes) <= max
       ? Effect.void
-      : Effect.fail(
-          new ContainerError({
-            reason: "OutputTooLong",
-            container: from.id,
-            detail: `more than ${max} bytes on ${name}: raise maxOutputBytes, or read it line by line`
-          })
-        )
-  }).pipe(Effect.map(() => text(parts)))
+      : Effect.fail(tooLong(from, options, `on ${name}: raise maxOutputBytes, or read it line by line`))
+  }).pipe(Effect.map(() => text.soFar()))
+}
+
+const LINES_BYTES = 8 * 1024
+
+/** Line by line, as fast as they are taken; one that does not end is too long at last. */
+const hand = (
+  from: Container.Container,
+  options: InsideOptions,
+  to: Handoff<string>
+): Effect.Effect<void, BerthError> => {
+  const lines = new Lines(options.maxOutputBytes ?? OUTPUT_BYTES_MAX, () => {
+    throw tooLong(from, options, "in a line on stdout: raise maxOutputBytes")
+  })
+  const put = (take: () => ReadonlyArray<string>): Effect.Effect<void, BerthError> =>
+    Effect.flatMap(Effect.zipRight(letOthersRun, attempt(take)), (all) =>
+      to.put(all.map((line) => (line.endsWith("\r") ? line.slice(0, -1) : line)))
+    )
+  // A part that is all ends of lines gives as many lines as it has bytes.
+  const parts = (bytes: Uint8Array): ReadonlyArray<Uint8Array> =>
+    Array.from({ length: Math.ceil(bytes.length / LINES_BYTES) }, (_, k) =>
+      bytes.subarray(k * LINES_BYTES, (k + 1) * LINES_BYTES)
+    )
+  return Effect.zipRight(
+    Stream.runForEach(from.stdout, (bytes) =>
+      Effect.forEach(parts(bytes), (part) => put(() => lines.take(part)), { discard: true })
+    ),
+    put(() => lines.end())
+  )
 }
 
 /** Runs while `input` is read; a failure of the input is the command's, its end is not. */
@@ -192,12 +200,7 @@ const execute = (
     const out =
       lines === undefined
         ? keep(started, "stdout", options, written)
-        : started.stdout.pipe(
-            Stream.decodeText(),
-            Stream.splitLines,
-            Stream.runForEachChunk((chunk) => lines.put([...chunk])),
-            Effect.as("")
-          )
+        : Effect.as(hand(started, options, lines), "")
     const [stdout, stderr, status] = yield* fed(
       started,
       input,
@@ -223,9 +226,7 @@ export const exec = (
   })
 
 const lastLines = ({ stdout, stderr }: Written): ReadonlyArray<string> =>
-  [text(stdout), text(stderr)].flatMap((all) =>
-    all === "" ? [] : all.trimEnd().split("\n").slice(-LAST_LINES)
-  )
+  [stdout.soFar(), stderr.soFar()].flatMap((all) => (all === "" ? [] : lastLinesOf(all, LAST_LINES)))
 
 /** Runs a command of a template: in the time that it is given, and for a failure where it gives one. */
 const judge = (

@@ -240,6 +240,8 @@ export const manifest = (
 
 /** Connections that one blob may take: each tells where it goes on, and none is for nothing for ever. */
 const maxResumes = 50
+/** What a connection has to bring for the tries to be counted anew. */
+const progressBytes = 64 * 1024
 
 /**
  * The bytes as they come, counted and resumed, but not hashed: `Store.put` does that. Where a mirror stops, the next
@@ -298,7 +300,7 @@ export const unverifiedBlob = (
                     if (!(error instanceof Client.Failure) || !error.retry || ++resumes > maxResumes) {
                       return yield* Effect.fail(error)
                     }
-                    if (offset > start) {
+                    if (offset - start >= progressBytes) {
                       retries = yield* Schedule.driver(client.retries)
                     }
                     yield* Effect.mapError(retries.next(error), () => error)

@@ -72,23 +72,36 @@ export class Failure {
   }
 }
 
+/** To the end of the headers, with all redirects. */
 const headTimeout = Duration.seconds(30)
+/** Of a manifest, a token, a page of a list: all of it. */
+const documentTimeout = Duration.seconds(60)
+/** After so long nothing is tried again. */
+const retryTimeout = Duration.minutes(1)
 export const defaultStallTimeout: Duration.Duration = Duration.seconds(60)
+/** A registry that asks for more is not waited for. */
 const longestRetryAfter = Duration.seconds(60)
 const maxRedirects = 5
+/** A body that comes more slowly, on average over so many stall timeouts, is given up. */
+const slowestBytesPerSecond = 1024
+const stallsPerAverage = 3
 
-/** So many more tries within some seconds; what a registry says in Retry-After comes first, up to a minute. */
+/** So many more tries within some seconds; what a registry says in Retry-After comes first, where it is a minute or less. */
 const retriesOf = (times: number): Schedule.Schedule<unknown, unknown> =>
   Schedule.exponential("100 millis").pipe(
     Schedule.jittered,
     Schedule.intersect(Schedule.recurs(times)),
+    Schedule.upTo(retryTimeout),
     Schedule.passthrough,
     Schedule.modifyDelay((failure: unknown, delay) =>
-      failure instanceof Failure && failure.after !== undefined
-        ? Duration.max(delay, Duration.min(failure.after, longestRetryAfter))
-        : delay
+      failure instanceof Failure && failure.after !== undefined ? Duration.max(delay, failure.after) : delay
     ),
-    Schedule.whileInput((failure: unknown) => failure instanceof Failure && failure.retry)
+    Schedule.whileInput(
+      (failure: unknown) =>
+        failure instanceof Failure &&
+        failure.retry &&
+        (failure.after === undefined || Duration.lessThanOrEqualTo(failure.after, longestRetryAfter))
+    )
   )
 
 export const retrySchedule: Schedule.Schedule<unknown, unknown> = retriesOf(4)
@@ -139,7 +152,7 @@ export const transportFailure = (name: string, subject: string, error: HttpClien
   return new Failure(failure, retry)
 }
 
-const timedOut = (name: string, subject: string, what: string): Failure =>
+const timedOut = (name: string, subject: string, what: string, retry = true): Failure =>
   new Failure(
     new RegistryError({
       reason: "Unreachable",
@@ -148,7 +161,7 @@ const timedOut = (name: string, subject: string, what: string): Failure =>
       status: 0,
       detail: `${name} ${what}`
     }),
-    true
+    retry
   )
 
 interface Exchanged {
@@ -188,7 +201,13 @@ const exchange = (
       return go(next, hops - 1)
     })
   }
-  return go(new URL(request.path, client.origin), maxRedirects)
+  const gone = go(new URL(request.path, client.origin), maxRedirects)
+  return request.body === undefined
+    ? Effect.timeoutFail(gone, {
+        duration: headTimeout,
+        onTimeout: () => timedOut(client.name, request.subject, "does not answer")
+      })
+    : gone
 }
 
 /** One HTTP exchange; the body is read, or given up, before the scope closes. */
@@ -217,7 +236,16 @@ export const execute = (
     Effect.provideService(FetchHttpClient.RequestInit, { redirect: "manual" }),
     Effect.mapError((error) =>
       error instanceof Failure ? error : transportFailure(client.name, subject, error)
-    )
+    ),
+    Effect.tap((response) => {
+      // A runtime's fetch decompresses whatever comes, and nobody has asked for that.
+      const encoding = response.headers["content-encoding"] ?? "identity"
+      const isRefused = request.method !== "HEAD" && !/^(identity)?$/i.test(encoding)
+      const detail = `sends an answer in the encoding ${JSON.stringify(encoding.slice(0, 100))}, for which nobody has asked`
+      return isRefused
+        ? Effect.fail(protocolFailure(client.name, subject, response.status, detail))
+        : Effect.void
+    })
   )
 }
 
@@ -230,7 +258,7 @@ export const protocolFailure = (
 ): Failure =>
   new Failure(new RegistryError({ reason: "Protocol", registry: name, subject, status, detail }), retry)
 
-/** The body as a stream that fails where nothing comes for so long. */
+/** The body as a stream that fails where nothing comes for so long, or too little on average. */
 export const body = (
   name: string,
   subject: string,
@@ -239,8 +267,38 @@ export const body = (
 ): Stream.Stream<Uint8Array, Failure> =>
   response.stream.pipe(
     Stream.mapError((error) => transportFailure(name, subject, error)),
-    Stream.timeoutFail(() => timedOut(name, subject, "has stopped sending"), stallTimeout)
+    Stream.timeoutFail(() => timedOut(name, subject, "has stopped sending"), stallTimeout),
+    fastEnough(Duration.toMillis(stallTimeout) * stallsPerAverage, (bytes, millis) =>
+      timedOut(name, subject, `is too slow: it has sent ${bytes} bytes in ${Math.round(millis)} ms`, false)
+    )
   )
+
+/** Counts the time that is spent on waiting for the stream alone: whoever takes from it may take his time. */
+const fastEnough =
+  <E>(millisAveraged: number, tooSlow: (bytes: number, millis: number) => E) =>
+  (stream: Stream.Stream<Uint8Array, E>): Stream.Stream<Uint8Array, E> =>
+    Stream.unwrapScoped(
+      Effect.gen(function* () {
+        const clock = yield* Effect.clock
+        const pull = yield* Stream.toPull(stream)
+        let waited = 0
+        let bytes = 0
+        const next = Effect.suspend(() => {
+          const began = clock.unsafeCurrentTimeMillis()
+          return Effect.flatMap(pull, (chunk) => {
+            waited += clock.unsafeCurrentTimeMillis() - began
+            for (const part of chunk) bytes += part.length
+            if (waited < millisAveraged) return Effect.succeed(chunk)
+            if (bytes < (slowestBytesPerSecond * waited) / 1000)
+              return Effect.fail(Option.some(tooSlow(bytes, waited)))
+            waited = 0
+            bytes = 0
+            return Effect.succeed(chunk)
+          })
+        })
+        return Stream.repeatEffectChunkOption(next)
+      })
+    )
 
 /** The whole body where it has at most `limit` bytes, and none where it is longer: the rest is not read then. */
 export const readBody = (
@@ -260,7 +318,11 @@ export const readBody = (
         return length > limit
       }),
       Stream.runCollect,
-      Effect.map((chunks) => (length > limit ? Option.none() : Option.some(concat(chunks))))
+      Effect.map((chunks) => (length > limit ? Option.none() : Option.some(concat(chunks)))),
+      Effect.timeoutFail({
+        duration: documentTimeout,
+        onTimeout: () => timedOut(name, subject, "takes too long to send a document", false)
+      })
     )
   })
 
@@ -299,6 +361,11 @@ const statusFailure = (
 ): Effect.Effect<never, Failure> =>
   Effect.flatMap(explain(client, request, response), (said) => {
     const { status } = response
+    const after = retryAfter(response)
+    const wait =
+      after !== undefined && Duration.greaterThan(after, longestRetryAfter)
+        ? `to wait for ${Math.round(Duration.toSeconds(after))} seconds`
+        : ""
     const fail = (reason: RegistryError["reason"], detail: string, retry = false) =>
       Effect.fail(
         new Failure(
@@ -310,7 +377,7 @@ const statusFailure = (
             detail: detail + said
           }),
           retry,
-          retryAfter(response)
+          after
         )
       )
     switch (status) {
@@ -322,13 +389,13 @@ const statusFailure = (
       case 405:
         return fail("Unsupported", `the registry does not allow ${request.method} here`)
       case 429:
-        return fail("TooManyRequests", "the registry asks for fewer requests", true)
+        return fail("TooManyRequests", `the registry asks for fewer requests${wait && `, and ${wait}`}`, true)
       case 408:
       case 500:
       case 502:
       case 503:
       case 504:
-        return fail("Protocol", "the registry is in trouble", true)
+        return fail("Protocol", `the registry is in trouble${wait && `, and says ${wait}`}`, true)
       default:
         return fail("Protocol", "the registry answers in an unexpected way")
     }

@@ -1,8 +1,9 @@
 /** What a registry lists page by page, and what is deleted there. */
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import { type BerthError, ImageError } from "../BerthError.ts"
+import { type BerthError, ImageError, RegistryError } from "../BerthError.ts"
 import * as Reference from "../Reference.ts"
 import type { Referrer, Registry } from "../Registry.ts"
 import * as Oci from "./oci.ts"
@@ -13,6 +14,8 @@ import * as Client from "./registryClient.ts"
 const maxPages = 1000
 const maxListBytes = 64 * 1024 * 1024
 const pageSize = 1000
+/** For all pages of a list. */
+const listTimeout = Duration.minutes(5)
 
 /** The address of the next page: `</v2/team/app/tags/list?last=1.2&n=1000>; rel="next"`. */
 const nextOf = (link: string | undefined): string | undefined => {
@@ -86,7 +89,22 @@ const pages = <A>(
       path = next === undefined ? undefined : `${next.pathname}${next.search}`
     }
     return all
-  })
+  }).pipe(
+    Effect.timeoutFail({
+      duration: listTimeout,
+      onTimeout: () => {
+        const detail = `${self.client.name} has not come to the end of a list in ${Duration.format(listTimeout)}`
+        const subject = Reference.print(reference)
+        return new RegistryError({
+          reason: "Unreachable",
+          registry: self.client.name,
+          subject,
+          status: 0,
+          detail
+        })
+      }
+    })
+  )
 
 const TagList = Schema.parseJson(
   Schema.Struct({

@@ -27,6 +27,9 @@ export interface Trust {
   readonly verify: boolean
 }
 
+/** Answers of 1xx before the one that counts. */
+const maxInformed = 16
+
 const maxPem = 1024 * 1024
 const pemBlock = /-----BEGIN (?:TRUSTED )?CERTIFICATE-----[\s\S]+?-----END (?:TRUSTED )?CERTIFICATE-----/g
 
@@ -183,6 +186,10 @@ export const httpClient = (trust: Trust, origin: string): HttpClient.HttpClient 
             ? https.request(url, settings)
             : http.request(url, { method: request.method, headers: request.headers })
         outgoing.on("error", fail)
+        let informed = 0
+        outgoing.on("information", () => {
+          if (++informed > maxInformed) outgoing.destroy(new Error(`more than ${maxInformed} answers of 1xx`))
+        })
         if (agent !== undefined) {
           refuseAnswersOf(proxy, outgoing, fail)
         }

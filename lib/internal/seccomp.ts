@@ -6,12 +6,12 @@ import * as os from "node:os"
 import * as Either from "effect/Either"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
-import { isBerthError, Unsupported } from "../BerthError.ts"
+import { isBerthError, OperationFailed, Unsupported } from "../BerthError.ts"
 import { constant, type Operation } from "../Plan.ts"
 import type { SeccompProfile } from "../Security.ts"
 import { shorten } from "./bpf.ts"
 import * as Capabilities from "./capabilities.ts"
-import { ELIBACC, ENOENT, errnoName } from "./errno.ts"
+import { ELIBACC, EMFILE, ENOENT, errnoName } from "./errno.ts"
 import { type Native, native } from "./native.ts"
 import { nearest } from "./nearest.ts"
 import { invalid } from "./options.ts"
@@ -297,6 +297,14 @@ const refused = (errno: number, rule: Single | undefined): never => {
       feature: "seccomp",
       why: "libseccomp.so.2, which compiles its policies, is not installed",
       hint: 'Install it (apt-get install libseccomp2), or go without: seccomp: "unconfined"'
+    })
+  if (errno === EMFILE)
+    throw new OperationFailed({
+      operation: "seccomp policy",
+      index: -1,
+      syscall: "memfd_create",
+      errno,
+      hint: ""
     })
   if (errno === ENOENT && rule !== undefined) {
     if (brought.has(rule.name))

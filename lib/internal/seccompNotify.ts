@@ -8,7 +8,7 @@ import { attempt } from "./attempt.ts"
 import { ENOENT, ENOSYS } from "./errno.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLHUP, EPOLLIN, native } from "./native.ts"
-import { makeSocketPair } from "./pipe.ts"
+import { makeSocketPair, takeDescriptor } from "./pipe.ts"
 
 export type Handler = (call: SystemCall) => Effect.Effect<SystemCallAnswer>
 
@@ -81,16 +81,32 @@ const serve = (listener: number, handler: Handler): Effect.Effect<void, never, S
     }
   })
 
+interface Attended {
+  /** Where the listener is to be sent to. */
+  readonly socket: number
+  /** Once it has been sent. */
+  readonly close: Effect.Effect<void>
+  /** Throws where it was sent and could not be taken. */
+  readonly taken: () => void
+}
+
 /**
  * Answers what comes by a listener, for as long as the scope is open; calls that wait then, or come later, fail with
- * ENOSYS. Gives the socket that the listener is to be sent to, and what closes that once it has been.
+ * ENOSYS.
  */
-export const attend = (
-  handler: Handler
-): Effect.Effect<{ readonly socket: number; readonly close: Effect.Effect<void> }, BerthError, Scope.Scope> =>
+export const attend = (handler: Handler): Effect.Effect<Attended, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const [ours, theirs] = yield* attempt(makeSocketPair)
     let listener = -1
+    let failure: unknown
+    const take = (): void => {
+      if (listener >= 0 || failure !== undefined) return
+      try {
+        listener = takeDescriptor(ours)
+      } catch (error) {
+        failure = error
+      }
+    }
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
         native().close(ours)
@@ -99,9 +115,16 @@ export const attend = (
     )
     yield* Effect.forkScoped(
       Effect.flatMap(readable(ours), () => {
-        listener = native().receive(ours, new Uint8Array(1))[1]
+        take()
         return listener < 0 ? Effect.void : serve(listener, handler)
       })
     )
-    return { socket: theirs, close: Effect.sync(() => void native().close(theirs)) }
+    return {
+      socket: theirs,
+      close: Effect.sync(() => void native().close(theirs)),
+      taken: () => {
+        take()
+        if (failure !== undefined) throw failure
+      }
+    }
   })

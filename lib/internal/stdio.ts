@@ -4,7 +4,7 @@ import type { ProcessOptions } from "../Container.ts"
 import type { Process } from "./compile.ts"
 import { type Ids, outside } from "./ids.ts"
 import { native } from "./native.ts"
-import { Input, makePipe, makeSocketPair, Output, Typing } from "./pipe.ts"
+import { duplicate, Input, makePipe, makeSocketPair, Output, Typing, takeDescriptor } from "./pipe.ts"
 
 /** A process's terminal, from Berth's side. */
 export interface Terminal {
@@ -19,7 +19,7 @@ export interface Stdio {
   readonly terminal: Terminal | undefined
   /** Makes the pipes that user's, by the ids of a user namespace, so that it can open them by name. */
   readonly give: (ids: Ids, user: { readonly uid: number; readonly gid: number }) => void
-  /** Closes the process's ends: they are its own once it has been started. */
+  /** Closes the process's ends: they are its own once it has been started. Throws where its terminal cannot be taken. */
   readonly handOver: () => void
   readonly close: () => void
 }
@@ -40,7 +40,6 @@ export const stdioNames = (options: ProcessOptions): Process["stdio"] =>
 /** The socket by which the child sends its terminal; it is taken when the process has been started. */
 const makeTerminal = (container: string): Stdio => {
   const [ours, theirs] = makeSocketPair()
-  const message = new Uint8Array(1)
   const stdout = new Output(-1, container)
   const stdin = new Typing(-1)
   let fd = -1
@@ -49,11 +48,13 @@ const makeTerminal = (container: string): Stdio => {
     if (handedOver) return
     handedOver = true
     native().close(theirs)
-    ;[, fd] = native().receive(ours, message)
-    native().close(ours)
-    if (fd < 0) return
-    stdout.open(fd)
-    stdin.open(native().duplicate(fd))
+    try {
+      fd = takeDescriptor(ours)
+      stdout.open(fd)
+      stdin.open(duplicate(fd))
+    } finally {
+      native().close(ours)
+    }
   }
   return {
     descriptors: { terminal: theirs },
@@ -68,7 +69,8 @@ const makeTerminal = (container: string): Stdio => {
     give: () => {},
     handOver,
     close: () => {
-      handOver()
+      if (!handedOver) for (const end of [ours, theirs]) native().close(end)
+      handedOver = true
       stdin.close()
       stdout.close()
     }

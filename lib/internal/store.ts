@@ -14,6 +14,7 @@ import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
 import {
   append,
+  clearWay,
   io,
   isNotFound,
   oneAtATime,
@@ -22,6 +23,7 @@ import {
   tryFileLock,
   withFileLock
 } from "./storeFiles.ts"
+import * as Index from "./storeIndex.ts"
 
 export const folder = (berth: Berth): string => `${berth.folder}/store`
 
@@ -32,26 +34,18 @@ export const partialFolder = (berth: Berth): string => `${folder(berth)}/.partia
 const initialize = (berth: Berth): Effect.Effect<void, ImageError> => {
   const fs = berth.fileSystem
   const root = folder(berth)
-  const writeIfMissing = (name: string, content: unknown) =>
-    Effect.flatMap(fs.exists(`${root}/${name}`), (exists) =>
-      exists ? Effect.void : replaceFile(fs, root, name, new TextEncoder().encode(JSON.stringify(content)))
-    )
   return Effect.gen(function* () {
-    if (yield* io(root)(fs.exists(`${root}/index.json`))) {
+    if (yield* Index.isMade(fs, root)) {
       return
     }
     yield* io(root)(fs.makeDirectory(`${root}/blobs/sha256`, { recursive: true }))
-    yield* withIndexLock(
-      berth,
-      Effect.zipRight(
-        io(root)(writeIfMissing("oci-layout", { imageLayoutVersion: "1.0.0" })),
-        io(root)(
-          writeIfMissing("index.json", { schemaVersion: 2, mediaType: Oci.mediaTypes.index, manifests: [] })
-        )
-      )
-    )
+    yield* withIndexLock(berth, Index.make(fs, root))
   })
 }
+
+/** Moves what cannot be read of the layout's own files aside. Names that were in there are lost, so `gc` refuses then. */
+export const repair = (berth: Berth): Effect.Effect<void, ImageError> =>
+  withIndexLock(berth, Index.repair(berth.fileSystem, folder(berth)))
 
 const withIndexLock = <A, E, R>(
   berth: Berth,
@@ -127,6 +121,7 @@ export const put = <E, R>(
       }
       yield* disk(fs.chmod(temporary, 0o644))
       yield* disk(file.sync)
+      yield* disk(clearWay(fs, target, "File"))
       yield* disk(fs.rename(temporary, target))
       yield* disk(syncFolder(fs, `${folder(berth)}/blobs/${algorithm}`))
       ;(yield* FiberRef.get(added))?.add(digest)
@@ -205,7 +200,7 @@ export const nameOf = ({ annotations }: Oci.Descriptor): string | undefined =>
 
 /** Every entry of `index.json`; none where there is no store yet. */
 export const entries = (berth: Berth): Effect.Effect<ReadonlyArray<Oci.Descriptor>, ImageError> =>
-  Effect.map(Layout.readIndex(berth.fileSystem, folder(berth)), (layout) =>
+  Effect.map(Index.read(berth.fileSystem, folder(berth)), (layout) =>
     Option.isNone(layout) ? [] : layout.value.index.manifests
   )
 
@@ -216,7 +211,7 @@ export const update = <E>(
 ): Effect.Effect<void, E | ImageError> => {
   const root = folder(berth)
   const work = Effect.gen(function* () {
-    const layout = yield* Layout.readIndex(berth.fileSystem, root)
+    const layout = yield* Index.read(berth.fileSystem, root)
     if (Option.isNone(layout)) {
       return yield* new ImageError({ reason: "Storage", subject: root, detail: "the store is gone" })
     }

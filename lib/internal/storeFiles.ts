@@ -1,4 +1,5 @@
 /** What the store and the layers do with files: bounded reads, durable writes, locks between fibers and processes. */
+import { randomBytes } from "node:crypto"
 import type { PlatformError } from "@effect/platform/Error"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
@@ -52,7 +53,7 @@ export const readBounded = (
   Effect.gen(function* () {
     const info = yield* fs.stat(path)
     if (info.type !== "File") {
-      const detail = `${path} is not a regular file`
+      const detail = `${path} is not a regular file: move it away, and pull or load the image again`
       return yield* new ImageError({ reason: "Corrupt", subject, detail })
     }
     if (info.size > limit) {
@@ -66,6 +67,39 @@ export const readBounded = (
       (error): error is PlatformError => error._tag !== "ImageError",
       (error) => (isNotFound(error) ? Effect.succeedNone : Effect.fail(storageError(subject)(error)))
     )
+  )
+
+/** What is at a path, no link followed; undefined where there is nothing. */
+const kindAt = (
+  fs: FileSystem.FileSystem,
+  path: string
+): Effect.Effect<FileSystem.File.Type | undefined, PlatformError> =>
+  // A link is what has a target to read.
+  Effect.matchEffect(fs.readLink(path), {
+    onSuccess: () => Effect.succeed("SymbolicLink" as const),
+    onFailure: () =>
+      fs.stat(path).pipe(
+        Effect.map(({ type }) => type),
+        Effect.catchIf(isNotFound, () => Effect.succeed(undefined))
+      )
+  })
+
+/** Moves anything of another kind aside that is where something is to be renamed to: rename(2) replaces its like only. */
+export const clearWay = (
+  fs: FileSystem.FileSystem,
+  path: string,
+  kind: "File" | "Directory"
+): Effect.Effect<void, PlatformError> =>
+  Effect.flatMap(kindAt(fs, path), (found) =>
+    found === undefined || found === kind
+      ? Effect.void
+      : fs.rename(path, `${path}.broken-${randomBytes(8).toString("hex")}`)
+  )
+
+export const isFolder = (fs: FileSystem.FileSystem, path: string): Effect.Effect<boolean, PlatformError> =>
+  fs.stat(path).pipe(
+    Effect.map(({ type }) => type === "Directory"),
+    Effect.catchIf(isNotFound, () => Effect.succeed(false))
   )
 
 /** Makes a rename inside the folder survive a power cut. */

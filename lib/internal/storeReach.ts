@@ -12,10 +12,18 @@ import * as Layout from "./layout.ts"
 import * as Oci from "./oci.ts"
 import * as Store from "./store.ts"
 import { readBounded } from "./storeFiles.ts"
+import * as Index from "./storeIndex.ts"
+
+interface Child {
+  readonly digest: Digest
+  readonly mediaType: string
+  /** Whether a store may lack it: one platform of an index is enough, and a signature needs nothing that it signs. */
+  readonly optional: boolean
+}
 
 /** What one document names. */
 interface Named {
-  readonly children: ReadonlyArray<{ readonly digest: Digest; readonly mediaType: string }>
+  readonly children: ReadonlyArray<Child>
   /** The layers of an image, lowest first, where it is a config. */
   readonly diffIds: ReadonlyArray<Digest>
 }
@@ -40,13 +48,14 @@ const digestsIn = (value: unknown): ReadonlyArray<Digest> =>
     return Option.toArray(digest)
   })
 
-const childrenIn = (value: unknown): Named["children"] =>
+const childrenIn = (value: unknown, optional: boolean): Named["children"] =>
   listOf(value).flatMap((item) => {
     if (typeof item !== "object" || item === null) return []
     const { digest, mediaType } = item as { digest?: unknown; mediaType?: unknown }
     return digestsIn(digest).map((found) => ({
       digest: found,
-      mediaType: typeof mediaType === "string" ? mediaType : ""
+      mediaType: typeof mediaType === "string" ? mediaType : "",
+      optional
     }))
   })
 
@@ -54,19 +63,23 @@ const isDocument = (mediaType: string): boolean =>
   (Object.values(Oci.mediaTypes) as ReadonlyArray<string>).includes(mediaType)
 
 /** Verified, as what it names decides what is kept. */
-const read = (berth: Berth, digest: Digest): Effect.Effect<Named, ImageError> =>
+const read = (berth: Berth, { digest, optional }: Child): Effect.Effect<Named, ImageError> =>
   Effect.gen(function* () {
     const path = Layout.blobPath(Store.folder(berth), digest)
     const bytes = yield* readBounded(berth.fileSystem, path, digest, Oci.maxDocumentBytes)
     if (Option.isNone(bytes)) {
-      return nothing
+      const detail = "is missing from the store"
+      return optional ? nothing : yield* new ImageError({ reason: "Corrupt", subject: digest, detail })
     }
     yield* Layout.verify(digest, bytes.value.length, bytes.value)
     const value = yield* Oci.parseObject(digest, bytes.value)
     const { blobs, config, layers, manifests, rootfs, subject } = value
     const diffIds = (rootfs as { diff_ids?: unknown } | null | undefined)?.diff_ids
     return {
-      children: [manifests, config, layers, blobs, subject].flatMap(childrenIn),
+      children: [
+        ...childrenIn([config, layers, blobs].flatMap(listOf), false),
+        ...childrenIn([manifests, subject].flatMap(listOf), true)
+      ],
       diffIds: digestsIn(diffIds)
     }
   }).pipe(
@@ -91,7 +104,9 @@ export const reach = (berth: Berth): Effect.Effect<ReadonlyArray<Reached>, Image
         const followed = new Set<string>()
         const images: Array<ReadonlyArray<Digest>> = []
         const digest = parseDigest(start.digest)
-        const left = Either.isRight(digest) ? [{ digest: digest.right, mediaType: start.mediaType }] : []
+        const left: Array<Child> = Either.isRight(digest)
+          ? [{ digest: digest.right, mediaType: start.mediaType, optional: false }]
+          : []
         for (let next = left.pop(); next !== undefined; next = left.pop()) {
           blobs.add(next.digest)
           // What one calls a manifest, another may call a layer.
@@ -99,8 +114,8 @@ export const reach = (berth: Berth): Effect.Effect<ReadonlyArray<Reached>, Image
             continue
           }
           followed.add(next.digest)
-          const named = documents.get(next.digest) ?? (yield* read(berth, next.digest))
-          documents.set(next.digest, named)
+          const named = documents.get(next.digest) ?? (yield* read(berth, next))
+          if (named !== nothing) documents.set(next.digest, named)
           left.push(...named.children)
           if (named.diffIds.length > 0) {
             images.push(named.diffIds)
@@ -108,6 +123,7 @@ export const reach = (berth: Berth): Effect.Effect<ReadonlyArray<Reached>, Image
         }
         return { blobs, images }
       })
+    yield* Index.refuseAside(berth.fileSystem, Store.folder(berth))
     const byDigest = new Map<string, Array<Oci.Descriptor>>()
     for (const entry of yield* Store.entries(berth)) {
       byDigest.set(entry.digest, [...(byDigest.get(entry.digest) ?? []), entry])

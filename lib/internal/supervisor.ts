@@ -9,7 +9,20 @@ import type { BerthError } from "../BerthError.ts"
 import { NotReleased, OperationFailed, SupervisorError } from "../BerthError.ts"
 import * as Plan from "../Plan.ts"
 import { useNamespace } from "./asRoot.ts"
-import { E2BIG, EAGAIN, EINVAL, ELOOP, ENODEV, ENOENT, EPERM, EPIPE, ETIMEDOUT } from "./errno.ts"
+import {
+  E2BIG,
+  EAGAIN,
+  EINVAL,
+  ELOOP,
+  EMFILE,
+  ENODEV,
+  ENOENT,
+  EPERM,
+  EPIPE,
+  ETIMEDOUT,
+  errnoName
+} from "./errno.ts"
+import { isFolder } from "./hostFiles.ts"
 import * as Loop from "./loop.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "./native.ts"
 
@@ -149,10 +162,14 @@ const closeAll = (descriptors: ReadonlyArray<number>): void => {
   for (const fd of descriptors) if (fd >= 0) native().closeRoot(fd)
 }
 
+const refused = (syscall: string, errno: number, operation = "start"): OperationFailed =>
+  new OperationFailed({ operation, index: -1, syscall, errno, hint: "" })
+
 const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
   const operation = plan.operations[reply.operation]
+  if (operation === undefined) return refused(reply.syscall(), reply.errno)
   return new OperationFailed({
-    operation: operation === undefined ? "plan" : Plan.printOperation(operation),
+    operation: Plan.printOperation(operation),
     index: reply.operation,
     syscall: reply.syscall(),
     errno: reply.errno,
@@ -169,6 +186,9 @@ const hint = (operation: Plan.Operation | undefined, errno: number): string => {
   if ((operation?.op === "mount" || operation?.op === "bind") && operation.pinned === 1 && errno === ELOOP)
     return `${operation.target} is a symbolic link in this root, by which another container could lead its protection astray: make it a folder`
   if (operation?.op === "bind" && errno === 2) return "The source of a bind mount must exist on the host"
+  const noFolder = isOverlay(operation) ? operation.lower.find((folder) => !isFolder(folder)) : undefined
+  if (noFolder !== undefined)
+    return `${noFolder} is no folder: get the image again (Image.pull, load or fromStore), which makes the layer again`
   if (isOverlay(operation) && operation.options.includes("userxattr") && errno === EINVAL)
     return "Without root the kernel takes no layer that has mounts below it: unmount them, or use another folder"
   if (
@@ -204,7 +224,7 @@ class Connection {
     descriptors: ReadonlyArray<number>
     sent: (n: number) => void
   }> = []
-  private onReady: ((reply: Reply | undefined) => void) | undefined
+  private onReady: ((reply: Reply | undefined, lost?: OperationFailed) => void) | undefined
   private cancel: () => void = () => {}
   gone = false
   private closed = false
@@ -212,7 +232,11 @@ class Connection {
   private readonly socket: number
   private readonly pidfd: number
 
-  constructor(socket: number, pidfd: number, onReady: (reply: Reply | undefined) => void) {
+  constructor(
+    socket: number,
+    pidfd: number,
+    onReady: (reply: Reply | undefined, lost?: OperationFailed) => void
+  ) {
     this.socket = socket
     this.pidfd = pidfd
     this.onReady = onReady
@@ -254,8 +278,9 @@ class Connection {
     const events = this.unsent.length > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN
     this.cancel()
     const cancel = Loop.watch(this.socket, events, () => this.serve())
-    if (typeof cancel === "number") this.end()
-    else this.cancel = cancel
+    if (typeof cancel !== "number") this.cancel = cancel
+    // Not at once: whoever makes a connection does not have it yet.
+    else queueMicrotask(() => this.end(refused("epoll_ctl", -cancel, "supervisor")))
   }
 
   private serve(): void {
@@ -263,8 +288,10 @@ class Connection {
     while (!this.gone) {
       const [n, first, second] = native().receive(this.socket, this.reply)
       if (n === -EAGAIN) break
-      if (n !== REPLY_BYTES) return this.end()
-      this.handle(readReply(this.view, [first, second]))
+      // The descriptors that came along are lost, as this program may open no more files: the reply itself is there.
+      const lost = n === -EMFILE ? refused("recvmsg", EMFILE) : undefined
+      if (n !== REPLY_BYTES && lost === undefined) return this.end()
+      this.handle(readReply(this.view, [first, second]), lost)
     }
     while (this.unsent.length > 0) {
       const { bytes, descriptors, sent } = this.unsent[0]!
@@ -284,12 +311,12 @@ class Connection {
     this.listen()
   }
 
-  private handle(reply: Reply): void {
+  private handle(reply: Reply, lost: OperationFailed | undefined): void {
     const unit = this.units.get(reply.id)
     if (this.onReady !== undefined && unit === undefined) {
       const ready = this.onReady
       if (reply.type !== REPLY_UNMAPPED) this.onReady = undefined
-      return ready(reply)
+      return ready(reply, lost)
     }
     if (unit === undefined) {
       closeAll(reply.descriptors)
@@ -297,6 +324,9 @@ class Connection {
     }
     switch (reply.type) {
       case REPLY_STARTED:
+        // Whoever has asked for it releases it.
+        if (lost !== undefined) return unit.started?.(Effect.fail(lost))
+        if (reply.errno !== 0) return unit.started?.(Effect.fail(refused(reply.syscall(), reply.errno)))
         unit.pid = reply.pid
         unit.descriptors = reply.descriptors
         return unit.started?.(Effect.void)
@@ -317,14 +347,11 @@ class Connection {
   }
 
   /** The supervisor is gone: whatever it owned is dying with it, and nobody waits any longer. */
-  private end(): void {
+  private end(why?: OperationFailed): void {
     if (this.gone) return
     this.gone = true
-    const error = new SupervisorError({
-      reason: "Gone",
-      detail: "it is no longer running; its containers end with it"
-    })
-    this.onReady?.(undefined)
+    const error = gone("it is no longer running; its containers end with it")
+    this.onReady?.(undefined, why)
     for (const { sent } of this.unsent.splice(0)) sent(-32)
     for (const unit of this.units.values()) {
       unit.started?.(Effect.fail(error))
@@ -386,6 +413,7 @@ const beginUnit = (
     const fds = encoded.descriptors.map((name) => descriptors[name] ?? -1)
     const large = encoded.bytes.length + REQUEST_BYTES > MESSAGE_BYTES_MAX
     const memfd = large ? native().memfd(encoded.bytes) : -1
+    if (large && memfd < 0) return resume(Effect.fail(refused("memfd_create", -memfd)))
     const message = large
       ? encodeRequest(REQUEST_START, id, encoded.bytes.length, nothing)
       : encodeRequest(REQUEST_START, id, 0, encoded.bytes)
@@ -398,23 +426,11 @@ const beginUnit = (
     connection.units.set(id, unit)
     Loop.retain()
     connection.send(message, large ? [memfd, ...fds] : fds, (n) => {
-      if (large && memfd >= 0) native().close(memfd)
+      if (large) native().close(memfd)
       if (n >= 0) return
       connection.units.delete(id)
       unit.gone = true
-      unit.started?.(
-        Effect.fail(
-          n === -EPIPE
-            ? gone("it is no longer running")
-            : new OperationFailed({
-                operation: "start",
-                index: -1,
-                syscall: "sendmsg",
-                errno: -n,
-                hint: ""
-              })
-        )
-      )
+      unit.started?.(Effect.fail(n === -EPIPE ? gone("it is no longer running") : refused("sendmsg", -n)))
     })
   })
 
@@ -518,15 +534,23 @@ export const start = (
   Effect.async<Supervisor, BerthError>((resume) => {
     const addon = native()
     const notStarted = (detail: string) => new SupervisorError({ reason: "NotStarted", detail })
+    const program = programPath("berth-supervisor")
     const [ours, theirs] = addon.socketpair()
-    if (ours < 0) return resume(Effect.fail(notStarted(`socketpair: errno ${-ours}`)))
-    const [pid, pidfd] = addon.startSupervisor(programPath("berth-supervisor"), folder, [theirs, lock], mode)
+    if (ours < 0) {
+      addon.close(lock)
+      return resume(Effect.fail(refused("socketpair", -ours, "supervisor")))
+    }
+    const [pid, pidfd] = addon.startSupervisor(program, folder, [theirs, lock], mode)
     addon.close(theirs)
     addon.close(lock)
     if (pid < 0) {
       addon.close(ours)
       return resume(
-        Effect.fail(notStarted(`${programPath("berth-supervisor")} cannot be executed: errno ${-pid}`))
+        Effect.fail(
+          pid === -EMFILE
+            ? refused("clone", EMFILE, "supervisor")
+            : notStarted(`${program} cannot be executed: ${errnoName(-pid)}`)
+        )
       )
     }
     let unitId = 0
@@ -552,7 +576,7 @@ export const start = (
     })
     let unmapped: Effect.Effect<never, BerthError> | undefined
     Loop.retain()
-    const connection: Connection = new Connection(ours, pidfd, (reply) => {
+    const connection: Connection = new Connection(ours, pidfd, (reply, lost) => {
       if (reply?.type === REPLY_UNMAPPED) {
         // It has not been waited for, so its pid is its own even where it has been killed.
         Effect.runCallback(map(pid), {
@@ -566,7 +590,7 @@ export const start = (
         return
       }
       Loop.release()
-      if (reply?.type === REPLY_READY) {
+      if (reply?.type === REPLY_READY && lost === undefined && reply.errno === 0) {
         const forgetNamespace = useNamespace(reply.descriptors[0])
         return resume(
           Effect.succeed({
@@ -588,15 +612,10 @@ export const start = (
       Loop.retain()
       connection.close()
       const error =
-        reply === undefined
+        lost ??
+        (reply === undefined
           ? notStarted("it ended before it was ready")
-          : new OperationFailed({
-              operation: "supervisor",
-              index: -1,
-              syscall: reply.syscall(),
-              errno: reply.errno,
-              hint: ""
-            })
+          : refused(reply.syscall(), reply.errno, "supervisor"))
       resume(Effect.zipRight(end, unmapped ?? Effect.fail(error)))
     })
   })

@@ -18,6 +18,7 @@ export interface Options {
   /** Bounds on what comes out: past them it stops. */
   readonly maxBytes: number
   readonly maxEntries: number
+  readonly maxCpuSeconds: number
 }
 
 const REPORT_BYTES_MAX = 16 * 1024 * 1024
@@ -66,6 +67,7 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
           `--xattr=${berth.rootless ? "user" : "trusted"}`,
           `--max-bytes=${options.maxBytes}`,
           `--max-entries=${options.maxEntries}`,
+          `--max-cpu=${options.maxCpuSeconds}`,
           // With root's id alone, all files can only be root's.
           ...(berth.rootless && berth.ids.uids.length === 1 ? ["--ignore-chown"] : []),
           options.directory
@@ -80,7 +82,7 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
       }),
       Effect.sync(() => native().close(theirs))
     )
-    const report = yield* output.collect(
+    return yield* output.collect(
       REPORT_BYTES_MAX,
       () =>
         new OperationFailed({
@@ -91,5 +93,4 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
           hint: ""
         })
     )
-    return new TextDecoder().decode(report)
   }).pipe(Effect.scoped)

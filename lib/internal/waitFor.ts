@@ -24,6 +24,7 @@ import { ECONNRESET } from "./errno.ts"
 import { readBounded } from "./hostFiles.ts"
 import { native } from "./native.ts"
 import { isContainer } from "./process.ts"
+import { lastLines } from "./text.ts"
 import { printWords } from "./words.ts"
 
 const TIMEOUT = "30 seconds"
@@ -155,13 +156,12 @@ export const log: {
     Effect.suspend(() => {
       const wait = begin(container, () => `line with ${pattern}`)
       const matches = matcher(pattern)
-      const found = containers.logs(container, { follow: true }).pipe(
-        Stream.filter(
-          ({ line, stream }) => (options.stream === undefined || stream === options.stream) && matches(line)
-        ),
-        Stream.drop((options.times ?? 1) - 1),
-        Stream.runHead
-      )
+      const found = container.state
+        .log()
+        .find(
+          ({ line, stream }) => (options.stream === undefined || stream === options.stream) && matches(line),
+          options.times ?? 1
+        )
       // What it wrote last counts, so its end is that of its log.
       const first = Effect.flatMap(found, (entry) =>
         Option.isSome(entry) ? Effect.succeed(entry.value) : hasEnded(wait)
@@ -280,7 +280,7 @@ export const http: {
 
 /** What an attempt that failed said, in few words. */
 const lastWords = (text: string): string => {
-  const line = text.trimEnd().split("\n").at(-1)!.slice(0, 200)
+  const line = lastLines(text, 1)[0]!.slice(0, 200)
   return line === "" ? "" : `: ${line}`
 }
 

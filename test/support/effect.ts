@@ -31,7 +31,7 @@ const bun = "bun:test"
 const runner = "Bun" in globalThis ? await import(bun) : undefined
 
 /** Bun's test runner gives a hook or a test 5 seconds unless each file says otherwise. */
-export const allowTime = (): void => runner?.setDefaultTimeout(60_000)
+export const allowTime = (millis = 60_000): void => runner?.setDefaultTimeout(millis)
 
 export const berthIn = (folder: string): Layer.Layer<Services, BerthError.BerthError> =>
   Berth.layerWith({ folder }).pipe(Layer.provideMerge(NodeContext.layer))

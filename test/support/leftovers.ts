@@ -163,8 +163,17 @@ export const eventually = async (
   return attempt()
 }
 
-/** What is there that was not before, once the kernel has had the time to tear down what it does in its own time. */
-export const leftovers = async (before: Snapshot, folder: string): Promise<ReadonlyArray<string>> => {
-  await eventually(() => difference(before, snapshot(), folder).length === 0)
-  return difference(before, snapshot(), folder)
+/**
+ * What is there that was not before, once the kernel has had the time to tear down what it does in its own time; but for
+ * what somebody else leaves.
+ */
+export const leftovers = async (
+  before: Snapshot,
+  folder: string,
+  isOthers: (what: string) => boolean = () => false
+): Promise<ReadonlyArray<string>> => {
+  const left = (): ReadonlyArray<string> =>
+    difference(before, snapshot(), folder).filter((what) => !isOthers(what))
+  await eventually(() => left().length === 0)
+  return left()
 }

@@ -1,0 +1,152 @@
+/**
+ * The two files that make the store an OCI layout. What is deleted and what is kept follows from them, so one that is
+ * missing or cannot be read is an error wherever there are blobs: the names in it cannot be told.
+ */
+import { randomBytes } from "node:crypto"
+import type * as FileSystem from "@effect/platform/FileSystem"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { ImageError } from "../BerthError.ts"
+import * as Layout from "./layout.ts"
+import * as Oci from "./oci.ts"
+import { io, isNotFound, readBounded, replaceFile } from "./storeFiles.ts"
+
+const versionFile = "oci-layout"
+const indexFile = "index.json"
+const version = { imageLayoutVersion: "1.0.0" }
+const noNames = { schemaVersion: 2, mediaType: Oci.mediaTypes.index, manifests: [] }
+
+const write = (fs: FileSystem.FileSystem, root: string, name: string, content: unknown) =>
+  io(root)(replaceFile(fs, root, name, new TextEncoder().encode(JSON.stringify(content))))
+
+const corrupt = (subject: string, detail: string) => new ImageError({ reason: "Corrupt", subject, detail })
+
+/** Lists nothing where there is no folder. */
+const namesIn = (
+  fs: FileSystem.FileSystem,
+  folder: string
+): Effect.Effect<ReadonlyArray<string>, ImageError> =>
+  fs.readDirectory(folder).pipe(
+    Effect.catchIf(isNotFound, () => Effect.succeed([])),
+    io(folder)
+  )
+
+const hasBlobs = (fs: FileSystem.FileSystem, root: string): Effect.Effect<boolean, ImageError> =>
+  Effect.map(
+    Effect.forEach(["sha256", "sha512"], (algorithm) => namesIn(fs, `${root}/blobs/${algorithm}`)),
+    (lists) => lists.some((list) => list.length > 0)
+  )
+
+const lostIndex = (root: string): ImageError =>
+  corrupt(
+    root,
+    `${indexFile} is missing, but there are blobs: their names cannot be told, and nothing is changed or removed. ` +
+      `Put ${indexFile} back from a backup, or write ${JSON.stringify(noNames)} there to give all names up`
+  )
+
+/** The index of the store; none where there is no store yet. */
+export const read = (
+  fs: FileSystem.FileSystem,
+  root: string
+): Effect.Effect<
+  Option.Option<{ readonly index: Oci.Index; readonly raw: Record<string, unknown> }>,
+  ImageError
+> =>
+  Effect.gen(function* () {
+    const layout = yield* Layout.readIndex(fs, root)
+    if (Option.isSome(layout)) {
+      return layout
+    }
+    if (yield* io(root)(fs.exists(`${root}/${indexFile}`))) {
+      const detail = `${versionFile} is missing: pull an image, which writes it, or write ${JSON.stringify(version)} there`
+      return yield* corrupt(root, detail)
+    }
+    return (yield* hasBlobs(fs, root)) ? yield* lostIndex(root) : Option.none()
+  }).pipe(
+    Effect.mapError((error) =>
+      error.reason === "Corrupt" && error.subject !== root
+        ? corrupt(
+            error.subject,
+            `${error.detail}. Put the file back from a backup, or pull an image, which moves it aside`
+          )
+        : error
+    )
+  )
+
+/** Makes the files where there is no store yet. For whoever has the lock of the index. */
+export const make = (fs: FileSystem.FileSystem, root: string): Effect.Effect<void, ImageError> =>
+  Effect.gen(function* () {
+    const exists = (name: string) => io(root)(fs.exists(`${root}/${name}`))
+    const isThere = yield* exists(indexFile)
+    if (!isThere && (yield* hasBlobs(fs, root))) {
+      return yield* lostIndex(root)
+    }
+    if (!(yield* exists(versionFile))) yield* write(fs, root, versionFile, version)
+    if (!isThere) yield* write(fs, root, indexFile, noNames)
+  })
+
+/** Whether both files are there. */
+export const isMade = (fs: FileSystem.FileSystem, root: string): Effect.Effect<boolean, ImageError> =>
+  io(root)(
+    Effect.zipWith(
+      fs.exists(`${root}/${indexFile}`),
+      fs.exists(`${root}/${versionFile}`),
+      (index, layout) => index && layout
+    )
+  )
+
+const asidePrefix = `${indexFile}.broken-`
+
+const isBroken = <A>(decoded: Effect.Effect<A, ImageError>): Effect.Effect<boolean, ImageError> =>
+  decoded.pipe(
+    Effect.as(false),
+    Effect.catchIf(
+      (error) => error.reason === "Corrupt",
+      () => Effect.succeed(true)
+    )
+  )
+
+/**
+ * Moves a file that cannot be read aside, and writes one of its name that says nothing. A version of the layout that is
+ * not known is none that cannot be read. For whoever has the lock of the index.
+ */
+export const repair = (fs: FileSystem.FileSystem, root: string): Effect.Effect<void, ImageError> =>
+  Effect.gen(function* () {
+    const mend = (
+      name: string,
+      content: unknown,
+      decode: (bytes: Uint8Array) => Effect.Effect<unknown, ImageError>
+    ) =>
+      Effect.gen(function* () {
+        const path = `${root}/${name}`
+        const decoded = Effect.flatMap(readBounded(fs, path, path, Oci.maxDocumentBytes), (bytes) =>
+          Option.isNone(bytes) ? Effect.void : decode(bytes.value)
+        )
+        if (!(yield* isBroken(decoded))) return
+        const aside = `${root}/${name}.broken-${randomBytes(8).toString("hex")}`
+        yield* io(root)(fs.rename(path, aside))
+        yield* write(fs, root, name, content)
+        yield* Effect.logWarning(`berth: ${path} could not be read: it is ${aside} now`)
+      })
+    yield* mend(versionFile, version, (bytes) =>
+      Effect.filterOrFail(
+        Oci.parseObject(versionFile, bytes),
+        ({ imageLayoutVersion }) => typeof imageLayoutVersion === "string",
+        () => corrupt(versionFile, "has no version")
+      )
+    )
+    yield* mend(indexFile, noNames, (bytes) => Oci.decodeLayoutIndex(indexFile, bytes))
+  })
+
+/** Fails where an index was moved aside: what its names reached is not known, and is not to be removed. */
+export const refuseAside = (fs: FileSystem.FileSystem, root: string): Effect.Effect<void, ImageError> =>
+  Effect.flatMap(namesIn(fs, root), (names) => {
+    const aside = names.find((name) => name.startsWith(asidePrefix))
+    return aside === undefined
+      ? Effect.void
+      : corrupt(
+          `${root}/${aside}`,
+          "this index could not be read, and was moved aside: what it named cannot be told, and nothing is removed. " +
+            "Pull what it named again, then remove this file"
+        )
+  })

@@ -1,0 +1,86 @@
+/** Text out of what a container writes: as much as it likes, in parts as small as it likes, and of any bytes. */
+
+/** Of the end of a text so many characters are looked at. */
+const LAST_CHARACTERS = 64 * 1024
+
+/** The last lines, of which there may be millions. */
+export const lastLines = (text: string, count: number): ReadonlyArray<string> =>
+  text.trimEnd().slice(-LAST_CHARACTERS).split("\n").slice(-count)
+
+// Smaller parts are put together first: an object for each would be a hundred times its bytes.
+const PART_BYTES = 4 * 1024
+
+/** Bytes as UTF-8, decoded as they come: all at once takes long where there are many. */
+export class Text {
+  private readonly decoder = new TextDecoder()
+  private text = ""
+  private total = 0
+  private parts: Uint8Array | undefined
+  private used = 0
+
+  /** Gives how many bytes there are by then. */
+  add(bytes: Uint8Array): number {
+    this.total += bytes.length
+    if (this.used + bytes.length > PART_BYTES) this.decodeParts()
+    if (bytes.length > PART_BYTES) this.text += this.decoder.decode(bytes, { stream: true })
+    else {
+      this.parts ??= new Uint8Array(PART_BYTES)
+      this.parts.set(bytes, this.used)
+      this.used += bytes.length
+    }
+    return this.total
+  }
+
+  private decodeParts(): void {
+    if (this.used > 0) this.text += this.decoder.decode(this.parts!.subarray(0, this.used), { stream: true })
+    this.used = 0
+  }
+
+  /** What there is; a character whose bytes are not all there is U+FFFD, so nothing can be added any more. */
+  soFar(): string {
+    this.decodeParts()
+    this.text += this.decoder.decode()
+    return this.text
+  }
+}
+
+/** From bytes to lines; a character may come in two parts, a line in many. One without an end is not waited for. */
+export class Lines {
+  private readonly decoder = new TextDecoder()
+  private readonly max: number
+  private readonly exceeded: () => void
+  private rest = ""
+
+  /** A line of more than `max` characters is cut into several, where `exceeded` does not throw. */
+  constructor(max: number, exceeded: () => void = () => {}) {
+    this.max = max
+    this.exceeded = exceeded
+  }
+
+  take(bytes: Uint8Array): ReadonlyArray<string> {
+    return this.split(this.decoder.decode(bytes, { stream: true }))
+  }
+
+  end(): ReadonlyArray<string> {
+    const lines = this.split(this.decoder.decode())
+    const rest = this.rest
+    this.rest = ""
+    return rest === "" ? lines : [...lines, rest]
+  }
+
+  private split(text: string): ReadonlyArray<string> {
+    // What there is of a long line is not looked through again with each part of it.
+    const lines = text.includes("\n") ? (this.rest + text).split("\n") : [this.rest + text]
+    const cut = lines.some((line) => line.length > this.max) ? lines.flatMap((line) => this.cut(line)) : lines
+    this.rest = cut.pop()!
+    return cut
+  }
+
+  private cut(line: string): ReadonlyArray<string> {
+    if (line.length <= this.max) return [line]
+    this.exceeded()
+    return Array.from({ length: Math.ceil(line.length / this.max) }, (_, k) =>
+      line.slice(k * this.max, (k + 1) * this.max)
+    )
+  }
+}

@@ -1,0 +1,62 @@
+#include "environment.h"
+#include "syscalls.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+// So long a supervisor is waited for at the end of a worker: it gives all back meanwhile. It goes on alone then, and stays a
+// zombie when it has ended.
+#define PATIENCE_MS 5000
+
+int64_t environment_note(struct environment *environment, int64_t fd, enum descriptor is) {
+    if (fd < 0) return fd;
+    size_t number = (size_t)fd;
+    if (number >= environment->size) {
+        if (is == NOT_OURS) return fd;
+        size_t size = (number + 1) * 2;
+        uint8_t *larger = realloc(environment->descriptors, size);
+        if (!larger) return fd; // which is closed with the process then
+        memset(larger + environment->size, NOT_OURS, size - environment->size);
+        environment->descriptors = larger;
+        environment->size = size;
+    }
+    environment->descriptors[number] = is;
+    return fd;
+}
+
+// Nobody else waits for it. At the end of the process, another process becomes its parent.
+static void await_child(int pidfd) {
+    struct pollfd end = {.fd = pidfd, .events = POLLIN};
+    siginfo_t information;
+    sys_pidfd_send_signal(pidfd, SIGCONT);
+    if (gettid() == getpid() || poll(&end, 1, PATIENCE_MS) != 1) return;
+    waitid(P_PIDFD, (id_t)pidfd, &information, WEXITED | WNOHANG);
+}
+
+// By the end of its socket each supervisor gets to know that it has to give all back.
+static void end(void *argument) {
+    struct environment *environment = argument;
+    for (size_t fd = 0; fd < environment->size; fd++)
+        if (environment->descriptors[fd] == OURS) close((int)fd);
+    for (size_t fd = 0; fd < environment->size; fd++) {
+        if (environment->descriptors[fd] != OF_CHILD) continue;
+        await_child((int)fd);
+        close((int)fd);
+    }
+    free(environment->descriptors);
+    free(environment);
+}
+
+struct environment *environment_make(napi_env env) {
+    struct environment *environment = calloc(1, sizeof *environment);
+    // No finalizer: runtimes differ in which of the two they call first.
+    if (environment && napi_set_instance_data(env, environment, NULL, NULL) == napi_ok &&
+        napi_add_env_cleanup_hook(env, end, environment) == napi_ok)
+        return environment;
+    free(environment);
+    return NULL;
+}

@@ -1,0 +1,215 @@
+/** Layers that are small to send and would be long to unpack. */
+import assert from "node:assert/strict"
+import { spawnSync } from "node:child_process"
+import * as fs from "node:fs"
+import { tmpdir } from "node:os"
+import { file, folder, hardlink, pax, symlink, tar } from "../support/tar.ts"
+import { binary, check, env, parse } from "../support/unpack.ts"
+
+const path = (part: string, count: number): string => Array.from({ length: count }, () => part).join("/")
+const named = (name: string, entry: Uint8Array, link?: string): Uint8Array =>
+  Uint8Array.from([
+    ...pax([["path", name], ...(link === undefined ? [] : [["linkpath", link] as const])]),
+    ...entry
+  ])
+const range = (count: number): ReadonlyArray<number> => Array.from({ length: count }, (_, i) => i)
+
+/** Links in the order in which each pass over them, from either end, finds one more target only. */
+const zigzag = (count: number, at: string): ReadonlyArray<Uint8Array> => {
+  const order = range(count).map((i) => (i % 2 === 0 ? i / 2 : count - (i + 1) / 2))
+  const turn = new Array<number>(count)
+  order.forEach((place, i) => {
+    turn[place] = i
+  })
+  return turn.map((i) => named(`${at}l${i}`, hardlink("l", "t"), i === 0 ? `${at}target` : `${at}l${i - 1}`))
+}
+
+/** What the unpacker says of a tar, and the seconds of processor time that it has taken. */
+const measured = (archive: Uint8Array, ...options: ReadonlyArray<string>) => {
+  const base = fs.mkdtempSync(`${tmpdir()}/berth-unpack-`)
+  try {
+    fs.mkdirSync(`${base}/layer`)
+    fs.writeFileSync(`${base}/tar`, archive)
+    // The shell's `times`: its own, then its children's, user and system.
+    const script = '"$0" "$@" <"$TAR"; code=$?; times >&2; exit $code'
+    const done = spawnSync("sh", ["-c", script, binary, ...options, `${base}/layer`], {
+      env: { ...env, TAR: `${base}/tar` },
+      maxBuffer: 1 << 28
+    })
+    const last = String(done.stderr).trimEnd().split("\n").at(-1)!
+    const seconds = [...last.matchAll(/(\d+)m([\d.]+)s/g)].map(([, m, s]) => 60 * Number(m) + Number(s))
+    const report = parse(done.status, new Uint8Array(done.stdout), "")
+    return { report, seconds: seconds[0]! + seconds[1]! }
+  } finally {
+    spawnSync("rm", ["-rf", "--", base])
+  }
+}
+
+/** Twice as much takes about twice as long. What grows with the square takes four times as long: minutes, where this takes seconds. */
+const isLinear = (name: string, make: (count: number) => ReadonlyArray<Uint8Array>, count: number) =>
+  check(name, () => {
+    const half = measured(tar(...make(count / 2)))
+    const whole = measured(tar(...make(count)))
+    for (const { report } of [half, whole]) assert.equal(report.status, 0, report.error?.message)
+    const said = `${half.seconds} s for ${count / 2}, ${whole.seconds} s for ${count}`
+    assert.ok(whole.seconds < 8 || whole.seconds < 3.2 * half.seconds, said)
+    assert.ok(whole.seconds < 30, said)
+  })
+
+isLinear(
+  "a folder with thousands of folders that are not empty gives way to a file",
+  (count) => [...range(count).map((i) => file(`d/${i}/x`)), file("d")],
+  16_000
+)
+
+isLinear(
+  "thousands of folders each give way to a file",
+  (count) => range(count).flatMap((i) => [file(`d${i}/x`), file(`d${i}`)]),
+  16_000
+)
+
+isLinear(
+  "folders in folders each give way to a file, from the innermost out",
+  (count) => {
+    const nested = range(count).map((i) => path("a", i + 1))
+    return [
+      ...nested.map((name) => named(`${name}/`, folder("f/"))),
+      ...nested.toReversed().map((name) => named(name, file("f")))
+    ]
+  },
+  2_000
+)
+
+isLinear(
+  "hard links that wait for each other are found whatever their order",
+  (count) => [...zigzag(count, ""), file("target", "x")],
+  9_900
+)
+
+isLinear(
+  "so are those between deep folders",
+  (count) => {
+    const deep = `${path("a", 500)}/`
+    return [...zigzag(count, deep), named(`${deep}target`, file("f", "x"))]
+  },
+  2_000
+)
+
+isLinear(
+  "hard links lead from one deep folder to another and back",
+  (count) => {
+    const at = (i: number) => `${path(i % 2 === 0 ? "a" : "b", 900)}/l${i}`
+    return [
+      named(at(0), file("f", "x")),
+      ...range(count).map((i) => named(at(i + 1), hardlink("l", "t"), at(i)))
+    ]
+  },
+  2_000
+)
+
+isLinear(
+  "files turn by turn in two folders 2,000 deep, behind a link",
+  (count) => [
+    symlink("s", "t"),
+    ...range(count).map((i) => named(`s/${path("a", 2_000)}/${i % 2}/f${i}`, file("f")))
+  ],
+  1_000
+)
+
+isLinear(
+  "whiteouts in deep folders, with as many that are opaque",
+  (count) => {
+    const deep = path("a", 1_000)
+    return range(count).flatMap((i) => [
+      named(`${deep}/${i}/.wh..wh..opq`, file("f")),
+      named(`${deep}/${i}/.wh.gone`, file("f")),
+      named(`${deep}/.wh.gone${i}`, file("f"))
+    ])
+  },
+  800
+)
+
+isLinear(
+  "a folder is said to be opaque again and again",
+  (count) => range(count).map(() => file("d/.wh..wh..opq")),
+  32_000
+)
+
+isLinear("whiteouts without end", (count) => range(count).map((i) => file(`.wh.${i}`)), 16_000)
+
+isLinear(
+  "whiteouts of the layer's own folders",
+  (count) => range(count).flatMap((i) => [folder(`d${i}/`), file(`.wh.d${i}`)]),
+  8_000
+)
+
+isLinear(
+  "implied folders that are named later",
+  (count) => [...range(count).map((i) => file(`d${i}/f`)), ...range(count).map((i) => folder(`d${i}/`))],
+  8_000
+)
+
+/** Files behind 36 links, each of which leads through 2,000 folders to the next. */
+const behindLinks = (count: number): Uint8Array => {
+  const deep = path("a", 2_000)
+  return tar(
+    named(`${deep}/`, folder("d/")),
+    ...range(18).flatMap((i) => [
+      named(`m${i}`, symlink("l", "t"), `/${deep}/n${i}`),
+      named(`${deep}/n${i}`, symlink("l", "t"), `/m${i + 1}`)
+    ]),
+    folder("m18/"),
+    ...range(count).map((i) => file(`m0/${i % 2}/f`))
+  )
+}
+
+check("paths through links that lead through 72,000 folders end at a limit, and soon", () => {
+  assert.equal(measured(behindLinks(10)).report.status, 0)
+  const { report, seconds } = measured(behindLinks(10_000))
+  assert.equal(report.error?.kind, "limit", report.error?.message)
+  assert.match(report.error.message, /links and folders/)
+  assert.ok(seconds < 30, `${seconds} s`)
+})
+
+check("what is longer, larger or slower than allowed says which limit it was", (place) => {
+  const message = (archive: Uint8Array, ...options: ReadonlyArray<string>) =>
+    place.fails("limit", archive, ...options).message
+  assert.match(message(tar(file("a", "a".repeat(5000))), "--max-bytes=4000"), /maxBytes/)
+  const hole = pax([
+    ["GNU.sparse.size", String(2n ** 60n)],
+    ["GNU.sparse.numblocks", "1"],
+    ["GNU.sparse.map", "0,0"],
+    ["GNU.sparse.name", "s"]
+  ])
+  assert.match(message(tar(hole, file("s")), `--max-bytes=${2 ** 40}`), /holes.*maxBytes/)
+  assert.match(message(tar(...range(5).map((i) => file(`${i}`))), "--max-entries=4"), /maxEntries/)
+  const implied = tar(named(`${path("a", 100)}/f`, file("f")))
+  assert.match(message(implied, "--max-entries=50"), /maxEntries/)
+  assert.match(message(tar(named(path("a", 9_000), file("f")))), /path is longer than 16384 bytes/)
+  assert.match(message(tar(named("l", hardlink("l", "t"), path("a", 9_000)))), /target is longer than/)
+  assert.match(message(tar(...range(10_001).map((i) => hardlink(`l${i}`, "none")))), /hard links/)
+})
+
+check("a layer that takes more processor time than allowed for its length ends", () => {
+  const { report, seconds } = measured(behindLinks(10_000), "--max-cpu=1")
+  assert.equal(report.error?.kind, "limit", report.error?.message)
+  // A fast machine comes to the other limit before.
+  assert.match(report.error.message, /maxCpuSeconds|links and folders/)
+  assert.ok(seconds < 10, `${seconds} s`)
+  // Each piece of the tar gives more of it: what gets on may take as long as it is long.
+  const long = measured(tar(...range(20_000).map((i) => file(`${i % 100}/f${i}`))), "--max-cpu=2")
+  assert.equal(long.report.status, 0, long.report.error?.message)
+})
+
+check("headers of thousands of attributes, repeated names or none end", () => {
+  for (const header of [
+    pax(range(5_000).map((i) => [`SCHILY.xattr.user.x${i}`, "v"] as const)),
+    pax(range(20_000).map(() => ["path", "p".repeat(50)] as const)),
+    Uint8Array.from(range(10_000).flatMap(() => [...pax([["comment", "x"]], "g")])),
+    Uint8Array.from(range(10_000).flatMap(() => [...pax([["comment", "x"]])]))
+  ]) {
+    const { report, seconds } = measured(tar(header, file("f")))
+    assert.ok(report.status === 0 || report.error !== undefined)
+    assert.ok(seconds < 10, `${seconds} s`)
+  }
+})

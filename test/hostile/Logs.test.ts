@@ -1,0 +1,226 @@
+import assert from "node:assert/strict"
+import * as fs from "node:fs"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
+import { Container, Image, WaitFor } from "../../lib/index.ts"
+import { BerthError, open } from "../../lib/promise.ts"
+import { failure, makeTemporaryFolder, remove, suite } from "../support/effect.ts"
+
+const MEBIBYTE = 2 ** 20
+
+const residentBytes = (): number =>
+  Number(/^VmRSS:\s+(\d+)/m.exec(fs.readFileSync("/proc/self/status", "utf8"))![1]) * 1024
+
+/** How late a timer of 10 milliseconds was in all but the worst twentieth, and by how much the program has grown. */
+const watched = <A, E, R>(body: Effect.Effect<A, E, R>) =>
+  Effect.acquireUseRelease(
+    Effect.sync(() => {
+      const before = residentBytes()
+      const late: Array<number> = []
+      let grown = 0
+      let last = performance.now()
+      const tick = (): void => {
+        const now = performance.now()
+        late.push(now - last - 10)
+        grown = Math.max(grown, residentBytes() - before)
+        last = now
+      }
+      const result = () => ({
+        late: late.sort((a, b) => a - b)[Math.floor(late.length * 0.95)]!,
+        grown,
+        ticks: late.length
+      })
+      return { result, tick, timer: setInterval(tick, 10) }
+    }),
+    ({ result, tick }) =>
+      Effect.map(body, (value) => {
+        tick()
+        return { ...result(), value }
+      }),
+    ({ timer }) => Effect.sync(() => clearInterval(timer))
+  )
+
+// Far more than there should be, and far less than there was.
+const LATE_MAX = 500
+const GROWN_MAX = 1024 * MEBIBYTE
+const FLOOD = "3 seconds"
+
+const isCalm = ({ grown, late, ticks }: { late: number; grown: number; ticks: number }): void => {
+  assert.ok(late < LATE_MAX, `a timer of 10 ms came ${late.toFixed(0)} ms late`)
+  assert.ok(grown < GROWN_MAX, `the program has grown by ${(grown / MEBIBYTE).toFixed(0)} MiB`)
+  assert.ok(ticks > 5, "the timer should have its turns")
+}
+
+const floods = {
+  "empty lines": "exec yes ''",
+  "short lines": "exec yes x",
+  "one line without an end": "exec tr '\\\\0' x < /dev/zero",
+  "any bytes": "exec cat /dev/urandom"
+}
+
+suite("Logs of a container that writes without end", (effect) => {
+  const start = (script: string, options: Container.StartOptions = {}) =>
+    Effect.flatMap(Image.host, (image) =>
+      Container.start(image, { command: ["sh", "-c", script], ...options })
+    )
+
+  for (const [name, script] of Object.entries(floods)) {
+    effect(`${name} take bounded memory, and let timers have their turn`, () =>
+      Effect.gen(function* () {
+        const box = yield* start(script)
+        const waiting = failure("WaitFailed", WaitFor.log(box, "never said", { timeout: FLOOD }))
+        const following = Stream.runDrain(Container.logs(box, { follow: true })).pipe(
+          Effect.timeoutOption(FLOOD)
+        )
+        isCalm(yield* watched(Effect.all([waiting, following], { concurrency: 2 })))
+        const kept = yield* Stream.runFold(Container.logs(box), 0, (sum, { line }) => sum + line.length + 100)
+        assert.ok(kept > 0 && kept <= 4 * MEBIBYTE, `${kept} characters are kept`)
+      })
+    )
+  }
+
+  effect("a line is waited for, found and no longer than it may be in the middle of a flood", () =>
+    Effect.gen(function* () {
+      const box = yield* start(
+        "yes '' | head -n 3000000; head -c 1000000 /dev/zero | tr '\\0' y; echo; echo ready; exec yes ''"
+      )
+      const found = yield* watched(WaitFor.log(box, "ready"))
+      assert.equal(found.value.line, "ready")
+      isCalm(found)
+      const entries = yield* Stream.runCollect(Container.logs(box))
+      for (const { line } of entries) assert.ok(line.length <= 16 * 1024)
+    })
+  )
+
+  effect("a long line that ends is cut as one that does not", () =>
+    Effect.gen(function* () {
+      const box = yield* start("head -c 100000 /dev/zero | tr '\\0' y; echo; echo after")
+      const lines = [...(yield* Stream.runCollect(Container.logs(box, { follow: true })))].map(
+        ({ line }) => line
+      )
+      assert.equal(lines.join(""), `${"y".repeat(100_000)}after`)
+      assert.ok(lines.every((line) => line.length <= 16 * 1024))
+      assert.equal(lines.at(-1), "after")
+    })
+  )
+
+  effect("a follower that is slow takes no memory, and goes on with what is kept", () =>
+    Effect.gen(function* () {
+      const box = yield* start("i=0; while :; do i=$((i + 1)); echo $i; done & exec yes ''")
+      const slow = Container.logs(box, { follow: true }).pipe(
+        Stream.runForEachChunk(() => Effect.sleep("50 millis")),
+        Effect.timeoutOption(FLOOD)
+      )
+      isCalm(yield* watched(slow))
+    })
+  )
+
+  effect("files have no more than their bounds, and are read in turns", () =>
+    Effect.gen(function* () {
+      const folder = yield* Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (made) =>
+        Effect.sync(() => remove(made))
+      )
+      const maxBytes = 4 * MEBIBYTE
+      const box = yield* start("exec yes ''", { logs: { folder, maxBytes, maxFiles: 2 } })
+      isCalm(yield* watched(Effect.sleep(FLOOD)))
+      const sizes = fs.readdirSync(folder).map((name) => fs.statSync(`${folder}/${name}`).size)
+      assert.equal(sizes.length, 2)
+      assert.ok(Math.max(...sizes) <= maxBytes, String(sizes))
+      const read = yield* watched(Stream.runCount(Container.logs(box)))
+      assert.ok(read.value > 50_000, String(read.value))
+      assert.ok(read.late < LATE_MAX, `late by ${read.late}`)
+      const last = yield* Stream.runCollect(Container.logs(box, { tail: 3 }))
+      assert.equal(last.length, 3)
+    })
+  )
+
+  effect("an end of a file that is cut off is left out", () =>
+    Effect.gen(function* () {
+      const folder = yield* Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (made) =>
+        Effect.sync(() => remove(made))
+      )
+      fs.writeFileSync(`${folder}/log`, `{"time":1,"stream":"stdout","line":"first"}\n{"time":2,"str`)
+      const box = yield* start("true", { logs: { folder } })
+      yield* box.exit
+      const lines = [...(yield* Stream.runCollect(Container.logs(box)))].map(({ line }) => line)
+      assert.deepEqual(lines, ["first"])
+    })
+  )
+
+  effect("what is kept whole ends at its bound, in turns", () =>
+    Effect.gen(function* () {
+      const image = yield* Image.host
+      for (const script of [...Object.values(floods), "exec yes '' >&2"]) {
+        const command = ["sh", "-c", script]
+        const ran = yield* watched(failure("ContainerError", Container.run(image, { command })))
+        assert.equal(ran.value.reason, "OutputTooLong")
+        assert.ok(ran.late < LATE_MAX, `${script}: a timer of 10 ms came ${ran.late.toFixed(0)} ms late`)
+      }
+    })
+  )
+
+  effect("many small writes that are kept whole take about their bytes", () =>
+    Effect.gen(function* () {
+      const image = yield* Image.host
+      // Each byte is a write of its own, which wakes the reader.
+      const command = ["dd", "if=/dev/zero", "bs=1", "count=400000", "status=none"]
+      const ran = yield* watched(Container.run(image, { command }))
+      assert.equal(ran.value.stdout.length, 400_000)
+      isCalm(ran)
+    })
+  )
+
+  effect("a terminal's flood, and a stream that is read and thrown away, let timers have their turn", () =>
+    Effect.gen(function* () {
+      for (const options of [{ terminal: true }, {}]) {
+        for (const script of Object.values(floods)) {
+          const box = yield* start(script, options)
+          const reading = yield* Effect.fork(Stream.runDrain(box.stdout))
+          isCalm(yield* watched(Effect.sleep("1 seconds")))
+          yield* Fiber.interrupt(reading)
+        }
+      }
+    })
+  )
+})
+
+suite("Lines of a command that writes without end", (effect) => {
+  effect("are handed out one by one, in turns, and one without an end is an error", () =>
+    Effect.promise(async () => {
+      const folder = makeTemporaryFolder()
+      try {
+        await using berth = await open({ folder })
+        await using box = await berth.start("host", { command: ["sleep", "1000"] })
+        const read = async (): Promise<number> => {
+          let count = 0
+          for await (const line of box.$`yes ${""}`) {
+            assert.equal(line, "")
+            if (++count === 200_000) break
+          }
+          return count
+        }
+        const lines = await Effect.runPromise(watched(Effect.promise(read)))
+        assert.equal(lines.value, 200_000)
+        isCalm(lines)
+        const command = ["sh", "-c", floods["one line without an end"]]
+        const ended = await Effect.runPromise(
+          watched(
+            Effect.promise(async () => {
+              try {
+                for await (const line of box.$`${command}`) assert.fail(`a line of ${line.length}`)
+              } catch (error) {
+                return error
+              }
+            })
+          )
+        )
+        assert.ok(ended.value instanceof BerthError, String(ended.value))
+        assert.equal(ended.value._tag === "ContainerError" && ended.value.reason, "OutputTooLong")
+        assert.ok(ended.late < LATE_MAX, `late by ${ended.late}`)
+      } finally {
+        remove(folder)
+      }
+    })
+  )
+})
