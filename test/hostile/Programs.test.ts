@@ -48,7 +48,7 @@ suite("programs of Berth in a container", (effect, folder) => {
         const image = yield* makeEvilImage("linger", (root) => compile(`${root}/bin/linger`, "linger.c"))
         const attacker = yield* Container.start(image, {
           command: ["linger"],
-          capabilities: { add: ["CAP_SYS_PTRACE"] }
+          capabilities: { add: ["SYS_PTRACE"] }
         })
         const said = yield* Stream.toPull(
           attacker.stdout.pipe(Stream.decodeText(), Stream.splitLines, Stream.rechunk(1))
