@@ -53,6 +53,7 @@ const targets = {
       "overlay.c",
       "pid_namespace.c",
       "privilege.c",
+      "program.c",
       "cgroup.c",
       "remove.c",
       "plan.c"

@@ -155,8 +155,8 @@ const readReply = (view: DataView, descriptors: readonly [number, number]): Repl
   },
   operation: view.getUint32(40, true),
   errno: view.getInt32(44, true),
-  // Of a failure; the bytes are those of the last reply.
-  syscall: () => ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/\0.*$/, "")
+  // Of a failure; the bytes are those of the last reply. A container may have written them, for a terminal to read.
+  syscall: () => ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/[^\w()].*$/s, "")
 })
 
 const closeAll = (descriptors: ReadonlyArray<number>): void => {
