@@ -36,8 +36,8 @@ const one = (box: Container.Container): Effect.Effect<void, Unmeasured> =>
   )
 
 const targets = [
-  { name: LIMIT, most: 1.3 },
-  { name: "crun exec", most: 0.5 }
+  { name: LIMIT, most: 1.25 },
+  { name: "crun exec", most: 0.3 }
 ]
 
 const measure = (rounds: number) =>

@@ -1,8 +1,8 @@
 // The limit: what a container's start costs with no library at all. It starts and reaps `true` in the surroundings
 // that Berth gives it, with the same system calls in the same order, as straight-line C: no plan, no messages, no
 // event loop, nothing that is decided at run time. It shares no source with Berth, so that neither hides the other's
-// mistakes. Two things Berth has that this has not: its child runs in the supervisor's memory until it executes, and it
-// makes the network namespace of the next container while nothing else is to be done.
+// mistakes. One thing Berth has that this has not: it makes the network namespace of the next container while nothing else
+// is to be done.
 //
 //   bench-limit COUNT [WORKERS] [phases]
 //
@@ -11,6 +11,7 @@
 // one for each line that comes in on stdin, so that another program can take turns with it. With WORKERS above 1, so
 // many processes start COUNT each at the same time, and the one line that is printed is the wall-clock time of all of
 // them, in microseconds. `phases` prints the names of the phases first, and behind each time how long each phase took.
+#include "cgroups.h"
 #include "filter.h"
 
 #include <errno.h>
@@ -79,21 +80,6 @@ struct clock {
     uint64_t first, last, phase[PHASE_COUNT];
 };
 
-// A cgroup folder, and what its limits are written to.
-struct cgroup {
-    char parent[512];
-    int version;
-    struct setting {
-        const char *file, *value;
-    } settings[3];
-    size_t count;
-    // Of the present container:
-    char path[600];
-    int entrance;
-};
-
-static struct cgroup cgroups[4];
-static size_t cgroup_count;
 static struct clock *shared;
 static int messages, null_device, own_pidfd;
 static bool phases;
@@ -123,108 +109,17 @@ static void mark(enum phase phase) {
     shared->last = time;
 }
 
-// Which cgroups: not timed, cgroups(7)
-
-// Whether a list with separators has the word.
-static bool lists(const char *list, const char *word, const char *separators) {
-    size_t length = strlen(word);
-    while (*list) {
-        size_t n = strcspn(list, separators);
-        if (n == length && !memcmp(list, word, n)) return true;
-        list += n + (list[n] != '\0');
-    }
-    return false;
-}
-
-// Where the hierarchy of a version 1 controller, or version 2 (NULL), is mounted.
-static bool find_mount(const char *controller, char mounted[256]) {
-    char line[4096], root[256], type[64], options[512];
-    FILE *file = fopen("/proc/self/mountinfo", "re");
-    bool found = false;
-    if (!file) die("/proc/self/mountinfo");
-    while (!found && fgets(line, sizeof line, file)) {
-        const char *back = strstr(line, " - ");
-        if (!back || sscanf(line, "%*d %*d %*s %255s %255s", root, mounted) != 2) continue;
-        if (sscanf(back, " - %63s %*s %511s", type, options) != 2 || strcmp(root, "/") != 0) continue;
-        found = controller ? !strcmp(type, "cgroup") && lists(options, controller, ",") : !strcmp(type, "cgroup2");
-    }
-    fclose(file);
-    return found;
-}
-
-// This process's own cgroup in the hierarchy of a version 1 controller, or in version 2 (NULL).
-static bool find_own(const char *controller, char path[256]) {
-    char line[1024];
-    FILE *file = fopen("/proc/self/cgroup", "re");
-    bool found = false;
-    if (!file) die("/proc/self/cgroup");
-    while (!found && fgets(line, sizeof line, file)) {
-        char *names = strchr(line, ':'), *own = names ? strchr(names + 1, ':') : NULL;
-        if (!own) continue;
-        *own++ = '\0';
-        own[strcspn(own, "\n")] = '\0';
-        found = controller ? lists(names + 1, controller, ",") : names[1] == '\0';
-        if (found) snprintf(path, 256, "%s", strcmp(own, "/") ? own : "");
-    }
-    fclose(file);
-    return found;
-}
-
-// The nearest version 2 cgroup, from our own upwards, that passes the controller on.
-static bool find_delegating(const char *controller, char folder[512]) {
-    char mounted[256], own[256], file[600], passed[512];
-    if (!find_mount(NULL, mounted) || !find_own(NULL, own)) return false;
-    for (;;) {
-        snprintf(folder, 512, "%s%s", mounted, own);
-        snprintf(file, sizeof file, "%s/cgroup.subtree_control", folder);
-        int fd = open(file, O_RDONLY | O_CLOEXEC);
-        ssize_t n = fd < 0 ? 0 : read(fd, passed, sizeof passed - 1);
-        if (fd >= 0) close(fd);
-        passed[n > 0 ? n : 0] = '\0';
-        if (n > 0) return lists(passed, controller, " \n");
-        char *slash = strrchr(own, '/');
-        if (!slash) return false;
-        *slash = '\0';
-    }
-}
-
-static void add_cgroup(const char *controller, struct setting v1, struct setting v2) {
-    struct cgroup found = {.version = 1};
-    char mounted[256], own[256];
-    if (find_mount(controller, mounted) && find_own(controller, own)) {
-        snprintf(found.parent, sizeof found.parent, "%s%s", mounted, own);
-    } else if (find_delegating(controller, found.parent)) {
-        found.version = 2;
-    } else {
-        // cpuacct is no controller of version 2, and only counts on version 1.
-        if (!v1.file) return;
-        errno = ENOENT;
-        die(controller);
-    }
-    struct setting setting = found.version == 1 ? v1 : v2;
-    struct cgroup *at = cgroups;
-    while (at < cgroups + cgroup_count && strcmp(at->parent, found.parent) != 0) at++;
-    if (at == cgroups + cgroup_count) {
-        *at = found;
-        cgroup_count++;
-    }
-    if (setting.file) at->settings[at->count++] = setting;
-}
-
-static void find_cgroups(void) {
-    const struct setting none = {NULL, NULL};
-    add_cgroup("memory", (struct setting){"memory.limit_in_bytes", "67108864"}, (struct setting){"memory.max", "67108864"});
-    add_cgroup("cpu", (struct setting){"cpu.cfs_quota_us", "50000"}, (struct setting){"cpu.max", "50000 100000"});
-    add_cgroup("cpuacct", none, none);
-    add_cgroup("pids", (struct setting){"pids.max", "64"}, (struct setting){"pids.max", "64"});
-}
-
 // The child
 
-// Targets are resolved inside the root.
-static int resolve(int root, const char *path, uint64_t flags) {
+// Targets are resolved inside the root, or inside one of its pinned mounts, which nobody can rename.
+static int resolve(int from, const char *path, uint64_t flags) {
     struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-    return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+    return (int)syscall(SYS_openat2, from, path, &how, sizeof how);
+}
+
+static int resolve_no_link(int from, const char *path) {
+    struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS};
+    return (int)CALL(openat2, from, path, &how, sizeof how);
 }
 
 static void set(int fs, const char *key, const char *value) {
@@ -240,47 +135,57 @@ static void attach(int mount, int target) {
     CALL(move_mount, mount, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 }
 
-static void mount_at(int root, int fs, unsigned long attributes, const char *path) {
+// /proc, /dev and /sys: gives the mount, in which what is below it is found.
+static int mount_pinned(int root, int fs, unsigned long attributes, const char *path) {
     int mount = create(fs, attributes);
-    int target = resolve(root, path, O_PATH);
-    if (target < 0) { // a folder of /dev, which is a new file system
-        int parent = (int)check("openat2", resolve(root, "/dev/", O_PATH | O_DIRECTORY));
-        CALL(mkdirat, parent, path + strlen("/dev/"), 0755);
-        target = (int)check("openat2", resolve(root, path, O_PATH));
-        CALL(close, parent);
-    }
+    CALL(close, fs);
+    int target = resolve_no_link(root, path);
+    attach(mount, target);
+    CALL(close, target);
+    return mount;
+}
+
+// A folder of /dev, which is a new file system.
+static void mount_in(int dev, int fs, unsigned long attributes, const char *name) {
+    int mount = create(fs, attributes);
+    CALL(close, fs);
+    resolve(dev, name, O_PATH); // is it there? not yet
+    int parent = (int)check("openat2", resolve(dev, "/", O_PATH | O_DIRECTORY));
+    CALL(mkdirat, parent, name, 0755);
+    int target = resolve_no_link(parent, name);
+    CALL(close, parent);
     attach(mount, target);
     CALL(close, target);
     CALL(close, mount);
-    CALL(close, fs);
 }
 
 // A device node of the host's, bound: Berth binds nodes of its own, which makes no difference in time.
-static void device(int root, const char *path) {
+static void device(int dev, const char *path) {
     struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, .propagation = 1 << 18}; // MS_PRIVATE
+    const char *name = path + strlen("/dev/");
     struct stat source;
     int tree = (int)CALL(open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
     CALL(mount_setattr, tree, "", AT_EMPTY_PATH, &attributes, sizeof attributes);
     CALL(newfstatat, tree, "", &source, AT_EMPTY_PATH);
-    resolve(root, path, O_PATH); // is it there? not yet
-    int dev = (int)check("openat2", resolve(root, "/dev/", O_PATH | O_DIRECTORY));
-    CALL(close, (int)CALL(openat, dev, path + strlen("/dev/"), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644));
-    int target = (int)check("openat2", resolve(root, path, O_PATH));
-    CALL(close, dev);
+    resolve(dev, name, O_PATH); // is it there? not yet
+    int parent = (int)check("openat2", resolve(dev, "/", O_PATH | O_DIRECTORY));
+    CALL(close, (int)CALL(openat, parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644));
+    int target = resolve_no_link(parent, name);
+    CALL(close, parent);
     attach(tree, target);
     CALL(close, target);
     CALL(close, tree);
 }
 
-static void symbolic_link(int root, const char *target, const char *name) {
-    int dev = (int)check("openat2", resolve(root, "/dev/", O_PATH | O_DIRECTORY));
-    CALL(symlinkat, target, dev, name);
-    CALL(close, dev);
+static void symbolic_link(int dev, const char *target, const char *name) {
+    int parent = (int)check("openat2", resolve(dev, "/", O_PATH | O_DIRECTORY));
+    CALL(symlinkat, target, parent, name);
+    CALL(close, parent);
 }
 
-static void mask(int root, int *empty, const char *path) {
+static void mask(int from, int *empty, const char *path) {
     struct stat masked, source;
-    int mount, target = resolve(root, path, O_PATH);
+    int mount, target = resolve(from, path, O_PATH);
     if (target < 0) return;
     CALL(newfstatat, target, "", &masked, AT_EMPTY_PATH);
     if (!S_ISDIR(masked.st_mode)) {
@@ -301,9 +206,9 @@ static void mask(int root, int *empty, const char *path) {
     CALL(close, target);
 }
 
-static void read_only(int root, const char *path) {
+static void read_only(int from, const char *path) {
     struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY, .propagation = 1 << 18}; // MS_PRIVATE
-    int target = resolve(root, path, O_PATH);
+    int target = resolve(from, path, O_PATH);
     if (target < 0) return;
     int tree = (int)CALL(open_tree, target, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE | AT_EMPTY_PATH);
     CALL(mount_setattr, tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &attributes, sizeof attributes);
@@ -364,7 +269,7 @@ static _Noreturn void child(int out, int err) {
     CALL(umask, 0);
     die_with_parent();
     CALL(setsid);
-    CALL(keyctl, KEYCTL_JOIN_SESSION_KEYRING, "berth-limit", 0UL, 0UL, 0UL);
+    CALL(keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL, 0UL, 0UL, 0UL);
     const int streams[] = {null_device, out, err};
     int moved[3];
     for (int k = 0; k < 3; k++) moved[k] = (int)CALL(fcntl, streams[k], F_DUPFD_CLOEXEC, 3);
@@ -386,59 +291,59 @@ static _Noreturn void child(int out, int err) {
     CALL(move_mount, root, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH);
     mark(OVERLAY);
 
-    mount_at(root, (int)CALL(fsopen, "proc", FSOPEN_CLOEXEC), NO_SUID_DEV_EXEC, "/proc");
+    int proc = mount_pinned(root, (int)CALL(fsopen, "proc", FSOPEN_CLOEXEC), NO_SUID_DEV_EXEC, "/proc");
     mark(PROC_SYS);
 
     int fs = (int)CALL(fsopen, "tmpfs", FSOPEN_CLOEXEC);
     set(fs, "mode", "0755");
     set(fs, "size", "65536k");
-    mount_at(root, fs, NO_SUID_DEV_EXEC, "/dev");
-    device(root, "/dev/null");
-    device(root, "/dev/zero");
-    device(root, "/dev/full");
-    device(root, "/dev/random");
-    device(root, "/dev/urandom");
-    device(root, "/dev/tty");
-    symbolic_link(root, "pts/ptmx", "ptmx");
-    symbolic_link(root, "/proc/self/fd", "fd");
-    symbolic_link(root, "/proc/self/fd/0", "stdin");
-    symbolic_link(root, "/proc/self/fd/1", "stdout");
-    symbolic_link(root, "/proc/self/fd/2", "stderr");
+    int dev = mount_pinned(root, fs, NO_SUID_DEV_EXEC, "/dev");
+    device(dev, "/dev/null");
+    device(dev, "/dev/zero");
+    device(dev, "/dev/full");
+    device(dev, "/dev/random");
+    device(dev, "/dev/urandom");
+    device(dev, "/dev/tty");
+    symbolic_link(dev, "pts/ptmx", "ptmx");
+    symbolic_link(dev, "/proc/self/fd", "fd");
+    symbolic_link(dev, "/proc/self/fd/0", "stdin");
+    symbolic_link(dev, "/proc/self/fd/1", "stdout");
+    symbolic_link(dev, "/proc/self/fd/2", "stderr");
     fs = (int)CALL(fsopen, "devpts", FSOPEN_CLOEXEC);
     set(fs, "newinstance", NULL);
     set(fs, "ptmxmode", "0666");
     set(fs, "mode", "0620");
     set(fs, "gid", "5");
-    mount_at(root, fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts");
+    mount_in(dev, fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "pts");
     fs = (int)CALL(fsopen, "tmpfs", FSOPEN_CLOEXEC);
     set(fs, "mode", "1777");
     set(fs, "size", "67108864");
-    mount_at(root, fs, NO_SUID_DEV_EXEC, "/dev/shm");
-    mount_at(root, (int)CALL(fsopen, "mqueue", FSOPEN_CLOEXEC), NO_SUID_DEV_EXEC, "/dev/mqueue");
+    mount_in(dev, fs, NO_SUID_DEV_EXEC, "shm");
+    mount_in(dev, (int)CALL(fsopen, "mqueue", FSOPEN_CLOEXEC), NO_SUID_DEV_EXEC, "mqueue");
     mark(DEV);
-    mount_at(root, (int)CALL(fsopen, "sysfs", FSOPEN_CLOEXEC), MOUNT_ATTR_RDONLY | NO_SUID_DEV_EXEC, "/sys");
+    int sys = mount_pinned(root, (int)CALL(fsopen, "sysfs", FSOPEN_CLOEXEC), MOUNT_ATTR_RDONLY | NO_SUID_DEV_EXEC, "/sys");
     mark(PROC_SYS);
 
     int empty = -1;
-    mask(root, &empty, "/proc/acpi");
-    mask(root, &empty, "/proc/asound");
-    mask(root, &empty, "/proc/interrupts");
-    mask(root, &empty, "/proc/kcore");
-    mask(root, &empty, "/proc/keys");
-    mask(root, &empty, "/proc/latency_stats");
-    mask(root, &empty, "/proc/sched_debug");
-    mask(root, &empty, "/proc/scsi");
-    mask(root, &empty, "/proc/timer_list");
-    mask(root, &empty, "/proc/timer_stats");
-    mask(root, &empty, "/sys/devices/virtual/powercap");
-    mask(root, &empty, "/sys/firmware");
+    mask(proc, &empty, "acpi");
+    mask(proc, &empty, "asound");
+    mask(proc, &empty, "interrupts");
+    mask(proc, &empty, "kcore");
+    mask(proc, &empty, "keys");
+    mask(proc, &empty, "latency_stats");
+    mask(proc, &empty, "sched_debug");
+    mask(proc, &empty, "scsi");
+    mask(proc, &empty, "timer_list");
+    mask(proc, &empty, "timer_stats");
+    mask(sys, &empty, "devices/virtual/powercap");
+    mask(sys, &empty, "firmware");
     mark(MASK);
 
-    read_only(root, "/proc/bus");
-    read_only(root, "/proc/fs");
-    read_only(root, "/proc/irq");
-    read_only(root, "/proc/sys");
-    read_only(root, "/proc/sysrq-trigger");
+    read_only(proc, "bus");
+    read_only(proc, "fs");
+    read_only(proc, "sys");
+    read_only(proc, "irq");
+    read_only(proc, "sysrq-trigger");
     mark(READONLY);
 
     int old = (int)CALL(openat, AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -574,7 +479,11 @@ static void set_up(void) {
     sigfillset(&all);
     messages = (int)check("fcntl", fcntl(2, F_DUPFD_CLOEXEC, 3));
     check("sigprocmask", sigprocmask(SIG_SETMASK, &all, NULL));
-    find_cgroups();
+    const char *missing = find_cgroups();
+    if (missing) {
+        errno = ENOENT;
+        die(missing);
+    }
     CALL(prctl, PR_SET_DUMPABLE, 0UL, 0UL, 0UL, 0UL);
     CALL(unshare, CLONE_NEWNS);
     CALL(mount, NULL, "/", NULL, 1UL << 14 | 1UL << 19, NULL); // MS_REC | MS_SLAVE

@@ -55,7 +55,8 @@ const targets = {
       "supervisor/privilege.c",
       "supervisor/cgroup.c",
       "common/remove.c",
-      "supervisor/plan.c"
+      "supervisor/plan.c",
+      "supervisor/program.c"
     ],
     static: true
   },

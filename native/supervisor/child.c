@@ -49,8 +49,8 @@ static int await_id_map(const struct child *child, struct failure *failure) {
     char byte;
     ssize_t n;
     if (child->rootless && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) return fail(failure, "prctl");
-    if (send(child->failures, "", 1, MSG_NOSIGNAL) != 1) return fail(failure, "send");
-    while ((n = recv(child->failures, &byte, 1, 0)) < 0 && errno == EINTR) continue;
+    if (send(child->socket, "", 1, MSG_NOSIGNAL) != 1) return fail(failure, "send");
+    while ((n = recv(child->socket, &byte, 1, 0)) < 0 && errno == EINTR) continue;
     if (n != 1) _exit(127); // the supervisor could not write them and reports that itself
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
     return 0;
@@ -79,10 +79,11 @@ static int root_user(struct state *state, const struct operation *operation, str
 
 // A pid namespace is joined for one's children only (pid_namespaces(7)): `fork` goes on in one. Joining a user namespace makes
 // a process dumpable again (CVE-2016-9962), so that is put right at once.
-static int join(int pidfd, int64_t flags, struct failure *failure) {
+static int join(const struct child *child, int pidfd, int64_t flags, struct failure *failure) {
     if (setns(pidfd, (int)flags) < 0) return fail(failure, "setns");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
-    return 0;
+    // The kernel clears this one as well.
+    return flags & CLONE_NEWUSER ? privilege_die_with(child->supervisor, failure) : 0;
 }
 
 #define KEPT_MAX 8
@@ -103,7 +104,7 @@ static int close_all_but_needed(const struct child *child, const struct operatio
     keep(kept, &count, child->failures);
     for (; operation < child->plan->operations + child->plan->count; operation++) {
         const char *fields = operation_kinds[operation->code].fields;
-        if (operation->code == OP_SELF) keep(kept, &count, child->self);
+        if (operation->code == OP_SELF) keep(kept, &count, child->program);
         for (size_t k = 0; fields[k]; k++)
             if (fields[k] == 'f' && operation->field[k].fd != NO_FD) keep(kept, &count, child->descriptors[operation->field[k].fd]);
     }
@@ -122,12 +123,16 @@ static int close_all_but_needed(const struct child *child, const struct operatio
 static int go_on_in_child(const struct child *child, const struct operation *operation, struct failure *failure) {
     struct pollfd supervisor = {.fd = child->failures};
     if (close_all_but_needed(child, operation + 1, failure) < 0) return -1;
+    // Its folder is nobody's business in there.
+    memset(child->arguments, 0, child->arguments_length);
+    // The kernel writes where memory is by then: what it cannot write it does not tell.
+    child->successors[child->slot] = 0;
     if (madvise(child->successors, SUCCESSORS_MAX * sizeof(pid_t), MADV_DONTFORK) < 0) return fail(failure, "madvise");
     long pid = syscall(SYS_clone, CLONE_PARENT | CLONE_PARENT_SETTID, NULL, &child->successors[child->slot], NULL, NULL);
     if (pid < 0) return fail(failure, "clone");
     if (pid > 0) _exit(0);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0) return fail(failure, "prctl");
-    if (poll(&supervisor, 1, 0) > 0 && (supervisor.revents & POLLHUP)) _exit(127);
+    if (poll(&supervisor, 1, 0) > 0 && (supervisor.revents & POLLERR)) _exit(127);
     return 0;
 }
 
@@ -230,12 +235,12 @@ static int execute(const struct child *child, const union field *fields, struct 
     return invalid(failure, "execve", error);
 }
 
-// Becomes the supervisor's executable again, from its sealed copy, to have nothing of the supervisor's memory. The
-// failures socket goes along as descriptor 3: see init.h.
+// Becomes the supervisor's executable again, from its copy for containers, to have nothing of the supervisor's memory. The pipe
+// for a failure goes along as descriptor 3: see init.h.
 static int execute_self(const struct child *child, const union field *fields, struct failure *failure) {
     if (child->failures == 3 ? fcntl(3, F_SETFD, 0) < 0 : dup2(child->failures, 3) < 0) return fail(failure, "dup2");
     if (sys_close_range(4, ~0U, CLOSE_RANGE_CLOEXEC) < 0) return fail(failure, "close_range");
-    syscall(SYS_execveat, child->self, "", fields[0].l.items, fields[1].l.items, AT_EMPTY_PATH);
+    syscall(SYS_execveat, child->program, "", fields[0].l.items, fields[1].l.items, AT_EMPTY_PATH);
     return fail(failure, "execveat");
 }
 
@@ -256,7 +261,7 @@ static int record(const char *path, struct failure *failure) {
 // the unit is there, the process alive or not.
 static int attach_root(const struct state *state, struct failure *failure) {
     if (mount_attach_root(state->root.mount, failure) < 0) return -1;
-    return descriptor_send(state->child->failures, "", 1, state->root.mount) < 0 ? fail(failure, "sendmsg") : 0;
+    return descriptor_send(state->child->socket, "", 1, state->root.mount) < 0 ? fail(failure, "sendmsg") : 0;
 }
 
 static int take_root(struct state *state, int mount) {
@@ -282,7 +287,7 @@ static int perform(struct state *state, const struct operation *operation) {
     case OP_RECORD: return record(f[0].s.text, failure);
     case OP_ID_MAP: return await_id_map(child, failure);
     case OP_ROOT_USER: return root_user(state, operation, failure);
-    case OP_JOIN: return join(descriptor(child, &f[0]), f[1].i, failure);
+    case OP_JOIN: return join(child, descriptor(child, &f[0]), f[1].i, failure);
     case OP_SESSION: return setsid() < 0 ? fail(failure, "setsid") : 0;
     case OP_KEYRING: return privilege_keyring(failure);
     case OP_STDIO: return place_stdio(child, f, failure);

@@ -167,7 +167,7 @@ int mount_overlay(const union field *lower, const char *upper, const char *work,
     }
     // overlayfs wants two layers at least where nothing is writable: a single one is its own root.
     if (lower->l.count == 1 && !*upper) return mount_clone(lower->l.items[0], attributes | MOUNT_ATTR_RDONLY, 0, failure);
-    // A child that shares the supervisor's memory finds it out for all that follow.
+    // The supervisor finds it out once; a child, whose memory is a copy, for itself.
     static bool by_page;
     bool known = by_page;
     int mount = known ? -1 : overlay_by_layer(lower, upper, work, options, attributes, layer_map, failure);

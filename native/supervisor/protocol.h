@@ -28,6 +28,7 @@ enum reply_type {
     REPLY_EXITED = 4,   // the unit's process has ended
     REPLY_RELEASED = 5, // nothing of the unit is left, but for what `failure` names
     REPLY_UNMAPPED = 6, // the supervisor is in a user namespace of its own, and waits for its id maps
+    REPLY_ENDED = 7,    // the unit's process has ended, and nothing of the unit is left
 };
 
 struct reply {

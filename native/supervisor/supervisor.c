@@ -49,7 +49,7 @@ struct queued {
     int fds[2];
 };
 
-static struct supervisor shared;
+static struct supervisor shared = {.program = -1};
 static struct unit *units;
 static struct queued *queue, **queue_end = &queue;
 static int connection, events, signals;
@@ -143,13 +143,14 @@ static void give_back(struct unit *unit) {
     if (left == 1) return;
     if (unit->leftover.error != 0) incomplete = true;
     if (unit->failed) send_failure(REPLY_FAILED, unit->id, &unit->failure);
-    if (unit->releasing) send_failure(REPLY_RELEASED, unit->id, &unit->leftover);
+    if (unit->releasing && !unit->told) send_failure(REPLY_RELEASED, unit->id, &unit->leftover);
     forget(unit);
 }
 
 static void take_outcome(struct unit *unit) {
     // By hand: a child that has not executed yet holds a copy of the descriptor, so closing ours does not end the watch.
     epoll_ctl(events, EPOLL_CTL_DEL, unit->failures, NULL);
+    if (unit->socket >= 0) epoll_ctl(events, EPOLL_CTL_DEL, unit->socket, NULL);
     if (!unit_executed(unit)) return;
     unit_find_successor(unit, &shared);
     struct reply reply = {.type = REPLY_STARTED, .id = unit->id, .pid = unit->pid, .failure = unit->failure};
@@ -158,17 +159,19 @@ static void take_outcome(struct unit *unit) {
     unit->mount = -1;
 }
 
-// Only the end of what the child says is of interest, so that the root's coming costs no wake-up; but for its asking for
-// id maps, which it waits for.
-static uint32_t wanted_of(const struct unit *unit) {
-    return unit->maps ? EPOLLIN | EPOLLRDHUP : EPOLLRDHUP;
+// Only the end of the pipe is of interest, which epoll(7) tells of unasked, so that the root's coming costs no wake-up; but for
+// the child's asking for id maps, which it waits for.
+static void watch_child(struct unit *unit) {
+    struct epoll_event end = {.data.ptr = unit}, asked = {.events = EPOLLIN, .data.ptr = unit};
+    epoll_ctl(events, EPOLL_CTL_ADD, unit->failures, &end);
+    if (unit->maps) epoll_ctl(events, EPOLL_CTL_ADD, unit->socket, &asked);
 }
 
 static void hear(struct unit *unit, uint32_t happened) {
-    if (happened & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) return take_outcome(unit);
+    if (unit->failures < 0) return; // both have ended
+    if (happened & (EPOLLHUP | EPOLLERR)) return take_outcome(unit);
     unit_listen(unit);
-    struct epoll_event event = {.events = wanted_of(unit), .data.ptr = unit};
-    epoll_ctl(events, EPOLL_CTL_MOD, unit->failures, &event);
+    if (!unit->maps) epoll_ctl(events, EPOLL_CTL_DEL, unit->socket, NULL);
 }
 
 static void begin(struct unit *unit, const struct plan *plan, const int *descriptors) {
@@ -185,8 +188,7 @@ static void begin(struct unit *unit, const struct plan *plan, const int *descrip
         unit_kill(unit, &shared);
         give_back(unit);
     } else if (unit->failures >= 0) {
-        struct epoll_event event = {.events = wanted_of(unit), .data.ptr = unit};
-        epoll_ctl(events, EPOLL_CTL_ADD, unit->failures, &event);
+        watch_child(unit);
     } else {
         struct reply reply = {.type = REPLY_STARTED, .id = unit->id};
         send_reply(&reply, unit->mount, -1);
@@ -201,7 +203,7 @@ static void start(uint32_t id, const uint8_t *bytes, size_t length, const int *d
     const char *wrong = plan_decode(&plan, bytes, length, count);
     struct unit *unit = wrong || find_unit(id) ? NULL : malloc(sizeof *unit);
     if (unit) {
-        *unit = (struct unit){.next = units, .id = id, .pidfd = -1, .failures = -1, .mount = -1, .held = -1, .slot = -1};
+        *unit = (struct unit){.next = units, .id = id, .pidfd = -1, .failures = -1, .socket = -1, .mount = -1, .held = -1, .slot = -1};
         units = unit;
         begin(unit, &plan, descriptors);
     } else {
@@ -226,7 +228,6 @@ static struct unit *unit_of(pid_t pid) {
 
 static void take_end(struct unit *unit, int status, const struct rusage *usage) {
     struct reply reply = {
-        .type = REPLY_EXITED,
         .id = unit->id,
         .pid = unit->pid,
         .status = status,
@@ -238,10 +239,11 @@ static void take_end(struct unit *unit, int status, const struct rusage *usage) 
     if (unit->failures >= 0) take_outcome(unit);
     unit->pid = 0;
     if (unit->failed) return;
+    // One that ended well is given back at once where all of it can be, and one message says both, so that nobody asks for
+    // it; of any other, the cgroup still has something to tell.
+    if (status == 0 && !unit->releasing && unit->maker == 0 && unit_settle(unit)) unit->releasing = unit->told = true;
+    reply.type = unit->told ? REPLY_ENDED : REPLY_EXITED;
     send_reply(&reply, -1, -1);
-    // One that ended well is given back at once where all of it can be; of any other, the cgroup still has something to
-    // tell.
-    if (status == 0 && !unit->releasing && unit->maker == 0 && unit_settle(unit)) unit->releasing = true;
 }
 
 static void reap(void) {
@@ -473,6 +475,8 @@ int main(int argc, char **argv) {
         fputs("berth-supervisor is started by the berth library\n", stderr);
         return 2;
     }
+    shared.arguments = argv[0];
+    shared.arguments_length = (size_t)(argv[argc - 1] + strlen(argv[argc - 1]) - argv[0]);
     connection = atoi(argv[2]);
     shared.lock = atoi(argv[3]);
     shared.self = atoi(argv[4]);

@@ -6,12 +6,14 @@
 #include "../common/remove.h"
 #include "../common/syscalls.h"
 #include "../common/util.h"
+#include "program.h"
 
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -19,6 +21,8 @@
 
 // Entries that are removed in passing; a larger folder gets a process of its own, so that no start waits for it.
 #define REMOVE_AT_ONCE 64
+// And where there can be no process, so many each time that it is tried again.
+#define REMOVE_IN_TURN 4096
 #define CGROUPS_MAX 16
 
 // The cgroups that the child is to enter: one by the clone on version 2, the others by itself, each with the
@@ -196,28 +200,37 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
     const struct operation *maps = find(plan, OP_ID_MAP);
     struct failure *failure = &unit->failure;
     uint64_t flags = (uint64_t)plan->operations[plan->process].field[0].i;
-    int failures[2];
+    int failures[2], sockets[2];
 
     unit->own_pids = flags & CLONE_NEWPID;
     failure->operation = (uint32_t)plan->process;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, failures) < 0) return fail(failure, "socketpair");
-    cleanup_close int childs_end = failures[1];
+    if (pipe2(failures, O_CLOEXEC | O_NONBLOCK) < 0) return fail(failure, "pipe2");
+    cleanup_close int childs_pipe = failures[1], childs_socket = -1;
     unit->failures = failures[0];
     if (maps && !(unit->maps = copy_maps(maps->field))) return fail(failure, "malloc");
     if (maps) unit->maps_operation = (uint32_t)(maps - plan->operations);
-    unit->awaits_root = find(plan, OP_ROOT);
+    if (maps || find(plan, OP_ROOT)) {
+        if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) < 0) return fail(failure, "socketpair");
+        unit->socket = sockets[0];
+        childs_socket = sockets[1];
+    }
+    bool needs_program = plan->operations[plan->count - 1].code == OP_SELF;
+    if (needs_program && supervisor->program < 0 && (supervisor->program = program_copy(supervisor->self, failure)) < 0) return -1;
     bool forks = find(plan, OP_FORK);
     if (forks && (unit->slot = take_slot(supervisor, failure)) < 0) return -1;
 
     struct child child = {
         .plan = plan,
         .descriptors = descriptors,
-        .failures = childs_end,
+        .failures = childs_pipe,
+        .socket = childs_socket,
         .lock = supervisor->lock,
         .supervisor = supervisor->pidfd,
         .null = supervisor->null,
         .root = unit->mount,
-        .self = supervisor->self,
+        .arguments = supervisor->arguments,
+        .arguments_length = supervisor->arguments_length,
+        .program = supervisor->program,
         .rootless = supervisor->rootless,
         .successors = supervisor->successors,
         .slot = forks ? (size_t)unit->slot : 0,
@@ -252,7 +265,7 @@ bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct p
     return plan->process == plan->count || start_process(unit, supervisor, plan, descriptors, &made.entrances) == 0;
 }
 
-// The child's end of the socket may be a container's to write to: what it says is of its own unit alone.
+// The child's pipe may be a container's to write to: what it says is of its own unit alone.
 static void take_failure(struct unit *unit, const struct failure *failure) {
     unit->failure = *failure;
     unit->failure.syscall[sizeof failure->syscall - 1] = '\0';
@@ -263,7 +276,7 @@ static void give_maps(struct unit *unit) {
     struct failure failure = {.operation = unit->maps_operation};
     if (!unit->maps) return;
     int status = write_id_maps(unit->pid, unit->maps, &failure);
-    if (status == 0 && send(unit->failures, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1) status = fail(&failure, "send");
+    if (status == 0 && send(unit->socket, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1) status = fail(&failure, "send");
     free(unit->maps);
     unit->maps = NULL;
     if (status == 0) return;
@@ -272,22 +285,23 @@ static void give_maps(struct unit *unit) {
 }
 
 void unit_listen(struct unit *unit) {
-    struct failure failure;
-    ssize_t n;
-    for (int root; !unit->failed && (n = descriptor_receive(unit->failures, &failure, sizeof failure, &root)) > 0;) {
-        if (n == (ssize_t)sizeof failure) take_failure(unit, &failure);
-        else if (root < 0) give_maps(unit);
-        else if (unit->awaits_root && take_mount(unit, steal_fd(&root)) == 0) unit->awaits_root = false;
-        close_descriptor(&root);
+    char byte;
+    ssize_t n = 0;
+    for (int root; unit->socket >= 0 && !unit->failed && (n = descriptor_receive(unit->socket, &byte, 1, &root)) > 0;) {
+        if (root < 0) give_maps(unit);
+        else take_mount(unit, root);
     }
     // The root that it has sent is lost, and with it the way to the container's files.
     if (!unit->failed && n < 0 && errno == EMFILE) fail(&unit->failure, "recvmsg");
 }
 
 bool unit_executed(struct unit *unit) {
+    struct failure failure;
     unit_listen(unit);
+    if (read(unit->failures, &failure, sizeof failure) == (ssize_t)sizeof failure) take_failure(unit, &failure);
+    close_descriptor(&unit->socket);
     close(unit->failures);
-    unit->failures = -1;
+    unit->socket = unit->failures = -1;
     return !unit->failed;
 }
 
@@ -327,15 +341,19 @@ bool unit_settle(struct unit *unit) {
 }
 
 static int remove_scratch(struct unit *unit, const char *path) {
+    pid_t supervisor = getpid();
     int result = remove_tree(AT_FDCWD, path, REMOVE_AT_ONCE);
     if (result != 1) return result;
     unit->remover = fork();
     if (unit->remover < 0) {
+        // Containers may have all processes that there can be: bit by bit then, so that no other unit waits for it.
         unit->remover = 0;
-        return remove_tree(AT_FDCWD, path, __LONG_MAX__);
+        return remove_tree(AT_FDCWD, path, REMOVE_IN_TURN);
     }
-    if (unit->remover == 0) _exit(remove_tree(AT_FDCWD, path, __LONG_MAX__) == 0 ? 0 : 1);
-    return 1;
+    if (unit->remover > 0) return 1;
+    // One that lives when the supervisor is dead would keep the state folder from being swept.
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != supervisor) _exit(1);
+    _exit(remove_tree(AT_FDCWD, path, __LONG_MAX__) == 0 ? 0 : 1);
 }
 
 static void disown(struct unit *unit) {
@@ -378,6 +396,7 @@ void unit_free(struct unit *unit, struct supervisor *supervisor) {
     while (unit->owned) disown(unit);
     close_descriptor(&unit->pidfd);
     close_descriptor(&unit->failures);
+    close_descriptor(&unit->socket);
     close_descriptor(&unit->mount);
     close_descriptor(&unit->held);
     free(unit);

@@ -23,17 +23,18 @@ struct unit {
     int pidfd;
     pid_t maker;   // the child that a `fork` lets another go on for, until it has been waited for; else 0
     int slot;      // where the pid of that other is found, until it has been; -1 where none is awaited
-    int failures;  // our end of the child's socket, -1 once it has been read
+    int failures;  // our end of the child's pipe, -1 once it has been read
+    int socket;    // our end of the child's socket, where it has one
     char *maps;    // the id maps that the child waits for, uid_map's and gid_map's behind its NUL; NULL where there are none
     uint32_t maps_operation;
     int mount;     // the root that the plan made, until the JavaScript process has it
-    bool awaits_root; // the child has yet to tell of it
     int held;      // a descriptor that is closed with the unit, for what it locks; -1 where there is none
     bool own_pids; // its process is the first of a pid namespace, with which all of it ends
     pid_t remover; // the process that removes a large folder, or 0
     struct owned *owned;
     bool failed;   // the plan failed: to be removed, then reported
     bool releasing;
+    bool told;     // that nothing of it is left
     int64_t deadline_ms; // until when its removal is tried again
     struct failure failure;  // of the plan
     struct failure leftover; // of the removal
@@ -41,7 +42,10 @@ struct unit {
 
 // What all units share.
 struct supervisor {
+    char *arguments; // the supervisor's own, all behind each other
+    size_t arguments_length;
     int self;   // the supervisor's own executable
+    int program; // a copy of it for containers (program.h), -1 until one is needed
     int null;   // /dev/null
     int pidfd;  // of the supervisor
     int lock;   // what the state folder is locked by
@@ -53,10 +57,10 @@ struct supervisor {
 // Performs a plan up to its clone. Returns false with unit->failure set, the unit being there to be removed.
 bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct plan *plan, const int *descriptors);
 
-// Takes what the child has said so far, and answers it.
+// Takes what the child has said on its socket so far, and answers it.
 void unit_listen(struct unit *unit);
 
-// Takes the rest of it, when the child has closed its end: true if the command has been executed. Where unit->failure is
+// Takes the rest of it, when the child has closed its pipe: true if the command has been executed. Where unit->failure is
 // set all the same, it cannot be used.
 bool unit_executed(struct unit *unit);
 

@@ -446,7 +446,7 @@ const outcome = (exit: Exit.Exit<unknown, PlatformError>): unknown => {
 
 suite("Container.commandExecutor", (effect, folder) => {
   const shared = (): string => {
-    const path = `${folder()}/shared`
+    const path = `${folder()}-shared`
     if (!fs.existsSync(path)) {
       fs.mkdirSync(path, { recursive: true })
       fs.writeFileSync(`${path}/plain`, "#!/bin/sh\n", { mode: 0o644 })

@@ -12,8 +12,9 @@ import { Berth, BerthError, Cgroup, Container, Image, Namespace } from "../../li
 import { limits } from "../../lib/internal/supervisor/connection.ts"
 import { EBUSY, ETIMEDOUT } from "../../lib/internal/util/errno.ts"
 import { tree, without } from "../support/controllers.ts"
-import { berthIn, suite } from "../support/effect.ts"
+import { berthIn, failure, suite } from "../support/effect.ts"
 import { eventually, isAlive } from "../support/leftovers.ts"
+import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
 
 const sleeping = (options: Container.StartOptions = {}) =>
   Effect.flatMap(Image.host, (image) => Container.start(image, { command: ["sleep", "1000"], ...options }))
@@ -21,6 +22,9 @@ const sleeping = (options: Container.StartOptions = {}) =>
 const freezer = tree.controllers.freezer?.folder
 const whyNoFreezer =
   without("freezer") || (tree.controllers.freezer?.version === 1 ? false : "no freezer of cgroup version 1")
+
+const whyNoPids =
+  without("pids") || (tree.controllers.pids?.version === 1 ? false : "no pids of cgroup version 1")
 
 /** A cgroup of the test's own, in which what is put stands still, whatever signal comes, until it is let go. */
 const makeFreezer = Effect.acquireRelease(
@@ -203,5 +207,39 @@ suite("finalizers", (effect, folder) => {
         })
       ),
     { skip: whyNoFreezer }
+  )
+
+  effect.asRoot(
+    "remove a large folder where the supervisor can have no process for it",
+    () =>
+      Effect.gen(function* () {
+        const { folder: own, supervisor } = yield* Berth.Berth
+        const image = yield* makeImage(`${own}/root`)
+        const scope = yield* Scope.make()
+        const box = yield* Scope.extend(
+          Container.start(image, {
+            upper: "disk",
+            command: ["sh", "-c", "seq 10000 | (cd /tmp; xargs touch)"]
+          }),
+          scope
+        )
+        assert.equal((yield* box.exit).exitCode, 0)
+        const upper = box.state.base!.upper!
+        const { folder } = tree.controllers.pids!
+        const cgroup = `${folder}/berth.${process.pid}-finalizers`
+        fs.mkdirSync(cgroup)
+        yield* Effect.addFinalizer(() =>
+          Effect.sync(() => {
+            fs.writeFileSync(`${folder}/cgroup.procs`, String(supervisor.pid))
+            fs.rmdirSync(cgroup)
+          })
+        )
+        fs.writeFileSync(`${cgroup}/pids.max`, "1")
+        fs.writeFileSync(`${cgroup}/cgroup.procs`, String(supervisor.pid))
+        yield* failure("OperationFailed", Container.run(image, { command: ["true"] }))
+        yield* Scope.close(scope, Exit.void)
+        assert.ok(!fs.existsSync(upper))
+      }),
+    { skip: whyNoPids || whyNoBusybox }
   )
 })

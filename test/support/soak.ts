@@ -12,8 +12,10 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import { Berth } from "../../lib/index.ts"
+import { compile } from "./attack.ts"
 import { berthIn } from "./effect.ts"
 import { cgroupsOf, descriptors, isAlive, sleep } from "./leftovers.ts"
 import { firstLine, program } from "./program.ts"
@@ -30,6 +32,7 @@ export const faults = [
   "fill the disk",
   "busy cgroup",
   "fork bomb",
+  "attack",
   "exit",
   "SIGTERM",
   "SIGINT",
@@ -41,9 +44,14 @@ export type Fault = (typeof faults)[number]
 
 const isOfProgram = (fault: Fault): boolean => faults.indexOf(fault) >= faults.indexOf("exit")
 
+/** How a round in which a container attacks is ended. */
+const endings: ReadonlyArray<Fault> = ["interrupt", "close twice", "kill both", "SIGKILL"]
+
 export interface Round {
   readonly seed: number
   readonly fault: Fault
+  /** In which way it was ended, where a container attacked. */
+  readonly ending: Fault
   /** When it was cut short, in milliseconds after Berth was there. */
   readonly at: number
   /** For how long something was left after it, in milliseconds. */
@@ -176,6 +184,12 @@ const fill = (folder: string): void => {
   }
 }
 
+/** The work does not end by itself, but where something in it does not work. */
+const assertAtWork = (fiber: Fiber.RuntimeFiber<unknown, unknown>): void => {
+  const exit = Option.getOrUndefined(Effect.runSync(Fiber.poll(fiber)))
+  if (exit !== undefined && Exit.isFailure(exit)) throw new Error(Cause.pretty(exit.cause))
+}
+
 /** A round in this process. */
 const here = async (fault: Fault, at: number, folder: string, options: Work): Promise<void> => {
   if (fault === "fill the disk") {
@@ -203,6 +217,7 @@ const here = async (fault: Fault, at: number, folder: string, options: Work): Pr
       const inner = Effect.runSync(Scope.fork(scope, ExecutionStrategy.sequential))
       const fiber = Effect.runFork(work(options).pipe(Scope.extend(inner), Effect.provide(context)))
       await sleep(at)
+      assertAtWork(fiber)
       await Promise.all(
         [inner, inner, scope, scope].map((each) => Effect.runPromise(Scope.close(each, Exit.void)))
       )
@@ -214,6 +229,7 @@ const here = async (fault: Fault, at: number, folder: string, options: Work): Pr
         Effect.scoped(work(options)).pipe(Effect.provide(Layer.merge(berthIn(folder), quietly)))
       )
       await sleep(at)
+      assertAtWork(fiber)
       await Effect.runPromise(Fiber.interrupt(fiber))
       return
     }
@@ -235,6 +251,7 @@ const there = async (fault: Fault, at: number, folder: string, options: Work): P
   const gone = new Promise((resolve) => child.on("exit", resolve))
   const supervisor = Number(await firstLine(child))
   if (fault !== "exit") await sleep(at)
+  if (child.exitCode !== null && fault !== "exit") throw new Error(`the program ended with ${child.exitCode}`)
   if (fault === "kill both") {
     process.kill(supervisor, "SIGKILL")
     child.kill("SIGKILL")
@@ -256,11 +273,18 @@ export interface Soak {
 }
 
 export const makeSoak = async (folder: string): Promise<Soak> => {
-  makeRoot(`${folder}/root`)
+  compile(`${makeRoot(`${folder}/root`)}/births`, "births.c")
   const soak = { folder, registry: await slowRegistry() }
   // What a runtime opens on first use is there before anything is compared.
   execFileSync("true")
-  const work = { seed: 0, mark: "warm", root: `${folder}/root`, folder: `${folder}/warm`, bomb: false }
+  const work = {
+    seed: 0,
+    mark: "warm",
+    root: `${folder}/root`,
+    folder: `${folder}/warm`,
+    bomb: false,
+    attack: false
+  }
   await here("busy cgroup", 100, `${folder}/warm/berth`, { ...work, reference: soak.registry.reference })
   return soak
 }
@@ -272,7 +296,11 @@ export const round = async (soak: Soak, seed: number, chosen?: Fault): Promise<R
   const group = faults.filter((each) => isOfProgram(each) === (below(4) === 0))
   const picked = group[below(group.length)]!
   const fault = chosen ?? picked
-  const at = below(4) === 0 ? below(400) : below(80)
+  const soon = below(4) === 0 ? below(400) : below(80)
+  const attack = fault === "attack"
+  // It takes a while for all of it to be under way.
+  const at = attack ? 100 + below(500) : soon
+  const ending = attack ? endings[below(endings.length)]! : fault
   const mark = `${process.pid}-${seed}`
   const base = `${soak.folder}/${mark}`
   const folder = `${base}/berth`
@@ -282,20 +310,21 @@ export const round = async (soak: Soak, seed: number, chosen?: Fault): Promise<R
     root: `${soak.folder}/root`,
     folder: base,
     reference: soak.registry.reference,
-    bomb: fault === "fork bomb"
+    bomb: fault === "fork bomb",
+    attack
   }
   fs.mkdirSync(base)
   const before = descriptors()
   let owner = process.pid
-  if (isOfProgram(fault)) owner = await there(fault, at, folder, options)
-  else await here(fault, at, folder, options)
+  if (isOfProgram(ending)) owner = await there(ending, at, folder, options)
+  else await here(ending, at, folder, options)
   const result = await awaitNothing({
     mark,
     folder,
     owner,
-    killed: isOfProgram(fault) || fault === "kill the supervisor",
+    killed: isOfProgram(ending) || fault === "kill the supervisor",
     descriptors: before
   })
   if (result.left.length === 0) fs.rmSync(base, { recursive: true, force: true })
-  return { seed, fault, at, ...result }
+  return { seed, fault, ending, at, ...result }
 }

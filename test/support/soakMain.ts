@@ -21,6 +21,7 @@ for (let k = 0; k < rounds; k++) {
   const done = await round(soak, seed, values.fault as Fault | undefined).catch((cause) => ({
     seed,
     fault: "?",
+    ending: "?",
     at: -1,
     took: 0,
     left: [String(cause)]
@@ -30,7 +31,9 @@ for (let k = 0; k < rounds; k++) {
   slowest = Math.max(slowest, done.took)
   if (done.left.length > 0) {
     failed++
-    console.log(`seed ${seed}: ${done.fault} at ${done.at} ms left:\n  ${done.left.join("\n  ")}`)
+    console.log(
+      `seed ${seed}: ${done.fault}, ended by ${done.ending} at ${done.at} ms left:\n  ${done.left.join("\n  ")}`
+    )
   }
   if (k % 50 === 49 || k === rounds - 1)
     console.log(

@@ -3,6 +3,7 @@ import * as fs from "node:fs"
 import { createServer } from "node:http"
 import type { AddressInfo } from "node:net"
 import { gzipSync } from "node:zlib"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -98,6 +99,8 @@ export interface Work {
   readonly reference: string
   /** Whether containers fork until their limit refuses it. */
   readonly bomb: boolean
+  /** Whether it is a container that attacks what is executed in it, and one beside it that has to go on as ever. */
+  readonly attack: boolean
 }
 
 const sh = (script: string): ReadonlyArray<string> => ["sh", "-c", script]
@@ -116,10 +119,51 @@ const bomb = "b() { b | b & }; while :; do b 2>/dev/null; done"
 
 type Running = Effect.Effect<unknown, BerthError.BerthError, Berth.Berth | Scope.Scope>
 
+type Env = Readonly<Record<string, string>>
+
+/** Executes in it again and again, whatever comes of it; what never comes to execute is given up. */
+const provoke = (box: Container.Container, env: Env) =>
+  Container.exec(box, ["echo", "x"], { env }).pipe(Effect.timeout(200), Effect.ignore, Effect.forever)
+
+/** Executes in it, which has to work. */
+export const checkExec = (box: Container.Container, env: Env = {}) =>
+  Container.exec(box, ["echo", "x"], { env }).pipe(
+    Effect.timeoutFail({ duration: 10_000, onTimeout: () => "it takes longer than 10 seconds" }),
+    Effect.filterOrFail(
+      ({ stdout }) => stdout === "x\n",
+      ({ stdout }) => `it printed ${JSON.stringify(stdout)}`
+    )
+  )
+
+/** A container of an attacker (births.c) that is executed in, and reads of its output. */
+export const attacker = (root: string, options: Pick<Container.StartOptions, "env" | "userns"> = {}) =>
+  Effect.gen(function* () {
+    const image = yield* Image.fromRootfs(root)
+    const box = yield* Container.start(image, { ...options, command: ["/births"] })
+    yield* Effect.forkScoped(Stream.runDrain(box.stdout))
+    for (let k = 0; k < 3; k++) yield* Effect.forkScoped(provoke(box, options.env ?? {}))
+  })
+
+/** Beside an attacker, a container in which every command has to do what it should, as long as the scope. */
+const beside = (root: string, env: Env) =>
+  Effect.gen(function* () {
+    const broken = yield* Deferred.make<never>()
+    const image = yield* Image.fromRootfs(root)
+    yield* Effect.forkScoped(Effect.ignore(Effect.zipRight(attacker(root, { env }), Effect.never)))
+    const box = yield* Container.start(image, { command: ["sleep", "1000"], env })
+    yield* checkExec(box, env).pipe(
+      Effect.forever,
+      Effect.catchAll((why) => Deferred.die(broken, new Error(`a command beside an attacker: ${why}`))),
+      Effect.forkScoped
+    )
+    return yield* Deferred.await(broken)
+  })
+
 /** Starts it all and does not end by itself. A part may fail, as what it needs is being taken away. */
 export const work = (options: Work): Effect.Effect<never, never, Berth.Berth | Scope.Scope> => {
   const below = random(options.seed)
   const env = { BERTH_SOAK: options.mark }
+  if (options.attack) return Effect.orDie(beside(options.root, env))
   fs.mkdirSync(`${options.folder}/bound`, { recursive: true })
   const container = (number: number): Running => {
     const limited = options.bomb || below(2) === 0

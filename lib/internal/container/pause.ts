@@ -16,8 +16,14 @@ const isOwn = (container: Container): boolean => {
   return cgroup !== undefined && internal.ownerOf(cgroup)?.container === ended
 }
 
-// One at a time: two that need it at once get the same.
-const making = Effect.unsafeMakeSemaphore(1)
+// One at a time for each container: two that need it at once get the same, and who holds it up in one delays no other.
+const making = new WeakMap<object, Effect.Semaphore>()
+
+const inTurn = ({ state }: Container): Effect.Semaphore => {
+  const known = making.get(state) ?? Effect.unsafeMakeSemaphore(1)
+  making.set(state, known)
+  return known
+}
 
 /** Makes a cgroup with these folders for the container and moves all of it there. */
 const adopt = (
@@ -58,7 +64,9 @@ export const cgroupOf = (container: Container): Effect.Effect<Cgroup.Cgroup, Ber
         (made) => adopt(container, made, Cgroup.unsafeMake(name, made.folders))
       )
     })
-    return Effect.zipRight(running(container), making.withPermits(1)(make)).pipe(unlessEnded(container))
+    return Effect.zipRight(running(container), inTurn(container).withPermits(1)(make)).pipe(
+      unlessEnded(container)
+    )
   })
 
 /** One that nothing else is in: below a cgroup that others share, only what stands still is the container's own. */
@@ -82,7 +90,7 @@ const ownCgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthErro
       ]
       return adopt(container, { folders, create }, Cgroup.unsafeMake(name, all))
     })
-    return making.withPermits(1)(make)
+    return inTurn(container).withPermits(1)(make)
   })
 
 export const pause = (container: Container): Effect.Effect<void, BerthError> =>

@@ -109,6 +109,7 @@ const REPLY_FAILED = 3
 const REPLY_EXITED = 4
 const REPLY_RELEASED = 5
 const REPLY_UNMAPPED = 6
+const REPLY_ENDED = 7
 const REQUEST_BYTES = 16
 const REPLY_BYTES = 72
 const MESSAGE_BYTES_MAX = 160 * 1024
@@ -154,8 +155,8 @@ const readReply = (view: DataView, descriptors: readonly [number, number]): Repl
   },
   operation: view.getUint32(40, true),
   errno: view.getInt32(44, true),
-  // Of a failure; the bytes are those of the last reply.
-  syscall: () => ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/\0.*$/, "")
+  // Of a failure; the bytes are those of the last reply. A container may have written them, for a terminal to read.
+  syscall: () => ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/[^\w()].*$/s, "")
 })
 
 const closeAll = (descriptors: ReadonlyArray<number>): void => {
@@ -335,6 +336,11 @@ class Connection {
         unit.gone = true
         unit.released?.(undefined)
         return unit.started?.(Effect.fail(failureOf(unit.plan, reply)))
+      case REPLY_ENDED:
+        this.units.delete(reply.id)
+        unit.gone = true
+        unit.released?.(undefined)
+        return Deferred.unsafeDone(unit.ended, Exit.succeed(reply.ended))
       case REPLY_EXITED:
         return Deferred.unsafeDone(unit.ended, Exit.succeed(reply.ended))
       case REPLY_RELEASED:
