@@ -1,6 +1,7 @@
 /** The bodies of `ImageLayer`: from a blob to a folder. */
 import { randomBytes } from "node:crypto"
 import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { type BerthError, ImageError } from "../../BerthError.ts"
 import type { ImageLayer, Limits, UnpackOptions } from "../../ImageLayer.ts"
@@ -206,15 +207,27 @@ const check = (
     }
   })
 
-/** Removes the unfinished folders of one layer. Only the holder of its lock may: any other owner is dead then. */
-const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> =>
-  Effect.flatMap(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) =>
-    Effect.forEach(
-      names.filter((name) => name.startsWith(`.${hex}.`)),
-      (name) => removeTree(berth, `${siblingsFolder(berth)}/${name}`),
-      { discard: true }
-    )
-  ).pipe(Effect.ignore)
+/**
+ * Removes the unfinished folders of one layer. Only the holder of its lock may: any other owner is dead then. Its unpacker may
+ * be about to die, and still writes.
+ */
+const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> => {
+  const unfinished = Effect.map(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) =>
+    names.filter((name) => name.startsWith(`.${hex}.`))
+  )
+  return unfinished.pipe(
+    Effect.tap((names) =>
+      Effect.forEach(names, (name) => removeTree(berth, `${siblingsFolder(berth)}/${name}`), {
+        discard: true
+      })
+    ),
+    Effect.repeat({
+      until: (names) => names.length === 0,
+      schedule: Schedule.upTo(Schedule.spaced("10 millis"), "2 seconds")
+    }),
+    Effect.ignore
+  )
+}
 
 /** Removes what is kept beside a layer that is not there. Only the holder of its lock may, as of the temporaries. */
 const removeImplicit = (berth: Berth, hex: string): Effect.Effect<void> => {
