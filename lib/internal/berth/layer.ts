@@ -3,6 +3,7 @@ import * as fs from "node:fs"
 import { basename, resolve } from "node:path"
 import * as FileSystem from "@effect/platform/FileSystem"
 import * as HttpClient from "@effect/platform/HttpClient"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth, Options } from "../../Berth.ts"
@@ -234,10 +235,15 @@ export const make = (
     const folder = resolve(options.folder ?? defaultFolder(rootless))
     yield* checkOwner(folder)
     const ids = yield* idsOf(options.ids)
-    const context = yield* Effect.context<FileSystem.FileSystem | HttpClient.HttpClient>()
+    const fileSystem = yield* FileSystem.FileSystem
+    const httpClient = yield* HttpClient.HttpClient
+    // Not all of the context: the scope in it is closed by the time that this is run.
+    const services = Context.make(FileSystem.FileSystem, fileSystem).pipe(
+      Context.add(HttpClient.HttpClient, httpClient)
+    )
     const again = Effect.provide(
       Effect.suspend(() => make(options)),
-      context
+      services
     )
     const { supervisor, holds, layers } = yield* supervised(folder, rootless, ids, again)
     yield* systemd.delegate(supervisor.pid)
@@ -247,8 +253,8 @@ export const make = (
       rootless,
       ids,
       idOwner: options.idOwner ?? "containers",
-      fileSystem: yield* FileSystem.FileSystem,
-      httpClient: yield* HttpClient.HttpClient,
+      fileSystem,
+      httpClient,
       supervisor,
       holds,
       layers
