@@ -11,29 +11,28 @@ import * as Plan from "../../Plan.ts"
 import { useNamespace } from "../files/namespaceRoot.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
+import { E2BIG, EAGAIN, EMFILE, EPIPE, ETIMEDOUT, errnoName } from "../util/errno.ts"
+import { hint } from "./hints.ts"
 import {
-  E2BIG,
-  EAGAIN,
-  EINVAL,
-  ELOOP,
-  EMFILE,
-  ENODEV,
-  ENOENT,
-  EPERM,
-  EPIPE,
-  ETIMEDOUT,
-  errnoName
-} from "../util/errno.ts"
-import { isFolder } from "../util/readFile.ts"
-
-/** How a unit's process ended. */
-export interface Ended {
-  /** As wait(2) gives it. */
-  readonly status: number
-  readonly userMicros: number
-  readonly systemMicros: number
-  readonly maxRssKiB: number
-}
+  type Ended,
+  encodeRequest,
+  MESSAGE_BYTES_MAX,
+  PLAN_BYTES_MAX,
+  REPLY_BYTES,
+  REPLY_ENDED,
+  REPLY_EXITED,
+  REPLY_FAILED,
+  REPLY_READY,
+  REPLY_RELEASED,
+  REPLY_STARTED,
+  REPLY_UNMAPPED,
+  REQUEST_BYTES,
+  REQUEST_MAPPED,
+  REQUEST_RELEASE,
+  REQUEST_START,
+  type Reply,
+  readReply
+} from "./protocol.ts"
 
 /** What could not be given back. */
 export interface Leftover {
@@ -100,32 +99,6 @@ export const limits = {
   end: 20_000
 }
 
-const REQUEST_START = 1
-const REQUEST_RELEASE = 2
-const REQUEST_MAPPED = 3
-const REPLY_READY = 1
-const REPLY_STARTED = 2
-const REPLY_FAILED = 3
-const REPLY_EXITED = 4
-const REPLY_RELEASED = 5
-const REPLY_UNMAPPED = 6
-const REPLY_ENDED = 7
-const REQUEST_BYTES = 16
-const REPLY_BYTES = 72
-const MESSAGE_BYTES_MAX = 160 * 1024
-const PLAN_BYTES_MAX = 32 * 1024 * 1024
-
-interface Reply {
-  readonly type: number
-  readonly id: number
-  readonly pid: number
-  readonly descriptors: readonly [number, number]
-  readonly ended: Ended
-  readonly operation: number
-  readonly errno: number
-  readonly syscall: () => string
-}
-
 interface Pending {
   readonly plan: Plan.Plan
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
@@ -139,25 +112,6 @@ interface Pending {
   /** When its start or its release is given up, in milliseconds since 1970. */
   deadline: number
 }
-
-const ascii = new TextDecoder("latin1")
-
-const readReply = (view: DataView, descriptors: readonly [number, number]): Reply => ({
-  type: view.getUint32(0, true),
-  id: view.getUint32(4, true),
-  pid: view.getInt32(8, true),
-  descriptors,
-  ended: {
-    status: view.getInt32(12, true),
-    userMicros: Number(view.getBigUint64(16, true)),
-    systemMicros: Number(view.getBigUint64(24, true)),
-    maxRssKiB: Number(view.getBigUint64(32, true))
-  },
-  operation: view.getUint32(40, true),
-  errno: view.getInt32(44, true),
-  // Of a failure; the bytes are those of the last reply. A container may have written them, for a terminal to read.
-  syscall: () => ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/[^\w()].*$/s, "")
-})
 
 const closeAll = (descriptors: ReadonlyArray<number>): void => {
   for (const fd of descriptors) if (fd >= 0) native().closeRoot(fd)
@@ -176,43 +130,6 @@ const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
     errno: reply.errno,
     hint: hint(operation, reply.errno)
   })
-}
-
-const isOverlay = (
-  operation: Plan.Operation | undefined
-): operation is Extract<Plan.Operation, { readonly op: "overlay" | "overlay-memory" }> =>
-  operation?.op === "overlay" || operation?.op === "overlay-memory"
-
-const hint = (operation: Plan.Operation | undefined, errno: number): string => {
-  if ((operation?.op === "mount" || operation?.op === "bind") && operation.pinned === 1 && errno === ELOOP)
-    return `${operation.target} is a symbolic link in this root, by which another container could lead its protection astray: make it a folder`
-  if (operation?.op === "bind" && errno === 2) return "The source of a bind mount must exist on the host"
-  const noFolder = isOverlay(operation) ? operation.lower.find((folder) => !isFolder(folder)) : undefined
-  if (noFolder !== undefined)
-    return `${noFolder} is no folder: get the image again (Image.pull, load or fromStore), which makes the layer again`
-  if (isOverlay(operation) && operation.options.includes("userxattr") && errno === EINVAL)
-    return "Without root the kernel takes no layer that has mounts below it: unmount them, or use another folder"
-  if (
-    isOverlay(operation) &&
-    operation.options.includes("userxattr") &&
-    (errno === EPERM || errno === ENODEV)
-  )
-    return "This kernel gives no overlay to a user namespace: use Linux 5.11 or later with its overlay module loaded (modprobe overlay), or run as root; Berth.doctor says which it is"
-  if (operation?.op === "proc-of" && errno === ENOENT)
-    return "The container whose pid namespace is joined must have the procfs of that namespace at /proc"
-  if (operation?.op === "rlimit" && errno === 1)
-    return "Raising a hard limit needs CAP_SYS_RESOURCE: ask for no more than the present one"
-  if (operation?.op === "seccomp" && errno === 22)
-    return 'This kernel lacks seccomp filters, or one of these flags (Linux 5.0 notifies, 5.19 waits killable): seccomp: "unconfined" goes without'
-  if (operation?.op === "process" && errno === 22) return "This kernel lacks one of these namespaces"
-  if (operation?.op === "process" && errno === 28)
-    return "There are as many namespaces as /proc/sys/user/max_*_namespaces allows"
-  if ((operation?.op === "process" || operation?.op === "fork") && errno === 11)
-    return "There are as many processes as pids.max or RLIMIT_NPROC allows"
-  if (operation?.op === "apparmor" && errno === ENOENT)
-    return "No profile of this name is loaded: load it with Security.appArmor"
-  if (operation?.op === "cgroup-create" && errno === 13) return "This cgroup is not delegated to you"
-  return ""
 }
 
 /** The connection over a started supervisor's socket. Replies are handled in plain callbacks: they are on the path of every start. */
@@ -368,16 +285,6 @@ class Connection {
     }
     this.units.clear()
   }
-}
-
-const encodeRequest = (type: number, id: number, planBytes: number, body: Uint8Array): Uint8Array => {
-  const bytes = new Uint8Array(REQUEST_BYTES + body.length)
-  const view = new DataView(bytes.buffer)
-  view.setUint32(0, type, true)
-  view.setUint32(4, id, true)
-  view.setUint32(8, planBytes, true)
-  bytes.set(body, REQUEST_BYTES)
-  return bytes
 }
 
 const nothing = new Uint8Array(0)

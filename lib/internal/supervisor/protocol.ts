@@ -1,0 +1,66 @@
+/** The messages of native/supervisor/protocol.h. */
+
+/** How a unit's process ended. */
+export interface Ended {
+  /** As wait(2) gives it. */
+  readonly status: number
+  readonly userMicros: number
+  readonly systemMicros: number
+  readonly maxRssKiB: number
+}
+
+export const REQUEST_START = 1
+export const REQUEST_RELEASE = 2
+export const REQUEST_MAPPED = 3
+export const REPLY_READY = 1
+export const REPLY_STARTED = 2
+export const REPLY_FAILED = 3
+export const REPLY_EXITED = 4
+export const REPLY_RELEASED = 5
+export const REPLY_UNMAPPED = 6
+export const REPLY_ENDED = 7
+export const REQUEST_BYTES = 16
+export const REPLY_BYTES = 72
+export const MESSAGE_BYTES_MAX = 160 * 1024
+export const PLAN_BYTES_MAX = 32 * 1024 * 1024
+
+/** One struct reply, and the descriptors that came with it. */
+export interface Reply {
+  readonly type: number
+  readonly id: number
+  readonly pid: number
+  readonly descriptors: readonly [number, number]
+  readonly ended: Ended
+  readonly operation: number
+  readonly errno: number
+  readonly syscall: () => string
+}
+
+const ascii = new TextDecoder("latin1")
+
+export const readReply = (view: DataView, descriptors: readonly [number, number]): Reply => ({
+  type: view.getUint32(0, true),
+  id: view.getUint32(4, true),
+  pid: view.getInt32(8, true),
+  descriptors,
+  ended: {
+    status: view.getInt32(12, true),
+    userMicros: Number(view.getBigUint64(16, true)),
+    systemMicros: Number(view.getBigUint64(24, true)),
+    maxRssKiB: Number(view.getBigUint64(32, true))
+  },
+  operation: view.getUint32(40, true),
+  errno: view.getInt32(44, true),
+  // Of a failure; the bytes are those of the last reply. A container may have written them, for a terminal to read.
+  syscall: () => ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/[^\w()].*$/s, "")
+})
+
+export const encodeRequest = (type: number, id: number, planBytes: number, body: Uint8Array): Uint8Array => {
+  const bytes = new Uint8Array(REQUEST_BYTES + body.length)
+  const view = new DataView(bytes.buffer)
+  view.setUint32(0, type, true)
+  view.setUint32(4, id, true)
+  view.setUint32(8, planBytes, true)
+  bytes.set(body, REQUEST_BYTES)
+  return bytes
+}
