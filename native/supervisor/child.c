@@ -326,8 +326,6 @@ _Noreturn void child_run(const struct child *child) {
     int sources[SOURCES_MAX];
     struct state state = {.child = child, .root = {.mount = child->root}, .empty = -1, .null = -1, .proc = -1, .sources = sources};
     size_t at = child->plan->process;
-    // A child that lives when the supervisor is dead would keep the state folder from being swept.
-    close(child->lock);
     // The plan's own umask comes later; until then modes are what the plan says.
     umask(0);
     if (privilege_die_with(child->supervisor, &state.failure) == 0) {

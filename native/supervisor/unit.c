@@ -183,6 +183,9 @@ static void leave_slot(struct unit *unit, struct supervisor *supervisor) {
 static pid_t clone_child(const struct clone_args *arguments, const struct child *child, const struct entrances *entrances) {
     pid_t pid = (pid_t)syscall(SYS_clone3, arguments, sizeof *arguments);
     if (pid != 0) return pid;
+    // A child that lives when the supervisor is dead would keep the state folder from being swept. A frozen cgroup of version
+    // 1 has it live on, so this comes before it enters one.
+    close(child->lock);
     // "0" is the writer itself. One thread that moves itself does not take the lock that every fork and exit in the
     // system shares, which the same write to cgroup.procs takes (Linux 5.7).
     for (size_t k = 0; k < entrances->count; k++) {
