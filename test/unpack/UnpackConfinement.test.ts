@@ -26,7 +26,7 @@ import {
   wh
 } from "../support/unpack.ts"
 
-check("(7) no entry reaches out of the folder", (place) => {
+check("no entry reaches out of the folder", (place) => {
   const name = place.base.slice(1)
   for (const path of [
     "../canary",
@@ -139,7 +139,7 @@ check("before it reads, it sees nothing but its folder and can do nothing but wr
 })
 
 check(
-  "(16) killed at any point, it leaves no mount and no process, and the folder can be removed",
+  "killed at any point, it leaves no mount and no process, and the folder can be removed",
   async (place) => {
     const blob = gzipSync(concat(makeSample(), end), { level: 1 })
     for (const delay of [0, 2, 5, 10, 20, 40]) {

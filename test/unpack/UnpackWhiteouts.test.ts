@@ -18,7 +18,7 @@ check("a whiteout hides what lower layers have, and is a 0:0 character device", 
   assert.ok(isWhiteout(place, "a/gone"))
 })
 
-check("(1) a whiteout speaks of lower layers only, whatever its order in the tar", (place) => {
+check("a whiteout speaks of lower layers only, whatever its order in the tar", (place) => {
   for (const flip of [false, true]) {
     const order = (...entries: Array<Uint8Array>) => tar(...(flip ? entries.reverse() : entries))
     place.unpack(order(wh(".wh.file"), file("file", "mine")))
@@ -35,7 +35,7 @@ check("(1) a whiteout speaks of lower layers only, whatever its order in the tar
   }
 })
 
-check("(2) an opaque folder keeps its own files, and no whiteouts that overlayfs would list", (place) => {
+check("an opaque folder keeps its own files, and no whiteouts that overlayfs would list", (place) => {
   const entries = [
     folder("a/"),
     wh("a/.wh.x"),
@@ -53,7 +53,7 @@ check("(2) an opaque folder keeps its own files, and no whiteouts that overlayfs
   }
 })
 
-check("(2) a whiteout of a folder that the layer has too makes it opaque, inside and out", (place) => {
+check("a whiteout of a folder that the layer has too makes it opaque, inside and out", (place) => {
   place.unpack(tar(wh(".wh.a"), folder("a/"), wh("a/.wh.x"), wh("a/b/.wh.y"), file("a/b/mine")))
   assert.equal(opaque(place, "a"), "y")
   assert.deepEqual(place.tree(), ["a", "a/b", "a/b/mine"])
@@ -81,31 +81,31 @@ check("overlayfs shows exactly what the layers say", (place) => {
   assert.ok(!seen.includes("cannot access"), seen)
 })
 
-check("(2) an opaque mark on the root is reported, because overlayfs takes none there", (place) => {
+check("an opaque mark on the root is reported, because overlayfs takes none there", (place) => {
   const { all } = place.unpack(tar(wh(".wh..wh..opq"), wh(".wh.x"), file("a")))
   assert.deepEqual(all("opaque"), ["."])
   assert.deepEqual(place.tree(), ["a"])
 })
 
-check("(3) a whiteout of a missing path makes the folders above it, and reports them", (place) => {
+check("a whiteout of a missing path makes the folders above it, and reports them", (place) => {
   const { all } = place.unpack(tar(wh("a/b/.wh.c")))
   assert.ok(isWhiteout(place, "a/b/c"))
   assert.deepEqual(all("implicit"), ["a", "a/b"])
   assert.equal(place.stat("a/b").mode & 0o7777n, 0o755n)
 })
 
-check("(3) a whiteout whose parent is not a folder is refused", (place) => {
+check("a whiteout whose parent is not a folder is refused", (place) => {
   const error = place.fails("corrupt", tar(file("a"), wh("a/.wh.b")))
   assert.equal(error.path, "a/.wh.b")
 })
 
-check("(3) a whiteout of a symlink is not one of its target", (place) => {
+check("a whiteout of a symlink is not one of its target", (place) => {
   place.unpack(tar(file("target", "kept"), symlink("link", "target"), wh(".wh.link")))
   assert.equal(readlinkSync(`${place.layer}/link`), "target")
   assert.equal(place.read("target"), "kept")
 })
 
-check("(3) names that only look like whiteouts are refused, and those of aufs skipped", (place) => {
+check("names that only look like whiteouts are refused, and those of aufs skipped", (place) => {
   place.fails("corrupt", tar(wh(".wh.")))
   place.fails("escape", tar(wh("a/.wh..")))
   place.fails("escape", tar(wh("a/.wh...")))
@@ -125,7 +125,7 @@ check("(3) names that only look like whiteouts are refused, and those of aufs sk
   assert.ok(isWhiteout(place, "..."), "a name of three dots is a name")
 })
 
-check("(4) a whiteout, then a file, then a folder of one name leave an opaque folder", (place) => {
+check("a whiteout, then a file, then a folder of one name leave an opaque folder", (place) => {
   place.unpack(tar(wh(".wh.a"), file("a"), folder("a/"), file("a/x")))
   assert.equal(opaque(place, "a"), "y")
 })
