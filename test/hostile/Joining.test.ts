@@ -223,7 +223,9 @@ suite("a process that joins a container", (effect, folder) => {
           const started = Container.run(image, { command: ["true"], namespaces: { pid: attacker } })
           yield* Effect.exit(Effect.timeout(started, "200 millis"))
         }
-        assert.ok(fs.readdirSync(`/proc/${process.pid}/fd`).length <= before + 1)
+        const opened = () => fs.readdirSync(`/proc/${process.pid}/fd`).length - before
+        // The last descriptor of a mount is closed on another thread.
+        assert.ok(yield* Effect.promise(() => eventually(() => opened() <= 1)), `${opened()} are left open`)
         assert.equal((yield* Container.run(image, { command: ["echo", "on"] })).stdout, "on\n")
       }),
     { skip }
