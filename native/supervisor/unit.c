@@ -265,6 +265,8 @@ bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct p
         unit->failure.operation = (uint32_t)k;
         return false;
     }
+    // What an older kernel has refused at first is no failure of a unit that has got it in another way.
+    unit->failure = (struct failure){0};
     return plan->process == plan->count || start_process(unit, supervisor, plan, descriptors, &made.entrances) == 0;
 }
 

@@ -9,13 +9,13 @@ import { Container, Image } from "../../lib/index.ts"
 import { allowTime, berthIn, makeTemporaryFolder, remove, whyNoContainers } from "../support/effect.ts"
 import { descendants, eventually, leftovers, type Snapshot, snapshot } from "../support/leftovers.ts"
 
-const source = "support/worker.ts"
+const source = "../support/worker.ts"
 const bundled = process.env.BERTH_BUNDLED
 const isNode = !("Deno" in globalThis || "Bun" in globalThis)
 
 const begin = (folder: string, work: string): Worker =>
   isNode && bundled !== undefined
-    ? new Worker(`${bundled}/test/${source.replace(/ts$/, "js")}`, { workerData: { folder, work } })
+    ? new Worker(`${bundled}/test/lifecycle/${source.replace(/ts$/, "js")}`, { workerData: { folder, work } })
     : new Worker(fileURLToPath(new URL(source, import.meta.url)), {
         workerData: { folder, work },
         ...(isNode ? { execArgv: ["--import", "tsx"] } : {})

@@ -3,7 +3,7 @@ import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, 
 import { basename, dirname } from "node:path"
 import * as Effect from "effect/Effect"
 import type { Berth } from "../../Berth.ts"
-import { list, read } from "../util/readFile.ts"
+import { link, list, read } from "../util/readFile.ts"
 
 const KERNEL = "/sys/kernel/security/apparmor"
 
@@ -65,10 +65,13 @@ export const note = ({ folder, supervisor }: Berth, names: ReadonlyArray<string>
 export const noteLoaded = (path: string, names: ReadonlyArray<string>): void =>
   appendFileSync(path, lineOf(names.map((name) => [name, entryOf(name) ?? ""])))
 
-/** Whether a process, which a profile's end would free, is in it: PROFILE, PROFILE//CHILD or several joined by //&. */
+/**
+ * Whether a process, which a profile's end would free, is in it: PROFILE, PROFILE//CHILD or several joined by //&. One that has
+ * ended, and been waited for by nobody, has no namespaces any more.
+ */
 const isUsed = (name: string): boolean =>
   list("/proc")
-    .filter((pid) => Number(pid) > 0)
+    .filter((pid) => Number(pid) > 0 && link(`/proc/${pid}/ns/mnt`) !== "")
     .flatMap((pid) =>
       read(`/proc/${pid}/attr/current`)
         .replace(/ \(\w+\)\s*$/, "")
