@@ -116,13 +116,15 @@ const sweepOne = (path: string): void => {
  * is swept. What somebody else has loaded since, and what a process is still in, stays.
  */
 export const sweep = (folder: string): Effect.Effect<void> =>
-  Effect.forEach(
-    list(`${folder}/apparmor`).filter((file) => !existsSync(`${folder}/run/${file.replace(/\.\d+$/, "")}`)),
-    (file) =>
-      Effect.try(() => sweepOne(`${folder}/apparmor/${file}`)).pipe(
-        Effect.catchAll((cause) =>
-          Effect.logWarning(`AppArmor profiles of ${file} were not unloaded: ${cause.error}`)
-        )
-      ),
-    { discard: true }
+  Effect.suspend(() =>
+    Effect.forEach(
+      list(`${folder}/apparmor`).filter((file) => !existsSync(`${folder}/run/${file.replace(/\.\d+$/, "")}`)),
+      (file) =>
+        Effect.try(() => sweepOne(`${folder}/apparmor/${file}`)).pipe(
+          Effect.catchAll((cause) =>
+            Effect.logWarning(`AppArmor profiles of ${file} were not unloaded: ${cause.error}`)
+          )
+        ),
+      { discard: true }
+    )
   )
