@@ -177,7 +177,9 @@ const terminate = (handle: Container): Effect.Effect<void> =>
       return
     }
     yield* signalGroup(handle, 15)
-    if (Option.isNone(yield* Effect.timeoutOption(handle.exit, GRACE))) yield* signalGroup(handle, 9)
+    // The scope's end cannot be interrupted, and would wait for a process that is stopped for as long as it is.
+    const ended = yield* Effect.timeoutOption(Effect.interruptible(handle.exit), GRACE)
+    if (Option.isNone(ended)) yield* signalGroup(handle, 9)
   }).pipe(Effect.ignore)
 
 const ProcessProto = {
@@ -226,7 +228,9 @@ const makeProcess = (command: Command.StandardCommand, handle: Container): Comma
 type Start = CommandExecutor.CommandExecutor["start"]
 
 const startStandard = (box: Container, command: Command.StandardCommand): ReturnType<Start> =>
-  Effect.acquireRelease(spawn(box, command), terminate).pipe(
+  // Not acquireRelease, in which a start that a container holds up could not be interrupted. What is started ends with the
+  // scope in any case.
+  Effect.tap(spawn(box, command), (handle) => Effect.addFinalizer(() => terminate(handle))).pipe(
     Effect.flatMap((handle) => {
       const made = makeProcess(command, handle)
       if (typeof command.stdin === "string") return Effect.succeed(made)

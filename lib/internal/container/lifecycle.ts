@@ -320,7 +320,8 @@ export const stop: {
       // One that is paused hears of it when it goes on.
       Effect.zipRight(resume(container)),
       Effect.zipRight(
-        Effect.timeoutTo(container.exit, {
+        // Also as a finalizer, where nothing else can be interrupted, it waits no longer than that.
+        Effect.timeoutTo(Effect.interruptible(container.exit), {
           duration: options.grace ?? "10 seconds",
           onSuccess: (status) => Effect.succeed(status),
           onTimeout: () => Effect.zipRight(signal(container, "SIGKILL"), container.exit)

@@ -62,9 +62,10 @@ const startIn = (
   options: InsideOptions,
   input: Input | undefined
 ): Effect.Effect<Container.Container, BerthError, Scope.Scope> =>
-  Effect.acquireRelease(
+  // Not acquireRelease, in which a start that a container holds up could not be aborted.
+  Effect.tap(
     Container.execStream(box, words, { ...options, stdin: input === undefined ? "null" : "pipe" }),
-    (started, exit) => (Exit.isFailure(exit) ? signalGroup(started, 9) : Effect.void)
+    (started) => Effect.addFinalizer((exit) => (Exit.isFailure(exit) ? signalGroup(started, 9) : Effect.void))
   )
 
 /** What a command has written so far. */
