@@ -33,6 +33,9 @@ export const attackImage = imageWith("attack")
 /** The same with `plant`, which makes files that harm who reads them. */
 export const plantImage = imageWith("plant")
 
+/** The same with `joining`, which attacks what joins its pid namespace. */
+export const joiningImage = imageWith("joining")
+
 /** What the program printed, by its words. */
 export const outcomes = (stdout: string): Readonly<Record<string, string>> =>
   Object.fromEntries(

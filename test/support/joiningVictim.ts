@@ -5,8 +5,8 @@
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import { Container } from "../../lib/index.ts"
+import { joiningImage } from "./attack.ts"
 import { berthIn } from "./effect.ts"
-import { joiningImage } from "./joining.ts"
 
 const [folder, mode] = process.argv.slice(2)
 
