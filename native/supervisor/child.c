@@ -88,12 +88,15 @@ static int join(const struct child *child, int pidfd, int64_t flags, struct fail
 
 #define KEPT_MAX 8
 
-static void keep(int *kept, size_t *count, int fd) {
+// In ascending order.
+static bool keep(int *kept, size_t *count, int fd) {
     size_t at = *count;
-    if (fd < 3 || *count == KEPT_MAX) return;
+    if (fd < 3) return true;
+    if (*count == KEPT_MAX) return false;
     for (; at > 0 && kept[at - 1] > fd; at--) kept[at] = kept[at - 1];
     kept[at] = fd;
     (*count)++;
+    return true;
 }
 
 // Closes all but the standard streams and what the operations that are left name. A container that may trace its processes
@@ -101,18 +104,19 @@ static void keep(int *kept, size_t *count, int fd) {
 static int close_all_but_needed(const struct child *child, const struct operation *operation, struct failure *failure) {
     int kept[KEPT_MAX], next = 3;
     size_t count = 0;
-    keep(kept, &count, child->failures);
+    bool fits = keep(kept, &count, child->failures);
     for (; operation < child->plan->operations + child->plan->count; operation++) {
         const char *fields = operation_kinds[operation->code].fields;
-        if (operation->code == OP_SELF) keep(kept, &count, child->program);
+        if (operation->code == OP_SELF) fits &= keep(kept, &count, child->program);
         for (size_t k = 0; fields[k]; k++)
-            if (fields[k] == 'f' && operation->field[k].fd != NO_FD) keep(kept, &count, child->descriptors[operation->field[k].fd]);
+            if (fields[k] == 'f' && operation->field[k].fd != NO_FD) fits &= keep(kept, &count, child->descriptors[operation->field[k].fd]);
     }
-    for (size_t k = 0; k <= count; next = k < count ? kept[k] + 1 : next, k++) {
-        int end = k < count ? kept[k] - 1 : INT32_MAX;
-        if (next <= end && sys_close_range((unsigned)next, (unsigned)end, 0) < 0) return fail(failure, "close_range");
+    if (!fits) return invalid(failure, "close_range", E2BIG);
+    for (size_t k = 0; k < count; k++) {
+        if (next < kept[k] && sys_close_range((unsigned)next, (unsigned)kept[k] - 1, 0) < 0) return fail(failure, "close_range");
+        next = kept[k] + 1;
     }
-    return 0;
+    return sys_close_range((unsigned)next, ~0U, 0) < 0 ? fail(failure, "close_range") : 0;
 }
 
 // Goes on in a child, the first process of this plan that is in a pid namespace which others are in: they see it, and may

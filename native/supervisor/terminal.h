@@ -4,5 +4,5 @@
 #include "../common/failure.h"
 
 // Opens one (after the pivot, or after having joined the container), gives its other end to `socket`, and makes it the
-// controlling terminal and the standard streams of this process, which leads a session.
+// standard streams of this process. The operation `controlling-terminal` makes it that of the process that executes.
 int terminal_open(int socket, unsigned rows, unsigned columns, unsigned uid, struct failure *failure);

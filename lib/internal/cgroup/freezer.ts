@@ -33,10 +33,7 @@ const count = (keys: ReadonlyArray<object>, change: 1 | -1): Effect.Effect<void>
     for (const key of keys) entering.set(key, (entering.get(key) ?? 0) + change)
   })
 
-/**
- * Starts a process in something that could be frozen meanwhile, which then waits: a child that has not executed yet may
- * have the supervisor wait for it.
- */
+/** Starts a process in something that could be frozen meanwhile, which then waits until it has executed its command. */
 export const enter =
   (keys: ReadonlyArray<object>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
