@@ -24,14 +24,17 @@ import {
   writeImage,
   writeIndex
 } from "../support/images.ts"
-import { type RunningRegistry, startFront, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import {
+  type RunningRegistry,
+  startFront,
+  startRegistry,
+  whyNoRegistry,
+  withoutDockerConfig
+} from "../support/registry.ts"
 import { assertRegistryError, download, push, resolve } from "../support/registryClient.ts"
 
-/** No credentials of whoever runs the tests. */
-const noDocker = makeTemporaryFolder()
-process.env.DOCKER_CONFIG = noDocker
-
 describe("Registry", { skip: whyNoRegistry }, () => {
+  withoutDockerConfig()
   let folder = ""
   let registry: RunningRegistry
   let blob: Blob
@@ -52,7 +55,6 @@ describe("Registry", { skip: whyNoRegistry }, () => {
   after(async () => {
     await registry.stop()
     remove(folder)
-    remove(noDocker)
   })
 
   /** A pull with its own store. */

@@ -26,17 +26,14 @@ import {
   signToken,
   startFront,
   startRegistry,
-  whyNoRegistry
+  whyNoRegistry,
+  withoutDockerConfig
 } from "../support/registry.ts"
 import { assertRegistryError, push, resolve } from "../support/registryClient.ts"
 import { unchanged } from "../support/unchanged.ts"
 
-/** No credentials of whoever runs the tests. */
-const noDocker = makeTemporaryFolder()
-process.env.DOCKER_CONFIG = noDocker
-after(() => remove(noDocker))
-
 describe("Registry authentication", { skip: whyNoRegistry }, () => {
+  withoutDockerConfig()
   let folder = ""
   before(() => {
     folder = makeTemporaryFolder()
@@ -47,6 +44,7 @@ describe("Registry authentication", { skip: whyNoRegistry }, () => {
   test("basic: given, from docker's configuration, wrong, and none", async () => {
     const registry = await startRegistry({ htpasswd })
     const docker = makeTemporaryFolder()
+    const earlier = process.env.DOCKER_CONFIG
     try {
       push(`oci:${folder}/layout:one`, `${registry.host}/team/app:1`, "--dest-creds", "jane:secret")
       const given = (password: string | Redacted.Redacted<string>) =>
@@ -63,7 +61,7 @@ describe("Registry authentication", { skip: whyNoRegistry }, () => {
       fs.writeFileSync(`${docker}/config.json`, "{ not JSON")
       assertRegistryError(await runError(folder, resolve(registry.host, "team/app", "1")), "Unauthorized")
     } finally {
-      process.env.DOCKER_CONFIG = noDocker
+      process.env.DOCKER_CONFIG = earlier
       remove(docker)
       await registry.stop()
     }
@@ -188,6 +186,7 @@ describe("Registry authentication", { skip: whyNoRegistry }, () => {
 })
 
 describe("Registry connections", { skip: whyNoImages }, () => {
+  withoutDockerConfig()
   let folder = ""
   before(() => {
     folder = makeTemporaryFolder()

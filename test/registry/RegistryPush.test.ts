@@ -30,7 +30,8 @@ import {
   type RunningRegistry,
   type startFront,
   startRegistry,
-  whyNoRegistry
+  whyNoRegistry,
+  withoutDockerConfig
 } from "../support/registry.ts"
 import { assertRegistryError, ofBytes, withFrontOf, withRegistry } from "../support/registryClient.ts"
 
@@ -40,11 +41,8 @@ allowTime()
 const inspect = (name: string, ...options: ReadonlyArray<string>): Record<string, unknown> =>
   JSON.parse(sh("skopeo", "inspect", "--tls-verify=false", ...options, `docker://${name}`))
 
-/** No credentials of whoever runs the tests. */
-const noDocker = makeTemporaryFolder()
-process.env.DOCKER_CONFIG = noDocker
-
 describe("Registry push", { skip: whyNoRegistry }, () => {
+  withoutDockerConfig()
   let folder = ""
   let registry: RunningRegistry
   before(async () => {
@@ -55,7 +53,6 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
   after(async () => {
     await registry.stop()
     remove(folder)
-    remove(noDocker)
   })
 
   const withFront = (

@@ -16,7 +16,8 @@ import {
   signToken,
   startFront,
   startRegistry,
-  whyNoRegistry
+  whyNoRegistry,
+  withoutDockerConfig
 } from "../support/registry.ts"
 import { assertRegistryError, ofBytes, withFrontOf, withRegistry } from "../support/registryClient.ts"
 
@@ -32,11 +33,8 @@ const relocate = (response: ServerResponse, change: (location: string) => string
     )) as never
 }
 
-/** No credentials of whoever runs the tests. */
-const noDocker = makeTemporaryFolder()
-process.env.DOCKER_CONFIG = noDocker
-
 describe("Registry upload", { skip: whyNoRegistry }, () => {
+  withoutDockerConfig()
   let folder = ""
   let registry: RunningRegistry
   before(async () => {
@@ -46,7 +44,6 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
   after(async () => {
     await registry.stop()
     remove(folder)
-    remove(noDocker)
   })
 
   const withFront = (

@@ -5,6 +5,7 @@ import * as fs from "node:fs"
 import * as http from "node:http"
 import * as https from "node:https"
 import type { AddressInfo } from "node:net"
+import { after, before } from "node:test"
 import { makeTemporaryFolder, remove, sh, whyNoImages } from "./images.ts"
 
 const program = ["/usr/bin/docker-registry", "/usr/local/bin/docker-registry"].find((file) =>
@@ -17,6 +18,21 @@ export const whyNoServer: string | false =
 
 /** The same, with images that tools have made for it. */
 export const whyNoRegistry: string | false = whyNoImages || whyNoServer
+
+/** Hides the credentials of the user who runs the tests from the tests of one `describe`. */
+export const withoutDockerConfig = (): void => {
+  const earlier = process.env.DOCKER_CONFIG
+  let folder = ""
+  before(() => {
+    folder = makeTemporaryFolder()
+    process.env.DOCKER_CONFIG = folder
+  })
+  after(() => {
+    if (earlier === undefined) delete process.env.DOCKER_CONFIG
+    else process.env.DOCKER_CONFIG = earlier
+    remove(folder)
+  })
+}
 
 /** `jane:secret`, bcrypt. */
 export const htpasswd = "jane:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"

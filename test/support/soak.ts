@@ -2,7 +2,7 @@
  * The soak: rounds in which everything that Berth offers is under way, and at a random moment is cut short in one of many
  * ways. After each nothing may be left. The seed of a round decides all that Berth does in it, and when it is cut short.
  */
-import { execFileSync, spawn } from "node:child_process"
+import { execFileSync, spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as Cause from "effect/Cause"
@@ -190,6 +190,20 @@ const assertAtWork = (fiber: Fiber.RuntimeFiber<unknown, unknown>): void => {
   if (exit !== undefined && Exit.isFailure(exit)) throw new Error(Cause.pretty(exit.cause))
 }
 
+/** Unmounts a filesystem as soon as the kernel has let go of the containers' mounts on it. */
+const unmount = async (folder: string): Promise<void> => {
+  const limit = performance.now() + patience()
+  for (;;) {
+    const { status, stderr } = spawnSync("umount", [folder], { encoding: "utf8" })
+    if (status === 0) return
+    if (performance.now() > limit) {
+      const left = processesOf("", folder).map((pid) => `${pid} ${read(`/proc/${pid}/cmdline`)}`)
+      throw new Error([stderr, ...left].join("\n"))
+    }
+    await sleep(5)
+  }
+}
+
 /** A round in this process. */
 const here = async (fault: Fault, at: number, folder: string, options: Work): Promise<void> => {
   if (fault === "fill the disk") {
@@ -238,7 +252,7 @@ const here = async (fault: Fault, at: number, folder: string, options: Work): Pr
       throw new Error(Cause.pretty(exit.cause))
   } finally {
     undo()
-    if (fault === "fill the disk") execFileSync("umount", [folder])
+    if (fault === "fill the disk") await unmount(folder)
   }
 }
 
