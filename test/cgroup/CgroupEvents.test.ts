@@ -33,211 +33,201 @@ const say = (container: Container.Container, text: string) =>
 suite("Cgroup events and statistics", (effect) => {
   effect(
     "tell of each kill for want of memory, without being asked",
-    () =>
-      Effect.gen(function* () {
-        const script = "while read line; do tail /dev/zero; done"
-        const container = yield* start(script, { memory: "32MiB" })
-        const cgroup = yield* Container.cgroup(container)
-        const kills = yield* Effect.fork(Stream.runCollect(Stream.take(Cgroup.oomKills(cgroup), 1)))
-        const events = yield* Effect.fork(
-          Cgroup.memoryEvents(cgroup).pipe(
-            Stream.filter(({ oomKill }) => (oomKill ?? 0) > 0),
-            Stream.runHead
-          )
+    function* () {
+      const script = "while read line; do tail /dev/zero; done"
+      const container = yield* start(script, { memory: "32MiB" })
+      const cgroup = yield* Container.cgroup(container)
+      const kills = yield* Effect.fork(Stream.runCollect(Stream.take(Cgroup.oomKills(cgroup), 1)))
+      const events = yield* Effect.fork(
+        Cgroup.memoryEvents(cgroup).pipe(
+          Stream.filter(({ oomKill }) => (oomKill ?? 0) > 0),
+          Stream.runHead
         )
-        yield* Effect.sleep("20 millis")
-        yield* say(container, "\n")
-        assert.deepEqual(Chunk.toReadonlyArray(yield* Fiber.join(kills)), [1])
-        const seen = yield* Fiber.join(events)
-        assert.equal(seen._tag === "Some" && seen.value.oomKill, 1)
-        const stats = yield* Container.stats(container)
-        assert.equal(stats.memory.events.oomKill, 1)
-        if (tree.controllers.memory?.version === 2) assert.ok((stats.memory.events.max ?? 0) > 0)
-      }),
+      )
+      yield* Effect.sleep("20 millis")
+      yield* say(container, "\n")
+      assert.deepEqual(Chunk.toReadonlyArray(yield* Fiber.join(kills)), [1])
+      const seen = yield* Fiber.join(events)
+      assert.equal(seen._tag === "Some" && seen.value.oomKill, 1)
+      const stats = yield* Container.stats(container)
+      assert.equal(stats.memory.events.oomKill, 1)
+      if (tree.controllers.memory?.version === 2) assert.ok((stats.memory.events.max ?? 0) > 0)
+    },
     { skip: without("memory") }
   )
 
   effect(
     "tell of the last kill, and end with the container",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* Image.host
-        const container = yield* Container.start(image, {
-          command: ["sh", "-c", "read line; exec tail /dev/zero"],
-          limits: { memory: "32MiB" },
-          stdin: "pipe"
-        })
-        const cgroup = yield* Container.cgroup(container)
-        const kills = yield* Effect.fork(Stream.runCollect(Cgroup.oomKills(cgroup)))
-        yield* Effect.sleep("20 millis")
-        yield* say(container, "\n")
-        assert.deepEqual(Chunk.toReadonlyArray(yield* Fiber.join(kills)), [1])
-        assert.equal((yield* container.exit).signal, "SIGKILL")
-      }),
+    function* () {
+      const image = yield* Image.host
+      const container = yield* Container.start(image, {
+        command: ["sh", "-c", "read line; exec tail /dev/zero"],
+        limits: { memory: "32MiB" },
+        stdin: "pipe"
+      })
+      const cgroup = yield* Container.cgroup(container)
+      const kills = yield* Effect.fork(Stream.runCollect(Cgroup.oomKills(cgroup)))
+      yield* Effect.sleep("20 millis")
+      yield* say(container, "\n")
+      assert.deepEqual(Chunk.toReadonlyArray(yield* Fiber.join(kills)), [1])
+      assert.equal((yield* container.exit).signal, "SIGKILL")
+    },
     { skip: without("memory") }
   )
 
   effect(
     "tell of forks that fail, and end with the cgroup",
-    () =>
-      Effect.gen(function* () {
-        const seen: Array<number> = []
-        yield* Effect.scoped(
-          Effect.gen(function* () {
-            const cgroup = yield* Cgroup.make({ pids: 2 })
-            yield* Effect.forkDaemon(
-              Stream.runForEach(Cgroup.pidsEvents(cgroup), ({ max }) => Effect.sync(() => seen.push(max)))
-            )
-            while (seen.length < 1) yield* Effect.sleep("5 millis")
-            const child = spawn("sh", ["-c", "read line; sleep 5 & sleep 5 & wait"], {
-              stdio: ["pipe", "ignore", "ignore"]
-            })
-            yield* Cgroup.move(cgroup, child.pid!)
-            child.stdin.end("go\n")
-            while (seen.length < 2) yield* Effect.sleep("5 millis")
-            assert.ok((yield* Cgroup.stats(cgroup)).pids.failures! >= 1)
+    function* () {
+      const seen: Array<number> = []
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const cgroup = yield* Cgroup.make({ pids: 2 })
+          yield* Effect.forkDaemon(
+            Stream.runForEach(Cgroup.pidsEvents(cgroup), ({ max }) => Effect.sync(() => seen.push(max)))
+          )
+          while (seen.length < 1) yield* Effect.sleep("5 millis")
+          const child = spawn("sh", ["-c", "read line; sleep 5 & sleep 5 & wait"], {
+            stdio: ["pipe", "ignore", "ignore"]
           })
-        )
-        assert.equal(seen[0], 0)
-        assert.ok(seen[1]! >= 1)
-      }),
+          yield* Cgroup.move(cgroup, child.pid!)
+          child.stdin.end("go\n")
+          while (seen.length < 2) yield* Effect.sleep("5 millis")
+          assert.ok((yield* Cgroup.stats(cgroup)).pids.failures! >= 1)
+        })
+      )
+      assert.equal(seen[0], 0)
+      assert.ok(seen[1]! >= 1)
+    },
     { skip: without("pids") }
   )
 
-  effect("end with the cgroup, whoever waits", () =>
-    Effect.gen(function* () {
-      const waiting = yield* Effect.scoped(
-        Effect.gen(function* () {
-          const cgroup = yield* Cgroup.make({})
-          const fibers = [
-            yield* Effect.forkDaemon(Stream.runDrain(Cgroup.memoryEvents(cgroup))),
-            yield* Effect.forkDaemon(Stream.runDrain(Cgroup.pidsEvents(cgroup))),
-            ...(noPressure() === false
-              ? [
-                  yield* Effect.forkDaemon(
-                    Stream.runDrain(Cgroup.pressure(cgroup, "cpu", { some: "500ms", window }))
-                  )
-                ]
-              : [])
-          ]
-          yield* Effect.sleep("20 millis")
-          return fibers
-        })
-      )
-      for (const fiber of waiting) yield* Fiber.join(fiber)
-      const cgroup = yield* Effect.scoped(Effect.map(Cgroup.make({}), (made) => made))
-      const error = yield* failure("CgroupError", Stream.runDrain(Cgroup.pidsEvents(cgroup)))
-      assert.equal(error.reason, "Gone")
-    })
-  )
+  effect("end with the cgroup, whoever waits", function* () {
+    const waiting = yield* Effect.scoped(
+      Effect.gen(function* () {
+        const cgroup = yield* Cgroup.make({})
+        const fibers = [
+          yield* Effect.forkDaemon(Stream.runDrain(Cgroup.memoryEvents(cgroup))),
+          yield* Effect.forkDaemon(Stream.runDrain(Cgroup.pidsEvents(cgroup))),
+          ...(noPressure() === false
+            ? [
+                yield* Effect.forkDaemon(
+                  Stream.runDrain(Cgroup.pressure(cgroup, "cpu", { some: "500ms", window }))
+                )
+              ]
+            : [])
+        ]
+        yield* Effect.sleep("20 millis")
+        return fibers
+      })
+    )
+    for (const fiber of waiting) yield* Fiber.join(fiber)
+    const cgroup = yield* Effect.scoped(Effect.map(Cgroup.make({}), (made) => made))
+    const error = yield* failure("CgroupError", Stream.runDrain(Cgroup.pidsEvents(cgroup)))
+    assert.equal(error.reason, "Gone")
+  })
 
   effect(
     "tell of pressure by the kernel's own trigger",
-    () =>
-      Effect.gen(function* () {
-        const container = yield* start("for i in 1 2 3 4; do while :; do :; done & done; wait", { cpus: 0.5 })
-        const cgroup = yield* Container.cgroup(container)
-        const first = yield* cgroup.pipe(
-          Cgroup.pressure("cpu", { some: "100ms", window }),
-          Stream.take(2),
-          Stream.runCollect,
-          Effect.timeout("60 seconds")
-        )
-        const [a, b] = Chunk.toReadonlyArray(first)
-        assert.ok(a!.some.totalMicros >= 100_000, String(a!.some.totalMicros))
-        assert.ok(b!.some.totalMicros > a!.some.totalMicros)
-        assert.ok((yield* Container.stats(container)).pressure.cpu!.some.totalMicros > 100_000)
-      }),
+    function* () {
+      const container = yield* start("for i in 1 2 3 4; do while :; do :; done & done; wait", { cpus: 0.5 })
+      const cgroup = yield* Container.cgroup(container)
+      const first = yield* cgroup.pipe(
+        Cgroup.pressure("cpu", { some: "100ms", window }),
+        Stream.take(2),
+        Stream.runCollect,
+        Effect.timeout("60 seconds")
+      )
+      const [a, b] = Chunk.toReadonlyArray(first)
+      assert.ok(a!.some.totalMicros >= 100_000, String(a!.some.totalMicros))
+      assert.ok(b!.some.totalMicros > a!.some.totalMicros)
+      assert.ok((yield* Container.stats(container)).pressure.cpu!.some.totalMicros > 100_000)
+    },
     { skip: noPressure() || without("cpu") }
   )
 
   effect(
     "refuse triggers that are none",
-    () =>
-      Effect.gen(function* () {
-        const cgroup = yield* Cgroup.make({})
-        for (const [options, option] of [
-          [{}, "pressure"],
-          [{ some: "1ms", full: "1ms" }, "pressure"],
-          [{ some: "2s", window: "1s" }, "pressure.some"],
-          [{ full: "-1 seconds", window: "1s" }, "pressure.full"],
-          [{ some: "1ms", window: "100ms" }, "pressure.window"],
-          [{ some: "1ms", window: "11s" }, "pressure.window"]
-        ] as const) {
-          const error = yield* failure(
-            "InvalidOption",
-            Stream.runDrain(Cgroup.pressure(cgroup, "memory", options as Cgroup.PressureOptions))
-          )
-          assert.equal(error.option, option, JSON.stringify(options))
-        }
-        if (!mayHaveAnyWindow) {
-          const short = Cgroup.pressure(cgroup, "memory", { some: "150ms", window: "1s" })
-          const error = yield* failure("CgroupError", Stream.runDrain(short))
-          assert.deepEqual([error.controller, error.reason], ["pressure", "Refused"])
-          assert.match(error.message, /CAP_SYS_RESOURCE/)
-        }
-        const disk = Cgroup.pressure(cgroup, "disk" as Cgroup.Resource, { some: "1ms" })
-        assert.equal((yield* failure("InvalidOption", Stream.runDrain(disk))).option, "pressure")
-      }),
+    function* () {
+      const cgroup = yield* Cgroup.make({})
+      for (const [options, option] of [
+        [{}, "pressure"],
+        [{ some: "1ms", full: "1ms" }, "pressure"],
+        [{ some: "2s", window: "1s" }, "pressure.some"],
+        [{ full: "-1 seconds", window: "1s" }, "pressure.full"],
+        [{ some: "1ms", window: "100ms" }, "pressure.window"],
+        [{ some: "1ms", window: "11s" }, "pressure.window"]
+      ] as const) {
+        const error = yield* failure(
+          "InvalidOption",
+          Stream.runDrain(Cgroup.pressure(cgroup, "memory", options as Cgroup.PressureOptions))
+        )
+        assert.equal(error.option, option, JSON.stringify(options))
+      }
+      if (!mayHaveAnyWindow) {
+        const short = Cgroup.pressure(cgroup, "memory", { some: "150ms", window: "1s" })
+        const error = yield* failure("CgroupError", Stream.runDrain(short))
+        assert.deepEqual([error.controller, error.reason], ["pressure", "Refused"])
+        assert.match(error.message, /CAP_SYS_RESOURCE/)
+      }
+      const disk = Cgroup.pressure(cgroup, "disk" as Cgroup.Resource, { some: "1ms" })
+      assert.equal((yield* failure("InvalidOption", Stream.runDrain(disk))).option, "pressure")
+    },
     { skip: noPressure() }
   )
 
-  effect("are read at once, with CPU, memory, processes and disks", () =>
-    Effect.gen(function* () {
-      const cgroup = yield* Cgroup.make({
-        memory: "64MiB",
-        cpus: 0.5,
-        pids: 9,
-        ...(without("io") === false ? { io: { devices: [] } } : {})
-      })
-      const image = yield* Image.host
-      const container = yield* Container.start(image, {
-        command: ["sh", "-c", "while :; do :; done"],
-        cgroup
-      })
-      // The kernel looks at whose time it is with each tick only.
-      const stats = yield* Effect.repeat(Effect.delay(Cgroup.stats(cgroup), 10), {
-        until: ({ cpu }) => (cpu.userMicros ?? 0) > 20_000 && (cpu.periods ?? 0) >= 1
-      })
-      assert.ok(stats.cpu.usageMicros! > 10_000)
-      assert.ok(stats.cpu.systemMicros! >= 0 && stats.cpu.periods! >= 1)
-      assert.deepEqual([stats.cpu.limit, stats.memory.limit, stats.pids.limit], [0.5, 64 * 2 ** 20, 9])
-      assert.ok(stats.memory.current! > 0 && stats.memory.anon! > 0 && stats.memory.pageFaults! > 0)
-      assert.equal(stats.pids.current, 1)
-      assert.deepEqual(yield* Effect.map(Container.stats(container), ({ pids }) => pids.current), 1)
+  effect("are read at once, with CPU, memory, processes and disks", function* () {
+    const cgroup = yield* Cgroup.make({
+      memory: "64MiB",
+      cpus: 0.5,
+      pids: 9,
+      ...(without("io") === false ? { io: { devices: [] } } : {})
     })
-  )
+    const image = yield* Image.host
+    const container = yield* Container.start(image, {
+      command: ["sh", "-c", "while :; do :; done"],
+      cgroup
+    })
+    // The kernel looks at whose time it is with each tick only.
+    const stats = yield* Effect.repeat(Effect.delay(Cgroup.stats(cgroup), 10), {
+      until: ({ cpu }) => (cpu.userMicros ?? 0) > 20_000 && (cpu.periods ?? 0) >= 1
+    })
+    assert.ok(stats.cpu.usageMicros! > 10_000)
+    assert.ok(stats.cpu.systemMicros! >= 0 && stats.cpu.periods! >= 1)
+    assert.deepEqual([stats.cpu.limit, stats.memory.limit, stats.pids.limit], [0.5, 64 * 2 ** 20, 9])
+    assert.ok(stats.memory.current! > 0 && stats.memory.anon! > 0 && stats.memory.pageFaults! > 0)
+    assert.equal(stats.pids.current, 1)
+    assert.deepEqual(yield* Effect.map(Container.stats(container), ({ pids }) => pids.current), 1)
+  })
 
   effect(
     "count what is read from and written to disks",
-    () =>
-      Effect.gen(function* () {
-        const disk = fs.readFileSync("/proc/self/mountinfo", "utf8").match(/ \/ \/ .* - ext4 /)
-        if (disk === null) return
-        const cgroup = yield* Cgroup.make({ memory: "64MiB" })
-        yield* Cgroup.update(cgroup, { io: { devices: [{ device: "254:0", writeBps: "max" }] } })
-        const child = spawn(
+    function* () {
+      const disk = fs.readFileSync("/proc/self/mountinfo", "utf8").match(/ \/ \/ .* - ext4 /)
+      if (disk === null) return
+      const cgroup = yield* Cgroup.make({ memory: "64MiB" })
+      yield* Cgroup.update(cgroup, { io: { devices: [{ device: "254:0", writeBps: "max" }] } })
+      const child = spawn(
+        "sh",
+        [
+          "-c",
+          "read line; dd if=/dev/zero of=$1 bs=64k count=16 oflag=direct",
           "sh",
-          [
-            "-c",
-            "read line; dd if=/dev/zero of=$1 bs=64k count=16 oflag=direct",
-            "sh",
-            `/var/tmp/berth-io-${process.pid}`
-          ],
-          {
-            stdio: ["pipe", "ignore", "ignore"]
-          }
-        )
-        yield* Cgroup.move(cgroup, child.pid!)
-        child.stdin.end("go\n")
-        yield* Effect.promise(() => new Promise((resolve) => child.on("exit", resolve)))
-        fs.rmSync(`/var/tmp/berth-io-${process.pid}`, { force: true })
-        const { io } = yield* Cgroup.stats(cgroup)
-        assert.ok(
-          io.some(({ writes, writtenBytes }) => writtenBytes >= 2 ** 20 && writes >= 1),
-          JSON.stringify(io)
-        )
-      }),
+          `/var/tmp/berth-io-${process.pid}`
+        ],
+        {
+          stdio: ["pipe", "ignore", "ignore"]
+        }
+      )
+      yield* Cgroup.move(cgroup, child.pid!)
+      child.stdin.end("go\n")
+      yield* Effect.promise(() => new Promise((resolve) => child.on("exit", resolve)))
+      fs.rmSync(`/var/tmp/berth-io-${process.pid}`, { force: true })
+      const { io } = yield* Cgroup.stats(cgroup)
+      assert.ok(
+        io.some(({ writes, writtenBytes }) => writtenBytes >= 2 ** 20 && writes >= 1),
+        JSON.stringify(io)
+      )
+    },
     {
       skip:
         without("io") ||
@@ -247,39 +237,35 @@ suite("Cgroup events and statistics", (effect) => {
     }
   )
 
-  effect("come at intervals, and are Effect's metrics then", () =>
-    Effect.gen(function* () {
-      const cgroup = yield* Cgroup.make({ pids: 9 })
-      const image = yield* Image.host
-      yield* Container.start(image, { command: ["sleep", "1000"], cgroup })
-      const began = Date.now()
-      const readings = yield* Cgroup.metrics(cgroup, { every: "50 millis" }).pipe(
-        Stream.take(3),
-        Stream.runCollect
-      )
-      assert.ok(Date.now() - began >= 100)
-      assert.deepEqual(
-        Chunk.toReadonlyArray(readings).map(({ pids }) => pids.current),
-        [1, 1, 1]
-      )
-      const gauge = Metric.tagged(
-        Metric.gauge("berth.cgroup.pids.current", { description: "processes and threads" }),
-        "cgroup",
-        cgroup.name
-      )
-      assert.deepEqual(yield* Metric.value(gauge), MetricState.gauge(1))
-    })
-  )
+  effect("come at intervals, and are Effect's metrics then", function* () {
+    const cgroup = yield* Cgroup.make({ pids: 9 })
+    const image = yield* Image.host
+    yield* Container.start(image, { command: ["sleep", "1000"], cgroup })
+    const began = Date.now()
+    const readings = yield* Cgroup.metrics(cgroup, { every: "50 millis" }).pipe(
+      Stream.take(3),
+      Stream.runCollect
+    )
+    assert.ok(Date.now() - began >= 100)
+    assert.deepEqual(
+      Chunk.toReadonlyArray(readings).map(({ pids }) => pids.current),
+      [1, 1, 1]
+    )
+    const gauge = Metric.tagged(
+      Metric.gauge("berth.cgroup.pids.current", { description: "processes and threads" }),
+      "cgroup",
+      cgroup.name
+    )
+    assert.deepEqual(yield* Metric.value(gauge), MetricState.gauge(1))
+  })
 
-  effect("at intervals fail once the cgroup is gone", () =>
-    Effect.gen(function* () {
-      const cgroup = yield* Cgroup.make({})
-      const fiber = yield* Effect.fork(
-        failure("CgroupError", Stream.runDrain(Cgroup.metrics(cgroup, { every: "20 millis" })))
-      )
-      yield* Effect.sleep("50 millis")
-      for (const { path } of cgroup.folders) fs.rmdirSync(path)
-      assert.equal((yield* Fiber.join(fiber)).reason, "Gone")
-    })
-  )
+  effect("at intervals fail once the cgroup is gone", function* () {
+    const cgroup = yield* Cgroup.make({})
+    const fiber = yield* Effect.fork(
+      failure("CgroupError", Stream.runDrain(Cgroup.metrics(cgroup, { every: "20 millis" })))
+    )
+    yield* Effect.sleep("50 millis")
+    for (const { path } of cgroup.folders) fs.rmdirSync(path)
+    assert.equal((yield* Fiber.join(fiber)).reason, "Gone")
+  })
 })

@@ -36,290 +36,270 @@ const disk = findDisk()
 suite("Cgroup limits", (effect, folder) => {
   effect(
     "share CPU time by weight, on either version",
-    () =>
-      Effect.gen(function* () {
-        const cgroup = yield* Cgroup.make({ cpu: { weight: 200 } })
-        assert.equal(weight(cgroup), isV1("cpu") ? "2048" : "200")
-        yield* Cgroup.update(cgroup, { cpu: { weight: 100 } })
-        assert.equal(weight(cgroup), isV1("cpu") ? "1024" : "100")
-      }),
+    function* () {
+      const cgroup = yield* Cgroup.make({ cpu: { weight: 200 } })
+      assert.equal(weight(cgroup), isV1("cpu") ? "2048" : "200")
+      yield* Cgroup.update(cgroup, { cpu: { weight: 100 } })
+      assert.equal(weight(cgroup), isV1("cpu") ? "1024" : "100")
+    },
     { skip: without("cpu") }
   )
 
-  effect("of a weight that is negative, or none, are refused", () =>
-    Effect.gen(function* () {
-      for (const weight of [-1, 0, 10001, 1.5, Number.NaN])
-        for (const [limits, option] of [
-          [{ cpu: { weight } }, "limits.cpu.weight"],
-          [{ io: { weight } }, "limits.io.weight"]
-        ] as const)
-          assert.equal((yield* failure("InvalidOption", Cgroup.make(limits))).option, option, String(weight))
-    })
-  )
+  effect("of a weight that is negative, or none, are refused", function* () {
+    for (const weight of [-1, 0, 10001, 1.5, Number.NaN])
+      for (const [limits, option] of [
+        [{ cpu: { weight } }, "limits.cpu.weight"],
+        [{ io: { weight } }, "limits.io.weight"]
+      ] as const)
+        assert.equal((yield* failure("InvalidOption", Cgroup.make(limits))).option, option, String(weight))
+  })
 
   effect(
     "let a cgroup run only when nothing else does, and end that before it gets a weight",
-    () =>
-      Effect.gen(function* () {
-        const cgroup = yield* Cgroup.make({ cpu: { idle: true } })
-        assert.equal(file(cgroup, "cpu", "cpu.idle", "cpu.idle"), "1")
-        yield* Cgroup.update(cgroup, { cpu: { idle: false, weight: 50 } })
-        assert.equal(file(cgroup, "cpu", "cpu.idle", "cpu.idle"), "0")
-        assert.equal(weight(cgroup), isV1("cpu") ? "512" : "50")
-        const both = yield* failure("InvalidOption", Cgroup.make({ cpu: { idle: true, weight: 5 } }))
-        assert.equal(both.option, "limits.cpu.weight")
-      }),
+    function* () {
+      const cgroup = yield* Cgroup.make({ cpu: { idle: true } })
+      assert.equal(file(cgroup, "cpu", "cpu.idle", "cpu.idle"), "1")
+      yield* Cgroup.update(cgroup, { cpu: { idle: false, weight: 50 } })
+      assert.equal(file(cgroup, "cpu", "cpu.idle", "cpu.idle"), "0")
+      assert.equal(weight(cgroup), isV1("cpu") ? "512" : "50")
+      const both = yield* failure("InvalidOption", Cgroup.make({ cpu: { idle: true, weight: 5 } }))
+      assert.equal(both.option, "limits.cpu.weight")
+    },
     { skip: without("cpu") }
   )
 
   effect(
     "let it use time of earlier periods, and change quota and burst in the order that the kernel takes",
-    () =>
-      Effect.gen(function* () {
-        const burst = (cgroup: Cgroup.Cgroup) => file(cgroup, "cpu", "cpu.cfs_burst_us", "cpu.max.burst")
-        const cgroup = yield* Cgroup.make({ cpus: 0.5, cpu: { burstMicros: 40_000 } })
-        assert.equal(burst(cgroup), "40000")
-        yield* Cgroup.update(cgroup, { cpus: 0.02, cpu: { burstMicros: 1000 } })
-        assert.equal(burst(cgroup), "1000")
-        yield* Cgroup.update(cgroup, { cpus: 2, cpu: { burstMicros: 200_000, periodMicros: 100_000 } })
-        assert.equal(burst(cgroup), "200000")
-        const { cpu } = yield* Cgroup.stats(cgroup)
-        assert.equal(cpu.limit, 2)
-        const tooMuch = yield* failure(
-          "InvalidOption",
-          Cgroup.make({ cpus: 1, cpu: { burstMicros: 100_001 } })
-        )
-        assert.equal(tooMuch.option, "limits.cpu.burstMicros")
-        const alone = yield* failure("InvalidOption", Cgroup.make({ cpu: { burstMicros: 1 } }))
-        assert.equal(alone.option, "limits.cpu.burstMicros")
-      }),
+    function* () {
+      const burst = (cgroup: Cgroup.Cgroup) => file(cgroup, "cpu", "cpu.cfs_burst_us", "cpu.max.burst")
+      const cgroup = yield* Cgroup.make({ cpus: 0.5, cpu: { burstMicros: 40_000 } })
+      assert.equal(burst(cgroup), "40000")
+      yield* Cgroup.update(cgroup, { cpus: 0.02, cpu: { burstMicros: 1000 } })
+      assert.equal(burst(cgroup), "1000")
+      yield* Cgroup.update(cgroup, { cpus: 2, cpu: { burstMicros: 200_000, periodMicros: 100_000 } })
+      assert.equal(burst(cgroup), "200000")
+      const { cpu } = yield* Cgroup.stats(cgroup)
+      assert.equal(cpu.limit, 2)
+      const tooMuch = yield* failure("InvalidOption", Cgroup.make({ cpus: 1, cpu: { burstMicros: 100_001 } }))
+      assert.equal(tooMuch.option, "limits.cpu.burstMicros")
+      const alone = yield* failure("InvalidOption", Cgroup.make({ cpu: { burstMicros: 1 } }))
+      assert.equal(alone.option, "limits.cpu.burstMicros")
+    },
     { skip: without("cpu") }
   )
 
   effect(
     "hold a container to CPUs, and refuse those that there are not",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* Image.host
-        const script = "grep Cpus_allowed_list /proc/self/status"
-        const result = yield* Container.run(image, {
-          command: ["sh", "-c", script],
-          limits: { cpuset: { cpus: "0" } }
-        })
-        assert.match(result.stdout, /:\s*0\n$/)
-        for (const cpus of ["", "5000", "0-9999", "1-0", "a", "-1"]) {
-          const error = yield* failure("InvalidOption", Cgroup.make({ cpuset: { cpus } }))
-          assert.equal(error.option, "limits.cpuset.cpus", cpus)
-        }
-        assert.equal(
-          (yield* failure("InvalidOption", Cgroup.make({ cpuset: { mems: "63" } }))).option,
-          "limits.cpuset.mems"
-        )
-      }),
+    function* () {
+      const image = yield* Image.host
+      const script = "grep Cpus_allowed_list /proc/self/status"
+      const result = yield* Container.run(image, {
+        command: ["sh", "-c", script],
+        limits: { cpuset: { cpus: "0" } }
+      })
+      assert.match(result.stdout, /:\s*0\n$/)
+      for (const cpus of ["", "5000", "0-9999", "1-0", "a", "-1"]) {
+        const error = yield* failure("InvalidOption", Cgroup.make({ cpuset: { cpus } }))
+        assert.equal(error.option, "limits.cpuset.cpus", cpus)
+      }
+      assert.equal(
+        (yield* failure("InvalidOption", Cgroup.make({ cpuset: { mems: "63" } }))).option,
+        "limits.cpuset.mems"
+      )
+    },
     { skip: without("cpuset") }
   )
 
   effect(
     "are changed while a container runs, also those of controllers that it was started without",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* Image.host
-        const container = yield* Container.start(image, {
-          command: ["sleep", "1000"],
-          limits: { memory: "64MiB", pids: 10 }
-        })
-        const cgroup = yield* Container.cgroup(container)
-        yield* Cgroup.update(cgroup, {
-          memory: "96MiB",
-          pids: 20,
-          cpuset: { cpus: "0" }
-        })
-        const { memory, pids } = yield* Container.stats(container)
-        assert.deepEqual([memory.limit, pids.limit], [96 * MiB, 20])
-        const allowed = () => fs.readFileSync(`/proc/${container.pid}/status`, "utf8")
-        assert.match(allowed(), /^Cpus_allowed_list:\s*0$/m)
-        // What is executed from now on is held to it as well.
-        const inside = yield* Container.exec(container, ["grep", "Cpus_allowed_list", "/proc/self/status"])
-        assert.match(inside.stdout, /:\s*0\n$/)
-        yield* Cgroup.update(cgroup, { memory: "max", pids: "max", cpus: 0.5 })
-        yield* Cgroup.update(cgroup, { memory: "48MiB", cpus: "max" })
-        const later = yield* Container.stats(container)
-        assert.deepEqual(
-          [later.memory.limit, later.pids.limit, later.cpu.limit],
-          [48 * MiB, undefined, undefined]
-        )
-      }),
+    function* () {
+      const image = yield* Image.host
+      const container = yield* Container.start(image, {
+        command: ["sleep", "1000"],
+        limits: { memory: "64MiB", pids: 10 }
+      })
+      const cgroup = yield* Container.cgroup(container)
+      yield* Cgroup.update(cgroup, {
+        memory: "96MiB",
+        pids: 20,
+        cpuset: { cpus: "0" }
+      })
+      const { memory, pids } = yield* Container.stats(container)
+      assert.deepEqual([memory.limit, pids.limit], [96 * MiB, 20])
+      const allowed = () => fs.readFileSync(`/proc/${container.pid}/status`, "utf8")
+      assert.match(allowed(), /^Cpus_allowed_list:\s*0$/m)
+      // What is executed from now on is held to it as well.
+      const inside = yield* Container.exec(container, ["grep", "Cpus_allowed_list", "/proc/self/status"])
+      assert.match(inside.stdout, /:\s*0\n$/)
+      yield* Cgroup.update(cgroup, { memory: "max", pids: "max", cpus: 0.5 })
+      yield* Cgroup.update(cgroup, { memory: "48MiB", cpus: "max" })
+      const later = yield* Container.stats(container)
+      assert.deepEqual(
+        [later.memory.limit, later.pids.limit, later.cpu.limit],
+        [48 * MiB, undefined, undefined]
+      )
+    },
     { skip: without("memory") || without("pids") || without("cpuset") }
   )
 
   effect(
     "can be given to a container that was started without any",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* Image.host
-        const container = yield* Container.start(image, {
-          command: ["sh", "-c", "sleep 1000 & exec sleep 1000"]
-        })
-        yield* Container.execStream(container, ["sleep", "1000"])
-        const has = () => Effect.map(Container.top(container), (all) => all.length === 3)
-        yield* Effect.repeat(has(), { until: (three) => three })
-        const cgroup = yield* Container.cgroup(container)
-        yield* Cgroup.update(cgroup, { pids: 5 })
-        const { pids } = yield* Container.stats(container)
-        assert.deepEqual([pids.current, pids.limit], [3, 5])
-        assert.equal(yield* Container.cgroup(container), cgroup)
-        yield* Container.execStream(container, ["sleep", "1000"])
-        assert.equal((yield* Container.stats(container)).pids.current, 4)
-      }),
+    function* () {
+      const image = yield* Image.host
+      const container = yield* Container.start(image, {
+        command: ["sh", "-c", "sleep 1000 & exec sleep 1000"]
+      })
+      yield* Container.execStream(container, ["sleep", "1000"])
+      const has = () => Effect.map(Container.top(container), (all) => all.length === 3)
+      yield* Effect.repeat(has(), { until: (three) => three })
+      const cgroup = yield* Container.cgroup(container)
+      yield* Cgroup.update(cgroup, { pids: 5 })
+      const { pids } = yield* Container.stats(container)
+      assert.deepEqual([pids.current, pids.limit], [3, 5])
+      assert.equal(yield* Container.cgroup(container), cgroup)
+      yield* Container.execStream(container, ["sleep", "1000"])
+      assert.equal((yield* Container.stats(container)).pids.current, 4)
+    },
     { skip: without("pids") }
   )
 
   effect(
     "below what is in use are refused, and nobody is killed for it",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* Image.host
-        const hold = "head -c 40000000 /dev/zero | tail | sleep 1000"
-        const container = yield* Container.start(image, {
-          command: ["sh", "-c", hold],
-          limits: { memory: "96MiB", pids: 20 },
-          init: true
-        })
-        yield* Effect.repeat(Container.stats(container), {
-          until: ({ memory }) => (memory.anon ?? 0) > 30 * MiB
-        })
-        const cgroup = yield* Container.cgroup(container)
-        const error = yield* failure("CgroupError", Cgroup.update(cgroup, { memory: "8MiB" }))
-        assert.deepEqual([error.reason, error.controller], ["InUse", "memory"])
-        const { memory } = yield* Container.stats(container)
-        assert.equal(memory.oomKills, 0)
-        // Fewer processes than there are is no error: there are just no more of them.
-        yield* Cgroup.update(cgroup, { pids: 1 })
-        assert.equal((yield* Container.stats(container)).pids.limit, 1)
-      }),
+    function* () {
+      const image = yield* Image.host
+      const hold = "head -c 40000000 /dev/zero | tail | sleep 1000"
+      const container = yield* Container.start(image, {
+        command: ["sh", "-c", hold],
+        limits: { memory: "96MiB", pids: 20 },
+        init: true
+      })
+      yield* Effect.repeat(Container.stats(container), {
+        until: ({ memory }) => (memory.anon ?? 0) > 30 * MiB
+      })
+      const cgroup = yield* Container.cgroup(container)
+      const error = yield* failure("CgroupError", Cgroup.update(cgroup, { memory: "8MiB" }))
+      assert.deepEqual([error.reason, error.controller], ["InUse", "memory"])
+      const { memory } = yield* Container.stats(container)
+      assert.equal(memory.oomKills, 0)
+      // Fewer processes than there are is no error: there are just no more of them.
+      yield* Cgroup.update(cgroup, { pids: 1 })
+      assert.equal((yield* Container.stats(container)).pids.limit, 1)
+    },
     { skip: without("memory") || without("pids") }
   )
 
   effect(
     "of memory beyond the maximum",
-    () =>
-      Effect.gen(function* () {
-        const cgroup = yield* Cgroup.make({ memory: { max: "64MiB", low: "16MiB", swap: "8MiB" } })
-        assert.equal(file(cgroup, "memory", "memory.soft_limit_in_bytes", "memory.low"), String(16 * MiB))
-        const { path, version } = cgroup.folders.find(({ controllers }) => controllers.includes("memory"))!
-        const swap = version === 1 ? "memory.memsw.limit_in_bytes" : "memory.swap.max"
-        if (fs.existsSync(`${path}/${swap}`)) {
-          const read = () => fs.readFileSync(`${path}/${swap}`, "utf8").trim()
-          assert.equal(read(), String((version === 1 ? 72 : 8) * MiB))
-          yield* Cgroup.update(cgroup, { memory: { max: "128MiB", swap: "1MiB" } })
-          assert.equal(read(), String((version === 1 ? 129 : 1) * MiB))
-        }
-        const alone = yield* failure("InvalidOption", Cgroup.make({ memory: { swap: "1MiB" } }))
-        assert.equal(alone.option, "limits.memory.swap")
-      }),
+    function* () {
+      const cgroup = yield* Cgroup.make({ memory: { max: "64MiB", low: "16MiB", swap: "8MiB" } })
+      assert.equal(file(cgroup, "memory", "memory.soft_limit_in_bytes", "memory.low"), String(16 * MiB))
+      const { path, version } = cgroup.folders.find(({ controllers }) => controllers.includes("memory"))!
+      const swap = version === 1 ? "memory.memsw.limit_in_bytes" : "memory.swap.max"
+      if (fs.existsSync(`${path}/${swap}`)) {
+        const read = () => fs.readFileSync(`${path}/${swap}`, "utf8").trim()
+        assert.equal(read(), String((version === 1 ? 72 : 8) * MiB))
+        yield* Cgroup.update(cgroup, { memory: { max: "128MiB", swap: "1MiB" } })
+        assert.equal(read(), String((version === 1 ? 129 : 1) * MiB))
+      }
+      const alone = yield* failure("InvalidOption", Cgroup.make({ memory: { swap: "1MiB" } }))
+      assert.equal(alone.option, "limits.memory.swap")
+    },
     { skip: without("memory") }
   )
 
   effect(
     "of version 2 alone are refused where the controller is bound to version 1",
-    () =>
-      Effect.gen(function* () {
-        for (const memory of [{ high: "32MiB" }, { oomGroup: true }]) {
-          const error = yield* failure("CgroupError", Cgroup.make({ memory }))
-          assert.deepEqual([error.reason, error.controller], ["BoundToV1", "memory"])
-          assert.match(error.message, /version 2/)
-        }
-      }),
+    function* () {
+      for (const memory of [{ high: "32MiB" }, { oomGroup: true }]) {
+        const error = yield* failure("CgroupError", Cgroup.make({ memory }))
+        assert.deepEqual([error.reason, error.controller], ["BoundToV1", "memory"])
+        assert.match(error.message, /version 2/)
+      }
+    },
     { skip: onV1("memory") }
   )
 
   effect(
     "of version 2 alone",
-    () =>
-      Effect.gen(function* () {
-        const cgroup = yield* Cgroup.make({ memory: { high: "32MiB", max: "64MiB", oomGroup: true } })
-        assert.equal(file(cgroup, "memory", "", "memory.high"), String(32 * MiB))
-        assert.equal(file(cgroup, "memory", "", "memory.oom.group"), "1")
-      }),
+    function* () {
+      const cgroup = yield* Cgroup.make({ memory: { high: "32MiB", max: "64MiB", oomGroup: true } })
+      assert.equal(file(cgroup, "memory", "", "memory.high"), String(32 * MiB))
+      assert.equal(file(cgroup, "memory", "", "memory.oom.group"), "1")
+    },
     { skip: onV2("memory") }
   )
 
   effect(
     "of a disk: bytes and operations a second",
-    () =>
-      Effect.gen(function* () {
-        const cgroup = yield* Cgroup.make({
-          io: { devices: [{ device: disk!, readBps: "1MiB", writeIops: 100 }] }
-        })
-        const read = (v1: string) => file(cgroup, "io", v1, "io.max")
-        if (isV1("io")) {
-          assert.equal(read("blkio.throttle.read_bps_device"), `${disk} ${MiB}`)
-          assert.equal(read("blkio.throttle.write_iops_device"), `${disk} 100`)
-        } else assert.match(read(""), new RegExp(`^${disk} rbps=${MiB} wbps=max riops=max wiops=100$`))
-        yield* Cgroup.update(cgroup, {
-          io: { devices: [{ device: disk!, readBps: "max", writeIops: "max" }] }
-        })
-        assert.equal(read("blkio.throttle.read_bps_device"), "")
-      }),
+    function* () {
+      const cgroup = yield* Cgroup.make({
+        io: { devices: [{ device: disk!, readBps: "1MiB", writeIops: 100 }] }
+      })
+      const read = (v1: string) => file(cgroup, "io", v1, "io.max")
+      if (isV1("io")) {
+        assert.equal(read("blkio.throttle.read_bps_device"), `${disk} ${MiB}`)
+        assert.equal(read("blkio.throttle.write_iops_device"), `${disk} 100`)
+      } else assert.match(read(""), new RegExp(`^${disk} rbps=${MiB} wbps=max riops=max wiops=100$`))
+      yield* Cgroup.update(cgroup, {
+        io: { devices: [{ device: disk!, readBps: "max", writeIops: "max" }] }
+      })
+      assert.equal(read("blkio.throttle.read_bps_device"), "")
+    },
     { skip: without("io") || (disk === undefined ? "no disk with a known name" : false) }
   )
 
   effect(
     "of a disk that is none, or a device that is none",
-    () =>
-      Effect.gen(function* () {
-        for (const device of ["/dev/null", "/etc/passwd", "/no/such", "vda", "a:b"]) {
-          const error = yield* failure(
-            "InvalidOption",
-            Cgroup.make({ io: { devices: [{ device, readBps: 1 }] } })
-          )
-          assert.equal(error.option, "limits.io.devices[0].device", device)
-        }
-        for (const path of ["/etc/passwd", "/", "/no/such", "null"]) {
-          const error = yield* failure("InvalidOption", Cgroup.make({ devices: [{ path }] }))
-          assert.equal(error.option, "limits.devices[0].path", path)
-        }
-        const access = yield* failure(
+    function* () {
+      for (const device of ["/dev/null", "/etc/passwd", "/no/such", "vda", "a:b"]) {
+        const error = yield* failure(
           "InvalidOption",
-          Cgroup.make({ devices: [{ path: "/dev/null", access: "x" }] })
+          Cgroup.make({ io: { devices: [{ device, readBps: 1 }] } })
         )
-        assert.equal(access.option, "limits.devices[0].access")
-        const absent = yield* failure(
-          "CgroupError",
-          Cgroup.make({ io: { devices: [{ device: "4000:4000", readBps: "1MiB" }] } })
-        )
-        assert.deepEqual([absent.reason, absent.controller], ["Refused", "io"])
-      }),
+        assert.equal(error.option, "limits.io.devices[0].device", device)
+      }
+      for (const path of ["/etc/passwd", "/", "/no/such", "null"]) {
+        const error = yield* failure("InvalidOption", Cgroup.make({ devices: [{ path }] }))
+        assert.equal(error.option, "limits.devices[0].path", path)
+      }
+      const access = yield* failure(
+        "InvalidOption",
+        Cgroup.make({ devices: [{ path: "/dev/null", access: "x" }] })
+      )
+      assert.equal(access.option, "limits.devices[0].access")
+      const absent = yield* failure(
+        "CgroupError",
+        Cgroup.make({ io: { devices: [{ device: "4000:4000", readBps: "1MiB" }] } })
+      )
+      assert.deepEqual([absent.reason, absent.controller], ["Refused", "io"])
+    },
     { skip: without("io") }
   )
 
-  effect("of controllers that the tree does not have name the controller and why", () =>
-    Effect.gen(function* () {
-      const asked = {
-        hugetlb: { hugetlb: { "2MB": "4MiB" } },
-        rdma: { rdma: { mlx5_0: { handles: 2 } } },
-        misc: { misc: { res_a: 1 } }
-      } as const
-      for (const [controller, limits] of Object.entries(asked)) {
-        if (without(controller) === false) continue
-        const error = yield* failure("CgroupError", Cgroup.make(limits))
-        assert.equal(error.controller, controller)
-        assert.ok(["NotMounted", "NotDelegated", "NotInKernel"].includes(error.reason), error.reason)
-        assert.ok(error.message.includes(controller) && error.detail.length > 20)
-      }
-      const size = yield* failure("InvalidOption", Cgroup.make({ hugetlb: { "3MB": 1 } }))
-      assert.equal(size.option, "limits.hugetlb")
-    })
-  )
+  effect("of controllers that the tree does not have name the controller and why", function* () {
+    const asked = {
+      hugetlb: { hugetlb: { "2MB": "4MiB" } },
+      rdma: { rdma: { mlx5_0: { handles: 2 } } },
+      misc: { misc: { res_a: 1 } }
+    } as const
+    for (const [controller, limits] of Object.entries(asked)) {
+      if (without(controller) === false) continue
+      const error = yield* failure("CgroupError", Cgroup.make(limits))
+      assert.equal(error.controller, controller)
+      assert.ok(["NotMounted", "NotDelegated", "NotInKernel"].includes(error.reason), error.reason)
+      assert.ok(error.message.includes(controller) && error.detail.length > 20)
+    }
+    const size = yield* failure("InvalidOption", Cgroup.make({ hugetlb: { "3MB": 1 } }))
+    assert.equal(size.option, "limits.hugetlb")
+  })
 
   effect(
     "of huge pages",
-    () =>
-      Effect.gen(function* () {
-        const cgroup = yield* Cgroup.make({ hugetlb: { "2MB": "4MiB" } })
-        const { hugetlb } = yield* Cgroup.stats(cgroup)
-        assert.deepEqual(hugetlb["2MB"], { current: 0, limit: 4 * MiB, failures: 0 })
-      }),
+    function* () {
+      const cgroup = yield* Cgroup.make({ hugetlb: { "2MB": "4MiB" } })
+      const { hugetlb } = yield* Cgroup.stats(cgroup)
+      assert.deepEqual(hugetlb["2MB"], { current: 0, limit: 4 * MiB, failures: 0 })
+    },
     { skip: without("hugetlb") }
   )
 
@@ -329,125 +309,117 @@ suite("Cgroup limits", (effect, folder) => {
 
   effect.asRoot(
     "of devices: Docker's list, and what is added to it",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* Image.host
-        const cgroup = yield* Cgroup.make({ devices: [] })
-        const child = spawn("sh", ["-c", "read line; : </dev/null && : </dev/zero && : </dev/kmsg"], {
+    function* () {
+      const image = yield* Image.host
+      const cgroup = yield* Cgroup.make({ devices: [] })
+      const child = spawn("sh", ["-c", "read line; : </dev/null && : </dev/zero && : </dev/kmsg"], {
+        stdio: ["pipe", "ignore", "ignore"]
+      })
+      const code = new Promise<number>((resolve) => child.on("exit", (status) => resolve(status ?? -1)))
+      yield* Cgroup.move(cgroup, child.pid!)
+      child.stdin.end("go\n")
+      assert.notEqual(yield* Effect.promise(() => code), 0)
+
+      const more = yield* Cgroup.make({ devices: [{ path: "/dev/kmsg", access: "r" }] })
+      const other = spawn(
+        "sh",
+        ["-c", "read line; : </dev/kmsg || exit 1; : >>/dev/kmsg && exit 2; exit 3"],
+        {
           stdio: ["pipe", "ignore", "ignore"]
-        })
-        const code = new Promise<number>((resolve) => child.on("exit", (status) => resolve(status ?? -1)))
-        yield* Cgroup.move(cgroup, child.pid!)
-        child.stdin.end("go\n")
-        assert.notEqual(yield* Effect.promise(() => code), 0)
+        }
+      )
+      const otherCode = new Promise<number>((resolve) => other.on("exit", (status) => resolve(status ?? -1)))
+      yield* Cgroup.move(more, other.pid!)
+      other.stdin.end("go\n")
+      // dash ends with 2 where a redirection of a special builtin fails; it has not got to `exit 1`.
+      assert.equal(yield* Effect.promise(() => otherCode), 2)
 
-        const more = yield* Cgroup.make({ devices: [{ path: "/dev/kmsg", access: "r" }] })
-        const other = spawn(
-          "sh",
-          ["-c", "read line; : </dev/kmsg || exit 1; : >>/dev/kmsg && exit 2; exit 3"],
-          {
-            stdio: ["pipe", "ignore", "ignore"]
-          }
-        )
-        const otherCode = new Promise<number>((resolve) =>
-          other.on("exit", (status) => resolve(status ?? -1))
-        )
-        yield* Cgroup.move(more, other.pid!)
-        other.stdin.end("go\n")
-        // dash ends with 2 where a redirection of a special builtin fails; it has not got to `exit 1`.
-        assert.equal(yield* Effect.promise(() => otherCode), 2)
-
-        const container = yield* Container.start(image, {
-          command: ["sleep", "1000"],
-          limits: { devices: [] }
-        })
-        for (const name of ["null", "zero", "full", "random", "urandom"])
-          assert.ok(yield* open(container, `/dev/${name}`), name)
-      }),
+      const container = yield* Container.start(image, {
+        command: ["sleep", "1000"],
+        limits: { devices: [] }
+      })
+      for (const name of ["null", "zero", "full", "random", "urandom"])
+        assert.ok(yield* open(container, `/dev/${name}`), name)
+    },
     { skip: without("devices") }
   )
 
   effect.asRoot(
     "of devices are changed in place",
-    () =>
-      Effect.gen(function* () {
-        const cgroup = yield* Cgroup.make({ devices: [] })
-        const script =
-          "while read line; do if (: </dev/kmsg) 2>/dev/null; then echo yes; else echo no; fi; done"
-        const child = spawn("sh", ["-c", script], { stdio: ["pipe", "pipe", "ignore"] })
-        const ask = (): Promise<string> =>
-          new Promise((resolve) => {
-            child.stdout.once("data", (data) => resolve(String(data).trim()))
-            child.stdin.write("go\n")
-          })
-        yield* Cgroup.move(cgroup, child.pid!)
-        assert.equal(yield* Effect.promise(ask), "no")
-        yield* Cgroup.update(cgroup, { devices: [{ type: "char", major: 1, minor: 11 }] })
-        assert.equal(yield* Effect.promise(ask), "yes")
-        yield* Cgroup.update(cgroup, { devices: [] })
-        assert.equal(yield* Effect.promise(ask), "no")
-        child.stdin.end()
-      }),
+    function* () {
+      const cgroup = yield* Cgroup.make({ devices: [] })
+      const script =
+        "while read line; do if (: </dev/kmsg) 2>/dev/null; then echo yes; else echo no; fi; done"
+      const child = spawn("sh", ["-c", script], { stdio: ["pipe", "pipe", "ignore"] })
+      const ask = (): Promise<string> =>
+        new Promise((resolve) => {
+          child.stdout.once("data", (data) => resolve(String(data).trim()))
+          child.stdin.write("go\n")
+        })
+      yield* Cgroup.move(cgroup, child.pid!)
+      assert.equal(yield* Effect.promise(ask), "no")
+      yield* Cgroup.update(cgroup, { devices: [{ type: "char", major: 1, minor: 11 }] })
+      assert.equal(yield* Effect.promise(ask), "yes")
+      yield* Cgroup.update(cgroup, { devices: [] })
+      assert.equal(yield* Effect.promise(ask), "no")
+      child.stdin.end()
+    },
     { skip: without("devices") }
   )
 
   effect(
     "hold for all that is in cgroups below",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* Image.host
-        const parent = yield* Cgroup.make({ pids: 3 })
-        const cgroups = [yield* Cgroup.makeIn(parent, { memory: "64MiB" }), yield* Cgroup.makeIn(parent)]
-        for (const cgroup of cgroups) yield* Container.start(image, { command: ["sleep", "1000"], cgroup })
-        assert.equal((yield* Cgroup.stats(parent)).pids.current, 2)
-        assert.equal((yield* Cgroup.stats(cgroups[0]!)).memory.limit, 64 * MiB)
-        const script = "for i in 1 2 3; do sleep 0.2 & done; wait"
-        const crowd = yield* Container.start(image, {
-          command: ["sh", "-c", script],
-          cgroup: cgroups[1]!
-        })
-        assert.notEqual((yield* crowd.exit).exitCode, 0)
-      }),
+    function* () {
+      const image = yield* Image.host
+      const parent = yield* Cgroup.make({ pids: 3 })
+      const cgroups = [yield* Cgroup.makeIn(parent, { memory: "64MiB" }), yield* Cgroup.makeIn(parent)]
+      for (const cgroup of cgroups) yield* Container.start(image, { command: ["sleep", "1000"], cgroup })
+      assert.equal((yield* Cgroup.stats(parent)).pids.current, 2)
+      assert.equal((yield* Cgroup.stats(cgroups[0]!)).memory.limit, 64 * MiB)
+      const script = "for i in 1 2 3; do sleep 0.2 & done; wait"
+      const crowd = yield* Container.start(image, {
+        command: ["sh", "-c", script],
+        cgroup: cgroups[1]!
+      })
+      assert.notEqual((yield* crowd.exit).exitCode, 0)
+    },
     { skip: without("pids") || without("memory") }
   )
 
   effect(
     "cannot be passed on by a cgroup that has processes of its own",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* Image.host
-        const cgroup = yield* Cgroup.make({ pids: 5 })
-        yield* Container.start(image, { command: ["sleep", "1000"], cgroup })
-        const error = yield* failure("CgroupError", Cgroup.makeIn(cgroup, { pids: 2 }))
-        assert.equal(error.reason, "HasProcesses")
-      }),
+    function* () {
+      const image = yield* Image.host
+      const cgroup = yield* Cgroup.make({ pids: 5 })
+      yield* Container.start(image, { command: ["sleep", "1000"], cgroup })
+      const error = yield* failure("CgroupError", Cgroup.makeIn(cgroup, { pids: 2 }))
+      assert.equal(error.reason, "HasProcesses")
+    },
     { skip: onV2("pids") }
   )
 
-  effect("take processes that run already, and those that these start", () =>
-    Effect.gen(function* () {
-      const cgroup = yield* Cgroup.make({})
-      const child = spawn("sh", ["-c", "read line; sleep 1000 & wait"], {
-        stdio: ["pipe", "ignore", "ignore"]
-      })
-      yield* Cgroup.move(cgroup, child.pid!)
-      assert.deepEqual(yield* Cgroup.processes(cgroup), [child.pid])
-      child.stdin.write("go\n")
-      const two = () => Effect.map(Cgroup.processes(cgroup), (all) => all.length === 2)
-      yield* Effect.repeat(two(), { until: (there) => there })
-      const gone = yield* Effect.scoped(Effect.map(Cgroup.make({}), (other) => other))
-      assert.equal((yield* failure("CgroupError", Cgroup.move(gone, child.pid!))).reason, "Gone")
-      child.kill("SIGKILL")
-      assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(child.pid!))))
-      // One that has ended is moved nowhere.
-      yield* Cgroup.move(cgroup, child.pid!)
+  effect("take processes that run already, and those that these start", function* () {
+    const cgroup = yield* Cgroup.make({})
+    const child = spawn("sh", ["-c", "read line; sleep 1000 & wait"], {
+      stdio: ["pipe", "ignore", "ignore"]
     })
-  )
+    yield* Cgroup.move(cgroup, child.pid!)
+    assert.deepEqual(yield* Cgroup.processes(cgroup), [child.pid])
+    child.stdin.write("go\n")
+    const two = () => Effect.map(Cgroup.processes(cgroup), (all) => all.length === 2)
+    yield* Effect.repeat(two(), { until: (there) => there })
+    const gone = yield* Effect.scoped(Effect.map(Cgroup.make({}), (other) => other))
+    assert.equal((yield* failure("CgroupError", Cgroup.move(gone, child.pid!))).reason, "Gone")
+    child.kill("SIGKILL")
+    assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(child.pid!))))
+    // One that has ended is moved nowhere.
+    yield* Cgroup.move(cgroup, child.pid!)
+  })
 
   effect.asRoot(
     "in a tree that is mounted read-only",
-    () =>
-      Effect.promise(async () => {
+    function* () {
+      yield* Effect.promise(async () => {
         const at = `${folder()}-readonly`
         const { args, command } = commandOf("limited.ts", [at])
         // Only for the program: the mounts are those of a namespace of its own.
@@ -463,25 +435,24 @@ suite("Cgroup limits", (effect, folder) => {
         assert.deepEqual([error._tag, error.reason, error.errno], ["CgroupError", "ReadOnly", 30])
         assert.match(error.message, /read-only/)
         fs.rmSync(at, { recursive: true, force: true })
-      }),
+      })
+    },
     { skip: without("pids") }
   )
 
-  effect("of a cgroup that somebody else has removed", () =>
-    Effect.gen(function* () {
-      const cgroup = yield* Cgroup.make({ pids: 5 })
-      for (const { path } of cgroup.folders) fs.rmdirSync(path)
-      for (const use of [
-        Cgroup.stats(cgroup),
-        Cgroup.update(cgroup, { pids: 6 }),
-        Cgroup.processes(cgroup),
-        Cgroup.makeIn(cgroup, {}),
-        Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"], cgroup }))
-      ])
-        assert.equal(
-          (yield* failure("CgroupError", use as Effect.Effect<unknown, never, never>)).reason,
-          "Gone"
-        )
-    })
-  )
+  effect("of a cgroup that somebody else has removed", function* () {
+    const cgroup = yield* Cgroup.make({ pids: 5 })
+    for (const { path } of cgroup.folders) fs.rmdirSync(path)
+    for (const use of [
+      Cgroup.stats(cgroup),
+      Cgroup.update(cgroup, { pids: 6 }),
+      Cgroup.processes(cgroup),
+      Cgroup.makeIn(cgroup, {}),
+      Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"], cgroup }))
+    ])
+      assert.equal(
+        (yield* failure("CgroupError", use as Effect.Effect<unknown, never, never>)).reason,
+        "Gone"
+      )
+  })
 })

@@ -43,215 +43,201 @@ const another = (folder: string) => Effect.scoped(Effect.provide(Effect.asVoid(B
 suite("AppArmor, where there is none", (effect) => {
   effect(
     "says so where a profile is asked for, and starts without one",
-    () =>
-      Effect.gen(function* () {
-        const error = yield* failure("Unsupported", run("docker-default", "true"))
-        assert.match(error.message, /AppArmor: it is not on in this kernel/)
-        assert.match((yield* failure("Unsupported", Security.appArmor(denying("a")))).message, /not on/)
-        assert.equal((yield* run(undefined, "echo here")).stdout, "here\n")
-      }),
+    function* () {
+      const error = yield* failure("Unsupported", run("docker-default", "true"))
+      assert.match(error.message, /AppArmor: it is not on in this kernel/)
+      assert.match((yield* failure("Unsupported", Security.appArmor(denying("a")))).message, /not on/)
+      assert.equal((yield* run(undefined, "echo here")).stdout, "here\n")
+    },
     { skip: within }
   )
 
-  effect("takes no name that could not be one", () =>
-    Effect.gen(function* () {
-      for (const wrong of ["", "two words", "a\0b", "x".repeat(257)])
-        assert.equal((yield* failure("InvalidOption", run(wrong, "true"))).option, "appArmor")
-      assert.throws(() => Security.defaultAppArmor('mine" {'), { _tag: "InvalidOption" })
-    })
-  )
+  effect("takes no name that could not be one", function* () {
+    for (const wrong of ["", "two words", "a\0b", "x".repeat(257)])
+      assert.equal((yield* failure("InvalidOption", run(wrong, "true"))).option, "appArmor")
+    assert.throws(() => Security.defaultAppArmor('mine" {'), { _tag: "InvalidOption" })
+  })
 })
 
 suite("AppArmor", (effect, folder) => {
   effect(
     "denies what the profile denies, and that alone",
-    () =>
-      Effect.gen(function* () {
-        const [profile] = yield* Security.appArmor(denying(name("deny")))
-        const result = yield* run(profile, attempts)
-        assert.equal(result.stdout, `allowed\n${profile} (enforce)\n`, result.stderr)
-        assert.equal((yield* run(undefined, attempts)).stdout, "denied\nallowed\nunconfined\n")
-      }),
+    function* () {
+      const [profile] = yield* Security.appArmor(denying(name("deny")))
+      const result = yield* run(profile, attempts)
+      assert.equal(result.stdout, `allowed\n${profile} (enforce)\n`, result.stderr)
+      assert.equal((yield* run(undefined, attempts)).stdout, "denied\nallowed\nunconfined\n")
+    },
     { skip: without }
   )
 
   effect(
     "confines what an init runs, and an exec as its container unless it has one of its own",
-    () =>
-      Effect.gen(function* () {
-        const [outer, inner] = yield* Security.appArmor(denying(name("outer")) + denying(name("inner")))
-        const image = yield* Image.host
-        const box = yield* Container.start(image, {
-          command: ["sleep", "1000"],
-          init: true,
-          appArmor: outer
-        })
-        const current = ["cat", "/proc/self/attr/current"]
-        assert.equal((yield* Container.exec(box, current)).stdout, `${outer} (enforce)\n`)
-        assert.equal(
-          (yield* Container.exec(box, current, { appArmor: inner })).stdout,
-          `${inner} (enforce)\n`
-        )
-        const child = fs.readFileSync(`/proc/${box.pid}/task/${box.pid}/children`, "utf8").trim()
-        for (const pid of [box.pid, child])
-          assert.equal(fs.readFileSync(`/proc/${pid}/attr/current`, "utf8"), `${outer} (enforce)\n`)
-      }),
+    function* () {
+      const [outer, inner] = yield* Security.appArmor(denying(name("outer")) + denying(name("inner")))
+      const image = yield* Image.host
+      const box = yield* Container.start(image, {
+        command: ["sleep", "1000"],
+        init: true,
+        appArmor: outer
+      })
+      const current = ["cat", "/proc/self/attr/current"]
+      assert.equal((yield* Container.exec(box, current)).stdout, `${outer} (enforce)\n`)
+      assert.equal((yield* Container.exec(box, current, { appArmor: inner })).stdout, `${inner} (enforce)\n`)
+      const child = fs.readFileSync(`/proc/${box.pid}/task/${box.pid}/children`, "utf8").trim()
+      for (const pid of [box.pid, child])
+        assert.equal(fs.readFileSync(`/proc/${pid}/attr/current`, "utf8"), `${outer} (enforce)\n`)
+    },
     { skip: without }
   )
 
   effect(
     "has a profile of its own that keeps the host's settings from being written, masked and read-only paths or not",
-    () =>
-      Effect.gen(function* () {
-        const [profile] = yield* Security.appArmor(Security.defaultAppArmor(name("default")))
-        const open = { readonlyPaths: [], maskedPaths: [], capabilities: { add: ["SYS_ADMIN"] } } as const
-        const script = [
-          "echo other > /proc/sys/kernel/hostname && echo wrote",
-          "mount -t tmpfs none /mnt && echo mounted",
-          "echo x > /tmp/x && cat /tmp/x",
-          "kill -0 $$ && echo signalled"
-        ].join("; ")
-        const free = yield* run(undefined, script, open)
-        assert.equal(free.stdout, "wrote\nmounted\nx\nsignalled\n", free.stderr)
-        assert.equal((yield* run(profile, script, open)).stdout, "x\nsignalled\n")
-      }),
+    function* () {
+      const [profile] = yield* Security.appArmor(Security.defaultAppArmor(name("default")))
+      const open = { readonlyPaths: [], maskedPaths: [], capabilities: { add: ["SYS_ADMIN"] } } as const
+      const script = [
+        "echo other > /proc/sys/kernel/hostname && echo wrote",
+        "mount -t tmpfs none /mnt && echo mounted",
+        "echo x > /tmp/x && cat /tmp/x",
+        "kill -0 $$ && echo signalled"
+      ].join("; ")
+      const free = yield* run(undefined, script, open)
+      assert.equal(free.stdout, "wrote\nmounted\nx\nsignalled\n", free.stderr)
+      assert.equal((yield* run(profile, script, open)).stdout, "x\nsignalled\n")
+    },
     { skip: without }
   )
 
   effect(
     "a profile is unloaded with its scope, and one that is there is left alone",
-    () =>
-      Effect.gen(function* () {
-        const text = denying(name("scoped"))
-        yield* Effect.scoped(
-          Effect.gen(function* () {
-            const [profile] = yield* Security.appArmor(text)
-            assert.ok(loaded().includes(profile!))
-            const error = yield* failure("OperationFailed", Effect.scoped(Security.appArmor(text)))
-            assert.equal(error.code, "EEXIST")
-            assert.ok(loaded().includes(profile!))
-          })
-        )
-        assert.ok(!loaded().includes(name("scoped")))
-      }),
+    function* () {
+      const text = denying(name("scoped"))
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const [profile] = yield* Security.appArmor(text)
+          assert.ok(loaded().includes(profile!))
+          const error = yield* failure("OperationFailed", Effect.scoped(Security.appArmor(text)))
+          assert.equal(error.code, "EEXIST")
+          assert.ok(loaded().includes(profile!))
+        })
+      )
+      assert.ok(!loaded().includes(name("scoped")))
+    },
     { skip: without }
   )
 
   effect(
     "profiles of programs that were killed, their supervisors as well, are unloaded by the next Berth there when nobody is in them",
-    () =>
-      Effect.gen(function* () {
-        const at = `${folder()}-killed`
-        const [used, unused] = ["used", "unused"].map(name)
-        const start = (profile: string | undefined) =>
-          Effect.promise(async () => {
-            const child = program("confined.ts", [at, denying(profile!)], {
-              stdio: ["ignore", "pipe", "inherit"]
-            })
-            const pids = JSON.parse(await firstLine(child)) as Readonly<Record<"pid" | "supervisor", number>>
-            return { child, ...pids }
+    function* () {
+      const at = `${folder()}-killed`
+      const [used, unused] = ["used", "unused"].map(name)
+      const start = (profile: string | undefined) =>
+        Effect.promise(async () => {
+          const child = program("confined.ts", [at, denying(profile!)], {
+            stdio: ["ignore", "pipe", "inherit"]
           })
-        const programs = yield* Effect.forEach([used, unused], start, { concurrency: 2 })
-        process.kill(programs[1]!.supervisor, "SIGKILL")
-        for (const { child } of programs) child.kill("SIGKILL")
-        // The kernel takes the parent-death signal from what enters a profile: a container without a supervisor is for the
-        // next Berth as well.
-        const gone = () =>
-          programs.every(({ supervisor }) => !isAlive(supervisor)) && !isAlive(programs[0]!.pid)
-        assert.ok(yield* Effect.promise(() => eventually(gone)))
-        assert.ok(loaded().includes(used!) && loaded().includes(unused!))
-        yield* Effect.scoped(
-          Effect.gen(function* () {
-            yield* Container.start(yield* Image.host, { command: ["sleep", "1000"], appArmor: used })
-            yield* another(at)
-            assert.deepEqual([loaded().includes(used!), loaded().includes(unused!)], [true, false])
-            assert.ok(!isAlive(programs[1]!.pid))
-          })
-        )
-        yield* another(at)
-        assert.ok(!loaded().includes(used!))
-        assert.deepEqual(fs.readdirSync(`${at}/apparmor`), [])
-        fs.rmSync(at, { recursive: true, force: true })
-      }),
+          const pids = JSON.parse(await firstLine(child)) as Readonly<Record<"pid" | "supervisor", number>>
+          return { child, ...pids }
+        })
+      const programs = yield* Effect.forEach([used, unused], start, { concurrency: 2 })
+      process.kill(programs[1]!.supervisor, "SIGKILL")
+      for (const { child } of programs) child.kill("SIGKILL")
+      // The kernel takes the parent-death signal from what enters a profile: a container without a supervisor is for the
+      // next Berth as well.
+      const gone = () =>
+        programs.every(({ supervisor }) => !isAlive(supervisor)) && !isAlive(programs[0]!.pid)
+      assert.ok(yield* Effect.promise(() => eventually(gone)))
+      assert.ok(loaded().includes(used!) && loaded().includes(unused!))
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          yield* Container.start(yield* Image.host, { command: ["sleep", "1000"], appArmor: used })
+          yield* another(at)
+          assert.deepEqual([loaded().includes(used!), loaded().includes(unused!)], [true, false])
+          assert.ok(!isAlive(programs[1]!.pid))
+        })
+      )
+      yield* another(at)
+      assert.ok(!loaded().includes(used!))
+      assert.deepEqual(fs.readdirSync(`${at}/apparmor`), [])
+      fs.rmSync(at, { recursive: true, force: true })
+    },
     { skip: without }
   )
 
   effect(
     "a profile that somebody else has loaded since stays",
-    () =>
-      Effect.gen(function* () {
-        const text = denying(name("since"))
-        const berth = yield* Berth.Berth
-        const at = `${folder()}-since`
-        yield* Effect.scoped(
-          Effect.gen(function* () {
-            yield* Security.appArmor(text)
-            fs.cpSync(`${berth.folder}/apparmor`, `${at}/apparmor`, { recursive: true })
-          })
-        )
-        // As after a crash, the note is there; the profile is another one of that name.
-        yield* Security.appArmor(text)
-        yield* another(at)
-        assert.ok(loaded().includes(name("since")))
-        assert.deepEqual(fs.readdirSync(`${at}/apparmor`), [])
-        fs.rmSync(at, { recursive: true, force: true })
-      }),
+    function* () {
+      const text = denying(name("since"))
+      const berth = yield* Berth.Berth
+      const at = `${folder()}-since`
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          yield* Security.appArmor(text)
+          fs.cpSync(`${berth.folder}/apparmor`, `${at}/apparmor`, { recursive: true })
+        })
+      )
+      // As after a crash, the note is there; the profile is another one of that name.
+      yield* Security.appArmor(text)
+      yield* another(at)
+      assert.ok(loaded().includes(name("since")))
+      assert.deepEqual(fs.readdirSync(`${at}/apparmor`), [])
+      fs.rmSync(at, { recursive: true, force: true })
+    },
     { skip: without }
   )
 
   effect(
     "a profile is noted before it is loaded: what was killed in between leaves nothing",
-    () =>
-      Effect.gen(function* () {
-        const berth = yield* Berth.Berth
-        const at = `${folder()}-between`
-        const noted = `${at}/apparmor/killed.1`
-        const warned: Array<unknown> = []
-        const logger = Logger.make(({ message }) => warned.push(message))
-        /** As one has left it that was killed after the first line, so many seconds ago, and what the next Berth made of it. */
-        const sweep = (note: string, secondsAgo: number) =>
-          Effect.gen(function* () {
-            const left = Date.now() / 1000 - secondsAgo
-            fs.mkdirSync(`${at}/apparmor`, { recursive: true })
-            fs.writeFileSync(noted, note)
-            fs.utimesSync(noted, left, left)
-            yield* Effect.provide(another(at), Logger.replace(Logger.defaultLogger, logger))
-            return { loaded: loaded().includes(name("between")), noted: fs.existsSync(noted) }
-          })
-        yield* Effect.scoped(
-          Effect.gen(function* () {
-            yield* Security.appArmor(denying(name("between")))
-            yield* failure("OperationFailed", Effect.scoped(Security.appArmor(denying(name("between")))))
-            const notes = fs.readdirSync(`${berth.folder}/apparmor`)
-            assert.equal(notes.length, 1)
-            const [first] = fs.readFileSync(`${berth.folder}/apparmor/${notes[0]}`, "utf8").split("\n")
-            assert.match(first!, new RegExp(name("between")))
-            assert.deepEqual(yield* sweep(first!, 1000), { loaded: true, noted: false })
-            assert.deepEqual(yield* sweep(first!, 55), { loaded: false, noted: false })
-            // The parser could still be about to load it.
-            assert.deepEqual(yield* sweep(first!, 0), { loaded: false, noted: true })
-            assert.deepEqual(yield* sweep(first!, 1000), { loaded: false, noted: false })
-            assert.deepEqual(yield* sweep("", 0), { loaded: false, noted: false })
-          })
-        )
-        assert.deepEqual(warned, [])
-        fs.rmSync(at, { recursive: true, force: true })
-      }),
+    function* () {
+      const berth = yield* Berth.Berth
+      const at = `${folder()}-between`
+      const noted = `${at}/apparmor/killed.1`
+      const warned: Array<unknown> = []
+      const logger = Logger.make(({ message }) => warned.push(message))
+      /** As one has left it that was killed after the first line, so many seconds ago, and what the next Berth made of it. */
+      const sweep = (note: string, secondsAgo: number) =>
+        Effect.gen(function* () {
+          const left = Date.now() / 1000 - secondsAgo
+          fs.mkdirSync(`${at}/apparmor`, { recursive: true })
+          fs.writeFileSync(noted, note)
+          fs.utimesSync(noted, left, left)
+          yield* Effect.provide(another(at), Logger.replace(Logger.defaultLogger, logger))
+          return { loaded: loaded().includes(name("between")), noted: fs.existsSync(noted) }
+        })
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          yield* Security.appArmor(denying(name("between")))
+          yield* failure("OperationFailed", Effect.scoped(Security.appArmor(denying(name("between")))))
+          const notes = fs.readdirSync(`${berth.folder}/apparmor`)
+          assert.equal(notes.length, 1)
+          const [first] = fs.readFileSync(`${berth.folder}/apparmor/${notes[0]}`, "utf8").split("\n")
+          assert.match(first!, new RegExp(name("between")))
+          assert.deepEqual(yield* sweep(first!, 1000), { loaded: true, noted: false })
+          assert.deepEqual(yield* sweep(first!, 55), { loaded: false, noted: false })
+          // The parser could still be about to load it.
+          assert.deepEqual(yield* sweep(first!, 0), { loaded: false, noted: true })
+          assert.deepEqual(yield* sweep(first!, 1000), { loaded: false, noted: false })
+          assert.deepEqual(yield* sweep("", 0), { loaded: false, noted: false })
+        })
+      )
+      assert.deepEqual(warned, [])
+      fs.rmSync(at, { recursive: true, force: true })
+    },
     { skip: without }
   )
 
   effect(
     "says which profile is not there, and what the parser does not understand",
-    () =>
-      Effect.gen(function* () {
-        const error = yield* failure("OperationFailed", run(name("absent"), "true"))
-        assert.match(
-          error.message,
-          /^apparmor profile=berth-test-\d+-absent: write: ENOENT .*Security\.appArmor/
-        )
-        const wrong = yield* failure("InvalidOption", Security.appArmor("profile x { nonsense }"))
-        assert.match(wrong.message, /apparmor_parser.*syntax error/is)
-      }),
+    function* () {
+      const error = yield* failure("OperationFailed", run(name("absent"), "true"))
+      assert.match(
+        error.message,
+        /^apparmor profile=berth-test-\d+-absent: write: ENOENT .*Security\.appArmor/
+      )
+      const wrong = yield* failure("InvalidOption", Security.appArmor("profile x { nonsense }"))
+      assert.match(wrong.message, /apparmor_parser.*syntax error/is)
+    },
     { skip: without }
   )
 })

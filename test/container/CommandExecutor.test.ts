@@ -465,70 +465,58 @@ suite("Container.commandExecutor", (effect, folder) => {
     )
 
   for (const { name, program, expected, node } of rows)
-    effect(name, () =>
-      Effect.gen(function* () {
-        const inside = Container.commandExecutor(yield* box())
-        if (isNode || node !== true) {
-          const onHost = yield* Effect.exit(Effect.scoped(program(shared())))
-          assert.deepEqual(outcome(onHost), expected, "on the host")
-        }
-        const inContainer = yield* Effect.exit(
-          Effect.scoped(Effect.provideService(program(shared()), CommandExecutor.CommandExecutor, inside))
-        )
-        assert.deepEqual(outcome(inContainer), expected, "in the container")
-      })
-    )
-
-  effect("runs in the container, as its first process does", () =>
-    Effect.gen(function* () {
-      const started = yield* box({ hostname: "inside", user: "1:1", cwd: "/usr", env: { MINE: "yes" } })
-      const text = yield* Container.commandExecutor(started).string(
-        sh('hostname; id -u; pwd; echo "$MINE"; ulimit -n')
-      )
-      const limit = yield* Container.exec(started, ["sh", "-c", "ulimit -n"])
-      assert.deepEqual(text.trimEnd().split("\n"), ["inside", "1", "/usr", "yes", limit.stdout.trimEnd()])
-    })
-  )
-
-  effect("resolves a relative working folder from the container's own", () =>
-    Effect.gen(function* () {
-      const executor = Container.commandExecutor(yield* box({ cwd: "/usr" }))
-      const command = Command.make("pwd").pipe(Command.workingDirectory("bin/.."))
-      assert.equal(yield* executor.string(command), "/usr\n")
-    })
-  )
-
-  effect("stops asking for input once nobody reads it, where the host's goes on forever", () =>
-    Effect.gen(function* () {
-      const executor = Container.commandExecutor(yield* box())
-      const endless = Stream.forever(Stream.make(bytes("abc")))
-      const command = Command.make("head", "-c", "5").pipe(Command.stdin(endless))
-      assert.equal(yield* executor.string(command), "abcab")
-    })
-  )
-
-  effect("refuses what no command line can carry, where the host's throws", () =>
-    Effect.gen(function* () {
-      const executor = Container.commandExecutor(yield* box())
-      for (const command of [Command.make("echo", "a\0b"), Command.make("")]) {
-        const error = yield* Effect.flip(executor.exitCode(command))
-        assert.equal(error._tag, "BadArgument")
+    effect(name, function* () {
+      const inside = Container.commandExecutor(yield* box())
+      if (isNode || node !== true) {
+        const onHost = yield* Effect.exit(Effect.scoped(program(shared())))
+        assert.deepEqual(outcome(onHost), expected, "on the host")
       }
-      const file = Command.make("true").pipe(Command.workingDirectory("/etc/passwd"))
-      const error = yield* Effect.flip(executor.exitCode(file))
-      assert.equal(error._tag === "SystemError" && error.reason, "BadResource")
+      const inContainer = yield* Effect.exit(
+        Effect.scoped(Effect.provideService(program(shared()), CommandExecutor.CommandExecutor, inside))
+      )
+      assert.deepEqual(outcome(inContainer), expected, "in the container")
     })
-  )
 
-  effect("fails once the container has ended", () =>
-    Effect.gen(function* () {
-      const started = yield* box()
-      const executor = Container.commandExecutor(started)
-      yield* Container.signal(started, "SIGKILL")
-      yield* started.exit
-      const error = yield* Effect.flip(executor.exitCode(Command.make("true")))
-      assert.match(error.message, /it has ended/)
-      assert.equal((error.cause as { readonly _tag: string })._tag, "ContainerError")
-    })
-  )
+  effect("runs in the container, as its first process does", function* () {
+    const started = yield* box({ hostname: "inside", user: "1:1", cwd: "/usr", env: { MINE: "yes" } })
+    const text = yield* Container.commandExecutor(started).string(
+      sh('hostname; id -u; pwd; echo "$MINE"; ulimit -n')
+    )
+    const limit = yield* Container.exec(started, ["sh", "-c", "ulimit -n"])
+    assert.deepEqual(text.trimEnd().split("\n"), ["inside", "1", "/usr", "yes", limit.stdout.trimEnd()])
+  })
+
+  effect("resolves a relative working folder from the container's own", function* () {
+    const executor = Container.commandExecutor(yield* box({ cwd: "/usr" }))
+    const command = Command.make("pwd").pipe(Command.workingDirectory("bin/.."))
+    assert.equal(yield* executor.string(command), "/usr\n")
+  })
+
+  effect("stops asking for input once nobody reads it, where the host's goes on forever", function* () {
+    const executor = Container.commandExecutor(yield* box())
+    const endless = Stream.forever(Stream.make(bytes("abc")))
+    const command = Command.make("head", "-c", "5").pipe(Command.stdin(endless))
+    assert.equal(yield* executor.string(command), "abcab")
+  })
+
+  effect("refuses what no command line can carry, where the host's throws", function* () {
+    const executor = Container.commandExecutor(yield* box())
+    for (const command of [Command.make("echo", "a\0b"), Command.make("")]) {
+      const error = yield* Effect.flip(executor.exitCode(command))
+      assert.equal(error._tag, "BadArgument")
+    }
+    const file = Command.make("true").pipe(Command.workingDirectory("/etc/passwd"))
+    const error = yield* Effect.flip(executor.exitCode(file))
+    assert.equal(error._tag === "SystemError" && error.reason, "BadResource")
+  })
+
+  effect("fails once the container has ended", function* () {
+    const started = yield* box()
+    const executor = Container.commandExecutor(started)
+    yield* Container.signal(started, "SIGKILL")
+    yield* started.exit
+    const error = yield* Effect.flip(executor.exitCode(Command.make("true")))
+    assert.match(error.message, /it has ended/)
+    assert.equal((error.cause as { readonly _tag: string })._tag, "ContainerError")
+  })
 })

@@ -54,241 +54,231 @@ suite("Container.commit", (effect, berthFolder) => {
 
   effect.asRoot(
     "makes an image that podman runs",
-    () =>
-      Effect.gen(function* () {
-        const here = makeTemporaryFolder()
-        yield* Effect.addFinalizer(() => Effect.sync(() => remove(here)))
-        const made = yield* Container.commit(yield* written, {
-          tag: "127.0.0.1:5000/team/podman:1",
-          config: { entrypoint: [], command: ["/bin/cat", "/srv/f"], user: "root" }
-        })
-        yield* Image.save(made, `${here}/made.tar`, { format: "oci-archive" })
-        const { podman, run } = podmanIn(here)
-        podman("load", "--input", `${here}/made.tar`)
-        assert.equal(run("127.0.0.1:5000/team/podman:1"), "new\n")
-      }),
+    function* () {
+      const here = makeTemporaryFolder()
+      yield* Effect.addFinalizer(() => Effect.sync(() => remove(here)))
+      const made = yield* Container.commit(yield* written, {
+        tag: "127.0.0.1:5000/team/podman:1",
+        config: { entrypoint: [], command: ["/bin/cat", "/srv/f"], user: "root" }
+      })
+      yield* Image.save(made, `${here}/made.tar`, { format: "oci-archive" })
+      const { podman, run } = podmanIn(here)
+      podman("load", "--input", `${here}/made.tar`)
+      assert.equal(run("127.0.0.1:5000/team/podman:1"), "new\n")
+    },
     { skip: skip || whyNoPodman }
   )
 
   effect.asRoot(
     "makes an image that Berth runs, skopeo reads and umoci unpacks to the same tree",
-    () =>
-      Effect.gen(function* () {
-        const here = makeTemporaryFolder()
-        yield* Effect.addFinalizer(() => Effect.sync(() => remove(here)))
-        const box = yield* written
-        const made = yield* Container.commit(box, {
-          tag: "127.0.0.1:5000/team/made:1",
-          author: "somebody",
-          comment: "what it wrote",
-          config: {
-            environment: { GREETING: "changed", ADDED: "a=b" },
-            labels: { "org.example.new": "yes" },
-            workingDirectory: "/srv",
-            user: "root",
-            entrypoint: [],
-            command: ["/bin/cat", "f"],
-            exposedPorts: ["9090/udp"]
-          }
-        })
-        assert.equal((yield* Container.run(made)).stdout, "new\n")
-        const seen = yield* run(
-          made,
-          "busybox stat -c '%n %a %u:%g %h' /srv/f /srv/g /etc/group /root/x; ls /etc /root; env"
-        )
-        assert.match(
-          seen.stdout,
-          /^\/srv\/f 4711 0:0 2\n\/srv\/g 4711 0:0 2\n\/etc\/group 644 5:6 1\n\/root\/x 644 0:0 1\n/
-        )
-        assert.doesNotMatch(seen.stdout, /motd/)
-        assert.match(seen.stdout, /GREETING=changed/)
-        assert.match(seen.stdout, /ADDED=a=b/)
-        assert.equal(made.config.labels["org.example.purpose"], "test", "what is not said stays")
-        assert.equal(made.config.stopSignal, "SIGINT")
+    function* () {
+      const here = makeTemporaryFolder()
+      yield* Effect.addFinalizer(() => Effect.sync(() => remove(here)))
+      const box = yield* written
+      const made = yield* Container.commit(box, {
+        tag: "127.0.0.1:5000/team/made:1",
+        author: "somebody",
+        comment: "what it wrote",
+        config: {
+          environment: { GREETING: "changed", ADDED: "a=b" },
+          labels: { "org.example.new": "yes" },
+          workingDirectory: "/srv",
+          user: "root",
+          entrypoint: [],
+          command: ["/bin/cat", "f"],
+          exposedPorts: ["9090/udp"]
+        }
+      })
+      assert.equal((yield* Container.run(made)).stdout, "new\n")
+      const seen = yield* run(
+        made,
+        "busybox stat -c '%n %a %u:%g %h' /srv/f /srv/g /etc/group /root/x; ls /etc /root; env"
+      )
+      assert.match(
+        seen.stdout,
+        /^\/srv\/f 4711 0:0 2\n\/srv\/g 4711 0:0 2\n\/etc\/group 644 5:6 1\n\/root\/x 644 0:0 1\n/
+      )
+      assert.doesNotMatch(seen.stdout, /motd/)
+      assert.match(seen.stdout, /GREETING=changed/)
+      assert.match(seen.stdout, /ADDED=a=b/)
+      assert.equal(made.config.labels["org.example.purpose"], "test", "what is not said stays")
+      assert.equal(made.config.stopSignal, "SIGINT")
 
-        const store = `oci:${yield* Store.folder}:127.0.0.1:5000/team/made:1`
-        const inspected = JSON.parse(sh("skopeo", "inspect", "--config", store))
-        assert.deepEqual(inspected.config.Cmd, ["/bin/cat", "f"])
-        assert.deepEqual(inspected.config.ExposedPorts, { "9090/udp": {} })
-        assert.equal(inspected.author, "somebody")
-        assert.equal(inspected.history.at(-1).comment, "what it wrote")
-        assert.equal(inspected.rootfs.diff_ids.length, 3)
-        assert.equal(JSON.parse(sh("skopeo", "inspect", store)).Layers.length, 3)
+      const store = `oci:${yield* Store.folder}:127.0.0.1:5000/team/made:1`
+      const inspected = JSON.parse(sh("skopeo", "inspect", "--config", store))
+      assert.deepEqual(inspected.config.Cmd, ["/bin/cat", "f"])
+      assert.deepEqual(inspected.config.ExposedPorts, { "9090/udp": {} })
+      assert.equal(inspected.author, "somebody")
+      assert.equal(inspected.history.at(-1).comment, "what it wrote")
+      assert.equal(inspected.rootfs.diff_ids.length, 3)
+      assert.equal(JSON.parse(sh("skopeo", "inspect", store)).Layers.length, 3)
 
-        sh("skopeo", "copy", store, `oci:${here}/copy:made`)
-        sh("umoci", "unpack", "--image", `${here}/copy:made`, `${here}/bundle`)
-        const list =
-          "find . ! -type d -printf '%p %y %m %U:%G %n %s %l %T@\\n'; find . -mindepth 1 -type d -printf '%p %m %U:%G\\n'"
-        const root = yield* RootFs.overlay(made)
-        const ours = sh("sh", "-c", `cd /proc/${process.pid}/fd/${root.mount} && { ${list}; } | sort`)
-        const theirs = sh("sh", "-c", `cd ${here}/bundle/rootfs && { ${list}; } | sort`)
-        assert.equal(ours, theirs)
-      }),
+      sh("skopeo", "copy", store, `oci:${here}/copy:made`)
+      sh("umoci", "unpack", "--image", `${here}/copy:made`, `${here}/bundle`)
+      const list =
+        "find . ! -type d -printf '%p %y %m %U:%G %n %s %l %T@\\n'; find . -mindepth 1 -type d -printf '%p %m %U:%G\\n'"
+      const root = yield* RootFs.overlay(made)
+      const ours = sh("sh", "-c", `cd /proc/${process.pid}/fd/${root.mount} && { ${list}; } | sort`)
+      const theirs = sh("sh", "-c", `cd ${here}/bundle/rootfs && { ${list}; } | sort`)
+      assert.equal(ours, theirs)
+    },
     { skip }
   )
 
   effect(
     "gives the same layer twice, and with the same time the same image",
-    () =>
-      Effect.gen(function* () {
-        const box = yield* written
-        const created = new Date("2020-01-02T03:04:05Z")
-        const one = yield* Container.commit(box, { created })
-        const other = yield* Container.commit(box, { created })
-        assert.equal(one.digest, other.digest)
-        const later = yield* Container.commit(box, { comment: "later" })
-        assert.notEqual(later.digest, one.digest)
-        const layersOf = (made: Image.Image) =>
-          Effect.map(read(made.digest!), ({ layers }) =>
-            layers.map(({ digest }: { digest: string }) => digest)
-          )
-        assert.deepEqual(yield* layersOf(later), yield* layersOf(one))
-        assert.equal(one.reference, one.digest, "without a tag it is named by its digest")
-      }),
+    function* () {
+      const box = yield* written
+      const created = new Date("2020-01-02T03:04:05Z")
+      const one = yield* Container.commit(box, { created })
+      const other = yield* Container.commit(box, { created })
+      assert.equal(one.digest, other.digest)
+      const later = yield* Container.commit(box, { comment: "later" })
+      assert.notEqual(later.digest, one.digest)
+      const layersOf = (made: Image.Image) =>
+        Effect.map(read(made.digest!), ({ layers }) => layers.map(({ digest }: { digest: string }) => digest))
+      assert.deepEqual(yield* layersOf(later), yield* layersOf(one))
+      assert.equal(one.reference, one.digest, "without a tag it is named by its digest")
+    },
     { skip }
   )
 
   effect(
     "of a running container takes what is there, and the result can be committed again",
-    () =>
-      Effect.gen(function* () {
-        const start = (from: Image.Image) =>
-          Container.start(from, { entrypoint: [], command: ["/bin/sleep", "100"], user: "root" })
-        const box = yield* start(yield* image)
-        yield* Container.exec(box, ["/bin/sh", "-c", "echo one > /one"])
-        const first = yield* Container.commit(box)
-        yield* Container.exec(box, ["/bin/sh", "-c", "echo two > /two"])
-        assert.equal((yield* run(first, "cat /one; ls /two")).stdout, "one\n")
-        const next = yield* start(first)
-        yield* Container.exec(next, ["/bin/busybox", "rm", "/one"])
-        const second = yield* Container.commit(next)
-        assert.equal(second.layers.length, first.layers.length + 1)
-        assert.match((yield* run(second, "ls /")).stdout, /^bin\ndev\netc\nproc\n/)
-        assert.doesNotMatch((yield* run(second, "ls /")).stdout, /one/)
-        const { history, rootfs } = yield* read((yield* read(second.digest!)).config.digest)
-        const counted = history.filter((entry: { empty_layer?: boolean }) => entry.empty_layer !== true)
-        assert.equal(counted.length, rootfs.diff_ids.length)
-      }),
+    function* () {
+      const start = (from: Image.Image) =>
+        Container.start(from, { entrypoint: [], command: ["/bin/sleep", "100"], user: "root" })
+      const box = yield* start(yield* image)
+      yield* Container.exec(box, ["/bin/sh", "-c", "echo one > /one"])
+      const first = yield* Container.commit(box)
+      yield* Container.exec(box, ["/bin/sh", "-c", "echo two > /two"])
+      assert.equal((yield* run(first, "cat /one; ls /two")).stdout, "one\n")
+      const next = yield* start(first)
+      yield* Container.exec(next, ["/bin/busybox", "rm", "/one"])
+      const second = yield* Container.commit(next)
+      assert.equal(second.layers.length, first.layers.length + 1)
+      assert.match((yield* run(second, "ls /")).stdout, /^bin\ndev\netc\nproc\n/)
+      assert.doesNotMatch((yield* run(second, "ls /")).stdout, /one/)
+      const { history, rootfs } = yield* read((yield* read(second.digest!)).config.digest)
+      const counted = history.filter((entry: { empty_layer?: boolean }) => entry.empty_layer !== true)
+      assert.equal(counted.length, rootfs.diff_ids.length)
+    },
     { skip }
   )
 
   effect(
     "makes a first layer on Image.scratch, by a root that processes share",
-    () =>
-      Effect.gen(function* () {
-        const root = yield* RootFs.overlay(Image.scratch)
-        const folder = `/proc/self/fd/${root.mount}`
-        fs.mkdirSync(`${folder}/bin`)
-        fs.copyFileSync("/bin/busybox", `${folder}/bin/busybox`)
-        fs.chmodSync(`${folder}/bin/busybox`, 0o755)
-        const namespaces = yield* Namespace.make(["pid", "uts", "ipc", "network"])
-        const box = yield* Container.spawn({
-          rootfs: root,
-          namespaces,
-          entrypoint: ["/bin/busybox"],
-          command: ["true"]
-        })
-        yield* box.exit
-        const made = yield* Container.commit(box, { config: { entrypoint: ["/bin/busybox"] } })
-        assert.equal((yield* Container.run(made, { command: ["echo", "hello"] })).stdout, "hello\n")
-      }),
+    function* () {
+      const root = yield* RootFs.overlay(Image.scratch)
+      const folder = `/proc/self/fd/${root.mount}`
+      fs.mkdirSync(`${folder}/bin`)
+      fs.copyFileSync("/bin/busybox", `${folder}/bin/busybox`)
+      fs.chmodSync(`${folder}/bin/busybox`, 0o755)
+      const namespaces = yield* Namespace.make(["pid", "uts", "ipc", "network"])
+      const box = yield* Container.spawn({
+        rootfs: root,
+        namespaces,
+        entrypoint: ["/bin/busybox"],
+        command: ["true"]
+      })
+      yield* box.exit
+      const made = yield* Container.commit(box, { config: { entrypoint: ["/bin/busybox"] } })
+      assert.equal((yield* Container.run(made, { command: ["echo", "hello"] })).stdout, "hello\n")
+    },
     { skip }
   )
 
   effect(
     "is the same where the writable layer is in memory, and leaves out what is mounted",
-    () =>
-      Effect.gen(function* () {
-        const here = makeTemporaryFolder()
-        yield* Effect.addFinalizer(() => Effect.sync(() => remove(here)))
-        fs.writeFileSync(`${here}/mounted`, "mounted")
-        const changed = `${script}
+    function* () {
+      const here = makeTemporaryFolder()
+      yield* Effect.addFinalizer(() => Effect.sync(() => remove(here)))
+      fs.writeFileSync(`${here}/mounted`, "mounted")
+      const changed = `${script}
           busybox rm /bin/uname; echo uname > /bin/uname; busybox chmod 700 /tmp; busybox touch -d @5 /etc/passwd
           busybox rm -r /sys/nothing /bin/hostname; busybox mkdir -p /deep/er; busybox ln -s x /deep/er/link
           busybox mkfifo /deep/fifo; busybox mv /deep/er /deeper; busybox cat /etc/passwd`
-        const commitOf = (upper: "disk" | "memory") =>
-          Effect.scoped(
-            Effect.gen(function* () {
-              const box = yield* Container.start(yield* image, {
-                upper,
-                entrypoint: ["/bin/busybox", "sh", "-c"],
-                command: [changed],
-                user: "root",
-                cwd: "/",
-                mounts: [{ type: "bind", source: here, target: "/tmp/mounted" }]
-              })
-              assert.equal((yield* box.exit).exitCode, 0)
-              const made = yield* Container.commit(box, { tag: `${upper}:1`, created: new Date(0) })
-              const { mount } = yield* RootFs.overlay(made)
-              return treeOf(`/proc/${process.pid}/fd/${mount}/`)
+      const commitOf = (upper: "disk" | "memory") =>
+        Effect.scoped(
+          Effect.gen(function* () {
+            const box = yield* Container.start(yield* image, {
+              upper,
+              entrypoint: ["/bin/busybox", "sh", "-c"],
+              command: [changed],
+              user: "root",
+              cwd: "/",
+              mounts: [{ type: "bind", source: here, target: "/tmp/mounted" }]
             })
-          )
-        const [disk, memory] = [yield* commitOf("disk"), yield* commitOf("memory")]
-        const own = (tree: ReturnType<typeof treeOf>) =>
-          Object.fromEntries(
-            Object.entries(tree).map(([path, node]) => [
-              path,
-              // They ran one after the other.
-              Number(node.mtime) > 1_700_000_000 ? { ...node, mtime: "now" } : node
-            ])
-          )
-        assert.deepEqual(own(memory), own(disk))
-        assert.equal(memory["bin/uname"]?.kind, "file")
-        assert.equal(memory["bin/hostname"], undefined)
-        assert.deepEqual(memory["srv/f"]?.linked, ["srv/f", "srv/g"])
-        assert.equal(memory["tmp/mounted/mounted"], undefined)
-      }),
+            assert.equal((yield* box.exit).exitCode, 0)
+            const made = yield* Container.commit(box, { tag: `${upper}:1`, created: new Date(0) })
+            const { mount } = yield* RootFs.overlay(made)
+            return treeOf(`/proc/${process.pid}/fd/${mount}/`)
+          })
+        )
+      const [disk, memory] = [yield* commitOf("disk"), yield* commitOf("memory")]
+      const own = (tree: ReturnType<typeof treeOf>) =>
+        Object.fromEntries(
+          Object.entries(tree).map(([path, node]) => [
+            path,
+            // They ran one after the other.
+            Number(node.mtime) > 1_700_000_000 ? { ...node, mtime: "now" } : node
+          ])
+        )
+      assert.deepEqual(own(memory), own(disk))
+      assert.equal(memory["bin/uname"]?.kind, "file")
+      assert.equal(memory["bin/hostname"], undefined)
+      assert.deepEqual(memory["srv/f"]?.linked, ["srv/f", "srv/g"])
+      assert.equal(memory["tmp/mounted/mounted"], undefined)
+    },
     { skip }
   )
 
   effect(
     "of one in memory has nothing but what was written, and needs no end of it",
-    () =>
-      Effect.gen(function* () {
-        const box = yield* Container.start(yield* image, {
-          entrypoint: ["/bin/busybox", "sh", "-c"],
-          command: ["echo one > /tmp/one; echo ready; sleep 100"],
-          user: "root",
-          upper: "memory"
-        })
-        yield* Stream.runHead(box.stdout)
-        const made = yield* Container.commit(box)
-        const layer = made.layers.at(-1)!
-        assert.deepEqual(
-          fs
-            .readdirSync(layer, { recursive: true })
-            .map(String)
-            .filter((path) => !/^(dev|proc|sys)\b/.test(path))
-            .sort(),
-          ["tmp", "tmp/one"]
-        )
-      }),
+    function* () {
+      const box = yield* Container.start(yield* image, {
+        entrypoint: ["/bin/busybox", "sh", "-c"],
+        command: ["echo one > /tmp/one; echo ready; sleep 100"],
+        user: "root",
+        upper: "memory"
+      })
+      yield* Stream.runHead(box.stdout)
+      const made = yield* Container.commit(box)
+      const layer = made.layers.at(-1)!
+      assert.deepEqual(
+        fs
+          .readdirSync(layer, { recursive: true })
+          .map(String)
+          .filter((path) => !/^(dev|proc|sys)\b/.test(path))
+          .sort(),
+        ["tmp", "tmp/one"]
+      )
+    },
     { skip }
   )
 
   effect(
     "says why it cannot be, and what to do",
-    () =>
-      Effect.gen(function* () {
-        const host = yield* Container.start(yield* Image.host, { command: ["true"] })
-        assert.match((yield* failure("InvalidOption", Container.commit(host))).message, /manifest/)
-        const options = { entrypoint: [], command: ["/bin/sleep", "100"], user: "root" }
-        const scope = yield* Scope.make()
-        const box = yield* Scope.extend(Container.start(yield* image, options), scope)
-        const process = yield* Container.execStream(box, ["/bin/true"])
-        yield* failure("ContainerError", Container.commit(process))
-        yield* failure("InvalidOption", Container.commit(box, { tag: "Not A Tag" }))
-        yield* failure("InvalidOption", Container.commit(box, { config: { environment: { "a=b": "c" } } }))
-        yield* failure("InvalidOption", Container.commit(box, { config: { command: ["a\0b"] } }))
-        const before = (yield* Store.list).length
-        yield* Container.exec(box, ["/bin/sh", "-c", "echo > /tmp/.wh.name"])
-        const error = yield* failure("ImageError", Container.commit(box, { tag: "refused:1" }))
-        assert.equal(error.subject, "tmp/.wh.name")
-        assert.equal((yield* Store.list).length, before)
-        assert.deepEqual(fs.readdirSync(`${berthFolder()}/store/.partial`), [])
-        yield* Scope.close(scope, Exit.void)
-        yield* failure("ContainerError", Container.commit(box))
-      }),
+    function* () {
+      const host = yield* Container.start(yield* Image.host, { command: ["true"] })
+      assert.match((yield* failure("InvalidOption", Container.commit(host))).message, /manifest/)
+      const options = { entrypoint: [], command: ["/bin/sleep", "100"], user: "root" }
+      const scope = yield* Scope.make()
+      const box = yield* Scope.extend(Container.start(yield* image, options), scope)
+      const process = yield* Container.execStream(box, ["/bin/true"])
+      yield* failure("ContainerError", Container.commit(process))
+      yield* failure("InvalidOption", Container.commit(box, { tag: "Not A Tag" }))
+      yield* failure("InvalidOption", Container.commit(box, { config: { environment: { "a=b": "c" } } }))
+      yield* failure("InvalidOption", Container.commit(box, { config: { command: ["a\0b"] } }))
+      const before = (yield* Store.list).length
+      yield* Container.exec(box, ["/bin/sh", "-c", "echo > /tmp/.wh.name"])
+      const error = yield* failure("ImageError", Container.commit(box, { tag: "refused:1" }))
+      assert.equal(error.subject, "tmp/.wh.name")
+      assert.equal((yield* Store.list).length, before)
+      assert.deepEqual(fs.readdirSync(`${berthFolder()}/store/.partial`), [])
+      yield* Scope.close(scope, Exit.void)
+      yield* failure("ContainerError", Container.commit(box))
+    },
     { skip }
   )
 })

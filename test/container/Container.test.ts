@@ -35,384 +35,336 @@ const gone = (pid: number) =>
   )
 
 suite("Container", (effect) => {
-  effect("gives back the exit code, and what was written to each stream", () =>
-    Effect.map(run("echo out; echo err >&2; exit 7"), (result) => {
+  effect("gives back the exit code, and what was written to each stream", function* () {
+    yield* Effect.map(run("echo out; echo err >&2; exit 7"), (result) => {
       assert.equal(result.exitCode, 7)
       assert.equal(result.signal, undefined)
       assert.equal(result.stdout, "out\n")
       assert.equal(result.stderr, "err\n")
     })
-  )
+  })
 
-  effect("names the signal that ended the command, with a shell's exit code", () =>
-    Effect.map(run("kill -KILL $$ & exec sh -c 'kill -SEGV $$; kill -KILL $$'", { init: true }), (result) => {
-      assert.match(result.signal ?? String(result.exitCode), /^(SIGKILL|SIGSEGV|137|139)$/)
-      assert.ok(result.exitCode > 128)
-    })
-  )
+  effect("names the signal that ended the command, with a shell's exit code", function* () {
+    yield* Effect.map(
+      run("kill -KILL $$ & exec sh -c 'kill -SEGV $$; kill -KILL $$'", { init: true }),
+      (result) => {
+        assert.match(result.signal ?? String(result.exitCode), /^(SIGKILL|SIGSEGV|137|139)$/)
+        assert.ok(result.exitCode > 128)
+      }
+    )
+  })
 
-  effect("counts the CPU time and the memory that the command used", () =>
-    Effect.map(
+  effect("counts the CPU time and the memory that the command used", function* () {
+    yield* Effect.map(
       run("i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"),
       ({ userMicros, systemMicros, maxRssBytes }) => {
         assert.ok(userMicros + systemMicros > 1000, `${userMicros} + ${systemMicros}`)
         assert.ok(maxRssBytes > 100_000 && maxRssBytes < 1e9, String(maxRssBytes))
       }
     )
-  )
+  })
 
-  effect("reads what stdin takes, and sees its end", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      const container = yield* Container.start(image, { command: ["cat"], stdin: "pipe" })
-      const big = new Uint8Array(300_000).fill(97)
-      const [out] = yield* Effect.all(
-        [
-          text(container.stdout),
-          Stream.run(Stream.make(big, new TextEncoder().encode("end")), container.stdin)
-        ],
-        { concurrency: 2 }
-      )
-      assert.equal(out.length, 300_003)
-      assert.ok(out.endsWith("aend"))
-      assert.equal((yield* container.exit).exitCode, 0)
-    })
-  )
+  effect("reads what stdin takes, and sees its end", function* () {
+    const image = yield* Image.host
+    const container = yield* Container.start(image, { command: ["cat"], stdin: "pipe" })
+    const big = new Uint8Array(300_000).fill(97)
+    const [out] = yield* Effect.all(
+      [
+        text(container.stdout),
+        Stream.run(Stream.make(big, new TextEncoder().encode("end")), container.stdin)
+      ],
+      { concurrency: 2 }
+    )
+    assert.equal(out.length, 300_003)
+    assert.ok(out.endsWith("aend"))
+    assert.equal((yield* container.exit).exitCode, 0)
+  })
 
-  effect("reads the end at once where stdin is nothing", () =>
-    Effect.map(run("cat; echo $?"), ({ stdout }) => assert.equal(stdout, "0\n"))
-  )
+  effect("reads the end at once where stdin is nothing", function* () {
+    yield* Effect.map(run("cat; echo $?"), ({ stdout }) => assert.equal(stdout, "0\n"))
+  })
 
-  effect("takes what a command that has ended does not read any more", () =>
-    Effect.gen(function* () {
-      const container = yield* start("exit 3", { stdin: "pipe" })
-      yield* container.exit
-      yield* Stream.run(Stream.make(new Uint8Array(1 << 20)), container.stdin)
-    })
-  )
+  effect("takes what a command that has ended does not read any more", function* () {
+    const container = yield* start("exit 3", { stdin: "pipe" })
+    yield* container.exit
+    yield* Stream.run(Stream.make(new Uint8Array(1 << 20)), container.stdin)
+  })
 
-  effect("gives nothing where the streams are null", () =>
-    Effect.map(run("echo a; echo b >&2", { stdout: "null", stderr: "null" }), (result) => {
+  effect("gives nothing where the streams are null", function* () {
+    yield* Effect.map(run("echo a; echo b >&2", { stdout: "null", stderr: "null" }), (result) => {
       assert.deepEqual([result.stdout, result.stderr, result.exitCode], ["", "", 0])
     })
-  )
+  })
 
-  effect("gives all that a command wrote before it died in its first millisecond", () =>
-    Effect.gen(function* () {
-      const results = yield* Effect.forEach(
-        Array.from({ length: 20 }, (_, k) => k),
-        (k) => run(`echo ${k}; kill -KILL $$; exit 1`),
-        { concurrency: 4 }
-      )
-      results.forEach((result, k) => {
-        assert.equal(result.stdout, `${k}\n`)
-      })
+  effect("gives all that a command wrote before it died in its first millisecond", function* () {
+    const results = yield* Effect.forEach(
+      Array.from({ length: 20 }, (_, k) => k),
+      (k) => run(`echo ${k}; kill -KILL $$; exit 1`),
+      { concurrency: 4 }
+    )
+    results.forEach((result, k) => {
+      assert.equal(result.stdout, `${k}\n`)
     })
-  )
+  })
 
-  effect("executes in a running container what sees the same processes and files", () =>
-    Effect.gen(function* () {
-      const container = yield* start("echo hello > /tmp/seen; echo ready; exec sleep 1000")
-      yield* firstLine(container)
-      const result = yield* Container.exec(container, sh("cat /tmp/seen; cat /proc/1/comm; hostname; exit 5"))
-      assert.equal(result.stdout, `hello\nsleep\n${container.id}\n`)
-      assert.equal(result.exitCode, 5)
-      for (const kind of ["mnt", "pid", "uts", "ipc", "net", "cgroup"]) {
-        const { stdout } = yield* Container.exec(container, ["readlink", `/proc/self/ns/${kind}`])
-        assert.equal(stdout.trim(), fs.readlinkSync(`/proc/${container.pid}/ns/${kind}`))
-        assert.notEqual(stdout.trim(), fs.readlinkSync(`/proc/self/ns/${kind}`))
-      }
-    })
-  )
+  effect("executes in a running container what sees the same processes and files", function* () {
+    const container = yield* start("echo hello > /tmp/seen; echo ready; exec sleep 1000")
+    yield* firstLine(container)
+    const result = yield* Container.exec(container, sh("cat /tmp/seen; cat /proc/1/comm; hostname; exit 5"))
+    assert.equal(result.stdout, `hello\nsleep\n${container.id}\n`)
+    assert.equal(result.exitCode, 5)
+    for (const kind of ["mnt", "pid", "uts", "ipc", "net", "cgroup"]) {
+      const { stdout } = yield* Container.exec(container, ["readlink", `/proc/self/ns/${kind}`])
+      assert.equal(stdout.trim(), fs.readlinkSync(`/proc/${container.pid}/ns/${kind}`))
+      assert.notEqual(stdout.trim(), fs.readlinkSync(`/proc/self/ns/${kind}`))
+    }
+  })
 
-  effect("executes with the container's user, environment and working folder unless told otherwise", () =>
-    Effect.gen(function* () {
+  effect(
+    "executes with the container's user, environment and working folder unless told otherwise",
+    function* () {
       const container = yield* start("exec sleep 1000", { env: { A: "1", B: "2" }, cwd: "/tmp", user: "1:1" })
       const script = sh("echo $A $B $PWD $(id -u):$(id -g)")
       assert.equal((yield* Container.exec(container, script)).stdout, "1 2 /tmp 1:1\n")
       const other = { env: { B: "3" }, cwd: "/", user: "0" }
       assert.equal((yield* Container.exec(container, script, other)).stdout, "1 3 / 0:0\n")
-    })
+    }
   )
 
-  effect("executes with the HOME that the container has been given", () =>
-    Effect.gen(function* () {
-      const container = yield* start("exec sleep 1000", { env: { HOME: "/data" } })
-      assert.equal((yield* Container.exec(container, sh("echo $HOME"))).stdout, "/data\n")
-    })
-  )
+  effect("executes with the HOME that the container has been given", function* () {
+    const container = yield* start("exec sleep 1000", { env: { HOME: "/data" } })
+    assert.equal((yield* Container.exec(container, sh("echo $HOME"))).stdout, "/data\n")
+  })
 
-  effect("executes within the container's resource limits", () =>
-    Effect.gen(function* () {
-      const container = yield* start("exec sleep 1000", { rlimits: { nofile: 64 } })
-      assert.equal((yield* Container.exec(container, sh("ulimit -n"))).stdout, "64\n")
-    })
-  )
+  effect("executes within the container's resource limits", function* () {
+    const container = yield* start("exec sleep 1000", { rlimits: { nofile: 64 } })
+    assert.equal((yield* Container.exec(container, sh("ulimit -n"))).stdout, "64\n")
+  })
 
-  effect("ends an executed command with its own scope, and the container stays", () =>
-    Effect.gen(function* () {
-      const container = yield* sleeper
-      const pid = yield* Effect.scoped(
-        Effect.gen(function* () {
-          const process = yield* Container.execStream(container, ["sleep", "1000"])
-          assert.ok(isAlive(process.pid))
-          return process.pid
-        })
-      )
-      yield* gone(pid)
-      assert.ok(isAlive(container.pid))
-    })
-  )
-
-  effect("does not execute in a container that has ended", () =>
-    Effect.gen(function* () {
-      const container = yield* start("exit 0")
-      yield* container.exit
-      const error = yield* failure("ContainerError", Container.exec(container, ["true"]))
-      assert.equal(error.reason, "NotRunning")
-    })
-  )
-
-  effect("tells every one that waits how it ended, however late", () =>
-    Effect.gen(function* () {
-      const container = yield* start("exit 9")
-      const codes = yield* Effect.all([container.exit, Container.wait(container), container.exit], {
-        concurrency: 3
+  effect("ends an executed command with its own scope, and the container stays", function* () {
+    const container = yield* sleeper
+    const pid = yield* Effect.scoped(
+      Effect.gen(function* () {
+        const process = yield* Container.execStream(container, ["sleep", "1000"])
+        assert.ok(isAlive(process.pid))
+        return process.pid
       })
-      assert.deepEqual(
-        [...codes.map((status) => status.exitCode), (yield* container.exit).exitCode],
-        [9, 9, 9, 9]
-      )
-    })
-  )
+    )
+    yield* gone(pid)
+    assert.ok(isAlive(container.pid))
+  })
 
-  effect("is stopped by a SIGTERM that it handles", () =>
-    Effect.gen(function* () {
-      const container = yield* start("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.02; done")
+  effect("does not execute in a container that has ended", function* () {
+    const container = yield* start("exit 0")
+    yield* container.exit
+    const error = yield* failure("ContainerError", Container.exec(container, ["true"]))
+    assert.equal(error.reason, "NotRunning")
+  })
+
+  effect("tells every one that waits how it ended, however late", function* () {
+    const container = yield* start("exit 9")
+    const codes = yield* Effect.all([container.exit, Container.wait(container), container.exit], {
+      concurrency: 3
+    })
+    assert.deepEqual(
+      [...codes.map((status) => status.exitCode), (yield* container.exit).exitCode],
+      [9, 9, 9, 9]
+    )
+  })
+
+  effect("is stopped by a SIGTERM that it handles", function* () {
+    const container = yield* start("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.02; done")
+    yield* firstLine(container)
+    const [took, status] = yield* Effect.timed(Container.stop(container, { grace: "10 seconds" }))
+    assert.equal(status.exitCode, 3)
+    assert.ok(Duration.toMillis(took) < 5000)
+  })
+
+  effect("is killed where it does not stop within the grace", function* () {
+    const container = yield* start("trap '' TERM; echo ready; while :; do sleep 0.02; done")
+    yield* firstLine(container)
+    const [took, status] = yield* Effect.timed(Container.stop(container, { grace: "150 millis" }))
+    assert.deepEqual([status.signal, status.exitCode], ["SIGKILL", 137])
+    assert.ok(Duration.toMillis(took) >= 150)
+  })
+
+  effect("is stopped by its image's own signal", function* () {
+    const image = withConfig(yield* Image.host, { stopSignal: "SIGUSR1" })
+    const container = yield* Container.start(image, {
+      command: sh("trap 'exit 4' USR1; trap '' TERM; echo ready; while :; do sleep 0.02; done")
+    })
+    yield* firstLine(container)
+    assert.equal((yield* Container.stop(container)).exitCode, 4)
+  })
+
+  effect("gets signals by name and by number, and none once it has ended", function* () {
+    for (const signal of ["SIGHUP", "hup", 1, "1"]) {
+      const container = yield* start("trap 'exit 5' HUP; echo ready; while :; do sleep 0.02; done")
       yield* firstLine(container)
-      const [took, status] = yield* Effect.timed(Container.stop(container, { grace: "10 seconds" }))
-      assert.equal(status.exitCode, 3)
-      assert.ok(Duration.toMillis(took) < 5000)
-    })
-  )
+      yield* Container.signal(container, signal)
+      assert.equal((yield* container.exit).exitCode, 5)
+      yield* container.pipe(Container.signal("KILL"))
+    }
+  })
 
-  effect("is killed where it does not stop within the grace", () =>
-    Effect.gen(function* () {
-      const container = yield* start("trap '' TERM; echo ready; while :; do sleep 0.02; done")
-      yield* firstLine(container)
-      const [took, status] = yield* Effect.timed(Container.stop(container, { grace: "150 millis" }))
-      assert.deepEqual([status.signal, status.exitCode], ["SIGKILL", 137])
-      assert.ok(Duration.toMillis(took) >= 150)
-    })
-  )
+  effect("a handle whose scope has closed reaches no other container", function* () {
+    const stale = yield* Effect.scoped(sleeper)
+    const others = yield* Effect.all([sleeper, sleeper, sleeper])
+    for (const signal of ["KILL", "TERM"]) yield* Container.signal(stale, signal)
+    yield* Effect.sleep("50 millis")
+    for (const other of others) assert.ok(isAlive(other.pid))
+    assert.equal((yield* failure("ContainerError", Container.exec(stale, ["true"]))).reason, "NotRunning")
+  })
 
-  effect("is stopped by its image's own signal", () =>
-    Effect.gen(function* () {
-      const image = withConfig(yield* Image.host, { stopSignal: "SIGUSR1" })
-      const container = yield* Container.start(image, {
-        command: sh("trap 'exit 4' USR1; trap '' TERM; echo ready; while :; do sleep 0.02; done")
-      })
-      yield* firstLine(container)
-      assert.equal((yield* Container.stop(container)).exitCode, 4)
+  effect("is killed, with all its processes, by the close of its scope", function* () {
+    const scope = yield* Scope.make()
+    const container = yield* Scope.extend(start("sleep 1000 & setsid sleep 1000 & echo ready; wait"), scope)
+    yield* firstLine(container)
+    yield* Effect.repeat(Container.exec(container, sh("cat /proc/[0-9]*/comm")), {
+      until: ({ stdout }) => stdout.match(/^sleep$/gm)?.length === 2
     })
-  )
+    const children = fs.readFileSync(`/proc/${container.pid}/task/${container.pid}/children`, "utf8")
+    yield* Scope.close(scope, Exit.void)
+    for (const pid of [container.pid, ...children.trim().split(" ").map(Number)]) yield* gone(pid)
+  })
 
-  effect("gets signals by name and by number, and none once it has ended", () =>
-    Effect.gen(function* () {
-      for (const signal of ["SIGHUP", "hup", 1, "1"]) {
-        const container = yield* start("trap 'exit 5' HUP; echo ready; while :; do sleep 0.02; done")
-        yield* firstLine(container)
-        yield* Container.signal(container, signal)
-        assert.equal((yield* container.exit).exitCode, 5)
-        yield* container.pipe(Container.signal("KILL"))
-      }
-    })
-  )
-
-  effect("a handle whose scope has closed reaches no other container", () =>
-    Effect.gen(function* () {
-      const stale = yield* Effect.scoped(sleeper)
-      const others = yield* Effect.all([sleeper, sleeper, sleeper])
-      for (const signal of ["KILL", "TERM"]) yield* Container.signal(stale, signal)
-      yield* Effect.sleep("50 millis")
-      for (const other of others) assert.ok(isAlive(other.pid))
-      assert.equal((yield* failure("ContainerError", Container.exec(stale, ["true"]))).reason, "NotRunning")
-    })
-  )
-
-  effect("is killed, with all its processes, by the close of its scope", () =>
-    Effect.gen(function* () {
-      const scope = yield* Scope.make()
-      const container = yield* Scope.extend(start("sleep 1000 & setsid sleep 1000 & echo ready; wait"), scope)
-      yield* firstLine(container)
-      yield* Effect.repeat(Container.exec(container, sh("cat /proc/[0-9]*/comm")), {
-        until: ({ stdout }) => stdout.match(/^sleep$/gm)?.length === 2
-      })
-      const children = fs.readFileSync(`/proc/${container.pid}/task/${container.pid}/children`, "utf8")
-      yield* Scope.close(scope, Exit.void)
-      for (const pid of [container.pid, ...children.trim().split(" ").map(Number)]) yield* gone(pid)
-    })
-  )
-
-  effect("is killed with all its processes where it shares the host's processes", () =>
-    Effect.gen(function* () {
-      const pids = yield* Effect.scoped(
-        Effect.gen(function* () {
-          const container = yield* start("setsid sleep 1000 & echo $!; exec sleep 1000", {
-            namespaces: { pid: "host" }
-          })
-          const line = yield* firstLine(container)
-          return [container.pid, Number(line._tag === "Some" ? line.value : 0)]
+  effect("is killed with all its processes where it shares the host's processes", function* () {
+    const pids = yield* Effect.scoped(
+      Effect.gen(function* () {
+        const container = yield* start("setsid sleep 1000 & echo $!; exec sleep 1000", {
+          namespaces: { pid: "host" }
         })
-      )
-      for (const pid of pids) yield* gone(pid)
-    })
-  )
-
-  effect("is killed while it writes what nobody reads", () =>
-    Effect.gen(function* () {
-      const pid = yield* Effect.scoped(
-        Effect.gen(function* () {
-          const container = yield* start("exec cat /dev/zero")
-          yield* Effect.sleep("50 millis")
-          return container.pid
-        })
-      )
-      yield* gone(pid)
-    })
-  )
-
-  effect("is killed while its output is being read, and the reader ends", () =>
-    Effect.gen(function* () {
-      const reader = yield* Effect.scoped(
-        Effect.gen(function* () {
-          const container = yield* start("exec cat /dev/zero")
-          const fiber = yield* Effect.forkDaemon(
-            Stream.runCount(container.stdout.pipe(Stream.map((b) => b.length)))
-          )
-          yield* Effect.sleep("50 millis")
-          return fiber
-        })
-      )
-      assert.ok(Exit.isSuccess(yield* Fiber.await(reader)))
-    })
-  )
-
-  effect("leaves nothing of a start, a run or an exec that is interrupted at any moment", () =>
-    Effect.gen(function* () {
-      const container = yield* sleeper
-      const programs = [
-        Effect.scoped(Effect.zipRight(sleeper, Effect.never)),
-        run("echo a; exec sleep 1000", { limits: { pids: 20 } }),
-        Container.exec(container, ["sleep", "1000"])
-      ]
-      yield* Effect.forEach(
-        Array.from({ length: 45 }, (_, k) => k),
-        (k) =>
-          Effect.gen(function* () {
-            const fiber = yield* Effect.fork(programs[k % 3]!)
-            yield* Effect.sleep(Duration.millis(k / 2))
-            yield* Fiber.interrupt(fiber)
-          }),
-        { concurrency: 3 }
-      )
-      const { stdout } = yield* Container.exec(container, sh("ls -d /proc/[0-9]* | wc -l"))
-      assert.ok(Number(stdout) <= 5, `${stdout.trim()} processes are left in the container`)
-    })
-  )
-
-  effect("ends what an exec has started in the background where it is interrupted", () =>
-    Effect.gen(function* () {
-      const container = yield* sleeper
-      const fiber = yield* Effect.fork(
-        Container.exec(container, sh("sleep 1234 & sleep 1234 & touch /tmp/there; wait"))
-      )
-      const files = Container.fileSystem(container)
-      yield* Effect.repeat(files.exists("/tmp/there"), { until: (there) => there })
-      yield* Fiber.interrupt(fiber)
-      // A kill is heard at the next chance to run.
-      const left = Effect.map(Container.top(container), (all) =>
-        all.filter(({ command }) => command.includes("1234"))
-      )
-      yield* Effect.repeat(Effect.delay(left, "5 millis"), { until: (all) => all.length === 0, times: 3000 })
-      assert.deepEqual(yield* left, [])
-    })
-  )
-
-  effect("starts fifty at once", () =>
-    Effect.gen(function* () {
-      const results = yield* Effect.forEach(
-        Array.from({ length: 50 }, (_, k) => k),
-        (k) => run(`echo ${k}; sleep 0.05; exit ${k}`),
-        { concurrency: "unbounded" }
-      )
-      results.forEach((result, k) => {
-        assert.deepEqual([result.stdout, result.exitCode], [`${k}\n`, k])
+        const line = yield* firstLine(container)
+        return [container.pid, Number(line._tag === "Some" ? line.value : 0)]
       })
-    })
-  )
+    )
+    for (const pid of pids) yield* gone(pid)
+  })
 
-  effect("a start that fails leaves no descriptor open in the scope around it", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      const count = () => fs.readdirSync("/proc/self/fd").length
-      const attempt = failure(
-        "CommandFailed",
-        Container.start(image, { command: ["/no/such"], stdin: "pipe" })
-      )
-      yield* attempt
-      const before = count()
-      for (let k = 0; k < 20; k++) yield* attempt
-      assert.ok(count() - before < 20, `${count() - before} more descriptors after 20 failures`)
-    })
-  )
+  effect("is killed while it writes what nobody reads", function* () {
+    const pid = yield* Effect.scoped(
+      Effect.gen(function* () {
+        const container = yield* start("exec cat /dev/zero")
+        yield* Effect.sleep("50 millis")
+        return container.pid
+      })
+    )
+    yield* gone(pid)
+  })
 
-  effect("two Berths in one folder know nothing of each other", () =>
-    Effect.gen(function* () {
-      const { folder } = yield* Berth.Berth
-      const container = yield* sleeper
-      const other = yield* Effect.provide(run("echo other; ls /proc | grep -c '^[0-9]'"), berthIn(folder))
-      assert.equal(other.exitCode, 0)
-      assert.ok(isAlive(container.pid))
-      assert.equal((yield* run("echo still")).stdout, "still\n")
-    })
-  )
+  effect("is killed while its output is being read, and the reader ends", function* () {
+    const reader = yield* Effect.scoped(
+      Effect.gen(function* () {
+        const container = yield* start("exec cat /dev/zero")
+        const fiber = yield* Effect.forkDaemon(
+          Stream.runCount(container.stdout.pipe(Stream.map((b) => b.length)))
+        )
+        yield* Effect.sleep("50 millis")
+        return fiber
+      })
+    )
+    assert.ok(Exit.isSuccess(yield* Fiber.await(reader)))
+  })
 
-  effect("runs its command below an init that waits for orphans and passes signals on", () =>
-    Effect.gen(function* () {
-      const container = yield* start("(sleep 0.01 &) ; echo ready; exec sleep 1000", { init: true })
-      yield* firstLine(container)
-      yield* Effect.sleep("60 millis")
-      const { stdout } = yield* Container.exec(container, sh("cat /proc/[0-9]*/stat | grep -c ' Z ' || true"))
-      assert.equal(stdout.trim(), "0")
-      const status = yield* Container.stop(container, { grace: "5 seconds" })
-      assert.equal(status.exitCode, 143)
+  effect("leaves nothing of a start, a run or an exec that is interrupted at any moment", function* () {
+    const container = yield* sleeper
+    const programs = [
+      Effect.scoped(Effect.zipRight(sleeper, Effect.never)),
+      run("echo a; exec sleep 1000", { limits: { pids: 20 } }),
+      Container.exec(container, ["sleep", "1000"])
+    ]
+    yield* Effect.forEach(
+      Array.from({ length: 45 }, (_, k) => k),
+      (k) =>
+        Effect.gen(function* () {
+          const fiber = yield* Effect.fork(programs[k % 3]!)
+          yield* Effect.sleep(Duration.millis(k / 2))
+          yield* Fiber.interrupt(fiber)
+        }),
+      { concurrency: 3 }
+    )
+    const { stdout } = yield* Container.exec(container, sh("ls -d /proc/[0-9]* | wc -l"))
+    assert.ok(Number(stdout) <= 5, `${stdout.trim()} processes are left in the container`)
+  })
+
+  effect("ends what an exec has started in the background where it is interrupted", function* () {
+    const container = yield* sleeper
+    const fiber = yield* Effect.fork(
+      Container.exec(container, sh("sleep 1234 & sleep 1234 & touch /tmp/there; wait"))
+    )
+    const files = Container.fileSystem(container)
+    yield* Effect.repeat(files.exists("/tmp/there"), { until: (there) => there })
+    yield* Fiber.interrupt(fiber)
+    // A kill is heard at the next chance to run.
+    const left = Effect.map(Container.top(container), (all) =>
+      all.filter(({ command }) => command.includes("1234"))
+    )
+    yield* Effect.repeat(Effect.delay(left, "5 millis"), { until: (all) => all.length === 0, times: 3000 })
+    assert.deepEqual(yield* left, [])
+  })
+
+  effect("starts fifty at once", function* () {
+    const results = yield* Effect.forEach(
+      Array.from({ length: 50 }, (_, k) => k),
+      (k) => run(`echo ${k}; sleep 0.05; exit ${k}`),
+      { concurrency: "unbounded" }
+    )
+    results.forEach((result, k) => {
+      assert.deepEqual([result.stdout, result.exitCode], [`${k}\n`, k])
     })
-  )
+  })
+
+  effect("a start that fails leaves no descriptor open in the scope around it", function* () {
+    const image = yield* Image.host
+    const count = () => fs.readdirSync("/proc/self/fd").length
+    const attempt = failure("CommandFailed", Container.start(image, { command: ["/no/such"], stdin: "pipe" }))
+    yield* attempt
+    const before = count()
+    for (let k = 0; k < 20; k++) yield* attempt
+    assert.ok(count() - before < 20, `${count() - before} more descriptors after 20 failures`)
+  })
+
+  effect("two Berths in one folder know nothing of each other", function* () {
+    const { folder } = yield* Berth.Berth
+    const container = yield* sleeper
+    const other = yield* Effect.provide(run("echo other; ls /proc | grep -c '^[0-9]'"), berthIn(folder))
+    assert.equal(other.exitCode, 0)
+    assert.ok(isAlive(container.pid))
+    assert.equal((yield* run("echo still")).stdout, "still\n")
+  })
+
+  effect("runs its command below an init that waits for orphans and passes signals on", function* () {
+    const container = yield* start("(sleep 0.01 &) ; echo ready; exec sleep 1000", { init: true })
+    yield* firstLine(container)
+    yield* Effect.sleep("60 millis")
+    const { stdout } = yield* Container.exec(container, sh("cat /proc/[0-9]*/stat | grep -c ' Z ' || true"))
+    assert.equal(stdout.trim(), "0")
+    const status = yield* Container.stop(container, { grace: "5 seconds" })
+    assert.equal(status.exitCode, 143)
+  })
 
   effect(
     "runs an image's entrypoint and command as its configuration says",
-    () =>
-      Effect.gen(function* () {
-        const { folder } = yield* Berth.Berth
-        const image = yield* makeImage(`${folder}/busybox`, {
-          entrypoint: ["/bin/sh", "-c", 'echo "$0,$*,$GREETING,$PWD,$(id -u)"'],
-          command: ["one", "two"],
-          environment: { PATH: "/bin", GREETING: "hello there" },
-          workingDirectory: "/made/for/it",
-          user: "app"
-        })
-        assert.equal((yield* Container.run(image)).stdout, "one,two,hello there,/made/for/it,1000\n")
-        const args = yield* Container.run(image, {
-          command: ["x"],
-          env: { GREETING: "bye" },
-          user: "0",
-          cwd: "/tmp"
-        })
-        assert.equal(args.stdout, "x,,bye,/tmp,0\n")
-        const other = yield* Container.run(image, { entrypoint: [], command: ["echo", "just", "this"] })
-        assert.equal(other.stdout, "just this\n")
-      }),
+    function* () {
+      const { folder } = yield* Berth.Berth
+      const image = yield* makeImage(`${folder}/busybox`, {
+        entrypoint: ["/bin/sh", "-c", 'echo "$0,$*,$GREETING,$PWD,$(id -u)"'],
+        command: ["one", "two"],
+        environment: { PATH: "/bin", GREETING: "hello there" },
+        workingDirectory: "/made/for/it",
+        user: "app"
+      })
+      assert.equal((yield* Container.run(image)).stdout, "one,two,hello there,/made/for/it,1000\n")
+      const args = yield* Container.run(image, {
+        command: ["x"],
+        env: { GREETING: "bye" },
+        user: "0",
+        cwd: "/tmp"
+      })
+      assert.equal(args.stdout, "x,,bye,/tmp,0\n")
+      const other = yield* Container.run(image, { entrypoint: [], command: ["echo", "just", "this"] })
+      assert.equal(other.stdout, "just this\n")
+    },
     { skip: whyNoBusybox }
   )
 })

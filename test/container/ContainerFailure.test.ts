@@ -61,124 +61,112 @@ const fullPlan = (berth: Berth.Berth, unit: number) =>
 const exec: Plan.Operation = { op: "exec", program: null, paths: ["/x"], arguments: ["x"], environment: [] }
 
 suite("a container whose plan fails", (effect) => {
-  effect("leaves nothing, whichever operation it is that fails, and says which", () =>
-    Effect.gen(function* () {
-      const berth = yield* Berth.Berth
-      const before = look(berth)
-      const complete = yield* fullPlan(berth, 0)
-      const clone = complete.findIndex((operation) => operation.op === "process")
-      assert.ok(clone > 5 && complete.length > 25, Plan.print(Plan.make(complete)))
-      const descriptors = { stdin: 0, stdout: 1, stderr: 2 }
-      for (let k = 0; k <= complete.length; k++) {
-        const id = berth.supervisor.nextId()
-        const operations = yield* fullPlan(berth, id)
-        const inChild = k > clone
-        const plan = Plan.make([
-          ...operations.slice(0, Math.min(k, operations.length - 1)),
-          inChild ? failing.child : failing.supervisor,
-          ...(inChild ? [exec] : [])
-        ])
-        const error = yield* failure("OperationFailed", berth.supervisor.start(id, plan, descriptors))
-        const at = Math.min(k, operations.length - 1)
-        assert.equal(error.index, at, `${Plan.print(plan)}\n${error.message}`)
-        assert.equal(error.syscall, inChild ? "openat2" : "open")
-        assert.equal(error.code, "ENOENT")
-        assert.equal(error.operation, Plan.printOperation(plan.operations[at]!))
-        // It has been given back by the time that this is known.
-        assert.deepEqual(look(berth), before, `after the failure of operation ${k}`)
-      }
-    })
-  )
-
-  effect("leaves nothing where its user namespace's ids are refused", () =>
-    Effect.gen(function* () {
-      const berth = yield* Berth.Berth
-      const before = look(berth)
+  effect("leaves nothing, whichever operation it is that fails, and says which", function* () {
+    const berth = yield* Berth.Berth
+    const before = look(berth)
+    const complete = yield* fullPlan(berth, 0)
+    const clone = complete.findIndex((operation) => operation.op === "process")
+    assert.ok(clone > 5 && complete.length > 25, Plan.print(Plan.make(complete)))
+    const descriptors = { stdin: 0, stdout: 1, stderr: 2 }
+    for (let k = 0; k <= complete.length; k++) {
+      const id = berth.supervisor.nextId()
+      const operations = yield* fullPlan(berth, id)
+      const inChild = k > clone
       const plan = Plan.make([
-        { op: "process", namespaces: 0x10000000 },
-        { op: "id-map", uids: "0 0 1\n0 0 1\n", gids: "0 0 1\n" },
-        { op: "session" },
-        exec
+        ...operations.slice(0, Math.min(k, operations.length - 1)),
+        inChild ? failing.child : failing.supervisor,
+        ...(inChild ? [exec] : [])
       ])
-      const error = yield* failure(
-        "OperationFailed",
-        berth.supervisor.start(berth.supervisor.nextId(), plan, {})
-      )
-      assert.deepEqual([error.index, error.syscall, error.code], [1, "write", "EINVAL"])
-      assert.deepEqual(look(berth), before)
-    })
-  )
+      const error = yield* failure("OperationFailed", berth.supervisor.start(id, plan, descriptors))
+      const at = Math.min(k, operations.length - 1)
+      assert.equal(error.index, at, `${Plan.print(plan)}\n${error.message}`)
+      assert.equal(error.syscall, inChild ? "openat2" : "open")
+      assert.equal(error.code, "ENOENT")
+      assert.equal(error.operation, Plan.printOperation(plan.operations[at]!))
+      // It has been given back by the time that this is known.
+      assert.deepEqual(look(berth), before, `after the failure of operation ${k}`)
+    }
+  })
 
-  effect("names the descriptor-less message that cannot be sent", () =>
-    Effect.gen(function* () {
-      const berth = yield* Berth.Berth
-      const plan = Plan.make([
-        { op: "process", namespaces: 0 },
-        { op: "join", process: "missing", namespaces: 0x20000 },
-        exec
-      ])
-      const error = yield* failure(
-        "OperationFailed",
-        berth.supervisor.start(berth.supervisor.nextId(), plan, {})
-      )
-      assert.deepEqual([error.syscall, error.code], ["sendmsg", "EBADF"])
-      // And the connection is as good as before.
-      const image = yield* Image.host
-      assert.equal((yield* Container.run(image, { command: ["true"] })).exitCode, 0)
-    })
-  )
+  effect("leaves nothing where its user namespace's ids are refused", function* () {
+    const berth = yield* Berth.Berth
+    const before = look(berth)
+    const plan = Plan.make([
+      { op: "process", namespaces: 0x10000000 },
+      { op: "id-map", uids: "0 0 1\n0 0 1\n", gids: "0 0 1\n" },
+      { op: "session" },
+      exec
+    ])
+    const error = yield* failure(
+      "OperationFailed",
+      berth.supervisor.start(berth.supervisor.nextId(), plan, {})
+    )
+    assert.deepEqual([error.index, error.syscall, error.code], [1, "write", "EINVAL"])
+    assert.deepEqual(look(berth), before)
+  })
 
-  effect("a plan that is none is refused, and the supervisor lives on", () =>
-    Effect.gen(function* () {
-      const berth = yield* Berth.Berth
-      const bad: ReadonlyArray<ReadonlyArray<Plan.Operation>> = [
-        [exec],
-        [{ op: "process", namespaces: 0 }],
-        [{ op: "scratch", path: "/a\0b", mode: 0 }],
-        Array.from({ length: 5000 }, () => ({ op: "scratch", path: "/x", mode: 0 }) as const)
-      ]
-      for (const operations of bad) {
-        const id = berth.supervisor.nextId()
-        const error = yield* failure("OperationFailed", berth.supervisor.start(id, Plan.make(operations), {}))
-        assert.deepEqual([error.syscall, error.code], ["plan", "EBADMSG"])
-      }
-      assert.ok(isAlive(berth.supervisor.pid))
-    })
-  )
+  effect("names the descriptor-less message that cannot be sent", function* () {
+    const berth = yield* Berth.Berth
+    const plan = Plan.make([
+      { op: "process", namespaces: 0 },
+      { op: "join", process: "missing", namespaces: 0x20000 },
+      exec
+    ])
+    const error = yield* failure(
+      "OperationFailed",
+      berth.supervisor.start(berth.supervisor.nextId(), plan, {})
+    )
+    assert.deepEqual([error.syscall, error.code], ["sendmsg", "EBADF"])
+    // And the connection is as good as before.
+    const image = yield* Image.host
+    assert.equal((yield* Container.run(image, { command: ["true"] })).exitCode, 0)
+  })
 
-  effect("a command that fails to start a hundred times leaves nothing a hundred times", () =>
-    Effect.gen(function* () {
-      const berth = yield* Berth.Berth
-      const image = yield* Image.host
-      const before = look(berth)
-      yield* Effect.forEach(
-        Array.from({ length: 100 }),
-        () => failure("CommandFailed", Container.run(image, { command: ["/no/such"], limits: {} })),
-        { concurrency: 8 }
-      )
-      assert.deepEqual(look(berth), before)
-    })
-  )
+  effect("a plan that is none is refused, and the supervisor lives on", function* () {
+    const berth = yield* Berth.Berth
+    const bad: ReadonlyArray<ReadonlyArray<Plan.Operation>> = [
+      [exec],
+      [{ op: "process", namespaces: 0 }],
+      [{ op: "scratch", path: "/a\0b", mode: 0 }],
+      Array.from({ length: 5000 }, () => ({ op: "scratch", path: "/x", mode: 0 }) as const)
+    ]
+    for (const operations of bad) {
+      const id = berth.supervisor.nextId()
+      const error = yield* failure("OperationFailed", berth.supervisor.start(id, Plan.make(operations), {}))
+      assert.deepEqual([error.syscall, error.code], ["plan", "EBADMSG"])
+    }
+    assert.ok(isAlive(berth.supervisor.pid))
+  })
 
-  effect("what is left is given back even where its release has to wait for a process", () =>
-    Effect.gen(function* () {
-      const berth = yield* Berth.Berth
-      const image = yield* Image.host
-      const before = look(berth)
-      yield* Effect.scoped(
-        Effect.gen(function* () {
-          const script = "for i in $(seq 100); do (trap '' TERM; sleep 1000) & done; echo ready; wait"
-          const container = yield* Container.start(image, {
-            command: ["sh", "-c", script],
-            limits: { pids: 400 }
-          })
-          yield* Effect.repeat(Container.exec(container, ["pgrep", "-c", "sleep"]), {
-            until: ({ stdout }) => Number(stdout) >= 100
-          })
+  effect("a command that fails to start a hundred times leaves nothing a hundred times", function* () {
+    const berth = yield* Berth.Berth
+    const image = yield* Image.host
+    const before = look(berth)
+    yield* Effect.forEach(
+      Array.from({ length: 100 }),
+      () => failure("CommandFailed", Container.run(image, { command: ["/no/such"], limits: {} })),
+      { concurrency: 8 }
+    )
+    assert.deepEqual(look(berth), before)
+  })
+
+  effect("what is left is given back even where its release has to wait for a process", function* () {
+    const berth = yield* Berth.Berth
+    const image = yield* Image.host
+    const before = look(berth)
+    yield* Effect.scoped(
+      Effect.gen(function* () {
+        const script = "for i in $(seq 100); do (trap '' TERM; sleep 1000) & done; echo ready; wait"
+        const container = yield* Container.start(image, {
+          command: ["sh", "-c", script],
+          limits: { pids: 400 }
         })
-      )
-      assert.deepEqual(look(berth), before)
-      assert.ok(yield* Effect.promise(() => eventually(() => cgroupsOf([process.pid]).length === 0)))
-    })
-  )
+        yield* Effect.repeat(Container.exec(container, ["pgrep", "-c", "sleep"]), {
+          until: ({ stdout }) => Number(stdout) >= 100
+        })
+      })
+    )
+    assert.deepEqual(look(berth), before)
+    assert.ok(yield* Effect.promise(() => eventually(() => cgroupsOf([process.pid]).length === 0)))
+  })
 })

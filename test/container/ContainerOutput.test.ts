@@ -23,130 +23,106 @@ const isCounting = (state: { next: number; rest: string }, text: string): boolea
 }
 
 suite("Container, its output", (effect) => {
-  effect("a gigabyte that nobody reads waits in the container, and all of it is there later", () =>
-    Effect.gen(function* () {
-      const container = yield* start(`exec head -c ${GIGABYTE} /dev/zero`)
-      yield* Effect.sleep("300 millis")
-      const before = residentBytes()
-      yield* Effect.sleep("2 seconds")
-      const grown = residentBytes() - before
-      assert.ok(grown < 20 * 2 ** 20, `grew by ${grown} bytes`)
-      const { bytes, other } = yield* Stream.runFold(
-        container.stdout,
-        { bytes: 0, other: 0 },
-        (sum, chunk) => {
-          // The first and the last byte of each chunk stand for the ones between.
-          const odd = chunk[0] === 0 && chunk[chunk.length - 1] === 0 ? 0 : 1
-          return { bytes: sum.bytes + chunk.length, other: sum.other + odd }
-        }
-      )
-      assert.deepEqual({ bytes, other }, { bytes: GIGABYTE, other: 0 })
-      assert.equal((yield* container.exit).exitCode, 0)
+  effect("a gigabyte that nobody reads waits in the container, and all of it is there later", function* () {
+    const container = yield* start(`exec head -c ${GIGABYTE} /dev/zero`)
+    yield* Effect.sleep("300 millis")
+    const before = residentBytes()
+    yield* Effect.sleep("2 seconds")
+    const grown = residentBytes() - before
+    assert.ok(grown < 20 * 2 ** 20, `grew by ${grown} bytes`)
+    const { bytes, other } = yield* Stream.runFold(container.stdout, { bytes: 0, other: 0 }, (sum, chunk) => {
+      // The first and the last byte of each chunk stand for the ones between.
+      const odd = chunk[0] === 0 && chunk[chunk.length - 1] === 0 ? 0 : 1
+      return { bytes: sum.bytes + chunk.length, other: sum.other + odd }
     })
-  )
+    assert.deepEqual({ bytes, other }, { bytes: GIGABYTE, other: 0 })
+    assert.equal((yield* container.exit).exitCode, 0)
+  })
 
-  effect("keeps every byte in its place, on both streams at once", () =>
-    Effect.gen(function* () {
-      const container = yield* start("seq 1 300000 & seq 1 300000 >&2; wait")
-      const check = (stream: Container.Container["stdout"]) => {
-        const state = { next: 1, rest: "" }
-        return stream.pipe(
-          Stream.decodeText(),
-          Stream.runForEach((text) => Effect.sync(() => assert.ok(isCounting(state, text)))),
-          Effect.map(() => assert.deepEqual(state, { next: 300001, rest: "" }))
-        )
-      }
-      yield* Effect.all([check(container.stdout), check(container.stderr)], { concurrency: 2 })
-    })
-  )
-
-  effect("is read by many small reads as by one", () =>
-    Effect.gen(function* () {
-      const container = yield* start("seq 1 2000; sleep 0.05; seq 2001 4000")
-      const parts: Array<string> = []
-      // Each read is a stream of its own: what one leaves, the next one gets.
-      for (;;) {
-        const chunk = yield* Stream.runHead(container.stdout)
-        if (chunk._tag === "None") break
-        parts.push(new TextDecoder().decode(chunk.value))
-      }
-      const expected = Array.from({ length: 4000 }, (_, k) => `${k + 1}\n`).join("")
-      assert.equal(parts.join(""), expected)
-    })
-  )
-
-  effect("a slow reader slows the container down and loses nothing", () =>
-    Effect.gen(function* () {
-      const container = yield* start("seq 1 60000; date +%s%N >&2")
+  effect("keeps every byte in its place, on both streams at once", function* () {
+    const container = yield* start("seq 1 300000 & seq 1 300000 >&2; wait")
+    const check = (stream: Container.Container["stdout"]) => {
       const state = { next: 1, rest: "" }
-      yield* container.stdout.pipe(
+      return stream.pipe(
         Stream.decodeText(),
-        Stream.runForEach((text) =>
-          Effect.sync(() => assert.ok(isCounting(state, text))).pipe(
-            Effect.zipRight(Effect.sleep("15 millis"))
-          )
-        )
+        Stream.runForEach((text) => Effect.sync(() => assert.ok(isCounting(state, text)))),
+        Effect.map(() => assert.deepEqual(state, { next: 300001, rest: "" }))
       )
-      assert.equal(state.next, 60001)
-    })
-  )
+    }
+    yield* Effect.all([check(container.stdout), check(container.stderr)], { concurrency: 2 })
+  })
 
-  effect("the output of a container that is long gone is still there", () =>
-    Effect.gen(function* () {
-      const container = yield* start("printf gone; printf away >&2")
-      yield* container.exit
-      yield* Effect.sleep("50 millis")
-      const read = (stream: Container.Container["stdout"]) =>
-        Effect.map(Stream.runCollect(Stream.decodeText(stream)), Chunk.join(""))
-      assert.deepEqual([yield* read(container.stdout), yield* read(container.stderr)], ["gone", "away"])
-      assert.equal(yield* read(container.stdout), "")
-    })
-  )
+  effect("is read by many small reads as by one", function* () {
+    const container = yield* start("seq 1 2000; sleep 0.05; seq 2001 4000")
+    const parts: Array<string> = []
+    // Each read is a stream of its own: what one leaves, the next one gets.
+    for (;;) {
+      const chunk = yield* Stream.runHead(container.stdout)
+      if (chunk._tag === "None") break
+      parts.push(new TextDecoder().decode(chunk.value))
+    }
+    const expected = Array.from({ length: 4000 }, (_, k) => `${k + 1}\n`).join("")
+    assert.equal(parts.join(""), expected)
+  })
 
-  effect("a second reader at the same time is told so", () =>
-    Effect.gen(function* () {
-      const container = yield* start("exec sleep 1000")
-      yield* Effect.fork(Stream.runDrain(container.stdout))
-      yield* Effect.sleep("20 millis")
-      const error = yield* failure("ContainerError", Stream.runDrain(container.stdout))
-      assert.equal(error.reason, "AlreadyRead")
-    })
-  )
+  effect("a slow reader slows the container down and loses nothing", function* () {
+    const container = yield* start("seq 1 60000; date +%s%N >&2")
+    const state = { next: 1, rest: "" }
+    yield* container.stdout.pipe(
+      Stream.decodeText(),
+      Stream.runForEach((text) =>
+        Effect.sync(() => assert.ok(isCounting(state, text))).pipe(Effect.zipRight(Effect.sleep("15 millis")))
+      )
+    )
+    assert.equal(state.next, 60001)
+  })
 
-  effect("a reader that is interrupted leaves the stream to the next one", () =>
-    Effect.gen(function* () {
-      const container = yield* start("sleep 0.15; echo late")
-      const first = yield* Effect.timeoutOption(Stream.runDrain(container.stdout), "50 millis")
-      assert.equal(first._tag, "None")
-      const text = yield* Stream.runCollect(Stream.decodeText(container.stdout))
-      assert.equal(Chunk.join(text, ""), "late\n")
-    })
-  )
+  effect("the output of a container that is long gone is still there", function* () {
+    const container = yield* start("printf gone; printf away >&2")
+    yield* container.exit
+    yield* Effect.sleep("50 millis")
+    const read = (stream: Container.Container["stdout"]) =>
+      Effect.map(Stream.runCollect(Stream.decodeText(stream)), Chunk.join(""))
+    assert.deepEqual([yield* read(container.stdout), yield* read(container.stderr)], ["gone", "away"])
+    assert.equal(yield* read(container.stdout), "")
+  })
 
-  effect("more output than is allowed ends the command and says so", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      const endless = { command: ["cat", "/dev/zero"], maxOutputBytes: 100_000 }
-      const [took, error] = yield* Effect.timed(failure("ContainerError", Container.run(image, endless)))
-      assert.equal(error.reason, "OutputTooLong")
-      assert.match(error.message, /100000 bytes on stdout/)
-      assert.ok(Duration.toMillis(took) < 5000)
-      const exact = yield* Container.run(image, {
-        command: ["head", "-c", "100000", "/dev/zero"],
-        maxOutputBytes: 100_000
-      })
-      assert.equal(exact.stdout.length, 100_000)
-    })
-  )
+  effect("a second reader at the same time is told so", function* () {
+    const container = yield* start("exec sleep 1000")
+    yield* Effect.fork(Stream.runDrain(container.stdout))
+    yield* Effect.sleep("20 millis")
+    const error = yield* failure("ContainerError", Stream.runDrain(container.stdout))
+    assert.equal(error.reason, "AlreadyRead")
+  })
 
-  effect("bytes that are no UTF-8 are replaced in text and untouched in the stream", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      const command = ["printf", "a\\377b\\360\\237\\220\\263"]
-      assert.equal((yield* Container.run(image, { command })).stdout, "a\ufffdb🐳")
-      const container = yield* Container.start(image, { command })
-      const bytes = Buffer.concat(Chunk.toReadonlyArray(yield* Stream.runCollect(container.stdout)))
-      assert.deepEqual([...bytes], [97, 255, 98, 240, 159, 144, 179])
+  effect("a reader that is interrupted leaves the stream to the next one", function* () {
+    const container = yield* start("sleep 0.15; echo late")
+    const first = yield* Effect.timeoutOption(Stream.runDrain(container.stdout), "50 millis")
+    assert.equal(first._tag, "None")
+    const text = yield* Stream.runCollect(Stream.decodeText(container.stdout))
+    assert.equal(Chunk.join(text, ""), "late\n")
+  })
+
+  effect("more output than is allowed ends the command and says so", function* () {
+    const image = yield* Image.host
+    const endless = { command: ["cat", "/dev/zero"], maxOutputBytes: 100_000 }
+    const [took, error] = yield* Effect.timed(failure("ContainerError", Container.run(image, endless)))
+    assert.equal(error.reason, "OutputTooLong")
+    assert.match(error.message, /100000 bytes on stdout/)
+    assert.ok(Duration.toMillis(took) < 5000)
+    const exact = yield* Container.run(image, {
+      command: ["head", "-c", "100000", "/dev/zero"],
+      maxOutputBytes: 100_000
     })
-  )
+    assert.equal(exact.stdout.length, 100_000)
+  })
+
+  effect("bytes that are no UTF-8 are replaced in text and untouched in the stream", function* () {
+    const image = yield* Image.host
+    const command = ["printf", "a\\377b\\360\\237\\220\\263"]
+    assert.equal((yield* Container.run(image, { command })).stdout, "a\ufffdb🐳")
+    const container = yield* Container.start(image, { command })
+    const bytes = Buffer.concat(Chunk.toReadonlyArray(yield* Stream.runCollect(container.stdout)))
+    assert.deepEqual([...bytes], [97, 255, 98, 240, 159, 144, 179])
+  })
 })

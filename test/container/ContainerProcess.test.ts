@@ -22,266 +22,232 @@ const parseStatus = (text: string): Record<string, string> =>
 const status = "cat /proc/self/status"
 
 suite("Container, the process", (effect) => {
-  effect("has the environment that it was given, and nothing of this program's", () =>
-    Effect.gen(function* () {
-      process.env.BERTH_SECRET_OF_THE_HOST = "1"
-      const image = yield* Image.host
-      const { stdout } = yield* Container.run(image, {
-        command: ["env"],
-        env: { A: "1", EMPTY: "", WITH: "a=b c\n", UNICODE: "späß" }
-      })
-      delete process.env.BERTH_SECRET_OF_THE_HOST
-      const names = stdout.split("\n").flatMap((line) => (line.includes("=") ? [line.split("=")[0]] : []))
-      assert.deepEqual(names.sort(), ["A", "EMPTY", "HOME", "PATH", "UNICODE", "WITH"])
-      assert.ok(
-        stdout.includes("\nEMPTY=\n") &&
-          stdout.includes("\nUNICODE=späß\n") &&
-          stdout.includes("WITH=a=b c\n")
-      )
+  effect("has the environment that it was given, and nothing of this program's", function* () {
+    process.env.BERTH_SECRET_OF_THE_HOST = "1"
+    const image = yield* Image.host
+    const { stdout } = yield* Container.run(image, {
+      command: ["env"],
+      env: { A: "1", EMPTY: "", WITH: "a=b c\n", UNICODE: "späß" }
     })
-  )
+    delete process.env.BERTH_SECRET_OF_THE_HOST
+    const names = stdout.split("\n").flatMap((line) => (line.includes("=") ? [line.split("=")[0]] : []))
+    assert.deepEqual(names.sort(), ["A", "EMPTY", "HOME", "PATH", "UNICODE", "WITH"])
+    assert.ok(
+      stdout.includes("\nEMPTY=\n") && stdout.includes("\nUNICODE=späß\n") && stdout.includes("WITH=a=b c\n")
+    )
+  })
 
-  effect("takes more arguments and environment than one message holds", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      const large = Array.from({ length: 8 }, (_, k) => String(k).repeat(60_000))
-      const { stdout } = yield* Container.run(image, { command: ["printf", "%s", ...large] })
-      assert.equal(stdout, large.join(""))
-      const count = yield* out("env | wc -c", {
-        env: { BIG: "x".repeat(100_000), MORE: "y".repeat(100_000) }
-      })
-      assert.ok(Number(count) > 200_000)
+  effect("takes more arguments and environment than one message holds", function* () {
+    const image = yield* Image.host
+    const large = Array.from({ length: 8 }, (_, k) => String(k).repeat(60_000))
+    const { stdout } = yield* Container.run(image, { command: ["printf", "%s", ...large] })
+    assert.equal(stdout, large.join(""))
+    const count = yield* out("env | wc -c", {
+      env: { BIG: "x".repeat(100_000), MORE: "y".repeat(100_000) }
     })
-  )
+    assert.ok(Number(count) > 200_000)
+  })
 
-  effect("runs in the working folder, which is made where it is missing", () =>
-    Effect.gen(function* () {
-      assert.equal(yield* out("pwd", { cwd: "/usr/bin" }), "/usr/bin\n")
-      assert.equal(yield* out("pwd; stat -c %a:%u .", { cwd: "/made/here" }), "/made/here\n755:0\n")
-      assert.equal(fs.existsSync("/made"), false)
-    })
-  )
+  effect("runs in the working folder, which is made where it is missing", function* () {
+    assert.equal(yield* out("pwd", { cwd: "/usr/bin" }), "/usr/bin\n")
+    assert.equal(yield* out("pwd; stat -c %a:%u .", { cwd: "/made/here" }), "/made/here\n755:0\n")
+    assert.equal(fs.existsSync("/made"), false)
+  })
 
-  effect("is root with root's home by default", () =>
-    Effect.map(out("id -u; id -g; id -G; echo $HOME"), (text) => assert.equal(text, "0\n0\n0\n/root\n"))
-  )
+  effect("is root with root's home by default", function* () {
+    yield* Effect.map(out("id -u; id -g; id -G; echo $HOME"), (text) =>
+      assert.equal(text, "0\n0\n0\n/root\n")
+    )
+  })
 
-  effect("is whom the numbers say, without any other group", () =>
-    Effect.map(out("id -u; id -g; id -G; echo $HOME", { user: "12345:54321" }), (text) =>
+  effect("is whom the numbers say, without any other group", function* () {
+    yield* Effect.map(out("id -u; id -g; id -G; echo $HOME", { user: "12345:54321" }), (text) =>
       assert.equal(text, "12345\n54321\n54321\n/\n")
     )
-  )
+  })
 
   effect(
     "is whom the image's own files name, with the groups and the home that they say",
-    () =>
-      Effect.gen(function* () {
-        const { folder } = yield* Berth.Berth
-        const image = yield* makeImage(`${folder}/busybox`)
-        const who = (user: string) =>
-          Effect.map(
-            Container.run(image, { command: ["sh", "-c", "echo $(id -u) $(id -g) $(id -G) $HOME"], user }),
-            ({ stdout }) => stdout.trim()
-          )
-        assert.equal(yield* who("app"), "1000 1001 1001 2000 /home/app")
-        assert.equal(yield* who("1000"), "1000 1001 1001 2000 /home/app")
-        assert.equal(yield* who("app:extra"), "1000 2000 2000 /home/app")
-        assert.equal(yield* who("app:7"), "1000 7 7 /home/app")
-        assert.equal(yield* who("root"), "0 0 0 /root")
-      }),
+    function* () {
+      const { folder } = yield* Berth.Berth
+      const image = yield* makeImage(`${folder}/busybox`)
+      const who = (user: string) =>
+        Effect.map(
+          Container.run(image, { command: ["sh", "-c", "echo $(id -u) $(id -g) $(id -G) $HOME"], user }),
+          ({ stdout }) => stdout.trim()
+        )
+      assert.equal(yield* who("app"), "1000 1001 1001 2000 /home/app")
+      assert.equal(yield* who("1000"), "1000 1001 1001 2000 /home/app")
+      assert.equal(yield* who("app:extra"), "1000 2000 2000 /home/app")
+      assert.equal(yield* who("app:7"), "1000 7 7 /home/app")
+      assert.equal(yield* who("root"), "0 0 0 /root")
+    },
     { skip: whyNoBusybox }
   )
 
   effect(
     "an executed command is whom the container's own files name by then",
-    () =>
-      Effect.gen(function* () {
-        const { folder } = yield* Berth.Berth
-        const image = yield* makeImage(`${folder}/busybox`)
-        const container = yield* Container.start(image, {
-          command: [
-            "sh",
-            "-c",
-            "echo late:x:4242:4243::/late:/bin/sh >> /etc/passwd; echo ok; exec sleep 1000"
-          ]
-        })
-        const there = Container.exec(container, ["grep", "-c", "late", "/etc/passwd"])
-        yield* Effect.repeat(there, { until: (result) => result.exitCode === 0 })
-        const { stdout } = yield* Container.exec(container, ["sh", "-c", "echo $(id -u) $(id -g) $HOME"], {
-          user: "late"
-        })
-        assert.equal(stdout, "4242 4243 /late\n")
-        assert.ok(!fs.readFileSync(`${folder}/busybox/etc/passwd`, "utf8").includes("late"))
-      }),
+    function* () {
+      const { folder } = yield* Berth.Berth
+      const image = yield* makeImage(`${folder}/busybox`)
+      const container = yield* Container.start(image, {
+        command: ["sh", "-c", "echo late:x:4242:4243::/late:/bin/sh >> /etc/passwd; echo ok; exec sleep 1000"]
+      })
+      const there = Container.exec(container, ["grep", "-c", "late", "/etc/passwd"])
+      yield* Effect.repeat(there, { until: (result) => result.exitCode === 0 })
+      const { stdout } = yield* Container.exec(container, ["sh", "-c", "echo $(id -u) $(id -g) $HOME"], {
+        user: "late"
+      })
+      assert.equal(stdout, "4242 4243 /late\n")
+      assert.ok(!fs.readFileSync(`${folder}/busybox/etc/passwd`, "utf8").includes("late"))
+    },
     { skip: whyNoBusybox }
   )
 
-  effect("makes files with the umask", () =>
-    Effect.gen(function* () {
-      const made = "touch /tmp/f; mkdir /tmp/d; stat -c %a /tmp/f /tmp/d"
-      assert.equal(yield* out(made), "644\n755\n")
-      assert.equal(yield* out(made, { umask: 0o077 }), "600\n700\n")
-      assert.equal(yield* out(made, { umask: 0 }), "666\n777\n")
-    })
-  )
+  effect("makes files with the umask", function* () {
+    const made = "touch /tmp/f; mkdir /tmp/d; stat -c %a /tmp/f /tmp/d"
+    assert.equal(yield* out(made), "644\n755\n")
+    assert.equal(yield* out(made, { umask: 0o077 }), "600\n700\n")
+    assert.equal(yield* out(made, { umask: 0 }), "666\n777\n")
+  })
 
-  effect("has a hostname of its own", () =>
-    Effect.gen(function* () {
-      const before = fs.readFileSync("/proc/sys/kernel/hostname", "utf8")
-      assert.equal(yield* out("uname -n", { hostname: "box-1.example" }), "box-1.example\n")
-      assert.match(yield* out("uname -n"), /^[0-9a-f]{12}\n$/)
-      assert.equal(fs.readFileSync("/proc/sys/kernel/hostname", "utf8"), before)
-    })
-  )
+  effect("has a hostname of its own", function* () {
+    const before = fs.readFileSync("/proc/sys/kernel/hostname", "utf8")
+    assert.equal(yield* out("uname -n", { hostname: "box-1.example" }), "box-1.example\n")
+    assert.match(yield* out("uname -n"), /^[0-9a-f]{12}\n$/)
+    assert.equal(fs.readFileSync("/proc/sys/kernel/hostname", "utf8"), before)
+  })
 
-  effect("has the resource limits that it was given", () =>
-    Effect.gen(function* () {
-      const rlimits = { nofile: { soft: 100, hard: 200 }, core: 0, fsize: 1 << 20 }
-      const limits = yield* out("cat /proc/self/limits", { rlimits })
-      assert.match(limits, /^Max open files +100 +200 /m)
-      assert.match(limits, /^Max core file size +0 +0 /m)
-      assert.match(limits, /^Max file size +1048576 +1048576 /m)
-    })
-  )
+  effect("has the resource limits that it was given", function* () {
+    const rlimits = { nofile: { soft: 100, hard: 200 }, core: 0, fsize: 1 << 20 }
+    const limits = yield* out("cat /proc/self/limits", { rlimits })
+    assert.match(limits, /^Max open files +100 +200 /m)
+    assert.match(limits, /^Max core file size +0 +0 /m)
+    assert.match(limits, /^Max file size +1048576 +1048576 /m)
+  })
 
-  effect("has the kernel parameters of its own namespaces, and the host keeps its", () =>
-    Effect.gen(function* () {
-      const path = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
-      const before = fs.readFileSync(path, "utf8")
-      const sysctls = { "net.ipv4.ip_unprivileged_port_start": "81", "kernel.msgmax": "4096" }
-      assert.equal(yield* out(`cat ${path} /proc/sys/kernel/msgmax`, { sysctls }), "81\n4096\n")
-      assert.equal(fs.readFileSync(path, "utf8"), before)
-    })
-  )
+  effect("has the kernel parameters of its own namespaces, and the host keeps its", function* () {
+    const path = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+    const before = fs.readFileSync(path, "utf8")
+    const sysctls = { "net.ipv4.ip_unprivileged_port_start": "81", "kernel.msgmax": "4096" }
+    assert.equal(yield* out(`cat ${path} /proc/sys/kernel/msgmax`, { sysctls }), "81\n4096\n")
+    assert.equal(fs.readFileSync(path, "utf8"), before)
+  })
 
-  effect("has Docker's capabilities, none of them inheritable, and gains no privileges", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      const container = yield* Container.start(image, { command: ["sleep", "1000"] })
-      const inExec = (yield* Container.exec(container, ["cat", "/proc/self/status"])).stdout
-      for (const text of [yield* out(status), inExec]) {
-        const { CapInh, CapPrm, CapEff, CapBnd, CapAmb, NoNewPrivs } = parseStatus(text)
-        assert.deepEqual(
-          { CapInh, CapPrm, CapEff, CapBnd, CapAmb, NoNewPrivs },
-          {
-            CapInh: "0000000000000000",
-            CapPrm: "00000000a80425fb",
-            CapEff: "00000000a80425fb",
-            CapBnd: "00000000a80425fb",
-            CapAmb: "0000000000000000",
-            NoNewPrivs: "1"
-          }
-        )
-      }
-    })
-  )
+  effect("has Docker's capabilities, none of them inheritable, and gains no privileges", function* () {
+    const image = yield* Image.host
+    const container = yield* Container.start(image, { command: ["sleep", "1000"] })
+    const inExec = (yield* Container.exec(container, ["cat", "/proc/self/status"])).stdout
+    for (const text of [yield* out(status), inExec]) {
+      const { CapInh, CapPrm, CapEff, CapBnd, CapAmb, NoNewPrivs } = parseStatus(text)
+      assert.deepEqual(
+        { CapInh, CapPrm, CapEff, CapBnd, CapAmb, NoNewPrivs },
+        {
+          CapInh: "0000000000000000",
+          CapPrm: "00000000a80425fb",
+          CapEff: "00000000a80425fb",
+          CapBnd: "00000000a80425fb",
+          CapAmb: "0000000000000000",
+          NoNewPrivs: "1"
+        }
+      )
+    }
+  })
 
-  effect("has no capabilities where it is not root", () =>
-    Effect.map(out(status, { user: "1000" }), (text) => {
+  effect("has no capabilities where it is not root", function* () {
+    yield* Effect.map(out(status, { user: "1000" }), (text) => {
       const { CapInh, CapPrm, CapEff, CapBnd } = parseStatus(text)
       const none = "0000000000000000"
       assert.deepEqual([CapInh, CapPrm, CapEff, CapBnd], [none, none, none, "00000000a80425fb"])
     })
-  )
+  })
 
-  effect("has the capabilities that are added and not those that are dropped", () =>
-    Effect.gen(function* () {
-      const caps = (capabilities: Container.StartOptions["capabilities"]) =>
-        Effect.map(out(status, { capabilities }), (text) => parseStatus(text).CapEff)
-      assert.equal(yield* caps({ drop: ["ALL"] }), "0000000000000000")
-      assert.equal(yield* caps({ drop: ["ALL"], add: ["NET_BIND_SERVICE"] }), "0000000000000400")
-      assert.equal(yield* caps({ add: ["SYS_PTRACE"] }), "00000000a80c25fb")
-      assert.equal(yield* caps({ drop: ["MKNOD"] }), "00000000a00425fb")
-    })
-  )
+  effect("has the capabilities that are added and not those that are dropped", function* () {
+    const caps = (capabilities: Container.StartOptions["capabilities"]) =>
+      Effect.map(out(status, { capabilities }), (text) => parseStatus(text).CapEff)
+    assert.equal(yield* caps({ drop: ["ALL"] }), "0000000000000000")
+    assert.equal(yield* caps({ drop: ["ALL"], add: ["NET_BIND_SERVICE"] }), "0000000000000400")
+    assert.equal(yield* caps({ add: ["SYS_PTRACE"] }), "00000000a80c25fb")
+    assert.equal(yield* caps({ drop: ["MKNOD"] }), "00000000a00425fb")
+  })
 
-  effect.asRoot("has all the capabilities that there are to be had where all are asked for", () =>
-    Effect.gen(function* () {
-      const own = parseStatus(fs.readFileSync("/proc/self/status", "utf8")).CapEff
-      const text = yield* out(status, { capabilities: { add: ["ALL"] } })
-      assert.equal(parseStatus(text).CapEff, own)
-    })
-  )
+  effect.asRoot("has all the capabilities that there are to be had where all are asked for", function* () {
+    const own = parseStatus(fs.readFileSync("/proc/self/status", "utf8")).CapEff
+    const text = yield* out(status, { capabilities: { add: ["ALL"] } })
+    assert.equal(parseStatus(text).CapEff, own)
+  })
 
-  effect("may gain privileges where that is allowed", () =>
-    Effect.map(out(status, { noNewPrivileges: false }), (text) =>
+  effect("may gain privileges where that is allowed", function* () {
+    yield* Effect.map(out(status, { noNewPrivileges: false }), (text) =>
       assert.equal(parseStatus(text).NoNewPrivs, "0")
     )
-  )
+  })
 
-  effect("finds three descriptors open, however many this program leaks", () =>
-    Effect.gen(function* () {
-      yield* Effect.acquireRelease(
-        Effect.sync(() => Array.from({ length: 50 }, () => fs.openSync("/", "r"))),
-        (leaked) => Effect.sync(() => leaked.map((fd) => fs.closeSync(fd)))
-      )
-      // The fourth is that of ls, which reads the folder.
-      const list = "ls -l /proc/self/fd | grep -c ' 0 -> \\| 1 -> \\| 2 -> '; ls /proc/self/fd | wc -l"
-      assert.equal(yield* out(list), "3\n4\n")
-      const image = yield* Image.host
-      const container = yield* Container.start(image, {
-        command: ["sh", "-c", "echo up; read x"],
-        stdin: "pipe"
-      })
-      // Once it speaks, its loader has closed what it had open for a moment.
-      yield* Stream.runHead(container.stdout)
-      assert.equal(fs.readdirSync(`/proc/${container.pid}/fd`).sort().join(), "0,1,2")
-      const { stdout } = yield* Container.exec(container, ["sh", "-c", list])
-      assert.equal(stdout, "3\n4\n")
+  effect("finds three descriptors open, however many this program leaks", function* () {
+    yield* Effect.acquireRelease(
+      Effect.sync(() => Array.from({ length: 50 }, () => fs.openSync("/", "r"))),
+      (leaked) => Effect.sync(() => leaked.map((fd) => fs.closeSync(fd)))
+    )
+    // The fourth is that of ls, which reads the folder.
+    const list = "ls -l /proc/self/fd | grep -c ' 0 -> \\| 1 -> \\| 2 -> '; ls /proc/self/fd | wc -l"
+    assert.equal(yield* out(list), "3\n4\n")
+    const image = yield* Image.host
+    const container = yield* Container.start(image, {
+      command: ["sh", "-c", "echo up; read x"],
+      stdin: "pipe"
     })
-  )
+    // Once it speaks, its loader has closed what it had open for a moment.
+    yield* Stream.runHead(container.stdout)
+    assert.equal(fs.readdirSync(`/proc/${container.pid}/fd`).sort().join(), "0,1,2")
+    const { stdout } = yield* Container.exec(container, ["sh", "-c", list])
+    assert.equal(stdout, "3\n4\n")
+  })
 
-  effect("handles all signals as the kernel does, and has none blocked", () =>
-    Effect.map(out(status), (text) => {
+  effect("handles all signals as the kernel does, and has none blocked", function* () {
+    yield* Effect.map(out(status), (text) => {
       const { SigBlk, SigIgn } = parseStatus(text)
       assert.deepEqual([SigBlk, SigIgn], ["0000000000000000", "0000000000000000"])
     })
-  )
+  })
 
-  effect("is the first process, in a session of its own, and sees no others", () =>
-    Effect.map(out("cut -d' ' -f1,6 /proc/self/stat; ls -d /proc/[0-9]* | wc -l; echo $$"), (text) => {
+  effect("is the first process, in a session of its own, and sees no others", function* () {
+    yield* Effect.map(out("cut -d' ' -f1,6 /proc/self/stat; ls -d /proc/[0-9]* | wc -l; echo $$"), (text) => {
       const [pidAndSession, processes, shell] = text.trim().split("\n")
       assert.equal(pidAndSession!.split(" ")[1], "1")
       assert.equal(shell, "1")
       assert.ok(Number(processes) <= 3)
     })
-  )
+  })
 
-  effect("has a loopback interface that is up, and no other that is", () =>
-    Effect.gen(function* () {
-      // IFF_UP is 1.
-      const text = yield* out("cd /sys/class/net; for i in *; do echo $i $(($(cat $i/flags) & 1)); done")
-      const up = text.split("\n").filter((line) => line.endsWith(" 1"))
-      assert.deepEqual(up, ["lo 1"])
-    })
-  )
+  effect("has a loopback interface that is up, and no other that is", function* () {
+    // IFF_UP is 1.
+    const text = yield* out("cd /sys/class/net; for i in *; do echo $i $(($(cat $i/flags) & 1)); done")
+    const up = text.split("\n").filter((line) => line.endsWith(" 1"))
+    assert.deepEqual(up, ["lo 1"])
+  })
 
-  effect("uses the host's network where it is told to", () =>
-    Effect.map(out("readlink /proc/self/ns/net", { namespaces: { network: "host" } }), (text) =>
+  effect("uses the host's network where it is told to", function* () {
+    yield* Effect.map(out("readlink /proc/self/ns/net", { namespaces: { network: "host" } }), (text) =>
       assert.equal(text.trim(), fs.readlinkSync("/proc/self/ns/net"))
     )
-  )
+  })
 
-  effect("shares the namespaces of another container", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      const first = yield* Container.start(image, { command: ["sleep", "1000"] })
-      const namespaces = { network: first, ipc: first, pid: first }
-      const links = "readlink /proc/self/ns/net /proc/self/ns/ipc /proc/self/ns/pid; cat /proc/1/comm"
-      const expected = ["net", "ipc", "pid"].map((kind) => fs.readlinkSync(`/proc/${first.pid}/ns/${kind}`))
-      assert.deepEqual((yield* out(links, { namespaces })).trim().split("\n"), [...expected, "sleep"])
-    })
-  )
+  effect("shares the namespaces of another container", function* () {
+    const image = yield* Image.host
+    const first = yield* Container.start(image, { command: ["sleep", "1000"] })
+    const namespaces = { network: first, ipc: first, pid: first }
+    const links = "readlink /proc/self/ns/net /proc/self/ns/ipc /proc/self/ns/pid; cat /proc/1/comm"
+    const expected = ["net", "ipc", "pid"].map((kind) => fs.readlinkSync(`/proc/${first.pid}/ns/${kind}`))
+    assert.deepEqual((yield* out(links, { namespaces })).trim().split("\n"), [...expected, "sleep"])
+  })
 
-  effect("is root of a user namespace whose ids are its own", () =>
-    Effect.gen(function* () {
-      const namespaces = { user: "new" } as const
-      const text = yield* out("id -u; readlink /proc/self/ns/user; touch /made; stat -c %u /made", {
-        namespaces
-      })
-      const [uid, link, owner] = text.trim().split("\n")
-      assert.deepEqual([uid, owner], ["0", "0"])
-      assert.notEqual(link, fs.readlinkSync("/proc/self/ns/user"))
+  effect("is root of a user namespace whose ids are its own", function* () {
+    const namespaces = { user: "new" } as const
+    const text = yield* out("id -u; readlink /proc/self/ns/user; touch /made; stat -c %u /made", {
+      namespaces
     })
-  )
+    const [uid, link, owner] = text.trim().split("\n")
+    assert.deepEqual([uid, owner], ["0", "0"])
+    assert.notEqual(link, fs.readlinkSync("/proc/self/ns/user"))
+  })
 })

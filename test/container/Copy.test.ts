@@ -127,341 +127,329 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
   for (const upper of ["memory", "disk"] as const)
     effect(
       `keeps everything there and back, with the writable layer ${upper === "disk" ? "on disk" : "in memory"}`,
-      () =>
-        Effect.gen(function* () {
-          const here = yield* hostFolder
-          const tree = makeTree(here)
-          const box = yield* start({ upper })
-          yield* Container.copyIn(box, tree, "/root")
-          yield* Container.copyOut(box, "/root/tree", `${here}/back`, { keepPrivileges: true })
-          assert.deepEqual(describe(`${here}/back`), describe(tree))
-          const own = fs.statSync(`${here}/back`, { bigint: true })
-          assert.equal(own.mode & 0o7777n, 0o750n)
-          const seen = yield* shell(
-            box,
-            "cat /root/tree/plain; stat -c '%a %u %g' /root/tree/d/set-user-id; stat -c %h /root/tree/hard"
-          )
-          assert.equal(seen, `plain4755 ${process.getuid?.() === 0 ? "123 3000000" : "0 0"}\n2\n`)
-        }),
+      function* () {
+        const here = yield* hostFolder
+        const tree = makeTree(here)
+        const box = yield* start({ upper })
+        yield* Container.copyIn(box, tree, "/root")
+        yield* Container.copyOut(box, "/root/tree", `${here}/back`, { keepPrivileges: true })
+        assert.deepEqual(describe(`${here}/back`), describe(tree))
+        const own = fs.statSync(`${here}/back`, { bigint: true })
+        assert.equal(own.mode & 0o7777n, 0o750n)
+        const seen = yield* shell(
+          box,
+          "cat /root/tree/plain; stat -c '%a %u %g' /root/tree/d/set-user-id; stat -c %h /root/tree/hard"
+        )
+        assert.equal(seen, `plain4755 ${process.getuid?.() === 0 ? "123 3000000" : "0 0"}\n2\n`)
+      },
       { skip: skip || whyNoPython }
     )
 
   effect(
     "keeps everything as a tar archive, which tar(1) reads",
-    () =>
-      Effect.gen(function* () {
-        const here = yield* hostFolder
-        const tree = makeTree(here)
-        const box = yield* start()
-        yield* Container.copyIn(box, tree, "/root")
-        const archive = yield* bytesOf(box, "/root/tree")
-        fs.mkdirSync(`${here}/tar`)
-        execFileSync(
-          "tar",
-          ["-xpf", "-", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", `${here}/tar`],
-          {
-            input: archive
-          }
-        )
-        const plain = (value: unknown) => JSON.stringify(value).replaceAll(/(true|false),\{/g, "{")
-        assert.equal(plain(describe(`${here}/tar/tree`)), plain(describe(tree)))
+    function* () {
+      const here = yield* hostFolder
+      const tree = makeTree(here)
+      const box = yield* start()
+      yield* Container.copyIn(box, tree, "/root")
+      const archive = yield* bytesOf(box, "/root/tree")
+      fs.mkdirSync(`${here}/tar`)
+      execFileSync(
+        "tar",
+        ["-xpf", "-", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", `${here}/tar`],
+        {
+          input: archive
+        }
+      )
+      const plain = (value: unknown) => JSON.stringify(value).replaceAll(/(true|false),\{/g, "{")
+      assert.equal(plain(describe(`${here}/tar/tree`)), plain(describe(tree)))
 
-        yield* shell(box, "mkdir /again")
-        // In parts that fit nothing.
-        yield* Stream.run(
-          Stream.rechunk(Stream.fromIterable(cut(archive, 10_007)), 1),
-          Container.tarIn(box, "/again")
-        )
-        yield* Container.copyOut(box, "/again/tree", `${here}/again`, { keepPrivileges: true })
-        assert.deepEqual(describe(`${here}/again`), describe(tree))
-      }),
+      yield* shell(box, "mkdir /again")
+      // In parts that fit nothing.
+      yield* Stream.run(
+        Stream.rechunk(Stream.fromIterable(cut(archive, 10_007)), 1),
+        Container.tarIn(box, "/again")
+      )
+      yield* Container.copyOut(box, "/again/tree", `${here}/again`, { keepPrivileges: true })
+      assert.deepEqual(describe(`${here}/again`), describe(tree))
+    },
     { skip: skip || whyNoPython }
   )
 
   effect(
     "takes archives of tar(1) in every format of it",
-    () =>
-      Effect.gen(function* () {
-        const here = yield* hostFolder
-        const tree = makeTree(here)
-        const box = yield* start()
-        for (const format of ["gnu", "pax", "oldgnu"]) {
-          const flags = format === "pax" ? ["--xattrs", "--xattrs-include=*"] : []
-          const archive = execFileSync("tar", ["-c", `--format=${format}`, ...flags, "-C", here, "tree"], {
-            maxBuffer: 2 ** 30
-          })
-          yield* shell(box, `mkdir /${format}`)
-          yield* Stream.run(Stream.fromIterable(cut(archive, 65_536)), Container.tarIn(box, `/${format}`))
-          yield* Container.copyOut(box, `/${format}/tree`, `${here}/${format}`, { keepPrivileges: true })
-          const [got, wanted] = [describe(`${here}/${format}`), describe(tree)]
-          const rough = (value: unknown) =>
-            JSON.stringify(value)
-              .replaceAll(/"security.[^}]*|"user.[^}]*/g, "")
-              .replaceAll(/(-?\d+)\d{9}(?=,)/g, "$1")
-          if (format === "pax") assert.deepEqual(got, wanted)
-          else assert.equal(rough(got).replaceAll("-1,", "-2,"), rough(wanted).replaceAll("-1,", "-2,"))
-        }
-      }),
+    function* () {
+      const here = yield* hostFolder
+      const tree = makeTree(here)
+      const box = yield* start()
+      for (const format of ["gnu", "pax", "oldgnu"]) {
+        const flags = format === "pax" ? ["--xattrs", "--xattrs-include=*"] : []
+        const archive = execFileSync("tar", ["-c", `--format=${format}`, ...flags, "-C", here, "tree"], {
+          maxBuffer: 2 ** 30
+        })
+        yield* shell(box, `mkdir /${format}`)
+        yield* Stream.run(Stream.fromIterable(cut(archive, 65_536)), Container.tarIn(box, `/${format}`))
+        yield* Container.copyOut(box, `/${format}/tree`, `${here}/${format}`, { keepPrivileges: true })
+        const [got, wanted] = [describe(`${here}/${format}`), describe(tree)]
+        const rough = (value: unknown) =>
+          JSON.stringify(value)
+            .replaceAll(/"security.[^}]*|"user.[^}]*/g, "")
+            .replaceAll(/(-?\d+)\d{9}(?=,)/g, "$1")
+        if (format === "pax") assert.deepEqual(got, wanted)
+        else assert.equal(rough(got).replaceAll("-1,", "-2,"), rough(wanted).replaceAll("-1,", "-2,"))
+      }
+    },
     { skip: skip || whyNoPython }
   )
 
   effect(
     "puts things where docker cp puts them",
-    () =>
-      Effect.gen(function* () {
-        const here = yield* hostFolder
-        fs.mkdirSync(`${here}/d`)
-        fs.writeFileSync(`${here}/d/f`, "f")
-        fs.writeFileSync(`${here}/g`, "g")
-        fs.symlinkSync("d", `${here}/l`)
-        const box = yield* start()
-        yield* shell(
-          box,
-          "mkdir /into /merged; echo kept > /merged/kept; ln -s into /link; echo old > /old; ln -s /old /to-old"
-        )
-        yield* Container.copyIn(box, `${here}/g`, "/new")
-        yield* Container.copyIn(box, `${here}/g`, "/into/")
-        yield* box.pipe(Container.copyIn(`${here}/d`, "/into"))
-        yield* Container.copyIn(box, `${here}/d`, "/named")
-        yield* Container.copyIn(box, `${here}/d/.`, "/merged")
-        yield* Container.copyIn(box, `${here}/d/.`, "/contents")
-        yield* Container.copyIn(box, `${here}/l`, "/copied-link")
-        yield* Container.copyIn(box, `${here}/l/`, "/followed")
-        yield* Container.copyIn(box, `${here}/g`, "/link/through")
-        yield* Container.copyIn(box, `${here}/g`, "/to-old")
-        yield* Container.copyIn(box, `${here}/d`, "/in-a-new-folder/")
-        const names = [
-          "new",
-          "into/g",
-          "into/d/f",
-          "named/f",
-          "merged/f",
-          "merged/kept",
-          "contents/f",
-          "followed/f",
-          "into/through",
-          "old",
-          "in-a-new-folder/f"
-        ]
-        assert.equal(
-          yield* shell(box, `cd /; cat ${names.join(" ")}; readlink copied-link; readlink to-old`),
-          "ggfffkept\nffggfd\n/old\n"
-        )
-      }),
+    function* () {
+      const here = yield* hostFolder
+      fs.mkdirSync(`${here}/d`)
+      fs.writeFileSync(`${here}/d/f`, "f")
+      fs.writeFileSync(`${here}/g`, "g")
+      fs.symlinkSync("d", `${here}/l`)
+      const box = yield* start()
+      yield* shell(
+        box,
+        "mkdir /into /merged; echo kept > /merged/kept; ln -s into /link; echo old > /old; ln -s /old /to-old"
+      )
+      yield* Container.copyIn(box, `${here}/g`, "/new")
+      yield* Container.copyIn(box, `${here}/g`, "/into/")
+      yield* box.pipe(Container.copyIn(`${here}/d`, "/into"))
+      yield* Container.copyIn(box, `${here}/d`, "/named")
+      yield* Container.copyIn(box, `${here}/d/.`, "/merged")
+      yield* Container.copyIn(box, `${here}/d/.`, "/contents")
+      yield* Container.copyIn(box, `${here}/l`, "/copied-link")
+      yield* Container.copyIn(box, `${here}/l/`, "/followed")
+      yield* Container.copyIn(box, `${here}/g`, "/link/through")
+      yield* Container.copyIn(box, `${here}/g`, "/to-old")
+      yield* Container.copyIn(box, `${here}/d`, "/in-a-new-folder/")
+      const names = [
+        "new",
+        "into/g",
+        "into/d/f",
+        "named/f",
+        "merged/f",
+        "merged/kept",
+        "contents/f",
+        "followed/f",
+        "into/through",
+        "old",
+        "in-a-new-folder/f"
+      ]
+      assert.equal(
+        yield* shell(box, `cd /; cat ${names.join(" ")}; readlink copied-link; readlink to-old`),
+        "ggfffkept\nffggfd\n/old\n"
+      )
+    },
     { skip }
   )
 
   effect(
     "says what is in the way, and replaces no folder by a file",
-    () =>
-      Effect.gen(function* () {
-        const here = yield* hostFolder
-        fs.mkdirSync(`${here}/d`)
-        fs.writeFileSync(`${here}/f`, "f")
-        const box = yield* start()
-        yield* shell(box, "mkdir -p /d/f /e/d; echo > /file")
-        const cases: ReadonlyArray<readonly [from: string, to: string, code: string]> = [
-          [`${here}/nothing`, "/", "ENOENT"],
-          [`${here}/f`, "/no/such/folder", "ENOENT"],
-          [`${here}/f`, "/nothing/", "ENOENT"],
-          [`${here}/f`, "/d", "EISDIR"],
-          [`${here}/f`, "/file/", "ENOTDIR"],
-          [`${here}/f`, "/file/x", "ENOTDIR"],
-          [`${here}/d`, "/file", "ENOTDIR"],
-          [`${here}/f/`, "/x", "ENOTDIR"],
-          ["/dev/null", "/x", "EINVAL"]
-        ]
-        for (const [from, to, code] of cases) {
-          const error = yield* failure("OperationFailed", Container.copyIn(box, from, to))
-          assert.equal(error.code, code, `${from} ${to}: ${error.message}`)
-        }
-        const missing = yield* failure("OperationFailed", Container.copyOut(box, "/nothing", here))
-        assert.match(missing.message, /copy \/nothing -> .*: lstat: ENOENT/)
-        yield* failure("InvalidOption", Container.copyIn(box, "a\0b", "/"))
-        yield* failure("InvalidOption", Container.copyOut(box, "a\0b", "/"))
-        const process = yield* Container.execStream(box, ["sleep", "10"])
-        yield* failure("ContainerError", Container.copyIn(process, `${here}/f`, "/x"))
-        yield* failure("ContainerError", Stream.runDrain(Container.tarOut(process, "/")))
-        yield* failure("OperationFailed", Stream.run(Stream.empty, Container.tarIn(box, "/nothing")))
-      }),
+    function* () {
+      const here = yield* hostFolder
+      fs.mkdirSync(`${here}/d`)
+      fs.writeFileSync(`${here}/f`, "f")
+      const box = yield* start()
+      yield* shell(box, "mkdir -p /d/f /e/d; echo > /file")
+      const cases: ReadonlyArray<readonly [from: string, to: string, code: string]> = [
+        [`${here}/nothing`, "/", "ENOENT"],
+        [`${here}/f`, "/no/such/folder", "ENOENT"],
+        [`${here}/f`, "/nothing/", "ENOENT"],
+        [`${here}/f`, "/d", "EISDIR"],
+        [`${here}/f`, "/file/", "ENOTDIR"],
+        [`${here}/f`, "/file/x", "ENOTDIR"],
+        [`${here}/d`, "/file", "ENOTDIR"],
+        [`${here}/f/`, "/x", "ENOTDIR"],
+        ["/dev/null", "/x", "EINVAL"]
+      ]
+      for (const [from, to, code] of cases) {
+        const error = yield* failure("OperationFailed", Container.copyIn(box, from, to))
+        assert.equal(error.code, code, `${from} ${to}: ${error.message}`)
+      }
+      const missing = yield* failure("OperationFailed", Container.copyOut(box, "/nothing", here))
+      assert.match(missing.message, /copy \/nothing -> .*: lstat: ENOENT/)
+      yield* failure("InvalidOption", Container.copyIn(box, "a\0b", "/"))
+      yield* failure("InvalidOption", Container.copyOut(box, "a\0b", "/"))
+      const process = yield* Container.execStream(box, ["sleep", "10"])
+      yield* failure("ContainerError", Container.copyIn(process, `${here}/f`, "/x"))
+      yield* failure("ContainerError", Stream.runDrain(Container.tarOut(process, "/")))
+      yield* failure("OperationFailed", Stream.run(Stream.empty, Container.tarIn(box, "/nothing")))
+    },
     { skip }
   )
 
   effect(
     "works on a paused container and on one that has ended",
-    () =>
-      Effect.gen(function* () {
-        const here = yield* hostFolder
-        fs.writeFileSync(`${here}/f`, "f")
-        const box = yield* start()
-        yield* shell(box, "echo inside > /inside")
-        yield* freezes ? Container.pause(box) : Container.signal(box, "SIGSTOP")
-        yield* Container.copyIn(box, `${here}/f`, "/paused")
-        yield* Container.copyOut(box, "/paused", `${here}/paused`)
-        yield* Container.signal(box, "SIGKILL")
-        yield* box.exit
-        yield* Container.copyIn(box, `${here}/f`, "/ended")
-        yield* Container.copyOut(box, "/ended", `${here}/ended`)
-        yield* Container.copyOut(box, "/inside", here)
-        assert.deepEqual(fs.readdirSync(here).toSorted(), ["ended", "f", "inside", "paused"])
-        assert.ok((yield* bytesOf(box, "/inside")).length > 1024)
-      }),
+    function* () {
+      const here = yield* hostFolder
+      fs.writeFileSync(`${here}/f`, "f")
+      const box = yield* start()
+      yield* shell(box, "echo inside > /inside")
+      yield* freezes ? Container.pause(box) : Container.signal(box, "SIGSTOP")
+      yield* Container.copyIn(box, `${here}/f`, "/paused")
+      yield* Container.copyOut(box, "/paused", `${here}/paused`)
+      yield* Container.signal(box, "SIGKILL")
+      yield* box.exit
+      yield* Container.copyIn(box, `${here}/f`, "/ended")
+      yield* Container.copyOut(box, "/ended", `${here}/ended`)
+      yield* Container.copyOut(box, "/inside", here)
+      assert.deepEqual(fs.readdirSync(here).toSorted(), ["ended", "f", "inside", "paused"])
+      assert.ok((yield* bytesOf(box, "/inside")).length > 1024)
+    },
     { skip }
   )
 
   effect(
     "follows no link out of the root, in the source or the target",
-    () =>
-      Effect.gen(function* () {
-        const here = yield* hostFolder
-        fs.mkdirSync(`${here}/host`)
-        fs.writeFileSync(`${here}/host/secret`, "of the host")
-        fs.writeFileSync(`${here}/f`, "f")
-        const box = yield* start()
-        const up = "../".repeat(30)
-        yield* shell(
-          box,
-          `ln -s ${here}/host /l; ln -s ${up}${here}/host /r; mkdir /t; ln -s ${here}/host/secret /t/s`
-        )
-        for (const way of ["/l", "/r", `/${up}${here}/host`]) {
-          for (const attempt of [
-            Container.copyOut(box, `${way}/secret`, `${here}/got`),
-            Container.copyOut(box, `${way}/`, `${here}/got`),
-            Container.copyIn(box, `${here}/f`, `${way}/new`),
-            Container.copyIn(box, `${here}/f`, `${way}/`),
-            Stream.runDrain(Container.tarOut(box, `${way}/`)),
-            Stream.run(Stream.empty, Container.tarIn(box, way))
-          ]) {
-            const error = yield* failure("OperationFailed", attempt)
-            assert.equal(error.code, "ENOENT")
-          }
+    function* () {
+      const here = yield* hostFolder
+      fs.mkdirSync(`${here}/host`)
+      fs.writeFileSync(`${here}/host/secret`, "of the host")
+      fs.writeFileSync(`${here}/f`, "f")
+      const box = yield* start()
+      const up = "../".repeat(30)
+      yield* shell(
+        box,
+        `ln -s ${here}/host /l; ln -s ${up}${here}/host /r; mkdir /t; ln -s ${here}/host/secret /t/s`
+      )
+      for (const way of ["/l", "/r", `/${up}${here}/host`]) {
+        for (const attempt of [
+          Container.copyOut(box, `${way}/secret`, `${here}/got`),
+          Container.copyOut(box, `${way}/`, `${here}/got`),
+          Container.copyIn(box, `${here}/f`, `${way}/new`),
+          Container.copyIn(box, `${here}/f`, `${way}/`),
+          Stream.runDrain(Container.tarOut(box, `${way}/`)),
+          Stream.run(Stream.empty, Container.tarIn(box, way))
+        ]) {
+          const error = yield* failure("OperationFailed", attempt)
+          assert.equal(error.code, "ENOENT")
         }
-        yield* Container.copyOut(box, "/t", `${here}/t`)
-        assert.equal(fs.readlinkSync(`${here}/t/s`), `${here}/host/secret`)
-        // A link that came out before leads no later copy anywhere.
-        yield* shell(box, "echo later > /later")
-        yield* Container.copyOut(box, "/later", `${here}/t/s`)
-        assert.equal(fs.readFileSync(`${here}/t/s`, "utf8"), "later\n")
-        yield* Container.copyOut(box, "/l", `${here}/copied-link`)
-        yield* failure("OperationFailed", Container.copyOut(box, "/t", `${here}/copied-link`))
-        yield* Container.copyOut(box, "/later", `${here}/copied-link`)
-        fs.symlinkSync("t", `${here}/to-t`)
-        yield* Container.copyOut(box, "/later", `${here}/to-t/`)
-        assert.deepEqual(fs.readdirSync(`${here}/t`).toSorted(), ["later", "s"])
-        const name = yield* failure(
-          "InvalidOption",
-          Stream.run(archiveOf({ name: "../../x", content: "x" }), Container.tarIn(box, "/t"))
-        )
-        assert.match(name.message, /\.\./)
-        yield* Stream.run(
-          archiveOf(
-            { name: "out", type: "2", link: `${here}/host` },
-            { name: "/absolute", content: "x" },
-            { name: "s", content: "replaced" }
-          ),
-          Container.tarIn(box, "/t")
-        )
-        yield* failure(
-          "OperationFailed",
-          Stream.run(archiveOf({ name: "hard", type: "1", link: `out/secret` }), Container.tarIn(box, "/t"))
-        )
-        yield* Stream.run(archiveOf({ name: "out/new", content: "x" }), Container.tarIn(box, "/t")).pipe(
-          Effect.either
-        )
-        assert.equal(yield* shell(box, "cat /t/absolute /t/s"), "xreplaced")
-        assert.deepEqual(fs.readdirSync(`${here}/host`), ["secret"])
-        assert.equal(fs.readFileSync(`${here}/host/secret`, "utf8"), "of the host")
-      }),
+      }
+      yield* Container.copyOut(box, "/t", `${here}/t`)
+      assert.equal(fs.readlinkSync(`${here}/t/s`), `${here}/host/secret`)
+      // A link that came out before leads no later copy anywhere.
+      yield* shell(box, "echo later > /later")
+      yield* Container.copyOut(box, "/later", `${here}/t/s`)
+      assert.equal(fs.readFileSync(`${here}/t/s`, "utf8"), "later\n")
+      yield* Container.copyOut(box, "/l", `${here}/copied-link`)
+      yield* failure("OperationFailed", Container.copyOut(box, "/t", `${here}/copied-link`))
+      yield* Container.copyOut(box, "/later", `${here}/copied-link`)
+      fs.symlinkSync("t", `${here}/to-t`)
+      yield* Container.copyOut(box, "/later", `${here}/to-t/`)
+      assert.deepEqual(fs.readdirSync(`${here}/t`).toSorted(), ["later", "s"])
+      const name = yield* failure(
+        "InvalidOption",
+        Stream.run(archiveOf({ name: "../../x", content: "x" }), Container.tarIn(box, "/t"))
+      )
+      assert.match(name.message, /\.\./)
+      yield* Stream.run(
+        archiveOf(
+          { name: "out", type: "2", link: `${here}/host` },
+          { name: "/absolute", content: "x" },
+          { name: "s", content: "replaced" }
+        ),
+        Container.tarIn(box, "/t")
+      )
+      yield* failure(
+        "OperationFailed",
+        Stream.run(archiveOf({ name: "hard", type: "1", link: `out/secret` }), Container.tarIn(box, "/t"))
+      )
+      yield* Stream.run(archiveOf({ name: "out/new", content: "x" }), Container.tarIn(box, "/t")).pipe(
+        Effect.either
+      )
+      assert.equal(yield* shell(box, "cat /t/absolute /t/s"), "xreplaced")
+      assert.deepEqual(fs.readdirSync(`${here}/host`), ["secret"])
+      assert.equal(fs.readFileSync(`${here}/host/secret`, "utf8"), "of the host")
+    },
     { skip }
   )
 
   effect(
     "CVE-2018-15664, CVE-2019-10152: stays inside while the container swaps folders, links and files",
-    () =>
-      Effect.gen(function* () {
-        const here = yield* hostFolder
-        fs.mkdirSync(`${here}/host`)
-        fs.writeFileSync(`${here}/host/f`, "of the host")
-        fs.mkdirSync(`${here}/d`)
-        fs.writeFileSync(`${here}/d/f`, "inside")
-        const box = yield* start({
-          command: [
-            "/bin/sh",
-            "-c",
-            `mkdir -p /a/x; echo inside > /a/x/f; ln -s ${here}/host /a/y
+    function* () {
+      const here = yield* hostFolder
+      fs.mkdirSync(`${here}/host`)
+      fs.writeFileSync(`${here}/host/f`, "of the host")
+      fs.mkdirSync(`${here}/d`)
+      fs.writeFileSync(`${here}/d/f`, "inside")
+      const box = yield* start({
+        command: [
+          "/bin/sh",
+          "-c",
+          `mkdir -p /a/x; echo inside > /a/x/f; ln -s ${here}/host /a/y
              while :; do mv /a/x /a/z; mv /a/y /a/x; mv /a/x /a/y; mv /a/z /a/x; ln -sf ${here}/host/f /a/x/f; rm /a/x/f; echo inside > /a/x/f; done`
-          ]
-        })
-        let copied = 0
-        for (const end = Date.now() + 2000; Date.now() < end; ) {
-          fs.rmSync(`${here}/out`, { recursive: true, force: true })
-          yield* Effect.either(Container.copyOut(box, "/a", `${here}/out`))
-          yield* Effect.either(Container.copyOut(box, "/a/x/f", `${here}/file`))
-          yield* Effect.either(Container.copyIn(box, `${here}/d/.`, "/a/x"))
-          yield* Effect.either(Container.copyIn(box, `${here}/d/f`, "/a/x/f"))
-          yield* Effect.either(
-            Stream.run(archiveOf({ name: "x/g", content: "x" }), Container.tarIn(box, "/a"))
-          )
-          const archive = yield* Effect.either(bytesOf(box, "/a/x/."))
-          if (archive._tag === "Right") assert.ok(!archive.right.includes("of the host"))
-          for (const path of [`${here}/out/x/f`, `${here}/out/z/f`, `${here}/file`]) {
-            const status = fs.lstatSync(path, { throwIfNoEntry: false })
-            if (status?.isFile() !== true || fs.realpathSync(path) !== path) continue
-            copied++
-            assert.doesNotMatch(fs.readFileSync(path, "utf8"), /host/)
-          }
+        ]
+      })
+      let copied = 0
+      for (const end = Date.now() + 2000; Date.now() < end; ) {
+        fs.rmSync(`${here}/out`, { recursive: true, force: true })
+        yield* Effect.either(Container.copyOut(box, "/a", `${here}/out`))
+        yield* Effect.either(Container.copyOut(box, "/a/x/f", `${here}/file`))
+        yield* Effect.either(Container.copyIn(box, `${here}/d/.`, "/a/x"))
+        yield* Effect.either(Container.copyIn(box, `${here}/d/f`, "/a/x/f"))
+        yield* Effect.either(Stream.run(archiveOf({ name: "x/g", content: "x" }), Container.tarIn(box, "/a")))
+        const archive = yield* Effect.either(bytesOf(box, "/a/x/."))
+        if (archive._tag === "Right") assert.ok(!archive.right.includes("of the host"))
+        for (const path of [`${here}/out/x/f`, `${here}/out/z/f`, `${here}/file`]) {
+          const status = fs.lstatSync(path, { throwIfNoEntry: false })
+          if (status?.isFile() !== true || fs.realpathSync(path) !== path) continue
+          copied++
+          assert.doesNotMatch(fs.readFileSync(path, "utf8"), /host/)
         }
-        assert.ok(copied > 0)
-        assert.deepEqual(fs.readdirSync(`${here}/host`), ["f"])
-        assert.equal(fs.readFileSync(`${here}/host/f`, "utf8"), "of the host")
-      }),
+      }
+      assert.ok(copied > 0)
+      assert.deepEqual(fs.readdirSync(`${here}/host`), ["f"])
+      assert.equal(fs.readFileSync(`${here}/host/f`, "utf8"), "of the host")
+    },
     { skip }
   )
 
   effect(
     "refuses what is no archive",
-    () =>
-      Effect.gen(function* () {
-        const box = yield* start()
-        const whole = packed({ name: "f", content: "x".repeat(2000) })
-        const flipped = whole.slice()
-        flipped[0]! ^= 1
-        for (const bytes of [
-          whole.subarray(0, 1000),
-          whole.subarray(0, 200),
-          flipped,
-          new TextEncoder().encode("no archive ".repeat(100)),
-          packed({ name: "null", type: "3", major: 1, minor: 3 }),
-          packed({ name: "x", type: "x", content: "99 path=y\n" }),
-          packed({ name: "x", type: "L", size: 2 ** 40 }),
-          packed({ name: "huge-id", uid: 2 ** 32 - 1, content: "" }),
-          packed({ name: "sparse", type: "S" })
-        ])
-          yield* failure("InvalidOption", Stream.run(Stream.make(bytes), Container.tarIn(box, "/root")))
-      }),
+    function* () {
+      const box = yield* start()
+      const whole = packed({ name: "f", content: "x".repeat(2000) })
+      const flipped = whole.slice()
+      flipped[0]! ^= 1
+      for (const bytes of [
+        whole.subarray(0, 1000),
+        whole.subarray(0, 200),
+        flipped,
+        new TextEncoder().encode("no archive ".repeat(100)),
+        packed({ name: "null", type: "3", major: 1, minor: 3 }),
+        packed({ name: "x", type: "x", content: "99 path=y\n" }),
+        packed({ name: "x", type: "L", size: 2 ** 40 }),
+        packed({ name: "huge-id", uid: 2 ** 32 - 1, content: "" }),
+        packed({ name: "sparse", type: "S" })
+      ])
+        yield* failure("InvalidOption", Stream.run(Stream.make(bytes), Container.tarIn(box, "/root")))
+    },
     { skip }
   )
 
   effect(
     "stops when it is interrupted, and leaves no descriptor open",
-    () =>
-      Effect.gen(function* () {
-        const here = yield* hostFolder
-        fs.mkdirSync(`${here}/many`)
-        for (let k = 0; k < 3000; k++) fs.writeFileSync(`${here}/many/${k}`, "x")
-        const box = yield* start()
-        const before = fs.readdirSync("/proc/self/fd").length
-        const copying = yield* Effect.fork(Container.copyIn(box, `${here}/many`, "/many"))
-        yield* Effect.sleep(30)
-        yield* Fiber.interrupt(copying)
-        const reading = yield* Effect.fork(Stream.runDrain(Container.tarOut(box, "/many")))
-        yield* Effect.sleep(10)
-        yield* Fiber.interrupt(reading)
-        yield* Stream.runDrain(Stream.take(Container.tarOut(box, "/many"), 3))
-        const count = Number(yield* shell(box, "ls /many | wc -l"))
-        assert.ok(count < 3000, `${count}`)
-        assert.ok(fs.readdirSync("/proc/self/fd").length <= before + 1)
-      }),
+    function* () {
+      const here = yield* hostFolder
+      fs.mkdirSync(`${here}/many`)
+      for (let k = 0; k < 3000; k++) fs.writeFileSync(`${here}/many/${k}`, "x")
+      const box = yield* start()
+      const before = fs.readdirSync("/proc/self/fd").length
+      const copying = yield* Effect.fork(Container.copyIn(box, `${here}/many`, "/many"))
+      yield* Effect.sleep(30)
+      yield* Fiber.interrupt(copying)
+      const reading = yield* Effect.fork(Stream.runDrain(Container.tarOut(box, "/many")))
+      yield* Effect.sleep(10)
+      yield* Fiber.interrupt(reading)
+      yield* Stream.runDrain(Stream.take(Container.tarOut(box, "/many"), 3))
+      const count = Number(yield* shell(box, "ls /many | wc -l"))
+      assert.ok(count < 3000, `${count}`)
+      assert.ok(fs.readdirSync("/proc/self/fd").length <= before + 1)
+    },
     { skip }
   )
 

@@ -31,128 +31,118 @@ suite("Namespace", (effect) => {
       : `this kernel has no ${kind} namespaces`
     effect(
       `a ${kind} namespace is new, held, joined alone, and gone with its scope`,
-      () =>
-        Effect.gen(function* () {
-          const pid = yield* Effect.scoped(
-            Effect.gen(function* () {
-              const namespace = yield* Namespace.make([kind])
-              assert.notEqual(of(namespace.pid, kind), own(kind))
-              // A root is made for the ids of a user namespace, which is tested with these.
-              if (kind === "user") return namespace.pid
-              const spawned = yield* Container.spawn({
-                rootfs: yield* rootfs,
-                namespaces: namespace,
-                command: ["sleep", "1000"]
-              })
-              assert.equal(of(spawned.pid, kind), of(namespace.pid, kind))
-              // Without root the ids are the supervisor's.
-              const { rootless } = yield* Berth.Berth
-              const other = rootless ? ["mount", "user", kind] : ["mount", kind]
-              for (const hosts of all.filter((name) => !other.includes(name)))
-                assert.equal(of(spawned.pid, hosts), own(hosts), hosts)
-              return namespace.pid
+      function* () {
+        const pid = yield* Effect.scoped(
+          Effect.gen(function* () {
+            const namespace = yield* Namespace.make([kind])
+            assert.notEqual(of(namespace.pid, kind), own(kind))
+            // A root is made for the ids of a user namespace, which is tested with these.
+            if (kind === "user") return namespace.pid
+            const spawned = yield* Container.spawn({
+              rootfs: yield* rootfs,
+              namespaces: namespace,
+              command: ["sleep", "1000"]
             })
-          )
-          assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(pid))))
-        }),
+            assert.equal(of(spawned.pid, kind), of(namespace.pid, kind))
+            // Without root the ids are the supervisor's.
+            const { rootless } = yield* Berth.Berth
+            const other = rootless ? ["mount", "user", kind] : ["mount", kind]
+            for (const hosts of all.filter((name) => !other.includes(name)))
+              assert.equal(of(spawned.pid, hosts), own(hosts), hosts)
+            return namespace.pid
+          })
+        )
+        assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(pid))))
+      },
       { skip }
     )
   }
 
-  effect("a network namespace made ahead is one container's alone", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      const berth = yield* Berth.Berth
-      const start = (network: "new" | "host") =>
-        Container.start(image, { command: ["sleep", "infinity"], namespaces: { network } })
-      const seen = new Set([own("network")])
-      // At once, when none has been made ahead yet, and after a while, when one has.
-      for (const pause of [0, 0, 100, 100]) {
-        yield* Effect.sleep(pause)
-        const [ours, hosts] = [yield* start("new"), yield* start("host")]
-        seen.add(of(ours.pid, "network"))
-        assert.equal(of(hosts.pid, "network"), own("network"))
-        // Without root nobody may look at the supervisor.
-        if (!berth.rootless) assert.equal(of(berth.supervisor.pid, "network"), own("network"))
-      }
-      assert.equal(seen.size, 5)
-    })
-  )
+  effect("a network namespace made ahead is one container's alone", function* () {
+    const image = yield* Image.host
+    const berth = yield* Berth.Berth
+    const start = (network: "new" | "host") =>
+      Container.start(image, { command: ["sleep", "infinity"], namespaces: { network } })
+    const seen = new Set([own("network")])
+    // At once, when none has been made ahead yet, and after a while, when one has.
+    for (const pause of [0, 0, 100, 100]) {
+      yield* Effect.sleep(pause)
+      const [ours, hosts] = [yield* start("new"), yield* start("host")]
+      seen.add(of(ours.pid, "network"))
+      assert.equal(of(hosts.pid, "network"), own("network"))
+      // Without root nobody may look at the supervisor.
+      if (!berth.rootless) assert.equal(of(berth.supervisor.pid, "network"), own("network"))
+    }
+    assert.equal(seen.size, 5)
+  })
 
-  effect("prints what it is", () =>
-    Effect.map(Namespace.make(["uts", "ipc"]), (namespace) => {
+  effect("prints what it is", function* () {
+    yield* Effect.map(Namespace.make(["uts", "ipc"]), (namespace) => {
       assert.deepEqual(namespace.toJSON(), { _id: "Namespace", kinds: ["uts", "ipc"], pid: namespace.pid })
       assert.ok(Namespace.isNamespace(namespace))
     })
-  )
+  })
 
-  effect("its holder can do nothing and shows nothing", () =>
-    Effect.gen(function* () {
-      const { pid } = yield* Namespace.make(["pid", "mount", "network"])
-      const status = fs.readFileSync(`/proc/${pid}/status`, "utf8")
-      for (const set of ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"])
-        assert.match(status, new RegExp(`^${set}:\\s+0+$`, "m"))
-      assert.match(status, /^NoNewPrivs:\s+1$/m)
-      assert.deepEqual(fs.readdirSync(`/proc/${pid}/fd`), ["0", "1", "2"])
-    })
-  )
+  effect("its holder can do nothing and shows nothing", function* () {
+    const { pid } = yield* Namespace.make(["pid", "mount", "network"])
+    const status = fs.readFileSync(`/proc/${pid}/status`, "utf8")
+    for (const set of ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"])
+      assert.match(status, new RegExp(`^${set}:\\s+0+$`, "m"))
+    assert.match(status, /^NoNewPrivs:\s+1$/m)
+    assert.deepEqual(fs.readdirSync(`/proc/${pid}/fd`), ["0", "1", "2"])
+  })
 
-  effect("processes that are spawned in the same namespaces share them", () =>
-    Effect.gen(function* () {
-      const namespaces = yield* Namespace.make(["pid", "mount", "uts", "ipc", "network", "cgroup"])
-      const root = yield* rootfs
-      const common = { rootfs: root, namespaces }
-      const first = yield* Container.spawn({ ...common, command: ["sleep", "1000"], hostname: "shared" })
-      const script =
-        "set -e; echo here > /written; [ $(uname -n) = shared ] && [ $(ls -d /proc/[0-9]* | wc -l) -ge 3 ]"
-      const second = yield* Container.spawn({ ...common, command: ["sh", "-c", script] })
-      const seen = yield* Stream.runCollect(Stream.decodeText(second.stderr))
-      assert.equal((yield* second.exit).exitCode, 0, [...seen].join(""))
-      const third = yield* Container.spawn({ ...common, command: ["cat", "/written"] })
-      assert.equal((yield* third.exit).exitCode, 0)
-      for (const kind of namespaces.kinds) assert.equal(of(first.pid, kind), of(namespaces.pid, kind), kind)
-    })
-  )
+  effect("processes that are spawned in the same namespaces share them", function* () {
+    const namespaces = yield* Namespace.make(["pid", "mount", "uts", "ipc", "network", "cgroup"])
+    const root = yield* rootfs
+    const common = { rootfs: root, namespaces }
+    const first = yield* Container.spawn({ ...common, command: ["sleep", "1000"], hostname: "shared" })
+    const script =
+      "set -e; echo here > /written; [ $(uname -n) = shared ] && [ $(ls -d /proc/[0-9]* | wc -l) -ge 3 ]"
+    const second = yield* Container.spawn({ ...common, command: ["sh", "-c", script] })
+    const seen = yield* Stream.runCollect(Stream.decodeText(second.stderr))
+    assert.equal((yield* second.exit).exitCode, 0, [...seen].join(""))
+    const third = yield* Container.spawn({ ...common, command: ["cat", "/written"] })
+    assert.equal((yield* third.exit).exitCode, 0)
+    for (const kind of namespaces.kinds) assert.equal(of(first.pid, kind), of(namespaces.pid, kind), kind)
+  })
 
-  effect("many may be spawned at once in namespaces that nobody has set up yet", () =>
-    Effect.gen(function* () {
-      const namespaces = yield* Namespace.make(["pid", "mount", "uts"])
-      const root = yield* rootfs
-      const codes = yield* Effect.forEach(
-        [1, 2, 3, 4, 5],
-        (k) =>
-          Effect.scoped(
-            Effect.gen(function* () {
-              const script = `[ $(grep -c ' / / ' /proc/self/mountinfo) = 1 ] || exit 99; exit ${k}`
-              const child = yield* Container.spawn({
-                rootfs: root,
-                namespaces,
-                command: ["sh", "-c", script]
-              })
-              return (yield* child.exit).exitCode
+  effect("many may be spawned at once in namespaces that nobody has set up yet", function* () {
+    const namespaces = yield* Namespace.make(["pid", "mount", "uts"])
+    const root = yield* rootfs
+    const codes = yield* Effect.forEach(
+      [1, 2, 3, 4, 5],
+      (k) =>
+        Effect.scoped(
+          Effect.gen(function* () {
+            const script = `[ $(grep -c ' / / ' /proc/self/mountinfo) = 1 ] || exit 99; exit ${k}`
+            const child = yield* Container.spawn({
+              rootfs: root,
+              namespaces,
+              command: ["sh", "-c", script]
             })
-          ),
-        { concurrency: "unbounded" }
-      )
-      assert.deepEqual(codes, [1, 2, 3, 4, 5])
-    })
-  )
+            return (yield* child.exit).exitCode
+          })
+        ),
+      { concurrency: "unbounded" }
+    )
+    assert.deepEqual(codes, [1, 2, 3, 4, 5])
+  })
 
-  effect("a mount namespace keeps the root that it was given first", () =>
-    Effect.gen(function* () {
-      const namespaces = yield* Namespace.make(["pid", "mount"])
-      const [one, two] = [yield* rootfs, yield* rootfs]
-      yield* Container.spawn({ rootfs: one, namespaces, command: ["sleep", "1000"] })
-      const error = yield* failure(
-        "InvalidOption",
-        Container.spawn({ rootfs: two, namespaces, command: ["true"] })
-      )
-      assert.equal(error.option, "rootfs")
-    })
-  )
+  effect("a mount namespace keeps the root that it was given first", function* () {
+    const namespaces = yield* Namespace.make(["pid", "mount"])
+    const [one, two] = [yield* rootfs, yield* rootfs]
+    yield* Container.spawn({ rootfs: one, namespaces, command: ["sleep", "1000"] })
+    const error = yield* failure(
+      "InvalidOption",
+      Container.spawn({ rootfs: two, namespaces, command: ["true"] })
+    )
+    assert.equal(error.option, "rootfs")
+  })
 
-  effect.asRoot("a process in namespaces without mounts has mounts of its own, on the same root", () =>
-    Effect.gen(function* () {
+  effect.asRoot(
+    "a process in namespaces without mounts has mounts of its own, on the same root",
+    function* () {
       const namespaces = yield* Namespace.make(["pid", "network"])
       const root = yield* rootfs
       const spawn = (script: string) =>
@@ -164,49 +154,45 @@ suite("Namespace", (effect) => {
         )
       assert.equal(yield* spawn("echo 1 > /written; mount -t tmpfs x /mnt; exit 3"), 3)
       assert.equal(yield* spawn("[ $(cat /written) = 1 ] && ! grep -q ' /mnt ' /proc/self/mounts"), 0)
-    })
+    }
   )
 
-  effect("the end of a pid namespace's holder ends all that was spawned in it", () =>
-    Effect.gen(function* () {
-      const root = yield* rootfs
-      const pid = yield* Effect.gen(function* () {
-        const child = yield* Effect.scoped(
-          Effect.gen(function* () {
-            const namespaces = yield* Namespace.make(["pid", "mount"])
-            const spawned = yield* Effect.uninterruptible(
-              Container.spawn({ rootfs: root, namespaces, command: ["sh", "-c", "setsid sleep 1000 & wait"] })
-            )
-            process.kill(namespaces.pid, "SIGKILL")
-            const status = yield* spawned.exit
-            assert.equal(status.signal, "SIGKILL")
-            return spawned.pid
-          })
-        )
-        return child
-      })
-      assert.ok(!isAlive(pid))
-    })
-  )
-
-  effect("ids of a user namespace are those that were asked for", () =>
-    Effect.gen(function* () {
-      const range = [{ container: 0, host: 1000, size: 60000 }]
-      const { pid } = yield* Namespace.make(["user"], { ids: { uids: range, gids: range } })
-      const map = fs.readFileSync(`/proc/${pid}/uid_map`, "utf8")
-      assert.match(map, process.getuid?.() === 0 ? /^ *0 +1000 +60000\n$/ : /^ *0 +\d+ +60000\n$/)
-      const overlapping = [...range, { container: 0, host: 0, size: 1 }]
-      const error = yield* failure(
-        "InvalidOption",
-        Namespace.make(["user"], { ids: { uids: overlapping, gids: range } })
+  effect("the end of a pid namespace's holder ends all that was spawned in it", function* () {
+    const root = yield* rootfs
+    const pid = yield* Effect.gen(function* () {
+      const child = yield* Effect.scoped(
+        Effect.gen(function* () {
+          const namespaces = yield* Namespace.make(["pid", "mount"])
+          const spawned = yield* Effect.uninterruptible(
+            Container.spawn({ rootfs: root, namespaces, command: ["sh", "-c", "setsid sleep 1000 & wait"] })
+          )
+          process.kill(namespaces.pid, "SIGKILL")
+          const status = yield* spawned.exit
+          assert.equal(status.signal, "SIGKILL")
+          return spawned.pid
+        })
       )
-      assert.match(error.message, /ids\.uids.*do not overlap/)
+      return child
     })
-  )
+    assert.ok(!isAlive(pid))
+  })
 
-  effect("a kind that there is not is refused", () =>
-    Effect.map(failure("InvalidOption", Namespace.make(["planet" as never])), (error) =>
+  effect("ids of a user namespace are those that were asked for", function* () {
+    const range = [{ container: 0, host: 1000, size: 60000 }]
+    const { pid } = yield* Namespace.make(["user"], { ids: { uids: range, gids: range } })
+    const map = fs.readFileSync(`/proc/${pid}/uid_map`, "utf8")
+    assert.match(map, process.getuid?.() === 0 ? /^ *0 +1000 +60000\n$/ : /^ *0 +\d+ +60000\n$/)
+    const overlapping = [...range, { container: 0, host: 0, size: 1 }]
+    const error = yield* failure(
+      "InvalidOption",
+      Namespace.make(["user"], { ids: { uids: overlapping, gids: range } })
+    )
+    assert.match(error.message, /ids\.uids.*do not overlap/)
+  })
+
+  effect("a kind that there is not is refused", function* () {
+    yield* Effect.map(failure("InvalidOption", Namespace.make(["planet" as never])), (error) =>
       assert.match(error.message, /planet/)
     )
-  )
+  })
 })

@@ -56,78 +56,75 @@ suite("Container.pause", (effect, folder) => {
   ] as ReadonlyArray<readonly [string, Container.StartOptions]>) {
     effect(
       `has a container ${name} stand still, and go on`,
-      () =>
-        Effect.gen(function* () {
-          const container = yield* start(options)
-          yield* counting(container)
-          yield* Container.pause(container)
-          yield* Container.pause(container)
-          yield* standsStill(container)
-          yield* Container.resume(container)
-          yield* goesOn(container)
-          yield* Container.resume(container)
-        }),
+      function* () {
+        const container = yield* start(options)
+        yield* counting(container)
+        yield* Container.pause(container)
+        yield* Container.pause(container)
+        yield* standsStill(container)
+        yield* Container.resume(container)
+        yield* goesOn(container)
+        yield* Container.resume(container)
+      },
       { skip }
     )
 
     effect(
       `lets a paused container ${name} be stopped, killed and closed`,
-      () =>
-        Effect.gen(function* () {
-          const stopped = yield* start({ ...options, init: true })
-          yield* Container.pause(stopped)
-          const began = Date.now()
-          assert.equal((yield* soon(Container.stop(stopped))).signal ?? "SIGTERM", "SIGTERM")
-          assert.ok(Date.now() - began < 9000)
+      function* () {
+        const stopped = yield* start({ ...options, init: true })
+        yield* Container.pause(stopped)
+        const began = Date.now()
+        assert.equal((yield* soon(Container.stop(stopped))).signal ?? "SIGTERM", "SIGTERM")
+        assert.ok(Date.now() - began < 9000)
 
-          const killed = yield* start(options)
-          yield* Container.pause(killed)
-          yield* Container.signal(killed, "SIGKILL")
-          assert.equal((yield* soon(killed.exit)).signal, "SIGKILL")
+        const killed = yield* start(options)
+        yield* Container.pause(killed)
+        yield* Container.signal(killed, "SIGKILL")
+        assert.equal((yield* soon(killed.exit)).signal, "SIGKILL")
 
-          const pid = yield* soon(
-            Effect.scoped(
-              Effect.gen(function* () {
-                const closed = yield* start(options)
-                yield* Container.pause(closed)
-                return closed.pid
-              })
-            )
+        const pid = yield* soon(
+          Effect.scoped(
+            Effect.gen(function* () {
+              const closed = yield* start(options)
+              yield* Container.pause(closed)
+              return closed.pid
+            })
           )
-          assert.ok(!isAlive(pid))
-        }),
+        )
+        assert.ok(!isAlive(pid))
+      },
       { skip }
     )
   }
 
   effect(
     "has what was executed stand still as well, and be ended all the same",
-    () =>
-      Effect.gen(function* () {
-        const container = yield* start({ command: ["sleep", "1000"] })
-        const inside = yield* Effect.forkDaemon(
-          Effect.scoped(
-            Effect.gen(function* () {
-              const process = yield* Container.execStream(container, ["sh", "-c", COUNTING])
-              yield* counting(container)
-              yield* Container.pause(container)
-              yield* standsStill(container)
-              return process.pid
-            })
-          )
+    function* () {
+      const container = yield* start({ command: ["sleep", "1000"] })
+      const inside = yield* Effect.forkDaemon(
+        Effect.scoped(
+          Effect.gen(function* () {
+            const process = yield* Container.execStream(container, ["sh", "-c", COUNTING])
+            yield* counting(container)
+            yield* Container.pause(container)
+            yield* standsStill(container)
+            return process.pid
+          })
         )
-        const pid = yield* soon(Fiber.join(inside))
-        assert.ok(!isAlive(pid))
-        const error = yield* failure("ContainerError", Container.exec(container, ["true"]))
-        assert.equal(error.reason, "Paused")
-        yield* Container.resume(container)
-        assert.equal((yield* Container.exec(container, ["true"])).exitCode, 0)
-        // What is executed after it has been paused once is paused the next time.
-        yield* Container.execStream(container, ["sh", "-c", COUNTING])
-        yield* goesOn(container)
-        yield* Container.pause(container)
-        yield* standsStill(container)
-      }),
+      )
+      const pid = yield* soon(Fiber.join(inside))
+      assert.ok(!isAlive(pid))
+      const error = yield* failure("ContainerError", Container.exec(container, ["true"]))
+      assert.equal(error.reason, "Paused")
+      yield* Container.resume(container)
+      assert.equal((yield* Container.exec(container, ["true"])).exitCode, 0)
+      // What is executed after it has been paused once is paused the next time.
+      yield* Container.execStream(container, ["sh", "-c", COUNTING])
+      yield* goesOn(container)
+      yield* Container.pause(container)
+      yield* standsStill(container)
+    },
     { skip }
   )
 
@@ -137,141 +134,134 @@ suite("Container.pause", (effect, folder) => {
   ] as const)
     effect(
       `has what was executed before it had a cgroup stand still, in ${where} pid namespace`,
-      () =>
-        Effect.gen(function* () {
-          const pid = yield* make
-          const container = yield* start({ command: ["sleep", "1000"], namespaces: { pid } })
-          yield* Container.execStream(container, ["sh", "-c", COUNTING])
-          yield* counting(container)
-          yield* Container.pause(container)
-          yield* standsStill(container)
-          assert.ok((yield* Container.top(container)).some(({ command }) => command[0] === "sh"))
-          yield* Container.resume(container)
-          yield* goesOn(container)
-        }),
+      function* () {
+        const pid = yield* make
+        const container = yield* start({ command: ["sleep", "1000"], namespaces: { pid } })
+        yield* Container.execStream(container, ["sh", "-c", COUNTING])
+        yield* counting(container)
+        yield* Container.pause(container)
+        yield* standsStill(container)
+        assert.ok((yield* Container.top(container)).some(({ command }) => command[0] === "sh"))
+        yield* Container.resume(container)
+        yield* goesOn(container)
+      },
       { skip }
     )
 
   effect.asRoot(
     "has what was executed before stand still where all namespaces are shared, and nobody else in these",
-    () =>
-      Effect.gen(function* () {
-        const rootfs = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
-        const namespaces = yield* Namespace.make(["pid", "mount"])
-        const spawn = (command: ReadonlyArray<string>) => Container.spawn({ rootfs, namespaces, command })
-        const forever = (name: string) => ["sh", "-c", COUNTING.replace("/tmp/count", `/tmp/${name}`)]
-        const container = yield* spawn(["sleep", "1000"])
-        yield* spawn(forever("other"))
-        const process = yield* Container.execStream(container, forever("count"))
-        yield* Container.execStream(process, forever("within"))
-        const of = (name: string) =>
-          Number(fs.readFileSync(`/proc/${container.pid}/root/tmp/${name}`, "utf8"))
-        const names = ["count", "within", "other"]
-        const moving = (expected: ReadonlyArray<string>) =>
-          Effect.promise(async () => {
-            const before = new Map(names.map((name) => [name, of(name)]))
-            const moved = () => names.filter((name) => of(name) > before.get(name)!)
-            assert.ok(await eventually(() => expected.every((name) => moved().includes(name))))
-            await sleep(200)
-            assert.deepEqual(moved(), expected)
-          })
-        yield* Effect.promise(() =>
-          eventually(() => names.every((name) => fs.existsSync(`/proc/${container.pid}/root/tmp/${name}`)))
-        )
-        yield* Container.pause(container)
-        yield* moving(["other"])
-        yield* Container.resume(container)
-        yield* moving(names)
-      }),
+    function* () {
+      const rootfs = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
+      const namespaces = yield* Namespace.make(["pid", "mount"])
+      const spawn = (command: ReadonlyArray<string>) => Container.spawn({ rootfs, namespaces, command })
+      const forever = (name: string) => ["sh", "-c", COUNTING.replace("/tmp/count", `/tmp/${name}`)]
+      const container = yield* spawn(["sleep", "1000"])
+      yield* spawn(forever("other"))
+      const process = yield* Container.execStream(container, forever("count"))
+      yield* Container.execStream(process, forever("within"))
+      const of = (name: string) => Number(fs.readFileSync(`/proc/${container.pid}/root/tmp/${name}`, "utf8"))
+      const names = ["count", "within", "other"]
+      const moving = (expected: ReadonlyArray<string>) =>
+        Effect.promise(async () => {
+          const before = new Map(names.map((name) => [name, of(name)]))
+          const moved = () => names.filter((name) => of(name) > before.get(name)!)
+          assert.ok(await eventually(() => expected.every((name) => moved().includes(name))))
+          await sleep(200)
+          assert.deepEqual(moved(), expected)
+        })
+      yield* Effect.promise(() =>
+        eventually(() => names.every((name) => fs.existsSync(`/proc/${container.pid}/root/tmp/${name}`)))
+      )
+      yield* Container.pause(container)
+      yield* moving(["other"])
+      yield* Container.resume(container)
+      yield* moving(names)
+    },
     { skip }
   )
 
   effect.asRoot(
     "has what is being executed meanwhile stand still where all namespaces are shared",
-    () =>
-      Effect.gen(function* () {
-        const sleeping = ["sleep", "1000"]
-        for (const millis of [0, 0.3, 0.6, 1, 2, 3]) {
-          const rootfs = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
-          const namespaces = yield* Namespace.make(["pid", "mount"])
-          const container = yield* Container.spawn({ rootfs, namespaces, command: sleeping })
-          const [process] = yield* Effect.all(
-            [
-              Effect.either(Container.execStream(container, sleeping)),
-              Effect.delay(Container.pause(container), millis)
-            ],
-            { concurrency: 2 }
-          )
-          // Or it was refused, as the container is paused.
-          const pids = process._tag === "Right" ? [process.right.pid] : []
-          const [expected, ...cgroups] = [container.pid, ...pids].map((pid) =>
-            fs.readFileSync(`/proc/${pid}/cgroup`, "utf8")
-          )
-          for (const cgroup of cgroups) assert.equal(cgroup, expected)
-        }
-      }),
+    function* () {
+      const sleeping = ["sleep", "1000"]
+      for (const millis of [0, 0.3, 0.6, 1, 2, 3]) {
+        const rootfs = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
+        const namespaces = yield* Namespace.make(["pid", "mount"])
+        const container = yield* Container.spawn({ rootfs, namespaces, command: sleeping })
+        const [process] = yield* Effect.all(
+          [
+            Effect.either(Container.execStream(container, sleeping)),
+            Effect.delay(Container.pause(container), millis)
+          ],
+          { concurrency: 2 }
+        )
+        // Or it was refused, as the container is paused.
+        const pids = process._tag === "Right" ? [process.right.pid] : []
+        const [expected, ...cgroups] = [container.pid, ...pids].map((pid) =>
+          fs.readFileSync(`/proc/${pid}/cgroup`, "utf8")
+        )
+        for (const cgroup of cgroups) assert.equal(cgroup, expected)
+      }
+    },
     { skip }
   )
 
   effect(
     "is of one container, also where others share its cgroup",
-    () =>
-      Effect.gen(function* () {
-        const cgroup = yield* Cgroup.make({ pids: 50 })
-        const a = yield* start({ cgroup })
-        const b = yield* start({ cgroup })
-        yield* counting(a)
-        yield* counting(b)
-        yield* Container.pause(a)
-        yield* standsStill(a)
-        yield* goesOn(b)
-        assert.equal((yield* Container.stats(a)).pids.limit, 50)
-        yield* Container.resume(a)
-        yield* goesOn(a)
-        yield* Container.pause(a)
-      }),
+    function* () {
+      const cgroup = yield* Cgroup.make({ pids: 50 })
+      const a = yield* start({ cgroup })
+      const b = yield* start({ cgroup })
+      yield* counting(a)
+      yield* counting(b)
+      yield* Container.pause(a)
+      yield* standsStill(a)
+      yield* goesOn(b)
+      assert.equal((yield* Container.stats(a)).pids.limit, 50)
+      yield* Container.resume(a)
+      yield* goesOn(a)
+      yield* Container.pause(a)
+    },
     { skip }
   )
 
   effect(
     "of a cgroup has all stand still, of which one can end",
-    () =>
-      Effect.gen(function* () {
-        const cgroup = yield* Cgroup.make({ pids: 50 })
-        const a = yield* start({ cgroup })
-        yield* counting(a)
-        const b = yield* soon(
-          Effect.scoped(
-            Effect.gen(function* () {
-              const b = yield* start({ cgroup })
-              yield* counting(b)
-              yield* Cgroup.freeze(cgroup)
-              yield* standsStill(b)
-              return b.pid
-            })
-          )
+    function* () {
+      const cgroup = yield* Cgroup.make({ pids: 50 })
+      const a = yield* start({ cgroup })
+      yield* counting(a)
+      const b = yield* soon(
+        Effect.scoped(
+          Effect.gen(function* () {
+            const b = yield* start({ cgroup })
+            yield* counting(b)
+            yield* Cgroup.freeze(cgroup)
+            yield* standsStill(b)
+            return b.pid
+          })
         )
-        assert.ok(!isAlive(b))
-        yield* standsStill(a)
-        yield* Cgroup.thaw(cgroup)
-        yield* goesOn(a)
-        yield* Cgroup.freeze(cgroup)
-        yield* Container.signal(a, "SIGKILL")
-        assert.equal((yield* soon(a.exit)).signal, "SIGKILL")
-      }),
+      )
+      assert.ok(!isAlive(b))
+      yield* standsStill(a)
+      yield* Cgroup.thaw(cgroup)
+      yield* goesOn(a)
+      yield* Cgroup.freeze(cgroup)
+      yield* Container.signal(a, "SIGKILL")
+      assert.equal((yield* soon(a.exit)).signal, "SIGKILL")
+    },
     { skip }
   )
 
   effect(
     "fails for a container that has ended",
-    () =>
-      Effect.gen(function* () {
-        const container = yield* start({ command: ["true"] })
-        yield* container.exit
-        for (const use of [Container.pause(container), Container.top(container)])
-          assert.equal((yield* failure("ContainerError", use)).reason, "NotRunning")
-        yield* Container.resume(container)
-      }),
+    function* () {
+      const container = yield* start({ command: ["true"] })
+      yield* container.exit
+      for (const use of [Container.pause(container), Container.top(container)])
+        assert.equal((yield* failure("ContainerError", use)).reason, "NotRunning")
+      yield* Container.resume(container)
+    },
     { skip }
   )
 
@@ -281,8 +271,8 @@ suite("Container.pause", (effect, folder) => {
   ] as const)
     effect(
       `leaves nothing where ${how} is killed meanwhile`,
-      () =>
-        Effect.promise(async () => {
+      function* () {
+        yield* Effect.promise(async () => {
           const at = `${folder()}-${how.replace("the ", "")}`
           fs.mkdirSync(at, { recursive: true })
           const child = program("paused.ts", [at], { stdio: ["ignore", "pipe", "inherit"] })
@@ -303,35 +293,34 @@ suite("Container.pause", (effect, folder) => {
           assert.ok(await eventually(() => !isAlive(pid)), "it still stands")
           assert.ok(await eventually(() => cgroupsOf([child.pid!]).length === 0))
           fs.rmSync(at, { recursive: true, force: true })
-        }),
+        })
+      },
       { skip }
     )
 })
 
 suite("Container.top", (effect) => {
-  effect("lists what runs, as the host and the container number it", () =>
-    Effect.gen(function* () {
-      const container = yield* start({
-        command: ["sh", "-c", "sleep 1001 & while :; do :; done"],
-        namespaces: {}
-      })
-      yield* Container.execStream(container, ["sleep", "1002"], { user: "nobody" })
-      const top = yield* Effect.repeat(Effect.delay(Container.top(container), 10), {
-        until: (all) =>
-          all.length === 3 &&
-          all.every(({ command }) => command.length > 1) &&
-          all.some((p) => p.userMicros > 0)
-      })
-      const first = top.find(({ pid }) => pid === container.pid)!
-      assert.deepEqual([first.pidInside, first.user, first.command[0]], [1, "root", "sh"])
-      assert.ok(first.memoryBytes > 100_000 && first.threads === 1 && /^[RS]$/.test(first.state))
-      assert.ok(first.userMicros + first.systemMicros > 0)
-      const child = top.find(({ command }) => command.join(" ") === "sleep 1001")!
-      assert.deepEqual([child.parent, child.pidInside > 1], [container.pid, true])
-      const inside = top.find(({ pid }) => pid !== first.pid && pid !== child.pid)!
-      assert.equal(inside.user, "nobody")
-      assert.deepEqual(inside.command, ["sleep", "1002"])
-      assert.ok(inside.pidInside > 1 && inside.pidInside !== inside.pid)
+  effect("lists what runs, as the host and the container number it", function* () {
+    const container = yield* start({
+      command: ["sh", "-c", "sleep 1001 & while :; do :; done"],
+      namespaces: {}
     })
-  )
+    yield* Container.execStream(container, ["sleep", "1002"], { user: "nobody" })
+    const top = yield* Effect.repeat(Effect.delay(Container.top(container), 10), {
+      until: (all) =>
+        all.length === 3 &&
+        all.every(({ command }) => command.length > 1) &&
+        all.some((p) => p.userMicros > 0)
+    })
+    const first = top.find(({ pid }) => pid === container.pid)!
+    assert.deepEqual([first.pidInside, first.user, first.command[0]], [1, "root", "sh"])
+    assert.ok(first.memoryBytes > 100_000 && first.threads === 1 && /^[RS]$/.test(first.state))
+    assert.ok(first.userMicros + first.systemMicros > 0)
+    const child = top.find(({ command }) => command.join(" ") === "sleep 1001")!
+    assert.deepEqual([child.parent, child.pidInside > 1], [container.pid, true])
+    const inside = top.find(({ pid }) => pid !== first.pid && pid !== child.pid)!
+    assert.equal(inside.user, "nobody")
+    assert.deepEqual(inside.command, ["sleep", "1002"])
+    assert.ok(inside.pidInside > 1 && inside.pidInside !== inside.pid)
+  })
 })

@@ -49,18 +49,17 @@ suite("RootFs", (effect, folder) => {
     for (const upper of ["disk", "memory"] as const) {
       effect(
         `${count} layer${count === 1 ? "" : "s"} with the writable one ${upper === "disk" ? "on disk" : "in memory"} are one root, the uppermost first`,
-        () =>
-          Effect.gen(function* () {
-            const at = `${folder()}/${count}-${upper}`
-            const all = layers(at, count)
-            const before = digest(at)
-            const image = withLayers(yield* makeImage(all[0]!), all)
-            const script =
-              "cat /top 2>/dev/null; ls /numbers 2>/dev/null | wc -l; echo w > /written; rm -rf /numbers /top; mkdir /numbers; ls /numbers"
-            const text = yield* sh(image, script, { upper })
-            assert.equal(text, count === 1 ? "0\n" : `${count - 1}\n${count - 1}\n`)
-            assert.equal(digest(at), before)
-          }),
+        function* () {
+          const at = `${folder()}/${count}-${upper}`
+          const all = layers(at, count)
+          const before = digest(at)
+          const image = withLayers(yield* makeImage(all[0]!), all)
+          const script =
+            "cat /top 2>/dev/null; ls /numbers 2>/dev/null | wc -l; echo w > /written; rm -rf /numbers /top; mkdir /numbers; ls /numbers"
+          const text = yield* sh(image, script, { upper })
+          assert.equal(text, count === 1 ? "0\n" : `${count - 1}\n${count - 1}\n`)
+          assert.equal(digest(at), before)
+        },
         { skip: whyNoBusybox }
       )
     }
@@ -68,151 +67,133 @@ suite("RootFs", (effect, folder) => {
 
   effect(
     "paths of layers may be long and hold what overlayfs takes for its own",
-    () =>
-      Effect.gen(function* () {
-        const names = [(k: number) => `${"long".repeat(60)}/${k}`, (k: number) => `a:b,c\\d=e f ${k}`]
-        for (const [n, name] of names.entries()) {
-          const all = layers(`${folder()}/odd-${n}`, 4, name)
-          const image = withLayers(yield* makeImage(all[0]!), all)
-          for (const upper of ["disk", "memory"] as const)
-            assert.equal(yield* sh(image, "cat /top; ls /numbers | wc -l", { upper }), "3\n3\n")
-        }
-      }),
+    function* () {
+      const names = [(k: number) => `${"long".repeat(60)}/${k}`, (k: number) => `a:b,c\\d=e f ${k}`]
+      for (const [n, name] of names.entries()) {
+        const all = layers(`${folder()}/odd-${n}`, 4, name)
+        const image = withLayers(yield* makeImage(all[0]!), all)
+        for (const upper of ["disk", "memory"] as const)
+          assert.equal(yield* sh(image, "cat /top; ls /numbers | wc -l", { upper }), "3\n3\n")
+      }
+    },
     { skip: whyNoBusybox }
   )
 
-  effect("is what one process leaves for the next, and not for another root", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      const root = yield* RootFs.overlay(image)
-      assert.equal(yield* spawnExit(root, "echo one > /written; exit 3"), 3)
-      assert.equal(yield* spawnExit(root, "[ $(cat /written) = one ] && exit 4"), 4)
-      const other = yield* RootFs.overlay(image)
-      assert.equal(yield* spawnExit(other, "[ -e /written ] || exit 5"), 5)
-      assert.ok(!fs.existsSync("/written"))
-    })
-  )
+  effect("is what one process leaves for the next, and not for another root", function* () {
+    const image = yield* Image.host
+    const root = yield* RootFs.overlay(image)
+    assert.equal(yield* spawnExit(root, "echo one > /written; exit 3"), 3)
+    assert.equal(yield* spawnExit(root, "[ $(cat /written) = one ] && exit 4"), 4)
+    const other = yield* RootFs.overlay(image)
+    assert.equal(yield* spawnExit(other, "[ -e /written ] || exit 5"), 5)
+    assert.ok(!fs.existsSync("/written"))
+  })
 
-  effect("can be used by several at once", () =>
-    Effect.gen(function* () {
-      const root = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
-      const scripts = [1, 2, 3, 4].map((k) => `echo ${k} > /w${k}; exit ${k}`)
-      const codes = yield* Effect.forEach(scripts, (script) => spawnExit(root, script), { concurrency: 4 })
-      assert.deepEqual(codes, [1, 2, 3, 4])
-      assert.equal(yield* spawnExit(root, "cat /w1 /w2 /w3 /w4 && exit 9"), 9)
-    })
-  )
+  effect("can be used by several at once", function* () {
+    const root = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
+    const scripts = [1, 2, 3, 4].map((k) => `echo ${k} > /w${k}; exit ${k}`)
+    const codes = yield* Effect.forEach(scripts, (script) => spawnExit(root, script), { concurrency: 4 })
+    assert.deepEqual(codes, [1, 2, 3, 4])
+    assert.equal(yield* spawnExit(root, "cat /w1 /w2 /w3 /w4 && exit 9"), 9)
+  })
 
   effect(
     "several that start at once on a new root make its missing folders for each other",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* makeImage(`${folder()}/missing`)
-        for (let k = 0; k < 10; k++) {
-          const root = yield* RootFs.overlay(image, { upper: "memory" })
-          const start = spawnExit(root, "cat /proc/1/comm /dev/null >/dev/null; exit 7")
-          const codes = yield* Effect.all(
-            Array.from({ length: 8 }, () => start),
-            { concurrency: 8 }
-          )
-          assert.deepEqual([...new Set(codes)], [7])
-        }
-      }),
+    function* () {
+      const image = yield* makeImage(`${folder()}/missing`)
+      for (let k = 0; k < 10; k++) {
+        const root = yield* RootFs.overlay(image, { upper: "memory" })
+        const start = spawnExit(root, "cat /proc/1/comm /dev/null >/dev/null; exit 7")
+        const codes = yield* Effect.all(
+          Array.from({ length: 8 }, () => start),
+          { concurrency: 8 }
+        )
+        assert.deepEqual([...new Set(codes)], [7])
+      }
+    },
     { skip: whyNoBusybox }
   )
 
   effect(
     "is on disk, where it says, until its scope closes",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* makeImage(`${folder()}/image`)
-        const upper = yield* Effect.scoped(
-          Effect.gen(function* () {
-            const root = yield* RootFs.overlay(image, { upper: "disk" })
-            assert.deepEqual(root.toJSON(), { _id: "RootFs", image: image.reference, upper: root.upper })
-            assert.equal(yield* spawnExit(root, "echo text > /etc/made"), 0)
-            assert.equal(fs.readFileSync(`${root.upper}/etc/made`, "utf8"), "text\n")
-            return root.upper!
-          })
-        )
-        assert.ok(!fs.existsSync(upper))
-      }),
+    function* () {
+      const image = yield* makeImage(`${folder()}/image`)
+      const upper = yield* Effect.scoped(
+        Effect.gen(function* () {
+          const root = yield* RootFs.overlay(image, { upper: "disk" })
+          assert.deepEqual(root.toJSON(), { _id: "RootFs", image: image.reference, upper: root.upper })
+          assert.equal(yield* spawnExit(root, "echo text > /etc/made"), 0)
+          assert.equal(fs.readFileSync(`${root.upper}/etc/made`, "utf8"), "text\n")
+          return root.upper!
+        })
+      )
+      assert.ok(!fs.existsSync(upper))
+    },
     { skip: whyNoBusybox }
   )
 
-  effect("is no larger in memory than was asked for", () =>
-    Effect.gen(function* () {
-      const root = yield* RootFs.overlay(yield* Image.host, { upper: "memory", size: "1MiB" })
-      assert.equal(root.upper, undefined)
-      assert.equal(yield* spawnExit(root, "head -c 3000000 /dev/zero > /fill || exit 7"), 7)
-    })
-  )
+  effect("is no larger in memory than was asked for", function* () {
+    const root = yield* RootFs.overlay(yield* Image.host, { upper: "memory", size: "1MiB" })
+    assert.equal(root.upper, undefined)
+    assert.equal(yield* spawnExit(root, "head -c 3000000 /dev/zero > /fill || exit 7"), 7)
+  })
 
   effect(
     "has the mode of the image's own root",
-    () =>
-      Effect.gen(function* () {
-        const at = makeRoot(`${folder()}/closed`)
-        fs.chmodSync(at, 0o711)
-        const image = yield* makeImage(at)
-        for (const upper of ["disk", "memory"] as const)
-          assert.equal(yield* sh(image, "stat -c %a /", { upper }), "711\n")
-      }),
+    function* () {
+      const at = makeRoot(`${folder()}/closed`)
+      fs.chmodSync(at, 0o711)
+      const image = yield* makeImage(at)
+      for (const upper of ["disk", "memory"] as const)
+        assert.equal(yield* sh(image, "stat -c %a /", { upper }), "711\n")
+    },
     { skip: whyNoBusybox }
   )
 
-  effect("an image with nothing in it is a root with nothing in it", () =>
-    Effect.gen(function* () {
-      const error = yield* failure("CommandFailed", Container.run(Image.scratch, { command: ["/bin/sh"] }))
-      assert.equal(error.reason, "NotFound")
-      const { folder: base } = yield* Berth.Berth
-      fs.mkdirSync(`${base}/nothing`, { recursive: true })
-      assert.deepEqual(fs.readdirSync(`${base}/nothing`), [])
-    })
-  )
+  effect("an image with nothing in it is a root with nothing in it", function* () {
+    const error = yield* failure("CommandFailed", Container.run(Image.scratch, { command: ["/bin/sh"] }))
+    assert.equal(error.reason, "NotFound")
+    const { folder: base } = yield* Berth.Berth
+    fs.mkdirSync(`${base}/nothing`, { recursive: true })
+    assert.deepEqual(fs.readdirSync(`${base}/nothing`), [])
+  })
 
-  effect("does not put the host's root below a layer on the same disk", () =>
-    Effect.gen(function* () {
-      const error = yield* failure("InvalidOption", RootFs.overlay(yield* Image.host, { upper: "disk" }))
-      assert.equal(error.option, "upper")
-      const size = yield* failure("InvalidOption", RootFs.overlay(yield* Image.host, { size: "12 parsecs" }))
-      assert.match(size.option, /size$/i)
-    })
-  )
+  effect("does not put the host's root below a layer on the same disk", function* () {
+    const error = yield* failure("InvalidOption", RootFs.overlay(yield* Image.host, { upper: "disk" }))
+    assert.equal(error.option, "upper")
+    const size = yield* failure("InvalidOption", RootFs.overlay(yield* Image.host, { size: "12 parsecs" }))
+    assert.match(size.option, /size$/i)
+  })
 
-  effect("says that a layer is no longer there", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/short-lived`
-      fs.mkdirSync(at, { recursive: true })
-      const image = yield* Image.fromRootfs(at)
-      fs.rmdirSync(at)
-      const error = yield* failure("ImageError", RootFs.overlay(image))
-      assert.equal(error.reason, "NotFound")
-      assert.ok(error.message.includes(at))
-    })
-  )
+  effect("says that a layer is no longer there", function* () {
+    const at = `${folder()}/short-lived`
+    fs.mkdirSync(at, { recursive: true })
+    const image = yield* Image.fromRootfs(at)
+    fs.rmdirSync(at)
+    const error = yield* failure("ImageError", RootFs.overlay(image))
+    assert.equal(error.reason, "NotFound")
+    assert.ok(error.message.includes(at))
+  })
 
-  effect("where the kernel gives a user namespace no overlay, the error says what would help", () =>
-    Effect.gen(function* () {
-      const { ids, supervisor } = yield* Berth.Berth
-      // In a user namespace without a mount namespace of its own, nothing can be mounted, as before Linux 5.11 no overlay.
-      const plan = Plan.make([
-        { op: "process", namespaces: flagsOf(["user"]) },
-        idMap(nested(ids)),
-        { op: "stdio", stdin: null, stdout: null, stderr: null },
-        {
-          op: "overlay-memory",
-          lower: [`${supervisor.folder}/empty`],
-          mode: 0o755,
-          tmpfs: [],
-          options: ["volatile", "userxattr"],
-          attributes: 0
-        },
-        { op: "self", arguments: ["berth-hold"], environment: [] }
-      ])
-      const error = yield* failure("OperationFailed", supervisor.start(supervisor.nextId(), plan, {}))
-      assert.equal(error.code, "EPERM")
-      assert.match(error.message, /Linux 5\.11 .*modprobe overlay.*run as root.*doctor/)
-    })
-  )
+  effect("where the kernel gives a user namespace no overlay, the error says what would help", function* () {
+    const { ids, supervisor } = yield* Berth.Berth
+    // In a user namespace without a mount namespace of its own, nothing can be mounted, as before Linux 5.11 no overlay.
+    const plan = Plan.make([
+      { op: "process", namespaces: flagsOf(["user"]) },
+      idMap(nested(ids)),
+      { op: "stdio", stdin: null, stdout: null, stderr: null },
+      {
+        op: "overlay-memory",
+        lower: [`${supervisor.folder}/empty`],
+        mode: 0o755,
+        tmpfs: [],
+        options: ["volatile", "userxattr"],
+        attributes: 0
+      },
+      { op: "self", arguments: ["berth-hold"], environment: [] }
+    ])
+    const error = yield* failure("OperationFailed", supervisor.start(supervisor.nextId(), plan, {}))
+    assert.equal(error.code, "EPERM")
+    assert.match(error.message, /Linux 5\.11 .*modprobe overlay.*run as root.*doctor/)
+  })
 })

@@ -71,238 +71,230 @@ const modeOf = (stdout: string): string => /Seccomp:\s*(\d)/.exec(stdout)![1]!
 suite("Seccomp", (effect) => {
   effect(
     "the default policy denies what Docker's denies and allows what that allows",
-    () => Effect.map(attack(everything), (came) => assert.deepEqual(came, expected)),
+    function* () {
+      yield* Effect.map(attack(everything), (came) => assert.deepEqual(came, expected))
+    },
     { skip }
   )
 
   effect(
     "it holds for another user, under an init, with new privileges allowed, in a user namespace and on a terminal",
-    () =>
-      Effect.gen(function* () {
-        for (const options of [
-          { user: "1000" },
-          { noNewPrivileges: false },
-          { noNewPrivileges: false, user: "1000" },
-          { namespaces: { user: "new" } },
-          { namespaces: { user: "new" }, noNewPrivileges: false },
-          { terminal: true },
-          ...(process.env.BERTH_NATIVE?.includes("sanitize") === true ? [] : [{ init: true }])
-        ] satisfies ReadonlyArray<Container.StartOptions>)
-          assert.deepEqual(yield* attack(everything, options), expected, JSON.stringify(options))
-      }),
+    function* () {
+      for (const options of [
+        { user: "1000" },
+        { noNewPrivileges: false },
+        { noNewPrivileges: false, user: "1000" },
+        { namespaces: { user: "new" } },
+        { namespaces: { user: "new" }, noNewPrivileges: false },
+        { terminal: true },
+        ...(process.env.BERTH_NATIVE?.includes("sanitize") === true ? [] : [{ init: true }])
+      ] satisfies ReadonlyArray<Container.StartOptions>)
+        assert.deepEqual(yield* attack(everything, options), expected, JSON.stringify(options))
+    },
     { skip }
   )
 
   effect(
     "what is executed in a container has the container's policy, or its own",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* attackImage
-        const box = yield* Container.start(image, { command: ["sleep", "1000"] })
-        const words = (command: ReadonlyArray<string>, options?: Container.ExecOptions) =>
-          Effect.map(Container.exec(box, command, options), ({ stdout }) => outcomes(stdout))
-        assert.deepEqual(yield* words(["attack", ...everything]), expected)
-        assert.deepEqual(yield* words(["attack", ...everything], { user: "1000" }), expected)
-        const uname = profile([{ names: ["uname"], action: "SCMP_ACT_ERRNO", errnoRet: 99 }])
-        const own = yield* words(["attack", "uname", "clone3"], { seccomp: uname })
-        assert.deepEqual(own, { uname: "EADDRNOTAVAIL", clone3: "EINVAL" })
-        const named = yield* Container.start(image, { command: ["sleep", "1000"], seccomp: uname })
-        const { stdout } = yield* Container.exec(named, ["attack", "uname"])
-        assert.deepEqual(outcomes(stdout), { uname: "EADDRNOTAVAIL" })
-        const open = yield* Container.start(image, { command: ["sleep", "1000"], seccomp: "unconfined" })
-        const status = yield* Container.exec(open, ["cat", "/proc/self/status"])
-        assert.equal(modeOf(status.stdout), "0")
-      }),
+    function* () {
+      const image = yield* attackImage
+      const box = yield* Container.start(image, { command: ["sleep", "1000"] })
+      const words = (command: ReadonlyArray<string>, options?: Container.ExecOptions) =>
+        Effect.map(Container.exec(box, command, options), ({ stdout }) => outcomes(stdout))
+      assert.deepEqual(yield* words(["attack", ...everything]), expected)
+      assert.deepEqual(yield* words(["attack", ...everything], { user: "1000" }), expected)
+      const uname = profile([{ names: ["uname"], action: "SCMP_ACT_ERRNO", errnoRet: 99 }])
+      const own = yield* words(["attack", "uname", "clone3"], { seccomp: uname })
+      assert.deepEqual(own, { uname: "EADDRNOTAVAIL", clone3: "EINVAL" })
+      const named = yield* Container.start(image, { command: ["sleep", "1000"], seccomp: uname })
+      const { stdout } = yield* Container.exec(named, ["attack", "uname"])
+      assert.deepEqual(outcomes(stdout), { uname: "EADDRNOTAVAIL" })
+      const open = yield* Container.start(image, { command: ["sleep", "1000"], seccomp: "unconfined" })
+      const status = yield* Container.exec(open, ["cat", "/proc/self/status"])
+      assert.equal(modeOf(status.stdout), "0")
+    },
     { skip }
   )
 
-  effect("one filter, or none where none is asked for", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      const command = ["grep", "Seccomp", "/proc/self/status"]
-      const confined = yield* Container.run(image, { command })
-      assert.match(confined.stdout, /^Seccomp:\s*2\nSeccomp_filters:\s*1\n$/)
-      const { stdout } = yield* Container.run(image, { command, seccomp: "unconfined" })
-      assert.equal(modeOf(stdout), "0")
-    })
-  )
+  effect("one filter, or none where none is asked for", function* () {
+    const image = yield* Image.host
+    const command = ["grep", "Seccomp", "/proc/self/status"]
+    const confined = yield* Container.run(image, { command })
+    assert.match(confined.stdout, /^Seccomp:\s*2\nSeccomp_filters:\s*1\n$/)
+    const { stdout } = yield* Container.run(image, { command, seccomp: "unconfined" })
+    assert.equal(modeOf(stdout), "0")
+  })
 
   effect(
     "unconfined, the kernel itself decides",
-    () =>
-      Effect.map(attack(["clone3", "personality", "keyctl", "fork"], { seccomp: "unconfined" }), (came) =>
-        assert.deepEqual(came, { clone3: "EINVAL", personality: "ok", keyctl: "ok", fork: "ok" })
-      ),
+    function* () {
+      yield* Effect.map(
+        attack(["clone3", "personality", "keyctl", "fork"], { seccomp: "unconfined" }),
+        (came) => assert.deepEqual(came, { clone3: "EINVAL", personality: "ok", keyctl: "ok", fork: "ok" })
+      )
+    },
     { skip }
   )
 
   effect(
     "a capability brings its system calls along, and the kernel's own refusals with them",
-    () =>
-      Effect.gen(function* () {
-        const came = yield* attack(["unshare", "setns", "clone3", "bpf"], {
-          capabilities: { add: ["SYS_ADMIN"] }
-        })
-        assert.deepEqual(came, { unshare: "ok", setns: "EBADF", clone3: "EINVAL", bpf: came.bpf })
-        const without = yield* Container.run(yield* attackImage, {
-          command: ["chroot", "/", "true"],
-          capabilities: { drop: ["SYS_CHROOT"] }
-        })
-        assert.notEqual(without.exitCode, 0)
-      }),
+    function* () {
+      const came = yield* attack(["unshare", "setns", "clone3", "bpf"], {
+        capabilities: { add: ["SYS_ADMIN"] }
+      })
+      assert.deepEqual(came, { unshare: "ok", setns: "EBADF", clone3: "EINVAL", bpf: came.bpf })
+      const without = yield* Container.run(yield* attackImage, {
+        command: ["chroot", "/", "true"],
+        capabilities: { drop: ["SYS_CHROOT"] }
+      })
+      assert.notEqual(without.exitCode, 0)
+    },
     { skip }
   )
 
   effect(
     "strict leaves a plain program running, and less than the default",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* attackImage
-        const script =
-          "id -u; grep -E '^(CapPrm|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; echo x > /x; cat /proc/kallsyms | wc -c; ulimit -c"
-        const { stdout } = yield* Container.run(image, { ...Security.strict, command: ["sh", "-c", script] })
-        assert.equal(
-          stdout,
-          "0\nCapPrm:\t0000000000000000\nCapBnd:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n0\n0\n"
-        )
-        const came = yield* attack([...everything, "packet"], Security.strict)
-        assert.deepEqual(came, { ...expected, traceme: "EPERM", mkdir: "EROFS", packet: "EPERM" })
-        const host = yield* Container.run(yield* Image.host, {
-          ...Security.strict,
-          command: ["bash", "-c", "for k in 1 2 3; do (sleep 0 & wait); done; ls / | sort | tail -n 1"]
-        })
-        assert.equal(host.exitCode, 0, host.stderr)
-      }),
+    function* () {
+      const image = yield* attackImage
+      const script =
+        "id -u; grep -E '^(CapPrm|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; echo x > /x; cat /proc/kallsyms | wc -c; ulimit -c"
+      const { stdout } = yield* Container.run(image, { ...Security.strict, command: ["sh", "-c", script] })
+      assert.equal(
+        stdout,
+        "0\nCapPrm:\t0000000000000000\nCapBnd:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n0\n0\n"
+      )
+      const came = yield* attack([...everything, "packet"], Security.strict)
+      assert.deepEqual(came, { ...expected, traceme: "EPERM", mkdir: "EROFS", packet: "EPERM" })
+      const host = yield* Container.run(yield* Image.host, {
+        ...Security.strict,
+        command: ["bash", "-c", "for k in 1 2 3; do (sleep 0 & wait); done; ls / | sort | tail -n 1"]
+      })
+      assert.equal(host.exitCode, 0, host.stderr)
+    },
     { skip }
   )
 
   effect(
     "each action of a profile does what its name says",
-    () =>
-      Effect.gen(function* () {
-        const run = (action: Security.SeccompAction, rest: Partial<Security.SeccompRule> = {}) =>
-          Effect.map(
-            attack(["uname"], { seccomp: profile([{ names: ["uname"], action, ...rest }]) }),
-            ({ uname }) => uname
-          )
-        // A null pointer is EFAULT where the kernel gets to see it.
-        assert.equal(yield* run("SCMP_ACT_ALLOW"), "EFAULT")
-        assert.equal(yield* run("SCMP_ACT_LOG"), "EFAULT")
-        assert.equal(yield* run("SCMP_ACT_ERRNO"), "EPERM")
-        assert.equal(yield* run("SCMP_ACT_ERRNO", { errnoRet: 38 }), "ENOSYS")
-        assert.equal(yield* run("SCMP_ACT_TRACE"), "ENOSYS")
-        for (const action of [
-          "SCMP_ACT_KILL",
-          "SCMP_ACT_KILL_PROCESS",
-          "SCMP_ACT_KILL_THREAD",
-          "SCMP_ACT_TRAP"
-        ] as const)
-          assert.equal(yield* run(action), "killed by 31: ok", action)
-      }),
+    function* () {
+      const run = (action: Security.SeccompAction, rest: Partial<Security.SeccompRule> = {}) =>
+        Effect.map(
+          attack(["uname"], { seccomp: profile([{ names: ["uname"], action, ...rest }]) }),
+          ({ uname }) => uname
+        )
+      // A null pointer is EFAULT where the kernel gets to see it.
+      assert.equal(yield* run("SCMP_ACT_ALLOW"), "EFAULT")
+      assert.equal(yield* run("SCMP_ACT_LOG"), "EFAULT")
+      assert.equal(yield* run("SCMP_ACT_ERRNO"), "EPERM")
+      assert.equal(yield* run("SCMP_ACT_ERRNO", { errnoRet: 38 }), "ENOSYS")
+      assert.equal(yield* run("SCMP_ACT_TRACE"), "ENOSYS")
+      for (const action of [
+        "SCMP_ACT_KILL",
+        "SCMP_ACT_KILL_PROCESS",
+        "SCMP_ACT_KILL_THREAD",
+        "SCMP_ACT_TRAP"
+      ] as const)
+        assert.equal(yield* run(action), "killed by 31: ok", action)
+    },
     { skip }
   )
 
   effect(
     "conditions of arguments, and rules for certain capabilities, architectures and kernels",
-    () =>
-      Effect.gen(function* () {
-        const refuse = (rest: Partial<Security.SeccompRule>) =>
-          Effect.map(
-            attack(["unix", "inet"], {
-              seccomp: profile([{ names: ["socket"], action: "SCMP_ACT_ERRNO", errnoRet: 13, ...rest }])
-            }),
-            (came) =>
-              Object.keys(came)
-                .filter((word) => came[word] === "EACCES")
-                .join()
-          )
-        assert.equal(yield* refuse({}), "unix,inet")
-        assert.equal(yield* refuse({ args: [{ index: 0, value: 2, op: "SCMP_CMP_EQ" }] }), "inet")
-        assert.equal(yield* refuse({ args: [{ index: 0, value: 2, op: "SCMP_CMP_NE" }] }), "unix")
-        assert.equal(yield* refuse({ args: [{ index: 0, value: 2, op: "SCMP_CMP_LT" }] }), "unix")
-        assert.equal(
-          yield* refuse({ args: [{ index: 0, value: 3, valueTwo: 2, op: "SCMP_CMP_MASKED_EQ" }] }),
-          "inet"
+    function* () {
+      const refuse = (rest: Partial<Security.SeccompRule>) =>
+        Effect.map(
+          attack(["unix", "inet"], {
+            seccomp: profile([{ names: ["socket"], action: "SCMP_ACT_ERRNO", errnoRet: 13, ...rest }])
+          }),
+          (came) =>
+            Object.keys(came)
+              .filter((word) => came[word] === "EACCES")
+              .join()
         )
-        // Of one argument, any will do.
-        const both = [1, 2].map((value) => ({ index: 0, value, op: "SCMP_CMP_EQ" }) as const)
-        assert.equal(yield* refuse({ args: both }), "unix,inet")
-        assert.equal(yield* refuse({ includes: { caps: ["CAP_CHOWN"] } }), "unix,inet")
-        assert.equal(yield* refuse({ includes: { caps: ["CAP_SYS_ADMIN"] } }), "")
-        assert.equal(yield* refuse({ excludes: { caps: ["CAP_CHOWN"] } }), "")
-        assert.equal(yield* refuse({ includes: { arches: ["s390"] } }), "")
-        assert.equal(yield* refuse({ includes: { minKernel: "4.8" } }), "unix,inet")
-        assert.equal(yield* refuse({ includes: { minKernel: "4000.1" } }), "")
-      }),
+      assert.equal(yield* refuse({}), "unix,inet")
+      assert.equal(yield* refuse({ args: [{ index: 0, value: 2, op: "SCMP_CMP_EQ" }] }), "inet")
+      assert.equal(yield* refuse({ args: [{ index: 0, value: 2, op: "SCMP_CMP_NE" }] }), "unix")
+      assert.equal(yield* refuse({ args: [{ index: 0, value: 2, op: "SCMP_CMP_LT" }] }), "unix")
+      assert.equal(
+        yield* refuse({ args: [{ index: 0, value: 3, valueTwo: 2, op: "SCMP_CMP_MASKED_EQ" }] }),
+        "inet"
+      )
+      // Of one argument, any will do.
+      const both = [1, 2].map((value) => ({ index: 0, value, op: "SCMP_CMP_EQ" }) as const)
+      assert.equal(yield* refuse({ args: both }), "unix,inet")
+      assert.equal(yield* refuse({ includes: { caps: ["CAP_CHOWN"] } }), "unix,inet")
+      assert.equal(yield* refuse({ includes: { caps: ["CAP_SYS_ADMIN"] } }), "")
+      assert.equal(yield* refuse({ excludes: { caps: ["CAP_CHOWN"] } }), "")
+      assert.equal(yield* refuse({ includes: { arches: ["s390"] } }), "")
+      assert.equal(yield* refuse({ includes: { minKernel: "4.8" } }), "unix,inet")
+      assert.equal(yield* refuse({ includes: { minKernel: "4000.1" } }), "")
+    },
     { skip }
   )
 
   effect(
     "a system call that is asked about gets the answer's error or value, or goes on, in a start and in an exec",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* attackImage
-        const seccomp = profile([
-          { names: ["uname", "mkdir", "getcpu", "execve"], action: "SCMP_ACT_NOTIFY" }
-        ])
-        const calls: Array<string> = []
-        const onSystemCall = (call: Security.SystemCall): Effect.Effect<Security.SystemCallAnswer> => {
-          calls.push(call.name)
-          if (call.name === "uname") return Effect.as(Effect.sleep("20 millis"), { value: 7 })
-          if (call.name === "mkdir") return Effect.succeed({ errno: 28 })
-          return call.name === "getcpu" ? Effect.die("a mistake") : Effect.succeed("continue")
-        }
-        const command = ["attack", "uname", "mkdir", "getcpu"]
-        const expected = { uname: "ok", mkdir: "ENOSPC", getcpu: "ENOSYS" }
-        const { stdout } = yield* Container.run(image, { command, seccomp, onSystemCall })
-        assert.deepEqual(outcomes(stdout), expected)
-        assert.deepEqual(
-          calls.filter((name) => name !== "execve"),
-          ["uname", "mkdir", "getcpu"]
-        )
-        assert.ok(calls.includes("execve"))
-        const box = yield* Container.start(image, { command: ["sleep", "1000"], seccomp, onSystemCall })
-        assert.deepEqual(outcomes((yield* Container.exec(box, command)).stdout), expected)
-        const missing = yield* failure("InvalidOption", Container.run(image, { command, seccomp }))
-        assert.equal(missing.option, "onSystemCall")
-        const stuck = profile([{ names: ["sendmsg"], action: "SCMP_ACT_NOTIFY" }])
-        const refused = yield* failure(
-          "InvalidOption",
-          Container.run(image, { command, seccomp: stuck, onSystemCall })
-        )
-        assert.match(refused.message, /sendmsg/)
-        // Whoever waits for an answer that does not come ends with its scope.
-        const never = () => Effect.never
-        const held = Effect.scoped(
-          Effect.gen(function* () {
-            const waiting = profile([{ names: ["mkdir"], action: "SCMP_ACT_NOTIFY" }])
-            yield* Container.start(image, { command: ["mkdir", "/x"], seccomp: waiting, onSystemCall: never })
-            yield* Effect.sleep("50 millis")
-          })
-        )
-        assert.ok(Option.isSome(yield* Effect.timeoutOption(held, "20 seconds")))
-      }),
+    function* () {
+      const image = yield* attackImage
+      const seccomp = profile([{ names: ["uname", "mkdir", "getcpu", "execve"], action: "SCMP_ACT_NOTIFY" }])
+      const calls: Array<string> = []
+      const onSystemCall = (call: Security.SystemCall): Effect.Effect<Security.SystemCallAnswer> => {
+        calls.push(call.name)
+        if (call.name === "uname") return Effect.as(Effect.sleep("20 millis"), { value: 7 })
+        if (call.name === "mkdir") return Effect.succeed({ errno: 28 })
+        return call.name === "getcpu" ? Effect.die("a mistake") : Effect.succeed("continue")
+      }
+      const command = ["attack", "uname", "mkdir", "getcpu"]
+      const expected = { uname: "ok", mkdir: "ENOSPC", getcpu: "ENOSYS" }
+      const { stdout } = yield* Container.run(image, { command, seccomp, onSystemCall })
+      assert.deepEqual(outcomes(stdout), expected)
+      assert.deepEqual(
+        calls.filter((name) => name !== "execve"),
+        ["uname", "mkdir", "getcpu"]
+      )
+      assert.ok(calls.includes("execve"))
+      const box = yield* Container.start(image, { command: ["sleep", "1000"], seccomp, onSystemCall })
+      assert.deepEqual(outcomes((yield* Container.exec(box, command)).stdout), expected)
+      const missing = yield* failure("InvalidOption", Container.run(image, { command, seccomp }))
+      assert.equal(missing.option, "onSystemCall")
+      const stuck = profile([{ names: ["sendmsg"], action: "SCMP_ACT_NOTIFY" }])
+      const refused = yield* failure(
+        "InvalidOption",
+        Container.run(image, { command, seccomp: stuck, onSystemCall })
+      )
+      assert.match(refused.message, /sendmsg/)
+      // Whoever waits for an answer that does not come ends with its scope.
+      const never = () => Effect.never
+      const held = Effect.scoped(
+        Effect.gen(function* () {
+          const waiting = profile([{ names: ["mkdir"], action: "SCMP_ACT_NOTIFY" }])
+          yield* Container.start(image, { command: ["mkdir", "/x"], seccomp: waiting, onSystemCall: never })
+          yield* Effect.sleep("50 millis")
+        })
+      )
+      assert.ok(Option.isSome(yield* Effect.timeoutOption(held, "20 seconds")))
+    },
     { skip }
   )
 
-  effect("a profile that does not let the command be executed is an error that says so", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      for (const action of ["SCMP_ACT_ERRNO", "SCMP_ACT_KILL"] as const) {
-        const seccomp = profile([{ names: ["execve"], action }])
-        const result = yield* Effect.either(Container.run(image, { command: ["true"], seccomp }))
-        if (action === "SCMP_ACT_ERRNO") {
-          assert.equal(result._tag === "Left" && result.left._tag, "CommandFailed")
-        } else assert.equal(result._tag === "Right" && result.right.signal, "SIGSYS")
-      }
-      // The supervisor has not suffered.
-      const { exitCode } = yield* Container.run(image, { command: ["true"] })
-      assert.equal(exitCode, 0)
-    })
-  )
+  effect("a profile that does not let the command be executed is an error that says so", function* () {
+    const image = yield* Image.host
+    for (const action of ["SCMP_ACT_ERRNO", "SCMP_ACT_KILL"] as const) {
+      const seccomp = profile([{ names: ["execve"], action }])
+      const result = yield* Effect.either(Container.run(image, { command: ["true"], seccomp }))
+      if (action === "SCMP_ACT_ERRNO") {
+        assert.equal(result._tag === "Left" && result.left._tag, "CommandFailed")
+      } else assert.equal(result._tag === "Right" && result.right.signal, "SIGSYS")
+    }
+    // The supervisor has not suffered.
+    const { exitCode } = yield* Container.run(image, { command: ["true"] })
+    assert.equal(exitCode, 0)
+  })
 
-  effect("the default policy is kept in Berth's folder, and made again where it has been damaged", () =>
-    Effect.gen(function* () {
+  effect(
+    "the default policy is kept in Berth's folder, and made again where it has been damaged",
+    function* () {
       const { folder } = yield* Berth.Berth
       const set = maskOf(Security.defaultCapabilities)
       const load = () => kept(`${folder}/kept`, Security.defaultSeccomp, set)
@@ -321,7 +313,7 @@ suite("Seccomp", (effect) => {
         assert.deepEqual(load(), first)
         assert.deepEqual(fs.readFileSync(path), whole)
       }
-    })
+    }
   )
 })
 
@@ -331,81 +323,70 @@ suite("Seccomp, what it says of bad input", (effect) => {
       failure("InvalidOption", Container.run(image, { command: ["true"], seccomp: seccomp as never }))
     )
 
-  effect("a name that there is not, with the nearest that there is", () =>
-    Effect.gen(function* () {
-      const call = yield* refused(profile([{ names: ["mkdirr"], action: "SCMP_ACT_ERRNO" }]))
-      assert.equal(call.option, "seccomp.syscalls")
-      assert.match(call.message, /"mkdirr".*nearest is mkdir\b/)
-      const arch = yield* refused(profile([], { architectures: ["SCMP_ARCH_X86_46"] }))
-      assert.match(arch.message, /nearest is SCMP_ARCH_X86_64/)
-      const cap = yield* refused(
-        profile([{ names: ["read"], action: "SCMP_ACT_ERRNO", includes: { caps: ["CAP_SYS_ADMINN"] } }])
-      )
-      assert.match(cap.message, /nearest is CAP_SYS_ADMIN\b/)
-    })
-  )
+  effect("a name that there is not, with the nearest that there is", function* () {
+    const call = yield* refused(profile([{ names: ["mkdirr"], action: "SCMP_ACT_ERRNO" }]))
+    assert.equal(call.option, "seccomp.syscalls")
+    assert.match(call.message, /"mkdirr".*nearest is mkdir\b/)
+    const arch = yield* refused(profile([], { architectures: ["SCMP_ARCH_X86_46"] }))
+    assert.match(arch.message, /nearest is SCMP_ARCH_X86_64/)
+    const cap = yield* refused(
+      profile([{ names: ["read"], action: "SCMP_ACT_ERRNO", includes: { caps: ["CAP_SYS_ADMINN"] } }])
+    )
+    assert.match(cap.message, /nearest is CAP_SYS_ADMIN\b/)
+  })
 
-  effect("a profile of another form, and where", () =>
-    Effect.gen(function* () {
-      for (const [seccomp, option] of [
-        ["confined", "seccomp"],
-        [null, "seccomp"],
-        [{}, "seccomp.defaultAction"],
-        [{ defaultAction: "SCMP_ACT_ALOW" }, "seccomp.defaultAction"],
-        [profile([{ names: ["read"], action: "deny" as never }]), "seccomp.syscalls[0].action"],
-        [profile([{ names: ["read\n"], action: "SCMP_ACT_ERRNO" }]), "seccomp.syscalls[0].names[0]"],
-        [profile([{ names: ["x".repeat(64)], action: "SCMP_ACT_ERRNO" }]), "seccomp.syscalls[0].names[0]"],
-        [
-          profile([{ names: ["read"], action: "SCMP_ACT_ERRNO", errnoRet: 4096 }]),
-          "seccomp.syscalls[0].errnoRet"
-        ],
-        [
-          profile([{ names: ["read"], action: "SCMP_ACT_ERRNO", arg: [] } as never]),
-          "seccomp.syscalls[0].arg"
-        ],
-        [{ ...profile([]), listenerPath: "/x" }, "seccomp.listenerPath"],
-        [profile([], { flags: ["SECCOMP_FILTER_FLAG_NEW_LISTENER" as never] }), "seccomp.flags[0]"],
-        [
-          profile([
-            { names: ["read"], action: "SCMP_ACT_ERRNO", args: [{ index: 6, value: 0, op: "SCMP_CMP_EQ" }] }
-          ]),
-          "seccomp.syscalls[0].args[0].index"
-        ],
-        [
-          profile([
-            {
-              names: ["read"],
-              action: "SCMP_ACT_ERRNO",
-              args: [{ index: 0, value: 2 ** 64, op: "SCMP_CMP_EQ" }]
-            }
-          ]),
-          "seccomp.syscalls[0].args[0].value"
-        ]
-      ] as const)
-        assert.equal((yield* refused(seccomp)).option, option)
-    })
-  )
+  effect("a profile of another form, and where", function* () {
+    for (const [seccomp, option] of [
+      ["confined", "seccomp"],
+      [null, "seccomp"],
+      [{}, "seccomp.defaultAction"],
+      [{ defaultAction: "SCMP_ACT_ALOW" }, "seccomp.defaultAction"],
+      [profile([{ names: ["read"], action: "deny" as never }]), "seccomp.syscalls[0].action"],
+      [profile([{ names: ["read\n"], action: "SCMP_ACT_ERRNO" }]), "seccomp.syscalls[0].names[0]"],
+      [profile([{ names: ["x".repeat(64)], action: "SCMP_ACT_ERRNO" }]), "seccomp.syscalls[0].names[0]"],
+      [
+        profile([{ names: ["read"], action: "SCMP_ACT_ERRNO", errnoRet: 4096 }]),
+        "seccomp.syscalls[0].errnoRet"
+      ],
+      [profile([{ names: ["read"], action: "SCMP_ACT_ERRNO", arg: [] } as never]), "seccomp.syscalls[0].arg"],
+      [{ ...profile([]), listenerPath: "/x" }, "seccomp.listenerPath"],
+      [profile([], { flags: ["SECCOMP_FILTER_FLAG_NEW_LISTENER" as never] }), "seccomp.flags[0]"],
+      [
+        profile([
+          { names: ["read"], action: "SCMP_ACT_ERRNO", args: [{ index: 6, value: 0, op: "SCMP_CMP_EQ" }] }
+        ]),
+        "seccomp.syscalls[0].args[0].index"
+      ],
+      [
+        profile([
+          {
+            names: ["read"],
+            action: "SCMP_ACT_ERRNO",
+            args: [{ index: 0, value: 2 ** 64, op: "SCMP_CMP_EQ" }]
+          }
+        ]),
+        "seccomp.syscalls[0].args[0].value"
+      ]
+    ] as const)
+      assert.equal((yield* refused(seccomp)).option, option)
+  })
 
-  effect("more rules than there can be, and architectures said twice", () =>
-    Effect.gen(function* () {
-      const many = Array.from({ length: 20 }, () => ({
-        names: Array.from({ length: 1000 }, () => "read"),
-        action: "SCMP_ACT_ERRNO" as const
-      }))
-      assert.equal((yield* refused(profile(many))).option, "seccomp.syscalls")
-      const both = { architectures: ["SCMP_ARCH_X86"], archMap: [{ architecture: "SCMP_ARCH_X86" }] }
-      assert.equal((yield* refused(profile([], both))).option, "seccomp.architectures")
-    })
-  )
+  effect("more rules than there can be, and architectures said twice", function* () {
+    const many = Array.from({ length: 20 }, () => ({
+      names: Array.from({ length: 1000 }, () => "read"),
+      action: "SCMP_ACT_ERRNO" as const
+    }))
+    assert.equal((yield* refused(profile(many))).option, "seccomp.syscalls")
+    const both = { architectures: ["SCMP_ARCH_X86"], archMap: [{ architecture: "SCMP_ARCH_X86" }] }
+    assert.equal((yield* refused(profile([], both))).option, "seccomp.architectures")
+  })
 
-  effect("text that is not JSON, or too much of it", () =>
-    Effect.gen(function* () {
-      for (const text of ["", "{", "[]", "null", '"x"', `"${"x".repeat(2 ** 20)}"`, "[".repeat(100000)])
-        yield* failure("InvalidOption", Security.seccompFromJson(text))
-      const text = JSON.stringify(Security.defaultSeccomp)
-      assert.deepEqual(yield* Security.seccompFromJson(text), JSON.parse(text))
-    })
-  )
+  effect("text that is not JSON, or too much of it", function* () {
+    for (const text of ["", "{", "[]", "null", '"x"', `"${"x".repeat(2 ** 20)}"`, "[".repeat(100000)])
+      yield* failure("InvalidOption", Security.seccompFromJson(text))
+    const text = JSON.stringify(Security.defaultSeccomp)
+    assert.deepEqual(yield* Security.seccompFromJson(text), JSON.parse(text))
+  })
 })
 
 // The shortened programs against libseccomp's own, by an interpreter of BPF.

@@ -46,49 +46,46 @@ const mayRaise =
   1n
 
 suite("Security", (effect) => {
-  effect("capabilities by name: dropped first, then added, and no others", () =>
-    Effect.gen(function* () {
-      const usual = maskOf(Security.defaultCapabilities)
-      const plain = yield* sets({})
-      assert.deepEqual(plain, { Inh: 0n, Prm: usual, Eff: usual, Bnd: usual, Amb: 0n })
-      const two = maskOf(["NET_BIND_SERVICE", "KILL"])
-      const few = yield* sets({
-        capabilities: { drop: ["ALL"], add: ["NET_BIND_SERVICE", "CAP_KILL" as never] }
-      })
-      assert.deepEqual(few, { Inh: 0n, Prm: two, Eff: two, Bnd: two, Amb: 0n })
-      const none = yield* sets({ capabilities: { drop: ["ALL"] } })
-      assert.deepEqual(none, { Inh: 0n, Prm: 0n, Eff: 0n, Bnd: 0n, Amb: 0n })
+  effect("capabilities by name: dropped first, then added, and no others", function* () {
+    const usual = maskOf(Security.defaultCapabilities)
+    const plain = yield* sets({})
+    assert.deepEqual(plain, { Inh: 0n, Prm: usual, Eff: usual, Bnd: usual, Amb: 0n })
+    const two = maskOf(["NET_BIND_SERVICE", "KILL"])
+    const few = yield* sets({
+      capabilities: { drop: ["ALL"], add: ["NET_BIND_SERVICE", "CAP_KILL" as never] }
     })
-  )
+    assert.deepEqual(few, { Inh: 0n, Prm: two, Eff: two, Bnd: two, Amb: 0n })
+    const none = yield* sets({ capabilities: { drop: ["ALL"] } })
+    assert.deepEqual(none, { Inh: 0n, Prm: 0n, Eff: 0n, Bnd: 0n, Amb: 0n })
+  })
 
-  effect("ambient ones reach a command of somebody else than root, in a start and in an exec", () =>
-    Effect.gen(function* () {
-      const one = maskOf(["NET_BIND_SERVICE"])
-      const capabilities = { drop: ["ALL"], ambient: ["NET_BIND_SERVICE"] } as const
-      const expected = { Inh: one, Prm: one, Eff: one, Bnd: one, Amb: one }
-      assert.deepEqual(yield* sets({ user: "1000", capabilities }), expected)
-      const without = yield* sets({
-        user: "1000",
-        capabilities: { drop: ["ALL"], add: ["NET_BIND_SERVICE"] }
-      })
-      assert.deepEqual(without, { Inh: 0n, Prm: 0n, Eff: 0n, Bnd: one, Amb: 0n })
-      const box = yield* Container.start(yield* Image.host, {
-        command: ["sleep", "1000"],
-        user: "1000",
-        capabilities
-      })
-      const read = ["sh", "-c", "grep CapEff /proc/self/status"]
-      const hex = one.toString(16).padStart(16, "0")
-      assert.equal((yield* Container.exec(box, read)).stdout, `CapEff:\t${hex}\n`)
-      const other = yield* Container.exec(box, read, { capabilities: { drop: ["ALL"] } })
-      assert.equal(other.stdout, "CapEff:\t0000000000000000\n")
-      const wrong = yield* failure("InvalidOption", sets({ capabilities: { ambient: ["ALL" as never] } }))
-      assert.equal(wrong.option, "capabilities.ambient")
+  effect("ambient ones reach a command of somebody else than root, in a start and in an exec", function* () {
+    const one = maskOf(["NET_BIND_SERVICE"])
+    const capabilities = { drop: ["ALL"], ambient: ["NET_BIND_SERVICE"] } as const
+    const expected = { Inh: one, Prm: one, Eff: one, Bnd: one, Amb: one }
+    assert.deepEqual(yield* sets({ user: "1000", capabilities }), expected)
+    const without = yield* sets({
+      user: "1000",
+      capabilities: { drop: ["ALL"], add: ["NET_BIND_SERVICE"] }
     })
-  )
+    assert.deepEqual(without, { Inh: 0n, Prm: 0n, Eff: 0n, Bnd: one, Amb: 0n })
+    const box = yield* Container.start(yield* Image.host, {
+      command: ["sleep", "1000"],
+      user: "1000",
+      capabilities
+    })
+    const read = ["sh", "-c", "grep CapEff /proc/self/status"]
+    const hex = one.toString(16).padStart(16, "0")
+    assert.equal((yield* Container.exec(box, read)).stdout, `CapEff:\t${hex}\n`)
+    const other = yield* Container.exec(box, read, { capabilities: { drop: ["ALL"] } })
+    assert.equal(other.stdout, "CapEff:\t0000000000000000\n")
+    const wrong = yield* failure("InvalidOption", sets({ capabilities: { ambient: ["ALL" as never] } }))
+    assert.equal(wrong.option, "capabilities.ambient")
+  })
 
-  effect("a limit above the hard one is cut down to that and said, or raised where that is allowed", () =>
-    Effect.gen(function* () {
+  effect(
+    "a limit above the hard one is cut down to that and said, or raised where that is allowed",
+    function* () {
       const limits = ["sh", "-c", "ulimit -Sn; ulimit -Hn"]
       const hard = (yield* run({ command: ["sh", "-c", "ulimit -Hn"] })).stdout.trim()
       const asked = Math.min(Number(hard) + 1000, 1 << 20)
@@ -111,36 +108,36 @@ suite("Security", (effect) => {
       assert.equal(executed.warnings.length, mayRaise ? 0 : 1)
       const fine = yield* withWarnings(run({ command: limits, rlimits: { nofile: 64, core: 0 } }))
       assert.deepEqual([fine.result.stdout, fine.warnings], ["64\n64\n", []])
-    })
+    }
   )
 
   effect(
     "hidepid hides what is another user's",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* attackImage
-        const seen = (hidepid: Container.StartOptions["hidepid"]) =>
-          Effect.scoped(
-            Effect.gen(function* () {
-              const box = yield* Container.start(image, { command: ["sleep", "1000"], hidepid })
-              const script =
-                "[ -d /proc/1 ] && echo there; cat /proc/1/cmdline >/dev/null 2>&1 && echo readable"
-              return (yield* Container.exec(box, ["sh", "-c", script], { user: "1000" })).stdout
-            })
-          )
-        assert.equal(yield* seen(undefined), "there\nreadable\n")
-        assert.equal(yield* seen("off"), "there\nreadable\n")
-        assert.equal(yield* seen("noaccess"), "there\n")
-        assert.equal(yield* seen("invisible"), "")
-        assert.equal(yield* seen("ptraceable"), "")
-        const wrong = yield* failure("InvalidOption", run({ command: ["true"], hidepid: "yes" as never }))
-        assert.equal(wrong.option, "hidepid")
-      }),
+    function* () {
+      const image = yield* attackImage
+      const seen = (hidepid: Container.StartOptions["hidepid"]) =>
+        Effect.scoped(
+          Effect.gen(function* () {
+            const box = yield* Container.start(image, { command: ["sleep", "1000"], hidepid })
+            const script =
+              "[ -d /proc/1 ] && echo there; cat /proc/1/cmdline >/dev/null 2>&1 && echo readable"
+            return (yield* Container.exec(box, ["sh", "-c", script], { user: "1000" })).stdout
+          })
+        )
+      assert.equal(yield* seen(undefined), "there\nreadable\n")
+      assert.equal(yield* seen("off"), "there\nreadable\n")
+      assert.equal(yield* seen("noaccess"), "there\n")
+      assert.equal(yield* seen("invisible"), "")
+      assert.equal(yield* seen("ptraceable"), "")
+      const wrong = yield* failure("InvalidOption", run({ command: ["true"], hidepid: "yes" as never }))
+      assert.equal(wrong.option, "hidepid")
+    },
     { skip }
   )
 
-  effect("kernel parameters of the container's own namespaces are set in those, and no others are", () =>
-    Effect.gen(function* () {
+  effect(
+    "kernel parameters of the container's own namespaces are set in those, and no others are",
+    function* () {
       const name = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
       const before = fs.readFileSync(name, "utf8")
       const sysctls = {
@@ -172,25 +169,23 @@ suite("Security", (effect) => {
         run({ command: ["true"], namespaces: { network: "host" }, sysctls: { "net.ipv4.ip_forward": "1" } })
       )
       assert.match(shared.message, /a network namespace of the container's own/)
-    })
+    }
   )
 
-  effect("masked and read-only paths are as given, and the root as asked", () =>
-    Effect.gen(function* () {
-      const script =
-        "cat /etc/passwd | wc -c; ls /usr/share | wc -l; (echo x > /etc/x) 2>/dev/null || echo refused; (echo x > /opt/x) 2>/dev/null && echo written"
-      const { stdout } = yield* run({
-        command: ["sh", "-c", script],
-        maskedPaths: ["/etc/passwd", "/usr/share", "/no/such"],
-        readonlyPaths: ["/etc", "/no/such"]
-      })
-      // Without root, the host's folders are read-only anyhow.
-      assert.equal(stdout, `0\n0\nrefused\n${process.getuid?.() === 0 ? "written\n" : ""}`)
-      const root = yield* run({
-        command: ["sh", "-c", "(echo x > /opt/x) 2>/dev/null || echo refused"],
-        readOnly: true
-      })
-      assert.equal(root.stdout, "refused\n")
+  effect("masked and read-only paths are as given, and the root as asked", function* () {
+    const script =
+      "cat /etc/passwd | wc -c; ls /usr/share | wc -l; (echo x > /etc/x) 2>/dev/null || echo refused; (echo x > /opt/x) 2>/dev/null && echo written"
+    const { stdout } = yield* run({
+      command: ["sh", "-c", script],
+      maskedPaths: ["/etc/passwd", "/usr/share", "/no/such"],
+      readonlyPaths: ["/etc", "/no/such"]
     })
-  )
+    // Without root, the host's folders are read-only anyhow.
+    assert.equal(stdout, `0\n0\nrefused\n${process.getuid?.() === 0 ? "written\n" : ""}`)
+    const root = yield* run({
+      command: ["sh", "-c", "(echo x > /opt/x) 2>/dev/null || echo refused"],
+      readOnly: true
+    })
+    assert.equal(root.stdout, "refused\n")
+  })
 })

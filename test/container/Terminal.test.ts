@@ -35,111 +35,101 @@ const shell = (options: Container.StartOptions = {}) =>
   )
 
 suite("Terminal", (effect, folder) => {
-  effect("is of the size that was asked for, the user's own, and of the container's devpts", () =>
-    Effect.gen(function* () {
-      const box = yield* shell({ user: "nobody" })
-      const { end, text } = yield* screen(box)
-      yield* type(box, "stty size; tty; ls -l $(tty)\n", "exit 3\n")
-      assert.equal((yield* box.exit).exitCode, 3)
-      yield* end
-      assert.match(text(), /30 100\r\n\/dev\/pts\/0\r\ncrw--w---- 1 nobody/)
-    })
-  )
+  effect("is of the size that was asked for, the user's own, and of the container's devpts", function* () {
+    const box = yield* shell({ user: "nobody" })
+    const { end, text } = yield* screen(box)
+    yield* type(box, "stty size; tty; ls -l $(tty)\n", "exit 3\n")
+    assert.equal((yield* box.exit).exitCode, 3)
+    yield* end
+    assert.match(text(), /30 100\r\n\/dev\/pts\/0\r\ncrw--w---- 1 nobody/)
+  })
 
-  effect("tells its foreground of a new size", () =>
-    Effect.gen(function* () {
-      const waiting = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done"
-      const box = yield* shell({ command: ["sh", "-c", waiting] })
-      const { end, text } = yield* screen(box)
-      yield* Effect.promise(() => eventually(() => text().includes("ready")))
-      yield* Container.resize(box, { rows: 11, columns: 22 })
-      yield* box.exit
-      yield* end
-      assert.match(text(), /11 22\r\n/)
-    })
-  )
+  effect("tells its foreground of a new size", function* () {
+    const waiting = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done"
+    const box = yield* shell({ command: ["sh", "-c", waiting] })
+    const { end, text } = yield* screen(box)
+    yield* Effect.promise(() => eventually(() => text().includes("ready")))
+    yield* Container.resize(box, { rows: 11, columns: 22 })
+    yield* box.exit
+    yield* end
+    assert.match(text(), /11 22\r\n/)
+  })
 
-  effect("passes Ctrl-C on as SIGINT, and Ctrl-D as the end of what is typed", () =>
-    Effect.gen(function* () {
-      const box = yield* shell({ command: ["sleep", "1000"], init: true })
-      yield* type(box, "\x03")
-      assert.equal((yield* box.exit).exitCode, 130)
-      const cat = yield* shell({ command: ["cat"] })
-      const { end, text } = yield* screen(cat)
-      yield* Stream.run(Stream.encodeText(Stream.make("typed\n")), cat.stdin)
-      assert.equal((yield* cat.exit).exitCode, 0)
-      yield* end
-      assert.equal(text().split("typed").length, 3, "once as an echo, once by cat")
-    })
-  )
+  effect("passes Ctrl-C on as SIGINT, and Ctrl-D as the end of what is typed", function* () {
+    const box = yield* shell({ command: ["sleep", "1000"], init: true })
+    yield* type(box, "\x03")
+    assert.equal((yield* box.exit).exitCode, 130)
+    const cat = yield* shell({ command: ["cat"] })
+    const { end, text } = yield* screen(cat)
+    yield* Stream.run(Stream.encodeText(Stream.make("typed\n")), cat.stdin)
+    assert.equal((yield* cat.exit).exitCode, 0)
+    yield* end
+    assert.equal(text().split("typed").length, 3, "once as an echo, once by cat")
+  })
 
-  effect("of an executed command is its own", () =>
-    Effect.gen(function* () {
-      const box = yield* shell({ command: ["sleep", "1000"] })
-      const command = yield* Container.execStream(box, ["sh", "-c", "tty; stty size"], {
-        terminal: { rows: 5, columns: 6 }
-      })
-      const { end, text } = yield* screen(command)
-      assert.equal((yield* command.exit).exitCode, 0)
-      yield* end
-      assert.equal(text(), "/dev/pts/1\r\n5 6\r\n")
+  effect("of an executed command is its own", function* () {
+    const box = yield* shell({ command: ["sleep", "1000"] })
+    const command = yield* Container.execStream(box, ["sh", "-c", "tty; stty size"], {
+      terminal: { rows: 5, columns: 6 }
     })
-  )
+    const { end, text } = yield* screen(command)
+    assert.equal((yield* command.exit).exitCode, 0)
+    yield* end
+    assert.equal(text(), "/dev/pts/1\r\n5 6\r\n")
+  })
 
   effect(
     "this program's own is attached: its size, its keys, its changes of size, and the exit code",
-    () =>
-      Effect.gen(function* () {
-        const { args, command } = commandOf("attached.ts", [`${folder()}/attached`])
-        const words = [command, ...args].map((word) => `'${word}'`).join(" ")
-        const child = yield* Effect.acquireRelease(
-          Effect.sync(() =>
-            spawn("script", ["-qfec", `tty; stty rows 12 cols 34; exec ${words}`, "/dev/null"], {
-              cwd: root,
-              env: { ...process.env, SHELL: "/bin/sh" },
-              stdio: ["pipe", "pipe", "inherit"]
-            })
-          ),
-          (started) => Effect.sync(() => started.kill())
+    function* () {
+      const { args, command } = commandOf("attached.ts", [`${folder()}/attached`])
+      const words = [command, ...args].map((word) => `'${word}'`).join(" ")
+      const child = yield* Effect.acquireRelease(
+        Effect.sync(() =>
+          spawn("script", ["-qfec", `tty; stty rows 12 cols 34; exec ${words}`, "/dev/null"], {
+            cwd: root,
+            env: { ...process.env, SHELL: "/bin/sh" },
+            stdio: ["pipe", "pipe", "inherit"]
+          })
+        ),
+        (started) => Effect.sync(() => started.kill())
+      )
+      const exited = new Promise<number | null>((resolve) => child.on("exit", resolve))
+      let text = ""
+      child.stdout.on("data", (bytes) => {
+        text += bytes
+      })
+      const says = (what: RegExp) =>
+        Effect.promise(() => eventually(() => what.test(text), 20_000)).pipe(
+          Effect.map((said) => assert.ok(said, `${what} in ${JSON.stringify(text)}`))
         )
-        const exited = new Promise<number | null>((resolve) => child.on("exit", resolve))
-        let text = ""
-        child.stdout.on("data", (bytes) => {
-          text += bytes
-        })
-        const says = (what: RegExp) =>
-          Effect.promise(() => eventually(() => what.test(text), 20_000)).pipe(
-            Effect.map((said) => assert.ok(said, `${what} in ${JSON.stringify(text)}`))
-          )
-        yield* says(/12 34\r+\n/)
-        child.stdin.write("echo hello\n")
-        yield* says(/\nhello\r+\n/)
-        child.stdin.write("\x03")
-        yield* says(/interrupted\r+\n/)
-        spawn("stty", ["-F", /^\/dev\/\S+/.exec(text)![0], "rows", "13", "cols", "35"])
-        yield* says(/13 35\r+\n/)
-        child.stdin.write("exit 7\n")
-        assert.equal(yield* Effect.promise(() => exited), 7)
-      }),
+      yield* says(/12 34\r+\n/)
+      child.stdin.write("echo hello\n")
+      yield* says(/\nhello\r+\n/)
+      child.stdin.write("\x03")
+      yield* says(/interrupted\r+\n/)
+      spawn("stty", ["-F", /^\/dev\/\S+/.exec(text)![0], "rows", "13", "cols", "35"])
+      yield* says(/13 35\r+\n/)
+      child.stdin.write("exit 7\n")
+      assert.equal(yield* Effect.promise(() => exited), 7)
+    },
     { skip: fs.existsSync("/usr/bin/script") ? false : "script(1) is not installed" }
   )
 
   effect(
     "a full-screen editor works in it",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* makeImage(`${folder()}/editor`)
-        const box = yield* Container.start(image, {
-          command: ["vi", "/tmp/note"],
-          terminal: { rows: 24, columns: 80 }
-        })
-        const { text } = yield* screen(box)
-        yield* type(box, "i", "hello, ", "world", "\x1b", "0", "x", ":w\r")
-        assert.equal((yield* Container.exec(box, ["cat", "/tmp/note"])).stdout, "ello, world\n")
-        yield* type(box, ":q\r")
-        assert.equal((yield* box.exit).exitCode, 0)
-        assert.ok(text().includes("\x1b["), "it moves its cursor")
-      }),
+    function* () {
+      const image = yield* makeImage(`${folder()}/editor`)
+      const box = yield* Container.start(image, {
+        command: ["vi", "/tmp/note"],
+        terminal: { rows: 24, columns: 80 }
+      })
+      const { text } = yield* screen(box)
+      yield* type(box, "i", "hello, ", "world", "\x1b", "0", "x", ":w\r")
+      assert.equal((yield* Container.exec(box, ["cat", "/tmp/note"])).stdout, "ello, world\n")
+      yield* type(box, ":q\r")
+      assert.equal((yield* box.exit).exitCode, 0)
+      assert.ok(text().includes("\x1b["), "it moves its cursor")
+    },
     { skip: whyNoBusybox }
   )
 })

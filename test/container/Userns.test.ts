@@ -43,112 +43,108 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   for (const upper of ["disk", "memory"] as const)
     effect.asRoot(
       `has the image's owners, as they are, and writes as itself, its writable layer on ${upper}`,
-      () =>
-        Effect.gen(function* () {
-          const from = yield* withOwners
-          const box = yield* Container.start(from, { ...sleeping, upper, entrypoint: [] })
-          const { host, size } = mapOf(box.pid)
-          assert.equal(size, 65536)
-          assert.deepEqual(idsOf(box.pid), [String(host), String(host)])
-          const script = `${statAll}; cd /home/app; echo more >> private/secret; chown 7:8 setuid; touch new; stat -c '%n %u:%g' private/secret setuid new`
-          const seen = yield* Container.exec(box, ["sh", "-c", script])
-          assert.equal(seen.stderr, "")
-          assert.equal(seen.stdout, `${expected}private/secret 1000:1001\nsetuid 7:8\nnew 0:0\n`)
-          const mine = yield* Container.exec(box, ["sh", "-c", "id -u; cat /home/app/private/secret"], {
-            user: "app"
-          })
-          assert.equal(mine.stdout, "1000\napp's\nmore\n")
-          // What it was made from is shown with other ids, and has not been given any.
-          const [lowest] = from.layers
-          assert.deepEqual(
-            ["bin/busybox", "etc/passwd"].map((name) => fs.statSync(`${lowest}/${name}`).uid),
-            [0, 0]
-          )
-          if (upper === "memory") return
-          const written = box.plan.operations.find((operation) => operation.op === "overlay")!
-          const stat = (name: string) => fs.statSync(`${written.upper}/home/app/${name}`)
-          assert.deepEqual([stat("new").uid, stat("new").gid], [host, host])
-          assert.deepEqual([stat("setuid").uid, stat("setuid").gid], [host + 7, host + 8])
-          assert.deepEqual([stat("private/secret").uid, stat("private").uid], [host + 1000, host + 1000])
-        }),
+      function* () {
+        const from = yield* withOwners
+        const box = yield* Container.start(from, { ...sleeping, upper, entrypoint: [] })
+        const { host, size } = mapOf(box.pid)
+        assert.equal(size, 65536)
+        assert.deepEqual(idsOf(box.pid), [String(host), String(host)])
+        const script = `${statAll}; cd /home/app; echo more >> private/secret; chown 7:8 setuid; touch new; stat -c '%n %u:%g' private/secret setuid new`
+        const seen = yield* Container.exec(box, ["sh", "-c", script])
+        assert.equal(seen.stderr, "")
+        assert.equal(seen.stdout, `${expected}private/secret 1000:1001\nsetuid 7:8\nnew 0:0\n`)
+        const mine = yield* Container.exec(box, ["sh", "-c", "id -u; cat /home/app/private/secret"], {
+          user: "app"
+        })
+        assert.equal(mine.stdout, "1000\napp's\nmore\n")
+        // What it was made from is shown with other ids, and has not been given any.
+        const [lowest] = from.layers
+        assert.deepEqual(
+          ["bin/busybox", "etc/passwd"].map((name) => fs.statSync(`${lowest}/${name}`).uid),
+          [0, 0]
+        )
+        if (upper === "memory") return
+        const written = box.plan.operations.find((operation) => operation.op === "overlay")!
+        const stat = (name: string) => fs.statSync(`${written.upper}/home/app/${name}`)
+        assert.deepEqual([stat("new").uid, stat("new").gid], [host, host])
+        assert.deepEqual([stat("setuid").uid, stat("setuid").gid], [host + 7, host + 8])
+        assert.deepEqual([stat("private/secret").uid, stat("private").uid], [host + 1000, host + 1000])
+      },
       { skip }
     )
 
   effect.asRoot(
     "has ids that no other container has, until it is gone",
-    () =>
-      Effect.gen(function* () {
-        const from = yield* image
-        const boxes = yield* Effect.all(
-          Array.from({ length: 8 }, () => Container.start(from, sleeping)),
-          { concurrency: "unbounded" }
-        )
-        const hosts = boxes.map(({ pid }) => mapOf(pid).host)
-        assert.equal(new Set(hosts).size, hosts.length)
-        const sorted = hosts.toSorted((a, b) => a - b)
-        for (const [k, host] of sorted.entries())
-          assert.ok(k === 0 || host - sorted[k - 1]! >= 65536, `${sorted}`)
-        const explicit = [{ container: 0, host: hosts[0]!, size: 10 }]
-        const other = yield* Container.start(from, {
-          ...sleeping,
-          userns: { uidMap: explicit, gidMap: explicit }
-        })
-        assert.deepEqual(mapOf(other.pid), { host: hosts[0], size: 10 })
-        assert.ok(boxes.every(({ pid }) => isAlive(pid)))
-      }),
+    function* () {
+      const from = yield* image
+      const boxes = yield* Effect.all(
+        Array.from({ length: 8 }, () => Container.start(from, sleeping)),
+        { concurrency: "unbounded" }
+      )
+      const hosts = boxes.map(({ pid }) => mapOf(pid).host)
+      assert.equal(new Set(hosts).size, hosts.length)
+      const sorted = hosts.toSorted((a, b) => a - b)
+      for (const [k, host] of sorted.entries())
+        assert.ok(k === 0 || host - sorted[k - 1]! >= 65536, `${sorted}`)
+      const explicit = [{ container: 0, host: hosts[0]!, size: 10 }]
+      const other = yield* Container.start(from, {
+        ...sleeping,
+        userns: { uidMap: explicit, gidMap: explicit }
+      })
+      assert.deepEqual(mapOf(other.pid), { host: hosts[0], size: 10 })
+      assert.ok(boxes.every(({ pid }) => isAlive(pid)))
+    },
     { skip }
   )
 
   effect.asRoot(
     "is nobody to the host: neither reads nor writes what is root's, though it is bound in",
-    () =>
-      Effect.gen(function* () {
-        const source = `${berthFolder()}/bound`
-        fs.mkdirSync(source, { recursive: true })
-        fs.writeFileSync(`${source}/secret`, "root's\n", { mode: 0o600 })
-        const mounts = [{ type: "bind", source, target: "/bound" }] as const
-        const { stdout } = yield* Container.run(yield* image, {
-          userns: "auto",
-          mounts,
-          capabilities: { add: ["ALL"] },
-          command: [
-            "sh",
-            "-c",
-            "cat /bound/secret || echo unread; echo x > /bound/new || echo unwritten; chown 0 /bound/secret || echo unowned; stat -c %u /bound/secret; mknod /tmp/null c 1 3 || echo unmade"
-          ]
-        })
-        assert.equal(stdout, "unread\nunwritten\nunowned\n65534\nunmade\n")
-        assert.deepEqual(fs.readdirSync(source), ["secret"])
-      }),
+    function* () {
+      const source = `${berthFolder()}/bound`
+      fs.mkdirSync(source, { recursive: true })
+      fs.writeFileSync(`${source}/secret`, "root's\n", { mode: 0o600 })
+      const mounts = [{ type: "bind", source, target: "/bound" }] as const
+      const { stdout } = yield* Container.run(yield* image, {
+        userns: "auto",
+        mounts,
+        capabilities: { add: ["ALL"] },
+        command: [
+          "sh",
+          "-c",
+          "cat /bound/secret || echo unread; echo x > /bound/new || echo unwritten; chown 0 /bound/secret || echo unowned; stat -c %u /bound/secret; mknod /tmp/null c 1 3 || echo unmade"
+        ]
+      })
+      assert.equal(stdout, "unread\nunwritten\nunowned\n65534\nunmade\n")
+      assert.deepEqual(fs.readdirSync(source), ["secret"])
+    },
     { skip }
   )
 
   effect.asRoot(
     "is committed with the ids that it sees",
-    () =>
-      Effect.gen(function* () {
-        const box = yield* Container.start(yield* withOwners, {
-          userns: "auto",
-          entrypoint: [],
-          command: [
-            "sh",
-            "-c",
-            "touch /root/mine; echo x >> /home/app/private/secret; touch /home/app/his; chown 1000:1001 /home/app/his"
-          ]
-        })
-        assert.equal((yield* box.exit).exitCode, 0)
-        const made = yield* Container.commit(box)
-        const list = "stat -c '%n %u:%g' /root/mine /home/app/private/secret /home/app/his"
-        const { stdout } = yield* Container.run(made, { entrypoint: [], command: ["sh", "-c", list] })
-        assert.equal(stdout, "/root/mine 0:0\n/home/app/private/secret 1000:1001\n/home/app/his 1000:1001\n")
-      }),
+    function* () {
+      const box = yield* Container.start(yield* withOwners, {
+        userns: "auto",
+        entrypoint: [],
+        command: [
+          "sh",
+          "-c",
+          "touch /root/mine; echo x >> /home/app/private/secret; touch /home/app/his; chown 1000:1001 /home/app/his"
+        ]
+      })
+      assert.equal((yield* box.exit).exitCode, 0)
+      const made = yield* Container.commit(box)
+      const list = "stat -c '%n %u:%g' /root/mine /home/app/private/secret /home/app/his"
+      const { stdout } = yield* Container.run(made, { entrypoint: [], command: ["sh", "-c", list] })
+      assert.equal(stdout, "/root/mine 0:0\n/home/app/private/secret 1000:1001\n/home/app/his 1000:1001\n")
+    },
     { skip }
   )
 
   effect.asRoot(
     "may write to its own standard output by its name",
-    () =>
-      Effect.map(
+    function* () {
+      yield* Effect.map(
         Effect.flatMap(image, (from) =>
           Container.run(from, {
             userns: "auto",
@@ -156,64 +152,62 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
           })
         ),
         ({ stdout, stderr }) => assert.deepEqual([stdout, stderr], ["out\n", "err\n"])
-      ),
+      )
+    },
     { skip }
   )
 
   effect.asRoot(
     "maps that make no sense are refused before anything is made",
-    () =>
-      Effect.gen(function* () {
-        const from = yield* image
-        const before = fs.readdirSync(`${berthFolder()}/run`)
-        const good = [{ container: 0, host: 500000, size: 1000 }]
-        const bad: ReadonlyArray<readonly [RegExp, ReadonlyArray<Namespace.IdRange>]> = [
-          [/at least one id/, [{ container: 0, host: 500000, size: 0 }]],
-          [/without a gap/, [{ container: 5, host: 500000, size: 1000 }]],
-          [/do not overlap/, [...good, { container: 10, host: 600000, size: 10 }]],
-          [/do not overlap/, [...good, { container: 1000, host: 500999, size: 10 }]]
-        ]
-        for (const [message, uidMap] of bad) {
-          const error = yield* failure(
-            "InvalidOption",
-            Container.start(from, { userns: { uidMap, gidMap: good } })
-          )
-          assert.equal(error.option, "userns.uidMap")
-          assert.match(error.message, message)
-        }
-        const both = yield* failure(
+    function* () {
+      const from = yield* image
+      const before = fs.readdirSync(`${berthFolder()}/run`)
+      const good = [{ container: 0, host: 500000, size: 1000 }]
+      const bad: ReadonlyArray<readonly [RegExp, ReadonlyArray<Namespace.IdRange>]> = [
+        [/at least one id/, [{ container: 0, host: 500000, size: 0 }]],
+        [/without a gap/, [{ container: 5, host: 500000, size: 1000 }]],
+        [/do not overlap/, [...good, { container: 10, host: 600000, size: 10 }]],
+        [/do not overlap/, [...good, { container: 1000, host: 500999, size: 10 }]]
+      ]
+      for (const [message, uidMap] of bad) {
+        const error = yield* failure(
           "InvalidOption",
-          Container.start(from, { userns: "auto", namespaces: { user: "host" } })
+          Container.start(from, { userns: { uidMap, gidMap: good } })
         )
-        assert.equal(both.option, "namespaces.user")
-        yield* failure("InvalidOption", Container.start(from, { userns: "some" as never }))
-        assert.deepEqual(fs.readdirSync(`${berthFolder()}/run`), before)
-      }),
+        assert.equal(error.option, "userns.uidMap")
+        assert.match(error.message, message)
+      }
+      const both = yield* failure(
+        "InvalidOption",
+        Container.start(from, { userns: "auto", namespaces: { user: "host" } })
+      )
+      assert.equal(both.option, "namespaces.user")
+      yield* failure("InvalidOption", Container.start(from, { userns: "some" as never }))
+      assert.deepEqual(fs.readdirSync(`${berthFolder()}/run`), before)
+    },
     { skip }
   )
 
   effect.asRoot(
     "a failed start gives its ids back",
-    () =>
-      Effect.gen(function* () {
-        const from = yield* image
-        for (let k = 0; k < 3; k++)
-          yield* failure("CommandFailed", Container.start(from, { ...sleeping, command: ["/no/such"] }))
-        yield* Container.start(from, sleeping)
-      }),
+    function* () {
+      const from = yield* image
+      for (let k = 0; k < 3; k++)
+        yield* failure("CommandFailed", Container.start(from, { ...sleeping, command: ["/no/such"] }))
+      yield* Container.start(from, sleeping)
+    },
     { skip }
   )
 
   effect(
     "without root is refused, with what there is instead",
-    () =>
-      Effect.gen(function* () {
-        const error = yield* failure("Unsupported", Container.start(yield* image, sleeping))
-        assert.match(error.message, /only root.*user: "new"/)
-        const from = yield* image
-        const { stdout } = yield* Container.run(from, { namespaces: { user: "new" }, command: ["id", "-u"] })
-        assert.equal(stdout, "0\n")
-      }),
+    function* () {
+      const error = yield* failure("Unsupported", Container.start(yield* image, sleeping))
+      assert.match(error.message, /only root.*user: "new"/)
+      const from = yield* image
+      const { stdout } = yield* Container.run(from, { namespaces: { user: "new" }, command: ["id", "-u"] })
+      assert.equal(stdout, "0\n")
+    },
     { skip: skip || whyNotRootless }
   )
 })
@@ -239,180 +233,173 @@ suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
     for (const kinds of [every, ["user"], ["user", "pid", "network"]] as const)
       effect.asRoot(
         `a root is made for the ids of ${kinds.join(", ")}, its writable layer on ${upper}`,
-        () =>
-          Effect.gen(function* () {
-            const from = yield* withOwners
-            const namespaces = yield* Namespace.make(kinds, { ids: "auto" })
-            const rootfs = yield* RootFs.overlay(from, { upper, userns: namespaces })
-            const owned = (folder: string) =>
-              ["bin/busybox", "etc/passwd"].map((name) => fs.statSync(`${folder}/${name}`).uid)
-            const script = `${statAll}; cd /home/app; echo more >> private/secret; chown 7:8 setuid; touch new; stat -c '%n %u:%g' private/secret setuid new; cat /proc/self/uid_map`
-            const first = yield* Container.spawn({
-              rootfs,
-              namespaces,
-              entrypoint: [],
-              command: ["sh", "-c", `${script}; exec sleep 1000`]
-            })
-            const lines = yield* Stream.decodeText(first.stdout).pipe(
-              Stream.splitLines,
-              Stream.take(expected.split("\n").length + 3),
-              Stream.runCollect
-            )
-            const { host, size } = mapOf(namespaces.pid)
-            assert.equal(size, 65536)
-            assert.deepEqual(mapOf(first.pid), { host, size })
-            assert.deepEqual(idsOf(first.pid), [String(host), String(host)])
-            assert.equal(
-              [...lines].slice(0, -1).join("\n"),
-              `${expected}private/secret 1000:1001\nsetuid 7:8\nnew 0:0`
-            )
-            const mine = yield* Container.exec(first, ["sh", "-c", "id -u; cat /home/app/private/secret"], {
-              user: "app"
-            })
-            assert.equal(mine.stdout, "1000\napp's\nmore\n")
-            // What it was made from is shown with other ids, and has not been given any.
-            assert.deepEqual(owned(from.layers[0]!), [0, 0])
-            if (rootfs.upper === undefined) return
-            const stat = (name: string) => fs.statSync(`${rootfs.upper}/home/app/${name}`)
-            assert.deepEqual([stat("new").uid, stat("new").gid], [host, host])
-            assert.deepEqual([stat("setuid").uid, stat("setuid").gid], [host + 7, host + 8])
-            assert.deepEqual([stat("private/secret").uid, stat("private").uid], [host + 1000, host + 1000])
-          }),
+        function* () {
+          const from = yield* withOwners
+          const namespaces = yield* Namespace.make(kinds, { ids: "auto" })
+          const rootfs = yield* RootFs.overlay(from, { upper, userns: namespaces })
+          const owned = (folder: string) =>
+            ["bin/busybox", "etc/passwd"].map((name) => fs.statSync(`${folder}/${name}`).uid)
+          const script = `${statAll}; cd /home/app; echo more >> private/secret; chown 7:8 setuid; touch new; stat -c '%n %u:%g' private/secret setuid new; cat /proc/self/uid_map`
+          const first = yield* Container.spawn({
+            rootfs,
+            namespaces,
+            entrypoint: [],
+            command: ["sh", "-c", `${script}; exec sleep 1000`]
+          })
+          const lines = yield* Stream.decodeText(first.stdout).pipe(
+            Stream.splitLines,
+            Stream.take(expected.split("\n").length + 3),
+            Stream.runCollect
+          )
+          const { host, size } = mapOf(namespaces.pid)
+          assert.equal(size, 65536)
+          assert.deepEqual(mapOf(first.pid), { host, size })
+          assert.deepEqual(idsOf(first.pid), [String(host), String(host)])
+          assert.equal(
+            [...lines].slice(0, -1).join("\n"),
+            `${expected}private/secret 1000:1001\nsetuid 7:8\nnew 0:0`
+          )
+          const mine = yield* Container.exec(first, ["sh", "-c", "id -u; cat /home/app/private/secret"], {
+            user: "app"
+          })
+          assert.equal(mine.stdout, "1000\napp's\nmore\n")
+          // What it was made from is shown with other ids, and has not been given any.
+          assert.deepEqual(owned(from.layers[0]!), [0, 0])
+          if (rootfs.upper === undefined) return
+          const stat = (name: string) => fs.statSync(`${rootfs.upper}/home/app/${name}`)
+          assert.deepEqual([stat("new").uid, stat("new").gid], [host, host])
+          assert.deepEqual([stat("setuid").uid, stat("setuid").gid], [host + 7, host + 8])
+          assert.deepEqual([stat("private/secret").uid, stat("private").uid], [host + 1000, host + 1000])
+        },
         { skip: skipImages }
       )
 
   effect.asRoot(
     "several processes share it, one after another, and it is committed with the ids that they see",
-    () =>
-      Effect.gen(function* () {
-        const namespaces = yield* Namespace.make(["user", "mount", "pid"], { ids: "auto" })
-        const rootfs = yield* RootFs.overlay(yield* withOwners, { upper: "disk", userns: namespaces })
-        const spawn = (script: string) =>
-          Container.spawn({ rootfs, namespaces, entrypoint: [], command: ["sh", "-c", script] })
-        const first = yield* spawn("touch /root/mine; chown 1000:1001 /root/mine")
-        assert.equal(yield* said(first), "")
-        assert.equal(yield* said(yield* spawn("stat -c %u:%g /root/mine")), "1000:1001\n")
-        const made = yield* Container.commit(first)
-        const { stdout } = yield* Container.run(made, {
-          entrypoint: [],
-          command: ["stat", "-c", "%u:%g", "/root/mine"]
-        })
-        assert.equal(stdout, "1000:1001\n")
-      }),
+    function* () {
+      const namespaces = yield* Namespace.make(["user", "mount", "pid"], { ids: "auto" })
+      const rootfs = yield* RootFs.overlay(yield* withOwners, { upper: "disk", userns: namespaces })
+      const spawn = (script: string) =>
+        Container.spawn({ rootfs, namespaces, entrypoint: [], command: ["sh", "-c", script] })
+      const first = yield* spawn("touch /root/mine; chown 1000:1001 /root/mine")
+      assert.equal(yield* said(first), "")
+      assert.equal(yield* said(yield* spawn("stat -c %u:%g /root/mine")), "1000:1001\n")
+      const made = yield* Container.commit(first)
+      const { stdout } = yield* Container.run(made, {
+        entrypoint: [],
+        command: ["stat", "-c", "%u:%g", "/root/mine"]
+      })
+      assert.equal(stdout, "1000:1001\n")
+    },
     { skip: skipImages }
   )
 
-  effect.asRoot("is nobody to the host, whose root it has read-only below", () =>
-    Effect.gen(function* () {
-      const namespaces = yield* Namespace.make(every, { ids: "auto" })
-      const rootfs = yield* RootFs.overlay(yield* Image.host, { userns: namespaces })
-      const source = `${berthFolder()}/bound-parts`
-      fs.mkdirSync(source, { recursive: true })
-      fs.writeFileSync(`${source}/secret`, "root's\n", { mode: 0o600 })
-      const process = yield* Container.spawn({
-        rootfs,
-        namespaces,
-        mounts: [{ type: "bind", source, target: "/bound" }],
-        capabilities: { add: ["ALL"] },
-        command: [
-          "sh",
-          "-c",
-          "exec 2>/dev/null; cat /bound/secret || echo unread; echo x > /bound/new || echo unwritten; stat -c %u /bound/secret /etc/passwd"
-        ]
-      })
-      assert.equal(yield* said(process), "unread\nunwritten\n65534\n0\n")
-      assert.deepEqual(fs.readdirSync(source), ["secret"])
+  effect.asRoot("is nobody to the host, whose root it has read-only below", function* () {
+    const namespaces = yield* Namespace.make(every, { ids: "auto" })
+    const rootfs = yield* RootFs.overlay(yield* Image.host, { userns: namespaces })
+    const source = `${berthFolder()}/bound-parts`
+    fs.mkdirSync(source, { recursive: true })
+    fs.writeFileSync(`${source}/secret`, "root's\n", { mode: 0o600 })
+    const process = yield* Container.spawn({
+      rootfs,
+      namespaces,
+      mounts: [{ type: "bind", source, target: "/bound" }],
+      capabilities: { add: ["ALL"] },
+      command: [
+        "sh",
+        "-c",
+        "exec 2>/dev/null; cat /bound/secret || echo unread; echo x > /bound/new || echo unwritten; stat -c %u /bound/secret /etc/passwd"
+      ]
     })
-  )
+    assert.equal(yield* said(process), "unread\nunwritten\n65534\n0\n")
+    assert.deepEqual(fs.readdirSync(source), ["secret"])
+  })
 
   effect.asRoot(
     "a root is refused in namespaces of other ids, and taken in all that have its own",
-    () =>
-      Effect.gen(function* () {
-        const from = yield* makeImage(`${berthFolder()}.root`)
-        const map = (host: number) => {
-          const range = [{ container: 0, host, size: 1000 }]
-          return { ids: { uids: range, gids: range } }
-        }
-        const kinds = ["user", "pid"] as const
-        const [one, again, other] = yield* Effect.all([
-          Namespace.make(kinds, map(500_000)),
-          Namespace.make(kinds, map(500_000)),
-          Namespace.make(kinds, map(600_000))
-        ])
-        const plain = yield* Namespace.make(kinds)
-        const without = yield* Namespace.make(["pid"])
-        const mapped = yield* RootFs.overlay(from, { userns: one })
-        const unmapped = yield* RootFs.overlay(from, { userns: plain })
-        const spawn = (rootfs: RootFs.RootFs, namespaces: Namespace.Namespace) =>
-          Container.spawn({ rootfs, namespaces, command: ["sh", "-c", "echo x > /x; stat -c %u /x"] })
-        for (const [rootfs, namespaces] of [
-          [mapped, other],
-          [mapped, plain],
-          [mapped, without],
-          [unmapped, one]
-        ] as const) {
-          const error = yield* failure("InvalidOption", spawn(rootfs, namespaces))
-          assert.equal(error.option, "rootfs")
-          assert.match(error.message, /made for the ids of these namespaces.*userns/)
-        }
-        for (const [rootfs, namespaces] of [
-          [mapped, one],
-          [mapped, again],
-          [unmapped, plain],
-          [unmapped, without]
-        ] as const)
-          assert.equal(yield* Effect.scoped(Effect.flatMap(spawn(rootfs, namespaces), said)), "0\n")
-        assert.equal(fs.statSync(`${mapped.upper}/x`).uid, 500_000)
-        const error = yield* failure("InvalidOption", RootFs.overlay(from, { userns: without }))
-        assert.match(error.message, /a user namespace among them/)
-      }),
+    function* () {
+      const from = yield* makeImage(`${berthFolder()}.root`)
+      const map = (host: number) => {
+        const range = [{ container: 0, host, size: 1000 }]
+        return { ids: { uids: range, gids: range } }
+      }
+      const kinds = ["user", "pid"] as const
+      const [one, again, other] = yield* Effect.all([
+        Namespace.make(kinds, map(500_000)),
+        Namespace.make(kinds, map(500_000)),
+        Namespace.make(kinds, map(600_000))
+      ])
+      const plain = yield* Namespace.make(kinds)
+      const without = yield* Namespace.make(["pid"])
+      const mapped = yield* RootFs.overlay(from, { userns: one })
+      const unmapped = yield* RootFs.overlay(from, { userns: plain })
+      const spawn = (rootfs: RootFs.RootFs, namespaces: Namespace.Namespace) =>
+        Container.spawn({ rootfs, namespaces, command: ["sh", "-c", "echo x > /x; stat -c %u /x"] })
+      for (const [rootfs, namespaces] of [
+        [mapped, other],
+        [mapped, plain],
+        [mapped, without],
+        [unmapped, one]
+      ] as const) {
+        const error = yield* failure("InvalidOption", spawn(rootfs, namespaces))
+        assert.equal(error.option, "rootfs")
+        assert.match(error.message, /made for the ids of these namespaces.*userns/)
+      }
+      for (const [rootfs, namespaces] of [
+        [mapped, one],
+        [mapped, again],
+        [unmapped, plain],
+        [unmapped, without]
+      ] as const)
+        assert.equal(yield* Effect.scoped(Effect.flatMap(spawn(rootfs, namespaces), said)), "0\n")
+      assert.equal(fs.statSync(`${mapped.upper}/x`).uid, 500_000)
+      const error = yield* failure("InvalidOption", RootFs.overlay(from, { userns: without }))
+      assert.match(error.message, /a user namespace among them/)
+    },
     { skip }
   )
 
   effect.asRoot(
     "ids are nobody else's for as long as there are namespaces or a root of theirs",
-    () =>
-      Effect.gen(function* () {
-        const from = yield* makeImage(`${berthFolder()}.root`)
-        const held = yield* Effect.forEach([1, 2, 3], () => Namespace.make(["user"], { ids: "auto" }))
-        const started = yield* Container.start(from, { command: ["sleep", "1000"], userns: "auto" })
-        const hosts = [...held.map(({ pid }) => mapOf(pid).host), mapOf(started.pid).host]
-        assert.equal(new Set(hosts).size, 4)
-        // A root outlives its namespaces: what has been written with their ids is still there.
-        const closing = yield* Scope.make()
-        const namespaces = yield* Scope.extend(Namespace.make(["user"], { ids: "auto" }), closing)
-        const { host } = mapOf(namespaces.pid)
-        const isHeld = () => spawnSync("flock", ["-n", `/run/berth/ids/${host}-${host}`, "true"]).status !== 0
-        yield* Effect.scoped(
-          Effect.gen(function* () {
-            yield* RootFs.overlay(from, { userns: namespaces })
-            yield* Scope.close(closing, Exit.void)
-            assert.ok(isHeld())
-            yield* failure("InvalidOption", RootFs.overlay(from, { userns: namespaces }))
-          })
-        )
-        assert.ok(yield* Effect.promise(() => eventually(() => !isHeld())))
-      }),
+    function* () {
+      const from = yield* makeImage(`${berthFolder()}.root`)
+      const held = yield* Effect.forEach([1, 2, 3], () => Namespace.make(["user"], { ids: "auto" }))
+      const started = yield* Container.start(from, { command: ["sleep", "1000"], userns: "auto" })
+      const hosts = [...held.map(({ pid }) => mapOf(pid).host), mapOf(started.pid).host]
+      assert.equal(new Set(hosts).size, 4)
+      // A root outlives its namespaces: what has been written with their ids is still there.
+      const closing = yield* Scope.make()
+      const namespaces = yield* Scope.extend(Namespace.make(["user"], { ids: "auto" }), closing)
+      const { host } = mapOf(namespaces.pid)
+      const isHeld = () => spawnSync("flock", ["-n", `/run/berth/ids/${host}-${host}`, "true"]).status !== 0
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          yield* RootFs.overlay(from, { userns: namespaces })
+          yield* Scope.close(closing, Exit.void)
+          assert.ok(isHeld())
+          yield* failure("InvalidOption", RootFs.overlay(from, { userns: namespaces }))
+        })
+      )
+      assert.ok(yield* Effect.promise(() => eventually(() => !isHeld())))
+    },
     { skip }
   )
 
   effect(
     "without root there are Berth's own ids, and a root for them",
-    () =>
-      Effect.gen(function* () {
-        const auto = yield* failure("Unsupported", Namespace.make(["user"], { ids: "auto" }))
-        assert.match(auto.message, /only root/)
-        const namespaces = yield* Namespace.make(["user", "mount", "pid"])
-        const rootfs = yield* RootFs.overlay(yield* withOwners, { userns: namespaces })
-        const process = yield* Container.spawn({
-          rootfs,
-          namespaces,
-          entrypoint: [],
-          command: ["sh", "-c", statAll]
-        })
-        assert.equal(yield* said(process), expected)
-      }),
+    function* () {
+      const auto = yield* failure("Unsupported", Namespace.make(["user"], { ids: "auto" }))
+      assert.match(auto.message, /only root/)
+      const namespaces = yield* Namespace.make(["user", "mount", "pid"])
+      const rootfs = yield* RootFs.overlay(yield* withOwners, { userns: namespaces })
+      const process = yield* Container.spawn({
+        rootfs,
+        namespaces,
+        entrypoint: [],
+        command: ["sh", "-c", statAll]
+      })
+      assert.equal(yield* said(process), expected)
+    },
     { skip: skipImages || whyNotRootless }
   )
 })

@@ -56,256 +56,210 @@ suite("WaitFor", (effect, folder) => {
       Container.start(image, { command: ["sh", "-c", script], ...options })
     )
 
-  effect("log waits for a line with a text, or that an expression matches", () =>
-    Effect.gen(function* () {
-      const box = yield* start("echo starting; sleep 0.1; echo listening on port 81 >&2; exec sleep 1000")
-      const { line, stream } = yield* WaitFor.log(box, "listening")
-      assert.deepEqual([line, stream], ["listening on port 81", "stderr"])
-      // A line that has been is still one.
-      assert.equal((yield* WaitFor.log(box, /^START/gi)).line, "starting")
-      assert.equal((yield* box.pipe(WaitFor.log(/port (\d+)/y))).line, "listening on port 81")
-    })
-  )
+  effect("log waits for a line with a text, or that an expression matches", function* () {
+    const box = yield* start("echo starting; sleep 0.1; echo listening on port 81 >&2; exec sleep 1000")
+    const { line, stream } = yield* WaitFor.log(box, "listening")
+    assert.deepEqual([line, stream], ["listening on port 81", "stderr"])
+    // A line that has been is still one.
+    assert.equal((yield* WaitFor.log(box, /^START/gi)).line, "starting")
+    assert.equal((yield* box.pipe(WaitFor.log(/port (\d+)/y))).line, "listening on port 81")
+  })
 
-  effect("log waits for the output and the number of lines that are asked for", () =>
-    Effect.gen(function* () {
-      const box = yield* start("echo ready 1; echo ready 2 >&2; echo ready 3; exec sleep 1000")
-      assert.equal((yield* WaitFor.log(box, "ready", { stream: "stderr" })).line, "ready 2")
-      assert.equal((yield* WaitFor.log(box, "ready", { stream: "stdout", times: 2 })).line, "ready 3")
-      yield* failedWait("TimedOut", WaitFor.log(box, "ready", { times: 4, timeout: 100 }))
-    })
-  )
+  effect("log waits for the output and the number of lines that are asked for", function* () {
+    const box = yield* start("echo ready 1; echo ready 2 >&2; echo ready 3; exec sleep 1000")
+    assert.equal((yield* WaitFor.log(box, "ready", { stream: "stderr" })).line, "ready 2")
+    assert.equal((yield* WaitFor.log(box, "ready", { stream: "stdout", times: 2 })).line, "ready 3")
+    yield* failedWait("TimedOut", WaitFor.log(box, "ready", { times: 4, timeout: 100 }))
+  })
 
-  effect("log finds what a container says last", () =>
-    Effect.gen(function* () {
-      const box = yield* start("echo done")
-      yield* WaitFor.log(box, "done")
-    })
-  )
+  effect("log finds what a container says last", function* () {
+    const box = yield* start("echo done")
+    yield* WaitFor.log(box, "done")
+  })
 
-  effect("log fails once the container has ended, with how and its last lines", () =>
-    Effect.gen(function* () {
-      const box = yield* start("seq 100; echo why >&2; sleep 0.1; exit 3")
-      const error = yield* failedWait("Ended", WaitFor.log(box, "ready"))
-      assert.equal(error.state, "has ended with exit code 3")
-      assert.equal(error.log.length, 20)
-      assert.ok(error.log.includes("why"))
-      assert.ok(error.millis < 10_000)
-      assert.match(
-        error.message,
-        /no line with ready in \d+ ms: it has ended with exit code 3\. Its last lines:\n/
-      )
-    })
-  )
+  effect("log fails once the container has ended, with how and its last lines", function* () {
+    const box = yield* start("seq 100; echo why >&2; sleep 0.1; exit 3")
+    const error = yield* failedWait("Ended", WaitFor.log(box, "ready"))
+    assert.equal(error.state, "has ended with exit code 3")
+    assert.equal(error.log.length, 20)
+    assert.ok(error.log.includes("why"))
+    assert.ok(error.millis < 10_000)
+    assert.match(
+      error.message,
+      /no line with ready in \d+ ms: it has ended with exit code 3\. Its last lines:\n/
+    )
+  })
 
-  effect("log fails when its time is over", () =>
-    Effect.gen(function* () {
-      const box = yield* start("echo starting; exec sleep 1000")
-      yield* WaitFor.log(box, "starting")
-      const error = yield* failedWait("TimedOut", WaitFor.log(box, "ready", { timeout: "100 millis" }))
-      assert.equal(error.state, "is running")
-      assert.deepEqual(error.log, ["starting"])
-      assert.ok(error.millis >= 100 && error.millis < 5000)
-    })
-  )
+  effect("log fails when its time is over", function* () {
+    const box = yield* start("echo starting; exec sleep 1000")
+    yield* WaitFor.log(box, "starting")
+    const error = yield* failedWait("TimedOut", WaitFor.log(box, "ready", { timeout: "100 millis" }))
+    assert.equal(error.state, "is running")
+    assert.deepEqual(error.log, ["starting"])
+    assert.ok(error.millis >= 100 && error.millis < 5000)
+  })
 
   effect(
     "port waits until something listens, and connects to nothing",
-    () =>
-      Effect.gen(function* () {
-        // This nc ends with its first connection.
-        const box = yield* busybox("sleep 0.1; exec nc -l -p 8080")
-        yield* WaitFor.port(box, 8080)
-        yield* box.pipe(WaitFor.port(8080, { timeout: "20 seconds" }))
-        yield* Effect.sleep(50)
-        assert.equal((yield* Effect.timeoutOption(box.exit, 0))._tag, "None")
-        yield* failedWait("TimedOut", WaitFor.port(box, 8081, { timeout: 100 }))
-        yield* failedWait("TimedOut", WaitFor.port(box, 80, { timeout: 50 }))
-      }),
+    function* () {
+      // This nc ends with its first connection.
+      const box = yield* busybox("sleep 0.1; exec nc -l -p 8080")
+      yield* WaitFor.port(box, 8080)
+      yield* box.pipe(WaitFor.port(8080, { timeout: "20 seconds" }))
+      yield* Effect.sleep(50)
+      assert.equal((yield* Effect.timeoutOption(box.exit, 0))._tag, "None")
+      yield* failedWait("TimedOut", WaitFor.port(box, 8081, { timeout: 100 }))
+      yield* failedWait("TimedOut", WaitFor.port(box, 80, { timeout: 50 }))
+    },
     { skip: whyNoBusybox }
   )
 
   effect(
     "port takes one that listens on an address of one kind alone",
-    () =>
-      Effect.gen(function* () {
-        // Its httpd listens on the address that it is given.
-        yield* WaitFor.port(yield* busybox("exec httpd -f -p 127.0.0.1:65535"), 65535)
-        yield* WaitFor.port(yield* busybox("exec httpd -f -p [::1]:1"), 1)
-      }),
+    function* () {
+      // Its httpd listens on the address that it is given.
+      yield* WaitFor.port(yield* busybox("exec httpd -f -p 127.0.0.1:65535"), 65535)
+      yield* WaitFor.port(yield* busybox("exec httpd -f -p [::1]:1"), 1)
+    },
     { skip: whyNoBusybox }
   )
 
-  effect("port looks at the container's network, not at the host's", () =>
-    Effect.gen(function* () {
-      const server = yield* hostServer
-      const { port } = server.address() as net.AddressInfo
-      yield* failedWait("TimedOut", WaitFor.port(yield* sleeper, port, { timeout: 100 }))
-      const sharing = yield* start("exec sleep 1000", { namespaces: { network: "host" } })
-      yield* WaitFor.port(sharing, port)
-    })
-  )
+  effect("port looks at the container's network, not at the host's", function* () {
+    const server = yield* hostServer
+    const { port } = server.address() as net.AddressInfo
+    yield* failedWait("TimedOut", WaitFor.port(yield* sleeper, port, { timeout: 100 }))
+    const sharing = yield* start("exec sleep 1000", { namespaces: { network: "host" } })
+    yield* WaitFor.port(sharing, port)
+  })
 
-  effect("port fails at once when the container ends", () =>
-    Effect.gen(function* () {
-      const box = yield* start("echo cannot bind >&2; sleep 0.1; kill -KILL $$", { init: true })
-      const error = yield* failedWait("Ended", WaitFor.port(box, 80))
-      assert.match(error.state, /ended/)
-      assert.deepEqual(error.log, ["cannot bind"])
-      assert.ok(error.millis < 10_000)
-      yield* failedWait("Ended", WaitFor.port(box, 80))
-    })
-  )
+  effect("port fails at once when the container ends", function* () {
+    const box = yield* start("echo cannot bind >&2; sleep 0.1; kill -KILL $$", { init: true })
+    const error = yield* failedWait("Ended", WaitFor.port(box, 80))
+    assert.match(error.state, /ended/)
+    assert.deepEqual(error.log, ["cannot bind"])
+    assert.ok(error.millis < 10_000)
+    yield* failedWait("Ended", WaitFor.port(box, 80))
+  })
 
-  effect("port refuses what is none", () =>
-    Effect.gen(function* () {
-      const box = yield* sleeper
-      for (const port of [0, 65536, 1.5, Number.NaN]) yield* failure("InvalidOption", WaitFor.port(box, port))
-    })
-  )
+  effect("port refuses what is none", function* () {
+    const box = yield* sleeper
+    for (const port of [0, 65536, 1.5, Number.NaN]) yield* failure("InvalidOption", WaitFor.port(box, port))
+  })
 
-  effect("command waits until it ends with exit code 0", () =>
-    Effect.gen(function* () {
-      const box = yield* start("sleep 0.1; touch /tmp/ready; exec sleep 1000")
-      yield* WaitFor.command(box, ["test", "-e", "/tmp/ready"])
-      yield* box.pipe(WaitFor.command(["sh", "-c", 'test "$A" = 1'], { env: { A: "1" } }))
-    })
-  )
+  effect("command waits until it ends with exit code 0", function* () {
+    const box = yield* start("sleep 0.1; touch /tmp/ready; exec sleep 1000")
+    yield* WaitFor.command(box, ["test", "-e", "/tmp/ready"])
+    yield* box.pipe(WaitFor.command(["sh", "-c", 'test "$A" = 1'], { env: { A: "1" } }))
+  })
 
-  effect("command fails with what the last attempt said", () =>
-    Effect.gen(function* () {
-      const box = yield* sleeper
-      const error = yield* failedWait(
-        "TimedOut",
-        WaitFor.command(box, ["sh", "-c", "echo not yet >&2; exit 2"], { timeout: "2 seconds" })
-      )
-      assert.match(error.message, /no exit code 0 of sh -c .* \(last time exit code 2: not yet\) in \d+ ms/)
-    })
-  )
+  effect("command fails with what the last attempt said", function* () {
+    const box = yield* sleeper
+    const error = yield* failedWait(
+      "TimedOut",
+      WaitFor.command(box, ["sh", "-c", "echo not yet >&2; exit 2"], { timeout: "2 seconds" })
+    )
+    assert.match(error.message, /no exit code 0 of sh -c .* \(last time exit code 2: not yet\) in \d+ ms/)
+  })
 
-  effect("command looks as often as the schedule says, and no more", () =>
-    Effect.gen(function* () {
-      const box = yield* sleeper
-      const counting = ["sh", "-c", "echo x >> /tmp/attempts; false"]
-      yield* failedWait("TimedOut", WaitFor.command(box, counting, { schedule: Schedule.recurs(2) }))
-      assert.equal((yield* Container.exec(box, ["cat", "/tmp/attempts"])).stdout, "x\nx\nx\n")
-    })
-  )
+  effect("command looks as often as the schedule says, and no more", function* () {
+    const box = yield* sleeper
+    const counting = ["sh", "-c", "echo x >> /tmp/attempts; false"]
+    yield* failedWait("TimedOut", WaitFor.command(box, counting, { schedule: Schedule.recurs(2) }))
+    assert.equal((yield* Container.exec(box, ["cat", "/tmp/attempts"])).stdout, "x\nx\nx\n")
+  })
 
-  effect("command fails at once where it is not there, or the container ends", () =>
-    Effect.gen(function* () {
-      const error = yield* failure("CommandFailed", WaitFor.command(yield* sleeper, ["no-such-command"]))
-      assert.equal(error.reason, "NotFound")
-      const box = yield* start("sleep 0.2; exit 1")
-      yield* failedWait("Ended", WaitFor.command(box, ["false"]))
-      yield* failedWait("Ended", WaitFor.command(box, ["false"]))
-    })
-  )
+  effect("command fails at once where it is not there, or the container ends", function* () {
+    const error = yield* failure("CommandFailed", WaitFor.command(yield* sleeper, ["no-such-command"]))
+    assert.equal(error.reason, "NotFound")
+    const box = yield* start("sleep 0.2; exit 1")
+    yield* failedWait("Ended", WaitFor.command(box, ["false"]))
+    yield* failedWait("Ended", WaitFor.command(box, ["false"]))
+  })
 
-  effect("healthCheck waits until the check succeeds", () =>
-    Effect.gen(function* () {
-      const box = yield* start("sleep 0.1; touch /tmp/ready; exec sleep 1000")
-      const options = { healthcheck: healthcheck(["CMD-SHELL", "test -e /tmp/ready"], { retries: 1000 }) }
-      yield* WaitFor.healthCheck(box, options)
-      yield* box.pipe(WaitFor.healthCheck({ healthcheck: healthcheck(["CMD", "true"]) }))
-    })
-  )
+  effect("healthCheck waits until the check succeeds", function* () {
+    const box = yield* start("sleep 0.1; touch /tmp/ready; exec sleep 1000")
+    const options = { healthcheck: healthcheck(["CMD-SHELL", "test -e /tmp/ready"], { retries: 1000 }) }
+    yield* WaitFor.healthCheck(box, options)
+    yield* box.pipe(WaitFor.healthCheck({ healthcheck: healthcheck(["CMD", "true"]) }))
+  })
 
-  effect("healthCheck fails with the last of so many failures in a row", () =>
-    Effect.gen(function* () {
-      const box = yield* sleeper
-      const check = healthcheck(["CMD-SHELL", "echo x >> /tmp/checks; echo sick; exit 1"], { retries: 2 })
-      const error = yield* failedWait("Unhealthy", WaitFor.healthCheck(box, { healthcheck: check }))
-      assert.match(
-        error.message,
-        /health check .*exit code 1: sick.* says that it is unhealthy: it is running/
-      )
-      assert.equal((yield* Container.exec(box, ["cat", "/tmp/checks"])).stdout, "x\nx\n")
-    })
-  )
+  effect("healthCheck fails with the last of so many failures in a row", function* () {
+    const box = yield* sleeper
+    const check = healthcheck(["CMD-SHELL", "echo x >> /tmp/checks; echo sick; exit 1"], { retries: 2 })
+    const error = yield* failedWait("Unhealthy", WaitFor.healthCheck(box, { healthcheck: check }))
+    assert.match(error.message, /health check .*exit code 1: sick.* says that it is unhealthy: it is running/)
+    assert.equal((yield* Container.exec(box, ["cat", "/tmp/checks"])).stdout, "x\nx\n")
+  })
 
-  effect("healthCheck counts no failure of the start period", () =>
-    Effect.gen(function* () {
-      const box = yield* sleeper
-      const check = healthcheck(["CMD", "false"], {
-        retries: 1,
-        startPeriod: Duration.millis(200),
-        startInterval: Duration.millis(20)
-      })
-      const error = yield* failedWait("Unhealthy", WaitFor.healthCheck(box, { healthcheck: check }))
-      assert.ok(error.millis >= 200, String(error.millis))
+  effect("healthCheck counts no failure of the start period", function* () {
+    const box = yield* sleeper
+    const check = healthcheck(["CMD", "false"], {
+      retries: 1,
+      startPeriod: Duration.millis(200),
+      startInterval: Duration.millis(20)
     })
-  )
+    const error = yield* failedWait("Unhealthy", WaitFor.healthCheck(box, { healthcheck: check }))
+    assert.ok(error.millis >= 200, String(error.millis))
+  })
 
-  effect("healthCheck takes a check that is too slow, or is not there, for a failed one", () =>
-    Effect.gen(function* () {
-      const box = yield* sleeper
-      for (const test of [
-        ["CMD", "sleep", "1000"],
-        ["CMD", "no-such-command"]
-      ]) {
-        const check = healthcheck(test, { retries: 1, timeout: Duration.millis(100) })
-        yield* failedWait("Unhealthy", WaitFor.healthCheck(box, { healthcheck: check }))
-      }
-    })
-  )
+  effect("healthCheck takes a check that is too slow, or is not there, for a failed one", function* () {
+    const box = yield* sleeper
+    for (const test of [
+      ["CMD", "sleep", "1000"],
+      ["CMD", "no-such-command"]
+    ]) {
+      const check = healthcheck(test, { retries: 1, timeout: Duration.millis(100) })
+      yield* failedWait("Unhealthy", WaitFor.healthCheck(box, { healthcheck: check }))
+    }
+  })
 
-  effect("healthCheck needs a check", () =>
-    Effect.gen(function* () {
-      const box = yield* sleeper
-      yield* failure("InvalidOption", WaitFor.healthCheck(box))
-      for (const test of [["NONE"], [], ["CMD"]])
-        yield* failure("InvalidOption", WaitFor.healthCheck(box, { healthcheck: healthcheck(test) }))
-    })
-  )
+  effect("healthCheck needs a check", function* () {
+    const box = yield* sleeper
+    yield* failure("InvalidOption", WaitFor.healthCheck(box))
+    for (const test of [["NONE"], [], ["CMD"]])
+      yield* failure("InvalidOption", WaitFor.healthCheck(box, { healthcheck: healthcheck(test) }))
+  })
 
   effect(
     "http waits for an answer of a server in the container's own network",
-    () =>
-      Effect.gen(function* () {
-        // The page is not there at first: that is an answer, but not the one that is wanted.
-        const box = yield* busybox(
-          "mkdir /www; httpd -p 127.0.0.1:8080 -h /www; sleep 0.3; echo ready > /www/ready; exec sleep 1000"
-        )
-        yield* failedWait("TimedOut", WaitFor.http(box, { port: 81, timeout: 100 }))
-        yield* WaitFor.http(box, { port: 8080, path: "/nowhere", status: 404 })
-        yield* WaitFor.http(box, { port: 8080, path: "/ready" })
-        yield* failure("InvalidOption", WaitFor.http(box, { port: 0 }))
-        yield* failure("InvalidOption", WaitFor.http(box, { port: 80, path: "no slash" }))
-      }),
+    function* () {
+      // The page is not there at first: that is an answer, but not the one that is wanted.
+      const box = yield* busybox(
+        "mkdir /www; httpd -p 127.0.0.1:8080 -h /www; sleep 0.3; echo ready > /www/ready; exec sleep 1000"
+      )
+      yield* failedWait("TimedOut", WaitFor.http(box, { port: 81, timeout: 100 }))
+      yield* WaitFor.http(box, { port: 8080, path: "/nowhere", status: 404 })
+      yield* WaitFor.http(box, { port: 8080, path: "/ready" })
+      yield* failure("InvalidOption", WaitFor.http(box, { port: 0 }))
+      yield* failure("InvalidOption", WaitFor.http(box, { port: 80, path: "no slash" }))
+    },
     { skip: whyNoBusybox }
   )
 
-  effect("healthCheck is the image's own", () =>
-    Effect.gen(function* () {
-      const check = healthcheck(["CMD", "test", "-e", "/bin/sh"])
-      const image = withConfig(yield* Image.host, { healthcheck: check })
-      yield* WaitFor.healthCheck(yield* Container.start(image, { command: ["sleep", "1000"] }))
-    })
-  )
+  effect("healthCheck is the image's own", function* () {
+    const check = healthcheck(["CMD", "test", "-e", "/bin/sh"])
+    const image = withConfig(yield* Image.host, { healthcheck: check })
+    yield* WaitFor.healthCheck(yield* Container.start(image, { command: ["sleep", "1000"] }))
+  })
 
-  effect("all waits for every one, and fails with the first that does", () =>
-    Effect.gen(function* () {
-      const box = yield* start("echo one; sleep 0.1; echo two; exec sleep 1000")
-      yield* WaitFor.all([WaitFor.log(box, "one"), WaitFor.log(box, "two"), WaitFor.command(box, ["true"])])
-      const begun = performance.now()
-      yield* failedWait(
-        "TimedOut",
-        WaitFor.all([WaitFor.log(box, "three", { timeout: 50 }), WaitFor.port(box, 80)])
-      )
-      assert.ok(performance.now() - begun < 10_000)
-    })
-  )
+  effect("all waits for every one, and fails with the first that does", function* () {
+    const box = yield* start("echo one; sleep 0.1; echo two; exec sleep 1000")
+    yield* WaitFor.all([WaitFor.log(box, "one"), WaitFor.log(box, "two"), WaitFor.command(box, ["true"])])
+    const begun = performance.now()
+    yield* failedWait(
+      "TimedOut",
+      WaitFor.all([WaitFor.log(box, "three", { timeout: 50 }), WaitFor.port(box, 80)])
+    )
+    assert.ok(performance.now() - begun < 10_000)
+  })
 
-  effect("any waits for the first, and fails where all do", () =>
-    Effect.gen(function* () {
-      const box = yield* start("echo one; exec sleep 1000")
-      yield* WaitFor.any([WaitFor.port(box, 80, { timeout: 20 }), WaitFor.log(box, "one")])
-      yield* WaitFor.any([WaitFor.port(box, 80), WaitFor.command(box, ["true"])])
-      yield* failedWait(
-        "TimedOut",
-        WaitFor.any([WaitFor.port(box, 80, { timeout: 20 }), WaitFor.log(box, "two", { timeout: 40 })])
-      )
-    })
-  )
+  effect("any waits for the first, and fails where all do", function* () {
+    const box = yield* start("echo one; exec sleep 1000")
+    yield* WaitFor.any([WaitFor.port(box, 80, { timeout: 20 }), WaitFor.log(box, "one")])
+    yield* WaitFor.any([WaitFor.port(box, 80), WaitFor.command(box, ["true"])])
+    yield* failedWait(
+      "TimedOut",
+      WaitFor.any([WaitFor.port(box, 80, { timeout: 20 }), WaitFor.log(box, "two", { timeout: 40 })])
+    )
+  })
 })

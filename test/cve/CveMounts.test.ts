@@ -45,139 +45,133 @@ const swapping = (folder: string, target: string) =>
 suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   effect(
     "CVE-2019-19921, CVE-2023-27561, CVE-2023-28642: a parameter is set in the kernel where /proc of the image is a folder with files of its own",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* evil("19921-folder", (root) => makeDecoy(`${root}/proc`))
-        const box = yield* Container.start(image, {
-          command: ["sleep", "1000"],
-          sysctls: { [parameter]: "77" }
-        })
-        assert.equal(yield* valueIn(box), "77")
-      }),
+    function* () {
+      const image = yield* evil("19921-folder", (root) => makeDecoy(`${root}/proc`))
+      const box = yield* Container.start(image, {
+        command: ["sleep", "1000"],
+        sysctls: { [parameter]: "77" }
+      })
+      assert.equal(yield* valueIn(box), "77")
+    },
     { skip }
   )
 
   effect(
     "CVE-2019-19921, CVE-2023-27561, CVE-2023-28642: /proc of the image as a link to a folder of it is refused",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* evil("19921-link", (root) => {
-          makeDecoy(`${root}/elsewhere`)
-          fs.symlinkSync("/elsewhere", `${root}/proc`)
-        })
-        const run = Container.run(image, { command: ["true"], sysctls: { [parameter]: "77" } })
-        assert.match((yield* failure("OperationFailed", run)).message, /\/proc is a symbolic link/)
-        const { folder: here } = yield* Berth.Berth
-        assert.equal(fs.readFileSync(`${here}/19921-link/elsewhere/${file}`, "utf8"), "decoy")
-      }),
+    function* () {
+      const image = yield* evil("19921-link", (root) => {
+        makeDecoy(`${root}/elsewhere`)
+        fs.symlinkSync("/elsewhere", `${root}/proc`)
+      })
+      const run = Container.run(image, { command: ["true"], sysctls: { [parameter]: "77" } })
+      assert.match((yield* failure("OperationFailed", run)).message, /\/proc is a symbolic link/)
+      const { folder: here } = yield* Berth.Berth
+      assert.equal(fs.readFileSync(`${here}/19921-link/elsewhere/${file}`, "utf8"), "decoy")
+    },
     { skip }
   )
 
   effect(
     "CVE-2019-16884, CVE-2025-52881: a mount over /proc takes no parameter away from the kernel, and gives none to a file",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* evil("16884-mounted", () => {})
-        const decoy = `${folder()}/decoy`
-        makeDecoy(decoy)
-        for (const mount of [Mount.tmpfs("/proc"), Mount.bind(decoy, "/proc")]) {
-          const box = yield* Container.start(image, {
-            command: ["sleep", "1000"],
-            mounts: [mount],
-            sysctls: { [parameter]: "78" }
-          })
-          assert.equal(yield* valueIn(box), "78")
-        }
-        assert.equal(fs.readFileSync(`${decoy}/${file}`, "utf8"), "decoy")
-      }),
+    function* () {
+      const image = yield* evil("16884-mounted", () => {})
+      const decoy = `${folder()}/decoy`
+      makeDecoy(decoy)
+      for (const mount of [Mount.tmpfs("/proc"), Mount.bind(decoy, "/proc")]) {
+        const box = yield* Container.start(image, {
+          command: ["sleep", "1000"],
+          mounts: [mount],
+          sysctls: { [parameter]: "78" }
+        })
+        assert.equal(yield* valueIn(box), "78")
+      }
+      assert.equal(fs.readFileSync(`${decoy}/${file}`, "utf8"), "decoy")
+    },
     { skip }
   )
 
   effect(
     "CVE-2021-30465, CVE-2024-45310: while a shared folder is swapped for a link, nothing is mounted or made outside of it",
-    () =>
-      Effect.gen(function* () {
-        const volume = `${folder()}/volume`
-        const host = `${folder()}/host-30465`
-        for (const made of [volume, host]) fs.mkdirSync(made, { recursive: true })
-        const image = yield* evil("30465-race", (root) => fs.mkdirSync(`${root}${host}`, { recursive: true }))
-        yield* swapping(volume, host)
-        const results = new Set<string>()
-        for (let k = 0; k < 60; k++) {
-          const options: Container.StartOptions =
-            k % 2 === 0
-              ? { mounts: [Mount.bind(volume, "/v"), Mount.tmpfs("/v/d/deep/m")], cwd: "/v/d/deep/m" }
-              : { mounts: [Mount.bind(volume, "/v")], cwd: `/v/d/made/${k}` }
-          const result = yield* Effect.either(Container.run(image, { command: ["pwd"], ...options }))
-          results.add(
-            result._tag === "Right" ? result.right.stdout.replace(/^\/(v|tmp).*/s, "/$1") : result.left._tag
-          )
-          assert.deepEqual(fs.readdirSync(host), [])
-          assert.ok(!fs.readFileSync("/proc/self/mountinfo", "utf8").includes(volume))
-        }
-        assert.ok(results.has("/v"), [...results].join())
-      }),
+    function* () {
+      const volume = `${folder()}/volume`
+      const host = `${folder()}/host-30465`
+      for (const made of [volume, host]) fs.mkdirSync(made, { recursive: true })
+      const image = yield* evil("30465-race", (root) => fs.mkdirSync(`${root}${host}`, { recursive: true }))
+      yield* swapping(volume, host)
+      const results = new Set<string>()
+      for (let k = 0; k < 60; k++) {
+        const options: Container.StartOptions =
+          k % 2 === 0
+            ? { mounts: [Mount.bind(volume, "/v"), Mount.tmpfs("/v/d/deep/m")], cwd: "/v/d/deep/m" }
+            : { mounts: [Mount.bind(volume, "/v")], cwd: `/v/d/made/${k}` }
+        const result = yield* Effect.either(Container.run(image, { command: ["pwd"], ...options }))
+        results.add(
+          result._tag === "Right" ? result.right.stdout.replace(/^\/(v|tmp).*/s, "/$1") : result.left._tag
+        )
+        assert.deepEqual(fs.readdirSync(host), [])
+        assert.ok(!fs.readFileSync("/proc/self/mountinfo", "utf8").includes(volume))
+      }
+      assert.ok(results.has("/v"), [...results].join())
+    },
     { skip }
   )
 
   effect(
     "CVE-2021-43784: what is too long for its field is refused, or arrives whole, and becomes no other field",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* evil("43784", () => {})
-        const own = ["sh", "-c", "readlink /proc/self/ns/user; readlink /proc/self/ns/net"]
-        const [user, network] = (yield* Container.run(image, { command: own })).stdout.split("\n")
-        const { rootless } = yield* Berth.Berth
-        assert.equal(user === fs.readlinkSync("/proc/self/ns/user"), !rootless)
-        assert.notEqual(network, fs.readlinkSync("/proc/self/ns/net"))
-        // Past 16 bits, where runc's lengths wrapped around.
-        const long = "x".repeat(65536 + 40)
-        for (const options of [
-          { mounts: [Mount.tmpfs(`/${long}`)] },
-          { mounts: [Mount.bind(`/${long}`, "/x")] },
-          { hostname: long },
-          { cwd: `/${long}` },
-          { maskedPaths: [`/${long}`] },
-          { sysctls: { [parameter]: long } },
-          { sysctls: { [`net.${long}`]: "1" } },
-          { user: long }
-        ] satisfies ReadonlyArray<Container.StartOptions>) {
-          const result = yield* Effect.either(Container.run(image, { ...options, command: ["true"] }))
-          assert.equal(result._tag, "Left", JSON.stringify(options).slice(0, 60))
-        }
-        const env = { LONG: long, AFTER: "after" }
-        const { stdout } = yield* Container.run(image, {
-          command: ["sh", "-c", "printf %s $LONG | wc -c; echo $AFTER"],
-          env
-        })
-        assert.equal(stdout, `${long.length}\nafter\n`)
-      }),
+    function* () {
+      const image = yield* evil("43784", () => {})
+      const own = ["sh", "-c", "readlink /proc/self/ns/user; readlink /proc/self/ns/net"]
+      const [user, network] = (yield* Container.run(image, { command: own })).stdout.split("\n")
+      const { rootless } = yield* Berth.Berth
+      assert.equal(user === fs.readlinkSync("/proc/self/ns/user"), !rootless)
+      assert.notEqual(network, fs.readlinkSync("/proc/self/ns/net"))
+      // Past 16 bits, where runc's lengths wrapped around.
+      const long = "x".repeat(65536 + 40)
+      for (const options of [
+        { mounts: [Mount.tmpfs(`/${long}`)] },
+        { mounts: [Mount.bind(`/${long}`, "/x")] },
+        { hostname: long },
+        { cwd: `/${long}` },
+        { maskedPaths: [`/${long}`] },
+        { sysctls: { [parameter]: long } },
+        { sysctls: { [`net.${long}`]: "1" } },
+        { user: long }
+      ] satisfies ReadonlyArray<Container.StartOptions>) {
+        const result = yield* Effect.either(Container.run(image, { ...options, command: ["true"] }))
+        assert.equal(result._tag, "Left", JSON.stringify(options).slice(0, 60))
+      }
+      const env = { LONG: long, AFTER: "after" }
+      const { stdout } = yield* Container.run(image, {
+        command: ["sh", "-c", "printf %s $LONG | wc -c; echo $AFTER"],
+        env
+      })
+      assert.equal(stdout, `${long.length}\nafter\n`)
+    },
     { skip }
   )
 
   effect(
     "CVE-2025-52565: the terminal's own device is attached, not what the image has at its place",
-    () =>
-      Effect.gen(function* () {
-        const host = `${folder()}/host-52565-terminal`
-        fs.mkdirSync(host, { recursive: true })
-        const image = yield* evil("52565-terminal", (root) => {
-          fs.mkdirSync(`${root}/dev`)
-          for (const [name, target] of [
-            ["console", `${host}/console`],
-            ["pts", host],
-            ["ptmx", `${host}/ptmx`],
-            ["tty", "/etc/passwd"]
-          ] as const)
-            fs.symlinkSync(target, `${root}/dev/${name}`)
-        })
-        const { stdout } = yield* Container.run(image, {
-          command: ["sh", "-c", "tty; echo typed > /dev/tty"],
-          terminal: true
-        })
-        assert.equal(stdout, "/dev/pts/0\r\ntyped\r\n")
-        assert.deepEqual(fs.readdirSync(host), [])
-      }),
+    function* () {
+      const host = `${folder()}/host-52565-terminal`
+      fs.mkdirSync(host, { recursive: true })
+      const image = yield* evil("52565-terminal", (root) => {
+        fs.mkdirSync(`${root}/dev`)
+        for (const [name, target] of [
+          ["console", `${host}/console`],
+          ["pts", host],
+          ["ptmx", `${host}/ptmx`],
+          ["tty", "/etc/passwd"]
+        ] as const)
+          fs.symlinkSync(target, `${root}/dev/${name}`)
+      })
+      const { stdout } = yield* Container.run(image, {
+        command: ["sh", "-c", "tty; echo typed > /dev/tty"],
+        terminal: true
+      })
+      assert.equal(stdout, "/dev/pts/0\r\ntyped\r\n")
+      assert.deepEqual(fs.readdirSync(host), [])
+    },
     { skip }
   )
 
@@ -186,22 +180,21 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   // a field for each option: what is left of them is that no text adds an option.
   effect(
     "CVE-2024-9407, CVE-2024-11218: a mount's text adds no option and changes no source",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* evil("9407", () => {})
-        const run = (mount: Mount.Mount) =>
-          Container.run(image, { command: ["cat", "/proc/self/mountinfo"], mounts: [mount] })
-        for (const size of ["1,mode=0777", "1MiB,uid=1000", "64k,suid"])
-          assert.equal(
-            (yield* failure("InvalidOption", run(Mount.tmpfs("/x", { size })))).option,
-            "mounts[0].size"
-          )
-        const target = "/x,bind-propagation=rshared,src="
-        const { stdout } = yield* run(Mount.tmpfs(target))
-        const line = stdout.split("\n").find((one) => one.includes(` ${target} `))
-        assert.match(line!, / rw,nosuid,nodev,noexec,relatime - tmpfs /)
-        assert.doesNotMatch(line!, /shared:|suid,dev,/)
-      }),
+    function* () {
+      const image = yield* evil("9407", () => {})
+      const run = (mount: Mount.Mount) =>
+        Container.run(image, { command: ["cat", "/proc/self/mountinfo"], mounts: [mount] })
+      for (const size of ["1,mode=0777", "1MiB,uid=1000", "64k,suid"])
+        assert.equal(
+          (yield* failure("InvalidOption", run(Mount.tmpfs("/x", { size })))).option,
+          "mounts[0].size"
+        )
+      const target = "/x,bind-propagation=rshared,src="
+      const { stdout } = yield* run(Mount.tmpfs(target))
+      const line = stdout.split("\n").find((one) => one.includes(` ${target} `))
+      assert.match(line!, / rw,nosuid,nodev,noexec,relatime - tmpfs /)
+      assert.doesNotMatch(line!, /shared:|suid,dev,/)
+    },
     { skip }
   )
 })

@@ -52,193 +52,185 @@ const whyNoScript = fs.existsSync("/usr/bin/script") ? false : "no script(1): ap
 suite("what a container can reach", (effect, folder) => {
   effect(
     "CVE-2016-9962: a process that joins a container cannot be traced by it, nor its memory be written",
-    () =>
-      Effect.gen(function* () {
-        const capabilities = { add: ["SYS_PTRACE"] } as const
-        const box = yield* Container.start(yield* attackImage, {
-          command: ["attack", "ptrace-joiner"],
-          capabilities
-        })
-        for (let k = 0; k < 40; k++)
-          yield* Container.exec(box, ["true"], k % 4 === 0 ? { user: "1000", capabilities } : {})
-        yield* Container.exec(box, ["touch", "/tmp/stop"])
-        assert.equal((yield* box.exit).exitCode, 0)
-        const lines = yield* Stream.runCollect(Container.logs(box))
-        assert.deepEqual(
-          Array.from(lines, ({ line }) => line),
-          ["ptrace-joiner 0"]
-        )
-      }),
+    function* () {
+      const capabilities = { add: ["SYS_PTRACE"] } as const
+      const box = yield* Container.start(yield* attackImage, {
+        command: ["attack", "ptrace-joiner"],
+        capabilities
+      })
+      for (let k = 0; k < 40; k++)
+        yield* Container.exec(box, ["true"], k % 4 === 0 ? { user: "1000", capabilities } : {})
+      yield* Container.exec(box, ["touch", "/tmp/stop"])
+      assert.equal((yield* box.exit).exitCode, 0)
+      const lines = yield* Stream.runCollect(Container.logs(box))
+      assert.deepEqual(
+        Array.from(lines, ({ line }) => line),
+        ["ptrace-joiner 0"]
+      )
+    },
     { skip }
   )
 
   effect(
     "the kernel's parameters and devices: nothing in /sys, and in /proc nothing that is not a process's own, can be written",
-    () =>
-      Effect.gen(function* () {
-        const before = fs.readFileSync("/proc/sys/kernel/core_pattern", "utf8")
-        for (const options of [{}, { namespaces: { user: "new" } }] as const) {
-          const { stdout } = yield* Container.run(yield* attackImage, {
-            ...options,
-            command: ["attack", "writable:/sys", "writable:/proc"]
-          })
-          const [sys, proc] = stdout.trim().split("\n")
-          assert.equal(sys, "writable none")
-          // The first can be opened by root and changed with CAP_SYS_ADMIN alone; the others tell the writer of pressure.
-          assert.match(proc!, /^writable (none|((\/proc\/mtrr|\/proc\/pressure\/\w+),?)+)$/)
-        }
-        const names = [
-          "kernel/core_pattern",
-          "kernel/modprobe",
-          "kernel/hotplug",
-          "vm/panic_on_oom",
-          "fs/binfmt_misc/register"
-        ]
-        const script = [
-          ...names.map((name) => `/proc/sys/${name}`),
-          "/proc/sysrq-trigger",
-          "/sys/kernel/uevent_helper"
-        ]
-          .map((path) => `(echo x > ${path}) 2>/dev/null && echo ${path}`)
-          .join("; ")
-        const image = yield* attackImage
-        for (const user of ["0", "1000"]) {
-          const { stdout } = yield* Container.run(image, { command: ["sh", "-c", script], user })
-          assert.equal(stdout, "")
-        }
-        assert.equal(fs.readFileSync("/proc/sys/kernel/core_pattern", "utf8"), before)
-      }),
+    function* () {
+      const before = fs.readFileSync("/proc/sys/kernel/core_pattern", "utf8")
+      for (const options of [{}, { namespaces: { user: "new" } }] as const) {
+        const { stdout } = yield* Container.run(yield* attackImage, {
+          ...options,
+          command: ["attack", "writable:/sys", "writable:/proc"]
+        })
+        const [sys, proc] = stdout.trim().split("\n")
+        assert.equal(sys, "writable none")
+        // The first can be opened by root and changed with CAP_SYS_ADMIN alone; the others tell the writer of pressure.
+        assert.match(proc!, /^writable (none|((\/proc\/mtrr|\/proc\/pressure\/\w+),?)+)$/)
+      }
+      const names = [
+        "kernel/core_pattern",
+        "kernel/modprobe",
+        "kernel/hotplug",
+        "vm/panic_on_oom",
+        "fs/binfmt_misc/register"
+      ]
+      const script = [
+        ...names.map((name) => `/proc/sys/${name}`),
+        "/proc/sysrq-trigger",
+        "/sys/kernel/uevent_helper"
+      ]
+        .map((path) => `(echo x > ${path}) 2>/dev/null && echo ${path}`)
+        .join("; ")
+      const image = yield* attackImage
+      for (const user of ["0", "1000"]) {
+        const { stdout } = yield* Container.run(image, { command: ["sh", "-c", script], user })
+        assert.equal(stdout, "")
+      }
+      assert.equal(fs.readFileSync("/proc/sys/kernel/core_pattern", "utf8"), before)
+    },
     { skip }
   )
 
   effect(
     "core_pattern: what crashes in a container is handed to no program of the container's choice",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* attackImage
-        const marker = `${folder()}/crashed`
-        const script = `(echo '|/bin/touch ${marker}' > /proc/sys/kernel/core_pattern) 2>/dev/null && echo set; ulimit -c unlimited; sh -c 'kill -SEGV $$'; echo $?`
-        const { stdout } = yield* Container.run(image, { command: ["sh", "-c", script] })
-        assert.match(stdout, /^139\n$/)
-        assert.ok(!fs.existsSync(marker))
-      }),
+    function* () {
+      const image = yield* attackImage
+      const marker = `${folder()}/crashed`
+      const script = `(echo '|/bin/touch ${marker}' > /proc/sys/kernel/core_pattern) 2>/dev/null && echo set; ulimit -c unlimited; sh -c 'kill -SEGV $$'; echo $?`
+      const { stdout } = yield* Container.run(image, { command: ["sh", "-c", script] })
+      assert.match(stdout, /^139\n$/)
+      assert.ok(!fs.existsSync(marker))
+    },
     { skip }
   )
 
   effect(
     "keyrings: a container has no keys of another container, nor of an earlier exec",
-    () =>
-      Effect.gen(function* () {
-        const program = yield* onHost
-        const control = yield* Effect.promise(() =>
-          ended(
-            spawn(program, ["in-session:berth-test", program, "key:berth-test"], {
-              stdio: ["ignore", "pipe", "pipe"]
-            })
-          )
+    function* () {
+      const program = yield* onHost
+      const control = yield* Effect.promise(() =>
+        ended(
+          spawn(program, ["in-session:berth-test", program, "key:berth-test"], {
+            stdio: ["ignore", "pipe", "pipe"]
+          })
         )
-        assert.equal(control.stdout, "key ok\n", "the attempt itself works")
-        const box = yield* Container.start(yield* attackImage, {
-          command: ["sleep", "1000"],
-          seccomp: "unconfined"
-        })
-        const first = yield* Container.exec(box, ["attack", "add-key:berth-first", "key:berth-first"])
-        assert.equal(first.stdout, "add-key ok\nkey ok\n")
-        assert.equal((yield* Container.exec(box, ["attack", "key:berth-first"])).stdout, "key ENOKEY\n")
-        assert.deepEqual(yield* attack(["key:berth-first"], { seccomp: "unconfined" }), { key: "ENOKEY" })
-        // And by default there is no way to ask.
-        assert.deepEqual(yield* attack(["keyctl", "add_key", "request_key"]), {
-          keyctl: "EPERM",
-          add_key: "EPERM",
-          request_key: "EPERM"
-        })
-      }),
+      )
+      assert.equal(control.stdout, "key ok\n", "the attempt itself works")
+      const box = yield* Container.start(yield* attackImage, {
+        command: ["sleep", "1000"],
+        seccomp: "unconfined"
+      })
+      const first = yield* Container.exec(box, ["attack", "add-key:berth-first", "key:berth-first"])
+      assert.equal(first.stdout, "add-key ok\nkey ok\n")
+      assert.equal((yield* Container.exec(box, ["attack", "key:berth-first"])).stdout, "key ENOKEY\n")
+      assert.deepEqual(yield* attack(["key:berth-first"], { seccomp: "unconfined" }), { key: "ENOKEY" })
+      // And by default there is no way to ask.
+      assert.deepEqual(yield* attack(["keyctl", "add_key", "request_key"]), {
+        keyctl: "EPERM",
+        add_key: "EPERM",
+        request_key: "EPERM"
+      })
+    },
     { skip }
   )
 
   effect(
     "abstract sockets are of the network namespace: only who shares it gets there",
-    () =>
-      Effect.gen(function* () {
-        const name = `berth-test-${process.pid}`
-        const program = yield* onHost
-        const listener = yield* Effect.acquireRelease(
-          Effect.sync(() => spawn(program, [`listen:${name}`], { stdio: ["ignore", "pipe", "inherit"] })),
-          (child) =>
-            Effect.promise(() => {
-              const gone = new Promise((resolve) => child.on("exit", resolve))
-              child.kill("SIGKILL")
-              return gone
-            })
-        )
-        yield* Effect.promise(() => firstLine(listener))
-        const words = [`abstract:${name}`]
-        assert.deepEqual(yield* attack(words), { abstract: "ECONNREFUSED" })
-        assert.deepEqual(yield* attack(words, { namespaces: { network: "host" } }), { abstract: "ok" })
-        const image = yield* attackImage
-        const box = yield* Container.start(image, { command: ["attack", `listen:${name}-inside`] })
-        yield* WaitFor.log(box, "listening")
-        const inside = [`abstract:${name}-inside`]
-        assert.deepEqual(yield* attack(inside), { abstract: "ECONNREFUSED" })
-        assert.deepEqual(yield* attack(inside, { namespaces: { network: "host" } }), {
-          abstract: "ECONNREFUSED"
-        })
-        assert.deepEqual(yield* attack(inside, { namespaces: { network: box } }), { abstract: "ok" })
-      }),
+    function* () {
+      const name = `berth-test-${process.pid}`
+      const program = yield* onHost
+      const listener = yield* Effect.acquireRelease(
+        Effect.sync(() => spawn(program, [`listen:${name}`], { stdio: ["ignore", "pipe", "inherit"] })),
+        (child) =>
+          Effect.promise(() => {
+            const gone = new Promise((resolve) => child.on("exit", resolve))
+            child.kill("SIGKILL")
+            return gone
+          })
+      )
+      yield* Effect.promise(() => firstLine(listener))
+      const words = [`abstract:${name}`]
+      assert.deepEqual(yield* attack(words), { abstract: "ECONNREFUSED" })
+      assert.deepEqual(yield* attack(words, { namespaces: { network: "host" } }), { abstract: "ok" })
+      const image = yield* attackImage
+      const box = yield* Container.start(image, { command: ["attack", `listen:${name}-inside`] })
+      yield* WaitFor.log(box, "listening")
+      const inside = [`abstract:${name}-inside`]
+      assert.deepEqual(yield* attack(inside), { abstract: "ECONNREFUSED" })
+      assert.deepEqual(yield* attack(inside, { namespaces: { network: "host" } }), {
+        abstract: "ECONNREFUSED"
+      })
+      assert.deepEqual(yield* attack(inside, { namespaces: { network: box } }), { abstract: "ok" })
+    },
     { skip }
   )
 
   effect(
     "netlink shows a container its own loopback and no link of the host's, and lets it change neither",
-    () =>
-      Effect.gen(function* () {
-        const words = ["links", "set-link"]
-        const links = Object.keys(os.networkInterfaces())
-        assert.deepEqual(yield* attack(words), { links: "1", "set-link": "EPERM" })
-        assert.deepEqual(yield* attack(words, { namespaces: { user: "new" } }), {
-          links: "1",
-          "set-link": "EPERM"
-        })
-        // As far as its own namespace goes, the capability is enough; the host's stays as it is in any case.
-        const administrator = yield* attack(words, { capabilities: { add: ["NET_ADMIN"] } })
-        assert.deepEqual(administrator, { links: "1", "set-link": "ok" })
-        const shared = yield* attack(["set-link"], { namespaces: { network: "host" } })
-        assert.deepEqual(shared, { "set-link": "EPERM" })
-        assert.deepEqual(Object.keys(os.networkInterfaces()), links)
-      }),
+    function* () {
+      const words = ["links", "set-link"]
+      const links = Object.keys(os.networkInterfaces())
+      assert.deepEqual(yield* attack(words), { links: "1", "set-link": "EPERM" })
+      assert.deepEqual(yield* attack(words, { namespaces: { user: "new" } }), {
+        links: "1",
+        "set-link": "EPERM"
+      })
+      // As far as its own namespace goes, the capability is enough; the host's stays as it is in any case.
+      const administrator = yield* attack(words, { capabilities: { add: ["NET_ADMIN"] } })
+      assert.deepEqual(administrator, { links: "1", "set-link": "ok" })
+      const shared = yield* attack(["set-link"], { namespaces: { network: "host" } })
+      assert.deepEqual(shared, { "set-link": "EPERM" })
+      assert.deepEqual(Object.keys(os.networkInterfaces()), links)
+    },
     { skip }
   )
 
   effect(
     "CVE-2017-5226, and keyrings: the terminal that a container has of its starter cannot be typed into, nor its keys be had",
-    () =>
-      Effect.gen(function* () {
-        const { came, said } = yield* inherited
-        // EIO is the kernel's own answer to everybody, where dev.tty.legacy_tiocsti is 0 (Linux 6.2).
-        assert.match(String(came.tiocsti), /^(EPERM|EIO)$/, said)
-        assert.equal(came.tty, "ENXIO")
-        assert.deepEqual([came.key, came["add-key"]], ["ENOKEY", "ok"])
-      }),
+    function* () {
+      const { came, said } = yield* inherited
+      // EIO is the kernel's own answer to everybody, where dev.tty.legacy_tiocsti is 0 (Linux 6.2).
+      assert.match(String(came.tiocsti), /^(EPERM|EIO)$/, said)
+      assert.equal(came.tty, "ENXIO")
+      assert.deepEqual([came.key, came["add-key"]], ["ENOKEY", "ok"])
+    },
     { skip: skip || whyNoScript }
   )
 
   effect(
     "CVE-2023-25809: no cgroup of the host is there to be written, with and without a user namespace",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* attackImage
-        const script =
-          "grep -c cgroup /proc/self/mounts; for f in $(find /sys/fs/cgroup -name cgroup.procs -o -name release_agent 2>/dev/null); do echo $f; done; (echo $$ > /sys/fs/cgroup/cgroup.procs) 2>/dev/null || echo refused"
-        for (const options of [
-          {},
-          { limits: { memory: "64MiB" } },
-          { namespaces: { user: "new" } },
-          { capabilities: { add: ["ALL"] } }
-        ] as const) {
-          const { stdout } = yield* Container.run(image, { ...options, command: ["sh", "-c", script] })
-          assert.equal(stdout, "0\nrefused\n")
-        }
-      }),
+    function* () {
+      const image = yield* attackImage
+      const script =
+        "grep -c cgroup /proc/self/mounts; for f in $(find /sys/fs/cgroup -name cgroup.procs -o -name release_agent 2>/dev/null); do echo $f; done; (echo $$ > /sys/fs/cgroup/cgroup.procs) 2>/dev/null || echo refused"
+      for (const options of [
+        {},
+        { limits: { memory: "64MiB" } },
+        { namespaces: { user: "new" } },
+        { capabilities: { add: ["ALL"] } }
+      ] as const) {
+        const { stdout } = yield* Container.run(image, { ...options, command: ["sh", "-c", script] })
+        assert.equal(stdout, "0\nrefused\n")
+      }
+    },
     { skip }
   )
 })

@@ -105,35 +105,33 @@ for (const { name, options } of modes) {
         Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"], ...options }))
     }
     for (const [title, attempt] of Object.entries(cases)) {
-      effect(`${title} fails alone, and says why`, () =>
-        Effect.flatMap(start(), (witness) => withEver(witness, attempt()))
-      )
+      effect(`${title} fails alone, and says why`, function* () {
+        yield* Effect.flatMap(start(), (witness) => withEver(witness, attempt()))
+      })
     }
 
-    effect("a command in a container, with pipes or a terminal, fails alone", () =>
-      Effect.gen(function* () {
-        const witness = yield* start()
-        yield* withEver(witness, Container.exec(witness, ["true"]))
-        yield* withEver(witness, Container.execStream(witness, ["sleep", "1000"], { terminal: true }))
-      })
-    )
+    effect("a command in a container, with pipes or a terminal, fails alone", function* () {
+      const witness = yield* start()
+      yield* withEver(witness, Container.exec(witness, ["true"]))
+      yield* withEver(witness, Container.execStream(witness, ["sleep", "1000"], { terminal: true }))
+    })
 
     effect(
       "a request to a server in a container fails alone",
-      () =>
-        Effect.gen(function* () {
-          const image = yield* makeImage(`${folder()}-root`)
-          const script = "mkdir /www; echo ready > /www/ready; exec httpd -f -p 127.0.0.1:8080 -h /www"
-          const server = yield* Container.start(image, { command: ["sh", "-c", script], ...options })
-          const asked = WaitFor.http(server, { port: 8080, path: "/ready" })
-          yield* asked
-          yield* withEver(server, asked)
-        }),
+      function* () {
+        const image = yield* makeImage(`${folder()}-root`)
+        const script = "mkdir /www; echo ready > /www/ready; exec httpd -f -p 127.0.0.1:8080 -h /www"
+        const server = yield* Container.start(image, { command: ["sh", "-c", script], ...options })
+        const asked = WaitFor.http(server, { port: 8080, path: "/ready" })
+        yield* asked
+        yield* withEver(server, asked)
+      },
       { skip: whyNoBusybox }
     )
 
-    effect.asRoot("a supervisor that may open no more files fails the start, and keeps what runs", () =>
-      Effect.gen(function* () {
+    effect.asRoot(
+      "a supervisor that may open no more files fails the start, and keeps what runs",
+      function* () {
         const { supervisor } = yield* Berth.Berth
         const witness = yield* start()
         const [before] = limitOf(supervisor.pid)
@@ -146,7 +144,7 @@ for (const { name, options } of modes) {
           isOfLimit(done.left)
         }
         assert.equal((yield* Container.exec(witness, ["echo", "here"])).stdout, "here\n")
-      })
+      }
     )
   })
 }

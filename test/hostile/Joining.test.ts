@@ -57,33 +57,30 @@ suite("a process that joins a container", (effect, folder) => {
         const who = add.length === 0 ? "" : " with CAP_SYS_PTRACE"
         effect(
           `${name}: the holder of ${kinds.join(", ")} namespaces shows a container${who} nothing of the host`,
-          () =>
-            Effect.gen(function* () {
-              fs.rmSync("/tmp/written", { force: true })
-              yield* listening
-              const holder = yield* Namespace.make(kinds)
-              const { stdout } = yield* Container.run(yield* joiningImage, {
-                ...options,
-                namespaces: { pid: holder },
-                command: ["sh", "-c", LOOK],
-                capabilities: { add }
-              })
-              const lines = stdout.trim().split("\n")
-              const mounts = lines.filter((line) => line.startsWith("mount "))
-              assert.ok(mounts.length <= 2, stdout)
-              for (const mount of mounts) assert.match(mount, / \/ \/ .* - (tmpfs|proc) /)
-              const rest = lines.filter((line) => !mounts.includes(line))
-              // Who may trace all that is in his pid namespace sees that there is nothing.
-              const traced =
-                /^(read (environ|maps|mem|auxv|exe|fd\/0|cwd\/\.)|\/(.*\/empty)?|\/berth-supervisor)$/
-              assert.deepEqual(
-                rest.filter(
-                  (line) => !standardStreams.test(line) && (add.length === 0 || !traced.test(line))
-                ),
-                ["looked"]
-              )
-              assert.ok(!fs.existsSync("/tmp/written"))
-            }),
+          function* () {
+            fs.rmSync("/tmp/written", { force: true })
+            yield* listening
+            const holder = yield* Namespace.make(kinds)
+            const { stdout } = yield* Container.run(yield* joiningImage, {
+              ...options,
+              namespaces: { pid: holder },
+              command: ["sh", "-c", LOOK],
+              capabilities: { add }
+            })
+            const lines = stdout.trim().split("\n")
+            const mounts = lines.filter((line) => line.startsWith("mount "))
+            assert.ok(mounts.length <= 2, stdout)
+            for (const mount of mounts) assert.match(mount, / \/ \/ .* - (tmpfs|proc) /)
+            const rest = lines.filter((line) => !mounts.includes(line))
+            // Who may trace all that is in his pid namespace sees that there is nothing.
+            const traced =
+              /^(read (environ|maps|mem|auxv|exe|fd\/0|cwd\/\.)|\/(.*\/empty)?|\/berth-supervisor)$/
+            assert.deepEqual(
+              rest.filter((line) => !standardStreams.test(line) && (add.length === 0 || !traced.test(line))),
+              ["looked"]
+            )
+            assert.ok(!fs.existsSync("/tmp/written"))
+          },
           { skip }
         )
       }
@@ -91,27 +88,26 @@ suite("a process that joins a container", (effect, folder) => {
 
     effect(
       `${name}: a process that is spawned beside others in namespaces sees nothing of the host by their holder`,
-      () =>
-        Effect.gen(function* () {
-          const kinds = ["pid", "mount", "uts", "ipc", "network", "cgroup"] as const
-          const namespaces =
-            options.userns === undefined
-              ? yield* Namespace.make(kinds)
-              : yield* Namespace.make([...kinds, "user"], { ids: "auto" })
-          const userns = options.userns === undefined ? undefined : namespaces
-          const rootfs = yield* RootFs.overlay(yield* joiningImage, { userns })
-          for (let k = 0; k < 2; k++) {
-            const process = yield* Container.spawn({ rootfs, namespaces, command: ["sh", "-c", LOOK] })
-            yield* process.exit
-            const lines = Array.from(yield* Stream.runCollect(Container.logs(process)), ({ line }) => line)
-            assert.deepEqual(
-              lines.filter(
-                (line) => !/^mount .* \/ \/ .* - (tmpfs|proc) /.test(line) && !standardStreams.test(line)
-              ),
-              ["looked"]
-            )
-          }
-        }),
+      function* () {
+        const kinds = ["pid", "mount", "uts", "ipc", "network", "cgroup"] as const
+        const namespaces =
+          options.userns === undefined
+            ? yield* Namespace.make(kinds)
+            : yield* Namespace.make([...kinds, "user"], { ids: "auto" })
+        const userns = options.userns === undefined ? undefined : namespaces
+        const rootfs = yield* RootFs.overlay(yield* joiningImage, { userns })
+        for (let k = 0; k < 2; k++) {
+          const process = yield* Container.spawn({ rootfs, namespaces, command: ["sh", "-c", LOOK] })
+          yield* process.exit
+          const lines = Array.from(yield* Stream.runCollect(Container.logs(process)), ({ line }) => line)
+          assert.deepEqual(
+            lines.filter(
+              (line) => !/^mount .* \/ \/ .* - (tmpfs|proc) /.test(line) && !standardStreams.test(line)
+            ),
+            ["looked"]
+          )
+        }
+      },
       { skip }
     )
 
@@ -119,39 +115,38 @@ suite("a process that joins a container", (effect, folder) => {
       const who = add.length === 0 ? "" : " with CAP_SYS_PTRACE"
       effect(
         `${name}: a container${who} finds nothing of the host in what is executed in it, nor rights that it has not`,
-        () =>
-          Effect.gen(function* () {
-            const server = yield* listening
-            const { port } = server.address() as { readonly port: number }
-            const marker = `${folder()}/marker-${name}-${add.length}`
-            fs.writeFileSync(marker, "unchanged")
-            fs.chmodSync(marker, 0o666)
-            const hexadecimal = `0100007F:${port.toString(16).toUpperCase().padStart(4, "0")}`
-            const attacker = yield* Container.start(yield* joiningImage, {
-              ...options,
-              command: ["joining", "watch", marker, hexadecimal],
-              capabilities: { add }
-            })
-            yield* WaitFor.log(attacker, "ready")
-            // What is executed can be traced, and so be delayed, by whoever may.
-            for (let k = 0; k < 60; k++) yield* Container.exec(attacker, ["true"])
-            const own = yield* Container.exec(attacker, [
-              "sh",
-              "-c",
-              "awk '/^(CapEff|CapPrm|NoNewPrivs|Seccomp):/ { print $2 }' /proc/self/status"
-            ])
-            const [permitted, effective, ...others] = own.stdout.trim().split("\n")
-            const report = yield* reportOf(attacker)
-            assert.deepEqual(report, [
-              "ready",
-              "seen some",
-              "roots 0",
-              "mounts 0",
-              "sockets 0",
-              `credentials ${[effective, permitted, ...others].join(" ")}`
-            ])
-            assert.equal(fs.readFileSync(marker, "utf8"), "unchanged")
-          }),
+        function* () {
+          const server = yield* listening
+          const { port } = server.address() as { readonly port: number }
+          const marker = `${folder()}/marker-${name}-${add.length}`
+          fs.writeFileSync(marker, "unchanged")
+          fs.chmodSync(marker, 0o666)
+          const hexadecimal = `0100007F:${port.toString(16).toUpperCase().padStart(4, "0")}`
+          const attacker = yield* Container.start(yield* joiningImage, {
+            ...options,
+            command: ["joining", "watch", marker, hexadecimal],
+            capabilities: { add }
+          })
+          yield* WaitFor.log(attacker, "ready")
+          // What is executed can be traced, and so be delayed, by whoever may.
+          for (let k = 0; k < 60; k++) yield* Container.exec(attacker, ["true"])
+          const own = yield* Container.exec(attacker, [
+            "sh",
+            "-c",
+            "awk '/^(CapEff|CapPrm|NoNewPrivs|Seccomp):/ { print $2 }' /proc/self/status"
+          ])
+          const [permitted, effective, ...others] = own.stdout.trim().split("\n")
+          const report = yield* reportOf(attacker)
+          assert.deepEqual(report, [
+            "ready",
+            "seen some",
+            "roots 0",
+            "mounts 0",
+            "sockets 0",
+            `credentials ${[effective, permitted, ...others].join(" ")}`
+          ])
+          assert.equal(fs.readFileSync(marker, "utf8"), "unchanged")
+        },
         { skip }
       )
     }
@@ -159,104 +154,101 @@ suite("a process that joins a container", (effect, folder) => {
     for (const number of [SIGSTOP, SIGKILL])
       effect(
         `${name}: a container that ${number === SIGSTOP ? "stops" : "kills"} what is executed in it holds up nobody else`,
-        () =>
-          Effect.gen(function* () {
-            const image = yield* joiningImage
-            const innocent = yield* Container.start(image, { ...options, command: ["sleep", "1000"] })
-            yield* Effect.scoped(
-              Effect.gen(function* () {
-                const command = ["joining", "signal", String(number)]
-                const attacker = yield* Container.start(image, { ...options, command })
-                yield* WaitFor.log(attacker, "ready")
-                for (let k = 0; k < 15; k++) {
-                  // It may take for ever, and is interrupted then; it may fail, or get through.
-                  const held = Effect.exit(
-                    Container.exec(attacker, ["true"]).pipe(Effect.timeout("200 millis"))
-                  )
-                  const other = Container.exec(innocent, ["echo", "well"]).pipe(Effect.timeout("10 seconds"))
-                  const [, { stdout }] = yield* Effect.all([held, other], { concurrency: "unbounded" })
-                  assert.equal(stdout, "well\n")
-                }
-              })
-            ).pipe(Effect.timeout("60 seconds"))
-          }),
+        function* () {
+          const image = yield* joiningImage
+          const innocent = yield* Container.start(image, { ...options, command: ["sleep", "1000"] })
+          yield* Effect.scoped(
+            Effect.gen(function* () {
+              const command = ["joining", "signal", String(number)]
+              const attacker = yield* Container.start(image, { ...options, command })
+              yield* WaitFor.log(attacker, "ready")
+              for (let k = 0; k < 15; k++) {
+                // It may take for ever, and is interrupted then; it may fail, or get through.
+                const held = Effect.exit(
+                  Container.exec(attacker, ["true"]).pipe(Effect.timeout("200 millis"))
+                )
+                const other = Container.exec(innocent, ["echo", "well"]).pipe(Effect.timeout("10 seconds"))
+                const [, { stdout }] = yield* Effect.all([held, other], { concurrency: "unbounded" })
+                assert.equal(stdout, "well\n")
+              }
+            })
+          ).pipe(Effect.timeout("60 seconds"))
+        },
         { skip }
       )
 
     effect(
       `${name}: a program that is killed leaves nothing, though a container stops all that is executed in it`,
-      () =>
-        Effect.gen(function* () {
-          const place = `${folder()}/killed-${name}`
-          const child = program("joiningVictim.ts", [place, name])
-          yield* Effect.promise(() => firstLine(child))
-          child.kill("SIGKILL")
-          yield* Effect.promise(() => ended(child))
-          const processes = () =>
-            fs
-              .readdirSync("/proc")
-              .filter((pid) => /^\d+$/.test(pid))
-              .filter((pid) => {
-                try {
-                  const text = fs.readFileSync(`/proc/${pid}/cmdline`, "latin1")
-                  return text.includes(`${place}/`) || text.startsWith("joining\0")
-                } catch {
-                  return false
-                }
-              })
-          assert.ok(yield* Effect.promise(() => eventually(() => processes().length === 0)))
-          assert.deepEqual(fs.readdirSync(`${place}/run`), [])
-        }),
+      function* () {
+        const place = `${folder()}/killed-${name}`
+        const child = program("joiningVictim.ts", [place, name])
+        yield* Effect.promise(() => firstLine(child))
+        child.kill("SIGKILL")
+        yield* Effect.promise(() => ended(child))
+        const processes = () =>
+          fs
+            .readdirSync("/proc")
+            .filter((pid) => /^\d+$/.test(pid))
+            .filter((pid) => {
+              try {
+                const text = fs.readFileSync(`/proc/${pid}/cmdline`, "latin1")
+                return text.includes(`${place}/`) || text.startsWith("joining\0")
+              } catch {
+                return false
+              }
+            })
+        assert.ok(yield* Effect.promise(() => eventually(() => processes().length === 0)))
+        assert.deepEqual(fs.readdirSync(`${place}/run`), [])
+      },
       { skip }
     )
   }
 
   effect(
     "a start in the pid namespace of a container that stops it is interrupted, and leaves nothing",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* joiningImage
-        const attacker = yield* Container.start(image, { command: ["joining", "signal", String(SIGSTOP)] })
-        yield* WaitFor.log(attacker, "ready")
-        const before = fs.readdirSync(`/proc/${process.pid}/fd`).length
-        for (let k = 0; k < 5; k++) {
-          const started = Container.run(image, { command: ["true"], namespaces: { pid: attacker } })
-          yield* Effect.exit(Effect.timeout(started, "200 millis"))
-        }
-        const opened = () => fs.readdirSync(`/proc/${process.pid}/fd`).length - before
-        // The last descriptor of a mount is closed on another thread.
-        assert.ok(yield* Effect.promise(() => eventually(() => opened() <= 1)), `${opened()} are left open`)
-        assert.equal((yield* Container.run(image, { command: ["echo", "on"] })).stdout, "on\n")
-      }),
+    function* () {
+      const image = yield* joiningImage
+      const attacker = yield* Container.start(image, { command: ["joining", "signal", String(SIGSTOP)] })
+      yield* WaitFor.log(attacker, "ready")
+      const before = fs.readdirSync(`/proc/${process.pid}/fd`).length
+      for (let k = 0; k < 5; k++) {
+        const started = Container.run(image, { command: ["true"], namespaces: { pid: attacker } })
+        yield* Effect.exit(Effect.timeout(started, "200 millis"))
+      }
+      const opened = () => fs.readdirSync(`/proc/${process.pid}/fd`).length - before
+      // The last descriptor of a mount is closed on another thread.
+      assert.ok(yield* Effect.promise(() => eventually(() => opened() <= 1)), `${opened()} are left open`)
+      assert.equal((yield* Container.run(image, { command: ["echo", "on"] })).stdout, "on\n")
+    },
     { skip }
   )
 
   effect(
     "an execution that a container holds up is given up after a while, and says so",
-    () =>
-      Effect.gen(function* () {
-        const attacker = yield* Container.start(yield* joiningImage, {
-          command: ["joining", "signal", String(SIGSTOP)]
-        })
-        yield* WaitFor.log(attacker, "ready")
-        const before = limits.start
-        limits.start = 500
-        yield* Effect.addFinalizer(() => Effect.sync(() => (limits.start = before)))
-        // One of them is stopped before it executes its command.
-        const one = Effect.flip(Effect.timeout(Container.exec(attacker, ["true"]), "5 seconds"))
-        const error = yield* Effect.repeat(Effect.either(one), {
-          until: (result) => result._tag === "Right" && result.right._tag === "OperationFailed",
-          times: 50
-        })
-        assert.ok(error._tag === "Right" && error.right._tag === "OperationFailed")
-        assert.equal(error.right.code, "ETIMEDOUT")
-        assert.match(error.right.message, /did not come to execute its command within 0.5 seconds/)
-      }),
+    function* () {
+      const attacker = yield* Container.start(yield* joiningImage, {
+        command: ["joining", "signal", String(SIGSTOP)]
+      })
+      yield* WaitFor.log(attacker, "ready")
+      const before = limits.start
+      limits.start = 500
+      yield* Effect.addFinalizer(() => Effect.sync(() => (limits.start = before)))
+      // One of them is stopped before it executes its command.
+      const one = Effect.flip(Effect.timeout(Container.exec(attacker, ["true"]), "5 seconds"))
+      const error = yield* Effect.repeat(Effect.either(one), {
+        until: (result) => result._tag === "Right" && result.right._tag === "OperationFailed",
+        times: 50
+      })
+      assert.ok(error._tag === "Right" && error.right._tag === "OperationFailed")
+      assert.equal(error.right.code, "ETIMEDOUT")
+      assert.match(error.right.message, /did not come to execute its command within 0.5 seconds/)
+    },
     { skip }
   )
 
-  effect("a container's own image is what a container of a shared pid namespace has as its root", () =>
-    Effect.gen(function* () {
+  effect(
+    "a container's own image is what a container of a shared pid namespace has as its root",
+    function* () {
       const first = yield* Container.start(yield* Image.host, { command: ["sleep", "1000"] })
       const { stdout } = yield* Container.run(yield* Image.host, {
         command: [
@@ -267,6 +259,6 @@ suite("a process that joins a container", (effect, folder) => {
         namespaces: { pid: first, user: "new" }
       })
       assert.match(stdout, /^sleep\n/)
-    })
+    }
   )
 })

@@ -30,58 +30,54 @@ const inNoTime = <A, R>(effect: Effect.Effect<A, BerthError.BerthError, R>) =>
 
 suite("locks that a container takes", (effect, folder) => {
   for (const mode of modes) {
-    effect(`${mode.name}: a container of the host's root does not see Berth's folder`, () =>
-      Effect.gen(function* () {
-        const image = yield* Image.host
-        fs.writeFileSync(`${folder()}/seen`, "")
-        const box = yield* Container.start(image, { command: ["sleep", "1000"], ...mode.options })
-        const listed = yield* Container.exec(box, ["sh", "-c", `ls -A '${folder()}' 2>/dev/null; true`])
-        assert.equal(listed.stdout, "")
-        const locked = yield* Container.exec(box, ["flock", "-n", `${folder()}/run`, "true"])
-        assert.notEqual(locked.exitCode, 0)
-        // Its files, as the program that started it sees them, are the same.
-        assert.ok(
-          (yield* Effect.either(Container.fileSystem(box).readDirectory(`${folder()}/run`)))._tag === "Left"
-        )
-        // The same where the root is a folder that has Berth's in it.
-        const name = folder().slice(folder().lastIndexOf("/"))
-        const above = yield* makeImage(folder().slice(0, -name.length))
-        const within = yield* Container.start(above, { command: ["sleep", "1000"], ...mode.options })
-        assert.equal((yield* Container.exec(within, ["ls", "-A", name])).stdout, "")
-      })
-    )
+    effect(`${mode.name}: a container of the host's root does not see Berth's folder`, function* () {
+      const image = yield* Image.host
+      fs.writeFileSync(`${folder()}/seen`, "")
+      const box = yield* Container.start(image, { command: ["sleep", "1000"], ...mode.options })
+      const listed = yield* Container.exec(box, ["sh", "-c", `ls -A '${folder()}' 2>/dev/null; true`])
+      assert.equal(listed.stdout, "")
+      const locked = yield* Container.exec(box, ["flock", "-n", `${folder()}/run`, "true"])
+      assert.notEqual(locked.exitCode, 0)
+      // Its files, as the program that started it sees them, are the same.
+      assert.ok(
+        (yield* Effect.either(Container.fileSystem(box).readDirectory(`${folder()}/run`)))._tag === "Left"
+      )
+      // The same where the root is a folder that has Berth's in it.
+      const name = folder().slice(folder().lastIndexOf("/"))
+      const above = yield* makeImage(folder().slice(0, -name.length))
+      const within = yield* Container.start(above, { command: ["sleep", "1000"], ...mode.options })
+      assert.equal((yield* Container.exec(within, ["ls", "-A", name])).stdout, "")
+    })
 
     effect(
       `${mode.name}: a lock that a container keeps is waited for no longer than work takes, and it is named`,
-      () =>
-        Effect.gen(function* () {
-          const image = yield* plantImage
-          const berth = yield* Berth.Berth
-          // What keeps the locks is there.
-          yield* Image.import(image.layers[0]!, { tag: "some:1" })
-          const paths = ["run", "store/.lock"]
-          const box = yield* Container.start(image, {
-            command: ["sleep", "1000"],
-            mounts: [{ type: "bind", source: berth.folder, target: "/mnt", readOnly: true }],
-            ...mode.options
-          })
-          const locking = paths.map((path) => `plant lock /mnt/${path} >>/tmp/locked &`)
-          yield* Effect.forkScoped(Container.exec(box, ["sh", "-c", `${locking.join(" ")} wait`]))
-          const shell = (script: string) => Effect.runPromise(Container.exec(box, ["sh", "-c", script]))
-          const areLocked = async () =>
-            (await shell("wc -l </tmp/locked")).stdout.trim() === `${paths.length}`
-          if (mode.name === "userns") {
-            // Another user's folder, which its own cannot enter.
-            assert.notEqual((yield* Container.exec(box, ["ls", "/mnt"])).exitCode, 0)
-            yield* Store.gc()
-            return
-          }
-          assert.ok(yield* Effect.promise(() => eventually(areLocked)))
-          const collected = yield* failure("ImageError", inNoTime(Store.gc()))
-          assert.match(collected.message, /\/run.*locked by process \d+ \("plant"\)/)
-          const tagged = yield* failure("ImageError", inNoTime(Image.tag("some:1", "other:1")))
-          assert.match(tagged.message, /store\/\.lock.*locked by process \d+ \("plant"\)/)
-        }),
+      function* () {
+        const image = yield* plantImage
+        const berth = yield* Berth.Berth
+        // What keeps the locks is there.
+        yield* Image.import(image.layers[0]!, { tag: "some:1" })
+        const paths = ["run", "store/.lock"]
+        const box = yield* Container.start(image, {
+          command: ["sleep", "1000"],
+          mounts: [{ type: "bind", source: berth.folder, target: "/mnt", readOnly: true }],
+          ...mode.options
+        })
+        const locking = paths.map((path) => `plant lock /mnt/${path} >>/tmp/locked &`)
+        yield* Effect.forkScoped(Container.exec(box, ["sh", "-c", `${locking.join(" ")} wait`]))
+        const shell = (script: string) => Effect.runPromise(Container.exec(box, ["sh", "-c", script]))
+        const areLocked = async () => (await shell("wc -l </tmp/locked")).stdout.trim() === `${paths.length}`
+        if (mode.name === "userns") {
+          // Another user's folder, which its own cannot enter.
+          assert.notEqual((yield* Container.exec(box, ["ls", "/mnt"])).exitCode, 0)
+          yield* Store.gc()
+          return
+        }
+        assert.ok(yield* Effect.promise(() => eventually(areLocked)))
+        const collected = yield* failure("ImageError", inNoTime(Store.gc()))
+        assert.match(collected.message, /\/run.*locked by process \d+ \("plant"\)/)
+        const tagged = yield* failure("ImageError", inNoTime(Image.tag("some:1", "other:1")))
+        assert.match(tagged.message, /store\/\.lock.*locked by process \d+ \("plant"\)/)
+      },
       { skip }
     )
   }

@@ -66,113 +66,98 @@ suite("Logs of a container that writes without end", (effect) => {
     )
 
   for (const [name, script] of Object.entries(floods)) {
-    effect(`${name} take bounded memory, and let timers have their turn`, () =>
-      Effect.gen(function* () {
-        const box = yield* start(script)
-        const waiting = failure("WaitFailed", WaitFor.log(box, "never said", { timeout: FLOOD }))
-        const following = Stream.runDrain(Container.logs(box, { follow: true })).pipe(
-          Effect.timeoutOption(FLOOD)
-        )
-        isCalm(yield* watched(Effect.all([waiting, following], { concurrency: 2 })))
-        const kept = yield* Stream.runFold(Container.logs(box), 0, (sum, { line }) => sum + line.length + 100)
-        assert.ok(kept > 0 && kept <= 4 * MEBIBYTE, `${kept} characters are kept`)
-      })
-    )
-  }
-
-  effect("a line is waited for, found and no longer than it may be in the middle of a flood", () =>
-    Effect.gen(function* () {
-      const box = yield* start(
-        "yes '' | head -n 3000000; head -c 1000000 /dev/zero | tr '\\0' y; echo; echo ready; exec yes ''"
-      )
-      const found = yield* watched(WaitFor.log(box, "ready"))
-      assert.equal(found.value.line, "ready")
-      isCalm(found)
-      const entries = yield* Stream.runCollect(Container.logs(box))
-      for (const { line } of entries) assert.ok(line.length <= 16 * 1024)
-    })
-  )
-
-  effect("a long line that ends is cut as one that does not", () =>
-    Effect.gen(function* () {
-      const box = yield* start("head -c 100000 /dev/zero | tr '\\0' y; echo; echo after")
-      const lines = [...(yield* Stream.runCollect(Container.logs(box, { follow: true })))].map(
-        ({ line }) => line
-      )
-      assert.equal(lines.join(""), `${"y".repeat(100_000)}after`)
-      assert.ok(lines.every((line) => line.length <= 16 * 1024))
-      assert.equal(lines.at(-1), "after")
-    })
-  )
-
-  effect("a follower that is slow takes no memory, and goes on with what is kept", () =>
-    Effect.gen(function* () {
-      const box = yield* start("i=0; while :; do i=$((i + 1)); echo $i; done & exec yes ''")
-      const slow = Container.logs(box, { follow: true }).pipe(
-        Stream.runForEachChunk(() => Effect.sleep("50 millis")),
+    effect(`${name} take bounded memory, and let timers have their turn`, function* () {
+      const box = yield* start(script)
+      const waiting = failure("WaitFailed", WaitFor.log(box, "never said", { timeout: FLOOD }))
+      const following = Stream.runDrain(Container.logs(box, { follow: true })).pipe(
         Effect.timeoutOption(FLOOD)
       )
-      isCalm(yield* watched(slow))
+      isCalm(yield* watched(Effect.all([waiting, following], { concurrency: 2 })))
+      const kept = yield* Stream.runFold(Container.logs(box), 0, (sum, { line }) => sum + line.length + 100)
+      assert.ok(kept > 0 && kept <= 4 * MEBIBYTE, `${kept} characters are kept`)
     })
-  )
+  }
 
-  effect("files have no more than their bounds, and are read in turns", () =>
-    Effect.gen(function* () {
-      const folder = yield* Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (made) =>
-        Effect.sync(() => remove(made))
-      )
-      const maxBytes = 4 * MEBIBYTE
-      const box = yield* start("exec yes ''", { logs: { folder, maxBytes, maxFiles: 2 } })
-      isCalm(yield* watched(Effect.sleep(FLOOD)))
-      const sizes = fs.readdirSync(folder).map((name) => fs.statSync(`${folder}/${name}`).size)
-      assert.equal(sizes.length, 2)
-      assert.ok(Math.max(...sizes) <= maxBytes, String(sizes))
-      const read = yield* watched(Stream.runCount(Container.logs(box)))
-      assert.ok(read.value > 50_000, String(read.value))
-      assert.ok(read.late < LATE_MAX, `late by ${read.late}`)
-      const last = yield* Stream.runCollect(Container.logs(box, { tail: 3 }))
-      assert.equal(last.length, 3)
-    })
-  )
+  effect("a line is waited for, found and no longer than it may be in the middle of a flood", function* () {
+    const box = yield* start(
+      "yes '' | head -n 3000000; head -c 1000000 /dev/zero | tr '\\0' y; echo; echo ready; exec yes ''"
+    )
+    const found = yield* watched(WaitFor.log(box, "ready"))
+    assert.equal(found.value.line, "ready")
+    isCalm(found)
+    const entries = yield* Stream.runCollect(Container.logs(box))
+    for (const { line } of entries) assert.ok(line.length <= 16 * 1024)
+  })
 
-  effect("an end of a file that is cut off is left out", () =>
-    Effect.gen(function* () {
-      const folder = yield* Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (made) =>
-        Effect.sync(() => remove(made))
-      )
-      fs.writeFileSync(`${folder}/log`, `{"time":1,"stream":"stdout","line":"first"}\n{"time":2,"str`)
-      const box = yield* start("true", { logs: { folder } })
-      yield* box.exit
-      const lines = [...(yield* Stream.runCollect(Container.logs(box)))].map(({ line }) => line)
-      assert.deepEqual(lines, ["first"])
-    })
-  )
+  effect("a long line that ends is cut as one that does not", function* () {
+    const box = yield* start("head -c 100000 /dev/zero | tr '\\0' y; echo; echo after")
+    const lines = [...(yield* Stream.runCollect(Container.logs(box, { follow: true })))].map(
+      ({ line }) => line
+    )
+    assert.equal(lines.join(""), `${"y".repeat(100_000)}after`)
+    assert.ok(lines.every((line) => line.length <= 16 * 1024))
+    assert.equal(lines.at(-1), "after")
+  })
 
-  effect("what is kept whole ends at its bound, in turns", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      for (const script of [...Object.values(floods), "exec yes '' >&2"]) {
-        const command = ["sh", "-c", script]
-        const ran = yield* watched(failure("ContainerError", Container.run(image, { command })))
-        assert.equal(ran.value.reason, "OutputTooLong")
-        assert.ok(ran.late < LATE_MAX, `${script}: a timer of 10 ms came ${ran.late.toFixed(0)} ms late`)
-      }
-    })
-  )
+  effect("a follower that is slow takes no memory, and goes on with what is kept", function* () {
+    const box = yield* start("i=0; while :; do i=$((i + 1)); echo $i; done & exec yes ''")
+    const slow = Container.logs(box, { follow: true }).pipe(
+      Stream.runForEachChunk(() => Effect.sleep("50 millis")),
+      Effect.timeoutOption(FLOOD)
+    )
+    isCalm(yield* watched(slow))
+  })
 
-  effect("many small writes that are kept whole take about their bytes", () =>
-    Effect.gen(function* () {
-      const image = yield* Image.host
-      // Each byte is a write of its own, which wakes the reader.
-      const command = ["dd", "if=/dev/zero", "bs=1", "count=400000", "status=none"]
-      const ran = yield* watched(Container.run(image, { command }))
-      assert.equal(ran.value.stdout.length, 400_000)
-      isCalm(ran)
-    })
-  )
+  effect("files have no more than their bounds, and are read in turns", function* () {
+    const folder = yield* Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (made) =>
+      Effect.sync(() => remove(made))
+    )
+    const maxBytes = 4 * MEBIBYTE
+    const box = yield* start("exec yes ''", { logs: { folder, maxBytes, maxFiles: 2 } })
+    isCalm(yield* watched(Effect.sleep(FLOOD)))
+    const sizes = fs.readdirSync(folder).map((name) => fs.statSync(`${folder}/${name}`).size)
+    assert.equal(sizes.length, 2)
+    assert.ok(Math.max(...sizes) <= maxBytes, String(sizes))
+    const read = yield* watched(Stream.runCount(Container.logs(box)))
+    assert.ok(read.value > 50_000, String(read.value))
+    assert.ok(read.late < LATE_MAX, `late by ${read.late}`)
+    const last = yield* Stream.runCollect(Container.logs(box, { tail: 3 }))
+    assert.equal(last.length, 3)
+  })
 
-  effect("a terminal's flood, and a stream that is read and thrown away, let timers have their turn", () =>
-    Effect.gen(function* () {
+  effect("an end of a file that is cut off is left out", function* () {
+    const folder = yield* Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (made) =>
+      Effect.sync(() => remove(made))
+    )
+    fs.writeFileSync(`${folder}/log`, `{"time":1,"stream":"stdout","line":"first"}\n{"time":2,"str`)
+    const box = yield* start("true", { logs: { folder } })
+    yield* box.exit
+    const lines = [...(yield* Stream.runCollect(Container.logs(box)))].map(({ line }) => line)
+    assert.deepEqual(lines, ["first"])
+  })
+
+  effect("what is kept whole ends at its bound, in turns", function* () {
+    const image = yield* Image.host
+    for (const script of [...Object.values(floods), "exec yes '' >&2"]) {
+      const command = ["sh", "-c", script]
+      const ran = yield* watched(failure("ContainerError", Container.run(image, { command })))
+      assert.equal(ran.value.reason, "OutputTooLong")
+      assert.ok(ran.late < LATE_MAX, `${script}: a timer of 10 ms came ${ran.late.toFixed(0)} ms late`)
+    }
+  })
+
+  effect("many small writes that are kept whole take about their bytes", function* () {
+    const image = yield* Image.host
+    // Each byte is a write of its own, which wakes the reader.
+    const command = ["dd", "if=/dev/zero", "bs=1", "count=400000", "status=none"]
+    const ran = yield* watched(Container.run(image, { command }))
+    assert.equal(ran.value.stdout.length, 400_000)
+    isCalm(ran)
+  })
+
+  effect(
+    "a terminal's flood, and a stream that is read and thrown away, let timers have their turn",
+    function* () {
       for (const options of [{ terminal: true }, {}]) {
         for (const script of Object.values(floods)) {
           const box = yield* start(script, options)
@@ -181,13 +166,13 @@ suite("Logs of a container that writes without end", (effect) => {
           yield* Fiber.interrupt(reading)
         }
       }
-    })
+    }
   )
 })
 
 suite("Lines of a command that writes without end", (effect) => {
-  effect("are handed out one by one, in turns, and one without an end is an error", () =>
-    Effect.promise(async () => {
+  effect("are handed out one by one, in turns, and one without an end is an error", function* () {
+    yield* Effect.promise(async () => {
       const folder = makeTemporaryFolder()
       try {
         await using berth = await open({ folder })
@@ -222,5 +207,5 @@ suite("Lines of a command that writes without end", (effect) => {
         remove(folder)
       }
     })
-  )
+  })
 })

@@ -30,27 +30,26 @@ suite("an attacker at work", (effect, folder) => {
   for (const { name, options } of modes) {
     effect(
       `${name}: the event loop goes on, and no command in another container fails`,
-      () =>
-        Effect.gen(function* () {
-          const root = `${folder()}/${name}`
-          compile(`${makeRoot(root)}/births`, "births.c")
-          const box = yield* Container.start(yield* Image.fromRootfs(root), {
-            ...options,
-            command: ["sleep", "1000"]
-          })
-          yield* attacker(root, options)
-          // What is compiled when it is first used has its time before.
-          yield* often(checkExec(box), 1)
-          const delay = monitorEventLoopDelay({ resolution: 5 })
-          delay.enable()
-          const commands = yield* often(checkExec(box), SECONDS)
-          delay.disable()
-          const millis = delay.percentile(99.9) / 1e6
-          if (process.env.BERTH_SHOW_DELAY !== undefined)
-            console.log(`${name}: p99.9 ${millis.toFixed(1)} ms, ${commands} commands`)
-          assert.ok(millis <= patience(), `the event loop was delayed by ${millis} ms`)
-          assert.ok(commands >= SECONDS, `${commands} commands`)
-        }),
+      function* () {
+        const root = `${folder()}/${name}`
+        compile(`${makeRoot(root)}/births`, "births.c")
+        const box = yield* Container.start(yield* Image.fromRootfs(root), {
+          ...options,
+          command: ["sleep", "1000"]
+        })
+        yield* attacker(root, options)
+        // What is compiled when it is first used has its time before.
+        yield* often(checkExec(box), 1)
+        const delay = monitorEventLoopDelay({ resolution: 5 })
+        delay.enable()
+        const commands = yield* often(checkExec(box), SECONDS)
+        delay.disable()
+        const millis = delay.percentile(99.9) / 1e6
+        if (process.env.BERTH_SHOW_DELAY !== undefined)
+          console.log(`${name}: p99.9 ${millis.toFixed(1)} ms, ${commands} commands`)
+        assert.ok(millis <= patience(), `the event loop was delayed by ${millis} ms`)
+        assert.ok(commands >= SECONDS, `${commands} commands`)
+      },
       { skip: whyNoBusybox || whyNoDelay }
     )
   }

@@ -80,129 +80,120 @@ suite("a root that is renamed in while another container starts", (effect, folde
   for (const mode of modes) {
     effect(
       `${mode.name}: where /proc is a link, whose target a container exchanges, no other starts without its masks`,
-      () =>
-        Effect.gen(function* () {
-          const image = yield* imageOf(`link-${mode.name}`, (root) => {
-            fs.mkdirSync(`${root}/a`)
-            fs.symlinkSync("/a", `${root}/proc`)
-          })
-          const start = yield* sharedRoot(image, mode)
-          // What is mounted in one's own namespace cannot be renamed, so that the link is led elsewhere first.
-          const script = "mkdir /b /c; rm /proc; ln -s /b /proc; exec /bin/masks swap /b /c"
-          const attacker = yield* Effect.either(start(["sh", "-c", script]))
-          if (attacker._tag === "Left") return assertNamesLink(attacker.left, "/proc")
-          yield* Stream.runHead(attacker.right.stdout)
-          for (const refusal of yield* check(start, ["/proc", "/a", "/b", "/c"], 30))
-            assertNamesLink(refusal, "/proc")
-        }),
+      function* () {
+        const image = yield* imageOf(`link-${mode.name}`, (root) => {
+          fs.mkdirSync(`${root}/a`)
+          fs.symlinkSync("/a", `${root}/proc`)
+        })
+        const start = yield* sharedRoot(image, mode)
+        // What is mounted in one's own namespace cannot be renamed, so that the link is led elsewhere first.
+        const script = "mkdir /b /c; rm /proc; ln -s /b /proc; exec /bin/masks swap /b /c"
+        const attacker = yield* Effect.either(start(["sh", "-c", script]))
+        if (attacker._tag === "Left") return assertNamesLink(attacker.left, "/proc")
+        yield* Stream.runHead(attacker.right.stdout)
+        for (const refusal of yield* check(start, ["/proc", "/a", "/b", "/c"], 30))
+          assertNamesLink(refusal, "/proc")
+      },
       { skip }
     )
 
     for (const at of ["/proc", "/sys", "/dev"] as const)
       effect(
         `${mode.name}: while ${at} is exchanged for a link to another folder, a start is refused or has its masks`,
-        () =>
-          Effect.gen(function* () {
-            const image = yield* imageOf(`exchanged-${mode.name}${at.slice(1)}`, () => {})
-            const start = yield* sharedRoot(image, mode)
-            const script = "mkdir /decoy; ln -s /decoy /other; echo ready; exec sleep 1000"
-            const first = yield* start(["sh", "-c", script])
-            yield* Stream.runHead(first.stdout)
-            yield* swapping(`${folder()}/exchanged-${mode.name}${at.slice(1)}/bin/masks`, first, [
-              at,
-              "/other"
-            ])
-            for (const refusal of yield* check(start, ["/proc", "/other", "/decoy"], 20))
-              assertNamesLink(refusal, at)
-          }),
+        function* () {
+          const image = yield* imageOf(`exchanged-${mode.name}${at.slice(1)}`, () => {})
+          const start = yield* sharedRoot(image, mode)
+          const script = "mkdir /decoy; ln -s /decoy /other; echo ready; exec sleep 1000"
+          const first = yield* start(["sh", "-c", script])
+          yield* Stream.runHead(first.stdout)
+          yield* swapping(`${folder()}/exchanged-${mode.name}${at.slice(1)}/bin/masks`, first, [at, "/other"])
+          for (const refusal of yield* check(start, ["/proc", "/other", "/decoy"], 20))
+            assertNamesLink(refusal, at)
+        },
         { skip }
       )
 
     effect(
       `${mode.name}: while /proc is exchanged for another folder, what is mounted is masked wherever it is`,
-      () =>
-        Effect.gen(function* () {
-          const image = yield* imageOf(`folder-${mode.name}`, () => {})
-          const start = yield* sharedRoot(image, mode)
-          const first = yield* start(["sh", "-c", "mkdir -p /other/sys/kernel; echo ready; exec sleep 1000"])
-          yield* Stream.runHead(first.stdout)
-          yield* swapping(`${folder()}/folder-${mode.name}/bin/masks`, first, ["/proc", "/other"])
-          assert.deepEqual(yield* check(start, ["/proc", "/other"], 60), [])
-        }),
+      function* () {
+        const image = yield* imageOf(`folder-${mode.name}`, () => {})
+        const start = yield* sharedRoot(image, mode)
+        const first = yield* start(["sh", "-c", "mkdir -p /other/sys/kernel; echo ready; exec sleep 1000"])
+        yield* Stream.runHead(first.stdout)
+        yield* swapping(`${folder()}/folder-${mode.name}/bin/masks`, first, ["/proc", "/other"])
+        assert.deepEqual(yield* check(start, ["/proc", "/other"], 60), [])
+      },
       { skip }
     )
   }
 
   effect(
     "a link at /proc, /sys or /dev is refused by its name, and one at another mount's target is followed",
-    () =>
-      Effect.gen(function* () {
-        for (const path of ["/proc", "/sys", "/dev"]) {
-          const image = yield* makeEvilImage(`refused${path.slice(1)}`, (root) => {
-            fs.mkdirSync(`${root}/elsewhere`)
-            fs.symlinkSync("/elsewhere", `${root}${path}`)
-          })
-          const error = yield* failure("OperationFailed", Container.run(image, { command: ["true"] }))
-          assertNamesLink(error, path)
-        }
-        const image = yield* makeEvilImage("followed", (root) => {
+    function* () {
+      for (const path of ["/proc", "/sys", "/dev"]) {
+        const image = yield* makeEvilImage(`refused${path.slice(1)}`, (root) => {
           fs.mkdirSync(`${root}/elsewhere`)
-          fs.symlinkSync("/elsewhere", `${root}/v`)
+          fs.symlinkSync("/elsewhere", `${root}${path}`)
         })
-        const { stdout } = yield* Container.run(image, {
-          command: ["grep", "-c", " /elsewhere/deep tmpfs ", "/proc/mounts"],
-          mounts: [Mount.tmpfs("/v/deep")]
-        })
-        assert.equal(stdout, "1\n")
-      }),
+        const error = yield* failure("OperationFailed", Container.run(image, { command: ["true"] }))
+        assertNamesLink(error, path)
+      }
+      const image = yield* makeEvilImage("followed", (root) => {
+        fs.mkdirSync(`${root}/elsewhere`)
+        fs.symlinkSync("/elsewhere", `${root}/v`)
+      })
+      const { stdout } = yield* Container.run(image, {
+        command: ["grep", "-c", " /elsewhere/deep tmpfs ", "/proc/mounts"],
+        mounts: [Mount.tmpfs("/v/deep")]
+      })
+      assert.equal(stdout, "1\n")
+    },
     { skip }
   )
 
   effect.asRoot(
     "the host's /proc and /sys, bound where the container's are, are masked and protected as these",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* imageOf("bound", () => {})
-        for (const target of ["/proc", "//./proc/", "/x/../proc"]) {
-          const mounts = [Mount.bind("/proc", target), Mount.bind("/sys", "/sys/")]
-          const { stdout } = yield* Container.run(image, {
-            command: ["/bin/masks", "check", "/proc"],
-            mounts
-          })
-          assert.equal(stdout, "checked\n")
-          const hidden = yield* Container.run(image, { command: ["ls", "/sys/firmware"], mounts })
-          assert.equal(hidden.stdout, "")
-        }
-      }),
+    function* () {
+      const image = yield* imageOf("bound", () => {})
+      for (const target of ["/proc", "//./proc/", "/x/../proc"]) {
+        const mounts = [Mount.bind("/proc", target), Mount.bind("/sys", "/sys/")]
+        const { stdout } = yield* Container.run(image, {
+          command: ["/bin/masks", "check", "/proc"],
+          mounts
+        })
+        assert.equal(stdout, "checked\n")
+        const hidden = yield* Container.run(image, { command: ["ls", "/sys/firmware"], mounts })
+        assert.equal(hidden.stdout, "")
+      }
+    },
     { skip }
   )
 
   effect(
     "masks and read-only paths may be spelled in more than one way, and are resolved below what is mounted",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* makeEvilImage("spelled", (root) => fs.writeFileSync(`${root}/etc/secret`, "x"))
-        const { stdout } = yield* Container.run(image, {
-          command: [
-            "sh",
-            "-c",
-            "cat /etc/secret /proc/uptime /v/f /dev/shm/f 2>&1; touch /v/new /dev/shm/new 2>&1"
-          ],
-          mounts: [Mount.tmpfs("/v"), Mount.tmpfs("/v/f"), Mount.tmpfs("/dev/shm/f")],
-          maskedPaths: ["//etc/./secret", "/x/../proc/uptime", "/proc/no/such", "/no/such"],
-          readonlyPaths: ["/v/", "/dev//shm", "/proc/sys"]
-        })
-        assert.equal(
-          stdout,
-          [
-            "cat: read error: Is a directory",
-            "cat: read error: Is a directory",
-            "touch: /v/new: Read-only file system",
-            "touch: /dev/shm/new: Read-only file system",
-            ""
-          ].join("\n")
-        )
-      }),
+    function* () {
+      const image = yield* makeEvilImage("spelled", (root) => fs.writeFileSync(`${root}/etc/secret`, "x"))
+      const { stdout } = yield* Container.run(image, {
+        command: [
+          "sh",
+          "-c",
+          "cat /etc/secret /proc/uptime /v/f /dev/shm/f 2>&1; touch /v/new /dev/shm/new 2>&1"
+        ],
+        mounts: [Mount.tmpfs("/v"), Mount.tmpfs("/v/f"), Mount.tmpfs("/dev/shm/f")],
+        maskedPaths: ["//etc/./secret", "/x/../proc/uptime", "/proc/no/such", "/no/such"],
+        readonlyPaths: ["/v/", "/dev//shm", "/proc/sys"]
+      })
+      assert.equal(
+        stdout,
+        [
+          "cat: read error: Is a directory",
+          "cat: read error: Is a directory",
+          "touch: /v/new: Read-only file system",
+          "touch: /dev/shm/new: Read-only file system",
+          ""
+        ].join("\n")
+      )
+    },
     { skip }
   )
 })

@@ -79,42 +79,39 @@ suite("every operation on a container that attacks", (effect, folder) => {
   for (const { name, options } of modes) {
     effect(
       `${name}: each ends, by a result or by an error of its own, and works on an innocent container meanwhile`,
-      () =>
-        Effect.gen(function* () {
-          const place = `${folder()}/operations-${name}`
-          const root = `${place}/root`
-          fs.mkdirSync(place, { recursive: true })
-          compile(`${makeRoot(root)}/births`, "births.c")
-          fs.writeFileSync(`${place}/source`, "source")
-          const marker = `${place}/marker`
-          fs.writeFileSync(marker, "unchanged")
-          const image = yield* Image.import(root)
-          const command = ["sh", "-c", "while :; do echo line; sleep 1; done"]
-          const innocent = yield* Container.start(image, { ...options, command, limits: {} })
-          // What cannot be done here at all (a cgroup without root, say) cannot be done under attack.
-          const before = failed(yield* each(innocent, place, SECONDS_OTHERS)).map(
-            (text) => text.split(":")[0]
-          )
-          const memory = process.memoryUsage().rss
-          yield* Effect.scoped(
-            Effect.gen(function* () {
-              const attacker = yield* Container.start(image, { ...options, command: ["/births"], limits: {} })
-              const attacked = yield* each(attacker, place, SECONDS_HELD)
-              const defects = attacked.filter(([, exit]) => Exit.isFailure(exit) && Cause.isDie(exit.cause))
-              assert.deepEqual(failed(defects), [])
-              const others = failed(yield* each(innocent, place, SECONDS_OTHERS))
-              assert.deepEqual(
-                others.filter((text) => !before.includes(text.split(":")[0]!)),
-                []
-              )
-            })
-          ).pipe(Effect.timeout("4 minutes"))
-          assert.ok(before.length <= 2, before.join("\n"))
-          const grown = process.memoryUsage().rss - memory
-          console.log("GROWN", grown / 1048576)
-          assert.ok(grown < MEMORY_BYTES, `${grown} bytes more than before`)
-          assert.equal(fs.readFileSync(marker, "utf8"), "unchanged")
-        }),
+      function* () {
+        const place = `${folder()}/operations-${name}`
+        const root = `${place}/root`
+        fs.mkdirSync(place, { recursive: true })
+        compile(`${makeRoot(root)}/births`, "births.c")
+        fs.writeFileSync(`${place}/source`, "source")
+        const marker = `${place}/marker`
+        fs.writeFileSync(marker, "unchanged")
+        const image = yield* Image.import(root)
+        const command = ["sh", "-c", "while :; do echo line; sleep 1; done"]
+        const innocent = yield* Container.start(image, { ...options, command, limits: {} })
+        // What cannot be done here at all (a cgroup without root, say) cannot be done under attack.
+        const before = failed(yield* each(innocent, place, SECONDS_OTHERS)).map((text) => text.split(":")[0])
+        const memory = process.memoryUsage().rss
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const attacker = yield* Container.start(image, { ...options, command: ["/births"], limits: {} })
+            const attacked = yield* each(attacker, place, SECONDS_HELD)
+            const defects = attacked.filter(([, exit]) => Exit.isFailure(exit) && Cause.isDie(exit.cause))
+            assert.deepEqual(failed(defects), [])
+            const others = failed(yield* each(innocent, place, SECONDS_OTHERS))
+            assert.deepEqual(
+              others.filter((text) => !before.includes(text.split(":")[0]!)),
+              []
+            )
+          })
+        ).pipe(Effect.timeout("4 minutes"))
+        assert.ok(before.length <= 2, before.join("\n"))
+        const grown = process.memoryUsage().rss - memory
+        console.log("GROWN", grown / 1048576)
+        assert.ok(grown < MEMORY_BYTES, `${grown} bytes more than before`)
+        assert.equal(fs.readFileSync(marker, "utf8"), "unchanged")
+      },
       { skip: whyNoBusybox }
     )
   }

@@ -54,42 +54,39 @@ suite("system calls by other tables", (effect) => {
   ] as const)
     effect(
       `what the default policy refuses is refused by ${name}`,
-      () =>
-        Effect.gen(function* () {
-          const own = { user: "new" } as const
-          for (const options of [{}, { user: "1000" }, { noNewPrivileges: false }, { namespaces: own }]) {
-            const came = Object.entries(yield* tried(yield* image, options))
-            const of = came.filter(([word]) => word.startsWith(`${table}:`))
-            assert.ok(of.length > 5)
-            assert.deepEqual(
-              of,
-              of.map(([word]) => [word, expected(word)])
-            )
-          }
-        }),
+      function* () {
+        const own = { user: "new" } as const
+        for (const options of [{}, { user: "1000" }, { noNewPrivileges: false }, { namespaces: own }]) {
+          const came = Object.entries(yield* tried(yield* image, options))
+          const of = came.filter(([word]) => word.startsWith(`${table}:`))
+          assert.ok(of.length > 5)
+          assert.deepEqual(
+            of,
+            of.map(([word]) => [word, expected(word)])
+          )
+        }
+      },
       { skip }
     )
 
   effect(
     "strict allows no 32-bit system call at all, nor sockets of other families by high bits",
-    () =>
-      Effect.gen(function* () {
-        const came = Object.entries(yield* tried(yield* image, Security.strict))
-        for (const [word, what] of came)
-          assert.equal(what, word.startsWith("high:") ? expected(word) : "killed by 31: -", word)
-      }),
+    function* () {
+      const came = Object.entries(yield* tried(yield* image, Security.strict))
+      for (const [word, what] of came)
+        assert.equal(what, word.startsWith("high:") ? expected(word) : "killed by 31: -", word)
+    },
     { skip: skip32 }
   )
 
   effect(
     "a rule in front of the default policy's lets 32-bit programs have their sockets",
-    () =>
-      Effect.gen(function* () {
-        const rule = { names: ["socketcall"], action: "SCMP_ACT_ALLOW" } as const
-        const seccomp = { ...Security.defaultSeccomp, syscalls: [rule, ...Security.defaultSeccomp.syscalls!] }
-        const word = "int80:socketcall-inet"
-        assert.deepEqual(yield* tried(yield* image, { seccomp }, [word]), { [word]: "ok" })
-      }),
+    function* () {
+      const rule = { names: ["socketcall"], action: "SCMP_ACT_ALLOW" } as const
+      const seccomp = { ...Security.defaultSeccomp, syscalls: [rule, ...Security.defaultSeccomp.syscalls!] }
+      const word = "int80:socketcall-inet"
+      assert.deepEqual(yield* tried(yield* image, { seccomp }, [word]), { [word]: "ok" })
+    },
     { skip: skip32 }
   )
 })

@@ -14,58 +14,56 @@ suite("programs of Berth in a container", (effect, folder) => {
   for (const { name, options } of modes)
     effect(
       `${name}: the program of an init, which other containers have as well, cannot be changed`,
-      () =>
-        Effect.gen(function* () {
-          const image = yield* makeImage(`${folder()}/root`)
-          const script = [
-            "chown 1000 /proc/1/exe; touch /proc/1/exe; chmod 4777 /proc/1/exe; chmod 0 /proc/1/exe",
-            "echo x >/proc/1/exe",
-            "echo tried; exec sleep 1000"
-          ]
-          const attacker = yield* Container.start(image, {
-            ...options,
-            init: true,
-            command: ["sh", "-c", `{ ${script.join("; ")}; } 2>&1`]
-          })
-          const tried = yield* attacker.stdout.pipe(
-            Stream.decodeText(),
-            Stream.splitLines,
-            Stream.takeUntil((line) => line === "tried"),
-            Stream.runCount
-          )
-          assert.ok(tried > 1, "nothing of it was refused")
-          const other = yield* Container.run(image, { ...options, init: true, command: ["echo", "runs"] })
-          assert.equal(other.stdout, "runs\n")
-          yield* Namespace.make(["pid"])
-        }),
+      function* () {
+        const image = yield* makeImage(`${folder()}/root`)
+        const script = [
+          "chown 1000 /proc/1/exe; touch /proc/1/exe; chmod 4777 /proc/1/exe; chmod 0 /proc/1/exe",
+          "echo x >/proc/1/exe",
+          "echo tried; exec sleep 1000"
+        ]
+        const attacker = yield* Container.start(image, {
+          ...options,
+          init: true,
+          command: ["sh", "-c", `{ ${script.join("; ")}; } 2>&1`]
+        })
+        const tried = yield* attacker.stdout.pipe(
+          Stream.decodeText(),
+          Stream.splitLines,
+          Stream.takeUntil((line) => line === "tried"),
+          Stream.runCount
+        )
+        assert.ok(tried > 1, "nothing of it was refused")
+        const other = yield* Container.run(image, { ...options, init: true, command: ["echo", "runs"] })
+        assert.equal(other.stdout, "runs\n")
+        yield* Namespace.make(["pid"])
+      },
       { skip }
     )
 
   effect.asRoot(
     "who stops what is started in his container, and takes its descriptors, finds nothing of the host and holds up no supervisor",
-    () =>
-      Effect.gen(function* () {
-        const image = yield* makeEvilImage("linger", (root) => compile(`${root}/bin/linger`, "linger.c"))
-        const attacker = yield* Container.start(image, {
-          command: ["linger"],
-          capabilities: { add: ["SYS_PTRACE"] }
-        })
-        const said = yield* Stream.toPull(
-          attacker.stdout.pipe(Stream.decodeText(), Stream.splitLines, Stream.rechunk(1))
-        )
-        const line = Effect.map(said, (chunk) => [...chunk][0] ?? "")
-        assert.equal(yield* line, "ready")
-        // It may come too late for some, and is in time to see all of them.
-        for (let caught = 0; caught < 3; ) {
-          yield* Effect.either(Effect.timeout(Container.exec(attacker, ["sleep", "1"]), "10 seconds"))
-          const outcome = yield* line
-          assert.match(outcome, /^(late|none|sent) /)
-          if (!outcome.startsWith("late")) caught++
-          assert.ok(!outcome.includes(folder()), outcome)
-        }
-        const other = yield* Effect.timeout(Container.run(image, { command: ["echo", "runs"] }), "20 seconds")
-        assert.equal(other.stdout, "runs\n")
-      }),
+    function* () {
+      const image = yield* makeEvilImage("linger", (root) => compile(`${root}/bin/linger`, "linger.c"))
+      const attacker = yield* Container.start(image, {
+        command: ["linger"],
+        capabilities: { add: ["SYS_PTRACE"] }
+      })
+      const said = yield* Stream.toPull(
+        attacker.stdout.pipe(Stream.decodeText(), Stream.splitLines, Stream.rechunk(1))
+      )
+      const line = Effect.map(said, (chunk) => [...chunk][0] ?? "")
+      assert.equal(yield* line, "ready")
+      // It may come too late for some, and is in time to see all of them.
+      for (let caught = 0; caught < 3; ) {
+        yield* Effect.either(Effect.timeout(Container.exec(attacker, ["sleep", "1"]), "10 seconds"))
+        const outcome = yield* line
+        assert.match(outcome, /^(late|none|sent) /)
+        if (!outcome.startsWith("late")) caught++
+        assert.ok(!outcome.includes(folder()), outcome)
+      }
+      const other = yield* Effect.timeout(Container.run(image, { command: ["echo", "runs"] }), "20 seconds")
+      assert.equal(other.stdout, "runs\n")
+    },
     { skip }
   )
 })

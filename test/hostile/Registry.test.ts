@@ -72,90 +72,85 @@ const CHUNKED = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 suite("A hostile registry", (effect) => {
   allowTime(180_000)
 
-  effect("that asks to wait for years is not waited for", () =>
-    Effect.gen(function* () {
-      yield* nobody
-      for (const [status, reason] of [
-        [429, "TooManyRequests"],
-        [503, "Protocol"]
-      ] as const)
-        for (const wait of ["999999999", "61", "Fri, 31 Dec 9999 23:59:59 GMT"]) {
-          const { host, requests } = yield* front(undefined, (_request, response) => {
-            response.writeHead(status, { "retry-after": wait }).end()
-          })
-          const registry = yield* Registry.connect(host)
-          const manifest = yield* refusal(Registry.resolve(registry, "team/app", "1"))
-          const layer = yield* download(host, {})
-          for (const [error, took] of [manifest, layer]) {
-            assert.ok(error._tag === "RegistryError" && error.reason === reason, error.message)
-            assert.match(error.message, /to wait for \d+ seconds/)
-            assert.ok(took < 10, `${took} s`)
-          }
-          assert.ok(requests.length <= 3, requests.join("\n"))
+  effect("that asks to wait for years is not waited for", function* () {
+    yield* nobody
+    for (const [status, reason] of [
+      [429, "TooManyRequests"],
+      [503, "Protocol"]
+    ] as const)
+      for (const wait of ["999999999", "61", "Fri, 31 Dec 9999 23:59:59 GMT"]) {
+        const { host, requests } = yield* front(undefined, (_request, response) => {
+          response.writeHead(status, { "retry-after": wait }).end()
+        })
+        const registry = yield* Registry.connect(host)
+        const manifest = yield* refusal(Registry.resolve(registry, "team/app", "1"))
+        const layer = yield* download(host, {})
+        for (const [error, took] of [manifest, layer]) {
+          assert.ok(error._tag === "RegistryError" && error.reason === reason, error.message)
+          assert.match(error.message, /to wait for \d+ seconds/)
+          assert.ok(took < 10, `${took} s`)
         }
-    })
-  )
+        assert.ok(requests.length <= 3, requests.join("\n"))
+      }
+  })
 
-  effect("that sends a few bytes now and then is given up, whatever it calls them", () =>
-    Effect.gen(function* () {
-      yield* nobody
-      const answers: ReadonlyArray<(socket: net.Socket) => void> = [
-        (socket) => {
-          socket.write(HEAD)
-          flood(socket, "0", 50)
-        },
-        (socket) => {
-          socket.write(CHUNKED)
-          flood(socket, "1\r\n0\r\n", 50)
-        },
-        // A chunk's extension and the trailers after the last chunk are nothing of the body.
-        (socket) => {
-          socket.write(`${CHUNKED}5;`)
-          flood(socket, "extension=".repeat(100))
-        },
-        (socket) => {
-          socket.write(`${CHUNKED}5;x="`)
-          flood(socket, "x", 20)
-        },
-        (socket) => {
-          socket.write(`${CHUNKED}1\r\n0\r\n0\r\n`)
-          flood(socket, "trailer: x\r\n", 20)
-        },
-        (socket) => socket.write(HEAD)
-      ]
-      const took = yield* Effect.forEach(
-        answers,
-        (answer) =>
-          Effect.gen(function* () {
-            const { connections, host } = yield* raw(answer)
-            const [error, took] = yield* download(host, { stallTimeout: "500 millis" })
-            assert.ok(error._tag === "RegistryError", `${error._tag}: ${error.message}`)
-            assert.ok(connections() <= 5, `${connections()} connections`)
-            return took
-          }),
-        { concurrency: "unbounded" }
-      )
-      assert.ok(Math.max(...took) < 30, took.join(" "))
-    })
-  )
+  effect("that sends a few bytes now and then is given up, whatever it calls them", function* () {
+    yield* nobody
+    const answers: ReadonlyArray<(socket: net.Socket) => void> = [
+      (socket) => {
+        socket.write(HEAD)
+        flood(socket, "0", 50)
+      },
+      (socket) => {
+        socket.write(CHUNKED)
+        flood(socket, "1\r\n0\r\n", 50)
+      },
+      // A chunk's extension and the trailers after the last chunk are nothing of the body.
+      (socket) => {
+        socket.write(`${CHUNKED}5;`)
+        flood(socket, "extension=".repeat(100))
+      },
+      (socket) => {
+        socket.write(`${CHUNKED}5;x="`)
+        flood(socket, "x", 20)
+      },
+      (socket) => {
+        socket.write(`${CHUNKED}1\r\n0\r\n0\r\n`)
+        flood(socket, "trailer: x\r\n", 20)
+      },
+      (socket) => socket.write(HEAD)
+    ]
+    const took = yield* Effect.forEach(
+      answers,
+      (answer) =>
+        Effect.gen(function* () {
+          const { connections, host } = yield* raw(answer)
+          const [error, took] = yield* download(host, { stallTimeout: "500 millis" })
+          assert.ok(error._tag === "RegistryError", `${error._tag}: ${error.message}`)
+          assert.ok(connections() <= 5, `${connections()} connections`)
+          return took
+        }),
+      { concurrency: "unbounded" }
+    )
+    assert.ok(Math.max(...took) < 30, took.join(" "))
+  })
 
-  effect("that breaks off after each byte is not asked for the next one without end", () =>
-    Effect.gen(function* () {
-      yield* nobody
-      const { host, requests } = yield* front(undefined, (request, response) => {
-        const start = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? "")?.[1] ?? 0)
-        response.writeHead(206, { "content-range": `bytes ${start}-${content.length - 1}/${content.length}` })
-        response.write(content[start]!)
-        setTimeout(() => response.socket?.destroy(), 20)
-      })
-      const [error] = yield* download(host, {})
-      assert.equal(error._tag, "RegistryError")
-      assert.ok(requests.length <= 5, `${requests.length} requests`)
+  effect("that breaks off after each byte is not asked for the next one without end", function* () {
+    yield* nobody
+    const { host, requests } = yield* front(undefined, (request, response) => {
+      const start = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? "")?.[1] ?? 0)
+      response.writeHead(206, { "content-range": `bytes ${start}-${content.length - 1}/${content.length}` })
+      response.write(content[start]!)
+      setTimeout(() => response.socket?.destroy(), 20)
     })
-  )
+    const [error] = yield* download(host, {})
+    assert.equal(error._tag, "RegistryError")
+    assert.ok(requests.length <= 5, `${requests.length} requests`)
+  })
 
-  effect("that floods with early hints or headers, or drips them or a token, has a minute and a half", () =>
-    Effect.gen(function* () {
+  effect(
+    "that floods with early hints or headers, or drips them or a token, has a minute and a half",
+    function* () {
       yield* nobody
       const answers: ReadonlyArray<(socket: net.Socket, request: string) => void> = [
         (socket, request) => {
@@ -194,75 +189,66 @@ suite("A hostile registry", (effect) => {
         { concurrency: "unbounded" }
       )
       assert.ok(Math.max(...took) < 110, took.join(" "))
-    })
+    }
   )
 
-  effect("that redirects, challenges or lists in circles is left after a few turns", () =>
-    Effect.gen(function* () {
-      yield* nobody
-      const redirecting = yield* front(undefined, (request, response) => {
-        response.writeHead(307, { location: `${request.url}x` }).end()
-      })
-      const [redirected] = yield* download(redirecting.host, {})
-      assert.ok(redirected._tag === "RegistryError" && redirected.reason === "Protocol", redirected.message)
-      assert.ok(redirecting.requests.length <= 6)
-
-      let tokens = 0
-      const challenging = yield* front(undefined, (request, response) => {
-        if (request.url!.startsWith("/token")) {
-          response.end(JSON.stringify({ token: `token${tokens++}` }))
-        } else {
-          const realm = `http://${challenging.host}/token`
-          response.writeHead(401, { "www-authenticate": `Bearer realm="${realm}",service="s"` }).end()
-        }
-      })
-      const [challenged] = yield* download(challenging.host, {})
-      assert.ok(
-        challenged._tag === "RegistryError" && challenged.reason === "Unauthorized",
-        challenged.message
-      )
-      assert.ok(challenging.requests.length <= 4, challenging.requests.join("\n"))
-
-      let page = 0
-      const listing = yield* front(undefined, (_request, response) => {
-        response.writeHead(200, { link: `</v2/team/app/tags/list?last=${page++}>; rel="next"` })
-        response.end(JSON.stringify({ tags: [`t${page}`] }))
-      })
-      const registry = yield* Registry.connect(listing.host)
-      const [listed, took] = yield* refusal(Registry.tags(registry, "team/app"))
-      assert.ok(listed._tag === "ImageError" && listed.reason === "TooLarge", listed.message)
-      assert.ok(page <= 1000 && took < 60, `${page} pages, ${took} s`)
+  effect("that redirects, challenges or lists in circles is left after a few turns", function* () {
+    yield* nobody
+    const redirecting = yield* front(undefined, (request, response) => {
+      response.writeHead(307, { location: `${request.url}x` }).end()
     })
-  )
+    const [redirected] = yield* download(redirecting.host, {})
+    assert.ok(redirected._tag === "RegistryError" && redirected.reason === "Protocol", redirected.message)
+    assert.ok(redirecting.requests.length <= 6)
 
-  effect("that compresses what nobody wants compressed is refused before it is read", () =>
-    Effect.gen(function* () {
-      yield* nobody
-      const zeros = gzipSync(new Uint8Array(100_000_000))
-      const { host, requests } = yield* front(undefined, (request, response) => {
-        response.writeHead(200, { "content-encoding": "gzip", "docker-content-digest": "none" })
-        response.end(request.method === "HEAD" ? undefined : zeros)
-      })
-      const [layer] = yield* download(host, {})
-      assert.ok(layer._tag === "RegistryError" && layer.reason === "Protocol", layer.message)
-      assert.match(layer.message, /encoding/)
-      const error = yield* Effect.flip(Image.pull(`${host}/team/app:1`))
-      assert.match(error._tag, /^(RegistryError|ImageError)$/)
-      assert.ok(requests.length <= 4, requests.join("\n"))
-    })
-  )
-
-  effect("that says another length than it sends is found out", () =>
-    Effect.gen(function* () {
-      yield* nobody
-      for (const length of ["1", "99999999999999", "-1", "0x10", "5, 7"]) {
-        const { host } = yield* raw((socket) =>
-          socket.end(`HTTP/1.1 200 OK\r\ncontent-length: ${length}\r\nconnection: close\r\n\r\nhello`)
-        )
-        const [error, took] = yield* download(host, { stallTimeout: "1 second" })
-        assert.match(error._tag, /^(RegistryError|ImageError)$/)
-        assert.ok(took < 30, `${took} s`)
+    let tokens = 0
+    const challenging = yield* front(undefined, (request, response) => {
+      if (request.url!.startsWith("/token")) {
+        response.end(JSON.stringify({ token: `token${tokens++}` }))
+      } else {
+        const realm = `http://${challenging.host}/token`
+        response.writeHead(401, { "www-authenticate": `Bearer realm="${realm}",service="s"` }).end()
       }
     })
-  )
+    const [challenged] = yield* download(challenging.host, {})
+    assert.ok(challenged._tag === "RegistryError" && challenged.reason === "Unauthorized", challenged.message)
+    assert.ok(challenging.requests.length <= 4, challenging.requests.join("\n"))
+
+    let page = 0
+    const listing = yield* front(undefined, (_request, response) => {
+      response.writeHead(200, { link: `</v2/team/app/tags/list?last=${page++}>; rel="next"` })
+      response.end(JSON.stringify({ tags: [`t${page}`] }))
+    })
+    const registry = yield* Registry.connect(listing.host)
+    const [listed, took] = yield* refusal(Registry.tags(registry, "team/app"))
+    assert.ok(listed._tag === "ImageError" && listed.reason === "TooLarge", listed.message)
+    assert.ok(page <= 1000 && took < 60, `${page} pages, ${took} s`)
+  })
+
+  effect("that compresses what nobody wants compressed is refused before it is read", function* () {
+    yield* nobody
+    const zeros = gzipSync(new Uint8Array(100_000_000))
+    const { host, requests } = yield* front(undefined, (request, response) => {
+      response.writeHead(200, { "content-encoding": "gzip", "docker-content-digest": "none" })
+      response.end(request.method === "HEAD" ? undefined : zeros)
+    })
+    const [layer] = yield* download(host, {})
+    assert.ok(layer._tag === "RegistryError" && layer.reason === "Protocol", layer.message)
+    assert.match(layer.message, /encoding/)
+    const error = yield* Effect.flip(Image.pull(`${host}/team/app:1`))
+    assert.match(error._tag, /^(RegistryError|ImageError)$/)
+    assert.ok(requests.length <= 4, requests.join("\n"))
+  })
+
+  effect("that says another length than it sends is found out", function* () {
+    yield* nobody
+    for (const length of ["1", "99999999999999", "-1", "0x10", "5, 7"]) {
+      const { host } = yield* raw((socket) =>
+        socket.end(`HTTP/1.1 200 OK\r\ncontent-length: ${length}\r\nconnection: close\r\n\r\nhello`)
+      )
+      const [error, took] = yield* download(host, { stallTimeout: "1 second" })
+      assert.match(error._tag, /^(RegistryError|ImageError)$/)
+      assert.ok(took < 30, `${took} s`)
+    }
+  })
 })

@@ -92,178 +92,171 @@ suite("files that a container makes to harm", (effect) => {
 
     effect(
       `${mode.name}: a file of one hole costs no more time than is allowed for zeros`,
-      () =>
-        Effect.gen(function* () {
-          const box = yield* start(`plant hole /hole ${64 * GiB}`)
-          yield* refused("/hole", Stream.runDrain(Container.tarOut(box, "/hole")))
-          // 4 EiB, of which a filesystem in memory makes nothing.
-          const memory = yield* start(`plant hole /hole ${2n ** 62n}`, { upper: "memory" })
-          const files = Container.fileSystem(memory)
-          yield* refused("/hole", Stream.runDrain(Container.tarOut(memory, "/hole")))
-          const here = yield* hostFolder
-          const copied = yield* failure("OperationFailed", Container.copyOut(memory, "/hole", `${here}/hole`))
-          assert.equal(copied.code, "EFBIG")
-          for (const attempt of [files.copyFile("/hole", "/copy"), files.copy("/hole", "/tree")])
-            assert.match(String(yield* Effect.flip(attempt)), /EFBIG/)
-          assert.match(String(yield* Effect.flip(files.readFile("/hole"))), /EFBIG/)
-          assert.match(String(yield* Effect.flip(files.readFile("/dev/zero"))), /EFBIG|EACCES/)
-        }),
+      function* () {
+        const box = yield* start(`plant hole /hole ${64 * GiB}`)
+        yield* refused("/hole", Stream.runDrain(Container.tarOut(box, "/hole")))
+        // 4 EiB, of which a filesystem in memory makes nothing.
+        const memory = yield* start(`plant hole /hole ${2n ** 62n}`, { upper: "memory" })
+        const files = Container.fileSystem(memory)
+        yield* refused("/hole", Stream.runDrain(Container.tarOut(memory, "/hole")))
+        const here = yield* hostFolder
+        const copied = yield* failure("OperationFailed", Container.copyOut(memory, "/hole", `${here}/hole`))
+        assert.equal(copied.code, "EFBIG")
+        for (const attempt of [files.copyFile("/hole", "/copy"), files.copy("/hole", "/tree")])
+          assert.match(String(yield* Effect.flip(attempt)), /EFBIG/)
+        assert.match(String(yield* Effect.flip(files.readFile("/hole"))), /EFBIG/)
+        assert.match(String(yield* Effect.flip(files.readFile("/dev/zero"))), /EFBIG|EACCES/)
+      },
       { skip }
     )
 
     effect(
       `${mode.name}: no layer is made of a hole without end`,
-      () =>
-        Effect.gen(function* () {
-          for (const upper of ["disk", "memory"] as const) {
-            const box = yield* start(`plant hole /hole ${64 * GiB}`, { upper }, yield* committable)
-            yield* refused("hole", Container.commit(box))
-          }
-          const here = yield* hostFolder
-          fs.writeFileSync(`${here}/hole`, "")
-          fs.truncateSync(`${here}/hole`, 64 * GiB)
-          yield* refused("hole", Stream.runDrain(ImageLayer.diff({ upper: here })))
-        }),
+      function* () {
+        for (const upper of ["disk", "memory"] as const) {
+          const box = yield* start(`plant hole /hole ${64 * GiB}`, { upper }, yield* committable)
+          yield* refused("hole", Container.commit(box))
+        }
+        const here = yield* hostFolder
+        fs.writeFileSync(`${here}/hole`, "")
+        fs.truncateSync(`${here}/hole`, 64 * GiB)
+        yield* refused("hole", Stream.runDrain(ImageLayer.diff({ upper: here })))
+      },
       { skip }
     )
 
     effect(
       `${mode.name}: others have their turn while zeros are made, and can interrupt it`,
-      () =>
-        Effect.gen(function* () {
-          const box = yield* start(`plant hole /hole ${64 * GiB}; plant hole /small ${GiB}`)
-          const files = Container.fileSystem(box)
-          const longest = yield* longestBlock(
-            Effect.all([
-              Stream.runDrain(Container.tarOut(box, "/small")),
-              files.copyFile("/small", "/copy"),
-              files.copy("/small", "/tree")
-            ])
-          )
-          assert.ok(longest < 1000, `the event loop stood still for ${longest} ms`)
-          const blocks = yield* Container.exec(box, ["stat", "-c", "%b", "/copy", "/tree"])
-          assert.ok(
-            blocks.stdout
-              .trim()
-              .split("\n")
-              .map(Number)
-              .every((count) => count < 64),
-            blocks.stdout
-          )
-          const archive = Stream.runDrain(Container.tarOut(box, "/hole", { maxHoleBytes: "64GiB" }))
-          const fiber = yield* Effect.fork(archive)
-          yield* Effect.sleep("100 millis")
-          assert.ok(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
-        }),
+      function* () {
+        const box = yield* start(`plant hole /hole ${64 * GiB}; plant hole /small ${GiB}`)
+        const files = Container.fileSystem(box)
+        const longest = yield* longestBlock(
+          Effect.all([
+            Stream.runDrain(Container.tarOut(box, "/small")),
+            files.copyFile("/small", "/copy"),
+            files.copy("/small", "/tree")
+          ])
+        )
+        assert.ok(longest < 1000, `the event loop stood still for ${longest} ms`)
+        const blocks = yield* Container.exec(box, ["stat", "-c", "%b", "/copy", "/tree"])
+        assert.ok(
+          blocks.stdout
+            .trim()
+            .split("\n")
+            .map(Number)
+            .every((count) => count < 64),
+          blocks.stdout
+        )
+        const archive = Stream.runDrain(Container.tarOut(box, "/hole", { maxHoleBytes: "64GiB" }))
+        const fiber = yield* Effect.fork(archive)
+        yield* Effect.sleep("100 millis")
+        assert.ok(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
+      },
       { skip }
     )
 
     effect(
       `${mode.name}: a tree of thousands of levels takes few descriptors`,
-      () =>
-        Effect.gen(function* () {
-          yield* fewDescriptors
-          const here = yield* hostFolder
-          const box = yield* start("plant deep /deep 2100; plant deep /half 700")
-          const files = Container.fileSystem(box)
-          yield* Container.copyOut(box, "/deep", here)
-          assert.equal(countOf(`${here}/deep`), 4201)
-          yield* Container.copyIn(box, `${here}/deep`, "/back")
-          assert.equal((yield* files.readDirectory("/back", { recursive: true })).length, 4200)
-          yield* files.copy("/back", "/again")
-          yield* files.remove("/back", { recursive: true })
-          assert.equal((yield* files.readDirectory("/again", { recursive: true })).length, 4200)
-          assert.ok(!(yield* files.exists("/back")))
-          // No archive has paths that are longer than the kernel takes.
-          const long = yield* failure("OperationFailed", Stream.runDrain(Container.tarOut(box, "/deep")))
-          assert.equal(long.code, "ENAMETOOLONG")
-          assert.match(long.message, /deep\/d\/d\/d.*4095/)
-          assert.ok(long.message.length < 1000, long.message)
-          const parts = yield* Stream.runCollect(Container.tarOut(box, "/half"))
-          fs.writeFileSync(`${here}/half.tar`, Buffer.concat([...parts]))
-          const listed = execFileSync("tar", ["-tf", `${here}/half.tar`], { maxBuffer: 2 ** 30 })
-          assert.equal(listed.toString().trim().split("\n").length, 1401)
-        }),
+      function* () {
+        yield* fewDescriptors
+        const here = yield* hostFolder
+        const box = yield* start("plant deep /deep 2100; plant deep /half 700")
+        const files = Container.fileSystem(box)
+        yield* Container.copyOut(box, "/deep", here)
+        assert.equal(countOf(`${here}/deep`), 4201)
+        yield* Container.copyIn(box, `${here}/deep`, "/back")
+        assert.equal((yield* files.readDirectory("/back", { recursive: true })).length, 4200)
+        yield* files.copy("/back", "/again")
+        yield* files.remove("/back", { recursive: true })
+        assert.equal((yield* files.readDirectory("/again", { recursive: true })).length, 4200)
+        assert.ok(!(yield* files.exists("/back")))
+        // No archive has paths that are longer than the kernel takes.
+        const long = yield* failure("OperationFailed", Stream.runDrain(Container.tarOut(box, "/deep")))
+        assert.equal(long.code, "ENAMETOOLONG")
+        assert.match(long.message, /deep\/d\/d\/d.*4095/)
+        assert.ok(long.message.length < 1000, long.message)
+        const parts = yield* Stream.runCollect(Container.tarOut(box, "/half"))
+        fs.writeFileSync(`${here}/half.tar`, Buffer.concat([...parts]))
+        const listed = execFileSync("tar", ["-tf", `${here}/half.tar`], { maxBuffer: 2 ** 30 })
+        assert.equal(listed.toString().trim().split("\n").length, 1401)
+      },
       { skip }
     )
 
     effect(
       `${mode.name}: a layer of thousands of levels takes few descriptors`,
-      () =>
-        Effect.gen(function* () {
-          yield* fewDescriptors
-          const image = yield* committable
-          for (const upper of ["disk", "memory"] as const) {
-            const box = yield* start("plant deep /deep 700", { upper }, image)
-            const made = yield* Container.commit(box)
-            const counted = yield* Container.run(made, {
-              command: ["/bin/sh", "-c", "find /deep | wc -l"],
-              ...mode.options
-            })
-            assert.equal(counted.stdout.trim(), "1401", counted.stderr)
-            const deeper = yield* start("plant deep /deep 2100", { upper }, image)
-            const long = yield* failure("OperationFailed", Container.commit(deeper))
-            assert.equal(long.code, "ENAMETOOLONG")
-          }
-          const here = yield* hostFolder
-          const box = yield* start("plant deep /half 700")
-          yield* Container.copyOut(box, "/half", here)
-          const imported = yield* Image.import(here)
-          assert.equal(countOf(imported.layers[0]!), 1402)
-          yield* Image.remove(imported.digest!)
-          yield* Store.gc()
-          assert.ok(!fs.existsSync(imported.layers[0]!))
-        }),
+      function* () {
+        yield* fewDescriptors
+        const image = yield* committable
+        for (const upper of ["disk", "memory"] as const) {
+          const box = yield* start("plant deep /deep 700", { upper }, image)
+          const made = yield* Container.commit(box)
+          const counted = yield* Container.run(made, {
+            command: ["/bin/sh", "-c", "find /deep | wc -l"],
+            ...mode.options
+          })
+          assert.equal(counted.stdout.trim(), "1401", counted.stderr)
+          const deeper = yield* start("plant deep /deep 2100", { upper }, image)
+          const long = yield* failure("OperationFailed", Container.commit(deeper))
+          assert.equal(long.code, "ENAMETOOLONG")
+        }
+        const here = yield* hostFolder
+        const box = yield* start("plant deep /half 700")
+        yield* Container.copyOut(box, "/half", here)
+        const imported = yield* Image.import(here)
+        assert.equal(countOf(imported.layers[0]!), 1402)
+        yield* Image.remove(imported.digest!)
+        yield* Store.gc()
+        assert.ok(!fs.existsSync(imported.layers[0]!))
+      },
       { skip }
     )
 
     effect(
       `${mode.name}: others have their turn while a folder of many files is read`,
-      () =>
-        Effect.gen(function* () {
-          const box = yield* start("plant many /many 50000")
-          const files = Container.fileSystem(box)
-          for (const options of [{}, { recursive: true }]) {
-            let turns = 0
-            const take = (): void => {
-              turns++
-              next = setImmediate(take)
-            }
-            let next = setImmediate(take)
-            const names = yield* files.readDirectory("/many", options)
-            clearImmediate(next)
-            assert.equal(names.length, 50_000)
-            assert.ok(turns > 1, `${turns} turns`)
+      function* () {
+        const box = yield* start("plant many /many 50000")
+        const files = Container.fileSystem(box)
+        for (const options of [{}, { recursive: true }]) {
+          let turns = 0
+          const take = (): void => {
+            turns++
+            next = setImmediate(take)
           }
-        }),
+          let next = setImmediate(take)
+          const names = yield* files.readDirectory("/many", options)
+          clearImmediate(next)
+          assert.equal(names.length, 50_000)
+          assert.ok(turns > 1, `${turns} turns`)
+        }
+      },
       { skip }
     )
 
     effect(
       `${mode.name}: a copy on the host has no rights that the container gave it`,
-      () =>
-        Effect.gen(function* () {
-          const here = yield* hostFolder
-          const box = yield* start(`
+      function* () {
+        const here = yield* hostFolder
+        const box = yield* start(`
             mkdir /t && cp /bin/busybox /t/rootshell && chmod 6755 /t/rootshell
             plant capability /t/admin
             mkdir /t/folder && chmod 3777 /t/folder && chmod 6755 /t`)
-          for (const [from, to] of [
-            ["/t", "whole"],
-            ["/t/.", "contents"]
-          ] as const) {
-            yield* Container.copyOut(box, from, `${here}/${to}`)
-            for (const name of ["", "/rootshell", "/admin", "/folder"])
-              assert.equal(fs.statSync(`${here}/${to}${name}`).mode & 0o6000, 0, `${to}${name}`)
-            assert.equal(fs.statSync(`${here}/${to}/folder`).mode & 0o7777, 0o1777)
-            assert.deepEqual(attributesOf(`${here}/${to}/admin`), [])
-          }
-          yield* Container.copyOut(box, "/t/rootshell", `${here}/alone`)
-          assert.equal(fs.statSync(`${here}/alone`).mode & 0o7777, 0o755)
-          // Whoever asks for it gets it.
-          yield* Container.copyOut(box, "/t/rootshell", `${here}/asked`, { keepPrivileges: true })
-          assert.equal(fs.statSync(`${here}/asked`).mode & 0o7777, 0o6755)
-        }),
+        for (const [from, to] of [
+          ["/t", "whole"],
+          ["/t/.", "contents"]
+        ] as const) {
+          yield* Container.copyOut(box, from, `${here}/${to}`)
+          for (const name of ["", "/rootshell", "/admin", "/folder"])
+            assert.equal(fs.statSync(`${here}/${to}${name}`).mode & 0o6000, 0, `${to}${name}`)
+          assert.equal(fs.statSync(`${here}/${to}/folder`).mode & 0o7777, 0o1777)
+          assert.deepEqual(attributesOf(`${here}/${to}/admin`), [])
+        }
+        yield* Container.copyOut(box, "/t/rootshell", `${here}/alone`)
+        assert.equal(fs.statSync(`${here}/alone`).mode & 0o7777, 0o755)
+        // Whoever asks for it gets it.
+        yield* Container.copyOut(box, "/t/rootshell", `${here}/asked`, { keepPrivileges: true })
+        assert.equal(fs.statSync(`${here}/asked`).mode & 0o7777, 0o6755)
+      },
       { skip }
     )
   }

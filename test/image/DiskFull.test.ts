@@ -39,25 +39,24 @@ suite("A full disk", (effect) => {
   for (const [name, content] of Object.entries(cases))
     effect.asRoot(
       `${name}: the error says so, and the store is as it was`,
-      () =>
-        Effect.gen(function* () {
-          const at = yield* scratch
-          const mounted = yield* small
-          yield* elsewhere(
-            mounted,
-            Effect.gen(function* () {
-              yield* Image.load(archiveOf(at, "fits", randomBytes(1000)))
-              const error = yield* failure(
-                "ImageError",
-                unchanged(Image.load(archiveOf(at, "large", content())))
-              )
-              assert.equal(error.reason, "Storage")
-              assert.match(error.message, /the disk is full \(ENOSPC\): make room on the filesystem of /)
-              // There is room again.
-              yield* Image.load(archiveOf(at, "other", randomBytes(3_000_000)))
-            })
-          )
-        }),
+      function* () {
+        const at = yield* scratch
+        const mounted = yield* small
+        yield* elsewhere(
+          mounted,
+          Effect.gen(function* () {
+            yield* Image.load(archiveOf(at, "fits", randomBytes(1000)))
+            const error = yield* failure(
+              "ImageError",
+              unchanged(Image.load(archiveOf(at, "large", content())))
+            )
+            assert.equal(error.reason, "Storage")
+            assert.match(error.message, /the disk is full \(ENOSPC\): make room on the filesystem of /)
+            // There is room again.
+            yield* Image.load(archiveOf(at, "other", randomBytes(3_000_000)))
+          })
+        )
+      },
       { skip: whyNoImages }
     )
 })

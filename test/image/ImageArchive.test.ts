@@ -35,293 +35,260 @@ suite("Image.load", (effect) => {
 
   effect(
     "an archive by docker that skopeo has made runs, and has its name in the store",
-    () =>
-      Effect.gen(function* () {
-        const folder = yield* scratch
-        makeImage(`${folder}/layout`, "one")
-        const archive = `${folder}/one.tar`
-        sh("skopeo", "copy", `oci:${folder}/layout:one`, `docker-archive:${archive}:example/one:1`)
-        const [image, ...others] = yield* Image.load(archive)
-        assert.deepEqual(others, [])
-        assert.equal(image.reference, "docker.io/example/one:1")
-        assert.equal((yield* Store.resolve("docker.io/example/one:1")).digest, image.digest)
-        yield* assertRuns(image, "one")
-        const [again] = yield* Image.load(archive, { tag: "example/one:1" })
-        assert.deepEqual(again.layers, image.layers)
-        // Its id is that of the config, which is the same bytes.
-        const { config } = JSON.parse(new TextDecoder().decode(yield* Store.read(image.digest as never)))
-        assert.equal(
-          config.digest,
-          `sha256:${sh("tar", "-tf", archive).match(/[0-9a-f]{64}(?=\.json)/)?.[0]}`
-        )
-      }),
+    function* () {
+      const folder = yield* scratch
+      makeImage(`${folder}/layout`, "one")
+      const archive = `${folder}/one.tar`
+      sh("skopeo", "copy", `oci:${folder}/layout:one`, `docker-archive:${archive}:example/one:1`)
+      const [image, ...others] = yield* Image.load(archive)
+      assert.deepEqual(others, [])
+      assert.equal(image.reference, "docker.io/example/one:1")
+      assert.equal((yield* Store.resolve("docker.io/example/one:1")).digest, image.digest)
+      yield* assertRuns(image, "one")
+      const [again] = yield* Image.load(archive, { tag: "example/one:1" })
+      assert.deepEqual(again.layers, image.layers)
+      // Its id is that of the config, which is the same bytes.
+      const { config } = JSON.parse(new TextDecoder().decode(yield* Store.read(image.digest as never)))
+      assert.equal(config.digest, `sha256:${sh("tar", "-tf", archive).match(/[0-9a-f]{64}(?=\.json)/)?.[0]}`)
+    },
     options
   )
 
   effect(
     "what buildah has made runs, as an archive by docker and from an OCI layout",
-    () =>
-      Effect.gen(function* () {
-        const folder = yield* scratch
-        const stores = ["--storage-driver", "vfs", "--root", `${folder}/store`, "--runroot", `${folder}/run`]
-        const buildah = (...args: ReadonlyArray<string>) => sh("buildah", ...stores, ...args).trim()
-        makeRootfs(`${folder}/root`)
-        const working = buildah("from", "scratch")
-        buildah("copy", "--quiet", working, `${folder}/root`, "/")
-        buildah("config", "--env", "BY=buildah", "--cmd", JSON.stringify(["sh", "-c", "echo $BY"]), working)
-        const archive = `${folder}/it.tar`
-        buildah("commit", "--quiet", "--format", "docker", working, `docker-archive:${archive}:example/it:1`)
-        buildah("commit", "--quiet", working, `oci:${folder}/layout:it`)
-        for (const image of [
-          (yield* Image.load(archive))[0],
-          yield* Image.fromLayout(`${folder}/layout`, { tag: "it" })
-        ]) {
-          const { exitCode, stderr, stdout } = yield* Container.run(image)
-          assert.deepEqual([exitCode, stdout, stderr], [0, "buildah\n", ""])
-        }
-      }),
+    function* () {
+      const folder = yield* scratch
+      const stores = ["--storage-driver", "vfs", "--root", `${folder}/store`, "--runroot", `${folder}/run`]
+      const buildah = (...args: ReadonlyArray<string>) => sh("buildah", ...stores, ...args).trim()
+      makeRootfs(`${folder}/root`)
+      const working = buildah("from", "scratch")
+      buildah("copy", "--quiet", working, `${folder}/root`, "/")
+      buildah("config", "--env", "BY=buildah", "--cmd", JSON.stringify(["sh", "-c", "echo $BY"]), working)
+      const archive = `${folder}/it.tar`
+      buildah("commit", "--quiet", "--format", "docker", working, `docker-archive:${archive}:example/it:1`)
+      buildah("commit", "--quiet", working, `oci:${folder}/layout:it`)
+      for (const image of [
+        (yield* Image.load(archive))[0],
+        yield* Image.fromLayout(`${folder}/layout`, { tag: "it" })
+      ]) {
+        const { exitCode, stderr, stdout } = yield* Container.run(image)
+        assert.deepEqual([exitCode, stdout, stderr], [0, "buildah\n", ""])
+      }
+    },
     { skip: whyNoImages || (fs.existsSync("/usr/bin/buildah") ? false : "no buildah on this machine") }
   )
 
   effect(
     "an archive in the OCI layout that skopeo has made runs",
-    () =>
-      Effect.gen(function* () {
-        const folder = yield* scratch
-        makeImage(`${folder}/layout`, "two")
-        sh("skopeo", "copy", `oci:${folder}/layout:two`, `oci-archive:${folder}/two.tar:registry.test/two:2`)
-        const [image] = yield* Image.load(`${folder}/two.tar`)
-        assert.equal(image.reference, "registry.test/two:2")
-        yield* assertRuns(image, "two")
-      }),
+    function* () {
+      const folder = yield* scratch
+      makeImage(`${folder}/layout`, "two")
+      sh("skopeo", "copy", `oci:${folder}/layout:two`, `oci-archive:${folder}/two.tar:registry.test/two:2`)
+      const [image] = yield* Image.load(`${folder}/two.tar`)
+      assert.equal(image.reference, "registry.test/two:2")
+      yield* assertRuns(image, "two")
+    },
     options
   )
 
   effect(
     "an archive is taken through gzip, and from a stream in whatever parts",
-    () =>
-      Effect.gen(function* () {
-        const folder = yield* scratch
-        makeImage(`${folder}/layout`, "packed")
-        sh("skopeo", "copy", `oci:${folder}/layout:packed`, `docker-archive:${folder}/a.tar:packed:1`)
-        const plain = fs.readFileSync(`${folder}/a.tar`)
-        const packed = zlib.gzipSync(plain, { level: 1 })
-        fs.writeFileSync(`${folder}/a.tar.gz`, packed)
-        const [expected] = yield* Image.load(`${folder}/a.tar`)
-        const parts = (bytes: Uint8Array) =>
-          Stream.fromIterable(
-            (function* () {
-              for (let at = 0; at < bytes.length; at += 99_991) yield bytes.subarray(at, at + 99_991)
-            })()
-          )
-        for (const source of [`${folder}/a.tar.gz`, parts(packed), parts(plain)]) {
-          const [image] = yield* elsewhere(folder, Image.load(source))
-          assert.equal(image.digest, expected.digest)
-        }
-        assert.deepEqual(fs.readdirSync(`${yield* Store.folder}/.partial`), [])
-      }),
+    function* () {
+      const folder = yield* scratch
+      makeImage(`${folder}/layout`, "packed")
+      sh("skopeo", "copy", `oci:${folder}/layout:packed`, `docker-archive:${folder}/a.tar:packed:1`)
+      const plain = fs.readFileSync(`${folder}/a.tar`)
+      const packed = zlib.gzipSync(plain, { level: 1 })
+      fs.writeFileSync(`${folder}/a.tar.gz`, packed)
+      const [expected] = yield* Image.load(`${folder}/a.tar`)
+      const parts = (bytes: Uint8Array) =>
+        Stream.fromIterable(
+          (function* () {
+            for (let at = 0; at < bytes.length; at += 99_991) yield bytes.subarray(at, at + 99_991)
+          })()
+        )
+      for (const source of [`${folder}/a.tar.gz`, parts(packed), parts(plain)]) {
+        const [image] = yield* elsewhere(folder, Image.load(source))
+        assert.equal(image.digest, expected.digest)
+      }
+      assert.deepEqual(fs.readdirSync(`${yield* Store.folder}/.partial`), [])
+    },
     options
   )
 
   effect(
     "an archive is taken through zstd, or refused with what to do",
-    () =>
-      Effect.gen(function* () {
-        const folder = yield* scratch
-        const layer = makeTar({ a: "zstd" })
-        const config = configOf([layer])
-        fs.writeFileSync(
-          `${folder}/a.tar.zst`,
-          zstd(tar.tar(tar.file("l.tar", layer), ...documents(config, ["l.tar"])))
-        )
-        const load = elsewhere(folder, Image.load(`${folder}/a.tar.zst`))
-        if (whyNoZstd === false) yield* load
-        else assert.match((yield* failure("ImageError", load)).message, /zstd -d/)
-      }),
+    function* () {
+      const folder = yield* scratch
+      const layer = makeTar({ a: "zstd" })
+      const config = configOf([layer])
+      fs.writeFileSync(
+        `${folder}/a.tar.zst`,
+        zstd(tar.tar(tar.file("l.tar", layer), ...documents(config, ["l.tar"])))
+      )
+      const load = elsewhere(folder, Image.load(`${folder}/a.tar.zst`))
+      if (whyNoZstd === false) yield* load
+      else assert.match((yield* failure("ImageError", load)).message, /zstd -d/)
+    },
     options
   )
 
-  effect("all images of an archive, or the one that a tag picks", () =>
-    Effect.gen(function* () {
-      const folder = yield* scratch
-      const layers = ["a", "b"].map((name) => makeTar({ [name]: name }))
-      const layout = `${folder}/layout`
-      const entries = layers.map((layer, i) => ({
-        ...writeImage(layout, [{ tar: layer }]),
-        annotations: { "org.opencontainers.image.ref.name": ["first", "registry.test/second:2"][i] }
+  effect("all images of an archive, or the one that a tag picks", function* () {
+    const folder = yield* scratch
+    const layers = ["a", "b"].map((name) => makeTar({ [name]: name }))
+    const layout = `${folder}/layout`
+    const entries = layers.map((layer, i) => ({
+      ...writeImage(layout, [{ tar: layer }]),
+      annotations: { "org.opencontainers.image.ref.name": ["first", "registry.test/second:2"][i] }
+    }))
+    writeIndex(layout, entries)
+    sh("tar", "-C", layout, "-cf", `${folder}/oci.tar`, ".")
+    const both = yield* elsewhere(
+      folder,
+      Effect.gen(function* () {
+        const images = yield* Image.load(`${folder}/oci.tar`)
+        assert.deepEqual(yield* names, ["first", "registry.test/second:2"])
+        return images
+      })
+    )
+    assert.deepEqual(
+      both.map(({ digest }) => digest),
+      entries.map(({ digest }) => digest)
+    )
+    yield* elsewhere(
+      folder,
+      Effect.gen(function* () {
+        const [image, ...others] = yield* Image.load(`${folder}/oci.tar`, { tag: "registry.test/second:2" })
+        assert.deepEqual([image.digest, others.length], [entries[1]?.digest, 0])
+        assert.deepEqual(yield* names, ["registry.test/second:2"])
+      })
+    )
+    yield* assertFails(
+      "NotFound",
+      Image.load(`${folder}/oci.tar`, { tag: "third" }),
+      "first, registry.test/second:2"
+    )
+
+    const [one, two] = layers.map((layer, i) => documents(configOf([layer]), [`${i}/layer.tar`], null))
+    const manifests = JSON.stringify(
+      [one, two].flatMap((written, i) => {
+        const parsed = JSON.parse(new TextDecoder().decode(written![1]!.subarray(512)).replace(/\0+$/, ""))
+        return [{ ...parsed[0], RepoTags: i === 0 ? ["one:1", "one:latest"] : null }]
+      })
+    )
+    fs.writeFileSync(
+      `${folder}/docker.tar`,
+      tar.tar(
+        tar.folder("0"),
+        tar.file("0/layer.tar", layers[0]),
+        tar.file("1/layer.tar", layers[1]),
+        one![0]!,
+        two![0]!,
+        tar.file("manifest.json", manifests),
+        tar.file("repositories", "{}"),
+        tar.file("0/VERSION", "1.0")
+      )
+    )
+    yield* elsewhere(
+      folder,
+      Effect.gen(function* () {
+        const images = yield* Image.load(`${folder}/docker.tar`)
+        assert.equal(images.length, 2)
+        assert.equal(images[1]?.reference, images[1]?.digest)
+        const expected = ["docker.io/library/one:1", "docker.io/library/one:latest", images[1]?.digest]
+        assert.deepEqual(yield* names, expected)
+      })
+    )
+  })
+
+  effect("the names of an archive are given at once: all of them, or none", function* () {
+    const folder = yield* scratch
+    const layout = `${folder}/layout`
+    const names = ["a", "b", "c"]
+    writeIndex(
+      layout,
+      names.map((name) => ({
+        ...writeImage(layout, [{ tar: makeTar({ name }) }]),
+        annotations: { "org.opencontainers.image.ref.name": name }
       }))
-      writeIndex(layout, entries)
-      sh("tar", "-C", layout, "-cf", `${folder}/oci.tar`, ".")
-      const both = yield* elsewhere(
-        folder,
-        Effect.gen(function* () {
-          const images = yield* Image.load(`${folder}/oci.tar`)
-          assert.deepEqual(yield* names, ["first", "registry.test/second:2"])
-          return images
-        })
-      )
-      assert.deepEqual(
-        both.map(({ digest }) => digest),
-        entries.map(({ digest }) => digest)
-      )
-      yield* elsewhere(
-        folder,
-        Effect.gen(function* () {
-          const [image, ...others] = yield* Image.load(`${folder}/oci.tar`, { tag: "registry.test/second:2" })
-          assert.deepEqual([image.digest, others.length], [entries[1]?.digest, 0])
-          assert.deepEqual(yield* names, ["registry.test/second:2"])
-        })
-      )
-      yield* assertFails(
-        "NotFound",
-        Image.load(`${folder}/oci.tar`, { tag: "third" }),
-        "first, registry.test/second:2"
-      )
+    )
+    sh("tar", "-C", layout, "-cf", `${folder}/oci.tar`, ".")
+    yield* elsewhere(
+      folder,
+      Effect.gen(function* () {
+        yield* Image.load(`${folder}/oci.tar`, { tag: "a" })
+        const index = `${yield* Store.folder}/index.json`
+        const before = JSON.parse(fs.readFileSync(index, "utf8"))
+        // There is room for one name more, and not for two: an index has at most 4 MiB.
+        const padding = "x".repeat(4 * 1024 * 1024 - JSON.stringify(before).length - 400)
+        fs.writeFileSync(index, JSON.stringify({ ...before, annotations: { padding } }))
+        const full = fs.readFileSync(index)
+        const error = yield* failure("ImageError", Image.load(`${folder}/oci.tar`))
+        assert.equal(error.reason, "TooLarge")
+        assert.ok(full.equals(fs.readFileSync(index)))
+        yield* Image.load(`${folder}/oci.tar`, { tag: "b" })
+        assert.deepEqual((yield* Store.list).map(({ name }) => name).sort(), ["a", "b"])
+      })
+    )
+  })
 
-      const [one, two] = layers.map((layer, i) => documents(configOf([layer]), [`${i}/layer.tar`], null))
-      const manifests = JSON.stringify(
-        [one, two].flatMap((written, i) => {
-          const parsed = JSON.parse(new TextDecoder().decode(written![1]!.subarray(512)).replace(/\0+$/, ""))
-          return [{ ...parsed[0], RepoTags: i === 0 ? ["one:1", "one:latest"] : null }]
-        })
+  effect("layers that are links to others, as docker makes them, and layers in gzip", function* () {
+    const folder = yield* scratch
+    const [a, b] = [makeTar({ a: "a" }), makeTar({ b: "b" })]
+    const config = configOf([a, a, b, b])
+    const paths = ["x/layer.tar", "y/layer.tar", "z.tar", "b.tar.gz"]
+    fs.writeFileSync(
+      `${folder}/a.tar`,
+      tar.tar(
+        tar.file("./x/layer.tar", a),
+        tar.symlink("y/layer.tar", "../x/layer.tar"),
+        tar.hardlink("z.tar", "b.tar.gz"),
+        tar.file("b.tar.gz", zlib.gzipSync(b)),
+        ...documents(config, paths)
       )
-      fs.writeFileSync(
-        `${folder}/docker.tar`,
-        tar.tar(
-          tar.folder("0"),
-          tar.file("0/layer.tar", layers[0]),
-          tar.file("1/layer.tar", layers[1]),
-          one![0]!,
-          two![0]!,
-          tar.file("manifest.json", manifests),
-          tar.file("repositories", "{}"),
-          tar.file("0/VERSION", "1.0")
-        )
-      )
-      yield* elsewhere(
-        folder,
-        Effect.gen(function* () {
-          const images = yield* Image.load(`${folder}/docker.tar`)
-          assert.equal(images.length, 2)
-          assert.equal(images[1]?.reference, images[1]?.digest)
-          const expected = ["docker.io/library/one:1", "docker.io/library/one:latest", images[1]?.digest]
-          assert.deepEqual(yield* names, expected)
-        })
-      )
-    })
-  )
+    )
+    const [image] = yield* elsewhere(folder, Image.load(`${folder}/a.tar`))
+    assert.deepEqual(
+      image.layers.map((layer) => fs.readdirSync(layer)),
+      [["a"], ["b"]]
+    )
+  })
 
-  effect("the names of an archive are given at once: all of them, or none", () =>
-    Effect.gen(function* () {
-      const folder = yield* scratch
-      const layout = `${folder}/layout`
-      const names = ["a", "b", "c"]
-      writeIndex(
-        layout,
-        names.map((name) => ({
-          ...writeImage(layout, [{ tar: makeTar({ name }) }]),
-          annotations: { "org.opencontainers.image.ref.name": name }
-        }))
-      )
-      sh("tar", "-C", layout, "-cf", `${folder}/oci.tar`, ".")
-      yield* elsewhere(
-        folder,
-        Effect.gen(function* () {
-          yield* Image.load(`${folder}/oci.tar`, { tag: "a" })
-          const index = `${yield* Store.folder}/index.json`
-          const before = JSON.parse(fs.readFileSync(index, "utf8"))
-          // There is room for one name more, and not for two: an index has at most 4 MiB.
-          const padding = "x".repeat(4 * 1024 * 1024 - JSON.stringify(before).length - 400)
-          fs.writeFileSync(index, JSON.stringify({ ...before, annotations: { padding } }))
-          const full = fs.readFileSync(index)
-          const error = yield* failure("ImageError", Image.load(`${folder}/oci.tar`))
-          assert.equal(error.reason, "TooLarge")
-          assert.ok(full.equals(fs.readFileSync(index)))
-          yield* Image.load(`${folder}/oci.tar`, { tag: "b" })
-          assert.deepEqual((yield* Store.list).map(({ name }) => name).sort(), ["a", "b"])
-        })
-      )
-    })
-  )
+  effect("what docker 25 and later save is read as the OCI layout that it is", function* () {
+    const folder = yield* scratch
+    const layer = makeTar({ new: "new" })
+    const layout = `${folder}/layout`
+    const entry = writeImage(layout, [{ tar: layer }])
+    const annotations = {
+      "io.containerd.image.name": "docker.io/library/new:3",
+      "org.opencontainers.image.ref.name": "3"
+    }
+    writeIndex(layout, [{ ...entry, annotations }])
+    fs.writeFileSync(`${layout}/manifest.json`, '[{"Config":"../../etc/passwd","Layers":[]}]')
+    sh("tar", "-C", layout, "-cf", `${folder}/new.tar`, "blobs", "index.json", "manifest.json", "oci-layout")
+    const [image] = yield* Image.load(`${folder}/new.tar`, { tag: "new:3" })
+    assert.deepEqual([image.reference, image.digest], ["docker.io/library/new:3", entry.digest])
+  })
 
-  effect("layers that are links to others, as docker makes them, and layers in gzip", () =>
-    Effect.gen(function* () {
-      const folder = yield* scratch
-      const [a, b] = [makeTar({ a: "a" }), makeTar({ b: "b" })]
-      const config = configOf([a, a, b, b])
-      const paths = ["x/layer.tar", "y/layer.tar", "z.tar", "b.tar.gz"]
-      fs.writeFileSync(
-        `${folder}/a.tar`,
-        tar.tar(
-          tar.file("./x/layer.tar", a),
-          tar.symlink("y/layer.tar", "../x/layer.tar"),
-          tar.hardlink("z.tar", "b.tar.gz"),
-          tar.file("b.tar.gz", zlib.gzipSync(b)),
-          ...documents(config, paths)
-        )
-      )
-      const [image] = yield* elsewhere(folder, Image.load(`${folder}/a.tar`))
-      assert.deepEqual(
-        image.layers.map((layer) => fs.readdirSync(layer)),
-        [["a"], ["b"]]
-      )
-    })
-  )
+  effect("a blob that has rotten in the store is mended by loading it again", function* () {
+    const folder = yield* scratch
+    const layer = makeTar({ rotten: "x" })
+    fs.writeFileSync(`${folder}/a.tar`, tar.tar(tar.file("l", layer), ...documents(configOf([layer]), ["l"])))
+    const berth = `${folder}/berth`
+    const load = Effect.provide(Effect.zip(Image.load(`${folder}/a.tar`), Store.folder), berthIn(berth))
+    const [[image], store] = yield* load
+    fs.writeFileSync(blobFile(store, sha256(layer)), new Uint8Array(layer.length))
+    fs.rmSync(`${berth}/layers`, { recursive: true })
+    const [[again]] = yield* load
+    assert.deepEqual([again.layers, fs.readdirSync(image.layers[0]!)], [image.layers, ["rotten"]])
+  })
 
-  effect("what docker 25 and later save is read as the OCI layout that it is", () =>
-    Effect.gen(function* () {
-      const folder = yield* scratch
-      const layer = makeTar({ new: "new" })
-      const layout = `${folder}/layout`
-      const entry = writeImage(layout, [{ tar: layer }])
-      const annotations = {
-        "io.containerd.image.name": "docker.io/library/new:3",
-        "org.opencontainers.image.ref.name": "3"
-      }
-      writeIndex(layout, [{ ...entry, annotations }])
-      fs.writeFileSync(`${layout}/manifest.json`, '[{"Config":"../../etc/passwd","Layers":[]}]')
-      sh(
-        "tar",
-        "-C",
-        layout,
-        "-cf",
-        `${folder}/new.tar`,
-        "blobs",
-        "index.json",
-        "manifest.json",
-        "oci-layout"
-      )
-      const [image] = yield* Image.load(`${folder}/new.tar`, { tag: "new:3" })
-      assert.deepEqual([image.reference, image.digest], ["docker.io/library/new:3", entry.digest])
-    })
-  )
-
-  effect("a blob that has rotten in the store is mended by loading it again", () =>
-    Effect.gen(function* () {
-      const folder = yield* scratch
-      const layer = makeTar({ rotten: "x" })
-      fs.writeFileSync(
-        `${folder}/a.tar`,
-        tar.tar(tar.file("l", layer), ...documents(configOf([layer]), ["l"]))
-      )
-      const berth = `${folder}/berth`
-      const load = Effect.provide(Effect.zip(Image.load(`${folder}/a.tar`), Store.folder), berthIn(berth))
-      const [[image], store] = yield* load
-      fs.writeFileSync(blobFile(store, sha256(layer)), new Uint8Array(layer.length))
-      fs.rmSync(`${berth}/layers`, { recursive: true })
-      const [[again]] = yield* load
-      assert.deepEqual([again.layers, fs.readdirSync(image.layers[0]!)], [image.layers, ["rotten"]])
-    })
-  )
-
-  effect("a load that is interrupted leaves nothing that is not whole", () =>
-    Effect.gen(function* () {
-      const partial = `${yield* Store.folder}/.partial`
-      const endless = Stream.concat(Stream.make(new Uint8Array(1000).fill(1)), Stream.never)
-      const fiber = yield* Effect.fork(Image.load(endless))
-      while (!fs.existsSync(partial) || fs.readdirSync(partial).length === 0) yield* Effect.sleep(1)
-      yield* Fiber.interrupt(fiber)
-      assert.deepEqual(fs.readdirSync(partial), [])
-    })
-  )
+  effect("a load that is interrupted leaves nothing that is not whole", function* () {
+    const partial = `${yield* Store.folder}/.partial`
+    const endless = Stream.concat(Stream.make(new Uint8Array(1000).fill(1)), Stream.never)
+    const fiber = yield* Effect.fork(Image.load(endless))
+    while (!fs.existsSync(partial) || fs.readdirSync(partial).length === 0) yield* Effect.sleep(1)
+    yield* Fiber.interrupt(fiber)
+    assert.deepEqual(fs.readdirSync(partial), [])
+  })
 })

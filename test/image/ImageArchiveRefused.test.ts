@@ -20,13 +20,11 @@ suite("Image.load of what nobody should trust", (effect) => {
     members: ReadonlyArray<Uint8Array>,
     mention: string
   ) =>
-    effect(name, () =>
-      Effect.gen(function* () {
-        const folder = yield* scratch
-        fs.writeFileSync(`${folder}/a.tar`, tar.tar(...members))
-        yield* assertFails(reason, Image.load(`${folder}/a.tar`), mention)
-      })
-    )
+    effect(name, function* () {
+      const folder = yield* scratch
+      fs.writeFileSync(`${folder}/a.tar`, tar.tar(...members))
+      yield* assertFails(reason, Image.load(`${folder}/a.tar`), mention)
+    })
 
   const l = tar.file("l.tar", layer)
   refuses(
@@ -171,56 +169,48 @@ suite("Image.load of what nobody should trust", (effect) => {
     "gone.tar"
   )
 
-  effect("files that are no archive are refused", () =>
-    Effect.gen(function* () {
-      const folder = yield* scratch
-      const path = `${folder}/file`
-      const refused = (reason: BerthError.ImageError["reason"], content: Uint8Array, mention: string) => {
-        fs.writeFileSync(path, content)
-        return assertFails(reason, Image.load(path), mention)
-      }
-      yield* refused("Unsupported", new Uint8Array(0), "neither")
-      yield* refused("Corrupt", new Uint8Array(10_000).fill(7), "tar")
-      yield* refused("Unsupported", Uint8Array.of(0xfd, 0x37, 0x7a, 0x58, 0x5a, 0), "xz")
-      yield* refused("Unsupported", tar.bytes("BZh91AY"), "bzip2")
-      const packed = zlib.gzipSync(tar.tar(l, ...good))
-      yield* refused("Corrupt", packed.subarray(0, packed.length - 20), "decompressed")
-      yield* refused("Corrupt", tar.concat(packed.subarray(0, 20), "garbage"), "decompressed")
-      const bomb = zlib.gzipSync(new Uint8Array(10_000_000))
-      fs.writeFileSync(path, bomb)
-      yield* assertFails("TooLarge", Image.load(path, { maxArchiveBytes: 1_000_000 }), "1000000")
-      yield* assertFails(
-        "TooLarge",
-        Image.load(Stream.make(bomb, bomb), { maxArchiveBytes: 10_000 }),
-        "10000"
-      )
-      yield* assertFails("NotFound", Image.load(`${folder}/absent`))
-      yield* failure("InvalidOption", Image.load("a\0b"))
-      const wrong = yield* failure("InvalidOption", Image.load(folder))
-      assert.match(wrong.message, /Image\.fromLayout/)
-      const failed = yield* Effect.flip(Image.load(Stream.fail("the network")))
-      assert.equal(failed, "the network")
-    })
-  )
+  effect("files that are no archive are refused", function* () {
+    const folder = yield* scratch
+    const path = `${folder}/file`
+    const refused = (reason: BerthError.ImageError["reason"], content: Uint8Array, mention: string) => {
+      fs.writeFileSync(path, content)
+      return assertFails(reason, Image.load(path), mention)
+    }
+    yield* refused("Unsupported", new Uint8Array(0), "neither")
+    yield* refused("Corrupt", new Uint8Array(10_000).fill(7), "tar")
+    yield* refused("Unsupported", Uint8Array.of(0xfd, 0x37, 0x7a, 0x58, 0x5a, 0), "xz")
+    yield* refused("Unsupported", tar.bytes("BZh91AY"), "bzip2")
+    const packed = zlib.gzipSync(tar.tar(l, ...good))
+    yield* refused("Corrupt", packed.subarray(0, packed.length - 20), "decompressed")
+    yield* refused("Corrupt", tar.concat(packed.subarray(0, 20), "garbage"), "decompressed")
+    const bomb = zlib.gzipSync(new Uint8Array(10_000_000))
+    fs.writeFileSync(path, bomb)
+    yield* assertFails("TooLarge", Image.load(path, { maxArchiveBytes: 1_000_000 }), "1000000")
+    yield* assertFails("TooLarge", Image.load(Stream.make(bomb, bomb), { maxArchiveBytes: 10_000 }), "10000")
+    yield* assertFails("NotFound", Image.load(`${folder}/absent`))
+    yield* failure("InvalidOption", Image.load("a\0b"))
+    const wrong = yield* failure("InvalidOption", Image.load(folder))
+    assert.match(wrong.message, /Image\.fromLayout/)
+    const failed = yield* Effect.flip(Image.load(Stream.fail("the network")))
+    assert.equal(failed, "the network")
+  })
 
-  effect("an archive that is cut off anywhere is refused, or is whole but for its end", () =>
-    Effect.gen(function* () {
-      const folder = yield* scratch
-      const whole = tar.tar(...good, l)
-      const needed = whole.length - tar.end.length
-      const context = yield* Effect.context<Berth.Berth>()
-      yield* Effect.promise(() =>
-        fc.assert(
-          fc.asyncProperty(fc.nat(needed - 1 - 511), async (length) => {
-            fs.writeFileSync(`${folder}/cut.tar`, whole.subarray(0, length))
-            const loading = elsewhere(folder, assertFailsAtAll(Image.load(`${folder}/cut.tar`)))
-            await Effect.runPromise(Effect.provide(loading, context))
-          }),
-          { numRuns: 25 }
-        )
+  effect("an archive that is cut off anywhere is refused, or is whole but for its end", function* () {
+    const folder = yield* scratch
+    const whole = tar.tar(...good, l)
+    const needed = whole.length - tar.end.length
+    const context = yield* Effect.context<Berth.Berth>()
+    yield* Effect.promise(() =>
+      fc.assert(
+        fc.asyncProperty(fc.nat(needed - 1 - 511), async (length) => {
+          fs.writeFileSync(`${folder}/cut.tar`, whole.subarray(0, length))
+          const loading = elsewhere(folder, assertFailsAtAll(Image.load(`${folder}/cut.tar`)))
+          await Effect.runPromise(Effect.provide(loading, context))
+        }),
+        { numRuns: 25 }
       )
-    })
-  )
+    )
+  })
 
   const assertFailsAtAll = (load: Effect.Effect<unknown, BerthError.BerthError, Berth.Berth>) =>
     Effect.gen(function* () {

@@ -2,7 +2,6 @@ import assert from "node:assert/strict"
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as zlib from "node:zlib"
-import * as Effect from "effect/Effect"
 import { Container, Image, Store } from "../../lib/index.ts"
 import * as inRoot from "../../lib/internal/files/rooted.ts"
 import { native, O_PATH } from "../../lib/internal/system/addon.ts"
@@ -48,100 +47,94 @@ suite("Image.import", (effect) => {
 
   effect(
     "a folder becomes an image that runs, is saved and does not change with the folder",
-    () =>
-      Effect.gen(function* () {
-        const folder = yield* scratch
-        const root = rootfs(folder)
-        const before = treeOf(root)
-        const image = yield* Image.import(root, { config, tag: "mine:1" })
-        assert.equal(image.reference, "docker.io/library/mine:1")
-        assert.equal((yield* Store.resolve("docker.io/library/mine:1")).digest, image.digest)
-        const again = yield* elsewhere(folder, Image.import(root, { config }))
-        assert.deepEqual([again.digest, again.reference], [image.digest, again.digest])
-        fs.writeFileSync(`${root}/etc/imported`, "changed\n")
-        assert.equal((yield* Container.run(image)).stdout, "imported\n")
-        const layer = image.layers[0]!
-        assert.deepEqual(treeOf(layer), before)
-        assert.equal(fs.statSync(`${layer}/etc/linked`).ino, fs.statSync(`${layer}/etc/imported`).ino)
-        assert.equal(fs.statSync(layer).mode & 0o7777, 0o751)
-        assert.equal(noteOf(`${layer}/etc/passwd`), "kept")
-        assert.deepEqual(image.config.environment, { PATH: "/bin", A: "b=c" })
-        yield* Image.save("mine:1", `${folder}/a.tar`, { format: "docker-archive" })
-        const inspected = JSON.parse(sh("skopeo", "inspect", "--config", `docker-archive:${folder}/a.tar`))
-        assert.deepEqual(inspected.config.Cmd, config.command)
-      }),
+    function* () {
+      const folder = yield* scratch
+      const root = rootfs(folder)
+      const before = treeOf(root)
+      const image = yield* Image.import(root, { config, tag: "mine:1" })
+      assert.equal(image.reference, "docker.io/library/mine:1")
+      assert.equal((yield* Store.resolve("docker.io/library/mine:1")).digest, image.digest)
+      const again = yield* elsewhere(folder, Image.import(root, { config }))
+      assert.deepEqual([again.digest, again.reference], [image.digest, again.digest])
+      fs.writeFileSync(`${root}/etc/imported`, "changed\n")
+      assert.equal((yield* Container.run(image)).stdout, "imported\n")
+      const layer = image.layers[0]!
+      assert.deepEqual(treeOf(layer), before)
+      assert.equal(fs.statSync(`${layer}/etc/linked`).ino, fs.statSync(`${layer}/etc/imported`).ino)
+      assert.equal(fs.statSync(layer).mode & 0o7777, 0o751)
+      assert.equal(noteOf(`${layer}/etc/passwd`), "kept")
+      assert.deepEqual(image.config.environment, { PATH: "/bin", A: "b=c" })
+      yield* Image.save("mine:1", `${folder}/a.tar`, { format: "docker-archive" })
+      const inspected = JSON.parse(sh("skopeo", "inspect", "--config", `docker-archive:${folder}/a.tar`))
+      assert.deepEqual(inspected.config.Cmd, config.command)
+    },
     options
   )
 
   effect(
     "a tar is taken plain, in gzip and in zstd, as one and the same layer",
-    () =>
-      Effect.gen(function* () {
-        const folder = yield* scratch
-        const root = rootfs(folder)
-        const plain = execFileSync("tar", ["-C", root, "-c", "."], { maxBuffer: 2 ** 28 })
-        const files = {
-          tar: plain,
-          "tar.gz": zlib.gzipSync(plain),
-          "tar.zst": execFileSync("zstd", ["-qc"], { input: plain, maxBuffer: 2 ** 28 })
-        }
-        const layers = new Set<string>()
-        for (const [ending, bytes] of Object.entries(files)) {
-          fs.writeFileSync(`${folder}/root.${ending}`, bytes)
-          const image = yield* Image.import(`${folder}/root.${ending}`, { config })
-          layers.add(image.layers.join())
-          assert.equal((yield* Container.run(image)).stdout, "imported\n")
-        }
-        assert.equal(layers.size, 1)
-        const left = fs.readdirSync(`${[...layers][0]}/..`).filter((name) => name.startsWith("."))
-        assert.deepEqual(left, [])
-      }),
+    function* () {
+      const folder = yield* scratch
+      const root = rootfs(folder)
+      const plain = execFileSync("tar", ["-C", root, "-c", "."], { maxBuffer: 2 ** 28 })
+      const files = {
+        tar: plain,
+        "tar.gz": zlib.gzipSync(plain),
+        "tar.zst": execFileSync("zstd", ["-qc"], { input: plain, maxBuffer: 2 ** 28 })
+      }
+      const layers = new Set<string>()
+      for (const [ending, bytes] of Object.entries(files)) {
+        fs.writeFileSync(`${folder}/root.${ending}`, bytes)
+        const image = yield* Image.import(`${folder}/root.${ending}`, { config })
+        layers.add(image.layers.join())
+        assert.equal((yield* Container.run(image)).stdout, "imported\n")
+      }
+      assert.equal(layers.size, 1)
+      const left = fs.readdirSync(`${[...layers][0]}/..`).filter((name) => name.startsWith("."))
+      assert.deepEqual(left, [])
+    },
     options
   )
 
-  effect("says for what machine it is, and everything else of its config", () =>
-    Effect.gen(function* () {
-      const folder = yield* scratch
-      fs.writeFileSync(`${folder}/a.tar`, tar.tar(tar.file("a", "a")))
-      const image = yield* Image.import(`${folder}/a.tar`, {
-        config: {
-          entrypoint: ["/a"],
-          workingDirectory: "/w",
-          stopSignal: "SIGINT",
-          exposedPorts: ["80/tcp"],
-          volumes: ["/v"],
-          labels: { l: "m" },
-          architecture: "s390x"
-        }
-      })
-      const { entrypoint, workingDirectory, stopSignal, exposedPorts, volumes, labels, architecture } =
-        image.config
-      assert.deepEqual(
-        [entrypoint, workingDirectory, stopSignal, exposedPorts, volumes, labels, architecture],
-        [["/a"], "/w", "SIGINT", ["80/tcp"], ["/v"], { l: "m" }, "s390x"]
-      )
-      yield* Image.save(image, `${folder}/out.tar`, { format: "oci-archive" })
-      yield* assertFails("Platform", elsewhere(folder, Image.load(`${folder}/out.tar`)), "s390x")
-      yield* elsewhere(folder, Image.load(`${folder}/out.tar`, { platform: "linux/s390x" }))
-    })
-  )
-
-  effect("what is no root filesystem is refused, and the store stays as it is", () =>
-    Effect.gen(function* () {
-      const folder = yield* scratch
-      const importing = (content: Uint8Array, more: Image.ImportOptions = {}) => {
-        fs.writeFileSync(`${folder}/a`, content)
-        return Image.import(`${folder}/a`, more)
+  effect("says for what machine it is, and everything else of its config", function* () {
+    const folder = yield* scratch
+    fs.writeFileSync(`${folder}/a.tar`, tar.tar(tar.file("a", "a")))
+    const image = yield* Image.import(`${folder}/a.tar`, {
+      config: {
+        entrypoint: ["/a"],
+        workingDirectory: "/w",
+        stopSignal: "SIGINT",
+        exposedPorts: ["80/tcp"],
+        volumes: ["/v"],
+        labels: { l: "m" },
+        architecture: "s390x"
       }
-      const good = tar.tar(tar.file("a", "a"))
-      yield* assertFails("Corrupt", importing(new Uint8Array(2000).fill(1)))
-      yield* assertFails("Corrupt", importing(zlib.gzipSync(good).subarray(0, 40)))
-      yield* assertFails("TooLarge", importing(zlib.gzipSync(good), { maxBytes: 100 }))
-      yield* assertFails("Unsupported", importing(Uint8Array.of(0xfd, 0x37, 0x7a, 0x58, 0x5a)), "xz")
-      yield* assertFails("NotFound", Image.import(`${folder}/absent`))
-      yield* failure("InvalidOption", importing(good, { tag: "No Good" }))
-      yield* failure("InvalidOption", importing(good, { config: { user: "a\0b" } }))
-      yield* failure("InvalidOption", importing(good, { config: { environment: { "a=b": "c" } } }))
     })
-  )
+    const { entrypoint, workingDirectory, stopSignal, exposedPorts, volumes, labels, architecture } =
+      image.config
+    assert.deepEqual(
+      [entrypoint, workingDirectory, stopSignal, exposedPorts, volumes, labels, architecture],
+      [["/a"], "/w", "SIGINT", ["80/tcp"], ["/v"], { l: "m" }, "s390x"]
+    )
+    yield* Image.save(image, `${folder}/out.tar`, { format: "oci-archive" })
+    yield* assertFails("Platform", elsewhere(folder, Image.load(`${folder}/out.tar`)), "s390x")
+    yield* elsewhere(folder, Image.load(`${folder}/out.tar`, { platform: "linux/s390x" }))
+  })
+
+  effect("what is no root filesystem is refused, and the store stays as it is", function* () {
+    const folder = yield* scratch
+    const importing = (content: Uint8Array, more: Image.ImportOptions = {}) => {
+      fs.writeFileSync(`${folder}/a`, content)
+      return Image.import(`${folder}/a`, more)
+    }
+    const good = tar.tar(tar.file("a", "a"))
+    yield* assertFails("Corrupt", importing(new Uint8Array(2000).fill(1)))
+    yield* assertFails("Corrupt", importing(zlib.gzipSync(good).subarray(0, 40)))
+    yield* assertFails("TooLarge", importing(zlib.gzipSync(good), { maxBytes: 100 }))
+    yield* assertFails("Unsupported", importing(Uint8Array.of(0xfd, 0x37, 0x7a, 0x58, 0x5a)), "xz")
+    yield* assertFails("NotFound", Image.import(`${folder}/absent`))
+    yield* failure("InvalidOption", importing(good, { tag: "No Good" }))
+    yield* failure("InvalidOption", importing(good, { config: { user: "a\0b" } }))
+    yield* failure("InvalidOption", importing(good, { config: { environment: { "a=b": "c" } } }))
+  })
 })

@@ -204,31 +204,30 @@ const some = fc.array(change, { maxLength: 50, size: "max" })
 suite("ImageLayer.diff", (effect) => {
   effect.asRoot(
     "what one overlay shows, another of the same lower layer and the diff unpacked shows too",
-    () =>
-      Effect.gen(function* () {
-        const runtime = yield* Effect.runtime<Berth.Berth>()
-        const law = (before: ReadonlyArray<Change>, after: ReadonlyArray<Change>) =>
-          Effect.gen(function* () {
-            const here = yield* hostFolder
-            const lower = `${here}/lower`
-            fs.mkdirSync(lower)
-            apply(lower, before)
-            const one = yield* mounted(lower, [lower])
-            apply(one.root, after)
-            const wanted = describe(one.root)
-            const archive = yield* diff(one.upper)
-            assert.doesNotMatch(unpack(archive, `${here}/layer`), /^(implicit|hardlink|skipped)/m)
-            const other = yield* mounted(lower, [lower, `${here}/layer`])
-            assert.deepEqual(describe(other.root), wanted)
-            assert.ok(Buffer.from(yield* diff(one.upper)).equals(archive), "twice the same bytes")
-          }).pipe(Effect.scoped)
-        yield* Effect.promise(() =>
-          fc.assert(
-            fc.asyncProperty(some, some, (before, after) => Runtime.runPromise(runtime)(law(before, after))),
-            { interruptAfterTimeLimit: 12_000, numRuns: 200, includeErrorInReport: true }
-          )
+    function* () {
+      const runtime = yield* Effect.runtime<Berth.Berth>()
+      const law = (before: ReadonlyArray<Change>, after: ReadonlyArray<Change>) =>
+        Effect.gen(function* () {
+          const here = yield* hostFolder
+          const lower = `${here}/lower`
+          fs.mkdirSync(lower)
+          apply(lower, before)
+          const one = yield* mounted(lower, [lower])
+          apply(one.root, after)
+          const wanted = describe(one.root)
+          const archive = yield* diff(one.upper)
+          assert.doesNotMatch(unpack(archive, `${here}/layer`), /^(implicit|hardlink|skipped)/m)
+          const other = yield* mounted(lower, [lower, `${here}/layer`])
+          assert.deepEqual(describe(other.root), wanted)
+          assert.ok(Buffer.from(yield* diff(one.upper)).equals(archive), "twice the same bytes")
+        }).pipe(Effect.scoped)
+      yield* Effect.promise(() =>
+        fc.assert(
+          fc.asyncProperty(some, some, (before, after) => Runtime.runPromise(runtime)(law(before, after))),
+          { interruptAfterTimeLimit: 12_000, numRuns: 200, includeErrorInReport: true }
         )
-      })
+      )
+    }
   )
 
   /** A layer of a folder that a script makes. */
@@ -248,96 +247,83 @@ suite("ImageLayer.diff", (effect) => {
       .trimEnd()
       .split("\n")
 
-  effect("gives equal bytes for equal trees, whatever the order in which they were made", () =>
-    Effect.gen(function* () {
-      const one = yield* madeBy("mkdir a; touch a/y; ln a/y a/x; touch b; chmod 600 b; ln -s a/x link")
-      const other = yield* madeBy("touch b; chmod 600 b; ln -s a/x link; mkdir a; touch a/x; ln a/x a/y")
-      const archive = yield* diff(one.upper)
-      assert.deepEqual(list(archive), ["./", "a/", "a/x", "a/y", "b", "link"])
-      assert.ok(Buffer.from(yield* diff(other.upper)).equals(archive))
-      // tar(1) has the first name of a file, and the others as links to it.
-      assert.match(execFileSync("tar", ["-tv"], { input: archive, encoding: "utf8" }), /a\/y link to a\/x\n/)
-    })
-  )
+  effect("gives equal bytes for equal trees, whatever the order in which they were made", function* () {
+    const one = yield* madeBy("mkdir a; touch a/y; ln a/y a/x; touch b; chmod 600 b; ln -s a/x link")
+    const other = yield* madeBy("touch b; chmod 600 b; ln -s a/x link; mkdir a; touch a/x; ln a/x a/y")
+    const archive = yield* diff(one.upper)
+    assert.deepEqual(list(archive), ["./", "a/", "a/x", "a/y", "b", "link"])
+    assert.ok(Buffer.from(yield* diff(other.upper)).equals(archive))
+    // tar(1) has the first name of a file, and the others as links to it.
+    assert.match(execFileSync("tar", ["-tv"], { input: archive, encoding: "utf8" }), /a\/y link to a\/x\n/)
+  })
 
-  effect.asRoot("says what was removed, replaced, and what is a device", () =>
-    Effect.gen(function* () {
-      const { upper } = yield* madeBy(
-        `mknod gone c 0 0; ln gone gone-too; mkdir d; mknod d/old c 0 0; touch d/a; mknod null c 1 3; mknod disk b 259 1048575; mkfifo p
+  effect.asRoot("says what was removed, replaced, and what is a device", function* () {
+    const { upper } = yield* madeBy(
+      `mknod gone c 0 0; ln gone gone-too; mkdir d; mknod d/old c 0 0; touch d/a; mknod null c 1 3; mknod disk b 259 1048575; mkfifo p
         python3 -c 'import os; os.setxattr("d", "trusted.overlay.opaque", b"y"); os.setxattr("d", "user.overlay.opaque", b"y")'`
-      )
-      const archive = yield* diff(upper)
-      assert.deepEqual(list(archive), [
-        "./",
-        "d/",
-        "d/.wh..wh..opq",
-        "d/a",
-        "d/.wh.old",
-        "disk",
-        ".wh.gone",
-        ".wh.gone-too",
-        "null",
-        "p"
-      ])
-      const seen = execFileSync("tar", ["-tv"], { input: archive, encoding: "utf8" })
-      assert.match(seen, /^c.* 1,3 .*null$/m)
-      assert.match(seen, /^b.* 259,1048575 .*disk$/m)
-      assert.doesNotMatch(Buffer.from(archive).toString("latin1"), /overlay/)
-    })
-  )
+    )
+    const archive = yield* diff(upper)
+    assert.deepEqual(list(archive), [
+      "./",
+      "d/",
+      "d/.wh..wh..opq",
+      "d/a",
+      "d/.wh.old",
+      "disk",
+      ".wh.gone",
+      ".wh.gone-too",
+      "null",
+      "p"
+    ])
+    const seen = execFileSync("tar", ["-tv"], { input: archive, encoding: "utf8" })
+    assert.match(seen, /^c.* 1,3 .*null$/m)
+    assert.match(seen, /^b.* 259,1048575 .*disk$/m)
+    assert.doesNotMatch(Buffer.from(archive).toString("latin1"), /overlay/)
+  })
 
-  effect.asRoot("keeps names that are not UTF-8, long names, and holes as zeros", () =>
-    Effect.gen(function* () {
-      const long = "n".repeat(200)
-      const { here, upper } = yield* madeBy(
-        `d=$(printf 'caf\\351'); mkdir "$d"; echo in > "$d/f"; ln -s "$(printf 't\\377')" "$d/s"; ln "$d/f" "$d/g"
+  effect.asRoot("keeps names that are not UTF-8, long names, and holes as zeros", function* () {
+    const long = "n".repeat(200)
+    const { here, upper } = yield* madeBy(
+      `d=$(printf 'caf\\351'); mkdir "$d"; echo in > "$d/f"; ln -s "$(printf 't\\377')" "$d/s"; ln "$d/f" "$d/g"
         mkdir -p ${long}/${long}; echo far > ${long}/${long}/f; truncate -s 300000 sparse; printf x >> sparse`
+    )
+    assert.equal(unpack(yield* diff(upper), `${here}/layer`).includes("error"), false)
+    const tree = (folder: string): string =>
+      execFileSync(
+        "sh",
+        ["-ec", "find . -printf '%p %y %m %n %s %l %T@\n' | grep -v ' d ' | sort; cat */f; sha256sum sparse"],
+        { cwd: folder, encoding: "latin1", env: { ...env, LC_ALL: "C" } }
       )
-      assert.equal(unpack(yield* diff(upper), `${here}/layer`).includes("error"), false)
-      const tree = (folder: string): string =>
-        execFileSync(
-          "sh",
-          [
-            "-ec",
-            "find . -printf '%p %y %m %n %s %l %T@\n' | grep -v ' d ' | sort; cat */f; sha256sum sparse"
-          ],
-          { cwd: folder, encoding: "latin1", env: { ...env, LC_ALL: "C" } }
-        )
-      assert.match(tree(upper), /caf\xe9\/s l/)
-      assert.equal(tree(`${here}/layer`), tree(upper))
-    })
-  )
+    assert.match(tree(upper), /caf\xe9\/s l/)
+    assert.equal(tree(`${here}/layer`), tree(upper))
+  })
 
-  effect("lets what was in the place of a socket not come back", () =>
-    Effect.gen(function* () {
-      const { here, upper } = yield* madeBy("touch a")
-      const server = net.createServer()
-      yield* Effect.acquireRelease(
-        Effect.promise(() => new Promise<void>((done) => server.listen(`${upper}/s`, done))),
-        () => Effect.promise(() => new Promise<void>((done) => server.close(() => done())))
-      )
-      assert.deepEqual(list(yield* diff(upper)), ["./", "a", ".wh.s"])
-      assert.ok(here !== upper)
-    })
-  )
+  effect("lets what was in the place of a socket not come back", function* () {
+    const { here, upper } = yield* madeBy("touch a")
+    const server = net.createServer()
+    yield* Effect.acquireRelease(
+      Effect.promise(() => new Promise<void>((done) => server.listen(`${upper}/s`, done))),
+      () => Effect.promise(() => new Promise<void>((done) => server.close(() => done())))
+    )
+    assert.deepEqual(list(yield* diff(upper)), ["./", "a", ".wh.s"])
+    assert.ok(here !== upper)
+  })
 
-  effect.asRoot("refuses what a layer cannot say, and names it", () =>
-    Effect.gen(function* () {
-      const attribute = (name: string) =>
-        `mkdir d; touch d/f; python3 -c 'import os; os.setxattr("d/f", "${name}", b"x")'`
-      for (const [script, subject, why] of [
-        ["mkdir d; touch d/.wh.f", "d/.wh.f", /begin|name/],
-        [attribute("trusted.overlay.redirect"), "d/f", /redirect_dir=off/],
-        [attribute("trusted.overlay.metacopy"), "d/f", /metacopy/],
-        [attribute("user.a=b"), "d/f", /user\.a=b/]
-      ] as const) {
-        const { upper } = yield* madeBy(script)
-        const error = yield* failure("ImageError", diff(upper))
-        assert.equal(error.subject, subject)
-        assert.match(error.message, why)
-      }
-      const missing = yield* failure("OperationFailed", diff("/nowhere/at/all"))
-      assert.equal(missing.code, "ENOENT")
-    })
-  )
+  effect.asRoot("refuses what a layer cannot say, and names it", function* () {
+    const attribute = (name: string) =>
+      `mkdir d; touch d/f; python3 -c 'import os; os.setxattr("d/f", "${name}", b"x")'`
+    for (const [script, subject, why] of [
+      ["mkdir d; touch d/.wh.f", "d/.wh.f", /begin|name/],
+      [attribute("trusted.overlay.redirect"), "d/f", /redirect_dir=off/],
+      [attribute("trusted.overlay.metacopy"), "d/f", /metacopy/],
+      [attribute("user.a=b"), "d/f", /user\.a=b/]
+    ] as const) {
+      const { upper } = yield* madeBy(script)
+      const error = yield* failure("ImageError", diff(upper))
+      assert.equal(error.subject, subject)
+      assert.match(error.message, why)
+    }
+    const missing = yield* failure("OperationFailed", diff("/nowhere/at/all"))
+    assert.equal(missing.code, "ENOENT")
+  })
 })

@@ -357,49 +357,47 @@ suite("Store.gc and containers", (effect, folder) => {
 
   effect(
     "a running container keeps its layers until it is given back, and then its image cannot be started",
-    () =>
-      Effect.gen(function* () {
-        yield* make
-        const image = yield* Image.fromStore("127.0.0.1/app:1")
-        yield* Effect.scoped(
-          Effect.gen(function* () {
-            const container = yield* Container.start(image, sleeping)
-            yield* Image.remove("127.0.0.1/app:1")
-            const during = yield* Store.gc()
-            assert.ok(during.blobs > 0)
-            assert.equal(during.layers, 0)
-            yield* Effect.scoped(Container.start(image, sleeping))
-            const text = yield* Container.exec(container, ["/bin/cat", "/etc/motd"])
-            assert.equal(text.stdout, "this is 127.0.0.1/app:1\n")
-          })
-        )
-        assert.equal((yield* Store.gc()).layers, 2)
-        const error = yield* failure("ImageError", Container.run(image, sleeping))
-        assert.equal(error.reason, "NotFound")
-        assert.ok(
-          error.message.includes(image.layers[0]!) || error.message.includes(image.layers[1]!),
-          error.message
-        )
-      }),
+    function* () {
+      yield* make
+      const image = yield* Image.fromStore("127.0.0.1/app:1")
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const container = yield* Container.start(image, sleeping)
+          yield* Image.remove("127.0.0.1/app:1")
+          const during = yield* Store.gc()
+          assert.ok(during.blobs > 0)
+          assert.equal(during.layers, 0)
+          yield* Effect.scoped(Container.start(image, sleeping))
+          const text = yield* Container.exec(container, ["/bin/cat", "/etc/motd"])
+          assert.equal(text.stdout, "this is 127.0.0.1/app:1\n")
+        })
+      )
+      assert.equal((yield* Store.gc()).layers, 2)
+      const error = yield* failure("ImageError", Container.run(image, sleeping))
+      assert.equal(error.reason, "NotFound")
+      assert.ok(
+        error.message.includes(image.layers[0]!) || error.message.includes(image.layers[1]!),
+        error.message
+      )
+    },
     { skip }
   )
 
   effect(
     "a container of another process keeps its layers, and a kill of that process frees them",
-    () =>
-      Effect.gen(function* () {
-        yield* make
-        const other = child("sleep", folder(), "127.0.0.1/app:1")
-        yield* Effect.promise(() => said(other, "running"))
-        yield* Image.remove("127.0.0.1/app:1")
-        assert.equal((yield* Store.gc()).layers, 0)
-        const exit = ended(other)
-        other.kill("SIGKILL")
-        yield* Effect.promise(() => exit)
-        // Its supervisor notices, and ends.
-        yield* Effect.promise(() => eventually(() => fs.readdirSync(`${folder()}/run`).length === 1))
-        assert.equal((yield* Store.gc()).layers, 2)
-      }),
+    function* () {
+      yield* make
+      const other = child("sleep", folder(), "127.0.0.1/app:1")
+      yield* Effect.promise(() => said(other, "running"))
+      yield* Image.remove("127.0.0.1/app:1")
+      assert.equal((yield* Store.gc()).layers, 0)
+      const exit = ended(other)
+      other.kill("SIGKILL")
+      yield* Effect.promise(() => exit)
+      // Its supervisor notices, and ends.
+      yield* Effect.promise(() => eventually(() => fs.readdirSync(`${folder()}/run`).length === 1))
+      assert.equal((yield* Store.gc()).layers, 2)
+    },
     { skip }
   )
 })

@@ -65,56 +65,50 @@ describe("Berth, where it cannot be", { skip: process.platform === "linux" ? fal
 })
 
 suite("Berth", (effect, folder) => {
-  effect("keeps its state where it was told to, for nobody else to read", () =>
-    Effect.map(Berth.Berth, (berth) => {
+  effect("keeps its state where it was told to, for nobody else to read", function* () {
+    yield* Effect.map(Berth.Berth, (berth) => {
       assert.equal(berth.folder, folder())
       assert.equal(berth.rootless, process.getuid?.() !== 0)
       assert.equal(fs.readdirSync(`${folder()}/run`).length, 1)
       assert.equal(fs.statSync(`${folder()}/run`).mode & 0o077, 0)
     })
-  )
+  })
 
-  effect("one after the other in the same folder leaves nothing of the one before", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/again`
-      for (let k = 0; k < 5; k++) {
-        const program = Effect.flatMap(Image.host, (image) =>
-          Container.run(image, { command: ["echo", String(k)] })
-        )
-        assert.equal((yield* Effect.provide(program, berthIn(at))).stdout, `${k}\n`)
-        assert.deepEqual(fs.readdirSync(`${at}/run`), [])
-      }
-    })
-  )
-
-  effect("several at once in the same folder do not sweep each other", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/together`
-      const results = yield* Effect.forEach(
-        [1, 2, 3, 4, 5, 6],
-        (k) =>
-          Effect.flatMap(Image.host, (image) =>
-            Container.run(image, { command: ["sh", "-c", `sleep 0.0${k}; echo ${k}`], limits: {} })
-          ).pipe(Effect.provide(berthIn(at))),
-        { concurrency: "unbounded" }
+  effect("one after the other in the same folder leaves nothing of the one before", function* () {
+    const at = `${folder()}/again`
+    for (let k = 0; k < 5; k++) {
+      const program = Effect.flatMap(Image.host, (image) =>
+        Container.run(image, { command: ["echo", String(k)] })
       )
-      assert.deepEqual(
-        results.map(({ stdout }) => stdout),
-        ["1\n", "2\n", "3\n", "4\n", "5\n", "6\n"]
-      )
+      assert.equal((yield* Effect.provide(program, berthIn(at))).stdout, `${k}\n`)
       assert.deepEqual(fs.readdirSync(`${at}/run`), [])
-    })
-  )
+    }
+  })
 
-  effect("sweeps what never became a supervisor, once it is old", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/half`
-      fs.mkdirSync(`${at}/run/.1-old/empty`, { recursive: true })
-      fs.mkdirSync(`${at}/run/.1-new`)
-      const long = new Date(Date.now() - 120_000)
-      fs.utimesSync(`${at}/run/.1-old`, long, long)
-      yield* Effect.provide(Berth.Berth, berthIn(at))
-      assert.deepEqual(fs.readdirSync(`${at}/run`), [".1-new"])
-    })
-  )
+  effect("several at once in the same folder do not sweep each other", function* () {
+    const at = `${folder()}/together`
+    const results = yield* Effect.forEach(
+      [1, 2, 3, 4, 5, 6],
+      (k) =>
+        Effect.flatMap(Image.host, (image) =>
+          Container.run(image, { command: ["sh", "-c", `sleep 0.0${k}; echo ${k}`], limits: {} })
+        ).pipe(Effect.provide(berthIn(at))),
+      { concurrency: "unbounded" }
+    )
+    assert.deepEqual(
+      results.map(({ stdout }) => stdout),
+      ["1\n", "2\n", "3\n", "4\n", "5\n", "6\n"]
+    )
+    assert.deepEqual(fs.readdirSync(`${at}/run`), [])
+  })
+
+  effect("sweeps what never became a supervisor, once it is old", function* () {
+    const at = `${folder()}/half`
+    fs.mkdirSync(`${at}/run/.1-old/empty`, { recursive: true })
+    fs.mkdirSync(`${at}/run/.1-new`)
+    const long = new Date(Date.now() - 120_000)
+    fs.utimesSync(`${at}/run/.1-old`, long, long)
+    yield* Effect.provide(Berth.Berth, berthIn(at))
+    assert.deepEqual(fs.readdirSync(`${at}/run`), [".1-new"])
+  })
 })

@@ -21,66 +21,58 @@ const of = (report: { readonly checks: ReadonlyArray<Doctor.Check> }, name: Doct
 const installed = (...paths: ReadonlyArray<string>): boolean => paths.some((path) => fs.existsSync(path))
 
 suite("Doctor", (effect) => {
-  effect("says of a machine on which containers run that they do", () =>
-    Effect.gen(function* () {
-      const report = yield* Berth.doctor
-      assert.ok(report.ready)
-      assert.equal(report.rootless, !isRoot)
-      const overlay = isRoot ? "overlay" : "overlay in user namespaces"
-      for (const name of ["kernel", "namespaces", overlay, "seccomp"] as const)
-        assert.equal(of(report, name).status, "ok", of(report, name).detail)
-      for (const kind of ["mount", "pid", "uts", "ipc", "network", "cgroup", "user", "time"])
-        assert.match(of(report, "namespaces").detail, new RegExp(`\\b${kind}\\b`))
-      // What a container of other ids finds as well.
-      const other = yield* Effect.either(
-        Effect.scoped(
-          Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"], userns: "auto" }))
-        )
+  effect("says of a machine on which containers run that they do", function* () {
+    const report = yield* Berth.doctor
+    assert.ok(report.ready)
+    assert.equal(report.rootless, !isRoot)
+    const overlay = isRoot ? "overlay" : "overlay in user namespaces"
+    for (const name of ["kernel", "namespaces", overlay, "seccomp"] as const)
+      assert.equal(of(report, name).status, "ok", of(report, name).detail)
+    for (const kind of ["mount", "pid", "uts", "ipc", "network", "cgroup", "user", "time"])
+      assert.match(of(report, "namespaces").detail, new RegExp(`\\b${kind}\\b`))
+    // What a container of other ids finds as well.
+    const other = yield* Effect.either(
+      Effect.scoped(
+        Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"], userns: "auto" }))
       )
-      assert.equal(of(report, "idmapped mounts").status === "ok", other._tag === "Right", String(other))
-    })
-  )
+    )
+    assert.equal(of(report, "idmapped mounts").status === "ok", other._tag === "Right", String(other))
+  })
 
-  effect("gives a fix for each thing that is missing, and for none that is there", () =>
-    Effect.gen(function* () {
-      const report = yield* Berth.doctor
-      for (const { fix, name, status } of report.checks)
-        assert.equal(fix !== undefined, status !== "ok", `${name} is ${status}: ${fix}`)
-      const pasta = of(report, "pasta")
-      if (pasta.status !== "ok") assert.equal(pasta.fix, "apt-get install passt")
-      assert.equal(pasta.status === "ok", installed("/usr/bin/pasta", "/usr/local/bin/pasta"))
-    })
-  )
+  effect("gives a fix for each thing that is missing, and for none that is there", function* () {
+    const report = yield* Berth.doctor
+    for (const { fix, name, status } of report.checks)
+      assert.equal(fix !== undefined, status !== "ok", `${name} is ${status}: ${fix}`)
+    const pasta = of(report, "pasta")
+    if (pasta.status !== "ok") assert.equal(pasta.fix, "apt-get install passt")
+    assert.equal(pasta.status === "ok", installed("/usr/bin/pasta", "/usr/local/bin/pasta"))
+  })
 
-  effect("is a table as text", () =>
-    Effect.gen(function* () {
-      const report = yield* Berth.doctor
-      const text = String(report)
-      for (const { fix, name, status } of report.checks) {
-        assert.match(text, new RegExp(`^${status} +${name} `, "m"))
-        if (fix !== undefined) assert.ok(text.includes(`> ${fix.split("\n")[0]}`))
-      }
-      assert.match(
-        text,
-        isRoot ? /Containers can be started as root\.$/ : /Containers can be started without root\.$/
-      )
-    })
-  )
+  effect("is a table as text", function* () {
+    const report = yield* Berth.doctor
+    const text = String(report)
+    for (const { fix, name, status } of report.checks) {
+      assert.match(text, new RegExp(`^${status} +${name} `, "m"))
+      if (fix !== undefined) assert.ok(text.includes(`> ${fix.split("\n")[0]}`))
+    }
+    assert.match(
+      text,
+      isRoot ? /Containers can be started as root\.$/ : /Containers can be started without root\.$/
+    )
+  })
 
-  effect("leaves no folder and no process", () =>
-    Effect.gen(function* () {
-      const processes = descendants(process.pid)
-      yield* Berth.doctor
-      assert.deepEqual(
-        descendants(process.pid).filter((pid) => !processes.includes(pid)),
-        []
-      )
-      assert.deepEqual(
-        ["/var/lib", "/var/lib/berth"].flatMap(list).filter((name) => name.startsWith(".berth-doctor-")),
-        []
-      )
-    })
-  )
+  effect("leaves no folder and no process", function* () {
+    const processes = descendants(process.pid)
+    yield* Berth.doctor
+    assert.deepEqual(
+      descendants(process.pid).filter((pid) => !processes.includes(pid)),
+      []
+    )
+    assert.deepEqual(
+      ["/var/lib", "/var/lib/berth"].flatMap(list).filter((name) => name.startsWith(".berth-doctor-")),
+      []
+    )
+  })
 })
 
 allowTime()

@@ -77,55 +77,51 @@ const impatiently = Effect.acquireRelease(
 )
 
 suite("finalizers", (effect, folder) => {
-  effect("run in the reverse order of what was made, each after what was made later is gone", () =>
-    Effect.gen(function* () {
-      const seen: Array<string> = []
-      const look = (name: string, there: () => boolean, later: () => boolean) =>
-        Effect.addFinalizer(() =>
-          Effect.sync(() => seen.push(`${name}: ${there()}, what was made later: ${later()}`))
-        )
-      yield* Effect.scoped(
-        Effect.gen(function* () {
-          let holder = 0
-          let box = 0
-          let process = 0
-          const cgroup = yield* Cgroup.make({ pids: 50 })
-          const isCgroup = () => cgroup.folders.every(({ path }) => fs.existsSync(path))
-          yield* look("cgroup", isCgroup, () => isAlive(holder))
-          holder = (yield* Namespace.make(["pid"])).pid
-          yield* look(
-            "holder",
-            () => isAlive(holder),
-            () => isAlive(box)
-          )
-          const container = yield* sleeping({ cgroup })
-          box = container.pid
-          yield* look(
-            "container",
-            () => isAlive(box),
-            () => isAlive(process)
-          )
-          process = (yield* Container.execStream(container, ["sleep", "1000"])).pid
-          yield* look(
-            "process",
-            () => isAlive(process),
-            () => false
-          )
-        })
+  effect("run in the reverse order of what was made, each after what was made later is gone", function* () {
+    const seen: Array<string> = []
+    const look = (name: string, there: () => boolean, later: () => boolean) =>
+      Effect.addFinalizer(() =>
+        Effect.sync(() => seen.push(`${name}: ${there()}, what was made later: ${later()}`))
       )
-      assert.deepEqual(
-        seen,
-        ["process", "container", "holder", "cgroup"].map(
-          (name) => `${name}: true, what was made later: false`
+    yield* Effect.scoped(
+      Effect.gen(function* () {
+        let holder = 0
+        let box = 0
+        let process = 0
+        const cgroup = yield* Cgroup.make({ pids: 50 })
+        const isCgroup = () => cgroup.folders.every(({ path }) => fs.existsSync(path))
+        yield* look("cgroup", isCgroup, () => isAlive(holder))
+        holder = (yield* Namespace.make(["pid"])).pid
+        yield* look(
+          "holder",
+          () => isAlive(holder),
+          () => isAlive(box)
         )
-      )
-    })
-  )
+        const container = yield* sleeping({ cgroup })
+        box = container.pid
+        yield* look(
+          "container",
+          () => isAlive(box),
+          () => isAlive(process)
+        )
+        process = (yield* Container.execStream(container, ["sleep", "1000"])).pid
+        yield* look(
+          "process",
+          () => isAlive(process),
+          () => false
+        )
+      })
+    )
+    assert.deepEqual(
+      seen,
+      ["process", "container", "holder", "cgroup"].map((name) => `${name}: true, what was made later: false`)
+    )
+  })
 
   effect(
     "run once, however often and by how many the scope is closed, and warn by the name of what is left",
-    () =>
-      warningsOf((warned) =>
+    function* () {
+      yield* warningsOf((warned) =>
         Effect.gen(function* () {
           const at = yield* makeFolder(`${folder()}-once`)
           const frozen = yield* makeFreezer
@@ -160,14 +156,15 @@ suite("finalizers", (effect, folder) => {
           yield* Effect.provide(Berth.Berth, Layer.fresh(berthIn(at)))
           assert.deepEqual([fs.existsSync(left), fs.readdirSync(`${at}/run`)], [false, []])
         })
-      ),
+      )
+    },
     { skip: whyNoFreezer }
   )
 
   effect(
     "wait no longer than their limit for a supervisor that cannot answer, and it gives all back once it can",
-    () =>
-      warningsOf((warned) =>
+    function* () {
+      yield* warningsOf((warned) =>
         Effect.gen(function* () {
           const at = yield* makeFolder(`${folder()}-mute`)
           const frozen = yield* makeFreezer
@@ -205,41 +202,41 @@ suite("finalizers", (effect, folder) => {
           frozen.thaw()
           assert.ok(yield* Effect.promise(() => eventually(() => fs.readdirSync(`${at}/run`).length === 0)))
         })
-      ),
+      )
+    },
     { skip: whyNoFreezer }
   )
 
   effect.asRoot(
     "remove a large folder where the supervisor can have no process for it",
-    () =>
-      Effect.gen(function* () {
-        const { folder: own, supervisor } = yield* Berth.Berth
-        const image = yield* makeImage(`${own}/root`)
-        const scope = yield* Scope.make()
-        const box = yield* Scope.extend(
-          Container.start(image, {
-            upper: "disk",
-            command: ["sh", "-c", "seq 10000 | (cd /tmp; xargs touch)"]
-          }),
-          scope
-        )
-        assert.equal((yield* box.exit).exitCode, 0)
-        const upper = box.state.base!.upper!
-        const { folder } = tree.controllers.pids!
-        const cgroup = `${folder}/berth.${process.pid}-finalizers`
-        fs.mkdirSync(cgroup)
-        yield* Effect.addFinalizer(() =>
-          Effect.sync(() => {
-            fs.writeFileSync(`${folder}/cgroup.procs`, String(supervisor.pid))
-            fs.rmdirSync(cgroup)
-          })
-        )
-        fs.writeFileSync(`${cgroup}/pids.max`, "1")
-        fs.writeFileSync(`${cgroup}/cgroup.procs`, String(supervisor.pid))
-        yield* failure("OperationFailed", Container.run(image, { command: ["true"] }))
-        yield* Scope.close(scope, Exit.void)
-        assert.ok(!fs.existsSync(upper))
-      }),
+    function* () {
+      const { folder: own, supervisor } = yield* Berth.Berth
+      const image = yield* makeImage(`${own}/root`)
+      const scope = yield* Scope.make()
+      const box = yield* Scope.extend(
+        Container.start(image, {
+          upper: "disk",
+          command: ["sh", "-c", "seq 10000 | (cd /tmp; xargs touch)"]
+        }),
+        scope
+      )
+      assert.equal((yield* box.exit).exitCode, 0)
+      const upper = box.state.base!.upper!
+      const { folder } = tree.controllers.pids!
+      const cgroup = `${folder}/berth.${process.pid}-finalizers`
+      fs.mkdirSync(cgroup)
+      yield* Effect.addFinalizer(() =>
+        Effect.sync(() => {
+          fs.writeFileSync(`${folder}/cgroup.procs`, String(supervisor.pid))
+          fs.rmdirSync(cgroup)
+        })
+      )
+      fs.writeFileSync(`${cgroup}/pids.max`, "1")
+      fs.writeFileSync(`${cgroup}/cgroup.procs`, String(supervisor.pid))
+      yield* failure("OperationFailed", Container.run(image, { command: ["true"] }))
+      yield* Scope.close(scope, Exit.void)
+      assert.ok(!fs.existsSync(upper))
+    },
     { skip: whyNoPids || whyNoBusybox }
   )
 })

@@ -479,28 +479,30 @@ suite("the life of containers", (effect, folder) => {
 
   effect(
     "is what the model says, one command after another",
-    () =>
-      Effect.promise(() =>
+    function* () {
+      yield* Effect.promise(() =>
         fc.assert(
           fc.asyncProperty(commands, (list) =>
             live((world) => fc.asyncModelRun(() => ({ model: { lives: [], open: true }, real: world }), list))
           ),
           { numRuns: runs, includeErrorInReport: true }
         )
-      ),
+      )
+    },
     { skip }
   )
 
   effect(
     "keeps what holds for any order, many commands at once",
-    () =>
-      Effect.promise(() =>
+    function* () {
+      yield* Effect.promise(() =>
         fc.assert(
           fc.asyncProperty(many, (what) => live((world) => atOnce(world, what))),
           // As it is: the same commands may come in another order the next time.
           { numRuns: runs, includeErrorInReport: true, endOnFailure: true }
         )
-      ),
+      )
+    },
     { skip }
   )
 })

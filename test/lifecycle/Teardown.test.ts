@@ -75,178 +75,158 @@ const isSwept = (folder: string): boolean => fs.readdirSync(`${folder}/run`).len
 suite("what a death leaves", (effect, folder) => {
   const start = victimsIn(folder)
 
-  effect("a program that is killed takes everything with it", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/killed`
-      const victim = yield* start("killed")
-      assert.ok(victim.processes.length >= 8, `${victim.processes}`)
-      assert.ok(victim.first.every(isAlive))
-      assert.ok(cgroupsOf([victim.child.pid!]).length > 0)
-      victim.child.kill("SIGKILL")
-      yield* nothingLeft(victim, at)
-    })
-  )
+  effect("a program that is killed takes everything with it", function* () {
+    const at = `${folder()}/killed`
+    const victim = yield* start("killed")
+    assert.ok(victim.processes.length >= 8, `${victim.processes}`)
+    assert.ok(victim.first.every(isAlive))
+    assert.ok(cgroupsOf([victim.child.pid!]).length > 0)
+    victim.child.kill("SIGKILL")
+    yield* nothingLeft(victim, at)
+  })
 
   for (const [mode, what] of [
     ["exit", "exits"],
     ["return", "has nothing more to do"],
     ["throw", "throws"]
   ] as const) {
-    effect(`a program that ${what} without closing its scope leaves nothing`, () =>
-      Effect.gen(function* () {
-        const at = `${folder()}/${mode}`
-        const victim = yield* start(mode)
-        yield* Effect.promise(() => died(victim.child))
-        yield* nothingLeft(victim, at)
-      })
-    )
+    effect(`a program that ${what} without closing its scope leaves nothing`, function* () {
+      const at = `${folder()}/${mode}`
+      const victim = yield* start(mode)
+      yield* Effect.promise(() => died(victim.child))
+      yield* nothingLeft(victim, at)
+    })
   }
 
-  effect("a program that is stopped by Ctrl-C leaves nothing", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/interrupted`
-      const victim = yield* start("interrupted")
-      victim.child.kill("SIGINT")
-      yield* nothingLeft(victim, at)
-    })
-  )
+  effect("a program that is stopped by Ctrl-C leaves nothing", function* () {
+    const at = `${folder()}/interrupted`
+    const victim = yield* start("interrupted")
+    victim.child.kill("SIGINT")
+    yield* nothingLeft(victim, at)
+  })
 
-  effect("a supervisor that is asked to end gives everything back", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/asked`
-      const victim = yield* start("asked")
-      process.kill(victim.supervisor, "SIGTERM")
-      yield* nothingLeft(victim, at)
-      victim.child.kill("SIGKILL")
-      yield* Effect.promise(() => died(victim.child))
-    })
-  )
+  effect("a supervisor that is asked to end gives everything back", function* () {
+    const at = `${folder()}/asked`
+    const victim = yield* start("asked")
+    process.kill(victim.supervisor, "SIGTERM")
+    yield* nothingLeft(victim, at)
+    victim.child.kill("SIGKILL")
+    yield* Effect.promise(() => died(victim.child))
+  })
 
-  effect("a supervisor that is killed takes its containers with it, and whoever waits is told", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/supervisor`
-      yield* another(
-        at,
-        Effect.scoped(
-          Effect.gen(function* () {
-            const { supervisor } = yield* Berth.Berth
-            const image = yield* Image.host
-            const container = yield* Container.start(image, {
-              command: ["sleep", "1000"],
-              limits: { pids: 9 }
-            })
-            const exec = yield* Container.execStream(container, ["sleep", "1000"])
-            const waiting = yield* Effect.fork(Effect.flip(container.exit))
-            const reading = yield* Effect.fork(Stream.runDrain(container.stdout))
-            yield* Effect.sleep("20 millis")
-            process.kill(supervisor.pid, "SIGKILL")
-            const error = yield* Effect.timeout(Fiber.join(waiting), "15 seconds")
-            assert.equal(error._tag, "SupervisorError")
-            assert.ok(Exit.isSuccess(yield* Effect.timeout(Fiber.await(reading), "15 seconds")))
-            yield* Effect.promise(() => eventually(() => ![container.pid, exec.pid].some(isAlive)))
-            assert.deepEqual([container.pid, exec.pid].filter(isAlive), [])
-            const late = yield* failure("SupervisorError", run(["true"]))
-            assert.equal(late.reason, "Gone")
-            yield* failure("ContainerError", Container.exec(container, ["true"])).pipe(
-              Effect.catchAllDefect(() => failure("SupervisorError", Container.exec(container, ["true"])))
-            )
-          })
-        )
-      )
-      // What it could not give back is swept by the next one.
-      const result = yield* another(
-        at,
-        Effect.zipLeft(
-          run(["echo", "again"]),
-          Effect.sync(() => assert.ok(isSwept(at), String(fs.readdirSync(`${at}/run`))))
-        )
-      )
-      assert.equal(result.stdout, "again\n")
-      assert.deepEqual(fs.readdirSync(`${at}/run`), [])
-    })
-  )
-
-  effect("a start right after the supervisor's death fails by the supervisor's name", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/at-once`
-      const error = yield* another(
-        at,
+  effect("a supervisor that is killed takes its containers with it, and whoever waits is told", function* () {
+    const at = `${folder()}/supervisor`
+    yield* another(
+      at,
+      Effect.scoped(
         Effect.gen(function* () {
           const { supervisor } = yield* Berth.Berth
+          const image = yield* Image.host
+          const container = yield* Container.start(image, {
+            command: ["sleep", "1000"],
+            limits: { pids: 9 }
+          })
+          const exec = yield* Container.execStream(container, ["sleep", "1000"])
+          const waiting = yield* Effect.fork(Effect.flip(container.exit))
+          const reading = yield* Effect.fork(Stream.runDrain(container.stdout))
+          yield* Effect.sleep("20 millis")
           process.kill(supervisor.pid, "SIGKILL")
-          // This program does not hear of it before the start has been sent.
-          for (const end = Date.now() + 1000; isAlive(supervisor.pid) && Date.now() < end; );
-          return yield* failure("SupervisorError", run(["true"]))
+          const error = yield* Effect.timeout(Fiber.join(waiting), "15 seconds")
+          assert.equal(error._tag, "SupervisorError")
+          assert.ok(Exit.isSuccess(yield* Effect.timeout(Fiber.await(reading), "15 seconds")))
+          yield* Effect.promise(() => eventually(() => ![container.pid, exec.pid].some(isAlive)))
+          assert.deepEqual([container.pid, exec.pid].filter(isAlive), [])
+          const late = yield* failure("SupervisorError", run(["true"]))
+          assert.equal(late.reason, "Gone")
+          yield* failure("ContainerError", Container.exec(container, ["true"])).pipe(
+            Effect.catchAllDefect(() => failure("SupervisorError", Container.exec(container, ["true"])))
+          )
         })
       )
-      assert.equal(error.reason, "Gone")
-      yield* another(at, run(["true"]))
-      assert.deepEqual(fs.readdirSync(`${at}/run`), [])
-    })
-  )
-
-  effect("a program and its supervisor that are killed at once leave what the next one sweeps", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/both`
-      const victim = yield* start("both")
-      process.kill(victim.supervisor, "SIGKILL")
-      victim.child.kill("SIGKILL")
-      yield* Effect.promise(() => died(victim.child))
-      // A supervisor that has been killed holds its lock until the kernel has come to it.
-      const swept = another(
-        at,
-        Effect.sync(() => isSwept(at))
+    )
+    // What it could not give back is swept by the next one.
+    const result = yield* another(
+      at,
+      Effect.zipLeft(
+        run(["echo", "again"]),
+        Effect.sync(() => assert.ok(isSwept(at), String(fs.readdirSync(`${at}/run`))))
       )
-      assert.ok(yield* Effect.promise(() => eventually(() => Effect.runPromise(swept))))
-      yield* nothingLeft(victim, at)
-    })
-  )
+    )
+    assert.equal(result.stdout, "again\n")
+    assert.deepEqual(fs.readdirSync(`${at}/run`), [])
+  })
 
-  effect("a sweep leaves a supervisor that lives alone", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/alive`
-      const victim = yield* start("alive")
-      yield* another(at, run(["true"]))
-      yield* Effect.promise(() => sleep(50))
-      assert.ok(victim.first.every(isAlive))
-      assert.equal(fs.readdirSync(`${at}/run`).length, 1)
-      victim.child.kill("SIGKILL")
-      yield* nothingLeft(victim, at)
-    })
-  )
+  effect("a start right after the supervisor's death fails by the supervisor's name", function* () {
+    const at = `${folder()}/at-once`
+    const error = yield* another(
+      at,
+      Effect.gen(function* () {
+        const { supervisor } = yield* Berth.Berth
+        process.kill(supervisor.pid, "SIGKILL")
+        // This program does not hear of it before the start has been sent.
+        for (const end = Date.now() + 1000; isAlive(supervisor.pid) && Date.now() < end; );
+        return yield* failure("SupervisorError", run(["true"]))
+      })
+    )
+    assert.equal(error.reason, "Gone")
+    yield* another(at, run(["true"]))
+    assert.deepEqual(fs.readdirSync(`${at}/run`), [])
+  })
 
-  effect("a container that lets go of its parent's death does not outlive the supervisor", () =>
-    Effect.gen(function* () {
-      const at = `${folder()}/let-go`
-      const pid = yield* another(
-        at,
-        Effect.scoped(
-          Effect.gen(function* () {
-            const { supervisor } = yield* Berth.Berth
-            const image = yield* Image.host
-            const command = ["setpriv", "--pdeathsig", "clear", "sleep", "1000"]
-            const container = yield* Container.start(image, { command })
-            yield* Effect.promise(() =>
-              eventually(() => fs.readFileSync(`/proc/${container.pid}/comm`, "utf8") === "sleep\n")
-            )
-            process.kill(supervisor.pid, "SIGKILL")
-            yield* Effect.promise(() => eventually(() => !isAlive(container.pid)))
-            return container.pid
-          })
-        )
+  effect("a program and its supervisor that are killed at once leave what the next one sweeps", function* () {
+    const at = `${folder()}/both`
+    const victim = yield* start("both")
+    process.kill(victim.supervisor, "SIGKILL")
+    victim.child.kill("SIGKILL")
+    yield* Effect.promise(() => died(victim.child))
+    // A supervisor that has been killed holds its lock until the kernel has come to it.
+    const swept = another(
+      at,
+      Effect.sync(() => isSwept(at))
+    )
+    assert.ok(yield* Effect.promise(() => eventually(() => Effect.runPromise(swept))))
+    yield* nothingLeft(victim, at)
+  })
+
+  effect("a sweep leaves a supervisor that lives alone", function* () {
+    const at = `${folder()}/alive`
+    const victim = yield* start("alive")
+    yield* another(at, run(["true"]))
+    yield* Effect.promise(() => sleep(50))
+    assert.ok(victim.first.every(isAlive))
+    assert.equal(fs.readdirSync(`${at}/run`).length, 1)
+    victim.child.kill("SIGKILL")
+    yield* nothingLeft(victim, at)
+  })
+
+  effect("a container that lets go of its parent's death does not outlive the supervisor", function* () {
+    const at = `${folder()}/let-go`
+    const pid = yield* another(
+      at,
+      Effect.scoped(
+        Effect.gen(function* () {
+          const { supervisor } = yield* Berth.Berth
+          const image = yield* Image.host
+          const command = ["setpriv", "--pdeathsig", "clear", "sleep", "1000"]
+          const container = yield* Container.start(image, { command })
+          yield* Effect.promise(() =>
+            eventually(() => fs.readFileSync(`/proc/${container.pid}/comm`, "utf8") === "sleep\n")
+          )
+          process.kill(supervisor.pid, "SIGKILL")
+          yield* Effect.promise(() => eventually(() => !isAlive(container.pid)))
+          return container.pid
+        })
       )
-      const outlived = isAlive(pid)
-      if (outlived) process.kill(pid, "SIGKILL")
-      yield* another(at, run(["true"]))
-      assert.ok(!outlived, "the container is still running")
-    })
-  )
+    )
+    const outlived = isAlive(pid)
+    if (outlived) process.kill(pid, "SIGKILL")
+    yield* another(at, run(["true"]))
+    assert.ok(!outlived, "the container is still running")
+  })
 
-  effect("a program that starts containers ends by itself once they have ended", () =>
-    Effect.gen(function* () {
-      const child = program("system.ts", ["run", `${folder()}/ends`], { stdio: ["ignore", "pipe", "pipe"] })
-      const { code, stdout, stderr } = yield* Effect.promise(() => ended(child))
-      assert.deepEqual([code, stdout], [0, "hello\n"], stderr)
-    })
-  )
+  effect("a program that starts containers ends by itself once they have ended", function* () {
+    const child = program("system.ts", ["run", `${folder()}/ends`], { stdio: ["ignore", "pipe", "pipe"] })
+    const { code, stdout, stderr } = yield* Effect.promise(() => ended(child))
+    assert.deepEqual([code, stdout], [0, "hello\n"], stderr)
+  })
 })

@@ -56,46 +56,46 @@ suite("Registry credentials", (effect, folder) => {
 
   effect(
     "what skopeo, podman and docker have left is found, in their order",
-    () =>
-      Effect.gen(function* () {
-        const home = yield* nobody
-        const registry = yield* runningRegistry({ htpasswd })
-        const files = {
-          runtime: `${home}/runtime/containers/auth.json`,
-          config: `${home}/config/containers/auth.json`,
-          docker: `${home}/docker/config.json`
-        }
-        const unauthorized = Effect.map(failure("RegistryError", resolve(registry.host)), (error) => {
-          assert.equal(error.reason, "Unauthorized", error.message)
-          return error.message
-        })
-        assert.match(yield* unauthorized, /docker login/)
-        for (const file of Object.values(files)) {
-          fs.mkdirSync(path.dirname(file), { recursive: true })
-          const login = ["login", "--tls-verify=false", "--authfile", file, "-u", "jane", "-p", "secret"]
-          sh("skopeo", ...login, registry.host)
-          const error = yield* failure("RegistryError", resolve(registry.host))
-          // Jane is let in, and nothing has been pushed.
-          assert.equal(error.reason, "NotFound", error.message)
-          fs.rmSync(file)
-        }
-        writeJson(files.docker, { auths: { [registry.host]: entry("jane", "secret") } })
-        writeJson(files.config, { auths: { "another.example": entry("joe", "secret") } })
-        assert.equal((yield* failure("RegistryError", resolve(registry.host))).reason, "NotFound")
-        writeJson(files.runtime, { auths: { [registry.host]: entry("jim", "secret") } })
-        assert.match(yield* unauthorized, /jim/)
-        yield* environment({ REGISTRY_AUTH_FILE: `${home}/nothing.json` })
-        assert.match(yield* unauthorized, /docker login/)
-        yield* environment({ REGISTRY_AUTH_FILE: files.docker })
-        assert.equal((yield* failure("RegistryError", resolve(registry.host))).reason, "NotFound")
-        const given = { credentials: { username: "jack", password: "secret" } }
-        assert.match((yield* failure("RegistryError", resolve(registry.host, "a", given))).message, /jack/)
-      }),
+    function* () {
+      const home = yield* nobody
+      const registry = yield* runningRegistry({ htpasswd })
+      const files = {
+        runtime: `${home}/runtime/containers/auth.json`,
+        config: `${home}/config/containers/auth.json`,
+        docker: `${home}/docker/config.json`
+      }
+      const unauthorized = Effect.map(failure("RegistryError", resolve(registry.host)), (error) => {
+        assert.equal(error.reason, "Unauthorized", error.message)
+        return error.message
+      })
+      assert.match(yield* unauthorized, /docker login/)
+      for (const file of Object.values(files)) {
+        fs.mkdirSync(path.dirname(file), { recursive: true })
+        const login = ["login", "--tls-verify=false", "--authfile", file, "-u", "jane", "-p", "secret"]
+        sh("skopeo", ...login, registry.host)
+        const error = yield* failure("RegistryError", resolve(registry.host))
+        // Jane is let in, and nothing has been pushed.
+        assert.equal(error.reason, "NotFound", error.message)
+        fs.rmSync(file)
+      }
+      writeJson(files.docker, { auths: { [registry.host]: entry("jane", "secret") } })
+      writeJson(files.config, { auths: { "another.example": entry("joe", "secret") } })
+      assert.equal((yield* failure("RegistryError", resolve(registry.host))).reason, "NotFound")
+      writeJson(files.runtime, { auths: { [registry.host]: entry("jim", "secret") } })
+      assert.match(yield* unauthorized, /jim/)
+      yield* environment({ REGISTRY_AUTH_FILE: `${home}/nothing.json` })
+      assert.match(yield* unauthorized, /docker login/)
+      yield* environment({ REGISTRY_AUTH_FILE: files.docker })
+      assert.equal((yield* failure("RegistryError", resolve(registry.host))).reason, "NotFound")
+      const given = { credentials: { username: "jack", password: "secret" } }
+      assert.match((yield* failure("RegistryError", resolve(registry.host, "a", given))).message, /jack/)
+    },
     skip
   )
 
-  effect("the key for a repository comes before that for its namespace, and that before the host's", () =>
-    Effect.gen(function* () {
+  effect(
+    "the key for a repository comes before that for its namespace, and that before the host's",
+    function* () {
       const home = yield* nobody
       const registry = yield* asking
       const auths = {
@@ -115,29 +115,28 @@ suite("Registry credentials", (effect, folder) => {
       assert.equal(yield* used("team/app/other"), basic("app", "3"))
       assert.equal(yield* used("team/app/deeper"), basic("deeper", "4"))
       assert.equal(yield* used("team/app"), basic("app", "3"))
-    })
+    }
   )
 
-  effect("a key may be a URL, as older dockers wrote it, and a path without one is no host", () =>
-    Effect.gen(function* () {
-      const home = yield* nobody
-      const registry = yield* asking
-      const write = (key: string) =>
-        writeJson(`${home}/docker/config.json`, { auths: { [key]: entry("jane", "secret") } })
-      for (const key of [`https://${registry.host}/v1/`, `http://${registry.host}`]) {
-        write(key)
-        yield* resolve(registry.host)
-        assert.equal(registry.authorizations.at(-1), basic("jane", "secret"))
-      }
-      for (const key of [`${registry.host}/other`, `https://${registry.host}.example`, "__proto__"]) {
-        write(key)
-        assert.equal((yield* failure("RegistryError", resolve(registry.host))).reason, "Unauthorized")
-      }
-    })
-  )
+  effect("a key may be a URL, as older dockers wrote it, and a path without one is no host", function* () {
+    const home = yield* nobody
+    const registry = yield* asking
+    const write = (key: string) =>
+      writeJson(`${home}/docker/config.json`, { auths: { [key]: entry("jane", "secret") } })
+    for (const key of [`https://${registry.host}/v1/`, `http://${registry.host}`]) {
+      write(key)
+      yield* resolve(registry.host)
+      assert.equal(registry.authorizations.at(-1), basic("jane", "secret"))
+    }
+    for (const key of [`${registry.host}/other`, `https://${registry.host}.example`, "__proto__"]) {
+      write(key)
+      assert.equal((yield* failure("RegistryError", resolve(registry.host))).reason, "Unauthorized")
+    }
+  })
 
-  effect("a credential helper is asked for its registry, and one for all where it has none of its own", () =>
-    Effect.gen(function* () {
+  effect(
+    "a credential helper is asked for its registry, and one for all where it has none of its own",
+    function* () {
       const home = yield* nobody
       const registry = yield* asking
       const folder = yield* helper(
@@ -159,29 +158,28 @@ suite("Registry credentials", (effect, folder) => {
       })
       yield* resolve(registry.host)
       assert.equal(registry.authorizations.at(-1), basic("all", "2"))
-    })
+    }
   )
 
-  effect("a helper that has none is no reason not to look further", () =>
-    Effect.gen(function* () {
-      const home = yield* nobody
-      const registry = yield* asking
-      yield* helper("none", "echo credentials not found in native keychain; exit 1")
-      const none = { credsStore: "none" }
-      writeJson(`${home}/runtime/containers/auth.json`, none)
-      const error = yield* failure("RegistryError", resolve(registry.host))
-      assert.match(error.message, /docker login/)
-      writeJson(`${home}/docker/config.json`, {
-        ...none,
-        auths: { [registry.host]: entry("jane", "secret") }
-      })
-      yield* resolve(registry.host)
-      assert.equal(registry.authorizations.at(-1), basic("jane", "secret"))
+  effect("a helper that has none is no reason not to look further", function* () {
+    const home = yield* nobody
+    const registry = yield* asking
+    yield* helper("none", "echo credentials not found in native keychain; exit 1")
+    const none = { credsStore: "none" }
+    writeJson(`${home}/runtime/containers/auth.json`, none)
+    const error = yield* failure("RegistryError", resolve(registry.host))
+    assert.match(error.message, /docker login/)
+    writeJson(`${home}/docker/config.json`, {
+      ...none,
+      auths: { [registry.host]: entry("jane", "secret") }
     })
-  )
+    yield* resolve(registry.host)
+    assert.equal(registry.authorizations.at(-1), basic("jane", "secret"))
+  })
 
-  effect("a helper that fails is named, with the file that names it, and no secret of it is shown", () =>
-    Effect.gen(function* () {
+  effect(
+    "a helper that fails is named, with the file that names it, and no secret of it is shown",
+    function* () {
       const home = yield* nobody
       const registry = yield* asking
       const config = `${home}/docker/config.json`
@@ -211,146 +209,137 @@ suite("Registry credentials", (effect, folder) => {
         writeJson(config, { credHelpers: { [registry.host]: name } })
         assert.match((yield* failure("RegistryError", resolve(registry.host))).message, why)
       }
-    })
+    }
   )
 
-  effect("a helper that never answers is ended, and what it has started is not waited for", () =>
-    Effect.gen(function* () {
-      const at = yield* helper("slow", 'sleep 60 & echo $! >"$(dirname "$0")/pid"; exec sleep 60')
-      const began = Date.now()
-      const why = yield* Effect.flip(runHelper("docker-credential-slow", "x", Duration.seconds(1)))
-      assert.match(why, /no answer within 1s/)
-      assert.ok(Date.now() - began < 30_000)
-      process.kill(Number(fs.readFileSync(`${at}/pid`, "utf8")))
-    })
-  )
+  effect("a helper that never answers is ended, and what it has started is not waited for", function* () {
+    const at = yield* helper("slow", 'sleep 60 & echo $! >"$(dirname "$0")/pid"; exec sleep 60')
+    const began = Date.now()
+    const why = yield* Effect.flip(runHelper("docker-credential-slow", "x", Duration.seconds(1)))
+    assert.match(why, /no answer within 1s/)
+    assert.ok(Date.now() - began < 30_000)
+    process.kill(Number(fs.readFileSync(`${at}/pid`, "utf8")))
+  })
 
-  effect("an identity token, of a helper or a file, is sent to the token service alone", () =>
-    Effect.gen(function* () {
-      const home = yield* nobody
-      const bodies: Array<string> = []
-      const tokens = yield* front(undefined, (request, response) => {
-        let body = ""
-        request.on("data", (chunk) => {
-          body += String(chunk)
-        })
-        request.on("end", () => {
-          bodies.push(`${request.method} ${body}`)
-          response.end(JSON.stringify({ access_token: "good" }))
-        })
+  effect("an identity token, of a helper or a file, is sent to the token service alone", function* () {
+    const home = yield* nobody
+    const bodies: Array<string> = []
+    const tokens = yield* front(undefined, (request, response) => {
+      let body = ""
+      request.on("data", (chunk) => {
+        body += String(chunk)
       })
-      const registry = yield* front(undefined, (request, response) => {
-        if (request.headers.authorization === "Bearer good") {
-          response.writeHead(200, { ...head, "docker-content-digest": digest }).end()
-        } else {
-          const challenge = `Bearer realm="http://${tokens.host}/token",service="my service"`
-          response.writeHead(401, { "www-authenticate": challenge }).end()
-        }
+      request.on("end", () => {
+        bodies.push(`${request.method} ${body}`)
+        response.end(JSON.stringify({ access_token: "good" }))
       })
-      yield* helper("token", `echo '{"Username":"<token>","Secret":"refresh me"}'`)
-      const config = `${home}/docker/config.json`
-      for (const content of [
-        { credsStore: "token" },
-        { auths: { [registry.host]: { auth: entry("ignored", "").auth, identitytoken: "refresh me" } } }
-      ]) {
-        writeJson(config, content)
-        yield* resolve(registry.host)
-        const [method, fields] = bodies.at(-1)!.split(" ")
-        assert.equal(method, "POST")
-        assert.deepEqual(Object.fromEntries(new URLSearchParams(fields)), {
-          service: "my service",
-          scope: "repository:team/app:pull",
-          grant_type: "refresh_token",
-          client_id: "berth",
-          refresh_token: "refresh me"
-        })
+    })
+    const registry = yield* front(undefined, (request, response) => {
+      if (request.headers.authorization === "Bearer good") {
+        response.writeHead(200, { ...head, "docker-content-digest": digest }).end()
+      } else {
+        const challenge = `Bearer realm="http://${tokens.host}/token",service="my service"`
+        response.writeHead(401, { "www-authenticate": challenge }).end()
       }
-      assert.ok(
-        [...registry.authorizations, ...tokens.authorizations].every((text) => !text.includes("refresh"))
-      )
     })
-  )
+    yield* helper("token", `echo '{"Username":"<token>","Secret":"refresh me"}'`)
+    const config = `${home}/docker/config.json`
+    for (const content of [
+      { credsStore: "token" },
+      { auths: { [registry.host]: { auth: entry("ignored", "").auth, identitytoken: "refresh me" } } }
+    ]) {
+      writeJson(config, content)
+      yield* resolve(registry.host)
+      const [method, fields] = bodies.at(-1)!.split(" ")
+      assert.equal(method, "POST")
+      assert.deepEqual(Object.fromEntries(new URLSearchParams(fields)), {
+        service: "my service",
+        scope: "repository:team/app:pull",
+        grant_type: "refresh_token",
+        client_id: "berth",
+        refresh_token: "refresh me"
+      })
+    }
+    assert.ok(
+      [...registry.authorizations, ...tokens.authorizations].every((text) => !text.includes("refresh"))
+    )
+  })
 
   effect(
     "a token that expires half way is asked for anew, and the pull goes on",
-    () =>
-      Effect.gen(function* () {
-        yield* nobody
-        const layout = `${folder()}-layout`
-        yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(layout, { recursive: true })))
-        makeImage(layout, "one")
-        const registry = yield* runningRegistry()
-        sh(
-          "skopeo",
-          "copy",
-          "--dest-tls-verify=false",
-          `oci:${layout}:one`,
-          `docker://${registry.host}/team/app:1`
-        )
-        let issued = 0
-        const uses = new Map<string, number>()
-        const tokens = yield* front(undefined, (_request, response) => {
-          response.end(JSON.stringify({ token: `t${++issued}` }))
-        })
-        const guard = yield* front(registry.host, (request, response, pass) => {
-          const token = request.headers.authorization ?? ""
-          const used = uses.get(token) ?? 0
-          uses.set(token, used + 1)
-          // Two requests, and then it has expired.
-          if (token === "" || used >= 2 || token !== `Bearer t${issued}`) {
-            const challenge = `Bearer realm="http://${tokens.host}/token",service="s",error="invalid_token"`
-            response.writeHead(401, { "www-authenticate": challenge }).end()
-          } else {
-            delete request.headers.authorization
-            pass()
-          }
-        })
-        const image = yield* Image.pull(`${guard.host}/team/app:1`)
-        assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
-        assert.ok(issued >= 2, `${issued} tokens`)
-      }),
+    function* () {
+      yield* nobody
+      const layout = `${folder()}-layout`
+      yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(layout, { recursive: true })))
+      makeImage(layout, "one")
+      const registry = yield* runningRegistry()
+      sh(
+        "skopeo",
+        "copy",
+        "--dest-tls-verify=false",
+        `oci:${layout}:one`,
+        `docker://${registry.host}/team/app:1`
+      )
+      let issued = 0
+      const uses = new Map<string, number>()
+      const tokens = yield* front(undefined, (_request, response) => {
+        response.end(JSON.stringify({ token: `t${++issued}` }))
+      })
+      const guard = yield* front(registry.host, (request, response, pass) => {
+        const token = request.headers.authorization ?? ""
+        const used = uses.get(token) ?? 0
+        uses.set(token, used + 1)
+        // Two requests, and then it has expired.
+        if (token === "" || used >= 2 || token !== `Bearer t${issued}`) {
+          const challenge = `Bearer realm="http://${tokens.host}/token",service="s",error="invalid_token"`
+          response.writeHead(401, { "www-authenticate": challenge }).end()
+        } else {
+          delete request.headers.authorization
+          pass()
+        }
+      })
+      const image = yield* Image.pull(`${guard.host}/team/app:1`)
+      assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
+      assert.ok(issued >= 2, `${issued} tokens`)
+    },
     skip
   )
 
-  effect("a password of a helper that is refused later is asked for once more", () =>
-    Effect.gen(function* () {
-      const home = yield* nobody
-      let accepted = basic("jane", "1")
-      const registry = yield* front(undefined, (request, response) => {
-        if (request.headers.authorization === accepted) {
-          response.writeHead(200, { ...head, "docker-content-digest": digest }).end(manifest)
-        } else {
-          response.writeHead(401, { "www-authenticate": 'Basic realm="test"' }).end()
-        }
-      })
-      const config = `${home}/docker/config.json`
-      writeJson(config, { auths: { [registry.host]: entry("jane", "1") } })
-      const connected = yield* Registry.connect(registry.host)
-      yield* Registry.resolve(connected, "team/app", "1")
-      writeJson(config, { auths: { [registry.host]: entry("jane", "2") } })
-      accepted = basic("jane", "2")
-      yield* Registry.resolve(connected, "team/app", "1")
-      accepted = "nobody"
-      const error = yield* failure("RegistryError", Registry.resolve(connected, "team/app", "1"))
-      assert.equal(error.reason, "Unauthorized")
-      assert.match(error.message, /refuses the user jane/)
+  effect("a password of a helper that is refused later is asked for once more", function* () {
+    const home = yield* nobody
+    let accepted = basic("jane", "1")
+    const registry = yield* front(undefined, (request, response) => {
+      if (request.headers.authorization === accepted) {
+        response.writeHead(200, { ...head, "docker-content-digest": digest }).end(manifest)
+      } else {
+        response.writeHead(401, { "www-authenticate": 'Basic realm="test"' }).end()
+      }
     })
-  )
+    const config = `${home}/docker/config.json`
+    writeJson(config, { auths: { [registry.host]: entry("jane", "1") } })
+    const connected = yield* Registry.connect(registry.host)
+    yield* Registry.resolve(connected, "team/app", "1")
+    writeJson(config, { auths: { [registry.host]: entry("jane", "2") } })
+    accepted = basic("jane", "2")
+    yield* Registry.resolve(connected, "team/app", "1")
+    accepted = "nobody"
+    const error = yield* failure("RegistryError", Registry.resolve(connected, "team/app", "1"))
+    assert.equal(error.reason, "Unauthorized")
+    assert.match(error.message, /refuses the user jane/)
+  })
 
-  effect("a file that is not what it should be is no reason not to go on", () =>
-    Effect.gen(function* () {
-      const home = yield* nobody
-      const registry = yield* asking
-      fs.mkdirSync(`${home}/runtime/containers`, { recursive: true })
-      fs.writeFileSync(`${home}/runtime/containers/auth.json`, "{ not JSON")
-      fs.mkdirSync(`${home}/config/containers/auth.json`, { recursive: true })
-      writeJson(`${home}/docker/config.json`, { auths: { [registry.host]: entry("jane", "secret") } })
-      yield* resolve(registry.host)
-      assert.equal(registry.authorizations.at(-1), basic("jane", "secret"))
-      const connected = yield* Registry.connect(registry.host)
-      yield* Stream.runDrain(
-        Registry.blob(connected, "team/app", { mediaType: types.config, digest, size: manifest.length })
-      )
-    })
-  )
+  effect("a file that is not what it should be is no reason not to go on", function* () {
+    const home = yield* nobody
+    const registry = yield* asking
+    fs.mkdirSync(`${home}/runtime/containers`, { recursive: true })
+    fs.writeFileSync(`${home}/runtime/containers/auth.json`, "{ not JSON")
+    fs.mkdirSync(`${home}/config/containers/auth.json`, { recursive: true })
+    writeJson(`${home}/docker/config.json`, { auths: { [registry.host]: entry("jane", "secret") } })
+    yield* resolve(registry.host)
+    assert.equal(registry.authorizations.at(-1), basic("jane", "secret"))
+    const connected = yield* Registry.connect(registry.host)
+    yield* Stream.runDrain(
+      Registry.blob(connected, "team/app", { mediaType: types.config, digest, size: manifest.length })
+    )
+  })
 })

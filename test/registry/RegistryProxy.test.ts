@@ -139,123 +139,119 @@ suite("Registry proxies and certificates", (effect) => {
 
   effect(
     "a pull by TLS through a proxy, with the registry's own authority, a client certificate and a user",
-    () =>
-      Effect.gen(function* () {
-        yield* nobody
-        const folder = yield* temporaryFolder
-        const registry = yield* runningRegistry({
-          htpasswd,
-          tls: { ...server, clientCa: authority.certificate }
-        })
-        makeImage(`${folder}/layout`, "one")
-        fs.mkdirSync(`${folder}/certificates`)
-        fs.writeFileSync(`${folder}/certificates/ca.crt`, authority.certificate)
-        fs.writeFileSync(`${folder}/certificates/me.cert`, client.certificate)
-        fs.writeFileSync(`${folder}/certificates/me.key`, client.key)
-        const creds = ["--dest-creds", "jane:secret", "--dest-cert-dir", `${folder}/certificates`]
-        sh("skopeo", "copy", ...creds, `oci:${folder}/layout:one`, `docker://${registry.host}/team/app:1`)
-        const tunnel = yield* proxy(registry.host)
-        yield* behind(tunnel.url.replace("//", "//ann:p%40ss@"))
-        const options = { ca: authority.certificate, clientCertificate: client, credentials }
-        const image = yield* Image.pull("registry.invalid:5000/team/app:1", options)
-        assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
-        assert.ok(tunnel.asked.length > 0)
-        assert.ok(tunnel.asked.every((host) => host === "registry.invalid:5000"))
-        const basic = `Basic ${Buffer.from("ann:p@ss").toString("base64")}`
-        assert.ok(tunnel.authorizations.every((value) => value === basic))
-        // Who the registry does not know is not let in by the proxy either.
-        const nameless = yield* failure("RegistryError", resolve({ ca: authority.certificate, credentials }))
-        assert.equal(nameless.reason, "Unreachable", nameless.message)
-        const asked = tunnel.asked.length
-        yield* behind(tunnel.url, "registry.invalid")
-        const direct = yield* failure("RegistryError", resolve(options))
-        assert.equal(direct.reason, "Unreachable", direct.message)
-        assert.equal(tunnel.asked.length, asked)
-      }),
+    function* () {
+      yield* nobody
+      const folder = yield* temporaryFolder
+      const registry = yield* runningRegistry({
+        htpasswd,
+        tls: { ...server, clientCa: authority.certificate }
+      })
+      makeImage(`${folder}/layout`, "one")
+      fs.mkdirSync(`${folder}/certificates`)
+      fs.writeFileSync(`${folder}/certificates/ca.crt`, authority.certificate)
+      fs.writeFileSync(`${folder}/certificates/me.cert`, client.certificate)
+      fs.writeFileSync(`${folder}/certificates/me.key`, client.key)
+      const creds = ["--dest-creds", "jane:secret", "--dest-cert-dir", `${folder}/certificates`]
+      sh("skopeo", "copy", ...creds, `oci:${folder}/layout:one`, `docker://${registry.host}/team/app:1`)
+      const tunnel = yield* proxy(registry.host)
+      yield* behind(tunnel.url.replace("//", "//ann:p%40ss@"))
+      const options = { ca: authority.certificate, clientCertificate: client, credentials }
+      const image = yield* Image.pull("registry.invalid:5000/team/app:1", options)
+      assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
+      assert.ok(tunnel.asked.length > 0)
+      assert.ok(tunnel.asked.every((host) => host === "registry.invalid:5000"))
+      const basic = `Basic ${Buffer.from("ann:p@ss").toString("base64")}`
+      assert.ok(tunnel.authorizations.every((value) => value === basic))
+      // Who the registry does not know is not let in by the proxy either.
+      const nameless = yield* failure("RegistryError", resolve({ ca: authority.certificate, credentials }))
+      assert.equal(nameless.reason, "Unreachable", nameless.message)
+      const asked = tunnel.asked.length
+      yield* behind(tunnel.url, "registry.invalid")
+      const direct = yield* failure("RegistryError", resolve(options))
+      assert.equal(direct.reason, "Unreachable", direct.message)
+      assert.equal(tunnel.asked.length, asked)
+    },
     skip
   )
 
   effect(
     "a proxy that speaks TLS itself, by the same authority, and one that nobody knows",
-    () =>
-      Effect.gen(function* () {
-        yield* nobody
-        const registry = yield* runningRegistry({ tls: server })
-        const proxyTls = { cert: server.certificate, key: server.key }
-        const tunnel = yield* proxy(registry.host, { tls: proxyTls })
-        yield* behind(tunnel.url)
-        const known = yield* failure("RegistryError", resolve({ ca: authority.certificate }))
-        assert.equal(known.reason, "NotFound", known.message)
-        assert.deepEqual([...new Set(tunnel.asked)], ["registry.invalid:5000"])
-        const asked = tunnel.asked.length
-        const unknown = yield* failure("RegistryError", resolve({ tlsVerify: false }))
-        assert.equal(unknown.reason, "Unreachable", unknown.message)
-        assert.equal(tunnel.asked.length, asked)
-      }),
+    function* () {
+      yield* nobody
+      const registry = yield* runningRegistry({ tls: server })
+      const proxyTls = { cert: server.certificate, key: server.key }
+      const tunnel = yield* proxy(registry.host, { tls: proxyTls })
+      yield* behind(tunnel.url)
+      const known = yield* failure("RegistryError", resolve({ ca: authority.certificate }))
+      assert.equal(known.reason, "NotFound", known.message)
+      assert.deepEqual([...new Set(tunnel.asked)], ["registry.invalid:5000"])
+      const asked = tunnel.asked.length
+      const unknown = yield* failure("RegistryError", resolve({ tlsVerify: false }))
+      assert.equal(unknown.reason, "Unreachable", unknown.message)
+      assert.equal(tunnel.asked.length, asked)
+    },
     skip
   )
 
   effect(
     "what a proxy answers in place of a tunnel is its refusal, and never the registry's answer",
-    () =>
-      Effect.gen(function* () {
-        yield* nobody
-        const thief = yield* proxy("127.0.0.1:1")
-        for (const [status, hint] of [
-          [407, "its URL"],
-          [401, "answers 401"],
-          [302, "answers 302"]
-        ] as const) {
-          const lines = [
-            `HTTP/1.1 ${status} No`,
-            `WWW-Authenticate: Bearer realm="${thief.url}/token"`,
-            `Location: ${thief.url}`,
-            "Content-Length: 0"
-          ]
-          const refusing = yield* proxy("127.0.0.1:1", { refusal: `${lines.join("\r\n")}\r\n\r\n` })
-          yield* behind(refusing.url.replace("//", "//ann:hidden@"))
-          const refused = yield* failure("RegistryError", resolve({ ca: authority.certificate, credentials }))
-          assert.equal(refused.reason, "Unreachable", refused.message)
-          assert.ok(refused.message.includes(`the proxy ${refusing.address} `), refused.message)
-          assert.ok(refused.message.includes(hint) && !refused.message.includes("hidden"), refused.message)
-          assert.equal(refusing.asked.length, 1)
-        }
-        assert.deepEqual(thief.asked, [])
-      }),
+    function* () {
+      yield* nobody
+      const thief = yield* proxy("127.0.0.1:1")
+      for (const [status, hint] of [
+        [407, "its URL"],
+        [401, "answers 401"],
+        [302, "answers 302"]
+      ] as const) {
+        const lines = [
+          `HTTP/1.1 ${status} No`,
+          `WWW-Authenticate: Bearer realm="${thief.url}/token"`,
+          `Location: ${thief.url}`,
+          "Content-Length: 0"
+        ]
+        const refusing = yield* proxy("127.0.0.1:1", { refusal: `${lines.join("\r\n")}\r\n\r\n` })
+        yield* behind(refusing.url.replace("//", "//ann:hidden@"))
+        const refused = yield* failure("RegistryError", resolve({ ca: authority.certificate, credentials }))
+        assert.equal(refused.reason, "Unreachable", refused.message)
+        assert.ok(refused.message.includes(`the proxy ${refusing.address} `), refused.message)
+        assert.ok(refused.message.includes(hint) && !refused.message.includes("hidden"), refused.message)
+        assert.equal(refusing.asked.length, 1)
+      }
+      assert.deepEqual(thief.asked, [])
+    },
     skip
   )
 
   const isNode = !("Deno" in globalThis || "Bun" in globalThis)
   effect(
     "where nothing is said about certificates, too",
-    () =>
-      Effect.gen(function* () {
-        const folder = yield* temporaryFolder
-        const registry = yield* runningRegistry({ tls: server })
-        makeImage(`${folder}/layout`, "one")
-        const to = `docker://${registry.host}/team/app:1`
-        sh("skopeo", "copy", "--dest-tls-verify=false", `oci:${folder}/layout:one`, to)
-        fs.writeFileSync(`${folder}/ca.crt`, authority.certificate)
-        const tunnel = yield* proxy(registry.host)
-        const refusing = yield* proxy("127.0.0.1:1", {
-          refusal: "HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n"
-        })
-        const pull = (url: string) => {
-          const { NO_PROXY: _1, no_proxy: _2, https_proxy: _3, ...others } = process.env
-          const trusted = { NODE_EXTRA_CA_CERTS: `${folder}/ca.crt`, DENO_CERT: `${folder}/ca.crt` }
-          const env = { ...others, ...trusted, HTTPS_PROXY: url, DENO_NO_UPDATE_CHECK: "1" }
-          const args = [`${folder}/berth`, "registry.invalid:5000/team/app:1", "{}"]
-          return Effect.promise(() =>
-            ended(program("puller.ts", args, { stdio: ["ignore", "pipe", "pipe"], env }))
-          )
-        }
-        const refused = yield* pull(refusing.url)
-        assert.match(refused.stderr, /registry\.invalid:5000 cannot be reached/)
-        if (isNode) assert.match(refused.stderr, new RegExp(`the proxy ${refusing.address} opens no tunnel`))
-        const pulled = yield* pull(tunnel.url)
-        assert.deepEqual({ ...pulled }, { code: 0, signal: null, stdout: "pulled\n", stderr: "" })
-        assert.deepEqual([...new Set(tunnel.asked)], ["registry.invalid:5000"])
-      }),
+    function* () {
+      const folder = yield* temporaryFolder
+      const registry = yield* runningRegistry({ tls: server })
+      makeImage(`${folder}/layout`, "one")
+      const to = `docker://${registry.host}/team/app:1`
+      sh("skopeo", "copy", "--dest-tls-verify=false", `oci:${folder}/layout:one`, to)
+      fs.writeFileSync(`${folder}/ca.crt`, authority.certificate)
+      const tunnel = yield* proxy(registry.host)
+      const refusing = yield* proxy("127.0.0.1:1", {
+        refusal: "HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n"
+      })
+      const pull = (url: string) => {
+        const { NO_PROXY: _1, no_proxy: _2, https_proxy: _3, ...others } = process.env
+        const trusted = { NODE_EXTRA_CA_CERTS: `${folder}/ca.crt`, DENO_CERT: `${folder}/ca.crt` }
+        const env = { ...others, ...trusted, HTTPS_PROXY: url, DENO_NO_UPDATE_CHECK: "1" }
+        const args = [`${folder}/berth`, "registry.invalid:5000/team/app:1", "{}"]
+        return Effect.promise(() =>
+          ended(program("puller.ts", args, { stdio: ["ignore", "pipe", "pipe"], env }))
+        )
+      }
+      const refused = yield* pull(refusing.url)
+      assert.match(refused.stderr, /registry\.invalid:5000 cannot be reached/)
+      if (isNode) assert.match(refused.stderr, new RegExp(`the proxy ${refusing.address} opens no tunnel`))
+      const pulled = yield* pull(tunnel.url)
+      assert.deepEqual({ ...pulled }, { code: 0, signal: null, stdout: "pulled\n", stderr: "" })
+      assert.deepEqual([...new Set(tunnel.asked)], ["registry.invalid:5000"])
+    },
     skip
   )
 })

@@ -10,15 +10,16 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import type * as Scope from "effect/Scope"
+import type { YieldWrap } from "effect/Utils"
 import { Berth, type BerthError, Container, Image } from "../../lib/index.ts"
 import { leftovers, type Snapshot, sleep, snapshot } from "./leftovers.ts"
 
 type Services = Berth.Berth | NodeContext.NodeContext
 
-/** A test whose body is an Effect, in a scope of its own. */
+/** A test whose body is that of `Effect.gen`, in a scope of its own. */
 type Test = (
   name: string,
-  body: () => Effect.Effect<void, unknown, Services | Scope.Scope>,
+  body: () => Generator<YieldWrap<Effect.Effect<unknown, unknown, Services | Scope.Scope>>, unknown, never>,
   options?: { readonly skip?: string | false }
 ) => void
 
@@ -97,12 +98,10 @@ export const suite = (name: string, body: (effect: EffectTest, folder: () => str
       remove(folder)
       assert.deepEqual(left, [])
     })
-    const run: Test = (title, effect, options) =>
-      test(title, options ?? {}, () =>
-        runtime.runPromise(Effect.scoped(effect()) as Effect.Effect<void, unknown, Services>)
-      )
-    const asRoot: Test = (title, effect, options) =>
-      run(title, effect, { skip: whyNotRoot || (options?.skip ?? false) })
+    const run: Test = (title, body, options) =>
+      test(title, options ?? {}, () => runtime.runPromise(Effect.asVoid(Effect.scoped(Effect.gen(body)))))
+    const asRoot: Test = (title, body, options) =>
+      run(title, body, { skip: whyNotRoot || (options?.skip ?? false) })
     body(Object.assign(run, { asRoot }), () => `${folder}/berth`)
   })
 }

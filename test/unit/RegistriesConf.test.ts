@@ -13,18 +13,17 @@ import { environment, nobody, runningRegistry, temporaryFolder } from "../suppor
 suite("Registry.fromRegistriesConf", (effect) => {
   effect(
     "a mirror and another place are found there, in place of the prefix",
-    () =>
-      Effect.gen(function* () {
-        const home = yield* nobody
-        yield* environment({ CONTAINERS_REGISTRIES_CONF: undefined })
-        const registry = yield* runningRegistry()
-        makeImage(`${home}/layout`, "one")
-        push(`oci:${home}/layout:one`, `${registry.host}/mirrored/app:1`)
-        const folder = `${home}/config/containers`
-        fs.mkdirSync(`${folder}/registries.conf.d`, { recursive: true })
-        fs.writeFileSync(
-          `${folder}/registries.conf`,
-          `unqualified-search-registries = ["example.org"]
+    function* () {
+      const home = yield* nobody
+      yield* environment({ CONTAINERS_REGISTRIES_CONF: undefined })
+      const registry = yield* runningRegistry()
+      makeImage(`${home}/layout`, "one")
+      push(`oci:${home}/layout:one`, `${registry.host}/mirrored/app:1`)
+      const folder = `${home}/config/containers`
+      fs.mkdirSync(`${folder}/registries.conf.d`, { recursive: true })
+      fs.writeFileSync(
+        `${folder}/registries.conf`,
+        `unqualified-search-registries = ["example.org"]
 [[registry]]
 prefix = "registry.invalid/team"
 location = "gone.invalid"
@@ -35,31 +34,32 @@ insecure = true
 location = "blocked.invalid"
 blocked = true
 `
-        )
-        const name = "registry.invalid/team/app:1"
-        const options = yield* Registry.fromRegistriesConf(name)
-        const mirror = { location: `${registry.host}/mirrored`, replaces: "team", plainHttp: true }
-        assert.deepEqual(options, { location: "gone.invalid", replaces: "team", mirrors: [mirror] })
-        const image = yield* Image.pull(name, options)
-        assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
-        assert.equal(image.reference, name)
-        const blocked = yield* failure("InvalidOption", Registry.fromRegistriesConf("blocked.invalid/a"))
-        assert.ok(blocked.message.includes(`${folder}/registries.conf`), blocked.message)
-        assert.deepEqual(yield* Registry.fromRegistriesConf("other.invalid/a"), {})
-        // A drop-in has the last word of a prefix.
-        fs.writeFileSync(
-          `${folder}/registries.conf.d/1.conf`,
-          `[[registry]]\nprefix = "registry.invalid/team"\nlocation = "${registry.host}/mirrored"\ninsecure = true\n`
-        )
-        const moved = yield* Registry.fromRegistriesConf(name)
-        assert.deepEqual(moved, { ...mirror, mirrors: [] })
-        assert.equal((yield* Image.pull(name, moved)).digest, image.digest)
-      }),
+      )
+      const name = "registry.invalid/team/app:1"
+      const options = yield* Registry.fromRegistriesConf(name)
+      const mirror = { location: `${registry.host}/mirrored`, replaces: "team", plainHttp: true }
+      assert.deepEqual(options, { location: "gone.invalid", replaces: "team", mirrors: [mirror] })
+      const image = yield* Image.pull(name, options)
+      assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
+      assert.equal(image.reference, name)
+      const blocked = yield* failure("InvalidOption", Registry.fromRegistriesConf("blocked.invalid/a"))
+      assert.ok(blocked.message.includes(`${folder}/registries.conf`), blocked.message)
+      assert.deepEqual(yield* Registry.fromRegistriesConf("other.invalid/a"), {})
+      // A drop-in has the last word of a prefix.
+      fs.writeFileSync(
+        `${folder}/registries.conf.d/1.conf`,
+        `[[registry]]\nprefix = "registry.invalid/team"\nlocation = "${registry.host}/mirrored"\ninsecure = true\n`
+      )
+      const moved = yield* Registry.fromRegistriesConf(name)
+      assert.deepEqual(moved, { ...mirror, mirrors: [] })
+      assert.equal((yield* Image.pull(name, moved)).digest, image.digest)
+    },
     { skip: whyNoRegistry }
   )
 
-  effect("which mirrors are asked depends on the reference, and subdomains have a prefix in common", () =>
-    Effect.gen(function* () {
+  effect(
+    "which mirrors are asked depends on the reference, and subdomains have a prefix in common",
+    function* () {
       const file = `${yield* temporaryFolder}/registries.conf`
       fs.writeFileSync(
         file,
@@ -95,51 +95,48 @@ location = "mirror.invalid"
       const subdomain = yield* Registry.fromRegistriesConf("a.b.team.invalid/x", file)
       assert.deepEqual(subdomain, { location: "one.invalid/all", mirrors: [] })
       assert.deepEqual(yield* Registry.fromRegistriesConf("team.invalid/x", file), {})
-    })
+    }
   )
 
   effect(
     "an insecure registry that speaks TLS is pulled from without a look at who it is",
-    () =>
-      Effect.gen(function* () {
-        const home = yield* nobody
-        const registry = yield* runningRegistry({ tls: makeAuthority().issue("localhost") })
-        makeImage(`${home}/layout`, "one")
-        push(`oci:${home}/layout:one`, `${registry.host}/app:1`)
-        const file = `${home}/registries.conf`
-        fs.writeFileSync(file, `[[registry]]\nlocation = "${registry.host}"\ninsecure = true\n`)
-        const name = `${registry.host}/app:1`
-        yield* failure("RegistryError", Image.pull(name))
-        const options = yield* Registry.fromRegistriesConf(name, file)
-        assert.deepEqual(options, { location: registry.host, tlsVerify: false, mirrors: [] })
-        assert.equal((yield* Image.pull(name, options)).reference, name)
-      }),
+    function* () {
+      const home = yield* nobody
+      const registry = yield* runningRegistry({ tls: makeAuthority().issue("localhost") })
+      makeImage(`${home}/layout`, "one")
+      push(`oci:${home}/layout:one`, `${registry.host}/app:1`)
+      const file = `${home}/registries.conf`
+      fs.writeFileSync(file, `[[registry]]\nlocation = "${registry.host}"\ninsecure = true\n`)
+      const name = `${registry.host}/app:1`
+      yield* failure("RegistryError", Image.pull(name))
+      const options = yield* Registry.fromRegistriesConf(name, file)
+      assert.deepEqual(options, { location: registry.host, tlsVerify: false, mirrors: [] })
+      assert.equal((yield* Image.pull(name, options)).reference, name)
+    },
     { skip: whyNoRegistry }
   )
 
-  effect("a file that is not as it should be is named, with the line and what is wrong", () =>
-    Effect.gen(function* () {
-      const file = `${yield* temporaryFolder}/registries.conf`
-      const good = '[[registry]]\nlocation = "a.invalid"\n'
-      const cases: ReadonlyArray<readonly [content: string, line: number, why: RegExp]> = [
-        [`${good}insecure = maybe\n`, 3, /Invalid TOML/],
-        [`${good}insecure = "yes"\n`, 3, /registry\.insecure: .*boolean/],
-        ['[[registry]]\nprefix = "a.invalid"\n', 1, /location is missing/],
-        [`${good}[[registry.mirror]]\ninsecure = true\n`, 3, /registry\.mirror\.location/],
-        [`${good}[[registry.mirror]]\nlocation = "https://b.invalid"\n`, 4, /without a scheme/],
-        [`${good}${good}`, 3, /twice/],
-        ['[[registry]]\nprefix = "a.invalid/b:1"\nlocation = "c.invalid"\n', 2, /a tag or a digest/],
-        ['[registries.search]\nregistries = ["a.invalid"]\n', 1, /version 1/]
-      ]
-      for (const [content, line, why] of cases) {
-        fs.writeFileSync(file, content)
-        const error = yield* failure("InvalidOption", Registry.fromRegistriesConf("a.invalid/x", file))
-        const where = `${file}, line ${line} (`
-        assert.ok(error.message.includes(where), `${error.message}: not line ${line}`)
-        assert.match(error.message, why)
-      }
-      const absent = yield* failure("InvalidOption", Registry.fromRegistriesConf("a", `${file}.absent`))
-      assert.match(absent.message, /no such file/)
-    })
-  )
+  effect("a file that is not as it should be is named, with the line and what is wrong", function* () {
+    const file = `${yield* temporaryFolder}/registries.conf`
+    const good = '[[registry]]\nlocation = "a.invalid"\n'
+    const cases: ReadonlyArray<readonly [content: string, line: number, why: RegExp]> = [
+      [`${good}insecure = maybe\n`, 3, /Invalid TOML/],
+      [`${good}insecure = "yes"\n`, 3, /registry\.insecure: .*boolean/],
+      ['[[registry]]\nprefix = "a.invalid"\n', 1, /location is missing/],
+      [`${good}[[registry.mirror]]\ninsecure = true\n`, 3, /registry\.mirror\.location/],
+      [`${good}[[registry.mirror]]\nlocation = "https://b.invalid"\n`, 4, /without a scheme/],
+      [`${good}${good}`, 3, /twice/],
+      ['[[registry]]\nprefix = "a.invalid/b:1"\nlocation = "c.invalid"\n', 2, /a tag or a digest/],
+      ['[registries.search]\nregistries = ["a.invalid"]\n', 1, /version 1/]
+    ]
+    for (const [content, line, why] of cases) {
+      fs.writeFileSync(file, content)
+      const error = yield* failure("InvalidOption", Registry.fromRegistriesConf("a.invalid/x", file))
+      const where = `${file}, line ${line} (`
+      assert.ok(error.message.includes(where), `${error.message}: not line ${line}`)
+      assert.match(error.message, why)
+    }
+    const absent = yield* failure("InvalidOption", Registry.fromRegistriesConf("a", `${file}.absent`))
+    assert.match(absent.message, /no such file/)
+  })
 })

@@ -5,7 +5,6 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import { gzipSync } from "node:zlib"
-import * as Effect from "effect/Effect"
 import { Image, type ImageLayer, RootFs } from "../../lib/index.ts"
 import { failure, suite } from "../support/effect.ts"
 import { scratch } from "../support/imageArchive.ts"
@@ -464,29 +463,28 @@ suite("Unpacking, compared with umoci", (effect) => {
   for (const [name, each] of Object.entries(cases))
     effect(
       name,
-      () =>
-        Effect.gen(function* () {
-          const folder = yield* scratch
-          makeLayout(`${folder}/layout`, each)
-          const image = Image.fromLayout(`${folder}/layout`, each.limits)
-          if (each.refused !== undefined) {
-            const error = yield* failure("ImageError", image)
-            assert.equal(error.reason, each.refused, error.message)
-            return
-          }
-          const { mount } = yield* RootFs.overlay(yield* image)
-          const ours = rooted(treeOf(`/proc/${process.pid}/fd/${mount}/`))
-          const other = `${folder}/bundle/rootfs`
-          if (each.by === undefined)
-            sh("umoci", "unpack", "--image", `${folder}/layout:latest`, `${folder}/bundle`)
-          else {
-            fs.mkdirSync(other, { recursive: true })
-            fs.writeFileSync(`${folder}/layer.tar`, each.layers[0]!)
-            sh("tar", "-C", other, "--same-owner", "-xpf", `${folder}/layer.tar`)
-          }
-          const theirs = rooted(treeOf(other))
-          assert.deepEqual(ours, each.differs === undefined ? theirs : each.differs.expected(theirs))
-        }),
+      function* () {
+        const folder = yield* scratch
+        makeLayout(`${folder}/layout`, each)
+        const image = Image.fromLayout(`${folder}/layout`, each.limits)
+        if (each.refused !== undefined) {
+          const error = yield* failure("ImageError", image)
+          assert.equal(error.reason, each.refused, error.message)
+          return
+        }
+        const { mount } = yield* RootFs.overlay(yield* image)
+        const ours = rooted(treeOf(`/proc/${process.pid}/fd/${mount}/`))
+        const other = `${folder}/bundle/rootfs`
+        if (each.by === undefined)
+          sh("umoci", "unpack", "--image", `${folder}/layout:latest`, `${folder}/bundle`)
+        else {
+          fs.mkdirSync(other, { recursive: true })
+          fs.writeFileSync(`${folder}/layer.tar`, each.layers[0]!)
+          sh("tar", "-C", other, "--same-owner", "-xpf", `${folder}/layer.tar`)
+        }
+        const theirs = rooted(treeOf(other))
+        assert.deepEqual(ours, each.differs === undefined ? theirs : each.differs.expected(theirs))
+      },
       { skip: whyNoImages }
     )
 })
