@@ -360,6 +360,42 @@ export class WaitFailed extends Schema.TaggedError<WaitFailed>("berth/BerthError
 }
 
 /**
+ * A connection to, from or between containers cannot be made.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class NetworkError extends Schema.TaggedError<NetworkError>("berth/BerthError/NetworkError")(
+  "NetworkError",
+  {
+    reason: Schema.Literal(
+      /** Nothing listens at that address. */
+      "Refused",
+      /** The connection was not accepted in the kernel's time for it: tcp(7), `tcp_syn_retries`. */
+      "TimedOut",
+      /** The other end broke the connection. */
+      "Reset",
+      /** No way leads to the address from that network. */
+      "Unreachable",
+      /** Something else has the address. */
+      "AddressInUse"
+    ),
+    /** The container's id, or the network's name. */
+    subject: Schema.String,
+    /** `127.0.0.1:5432`, or the path of a Unix socket. */
+    address: Schema.String,
+    /** The error number that the kernel gave. */
+    errno: Schema.Int,
+    /** What is wrong, and what to do about it. */
+    detail: Schema.String
+  }
+) {
+  override get message(): string {
+    return `${this.subject}: ${this.address}: ${this.detail} (${errnoName(this.errno)})`
+  }
+}
+
+/**
  * Something could not be given back when its scope closed, or in a sweep. It fails nothing: it is what is logged, as a
  * warning, and the next Berth that starts in the same folder takes what is left.
  *
@@ -403,6 +439,7 @@ export type BerthError =
   | ContainerError
   | CgroupError
   | NonZeroExit
+  | NetworkError
   | WaitFailed
 
 const classes = [
@@ -416,6 +453,7 @@ const classes = [
   ContainerError,
   CgroupError,
   NonZeroExit,
+  NetworkError,
   WaitFailed
 ]
 

@@ -34,7 +34,8 @@ const targets = {
       "addon/loop.c",
       "addon/process.c",
       "common/descriptor.c",
-      "addon/seccomp.c"
+      "addon/seccomp.c",
+      "addon/socket.c"
     ],
     flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`],
     libraries: ["-lpthread", "-ldl"]
@@ -63,6 +64,10 @@ const targets = {
   "berth-unpack": {
     sources: ["unpack/unpack.c", "unpack/source.c", "unpack/path.c", "unpack/tree.c", "common/remove.c"],
     libraries: ["-larchive", "-lisal", "-lzstd", "-lcrypto", "-lpthread"]
+  },
+  "berth-proxy": {
+    sources: ["proxy/proxy.c", "proxy/pair.c", "proxy/target.c", "common/descriptor.c"],
+    static: true
   },
   "plan-dump": { sources: ["fuzz/plan_dump.c", "supervisor/plan.c"] }
 }

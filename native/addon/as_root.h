@@ -15,6 +15,9 @@ long xattr_as_root(int user_namespace, const char *path, const char *name, void 
 // A new inotify(7) of what is at a path, which does not block.
 long watch_as_root(int user_namespace, const char *path, uint32_t mask);
 
+// A new socket(2) in the network namespace of a process, given by its pidfd, which does not block.
+long socket_as_root(int user_namespace, int pidfd, int family, int type);
+
 // The numbers are those of lib/internal/files/namespaceRoot.ts. What `name` is in `folder`, `text` is in `other`. The last four are of
 // a path, which is followed.
 enum change {

@@ -36,6 +36,9 @@ export const plantImage = imageWith("plant")
 /** The same with `joining`, which attacks what joins its pid namespace. */
 export const joiningImage = imageWith("joining")
 
+/** The same with `echo`, a server. */
+export const echoImage = imageWith("echo")
+
 /** What the program printed, by its words. */
 export const outcomes = (stdout: string): Readonly<Record<string, string>> =>
   Object.fromEntries(

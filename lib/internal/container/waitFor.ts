@@ -17,6 +17,7 @@ import type {
   Options,
   PollOptions
 } from "../../WaitFor.ts"
+import { open } from "../network/connection.ts"
 import { native } from "../system/addon.ts"
 import { isContainer } from "../typeIds.ts"
 import { concat } from "../util/bytes.ts"
@@ -24,7 +25,6 @@ import { printWords } from "../util/commandTemplate.ts"
 import { ECONNRESET } from "../util/errno.ts"
 import { readBounded } from "../util/readFile.ts"
 import { lastLines } from "../util/text.ts"
-import { connect } from "./connect.ts"
 import * as containers from "./lifecycle.ts"
 
 const TIMEOUT = "30 seconds"
@@ -228,7 +228,7 @@ const statusOf = (
 ): Effect.Effect<number | undefined, BerthError> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const { input, output } = yield* connect(container, options.port)
+      const { input, output } = yield* open(container, options.port)
       const host = `${options.host ?? "localhost"}:${options.port}`
       const head = `GET ${options.path ?? "/"} HTTP/1.1\r\nHost: ${host}\r\nConnection: close\r\n\r\n`
       yield* output.write(new TextEncoder().encode(head))
@@ -243,11 +243,11 @@ const statusOf = (
     })
   ).pipe(
     // A server that has not begun to listen, or that hangs up, is one that is not ready.
-    Effect.catchTag("OperationFailed", (error) =>
-      error.syscall === "connect" || error.errno === ECONNRESET
-        ? Effect.succeed(undefined)
-        : Effect.fail(error)
-    )
+    Effect.catchTags({
+      NetworkError: () => Effect.succeed(undefined),
+      OperationFailed: (error) =>
+        error.errno === ECONNRESET ? Effect.succeed(undefined) : Effect.fail(error)
+    })
   )
 
 export const http: {

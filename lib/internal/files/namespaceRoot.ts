@@ -50,6 +50,12 @@ export const xattr = (fd: number, name: string, bytes: Uint8Array): number =>
 export const inotify = (fd: number, mask: number): number =>
   orAsRoot(native().inotify(fd, mask), (namespace) => native().inotifyAsRoot(namespace, fd, mask))
 
+/** As `native().socketIn`. */
+export const socketIn = (pidfd: number, family: number, type: number): number =>
+  orAsRoot(native().socketIn(-1, pidfd, family, type), (namespace) =>
+    native().socketIn(namespace, pidfd, family, type)
+  )
+
 /** As `native().access`. */
 export const access = (fd: number, mode: number): number =>
   orAsRoot(native().access(fd, mode), (namespace) =>

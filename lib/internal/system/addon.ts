@@ -98,6 +98,22 @@ export interface Native {
   /** SECCOMP_IOCTL_NOTIF_RECV and SECCOMP_IOCTL_NOTIF_SEND: struct seccomp_notif, which is zero before, and its response. */
   readonly seccompReceive: (listener: number, request: Uint8Array) => number
   readonly seccompAnswer: (listener: number, answer: Uint8Array) => number
+  /** socket(2), which does not block, in the network namespace of a process; -1 for this process's own. */
+  readonly socketIn: (namespace: number, pidfd: number, family: number, type: number) => number
+  /** connect(2) to a `struct sockaddr`; -EINPROGRESS where the result is not known yet. */
+  readonly connect: (fd: number, address: Uint8Array) => number
+  /** The result of a connect that was in progress: 0, or -errno, -EINPROGRESS where it still is. */
+  readonly connected: (fd: number) => number
+  /** bind(2), with SO_REUSEADDR, and IPV6_V6ONLY. */
+  readonly bind: (fd: number, address: Uint8Array) => number
+  /** listen(2), with as long a queue as the kernel allows. */
+  readonly listen: (fd: number) => number
+  /** getsockname(2): the length of the address that is written to `address`. */
+  readonly socketAddress: (fd: number, address: Uint8Array) => number
+  /** shutdown(2) of the sending half. */
+  readonly shutdown: (fd: number) => number
+  /** Leaves the closing of a descriptor to the runtime, which has taken it over. */
+  readonly disown: (fd: number) => number
   readonly startLoop: (ready: (token: number, events: number) => void) => number
   readonly watch: (fd: number, events: number, token: number) => number
   readonly hold: (held: boolean) => number

@@ -41,12 +41,17 @@ const table: Readonly<Record<number, readonly [name: string, text: string]>> = {
   79: ["ELIBACC", "cannot access a shared library"],
   90: ["EMSGSIZE", "message too long"],
   95: ["ENOTSUP", "not supported"],
+  97: ["EAFNOSUPPORT", "address family not supported"],
   98: ["EADDRINUSE", "address in use"],
+  99: ["EADDRNOTAVAIL", "address not available"],
+  101: ["ENETUNREACH", "network unreachable"],
   104: ["ECONNRESET", "connection reset"],
   107: ["ENOTCONN", "not connected"],
   109: ["ETOOMANYREFS", "too many open files in messages that nobody has read"],
   110: ["ETIMEDOUT", "timed out"],
   111: ["ECONNREFUSED", "connection refused"],
+  113: ["EHOSTUNREACH", "host unreachable"],
+  115: ["EINPROGRESS", "in progress"],
   116: ["ESTALE", "stale file handle"],
   122: ["EDQUOT", "disk quota exceeded"]
 }
@@ -95,3 +100,10 @@ export const ESTALE = 116
 export const EDQUOT = 122
 export const ECONNRESET = 104
 export const ETIMEDOUT = 110
+export const ENETUNREACH = 101
+export const ECONNREFUSED = 111
+export const EHOSTUNREACH = 113
+export const EINPROGRESS = 115
+export const EAFNOSUPPORT = 97
+export const EADDRINUSE = 98
+export const EADDRNOTAVAIL = 99

@@ -1,0 +1,79 @@
+/** Runs native/proxy/proxy.c in a container's network namespace, as a unit of the supervisor's. */
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { type BerthError, OperationFailed } from "../../BerthError.ts"
+import type { Container } from "../../Container.ts"
+import * as Plan from "../../Plan.ts"
+import { flagsOf } from "../ids/namespaceFlags.ts"
+import { scopedUnit } from "../supervisor/scopedUnit.ts"
+import { native, programPath } from "../system/addon.ts"
+import { makeSocketPair } from "../system/pipe.ts"
+import { attempt } from "../util/fromThrowing.ts"
+
+/** A target as the proxy reads it. */
+export interface Target {
+  readonly version: 4 | 6
+  readonly host: string
+  readonly port: number
+}
+
+const loopback = (port: number): ReadonlyArray<Target> => [
+  { version: 4, host: "127.0.0.1", port },
+  { version: 6, host: "::1", port }
+]
+
+const refused = (errno: number): BerthError =>
+  new OperationFailed({ operation: "a message to the proxy", index: -1, syscall: "sendmsg", errno, hint: "" })
+
+/** A proxy, which ends with the scope. */
+export interface Proxy {
+  /** Has it accept on a bound socket, from when something listens on the port; takes the descriptor. Throws. */
+  readonly add: (socket: number, port: number) => void
+}
+
+// The least that the proxy can do with: it has no capabilities, and gains none by its execution.
+const confined: ReadonlyArray<Plan.Operation> = [
+  { op: "session" },
+  { op: "bounding", capabilities: 0 },
+  { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
+  { op: "no-new-privileges" }
+]
+
+export const makeProxy = (container: Container): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const { berth, kinds, pidfd } = container.state
+    const [ours, theirs] = yield* attempt(makeSocketPair)
+    yield* Effect.addFinalizer(() => Effect.sync(() => native().close(ours)))
+    const own = kinds.includes("network") ? kinds.filter((kind) => kind === "network" || kind === "user") : []
+    const plan = Plan.make([
+      { op: "process", namespaces: 0 },
+      ...(own.length === 0 ? [] : [{ op: "join", process: "container", namespaces: flagsOf(own) } as const]),
+      { op: "stdio", stdin: "control", stdout: null, stderr: null },
+      ...confined,
+      {
+        op: "exec",
+        program: null,
+        paths: [programPath("berth-proxy")],
+        arguments: ["berth-proxy"],
+        environment: []
+      }
+    ])
+    const name = `proxy of container ${container.id}`
+    const descriptors = { container: pidfd, control: theirs }
+    yield* Effect.ensuring(
+      scopedUnit(berth, berth.supervisor.nextId(), name, plan, descriptors),
+      Effect.sync(() => native().close(theirs))
+    )
+    let id = 0
+    return {
+      add: (socket, port) => {
+        const targets = loopback(port).map(
+          ({ host, port: number, version }) => `v${version}:${number}:${host}`
+        )
+        const message = new TextEncoder().encode(`add ${++id} ${targets.join(" ")}`)
+        const sent = native().send(ours, message, [socket])
+        native().close(socket)
+        if (sent < 0) throw refused(-sent)
+      }
+    }
+  })
