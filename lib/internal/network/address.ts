@@ -24,15 +24,18 @@ const withFamily = (family: number, length: number): { bytes: Uint8Array; view: 
   return { bytes, view }
 }
 
+/** The 4 bytes of an address that `net.isIPv4` accepts. */
+export const v4Bytes = (host: string): ReadonlyArray<number> => host.split(".").map(Number)
+
 const v4 = (host: string, port: number): SocketAddress => {
   const { bytes, view } = withFamily(AF_INET, 16)
   view.setUint16(2, port)
-  bytes.set(host.split(".").map(Number), 4)
+  bytes.set(v4Bytes(host), 4)
   return { family: AF_INET, bytes, text: `${host}:${port}` }
 }
 
 /** The 16 bytes of an address that `net.isIPv6` accepts. */
-const v6Bytes = (host: string): ReadonlyArray<number> => {
+export const v6Bytes = (host: string): ReadonlyArray<number> => {
   const dotted = /^(.*:)(\d+)\.(\d+)\.(\d+)\.(\d+)$/.exec(host)
   const hex = (a: string, b: string): string => (Number(a) * 256 + Number(b)).toString(16)
   const text =
