@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-// System calls have the same number on every architecture from 424 on, and none reaches this one.
+// From 424 on, a system call has the same number on every architecture. No number is as large as this one.
 #define NUMBERS_END 1024
 
 static struct {
@@ -54,7 +54,7 @@ static bool load_once(void **handle) {
     return true;
 }
 
-// What it finds is of the process: several threads may have this addon.
+// Several threads of the process may have loaded this addon, and share the library.
 static bool load(void) {
     static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
     static void *handle;
@@ -127,9 +127,9 @@ static int last_known(void) {
     return NUMBERS_END;
 }
 
-// What is newer than libseccomp fails as if the kernel did not have it, which programs expect; of an EPERM they would
-// take the kernel to have it, and give up (as glibc does for fchmodat2). As this denies alone, the architecture does not
-// matter: x32 numbers and ARM's private ones are past the end.
+// System calls that are newer than libseccomp fail with ENOSYS, as on a kernel without them, which programs expect. After EPERM, programs
+// assume that the kernel has the call, and give up (as glibc does for fchmodat2). The instructions only deny, so they need not check
+// the architecture: x32 numbers and ARM's private ones are past the end.
 static size_t deny_unknown(struct sock_filter *out) {
     const struct sock_filter head[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
@@ -141,7 +141,7 @@ static size_t deny_unknown(struct sock_filter *out) {
     return sizeof head;
 }
 
-// libseccomp 2.5 exports to a descriptor alone.
+// libseccomp 2.5 can export to a descriptor only.
 static int export(scmp_filter_ctx context, uint8_t *program, size_t room) {
     cleanup_close int fd = memfd_create("seccomp", MFD_CLOEXEC);
     if (fd < 0) return -errno;
@@ -162,9 +162,9 @@ int seccomp_compile(const uint8_t *policy, size_t length, uint8_t *program, size
     if (take(&reader, &action, sizeof action) < 0) return -EBADMSG;
     scmp_filter_ctx context = library.init(action);
     if (!context) return -EINVAL;
-    // A search tree: it is shorter to run, and so to load, as the kernel runs it once for every system call then.
+    // A search tree takes less time to run, and to load: at load, the kernel runs the program once for every system call.
     int result = library.attr_set(context, SCMP_FLTATR_CTL_OPTIMIZE, 2);
-    // The plan says so itself where it wants it.
+    // The plan sets no_new_privs itself.
     if (result == 0) result = library.attr_set(context, SCMP_FLTATR_CTL_NNP, 0);
     if (result == 0) result = add_architectures(context, &reader);
     if (result == 0) result = take(&reader, &count, sizeof count);

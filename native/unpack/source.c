@@ -1,6 +1,6 @@
-// The blob's side of the unpacker: one thread that reads fd 0, hashes it, decompresses it into a ring of buffers and
-// hashes what comes out, while the main thread parses the tar in there and writes files. A third thread for a hash
-// gained nothing measurable on two cores.
+// The blob's side of the unpacker: one thread that reads fd 0, hashes it, decompresses it into a ring of buffers and hashes the
+// result, while the main thread parses the tar in the buffers and writes files. A third thread for a hash gave no measurable gain on
+// two cores.
 #include "unpack.h"
 
 #include <errno.h>
@@ -17,10 +17,10 @@ enum {
     SLOT = 256 * 1024, // the main thread writes straight from a slot: one write(2) per slot
     SLOTS = 16,
     INPUT = 256 * 1024,
-    WINDOW_LOG = 27, // as much as zstd's own tool takes without --long; 128 MiB, only if a frame asks
+    WINDOW_LOG = 27, // the limit of zstd's own tool without --long: 128 MiB, which are allocated only if a frame needs them
 };
 
-// Slots [taken, filled) hold data. Both only grow; a slot's index is the number modulo SLOTS.
+// Slots [taken, filled) hold data. Both numbers only grow; the index of a slot is its number modulo SLOTS.
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -36,7 +36,7 @@ static struct {
     unsigned char data[SLOTS][SLOT];
 } ring = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
 
-// The thread's own.
+// Used by the thread only.
 static struct {
     enum compression compression;
     uint64_t max_bytes;
@@ -47,7 +47,7 @@ static struct {
     struct totals totals;
 } source;
 
-static struct inflate_state inflater; // 100 KiB: too much for a stack
+static struct inflate_state inflater; // 100 KiB, too large for a stack
 
 static EVP_MD_CTX *new_hash(void) {
     EVP_MD_CTX *hash = EVP_MD_CTX_new();
@@ -57,7 +57,7 @@ static EVP_MD_CTX *new_hash(void) {
 }
 
 void source_prepare(void) {
-    // No openssl.cnf: it could name providers to load, from files.
+    // Without openssl.cnf, which could name providers to load from files.
     OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
     source.blob_hash = new_hash();
     source.tar_hash = new_hash();
@@ -105,7 +105,7 @@ static bool hand_over(size_t length) {
         return true;
     source.totals.bytes += length;
     if (source.totals.bytes > source.max_bytes)
-        return give_up(LIMIT, 0, NULL, "the layer holds more bytes than allowed (maxBytes)");
+        return give_up(LIMIT, 0, NULL, "the layer has more bytes than maxBytes allows");
     if (source.compression != NONE)
         EVP_DigestUpdate(source.tar_hash, source.out, length);
     pthread_mutex_lock(&ring.lock);
@@ -133,7 +133,7 @@ static bool read_plain(void) {
     }
 }
 
-// Makes at least two bytes of input available, if the blob has them.
+// Makes at least two bytes of input available if the blob has them.
 static bool peek_two(void) {
     while (inflater.avail_in < 2) {
         size_t got;
@@ -184,8 +184,8 @@ static bool inflate_member(void) {
     }
 }
 
-// Members follow each other (RFC 1952, 2.2). After the last, anything that doesn't start with gzip's magic number is
-// ignored, as gzip(1) does with a warning; the blob's digest covers it all the same.
+// A gzip file can have several members (RFC 1952, 2.2). After the last one, bytes that do not start with gzip's magic number are ignored,
+// as by gzip(1), which warns of them. The digest of the blob includes them.
 static bool read_gzip(void) {
     isal_inflate_init(&inflater);
     inflater.next_in = source.input;
@@ -213,7 +213,7 @@ static bool read_zstd(void) {
     ZSTD_DCtx_setParameter(context, ZSTD_d_windowLogMax, WINDOW_LOG);
     ZSTD_inBuffer in = { source.input, 0, 0 };
     ZSTD_outBuffer out = { source.out, SLOT, 0 };
-    size_t missing = 1; // 0 exactly between frames; skippable ones are zstd's own business
+    size_t missing = 1; // 0 exactly between frames; zstd skips skippable frames itself
     for (bool ended = false; !(ended && in.pos == in.size && missing == 0);) {
         if (in.pos == in.size && !ended) {
             if (!read_blob(source.input, INPUT, &in.size))

@@ -5,6 +5,7 @@ import type * as Plan from "../../Plan.ts"
 import type { Options } from "../../RootFs.ts"
 import { type Mapped, mapLayers } from "../ids/allocation.ts"
 import { outside } from "../ids/idMaps.ts"
+import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "../util/mountAttributes.ts"
 import * as check from "../util/validate.ts"
 import { hiddenIn } from "./hidden.ts"
 
@@ -18,9 +19,6 @@ export interface Composed {
 }
 
 const none: ReadonlyArray<Plan.Operation> = []
-
-// Device nodes that an image brings, or a container makes, open nothing.
-const MOUNT_ATTR_NODEV = 0x4
 
 // The merged root has the mode of the writable layer's, so that one is given the image's.
 const modes = new WeakMap<Image, number>()
@@ -44,9 +42,6 @@ const modeOf = (image: Image): number => {
 
 // What a container has of its own, or has to be able to write to.
 const notTheHosts = new Set(["proc", "sys", "dev", "run", "tmp", "root", "lost+found"])
-
-const MOUNT_ATTR_RDONLY = 0x1
-const MOUNT_ATTR_NOSUID = 0x2
 
 /**
  * The host's root for somebody who may not mount it below an overlay, as other mounts are on it which a user namespace must
