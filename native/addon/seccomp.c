@@ -12,9 +12,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-// From 424 on, a system call has the same number on every architecture. No number is as large as this one.
-#define NUMBERS_END 1024
-
 static struct {
     typeof(seccomp_init) *init;
     typeof(seccomp_release) *release;
@@ -118,13 +115,13 @@ static int add_rule(scmp_filter_ctx context, struct reader *reader) {
 
 static int last_known(void) {
     uint32_t native = library.arch_native();
-    for (int number = NUMBERS_END - 1; number > 0; number--) {
+    for (int number = SECCOMP_NUMBERS_END - 1; number > 0; number--) {
         char *name = library.syscall_resolve_num_arch(native, number);
         if (!name) continue;
         free(name);
         return number;
     }
-    return NUMBERS_END;
+    return SECCOMP_NUMBERS_END;
 }
 
 // System calls that are newer than libseccomp fail with ENOSYS, as on a kernel without them, which programs expect. After EPERM, programs
@@ -133,7 +130,7 @@ static int last_known(void) {
 static size_t deny_unknown(struct sock_filter *out) {
     const struct sock_filter head[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
-        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, NUMBERS_END, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, SECCOMP_NUMBERS_END, 2, 0),
         BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, (uint32_t)last_known(), 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SCMP_ACT_ERRNO(ENOSYS)),
     };

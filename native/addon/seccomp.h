@@ -14,8 +14,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// lib/internal/security/seccomp.ts has the same numbers; test/unit/SharedNumbers.test.ts compares the two.
 #define SECCOMP_NAME_MAX 63
 #define SECCOMP_PROGRAM_MAX (4096 * 8) // BPF_MAXINSNS instructions
+// From 424 on, a system call has the same number on every architecture. No number is as large as this one.
+#define SECCOMP_NUMBERS_END 1024
 
 // Writes the program and returns its length in bytes, or -errno with the index of the faulty rule in `rule`: ELIBACC without libseccomp,
 // ENOENT for a system call that libseccomp does not know and that may not be left out, E2BIG for a program that no kernel accepts.

@@ -26,7 +26,7 @@ static struct {
     pthread_cond_t changed;
     uint64_t filled, taken;
     bool ended;
-    struct {
+    struct source_failure {
         bool set;
         enum kind kind;
         int error;
@@ -34,7 +34,7 @@ static struct {
     } failure;
     size_t length[SLOTS];
     unsigned char data[SLOTS][SLOT];
-} ring = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+} ring = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
 // Used by the thread only.
 static struct {
@@ -70,11 +70,7 @@ void source_prepare(void) {
 
 static bool give_up(enum kind kind, int error, const char *call, const char *message) {
     pthread_mutex_lock(&ring.lock);
-    ring.failure.set = true;
-    ring.failure.kind = kind;
-    ring.failure.error = error;
-    ring.failure.call = call;
-    ring.failure.message = message;
+    ring.failure = (struct source_failure){.set = true, .kind = kind, .error = error, .call = call, .message = message};
     pthread_mutex_unlock(&ring.lock);
     return false;
 }
@@ -82,11 +78,8 @@ static bool give_up(enum kind kind, int error, const char *call, const char *mes
 // One read of the blob into `buffer`; *got is 0 at its end.
 static bool read_blob(unsigned char *buffer, size_t size, size_t *got) {
     ssize_t n;
-    do
-        n = read(STDIN_FILENO, buffer, size);
-    while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return give_up(IO, errno, "read", "cannot read the blob");
+    while ((n = read(STDIN_FILENO, buffer, size)) < 0 && errno == EINTR) continue;
+    if (n < 0) return give_up(IO, errno, "read", "cannot read the blob");
     EVP_DigestUpdate(source.blob_hash, buffer, (size_t)n);
     *got = (size_t)n;
     return true;
@@ -94,20 +87,17 @@ static bool read_blob(unsigned char *buffer, size_t size, size_t *got) {
 
 static void wait_for_slot(void) {
     pthread_mutex_lock(&ring.lock);
-    while (ring.filled - ring.taken == SLOTS)
-        pthread_cond_wait(&ring.changed, &ring.lock);
+    while (ring.filled - ring.taken == SLOTS) pthread_cond_wait(&ring.changed, &ring.lock);
     source.out = ring.data[ring.filled % SLOTS];
     pthread_mutex_unlock(&ring.lock);
 }
 
 static bool hand_over(size_t length) {
-    if (length == 0)
-        return true;
+    if (length == 0) return true;
     source.totals.bytes += length;
     if (source.totals.bytes > source.max_bytes)
         return give_up(LIMIT, 0, NULL, "the layer has more bytes than maxBytes allows");
-    if (source.compression != NONE)
-        EVP_DigestUpdate(source.tar_hash, source.out, length);
+    if (source.compression != NONE) EVP_DigestUpdate(source.tar_hash, source.out, length);
     pthread_mutex_lock(&ring.lock);
     ring.length[ring.filled % SLOTS] = length;
     ring.filled++;
@@ -120,14 +110,11 @@ static bool hand_over(size_t length) {
 static bool read_plain(void) {
     size_t length = 0, got;
     for (;;) {
-        if (!read_blob(source.out + length, SLOT - length, &got))
-            return false;
+        if (!read_blob(source.out + length, SLOT - length, &got)) return false;
         length += got;
-        if (got == 0)
-            return hand_over(length);
+        if (got == 0) return hand_over(length);
         if (length == SLOT) {
-            if (!hand_over(length))
-                return false;
+            if (!hand_over(length)) return false;
             length = 0;
         }
     }
@@ -139,10 +126,8 @@ static bool peek_two(void) {
         size_t got;
         memmove(source.input, inflater.next_in, inflater.avail_in);
         inflater.next_in = source.input;
-        if (!read_blob(source.input + inflater.avail_in, INPUT - inflater.avail_in, &got))
-            return false;
-        if (got == 0)
-            return true;
+        if (!read_blob(source.input + inflater.avail_in, INPUT - inflater.avail_in, &got)) return false;
+        if (got == 0) return true;
         inflater.avail_in += (uint32_t)got;
     }
     return true;
@@ -153,29 +138,22 @@ static bool inflate_member(void) {
     for (;;) {
         if (inflater.avail_in == 0 && !ended) {
             size_t got;
-            if (!read_blob(source.input, INPUT, &got))
-                return false;
+            if (!read_blob(source.input, INPUT, &got)) return false;
             inflater.next_in = source.input;
             inflater.avail_in = (uint32_t)got;
             ended = got == 0;
         }
         switch (isal_inflate(&inflater)) {
         case ISAL_DECOMP_OK:
-        case ISAL_END_INPUT:
-            break;
+        case ISAL_END_INPUT: break;
         case ISAL_INVALID_WRAPPER:
-        case ISAL_UNSUPPORTED_METHOD:
-            return give_up(CORRUPT, 0, NULL, "not gzip data");
-        case ISAL_INCORRECT_CHECKSUM:
-            return give_up(CORRUPT, 0, NULL, "gzip checksum mismatch");
-        default:
-            return give_up(CORRUPT, 0, NULL, "invalid gzip data");
+        case ISAL_UNSUPPORTED_METHOD: return give_up(CORRUPT, 0, NULL, "not gzip data");
+        case ISAL_INCORRECT_CHECKSUM: return give_up(CORRUPT, 0, NULL, "gzip checksum mismatch");
+        default: return give_up(CORRUPT, 0, NULL, "invalid gzip data");
         }
-        if (inflater.block_state == ISAL_BLOCK_FINISH)
-            return true;
+        if (inflater.block_state == ISAL_BLOCK_FINISH) return true;
         if (inflater.avail_out == 0) {
-            if (!hand_over(SLOT))
-                return false;
+            if (!hand_over(SLOT)) return false;
             inflater.next_out = source.out;
             inflater.avail_out = SLOT;
         } else if (ended && inflater.avail_in == 0) {
@@ -194,53 +172,39 @@ static bool read_gzip(void) {
     do {
         isal_inflate_reset(&inflater); // leaves next_in and next_out alone
         inflater.crc_flag = ISAL_GZIP;
-        if (!inflate_member() || !peek_two())
-            return false;
+        if (!inflate_member() || !peek_two()) return false;
     } while (inflater.avail_in >= 2 && inflater.next_in[0] == 0x1f && inflater.next_in[1] == 0x8b);
-    if (!hand_over(SLOT - inflater.avail_out))
-        return false;
-    for (size_t got = 1; got > 0;) {
-        if (!read_blob(source.input, INPUT, &got))
-            return false;
-    }
+    if (!hand_over(SLOT - inflater.avail_out)) return false;
+    for (size_t got = 1; got > 0;)
+        if (!read_blob(source.input, INPUT, &got)) return false;
     return true;
 }
 
 static bool read_zstd(void) {
     ZSTD_DCtx *context = ZSTD_createDCtx();
-    if (context == NULL)
-        return give_up(LIMIT, ENOMEM, NULL, "no memory for zstd");
+    if (context == NULL) return give_up(LIMIT, ENOMEM, NULL, "no memory for zstd");
     ZSTD_DCtx_setParameter(context, ZSTD_d_windowLogMax, WINDOW_LOG);
-    ZSTD_inBuffer in = { source.input, 0, 0 };
-    ZSTD_outBuffer out = { source.out, SLOT, 0 };
+    ZSTD_inBuffer in = {source.input, 0, 0};
+    ZSTD_outBuffer out = {source.out, SLOT, 0};
     size_t missing = 1; // 0 exactly between frames; zstd skips skippable frames itself
     for (bool ended = false; !(ended && in.pos == in.size && missing == 0);) {
         if (in.pos == in.size && !ended) {
-            if (!read_blob(source.input, INPUT, &in.size))
-                return false;
+            if (!read_blob(source.input, INPUT, &in.size)) return false;
             in.pos = 0;
             ended = in.size == 0;
-            if (ended)
-                continue;
+            if (ended) continue;
         }
         missing = ZSTD_decompressStream(context, &out, &in);
         switch (ZSTD_getErrorCode(missing)) {
-        case ZSTD_error_no_error:
-            break;
-        case ZSTD_error_frameParameter_windowTooLarge:
-            return give_up(LIMIT, 0, NULL, "the zstd window is larger than 128 MiB");
-        case ZSTD_error_memory_allocation:
-            return give_up(LIMIT, ENOMEM, NULL, "no memory for the zstd window");
-        case ZSTD_error_prefix_unknown:
-            return give_up(CORRUPT, 0, NULL, "not zstd data");
-        case ZSTD_error_checksum_wrong:
-            return give_up(CORRUPT, 0, NULL, "zstd checksum mismatch");
-        default:
-            return give_up(CORRUPT, 0, NULL, "invalid zstd data");
+        case ZSTD_error_no_error: break;
+        case ZSTD_error_frameParameter_windowTooLarge: return give_up(LIMIT, 0, NULL, "the zstd window is larger than 128 MiB");
+        case ZSTD_error_memory_allocation: return give_up(LIMIT, ENOMEM, NULL, "no memory for the zstd window");
+        case ZSTD_error_prefix_unknown: return give_up(CORRUPT, 0, NULL, "not zstd data");
+        case ZSTD_error_checksum_wrong: return give_up(CORRUPT, 0, NULL, "zstd checksum mismatch");
+        default: return give_up(CORRUPT, 0, NULL, "invalid zstd data");
         }
         if (out.pos == out.size) {
-            if (!hand_over(SLOT))
-                return false;
+            if (!hand_over(SLOT)) return false;
             out.dst = source.out;
             out.pos = 0;
         } else if (ended && missing != 0) {
@@ -252,12 +216,11 @@ static bool read_zstd(void) {
 }
 
 static void *run(void *unused) {
-    static bool (*const readers[])(void) = { [NONE] = read_plain, [GZIP] = read_gzip, [ZSTD] = read_zstd };
+    static bool (*const readers[])(void) = {[NONE] = read_plain, [GZIP] = read_gzip, [ZSTD] = read_zstd};
     wait_for_slot();
     if (readers[source.compression]()) {
         EVP_DigestFinal_ex(source.blob_hash, source.totals.digest, NULL);
-        if (source.compression == NONE)
-            memcpy(source.totals.diffid, source.totals.digest, sizeof source.totals.diffid);
+        if (source.compression == NONE) memcpy(source.totals.diffid, source.totals.digest, sizeof source.totals.diffid);
         else
             EVP_DigestFinal_ex(source.tar_hash, source.totals.diffid, NULL);
     }
@@ -272,8 +235,7 @@ void source_start(enum compression compression, uint64_t max_bytes) {
     source.compression = compression;
     source.max_bytes = max_bytes;
     int error = pthread_create(&source.thread, NULL, run, NULL);
-    if (error != 0)
-        fail(CONFINE, error, "pthread_create", NULL, "cannot start the reader");
+    if (error != 0) fail(CONFINE, error, "pthread_create", NULL, "cannot start the reader");
 }
 
 size_t source_next(const void **data) {
@@ -283,8 +245,7 @@ size_t source_next(const void **data) {
         ring.taken++;
         pthread_cond_signal(&ring.changed);
     }
-    while (ring.filled == ring.taken && !ring.ended)
-        pthread_cond_wait(&ring.changed, &ring.lock);
+    while (ring.filled == ring.taken && !ring.ended) pthread_cond_wait(&ring.changed, &ring.lock);
     holding = ring.filled != ring.taken;
     size_t length = 0;
     if (holding) {
@@ -299,8 +260,7 @@ size_t source_next(const void **data) {
 
 struct totals source_finish(void) {
     const void *data;
-    while (source_next(&data) > 0)
-        ;
+    while (source_next(&data) > 0) ;
     pthread_join(source.thread, NULL);
     return source.totals;
 }

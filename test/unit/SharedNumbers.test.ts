@@ -3,6 +3,7 @@ import { describe, test } from "node:test"
 import { Plan } from "../../lib/index.ts"
 import { changes } from "../../lib/internal/files/namespaceRoot.ts"
 import { flags } from "../../lib/internal/ids/namespaceFlags.ts"
+import * as seccomp from "../../lib/internal/security/seccomp.ts"
 import { operations } from "../../lib/internal/supervisor/operations.ts"
 import * as protocol from "../../lib/internal/supervisor/protocol.ts"
 import * as addon from "../../lib/internal/system/addon.ts"
@@ -53,6 +54,15 @@ describe("C and TypeScript agree", { skip: process.platform === "linux" ? false 
     )
     assert.deepEqual([...namesIn("addon/as_root.h", /\bCHANGE_\w+/g)], Object.keys(expected))
     checkValues(["addon/as_root.h"], expected)
+  })
+
+  test("on the limits of a seccomp program", () => {
+    const expected = numbersOf(seccomp, /^SECCOMP_(?:NAME_MAX|PROGRAM_MAX|NUMBERS_END)$/)
+    assert.deepEqual(
+      [...namesIn("addon/seccomp.h", /(?<=#define )SECCOMP_\w+/g)].sort(),
+      Object.keys(expected).sort()
+    )
+    checkValues(["addon/seccomp.h"], expected)
   })
 
   test("on errno", () => {

@@ -20,6 +20,9 @@ export interface Composed {
 
 const none: ReadonlyArray<Plan.Operation> = []
 
+// The device nodes of an image, and those that a container makes, cannot be opened.
+const attributes = MOUNT_ATTR_NODEV
+
 // The merged root has the mode of the writable layer's, so that one is given the image's.
 const modes = new WeakMap<Image, number>()
 
@@ -106,7 +109,7 @@ export const compose = (
     const tmpfs = ["mode=0755", ...(size === undefined ? [] : [`size=${size}`])]
     return {
       scratch: [],
-      mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes: MOUNT_ATTR_NODEV },
+      mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes },
       content: [...(bound ? hostFolders() : none), ...masked],
       upper: undefined
     }
@@ -119,7 +122,7 @@ export const compose = (
       { op: "scratch", path: upper, mode },
       { op: "scratch", path: work, mode: 0o700 }
     ],
-    mount: { op: "overlay", lower, upper, work, options: overlay, attributes: MOUNT_ATTR_NODEV },
+    mount: { op: "overlay", lower, upper, work, options: overlay, attributes },
     content: masked,
     upper
   }

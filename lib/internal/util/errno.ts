@@ -92,12 +92,13 @@ export const ECONNRESET = table.ECONNRESET[0]
 export const ETIMEDOUT = table.ETIMEDOUT[0]
 
 const advice: Readonly<Record<number, string>> = {
-  [ENFILE]: "The machine has as many files open as fs.file-max allows: close some, or raise it with sysctl",
+  [ENFILE]:
+    "This machine has reached its limit of open files (fs.file-max): close some, or raise it with sysctl",
   [EMFILE]:
-    "This program, or its supervisor, has as many files open as its limit allows: close what is not used any more, or raise the limit (ulimit -n, or LimitNOFILE in a unit of systemd)",
+    "This program or its supervisor has reached its limit of open files: close those that are no longer used, or raise the limit (ulimit -n, or LimitNOFILE in a unit of systemd)",
   [table.ETOOMANYREFS[0]]:
-    "The processes of this user, which those in its containers are, send as many open files to each other as the limit of open files allows: end what does, or raise the limit (ulimit -n)"
+    "The processes of this user, including those in its containers, have reached the limit of open files in messages that nobody has read: end the processes that send them, or raise the limit of open files (ulimit -n)"
 }
 
-/** What to do about it, whatever has failed with it: it is a limit of the machine's or of the program's. */
+/** What to do about a limit of the machine or of the program, whichever operation has reached it. */
 export const adviceOf = (errno: number): string | undefined => advice[errno]
