@@ -46,7 +46,7 @@ const inChild = (
   { op: "session" },
   { op: "stdio", stdin: null, stdout: null, stderr: null },
   ...between,
-  { op: "self", arguments: ["berth-hold"], environment: [] }
+  { op: "exec-self", arguments: ["berth-hold"], environment: [] }
 ]
 
 const needed: ReadonlyArray<Kind> = ["mount", "pid", "uts", "ipc", "network", "cgroup"]

@@ -11,14 +11,16 @@ import { defaultReadonlyPaths, type Limit } from "../../Security.ts"
 import { emptyFolder, flags } from "../ids/namespaceFlags.ts"
 import type { Filter } from "../security/seccomp.ts"
 import { defaultPath } from "../util/defaultPath.ts"
+import {
+  MOUNT_ATTR_NODEV,
+  MOUNT_ATTR_NOEXEC,
+  MOUNT_ATTR_NOSUID,
+  MOUNT_ATTR_RDONLY
+} from "../util/mountAttributes.ts"
 import type { User } from "./passwd.ts"
 
 type Operation = Plan.Operation
 
-const MOUNT_ATTR_RDONLY = 0x1
-const MOUNT_ATTR_NOSUID = 0x2
-const MOUNT_ATTR_NODEV = 0x4
-const MOUNT_ATTR_NOEXEC = 0x8
 const NO_SUID_DEV = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 const NO_SUID_DEV_EXEC = NO_SUID_DEV | MOUNT_ATTR_NOEXEC
 
@@ -218,7 +220,7 @@ const fork = constant({ op: "fork" })
 const controllingTerminal = constant({ op: "controlling-terminal" })
 const keyring = constant({ op: "keyring" })
 const loopback = constant({ op: "loopback" })
-const root = constant({ op: "root" })
+const root = constant({ op: "attach-root" })
 const pivot = constant({ op: "pivot" })
 const readonlyRoot = constant({ op: "root-readonly" })
 const noNewPrivileges = constant({ op: "no-new-privileges" })
@@ -306,7 +308,7 @@ const takeProc = (process: Process, { folder }: Surroundings): ReadonlyArray<Ope
   process.joined
     .filter(({ kinds }) => kinds.includes("pid"))
     .map(({ descriptor }) => ({
-      op: "proc-of",
+      op: "take-proc",
       process: descriptor,
       paths: ["/proc", "/", emptyFolder(folder)]
     }))
@@ -400,7 +402,7 @@ const execute = (process: Process, before: ReadonlyArray<Operation>): ReadonlyAr
   return [
     ...before,
     process.init
-      ? { op: "self", arguments: init, environment }
+      ? { op: "exec-self", arguments: init, environment }
       : { op: "exec", program: null, paths, arguments: process.arguments, environment }
   ]
 }

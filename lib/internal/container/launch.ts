@@ -168,7 +168,7 @@ const explainProcess =
     if (error._tag !== "OperationFailed") return error
     const command = launch.settings.arguments[0]!
     const operation = plan.operations[error.index]
-    if (operation?.op === "exec" || operation?.op === "self") {
+    if (operation?.op === "exec" || operation?.op === "exec-self") {
       const reason =
         error.errno === ENOENT ? "NotFound" : error.errno === E2BIG ? "ArgumentsTooLong" : "NotExecutable"
       const searched = searchPath(command, launch.settings.environment)

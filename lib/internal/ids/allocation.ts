@@ -98,7 +98,7 @@ export const acquire = (userns: NonNullable<StartOptions["userns"]>, berth: Bert
 
 /** Keeps the lock for as long as the unit is there. */
 export const hold = ({ lock }: Mapped): ReadonlyArray<Plan.Operation> =>
-  lock < 0 ? [] : [{ op: "hold", descriptor: "ids" }]
+  lock < 0 ? [] : [{ op: "keep-open", descriptor: "ids" }]
 
 /** For the layers of a root. The ids are nobody else's until all that has been written with them is gone. */
 export const mapLayers = (mapped: Mapped): ReadonlyArray<Plan.Operation> => [
