@@ -47,6 +47,7 @@ const targets = {
       "supervisor/unit.c",
       "supervisor/child.c",
       "supervisor/mount.c",
+      "supervisor/netlink.c",
       "supervisor/network.c",
       "supervisor/nodes.c",
       "supervisor/init.c",

@@ -1,6 +1,7 @@
 #include "child.h"
 #include "../common/descriptor.h"
 #include "mount.h"
+#include "netlink.h"
 #include "pid_namespace.h"
 #include "privilege.h"
 #include "../common/syscalls.h"
@@ -161,19 +162,13 @@ static int loopback_up(struct failure *failure) {
     return ioctl(fd, SIOCSIFFLAGS, &interface) < 0 ? fail(failure, "ioctl") : 0;
 }
 
-// Makes a connection to loopback inside this network namespace, and sends it out of the container.
-static int connect_out(const struct child *child, const struct operation *operation, struct failure *failure) {
-    in_port_t port = htons((uint16_t)operation->connect.port.i);
-    const struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = port, .sin_addr = {htonl(INADDR_LOOPBACK)}};
-    const struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = port, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
-    bool is_v6 = operation->connect.ip_version.i == 6;
-    cleanup_close int fd = socket(is_v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) return fail(failure, "socket");
-    int status = is_v6 ? connect(fd, (const struct sockaddr *)&v6, sizeof v6) : connect(fd, (const struct sockaddr *)&v4, sizeof v4);
-    if (status < 0) return fail(failure, "connect");
-    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0) return fail(failure, "fcntl");
-    if (descriptor_send(descriptor(child, &operation->connect.socket), "", 1, fd) < 0) return fail(failure, "sendmsg");
-    _exit(0);
+// Messages to another network namespace name this process, whose namespace an interface moves to. A process in a user namespace of
+// its own has no rights over the other one: the supervisor sends them for it, with its id maps.
+static int send_netlink(const struct child *child, const struct operation *operation, struct failure *failure) {
+    const union field *messages = &operation->netlink.messages;
+    if (operation->netlink.socket.fd == NO_FD) return netlink_request_here((void *)messages->b.bytes, messages->b.length, failure);
+    if (child->netlink_sent) return 0;
+    return netlink_request(descriptor(child, &operation->netlink.socket), (void *)messages->b.bytes, messages->b.length, operation->netlink.pid_at.i, getpid(), failure);
 }
 
 // Through a procfs of its own that is attached nowhere, never through the container's /proc, where anything may be mounted
@@ -321,7 +316,7 @@ static int perform(struct state *state, const struct operation *o) {
     case OP_NO_NEW_PRIVILEGES: return privilege_no_new_privileges(failure);
     case OP_SECCOMP: return privilege_seccomp(o, o->seccomp.listener.fd == NO_FD ? -1 : child->descriptors[o->seccomp.listener.fd], failure);
     case OP_EXEC: return execute(child, o, failure);
-    case OP_CONNECT: return connect_out(child, o, failure);
+    case OP_NETLINK: return send_netlink(child, o, failure);
     case OP_EXEC_SELF: return execute_self(child, o, failure);
     default: return fail_with(failure, "plan", EINVAL);
     }
