@@ -72,7 +72,7 @@ export type OperationName = keyof Table
  * - `seccomp` has a BPF program and the flags of seccomp(2). The listener of a program that notifies is sent to `listener`.
  * - `terminal` opens a pty of the container's devpts, pts(4), and sends its master to `socket`.
  * - `exec`: execve(2) of the first of `paths` that exists. `exec-self` executes the supervisor's own program, which holds
- *   namespaces open or is a container's init. `connect` sends a connection to loopback to `socket`; `ipVersion` is 4 or 6.
+ *   namespaces open or is a container's init.
  *
  * @since 0.1.0
  * @category models
