@@ -20,9 +20,9 @@ const inits = process.env.BERTH_NATIVE?.includes("sanitize") === true ? [false] 
 
 const supervisor = () => programPath("berth-supervisor")
 
-suite("what broke other runtimes", (effect, folder) => {
+suite("attacks that broke other runtimes", (effect, folder) => {
   effect(
-    "CVE-2019-5736: a container that executes /proc/self/exe gets nothing of the supervisor to run or to write",
+    "CVE-2019-5736: a container that executes /proc/self/exe cannot run or change the supervisor",
     function* () {
       const before = sha256(supervisor())
       const image = yield* evil("5736", (root) => {
@@ -42,7 +42,7 @@ suite("what broke other runtimes", (effect, folder) => {
   )
 
   effect(
-    "CVE-2019-5736: nothing that comes into a container can be opened for writing by it",
+    "CVE-2019-5736: a container cannot open the program of a process that joins it for writing",
     function* () {
       const before = sha256(supervisor())
       const image = yield* evil("5736-exec", () => {})
@@ -66,7 +66,7 @@ suite("what broke other runtimes", (effect, folder) => {
   )
 
   effect(
-    "CVE-2016-9962: a process that joins a container cannot be looked into by it",
+    "CVE-2016-9962: a container cannot read the descriptors or the environment of a process that joins it",
     function* () {
       const image = yield* evil("9962", () => {})
       const script =
@@ -82,28 +82,31 @@ suite("what broke other runtimes", (effect, folder) => {
     { skip }
   )
 
-  effect("CVE-2024-21626: no descriptor of this program or the supervisor is a working folder", function* () {
-    const image = yield* Image.host
-    const container = yield* Container.start(image, { command: ["sleep", "1000"] })
-    yield* Effect.acquireRelease(
-      Effect.sync(() => Array.from({ length: 20 }, () => fs.openSync("/", "r"))),
-      (leaked) => Effect.sync(() => leaked.map((fd) => fs.closeSync(fd)))
-    )
-    for (let fd = 3; fd <= 40; fd++) {
-      for (const cwd of [`/proc/self/fd/${fd}`, `/proc/self/fd/${fd}/..`, `/dev/fd/${fd}`]) {
-        for (const attempt of [
-          Container.run(image, { command: ["true"], cwd }),
-          Container.exec(container, ["true"], { cwd })
-        ]) {
-          const error = yield* failure("CommandFailed", attempt)
-          assert.equal(error.reason, "WorkingDirectory", cwd)
+  effect(
+    "CVE-2024-21626: a descriptor of the program or the supervisor cannot be a working directory",
+    function* () {
+      const image = yield* Image.host
+      const container = yield* Container.start(image, { command: ["sleep", "1000"] })
+      yield* Effect.acquireRelease(
+        Effect.sync(() => Array.from({ length: 20 }, () => fs.openSync("/", "r"))),
+        (leaked) => Effect.sync(() => leaked.map((fd) => fs.closeSync(fd)))
+      )
+      for (let fd = 3; fd <= 40; fd++) {
+        for (const cwd of [`/proc/self/fd/${fd}`, `/proc/self/fd/${fd}/..`, `/dev/fd/${fd}`]) {
+          for (const attempt of [
+            Container.run(image, { command: ["true"], cwd }),
+            Container.exec(container, ["true"], { cwd })
+          ]) {
+            const error = yield* failure("CommandFailed", attempt)
+            assert.equal(error.reason, "WorkingDirectory", cwd)
+          }
         }
       }
     }
-  })
+  )
 
   effect(
-    "CVE-2024-21626: a working folder that is a link to a descriptor is none either",
+    "CVE-2024-21626: a working directory that is a link to a descriptor is refused",
     function* () {
       const image = yield* evil("21626", (root) => {
         for (let fd = 3; fd <= 20; fd++) fs.symlinkSync(`/proc/self/fd/${fd}`, `${root}/fd${fd}`)
@@ -119,7 +122,7 @@ suite("what broke other runtimes", (effect, folder) => {
   )
 
   effect(
-    "CVE-2022-29162, CVE-2022-27649, CVE-2022-27650: nothing is inheritable, in run and in exec, whoever the user is",
+    "CVE-2022-29162, CVE-2022-27649, CVE-2022-27650: run and exec give no inheritable capabilities, whatever the user",
     function* () {
       const image = yield* Image.host
       const container = yield* Container.start(image, { command: ["sleep", "1000"] })
@@ -143,7 +146,7 @@ suite("what broke other runtimes", (effect, folder) => {
     ["a link to nowhere", "/no/where"]
   ] as const) {
     effect(
-      `CVE-2025-31133: /dev/null of the image as ${name} masks nothing`,
+      `CVE-2025-31133: masked paths stay masked where the image's /dev/null is ${name}`,
       function* () {
         const before = fs.readFileSync("/proc/sys/kernel/core_pattern", "utf8")
         const image = yield* evil(`31133-${target.replaceAll("/", "-")}`, (root) => {
@@ -161,7 +164,7 @@ suite("what broke other runtimes", (effect, folder) => {
   }
 
   effect(
-    "CVE-2025-52565: /dev/console and /dev/pts of the image as links lead nowhere",
+    "CVE-2025-52565: links at the image's /dev/console and /dev/pts are not followed to the host",
     function* () {
       const host = `${folder()}/host-52565`
       fs.mkdirSync(host, { recursive: true })
@@ -181,7 +184,7 @@ suite("what broke other runtimes", (effect, folder) => {
 
   for (const where of ["/dev", "/proc", "/sys"]) {
     effect(
-      `CVE-2026-41579, CVE-2026-47766, CVE-2019-16884: ${where} of the image as a link to a host folder leaves that folder empty`,
+      `CVE-2026-41579, CVE-2026-47766, CVE-2019-16884: a link at the image's ${where} to a host folder leaves that folder empty`,
       function* () {
         const name = `41579${where.replace("/", "-")}`
         const host = `${folder()}/host-${name}`
@@ -199,7 +202,7 @@ suite("what broke other runtimes", (effect, folder) => {
   }
 
   effect(
-    "CVE-2019-16884: /proc of the image as a link inside it is refused or masked as ever",
+    "CVE-2019-16884: an image whose /proc is a link is refused",
     function* () {
       const before = fs.readFileSync("/proc/sys/kernel/panic", "utf8")
       const image = yield* evil("16884", (root) => {
@@ -215,7 +218,7 @@ suite("what broke other runtimes", (effect, folder) => {
   )
 
   effect(
-    "CVE-2021-30465: a mount's target is never outside the root, through links or dots",
+    "CVE-2021-30465: a mount's target stays inside the root through links and dots",
     function* () {
       const host = `${folder()}/host-30465`
       fs.mkdirSync(host, { recursive: true })
@@ -234,7 +237,7 @@ suite("what broke other runtimes", (effect, folder) => {
   )
 
   effect(
-    "CVE-2026-30892, CVE-2024-40635: a user is a name, or a number that is one, and nothing that wraps around to root",
+    "CVE-2026-30892, CVE-2024-40635: a user id that is malformed or too large is refused, and none wraps around to root",
     function* () {
       const image = yield* evil("30892", (root) => {
         fs.appendFileSync(`${root}/etc/passwd`, "wide:x:4294967296:0::/:/bin/sh\nminus:x:-1:0::/:/bin/sh\n")
@@ -281,7 +284,7 @@ suite("what broke other runtimes", (effect, folder) => {
   )
 
   effect(
-    "a container that makes an exec in it wait holds up that exec, and no other container",
+    "a container that blocks an exec in it blocks no other container",
     function* () {
       const image = yield* Image.host
       // A lease holds up whoever opens the file, until its owner gives way or 45 seconds are over (fcntl(2)).
@@ -300,20 +303,17 @@ suite("what broke other runtimes", (effect, folder) => {
     { skip: fs.existsSync("/usr/bin/perl") ? false : "no perl: apt-get install perl-base" }
   )
 
-  effect(
-    "a container's first process sees nothing of the host's files by any process of its own",
-    function* () {
-      const marker = `${folder()}/only-on-the-host`
-      fs.writeFileSync(marker, "x")
-      const { supervisor: running } = yield* Berth.Berth
-      const image = yield* Image.host
-      const script = `for p in /proc/[0-9]*; do ls $p/root${marker} $p/cwd${marker} 2>/dev/null; done; ls -d /proc/${running.pid} 2>/dev/null; echo done`
-      const { stdout } = yield* Container.run(image, {
-        command: ["sh", "-c", script],
-        mounts: [{ type: "tmpfs", target: fs.realpathSync(tmpdir()) }]
-      })
-      assert.equal(stdout, "done\n")
-      assert.ok(isAlive(running.pid))
-    }
-  )
+  effect("a container reaches no file of the host through the processes in its /proc", function* () {
+    const marker = `${folder()}/only-on-the-host`
+    fs.writeFileSync(marker, "x")
+    const { supervisor: running } = yield* Berth.Berth
+    const image = yield* Image.host
+    const script = `for p in /proc/[0-9]*; do ls $p/root${marker} $p/cwd${marker} 2>/dev/null; done; ls -d /proc/${running.pid} 2>/dev/null; echo done`
+    const { stdout } = yield* Container.run(image, {
+      command: ["sh", "-c", script],
+      mounts: [{ type: "tmpfs", target: fs.realpathSync(tmpdir()) }]
+    })
+    assert.equal(stdout, "done\n")
+    assert.ok(isAlive(running.pid))
+  })
 })

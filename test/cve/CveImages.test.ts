@@ -10,7 +10,7 @@ import { file, folder, symlink, tar } from "../support/tar.ts"
 import { binary, check, env, parse } from "../support/unpack.ts"
 
 check(
-  "CVE-2025-47290: a folder of the layer that is swapped for a link meanwhile leads nothing out of it",
+  "CVE-2025-47290: a folder that is swapped for a link during the unpack leads no file out of the layer",
   async (place) => {
     const outside = `${place.base}/outside`
     const layer = `${place.base}/racing`

@@ -42,9 +42,9 @@ const swapping = (folder: string, target: string) =>
       })
   )
 
-suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
+suite("attacks on mounts and /proc that broke other runtimes", (effect, folder) => {
   effect(
-    "CVE-2019-19921, CVE-2023-27561, CVE-2023-28642: a parameter is set in the kernel where /proc of the image is a folder with files of its own",
+    "CVE-2019-19921, CVE-2023-27561, CVE-2023-28642: a sysctl is set in the kernel, not in a file of the image's /proc",
     function* () {
       const image = yield* evil("19921-folder", (root) => makeDecoy(`${root}/proc`))
       const box = yield* Container.start(image, {
@@ -57,7 +57,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   )
 
   effect(
-    "CVE-2019-19921, CVE-2023-27561, CVE-2023-28642: /proc of the image as a link to a folder of it is refused",
+    "CVE-2019-19921, CVE-2023-27561, CVE-2023-28642: an image whose /proc is a link to a folder of its own is refused",
     function* () {
       const image = yield* evil("19921-link", (root) => {
         makeDecoy(`${root}/elsewhere`)
@@ -72,7 +72,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   )
 
   effect(
-    "CVE-2019-16884, CVE-2025-52881: a mount over /proc takes no parameter away from the kernel, and gives none to a file",
+    "CVE-2019-16884, CVE-2025-52881: a sysctl is set in the kernel where a mount covers /proc",
     function* () {
       const image = yield* evil("16884-mounted", () => {})
       const decoy = `${folder()}/decoy`
@@ -91,7 +91,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   )
 
   effect(
-    "CVE-2021-30465, CVE-2024-45310: while a shared folder is swapped for a link, nothing is mounted or made outside of it",
+    "CVE-2021-30465, CVE-2024-45310: a shared folder that is swapped for a link leads no mount or folder out of it",
     function* () {
       const volume = `${folder()}/volume`
       const host = `${folder()}/host-30465`
@@ -117,7 +117,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   )
 
   effect(
-    "CVE-2021-43784: what is too long for its field is refused, or arrives whole, and becomes no other field",
+    "CVE-2021-43784: a value of more than 65536 bytes is refused or arrives whole, and never overflows into another field",
     function* () {
       const image = yield* evil("43784", () => {})
       const own = ["sh", "-c", "readlink /proc/self/ns/user; readlink /proc/self/ns/net"]
@@ -151,7 +151,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   )
 
   effect(
-    "CVE-2025-52565: the terminal's own device is attached, not what the image has at its place",
+    "CVE-2025-52565: a terminal is attached to its own device, not to the image's links in /dev",
     function* () {
       const host = `${folder()}/host-52565-terminal`
       fs.mkdirSync(host, { recursive: true })
@@ -179,7 +179,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   // and cache paths as text from an image's instructions. Berth executes no such instructions, and a mount is a value with
   // a field for each option: what is left of them is that no text adds an option.
   effect(
-    "CVE-2024-9407, CVE-2024-11218: a mount's text adds no option and changes no source",
+    "CVE-2024-9407, CVE-2024-11218: the text of a mount's fields adds no option and changes no source",
     function* () {
       const image = yield* evil("9407", () => {})
       const run = (mount: Mount.Mount) =>

@@ -49,9 +49,9 @@ const inherited = Effect.gen(function* () {
 
 const whyNoScript = fs.existsSync("/usr/bin/script") ? false : "no script(1): apt-get install bsdutils"
 
-suite("what a container can reach", (effect, folder) => {
+suite("reach of a container", (effect, folder) => {
   effect(
-    "CVE-2016-9962: a process that joins a container cannot be traced by it, nor its memory be written",
+    "CVE-2016-9962: a container cannot trace a process that joins it, nor write its memory",
     function* () {
       const capabilities = { add: ["SYS_PTRACE"] } as const
       const box = yield* Container.start(yield* attackImage, {
@@ -72,7 +72,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "the kernel's parameters and devices: nothing in /sys, and in /proc nothing that is not a process's own, can be written",
+    "a container cannot write to /sys, nor to /proc except files of processes",
     function* () {
       const before = fs.readFileSync("/proc/sys/kernel/core_pattern", "utf8")
       for (const options of [{}, { namespaces: { user: "new" } }] as const) {
@@ -110,7 +110,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "core_pattern: what crashes in a container is handed to no program of the container's choice",
+    "a container cannot choose the program that core_pattern runs for a crash",
     function* () {
       const image = yield* attackImage
       const marker = `${folder()}/crashed`
@@ -123,7 +123,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "keyrings: a container has no keys of another container, nor of an earlier exec",
+    "a container has no keys of another container or of an earlier exec in its keyrings",
     function* () {
       const program = yield* onHost
       const control = yield* Effect.promise(() =>
@@ -153,7 +153,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "abstract sockets are of the network namespace: only who shares it gets there",
+    "an abstract socket is reachable only from its own network namespace",
     function* () {
       const name = `berth-test-${process.pid}`
       const program = yield* onHost
@@ -184,7 +184,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "netlink shows a container its own loopback and no link of the host's, and lets it change neither",
+    "netlink shows a container only its own loopback, and does not let it change the host's links",
     function* () {
       const words = ["links", "set-link"]
       const links = Object.keys(os.networkInterfaces())
@@ -204,7 +204,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "CVE-2017-5226, and keyrings: the terminal that a container has of its starter cannot be typed into, nor its keys be had",
+    "CVE-2017-5226: a container cannot type into its starter's terminal, nor read its starter's keys",
     function* () {
       const { came, said } = yield* inherited
       // EIO is the kernel's own answer to everybody, where dev.tty.legacy_tiocsti is 0 (Linux 6.2).
@@ -216,7 +216,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "CVE-2023-25809: no cgroup of the host is there to be written, with and without a user namespace",
+    "CVE-2023-25809: a container sees no cgroup of the host, with and without a user namespace",
     function* () {
       const image = yield* attackImage
       const script =

@@ -84,7 +84,7 @@ const withEver = (
   })
 
 for (const { name, options } of modes) {
-  suite(`Descriptors, where there are too few of them (${name})`, (effect, folder) => {
+  suite(`too few free descriptors (${name})`, (effect, folder) => {
     const start = (more: Container.StartOptions = {}) =>
       Effect.flatMap(Image.host, (image) =>
         Container.start(image, { command: ["sleep", "1000"], ...options, ...more })
@@ -95,7 +95,7 @@ for (const { name, options } of modes) {
       "a start with a terminal": () => start({ terminal: { rows: 20, columns: 80 } }),
       "a start whose plan is large": () =>
         start({ env: { LARGE: "x".repeat(100_000), MORE: "x".repeat(100_000) } }),
-      "a start with a policy that asks": () =>
+      "a start with a seccomp policy that notifies": () =>
         start({
           command: ["sh", "-c", "mkdir /tmp/made && exec sleep 1000"],
           seccomp: asking,
@@ -105,19 +105,22 @@ for (const { name, options } of modes) {
         Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"], ...options }))
     }
     for (const [title, attempt] of Object.entries(cases)) {
-      effect(`${title} fails alone, and says why`, function* () {
+      effect(`${title} fails with the limit's name, and disturbs no running container`, function* () {
         yield* Effect.flatMap(start(), (witness) => withEver(witness, attempt()))
       })
     }
 
-    effect("a command in a container, with pipes or a terminal, fails alone", function* () {
-      const witness = yield* start()
-      yield* withEver(witness, Container.exec(witness, ["true"]))
-      yield* withEver(witness, Container.execStream(witness, ["sleep", "1000"], { terminal: true }))
-    })
+    effect(
+      "an exec with pipes or a terminal fails with the limit's name, and disturbs no running container",
+      function* () {
+        const witness = yield* start()
+        yield* withEver(witness, Container.exec(witness, ["true"]))
+        yield* withEver(witness, Container.execStream(witness, ["sleep", "1000"], { terminal: true }))
+      }
+    )
 
     effect(
-      "a request to a server in a container fails alone",
+      "WaitFor.http fails with the limit's name, and disturbs no running container",
       function* () {
         const image = yield* makeImage(`${folder()}-root`)
         const script = "mkdir /www; echo ready > /www/ready; exec httpd -f -p 127.0.0.1:8080 -h /www"
@@ -130,7 +133,7 @@ for (const { name, options } of modes) {
     )
 
     effect.asRoot(
-      "a supervisor that may open no more files fails the start, and keeps what runs",
+      "a supervisor that can open no more files fails a start, and keeps its running containers",
       function* () {
         const { supervisor } = yield* Berth.Berth
         const witness = yield* start()

@@ -58,7 +58,7 @@ const attacked = async <A>(
 }
 
 for (const mode of modes) {
-  test(`a passwd or group file that waits or has no end keeps nobody waiting (${mode.name})`, {
+  test(`${mode.name}: a blocking or endless passwd or group file blocks no exec and no top`, {
     skip
   }, async () => {
     const { result } = await attacked<Record<string, ReadonlyArray<string>>>("passwd", mode)
@@ -79,14 +79,14 @@ for (const mode of modes) {
     })
   })
 
-  test(`a fifo of a container takes no thread of the program (${mode.name})`, { skip }, async () => {
+  test(`${mode.name}: opening a container's fifo blocks no thread of the program`, { skip }, async () => {
     const { result } = await attacked("fifos", mode)
     const refused = ["SystemError PermissionDenied", "5 bytes"]
     assert.deepEqual(result, { fifo: refused, link: refused })
   })
 
   const whyNoScript = fs.existsSync("/usr/bin/script") ? false : "no script(1): apt-get install bsdutils"
-  test(`a link to a device or into /proc gives nothing of the program or its terminal (${mode.name})`, {
+  test(`${mode.name}: a container's link to a device or into /proc gives access to nothing of the program or its terminal`, {
     skip: skip || whyNoScript
   }, async () => {
     const { result } = await attacked<Record<string, unknown>>("kernel", mode, (line) => [
@@ -103,7 +103,9 @@ for (const mode of modes) {
     assert.equal(left, false)
   })
 
-  test(`changes without end starve no timer and fill no memory (${mode.name})`, { skip }, async () => {
+  test(`${mode.name}: watching a folder that changes endlessly starves no timer and fills no memory`, {
+    skip
+  }, async () => {
     const { result } = await attacked<{
       readonly took: number
       readonly events: number

@@ -50,13 +50,13 @@ const LOOK = `
 // Root owns the folder of them, and so sees that they are there.
 const standardStreams = /^descriptor [012]$/
 
-suite("a process that joins a container", (effect, folder) => {
+suite("processes that join a container", (effect, folder) => {
   for (const { name, options } of modes) {
     for (const kinds of [["pid"], ["pid", "mount", "network"]] as const) {
       for (const add of [[], ["SYS_PTRACE"]] as const) {
         const who = add.length === 0 ? "" : " with CAP_SYS_PTRACE"
         effect(
-          `${name}: the holder of ${kinds.join(", ")} namespaces shows a container${who} nothing of the host`,
+          `${name}: a container${who} sees nothing of the host through the holder of its ${kinds.join(", ")} namespaces`,
           function* () {
             fs.rmSync("/tmp/written", { force: true })
             yield* listening
@@ -87,7 +87,7 @@ suite("a process that joins a container", (effect, folder) => {
     }
 
     effect(
-      `${name}: a process that is spawned beside others in namespaces sees nothing of the host by their holder`,
+      `${name}: a process spawned into shared namespaces sees nothing of the host through their holder`,
       function* () {
         const kinds = ["pid", "mount", "uts", "ipc", "network", "cgroup"] as const
         const namespaces =
@@ -114,7 +114,7 @@ suite("a process that joins a container", (effect, folder) => {
     for (const add of [[], ["SYS_PTRACE"]] as const) {
       const who = add.length === 0 ? "" : " with CAP_SYS_PTRACE"
       effect(
-        `${name}: a container${who} finds nothing of the host in what is executed in it, nor rights that it has not`,
+        `${name}: a container${who} finds nothing of the host and no further privileges in an exec in it`,
         function* () {
           const server = yield* listening
           const { port } = server.address() as { readonly port: number }
@@ -153,7 +153,7 @@ suite("a process that joins a container", (effect, folder) => {
 
     for (const number of [SIGSTOP, SIGKILL])
       effect(
-        `${name}: a container that ${number === SIGSTOP ? "stops" : "kills"} what is executed in it holds up nobody else`,
+        `${name}: a container that ${number === SIGSTOP ? "stops" : "kills"} every exec in it does not delay other containers`,
         function* () {
           const image = yield* joiningImage
           const innocent = yield* Container.start(image, { ...options, command: ["sleep", "1000"] })
@@ -178,7 +178,7 @@ suite("a process that joins a container", (effect, folder) => {
       )
 
     effect(
-      `${name}: a program that is killed leaves nothing, though a container stops all that is executed in it`,
+      `${name}: a killed program leaves nothing, though a container stops every exec in it`,
       function* () {
         const place = `${folder()}/killed-${name}`
         const child = program("joiningVictim.ts", [place, name])
@@ -205,7 +205,7 @@ suite("a process that joins a container", (effect, folder) => {
   }
 
   effect(
-    "a start in the pid namespace of a container that stops it is interrupted, and leaves nothing",
+    "a start in the pid namespace of a container that stops it can be interrupted, and leaves nothing",
     function* () {
       const image = yield* joiningImage
       const attacker = yield* Container.start(image, { command: ["joining", "signal", String(SIGSTOP)] })
@@ -224,7 +224,7 @@ suite("a process that joins a container", (effect, folder) => {
   )
 
   effect(
-    "an execution that a container holds up is given up after a while, and says so",
+    "an exec that a container stops fails with a time-out",
     function* () {
       const attacker = yield* Container.start(yield* joiningImage, {
         command: ["joining", "signal", String(SIGSTOP)]
@@ -246,19 +246,16 @@ suite("a process that joins a container", (effect, folder) => {
     { skip }
   )
 
-  effect(
-    "a container's own image is what a container of a shared pid namespace has as its root",
-    function* () {
-      const first = yield* Container.start(yield* Image.host, { command: ["sleep", "1000"] })
-      const { stdout } = yield* Container.run(yield* Image.host, {
-        command: [
-          "sh",
-          "-c",
-          "cat /proc/1/comm; grep -c . /proc/self/mountinfo >/dev/null && ls /proc/1/cwd/ | wc -l"
-        ],
-        namespaces: { pid: first, user: "new" }
-      })
-      assert.match(stdout, /^sleep\n/)
-    }
-  )
+  effect("a container sees the root of the first process of a shared pid namespace", function* () {
+    const first = yield* Container.start(yield* Image.host, { command: ["sleep", "1000"] })
+    const { stdout } = yield* Container.run(yield* Image.host, {
+      command: [
+        "sh",
+        "-c",
+        "cat /proc/1/comm; grep -c . /proc/self/mountinfo >/dev/null && ls /proc/1/cwd/ | wc -l"
+      ],
+      namespaces: { pid: first, user: "new" }
+    })
+    assert.match(stdout, /^sleep\n/)
+  })
 })

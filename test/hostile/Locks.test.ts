@@ -28,7 +28,7 @@ const inNoTime = <A, R>(effect: Effect.Effect<A, BerthError.BerthError, R>) =>
     return yield* Effect.dieMessage("it waits for as long as the container likes")
   }).pipe(Effect.provide(TestContext.TestContext))
 
-suite("locks that a container takes", (effect, folder) => {
+suite("locks taken by a container", (effect, folder) => {
   for (const mode of modes) {
     effect(`${mode.name}: a container of the host's root does not see Berth's folder`, function* () {
       const image = yield* Image.host
@@ -50,7 +50,7 @@ suite("locks that a container takes", (effect, folder) => {
     })
 
     effect(
-      `${mode.name}: a lock that a container keeps is waited for no longer than work takes, and it is named`,
+      `${mode.name}: waiting for a lock that a container keeps ends with an error that names the process`,
       function* () {
         const image = yield* plantImage
         const berth = yield* Berth.Berth

@@ -26,10 +26,10 @@ const often = <E>(effect: Effect.Effect<unknown, E>, seconds: number): Effect.Ef
   )
 }
 
-suite("an attacker at work", (effect, folder) => {
+suite("a container that attacks at full speed", (effect, folder) => {
   for (const { name, options } of modes) {
     effect(
-      `${name}: the event loop goes on, and no command in another container fails`,
+      `${name}: a container that attacks at full speed delays no event loop and fails no command in another container`,
       function* () {
         const root = `${folder()}/${name}`
         compile(`${makeRoot(root)}/births`, "births.c")

@@ -76,10 +76,10 @@ const swapping = (program: string, box: Container.Container, [one, other]: reado
       })
   )
 
-suite("a root that is renamed in while another container starts", (effect, folder) => {
+suite("renames in a root while another container starts", (effect, folder) => {
   for (const mode of modes) {
     effect(
-      `${mode.name}: where /proc is a link, whose target a container exchanges, no other starts without its masks`,
+      `${mode.name}: while the target of a link at /proc is exchanged, every container starts with its masks or not at all`,
       function* () {
         const image = yield* imageOf(`link-${mode.name}`, (root) => {
           fs.mkdirSync(`${root}/a`)
@@ -99,7 +99,7 @@ suite("a root that is renamed in while another container starts", (effect, folde
 
     for (const at of ["/proc", "/sys", "/dev"] as const)
       effect(
-        `${mode.name}: while ${at} is exchanged for a link to another folder, a start is refused or has its masks`,
+        `${mode.name}: while ${at} is exchanged for a link, every container starts with its masks or not at all`,
         function* () {
           const image = yield* imageOf(`exchanged-${mode.name}${at.slice(1)}`, () => {})
           const start = yield* sharedRoot(image, mode)
@@ -114,7 +114,7 @@ suite("a root that is renamed in while another container starts", (effect, folde
       )
 
     effect(
-      `${mode.name}: while /proc is exchanged for another folder, what is mounted is masked wherever it is`,
+      `${mode.name}: while /proc is exchanged for another folder, every container starts with its masks`,
       function* () {
         const image = yield* imageOf(`folder-${mode.name}`, () => {})
         const start = yield* sharedRoot(image, mode)
@@ -128,7 +128,7 @@ suite("a root that is renamed in while another container starts", (effect, folde
   }
 
   effect(
-    "a link at /proc, /sys or /dev is refused by its name, and one at another mount's target is followed",
+    "a link at /proc, /sys or /dev is refused by name, and a link at another mount's target is followed",
     function* () {
       for (const path of ["/proc", "/sys", "/dev"]) {
         const image = yield* makeEvilImage(`refused${path.slice(1)}`, (root) => {
@@ -152,7 +152,7 @@ suite("a root that is renamed in while another container starts", (effect, folde
   )
 
   effect.asRoot(
-    "the host's /proc and /sys, bound where the container's are, are masked and protected as these",
+    "the host's /proc and /sys, bound over the container's, are masked and read-only as these",
     function* () {
       const image = yield* imageOf("bound", () => {})
       for (const target of ["/proc", "//./proc/", "/x/../proc"]) {
@@ -170,7 +170,7 @@ suite("a root that is renamed in while another container starts", (effect, folde
   )
 
   effect(
-    "masks and read-only paths may be spelled in more than one way, and are resolved below what is mounted",
+    "masked and read-only paths are normalised, and resolved below the mounts",
     function* () {
       const image = yield* makeEvilImage("spelled", (root) => fs.writeFileSync(`${root}/etc/secret`, "x"))
       const { stdout } = yield* Container.run(image, {

@@ -37,7 +37,7 @@ const allowed: Readonly<Record<string, string>> = {
 const expected = (word: string): string =>
   allowed[word] ?? (word.startsWith("x32:") ? "killed by 31: -" : "EPERM")
 
-suite("system calls by other tables", (effect) => {
+suite("system calls of other tables", (effect) => {
   const image = Effect.cached(makeEvilImage("abi", (root) => compile(`${root}/bin/abi`, "abi.c"))).pipe(
     Effect.runSync
   )
@@ -53,7 +53,7 @@ suite("system calls by other tables", (effect) => {
     ["high", "arguments with high bits", whyNotX64]
   ] as const)
     effect(
-      `what the default policy refuses is refused by ${name}`,
+      `the default policy refuses the same system calls through ${name}`,
       function* () {
         const own = { user: "new" } as const
         for (const options of [{}, { user: "1000" }, { noNewPrivileges: false }, { namespaces: own }]) {
@@ -70,7 +70,7 @@ suite("system calls by other tables", (effect) => {
     )
 
   effect(
-    "strict allows no 32-bit system call at all, nor sockets of other families by high bits",
+    "Security.strict refuses every 32-bit system call, and other socket families with high bits set",
     function* () {
       const came = Object.entries(yield* tried(yield* image, Security.strict))
       for (const [word, what] of came)
@@ -80,7 +80,7 @@ suite("system calls by other tables", (effect) => {
   )
 
   effect(
-    "a rule in front of the default policy's lets 32-bit programs have their sockets",
+    "a rule for socketcall before those of the default policy allows sockets of 32-bit programs",
     function* () {
       const rule = { names: ["socketcall"], action: "SCMP_ACT_ALLOW" } as const
       const seccomp = { ...Security.defaultSeccomp, syscalls: [rule, ...Security.defaultSeccomp.syscalls!] }

@@ -10,10 +10,10 @@ import { modes } from "./modes.ts"
 
 const skip = whyNoBusybox
 
-suite("programs of Berth in a container", (effect, folder) => {
+suite("Berth's programs in a container", (effect, folder) => {
   for (const { name, options } of modes)
     effect(
-      `${name}: the program of an init, which other containers have as well, cannot be changed`,
+      `${name}: a container cannot change the program of its init, which other containers share`,
       function* () {
         const image = yield* makeImage(`${folder()}/root`)
         const script = [
@@ -41,7 +41,7 @@ suite("programs of Berth in a container", (effect, folder) => {
     )
 
   effect.asRoot(
-    "who stops what is started in his container, and takes its descriptors, finds nothing of the host and holds up no supervisor",
+    "a container that stops a joining process and takes its descriptors gets none of the host's, and blocks no supervisor",
     function* () {
       const image = yield* makeEvilImage("linger", (root) => compile(`${root}/bin/linger`, "linger.c"))
       const attacker = yield* Container.start(image, {

@@ -50,7 +50,7 @@ const content = (folder: string): ReadonlyArray<string> =>
 const index = (folder: string) => `${folder}/store/index.json`
 const version = (folder: string) => `${folder}/store/oci-layout`
 
-describe("A hostile store", { skip: whyNoImages }, () => {
+describe("a damaged store", { skip: whyNoImages }, () => {
   let root: string
   let count = 0
   let layer: Uint8Array
@@ -70,8 +70,8 @@ describe("A hostile store", { skip: whyNoImages }, () => {
   }
 
   const breakages: ReadonlyArray<readonly [what: string, damage: (folder: string) => void]> = [
-    ["an index that is missing", (folder) => fs.unlinkSync(index(folder))],
-    ["an oci-layout that is missing", (folder) => fs.unlinkSync(version(folder))],
+    ["a missing index", (folder) => fs.unlinkSync(index(folder))],
+    ["a missing oci-layout", (folder) => fs.unlinkSync(version(folder))],
     [
       "both files missing",
       (folder) => {
@@ -80,16 +80,16 @@ describe("A hostile store", { skip: whyNoImages }, () => {
       }
     ],
     ["an empty index", (folder) => fs.truncateSync(index(folder))],
-    ["an index that is cut off", (folder) => fs.truncateSync(index(folder), 40)],
-    ["an index of another kind", (folder) => fs.writeFileSync(index(folder), "[]")],
+    ["a truncated index", (folder) => fs.truncateSync(index(folder), 40)],
+    ["an index that is an array", (folder) => fs.writeFileSync(index(folder), "[]")],
     ["an index without manifests", (folder) => fs.writeFileSync(index(folder), '{"schemaVersion":2}')],
     [
-      "manifests that are none",
+      "null as a manifest",
       (folder) => fs.writeFileSync(index(folder), '{"schemaVersion":2,"manifests":[null]}')
     ],
-    ["a garbage oci-layout", (folder) => fs.writeFileSync(version(folder), "\0\0\0")],
+    ["an oci-layout of garbage", (folder) => fs.writeFileSync(version(folder), "\0\0\0")],
     [
-      "a folder in the index's place",
+      "a folder in place of the index",
       (folder) => {
         fs.unlinkSync(index(folder))
         fs.mkdirSync(index(folder))
@@ -102,10 +102,10 @@ describe("A hostile store", { skip: whyNoImages }, () => {
         fs.symlinkSync("index.json", index(folder))
       }
     ],
-    ["a manifest that is missing", (folder) => damageNamed(folder, (blob) => fs.unlinkSync(blob))],
-    ["a manifest that is cut off", (folder) => damageNamed(folder, (blob) => fs.truncateSync(blob, 10))],
+    ["a missing manifest", (folder) => damageNamed(folder, (blob) => fs.unlinkSync(blob))],
+    ["a truncated manifest", (folder) => damageNamed(folder, (blob) => fs.truncateSync(blob, 10))],
     [
-      "a folder in a manifest's place",
+      "a folder in place of a manifest",
       (folder) =>
         damageNamed(folder, (blob) => {
           fs.unlinkSync(blob)
@@ -113,7 +113,7 @@ describe("A hostile store", { skip: whyNoImages }, () => {
         })
     ],
     [
-      "a config that is missing",
+      "a missing config",
       (folder) =>
         damageNamed(folder, (blob) =>
           fs.unlinkSync(blobFile(`${folder}/store`, JSON.parse(fs.readFileSync(blob, "utf8")).config.digest))
@@ -126,7 +126,7 @@ describe("A hostile store", { skip: whyNoImages }, () => {
   }
 
   for (const [what, damage] of breakages) {
-    test(`loses nothing to a collection for ${what}`, async () => {
+    test(`gc removes nothing from a store with ${what}`, async () => {
       const { folder } = await filled()
       damage(folder)
       const before = content(folder)
@@ -141,7 +141,7 @@ describe("A hostile store", { skip: whyNoImages }, () => {
     })
   }
 
-  test("writes no index over blobs whose index is missing", async () => {
+  test("Store.tag writes no new index over blobs whose index is missing", async () => {
     const { folder, manifest } = await filled()
     fs.unlinkSync(index(folder))
     const write = Store.tag("other", { ...manifest, digest: manifest.digest })
@@ -153,7 +153,7 @@ describe("A hostile store", { skip: whyNoImages }, () => {
     await run(folder, Image.fromStore(NAME))
   })
 
-  test("makes a store whose making was cut short", async () => {
+  test("a store whose creation was interrupted is completed", async () => {
     const folder = `${root}/${count++}`
     fs.mkdirSync(`${folder}/store/blobs/sha256`, { recursive: true })
     fs.writeFileSync(version(folder), '{"imageLayoutVersion":"1.0.0"}')
@@ -163,7 +163,7 @@ describe("A hostile store", { skip: whyNoImages }, () => {
     assert.equal((await run(folder, Store.list)).length, 1)
   })
 
-  test("does not let go of what another Berth may hold when its file cannot be read", async () => {
+  test("gc removes nothing while another Berth's record of what it uses cannot be read", async () => {
     const { folder } = await filled()
     await run(
       folder,
@@ -184,7 +184,7 @@ describe("A hostile store", { skip: whyNoImages }, () => {
   })
 })
 
-suite("A hostile store and images", (effect, folder) => {
+suite("images of a damaged store", (effect, folder) => {
   const skip = { skip: whyNoImages }
 
   /** A registry with one image, in which a shell can run. */
@@ -222,7 +222,7 @@ suite("A hostile store and images", (effect, folder) => {
     })
 
   effect(
-    "a pull moves a garbage index aside, and a collection waits until somebody has looked at it",
+    "a pull moves a corrupt index aside, and gc fails until that file is removed",
     function* () {
       const { name } = yield* registry
       for (const garbage of ["", "{", "null", "\0\xff", '{"schemaVersion":2,"manifests":{}}']) {
@@ -255,7 +255,7 @@ suite("A hostile store and images", (effect, folder) => {
   )
 
   effect(
-    "a file, a link or a pipe in a layer's place gives way to the layer, of a pull and of the store",
+    "a file, a link or a pipe in place of a layer is replaced by a pull and by Image.fromStore",
     function* () {
       const { layer, name } = yield* registry
       const image = yield* Image.pull(name)
@@ -284,7 +284,7 @@ suite("A hostile store and images", (effect, folder) => {
   )
 
   effect(
-    "a folder in a blob's place is moved aside by a pull; a start from the store says what to do",
+    "a folder in place of a blob is moved aside by a pull, and Image.fromStore fails with the fix",
     function* () {
       const { manifest, name } = yield* registry
       yield* Image.pull(name)

@@ -76,7 +76,7 @@ const fewDescriptors = Effect.acquireRelease(
 const countOf = (folder: string): number =>
   Number(execFileSync("sh", ["-c", 'find "$1" | wc -l', "sh", folder], { encoding: "utf8" }))
 
-suite("files that a container makes to harm", (effect) => {
+suite("hostile files and trees of a container", (effect) => {
   for (const mode of modes) {
     const start = (script: string, options: Container.StartOptions = {}, image?: Image.Image) =>
       Effect.gen(function* () {
@@ -91,7 +91,7 @@ suite("files that a container makes to harm", (effect) => {
       })
 
     effect(
-      `${mode.name}: a file of one hole costs no more time than is allowed for zeros`,
+      `${mode.name}: reading a sparse file fails at the limit of zeros`,
       function* () {
         const box = yield* start(`plant hole /hole ${64 * GiB}`)
         yield* refused("/hole", Stream.runDrain(Container.tarOut(box, "/hole")))
@@ -111,7 +111,7 @@ suite("files that a container makes to harm", (effect) => {
     )
 
     effect(
-      `${mode.name}: no layer is made of a hole without end`,
+      `${mode.name}: committing a huge sparse file is refused`,
       function* () {
         for (const upper of ["disk", "memory"] as const) {
           const box = yield* start(`plant hole /hole ${64 * GiB}`, { upper }, yield* committable)
@@ -126,7 +126,7 @@ suite("files that a container makes to harm", (effect) => {
     )
 
     effect(
-      `${mode.name}: others have their turn while zeros are made, and can interrupt it`,
+      `${mode.name}: writing the zeros of a sparse file starves no timer, and can be interrupted`,
       function* () {
         const box = yield* start(`plant hole /hole ${64 * GiB}; plant hole /small ${GiB}`)
         const files = Container.fileSystem(box)
@@ -156,7 +156,7 @@ suite("files that a container makes to harm", (effect) => {
     )
 
     effect(
-      `${mode.name}: a tree of thousands of levels takes few descriptors`,
+      `${mode.name}: copying a tree of thousands of levels takes few descriptors`,
       function* () {
         yield* fewDescriptors
         const here = yield* hostFolder
@@ -184,7 +184,7 @@ suite("files that a container makes to harm", (effect) => {
     )
 
     effect(
-      `${mode.name}: a layer of thousands of levels takes few descriptors`,
+      `${mode.name}: committing and importing a tree of thousands of levels takes few descriptors`,
       function* () {
         yield* fewDescriptors
         const image = yield* committable
@@ -213,7 +213,7 @@ suite("files that a container makes to harm", (effect) => {
     )
 
     effect(
-      `${mode.name}: others have their turn while a folder of many files is read`,
+      `${mode.name}: reading a folder of 50,000 files starves no timer`,
       function* () {
         const box = yield* start("plant many /many 50000")
         const files = Container.fileSystem(box)
@@ -234,7 +234,7 @@ suite("files that a container makes to harm", (effect) => {
     )
 
     effect(
-      `${mode.name}: a copy on the host has no rights that the container gave it`,
+      `${mode.name}: a file copied to the host loses set-id bits and capabilities`,
       function* () {
         const here = yield* hostFolder
         const box = yield* start(`

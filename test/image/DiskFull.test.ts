@@ -31,14 +31,14 @@ const archiveOf = (at: string, name: string, content: Uint8Array): string => {
   return `${layout}.tar`
 }
 
-suite("A full disk", (effect) => {
+suite("loading an image on a full disk", (effect) => {
   const cases = {
-    "has no room for the blob of a layer": () => randomBytes(12_000_000),
-    "has room for the blob of a layer, but not for what is in it": () => new Uint8Array(20_000_000).fill(7)
+    "a load without room for a layer's blob": () => randomBytes(12_000_000),
+    "a load with room for a layer's blob, but not for its files,": () => new Uint8Array(20_000_000).fill(7)
   }
   for (const [name, content] of Object.entries(cases))
     effect.asRoot(
-      `${name}: the error says so, and the store is as it was`,
+      `${name} fails with the reason, and leaves the store as it was`,
       function* () {
         const at = yield* scratch
         const mounted = yield* small

@@ -203,7 +203,7 @@ const some = fc.array(change, { maxLength: 50, size: "max" })
 
 suite("ImageLayer.diff", (effect) => {
   effect.asRoot(
-    "what one overlay shows, another of the same lower layer and the diff unpacked shows too",
+    "a diff, unpacked above the same lower layer, shows the same tree as the writable layer",
     function* () {
       const runtime = yield* Effect.runtime<Berth.Berth>()
       const law = (before: ReadonlyArray<Change>, after: ReadonlyArray<Change>) =>
@@ -247,7 +247,7 @@ suite("ImageLayer.diff", (effect) => {
       .trimEnd()
       .split("\n")
 
-  effect("gives equal bytes for equal trees, whatever the order in which they were made", function* () {
+  effect("a diff has equal bytes for equal trees, whatever the order in which they were made", function* () {
     const one = yield* madeBy("mkdir a; touch a/y; ln a/y a/x; touch b; chmod 600 b; ln -s a/x link")
     const other = yield* madeBy("touch b; chmod 600 b; ln -s a/x link; mkdir a; touch a/x; ln a/x a/y")
     const archive = yield* diff(one.upper)
@@ -257,7 +257,7 @@ suite("ImageLayer.diff", (effect) => {
     assert.match(execFileSync("tar", ["-tv"], { input: archive, encoding: "utf8" }), /a\/y link to a\/x\n/)
   })
 
-  effect.asRoot("says what was removed, replaced, and what is a device", function* () {
+  effect.asRoot("a diff records removed and replaced files and devices", function* () {
     const { upper } = yield* madeBy(
       `mknod gone c 0 0; ln gone gone-too; mkdir d; mknod d/old c 0 0; touch d/a; mknod null c 1 3; mknod disk b 259 1048575; mkfifo p
         python3 -c 'import os; os.setxattr("d", "trusted.overlay.opaque", b"y"); os.setxattr("d", "user.overlay.opaque", b"y")'`
@@ -281,24 +281,30 @@ suite("ImageLayer.diff", (effect) => {
     assert.doesNotMatch(Buffer.from(archive).toString("latin1"), /overlay/)
   })
 
-  effect.asRoot("keeps names that are not UTF-8, long names, and holes as zeros", function* () {
-    const long = "n".repeat(200)
-    const { here, upper } = yield* madeBy(
-      `d=$(printf 'caf\\351'); mkdir "$d"; echo in > "$d/f"; ln -s "$(printf 't\\377')" "$d/s"; ln "$d/f" "$d/g"
+  effect.asRoot(
+    "a diff keeps names that are not UTF-8 and long names, and writes holes as zeros",
+    function* () {
+      const long = "n".repeat(200)
+      const { here, upper } = yield* madeBy(
+        `d=$(printf 'caf\\351'); mkdir "$d"; echo in > "$d/f"; ln -s "$(printf 't\\377')" "$d/s"; ln "$d/f" "$d/g"
         mkdir -p ${long}/${long}; echo far > ${long}/${long}/f; truncate -s 300000 sparse; printf x >> sparse`
-    )
-    assert.equal(unpack(yield* diff(upper), `${here}/layer`).includes("error"), false)
-    const tree = (folder: string): string =>
-      execFileSync(
-        "sh",
-        ["-ec", "find . -printf '%p %y %m %n %s %l %T@\n' | grep -v ' d ' | sort; cat */f; sha256sum sparse"],
-        { cwd: folder, encoding: "latin1", env: { ...env, LC_ALL: "C" } }
       )
-    assert.match(tree(upper), /caf\xe9\/s l/)
-    assert.equal(tree(`${here}/layer`), tree(upper))
-  })
+      assert.equal(unpack(yield* diff(upper), `${here}/layer`).includes("error"), false)
+      const tree = (folder: string): string =>
+        execFileSync(
+          "sh",
+          [
+            "-ec",
+            "find . -printf '%p %y %m %n %s %l %T@\n' | grep -v ' d ' | sort; cat */f; sha256sum sparse"
+          ],
+          { cwd: folder, encoding: "latin1", env: { ...env, LC_ALL: "C" } }
+        )
+      assert.match(tree(upper), /caf\xe9\/s l/)
+      assert.equal(tree(`${here}/layer`), tree(upper))
+    }
+  )
 
-  effect("lets what was in the place of a socket not come back", function* () {
+  effect("a diff hides a lower file that a socket has replaced", function* () {
     const { here, upper } = yield* madeBy("touch a")
     const server = net.createServer()
     yield* Effect.acquireRelease(
@@ -309,7 +315,7 @@ suite("ImageLayer.diff", (effect) => {
     assert.ok(here !== upper)
   })
 
-  effect.asRoot("refuses what a layer cannot say, and names it", function* () {
+  effect.asRoot("a diff of a file that a layer cannot hold fails with the file's name", function* () {
     const attribute = (name: string) =>
       `mkdir d; touch d/f; python3 -c 'import os; os.setxattr("d/f", "${name}", b"x")'`
     for (const [script, subject, why] of [

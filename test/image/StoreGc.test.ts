@@ -99,13 +99,13 @@ describe("Store.gc", { skip: whyNoImages }, () => {
   })
   after(() => remove(root))
 
-  test("removes nothing where there is nothing", async () => {
+  test("gc of a store that does not exist removes nothing and makes nothing", async () => {
     const folder = fresh()
     assert.deepEqual(await run(folder, Store.gc()), { blobs: 0, layers: 0, bytes: 0 })
     assert.equal(fs.existsSync(`${folder}/store`), false)
   })
 
-  test("removes the blobs and layers that no name reaches, and no others", async () => {
+  test("gc removes exactly the blobs and layers that no name reaches", async () => {
     const folder = fresh()
     addImage(folder, "127.0.0.1/one:1", "base", "one")
     addImage(folder, "127.0.0.1/two:1", "base", "two")
@@ -134,7 +134,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     assert.match(sh("skopeo", "inspect", `oci:${folder}/store:127.0.0.1/two:1`), /"Digest"/)
   })
 
-  test("keeps what other tools' entries reach: indexes in indexes, artifacts, subjects, and foreign files", async () => {
+  test("gc keeps whatever entries of other tools reach: nested indexes, artifacts, subjects and foreign files", async () => {
     const folder = fresh()
     const store = `${folder}/store`
     const json = (type: string, value: object) =>
@@ -156,7 +156,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     assert.deepEqual([...blobs(folder)].sort(), [...before].sort())
   })
 
-  test("removes exactly what the images without a name do not share, whatever they are made of", async () => {
+  test("gc removes exactly the blobs that only unnamed images use, whatever the images share", async () => {
     const names = ["a", "b", "c", "d"]
     const image = fc.record({
       files: fc.uniqueArray(fc.constantFrom(...names), { minLength: 1 }),
@@ -189,7 +189,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     )
   })
 
-  test("keeps the layer that sets folders right with its image, and removes it after", async () => {
+  test("gc keeps the generated layer of missing folders with its image, and removes it with the image", async () => {
     const folder = fresh()
     const [lower, upper] = [`${root}/lower`, `${root}/upper`]
     for (const side of [lower, upper]) fs.mkdirSync(`${side}/tmp`, { recursive: true })
@@ -213,7 +213,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     assert.deepEqual(layers(folder), [])
   })
 
-  test("removes what dead processes have left half done", async () => {
+  test("gc removes partial blobs and layers of dead processes", async () => {
     const folder = fresh()
     const hex = "0".repeat(64)
     for (const parent of ["sha256", "folders"])
@@ -225,7 +225,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     assert.deepEqual(fs.readdirSync(`${folder}/store/.partial`), [])
   })
 
-  test("removes nothing where a manifest cannot be read, and says which", async () => {
+  test("gc with an unreadable manifest removes nothing, and fails with its digest", async () => {
     const folder = fresh()
     const image = addImage(folder, "127.0.0.1/broken:1", "broken")
     fs.writeFileSync(blobFile(`${folder}/store`, image.digest), "{}")
@@ -238,7 +238,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     assert.deepEqual(blobs(folder), [])
   })
 
-  test("leaves alone what is put under `keeping`, here and in another Berth, until it ends", async () => {
+  test("gc of this and of another Berth keeps blobs that are put within Store.keeping, until it ends", async () => {
     const folder = fresh()
     const put = (text: string) => Store.put(digest(text), Stream.make(bytes(text)))
     await run(
@@ -267,7 +267,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     )
   })
 
-  test("waits for no unpack, and takes nothing from it", async () => {
+  test("gc does not wait for a running unpack, and removes none of its layers", async () => {
     const folder = fresh()
     const files = Array.from({ length: 6 }, (_, i) => `file${i}`)
     const layout = `${root}/layout`
@@ -291,7 +291,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     )
   })
 
-  test("does not believe a file of a supervisor that is dead", async () => {
+  test("gc ignores the records of a dead supervisor", async () => {
     const folder = fresh()
     await run(
       folder,
@@ -308,7 +308,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
 })
 
 describe("Store.usage", { skip: whyNoImages }, () => {
-  test("says what each image has to itself, and what it shares", async () => {
+  test("Store.usage gives each image's own and shared bytes", async () => {
     const folder = makeTemporaryFolder()
     try {
       addImage(folder, "127.0.0.1/one:1", "base", "one")
@@ -356,7 +356,7 @@ suite("Store.gc and containers", (effect, folder) => {
   const sleeping = { command: ["exec sleep 60"], user: "root" }
 
   effect(
-    "a running container keeps its layers until it is given back, and then its image cannot be started",
+    "gc keeps the layers of a running container, and removes them after its end",
     function* () {
       yield* make
       const image = yield* Image.fromStore("127.0.0.1/app:1")
@@ -384,7 +384,7 @@ suite("Store.gc and containers", (effect, folder) => {
   )
 
   effect(
-    "a container of another process keeps its layers, and a kill of that process frees them",
+    "gc keeps the layers of another process's container, until that process is killed",
     function* () {
       yield* make
       const other = child("sleep", folder(), "127.0.0.1/app:1")
@@ -402,7 +402,7 @@ suite("Store.gc and containers", (effect, folder) => {
   )
 })
 
-describe("A store between processes", { skip: whyNoRegistry }, () => {
+describe("a store shared by processes", { skip: whyNoRegistry }, () => {
   let root = ""
   let registry: RunningRegistry
   before(async () => {
@@ -422,7 +422,7 @@ describe("A store between processes", { skip: whyNoRegistry }, () => {
     remove(root)
   })
 
-  test("gets each blob once for two processes with ten pulls each", { timeout: 60_000 }, async () => {
+  test("two processes with ten pulls each fetch each blob once", { timeout: 60_000 }, async () => {
     const front = await startFront(registry.host, (_request, _response, pass) => pass())
     try {
       const name = `${front.host}/team/app:1`
@@ -436,7 +436,7 @@ describe("A store between processes", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("is whole after a kill at any moment of pull, put, tag, remove and gc", {
+  test("a store is whole after a kill at any moment of pull, put, tag, remove and gc", {
     timeout: 120_000
   }, async () => {
     const folder = `${root}/killed`

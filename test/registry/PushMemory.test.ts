@@ -41,7 +41,7 @@ const makeLarge = (layout: string): void => {
   writeIndex(layout, [writeBlob(layout, types.manifest, JSON.stringify(manifest))])
 }
 
-test("a push takes no more memory the larger a layer is", { skip: whyNoRegistry }, async () => {
+test("the memory of a push does not grow with the size of a layer", { skip: whyNoRegistry }, async () => {
   const folder = makeTemporaryFolder()
   const registry = await startRegistry()
   try {

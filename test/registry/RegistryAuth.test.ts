@@ -51,11 +51,11 @@ const helper = (name: string, script: string) =>
     return folder
   })
 
-suite("Registry credentials", (effect, folder) => {
+suite("registry credentials", (effect, folder) => {
   const skip = { skip: whyNoRegistry }
 
   effect(
-    "what skopeo, podman and docker have left is found, in their order",
+    "credentials of skopeo, podman and docker are found, in their order",
     function* () {
       const home = yield* nobody
       const registry = yield* runningRegistry({ htpasswd })
@@ -94,7 +94,7 @@ suite("Registry credentials", (effect, folder) => {
   )
 
   effect(
-    "the key for a repository comes before that for its namespace, and that before the host's",
+    "credentials for a repository come before those for its namespace, and these before the host's",
     function* () {
       const home = yield* nobody
       const registry = yield* asking
@@ -118,50 +118,50 @@ suite("Registry credentials", (effect, folder) => {
     }
   )
 
-  effect("a key may be a URL, as older dockers wrote it, and a path without one is no host", function* () {
-    const home = yield* nobody
-    const registry = yield* asking
-    const write = (key: string) =>
-      writeJson(`${home}/docker/config.json`, { auths: { [key]: entry("jane", "secret") } })
-    for (const key of [`https://${registry.host}/v1/`, `http://${registry.host}`]) {
-      write(key)
-      yield* resolve(registry.host)
-      assert.equal(registry.authorizations.at(-1), basic("jane", "secret"))
-    }
-    for (const key of [`${registry.host}/other`, `https://${registry.host}.example`, "__proto__"]) {
-      write(key)
-      assert.equal((yield* failure("RegistryError", resolve(registry.host))).reason, "Unauthorized")
-    }
-  })
-
   effect(
-    "a credential helper is asked for its registry, and one for all where it has none of its own",
+    "a key of an auth file may be a URL, as old versions of Docker write it, and a path is not a host",
     function* () {
       const home = yield* nobody
       const registry = yield* asking
-      const folder = yield* helper(
-        "one",
-        'echo "$server" >>"$(dirname "$0")/asked"; echo \'{"ServerURL":"x","Username":"one","Secret":"1"}\''
-      )
-      yield* helper("all", `printf '{"Username":"all","Secret":"2"}'`)
-      const config = `${home}/docker/config.json`
-      writeJson(config, { credHelpers: { [registry.host]: "one" }, credsStore: "all" })
-      const connected = yield* Registry.connect(registry.host)
-      yield* Registry.resolve(connected, "team/app", "1")
-      yield* Registry.resolve(connected, "team/app", "2")
-      assert.equal(registry.authorizations.at(-1), basic("one", "1"))
-      assert.equal(fs.readFileSync(`${folder}/asked`, "utf8"), `${registry.host}\n`)
-      writeJson(config, {
-        auths: { [registry.host]: {} },
-        credHelpers: { "another.example": "one" },
-        credsStore: "all"
-      })
-      yield* resolve(registry.host)
-      assert.equal(registry.authorizations.at(-1), basic("all", "2"))
+      const write = (key: string) =>
+        writeJson(`${home}/docker/config.json`, { auths: { [key]: entry("jane", "secret") } })
+      for (const key of [`https://${registry.host}/v1/`, `http://${registry.host}`]) {
+        write(key)
+        yield* resolve(registry.host)
+        assert.equal(registry.authorizations.at(-1), basic("jane", "secret"))
+      }
+      for (const key of [`${registry.host}/other`, `https://${registry.host}.example`, "__proto__"]) {
+        write(key)
+        assert.equal((yield* failure("RegistryError", resolve(registry.host))).reason, "Unauthorized")
+      }
     }
   )
 
-  effect("a helper that has none is no reason not to look further", function* () {
+  effect("a registry's own credential helper is asked first, else the one for all registries", function* () {
+    const home = yield* nobody
+    const registry = yield* asking
+    const folder = yield* helper(
+      "one",
+      'echo "$server" >>"$(dirname "$0")/asked"; echo \'{"ServerURL":"x","Username":"one","Secret":"1"}\''
+    )
+    yield* helper("all", `printf '{"Username":"all","Secret":"2"}'`)
+    const config = `${home}/docker/config.json`
+    writeJson(config, { credHelpers: { [registry.host]: "one" }, credsStore: "all" })
+    const connected = yield* Registry.connect(registry.host)
+    yield* Registry.resolve(connected, "team/app", "1")
+    yield* Registry.resolve(connected, "team/app", "2")
+    assert.equal(registry.authorizations.at(-1), basic("one", "1"))
+    assert.equal(fs.readFileSync(`${folder}/asked`, "utf8"), `${registry.host}\n`)
+    writeJson(config, {
+      auths: { [registry.host]: {} },
+      credHelpers: { "another.example": "one" },
+      credsStore: "all"
+    })
+    yield* resolve(registry.host)
+    assert.equal(registry.authorizations.at(-1), basic("all", "2"))
+  })
+
+  effect("credentials are looked for elsewhere when a helper has none", function* () {
     const home = yield* nobody
     const registry = yield* asking
     yield* helper("none", "echo credentials not found in native keychain; exit 1")
@@ -178,7 +178,7 @@ suite("Registry credentials", (effect, folder) => {
   })
 
   effect(
-    "a helper that fails is named, with the file that names it, and no secret of it is shown",
+    "a helper that fails is named with the file that configures it, and none of its secrets is shown",
     function* () {
       const home = yield* nobody
       const registry = yield* asking
@@ -212,7 +212,7 @@ suite("Registry credentials", (effect, folder) => {
     }
   )
 
-  effect("a helper that never answers is ended, and what it has started is not waited for", function* () {
+  effect("a helper that never answers is killed, and its children are not waited for", function* () {
     const at = yield* helper("slow", 'sleep 60 & echo $! >"$(dirname "$0")/pid"; exec sleep 60')
     const began = Date.now()
     const why = yield* Effect.flip(runHelper("docker-credential-slow", "x", Duration.seconds(1)))
@@ -221,7 +221,7 @@ suite("Registry credentials", (effect, folder) => {
     process.kill(Number(fs.readFileSync(`${at}/pid`, "utf8")))
   })
 
-  effect("an identity token, of a helper or a file, is sent to the token service alone", function* () {
+  effect("an identity token, from a helper or a file, is sent only to the token service", function* () {
     const home = yield* nobody
     const bodies: Array<string> = []
     const tokens = yield* front(undefined, (request, response) => {
@@ -266,7 +266,7 @@ suite("Registry credentials", (effect, folder) => {
   })
 
   effect(
-    "a token that expires half way is asked for anew, and the pull goes on",
+    "a pull whose token expires midway gets another token and continues",
     function* () {
       yield* nobody
       const layout = `${folder()}-layout`
@@ -305,7 +305,7 @@ suite("Registry credentials", (effect, folder) => {
     skip
   )
 
-  effect("a password of a helper that is refused later is asked for once more", function* () {
+  effect("a helper is asked once more when the registry refuses its password", function* () {
     const home = yield* nobody
     let accepted = basic("jane", "1")
     const registry = yield* front(undefined, (request, response) => {
@@ -328,7 +328,7 @@ suite("Registry credentials", (effect, folder) => {
     assert.match(error.message, /refuses the user jane/)
   })
 
-  effect("a file that is not what it should be is no reason not to go on", function* () {
+  effect("an invalid auth file is ignored, and the pull continues", function* () {
     const home = yield* nobody
     const registry = yield* asking
     fs.mkdirSync(`${home}/runtime/containers`, { recursive: true })

@@ -83,18 +83,18 @@ const partial = (response: http.ServerResponse, content: string, start: number):
   })
 }
 
-suite("Registry faults", (effect) => {
+suite("registry faults", (effect) => {
   const skip = { skip: whyNoImages }
   const tar = () => makeTar({ hello: "world" })
 
-  effect("a manifest that is not JSON, or JSON of something else, is refused", function* () {
+  effect("a manifest that is not JSON, or not a manifest, is refused", function* () {
     for (const text of ["<html>", "[]", '{"schemaVersion":2}', '{"schemaVersion":2,"layers":"all"}']) {
       yield* pulling((layout) => writeBlob(layout, types.manifest, text), "Corrupt")
     }
   })
 
   effect(
-    "a layer or config with a digest algorithm that is not known is refused, and named",
+    "a layer or config with an unknown digest algorithm is refused by name",
     function* () {
       const layer = { mediaType: types.gzip, digest: `md5:${"0".repeat(32)}`, size: 1 }
       const message = yield* pulling(
@@ -113,7 +113,7 @@ suite("Registry faults", (effect) => {
   )
 
   effect(
-    "a layer with another diff id than the config says is refused, with both",
+    "a layer with another diff id than the config's is refused with both",
     function* () {
       const wrong = `sha256:${"1".repeat(64)}`
       const layer = tar()
@@ -138,7 +138,7 @@ suite("Registry faults", (effect) => {
   )
 
   effect(
-    "foreign layers are refused before anything of them is fetched, from wherever they say they are",
+    "foreign layers are refused before anything is fetched from the registry or their URLs",
     function* () {
       yield* nobody
       const elsewhere = yield* front(undefined, (_request, response) => response.end())
@@ -172,7 +172,7 @@ suite("Registry faults", (effect) => {
     skip
   )
 
-  effect("references in upper case, or with two tags, are refused before anything is sent", function* () {
+  effect("a reference in upper case or with two tags is refused before anything is sent", function* () {
     yield* nobody
     const registry = yield* front(undefined, (_request, response) => response.end())
     for (const name of ["Team/app:1", "team/app:1:2", "team/app@1", "team/app:", "team//app"]) {
@@ -182,7 +182,7 @@ suite("Registry faults", (effect) => {
     assert.deepEqual(registry.requests, [])
   })
 
-  effect("a registry that is not there is named with host and port, whatever is asked", function* () {
+  effect("every request to an unreachable registry fails with its host and port", function* () {
     yield* nobody
     const { host } = yield* Effect.scoped(front(undefined, () => {}))
     const pulled = yield* failure("RegistryError", unchanged(Image.pull(`${host}/team/app:1`)))
@@ -192,34 +192,31 @@ suite("Registry faults", (effect) => {
     assert.deepEqual([named.reason, named.registry], ["Unreachable", "registry.invalid:80"])
   })
 
-  effect(
-    "a token that expires half way, and of which no other is given, is said to have been refused",
-    function* () {
-      yield* nobody
-      const layout = yield* temporaryFolder
-      const manifest = writeImage(layout, [{ tar: makeTar({ token: "expires" }) }])
-      let issued = 0
-      const tokens = yield* front(undefined, (_request, response) => {
-        response.writeHead(++issued === 1 ? 200 : 403).end(JSON.stringify({ token: "once" }))
-      })
-      const registry = yield* serving(layout, manifest, (request, response) => {
-        // Good for the tag and its manifest.
-        const good = request.headers.authorization === "Bearer once" && !request.url!.includes("/blobs/")
-        if (!good) {
-          const challenge = `Bearer realm="http://${tokens.host}/token",service="s",error="invalid_token"`
-          response.writeHead(401, { "www-authenticate": challenge }).end()
-        }
-        return good
-      })
-      const error = yield* failure("RegistryError", unchanged(Image.pull(`${registry.host}/team/app:1`)))
-      assert.equal(error.reason, "Unauthorized", error.message)
-      assert.ok(error.message.includes(`the token service ${tokens.host} gives no token`), error.message)
-      assert.equal(issued, 2)
-      assert.ok(registry.requests.some((line) => line.startsWith("GET") && line.includes("/manifests/")))
-    }
-  )
+  effect("a pull whose token expires and is not renewed fails with Unauthorized", function* () {
+    yield* nobody
+    const layout = yield* temporaryFolder
+    const manifest = writeImage(layout, [{ tar: makeTar({ token: "expires" }) }])
+    let issued = 0
+    const tokens = yield* front(undefined, (_request, response) => {
+      response.writeHead(++issued === 1 ? 200 : 403).end(JSON.stringify({ token: "once" }))
+    })
+    const registry = yield* serving(layout, manifest, (request, response) => {
+      // Good for the tag and its manifest.
+      const good = request.headers.authorization === "Bearer once" && !request.url!.includes("/blobs/")
+      if (!good) {
+        const challenge = `Bearer realm="http://${tokens.host}/token",service="s",error="invalid_token"`
+        response.writeHead(401, { "www-authenticate": challenge }).end()
+      }
+      return good
+    })
+    const error = yield* failure("RegistryError", unchanged(Image.pull(`${registry.host}/team/app:1`)))
+    assert.equal(error.reason, "Unauthorized", error.message)
+    assert.ok(error.message.includes(`the token service ${tokens.host} gives no token`), error.message)
+    assert.equal(issued, 2)
+    assert.ok(registry.requests.some((line) => line.startsWith("GET") && line.includes("/manifests/")))
+  })
 
-  effect("what a broken connection has left over is where the next pull goes on", function* () {
+  effect("a pull continues a blob where an earlier pull's connection broke", function* () {
     yield* nobody
     const layout = yield* temporaryFolder
     const layers = ["kept", "late"].map((name) => ({ tar: makeTar({ [name]: name }) }))
@@ -239,7 +236,7 @@ suite("Registry faults", (effect) => {
     assert.equal(registry.requests.filter((line) => line.endsWith(kept.digest)).length, 1)
   })
 
-  effect("Retry-After is waited for as seconds and as a date", function* () {
+  effect("a Retry-After in seconds and as a date is waited for", function* () {
     const at: Array<number> = []
     const { text } = yield* downloading("hello", (_start, response, times) => {
       at.push(Date.now())
@@ -257,7 +254,7 @@ suite("Registry faults", (effect) => {
     assert.ok(third - second >= 990 && third - second < 5000, `${third - second} ms`)
   })
 
-  effect("Retry-After that is nothing, or long ago, is no reason to wait", function* () {
+  effect("an invalid or past Retry-After is not waited for", function* () {
     const began = Date.now()
     const values = ["soon", "-5", new Date(0).toUTCString(), ""]
     const { text } = yield* downloading("hello", (_start, response, times) => {
@@ -271,7 +268,7 @@ suite("Registry faults", (effect) => {
     assert.ok(Date.now() - began < 5000)
   })
 
-  effect("a download that stalls is resumed where it stopped", function* () {
+  effect("a download that stalls is resumed at that byte", function* () {
     const content = "0123456789".repeat(1000)
     const starts: Array<number> = []
     const { text } = yield* downloading(
@@ -292,7 +289,7 @@ suite("Registry faults", (effect) => {
     assert.deepEqual(starts, [0, 4000, 8000])
   })
 
-  effect("a download that stalls each time is Unreachable in the end", function* () {
+  effect("a download that stalls at each try fails with Unreachable", function* () {
     const { host, requests, text } = yield* downloading(
       "hello",
       (start, response) => {
@@ -308,7 +305,7 @@ suite("Registry faults", (effect) => {
     assert.equal(requests.length, 5)
   })
 
-  effect("a slow download goes on as long as something comes", function* () {
+  effect("a slow download continues as long as bytes arrive", function* () {
     const { requests, text } = yield* downloading(
       "hello",
       (start, response) => {
@@ -329,7 +326,7 @@ suite("Registry faults", (effect) => {
     assert.equal(requests.length, 1)
   })
 
-  effect("a body that ends early without a length is continued, and told if it never is whole", function* () {
+  effect("a body without a length that ends early is resumed, and fails if it is never whole", function* () {
     const content = "0123456789"
     const whole = yield* downloading(content, (start, response) => {
       response.writeHead(start === 0 ? 200 : 206, { "content-range": `bytes ${start}-9/10` })
@@ -343,7 +340,7 @@ suite("Registry faults", (effect) => {
     assert.match(short.text.left.message, /sent 4 of 10 bytes/)
   })
 
-  effect("a range that was not asked for is refused", function* () {
+  effect("an answer with another range than requested is refused", function* () {
     for (const range of ["bytes 7-9/10", "bytes */10", "pages 4-9/10", undefined]) {
       const { text } = yield* downloading("0123456789", (start, response) => {
         if (start === 0) {
@@ -359,7 +356,7 @@ suite("Registry faults", (effect) => {
     }
   })
 
-  effect("a stall timeout that is none is InvalidOption", function* () {
+  effect("an invalid stallTimeout fails with InvalidOption", function* () {
     for (const stallTimeout of [0, -1, "soon" as never]) {
       const error = yield* failure("InvalidOption", Registry.connect("localhost:1", { stallTimeout }))
       assert.equal(error.option, "stallTimeout")

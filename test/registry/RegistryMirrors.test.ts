@@ -50,7 +50,7 @@ suite("Registry mirrors", (effect) => {
     const pass = (target: string) => front(target, (_request, _response, through) => through())
 
     effect(
-      "a pull-through cache is asked, and the registry itself is not",
+      "a pull asks a pull-through cache, and not the registry",
       function* () {
         yield* nobody
         const cache = yield* runningRegistry({ proxyOf: `http://${origin.host}` })
@@ -64,7 +64,7 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "mirrors are asked in their order: one without the image, one that is not there, one with a path",
+      "a pull asks mirrors in their order, past one without the image and one that is unreachable",
       function* () {
         yield* nobody
         const absent = yield* Effect.scoped(pass(origin.host))
@@ -85,7 +85,7 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "the registry itself is asked where no mirror gives it, and it is its error that is told",
+      "a pull asks the registry when no mirror has the image, and fails with the registry's error",
       function* () {
         yield* nobody
         const empty = yield* front(undefined, (_request, response) => response.writeHead(404).end())
@@ -107,7 +107,7 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "a mirror that stops in the middle of a blob is continued by the next, from there on",
+      "a blob that breaks off at one mirror is continued from the next at that byte",
       function* () {
         yield* nobody
         const mirror = yield* front(origin.host, (request, response, through) =>
@@ -133,7 +133,7 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "a mirror with other bytes is found out, and the pull succeeds by the registry itself",
+      "a mirror with other bytes is detected, and the pull succeeds from the registry",
       function* () {
         yield* nobody
         const liar = yield* front(origin.host, (request, response, through) => {
@@ -151,7 +151,7 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "of mirrors that send other bytes, or some and then break, nothing comes out of a blob",
+      "a blob contains no bytes of a mirror that sends other bytes or breaks off",
       function* () {
         yield* nobody
         const blob = layerOf("four")
@@ -201,7 +201,7 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "credentials that are given for the registry never reach a mirror, which has its own",
+      "a mirror gets its own credentials, and never those given for the registry",
       function* () {
         const home = yield* nobody
         const mirror = yield* front(undefined, (_request, response) =>
@@ -233,7 +233,7 @@ suite("Registry mirrors", (effect) => {
       skip
     )
 
-    effect("a mirror that cannot be reached is not asked each time", function* () {
+    effect("an unreachable mirror is not asked for each blob", function* () {
       yield* nobody
       let connections = 0
       const mirror = yield* front(undefined, (_request, response) => {
@@ -249,7 +249,7 @@ suite("Registry mirrors", (effect) => {
       assert.equal(connections, tries)
     })
 
-    effect("what is no place of a mirror is InvalidOption", function* () {
+    effect("an invalid location of a mirror fails with InvalidOption", function* () {
       for (const mirror of [
         "",
         "http://a.example",

@@ -92,7 +92,7 @@ describe("Registry proxies", { skip: whyNoRegistry }, () => {
     )
   }
 
-  test("the environment's proxy is asked, for any host but those that it leaves out and this machine", async () => {
+  test("the environment's proxy is used for every host except those of NO_PROXY and this machine", async () => {
     const proxy = await startProxy(registry.host)
     try {
       const through = await pull("registry.invalid:5000/proxied:1", { HTTP_PROXY: proxy.url })
@@ -138,7 +138,7 @@ suite("Registry proxies and certificates", (effect) => {
     )
 
   effect(
-    "a pull by TLS through a proxy, with the registry's own authority, a client certificate and a user",
+    "a pull by TLS through a proxy works with a private authority, a client certificate and a user",
     function* () {
       yield* nobody
       const folder = yield* temporaryFolder
@@ -175,7 +175,7 @@ suite("Registry proxies and certificates", (effect) => {
   )
 
   effect(
-    "a proxy that speaks TLS itself, by the same authority, and one that nobody knows",
+    "a proxy with TLS is used if its authority is trusted, and refused otherwise",
     function* () {
       yield* nobody
       const registry = yield* runningRegistry({ tls: server })
@@ -194,7 +194,7 @@ suite("Registry proxies and certificates", (effect) => {
   )
 
   effect(
-    "what a proxy answers in place of a tunnel is its refusal, and never the registry's answer",
+    "an answer of a proxy in place of a tunnel fails as the proxy's refusal, never as the registry's answer",
     function* () {
       yield* nobody
       const thief = yield* proxy("127.0.0.1:1")
@@ -224,7 +224,7 @@ suite("Registry proxies and certificates", (effect) => {
 
   const isNode = !("Deno" in globalThis || "Bun" in globalThis)
   effect(
-    "where nothing is said about certificates, too",
+    "an answer of a proxy without certificate options fails as the proxy's refusal",
     function* () {
       const folder = yield* temporaryFolder
       const registry = yield* runningRegistry({ tls: server })

@@ -41,7 +41,7 @@ allowTime()
 const inspect = (name: string, ...options: ReadonlyArray<string>): Record<string, unknown> =>
   JSON.parse(sh("skopeo", "inspect", "--tls-verify=false", ...options, `docker://${name}`))
 
-describe("Registry push", { skip: whyNoRegistry }, () => {
+describe("registry push", { skip: whyNoRegistry }, () => {
   withoutDockerConfig()
   let folder = ""
   let registry: RunningRegistry
@@ -84,7 +84,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
   })
 
-  test("what was pulled is pushed, by its image and by its name in the store", async () => {
+  test("a pulled image is pushed, by its handle and by its name in the store", async () => {
     sh(
       "skopeo",
       "copy",
@@ -114,7 +114,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.equal(sha256(new TextEncoder().encode(pinned)), digest)
   })
 
-  test("a second push moves nothing but the manifest", async () => {
+  test("a second push sends only the manifest", async () => {
     const lengths: Array<string> = []
     await withFront(
       (request, _response, pass) => {
@@ -166,7 +166,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.equal(raw.Architecture, "s390x")
   })
 
-  test("what has no manifest, or is not in the store, is refused", async () => {
+  test("an image without a manifest, or one that is not in the store, is refused", async () => {
     const target = `${registry.host}/refused:1`
     for (const image of [Image.host, Image.fromRootfs(folder), Effect.succeed(Image.scratch)]) {
       const error = await runError(folder, Effect.flatMap(image, Image.push(target)))
@@ -182,7 +182,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.equal(other._tag, "InvalidOption", other.message)
   })
 
-  test("a blob that is damaged on the disk is DigestMismatch, and no manifest is sent", async () => {
+  test("a push of a corrupt blob fails with DigestMismatch, and sends no manifest", async () => {
     const layout = `${folder}/damaged`
     fs.cpSync(`${folder}/layout`, layout, { recursive: true })
     const manifest = JSON.parse(fs.readFileSync(blobFile(layout, digestInLayout()), "utf8"))
@@ -202,7 +202,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a blob's stream is run where the blob is missing, and its failure is the upload's", async () => {
+  test("putBlob runs the stream only if the blob is missing, and fails with its error", async () => {
     const { blob, content } = ofBytes(randomBytes(300_000))
     const { blob: other } = ofBytes(randomBytes(300_000))
     const [first, second, broken, short, wrong] = await run(
@@ -230,7 +230,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("an empty blob is put", async () => {
+  test("an empty blob is uploaded", async () => {
     const { blob, content } = ofBytes(new Uint8Array())
     const placed = await run(
       folder,
@@ -239,7 +239,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.equal(placed, "uploaded")
   })
 
-  test("a blob is mounted from another repository, or goes through here", async () => {
+  test("a blob is mounted from another repository, or else copied through this machine", async () => {
     await withFront(
       (request, _response, pass) => {
         if (request.url!.includes("/declined/")) {
@@ -264,7 +264,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a push takes layers from another repository where they are there", async () => {
+  test("a push mounts layers from another repository that has them", async () => {
     await withFront(
       (_request, _response, pass) => pass(),
       async (front) => {
@@ -279,7 +279,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("tags come page by page, from this host alone and not for ever", async () => {
+  test("tags are listed page by page, from the same host only and up to a limit", async () => {
     const layout = `${folder}/layout`
     const tags = ["a", "b", "c", "d", "e"]
     await run(
@@ -333,7 +333,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a list of something else than tags is refused", async () => {
+  test("an answer that is not a list of tags is refused", async () => {
     for (const answer of ["<html>", '{"tags":["../x"]}', '{"tags":"a"}', "[]"]) {
       await withFront(
         (_request, response) => response.end(answer),
@@ -360,7 +360,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a manifest is deleted by its digest, where the registry allows it", async () => {
+  test("a manifest is deleted by its digest, if the registry allows it", async () => {
     const push = (host: string) =>
       run(
         `${folder}/deleting`,
@@ -410,7 +410,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     return { empty, content, bytes: new TextEncoder().encode(JSON.stringify(manifest)) }
   }
 
-  test("referrers are kept under a tag where the registry has no list", async () => {
+  test("referrers are kept under a tag if the registry has no referrers API", async () => {
     const listed = await run(
       `${folder}/referrers`,
       Effect.gen(function* () {
@@ -452,7 +452,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.deepEqual([...listed.tags].sort(), ["1", listed.subject.digest.replace(":", "-")])
   })
 
-  test("referrers are what the registry lists, filtered here where it does not", async () => {
+  test("referrers are read from the registry's list, and filtered here if the registry does not", async () => {
     const entry = (artifactType: string) => ({ ...ofBytes(randomBytes(10)).blob, artifactType, data: "e30=" })
     const [a, b] = [entry("application/x-a"), entry("application/x-b")]
     const digest = `sha256:${"c".repeat(64)}`
@@ -481,7 +481,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a manifest is what it says: not JSON, another digest, no media type", async () => {
+  test("putManifest refuses a manifest that is not JSON, has another digest or no media type", async () => {
     const put = (name: string, text: string, mediaType?: string) =>
       withRegistry(registry.host, (to) =>
         Registry.putManifest(to, "manifests", name, new TextEncoder().encode(text), { mediaType })

@@ -33,7 +33,7 @@ const relocate = (response: ServerResponse, change: (location: string) => string
     )) as never
 }
 
-describe("Registry upload", { skip: whyNoRegistry }, () => {
+describe("registry upload", { skip: whyNoRegistry }, () => {
   withoutDockerConfig()
   let folder = ""
   let registry: RunningRegistry
@@ -66,7 +66,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     return requests.map((line) => line.split(" ")[0])
   }
 
-  test("a registry that is in trouble once is asked again, from the start", async () => {
+  test("an upload that fails once with a server error is sent again from its start", async () => {
     for (const method of ["HEAD", "POST", "PUT"]) {
       let troubles = 0
       const methods = await upload(`trouble/${method.toLowerCase()}`, (request, response, pass) => {
@@ -85,7 +85,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("an answer before all has been sent is taken", async () => {
+  test("an answer before the end of the upload is accepted", async () => {
     let troubles = 0
     const methods = await upload("early", (request, response, pass) => {
       if (request.method === "PUT" && troubles++ === 0) {
@@ -97,7 +97,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     assert.deepEqual(methods, ["HEAD", "POST", "PUT", "POST", "PUT"])
   })
 
-  test("a connection that is cut in the middle starts the upload again", async () => {
+  test("an upload whose connection breaks is sent again from its start", async () => {
     let cuts = 0
     const methods = await upload("cut", (request, response, pass) => {
       if (request.method === "PUT" && cuts++ < 2) {
@@ -115,7 +115,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     assert.deepEqual(methods, ["HEAD", "POST", "PUT", "POST", "PUT", "POST", "PUT"])
   })
 
-  test("a connection that is cut each time is Unreachable in the end", async () => {
+  test("an upload whose connection breaks at each try fails with Unreachable", async () => {
     await withFront(
       (request, response, pass) => (request.method === "PUT" ? response.socket?.destroy() : pass()),
       async (front) => {
@@ -126,7 +126,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a registry that has stored something else is not believed", async () => {
+  test("an upload that a registry confirms with another digest fails", async () => {
     await withFront(
       (request, response, pass) => {
         if (request.method === "PUT") {
@@ -179,7 +179,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("another host that asks for credentials gets none", async () => {
+  test("an upload to another host that asks for credentials sends none", async () => {
     const other = await startFront(undefined, (request, response) => {
       request.resume().on("end", () => {
         const challenge = `Basic realm="x", Bearer realm="http://${other.host}/token",service="x"`
@@ -201,7 +201,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("a Location that is no place for bytes is refused", async () => {
+  test("an upload with an invalid Location is refused", async () => {
     for (const location of [
       "ftp://example.org/x",
       "http://jane:secret@127.0.0.1/x",
@@ -222,7 +222,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("a token is asked for with the right to push, and again when an upload finds it expired", async () => {
+  test("a push gets a token with the right to push, and another when it expires during an upload", async () => {
     const { certificate, key } = makeCertificate()
     const claims = { issuer: "test issuer", service: "test service", repository: "" }
     const scopes: Array<ReadonlyArray<string>> = []
@@ -267,7 +267,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("an upload that is interrupted lets go of the connection and of the file", async () => {
+  test("an interrupted upload closes the connection and its file", async () => {
     let closed: Promise<void> | undefined
     let arrived: () => void = () => {}
     const arrival = new Promise<void>((resolve) => {

@@ -26,7 +26,7 @@ import {
   wh
 } from "../support/unpack.ts"
 
-check("no entry reaches out of the folder", (place) => {
+check("no entry of a tar reaches out of the layer's folder", (place) => {
   const name = place.base.slice(1)
   for (const path of [
     "../canary",
@@ -60,7 +60,7 @@ check("no entry reaches out of the folder", (place) => {
   assert.equal(place.read("h"), "not through it")
 })
 
-check("a full disk is an io error that names the entry and the errno", (place) => {
+check("a full disk fails with an io error that names the entry and the errno", (place) => {
   mkdirSync(`${place.base}/small`)
   const script = `mount -t tmpfs -o size=1m tmpfs ${place.base}/small && exec ${binary} ${place.base}/small`
   const done = run("unshare", ["--mount", "sh", "-c", script], tar(file("a b", noise(3_000_000))))
@@ -68,7 +68,7 @@ check("a full disk is an io error that names the entry and the errno", (place) =
   assert.deepEqual([error?.kind, error?.errno, error?.call, error?.path], ["io", 28, "write", "a b"])
 })
 
-check("wrong arguments are an error of the confinement", (place) => {
+check("invalid arguments fail with a confine error", (place) => {
   for (const args of [
     [],
     ["--what", "/"],
@@ -99,7 +99,7 @@ const until = async (what: string, done: () => boolean) => {
   assert.fail(`waited too long for ${what}`)
 }
 
-check("before it reads, it sees nothing but its folder and can do nothing but write it", async (place) => {
+check("the unpacker is confined to its folder before it reads any input", async (place) => {
   mkdirSync(`${place.base}/world`)
   writeFileSync(`${place.base}/world/only`, "")
   // A descriptor that the caller left open by mistake: not one of this may be left inside.
@@ -139,7 +139,7 @@ check("before it reads, it sees nothing but its folder and can do nothing but wr
 })
 
 check(
-  "killed at any point, it leaves no mount and no process, and the folder can be removed",
+  "an unpacker that is killed at any point leaves no mount, no process and a removable folder",
   async (place) => {
     const blob = gzipSync(concat(makeSample(), end), { level: 1 })
     for (const delay of [0, 2, 5, 10, 20, 40]) {
@@ -163,7 +163,7 @@ const noUserNamespaces =
   reason || (run("unshare", [...mapped, "true"]).status === 0 ? false : "user namespaces can't be made here")
 
 check(
-  "in a user namespace of one id, devices are skipped, marks are user.*, and owners may be ignored",
+  "in a user namespace of one id, devices are skipped, overlay marks are user.* attributes and owners can be ignored",
   (place) => {
     const archive = tar(
       folder("./"),
