@@ -1,7 +1,8 @@
-/** Files and trees that a container makes to harm who copies, archives, commits, lists or removes them. */
+/** Files and trees of a container that attack a program which copies, archives, commits, lists or removes them. */
 import assert from "node:assert/strict"
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -16,10 +17,10 @@ import { modes } from "./modes.ts"
 
 const skip = whyNoBusybox
 
-/** A folder on the host, which is gone after the test, however deep it is. */
+/** A folder on the host, which is removed after the test, however deep it is. */
 const hostFolder = Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (path) =>
   Effect.sync(() => {
-    // rm(1) has no bound on the length of a path, as node:fs has.
+    // node:fs refuses paths longer than PATH_MAX; rm(1) accepts them.
     execFileSync("chmod", ["-R", "u+rwx", path])
     execFileSync("rm", ["-rf", "--", path])
     remove(path)
@@ -31,12 +32,12 @@ const attributesOf = (path: string): ReadonlyArray<string> =>
     .using(inRoot.openHost(path, inRoot.O_RDONLY), (fd) => xattrsOf(fd, path, () => true))
     .map(([name]) => name)
 
-/** An image with a manifest, which can be committed on. */
+/** An image with a manifest, so that containers of it can be committed. */
 const committable = Effect.flatMap(plantImage, (image) => Image.import(image.layers[0]!, { tag: "plant:1" }))
 
 const GiB = 2 ** 30
 
-/** How long the event loop does not come to a timer while the effect runs, at the most. */
+/** The longest time, in milliseconds, that the event loop did not run a timer while the effect ran. */
 const longestBlock = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<number, E, R> =>
   Effect.acquireUseRelease(
     Effect.sync(() => {
@@ -56,14 +57,14 @@ const longestBlock = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<nu
     ({ timer }) => Effect.sync(() => clearInterval(timer))
   )
 
-/** That a file is refused by its name, as its holes are more than an archive has zeros for. */
+/** Asserts that the effect fails with the file's name, as its holes are larger than maxHoleBytes. */
 const refused = <A, R>(name: string, effect: Effect.Effect<A, BerthError.BerthError, R>) =>
   Effect.map(failure("OperationFailed", effect), (error) => {
     assert.equal(error.code, "EFBIG")
     assert.match(error.message, new RegExp(`${name}.*maxHoleBytes`))
   })
 
-/** Few descriptors for this process, so that one for each level is too many. */
+/** Limits this process to 256 descriptors, so that one for each level is too many. */
 const fewDescriptors = Effect.acquireRelease(
   Effect.sync(() => {
     const [, soft = ""] = /^Max open files +(\S+)/m.exec(fs.readFileSync("/proc/self/limits", "utf8")) ?? []
@@ -95,7 +96,7 @@ suite("hostile files and trees of a container", (effect) => {
       function* () {
         const box = yield* start(`plant hole /hole ${64 * GiB}`)
         yield* refused("/hole", Stream.runDrain(Container.tarOut(box, "/hole")))
-        // 4 EiB, of which a filesystem in memory makes nothing.
+        // 4 EiB, which take no memory in a tmpfs.
         const memory = yield* start(`plant hole /hole ${2n ** 62n}`, { upper: "memory" })
         const files = Container.fileSystem(memory)
         yield* refused("/hole", Stream.runDrain(Container.tarOut(memory, "/hole")))
@@ -147,9 +148,12 @@ suite("hostile files and trees of a container", (effect) => {
             .every((count) => count < 64),
           blocks.stdout
         )
-        const archive = Stream.runDrain(Container.tarOut(box, "/hole", { maxHoleBytes: "64GiB" }))
+        const begun = yield* Deferred.make<void>()
+        const archive = Container.tarOut(box, "/hole", { maxHoleBytes: "64GiB" }).pipe(
+          Stream.runForEachChunk(() => Deferred.succeed(begun, undefined))
+        )
         const fiber = yield* Effect.fork(archive)
-        yield* Effect.sleep("100 millis")
+        yield* Deferred.await(begun)
         assert.ok(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
       },
       { skip }
@@ -170,7 +174,7 @@ suite("hostile files and trees of a container", (effect) => {
         yield* files.remove("/back", { recursive: true })
         assert.equal((yield* files.readDirectory("/again", { recursive: true })).length, 4200)
         assert.ok(!(yield* files.exists("/back")))
-        // No archive has paths that are longer than the kernel takes.
+        // An archive with a path longer than PATH_MAX could not be unpacked.
         const long = yield* failure("OperationFailed", Stream.runDrain(Container.tarOut(box, "/deep")))
         assert.equal(long.code, "ENAMETOOLONG")
         assert.match(long.message, /deep\/d\/d\/d.*4095/)
@@ -253,7 +257,7 @@ suite("hostile files and trees of a container", (effect) => {
         }
         yield* Container.copyOut(box, "/t/rootshell", `${here}/alone`)
         assert.equal(fs.statSync(`${here}/alone`).mode & 0o7777, 0o755)
-        // Whoever asks for it gets it.
+        // keepPrivileges keeps them.
         yield* Container.copyOut(box, "/t/rootshell", `${here}/asked`, { keepPrivileges: true })
         assert.equal(fs.statSync(`${here}/asked`).mode & 0o7777, 0o6755)
       },

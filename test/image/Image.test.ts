@@ -10,6 +10,7 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
 import * as Layer from "effect/Layer"
 import * as Berth from "../../lib/Berth.ts"
 import * as Image from "../../lib/Image.ts"
@@ -35,6 +36,10 @@ import {
   writeImage,
   writeIndex
 } from "../support/images.ts"
+import { until, waitUntil } from "../support/until.ts"
+
+/** Whether a Berth has a layer that is not completely unpacked. */
+const isUnpacking = (berth: string): boolean => unfinished(berth).some((name) => name.startsWith("."))
 
 describe("Image", () => {
   let folder = ""
@@ -299,9 +304,7 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
       berth,
       Effect.gen(function* () {
         const fiber = yield* Effect.fork(Image.fromLayout(large))
-        while (!unfinished(berth).some((name) => name.startsWith("."))) {
-          yield* Effect.sleep(1)
-        }
+        yield* waitUntil("the begin of the unpack", () => isUnpacking(berth))
         yield* Fiber.interrupt(fiber)
       })
     )
@@ -317,12 +320,13 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
   test("an unpack that is interrupted while it takes a layer's lock leaves nothing", async () => {
     const berth = `${folder}/locking`
     const opened = Effect.runSync(Deferred.make<void>())
+    const interrupting = Effect.runSync(Deferred.make<void>())
     const slow = Layer.map(NodeFileSystem.layer, (context) => {
       const real = Context.get(context, FileSystem.FileSystem)
       const open: typeof real.open = (path, options) =>
         Effect.tap(real.open(path, options), () =>
           path.endsWith(".lock")
-            ? Effect.zipRight(Deferred.succeed(opened, undefined), Effect.sleep("50 millis"))
+            ? Effect.zipRight(Deferred.succeed(opened, undefined), Deferred.await(interrupting))
             : Effect.void
         )
       return Context.make(FileSystem.FileSystem, { ...real, open })
@@ -332,7 +336,9 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     const interrupted = Effect.gen(function* () {
       const fiber = yield* Effect.fork(Image.fromLayout(small))
       yield* Deferred.await(opened)
-      yield* Fiber.interrupt(fiber)
+      yield* Fiber.interruptAsFork(fiber, FiberId.none)
+      yield* Deferred.succeed(interrupting, undefined)
+      yield* Fiber.await(fiber)
     })
     const layer = Layer.provide(Berth.layerWith({ folder: berth }), slow)
     await Effect.runPromise(Effect.provide(interrupted, layer))
@@ -346,16 +352,10 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     const large = makeLarge()
     const first = child("unpack", berth, large)
     const end = ended(first)
-    const until = async (condition: () => boolean) => {
-      while (!condition()) {
-        await new Promise((resolve) => setTimeout(resolve, 1))
-      }
-    }
-    await until(() => unfinished(berth).some((name) => name.startsWith(".")))
+    await until("the begin of the unpack", () => isUnpacking(berth))
     first.kill("SIGKILL")
     await end
-    // The supervisor outlives it by the time that this takes.
-    await until(() => !unfinished(berth).some((name) => name.startsWith(".")))
+    await until("the supervisor's removal of the layer", () => !isUnpacking(berth))
     assert.deepEqual(
       fs.readdirSync(`${berth}/layers/sha256`).filter((name) => !name.endsWith(".lock")),
       []

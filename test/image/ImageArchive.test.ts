@@ -29,6 +29,7 @@ import {
   zstd
 } from "../support/images.ts"
 import * as tar from "../support/tar.ts"
+import { waitUntil } from "../support/until.ts"
 
 suite("Image.load", (effect) => {
   const options = { skip: whyNoImages }
@@ -287,7 +288,7 @@ suite("Image.load", (effect) => {
     const partial = `${yield* Store.folder}/.partial`
     const endless = Stream.concat(Stream.make(new Uint8Array(1000).fill(1)), Stream.never)
     const fiber = yield* Effect.fork(Image.load(endless))
-    while (!fs.existsSync(partial) || fs.readdirSync(partial).length === 0) yield* Effect.sleep(1)
+    yield* waitUntil("a partial blob", () => fs.existsSync(partial) && fs.readdirSync(partial).length > 0)
     yield* Fiber.interrupt(fiber)
     assert.deepEqual(fs.readdirSync(partial), [])
   })

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict"
-import type { ChildProcess } from "node:child_process"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Fiber from "effect/Fiber"
@@ -21,16 +21,13 @@ import {
   whyNoImages,
   writeImage
 } from "../support/images.ts"
+import { firstLine } from "../support/program.ts"
+import { waitUntil } from "../support/until.ts"
 
 const bytes = (text: string) => new TextEncoder().encode(text)
 const digest = (text: string): Digest => Either.getOrThrow(parseDigest(sha256(bytes(text))))
 
 const partials = (folder: string) => fs.readdirSync(`${folder}/store/.partial`)
-
-const said = (process: ChildProcess, word: string): Promise<void> =>
-  new Promise((resolve) => {
-    process.stdout!.on("data", (chunk) => String(chunk).includes(word) && resolve())
-  })
 
 describe("Store", () => {
   let folder = ""
@@ -63,18 +60,22 @@ describe("Store", () => {
 
   test("a blob that many fibers put is written once", async () => {
     const key = digest("many")
+    let begun = 0
     let runs = 0
     const content = Stream.suspend(() => {
       runs++
-      return Stream.fromEffect(Effect.delay(Effect.succeed(bytes("many")), 20))
-    })
-    await run(
-      folder,
-      Effect.all(
-        Array.from({ length: 20 }, () => Store.put(key, content)),
-        { concurrency: "unbounded" }
+      return Stream.fromEffect(
+        Effect.as(
+          waitUntil("the other fibers", () => begun === 20),
+          bytes("many")
+        )
       )
-    )
+    })
+    const put = Effect.suspend(() => {
+      begun++
+      return Store.put(key, content)
+    })
+    await run(folder, Effect.replicateEffect(put, 20, { concurrency: "unbounded" }))
     assert.equal(runs, 1)
   })
 
@@ -83,11 +84,15 @@ describe("Store", () => {
     await run(
       folder,
       Effect.gen(function* () {
-        const first = yield* Effect.fork(
-          Store.put(key, Stream.concat(Stream.make(bytes("ne")), Stream.never))
+        const writing = yield* Deferred.make<void>()
+        const begin = Stream.make(bytes("ne")).pipe(
+          Stream.tap(() => Deferred.succeed(writing, undefined)),
+          Stream.concat(Stream.never)
         )
-        yield* Effect.sleep(50)
+        const first = yield* Effect.fork(Store.put(key, begin))
+        yield* Deferred.await(writing)
         const second = yield* Effect.fork(Store.put(key, Stream.make(bytes("next"))))
+        // Nothing shows that the second fiber waits for the first.
         yield* Effect.sleep(10)
         yield* Fiber.interrupt(first)
         yield* Fiber.join(second)
@@ -240,7 +245,7 @@ describe("a store shared by processes", () => {
   test("a process waits for a blob that another is writing, then finds it", { timeout: 60_000 }, async () => {
     const other = child("put", folder, "shared", "300")
     const exit = ended(other)
-    await said(other, "writing")
+    assert.equal(await firstLine(other), "writing")
     await run(folder, Store.put(digest("shared"), Stream.die("written twice")))
     assert.equal(await exit, 0)
     assert.deepEqual(partials(folder), [])
@@ -251,7 +256,7 @@ describe("a store shared by processes", () => {
   }, async () => {
     const other = child("put", folder, "killed", "60000")
     const exit = ended(other)
-    await said(other, "writing")
+    assert.equal(await firstLine(other), "writing")
     other.kill("SIGKILL")
     await exit
     assert.equal(await run(folder, Store.has(digest("killed"))), false)

@@ -1,5 +1,4 @@
 import assert from "node:assert/strict"
-import type { ChildProcess } from "node:child_process"
 import { randomBytes } from "node:crypto"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
@@ -33,8 +32,9 @@ import {
   writeImage,
   writeIndex
 } from "../support/images.ts"
-import { eventually } from "../support/leftovers.ts"
+import { firstLine } from "../support/program.ts"
 import { type RunningRegistry, startFront, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import { waitUntil } from "../support/until.ts"
 
 allowTime()
 
@@ -44,7 +44,7 @@ const digest = (text: string): Digest => Either.getOrThrow(parseDigest(sha256(by
 const blobs = (folder: string): ReadonlyArray<string> =>
   fs.readdirSync(`${folder}/store/blobs/sha256`).map((hex) => `sha256:${hex}`)
 
-/** Everything that is below `layers/`, whole or not. */
+/** Every folder and file below `layers/`, whole or partial. */
 const layers = (folder: string): ReadonlyArray<string> =>
   ["sha256", "folders"].flatMap((parent) =>
     fs.existsSync(`${folder}/layers/${parent}`)
@@ -54,14 +54,14 @@ const layers = (folder: string): ReadonlyArray<string> =>
 
 const tars = new Map<string, Uint8Array>()
 
-/** A tar of one file. Its time is in it, so it is made once. */
+/** A tar of one file. It is made once for each name, as it contains the time. */
 const tar = (name: string): Uint8Array => {
   const made = tars.get(name) ?? makeTar({ [name]: name.repeat(3000) })
   tars.set(name, made)
   return made
 }
 
-/** An image in a store, with one layer for each name; those of equal names are shared. */
+/** Adds an image to a store, with one layer for each file. Images share the layers of equal files. */
 const addImage = (folder: string, name: string, ...files: ReadonlyArray<string>): Blob => {
   const descriptor = writeImage(
     `${folder}/store`,
@@ -84,11 +84,6 @@ const diffIdsOf = (layout: string): ReadonlyArray<string> => {
   const [entry] = JSON.parse(fs.readFileSync(`${layout}/index.json`, "utf8")).manifests
   return read(read(entry.digest).config.digest).rootfs.diff_ids
 }
-
-const said = (process: ChildProcess, word: string): Promise<void> =>
-  new Promise((resolve) => {
-    process.stdout!.on("data", (chunk) => String(chunk).includes(word) && resolve())
-  })
 
 describe("Store.gc", { skip: whyNoImages }, () => {
   let root = ""
@@ -280,10 +275,20 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     await run(
       folder,
       Effect.gen(function* () {
-        const fiber = yield* Effect.fork(
-          Store.keeping(Effect.tap(Image.fromLayout(layout), Effect.sleep(200)))
+        let collections = 0
+        const unpacked = Image.fromLayout(layout).pipe(
+          Effect.tap(() => {
+            const before = collections
+            return waitUntil("a collection after the unpack", () => collections > before + 1)
+          })
         )
-        const collect = Effect.forever(Effect.zipRight(Store.gc(), Effect.sleep(1)))
+        const fiber = yield* Effect.fork(Store.keeping(unpacked))
+        const collect = Effect.forever(
+          Effect.zipRight(
+            Store.gc(),
+            Effect.sync(() => collections++)
+          )
+        )
         const image = yield* Effect.raceFirst(Fiber.join(fiber), collect)
         assert.ok(image.layers.every((layer, i) => fs.existsSync(`${layer}/${files[i]}`)))
         assert.equal((yield* Store.gc()).layers, 6)
@@ -297,7 +302,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
       folder,
       Effect.gen(function* () {
         yield* Store.put(digest("false"), Stream.make(bytes("false")))
-        // After the start, which would have swept it.
+        // Made after Berth's start, which would have removed it.
         fs.mkdirSync(`${folder}/run/1-dead`)
         fs.writeFileSync(`${folder}/run/1-dead/lock`, "")
         fs.writeFileSync(`${folder}/run/1-dead/holds`, `${digest("false")}\n`)
@@ -376,7 +381,7 @@ suite("Store.gc and containers", (effect, folder) => {
       const error = yield* failure("ImageError", Container.run(image, sleeping))
       assert.equal(error.reason, "NotFound")
       assert.ok(
-        error.message.includes(image.layers[0]!) || error.message.includes(image.layers[1]!),
+        image.layers.some((layer) => error.message.includes(layer)),
         error.message
       )
     },
@@ -388,14 +393,13 @@ suite("Store.gc and containers", (effect, folder) => {
     function* () {
       yield* make
       const other = child("sleep", folder(), "127.0.0.1/app:1")
-      yield* Effect.promise(() => said(other, "running"))
+      assert.equal(yield* Effect.promise(() => firstLine(other)), "running")
       yield* Image.remove("127.0.0.1/app:1")
       assert.equal((yield* Store.gc()).layers, 0)
       const exit = ended(other)
       other.kill("SIGKILL")
       yield* Effect.promise(() => exit)
-      // Its supervisor notices, and ends.
-      yield* Effect.promise(() => eventually(() => fs.readdirSync(`${folder()}/run`).length === 1))
+      yield* waitUntil("the end of its supervisor", () => fs.readdirSync(`${folder()}/run`).length === 1)
       assert.equal((yield* Store.gc()).layers, 2)
     },
     { skip }
@@ -445,7 +449,8 @@ describe("a store shared by processes", { skip: whyNoRegistry }, () => {
     for (let round = 0; round < 5; round++) {
       const other = child("churn", folder, name)
       const exit = ended(other)
-      await said(other, "churning")
+      assert.equal(await firstLine(other), "churning")
+      // The time until the kill is random, as any moment is tested.
       const early = await Promise.race([
         exit,
         new Promise((resolve) => setTimeout(() => resolve("running"), randomBytes(2).readUInt16LE() / 100))
@@ -473,7 +478,7 @@ describe("a store shared by processes", { skip: whyNoRegistry }, () => {
     assert.ok(seen > 0, "no kill has left a name")
     await run(folder, Effect.zipRight(Image.pull(name), Store.gc()))
     assert.equal(blobs(folder).length, 4)
-    // The upper layer has a file in a folder that it has no entry for, which is written down beside it.
+    // The upper layer lacks an entry for a folder, which the file `.implicit` beside it records.
     const unpacked = diffIdsOf(`${root}/layout`).map((diffId) => `sha256/${diffId.slice(7)}`)
     assert.deepEqual([...layers(folder)].sort(), [...unpacked, `${unpacked[1]}.implicit`].sort())
     assert.deepEqual(fs.readdirSync(`${folder}/run`), [])

@@ -19,6 +19,7 @@ import {
 } from "../support/images.ts"
 import { front, nobody, temporaryFolder } from "../support/scoped.ts"
 import { unchanged } from "../support/unchanged.ts"
+import { until } from "../support/until.ts"
 
 /** A registry whose only tag stands for this manifest, with the blobs of the layout. */
 const serving = (
@@ -83,7 +84,7 @@ const partial = (response: http.ServerResponse, content: string, start: number):
   })
 }
 
-suite("registry faults", (effect) => {
+suite("registry faults", (effect, folder) => {
   const skip = { skip: whyNoImages }
   const tar = () => makeTar({ hello: "world" })
 
@@ -225,8 +226,8 @@ suite("registry faults", (effect) => {
     let broken = true
     const registry = yield* serving(layout, manifest, (request, response) => {
       const fits = !broken || !request.url!.endsWith(late.digest)
-      // Later than the other one is there.
-      if (!fits) setTimeout(() => response.socket?.destroy(), 100)
+      const isKept = (): boolean => fs.existsSync(blobFile(`${folder()}/store`, kept.digest))
+      if (!fits) void until("the other layer's blob", isKept).then(() => response.socket?.destroy())
       return fits
     })
     const error = yield* failure("RegistryError", Image.pull(`${registry.host}/team/app:1`))
@@ -315,6 +316,7 @@ suite("registry faults", (effect) => {
             response.end()
           } else {
             response.write("hello"[i]!)
+            // Slow, but faster than the stall timeout.
             setTimeout(() => send(i + 1), 300)
           }
         }
@@ -345,8 +347,7 @@ suite("registry faults", (effect) => {
       const { text } = yield* downloading("0123456789", (start, response) => {
         if (start === 0) {
           response.writeHead(200, { "content-length": 10 })
-          response.write("0123")
-          setTimeout(() => response.socket?.destroy(), 50)
+          response.write("0123", () => response.socket?.destroy())
         } else {
           response.writeHead(206, range === undefined ? {} : { "content-range": range }).end("456789")
         }

@@ -11,8 +11,8 @@ import { type Blob, blobFile, makeImage, makeTemporaryFolder, remove, sh } from 
 import { type RunningRegistry, startRegistry, whyNoRegistry } from "../support/registry.ts"
 import { front, nobody, runningRegistry } from "../support/scoped.ts"
 
-suite("Registry mirrors", (effect) => {
-  describe("of a registry", () => {
+suite("registry mirrors", (effect) => {
+  describe("mirrors of a registry", () => {
     const skip = { skip: whyNoRegistry }
     let layout = ""
     let origin: RunningRegistry
@@ -164,8 +164,8 @@ suite("Registry mirrors", (effect) => {
             response.writeHead(404).end()
             return
           }
-          response.writeHead(200, { "content-length": blob.size }).write(other.subarray(-100_000))
-          setTimeout(() => response.socket?.destroy(), 50)
+          response.writeHead(200, { "content-length": blob.size })
+          response.write(other.subarray(-100_000), () => response.socket?.destroy())
         })
         const watched = yield* pass(origin.host)
         const third = yield* pass(origin.host)

@@ -9,9 +9,9 @@ import * as Registry from "../../lib/Registry.ts"
 import { makeAuthority } from "../support/certificates.ts"
 import { failure, suite } from "../support/effect.ts"
 import { makeImage, sh, types, writeBlob } from "../support/images.ts"
-import { eventually } from "../support/leftovers.ts"
 import { htpasswd, whyNoRegistry } from "../support/registry.ts"
 import { front, nobody, runningRegistry, temporaryFolder } from "../support/scoped.ts"
+import { waitUntil } from "../support/until.ts"
 
 const credentials = { username: "jane", password: "secret" }
 
@@ -192,12 +192,8 @@ suite("registry TLS", (effect) => {
           })
           const end = start + 1_500_000
           response.on("close", () => closed++)
-          response.write(content.subarray(start, end))
-          if (end >= content.length) {
-            response.end()
-          } else {
-            setTimeout(() => response.socket?.destroy(), 100)
-          }
+          if (end >= content.length) response.end(content.subarray(start))
+          else response.write(content.subarray(start, end), () => response.socket?.destroy())
         },
         "127.0.0.1",
         { cert: server.certificate, key: server.key }
@@ -209,7 +205,7 @@ suite("registry TLS", (effect) => {
       const before = closed
       const first = yield* Stream.runHead(Registry.blob(connected, "team/app", blob))
       assert.equal(first._tag, "Some")
-      yield* Effect.promise(() => eventually(() => closed > before))
+      yield* waitUntil("the end of the connection", () => closed > before)
       assert.equal(closed, before + 1)
     },
     skip

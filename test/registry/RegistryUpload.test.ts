@@ -20,6 +20,7 @@ import {
   withoutDockerConfig
 } from "../support/registry.ts"
 import { assertRegistryError, ofBytes, withFrontOf, withRegistry } from "../support/registryClient.ts"
+import { until } from "../support/until.ts"
 
 allowTime()
 
@@ -296,9 +297,7 @@ describe("registry upload", { skip: whyNoRegistry }, () => {
           )
         )
         await closed
-        for (let tries = 0; finalized === 0 && tries < 100; tries++) {
-          await new Promise((resolve) => setTimeout(resolve, 20))
-        }
+        await until("the end of the blob's stream", () => finalized > 0)
         assert.equal(finalized, 1)
       }
     )

@@ -11,6 +11,7 @@ import {
   writeFileSync
 } from "node:fs"
 import { gzipSync } from "node:zlib"
+import { sleep } from "../support/leftovers.ts"
 import { concat, end, entry, file, folder, hardlink, paxRecords, symlink, tar } from "../support/tar.ts"
 import {
   binary,
@@ -25,6 +26,7 @@ import {
   text,
   wh
 } from "../support/unpack.ts"
+import { until } from "../support/until.ts"
 
 check("no entry of a tar reaches out of the layer's folder", (place) => {
   const name = place.base.slice(1)
@@ -91,24 +93,16 @@ const fieldsOf = (pid: number) =>
       .map((line) => line.split(":\t") as [string, string])
   )
 
-const until = async (what: string, done: () => boolean) => {
-  for (let tries = 0; tries < 500; tries++) {
-    if (done()) return
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-  assert.fail(`waited too long for ${what}`)
-}
-
 check("the unpacker is confined to its folder before it reads any input", async (place) => {
   mkdirSync(`${place.base}/world`)
   writeFileSync(`${place.base}/world/only`, "")
-  // A descriptor that the caller left open by mistake: not one of this may be left inside.
+  // A descriptor that the caller left open by mistake. The unpacker has to close it.
   const leak = openSync(place.base, "r")
   const child = spawn(binary, [`${place.base}/world`], { stdio: ["pipe", "pipe", "inherit", leak], env })
   const gone = new Promise((resolve) => child.on("exit", resolve))
   try {
     const pid = child.pid!
-    // Two threads: the second is started last of all.
+    // The second thread is the last thing that the unpacker starts.
     await until("its second thread", () => fieldsOf(pid).get("Threads") === "2")
     for (const thread of readdirSync(`/proc/${pid}/task`)) {
       const fields = fieldsOf(Number(thread))
@@ -149,7 +143,8 @@ check(
       const gone = new Promise((resolve) => child.on("exit", resolve))
       child.stdin!.on("error", () => {})
       child.stdin!.write(blob.subarray(0, 2_000_000))
-      await new Promise((resolve) => setTimeout(resolve, delay))
+      // The kill comes at several moments.
+      await sleep(delay)
       child.kill("SIGKILL")
       await gone
       assert.deepEqual(mountsOf(world), [])
