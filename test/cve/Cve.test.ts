@@ -32,7 +32,7 @@ suite("attacks that broke other runtimes", (effect, folder) => {
       })
       for (const command of ["/bin/entry", "/bin/exe", "/proc/self/exe"]) {
         for (const init of [false, true]) {
-          // Whether it fails or runs, what runs is a sealed copy that only says what it is not for.
+          // The command may fail or run; it can only run a sealed copy, which refuses to work.
           const result = yield* Effect.either(Container.run(image, { command: [command], init }))
           if (result._tag === "Right") assert.notEqual(result.right.exitCode, 0)
         }

@@ -4,6 +4,7 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { Berth, Container, Mount } from "../../lib/index.ts"
 import { failure, suite } from "../support/effect.ts"
+import { killedAfter } from "../support/killedAfter.ts"
 import { makeEvilImage as evil, makeImage, whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = whyNoBusybox
@@ -11,7 +12,7 @@ const skip = whyNoBusybox
 const parameter = "net.ipv4.ip_unprivileged_port_start"
 const file = `sys/${parameter.replaceAll(".", "/")}`
 
-/** The parameter's value in a container's network namespace, as a container with an honest /proc sees it. */
+/** The sysctl's value in a container's network namespace, read by a container with an unchanged /proc. */
 const valueIn = (box: Container.Container) =>
   Effect.gen(function* () {
     const { folder } = yield* Berth.Berth
@@ -26,21 +27,13 @@ const makeDecoy = (at: string): void => {
   fs.writeFileSync(path, "decoy")
 }
 
-/** While the scope is open, `d` in the folder is now a folder, now a link to `target`. */
+/** Swaps `d` in the folder between a folder and a link to `target`, again and again, while the scope is open. */
 const swapping = (folder: string, target: string) =>
-  Effect.acquireRelease(
-    Effect.sync(() => {
-      fs.mkdirSync(`${folder}/d`)
-      const script = `cd '${folder}'; ln -s '${target}' l; while :; do mv -T d x; mv -T l d; mv -T d l; mv -T x d; done`
-      return spawn("/bin/busybox", ["sh", "-c", script], { stdio: "ignore" })
-    }),
-    (child) =>
-      Effect.promise(() => {
-        const gone = new Promise((resolve) => child.on("exit", resolve))
-        child.kill("SIGKILL")
-        return gone
-      })
-  )
+  killedAfter(() => {
+    fs.mkdirSync(`${folder}/d`)
+    const script = `cd '${folder}'; ln -s '${target}' l; while :; do mv -T d x; mv -T l d; mv -T d l; mv -T x d; done`
+    return spawn("/bin/busybox", ["sh", "-c", script], { stdio: "ignore" })
+  })
 
 suite("attacks on mounts and /proc that broke other runtimes", (effect, folder) => {
   effect(
@@ -125,7 +118,7 @@ suite("attacks on mounts and /proc that broke other runtimes", (effect, folder) 
       const { rootless } = yield* Berth.Berth
       assert.equal(user === fs.readlinkSync("/proc/self/ns/user"), !rootless)
       assert.notEqual(network, fs.readlinkSync("/proc/self/ns/net"))
-      // Past 16 bits, where runc's lengths wrapped around.
+      // Longer than 16 bits can count: the lengths in runc wrapped around there.
       const long = "x".repeat(65536 + 40)
       for (const options of [
         { mounts: [Mount.tmpfs(`/${long}`)] },
@@ -175,9 +168,9 @@ suite("attacks on mounts and /proc that broke other runtimes", (effect, folder) 
     { skip }
   )
 
-  // CVE-2024-9407, CVE-2024-11218, CVE-2024-9675, CVE-2024-9676 and CVE-2024-9341 are of builders that take mount options
+  // CVE-2024-9407, CVE-2024-11218, CVE-2024-9675, CVE-2024-9676 and CVE-2024-9341 concern builders that read mount options
   // and cache paths as text from an image's instructions. Berth executes no such instructions, and a mount is a value with
-  // a field for each option: what is left of them is that no text adds an option.
+  // a field for each option, so the test is that no text adds an option.
   effect(
     "CVE-2024-9407, CVE-2024-11218: the text of a mount's fields adds no option and changes no source",
     function* () {

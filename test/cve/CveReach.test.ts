@@ -7,6 +7,7 @@ import * as Stream from "effect/Stream"
 import { Berth, Container, WaitFor } from "../../lib/index.ts"
 import { attackImage, outcomes } from "../support/attack.ts"
 import { suite } from "../support/effect.ts"
+import { killedAfter } from "../support/killedAfter.ts"
 import { commandOf, ended, firstLine, root } from "../support/program.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
@@ -19,15 +20,15 @@ const attack = (words: ReadonlyArray<string>, options: Container.StartOptions = 
     )
   )
 
-/** The attacker's program, where the host can execute it. */
+/** The path of the attacker's program on the host. */
 const onHost = Effect.zipRight(
   attackImage,
   Effect.map(Berth.Berth, ({ folder }) => `${folder}/attack/bin/attack`)
 )
 
 /**
- * What comes of some attempts in a container whose starter has a terminal, and a key in its session, which the kernel
- * gives to all of its children.
+ * The outcomes of some attempts in a container whose starter has a terminal and a key in its session keyring. The kernel
+ * passes the keyring on to all child processes.
  */
 const inherited = Effect.gen(function* () {
   const { folder } = yield* Berth.Berth
@@ -82,7 +83,7 @@ suite("reach of a container", (effect, folder) => {
         })
         const [sys, proc] = stdout.trim().split("\n")
         assert.equal(sys, "writable none")
-        // The first can be opened by root and changed with CAP_SYS_ADMIN alone; the others tell the writer of pressure.
+        // Root can open mtrr, but changes it only with CAP_SYS_ADMIN; a write to pressure only registers a notification.
         assert.match(proc!, /^writable (none|((\/proc\/mtrr|\/proc\/pressure\/\w+),?)+)$/)
       }
       const names = [
@@ -142,7 +143,7 @@ suite("reach of a container", (effect, folder) => {
       assert.equal(first.stdout, "add-key ok\nkey ok\n")
       assert.equal((yield* Container.exec(box, ["attack", "key:berth-first"])).stdout, "key ENOKEY\n")
       assert.deepEqual(yield* attack(["key:berth-first"], { seccomp: "unconfined" }), { key: "ENOKEY" })
-      // And by default there is no way to ask.
+      // The default seccomp policy refuses the system calls of keyrings.
       assert.deepEqual(yield* attack(["keyctl", "add_key", "request_key"]), {
         keyctl: "EPERM",
         add_key: "EPERM",
@@ -157,14 +158,8 @@ suite("reach of a container", (effect, folder) => {
     function* () {
       const name = `berth-test-${process.pid}`
       const program = yield* onHost
-      const listener = yield* Effect.acquireRelease(
-        Effect.sync(() => spawn(program, [`listen:${name}`], { stdio: ["ignore", "pipe", "inherit"] })),
-        (child) =>
-          Effect.promise(() => {
-            const gone = new Promise((resolve) => child.on("exit", resolve))
-            child.kill("SIGKILL")
-            return gone
-          })
+      const listener = yield* killedAfter(() =>
+        spawn(program, [`listen:${name}`], { stdio: ["ignore", "pipe", "inherit"] })
       )
       yield* Effect.promise(() => firstLine(listener))
       const words = [`abstract:${name}`]
@@ -193,7 +188,7 @@ suite("reach of a container", (effect, folder) => {
         links: "1",
         "set-link": "EPERM"
       })
-      // As far as its own namespace goes, the capability is enough; the host's stays as it is in any case.
+      // CAP_NET_ADMIN is enough for the container's own network namespace, and never for the host's.
       const administrator = yield* attack(words, { capabilities: { add: ["NET_ADMIN"] } })
       assert.deepEqual(administrator, { links: "1", "set-link": "ok" })
       const shared = yield* attack(["set-link"], { namespaces: { network: "host" } })
@@ -207,7 +202,7 @@ suite("reach of a container", (effect, folder) => {
     "CVE-2017-5226: a container cannot type into its starter's terminal, nor read its starter's keys",
     function* () {
       const { came, said } = yield* inherited
-      // EIO is the kernel's own answer to everybody, where dev.tty.legacy_tiocsti is 0 (Linux 6.2).
+      // The kernel answers EIO to every process if dev.tty.legacy_tiocsti is 0 (Linux 6.2).
       assert.match(String(came.tiocsti), /^(EPERM|EIO)$/, said)
       assert.equal(came.tty, "ENXIO")
       assert.deepEqual([came.key, came["add-key"]], ["ENOKEY", "ok"])

@@ -22,7 +22,7 @@ const setLimit = (pid: number, soft: string | number): void => {
 
 const highest = (pid: number): number => Math.max(...fs.readdirSync(`/proc/${pid}/fd`).map(Number))
 
-/** Runs it while this program may open so many more files, and no others. */
+/** Runs `body` while this program can open only `free` more files. */
 const withFree = <A, E, R>(free: number, body: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.acquireUseRelease(
     Effect.sync(() => {
@@ -45,7 +45,7 @@ const withFree = <A, E, R>(free: number, body: Effect.Effect<A, E, R>): Effect.E
       })
   )
 
-/** That it fails with an error of Berth's that says which limit it is, and does so at once. */
+/** Asserts that the error names the limit of open files. */
 const isOfLimit = (error: BerthError.BerthError): void =>
   assert.match(error.message, /too many open files|limit of open files/i, `${error._tag}: ${error.message}`)
 
@@ -54,11 +54,12 @@ const asking: Security.SeccompProfile = {
   syscalls: [{ names: ["mkdir", "mkdirat"], action: "SCMP_ACT_NOTIFY" }]
 }
 
-// More than any of the calls below needs.
+// More descriptors than any of the calls below needs.
 const FREE_MAX = 24
 
 /**
- * Does it with no descriptor left, then with one, and so on, until it succeeds: each time before, it alone fails.
+ * Tries with no free descriptor, then with one, and so on, until it succeeds. Each try before that fails, and disturbs
+ * nothing else.
  */
 const withEver = (
   witness: Container.Container,

@@ -1,4 +1,4 @@
-/** What a container puts in the place of files that the program opens by itself or is asked to open. */
+/** A container replaces files that the program opens by itself, or is asked to open. */
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
@@ -14,7 +14,7 @@ const skip = whyNoContainers || whyNoBusybox
 
 const MAX_MILLIS = 60_000
 const LATE_MILLIS_MAX = 500
-/** What is not collected yet counts as well. */
+/** Includes garbage that is not collected yet. */
 const GROWN_BYTES_MAX = 256 * 1024 * 1024
 
 interface Found<A> {
@@ -23,7 +23,7 @@ interface Found<A> {
   readonly grown: number
 }
 
-/** Runs test/support/attackedFiles.ts, which has to end by itself, by a shell's line where it is to have a terminal. */
+/** Runs test/support/attackedFiles.ts, which has to end by itself. `line` wraps its command, to give it a terminal. */
 const attacked = async <A>(
   attack: string,
   { options }: Mode,

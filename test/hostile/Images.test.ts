@@ -1,4 +1,4 @@
-/** Layers that are small to send and would be long to unpack. */
+/** Layers that are small, and would take long to unpack. */
 import assert from "node:assert/strict"
 import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -14,7 +14,7 @@ const named = (name: string, entry: Uint8Array, link?: string): Uint8Array =>
   ])
 const range = (count: number): ReadonlyArray<number> => Array.from({ length: count }, (_, i) => i)
 
-/** Links in the order in which each pass over them, from either end, finds one more target only. */
+/** Hard links in an order in which each pass over them, from either end, can resolve only one more. */
 const zigzag = (count: number, at: string): ReadonlyArray<Uint8Array> => {
   const order = range(count).map((i) => (i % 2 === 0 ? i / 2 : count - (i + 1) / 2))
   const turn = new Array<number>(count)
@@ -24,13 +24,13 @@ const zigzag = (count: number, at: string): ReadonlyArray<Uint8Array> => {
   return turn.map((i) => named(`${at}l${i}`, hardlink("l", "t"), i === 0 ? `${at}target` : `${at}l${i - 1}`))
 }
 
-/** What the unpacker says of a tar, and the seconds of processor time that it has taken. */
+/** The unpacker's report on a tar, and the seconds of processor time that it has used. */
 const measured = (archive: Uint8Array, ...options: ReadonlyArray<string>) => {
   const base = fs.mkdtempSync(`${tmpdir()}/berth-unpack-`)
   try {
     fs.mkdirSync(`${base}/layer`)
     fs.writeFileSync(`${base}/tar`, archive)
-    // The shell's `times`: its own, then its children's, user and system.
+    // `times` prints the shell's own user and system time, then those of its children.
     const script = '"$0" "$@" <"$TAR"; code=$?; times >&2; exit $code'
     const done = spawnSync("sh", ["-c", script, binary, ...options, `${base}/layer`], {
       env: { ...env, TAR: `${base}/tar` },
@@ -45,7 +45,7 @@ const measured = (archive: Uint8Array, ...options: ReadonlyArray<string>) => {
   }
 }
 
-/** Twice as much takes about twice as long. What grows with the square takes four times as long: minutes, where this takes seconds. */
+/** Tests that twice the entries take about twice the time. Quadratic code would take four times as long. */
 const isLinear = (name: string, make: (count: number) => ReadonlyArray<Uint8Array>, count: number) =>
   check(name, () => {
     const half = measured(tar(...make(count / 2)))
@@ -197,10 +197,10 @@ check("a layer beyond a limit fails with the limit's name", (place) => {
 check("a layer that takes more processor time than its length allows ends at a limit", () => {
   const { report, seconds } = measured(behindLinks(10_000), "--max-cpu=1")
   assert.equal(report.error?.kind, "limit", report.error?.message)
-  // A fast machine comes to the other limit before.
+  // A fast machine reaches the other limit first.
   assert.match(report.error.message, /maxCpuSeconds|links and folders/)
   assert.ok(seconds < 10, `${seconds} s`)
-  // Each piece of the tar gives more of it: what gets on may take as long as it is long.
+  // Each piece of the tar extends the limit, so a long tar may take longer.
   const long = measured(tar(...range(20_000).map((i) => file(`${i % 100}/f${i}`))), "--max-cpu=2")
   assert.equal(long.report.status, 0, long.report.error?.message)
 })

@@ -24,7 +24,7 @@ const listening = Effect.acquireRelease(
   (server) => Effect.sync(() => server.close())
 )
 
-/** What the attacker has printed, once it has been told to stop. */
+/** Stops the attacker, and gives the lines that it has printed. */
 const reportOf = (attacker: Container.Container) =>
   Effect.gen(function* () {
     yield* Effect.promise(() => fs.promises.writeFile(`/proc/${attacker.pid}/root/tmp/stop`, ""))
@@ -33,7 +33,7 @@ const reportOf = (attacker: Container.Container) =>
     return Array.from(lines, ({ line }) => line)
   })
 
-/** What of the first process of its pid namespace a container can read, and where it leads. */
+/** A script that prints what a container can read of the first process of its pid namespace. */
 const LOOK = `
   for file in root/etc/shadow root/etc/hostname environ maps mem auxv fd/0 cwd/. exe; do
     (head -c 1 /proc/1/$file) >/dev/null 2>&1 && echo "read $file"
@@ -47,7 +47,7 @@ const LOOK = `
   sed 1d /proc/1/net/tcp | sed 's/^/socket /'
   echo looked`
 
-// Root owns the folder of them, and so sees that they are there.
+// Root owns the folder of descriptors, and so can list it.
 const standardStreams = /^descriptor [012]$/
 
 suite("processes that join a container", (effect, folder) => {
@@ -72,7 +72,7 @@ suite("processes that join a container", (effect, folder) => {
             assert.ok(mounts.length <= 2, stdout)
             for (const mount of mounts) assert.match(mount, / \/ \/ .* - (tmpfs|proc) /)
             const rest = lines.filter((line) => !mounts.includes(line))
-            // Who may trace all that is in his pid namespace sees that there is nothing.
+            // With CAP_SYS_PTRACE the container can read these files, which hold nothing of the host.
             const traced =
               /^(read (environ|maps|mem|auxv|exe|fd\/0|cwd\/\.)|\/(.*\/empty)?|\/berth-supervisor)$/
             assert.deepEqual(
@@ -128,7 +128,7 @@ suite("processes that join a container", (effect, folder) => {
             capabilities: { add }
           })
           yield* WaitFor.log(attacker, "ready")
-          // What is executed can be traced, and so be delayed, by whoever may.
+          // The container can trace an exec in it, and so delay it.
           for (let k = 0; k < 60; k++) yield* Container.exec(attacker, ["true"])
           const own = yield* Container.exec(attacker, [
             "sh",
@@ -163,7 +163,7 @@ suite("processes that join a container", (effect, folder) => {
               const attacker = yield* Container.start(image, { ...options, command })
               yield* WaitFor.log(attacker, "ready")
               for (let k = 0; k < 15; k++) {
-                // It may take for ever, and is interrupted then; it may fail, or get through.
+                // The exec may hang (and is interrupted), fail or succeed.
                 const held = Effect.exit(
                   Container.exec(attacker, ["true"]).pipe(Effect.timeout("200 millis"))
                 )
@@ -216,7 +216,7 @@ suite("processes that join a container", (effect, folder) => {
         yield* Effect.exit(Effect.timeout(started, "200 millis"))
       }
       const opened = () => fs.readdirSync(`/proc/${process.pid}/fd`).length - before
-      // The last descriptor of a mount is closed on another thread.
+      // The last descriptor of a mount is closed by another thread, a little later.
       assert.ok(yield* Effect.promise(() => eventually(() => opened() <= 1)), `${opened()} are left open`)
       assert.equal((yield* Container.run(image, { command: ["echo", "on"] })).stdout, "on\n")
     },
@@ -233,7 +233,7 @@ suite("processes that join a container", (effect, folder) => {
       const before = limits.start
       limits.start = 500
       yield* Effect.addFinalizer(() => Effect.sync(() => (limits.start = before)))
-      // One of them is stopped before it executes its command.
+      // At least one of the execs is stopped before it executes its command.
       const one = Effect.flip(Effect.timeout(Container.exec(attacker, ["true"]), "5 seconds"))
       const error = yield* Effect.repeat(Effect.either(one), {
         until: (result) => result._tag === "Right" && result.right._tag === "OperationFailed",

@@ -12,7 +12,7 @@ const MEBIBYTE = 2 ** 20
 const residentBytes = (): number =>
   Number(/^VmRSS:\s+(\d+)/m.exec(fs.readFileSync("/proc/self/status", "utf8"))![1]) * 1024
 
-/** How late a timer of 10 milliseconds was in all but the worst twentieth, and by how much the program has grown. */
+/** Measures the delay of a 10 ms timer (95th percentile) and the growth of the program's memory while `body` runs. */
 const watched = <A, E, R>(body: Effect.Effect<A, E, R>) =>
   Effect.acquireUseRelease(
     Effect.sync(() => {
@@ -41,9 +41,10 @@ const watched = <A, E, R>(body: Effect.Effect<A, E, R>) =>
     ({ timer }) => Effect.sync(() => clearInterval(timer))
   )
 
-// Far more than there should be, and far less than there was.
+// Far above the usual values, and far below those of unbounded code.
 const LATE_MAX = 500
 const GROWN_MAX = 1024 * MEBIBYTE
+/** For so long a test lets the container write. */
 const FLOOD = "3 seconds"
 
 const isCalm = ({ grown, late, ticks }: { late: number; grown: number; ticks: number }): void => {
@@ -148,7 +149,7 @@ suite("logs of a container that writes endlessly", (effect) => {
 
   effect("the buffered output of many small writes takes about as much memory as its bytes", function* () {
     const image = yield* Image.host
-    // Each byte is a write of its own, which wakes the reader.
+    // Each byte is written alone, and each write wakes the reader.
     const command = ["dd", "if=/dev/zero", "bs=1", "count=400000", "status=none"]
     const ran = yield* watched(Container.run(image, { command }))
     assert.equal(ran.value.stdout.length, 400_000)

@@ -10,7 +10,7 @@ import { modes } from "./modes.ts"
 const MAX_MILLIS = 240_000
 const GROWN_BYTES_MAX = 256 * 1024 ** 2
 
-/** Runs test/support/attackedOperations.ts to its end, which has to come by itself. */
+/** Runs test/support/attackedOperations.ts, which has to end by itself. */
 const reportOf = async (...args: ReadonlyArray<string>): Promise<Report> => {
   const child = program("attackedOperations.ts", args)
   const timer = setTimeout(() => child.kill("SIGKILL"), MAX_MILLIS)

@@ -1,4 +1,4 @@
-/** System calls by other tables and with other bits than programs of this machine use: the default policy means these too. */
+/** The default policy must also cover system calls of other tables, and arguments with unused bits set. */
 import assert from "node:assert/strict"
 import { spawnSync } from "node:child_process"
 import * as Effect from "effect/Effect"
@@ -7,7 +7,7 @@ import { compile, outcomes } from "../support/attack.ts"
 import { makeTemporaryFolder, remove, suite } from "../support/effect.ts"
 import { makeEvilImage, whyNoBusybox } from "../support/rootfs.ts"
 
-/** Why the 32-bit table is not tried, if so: a kernel without IA32 answers it with a signal. */
+/** The reason to skip the 32-bit table: a kernel without IA32 answers its calls with a signal. */
 const whyNo32 = (): string | false => {
   const folder = makeTemporaryFolder()
   try {
@@ -26,14 +26,14 @@ const allowed: Readonly<Record<string, string>> = {
   "int80:getpid": "ok",
   "int80:inet": "ok",
   "high:inet": "ok",
-  // For these a C library has something else to try.
+  // C libraries fall back to other calls for these.
   "int80:clone3": "ENOSYS",
   "int80:socketcall-alg": "ENOSYS",
   "int80:socketcall-vsock": "ENOSYS",
   "int80:socketcall-inet": "ENOSYS"
 }
 
-/** What has to come of a call under the default policy. */
+/** The expected outcome of a call under the default policy. */
 const expected = (word: string): string =>
   allowed[word] ?? (word.startsWith("x32:") ? "killed by 31: -" : "EPERM")
 

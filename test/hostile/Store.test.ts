@@ -1,4 +1,4 @@
-/** A store whose files were lost, cut off or replaced by something else, as a full disk, a bad tool or an attacker leaves it. */
+/** A store with missing, truncated or replaced files, as a full disk, a faulty tool or an attacker leaves them. */
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
@@ -60,7 +60,7 @@ describe("a damaged store", { skip: whyNoImages }, () => {
   })
   after(() => remove(root))
 
-  /** A Berth with a named image, whose layer is unpacked. */
+  /** Makes a Berth with a named image whose layer is unpacked. */
   const filled = async (): Promise<{ folder: string; manifest: Blob }> => {
     const folder = `${root}/${count++}`
     const manifest = writeImage(`${folder}/store`, [{ tar: layer }])
@@ -147,7 +147,7 @@ describe("a damaged store", { skip: whyNoImages }, () => {
     const write = Store.tag("other", { ...manifest, digest: manifest.digest })
     assertImageError(await runError(folder, write), "Corrupt", `${folder}/store`, "backup")
     assert.equal(fs.existsSync(index(folder)), false)
-    // What the message says works.
+    // The fix of the message works.
     fs.writeFileSync(index(folder), JSON.stringify({ schemaVersion: 2, manifests: [named(manifest, NAME)] }))
     assert.deepEqual(await run(folder, Store.gc()), { blobs: 0, layers: 0, bytes: 0 })
     await run(folder, Image.fromStore(NAME))
@@ -169,7 +169,7 @@ describe("a damaged store", { skip: whyNoImages }, () => {
       folder,
       Effect.gen(function* () {
         yield* Image.fromStore(NAME)
-        // Beside this one's: a Berth that lives, and whose file is a folder.
+        // Another living Berth, whose record is a folder instead of a file.
         const [own] = fs.readdirSync(`${folder}/run`).filter((name) => !name.startsWith("."))
         fs.mkdirSync(`${folder}/run/other/holds`, { recursive: true })
         fs.linkSync(`${folder}/run/${own}/lock`, `${folder}/run/other/lock`)
@@ -187,7 +187,7 @@ describe("a damaged store", { skip: whyNoImages }, () => {
 suite("images of a damaged store", (effect, folder) => {
   const skip = { skip: whyNoImages }
 
-  /** A registry with one image, in which a shell can run. */
+  /** A registry with one image that contains a shell. */
   const registry = Effect.gen(function* () {
     yield* nobody
     const layout = yield* temporaryFolder
@@ -212,7 +212,7 @@ suite("images of a damaged store", (effect, folder) => {
       ({ stdout }) => stdout.trim() === "well"
     )
 
-  /** Takes everything away from the store, so that a test begins with its own damage. */
+  /** Empties the store for the next test. */
   const emptied = (name: string) =>
     Effect.gen(function* () {
       for (const file of fs.readdirSync(`${folder()}/store`))

@@ -9,7 +9,7 @@ import { sh, whyNoImages, writeImage, writeIndex } from "../support/images.ts"
 import { file, folder, tar } from "../support/tar.ts"
 import { unchanged } from "../support/unchanged.ts"
 
-/** A filesystem of 8 MiB, until the scope closes. */
+/** A filesystem of 8 MiB, mounted until the scope closes. */
 const small = Effect.flatMap(scratch, (at) =>
   Effect.acquireRelease(
     Effect.sync(() => {
@@ -22,7 +22,7 @@ const small = Effect.flatMap(scratch, (at) =>
   )
 )
 
-/** An archive with one image of a layer that holds these bytes, compressed. */
+/** Makes an archive of one image with one gzip layer that holds these bytes. */
 const archiveOf = (at: string, name: string, content: Uint8Array): string => {
   const layout = `${at}/${name}`
   const image = writeImage(layout, [{ tar: tar(folder("./"), file("data", content)) }])
@@ -52,7 +52,7 @@ suite("loading an image on a full disk", (effect) => {
             )
             assert.equal(error.reason, "Storage")
             assert.match(error.message, /the disk is full \(ENOSPC\): make room on the filesystem of /)
-            // There is room again.
+            // The failed load has freed its space.
             yield* Image.load(archiveOf(at, "other", randomBytes(3_000_000)))
           })
         )

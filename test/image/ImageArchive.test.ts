@@ -48,7 +48,7 @@ suite("Image.load", (effect) => {
       yield* assertRuns(image, "one")
       const [again] = yield* Image.load(archive, { tag: "example/one:1" })
       assert.deepEqual(again.layers, image.layers)
-      // Its id is that of the config, which is the same bytes.
+      // The image's id is the digest of its config, which has not changed.
       const { config } = JSON.parse(new TextDecoder().decode(yield* Store.read(image.digest as never)))
       assert.equal(config.digest, `sha256:${sh("tar", "-tf", archive).match(/[0-9a-f]{64}(?=\.json)/)?.[0]}`)
     },
@@ -220,7 +220,7 @@ suite("Image.load", (effect) => {
         yield* Image.load(`${folder}/oci.tar`, { tag: "a" })
         const index = `${yield* Store.folder}/index.json`
         const before = JSON.parse(fs.readFileSync(index, "utf8"))
-        // There is room for one name more, and not for two: an index has at most 4 MiB.
+        // The index has room for one more name, and not for two: its limit is 4 MiB.
         const padding = "x".repeat(4 * 1024 * 1024 - JSON.stringify(before).length - 400)
         fs.writeFileSync(index, JSON.stringify({ ...before, annotations: { padding } }))
         const full = fs.readFileSync(index)

@@ -1,4 +1,4 @@
-/** Hard links to files that only a lower layer has: what images, containers and the store make of them. */
+/** Hard links to files of lower layers, in images, containers and the store. */
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
@@ -9,7 +9,7 @@ import { makeRootfs, sh, whyNoImages, writeImage, writeIndex } from "../support/
 import { file, folder, hardlink, tar } from "../support/tar.ts"
 import { treeOf } from "../support/trees.ts"
 
-/** A layout: busybox below, then a link to it in a folder that has no entry of its own, then one to that link. */
+/** Makes a layout: busybox in the lowest layer, a link to it in a folder without an entry, and a link to that link. */
 const makeLinked = (at: string): string => {
   makeRootfs(`${at}/rootfs`)
   sh("tar", "-C", `${at}/rootfs`, "-cf", `${at}/lower.tar`, ".")

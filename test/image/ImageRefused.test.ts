@@ -60,7 +60,7 @@ describe("Image.fromLayout with invalid layers", { skip: whyNoImages }, () => {
     const { layer, layout } = layoutWith([{ tar: makeTar({ digest: "1" }), as: "tar" }])
     const bytes = fs.readFileSync(blobFile(layout, layer))
     bytes[bytes.indexOf("digest")] = "D".charCodeAt(0)
-    // The checksum of that tar header, too.
+    // The checksum of the tar header changes with the name.
     const sum = bytes
       .subarray(0, 512)
       .reduce((total, byte, i) => total + (i >= 148 && i < 156 ? 32 : byte), 0)

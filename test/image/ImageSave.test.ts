@@ -18,7 +18,7 @@ import { podmanIn, whyNoPodman } from "../support/podman.ts"
 suite("Image.save", (effect) => {
   const options = { skip: whyNoImages }
 
-  /** An image of skopeo's in the store, with gzip layers, and how umoci unpacks the original. */
+  /** An image with gzip layers in the store, copied by skopeo, and the original's tree as unpacked by umoci. */
   const stored = (folder: string, tag: string) =>
     Effect.gen(function* () {
       const layout = `${folder}/original`
@@ -86,7 +86,7 @@ suite("Image.save", (effect) => {
         )
         assert.equal(RootFS.Layers.length, 2)
         const mounted = podman("image", "mount", name).trim()
-        // The upper layer has no entry for /etc: podman gives it the time of the load.
+        // The upper layer lacks an entry for /etc, so podman sets the time of the load.
         const others = (lines: ReadonlyArray<string>) => lines.filter((line) => !line.startsWith("etc d"))
         assert.deepEqual(others(treeOf(mounted)), others(tree))
         podman("image", "unmount", name)
@@ -124,7 +124,7 @@ suite("Image.save", (effect) => {
           Image.save(image.digest!, path(2), { format, tag: "registry.test/x:1" })
         )
       )
-      // A file that is there is replaced.
+      // An existing file is replaced.
       yield* Image.save(image, path(2), { format, tag: "registry.test/x:1" })
       assert.ok(fs.readFileSync(path(1)).equals(fs.readFileSync(path(2))))
       yield* elsewhere(folder, Image.load(path(1)))

@@ -20,6 +20,7 @@ import {
   writeImage
 } from "../support/images.ts"
 import { type RunningRegistry, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import { push } from "../support/registryClient.ts"
 
 allowTime()
 
@@ -111,7 +112,7 @@ describe("a corrupt blob on the disk", { skip: whyNoRegistry }, () => {
     manifest = JSON.parse(fs.readFileSync(blobFile(`${root}/layout`, digest), "utf8"))
     fs.writeFileSync(`${root}/layout/oci-layout`, '{"imageLayoutVersion":"1.0.0"}')
     fs.writeFileSync(`${root}/layout/index.json`, JSON.stringify({ schemaVersion: 2, manifests: [image] }))
-    sh("skopeo", "copy", "--dest-tls-verify=false", `oci:${root}/layout`, `docker://${registry.host}/app:1`)
+    push(`oci:${root}/layout`, `${registry.host}/app:1`)
   })
   after(async () => {
     await registry.stop()
@@ -132,7 +133,7 @@ describe("a corrupt blob on the disk", { skip: whyNoRegistry }, () => {
     for (const blob of blobs) {
       const path = blobFile(`${folder}/store`, blob)
       rot(path)
-      // What is unpacked already is not read again.
+      // The blob of an unpacked layer is not read again.
       remove(`${folder}/layers`)
       const error = await runError(folder, Image.fromStore(reference))
       assert.equal(error._tag, "ImageError", error.message)

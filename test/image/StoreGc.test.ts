@@ -34,6 +34,7 @@ import {
 } from "../support/images.ts"
 import { firstLine } from "../support/program.ts"
 import { type RunningRegistry, startFront, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import { push } from "../support/registryClient.ts"
 import { waitUntil } from "../support/until.ts"
 
 allowTime()
@@ -413,13 +414,7 @@ describe("a store shared by processes", { skip: whyNoRegistry }, () => {
     root = makeTemporaryFolder()
     registry = await startRegistry()
     makeImage(`${root}/layout`, "one")
-    sh(
-      "skopeo",
-      "copy",
-      "--dest-tls-verify=false",
-      `oci:${root}/layout:one`,
-      `docker://${registry.host}/team/app:1`
-    )
+    push(`oci:${root}/layout:one`, `${registry.host}/team/app:1`)
   })
   after(async () => {
     await registry.stop()

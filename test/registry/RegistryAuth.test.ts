@@ -11,6 +11,7 @@ import * as Registry from "../../lib/Registry.ts"
 import { failure, suite } from "../support/effect.ts"
 import { makeImage, sh, types } from "../support/images.ts"
 import { htpasswd, whyNoRegistry } from "../support/registry.ts"
+import { push } from "../support/registryClient.ts"
 import { environment, front, nobody, runningRegistry, temporaryFolder } from "../support/scoped.ts"
 
 const basic = (user: string, password: string): string =>
@@ -29,7 +30,7 @@ const manifest = "{}"
 const head = { "content-length": String(manifest.length), "content-type": types.manifest }
 const digest = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 
-/** A registry that takes every user, and keeps what it was told; without one it asks. */
+/** A registry that accepts and records every user, and answers 401 to requests without one. */
 const asking = front(undefined, (request, response) => {
   if (request.headers.authorization === undefined) {
     response.writeHead(401, { "www-authenticate": 'Basic realm="test"' }).end()
@@ -41,7 +42,7 @@ const asking = front(undefined, (request, response) => {
 const resolve = (host: string, repository = "team/app", options?: Registry.ConnectOptions) =>
   Effect.flatMap(Registry.connect(host, options), (registry) => Registry.resolve(registry, repository, "1"))
 
-/** A folder in PATH with a credential helper: a shell script that has the server in `$server`. */
+/** Puts a credential helper into PATH: a shell script that finds the server in `$server`. */
 const helper = (name: string, script: string) =>
   Effect.gen(function* () {
     const folder = yield* temporaryFolder
@@ -74,7 +75,7 @@ suite("registry credentials", (effect, folder) => {
         const login = ["login", "--tls-verify=false", "--authfile", file, "-u", "jane", "-p", "secret"]
         sh("skopeo", ...login, registry.host)
         const error = yield* failure("RegistryError", resolve(registry.host))
-        // Jane is let in, and nothing has been pushed.
+        // The registry accepts jane, and has no image.
         assert.equal(error.reason, "NotFound", error.message)
         fs.rmSync(file)
       }
@@ -273,13 +274,7 @@ suite("registry credentials", (effect, folder) => {
       yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(layout, { recursive: true })))
       makeImage(layout, "one")
       const registry = yield* runningRegistry()
-      sh(
-        "skopeo",
-        "copy",
-        "--dest-tls-verify=false",
-        `oci:${layout}:one`,
-        `docker://${registry.host}/team/app:1`
-      )
+      push(`oci:${layout}:one`, `${registry.host}/team/app:1`)
       let issued = 0
       const uses = new Map<string, number>()
       const tokens = yield* front(undefined, (_request, response) => {
@@ -289,7 +284,7 @@ suite("registry credentials", (effect, folder) => {
         const token = request.headers.authorization ?? ""
         const used = uses.get(token) ?? 0
         uses.set(token, used + 1)
-        // Two requests, and then it has expired.
+        // The token expires after two requests.
         if (token === "" || used >= 2 || token !== `Bearer t${issued}`) {
           const challenge = `Bearer realm="http://${tokens.host}/token",service="s",error="invalid_token"`
           response.writeHead(401, { "www-authenticate": challenge }).end()

@@ -92,7 +92,7 @@ describe("registry authentication", { skip: whyNoRegistry }, () => {
     })
     try {
       const error = await runError(folder, resolve(registry.host, "team/app", "1"))
-      // The token is good, but nothing has been pushed.
+      // The registry accepts the token, and has no image.
       assertRegistryError(error, "NotFound")
       assert.equal(tokens.requests.length, 1)
       assert.equal(tokens.authorizations[0], "")

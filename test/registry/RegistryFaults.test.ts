@@ -21,7 +21,7 @@ import { front, nobody, temporaryFolder } from "../support/scoped.ts"
 import { unchanged } from "../support/unchanged.ts"
 import { until } from "../support/until.ts"
 
-/** A registry whose only tag stands for this manifest, with the blobs of the layout. */
+/** A registry that serves this manifest under every tag, and the blobs of the layout. */
 const serving = (
   layout: string,
   manifest: Blob,
@@ -41,7 +41,7 @@ const serving = (
     response.end(request.method === "HEAD" ? undefined : bytes)
   })
 
-/** The error of a pull of an image that `write` puts into a layout. */
+/** Pulls an image that `write` puts into a layout; gives the message of the error. */
 const pulling = (
   write: (layout: string) => Blob,
   reason: ImageError["reason"],
@@ -56,7 +56,7 @@ const pulling = (
     return error.message
   }).pipe(Effect.scoped)
 
-/** The bytes of a blob from a registry that answers for it so, and how often it was asked. */
+/** Downloads a blob from a registry that answers by `answer`; gives its text or error, and the requests. */
 const downloading = (
   content: string,
   answer: (start: number, response: http.ServerResponse, times: number) => void,
@@ -202,7 +202,7 @@ suite("registry faults", (effect, folder) => {
       response.writeHead(++issued === 1 ? 200 : 403).end(JSON.stringify({ token: "once" }))
     })
     const registry = yield* serving(layout, manifest, (request, response) => {
-      // Good for the tag and its manifest.
+      // The token is valid for the tag and its manifest.
       const good = request.headers.authorization === "Bearer once" && !request.url!.includes("/blobs/")
       if (!good) {
         const challenge = `Bearer realm="http://${tokens.host}/token",service="s",error="invalid_token"`
@@ -245,7 +245,7 @@ suite("registry faults", (effect, folder) => {
         response.end("hello")
         return
       }
-      // A date has whole seconds.
+      // An HTTP date has no milliseconds.
       const date = new Date(Math.ceil(Date.now() / 1000) * 1000 + 1000).toUTCString()
       response.writeHead(429, { "retry-after": times === 1 ? "1" : date }).end()
     })
@@ -277,7 +277,7 @@ suite("registry faults", (effect, folder) => {
       (start, response) => {
         starts.push(start)
         partial(response, content, start)
-        // The rest never comes, until less than that is left.
+        // Only the last part is sent to its end.
         if (start < 8000) {
           response.write(content.slice(start, start + 4000))
         } else {

@@ -9,6 +9,7 @@ import * as Registry from "../../lib/Registry.ts"
 import { failure, suite } from "../support/effect.ts"
 import { type Blob, blobFile, makeImage, makeTemporaryFolder, remove, sh } from "../support/images.ts"
 import { type RunningRegistry, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import { push } from "../support/registryClient.ts"
 import { front, nobody, runningRegistry } from "../support/scoped.ts"
 
 suite("registry mirrors", (effect) => {
@@ -22,7 +23,7 @@ suite("registry mirrors", (effect) => {
       origin = await startRegistry()
       for (const tag of ["one", "two", "three", "four", "five"]) {
         makeImage(`${layout}/${tag}`, tag)
-        push(tag, origin.host, "team/app")
+        pushTag(tag, origin.host, "team/app")
       }
     })
     after(async () => {
@@ -31,14 +32,8 @@ suite("registry mirrors", (effect) => {
       remove(layout)
     })
 
-    const push = (tag: string, host: string, repository: string) =>
-      sh(
-        "skopeo",
-        "copy",
-        "--dest-tls-verify=false",
-        `oci:${layout}/${tag}:${tag}`,
-        `docker://${host}/${repository}:${tag}`
-      )
+    const pushTag = (tag: string, host: string, repository: string) =>
+      push(`oci:${layout}/${tag}:${tag}`, `${host}/${repository}:${tag}`)
 
     /** The first layer of an image that the registry has. */
     const layerOf = (tag: string): Blob =>
@@ -70,7 +65,7 @@ suite("registry mirrors", (effect) => {
         const absent = yield* Effect.scoped(pass(origin.host))
         const empty = yield* front(undefined, (_request, response) => response.writeHead(404).end())
         const holder = yield* runningRegistry()
-        push("two", holder.host, "cache/of/origin/team/app")
+        pushTag("two", holder.host, "cache/of/origin/team/app")
         const mirror = yield* pass(holder.host)
         const watched = yield* pass(origin.host)
         const image = yield* Image.pull(`${watched.host}/team/app:two`, {
@@ -191,7 +186,7 @@ suite("registry mirrors", (effect) => {
         const byMirror = yield* bytesBy(watched.host, [liar.host, third.host])
         assert.ok(right.equals(byMirror.bytes))
         assert.equal(watched.requests.length, before)
-        // The registry itself has nobody behind it: its bytes come as they are, but never all of them.
+        // The registry is the last source: its bytes are passed on unverified, but never all of them.
         const wrong = yield* bytesBy(liar.host, [breaker.host])
         assert.ok(wrong.end._tag === "Left" && wrong.end.left._tag === "ImageError", String(wrong.end))
         assert.equal(wrong.end.left.reason, "DigestMismatch")

@@ -33,11 +33,11 @@ import {
   whyNoRegistry,
   withoutDockerConfig
 } from "../support/registry.ts"
-import { assertRegistryError, ofBytes, withFrontOf, withRegistry } from "../support/registryClient.ts"
+import { assertRegistryError, ofBytes, push, withFrontOf, withRegistry } from "../support/registryClient.ts"
 
 allowTime()
 
-/** What skopeo has to say about an image in a registry. */
+/** The output of `skopeo inspect` for an image in a registry. */
 const inspect = (name: string, ...options: ReadonlyArray<string>): Record<string, unknown> =>
   JSON.parse(sh("skopeo", "inspect", "--tls-verify=false", ...options, `docker://${name}`))
 
@@ -85,13 +85,7 @@ describe("registry push", { skip: whyNoRegistry }, () => {
   })
 
   test("a pulled image is pushed, by its handle and by its name in the store", async () => {
-    sh(
-      "skopeo",
-      "copy",
-      "--dest-tls-verify=false",
-      `oci:${folder}/layout:one`,
-      `docker://${registry.host}/pulled:1`
-    )
+    push(`oci:${folder}/layout:one`, `${registry.host}/pulled:1`)
     const digest = await run(
       `${folder}/pulled`,
       Effect.gen(function* () {
@@ -288,7 +282,7 @@ describe("registry push", { skip: whyNoRegistry }, () => {
         Effect.forEach(tags, (tag) => Image.push(image, `${registry.host}/tagged:${tag}`))
       )
     )
-    // This registry knows no pages.
+    // This registry ignores the parameters of pages.
     const whole = await run(
       folder,
       withRegistry(registry.host, (from) => Registry.tags(from, "tagged"))
@@ -394,7 +388,7 @@ describe("registry push", { skip: whyNoRegistry }, () => {
     }
   })
 
-  /** A manifest that says something about another one. */
+  /** A manifest that refers to another one by `subject`. */
   const aboutIt = (subject: Blob, artifactType: string, text: string) => {
     const empty = ofBytes(new TextEncoder().encode("{}"))
     const content = ofBytes(new TextEncoder().encode(text))

@@ -24,7 +24,7 @@ import { until } from "../support/until.ts"
 
 allowTime()
 
-/** Changes the Location of what is passed on. */
+/** Changes the Location of the answer. */
 const relocate = (response: ServerResponse, change: (location: string) => string): void => {
   const writeHead = response.writeHead.bind(response)
   response.writeHead = ((status: number, headers: Record<string, string>) =>
@@ -54,7 +54,7 @@ describe("registry upload", { skip: whyNoRegistry }, () => {
 
   const big = ofBytes(gzipSync(randomBytes(8 * 1024 * 1024)))
 
-  /** Puts the big blob into a repository of its own through something that fails now and then. */
+  /** Uploads the big blob into a repository of its own through `handle`; gives the methods of the requests. */
   const upload = async (repository: string, handle: Parameters<typeof startFront>[1]) => {
     let requests: ReadonlyArray<string> = []
     await withFront(handle, async (front) => {
@@ -147,7 +147,7 @@ describe("registry upload", { skip: whyNoRegistry }, () => {
 
   const credentials = { username: "jane", password: "secret" }
 
-  /** Passes on what comes with a user, and lets uploads go to another host. */
+  /** A server that passes authorized requests on, and redirects uploads to another host. */
   const guarded =
     (location: (location: string) => string): Parameters<typeof startFront>[1] =>
     (request, response, pass) => {

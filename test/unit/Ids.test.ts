@@ -79,7 +79,7 @@ describe("id maps", () => {
         })
         const shuffled = ranges.toReversed()
         const { uids } = Ids.checkMaps("ids", { uids: shuffled, gids: shuffled }, Ids.all)
-        // Each id of the host's is one of the namespace's, and the other way round.
+        // Each id of the host maps to one of the namespace, and back.
         for (const { container, host } of ranges) assert.equal(Ids.inside(uids, host), container)
         assert.equal(Ids.inside(uids, start + at - 1), at - 1)
       })

@@ -9,7 +9,7 @@ import { programPath } from "../../lib/internal/system/addon.ts"
 import { allowTime, failure, makeTemporaryFolder, remove } from "../support/effect.ts"
 import { ended, program } from "../support/program.ts"
 
-// What plan.h says of each operation, in its order: fields, and who performs it.
+// The operations of plan.h in their order: the fields, and the process that performs each.
 const table = {
   "cgroup-create": { path: "s" },
   "cgroup-write": { file: "s", value: "s" },
@@ -67,7 +67,7 @@ const table = {
 
 type Name = keyof typeof table
 
-/** The same out of plan.h itself. */
+/** The same table, read from plan.h. */
 const declared = [
   ...fs
     .readFileSync(new URL("../../native/supervisor/plan.h", import.meta.url), "utf8")
@@ -81,7 +81,7 @@ const text = fc
   .oneof(
     fc.string({ unit: "binary", maxLength: 12 }),
     fc.string({ unit: "grapheme", maxLength: 6 }),
-    // Half of a surrogate pair is no character: it arrives as U+FFFD.
+    // Half of a surrogate pair is not a character, and arrives as U+FFFD.
     fc.integer({ min: 0, max: 0xffff }).map((unit) => String.fromCharCode(unit)),
     fc.constant("x".repeat(5000))
   )
@@ -141,7 +141,7 @@ const printed = (type: string, value: unknown, descriptors: ReadonlyArray<string
   }
 }
 
-/** What plan-dump should say of a plan. */
+/** The expected output of plan-dump for a plan. */
 const expected = (plan: Plan.Plan): string => {
   const { descriptors } = Plan.encode(plan)
   return plan.operations
@@ -166,7 +166,7 @@ const dumpBytes = (bytes: Uint8Array, ...args: ReadonlyArray<string>) => {
   return { status, signal, stdout, stderr }
 }
 
-/** The answers to many encodings, by one process; a crash of it fails. */
+/** The answers of one plan-dump process to many encodings. Fails if the process crashes. */
 const dumpAll = (encodings: ReadonlyArray<Uint8Array>): ReadonlyArray<string> => {
   const parts = encodings.flatMap((bytes) => {
     const length = Buffer.alloc(4)

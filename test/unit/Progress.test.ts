@@ -8,6 +8,7 @@ import type * as Progress from "../../lib/Progress.ts"
 import { makeImage, makeTemporaryFolder, remove, run, runError, sh } from "../support/images.ts"
 import { commandOf, ended, program } from "../support/program.ts"
 import { type RunningRegistry, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import { push } from "../support/registryClient.ts"
 
 describe("Progress", { skip: whyNoRegistry }, () => {
   let folder = ""
@@ -18,7 +19,7 @@ describe("Progress", { skip: whyNoRegistry }, () => {
     registry = await startRegistry()
     makeImage(`${folder}/image`)
     reference = `${registry.host}/shown:1`
-    sh("skopeo", "copy", "--dest-tls-verify=false", `oci:${folder}/image:latest`, `docker://${reference}`)
+    push(`oci:${folder}/image:latest`, reference)
   })
   after(async () => {
     await registry?.stop()

@@ -45,7 +45,7 @@ blocked = true
       const blocked = yield* failure("InvalidOption", Registry.fromRegistriesConf("blocked.invalid/a"))
       assert.ok(blocked.message.includes(`${folder}/registries.conf`), blocked.message)
       assert.deepEqual(yield* Registry.fromRegistriesConf("other.invalid/a"), {})
-      // A drop-in has the last word of a prefix.
+      // A drop-in file overrides the table of a prefix.
       fs.writeFileSync(
         `${folder}/registries.conf.d/1.conf`,
         `[[registry]]\nprefix = "registry.invalid/team"\nlocation = "${registry.host}/mirrored"\ninsecure = true\n`

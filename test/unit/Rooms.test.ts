@@ -22,7 +22,7 @@ const importsOf = (file: string): ReadonlyArray<string> => {
     : [...text.matchAll(/^#include "([^"]+)"/gm)].map((match) => match[1]!)
 }
 
-/** What of these imports goes against the order, with the names of both files. */
+/** The imports that go against the order, with the names of both files. */
 const against = (house: string, edges: ReadonlyArray<readonly [from: string, to: string]>) => {
   const order = orders[house]!
   const place = (file: string): number => order.indexOf(path.relative(house, file).split("/")[0]!)

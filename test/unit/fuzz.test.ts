@@ -12,10 +12,10 @@ const path = (relative: string): string => fileURLToPath(new URL(relative, impor
 const whyNot: string | false =
   spawnSync("clang", ["--version"]).status === 0 ? false : "no clang, whose libFuzzer this needs"
 
-/** For so long is each fuzzed, all of them side by side. */
+/** The time for each parser; all run side by side. */
 const seconds = Number(process.env.BERTH_FUZZ_SECONDS ?? 30)
 
-// Without the sanitizers that the tests themselves may run under.
+// The environment without the sanitizers of the tests themselves.
 const { LD_PRELOAD: _, ASAN_OPTIONS: __, ...env } = process.env
 
 const run = (command: string, args: ReadonlyArray<string>): Promise<Ended> =>

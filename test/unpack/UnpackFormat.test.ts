@@ -335,7 +335,7 @@ test("a sparse map that would exhaust the memory ends at a limit, with a report"
       [base],
       tar(pax(sparse), file("s", concat(`${holes}\n`, Buffer.alloc(4 * holes, "1\n0\n"))))
     )
-    // libarchive says its part on standard error.
+    // libarchive prints its message on standard error.
     const { error } = parse(status, stdout, "")
     assert.deepEqual([error?.kind, error?.errno], ["limit", 12])
   } finally {

@@ -98,7 +98,7 @@ check("times have nanoseconds, may be negative or beyond 2^33, and are set last 
       file("made/x")
     )
   )
-  // stat(1), because Deno has milliseconds only.
+  // stat(1), because Deno gives times in milliseconds only.
   const time = (path: string) => text(run("stat", ["-c", "%.9Y", `${place.layer}/${path}`]).stdout).trim()
   assert.equal(time("."), "123.000000000")
   assert.equal(time("d"), "1.000000001")
@@ -153,7 +153,7 @@ check(
     place.fails("unsupported", tar(entry({ name: "c", type: "3" })))
     place.fails("unsupported", tar(entry({ name: "c", type: "3", major: 4096, minor: 0 })))
     place.fails("unsupported", tar(entry({ name: "c", type: "3", major: 0, minor: 2 ** 20 })))
-    // A type that isn't the header's: the mode field of a multi-volume entry may claim anything.
+    // The type bits of a multi-volume entry's mode field may differ from the header's type.
     place.fails("unsupported", tar(entry({ name: "s", type: "M", mode: 0o140_755 })))
   }
 )

@@ -4,7 +4,7 @@ import { file, folder, symlink, tar } from "../support/tar.ts"
 import type { Place } from "../support/unpack.ts"
 import { check, isWhiteout, opaque, run, text, wh } from "../support/unpack.ts"
 
-/** What a shell says of the layers mounted as an overlay, topmost first; the mount dies with the command. */
+/** The output of a shell script on the layers, mounted as an overlay for it; the topmost layer comes first. */
 const overlay = (place: Place, layers: ReadonlyArray<string>, script: string): string => {
   mkdirSync(`${place.base}/merged`, { recursive: true })
   const mount = `mount -t overlay overlay -o lowerdir=${layers.join(":")} ${place.base}/merged`

@@ -1,4 +1,4 @@
-/** How the virtual machine's tests are judged: by what node's test runner really says about files of each kind. */
+/** Tests the verdict on the virtual machine's tests, with real output of node's test runner for each kind of file. */
 import assert from "node:assert/strict"
 import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -37,7 +37,7 @@ describe("tests in the virtual machine", { skip: node.status === 0 ? false : "no
   })
   after(() => remove(folder))
 
-  /** What the script that runs in the machine says of these files, here and without touching a cgroup. */
+  /** The output of the machine's script for these files, run here and without touching a cgroup. */
   const output = (...names: ReadonlyArray<string>): string => {
     fs.writeFileSync(`${folder}/vm-files-here`, `${names.map((name) => `${name}.test.ts`).join("\n")}\n`)
     return guestSays(folder)
