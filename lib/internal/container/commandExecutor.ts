@@ -16,8 +16,8 @@ import type * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import type { BerthError } from "../../BerthError.ts"
-import * as Cgroup from "../../Cgroup.ts"
 import type { Container } from "../../Container.ts"
+import * as cgroups from "../cgroup/cgroup.ts"
 import { reasons } from "../files/platformError.ts"
 import type { Output } from "../system/pipe.ts"
 import { ENOENT, ENOEXEC, errnoName } from "../util/errno.ts"
@@ -122,7 +122,7 @@ const execute = (
     init: false,
     terminal: undefined,
     stdio: stdioNames(options),
-    cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
+    cgroup: cgroups.joins(state.cgroup),
     joined: [{ descriptor: "container", kinds: state.kinds }]
   }
   return launchInside(box, settings, options)

@@ -24,6 +24,7 @@ import type {
 import type { Image } from "../../Image.ts"
 import type { Kind } from "../../Namespace.ts"
 import * as Plan from "../../Plan.ts"
+import * as cgroups from "../cgroup/cgroup.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
 import * as Seccomp from "../security/seccomp.ts"
@@ -141,7 +142,7 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
     const id = prepare.makeId()
     const unit = berth.supervisor.nextId()
     const joined = [{ descriptor: "namespace", kinds: namespaces.kinds }]
-    const joins = options.cgroup === undefined ? [] : Cgroup.joins(options.cgroup)
+    const joins = cgroups.joins(options.cgroup)
     const inUserNamespace = berth.rootless || namespaces.kinds.includes("user")
     const process = yield* attempt(() =>
       prepare.settings(rootfs.image, options, joins, joined, inUserNamespace)
@@ -261,7 +262,7 @@ export const execStream: {
         noNewPrivileges: options.noNewPrivileges ?? state.settings.noNewPrivileges,
         init: false,
         stdio: stdioNames(options),
-        cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
+        cgroup: cgroups.joins(state.cgroup),
         joined: [{ descriptor: "container", kinds: state.kinds }]
       }
       return yield* launchInside(container, process, options)

@@ -201,13 +201,14 @@ export const start = (
 ): Omit<Launch, "berth"> => {
   const from = sources(options)
   // In the host's pid namespace nothing ends with the first process: a cgroup says what belongs to the container.
+  const cgroupName = cgroupFiles.nameOf(at.folder, at.unit)
   const made =
     options.cgroup === undefined && (options.limits !== undefined || !from.kinds.includes("pid"))
-      ? Cgroup.operations(options.limits ?? {}, cgroupFiles.nameOf(at.folder, at.unit))
+      ? cgroupFiles.operations(options.limits ?? {}, cgroupName)
       : undefined
-  const cgroup = options.cgroup ?? made?.cgroup
+  const cgroup = made === undefined ? options.cgroup : Cgroup.unsafeMake(cgroupName, made.folders)
   const inUserNamespace = at.rootless || from.kinds.includes("user")
-  const joins = cgroup === undefined ? [] : Cgroup.joins(cgroup)
+  const joins = cgroupFiles.joins(cgroup)
   const process = settings(image, options, joins, from.joined, inUserNamespace)
   const upper = { upper: options.upper, size: options.upperSize }
   const composed = RootFs.compose(image, upper, at.folder, at.unit, at.rootless)
