@@ -93,8 +93,6 @@ interface Launched {
   readonly scope: Scope.Scope
 }
 
-const streamsOf = ({ stdin, stdout, stderr, terminal }: Stdio) => ({ stdin, stdout, stderr, terminal })
-
 const processHandle = ({ plan, stdio, unit }: Launched, launch: ProcessLaunch): Process => {
   const container = launch.container.state
   const process = makeProcess(launch.id, unit.pid, plan, {
@@ -106,7 +104,10 @@ const processHandle = ({ plan, stdio, unit }: Launched, launch: ProcessLaunch): 
     get cgroup() {
       return container.cgroup
     },
-    ...streamsOf(stdio),
+    stdin: stdio.stdin,
+    stdout: stdio.stdout,
+    stderr: stdio.stderr,
+    terminal: stdio.terminal,
     log: lazily(() => new Log(stdio, undefined)),
     inside: container.inside,
     ended: unit.ended
@@ -135,7 +136,10 @@ const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: Contain
     kinds,
     cgroup,
     scope,
-    ...streamsOf(stdio),
+    stdin: stdio.stdin,
+    stdout: stdio.stdout,
+    stderr: stdio.stderr,
+    terminal: stdio.terminal,
     log,
     inside: unit.ended,
     ended: unit.ended
