@@ -20,7 +20,7 @@ const file = (cgroup: Cgroup.Cgroup, controller: string, v1: string, v2: string)
 
 suite("Cgroup", (effect) => {
   effect(
-    "a command that takes more memory than its limit is killed",
+    "a command that uses more memory than its limit is killed",
     function* () {
       const result = yield* run("exec tail /dev/zero", { memory: "32MiB" })
       assert.deepEqual([result.signal, result.exitCode], ["SIGKILL", 137])
@@ -30,7 +30,7 @@ suite("Cgroup", (effect) => {
   )
 
   effect(
-    "counts what the out-of-memory killer has ended",
+    "a container's statistics count the kills by the OOM killer",
     function* () {
       const image = yield* Image.host
       const container = yield* Container.start(image, {
@@ -49,7 +49,7 @@ suite("Cgroup", (effect) => {
   )
 
   effect(
-    "gives no swap on top of the memory",
+    "a memory limit allows no swap",
     function* () {
       const cgroup = yield* Cgroup.make({ memory: "64MiB" })
       const { path, version } = cgroup.folders.find(({ controllers }) => controllers.includes("memory"))!
@@ -69,7 +69,7 @@ suite("Cgroup", (effect) => {
   )
 
   effect(
-    "one process too many cannot be made",
+    "a fork above the pids limit fails",
     function* () {
       const script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 0.3 & done; wait"
       const { stderr, exitCode } = yield* run(script, { pids: 8 })
@@ -81,7 +81,7 @@ suite("Cgroup", (effect) => {
   )
 
   effect(
-    "half a CPU is half of every period",
+    "a limit of half a CPU is half of every period",
     function* () {
       const cgroup = yield* Cgroup.make({ cpus: 0.5 })
       assert.match(file(cgroup, "cpu", "cpu.cfs_quota_us", "cpu.max"), /^50000\b/)
@@ -92,7 +92,7 @@ suite("Cgroup", (effect) => {
   )
 
   effect(
-    "a command that wants more CPU is held back, and that is counted",
+    "a command that needs more CPU than its limit is throttled, and the throttling is counted",
     function* () {
       const image = yield* Image.host
       const spin = { command: ["sh", "-c", "while :; do :; done"], limits: { cpus: 0.2 } }
@@ -115,7 +115,7 @@ suite("Cgroup", (effect) => {
   )
 
   effect(
-    "counts processes, those that are executed as well",
+    "a container's statistics count its processes and those of execs",
     function* () {
       const image = yield* Image.host
       const container = yield* Container.start(image, { command: ["sleep", "1000"], limits: { pids: 5 } })
@@ -126,7 +126,7 @@ suite("Cgroup", (effect) => {
     { skip: without("pids") }
   )
 
-  effect("a container without limits has no statistics, and says how to have them", function* () {
+  effect("the statistics of a container without limits fail with NoCgroup", function* () {
     const image = yield* Image.host
     const container = yield* Container.start(image, { command: ["sleep", "1000"] })
     const error = yield* failure("ContainerError", Container.stats(container))
@@ -135,7 +135,7 @@ suite("Cgroup", (effect) => {
     assert.equal((yield* Container.stats(counted)).memory.limit, undefined)
   })
 
-  effect("is a folder of its own, and gone with its scope", function* () {
+  effect("a cgroup is a folder that is removed when its scope closes", function* () {
     const folders = yield* Effect.scoped(
       Effect.map(Cgroup.make({}), (cgroup) => {
         assert.ok(cgroup.folders.length > 0)
@@ -147,27 +147,24 @@ suite("Cgroup", (effect) => {
     for (const { path } of folders) assert.ok(!fs.existsSync(path))
   })
 
-  effect(
-    "kills what is in it, and in the cgroups that were made below it, when its scope closes",
-    function* () {
-      const children = [1, 2].map(() => spawn("sleep", ["1000"], { stdio: "ignore" }))
-      const folders = yield* Effect.scoped(
-        Effect.map(Cgroup.make({}), ({ folders }) => {
-          for (const { path } of folders) {
-            fs.mkdirSync(`${path}/below`)
-            fs.writeFileSync(`${path}/cgroup.procs`, String(children[0]!.pid))
-            fs.writeFileSync(`${path}/below/cgroup.procs`, String(children[1]!.pid))
-          }
-          return folders
-        })
-      )
-      for (const { path } of folders) assert.ok(!fs.existsSync(path), path)
-      const dead = () => children.every((child) => !isAlive(child.pid!))
-      assert.ok(yield* Effect.promise(() => eventually(dead)))
-    }
-  )
+  effect("a cgroup whose scope closes kills its processes and those in cgroups below it", function* () {
+    const children = [1, 2].map(() => spawn("sleep", ["1000"], { stdio: "ignore" }))
+    const folders = yield* Effect.scoped(
+      Effect.map(Cgroup.make({}), ({ folders }) => {
+        for (const { path } of folders) {
+          fs.mkdirSync(`${path}/below`)
+          fs.writeFileSync(`${path}/cgroup.procs`, String(children[0]!.pid))
+          fs.writeFileSync(`${path}/below/cgroup.procs`, String(children[1]!.pid))
+        }
+        return folders
+      })
+    )
+    for (const { path } of folders) assert.ok(!fs.existsSync(path), path)
+    const dead = () => children.every((child) => !isAlive(child.pid!))
+    assert.ok(yield* Effect.promise(() => eventually(dead)))
+  })
 
-  effect("many processes in it are killed while others are being started", function* () {
+  effect("a cgroup of 150 processes is removed while other containers start", function* () {
     const image = yield* Image.host
     const crowd = Effect.scoped(
       Effect.gen(function* () {
@@ -186,7 +183,7 @@ suite("Cgroup", (effect) => {
     for (const { path } of folders) assert.ok(!fs.existsSync(path), path)
   })
 
-  effect("is shared by the containers that are started in it", function* () {
+  effect("containers that are started in one cgroup share it", function* () {
     const image = yield* Image.host
     const cgroup = yield* Cgroup.make({ pids: 10 })
     yield* Container.start(image, { command: ["sleep", "1000"], cgroup })
@@ -194,7 +191,7 @@ suite("Cgroup", (effect) => {
     assert.equal((yield* Cgroup.stats(cgroup)).pids.current, 2)
   })
 
-  effect("takes memory as numbers and as text with units", function* () {
+  effect("a memory limit can be a number or text with a unit", function* () {
     const bytes = (memory: string | number) =>
       Effect.scoped(
         Effect.map(Cgroup.make({ memory }), (cgroup) =>
@@ -210,7 +207,7 @@ suite("Cgroup", (effect) => {
     assert.equal(yield* bytes("100000kb"), page(1e8))
   })
 
-  effect("refuses limits that are none", function* () {
+  effect("an invalid limit is refused by name", function* () {
     const parsecs = yield* failure("InvalidOption", Cgroup.make({ memory: "12 parsecs" }))
     assert.deepEqual([parsecs.option, parsecs.value], ["limits.memory", '"12 parsecs"'])
     for (const [limits, option] of [

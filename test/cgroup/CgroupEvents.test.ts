@@ -30,9 +30,9 @@ const start = (script: string, limits?: Cgroup.Limits) =>
 const say = (container: Container.Container, text: string) =>
   Stream.run(Stream.encodeText(Stream.make(text)), container.stdin)
 
-suite("Cgroup events and statistics", (effect) => {
+suite("Cgroup: events and statistics", (effect) => {
   effect(
-    "tell of each kill for want of memory, without being asked",
+    "Cgroup.oomKills and Cgroup.memoryEvents report each kill by the OOM killer",
     function* () {
       const script = "while read line; do tail /dev/zero; done"
       const container = yield* start(script, { memory: "32MiB" })
@@ -57,7 +57,7 @@ suite("Cgroup events and statistics", (effect) => {
   )
 
   effect(
-    "tell of the last kill, and end with the container",
+    "Cgroup.oomKills reports the kill that ends the container, and then ends",
     function* () {
       const image = yield* Image.host
       const container = yield* Container.start(image, {
@@ -76,7 +76,7 @@ suite("Cgroup events and statistics", (effect) => {
   )
 
   effect(
-    "tell of forks that fail, and end with the cgroup",
+    "Cgroup.pidsEvents reports forks that fail",
     function* () {
       const seen: Array<number> = []
       yield* Effect.scoped(
@@ -101,7 +101,7 @@ suite("Cgroup events and statistics", (effect) => {
     { skip: without("pids") }
   )
 
-  effect("end with the cgroup, whoever waits", function* () {
+  effect("streams of events end with their cgroup, and fail for one that is gone", function* () {
     const waiting = yield* Effect.scoped(
       Effect.gen(function* () {
         const cgroup = yield* Cgroup.make({})
@@ -127,7 +127,7 @@ suite("Cgroup events and statistics", (effect) => {
   })
 
   effect(
-    "tell of pressure by the kernel's own trigger",
+    "Cgroup.pressure reports pressure by the kernel's trigger",
     function* () {
       const container = yield* start("for i in 1 2 3 4; do while :; do :; done & done; wait", { cpus: 0.5 })
       const cgroup = yield* Container.cgroup(container)
@@ -146,7 +146,7 @@ suite("Cgroup events and statistics", (effect) => {
   )
 
   effect(
-    "refuse triggers that are none",
+    "Cgroup.pressure refuses an invalid trigger",
     function* () {
       const cgroup = yield* Cgroup.make({})
       for (const [options, option] of [
@@ -175,7 +175,7 @@ suite("Cgroup events and statistics", (effect) => {
     { skip: noPressure() }
   )
 
-  effect("are read at once, with CPU, memory, processes and disks", function* () {
+  effect("Cgroup.stats gives CPU, memory and processes in one reading", function* () {
     const cgroup = yield* Cgroup.make({
       memory: "64MiB",
       cpus: 0.5,
@@ -200,7 +200,7 @@ suite("Cgroup events and statistics", (effect) => {
   })
 
   effect(
-    "count what is read from and written to disks",
+    "Cgroup.stats counts bytes read from and written to disks",
     function* () {
       const disk = fs.readFileSync("/proc/self/mountinfo", "utf8").match(/ \/ \/ .* - ext4 /)
       if (disk === null) return
@@ -237,7 +237,7 @@ suite("Cgroup events and statistics", (effect) => {
     }
   )
 
-  effect("come at intervals, and are Effect's metrics then", function* () {
+  effect("Cgroup.metrics gives statistics at intervals and sets Effect's metrics", function* () {
     const cgroup = yield* Cgroup.make({ pids: 9 })
     const image = yield* Image.host
     yield* Container.start(image, { command: ["sleep", "1000"], cgroup })
@@ -259,7 +259,7 @@ suite("Cgroup events and statistics", (effect) => {
     assert.deepEqual(yield* Metric.value(gauge), MetricState.gauge(1))
   })
 
-  effect("at intervals fail once the cgroup is gone", function* () {
+  effect("Cgroup.metrics fails once the cgroup is gone", function* () {
     const cgroup = yield* Cgroup.make({})
     const fiber = yield* Effect.fork(
       failure("CgroupError", Stream.runDrain(Cgroup.metrics(cgroup, { every: "20 millis" })))

@@ -33,9 +33,9 @@ const findDisk = (): string | undefined =>
 
 const disk = findDisk()
 
-suite("Cgroup limits", (effect, folder) => {
+suite("Cgroup: limits", (effect, folder) => {
   effect(
-    "share CPU time by weight, on either version",
+    "a CPU weight is set and changed on either version",
     function* () {
       const cgroup = yield* Cgroup.make({ cpu: { weight: 200 } })
       assert.equal(weight(cgroup), isV1("cpu") ? "2048" : "200")
@@ -45,7 +45,7 @@ suite("Cgroup limits", (effect, folder) => {
     { skip: without("cpu") }
   )
 
-  effect("of a weight that is negative, or none, are refused", function* () {
+  effect("an invalid weight is refused by name", function* () {
     for (const weight of [-1, 0, 10001, 1.5, Number.NaN])
       for (const [limits, option] of [
         [{ cpu: { weight } }, "limits.cpu.weight"],
@@ -55,7 +55,7 @@ suite("Cgroup limits", (effect, folder) => {
   })
 
   effect(
-    "let a cgroup run only when nothing else does, and end that before it gets a weight",
+    "an idle cgroup can be given a weight in the same update that ends its idleness",
     function* () {
       const cgroup = yield* Cgroup.make({ cpu: { idle: true } })
       assert.equal(file(cgroup, "cpu", "cpu.idle", "cpu.idle"), "1")
@@ -69,7 +69,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "let it use time of earlier periods, and change quota and burst in the order that the kernel takes",
+    "quota and burst are changed in the order that the kernel accepts",
     function* () {
       const burst = (cgroup: Cgroup.Cgroup) => file(cgroup, "cpu", "cpu.cfs_burst_us", "cpu.max.burst")
       const cgroup = yield* Cgroup.make({ cpus: 0.5, cpu: { burstMicros: 40_000 } })
@@ -89,7 +89,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "hold a container to CPUs, and refuse those that there are not",
+    "a cpuset holds a container to CPUs, and CPUs that do not exist are refused",
     function* () {
       const image = yield* Image.host
       const script = "grep Cpus_allowed_list /proc/self/status"
@@ -111,7 +111,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "are changed while a container runs, also those of controllers that it was started without",
+    "limits are changed while a container runs, also of controllers that it started without",
     function* () {
       const image = yield* Image.host
       const container = yield* Container.start(image, {
@@ -143,7 +143,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "can be given to a container that was started without any",
+    "a container that was started without limits can be given limits",
     function* () {
       const image = yield* Image.host
       const container = yield* Container.start(image, {
@@ -164,7 +164,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "below what is in use are refused, and nobody is killed for it",
+    "a memory limit below the memory in use is refused, and no process is killed",
     function* () {
       const image = yield* Image.host
       const hold = "head -c 40000000 /dev/zero | tail | sleep 1000"
@@ -189,7 +189,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "of memory beyond the maximum",
+    "limits of memory include a soft limit and swap",
     function* () {
       const cgroup = yield* Cgroup.make({ memory: { max: "64MiB", low: "16MiB", swap: "8MiB" } })
       assert.equal(file(cgroup, "memory", "memory.soft_limit_in_bytes", "memory.low"), String(16 * MiB))
@@ -208,7 +208,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "of version 2 alone are refused where the controller is bound to version 1",
+    "limits of version 2 are refused when the controller is bound to version 1",
     function* () {
       for (const memory of [{ high: "32MiB" }, { oomGroup: true }]) {
         const error = yield* failure("CgroupError", Cgroup.make({ memory }))
@@ -220,7 +220,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "of version 2 alone",
+    "limits of version 2 are set on a controller of version 2",
     function* () {
       const cgroup = yield* Cgroup.make({ memory: { high: "32MiB", max: "64MiB", oomGroup: true } })
       assert.equal(file(cgroup, "memory", "", "memory.high"), String(32 * MiB))
@@ -230,7 +230,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "of a disk: bytes and operations a second",
+    "limits of a disk are bytes and operations per second",
     function* () {
       const cgroup = yield* Cgroup.make({
         io: { devices: [{ device: disk!, readBps: "1MiB", writeIops: 100 }] }
@@ -249,7 +249,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "of a disk that is none, or a device that is none",
+    "an invalid disk or device is refused by name",
     function* () {
       for (const device of ["/dev/null", "/etc/passwd", "/no/such", "vda", "a:b"]) {
         const error = yield* failure(
@@ -276,7 +276,7 @@ suite("Cgroup limits", (effect, folder) => {
     { skip: without("io") }
   )
 
-  effect("of controllers that the tree does not have name the controller and why", function* () {
+  effect("a limit of a missing controller is refused with the controller and the reason", function* () {
     const asked = {
       hugetlb: { hugetlb: { "2MB": "4MiB" } },
       rdma: { rdma: { mlx5_0: { handles: 2 } } },
@@ -294,7 +294,7 @@ suite("Cgroup limits", (effect, folder) => {
   })
 
   effect(
-    "of huge pages",
+    "a limit of huge pages is set and read",
     function* () {
       const cgroup = yield* Cgroup.make({ hugetlb: { "2MB": "4MiB" } })
       const { hugetlb } = yield* Cgroup.stats(cgroup)
@@ -308,7 +308,7 @@ suite("Cgroup limits", (effect, folder) => {
     Effect.map(Container.exec(container, ["sh", "-c", `: <${path}`]), ({ exitCode }) => exitCode === 0)
 
   effect.asRoot(
-    "of devices: Docker's list, and what is added to it",
+    "limits of devices allow Docker's list and the devices that are added",
     function* () {
       const image = yield* Image.host
       const cgroup = yield* Cgroup.make({ devices: [] })
@@ -345,7 +345,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect.asRoot(
-    "of devices are changed in place",
+    "limits of devices are changed for running processes",
     function* () {
       const cgroup = yield* Cgroup.make({ devices: [] })
       const script =
@@ -368,7 +368,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "hold for all that is in cgroups below",
+    "a limit holds for all cgroups below its cgroup",
     function* () {
       const image = yield* Image.host
       const parent = yield* Cgroup.make({ pids: 3 })
@@ -387,7 +387,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "cannot be passed on by a cgroup that has processes of its own",
+    "a cgroup with processes of its own refuses limits for cgroups below it",
     function* () {
       const image = yield* Image.host
       const cgroup = yield* Cgroup.make({ pids: 5 })
@@ -398,7 +398,7 @@ suite("Cgroup limits", (effect, folder) => {
     { skip: onV2("pids") }
   )
 
-  effect("take processes that run already, and those that these start", function* () {
+  effect("Cgroup.move takes a running process and its later children", function* () {
     const cgroup = yield* Cgroup.make({})
     const child = spawn("sh", ["-c", "read line; sleep 1000 & wait"], {
       stdio: ["pipe", "ignore", "ignore"]
@@ -417,7 +417,7 @@ suite("Cgroup limits", (effect, folder) => {
   })
 
   effect.asRoot(
-    "in a tree that is mounted read-only",
+    "a limit in a tree that is mounted read-only fails with ReadOnly",
     function* () {
       yield* Effect.promise(async () => {
         const at = `${folder()}-readonly`
@@ -440,7 +440,7 @@ suite("Cgroup limits", (effect, folder) => {
     { skip: without("pids") }
   )
 
-  effect("of a cgroup that somebody else has removed", function* () {
+  effect("every use of a cgroup that another program removed fails with Gone", function* () {
     const cgroup = yield* Cgroup.make({ pids: 5 })
     for (const { path } of cgroup.folders) fs.rmdirSync(path)
     for (const use of [

@@ -40,9 +40,9 @@ const run = (appArmor: string | undefined, command: string, options: Container.S
 /** One that starts there, and ends. */
 const another = (folder: string) => Effect.scoped(Effect.provide(Effect.asVoid(Berth.Berth), berthIn(folder)))
 
-suite("AppArmor, where there is none", (effect) => {
+suite("AppArmor: disabled in the kernel", (effect) => {
   effect(
-    "says so where a profile is asked for, and starts without one",
+    "a kernel without AppArmor refuses a profile by name and starts a container that asks for none",
     function* () {
       const error = yield* failure("Unsupported", run("docker-default", "true"))
       assert.match(error.message, /AppArmor: it is not on in this kernel/)
@@ -52,7 +52,7 @@ suite("AppArmor, where there is none", (effect) => {
     { skip: within }
   )
 
-  effect("takes no name that could not be one", function* () {
+  effect("an invalid name of a profile is refused", function* () {
     for (const wrong of ["", "two words", "a\0b", "x".repeat(257)])
       assert.equal((yield* failure("InvalidOption", run(wrong, "true"))).option, "appArmor")
     assert.throws(() => Security.defaultAppArmor('mine" {'), { _tag: "InvalidOption" })
@@ -61,7 +61,7 @@ suite("AppArmor, where there is none", (effect) => {
 
 suite("AppArmor", (effect, folder) => {
   effect(
-    "denies what the profile denies, and that alone",
+    "a profile denies a container what it says and nothing else",
     function* () {
       const [profile] = yield* Security.appArmor(denying(name("deny")))
       const result = yield* run(profile, attempts)
@@ -72,7 +72,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "confines what an init runs, and an exec as its container unless it has one of its own",
+    "a container's profile confines its init, its command and every exec without a profile of its own",
     function* () {
       const [outer, inner] = yield* Security.appArmor(denying(name("outer")) + denying(name("inner")))
       const image = yield* Image.host
@@ -92,7 +92,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "has a profile of its own that keeps the host's settings from being written, masked and read-only paths or not",
+    "Security.defaultAppArmor protects the host's settings even without masked and read-only paths",
     function* () {
       const [profile] = yield* Security.appArmor(Security.defaultAppArmor(name("default")))
       const open = { readonlyPaths: [], maskedPaths: [], capabilities: { add: ["SYS_ADMIN"] } } as const
@@ -110,7 +110,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "a profile is unloaded with its scope, and one that is there is left alone",
+    "a profile is unloaded when its scope closes, and loading one that is already there fails",
     function* () {
       const text = denying(name("scoped"))
       yield* Effect.scoped(
@@ -128,7 +128,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "profiles of programs that were killed, their supervisors as well, are unloaded by the next Berth there when nobody is in them",
+    "the next Berth unloads the profiles of killed programs once no process is confined by them",
     function* () {
       const at = `${folder()}-killed`
       const [used, unused] = ["used", "unused"].map(name)
@@ -166,7 +166,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "a profile that somebody else has loaded since stays",
+    "the next Berth keeps a profile of the same name that another program loaded later",
     function* () {
       const text = denying(name("since"))
       const berth = yield* Berth.Berth
@@ -188,7 +188,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "a profile is noted before it is loaded: what was killed in between leaves nothing",
+    "a profile is recorded before it is loaded, so a kill in between leaves nothing behind",
     function* () {
       const berth = yield* Berth.Berth
       const at = `${folder()}-between`
@@ -228,7 +228,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "says which profile is not there, and what the parser does not understand",
+    "an error names the missing profile, or what the parser does not understand",
     function* () {
       const error = yield* failure("OperationFailed", run(name("absent"), "true"))
       assert.match(

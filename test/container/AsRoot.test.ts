@@ -25,7 +25,7 @@ const strong = {
   cgroup: undefined
 } as const
 
-suite("the child that reaches other users' files, without root", (effect) => {
+suite("Files of other users, without root", (effect) => {
   const attacked = (word: string, user: string) =>
     Effect.gen(function* () {
       const image = yield* attackImage
@@ -54,7 +54,7 @@ suite("the child that reaches other users' files, without root", (effect) => {
 
   for (const user of ["root", "app"])
     effect(
-      `cannot be looked into, traced or taken from by a container with its pids, as ${user}`,
+      `the child that reaches these files cannot be inspected or traced from a container with the host's pids, as ${user}`,
       function* () {
         const { exitCode, results, said } = yield* attacked("children", user)
         assert.equal(exitCode, 0)
@@ -65,7 +65,7 @@ suite("the child that reaches other users' files, without root", (effect) => {
     )
 
   effect(
-    "is killed by one without harm to this program: that call fails, and the next does not",
+    "a container that kills the child that reaches these files makes one call fail, and the next one succeeds",
     function* () {
       const before = nodeFs.readdirSync("/proc/self/fd").length
       const { fs, results, said } = yield* attacked("kill-children", "root")

@@ -35,7 +35,7 @@ const gone = (pid: number) =>
   )
 
 suite("Container", (effect) => {
-  effect("gives back the exit code, and what was written to each stream", function* () {
+  effect("Container.run gives the exit code and what was written to each stream", function* () {
     yield* Effect.map(run("echo out; echo err >&2; exit 7"), (result) => {
       assert.equal(result.exitCode, 7)
       assert.equal(result.signal, undefined)
@@ -44,17 +44,20 @@ suite("Container", (effect) => {
     })
   })
 
-  effect("names the signal that ended the command, with a shell's exit code", function* () {
-    yield* Effect.map(
-      run("kill -KILL $$ & exec sh -c 'kill -SEGV $$; kill -KILL $$'", { init: true }),
-      (result) => {
-        assert.match(result.signal ?? String(result.exitCode), /^(SIGKILL|SIGSEGV|137|139)$/)
-        assert.ok(result.exitCode > 128)
-      }
-    )
-  })
+  effect(
+    "an exit status has the signal that ended the command and the exit code that a shell gives it",
+    function* () {
+      yield* Effect.map(
+        run("kill -KILL $$ & exec sh -c 'kill -SEGV $$; kill -KILL $$'", { init: true }),
+        (result) => {
+          assert.match(result.signal ?? String(result.exitCode), /^(SIGKILL|SIGSEGV|137|139)$/)
+          assert.ok(result.exitCode > 128)
+        }
+      )
+    }
+  )
 
-  effect("counts the CPU time and the memory that the command used", function* () {
+  effect("an exit status has the CPU time and the memory that the command used", function* () {
     yield* Effect.map(
       run("i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"),
       ({ userMicros, systemMicros, maxRssBytes }) => {
@@ -64,7 +67,7 @@ suite("Container", (effect) => {
     )
   })
 
-  effect("reads what stdin takes, and sees its end", function* () {
+  effect("a command reads what is written to stdin, and its end", function* () {
     const image = yield* Image.host
     const container = yield* Container.start(image, { command: ["cat"], stdin: "pipe" })
     const big = new Uint8Array(300_000).fill(97)
@@ -80,23 +83,23 @@ suite("Container", (effect) => {
     assert.equal((yield* container.exit).exitCode, 0)
   })
 
-  effect("reads the end at once where stdin is nothing", function* () {
+  effect("a command without stdin reads the end at once", function* () {
     yield* Effect.map(run("cat; echo $?"), ({ stdout }) => assert.equal(stdout, "0\n"))
   })
 
-  effect("takes what a command that has ended does not read any more", function* () {
+  effect("writing to the stdin of a container that has ended succeeds", function* () {
     const container = yield* start("exit 3", { stdin: "pipe" })
     yield* container.exit
     yield* Stream.run(Stream.make(new Uint8Array(1 << 20)), container.stdin)
   })
 
-  effect("gives nothing where the streams are null", function* () {
+  effect("a command whose streams are null has no output", function* () {
     yield* Effect.map(run("echo a; echo b >&2", { stdout: "null", stderr: "null" }), (result) => {
       assert.deepEqual([result.stdout, result.stderr, result.exitCode], ["", "", 0])
     })
   })
 
-  effect("gives all that a command wrote before it died in its first millisecond", function* () {
+  effect("the output of a command that dies in its first millisecond is complete", function* () {
     const results = yield* Effect.forEach(
       Array.from({ length: 20 }, (_, k) => k),
       (k) => run(`echo ${k}; kill -KILL $$; exit 1`),
@@ -107,7 +110,7 @@ suite("Container", (effect) => {
     })
   })
 
-  effect("executes in a running container what sees the same processes and files", function* () {
+  effect("an exec sees the processes, files and namespaces of its container", function* () {
     const container = yield* start("echo hello > /tmp/seen; echo ready; exec sleep 1000")
     yield* firstLine(container)
     const result = yield* Container.exec(container, sh("cat /tmp/seen; cat /proc/1/comm; hostname; exit 5"))
@@ -121,7 +124,7 @@ suite("Container", (effect) => {
   })
 
   effect(
-    "executes with the container's user, environment and working folder unless told otherwise",
+    "an exec has the container's user, environment and working folder unless it is given others",
     function* () {
       const container = yield* start("exec sleep 1000", { env: { A: "1", B: "2" }, cwd: "/tmp", user: "1:1" })
       const script = sh("echo $A $B $PWD $(id -u):$(id -g)")
@@ -131,17 +134,17 @@ suite("Container", (effect) => {
     }
   )
 
-  effect("executes with the HOME that the container has been given", function* () {
+  effect("an exec has the HOME that the container was given", function* () {
     const container = yield* start("exec sleep 1000", { env: { HOME: "/data" } })
     assert.equal((yield* Container.exec(container, sh("echo $HOME"))).stdout, "/data\n")
   })
 
-  effect("executes within the container's resource limits", function* () {
+  effect("an exec has the container's resource limits", function* () {
     const container = yield* start("exec sleep 1000", { rlimits: { nofile: 64 } })
     assert.equal((yield* Container.exec(container, sh("ulimit -n"))).stdout, "64\n")
   })
 
-  effect("ends an executed command with its own scope, and the container stays", function* () {
+  effect("an exec ends with its own scope, and its container runs on", function* () {
     const container = yield* sleeper
     const pid = yield* Effect.scoped(
       Effect.gen(function* () {
@@ -154,14 +157,14 @@ suite("Container", (effect) => {
     assert.ok(isAlive(container.pid))
   })
 
-  effect("does not execute in a container that has ended", function* () {
+  effect("an exec in a container that has ended fails with NotRunning", function* () {
     const container = yield* start("exit 0")
     yield* container.exit
     const error = yield* failure("ContainerError", Container.exec(container, ["true"]))
     assert.equal(error.reason, "NotRunning")
   })
 
-  effect("tells every one that waits how it ended, however late", function* () {
+  effect("everyone who waits for a container gets its exit status, however late", function* () {
     const container = yield* start("exit 9")
     const codes = yield* Effect.all([container.exit, Container.wait(container), container.exit], {
       concurrency: 3
@@ -172,7 +175,7 @@ suite("Container", (effect) => {
     )
   })
 
-  effect("is stopped by a SIGTERM that it handles", function* () {
+  effect("Container.stop ends a container that handles SIGTERM", function* () {
     const container = yield* start("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.02; done")
     yield* firstLine(container)
     const [took, status] = yield* Effect.timed(Container.stop(container, { grace: "10 seconds" }))
@@ -180,7 +183,7 @@ suite("Container", (effect) => {
     assert.ok(Duration.toMillis(took) < 5000)
   })
 
-  effect("is killed where it does not stop within the grace", function* () {
+  effect("Container.stop kills a container that does not end within the grace period", function* () {
     const container = yield* start("trap '' TERM; echo ready; while :; do sleep 0.02; done")
     yield* firstLine(container)
     const [took, status] = yield* Effect.timed(Container.stop(container, { grace: "150 millis" }))
@@ -188,7 +191,7 @@ suite("Container", (effect) => {
     assert.ok(Duration.toMillis(took) >= 150)
   })
 
-  effect("is stopped by its image's own signal", function* () {
+  effect("Container.stop sends the stop signal of the image", function* () {
     const image = withConfig(yield* Image.host, { stopSignal: "SIGUSR1" })
     const container = yield* Container.start(image, {
       command: sh("trap 'exit 4' USR1; trap '' TERM; echo ready; while :; do sleep 0.02; done")
@@ -197,17 +200,20 @@ suite("Container", (effect) => {
     assert.equal((yield* Container.stop(container)).exitCode, 4)
   })
 
-  effect("gets signals by name and by number, and none once it has ended", function* () {
-    for (const signal of ["SIGHUP", "hup", 1, "1"]) {
-      const container = yield* start("trap 'exit 5' HUP; echo ready; while :; do sleep 0.02; done")
-      yield* firstLine(container)
-      yield* Container.signal(container, signal)
-      assert.equal((yield* container.exit).exitCode, 5)
-      yield* container.pipe(Container.signal("KILL"))
+  effect(
+    "Container.signal takes names and numbers, and does nothing once the container has ended",
+    function* () {
+      for (const signal of ["SIGHUP", "hup", 1, "1"]) {
+        const container = yield* start("trap 'exit 5' HUP; echo ready; while :; do sleep 0.02; done")
+        yield* firstLine(container)
+        yield* Container.signal(container, signal)
+        assert.equal((yield* container.exit).exitCode, 5)
+        yield* container.pipe(Container.signal("KILL"))
+      }
     }
-  })
+  )
 
-  effect("a handle whose scope has closed reaches no other container", function* () {
+  effect("the handle of a container whose scope has closed reaches no other container", function* () {
     const stale = yield* Effect.scoped(sleeper)
     const others = yield* Effect.all([sleeper, sleeper, sleeper])
     for (const signal of ["KILL", "TERM"]) yield* Container.signal(stale, signal)
@@ -216,7 +222,7 @@ suite("Container", (effect) => {
     assert.equal((yield* failure("ContainerError", Container.exec(stale, ["true"]))).reason, "NotRunning")
   })
 
-  effect("is killed, with all its processes, by the close of its scope", function* () {
+  effect("a container is killed with all its processes when its scope closes", function* () {
     const scope = yield* Scope.make()
     const container = yield* Scope.extend(start("sleep 1000 & setsid sleep 1000 & echo ready; wait"), scope)
     yield* firstLine(container)
@@ -228,20 +234,23 @@ suite("Container", (effect) => {
     for (const pid of [container.pid, ...children.trim().split(" ").map(Number)]) yield* gone(pid)
   })
 
-  effect("is killed with all its processes where it shares the host's processes", function* () {
-    const pids = yield* Effect.scoped(
-      Effect.gen(function* () {
-        const container = yield* start("setsid sleep 1000 & echo $!; exec sleep 1000", {
-          namespaces: { pid: "host" }
+  effect(
+    "a container in the host's pid namespace is killed with all its processes when its scope closes",
+    function* () {
+      const pids = yield* Effect.scoped(
+        Effect.gen(function* () {
+          const container = yield* start("setsid sleep 1000 & echo $!; exec sleep 1000", {
+            namespaces: { pid: "host" }
+          })
+          const line = yield* firstLine(container)
+          return [container.pid, Number(line._tag === "Some" ? line.value : 0)]
         })
-        const line = yield* firstLine(container)
-        return [container.pid, Number(line._tag === "Some" ? line.value : 0)]
-      })
-    )
-    for (const pid of pids) yield* gone(pid)
-  })
+      )
+      for (const pid of pids) yield* gone(pid)
+    }
+  )
 
-  effect("is killed while it writes what nobody reads", function* () {
+  effect("a container that writes what nobody reads is killed when its scope closes", function* () {
     const pid = yield* Effect.scoped(
       Effect.gen(function* () {
         const container = yield* start("exec cat /dev/zero")
@@ -252,7 +261,7 @@ suite("Container", (effect) => {
     yield* gone(pid)
   })
 
-  effect("is killed while its output is being read, and the reader ends", function* () {
+  effect("the reader of a container's output ends when the container is killed", function* () {
     const reader = yield* Effect.scoped(
       Effect.gen(function* () {
         const container = yield* start("exec cat /dev/zero")
@@ -266,7 +275,7 @@ suite("Container", (effect) => {
     assert.ok(Exit.isSuccess(yield* Fiber.await(reader)))
   })
 
-  effect("leaves nothing of a start, a run or an exec that is interrupted at any moment", function* () {
+  effect("a start, a run or an exec that is interrupted at any moment leaves nothing", function* () {
     const container = yield* sleeper
     const programs = [
       Effect.scoped(Effect.zipRight(sleeper, Effect.never)),
@@ -287,7 +296,7 @@ suite("Container", (effect) => {
     assert.ok(Number(stdout) <= 5, `${stdout.trim()} processes are left in the container`)
   })
 
-  effect("ends what an exec has started in the background where it is interrupted", function* () {
+  effect("an interrupted exec ends what it has started in the background", function* () {
     const container = yield* sleeper
     const fiber = yield* Effect.fork(
       Container.exec(container, sh("sleep 1234 & sleep 1234 & touch /tmp/there; wait"))
@@ -303,7 +312,7 @@ suite("Container", (effect) => {
     assert.deepEqual(yield* left, [])
   })
 
-  effect("starts fifty at once", function* () {
+  effect("fifty containers start and run at once", function* () {
     const results = yield* Effect.forEach(
       Array.from({ length: 50 }, (_, k) => k),
       (k) => run(`echo ${k}; sleep 0.05; exit ${k}`),
@@ -314,7 +323,7 @@ suite("Container", (effect) => {
     })
   })
 
-  effect("a start that fails leaves no descriptor open in the scope around it", function* () {
+  effect("a start that fails leaves no descriptor open in the surrounding scope", function* () {
     const image = yield* Image.host
     const count = () => fs.readdirSync("/proc/self/fd").length
     const attempt = failure("CommandFailed", Container.start(image, { command: ["/no/such"], stdin: "pipe" }))
@@ -324,7 +333,7 @@ suite("Container", (effect) => {
     assert.ok(count() - before < 20, `${count() - before} more descriptors after 20 failures`)
   })
 
-  effect("two Berths in one folder know nothing of each other", function* () {
+  effect("two Berths in one folder do not disturb each other's containers", function* () {
     const { folder } = yield* Berth.Berth
     const container = yield* sleeper
     const other = yield* Effect.provide(run("echo other; ls /proc | grep -c '^[0-9]'"), berthIn(folder))
@@ -333,7 +342,7 @@ suite("Container", (effect) => {
     assert.equal((yield* run("echo still")).stdout, "still\n")
   })
 
-  effect("runs its command below an init that waits for orphans and passes signals on", function* () {
+  effect("the init of a container reaps orphans and passes signals on", function* () {
     const container = yield* start("(sleep 0.01 &) ; echo ready; exec sleep 1000", { init: true })
     yield* firstLine(container)
     yield* Effect.sleep("60 millis")
@@ -344,7 +353,7 @@ suite("Container", (effect) => {
   })
 
   effect(
-    "runs an image's entrypoint and command as its configuration says",
+    "a container runs its image's entrypoint and command as the image's configuration says",
     function* () {
       const { folder } = yield* Berth.Berth
       const image = yield* makeImage(`${folder}/busybox`, {

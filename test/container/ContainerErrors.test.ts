@@ -12,8 +12,8 @@ const run = (options: Container.StartOptions) =>
 const refused = (options: Container.StartOptions) =>
   Effect.map(failure("InvalidOption", run({ command: ["true"], ...options })), ({ option }) => option)
 
-suite("Container, what it says of bad input", (effect) => {
-  effect("a command that is nowhere: 127, and where it was looked for", function* () {
+suite("Container: invalid input", (effect) => {
+  effect("a command that is not found fails with exit code 127 and the paths that were tried", function* () {
     const error = yield* failure(
       "CommandFailed",
       run({ command: ["no-such-command"], env: { PATH: "/bin:/opt/x" } })
@@ -29,7 +29,7 @@ suite("Container, what it says of bad input", (effect) => {
     assert.deepEqual([absolute.reason, absolute.searched], ["NotFound", ["/no/such"]])
   })
 
-  effect("a command that is not executable: 126", function* () {
+  effect("a command that is not executable fails with exit code 126", function* () {
     for (const path of ["/etc/passwd", "/etc", "/etc/passwd/x"]) {
       const error = yield* failure("CommandFailed", run({ command: [path] }))
       assert.equal(error.reason, path === "/etc/passwd/x" ? "NotFound" : "NotExecutable", path)
@@ -40,7 +40,7 @@ suite("Container, what it says of bad input", (effect) => {
   })
 
   effect(
-    "a command in no format that the kernel executes: 126",
+    "a command in a format that the kernel does not execute fails with its errno",
     function* () {
       const { folder } = yield* Berth.Berth
       const image = yield* makeImage(`${folder}/busybox`)
@@ -54,7 +54,7 @@ suite("Container, what it says of bad input", (effect) => {
     { skip: whyNoBusybox }
   )
 
-  effect("the same of a command that is executed in a running container", function* () {
+  effect("an exec fails with the same errors as a start", function* () {
     const image = yield* Image.host
     const container = yield* Container.start(image, { command: ["sleep", "1000"] })
     const missing = yield* failure("CommandFailed", Container.exec(container, ["/no/such"]))
@@ -68,12 +68,12 @@ suite("Container, what it says of bad input", (effect) => {
     assert.equal(empty.option, "command")
   })
 
-  effect("a command below an init fails as it does without", function* () {
+  effect("a missing command fails below an init as it does without one", function* () {
     const error = yield* failure("CommandFailed", run({ command: ["/no/such"], init: true }))
     assert.deepEqual([error.reason, error.searched, error.exitCode], ["NotFound", ["/no/such"], 127])
   })
 
-  effect("arguments that are longer than the kernel takes", function* () {
+  effect("arguments that are longer than the kernel allows fail with ArgumentsTooLong", function* () {
     const one = yield* failure("CommandFailed", run({ command: ["true", "x".repeat(200_000)] }))
     assert.equal(one.reason, "ArgumentsTooLong")
     const many = Array.from({ length: 60 }, () => "x".repeat(100_000))
@@ -82,12 +82,12 @@ suite("Container, what it says of bad input", (effect) => {
     assert.match(all.message, /file or stdin/)
   })
 
-  effect("a working folder that is a file", function* () {
+  effect("a working folder that is a file fails with WorkingDirectory", function* () {
     const error = yield* failure("CommandFailed", run({ command: ["true"], cwd: "/etc/passwd" }))
     assert.deepEqual([error.reason, error.searched, error.errno], ["WorkingDirectory", ["/etc/passwd"], 20])
   })
 
-  effect("a user or a group that the image does not have", function* () {
+  effect("a user or a group that the image does not have fails with NoSuchUser", function* () {
     for (const user of ["no-such-user", "root:no-such-group", "root:", ":root", "root:root:root"]) {
       const error = yield* failure("ImageError", run({ command: ["true"], user }))
       assert.equal(error.reason, "NoSuchUser", user)
@@ -96,13 +96,13 @@ suite("Container, what it says of bad input", (effect) => {
     assert.match(error.message, /"no-such-user" is neither in the image's \/etc\/passwd nor a number/)
   })
 
-  effect("nothing to run", function* () {
+  effect("a container without a command is refused", function* () {
     for (const command of [undefined, [], [""]])
       assert.equal(yield* refused({ command: command as never }), "command")
     assert.equal(yield* refused({ entrypoint: [], command: [] }), "command")
   })
 
-  effect("NUL anywhere, which no system call can pass", function* () {
+  effect("an option that contains NUL is refused by name", function* () {
     assert.equal(yield* refused({ command: ["echo", "a\0b"] }), "command[1]")
     assert.equal(yield* refused({ env: { A: "a\0b" } }), "env.A")
     assert.equal(yield* refused({ env: { "A\0": "" } }), "env")
@@ -114,7 +114,7 @@ suite("Container, what it says of bad input", (effect) => {
     assert.match(yield* refused({ sysctls: { "net.ipv4.ip_forward": "1\0" } }), /^sysctls/)
   })
 
-  effect("NUL in what an image's own configuration says", function* () {
+  effect("an image whose configuration contains NUL is refused", function* () {
     const image = yield* Image.host
     for (const config of [{ environment: { A: "a\0b" } }, { workingDirectory: "/a\0b" }]) {
       const program = Container.run(withConfig(image, config), { command: ["true"] })
@@ -123,7 +123,7 @@ suite("Container, what it says of bad input", (effect) => {
     }
   })
 
-  effect("names and paths of other forms than they have", function* () {
+  effect("a malformed name or path is refused by name", function* () {
     assert.equal(yield* refused({ env: { "": "x" } }), "env")
     assert.equal(yield* refused({ env: { "A=B": "x" } }), "env")
     assert.equal(yield* refused({ cwd: "relative/path" }), "cwd")
@@ -136,7 +136,7 @@ suite("Container, what it says of bad input", (effect) => {
     assert.equal(yield* refused({ sysctls: { "../../etc/passwd": "x" } }), "sysctls")
   })
 
-  effect("numbers out of their range", function* () {
+  effect("a number out of its range is refused by name", function* () {
     for (const umask of [-1, 0o1000, 1.5, Number.NaN]) assert.equal(yield* refused({ umask }), "umask")
     for (const nofile of [-1, 1.5, { soft: 2, hard: 1 }])
       assert.equal(yield* refused({ rlimits: { nofile } }), "rlimits.nofile")
@@ -147,7 +147,7 @@ suite("Container, what it says of bad input", (effect) => {
     assert.match(yield* refused({ mounts: [Mount.tmpfs("/x", { mode: 0o10000 })] }), /^mounts\[0\]\.mode$/)
   })
 
-  effect("limits that cannot be read", function* () {
+  effect("a limit that cannot be parsed is refused by name", function* () {
     const error = yield* failure(
       "InvalidOption",
       run({ command: ["true"], limits: { memory: "12 parsecs" } })
@@ -162,7 +162,7 @@ suite("Container, what it says of bad input", (effect) => {
       assert.equal(yield* refused({ limits: { pids } }), "limits.pids")
   })
 
-  effect("a capability or a resource that there is not, with the nearest that there is", function* () {
+  effect("an unknown capability or resource is refused with the nearest name", function* () {
     const capabilities = { add: ["NET_BIND_SERVCE" as never] }
     const error = yield* failure("InvalidOption", run({ command: ["true"], capabilities }))
     assert.equal(error.option, "capabilities.add")
@@ -172,7 +172,7 @@ suite("Container, what it says of bad input", (effect) => {
     assert.match(resource.message, /nofile/)
   })
 
-  effect("a namespace that there is not, or that its holder has not", function* () {
+  effect("a namespace that does not exist, or that its container does not have, is refused", function* () {
     const image = yield* Image.host
     const holder = yield* Container.start(image, {
       command: ["sleep", "1000"],
@@ -183,7 +183,7 @@ suite("Container, what it says of bad input", (effect) => {
     assert.match(yield* refused({ namespaces: { network: "mine" } as never }), /^namespaces/)
   })
 
-  effect("a namespace of a container that has ended", function* () {
+  effect("a namespace of a container that has ended is refused", function* () {
     const image = yield* Image.host
     const holder = yield* Container.start(image, { command: ["true"] })
     yield* holder.exit
@@ -191,7 +191,7 @@ suite("Container, what it says of bad input", (effect) => {
     assert.match(error._tag, /^(ContainerError|OperationFailed|InvalidOption)$/)
   })
 
-  effect("a signal that there is not", function* () {
+  effect("an unknown signal is refused", function* () {
     const image = yield* Image.host
     const container = yield* Container.start(image, { command: ["sleep", "1000"] })
     for (const signal of ["SIGFOO", "", 0, -1, 65, 1.5, "TERM ", "9x"]) {
@@ -200,7 +200,7 @@ suite("Container, what it says of bad input", (effect) => {
     }
   })
 
-  effect.asRoot("a kernel parameter that there is not, or that is the host's", function* () {
+  effect.asRoot("a kernel parameter that does not exist, or belongs to the host, is refused", function* () {
     const missing = yield* failure(
       "OperationFailed",
       run({ command: ["true"], sysctls: { "net.no.such": "1" } })

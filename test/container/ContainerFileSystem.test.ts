@@ -62,7 +62,7 @@ suite(`Container.fileSystem (${runtime})`, (effect, folder) => {
     Effect.map(start(options), (box) => ({ box, fs: Container.fileSystem(box) }))
 
   effect(
-    "leads no link, no .. and no magic link out of the root",
+    "no link, .. or magic link leads out of the container's root",
     function* () {
       const { fs } = yield* inside()
       const out = yield* secret("secret")
@@ -115,7 +115,7 @@ suite(`Container.fileSystem (${runtime})`, (effect, folder) => {
   )
 
   effect(
-    "makes folders on the way inside the root where a link says otherwise",
+    "folders are made inside the root although a link points out of it",
     function* () {
       const { fs } = yield* inside()
       const out = yield* secret("secret")
@@ -131,7 +131,7 @@ suite(`Container.fileSystem (${runtime})`, (effect, folder) => {
   )
 
   effect(
-    "stays inside while the container swaps folders and links",
+    "every call stays inside the root while the container swaps folders and links",
     function* () {
       const out = yield* secret("f")
       const script = `mkdir /a; echo inside > /a/f; ln -s ${out} /b
@@ -160,7 +160,7 @@ suite(`Container.fileSystem (${runtime})`, (effect, folder) => {
   )
 
   effect(
-    "opens no fifo and no device by looking at it",
+    "a FIFO or a device is inspected without being opened",
     function* () {
       const { box, fs } = yield* inside()
       yield* Container.exec(box, ["mkfifo", "/fifo"])
@@ -178,7 +178,7 @@ suite(`Container.fileSystem (${runtime})`, (effect, folder) => {
   )
 
   effect(
-    "sees what the container sees, and its root when it has ended",
+    "the file system has the container's mounts, and its root once it has ended",
     function* () {
       const { box, fs } = yield* inside({ mounts: [{ type: "tmpfs", target: "/data" }] })
       yield* Container.exec(box, ["sh", "-c", "echo mounted > /data/f; echo root > /f"])
@@ -194,7 +194,7 @@ suite(`Container.fileSystem (${runtime})`, (effect, folder) => {
   )
 
   effect(
-    "says so for a process that has no files of its own",
+    "the file system of an exec is refused with BadResource",
     function* () {
       const { box } = yield* inside()
       const fs = Container.fileSystem(yield* Container.execStream(box, ["sleep", "10"]))
@@ -208,7 +208,7 @@ suite(`Container.fileSystem (${runtime})`, (effect, folder) => {
   )
 
   effect(
-    "gives the events of a folder",
+    "FileSystem.watch gives the events of a folder",
     function* () {
       const { box, fs } = yield* inside()
       yield* fs.makeDirectory("/w")
@@ -228,7 +228,7 @@ suite(`Container.fileSystem (${runtime})`, (effect, folder) => {
   const whyNoOthers = typeof ids === "string" ? `there are no other users: ${ids}` : false
 
   effect(
-    "does what the container's root may, with the files of users who let nobody else in",
+    "private files of other users can be read and changed as the container's root may",
     function* () {
       const script = `
         mkdir -p /others/deep/er && cd /others && echo secret >secret && echo text >deep/er/file

@@ -22,24 +22,31 @@ const isCounting = (state: { next: number; rest: string }, text: string): boolea
   return lines.every((line) => line === String(state.next++))
 }
 
-suite("Container, its output", (effect) => {
-  effect("a gigabyte that nobody reads waits in the container, and all of it is there later", function* () {
-    const container = yield* start(`exec head -c ${GIGABYTE} /dev/zero`)
-    yield* Effect.sleep("300 millis")
-    const before = residentBytes()
-    yield* Effect.sleep("2 seconds")
-    const grown = residentBytes() - before
-    assert.ok(grown < 20 * 2 ** 20, `grew by ${grown} bytes`)
-    const { bytes, other } = yield* Stream.runFold(container.stdout, { bytes: 0, other: 0 }, (sum, chunk) => {
-      // The first and the last byte of each chunk stand for the ones between.
-      const odd = chunk[0] === 0 && chunk[chunk.length - 1] === 0 ? 0 : 1
-      return { bytes: sum.bytes + chunk.length, other: sum.other + odd }
-    })
-    assert.deepEqual({ bytes, other }, { bytes: GIGABYTE, other: 0 })
-    assert.equal((yield* container.exit).exitCode, 0)
-  })
+suite("Container: output", (effect) => {
+  effect(
+    "a gigabyte of output that nobody reads waits in the container and is complete when it is read",
+    function* () {
+      const container = yield* start(`exec head -c ${GIGABYTE} /dev/zero`)
+      yield* Effect.sleep("300 millis")
+      const before = residentBytes()
+      yield* Effect.sleep("2 seconds")
+      const grown = residentBytes() - before
+      assert.ok(grown < 20 * 2 ** 20, `grew by ${grown} bytes`)
+      const { bytes, other } = yield* Stream.runFold(
+        container.stdout,
+        { bytes: 0, other: 0 },
+        (sum, chunk) => {
+          // The first and the last byte of each chunk stand for the ones between.
+          const odd = chunk[0] === 0 && chunk[chunk.length - 1] === 0 ? 0 : 1
+          return { bytes: sum.bytes + chunk.length, other: sum.other + odd }
+        }
+      )
+      assert.deepEqual({ bytes, other }, { bytes: GIGABYTE, other: 0 })
+      assert.equal((yield* container.exit).exitCode, 0)
+    }
+  )
 
-  effect("keeps every byte in its place, on both streams at once", function* () {
+  effect("both streams of a container keep their bytes in order when they are read at once", function* () {
     const container = yield* start("seq 1 300000 & seq 1 300000 >&2; wait")
     const check = (stream: Container.Container["stdout"]) => {
       const state = { next: 1, rest: "" }
@@ -52,7 +59,7 @@ suite("Container, its output", (effect) => {
     yield* Effect.all([check(container.stdout), check(container.stderr)], { concurrency: 2 })
   })
 
-  effect("is read by many small reads as by one", function* () {
+  effect("many small reads of a stream give the same bytes as one", function* () {
     const container = yield* start("seq 1 2000; sleep 0.05; seq 2001 4000")
     const parts: Array<string> = []
     // Each read is a stream of its own: what one leaves, the next one gets.
@@ -77,7 +84,7 @@ suite("Container, its output", (effect) => {
     assert.equal(state.next, 60001)
   })
 
-  effect("the output of a container that is long gone is still there", function* () {
+  effect("the output of a container that has ended can still be read", function* () {
     const container = yield* start("printf gone; printf away >&2")
     yield* container.exit
     yield* Effect.sleep("50 millis")
@@ -87,7 +94,7 @@ suite("Container, its output", (effect) => {
     assert.equal(yield* read(container.stdout), "")
   })
 
-  effect("a second reader at the same time is told so", function* () {
+  effect("a second reader of a stream fails with AlreadyRead", function* () {
     const container = yield* start("exec sleep 1000")
     yield* Effect.fork(Stream.runDrain(container.stdout))
     yield* Effect.sleep("20 millis")
@@ -95,7 +102,7 @@ suite("Container, its output", (effect) => {
     assert.equal(error.reason, "AlreadyRead")
   })
 
-  effect("a reader that is interrupted leaves the stream to the next one", function* () {
+  effect("a reader that is interrupted leaves the rest of the stream to the next one", function* () {
     const container = yield* start("sleep 0.15; echo late")
     const first = yield* Effect.timeoutOption(Stream.runDrain(container.stdout), "50 millis")
     assert.equal(first._tag, "None")
@@ -103,7 +110,7 @@ suite("Container, its output", (effect) => {
     assert.equal(Chunk.join(text, ""), "late\n")
   })
 
-  effect("more output than is allowed ends the command and says so", function* () {
+  effect("output above maxOutputBytes ends the command with OutputTooLong", function* () {
     const image = yield* Image.host
     const endless = { command: ["cat", "/dev/zero"], maxOutputBytes: 100_000 }
     const [took, error] = yield* Effect.timed(failure("ContainerError", Container.run(image, endless)))
@@ -117,7 +124,7 @@ suite("Container, its output", (effect) => {
     assert.equal(exact.stdout.length, 100_000)
   })
 
-  effect("bytes that are no UTF-8 are replaced in text and untouched in the stream", function* () {
+  effect("bytes that are not UTF-8 are replaced in text and unchanged in the stream", function* () {
     const image = yield* Image.host
     const command = ["printf", "a\\377b\\360\\237\\220\\263"]
     assert.equal((yield* Container.run(image, { command })).stdout, "a\ufffdb🐳")

@@ -126,7 +126,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
 
   for (const upper of ["memory", "disk"] as const)
     effect(
-      `keeps everything there and back, with the writable layer ${upper === "disk" ? "on disk" : "in memory"}`,
+      `a copy in and out keeps every attribute, with the writable layer ${upper === "disk" ? "on disk" : "in memory"}`,
       function* () {
         const here = yield* hostFolder
         const tree = makeTree(here)
@@ -146,7 +146,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
     )
 
   effect(
-    "keeps everything as a tar archive, which tar(1) reads",
+    "tarOut keeps every attribute, for tar(1) and for tarIn",
     function* () {
       const here = yield* hostFolder
       const tree = makeTree(here)
@@ -177,7 +177,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
   )
 
   effect(
-    "takes archives of tar(1) in every format of it",
+    "tarIn reads the archives of tar(1) in each of its formats",
     function* () {
       const here = yield* hostFolder
       const tree = makeTree(here)
@@ -203,7 +203,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
   )
 
   effect(
-    "puts things where docker cp puts them",
+    "copyIn puts files where docker cp puts them",
     function* () {
       const here = yield* hostFolder
       fs.mkdirSync(`${here}/d`)
@@ -248,7 +248,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
   )
 
   effect(
-    "says what is in the way, and replaces no folder by a file",
+    "an impossible copy fails with its errno and replaces no folder by a file",
     function* () {
       const here = yield* hostFolder
       fs.mkdirSync(`${here}/d`)
@@ -283,7 +283,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
   )
 
   effect(
-    "works on a paused container and on one that has ended",
+    "files are copied in a paused container and in one that has ended",
     function* () {
       const here = yield* hostFolder
       fs.writeFileSync(`${here}/f`, "f")
@@ -304,7 +304,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
   )
 
   effect(
-    "follows no link out of the root, in the source or the target",
+    "a copy follows no link out of the root, in its source or its target",
     function* () {
       const here = yield* hostFolder
       fs.mkdirSync(`${here}/host`)
@@ -369,7 +369,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
   )
 
   effect(
-    "CVE-2018-15664, CVE-2019-10152: stays inside while the container swaps folders, links and files",
+    "CVE-2018-15664, CVE-2019-10152: a copy stays inside the root while the container swaps folders, links and files",
     function* () {
       const here = yield* hostFolder
       fs.mkdirSync(`${here}/host`)
@@ -409,7 +409,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
   )
 
   effect(
-    "refuses what is no archive",
+    "tarIn refuses a malformed archive",
     function* () {
       const box = yield* start()
       const whole = packed({ name: "f", content: "x".repeat(2000) })
@@ -432,7 +432,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
   )
 
   effect(
-    "stops when it is interrupted, and leaves no descriptor open",
+    "an interrupted copy stops and leaves no descriptor open",
     function* () {
       const here = yield* hostFolder
       fs.mkdirSync(`${here}/many`)

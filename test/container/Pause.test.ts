@@ -55,7 +55,7 @@ suite("Container.pause", (effect, folder) => {
     ["in the host's pid namespace", { namespaces: { pid: "host" } }]
   ] as ReadonlyArray<readonly [string, Container.StartOptions]>) {
     effect(
-      `has a container ${name} stand still, and go on`,
+      `a container ${name} stands still while it is paused and goes on when it is resumed`,
       function* () {
         const container = yield* start(options)
         yield* counting(container)
@@ -70,7 +70,7 @@ suite("Container.pause", (effect, folder) => {
     )
 
     effect(
-      `lets a paused container ${name} be stopped, killed and closed`,
+      `a paused container ${name} can be stopped, killed and closed`,
       function* () {
         const stopped = yield* start({ ...options, init: true })
         yield* Container.pause(stopped)
@@ -99,7 +99,7 @@ suite("Container.pause", (effect, folder) => {
   }
 
   effect(
-    "has what was executed stand still as well, and be ended all the same",
+    "an exec stands still with its paused container, and its scope can still end it",
     function* () {
       const container = yield* start({ command: ["sleep", "1000"] })
       const inside = yield* Effect.forkDaemon(
@@ -133,7 +133,7 @@ suite("Container.pause", (effect, folder) => {
     ["another's", start({ command: ["sleep", "1000"] })]
   ] as const)
     effect(
-      `has what was executed before it had a cgroup stand still, in ${where} pid namespace`,
+      `an exec from before the container had a cgroup is paused with it, in ${where} pid namespace`,
       function* () {
         const pid = yield* make
         const container = yield* start({ command: ["sleep", "1000"], namespaces: { pid } })
@@ -149,7 +149,7 @@ suite("Container.pause", (effect, folder) => {
     )
 
   effect.asRoot(
-    "has what was executed before stand still where all namespaces are shared, and nobody else in these",
+    "pausing a process in shared namespaces pauses its execs and no other process there",
     function* () {
       const rootfs = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
       const namespaces = yield* Namespace.make(["pid", "mount"])
@@ -181,7 +181,7 @@ suite("Container.pause", (effect, folder) => {
   )
 
   effect.asRoot(
-    "has what is being executed meanwhile stand still where all namespaces are shared",
+    "an exec that begins while its process in shared namespaces is being paused is refused or paused",
     function* () {
       const sleeping = ["sleep", "1000"]
       for (const millis of [0, 0.3, 0.6, 1, 2, 3]) {
@@ -207,7 +207,7 @@ suite("Container.pause", (effect, folder) => {
   )
 
   effect(
-    "is of one container, also where others share its cgroup",
+    "pausing one container leaves another in the same cgroup running",
     function* () {
       const cgroup = yield* Cgroup.make({ pids: 50 })
       const a = yield* start({ cgroup })
@@ -226,7 +226,7 @@ suite("Container.pause", (effect, folder) => {
   )
 
   effect(
-    "of a cgroup has all stand still, of which one can end",
+    "Cgroup.freeze stops every container in the cgroup, and each can still be ended",
     function* () {
       const cgroup = yield* Cgroup.make({ pids: 50 })
       const a = yield* start({ cgroup })
@@ -254,7 +254,7 @@ suite("Container.pause", (effect, folder) => {
   )
 
   effect(
-    "fails for a container that has ended",
+    "pausing a container that has ended fails with NotRunning",
     function* () {
       const container = yield* start({ command: ["true"] })
       yield* container.exit
@@ -270,7 +270,7 @@ suite("Container.pause", (effect, folder) => {
     ["the supervisor", (_: ChildProcess, supervisor: number) => process.kill(supervisor, "SIGKILL")]
   ] as const)
     effect(
-      `leaves nothing where ${how} is killed meanwhile`,
+      `a paused container leaves nothing when ${how} is killed`,
       function* () {
         yield* Effect.promise(async () => {
           const at = `${folder()}-${how.replace("the ", "")}`
@@ -300,7 +300,7 @@ suite("Container.pause", (effect, folder) => {
 })
 
 suite("Container.top", (effect) => {
-  effect("lists what runs, as the host and the container number it", function* () {
+  effect("Container.top lists processes with their pids on the host and in the container", function* () {
     const container = yield* start({
       command: ["sh", "-c", "sleep 1001 & while :; do :; done"],
       namespaces: {}

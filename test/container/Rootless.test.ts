@@ -39,7 +39,7 @@ const expected = Object.entries(owners)
 
 const shell = (script: string) => ({ entrypoint: [], command: ["sh", "-c", script] })
 
-suite("Berth, without root", (effect, berthFolder) => {
+suite("Berth without root", (effect, berthFolder) => {
   const image = Effect.suspend(() => makeImage(`${berthFolder()}.root`))
   const withOwners = Effect.suspend(() => ownersImage(`${berthFolder()}.owners`))
 
@@ -50,7 +50,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   }
 
   effect(
-    "has the ids that /etc/subuid and /etc/subgid give",
+    "Berth has the ids that /etc/subuid and /etc/subgid give",
     function* () {
       const { ids, rootless } = yield* Berth.Berth
       assert.equal(rootless, true)
@@ -68,7 +68,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "an image's files keep their owners, inside and outside",
+    "an image's files keep their owners, in the container and as subordinate ids on the host",
     function* () {
       const from = yield* withOwners
       const { stdout } = yield* Container.run(from, shell(statAll))
@@ -85,7 +85,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "an image is pushed and pulled, and is the same",
+    "an image is the same after a push and a pull",
     function* () {
       const { host } = yield* runningRegistry()
       const pushed = yield* Image.push(yield* withOwners, `${host}/team/owners:1`)
@@ -100,7 +100,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "a file of an owner who is not among the ids is refused with its name",
+    "an image's file whose owner is outside the ids is refused by name",
     function* () {
       const more = [fileOf("far", { uid: 4_000_000, gid: 0 })]
       const error = yield* failure("ImageError", ownersImage(`${berthFolder()}.far`, more))
@@ -111,7 +111,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "layers with files of several owners are collected",
+    "Store.gc removes layers with files of several owners",
     function* () {
       const more = [fileOf("home/app/private/extra", { uid: 1000, gid: 1001, mode: 0 })]
       const layers = (yield* ownersImage(`${berthFolder()}.doomed`, more)).layers
@@ -129,7 +129,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "with one id all files are root's, and other users cannot be had",
+    "a Berth of one id gives every file to root and refuses other users",
     function* () {
       yield* single(
         Effect.gen(function* () {
@@ -152,7 +152,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "layers that were unpacked for other ids are not taken for one's own",
+    "layers that were unpacked for other ids are not reused",
     function* () {
       const folder = `${berthFolder()}.both`
       const use = (ids: "single" | "ranges") =>
@@ -168,7 +168,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "an exec and a commit follow each other, many times, and the supervisor lives",
+    "an exec and a commit can follow each other five times",
     function* () {
       const { supervisor } = yield* Berth.Berth
       const box = yield* Container.start(yield* withOwners, {})
@@ -189,7 +189,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "files that only other users of a container may read are copied out, archived and committed, with its ids",
+    "private files of other users are copied out, archived and committed with their owners",
     function* () {
       const script = `
           mkdir -p /data/private && cd /data/private
@@ -236,7 +236,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "a file without any mode is copied out and committed with one id, too",
+    "a file of mode 0 is copied out and committed in a Berth of one id",
     function* () {
       yield* single(
         Effect.gen(function* () {
@@ -255,7 +255,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "what one that was killed has left is swept, whosever files they are",
+    "the files that a killed supervisor left are swept, whoever owns them",
     function* () {
       const at = `${berthFolder()}.killed`
       const from = yield* image
@@ -279,7 +279,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "the host's image has its folders to read, and places of its own to write to",
+    "a container of the host's root reads its folders and writes to its own /tmp and /root",
     function* () {
       const file = `/tmp/berth-${process.pid}`
       const script = `cat /etc/hostname; touch /etc/x 2>/dev/null || echo unwritten
@@ -292,7 +292,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "limits hold in a cgroup that was delegated, and elsewhere the error says so",
+    "limits hold in a delegated cgroup, and elsewhere the error says what is missing",
     function* () {
       const made = yield* Effect.either(
         Effect.scoped(
@@ -313,7 +313,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "a folder that is somebody else's is refused, with whose it is",
+    "a Berth folder of another user is refused with the owner's uid",
     function* () {
       const error = yield* failure("OperationFailed", Effect.provide(Berth.Berth, berthIn("/etc")))
       assert.match(error.message, /\/etc.*belongs to uid 0.*layerWith/)
@@ -322,7 +322,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "keeps everything in $XDG_DATA_HOME",
+    "Berth keeps everything in $XDG_DATA_HOME",
     function* () {
       const home = `${berthFolder()}.xdg`
       yield* environment({ XDG_DATA_HOME: home })
@@ -335,7 +335,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "ids that there are not are refused with what there is, before anything is made",
+    "ids beyond the user's ranges are refused with a reference to /etc/subuid",
     function* () {
       const beyond = [{ container: 0, host: 1, size: 2 ** 30 }]
       const error = yield* failure(
@@ -348,7 +348,7 @@ suite("Berth, without root", (effect, berthFolder) => {
   )
 
   effect(
-    "where newuidmap refuses, the error is its own, with what to do",
+    "an error of newuidmap is passed on, with what to do",
     function* () {
       const path = `${berthFolder()}.path`
       fs.mkdirSync(path, { recursive: true })

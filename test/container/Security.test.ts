@@ -46,7 +46,7 @@ const mayRaise =
   1n
 
 suite("Security", (effect) => {
-  effect("capabilities by name: dropped first, then added, and no others", function* () {
+  effect("a container has the capabilities that remain after drop and then add", function* () {
     const usual = maskOf(Security.defaultCapabilities)
     const plain = yield* sets({})
     assert.deepEqual(plain, { Inh: 0n, Prm: usual, Eff: usual, Bnd: usual, Amb: 0n })
@@ -59,7 +59,7 @@ suite("Security", (effect) => {
     assert.deepEqual(none, { Inh: 0n, Prm: 0n, Eff: 0n, Bnd: 0n, Amb: 0n })
   })
 
-  effect("ambient ones reach a command of somebody else than root, in a start and in an exec", function* () {
+  effect("ambient capabilities reach a non-root command, in a start and in an exec", function* () {
     const one = maskOf(["NET_BIND_SERVICE"])
     const capabilities = { drop: ["ALL"], ambient: ["NET_BIND_SERVICE"] } as const
     const expected = { Inh: one, Prm: one, Eff: one, Bnd: one, Amb: one }
@@ -84,7 +84,7 @@ suite("Security", (effect) => {
   })
 
   effect(
-    "a limit above the hard one is cut down to that and said, or raised where that is allowed",
+    "a resource limit above the hard limit is raised if allowed, and otherwise reduced with a warning",
     function* () {
       const limits = ["sh", "-c", "ulimit -Sn; ulimit -Hn"]
       const hard = (yield* run({ command: ["sh", "-c", "ulimit -Hn"] })).stdout.trim()
@@ -112,7 +112,7 @@ suite("Security", (effect) => {
   )
 
   effect(
-    "hidepid hides what is another user's",
+    "hidepid hides the processes of other users",
     function* () {
       const image = yield* attackImage
       const seen = (hidepid: Container.StartOptions["hidepid"]) =>
@@ -136,7 +136,7 @@ suite("Security", (effect) => {
   )
 
   effect(
-    "kernel parameters of the container's own namespaces are set in those, and no others are",
+    "kernel parameters are set in the container's own namespaces, and all others are refused",
     function* () {
       const name = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
       const before = fs.readFileSync(name, "utf8")
@@ -172,7 +172,7 @@ suite("Security", (effect) => {
     }
   )
 
-  effect("masked and read-only paths are as given, and the root as asked", function* () {
+  effect("maskedPaths, readonlyPaths and readOnly take effect as given", function* () {
     const script =
       "cat /etc/passwd | wc -c; ls /usr/share | wc -l; (echo x > /etc/x) 2>/dev/null || echo refused; (echo x > /opt/x) 2>/dev/null && echo written"
     const { stdout } = yield* run({

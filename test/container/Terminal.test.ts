@@ -35,7 +35,7 @@ const shell = (options: Container.StartOptions = {}) =>
   )
 
 suite("Terminal", (effect, folder) => {
-  effect("is of the size that was asked for, the user's own, and of the container's devpts", function* () {
+  effect("a terminal has the given size, belongs to the user and is in the container's devpts", function* () {
     const box = yield* shell({ user: "nobody" })
     const { end, text } = yield* screen(box)
     yield* type(box, "stty size; tty; ls -l $(tty)\n", "exit 3\n")
@@ -44,7 +44,7 @@ suite("Terminal", (effect, folder) => {
     assert.match(text(), /30 100\r\n\/dev\/pts\/0\r\ncrw--w---- 1 nobody/)
   })
 
-  effect("tells its foreground of a new size", function* () {
+  effect("resizing a terminal signals its foreground process", function* () {
     const waiting = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done"
     const box = yield* shell({ command: ["sh", "-c", waiting] })
     const { end, text } = yield* screen(box)
@@ -55,7 +55,7 @@ suite("Terminal", (effect, folder) => {
     assert.match(text(), /11 22\r\n/)
   })
 
-  effect("passes Ctrl-C on as SIGINT, and Ctrl-D as the end of what is typed", function* () {
+  effect("a terminal passes on Ctrl-C as SIGINT and the end of stdin as end of file", function* () {
     const box = yield* shell({ command: ["sleep", "1000"], init: true })
     yield* type(box, "\x03")
     assert.equal((yield* box.exit).exitCode, 130)
@@ -67,7 +67,7 @@ suite("Terminal", (effect, folder) => {
     assert.equal(text().split("typed").length, 3, "once as an echo, once by cat")
   })
 
-  effect("of an executed command is its own", function* () {
+  effect("an exec has a terminal of its own", function* () {
     const box = yield* shell({ command: ["sleep", "1000"] })
     const command = yield* Container.execStream(box, ["sh", "-c", "tty; stty size"], {
       terminal: { rows: 5, columns: 6 }
@@ -79,7 +79,7 @@ suite("Terminal", (effect, folder) => {
   })
 
   effect(
-    "this program's own is attached: its size, its keys, its changes of size, and the exit code",
+    "Container.attach connects the calling program's terminal: its size, keys, resizes and exit code",
     function* () {
       const { args, command } = commandOf("attached.ts", [`${folder()}/attached`])
       const words = [command, ...args].map((word) => `'${word}'`).join(" ")
@@ -116,7 +116,7 @@ suite("Terminal", (effect, folder) => {
   )
 
   effect(
-    "a full-screen editor works in it",
+    "a full-screen editor works in a terminal",
     function* () {
       const image = yield* makeImage(`${folder()}/editor`)
       const box = yield* Container.start(image, {

@@ -34,7 +34,7 @@ const expected = Object.entries(owners)
   .map(([name, value]) => `${name} ${value}\n`)
   .join("")
 
-suite("Container, in a user namespace with ids of its own", (effect, berthFolder) => {
+suite("Container: userns", (effect, berthFolder) => {
   const image = Effect.suspend(() => makeImage(`${berthFolder()}.root`))
   const withOwners = Effect.suspend(() => ownersImage(`${berthFolder()}.owners`))
   const sleeping = { command: ["sleep", "1000"], userns: "auto" } as const
@@ -42,7 +42,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
 
   for (const upper of ["disk", "memory"] as const)
     effect.asRoot(
-      `has the image's owners, as they are, and writes as itself, its writable layer on ${upper}`,
+      `a container with userns: auto shows the image's owners and writes with its own ids, its writable layer on ${upper}`,
       function* () {
         const from = yield* withOwners
         const box = yield* Container.start(from, { ...sleeping, upper, entrypoint: [] })
@@ -74,7 +74,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
     )
 
   effect.asRoot(
-    "has ids that no other container has, until it is gone",
+    "containers with userns: auto have ids that do not overlap",
     function* () {
       const from = yield* image
       const boxes = yield* Effect.all(
@@ -98,7 +98,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   )
 
   effect.asRoot(
-    "is nobody to the host: neither reads nor writes what is root's, though it is bound in",
+    "a container with userns: auto can neither read nor write a bound folder of the host's root",
     function* () {
       const source = `${berthFolder()}/bound`
       fs.mkdirSync(source, { recursive: true })
@@ -121,7 +121,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   )
 
   effect.asRoot(
-    "is committed with the ids that it sees",
+    "a container with userns: auto is committed with the ids that it sees",
     function* () {
       const box = yield* Container.start(yield* withOwners, {
         userns: "auto",
@@ -142,7 +142,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   )
 
   effect.asRoot(
-    "may write to its own standard output by its name",
+    "a container with userns: auto can open /dev/stdout and /dev/stderr",
     function* () {
       yield* Effect.map(
         Effect.flatMap(image, (from) =>
@@ -158,7 +158,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   )
 
   effect.asRoot(
-    "maps that make no sense are refused before anything is made",
+    "malformed id maps are refused before anything is made",
     function* () {
       const from = yield* image
       const before = fs.readdirSync(`${berthFolder()}/run`)
@@ -200,7 +200,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   )
 
   effect(
-    "without root is refused, with what there is instead",
+    "userns is refused without root, with the alternative in the error",
     function* () {
       const error = yield* failure("Unsupported", Container.start(yield* image, sleeping))
       assert.match(error.message, /only root.*user: "new"/)
@@ -212,7 +212,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   )
 })
 
-suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
+suite("Namespace and RootFs: userns", (effect, berthFolder) => {
   const withOwners = Effect.suspend(() => ownersImage(`${berthFolder()}.owners`))
   const every = ["user", "mount", "pid", "uts", "ipc", "network", "cgroup"] as const
   const skip = whyNoBusybox
@@ -232,7 +232,7 @@ suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
   for (const upper of ["disk", "memory"] as const)
     for (const kinds of [every, ["user"], ["user", "pid", "network"]] as const)
       effect.asRoot(
-        `a root is made for the ids of ${kinds.join(", ")}, its writable layer on ${upper}`,
+        `a root for the ids of ${kinds.join(", ")} shows the image's owners, its writable layer on ${upper}`,
         function* () {
           const from = yield* withOwners
           const namespaces = yield* Namespace.make(kinds, { ids: "auto" })
@@ -275,7 +275,7 @@ suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
       )
 
   effect.asRoot(
-    "several processes share it, one after another, and it is committed with the ids that they see",
+    "processes in turn share a root with its own ids, and it is committed with the ids that they see",
     function* () {
       const namespaces = yield* Namespace.make(["user", "mount", "pid"], { ids: "auto" })
       const rootfs = yield* RootFs.overlay(yield* withOwners, { upper: "disk", userns: namespaces })
@@ -294,29 +294,32 @@ suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
     { skip: skipImages }
   )
 
-  effect.asRoot("is nobody to the host, whose root it has read-only below", function* () {
-    const namespaces = yield* Namespace.make(every, { ids: "auto" })
-    const rootfs = yield* RootFs.overlay(yield* Image.host, { userns: namespaces })
-    const source = `${berthFolder()}/bound-parts`
-    fs.mkdirSync(source, { recursive: true })
-    fs.writeFileSync(`${source}/secret`, "root's\n", { mode: 0o600 })
-    const process = yield* Container.spawn({
-      rootfs,
-      namespaces,
-      mounts: [{ type: "bind", source, target: "/bound" }],
-      capabilities: { add: ["ALL"] },
-      command: [
-        "sh",
-        "-c",
-        "exec 2>/dev/null; cat /bound/secret || echo unread; echo x > /bound/new || echo unwritten; stat -c %u /bound/secret /etc/passwd"
-      ]
-    })
-    assert.equal(yield* said(process), "unread\nunwritten\n65534\n0\n")
-    assert.deepEqual(fs.readdirSync(source), ["secret"])
-  })
+  effect.asRoot(
+    "a process with its own ids on the host's root can neither read nor write a bound folder of root",
+    function* () {
+      const namespaces = yield* Namespace.make(every, { ids: "auto" })
+      const rootfs = yield* RootFs.overlay(yield* Image.host, { userns: namespaces })
+      const source = `${berthFolder()}/bound-parts`
+      fs.mkdirSync(source, { recursive: true })
+      fs.writeFileSync(`${source}/secret`, "root's\n", { mode: 0o600 })
+      const process = yield* Container.spawn({
+        rootfs,
+        namespaces,
+        mounts: [{ type: "bind", source, target: "/bound" }],
+        capabilities: { add: ["ALL"] },
+        command: [
+          "sh",
+          "-c",
+          "exec 2>/dev/null; cat /bound/secret || echo unread; echo x > /bound/new || echo unwritten; stat -c %u /bound/secret /etc/passwd"
+        ]
+      })
+      assert.equal(yield* said(process), "unread\nunwritten\n65534\n0\n")
+      assert.deepEqual(fs.readdirSync(source), ["secret"])
+    }
+  )
 
   effect.asRoot(
-    "a root is refused in namespaces of other ids, and taken in all that have its own",
+    "a root is accepted in every namespace with its ids and refused in all others",
     function* () {
       const from = yield* makeImage(`${berthFolder()}.root`)
       const map = (host: number) => {
@@ -360,7 +363,7 @@ suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
   )
 
   effect.asRoot(
-    "ids are nobody else's for as long as there are namespaces or a root of theirs",
+    "ids stay reserved as long as a namespace or a root uses them",
     function* () {
       const from = yield* makeImage(`${berthFolder()}.root`)
       const held = yield* Effect.forEach([1, 2, 3], () => Namespace.make(["user"], { ids: "auto" }))
@@ -386,7 +389,7 @@ suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
   )
 
   effect(
-    "without root there are Berth's own ids, and a root for them",
+    "ids: auto is refused without root, and Berth's own ids can be used instead",
     function* () {
       const auto = yield* failure("Unsupported", Namespace.make(["user"], { ids: "auto" }))
       assert.match(auto.message, /only root/)

@@ -76,8 +76,8 @@ const impatiently = Effect.acquireRelease(
   (before) => Effect.sync(() => Object.assign(limits, before))
 )
 
-suite("finalizers", (effect, folder) => {
-  effect("run in the reverse order of what was made, each after what was made later is gone", function* () {
+suite("Finalizers", (effect, folder) => {
+  effect("finalizers run in reverse order, each after everything made later is gone", function* () {
     const seen: Array<string> = []
     const look = (name: string, there: () => boolean, later: () => boolean) =>
       Effect.addFinalizer(() =>
@@ -119,7 +119,7 @@ suite("finalizers", (effect, folder) => {
   })
 
   effect(
-    "run once, however often and by how many the scope is closed, and warn by the name of what is left",
+    "finalizers run once, however often the scope is closed, and warn by name of what is left",
     function* () {
       yield* warningsOf((warned) =>
         Effect.gen(function* () {
@@ -162,7 +162,7 @@ suite("finalizers", (effect, folder) => {
   )
 
   effect(
-    "wait no longer than their limit for a supervisor that cannot answer, and it gives all back once it can",
+    "finalizers wait for a frozen supervisor no longer than their limit, and it releases everything once it is thawed",
     function* () {
       yield* warningsOf((warned) =>
         Effect.gen(function* () {
@@ -208,7 +208,7 @@ suite("finalizers", (effect, folder) => {
   )
 
   effect.asRoot(
-    "remove a large folder where the supervisor can have no process for it",
+    "finalizers remove a large folder even when the supervisor cannot fork",
     function* () {
       const { folder: own, supervisor } = yield* Berth.Berth
       const image = yield* makeImage(`${own}/root`)

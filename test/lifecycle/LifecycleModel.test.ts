@@ -458,7 +458,7 @@ const atOnce = async (world: World, { boxes, closeAt, fibers }: Many): Promise<v
   }
 }
 
-suite("the life of containers", (effect, folder) => {
+suite("Lifecycle model", (effect, folder) => {
   let count = 0
 
   /** A Berth of its own for a run, which has to leave nothing: no process, mount, cgroup, namespace, descriptor, or folder. */
@@ -478,7 +478,7 @@ suite("the life of containers", (effect, folder) => {
   }
 
   effect(
-    "is what the model says, one command after another",
+    "containers behave as the model says when commands come one after another",
     function* () {
       yield* Effect.promise(() =>
         fc.assert(
@@ -493,7 +493,7 @@ suite("the life of containers", (effect, folder) => {
   )
 
   effect(
-    "keeps what holds for any order, many commands at once",
+    "containers keep their invariants when many commands come at once",
     function* () {
       yield* Effect.promise(() =>
         fc.assert(

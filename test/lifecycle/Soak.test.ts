@@ -8,7 +8,7 @@ const rounds = Number(process.env.BERTH_SOAK_ROUNDS ?? 50)
 
 allowTime()
 
-describe("the soak", { skip: whyNoContainers || whyNoBusybox }, () => {
+describe("Soak", { skip: whyNoContainers || whyNoBusybox }, () => {
   let folder = ""
   let soak: Soak | undefined
   before(async () => {
@@ -25,7 +25,7 @@ describe("the soak", { skip: whyNoContainers || whyNoBusybox }, () => {
   const first = 1
   // In parts, as one runner gives a test a minute; each way of being cut short comes first, once.
   for (let part = 0; part < rounds; part += 10) {
-    test(`nothing is left in rounds ${part} to ${Math.min(part + 10, rounds) - 1}`, async () => {
+    test(`containers that are cut short leave nothing, rounds ${part} to ${Math.min(part + 10, rounds) - 1}`, async () => {
       for (let k = part; k < Math.min(part + 10, rounds); k++) {
         const fault = faults[k]
         const done = await round(soak!, first + k, fault)

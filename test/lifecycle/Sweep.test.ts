@@ -45,9 +45,9 @@ const ids = process.getuid?.() === 0 ? undefined : ranges()
 const freezer = "/sys/fs/cgroup/freezer"
 const whyNoFreezer = fs.existsSync(`${freezer}/tasks`) ? false : "no freezer of cgroup version 1"
 
-suite("what is swept", (effect, folder) => {
+suite("Sweep", (effect, folder) => {
   effect.asRoot(
-    "a process that has let go of its parent and lost its program and supervisor, without a cgroup",
+    "a process that cleared its parent-death signal and has no cgroup is swept after its supervisor's death",
     function* () {
       const at = `${folder()}/let-go`
       fs.mkdirSync(`${at}/run/1-gone/dev`, { recursive: true })
@@ -65,7 +65,7 @@ suite("what is swept", (effect, folder) => {
     }
   )
 
-  effect("every mount of a container's devices tells whose it is", function* () {
+  effect("the mounts of a container's devices name its supervisor", function* () {
     const { supervisor } = yield* Berth.Berth
     const name = supervisor.folder.slice(supervisor.folder.lastIndexOf("/") + 1)
     const box = yield* start(["sleep", "1000"])
@@ -79,7 +79,7 @@ suite("what is swept", (effect, folder) => {
     "a second process of another user"
   ]
   effect(
-    "what has hidden, where it may make namespaces, or is another user's, and has lost its program and supervisor",
+    "processes that hide in namespaces or run as another user are swept after their supervisor's death",
     function* () {
       const at = `${folder()}/hidden`
       const kinds = typeof ids === "string" ? hides : [...hides, ...others]
@@ -115,30 +115,27 @@ suite("what is swept", (effect, folder) => {
     { skip: whyNoBusybox }
   )
 
-  effect(
-    "a process is not taken for one whose number it has got, in this life of the machine or an earlier one",
-    function* () {
-      const at = `${folder()}/number`
-      const child = spawn("sleep", ["1000"], { stdio: "ignore" })
-      const died = new Promise((resolve) => child.on("exit", resolve))
-      const stat = fs.readFileSync(`/proc/${child.pid}/stat`, "utf8").split(" ")
-      const swept = (start: number, age: number) => {
-        const record = `${makeStale(at)}/1.first`
-        fs.mkdirSync(record)
-        fs.writeFileSync(`${record}/stat`, [...stat.slice(0, 21), start, ...stat.slice(22)].join(" "))
-        const recorded = Date.now() / 1000 - age
-        fs.utimesSync(`${record}/stat`, recorded, recorded)
-        return Effect.map(another(at, Effect.void), () => fs.readdirSync(`${at}/run`))
-      }
-      assert.deepEqual(yield* swept(Number(stat[21]) - 1, 0), [])
-      assert.deepEqual(yield* swept(Number(stat[21]), os.uptime() + 10), [])
-      assert.ok(isAlive(child.pid!))
-      assert.deepEqual(yield* swept(Number(stat[21]), 0), [])
-      assert.equal(yield* Effect.promise(() => died), null)
+  effect("a process that has the recorded pid but another start time or boot is not swept", function* () {
+    const at = `${folder()}/number`
+    const child = spawn("sleep", ["1000"], { stdio: "ignore" })
+    const died = new Promise((resolve) => child.on("exit", resolve))
+    const stat = fs.readFileSync(`/proc/${child.pid}/stat`, "utf8").split(" ")
+    const swept = (start: number, age: number) => {
+      const record = `${makeStale(at)}/1.first`
+      fs.mkdirSync(record)
+      fs.writeFileSync(`${record}/stat`, [...stat.slice(0, 21), start, ...stat.slice(22)].join(" "))
+      const recorded = Date.now() / 1000 - age
+      fs.utimesSync(`${record}/stat`, recorded, recorded)
+      return Effect.map(another(at, Effect.void), () => fs.readdirSync(`${at}/run`))
     }
-  )
+    assert.deepEqual(yield* swept(Number(stat[21]) - 1, 0), [])
+    assert.deepEqual(yield* swept(Number(stat[21]), os.uptime() + 10), [])
+    assert.ok(isAlive(child.pid!))
+    assert.deepEqual(yield* swept(Number(stat[21]), 0), [])
+    assert.equal(yield* Effect.promise(() => died), null)
+  })
 
-  effect("a tree that is deeper than any path, and folders that may not be entered", function* () {
+  effect("a tree deeper than the longest path, and folders of mode 0, are swept", function* () {
     const at = `${folder()}/deep`
     const state = makeStale(at)
     const deep = spawn(
@@ -157,7 +154,7 @@ suite("what is swept", (effect, folder) => {
     assert.deepEqual(fs.readdirSync(`${at}/run`), [])
   })
 
-  effect("a supervisor that somebody has stopped is set going for whoever waits for it", function* () {
+  effect("a stopped supervisor is continued when its scope closes", function* () {
     const at = `${folder()}/stopped`
     const { result } = yield* another(
       at,
@@ -175,7 +172,7 @@ suite("what is swept", (effect, folder) => {
   })
 
   effect.asRoot(
-    "a cgroup that cannot be removed is a warning with its name, and the next Berth takes it",
+    "a cgroup that cannot be removed is a warning by name, and the next Berth removes it",
     function* () {
       const at = `${folder()}/busy`
       const frozen = `${freezer}/berth-test-${process.pid}`
@@ -209,7 +206,7 @@ suite("what is swept", (effect, folder) => {
     { skip: whyNoFreezer }
   )
 
-  effect.asRoot("a folder that is somebody else's is refused, by his number", function* () {
+  effect.asRoot("a Berth folder that another user owns is refused with the owner's uid", function* () {
     for (const below of ["", "/store", "/layers"]) {
       const at = `${folder()}/theirs`
       fs.mkdirSync(`${at}${below}`, { recursive: true })
@@ -220,64 +217,56 @@ suite("what is swept", (effect, folder) => {
     }
   })
 
-  effect.asRoot(
-    "messages that are cut, too large, unknown, out of order or with too few descriptors are answered, and harm nothing",
-    function* () {
-      const addon = native()
-      const state = makeStale(`${folder()}/messages`)
-      fs.mkdirSync(`${state}/dev`)
-      const lock = fs.openSync(`${state}/lock`, "r+")
-      const [ours, theirs] = addon.socketpair()
-      const [pid, pidfd] = addon.startSupervisor(
-        programPath("berth-supervisor"),
-        state,
-        [theirs, lock],
-        "root"
-      )
-      addon.close(theirs)
-      fs.closeSync(lock)
-      assert.ok(pid > 0)
-      const reply = new Uint8Array(72)
-      const next = async () => {
-        let n = -11
-        for (const end = Date.now() + 20_000; n === -11 && Date.now() < end; await sleep(2))
-          [n] = addon.receive(ours, reply)
-        const view = new DataView(reply.buffer)
-        return {
-          n,
-          type: view.getUint32(0, true),
-          id: view.getUint32(4, true),
-          errno: view.getInt32(44, true)
-        }
+  effect.asRoot("the supervisor answers malformed messages with an error and ends cleanly", function* () {
+    const addon = native()
+    const state = makeStale(`${folder()}/messages`)
+    fs.mkdirSync(`${state}/dev`)
+    const lock = fs.openSync(`${state}/lock`, "r+")
+    const [ours, theirs] = addon.socketpair()
+    const [pid, pidfd] = addon.startSupervisor(programPath("berth-supervisor"), state, [theirs, lock], "root")
+    addon.close(theirs)
+    fs.closeSync(lock)
+    assert.ok(pid > 0)
+    const reply = new Uint8Array(72)
+    const next = async () => {
+      let n = -11
+      for (const end = Date.now() + 20_000; n === -11 && Date.now() < end; await sleep(2))
+        [n] = addon.receive(ours, reply)
+      const view = new DataView(reply.buffer)
+      return {
+        n,
+        type: view.getUint32(0, true),
+        id: view.getUint32(4, true),
+        errno: view.getInt32(44, true)
       }
-      const message = (type: number, id: number, planBytes: number, body = new Uint8Array(0)) => {
-        const bytes = new Uint8Array(16 + body.length)
-        new Uint32Array(bytes.buffer, 0, 3).set([type, id, planBytes])
-        bytes.set(body, 16)
-        return bytes
-      }
-      assert.equal((yield* Effect.promise(next)).type, 1)
-      const needsOne = new Uint8Array(Plan.encode(Plan.make([{ op: "hold", descriptor: "sent" }])).bytes)
-      const answers: Array<readonly [Uint8Array, ReadonlyArray<number>, object]> = [
-        [message(1, 2, 0, new Uint8Array([1, 2, 3])), [], { type: 3, id: 2, errno: 74 }],
-        [message(1, 3, 1000), [], { type: 3, id: 3, errno: 74 }],
-        [message(1, 4, 0xffffffff), [ours], { type: 3, id: 4, errno: 74 }],
-        [message(9, 5, 0), [], { type: 3, id: 5, errno: 74 }],
-        [message(1, 6, 0, new Uint8Array(170 * 1024)), [], { type: 3, id: 6, errno: 90 }],
-        [message(1, 8, 0, needsOne), [], { type: 3, id: 8, errno: 74 }],
-        // A release of what was never there: nothing of it is.
-        [message(2, 7, 0), [], { type: 5, id: 7, errno: 0 }]
-      ]
-      for (const [bytes, fds, expected] of answers) {
-        // Without a whole head there is nobody to answer to.
-        addon.send(ours, bytes.subarray(0, 7), [])
-        assert.equal(addon.send(ours, bytes, fds), bytes.length)
-        assert.deepEqual(yield* Effect.promise(next), { n: 72, ...expected })
-      }
-      addon.close(ours)
-      assert.ok(yield* Effect.promise(() => eventually(() => addon.reap(pidfd) === pid, 20_000)))
-      addon.close(pidfd)
-      assert.ok(!fs.existsSync(state))
     }
-  )
+    const message = (type: number, id: number, planBytes: number, body = new Uint8Array(0)) => {
+      const bytes = new Uint8Array(16 + body.length)
+      new Uint32Array(bytes.buffer, 0, 3).set([type, id, planBytes])
+      bytes.set(body, 16)
+      return bytes
+    }
+    assert.equal((yield* Effect.promise(next)).type, 1)
+    const needsOne = new Uint8Array(Plan.encode(Plan.make([{ op: "hold", descriptor: "sent" }])).bytes)
+    const answers: Array<readonly [Uint8Array, ReadonlyArray<number>, object]> = [
+      [message(1, 2, 0, new Uint8Array([1, 2, 3])), [], { type: 3, id: 2, errno: 74 }],
+      [message(1, 3, 1000), [], { type: 3, id: 3, errno: 74 }],
+      [message(1, 4, 0xffffffff), [ours], { type: 3, id: 4, errno: 74 }],
+      [message(9, 5, 0), [], { type: 3, id: 5, errno: 74 }],
+      [message(1, 6, 0, new Uint8Array(170 * 1024)), [], { type: 3, id: 6, errno: 90 }],
+      [message(1, 8, 0, needsOne), [], { type: 3, id: 8, errno: 74 }],
+      // A release of what was never there: nothing of it is.
+      [message(2, 7, 0), [], { type: 5, id: 7, errno: 0 }]
+    ]
+    for (const [bytes, fds, expected] of answers) {
+      // Without a whole head there is nobody to answer to.
+      addon.send(ours, bytes.subarray(0, 7), [])
+      assert.equal(addon.send(ours, bytes, fds), bytes.length)
+      assert.deepEqual(yield* Effect.promise(next), { n: 72, ...expected })
+    }
+    addon.close(ours)
+    assert.ok(yield* Effect.promise(() => eventually(() => addon.reap(pidfd) === pid, 20_000)))
+    addon.close(pidfd)
+    assert.ok(!fs.existsSync(state))
+  })
 })

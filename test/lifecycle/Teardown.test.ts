@@ -72,10 +72,10 @@ const another = <A, E>(folder: string, effect: Effect.Effect<A, E, Berth.Berth>)
 
 const isSwept = (folder: string): boolean => fs.readdirSync(`${folder}/run`).length === 1
 
-suite("what a death leaves", (effect, folder) => {
+suite("Teardown", (effect, folder) => {
   const start = victimsIn(folder)
 
-  effect("a program that is killed takes everything with it", function* () {
+  effect("a program that is killed leaves nothing", function* () {
     const at = `${folder()}/killed`
     const victim = yield* start("killed")
     assert.ok(victim.processes.length >= 8, `${victim.processes}`)
@@ -105,7 +105,7 @@ suite("what a death leaves", (effect, folder) => {
     yield* nothingLeft(victim, at)
   })
 
-  effect("a supervisor that is asked to end gives everything back", function* () {
+  effect("a supervisor that gets SIGTERM releases everything", function* () {
     const at = `${folder()}/asked`
     const victim = yield* start("asked")
     process.kill(victim.supervisor, "SIGTERM")
@@ -114,49 +114,52 @@ suite("what a death leaves", (effect, folder) => {
     yield* Effect.promise(() => died(victim.child))
   })
 
-  effect("a supervisor that is killed takes its containers with it, and whoever waits is told", function* () {
-    const at = `${folder()}/supervisor`
-    yield* another(
-      at,
-      Effect.scoped(
-        Effect.gen(function* () {
-          const { supervisor } = yield* Berth.Berth
-          const image = yield* Image.host
-          const container = yield* Container.start(image, {
-            command: ["sleep", "1000"],
-            limits: { pids: 9 }
+  effect(
+    "a supervisor that is killed ends its containers, and everyone who waits gets SupervisorError",
+    function* () {
+      const at = `${folder()}/supervisor`
+      yield* another(
+        at,
+        Effect.scoped(
+          Effect.gen(function* () {
+            const { supervisor } = yield* Berth.Berth
+            const image = yield* Image.host
+            const container = yield* Container.start(image, {
+              command: ["sleep", "1000"],
+              limits: { pids: 9 }
+            })
+            const exec = yield* Container.execStream(container, ["sleep", "1000"])
+            const waiting = yield* Effect.fork(Effect.flip(container.exit))
+            const reading = yield* Effect.fork(Stream.runDrain(container.stdout))
+            yield* Effect.sleep("20 millis")
+            process.kill(supervisor.pid, "SIGKILL")
+            const error = yield* Effect.timeout(Fiber.join(waiting), "15 seconds")
+            assert.equal(error._tag, "SupervisorError")
+            assert.ok(Exit.isSuccess(yield* Effect.timeout(Fiber.await(reading), "15 seconds")))
+            yield* Effect.promise(() => eventually(() => ![container.pid, exec.pid].some(isAlive)))
+            assert.deepEqual([container.pid, exec.pid].filter(isAlive), [])
+            const late = yield* failure("SupervisorError", run(["true"]))
+            assert.equal(late.reason, "Gone")
+            yield* failure("ContainerError", Container.exec(container, ["true"])).pipe(
+              Effect.catchAllDefect(() => failure("SupervisorError", Container.exec(container, ["true"])))
+            )
           })
-          const exec = yield* Container.execStream(container, ["sleep", "1000"])
-          const waiting = yield* Effect.fork(Effect.flip(container.exit))
-          const reading = yield* Effect.fork(Stream.runDrain(container.stdout))
-          yield* Effect.sleep("20 millis")
-          process.kill(supervisor.pid, "SIGKILL")
-          const error = yield* Effect.timeout(Fiber.join(waiting), "15 seconds")
-          assert.equal(error._tag, "SupervisorError")
-          assert.ok(Exit.isSuccess(yield* Effect.timeout(Fiber.await(reading), "15 seconds")))
-          yield* Effect.promise(() => eventually(() => ![container.pid, exec.pid].some(isAlive)))
-          assert.deepEqual([container.pid, exec.pid].filter(isAlive), [])
-          const late = yield* failure("SupervisorError", run(["true"]))
-          assert.equal(late.reason, "Gone")
-          yield* failure("ContainerError", Container.exec(container, ["true"])).pipe(
-            Effect.catchAllDefect(() => failure("SupervisorError", Container.exec(container, ["true"])))
-          )
-        })
+        )
       )
-    )
-    // What it could not give back is swept by the next one.
-    const result = yield* another(
-      at,
-      Effect.zipLeft(
-        run(["echo", "again"]),
-        Effect.sync(() => assert.ok(isSwept(at), String(fs.readdirSync(`${at}/run`))))
+      // What it could not give back is swept by the next one.
+      const result = yield* another(
+        at,
+        Effect.zipLeft(
+          run(["echo", "again"]),
+          Effect.sync(() => assert.ok(isSwept(at), String(fs.readdirSync(`${at}/run`))))
+        )
       )
-    )
-    assert.equal(result.stdout, "again\n")
-    assert.deepEqual(fs.readdirSync(`${at}/run`), [])
-  })
+      assert.equal(result.stdout, "again\n")
+      assert.deepEqual(fs.readdirSync(`${at}/run`), [])
+    }
+  )
 
-  effect("a start right after the supervisor's death fails by the supervisor's name", function* () {
+  effect("a start right after the supervisor's death fails with SupervisorError", function* () {
     const at = `${folder()}/at-once`
     const error = yield* another(
       at,
@@ -173,7 +176,7 @@ suite("what a death leaves", (effect, folder) => {
     assert.deepEqual(fs.readdirSync(`${at}/run`), [])
   })
 
-  effect("a program and its supervisor that are killed at once leave what the next one sweeps", function* () {
+  effect("the next Berth sweeps what a program and its supervisor leave when both are killed", function* () {
     const at = `${folder()}/both`
     const victim = yield* start("both")
     process.kill(victim.supervisor, "SIGKILL")
@@ -188,7 +191,7 @@ suite("what a death leaves", (effect, folder) => {
     yield* nothingLeft(victim, at)
   })
 
-  effect("a sweep leaves a supervisor that lives alone", function* () {
+  effect("a sweep leaves a living supervisor and its containers untouched", function* () {
     const at = `${folder()}/alive`
     const victim = yield* start("alive")
     yield* another(at, run(["true"]))
@@ -199,7 +202,7 @@ suite("what a death leaves", (effect, folder) => {
     yield* nothingLeft(victim, at)
   })
 
-  effect("a container that lets go of its parent's death does not outlive the supervisor", function* () {
+  effect("a container that cleared its parent-death signal does not outlive the supervisor", function* () {
     const at = `${folder()}/let-go`
     const pid = yield* another(
       at,
@@ -224,7 +227,7 @@ suite("what a death leaves", (effect, folder) => {
     assert.ok(!outlived, "the container is still running")
   })
 
-  effect("a program that starts containers ends by itself once they have ended", function* () {
+  effect("a program that runs a container ends by itself", function* () {
     const child = program("system.ts", ["run", `${folder()}/ends`], { stdio: ["ignore", "pipe", "pipe"] })
     const { code, stdout, stderr } = yield* Effect.promise(() => ended(child))
     assert.deepEqual([code, stdout], [0, "hello\n"], stderr)

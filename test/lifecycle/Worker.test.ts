@@ -49,7 +49,7 @@ const warm = async (): Promise<void> => {
 
 allowTime()
 
-describe("Workers", { skip: whyNoContainers }, () => {
+describe("Worker threads", { skip: whyNoContainers }, () => {
   let folder = ""
   before(async () => {
     folder = makeTemporaryFolder()
@@ -58,7 +58,7 @@ describe("Workers", { skip: whyNoContainers }, () => {
   after(() => remove(folder))
 
   for (const work of ["nothing", "exec", "log", "stream", "files"]) {
-    test(`one that is terminated leaves nothing (${work})`, async () => {
+    test(`a worker that is terminated leaves nothing, its work: ${work}`, async () => {
       const own = `${folder}/${work}`
       const earlier = snapshot()
       const were = threads()
@@ -73,7 +73,7 @@ describe("Workers", { skip: whyNoContainers }, () => {
     })
   }
 
-  test("one that ends by itself leaves nothing", async () => {
+  test("a worker that ends by itself leaves nothing", async () => {
     const own = `${folder}/exit`
     const earlier = snapshot()
     const worker = begin(own, "exit")
@@ -83,7 +83,7 @@ describe("Workers", { skip: whyNoContainers }, () => {
     await nothingLeft(earlier, own)
   })
 
-  test("others go on when one is terminated, and the program itself", async () => {
+  test("other workers and the program go on when a worker is terminated", async () => {
     const program = Effect.gen(function* () {
       const image = yield* Image.host
       const box = yield* Container.start(image, { command: ["sleep", "1000"] })
