@@ -13,10 +13,10 @@ import { whyNoBusybox } from "../support/rootfs.ts"
 const ids = ranges()
 const skip =
   process.getuid?.() === 0
-    ? "root does not need it: .ci/rootless runs it"
-    : whyNoBusybox || (typeof ids === "string" ? `there are no other users: ${ids}` : false)
+    ? "root does not use that child: .ci/rootless runs this"
+    : whyNoBusybox || (typeof ids === "string" ? `the user has no other ids: ${ids}` : false)
 
-// A container that sees this program's processes, with all that its user namespace has.
+// A container that sees this program's processes and has every privilege of its user namespace.
 const strong = {
   namespaces: { pid: "host" },
   capabilities: { add: ["ALL"] },
@@ -41,6 +41,7 @@ suite("Files of other users, without root", (effect) => {
       const said = yield* Effect.fork(Stream.mkString(Stream.decodeText(attacker.stdout)))
       const fs = Container.fileSystem(box)
       const results = new Set<unknown>()
+      // The attack is a race: it gets this long.
       for (const end = Date.now() + 1500; Date.now() < end; )
         for (const result of yield* outcomes([
           fs.stat("/d/f"),

@@ -2,8 +2,9 @@ import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { Berth, Container, Image, Mount, Plan } from "../../lib/index.ts"
+import { repeatUntil, start, waitUntil } from "../support/containers.ts"
 import { failure, suite } from "../support/effect.ts"
-import { cgroupsOf, descendants, eventually, isAlive } from "../support/leftovers.ts"
+import { cgroupsOf, descendants, isAlive } from "../support/leftovers.ts"
 
 // What fails for a reason that has nothing to do with what is around it, on either side of the clone.
 const failing = {
@@ -156,26 +157,21 @@ suite("Container: a plan that fails", (effect) => {
     assert.deepEqual(look(berth), before)
   })
 
-  effect(
-    "a container's cgroup is removed even when its release has to wait for many processes",
-    function* () {
-      const berth = yield* Berth.Berth
-      const image = yield* Image.host
-      const before = look(berth)
-      yield* Effect.scoped(
-        Effect.gen(function* () {
-          const script = "for i in $(seq 100); do (trap '' TERM; sleep 1000) & done; echo ready; wait"
-          const container = yield* Container.start(image, {
-            command: ["sh", "-c", script],
-            limits: { pids: 400 }
-          })
-          yield* Effect.repeat(Container.exec(container, ["pgrep", "-c", "sleep"]), {
-            until: ({ stdout }) => Number(stdout) >= 100
-          })
-        })
-      )
-      assert.deepEqual(look(berth), before)
-      assert.ok(yield* Effect.promise(() => eventually(() => cgroupsOf([process.pid]).length === 0)))
-    }
-  )
+  effect("a container of a hundred processes is released with its cgroup", function* () {
+    const berth = yield* Berth.Berth
+    const before = look(berth)
+    yield* Effect.scoped(
+      Effect.gen(function* () {
+        const script = "for i in $(seq 100); do (trap '' TERM; sleep 1000) & done; wait"
+        const container = yield* start(script, { limits: { pids: 400 } })
+        yield* repeatUntil(
+          "a hundred processes sleep",
+          Container.exec(container, ["pgrep", "-c", "sleep"]),
+          ({ stdout }) => Number(stdout) >= 100
+        )
+      })
+    )
+    assert.deepEqual(look(berth), before)
+    yield* waitUntil("no cgroup is left", () => cgroupsOf([process.pid]).length === 0)
+  })
 })

@@ -5,19 +5,11 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Berth, Container, Image, Mount } from "../../lib/index.ts"
+import { out, run } from "../support/containers.ts"
 import { berthIn, failure, suite } from "../support/effect.ts"
 import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
 
-const run = (script: string, options: Container.StartOptions = {}) =>
-  Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["sh", "-c", script], ...options }))
-
-const out = (script: string, options: Container.StartOptions = {}) =>
-  Effect.map(run(script, options), ({ exitCode, stdout, stderr }) => {
-    assert.equal(exitCode, 0, stderr)
-    return stdout
-  })
-
-/** A folder of its own on the host. */
+/** An empty folder on the host, in the Berth's folder. */
 const hostFolder = (name: string) =>
   Effect.map(Berth.Berth, ({ folder }) => {
     const path = `${folder}/${name}`
@@ -55,7 +47,7 @@ suite("Container: files and mounts", (effect) => {
         const { stdout } = yield* Container.run(image, { command: ["sh", "-c", script], upper })
         assert.equal(stdout, "new\n.\n..\n")
         assert.equal(digest(), before)
-        // And the next one begins anew.
+        // The next container starts from the unchanged image.
         const next = yield* Container.run(image, { command: ["head", "-1", "/etc/passwd"], upper })
         assert.equal(next.stdout, "root:x:0:0:root:/root:/bin/sh\n")
       },
@@ -250,7 +242,7 @@ suite("Container: files and mounts", (effect) => {
       assert.equal(fs.readFileSync("/proc/self/mountinfo", "utf8"), before)
       const inside = fs.readFileSync(`/proc/${container.pid}/mountinfo`, "utf8")
       const places = inside.split("\n").flatMap((line) => line.split(" ")[4] ?? [])
-      // What hides Berth's own folder, and the usual one.
+      // These mounts hide Berth's folder and the default one.
       const hidden = [(yield* Berth.Berth).folder, "/var/lib/berth"]
       const others = places.filter((place) => !/^\/($|proc|dev|sys)/.test(place) && !hidden.includes(place))
       assert.deepEqual(others, [], inside)

@@ -1,19 +1,11 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import * as Stream from "effect/Stream"
 import { Berth, Container, Image } from "../../lib/index.ts"
+import { firstLineOf, out, sh } from "../support/containers.ts"
 import { suite } from "../support/effect.ts"
 import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
-
-const run = (script: string, options: Container.StartOptions = {}) =>
-  Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["sh", "-c", script], ...options }))
-
-const out = (script: string, options: Container.StartOptions = {}) =>
-  Effect.map(run(script, options), ({ exitCode, stdout, stderr }) => {
-    assert.equal(exitCode, 0, stderr)
-    return stdout
-  })
+import { environment } from "../support/scoped.ts"
 
 /** The lines `Name: value` of /proc/self/status as an object. */
 const parseStatus = (text: string): Record<string, string> =>
@@ -23,13 +15,12 @@ const status = "cat /proc/self/status"
 
 suite("Container: process", (effect) => {
   effect("a container has the environment that it is given, and none of the calling program's", function* () {
-    process.env.BERTH_SECRET_OF_THE_HOST = "1"
+    yield* environment({ BERTH_SECRET_OF_THE_HOST: "1" })
     const image = yield* Image.host
     const { stdout } = yield* Container.run(image, {
       command: ["env"],
       env: { A: "1", EMPTY: "", WITH: "a=b c\n", UNICODE: "späß" }
     })
-    delete process.env.BERTH_SECRET_OF_THE_HOST
     const names = stdout.split("\n").flatMap((line) => (line.includes("=") ? [line.split("=")[0]] : []))
     assert.deepEqual(names.sort(), ["A", "EMPTY", "HOME", "PATH", "UNICODE", "WITH"])
     assert.ok(
@@ -55,15 +46,12 @@ suite("Container: process", (effect) => {
   })
 
   effect("a container runs as root with root's home by default", function* () {
-    yield* Effect.map(out("id -u; id -g; id -G; echo $HOME"), (text) =>
-      assert.equal(text, "0\n0\n0\n/root\n")
-    )
+    assert.equal(yield* out("id -u; id -g; id -G; echo $HOME"), "0\n0\n0\n/root\n")
   })
 
   effect("a container with a numeric user runs as that uid and gid, with no other group", function* () {
-    yield* Effect.map(out("id -u; id -g; id -G; echo $HOME", { user: "12345:54321" }), (text) =>
-      assert.equal(text, "12345\n54321\n54321\n/\n")
-    )
+    const text = yield* out("id -u; id -g; id -G; echo $HOME", { user: "12345:54321" })
+    assert.equal(text, "12345\n54321\n54321\n/\n")
   })
 
   effect(
@@ -91,10 +79,9 @@ suite("Container: process", (effect) => {
       const { folder } = yield* Berth.Berth
       const image = yield* makeImage(`${folder}/busybox`)
       const container = yield* Container.start(image, {
-        command: ["sh", "-c", "echo late:x:4242:4243::/late:/bin/sh >> /etc/passwd; echo ok; exec sleep 1000"]
+        command: sh("echo late:x:4242:4243::/late:/bin/sh >> /etc/passwd; echo written; exec sleep 1000")
       })
-      const there = Container.exec(container, ["grep", "-c", "late", "/etc/passwd"])
-      yield* Effect.repeat(there, { until: (result) => result.exitCode === 0 })
+      assert.equal(yield* firstLineOf(container), "written")
       const { stdout } = yield* Container.exec(container, ["sh", "-c", "echo $(id -u) $(id -g) $HOME"], {
         user: "late"
       })
@@ -158,11 +145,9 @@ suite("Container: process", (effect) => {
   )
 
   effect("a container of a non-root user has no capabilities", function* () {
-    yield* Effect.map(out(status, { user: "1000" }), (text) => {
-      const { CapInh, CapPrm, CapEff, CapBnd } = parseStatus(text)
-      const none = "0000000000000000"
-      assert.deepEqual([CapInh, CapPrm, CapEff, CapBnd], [none, none, none, "00000000a80425fb"])
-    })
+    const { CapInh, CapPrm, CapEff, CapBnd } = parseStatus(yield* out(status, { user: "1000" }))
+    const none = "0000000000000000"
+    assert.deepEqual([CapInh, CapPrm, CapEff, CapBnd], [none, none, none, "00000000a80425fb"])
   })
 
   effect("a container has the capabilities that are added and none that are dropped", function* () {
@@ -181,9 +166,7 @@ suite("Container: process", (effect) => {
   })
 
   effect("a container with noNewPrivileges: false may gain privileges", function* () {
-    yield* Effect.map(out(status, { noNewPrivileges: false }), (text) =>
-      assert.equal(parseStatus(text).NoNewPrivs, "0")
-    )
+    assert.equal(parseStatus(yield* out(status, { noNewPrivileges: false })).NoNewPrivs, "0")
   })
 
   effect(
@@ -193,7 +176,7 @@ suite("Container: process", (effect) => {
         Effect.sync(() => Array.from({ length: 50 }, () => fs.openSync("/", "r"))),
         (leaked) => Effect.sync(() => leaked.map((fd) => fs.closeSync(fd)))
       )
-      // The fourth is that of ls, which reads the folder.
+      // The fourth is the folder that ls reads.
       const list = "ls -l /proc/self/fd | grep -c ' 0 -> \\| 1 -> \\| 2 -> '; ls /proc/self/fd | wc -l"
       assert.equal(yield* out(list), "3\n4\n")
       const image = yield* Image.host
@@ -201,8 +184,8 @@ suite("Container: process", (effect) => {
         command: ["sh", "-c", "echo up; read x"],
         stdin: "pipe"
       })
-      // Once it speaks, its loader has closed what it had open for a moment.
-      yield* Stream.runHead(container.stdout)
+      // By its first line, the dynamic loader has closed the files that it opened.
+      yield* firstLineOf(container)
       assert.equal(fs.readdirSync(`/proc/${container.pid}/fd`).sort().join(), "0,1,2")
       const { stdout } = yield* Container.exec(container, ["sh", "-c", list])
       assert.equal(stdout, "3\n4\n")
@@ -210,19 +193,17 @@ suite("Container: process", (effect) => {
   )
 
   effect("a container starts with no signal ignored or blocked", function* () {
-    yield* Effect.map(out(status), (text) => {
-      const { SigBlk, SigIgn } = parseStatus(text)
-      assert.deepEqual([SigBlk, SigIgn], ["0000000000000000", "0000000000000000"])
-    })
+    const { SigBlk, SigIgn } = parseStatus(yield* out(status))
+    assert.deepEqual([SigBlk, SigIgn], ["0000000000000000", "0000000000000000"])
   })
 
   effect("a container's command is pid 1 in its own session and sees no other processes", function* () {
-    yield* Effect.map(out("cut -d' ' -f1,6 /proc/self/stat; ls -d /proc/[0-9]* | wc -l; echo $$"), (text) => {
-      const [pidAndSession, processes, shell] = text.trim().split("\n")
-      assert.equal(pidAndSession!.split(" ")[1], "1")
-      assert.equal(shell, "1")
-      assert.ok(Number(processes) <= 3)
-    })
+    const text = yield* out("cut -d' ' -f1,6 /proc/self/stat; ls -d /proc/[0-9]* | wc -l; echo $$")
+    const [pidAndSession, processes, shell] = text.trim().split("\n")
+    assert.equal(pidAndSession!.split(" ")[1], "1")
+    assert.equal(shell, "1")
+    // The shell, ls and wc.
+    assert.ok(Number(processes) <= 3)
   })
 
   effect("a container's only network interface that is up is the loopback", function* () {
@@ -233,9 +214,8 @@ suite("Container: process", (effect) => {
   })
 
   effect("a container with network: host uses the host's network", function* () {
-    yield* Effect.map(out("readlink /proc/self/ns/net", { namespaces: { network: "host" } }), (text) =>
-      assert.equal(text.trim(), fs.readlinkSync("/proc/self/ns/net"))
-    )
+    const text = yield* out("readlink /proc/self/ns/net", { namespaces: { network: "host" } })
+    assert.equal(text.trim(), fs.readlinkSync("/proc/self/ns/net"))
   })
 
   effect("a container shares the network, ipc and pid namespaces of another container", function* () {

@@ -6,15 +6,11 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { WaitFailed } from "../../lib/BerthError.ts"
 import { type BerthError, Container, Image, WaitFor } from "../../lib/index.ts"
+import { sleeper, start } from "../support/containers.ts"
 import { failure, suite } from "../support/effect.ts"
 import { makeImage, whyNoBusybox, withConfig } from "../support/rootfs.ts"
 
-const start = (script: string, options: Container.StartOptions = {}) =>
-  Effect.flatMap(Image.host, (image) => Container.start(image, { command: ["sh", "-c", script], ...options }))
-
-const sleeper = start("exec sleep 1000")
-
-/** The failure of a wait, and how long it took. */
+/** The failure of a wait, which has to be for this reason. */
 const failedWait = <R>(
   reason: WaitFailed["reason"],
   wait: Effect.Effect<unknown, BerthError.BerthError, R>
@@ -37,7 +33,7 @@ const healthcheck = (
   ...more
 })
 
-/** A server of this program's own, on a port that the kernel chooses. */
+/** A server of this program, on a port that the kernel chooses. */
 const hostServer = Effect.acquireRelease(
   Effect.async<net.Server>((resume) => {
     const server = net.createServer()
@@ -46,8 +42,8 @@ const hostServer = Effect.acquireRelease(
   (server) => Effect.async<void>((resume) => void server.close(() => resume(Effect.void)))
 )
 
-// Bun opens a loop of its own for the first program that it waits for, and keeps it: it is to be there before anything
-// is compared.
+// Bun opens an event loop for the first child that it waits for, and keeps it. It has to exist before descriptors are
+// compared.
 execFileSync("true")
 
 suite("WaitFor", (effect, folder) => {
@@ -60,7 +56,7 @@ suite("WaitFor", (effect, folder) => {
     const box = yield* start("echo starting; sleep 0.1; echo listening on port 81 >&2; exec sleep 1000")
     const { line, stream } = yield* WaitFor.log(box, "listening")
     assert.deepEqual([line, stream], ["listening on port 81", "stderr"])
-    // A line that has been is still one.
+    // Earlier lines count as well.
     assert.equal((yield* WaitFor.log(box, /^START/gi)).line, "starting")
     assert.equal((yield* box.pipe(WaitFor.log(/port (\d+)/y))).line, "listening on port 81")
   })
@@ -102,10 +98,11 @@ suite("WaitFor", (effect, folder) => {
   effect(
     "WaitFor.port waits until a port listens and does not connect to it",
     function* () {
-      // This nc ends with its first connection.
+      // nc ends with its first connection.
       const box = yield* busybox("sleep 0.1; exec nc -l -p 8080")
       yield* WaitFor.port(box, 8080)
       yield* box.pipe(WaitFor.port(8080, { timeout: "20 seconds" }))
+      // nc would end soon after a connection.
       yield* Effect.sleep(50)
       assert.equal((yield* Effect.timeoutOption(box.exit, 0))._tag, "None")
       yield* failedWait("TimedOut", WaitFor.port(box, 8081, { timeout: 100 }))
@@ -117,7 +114,7 @@ suite("WaitFor", (effect, folder) => {
   effect(
     "WaitFor.port accepts a port that listens on IPv4 or IPv6 alone",
     function* () {
-      // Its httpd listens on the address that it is given.
+      // busybox's httpd listens on the address that it is given, and on no other.
       yield* WaitFor.port(yield* busybox("exec httpd -f -p 127.0.0.1:65535"), 65535)
       yield* WaitFor.port(yield* busybox("exec httpd -f -p [::1]:1"), 1)
     },
@@ -223,7 +220,7 @@ suite("WaitFor", (effect, folder) => {
   effect(
     "WaitFor.http waits for the answer of a server in the container's network",
     function* () {
-      // The page is not there at first: that is an answer, but not the one that is wanted.
+      // At first the page is missing: its 404 is an answer, but the wrong one.
       const box = yield* busybox(
         "mkdir /www; httpd -p 127.0.0.1:8080 -h /www; sleep 0.3; echo ready > /www/ready; exec sleep 1000"
       )

@@ -5,10 +5,8 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { Container, Image } from "../../lib/index.ts"
+import { start, waitUntil } from "../support/containers.ts"
 import { failure, suite } from "../support/effect.ts"
-
-const start = (script: string, options: Container.StartOptions = {}) =>
-  Effect.flatMap(Image.host, (image) => Container.start(image, { command: ["sh", "-c", script], ...options }))
 
 const descriptors = (): number => fs.readdirSync("/proc/self/fd").length
 
@@ -24,11 +22,9 @@ suite("Container: lifetime", (effect, folder) => {
       (k) => Container.exec(box, ["sh", "-c", `echo ${k}; exit ${k}`]),
       { concurrency: "unbounded" }
     )
-    many.forEach(({ exitCode, stdout }, k) => {
+    for (const [k, { exitCode, stdout }] of many.entries())
       assert.deepEqual([exitCode, stdout], [k, `${k}\n`])
-    })
-    yield* Effect.sleep("50 millis")
-    assert.ok(descriptors() <= before + 1, `${descriptors()} descriptors, ${before} before`)
+    yield* waitUntil(`no more than ${before + 1} descriptors`, () => descriptors() <= before + 1)
     const left = yield* Container.exec(box, ["sh", "-c", "ls -d /proc/[0-9]* | wc -l"])
     assert.ok(Number(left.stdout) <= 6, `${left.stdout.trim()} processes are left`)
   })
@@ -45,7 +41,7 @@ suite("Container: lifetime", (effect, folder) => {
     assert.equal(executed.outOfMemory?.limit, 32 * 1024 * 1024)
     const other = yield* Container.execStream(box, ["sleep", "1000"])
     yield* Container.signal(other, "KILL")
-    assert.equal((yield* other.exit).outOfMemory, undefined, "killed by somebody else")
+    assert.equal((yield* other.exit).outOfMemory, undefined, "a SIGKILL is not a kill by the OOM killer")
   })
 
   effect(

@@ -163,6 +163,15 @@ export const eventually = async (
   return attempt()
 }
 
+/** Waits until `attempt` is true; fails with the name of what was awaited when that takes longer than `millis`. */
+export const until = async (
+  what: string,
+  attempt: () => boolean | Promise<boolean>,
+  millis = 30_000
+): Promise<void> => {
+  if (!(await eventually(attempt, millis))) throw new Error(`it should come within ${millis} ms: ${what}`)
+}
+
 /**
  * What is there that was not before, once the kernel has had the time to tear down what it does in its own time; but for
  * what somebody else leaves.
