@@ -3,20 +3,12 @@ import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Stream from "effect/Stream"
 import { Cgroup, Container, Image } from "../../lib/index.ts"
-import { without } from "../support/controllers.ts"
+import { firstLineOf, gone, repeatUntil, run as runScript } from "../support/containers.ts"
+import { fileOf, folderOf, without } from "../support/controllers.ts"
 import { failure, suite } from "../support/effect.ts"
-import { eventually, isAlive } from "../support/leftovers.ts"
 
-const run = (script: string, limits: Cgroup.Limits) =>
-  Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["sh", "-c", script], limits }))
-
-/** A file of a cgroup, by its name on either version. */
-const file = (cgroup: Cgroup.Cgroup, controller: string, v1: string, v2: string): string => {
-  const folder = cgroup.folders.find(({ controllers }) => controllers.includes(controller))!
-  return fs.readFileSync(`${folder.path}/${folder.version === 1 ? v1 : v2}`, "utf8").trim()
-}
+const run = (script: string, limits: Cgroup.Limits) => runScript(script, { limits })
 
 suite("Cgroup", (effect) => {
   effect(
@@ -37,8 +29,7 @@ suite("Cgroup", (effect) => {
         command: ["sh", "-c", "tail /dev/zero; echo $?; exec sleep 1000"],
         limits: { memory: "32MiB" }
       })
-      const code = yield* container.stdout.pipe(Stream.decodeText(), Stream.splitLines, Stream.runHead)
-      assert.equal(code._tag === "Some" && code.value, "137")
+      assert.equal(yield* firstLineOf(container), "137")
       const { memory } = yield* Container.stats(container)
       assert.equal(memory.limit, 32 * 2 ** 20)
       assert.ok(memory.oomKills! >= 1)
@@ -52,11 +43,11 @@ suite("Cgroup", (effect) => {
     "a memory limit allows no swap",
     function* () {
       const cgroup = yield* Cgroup.make({ memory: "64MiB" })
-      const { path, version } = cgroup.folders.find(({ controllers }) => controllers.includes("memory"))!
+      const { path, version } = folderOf(cgroup, "memory")
       const swap = version === 1 ? "memory.memsw.limit_in_bytes" : "memory.swap.max"
-      // Without swap accounting there is no such file, and nothing to limit it with.
+      // Without swap accounting the file does not exist, and swap cannot be limited.
       if (!fs.existsSync(`${path}/${swap}`)) return
-      // The root of version 2 does not say whether it is accounted for: there it is looked at what is swapped to.
+      // The root of version 2 does not tell whether swap is accounted: there, /proc/swaps tells whether there is swap.
       const above = path.slice(0, path.lastIndexOf("/"))
       const swaps = fs.readFileSync("/proc/swaps", "utf8").trim().includes("\n")
       if (!fs.existsSync(`${above}/${swap}`) && !swaps) return
@@ -84,9 +75,9 @@ suite("Cgroup", (effect) => {
     "a limit of half a CPU is half of every period",
     function* () {
       const cgroup = yield* Cgroup.make({ cpus: 0.5 })
-      assert.match(file(cgroup, "cpu", "cpu.cfs_quota_us", "cpu.max"), /^50000\b/)
+      assert.match(fileOf(cgroup, "cpu", "cpu.cfs_quota_us", "cpu.max"), /^50000\b/)
       const small = yield* Cgroup.make({ cpus: 0.01 })
-      assert.match(file(small, "cpu", "cpu.cfs_quota_us", "cpu.max"), /^1000\b/)
+      assert.match(fileOf(small, "cpu", "cpu.cfs_quota_us", "cpu.max"), /^1000\b/)
     },
     { skip: without("cpu") }
   )
@@ -96,18 +87,13 @@ suite("Cgroup", (effect) => {
     function* () {
       const image = yield* Image.host
       const spin = { command: ["sh", "-c", "while :; do :; done"], limits: { cpus: 0.2 } }
-      const [took, cpu] = yield* Container.start(image, spin).pipe(
-        Effect.flatMap((container) =>
-          Effect.delay(Container.stats(container), "50 millis").pipe(
-            Effect.map(({ cpu }) => cpu),
-            Effect.repeat({ until: ({ throttledMicros }) => throttledMicros! > 1000 })
-          )
-        ),
-        Effect.timeout("60 seconds"),
-        Effect.timed
+      const [took, { cpu }] = yield* Effect.timed(
+        Effect.flatMap(Container.start(image, spin), (container) =>
+          repeatUntil("throttled time", Container.stats(container), ({ cpu }) => cpu.throttledMicros! > 1000)
+        )
       )
       assert.ok(cpu.throttledPeriods! >= 1)
-      // It is held back once it has taken a period's worth of each CPU that it was on.
+      // The kernel throttles it once it has used up a slice on each CPU that it ran on.
       const most = 0.2 * Duration.toMillis(took) + 100
       assert.ok(cpu.usageMicros! < 1000 * most, `${cpu.usageMicros} in ${Duration.toMillis(took)} ms`)
     },
@@ -160,8 +146,7 @@ suite("Cgroup", (effect) => {
       })
     )
     for (const { path } of folders) assert.ok(!fs.existsSync(path), path)
-    const dead = () => children.every((child) => !isAlive(child.pid!))
-    assert.ok(yield* Effect.promise(() => eventually(dead)))
+    yield* gone(...children.map(({ pid }) => pid!))
   })
 
   effect("a cgroup of 150 processes is removed while other containers start", function* () {
@@ -174,7 +159,7 @@ suite("Cgroup", (effect) => {
           limits: {},
           namespaces: { pid: "host" }
         })
-        yield* container.stdout.pipe(Stream.runHead)
+        assert.equal(yield* firstLineOf(container), "ready")
         return container.state.cgroup!.folders
       })
     )
@@ -195,7 +180,7 @@ suite("Cgroup", (effect) => {
     const bytes = (memory: string | number) =>
       Effect.scoped(
         Effect.map(Cgroup.make({ memory }), (cgroup) =>
-          Number(file(cgroup, "memory", "memory.limit_in_bytes", "memory.max"))
+          Number(fileOf(cgroup, "memory", "memory.limit_in_bytes", "memory.max"))
         )
       )
     const page = (n: number) => Math.floor(n / 4096) * 4096

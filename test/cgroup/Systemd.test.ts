@@ -18,14 +18,14 @@ const whyNot: string | false = !fs.existsSync("/run/systemd/system")
     ? "the cgroup tree has hierarchies of version 1"
     : false
 
-/** A manager that can be asked: the system's, or this user's. */
+/** The arguments of systemctl(1) for a manager that this user may ask: the system's, or the user's own. */
 const manager = rootless ? ["--user"] : []
 
 const properties = (unit: string, ...names: ReadonlyArray<string>): string =>
   spawnSync("systemctl", [...manager, "show", "--property", names.join(","), unit], { encoding: "utf8" })
     .stdout
 
-/** A program in a scope of its own that is not delegated, as a shell's is: what it prints of its supervisor and container. */
+/** Runs cgroups.ts in a new scope of systemd, delegated or not, and gives its output. */
 const inScope = (folder: string, delegate: boolean) => {
   const scope = ["--scope", "--quiet", "--collect", ...(delegate ? ["-p", "Delegate=yes"] : [])]
   const { args, command } = commandOf("cgroups.ts", [folder])

@@ -3,8 +3,9 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { Berth, Container, Image, Namespace, RootFs } from "../../lib/index.ts"
+import { gone } from "../support/containers.ts"
 import { failure, suite } from "../support/effect.ts"
-import { eventually, isAlive } from "../support/leftovers.ts"
+import { isAlive } from "../support/leftovers.ts"
 
 const files: Readonly<Record<Namespace.Kind, string>> = {
   mount: "mnt",
@@ -36,7 +37,7 @@ suite("Namespace", (effect) => {
           Effect.gen(function* () {
             const namespace = yield* Namespace.make([kind])
             assert.notEqual(of(namespace.pid, kind), own(kind))
-            // A root is made for the ids of a user namespace, which is tested with these.
+            // A process in a user namespace needs a root for its ids: Userns.test.ts has these tests.
             if (kind === "user") return namespace.pid
             const spawned = yield* Container.spawn({
               rootfs: yield* rootfs,
@@ -44,7 +45,7 @@ suite("Namespace", (effect) => {
               command: ["sleep", "1000"]
             })
             assert.equal(of(spawned.pid, kind), of(namespace.pid, kind))
-            // Without root the ids are the supervisor's.
+            // Without root, every process is in the supervisor's user namespace.
             const { rootless } = yield* Berth.Berth
             const other = rootless ? ["mount", "user", kind] : ["mount", kind]
             for (const hosts of all.filter((name) => !other.includes(name)))
@@ -52,7 +53,7 @@ suite("Namespace", (effect) => {
             return namespace.pid
           })
         )
-        assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(pid))))
+        yield* gone(pid)
       },
       { skip }
     )
@@ -64,23 +65,22 @@ suite("Namespace", (effect) => {
     const start = (network: "new" | "host") =>
       Container.start(image, { command: ["sleep", "infinity"], namespaces: { network } })
     const seen = new Set([own("network")])
-    // At once, when none has been made ahead yet, and after a while, when one has.
+    // At once, before a namespace is made ahead, and later, when one has been: nothing tells when, so time has to pass.
     for (const pause of [0, 0, 100, 100]) {
       yield* Effect.sleep(pause)
       const [ours, hosts] = [yield* start("new"), yield* start("host")]
       seen.add(of(ours.pid, "network"))
       assert.equal(of(hosts.pid, "network"), own("network"))
-      // Without root nobody may look at the supervisor.
+      // Without root the supervisor's namespaces cannot be read.
       if (!berth.rootless) assert.equal(of(berth.supervisor.pid, "network"), own("network"))
     }
     assert.equal(seen.size, 5)
   })
 
   effect("a Namespace prints with its type, kinds and pid", function* () {
-    yield* Effect.map(Namespace.make(["uts", "ipc"]), (namespace) => {
-      assert.deepEqual(namespace.toJSON(), { _id: "Namespace", kinds: ["uts", "ipc"], pid: namespace.pid })
-      assert.ok(Namespace.isNamespace(namespace))
-    })
+    const namespace = yield* Namespace.make(["uts", "ipc"])
+    assert.deepEqual(namespace.toJSON(), { _id: "Namespace", kinds: ["uts", "ipc"], pid: namespace.pid })
+    assert.ok(Namespace.isNamespace(namespace))
   })
 
   effect(
@@ -162,21 +162,17 @@ suite("Namespace", (effect) => {
 
   effect("the end of a pid namespace's holder ends every process in it", function* () {
     const root = yield* rootfs
-    const pid = yield* Effect.gen(function* () {
-      const child = yield* Effect.scoped(
-        Effect.gen(function* () {
-          const namespaces = yield* Namespace.make(["pid", "mount"])
-          const spawned = yield* Effect.uninterruptible(
-            Container.spawn({ rootfs: root, namespaces, command: ["sh", "-c", "setsid sleep 1000 & wait"] })
-          )
-          process.kill(namespaces.pid, "SIGKILL")
-          const status = yield* spawned.exit
-          assert.equal(status.signal, "SIGKILL")
-          return spawned.pid
-        })
-      )
-      return child
-    })
+    const pid = yield* Effect.scoped(
+      Effect.gen(function* () {
+        const namespaces = yield* Namespace.make(["pid", "mount"])
+        const spawned = yield* Effect.uninterruptible(
+          Container.spawn({ rootfs: root, namespaces, command: ["sh", "-c", "setsid sleep 1000 & wait"] })
+        )
+        process.kill(namespaces.pid, "SIGKILL")
+        assert.equal((yield* spawned.exit).signal, "SIGKILL")
+        return spawned.pid
+      })
+    )
     assert.ok(!isAlive(pid))
   })
 
@@ -194,8 +190,7 @@ suite("Namespace", (effect) => {
   })
 
   effect("an unknown kind of namespace is refused", function* () {
-    yield* Effect.map(failure("InvalidOption", Namespace.make(["planet" as never])), (error) =>
-      assert.match(error.message, /planet/)
-    )
+    const error = yield* failure("InvalidOption", Namespace.make(["planet" as never]))
+    assert.match(error.message, /planet/)
   })
 })

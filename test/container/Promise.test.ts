@@ -7,29 +7,20 @@ import { after, before, describe, test } from "node:test"
 import { fileURLToPath } from "node:url"
 import * as fc from "fast-check"
 import { BerthError, type Box, open, run, type Session, start, type Value } from "../../lib/promise.ts"
-import { makeTemporaryFolder, remove, whyNoContainers } from "../support/effect.ts"
+import { makeTemporaryFolder, rejection, remove, whyNoContainers } from "../support/effect.ts"
 import {
   descendants,
-  eventually,
   isAlive,
   leftovers,
   type Snapshot,
   sleep,
-  snapshot
+  snapshot,
+  until
 } from "../support/leftovers.ts"
 
 const sleeper = { command: ["sleep", "infinity"] }
 
-const rejection = async (promise: Promise<unknown>): Promise<unknown> => {
-  try {
-    await promise
-  } catch (error) {
-    return error
-  }
-  throw new assert.AssertionError({ message: "should be rejected" })
-}
-
-/** This process's own children: what a supervisor has cloned is called as it is until it has executed. */
+/** The supervisors of this process. Only its own children count: a clone has the supervisor's name until it executes. */
 const supervisors = (): ReadonlyArray<number> =>
   descendants(process.pid).filter((pid) => {
     try {
@@ -42,7 +33,7 @@ const supervisors = (): ReadonlyArray<number> =>
     }
   })
 
-/** What a box's own processes are called; the sleeper's own is always there. */
+/** The command lines of a box's processes that begin with `sleep`; that of the box itself is always among them. */
 const commands = async (box: Box): Promise<ReadonlyArray<string>> =>
   (await box.$`sh -c ${'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <$f; echo; done 2>/dev/null'}`.lines())
     .map((line) => line.trim())
@@ -214,7 +205,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
         await new Promise(() => {})
       }
       assert.equal(await box.$`head -n1`.stdin(endless()).text(), "y\n")
-      assert.ok(await eventually(() => !open))
+      await until("the input is closed", () => !open)
       assert.equal(await box.$`head -n1`.stdin(silent()).text(), "y\n")
     })
 
@@ -231,10 +222,10 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       await early.kill("SIGINT")
       assert.equal(((await rejection(early)) as { readonly signal?: string }).signal, "SIGINT")
       const late = box.$`sh -c "sleep 1001 & echo up; wait"`.nothrow()
-      assert.ok(await eventually(async () => (await commands(box)).includes("sleep 1001")))
+      await until("sleep 1001 runs", async () => (await commands(box)).includes("sleep 1001"))
       await late.kill()
       assert.equal((await late).signal, "SIGTERM")
-      assert.ok(await eventually(async () => !(await commands(box)).includes("sleep 1001")))
+      await until("the end of sleep 1001", async () => !(await commands(box)).includes("sleep 1001"))
       const done = box.$`true`
       await done
       await done.kill()
@@ -245,7 +236,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.ok(error instanceof BerthError && error._tag === "WaitFailed" && error.reason === "TimedOut")
       assert.deepEqual(error.log, ["started"])
       assert.match(error.message, /no end of sh -c .* in 1500 ms/)
-      assert.ok(await eventually(async () => !(await commands(box)).includes("sleep 1002")))
+      await until("the end of sleep 1002", async () => !(await commands(box)).includes("sleep 1002"))
     })
 
     test("a command that has been awaited takes no more options", async () => {
@@ -346,14 +337,15 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
         )
       ])
       for (const error of errors) assert.equal((error as Error).name, "TimeoutError")
-      // Whom nobody waits for, as the sleeper does not, is a zombie until the box ends.
+      // The sleeper does not wait for orphans, so they stay zombies until the box ends.
       const isLeft = (pid: number): boolean => !before.includes(pid) && isAlive(pid)
-      assert.ok(await eventually(() => !descendants(process.pid).some(isLeft)))
+      await until("the end of all that was aborted", () => !descendants(process.pid).some(isLeft))
       assert.equal(await box.$`echo still here`.text(), "still here\n")
     })
 
     test("an abort ends a start at any of its stages", async () => {
       const before = supervisors().length
+      // The moment is what is tested.
       for (let millis = 0; millis < 20; millis += 2) {
         const controller = new AbortController()
         setTimeout(() => controller.abort(), millis)

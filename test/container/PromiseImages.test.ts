@@ -3,17 +3,11 @@ import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import type * as Progress from "../../lib/Progress.ts"
 import { BerthError, open, type Session } from "../../lib/promise.ts"
-import { allowTime } from "../support/effect.ts"
+import { allowTime, rejection } from "../support/effect.ts"
 import { makeImage, makeTemporaryFolder, remove, sh } from "../support/images.ts"
 import { type RunningRegistry, startRegistry, whyNoRegistry } from "../support/registry.ts"
 
 allowTime()
-
-const rejection = (promise: Promise<unknown>): Promise<unknown> =>
-  promise.then(
-    () => assert.fail("should be rejected"),
-    (error) => error
-  )
 
 describe("berth/promise: images", { skip: whyNoRegistry }, () => {
   let folder = ""

@@ -17,7 +17,7 @@ const sh = (image: Image.Image, script: string, options: Container.StartOptions 
     }
   )
 
-/** Layers above a busybox: each has a file of its own, and its number in one that all have. */
+/** A busybox and layers above it. Each layer has a file of its own, and the file `top` with its number. */
 const layers = (folder: string, count: number, name = (k: number): string => `layer-${k}`) => {
   const made = Array.from({ length: count - 1 }, (_, k) => {
     const path = `${folder}/${name(k + 1)}`
@@ -153,9 +153,6 @@ suite("RootFs", (effect, folder) => {
   effect("a container of an empty image finds no command", function* () {
     const error = yield* failure("CommandFailed", Container.run(Image.scratch, { command: ["/bin/sh"] }))
     assert.equal(error.reason, "NotFound")
-    const { folder: base } = yield* Berth.Berth
-    fs.mkdirSync(`${base}/nothing`, { recursive: true })
-    assert.deepEqual(fs.readdirSync(`${base}/nothing`), [])
   })
 
   effect(
@@ -164,7 +161,7 @@ suite("RootFs", (effect, folder) => {
       const error = yield* failure("InvalidOption", RootFs.overlay(yield* Image.host, { upper: "disk" }))
       assert.equal(error.option, "upper")
       const size = yield* failure("InvalidOption", RootFs.overlay(yield* Image.host, { size: "12 parsecs" }))
-      assert.match(size.option, /size$/i)
+      assert.equal(size.option, "size")
     }
   )
 
@@ -182,7 +179,7 @@ suite("RootFs", (effect, folder) => {
     "an overlay that the kernel refuses in a user namespace is an error that says what would help",
     function* () {
       const { ids, supervisor } = yield* Berth.Berth
-      // In a user namespace without a mount namespace of its own, nothing can be mounted, as before Linux 5.11 no overlay.
+      // In a user namespace without a mount namespace, mounts are refused, as overlays were before Linux 5.11.
       const plan = Plan.make([
         { op: "process", namespaces: flagsOf(["user"]) },
         idMap(nested(ids)),

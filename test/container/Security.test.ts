@@ -24,7 +24,7 @@ const sets = (options: Container.StartOptions) =>
       )
   )
 
-/** The result, and the warnings that were logged meanwhile. */
+/** The result of an effect, and the warnings that it logged. */
 const withWarnings = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.suspend(() => {
     const warnings: Array<string> = []
@@ -94,7 +94,7 @@ suite("Security", (effect) => {
       assert.equal(result.stdout, `${now}\n${now}\n`)
       if (mayRaise) assert.deepEqual(warnings, [])
       else assert.match(warnings.join(), new RegExp(`rlimits.nofile: ${asked} is above .* it is ${hard}$`))
-      // In a user namespace of its own nothing makes a process one that may.
+      // No capability of a new user namespace allows a process to raise it.
       const inside = yield* withWarnings(
         run({ command: limits, rlimits: { nofile: asked }, namespaces: { user: "new" } })
       )
@@ -180,7 +180,7 @@ suite("Security", (effect) => {
       maskedPaths: ["/etc/passwd", "/usr/share", "/no/such"],
       readonlyPaths: ["/etc", "/no/such"]
     })
-    // Without root, the host's folders are read-only anyhow.
+    // Without root, the host's folders are always read-only.
     assert.equal(stdout, `0\n0\nrefused\n${process.getuid?.() === 0 ? "written\n" : ""}`)
     const root = yield* run({
       command: ["sh", "-c", "(echo x > /opt/x) 2>/dev/null || echo refused"],

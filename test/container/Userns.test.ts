@@ -6,15 +6,16 @@ import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Container, Image, Namespace, RootFs } from "../../lib/index.ts"
+import { textOf, waitUntil } from "../support/containers.ts"
 import { failure, suite } from "../support/effect.ts"
 import { whyNoImages } from "../support/images.ts"
-import { eventually, isAlive } from "../support/leftovers.ts"
+import { isAlive } from "../support/leftovers.ts"
 import { owners, ownersImage } from "../support/owners.ts"
 import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
 
-const whyNotRootless = process.getuid?.() === 0 ? "is about those who are not root: .ci/rootless" : false
+const whyNotRootless = process.getuid?.() === 0 ? "needs a non-root user: .ci/rootless runs this" : false
 
-/** The ids of a process's user namespace: where they begin on the host. */
+/** The ids of a process's user namespace: the first one on the host, and their number. */
 const mapOf = (pid: number): { readonly host: number; readonly size: number } => {
   const [container, host, size] = fs
     .readFileSync(`/proc/${pid}/uid_map`, "utf8")
@@ -57,7 +58,7 @@ suite("Container: userns", (effect, berthFolder) => {
           user: "app"
         })
         assert.equal(mine.stdout, "1000\napp's\nmore\n")
-        // What it was made from is shown with other ids, and has not been given any.
+        // The layers are shown with other ids, and their own are unchanged.
         const [lowest] = from.layers
         assert.deepEqual(
           ["bin/busybox", "etc/passwd"].map((name) => fs.statSync(`${lowest}/${name}`).uid),
@@ -144,15 +145,11 @@ suite("Container: userns", (effect, berthFolder) => {
   effect.asRoot(
     "a container with userns: auto can open /dev/stdout and /dev/stderr",
     function* () {
-      yield* Effect.map(
-        Effect.flatMap(image, (from) =>
-          Container.run(from, {
-            userns: "auto",
-            command: ["sh", "-c", "echo out > /dev/stdout; echo err > /dev/stderr"]
-          })
-        ),
-        ({ stdout, stderr }) => assert.deepEqual([stdout, stderr], ["out\n", "err\n"])
-      )
+      const { stderr, stdout } = yield* Container.run(yield* image, {
+        userns: "auto",
+        command: ["sh", "-c", "echo out > /dev/stdout; echo err > /dev/stderr"]
+      })
+      assert.deepEqual([stdout, stderr], ["out\n", "err\n"])
     },
     { skip }
   )
@@ -218,16 +215,10 @@ suite("Namespace and RootFs: userns", (effect, berthFolder) => {
   const skip = whyNoBusybox
   const skipImages = skip || whyNoImages
   const said = (process: Container.Container) =>
-    Effect.map(
-      Effect.all([
-        Stream.mkString(Stream.decodeText(process.stdout)),
-        Stream.mkString(Stream.decodeText(process.stderr))
-      ]),
-      ([out, err]) => {
-        assert.equal(err, "")
-        return out
-      }
-    )
+    Effect.map(Effect.all([textOf(process.stdout), textOf(process.stderr)]), ([out, err]) => {
+      assert.equal(err, "")
+      return out
+    })
 
   for (const upper of ["disk", "memory"] as const)
     for (const kinds of [every, ["user"], ["user", "pid", "network"]] as const)
@@ -263,7 +254,7 @@ suite("Namespace and RootFs: userns", (effect, berthFolder) => {
             user: "app"
           })
           assert.equal(mine.stdout, "1000\napp's\nmore\n")
-          // What it was made from is shown with other ids, and has not been given any.
+          // The layers are shown with other ids, and their own are unchanged.
           assert.deepEqual(owned(from.layers[0]!), [0, 0])
           if (rootfs.upper === undefined) return
           const stat = (name: string) => fs.statSync(`${rootfs.upper}/home/app/${name}`)
@@ -370,7 +361,7 @@ suite("Namespace and RootFs: userns", (effect, berthFolder) => {
       const started = yield* Container.start(from, { command: ["sleep", "1000"], userns: "auto" })
       const hosts = [...held.map(({ pid }) => mapOf(pid).host), mapOf(started.pid).host]
       assert.equal(new Set(hosts).size, 4)
-      // A root outlives its namespaces: what has been written with their ids is still there.
+      // A root outlives its namespaces, and so do the files that were written with their ids.
       const closing = yield* Scope.make()
       const namespaces = yield* Scope.extend(Namespace.make(["user"], { ids: "auto" }), closing)
       const { host } = mapOf(namespaces.pid)
@@ -383,7 +374,7 @@ suite("Namespace and RootFs: userns", (effect, berthFolder) => {
           yield* failure("InvalidOption", RootFs.overlay(from, { userns: namespaces }))
         })
       )
-      assert.ok(yield* Effect.promise(() => eventually(() => !isHeld())))
+      yield* waitUntil(`the ids from ${host} are free`, () => !isHeld())
     },
     { skip }
   )
