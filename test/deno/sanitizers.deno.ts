@@ -1,4 +1,4 @@
-// Run by test/container/Promise.test.ts. Deno fails each of these where an operation, a resource or a timer is left at its end.
+// Run by test/container/Promise.test.ts. Deno fails a test that leaves an operation, a resource or a timer open.
 import assert from "node:assert/strict"
 import { BerthError, open, run, start } from "../../lib/promise.ts"
 

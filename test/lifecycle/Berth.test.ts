@@ -16,25 +16,27 @@ describe("Berth: unsupported machines", { skip: process.platform === "linux" ? f
   })
   after(() => remove(folder))
 
+  /** The error that the layer fails with in another program. */
+  const errorOf = async (args: ReadonlyArray<string>, env: NodeJS.ProcessEnv = process.env) => {
+    const child = program("system.ts", ["error", `${folder}/b`, ...args], {
+      stdio: ["ignore", "pipe", "pipe"],
+      env
+    })
+    const { code, stdout, stderr } = await ended(child)
+    assert.equal(code, 0, stderr)
+    return JSON.parse(stdout)
+  }
+
   for (const platform of ["darwin", "win32"]) {
     test(`Berth can be imported on ${platform}, and its layer fails with what to do`, async () => {
-      const child = program("system.ts", ["error", `${folder}/b`, platform], {
-        stdio: ["ignore", "pipe", "pipe"]
-      })
-      const { code, stdout, stderr } = await ended(child)
-      assert.equal(code, 0, stderr)
-      const error = JSON.parse(stdout)
+      const error = await errorOf([platform])
       assert.equal(error._tag, "Unsupported")
       assert.match(error.message, new RegExp(`this is ${platform}.*Linux`))
     })
   }
 
   test("a layer without the native part fails with how to build it", async () => {
-    const env = { ...process.env, BERTH_NATIVE: "no/such/build" }
-    const child = program("system.ts", ["error", `${folder}/b`], { stdio: ["ignore", "pipe", "pipe"], env })
-    const { code, stdout, stderr } = await ended(child)
-    assert.equal(code, 0, stderr)
-    const error = JSON.parse(stdout)
+    const error = await errorOf([], { ...process.env, BERTH_NATIVE: "no/such/build" })
     assert.deepEqual([error._tag, error.feature], ["Unsupported", "the native part"])
     assert.match(error.message, /node native\/setup\.mjs/)
   })
@@ -66,12 +68,11 @@ describe("Berth: unsupported machines", { skip: process.platform === "linux" ? f
 
 suite("Berth", (effect, folder) => {
   effect("a Berth keeps its state in its folder, private to its user", function* () {
-    yield* Effect.map(Berth.Berth, (berth) => {
-      assert.equal(berth.folder, folder())
-      assert.equal(berth.rootless, process.getuid?.() !== 0)
-      assert.equal(fs.readdirSync(`${folder()}/run`).length, 1)
-      assert.equal(fs.statSync(`${folder()}/run`).mode & 0o077, 0)
-    })
+    const berth = yield* Berth.Berth
+    assert.equal(berth.folder, folder())
+    assert.equal(berth.rootless, process.getuid?.() !== 0)
+    assert.equal(fs.readdirSync(`${folder()}/run`).length, 1)
+    assert.equal(fs.statSync(`${folder()}/run`).mode & 0o077, 0)
   })
 
   effect("five Berths one after another in one folder leave nothing in it", function* () {

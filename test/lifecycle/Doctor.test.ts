@@ -30,7 +30,7 @@ suite("Doctor", (effect) => {
       assert.equal(of(report, name).status, "ok", of(report, name).detail)
     for (const kind of ["mount", "pid", "uts", "ipc", "network", "cgroup", "user", "time"])
       assert.match(of(report, "namespaces").detail, new RegExp(`\\b${kind}\\b`))
-    // What a container of other ids finds as well.
+    // The report has to agree with a container that has its own ids.
     const other = yield* Effect.either(
       Effect.scoped(
         Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"], userns: "auto" }))

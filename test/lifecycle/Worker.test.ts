@@ -21,7 +21,7 @@ const begin = (folder: string, work: string): Worker =>
         ...(isNode ? { execArgv: ["--import", "tsx"] } : {})
       })
 
-/** What it says next. */
+/** The next message of a worker. */
 const said = (worker: Worker): Promise<unknown> =>
   new Promise((resolve, reject) => {
     worker.once("message", resolve)
@@ -30,15 +30,15 @@ const said = (worker: Worker): Promise<unknown> =>
 
 const threads = (): number => fs.readdirSync("/proc/self/task").length
 
-// Of a worker that is terminated in the middle of something, Deno leaves the two descriptors of a loop of its own. Those of
-// Berth's loop are a pipe besides.
+// Where a worker is terminated while it works, Deno leaves the two descriptors of its event loop. Berth's loop would leave
+// a pipe as well.
 const isDenos = (what: string): boolean =>
   "Deno" in globalThis && /^descriptor of anon_inode:\[event(poll|fd)\]/.test(what)
 
 const nothingLeft = async (before: Snapshot, folder: string): Promise<void> =>
   assert.deepEqual(await leftovers(before, folder, isDenos), [])
 
-/** As many as there are once a runtime has made its own. */
+/** Lets the runtime start the threads that it keeps. */
 const warm = async (): Promise<void> => {
   for (let k = 0; k < 2; k++) {
     const worker = begin("", "idle")

@@ -1,4 +1,4 @@
-/** What a FileSystem of `@effect/platform` does, case by case, to be compared between two of them. */
+/** Cases for a FileSystem of `@effect/platform`, whose results are compared between two implementations. */
 import type { PlatformError } from "@effect/platform/Error"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Chunk from "effect/Chunk"
@@ -13,7 +13,7 @@ type Body = (fs: Fs, at: (name: string) => string) => Effect.Effect<unknown, Pla
 
 export const runtime = "Deno" in globalThis ? "deno" : "Bun" in globalThis ? "bun" : "node"
 
-/** What can be compared of a result: paths without the folder, errors without what is said of them. */
+/** The comparable part of a result: paths without the folder, errors without their messages. */
 export const plain = (result: Either.Either<unknown, PlatformError>, folder: string): unknown =>
   Either.match(result, {
     onLeft: (error) =>
@@ -31,20 +31,20 @@ export const plain = (result: Either.Either<unknown, PlatformError>, folder: str
 const bytes = (text: string): Uint8Array => new TextEncoder().encode(text)
 const text = (some: Uint8Array): string => new TextDecoder().decode(some)
 
-/** Every error as a value, so that a case can hold several. */
+/** A result or an error as a value, so that a case can have several. */
 export const outcome = (effect: Effect.Effect<unknown, PlatformError, Scope.Scope>) =>
   Effect.map(Effect.either(effect), (result) => plain(result, "\0"))
 
 export const outcomes = (effects: ReadonlyArray<Effect.Effect<unknown, PlatformError, Scope.Scope>>) =>
   Effect.forEach(effects, outcome)
 
-/** Where the runtime's own node:fs does not do as Node's: what it has to be there. */
+/** The expected result on runtimes whose node:fs differs from Node's. */
 export interface Exception {
   readonly on: ReadonlyArray<typeof runtime>
   readonly gives: unknown
 }
 
-// Without root nobody gives files away on the host, and a container's ids are others.
+// Without root, files on the host cannot be given away, and a container's ids differ from the host's.
 const isRoot = process.getuid?.() === 0
 
 export const table: ReadonlyArray<readonly [name: string, body: Body, exception?: Exception]> = [
@@ -70,7 +70,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
           Effect.map(fs.stat(at(name)), (info) => info.mode.toString(8))
         )
       }),
-    // Deno's writeFile sets the mode as it is given.
+    // Deno's writeFile ignores the umask.
     { on: ["deno"], gives: ["100755", "100600", "100640"] }
   ],
   [
