@@ -8,7 +8,9 @@ import * as Either from "effect/Either"
 import * as Inspectable from "effect/Inspectable"
 import { type Pipeable, pipeArguments } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
-import { ImageError, InvalidOption } from "./BerthError.ts"
+import { type ImageError, InvalidOption } from "./BerthError.ts"
+import * as digests from "./internal/util/digest.ts"
+import { quote } from "./internal/util/text.ts"
 
 /**
  * @since 0.1.0
@@ -57,8 +59,6 @@ export interface Reference extends Pipeable, Inspectable.Inspectable {
  */
 export const isReference = (u: unknown): u is Reference => Predicate.hasProperty(u, TypeId)
 
-const digestLengths: Readonly<Record<string, number>> = { sha256: 64, sha512: 128 }
-
 /**
  * Parses a digest strictly. Fails with an `ImageError`: `Unsupported` for an algorithm other than sha256 and
  * sha512, `Corrupt` for anything else that is not a digest.
@@ -70,23 +70,7 @@ const digestLengths: Readonly<Record<string, number>> = { sha256: 64, sha512: 12
  *
  * Reference.parseDigest("sha256:../../etc/passwd") // Left: Corrupt
  */
-export const parseDigest = (input: string): Either.Either<Digest, ImageError> => {
-  const subject = quote(input)
-  const match = /^([a-z0-9]+(?:[+._-][a-z0-9]+)*):([A-Za-z0-9=_-]+)$/.exec(input.slice(0, 300))
-  if (match === null || input.length > 299) {
-    return Either.left(new ImageError({ reason: "Corrupt", subject, detail: "is not a digest" }))
-  }
-  const length = Object.hasOwn(digestLengths, match[1]!) ? digestLengths[match[1]!]! : undefined
-  if (length === undefined) {
-    const detail = `digest algorithm ${match[1]} is not supported: only sha256 and sha512 are`
-    return Either.left(new ImageError({ reason: "Unsupported", subject, detail }))
-  }
-  if (match[2]!.length !== length || !/^[0-9a-f]*$/.test(match[2]!)) {
-    const detail = `is not a digest: ${match[1]} has ${length} lower-case hexadecimal digits`
-    return Either.left(new ImageError({ reason: "Corrupt", subject, detail }))
-  }
-  return Either.right(input as Digest)
-}
+export const parseDigest: (input: string) => Either.Either<Digest, ImageError> = digests.parse
 
 /**
  * The two halves of a digest.
@@ -94,12 +78,10 @@ export const parseDigest = (input: string): Either.Either<Digest, ImageError> =>
  * @since 0.1.0
  * @category getters
  */
-export const digestParts = (
-  digest: Digest
-): { readonly algorithm: "sha256" | "sha512"; readonly hex: string } => {
-  const colon = digest.indexOf(":")
-  return { algorithm: digest.slice(0, colon) as "sha256" | "sha512", hex: digest.slice(colon + 1) }
-}
+export const digestParts: (digest: Digest) => {
+  readonly algorithm: "sha256" | "sha512"
+  readonly hex: string
+} = digests.parts
 
 const label = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 const registryPattern = new RegExp(`^(?:${label}(?:\\.${label})*|\\[[0-9A-Fa-f:]{2,45}\\])(?::[0-9]{1,5})?$`)
@@ -166,7 +148,7 @@ export const parse = (input: string): Either.Either<Reference, InvalidOption> =>
     return refuse("[host[:port]/]path[:tag][@digest]")
   }
   if (registry === "docker.io") {
-    if (rest.length === 64 && /^[0-9a-f]*$/.test(rest)) {
+    if (digests.isHex(rest)) {
       return refuse("a name: 64 hexadecimal digits are an image id, which no registry knows")
     }
     rest = rest.includes("/") ? rest : `library/${rest}`
@@ -208,7 +190,3 @@ const Proto = {
 
 const make = (fields: Pick<Reference, "registry" | "repository" | "tag" | "digest">): Reference =>
   Object.assign(Object.create(Proto), fields)
-
-/** At most 200 characters of what somebody else wrote, on one line. */
-const quote = (input: string): string =>
-  JSON.stringify(input.length > 200 ? `${input.slice(0, 200)}...` : input)

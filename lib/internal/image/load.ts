@@ -15,6 +15,7 @@ import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Store from "../store/store.ts"
 import * as Archive from "../store/tarIndex.ts"
+import * as digests from "../util/digest.ts"
 import * as image from "./image.ts"
 
 const defaultMaxArchiveBytes = 64 * 1024 ** 3
@@ -93,7 +94,7 @@ const fromOci = (
       Oci.decodeLayoutIndex(`${subject}: index.json`, bytes)
     )
     const blob = (digest: Reference.Digest) => {
-      const { algorithm, hex } = Reference.digestParts(digest)
+      const { algorithm, hex } = digests.parts(digest)
       return Stream.unwrap(
         Effect.map(Archive.find(archive, `blobs/${algorithm}/${hex}`), (part) =>
           Archive.read(berth, path, subject, part)
@@ -160,8 +161,13 @@ const translate = (
     const config = store(Oci.mediaTypes.config, configBytes)
     // Docker names it by its digest: `<hex>.json`, or as in an OCI layout.
     const stated = /(?:^|\/)([0-9a-f]{64})(?:\.json)?$/.exec(described.Config)?.[1]
-    if (stated !== undefined && config.digest !== `sha256:${stated}`) {
-      return yield* Layout.mismatch(subject, "its config's digest", `sha256:${stated}`, config.digest)
+    if (stated !== undefined && config.digest !== digests.of("sha256", stated)) {
+      return yield* digests.mismatch(
+        subject,
+        "its config's digest",
+        digests.of("sha256", stated),
+        config.digest
+      )
     }
     const decoded = yield* Oci.decodeConfig(`${subject}: ${described.Config.slice(0, 200)}`, configBytes)
     const diffIds = decoded.rootfs.diff_ids
@@ -180,7 +186,7 @@ const translate = (
         // A tar as it is has its diff id as its digest, so that storing it verifies it.
         const digest =
           compression === "none"
-            ? yield* Reference.parseDigest(diffIds[i]!)
+            ? yield* digests.parse(diffIds[i]!)
             : yield* Archive.digestOf(berth, path, subject, part)
         blobs.set(digest, part)
         return Descriptors.ofLayer(compression, digest, part.size)

@@ -13,6 +13,7 @@ import * as Layout from "../oci/layout.ts"
 import * as Progress from "../oci/progress.ts"
 import { pushFromLayout } from "../registry/push.ts"
 import * as Store from "../store/store.ts"
+import * as digests from "../util/digest.ts"
 import { isImage } from "./image.ts"
 import * as Named from "./names.ts"
 
@@ -34,7 +35,7 @@ export const ofImage = (image: Image): Effect.Effect<Source, BerthError, Berth> 
       })
     }
     const folder = image.layout ?? Store.folder(berth)
-    const digest = yield* Reference.parseDigest(image.digest)
+    const digest = yield* digests.parse(image.digest)
     const path = Layout.blobPath(folder, digest)
     const bytes = yield* readBounded(berth.fileSystem, path, digest, Oci.maxDocumentBytes)
     if (Option.isNone(bytes)) {

@@ -27,6 +27,7 @@ import {
 } from "../system/addon.ts"
 import * as tar from "../tar/format.ts"
 import { concat } from "../util/bytes.ts"
+import * as digests from "../util/digest.ts"
 import { ELOOP, ENOENT, ENOTDIR } from "../util/errno.ts"
 import * as layerDiff from "./diff.ts"
 import * as Implicit from "./missingFolders.ts"
@@ -114,7 +115,7 @@ interface Group {
 const corrupt = (own: string, [target, path]: Link, detail: string): never => {
   throw new ImageError({
     reason: "Corrupt",
-    subject: `sha256:${nameOf(own)}`,
+    subject: digests.of("sha256", nameOf(own)),
     detail: `${decodePath(path)} is a hard link to ${decodePath(target)}, ${detail}`
   })
 }
@@ -266,7 +267,7 @@ export const complete = (
     ).pipe(Stream.ensuring(Effect.sync(() => controller.abort())))
     yield* io(folder)(berth.fileSystem.makeDirectory(Implicit.parentFolder(berth), { recursive: true }))
     const temporary = Implicit.temporaryOf(folder)
-    const subject = `sha256:${nameOf(own)}`
+    const subject = digests.of("sha256", nameOf(own))
     yield* Archive.spooled(berth, subject, content, limits.maxBytes ?? defaultMaxBytes, (blob) =>
       Effect.zipRight(
         unpackInto(berth, temporary, blob, "none", limits, subject),

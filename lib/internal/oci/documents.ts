@@ -8,8 +8,9 @@ import * as Either from "effect/Either"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import { ImageError } from "../../BerthError.ts"
-import { type Digest, parseDigest } from "../../Reference.ts"
+import type { Digest } from "../../Reference.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
+import * as digests from "../util/digest.ts"
 
 /** Bytes of a manifest, index or config; what registries accept, too. */
 export const maxDocumentBytes: number = 4 * 1024 * 1024
@@ -155,7 +156,7 @@ const corrupt = (subject: string, detail: string) => new ImageError({ reason: "C
 
 /** The digest of a descriptor, fit to become a path. */
 export const digestOf = (descriptor: Descriptor): Effect.Effect<Digest, ImageError> =>
-  parseDigest(descriptor.digest)
+  digests.parse(descriptor.digest)
 
 export const parseObject = (
   subject: string,

@@ -7,6 +7,7 @@ import { type BerthError, ImageError, RegistryError } from "../../BerthError.ts"
 import * as Reference from "../../Reference.ts"
 import type { Referrer, Registry } from "../../Registry.ts"
 import * as Oci from "../oci/documents.ts"
+import * as digests from "../util/digest.ts"
 import * as Client from "./client.ts"
 import { manifest, parseTarget, resolve } from "./reads.ts"
 
@@ -161,7 +162,7 @@ export const Links = Schema.parseJson(
 
 /** Where clients keep the list themselves, for a registry that does not: cut as the specification cuts it. */
 const referrersTag = (digest: Reference.Digest): string => {
-  const { algorithm, hex } = Reference.digestParts(digest)
+  const { algorithm, hex } = digests.parts(digest)
   return `${algorithm.slice(0, 32)}-${hex.slice(0, 64)}`
 }
 
@@ -197,7 +198,7 @@ export const referrers = (
   artifactType: string | undefined
 ): Effect.Effect<ReadonlyArray<Referrer>, BerthError> =>
   Effect.gen(function* () {
-    const parsed = yield* Reference.parseDigest(digest)
+    const parsed = yield* digests.parse(digest)
     const reference = yield* parseTarget(self, repository, "@", parsed)
     const query = artifactType === undefined ? "" : `?artifactType=${encodeURIComponent(artifactType)}`
     const path = `/v2/${Client.nameAt(self.client, reference.repository)}/referrers/${parsed}${query}`

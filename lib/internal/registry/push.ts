@@ -1,5 +1,4 @@
 /** Writing to a registry: blobs, manifests, and whole images out of a layout. */
-import { createHash } from "node:crypto"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
@@ -13,6 +12,7 @@ import { tooLarge } from "../disk/tooLarge.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Progress from "../oci/progress.ts"
+import * as digests from "../util/digest.ts"
 import { bytesBody } from "./body.ts"
 import * as Client from "./client.ts"
 import { addReferrer, Links } from "./listing.ts"
@@ -78,7 +78,7 @@ const checkStored = (
   digest: Reference.Digest,
   { status, stored }: { readonly status: number; readonly stored: string | undefined }
 ): Effect.Effect<void, Client.Failure> => {
-  const { algorithm } = Reference.digestParts(digest)
+  const { algorithm } = digests.parts(digest)
   return stored === undefined || stored === digest || !stored.startsWith(`${algorithm}:`)
     ? Effect.void
     : Effect.fail(
@@ -158,7 +158,7 @@ export const putBlob = <E = never, R = never>(
         body: {
           mediaType: "application/octet-stream",
           length: descriptor.size,
-          content: Layout.verifiedBlob(digest, descriptor.size, content).pipe(
+          content: digests.verified(content, { digest, size: descriptor.size }).pipe(
             Stream.tapError((error) =>
               Effect.sync(() => {
                 broken = { error }
@@ -219,9 +219,8 @@ export const putManifest = (
       const detail = `${JSON.stringify(type.slice(0, 200))} is not a media type`
       return yield* new ImageError({ reason: "Corrupt", subject, detail })
     }
-    const sha256 = () => `sha256:${createHash("sha256").update(bytes).digest("hex")}`
-    const digest = target.digest ?? (yield* Reference.parseDigest(sha256()))
-    yield* Layout.verify(digest, bytes.length, bytes)
+    const digest = target.digest ?? digests.ofBytes(bytes)
+    yield* digests.verify(digest, bytes.length, bytes)
     const request: Client.Request = {
       method: "PUT",
       path: `/v2/${Client.nameAt(client, target.repository)}/manifests/${target.digest ?? target.tag}`,

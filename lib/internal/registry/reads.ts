@@ -1,5 +1,5 @@
 /** The bodies of `Registry`. */
-import { createHash, randomBytes } from "node:crypto"
+import { randomBytes } from "node:crypto"
 import * as HttpClient from "@effect/platform/HttpClient"
 import type { HttpClientResponse } from "@effect/platform/HttpClientResponse"
 import * as Duration from "effect/Duration"
@@ -17,7 +17,7 @@ import type { ConnectOptions, Mirror, Registry } from "../../Registry.ts"
 import { append, io, storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as Oci from "../oci/documents.ts"
-import { mismatch, verifiedBlob, verify } from "../oci/layout.ts"
+import * as digests from "../util/digest.ts"
 import * as Auth from "./auth.ts"
 import * as Client from "./client.ts"
 import * as Mirrors from "./mirrors.ts"
@@ -190,16 +190,21 @@ const resolveAt = (
     )
     if (Option.isSome(head) && head.value.digest !== undefined && head.value.size >= 0) {
       const { mediaType, size } = head.value
-      const digest = yield* Reference.parseDigest(head.value.digest)
+      const digest = yield* digests.parse(head.value.digest)
       if (reference.digest !== undefined && digest !== reference.digest) {
-        return yield* mismatch(Reference.print(reference), "the manifest's digest", reference.digest, digest)
+        return yield* digests.mismatch(
+          Reference.print(reference),
+          "the manifest's digest",
+          reference.digest,
+          digest
+        )
       }
       return { mediaType, digest, size }
     }
     return yield* Client.send(client, request(client, reference, "GET", "manifests", accept), (response) =>
       Effect.map(readManifest(client, reference, response), (bytes) => ({
         mediaType: mediaTypeOf(response),
-        digest: reference.digest ?? `sha256:${createHash("sha256").update(bytes).digest("hex")}`,
+        digest: reference.digest ?? digests.ofBytes(bytes),
         size: bytes.length
       }))
     )
@@ -233,7 +238,7 @@ export const manifest = (
     return yield* Mirrors.first(self, (client) =>
       Client.send(client, request(client, reference, "GET", "manifests", accept), (response) =>
         Effect.tap(readManifest(client, reference, response), (bytes) =>
-          verify(digest, descriptor.size, bytes)
+          digests.verify(digest, descriptor.size, bytes)
         )
       )
     )
@@ -277,7 +282,7 @@ export const unverifiedBlob = (
           Stream.mapEffect((chunk): Effect.Effect<Uint8Array, ImageError> => {
             offset += chunk.length
             return offset > descriptor.size
-              ? mismatch(digest, "its size", `${descriptor.size} bytes`, "more")
+              ? digests.mismatch(digest, "its size", `${descriptor.size} bytes`, "more")
               : Effect.succeed(chunk)
           }),
           Stream.concat(
@@ -387,7 +392,7 @@ export const blob = (
     Effect.gen(function* () {
       const digest = yield* Oci.digestOf(descriptor)
       const from = (source: Registry) =>
-        verifiedBlob(digest, descriptor.size, unverifiedBlob(source, repository, descriptor))
+        digests.verified(unverifiedBlob(source, repository, descriptor), { digest, size: descriptor.size })
       if (Mirrors.usable(self).length === 0) {
         return from(self)
       }

@@ -1,5 +1,5 @@
 /** Archives as files on disk: how they are compressed, what is in a tar and where, and its parts by their place. */
-import { createHash, randomBytes } from "node:crypto"
+import { randomBytes } from "node:crypto"
 import { createReadStream } from "node:fs"
 import * as fs from "node:fs/promises"
 import { pipeline, type Transform } from "node:stream"
@@ -14,6 +14,7 @@ import { append, io, storageDetail, withFileLock } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as tar from "../tar/format.ts"
 import { concat } from "../util/bytes.ts"
+import * as digests from "../util/digest.ts"
 import * as Store from "./store.ts"
 
 export type Compression = "none" | "gzip" | "zstd"
@@ -155,14 +156,7 @@ export const digestOf = (
   path: string,
   subject: string,
   part: Part
-): Effect.Effect<Digest, ImageError> =>
-  Effect.suspend(() => {
-    const hash = createHash("sha256")
-    return Effect.map(
-      Stream.runForEach(read(berth, path, subject, part), (chunk) => Effect.sync(() => hash.update(chunk))),
-      () => `sha256:${hash.digest("hex")}` as Digest
-    )
-  })
+): Effect.Effect<Digest, ImageError> => digests.ofStream(read(berth, path, subject, part))
 
 /** Where something is in a file. */
 export interface Part {
