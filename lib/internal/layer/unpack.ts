@@ -7,15 +7,8 @@ import { type BerthError, ImageError } from "../../BerthError.ts"
 import type { ImageLayer, Limits, UnpackOptions } from "../../ImageLayer.ts"
 import * as Plan from "../../Plan.ts"
 import type { Digest } from "../../Reference.ts"
-import {
-  clearWay,
-  io,
-  isFolder,
-  oneAtATime,
-  storageDetail,
-  tryFileLock,
-  withFileLock
-} from "../disk/files.ts"
+import { tryFileLock, withFileLock } from "../disk/fileLock.ts"
+import { clearWay, io, isFolder, oneAtATime, storageDetail } from "../disk/files.ts"
 import * as Oci from "../oci/documents.ts"
 import { hashFile } from "../oci/layout.ts"
 import { Berth } from "../service.ts"

@@ -8,17 +8,8 @@ import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ImageError } from "../../BerthError.ts"
 import type { Digest } from "../../Reference.ts"
-import {
-  append,
-  clearWay,
-  io,
-  isNotFound,
-  oneAtATime,
-  replaceFile,
-  syncFolder,
-  tryFileLock,
-  withFileLock
-} from "../disk/files.ts"
+import { tryFileLock, withFileLock } from "../disk/fileLock.ts"
+import { append, clearWay, io, isNotFound, oneAtATime, replaceFile, syncFolder } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
