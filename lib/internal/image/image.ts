@@ -15,7 +15,7 @@ import type { Limits } from "../../ImageLayer.ts"
 import * as ImageLayer from "../../ImageLayer.ts"
 import type { Phase } from "../../Progress.ts"
 import * as Reference from "../../Reference.ts"
-import * as Registry from "../../Registry.ts"
+import type * as Registry from "../../Registry.ts"
 import { io, isNotFound, storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as Implicit from "../layer/missingFolders.ts"
@@ -25,7 +25,7 @@ import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Progress from "../oci/progress.ts"
 import { orFromNext } from "../registry/mirrors.ts"
-import { unverifiedBlob } from "../registry/reads.ts"
+import { connectTo, manifest, resolve, unverifiedBlob } from "../registry/reads.ts"
 import * as Store from "../store/store.ts"
 import { defaultPath } from "../util/defaultPath.ts"
 
@@ -255,7 +255,7 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
     const steps = new Map<string, Progress.Steps>()
     const wanted = yield* Layout.parsePlatform(options.platform)
     const parsed = yield* Reference.parse(reference)
-    const registry = yield* Registry.connect(parsed.registry, options)
+    const registry = yield* connectTo(berth, parsed.registry, options)
     const folder = Store.folder(berth)
 
     const document = (descriptor: Oci.Descriptor, kind: "manifest" | "config") =>
@@ -266,8 +266,8 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
         }
         const content = (source: Registry.Registry) =>
           kind === "manifest"
-            ? Stream.fromEffect(Registry.manifest(source, parsed.repository, descriptor))
-            : unverifiedBlob(source, parsed.repository, descriptor)
+            ? Stream.fromEffect(manifest(source, parsed, descriptor))
+            : unverifiedBlob(source, parsed, descriptor)
         const get = (isThere?: Store.IsThere) =>
           orFromNext(registry, (source) =>
             Store.put(berth, digest, content(source), descriptor.size, isThere)
@@ -284,7 +284,7 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
         const step = stepOf(descriptor)
         if (yield* Store.has(berth, digest)) step.enter("present")
         const content = (source: Registry.Registry) =>
-          Progress.counted(unverifiedBlob(source, parsed.repository, descriptor), step, "downloading")
+          Progress.counted(unverifiedBlob(source, parsed, descriptor), step, "downloading")
         yield* orFromNext(registry, (source) =>
           Store.put(berth, digest, content(source), descriptor.size, isThere)
         )
@@ -331,5 +331,5 @@ const startOf = (
       })
       return { mediaType: yield* Oci.mediaTypeOf(digest, bytes), digest, size: bytes.length }
     }
-    return yield* Registry.resolve(registry, reference.repository, digest ?? reference.tag ?? "latest")
+    return yield* resolve(registry, reference)
   })
