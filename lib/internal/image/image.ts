@@ -3,14 +3,19 @@ import * as fs from "node:fs/promises"
 import * as process from "node:process"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Inspectable from "effect/Inspectable"
 import * as Option from "effect/Option"
-import { pipeArguments } from "effect/Pipeable"
 import { hasProperty } from "effect/Predicate"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ImageError, InvalidOption, Unsupported } from "../../BerthError.ts"
-import type { FromLayoutOptions, Healthcheck, Image, ImageConfig, PullOptions } from "../../Image.ts"
+import type {
+  FromLayoutOptions,
+  Healthcheck,
+  Image,
+  ImageConfig,
+  TypeId as ImageTypeId,
+  PullOptions
+} from "../../Image.ts"
 import type { Limits } from "../../ImageLayer.ts"
 import * as ImageLayer from "../../ImageLayer.ts"
 import type { Phase } from "../../Progress.ts"
@@ -28,24 +33,27 @@ import { orFromNext } from "../registry/mirrors.ts"
 import { connectTo, manifest, resolve, unverifiedBlob } from "../registry/reads.ts"
 import * as Store from "../store/store.ts"
 import { defaultPath } from "../util/defaultPath.ts"
+import * as digests from "../util/digest.ts"
+import { prints } from "../util/prints.ts"
 
-const TypeId: unique symbol = Symbol.for("berth/Image") as never
+export const TypeId: ImageTypeId = Symbol.for("berth/Image") as ImageTypeId
 
 export const isImage = (u: unknown): u is Image => hasProperty(u, TypeId)
 
 const layerConcurrency = 4
 
 const Proto = {
-  ...Inspectable.BaseProto,
-  [TypeId]: TypeId,
-  toJSON(this: Image) {
-    const { config, digest, layers, reference, upper } = this
-    return { _id: "berth/Image", reference, digest, layers, config, upper }
-  },
-  pipe() {
-    // biome-ignore lint/complexity/noArguments: this is how Effect's handles pipe
-    return pipeArguments(this, arguments)
-  }
+  ...prints<Image>({
+    id: "berth/Image",
+    json: ({ digest, layers, reference }) => ({ reference, digest, layers: layers.length }),
+    line: ({ digest, layers, reference }) =>
+      [
+        reference,
+        ...(digest === undefined || digest === reference ? [] : [digests.shortened(digest)]),
+        `${layers.length} ${layers.length === 1 ? "layer" : "layers"}`
+      ].join(", ")
+  }),
+  [TypeId]: TypeId
 }
 
 const make = (

@@ -1,10 +1,11 @@
 /** The bodies of `ImageLayer`: from a blob to a folder. */
 import { randomBytes } from "node:crypto"
 import * as Effect from "effect/Effect"
+import { hasProperty } from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { type BerthError, ImageError } from "../../BerthError.ts"
-import type { ImageLayer, Limits, UnpackOptions } from "../../ImageLayer.ts"
+import type { ImageLayer, TypeId as ImageLayerTypeId, Limits, UnpackOptions } from "../../ImageLayer.ts"
 import * as Plan from "../../Plan.ts"
 import type { Digest } from "../../Reference.ts"
 import { tryFileLock, withFileLock } from "../disk/fileLock.ts"
@@ -17,9 +18,26 @@ import type { Compression } from "../store/tarIndex.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import * as digests from "../util/digest.ts"
 import { describeErrno, errnoName } from "../util/errno.ts"
+import { prints } from "../util/prints.ts"
 import * as Implicit from "./missingFolders.ts"
 import * as Notes from "./sidecar.ts"
 import * as Unpacker from "./unpackerProcess.ts"
+
+export const TypeId: ImageLayerTypeId = Symbol.for("berth/ImageLayer") as ImageLayerTypeId
+
+export const isImageLayer = (u: unknown): u is ImageLayer => hasProperty(u, TypeId)
+
+const Proto = {
+  ...prints<ImageLayer>({
+    id: "berth/ImageLayer",
+    json: ({ diffId, digest, folder, mediaType }) => ({ digest, diffId, mediaType, folder }),
+    line: ({ digest, folder }) => `${digests.shortened(digest)}, ${folder}`
+  }),
+  [TypeId]: TypeId
+}
+
+const make = (fields: Pick<ImageLayer, "digest" | "diffId" | "mediaType" | "folder">): ImageLayer =>
+  Object.assign(Object.create(Proto), fields)
 
 export const defaultMaxBytes = 64 * 1024 ** 3
 const defaultMaxEntries = 10_000_000
@@ -77,7 +95,7 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
       return yield* new ImageError({ reason: "Unsupported", subject: diffId, detail })
     }
     const folder = layerFolder(berth, diffId)
-    const layer: ImageLayer = { digest, diffId, mediaType: descriptor.mediaType, folder }
+    const layer = make({ digest, diffId, mediaType: descriptor.mediaType, folder })
     yield* Holds.hold(berth.holds, [folder])
     if (yield* isUnpacked(berth, diffId)) {
       return layer

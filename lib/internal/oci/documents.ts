@@ -62,19 +62,25 @@ export interface Descriptor {
   readonly mediaType: string
   readonly digest: string
   readonly size: number
-  readonly platform?: Platform
-  readonly annotations?: Readonly<Record<string, string>>
+  readonly platform?: Platform | undefined
+  readonly annotations?: Readonly<Record<string, string>> | undefined
 }
 
 const Size = Schema.Int.pipe(Schema.nonNegative())
 
-export const Descriptor: Schema.Schema<Descriptor, unknown> = Schema.Struct({
+/** The same in JSON, where Go writes `null` for a field that is not set. */
+export interface DescriptorJson extends Omit<Descriptor, "platform" | "annotations"> {
+  readonly platform?: Platform | null | undefined
+  readonly annotations?: Readonly<Record<string, string>> | null | undefined
+}
+
+export const Descriptor: Schema.Schema<Descriptor, DescriptorJson> = Schema.Struct({
   mediaType: Schema.String.pipe(Schema.maxLength(255)),
   digest: Schema.String.pipe(Schema.maxLength(299)),
   size: Size,
   platform: orNull(PlatformSchema),
   annotations: orNull(Annotations)
-}) as never
+})
 
 export interface Index {
   readonly _tag: "Index"

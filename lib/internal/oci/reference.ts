@@ -83,8 +83,10 @@ const parseRepository = (registry: string, input: string): Either.Either<string,
   return isPath(input) ? Either.right(repository) : Either.left("[host[:port]/]path[:tag][@digest]")
 }
 
+export const isTag = (input: string): boolean => tagPattern.test(input)
+
 const parseTag = (input: string): Either.Either<string, Expected> =>
-  tagPattern.test(input)
+  isTag(input)
     ? Either.right(input)
     : Either.left("one tag after the colon: up to 128 letters, digits, _, . and -, not starting with . or -")
 

@@ -132,10 +132,10 @@ export const tags = (
     (page) => Effect.map(Schema.decodeUnknown(TagList)(page), (list) => list.tags)
   )
 
-const Entry: Schema.Schema<Referrer, unknown> = Schema.extend(
+const Entry = Schema.extend(
   Oci.Descriptor,
   Schema.Struct({ artifactType: Schema.optionalWith(Schema.String, { nullable: true }) })
-) as never
+)
 
 const ReferrerList = Schema.parseJson(
   Schema.Struct({

@@ -44,6 +44,9 @@ export const parts = (digest: Digest): { readonly algorithm: Algorithm; readonly
   return { algorithm: digest.slice(0, colon) as Algorithm, hex: digest.slice(colon + 1) }
 }
 
+/** `sha256:0123456789ab`: enough for people to tell one from another. */
+export const shortened = (digest: string): string => digest.slice(0, digest.indexOf(":") + 1 + 12)
+
 /** A digest of its two halves, the second of which `isHex`. */
 export const of = (algorithm: Algorithm, hex: string): Digest => `${algorithm}:${hex}` as Digest
 
