@@ -4,8 +4,7 @@
  */
 import * as fs from "node:fs"
 import * as process from "node:process"
-import * as Effect from "effect/Effect"
-import * as Stream from "effect/Stream"
+import type * as Stream from "effect/Stream"
 import { type BerthError, ImageError } from "../../BerthError.ts"
 import type { DiffOptions } from "../../ImageLayer.ts"
 import { failedAs } from "../files/fileFailure.ts"
@@ -193,9 +192,4 @@ async function* archiveOf(
 }
 
 export const diff = (options: DiffOptions): Stream.Stream<Uint8Array, BerthError> =>
-  Stream.suspend(() => {
-    const controller = new AbortController()
-    return Stream.fromAsyncIterable(archiveOf(options, controller.signal), failed(options.upper)).pipe(
-      Stream.ensuring(Effect.sync(() => controller.abort()))
-    )
-  })
+  members.streamed((signal) => archiveOf(options, signal), failed(options.upper))

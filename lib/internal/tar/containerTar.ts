@@ -3,7 +3,7 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Sink from "effect/Sink"
-import * as Stream from "effect/Stream"
+import type * as Stream from "effect/Stream"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { ArchiveOptions, Container } from "../../Container.ts"
 import * as copy from "../files/archiveCopy.ts"
@@ -24,8 +24,8 @@ const idsOf = ({ state }: Container): Ids => state.base?.ids ?? state.berth.ids
 
 const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 
-/** Sockets are nothing without their process, and devices are the host's. */
-const isLeftOut = (status: fs.Stats): boolean =>
+/** A socket is of no use without its process, and a device belongs to the host. */
+const isNoMember = (status: fs.Stats): boolean =>
   status.isSocket() || status.isCharacterDevice() || status.isBlockDevice()
 
 async function* archive(
@@ -51,7 +51,7 @@ async function* archive(
     links: new Map(),
     resolve: inRoot.SINGLE,
     isLeftOut: () => false,
-    instead: (status) => (isLeftOut(status) ? members.NOTHING : undefined),
+    instead: (status) => (isNoMember(status) ? members.NOTHING : undefined),
     attributes: (fd, member) => ({ xattrs: xattrsOf(fd, shown(member)), mark: members.NOTHING }),
     shown
   }
@@ -70,13 +70,7 @@ export const tarOut: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, path: string, options: ArchiveOptions = {}) =>
-    Stream.suspend(() => {
-      const controller = new AbortController()
-      return Stream.fromAsyncIterable(
-        archive(container, path, options, controller.signal),
-        failedAs(`archive ${path}`)
-      ).pipe(Stream.ensuring(Effect.sync(() => controller.abort())))
-    })
+    members.streamed((signal) => archive(container, path, options, signal), failedAs(`archive ${path}`))
 )
 
 const HOLE_BYTES = 4096

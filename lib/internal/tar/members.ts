@@ -3,7 +3,9 @@
  * need not be UTF-8. All of it throws as `inRoot` does.
  */
 import * as fs from "node:fs"
-import { OperationFailed } from "../../BerthError.ts"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import { type BerthError, OperationFailed } from "../../BerthError.ts"
 import * as copy from "../files/archiveCopy.ts"
 import type { Metadata } from "../files/metadata.ts"
 import * as asRoot from "../files/namespaceRoot.ts"
@@ -199,3 +201,15 @@ export async function* below(
   const namesIn = (fd: number, path: Uint8Array) => list(fd, shown(path), signal)
   for await (const visit of walk({ top, state: above, names, namesIn, signal })) yield* entry(writing, visit)
 }
+
+/** An archive as a stream. A consumer that stops early ends the walk. */
+export const streamed = (
+  parts: (signal: AbortSignal) => AsyncIterable<Uint8Array>,
+  failed: (error: unknown) => BerthError
+): Stream.Stream<Uint8Array, BerthError> =>
+  Stream.suspend(() => {
+    const controller = new AbortController()
+    return Stream.fromAsyncIterable(parts(controller.signal), failed).pipe(
+      Stream.ensuring(Effect.sync(() => controller.abort()))
+    )
+  })
