@@ -137,6 +137,24 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
       { skip: skip || whyNoPython }
     )
 
+  effect("a tar archive keeps names and links that are not UTF-8", function* () {
+    const box = yield* start()
+    yield* shell(
+      box,
+      `cd /root; d=$(printf 'caf\\351'); mkdir "$d"; echo in >"$d/f"; ln -s "$(printf 't\\377')" "$d/s"; ln "$d/f" "$d/g"`
+    )
+    const listed = execFileSync("tar", ["-tv", "--quoting-style=escape"], {
+      input: yield* bytesOf(box, "/root"),
+      encoding: "utf8"
+    })
+    for (const line of [
+      / root\/caf\\351\/$/m,
+      / root\/caf\\351\/s -> t\\377$/m,
+      / root\/caf\\351\/[fg] link to root\/caf\\351\/[fg]$/m
+    ])
+      assert.match(listed, line)
+  })
+
   effect(
     "tarOut keeps every attribute, for tar(1) and for tarIn",
     function* () {

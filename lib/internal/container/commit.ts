@@ -1,5 +1,4 @@
 /** `Container.commit`: the layers of a container's image, one more of what it wrote, and a config that says so. */
-import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import { pipeline, Readable } from "node:stream"
 import { createGzip } from "node:zlib"
@@ -30,8 +29,9 @@ import * as Holds from "../store/leases.ts"
 import * as Store from "../store/store.ts"
 import * as Archive from "../store/tarIndex.ts"
 import { native } from "../system/addon.ts"
-import { type Holes, holesOf } from "../tar/containerTar.ts"
+import { type Holes, holesOf } from "../tar/members.ts"
 import { isContainer } from "../typeIds.ts"
+import { Hasher } from "../util/digest.ts"
 import { attempt } from "../util/fromThrowing.ts"
 
 interface Source {
@@ -58,16 +58,16 @@ const sourceOf = (container: Container): Effect.Effect<Source, BerthError> =>
 
 /** What is known of a layer once all of it has gone by. */
 class Measured {
-  private readonly tar = createHash("sha256")
-  private readonly gzip = createHash("sha256")
+  private readonly tar = new Hasher()
+  private readonly gzip = new Hasher()
   size = 0
 
   get diffId(): Digest {
-    return `sha256:${this.tar.copy().digest("hex")}` as Digest
+    return this.tar.digest
   }
 
   get digest(): Digest {
-    return `sha256:${this.gzip.copy().digest("hex")}` as Digest
+    return this.gzip.digest
   }
 
   async *compressed(parts: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
