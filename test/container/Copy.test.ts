@@ -144,7 +144,7 @@ suite("Container.copyIn, copyOut, tarIn, tarOut", (effect, folder) => {
       `cd /root; d=$(printf 'caf\\351'); mkdir "$d"; echo in >"$d/f"; ln -s "$(printf 't\\377')" "$d/s"; ln "$d/f" "$d/g"`
     )
     const listed = execFileSync("tar", ["-tv", "--quoting-style=escape"], {
-      input: yield* bytesOf(box, "/root"),
+      input: yield* bytesOf(Container.tarOut(box, "/root")),
       encoding: "utf8"
     })
     for (const line of [
