@@ -20,7 +20,7 @@ const text = fc
   .oneof(
     fc.string({ unit: "binary", maxLength: 12 }),
     fc.string({ unit: "grapheme", maxLength: 6 }),
-    // Half of a surrogate pair is no character: it arrives as U+FFFD.
+    // Half of a surrogate pair is not a character, and arrives as U+FFFD.
     fc.integer({ min: 0, max: 0xffff }).map((unit) => String.fromCharCode(unit)),
     fc.constant("x".repeat(5000))
   )
@@ -80,7 +80,7 @@ const printed = (type: string, value: unknown, descriptors: ReadonlyArray<string
   }
 }
 
-/** What plan-dump should say of a plan. */
+/** The expected output of plan-dump for a plan. */
 const expected = (plan: Plan.Plan): string => {
   const { descriptors } = Plan.encode(plan)
   return plan.operations
@@ -105,7 +105,7 @@ const dumpBytes = (bytes: Uint8Array, ...args: ReadonlyArray<string>) => {
   return { status, signal, stdout, stderr }
 }
 
-/** The answers to many encodings, by one process; a crash of it fails. */
+/** The answers of one plan-dump process to many encodings. Fails if the process crashes. */
 const dumpAll = (encodings: ReadonlyArray<Uint8Array>): ReadonlyArray<string> => {
   const parts = encodings.flatMap((bytes) => {
     const length = Buffer.alloc(4)
@@ -144,7 +144,7 @@ describe("Plan", () => {
     )
   })
 
-  test("no length of a plan is an unlucky one", () => {
+  test("a plan of any length is decoded whole", () => {
     const kinds: ReadonlyArray<Plan.Operation> = [
       { op: "umask", mask: 0o77 },
       { op: "seccomp", program: new Uint8Array(9).fill(7), flags: 1, listener: "a" },
@@ -169,7 +169,7 @@ describe("Plan", () => {
     })
   })
 
-  test("every operation of every kind is among them", () => {
+  test("the sample plans contain every kind of operation", () => {
     const seen = new Set(
       fc.sample(plans, 600).flatMap((plan) => plan.operations.map((operation) => operation.op))
     )
@@ -179,7 +179,7 @@ describe("Plan", () => {
     )
   })
 
-  test("a plan that is cut short anywhere is refused", () => {
+  test("a plan that is truncated at any byte is refused", () => {
     const [plan] = fc.sample(
       plans.filter(({ operations }) => operations.length > 8),
       1
@@ -193,7 +193,7 @@ describe("Plan", () => {
     })
   })
 
-  test("no flipped bytes make the decoder crash", () => {
+  test("a plan with flipped bytes does not crash the decoder", () => {
     const flips = fc.array(fc.tuple(fc.nat(), fc.integer({ min: 1, max: 255 })), {
       minLength: 1,
       maxLength: 4
@@ -213,7 +213,7 @@ describe("Plan", () => {
     )
   })
 
-  test("operations in an order that means nothing are refused", () => {
+  test("a plan whose operations are in an impossible order is refused", () => {
     assert.equal(refusal(pivot, process_, exec), "an operation of the child before the process")
     assert.equal(refusal(exec), "an operation of the child before the process")
     assert.equal(refusal(process_, process_, exec), "a second process")
@@ -224,7 +224,7 @@ describe("Plan", () => {
     assert.equal(refusal(process_, scratch, exec), "an operation of the supervisor after the process")
   })
 
-  test("descriptors that were not sent are refused", () => {
+  test("a plan that refers to descriptors that were not sent is refused", () => {
     const { bytes } = Plan.encode(Plan.make([process_, { op: "join", process: "a", namespaces: 0 }, exec]))
     assert.equal(dumpBytes(bytes, "1").status, 0)
     assert.deepEqual(dumpBytes(bytes, "0"), {
@@ -235,16 +235,16 @@ describe("Plan", () => {
     })
   })
 
-  test("a string that holds NUL is refused", () => {
+  test("a plan with NUL in a string is refused", () => {
     assert.equal(refusal({ op: "scratch", path: "a\0b", mode: 0 }), "a string is cut short or holds NUL")
   })
 
-  test("a descriptor that is named twice is sent once", () => {
+  test("a descriptor that a plan uses twice is sent once", () => {
     const stdio: Plan.Operation = { op: "stdio", stdin: null, stdout: "out", stderr: "out" }
     assert.deepEqual(Plan.encode(Plan.make([process_, stdio, exec])).descriptors, ["out"])
   })
 
-  test("is printed with a numbered line for each operation", () => {
+  test("a plan prints as one numbered line per operation", () => {
     const plan = Plan.make([
       scratch,
       { op: "process", namespaces: 0x20000 | 0x20000000 },
@@ -269,7 +269,7 @@ describe("Plan", () => {
     assert.equal(String(plan), lines.join("\n"))
   })
 
-  test("a line break in a value does not make a line of its own", () => {
+  test("a printed plan escapes line breaks in values", () => {
     const plan = Plan.make([{ op: "hostname", name: "a\n  1  exec" }])
     assert.equal(Plan.print(plan).split("\n").length, 1)
   })
@@ -287,13 +287,13 @@ const planOf = (given: Container.StartOptions): Promise<Plan.Plan> =>
   Effect.runPromise(Effect.flatMap(Image.host, (image) => Container.plan(image, given)))
 
 describe("Container.plan", { skip: process.platform === "linux" ? false : "not Linux" }, () => {
-  test("is equal for equal options", async () => {
+  test("Container.plan gives equal plans for equal options", async () => {
     const [one, two] = [await planOf(options), await planOf({ ...options })]
     assert.deepEqual(one, two)
     assert.deepEqual(Plan.encode(one), Plan.encode(two))
   })
 
-  test("says what an option changes and nothing else", async () => {
+  test("Container.plan differs only in the operations that an option changes", async () => {
     const [without, having] = [
       await planOf({ command: ["true"] }),
       await planOf({ command: ["true"], umask: 0o77 })
@@ -306,7 +306,7 @@ describe("Container.plan", { skip: process.platform === "linux" ? false : "not L
     )
   })
 
-  test("drops privileges in the order that is safe, and closes with the command", async () => {
+  test("Container.plan drops privileges in a safe order and ends with the command", async () => {
     const names = (await planOf({ command: ["true"] })).operations.map((operation) => operation.op)
     assert.deepEqual(names.slice(names.indexOf("pivot")), [
       "pivot",
@@ -321,7 +321,7 @@ describe("Container.plan", { skip: process.platform === "linux" ? false : "not L
     ])
   })
 
-  test("fails as start does where an option is not acceptable", async () => {
+  test("Container.plan fails for an invalid option as Container.start does", async () => {
     const error = await Effect.runPromise(
       failure(
         "InvalidOption",
@@ -331,7 +331,7 @@ describe("Container.plan", { skip: process.platform === "linux" ? false : "not L
     assert.equal(error.option, "limits.memory")
   })
 
-  test("needs no privileges and starts nothing", {
+  test("Container.plan needs no privileges and starts nothing", {
     skip: process.getuid?.() === 0 ? false : "to give privileges up, one has to have them"
   }, async () => {
     const home = makeTemporaryFolder()
