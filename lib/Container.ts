@@ -32,7 +32,7 @@ import * as archive from "./internal/tar/containerTar.ts"
 import * as typeIds from "./internal/typeIds.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
-import type { Address, Connection, PublishedPort, PublishOptions } from "./Network.ts"
+import type { Address, Connection, Network, PublishedPort, PublishOptions } from "./Network.ts"
 import type { Plan } from "./Plan.ts"
 import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "./Process.ts"
 import type { RootFs } from "./RootFs.ts"
@@ -145,6 +145,18 @@ export interface StartOptions extends RootOptions {
         readonly gidMap: ReadonlyArray<Namespace.IdRange>
       }
     | undefined
+  /**
+   * The networks that it is on: `"none"` has loopback alone, `"host"` is the host's own, in place of
+   * `namespaces: { network: "host" }`. Its interfaces are `eth0`, `eth1` and so on; other addresses than the networks' are
+   * reached by the first. Default: `"none"`.
+   */
+  readonly network?: "none" | "host" | Network | ReadonlyArray<Network> | undefined
+  /** Its name on its networks, besides its id. */
+  readonly name?: string | undefined
+  /** More names. */
+  readonly aliases?: ReadonlyArray<string> | undefined
+  /** Ports of the host that lead to the container's, as `Container.publish` makes them, until the scope closes. */
+  readonly ports?: ReadonlyArray<number | PublishOptions> | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, once `logs` is asked for. */
   readonly logs?: LogFiles | undefined
   /** The writable layer: see `RootFs.Options`. */

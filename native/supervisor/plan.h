@@ -79,7 +79,8 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(CONTROLLING_TERMINAL, controlling_terminal, CHILD, "") \
     X(EMPTY_ROOT, empty_root, CHILD, "si", path, proc) \
     X(TAKE_PROC, take_proc, CHILD, "fl", process, paths) \
-    X(NETLINK, netlink, CHILD, "fbi", socket, messages, pid_at)
+    X(NETLINK, netlink, CHILD, "fbi", socket, messages, pid_at) \
+    X(EXIT, exit, LAST, "")
 
 enum operation_code {
 #define X(code, ...) OP_##code,

@@ -66,6 +66,8 @@ export interface Settings {
 
 /** What is around it: new namespaces and a root. */
 export interface Surroundings {
+  /** Its interfaces on networks. */
+  readonly network: ReadonlyArray<Operation>
   readonly created: ReadonlySet<Kind>
   /** The supervisor's folder, which has the device nodes. */
   readonly folder: string
@@ -447,6 +449,8 @@ export const container = (process: Settings, around: Surroundings): ReadonlyArra
     ...clone(process, atClone, around),
     ...(recorded ? [{ op: "record", path: `${around.record}/stat` } as const] : []),
     ...(around.idMap === undefined ? [] : [around.idMap, rootUser]),
+    // While the child may still change its own network namespace.
+    ...around.network,
     ...enter(process, mountsInJoined, around.idMap !== undefined),
     ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),
     ...(around.created.has("network") ? [loopback] : []),

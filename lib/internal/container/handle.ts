@@ -69,6 +69,8 @@ export interface ContainerState extends ProcessState {
   readonly settings: Settings
   /** The namespaces that are not the host's: what runs beside its first process joins them. */
   readonly kinds: ReadonlyArray<Kind>
+  /** Its addresses on networks, the first network's first. */
+  readonly addresses: Array<string>
   /** The scope that it ends with. */
   readonly scope: Scope.Scope
 }

@@ -135,6 +135,7 @@ const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: Contain
     settings,
     kinds,
     cgroup,
+    addresses: [],
     scope,
     stdin: stdio.stdin,
     stdout: stdio.stdout,

@@ -1,8 +1,10 @@
 import { existsSync } from "node:fs"
 import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
+import * as Exit from "effect/Exit"
 import { dual } from "effect/Function"
 import type * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ContainerError } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
@@ -12,6 +14,8 @@ import * as Plan from "../../Plan.ts"
 import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "../../Process.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
+import * as networks from "../network/network.ts"
+import { publish } from "../network/publish.ts"
 import { isContainer } from "../typeIds.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { traced } from "../util/spanIfObserved.ts"
@@ -43,6 +47,47 @@ const startIn = (
 ): Effect.Effect<Container, BerthError, Scope.Scope> =>
   Effect.suspend(() => {
     const id = prepare.makeId()
+    return options.network === undefined && options.ports === undefined
+      ? startAlone(berth, image, options, userns, id, networks.none)
+      : startOnNetworks(berth, image, options, userns, id)
+  })
+
+/** Its addresses are taken before, and given back when nothing of the container is left. A port that cannot be had ends it. */
+const startOnNetworks = (
+  berth: Berth,
+  image: Image,
+  options: StartOptions,
+  userns: Userns.Mapped | undefined,
+  id: string
+): Effect.Effect<Container, BerthError, Scope.Scope> =>
+  Effect.flatMap(Effect.scope, (outer) =>
+    Effect.acquireUseRelease(
+      Scope.fork(outer, ExecutionStrategy.sequential),
+      (scope) =>
+        Effect.gen(function* () {
+          const joined = yield* Effect.acquireRelease(
+            attempt(() => networks.join(id, options)),
+            ({ leave }) => Effect.sync(leave)
+          )
+          const container = yield* startAlone(berth, image, options, userns, id, joined)
+          joined.done()
+          container.state.addresses.push(...joined.addresses)
+          yield* Effect.forEach(options.ports ?? [], (port) => publish(container, port), { discard: true })
+          return container
+        }).pipe(Scope.extend(scope)),
+      (scope, exit) => (Exit.isSuccess(exit) ? Effect.void : Scope.close(scope, exit))
+    )
+  )
+
+const startAlone = (
+  berth: Berth,
+  image: Image,
+  options: StartOptions,
+  userns: Userns.Mapped | undefined,
+  id: string,
+  network: networks.Joined
+): Effect.Effect<Container, BerthError, Scope.Scope> =>
+  Effect.suspend(() => {
     const { folder, nextId } = berth.supervisor
     const prepared = attempt(() =>
       prepare.start(image, options, {
@@ -51,7 +96,8 @@ const startIn = (
         id,
         rootless: berth.rootless,
         ids: berth.ids,
-        userns
+        userns,
+        network
       })
     )
     return Effect.flatMap(prepared, (ready) => launchContainer({ ...ready, berth })).pipe(
@@ -68,7 +114,8 @@ export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Pl
       id: "000000000000",
       rootless,
       ids: Ids.all,
-      userns: undefined
+      userns: undefined,
+      network: networks.none
     }
     return Plan.make(prepare.start(image, options, at).operations)
   })

@@ -11,6 +11,7 @@ import * as cgroupFiles from "../cgroup/cgroup.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
 import * as namespaces from "../ids/namespaceFlags.ts"
+import type { Joined } from "../network/network.ts"
 import * as AppArmor from "../security/appArmor.ts"
 import * as Capabilities from "../security/capabilities.ts"
 import { attainable } from "../security/rlimits.ts"
@@ -151,6 +152,7 @@ const defaults: ReadonlyArray<Kind> = ["mount", "pid", "uts", "ipc", "network", 
 /** Where each namespace comes from. What is shared by several kinds is joined once. */
 const sources = (options: StartOptions): Sources => {
   const created = new Set<Kind>(defaults)
+  if (check.network(options) === "host") created.delete("network")
   if (options.userns !== undefined) {
     const { user } = options.namespaces ?? {}
     if (user !== undefined && user !== "new") check.invalid("namespaces.user", user, '"new" beside userns')
@@ -215,7 +217,10 @@ interface Parts extends Pick<Decided, "cgroup" | "joined" | "inUserNamespace"> {
   readonly logs: LogFiles | undefined
   /** Whether it joins a mount namespace that has a root. */
   readonly hasRoot: boolean
-  readonly around: Pick<compile.Surroundings, "created" | "idMap" | "cgroup" | "scratch" | "root" | "content">
+  readonly around: Pick<
+    compile.Surroundings,
+    "created" | "idMap" | "cgroup" | "scratch" | "root" | "content" | "network"
+  >
 }
 
 const surroundings = (
@@ -275,9 +280,11 @@ export const start = (
     readonly rootless: boolean
     readonly ids: Ids.Ids
     readonly userns: Userns.Mapped | undefined
+    readonly network: Pick<Joined, "descriptors" | "operations">
   }
 ): Omit<ContainerLaunch, "berth"> => {
-  const { created, descriptors, joined, kinds } = sources(options)
+  const { created, descriptors: named, joined, kinds } = sources(options)
+  const descriptors = { ...named, ...at.network.descriptors }
   // In the host's pid namespace nothing ends with the first process: a cgroup says what belongs to the container.
   const cgroupName = cgroupFiles.nameOf(at.folder, at.unit)
   const made =
@@ -306,7 +313,8 @@ export const start = (
       cgroup: made?.create ?? [],
       scratch: root.scratch,
       root: root.mount,
-      content: root.content
+      content: root.content,
+      network: at.network.operations
     }
   })
 }
@@ -350,7 +358,8 @@ export const spawn = (
       cgroup: [],
       scratch: [],
       root: { op: "root-mount", mount: "root" },
-      content: rootfs.content
+      content: rootfs.content,
+      network: []
     }
   })
 }

@@ -94,7 +94,8 @@ const LOOPBACK = ["127.0.0.1", "::1"]
 /** The addresses to try for a port, in order. */
 export const candidates = (
   address: Extract<Address, { readonly port: number }>,
-  lowest = 1
+  lowest = 1,
+  own: ReadonlyArray<string> = []
 ): ReadonlyArray<SocketAddress> => {
   const port = parsePort("port", address.port, lowest)
   const hosts = address.host === undefined || address.host === "localhost" ? LOOPBACK : [address.host]

@@ -188,7 +188,7 @@ export const rule = (options: {
   const routed = action === "route"
   return message(
     32,
-    creating,
+    NLM_F_CREATE,
     new Writer()
       .u8(family, size(to), size(from), 0, routed ? RT_TABLE_MAIN : 0, 0, 0)
       .u8(routed ? FR_ACT_TO_TBL : FR_ACT_BLACKHOLE)

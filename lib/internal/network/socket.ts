@@ -105,7 +105,7 @@ export const beginConnect = (container: Container, address: Address): Connecting
       : begin(container, name)
   }
   let first: unknown
-  for (const candidate of candidates(given)) {
+  for (const candidate of candidates(given, 1, container.state.addresses)) {
     try {
       return begin(container, candidate)
     } catch (error) {

@@ -57,5 +57,6 @@ export const operations = {
   "controlling-terminal": {},
   "empty-root": { path: "s", proc: "i" },
   "take-proc": { process: "f", paths: "l" },
-  netlink: { socket: "f", messages: "b", pidAt: "i" }
+  netlink: { socket: "f", messages: "b", pidAt: "i" },
+  exit: {}
 } as const

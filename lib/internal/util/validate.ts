@@ -94,6 +94,20 @@ export const terminal = (asked: ProcessOptions["terminal"]): TerminalSize | unde
     : invalid("terminal", asked, "rows and columns, from 0 to 65535")
 }
 
+/** Checks the option `network` beside `namespaces`, and gives the namespace that it stands for. */
+export const network = (options: {
+  readonly network?: unknown
+  readonly namespaces?: { readonly network?: unknown } | undefined
+}): "new" | "host" | undefined => {
+  const { namespaces, network: asked } = options
+  if (asked === undefined) return undefined
+  if (namespaces?.network !== undefined)
+    invalid("namespaces.network", String(namespaces.network), "nothing beside the option network")
+  if (typeof asked === "string" && asked !== "none" && asked !== "host")
+    invalid("network", asked, '"none", "host", a network of Network.make, or a list of networks')
+  return asked === "host" ? "host" : "new"
+}
+
 const hiding = ["off", "noaccess", "invisible", "ptraceable"]
 
 /** The option of procfs, undefined for its own default. `joined` says that the pid namespace is another container's. */
