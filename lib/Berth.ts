@@ -13,9 +13,11 @@ import type { BerthError } from "./BerthError.ts"
 import type * as Doctor from "./Doctor.ts"
 import * as examination from "./internal/berth/doctor.ts"
 import * as internal from "./internal/berth/layer.ts"
+import type { Memory } from "./internal/berth/memory.ts"
+import type { Turns } from "./internal/disk/files.ts"
 import * as tag from "./internal/service.ts"
 import type { Holds } from "./internal/store/leases.ts"
-import type { Supervisor } from "./internal/supervisor/connection.ts"
+import type { Supervisor, TimeLimits } from "./internal/supervisor/connection.ts"
 import type { IdRange } from "./Namespace.ts"
 
 /**
@@ -59,6 +61,10 @@ export interface Berth {
   readonly idOwner: string
   /** @internal where the unpacked layers are, which have owners and so are for these ids only */
   readonly layers: string
+  /** @internal */
+  readonly memory: Memory
+  /** @internal */
+  readonly turns: Turns
 }
 
 /**
@@ -88,6 +94,8 @@ export interface Options {
    * where that user has none, the ids from 1879048192 on.
    */
   readonly idOwner?: string | undefined
+  /** @internal how long a start, a release and the supervisor's end may take, in milliseconds */
+  readonly timeLimits?: Partial<TimeLimits> | undefined
 }
 
 /**

@@ -7,8 +7,8 @@
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
-import * as Inspectable from "effect/Inspectable"
-import { type Pipeable, pipeArguments } from "effect/Pipeable"
+import type * as Inspectable from "effect/Inspectable"
+import type { Pipeable } from "effect/Pipeable"
 import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
@@ -21,6 +21,7 @@ import * as events from "./internal/cgroup/events.ts"
 import * as freezer from "./internal/cgroup/freezer.ts"
 import * as measuring from "./internal/cgroup/metrics.ts"
 import { readStats } from "./internal/cgroup/stats.ts"
+import type { Tree } from "./internal/cgroup/tree.ts"
 import * as tag from "./internal/service.ts"
 import { scopedUnit } from "./internal/supervisor/scopedUnit.ts"
 import { attempt } from "./internal/util/fromThrowing.ts"
@@ -33,7 +34,7 @@ export type * from "./CgroupStats.ts"
  * @since 0.1.0
  * @category symbols
  */
-export const TypeId: unique symbol = Symbol.for("berth/Cgroup")
+export const TypeId: unique symbol = internal.TypeId
 
 /**
  * @since 0.1.0
@@ -52,6 +53,8 @@ export interface Cgroup extends Pipeable, Inspectable.Inspectable {
   readonly name: string
   /** Its folders by hierarchy; more come with the controllers that are used. */
   readonly folders: ReadonlyArray<Folder>
+  /** @internal */
+  readonly state: internal.State
 }
 
 /**
@@ -65,27 +68,11 @@ export interface Folder {
   readonly controllers: ReadonlyArray<string>
 }
 
-const Proto = {
-  [TypeId]: TypeId as TypeId,
-  ...Inspectable.BaseProto,
-  toJSON(this: Cgroup) {
-    return { _id: "Cgroup", name: this.name, folders: this.folders }
-  },
-  pipe() {
-    // biome-ignore lint/complexity/noArguments: this is how Effect's handles pipe
-    return pipeArguments(this, arguments)
-  }
-}
-
 /**
  * @since 0.1.0
  * @category guards
  */
 export const isCgroup = (u: unknown): u is Cgroup => hasProperty(u, TypeId)
-
-/** @internal */
-export const unsafeMake = (name: string, folders: ReadonlyArray<Folder>): Cgroup =>
-  Object.assign(Object.create(Proto), { name, folders })
 
 /**
  * What there can be too little of.
@@ -126,15 +113,15 @@ const makeBelow = (
     const id = berth.supervisor.nextId()
     const name = internal.nameOf(berth.supervisor.folder, id)
     return Effect.flatMap(
-      attempt(() => internal.operations(limits, name, above)),
+      attempt(() => internal.operations(berth.memory.tree(), limits, name, above)),
       ({ create, folders }) => {
-        const cgroup = unsafeMake(name, folders)
+        const cgroup = internal.unsafeMake(name, folders)
         const plan = Plan.make(create)
         return Effect.flatMap(Effect.scope, (scope) =>
           scopedUnit(berth, id, `cgroup ${name}`, plan, {}).pipe(
             Effect.mapError(internal.explain(plan)),
             Effect.map(() => {
-              internal.own(cgroup, { berth, scope, container: undefined })
+              cgroup.state.owner = { berth, scope, container: undefined }
               return cgroup
             })
           )
@@ -174,11 +161,12 @@ export const makeIn = (
  * @internal
  */
 export const operations = (
+  tree: Tree,
   limits: Limits,
   name: string
 ): { readonly cgroup: Cgroup; readonly create: ReadonlyArray<Plan.Operation> } => {
-  const { create, folders } = internal.operations(limits, name)
-  return { cgroup: unsafeMake(name, folders), create }
+  const { create, folders } = internal.operations(tree, limits, name)
+  return { cgroup: internal.unsafeMake(name, folders), create }
 }
 
 // Of version 2 a process is in one place, the last that there is.
@@ -269,7 +257,7 @@ const isThere = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
 export const stats = (cgroup: Cgroup): Effect.Effect<Stats, BerthError> =>
   Effect.zipRight(
     isThere(cgroup),
-    Effect.sync(() => readStats(cgroup.folders))
+    Effect.sync(() => readStats(cgroup))
   )
 
 /**

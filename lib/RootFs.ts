@@ -103,7 +103,9 @@ export const overlay = (
     const id = berth.supervisor.nextId()
     const { folder } = berth.supervisor
     const mapped = yield* attempt(() => Userns.mappedOf(options.userns, berth.rootless))
-    const plain = yield* attempt(() => internal.compose(image, options, folder, id, berth.rootless))
+    const plain = yield* attempt(() =>
+      internal.compose(image, options, berth.memory, folder, id, berth.rootless)
+    )
     const root = mapped === undefined ? plain : internal.withIds(plain, mapped)
     const plan = Plan.make([...root.scratch, root.mount])
     const descriptors = mapped === undefined ? {} : Userns.descriptors(mapped)

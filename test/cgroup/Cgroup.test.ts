@@ -140,7 +140,11 @@ suite("Cgroup", (effect) => {
       Effect.map(Cgroup.make({}), (cgroup) => {
         assert.ok(cgroup.folders.length > 0)
         for (const { path } of cgroup.folders) assert.ok(fs.statSync(path).isDirectory())
-        assert.deepEqual(cgroup.toJSON(), { _id: "Cgroup", name: cgroup.name, folders: cgroup.folders })
+        assert.deepEqual(cgroup.toJSON(), {
+          _id: "berth/Cgroup",
+          name: cgroup.name,
+          folders: cgroup.folders.map(({ path }) => path)
+        })
         return cgroup.folders
       })
     )

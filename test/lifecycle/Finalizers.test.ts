@@ -9,7 +9,6 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
 import { Berth, BerthError, Cgroup, Container, Image, Namespace } from "../../lib/index.ts"
-import { limits } from "../../lib/internal/supervisor/connection.ts"
 import { EBUSY, ETIMEDOUT } from "../../lib/internal/util/errno.ts"
 import { tree, without } from "../support/controllers.ts"
 import { berthIn, failure, suite } from "../support/effect.ts"
@@ -65,16 +64,6 @@ const warningsOf = <A, E, R>(effect: (warned: Array<BerthError.NotReleased>) => 
     })
     return Effect.provide(effect(warned), Logger.replace(Logger.defaultLogger, logger))
   })
-
-/** With less patience than there is otherwise. */
-const impatiently = Effect.acquireRelease(
-  Effect.sync(() => {
-    const before = { ...limits }
-    Object.assign(limits, { release: 300, end: 300 })
-    return before
-  }),
-  (before) => Effect.sync(() => Object.assign(limits, before))
-)
 
 suite("finalizers", (effect, folder) => {
   effect("run in the reverse order of what was made, each after what was made later is gone", function* () {
@@ -171,13 +160,13 @@ suite("finalizers", (effect, folder) => {
           const timed = <A, E, R>(body: Effect.Effect<A, E, R>) =>
             Effect.map(Effect.timed(body), ([took]) => assert.ok(Duration.toSeconds(took) < 5, String(took)))
           const berth = yield* Scope.make()
-          const context = yield* Layer.buildWithScope(Layer.fresh(berthIn(at)), berth)
+          const timeLimits = { release: 300, end: 300 }
+          const context = yield* Layer.buildWithScope(Layer.fresh(berthIn(at, { timeLimits })), berth)
           const pid = yield* Effect.provide(
             Effect.gen(function* () {
               const { supervisor } = yield* Berth.Berth
               const scope = yield* Scope.make()
               const box = yield* Scope.extend(sleeping({ limits: { pids: 9 } }), scope)
-              yield* impatiently
               frozen.take(supervisor.pid)
               frozen.freeze()
               yield* timed(Scope.close(scope, Exit.void))

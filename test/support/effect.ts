@@ -34,8 +34,11 @@ const runner = "Bun" in globalThis ? await import(bun) : undefined
 /** Bun's test runner gives a hook or a test 5 seconds unless each file says otherwise. */
 export const allowTime = (millis = 60_000): void => runner?.setDefaultTimeout(millis)
 
-export const berthIn = (folder: string): Layer.Layer<Services, BerthError.BerthError> =>
-  Berth.layerWith({ folder }).pipe(Layer.provideMerge(NodeContext.layer))
+export const berthIn = (
+  folder: string,
+  options: Omit<Berth.Options, "folder"> = {}
+): Layer.Layer<Services, BerthError.BerthError> =>
+  Berth.layerWith({ folder, ...options }).pipe(Layer.provideMerge(NodeContext.layer))
 
 export const makeTemporaryFolder = (): string =>
   fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), "berth-test-")))

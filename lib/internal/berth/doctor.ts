@@ -12,8 +12,9 @@ import * as Cgroup from "../../Cgroup.ts"
 import * as Doctor from "../../Doctor.ts"
 import type { Kind } from "../../Namespace.ts"
 import * as Plan from "../../Plan.ts"
-import { nameOf, tree } from "../cgroup/cgroup.ts"
+import { nameOf } from "../cgroup/cgroup.ts"
 import * as systemd from "../cgroup/systemdScope.ts"
+import type { Tree } from "../cgroup/tree.ts"
 import { defaultFolder } from "../disk/defaultFolder.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { flags, idMap } from "../ids/namespaceFlags.ts"
@@ -171,10 +172,10 @@ const seccomp = (run: Try): Effect.Effect<Doctor.Check> => {
 
 const limits = ["memory", "cpu", "pids"]
 
-const cgroups = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
-  const { controllers, kind, missing } = tree()
+const cgroups = (run: Try, folder: string, tree: Tree): Effect.Effect<Doctor.Check> => {
+  const { controllers, kind, missing } = tree
   const lacking = limits.filter((controller) => controllers[controller] === undefined)
-  const make = attempt(() => Cgroup.operations({}, nameOf(folder, 1)).create)
+  const make = attempt(() => Cgroup.operations(tree, {}, nameOf(folder, 1)).create)
   return Effect.map(
     kind === "none" ? Effect.succeed(undefined) : Effect.merge(Effect.flatMap(make, run)),
     (error): Doctor.Check => {
@@ -206,9 +207,12 @@ const supervisor: Effect.Effect<Supervisor.Supervisor, BerthError, Scope.Scope> 
     (made) => Effect.sync(() => rmSync(made, { recursive: true, force: true }))
   )
   const { lock, state } = yield* makeState(folder)
-  const guard = { missing: () => [], hold: () => Effect.void }
   return yield* Effect.acquireRelease(
-    Supervisor.start(state, lock, look.isRootless() ? "single-id" : "root", () => Effect.void, guard),
+    Supervisor.start(state, lock, {
+      mode: look.isRootless() ? "single-id" : "root",
+      ids,
+      guard: { missing: () => [], hold: () => Effect.void }
+    }),
     (started) => started.stop
   )
 })
@@ -226,7 +230,7 @@ const notStarted = (error: BerthError): Doctor.Check =>
 
 const tried: Effect.Effect<ReadonlyArray<Doctor.Check>> = Effect.gen(function* () {
   const started = yield* supervisor
-  yield* systemd.delegate(started.pid)
+  const tree = yield* systemd.delegate(started.pid)
   const run = trying(started)
   return [
     yield* namespaces(run),
@@ -234,7 +238,7 @@ const tried: Effect.Effect<ReadonlyArray<Doctor.Check>> = Effect.gen(function* (
     ...(yield* overlay(run, started.folder)),
     yield* idmapped(run, started.folder),
     yield* seccomp(run),
-    yield* cgroups(run, started.folder)
+    yield* cgroups(run, started.folder, tree())
   ]
 }).pipe(
   Effect.scoped,

@@ -9,6 +9,7 @@ import type * as Scope from "effect/Scope"
 import type { Berth, Options } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../../BerthError.ts"
 import * as systemd from "../cgroup/systemdScope.ts"
+import { lazily, type Tree } from "../cgroup/tree.ts"
 import { defaultFolder } from "../disk/defaultFolder.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/unpack.ts"
@@ -20,6 +21,7 @@ import * as Supervisor from "../supervisor/connection.ts"
 import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "../system/addon.ts"
 import { EPERM } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import * as Memory from "./memory.ts"
 import { recordOwner, removeSwept, sweep } from "./sweep.ts"
 
 /** Whether there can be a Berth here at all. */
@@ -178,18 +180,24 @@ interface Supervised {
   readonly layers: string
 }
 
-/** A supervisor of its own, with what earlier ones have left swept before, and what itself has left after. */
+/**
+ * A supervisor of its own. What earlier ones have left in these cgroups is swept before it starts, and what it leaves
+ * itself is swept by `again`.
+ */
 const supervised = (
+  options: Options,
   folder: string,
   rootless: boolean,
   ids: Ids.Ids,
+  filters: Seccomp.Filters,
+  tree: () => Tree,
   again: Effect.Effect<unknown, BerthError, Scope.Scope>
 ): Effect.Effect<Supervised, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const { state, lock } = yield* makeState(folder)
     // Where that cannot be done now (this program may open no more files), a sweep does it.
     const removeState = Effect.ignore(Effect.try(() => fs.rmSync(state, { recursive: true, force: true })))
-    const layers = yield* sweep(folder, state).pipe(
+    const layers = yield* sweep(folder, state, tree).pipe(
       Effect.zipRight(sweepProfiles(folder)),
       Effect.zipRight(
         Effect.try({
@@ -206,12 +214,12 @@ const supervised = (
     )
     const holds = Holds.make(folder, layers, state)
     const mode = !rootless ? "root" : ids.uids.length > 1 ? "ranges" : "single-id"
-    const map = (pid: number) => Ids.writeMaps(pid, ids)
-    const starting = Supervisor.start(state, lock, mode, map, Holds.guard(holds)).pipe(
+    const guard = Holds.guard(holds)
+    const starting = Supervisor.start(state, lock, { mode, ids, guard, limits: options.timeLimits }).pipe(
       Effect.mapError(explain),
       Effect.tap(({ pid }) => attempt(() => recordOwner(state, pid)))
     )
-    const warming = Effect.sync(() => Seccomp.warm(folder))
+    const warming = Effect.sync(() => Seccomp.warm(folder, filters))
     const supervisor = yield* Effect.acquireRelease(
       // While the supervisor sets itself up, there is time.
       Effect.zipLeft(starting, warming, { concurrent: true }).pipe(Effect.tapError(() => removeState)),
@@ -226,8 +234,10 @@ const supervised = (
     return { supervisor, holds, layers }
   })
 
+/** `before` is the tree of the Berth that was there before, whose cgroups may be left. */
 export const make = (
-  options: Options
+  options: Options,
+  before: () => Tree = lazily()
 ): Effect.Effect<Berth, BerthError, FileSystem.FileSystem | HttpClient.HttpClient | Scope.Scope> =>
   Effect.gen(function* () {
     yield* checkSystem
@@ -241,12 +251,22 @@ export const make = (
     const services = Context.make(FileSystem.FileSystem, fileSystem).pipe(
       Context.add(HttpClient.HttpClient, httpClient)
     )
+    let tree = before
     const again = Effect.provide(
-      Effect.suspend(() => make(options)),
+      Effect.suspend(() => make(options, tree)),
       services
     )
-    const { supervisor, holds, layers } = yield* supervised(folder, rootless, ids, again)
-    yield* systemd.delegate(supervisor.pid)
+    const filters: Seccomp.Filters = new Map()
+    const { supervisor, holds, layers } = yield* supervised(
+      options,
+      folder,
+      rootless,
+      ids,
+      filters,
+      before,
+      again
+    )
+    tree = yield* systemd.delegate(supervisor.pid)
     const berth: Berth = {
       [TypeId]: TypeId,
       folder,
@@ -257,7 +277,9 @@ export const make = (
       httpClient,
       supervisor,
       holds,
-      layers
+      layers,
+      memory: Memory.make(tree, filters),
+      turns: new Map()
     }
     // Layers that a dead supervisor was about to unpack.
     yield* sweepLayers(berth)

@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import { NotReleased } from "../../BerthError.ts"
 import * as Plan from "../../Plan.ts"
-import { tree } from "../cgroup/cgroup.ts"
+import type { Tree } from "../cgroup/tree.ts"
 import type { Supervisor } from "../supervisor/connection.ts"
 import { releaseUnit } from "../supervisor/scopedUnit.ts"
 import { LOCK_EX, LOCK_NB, native } from "../system/addon.ts"
@@ -39,8 +39,8 @@ const removeCgroup = (cgroup: string): boolean => {
 }
 
 /** A dead supervisor's cgroups: they carry the name of its state folder. */
-const cgroupsOf = (name: string): ReadonlyArray<string> =>
-  [...new Set(Object.values(tree().controllers).map((hierarchy) => hierarchy.folder))].flatMap((folder) =>
+const cgroupsOf = (tree: Tree, name: string): ReadonlyArray<string> =>
+  [...new Set(Object.values(tree.controllers).map((hierarchy) => hierarchy.folder))].flatMap((folder) =>
     list(folder)
       .filter((entry) => entry.startsWith(`berth.${name}.`))
       .map((entry) => `${folder}/${entry}`)
@@ -163,18 +163,18 @@ const takeLock = (state: string): Effect.Effect<number | undefined> =>
 const isAbandoned = (state: string): boolean => Date.now() - fs.statSync(state).mtimeMs > 60_000
 
 /** What of a dead supervisor is still there, after one more attempt to end it. */
-const endOnce = (name: string, state: string): ReadonlyArray<string> => {
+const endOnce = (tree: () => Tree, name: string, state: string): ReadonlyArray<string> => {
   const processes = [...new Set([...processesOf(name), ...recordedIn(state)])]
   processes.forEach((pid) => kill(pid))
-  const cgroups = cgroupsOf(name).filter((cgroup) => fs.existsSync(cgroup) && !removeCgroup(cgroup))
+  const cgroups = cgroupsOf(tree(), name).filter((cgroup) => fs.existsSync(cgroup) && !removeCgroup(cgroup))
   return [...cgroups, ...processes.map((pid) => `process ${pid}`)]
 }
 
 /** Ends what a dead supervisor has left; true when nothing but its folder is there any more. */
-const end = (name: string, state: string): Effect.Effect<boolean> =>
-  Effect.sync(() => endOnce(name, state)).pipe(
+const end = (tree: () => Tree, name: string, state: string): Effect.Effect<boolean> =>
+  Effect.sync(() => endOnce(tree, name, state)).pipe(
     Effect.repeat({ until: (left) => left.length === 0, schedule: patience }),
-    Effect.zipRight(Effect.sync(() => endOnce(name, state))),
+    Effect.zipRight(Effect.sync(() => endOnce(tree, name, state))),
     Effect.tap((left) =>
       Effect.forEach(left, (resource) =>
         Effect.logWarning(new NotReleased({ resource, syscall: "sweep", errno: EBUSY }))
@@ -183,7 +183,7 @@ const end = (name: string, state: string): Effect.Effect<boolean> =>
     Effect.map((left) => left.length === 0)
   )
 
-const takeOne = (folder: string, name: string, into: string): Effect.Effect<void> =>
+const takeOne = (tree: () => Tree, folder: string, name: string, into: string): Effect.Effect<void> =>
   Effect.suspend(() => {
     const state = `${folder}/run/${name}`
     const take = Effect.sync(() => fs.renameSync(state, into))
@@ -192,7 +192,7 @@ const takeOne = (folder: string, name: string, into: string): Effect.Effect<void
       lock === undefined
         ? Effect.void
         : // Where something stays, so does the folder: by its name the next Berth finds it.
-          Effect.zipRight(Effect.whenEffect(take, end(name, state)), Effect.void).pipe(
+          Effect.zipRight(Effect.whenEffect(take, end(tree, name, state)), Effect.void).pipe(
             Effect.ensuring(Effect.sync(() => fs.closeSync(lock)))
           )
     )
@@ -203,11 +203,14 @@ const takeOne = (folder: string, name: string, into: string): Effect.Effect<void
 
 const STALE = "stale-"
 
-/** Ends what supervisors that were killed have left below this folder, and takes their folders into a living one's. */
-export const sweep = (folder: string, state: string): Effect.Effect<void> =>
+/**
+ * Ends what supervisors that were killed have left below this folder and in this tree of cgroups, and takes their folders
+ * into a living one's.
+ */
+export const sweep = (folder: string, state: string, tree: () => Tree): Effect.Effect<void> =>
   Effect.forEach(
     list(`${folder}/run`).filter((name) => `${folder}/run/${name}` !== state),
-    (name, k) => takeOne(folder, name, `${state}/${STALE}${k}`),
+    (name, k) => takeOne(tree, folder, name, `${state}/${STALE}${k}`),
     { discard: true }
   )
 

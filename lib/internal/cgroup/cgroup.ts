@@ -4,10 +4,12 @@ import { dirname } from "node:path"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
+import * as Inspectable from "effect/Inspectable"
+import { pipeArguments } from "effect/Pipeable"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, CgroupError, type OperationFailed, type SupervisorError } from "../../BerthError.ts"
-import type { Cgroup, Folder } from "../../Cgroup.ts"
+import type { Cgroup, Folder, TypeId as PublicTypeId } from "../../Cgroup.ts"
 import type { Limits } from "../../CgroupLimits.ts"
 import * as Plan from "../../Plan.ts"
 import { errnoOf } from "../files/rooted.ts"
@@ -17,20 +19,57 @@ import { EACCES, EBUSY, ENODEV, ENOENT, EPERM, EROFS, ESRCH } from "../util/errn
 import { attempt } from "../util/fromThrowing.ts"
 import { read } from "../util/readFile.ts"
 import { parseLimits, type Setting, type Write } from "./limits.ts"
-import { lookAgain } from "./stats.ts"
-import { detect, type Tree } from "./tree.ts"
+import type { Tree } from "./tree.ts"
 
-let detected: Tree | undefined
+export const TypeId: PublicTypeId = Symbol.for("berth/Cgroup") as PublicTypeId
 
-/** The machine's tree, read once: a process's own cgroup hardly ever changes under it. */
-export const tree = (): Tree => {
-  detected ??= detect()
-  return detected
+/** What a cgroup keeps to itself. */
+export interface State {
+  /** Undefined until the cgroup is made. */
+  owner: Owner | undefined
+  /** Whether this program has frozen it, or is about to. */
+  frozen: boolean
+  /** How many processes are about to enter it. */
+  entering: number
+  /** How many kills by the OOM killer have been reported, each for one process. */
+  oomKills: number
+  /** The names of the files of each folder that has been listed. */
+  readonly files: Map<Folder, ReadonlySet<string>>
+  /** Held by the fiber that freezes it; a fiber that thaws it waits for nobody. */
+  readonly freezing: Effect.Semaphore
+  /** Held by the fiber that adds folders: two fibers that need the same folder make it once. */
+  readonly extending: Effect.Semaphore
 }
 
-/** Has ours made in another part of the tree from now on: what systemd has given. */
-export const setTree = (given: Tree): void => {
-  detected = given
+const Proto = {
+  [TypeId]: TypeId,
+  ...Inspectable.BaseProto,
+  toJSON(this: Cgroup) {
+    return { _id: "berth/Cgroup", name: this.name, folders: this.folders.map(({ path }) => path) }
+  },
+  toString(this: Cgroup) {
+    return `Cgroup(${this.name} in ${dirname(this.folders[0]?.path ?? "")})`
+  },
+  [Inspectable.NodeInspectSymbol](this: Cgroup) {
+    return this.toString()
+  },
+  pipe() {
+    // biome-ignore lint/complexity/noArguments: this is how Effect's handles pipe
+    return pipeArguments(this, arguments)
+  }
+}
+
+export const unsafeMake = (name: string, folders: ReadonlyArray<Folder>): Cgroup => {
+  const state: State = {
+    owner: undefined,
+    frozen: false,
+    entering: 0,
+    oomKills: 0,
+    files: new Map(),
+    freezing: Effect.unsafeMakeSemaphore(1),
+    extending: Effect.unsafeMakeSemaphore(1)
+  }
+  return Object.assign(Object.create(Proto), { name, folders, state })
 }
 
 /** The name of a unit's cgroup; the sweeper knows by it whose it was. */
@@ -92,6 +131,7 @@ const toOperation =
 
 /** What holds the settings to, by the folders that there are; throws where the version cannot. */
 const writes = (
+  tree: Tree,
   to: ReadonlyArray<Folder>,
   settings: ReadonlyArray<Setting>,
   fresh: boolean
@@ -99,7 +139,7 @@ const writes = (
   settings.flatMap(({ controller, option, v1, v2 }) => {
     const folder = to.find(({ controllers }) => controllers.includes(controller))
     if (folder === undefined) return []
-    const place = { path: folder.path, above: dirname(folder.path), fresh }
+    const place = { path: folder.path, above: dirname(folder.path), fresh, tree }
     if (folder.version === 2) return v2(place).map(toOperation(folder))
     if (v1 !== undefined) return v1(place).map(toOperation(folder))
     throw new CgroupError({
@@ -138,12 +178,12 @@ const passOnTo = (
 
 /** The folders of a new cgroup and the operations that make and limit it; throws. */
 export const operations = (
+  from: Tree,
   limits: Limits,
   name: string,
   above: ReadonlyArray<Folder> = []
 ): { readonly folders: Array<Folder>; readonly create: ReadonlyArray<Plan.Operation> } => {
   const settings = parseLimits(limits)
-  const from = tree()
   for (const { controller, option } of settings) hierarchyOf(from, controller, option)
   const wanted = [...countingIn(from), ...settings.map(({ controller }) => controller)]
   const made = folders(from, name, wanted, above)
@@ -152,7 +192,7 @@ export const operations = (
     create: [
       ...passOnTo(from, above, wanted),
       ...made.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path })),
-      ...writes(made, settings, true)
+      ...writes(from, made, settings, true)
     ]
   }
 }
@@ -266,18 +306,10 @@ export interface Owner {
   closed?: Deferred.Deferred<void>
 }
 
-const owners = new WeakMap<Cgroup, Owner>()
-
-export const own = (cgroup: Cgroup, owner: Owner): void => {
-  owners.set(cgroup, owner)
-}
-
-export const ownerOf = (cgroup: Cgroup): Owner | undefined => owners.get(cgroup)
-
 /** Succeeds once nothing more can happen in it: its process has ended, or its scope closes. */
 export const ended = (cgroup: Cgroup): Effect.Effect<void> =>
   Effect.suspend(() => {
-    const owner = owners.get(cgroup)
+    const owner = cgroup.state.owner
     if (owner === undefined) return Effect.void
     const { container } = owner
     const closing = Effect.suspend(() => {
@@ -362,11 +394,8 @@ export const extend = (
     const known = cgroup.folders.flatMap(({ controllers }) => controllers)
     return settings.every(({ controller }) => known.includes(controller))
       ? Effect.void
-      : extending.withPermits(1)(grow(cgroup, settings, pids))
+      : cgroup.state.extending.withPermits(1)(grow(cgroup, settings, pids))
   })
-
-// One at a time: two that need the same folder at once make it once.
-const extending = Effect.unsafeMakeSemaphore(1)
 
 const grow = (
   cgroup: Cgroup,
@@ -378,12 +407,12 @@ const grow = (
       ({ controller }) => !cgroup.folders.some(({ controllers }) => controllers.includes(controller))
     )
     if (missing.length === 0) return Effect.void
-    const owner = owners.get(cgroup)
+    const owner = cgroup.state.owner
     if (owner === undefined) return Effect.fail(gone(cgroup))
     return Effect.uninterruptible(
       Effect.gen(function* () {
         const { added, create } = yield* attempt(() => {
-          const from = tree()
+          const from = owner.berth.memory.tree()
           for (const { controller, option } of missing) hierarchyOf(from, controller, option)
           const added = folders(
             from,
@@ -398,7 +427,7 @@ const grow = (
               missing.map(({ controller }) => controller)
             ),
             ...added.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path })),
-            ...writes(added, complete, true)
+            ...writes(from, added, complete, true)
           ]
           return { added, create }
         })
@@ -433,7 +462,7 @@ const makeRoom = (folder: string, max: number): Effect.Effect<void, CgroupError>
 export const update = (cgroup: Cgroup, limits: Limits): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
     const settings = yield* attempt(() => parseLimits(limits))
-    const owner = owners.get(cgroup)
+    const owner = cgroup.state.owner
     if (owner === undefined || !isThere(cgroup)) return yield* gone(cgroup)
     const before = new Set(cgroup.folders.flatMap(({ controllers }) => controllers))
     yield* extend(cgroup, settings)
@@ -445,13 +474,14 @@ export const update = (cgroup: Cgroup, limits: Limits): Effect.Effect<void, Bert
         unified?.controllers.includes(controller) === true ? [controller] : []
       )
       const asked = unified === undefined ? [] : passOn(dirname(unified.path), wanted)
-      return [...asked, ...writes(cgroup.folders, rest, false)]
+      return [...asked, ...writes(owner.berth.memory.tree(), cgroup.folders, rest, false)]
     })
     for (const operation of list) {
       if (operation.op !== "cgroup-write" || !operation.file.endsWith("/memory.max")) continue
       if (operation.value !== "max") yield* makeRoom(dirname(operation.file), Number(operation.value))
     }
-    lookAgain(cgroup.folders)
+    // More controllers may have been passed on to it, and their files are there now.
+    cgroup.state.files.clear()
     if (list.length > 0)
       yield* Effect.uninterruptible(
         Effect.flatten(perform(owner.berth, `update of cgroup ${cgroup.name}`, list))

@@ -152,7 +152,7 @@ export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthE
   changes(
     cgroup,
     Effect.flatMap(withFolder(cgroup, "memory"), (folder) => {
-      const events = () => readMemoryEvents(sourceOf(cgroup.folders))
+      const events = () => readMemoryEvents(sourceOf(cgroup))
       return folder.version === 1 ? outOfMemory(folder, events) : file(`${folder.path}/memory.events`, events)
     })
   )
@@ -172,7 +172,7 @@ export const pidsEvents = (cgroup: Cgroup): Stream.Stream<PidsEvents, BerthError
     cgroup,
     Effect.flatMap(withFolder(cgroup, "pids"), ({ path, version }) =>
       Effect.map(
-        file(`${path}/pids.events`, () => ({ max: readPidsEvents(sourceOf(cgroup.folders)) ?? 0 })),
+        file(`${path}/pids.events`, () => ({ max: readPidsEvents(sourceOf(cgroup)) ?? 0 })),
         // The counter of version 1 is in a file that tells nobody of its changes.
         (source) => (version === 1 ? { ...source, wait: Effect.sleep(LOOK_EVERY) } : source)
       )

@@ -11,54 +11,43 @@ import { read } from "../util/readFile.ts"
 import * as internal from "./cgroup.ts"
 import * as events from "./events.ts"
 
-// Those that stand still, or are about to.
-const standing = new WeakSet<Cgroup>()
-// One at a time freezes a cgroup; who thaws it waits for nobody.
-const freezing = new WeakMap<Cgroup, Effect.Semaphore>()
+/** Whether this program has frozen it. */
+export const isFrozen = (cgroup: Cgroup | undefined): boolean => cgroup?.state.frozen === true
 
-const inTurn = (cgroup: Cgroup): Effect.Semaphore => {
-  const known = freezing.get(cgroup) ?? Effect.unsafeMakeSemaphore(1)
-  freezing.set(cgroup, known)
-  return known
+/** The state of a cgroup, or of a container that may get one: how many processes are about to enter it. */
+export interface Entered {
+  entering: number
 }
 
-/** Whether this program has frozen it. */
-export const isFrozen = (cgroup: Cgroup | undefined): boolean => cgroup !== undefined && standing.has(cgroup)
-
-// How many processes are about to enter what a key stands for: a cgroup, or a container that may get one.
-const entering = new WeakMap<object, number>()
-
-const count = (keys: ReadonlyArray<object>, change: 1 | -1): Effect.Effect<void> =>
+const count = (all: ReadonlyArray<Entered>, change: 1 | -1): Effect.Effect<void> =>
   Effect.sync(() => {
-    for (const key of keys) entering.set(key, (entering.get(key) ?? 0) + change)
+    for (const one of all) one.entering += change
   })
 
 /** Starts a process in something that could be frozen meanwhile, which then waits until it has executed its command. */
 export const enter =
-  (keys: ReadonlyArray<object>) =>
+  (all: ReadonlyArray<Entered>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.zipRight(count(keys, 1), Effect.ensuring(effect, count(keys, -1)))
+    Effect.zipRight(count(all, 1), Effect.ensuring(effect, count(all, -1)))
 
 /** Has who freezes it wait for what has been killed in it, which would stay if it stood still before it is gone. */
 export const leave = (
-  keys: ReadonlyArray<object>,
+  all: ReadonlyArray<Entered>,
   gone: Effect.Effect<unknown, unknown>
 ): Effect.Effect<void> =>
   Effect.zipRight(
-    count(keys, 1),
-    Effect.asVoid(Effect.forkDaemon(Effect.ensuring(Effect.exit(gone), count(keys, -1))))
+    count(all, 1),
+    Effect.asVoid(Effect.forkDaemon(Effect.ensuring(Effect.exit(gone), count(all, -1))))
   ).pipe(Effect.uninterruptible)
 
-const entered = (keys: ReadonlyArray<object>): Effect.Effect<void> =>
+const entered = (all: ReadonlyArray<Entered>): Effect.Effect<void> =>
   Effect.suspend(() =>
-    keys.every((key) => (entering.get(key) ?? 0) === 0)
-      ? Effect.void
-      : Effect.zipRight(Effect.sleep(1), entered(keys))
+    all.every(({ entering }) => entering === 0) ? Effect.void : Effect.zipRight(Effect.sleep(1), entered(all))
   )
 
 /** The same, for no longer than a freeze would. */
-export const settled = (key: object): Effect.Effect<void> =>
-  Effect.asVoid(Effect.timeoutOption(entered([key]), PATIENCE))
+export const settled = (one: Entered): Effect.Effect<void> =>
+  Effect.asVoid(Effect.timeoutOption(entered([one]), PATIENCE))
 
 const PATIENCE = "5 seconds"
 
@@ -110,19 +99,19 @@ const thawed = (cgroup: Cgroup): Effect.Effect<void> =>
  * Succeeds once everything in it stands still, or has been let go on since. Nothing enters it from now on, and what
  * enters `container` has done so.
  */
-export const freeze = (cgroup: Cgroup, container?: object): Effect.Effect<void, BerthError> =>
+export const freeze = (cgroup: Cgroup, container?: Entered): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
     yield* internal.extend(cgroup, [{ controller: "freezer", option: "freeze" }])
     const folder = folderOf(cgroup)
     if (folder === undefined) return yield* internal.gone(cgroup)
     if (isFrozen(cgroup)) return
-    standing.add(cgroup)
+    cgroup.state.frozen = true
     yield* stand(cgroup, folder, container).pipe(Effect.onError(() => Effect.ignore(thaw(cgroup))))
-  }).pipe(inTurn(cgroup).withPermits(1))
+  }).pipe(cgroup.state.freezing.withPermits(1))
 
-const stand = (cgroup: Cgroup, folder: Folder, container?: object): Effect.Effect<void, BerthError> =>
+const stand = (cgroup: Cgroup, folder: Folder, container?: Entered): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
-    const all = entered(container === undefined ? [cgroup] : [cgroup, container])
+    const all = entered(container === undefined ? [cgroup.state] : [cgroup.state, container])
     const done = yield* Effect.timeoutOption(Effect.zipRight(all, untilFrozen(cgroup, folder)), PATIENCE)
     if (done._tag === "Some") return
     yield* new CgroupError({
@@ -139,7 +128,7 @@ export const thaw = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const folder = folderOf(cgroup)
     if (folder === undefined) return Effect.void
-    standing.delete(cgroup)
+    cgroup.state.frozen = false
     return Effect.catchIf(
       write(folder, false),
       (error) => error._tag === "CgroupError" && error.reason === "Gone",

@@ -8,15 +8,20 @@ import { parseBytes } from "../util/bytes.ts"
 import { read } from "../util/readFile.ts"
 import { invalid } from "../util/validate.ts"
 import { allowLines, numbersOf, parseDevices, program } from "./devices.ts"
+import type { Tree } from "./tree.ts"
 
 /** A file of the cgroup and what it gets; bytes are a program for its devices. */
 export type Write = readonly [file: string, value: string | Uint8Array]
 
-/** Where a limit goes: the cgroup's folder, the one above it, and whether nothing has been limited there before. */
+/** Where a limit goes. */
 export interface Place {
+  /** The cgroup's folder. */
   readonly path: string
+  /** The folder above it. */
   readonly above: string
+  /** Whether nothing has been limited there before. */
   readonly fresh: boolean
+  readonly tree: Tree
 }
 
 /** One limit, for either version. Without `v1`, version 1 cannot do it. */
@@ -54,18 +59,10 @@ const wholeOrMax = (option: string, value: number | "max", least: number): numbe
 
 const v1Bytes = (value: number | "max"): string => (value === MAX ? "-1" : String(value))
 
-// Without swap accounting there are no such files; the root cgroup of version 2 has none either, and there it is seen by
-// what is swapped to. By the folder above, looked at once, as it is decided when the machine starts.
-const swapLimits = new Map<string, boolean>()
-
-const limitsSwap = (above: string, file: string): boolean => {
-  let found = swapLimits.get(above)
-  if (found === undefined) {
-    found = existsSync(`${above}/${file}`)
-    swapLimits.set(above, found)
-  }
-  return found || (file === "memory.swap.max" && read("/proc/swaps").trim().includes("\n"))
-}
+// A kernel without swap accounting has no such files. The root cgroup of version 2 has none either: there, a machine with
+// swap counts as one with accounting.
+const limitsSwap = ({ above, tree }: Place, file: string): boolean =>
+  tree.hasFile(above, file) || (file === "memory.swap.max" && read("/proc/swaps").trim().includes("\n"))
 
 const MEMSW = "memory.memsw.limit_in_bytes"
 
@@ -88,15 +85,15 @@ const memory = (given: Bytes | MemoryLimits): ReadonlyArray<Setting> => {
       controller: "memory",
       option,
       // Version 1 limits memory and swap together, to no less than the memory alone.
-      v1: ({ above, fresh }) => {
+      v1: (place) => {
         const limit: Write = ["memory.limit_in_bytes", v1Bytes(max)]
-        if (limits.swap === undefined && !limitsSwap(above, MEMSW)) return [limit]
+        if (limits.swap === undefined && !limitsSwap(place, MEMSW)) return [limit]
         const both = max === MAX || swap === MAX ? "-1" : String(max + swap)
-        return fresh ? [limit, [MEMSW, both]] : [[MEMSW, "-1"], limit, [MEMSW, both]]
+        return place.fresh ? [limit, [MEMSW, both]] : [[MEMSW, "-1"], limit, [MEMSW, both]]
       },
-      v2: ({ above }) => [
+      v2: (place) => [
         ["memory.max", String(max)],
-        ...(limits.swap !== undefined || limitsSwap(above, "memory.swap.max")
+        ...(limits.swap !== undefined || limitsSwap(place, "memory.swap.max")
           ? [["memory.swap.max", max === MAX && limits.swap === undefined ? MAX : String(swap)] as const]
           : [])
       ]

@@ -9,8 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import { AT_FDCWD, native, O_PATH } from "../system/addon.ts"
 import { read } from "../util/readFile.ts"
-import { setTree } from "./cgroup.ts"
-import { detect, type Tree, unifiedOf } from "./tree.ts"
+import { detect, lazily, type Tree, unifiedOf } from "./tree.ts"
 
 /** Milliseconds that systemd has for an answer, and then for moving the supervisor. */
 const PATIENCE_MS = 5000
@@ -146,9 +145,6 @@ const startScope = (scope: string, pid: number) => (bus: MessageBus) =>
     []
   ])
 
-const joinScope = (scope: string, pid: number) => (bus: MessageBus) =>
-  call(bus, MANAGER, "AttachProcessesToUnit", "ssau", [scope, `/${INNER}`, [pid]])
-
 const INNER = "supervisor"
 
 /** Asks until one of the addresses has an answer: why none has. */
@@ -199,23 +195,14 @@ const arrived = (scope: string, pid: number): Effect.Effect<string, string> =>
       : Effect.fail(`the supervisor was not moved into ${scope}: see systemctl status ${scope}`)
   }).pipe(Effect.retry(Schedule.spaced("2 millis").pipe(Schedule.upTo(`${PATIENCE_MS} millis`))))
 
-/** The scope of this process's supervisors, while one of them is in it. */
-let current: string | undefined
-
-const enterScope = (pid: number): Effect.Effect<void, string> => {
-  const fresh = Effect.gen(function* () {
+/** Moves a supervisor into a scope of its own. */
+const enterScope = (pid: number): Effect.Effect<void, string> =>
+  Effect.gen(function* () {
     const scope = `berth-${process.pid}-${pid}.scope`
     yield* ask(startScope(scope, pid))
     const folder = yield* arrived(scope, pid)
     yield* Effect.try({ try: () => subdivide(folder, INNER), catch: String })
-    current = scope
   })
-  const joined =
-    current === undefined
-      ? Effect.fail("none")
-      : Effect.zipRight(ask(joinScope(current, pid)), arrived(current, pid))
-  return Effect.catchAll(joined, () => fresh)
-}
 
 const refused = (own: string, why: string): Tree => {
   const detail = `the tree is systemd's, and it gives no scope: ${why}. Run the program in a unit with Delegate=yes`
@@ -223,38 +210,34 @@ const refused = (own: string, why: string): Tree => {
     kind: "none",
     controllers: {},
     missing: () => detail,
-    why: () => ({ reason: "NotDelegated", path: own, detail })
+    why: () => ({ reason: "NotDelegated", path: own, detail }),
+    hasFile: () => false
   }
 }
 
-// Several that start at once get one scope.
-const asking = Effect.unsafeMakeSemaphore(1)
-
 /**
- * Has the cgroups of this process below a part of the tree that is delegated to it: the unit that it is in, if that is
- * one; else a scope of systemd's, or of the user's manager, which the supervisor is moved into and which ends with it. Does
- * nothing where systemd is not what runs the machine, or the tree has hierarchies of version 1.
+ * The tree in which a supervisor's cgroups are made, in a part of systemd's tree that is delegated: the unit of this
+ * process, if it is delegated; else a scope of the system's or the user's manager. The supervisor is moved into that scope,
+ * and the scope ends with it. Where systemd does not run the machine, or the tree has hierarchies of version 1, it is the
+ * tree of this process.
  *
- * Never fails: where there is nothing to be had, the limits of a container say why.
+ * Never fails: without a delegated part, the limits of a container fail and say why.
  */
-export const delegate = (supervisor: number): Effect.Effect<void> =>
-  Effect.suspend(() => {
+export const delegate = (supervisor: number): Effect.Effect<() => Tree> =>
+  Effect.suspend((): Effect.Effect<() => Tree> => {
     const own = isRunning() ? unifiedOf("self") : undefined
-    if (own === undefined) return Effect.void
+    if (own === undefined) return Effect.succeed(lazily())
     const unit = unitOf(own)
     return Effect.if(unit === undefined ? Effect.succeed(false) : isDelegated(unit), {
-      onTrue: () =>
-        Effect.sync(() => {
-          subdivide(unit!, "berth-main")
-          setTree(detect())
-        }),
-      onFalse: () =>
-        Effect.match(enterScope(supervisor), {
-          onFailure: (why) => setTree(refused(own, why)),
-          onSuccess: () => setTree(detect(supervisor))
-        })
-    }).pipe(asking.withPermits(1))
+      onTrue: () => Effect.sync(() => subdivide(unit!, "berth-main")).pipe(Effect.as("self" as const)),
+      onFalse: () => Effect.as(enterScope(supervisor), supervisor)
+    }).pipe(
+      Effect.match({ onFailure: (why) => refused(own, why), onSuccess: detect }),
+      Effect.map((tree) => () => tree)
+    )
   }).pipe(
-    Effect.catchAllDefect((cause) => Effect.logWarning(`systemd was not asked for cgroups: ${cause}`)),
+    Effect.catchAllDefect((cause) =>
+      Effect.as(Effect.logWarning(`systemd was not asked for cgroups: ${cause}`), lazily())
+    ),
     Effect.withSpan("berth.systemd.delegate")
   )

@@ -30,6 +30,8 @@ export interface Tree {
   /** Why a controller that is not there is not, in words. */
   readonly missing: (controller: string) => string
   readonly why: (controller: string) => Missing
+  /** Whether cgroups below a folder have this file of a limit. The answer for the tree's own folders is kept. */
+  readonly hasFile: (above: string, file: string) => boolean
 }
 
 interface Mounted {
@@ -105,13 +107,13 @@ export const unifiedOf = (pid: number | "self"): string | undefined => {
 /** Reads the tree: two small files of /proc, and cgroup.subtree_control where there is version 2. `pid` is whose place counts. */
 export const detect = (pid: number | "self" = "self"): Tree => {
   const mounts = parseMounts(read("/proc/self/mountinfo"))
-  const own = read(`/proc/${pid}/cgroup`).split("\n")
+  const lines = read(`/proc/${pid}/cgroup`).split("\n")
   const controllers: Record<string, Hierarchy> = {}
   const limiting = new Set<string>()
   const v1 = mounts.some((m) => m.type === "cgroup")
   let unified: Hierarchy | undefined
   let at = ""
-  for (const line of own) {
+  for (const line of lines) {
     const [, names, ...rest] = line.split(":")
     const path = rest.join(":")
     if (names === undefined) continue
@@ -167,10 +169,27 @@ export const detect = (pid: number | "self" = "self"): Tree => {
           detail: "this kernel was built, or booted, without the controller: leave the limit out"
         }
   }
+  const own = new Set(Object.values(controllers).map(({ folder }) => folder))
+  const files = new Map<string, boolean>()
   return {
     kind: limiting.size === 0 ? "none" : kind,
     controllers,
     missing: (controller) => why(controller).detail,
-    why
+    why,
+    hasFile: (above, file) => {
+      const path = `${above}/${file}`
+      const found = files.get(path) ?? existsSync(path)
+      if (own.has(above)) files.set(path, found)
+      return found
+    }
+  }
+}
+
+/** The tree of this process, read at the first call: a process's own cgroup hardly ever changes. */
+export const lazily = (): (() => Tree) => {
+  let tree: Tree | undefined
+  return () => {
+    tree ??= detect()
+    return tree
   }
 }

@@ -44,6 +44,18 @@ export interface Base {
   readonly isThere: () => boolean
 }
 
+/** What a container and the processes that are executed in it have in common. */
+export interface Inside {
+  /** How the container ended, if it has: it tells the container from a process in it. */
+  readonly ended: Deferred.Deferred<Ended, SupervisorError>
+  /** How many processes are about to enter it. */
+  entering: number
+  /** The processes that have been executed in it and not been released. */
+  readonly executed: Set<Container>
+  /** Held by the fiber that makes its cgroup: two that need one at once get the same. */
+  readonly adopting: Effect.Semaphore
+}
+
 /** What `Container` keeps to itself. */
 export interface State {
   readonly berth: Berth
@@ -69,8 +81,8 @@ export interface State {
   readonly terminal: Terminal | undefined
   /** Its log, which reads both outputs from the first time that it is asked for. */
   readonly log: () => Log
-  /** What stands for the container that it is in, which may be itself. */
-  readonly inside: object
+  /** The container that it is in, which may be itself. */
+  readonly inside: Inside
   /** How it ended, if it has. */
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
 }
@@ -99,16 +111,12 @@ const Proto = {
   }
 }
 
-// How many kills of a cgroup have been told of, so that each is of one process.
-const oomKills = new WeakMap<Cgroup, number>()
-
 const outOfMemory = (cgroup: Cgroup | undefined, ended: number): ExitStatus["outOfMemory"] => {
   if (cgroup === undefined || ended !== 128 + SIGKILL) return undefined
-  const file = sourceOf(cgroup.folders)
+  const file = sourceOf(cgroup)
   const { oomKill } = readMemoryEvents(file)
-  const before = oomKills.get(cgroup) ?? 0
-  if (oomKill === undefined || oomKill <= before) return undefined
-  oomKills.set(cgroup, oomKill)
+  if (oomKill === undefined || oomKill <= cgroup.state.oomKills) return undefined
+  cgroup.state.oomKills = oomKill
   return readMemoryLimit(file)
 }
 
@@ -143,8 +151,8 @@ export interface Launch {
   readonly cgroup: Cgroup | undefined
   /** Whether the cgroup was made for it, by its own plan. */
   readonly ownsCgroup: boolean
-  /** What stands for the container that it is executed in. */
-  readonly inside: object | undefined
+  /** The container that it is executed in. */
+  readonly inside: Inside | undefined
   readonly stopSignal: string | undefined
   readonly healthcheck: Healthcheck | undefined
   readonly logs: LogFiles | undefined
@@ -226,7 +234,12 @@ const handle = ({ plan, stdio, unit }: Launched, options: Launch, scope: Scope.S
     stderr: stdio.stderr,
     terminal: stdio.terminal,
     log,
-    inside: options.inside ?? unit.ended,
+    inside: options.inside ?? {
+      ended: unit.ended,
+      entering: 0,
+      executed: new Set(),
+      adopting: Effect.unsafeMakeSemaphore(1)
+    },
     ended: unit.ended
   }
   return Object.assign(Object.create(Proto), {
@@ -252,8 +265,8 @@ const paused = (id: string): ContainerError =>
   })
 
 /** Where it is not alone: the cgroup, and the container that may get one. */
-const placesOf = ({ cgroup, inside, ownsCgroup }: Launch): ReadonlyArray<object> =>
-  ownsCgroup ? [] : [cgroup, inside].filter((key) => key !== undefined)
+const placesOf = ({ cgroup, inside, ownsCgroup }: Launch): ReadonlyArray<freezer.Entered> =>
+  ownsCgroup ? [] : [cgroup?.state, inside].filter((place) => place !== undefined)
 
 /** Into a cgroup that was there before, which may stand still. */
 const begin = (options: Launch, interruptible: Interruptible): Effect.Effect<Launched, BerthError> => {
@@ -338,11 +351,7 @@ const launchQuietly = (
               container = handle(launched, options, scope)
               noteExecuted(container)
               if (options.ownsCgroup)
-                cgroups.own(options.cgroup!, {
-                  berth: options.berth,
-                  scope,
-                  container: unit.ended
-                })
+                options.cgroup!.state.owner = { berth: options.berth, scope, container: unit.ended }
               return container
             }),
             () => letDie

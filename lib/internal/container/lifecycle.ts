@@ -24,6 +24,8 @@ import type {
 import type { Image } from "../../Image.ts"
 import type { Kind } from "../../Namespace.ts"
 import * as Plan from "../../Plan.ts"
+import * as Memory from "../berth/memory.ts"
+import { lazily } from "../cgroup/tree.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
 import * as Seccomp from "../security/seccomp.ts"
@@ -66,6 +68,7 @@ const startIn = (
     const { folder, nextId } = berth.supervisor
     const prepared = attempt(() =>
       prepare.start(image, options, {
+        memory: berth.memory,
         folder,
         unit: nextId(),
         id,
@@ -79,10 +82,14 @@ const startIn = (
     )
   })
 
+/** For plans that no Berth runs: it only holds what this process would find out again. */
+const unattended = Memory.make(lazily())
+
 export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Plan.Plan, BerthError> =>
   attempt(() => {
     const rootless = process.geteuid?.() !== 0
     const at = {
+      memory: unattended,
       folder: "/var/lib/berth/run/0",
       unit: 1,
       id: "000000000000",
@@ -144,7 +151,7 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
     const joins = options.cgroup === undefined ? [] : Cgroup.joins(options.cgroup)
     const inUserNamespace = berth.rootless || namespaces.kinds.includes("user")
     const process = yield* attempt(() =>
-      prepare.settings(rootfs.image, options, joins, joined, inUserNamespace)
+      prepare.settings(berth.memory, rootfs.image, options, joins, joined, inUserNamespace)
     )
     const shared = namespaces.kinds.includes("mount")
     if (shared && namespaces.root !== undefined && namespaces.root !== rootfs) {
@@ -156,15 +163,20 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
       return yield* new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
     }
     const around = yield* attempt(() =>
-      prepare.surroundings(options, { folder: berth.supervisor.folder, unit, id }, namespaces.kinds, {
-        created: new Set<Kind>(shared ? [] : ["mount"]),
-        inUserNamespace,
-        idMap: undefined,
-        cgroup: [],
-        scratch: [],
-        root: { op: "root-mount", mount: "root" },
-        content: rootfs.content
-      })
+      prepare.surroundings(
+        options,
+        { memory: berth.memory, folder: berth.supervisor.folder, unit, id },
+        namespaces.kinds,
+        {
+          created: new Set<Kind>(shared ? [] : ["mount"]),
+          inUserNamespace,
+          idMap: undefined,
+          cgroup: [],
+          scratch: [],
+          root: { op: "root-mount", mount: "root" },
+          content: rootfs.content
+        }
+      )
     )
     const started = yield* launch({
       berth,
@@ -245,7 +257,7 @@ export const execStream: {
         ...(options.rlimits === undefined ? { rlimits: state.settings.rlimits } : {}),
         seccompProfile,
         seccomp: yield* attempt(() =>
-          Seccomp.filter(seccompProfile, capabilities, onSystemCall !== undefined)
+          Seccomp.filter(state.berth.memory.filters, seccompProfile, capabilities, onSystemCall !== undefined)
         ),
         onSystemCall,
         arguments: command,

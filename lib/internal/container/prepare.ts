@@ -6,6 +6,7 @@ import type { Image } from "../../Image.ts"
 import { isNamespace, type Kind } from "../../Namespace.ts"
 import type * as Plan from "../../Plan.ts"
 import * as Security from "../../Security.ts"
+import type { Memory } from "../berth/memory.ts"
 import * as cgroupFiles from "../cgroup/cgroup.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
@@ -25,12 +26,10 @@ import { stdioNames } from "./stdio.ts"
 /** 12 hexadecimal digits; the random ones of a UUID come from a pool that the runtime keeps filled. */
 export const makeId = (): string => randomUUID().replaceAll("-", "").slice(20)
 
-// An image never changes, so what its files say of a user is read once.
-const resolvedUsers = new WeakMap<Image, Map<string, users.User>>()
-
-const userOf = (image: Image, user: string): users.User => {
-  const known = resolvedUsers.get(image) ?? new Map<string, users.User>()
-  resolvedUsers.set(image, known)
+/** What the files of an image say of a user. */
+const userOf = (memory: Memory, image: Image, user: string): users.User => {
+  const known = memory.users.get(image) ?? new Map<string, users.User>()
+  memory.users.set(image, known)
   const found = known.get(user)
   if (found !== undefined) return found
   const [passwd, group] = ["etc/passwd", "etc/group"].map((path) =>
@@ -54,6 +53,7 @@ export const common = (options: ProcessOptions, inUserNamespace: boolean) => ({
 })
 
 export const settings = (
+  memory: Memory,
   image: Image,
   options: RootOptions,
   cgroup: ReadonlyArray<Plan.Operation>,
@@ -71,12 +71,17 @@ export const settings = (
       "a command: the image has neither an entrypoint nor a command of its own"
     )
   check.strings("command", command)
-  const user = userOf(image, options.user ?? config.user)
+  const user = userOf(memory, image, options.user ?? config.user)
   const shared = common(options, inUserNamespace)
   return {
     ...shared,
     seccompProfile: options.seccomp,
-    seccomp: Seccomp.filter(options.seccomp, shared.capabilities, options.onSystemCall !== undefined),
+    seccomp: Seccomp.filter(
+      memory.filters,
+      options.seccomp,
+      shared.capabilities,
+      options.onSystemCall !== undefined
+    ),
     onSystemCall: options.onSystemCall,
     arguments: command,
     environment: {
@@ -157,7 +162,12 @@ const kernelFiles: ReadonlyArray<Kind> = ["pid", "network", "ipc"]
 
 export const surroundings = (
   options: RootOptions,
-  at: { readonly folder: string; readonly unit: number; readonly id: string },
+  at: {
+    readonly memory: Memory
+    readonly folder: string
+    readonly unit: number
+    readonly id: string
+  },
   own: ReadonlyArray<Kind>,
   rest: Pick<
     compile.Surroundings,
@@ -169,6 +179,7 @@ export const surroundings = (
   const hostname = check.hostname(options.hostname, own)
   return {
     ...rest,
+    memory: at.memory,
     folder: at.folder,
     record: `${at.folder}/${at.unit}.first`,
     ofHost: kernelFiles.filter((kind) => !kinds.includes(kind)),
@@ -191,6 +202,7 @@ export const start = (
   image: Image,
   options: StartOptions,
   at: {
+    readonly memory: Memory
     readonly folder: string
     readonly unit: number
     readonly id: string
@@ -203,14 +215,14 @@ export const start = (
   // In the host's pid namespace nothing ends with the first process: a cgroup says what belongs to the container.
   const made =
     options.cgroup === undefined && (options.limits !== undefined || !from.kinds.includes("pid"))
-      ? Cgroup.operations(options.limits ?? {}, cgroupFiles.nameOf(at.folder, at.unit))
+      ? Cgroup.operations(at.memory.tree(), options.limits ?? {}, cgroupFiles.nameOf(at.folder, at.unit))
       : undefined
   const cgroup = options.cgroup ?? made?.cgroup
   const inUserNamespace = at.rootless || from.kinds.includes("user")
   const joins = cgroup === undefined ? [] : Cgroup.joins(cgroup)
-  const process = settings(image, options, joins, from.joined, inUserNamespace)
+  const process = settings(at.memory, image, options, joins, from.joined, inUserNamespace)
   const upper = { upper: options.upper, size: options.upperSize }
-  const composed = RootFs.compose(image, upper, at.folder, at.unit, at.rootless)
+  const composed = RootFs.compose(image, upper, at.memory, at.folder, at.unit, at.rootless)
   const root = at.userns === undefined ? composed : RootFs.withIds(composed, at.userns)
   const around = surroundings(
     options,

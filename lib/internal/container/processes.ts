@@ -18,20 +18,14 @@ const statOf = (pid: number): ReadonlyArray<string> =>
     .replace(/^.*\) /s, "")
     .split(" ")
 
-// What has been executed in a container and not been given back, by what stands for the container.
-const executed = new WeakMap<object, Set<Container>>()
-
 /** Takes note of what has been executed in a container, which namespaces that it shares do not tell. */
 export const noteExecuted = (process: Container): void => {
   const { ended, inside } = process.state
-  if (inside === ended) return
-  const known = executed.get(inside)
-  if (known === undefined) executed.set(inside, new Set([process]))
-  else known.add(process)
+  if (inside.ended !== ended) inside.executed.add(process)
 }
 
 export const forgetExecuted = (process: Container): void => {
-  executed.get(process.state.inside)?.delete(process)
+  process.state.inside.executed.delete(process)
 }
 
 // Once it has been waited for, its number may be somebody else's.
@@ -46,8 +40,8 @@ export const processesOf = (container: Container): ReadonlyArray<number> => {
   if (!isThere(container)) return []
   const own = new Set([container.pid])
   const { ended, inside } = container.state
-  if (inside === ended)
-    for (const process of executed.get(inside) ?? []) if (isThere(process)) own.add(process.pid)
+  if (inside.ended === ended)
+    for (const process of inside.executed) if (isThere(process)) own.add(process.pid)
   const made = container.plan.operations.reduce(
     (all, operation) =>
       operation.op === "process" || operation.op === "unshare" ? all | Number(operation.namespaces) : all,

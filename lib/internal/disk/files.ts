@@ -132,11 +132,12 @@ export const replaceFile = (
 export const append = (file: FileSystem.File, bytes: Uint8Array): Effect.Effect<void, PlatformError> =>
   bytes.length === 0 ? Effect.void : file.writeAll(bytes)
 
-const turns = new Map<string, { readonly semaphore: Effect.Semaphore; users: number }>()
+/** Who works on a path, and how many wait for that. */
+export type Turns = Map<string, { readonly semaphore: Effect.Semaphore; users: number }>
 
-/** One fiber of this process at a time for a key; a fiber that is interrupted lets the next one try. */
+/** One fiber of a Berth at a time for a key; a fiber that is interrupted lets the next one try. */
 export const oneAtATime =
-  (key: string) =>
+  ({ turns }: { readonly turns: Turns }, key: string) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.acquireUseRelease(
       Effect.sync(() => {
@@ -226,7 +227,7 @@ const nothing: After = () => Effect.void
 /**
  * Runs `use` while this process holds the lock on the file, which is made if need be. The holder may rename or
  * remove it, `after` at the latest. Waiting is polling, since a blocking flock(2) would stop the event loop; between fibers
- * of one process `oneAtATime` saves that. It fails with `Storage` where the holder gives no sign of work for too long.
+ * of one Berth `oneAtATime` saves that. It fails with `Storage` where the holder gives no sign of work for too long.
  */
 export const withFileLock = <A, E, R>(
   fs: FileSystem.FileSystem,

@@ -4,16 +4,20 @@
  * rights but over the user's own ids. What it makes is the user's, who is root in there.
  */
 
+import * as Ids from "../ids/idMaps.ts"
 import { native } from "../system/addon.ts"
 import { EACCES, EPERM } from "../util/errno.ts"
 
-/** Descriptors of the user namespaces of this program's supervisors. */
-const namespaces = new Set<number>()
+/**
+ * The user namespaces of this program's supervisors, by their descriptors. All are of the same user, so that what one of
+ * them may do with a file of a host's id any other may do that has the id: a Berth can use each, and spoil none.
+ */
+const namespaces = new Map<number, Ids.Ids>()
 
 /** Until the function that it gives is called, which closes the descriptor; -1 is none. */
-export const useNamespace = (namespace: number): (() => void) => {
+export const useNamespace = (namespace: number, ids: Ids.Ids): (() => void) => {
   if (namespace < 0) return () => {}
-  namespaces.add(namespace)
+  namespaces.set(namespace, ids)
   return () => {
     if (namespaces.delete(namespace)) native().close(namespace)
   }
@@ -21,10 +25,10 @@ export const useNamespace = (namespace: number): (() => void) => {
 
 const isRefused = (result: number): boolean => result === -EACCES || result === -EPERM
 
-const orAsRoot = (result: number, again: (namespace: number) => number): number => {
+const orAsRoot = (result: number, again: (namespace: number, ids: Ids.Ids) => number): number => {
   if (!isRefused(result)) return result
-  for (const namespace of namespaces) {
-    const second = again(namespace)
+  for (const [namespace, ids] of namespaces) {
+    const second = again(namespace, ids)
     if (!isRefused(second)) return second
   }
   return result
@@ -71,7 +75,7 @@ export const changes = {
 
 /** What to do where it has been refused: 0, or -errno, which is -EACCES where there is no such root. */
 export const change = (
-  which: keyof typeof changes,
+  which: Exclude<keyof typeof changes, "owner">,
   folder: number,
   name: string,
   rest: {
@@ -92,4 +96,25 @@ export const change = (
       rest.a ?? 0,
       rest.b ?? 0
     )
+  )
+
+/** Whether a namespace has an id of the host; chown(2) takes -1 as no change. */
+const has = (ranges: Ids.Ids["uids"], id: number): boolean =>
+  id === -1 || ranges.some(({ host, size }) => id >= host && id - host < size)
+
+/** chown(2) by ids of the host, where it has been refused: as root of a namespace that has both ids. */
+export const chown = (fd: number, uid: number, gid: number): number =>
+  orAsRoot(-EPERM, (namespace, { gids, uids }) =>
+    has(uids, uid) && has(gids, gid)
+      ? native().changeAsRoot(
+          namespace,
+          changes.owner,
+          fd,
+          "",
+          -1,
+          "",
+          Ids.inside(uids, uid),
+          Ids.inside(gids, gid)
+        )
+      : -EPERM
   )

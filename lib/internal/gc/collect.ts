@@ -180,7 +180,7 @@ export const gc = (berth: Berth, dryRun: boolean): Effect.Effect<Collected, Imag
     }
     return collected(found, new Map(discarded.map(([layer, path]) => [layer, bytes.get(path)!])))
   }).pipe(
-    oneAtATime(`${berth.folder}/gc`),
+    oneAtATime(berth, `${berth.folder}/gc`),
     Effect.withSpan("berth.Store.gc", { attributes: { "berth.dry_run": dryRun } })
   )
 
@@ -194,7 +194,7 @@ const collectOnly = (berth: Berth, blobs: ReadonlySet<Digest>): Effect.Effect<vo
         doomed.blobs.filter((digest) => blobs.has(digest))
       )
     )
-  ).pipe(oneAtATime(`${berth.folder}/gc`))
+  ).pipe(oneAtATime(berth, `${berth.folder}/gc`))
 
 /** Whether another try may go on from what there is already. */
 const mayGoOn = (error: unknown): boolean =>

@@ -51,14 +51,12 @@ const lockOf = (name: string): number => {
   })
 }
 
-// Where the search begins: behind the range that was given last, so that a range is not soon somebody else's.
-let next = 0
-
-const anyRange = (owner: string): Mapped => {
+/** The search begins behind the range that was given last, so that ids are not given to another container soon. */
+const anyRange = (owner: string, memory: Berth["memory"]): Mapped => {
   const [uids, gids] = [startsIn("/etc/subuid", owner), startsIn("/etc/subgid", owner)]
   const slots = Math.min(uids.length, gids.length)
   for (let tried = 0; tried < slots; tried++) {
-    const slot = next++ % slots
+    const slot = memory.nextIds++ % slots
     const [uid, gid] = [uids[slot]!, gids[slot]!]
     const lock = lockOf(`${uid}-${gid}`)
     if (lock < 0) continue
@@ -93,7 +91,7 @@ export const acquire = (userns: NonNullable<StartOptions["userns"]>, berth: Bert
             "gidMap"
           ])
   if (berth.rootless) refuse()
-  return explicit === undefined ? anyRange(berth.idOwner) : { ids: explicit, lock: -1 }
+  return explicit === undefined ? anyRange(berth.idOwner, berth.memory) : { ids: explicit, lock: -1 }
 }
 
 /** Keeps the lock for as long as the unit is there. */

@@ -7,9 +7,10 @@ import { link, list, read } from "../util/readFile.ts"
 
 const KERNEL = "/sys/kernel/security/apparmor"
 
+// The kernel decides it when the machine starts.
 let enabled: boolean | undefined
 
-/** Whether the kernel has it turned on, which is decided when the machine starts. */
+/** Whether AppArmor is enabled in this kernel. */
 export const isEnabled = (): boolean => {
   if (enabled === undefined) {
     try {

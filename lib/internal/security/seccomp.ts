@@ -357,16 +357,17 @@ export interface Filter {
   readonly notifies: boolean
 }
 
-/** Compiled ones by what they say. */
-const compiled = new Map<string, Filter>()
-const COMPILED_MAX = 64
+/** Compiled filters by what they say. */
+export type Filters = Map<string, Filter>
 
-const remember = (key: string, make: () => Filter): Filter => {
-  const found = compiled.get(key)
+const FILTERS_MAX = 64
+
+const remember = (filters: Filters, key: string, make: () => Filter): Filter => {
+  const found = filters.get(key)
   if (found !== undefined) return found
   const made = make()
-  if (compiled.size >= COMPILED_MAX) compiled.clear()
-  compiled.set(key, made)
+  if (filters.size >= FILTERS_MAX) filters.clear()
+  filters.set(key, made)
   return made
 }
 
@@ -392,9 +393,9 @@ const loading = (program: Uint8Array, policy: Policy): Operation => {
   return policy.notifies ? { ...operation, listener: "seccomp" } : constant({ ...operation, listener: null })
 }
 
-const compileFilter = (of: SeccompProfile, set: bigint, custom: boolean): Filter => {
+const compileFilter = (filters: Filters, of: SeccompProfile, set: bigint, custom: boolean): Filter => {
   const policy = policyOf(of, set)
-  return remember(`${digest(policy.policy)} ${policy.flags}`, () => ({
+  return remember(filters, `${digest(policy.policy)} ${policy.flags}`, () => ({
     operation: loading(shorten(compile(policy)), policy),
     custom,
     notifies: policy.notifies
@@ -405,15 +406,16 @@ const defaultKey = (set: bigint): string => `default ${set}`
 
 /** What an option asks for, for a process with these capabilities; throws `InvalidOption` and `Unsupported`. */
 export const filter = (
+  filters: Filters,
   asked: "default" | "unconfined" | SeccompProfile | undefined,
   set: bigint,
   answered: boolean
 ): Filter | undefined => {
   if (asked === "unconfined") return undefined
   if (asked === undefined || asked === "default")
-    return remember(defaultKey(set), () => compileFilter(defaultProfile, set, false))
-  if (asked === strictProfile) return compileFilter(strictProfile, set, false)
-  const made = compileFilter(decode(asked), set, true)
+    return remember(filters, defaultKey(set), () => compileFilter(filters, defaultProfile, set, false))
+  if (asked === strictProfile) return compileFilter(filters, strictProfile, set, false)
+  const made = compileFilter(filters, decode(asked), set, true)
   if (made.notifies && !answered)
     invalid("onSystemCall", undefined, "a function that answers what the profile's SCMP_ACT_NOTIFY asks")
   return made
@@ -459,10 +461,10 @@ export const kept = (folder: string, of: SeccompProfile, set: bigint): Operation
  * Has the default policy ready before the first start: compiling it takes 15 ms. What cannot be had here is told by the
  * start that needs it.
  */
-export const warm = (folder: string): void => {
+export const warm = (folder: string, filters: Filters): void => {
   const set = Capabilities.maskOf(Capabilities.defaults)
   try {
-    remember(defaultKey(set), () => ({
+    remember(filters, defaultKey(set), () => ({
       operation: kept(folder, defaultProfile, set),
       custom: false,
       notifies: false

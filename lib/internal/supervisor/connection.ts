@@ -9,6 +9,7 @@ import type { BerthError } from "../../BerthError.ts"
 import { NotReleased, OperationFailed, SupervisorError } from "../../BerthError.ts"
 import * as Plan from "../../Plan.ts"
 import { useNamespace } from "../files/namespaceRoot.ts"
+import * as Ids from "../ids/idMaps.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
 import { E2BIG, EAGAIN, EMFILE, EPIPE, ETIMEDOUT, errnoName } from "../util/errno.ts"
@@ -89,15 +90,19 @@ const SIGCONT = 18
 
 /** A supervisor that has not answered for so long may have been stopped by somebody, and is set going again. */
 const PATIENCE_MILLIS = 200
-/** How long things may take, in milliseconds; tests have less. */
-export const limits = {
-  /** A start: a lease on the command's file holds up its execution for 45 seconds, fcntl(2). */
-  start: 60_000,
-  /** A release: what is left then, the supervisor goes on with, or a sweep. */
-  release: 30_000,
+
+/** How long things may take, in milliseconds. */
+export interface TimeLimits {
+  /** A start, until the command is executed. */
+  readonly start: number
+  /** A release: the supervisor, or a sweep, then goes on with the rest. */
+  readonly release: number
   /** The supervisor's end: it goes on alone then. */
-  end: 20_000
+  readonly end: number
 }
+
+/** A lease on the command's file holds up its execution for 45 seconds, fcntl(2). */
+const timeLimits: TimeLimits = { start: 60_000, release: 30_000, end: 20_000 }
 
 interface Pending {
   readonly plan: Plan.Plan
@@ -149,14 +154,17 @@ class Connection {
   private patience: NodeJS.Timeout | undefined
   private readonly socket: number
   private readonly pidfd: number
+  readonly limits: TimeLimits
 
   constructor(
     socket: number,
     pidfd: number,
+    limits: TimeLimits,
     onReady: (reply: Reply | undefined, lost?: OperationFailed) => void
   ) {
     this.socket = socket
     this.pidfd = pidfd
+    this.limits = limits
     this.onReady = onReady
     this.listen()
     this.expect()
@@ -172,7 +180,7 @@ class Connection {
       for (const unit of this.units.values()) {
         waiting ||= unit.started !== undefined || unit.released !== undefined
         if (now < unit.deadline) continue
-        unit.started?.(Effect.fail(tookTooLong()))
+        unit.started?.(Effect.fail(tookTooLong(this.limits.start)))
         // It stays known: whoever waits for its end is told when it comes.
         unit.released?.({ syscall: "release", errno: ETIMEDOUT })
       }
@@ -289,13 +297,13 @@ class Connection {
 
 const nothing = new Uint8Array(0)
 
-const tookTooLong = (): OperationFailed =>
+const tookTooLong = (millis: number): OperationFailed =>
   new OperationFailed({
     operation: "start",
     index: -1,
     syscall: "execve",
     errno: ETIMEDOUT,
-    hint: `The process did not come to execute its command within ${limits.start / 1000} seconds: a container can hold up what is started in it; stop the container, or see what its processes do`
+    hint: `The process did not come to execute its command within ${millis / 1000} seconds: a container can hold up what is started in it; stop the container, or see what its processes do`
   })
 
 const gone = (detail: string): SupervisorError => new SupervisorError({ reason: "Gone", detail })
@@ -330,7 +338,7 @@ const beginUnit = (
     const message = large
       ? encodeRequest(REQUEST_START, id, encoded.bytes.length, nothing)
       : encodeRequest(REQUEST_START, id, 0, encoded.bytes)
-    unit.deadline = Date.now() + limits.start
+    unit.deadline = Date.now() + connection.limits.start
     unit.started = (result) => {
       unit.started = undefined
       Loop.release()
@@ -347,7 +355,7 @@ const beginUnit = (
     })
   })
 
-/** Releases a unit that may not have started yet, for `limits.release` at the most. */
+/** Releases a unit that may not have started yet, for as long as a release may take. */
 const releaseUnit = (
   connection: Connection,
   id: number,
@@ -366,7 +374,7 @@ const releaseUnit = (
     Loop.retain()
     if (connection.gone || unit.gone || !connection.units.has(id)) return finish(undefined)
     unit.released = finish
-    unit.deadline = Date.now() + limits.release
+    unit.deadline = Date.now() + connection.limits.release
     connection.send(encodeRequest(REQUEST_RELEASE, id, 0, nothing), [], (n) => {
       if (n < 0) finish(undefined)
     })
@@ -433,18 +441,23 @@ const awaitEnd = (pidfd: number, millis: number): Effect.Effect<boolean> =>
     // A scope that closes cannot be interrupted, and would wait for it all the same.
   }).pipe(Effect.interruptible, Effect.timeoutOption(millis), Effect.map(Option.isSome))
 
-/**
- * Starts a supervisor that owns `folder`, whose lock (a descriptor, which becomes the supervisor's) is held. With the mode
- * `ranges` it waits in a user namespace of its own until `map` has given that its ids.
- */
+export interface Options {
+  /** Whether it has root's rights, or a user namespace of its own: of the user alone, or with ranges of ids as well. */
+  readonly mode: "root" | "single-id" | "ranges"
+  /** The ids of its user namespace. With the mode `ranges` it waits until these are written. */
+  readonly ids: Ids.Ids
+  readonly guard: Guard
+  readonly limits?: Partial<TimeLimits> | undefined
+}
+
+/** Starts a supervisor that owns `folder`, whose lock (a descriptor, which becomes the supervisor's) is held. */
 export const start = (
   folder: string,
   lock: number,
-  mode: "root" | "single-id" | "ranges",
-  map: (pid: number) => Effect.Effect<void, BerthError>,
-  guard: Guard
+  { guard, ids, limits: given, mode }: Options
 ): Effect.Effect<Supervisor, BerthError> =>
   Effect.async<Supervisor, BerthError>((resume) => {
+    const limits = { ...timeLimits, ...given }
     const addon = native()
     const notStarted = (detail: string) => new SupervisorError({ reason: "NotStarted", detail })
     const program = programPath("berth-supervisor")
@@ -489,10 +502,10 @@ export const start = (
     })
     let unmapped: Effect.Effect<never, BerthError> | undefined
     Loop.retain()
-    const connection: Connection = new Connection(ours, pidfd, (reply, lost) => {
+    const connection: Connection = new Connection(ours, pidfd, limits, (reply, lost) => {
       if (reply?.type === REPLY_UNMAPPED) {
         // It has not been waited for, so its pid is its own even where it has been killed.
-        Effect.runCallback(map(pid), {
+        Effect.runCallback(Ids.writeMaps(pid, ids), {
           onExit: (exit) => {
             if (Exit.isSuccess(exit))
               return connection.send(encodeRequest(REQUEST_MAPPED, 0, 0, nothing), [], () => {})
@@ -504,7 +517,7 @@ export const start = (
       }
       Loop.release()
       if (reply?.type === REPLY_READY && lost === undefined && reply.errno === 0) {
-        const forgetNamespace = useNamespace(reply.descriptors[0])
+        const forgetNamespace = useNamespace(reply.descriptors[0], ids)
         return resume(
           Effect.succeed({
             pid,

@@ -3,6 +3,8 @@
 import * as Turn from "../util/turn.ts"
 import { native } from "./addon.ts"
 
+// The addon has one epoll thread for each thread of JavaScript, and so is this one for all of its Berths. A token is of one
+// watch, which nobody else can cancel or replace.
 const waiting = new Map<number, (events: number) => void>()
 let nextToken = 1
 let holds = 0

@@ -97,8 +97,8 @@ abstract class End {
   }
 }
 
-// Bytes are read into what is left of one buffer of the process, and handed out where they lie: nothing is copied, or
-// cleared first. There is a new buffer when too little is left.
+// Bytes are read into the rest of one buffer of this thread and handed out where they lie: nothing is copied, or cleared
+// first. No part is handed out twice. There is a new buffer when too little is left.
 const newBuffer = (): Uint8Array => {
   const { buffer } = Buffer.allocUnsafeSlow(BUFFER_BYTES)
   return new Uint8Array(buffer)
