@@ -8,6 +8,7 @@ import type * as FileSystem from "@effect/platform/FileSystem"
 import type * as HttpClient from "@effect/platform/HttpClient"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import type * as Inspectable from "effect/Inspectable"
 import * as Layer from "effect/Layer"
 import type { BerthError } from "./BerthError.ts"
 import type * as Doctor from "./Doctor.ts"
@@ -24,7 +25,7 @@ import type { IdRange } from "./Namespace.ts"
  * @since 0.1.0
  * @category symbols
  */
-export const TypeId: unique symbol = Symbol.for("berth/Berth")
+export const TypeId: unique symbol = tag.TypeId
 
 /**
  * @since 0.1.0
@@ -38,7 +39,7 @@ export type TypeId = typeof TypeId
  * @since 0.1.0
  * @category models
  */
-export interface Berth {
+export interface Berth extends Inspectable.Inspectable {
   readonly [TypeId]: TypeId
   /** Where everything that Berth keeps on disk is: the store, the unpacked layers, the state of running supervisors. */
   readonly folder: string

@@ -4,7 +4,7 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
-import * as Inspectable from "effect/Inspectable"
+import type * as Inspectable from "effect/Inspectable"
 import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import { Berth } from "./Berth.ts"
@@ -12,7 +12,7 @@ import type { BerthError } from "./BerthError.ts"
 import { InvalidOption } from "./BerthError.ts"
 import * as Userns from "./internal/ids/allocation.ts"
 import * as Ids from "./internal/ids/idMaps.ts"
-import { emptyFolder, explain, flags, flagsOf, idMap } from "./internal/ids/namespaceFlags.ts"
+import * as internal from "./internal/ids/namespaceFlags.ts"
 import { scopedUnit } from "./internal/supervisor/scopedUnit.ts"
 import { attempt } from "./internal/util/fromThrowing.ts"
 import * as Plan from "./Plan.ts"
@@ -21,7 +21,7 @@ import * as Plan from "./Plan.ts"
  * @since 0.1.0
  * @category symbols
  */
-export const TypeId: unique symbol = Symbol.for("berth/Namespace")
+export const TypeId: unique symbol = internal.TypeId
 
 /**
  * @since 0.1.0
@@ -57,14 +57,6 @@ export interface Namespace extends Inspectable.Inspectable {
   readonly settingUp: Effect.Semaphore
   /** @internal the ids of its user namespace, undefined where they are Berth's own by the same numbers */
   readonly mapped: Userns.Mapped | undefined
-}
-
-const Proto = {
-  [TypeId]: TypeId as TypeId,
-  ...Inspectable.BaseProto,
-  toJSON(this: Namespace) {
-    return { _id: "Namespace", kinds: this.kinds, pid: this.pid }
-  }
 }
 
 /**
@@ -137,23 +129,23 @@ export const make = (
     const berth = yield* Berth
     const id = berth.supervisor.nextId()
     const set = new Set(kinds)
-    const unknown = kinds.find((kind) => flags[kind] === undefined)
+    const unknown = kinds.find((kind) => internal.flags[kind] === undefined)
     if (unknown !== undefined) {
-      const expected = `one of ${Object.keys(flags).join(", ")}`
+      const expected = `one of ${Object.keys(internal.flags).join(", ")}`
       return yield* new InvalidOption({ option: "kinds", value: JSON.stringify(unknown), expected })
     }
     const mapped = set.has("user") ? yield* mappedBy(options.ids, berth) : undefined
     const plan = Plan.make([
       ...(mapped === undefined ? [] : Userns.hold(mapped)),
-      { op: "process", namespaces: flagsOf([...set, ...ofTheHolder]) },
-      ...(mapped === undefined ? [] : [idMap(mapped.ids)]),
+      { op: "process", namespaces: internal.flagsOf([...set, ...ofTheHolder]) },
+      ...(mapped === undefined ? [] : [internal.idMap(mapped.ids)]),
       { op: "session" },
       { op: "stdio", stdin: null, stdout: null, stderr: null },
       ...(set.has("network") ? [{ op: "loopback" } as const] : []),
       // The mounts of a namespace that is shared are set up, and the host's taken out of it, by its first process.
       {
         op: "empty-root",
-        path: set.has("mount") ? emptyFolder(berth.supervisor.folder) : "/",
+        path: set.has("mount") ? internal.emptyFolder(berth.supervisor.folder) : "/",
         proc: set.has("pid") ? 1 : 0
       },
       ...(mapped === undefined ? [] : [{ op: "root-user" } as const]),
@@ -164,7 +156,7 @@ export const make = (
     ])
     const descriptors = mapped === undefined ? {} : Userns.descriptors(mapped)
     const unit = yield* scopedUnit(berth, id, "namespace holder", plan, descriptors).pipe(
-      Effect.mapError(explain(kinds))
+      Effect.mapError(internal.explain(kinds))
     )
     const fields = {
       kinds: [...set],
@@ -176,5 +168,5 @@ export const make = (
       settingUp: Effect.unsafeMakeSemaphore(1),
       mapped: mapped === undefined || Ids.areSame(mapped.ids) ? undefined : mapped
     } satisfies Omit<Namespace, TypeId | keyof Inspectable.Inspectable>
-    return Object.setPrototypeOf(fields, Proto) as Namespace
+    return Object.setPrototypeOf(fields, internal.Proto) as Namespace
   }).pipe(Effect.withSpan("berth.Namespace.make", { attributes: { kinds } }))

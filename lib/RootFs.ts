@@ -72,7 +72,13 @@ const Proto = {
   [TypeId]: TypeId as TypeId,
   ...Inspectable.BaseProto,
   toJSON(this: RootFs) {
-    return { _id: "RootFs", image: this.image.reference, upper: this.upper ?? "memory" }
+    return { _id: "berth/RootFs", image: this.image.reference, upper: this.upper ?? "memory" }
+  },
+  toString(this: RootFs) {
+    return `RootFs(${this.image.reference}, written to ${this.upper ?? "memory"})`
+  },
+  [Inspectable.NodeInspectSymbol](this: RootFs) {
+    return this.toString()
   }
 }
 

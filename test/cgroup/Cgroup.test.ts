@@ -1,6 +1,8 @@
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
+import * as path from "node:path"
+import { inspect } from "node:util"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
@@ -145,6 +147,7 @@ suite("Cgroup", (effect) => {
           name: cgroup.name,
           folders: cgroup.folders.map(({ path }) => path)
         })
+        assert.equal(inspect(cgroup), `Cgroup(${cgroup.name} in ${path.dirname(cgroup.folders[0]!.path)})`)
         return cgroup.folders
       })
     )

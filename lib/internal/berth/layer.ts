@@ -5,8 +5,9 @@ import * as FileSystem from "@effect/platform/FileSystem"
 import * as HttpClient from "@effect/platform/HttpClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import type * as Inspectable from "effect/Inspectable"
 import type * as Scope from "effect/Scope"
-import type { Berth, Options } from "../../Berth.ts"
+import type { Berth, Options, TypeId } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../../BerthError.ts"
 import * as systemd from "../cgroup/systemdScope.ts"
 import { lazily, type Tree } from "../cgroup/tree.ts"
@@ -15,7 +16,7 @@ import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/unpack.ts"
 import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
 import * as Seccomp from "../security/seccomp.ts"
-import { TypeId } from "../service.ts"
+import { Proto } from "../service.ts"
 import * as Holds from "../store/leases.ts"
 import * as Supervisor from "../supervisor/connection.ts"
 import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "../system/addon.ts"
@@ -267,8 +268,7 @@ export const make = (
       again
     )
     tree = yield* systemd.delegate(supervisor.pid)
-    const berth: Berth = {
-      [TypeId]: TypeId,
+    const fields: Omit<Berth, TypeId | keyof Inspectable.Inspectable> = {
       folder,
       rootless,
       ids,
@@ -281,6 +281,7 @@ export const make = (
       memory: Memory.make(tree, filters),
       turns: new Map()
     }
+    const berth: Berth = Object.assign(Object.create(Proto), fields)
     // Layers that a dead supervisor was about to unpack.
     yield* sweepLayers(berth)
     return berth

@@ -1,8 +1,25 @@
-/** Namespaces as plans and clone3(2) name them, and what a kernel without one of them says. */
+/** Namespaces as values, as plans and clone3(2) name them, and what a kernel without one of them says. */
+import * as Inspectable from "effect/Inspectable"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
-import type { Kind } from "../../Namespace.ts"
+import type { Kind, Namespace, TypeId as PublicTypeId } from "../../Namespace.ts"
 import type * as Plan from "../../Plan.ts"
 import { type Ids, print } from "./idMaps.ts"
+
+export const TypeId: PublicTypeId = Symbol.for("berth/Namespace") as PublicTypeId
+
+export const Proto = {
+  [TypeId]: TypeId,
+  ...Inspectable.BaseProto,
+  toJSON(this: Namespace) {
+    return { _id: "berth/Namespace", kinds: this.kinds, pid: this.pid }
+  },
+  toString(this: Namespace) {
+    return `Namespace(${this.kinds.join(", ")}; held by pid ${this.pid})`
+  },
+  [Inspectable.NodeInspectSymbol](this: Namespace) {
+    return this.toString()
+  }
+}
 
 export const flags: Readonly<Record<Kind, number>> = {
   mount: 0x00020000,
