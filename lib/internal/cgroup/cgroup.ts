@@ -36,9 +36,19 @@ export interface State {
   /** The names of the files of each folder that has been listed. */
   readonly files: Map<Folder, ReadonlySet<string>>
   /** Held by the fiber that freezes it; a fiber that thaws it waits for nobody. */
-  readonly freezing: Effect.Semaphore
+  freezing: Effect.Semaphore | undefined
   /** Held by the fiber that adds folders: two fibers that need the same folder make it once. */
-  readonly extending: Effect.Semaphore
+  extending: Effect.Semaphore | undefined
+}
+
+/** A semaphore that an object keeps under this name from its first use: a start makes none. */
+export const inTurn = <Name extends string>(
+  of: { [name in Name]: Effect.Semaphore | undefined },
+  name: Name
+): Effect.Semaphore => {
+  const turn = of[name] ?? Effect.unsafeMakeSemaphore(1)
+  of[name] = turn
+  return turn
 }
 
 const Proto = {
@@ -66,8 +76,8 @@ export const unsafeMake = (name: string, folders: ReadonlyArray<Folder>): Cgroup
     entering: 0,
     oomKills: 0,
     files: new Map(),
-    freezing: Effect.unsafeMakeSemaphore(1),
-    extending: Effect.unsafeMakeSemaphore(1)
+    freezing: undefined,
+    extending: undefined
   }
   return Object.assign(Object.create(Proto), { name, folders, state })
 }
@@ -394,7 +404,7 @@ export const extend = (
     const known = cgroup.folders.flatMap(({ controllers }) => controllers)
     return settings.every(({ controller }) => known.includes(controller))
       ? Effect.void
-      : cgroup.state.extending.withPermits(1)(grow(cgroup, settings, pids))
+      : inTurn(cgroup.state, "extending").withPermits(1)(grow(cgroup, settings, pids))
   })
 
 const grow = (

@@ -107,7 +107,7 @@ export const freeze = (cgroup: Cgroup, container?: Entered): Effect.Effect<void,
     if (isFrozen(cgroup)) return
     cgroup.state.frozen = true
     yield* stand(cgroup, folder, container).pipe(Effect.onError(() => Effect.ignore(thaw(cgroup))))
-  }).pipe(cgroup.state.freezing.withPermits(1))
+  }).pipe(internal.inTurn(cgroup.state, "freezing").withPermits(1))
 
 const stand = (cgroup: Cgroup, folder: Folder, container?: Entered): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {

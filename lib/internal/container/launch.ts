@@ -53,7 +53,7 @@ export interface Inside {
   /** The processes that have been executed in it and not been released. */
   readonly executed: Set<Container>
   /** Held by the fiber that makes its cgroup: two that need one at once get the same. */
-  readonly adopting: Effect.Semaphore
+  adopting: Effect.Semaphore | undefined
 }
 
 /** What `Container` keeps to itself. */
@@ -238,7 +238,7 @@ const handle = ({ plan, stdio, unit }: Launched, options: Launch, scope: Scope.S
       ended: unit.ended,
       entering: 0,
       executed: new Set(),
-      adopting: Effect.unsafeMakeSemaphore(1)
+      adopting: undefined
     },
     ended: unit.ended
   }

@@ -55,9 +55,10 @@ export const cgroupOf = (container: Container): Effect.Effect<Cgroup.Cgroup, Ber
         (made) => adopt(container, made, internal.unsafeMake(name, made.folders))
       )
     })
-    return Effect.zipRight(running(container), container.state.inside.adopting.withPermits(1)(make)).pipe(
-      unlessEnded(container)
-    )
+    return Effect.zipRight(
+      running(container),
+      internal.inTurn(container.state.inside, "adopting").withPermits(1)(make)
+    ).pipe(unlessEnded(container))
   })
 
 /** One that nothing else is in: below a cgroup that others share, only what stands still is the container's own. */
@@ -81,7 +82,7 @@ const ownCgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthErro
       ]
       return adopt(container, { folders, create }, internal.unsafeMake(name, all))
     })
-    return container.state.inside.adopting.withPermits(1)(make)
+    return internal.inTurn(container.state.inside, "adopting").withPermits(1)(make)
   })
 
 export const pause = (container: Container): Effect.Effect<void, BerthError> =>
