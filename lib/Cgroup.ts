@@ -43,7 +43,8 @@ export const TypeId: unique symbol = internal.TypeId
 export type TypeId = typeof TypeId
 
 /**
- * A cgroup: a folder in each hierarchy that the tree has for it, removed when its scope closes, with all that is in it.
+ * A cgroup: one folder in each hierarchy that it uses. When its scope closes, its processes are killed and the folders are
+ * removed.
  *
  * @since 0.1.0
  * @category models
@@ -51,7 +52,7 @@ export type TypeId = typeof TypeId
 export interface Cgroup extends Pipeable, Inspectable.Inspectable {
   readonly [TypeId]: TypeId
   readonly name: string
-  /** Its folders by hierarchy; more come with the controllers that are used. */
+  /** Its folders, one for each hierarchy. Folders are added when more controllers are used. */
   readonly folders: ReadonlyArray<Folder>
   /** @internal */
   readonly state: internal.State
@@ -64,7 +65,7 @@ export interface Cgroup extends Pipeable, Inspectable.Inspectable {
 export interface Folder {
   readonly version: 1 | 2
   readonly path: string
-  /** What it limits, counts and controls, by version 2's names. */
+  /** The controllers that this folder has, by the names of version 2. */
   readonly controllers: ReadonlyArray<string>
 }
 
@@ -75,7 +76,7 @@ export interface Folder {
 export const isCgroup = (u: unknown): u is Cgroup => hasProperty(u, TypeId)
 
 /**
- * What there can be too little of.
+ * A resource for which processes can wait.
  *
  * @since 0.1.0
  * @category models
@@ -83,7 +84,7 @@ export const isCgroup = (u: unknown): u is Cgroup => hasProperty(u, TypeId)
 export type Resource = "cpu" | "memory" | "io"
 
 /**
- * A duration as Effect has them, or as `"150ms"`, `"1s"`.
+ * A duration in any form that Effect takes, or as `"150ms"`, `"1s"`.
  *
  * @since 0.1.0
  * @category models
@@ -91,17 +92,17 @@ export type Resource = "cpu" | "memory" | "io"
 export type Time = Duration.DurationInput | `${number}us` | `${number}ms` | `${number}s`
 
 /**
- * When to tell of pressure: either `some` or `full`.
+ * When to report pressure: either `some` or `full`.
  *
  * @since 0.1.0
  * @category models
  */
 export interface PressureOptions {
-  /** For how long in a window at least one process has to have waited. */
+  /** How long at least one process must have waited in a window. */
   readonly some?: Time | undefined
-  /** For how long all of them have to have waited at once. */
+  /** How long all processes must have waited at the same time. */
   readonly full?: Time | undefined
-  /** From 500 ms to 10 s; without CAP_SYS_RESOURCE a multiple of 2 s, else `CgroupError`. Default 2 s. */
+  /** From 500 ms to 10 s. Without CAP_SYS_RESOURCE it must be a multiple of 2 s, else `CgroupError`. Default 2 s. */
   readonly window?: Time | undefined
 }
 
@@ -131,10 +132,11 @@ const makeBelow = (
   })
 
 /**
- * A cgroup with these limits, empty so far, below the cgroup of this process. Closing the scope kills what is in it.
+ * Makes an empty cgroup with these limits below the cgroup of this process. Closing the scope kills its processes.
  *
- * Fails with `InvalidOption` for a limit that cannot be read or names what this machine does not have, and with
- * `CgroupError` for a controller that the tree lacks or that cannot do it, and for what the kernel refuses.
+ * Fails with `InvalidOption` for a malformed limit, or one that names something that this machine lacks. Fails with
+ * `CgroupError` for a controller that the tree lacks or that does not support the limit, and for limits that the kernel
+ * refuses.
  *
  * @since 0.1.0
  * @category constructors
@@ -143,8 +145,9 @@ export const make = (limits: Limits = {}): Effect.Effect<Cgroup, BerthError, Ber
   makeBelow(limits, []).pipe(Effect.withSpan("berth.Cgroup.make"))
 
 /**
- * A cgroup in another, whose limits hold for all that are in it together. On version 2 the other one can have no processes
- * of its own then: `CgroupError` with `HasProcesses`. On version 1 it is in the other as far as that has the controller.
+ * Makes a cgroup inside another one, whose limits hold for all cgroups in it together. On version 2 the outer one must not
+ * have processes of its own: `CgroupError` with `HasProcesses`. On version 1 the new cgroup is inside the outer one in the
+ * hierarchies that the outer one uses.
  *
  * @since 0.1.0
  * @category constructors
@@ -156,7 +159,7 @@ export const makeIn = (
   Effect.suspend(() => makeBelow(limits, parent.folders)).pipe(Effect.withSpan("berth.Cgroup.makeIn"))
 
 /**
- * A cgroup of this name and the operations that make and limit it; throws.
+ * A cgroup with this name, and the operations that make and limit it; throws.
  *
  * @internal
  */
@@ -169,7 +172,7 @@ export const operations = (
   return { cgroup: internal.unsafeMake(name, folders), create }
 }
 
-// Of version 2 a process is in one place, the last that there is.
+// On version 2 a process is in one cgroup only: the last folder.
 const isEntered = (folder: Folder, index: number, all: ReadonlyArray<Folder>): boolean =>
   folder.version === 1 || !all.some((other, at) => other.version === 2 && at > index)
 
@@ -180,11 +183,11 @@ export const joins = (cgroup: Cgroup): ReadonlyArray<Plan.Operation> =>
     .map((folder) => ({ op: "cgroup-join", path: folder.path, version: folder.version }))
 
 /**
- * Changes limits while processes run; what is left out stays, and `"max"` takes a limit away. A controller that the cgroup
- * was made without is added.
+ * Changes limits while processes run. Limits that are left out stay, and `"max"` removes a limit. Controllers that the
+ * cgroup lacks are added.
  *
- * Fails as `make` does, and with `CgroupError`: `InUse` where more memory is in use and cannot be reclaimed, `Gone`. Limits
- * are set one after the other: those before the one that failed are set then.
+ * Fails as `make` does, and with `CgroupError`: `InUse` if the processes use more memory than the new limit and it cannot be
+ * reclaimed, `Gone` if the cgroup was removed. Limits are set one after the other: those before the failed one stay set.
  *
  * @since 0.1.0
  * @category limits
@@ -197,7 +200,7 @@ export const update: {
 )
 
 /**
- * The processes in it and in those below it, as the host numbers them.
+ * The host's pids of the processes in the cgroup and in the cgroups below it.
  *
  * @since 0.1.0
  * @category processes
@@ -209,8 +212,8 @@ export const processes = (cgroup: Cgroup): Effect.Effect<ReadonlyArray<number>, 
   )
 
 /**
- * Moves a process into it, with all of its threads; its children stay where they are, and those to come are in here.
- * Nothing happens where it has ended.
+ * Moves a process with all its threads into the cgroup. Its present children stay in their cgroup; later ones start in this
+ * one. Does nothing if the process has ended.
  *
  * @since 0.1.0
  * @category processes
@@ -227,10 +230,11 @@ export const move: {
 )
 
 /**
- * Has everything in it stand still, and succeeds once it does. What is frozen can be killed; a container or a command in
- * it ends with its scope all the same, and `Container.stop` and SIGKILL let it go on for its end.
+ * Freezes every process in the cgroup, and succeeds once all stand still. Frozen processes can be killed: a container or a
+ * command in the cgroup ends with its scope, and `Container.stop` and SIGKILL let it run again until it ends.
  *
- * Fails with `CgroupError` where a process waits in the kernel and does not stop within 5 seconds; everything runs then.
+ * Fails with `CgroupError` if a process waits in the kernel and does not stop within 5 seconds; all processes then run
+ * again.
  *
  * @since 0.1.0
  * @category freezing
@@ -238,7 +242,7 @@ export const move: {
 export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> => freezer.freeze(cgroup)
 
 /**
- * Lets it go on. Nothing happens where it is not frozen.
+ * Lets the processes of a frozen cgroup run again. Does nothing if the cgroup is not frozen.
  *
  * @since 0.1.0
  * @category freezing
@@ -249,7 +253,7 @@ const isThere = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => (internal.isThere(cgroup) ? Effect.void : Effect.fail(internal.gone(cgroup))))
 
 /**
- * What the cgroup uses now: one read of all that there is. Fails with `CgroupError` where it is gone.
+ * What the cgroup uses now, read once from all its files. Fails with `CgroupError` if the cgroup is gone.
  *
  * @since 0.1.0
  * @category statistics
@@ -261,8 +265,8 @@ export const stats = (cgroup: Cgroup): Effect.Effect<Stats, BerthError> =>
   )
 
 /**
- * What it uses at intervals, the first at once; fails with `CgroupError` once it is gone. Each reading is also set in
- * Effect's metrics, tagged with the cgroup's name: `berth.cgroup.memory.usage`, `.memory.limit`, `.memory.oom_kills`,
+ * What the cgroup uses, at intervals: the first reading comes at once. Fails with `CgroupError` once the cgroup is gone. Each
+ * reading is also set in Effect's metrics, tagged with the cgroup's name: `berth.cgroup.memory.usage`, `.memory.limit`, `.memory.oom_kills`,
  * `.cpu.time`, `.cpu.throttled`, `.pids.current`, `.io.read` and `.io.written`.
  *
  * @since 0.1.0
@@ -277,8 +281,8 @@ export const metrics = (
 ): Stream.Stream<Stats, BerthError> => measuring.metrics(cgroup, stats(cgroup), options.every ?? "1 second")
 
 /**
- * The counters of memory's limits, now and whenever the kernel says that they have changed: on version 2 by
- * `memory.events`, on version 1 when memory has run out. Ends with the cgroup, or with the container that it is of.
+ * The counters of the memory limits, now and whenever the kernel reports a change: on version 2 through `memory.events`, on
+ * version 1 when the memory runs out. Ends with the cgroup, or with the container that the cgroup belongs to.
  *
  * @since 0.1.0
  * @category events
@@ -287,7 +291,7 @@ export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthE
   events.memoryEvents(cgroup)
 
 /**
- * How many processes the OOM killer has ended in all, each time that there are more. Ends as `memoryEvents` does.
+ * The total number of processes that the OOM killer has ended, each time that it grows. Ends as `memoryEvents` does.
  *
  * @since 0.1.0
  * @category events
@@ -295,8 +299,8 @@ export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthE
 export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> => events.oomKills(cgroup)
 
 /**
- * How many forks have failed at the limit, now and whenever there are more (`pids.events`; the kernel tells of it on version
- * 2, on version 1 it is looked at ten times a second). Ends as `memoryEvents` does.
+ * The number of forks that the limit has refused, now and whenever it grows (`pids.events`). On version 2 the kernel reports
+ * changes; on version 1 the file is read ten times a second. Ends as `memoryEvents` does.
  *
  * @since 0.1.0
  * @category events
@@ -304,9 +308,9 @@ export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> => e
 export const pidsEvents = (cgroup: Cgroup): Stream.Stream<PidsEvents, BerthError> => events.pidsEvents(cgroup)
 
 /**
- * The pressure on a resource, each time that its processes have waited for as long as the options say, at most once a
- * window; by a trigger in the kernel (psi.rst). Where the controllers are of version 1 this still is of version 2, which
- * has to be mounted as well. Ends as `memoryEvents` does.
+ * The pressure on a resource, each time that the processes have waited for as long as the options say, at most once a
+ * window. A trigger in the kernel reports it (psi.rst). Pressure is a part of version 2, which must be mounted even if the
+ * controllers are of version 1. Ends as `memoryEvents` does.
  *
  * @since 0.1.0
  * @category events

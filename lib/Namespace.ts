@@ -1,5 +1,5 @@
 /**
- * Namespaces as resources: created, held for as long as a scope is open, shared between containers, and joined.
+ * Namespaces as resources: created, held open by a scope, shared between containers, and joined.
  *
  * @since 0.1.0
  */
@@ -39,7 +39,7 @@ export type TypeId = typeof TypeId
 export type Kind = "mount" | "pid" | "uts" | "ipc" | "network" | "cgroup" | "user" | "time"
 
 /**
- * Namespaces that are held open by a process. A container joins them by the holder's pidfd.
+ * Namespaces that a process holds open. A container joins them through the holder's pidfd.
  *
  * @since 0.1.0
  * @category models
@@ -47,15 +47,15 @@ export type Kind = "mount" | "pid" | "uts" | "ipc" | "network" | "cgroup" | "use
 export interface Namespace extends Inspectable.Inspectable {
   readonly [TypeId]: TypeId
   readonly kinds: ReadonlyArray<Kind>
-  /** The process that holds them, as the host sees it. */
+  /** The pid of the process that holds them, on the host. */
   readonly pid: number
   /** @internal */
   readonly pidfd: number
-  /** @internal what the mount namespace has as its root, once a first process has set it up */
+  /** @internal the root of the mount namespace, once a first process has set it up */
   root: unknown
-  /** @internal held by the process that sets it up */
+  /** @internal held while a first process sets up the root */
   readonly settingUp: Effect.Semaphore
-  /** @internal the ids of its user namespace, undefined where they are Berth's own by the same numbers */
+  /** @internal the ids of its user namespace; undefined if they have the same numbers as in Berth's own */
   readonly mapped: Userns.Mapped | undefined
 }
 
@@ -66,7 +66,8 @@ export interface Namespace extends Inspectable.Inspectable {
 export const isNamespace = (u: unknown): u is Namespace => hasProperty(u, TypeId)
 
 /**
- * A range of ids for a user namespace: `size` ids from `container` on are those from `host` on.
+ * A range of ids for a user namespace: `size` ids that start at `container` inside map to those that start at `host`
+ * outside.
  *
  * @since 0.1.0
  * @category models
@@ -83,9 +84,9 @@ export interface IdRange {
  */
 export interface Options {
   /**
-   * The ids of a new user namespace: from 0 on and without a gap, `host` being the ids of Berth's own namespace, which for
-   * root are the host's. `"auto"` takes 65536 ids that no other container has (see `Berth.Options.idOwner`), and needs root.
-   * Default: all of Berth's own as they are. A root for other ids than those is made with `RootFs.Options.userns`.
+   * The ids of a new user namespace, which start at 0 and have no gap. `host` counts in Berth's own namespace; for root that
+   * is the host. `"auto"` takes 65536 ids that no other container has (see `Berth.Options.idOwner`), and needs root. Default:
+   * all ids of Berth's own namespace, unchanged. For other ids, make the root file system with `RootFs.Options.userns`.
    */
   readonly ids?:
     | "auto"
@@ -93,7 +94,7 @@ export interface Options {
     | undefined
 }
 
-/** The ids of a new user namespace, which are nobody else's for as long as the scope where they are `"auto"`. */
+/** The ids of a new user namespace. With `"auto"`, no other container gets them while the scope is open. */
 const mappedBy = (
   ids: Options["ids"],
   berth: Berth
@@ -108,15 +109,15 @@ const mappedBy = (
         lock: -1
       }))
 
-// Who is in its pid namespace sees the holder, and shall see nothing of the host by it.
+// Processes in the pid namespace see the holder, and must see nothing of the host through it.
 const ofTheHolder: ReadonlyArray<Kind> = ["mount", "uts", "ipc", "network", "cgroup"]
 
 /**
- * New namespaces of these kinds, held by a process that does nothing else, which is pid 1 of a new pid namespace: when
- * the scope closes it ends, and with it all that runs in that pid namespace.
+ * Makes namespaces of these kinds, held by a process that does nothing else. In a new pid namespace the holder is pid 1.
+ * When the scope closes, the holder ends, and with it every process in that pid namespace.
  *
- * Fails with `Unsupported` where this kernel lacks one of them or `"auto"` cannot be had, and with `InvalidOption` for ids
- * that overlap, leave a gap or are not there.
+ * Fails with `Unsupported` if this kernel lacks one of the kinds or no ids are free for `"auto"`, and with `InvalidOption`
+ * for ids that overlap, leave a gap or are not available.
  *
  * @since 0.1.0
  * @category constructors
@@ -142,7 +143,7 @@ export const make = (
       { op: "session" },
       { op: "stdio", stdin: null, stdout: null, stderr: null },
       ...(set.has("network") ? [{ op: "loopback" } as const] : []),
-      // The mounts of a namespace that is shared are set up, and the host's taken out of it, by its first process.
+      // The first process in a shared mount namespace sets up its mounts and removes those of the host.
       {
         op: "empty-root",
         path: set.has("mount") ? internal.emptyFolder(berth.supervisor.folder) : "/",
