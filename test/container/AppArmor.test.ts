@@ -45,8 +45,8 @@ suite("AppArmor, where there is none", (effect) => {
     "says so where a profile is asked for, and starts without one",
     function* () {
       const error = yield* failure("Unsupported", run("docker-default", "true"))
-      assert.match(error.message, /AppArmor: it is not on in this kernel/)
-      assert.match((yield* failure("Unsupported", Security.appArmor(denying("a")))).message, /not on/)
+      assert.match(error.message, /AppArmor: it is disabled in this kernel/)
+      assert.match((yield* failure("Unsupported", Security.appArmor(denying("a")))).message, /disabled/)
       assert.equal((yield* run(undefined, "echo here")).stdout, "here\n")
     },
     { skip: within }

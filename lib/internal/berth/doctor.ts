@@ -1,6 +1,6 @@
 /**
- * What works here, tried where that is what counts: small plans for a supervisor of its own, in a folder that is gone
- * after. What is only looked at: files of /proc, /sys and /etc, and programs.
+ * Finds out what works on this machine. Features of the kernel are tried, with small plans for a temporary supervisor in a
+ * temporary folder. Files of /proc, /sys and /etc, and programs, are only looked at.
  */
 import { mkdtempSync, rmSync } from "node:fs"
 import * as os from "node:os"
@@ -23,7 +23,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import * as look from "./inspect.ts"
 import { checkSystem, makeState } from "./layer.ts"
 
-/** Tries a plan, and gives back what it made: the error, or undefined where it works. */
+/** Tries a plan and releases what it made: the error, or undefined if it works. */
 type Try = (operations: ReadonlyArray<Plan.Operation>) => Effect.Effect<BerthError | undefined>
 
 const trying =
@@ -37,7 +37,7 @@ const trying =
 
 const ids = look.isRootless() ? Ids.single(process.geteuid!(), process.getegid!()) : Ids.all
 
-// A process that does what is in between, and then nothing: its exec shows that all of it was done.
+// A process that performs the operations in between, and then nothing: that it executes shows that they worked.
 const inChild = (
   kinds: ReadonlyArray<Kind>,
   between: ReadonlyArray<Plan.Operation>
@@ -76,8 +76,8 @@ const namespaces = (run: Try): Effect.Effect<Doctor.Check> =>
     }
   )
 
-// What somebody without root would do: root tries it as nobody. Where a security module only takes the capabilities
-// in there away, as Ubuntu's, it is the second step that fails.
+// The steps of a non-root user, which root tries as nobody. A security module such as Ubuntu's, which only removes the
+// capabilities in the new namespace, makes the second step fail.
 const unprivileged: ReadonlyArray<Plan.Operation> = [
   { op: "user", uid: 65534, gid: 65534, groups: [] },
   { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
@@ -90,7 +90,7 @@ const userNamespaces = (run: Try): Effect.Effect<Doctor.Check> =>
     name: "user namespaces",
     required: look.isRootless(),
     status: error === undefined ? "ok" : "missing",
-    detail: error === undefined ? look.userNamespaceDetail() : `refused to who is not root: ${error.message}`,
+    detail: error === undefined ? look.userNamespaceDetail() : `refused to non-root users: ${error.message}`,
     fix: error === undefined ? undefined : (look.userNamespaceLimits() ?? look.noUserNamespaces)
   }))
 
@@ -114,7 +114,7 @@ const overlay = (run: Try, folder: string): Effect.Effect<ReadonlyArray<Doctor.C
       fix:
         error === undefined
           ? undefined
-          : "modprobe overlay && echo overlay > /etc/modules-load.d/overlay.conf\nwithout root: Linux 5.11 or later, or run as root"
+          : "modprobe overlay && echo overlay > /etc/modules-load.d/overlay.conf\nas a non-root user: use Linux 5.11 or later, or run as root"
     })
   // A supervisor without root is in a user namespace itself.
   const inside = run(
@@ -126,7 +126,7 @@ const overlay = (run: Try, folder: string): Effect.Effect<ReadonlyArray<Doctor.C
     : Effect.all([Effect.map(run([union(folder, false)]), check("overlay", true)), nested])
 }
 
-/** As a container of `userns` has its layers. */
+/** The mount of the layers of a container with `userns`. */
 const idmapped = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
   const map = "0 100000 65536\n"
   const layers: ReadonlyArray<Plan.Operation> = [
@@ -140,7 +140,7 @@ const idmapped = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
         name: "idmapped mounts",
         required: false,
         status: "missing",
-        detail: "for root alone, and so is userns of containers",
+        detail: "only root can make them, and so only root can use userns",
         fix: "Run as root"
       })
     : Effect.map(
@@ -200,7 +200,7 @@ const nearestFolder = (folder: string): string => {
   return os.tmpdir()
 }
 
-/** A supervisor in a folder of its own, beside where containers would have theirs. */
+/** A temporary supervisor, in a folder beside the one that Berth would use. */
 const supervisor: Effect.Effect<Supervisor.Supervisor, BerthError, Scope.Scope> = Effect.gen(function* () {
   const folder = yield* Effect.acquireRelease(
     Effect.sync(() => mkdtempSync(`${nearestFolder(defaultFolder(look.isRootless()))}/.berth-doctor-`)),
@@ -223,7 +223,7 @@ const notStarted = (error: BerthError): Doctor.Check =>
         name: "user namespaces",
         required: true,
         status: "missing",
-        detail: `the supervisor has none: ${error.syscall}: ${error.code}`,
+        detail: `the kernel refuses one to the supervisor: ${error.syscall}: ${error.code}`,
         fix: look.userNamespaceLimits() ?? look.noUserNamespaces
       }
     : { name: "supervisor", required: true, status: "missing", detail: error.message, fix: undefined }

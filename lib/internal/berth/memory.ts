@@ -1,4 +1,4 @@
-/** What a Berth finds out or makes once, and uses again in later starts. Each Berth has its own. */
+/** What a Berth finds out or makes once and uses again in later starts. Each Berth has its own. */
 import type { Image } from "../../Image.ts"
 import type { Tree } from "../cgroup/tree.ts"
 import type { SharedMounts } from "../container/compile.ts"
@@ -10,14 +10,15 @@ export interface Memory {
   readonly tree: () => Tree
   /** The compiled seccomp filters, by what they say. */
   readonly filters: Filters
-  /** The users by what an option calls them, and the mode of the root folder, of each image: an image never changes. */
+  /** The users of each image, by the text of the option. An image never changes. */
   readonly users: WeakMap<Image, Map<string, User>>
+  /** The mode of the root folder of each image. */
   readonly modes: WeakMap<Image, number>
   /** The mounts of the container that was started last, with their encoded bytes. */
   mounts: SharedMounts | undefined
-  /** Where Berth's own folders are on the host. */
+  /** The paths of Berth's own folders on the host, which containers must not see. */
   hidden: ReadonlyArray<string> | undefined
-  /** The number of the range of ids that the next search for a free one begins with. */
+  /** The number of the range at which the next search for free ids begins. */
   nextIds: number
 }
 

@@ -82,7 +82,7 @@ export const unsafeMake = (name: string, folders: ReadonlyArray<Folder>): Cgroup
   return Object.assign(Object.create(Proto), { name, folders, state })
 }
 
-/** The name of a unit's cgroup; the sweeper knows by it whose it was. */
+/** The name of a unit's cgroup, which contains the name of the supervisor's folder for a later sweep. */
 export const nameOf = (folder: string, id: number): string =>
   `berth.${folder.slice(folder.lastIndexOf("/") + 1)}.${id}`
 
@@ -94,15 +94,15 @@ const hierarchyOf = (from: Tree, controller: string, option: string) => {
   throw new CgroupError({ reason, controller, path, errno: 0, detail: `${option}: ${detail}` })
 }
 
-// Where nothing is counted there still is a place for processes.
+// Without a counting controller, the freezer's hierarchy is the place for processes.
 const countingIn = (from: Tree): ReadonlyArray<string> => {
   const counting = ["memory", "cpu", "cpuacct", "pids"].filter((name) => from.controllers[name] !== undefined)
   return counting.length === 0 ? ["freezer"] : counting
 }
 
 /**
- * The folders of a cgroup: one in each hierarchy that limits or counts anything, and in those of `controllers`. `above`
- * is a cgroup's folders that it is made in, as far as that has one.
+ * The folders of a cgroup, one in each hierarchy of these controllers. `above` has the folders of the cgroup that it is made
+ * in, for the hierarchies that this one uses.
  */
 export const folders = (
   from: Tree,
@@ -139,7 +139,7 @@ const toOperation =
       ? { op: "cgroup-write", file: `${folder.path}/${file}`, value }
       : { op: "cgroup-devices", path: folder.path, program: value }
 
-/** What holds the settings to, by the folders that there are; throws where the version cannot. */
+/** The operations that set limits in these folders; throws if the version of a hierarchy does not support one. */
 const writes = (
   tree: Tree,
   to: ReadonlyArray<Folder>,
@@ -157,11 +157,11 @@ const writes = (
       controller,
       path: folder.path,
       errno: 0,
-      detail: `${option} is of version 2, and the controller is bound to version 1: boot with systemd.unified_cgroup_hierarchy=1, or leave it out`
+      detail: `${option} needs version 2, and the controller is bound to version 1: boot with systemd.unified_cgroup_hierarchy=1, or leave it out`
     })
   })
 
-/** Version 2 passes a cgroup's controllers on to those in it only where that has been written down. */
+/** The operations by which a cgroup of version 2 passes controllers on to the cgroups in it. */
 const passOn = (path: string, controllers: Iterable<string>): ReadonlyArray<Plan.Operation> => {
   const there = read(`${path}/cgroup.controllers`).trim().split(" ")
   const passed = read(`${path}/cgroup.subtree_control`).trim().split(" ")
@@ -174,7 +174,7 @@ const passOn = (path: string, controllers: Iterable<string>): ReadonlyArray<Plan
     }))
 }
 
-/** What has to be passed on to cgroups in these, or in the place that the tree has for them. */
+/** The operations that pass controllers on to cgroups in these folders, or in the tree's own place for them. */
 const passOnTo = (
   from: Tree,
   above: ReadonlyArray<Folder>,
@@ -222,8 +222,8 @@ export const failed = (
 ): CgroupError => {
   const because = (reason: CgroupError["reason"], detail: string): CgroupError =>
     new CgroupError({ reason, controller, path, errno, detail })
-  const gone = "the cgroup is not there any more: its scope has closed, or somebody else has removed it"
-  // What failed while it was made has been removed by now.
+  const gone = "the cgroup is gone: its scope has closed, or another program has removed it"
+  // A cgroup that failed to be made has been removed by now.
   const isThere = at === "made" || (at !== "create" && fs.existsSync(dirname(path)))
   switch (errno) {
     case EROFS:
@@ -232,31 +232,37 @@ export const failed = (
     case EPERM:
       return because(
         "NotDelegated",
-        "this part of the tree is not yours: have it delegated to your user, or run as root"
+        "this part of the tree is not delegated to your user: have it delegated, or run as root"
       )
     case ENOENT:
       return isThere
-        ? because("NotInKernel", "this kernel has no such limit: a newer one may, or one built with it")
+        ? because(
+            "NotInKernel",
+            "this kernel does not have this limit: use a newer kernel, or one that is built with it"
+          )
         : because("Gone", gone)
     case ENODEV:
       return isThere && controller === "io"
-        ? because("Refused", "there is no such disk, or it is a partition of one")
+        ? because("Refused", "the disk does not exist, or is a partition: name a whole disk")
         : because("Gone", gone)
     case EBUSY:
       return path.endsWith("subtree_control") || at === "process"
         ? because(
             "HasProcesses",
-            "version 2 has processes either in a cgroup or in those below it: move them first"
+            "a cgroup of version 2 has processes either itself or in cgroups below it: move them first"
           )
         : at !== "create" && (controller === "memory" || controller === "hugetlb")
-          ? because("InUse", "more than that is in use, and cannot be reclaimed")
-          : because("Refused", "it is busy")
+          ? because(
+              "InUse",
+              "the processes use more than that, and it cannot be reclaimed: choose a higher limit, or end processes"
+            )
+          : because("Refused", "the cgroup is busy: try again later")
     default:
-      return because("Refused", "the kernel does not take it")
+      return because("Refused", "the kernel refuses this value")
   }
 }
 
-/** What a failed operation on a cgroup means; any other error as it is. */
+/** Explains the failure of an operation on a cgroup; returns any other error unchanged. */
 export const explain =
   (plan: Plan.Plan) =>
   (error: BerthError): BerthError => {
@@ -290,7 +296,7 @@ const explainOperation = (plan: Plan.Plan, operation: Plan.Operation, error: Ope
   }
 }
 
-/** A body that works on a cgroup's files and throws what node:fs throws, or Berth's errors. */
+/** Runs a body that works on a cgroup's files, and explains what node:fs throws. */
 export const filesOf = <A>(controller: string, path: string, body: () => A): Effect.Effect<A, BerthError> =>
   attempt(() => {
     try {
@@ -306,12 +312,12 @@ export const gone = (cgroup: Cgroup): CgroupError =>
 
 // A cgroup that is there
 
-/** Whose a cgroup is. */
+/** What a cgroup belongs to. */
 export interface Owner {
   readonly berth: Berth
-  /** What it ends with. */
+  /** The scope with which it ends. */
   readonly scope: Scope.Scope
-  /** How the container that it is of ended, which may be before. */
+  /** The end of the container that it was made for, which may come before that of the scope. */
   readonly container: Deferred.Deferred<Ended, SupervisorError> | undefined
   closed?: Deferred.Deferred<void>
 }
@@ -381,7 +387,7 @@ export const moveAll = (folder: string, pids: () => ReadonlyArray<number>): void
   }
 }
 
-/** Runs operations as a unit of their own, and gives what gives it back. */
+/** Runs operations as a unit of their own, and returns the effect that releases the unit. */
 export const perform = (berth: Berth, name: string, list: ReadonlyArray<Plan.Operation>) => {
   const plan = Plan.make(list)
   const id = berth.supervisor.nextId()
@@ -392,8 +398,8 @@ export const perform = (berth: Berth, name: string, list: ReadonlyArray<Plan.Ope
 }
 
 /**
- * Gives a cgroup folders in hierarchies that it was made without, with all that is in it, for as long as it is there:
- * on version 1 each controller that is used costs a start, so there are only those that have been asked for.
+ * Adds folders to a cgroup in hierarchies that it lacks, and moves its processes there. On version 1 each controller slows a
+ * start down, so a cgroup only has those that were asked for.
  */
 export const extend = (
   cgroup: Cgroup,
@@ -444,7 +450,7 @@ const grow = (
         const release = yield* perform(owner.berth, `cgroup ${cgroup.name}`, create)
         yield* Scope.addFinalizer(owner.scope, release)
         const to = cgroup.folders as Array<Folder>
-        // First, so that what is started meanwhile is in it.
+        // First, so that processes that start meanwhile enter them.
         to.push(...added)
         for (const { path } of added) yield* filesOf("cgroup", path, () => moveAll(path, pids))
       })
@@ -454,14 +460,14 @@ const grow = (
 const RECLAIM_TRIES = 3
 
 /**
- * Version 2 takes a limit that is less than what is in use and has the OOM killer see to it; version 1 refuses it. So it
- * is made room for first, and refused where there is none.
+ * Reclaims memory until its use is below a new limit, and fails if that does not succeed, as version 1 does by itself.
+ * Version 2 would accept the limit and let the OOM killer enforce it.
  */
 const makeRoom = (folder: string, max: number): Effect.Effect<void, CgroupError> =>
   Effect.gen(function* () {
     const current = (): number => Number(read(`${folder}/memory.current`))
     for (let tries = 0; tries < RECLAIM_TRIES && current() > max; tries++) {
-      // Since Linux 5.19; EAGAIN where it was less than asked for.
+      // Since Linux 5.19; EAGAIN if less was reclaimed than asked for.
       yield* Effect.ignore(
         Effect.tryPromise(() => fs.promises.writeFile(`${folder}/memory.reclaim`, String(current() - max)))
       )
@@ -478,7 +484,7 @@ export const update = (cgroup: Cgroup, limits: Limits): Effect.Effect<void, Bert
     yield* extend(cgroup, settings)
     const list = yield* attempt(() => {
       const rest = settings.filter(({ controller }) => before.has(controller))
-      // One of version 2 has what the cgroup above it has been asked to pass on so far.
+      // A cgroup of version 2 has the controllers that the cgroup above it passes on.
       const unified = cgroup.folders.find(({ version }) => version === 2)
       const wanted = rest.flatMap(({ controller }) =>
         unified?.controllers.includes(controller) === true ? [controller] : []

@@ -1,6 +1,6 @@
 /**
- * A cgroup that stands still: freezer.state on version 1 (cgroup-v1/freezer-subsystem.rst), cgroup.freeze on version 2
- * (Linux 5.2). Version 1 holds even what has been killed, so what has to die is let go first.
+ * Freezes cgroups: freezer.state on version 1 (cgroup-v1/freezer-subsystem.rst), cgroup.freeze on version 2 (Linux 5.2).
+ * Version 1 also holds killed processes, so these are let out before they can die.
  */
 import * as fs from "node:fs"
 import { dirname } from "node:path"
@@ -24,13 +24,13 @@ const count = (all: ReadonlyArray<Entered>, change: 1 | -1): Effect.Effect<void>
     for (const one of all) one.entering += change
   })
 
-/** Starts a process in something that could be frozen meanwhile, which then waits until it has executed its command. */
+/** Starts a process in places that could be frozen meanwhile: a freeze waits until the process executes its command. */
 export const enter =
   (all: ReadonlyArray<Entered>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.zipRight(count(all, 1), Effect.ensuring(effect, count(all, -1)))
 
-/** Has who freezes it wait for what has been killed in it, which would stay if it stood still before it is gone. */
+/** Lets a freeze wait for a killed process, which would stay if it were frozen before its end. */
 export const leave = (
   all: ReadonlyArray<Entered>,
   gone: Effect.Effect<unknown, unknown>
@@ -68,9 +68,9 @@ const write = (
 
 const TRIES_BEFORE_THAW = 50
 
-// Version 1 does not tell: its file finds out when it is read. And it leaves out what is forked in the meantime, which it
-// takes in with the next write, or once it has let all go for a moment; runc does the same. Who thaws it meanwhile is
-// later than this, and nothing is written after him.
+// Version 1 does not report the end of a freeze: its file computes it when it is read. It misses processes that are forked in
+// the meantime; the next write catches them, or a short thaw in between, as in runc. After a thaw by another fiber nothing is
+// written here.
 const untilFrozen = (cgroup: Cgroup, folder: Folder): Effect.Effect<void, BerthError> => {
   const file = `${folder.path}/freezer.state`
   const isWanted = () => isFrozen(cgroup)
@@ -96,8 +96,8 @@ const thawed = (cgroup: Cgroup): Effect.Effect<void> =>
   Effect.suspend(() => (isFrozen(cgroup) ? Effect.zipRight(Effect.sleep(10), thawed(cgroup)) : Effect.void))
 
 /**
- * Succeeds once everything in it stands still, or has been let go on since. Nothing enters it from now on, and what
- * enters `container` has done so.
+ * Succeeds once all processes in the cgroup are frozen, or have been thawed since. No process enters it from now on, and
+ * those that enter `container` have done so.
  */
 export const freeze = (cgroup: Cgroup, container?: Entered): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
@@ -119,7 +119,7 @@ const stand = (cgroup: Cgroup, folder: Folder, container?: Entered): Effect.Effe
       controller: "freezer",
       path: folder.path,
       errno: 0,
-      detail: "a process waits in the kernel and cannot be stopped: everything runs again, try later"
+      detail: "a process waits in the kernel and cannot be frozen: all processes run again; try later"
     })
   })
 
@@ -137,8 +137,8 @@ export const thaw = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
   })
 
 /**
- * Lets processes out of a frozen cgroup, so that those of them that have been killed die while the others in it still
- * stand. Version 2 lets what is killed die anyway.
+ * Kills processes of a frozen cgroup and moves them out of it, so that they die while the others stay frozen. On version 2
+ * killed processes die anyway.
  */
 export const letOut = (cgroup: Cgroup, pids: () => ReadonlyArray<number>): void => {
   const folder = folderOf(cgroup)

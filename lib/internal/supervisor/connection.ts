@@ -1,4 +1,4 @@
-/** The JavaScript end of native/supervisor/protocol.h: units are started, told of, and released over one socket. */
+/** The JavaScript end of native/supervisor/protocol.h: starts and releases units over one socket, and hears of their ends. */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -35,7 +35,7 @@ import {
   readReply
 } from "./protocol.ts"
 
-/** What could not be given back. */
+/** Why a unit was not released completely. */
 export interface Leftover {
   readonly syscall: string
   readonly errno: number
@@ -43,26 +43,26 @@ export interface Leftover {
 
 export interface Unit {
   readonly id: number
-  /** 0 where the unit has no process. */
+  /** 0 if the unit has no process. */
   readonly pid: number
-  /** The pidfd of its process, owned by the unit; -1 where it has none, or has been released. */
+  /** The pidfd of its process, which the unit owns; -1 without a process and after the release. */
   readonly pidfd: () => number
-  /** Its root, owned by the unit; -1 where it has none of its own, or has been released. */
+  /** Its root, which the unit owns; -1 without a root of its own and after the release. */
   readonly root: () => number
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
-  /** Kills what runs in it and gives back all that it owns; runs once, and waits until nothing is left. */
+  /** Kills its processes and releases all that it owns; runs once, and waits until nothing is left. */
   readonly release: Effect.Effect<Leftover | undefined>
 }
 
 export interface Supervisor {
   readonly pid: number
-  /** The folder for what units keep on disk. */
+  /** The folder for the files of units. */
   readonly folder: string
   readonly nextId: () => number
   /**
-   * Starts a unit; descriptors are sent by the names that the plan has for them, and stay the caller's. To be called where
-   * it cannot be interrupted: `interruptible` is around the wait for the process to execute its command, and what has been
-   * made is released when that is interrupted, or takes too long.
+   * Starts a unit. Descriptors are sent under the names that the plan has for them, and the caller keeps them. Call it in an
+   * uninterruptible region: `interruptible` wraps the wait until the process executes its command. If that is interrupted, or
+   * takes too long, the unit is released.
    */
   readonly start: (
     id: number,
@@ -70,16 +70,16 @@ export interface Supervisor {
     descriptors: Readonly<Record<string, number>>,
     interruptible?: Interruptible
   ) => Effect.Effect<Unit, BerthError>
-  /** Of every unit that has not been released. */
+  /** The plans of all units that have not been released. */
   readonly plans: () => ReadonlyArray<Plan.Plan>
-  /** Closes the connection and waits until the supervisor has given everything back and is gone. */
+  /** Closes the connection and waits until the supervisor has released everything and ended. */
   readonly stop: Effect.Effect<void>
 }
 
 /** What `Effect.uninterruptibleMask` gives. */
 export type Interruptible = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
-/** What has to be done before a plan may run, where something has. */
+/** Layers that must be recorded as used before a plan may run. */
 export interface Guard {
   readonly missing: (plan: Plan.Plan) => ReadonlyArray<string>
   readonly hold: (missing: ReadonlyArray<string>) => Effect.Effect<void, BerthError>
@@ -88,7 +88,7 @@ export interface Guard {
 const SIGKILL = 9
 const SIGCONT = 18
 
-/** A supervisor that has not answered for so long may have been stopped by somebody, and is set going again. */
+/** A supervisor that has not answered for so long may have been stopped by a signal, and gets SIGCONT. */
 const PATIENCE_MILLIS = 200
 
 /** How long things may take, in milliseconds. */
@@ -97,7 +97,7 @@ export interface TimeLimits {
   readonly start: number
   /** A release: the supervisor, or a sweep, then goes on with the rest. */
   readonly release: number
-  /** The supervisor's end: it goes on alone then. */
+  /** The end of the supervisor, which is not waited for any longer. */
   readonly end: number
 }
 
@@ -107,14 +107,14 @@ const timeLimits: TimeLimits = { start: 60_000, release: 30_000, end: 20_000 }
 interface Pending {
   readonly plan: Plan.Plan
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
-  /** Of its process and its root, or of its root alone: -1 where there is none, before the start and after the release. */
+  /** The descriptors of its process and root, or of its root alone; -1 before the start and after the release. */
   descriptors: readonly [number, number]
   pid: number
-  /** The supervisor owns nothing of it any more. */
+  /** Whether the supervisor owns no part of it any more. */
   gone: boolean
   started: ((result: Effect.Effect<void, BerthError>) => void) | undefined
   released: ((leftover: Leftover | undefined) => void) | undefined
-  /** When its start or its release is given up, in milliseconds since 1970. */
+  /** The time limit of its start or its release, in milliseconds since 1970. */
   deadline: number
 }
 
@@ -137,7 +137,7 @@ const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
   })
 }
 
-/** The connection over a started supervisor's socket. Replies are handled in plain callbacks: they are on the path of every start. */
+/** The connection to a supervisor. Replies are handled in plain callbacks, because they are on the path of every start. */
 class Connection {
   readonly units = new Map<number, Pending>()
   private readonly reply = new Uint8Array(REPLY_BYTES)
@@ -170,7 +170,7 @@ class Connection {
     this.expect()
   }
 
-  /** Looks after a while whether the supervisor has answered: one timer for all that it is asked meanwhile. */
+  /** Checks after a while whether the supervisor has answered: one timer for all requests. */
   private expect(): void {
     if (this.patience !== undefined) return
     this.patience = setTimeout(() => {
@@ -181,7 +181,7 @@ class Connection {
         waiting ||= unit.started !== undefined || unit.released !== undefined
         if (now < unit.deadline) continue
         unit.started?.(Effect.fail(tookTooLong(this.limits.start)))
-        // It stays known: whoever waits for its end is told when it comes.
+        // The unit stays known, so that its end is still reported.
         unit.released?.({ syscall: "release", errno: ETIMEDOUT })
       }
       if (!waiting || this.gone) return
@@ -205,7 +205,7 @@ class Connection {
     this.cancel()
     const cancel = Loop.watch(this.socket, events, () => this.serve())
     if (typeof cancel !== "number") this.cancel = cancel
-    // Not at once: whoever makes a connection does not have it yet.
+    // Not at once: the constructor has not returned yet.
     else queueMicrotask(() => this.end(refused("epoll_ctl", -cancel, "supervisor")))
   }
 
@@ -214,7 +214,7 @@ class Connection {
     while (!this.gone) {
       const [n, first, second] = native().receive(this.socket, this.reply)
       if (n === -EAGAIN) break
-      // The descriptors that came along are lost, as this program may open no more files: the reply itself is there.
+      // The descriptors in the message are lost, because this program may open no more files; the reply itself is valid.
       const lost = n === -EMFILE ? refused("recvmsg", EMFILE) : undefined
       if (n !== REPLY_BYTES && lost === undefined) return this.end()
       this.handle(readReply(this.view, [first, second]), lost)
@@ -250,7 +250,7 @@ class Connection {
     }
     switch (reply.type) {
       case REPLY_STARTED:
-        // Whoever has asked for it releases it.
+        // The caller of the start releases it.
         if (lost !== undefined) return unit.started?.(Effect.fail(lost))
         if (reply.errno !== 0) return unit.started?.(Effect.fail(refused(reply.syscall(), reply.errno)))
         unit.pid = reply.pid
@@ -277,7 +277,7 @@ class Connection {
     }
   }
 
-  /** The supervisor is gone: whatever it owned is dying with it, and nobody waits any longer. */
+  /** The supervisor is gone: all that it owned dies with it, and every waiting request ends. */
   private end(why?: OperationFailed): void {
     if (this.gone) return
     this.gone = true
@@ -286,7 +286,7 @@ class Connection {
     for (const { sent } of this.unsent.splice(0)) sent(-32)
     for (const unit of this.units.values()) {
       unit.started?.(Effect.fail(error))
-      // One that has changed its parent-death signal does not end by itself.
+      // A process that has changed its parent-death signal does not end by itself.
       if (unit.pid > 0) native().signal(unit.descriptors[0], SIGKILL)
       unit.released?.(undefined)
       Deferred.unsafeDone(unit.ended, Exit.fail(error))
@@ -303,7 +303,7 @@ const tookTooLong = (millis: number): OperationFailed =>
     index: -1,
     syscall: "execve",
     errno: ETIMEDOUT,
-    hint: `The process did not come to execute its command within ${millis / 1000} seconds: a container can hold up what is started in it; stop the container, or see what its processes do`
+    hint: `The process did not come to execute its command within ${millis / 1000} seconds: processes of a container can hold up new ones; stop the container, or look at its processes`
   })
 
 const gone = (detail: string): SupervisorError => new SupervisorError({ reason: "Gone", detail })
@@ -364,7 +364,7 @@ const releaseUnit = (
   Effect.async<Leftover | undefined>((resume) => {
     const finish = (leftover: Leftover | undefined): void => {
       unit.released = undefined
-      // A number that outlived its descriptor could be somebody else's by then.
+      // A number that outlived its descriptor could become the number of another one.
       closeAll(unit.descriptors)
       unit.descriptors = [-1, -1]
       Loop.release()
@@ -422,7 +422,7 @@ const unitOf = (connection: Connection, id: number, pending: Pending): Unit => {
   }
 }
 
-/** Waits until a pidfd says that its process has ended, for this long at the most: whether it has. */
+/** Waits, for this long at most, until a pidfd reports the end of its process; returns whether it ended. */
 const awaitEnd = (pidfd: number, millis: number): Effect.Effect<boolean> =>
   Effect.async<void>((resume) => {
     const going = setInterval(() => native().signal(pidfd, SIGCONT), PATIENCE_MILLIS)
@@ -438,7 +438,7 @@ const awaitEnd = (pidfd: number, millis: number): Effect.Effect<boolean> =>
       clearInterval(going)
       cancel()
     })
-    // A scope that closes cannot be interrupted, and would wait for it all the same.
+    // The region of a closing scope cannot be interrupted, and would wait without a limit.
   }).pipe(Effect.interruptible, Effect.timeoutOption(millis), Effect.map(Option.isSome))
 
 export interface Options {
@@ -487,7 +487,7 @@ export const start = (
     }
     const end = Effect.flatMap(awaited, (ended) => {
       if (ended) reap()
-      // It stays a zombie otherwise, once it has ended.
+      // Otherwise it would stay a zombie after its end.
       else if (typeof Loop.watch(pidfd, EPOLLIN, reap) === "number") reap()
       Loop.release()
       return ended
@@ -504,7 +504,7 @@ export const start = (
     Loop.retain()
     const connection: Connection = new Connection(ours, pidfd, limits, (reply, lost) => {
       if (reply?.type === REPLY_UNMAPPED) {
-        // It has not been waited for, so its pid is its own even where it has been killed.
+        // Nobody has waited for the supervisor, so the pid is its own even if it was killed.
         Effect.runCallback(Ids.writeMaps(pid, ids), {
           onExit: (exit) => {
             if (Exit.isSuccess(exit))

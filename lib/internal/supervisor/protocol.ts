@@ -2,7 +2,7 @@
 
 /** How a unit's process ended. */
 export interface Ended {
-  /** As wait(2) gives it. */
+  /** The status in the form of wait(2). */
   readonly status: number
   readonly userMicros: number
   readonly systemMicros: number
@@ -24,7 +24,7 @@ export const REPLY_BYTES = 72
 export const MESSAGE_BYTES_MAX = 160 * 1024
 export const PLAN_BYTES_MAX = 32 * 1024 * 1024
 
-/** One struct reply, and the descriptors that came with it. */
+/** One struct reply, and the descriptors in its message. */
 export interface Reply {
   readonly type: number
   readonly id: number
@@ -51,7 +51,7 @@ export const readReply = (view: DataView, descriptors: readonly [number, number]
   },
   operation: view.getUint32(40, true),
   errno: view.getInt32(44, true),
-  // Of a failure; the bytes are those of the last reply. A container may have written them, for a terminal to read.
+  // Only of a failure, and only until the next reply. A container may have written the bytes, so they are cleaned.
   syscall: () => ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/[^\w()].*$/s, "")
 })
 
