@@ -76,7 +76,7 @@ const nested = (text: string): Readonly<Record<string, Numbers>> => {
   return all
 }
 
-// Version 1 says "no limit" with the largest multiple of a page that a long holds.
+// On version 1, "no limit" is the largest multiple of a page that fits into a long.
 const UNLIMITED = 2 ** 62
 
 const limitOf = (text: string): number | undefined => {
@@ -103,7 +103,7 @@ export const readMemoryEvents = (file: Source): MemoryEvents => {
 export const readPidsEvents = (file: Source): number | undefined =>
   keyed(file("pids", "pids.events", "pids.events")).max
 
-/** What is told of a process that was killed for want of memory. */
+/** The memory limit and the peak, for a process that the OOM killer has killed. */
 export const readMemoryLimit = (
   file: Source
 ): { readonly limit: number | undefined; readonly peak: number | undefined } => ({
@@ -143,7 +143,7 @@ const cpuLimit = (file: Source): number | undefined => {
 
 const readCpu = (file: Source): Stats["cpu"] => {
   const stat = keyed(file("cpu", "cpu.stat", "cpu.stat"))
-  // Where version 1 has cpu, version 2 may still have the times.
+  // If version 1 has the cpu controller, version 2 may still have the times.
   const times = stat.usage_usec === undefined ? keyed(file("cpuacct", undefined, "cpu.stat")) : stat
   const nanos = (name: string): number | undefined => divided(count(file("cpuacct", name, undefined)), 1000)
   return {

@@ -1,6 +1,6 @@
 /**
- * Where the tree of cgroups is systemd's, a part of it is asked for and not taken: systemd's rule of one writer for each
- * cgroup (CGROUP_DELEGATION.md). A transient scope with Delegate=yes holds the supervisor; below it, cgroups are ours.
+ * If systemd manages the tree of cgroups, Berth asks it for a part of the tree, because systemd allows one writer for each
+ * cgroup (CGROUP_DELEGATION.md). A transient scope with Delegate=yes holds the supervisor; Berth manages the cgroups below.
  */
 import { accessSync, constants, existsSync, mkdirSync, writeFileSync } from "node:fs"
 import { basename, dirname } from "node:path"
@@ -11,13 +11,13 @@ import { AT_FDCWD, native, O_PATH } from "../system/addon.ts"
 import { read } from "../util/readFile.ts"
 import { detect, lazily, type Tree, unifiedOf } from "./tree.ts"
 
-/** Milliseconds that systemd has for an answer, and then for moving the supervisor. */
+/** The time limit, in milliseconds, for an answer of systemd, and again for moving the supervisor. */
 const PATIENCE_MS = 5000
 
 /** sd_booted(3). */
 const isRunning = (): boolean => existsSync("/run/systemd/system")
 
-/** The innermost unit that has this cgroup, which is a folder's name in the tree. */
+/** The folder of the innermost unit that contains this cgroup. */
 const unitOf = (cgroup: string): string | undefined => {
   for (let folder = cgroup; folder !== "/"; folder = dirname(folder))
     if (/\.(service|scope)$/.test(folder)) return folder
@@ -42,19 +42,19 @@ const isWritable = (unit: string): boolean => {
   }
 }
 
-// Those that Berth limits by; each by itself, as one that is not there makes the whole write fail.
+// One write for each controller: a missing controller makes a common write fail.
 const passOn = (folder: string): void => {
   for (const controller of read(`${folder}/cgroup.controllers`).trim().split(" "))
     try {
       writeFileSync(`${folder}/cgroup.subtree_control`, `+${controller}`)
     } catch {
-      // The tree then lacks it, and a limit that needs it says so.
+      // The tree then lacks the controller, and a limit that needs it fails.
     }
 }
 
 /**
- * Prepares a delegated cgroup for others below it: one with processes of its own cannot pass controllers on
- * (cgroup-v2.rst, no internal process constraint), so they go into one below, as podman does it.
+ * Prepares a delegated cgroup for cgroups below it. A cgroup with processes of its own cannot pass controllers on
+ * (cgroup-v2.rst, no internal process constraint), so its processes move into one below, as with podman.
  */
 const subdivide = (folder: string, inner: string): void => {
   if (read(`${folder}/cgroup.subtree_control`).trim() !== "") return
@@ -74,7 +74,7 @@ interface Address {
   readonly direct: boolean
 }
 
-/** Where the manager that is asked listens: the bus first, then its own socket. */
+/** The addresses of the manager: the bus first, then its own socket. */
 const addresses = (): ReadonlyArray<Address> => {
   const rootless = process.geteuid?.() !== 0
   const runtime = process.env.XDG_RUNTIME_DIR || `/run/user/${process.geteuid?.()}`
@@ -115,7 +115,7 @@ const withBus = <A>(address: Address, use: (bus: MessageBus) => Promise<A>): Eff
         const { createClient } = (await import("dbus-native")).default
         const bus = createClient({ socket: address.path, direct: address.direct })
         const broken = new Promise<never>((_, reject) => bus.connection.on("error", reject))
-        // Told of by the call that it breaks; after that, nobody is interested.
+        // The call that breaks reports it; later it does not matter.
         broken.catch(() => {})
         return { bus, broken }
       },
@@ -138,7 +138,7 @@ const startScope = (scope: string, pid: number) => (bus: MessageBus) =>
       ["Description", ["s", "Containers of Berth"]],
       ["PIDs", ["au", [pid]]],
       ["Delegate", ["b", true]],
-      // It ends with the last process in it, and is then forgotten however that ended.
+      // The scope ends with its last process, and systemd then forgets it, whatever the result.
       ["CollectMode", ["s", "inactive-or-failed"]],
       ["TasksMax", ["t", UNLIMITED]]
     ],
@@ -147,14 +147,14 @@ const startScope = (scope: string, pid: number) => (bus: MessageBus) =>
 
 const INNER = "supervisor"
 
-/** Asks until one of the addresses has an answer: why none has. */
+/** Asks one address after the other until one answers; fails with the reasons of all. */
 const ask = <A>(use: (bus: MessageBus) => Promise<A>): Effect.Effect<A, string> => {
   const all = addresses()
   if (all.length === 0)
     return Effect.fail(
       process.geteuid?.() === 0
-        ? "neither the system's bus nor systemd's own socket is there"
-        : "there is no manager of this user: log in, or have root run: loginctl enable-linger"
+        ? "neither the system's bus nor systemd's own socket exists"
+        : "this user has no systemd manager: log in, or let root run: loginctl enable-linger"
     )
   return all
     .map((address) => withBus(address, use))
@@ -175,8 +175,8 @@ const readDelegate = (unit: string) => async (bus: MessageBus) => {
 }
 
 /**
- * Whether systemd keeps out of what is below this cgroup, and it is ours to write. The system's manager marks it so; a
- * user's manager does not, and is asked.
+ * Whether a cgroup is writable and delegated, so that systemd leaves the cgroups below it alone. The system's manager marks
+ * such a cgroup with an attribute; a user's manager is asked.
  */
 const isDelegated = (unit: string): Effect.Effect<boolean> => {
   if (!isWritable(unit)) return Effect.succeed(false)
@@ -186,7 +186,7 @@ const isDelegated = (unit: string): Effect.Effect<boolean> => {
     : Effect.orElseSucceed(ask(readDelegate(basename(unit))), () => false)
 }
 
-/** The scope's folder once the supervisor is in it: the job that moves it goes on after systemd's answer. */
+/** Waits until the supervisor is in the scope, which may be after systemd's answer; returns the scope's folder. */
 const arrived = (scope: string, pid: number): Effect.Effect<string, string> =>
   Effect.suspend(() => {
     const unit = unitOf(unifiedOf(pid) ?? "/")
@@ -205,7 +205,7 @@ const enterScope = (pid: number): Effect.Effect<void, string> =>
   })
 
 const refused = (own: string, why: string): Tree => {
-  const detail = `the tree is systemd's, and it gives no scope: ${why}. Run the program in a unit with Delegate=yes`
+  const detail = `systemd manages the tree and does not give a scope: ${why}. Run the program in a unit with Delegate=yes`
   return {
     kind: "none",
     controllers: {},

@@ -1,4 +1,4 @@
-/** Namespaces as values, as plans and clone3(2) name them, and what a kernel without one of them says. */
+/** Namespaces: their values, their flags in plans and clone3(2), and the error of a kernel that lacks one. */
 import * as Inspectable from "effect/Inspectable"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
 import type { Kind, Namespace, TypeId as PublicTypeId } from "../../Namespace.ts"
@@ -38,7 +38,7 @@ export const flagsOf = (kinds: Iterable<Kind>): number => {
   return all
 }
 
-/** Where the empty root of the holder of a mount namespace is, until its first process sets it up. */
+/** The empty root of the holder of a mount namespace, until a first process sets up the root. */
 export const emptyFolder = (supervisorFolder: string): string => `${supervisorFolder}/empty`
 
 export const idMap = (ids: Ids): Plan.Operation => ({
@@ -55,7 +55,7 @@ export const explain =
     (error.errno === 22 || error.errno === 38)
       ? new Unsupported({
           feature: `namespaces ${kinds.join(", ")}`,
-          why: `clone3 says ${error.code}: this kernel lacks one of them`,
-          hint: "Leave it out, or use a kernel that has it: see namespaces(7) for the version of each"
+          why: `clone3 fails with ${error.code}: this kernel lacks one of them`,
+          hint: "Leave it out, or use a newer kernel: namespaces(7) has the version for each kind"
         })
       : error
