@@ -265,8 +265,6 @@ suite("Container.commit", (effect, berthFolder) => {
       const options = { entrypoint: [], command: ["/bin/sleep", "100"], user: "root" }
       const scope = yield* Scope.make()
       const box = yield* Scope.extend(Container.start(yield* image, options), scope)
-      const process = yield* Container.execStream(box, ["/bin/true"])
-      yield* failure("ContainerError", Container.commit(process))
       yield* failure("InvalidOption", Container.commit(box, { tag: "Not A Tag" }))
       yield* failure("InvalidOption", Container.commit(box, { config: { environment: { "a=b": "c" } } }))
       yield* failure("InvalidOption", Container.commit(box, { config: { command: ["a\0b"] } }))

@@ -194,20 +194,6 @@ suite(`Container.fileSystem (${runtime})`, (effect, folder) => {
   )
 
   effect(
-    "says so for a process that has no files of its own",
-    function* () {
-      const { box } = yield* inside()
-      const fs = Container.fileSystem(yield* Container.execStream(box, ["sleep", "10"]))
-      const error = yield* Effect.flip(fs.stat("/"))
-      assert.equal(error._tag, "SystemError")
-      assert.match(error.message, /another's root/)
-      const results = yield* outcomes([fs.open("/x"), fs.readDirectory("/"), fs.makeTempDirectory()])
-      for (const result of results) assert.match(String(result), /^SystemError BadResource/)
-    },
-    { skip: whyNoBusybox }
-  )
-
-  effect(
     "gives the events of a folder",
     function* () {
       const { box, fs } = yield* inside()

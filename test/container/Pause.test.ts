@@ -157,8 +157,8 @@ suite("Container.pause", (effect, folder) => {
       const forever = (name: string) => ["sh", "-c", COUNTING.replace("/tmp/count", `/tmp/${name}`)]
       const container = yield* spawn(["sleep", "1000"])
       yield* spawn(forever("other"))
-      const process = yield* Container.execStream(container, forever("count"))
-      yield* Container.execStream(process, forever("within"))
+      yield* Container.execStream(container, forever("count"))
+      yield* Container.execStream(container, forever("within"))
       const of = (name: string) => Number(fs.readFileSync(`/proc/${container.pid}/root/tmp/${name}`, "utf8"))
       const names = ["count", "within", "other"]
       const moving = (expected: ReadonlyArray<string>) =>

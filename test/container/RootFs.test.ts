@@ -192,7 +192,7 @@ suite("RootFs", (effect, folder) => {
         options: ["volatile", "userxattr"],
         attributes: 0
       },
-      { op: "self", arguments: ["berth-hold"], environment: [] }
+      { op: "exec-self", arguments: ["berth-hold"], environment: [] }
     ])
     const error = yield* failure("OperationFailed", supervisor.start(supervisor.nextId(), plan, {}))
     assert.equal(error.code, "EPERM")

@@ -4,7 +4,7 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
-import { Container, Image } from "../../lib/index.ts"
+import { Container, Image, type Process } from "../../lib/index.ts"
 import { suite } from "../support/effect.ts"
 import { eventually } from "../support/leftovers.ts"
 import { commandOf, root } from "../support/program.ts"
@@ -16,7 +16,7 @@ const type = (box: Container.Container, ...keys: ReadonlyArray<string>) =>
   )
 
 /** Reads its screen in the background; gives what has come so far. */
-const screen = (box: Container.Container) =>
+const screen = (box: Process.Process) =>
   Effect.gen(function* () {
     let text = ""
     const reading = yield* Effect.forkScoped(

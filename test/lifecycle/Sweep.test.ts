@@ -257,7 +257,7 @@ suite("what is swept", (effect, folder) => {
         return bytes
       }
       assert.equal((yield* Effect.promise(next)).type, 1)
-      const needsOne = new Uint8Array(Plan.encode(Plan.make([{ op: "hold", descriptor: "sent" }])).bytes)
+      const needsOne = new Uint8Array(Plan.encode(Plan.make([{ op: "keep-open", descriptor: "sent" }])).bytes)
       const answers: Array<readonly [Uint8Array, ReadonlyArray<number>, object]> = [
         [message(1, 2, 0, new Uint8Array([1, 2, 3])), [], { type: 3, id: 2, errno: 74 }],
         [message(1, 3, 1000), [], { type: 3, id: 3, errno: 74 }],

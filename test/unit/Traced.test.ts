@@ -5,9 +5,9 @@ import * as Tracer from "effect/Tracer"
 import { Container, Image } from "../../lib/index.ts"
 import { suite } from "../support/effect.ts"
 
-suite("traces", (effect) => {
+suite("tracing", (effect) => {
   effect(
-    "a tracer is told of a start, with its container and image, and of an exec below the caller's span",
+    "a tracer gets a span of a start, with container and image, and one of an exec below the caller's span",
     function* () {
       const spans: Array<{ name: string; parent: string | undefined; attributes: Map<string, unknown> }> = []
       const tracer = Tracer.make({

@@ -9,8 +9,7 @@ import { pipeArguments } from "effect/Pipeable"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, CgroupError, type OperationFailed, type SupervisorError } from "../../BerthError.ts"
-import type { Cgroup, Folder, TypeId as PublicTypeId } from "../../Cgroup.ts"
-import type { Limits } from "../../CgroupLimits.ts"
+import type { Cgroup, Folder, Limits, TypeId as PublicTypeId } from "../../Cgroup.ts"
 import * as Plan from "../../Plan.ts"
 import { errnoOf } from "../files/rooted.ts"
 import type { Ended } from "../supervisor/protocol.ts"
@@ -206,6 +205,19 @@ export const operations = (
     ]
   }
 }
+
+// On version 2 a process is in one cgroup only: the last folder.
+const isEntered = (folder: Folder, index: number, all: ReadonlyArray<Folder>): boolean =>
+  folder.version === 1 || !all.some((other, at) => other.version === 2 && at > index)
+
+/** The folders that a process of the cgroup is in. */
+export const entered = (cgroup: Cgroup): ReadonlyArray<Folder> => cgroup.folders.filter(isEntered)
+
+/** The operations that put a process into the cgroup. */
+export const joins = (cgroup: Cgroup | undefined): ReadonlyArray<Plan.Operation> =>
+  cgroup === undefined
+    ? []
+    : entered(cgroup).map(({ path, version }) => ({ op: "cgroup-join", path, version }))
 
 // Errors
 

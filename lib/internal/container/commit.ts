@@ -8,12 +8,13 @@ import { dual } from "effect/Function"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
-import { type BerthError, ContainerError, InvalidOption } from "../../BerthError.ts"
+import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { CommitOptions, Container } from "../../Container.ts"
 import { type Image, type ImageConfig, scratch } from "../../Image.ts"
 import type { Digest } from "../../Reference.ts"
 import * as Reference from "../../Reference.ts"
 import { storageError } from "../disk/files.ts"
+import { noFilesError } from "../files/archiveCopy.ts"
 import * as inRoot from "../files/rooted.ts"
 import type { Ids } from "../ids/idMaps.ts"
 import { ofImage } from "../image/push.ts"
@@ -33,13 +34,6 @@ import { type Holes, holesOf } from "../tar/containerTar.ts"
 import { isContainer } from "../typeIds.ts"
 import { attempt } from "../util/fromThrowing.ts"
 
-const goneError = (container: Container): ContainerError =>
-  new ContainerError({
-    reason: "NotRunning",
-    container: container.id,
-    detail: "it has no files of its own: it runs in another's root, or is gone"
-  })
-
 interface Source {
   readonly image: Image
   /** The folder of the writable layer, undefined where it is in memory. */
@@ -52,7 +46,7 @@ interface Source {
 const sourceOf = (container: Container): Effect.Effect<Source, BerthError> =>
   Effect.suspend((): Effect.Effect<Source, BerthError> => {
     const { base, root } = container.state
-    if (base === undefined || root < 0 || !base.isThere()) return Effect.fail(goneError(container))
+    if (root < 0 || !base.isThere()) return Effect.fail(noFilesError(container))
     const { image, upper } = base
     if (image.digest === undefined && image !== scratch) {
       const expected =
@@ -145,8 +139,8 @@ const layerOf = (
         Stream.fromAsyncIterable(measured.compressed(parts), layerDiff.failed(`container ${container.id}`)),
         Stream.execute(
           Effect.suspend(() =>
-            container.state.root < 0 || container.state.base?.isThere() !== true || isGone()
-              ? Effect.fail(goneError(container))
+            container.state.root < 0 || !container.state.base.isThere() || isGone()
+              ? Effect.fail(noFilesError(container))
               : Effect.void
           )
         )

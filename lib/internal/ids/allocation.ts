@@ -96,7 +96,7 @@ export const acquire = (userns: NonNullable<StartOptions["userns"]>, berth: Bert
 
 /** The operation that keeps the lock until the unit is released. */
 export const hold = ({ lock }: Mapped): ReadonlyArray<Plan.Operation> =>
-  lock < 0 ? [] : [{ op: "hold", descriptor: "ids" }]
+  lock < 0 ? [] : [{ op: "keep-open", descriptor: "ids" }]
 
 /** The operations that map the layers of a root. No other container gets the ids until all files with them are gone. */
 export const mapLayers = (mapped: Mapped): ReadonlyArray<Plan.Operation> => [

@@ -1,8 +1,9 @@
-/** Namespaces: their values, their flags in plans and clone3(2), and the error of a kernel that lacks one. */
+/** The namespaces, their flags of clone(2), and the error of a kernel that lacks one of them. */
 import * as Inspectable from "effect/Inspectable"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
 import type { Kind, Namespace, TypeId as PublicTypeId } from "../../Namespace.ts"
 import type * as Plan from "../../Plan.ts"
+import { EINVAL, ENOSYS } from "../util/errno.ts"
 import { type Ids, print } from "./idMaps.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Namespace") as PublicTypeId
@@ -21,6 +22,7 @@ export const Proto = {
   }
 }
 
+/** CLONE_NEW* of clone(2), in the order in which a plan prints them. */
 export const flags: Readonly<Record<Kind, number>> = {
   mount: 0x00020000,
   cgroup: 0x02000000,
@@ -38,7 +40,7 @@ export const flagsOf = (kinds: Iterable<Kind>): number => {
   return all
 }
 
-/** The empty root of the holder of a mount namespace, until a first process sets up the root. */
+/** The folder on which the holder of a mount namespace mounts its empty root, until the first process sets the root up. */
 export const emptyFolder = (supervisorFolder: string): string => `${supervisorFolder}/empty`
 
 export const idMap = (ids: Ids): Plan.Operation => ({
@@ -52,7 +54,7 @@ export const explain =
   (error: BerthError): BerthError =>
     error._tag === "OperationFailed" &&
     error.syscall === "clone3" &&
-    (error.errno === 22 || error.errno === 38)
+    (error.errno === EINVAL || error.errno === ENOSYS)
       ? new Unsupported({
           feature: `namespaces ${kinds.join(", ")}`,
           why: `clone3 fails with ${error.code}: this kernel lacks one of them`,

@@ -70,7 +70,7 @@ async function* hole(
 }
 
 /** Whose ids an archive has: the container's, which on the host may be others. */
-const idsOf = ({ state }: Container): Ids => state.base?.ids ?? state.berth.ids
+const idsOf = ({ state }: Container): Ids => state.base.ids
 
 interface Writing {
   readonly links: Map<string, string>
