@@ -1,5 +1,5 @@
 /**
- * The service that everything of Berth runs on: the folder, the supervisor and the platform's services.
+ * The service that every other part of Berth needs: its folder, its supervisor and the platform's services.
  *
  * @since 0.1.0
  */
@@ -8,21 +8,24 @@ import type * as FileSystem from "@effect/platform/FileSystem"
 import type * as HttpClient from "@effect/platform/HttpClient"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import type * as Inspectable from "effect/Inspectable"
 import * as Layer from "effect/Layer"
 import type { BerthError } from "./BerthError.ts"
 import type * as Doctor from "./Doctor.ts"
 import * as examination from "./internal/berth/doctor.ts"
 import * as internal from "./internal/berth/layer.ts"
+import type { Memory } from "./internal/berth/memory.ts"
+import type { Turns } from "./internal/disk/files.ts"
 import * as tag from "./internal/service.ts"
 import type { Holds } from "./internal/store/leases.ts"
-import type { Supervisor } from "./internal/supervisor/connection.ts"
+import type { Supervisor, TimeLimits } from "./internal/supervisor/connection.ts"
 import type { IdRange } from "./Namespace.ts"
 
 /**
  * @since 0.1.0
  * @category symbols
  */
-export const TypeId: unique symbol = Symbol.for("berth/Berth")
+export const TypeId: unique symbol = tag.TypeId
 
 /**
  * @since 0.1.0
@@ -36,15 +39,15 @@ export type TypeId = typeof TypeId
  * @since 0.1.0
  * @category models
  */
-export interface Berth {
+export interface Berth extends Inspectable.Inspectable {
   readonly [TypeId]: TypeId
-  /** Where everything that Berth keeps on disk is: the store, the unpacked layers, the state of running supervisors. */
+  /** The folder of all that Berth keeps on disk: the store, the unpacked layers, the state of running supervisors. */
   readonly folder: string
-  /** Whether this process is not root, and the supervisor therefore is in a user namespace. */
+  /** Whether this process runs as a non-root user. The supervisor is then in a user namespace. */
   readonly rootless: boolean
   /**
-   * The ids that there are for containers, as a map from the namespace that the supervisor is in to the host: all of them
-   * for root, else this process's user as root and, where there are any, the user's ranges of /etc/subuid and /etc/subgid.
+   * The ids that containers can have, as a map from the supervisor's user namespace to the host. Root has all ids. For any
+   * other user, root is the user, and the other ids are the user's ranges in /etc/subuid and /etc/subgid, if there are any.
    */
   readonly ids: { readonly uids: ReadonlyArray<IdRange>; readonly gids: ReadonlyArray<IdRange> }
   /** @internal */
@@ -57,8 +60,12 @@ export interface Berth {
   readonly holds: Holds
   /** @internal */
   readonly idOwner: string
-  /** @internal where the unpacked layers are, which have owners and so are for these ids only */
+  /** @internal the folder of the unpacked layers; their files have owners, so it is for these ids only */
   readonly layers: string
+  /** @internal */
+  readonly memory: Memory
+  /** @internal */
+  readonly turns: Turns
 }
 
 /**
@@ -73,29 +80,31 @@ export const Berth: Context.Tag<Berth, Berth> = tag.Berth
  */
 export interface Options {
   /**
-   * Where the store, the unpacked layers and the state are. Default: `/var/lib/berth` for root, else
+   * The folder of the store, the unpacked layers and the state. Default: `/var/lib/berth` for root, else
    * `$XDG_DATA_HOME/berth`.
    */
   readonly folder?: string | undefined
   /**
-   * Which ids there are without root: `"ranges"`, the user's own as root and those of /etc/subuid and /etc/subgid, by
-   * newuidmap(1), or `"single"`, root alone: files of other owners in an image then belong to root. Default `"auto"`:
-   * ranges where the user has any. No meaning for root.
+   * The ids of containers that a non-root user starts. `"ranges"`: the user as root, and the user's ranges in /etc/subuid
+   * and /etc/subgid, mapped by newuidmap(1). `"single"`: root alone; files of other owners in an image then belong to root.
+   * Default `"auto"`: ranges if the user has any. Root ignores this option.
    */
   readonly ids?: "auto" | "ranges" | "single" | undefined
   /**
-   * The user whose ranges in /etc/subuid and /etc/subgid root takes those of `userns: "auto"` from. Default `containers`;
-   * where that user has none, the ids from 1879048192 on.
+   * The user whose ranges in /etc/subuid and /etc/subgid supply the ids of `userns: "auto"`; only root uses it. Default
+   * `containers`. If that user has no ranges, the ids start at 1879048192.
    */
   readonly idOwner?: string | undefined
+  /** @internal how long a start, a release and the supervisor's end may take, in milliseconds */
+  readonly timeLimits?: Partial<TimeLimits> | undefined
 }
 
 /**
- * Berth with these options: starts one supervisor, and sweeps what supervisors that were killed have left. When the
- * layer's scope closes, everything that it still owns is given back and the supervisor is gone.
+ * Berth with these options: starts one supervisor, and removes what killed supervisors have left. When the layer's scope
+ * closes, the supervisor releases everything that it still owns and ends.
  *
- * Fails with `Unsupported` on another system than Linux, for somebody who is not root where there are no user namespaces,
- * or no ranges of ids where they are asked for, and with `OperationFailed` for a folder that belongs to somebody else.
+ * Fails with `Unsupported` on a system other than Linux, for a non-root user if the kernel refuses user namespaces, and for
+ * `ids: "ranges"` if the user has no ranges. Fails with `OperationFailed` if the folder belongs to another user.
  *
  * @since 0.1.0
  * @category layers
@@ -104,7 +113,7 @@ export const layerWith = (options: Options): Layer.Layer<Berth, BerthError, File
   Layer.scoped(Berth, internal.make(options)).pipe(Layer.provide(FetchHttpClient.layer))
 
 /**
- * Berth with its defaults, without root where the process has none.
+ * Berth with the default options, for root and for any other user.
  *
  * @since 0.1.0
  * @category layers
@@ -112,8 +121,8 @@ export const layerWith = (options: Options): Layer.Layer<Berth, BerthError, File
 export const layer: Layer.Layer<Berth, BerthError, FileSystem.FileSystem> = layerWith({})
 
 /**
- * What Berth can use on this machine, as this user, and the exact fix for what is missing. What counts is tried, in
- * namespaces that are gone when this succeeds; nothing is left. Needs no `Berth`.
+ * Reports what Berth can use on this machine, as this user, with the exact fix for each thing that is missing. It tries
+ * what containers need in temporary namespaces, and leaves nothing behind. It needs no `Berth`.
  *
  * @since 0.1.0
  * @category diagnosis

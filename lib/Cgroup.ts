@@ -7,8 +7,8 @@
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
-import * as Inspectable from "effect/Inspectable"
-import { type Pipeable, pipeArguments } from "effect/Pipeable"
+import type * as Inspectable from "effect/Inspectable"
+import type { Pipeable } from "effect/Pipeable"
 import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
@@ -28,7 +28,7 @@ import * as Plan from "./Plan.ts"
  * @since 0.1.0
  * @category symbols
  */
-export const TypeId: unique symbol = Symbol.for("berth/Cgroup")
+export const TypeId: unique symbol = internal.TypeId
 
 /**
  * @since 0.1.0
@@ -37,7 +37,8 @@ export const TypeId: unique symbol = Symbol.for("berth/Cgroup")
 export type TypeId = typeof TypeId
 
 /**
- * A cgroup: a folder in each hierarchy that the tree has for it, removed when its scope closes, with all that is in it.
+ * A cgroup: one folder in each hierarchy that it uses. When its scope closes, its processes are killed and the folders are
+ * removed.
  *
  * @since 0.1.0
  * @category models
@@ -45,8 +46,10 @@ export type TypeId = typeof TypeId
 export interface Cgroup extends Pipeable, Inspectable.Inspectable {
   readonly [TypeId]: TypeId
   readonly name: string
-  /** Its folders by hierarchy; more come with the controllers that are used. */
+  /** Its folders, one for each hierarchy. Folders are added when more controllers are used. */
   readonly folders: ReadonlyArray<Folder>
+  /** @internal */
+  readonly state: internal.State
 }
 
 /**
@@ -56,20 +59,8 @@ export interface Cgroup extends Pipeable, Inspectable.Inspectable {
 export interface Folder {
   readonly version: 1 | 2
   readonly path: string
-  /** What it limits, counts and controls, by version 2's names. */
+  /** The controllers that this folder has, by the names of version 2. */
   readonly controllers: ReadonlyArray<string>
-}
-
-const Proto = {
-  [TypeId]: TypeId as TypeId,
-  ...Inspectable.BaseProto,
-  toJSON(this: Cgroup) {
-    return { _id: "Cgroup", name: this.name, folders: this.folders }
-  },
-  pipe() {
-    // biome-ignore lint/complexity/noArguments: this is how Effect's handles pipe
-    return pipeArguments(this, arguments)
-  }
 }
 
 /**
@@ -77,10 +68,6 @@ const Proto = {
  * @category guards
  */
 export const isCgroup = (u: unknown): u is Cgroup => hasProperty(u, TypeId)
-
-/** @internal */
-export const unsafeMake = (name: string, folders: ReadonlyArray<Folder>): Cgroup =>
-  Object.assign(Object.create(Proto), { name, folders })
 
 /**
  * Bytes, as a number or as text with a unit: `"256MiB"`, `"1.5GB"`, `"64m"` (Docker's form, of 1024). `"max"` is no limit.
@@ -371,7 +358,7 @@ export interface Stats {
 }
 
 /**
- * What there can be too little of.
+ * A resource for which processes can wait.
  *
  * @since 0.1.0
  * @category models
@@ -379,7 +366,7 @@ export interface Stats {
 export type Resource = "cpu" | "memory" | "io"
 
 /**
- * A duration as Effect has them, or as `"150ms"`, `"1s"`.
+ * A duration in any form that Effect takes, or as `"150ms"`, `"1s"`.
  *
  * @since 0.1.0
  * @category models
@@ -387,17 +374,17 @@ export type Resource = "cpu" | "memory" | "io"
 export type Time = Duration.DurationInput | `${number}us` | `${number}ms` | `${number}s`
 
 /**
- * When to tell of pressure: either `some` or `full`.
+ * When to report pressure: either `some` or `full`.
  *
  * @since 0.1.0
  * @category models
  */
 export interface PressureOptions {
-  /** For how long in a window at least one process has to have waited. */
+  /** How long at least one process must have waited in a window. */
   readonly some?: Time | undefined
-  /** For how long all of them have to have waited at once. */
+  /** How long all processes must have waited at the same time. */
   readonly full?: Time | undefined
-  /** From 500 ms to 10 s; without CAP_SYS_RESOURCE a multiple of 2 s, else `CgroupError`. Default 2 s. */
+  /** From 500 ms to 10 s. Without CAP_SYS_RESOURCE it must be a multiple of 2 s, else `CgroupError`. Default 2 s. */
   readonly window?: Time | undefined
 }
 
@@ -409,15 +396,15 @@ const makeBelow = (
     const id = berth.supervisor.nextId()
     const name = internal.nameOf(berth.supervisor.folder, id)
     return Effect.flatMap(
-      attempt(() => internal.operations(limits, name, above)),
+      attempt(() => internal.operations(berth.memory.tree(), limits, name, above)),
       ({ create, folders }) => {
-        const cgroup = unsafeMake(name, folders)
+        const cgroup = internal.unsafeMake(name, folders)
         const plan = Plan.make(create)
         return Effect.flatMap(Effect.scope, (scope) =>
           scopedUnit(berth, id, `cgroup ${name}`, plan, {}).pipe(
             Effect.mapError(internal.explain(plan)),
             Effect.map(() => {
-              internal.own(cgroup, { berth, scope, container: undefined })
+              cgroup.state.owner = { berth, scope, container: undefined }
               return cgroup
             })
           )
@@ -427,10 +414,11 @@ const makeBelow = (
   })
 
 /**
- * A cgroup with these limits, empty so far, below the cgroup of this process. Closing the scope kills what is in it.
+ * Makes an empty cgroup with these limits below the cgroup of this process. Closing the scope kills its processes.
  *
- * Fails with `InvalidOption` for a limit that cannot be read or names what this machine does not have, and with
- * `CgroupError` for a controller that the tree lacks or that cannot do it, and for what the kernel refuses.
+ * Fails with `InvalidOption` for a malformed limit, or one that names something that this machine lacks. Fails with
+ * `CgroupError` for a controller that the tree lacks or that does not support the limit, and for limits that the kernel
+ * refuses.
  *
  * @since 0.1.0
  * @category constructors
@@ -439,8 +427,9 @@ export const make = (limits: Limits = {}): Effect.Effect<Cgroup, BerthError, Ber
   makeBelow(limits, []).pipe(Effect.withSpan("berth.Cgroup.make"))
 
 /**
- * A cgroup in another, whose limits hold for all that are in it together. On version 2 the other one can have no processes
- * of its own then: `CgroupError` with `HasProcesses`. On version 1 it is in the other as far as that has the controller.
+ * Makes a cgroup inside another one, whose limits hold for all cgroups in it together. On version 2 the outer one must not
+ * have processes of its own: `CgroupError` with `HasProcesses`. On version 1 the new cgroup is inside the outer one in the
+ * hierarchies that the outer one uses.
  *
  * @since 0.1.0
  * @category constructors
@@ -452,11 +441,11 @@ export const makeIn = (
   Effect.suspend(() => makeBelow(limits, parent.folders)).pipe(Effect.withSpan("berth.Cgroup.makeIn"))
 
 /**
- * Changes limits while processes run; what is left out stays, and `"max"` takes a limit away. A controller that the cgroup
- * was made without is added.
+ * Changes limits while processes run. Limits that are left out stay, and `"max"` removes a limit. Controllers that the
+ * cgroup lacks are added.
  *
- * Fails as `make` does, and with `CgroupError`: `InUse` where more memory is in use and cannot be reclaimed, `Gone`. Limits
- * are set one after the other: those before the one that failed are set then.
+ * Fails as `make` does, and with `CgroupError`: `InUse` if the processes use more memory than the new limit and it cannot be
+ * reclaimed, `Gone` if the cgroup was removed. Limits are set one after the other: those before the failed one stay set.
  *
  * @since 0.1.0
  * @category limits
@@ -469,7 +458,7 @@ export const update: {
 )
 
 /**
- * The processes in it and in those below it, as the host numbers them.
+ * The host's pids of the processes in the cgroup and in the cgroups below it.
  *
  * @since 0.1.0
  * @category processes
@@ -481,8 +470,8 @@ export const processes = (cgroup: Cgroup): Effect.Effect<ReadonlyArray<number>, 
   )
 
 /**
- * Moves a process into it, with all of its threads; its children stay where they are, and those to come are in here.
- * Nothing happens where it has ended.
+ * Moves a process with all its threads into the cgroup. Its present children stay in their cgroup; later ones start in this
+ * one. Does nothing if the process has ended.
  *
  * @since 0.1.0
  * @category processes
@@ -499,10 +488,11 @@ export const move: {
 )
 
 /**
- * Has everything in it stand still, and succeeds once it does. What is frozen can be killed; a container or a command in
- * it ends with its scope all the same, and `Container.stop` and SIGKILL let it go on for its end.
+ * Freezes every process in the cgroup, and succeeds once all stand still. Frozen processes can be killed: a container or a
+ * command in the cgroup ends with its scope, and `Container.stop` and SIGKILL let it run again until it ends.
  *
- * Fails with `CgroupError` where a process waits in the kernel and does not stop within 5 seconds; everything runs then.
+ * Fails with `CgroupError` if a process waits in the kernel and does not stop within 5 seconds; all processes then run
+ * again.
  *
  * @since 0.1.0
  * @category freezing
@@ -510,7 +500,7 @@ export const move: {
 export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> => freezer.freeze(cgroup)
 
 /**
- * Lets it go on. Nothing happens where it is not frozen.
+ * Lets the processes of a frozen cgroup run again. Does nothing if the cgroup is not frozen.
  *
  * @since 0.1.0
  * @category freezing
@@ -521,7 +511,7 @@ const isThere = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => (internal.isThere(cgroup) ? Effect.void : Effect.fail(internal.gone(cgroup))))
 
 /**
- * What the cgroup uses now: one read of all that there is. Fails with `CgroupError` where it is gone.
+ * What the cgroup uses now, read once from all its files. Fails with `CgroupError` if the cgroup is gone.
  *
  * @since 0.1.0
  * @category statistics
@@ -529,12 +519,12 @@ const isThere = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
 export const stats = (cgroup: Cgroup): Effect.Effect<Stats, BerthError> =>
   Effect.zipRight(
     isThere(cgroup),
-    Effect.sync(() => readStats(cgroup.folders))
+    Effect.sync(() => readStats(cgroup))
   )
 
 /**
- * What it uses at intervals, the first at once; fails with `CgroupError` once it is gone. Each reading is also set in
- * Effect's metrics, tagged with the cgroup's name: `berth.cgroup.memory.usage`, `.memory.limit`, `.memory.oom_kills`,
+ * What the cgroup uses, at intervals: the first reading comes at once. Fails with `CgroupError` once the cgroup is gone. Each
+ * reading is also set in Effect's metrics, tagged with the cgroup's name: `berth.cgroup.memory.usage`, `.memory.limit`, `.memory.oom_kills`,
  * `.cpu.time`, `.cpu.throttled`, `.pids.current`, `.io.read` and `.io.written`.
  *
  * @since 0.1.0
@@ -549,8 +539,8 @@ export const metrics = (
 ): Stream.Stream<Stats, BerthError> => measuring.metrics(cgroup, stats(cgroup), options.every ?? "1 second")
 
 /**
- * The counters of memory's limits, now and whenever the kernel says that they have changed: on version 2 by
- * `memory.events`, on version 1 when memory has run out. Ends with the cgroup, or with the container that it is of.
+ * The counters of the memory limits, now and whenever the kernel reports a change: on version 2 through `memory.events`, on
+ * version 1 when the memory runs out. Ends with the cgroup, or with the container that the cgroup belongs to.
  *
  * @since 0.1.0
  * @category events
@@ -559,7 +549,7 @@ export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthE
   events.memoryEvents(cgroup)
 
 /**
- * How many processes the OOM killer has ended in all, each time that there are more. Ends as `memoryEvents` does.
+ * The total number of processes that the OOM killer has ended, each time that it grows. Ends as `memoryEvents` does.
  *
  * @since 0.1.0
  * @category events
@@ -567,8 +557,8 @@ export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthE
 export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> => events.oomKills(cgroup)
 
 /**
- * How many forks have failed at the limit, now and whenever there are more (`pids.events`; the kernel tells of it on version
- * 2, on version 1 it is looked at ten times a second). Ends as `memoryEvents` does.
+ * The number of forks that the limit has refused, now and whenever it grows (`pids.events`). On version 2 the kernel reports
+ * changes; on version 1 the file is read ten times a second. Ends as `memoryEvents` does.
  *
  * @since 0.1.0
  * @category events
@@ -576,9 +566,9 @@ export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> => e
 export const pidsEvents = (cgroup: Cgroup): Stream.Stream<PidsEvents, BerthError> => events.pidsEvents(cgroup)
 
 /**
- * The pressure on a resource, each time that its processes have waited for as long as the options say, at most once a
- * window; by a trigger in the kernel (psi.rst). Where the controllers are of version 1 this still is of version 2, which
- * has to be mounted as well. Ends as `memoryEvents` does.
+ * The pressure on a resource, each time that the processes have waited for as long as the options say, at most once a
+ * window. A trigger in the kernel reports it (psi.rst). Pressure is a part of version 2, which must be mounted even if the
+ * controllers are of version 1. Ends as `memoryEvents` does.
  *
  * @since 0.1.0
  * @category events

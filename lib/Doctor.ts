@@ -82,7 +82,7 @@ const Proto = {
   [TypeId]: TypeId as TypeId,
   ...Inspectable.BaseProto,
   toJSON(this: Report) {
-    return { _id: "Doctor", rootless: this.rootless, ready: this.ready, checks: this.checks }
+    return { _id: "berth/Doctor", rootless: this.rootless, ready: this.ready, checks: this.checks }
   },
   toString(this: Report) {
     return print(this)

@@ -1,10 +1,10 @@
 /**
- * Namespaces as resources: created, held for as long as a scope is open, shared between containers, and joined.
+ * Namespaces as resources: created, held open by a scope, shared between containers, and joined.
  *
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
-import * as Inspectable from "effect/Inspectable"
+import type * as Inspectable from "effect/Inspectable"
 import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import { Berth } from "./Berth.ts"
@@ -12,7 +12,7 @@ import type { BerthError } from "./BerthError.ts"
 import { InvalidOption } from "./BerthError.ts"
 import * as Userns from "./internal/ids/allocation.ts"
 import * as Ids from "./internal/ids/idMaps.ts"
-import { emptyFolder, explain, flags, flagsOf, idMap } from "./internal/ids/namespaceFlags.ts"
+import * as internal from "./internal/ids/namespaceFlags.ts"
 import { scopedUnit } from "./internal/supervisor/scopedUnit.ts"
 import { attempt } from "./internal/util/fromThrowing.ts"
 import * as Plan from "./Plan.ts"
@@ -21,7 +21,7 @@ import * as Plan from "./Plan.ts"
  * @since 0.1.0
  * @category symbols
  */
-export const TypeId: unique symbol = Symbol.for("berth/Namespace")
+export const TypeId: unique symbol = internal.TypeId
 
 /**
  * @since 0.1.0
@@ -39,7 +39,7 @@ export type TypeId = typeof TypeId
 export type Kind = "mount" | "pid" | "uts" | "ipc" | "network" | "cgroup" | "user" | "time"
 
 /**
- * Namespaces that are held open by a process. A container joins them by the holder's pidfd.
+ * Namespaces that a process holds open. A container joins them through the holder's pidfd.
  *
  * @since 0.1.0
  * @category models
@@ -47,24 +47,16 @@ export type Kind = "mount" | "pid" | "uts" | "ipc" | "network" | "cgroup" | "use
 export interface Namespace extends Inspectable.Inspectable {
   readonly [TypeId]: TypeId
   readonly kinds: ReadonlyArray<Kind>
-  /** The process that holds them, as the host sees it. */
+  /** The pid of the process that holds them, on the host. */
   readonly pid: number
   /** @internal */
   readonly pidfd: number
-  /** @internal what the mount namespace has as its root, once a first process has set it up */
+  /** @internal the root of the mount namespace, once a first process has set it up */
   root: unknown
-  /** @internal held by the process that sets it up */
+  /** @internal held while a first process sets up the root */
   readonly settingUp: Effect.Semaphore
-  /** @internal the ids of its user namespace, undefined where they are Berth's own by the same numbers */
+  /** @internal the ids of its user namespace; undefined if they have the same numbers as in Berth's own */
   readonly mapped: Userns.Mapped | undefined
-}
-
-const Proto = {
-  [TypeId]: TypeId as TypeId,
-  ...Inspectable.BaseProto,
-  toJSON(this: Namespace) {
-    return { _id: "Namespace", kinds: this.kinds, pid: this.pid }
-  }
 }
 
 /**
@@ -74,7 +66,8 @@ const Proto = {
 export const isNamespace = (u: unknown): u is Namespace => hasProperty(u, TypeId)
 
 /**
- * A range of ids for a user namespace: `size` ids from `container` on are those from `host` on.
+ * A range of ids for a user namespace: `size` ids that start at `container` inside map to those that start at `host`
+ * outside.
  *
  * @since 0.1.0
  * @category models
@@ -91,9 +84,9 @@ export interface IdRange {
  */
 export interface Options {
   /**
-   * The ids of a new user namespace: from 0 on and without a gap, `host` being the ids of Berth's own namespace, which for
-   * root are the host's. `"auto"` takes 65536 ids that no other container has (see `Berth.Options.idOwner`), and needs root.
-   * Default: all of Berth's own as they are. A root for other ids than those is made with `RootFs.Options.userns`.
+   * The ids of a new user namespace, which start at 0 and have no gap. `host` counts in Berth's own namespace; for root that
+   * is the host. `"auto"` takes 65536 ids that no other container has (see `Berth.Options.idOwner`), and needs root. Default:
+   * all ids of Berth's own namespace, unchanged. For other ids, make the root file system with `RootFs.Options.userns`.
    */
   readonly ids?:
     | "auto"
@@ -101,7 +94,7 @@ export interface Options {
     | undefined
 }
 
-/** The ids of a new user namespace, which are nobody else's for as long as the scope where they are `"auto"`. */
+/** The ids of a new user namespace. With `"auto"`, no other container gets them while the scope is open. */
 const mappedBy = (
   ids: Options["ids"],
   berth: Berth
@@ -116,15 +109,15 @@ const mappedBy = (
         lock: -1
       }))
 
-// Who is in its pid namespace sees the holder, and shall see nothing of the host by it.
+// Processes in the pid namespace see the holder, and must see nothing of the host through it.
 const ofTheHolder: ReadonlyArray<Kind> = ["mount", "uts", "ipc", "network", "cgroup"]
 
 /**
- * New namespaces of these kinds, held by a process that does nothing else, which is pid 1 of a new pid namespace: when
- * the scope closes it ends, and with it all that runs in that pid namespace.
+ * Makes namespaces of these kinds, held by a process that does nothing else. In a new pid namespace the holder is pid 1.
+ * When the scope closes, the holder ends, and with it every process in that pid namespace.
  *
- * Fails with `Unsupported` where this kernel lacks one of them or `"auto"` cannot be had, and with `InvalidOption` for ids
- * that overlap, leave a gap or are not there.
+ * Fails with `Unsupported` if this kernel lacks one of the kinds or no ids are free for `"auto"`, and with `InvalidOption`
+ * for ids that overlap, leave a gap or are not available.
  *
  * @since 0.1.0
  * @category constructors
@@ -137,23 +130,23 @@ export const make = (
     const berth = yield* Berth
     const id = berth.supervisor.nextId()
     const set = new Set(kinds)
-    const unknown = kinds.find((kind) => flags[kind] === undefined)
+    const unknown = kinds.find((kind) => internal.flags[kind] === undefined)
     if (unknown !== undefined) {
-      const expected = `one of ${Object.keys(flags).join(", ")}`
+      const expected = `one of ${Object.keys(internal.flags).join(", ")}`
       return yield* new InvalidOption({ option: "kinds", value: JSON.stringify(unknown), expected })
     }
     const mapped = set.has("user") ? yield* mappedBy(options.ids, berth) : undefined
     const plan = Plan.make([
       ...(mapped === undefined ? [] : Userns.hold(mapped)),
-      { op: "process", namespaces: flagsOf([...set, ...ofTheHolder]) },
-      ...(mapped === undefined ? [] : [idMap(mapped.ids)]),
+      { op: "process", namespaces: internal.flagsOf([...set, ...ofTheHolder]) },
+      ...(mapped === undefined ? [] : [internal.idMap(mapped.ids)]),
       { op: "session" },
       { op: "stdio", stdin: null, stdout: null, stderr: null },
       ...(set.has("network") ? [{ op: "loopback" } as const] : []),
-      // The mounts of a namespace that is shared are set up, and the host's taken out of it, by its first process.
+      // The first process in a shared mount namespace sets up its mounts and removes those of the host.
       {
         op: "empty-root",
-        path: set.has("mount") ? emptyFolder(berth.supervisor.folder) : "/",
+        path: set.has("mount") ? internal.emptyFolder(berth.supervisor.folder) : "/",
         proc: set.has("pid") ? 1 : 0
       },
       ...(mapped === undefined ? [] : [{ op: "root-user" } as const]),
@@ -164,7 +157,7 @@ export const make = (
     ])
     const descriptors = mapped === undefined ? {} : Userns.descriptors(mapped)
     const unit = yield* scopedUnit(berth, id, "namespace holder", plan, descriptors).pipe(
-      Effect.mapError(explain(kinds))
+      Effect.mapError(internal.explain(kinds))
     )
     const fields = {
       kinds: [...set],
@@ -176,5 +169,5 @@ export const make = (
       settingUp: Effect.unsafeMakeSemaphore(1),
       mapped: mapped === undefined || Ids.areSame(mapped.ids) ? undefined : mapped
     } satisfies Omit<Namespace, TypeId | keyof Inspectable.Inspectable>
-    return Object.setPrototypeOf(fields, Proto) as Namespace
+    return Object.setPrototypeOf(fields, internal.Proto) as Namespace
   }).pipe(Effect.withSpan("berth.Namespace.make", { attributes: { kinds } }))

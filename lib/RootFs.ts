@@ -72,7 +72,13 @@ const Proto = {
   [TypeId]: TypeId as TypeId,
   ...Inspectable.BaseProto,
   toJSON(this: RootFs) {
-    return { _id: "RootFs", image: this.image.reference, upper: this.upper ?? "memory" }
+    return { _id: "berth/RootFs", image: this.image.reference, upper: this.upper ?? "memory" }
+  },
+  toString(this: RootFs) {
+    return `RootFs(${this.image.reference}, written to ${this.upper ?? "memory"})`
+  },
+  [Inspectable.NodeInspectSymbol](this: RootFs) {
+    return this.toString()
   }
 }
 
@@ -103,7 +109,9 @@ export const overlay = (
     const id = berth.supervisor.nextId()
     const { folder } = berth.supervisor
     const mapped = yield* attempt(() => Userns.mappedOf(options.userns, berth.rootless))
-    const plain = yield* attempt(() => internal.compose(image, options, folder, id, berth.rootless))
+    const plain = yield* attempt(() =>
+      internal.compose(image, options, berth.memory, folder, id, berth.rootless)
+    )
     const root = mapped === undefined ? plain : internal.withIds(plain, mapped)
     const plan = Plan.make([...root.scratch, root.mount])
     const descriptors = mapped === undefined ? {} : Userns.descriptors(mapped)

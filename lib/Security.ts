@@ -25,7 +25,7 @@ import { invalid } from "./internal/util/validate.ts"
 export type Capability = (typeof internalCapabilities.names)[number]
 
 /**
- * Every capability that there is; the place in the list is its number.
+ * All capabilities; the index in the list is the capability's number.
  *
  * @since 0.1.0
  * @category constants
@@ -33,7 +33,7 @@ export type Capability = (typeof internalCapabilities.names)[number]
 export const capabilities: ReadonlyArray<Capability> = internalCapabilities.names
 
 /**
- * The capabilities that a container has unless told otherwise: Docker's.
+ * The default capabilities of a container, which are Docker's.
  *
  * @since 0.1.0
  * @category constants
@@ -41,7 +41,7 @@ export const capabilities: ReadonlyArray<Capability> = internalCapabilities.name
 export const defaultCapabilities: ReadonlyArray<Capability> = internalCapabilities.defaults
 
 /**
- * Paths that a container sees as empty, as Docker has them: they tell of the host, or reach it.
+ * Paths that are empty in a container, as with Docker: their files describe the host or give access to it.
  *
  * @since 0.1.0
  * @category constants
@@ -62,7 +62,7 @@ export const defaultMaskedPaths: ReadonlyArray<string> = [
 ]
 
 /**
- * Paths that a container can only read, as Docker has them.
+ * Paths that a container can read but not write, as with Docker.
  *
  * @since 0.1.0
  * @category constants
@@ -76,7 +76,7 @@ export const defaultReadonlyPaths: ReadonlyArray<string> = [
 ]
 
 /**
- * A change to the default set. `drop` comes first, so `{ drop: ["ALL"], add: ["NET_BIND_SERVICE"] }` leaves one.
+ * A change to the default capabilities. `drop` comes first: `{ drop: ["ALL"], add: ["NET_BIND_SERVICE"] }` leaves one.
  *
  * @since 0.1.0
  * @category models
@@ -85,14 +85,14 @@ export interface CapabilityOptions {
   readonly add?: ReadonlyArray<Capability | "ALL"> | undefined
   readonly drop?: ReadonlyArray<Capability | "ALL"> | undefined
   /**
-   * Those that a command keeps although its user is not root (PR_CAP_AMBIENT, Linux 4.3). They are added to the set as
-   * well. Default: none.
+   * Capabilities that a command of a non-root user keeps (PR_CAP_AMBIENT, Linux 4.3). They are added to the set as well.
+   * Default: none.
    */
   readonly ambient?: ReadonlyArray<Capability> | undefined
 }
 
 /**
- * What a rule of seccomp does, as in seccomp(2) and libseccomp. `SCMP_ACT_LOG` allows and writes to the kernel's log,
+ * The action of a seccomp rule, as in seccomp(2) and libseccomp. `SCMP_ACT_LOG` allows and writes to the kernel's log,
  * `SCMP_ACT_NOTIFY` asks the program: see `Options.onSystemCall`.
  *
  * @since 0.1.0
@@ -110,10 +110,10 @@ export type SeccompAction =
   | "SCMP_ACT_TRAP"
 
 /**
- * A comparison of an argument, counted from 0, with a number. `SCMP_CMP_MASKED_EQ`: the argument through the mask
- * `value` is `valueTwo`. All 64 bits are compared, of which the kernel takes 32 for many arguments: `SCMP_CMP_NE`, `GT` and
- * `GE` in a rule that allows let a number through to which a process has added 2^32. Arguments of sockets that a 32-bit
- * program passes by socketcall(2) are not compared: a rule before those for `socket` has to refuse it.
+ * A comparison of an argument, counted from 0, with a number. `SCMP_CMP_MASKED_EQ`: the argument, masked with `value`,
+ * equals `valueTwo`. All 64 bits are compared, but the kernel uses only 32 bits of many arguments: in a rule that allows,
+ * `SCMP_CMP_NE`, `GT` and `GE` also accept a number to which a process has added 2^32. The arguments that a 32-bit program
+ * passes to socketcall(2) are not compared: a rule before those for `socket` must refuse socketcall.
  *
  * @since 0.1.0
  * @category models
@@ -133,8 +133,8 @@ export interface SeccompCondition {
 }
 
 /**
- * Where a rule applies: with all (or, to exclude, any) of these capabilities, on one of these architectures (`amd64`,
- * `arm64`, ...), from this kernel on (`4.8`).
+ * When a rule applies: if the process has all of these capabilities (for `excludes`: any of them), on one of these
+ * architectures (`amd64`, `arm64`, ...), since this kernel version (`4.8`).
  *
  * @since 0.1.0
  * @category models
@@ -146,7 +146,7 @@ export interface SeccompFilter {
 }
 
 /**
- * What to do about these system calls, where all conditions hold.
+ * The action for these system calls if all conditions hold.
  *
  * @since 0.1.0
  * @category models
@@ -194,7 +194,7 @@ export interface SeccompProfile {
 }
 
 /**
- * A system call that `SCMP_ACT_NOTIFY` asks about, while the process that made it waits.
+ * A system call for which `SCMP_ACT_NOTIFY` asks the program. The process that made the call waits for the answer.
  *
  * @since 0.1.0
  * @category models
@@ -210,8 +210,8 @@ export interface SystemCall {
 }
 
 /**
- * What such a call comes to: an error, as in errno(3), a value, or what the kernel makes of it. `"continue"` is no
- * safeguard: what pointers point to may have changed since it was looked at (seccomp_unotify(2), Linux 5.5).
+ * The result of such a call: an error, as in errno(3), a value, or the kernel's own result. `"continue"` is not a security
+ * check: the memory behind pointers may change after the program has looked at it (seccomp_unotify(2), Linux 5.5).
  *
  * @since 0.1.0
  * @category models
@@ -219,11 +219,11 @@ export interface SystemCall {
 export type SystemCallAnswer = "continue" | { readonly errno: number } | { readonly value: number | bigint }
 
 /**
- * The policy of a container unless told otherwise: Docker's by meaning. Some of it depends on the container's
+ * The default policy of a container, which allows and refuses the same as Docker's. Some rules depend on the container's
  * capabilities.
  *
- * A 32-bit program that makes its sockets by socketcall(2) gets ENOSYS, as it could have any (AF_VSOCK and AF_ALG among
- * them). For one that is trusted, a rule in front allows it:
+ * A 32-bit program that makes sockets with socketcall(2) gets ENOSYS, because it could make sockets of any family, AF_VSOCK
+ * and AF_ALG included. For a trusted program, a rule in front allows the call:
  *
  * ```ts
  * const rule = { names: ["socketcall"], action: "SCMP_ACT_ALLOW" } as const
@@ -236,7 +236,7 @@ export type SystemCallAnswer = "continue" | { readonly errno: number } | { reado
 export const defaultSeccomp: SeccompProfile = seccompDefault.defaultProfile
 
 /**
- * A policy for programs that need little: no tracing, no sockets but of UNIX and IP, no IPC of System V.
+ * A stricter policy for programs that need little: no tracing, only UNIX and IP sockets, no System V IPC.
  *
  * @since 0.1.0
  * @category constants
@@ -244,8 +244,8 @@ export const defaultSeccomp: SeccompProfile = seccompDefault.defaultProfile
 export const strictSeccomp: SeccompProfile = seccompDefault.strictProfile
 
 /**
- * A profile out of a JSON file's text. Fails with `InvalidOption`, which says where it is not one. The names of system
- * calls are checked when it is used, as it is then that one knows which of them apply.
+ * Decodes a profile from the text of a JSON file. Fails with `InvalidOption`, which names the place of the mistake. The names
+ * of system calls are checked when the profile is used, because only then is it known which rules apply.
  *
  * @since 0.1.0
  * @category constructors
@@ -273,8 +273,8 @@ const resources = {
 } as const
 
 /**
- * Limits of getrlimit(2), by the resource's name without `RLIMIT_`: a number for both, or soft and hard. Infinity is no
- * limit.
+ * Limits of getrlimit(2), by the resource's name without `RLIMIT_`: one number for both limits, or soft and hard. Infinity
+ * means no limit.
  *
  * @since 0.1.0
  * @category models
@@ -313,8 +313,8 @@ export const resolveRlimits = (limits: Rlimits): ReadonlyArray<Limit> =>
   })
 
 /**
- * Whose processes a user sees in `/proc` (proc(5), Linux 5.8): everybody's; everybody's, but not what is in them; its own
- * alone; those that it may trace.
+ * Which processes a user sees in `/proc` (proc(5), Linux 5.8). `"off"`: all. `"noaccess"`: all, but without access to the
+ * folders of other users' processes. `"invisible"`: only its own. `"ptraceable"`: only those that it may trace.
  *
  * @since 0.1.0
  * @category models
@@ -332,13 +332,13 @@ export interface Options {
   /** Whether executing a set-user-ID program gives nothing (PR_SET_NO_NEW_PRIVS). Default true. */
   readonly noNewPrivileges?: boolean | undefined
   /**
-   * Which system calls it may make: by Docker's policy, by one of its own (see `seccompFromJson`), or all.
-   * Default `"default"`.
+   * Which system calls the process may make: those of the default policy, those of this profile (see `seccompFromJson`), or
+   * all. Default `"default"`.
    */
   readonly seccomp?: "default" | "unconfined" | SeccompProfile | undefined
   /**
-   * Answers each system call that a profile has `SCMP_ACT_NOTIFY` for; several may wait at a time. One that fails is
-   * ENOSYS, as is what is asked once the scope has closed.
+   * Answers each system call for which the profile has `SCMP_ACT_NOTIFY`; several calls may wait at the same time. If the
+   * answer fails, or the scope has closed, the call fails with ENOSYS.
    */
   readonly onSystemCall?: ((call: SystemCall) => Effect.Effect<SystemCallAnswer>) | undefined
   /** A limit above the present hard one is cut down to that, with a warning, where raising it is not allowed. */
@@ -346,8 +346,8 @@ export interface Options {
 }
 
 /**
- * Options for what needs little, to be spread into a container's: no capabilities, `strictSeccomp`, a root that cannot be
- * written to, only one's own processes in `/proc`, and no core dumps.
+ * Options for programs that need little, to be spread into a container's options: no capabilities, `strictSeccomp`, a
+ * read-only root, only the user's own processes in `/proc`, and no core dumps.
  *
  * ```ts
  * Container.run(image, { ...Security.strict, command: ["true"] })
@@ -388,13 +388,13 @@ export const strict: {
 }
 
 /**
- * Loads AppArmor profiles, given as apparmor_parser(8) takes them, and gives their names; they are unloaded with the
- * scope. What runs in a profile that is unloaded runs on without it: containers have to end before. Where this program is
- * killed, the next Berth in the same folder unloads them, once nothing is in them any more.
+ * Loads AppArmor profiles, given in the syntax of apparmor_parser(8), and returns their names. They are unloaded when the
+ * scope closes. A process whose profile is unloaded continues unconfined, so containers must end before. If this program is
+ * killed, the next Berth in the same folder unloads the profiles once no process uses them.
  *
- * Fails with `Unsupported` where the kernel has no AppArmor, the parser is not there or this process is not root;
- * `InvalidOption` for what the parser does not understand; `OperationFailed` (EEXIST) where a profile of that name is
- * loaded already: that one is somebody else's, and can be used by its name.
+ * Fails with `Unsupported` if AppArmor is disabled in the kernel, the parser is missing or this process is not root; with
+ * `InvalidOption` for text that the parser does not understand; with `OperationFailed` (EEXIST) if a profile with that name
+ * is loaded already. Such a profile belongs to another program, and can be used by its name.
  *
  * @since 0.1.0
  * @category AppArmor
@@ -407,9 +407,9 @@ export const appArmor: (
 ) => Effect.Effect<ReadonlyArray<string>, BerthError, Berth | Scope.Scope> = internalAppArmor.load
 
 /**
- * Berth's own profile, under this name, for `appArmor`: by meaning Docker's. Files, the network and capabilities are as
- * the other limits of the container say; nothing is mounted, nothing of the host's settings below /proc and /sys written,
- * nobody outside traced or signalled.
+ * The text of Berth's own profile, under this name, for `appArmor`. It refuses the same as Docker's: mounts, writes to the
+ * host's settings below /proc and /sys, and tracing or signalling processes outside. Files, the network and capabilities
+ * are left to the other limits of the container.
  *
  * @since 0.1.0
  * @category AppArmor

@@ -1,6 +1,8 @@
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
+import * as path from "node:path"
+import { inspect } from "node:util"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { Cgroup, Container, Image } from "../../lib/index.ts"
@@ -126,7 +128,12 @@ suite("Cgroup", (effect) => {
       Effect.map(Cgroup.make({}), (cgroup) => {
         assert.ok(cgroup.folders.length > 0)
         for (const { path } of cgroup.folders) assert.ok(fs.statSync(path).isDirectory())
-        assert.deepEqual(cgroup.toJSON(), { _id: "Cgroup", name: cgroup.name, folders: cgroup.folders })
+        assert.deepEqual(cgroup.toJSON(), {
+          _id: "berth/Cgroup",
+          name: cgroup.name,
+          folders: cgroup.folders.map(({ path }) => path)
+        })
+        assert.equal(inspect(cgroup), `Cgroup(${cgroup.name} in ${path.dirname(cgroup.folders[0]!.path)})`)
         return cgroup.folders
       })
     )

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
+import { inspect } from "node:util"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { Berth, Container, Image, Namespace, RootFs } from "../../lib/index.ts"
@@ -79,7 +80,12 @@ suite("Namespace", (effect) => {
 
   effect("a Namespace prints with its type, kinds and pid", function* () {
     const namespace = yield* Namespace.make(["uts", "ipc"])
-    assert.deepEqual(namespace.toJSON(), { _id: "Namespace", kinds: ["uts", "ipc"], pid: namespace.pid })
+    assert.deepEqual(namespace.toJSON(), {
+      _id: "berth/Namespace",
+      kinds: ["uts", "ipc"],
+      pid: namespace.pid
+    })
+    assert.equal(inspect(namespace), `Namespace(uts, ipc; held by pid ${namespace.pid})`)
     assert.ok(Namespace.isNamespace(namespace))
   })
 

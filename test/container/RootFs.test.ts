@@ -1,6 +1,7 @@
 import assert from "node:assert/strict"
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
+import { inspect } from "node:util"
 import * as Effect from "effect/Effect"
 import { Berth, Container, Image, Namespace, Plan, RootFs } from "../../lib/index.ts"
 import { nested } from "../../lib/internal/ids/idMaps.ts"
@@ -121,7 +122,8 @@ suite("RootFs", (effect, folder) => {
       const upper = yield* Effect.scoped(
         Effect.gen(function* () {
           const root = yield* RootFs.overlay(image, { upper: "disk" })
-          assert.deepEqual(root.toJSON(), { _id: "RootFs", image: image.reference, upper: root.upper })
+          assert.deepEqual(root.toJSON(), { _id: "berth/RootFs", image: image.reference, upper: root.upper })
+          assert.equal(inspect(root), `RootFs(${image.reference}, written to ${root.upper})`)
           assert.equal(yield* spawnExit(root, "echo text > /etc/made"), 0)
           assert.equal(fs.readFileSync(`${root.upper}/etc/made`, "utf8"), "text\n")
           return root.upper!

@@ -2,11 +2,11 @@ import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import { createServer } from "node:net"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { Container, Image, Namespace, RootFs, WaitFor } from "../../lib/index.ts"
-import { limits } from "../../lib/internal/supervisor/connection.ts"
 import { joiningImage } from "../support/attack.ts"
-import { suite } from "../support/effect.ts"
+import { berthIn, suite } from "../support/effect.ts"
 import { eventually } from "../support/leftovers.ts"
 import { ended, firstLine, program } from "../support/program.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
@@ -226,13 +226,12 @@ suite("processes that join a container", (effect, folder) => {
   effect(
     "an exec that a container stops fails with a time-out",
     function* () {
-      const attacker = yield* Container.start(yield* joiningImage, {
-        command: ["joining", "signal", String(SIGSTOP)]
-      })
+      const hasty = Layer.fresh(berthIn(`${folder()}-hasty`, { timeLimits: { start: 1500 } }))
+      const context = yield* Layer.build(hasty)
+      const attacker = yield* Effect.flatMap(joiningImage, (image) =>
+        Container.start(image, { command: ["joining", "signal", String(SIGSTOP)] })
+      ).pipe(Effect.provide(context))
       yield* WaitFor.log(attacker, "ready")
-      const before = limits.start
-      limits.start = 500
-      yield* Effect.addFinalizer(() => Effect.sync(() => (limits.start = before)))
       // At least one of the execs is stopped before it executes its command.
       const one = Effect.flip(Effect.timeout(Container.exec(attacker, ["true"]), "5 seconds"))
       const error = yield* Effect.repeat(Effect.either(one), {
@@ -241,7 +240,7 @@ suite("processes that join a container", (effect, folder) => {
       })
       assert.ok(error._tag === "Right" && error.right._tag === "OperationFailed")
       assert.equal(error.right.code, "ETIMEDOUT")
-      assert.match(error.right.message, /did not come to execute its command within 0.5 seconds/)
+      assert.match(error.right.message, /did not come to execute its command within 1.5 seconds/)
     },
     { skip }
   )

@@ -8,7 +8,6 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import { Berth, BerthError, Cgroup, Container, Image, Namespace } from "../../lib/index.ts"
-import { limits } from "../../lib/internal/supervisor/connection.ts"
 import { EBUSY, ETIMEDOUT } from "../../lib/internal/util/errno.ts"
 import { waitUntil } from "../support/containers.ts"
 import { tree, without } from "../support/controllers.ts"
@@ -55,16 +54,6 @@ const makeFolder = (at: string) =>
       Effect.zipRight(Effect.sync(() => fs.rmSync(at, { recursive: true, force: true })))
     )
   )
-
-/** Reduces the time that a release may take. */
-const impatiently = Effect.acquireRelease(
-  Effect.sync(() => {
-    const before = { ...limits }
-    Object.assign(limits, { release: 300, end: 300 })
-    return before
-  }),
-  (before) => Effect.sync(() => Object.assign(limits, before))
-)
 
 const warningsIn = (logged: ReadonlyArray<unknown>) =>
   logged.filter((each) => each instanceof BerthError.NotReleased)
@@ -168,13 +157,13 @@ suite("Finalizers", (effect, folder) => {
           const timed = <A, E, R>(body: Effect.Effect<A, E, R>) =>
             Effect.map(Effect.timed(body), ([took]) => assert.ok(Duration.toSeconds(took) < 5, String(took)))
           const berth = yield* Scope.make()
-          const context = yield* Layer.buildWithScope(Layer.fresh(berthIn(at)), berth)
+          const timeLimits = { release: 300, end: 300 }
+          const context = yield* Layer.buildWithScope(Layer.fresh(berthIn(at, { timeLimits })), berth)
           const pid = yield* Effect.provide(
             Effect.gen(function* () {
               const { supervisor } = yield* Berth.Berth
               const scope = yield* Scope.make()
               const box = yield* Scope.extend(sleeping({ limits: { pids: 9 } }), scope)
-              yield* impatiently
               frozen.take(supervisor.pid)
               frozen.freeze()
               yield* timed(Scope.close(scope, Exit.void))

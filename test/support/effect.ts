@@ -34,8 +34,11 @@ const runner = "Bun" in globalThis ? await import(bun) : undefined
 /** Raises the time limit of Bun's runner, which is 5 seconds for each test or hook, in the file that calls it. */
 export const allowTime = (millis = 60_000): void => runner?.setDefaultTimeout(millis)
 
-export const berthIn = (folder: string): Layer.Layer<Services, BerthError.BerthError> =>
-  Berth.layerWith({ folder }).pipe(Layer.provideMerge(NodeContext.layer))
+export const berthIn = (
+  folder: string,
+  options: Omit<Berth.Options, "folder"> = {}
+): Layer.Layer<Services, BerthError.BerthError> =>
+  Berth.layerWith({ folder, ...options }).pipe(Layer.provideMerge(NodeContext.layer))
 
 export const makeTemporaryFolder = (): string =>
   fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), "berth-test-")))

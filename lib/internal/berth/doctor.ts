@@ -1,6 +1,6 @@
 /**
- * What works here, tried where that is what counts: small plans for a supervisor of its own, in a folder that is gone
- * after. What is only looked at: files of /proc, /sys and /etc, and programs.
+ * Finds out what works on this machine. Features of the kernel are tried, with small plans for a temporary supervisor in a
+ * temporary folder. Files of /proc, /sys and /etc, and programs, are only looked at.
  */
 import { mkdtempSync, rmSync } from "node:fs"
 import * as os from "node:os"
@@ -11,8 +11,9 @@ import type { BerthError } from "../../BerthError.ts"
 import * as Doctor from "../../Doctor.ts"
 import type { Kind } from "../../Namespace.ts"
 import * as Plan from "../../Plan.ts"
-import { nameOf, operations, tree } from "../cgroup/cgroup.ts"
+import { nameOf, operations } from "../cgroup/cgroup.ts"
 import * as systemd from "../cgroup/systemdScope.ts"
+import type { Tree } from "../cgroup/tree.ts"
 import { defaultFolder } from "../disk/defaultFolder.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { flags, idMap } from "../ids/namespaceFlags.ts"
@@ -21,7 +22,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import * as look from "./inspect.ts"
 import { checkSystem, makeState } from "./layer.ts"
 
-/** Tries a plan, and gives back what it made: the error, or undefined where it works. */
+/** Tries a plan and releases what it made: the error, or undefined if it works. */
 type Try = (operations: ReadonlyArray<Plan.Operation>) => Effect.Effect<BerthError | undefined>
 
 const trying =
@@ -35,7 +36,7 @@ const trying =
 
 const ids = look.isRootless() ? Ids.single(process.geteuid!(), process.getegid!()) : Ids.all
 
-// A process that does what is in between, and then nothing: its exec shows that all of it was done.
+// A process that performs the operations in between, and then nothing: that it executes shows that they worked.
 const inChild = (
   kinds: ReadonlyArray<Kind>,
   between: ReadonlyArray<Plan.Operation>
@@ -74,8 +75,8 @@ const namespaces = (run: Try): Effect.Effect<Doctor.Check> =>
     }
   )
 
-// What somebody without root would do: root tries it as nobody. Where a security module only takes the capabilities
-// in there away, as Ubuntu's, it is the second step that fails.
+// The steps of a non-root user, which root tries as nobody. A security module such as Ubuntu's, which only removes the
+// capabilities in the new namespace, makes the second step fail.
 const unprivileged: ReadonlyArray<Plan.Operation> = [
   { op: "user", uid: 65534, gid: 65534, groups: [] },
   { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
@@ -88,7 +89,7 @@ const userNamespaces = (run: Try): Effect.Effect<Doctor.Check> =>
     name: "user namespaces",
     required: look.isRootless(),
     status: error === undefined ? "ok" : "missing",
-    detail: error === undefined ? look.userNamespaceDetail() : `refused to who is not root: ${error.message}`,
+    detail: error === undefined ? look.userNamespaceDetail() : `refused to non-root users: ${error.message}`,
     fix: error === undefined ? undefined : (look.userNamespaceLimits() ?? look.noUserNamespaces)
   }))
 
@@ -112,7 +113,7 @@ const overlay = (run: Try, folder: string): Effect.Effect<ReadonlyArray<Doctor.C
       fix:
         error === undefined
           ? undefined
-          : "modprobe overlay && echo overlay > /etc/modules-load.d/overlay.conf\nwithout root: Linux 5.11 or later, or run as root"
+          : "modprobe overlay && echo overlay > /etc/modules-load.d/overlay.conf\nas a non-root user: use Linux 5.11 or later, or run as root"
     })
   // A supervisor without root is in a user namespace itself.
   const inside = run(
@@ -124,7 +125,7 @@ const overlay = (run: Try, folder: string): Effect.Effect<ReadonlyArray<Doctor.C
     : Effect.all([Effect.map(run([union(folder, false)]), check("overlay", true)), nested])
 }
 
-/** As a container of `userns` has its layers. */
+/** The mount of the layers of a container with `userns`. */
 const idmapped = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
   const map = "0 100000 65536\n"
   const layers: ReadonlyArray<Plan.Operation> = [
@@ -138,7 +139,7 @@ const idmapped = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
         name: "idmapped mounts",
         required: false,
         status: "missing",
-        detail: "for root alone, and so is userns of containers",
+        detail: "only root can make them, and so only root can use userns",
         fix: "Run as root"
       })
     : Effect.map(
@@ -170,10 +171,10 @@ const seccomp = (run: Try): Effect.Effect<Doctor.Check> => {
 
 const limits = ["memory", "cpu", "pids"]
 
-const cgroups = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
-  const { controllers, kind, missing } = tree()
+const cgroups = (run: Try, folder: string, tree: Tree): Effect.Effect<Doctor.Check> => {
+  const { controllers, kind, missing } = tree
   const lacking = limits.filter((controller) => controllers[controller] === undefined)
-  const make = attempt(() => operations({}, nameOf(folder, 1)).create)
+  const make = attempt(() => operations(tree, {}, nameOf(folder, 1)).create)
   return Effect.map(
     kind === "none" ? Effect.succeed(undefined) : Effect.merge(Effect.flatMap(make, run)),
     (error): Doctor.Check => {
@@ -198,16 +199,19 @@ const nearestFolder = (folder: string): string => {
   return os.tmpdir()
 }
 
-/** A supervisor in a folder of its own, beside where containers would have theirs. */
+/** A temporary supervisor, in a folder beside the one that Berth would use. */
 const supervisor: Effect.Effect<Supervisor.Supervisor, BerthError, Scope.Scope> = Effect.gen(function* () {
   const folder = yield* Effect.acquireRelease(
     Effect.sync(() => mkdtempSync(`${nearestFolder(defaultFolder(look.isRootless()))}/.berth-doctor-`)),
     (made) => Effect.sync(() => rmSync(made, { recursive: true, force: true }))
   )
   const { lock, state } = yield* makeState(folder)
-  const guard = { missing: () => [], hold: () => Effect.void }
   return yield* Effect.acquireRelease(
-    Supervisor.start(state, lock, look.isRootless() ? "single-id" : "root", () => Effect.void, guard),
+    Supervisor.start(state, lock, {
+      mode: look.isRootless() ? "single-id" : "root",
+      ids,
+      guard: { missing: () => [], hold: () => Effect.void }
+    }),
     (started) => started.stop
   )
 })
@@ -218,14 +222,14 @@ const notStarted = (error: BerthError): Doctor.Check =>
         name: "user namespaces",
         required: true,
         status: "missing",
-        detail: `the supervisor has none: ${error.syscall}: ${error.code}`,
+        detail: `the kernel refuses one to the supervisor: ${error.syscall}: ${error.code}`,
         fix: look.userNamespaceLimits() ?? look.noUserNamespaces
       }
     : { name: "supervisor", required: true, status: "missing", detail: error.message, fix: undefined }
 
 const tried: Effect.Effect<ReadonlyArray<Doctor.Check>> = Effect.gen(function* () {
   const started = yield* supervisor
-  yield* systemd.delegate(started.pid)
+  const tree = yield* systemd.delegate(started.pid)
   const run = trying(started)
   return [
     yield* namespaces(run),
@@ -233,7 +237,7 @@ const tried: Effect.Effect<ReadonlyArray<Doctor.Check>> = Effect.gen(function* (
     ...(yield* overlay(run, started.folder)),
     yield* idmapped(run, started.folder),
     yield* seccomp(run),
-    yield* cgroups(run, started.folder)
+    yield* cgroups(run, started.folder, tree())
   ]
 }).pipe(
   Effect.scoped,

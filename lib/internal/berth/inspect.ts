@@ -10,7 +10,7 @@ import { AT_FDCWD, native, O_PATH } from "../system/addon.ts"
 
 export const isRootless = (): boolean => process.geteuid?.() !== 0
 
-/** The contents of a file, without white space around them; undefined where it cannot be read. */
+/** The contents of a file, without white space around them; undefined if it cannot be read. */
 const read = (path: string): string | undefined => {
   try {
     return fs.readFileSync(path, "utf8").trim()
@@ -34,14 +34,14 @@ export const isWritable = (folder: string): boolean => {
 export const kernelName = (kind: Kind): string =>
   kind === "mount" ? "NAMESPACES" : kind === "network" ? "NET_NS" : `${kind.toUpperCase()}_NS`
 
-// What can stand in the way of user namespaces, the value with which it does, and the one with which it does not.
+// The sysctls that can block user namespaces, each with a value that blocks and a value that does not.
 const obstacles: ReadonlyArray<readonly [name: string, blocking: string, open: string]> = [
   ["user.max_user_namespaces", "0", "15000"],
   ["kernel.unprivileged_userns_clone", "0", "1"],
   ["kernel.apparmor_restrict_unprivileged_userns", "1", "0"]
 ]
 
-/** The commands that take away what blocks user namespaces; undefined where none of it does. */
+/** The commands that unblock user namespaces; undefined if no sysctl blocks them. */
 export const userNamespaceLimits = (): string | undefined => {
   const blocking = obstacles.filter(([name, value]) => sysctl(name) === value)
   return blocking.length === 0
@@ -55,7 +55,7 @@ export const userNamespaceLimits = (): string | undefined => {
 }
 
 export const noUserNamespaces =
-  "No sysctl is in the way: in a container, allow them there (seccomp or AppArmor of the runtime around it); else use a kernel with CONFIG_USER_NS=y"
+  "No sysctl blocks them: in a container, allow them in its runtime (seccomp or AppArmor); else use a kernel with CONFIG_USER_NS=y"
 
 export const userNamespaceDetail = (): string =>
   obstacles
@@ -67,7 +67,7 @@ export const userNamespaceDetail = (): string =>
 
 const OLDEST = [5, 12] as const
 
-/** README: the system calls that nothing goes without are those of Linux 5.12. */
+/** The system calls that every container needs are those of Linux 5.12 (README). */
 export const kernel = (): Check => {
   const release = os.release()
   const [major, minor] = release.split(".").map(Number)
@@ -81,7 +81,7 @@ export const kernel = (): Check => {
   }
 }
 
-/** Where a program is, as a shell would look for it, and in folders of helpers that no PATH has. */
+/** The path of a program, searched as a shell does, and in folders of helpers that no PATH names. */
 export const find = (name: string, further: ReadonlyArray<string> = []): string | undefined =>
   [...(process.env.PATH ?? "").split(":"), "/usr/sbin", "/sbin", ...further]
     .filter((folder) => folder !== "")
@@ -113,7 +113,7 @@ const program = (name: "pasta" | "netavark", folders: ReadonlyArray<string>, pac
   }
 }
 
-/** Whether it can do what its user cannot: by its mode, or by capabilities of the file. */
+/** Whether a program has privileges that its user lacks: by its mode, or by capabilities of the file. */
 const isPrivileged = (path: string): boolean => {
   const { mode, uid } = fs.statSync(path)
   if ((mode & 0o4000) !== 0 && uid === 0) return true
@@ -141,7 +141,7 @@ const rangesOfIds = (): Check => {
   const wrong = [
     ...lacking.map((file) => `${username} has no range in ${file}`),
     ...absent.map((name) => `no ${name}`),
-    ...weak.map((path) => `${path} is neither set-user-ID root nor has capabilities`)
+    ...weak.map((path) => `${path} has neither the set-user-ID bit of root nor capabilities`)
   ]
   const fixes = [
     ...(lacking.length > 0 ? [`usermod --add-subuids ${RANGE} --add-subgids ${RANGE} ${username}`] : []),
@@ -164,17 +164,17 @@ export const appArmor = (): Check => {
     return {
       ...check,
       status: "missing",
-      detail: "not on in this kernel: no profile can be asked for",
+      detail: "disabled in this kernel; profiles cannot be used",
       fix: "Boot a kernel with CONFIG_SECURITY_APPARMOR=y with lsm=...,apparmor (or apparmor=1 security=apparmor)"
     }
   return find("apparmor_parser") === undefined
     ? {
         ...check,
         status: "limited",
-        detail: "profiles that are loaded can be used; none can be loaded, as there is no apparmor_parser",
+        detail: "loaded profiles can be used; new ones cannot be loaded, because apparmor_parser is missing",
         fix: "apt-get install apparmor"
       }
-    : { ...check, status: "ok", detail: "on", fix: undefined }
+    : { ...check, status: "ok", detail: "enabled", fix: undefined }
 }
 
 export const cgroupFix = (kind: Tree["kind"]): string =>
@@ -184,7 +184,7 @@ export const cgroupFix = (kind: Tree["kind"]): string =>
       : "Boot with version 2 (systemd.unified_cgroup_hierarchy=1), or mount the controllers: cgroups(7)"
     : fs.existsSync("/run/systemd/system")
       ? "mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' > /etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload\nthen log in again, or run the program by: systemd-run --user --scope -p Delegate=yes"
-      : `As root, for a cgroup of yours: mkdir /sys/fs/cgroup/berth && chown -R ${process.geteuid?.()} /sys/fs/cgroup/berth, with the controllers in the cgroup.subtree_control above it; and move the program there`
+      : `As root, make a cgroup that is yours: mkdir /sys/fs/cgroup/berth && chown -R ${process.geteuid?.()} /sys/fs/cgroup/berth, enable the controllers in the cgroup.subtree_control above it, and move the program there`
 
 export const others = (): ReadonlyArray<Check> => [
   rangesOfIds(),

@@ -5,31 +5,34 @@ import * as FileSystem from "@effect/platform/FileSystem"
 import * as HttpClient from "@effect/platform/HttpClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import type * as Inspectable from "effect/Inspectable"
 import type * as Scope from "effect/Scope"
-import type { Berth, Options } from "../../Berth.ts"
+import type { Berth, Options, TypeId } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../../BerthError.ts"
 import * as systemd from "../cgroup/systemdScope.ts"
+import { lazily, type Tree } from "../cgroup/tree.ts"
 import { defaultFolder } from "../disk/defaultFolder.ts"
 import { tryLock } from "../disk/fileLock.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/unpack.ts"
 import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
 import * as Seccomp from "../security/seccomp.ts"
-import { TypeId } from "../service.ts"
+import { Proto } from "../service.ts"
 import * as Holds from "../store/leases.ts"
 import * as Supervisor from "../supervisor/connection.ts"
 import { AT_FDCWD, isBuilt, native, programPath } from "../system/addon.ts"
 import { EPERM } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import * as Memory from "./memory.ts"
 import { recordOwner, removeSwept, sweep } from "./sweep.ts"
 
-/** Whether there can be a Berth here at all. */
+/** Fails if no Berth can run on this system. */
 export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() => {
   if (process.platform !== "linux") {
     return Effect.fail(
       new Unsupported({
         feature: "containers",
-        why: `they are made of Linux namespaces and this is ${process.platform}`,
+        why: `they need Linux namespaces, and this is ${process.platform}`,
         hint: "Run the program on Linux: in a virtual machine, or in WSL 2"
       })
     )
@@ -38,7 +41,7 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
     return Effect.fail(
       new Unsupported({
         feature: "the native part",
-        why: `${programPath("berth.node")} is not there`,
+        why: `${programPath("berth.node")} is missing`,
         hint: "Build it: node native/setup.mjs in berth's folder"
       })
     )
@@ -58,8 +61,8 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
 })
 
 /**
- * Where unpacked layers are, whose owners are ids of the host's: the folder says for which ids it is, and those of a user
- * whose ranges have changed are others.
+ * The folder of the unpacked layers. The owners of their files are ids of the host, so the folder records its ids, and a
+ * user whose ranges have changed gets another folder.
  */
 const layersFolder = (folder: string, rootless: boolean, { gids, uids }: Ids.Ids): string => {
   const layers = `${folder}/layers`
@@ -98,13 +101,13 @@ const storage = (operation: string, cause: unknown): BerthError => {
     index: -1,
     syscall: syscall ?? "unknown",
     errno: Math.abs(errno ?? 0),
-    hint: "Berth keeps its state there: choose another place with Berth.layerWith({ folder })"
+    hint: "Berth keeps its state there: choose another folder with Berth.layerWith({ folder })"
   })
 }
 
 /**
- * The folder of one supervisor, and its lock, which the supervisor takes over and holds for as long as it lives. It gets
- * its name only when it is locked, so that no sweep can take it for a dead one's.
+ * Makes the folder of one supervisor, with a lock that the supervisor takes over and holds while it lives. The folder gets
+ * its name only when it is locked, so that no sweep takes it for the folder of a dead supervisor.
  */
 export const makeState = (
   folder: string
@@ -113,7 +116,7 @@ export const makeState = (
     try: () => {
       fs.mkdirSync(`${folder}/run`, { recursive: true, mode: 0o700 })
       const made = fs.mkdtempSync(`${folder}/run/.${process.pid}-`)
-      // Opened by the addon, as it is closed by it: a runtime may keep a table of the descriptors that it has opened.
+      // The addon opens it, because the addon closes it: a runtime may keep a table of the descriptors that it opened.
       const lock = native().openIn(
         AT_FDCWD,
         `${made}/lock`,
@@ -135,7 +138,7 @@ export const makeState = (
     catch: (cause) => storage(`state folder ${folder}/run`, cause)
   })
 
-/** Undefined where it cannot be looked at, which is told by what makes it. */
+/** The uid of the owner; undefined if the path cannot be examined: the step that makes it reports why. */
 const ownerOf = (path: string): number | undefined => {
   try {
     return fs.statSync(path).uid
@@ -144,7 +147,7 @@ const ownerOf = (path: string): number | undefined => {
   }
 }
 
-/** Layers and programs of a folder are somebody's word, and root's only where root alone can write there. */
+/** Berth trusts the layers and programs in its folder, so no other user may own it. */
 const checkOwner = (folder: string): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const uid = process.geteuid!()
@@ -157,7 +160,7 @@ const checkOwner = (folder: string): Effect.Effect<void, BerthError> =>
           index: -1,
           syscall: "stat",
           errno: EPERM,
-          hint: `It belongs to uid ${owner}, and this is uid ${uid}: choose another place with Berth.layerWith({ folder })`
+          hint: `The folder belongs to uid ${owner} and this process runs as uid ${uid}: choose another folder with Berth.layerWith({ folder })`
         })
       )
     }
@@ -168,7 +171,7 @@ const explain = (error: BerthError): BerthError =>
   error._tag === "OperationFailed" && error.operation === "supervisor" && error.syscall === "unshare"
     ? new Unsupported({
         feature: "user namespaces",
-        why: `you are not root, and the kernel refuses them: ${error.code}`,
+        why: `the kernel refuses them to this non-root user: ${error.code}`,
         hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is"
       })
     : error
@@ -179,18 +182,24 @@ interface Supervised {
   readonly layers: string
 }
 
-/** A supervisor of its own, with what earlier ones have left swept before, and what itself has left after. */
+/**
+ * A supervisor of its own. What earlier ones have left in these cgroups is swept before it starts, and what it leaves
+ * itself is swept by `again`.
+ */
 const supervised = (
+  options: Options,
   folder: string,
   rootless: boolean,
   ids: Ids.Ids,
+  filters: Seccomp.Filters,
+  tree: () => Tree,
   again: Effect.Effect<unknown, BerthError, Scope.Scope>
 ): Effect.Effect<Supervised, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const { state, lock } = yield* makeState(folder)
-    // Where that cannot be done now (this program may open no more files), a sweep does it.
+    // If that fails now (this program may open no more files), a later sweep removes it.
     const removeState = Effect.ignore(Effect.try(() => fs.rmSync(state, { recursive: true, force: true })))
-    const layers = yield* sweep(folder, state).pipe(
+    const layers = yield* sweep(folder, state, tree).pipe(
       Effect.zipRight(sweepProfiles(folder)),
       Effect.zipRight(
         Effect.try({
@@ -207,16 +216,16 @@ const supervised = (
     )
     const holds = Holds.make(folder, layers, state)
     const mode = !rootless ? "root" : ids.uids.length > 1 ? "ranges" : "single-id"
-    const map = (pid: number) => Ids.writeMaps(pid, ids)
-    const starting = Supervisor.start(state, lock, mode, map, Holds.guard(holds)).pipe(
+    const guard = Holds.guard(holds)
+    const starting = Supervisor.start(state, lock, { mode, ids, guard, limits: options.timeLimits }).pipe(
       Effect.mapError(explain),
       Effect.tap(({ pid }) => attempt(() => recordOwner(state, pid)))
     )
-    const warming = Effect.sync(() => Seccomp.warm(folder))
+    const warming = Effect.sync(() => Seccomp.warm(folder, filters))
     const supervisor = yield* Effect.acquireRelease(
-      // While the supervisor sets itself up, there is time.
+      // The filters are made while the supervisor sets itself up.
       Effect.zipLeft(starting, warming, { concurrent: true }).pipe(Effect.tapError(() => removeState)),
-      // One that was killed, or could not remove something, leaves its folder: another one takes that at once.
+      // A supervisor that was killed, or could not remove something, leaves its folder: another one removes that at once.
       (started) =>
         Effect.zipRight(
           started.stop,
@@ -227,8 +236,10 @@ const supervised = (
     return { supervisor, holds, layers }
   })
 
+/** `before` is the tree of an earlier Berth, which may have left cgroups in it. */
 export const make = (
-  options: Options
+  options: Options,
+  before: () => Tree = lazily()
 ): Effect.Effect<Berth, BerthError, FileSystem.FileSystem | HttpClient.HttpClient | Scope.Scope> =>
   Effect.gen(function* () {
     yield* checkSystem
@@ -238,18 +249,27 @@ export const make = (
     const ids = yield* idsOf(options.ids)
     const fileSystem = yield* FileSystem.FileSystem
     const httpClient = yield* HttpClient.HttpClient
-    // Not all of the context: the scope in it is closed by the time that this is run.
+    // Not the whole context: its scope is closed when this runs.
     const services = Context.make(FileSystem.FileSystem, fileSystem).pipe(
       Context.add(HttpClient.HttpClient, httpClient)
     )
+    let tree = before
     const again = Effect.provide(
-      Effect.suspend(() => make(options)),
+      Effect.suspend(() => make(options, tree)),
       services
     )
-    const { supervisor, holds, layers } = yield* supervised(folder, rootless, ids, again)
-    yield* systemd.delegate(supervisor.pid)
-    const berth: Berth = {
-      [TypeId]: TypeId,
+    const filters: Seccomp.Filters = new Map()
+    const { supervisor, holds, layers } = yield* supervised(
+      options,
+      folder,
+      rootless,
+      ids,
+      filters,
+      before,
+      again
+    )
+    tree = yield* systemd.delegate(supervisor.pid)
+    const fields: Omit<Berth, TypeId | keyof Inspectable.Inspectable> = {
       folder,
       rootless,
       ids,
@@ -258,9 +278,12 @@ export const make = (
       httpClient,
       supervisor,
       holds,
-      layers
+      layers,
+      memory: Memory.make(tree, filters),
+      turns: new Map()
     }
-    // Layers that a dead supervisor was about to unpack.
+    const berth: Berth = Object.assign(Object.create(Proto), fields)
+    // Layers that a dead supervisor has not unpacked to the end.
     yield* sweepLayers(berth)
     return berth
   })

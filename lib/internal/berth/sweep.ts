@@ -1,6 +1,6 @@
 /**
- * What a supervisor leaves when it is killed: processes that do not die with their parent, its cgroups, and its state
- * folder, with what units kept on disk. Whose lock can be had is dead.
+ * Removes what a killed supervisor leaves: processes that did not die with their parent, its cgroups, and its state folder
+ * with the files of its units. A supervisor is dead if its lock can be taken.
  */
 import * as fs from "node:fs"
 import * as os from "node:os"
@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import { NotReleased } from "../../BerthError.ts"
 import * as Plan from "../../Plan.ts"
-import { tree } from "../cgroup/cgroup.ts"
+import type { Tree } from "../cgroup/tree.ts"
 import { tryLock } from "../disk/fileLock.ts"
 import type { Supervisor } from "../supervisor/connection.ts"
 import { releaseUnit } from "../supervisor/scopedUnit.ts"
@@ -23,9 +23,9 @@ const kill = (pid: number, signal: "SIGKILL" | "SIGCONT" = "SIGKILL"): void => {
   }
 }
 
-/** False while something in it is still dying. */
+/** Kills the processes of a cgroup and removes it; false while some of them are still dying. */
 const removeCgroup = (cgroup: string): boolean => {
-  // What version 1's freezer holds would not die otherwise.
+  // Processes that the freezer of version 1 holds do not die.
   if (fs.existsSync(`${cgroup}/freezer.state`)) fs.writeFileSync(`${cgroup}/freezer.state`, "THAWED")
   for (const line of read(`${cgroup}/cgroup.procs`).split("\n")) if (Number(line) > 0) kill(Number(line))
   for (const entry of fs.readdirSync(cgroup, { withFileTypes: true }))
@@ -38,18 +38,18 @@ const removeCgroup = (cgroup: string): boolean => {
   }
 }
 
-/** A dead supervisor's cgroups: they carry the name of its state folder. */
-const cgroupsOf = (name: string): ReadonlyArray<string> =>
-  [...new Set(Object.values(tree().controllers).map((hierarchy) => hierarchy.folder))].flatMap((folder) =>
+/** The cgroups of a dead supervisor, whose names contain that of its state folder. */
+const cgroupsOf = (tree: Tree, name: string): ReadonlyArray<string> =>
+  [...new Set(Object.values(tree.controllers).map((hierarchy) => hierarchy.folder))].flatMap((folder) =>
     list(folder)
       .filter((entry) => entry.startsWith(`berth.${name}.`))
       .map((entry) => `${folder}/${entry}`)
   )
 
 /**
- * Processes that a dead supervisor has left, whatever they have done to their parent-death signal: every root that Berth
- * makes has mounts that tell whose it is (native/supervisor/nodes.c, compile.ts), and who has no root of his own is in the
- * supervisor's mount namespace, which has its folder.
+ * The processes that a dead supervisor has left, even if they changed their parent-death signal. Every root that Berth makes
+ * has mounts that name the supervisor (native/supervisor/nodes.c, compile.ts); a process without a root of its own is in the
+ * supervisor's mount namespace, which contains its folder.
  */
 const processesOf = (name: string): ReadonlyArray<number> => {
   // One answer for each mount namespace: there are few of them, and many processes.
@@ -70,16 +70,16 @@ const processesOf = (name: string): ReadonlyArray<number> => {
     })
 }
 
-/** What in /proc/PID/stat stays the same for as long as a process lives, and whether it does; undefined of no process. */
+/** The fields of /proc/PID/stat that stay the same while a process lives, and whether it lives; undefined for no process. */
 const identityOf = (stat: string): { readonly pid: number; readonly start: string } | undefined => {
-  // A name may have anything in it.
+  // A name may contain any character.
   const rest = stat.slice(stat.lastIndexOf(")") + 2).split(" ")
   const pid = Number.parseInt(stat, 10)
   const start = rest[19]
   return !(pid > 1) || start === undefined || rest[0] === "Z" ? undefined : { pid, start }
 }
 
-/** The process that a line of /proc/PID/stat was of, if it is still there. */
+/** The pid of the process that a line of /proc/PID/stat describes, if it still lives. */
 const stillThere = (stat: string): number | undefined => {
   const was = identityOf(stat)
   const now = was === undefined ? undefined : identityOf(read(`/proc/${was.pid}/stat`))
@@ -88,7 +88,7 @@ const stillThere = (stat: string): number | undefined => {
 
 const ownerFile = (state: string): string => `${state}/owner`
 
-/** Records in its folder whose a supervisor is, for the sweep that finds it alive when its program is not. */
+/** Records the program of a supervisor in its folder, for a sweep that finds the supervisor alive and the program dead. */
 export const recordOwner = (state: string, supervisor: number): void => {
   fs.writeFileSync(ownerFile(state), `${read("/proc/self/stat")}${read(`/proc/${supervisor}/stat`)}`, {
     mode: 0o600
@@ -96,8 +96,8 @@ export const recordOwner = (state: string, supervisor: number): void => {
 }
 
 /**
- * A supervisor whose program is gone. It ends by itself, unless something holds it up. One whose folder is another
- * pid namespace's is not found, and so let alone.
+ * The pid of a supervisor whose program is dead. Such a supervisor ends by itself unless something holds it up. A supervisor
+ * of another pid namespace is not found, and is left alone.
  */
 const orphanIn = (state: string): number | undefined => {
   const [program = "", supervisor = ""] = read(ownerFile(state)).split("\n")
@@ -108,9 +108,9 @@ const orphanIn = (state: string): number | undefined => {
 const modified = (path: string): number => fs.statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0
 
 /**
- * First processes of containers that could have hidden, which have been recorded (compile.ts): by the number and the time
- * of the start, which no process can change. With the first of a pid namespace ends all that is in it. The time counts from
- * the machine's start, so what was recorded before that says nothing.
+ * The first processes of containers that could hide, which were recorded (compile.ts) with their pid and start time: no
+ * process can change these. When the first process of a pid namespace ends, all others in it end. The start time counts from
+ * the machine's boot, so records from before that boot are ignored.
  */
 const recordedIn = (state: string): ReadonlyArray<number> =>
   list(state)
@@ -118,7 +118,7 @@ const recordedIn = (state: string): ReadonlyArray<number> =>
     .filter((name) => modified(`${state}/${name}/stat`) > Date.now() - os.uptime() * 1000)
     .flatMap((name) => stillThere(read(`${state}/${name}/stat`)) ?? [])
 
-/** Takes a dead supervisor's lock, or undefined where it lives. */
+/** Takes the lock of a dead supervisor; undefined if the supervisor lives. */
 const lockOf = (state: string): number | undefined => {
   try {
     const fd = fs.openSync(`${state}/lock`, "r+")
@@ -133,7 +133,7 @@ const lockOf = (state: string): number | undefined => {
 // A process that was killed needs a moment to leave its cgroup.
 const patience = Schedule.upTo(Schedule.spaced("10 millis"), "2 seconds")
 
-/** The lock of a supervisor that is dead by then, or undefined where it lives on. */
+/** Waits for the lock of a supervisor that is dying; undefined if it lives on. */
 const awaitLock = (state: string): Effect.Effect<number | undefined> => {
   let lock: number | undefined
   return Effect.sync(() => {
@@ -145,7 +145,7 @@ const awaitLock = (state: string): Effect.Effect<number | undefined> => {
   )
 }
 
-/** The lock of a dead supervisor; one that has no program any more, and does not end, is ended. */
+/** The lock of a dead supervisor. A supervisor whose program is dead and that does not end by itself is killed. */
 const takeLock = (state: string): Effect.Effect<number | undefined> =>
   Effect.suspend(() => {
     const lock = lockOf(state)
@@ -159,22 +159,22 @@ const takeLock = (state: string): Effect.Effect<number | undefined> =>
     })
   })
 
-/** A folder whose supervisor never came to be: it has its final name only once it is locked. */
+/** Whether the supervisor of an unnamed folder was never started: a folder gets its name once it is locked. */
 const isAbandoned = (state: string): boolean => Date.now() - fs.statSync(state).mtimeMs > 60_000
 
-/** What of a dead supervisor is still there, after one more attempt to end it. */
-const endOnce = (name: string, state: string): ReadonlyArray<string> => {
+/** What a dead supervisor has still left, after one more attempt to remove it. */
+const endOnce = (tree: () => Tree, name: string, state: string): ReadonlyArray<string> => {
   const processes = [...new Set([...processesOf(name), ...recordedIn(state)])]
   processes.forEach((pid) => kill(pid))
-  const cgroups = cgroupsOf(name).filter((cgroup) => fs.existsSync(cgroup) && !removeCgroup(cgroup))
+  const cgroups = cgroupsOf(tree(), name).filter((cgroup) => fs.existsSync(cgroup) && !removeCgroup(cgroup))
   return [...cgroups, ...processes.map((pid) => `process ${pid}`)]
 }
 
-/** Ends what a dead supervisor has left; true when nothing but its folder is there any more. */
-const end = (name: string, state: string): Effect.Effect<boolean> =>
-  Effect.sync(() => endOnce(name, state)).pipe(
+/** Removes what a dead supervisor has left; true when only its folder is left. */
+const end = (tree: () => Tree, name: string, state: string): Effect.Effect<boolean> =>
+  Effect.sync(() => endOnce(tree, name, state)).pipe(
     Effect.repeat({ until: (left) => left.length === 0, schedule: patience }),
-    Effect.zipRight(Effect.sync(() => endOnce(name, state))),
+    Effect.zipRight(Effect.sync(() => endOnce(tree, name, state))),
     Effect.tap((left) =>
       Effect.forEach(left, (resource) =>
         Effect.logWarning(new NotReleased({ resource, syscall: "sweep", errno: EBUSY }))
@@ -183,7 +183,7 @@ const end = (name: string, state: string): Effect.Effect<boolean> =>
     Effect.map((left) => left.length === 0)
   )
 
-const takeOne = (folder: string, name: string, into: string): Effect.Effect<void> =>
+const takeOne = (tree: () => Tree, folder: string, name: string, into: string): Effect.Effect<void> =>
   Effect.suspend(() => {
     const state = `${folder}/run/${name}`
     const take = Effect.sync(() => fs.renameSync(state, into))
@@ -191,29 +191,32 @@ const takeOne = (folder: string, name: string, into: string): Effect.Effect<void
     return Effect.flatMap(takeLock(state), (lock) =>
       lock === undefined
         ? Effect.void
-        : // Where something stays, so does the folder: by its name the next Berth finds it.
-          Effect.zipRight(Effect.whenEffect(take, end(name, state)), Effect.void).pipe(
+        : // If something is left, the folder stays: the next Berth finds the rest by its name.
+          Effect.zipRight(Effect.whenEffect(take, end(tree, name, state)), Effect.void).pipe(
             Effect.ensuring(Effect.sync(() => fs.closeSync(lock)))
           )
     )
   }).pipe(
-    // Another Berth may be at the same.
+    // Another Berth may sweep the same folder.
     Effect.catchAllDefect((cause) => Effect.logDebug(`${folder}/run/${name} was not swept: ${cause}`))
   )
 
 const STALE = "stale-"
 
-/** Ends what supervisors that were killed have left below this folder, and takes their folders into a living one's. */
-export const sweep = (folder: string, state: string): Effect.Effect<void> =>
+/**
+ * Removes what killed supervisors have left below this folder and in this tree of cgroups, and moves their folders into
+ * that of a living one.
+ */
+export const sweep = (folder: string, state: string, tree: () => Tree): Effect.Effect<void> =>
   Effect.forEach(
     list(`${folder}/run`).filter((name) => `${folder}/run/${name}` !== state),
-    (name, k) => takeOne(folder, name, `${state}/${STALE}${k}`),
+    (name, k) => takeOne(tree, folder, name, `${state}/${STALE}${k}`),
     { discard: true }
   )
 
 /**
- * Removes what `sweep` has taken, however large and deep it is, without waiting for it. The supervisor does that, with
- * the rights that its containers had.
+ * Removes the folders that `sweep` has moved, however large and deep they are, without waiting for it. The supervisor does
+ * that, with the rights of its containers.
  */
 export const removeSwept = (supervisor: Supervisor): Effect.Effect<void> =>
   Effect.suspend(() => {

@@ -4,10 +4,12 @@ import { dirname } from "node:path"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
+import * as Inspectable from "effect/Inspectable"
+import { pipeArguments } from "effect/Pipeable"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, CgroupError, type OperationFailed, type SupervisorError } from "../../BerthError.ts"
-import type { Cgroup, Folder, Limits } from "../../Cgroup.ts"
+import type { Cgroup, Folder, Limits, TypeId as PublicTypeId } from "../../Cgroup.ts"
 import * as Plan from "../../Plan.ts"
 import { errnoOf } from "../files/rooted.ts"
 import type { Ended } from "../supervisor/protocol.ts"
@@ -16,23 +18,70 @@ import { EACCES, EBUSY, ENODEV, ENOENT, EPERM, EROFS, ESRCH } from "../util/errn
 import { attempt } from "../util/fromThrowing.ts"
 import { read } from "../util/readFile.ts"
 import { parseLimits, type Setting, type Write } from "./limits.ts"
-import { lookAgain } from "./stats.ts"
-import { detect, type Tree } from "./tree.ts"
+import type { Tree } from "./tree.ts"
 
-let detected: Tree | undefined
+export const TypeId: PublicTypeId = Symbol.for("berth/Cgroup") as PublicTypeId
 
-/** The machine's tree, read once: a process's own cgroup hardly ever changes under it. */
-export const tree = (): Tree => {
-  detected ??= detect()
-  return detected
+/** What a cgroup keeps to itself. */
+export interface State {
+  /** Undefined until the cgroup is made. */
+  owner: Owner | undefined
+  /** Whether this program has frozen it, or is about to. */
+  frozen: boolean
+  /** How many processes are about to enter it. */
+  entering: number
+  /** How many kills by the OOM killer have been reported, each for one process. */
+  oomKills: number
+  /** The names of the files of each folder that has been listed. */
+  readonly files: Map<Folder, ReadonlySet<string>>
+  /** Held by the fiber that freezes it; a fiber that thaws it waits for nobody. */
+  freezing: Effect.Semaphore | undefined
+  /** Held by the fiber that adds folders: two fibers that need the same folder make it once. */
+  extending: Effect.Semaphore | undefined
 }
 
-/** Has ours made in another part of the tree from now on: what systemd has given. */
-export const setTree = (given: Tree): void => {
-  detected = given
+/** A semaphore that an object keeps under this name from its first use: a start makes none. */
+export const inTurn = <Name extends string>(
+  of: { [name in Name]: Effect.Semaphore | undefined },
+  name: Name
+): Effect.Semaphore => {
+  const turn = of[name] ?? Effect.unsafeMakeSemaphore(1)
+  of[name] = turn
+  return turn
 }
 
-/** The name of a unit's cgroup; the sweeper knows by it whose it was. */
+const Proto = {
+  [TypeId]: TypeId,
+  ...Inspectable.BaseProto,
+  toJSON(this: Cgroup) {
+    return { _id: "berth/Cgroup", name: this.name, folders: this.folders.map(({ path }) => path) }
+  },
+  toString(this: Cgroup) {
+    return `Cgroup(${this.name} in ${dirname(this.folders[0]?.path ?? "")})`
+  },
+  [Inspectable.NodeInspectSymbol](this: Cgroup) {
+    return this.toString()
+  },
+  pipe() {
+    // biome-ignore lint/complexity/noArguments: this is how Effect's handles pipe
+    return pipeArguments(this, arguments)
+  }
+}
+
+export const unsafeMake = (name: string, folders: ReadonlyArray<Folder>): Cgroup => {
+  const state: State = {
+    owner: undefined,
+    frozen: false,
+    entering: 0,
+    oomKills: 0,
+    files: new Map(),
+    freezing: undefined,
+    extending: undefined
+  }
+  return Object.assign(Object.create(Proto), { name, folders, state })
+}
+
+/** The name of a unit's cgroup, which contains the name of the supervisor's folder for a later sweep. */
 export const nameOf = (folder: string, id: number): string =>
   `berth.${folder.slice(folder.lastIndexOf("/") + 1)}.${id}`
 
@@ -44,15 +93,15 @@ const hierarchyOf = (from: Tree, controller: string, option: string) => {
   throw new CgroupError({ reason, controller, path, errno: 0, detail: `${option}: ${detail}` })
 }
 
-// Where nothing is counted there still is a place for processes.
+// Without a counting controller, the freezer's hierarchy is the place for processes.
 const countingIn = (from: Tree): ReadonlyArray<string> => {
   const counting = ["memory", "cpu", "cpuacct", "pids"].filter((name) => from.controllers[name] !== undefined)
   return counting.length === 0 ? ["freezer"] : counting
 }
 
 /**
- * The folders of a cgroup: one in each hierarchy that limits or counts anything, and in those of `controllers`. `above`
- * is a cgroup's folders that it is made in, as far as that has one.
+ * The folders of a cgroup, one in each hierarchy of these controllers. `above` has the folders of the cgroup that it is made
+ * in, for the hierarchies that this one uses.
  */
 export const folders = (
   from: Tree,
@@ -89,8 +138,9 @@ const toOperation =
       ? { op: "cgroup-write", file: `${folder.path}/${file}`, value }
       : { op: "cgroup-devices", path: folder.path, program: value }
 
-/** What holds the settings to, by the folders that there are; throws where the version cannot. */
+/** The operations that set limits in these folders; throws if the version of a hierarchy does not support one. */
 const writes = (
+  tree: Tree,
   to: ReadonlyArray<Folder>,
   settings: ReadonlyArray<Setting>,
   fresh: boolean
@@ -98,7 +148,7 @@ const writes = (
   settings.flatMap(({ controller, option, v1, v2 }) => {
     const folder = to.find(({ controllers }) => controllers.includes(controller))
     if (folder === undefined) return []
-    const place = { path: folder.path, above: dirname(folder.path), fresh }
+    const place = { path: folder.path, above: dirname(folder.path), fresh, tree }
     if (folder.version === 2) return v2(place).map(toOperation(folder))
     if (v1 !== undefined) return v1(place).map(toOperation(folder))
     throw new CgroupError({
@@ -106,11 +156,11 @@ const writes = (
       controller,
       path: folder.path,
       errno: 0,
-      detail: `${option} is of version 2, and the controller is bound to version 1: boot with systemd.unified_cgroup_hierarchy=1, or leave it out`
+      detail: `${option} needs version 2, and the controller is bound to version 1: boot with systemd.unified_cgroup_hierarchy=1, or leave it out`
     })
   })
 
-/** Version 2 passes a cgroup's controllers on to those in it only where that has been written down. */
+/** The operations by which a cgroup of version 2 passes controllers on to the cgroups in it. */
 const passOn = (path: string, controllers: Iterable<string>): ReadonlyArray<Plan.Operation> => {
   const there = read(`${path}/cgroup.controllers`).trim().split(" ")
   const passed = read(`${path}/cgroup.subtree_control`).trim().split(" ")
@@ -123,7 +173,7 @@ const passOn = (path: string, controllers: Iterable<string>): ReadonlyArray<Plan
     }))
 }
 
-/** What has to be passed on to cgroups in these, or in the place that the tree has for them. */
+/** The operations that pass controllers on to cgroups in these folders, or in the tree's own place for them. */
 const passOnTo = (
   from: Tree,
   above: ReadonlyArray<Folder>,
@@ -137,12 +187,12 @@ const passOnTo = (
 
 /** The folders of a new cgroup and the operations that make and limit it; throws. */
 export const operations = (
+  from: Tree,
   limits: Limits,
   name: string,
   above: ReadonlyArray<Folder> = []
 ): { readonly folders: Array<Folder>; readonly create: ReadonlyArray<Plan.Operation> } => {
   const settings = parseLimits(limits)
-  const from = tree()
   for (const { controller, option } of settings) hierarchyOf(from, controller, option)
   const wanted = [...countingIn(from), ...settings.map(({ controller }) => controller)]
   const made = folders(from, name, wanted, above)
@@ -151,12 +201,12 @@ export const operations = (
     create: [
       ...passOnTo(from, above, wanted),
       ...made.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path })),
-      ...writes(made, settings, true)
+      ...writes(from, made, settings, true)
     ]
   }
 }
 
-// Of version 2 a process is in one place, the last that there is.
+// On version 2 a process is in one cgroup only: the last folder.
 const isEntered = (folder: Folder, index: number, all: ReadonlyArray<Folder>): boolean =>
   folder.version === 1 || !all.some((other, at) => other.version === 2 && at > index)
 
@@ -184,8 +234,8 @@ export const failed = (
 ): CgroupError => {
   const because = (reason: CgroupError["reason"], detail: string): CgroupError =>
     new CgroupError({ reason, controller, path, errno, detail })
-  const gone = "the cgroup is not there any more: its scope has closed, or somebody else has removed it"
-  // What failed while it was made has been removed by now.
+  const gone = "the cgroup is gone: its scope has closed, or another program has removed it"
+  // A cgroup that failed to be made has been removed by now.
   const isThere = at === "made" || (at !== "create" && fs.existsSync(dirname(path)))
   switch (errno) {
     case EROFS:
@@ -194,31 +244,37 @@ export const failed = (
     case EPERM:
       return because(
         "NotDelegated",
-        "this part of the tree is not yours: have it delegated to your user, or run as root"
+        "this part of the tree is not delegated to your user: have it delegated, or run as root"
       )
     case ENOENT:
       return isThere
-        ? because("NotInKernel", "this kernel has no such limit: a newer one may, or one built with it")
+        ? because(
+            "NotInKernel",
+            "this kernel does not have this limit: use a newer kernel, or one that is built with it"
+          )
         : because("Gone", gone)
     case ENODEV:
       return isThere && controller === "io"
-        ? because("Refused", "there is no such disk, or it is a partition of one")
+        ? because("Refused", "the disk does not exist, or is a partition: name a whole disk")
         : because("Gone", gone)
     case EBUSY:
       return path.endsWith("subtree_control") || at === "process"
         ? because(
             "HasProcesses",
-            "version 2 has processes either in a cgroup or in those below it: move them first"
+            "a cgroup of version 2 has processes either itself or in cgroups below it: move them first"
           )
         : at !== "create" && (controller === "memory" || controller === "hugetlb")
-          ? because("InUse", "more than that is in use, and cannot be reclaimed")
-          : because("Refused", "it is busy")
+          ? because(
+              "InUse",
+              "the processes use more than that, and it cannot be reclaimed: choose a higher limit, or end processes"
+            )
+          : because("Refused", "the cgroup is busy: try again later")
     default:
-      return because("Refused", "the kernel does not take it")
+      return because("Refused", "the kernel refuses this value")
   }
 }
 
-/** What a failed operation on a cgroup means; any other error as it is. */
+/** Explains the failure of an operation on a cgroup; returns any other error unchanged. */
 export const explain =
   (plan: Plan.Plan) =>
   (error: BerthError): BerthError => {
@@ -252,7 +308,7 @@ const explainOperation = (plan: Plan.Plan, operation: Plan.Operation, error: Ope
   }
 }
 
-/** A body that works on a cgroup's files and throws what node:fs throws, or Berth's errors. */
+/** Runs a body that works on a cgroup's files, and explains what node:fs throws. */
 export const filesOf = <A>(controller: string, path: string, body: () => A): Effect.Effect<A, BerthError> =>
   attempt(() => {
     try {
@@ -268,28 +324,20 @@ export const gone = (cgroup: Cgroup): CgroupError =>
 
 // A cgroup that is there
 
-/** Whose a cgroup is. */
+/** What a cgroup belongs to. */
 export interface Owner {
   readonly berth: Berth
-  /** What it ends with. */
+  /** The scope with which it ends. */
   readonly scope: Scope.Scope
-  /** How the container that it is of ended, which may be before. */
+  /** The end of the container that it was made for, which may come before that of the scope. */
   readonly container: Deferred.Deferred<Ended, SupervisorError> | undefined
   closed?: Deferred.Deferred<void>
 }
 
-const owners = new WeakMap<Cgroup, Owner>()
-
-export const own = (cgroup: Cgroup, owner: Owner): void => {
-  owners.set(cgroup, owner)
-}
-
-export const ownerOf = (cgroup: Cgroup): Owner | undefined => owners.get(cgroup)
-
 /** Succeeds once nothing more can happen in it: its process has ended, or its scope closes. */
 export const ended = (cgroup: Cgroup): Effect.Effect<void> =>
   Effect.suspend(() => {
-    const owner = owners.get(cgroup)
+    const owner = cgroup.state.owner
     if (owner === undefined) return Effect.void
     const { container } = owner
     const closing = Effect.suspend(() => {
@@ -351,7 +399,7 @@ export const moveAll = (folder: string, pids: () => ReadonlyArray<number>): void
   }
 }
 
-/** Runs operations as a unit of their own, and gives what gives it back. */
+/** Runs operations as a unit of their own, and returns the effect that releases the unit. */
 export const perform = (berth: Berth, name: string, list: ReadonlyArray<Plan.Operation>) => {
   const plan = Plan.make(list)
   const id = berth.supervisor.nextId()
@@ -362,8 +410,8 @@ export const perform = (berth: Berth, name: string, list: ReadonlyArray<Plan.Ope
 }
 
 /**
- * Gives a cgroup folders in hierarchies that it was made without, with all that is in it, for as long as it is there:
- * on version 1 each controller that is used costs a start, so there are only those that have been asked for.
+ * Adds folders to a cgroup in hierarchies that it lacks, and moves its processes there. On version 1 each controller slows a
+ * start down, so a cgroup only has those that were asked for.
  */
 export const extend = (
   cgroup: Cgroup,
@@ -374,11 +422,8 @@ export const extend = (
     const known = cgroup.folders.flatMap(({ controllers }) => controllers)
     return settings.every(({ controller }) => known.includes(controller))
       ? Effect.void
-      : extending.withPermits(1)(grow(cgroup, settings, pids))
+      : inTurn(cgroup.state, "extending").withPermits(1)(grow(cgroup, settings, pids))
   })
-
-// One at a time: two that need the same folder at once make it once.
-const extending = Effect.unsafeMakeSemaphore(1)
 
 const grow = (
   cgroup: Cgroup,
@@ -390,12 +435,12 @@ const grow = (
       ({ controller }) => !cgroup.folders.some(({ controllers }) => controllers.includes(controller))
     )
     if (missing.length === 0) return Effect.void
-    const owner = owners.get(cgroup)
+    const owner = cgroup.state.owner
     if (owner === undefined) return Effect.fail(gone(cgroup))
     return Effect.uninterruptible(
       Effect.gen(function* () {
         const { added, create } = yield* attempt(() => {
-          const from = tree()
+          const from = owner.berth.memory.tree()
           for (const { controller, option } of missing) hierarchyOf(from, controller, option)
           const added = folders(
             from,
@@ -410,14 +455,14 @@ const grow = (
               missing.map(({ controller }) => controller)
             ),
             ...added.map((folder): Plan.Operation => ({ op: "cgroup-create", path: folder.path })),
-            ...writes(added, complete, true)
+            ...writes(from, added, complete, true)
           ]
           return { added, create }
         })
         const release = yield* perform(owner.berth, `cgroup ${cgroup.name}`, create)
         yield* Scope.addFinalizer(owner.scope, release)
         const to = cgroup.folders as Array<Folder>
-        // First, so that what is started meanwhile is in it.
+        // First, so that processes that start meanwhile enter them.
         to.push(...added)
         for (const { path } of added) yield* filesOf("cgroup", path, () => moveAll(path, pids))
       })
@@ -427,14 +472,14 @@ const grow = (
 const RECLAIM_TRIES = 3
 
 /**
- * Version 2 takes a limit that is less than what is in use and has the OOM killer see to it; version 1 refuses it. So it
- * is made room for first, and refused where there is none.
+ * Reclaims memory until its use is below a new limit, and fails if that does not succeed, as version 1 does by itself.
+ * Version 2 would accept the limit and let the OOM killer enforce it.
  */
 const makeRoom = (folder: string, max: number): Effect.Effect<void, CgroupError> =>
   Effect.gen(function* () {
     const current = (): number => Number(read(`${folder}/memory.current`))
     for (let tries = 0; tries < RECLAIM_TRIES && current() > max; tries++) {
-      // Since Linux 5.19; EAGAIN where it was less than asked for.
+      // Since Linux 5.19; EAGAIN if less was reclaimed than asked for.
       yield* Effect.ignore(
         Effect.tryPromise(() => fs.promises.writeFile(`${folder}/memory.reclaim`, String(current() - max)))
       )
@@ -445,25 +490,26 @@ const makeRoom = (folder: string, max: number): Effect.Effect<void, CgroupError>
 export const update = (cgroup: Cgroup, limits: Limits): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
     const settings = yield* attempt(() => parseLimits(limits))
-    const owner = owners.get(cgroup)
+    const owner = cgroup.state.owner
     if (owner === undefined || !isThere(cgroup)) return yield* gone(cgroup)
     const before = new Set(cgroup.folders.flatMap(({ controllers }) => controllers))
     yield* extend(cgroup, settings)
     const list = yield* attempt(() => {
       const rest = settings.filter(({ controller }) => before.has(controller))
-      // One of version 2 has what the cgroup above it has been asked to pass on so far.
+      // A cgroup of version 2 has the controllers that the cgroup above it passes on.
       const unified = cgroup.folders.find(({ version }) => version === 2)
       const wanted = rest.flatMap(({ controller }) =>
         unified?.controllers.includes(controller) === true ? [controller] : []
       )
       const asked = unified === undefined ? [] : passOn(dirname(unified.path), wanted)
-      return [...asked, ...writes(cgroup.folders, rest, false)]
+      return [...asked, ...writes(owner.berth.memory.tree(), cgroup.folders, rest, false)]
     })
     for (const operation of list) {
       if (operation.op !== "cgroup-write" || !operation.file.endsWith("/memory.max")) continue
       if (operation.value !== "max") yield* makeRoom(dirname(operation.file), Number(operation.value))
     }
-    lookAgain(cgroup.folders)
+    // More controllers may have been passed on to it, and their files are there now.
+    cgroup.state.files.clear()
     if (list.length > 0)
       yield* Effect.uninterruptible(
         Effect.flatten(perform(owner.berth, `update of cgroup ${cgroup.name}`, list))

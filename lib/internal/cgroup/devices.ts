@@ -1,6 +1,6 @@
 /**
- * Which devices may be opened and made: as lines for version 1's devices.allow (devices.rst) and as the eBPF program that
- * version 2 has in its place (BPF_PROG_TYPE_CGROUP_DEVICE, bpf(2)).
+ * The devices that may be opened and made: as lines for devices.allow of version 1 (devices.rst), and as the eBPF program
+ * that version 2 takes instead (BPF_PROG_TYPE_CGROUP_DEVICE, bpf(2)).
  */
 import { statSync } from "node:fs"
 import type { DeviceRule } from "../../Cgroup.ts"

@@ -1,6 +1,6 @@
 /**
- * What the kernel tells of a cgroup, as streams: a file that has changed is readable as EPOLLPRI (kernfs_notify()), memory
- * of version 1 tells by an eventfd (cgroup-v1/memory.rst, 9 and 10), pressure by a trigger (psi.rst).
+ * Events of a cgroup as streams: a changed file is readable as EPOLLPRI (kernfs_notify()), the memory controller of version 1
+ * writes to an eventfd (cgroup-v1/memory.rst, 9 and 10), and pressure has triggers (psi.rst).
  */
 import * as fs from "node:fs"
 import * as Chunk from "effect/Chunk"
@@ -159,7 +159,7 @@ export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthE
   changes(
     cgroup,
     Effect.flatMap(withFolder(cgroup, "memory"), (folder) => {
-      const events = () => readMemoryEvents(sourceOf(cgroup.folders))
+      const events = () => readMemoryEvents(sourceOf(cgroup))
       return folder.version === 1 ? outOfMemory(folder, events) : file(`${folder.path}/memory.events`, events)
     })
   )
@@ -179,8 +179,8 @@ export const pidsEvents = (cgroup: Cgroup): Stream.Stream<PidsEvents, BerthError
     cgroup,
     Effect.flatMap(withFolder(cgroup, "pids"), ({ path, version }) =>
       Effect.map(
-        file(`${path}/pids.events`, () => ({ max: readPidsEvents(sourceOf(cgroup.folders)) ?? 0 })),
-        // The counter of version 1 is in a file that tells nobody of its changes.
+        file(`${path}/pids.events`, () => ({ max: readPidsEvents(sourceOf(cgroup)) ?? 0 })),
+        // The file with the counter of version 1 does not report changes.
         (source) => (version === 1 ? { ...source, wait: Effect.sleep(LOOK_EVERY) } : source)
       )
     )
@@ -221,7 +221,7 @@ const openTrigger = (path: string, trigger: string): number => {
   if (n >= 0) return fd
   if (fd >= 0) native().close(fd)
   if (n === -EINVAL) {
-    const detail = `the kernel does not take "${trigger}": without CAP_SYS_RESOURCE the window has to be a multiple of 2s`
+    const detail = `the kernel refuses "${trigger}": without CAP_SYS_RESOURCE the window must be a multiple of 2s`
     throw new CgroupError({ reason: "Refused", controller: "pressure", path, errno: EINVAL, detail })
   }
   throw internal.failed("pressure", path, -n, "write")

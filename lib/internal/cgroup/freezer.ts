@@ -1,6 +1,6 @@
 /**
- * A cgroup that stands still: freezer.state on version 1 (cgroup-v1/freezer-subsystem.rst), cgroup.freeze on version 2
- * (Linux 5.2). Version 1 holds even what has been killed, so what has to die is let go first.
+ * Freezes cgroups: freezer.state on version 1 (cgroup-v1/freezer-subsystem.rst), cgroup.freeze on version 2 (Linux 5.2).
+ * Version 1 also holds killed processes, so these are let out before they can die.
  */
 import * as fs from "node:fs"
 import { dirname } from "node:path"
@@ -11,54 +11,43 @@ import { read } from "../util/readFile.ts"
 import * as internal from "./cgroup.ts"
 import * as events from "./events.ts"
 
-// Those that stand still, or are about to.
-const standing = new WeakSet<Cgroup>()
-// One at a time freezes a cgroup; who thaws it waits for nobody.
-const freezing = new WeakMap<Cgroup, Effect.Semaphore>()
+/** Whether this program has frozen it. */
+export const isFrozen = (cgroup: Cgroup | undefined): boolean => cgroup?.state.frozen === true
 
-const inTurn = (cgroup: Cgroup): Effect.Semaphore => {
-  const known = freezing.get(cgroup) ?? Effect.unsafeMakeSemaphore(1)
-  freezing.set(cgroup, known)
-  return known
+/** The state of a cgroup, or of a container that may get one: how many processes are about to enter it. */
+export interface Entered {
+  entering: number
 }
 
-/** Whether this program has frozen it. */
-export const isFrozen = (cgroup: Cgroup | undefined): boolean => cgroup !== undefined && standing.has(cgroup)
-
-// How many processes are about to enter what a key stands for: a cgroup, or a container that may get one.
-const entering = new WeakMap<object, number>()
-
-const count = (keys: ReadonlyArray<object>, change: 1 | -1): Effect.Effect<void> =>
+const count = (all: ReadonlyArray<Entered>, change: 1 | -1): Effect.Effect<void> =>
   Effect.sync(() => {
-    for (const key of keys) entering.set(key, (entering.get(key) ?? 0) + change)
+    for (const one of all) one.entering += change
   })
 
-/** Starts a process in something that could be frozen meanwhile, which then waits until it has executed its command. */
+/** Starts a process in places that could be frozen meanwhile: a freeze waits until the process executes its command. */
 export const enter =
-  (keys: ReadonlyArray<object>) =>
+  (all: ReadonlyArray<Entered>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.zipRight(count(keys, 1), Effect.ensuring(effect, count(keys, -1)))
+    Effect.zipRight(count(all, 1), Effect.ensuring(effect, count(all, -1)))
 
-/** Has who freezes it wait for what has been killed in it, which would stay if it stood still before it is gone. */
+/** Lets a freeze wait for a killed process, which would stay if it were frozen before its end. */
 export const leave = (
-  keys: ReadonlyArray<object>,
+  all: ReadonlyArray<Entered>,
   gone: Effect.Effect<unknown, unknown>
 ): Effect.Effect<void> =>
   Effect.zipRight(
-    count(keys, 1),
-    Effect.asVoid(Effect.forkDaemon(Effect.ensuring(Effect.exit(gone), count(keys, -1))))
+    count(all, 1),
+    Effect.asVoid(Effect.forkDaemon(Effect.ensuring(Effect.exit(gone), count(all, -1))))
   ).pipe(Effect.uninterruptible)
 
-const entered = (keys: ReadonlyArray<object>): Effect.Effect<void> =>
+const entered = (all: ReadonlyArray<Entered>): Effect.Effect<void> =>
   Effect.suspend(() =>
-    keys.every((key) => (entering.get(key) ?? 0) === 0)
-      ? Effect.void
-      : Effect.zipRight(Effect.sleep(1), entered(keys))
+    all.every(({ entering }) => entering === 0) ? Effect.void : Effect.zipRight(Effect.sleep(1), entered(all))
   )
 
 /** The same, for no longer than a freeze would. */
-export const settled = (key: object): Effect.Effect<void> =>
-  Effect.asVoid(Effect.timeoutOption(entered([key]), PATIENCE))
+export const settled = (one: Entered): Effect.Effect<void> =>
+  Effect.asVoid(Effect.timeoutOption(entered([one]), PATIENCE))
 
 const PATIENCE = "5 seconds"
 
@@ -79,9 +68,9 @@ const write = (
 
 const TRIES_BEFORE_THAW = 50
 
-// Version 1 does not tell: its file finds out when it is read. And it leaves out what is forked in the meantime, which it
-// takes in with the next write, or once it has let all go for a moment; runc does the same. Who thaws it meanwhile is
-// later than this, and nothing is written after him.
+// Version 1 does not report the end of a freeze: its file computes it when it is read. It misses processes that are forked in
+// the meantime; the next write catches them, or a short thaw in between, as in runc. After a thaw by another fiber nothing is
+// written here.
 const untilFrozen = (cgroup: Cgroup, folder: Folder): Effect.Effect<void, BerthError> => {
   const file = `${folder.path}/freezer.state`
   const isWanted = () => isFrozen(cgroup)
@@ -107,22 +96,22 @@ const thawed = (cgroup: Cgroup): Effect.Effect<void> =>
   Effect.suspend(() => (isFrozen(cgroup) ? Effect.zipRight(Effect.sleep(10), thawed(cgroup)) : Effect.void))
 
 /**
- * Succeeds once everything in it stands still, or has been let go on since. Nothing enters it from now on, and what
- * enters `container` has done so.
+ * Succeeds once all processes in the cgroup are frozen, or have been thawed since. No process enters it from now on, and
+ * those that enter `container` have done so.
  */
-export const freeze = (cgroup: Cgroup, container?: object): Effect.Effect<void, BerthError> =>
+export const freeze = (cgroup: Cgroup, container?: Entered): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
     yield* internal.extend(cgroup, [{ controller: "freezer", option: "freeze" }])
     const folder = folderOf(cgroup)
     if (folder === undefined) return yield* internal.gone(cgroup)
     if (isFrozen(cgroup)) return
-    standing.add(cgroup)
+    cgroup.state.frozen = true
     yield* stand(cgroup, folder, container).pipe(Effect.onError(() => Effect.ignore(thaw(cgroup))))
-  }).pipe(inTurn(cgroup).withPermits(1))
+  }).pipe(internal.inTurn(cgroup.state, "freezing").withPermits(1))
 
-const stand = (cgroup: Cgroup, folder: Folder, container?: object): Effect.Effect<void, BerthError> =>
+const stand = (cgroup: Cgroup, folder: Folder, container?: Entered): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
-    const all = entered(container === undefined ? [cgroup] : [cgroup, container])
+    const all = entered(container === undefined ? [cgroup.state] : [cgroup.state, container])
     const done = yield* Effect.timeoutOption(Effect.zipRight(all, untilFrozen(cgroup, folder)), PATIENCE)
     if (done._tag === "Some") return
     yield* new CgroupError({
@@ -130,7 +119,7 @@ const stand = (cgroup: Cgroup, folder: Folder, container?: object): Effect.Effec
       controller: "freezer",
       path: folder.path,
       errno: 0,
-      detail: "a process waits in the kernel and cannot be stopped: everything runs again, try later"
+      detail: "a process waits in the kernel and cannot be frozen: all processes run again; try later"
     })
   })
 
@@ -139,7 +128,7 @@ export const thaw = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const folder = folderOf(cgroup)
     if (folder === undefined) return Effect.void
-    standing.delete(cgroup)
+    cgroup.state.frozen = false
     return Effect.catchIf(
       write(folder, false),
       (error) => error._tag === "CgroupError" && error.reason === "Gone",
@@ -148,8 +137,8 @@ export const thaw = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
   })
 
 /**
- * Lets processes out of a frozen cgroup, so that those of them that have been killed die while the others in it still
- * stand. Version 2 lets what is killed die anyway.
+ * Kills processes of a frozen cgroup and moves them out of it, so that they die while the others stay frozen. On version 2
+ * killed processes die anyway.
  */
 export const letOut = (cgroup: Cgroup, pids: () => ReadonlyArray<number>): void => {
   const folder = folderOf(cgroup)

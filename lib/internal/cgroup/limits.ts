@@ -1,5 +1,5 @@
 /**
- * Limits as what is written to a cgroup's files: cgroup-v2.rst, and the files of cgroup-v1/ for memory, blkio-controller,
+ * Turns limits into writes to a cgroup's files: cgroup-v2.rst, and the files of cgroup-v1/ for memory, blkio-controller,
  * cpusets, hugetlb and devices, sched-bwc.rst and pids.rst, of the kernel's documentation.
  */
 import { existsSync } from "node:fs"
@@ -8,18 +8,23 @@ import { parseBytes } from "../util/bytes.ts"
 import { read } from "../util/readFile.ts"
 import { invalid } from "../util/validate.ts"
 import { allowLines, numbersOf, parseDevices, program } from "./devices.ts"
+import type { Tree } from "./tree.ts"
 
-/** A file of the cgroup and what it gets; bytes are a program for its devices. */
+/** A file of the cgroup and its new value; bytes are a program for its devices. */
 export type Write = readonly [file: string, value: string | Uint8Array]
 
-/** Where a limit goes: the cgroup's folder, the one above it, and whether nothing has been limited there before. */
+/** Where a limit goes. */
 export interface Place {
+  /** The cgroup's folder. */
   readonly path: string
+  /** The folder above it. */
   readonly above: string
+  /** Whether nothing has been limited there before. */
   readonly fresh: boolean
+  readonly tree: Tree
 }
 
-/** One limit, for either version. Without `v1`, version 1 cannot do it. */
+/** One limit, for either version. Without `v1`, version 1 does not support it. */
 export interface Setting {
   readonly controller: string
   readonly option: string
@@ -54,18 +59,10 @@ const wholeOrMax = (option: string, value: number | "max", least: number): numbe
 
 const v1Bytes = (value: number | "max"): string => (value === MAX ? "-1" : String(value))
 
-// Without swap accounting there are no such files; the root cgroup of version 2 has none either, and there it is seen by
-// what is swapped to. By the folder above, looked at once, as it is decided when the machine starts.
-const swapLimits = new Map<string, boolean>()
-
-const limitsSwap = (above: string, file: string): boolean => {
-  let found = swapLimits.get(above)
-  if (found === undefined) {
-    found = existsSync(`${above}/${file}`)
-    swapLimits.set(above, found)
-  }
-  return found || (file === "memory.swap.max" && read("/proc/swaps").trim().includes("\n"))
-}
+// A kernel without swap accounting has no such files. The root cgroup of version 2 has none either: there, a machine with
+// swap counts as one with accounting.
+const limitsSwap = ({ above, tree }: Place, file: string): boolean =>
+  tree.hasFile(above, file) || (file === "memory.swap.max" && read("/proc/swaps").trim().includes("\n"))
 
 const MEMSW = "memory.memsw.limit_in_bytes"
 
@@ -87,16 +84,16 @@ const memory = (given: Bytes | MemoryLimits): ReadonlyArray<Setting> => {
     settings.push({
       controller: "memory",
       option,
-      // Version 1 limits memory and swap together, to no less than the memory alone.
-      v1: ({ above, fresh }) => {
+      // Version 1 limits memory and swap together; that limit must not be below the one of memory alone.
+      v1: (place) => {
         const limit: Write = ["memory.limit_in_bytes", v1Bytes(max)]
-        if (limits.swap === undefined && !limitsSwap(above, MEMSW)) return [limit]
+        if (limits.swap === undefined && !limitsSwap(place, MEMSW)) return [limit]
         const both = max === MAX || swap === MAX ? "-1" : String(max + swap)
-        return fresh ? [limit, [MEMSW, both]] : [[MEMSW, "-1"], limit, [MEMSW, both]]
+        return place.fresh ? [limit, [MEMSW, both]] : [[MEMSW, "-1"], limit, [MEMSW, both]]
       },
-      v2: ({ above }) => [
+      v2: (place) => [
         ["memory.max", String(max)],
-        ...(limits.swap !== undefined || limitsSwap(above, "memory.swap.max")
+        ...(limits.swap !== undefined || limitsSwap(place, "memory.swap.max")
           ? [["memory.swap.max", max === MAX && limits.swap === undefined ? MAX : String(swap)] as const]
           : [])
       ]
@@ -123,7 +120,7 @@ const cpu = (cpus: Limits["cpus"], limits: CpuLimits): ReadonlyArray<Setting> =>
   const set = (option: string, v1: ReadonlyArray<Write>, v2: ReadonlyArray<Write>): void => {
     settings.push({ controller: "cpu", option, v1: () => v1, v2: () => v2 })
   }
-  // An idle cgroup has no weight, so the one is ended before the other is set.
+  // An idle cgroup has no weight, so idling is switched off before the weight is set.
   if (idle === false) set("limits.cpu.idle", [["cpu.idle", "0"]], [["cpu.idle", "0"]])
   if (weight !== undefined) {
     whole("limits.cpu.weight", weight, 1, 10000)
@@ -149,7 +146,7 @@ const cpu = (cpus: Limits["cpus"], limits: CpuLimits): ReadonlyArray<Setting> =>
     burstMicros === undefined ? undefined : whole("limits.cpu.burstMicros", burstMicros, 0, 2 ** 31)
   if (burst !== undefined && burst > 0 && (quota === MAX || burst > quota))
     invalid("limits.cpu.burstMicros", burst, "at most the quota, which is cpus times the period")
-  // A burst may not be more than the quota, at no time.
+  // A burst must never be above the quota.
   const none = (file: string, fresh: boolean): ReadonlyArray<Write> =>
     burst === undefined || fresh ? [] : [[file, "0"]]
   const then = (file: string): ReadonlyArray<Write> => (burst === undefined ? [] : [[file, String(burst)]])
@@ -189,7 +186,7 @@ const among = (option: string, list: string, file: string): void => {
   const there = parseList(text)
   if (asked === undefined) invalid(option, list, `a list like "0-1,3", out of ${text}`)
   else if (there !== undefined && [...asked].some((n) => !there.has(n)))
-    invalid(option, list, `a list out of ${text}, which are those that there are (${file})`)
+    invalid(option, list, `a list out of ${text}, the available ones (${file})`)
 }
 
 const cpuset = ({ cpus, mems }: CpusetLimits): ReadonlyArray<Setting> => {
@@ -201,7 +198,7 @@ const cpuset = ({ cpus, mems }: CpusetLimits): ReadonlyArray<Setting> => {
     {
       controller: "cpuset",
       option: "limits.cpuset",
-      // A new one of version 1 has neither CPUs nor memory, and nothing can enter it before it has both.
+      // A new cgroup of version 1 has neither CPUs nor memory nodes, and no process can enter it without them.
       v1: (place) => {
         check(place, "cpuset.effective_cpus", "cpuset.effective_mems")
         const inherited = (file: string): string | undefined =>
@@ -224,7 +221,7 @@ const cpuset = ({ cpus, mems }: CpusetLimits): ReadonlyArray<Setting> => {
   ]
 }
 
-// BFQ's file is there where io.cost's is not; the root cgroup, which has neither, says nothing.
+// Either BFQ's file or io.cost's exists; the root cgroup has neither, and tells nothing.
 const weightFile = (above: string): string =>
   existsSync(`${above}/io.bfq.weight`) && !existsSync(`${above}/io.weight`) ? "io.bfq.weight" : "io.weight"
 
@@ -309,7 +306,7 @@ const same = (controller: string, option: string, file: string, value: string): 
 const named = (option: string, name: string): string =>
   /^[\w.-]{1,64}$/.test(name) ? name : invalid(option, name, "a name")
 
-/** What is asked for, in the order in which it has to be written; throws `InvalidOption`. */
+/** The settings of these limits, in the order of their writes; throws `InvalidOption`. */
 export const parseLimits = (limits: Limits): ReadonlyArray<Setting> => {
   const settings: Array<Setting> = []
   if (limits.memory !== undefined) settings.push(...memory(limits.memory))

@@ -1,6 +1,7 @@
 /** The files of a cgroup as numbers: cgroup-v2.rst, and cgroup-v1/ of the kernel's documentation. */
 import { readdirSync, readFileSync } from "node:fs"
 import type {
+  Cgroup,
   Folder,
   HugetlbStats,
   IoStats,
@@ -14,20 +15,13 @@ type Numbers = Readonly<Record<string, number>>
 
 const none: Numbers = {}
 
-// Which files a folder has: looked at once, so that what this tree lacks costs nothing later.
-const known = new WeakMap<Folder, ReadonlySet<string>>()
-
-/** Its files may be others now: more controllers have been passed on to it. */
-export const lookAgain = (folders: ReadonlyArray<Folder>): void => {
-  for (const folder of folders) known.delete(folder)
-}
-
-const filesOf = (folder: Folder): ReadonlySet<string> => {
-  let files = known.get(folder)
+/** The names of a folder's files, listed once, so that a file that this tree lacks costs nothing later. */
+const filesOf = ({ state }: Cgroup, folder: Folder): ReadonlySet<string> => {
+  let files = state.files.get(folder)
   if (files === undefined) {
     try {
       files = new Set(readdirSync(folder.path))
-      known.set(folder, files)
+      state.files.set(folder, files)
     } catch {
       return new Set()
     }
@@ -35,15 +29,15 @@ const filesOf = (folder: Folder): ReadonlySet<string> => {
   return files
 }
 
-/** A file of whichever folder has the controller, by its name on either version; empty where there is none. */
+/** The text of a controller's file, by its name on either version; empty where there is no such file. */
 export type Source = (controller: string, v1: string | undefined, v2: string | undefined) => string
 
 export const sourceOf =
-  (folders: ReadonlyArray<Folder>): Source =>
+  (cgroup: Cgroup): Source =>
   (controller, v1, v2) => {
-    const folder = folders.find(({ controllers }) => controllers.includes(controller))
+    const folder = cgroup.folders.find(({ controllers }) => controllers.includes(controller))
     const file = folder?.version === 1 ? v1 : v2
-    if (folder === undefined || file === undefined || !filesOf(folder).has(file)) return ""
+    if (folder === undefined || file === undefined || !filesOf(cgroup, folder).has(file)) return ""
     try {
       return readFileSync(`${folder.path}/${file}`, "utf8")
     } catch {
@@ -83,7 +77,7 @@ const nested = (text: string): Readonly<Record<string, Numbers>> => {
   return all
 }
 
-// Version 1 says "no limit" with the largest multiple of a page that a long holds.
+// On version 1, "no limit" is the largest multiple of a page that fits into a long.
 const UNLIMITED = 2 ** 62
 
 const limitOf = (text: string): number | undefined => {
@@ -110,7 +104,7 @@ export const readMemoryEvents = (file: Source): MemoryEvents => {
 export const readPidsEvents = (file: Source): number | undefined =>
   keyed(file("pids", "pids.events", "pids.events")).max
 
-/** What is told of a process that was killed for want of memory. */
+/** The memory limit and the peak, for a process that the OOM killer has killed. */
 export const readMemoryLimit = (
   file: Source
 ): { readonly limit: number | undefined; readonly peak: number | undefined } => ({
@@ -150,7 +144,7 @@ const cpuLimit = (file: Source): number | undefined => {
 
 const readCpu = (file: Source): Stats["cpu"] => {
   const stat = keyed(file("cpu", "cpu.stat", "cpu.stat"))
-  // Where version 1 has cpu, version 2 may still have the times.
+  // If version 1 has the cpu controller, version 2 may still have the times.
   const times = stat.usage_usec === undefined ? keyed(file("cpuacct", undefined, "cpu.stat")) : stat
   const nanos = (name: string): number | undefined => divided(count(file("cpuacct", name, undefined)), 1000)
   return {
@@ -194,14 +188,11 @@ const readIo = (file: Source): ReadonlyArray<IoStats> => {
   return [...devices.values()]
 }
 
-const readHugetlb = (
-  folders: ReadonlyArray<Folder>,
-  file: Source
-): Readonly<Record<string, HugetlbStats>> => {
-  const folder = folders.find(({ controllers }) => controllers.includes("hugetlb"))
+const readHugetlb = (cgroup: Cgroup, file: Source): Readonly<Record<string, HugetlbStats>> => {
+  const folder = cgroup.folders.find(({ controllers }) => controllers.includes("hugetlb"))
   const all: Record<string, HugetlbStats> = {}
   if (folder === undefined) return all
-  for (const name of filesOf(folder)) {
+  for (const name of filesOf(cgroup, folder)) {
     const size = /^hugetlb\.(\d+[KMG]B)\.(?:max|limit_in_bytes)$/.exec(name)?.[1]
     if (size === undefined) continue
     const at = `hugetlb.${size}`
@@ -230,9 +221,9 @@ export const readPressure = (text: string): Pressure | undefined => {
     : { some: times(some), full: full === undefined ? undefined : times(full) }
 }
 
-/** What is in use, by all of these folders. */
-export const readStats = (folders: ReadonlyArray<Folder>): Stats => {
-  const file = sourceOf(folders)
+/** What a cgroup uses now, by the files of all its folders. */
+export const readStats = (cgroup: Cgroup): Stats => {
+  const file = sourceOf(cgroup)
   const pressure = (name: string): Pressure | undefined =>
     readPressure(file("pressure", undefined, `${name}.pressure`))
   const rdma = Object.entries(nested(file("rdma", "rdma.current", "rdma.current")))
@@ -246,7 +237,7 @@ export const readStats = (folders: ReadonlyArray<Folder>): Stats => {
       failures: readPidsEvents(file)
     },
     io: readIo(file),
-    hugetlb: readHugetlb(folders, file),
+    hugetlb: readHugetlb(cgroup, file),
     rdma: Object.fromEntries(
       rdma.map(([device, used]) => [device, { handles: used.hca_handle ?? 0, objects: used.hca_object ?? 0 }])
     ),

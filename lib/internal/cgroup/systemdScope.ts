@@ -1,6 +1,6 @@
 /**
- * Where the tree of cgroups is systemd's, a part of it is asked for and not taken: systemd's rule of one writer for each
- * cgroup (CGROUP_DELEGATION.md). A transient scope with Delegate=yes holds the supervisor; below it, cgroups are ours.
+ * If systemd manages the tree of cgroups, Berth asks it for a part of the tree, because systemd allows one writer for each
+ * cgroup (CGROUP_DELEGATION.md). A transient scope with Delegate=yes holds the supervisor; Berth manages the cgroups below.
  */
 import { accessSync, constants, existsSync, mkdirSync, writeFileSync } from "node:fs"
 import { basename, dirname } from "node:path"
@@ -9,16 +9,15 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import { AT_FDCWD, native, O_PATH } from "../system/addon.ts"
 import { read } from "../util/readFile.ts"
-import { setTree } from "./cgroup.ts"
-import { detect, type Tree, unifiedOf } from "./tree.ts"
+import { detect, lazily, type Tree, unifiedOf } from "./tree.ts"
 
-/** Milliseconds that systemd has for an answer, and then for moving the supervisor. */
+/** The time limit, in milliseconds, for an answer of systemd, and again for moving the supervisor. */
 const PATIENCE_MS = 5000
 
 /** sd_booted(3). */
 const isRunning = (): boolean => existsSync("/run/systemd/system")
 
-/** The innermost unit that has this cgroup, which is a folder's name in the tree. */
+/** The folder of the innermost unit that contains this cgroup. */
 const unitOf = (cgroup: string): string | undefined => {
   for (let folder = cgroup; folder !== "/"; folder = dirname(folder))
     if (/\.(service|scope)$/.test(folder)) return folder
@@ -43,19 +42,19 @@ const isWritable = (unit: string): boolean => {
   }
 }
 
-// Those that Berth limits by; each by itself, as one that is not there makes the whole write fail.
+// One write for each controller: a missing controller makes a common write fail.
 const passOn = (folder: string): void => {
   for (const controller of read(`${folder}/cgroup.controllers`).trim().split(" "))
     try {
       writeFileSync(`${folder}/cgroup.subtree_control`, `+${controller}`)
     } catch {
-      // The tree then lacks it, and a limit that needs it says so.
+      // The tree then lacks the controller, and a limit that needs it fails.
     }
 }
 
 /**
- * Prepares a delegated cgroup for others below it: one with processes of its own cannot pass controllers on
- * (cgroup-v2.rst, no internal process constraint), so they go into one below, as podman does it.
+ * Prepares a delegated cgroup for cgroups below it. A cgroup with processes of its own cannot pass controllers on
+ * (cgroup-v2.rst, no internal process constraint), so its processes move into one below, as with podman.
  */
 const subdivide = (folder: string, inner: string): void => {
   if (read(`${folder}/cgroup.subtree_control`).trim() !== "") return
@@ -75,7 +74,7 @@ interface Address {
   readonly direct: boolean
 }
 
-/** Where the manager that is asked listens: the bus first, then its own socket. */
+/** The addresses of the manager: the bus first, then its own socket. */
 const addresses = (): ReadonlyArray<Address> => {
   const rootless = process.geteuid?.() !== 0
   const runtime = process.env.XDG_RUNTIME_DIR || `/run/user/${process.geteuid?.()}`
@@ -116,7 +115,7 @@ const withBus = <A>(address: Address, use: (bus: MessageBus) => Promise<A>): Eff
         const { createClient } = (await import("dbus-native")).default
         const bus = createClient({ socket: address.path, direct: address.direct })
         const broken = new Promise<never>((_, reject) => bus.connection.on("error", reject))
-        // Told of by the call that it breaks; after that, nobody is interested.
+        // The call that breaks reports it; later it does not matter.
         broken.catch(() => {})
         return { bus, broken }
       },
@@ -139,26 +138,23 @@ const startScope = (scope: string, pid: number) => (bus: MessageBus) =>
       ["Description", ["s", "Containers of Berth"]],
       ["PIDs", ["au", [pid]]],
       ["Delegate", ["b", true]],
-      // It ends with the last process in it, and is then forgotten however that ended.
+      // The scope ends with its last process, and systemd then forgets it, whatever the result.
       ["CollectMode", ["s", "inactive-or-failed"]],
       ["TasksMax", ["t", UNLIMITED]]
     ],
     []
   ])
 
-const joinScope = (scope: string, pid: number) => (bus: MessageBus) =>
-  call(bus, MANAGER, "AttachProcessesToUnit", "ssau", [scope, `/${INNER}`, [pid]])
-
 const INNER = "supervisor"
 
-/** Asks until one of the addresses has an answer: why none has. */
+/** Asks one address after the other until one answers; fails with the reasons of all. */
 const ask = <A>(use: (bus: MessageBus) => Promise<A>): Effect.Effect<A, string> => {
   const all = addresses()
   if (all.length === 0)
     return Effect.fail(
       process.geteuid?.() === 0
-        ? "neither the system's bus nor systemd's own socket is there"
-        : "there is no manager of this user: log in, or have root run: loginctl enable-linger"
+        ? "neither the system's bus nor systemd's own socket exists"
+        : "this user has no systemd manager: log in, or let root run: loginctl enable-linger"
     )
   return all
     .map((address) => withBus(address, use))
@@ -179,8 +175,8 @@ const readDelegate = (unit: string) => async (bus: MessageBus) => {
 }
 
 /**
- * Whether systemd keeps out of what is below this cgroup, and it is ours to write. The system's manager marks it so; a
- * user's manager does not, and is asked.
+ * Whether a cgroup is writable and delegated, so that systemd leaves the cgroups below it alone. The system's manager marks
+ * such a cgroup with an attribute; a user's manager is asked.
  */
 const isDelegated = (unit: string): Effect.Effect<boolean> => {
   if (!isWritable(unit)) return Effect.succeed(false)
@@ -190,7 +186,7 @@ const isDelegated = (unit: string): Effect.Effect<boolean> => {
     : Effect.orElseSucceed(ask(readDelegate(basename(unit))), () => false)
 }
 
-/** The scope's folder once the supervisor is in it: the job that moves it goes on after systemd's answer. */
+/** Waits until the supervisor is in the scope, which may be after systemd's answer; returns the scope's folder. */
 const arrived = (scope: string, pid: number): Effect.Effect<string, string> =>
   Effect.suspend(() => {
     const unit = unitOf(unifiedOf(pid) ?? "/")
@@ -199,62 +195,49 @@ const arrived = (scope: string, pid: number): Effect.Effect<string, string> =>
       : Effect.fail(`the supervisor was not moved into ${scope}: see systemctl status ${scope}`)
   }).pipe(Effect.retry(Schedule.spaced("2 millis").pipe(Schedule.upTo(`${PATIENCE_MS} millis`))))
 
-/** The scope of this process's supervisors, while one of them is in it. */
-let current: string | undefined
-
-const enterScope = (pid: number): Effect.Effect<void, string> => {
-  const fresh = Effect.gen(function* () {
+/** Moves a supervisor into a scope of its own. */
+const enterScope = (pid: number): Effect.Effect<void, string> =>
+  Effect.gen(function* () {
     const scope = `berth-${process.pid}-${pid}.scope`
     yield* ask(startScope(scope, pid))
     const folder = yield* arrived(scope, pid)
     yield* Effect.try({ try: () => subdivide(folder, INNER), catch: String })
-    current = scope
   })
-  const joined =
-    current === undefined
-      ? Effect.fail("none")
-      : Effect.zipRight(ask(joinScope(current, pid)), arrived(current, pid))
-  return Effect.catchAll(joined, () => fresh)
-}
 
 const refused = (own: string, why: string): Tree => {
-  const detail = `the tree is systemd's, and it gives no scope: ${why}. Run the program in a unit with Delegate=yes`
+  const detail = `systemd manages the tree and does not give a scope: ${why}. Run the program in a unit with Delegate=yes`
   return {
     kind: "none",
     controllers: {},
     missing: () => detail,
-    why: () => ({ reason: "NotDelegated", path: own, detail })
+    why: () => ({ reason: "NotDelegated", path: own, detail }),
+    hasFile: () => false
   }
 }
 
-// Several that start at once get one scope.
-const asking = Effect.unsafeMakeSemaphore(1)
-
 /**
- * Has the cgroups of this process below a part of the tree that is delegated to it: the unit that it is in, if that is
- * one; else a scope of systemd's, or of the user's manager, which the supervisor is moved into and which ends with it. Does
- * nothing where systemd is not what runs the machine, or the tree has hierarchies of version 1.
+ * The tree in which a supervisor's cgroups are made, in a part of systemd's tree that is delegated: the unit of this
+ * process, if it is delegated; else a scope of the system's or the user's manager. The supervisor is moved into that scope,
+ * and the scope ends with it. Where systemd does not run the machine, or the tree has hierarchies of version 1, it is the
+ * tree of this process.
  *
- * Never fails: where there is nothing to be had, the limits of a container say why.
+ * Never fails: without a delegated part, the limits of a container fail and say why.
  */
-export const delegate = (supervisor: number): Effect.Effect<void> =>
-  Effect.suspend(() => {
+export const delegate = (supervisor: number): Effect.Effect<() => Tree> =>
+  Effect.suspend((): Effect.Effect<() => Tree> => {
     const own = isRunning() ? unifiedOf("self") : undefined
-    if (own === undefined) return Effect.void
+    if (own === undefined) return Effect.succeed(lazily())
     const unit = unitOf(own)
     return Effect.if(unit === undefined ? Effect.succeed(false) : isDelegated(unit), {
-      onTrue: () =>
-        Effect.sync(() => {
-          subdivide(unit!, "berth-main")
-          setTree(detect())
-        }),
-      onFalse: () =>
-        Effect.match(enterScope(supervisor), {
-          onFailure: (why) => setTree(refused(own, why)),
-          onSuccess: () => setTree(detect(supervisor))
-        })
-    }).pipe(asking.withPermits(1))
+      onTrue: () => Effect.sync(() => subdivide(unit!, "berth-main")).pipe(Effect.as("self" as const)),
+      onFalse: () => Effect.as(enterScope(supervisor), supervisor)
+    }).pipe(
+      Effect.match({ onFailure: (why) => refused(own, why), onSuccess: detect }),
+      Effect.map((tree) => () => tree)
+    )
   }).pipe(
-    Effect.catchAllDefect((cause) => Effect.logWarning(`systemd was not asked for cgroups: ${cause}`)),
+    Effect.catchAllDefect((cause) =>
+      Effect.as(Effect.logWarning(`systemd was not asked for cgroups: ${cause}`), lazily())
+    ),
     Effect.withSpan("berth.systemd.delegate")
   )

@@ -1,4 +1,4 @@
-/** Which cgroup tree this machine has, from /proc/self/cgroup and /proc/self/mountinfo: cgroups(7). */
+/** Reads the cgroup tree of this machine from /proc/self/cgroup and /proc/self/mountinfo: cgroups(7). */
 import { existsSync } from "node:fs"
 import { dirname } from "node:path"
 import { read } from "../util/readFile.ts"
@@ -6,13 +6,13 @@ import { read } from "../util/readFile.ts"
 /** One hierarchy and this process's own place in it. */
 export interface Hierarchy {
   readonly version: 1 | 2
-  /** The folder of the cgroup that ours are made in. */
+  /** The folder of the cgroup in which Berth makes its own. */
   readonly folder: string
-  /** Whether it passes a controller on only once that has been written to its cgroup.subtree_control. */
+  /** Whether it passes a controller on only after a write to its cgroup.subtree_control. */
   readonly passesOnRequest: boolean
 }
 
-/** Why there is no such controller. */
+/** Why a controller is missing. */
 export interface Missing {
   readonly reason: "NotMounted" | "NotDelegated" | "NotInKernel"
   readonly path: string
@@ -23,13 +23,15 @@ export interface Tree {
   readonly kind: "v1" | "v2" | "hybrid" | "none"
   /**
    * By the name that version 2 has for a controller: `memory`, `cpu`, `cpuset`, `pids`, `io` (blkio on version 1) ..., and
-   * `cpuacct`, `freezer`, `devices` and `pressure`, which version 2 has without a controller. What is not in here cannot be
-   * limited.
+   * `cpuacct`, `freezer`, `devices` and `pressure`, which version 2 has without a controller. A controller that is missing
+   * here cannot be used.
    */
   readonly controllers: Readonly<Record<string, Hierarchy>>
-  /** Why a controller that is not there is not, in words. */
+  /** Why a controller is missing, in words. */
   readonly missing: (controller: string) => string
   readonly why: (controller: string) => Missing
+  /** Whether cgroups below a folder have this file of a limit. The answer for the tree's own folders is kept. */
+  readonly hasFile: (above: string, file: string) => boolean
 }
 
 interface Mounted {
@@ -65,10 +67,11 @@ const below = (mount: Mounted, path: string): string => {
 const words = (text: string): ReadonlyArray<string> => text.split(/\s+/).filter((word) => word !== "")
 
 /**
- * Below which cgroup ours are made, and which controllers it passes on to them: on version 1 our own. On version 2 a cgroup
- * with processes of its own cannot pass controllers on (cgroup-v2.rst, no internal process constraint), so it is the nearest,
- * from our own upwards, that passes any on already; our own where none does. The root of a machine that has version 2 alone
- * and nobody who sees to it, such as systemd, is free of that constraint and passes on what it is asked for.
+ * The cgroup in which Berth makes its own, and the controllers that it passes on to them. On version 1 it is that of this
+ * process. On version 2 a cgroup with processes of its own cannot pass controllers on (cgroup-v2.rst, no internal process
+ * constraint), so it is the nearest one upwards that passes any on already, or that of this process if none does. The root of
+ * a machine with version 2 alone, and without a manager such as systemd, is free of that constraint: it passes on every
+ * controller that is asked for.
  */
 export const parentOf = (
   version: 1 | 2,
@@ -89,10 +92,10 @@ export const parentOf = (
 /** What version 1 calls a controller. */
 const v1Name = (controller: string): string => (controller === "io" ? "blkio" : controller)
 
-// What every cgroup of version 2 has: cgroup-v2.rst, core interface files; devices by eBPF.
+// Features that every cgroup of version 2 has: cgroup-v2.rst, core interface files; devices by eBPF.
 const ofEveryCgroup = ["freezer", "devices", "pressure"]
 
-/** The folder of a process's cgroup where the tree is of version 2 alone. */
+/** The folder of a process's cgroup if the tree only has version 2. */
 export const unifiedOf = (pid: number | "self"): string | undefined => {
   const mounts = parseMounts(read("/proc/self/mountinfo"))
   const path = /^0::(.*)$/m.exec(read(`/proc/${pid}/cgroup`))?.[1]
@@ -102,16 +105,16 @@ export const unifiedOf = (pid: number | "self"): string | undefined => {
     : below(mount, path)
 }
 
-/** Reads the tree: two small files of /proc, and cgroup.subtree_control where there is version 2. `pid` is whose place counts. */
+/** Reads the tree as it is for a process: two small files of /proc, and cgroup.subtree_control of version 2. */
 export const detect = (pid: number | "self" = "self"): Tree => {
   const mounts = parseMounts(read("/proc/self/mountinfo"))
-  const own = read(`/proc/${pid}/cgroup`).split("\n")
+  const lines = read(`/proc/${pid}/cgroup`).split("\n")
   const controllers: Record<string, Hierarchy> = {}
   const limiting = new Set<string>()
   const v1 = mounts.some((m) => m.type === "cgroup")
   let unified: Hierarchy | undefined
   let at = ""
-  for (const line of own) {
+  for (const line of lines) {
     const [, names, ...rest] = line.split(":")
     const path = rest.join(":")
     if (names === undefined) continue
@@ -136,7 +139,7 @@ export const detect = (pid: number | "self" = "self"): Tree => {
     }
   }
   if (unified !== undefined) for (const name of ofEveryCgroup) controllers[name] ??= unified
-  // cpu.stat is there on version 2 without further controllers.
+  // Version 2 has cpu.stat without a further controller.
   if (controllers.cpu?.version === 2) controllers.cpuacct ??= controllers.cpu
   const kind = mounts.length === 0 ? "none" : v1 ? (unified === undefined ? "v1" : "hybrid") : "v2"
   const why = (controller: string): Missing => {
@@ -151,7 +154,7 @@ export const detect = (pid: number | "self" = "self"): Tree => {
       return {
         reason: "NotDelegated",
         path,
-        detail: `version 2 has the controller and does not pass it on: write +${controller} to the cgroup.subtree_control of ${at} and of each cgroup on the way to ${unified.folder}, or have it delegated (systemd: Delegate=${controller})`
+        detail: `version 2 has the controller but does not pass it on: write +${controller} to the cgroup.subtree_control of ${at} and of each cgroup on the way to ${unified.folder}, or have it delegated (systemd: Delegate=${controller})`
       }
     }
     const known = new RegExp(`^${v1Name(controller)}\\s`, "m").test(read("/proc/cgroups"))
@@ -159,7 +162,7 @@ export const detect = (pid: number | "self" = "self"): Tree => {
       ? {
           reason: "NotMounted",
           path: "/proc/cgroups",
-          detail: `the kernel has the controller and no hierarchy that is mounted has it: mount -t cgroup -o ${v1Name(controller)}, or boot with version 2 (cgroups(7))`
+          detail: `the kernel has the controller, but no mounted hierarchy has it: mount -t cgroup -o ${v1Name(controller)}, or boot with version 2 (cgroups(7))`
         }
       : {
           reason: "NotInKernel",
@@ -167,10 +170,27 @@ export const detect = (pid: number | "self" = "self"): Tree => {
           detail: "this kernel was built, or booted, without the controller: leave the limit out"
         }
   }
+  const own = new Set(Object.values(controllers).map(({ folder }) => folder))
+  const files = new Map<string, boolean>()
   return {
     kind: limiting.size === 0 ? "none" : kind,
     controllers,
     missing: (controller) => why(controller).detail,
-    why
+    why,
+    hasFile: (above, file) => {
+      const path = `${above}/${file}`
+      const found = files.get(path) ?? existsSync(path)
+      if (own.has(above)) files.set(path, found)
+      return found
+    }
+  }
+}
+
+/** The tree of this process, read at the first call: a process's own cgroup hardly ever changes. */
+export const lazily = (): (() => Tree) => {
+  let tree: Tree | undefined
+  return () => {
+    tree ??= detect()
+    return tree
   }
 }

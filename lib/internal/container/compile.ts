@@ -9,6 +9,7 @@ import type * as Plan from "../../Plan.ts"
 import { constant } from "../../Plan.ts"
 import type { ProcessOptions } from "../../Process.ts"
 import { defaultReadonlyPaths, type Limit } from "../../Security.ts"
+import type { Memory } from "../berth/memory.ts"
 import { emptyFolder, flags } from "../ids/namespaceFlags.ts"
 import type { Filter } from "../security/seccomp.ts"
 import { defaultPath } from "../util/defaultPath.ts"
@@ -68,6 +69,7 @@ export interface Settings {
 export interface Surroundings {
   /** Its interfaces on networks. */
   readonly network: ReadonlyArray<Operation>
+  readonly memory: Memory
   readonly created: ReadonlySet<Kind>
   /** The supervisor's folder, which has the device nodes. */
   readonly folder: string
@@ -192,17 +194,21 @@ const kernelFiles = (
     : { op: "mount", type: name === "sys" ? "sysfs" : name, target, options, attributes, pinned: 1 }
 }
 
-// What nearly every container of a supervisor has alike is made, and encoded, once.
-let standard: { readonly of: Standard; readonly operations: ReadonlyArray<Operation> } | undefined
+/** The mounts that nearly every container of a supervisor has alike: they are made, and encoded, once. */
+export interface SharedMounts {
+  readonly of: Standard
+  readonly operations: ReadonlyArray<Operation>
+}
 
 const sharedMounts = ({
   folder,
   hidepid,
   inUserNamespace,
+  memory,
   ofHost,
   shmBytes
-}: Standard): ReadonlyArray<Operation> => {
-  const of = standard?.of
+}: Surroundings): ReadonlyArray<Operation> => {
+  const of = memory.mounts?.of
   if (
     of?.folder !== folder ||
     of.inUserNamespace !== inUserNamespace ||
@@ -212,9 +218,9 @@ const sharedMounts = ({
     of.hidepid !== hidepid
   ) {
     const made = { folder, inUserNamespace, ofHost, shmBytes, hidepid }
-    standard = { of: made, operations: standardMounts(made).map(constant) }
+    memory.mounts = { of: made, operations: standardMounts(made).map(constant) }
   }
-  return standard!.operations
+  return memory.mounts!.operations
 }
 
 const rootUser = constant({ op: "root-user" })

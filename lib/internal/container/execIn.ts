@@ -55,6 +55,7 @@ export const launchInside = (
   const { berth, ids, kinds, pidfd } = container.state
   return attempt(() =>
     prepare.settings(
+      berth.memory,
       options,
       {
         ...execution,

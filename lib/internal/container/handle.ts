@@ -39,6 +39,18 @@ export interface Base {
   readonly isThere: () => boolean
 }
 
+/** What the processes of a container have in common. */
+export interface Inside {
+  /** The `ended` of the container's first process. */
+  readonly ended: Deferred.Deferred<Ended, SupervisorError>
+  /** How many processes are about to enter it. */
+  entering: number
+  /** The processes that have been executed in it and not been released. */
+  readonly executed: Set<Process>
+  /** Held by the fiber that makes its cgroup: two that need one at once get the same. */
+  adopting: Effect.Semaphore | undefined
+}
+
 /** What `Process` keeps to itself. */
 export interface ProcessState {
   readonly berth: Berth
@@ -52,8 +64,8 @@ export interface ProcessState {
   readonly terminal: Terminal | undefined
   /** Its log, which reads both outputs from the first call on. */
   readonly log: () => Log
-  /** Stands for the container that it is in: the `ended` of the container's first process. */
-  readonly inside: object
+  /** The container that it is in. */
+  readonly inside: Inside
   /** How it ended, once it has. */
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
 }
@@ -129,16 +141,12 @@ const ProcessProto = {
 
 const ContainerProto = Object.assign(Object.create(ProcessProto), { [ContainerTypeId]: ContainerTypeId })
 
-// How many kills of a cgroup have been told of, so that each is of one process.
-const oomKills = new WeakMap<Cgroup, number>()
-
 const outOfMemory = (cgroup: Cgroup | undefined, ended: number): ExitStatus["outOfMemory"] => {
   if (cgroup === undefined || ended !== 128 + SIGKILL) return undefined
-  const file = sourceOf(cgroup.folders)
+  const file = sourceOf(cgroup)
   const { oomKill } = readMemoryEvents(file)
-  const before = oomKills.get(cgroup) ?? 0
-  if (oomKill === undefined || oomKill <= before) return undefined
-  oomKills.set(cgroup, oomKill)
+  if (oomKill === undefined || oomKill <= cgroup.state.oomKills) return undefined
+  cgroup.state.oomKills = oomKill
   return readMemoryLimit(file)
 }
 

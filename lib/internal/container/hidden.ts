@@ -5,6 +5,7 @@
  */
 import * as fs from "node:fs"
 import * as path from "node:path/posix"
+import type { Memory } from "../berth/memory.ts"
 import { defaultFolder } from "../disk/defaultFolder.ts"
 import { read } from "../util/readFile.ts"
 
@@ -59,18 +60,17 @@ const placesOf = (folder: string): ReadonlyArray<string> => {
   return [real, ...others]
 }
 
-const known = new Map<string, ReadonlyArray<string>>()
-
 /** The places of the folder that has a supervisor's state folder, and of the user's usual one; looked for once. */
-const hostPlaces = (state: string, rootless: boolean): ReadonlyArray<string> => {
+const hostPlaces = (memory: Memory, state: string, rootless: boolean): ReadonlyArray<string> => {
   const own = path.dirname(path.dirname(state))
-  const found = known.get(own)
-  if (found !== undefined) return found
-  const places = [...new Set([own, defaultFolder(rootless)].flatMap(placesOf))]
-  known.set(own, places)
-  return places
+  memory.hidden ??= [...new Set([own, defaultFolder(rootless)].flatMap(placesOf))]
+  return memory.hidden
 }
 
 /** The same in a root that is a folder of the host. */
-export const hiddenIn = (root: string, state: string, rootless: boolean): ReadonlyArray<string> =>
-  hostPlaces(state, rootless).flatMap((place) => below(root, place) || [])
+export const hiddenIn = (
+  memory: Memory,
+  root: string,
+  state: string,
+  rootless: boolean
+): ReadonlyArray<string> => hostPlaces(memory, state, rootless).flatMap((place) => below(root, place) || [])

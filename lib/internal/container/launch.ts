@@ -121,7 +121,7 @@ const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: Contain
   const { base, berth, cgroup, ids, kinds, logs, settings } = launch
   const log = lazily(() => new Log(stdio, logs))
   if (logs !== undefined) log()
-  if (launch.ownsCgroup) cgroups.own(cgroup!, { berth, scope, container: unit.ended })
+  if (launch.ownsCgroup) cgroup!.state.owner = { berth, scope, container: unit.ended }
   return makeContainer(launch.id, unit.pid, plan, {
     berth,
     get pidfd() {
@@ -142,7 +142,7 @@ const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: Contain
     stderr: stdio.stderr,
     terminal: stdio.terminal,
     log,
-    inside: unit.ended,
+    inside: { ended: unit.ended, entering: 0, executed: new Set(), adopting: undefined },
     ended: unit.ended
   })
 }
@@ -158,11 +158,11 @@ const cgroupOf = (launch: Launch): Cgroup | undefined =>
   "container" in launch ? launch.container.state.cgroup : launch.cgroup
 
 /** Where it is not alone: the cgroup, and the container that may get one. */
-const placesOf = (launch: Launch): ReadonlyArray<object> => {
+const placesOf = (launch: Launch): ReadonlyArray<freezer.Entered> => {
   if (!("container" in launch) && launch.ownsCgroup) return []
   const cgroup = cgroupOf(launch)
   const inside = "container" in launch ? [launch.container.state.inside] : []
-  return cgroup === undefined ? inside : [cgroup, ...inside]
+  return cgroup === undefined ? inside : [cgroup.state, ...inside]
 }
 
 /** Into a cgroup that was there before, which may stand still. */

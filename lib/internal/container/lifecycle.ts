@@ -12,6 +12,8 @@ import type { Container, ExecOptions, SpawnOptions, StartOptions } from "../../C
 import type { Image } from "../../Image.ts"
 import * as Plan from "../../Plan.ts"
 import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "../../Process.ts"
+import * as Memory from "../berth/memory.ts"
+import { lazily } from "../cgroup/tree.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
 import * as networks from "../network/network.ts"
@@ -91,6 +93,7 @@ const startAlone = (
     const { folder, nextId } = berth.supervisor
     const prepared = attempt(() =>
       prepare.start(image, options, {
+        memory: berth.memory,
         folder,
         unit: nextId(),
         id,
@@ -105,10 +108,14 @@ const startAlone = (
     )
   })
 
+/** For plans that no Berth runs: it only holds what this process would find out again. */
+const unattended = Memory.make(lazily())
+
 export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Plan.Plan, BerthError> =>
   attempt(() => {
     const rootless = process.geteuid?.() !== 0
     const at = {
+      memory: unattended,
       folder: "/var/lib/berth/run/0",
       unit: 1,
       id: "000000000000",
@@ -163,8 +170,9 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
   Effect.gen(function* () {
     const berth = yield* Berth
     const { namespaces, rootfs } = options
+    const { ids, memory, rootless } = berth
     const { folder, nextId } = berth.supervisor
-    const at = { folder, unit: nextId(), id: prepare.makeId(), rootless: berth.rootless, ids: berth.ids }
+    const at = { memory, folder, unit: nextId(), id: prepare.makeId(), rootless, ids }
     const ready = yield* attempt(() => prepare.spawn(options, at))
     const started = yield* launchContainer({ ...ready, berth })
     if (namespaces.kinds.includes("mount")) namespaces.root = rootfs

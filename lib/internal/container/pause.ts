@@ -3,7 +3,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import type { BerthError } from "../../BerthError.ts"
-import * as Cgroup from "../../Cgroup.ts"
+import type * as Cgroup from "../../Cgroup.ts"
 import type { Container, ProcessInfo } from "../../Container.ts"
 import type { Process } from "../../Process.ts"
 import * as internal from "../cgroup/cgroup.ts"
@@ -14,16 +14,7 @@ import * as processes from "./processes.ts"
 
 const isOwn = (process: Process): boolean => {
   const { cgroup, ended } = process.state
-  return cgroup !== undefined && internal.ownerOf(cgroup)?.container === ended
-}
-
-// One at a time for each container: two that need it at once get the same, and who holds it up in one delays no other.
-const making = new WeakMap<object, Effect.Semaphore>()
-
-const inTurn = ({ state }: Container): Effect.Semaphore => {
-  const known = making.get(state) ?? Effect.unsafeMakeSemaphore(1)
-  making.set(state, known)
-  return known
+  return cgroup !== undefined && cgroup.state.owner?.container === ended
 }
 
 /** Makes a cgroup with these folders for the container and moves all of it there. */
@@ -36,7 +27,7 @@ const adopt = (
     const { berth, ended, scope } = container.state
     const release = yield* internal.perform(berth, `cgroup ${cgroup.name}`, made.create)
     yield* Scope.addFinalizer(scope, release)
-    internal.own(cgroup, { berth, scope, container: ended })
+    cgroup.state.owner = { berth, scope, container: ended }
     // First, so that what is executed meanwhile is in it.
     container.state.cgroup = cgroup
     // What is being executed since before is moved with the others, once it is to be found.
@@ -61,13 +52,14 @@ export const cgroupOf = (container: Container): Effect.Effect<Cgroup.Cgroup, Ber
       if (container.state.cgroup !== undefined) return Effect.succeed(container.state.cgroup)
       const name = nameFor(container)
       return Effect.flatMap(
-        attempt(() => internal.operations({}, name)),
-        (made) => adopt(container, made, Cgroup.unsafeMake(name, made.folders))
+        attempt(() => internal.operations(container.state.berth.memory.tree(), {}, name)),
+        (made) => adopt(container, made, internal.unsafeMake(name, made.folders))
       )
     })
-    return Effect.zipRight(running(container), inTurn(container).withPermits(1)(make)).pipe(
-      unlessEnded(container)
-    )
+    return Effect.zipRight(
+      running(container),
+      internal.inTurn(container.state.inside, "adopting").withPermits(1)(make)
+    ).pipe(unlessEnded(container))
   })
 
 /** One that nothing else is in: below a cgroup that others share, only what stands still is the container's own. */
@@ -78,7 +70,7 @@ const ownCgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthErro
       if (isOwn(container)) return Effect.succeed(container.state.cgroup!)
       const name = nameFor(container)
       const folders = internal
-        .folders(internal.tree(), name, ["freezer"], cgroup.folders)
+        .folders(container.state.berth.memory.tree(), name, ["freezer"], cgroup.folders)
         .map((folder) => ({ ...folder, controllers: ["freezer"] }))
       const create = folders.map(({ path }) => ({ op: "cgroup-create", path }) as const)
       // What counts and limits is the shared one's.
@@ -89,9 +81,9 @@ const ownCgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthErro
         })),
         ...folders
       ]
-      return adopt(container, { folders, create }, Cgroup.unsafeMake(name, all))
+      return adopt(container, { folders, create }, internal.unsafeMake(name, all))
     })
-    return inTurn(container).withPermits(1)(make)
+    return internal.inTurn(container.state.inside, "adopting").withPermits(1)(make)
   })
 
 export const pause = (container: Container): Effect.Effect<void, BerthError> =>
@@ -118,8 +110,8 @@ export const resume = (process: Process): Effect.Effect<void, BerthError> =>
 export const letEnd = (process: Process): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const { cgroup, ended, inside } = process.state
-    const keys = cgroup === undefined ? [inside] : [cgroup, inside]
-    const going = freezer.leave(keys, Deferred.await(ended))
+    const places = cgroup === undefined ? [inside] : [cgroup.state, inside]
+    const going = freezer.leave(places, Deferred.await(ended))
     if (!freezer.isFrozen(cgroup)) return going
     if (isOwn(process)) return Effect.zipRight(going, freezer.thaw(cgroup!))
     return Effect.sync(() => freezer.letOut(cgroup!, () => processes.processesOf(process)))

@@ -1,12 +1,13 @@
 /** From options to what a start needs, compiled but not done. All of it is synchronous and throws Berth's errors. */
 import { randomUUID } from "node:crypto"
 import { InvalidOption } from "../../BerthError.ts"
-import * as Cgroup from "../../Cgroup.ts"
+import type * as Cgroup from "../../Cgroup.ts"
 import type { LogFiles, RootOptions, SpawnOptions, StartOptions } from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import { isNamespace, type Kind } from "../../Namespace.ts"
 import type { ProcessOptions } from "../../Process.ts"
 import * as Security from "../../Security.ts"
+import type { Memory } from "../berth/memory.ts"
 import * as cgroupFiles from "../cgroup/cgroup.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
@@ -28,12 +29,10 @@ import { stdioNames } from "./stdio.ts"
 /** 12 hexadecimal digits; the random ones of a UUID come from a pool that the runtime keeps filled. */
 export const makeId = (): string => randomUUID().replaceAll("-", "").slice(20)
 
-// An image never changes, so what its files say of a user is read once.
-const resolvedUsers = new WeakMap<Image, Map<string, users.User>>()
-
-const userOf = (image: Image, user: string): users.User => {
-  const known = resolvedUsers.get(image) ?? new Map<string, users.User>()
-  resolvedUsers.set(image, known)
+/** What the files of an image say of a user. */
+const userOf = (memory: Memory, image: Image, user: string): users.User => {
+  const known = memory.users.get(image) ?? new Map<string, users.User>()
+  memory.users.set(image, known)
   const found = known.get(user)
   if (found !== undefined) return found
   const [passwd, group] = ["etc/passwd", "etc/group"].map((path) =>
@@ -61,6 +60,7 @@ type Decided = Pick<
  * unless the options say otherwise.
  */
 export const settings = (
+  memory: Memory,
   options: ProcessOptions,
   decided: Decided,
   like?: compile.Settings
@@ -92,7 +92,7 @@ export const settings = (
     seccompProfile: seccomp,
     seccomp: isFilteredAlike
       ? like?.seccomp
-      : Seccomp.filter(seccomp, capabilities, onSystemCall !== undefined),
+      : Seccomp.filter(memory.filters, seccomp, capabilities, onSystemCall !== undefined),
     onSystemCall,
     appArmor: options.appArmor === undefined ? like?.appArmor : AppArmor.profile(options.appArmor),
     init: decided.init,
@@ -106,6 +106,7 @@ export const settings = (
 }
 
 const firstProcess = (
+  memory: Memory,
   image: Image,
   options: RootOptions,
   rest: Pick<Decided, "cgroup" | "joined" | "inUserNamespace">
@@ -121,8 +122,8 @@ const firstProcess = (
       "a command: the image has neither an entrypoint nor a command of its own"
     )
   check.strings("command", command)
-  const user = userOf(image, options.user ?? config.user)
-  return settings(options, {
+  const user = userOf(memory, image, options.user ?? config.user)
+  return settings(memory, options, {
     ...rest,
     arguments: command,
     environment: {
@@ -198,8 +199,9 @@ const sources = (options: StartOptions): Sources => {
 /** Those whose files a container has mounted. */
 const kernelFiles: ReadonlyArray<Kind> = ["pid", "network", "ipc"]
 
-/** Where a container is made: the supervisor's folder, and the unit and the container's id in it. */
+/** Where a container is made: the Berth's memory, the supervisor's folder, and the unit and the container's id in it. */
 interface Place {
+  readonly memory: Memory
   readonly folder: string
   readonly unit: number
   readonly id: string
@@ -233,6 +235,7 @@ const surroundings = (
   return {
     ...around,
     inUserNamespace,
+    memory: at.memory,
     folder: at.folder,
     record: `${at.folder}/${at.unit}.first`,
     ofHost: kernelFiles.filter((kind) => !kinds.includes(kind)),
@@ -254,7 +257,7 @@ const surroundings = (
 /** Everything about a container's launch. */
 const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLaunch, "berth"> => {
   const { cgroup, inUserNamespace, joined } = parts
-  const process = firstProcess(parts.base.image, options, { cgroup, inUserNamespace, joined })
+  const process = firstProcess(at.memory, parts.base.image, options, { cgroup, inUserNamespace, joined })
   const around = surroundings(options, at, parts)
   return {
     unit: at.unit,
@@ -289,10 +292,10 @@ export const start = (
   const cgroupName = cgroupFiles.nameOf(at.folder, at.unit)
   const made =
     options.cgroup === undefined && (options.limits !== undefined || !kinds.includes("pid"))
-      ? cgroupFiles.operations(options.limits ?? {}, cgroupName)
+      ? cgroupFiles.operations(at.memory.tree(), options.limits ?? {}, cgroupName)
       : undefined
   const upper = { upper: options.upper, size: options.upperSize }
-  const composed = RootFs.compose(image, upper, at.folder, at.unit, at.rootless)
+  const composed = RootFs.compose(image, upper, at.memory, at.folder, at.unit, at.rootless)
   const root = at.userns === undefined ? composed : RootFs.withIds(composed, at.userns)
   const ids = at.userns?.ids
   return launch(options, at, {
@@ -303,7 +306,7 @@ export const start = (
     kinds,
     ids,
     base: { image, upper: root.upper, ids: ids ?? at.ids, isThere: () => true },
-    cgroup: made === undefined ? options.cgroup : Cgroup.unsafeMake(cgroupName, made.folders),
+    cgroup: made === undefined ? options.cgroup : cgroupFiles.unsafeMake(cgroupName, made.folders),
     ownsCgroup: made !== undefined,
     logs: options.logs,
     hasRoot: false,

@@ -19,19 +19,13 @@ const statOf = (pid: number): ReadonlyArray<string> =>
     .replace(/^.*\) /s, "")
     .split(" ")
 
-// What has been executed in a container and not been given back, by what stands for the container.
-const executed = new WeakMap<object, Set<Process>>()
-
 /** Takes note of what has been executed in a container, which namespaces that it shares do not tell. */
 export const noteExecuted = (process: Process): void => {
-  const { inside } = process.state
-  const known = executed.get(inside)
-  if (known === undefined) executed.set(inside, new Set([process]))
-  else known.add(process)
+  process.state.inside.executed.add(process)
 }
 
 export const forgetExecuted = (process: Process): void => {
-  executed.get(process.state.inside)?.delete(process)
+  process.state.inside.executed.delete(process)
 }
 
 // Once it has been waited for, its number may be somebody else's.
@@ -46,8 +40,8 @@ export const processesOf = (first: Process): ReadonlyArray<number> => {
   if (!isThere(first)) return []
   const own = new Set([first.pid])
   const { ended, inside } = first.state
-  if (inside === ended)
-    for (const process of executed.get(inside) ?? []) if (isThere(process)) own.add(process.pid)
+  if (inside.ended === ended)
+    for (const process of inside.executed) if (isThere(process)) own.add(process.pid)
   const made = first.plan.operations.reduce(
     (all, operation) =>
       operation.op === "process" || operation.op === "unshare" ? all | Number(operation.namespaces) : all,

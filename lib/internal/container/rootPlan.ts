@@ -3,6 +3,7 @@ import { ImageError } from "../../BerthError.ts"
 import type { Image } from "../../Image.ts"
 import type * as Plan from "../../Plan.ts"
 import type { Options } from "../../RootFs.ts"
+import type { Memory } from "../berth/memory.ts"
 import { type Mapped, mapLayers } from "../ids/allocation.ts"
 import { outside } from "../ids/idMaps.ts"
 import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "../util/mountAttributes.ts"
@@ -23,10 +24,8 @@ const none: ReadonlyArray<Plan.Operation> = []
 // The device nodes of an image, and those that a container makes, cannot be opened.
 const attributes = MOUNT_ATTR_NODEV
 
-// The merged root has the mode of the writable layer's, so that one is given the image's.
-const modes = new WeakMap<Image, number>()
-
-const modeOf = (image: Image): number => {
+/** The mode of an image's root folder. The merged root has that of the writable layer, which is therefore given this one. */
+const modeOf = ({ modes }: Memory, image: Image): number => {
   const known = modes.get(image)
   if (known !== undefined) return known
   const top = image.layers.at(-1)
@@ -85,6 +84,7 @@ export const withIds = (composed: Composed, mapped: Mapped): Composed => {
 export const compose = (
   image: Image,
   options: Options,
+  memory: Memory,
   folder: string,
   id: number,
   rootless: boolean
@@ -97,10 +97,10 @@ export const compose = (
   }
   const bound = rootless && image.layers.length === 1 && image.layers[0] === "/"
   // A folder of the host can have Berth's own in it.
-  const hidden = image.layers.flatMap((layer) => hiddenIn(layer, folder, rootless))
+  const hidden = image.layers.flatMap((layer) => hiddenIn(memory, layer, folder, rootless))
   const masked: ReadonlyArray<Plan.Operation> =
     hidden.length === 0 ? none : [{ op: "mask", null: `${folder}/dev/null`, paths: hidden, required: 0 }]
-  const mode = bound ? 0o755 : modeOf(image)
+  const mode = bound ? 0o755 : modeOf(memory, image)
   // A scratch image has no layer: an empty folder stands for it.
   const lower = image.layers.length === 0 || bound ? [`${folder}/empty`] : image.layers.toReversed()
   // What is written is thrown away with the container, so nothing waits for the disk (overlayfs.rst, volatile mount).

@@ -127,11 +127,12 @@ export const replaceFile = (
 export const append = (file: FileSystem.File, bytes: Uint8Array): Effect.Effect<void, PlatformError> =>
   bytes.length === 0 ? Effect.void : file.writeAll(bytes)
 
-const turns = new Map<string, { readonly semaphore: Effect.Semaphore; users: number }>()
+/** Who works on a path, and how many wait for that. */
+export type Turns = Map<string, { readonly semaphore: Effect.Semaphore; users: number }>
 
-/** One fiber of this process at a time for a key; a fiber that is interrupted lets the next one try. */
+/** One fiber of a Berth at a time for a key; a fiber that is interrupted lets the next one try. */
 export const oneAtATime =
-  (key: string) =>
+  ({ turns }: { readonly turns: Turns }, key: string) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.acquireUseRelease(
       Effect.sync(() => {

@@ -216,7 +216,7 @@ export const make = (container: Container): FileSystem.FileSystem => {
       attempt("chown", path, (root) =>
         on(root, path, "chown", (fd) => {
           const { gids, uids } = ids()
-          changes.chown(fd, [hostId(uids, uid, path), hostId(gids, gid, path)], [uid, gid], path)
+          changes.chown(fd, hostId(uids, uid, path), hostId(gids, gid, path), path)
         })
       ),
     copy: (from, to, options) =>

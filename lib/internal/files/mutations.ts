@@ -78,18 +78,13 @@ export const chmod = (fd: number, mode: number, path: string): void =>
     () => asRoot.change("mode", fd, "", { a: mode & 0o7777 })
   )
 
-/** By the ids of the host, and of the user namespace, which has its own. */
-export const chown = (
-  fd: number,
-  host: readonly [uid: number, gid: number],
-  [uid, gid]: readonly [uid: number, gid: number],
-  path: string
-): void =>
+/** By the ids of the host. */
+export const chown = (fd: number, uid: number, gid: number, path: string): void =>
   orAsRoot(
     "chown",
     path,
-    () => fs.chownSync(inRoot.via(fd), ...host),
-    () => asRoot.change("owner", fd, "", { a: uid, b: gid })
+    () => fs.chownSync(inRoot.via(fd), uid, gid),
+    () => asRoot.chown(fd, uid, gid)
   )
 
 const micros = (time: number | Date): number =>

@@ -5,16 +5,20 @@
  * makes belong to the user.
  */
 
+import * as Ids from "../ids/idMaps.ts"
 import { native } from "../system/addon.ts"
 import { EACCES, EPERM } from "../util/errno.ts"
 
-/** Descriptors of the user namespaces of the supervisors of this program. */
-const namespaces = new Set<number>()
+/**
+ * The ids of the user namespaces of the supervisors of this program, by the descriptors of the namespaces. All the namespaces
+ * belong to one user, so those that have an id have the same rights over its files, and every Berth may use any of them.
+ */
+const namespaces = new Map<number, Ids.Ids>()
 
 /** Uses the namespace until the returned function is called, which closes the descriptor. -1 stands for no namespace. */
-export const useNamespace = (namespace: number): (() => void) => {
+export const useNamespace = (namespace: number, ids: Ids.Ids): (() => void) => {
   if (namespace < 0) return () => {}
-  namespaces.add(namespace)
+  namespaces.set(namespace, ids)
   return () => {
     if (namespaces.delete(namespace)) native().close(namespace)
   }
@@ -22,10 +26,10 @@ export const useNamespace = (namespace: number): (() => void) => {
 
 const isRefused = (result: number): boolean => result === -EACCES || result === -EPERM
 
-const orAsRoot = (result: number, again: (namespace: number) => number): number => {
+const orAsRoot = (result: number, again: (namespace: number, ids: Ids.Ids) => number): number => {
   if (!isRefused(result)) return result
-  for (const namespace of namespaces) {
-    const second = again(namespace)
+  for (const [namespace, ids] of namespaces) {
+    const second = again(namespace, ids)
     if (!isRefused(second)) return second
   }
   return result
@@ -78,7 +82,7 @@ export const changes = {
 
 /** Makes the change as root of the namespaces alone: 0, or -errno, which is -EACCES where there is no namespace. */
 export const change = (
-  which: keyof typeof changes,
+  which: Exclude<keyof typeof changes, "owner">,
   folder: number,
   name: string,
   rest: {
@@ -99,4 +103,25 @@ export const change = (
       rest.a ?? 0,
       rest.b ?? 0
     )
+  )
+
+/** Whether a namespace has an id of the host; chown(2) takes -1 as no change. */
+const has = (ranges: Ids.Ids["uids"], id: number): boolean =>
+  id === -1 || ranges.some(({ host, size }) => id >= host && id - host < size)
+
+/** chown(2) by ids of the host, where it has been refused: as root of a namespace that has both ids. */
+export const chown = (fd: number, uid: number, gid: number): number =>
+  orAsRoot(-EPERM, (namespace, { gids, uids }) =>
+    has(uids, uid) && has(gids, gid)
+      ? native().changeAsRoot(
+          namespace,
+          changes.owner,
+          fd,
+          "",
+          -1,
+          "",
+          Ids.inside(uids, uid),
+          Ids.inside(gids, gid)
+        )
+      : -EPERM
   )

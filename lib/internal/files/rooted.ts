@@ -20,6 +20,7 @@ import {
   RESOLVE_NO_SYMLINKS
 } from "../system/addon.ts"
 import * as errno from "../util/errno.ts"
+import * as Turn from "../util/turn.ts"
 import * as asRoot from "./namespaceRoot.ts"
 
 export const { O_RDONLY, O_WRONLY, O_RDWR, O_CREAT, O_EXCL, O_TRUNC, O_APPEND, O_NONBLOCK, O_NOCTTY } =
@@ -484,16 +485,9 @@ export const names = (fd: number): ReadonlyArray<string> => {
   }
 }
 
-// How long calls are made one after the other before others have their turn.
-const TURN_MILLIS = 5
-let turned = 0
-
-/** Lets others run now and then, and stops where the fiber was interrupted. */
+/** Goes on in the next turn of the event loop where this one is over, and stops where the fiber was interrupted. */
 export const turn = async (signal: AbortSignal): Promise<void> => {
-  if (performance.now() - turned > TURN_MILLIS) {
-    await new Promise<void>((resolve) => setImmediate(resolve))
-    turned = performance.now()
-  }
+  if (Turn.isOver()) await new Promise<void>((resolve) => Turn.next(resolve))
   signal.throwIfAborted()
 }
 

@@ -1,4 +1,4 @@
-/** The bodies of `Store.gc` and `Store.usage`: what no name reaches and nobody uses. */
+/** The bodies of `Store.gc` and `Store.usage`: they find what no name reaches and no process uses. */
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { Berth } from "../../Berth.ts"
@@ -22,7 +22,7 @@ const namesIn = (berth: Berth, folder: string): Effect.Effect<ReadonlyArray<stri
     io(folder)
   )
 
-/** Every blob that the store has, with its bytes; what is not named by a digest is somebody else's. */
+/** Every blob of the store with its size. Files whose names are not digests belong to other programs. */
 const blobsIn = (berth: Berth): Effect.Effect<ReadonlyMap<Digest, number>, ImageError> =>
   Effect.gen(function* () {
     const sizes = new Map<Digest, number>()
@@ -31,7 +31,7 @@ const blobsIn = (berth: Berth): Effect.Effect<ReadonlyMap<Digest, number>, Image
         if (!digests.isHex(hex, algorithm)) continue
         const digest = digests.of(algorithm, hex)
         const path = Layout.blobPath(Store.folder(berth), digest)
-        // Other tools that write here know no lock of Berth's.
+        // Other tools that write here do not take Berth's lock.
         const info = yield* Effect.option(berth.fileSystem.stat(path))
         if (Option.isSome(info) && info.value.type === "File") sizes.set(digest, Number(info.value.size))
       }
@@ -39,7 +39,7 @@ const blobsIn = (berth: Berth): Effect.Effect<ReadonlyMap<Digest, number>, Image
     return sizes
   })
 
-/** The folders of an image's layers, lowest first, and of what corrects them. */
+/** The folders of an image's layers, lowest first, and of their corrections. */
 const layersOf = (
   berth: Berth,
   diffIds: ReadonlyArray<Digest>,
@@ -58,17 +58,17 @@ interface Entry extends Pick<Reached, "digest" | "names" | "blobs"> {
   readonly layers: ReadonlySet<string>
 }
 
-/** What there is, and who wants it. */
+/** What the store has, and what is still needed. */
 interface Survey {
   readonly blobs: ReadonlyMap<Digest, number>
-  /** Absolute folders. */
+  /** Absolute paths of folders. */
   readonly layers: ReadonlySet<string>
   readonly entries: ReadonlyArray<Entry>
-  /** What no name reaches and nobody uses. */
+  /** What no name reaches and no process uses. */
   readonly doomed: { readonly blobs: ReadonlyArray<Digest>; readonly layers: ReadonlyArray<string> }
 }
 
-/** For whoever has the exclusive lock. */
+/** The caller has the exclusive lock. */
 const survey = (berth: Berth, forget: boolean): Effect.Effect<Survey, ImageError> =>
   Effect.gen(function* () {
     const used = yield* Holds.collect(berth.holds, berth.supervisor.plans, forget)
@@ -106,7 +106,7 @@ const collected = ({ blobs, doomed }: Survey, layers: ReadonlyMap<string, number
     sum(doomed.blobs.map((digest) => blobs.get(digest)!)) + sum(doomed.layers.map((l) => layers.get(l) ?? 0))
 })
 
-/** Takes a layer's name from it: it is nobody's then, and where it is now. */
+/** Renames a layer so that nothing refers to it; returns its new path. */
 const discard = (berth: Berth, folder: string): Effect.Effect<string, ImageError> => {
   const discarded = Implicit.temporaryOf(folder)
   const { fileSystem } = berth
@@ -132,7 +132,7 @@ const removeBlobs = (berth: Berth, blobs: ReadonlyArray<Digest>): Effect.Effect<
     { discard: true }
   )
 
-/** Layers lose their names here, and their files later, where nobody waits for it. */
+/** Renames the layers here; their files are removed later, when no other process waits. */
 const discardAll = (
   berth: Berth,
   { doomed }: Survey
@@ -144,7 +144,7 @@ const discardAll = (
     )
   })
 
-/** Corrections that were not finished, or discarded, by processes that are dead: nobody holds their names. */
+/** Corrections that dead processes have not finished, or not discarded: no process uses their names. */
 const unfinished = (berth: Berth): Effect.Effect<ReadonlyArray<string>, ImageError> =>
   Effect.gen(function* () {
     const parent = Implicit.parentFolder(berth)
@@ -177,11 +177,11 @@ export const gc = (berth: Berth, dryRun: boolean): Effect.Effect<Collected, Imag
     }
     return collected(found, new Map(discarded.map(([layer, path]) => [layer, bytes.get(path)!])))
   }).pipe(
-    oneAtATime(`${berth.folder}/gc`),
+    oneAtATime(berth, `${berth.folder}/gc`),
     Effect.withSpan("berth.Store.gc", { attributes: { "berth.dry_run": dryRun } })
   )
 
-/** Removes those of these blobs that no name reaches and nobody uses. */
+/** Removes those of these blobs that no name reaches and no process uses. */
 const collectOnly = (berth: Berth, blobs: ReadonlySet<Digest>): Effect.Effect<void, ImageError> =>
   Holds.exclusive(
     berth.holds,
@@ -191,15 +191,15 @@ const collectOnly = (berth: Berth, blobs: ReadonlySet<Digest>): Effect.Effect<vo
         doomed.blobs.filter((digest) => blobs.has(digest))
       )
     )
-  ).pipe(oneAtATime(`${berth.folder}/gc`))
+  ).pipe(oneAtATime(berth, `${berth.folder}/gc`))
 
-/** Whether another try may go on from what there is already. */
+/** Whether another try may continue from what has been fetched. */
 const mayGoOn = (error: unknown): boolean =>
   error instanceof RegistryError && ["Unreachable", "TooManyRequests", "Protocol"].includes(error.reason)
 
 /**
- * Where the effect fails, the store has no blob more than before, but for what others have come to need meanwhile. What
- * was fetched before a connection broke stays, as the next try goes on from there; so it does after an interruption.
+ * If the effect fails, the blobs that it added are removed, unless others need them by now. What was fetched before a
+ * connection broke, or before an interruption, stays: the next try continues from there.
  */
 export const orUndone = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R | Berth> =>
   Effect.suspend(() => {

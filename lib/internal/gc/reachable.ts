@@ -18,14 +18,14 @@ import * as digests from "../util/digest.ts"
 interface Child {
   readonly digest: Digest
   readonly mediaType: string
-  /** Whether a store may lack it: one platform of an index is enough, and a signature needs nothing that it signs. */
+  /** Whether a store may lack it: one platform of an index is enough, and a signature does not need what it signs. */
   readonly optional: boolean
 }
 
 /** What one document names. */
 interface Named {
   readonly children: ReadonlyArray<Child>
-  /** The layers of an image, lowest first, where it is a config. */
+  /** The layers of an image, lowest first, if the document is a config. */
   readonly diffIds: ReadonlyArray<Digest>
 }
 
@@ -33,7 +33,7 @@ interface Named {
 export interface Reached {
   readonly digest: string
   readonly names: ReadonlyArray<string>
-  /** Also such as are not there. */
+  /** Missing ones as well. */
   readonly blobs: ReadonlySet<string>
   /** The diff ids of each image below, lowest first. */
   readonly images: ReadonlyArray<ReadonlyArray<Digest>>
@@ -63,7 +63,7 @@ const childrenIn = (value: unknown, optional: boolean): Named["children"] =>
 const isDocument = (mediaType: string): boolean =>
   (Object.values(Oci.mediaTypes) as ReadonlyArray<string>).includes(mediaType)
 
-/** Verified, as what it names decides what is kept. */
+/** Its bytes are verified, because what it names decides what is kept. */
 const read = (berth: Berth, { digest, optional }: Child): Effect.Effect<Named, ImageError> =>
   Effect.gen(function* () {
     const path = Layout.blobPath(Store.folder(berth), digest)
@@ -90,12 +90,12 @@ const read = (berth: Berth, { digest, optional }: Child): Effect.Effect<Named, I
         : new ImageError({
             reason: error.reason,
             subject: error.subject,
-            detail: `${error.detail}. What it names cannot be told: pull its image again, or remove the name`
+            detail: `${error.detail}. It is not known what it names: pull its image again, or remove the name`
           })
     )
   )
 
-/** What each entry of the store reaches. Fails where a manifest, index or config is there and cannot be read. */
+/** What each entry of the store reaches. Fails if a manifest, index or config exists and cannot be read. */
 export const reach = (berth: Berth): Effect.Effect<ReadonlyArray<Reached>, ImageError> =>
   Effect.gen(function* () {
     const documents = new Map<string, Named>()
@@ -110,7 +110,7 @@ export const reach = (berth: Berth): Effect.Effect<ReadonlyArray<Reached>, Image
           : []
         for (let next = left.pop(); next !== undefined; next = left.pop()) {
           blobs.add(next.digest)
-          // What one calls a manifest, another may call a layer.
+          // A blob can be a manifest in one document and a layer in another.
           if (!isDocument(next.mediaType) || followed.has(next.digest)) {
             continue
           }

@@ -1,4 +1,4 @@
-/** A container's own user namespace: which ids it has, so that no two containers have the same. */
+/** Allocates the ids of containers' user namespaces, so that no two containers have the same ids. */
 import * as fs from "node:fs"
 import type { Berth } from "../../Berth.ts"
 import { OperationFailed, Unsupported } from "../../BerthError.ts"
@@ -11,22 +11,22 @@ import { EAGAIN } from "../util/errno.ts"
 import { invalid } from "../util/validate.ts"
 import * as Ids from "./idMaps.ts"
 
-/** The ids of a namespace and the lock, a descriptor, that keeps them from other containers; -1 where there is none. */
+/** The ids of a namespace, and the descriptor of the lock that keeps other containers from them; -1 without a lock. */
 export interface Mapped {
   readonly ids: Ids.Ids
   readonly lock: number
 }
 
-/** As many ids as an image commonly knows, `nobody` (65534) being the last but one. */
+/** The number of ids that images commonly use; `nobody` (65534) is the last but one. */
 const SIZE = 65536
 
-// Below 2^31, and nobody else's by systemd's plan of user ids (UIDS-GIDS.md), which distributions keep to.
+// Below 2^31, and unused in systemd's plan of user ids (UIDS-GIDS.md), which distributions follow.
 const high: ReadonlyArray<Ids.SubIds> = [{ start: 0x70000000, size: 0xfff0000 }]
 
-/** Of all users of this machine that run Berth as root, whatever their folders. */
+/** One folder for all Berths that root runs on this machine, whatever their own folders are. */
 const lockFolder = "/run/berth/ids"
 
-/** The ids that start a range, of the ranges of a user in a file like /etc/subuid. */
+/** The first id of each range of SIZE ids that a user has in a file like /etc/subuid. */
 const startsIn = (file: string, owner: string): ReadonlyArray<number> => {
   const ranges = Ids.subIdsOf(file, [owner])
   return (ranges.length === 0 ? high : ranges).flatMap(({ size, start }) =>
@@ -42,7 +42,7 @@ const lockOf = (name: string): number => {
   if (errno === 0) return fd
   if (fd >= 0) native().close(fd)
   if (errno === EAGAIN) return -1
-  const hint = "The locks of the ranges of ids that are in use are there"
+  const hint = "Berth locks the ranges of ids in use there: make the folder writable for root"
   throw new OperationFailed({
     operation: `lock of ids in ${lockFolder}`,
     index: -1,
@@ -52,14 +52,12 @@ const lockOf = (name: string): number => {
   })
 }
 
-// Where the search begins: behind the range that was given last, so that a range is not soon somebody else's.
-let next = 0
-
-const anyRange = (owner: string): Mapped => {
+/** The search begins behind the range that was given last, so that ids are not given to another container soon. */
+const anyRange = (owner: string, memory: Berth["memory"]): Mapped => {
   const [uids, gids] = [startsIn("/etc/subuid", owner), startsIn("/etc/subgid", owner)]
   const slots = Math.min(uids.length, gids.length)
   for (let tried = 0; tried < slots; tried++) {
-    const slot = next++ % slots
+    const slot = memory.nextIds++ % slots
     const [uid, gid] = [uids[slot]!, gids[slot]!]
     const lock = lockOf(`${uid}-${gid}`)
     if (lock < 0) continue
@@ -68,21 +66,21 @@ const anyRange = (owner: string): Mapped => {
   }
   throw new Unsupported({
     feature: 'userns: "auto"',
-    why: `all ${slots} ranges of ${SIZE} ids of the user ${owner} are in use`,
+    why: `all ${slots} ranges of ${SIZE} ids of user ${owner} are in use`,
     hint: `Give ${owner} more ids in /etc/subuid and /etc/subgid, or containers maps of their own`
   })
 }
 
-/** Without root. */
+/** Throws for a non-root user. */
 const refuse = (): never => {
   throw new Unsupported({
     feature: "a user namespace with other ids than Berth's own",
-    why: "only root may map the ids of the layers' file system (mount_setattr(2)), and without that their files are other ids'",
-    hint: 'Without root every container is in a user namespace already: leave userns out, or use namespaces: { user: "new" }'
+    why: "only root may make idmapped mounts of the layers (mount_setattr(2)), and without them the files have other owners",
+    hint: 'Containers of a non-root user are in a user namespace already: leave userns out, or use namespaces: { user: "new" }'
   })
 }
 
-/** The ids that the option asks for; throws. The lock is the caller's, to be closed once the supervisor has it. */
+/** The ids that the option asks for; throws. The caller closes the lock once the supervisor has it. */
 export const acquire = (userns: NonNullable<StartOptions["userns"]>, berth: Berth): Mapped => {
   const explicit =
     userns === "auto"
@@ -94,24 +92,24 @@ export const acquire = (userns: NonNullable<StartOptions["userns"]>, berth: Bert
             "gidMap"
           ])
   if (berth.rootless) refuse()
-  return explicit === undefined ? anyRange(berth.idOwner) : { ids: explicit, lock: -1 }
+  return explicit === undefined ? anyRange(berth.idOwner, berth.memory) : { ids: explicit, lock: -1 }
 }
 
-/** Keeps the lock for as long as the unit is there. */
+/** The operation that keeps the lock until the unit is released. */
 export const hold = ({ lock }: Mapped): ReadonlyArray<Plan.Operation> =>
   lock < 0 ? [] : [{ op: "keep-open", descriptor: "ids" }]
 
-/** For the layers of a root. The ids are nobody else's until all that has been written with them is gone. */
+/** The operations that map the layers of a root. No other container gets the ids until all files with them are gone. */
 export const mapLayers = (mapped: Mapped): ReadonlyArray<Plan.Operation> => [
   ...hold(mapped),
   { op: "layer-map", uids: Ids.print(mapped.ids.uids), gids: Ids.print(mapped.ids.gids) }
 ]
 
-/** The descriptors that these name. */
+/** The descriptors that these operations name. */
 export const descriptors = ({ lock }: Mapped): Readonly<Record<string, number>> =>
   lock < 0 ? {} : { ids: lock }
 
-/** What a root is made for: the ids of a `Namespace`, undefined where they are Berth's own; throws. */
+/** The ids of a `Namespace` for which a root is made; undefined if they are Berth's own; throws. */
 export const mappedOf = (namespaces: Namespace | undefined, rootless: boolean): Mapped | undefined => {
   if (namespaces === undefined) return undefined
   if (namespaces?.kinds?.includes("user") !== true || namespaces.pidfd < 0)
@@ -121,7 +119,7 @@ export const mappedOf = (namespaces: Namespace | undefined, rootless: boolean): 
   return mapped
 }
 
-/** Whether a root of these ids is right for namespaces of those. */
+/** Whether a root with these ids fits namespaces with those. */
 export const areFor = (root: Mapped | undefined, namespaces: Mapped | undefined): boolean =>
   root === namespaces ||
   (root !== undefined &&
@@ -129,7 +127,7 @@ export const areFor = (root: Mapped | undefined, namespaces: Mapped | undefined)
     Ids.print(root.ids.uids) === Ids.print(namespaces.ids.uids) &&
     Ids.print(root.ids.gids) === Ids.print(namespaces.ids.gids))
 
-/** Of no effect for a lock that is not there. */
+/** Does nothing without a lock. */
 export const release = ({ lock }: Mapped): void => {
   if (lock >= 0) native().close(lock)
 }

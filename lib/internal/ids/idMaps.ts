@@ -1,6 +1,6 @@
 /**
- * The ids of user namespaces: which ranges somebody without root has, subuid(5), and how a namespace gets them, and the
- * maps that a caller gives. What passes the checks here can be put into a plan; for all else they throw `InvalidOption`.
+ * The ids of user namespaces: the ranges of a non-root user, subuid(5), how a namespace gets them, and the maps that a
+ * caller gives. Maps that pass the checks here can be put into a plan; for any other map the checks throw `InvalidOption`.
  */
 import { execFile } from "node:child_process"
 import * as fs from "node:fs"
@@ -21,7 +21,7 @@ const ID_END = 2 ** 32 - 1
 /** user_namespaces(7): a map has 340 lines at most. */
 const RANGES_MAX = 340
 
-/** The host's own ids, as root has them. */
+/** All ids of the host, for root. */
 export const all: Ids = (() => {
   const every = [{ container: 0, host: 0, size: ID_END }]
   return { uids: every, gids: every }
@@ -33,31 +33,31 @@ export const single = (uid: number, gid: number): Ids => ({
   gids: [{ container: 0, host: gid, size: 1 }]
 })
 
-/** As uid_map and gid_map take it. */
+/** The map in the form of uid_map and gid_map. */
 export const print = (ranges: ReadonlyArray<IdRange>): string =>
   ranges.map(({ container, host, size }) => `${container} ${host} ${size}\n`).join("")
 
-/** The same ids in a namespace inside of this one. */
+/** A map of the same ids for a namespace inside this one. */
 export const nested = (outer: Ids): Ids => {
   const same = (ranges: ReadonlyArray<IdRange>) =>
     ranges.map(({ container, size }) => ({ container, host: container, size }))
   return { uids: same(outer.uids), gids: same(outer.gids) }
 }
 
-/** What an id in there is on the host; ids that are not mapped stay as they are. */
+/** The host's id for an id in the namespace; unmapped ids are returned unchanged. */
 export const outside = (ranges: ReadonlyArray<IdRange>, id: number): number =>
   inside(
     ranges.map(({ container, host, size }) => ({ container: host, host: container, size })),
     id
   )
 
-/** What an id of the host's is in there; ids that are not mapped stay as they are. */
+/** The id in the namespace for an id of the host; unmapped ids are returned unchanged. */
 export const inside = (ranges: ReadonlyArray<IdRange>, id: number): number => {
   const range = ranges.find(({ host, size }) => id >= host && id - host < size)
   return range === undefined ? id : id - range.host + range.container
 }
 
-/** Whether those that are mapped have the same numbers inside and outside. */
+/** Whether the mapped ids have the same numbers inside and outside. */
 export const areSame = ({ gids, uids }: Ids): boolean =>
   [...uids, ...gids].every(({ container, host }) => container === host)
 
@@ -72,7 +72,7 @@ const overlap = (
   return at < 0 ? undefined : [sorted[at - 1]!, sorted[at]!]
 }
 
-/** A map that a caller gives, whose `host` ids are of `outer`, the namespace around it. */
+/** Checks a map that a caller gives, whose `host` ids count in `outer`, the namespace around it. */
 const checkMap = (
   option: string,
   ranges: ReadonlyArray<IdRange>,
@@ -105,12 +105,12 @@ const checkMap = (
     return invalid(
       option,
       beyond,
-      `host ids from 0 to ${count(outer) - 1}, which are all that there are: 0 is your own, the others are your ranges in /etc/subuid and /etc/subgid`
+      `host ids from 0 to ${count(outer) - 1}, the only ones available: 0 is your own id, the others are your ranges in /etc/subuid and /etc/subgid`
     )
   return ranges
 }
 
-/** The maps that a caller gives for a namespace inside of one with `outer`; throws. */
+/** Checks the maps that a caller gives for a namespace inside one with the ids `outer`; throws. */
 export const checkMaps = (
   option: string,
   given: { readonly uids: ReadonlyArray<IdRange>; readonly gids: ReadonlyArray<IdRange> },
@@ -121,13 +121,13 @@ export const checkMaps = (
   gids: checkMap(`${option}.${names[1]}`, given.gids, outer.gids)
 })
 
-/** A range of ids that is somebody's, as subuid(5) has it. */
+/** A range of ids of a user, as in subuid(5). */
 export interface SubIds {
   readonly start: number
   readonly size: number
 }
 
-/** The ranges of an owner who is known by these names, in the order of the file. What is not a range is left out. */
+/** The ranges of an owner with these names, in the order of the file. Malformed lines are ignored. */
 export const parseSubIds = (text: string, names: ReadonlyArray<string>): ReadonlyArray<SubIds> =>
   text.split("\n").flatMap((line) => {
     const [owner, start, size, ...rest] = line.trim().split(":")
@@ -145,7 +145,7 @@ const readText = (path: string): string => {
   }
 }
 
-/** The ranges of a user in a file of the form of /etc/subuid. */
+/** The ranges of a user in a file like /etc/subuid. */
 export const subIdsOf = (file: string, names: ReadonlyArray<string>): ReadonlyArray<SubIds> =>
   parseSubIds(readText(file), names)
 
@@ -157,7 +157,7 @@ const findProgram = (name: string): string | undefined =>
     .map((folder) => `${folder}/${name}`)
     .find((path) => fs.existsSync(path))
 
-/** The namespace's root is the user, and the ids from 1 on are those of the user's ranges. */
+/** A map in which root is the user, and the ids from 1 on are the user's ranges. */
 const withRanges = (own: number, ranges: ReadonlyArray<SubIds>): ReadonlyArray<IdRange> => {
   let next = 1
   return [
@@ -178,7 +178,7 @@ const userName = (): ReadonlyArray<string> => {
   }
 }
 
-/** The ids that this process's user can have, or why there are no more than its own. */
+/** The ids that this process's user can map, or the reason why it can only map its own. */
 export const ranges = (): Ids | string => {
   const [uid, gid] = [process.geteuid!(), process.getegid!()]
   const names = [...userName(), String(uid)]
@@ -191,18 +191,18 @@ export const ranges = (): Ids | string => {
   const absent = programs.filter((name) => findProgram(name) === undefined)
   if (absent.length > 0) return `${absent.join(" and ")} are not installed`
   if (/^NoNewPrivs:\t1$/m.test(readText("/proc/self/status")))
-    return "this process has no_new_privs set, under which newuidmap can do nothing"
+    return "this process has no_new_privs set, so newuidmap gets no privileges"
   return { uids: withRanges(uid, uids), gids: withRanges(gid, gids) }
 }
 
-/** The ids that this process's user has, as well as they can be told. */
+/** The ids that this process's user has, as far as they can be found out. */
 export const own = (): Ids => {
   const [uid, gid] = [process.geteuid?.() ?? 0, process.getegid?.() ?? 0]
   const found = uid === 0 ? all : ranges()
   return typeof found === "string" ? single(uid, gid) : found
 }
 
-/** How to have ranges. */
+/** How to get ranges. */
 export const rangesHint =
   'Install newuidmap (Debian: uidmap) and give yourself ranges (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME), or make do with one id: Berth.layerWith({ ids: "single" })'
 
@@ -221,6 +221,6 @@ const runProgram = (
     })
   })
 
-/** Gives the user namespace of a process its maps, from outside. The process must be one that waits for that. */
+/** Writes the maps of the user namespace of a process that waits for them. */
 export const writeMaps = (pid: number, ids: Ids): Effect.Effect<void, Unsupported> =>
   Effect.zipRight(runProgram("newuidmap", pid, ids.uids), runProgram("newgidmap", pid, ids.gids))

@@ -1,9 +1,26 @@
-/** The namespaces by the flags of clone(2), and the error of a kernel that lacks one of them. */
+/** The namespaces, their flags of clone(2), and the error of a kernel that lacks one of them. */
+import * as Inspectable from "effect/Inspectable"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
-import type { Kind } from "../../Namespace.ts"
+import type { Kind, Namespace, TypeId as PublicTypeId } from "../../Namespace.ts"
 import type * as Plan from "../../Plan.ts"
 import { EINVAL, ENOSYS } from "../util/errno.ts"
 import { type Ids, print } from "./idMaps.ts"
+
+export const TypeId: PublicTypeId = Symbol.for("berth/Namespace") as PublicTypeId
+
+export const Proto = {
+  [TypeId]: TypeId,
+  ...Inspectable.BaseProto,
+  toJSON(this: Namespace) {
+    return { _id: "berth/Namespace", kinds: this.kinds, pid: this.pid }
+  },
+  toString(this: Namespace) {
+    return `Namespace(${this.kinds.join(", ")}; held by pid ${this.pid})`
+  },
+  [Inspectable.NodeInspectSymbol](this: Namespace) {
+    return this.toString()
+  }
+}
 
 /** CLONE_NEW* of clone(2), in the order in which a plan prints them. */
 export const flags: Readonly<Record<Kind, number>> = {
@@ -40,7 +57,7 @@ export const explain =
     (error.errno === EINVAL || error.errno === ENOSYS)
       ? new Unsupported({
           feature: `namespaces ${kinds.join(", ")}`,
-          why: `clone3 failed with ${error.code}: this kernel lacks one of them`,
-          hint: "Leave it out, or use a kernel that has it: namespaces(7) lists the version for each"
+          why: `clone3 fails with ${error.code}: this kernel lacks one of them`,
+          hint: "Leave it out, or use a newer kernel: namespaces(7) has the version for each kind"
         })
       : error

@@ -126,7 +126,7 @@ const underLock = <A, E, R>(berth: Berth, diffId: Digest, work: Effect.Effect<A,
     lockPath(berth, hex),
     () => work,
     () => removeLock(berth, hex)
-  ).pipe(oneAtATime(layerFolder(berth, diffId)))
+  ).pipe(oneAtATime(berth, layerFolder(berth, diffId)))
 }
 
 /** Unpacks a blob into a folder that is made for it, and removed with the scope unless it has another name by then. */

@@ -91,14 +91,15 @@ export const abstractName = (path: string): SocketAddress | undefined => {
 
 const LOOPBACK = ["127.0.0.1", "::1"]
 
-/** The addresses to try for a port, in order. */
+/** The addresses to try for a port, in order: without a host, the container's own before loopback's. */
 export const candidates = (
   address: Extract<Address, { readonly port: number }>,
   lowest = 1,
   own: ReadonlyArray<string> = []
 ): ReadonlyArray<SocketAddress> => {
   const port = parsePort("port", address.port, lowest)
-  const hosts = address.host === undefined || address.host === "localhost" ? LOOPBACK : [address.host]
+  const { host } = address
+  const hosts = host === undefined ? [...own, ...LOOPBACK] : host === "localhost" ? LOOPBACK : [host]
   return hosts.map((host) => {
     const version = host.includes("%") ? 0 : net.isIP(host)
     if (version === 0)

@@ -10,17 +10,11 @@ import { native, programPath } from "../system/addon.ts"
 import { makeSocketPair } from "../system/pipe.ts"
 import { attempt } from "../util/fromThrowing.ts"
 
-/** A target as the proxy reads it. */
-export interface Target {
-  readonly version: 4 | 6
-  readonly host: string
-  readonly port: number
-}
-
-const loopback = (port: number): ReadonlyArray<Target> => [
-  { version: 4, host: "127.0.0.1", port },
-  { version: 6, host: "::1", port }
-]
+/** The targets as the proxy reads them: the container's addresses on networks, and loopback. */
+const targetsOf = ({ state }: Container, port: number): string =>
+  [...state.addresses.slice(0, 2), "127.0.0.1", "::1"]
+    .map((host) => `v${host.includes(":") ? 6 : 4}:${port}:${host}`)
+    .join(" ")
 
 const refused = (errno: number): BerthError =>
   new OperationFailed({ operation: "a message to the proxy", index: -1, syscall: "sendmsg", errno, hint: "" })
@@ -67,10 +61,7 @@ export const makeProxy = (container: Container): Effect.Effect<Proxy, BerthError
     let id = 0
     return {
       add: (socket, port) => {
-        const targets = loopback(port).map(
-          ({ host, port: number, version }) => `v${version}:${number}:${host}`
-        )
-        const message = new TextEncoder().encode(`add ${++id} ${targets.join(" ")}`)
+        const message = new TextEncoder().encode(`add ${++id} ${targetsOf(container, port)}`)
         const sent = native().send(ours, message, [socket])
         native().close(socket)
         if (sent < 0) throw refused(-sent)

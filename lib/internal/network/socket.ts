@@ -18,7 +18,7 @@ import {
   ETIMEDOUT
 } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { AF_INET6, abstractName, candidates, type SocketAddress, unix } from "./address.ts"
+import { abstractName, candidates, type SocketAddress, unix } from "./address.ts"
 
 export const SOCK_STREAM = 1
 
@@ -109,9 +109,7 @@ export const beginConnect = (container: Container, address: Address): Connecting
     try {
       return begin(container, candidate)
     } catch (error) {
-      // Of loopback's two addresses, IPv6's may not be there at all: what IPv4 said is the better news.
-      if (first !== undefined && candidate.family === AF_INET6) throw first
-      first = error
+      first ??= error
     }
   }
   throw first

@@ -55,7 +55,8 @@ export const refuseAnswersOf = (
   })
 }
 
-// By address: connections to a proxy are kept open, and keep no program from ending.
+// The environment's proxies are those of the process. By address: connections to a proxy are kept open, as fetch's own
+// are, and keep no program from ending.
 const agents = new Map<string, ProxyAgent>()
 
 const throughProxy = async (

@@ -11,8 +11,8 @@ import { isEnabled, note, noteLoaded, unload } from "./appArmorProfiles.ts"
 
 const off = new Unsupported({
   feature: "AppArmor",
-  why: "it is not on in this kernel",
-  hint: "Ask for no profile, or boot a kernel that has it with lsm=...,apparmor"
+  why: "it is disabled in this kernel",
+  hint: "Leave the profile out, or boot a kernel with AppArmor and lsm=...,apparmor"
 })
 
 /** The length that the child has room for. */
@@ -32,8 +32,8 @@ export const profile = (name: string | undefined): string | undefined => {
 }
 
 /**
- * By meaning docker-default (profiles/apparmor/template.go of moby): the same rules, without files to include, so that
- * the parser alone is enough.
+ * The rules of docker-default (profiles/apparmor/template.go of moby) without its included files, so that the parser alone
+ * is enough.
  */
 export const defaultProfile = (name: string): string => {
   if (!isName(name)) invalid("name", name, NAME)
@@ -81,7 +81,7 @@ interface Parsed {
 /** Runs apparmor_parser(8) on this text. */
 const parser = (args: ReadonlyArray<string>, text: string): Effect.Effect<Parsed, Unsupported> =>
   Effect.async<Parsed, Unsupported>((resume) => {
-    // Not in the PATH of everybody.
+    // Not every PATH has its folder.
     const env = { ...process.env, PATH: `${process.env.PATH ?? ""}:/usr/sbin:/sbin` }
     const child = execFile(
       "apparmor_parser",
@@ -93,7 +93,7 @@ const parser = (args: ReadonlyArray<string>, text: string): Effect.Effect<Parsed
             Effect.fail(
               new Unsupported({
                 feature: "loading an AppArmor profile",
-                why: "there is no apparmor_parser",
+                why: "apparmor_parser is missing",
                 hint: "Install it: apt-get install apparmor"
               })
             )
@@ -107,14 +107,14 @@ const parser = (args: ReadonlyArray<string>, text: string): Effect.Effect<Parsed
         )
       }
     )
-    // What ends before it has read everything is told of by its exit code.
+    // If the parser ends before it has read everything, its exit code says so.
     child.stdin?.on("error", () => {})
     child.stdin?.end(text)
   })
 
 const namesOf = (text: string): Effect.Effect<ReadonlyArray<string>, BerthError> =>
   Effect.flatMap(parser(["--names"], text), ({ code, stderr, stdout }) => {
-    // Those of children, written PARENT//CHILD, come and go with the parent.
+    // Child profiles, written PARENT//CHILD, are loaded and unloaded with their parent.
     const names = stdout.split("\n").filter((name) => name !== "" && !name.includes("//"))
     if (code === 0 && names.length > 0) return Effect.succeed(names)
     const expected = `profiles that apparmor_parser takes; it says: ${stderr || "there is none"}`
@@ -127,7 +127,7 @@ const add = (text: string, names: ReadonlyArray<string>): Effect.Effect<void, Be
     if (code === 0) return Effect.void
     const exists = /already exists/i.test(stderr)
     const operation = `load AppArmor profile ${names.join(", ")}`
-    const hint = exists ? "Use the one that is loaded, or take another name" : stderr
+    const hint = exists ? "Use the loaded profile, or choose another name" : stderr
     const errno = exists ? EEXIST : EACCES
     return Effect.fail(new OperationFailed({ operation, index: -1, syscall: "apparmor_parser", errno, hint }))
   })
@@ -148,12 +148,12 @@ export const load = (text: string): Effect.Effect<ReadonlyArray<string>, BerthEr
     if (process.geteuid?.() !== 0)
       return yield* new Unsupported({
         feature: "loading an AppArmor profile",
-        why: "you are not root",
-        hint: "Have root load it (apparmor_parser --add), and ask for it by its name"
+        why: "this process is not root",
+        hint: "Let root load it (apparmor_parser --add), and use it by its name"
       })
     const berth = yield* Berth
     const names = yield* namesOf(text)
-    // First, so that nothing is left loaded that is not noted.
+    // The note comes first, so that every loaded profile is noted.
     const loaded = Effect.flatMap(
       Effect.sync(() => note(berth, names)),
       (path) =>

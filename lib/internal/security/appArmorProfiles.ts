@@ -1,4 +1,4 @@
-/** AppArmor as the kernel has it: whether it is on, and the profiles that Berths have loaded, and left when they were killed. */
+/** The kernel's side of AppArmor: whether it is enabled, the profiles that Berths load, and those that killed Berths leave. */
 import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs"
 import { basename, dirname } from "node:path"
 import * as Effect from "effect/Effect"
@@ -7,9 +7,10 @@ import { link, list, read } from "../util/readFile.ts"
 
 const KERNEL = "/sys/kernel/security/apparmor"
 
+// The kernel decides it when the machine starts.
 let enabled: boolean | undefined
 
-/** Whether the kernel has it turned on, which is decided when the machine starts. */
+/** Whether AppArmor is enabled in this kernel. */
 export const isEnabled = (): boolean => {
   if (enabled === undefined) {
     try {
@@ -25,7 +26,7 @@ export const unload = (name: string): void => {
   try {
     writeFileSync(`${KERNEL}/.remove`, name)
   } catch (cause) {
-    // Somebody else has unloaded it.
+    // Another program has unloaded it.
     if ((cause as { code?: unknown }).code !== "ENOENT") throw cause
   }
 }
@@ -51,8 +52,8 @@ const lineOf = (profiles: Noted["profiles"]): string =>
   `${JSON.stringify({ boot: thisBoot(), profiles } satisfies Noted)}\n`
 
 /**
- * Notes what is about to be loaded; gives the file. It is not in the supervisor's folder, which is gone when only its program
- * is killed, and is named after it: no two of these ever have one name.
+ * Notes the profiles that are about to be loaded; returns the path of the note. The note is outside the supervisor's folder,
+ * which is removed when only the program is killed. It has the supervisor's name in its own, which makes it unique.
  */
 export const note = ({ folder, supervisor }: Berth, names: ReadonlyArray<string>): string => {
   const path = `${folder}/apparmor/${basename(supervisor.folder)}.${supervisor.nextId()}`
@@ -66,8 +67,8 @@ export const noteLoaded = (path: string, names: ReadonlyArray<string>): void =>
   appendFileSync(path, lineOf(names.map((name) => [name, entryOf(name) ?? ""])))
 
 /**
- * Whether a process, which a profile's end would free, is in it: PROFILE, PROFILE//CHILD or several joined by //&. One that has
- * ended, and been waited for by nobody, has no namespaces any more.
+ * Whether a process is confined by a profile, so that unloading would free it: its label is PROFILE, PROFILE//CHILD or several
+ * of these joined by //&. A zombie has no namespaces and does not count.
  */
 const isUsed = (name: string): boolean =>
   list("/proc")
@@ -83,8 +84,8 @@ const isUsed = (name: string): boolean =>
 const LOADING_MILLIS = 60_000
 
 /**
- * Whether this profile is the one that was noted at that time. Where the program was killed before it could note its entry,
- * it is if it was loaded soon after.
+ * Whether this profile is the one that was noted at that time. If the program was killed before it could note the entry, the
+ * profile counts as noted if it was loaded soon after.
  */
 const isNoted = (name: string, entry: string, notedMillis: number): boolean => {
   if (entry !== "") return nameOf(entry) === name
@@ -99,21 +100,21 @@ const isNoted = (name: string, entry: string, notedMillis: number): boolean => {
 const sweepOne = (path: string): void => {
   const notedMillis = statSync(path).mtimeMs
   const line = readFileSync(path, "utf8").trim().split("\n").at(-1)
-  // Its program was killed before there was anything to load.
+  // The program was killed before it could write the first line.
   const { boot, profiles }: Noted = line ? JSON.parse(line) : { boot: "", profiles: [] }
   const noted = boot === thisBoot() ? profiles : []
   const left = noted.filter(([name, entry]) => isNoted(name, entry, notedMillis))
   if (left.some(([name]) => isUsed(name))) return
   for (const [name] of left) unload(name)
-  // A parser outlives the program that has started it.
+  // A parser outlives the program that started it.
   const isLoading = noted.some(([, entry]) => entry === "") && Date.now() < notedMillis + LOADING_MILLIS
   if (left.length < noted.length && isLoading) return
   rmSync(path, { force: true })
 }
 
 /**
- * Unloads the profiles of Berths that are no more: those whose supervisors have left no folder, once what these have left
- * is swept. What somebody else has loaded since, and what a process is still in, stays.
+ * Unloads the profiles of dead Berths: those whose supervisor has no folder any more, after a sweep. Profiles that another
+ * program has loaded since, and those that a process still uses, stay.
  */
 export const sweep = (folder: string): Effect.Effect<void> =>
   Effect.suspend(() =>

@@ -66,7 +66,7 @@ const machines: Readonly<Record<string, readonly [rules: string, library: string
   s390x: ["s390x", "SCMP_ARCH_S390X"]
 }
 
-// The schema of a profile. Everything is bounded, and a key that is not known is refused rather than not obeyed.
+// The schema of a profile. All sizes are limited, and an unknown key is refused instead of ignored.
 
 const literals = <A extends object>(table: A): Schema.Schema<keyof A & string> =>
   Schema.Literal(...(Object.keys(table) as [keyof A & string]))
@@ -150,7 +150,7 @@ export const parse = (text: string): SeccompProfile => {
   return decode(parsed)
 }
 
-// What applies on this machine, to a process with these capabilities.
+// The rules that apply on this machine, to a process with these capabilities.
 
 type Rule = NonNullable<SeccompProfile["syscalls"]>[number]
 type Condition = NonNullable<Rule["args"]>[number]
@@ -208,7 +208,7 @@ const architecturesOf = (of: SeccompProfile): ReadonlyArray<string> => {
   return all
 }
 
-/** Names of system calls that Berth's own policies have: one that libseccomp does not know is newer than it. */
+/** The names of system calls in Berth's own policies. A name that libseccomp does not know is newer than libseccomp. */
 const brought = new Set(
   [defaultProfile, strictProfile].flatMap((own) => (own.syscalls ?? []).flatMap(({ names }) => names))
 )
@@ -216,7 +216,7 @@ const brought = new Set(
 /** As in native/addon/seccomp.h. */
 export const SECCOMP_NUMBERS_END = 1024
 
-/** Every system call that there is a name for. */
+/** The names of all known system calls. */
 const known = (): ReadonlyArray<string> => {
   const all = new Set(brought)
   for (let number = 0; number < SECCOMP_NUMBERS_END; number++) all.add(native().seccompName(number))
@@ -229,7 +229,7 @@ const EPERM = 1
 const actionValue = (of: keyof typeof actions, errnoRet: number | null | undefined): number =>
   of === "SCMP_ACT_ERRNO" || of === "SCMP_ACT_TRACE" ? actions[of] + (errnoRet ?? EPERM) : actions[of]
 
-// libseccomp takes one comparison of an argument in a rule; several are a rule each, as runc has it.
+// libseccomp accepts one comparison of an argument in a rule; several become a rule each, as in runc.
 const conjunctions = (args: ReadonlyArray<Condition>): ReadonlyArray<ReadonlyArray<Condition>> =>
   new Set(args.map(({ index }) => index)).size === args.length ? [args] : args.map((one) => [one])
 
@@ -245,7 +245,7 @@ const rulesOf = (of: SeccompProfile, set: bigint, usual: number): ReadonlyArray<
   const all: Array<Single> = []
   for (const one of of.syscalls ?? []) {
     const action = actionValue(one.action, one.errnoRet)
-    // libseccomp refuses what says nothing.
+    // libseccomp refuses rules without an effect.
     if (action === usual || !applies(one, set)) continue
     for (const conditions of conjunctions(one.args ?? []))
       for (const name of one.names) all.push({ name, action, conditions })
@@ -300,7 +300,7 @@ const refused = (errno: number, rule: Single | undefined): never => {
   if (errno === ELIBACC)
     throw new Unsupported({
       feature: "seccomp",
-      why: "libseccomp.so.2, which compiles its policies, is not installed",
+      why: "libseccomp.so.2, which compiles the policies, is not installed",
       hint: 'Install it (apt-get install libseccomp2), or go without: seccomp: "unconfined"'
     })
   if (errno === EMFILE)
@@ -315,7 +315,7 @@ const refused = (errno: number, rule: Single | undefined): never => {
     if (brought.has(rule.name))
       throw new Unsupported({
         feature: `a seccomp rule for ${rule.name}`,
-        why: "this libseccomp does not know it yet",
+        why: "this version of libseccomp does not know the system call",
         hint: "Install a newer libseccomp, or leave the rule out"
       })
     return invalid(
@@ -327,18 +327,18 @@ const refused = (errno: number, rule: Single | undefined): never => {
   return invalid(
     "seccomp.syscalls",
     rule?.name ?? "the profile",
-    `rules that libseccomp can compile: it says ${errnoName(errno)}`
+    `rules that libseccomp can compile: it fails with ${errnoName(errno)}`
   )
 }
 
-// A plan is compiled without a Berth, which would have told of it.
+// A plan can be compiled without a Berth, whose start would have reported it.
 const addon = (): Native => {
   try {
     return native()
   } catch (cause) {
     throw new Unsupported({
       feature: "seccomp",
-      why: `the native part, which compiles its policies, cannot be loaded: ${cause}`,
+      why: `the native part, which compiles the policies, cannot be loaded: ${cause}`,
       hint: "Build it (node native/setup.mjs in berth's folder), on Linux"
     })
   }
@@ -353,25 +353,26 @@ const compile = ({ policy, rules }: Policy): Uint8Array => {
 /** The program as libseccomp has it. */
 export const assemble = (of: SeccompProfile, set: bigint): Uint8Array => compile(policyOf(of, set))
 
-/** What a process is to be confined by. */
+/** A compiled policy for a process. */
 export interface Filter {
   readonly operation: Operation
-  /** Whether the policy is one that Berth does not know. */
+  /** Whether the policy is the caller's own. */
   readonly custom: boolean
-  /** Whether it asks somebody, so that there has to be somebody. */
+  /** Whether it asks the program, which must then answer. */
   readonly notifies: boolean
 }
 
-/** Compiled ones by what they say. */
-const compiled = new Map<string, Filter>()
-const COMPILED_MAX = 64
+/** Compiled filters by what they say. */
+export type Filters = Map<string, Filter>
 
-const remember = (key: string, make: () => Filter): Filter => {
-  const found = compiled.get(key)
+const FILTERS_MAX = 64
+
+const remember = (filters: Filters, key: string, make: () => Filter): Filter => {
+  const found = filters.get(key)
   if (found !== undefined) return found
   const made = make()
-  if (compiled.size >= COMPILED_MAX) compiled.clear()
-  compiled.set(key, made)
+  if (filters.size >= FILTERS_MAX) filters.clear()
+  filters.set(key, made)
   return made
 }
 
@@ -379,7 +380,7 @@ const policyOf = (of: SeccompProfile, set: bigint) => {
   const usual = actionValue(of.defaultAction, of.defaultErrnoRet)
   const rules = rulesOf(of, set, usual)
   const policy = encode(usual, architecturesOf(of), rules)
-  // What runc takes where a profile has no flags: those of the processor's mitigations are the system's own choice.
+  // The default of runc for a profile without flags: the system decides about the processor's mitigations.
   const asked = of.flags?.reduce((sum, one) => sum | flags[one], 0) ?? flags.SECCOMP_FILTER_FLAG_SPEC_ALLOW
   const notifies = [usual, ...rules.map((rule) => rule.action)].includes(actions.SCMP_ACT_NOTIFY)
   const sending = rules.find((rule) => rule.name === "sendmsg" && rule.conditions.length === 0)
@@ -397,9 +398,9 @@ const loading = (program: Uint8Array, policy: Policy): Operation => {
   return policy.notifies ? { ...operation, listener: "seccomp" } : constant({ ...operation, listener: null })
 }
 
-const compileFilter = (of: SeccompProfile, set: bigint, custom: boolean): Filter => {
+const compileFilter = (filters: Filters, of: SeccompProfile, set: bigint, custom: boolean): Filter => {
   const policy = policyOf(of, set)
-  return remember(`${digest(policy.policy)} ${policy.flags}`, () => ({
+  return remember(filters, `${digest(policy.policy)} ${policy.flags}`, () => ({
     operation: loading(shorten(compile(policy)), policy),
     custom,
     notifies: policy.notifies
@@ -408,17 +409,18 @@ const compileFilter = (of: SeccompProfile, set: bigint, custom: boolean): Filter
 
 const defaultKey = (set: bigint): string => `default ${set}`
 
-/** What an option asks for, for a process with these capabilities; throws `InvalidOption` and `Unsupported`. */
+/** The filter that an option asks for, for a process with these capabilities; throws `InvalidOption` and `Unsupported`. */
 export const filter = (
+  filters: Filters,
   asked: "default" | "unconfined" | SeccompProfile | undefined,
   set: bigint,
   answered: boolean
 ): Filter | undefined => {
   if (asked === "unconfined") return undefined
   if (asked === undefined || asked === "default")
-    return remember(defaultKey(set), () => compileFilter(defaultProfile, set, false))
-  if (asked === strictProfile) return compileFilter(strictProfile, set, false)
-  const made = compileFilter(decode(asked), set, true)
+    return remember(filters, defaultKey(set), () => compileFilter(filters, defaultProfile, set, false))
+  if (asked === strictProfile) return compileFilter(filters, strictProfile, set, false)
+  const made = compileFilter(filters, decode(asked), set, true)
   if (made.notifies && !answered)
     invalid("onSystemCall", undefined, "a function that answers what the profile's SCMP_ACT_NOTIFY asks")
   return made
@@ -436,7 +438,7 @@ const readProgram = (path: string): Uint8Array | undefined => {
   }
 }
 
-/** Keeps a program for the next Berth; one that cannot be kept is compiled again. */
+/** Keeps a program for the next Berth. If that fails, the next Berth compiles it again. */
 const keepProgram = (path: string, program: Uint8Array): void => {
   const temporary = `${path}.${process.pid}`
   try {
@@ -450,7 +452,7 @@ const keepProgram = (path: string, program: Uint8Array): void => {
   }
 }
 
-/** A policy's program out of `folder`, or, the first time on this machine, compiled and kept there. */
+/** The program of a policy, read from `folder`, or compiled and kept there the first time. */
 export const kept = (folder: string, of: SeccompProfile, set: bigint): Operation => {
   const policy = policyOf(of, set)
   const path = `${folder}/seccomp/${digest(policy.policy)}`
@@ -461,13 +463,13 @@ export const kept = (folder: string, of: SeccompProfile, set: bigint): Operation
 }
 
 /**
- * Has the default policy ready before the first start: compiling it takes 15 ms. What cannot be had here is told by the
- * start that needs it.
+ * Makes the filter of the default policy before the first start: compiling it takes 15 ms. If that fails, the start that
+ * needs it reports the error.
  */
-export const warm = (folder: string): void => {
+export const warm = (folder: string, filters: Filters): void => {
   const set = Capabilities.maskOf(Capabilities.defaults)
   try {
-    remember(defaultKey(set), () => ({
+    remember(filters, defaultKey(set), () => ({
       operation: kept(folder, defaultProfile, set),
       custom: false,
       notifies: false

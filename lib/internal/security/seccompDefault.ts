@@ -1,8 +1,8 @@
 /**
- * The policies that Berth brings along, as data in the form of Docker's profiles. The default one means what Docker's
- * does: what is not named here fails with EPERM, and what libseccomp does not know yet with ENOSYS. Three differences make
- * it safer: nothing of x32, an ABI that no distribution is built for; no sockets of the kernel's cryptography (AF_ALG), which
- * Docker has left out as well since version 29; and no socketcall(2) of 32-bit programs, by which they would have any socket.
+ * Berth's own policies, as data in the form of Docker's profiles. The default one allows and refuses the same as Docker's:
+ * calls that are not named here fail with EPERM, and calls that libseccomp does not know with ENOSYS. Three differences make
+ * it safer: no x32, an ABI that no distribution is built for; no sockets of the kernel's cryptography (AF_ALG), which Docker
+ * refuses as well since version 29; and no socketcall(2) of 32-bit programs, which could make any socket with it.
  */
 import type { SeccompProfile } from "../../Security.ts"
 
@@ -103,8 +103,8 @@ const AF_ALG = 38
 const AF_VSOCK = 40
 const AF_MAX = 46
 
-// A host's hypervisor is reached by AF_VSOCK, from any network namespace. A filter compares 64 bits, of which the kernel
-// takes 32 for the family: there must be no rule for all that is greater than a number.
+// AF_VSOCK reaches the host's hypervisor from any network namespace. A filter compares 64 bits, and the kernel uses 32 of
+// them for the family: a rule must not allow every number above a limit.
 const sockets: ReadonlyArray<Rule> = [
   allow(["socket"], [{ index: 0, value: AF_ALG, op: "SCMP_CMP_LT" }]),
   ...Array.from({ length: AF_MAX - AF_ALG }, (_, k) => AF_ALG + k)
@@ -168,7 +168,7 @@ export const defaultProfile: SeccompProfile = {
   ]
 }
 
-// Each has had holes of its own, or tells of what is around, and few programs need it.
+// Each of these has had security holes, or reveals something about the host, and few programs need them.
 const seldom = new Set(
   words(`
   fanotify_mark io_cancel io_destroy io_getevents io_pgetevents io_pgetevents_time64 io_setup io_submit ipc listmount
@@ -184,8 +184,8 @@ const AF_NETLINK = 16
 const NETLINK_ROUTE = 0
 
 /**
- * Less than the default: this machine's own architecture alone, no tracing, no System V and POSIX message IPC, no sockets
- * but of UNIX and IP (and netlink's routes, which name resolution asks for), and nothing more by a capability.
+ * Less than the default: only this machine's own architecture, no tracing, no System V and POSIX message IPC, only UNIX and
+ * IP sockets (and netlink's routes, which name resolution needs), and no rules that depend on a capability.
  */
 export const strictProfile: SeccompProfile = {
   defaultAction: "SCMP_ACT_ERRNO",

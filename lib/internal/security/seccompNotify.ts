@@ -62,7 +62,7 @@ const answerOne = (
     Effect.catchAllCause((cause) =>
       Effect.as(Effect.logWarning(`onSystemCall failed: ${Cause.pretty(cause)}`), { errno: ENOSYS } as const)
     ),
-    // Who asked may be gone by now, which the kernel says with ENOENT.
+    // The process that asked may be gone by now: ENOENT.
     Effect.map((answer) => void native().seccompAnswer(listener, encodeAnswer(call.id, answer)))
   )
 
@@ -74,7 +74,7 @@ const serve = (listener: number, handler: Handler): Effect.Effect<void, never, S
     for (;;) {
       const events = yield* readable(listener)
       if ((events & EPOLLIN) === 0) return
-      // The kernel takes no request that is not zero.
+      // The kernel only accepts a request that is filled with zeros.
       const error = native().seccompReceive(listener, bytes.fill(0))
       if (error === 0) yield* Effect.forkScoped(answerOne(listener, handler, readCall(view)))
       else if (error !== -ENOENT) return
@@ -91,7 +91,7 @@ interface Attended {
 }
 
 /**
- * Answers what comes by a listener, for as long as the scope is open; calls that wait then, or come later, fail with
+ * Answers the calls of a listener while the scope is open; calls that wait when it closes, and later ones, fail with
  * ENOSYS.
  */
 export const attend = (handler: Handler): Effect.Effect<Attended, BerthError, Scope.Scope> =>

@@ -44,7 +44,7 @@ const withIndexLock = <A, E, R>(
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | ImageError, R> => {
   const lock = `${folder(berth)}/.lock`
-  return oneAtATime(lock)(withFileLock(berth.fileSystem, lock, () => effect))
+  return oneAtATime(berth, lock)(withFileLock(berth.fileSystem, lock, () => effect))
 }
 
 export const has = (berth: Berth, digest: Digest): Effect.Effect<boolean, ImageError> =>
@@ -120,7 +120,7 @@ export const put = <E, R>(
     )
   }).pipe(
     Holds.keeping(berth.holds),
-    oneAtATime(target),
+    oneAtATime(berth, target),
     Effect.withSpan("berth.Store.put", { attributes: { "berth.digest": digest } })
   )
 }

@@ -1,4 +1,4 @@
-/** The JavaScript end of native/supervisor/protocol.h: units are started, told of, and released over one socket. */
+/** The JavaScript end of native/supervisor/protocol.h: starts and releases units over one socket, and hears of their ends. */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -9,6 +9,7 @@ import type { BerthError } from "../../BerthError.ts"
 import { NotReleased, OperationFailed, SupervisorError } from "../../BerthError.ts"
 import * as Plan from "../../Plan.ts"
 import { useNamespace } from "../files/namespaceRoot.ts"
+import * as Ids from "../ids/idMaps.ts"
 import { EPOLLIN, EPOLLOUT, native, programPath } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
 import { E2BIG, EAGAIN, EMFILE, EPIPE, ETIMEDOUT, errnoName } from "../util/errno.ts"
@@ -34,7 +35,7 @@ import {
   readReply
 } from "./protocol.ts"
 
-/** What could not be given back. */
+/** Why a unit was not released completely. */
 export interface Leftover {
   readonly syscall: string
   readonly errno: number
@@ -42,26 +43,26 @@ export interface Leftover {
 
 export interface Unit {
   readonly id: number
-  /** 0 where the unit has no process. */
+  /** 0 if the unit has no process. */
   readonly pid: number
-  /** The pidfd of its process, owned by the unit; -1 where it has none, or has been released. */
+  /** The pidfd of its process, which the unit owns; -1 without a process and after the release. */
   readonly pidfd: () => number
-  /** Its root, owned by the unit; -1 where it has none of its own, or has been released. */
+  /** Its root, which the unit owns; -1 without a root of its own and after the release. */
   readonly root: () => number
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
-  /** Kills what runs in it and gives back all that it owns; runs once, and waits until nothing is left. */
+  /** Kills its processes and releases all that it owns; runs once, and waits until nothing is left. */
   readonly release: Effect.Effect<Leftover | undefined>
 }
 
 export interface Supervisor {
   readonly pid: number
-  /** The folder for what units keep on disk. */
+  /** The folder for the files of units. */
   readonly folder: string
   readonly nextId: () => number
   /**
-   * Starts a unit; descriptors are sent by the names that the plan has for them, and stay the caller's. To be called where
-   * it cannot be interrupted: `interruptible` is around the wait for the process to execute its command, and what has been
-   * made is released when that is interrupted, or takes too long.
+   * Starts a unit. Descriptors are sent under the names that the plan has for them, and the caller keeps them. Call it in an
+   * uninterruptible region: `interruptible` wraps the wait until the process executes its command. If that is interrupted, or
+   * takes too long, the unit is released.
    */
   readonly start: (
     id: number,
@@ -69,16 +70,16 @@ export interface Supervisor {
     descriptors: Readonly<Record<string, number>>,
     interruptible?: Interruptible
   ) => Effect.Effect<Unit, BerthError>
-  /** Of every unit that has not been released. */
+  /** The plans of all units that have not been released. */
   readonly plans: () => ReadonlyArray<Plan.Plan>
-  /** Closes the connection and waits until the supervisor has given everything back and is gone. */
+  /** Closes the connection and waits until the supervisor has released everything and ended. */
   readonly stop: Effect.Effect<void>
 }
 
 /** What `Effect.uninterruptibleMask` gives. */
 export type Interruptible = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
-/** What has to be done before a plan may run, where something has. */
+/** Layers that must be recorded as used before a plan may run. */
 export interface Guard {
   readonly missing: (plan: Plan.Plan) => ReadonlyArray<string>
   readonly hold: (missing: ReadonlyArray<string>) => Effect.Effect<void, BerthError>
@@ -87,29 +88,33 @@ export interface Guard {
 const SIGKILL = 9
 const SIGCONT = 18
 
-/** A supervisor that has not answered for so long may have been stopped by somebody, and is set going again. */
+/** A supervisor that has not answered for so long may have been stopped by a signal, and gets SIGCONT. */
 const PATIENCE_MILLIS = 200
-/** How long things may take, in milliseconds; tests have less. */
-export const limits = {
-  /** A start: a lease on the command's file holds up its execution for 45 seconds, fcntl(2). */
-  start: 60_000,
-  /** A release: what is left then, the supervisor goes on with, or a sweep. */
-  release: 30_000,
-  /** The supervisor's end: it goes on alone then. */
-  end: 20_000
+
+/** How long things may take, in milliseconds. */
+export interface TimeLimits {
+  /** A start, until the command is executed. */
+  readonly start: number
+  /** A release: the supervisor, or a sweep, then goes on with the rest. */
+  readonly release: number
+  /** The end of the supervisor, which is not waited for any longer. */
+  readonly end: number
 }
+
+/** A lease on the command's file holds up its execution for 45 seconds, fcntl(2). */
+const timeLimits: TimeLimits = { start: 60_000, release: 30_000, end: 20_000 }
 
 interface Pending {
   readonly plan: Plan.Plan
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
-  /** Of its process and its root, or of its root alone: -1 where there is none, before the start and after the release. */
+  /** The descriptors of its process and root, or of its root alone; -1 before the start and after the release. */
   descriptors: readonly [number, number]
   pid: number
-  /** The supervisor owns nothing of it any more. */
+  /** Whether the supervisor owns no part of it any more. */
   gone: boolean
   started: ((result: Effect.Effect<void, BerthError>) => void) | undefined
   released: ((leftover: Leftover | undefined) => void) | undefined
-  /** When its start or its release is given up, in milliseconds since 1970. */
+  /** The time limit of its start or its release, in milliseconds since 1970. */
   deadline: number
 }
 
@@ -132,7 +137,7 @@ const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
   })
 }
 
-/** The connection over a started supervisor's socket. Replies are handled in plain callbacks: they are on the path of every start. */
+/** The connection to a supervisor. Replies are handled in plain callbacks, because they are on the path of every start. */
 class Connection {
   readonly units = new Map<number, Pending>()
   private readonly reply = new Uint8Array(REPLY_BYTES)
@@ -149,20 +154,23 @@ class Connection {
   private patience: NodeJS.Timeout | undefined
   private readonly socket: number
   private readonly pidfd: number
+  readonly limits: TimeLimits
 
   constructor(
     socket: number,
     pidfd: number,
+    limits: TimeLimits,
     onReady: (reply: Reply | undefined, lost?: OperationFailed) => void
   ) {
     this.socket = socket
     this.pidfd = pidfd
+    this.limits = limits
     this.onReady = onReady
     this.listen()
     this.expect()
   }
 
-  /** Looks after a while whether the supervisor has answered: one timer for all that it is asked meanwhile. */
+  /** Checks after a while whether the supervisor has answered: one timer for all requests. */
   private expect(): void {
     if (this.patience !== undefined) return
     this.patience = setTimeout(() => {
@@ -172,8 +180,8 @@ class Connection {
       for (const unit of this.units.values()) {
         waiting ||= unit.started !== undefined || unit.released !== undefined
         if (now < unit.deadline) continue
-        unit.started?.(Effect.fail(tookTooLong()))
-        // It stays known: whoever waits for its end is told when it comes.
+        unit.started?.(Effect.fail(tookTooLong(this.limits.start)))
+        // The unit stays known, so that its end is still reported.
         unit.released?.({ syscall: "release", errno: ETIMEDOUT })
       }
       if (!waiting || this.gone) return
@@ -197,7 +205,7 @@ class Connection {
     this.cancel()
     const cancel = Loop.watch(this.socket, events, () => this.serve())
     if (typeof cancel !== "number") this.cancel = cancel
-    // Not at once: whoever makes a connection does not have it yet.
+    // Not at once: the constructor has not returned yet.
     else queueMicrotask(() => this.end(refused("epoll_ctl", -cancel, "supervisor")))
   }
 
@@ -206,7 +214,7 @@ class Connection {
     while (!this.gone) {
       const [n, first, second] = native().receive(this.socket, this.reply)
       if (n === -EAGAIN) break
-      // The descriptors that came along are lost, as this program may open no more files: the reply itself is there.
+      // The descriptors in the message are lost, because this program may open no more files; the reply itself is valid.
       const lost = n === -EMFILE ? refused("recvmsg", EMFILE) : undefined
       if (n !== REPLY_BYTES && lost === undefined) return this.end()
       this.handle(readReply(this.view, [first, second]), lost)
@@ -242,7 +250,7 @@ class Connection {
     }
     switch (reply.type) {
       case REPLY_STARTED:
-        // Whoever has asked for it releases it.
+        // The caller of the start releases it.
         if (lost !== undefined) return unit.started?.(Effect.fail(lost))
         if (reply.errno !== 0) return unit.started?.(Effect.fail(refused(reply.syscall(), reply.errno)))
         unit.pid = reply.pid
@@ -269,7 +277,7 @@ class Connection {
     }
   }
 
-  /** The supervisor is gone: whatever it owned is dying with it, and nobody waits any longer. */
+  /** The supervisor is gone: all that it owned dies with it, and every waiting request ends. */
   private end(why?: OperationFailed): void {
     if (this.gone) return
     this.gone = true
@@ -278,7 +286,7 @@ class Connection {
     for (const { sent } of this.unsent.splice(0)) sent(-32)
     for (const unit of this.units.values()) {
       unit.started?.(Effect.fail(error))
-      // One that has changed its parent-death signal does not end by itself.
+      // A process that has changed its parent-death signal does not end by itself.
       if (unit.pid > 0) native().signal(unit.descriptors[0], SIGKILL)
       unit.released?.(undefined)
       Deferred.unsafeDone(unit.ended, Exit.fail(error))
@@ -289,13 +297,13 @@ class Connection {
 
 const nothing = new Uint8Array(0)
 
-const tookTooLong = (): OperationFailed =>
+const tookTooLong = (millis: number): OperationFailed =>
   new OperationFailed({
     operation: "start",
     index: -1,
     syscall: "execve",
     errno: ETIMEDOUT,
-    hint: `The process did not come to execute its command within ${limits.start / 1000} seconds: a container can hold up what is started in it; stop the container, or see what its processes do`
+    hint: `The process did not come to execute its command within ${millis / 1000} seconds: processes of a container can hold up new ones; stop the container, or look at its processes`
   })
 
 const gone = (detail: string): SupervisorError => new SupervisorError({ reason: "Gone", detail })
@@ -330,7 +338,7 @@ const beginUnit = (
     const message = large
       ? encodeRequest(REQUEST_START, id, encoded.bytes.length, nothing)
       : encodeRequest(REQUEST_START, id, 0, encoded.bytes)
-    unit.deadline = Date.now() + limits.start
+    unit.deadline = Date.now() + connection.limits.start
     unit.started = (result) => {
       unit.started = undefined
       Loop.release()
@@ -347,7 +355,7 @@ const beginUnit = (
     })
   })
 
-/** Releases a unit that may not have started yet, for `limits.release` at the most. */
+/** Releases a unit that may not have started yet, for as long as a release may take. */
 const releaseUnit = (
   connection: Connection,
   id: number,
@@ -356,7 +364,7 @@ const releaseUnit = (
   Effect.async<Leftover | undefined>((resume) => {
     const finish = (leftover: Leftover | undefined): void => {
       unit.released = undefined
-      // A number that outlived its descriptor could be somebody else's by then.
+      // A number that outlived its descriptor could become the number of another one.
       closeAll(unit.descriptors)
       unit.descriptors = [-1, -1]
       Loop.release()
@@ -366,7 +374,7 @@ const releaseUnit = (
     Loop.retain()
     if (connection.gone || unit.gone || !connection.units.has(id)) return finish(undefined)
     unit.released = finish
-    unit.deadline = Date.now() + limits.release
+    unit.deadline = Date.now() + connection.limits.release
     connection.send(encodeRequest(REQUEST_RELEASE, id, 0, nothing), [], (n) => {
       if (n < 0) finish(undefined)
     })
@@ -414,7 +422,7 @@ const unitOf = (connection: Connection, id: number, pending: Pending): Unit => {
   }
 }
 
-/** Waits until a pidfd says that its process has ended, for this long at the most: whether it has. */
+/** Waits, for this long at most, until a pidfd reports the end of its process; returns whether it ended. */
 const awaitEnd = (pidfd: number, millis: number): Effect.Effect<boolean> =>
   Effect.async<void>((resume) => {
     const going = setInterval(() => native().signal(pidfd, SIGCONT), PATIENCE_MILLIS)
@@ -430,21 +438,26 @@ const awaitEnd = (pidfd: number, millis: number): Effect.Effect<boolean> =>
       clearInterval(going)
       cancel()
     })
-    // A scope that closes cannot be interrupted, and would wait for it all the same.
+    // The region of a closing scope cannot be interrupted, and would wait without a limit.
   }).pipe(Effect.interruptible, Effect.timeoutOption(millis), Effect.map(Option.isSome))
 
-/**
- * Starts a supervisor that owns `folder`, whose lock (a descriptor, which becomes the supervisor's) is held. With the mode
- * `ranges` it waits in a user namespace of its own until `map` has given that its ids.
- */
+export interface Options {
+  /** Whether it has root's rights, or a user namespace of its own: of the user alone, or with ranges of ids as well. */
+  readonly mode: "root" | "single-id" | "ranges"
+  /** The ids of its user namespace. With the mode `ranges` it waits until these are written. */
+  readonly ids: Ids.Ids
+  readonly guard: Guard
+  readonly limits?: Partial<TimeLimits> | undefined
+}
+
+/** Starts a supervisor that owns `folder`, whose lock (a descriptor, which becomes the supervisor's) is held. */
 export const start = (
   folder: string,
   lock: number,
-  mode: "root" | "single-id" | "ranges",
-  map: (pid: number) => Effect.Effect<void, BerthError>,
-  guard: Guard
+  { guard, ids, limits: given, mode }: Options
 ): Effect.Effect<Supervisor, BerthError> =>
   Effect.async<Supervisor, BerthError>((resume) => {
+    const limits = { ...timeLimits, ...given }
     const addon = native()
     const notStarted = (detail: string) => new SupervisorError({ reason: "NotStarted", detail })
     const program = programPath("berth-supervisor")
@@ -474,7 +487,7 @@ export const start = (
     }
     const end = Effect.flatMap(awaited, (ended) => {
       if (ended) reap()
-      // It stays a zombie otherwise, once it has ended.
+      // Otherwise it would stay a zombie after its end.
       else if (typeof Loop.watch(pidfd, EPOLLIN, reap) === "number") reap()
       Loop.release()
       return ended
@@ -489,10 +502,10 @@ export const start = (
     })
     let unmapped: Effect.Effect<never, BerthError> | undefined
     Loop.retain()
-    const connection: Connection = new Connection(ours, pidfd, (reply, lost) => {
+    const connection: Connection = new Connection(ours, pidfd, limits, (reply, lost) => {
       if (reply?.type === REPLY_UNMAPPED) {
-        // It has not been waited for, so its pid is its own even where it has been killed.
-        Effect.runCallback(map(pid), {
+        // Nobody has waited for the supervisor, so the pid is its own even if it was killed.
+        Effect.runCallback(Ids.writeMaps(pid, ids), {
           onExit: (exit) => {
             if (Exit.isSuccess(exit))
               return connection.send(encodeRequest(REQUEST_MAPPED, 0, 0, nothing), [], () => {})
@@ -504,7 +517,7 @@ export const start = (
       }
       Loop.release()
       if (reply?.type === REPLY_READY && lost === undefined && reply.errno === 0) {
-        const forgetNamespace = useNamespace(reply.descriptors[0])
+        const forgetNamespace = useNamespace(reply.descriptors[0], ids)
         return resume(
           Effect.succeed({
             pid,

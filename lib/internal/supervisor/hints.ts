@@ -1,4 +1,4 @@
-/** What to do about an operation of a plan that the kernel has refused. */
+/** Hints for operations of a plan that the kernel refuses. */
 import type * as Plan from "../../Plan.ts"
 import { EACCES, EAGAIN, EINVAL, ELOOP, ENODEV, ENOENT, ENOSPC, EPERM } from "../util/errno.ts"
 import { isFolder } from "../util/readFile.ts"
@@ -8,35 +8,37 @@ const isOverlay = (
 ): operation is Extract<Plan.Operation, { readonly op: "overlay" | "overlay-memory" }> =>
   operation.op === "overlay" || operation.op === "overlay-memory"
 
-/** Empty where there is nothing to say. */
+/** The hint for a refused operation; empty if there is none. */
 export const hint = (operation: Plan.Operation, errno: number): string => {
   if ((operation.op === "mount" || operation.op === "bind") && operation.pinned === 1 && errno === ELOOP)
-    return `${operation.target} is a symbolic link in this root, by which another container could lead its protection astray: make it a folder`
+    return `${operation.target} is a symbolic link in this root, and another container could redirect its protection through it: replace it with a folder`
   if (operation.op === "bind" && errno === ENOENT) return "The source of a bind mount must exist on the host"
   const noFolder = isOverlay(operation) ? operation.lower.find((folder) => !isFolder(folder)) : undefined
   if (noFolder !== undefined)
-    return `${noFolder} is no folder: get the image again (Image.pull, load or fromStore), which makes the layer again`
+    return `${noFolder} is not a folder: get the image again (Image.pull, load or fromStore) to unpack the layer again`
   if (isOverlay(operation) && operation.options.includes("userxattr") && errno === EINVAL)
-    return "Without root the kernel takes no layer that has mounts below it: unmount them, or use another folder"
+    return "The kernel refuses layers with mounts below them to non-root users: unmount them, or use another folder"
   if (
     isOverlay(operation) &&
     operation.options.includes("userxattr") &&
     (errno === EPERM || errno === ENODEV)
   )
-    return "This kernel gives no overlay to a user namespace: use Linux 5.11 or later with its overlay module loaded (modprobe overlay), or run as root; Berth.doctor says which it is"
+    return "This kernel does not allow overlay mounts in a user namespace: use Linux 5.11 or later with its overlay module loaded (modprobe overlay), or run as root; Berth.doctor says which it is"
   if (operation.op === "take-proc" && errno === ENOENT)
     return "The container whose pid namespace is joined must have the procfs of that namespace at /proc"
   if (operation.op === "rlimit" && errno === EPERM)
-    return "Raising a hard limit needs CAP_SYS_RESOURCE: ask for no more than the present one"
+    return "Raising a hard limit needs CAP_SYS_RESOURCE: choose at most the current hard limit"
   if (operation.op === "seccomp" && errno === EINVAL)
-    return 'This kernel lacks seccomp filters, or one of these flags (Linux 5.0 notifies, 5.19 waits killable): seccomp: "unconfined" goes without'
-  if (operation.op === "process" && errno === EINVAL) return "This kernel lacks one of these namespaces"
+    return 'This kernel lacks seccomp filters, or one of these flags (notifications need Linux 5.0, killable waiting 5.19): use a newer kernel, or seccomp: "unconfined"'
+  if (operation.op === "process" && errno === EINVAL)
+    return "This kernel lacks one of these namespaces: leave it out, or use another kernel"
   if (operation.op === "process" && errno === ENOSPC)
-    return "There are as many namespaces as /proc/sys/user/max_*_namespaces allows"
+    return "The limit in /proc/sys/user/max_*_namespaces is reached: raise it, or end other containers"
   if ((operation.op === "process" || operation.op === "fork") && errno === EAGAIN)
-    return "There are as many processes as pids.max or RLIMIT_NPROC allows"
+    return "The limit of processes (pids.max or RLIMIT_NPROC) is reached: raise it, or end other processes"
   if (operation.op === "apparmor" && errno === ENOENT)
-    return "No profile of this name is loaded: load it with Security.appArmor"
-  if (operation.op === "cgroup-create" && errno === EACCES) return "This cgroup is not delegated to you"
+    return "No profile with this name is loaded: load it with Security.appArmor"
+  if (operation.op === "cgroup-create" && errno === EACCES)
+    return "This cgroup is not delegated to your user: have it delegated, or run as root"
   return ""
 }

@@ -28,7 +28,7 @@ export const PLAN_VERSION = 1
 /** The index of a descriptor that a plan leaves out. */
 export const NO_FD = 0xffffffff
 
-/** One struct reply, and the descriptors that came with it. */
+/** One struct reply, and the descriptors in its message. */
 export interface Reply {
   readonly type: number
   readonly id: number

@@ -7,15 +7,15 @@ import type * as Plan from "../../Plan.ts"
 import type { Unit } from "./connection.ts"
 
 /**
- * Gives a unit back. That cannot fail: what could not be given back is a warning with the resource's name, and is swept
- * by the next Berth that starts.
+ * Releases a unit. That cannot fail: if something is left, a warning names the resource, and the next Berth that starts
+ * removes it.
  */
 export const releaseUnit = (name: string, unit: Unit): Effect.Effect<void> =>
   Effect.flatMap(unit.release, (leftover) =>
     leftover === undefined ? Effect.void : Effect.logWarning(new NotReleased({ resource: name, ...leftover }))
   )
 
-/** Starts a unit and gives it back with the scope. */
+/** Starts a unit and releases it when the scope closes. */
 export const scopedUnit = (
   berth: Berth,
   id: number,

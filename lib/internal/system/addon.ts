@@ -160,6 +160,7 @@ export const programPath = (name: string): string => `${folder()}${name}`
 /** Whether the native part has been built. */
 export const isBuilt = (): boolean => existsSync(programPath("berth.node"))
 
+// A library is loaded once into a process.
 let loaded: Native | undefined
 
 /** The addon; throws where it cannot be loaded, which only `Berth.layer` has to expect. */

@@ -1,14 +1,16 @@
-/** The one epoll thread, from JavaScript's side: who waits for which descriptor. */
+/** The JavaScript side of the epoll thread: it knows which function waits for which descriptor. */
 
 import * as Turn from "../util/turn.ts"
 import { native } from "./addon.ts"
 
+// The addon has one epoll thread for each JavaScript thread, so this state is one for all Berths on a thread. A token belongs
+// to one watch; no other watch has it.
 const waiting = new Map<number, (events: number) => void>()
 let nextToken = 1
 let holds = 0
 let started = false
 
-/** What has come in when its turn was over. */
+/** Events that came when the turn was over. */
 let late: Array<readonly [token: number, events: number]> = []
 
 const tell = (token: number, events: number): void => {
@@ -31,16 +33,16 @@ const catchUp = (): void => {
   }
 }
 
-// A runtime calls this again and again, without going through its own loop, for as long as something is ready: one
-// container that writes without end would be all that it does.
+// A runtime calls this again and again, without a turn of its own loop, while something is ready: a container that writes
+// without end would keep it from everything else.
 const ready = (token: number, events: number): void => {
   if (late.length === 0 && !Turn.isOver()) return tell(token, events)
   if (late.push([token, events]) === 1) Turn.next(catchUp)
 }
 
 /**
- * Calls `resume`, once, when the descriptor is ready for `events` (EPOLL*) or has failed. Returns what cancels it, or
- * -errno. A descriptor has one watch at a time: a second one replaces the first.
+ * Calls `resume` once, when the descriptor is ready for `events` (EPOLL*) or has failed. Returns a function that cancels the
+ * watch, or -errno. A descriptor has one watch at a time: a second one replaces the first.
  */
 export const watch = (
   fd: number,
@@ -66,7 +68,7 @@ export const watch = (
   }
 }
 
-/** Keeps the process alive until as many `release` have followed: something is being waited for. */
+/** Keeps the process alive until `release` has been called as often: something waits for a descriptor. */
 export const retain = (): void => {
   if (++holds === 1 && started) native().keepAlive(true)
 }

@@ -1,4 +1,4 @@
-/** A container's standard streams: pipes, read when somebody asks for bytes and not before. */
+/** A container's standard streams: pipes, which are only read when a consumer asks for bytes. */
 import { Buffer } from "node:buffer"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
@@ -16,27 +16,27 @@ import * as Loop from "./eventLoop.ts"
 const READ_BYTES = 64 * 1024
 const BUFFER_BYTES = 256 * 1024
 
-/** How often one that is ready is read before others have their turn. */
+/** How often a ready pipe is read before others have their turn. */
 const READS_MAX = 16
 
-// What a pipe holds: one that is full more seldom wakes its two ends more seldom.
+// The size of a pipe: a pipe that fills up less often wakes its two ends less often.
 const PIPE_BYTES = 256 * 1024
 
-// What a pump takes with one read: work on it is short, even where each byte is a line.
+// The size of one read of a pump: the work on it is short, even if each byte is a line.
 const PUMP_BYTES = 8 * 1024
 
-// From so many bytes at once, output is a flood: what follows is not waited for, but left to gather in a pipe of this
-// size, for a turn of a timer. Waking up for each of its small writes would cost more than reading them.
+// Output of so many bytes at once is a flood: what follows gathers in a pipe of this size until a timer fires. A wake-up for
+// each small write would cost more than the reads.
 const FLOOD_BYTES = 64 * 1024
 const FLOOD_PIPE_BYTES = 1024 * 1024
 
-// What one step of a stream carries: its cost is then shared by so many parts.
+// The number of parts in one step of a stream, which share the cost of the step.
 const PARTS_MAX = 4
 
 const failed = (syscall: string, errno: number): OperationFailed =>
   new OperationFailed({ operation: "stdio", index: -1, syscall, errno, hint: "" })
 
-/** One end of a pipe, and at most one that waits for it. */
+/** One end of a pipe, for which at most one consumer waits. */
 abstract class End {
   protected fd: number
   private wake: (() => void) | undefined
@@ -45,7 +45,7 @@ abstract class End {
     this.fd = fd
   }
 
-  /** For one that was made before its descriptor was there. */
+  /** Sets the descriptor of an end that was made before the pipe. */
   open(fd: number): void {
     this.fd = fd
   }
@@ -65,14 +65,14 @@ abstract class End {
     this.wake?.()
   }
 
-  /** Calls `wake` once the descriptor is ready; returns what cancels that, or -errno. */
+  /** Calls `wake` once the descriptor is ready; returns a function that cancels that, or -errno. */
   protected whenReady(events: number): (wake: () => void) => (() => void) | number {
     return (wake) => Loop.watch(this.fd, events, wake)
   }
 
   /**
-   * Calls `attempt` once it is time to, or the descriptor is closed; returns what cancels it. Somebody who waits keeps the
-   * program alive, unless it is not `held`.
+   * Calls `attempt` once `until` wakes it or the descriptor is closed; returns an effect that cancels the wait. The wait keeps
+   * the program alive if it is `held`.
    */
   protected wait(
     until: (wake: () => void) => (() => void) | number,
@@ -97,8 +97,8 @@ abstract class End {
   }
 }
 
-// Bytes are read into what is left of one buffer of the process, and handed out where they lie: nothing is copied, or
-// cleared first. There is a new buffer when too little is left.
+// Bytes are read into the rest of one buffer of this thread and handed out where they lie: nothing is copied, or cleared
+// first. No part is handed out twice. There is a new buffer when too little is left.
 const newBuffer = (): Uint8Array => {
   const { buffer } = Buffer.allocUnsafeSlow(BUFFER_BYTES)
   return new Uint8Array(buffer)
@@ -112,12 +112,12 @@ const taken = (length: number): Uint8Array => {
   return part
 }
 
-/** The end that Berth reads. */
+/** An end that Berth reads. */
 export class Output extends End {
   private readonly container: string
-  /** The last read took all that was there: the next one waits instead of asking, and finds more. */
+  /** Whether the last read emptied the pipe: the next read first waits for more. */
   private emptied = false
-  /** How much has come since it was last waited for. */
+  /** How many bytes have come since the last wait. */
   private came = 0
   private enlarged = false
 
@@ -127,8 +127,8 @@ export class Output extends End {
   }
 
   /**
-   * Reads until there is nothing more for now: bytes go to `take`, which may say that it has enough. One that writes
-   * without end gets its turns like any other: after some reads, or some time, it is waited for, although it is ready.
+   * Reads until the pipe is empty and gives the bytes to `take`, which returns false when it has enough. After some reads, or
+   * some time, it stops although the pipe is ready, so that a container that writes without end gets its turns like any other.
    */
   private drain(
     take: (bytes: Uint8Array) => boolean,
@@ -140,7 +140,7 @@ export class Output extends End {
         new ContainerError({
           reason: "AlreadyRead",
           container: this.container,
-          detail: "two readers wait for the same output; read it once and share the stream"
+          detail: "two readers wait for the same output: read it once and share the stream"
         })
       )
       return
@@ -153,7 +153,7 @@ export class Output extends End {
         ? 0
         : native().read(this.fd, room < buffer.length ? buffer.subarray(0, room) : buffer)
       if (read === -EAGAIN) return
-      // A terminal that nobody has open any more says EIO: that is its end.
+      // A terminal that no process has open any more fails with EIO: that is its end.
       const n = read === -EIO ? 0 : read
       if (n <= 0) {
         this.close()
@@ -188,7 +188,7 @@ export class Output extends End {
     )
   }
 
-  /** The next bytes, as many as are there up to a bound, or none at the end. */
+  /** The next bytes, as many as the pipe has up to a limit; fails with `None` at the end. */
   private next(): Effect.Effect<Chunk.Chunk<Uint8Array>, Option.Option<BerthError>> {
     return Effect.async((resume) => {
       let cancel: Effect.Effect<void> = Effect.void
@@ -198,7 +198,7 @@ export class Output extends End {
         this.drain(
           (bytes) => parts.push(bytes) < PARTS_MAX,
           (error) => {
-            // What was read before the end comes first; the end is met again by the next turn.
+            // The bytes before the end come first; the next call finds the end again.
             if (parts.length > 0 && error === undefined) return
             ended = true
             resume(Effect.fail(Option.fromNullable(error)))
@@ -208,7 +208,7 @@ export class Output extends End {
         if (parts.length > 0) return resume(Effect.succeed(Chunk.unsafeFromArray(parts)))
         cancel = this.more(attempt)
       }
-      // Whoever reads may always find more: what it does with that counts as well.
+      // A reader that always finds more gets its turns too: the time of its work counts.
       if (this.busy || !Turn.isOver()) attempt()
       else cancel = this.wait(Turn.next, attempt)
       return Effect.suspend(() => cancel)
@@ -220,8 +220,8 @@ export class Output extends End {
   }
 
   /**
-   * Gives all bytes to `take` as they come, until the end or until it is closed; `take` may say that others are to have
-   * their turn. It holds nothing alive.
+   * Gives all bytes to `take` as they come, until the end or until it is closed; `take` returns false to let others have their
+   * turn. It does not keep the program alive.
    */
   pump(take: (bytes: Uint8Array) => boolean, end: (error?: BerthError) => void): void {
     let done = false
@@ -237,7 +237,7 @@ export class Output extends End {
     this.more(() => this.pump(take, end), false)
   }
 
-  /** Everything until the end, as UTF-8; `exceeded` where it is more than `max` bytes. */
+  /** All output until the end, as UTF-8; fails with `exceeded` above `max` bytes. */
   collect(max: number, exceeded: () => BerthError): Effect.Effect<string, BerthError> {
     return Effect.async((resume) => {
       let cancel: Effect.Effect<void> = Effect.void
@@ -264,9 +264,9 @@ export class Output extends End {
   }
 }
 
-/** The end that Berth writes. */
+/** An end that Berth writes. */
 export class Input extends End {
-  /** Writes all of the bytes; where nobody reads any more, the rest has nowhere to go and that is no error. */
+  /** Writes all bytes. If no process reads them any more, the rest is dropped without an error. */
   write(bytes: Uint8Array): Effect.Effect<void, BerthError> {
     return Effect.async((resume) => {
       let cancel: Effect.Effect<void> = Effect.void
@@ -292,7 +292,7 @@ export class Input extends End {
     })
   }
 
-  /** Takes everything and then closes the container's stdin. */
+  /** Writes everything and then closes the container's stdin. */
   get sink(): Sink.Sink<void, Uint8Array, never, BerthError> {
     return Sink.forEach((bytes: Uint8Array) => this.write(bytes)).pipe(
       Sink.ensuring(Effect.sync(() => this.close()))
@@ -300,7 +300,7 @@ export class Input extends End {
   }
 }
 
-/** The typing end of a terminal: what ends there is told by the terminal's end-of-file character, termios(3). */
+/** The typing end of a terminal: closing it writes the terminal's end-of-file character, termios(3). */
 export class Typing extends Input {
   override close(): void {
     if (!this.closed) native().write(this.fd, VEOF, 0)
@@ -310,28 +310,28 @@ export class Typing extends Input {
 
 const VEOF = new Uint8Array([4])
 
-/** A pipe whose end numbered `ours` is Berth's; throws the errno where there can be none. */
+/** Makes a pipe of which Berth keeps the end numbered `ours`; throws `OperationFailed`. */
 export const makePipe = (ours: 0 | 1): readonly [ours: number, theirs: number] => {
   const [read, write] = native().pipe(ours, PIPE_BYTES)
   if (read < 0) throw failed("pipe2", -read)
   return ours === 0 ? [read, write] : [write, read]
 }
 
-/** The one descriptor that has been sent over a socket, with a byte; throws as well, where there is none. */
+/** Receives the one descriptor that was sent over a socket with one byte; throws `OperationFailed`. */
 export const takeDescriptor = (socket: number): number => {
   const [n, fd] = native().receive(socket, new Uint8Array(1))
   if (n >= 0 && fd >= 0) return fd
   throw failed("recvmsg", n < 0 ? -n : ENODATA)
 }
 
-/** Another descriptor for the same; throws as well. */
+/** Duplicates a descriptor; throws `OperationFailed`. */
 export const duplicate = (fd: number): number => {
   const copy = native().duplicate(fd)
   if (copy < 0) throw failed("fcntl", -copy)
   return copy
 }
 
-/** Two connected sockets, ours and the one that a child sends a descriptor over; throws as well. */
+/** Makes two connected sockets, ours and the one over which a child sends a descriptor; throws `OperationFailed`. */
 export const makeSocketPair = (): readonly [ours: number, theirs: number] => {
   const [ours, theirs] = native().socketpair()
   if (ours < 0) throw failed("socketpair", -ours)

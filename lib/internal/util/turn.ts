@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 /** So long, in milliseconds, a turn may take before others have theirs. */
 const TURN_MS = 4
 
+// Of this thread's event loop, which all Berths on it share: one turn is one turn for all of them.
 let begun = false
 let ends = 0
 
