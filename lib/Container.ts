@@ -561,7 +561,8 @@ export const tarOut: {
  * made, files and links replaced, links that are there followed, inside the container's root. Blocks of zeros become
  * holes.
  *
- * Fails with `InvalidOption` for what is no archive, is cut off, or has a device, a sparse member or a name with `..`.
+ * Fails with `InvalidData` for bytes that are no archive, that end too early, or that have a device, a sparse member or a name
+ * with `..`.
  *
  * @since 0.1.0
  * @category files

@@ -8,7 +8,7 @@ import * as Either from "effect/Either"
 import * as Inspectable from "effect/Inspectable"
 import { type Pipeable, pipeArguments } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
-import { ImageError, InvalidOption } from "./BerthError.ts"
+import { ImageError, InvalidData } from "./BerthError.ts"
 
 /**
  * @since 0.1.0
@@ -111,7 +111,7 @@ const maxReference = 1024
 /**
  * Parses `[host[:port]/]path[:tag][@digest]` by the grammar that docker and podman use: a first part with a dot, a
  * colon or an upper-case letter, or `localhost`, is a registry; without one it is `docker.io`, where a name of one
- * part is in `library/`. Fails with `InvalidOption`.
+ * part is in `library/`. Fails with `InvalidData`.
  *
  * @since 0.1.0
  * @category parsing
@@ -120,9 +120,9 @@ const maxReference = 1024
  *
  * const program = Reference.parse("alpine:3") // docker.io/library/alpine:3
  */
-export const parse = (input: string): Either.Either<Reference, InvalidOption> => {
-  const refuse = (expected: string) =>
-    Either.left(new InvalidOption({ option: "reference", value: quote(input), expected }))
+export const parse = (input: string): Either.Either<Reference, InvalidData> => {
+  const refuse = (expected: string, cause?: unknown) =>
+    Either.left(new InvalidData({ format: "reference", value: quote(input), expected, cause }))
   if (input.length > maxReference) {
     return refuse(`at most ${maxReference} characters`)
   }
@@ -132,7 +132,10 @@ export const parse = (input: string): Either.Either<Reference, InvalidOption> =>
   if (at !== -1) {
     const parsed = parseDigest(rest.slice(at + 1))
     if (Either.isLeft(parsed)) {
-      return refuse("one digest after @: sha256: and 64, or sha512: and 128, lower-case hexadecimal digits")
+      return refuse(
+        "one digest after @: sha256: and 64, or sha512: and 128, lower-case hexadecimal digits",
+        parsed.left
+      )
     }
     digest = parsed.right
     rest = rest.slice(0, at)

@@ -163,8 +163,8 @@ export const connect = (host: string, options?: ConnectOptions): Effect.Effect<R
  * `registries.conf.d` in the same places, as containers-registries.conf(5) has it, version 2. Nothing there is no error.
  * Short names are not looked up: a reference without a registry is docker.io's.
  *
- * Fails with `InvalidOption` for an image that is blocked, and for a file that is not as it should be: with the file, the
- * line, and what is wrong.
+ * Fails with `InvalidOption` for an image that is blocked, and with `InvalidData` for a file that cannot be parsed: with the
+ * file, the line, and what is wrong.
  *
  * @since 0.1.0
  * @category configuration

@@ -244,7 +244,7 @@ export const defaultSeccomp: SeccompProfile = seccompDefault.defaultProfile
 export const strictSeccomp: SeccompProfile = seccompDefault.strictProfile
 
 /**
- * A profile out of a JSON file's text. Fails with `InvalidOption`, which says where it is not one. The names of system
+ * A profile out of a JSON file's text. Fails with `InvalidData`, which says where it is not one. The names of system
  * calls are checked when it is used, as it is then that one knows which of them apply.
  *
  * @since 0.1.0
@@ -393,7 +393,7 @@ export const strict: {
  * killed, the next Berth in the same folder unloads them, once nothing is in them any more.
  *
  * Fails with `Unsupported` where the kernel has no AppArmor, the parser is not there or this process is not root;
- * `InvalidOption` for what the parser does not understand; `OperationFailed` (EEXIST) where a profile of that name is
+ * `InvalidData` for what the parser does not understand; `OperationFailed` (EEXIST) where a profile of that name is
  * loaded already: that one is somebody else's, and can be used by its name.
  *
  * @since 0.1.0

@@ -45,7 +45,7 @@ suite("AppArmor, where there is none", (effect) => {
     "says so where a profile is asked for, and starts without one",
     function* () {
       const error = yield* failure("Unsupported", run("docker-default", "true"))
-      assert.match(error.message, /AppArmor: it is not on in this kernel/)
+      assert.match(error.message, /AppArmor: it is disabled in this kernel/)
       assert.match((yield* failure("Unsupported", Security.appArmor(denying("a")))).message, /not on/)
       assert.equal((yield* run(undefined, "echo here")).stdout, "here\n")
     },
@@ -235,7 +235,7 @@ suite("AppArmor", (effect, folder) => {
         error.message,
         /^apparmor profile=berth-test-\d+-absent: write: ENOENT .*Security\.appArmor/
       )
-      const wrong = yield* failure("InvalidOption", Security.appArmor("profile x { nonsense }"))
+      const wrong = yield* failure("InvalidData", Security.appArmor("profile x { nonsense }"))
       assert.match(wrong.message, /apparmor_parser.*syntax error/is)
     },
     { skip: without }

@@ -267,7 +267,7 @@ suite("Container.commit", (effect, berthFolder) => {
       const box = yield* Scope.extend(Container.start(yield* image, options), scope)
       const process = yield* Container.execStream(box, ["/bin/true"])
       yield* failure("ContainerError", Container.commit(process))
-      yield* failure("InvalidOption", Container.commit(box, { tag: "Not A Tag" }))
+      yield* failure("InvalidData", Container.commit(box, { tag: "Not A Tag" }))
       yield* failure("InvalidOption", Container.commit(box, { config: { environment: { "a=b": "c" } } }))
       yield* failure("InvalidOption", Container.commit(box, { config: { command: ["a\0b"] } }))
       const before = (yield* Store.list).length

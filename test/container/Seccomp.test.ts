@@ -383,7 +383,7 @@ suite("Seccomp, what it says of bad input", (effect) => {
 
   effect("text that is not JSON, or too much of it", function* () {
     for (const text of ["", "{", "[]", "null", '"x"', `"${"x".repeat(2 ** 20)}"`, "[".repeat(100000)])
-      yield* failure("InvalidOption", Security.seccompFromJson(text))
+      yield* failure("InvalidData", Security.seccompFromJson(text))
     const text = JSON.stringify(Security.defaultSeccomp)
     assert.deepEqual(yield* Security.seccompFromJson(text), JSON.parse(text))
   })

@@ -176,8 +176,8 @@ suite("Registry faults", (effect) => {
     yield* nobody
     const registry = yield* front(undefined, (_request, response) => response.end())
     for (const name of ["Team/app:1", "team/app:1:2", "team/app@1", "team/app:", "team//app"]) {
-      const error = yield* failure("InvalidOption", unchanged(Image.pull(`${registry.host}/${name}`)))
-      assert.equal(error.option, "reference")
+      const error = yield* failure("InvalidData", unchanged(Image.pull(`${registry.host}/${name}`)))
+      assert.equal(error.format, "reference")
     }
     assert.deepEqual(registry.requests, [])
   })

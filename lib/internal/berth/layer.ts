@@ -50,7 +50,8 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
       new Unsupported({
         feature: "the native part",
         why: String(cause),
-        hint: "Build it again on this machine: node native/setup.mjs"
+        hint: "Build it again on this machine: node native/setup.mjs",
+        cause
       })
     )
   }
@@ -97,7 +98,8 @@ const storage = (operation: string, cause: unknown): BerthError => {
     index: -1,
     syscall: syscall ?? "unknown",
     errno: Math.abs(errno ?? 0),
-    hint: "Berth keeps its state there: choose another place with Berth.layerWith({ folder })"
+    hint: "Berth keeps its state there: choose another place with Berth.layerWith({ folder })",
+    cause
   })
 }
 
@@ -168,7 +170,8 @@ const explain = (error: BerthError): BerthError =>
     ? new Unsupported({
         feature: "user namespaces",
         why: `you are not root, and the kernel refuses them: ${error.code}`,
-        hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is"
+        hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is",
+        cause: error
       })
     : error
 

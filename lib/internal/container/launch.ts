@@ -172,14 +172,15 @@ const explainProcess =
       const reason =
         error.errno === ENOENT ? "NotFound" : error.errno === E2BIG ? "ArgumentsTooLong" : "NotExecutable"
       const searched = searchPath(command, launch.settings.environment)
-      return new CommandFailed({ reason, command, searched, errno: error.errno })
+      return new CommandFailed({ reason, command, searched, errno: error.errno, cause: error })
     }
     if (operation?.op === "working-directory")
       return new CommandFailed({
         reason: "WorkingDirectory",
         command,
         searched: [operation.path],
-        errno: error.errno
+        errno: error.errno,
+        cause: error
       })
     const explained = cgroups.explain(plan)(error)
     return explained === error ? explain(launch.created)(error) : explained

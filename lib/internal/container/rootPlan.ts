@@ -33,11 +33,12 @@ const modeOf = (image: Image): number => {
     const mode = top === undefined ? 0o755 : statSync(top).mode & 0o7777
     modes.set(image, mode)
     return mode
-  } catch {
+  } catch (cause) {
     throw new ImageError({
       reason: "NotFound",
       subject: image.reference,
-      detail: `its layer ${top} is no longer there`
+      detail: `its layer ${top} is no longer there`,
+      cause
     })
   }
 }

@@ -15,9 +15,14 @@ export const failedAs =
     if (isBerthError(error)) return error
     const errno = inRoot.errnoOf(error)
     if (errno === undefined && error instanceof TypeError)
-      return new InvalidOption({ option: "path", value: operation, expected: "text without NUL" })
+      return new InvalidOption({
+        option: "path",
+        value: operation,
+        expected: "text without NUL",
+        cause: error
+      })
     const { syscall = "copy", path, message } = error as NodeJS.ErrnoException
     const at = error instanceof inRoot.Failure && path !== undefined ? `${operation}: ${path}` : operation
     const hint = errno === undefined ? message : (hints[errno] ?? "")
-    return new OperationFailed({ operation: at, index: -1, syscall, errno: errno ?? EIO, hint })
+    return new OperationFailed({ operation: at, index: -1, syscall, errno: errno ?? EIO, hint, cause: error })
   }

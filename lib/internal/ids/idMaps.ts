@@ -217,7 +217,7 @@ const runProgram = (
     execFile(findProgram(name) ?? name, args, (error, _, stderr) => {
       if (error === null) return resume(Effect.void)
       const why = `${name}: ${stderr.trim() || error.message}`
-      resume(Effect.fail(new Unsupported({ feature: "ranges of ids", why, hint: rangesHint })))
+      resume(Effect.fail(new Unsupported({ feature: "ranges of ids", why, hint: rangesHint, cause: error })))
     })
   })
 

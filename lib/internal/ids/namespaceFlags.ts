@@ -39,6 +39,7 @@ export const explain =
       ? new Unsupported({
           feature: `namespaces ${kinds.join(", ")}`,
           why: `clone3 says ${error.code}: this kernel lacks one of them`,
-          hint: "Leave it out, or use a kernel that has it: see namespaces(7) for the version of each"
+          hint: "Leave it out, or use a kernel that has it: see namespaces(7) for the version of each",
+          cause: error
         })
       : error

@@ -302,9 +302,14 @@ export const kindAt = (
     Effect.map(({ type }) => (type === "File" ? "file" : type === "Directory" ? "folder" : "other")),
     Effect.mapError((error) =>
       isNotFound(error)
-        ? new ImageError({ reason: "NotFound", subject: path, detail: "there is no such file" })
+        ? new ImageError({ reason: "NotFound", subject: path, detail: "there is no such file", cause: error })
         : path.includes("\0")
-          ? new InvalidOption({ option: "path", value: JSON.stringify(path), expected: "a path" })
+          ? new InvalidOption({
+              option: "path",
+              value: JSON.stringify(path),
+              expected: "a path",
+              cause: error
+            })
           : storageError(path)(error)
     )
   )

@@ -151,7 +151,8 @@ export type Config = typeof ConfigDocument.Type
 
 const LayoutDocument = Schema.Struct({ imageLayoutVersion: Schema.Literal("1.0.0") })
 
-const corrupt = (subject: string, detail: string) => new ImageError({ reason: "Corrupt", subject, detail })
+const corrupt = (subject: string, detail: string, cause?: unknown) =>
+  new ImageError({ reason: "Corrupt", subject, detail, cause })
 
 /** The digest of a descriptor, fit to become a path. */
 export const digestOf = (descriptor: Descriptor): Effect.Effect<Digest, ImageError> =>
@@ -170,8 +171,8 @@ export const parseObject = (
       return typeof value === "object" && value !== null && !Array.isArray(value)
         ? Effect.succeed(value as Record<string, unknown>)
         : corrupt(subject, "is JSON, but not an object")
-    } catch {
-      return corrupt(subject, "is not JSON")
+    } catch (cause) {
+      return corrupt(subject, "is not JSON", cause)
     }
   })
 
@@ -186,7 +187,7 @@ const decode = <A, I>(
   }
   const issue = ParseResult.ArrayFormatter.formatErrorSync(decoded.left)[0]
   const path = issue === undefined || issue.path.length === 0 ? "the document" : issue.path.join(".")
-  return corrupt(subject, `${path}: ${(issue?.message ?? "is not as specified").slice(0, 300)}`)
+  return corrupt(subject, `${path}: ${(issue?.message ?? "is not as specified").slice(0, 300)}`, decoded.left)
 }
 
 /**

@@ -108,8 +108,13 @@ export const hashFile = (
     )
   })
 
-const missing = (digest: Digest, folder: string) =>
-  new ImageError({ reason: "NotFound", subject: digest, detail: `there is no such blob in ${folder}` })
+const missing = (digest: Digest, folder: string, cause?: unknown) =>
+  new ImageError({
+    reason: "NotFound",
+    subject: digest,
+    detail: `there is no such blob in ${folder}`,
+    cause
+  })
 
 /** Where the blob is. Fails with `NotFound`, or `DigestMismatch` if its size is not the descriptor's. */
 export const checkBlob = (
@@ -121,7 +126,7 @@ export const checkBlob = (
     const digest = yield* Oci.digestOf(descriptor)
     const path = blobPath(folder, digest)
     const info = yield* Effect.mapError(fs.stat(path), (error) =>
-      isNotFound(error) ? missing(digest, folder) : storageError(digest, folder)(error)
+      isNotFound(error) ? missing(digest, folder, error) : storageError(digest, folder)(error)
     )
     if (info.type !== "File") {
       const detail = `${path} is not a file: move it away, and pull or load the image again`

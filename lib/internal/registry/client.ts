@@ -147,7 +147,14 @@ export const transportFailure = (name: string, subject: string, error: HttpClien
     error._tag === "ResponseError"
       ? `the connection to ${name} broke: ${why}`
       : `${name} cannot be reached: ${why}${hint}`
-  const failure = new RegistryError({ reason: "Unreachable", registry: name, subject, status: 0, detail })
+  const failure = new RegistryError({
+    reason: "Unreachable",
+    registry: name,
+    subject,
+    status: 0,
+    detail,
+    cause: error
+  })
   const retry = !(error.cause instanceof ProxyRefusal) && (code === undefined || !permanent.test(code))
   return new Failure(failure, retry)
 }
@@ -254,9 +261,13 @@ export const protocolFailure = (
   subject: string,
   status: number,
   detail: string,
-  retry = false
+  retry = false,
+  cause?: unknown
 ): Failure =>
-  new Failure(new RegistryError({ reason: "Protocol", registry: name, subject, status, detail }), retry)
+  new Failure(
+    new RegistryError({ reason: "Protocol", registry: name, subject, status, detail, cause }),
+    retry
+  )
 
 /** The body as a stream that fails where nothing comes for so long, or too little on average. */
 export const body = (

@@ -67,9 +67,10 @@ const pages = <A>(
           if (Option.isNone(content)) {
             return yield* tooLong()
           }
-          const items = yield* Effect.mapError(decode(new TextDecoder().decode(content.value)), () =>
-            Client.protocolFailure(client.name, subject, response.status, "sends something else than a list")
-          )
+          const items = yield* Effect.mapError(decode(new TextDecoder().decode(content.value)), (cause) => {
+            const detail = "sends something else than a list"
+            return Client.protocolFailure(client.name, subject, response.status, detail, false, cause)
+          })
           return { items, length: content.value.length, next: nextOf(response.headers.link) }
         })
       )
@@ -186,7 +187,8 @@ const taggedReferrers = (
     const bytes = yield* manifest(self, repository, descriptor.value)
     return yield* Effect.mapError(
       decodeReferrers(new TextDecoder().decode(bytes)),
-      () => new ImageError({ reason: "Corrupt", subject: tag, detail: "is not an index of referrers" })
+      (cause) =>
+        new ImageError({ reason: "Corrupt", subject: tag, detail: "is not an index of referrers", cause })
     )
   })
 

@@ -27,7 +27,8 @@ export const parseLocation = (
     : new InvalidOption({
         option,
         value: JSON.stringify(location.slice(0, 200)),
-        expected: "host, host:port or host:port/path, without a scheme"
+        expected: "host, host:port or host:port/path, without a scheme",
+        ...(Either.isLeft(parsed) ? { cause: parsed.left } : {})
       })
 }
 

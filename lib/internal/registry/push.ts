@@ -213,7 +213,8 @@ export const putManifest = (
     const type = mediaType ?? (yield* Oci.mediaTypeOf(subject, bytes))
     const links = yield* Effect.mapError(
       Schema.decodeUnknown(Links)(new TextDecoder().decode(bytes)),
-      () => new ImageError({ reason: "Corrupt", subject, detail: "is not a manifest or an index" })
+      (cause) =>
+        new ImageError({ reason: "Corrupt", subject, detail: "is not a manifest or an index", cause })
     )
     if (!mediaTypePattern.test(type)) {
       const detail = `${JSON.stringify(type.slice(0, 200))} is not a media type`

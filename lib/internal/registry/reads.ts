@@ -11,7 +11,7 @@ import * as Schedule from "effect/Schedule"
 import type { Scope } from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
-import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
+import { type BerthError, ImageError, type InvalidData, InvalidOption } from "../../BerthError.ts"
 import * as Reference from "../../Reference.ts"
 import type { ConnectOptions, Mirror, Registry } from "../../Registry.ts"
 import { append, io, storageError } from "../disk/files.ts"
@@ -48,7 +48,13 @@ export const connect = (
       /^(library\/)?name$/.test(parsed.right.repository)
     if (!isHost) {
       const value = JSON.stringify(host.slice(0, 200))
-      return yield* new InvalidOption({ option: "registry", value, expected: "a host, or host:port" })
+      const cause = Either.isLeft(parsed) ? { cause: parsed.left } : {}
+      return yield* new InvalidOption({
+        option: "registry",
+        value,
+        expected: "a host, or host:port",
+        ...cause
+      })
     }
     const own =
       options.location === undefined
@@ -119,7 +125,7 @@ export const parseTarget = (
   repository: string,
   separator: ":" | "@",
   name: string
-): Effect.Effect<Reference.Reference, InvalidOption> =>
+): Effect.Effect<Reference.Reference, InvalidData | InvalidOption> =>
   Effect.filterOrFail(
     Reference.parse(`${self.host}/${repository}${separator}${name}`),
     (parsed) => parsed.repository === repository || parsed.repository === `library/${repository}`,

@@ -65,10 +65,12 @@ export const read = (
   }).pipe(
     Effect.mapError((error) =>
       error.reason === "Corrupt" && error.subject !== root
-        ? corrupt(
-            error.subject,
-            `${error.detail}. Put the file back from a backup, or pull an image, which moves it aside`
-          )
+        ? new ImageError({
+            reason: "Corrupt",
+            subject: error.subject,
+            detail: `${error.detail}. Put the file back from a backup, or pull an image, which moves it aside`,
+            cause: error
+          })
         : error
     )
   )

@@ -48,6 +48,9 @@ const lineOf = (holds: Holds, item: string): string =>
 const storage = (subject: string, detail: string): ImageError =>
   new ImageError({ reason: "Storage", subject, detail })
 
+const thrown = (subject: string, cause: unknown): ImageError =>
+  new ImageError({ reason: "Storage", subject, detail: String(cause), cause })
+
 const lock = (
   fd: number,
   path: string,
@@ -105,7 +108,7 @@ const write = (
         const lines = added.map((item) => lineOf(holds, item)).join("")
         fs.appendFileSync(`${holds.state}/${fileName}`, lines, { mode: 0o600 })
       } catch (cause) {
-        return storage(holds.state, String(cause))
+        return thrown(holds.state, cause)
       }
       for (const item of added) holds.written.add(item)
       return Effect.void
@@ -279,5 +282,5 @@ export const collect = (
       }
       return used
     },
-    catch: (cause) => storage(`${holds.folder}/run`, String(cause))
+    catch: (cause) => thrown(`${holds.folder}/run`, cause)
   })

@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
-import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
+import { type BerthError, InvalidData, OperationFailed } from "../../BerthError.ts"
 import type { ArchiveOptions, Container } from "../../Container.ts"
 import * as copy from "../files/archiveCopy.ts"
 import { failedAs } from "../files/fileFailure.ts"
@@ -221,7 +221,7 @@ class Unpacking implements tar.Handler {
   private pathOf(name: string): string {
     const parts = name.split("/").filter((part) => part !== "" && part !== ".")
     if (parts.includes("..") || name.includes("\0"))
-      throw new InvalidOption({ option: "tar", value: JSON.stringify(name), expected: "names without .." })
+      throw new InvalidData({ format: "tar", value: JSON.stringify(name), expected: "names without .." })
     return parts.length === 0 ? this.folder : inRoot.join(this.folder, parts.join("/"))
   }
 
@@ -245,7 +245,7 @@ class Unpacking implements tar.Handler {
     }
     if (entry.kind === "folder") return this.makeFolder(path, kept)
     if (path === this.folder)
-      throw new InvalidOption({ option: "tar", value: JSON.stringify(entry.name), expected: "a name" })
+      throw new InvalidData({ format: "tar", value: JSON.stringify(entry.name), expected: "a name" })
     await this.inFolder(path, async (at) => {
       if (entry.kind === "file") {
         const fd = copy.makeFile(at)
@@ -276,7 +276,7 @@ class Unpacking implements tar.Handler {
         if (result < 0) inRoot.fail(-result, "mkfifo", path)
       } else {
         const expected = "no devices: the root of a container opens none"
-        throw new InvalidOption({ option: "tar", value: JSON.stringify(entry.name), expected })
+        throw new InvalidData({ format: "tar", value: JSON.stringify(entry.name), expected })
       }
       inRoot.using(inRoot.openPlace(at), (fd) => setMetadata(fd, kept, path))
     })

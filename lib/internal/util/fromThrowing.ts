@@ -11,7 +11,7 @@ const limitOf = (error: unknown): OperationFailed | undefined => {
   } = error as { code?: string; path?: string; syscall?: string }
   const errno = code === "EMFILE" ? EMFILE : code === "ENFILE" ? ENFILE : undefined
   if (errno !== undefined)
-    return new OperationFailed({ operation: path, index: -1, syscall, errno, hint: "" })
+    return new OperationFailed({ operation: path, index: -1, syscall, errno, hint: "", cause: error })
 }
 
 /**

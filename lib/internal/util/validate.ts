@@ -7,8 +7,13 @@ import type { Kind } from "../../Namespace.ts"
 import { parseBytes } from "./bytes.ts"
 
 /** Throws. */
-export const invalid = (option: string, value: unknown, expected: string): never => {
-  throw new InvalidOption({ option, value: abbreviate(JSON.stringify(value) ?? String(value)), expected })
+export const invalid = (option: string, value: unknown, expected: string, cause?: unknown): never => {
+  throw new InvalidOption({
+    option,
+    value: abbreviate(JSON.stringify(value) ?? String(value)),
+    expected,
+    cause
+  })
 }
 
 const abbreviate = (text: string): string => (text.length > 200 ? `${text.slice(0, 200)}…` : text)
