@@ -11,7 +11,7 @@ import * as Inspectable from "effect/Inspectable"
 import { type Pipeable, pipeArguments } from "effect/Pipeable"
 import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
-import type * as Stream from "effect/Stream"
+import * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Limits } from "./CgroupLimits.ts"
@@ -24,6 +24,7 @@ import { readStats } from "./internal/cgroup/stats.ts"
 import * as tag from "./internal/service.ts"
 import { scopedUnit } from "./internal/supervisor/scopedUnit.ts"
 import { attempt } from "./internal/util/fromThrowing.ts"
+import { spanIfObserved } from "./internal/util/spanIfObserved.ts"
 import * as Plan from "./Plan.ts"
 
 export type * from "./CgroupLimits.ts"
@@ -218,7 +219,7 @@ export const processes = (cgroup: Cgroup): Effect.Effect<ReadonlyArray<number>, 
   Effect.zipRight(
     isThere(cgroup),
     Effect.sync(() => internal.processes(cgroup))
-  )
+  ).pipe(Effect.withSpan("berth.Cgroup.processes"))
 
 /**
  * Moves a process into it, with all of its threads; its children stay where they are, and those to come are in here.
@@ -235,7 +236,7 @@ export const move: {
     cgroup.folders.filter(isEntered),
     ({ path }) => internal.filesOf("cgroup", `${path}/cgroup.procs`, () => internal.moveTo(path, pid)),
     { discard: true }
-  )
+  ).pipe(Effect.withSpan("berth.Cgroup.move"))
 )
 
 /**
@@ -247,7 +248,8 @@ export const move: {
  * @since 0.1.0
  * @category freezing
  */
-export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> => freezer.freeze(cgroup)
+export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
+  freezer.freeze(cgroup).pipe(Effect.withSpan("berth.Cgroup.freeze"))
 
 /**
  * Lets it go on. Nothing happens where it is not frozen.
@@ -255,7 +257,8 @@ export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> => freez
  * @since 0.1.0
  * @category freezing
  */
-export const thaw = (cgroup: Cgroup): Effect.Effect<void, BerthError> => freezer.thaw(cgroup)
+export const thaw = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
+  freezer.thaw(cgroup).pipe(Effect.withSpan("berth.Cgroup.thaw"))
 
 const isThere = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => (internal.isThere(cgroup) ? Effect.void : Effect.fail(internal.gone(cgroup))))
@@ -270,7 +273,7 @@ export const stats = (cgroup: Cgroup): Effect.Effect<Stats, BerthError> =>
   Effect.zipRight(
     isThere(cgroup),
     Effect.sync(() => readStats(cgroup.folders))
-  )
+  ).pipe(spanIfObserved("berth.Cgroup.stats"))
 
 /**
  * What it uses at intervals, the first at once; fails with `CgroupError` once it is gone. Each reading is also set in
@@ -286,7 +289,10 @@ export const metrics = (
     /** Default 1 second. */
     readonly every?: Duration.DurationInput | undefined
   } = {}
-): Stream.Stream<Stats, BerthError> => measuring.metrics(cgroup, stats(cgroup), options.every ?? "1 second")
+): Stream.Stream<Stats, BerthError> =>
+  measuring
+    .metrics(cgroup, stats(cgroup), options.every ?? "1 second")
+    .pipe(Stream.withSpan("berth.Cgroup.metrics"))
 
 /**
  * The counters of memory's limits, now and whenever the kernel says that they have changed: on version 2 by
@@ -296,7 +302,7 @@ export const metrics = (
  * @category events
  */
 export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthError> =>
-  events.memoryEvents(cgroup)
+  events.memoryEvents(cgroup).pipe(Stream.withSpan("berth.Cgroup.memoryEvents"))
 
 /**
  * How many processes the OOM killer has ended in all, each time that there are more. Ends as `memoryEvents` does.
@@ -304,7 +310,8 @@ export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthE
  * @since 0.1.0
  * @category events
  */
-export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> => events.oomKills(cgroup)
+export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> =>
+  events.oomKills(cgroup).pipe(Stream.withSpan("berth.Cgroup.oomKills"))
 
 /**
  * How many forks have failed at the limit, now and whenever there are more (`pids.events`; the kernel tells of it on version
@@ -313,7 +320,8 @@ export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> => e
  * @since 0.1.0
  * @category events
  */
-export const pidsEvents = (cgroup: Cgroup): Stream.Stream<PidsEvents, BerthError> => events.pidsEvents(cgroup)
+export const pidsEvents = (cgroup: Cgroup): Stream.Stream<PidsEvents, BerthError> =>
+  events.pidsEvents(cgroup).pipe(Stream.withSpan("berth.Cgroup.pidsEvents"))
 
 /**
  * The pressure on a resource, each time that its processes have waited for as long as the options say, at most once a
@@ -329,5 +337,5 @@ export const pressure: {
   (resource: Resource, options: PressureOptions): (cgroup: Cgroup) => Stream.Stream<Pressure, BerthError>
   (cgroup: Cgroup, resource: Resource, options: PressureOptions): Stream.Stream<Pressure, BerthError>
 } = dual(3, (cgroup: Cgroup, resource: Resource, options: PressureOptions) =>
-  events.pressure(cgroup, resource, options)
+  events.pressure(cgroup, resource, options).pipe(Stream.withSpan("berth.Cgroup.pressure"))
 )

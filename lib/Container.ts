@@ -6,7 +6,7 @@
  */
 import type * as CommandExecutor from "@effect/platform/CommandExecutor"
 import type * as FileSystem from "@effect/platform/FileSystem"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import type * as Schedule from "effect/Schedule"
@@ -413,7 +413,10 @@ export const top: (container: Container) => Effect.Effect<ReadonlyArray<ProcessI
  * @example
  * Effect.flatMap(Container.cgroup(box), Cgroup.update({ memory: "512MiB" }))
  */
-export const cgroup: (container: Container) => Effect.Effect<Cgroup.Cgroup, BerthError> = internal.cgroupOf
+export const cgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthError> =>
+  Effect.withSpan(internal.cgroupOf(container), "berth.Container.cgroup", {
+    attributes: { "container.id": container.id }
+  })
 
 /**
  * Starts a container, and starts it again as long as the schedule says so: it is given how the last one ended, and its

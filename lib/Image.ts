@@ -123,7 +123,10 @@ export const host: Effect.Effect<Image, BerthError> = internal.host
  * @since 0.1.0
  * @category constructors
  */
-export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> => internal.fromRootfs(path)
+export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> =>
+  internal
+    .fromRootfs(path)
+    .pipe(Effect.withSpan("berth.Image.fromRootfs", { attributes: { "berth.rootfs": path } }))
 
 /**
  * An image with nothing in it.
@@ -462,13 +465,19 @@ export interface NamedOptions {
   readonly platform?: string | undefined
 }
 
+const named = (method: string, name: string) =>
+  Effect.withSpan(`berth.Image.${method}`, { attributes: { "container.image.name": name } })
+
 /**
  * Every image that the store has a name for. What has no name of its own, as the layers do, is in `Store.usage`.
  *
  * @since 0.1.0
  * @category store
  */
-export const list: Effect.Effect<ReadonlyArray<NamedImage>, ImageError, Berth> = imageStore.list
+export const list: Effect.Effect<ReadonlyArray<NamedImage>, ImageError, Berth> = Effect.withSpan(
+  imageStore.list,
+  "berth.Image.list"
+)
 
 /**
  * An image that the store has already, without a registry: what was pulled, loaded or copied there. The name is taken as
@@ -484,9 +493,7 @@ export const fromStore = (
   name: string,
   options?: NamedOptions & Limits
 ): Effect.Effect<Image, BerthError, Berth> =>
-  imageStore
-    .fromStore(name, options ?? {})
-    .pipe(Effect.withSpan("berth.Image.fromStore", { attributes: { "container.image.name": name } }))
+  imageStore.fromStore(name, options ?? {}).pipe(named("fromStore", name))
 
 /**
  * What an image in the store is made of. Texts are as whoever made the image wrote them.
@@ -529,7 +536,7 @@ export const inspect = (
   name: string,
   options?: NamedOptions
 ): Effect.Effect<Inspected, ImageError | InvalidData | InvalidOption, Berth> =>
-  imageStore.inspect(name, options ?? {})
+  imageStore.inspect(name, options ?? {}).pipe(named("inspect", name))
 
 /**
  * One step in which an image was made.
@@ -558,7 +565,7 @@ export const history = (
   name: string,
   options?: NamedOptions
 ): Effect.Effect<ReadonlyArray<HistoryEntry>, ImageError | InvalidData | InvalidOption, Berth> =>
-  imageStore.history(name, options ?? {})
+  imageStore.history(name, options ?? {}).pipe(named("history", name))
 
 /**
  * Gives what has a name in the store another name, too, in place of what that stood for. The new one is kept as `pull`
@@ -577,7 +584,7 @@ export const history = (
 export const tag: {
   (newName: string): (name: string) => Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth>
   (name: string, newName: string): Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth>
-} = dual(2, imageStore.tag)
+} = dual(2, (name: string, newName: string) => imageStore.tag(name, newName).pipe(named("tag", name)))
 
 /**
  * Takes a name from the store. What nothing else reaches stays on the disk until `Store.gc`; containers run on.
@@ -588,4 +595,4 @@ export const tag: {
  * @category store
  */
 export const remove = (name: string): Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth> =>
-  imageStore.remove(name)
+  imageStore.remove(name).pipe(named("remove", name))

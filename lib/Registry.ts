@@ -9,7 +9,7 @@ import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import * as Predicate from "effect/Predicate"
 import type * as Redacted from "effect/Redacted"
-import type * as Stream from "effect/Stream"
+import * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Client } from "./internal/registry/client.ts"
@@ -151,7 +151,20 @@ export const isRegistry = (u: unknown): u is Registry => Predicate.hasProperty(u
  * @category constructors
  */
 export const connect = (host: string, options?: ConnectOptions): Effect.Effect<Registry, BerthError, Berth> =>
-  Effect.flatMap(Berth, (berth) => internal.connect(berth, host, options ?? {}))
+  Effect.flatMap(Berth, (berth) => internal.connect(berth, host, options ?? {})).pipe(
+    Effect.withSpan("berth.Registry.connect", { attributes: { "server.address": host } })
+  )
+
+/** The span of a request. */
+const request = (
+  method: string,
+  self: Registry,
+  repository: string,
+  attributes: Readonly<Record<string, unknown>> = {}
+): readonly [name: string, options: { readonly attributes: Readonly<Record<string, unknown>> }] => [
+  `berth.Registry.${method}`,
+  { attributes: { "server.address": self.host, "berth.repository": repository, ...attributes } }
+]
 
 /**
  * What this machine's registries.conf says of an image, for `connect`, `Image.pull` and `Image.push`: where its registry
@@ -178,7 +191,11 @@ export const fromRegistriesConf = (
   reference: string,
   path?: string
 ): Effect.Effect<ConnectOptions, BerthError, Berth> =>
-  Effect.flatMap(Berth, (berth) => registriesConf.optionsFor(berth, reference, path))
+  Effect.flatMap(Berth, (berth) => registriesConf.optionsFor(berth, reference, path)).pipe(
+    Effect.withSpan("berth.Registry.fromRegistriesConf", {
+      attributes: { "container.image.name": reference }
+    })
+  )
 
 /**
  * What a tag or digest stands for now: a manifest, or an index of several.
@@ -191,11 +208,9 @@ export const resolve = (
   repository: string,
   tagOrDigest: string
 ): Effect.Effect<Descriptor, BerthError> =>
-  internal.resolve(self, repository, tagOrDigest).pipe(
-    Effect.withSpan("berth.Registry.resolve", {
-      attributes: { "server.address": self.host, "berth.repository": repository, "berth.tag": tagOrDigest }
-    })
-  )
+  internal
+    .resolve(self, repository, tagOrDigest)
+    .pipe(Effect.withSpan(...request("resolve", self, repository, { "berth.tag": tagOrDigest })))
 
 /**
  * The bytes of a manifest or index, verified, at most 4 MiB.
@@ -207,7 +222,10 @@ export const manifest = (
   self: Registry,
   repository: string,
   descriptor: Descriptor
-): Effect.Effect<Uint8Array, BerthError> => internal.manifest(self, repository, descriptor)
+): Effect.Effect<Uint8Array, BerthError> =>
+  internal
+    .manifest(self, repository, descriptor)
+    .pipe(Effect.withSpan(...request("manifest", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * The bytes of a blob. A broken connection is resumed where it broke. Fails with `DigestMismatch` where the bytes are not
@@ -224,7 +242,10 @@ export const blob = (
   self: Registry,
   repository: string,
   descriptor: Descriptor
-): Stream.Stream<Uint8Array, BerthError> => internal.blob(self, repository, descriptor)
+): Stream.Stream<Uint8Array, BerthError> =>
+  internal
+    .blob(self, repository, descriptor)
+    .pipe(Stream.withSpan(...request("blob", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * Every tag of a repository, as the registry orders them. Fails with `NotFound` where there is no such repository.
@@ -233,7 +254,7 @@ export const blob = (
  * @category requests
  */
 export const tags = (self: Registry, repository: string): Effect.Effect<ReadonlyArray<string>, BerthError> =>
-  listing.tags(self, repository)
+  listing.tags(self, repository).pipe(Effect.withSpan(...request("tags", self, repository)))
 
 /**
  * A manifest that refers to another one: a signature, a bill of materials.
@@ -259,7 +280,9 @@ export const referrers = (
   digest: string,
   options?: { readonly artifactType?: string | undefined }
 ): Effect.Effect<ReadonlyArray<Referrer>, BerthError> =>
-  listing.referrers(self, repository, digest, options?.artifactType)
+  listing
+    .referrers(self, repository, digest, options?.artifactType)
+    .pipe(Effect.withSpan(...request("referrers", self, repository, { "berth.digest": digest })))
 
 /**
  * How a blob has come to be in a repository: it was there, it was taken from another repository of the registry, or its
@@ -285,7 +308,10 @@ export const putBlob = <E, R>(
   repository: string,
   descriptor: Descriptor,
   content: Stream.Stream<Uint8Array, E, R>
-): Effect.Effect<Placed, E | BerthError, R> => pushing.putBlob(self, repository, descriptor, content)
+): Effect.Effect<Placed, E | BerthError, R> =>
+  pushing
+    .putBlob(self, repository, descriptor, content)
+    .pipe(Effect.withSpan(...request("putBlob", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * Puts a blob that is in the repository `from` into another one of the same registry, which moves no bytes where the
@@ -299,7 +325,10 @@ export const mount = (
   repository: string,
   descriptor: Descriptor,
   from: string
-): Effect.Effect<Placed, BerthError> => pushing.mount(self, repository, descriptor, from)
+): Effect.Effect<Placed, BerthError> =>
+  pushing
+    .mount(self, repository, descriptor, from)
+    .pipe(Effect.withSpan(...request("mount", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * Puts a manifest or index of at most 4 MiB, whose blobs and manifests have to be there, under a tag or its own digest.
@@ -318,7 +347,9 @@ export const putManifest = (
   bytes: Uint8Array,
   options?: { readonly mediaType?: string | undefined }
 ): Effect.Effect<Descriptor, BerthError> =>
-  pushing.putManifest(self, repository, tagOrDigest, bytes, options?.mediaType)
+  pushing
+    .putManifest(self, repository, tagOrDigest, bytes, options?.mediaType)
+    .pipe(Effect.withSpan(...request("putManifest", self, repository, { "berth.tag": tagOrDigest })))
 
 /**
  * Deletes a tag, or a manifest with all of its tags by its digest. The registry removes blobs when it pleases. Fails
@@ -331,4 +362,7 @@ export const deleteManifest = (
   self: Registry,
   repository: string,
   tagOrDigest: string
-): Effect.Effect<void, BerthError> => listing.deleteManifest(self, repository, tagOrDigest)
+): Effect.Effect<void, BerthError> =>
+  listing
+    .deleteManifest(self, repository, tagOrDigest)
+    .pipe(Effect.withSpan(...request("deleteManifest", self, repository, { "berth.tag": tagOrDigest })))

@@ -60,7 +60,9 @@ export const blobPath = (digest: Digest): Effect.Effect<string, never, Berth> =>
  * @category getters
  */
 export const has = (digest: Digest): Effect.Effect<boolean, ImageError, Berth> =>
-  Effect.flatMap(Berth, (berth) => internal.has(berth, digest))
+  Effect.flatMap(Berth, (berth) => internal.has(berth, digest)).pipe(
+    Effect.withSpan("berth.Store.has", { attributes: { "berth.digest": digest } })
+  )
 
 /**
  * Puts a blob into the store, unless it is there already: then the stream is not run. At any time one fiber, of all
@@ -89,11 +91,11 @@ export const put = <E, R>(
  * @since 0.1.0
  * @category getters
  */
-export const read = (
+export const read: (
   digest: Digest,
   options?: { readonly maxBytes?: number | undefined }
-): Effect.Effect<Uint8Array, ImageError, Berth> =>
-  Effect.gen(function* () {
+) => Effect.Effect<Uint8Array, ImageError, Berth> = Effect.fn("berth.Store.read")(
+  function* (digest, options) {
     const berth = yield* Berth
     const path = internal.folder(berth)
     const limit = options?.maxBytes ?? maxDocumentBytes
@@ -103,7 +105,8 @@ export const read = (
     }
     yield* Layout.verify(digest, bytes.value.length, bytes.value)
     return bytes.value
-  })
+  }
+)
 
 /**
  * Lets a name stand for a manifest or index, in place of what it stood for before.
@@ -126,7 +129,7 @@ export const resolve = (name: string): Effect.Effect<Descriptor, ImageError, Ber
     return found === undefined
       ? new ImageError({ reason: "NotFound", subject: name, detail: "is not in the store" })
       : Effect.succeed(found.descriptor)
-  })
+  }).pipe(Effect.withSpan("berth.Store.resolve", { attributes: { "oci.ref.name": name } }))
 
 /**
  * Every name in the store.
@@ -141,7 +144,7 @@ export const list: Effect.Effect<ReadonlyArray<Tagged>, ImageError, Berth> = Eff
       const name = internal.nameOf(descriptor)
       return name === undefined ? [] : [{ name, descriptor }]
     })
-)
+).pipe(Effect.withSpan("berth.Store.list"))
 
 /**
  * Runs an effect in which `gc` takes nothing away: what it puts, pulls or unpacks, or finds there, stays until it has

@@ -265,4 +265,4 @@ export const make = (
     // Layers that a dead supervisor was about to unpack.
     yield* sweepLayers(berth)
     return berth
-  })
+  }).pipe(Effect.withSpan("berth.Berth.layer"))

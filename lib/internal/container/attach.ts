@@ -75,4 +75,7 @@ export const attach = (container: Container): Effect.Effect<ExitStatus, BerthErr
       { concurrency: "unbounded", discard: true }
     )
     return yield* container.exit
-  }).pipe(Effect.scoped)
+  }).pipe(
+    Effect.scoped,
+    Effect.withSpan("berth.Container.attach", { attributes: { "container.id": container.id } })
+  )

@@ -31,7 +31,7 @@ import { native } from "../system/addon.ts"
 import { isContainer } from "../typeIds.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { signalNumber } from "../util/signals.ts"
-import { traced } from "../util/spanIfObserved.ts"
+import { spanIfObserved } from "../util/spanIfObserved.ts"
 import * as check from "../util/validate.ts"
 import * as compile from "./compile.ts"
 import { launchInside, running } from "./execIn.ts"
@@ -75,7 +75,7 @@ const startIn = (
       })
     )
     return Effect.flatMap(prepared, (ready) => launch({ ...ready, berth })).pipe(
-      traced("berth.Container.start", { "container.id": id, "container.image.name": image.reference })
+      spanIfObserved("berth.Container.start", { "container.id": id, "container.image.name": image.reference })
     )
   })
 
@@ -125,14 +125,16 @@ export const run = (
   image: Image,
   options: StartOptions & BufferOptions = {}
 ): Effect.Effect<Result, BerthError, Berth> =>
-  Effect.scoped(Effect.flatMap(start(image, options), (container) => buffered(container, options)))
+  Effect.scoped(Effect.flatMap(start(image, options), (container) => buffered(container, options))).pipe(
+    spanIfObserved("berth.Container.run", { "container.image.name": image.reference })
+  )
 
 export const spawn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Berth | Scope.Scope> =>
   Effect.suspend(() => {
     const { kinds, root, settingUp } = options.namespaces
     const spawned = spawnIn(options)
     return kinds.includes("mount") && root === undefined ? settingUp.withPermits(1)(spawned) : spawned
-  }).pipe(traced("berth.Container.spawn"))
+  }).pipe(spanIfObserved("berth.Container.spawn"))
 
 const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
@@ -211,6 +213,52 @@ const userInside = (
   })
 }
 
+const execIn = (
+  container: Container,
+  command: ReadonlyArray<string>,
+  options: ProcessOptions
+): Effect.Effect<Container, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const { state } = container
+    yield* running(container)
+    yield* attempt(() => {
+      check.process(options)
+      check.command(command)
+    })
+    const user = yield* userInside(container, options.user)
+    const inUserNamespace = state.berth.rootless || state.kinds.includes("user")
+    const common = yield* attempt(() => prepare.common(options, inUserNamespace))
+    const { ambient, capabilities } = options.capabilities === undefined ? state.settings : common
+    const seccompProfile = options.seccomp ?? state.settings.seccompProfile
+    const onSystemCall = options.onSystemCall ?? state.settings.onSystemCall
+    const process: compile.Process = {
+      ...common,
+      capabilities,
+      ambient,
+      ...(options.appArmor === undefined ? { appArmor: state.settings.appArmor } : {}),
+      ...(options.rlimits === undefined ? { rlimits: state.settings.rlimits } : {}),
+      seccompProfile,
+      seccomp: yield* attempt(() => Seccomp.filter(seccompProfile, capabilities, onSystemCall !== undefined)),
+      onSystemCall,
+      arguments: command,
+      environment: {
+        ...state.settings.environment,
+        ...(options.user === undefined ? {} : { HOME: user.home }),
+        ...prepare.termOf(options),
+        ...options.env
+      },
+      workingDirectory: options.cwd ?? state.settings.workingDirectory,
+      createWorkingDirectory: false,
+      user,
+      noNewPrivileges: options.noNewPrivileges ?? state.settings.noNewPrivileges,
+      init: false,
+      stdio: stdioNames(options),
+      cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
+      joined: [{ descriptor: "container", kinds: state.kinds }]
+    }
+    return yield* launchInside(container, process, options)
+  })
+
 export const execStream: {
   (
     command: ReadonlyArray<string>,
@@ -224,48 +272,9 @@ export const execStream: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, command: ReadonlyArray<string>, options: ProcessOptions = {}) =>
-    Effect.gen(function* () {
-      const { state } = container
-      yield* running(container)
-      yield* attempt(() => {
-        check.process(options)
-        check.command(command)
-      })
-      const user = yield* userInside(container, options.user)
-      const inUserNamespace = state.berth.rootless || state.kinds.includes("user")
-      const common = yield* attempt(() => prepare.common(options, inUserNamespace))
-      const { ambient, capabilities } = options.capabilities === undefined ? state.settings : common
-      const seccompProfile = options.seccomp ?? state.settings.seccompProfile
-      const onSystemCall = options.onSystemCall ?? state.settings.onSystemCall
-      const process: compile.Process = {
-        ...common,
-        capabilities,
-        ambient,
-        ...(options.appArmor === undefined ? { appArmor: state.settings.appArmor } : {}),
-        ...(options.rlimits === undefined ? { rlimits: state.settings.rlimits } : {}),
-        seccompProfile,
-        seccomp: yield* attempt(() =>
-          Seccomp.filter(seccompProfile, capabilities, onSystemCall !== undefined)
-        ),
-        onSystemCall,
-        arguments: command,
-        environment: {
-          ...state.settings.environment,
-          ...(options.user === undefined ? {} : { HOME: user.home }),
-          ...prepare.termOf(options),
-          ...options.env
-        },
-        workingDirectory: options.cwd ?? state.settings.workingDirectory,
-        createWorkingDirectory: false,
-        user,
-        noNewPrivileges: options.noNewPrivileges ?? state.settings.noNewPrivileges,
-        init: false,
-        stdio: stdioNames(options),
-        cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
-        joined: [{ descriptor: "container", kinds: state.kinds }]
-      }
-      return yield* launchInside(container, process, options)
-    }).pipe(traced("berth.Container.exec", { "container.id": container.id }))
+    execIn(container, command, options).pipe(
+      spanIfObserved("berth.Container.execStream", { "container.id": container.id })
+    )
 )
 
 export const exec: {
@@ -282,8 +291,8 @@ export const exec: {
   (args) => isContainer(args[0]),
   (container: Container, command: ReadonlyArray<string>, options: ExecOptions = {}) =>
     Effect.scoped(
-      Effect.flatMap(execStream(container, command, options), (process) => buffered(process, options))
-    )
+      Effect.flatMap(execIn(container, command, options), (process) => buffered(process, options))
+    ).pipe(spanIfObserved("berth.Container.exec", { "container.id": container.id }))
 )
 
 export const signal: {
@@ -298,7 +307,7 @@ export const signal: {
     }
     native().signal(container.state.pidfd, number)
     return number === SIGKILL ? letEnd(container) : Effect.void
-  })
+  }).pipe(spanIfObserved("berth.Container.signal", { "container.id": container.id, "berth.signal": which }))
 )
 
 export const resize: {
@@ -308,7 +317,8 @@ export const resize: {
   Effect.sync(() => container.state.terminal?.resize(size.rows, size.columns))
 )
 
-export const wait = (container: Container): Effect.Effect<ExitStatus, BerthError> => container.exit
+export const wait = (container: Container): Effect.Effect<ExitStatus, BerthError> =>
+  Effect.withSpan(container.exit, "berth.Container.wait", { attributes: { "container.id": container.id } })
 
 export const stop: {
   (options?: StopOptions): (container: Container) => Effect.Effect<ExitStatus, BerthError>
@@ -333,7 +343,9 @@ export const stop: {
 )
 
 export const logs = (container: Container, options: LogsOptions = {}): Stream.Stream<LogEntry, BerthError> =>
-  Stream.suspend(() => container.state.log().stream(options))
+  Stream.suspend(() => container.state.log().stream(options)).pipe(
+    Stream.withSpan("berth.Container.logs", { attributes: { "container.id": container.id } })
+  )
 
 export const supervised = <Out, R>(
   image: Image,
@@ -353,10 +365,15 @@ export const supervised = <Out, R>(
     Effect.scoped,
     Effect.tap((status) => Effect.sync(() => (last = status)))
   )
-  return Effect.map(Effect.repeat(once, restart), () => last!)
+  return Effect.map(Effect.repeat(once, restart), () => last!).pipe(
+    Effect.withSpan("berth.Container.supervised", { attributes: { "container.image.name": image.reference } })
+  )
 }
 
-export const stats = (container: Container): Effect.Effect<Cgroup.Stats, BerthError> => {
+export const stats = (container: Container): Effect.Effect<Cgroup.Stats, BerthError> =>
+  statsOf(container).pipe(spanIfObserved("berth.Container.stats", { "container.id": container.id }))
+
+const statsOf = (container: Container): Effect.Effect<Cgroup.Stats, BerthError> => {
   const { cgroup } = container.state
   if (cgroup === undefined) {
     const detail =

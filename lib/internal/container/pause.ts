@@ -111,7 +111,7 @@ export const resume = (container: Container): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const { cgroup } = container.state
     return freezer.isFrozen(cgroup) && isOwn(container) ? freezer.thaw(cgroup!) : Effect.void
-  })
+  }).pipe(Effect.withSpan("berth.Container.resume", { attributes: { "container.id": container.id } }))
 
 /** What has been told to end must not stand still. */
 export const letEnd = (container: Container): Effect.Effect<void, BerthError> =>
@@ -128,4 +128,4 @@ export const top = (container: Container): Effect.Effect<ReadonlyArray<ProcessIn
   Effect.zipRight(
     running(container),
     Effect.suspend(() => processes.top(container, processes.processesOf(container)))
-  )
+  ).pipe(Effect.withSpan("berth.Container.top", { attributes: { "container.id": container.id } }))

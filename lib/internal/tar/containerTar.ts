@@ -184,7 +184,12 @@ export const tarOut: {
         archive(container, path, options, controller.signal),
         failedAs(`archive ${path}`)
       ).pipe(Stream.ensuring(Effect.sync(() => controller.abort())))
-    })
+    }).pipe(
+      Stream.withSpan("berth.Container.tarOut", {
+        attributes: { "container.id": container.id },
+        captureStackTrace: false
+      })
+    )
 )
 
 const HOLE_BYTES = 4096
@@ -360,6 +365,13 @@ export const tarIn: {
   const failed = failedAs(`unpack into ${path}`)
   return Sink.unwrapScoped(
     Effect.gen(function* () {
+      // A sink has no withSpan: its span is that of each of its effects.
+      const inSpan = Effect.withParentSpan(
+        yield* Effect.makeSpanScoped("berth.Container.tarIn", {
+          attributes: { "container.id": container.id },
+          captureStackTrace: false
+        })
+      )
       const unpacking = yield* Effect.acquireRelease(
         Effect.try({
           try: () => {
@@ -368,12 +380,12 @@ export const tarIn: {
             return new Unpacking(native().duplicate(root), inRoot.realPath(root, path), idsOf(container))
           },
           catch: failed
-        }),
+        }).pipe(inSpan),
         (made) => Effect.promise(() => made.release())
       )
       const reader = new tar.Reader(unpacking)
       return Sink.forEach((bytes: Uint8Array) =>
-        Effect.uninterruptible(Effect.tryPromise({ try: () => reader.write(bytes), catch: failed }))
+        inSpan(Effect.uninterruptible(Effect.tryPromise({ try: () => reader.write(bytes), catch: failed })))
       ).pipe(
         Sink.mapEffect(() =>
           Effect.try({
@@ -382,7 +394,7 @@ export const tarIn: {
               unpacking.finish()
             },
             catch: failed
-          })
+          }).pipe(inSpan)
         )
       )
     })

@@ -6,10 +6,10 @@ import * as Tracer from "effect/Tracer"
 const unobserved = Context.get(liveServices as Context.Context<Tracer.Tracer>, Tracer.Tracer)
 
 /**
- * A span where somebody collects them: Effect's own tracer only keeps them, and what is on the path of every start does
- * not pay for that.
+ * A span where a tracer collects spans. Effect's own tracer only keeps them, and a start or an exec does not pay for that: 200
+ * execs with such a span and 200 without, alternating, differ by 0.05 ms at the 10th percentile, which is 3 % of an exec.
  */
-export const traced =
+export const spanIfObserved =
   (name: string, attributes: Readonly<Record<string, unknown>> = {}) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.tracerWith((tracer) =>
