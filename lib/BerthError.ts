@@ -176,7 +176,7 @@ export class CommandFailed extends tagged<CommandFailed>()("CommandFailed", {
       case "WorkingDirectory":
         return `${this.searched.join(", ")}: cannot be the working directory of ${this.command}: ${why}`
       default:
-        return `${this.command}: arguments and environment are longer than the kernel takes: ${why}. Pass large data by a file or stdin`
+        return `${this.command}: its arguments and environment exceed the limit of the kernel: ${why}. Pass large data in a file or on stdin`
     }
   }
 }
@@ -395,10 +395,10 @@ export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
   override get message(): string {
     const why =
       this.reason === "Unhealthy"
-        ? `${this.condition} says that it is unhealthy`
-        : `no ${this.condition} in ${Math.round(this.millis)} ms`
-    const log = this.log.length === 0 ? "" : `. Its last lines:\n${this.log.join("\n")}`
-    return `container ${this.container}: ${why}: it ${this.state}${log}`
+        ? `${this.condition} reported that the container is unhealthy`
+        : `no ${this.condition} within ${Math.round(this.millis)} ms`
+    const log = this.log.length === 0 ? "" : `. Last lines of its log:\n${this.log.join("\n")}`
+    return `container ${this.container}: ${why}; it ${this.state}${log}`
   }
 }
 
@@ -425,7 +425,7 @@ export class NotReleased extends Schema.TaggedError<NotReleased>("berth/BerthErr
     return errnoName(this.errno)
   }
   override get message(): string {
-    return `${this.resource} could not be given back: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})`
+    return `${this.resource} was not released: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})`
   }
 }
 

@@ -101,7 +101,11 @@ export const read: (
     const limit = options?.maxBytes ?? maxDocumentBytes
     const bytes = yield* readBounded(berth.fileSystem, Layout.blobPath(path, digest), digest, limit)
     if (Option.isNone(bytes)) {
-      return yield* new ImageError({ reason: "NotFound", subject: digest, detail: "is not in the store" })
+      return yield* new ImageError({
+        reason: "NotFound",
+        subject: digest,
+        detail: "is not in the store: pull its image, or put it there"
+      })
     }
     yield* Layout.verify(digest, bytes.value.length, bytes.value)
     return bytes.value
@@ -127,7 +131,11 @@ export const resolve = (name: string): Effect.Effect<Descriptor, ImageError, Ber
   Effect.flatMap(list, (entries) => {
     const found = entries.find((entry) => entry.name === name)
     return found === undefined
-      ? new ImageError({ reason: "NotFound", subject: name, detail: "is not in the store" })
+      ? new ImageError({
+          reason: "NotFound",
+          subject: name,
+          detail: "is not in the store: Store.list gives every name"
+        })
       : Effect.succeed(found.descriptor)
   }).pipe(Effect.withSpan("berth.Store.resolve", { attributes: { "oci.ref.name": name } }))
 

@@ -79,7 +79,7 @@ suite("Container, what it says of bad input", (effect) => {
     const many = Array.from({ length: 60 }, () => "x".repeat(100_000))
     const all = yield* failure("CommandFailed", run({ command: ["true", ...many] }))
     assert.equal(all.reason, "ArgumentsTooLong")
-    assert.match(all.message, /file or stdin/)
+    assert.match(all.message, /file or on stdin/)
   })
 
   effect("a working folder that is a file", function* () {

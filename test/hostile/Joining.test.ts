@@ -241,7 +241,7 @@ suite("a process that joins a container", (effect, folder) => {
       })
       assert.ok(error._tag === "Right" && error.right._tag === "OperationFailed")
       assert.equal(error.right.code, "ETIMEDOUT")
-      assert.match(error.right.message, /did not come to execute its command within 0.5 seconds/)
+      assert.match(error.right.message, /did not execute its command within 0.5 seconds/)
     },
     { skip }
   )

@@ -272,7 +272,7 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
       }
       return descriptor
     })
-    assertImageError(error, "TooLarge", "deep")
+    assertImageError(error, "TooLarge", "nested")
   })
 
   test("refuses more layers than the kernel stacks", async () => {

@@ -96,7 +96,7 @@ const each: ReadonlyArray<readonly [error: BerthError.BerthError, line: string]>
       log: [],
       cause
     }),
-    "WaitFailed (TimedOut): container 0123: no port 80 in 10 ms: it is running"
+    "WaitFailed (TimedOut): container 0123: no port 80 within 10 ms; it is running"
   ]
 ]
 

@@ -89,7 +89,7 @@ const userNamespaces = (run: Try): Effect.Effect<Doctor.Check> =>
     name: "user namespaces",
     required: look.isRootless(),
     status: error === undefined ? "ok" : "missing",
-    detail: error === undefined ? look.userNamespaceDetail() : `refused to who is not root: ${error.message}`,
+    detail: error === undefined ? look.userNamespaceDetail() : `refused to non-root users: ${error.message}`,
     fix: error === undefined ? undefined : (look.userNamespaceLimits() ?? look.noUserNamespaces)
   }))
 
@@ -139,7 +139,7 @@ const idmapped = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
         name: "idmapped mounts",
         required: false,
         status: "missing",
-        detail: "for root alone, and so is userns of containers",
+        detail: "available to root only, as is userns of containers",
         fix: "Run as root"
       })
     : Effect.map(

@@ -164,14 +164,14 @@ export const appArmor = (): Check => {
     return {
       ...check,
       status: "missing",
-      detail: "not on in this kernel: no profile can be asked for",
+      detail: "disabled in this kernel; profiles cannot be used",
       fix: "Boot a kernel with CONFIG_SECURITY_APPARMOR=y with lsm=...,apparmor (or apparmor=1 security=apparmor)"
     }
   return find("apparmor_parser") === undefined
     ? {
         ...check,
         status: "limited",
-        detail: "profiles that are loaded can be used; none can be loaded, as there is no apparmor_parser",
+        detail: "loaded profiles can be used; new ones cannot be loaded without apparmor_parser",
         fix: "apt-get install apparmor"
       }
     : { ...check, status: "ok", detail: "on", fix: undefined }

@@ -28,7 +28,7 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
     return Effect.fail(
       new Unsupported({
         feature: "containers",
-        why: `they are made of Linux namespaces and this is ${process.platform}`,
+        why: `they need Linux namespaces, and this system is ${process.platform}`,
         hint: "Run the program on Linux: in a virtual machine, or in WSL 2"
       })
     )
@@ -37,7 +37,7 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
     return Effect.fail(
       new Unsupported({
         feature: "the native part",
-        why: `${programPath("berth.node")} is not there`,
+        why: `${programPath("berth.node")} does not exist`,
         hint: "Build it: node native/setup.mjs in berth's folder"
       })
     )
@@ -98,7 +98,7 @@ const storage = (operation: string, cause: unknown): BerthError => {
     index: -1,
     syscall: syscall ?? "unknown",
     errno: Math.abs(errno ?? 0),
-    hint: "Berth keeps its state there: choose another place with Berth.layerWith({ folder })",
+    hint: "Berth keeps its state there: choose another folder with Berth.layerWith({ folder })",
     cause
   })
 }
@@ -158,7 +158,7 @@ const checkOwner = (folder: string): Effect.Effect<void, BerthError> =>
           index: -1,
           syscall: "stat",
           errno: EPERM,
-          hint: `It belongs to uid ${owner}, and this is uid ${uid}: choose another place with Berth.layerWith({ folder })`
+          hint: `It belongs to uid ${owner}, and this is uid ${uid}: choose another folder with Berth.layerWith({ folder })`
         })
       )
     }
@@ -169,7 +169,7 @@ const explain = (error: BerthError): BerthError =>
   error._tag === "OperationFailed" && error.operation === "supervisor" && error.syscall === "unshare"
     ? new Unsupported({
         feature: "user namespaces",
-        why: `you are not root, and the kernel refuses them: ${error.code}`,
+        why: `the kernel refuses them to non-root users: ${error.code}`,
         hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is",
         cause: error
       })

@@ -107,7 +107,7 @@ const writes = (
       controller,
       path: folder.path,
       errno: 0,
-      detail: `${option} is of version 2, and the controller is bound to version 1: boot with systemd.unified_cgroup_hierarchy=1, or leave it out`
+      detail: `${option} needs version 2, but the controller is bound to version 1: boot with systemd.unified_cgroup_hierarchy=1, or leave the option out`
     })
   })
 
@@ -173,37 +173,46 @@ export const failed = (
 ): CgroupError => {
   const because = (reason: CgroupError["reason"], detail: string): CgroupError =>
     new CgroupError({ reason, controller, path, errno, detail, cause })
-  const gone = "the cgroup is not there any more: its scope has closed, or somebody else has removed it"
+  const gone = "the cgroup is gone: its scope was closed, or another process removed it"
   // What failed while it was made has been removed by now.
   const isThere = at === "made" || (at !== "create" && fs.existsSync(dirname(path)))
   switch (errno) {
     case EROFS:
-      return because("ReadOnly", "the tree is mounted read-only: remount it writable, or do without limits")
+      return because(
+        "ReadOnly",
+        "the tree is mounted read-only: remount it writable, or start without limits"
+      )
     case EACCES:
     case EPERM:
       return because(
         "NotDelegated",
-        "this part of the tree is not yours: have it delegated to your user, or run as root"
+        "this part of the tree belongs to another user: have it delegated to your user, or run as root"
       )
     case ENOENT:
       return isThere
-        ? because("NotInKernel", "this kernel has no such limit: a newer one may, or one built with it")
+        ? because(
+            "NotInKernel",
+            "this kernel does not have this limit: use a newer kernel, or one that is built with it"
+          )
         : because("Gone", gone)
     case ENODEV:
       return isThere && controller === "io"
-        ? because("Refused", "there is no such disk, or it is a partition of one")
+        ? because("Refused", "the disk does not exist, or is a partition: name the whole disk")
         : because("Gone", gone)
     case EBUSY:
       return path.endsWith("subtree_control") || at === "process"
         ? because(
             "HasProcesses",
-            "version 2 has processes either in a cgroup or in those below it: move them first"
+            "version 2 keeps processes either in a cgroup or in the cgroups below it: move them first"
           )
         : at !== "create" && (controller === "memory" || controller === "hugetlb")
-          ? because("InUse", "more than that is in use, and cannot be reclaimed")
-          : because("Refused", "it is busy")
+          ? because(
+              "InUse",
+              "more than the new limit is in use and cannot be reclaimed: end processes, or set a higher limit"
+            )
+          : because("Refused", "the cgroup is busy: try again")
     default:
-      return because("Refused", "the kernel does not take it")
+      return because("Refused", "the kernel refuses the value")
   }
 }
 

@@ -214,7 +214,7 @@ const openTrigger = (path: string, trigger: string): number => {
   if (n >= 0) return fd
   if (fd >= 0) native().close(fd)
   if (n === -EINVAL) {
-    const detail = `the kernel does not take "${trigger}": without CAP_SYS_RESOURCE the window has to be a multiple of 2s`
+    const detail = `the kernel refuses "${trigger}": without CAP_SYS_RESOURCE, set a window that is a multiple of 2s`
     throw new CgroupError({ reason: "Refused", controller: "pressure", path, errno: EINVAL, detail })
   }
   throw internal.failed("pressure", path, -n, "write")

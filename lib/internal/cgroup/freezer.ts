@@ -130,7 +130,7 @@ const stand = (cgroup: Cgroup, folder: Folder, container?: object): Effect.Effec
       controller: "freezer",
       path: folder.path,
       errno: 0,
-      detail: "a process waits in the kernel and cannot be stopped: everything runs again, try later"
+      detail: "a process waits in the kernel and did not stop: everything runs again; try later"
     })
   })
 

@@ -127,7 +127,7 @@ const cpu = (cpus: Limits["cpus"], limits: CpuLimits): ReadonlyArray<Setting> =>
   if (idle === false) set("limits.cpu.idle", [["cpu.idle", "0"]], [["cpu.idle", "0"]])
   if (weight !== undefined) {
     whole("limits.cpu.weight", weight, 1, 10000)
-    if (idle === true) invalid("limits.cpu.weight", weight, "none where limits.cpu.idle is true")
+    if (idle === true) invalid("limits.cpu.weight", weight, "no weight where limits.cpu.idle is true")
     // As the scheduler converts it: kernel/sched/core.c, sched_weight_from_cgroup().
     const shares = String(Math.max(2, Math.round((weight * 1024) / 100)))
     set("limits.cpu.weight", [["cpu.shares", shares]], [["cpu.weight", String(weight)]])
@@ -189,7 +189,7 @@ const among = (option: string, list: string, file: string): void => {
   const there = parseList(text)
   if (asked === undefined) invalid(option, list, `a list like "0-1,3", out of ${text}`)
   else if (there !== undefined && [...asked].some((n) => !there.has(n)))
-    invalid(option, list, `a list out of ${text}, which are those that there are (${file})`)
+    invalid(option, list, `a list out of ${text}, which this machine has (${file})`)
 }
 
 const cpuset = ({ cpus, mems }: CpusetLimits): ReadonlyArray<Setting> => {

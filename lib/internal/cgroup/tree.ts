@@ -159,7 +159,7 @@ export const detect = (pid: number | "self" = "self"): Tree => {
       ? {
           reason: "NotMounted",
           path: "/proc/cgroups",
-          detail: `the kernel has the controller and no hierarchy that is mounted has it: mount -t cgroup -o ${v1Name(controller)}, or boot with version 2 (cgroups(7))`
+          detail: `the kernel has the controller, but no mounted hierarchy does: mount -t cgroup -o ${v1Name(controller)}, or boot with version 2 (cgroups(7))`
         }
       : {
           reason: "NotInKernel",

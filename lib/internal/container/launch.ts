@@ -249,7 +249,7 @@ const paused = (id: string): ContainerError =>
   new ContainerError({
     reason: "Paused",
     container: id,
-    detail: "it is paused, and what is started in it would stand still as well: resume it first"
+    detail: "it is paused, and a process that starts in it would be paused too: resume it first"
   })
 
 /** Where it is not alone: the cgroup, and the container that may get one. */

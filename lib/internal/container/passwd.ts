@@ -25,7 +25,7 @@ export interface User {
 const FILE_BYTES_MAX = 1024 * 1024
 
 const tooLarge = (subject: string, path: string, cause?: unknown): ImageError => {
-  const detail = `its /${path} has more than ${FILE_BYTES_MAX} bytes, which is too much for a file of users: make it smaller`
+  const detail = `its /${path} is larger than ${FILE_BYTES_MAX} bytes, the limit for a file of users: make it smaller`
   return new ImageError({ reason: "TooLarge", subject, detail, cause })
 }
 

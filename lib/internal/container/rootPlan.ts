@@ -37,7 +37,7 @@ const modeOf = (image: Image): number => {
     throw new ImageError({
       reason: "NotFound",
       subject: image.reference,
-      detail: `its layer ${top} is no longer there`,
+      detail: `its layer ${top} was removed: get the image again`,
       cause
     })
   }
@@ -95,7 +95,7 @@ export const compose = (
   const where = options.upper ?? image.upper
   const size = options.size === undefined ? undefined : check.bytes("size", options.size)
   if (where === "disk" && image.upper === "memory") {
-    const expected = `"memory" for ${image.reference}: overlayfs takes no writable layer from within a read-only one (ELOOP)`
+    const expected = `"memory" for ${image.reference}: overlayfs refuses a writable layer inside a read-only one (ELOOP)`
     check.invalid("upper", where, expected)
   }
   const bound = rootless && image.layers.length === 1 && image.layers[0] === "/"

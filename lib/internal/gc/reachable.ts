@@ -89,7 +89,7 @@ const read = (berth: Berth, { digest, optional }: Child): Effect.Effect<Named, I
         : new ImageError({
             reason: error.reason,
             subject: error.subject,
-            detail: `${error.detail}. What it names cannot be told: pull its image again, or remove the name`,
+            detail: `${error.detail}. The blobs that it names are unknown: pull its image again, or remove the name`,
             cause: error
           })
     )

@@ -41,7 +41,7 @@ const lockOf = (name: string): number => {
   if (result >= 0) return fd
   if (fd >= 0) native().close(fd)
   if (result === -EAGAIN) return -1
-  const hint = "The locks of the ranges of ids that are in use are there"
+  const hint = "This folder holds the locks of the id ranges in use"
   throw new OperationFailed({
     operation: `lock of ids in ${lockFolder}`,
     index: -1,
@@ -68,7 +68,7 @@ const anyRange = (owner: string): Mapped => {
   throw new Unsupported({
     feature: 'userns: "auto"',
     why: `all ${slots} ranges of ${SIZE} ids of the user ${owner} are in use`,
-    hint: `Give ${owner} more ids in /etc/subuid and /etc/subgid, or containers maps of their own`
+    hint: `Give ${owner} more ids in /etc/subuid and /etc/subgid, or give containers maps of their own`
   })
 }
 
@@ -76,7 +76,7 @@ const anyRange = (owner: string): Mapped => {
 const refuse = (): never => {
   throw new Unsupported({
     feature: "a user namespace with other ids than Berth's own",
-    why: "only root may map the ids of the layers' file system (mount_setattr(2)), and without that their files are other ids'",
+    why: "only root may map the ids of the file system of the layers (mount_setattr(2)), and their files have the wrong owners without that",
     hint: 'Without root every container is in a user namespace already: leave userns out, or use namespaces: { user: "new" }'
   })
 }

@@ -105,7 +105,7 @@ const checkMap = (
     return invalid(
       option,
       beyond,
-      `host ids from 0 to ${count(outer) - 1}, which are all that there are: 0 is your own, the others are your ranges in /etc/subuid and /etc/subgid`
+      `host ids from 0 to ${count(outer) - 1}, the ids that you have: 0 is your own, the others are your ranges in /etc/subuid and /etc/subgid`
     )
   return ranges
 }
@@ -204,7 +204,7 @@ export const own = (): Ids => {
 
 /** How to have ranges. */
 export const rangesHint =
-  'Install newuidmap (Debian: uidmap) and give yourself ranges (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME), or make do with one id: Berth.layerWith({ ids: "single" })'
+  'Install newuidmap (Debian: uidmap) and give yourself ranges (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME), or use a single id: Berth.layerWith({ ids: "single" })'
 
 // newuidmap(1): PID, then CONTAINER HOST SIZE for each range.
 const runProgram = (

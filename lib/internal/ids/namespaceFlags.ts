@@ -38,7 +38,7 @@ export const explain =
     (error.errno === 22 || error.errno === 38)
       ? new Unsupported({
           feature: `namespaces ${kinds.join(", ")}`,
-          why: `clone3 says ${error.code}: this kernel lacks one of them`,
+          why: `clone3 fails with ${error.code}: this kernel lacks one of them`,
           hint: "Leave it out, or use a kernel that has it: see namespaces(7) for the version of each",
           cause: error
         })

@@ -42,7 +42,7 @@ const storeName = (subject: string, name: string): Effect.Effect<string, ImageEr
   }
   return /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$/.test(name)
     ? Effect.succeed(name)
-    : corrupt(subject, `has an image with the tag ${shown}, which is none`)
+    : corrupt(subject, `has an image with the malformed tag ${shown}`)
 }
 
 /** Under which name `tag` picks it, if it does. */
@@ -170,7 +170,7 @@ const translate = (
       return yield* corrupt(subject, detail)
     }
     if (diffIds.length > Oci.maxLayers) {
-      const detail = `has ${diffIds.length} layers where at most ${Oci.maxLayers} can be stacked`
+      const detail = `has ${diffIds.length} layers; the limit is ${Oci.maxLayers}`
       return yield* new ImageError({ reason: "TooLarge", subject, detail })
     }
     const layers = yield* Effect.forEach(described.Layers, (name, i) =>

@@ -139,7 +139,7 @@ async function* entry(
 ): AsyncGenerator<Uint8Array> {
   const path = join(above, name)
   if (startsWith(name, WHITEOUT))
-    unsupported(path, "has a name that a layer has for what it removes: rename it before")
+    unsupported(path, "has a name that stands for a removed file in a layer: rename it first")
   const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, walk.resolve, 0)
   // A container that runs may have removed it by now; and what is mounted is no part of a layer.
   if (fd === -ENOENT || fd === -EXDEV) return

@@ -57,7 +57,7 @@ export const load = (berth: Berth, folder: string): Effect.Effect<Notes, ImageEr
     if (Option.isNone(bytes)) return Effect.succeed({ implicit: [], links: [] })
     const notes = Schema.decodeUnknownEither(File)(new TextDecoder().decode(bytes.value))
     if (Either.isLeft(notes)) {
-      const detail = `${path} is not as Berth wrote it: remove it and ${folder}, and get the image again`
+      const detail = `${path} was changed since Berth wrote it: remove it and ${folder}, and get the image again`
       return new ImageError({ reason: "Corrupt", subject: folder, detail, cause: notes.left })
     }
     return Effect.succeed("links" in notes.right ? notes.right : { implicit: notes.right, links: [] })

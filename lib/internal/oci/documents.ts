@@ -206,7 +206,7 @@ export const decodeManifest = (
       return yield* corrupt(subject, "mediaType is not a string")
     }
     if (stated !== undefined && mediaType !== undefined && stated !== mediaType) {
-      const detail = `says that it is ${JSON.stringify(stated.slice(0, 200))}, its descriptor says ${mediaType}`
+      const detail = `states the media type ${JSON.stringify(stated.slice(0, 200))}; its descriptor states ${mediaType}`
       return yield* corrupt(subject, detail)
     }
     const asIndex = "manifests" in value
@@ -216,7 +216,8 @@ export const decodeManifest = (
     }
     const type = mediaType ?? stated ?? (asIndex ? mediaTypes.index : mediaTypes.manifest)
     if (value.schemaVersion === 1) {
-      const detail = "is a docker schema 1 manifest, which nobody should use any more: push the image again"
+      const detail =
+        "is a docker schema 1 manifest, which is obsolete: push the image again with a current client"
       return yield* new ImageError({ reason: "Unsupported", subject, detail })
     }
     if (isIndexType(type)) {
@@ -235,7 +236,7 @@ export const decodeManifest = (
     }
     const manifest = yield* decode(ManifestDocument, subject, value)
     if (manifest.layers.length > maxLayers) {
-      const detail = `has ${manifest.layers.length} layers where at most ${maxLayers} can be stacked`
+      const detail = `has ${manifest.layers.length} layers; the limit is ${maxLayers}`
       return yield* new ImageError({ reason: "TooLarge", subject, detail })
     }
     const { annotations, config, layers } = manifest
@@ -302,7 +303,7 @@ export const compressionOf = (
         subject: descriptor.digest.slice(0, 300),
         detail: foreign
           ? `is a layer that may not be distributed (${descriptor.mediaType}): it is not in the image`
-          : `layer media type ${JSON.stringify(descriptor.mediaType)} is not known`
+          : `has the layer media type ${JSON.stringify(descriptor.mediaType)}, which is not supported`
       })
     }
   }

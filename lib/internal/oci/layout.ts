@@ -112,7 +112,7 @@ const missing = (digest: Digest, folder: string, cause?: unknown) =>
   new ImageError({
     reason: "NotFound",
     subject: digest,
-    detail: `there is no such blob in ${folder}`,
+    detail: `the blob is not in ${folder}`,
     cause
   })
 
@@ -244,7 +244,7 @@ export const platformError = (
   offered: ReadonlyArray<Oci.Platform>
 ): ImageError => {
   const names = [...new Set(offered.map(printPlatform))].slice(0, 30).join(", ")
-  const detail = `is for ${names === "" ? "no platform" : names}; wanted is ${printPlatform(wanted)}`
+  const detail = `is for ${names === "" ? "no platform" : names}, not for ${printPlatform(wanted)}`
   return new ImageError({ reason: "Platform", subject, detail })
 }
 
@@ -312,7 +312,7 @@ export const resolveImage = <E, R>(
       const document = yield* Oci.decodeManifest(descriptor.digest, bytes, descriptor.mediaType)
       if (document._tag === "Index") {
         if (depth === maxDepth) {
-          const detail = `is an index more than ${maxDepth} indexes deep`
+          const detail = `is nested in more than ${maxDepth} indexes`
           return yield* new ImageError({ reason: "TooLarge", subject: descriptor.digest, detail })
         }
         descriptor = yield* selectPlatform(descriptor.digest, document.manifests, wanted)

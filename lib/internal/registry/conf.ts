@@ -107,14 +107,18 @@ const parse = (file: string, content: string): Effect.Effect<ReadonlyArray<Known
         return yield* refuse(file, at("location"), "location is missing")
       }
       if (/@|\/.*:/.test(prefix)) {
-        return yield* refuse(file, at("prefix"), "a prefix with a tag or a digest, which Berth does not know")
+        return yield* refuse(
+          file,
+          at("prefix"),
+          "a prefix with a tag or a digest, which Berth does not support"
+        )
       }
       if (known.has(prefix)) {
-        return yield* refuse(file, at("prefix"), `${prefix} is there twice`)
+        return yield* refuse(file, at("prefix"), `${prefix} appears twice`)
       }
       // In the same grammar, but for the subdomains.
       yield* Effect.mapError(parseLocation("prefix", prefix.replace(/^\*\./, ""), ""), (cause) =>
-        refuse(file, at("prefix"), "prefix is no host with or without a port and a path", cause)
+        refuse(file, at("prefix"), "prefix is not a host with an optional port and path", cause)
       )
       const places = [
         ...(entry.location === "" ? [] : [{ location: entry.location, path: ["location"] }]),

@@ -68,7 +68,7 @@ const pages = <A>(
             return yield* tooLong()
           }
           const items = yield* Effect.mapError(decode(new TextDecoder().decode(content.value)), (cause) => {
-            const detail = "sends something else than a list"
+            const detail = "the answer is not a list"
             return Client.protocolFailure(client.name, subject, response.status, detail, false, cause)
           })
           return { items, length: content.value.length, next: nextOf(response.headers.link) }
@@ -84,7 +84,7 @@ const pages = <A>(
         path !== undefined && URL.canParse(path, url.href) ? new URL(path, url) : undefined
       if (path !== undefined && next?.origin !== url.origin) {
         const shown = JSON.stringify(path.slice(0, 200))
-        const why = `has the next page of the list elsewhere, at ${shown}`
+        const why = `continues the list on another host, at ${shown}`
         return yield* Effect.fail(Client.toError(Client.protocolFailure(client.name, subject, 200, why)))
       }
       path = next === undefined ? undefined : `${next.pathname}${next.search}`
@@ -94,7 +94,7 @@ const pages = <A>(
     Effect.timeoutFail({
       duration: listTimeout,
       onTimeout: () => {
-        const detail = `${self.client.name} has not come to the end of a list in ${Duration.format(listTimeout)}`
+        const detail = `${self.client.name} did not finish a list within ${Duration.format(listTimeout)}`
         const subject = Reference.print(reference)
         return new RegistryError({
           reason: "Unreachable",

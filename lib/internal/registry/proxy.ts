@@ -25,8 +25,8 @@ export const proxyFor = (url: URL): string => (isLoopback(url.hostname) ? "" : g
 export class ProxyRefusal extends Error {
   constructor(proxy: string, status: number, options?: ErrorOptions) {
     const { host } = new URL(proxy)
-    const hint = status === 407 ? ": give a user and a password that it takes in its URL" : ""
-    super(`the proxy ${host} opens no tunnel, but answers ${status}${hint}`, options)
+    const hint = status === 407 ? ": put a user and a password that it accepts into its URL" : ""
+    super(`the proxy ${host} refuses a tunnel with status ${status}${hint}`, options)
   }
 }
 

@@ -63,7 +63,7 @@ const uploadUrl = (
       : undefined
   const allowed = client.origin.startsWith("http:") ? /^https?:$/ : /^https:$/
   if (url === undefined || !allowed.test(url.protocol) || url.username !== "" || url.password !== "") {
-    const why = "wants the bytes where Berth does not send them (not https, or not a URL)"
+    const why = "wants the bytes at a place that Berth does not send to (not https, or not a URL)"
     return Effect.fail(Client.protocolFailure(client.name, subject, 202, why))
   }
   // The query is the registry's own state, as it has written it.
@@ -314,7 +314,7 @@ export const pushFromLayout = (
       const left = parts.filter(({ digest }) => !pushed.has(digest) && pushed.add(digest))
       if (document._tag === "Index") {
         if (depth === Layout.maxDepth) {
-          const detail = `is an index more than ${Layout.maxDepth} indexes deep`
+          const detail = `is nested in more than ${Layout.maxDepth} indexes`
           return yield* new ImageError({ reason: "TooLarge", subject: descriptor.digest, detail })
         }
         yield* Effect.forEach(left, (child) => pushManifest(child, child.digest, depth + 1), {

@@ -61,7 +61,7 @@ const readPem = (
     }
     const pem = new TextDecoder().decode(bytes.value)
     // Without its cause, which could quote the text.
-    yield* Effect.try({ try: () => check(pem), catch: () => refuse("is something else") })
+    yield* Effect.try({ try: () => check(pem), catch: () => refuse("cannot be parsed") })
     return pem
   })
 

@@ -96,7 +96,7 @@ const parser = (args: ReadonlyArray<string>, text: string): Effect.Effect<Parsed
             Effect.fail(
               new Unsupported({
                 feature: "loading an AppArmor profile",
-                why: "there is no apparmor_parser",
+                why: "apparmor_parser is not installed",
                 hint: "Install it: apt-get install apparmor",
                 cause: error
               })
@@ -155,8 +155,8 @@ export const load = (text: string): Effect.Effect<ReadonlyArray<string>, BerthEr
     if (process.geteuid?.() !== 0)
       return yield* new Unsupported({
         feature: "loading an AppArmor profile",
-        why: "you are not root",
-        hint: "Have root load it (apparmor_parser --add), and ask for it by its name"
+        why: "only root can load profiles",
+        hint: "Have root load it (apparmor_parser --add), and use it by its name"
       })
     const berth = yield* Berth
     const names = yield* namesOf(text)

@@ -321,7 +321,7 @@ const refused = (errno: number, rule: Single | undefined): never => {
     if (brought.has(rule.name))
       throw new Unsupported({
         feature: `a seccomp rule for ${rule.name}`,
-        why: "this libseccomp does not know it yet",
+        why: "the installed libseccomp does not support it",
         hint: "Install a newer libseccomp, or leave the rule out"
       })
     return invalid(
@@ -333,7 +333,7 @@ const refused = (errno: number, rule: Single | undefined): never => {
   return invalid(
     "seccomp.syscalls",
     rule?.name ?? "the profile",
-    `rules that libseccomp can compile: it says ${errnoName(errno)}`
+    `rules that libseccomp can compile: it fails with ${errnoName(errno)}`
   )
 }
 

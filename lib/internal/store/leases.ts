@@ -220,8 +220,7 @@ const gone = (layers: ReadonlyArray<string>): ImageError | undefined => {
     : new ImageError({
         reason: "NotFound",
         subject: missing,
-        detail:
-          "this layer is no longer there: no name in the store had it, and it was collected. Get the image again"
+        detail: "a collection removed this layer, as no name in the store needed it: get the image again"
       })
 }
 

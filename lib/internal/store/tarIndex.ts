@@ -33,11 +33,7 @@ export const failedOn =
   (error: unknown): ImageError => {
     if (error instanceof ImageError) return error
     if (error instanceof InvalidData)
-      return corrupt(
-        subject,
-        `is not a tar that can be read: ${error.value}: expected ${error.expected}`,
-        error
-      )
+      return corrupt(subject, `is not a readable tar: ${error.value}: expected ${error.expected}`, error)
     const { code = "", message } = error as NodeJS.ErrnoException
     if (/^Z_|^ZSTD_|^ERR__?Z/.test(code)) return corrupt(subject, `cannot be decompressed: ${message}`, error)
     return code === "ENOENT"
@@ -100,7 +96,7 @@ export const checkDecompression = (
     ? new ImageError({
         reason: "Unsupported",
         subject,
-        detail: `is compressed with zstd, which this runtime's node:zlib does not know: ${hint}`
+        detail: `is compressed with zstd, which node:zlib of this runtime does not support: ${hint}`
       })
     : Effect.void
 

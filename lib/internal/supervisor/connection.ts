@@ -273,7 +273,7 @@ class Connection {
   private end(why?: OperationFailed): void {
     if (this.gone) return
     this.gone = true
-    const error = gone("it is no longer running; its containers end with it")
+    const error = gone("it has ended, and its containers end with it")
     this.onReady?.(undefined, why)
     for (const { sent } of this.unsent.splice(0)) sent(-32)
     for (const unit of this.units.values()) {
@@ -295,7 +295,7 @@ const tookTooLong = (): OperationFailed =>
     index: -1,
     syscall: "execve",
     errno: ETIMEDOUT,
-    hint: `The process did not come to execute its command within ${limits.start / 1000} seconds: a container can hold up what is started in it; stop the container, or see what its processes do`
+    hint: `The process did not execute its command within ${limits.start / 1000} seconds, which its container can hold up: stop the container, or look at its processes`
   })
 
 const gone = (detail: string): SupervisorError => new SupervisorError({ reason: "Gone", detail })

@@ -44,7 +44,7 @@ const table: Readonly<Record<number, readonly [name: string, text: string]>> = {
   98: ["EADDRINUSE", "address in use"],
   104: ["ECONNRESET", "connection reset"],
   107: ["ENOTCONN", "not connected"],
-  109: ["ETOOMANYREFS", "too many open files in messages that nobody has read"],
+  109: ["ETOOMANYREFS", "too many open files in unread messages"],
   110: ["ETIMEDOUT", "timed out"],
   111: ["ECONNREFUSED", "connection refused"],
   116: ["ESTALE", "stale file handle"],
@@ -56,9 +56,9 @@ export const errnoName = (errno: number): string => table[errno]?.[0] ?? `errno 
 export const describeErrno = (errno: number): string => table[errno]?.[1] ?? "see errno(3)"
 
 const advice: Readonly<Record<number, string>> = {
-  23: "The machine has as many files open as fs.file-max allows: close some, or raise it with sysctl",
-  24: "This program, or its supervisor, has as many files open as its limit allows: close what is not used any more, or raise the limit (ulimit -n, or LimitNOFILE in a unit of systemd)",
-  109: "The processes of this user, which those in its containers are, send as many open files to each other as the limit of open files allows: end what does, or raise the limit (ulimit -n)"
+  23: "The machine has reached its limit of open files (fs.file-max): close some, or raise it with sysctl",
+  24: "This program, or its supervisor, has reached its limit of open files: close unused files, or raise the limit (ulimit -n, or LimitNOFILE in a unit of systemd)",
+  109: "The processes of this user, including those in its containers, have sent each other as many open files as the limit allows: end the senders, or raise the limit (ulimit -n)"
 }
 
 /** What to do about it, whatever has failed with it: it is a limit of the machine's or of the program's. */

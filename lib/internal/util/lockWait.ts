@@ -58,6 +58,6 @@ export const wait = (
   Effect.flatMap(Clock.currentTimeMillis, (now): Effect.Effect<Waiting, ImageError> => {
     const next = waiting?.sign === sign ? waiting : { since: now, sign }
     if (now - next.since <= PATIENCE_MINUTES * 60_000) return Effect.as(Effect.sleep(delayMillis), next)
-    const detail = `has been locked by ${holderOf(path)} for more than ${PATIENCE_MINUTES} minutes, which does nothing to it: end that process, and give no container this folder`
+    const detail = `has been locked by ${holderOf(path)} for more than ${PATIENCE_MINUTES} minutes without a sign of work: end that process, and give no container this folder`
     return Effect.fail(new ImageError({ reason: "Storage", subject: path, detail }))
   })
