@@ -25,7 +25,7 @@ describe("Berth, where it cannot be", { skip: process.platform === "linux" ? fal
       assert.equal(code, 0, stderr)
       const error = JSON.parse(stdout)
       assert.equal(error._tag, "Unsupported")
-      assert.match(error.message, new RegExp(`this is ${platform}.*Linux`))
+      assert.match(error.message, new RegExp(`this system is ${platform}.*Linux`))
     })
   }
 
