@@ -6,8 +6,9 @@ import * as Tracer from "effect/Tracer"
 const unobserved = Context.get(liveServices as Context.Context<Tracer.Tracer>, Tracer.Tracer)
 
 /**
- * A span where a tracer collects spans. Effect's own tracer only keeps them, and a start or an exec does not pay for that: 200
- * execs with such a span and 200 without, alternating, differ by 0.05 ms at the 10th percentile, which is 3 % of an exec.
+ * A span where a tracer collects spans. Effect's own tracer only keeps them, and an exec does not pay for that: of 800 execs with
+ * such a span and 800 without, alternating, the 10th percentiles differ by 0.05 ms in 1.8 ms, and the medians by less than the
+ * noise of a busy machine, as do those of starts.
  */
 export const spanIfObserved =
   (name: string, attributes: Readonly<Record<string, unknown>> = {}) =>
