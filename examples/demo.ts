@@ -1,6 +1,6 @@
-// The main job in one minute, on this machine's own root: nothing is downloaded and nothing is made up. A container is
-// limited, writes, is listened to, meets its limits and is gone; the timeline says how long each phase took, and what
-// was there before is compared with what is there after.
+// Berth's main features on this machine's own root, without a download: a container gets limits, writes to a file,
+// streams its output, reaches its limits, and ends with its scope. The program prints how long each phase took, and
+// compares the machine's mounts, cgroups, processes and folders before and after.
 import * as fs from "node:fs"
 import { NodeContext, NodeRuntime } from "@effect/platform-node"
 import { Berth, Container, Image } from "berth"
@@ -35,7 +35,7 @@ const processes = (): ReadonlyArray<string> =>
     }
   })
 
-/** What a container could leave on the machine. */
+/** The resources that a container could leave behind on the machine. */
 const machine = (folder: string) => ({
   mounts: fs.readFileSync("/proc/self/mountinfo", "utf8").trim().split("\n"),
   cgroups: cgroups("/sys/fs/cgroup"),
@@ -96,7 +96,7 @@ const program = Effect.gen(function* () {
   const starting =
     (timeline.at(-1)?.[1] ?? 0) - timeline.slice(0, -1).reduce((sum, [, spent]) => sum + spent, 0)
   for (const [phase, spent] of [
-    ["the supervisor, up and down, and the talk between", starting] as const,
+    ["start and end of the supervisor, and its messages", starting] as const,
     ...timeline
   ])
     yield* say(`${spent.toFixed(1).padStart(9)} ms  ${phase}`)

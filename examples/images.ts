@@ -1,5 +1,6 @@
-// From an image to a new one: a container writes, what it wrote is committed as one more layer, the new image is saved for
-// other tools, loaded back, and run. The store says what it has, and a collection takes back what nothing needs any more.
+// A new image from an old one: a container writes a file, and a commit adds its writes as a layer. The program saves
+// the new image for other tools, loads it back and runs it. It then lists and removes the store's names, and a
+// collection deletes the data that nothing needs.
 //
 //   skopeo copy docker://... oci:/tmp/layout:latest && tsx examples/images.ts /tmp/layout latest
 import { mkdtempSync, rmSync } from "node:fs"

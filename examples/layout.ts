@@ -1,5 +1,5 @@
-// An image that another tool made: any OCI image layout on disk, from skopeo, umoci, buildah or podman. Its layers are
-// unpacked once and shared by every container that has them; its entrypoint, environment and user are honoured.
+// A container of an image that another tool made: an OCI image layout on disk, from skopeo, umoci, buildah or podman.
+// Berth unpacks each layer once for all containers, and uses the image's entrypoint, environment and user.
 //
 //   skopeo copy docker://... oci:/tmp/layout:latest && tsx examples/layout.ts /tmp/layout latest
 import { argv } from "node:process"

@@ -1,6 +1,5 @@
-// Each resource on its own, composed by hand: the same pieces that Container.start uses. A root, namespaces and a cgroup
-// are values with scopes of their own; a process is spawned into them.
-
+// The resources that Container.start makes, made one by one: a root, namespaces and a cgroup. Each has its own scope.
+// The program then spawns a process into them.
 import { NodeContext, NodeRuntime } from "@effect/platform-node"
 import { Berth, Cgroup, Container, Image, Namespace, RootFs } from "berth"
 import { Console, Effect, Layer, Stream } from "effect"

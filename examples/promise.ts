@@ -1,4 +1,4 @@
-// No Effect needed: promises, `await using`, and a tagged template whose arguments are quoted, never spliced into a shell.
+// Berth without Effect: promises, `await using`, and a tagged template that quotes its arguments; no shell sees them.
 import { start } from "berth/promise"
 
 await using box = await start("host", { command: ["sleep", "infinity"] })

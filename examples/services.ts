@@ -1,5 +1,5 @@
-// Your program's own platform services, inside the container: an Effect program that uses Command and FileSystem runs
-// there, unchanged, by being given others.
+// An Effect program that uses Command and FileSystem runs unchanged inside a container: it gets the container's
+// services instead of the host's.
 import { Command, CommandExecutor, FileSystem } from "@effect/platform"
 import { NodeContext, NodeRuntime } from "@effect/platform-node"
 import { Berth, Container, Image } from "berth"

@@ -1,5 +1,5 @@
-// A container from an image in a registry: limited, executed in, and gone when the scope closes. The registry is one on
-// loopback, such as Debian's docker-registry; put another reference there if you have one at hand.
+// A container of an image from a registry: it has limits, runs a command, and ends with its scope. The program
+// expects a registry on loopback, such as Debian's docker-registry; replace the reference to use another one.
 import { Cgroup, Container, Image, Berth } from "berth"
 import { NodeContext, NodeRuntime } from "@effect/platform-node"
 import { Console, Effect, Layer } from "effect"

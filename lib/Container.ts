@@ -7,8 +7,6 @@
 import type * as CommandExecutor from "@effect/platform/CommandExecutor"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
-import type * as Inspectable from "effect/Inspectable"
-import type { Pipeable } from "effect/Pipeable"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Sink from "effect/Sink"
@@ -16,23 +14,10 @@ import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
-import type {
-  ArchiveOptions,
-  CommitOptions,
-  CopyOutOptions,
-  ExitStatus,
-  LogEntry,
-  LogFiles,
-  LogsOptions,
-  ProcessInfo,
-  Result,
-  StopOptions,
-  TerminalSize
-} from "./ContainerModels.ts"
-import type { Image } from "./Image.ts"
+import type { Image, ImageConfig } from "./Image.ts"
 import * as executor from "./internal/container/commandExecutor.ts"
 import * as committing from "./internal/container/commit.ts"
-import type * as processes from "./internal/container/launch.ts"
+import type { ContainerState } from "./internal/container/handle.ts"
 import * as internal from "./internal/container/lifecycle.ts"
 import * as copying from "./internal/files/archiveCopy.ts"
 import * as files from "./internal/files/fileSystem.ts"
@@ -41,16 +26,28 @@ import * as typeIds from "./internal/typeIds.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
 import type { Plan } from "./Plan.ts"
+import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "./Process.ts"
 import type { RootFs } from "./RootFs.ts"
 import type * as Security from "./Security.ts"
 
-export type * from "./ContainerModels.ts"
+export type {
+  BufferOptions,
+  ExitStatus,
+  LogEntry,
+  LogsOptions,
+  ProcessOptions,
+  Result,
+  StopOptions,
+  TerminalSize
+} from "./Process.ts"
+// A container is a process: what can be done with a process can be done with a container.
+export { attach, logs, resize, signal, stop, wait } from "./Process.ts"
 
 /**
  * @since 0.1.0
  * @category symbols
  */
-export const TypeId: unique symbol = Symbol.for("berth/Container")
+export const TypeId: unique symbol = typeIds.ContainerTypeId
 
 /**
  * @since 0.1.0
@@ -59,66 +56,16 @@ export const TypeId: unique symbol = Symbol.for("berth/Container")
 export type TypeId = typeof TypeId
 
 /**
- * A running container, or a process that runs in one.
+ * A running container: its first process, and all that is around it. Its `id` is its hostname unless another is given. It
+ * prints as one line: `Container(9f3c02d1b7aa, pid 1234, running)`.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Container extends Pipeable, Inspectable.Inspectable {
+export interface Container extends Process {
   readonly [TypeId]: TypeId
-  /** 12 hexadecimal digits, and its hostname unless another is given. */
-  readonly id: string
-  /** Its first process, as the host sees it. */
-  readonly pid: number
-  /** How it ended, once it has. */
-  readonly exit: Effect.Effect<ExitStatus, BerthError>
-  /**
-   * What it writes, from byte zero. Bytes are read when they are asked for: a container whose output nobody reads
-   * waits once the pipe is full (256 KiB), and loses nothing. Each byte is given once.
-   */
-  readonly stdout: Stream.Stream<Uint8Array, BerthError>
-  readonly stderr: Stream.Stream<Uint8Array, BerthError>
-  /** What it reads, with `stdin: "pipe"`; it sees the end when the sink has. Otherwise takes nothing. */
-  readonly stdin: Sink.Sink<void, Uint8Array, never, BerthError>
-  /** What the supervisor did to start it. */
-  readonly plan: Plan
   /** @internal */
-  readonly state: processes.State
-}
-
-/**
- * What to run, and as whom. What is left out is as the image says.
- *
- * @since 0.1.0
- * @category models
- */
-export interface ProcessOptions extends Security.Options {
-  /** Added to the image's environment. */
-  readonly env?: Readonly<Record<string, string>> | undefined
-  /** An absolute path inside the container. Default: the image's, else `/`. */
-  readonly cwd?: string | undefined
-  /** `user[:group]`, names of the container's own passwd and group, or numbers. */
-  readonly user?: string | undefined
-  /** Default 0o022. */
-  readonly umask?: number | undefined
-  /**
-   * The AppArmor profile that confines it, which has to be loaded: see `Security.appArmor`. Default: none, and for an exec
-   * that of the container. Fails with `Unsupported` where the kernel has no AppArmor.
-   */
-  readonly appArmor?: string | undefined
-  /**
-   * Whether its standard streams are a pseudo-terminal, pty(7), of this size, or with `true` of this program's own (24
-   * rows and 80 columns where it has none). What it writes is then all on `stdout`, and `stdin` takes what is typed.
-   */
-  readonly terminal?: boolean | TerminalSize | undefined
-  /**
-   * `"null"` reads the end at once; `"pipe"` reads what the `stdin` sink takes; `"inherit"` what this program would read.
-   * Default `"null"`.
-   */
-  readonly stdin?: "null" | "pipe" | "inherit" | undefined
-  /** `"pipe"` for the streams; `"inherit"` writes where this program writes; `"null"` nowhere. Default `"pipe"`. */
-  readonly stdout?: "pipe" | "inherit" | "null" | undefined
-  readonly stderr?: "pipe" | "inherit" | "null" | undefined
+  readonly state: ContainerState
 }
 
 /**
@@ -215,16 +162,88 @@ export interface SpawnOptions extends RootOptions {
  * @since 0.1.0
  * @category models
  */
-export interface BufferOptions {
-  /** The most bytes of stdout, and of stderr, that are kept; past it the call fails. Default 16 MiB. */
-  readonly maxOutputBytes?: number | undefined
+export interface ExecOptions extends ProcessOptions, BufferOptions {}
+
+/**
+ * A log on disk.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface LogFiles {
+  /** A folder on the host for the log's files alone; made if it is missing, and left when the container is gone. */
+  readonly folder: string
+  /** How large a file gets before the next is begun, in bytes. Default 10 MiB. */
+  readonly maxBytes?: number | undefined
+  /** How many files are kept: with `maxBytes`, they bound what a container can fill of the disk. Default 3. */
+  readonly maxFiles?: number | undefined
 }
 
 /**
  * @since 0.1.0
  * @category models
  */
-export interface ExecOptions extends ProcessOptions, BufferOptions {}
+export interface CopyOutOptions {
+  /**
+   * Keeps set-user-ID and set-group-ID bits and the extended attributes `security.*` and `trusted.*`: programs of the
+   * container then have on the host the rights that the container gave them. Default: false.
+   */
+  readonly keepPrivileges?: boolean | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface ArchiveOptions {
+  /**
+   * How many bytes the holes of all files may have, as a number or as text like "256MiB": an archive has zeros for them, and
+   * a container makes a hole of any size for nothing. Past it, the archive fails with the file's name. Default: 16 GiB.
+   */
+  readonly maxHoleBytes?: number | string | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface CommitOptions extends ArchiveOptions {
+  /** The image's name in the store, as `Image.pull` would write it; its digest unless given. */
+  readonly tag?: string | undefined
+  readonly author?: string | undefined
+  /** What the image's history says of the new layer. */
+  readonly comment?: string | undefined
+  /** Default: now. The same files, options and time make the same image. */
+  readonly created?: Date | undefined
+  /** How to run it. `environment` and `labels` are added to the image's; what is left out is as the image has it. */
+  readonly config?: Partial<Omit<ImageConfig, "architecture" | "os">> | undefined
+}
+
+/**
+ * A process of a container.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ProcessInfo {
+  /** As the host numbers it, and as the container does. */
+  readonly pid: number
+  readonly pidInside: number
+  /** Its parent, as the host numbers it. */
+  readonly parent: number
+  /** Its user's name in the container, or the number where it has none. */
+  readonly user: string
+  /** With its arguments, 4096 bytes of them at most; in brackets where it has none. */
+  readonly command: ReadonlyArray<string>
+  /** A letter of proc_pid_stat(5): `R` runs, `S` sleeps, `D` waits for a disk, `T` is stopped. */
+  readonly state: string
+  readonly threads: number
+  /** CPU time, in microseconds, in steps of 10 ms. */
+  readonly userMicros: number
+  readonly systemMicros: number
+  /** Its resident set, in bytes. */
+  readonly memoryBytes: number
+}
 
 /**
  * @since 0.1.0
@@ -311,65 +330,13 @@ export const execStream: {
   (
     command: ReadonlyArray<string>,
     options?: ProcessOptions
-  ): (container: Container) => Effect.Effect<Container, BerthError, Scope.Scope>
+  ): (container: Container) => Effect.Effect<Process, BerthError, Scope.Scope>
   (
     container: Container,
     command: ReadonlyArray<string>,
     options?: ProcessOptions
-  ): Effect.Effect<Container, BerthError, Scope.Scope>
+  ): Effect.Effect<Process, BerthError, Scope.Scope>
 } = internal.execStream
-
-/**
- * Both outputs of a container, line by line with the time of their coming. From the first call on, the log reads them,
- * so the container is never held up, and `stdout` and `stderr` have nothing more to give. In memory the newest lines
- * are kept, 3 to 4 MiB of text, where each line counts as 100 bytes more than it has; with `StartOptions.logs` they are on
- * disk, from the beginning, up to the bounds that are given there. A line of more than 16 KiB is cut into several.
- *
- * A reader that is slower than the container is not waited for: of what comes while it reads (`follow`), it misses the lines
- * that are no longer kept in memory.
- *
- * @since 0.1.0
- * @category output
- */
-export const logs: (container: Container, options?: LogsOptions) => Stream.Stream<LogEntry, BerthError> =
-  internal.logs
-
-/**
- * Sends a signal, by name or number, to the container's first process. Nothing happens where it has ended.
- *
- * As the first of its pid namespace, it is only reached by signals that it handles, and by SIGKILL and SIGSTOP
- * (pid_namespaces(7)).
- *
- * @since 0.1.0
- * @category lifetime
- */
-export const signal: {
-  (signal: string | number): (container: Container) => Effect.Effect<void, BerthError>
-  (container: Container, signal: string | number): Effect.Effect<void, BerthError>
-} = internal.signal
-
-/**
- * Tells the container's terminal its new size; its foreground process hears of it by SIGWINCH. Nothing happens where it
- * has no terminal.
- *
- * @since 0.1.0
- * @category terminals
- */
-export const resize: {
-  (size: TerminalSize): (container: Container) => Effect.Effect<void>
-  (container: Container, size: TerminalSize): Effect.Effect<void>
-} = internal.resize
-
-/**
- * Asks the container to stop, and kills it when the grace is over. Gives how it ended.
- *
- * @since 0.1.0
- * @category lifetime
- */
-export const stop: {
-  (options?: StopOptions): (container: Container) => Effect.Effect<ExitStatus, BerthError>
-  (container: Container, options?: StopOptions): Effect.Effect<ExitStatus, BerthError>
-} = internal.stop
 
 /**
  * Has everything in the container stand still, by the freezer of its cgroup, and succeeds once it does; nothing in it can
@@ -441,24 +408,6 @@ export const supervised: <Out, R>(
 ) => Effect.Effect<ExitStatus, BerthError, Berth | R> = internal.supervised
 
 /**
- * Connects this program's terminal, or its standard streams where they are none, with the container's until it ends:
- * what is typed goes in, Ctrl-C included, what it writes comes out, and a new size is passed on. Start it with
- * `terminal: true` and `stdin: "pipe"`.
- *
- * @since 0.1.0
- * @category terminals
- */
-export const attach: (container: Container) => Effect.Effect<ExitStatus, BerthError> = internal.attach
-
-/**
- * Waits until the container has ended; the same as its `exit`.
- *
- * @since 0.1.0
- * @category lifetime
- */
-export const wait: (container: Container) => Effect.Effect<ExitStatus, BerthError> = internal.wait
-
-/**
  * What the container's cgroup uses. Fails with `ContainerError` where it was started without `limits` or `cgroup`.
  *
  * @since 0.1.0
@@ -474,7 +423,8 @@ export const stats: (container: Container) => Effect.Effect<Cgroup.Stats, BerthE
  * What is made belongs to this program's user, who is the container's root where Berth has no root. The ids of `stat` and
  * `chown` are the container's. Without root, too, files of its other users are read and changed as its root may. A
  * relative path is below `/`; folders below a folder are listed but links to folders are not followed, and are not
- * watched; names are UTF-8. A process of `exec` has no files of its own: every operation on it fails with `BadResource`.
+ * watched; names are UTF-8. A container that was spawned into a mount namespace which has its root already has no files
+ * of its own: every operation fails with `BadResource`.
  *
  * Regular files and folders are opened, and nothing else: a fifo or a socket, which could wait without end, a device, which
  * would be this program's (`/dev/tty` is its own terminal), and the files and links of `/proc`, which are about whoever
@@ -580,7 +530,7 @@ export const tarIn: {
  * `ImageLayer.diff` has it, compressed with gzip. Mounts are no part of it. The container may run, and then the layer has
  * what is there when each file is read; or it may have ended, until its scope closes.
  *
- * Fails with `InvalidOption` for a container of `Image.host` or `Image.fromRootfs`, which have no manifest; `ContainerError` for a process of `exec` and once the scope has closed;
+ * Fails with `InvalidOption` for a container of `Image.host` or `Image.fromRootfs`, which have no manifest; `ContainerError` once the scope has closed;
  * `ImageError` and `OperationFailed` as `ImageLayer.diff` does. The store has the names it had before, then.
  *
  * @since 0.1.0

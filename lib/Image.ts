@@ -29,7 +29,7 @@ import type { Descriptor } from "./Store.ts"
  * @since 0.1.0
  * @category symbols
  */
-export const TypeId: unique symbol = Symbol.for("berth/Image")
+export const TypeId: unique symbol = internal.TypeId
 
 /**
  * @since 0.1.0

@@ -5,6 +5,8 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
+import type * as Inspectable from "effect/Inspectable"
+import type { Pipeable } from "effect/Pipeable"
 import * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
@@ -14,12 +16,25 @@ import type { Digest } from "./Reference.ts"
 import type { Descriptor } from "./Store.ts"
 
 /**
+ * @since 0.1.0
+ * @category symbols
+ */
+export const TypeId: unique symbol = internal.TypeId
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export type TypeId = typeof TypeId
+
+/**
  * An unpacked layer.
  *
  * @since 0.1.0
  * @category models
  */
-export interface ImageLayer {
+export interface ImageLayer extends Pipeable, Inspectable.Inspectable {
+  readonly [TypeId]: TypeId
   /** Of the bytes as they are kept and sent, compressed or not. */
   readonly digest: Digest
   /** Of the tar itself. */
@@ -31,6 +46,14 @@ export interface ImageLayer {
    */
   readonly folder: string
 }
+
+/**
+ * Whether a value is an `ImageLayer`.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const isImageLayer: (u: unknown) => u is ImageLayer = internal.isImageLayer
 
 /**
  * Bounds for one layer. A layer that exceeds one fails with the `ImageError` `TooLarge`, which names it. There are others

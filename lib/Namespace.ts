@@ -160,7 +160,7 @@ export const make = (
       { op: "bounding", capabilities: 0 },
       { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
       { op: "no-new-privileges" },
-      { op: "self", arguments: ["berth-hold"], environment: [] }
+      { op: "exec-self", arguments: ["berth-hold"], environment: [] }
     ])
     const descriptors = mapped === undefined ? {} : Userns.descriptors(mapped)
     const unit = yield* scopedUnit(berth, id, "namespace holder", plan, descriptors).pipe(

@@ -1,11 +1,15 @@
 /**
- * What the supervisor does to make a container, as data: a flat list of operations that can be printed, compared and
- * tested without privileges. C decodes the binary form and performs it, operation by operation, and decides nothing.
+ * The work of the supervisor for one container, as data: a flat list of operations that can be printed, compared and
+ * tested without privileges. C decodes the binary form and performs the operations one by one; it makes no decisions.
  *
  * @since 0.1.0
  */
 import * as Inspectable from "effect/Inspectable"
 import { hasProperty } from "effect/Predicate"
+import { flags as namespaceFlags } from "./internal/ids/namespaceFlags.ts"
+import { operations as table } from "./internal/supervisor/operations.ts"
+import { NO_FD, PLAN_MAGIC, PLAN_VERSION } from "./internal/supervisor/protocol.ts"
+import * as mountAttributes from "./internal/util/mountAttributes.ts"
 
 /**
  * @since 0.1.0
@@ -18,64 +22,6 @@ export const TypeId: unique symbol = Symbol.for("berth/Plan")
  * @category symbols
  */
 export type TypeId = typeof TypeId
-
-// The fields of each operation: i a number of 64 bits, s a string, l a list of strings, u a list of numbers of 32 bits,
-// b bytes, f the name of a descriptor that is sent along (null: none, or /dev/null). The order of the operations is
-// their code, the same as in native/supervisor/plan.h.
-const table = {
-  "cgroup-create": { path: "s" },
-  "cgroup-write": { file: "s", value: "s" },
-  "cgroup-join": { path: "s", version: "i" },
-  scratch: { path: "s", mode: "i" },
-  overlay: { lower: "l", upper: "s", work: "s", options: "l", attributes: "i" },
-  "overlay-memory": { lower: "l", mode: "i", tmpfs: "l", options: "l", attributes: "i" },
-  "root-mount": { mount: "f" },
-  "root-bind": { path: "s", attributes: "i", recursive: "i" },
-  process: { namespaces: "i" },
-  "id-map": { uids: "s", gids: "s" },
-  join: { process: "f", namespaces: "i" },
-  session: {},
-  keyring: {},
-  stdio: { stdin: "f", stdout: "f", stderr: "f" },
-  rlimit: { resource: "i", soft: "i", hard: "i" },
-  unshare: { namespaces: "i" },
-  loopback: {},
-  root: {},
-  mount: { type: "s", target: "s", options: "l", attributes: "i", pinned: "i" },
-  bind: { source: "s", target: "s", attributes: "i", recursive: "i", pinned: "i" },
-  directory: { path: "s", mode: "i" },
-  symlink: { target: "s", path: "s" },
-  mask: { null: "s", paths: "l", required: "i" },
-  readonly: { paths: "l", required: "i" },
-  pivot: {},
-  "root-readonly": {},
-  hostname: { name: "s" },
-  domainname: { name: "s" },
-  sysctl: { key: "s", value: "s" },
-  "working-directory": { path: "s", create: "i" },
-  umask: { mask: "i" },
-  bounding: { capabilities: "i" },
-  user: { uid: "i", gid: "i", groups: "u" },
-  capabilities: { effective: "i", permitted: "i", inheritable: "i", ambient: "i" },
-  terminal: { socket: "f", rows: "i", columns: "i", uid: "i" },
-  "no-new-privileges": {},
-  seccomp: { program: "b", flags: "i", listener: "f" },
-  exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
-  connect: { socket: "f", version: "i", port: "i" },
-  self: { arguments: "l", environment: "l" },
-  "cgroup-devices": { path: "s", program: "b" },
-  apparmor: { profile: "s" },
-  hold: { descriptor: "f" },
-  "layer-map": { uids: "s", gids: "s" },
-  owner: { path: "s", uid: "i", gid: "i" },
-  "root-user": {},
-  discard: { path: "s" },
-  record: { path: "s" },
-  fork: {},
-  "controlling-terminal": {},
-  "empty-root": { path: "s", proc: "i" },
-  "proc-of": { process: "f", paths: "l" }
-} as const
 
 type Table = typeof table
 
@@ -97,34 +43,36 @@ interface FieldTypes {
 export type OperationName = keyof Table
 
 /**
- * One operation: its name in `op`, and its fields.
+ * One operation: its name in `op`, and its fields. Fields that answer a question (`recursive`, `pinned`, `required`,
+ * `create`, `proc`) are 1 for yes and 0 for no.
  *
- * - `cgroup-create`, `cgroup-write`, `cgroup-join`: cgroups(7); `version` 1 or 2. `cgroup-devices`: an eBPF program that
- *   decides which devices may be opened, in place of the one that was there (version 2 only, Linux 4.15).
- * - `scratch`: a folder that is removed with everything in it when the unit is released; `discard`: the same for one that
- *   is there. `hold`: a descriptor that stays open as long.
- * - `owner`: chown(2). `layer-map`: the maps by which the ids of the lower layers that follow are translated,
- *   mount_setattr(2); the writable layer in memory then belongs to the tmpfs's owner.
- * - `overlay`, `overlay-memory`: a union mount of `lower`, uppermost first, with the writable layer on disk or on a
- *   tmpfs; `root-mount`, `root-bind`: a root that is there already. `attributes` are of MOUNT_ATTR_*, mount_setattr(2).
- * - `process`: the clone, with the namespaces of clone(2) that are new; what is behind it is done by the child.
- * - `record`: its line of /proc/PID/stat into a new file, by which a sweep finds it.
- * - `id-map`: user_namespaces(7); `root-user`: becomes root in there. `join`: setns(2). `unshare`: unshare(2).
- * - `fork`: what is behind it is done by a child of the process, in the pid namespace that it has joined; the process itself
- *   ends. `controlling-terminal`: TIOCSCTTY of standard input, ioctl_tty(2).
- * - `empty-root`: an empty mount as the process's root, at `path`, or, where that is "/", in place of all other mounts of the
- *   namespace; with `proc`, a procfs lies over it. `proc-of`: joins the pid namespace of a process, and takes its procfs, which is at one
- *   of `paths` there, for the `mount` of one.
- * - `root`, `mount`, `bind`, `directory`, `symlink`, `mask`, `readonly`, `pivot`, `root-readonly`: the file
- *   system that the container sees; targets are resolved inside the root with openat2(2). No link may lead to the target of
- *   a `pinned` mount, and paths below it are resolved in the mount itself. A `required` path has to be there.
- * - `apparmor`: the profile that the command is confined by from its execution on, apparmor(7).
+ * - `cgroup-create`, `cgroup-write`, `cgroup-join`: cgroups(7); `version` is 1 or 2. `cgroup-devices` replaces the eBPF
+ *   program that decides which devices may be opened (version 2 only, Linux 4.15).
+ * - `scratch` makes a folder that is removed with everything in it when the unit is released; `discard` removes an existing
+ *   folder then. `keep-open` keeps a descriptor open until then.
+ * - `owner`: chown(2). `layer-map` sets the id maps that translate the owners of the lower layers of the overlays after it,
+ *   mount_setattr(2); the writable layer in memory then belongs to the owner of the tmpfs.
+ * - `overlay`, `overlay-memory`: a union mount of `lower`, uppermost first, with the writable layer on disk or on a tmpfs.
+ *   `root-mount`, `root-bind`: an existing root. `attributes` are MOUNT_ATTR_* of mount_setattr(2).
+ * - `process`: the clone, with the namespaces of clone(2) that are new. The child performs the operations after it.
+ * - `record` writes the child's line of /proc/PID/stat into a new file, by which a sweep finds the process.
+ * - `id-map`: user_namespaces(7). `root-user`: the child becomes root of its user namespace. `join`: setns(2). `unshare`:
+ *   unshare(2).
+ * - `fork`: a child of the process, in the pid namespace that the process has joined, performs the operations after it; the
+ *   process itself ends. `controlling-terminal`: TIOCSCTTY of standard input, ioctl_tty(2).
+ * - `empty-root` makes an empty mount the root of the process: at `path`, or in place of all other mounts of the namespace
+ *   where `path` is "/". With `proc`, a procfs covers it. `take-proc` joins the pid namespace of a process and copies the
+ *   procfs that this process has at one of `paths`; a later `mount` of a procfs attaches the copy.
+ * - `attach-root`, `mount`, `bind`, `directory`, `symlink`, `mask`, `readonly`, `pivot`, `root-readonly`: the file system of
+ *   the container. Targets are resolved inside the root with openat2(2). The path to the target of a `pinned` mount may
+ *   have no symbolic link, and paths below the target are resolved in the mount itself. A `required` path must exist.
+ * - `apparmor`: the profile that confines the command from its execution on, apparmor(7).
  * - `bounding`, `user`, `capabilities`, `no-new-privileges`, `seccomp`, `rlimit`, `umask`, `keyring`, `session`:
  *   credentials(7), capabilities(7), seccomp(2), getrlimit(2), umask(2), keyrings(7), setsid(2).
- * - `seccomp`: a BPF program and flags of seccomp(2); where the program notifies, its listener is sent to `listener`.
- * - `terminal`: a pty of the container's devpts, pts(4), whose other end is sent to `socket`.
- * - `exec`: execve(2) of the first of `paths` that is there; `self`: the supervisor's own program, which holds
- *   namespaces open or is a container's init; `connect`: a connection to loopback, sent to `socket`.
+ * - `seccomp` has a BPF program and the flags of seccomp(2). The listener of a program that notifies is sent to `listener`.
+ * - `terminal` opens a pty of the container's devpts, pts(4), and sends its master to `socket`.
+ * - `exec`: execve(2) of the first of `paths` that exists. `exec-self` executes the supervisor's own program, which holds
+ *   namespaces open or is a container's init. `connect` sends a connection to loopback to `socket`; `ipVersion` is 4 or 6.
  *
  * @since 0.1.0
  * @category models
@@ -147,14 +95,14 @@ export interface Plan extends Inspectable.Inspectable {
 }
 
 /**
- * A plan in the form that goes to the supervisor.
+ * A plan in the binary form that the supervisor takes.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Encoded {
   readonly bytes: Uint8Array
-  /** The names of the descriptors, in the order in which they have to be sent. */
+  /** The names of the descriptors, in the order in which they must be sent. */
   readonly descriptors: ReadonlyArray<string>
 }
 
@@ -184,27 +132,18 @@ export const isPlan = (u: unknown): u is Plan => hasProperty(u, TypeId)
 export const make = (operations: ReadonlyArray<Operation>): Plan =>
   Object.assign(Object.create(Proto), { operations })
 
-const namespaceNames: ReadonlyArray<readonly [flag: number, name: string]> = [
-  [0x00020000, "mount"],
-  [0x02000000, "cgroup"],
-  [0x04000000, "uts"],
-  [0x08000000, "ipc"],
-  [0x10000000, "user"],
-  [0x20000000, "pid"],
-  [0x40000000, "network"],
-  [0x00000080, "time"]
+const namespaceNames = Object.entries(namespaceFlags)
+
+const attributeNames: ReadonlyArray<readonly [name: string, flag: number]> = [
+  ["ro", mountAttributes.MOUNT_ATTR_RDONLY],
+  ["nosuid", mountAttributes.MOUNT_ATTR_NOSUID],
+  ["nodev", mountAttributes.MOUNT_ATTR_NODEV],
+  ["noexec", mountAttributes.MOUNT_ATTR_NOEXEC],
+  ["noatime", mountAttributes.MOUNT_ATTR_NOATIME]
 ]
 
-const attributeNames: ReadonlyArray<readonly [flag: number, name: string]> = [
-  [0x1, "ro"],
-  [0x2, "nosuid"],
-  [0x4, "nodev"],
-  [0x8, "noexec"],
-  [0x10, "noatime"]
-]
-
-const names = (all: typeof namespaceNames, flags: number): string => {
-  const set = all.filter(([flag]) => (flags & flag) !== 0).map(([, name]) => name)
+const names = (all: typeof attributeNames, flags: number): string => {
+  const set = all.filter(([, flag]) => (flags & flag) !== 0).map(([name]) => name)
   return set.length === 0 ? "none" : set.join(",")
 }
 
@@ -214,6 +153,7 @@ const printField = (field: string, type: string, value: unknown): string => {
   if (field === "namespaces") return names(namespaceNames, Number(value))
   if (field === "attributes") return names(attributeNames, Number(value))
   if (field === "mode" || field === "mask") return `0${Number(value).toString(8)}`
+  if (/^(recursive|pinned|required|create|proc)$/.test(field)) return Number(value) === 0 ? "no" : "yes"
   if (/^(capabilities|effective|permitted|inheritable|ambient)$/.test(field))
     return `0x${BigInt(value as bigint).toString(16)}`
   switch (type) {
@@ -247,7 +187,7 @@ export const printOperation = (operation: Operation): string =>
   ].join(" ")
 
 /**
- * The plan as text, a numbered line for each operation. The numbers are those of `OperationFailed.index`.
+ * The plan as text, a numbered line for each operation. `OperationFailed.index` refers to these numbers.
  *
  * @since 0.1.0
  * @category conversions
@@ -264,9 +204,6 @@ const kinds = Object.entries(table).map(([name, fields], code) => ({
 }))
 const kindOf = new Map(kinds.map((kind) => [kind.name, kind]))
 
-const MAGIC = 0x4e4c5042
-const VERSION = 1
-const NO_DESCRIPTOR = 0xffffffff
 const utf8 = new TextEncoder()
 
 class Writer {
@@ -303,7 +240,7 @@ class Writer {
     this.length = head + 4 + written + 1
   }
   descriptor(name: string | null): void {
-    if (name === null) return this.u32(NO_DESCRIPTOR)
+    if (name === null) return this.u32(NO_FD)
     const index = this.descriptors.indexOf(name)
     this.u32(index >= 0 ? index : this.descriptors.push(name) - 1)
   }
@@ -339,13 +276,13 @@ class Writer {
   }
 }
 
-// Operations that stand in many plans, with their bytes once they have been encoded.
+// Operations that many plans share, with their bytes after the first encoding.
 const constants = new WeakMap<Operation, Uint8Array>()
 const notYet = new Uint8Array(0)
 
 /**
- * Has the bytes of an operation kept, for one that many plans share. Not for one that names a descriptor, whose number
- * is the plan's.
+ * Keeps the encoded bytes of an operation that many plans share. An operation that names a descriptor cannot be kept, as
+ * the number of the descriptor differs from plan to plan.
  *
  * @internal
  */
@@ -355,16 +292,16 @@ export const constant = (operation: Operation): Operation => {
 }
 
 /**
- * The plan in its binary form, which native/supervisor/plan.h describes. Strings must not hold NUL: `Container` and the others
- * that compile plans see to it.
+ * The plan in its binary form, which native/supervisor/plan.h describes. Strings must not contain NUL: the modules that
+ * compile plans check that.
  *
  * @since 0.1.0
  * @category conversions
  */
 export const encode = (plan: Plan): Encoded => {
   const writer = new Writer()
-  writer.u32(MAGIC)
-  writer.u16(VERSION)
+  writer.u32(PLAN_MAGIC)
+  writer.u16(PLAN_VERSION)
   writer.u16(plan.operations.length)
   for (const operation of plan.operations) {
     const known = constants.get(operation)

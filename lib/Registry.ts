@@ -7,11 +7,11 @@
 import type { DurationInput } from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
-import * as Predicate from "effect/Predicate"
 import type * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
+import * as references from "./internal/oci/reference.ts"
 import type { Client } from "./internal/registry/client.ts"
 import * as registriesConf from "./internal/registry/conf.ts"
 import * as listing from "./internal/registry/listing.ts"
@@ -23,7 +23,7 @@ import type { Descriptor } from "./Store.ts"
  * @since 0.1.0
  * @category symbols
  */
-export const TypeId: unique symbol = Symbol.for("berth/Registry")
+export const TypeId: unique symbol = internal.TypeId
 
 /**
  * @since 0.1.0
@@ -141,7 +141,7 @@ export interface Mirror extends Omit<ConnectOptions, "mirrors" | "location"> {
  * @since 0.1.0
  * @category guards
  */
-export const isRegistry = (u: unknown): u is Registry => Predicate.hasProperty(u, TypeId)
+export const isRegistry: (u: unknown) => u is Registry = internal.isRegistry
 
 /**
  * A client for the registry with this host and, where it is not the scheme's own, port. Nothing is sent yet. Fails with
@@ -197,6 +197,12 @@ export const fromRegistriesConf = (
     })
   )
 
+/** What is asked for, parsed: nothing else becomes part of a URL. */
+const inRepository = (self: Registry, repository: string, tagOrDigest: string) =>
+  Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
+    references.inRepository(parsed, tagOrDigest)
+  )
+
 /**
  * What a tag or digest stands for now: a manifest, or an index of several.
  *
@@ -208,9 +214,9 @@ export const resolve = (
   repository: string,
   tagOrDigest: string
 ): Effect.Effect<Descriptor, BerthError> =>
-  internal
-    .resolve(self, repository, tagOrDigest)
-    .pipe(Effect.withSpan(...request("resolve", self, repository, { "berth.tag": tagOrDigest })))
+  Effect.flatMap(inRepository(self, repository, tagOrDigest), (reference) =>
+    internal.resolve(self, reference)
+  ).pipe(Effect.withSpan(...request("resolve", self, repository, { "berth.tag": tagOrDigest })))
 
 /**
  * The bytes of a manifest or index, verified, at most 4 MiB.
@@ -223,9 +229,9 @@ export const manifest = (
   repository: string,
   descriptor: Descriptor
 ): Effect.Effect<Uint8Array, BerthError> =>
-  internal
-    .manifest(self, repository, descriptor)
-    .pipe(Effect.withSpan(...request("manifest", self, repository, { "berth.digest": descriptor.digest })))
+  Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
+    internal.manifest(self, parsed, descriptor)
+  ).pipe(Effect.withSpan(...request("manifest", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * The bytes of a blob. A broken connection is resumed where it broke. Fails with `DigestMismatch` where the bytes are not
@@ -243,9 +249,11 @@ export const blob = (
   repository: string,
   descriptor: Descriptor
 ): Stream.Stream<Uint8Array, BerthError> =>
-  internal
-    .blob(self, repository, descriptor)
-    .pipe(Stream.withSpan(...request("blob", self, repository, { "berth.digest": descriptor.digest })))
+  Stream.unwrap(
+    Effect.map(references.inRegistry(self.host, repository), (parsed) =>
+      internal.blob(self, parsed, descriptor)
+    )
+  ).pipe(Stream.withSpan(...request("blob", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * Every tag of a repository, as the registry orders them. Fails with `NotFound` where there is no such repository.
@@ -254,7 +262,9 @@ export const blob = (
  * @category requests
  */
 export const tags = (self: Registry, repository: string): Effect.Effect<ReadonlyArray<string>, BerthError> =>
-  listing.tags(self, repository).pipe(Effect.withSpan(...request("tags", self, repository)))
+  Effect.flatMap(references.inRegistry(self.host, repository), (parsed) => listing.tags(self, parsed)).pipe(
+    Effect.withSpan(...request("tags", self, repository))
+  )
 
 /**
  * A manifest that refers to another one: a signature, a bill of materials.
@@ -280,9 +290,9 @@ export const referrers = (
   digest: string,
   options?: { readonly artifactType?: string | undefined }
 ): Effect.Effect<ReadonlyArray<Referrer>, BerthError> =>
-  listing
-    .referrers(self, repository, digest, options?.artifactType)
-    .pipe(Effect.withSpan(...request("referrers", self, repository, { "berth.digest": digest })))
+  Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
+    listing.referrers(self, parsed, digest, options?.artifactType)
+  ).pipe(Effect.withSpan(...request("referrers", self, repository, { "berth.digest": digest })))
 
 /**
  * How a blob has come to be in a repository: it was there, it was taken from another repository of the registry, or its
@@ -309,9 +319,9 @@ export const putBlob = <E, R>(
   descriptor: Descriptor,
   content: Stream.Stream<Uint8Array, E, R>
 ): Effect.Effect<Placed, E | BerthError, R> =>
-  pushing
-    .putBlob(self, repository, descriptor, content)
-    .pipe(Effect.withSpan(...request("putBlob", self, repository, { "berth.digest": descriptor.digest })))
+  Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
+    pushing.putBlob(self, parsed, descriptor, content)
+  ).pipe(Effect.withSpan(...request("putBlob", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * Puts a blob that is in the repository `from` into another one of the same registry, which moves no bytes where the
@@ -326,9 +336,11 @@ export const mount = (
   descriptor: Descriptor,
   from: string
 ): Effect.Effect<Placed, BerthError> =>
-  pushing
-    .mount(self, repository, descriptor, from)
-    .pipe(Effect.withSpan(...request("mount", self, repository, { "berth.digest": descriptor.digest })))
+  Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
+    Effect.flatMap(references.inRegistry(self.host, from), (source) =>
+      pushing.mount(self, parsed, descriptor, source)
+    )
+  ).pipe(Effect.withSpan(...request("mount", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * Puts a manifest or index of at most 4 MiB, whose blobs and manifests have to be there, under a tag or its own digest.
@@ -347,9 +359,9 @@ export const putManifest = (
   bytes: Uint8Array,
   options?: { readonly mediaType?: string | undefined }
 ): Effect.Effect<Descriptor, BerthError> =>
-  pushing
-    .putManifest(self, repository, tagOrDigest, bytes, options?.mediaType)
-    .pipe(Effect.withSpan(...request("putManifest", self, repository, { "berth.tag": tagOrDigest })))
+  Effect.flatMap(inRepository(self, repository, tagOrDigest), (reference) =>
+    pushing.putManifest(self, reference, bytes, options?.mediaType)
+  ).pipe(Effect.withSpan(...request("putManifest", self, repository, { "berth.tag": tagOrDigest })))
 
 /**
  * Deletes a tag, or a manifest with all of its tags by its digest. The registry removes blobs when it pleases. Fails
@@ -363,6 +375,6 @@ export const deleteManifest = (
   repository: string,
   tagOrDigest: string
 ): Effect.Effect<void, BerthError> =>
-  listing
-    .deleteManifest(self, repository, tagOrDigest)
-    .pipe(Effect.withSpan(...request("deleteManifest", self, repository, { "berth.tag": tagOrDigest })))
+  Effect.flatMap(inRepository(self, repository, tagOrDigest), (reference) =>
+    listing.deleteManifest(self, reference)
+  ).pipe(Effect.withSpan(...request("deleteManifest", self, repository, { "berth.tag": tagOrDigest })))

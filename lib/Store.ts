@@ -15,6 +15,7 @@ import type * as Oci from "./internal/oci/documents.ts"
 import { maxDocumentBytes } from "./internal/oci/documents.ts"
 import * as Layout from "./internal/oci/layout.ts"
 import * as internal from "./internal/store/store.ts"
+import * as digests from "./internal/util/digest.ts"
 import type { Digest } from "./Reference.ts"
 
 /**
@@ -107,7 +108,7 @@ export const read: (
         detail: "is not in the store: pull its image, or put it there"
       })
     }
-    yield* Layout.verify(digest, bytes.value.length, bytes.value)
+    yield* digests.verify(digest, bytes.value.length, bytes.value)
     return bytes.value
   }
 )

@@ -14,6 +14,7 @@ import type { BerthError } from "./BerthError.ts"
 import type { Container, ExecOptions, LogEntry } from "./Container.ts"
 import type { Healthcheck } from "./Image.ts"
 import * as internal from "./internal/container/waitFor.ts"
+import type { Process } from "./Process.ts"
 
 /**
  * For how long is waited.
@@ -81,7 +82,7 @@ export interface HealthCheckOptions extends PollOptions {
 }
 
 /**
- * Waits for a line of the container's log, from its beginning on, that has this text or matches this expression. Gives
+ * Waits for a line of a process's log, from its beginning on, that has this text or matches this expression. Gives
  * the line. The outputs are read by the log from then on: see `Container.logs`. No line is missed; one of more than 16 KiB
  * is looked at in parts of that length. An expression that backtracks takes its time for each.
  *
@@ -91,11 +92,8 @@ export interface HealthCheckOptions extends PollOptions {
  * @category conditions
  */
 export const log: {
-  (
-    pattern: string | RegExp,
-    options?: LogOptions
-  ): (container: Container) => Effect.Effect<LogEntry, BerthError>
-  (container: Container, pattern: string | RegExp, options?: LogOptions): Effect.Effect<LogEntry, BerthError>
+  (pattern: string | RegExp, options?: LogOptions): (process: Process) => Effect.Effect<LogEntry, BerthError>
+  (process: Process, pattern: string | RegExp, options?: LogOptions): Effect.Effect<LogEntry, BerthError>
 } = internal.log
 
 /**

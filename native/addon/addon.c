@@ -1,8 +1,8 @@
-// The addon: system calls that JavaScript has no way to make, one function each, and the loop. Node-API only, so the
-// one file loads in Node, Deno and Bun. lib/internal/system/addon.ts has the types.
+// The addon: system calls that JavaScript cannot make, one function each, and the loop. It uses Node-API only, so that one file loads
+// in Node, Deno and Bun. lib/internal/system/addon.ts has the types.
 //
-// A function returns what the system call does, or -errno: there is nothing to catch. Wrong arguments are the
-// library's own mistake and throw.
+// A function returns the result of the system call, or -errno, and does not throw. It throws only for wrong arguments, which are a bug
+// of the library.
 #include "addon.h"
 #include "../common/descriptor.h"
 #include "process.h"
@@ -28,7 +28,7 @@
 #include <sys/wait.h>
 #include <sys/xattr.h>
 
-// startSupervisor(path, folder, [socket, lock], mode): [pid, pidfd] or [-errno, 0]. The supervisor has the socket as
+// startSupervisor(path, folder, [socket, lock], mode): [pid, pidfd] or [-errno, 0]. The supervisor gets the socket as
 // descriptor 3, the lock as 4 and its own sealed copy as 5.
 static napi_value start_supervisor(struct call *call, napi_env env) {
     char path[PATH_MAX], folder[PATH_MAX], mode[PATH_MAX];
@@ -50,8 +50,8 @@ static napi_value socket_pair(struct call *call, napi_env env) {
 }
 FUNCTION(socket_pair)
 
-// pipe(ours, bytes): [read end, write end]; the end numbered `ours` does not block. `bytes` asks for a capacity, which
-// the kernel rounds up, or refuses past /proc/sys/fs/pipe-max-size, and then the default stays.
+// pipe(ours, bytes): [read end, write end]; the end numbered `ours` does not block. `bytes` asks for a capacity. The kernel rounds it
+// up, or refuses it above /proc/sys/fs/pipe-max-size; the default capacity stays then.
 static napi_value make_pipe(struct call *call, napi_env env) {
     int fds[2], ours;
     int64_t bytes;
@@ -63,7 +63,7 @@ static napi_value make_pipe(struct call *call, napi_env env) {
 }
 FUNCTION(make_pipe)
 
-// enlargePipe(fd, bytes): the same later.
+// enlargePipe(fd, bytes): asks for a capacity later.
 static napi_value enlarge_pipe(struct call *call, napi_env env) {
     int fd;
     int64_t bytes;
@@ -84,7 +84,7 @@ static napi_value send_message(struct call *call, napi_env env) {
 }
 FUNCTION(send_message)
 
-// receive(socket, bytes): [bytes received, and the two descriptors that came along, or -1]; 0 bytes at the end.
+// receive(socket, bytes): [bytes received, descriptor or -1, descriptor or -1]; 0 bytes at the end.
 static napi_value receive_message(struct call *call, napi_env env) {
     int socket, fds[2];
     uint8_t *bytes;
@@ -108,7 +108,7 @@ static napi_value read_bytes(struct call *call, napi_env env) {
 }
 FUNCTION(read_bytes)
 
-// write(fd, bytes, offset): bytes written from the offset on. Node and Deno ignore SIGPIPE; Bun does as well.
+// write(fd, bytes, offset): bytes written from the offset on. Node, Deno and Bun ignore SIGPIPE.
 static napi_value write_bytes(struct call *call, napi_env env) {
     int fd;
     int64_t offset;
@@ -121,7 +121,7 @@ static napi_value write_bytes(struct call *call, napi_env env) {
 }
 FUNCTION(write_bytes)
 
-// close(fd), out of the loop first.
+// close(fd): close(2), after the loop has forgotten the descriptor.
 static napi_value close_fd(struct call *call, napi_env env) {
     int fd;
     if (!take_fd(call, 0, &fd)) return misuse(env);
@@ -131,7 +131,7 @@ static napi_value close_fd(struct call *call, napi_env env) {
 }
 FUNCTION(close_fd)
 
-// closeRoot(fd): as close, on the loop's thread.
+// closeRoot(fd): close(2) on the loop's thread.
 static napi_value close_root(struct call *call, napi_env env) {
     int fd;
     if (!take_fd(call, 0, &fd)) return misuse(env);
@@ -141,20 +141,18 @@ static napi_value close_root(struct call *call, napi_env env) {
 }
 FUNCTION(close_root)
 
-// openIn(folder, path, flags, resolve, mode): openat2(2); folder -100 is the working directory.
+// openIn(folder, path, flags, resolve, mode): openat2(2); the folder may be AT_FDCWD.
 static napi_value open_in(struct call *call, napi_env env) {
     char path[PATH_MAX];
     int folder;
     int64_t flags, resolve, mode;
     if (!take_fd(call, 0, &folder) || !take_path(call, 1, path) || !take_number(call, 2, &flags) || !take_number(call, 3, &resolve) || !take_number(call, 4, &mode)) return misuse(env);
-    struct open_how how = {.flags = (uint64_t)flags | O_CLOEXEC, .mode = flags & O_CREAT ? (uint64_t)mode : 0, .resolve = (uint64_t)resolve};
-    int fd;
-    for (int attempt = 0; (fd = (int)syscall(SYS_openat2, folder, path, &how, sizeof how)) < 0 && errno == EAGAIN && attempt < 32;) attempt++;
+    int fd = sys_openat2(folder, path, (uint64_t)flags, (uint64_t)mode, (uint64_t)resolve);
     return opened(call, fd < 0 ? -errno : fd);
 }
 FUNCTION(open_in)
 
-// modified(fd): [seconds, nanoseconds] of the last change of its contents, or [-errno, -1]. Of any descriptor, O_PATH too.
+// modified(fd): [seconds, nanoseconds] of the last change of the contents, or [-errno, -1]. Any descriptor, also of O_PATH.
 static napi_value get_modified(struct call *call, napi_env env) {
     int fd;
     struct stat status;
@@ -164,7 +162,7 @@ static napi_value get_modified(struct call *call, napi_env env) {
 }
 FUNCTION(get_modified)
 
-// inode(fd): its number in two halves of 32 bits, as a double holds no 64; [-errno, 0].
+// inode(fd): the number in two halves of 32 bits, as a double cannot hold 64, the high one first; or [-errno, 0].
 static napi_value get_inode(struct call *call, napi_env env) {
     int fd;
     struct stat status;
@@ -174,7 +172,7 @@ static napi_value get_inode(struct call *call, napi_env env) {
 }
 FUNCTION(get_inode)
 
-// setModified(fd, seconds, nanoseconds): JavaScript's own has the precision of a double. Of any descriptor.
+// setModified(fd, seconds, nanoseconds): JavaScript's own function has the precision of a double. Any descriptor.
 static napi_value set_modified(struct call *call, napi_env env) {
     char path[SELF_FD_MAX];
     int fd;
@@ -185,7 +183,7 @@ static napi_value set_modified(struct call *call, napi_env env) {
 }
 FUNCTION(set_modified)
 
-// xattrs(fd, bytes): the names, each with a NUL after it, as many bytes as it returns. Of any descriptor.
+// xattrs(fd, bytes): writes the names, each with a NUL after it, and returns their length. Any descriptor.
 static napi_value list_xattrs(struct call *call, napi_env env) {
     char path[SELF_FD_MAX];
     int fd;
@@ -197,7 +195,7 @@ static napi_value list_xattrs(struct call *call, napi_env env) {
 }
 FUNCTION(list_xattrs)
 
-// xattr(fd, name, bytes): the value, as many bytes as it returns.
+// xattr(fd, name, bytes): writes the value, and returns its length.
 static napi_value get_xattr(struct call *call, napi_env env) {
     char path[SELF_FD_MAX], name[PATH_MAX];
     int fd;
@@ -209,7 +207,7 @@ static napi_value get_xattr(struct call *call, napi_env env) {
 }
 FUNCTION(get_xattr)
 
-// setXattr(fd, name, bytes).
+// setXattr(fd, name, bytes): setxattr(2).
 static napi_value set_xattr(struct call *call, napi_env env) {
     char path[SELF_FD_MAX], name[PATH_MAX];
     int fd;
@@ -220,7 +218,7 @@ static napi_value set_xattr(struct call *call, napi_env env) {
 }
 FUNCTION(set_xattr)
 
-// access(fd, mode): access(2). Of any descriptor.
+// access(fd, mode): access(2). Any descriptor.
 static napi_value may_access(struct call *call, napi_env env) {
     char path[SELF_FD_MAX];
     int fd, mode;
@@ -229,7 +227,7 @@ static napi_value may_access(struct call *call, napi_env env) {
 }
 FUNCTION(may_access)
 
-// inotify(fd, mask): a new inotify(7) of what the descriptor is of, which does not block.
+// inotify(fd, mask): a new non-blocking inotify(7) that watches the file of the descriptor.
 static napi_value watch_file(struct call *call, napi_env env) {
     char path[SELF_FD_MAX];
     int fd;
@@ -241,7 +239,7 @@ static napi_value watch_file(struct call *call, napi_env env) {
 }
 FUNCTION(watch_file)
 
-// eventfd(): a new eventfd(2), which does not block.
+// eventfd(): a new non-blocking eventfd(2).
 static napi_value make_eventfd(struct call *call, napi_env env) {
     (void)env;
     int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -249,8 +247,8 @@ static napi_value make_eventfd(struct call *call, napi_env env) {
 }
 FUNCTION(make_eventfd)
 
-// extent(fd, offset): [start, end) of the next bytes that are not a hole, from the offset on; [-errno, 0], -ENXIO where
-// there are none. What is read next is the first of them.
+// extent(fd, offset): [start, end) of the next bytes that are not a hole, from the offset on, and seeks to the first of them; or
+// [-errno, 0], with ENXIO if there are none.
 static napi_value next_extent(struct call *call, napi_env env) {
     int fd;
     int64_t offset;
@@ -262,7 +260,7 @@ static napi_value next_extent(struct call *call, napi_env env) {
 }
 FUNCTION(next_extent)
 
-// makeFifo(folder, name, mode): the name is a single one, so nothing is followed.
+// makeFifo(folder, name, mode): mkfifoat(2). The name has no slash, so that no link is followed.
 static napi_value make_fifo(struct call *call, napi_env env) {
     char name[PATH_MAX];
     int folder;
@@ -272,8 +270,7 @@ static napi_value make_fifo(struct call *call, napi_env env) {
 }
 FUNCTION(make_fifo)
 
-// entries(fd, bytes): getdents64(2) of a folder that is open for reading: as many bytes of entries as it returns, 0 at the
-// end.
+// entries(fd, bytes): getdents64(2) of a folder that is open for reading. Returns the length of the entries, 0 at the end.
 static napi_value list_entries(struct call *call, napi_env env) {
     int fd;
     uint8_t *bytes;
@@ -284,7 +281,7 @@ static napi_value list_entries(struct call *call, napi_env env) {
 }
 FUNCTION(list_entries)
 
-// readLink(fd, bytes): where a link leads, as many bytes as it returns.
+// readLink(fd, bytes): writes the target of a symbolic link, and returns its length.
 static napi_value read_link(struct call *call, napi_env env) {
     int fd;
     uint8_t *bytes;
@@ -295,7 +292,7 @@ static napi_value read_link(struct call *call, napi_env env) {
 }
 FUNCTION(read_link)
 
-// memfd(bytes): a sealed memfd that holds them.
+// memfd(bytes): a sealed memfd with the bytes.
 static napi_value make_memfd(struct call *call, napi_env env) {
     uint8_t *bytes;
     size_t length;
@@ -311,7 +308,7 @@ static napi_value make_memfd(struct call *call, napi_env env) {
 }
 FUNCTION(make_memfd)
 
-// duplicate(fd): another descriptor for the same.
+// duplicate(fd): another descriptor of the same file.
 static napi_value duplicate(struct call *call, napi_env env) {
     int fd;
     if (!take_fd(call, 0, &fd)) return misuse(env);
@@ -320,7 +317,7 @@ static napi_value duplicate(struct call *call, napi_env env) {
 }
 FUNCTION(duplicate)
 
-// replace(fd, by): fd is from then on what `by` is; for a runtime that knows only the descriptors that it has opened.
+// replace(fd, by): dup3(2): makes fd refer to the file of `by`, for a runtime that uses only descriptors that it has opened itself.
 static napi_value replace(struct call *call, napi_env env) {
     int fd, by;
     if (!take_fd(call, 0, &fd) || !take_fd(call, 1, &by)) return misuse(env);
@@ -328,7 +325,7 @@ static napi_value replace(struct call *call, napi_env env) {
 }
 FUNCTION(replace)
 
-// resize(terminal, rows, columns): TIOCSWINSZ, which tells the foreground of the terminal by SIGWINCH.
+// resize(terminal, rows, columns): TIOCSWINSZ, which sends SIGWINCH to the foreground of the terminal.
 static napi_value resize(struct call *call, napi_env env) {
     int fd;
     int64_t rows, columns;
@@ -338,7 +335,7 @@ static napi_value resize(struct call *call, napi_env env) {
 }
 FUNCTION(resize)
 
-// flock(fd, operation).
+// flock(fd, operation): flock(2).
 static napi_value lock_file(struct call *call, napi_env env) {
     int fd;
     int64_t operation;
@@ -347,7 +344,7 @@ static napi_value lock_file(struct call *call, napi_env env) {
 }
 FUNCTION(lock_file)
 
-// signal(pidfd, number).
+// signal(pidfd, number): pidfd_send_signal(2).
 static napi_value send_signal(struct call *call, napi_env env) {
     int pidfd, which;
     if (!take_fd(call, 0, &pidfd) || !take_fd(call, 1, &which)) return misuse(env);
@@ -355,7 +352,7 @@ static napi_value send_signal(struct call *call, napi_env env) {
 }
 FUNCTION(send_signal)
 
-// reap(pidfd): waits for a child that has ended, by its pidfd, so that no other child of the program is taken.
+// reap(pidfd): waits for a child that has ended, by its pidfd, so that no other child of the program is waited for.
 static napi_value reap(struct call *call, napi_env env) {
     siginfo_t information = {0};
     int pidfd;
@@ -364,7 +361,7 @@ static napi_value reap(struct call *call, napi_env env) {
 }
 FUNCTION(reap)
 
-// seccompCompile(policy, program): [bytes of the program or -errno, the rule that is at fault].
+// seccompCompile(policy, program): [bytes of the program or -errno, index of the faulty rule].
 static napi_value seccomp_program(struct call *call, napi_env env) {
     uint8_t *policy, *program;
     size_t length, room;
@@ -406,7 +403,7 @@ static napi_value seccomp_answer(struct call *call, napi_env env) {
 }
 FUNCTION(seccomp_answer)
 
-// startLoop(ready), watch(fd, events, token), hold(boolean): the loop of this environment.
+// startLoop(ready), watch(fd, events, token), keepAlive(boolean): the loop of this environment.
 static napi_value start_loop(struct call *call, napi_env env) {
     errno = ENOMEM;
     if (!call->environment->loop) call->environment->loop = loop_start(env, call->argument[0]);
@@ -422,13 +419,13 @@ static napi_value watch(struct call *call, napi_env env) {
 }
 FUNCTION(watch)
 
-static napi_value hold(struct call *call, napi_env env) {
-    bool held;
-    if (!call->environment->loop || napi_get_value_bool(env, call->argument[0], &held) != napi_ok) return misuse(env);
-    loop_hold(call->environment->loop, held);
+static napi_value keep_alive(struct call *call, napi_env env) {
+    bool alive;
+    if (!call->environment->loop || napi_get_value_bool(env, call->argument[0], &alive) != napi_ok) return misuse(env);
+    loop_keep_alive(call->environment->loop, alive);
     return number(env, 0);
 }
-FUNCTION(hold)
+FUNCTION(keep_alive)
 
 NAPI_MODULE_INIT() {
     static const struct {
@@ -476,7 +473,7 @@ NAPI_MODULE_INIT() {
         {"seccompAnswer", js_seccomp_answer},
         {"startLoop", js_start_loop},
         {"watch", js_watch},
-        {"hold", js_hold},
+        {"keepAlive", js_keep_alive},
     };
     if (!environment_make(env)) return NULL;
     for (size_t k = 0; k < countof(functions); k++) {

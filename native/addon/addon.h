@@ -1,4 +1,4 @@
-// What the functions of the addon have in common: their arguments and their results.
+// The arguments and results of the functions of the addon.
 #pragma once
 
 #include "../common/descriptor.h"
@@ -41,7 +41,7 @@ static inline napi_value pair(napi_env env, int64_t a, int64_t b) {
     return result;
 }
 
-// A new descriptor, or -errno; it is closed with the environment.
+// The result for a new descriptor or -errno. The descriptor is closed with the environment.
 static inline napi_value opened(struct call *call, int64_t fd) {
     return number(call->env, environment_note(call->environment, fd, OURS));
 }
@@ -51,7 +51,7 @@ static inline napi_value opened_pair(struct call *call, int64_t a, int64_t b) {
 }
 
 static inline napi_value misuse(napi_env env) {
-    napi_throw_type_error(env, NULL, "berth: the addon was called with other arguments than it takes");
+    napi_throw_type_error(env, NULL, "berth: wrong arguments for a function of the native addon; this is a bug of Berth");
     return NULL;
 }
 
@@ -71,8 +71,7 @@ static inline bool take_bytes(struct call *call, int index, uint8_t **bytes, siz
     return true;
 }
 
-// A path may be as long as the kernel takes; a longer one, or one with NUL, is misuse that TypeScript keeps out. It is
-// text, or bytes where a name need not be UTF-8.
+// A path as text, or as bytes if a name is not UTF-8. The TypeScript code refuses a path that is longer than PATH_MAX or has a NUL.
 static inline bool take_path(struct call *call, int index, char out[PATH_MAX]) {
     uint8_t *bytes;
     size_t length;
@@ -100,8 +99,8 @@ static inline bool take_fds(struct call *call, int index, int fds[FDS_MAX], uint
         return name(&call, env);                                                                             \
     }
 
-// What a descriptor is of, for the calls that take none of O_PATH: a path by which the kernel jumps to it, also where it
-// is a symbolic link.
+// A path to the file of a descriptor, for system calls that take no descriptor of O_PATH. The kernel jumps to the file, even if it is a
+// symbolic link.
 #define SELF_FD_MAX sizeof "/proc/self/fd/-2147483648"
 
 static inline const char *self_fd(char out[SELF_FD_MAX], int fd) {
@@ -109,7 +108,7 @@ static inline const char *self_fd(char out[SELF_FD_MAX], int fd) {
     return out;
 }
 
-// Of addon_as_root.c.
+// Defined in addon_as_root.c.
 napi_value js_open_in_as_root(napi_env env, napi_callback_info info);
 napi_value js_get_xattr_as_root(napi_env env, napi_callback_info info);
 napi_value js_change_file_as_root(napi_env env, napi_callback_info info);

@@ -1,4 +1,4 @@
-// The addon's functions that are as_root.h's: the first argument is the user namespace.
+// The functions of as_root.h for JavaScript. The first argument is the user namespace.
 #include "addon.h"
 #include "as_root.h"
 
@@ -12,7 +12,7 @@ static napi_value open_in_as_root(struct call *call, napi_env env) {
 }
 FUNCTION(open_in_as_root)
 
-// xattrAsRoot(namespace, fd, name, bytes): getxattr(2), of any descriptor.
+// xattrAsRoot(namespace, fd, name, bytes): getxattr(2). Any descriptor.
 static napi_value get_xattr_as_root(struct call *call, napi_env env) {
     char path[SELF_FD_MAX], name[PATH_MAX];
     int namespace, fd;
@@ -23,8 +23,8 @@ static napi_value get_xattr_as_root(struct call *call, napi_env env) {
 }
 FUNCTION(get_xattr_as_root)
 
-// changeAsRoot(namespace, call, folder, name, other, text, a, b): see enum change. A name is a single one, so nothing is
-// followed; those calls that are about the descriptor itself have none.
+// changeAsRoot(namespace, change, folder, name, other, text, a, b): see enum change. A name has no slash, so that no link is followed.
+// An empty name stands for `folder` itself.
 static napi_value change_file_as_root(struct call *call, napi_env env) {
     char name[PATH_MAX], text[PATH_MAX];
     int namespace, which, folder, other;
@@ -36,7 +36,7 @@ static napi_value change_file_as_root(struct call *call, napi_env env) {
 }
 FUNCTION(change_file_as_root)
 
-// inotifyAsRoot(namespace, fd, mask): as inotify.
+// inotifyAsRoot(namespace, fd, mask): inotify(7), as inotify().
 static napi_value watch_file_as_root(struct call *call, napi_env env) {
     char path[SELF_FD_MAX];
     int namespace, fd;

@@ -28,7 +28,7 @@ struct task {
     enum change change;
     int other;
     int64_t a, b;
-    bool opens;     // the result is a descriptor, which goes through the socket
+    bool opens; // the result is a descriptor, which is sent over the socket
     int socket;
     long result;
 };
@@ -49,11 +49,11 @@ static long received(int socket) {
     return errno == EMFILE ? -EMFILE : -1;
 }
 
-// A process of several threads cannot enter a user namespace (setns(2)), but a child of it can. As in process.c it runs in
-// this one's memory, while this one waits. It has a table of descriptors of its own, as a container with the host's pids may
-// kill it at any time, and what it had opened in this one's would stay open.
+// A process of several threads cannot enter a user namespace (setns(2)), but its child can. As in process.c, the child runs in the
+// memory of this process, which waits. A child that opens a file has a descriptor table of its own: a container with the host's pids
+// may kill it at any time, and its descriptors would stay open in a shared table.
 static long perform(struct task *task) {
-    static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; // the memory has one mark of who may look into it
+    static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; // the dumpable flag belongs to the memory, which all children share
     const size_t stack_size = 64 << 10;
     int ends[2] = {-1, -1};
     if (task->opens && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) return -errno;
@@ -61,16 +61,16 @@ static long perform(struct task *task) {
     char *stack = mmap(NULL, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (stack == MAP_FAILED) return -errno;
     task->socket = theirs;
-    task->result = -EIO; // of one that was killed
+    task->result = -EIO; // if the child is killed
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_mutex_lock(&one_at_a_time);
-    // A container with the host's pids may have CAP_SYS_PTRACE in the child's user namespace: not over what cannot be
-    // dumped, or it would be in this process's memory.
+    // A container with the host's pids may have CAP_SYS_PTRACE in the child's user namespace. The memory is this process's, so it is
+    // not dumpable meanwhile, which keeps the container out.
     bool dumpable = prctl(PR_GET_DUMPABLE) == 1;
     if (dumpable) prctl(PR_SET_DUMPABLE, 0);
-    // No signal at its end: whoever waits for children of this process does not get to see it.
+    // The child sends no signal at its end, so that wait(2) elsewhere in this process does not see it (__WCLONE).
     pid_t pid = clone(run, stack + stack_size, CLONE_VM | CLONE_VFORK | (task->opens ? 0 : CLONE_FILES), task);
     if (pid < 0) task->result = -errno;
     else waitpid(pid, NULL, __WCLONE);
@@ -83,10 +83,7 @@ static long perform(struct task *task) {
 }
 
 static long open_file(const struct task *task) {
-    struct open_how how = {.flags = task->flags, .mode = task->mode, .resolve = task->resolve};
-    long fd;
-    for (int attempt = 0; (fd = syscall(SYS_openat2, task->folder, task->path, &how, sizeof how)) < 0 && errno == EAGAIN && attempt < 32;) attempt++;
-    return fd;
+    return sys_openat2(task->folder, task->path, task->flags, task->mode, task->resolve);
 }
 
 static long read_xattr(const struct task *task) {
@@ -94,12 +91,9 @@ static long read_xattr(const struct task *task) {
 }
 
 static long watch(const struct task *task) {
-    int events = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
-    if (events < 0 || inotify_add_watch(events, task->path, (uint32_t)task->flags) >= 0) return events;
-    int error = errno;
-    close(events);
-    errno = error;
-    return -1;
+    cleanup_close int events = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (events < 0 || inotify_add_watch(events, task->path, (uint32_t)task->flags) < 0) return -1;
+    return steal_fd(&events);
 }
 
 static struct timespec time_of(int64_t micros) {
@@ -130,8 +124,8 @@ long open_as_root(int user_namespace, int folder, const char *path, uint64_t fla
         .call = open_file,
         .folder = folder,
         .path = path,
-        .flags = flags | O_CLOEXEC | (flags & O_PATH ? 0 : O_NONBLOCK),
-        .mode = flags & O_CREAT ? mode : 0,
+        .flags = flags | (flags & O_PATH ? 0 : O_NONBLOCK),
+        .mode = mode,
         .resolve = resolve,
         .opens = true,
     };

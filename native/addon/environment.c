@@ -8,8 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-// So long a supervisor is waited for at the end of a worker: it gives all back meanwhile. It goes on alone then, and stays a
-// zombie when it has ended.
+// The end of a worker waits so long for a supervisor to remove everything. After that the supervisor continues alone, and stays a
+// zombie at its end.
 #define PATIENCE_MS 5000
 
 int64_t environment_note(struct environment *environment, int64_t fd, enum descriptor is) {
@@ -19,7 +19,7 @@ int64_t environment_note(struct environment *environment, int64_t fd, enum descr
         if (is == NOT_OURS) return fd;
         size_t size = (number + 1) * 2;
         uint8_t *larger = realloc(environment->descriptors, size);
-        if (!larger) return fd; // which is closed with the process then
+        if (!larger) return fd; // it is closed with the process then
         memset(larger + environment->size, NOT_OURS, size - environment->size);
         environment->descriptors = larger;
         environment->size = size;
@@ -28,7 +28,7 @@ int64_t environment_note(struct environment *environment, int64_t fd, enum descr
     return fd;
 }
 
-// Nobody else waits for it. At the end of the process, another process becomes its parent.
+// Nobody else waits for the supervisor. At the end of the process, another process becomes its parent.
 static void await_child(int pidfd) {
     struct pollfd end = {.fd = pidfd, .events = POLLIN};
     siginfo_t information;
@@ -37,7 +37,7 @@ static void await_child(int pidfd) {
     waitid(P_PIDFD, (id_t)pidfd, &information, WEXITED | WNOHANG);
 }
 
-// By the end of its socket each supervisor gets to know that it has to give all back.
+// The close of its socket makes each supervisor remove everything.
 static void end(void *argument) {
     struct environment *environment = argument;
     for (size_t fd = 0; fd < environment->size; fd++)
@@ -53,7 +53,7 @@ static void end(void *argument) {
 
 struct environment *environment_make(napi_env env) {
     struct environment *environment = calloc(1, sizeof *environment);
-    // No finalizer: runtimes differ in which of the two they call first.
+    // A cleanup hook without a finalizer: the runtimes differ in which of the two they call first.
     if (environment && napi_set_instance_data(env, environment, NULL, NULL) == napi_ok &&
         napi_add_env_cleanup_hook(env, end, environment) == napi_ok)
         return environment;

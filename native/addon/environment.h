@@ -1,5 +1,5 @@
-// What one environment of JavaScript (the program's own, or a worker's) has by this addon: given back at its end, as a worker
-// can be terminated at any time, and the process goes on.
+// The resources of one JavaScript environment (the program's own, or a worker's). They are released at its end: a worker can be
+// terminated at any time while the process continues.
 #pragma once
 
 #include "loop.h"
@@ -9,14 +9,14 @@
 
 struct environment {
     struct loop *loop;
-    uint8_t *descriptors; // by number, what each is: an enum descriptor
+    uint8_t *descriptors; // by number, an enum descriptor for each
     size_t size;
 };
 
 enum descriptor { NOT_OURS, OURS, OF_CHILD };
 
-// The environment, which ends with `env`; NULL where there is no memory.
+// Makes the environment, which ends with `env`. Returns NULL if there is no memory.
 struct environment *environment_make(napi_env env);
 
-// Notes what a descriptor is, and returns it; -1 and the like are none.
+// Notes the owner of a descriptor, and returns the descriptor. Ignores negative numbers.
 int64_t environment_note(struct environment *environment, int64_t fd, enum descriptor is);

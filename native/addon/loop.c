@@ -1,4 +1,5 @@
 #include "loop.h"
+#include "../common/util.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,7 +12,7 @@
 
 #define BATCH 64
 
-// Tokens that are the loop's own: its thread is to end, or to close what is in the pipe.
+// The loop's own tokens: its thread must end, or close the descriptors in the pipe.
 #define TOKEN_END 0
 #define TOKEN_CLOSE UINT64_MAX
 
@@ -37,7 +38,7 @@ static void call_ready(napi_env env, napi_value ready, void *context, void *data
         napi_get_undefined(env, &receiver);
         napi_create_double(env, (double)batch->events[k].data.u64, &arguments[0]);
         napi_create_uint32(env, batch->events[k].events, &arguments[1]);
-        // An exception stays pending and is reported by the runtime as uncaught; nothing here hides it.
+        // An exception stays pending, and the runtime reports it as uncaught.
         if (napi_call_function(env, receiver, ready, 2, arguments, NULL) != napi_ok) break;
     }
     free(batch);
@@ -49,7 +50,7 @@ static void close_given(int pipe) {
         for (ssize_t k = 0; k < n / (ssize_t)sizeof *fds; k++) close(fds[k]);
 }
 
-// One call of JavaScript for all that one epoll_wait(2) gives, so that a burst costs one wake-up.
+// Calls JavaScript once for all events of one epoll_wait(2), so that a burst costs one wake-up.
 static void *run(void *argument) {
     struct loop *loop = argument;
     for (;;) {
@@ -76,13 +77,14 @@ static void *run(void *argument) {
 }
 
 static void release(struct loop *loop) {
-    int fds[] = {loop->end, loop->epoll, loop->closing[0], loop->closing[1]};
-    for (size_t k = 0; k < sizeof fds / sizeof *fds; k++)
-        if (fds[k] >= 0) close(fds[k]);
+    close_descriptor(&loop->end);
+    close_descriptor(&loop->epoll);
+    close_descriptor(&loop->closing[0]);
+    close_descriptor(&loop->closing[1]);
     free(loop);
 }
 
-// The environment (a process, a worker) ends: the thread is joined before anything that it uses goes.
+// At the end of the environment (a process or a worker). Joins the thread before it releases what the thread uses.
 static void stop(void *argument) {
     struct loop *loop = argument;
     uint64_t one = 1;
@@ -100,7 +102,7 @@ static int start_thread(struct loop *loop) {
     if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, loop->end, &end) < 0) return -1;
     if (pipe2(loop->closing, O_CLOEXEC | O_NONBLOCK) < 0) return -1;
     if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, loop->closing[0], &closing) < 0) return -1;
-    // Signals are for JavaScript's threads.
+    // JavaScript's threads handle the signals.
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&loop->thread, NULL, run, loop);
@@ -120,9 +122,7 @@ struct loop *loop_start(napi_env env, napi_value ready) {
         if (start_thread(loop) == 0 && napi_add_env_cleanup_hook(env, stop, loop) == napi_ok) return loop;
         napi_release_threadsafe_function(loop->ready, napi_tsfn_abort);
     }
-    int error = errno;
     release(loop);
-    errno = error;
     return NULL;
 }
 
@@ -141,7 +141,7 @@ int loop_close(struct loop *loop, int fd) {
     return write(loop->closing[1], &fd, sizeof fd) == (ssize_t)sizeof fd ? 0 : -1;
 }
 
-void loop_hold(struct loop *loop, int held) {
-    if (held) napi_ref_threadsafe_function(loop->env, loop->ready);
+void loop_keep_alive(struct loop *loop, int alive) {
+    if (alive) napi_ref_threadsafe_function(loop->env, loop->ready);
     else napi_unref_threadsafe_function(loop->env, loop->ready);
 }

@@ -11,8 +11,8 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-// A container that reaches /proc/PID/exe of what starts it must find nothing to write to (CVE-2019-5736): the program
-// runs from a memfd that is sealed against every change.
+// A container that reaches /proc/PID/exe of its parent must not be able to write to it (CVE-2019-5736): the program runs from a memfd
+// that is sealed against every change.
 static int seal_copy(const char *path) {
     struct stat status;
     cleanup_close int source = open(path, O_RDONLY | O_CLOEXEC);
@@ -25,7 +25,7 @@ static int seal_copy(const char *path) {
         if (n < 0) return -errno;
         if (n == 0) return -EIO;
     }
-    // A process that executes what it may not read is not dumpable, from its first instruction on (prctl(2)).
+    // A process whose executable is unreadable for it is not dumpable, from its first instruction on (prctl(2)).
     if (fchmod(copy, 0111) < 0) return -errno;
     if (fcntl(copy, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0) return -errno;
     return steal_fd(&copy);
@@ -39,7 +39,7 @@ struct launch {
     int error;
 };
 
-// Runs on a stack of its own in the memory of the JavaScript process, which waits (CLONE_VFORK): only system calls.
+// Runs on a stack of its own in the memory of the JavaScript process, which waits (CLONE_VFORK). It may only make system calls.
 static int launch(void *argument) {
     struct launch *l = argument;
     char *const env[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", NULL};
@@ -52,9 +52,9 @@ static int launch(void *argument) {
         if (dup2(moved[k], 3 + k) < 0) goto failed;
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (null < 0) goto failed;
-    if (dup2(null, 0) < 0 || dup2(null, 1) < 0) goto failed; // stderr stays: what it has to say is for people
+    if (dup2(null, 0) < 0 || dup2(null, 1) < 0) goto failed; // stderr stays, for messages to people
     if (sys_close_range(3 + (unsigned)l->count + 1, ~0U, CLOSE_RANGE_CLOEXEC) < 0) goto failed;
-    // Out of reach of the terminal's Ctrl-C, which is the JavaScript process's to answer.
+    // Ctrl-C of the terminal reaches the JavaScript process alone, which handles it.
     if (setsid() < 0) goto failed;
     syscall(SYS_execveat, moved[l->count], "", l->argv, env, AT_EMPTY_PATH);
 failed:
@@ -70,8 +70,8 @@ pid_t process_start(const char *path, char *const argv[], const int *inherited, 
     char *stack = mmap(NULL, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (stack == MAP_FAILED) return -errno;
     struct launch l = {.program = program, .argv = argv, .inherited = inherited, .count = count};
-    // The memory is shared rather than copied, as a fork of a JavaScript process costs milliseconds. Signals wait until
-    // the child has executed, so that no handler of this process runs in it.
+    // The memory is shared rather than copied: a fork of a JavaScript process takes milliseconds. Signals are blocked until the child
+    // has executed, so that no handler of this process runs in the child.
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);

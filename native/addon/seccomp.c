@@ -12,9 +12,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-// System calls have the same number on every architecture from 424 on, and none reaches this one.
-#define NUMBERS_END 1024
-
 static struct {
     typeof(seccomp_init) *init;
     typeof(seccomp_release) *release;
@@ -54,7 +51,7 @@ static bool load_once(void **handle) {
     return true;
 }
 
-// What it finds is of the process: several threads may have this addon.
+// Several threads of the process may have loaded this addon, and share the library.
 static bool load(void) {
     static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
     static void *handle;
@@ -118,22 +115,22 @@ static int add_rule(scmp_filter_ctx context, struct reader *reader) {
 
 static int last_known(void) {
     uint32_t native = library.arch_native();
-    for (int number = NUMBERS_END - 1; number > 0; number--) {
+    for (int number = SECCOMP_NUMBERS_END - 1; number > 0; number--) {
         char *name = library.syscall_resolve_num_arch(native, number);
         if (!name) continue;
         free(name);
         return number;
     }
-    return NUMBERS_END;
+    return SECCOMP_NUMBERS_END;
 }
 
-// What is newer than libseccomp fails as if the kernel did not have it, which programs expect; of an EPERM they would
-// take the kernel to have it, and give up (as glibc does for fchmodat2). As this denies alone, the architecture does not
-// matter: x32 numbers and ARM's private ones are past the end.
+// System calls that are newer than libseccomp fail with ENOSYS, as on a kernel without them, which programs expect. After EPERM, programs
+// assume that the kernel has the call, and give up (as glibc does for fchmodat2). The instructions only deny, so they need not check
+// the architecture: x32 numbers and ARM's private ones are past the end.
 static size_t deny_unknown(struct sock_filter *out) {
     const struct sock_filter head[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
-        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, NUMBERS_END, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, SECCOMP_NUMBERS_END, 2, 0),
         BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, (uint32_t)last_known(), 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SCMP_ACT_ERRNO(ENOSYS)),
     };
@@ -141,7 +138,7 @@ static size_t deny_unknown(struct sock_filter *out) {
     return sizeof head;
 }
 
-// libseccomp 2.5 exports to a descriptor alone.
+// libseccomp 2.5 can export to a descriptor only.
 static int export(scmp_filter_ctx context, uint8_t *program, size_t room) {
     cleanup_close int fd = memfd_create("seccomp", MFD_CLOEXEC);
     if (fd < 0) return -errno;
@@ -162,9 +159,9 @@ int seccomp_compile(const uint8_t *policy, size_t length, uint8_t *program, size
     if (take(&reader, &action, sizeof action) < 0) return -EBADMSG;
     scmp_filter_ctx context = library.init(action);
     if (!context) return -EINVAL;
-    // A search tree: it is shorter to run, and so to load, as the kernel runs it once for every system call then.
+    // A search tree takes less time to run, and to load: at load, the kernel runs the program once for every system call.
     int result = library.attr_set(context, SCMP_FLTATR_CTL_OPTIMIZE, 2);
-    // The plan says so itself where it wants it.
+    // The plan sets no_new_privs itself.
     if (result == 0) result = library.attr_set(context, SCMP_FLTATR_CTL_NNP, 0);
     if (result == 0) result = add_architectures(context, &reader);
     if (result == 0) result = take(&reader, &count, sizeof count);

@@ -1,4 +1,5 @@
 #include "descriptor.h"
+#include "util.h"
 
 #include <errno.h>
 #include <stdalign.h>
@@ -44,7 +45,7 @@ ssize_t descriptors_receive(int socket, void *bytes, size_t length, int *fds, si
         for (size_t k = 0; k < here; k++, came++) {
             int fd;
             memcpy(&fd, CMSG_DATA(header) + k * sizeof fd, sizeof fd);
-            // The kernel pads the room for descriptors, so one more than was asked for may come.
+            // The kernel pads the room for descriptors, so there may be one more than `room`.
             if (count < room && !cut) {
                 fds[count++] = fd;
             } else {
@@ -54,11 +55,8 @@ ssize_t descriptors_receive(int socket, void *bytes, size_t length, int *fds, si
         }
     }
     if (!cut) return n;
-    for (size_t k = 0; k < room; k++) {
-        if (fds[k] >= 0) close(fds[k]);
-        fds[k] = -1;
-    }
-    // The kernel puts in as many as this process may open, and says of the others only that they are missing.
+    for (size_t k = 0; k < room; k++) close_descriptor(&fds[k]);
+    // The kernel delivers as many as this process may open, and marks the message as truncated.
     errno = message.msg_flags & MSG_TRUNC || came >= room ? EMSGSIZE : EMFILE;
     return -1;
 }

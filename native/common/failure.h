@@ -1,11 +1,11 @@
-// What a failed operation reports: which system call said which errno. The operation's index is the caller's to add.
+// The report of a failed operation: the system call and its errno. The caller adds the index of the operation.
 #pragma once
 
 #include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define NO_OPERATION UINT32_MAX // what has failed is no operation of the plan
+#define NO_OPERATION UINT32_MAX // the failure belongs to no operation of the plan
 
 struct failure {
     uint32_t operation; // index in the plan
@@ -14,11 +14,17 @@ struct failure {
 };
 
 // Notes the failure of `call` with the current errno and returns -1, for `return fail(f, "fsopen")`.
-// Nothing here allocates or is unsafe in a signal handler.
+// Does not allocate, and is safe in a signal handler.
 static inline int fail(struct failure *failure, const char *call) {
     failure->error = errno;
     size_t length = 0;
     for (; call[length] && length < sizeof failure->syscall - 1; length++) failure->syscall[length] = call[length];
     failure->syscall[length] = '\0';
     return -1;
+}
+
+// The same with an errno that no system call has set.
+static inline int fail_with(struct failure *failure, const char *call, int error) {
+    errno = error;
+    return fail(failure, call);
 }

@@ -1,5 +1,5 @@
 #include "remove.h"
-#include "../common/util.h"
+#include "util.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -9,27 +9,27 @@
 #include <string.h>
 #include <sys/stat.h>
 
-// Overlayfs leaves work/work with mode 000, and a container may leave anything: the owner can always set it right.
+// Overlayfs leaves work/work with mode 000, and a container may leave any mode. The owner can always change it.
 static DIR *open_folder(int parent, const char *name) {
     int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0 && errno == EACCES && fchmodat(parent, name, 0700, 0) == 0)
         fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) return NULL;
     DIR *folder = fdopendir(fd);
-    if (!folder) close(fd);
+    if (!folder) close_descriptor(&fd);
     return folder;
 }
 
-// A container may nest folders without end, and each level costs a descriptor: what is deeper than this is moved up to
-// the top first, where it is one more folder to remove.
+// A container may nest folders to any depth, and each level costs a descriptor. A deeper folder is moved up to the top first, and
+// removed from there.
 #define DEPTH_MAX 64
 
 struct removal {
     dev_t device;
     long budget; // of entries
-    int top;     // the folder that all is in, -1 until it is open
-    bool moved;  // whether something has come into it that its reader may not have seen
-    unsigned long name;
+    int top;     // the folder to remove, -1 until it is open
+    bool moved;  // a folder was moved into it, which its reader may have missed
+    unsigned long name; // of the next moved folder
 };
 
 static int move_up(struct removal *removal, int folder, const char *name) {
@@ -37,7 +37,7 @@ static int move_up(struct removal *removal, int folder, const char *name) {
     for (;;) {
         snprintf(fresh, sizeof fresh, ".deep-%lu", removal->name++);
         if (renameat(folder, name, removal->top, fresh) == 0) break;
-        // A folder's ".." is written, which its own mode may refuse.
+        // A rename to another folder writes "..", and the folder's own mode may refuse that.
         if (errno == EACCES && fchmodat(folder, name, 0700, 0) == 0 && renameat(folder, name, removal->top, fresh) == 0) break;
         if (errno != EEXIST && errno != ENOTEMPTY && errno != ENOTDIR) return -1;
     }

@@ -1,7 +1,8 @@
-// System calls that the C libraries Berth builds with may lack (fsopen and its family came to glibc with 2.36),
-// by number, and nothing else. All are async-signal-safe: the child uses them between clone and exec.
+// System calls by number, for C libraries that have no wrapper for them (glibc has fsopen and its family since 2.36). All are
+// async-signal-safe: the child uses them between clone and exec.
 #pragma once
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
@@ -51,10 +52,14 @@ static inline int sys_mount_setattr(int dir, const char *path, unsigned flags, s
     return (int)syscall(SYS_mount_setattr, dir, path, flags, attributes, sizeof *attributes);
 }
 
-// Since Linux 5.6.
-static inline int sys_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve) {
-    struct open_how how = {.flags = flags, .resolve = resolve};
-    return (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+// Since Linux 5.6. A path with ".." fails with EAGAIN when a rename or a mount happens during its resolution (openat2(2)). Only an
+// attacker causes that again and again, so the number of tries is limited. The descriptor is close-on-exec; `mode` is for O_CREAT.
+static inline int sys_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
+    struct open_how how = {.flags = flags | O_CLOEXEC, .mode = flags & O_CREAT ? mode : 0, .resolve = resolve};
+    for (int retries = 32;; retries--) {
+        int fd = (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+        if (fd >= 0 || errno != EAGAIN || retries == 0) return fd;
+    }
 }
 
 static inline int sys_pivot_root(const char *root, const char *old) {

@@ -1,8 +1,8 @@
-// libFuzzer's target for what the supervisor reads: messages over a real socket, with descriptors, in any order. Plans
-// are decoded, and never performed.
+// libFuzzer's target for the supervisor's input: messages over a real socket, with descriptors, in any order. Plans are decoded, but
+// not performed.
 //
-// The input is messages: how many descriptors come along, the length (u16), and the bytes. The first descriptor is a
-// memfd with the rest of the input, for plans that are too large for a message.
+// The input is a list of messages: the number of descriptors, the length (u16), and the bytes. Each descriptor is a memfd with the rest
+// of the input, for plans that are too large for a message.
 #define main supervisor_main
 #include "../supervisor/supervisor.c"
 #undef main
@@ -21,7 +21,7 @@ int remove_tree(int parent, const char *path, long budget) {
 void network_init(struct network *network) { (void)network; }
 void network_make_spare(struct network *network) { (void)network; }
 
-// Every other plan fails, so that both answers are given.
+// Every other plan fails, so that both replies are tested.
 bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct plan *plan, const int *descriptors) {
     (void)supervisor, (void)descriptors;
     for (size_t k = 0; k < plan->count; k++)
@@ -59,12 +59,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
         size_t count = bytes[at] % 5, size = (size_t)bytes[at + 1] | (size_t)bytes[at + 2] << 8;
         at += 3;
         if (size > length - at) size = length - at;
-        if (size == 0) continue; // which is taken for the other end's going
+        if (size == 0) continue; // an empty message means that the other end is gone
         for (size_t k = 0; k < count; k++) {
             fds[k] = memfd_create("plan", MFD_CLOEXEC);
             if (fds[k] < 0 || write(fds[k], bytes + at, length - at) < 0) abort();
         }
-        if (descriptors_send(pair[1], bytes + at, size, fds, count) < 0) break; // more than the socket takes
+        if (descriptors_send(pair[1], bytes + at, size, fds, count) < 0) break; // the socket is full
         for (size_t k = 0; k < count; k++) close(fds[k]);
         if (!receive()) abort();
         at += size;
@@ -77,6 +77,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
     while (units) forget(units);
     close(pair[0]);
     close(pair[1]);
-    if (count_descriptors() != before) abort(); // one has leaked
+    if (count_descriptors() != before) abort(); // a descriptor has leaked
     return 0;
 }

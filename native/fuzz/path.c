@@ -1,5 +1,5 @@
-// libFuzzer's target for the paths of a tar: links, folders and removals, in any order, in a folder that stands for the
-// root. Nothing may come to be outside of it.
+// libFuzzer's target for the paths of a tar: links, folders and removals, in any order, in a folder that stands for the root. No file
+// may appear outside of it.
 //
 // The input is lines: a letter (d make a folder, r clear the way of a name, l make a symlink, whose target follows a tab,
 // h open as a hard link's target) and a path.
@@ -18,7 +18,7 @@ static int confined_open(int dir, const char *name, int flags);
 #include "../unpack/path.c"
 #undef openat
 
-// A refusal ends the unpacker's process, and with it all that it has.
+// A refusal ends the unpacker's process, which frees its memory. Here it only leaks.
 const char *__asan_default_options(void) {
     return "detect_leaks=0";
 }
@@ -27,7 +27,7 @@ static jmp_buf refused;
 static char outside[] = "/tmp/berth-fuzz-XXXXXX";
 static int outer = -1;
 
-// The kernel stops `..` at a process' root.
+// The kernel stops `..` at the root of a process.
 static int confined_open(int dir, const char *name, int flags) {
     struct stat here, top;
     if (!strcmp(name, "..") && fstat(dir, &here) == 0 && fstat(root, &top) == 0 && here.st_ino == top.st_ino) name = ".";
@@ -108,7 +108,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
     }
     check_outside();
     if (remove_tree(outer, "root", LONG_MAX) != 0) abort();
-    // What a refusal had open.
+    // A refusal leaves descriptors open.
     close_range((unsigned)outer + 1, ~0U, 0);
     return 0;
 }

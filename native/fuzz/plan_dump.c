@@ -1,7 +1,7 @@
-// Prints the plan on stdin as the decoder sees it, an operation a line, strings and bytes in hexadecimal: what the
-// tests hold against lib/Plan.ts. The first argument is how many descriptors the message is taken to carry. With
-// `batch` behind it there are several plans, each behind its length (u32), and a line after each tells what it came to.
-// Built with -DFUZZ it is libFuzzer's target for the decoder instead.
+// Prints the plan on stdin as the decoder reads it, one operation a line, with strings and bytes in hexadecimal. The tests compare the
+// result with lib/Plan.ts. The first argument is the number of descriptors that the message is supposed to carry. With `batch` as the
+// second argument, stdin has several plans, each after its length (u32), and a line after each plan has its result.
+// Built with -DFUZZ it is libFuzzer's target for the decoder.
 #include "../supervisor/plan.h"
 
 #include <inttypes.h>

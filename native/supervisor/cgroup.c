@@ -11,15 +11,12 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-// More programs than this are nobody's idea of a cgroup of ours.
+// The programs of one cgroup. Berth attaches one.
 #define PROGRAMS_MAX 16
 
 static int join_path(char *out, const char *folder, const char *file) {
     size_t a = strlen(folder), b = strlen(file);
-    if (a + b + 2 > PATH_MAX) {
-        errno = ENAMETOOLONG;
-        return -1;
-    }
+    if (a + b + 2 > PATH_MAX) return errno = ENAMETOOLONG, -1;
     memcpy(out, folder, a);
     out[a] = '/';
     memcpy(out + a + 1, file, b + 1);
@@ -47,7 +44,8 @@ static void detach(int cgroup, uint32_t id) {
     if (program >= 0) bpf(BPF_PROG_DETACH, &attached);
 }
 
-// The new one is there before the old ones go: all of them have to agree, so nothing is open to what neither allows.
+// Attaches the new program before it detaches the old ones. A device may be opened only if all of them allow it, so at no time is
+// there access that both deny.
 int cgroup_devices(const char *path, const void *program, size_t length, struct failure *failure) {
     uint32_t before[PROGRAMS_MAX];
     cleanup_close int cgroup = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
@@ -71,7 +69,7 @@ int cgroup_devices(const char *path, const void *program, size_t length, struct 
         .target_fd = (uint32_t)cgroup,
         .attach_bpf_fd = (uint32_t)loaded,
         .attach_type = BPF_CGROUP_DEVICE,
-        .attach_flags = BPF_F_ALLOW_MULTI, // those of the cgroups above and below hold as well
+        .attach_flags = BPF_F_ALLOW_MULTI, // the programs of the cgroups above and below stay in force
     };
     if (bpf(BPF_PROG_ATTACH, &attach) < 0) return fail(failure, "bpf(PROG_ATTACH)");
     for (uint32_t k = 0; k < query.query.prog_cnt; k++) detach(cgroup, before[k]);
@@ -103,7 +101,7 @@ static void kill_members(const char *path) {
     if (join_path(file, path, "cgroup.procs") < 0) return;
     cleanup_close int fd = open(file, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0) return;
-    // What does not fit, or was forked meanwhile, is taken by the next round: removal is tried until it succeeds.
+    // The next round takes processes that do not fit, or were forked meanwhile: removal is tried until it succeeds.
     ssize_t n = read(fd, list, sizeof list - 1);
     if (n <= 0) return;
     list[n] = '\0';

@@ -12,24 +12,24 @@ struct child {
     const struct plan *plan;
     const int *descriptors; // those that came with the message
     int failures;           // a pipe to the supervisor for a struct failure; exec closes it
-    int socket;             // the child's end of a socket to the supervisor, or -1 where the plan needs none
-    int lock;               // what the supervisor's state folder is locked by, which is not the child's to hold
+    int socket;             // the child's end of a socket to the supervisor, or -1 if the plan needs none
+    int lock;               // the lock of the supervisor's state folder, which the child must not hold
     int supervisor;         // pidfd of the supervisor
     int null;               // /dev/null
-    int root;               // the root that the supervisor has made, or -1 where the plan has the child make it
-    char *arguments;        // the supervisor's own, as /proc/PID/cmdline shows them to everybody, and their length
+    int root;               // the root that the supervisor has made, or -1 if the child makes it
+    char *arguments;        // the supervisor's own, which everybody can read in /proc/PID/cmdline
     size_t arguments_length;
-    int program;            // the supervisor's executable for containers (program.h), or -1 where the plan needs none
+    int program;            // the supervisor's executable for containers (program.h), or -1 if the plan needs none
     bool rootless;          // the supervisor is in a user namespace of its own
-    pid_t *successors;      // memory that is shared with the supervisor, a page: the pids of those that go on behind a
-    size_t slot;            // `fork`, and the place for this plan's
+    pid_t *successors;      // a page that is shared with the supervisor: for each `fork` in progress, the pid of the process
+    size_t slot;            // that continues the plan, and the place for this plan's
 };
 
-// What the child says on the socket, a message each: a byte with its root's descriptor, or a byte alone when it waits for its
-// id maps, which the supervisor answers with a byte. It is closed before anyone in a container sees the process: who has it
-// could send the supervisor a descriptor whose close waits (SO_LINGER). The pipe is there until the command is executed, and
-// who gets hold of that can say no more than that the unit has failed.
+// The child's messages on the socket are a byte with the descriptor of its root, or a byte alone while it waits for its id maps,
+// which the supervisor answers with a byte. The child closes the socket before anyone in a container can see it: an attacker with
+// the socket could send the supervisor a descriptor whose close waits (SO_LINGER). The pipe stays open until the command is
+// executed. An attacker with the pipe can only report that the unit has failed.
 
-// Performs the plan's operations behind `process`. Never returns: it executes the command, or writes a struct failure
-// and exits. It allocates nothing, and so does all that is below it.
+// Performs the operations of the plan after `process`. Never returns: it executes the command, or writes a struct failure
+// and exits. It does not allocate, and neither does any function that it calls.
 _Noreturn void child_run(const struct child *child);

@@ -11,9 +11,9 @@
 
 #define FAILURES 3
 
-static _Noreturn void hold(void) {
+static _Noreturn void hold_namespaces(void) {
     sigset_t all;
-    // It has no right to read its program, and so is not dumpable already: those in its namespaces find nothing of it.
+    // Its executable is unreadable, so it is not dumpable from its first instruction on: others in its namespaces cannot look into it.
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     close(FAILURES);
     sigfillset(&all);
@@ -24,7 +24,7 @@ static _Noreturn void hold(void) {
     }
 }
 
-// As the child's own exec in child.c: a path that is there but cannot be executed decides the error.
+// As execute() in child.c: the error of an existing path that cannot be executed takes precedence over ENOENT.
 static _Noreturn void execute(uint32_t operation, char **paths, size_t count, char **argv) {
     struct failure failure = {.operation = operation};
     int error = ENOENT;
@@ -44,7 +44,8 @@ static _Noreturn void init(int argc, char **argv) {
     int status, number;
     size_t count = argc > 3 ? strtoul(argv[2], NULL, 10) : 0;
     if (argc < 5 || count > (size_t)argc - 4) _exit(126);
-    // The container's own process, as its command is: without root the container's files are reached by it.
+    // It is a process of the container like the command. Without root, the container's files are reached through this process, which
+    // must be dumpable for that.
     prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
 
     fcntl(FAILURES, F_SETFD, FD_CLOEXEC);
@@ -54,7 +55,7 @@ static _Noreturn void init(int argc, char **argv) {
     pid_t command = fork();
     if (command < 0) _exit(126);
     if (command == 0) {
-        // A group of its own in the foreground of the terminal, if there is one: Ctrl-C is then the command's alone.
+        // A process group of its own in the foreground of the terminal, if there is one: Ctrl-C then reaches the command alone.
         setpgid(0, 0);
         if (isatty(0)) tcsetpgrp(0, getpid());
         sigprocmask(SIG_SETMASK, &none, NULL);
@@ -74,6 +75,6 @@ static _Noreturn void init(int argc, char **argv) {
 
 void init_run(int argc, char **argv) {
     if (argc < 1) return;
-    if (!strcmp(argv[0], "berth-hold")) hold();
+    if (!strcmp(argv[0], "berth-hold")) hold_namespaces();
     if (!strcmp(argv[0], "berth-init")) init(argc, argv);
 }

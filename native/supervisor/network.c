@@ -1,4 +1,5 @@
 #include "network.h"
+#include "../common/util.h"
 
 #include <fcntl.h>
 #include <sched.h>
@@ -11,11 +12,9 @@ static int own(void) {
 
 void network_init(struct network *network) {
     *network = (struct network){.home = own(), .spare = -1};
-    // Allowed for one that has CAP_SYS_ADMIN where its namespace was made, and not in a user namespace of its own.
-    if (network->home >= 0 && setns(network->home, CLONE_NEWNET) < 0) {
-        close(network->home);
-        network->home = -1;
-    }
+    // setns(2) requires CAP_SYS_ADMIN in the user namespace that owns the target, so a supervisor in a user namespace of its own
+    // cannot return home.
+    if (network->home >= 0 && setns(network->home, CLONE_NEWNET) < 0) close_descriptor(&network->home);
     network->wanted = network->home >= 0;
 }
 
@@ -30,11 +29,10 @@ bool network_enter(struct network *network) {
     network->wanted = network->home >= 0;
     if (network->spare < 0) return false;
     bool entered = setns(network->spare, CLONE_NEWNET) == 0;
-    close(network->spare);
-    network->spare = -1;
+    close_descriptor(&network->spare);
     return entered;
 }
 
 void network_leave(struct network *network) {
-    if (setns(network->home, CLONE_NEWNET) < 0) abort(); // every later child would be in there
+    if (setns(network->home, CLONE_NEWNET) < 0) abort(); // every later child would be in the container's namespace
 }

@@ -1,22 +1,22 @@
-// A network namespace made ahead. To make one takes some hundred microseconds of a container's start, and needs nothing
-// of the container's, so that the supervisor makes the next one while it has nothing else to do.
+// A network namespace that is made in advance. A new one takes some hundred microseconds of a container's start and does not depend
+// on the container, so the supervisor makes the next one while it is idle.
 #pragma once
 
 #include <stdbool.h>
 
 struct network {
-    int home;    // the supervisor's own, -1 where it may not come back to it: no namespace is made ahead then
-    int spare;   // -1 where there is none
-    bool wanted; // whether to make one when there is time
+    int home;    // the supervisor's own namespace; -1 if it cannot return there, and then none is made in advance
+    int spare;   // the namespace for the next container, or -1
+    bool wanted; // whether to make a spare one when the supervisor is idle
 };
 
 void network_init(struct network *network);
 
-// Makes the spare one. Where that fails the next container makes its own, and says why it cannot.
+// Makes the spare namespace. If that fails, the next container tries to make its own, and reports the error.
 void network_make_spare(struct network *network);
 
-// Makes the spare one the caller's for its next clone, which then must not ask for a new one: false where there is none.
+// Enters the spare namespace, so that the next clone is in it and must not ask for a new one. Returns false without a spare one.
 bool network_enter(struct network *network);
 
-// Back home, after the clone.
+// Returns home, after the clone.
 void network_leave(struct network *network);

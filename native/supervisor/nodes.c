@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-// runtime-spec, config-linux.md, default devices.
+// The default devices of the OCI runtime-spec, config-linux.md.
 static const struct {
     const char *name;
     unsigned major, minor;
@@ -29,7 +29,7 @@ static int bind_node(int folder, const char *name, struct failure *failure) {
 int nodes_make(const char *folder, int in_user_namespace, struct failure *failure) {
     cleanup_close int fs = sys_fsopen("tmpfs", FSOPEN_CLOEXEC);
     if (fs < 0) return fail(failure, "fsopen");
-    // The sweeper knows by the name whose the mounts of these nodes are (lib/internal/berth/sweep.ts).
+    // The name of the state folder, by which a sweep recognizes the mount (lib/internal/berth/sweep.ts).
     const char *state = strrchr(folder, '/');
     char name[NAME_MAX];
     while (state && state > folder && *--state != '/') continue;

@@ -1,4 +1,4 @@
-// The union mount: read-only layers below one writable layer, as a detached mount.
+// The union mount: read-only layers below a writable layer, as a detached mount.
 #include "mount.h"
 #include "../common/syscalls.h"
 #include "../common/util.h"
@@ -8,11 +8,19 @@
 #include <string.h>
 #include <sys/stat.h>
 
-// An fsconfig(2) string holds at most 255 bytes, so a longer path goes in as /proc/self/fd/N.
+// A string of fsconfig(2) has at most 255 bytes. A longer path is given as /proc/self/fd/N.
 #define PARAMETER_MAX 256
 // mount(2) takes one page of options.
 #define PAGE 4096
 #define LAYERS_MAX 500 // OVL_MAX_STACK
+
+struct overlay {
+    const union field *lower;
+    const char *upper, *work; // empty if nothing is writable
+    const union field *options;
+    unsigned attributes;
+    int layer_map;
+};
 
 // "/proc/self/fd/N", without printf: this runs between clone and exec.
 static size_t name_descriptor(char *out, int fd) {
@@ -27,8 +35,7 @@ static size_t name_descriptor(char *out, int fd) {
     return length;
 }
 
-// Folders that are named by descriptor: open until the superblock is made, as overlayfs resolves its layers there at
-// the latest.
+// Folders that are named by descriptor. They stay open until the superblock is made, by when overlayfs has resolved its layers.
 struct pins {
     size_t count;
     int fds[LAYERS_MAX + 2];
@@ -46,8 +53,8 @@ static int pin(struct pins *pins, const char *path, char *name, struct failure *
     return 0;
 }
 
-// A layer whose owners are those that a user namespace gives them: mount_setattr(2), ID-mapped mounts; below overlayfs
-// since Linux 5.19. It has no place in any namespace, so it is named by its descriptor.
+// A layer whose owners a user namespace translates: mount_setattr(2), ID-mapped mounts; overlayfs takes them since Linux 5.19. The
+// mount is attached nowhere, so it is named by its descriptor.
 static int pin_mapped(struct pins *pins, const char *path, int layer_map, char *name, struct failure *failure) {
     struct mount_attr map = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (uint64_t)layer_map};
     int tree = sys_open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
@@ -74,7 +81,6 @@ static int set_layer(int fs, const char *path, int layer_map, struct pins *pins,
     return set_path(fs, "lowerdir+", name, pins, failure);
 }
 
-// "key=value" or a bare "key".
 int mount_option(int fs, const char *option, struct failure *failure) {
     char key[64];
     const char *equals = strchr(option, '=');
@@ -83,10 +89,7 @@ int mount_option(int fs, const char *option, struct failure *failure) {
         status = sys_fsconfig(fs, FSCONFIG_SET_FLAG, option, NULL, 0);
     } else {
         size_t length = (size_t)(equals - option);
-        if (length >= sizeof key) {
-            errno = EINVAL;
-            return fail(failure, "fsconfig");
-        }
+        if (length >= sizeof key) return fail_with(failure, "fsconfig", EINVAL);
         memcpy(key, option, length);
         key[length] = '\0';
         status = sys_fsconfig(fs, FSCONFIG_SET_STRING, key, equals + 1, 0);
@@ -102,19 +105,17 @@ int mount_create(int fs, const union field *options, unsigned attributes, struct
     return mount < 0 ? fail(failure, "fsmount") : mount;
 }
 
-// Since Linux 6.5 layers are added one at a time. Earlier kernels take the unknown key without a word and only fail
-// at FSCONFIG_CMD_CREATE, which is how they are told apart.
-static int overlay_by_layer(const union field *lower, const char *upper, const char *work, const union field *options,
-                            unsigned attributes, int layer_map, struct failure *failure) {
+// Adds the layers one at a time, since Linux 6.5. Earlier kernels accept the unknown key and fail at FSCONFIG_CMD_CREATE.
+static int overlay_by_layer(const struct overlay *overlay, struct failure *failure) {
     __attribute__((cleanup(unpin))) struct pins pins;
     pins.count = 0;
     cleanup_close int fs = sys_fsopen("overlay", FSOPEN_CLOEXEC);
     if (fs < 0) return fail(failure, "fsopen");
-    for (size_t k = 0; k < lower->l.count; k++)
-        if (set_layer(fs, lower->l.items[k], layer_map, &pins, failure) < 0) return -1;
-    if (*upper && set_path(fs, "upperdir", upper, &pins, failure) < 0) return -1;
-    if (*upper && set_path(fs, "workdir", work, &pins, failure) < 0) return -1;
-    return mount_create(fs, options, attributes, failure);
+    for (size_t k = 0; k < overlay->lower->l.count; k++)
+        if (set_layer(fs, overlay->lower->l.items[k], overlay->layer_map, &pins, failure) < 0) return -1;
+    if (*overlay->upper && set_path(fs, "upperdir", overlay->upper, &pins, failure) < 0) return -1;
+    if (*overlay->upper && set_path(fs, "workdir", overlay->work, &pins, failure) < 0) return -1;
+    return mount_create(fs, overlay->options, overlay->attributes, failure);
 }
 
 static int append(char *page, size_t *length, const char *text) {
@@ -128,82 +129,98 @@ static int append(char *page, size_t *length, const char *text) {
     return 0;
 }
 
-// Before Linux 6.5: one page of options for mount(2), in which descriptors stand for paths so that a hundred layers
-// fit and ':' ',' '\\' in a path mean nothing. It has to be attached somewhere: over its own work folder, or over its
-// lowest layer where nothing is writable, in this process's own mount namespace, from where a detached copy is taken.
-// Never over "/", which a path would still not lead onto.
-static int overlay_by_page(const union field *lower, const char *upper, const char *work, const union field *options,
-                           unsigned attributes, int layer_map, struct failure *failure) {
+// Before Linux 6.5: one page of options for mount(2). Descriptors stand for paths, so that a hundred layers fit and ':' ',' '\\' in a
+// path have no meaning. mount(2) attaches the overlay somewhere: over its own work folder, or over its lowest layer if nothing is
+// writable, in this process's own mount namespace. From there a detached copy is taken. It is never attached over "/", where a path
+// would still lead below it.
+static int overlay_by_page(const struct overlay *overlay, struct failure *failure) {
     __attribute__((cleanup(unpin))) struct pins pins;
     char page[PAGE], name[32];
     size_t length = 0;
-    const char *at = *upper ? work : lower->l.items[lower->l.count - 1];
-    const char *writable[2][2] = {{",upperdir=", upper}, {",workdir=", work}};
+    const union field *lower = overlay->lower, *options = overlay->options;
+    const char *at = *overlay->upper ? overlay->work : lower->l.items[lower->l.count - 1];
+    const char *writable[2][2] = {{",upperdir=", overlay->upper}, {",workdir=", overlay->work}};
 
     pins.count = 0;
     for (size_t k = 0; k < lower->l.count; k++) {
-        if (layer_map >= 0 ? pin_mapped(&pins, lower->l.items[k], layer_map, name, failure) < 0
-                           : pin(&pins, lower->l.items[k], name, failure) < 0) return -1;
+        if (overlay->layer_map >= 0 ? pin_mapped(&pins, lower->l.items[k], overlay->layer_map, name, failure) < 0
+                                    : pin(&pins, lower->l.items[k], name, failure) < 0) return -1;
         if (append(page, &length, k == 0 ? "lowerdir=" : ":") < 0 || append(page, &length, name) < 0) return fail(failure, "mount");
     }
-    for (size_t k = 0; *upper && k < countof(writable); k++) {
+    for (size_t k = 0; *overlay->upper && k < countof(writable); k++) {
         if (pin(&pins, writable[k][1], name, failure) < 0) return -1;
         if (append(page, &length, writable[k][0]) < 0 || append(page, &length, name) < 0) return fail(failure, "mount");
     }
     for (size_t k = 0; k < options->l.count; k++)
         if (append(page, &length, ",") < 0 || append(page, &length, options->l.items[k]) < 0) return fail(failure, "mount");
     // MOUNT_ATTR_RDONLY, NOSUID, NODEV and NOEXEC have the values of MS_RDONLY and its siblings.
-    if (sys_mount("overlay", at, "overlay", attributes & 0xf, page) < 0) return fail(failure, "mount");
+    if (sys_mount("overlay", at, "overlay", overlay->attributes & 0xf, page) < 0) return fail(failure, "mount");
     cleanup_close int mount = mount_clone(at, 0, 0, failure);
     if (sys_umount2(at, MNT_DETACH) < 0) return fail(failure, "umount2");
     return steal_fd(&mount);
 }
 
-int mount_overlay(const union field *lower, const char *upper, const char *work, const union field *options,
-                  unsigned attributes, int layer_map, struct failure *failure) {
-    if (lower->l.count == 0 || lower->l.count > LAYERS_MAX) {
-        errno = EINVAL;
-        return fail(failure, "fsopen");
-    }
-    // overlayfs wants two layers at least where nothing is writable: a single one is its own root.
-    if (lower->l.count == 1 && !*upper) return mount_clone(lower->l.items[0], attributes | MOUNT_ATTR_RDONLY, 0, failure);
-    // The supervisor finds it out once; a child, whose memory is a copy, for itself.
+static int mount_union(const struct overlay *overlay, struct failure *failure) {
+    const union field *lower = overlay->lower;
+    if (lower->l.count == 0 || lower->l.count > LAYERS_MAX) return fail_with(failure, "fsopen", EINVAL);
+    // Without a writable layer, overlayfs requires at least two lower layers. A single layer is the root itself.
+    if (lower->l.count == 1 && !*overlay->upper) return mount_clone(lower->l.items[0], overlay->attributes | MOUNT_ATTR_RDONLY, 0, failure);
+    // The supervisor finds out once what the kernel can do. Each child, whose memory is a copy, finds out for itself.
     static bool by_page;
     bool known = by_page;
-    int mount = known ? -1 : overlay_by_layer(lower, upper, work, options, attributes, layer_map, failure);
+    int mount = known ? -1 : overlay_by_layer(overlay, failure);
     if (mount >= 0 || (!known && failure->error != EINVAL)) return mount;
     struct failure first = *failure;
-    mount = overlay_by_page(lower, upper, work, options, attributes, layer_map, failure);
+    mount = overlay_by_page(overlay, failure);
     if (mount >= 0) by_page = true;
     else if (!known) *failure = first;
     return mount;
 }
 
-int mount_overlay_memory(const union field *lower, unsigned mode, const union field *tmpfs, const union field *options,
-                         unsigned attributes, int layer_map, struct failure *failure) {
+int mount_overlay(const struct operation *operation, int layer_map, struct failure *failure) {
+    const struct overlay overlay = {
+        .lower = &operation->overlay.lower,
+        .upper = operation->overlay.upper.s.text,
+        .work = operation->overlay.work.s.text,
+        .options = &operation->overlay.options,
+        .attributes = (unsigned)operation->overlay.attributes.i,
+        .layer_map = layer_map,
+    };
+    return mount_union(&overlay, failure);
+}
+
+int mount_overlay_memory(const struct operation *operation, int layer_map, struct failure *failure) {
     char upper[48], work[48];
+    const struct overlay overlay = {
+        .lower = &operation->overlay_memory.lower,
+        .upper = upper,
+        .work = work,
+        .options = &operation->overlay_memory.options,
+        .attributes = (unsigned)operation->overlay_memory.attributes.i,
+        .layer_map = layer_map,
+    };
     struct stat owner;
     cleanup_close int fs = sys_fsopen("tmpfs", FSOPEN_CLOEXEC);
     if (fs < 0) return fail(failure, "fsopen");
-    cleanup_close int memory = mount_create(fs, tmpfs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, failure);
+    cleanup_close int memory = mount_create(fs, &operation->overlay_memory.tmpfs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, failure);
     if (memory < 0) return -1;
     if (mkdirat(memory, "upper", 0700) < 0 || mkdirat(memory, "work", 0700) < 0) return fail(failure, "mkdirat");
     if (layer_map >= 0 && fstat(memory, &owner) < 0) return fail(failure, "fstat");
     if (layer_map >= 0 && fchownat(memory, "upper", owner.st_uid, owner.st_gid, 0) < 0) return fail(failure, "fchownat");
-    if (fchmodat(memory, "upper", mode, 0) < 0) return fail(failure, "fchmodat");
+    if (fchmodat(memory, "upper", (mode_t)operation->overlay_memory.mode.i, 0) < 0) return fail(failure, "fchmodat");
     size_t length = name_descriptor(upper, memory);
     memcpy(work, upper, length);
     memcpy(upper + length, "/upper", sizeof "/upper");
     memcpy(work + length, "/work", sizeof "/work");
-    // Before Linux 6.15 overlayfs takes no folder of a detached mount (clone_private_mount), so the tmpfs is attached for
-    // as long as it takes, in this process's own mount namespace. Found out as above.
+    // Before Linux 6.15 overlayfs refuses a folder of a detached mount (clone_private_mount), so the tmpfs is attached meanwhile, in
+    // this process's own mount namespace. Found out as above.
     static bool attached;
     bool known = attached;
-    int mount = known ? -1 : mount_overlay(lower, upper, work, options, attributes, layer_map, failure);
+    int mount = known ? -1 : mount_union(&overlay, failure);
     if (mount >= 0 || (!known && failure->error != EINVAL)) return mount;
     struct failure first = *failure;
     if (sys_move_mount(memory, "", AT_FDCWD, "/dev", MOVE_MOUNT_F_EMPTY_PATH) < 0) return -1;
-    mount = mount_overlay(lower, upper, work, options, attributes, layer_map, failure);
+    mount = mount_union(&overlay, failure);
     sys_umount2("/dev", MNT_DETACH);
     if (mount >= 0) attached = true;
     else if (!known) *failure = first;

@@ -18,7 +18,7 @@ static int attach_at(int mount, int folder, const char *path, struct failure *fa
     return 0;
 }
 
-// The procfs lies over the empty root, where those who come by the path find it; this process's own root is below.
+// The procfs covers the empty root: a path leads to the procfs, while the root of this process is the mount below it.
 int pid_namespace_empty_root(const char *path, int proc, struct failure *failure) {
     cleanup_close int fs = sys_fsopen("tmpfs", FSOPEN_CLOEXEC);
     if (fs < 0) return fail(failure, "fsopen");
@@ -37,8 +37,8 @@ int pid_namespace_empty_root(const char *path, int proc, struct failure *failure
     return proc ? attach_at(mount, root, "", failure) : 0;
 }
 
-// Whether it is the root of the procfs of the pid namespace that this process's children will be in. What is at a path in
-// there may be somebody else's work.
+// Whether the mount is the root of the procfs of the pid namespace that this process's children will be in. The container may have
+// mounted anything at the path.
 static int is_joined_proc(int mount, const struct stat *joined) {
     struct statfs kind;
     struct stat root, of;

@@ -1,15 +1,20 @@
-// The decoder of a plan's binary form. Everything it reads is hostile: every length is checked against what is
-// left, every count against what it could need at least, and one arena of a size known beforehand holds the rest.
+// The decoder of a plan's binary form. Its input is hostile: every length is checked against the bytes that are left, every count
+// against the bytes that so many items need at least. Everything is allocated in one arena, whose size is known beforehand.
 #include "plan.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 const struct operation_kind operation_kinds[OPERATION_CODES] = {
-#define X(code, name, fields, phase) {name, fields, phase},
+#define X(code, name, phase, types, ...) {#name, types, phase},
     OPERATIONS(X)
 #undef X
 };
+
+// Each operation has as many names of fields as types.
+#define X(code, name, phase, types, ...) __VA_OPT__(_Static_assert(sizeof((struct operation){0}.name) == (sizeof types - 1) * sizeof(union field), #name);)
+OPERATIONS(X)
+#undef X
 
 struct reader {
     const uint8_t *at;
@@ -53,7 +58,7 @@ static const char *take_string(struct reader *r, size_t *length) {
 
 static const char *take_list(struct reader *r, union field *field) {
     uint32_t count;
-    // A string takes 5 bytes at least, which bounds the count before anything is reserved for it.
+    // A string takes at least 5 bytes, which limits the count before anything is reserved.
     if (take_u32(r, &count) < 0 || count > r->left / 5) return "a list is longer than its operation";
     char **items = reserve(r, ((size_t)count + 1) * sizeof *items);
     if (!items) return "a list does not fit";
@@ -113,7 +118,8 @@ static const char *take_field(struct reader *r, char type, union field *field, s
     }
 }
 
-// Supervisor's operations, then one process, then the child's, and exec, connect or self as the very last: or no process at all.
+// The operations of the supervisor, then one process, then those of the child, and exec, connect or exec-self as the last. Or no
+// process at all.
 static const char *check_order(struct plan *plan) {
     plan->process = plan->count;
     for (size_t k = 0; k < plan->count; k++) {
@@ -123,11 +129,11 @@ static const char *check_order(struct plan *plan) {
             if (in_child) return "a second process";
             plan->process = k;
         } else if (phase == SUPERVISOR && in_child) {
-            return "an operation of the supervisor behind the process";
+            return "an operation of the supervisor after the process";
         } else if ((phase == CHILD || phase == LAST) && !in_child) {
             return "an operation of the child before the process";
         } else if (phase == LAST && k + 1 != plan->count) {
-            return "an operation behind the last";
+            return "an operation after the last";
         }
     }
     if (plan->process < plan->count && operation_kinds[plan->operations[plan->count - 1].code].phase != LAST)
@@ -142,13 +148,13 @@ const char *plan_decode(struct plan *plan, const uint8_t *bytes, size_t length, 
     const void *from;
 
     *plan = (struct plan){0};
-    if (length > PLAN_BYTES_MAX) return "longer than a plan may be";
+    if (length > PLAN_BYTES_MAX) return "longer than PLAN_BYTES_MAX";
     if (take_u32(&r, &magic) < 0 || magic != PLAN_MAGIC || !(from = take(&r, sizeof head))) return "not a plan";
     memcpy(head, from, sizeof head);
     if (head[0] != PLAN_VERSION) return "a plan of another version";
-    if (head[1] > PLAN_OPERATIONS_MAX || head[1] > r.left / 8) return "more operations than bytes for them";
+    if (head[1] > PLAN_OPERATIONS_MAX || head[1] > r.left / 8) return "too many operations";
 
-    // A pointer (8 bytes) stands for a string of 5 bytes or more, and each list or array is rounded up once.
+    // Each string of 5 bytes or more needs a pointer of 8 bytes, and each list or array is rounded up once.
     r.arena_left = head[1] * sizeof(struct operation) + 2 * length + (size_t)head[1] * PLAN_FIELDS * 16;
     r.arena = calloc(1, r.arena_left ? r.arena_left : 1);
     if (!r.arena) return "no memory for a plan";
@@ -161,7 +167,7 @@ const char *plan_decode(struct plan *plan, const uint8_t *bytes, size_t length, 
         uint32_t size;
         if (!(from = take(&r, sizeof code)) || take_u32(&r, &size) < 0 || size > r.left) return "an operation is cut short";
         memcpy(code, from, sizeof code);
-        if (code[0] >= OPERATION_CODES || code[1] != 0) return "an operation that is not known";
+        if (code[0] >= OPERATION_CODES || code[1] != 0) return "an unknown operation";
         plan->operations[k].code = code[0];
 
         struct reader inner = {.at = r.at, .left = size, .arena = r.arena, .arena_left = r.arena_left};
@@ -170,12 +176,12 @@ const char *plan_decode(struct plan *plan, const uint8_t *bytes, size_t length, 
             const char *wrong = take_field(&inner, types[f], &plan->operations[k].field[f], descriptors);
             if (wrong) return wrong;
         }
-        if (inner.left != 0) return "bytes behind an operation's fields";
+        if (inner.left != 0) return "bytes after the fields of an operation";
         take(&r, size);
         r.arena = inner.arena;
         r.arena_left = inner.arena_left;
     }
-    if (r.left != 0) return "bytes behind the last operation";
+    if (r.left != 0) return "bytes after the last operation";
     return check_order(plan);
 }
 

@@ -1,6 +1,6 @@
-// A plan: what the supervisor does to make one unit (a container, a namespace holder, a cgroup, a root file
-// system), as a flat list of operations. lib/Plan.ts compiles and encodes it, plan.c decodes it, and nothing
-// in C decides anything: each operation is performed in the order of the list.
+// A plan: the work of the supervisor for one unit (a container, a namespace holder, a cgroup, a root file system), as a flat
+// list of operations. lib/Plan.ts encodes it and plan.c decodes it. The C code makes no decisions: it performs the operations in
+// the order of the list.
 //
 // The binary form, little endian:
 //
@@ -21,67 +21,68 @@
 #define PLAN_BYTES_MAX (32u << 20)
 #define NO_FD UINT32_MAX
 
-// Where an operation is performed: by the supervisor before the clone, as the clone itself, by the child after
-// it, or on either side.
+// Who performs an operation: the supervisor before the clone (SUPERVISOR), the clone itself (PROCESS), the child after it
+// (CHILD), the supervisor or the child (EITHER), or the child as the last operation of the plan (LAST).
 enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
 
-// code, name, fields, phase. Codes are the places in this list; append only.
-#define OPERATIONS(X)                                                                                        \
-    X(CGROUP_CREATE, "cgroup-create", "s", SUPERVISOR)        /* path */                                     \
-    X(CGROUP_WRITE, "cgroup-write", "ss", SUPERVISOR)         /* file, value */                              \
-    X(CGROUP_JOIN, "cgroup-join", "si", SUPERVISOR)           /* path, version */                            \
-    X(SCRATCH, "scratch", "si", SUPERVISOR)                   /* path, mode */                               \
-    X(OVERLAY, "overlay", "lssli", EITHER)                    /* lower, upper, work, options, attributes */  \
-    X(OVERLAY_MEMORY, "overlay-memory", "lilli", EITHER)      /* lower, mode, tmpfs and overlay options, .. */ \
-    X(ROOT_MOUNT, "root-mount", "f", CHILD)                   /* mount */                                    \
-    X(ROOT_BIND, "root-bind", "sii", CHILD)                   /* path, attributes, recursive */              \
-    X(PROCESS, "process", "i", PROCESS)                       /* clone flags */                              \
-    X(ID_MAP, "id-map", "ss", CHILD)                          /* uid_map, gid_map */                         \
-    X(JOIN, "join", "fi", CHILD)                              /* pidfd, clone flags */                       \
-    X(SESSION, "session", "", CHILD)                                                                         \
-    X(KEYRING, "keyring", "", CHILD)                                                                         \
-    X(STDIO, "stdio", "fff", CHILD)                           /* stdin, stdout, stderr */                    \
-    X(RLIMIT, "rlimit", "iii", CHILD)                         /* resource, soft, hard */                     \
-    X(UNSHARE, "unshare", "i", CHILD)                         /* clone flags */                              \
-    X(LOOPBACK, "loopback", "", CHILD)                                                                       \
-    X(ROOT, "root", "", CHILD)                                                                               \
-    X(MOUNT, "mount", "sslii", CHILD)                         /* type, target, options, attributes, pinned */ \
-    X(BIND, "bind", "ssiii", CHILD)                           /* source, target, attributes, recursive, pinned */ \
-    X(DIRECTORY, "directory", "si", CHILD)                    /* path, mode */                               \
-    X(SYMLINK, "symlink", "ss", CHILD)                        /* target, path */                             \
-    X(MASK, "mask", "sli", CHILD)                             /* null device, paths, required */             \
-    X(READONLY, "readonly", "li", CHILD)                      /* paths, required */                          \
-    X(PIVOT, "pivot", "", CHILD)                                                                             \
-    X(ROOT_READONLY, "root-readonly", "", CHILD)                                                             \
-    X(HOSTNAME, "hostname", "s", CHILD)                       /* name */                                     \
-    X(DOMAINNAME, "domainname", "s", CHILD)                   /* name */                                     \
-    X(SYSCTL, "sysctl", "ss", CHILD)                          /* key as a path below /proc/sys, value */     \
-    X(WORKING_DIRECTORY, "working-directory", "si", CHILD)    /* path, create */                             \
-    X(UMASK, "umask", "i", CHILD)                             /* mask */                                     \
-    X(BOUNDING, "bounding", "i", CHILD)                       /* capabilities kept */                        \
-    X(USER, "user", "iiu", CHILD)                             /* uid, gid, groups */                         \
-    X(CAPABILITIES, "capabilities", "iiii", CHILD)            /* effective, permitted, inheritable, ambient */ \
-    X(TERMINAL, "terminal", "fiii", CHILD)                    /* socket, rows, columns, uid */               \
-    X(NO_NEW_PRIVILEGES, "no-new-privileges", "", CHILD)                                                     \
-    X(SECCOMP, "seccomp", "bif", CHILD)                       /* struct sock_filter [], flags, socket or none */ \
-    X(EXEC, "exec", "flll", LAST)                             /* program or none, paths to try, argv, env */ \
-    X(CONNECT, "connect", "fii", LAST)                        /* socket, IP version, port on loopback */     \
-    X(SELF, "self", "ll", LAST)                               /* argv, env of the supervisor's own program */ \
-    X(CGROUP_DEVICES, "cgroup-devices", "sb", SUPERVISOR)     /* path, struct bpf_insn [] */                 \
-    X(APPARMOR, "apparmor", "s", CHILD)                       /* profile */                                  \
-    X(HOLD, "hold", "f", SUPERVISOR)                          /* a descriptor */                             \
-    X(LAYER_MAP, "layer-map", "ss", SUPERVISOR)               /* uid_map, gid_map */                         \
-    X(OWNER, "owner", "sii", SUPERVISOR)                      /* path, uid, gid */                           \
-    X(ROOT_USER, "root-user", "", CHILD)                                                                     \
-    X(DISCARD, "discard", "s", SUPERVISOR)                    /* path */                                     \
-    X(RECORD, "record", "s", CHILD)                           /* path */                                     \
-    X(FORK, "fork", "", CHILD)                                                                               \
-    X(CONTROLLING_TERMINAL, "controlling-terminal", "", CHILD)                                               \
-    X(EMPTY_ROOT, "empty-root", "si", CHILD)                  /* path, whether it has a procfs */            \
-    X(PROC_OF, "proc-of", "fl", CHILD)                        /* pidfd, paths */
+// Code, name, phase, types of the fields, names of the fields. The place of an operation is its code. The table in
+// lib/internal/supervisor/operations.ts has the same order, types and names, and lib/Plan.ts says what each operation does.
+#define OPERATIONS(X) \
+    X(CGROUP_CREATE, cgroup_create, SUPERVISOR, "s", path) \
+    X(CGROUP_WRITE, cgroup_write, SUPERVISOR, "ss", file, value) \
+    X(CGROUP_JOIN, cgroup_join, SUPERVISOR, "si", path, version) \
+    X(SCRATCH, scratch, SUPERVISOR, "si", path, mode) \
+    X(OVERLAY, overlay, EITHER, "lssli", lower, upper, work, options, attributes) \
+    X(OVERLAY_MEMORY, overlay_memory, EITHER, "lilli", lower, mode, tmpfs, options, attributes) \
+    X(ROOT_MOUNT, root_mount, CHILD, "f", mount) \
+    X(ROOT_BIND, root_bind, CHILD, "sii", path, attributes, recursive) \
+    X(PROCESS, process, PROCESS, "i", namespaces) \
+    X(ID_MAP, id_map, CHILD, "ss", uids, gids) \
+    X(JOIN, join, CHILD, "fi", process, namespaces) \
+    X(SESSION, session, CHILD, "") \
+    X(KEYRING, keyring, CHILD, "") \
+    X(STDIO, stdio, CHILD, "fff", stdin, stdout, stderr) \
+    X(RLIMIT, rlimit, CHILD, "iii", resource, soft, hard) \
+    X(UNSHARE, unshare, CHILD, "i", namespaces) \
+    X(LOOPBACK, loopback, CHILD, "") \
+    X(ATTACH_ROOT, attach_root, CHILD, "") \
+    X(MOUNT, mount, CHILD, "sslii", type, target, options, attributes, pinned) \
+    X(BIND, bind, CHILD, "ssiii", source, target, attributes, recursive, pinned) \
+    X(DIRECTORY, directory, CHILD, "si", path, mode) \
+    X(SYMLINK, symlink, CHILD, "ss", target, path) \
+    X(MASK, mask, CHILD, "sli", null, paths, required) \
+    X(READONLY, readonly, CHILD, "li", paths, required) \
+    X(PIVOT, pivot, CHILD, "") \
+    X(ROOT_READONLY, root_readonly, CHILD, "") \
+    X(HOSTNAME, hostname, CHILD, "s", name) \
+    X(DOMAINNAME, domainname, CHILD, "s", name) \
+    X(SYSCTL, sysctl, CHILD, "ss", key, value) \
+    X(WORKING_DIRECTORY, working_directory, CHILD, "si", path, create) \
+    X(UMASK, umask, CHILD, "i", mask) \
+    X(BOUNDING, bounding, CHILD, "i", capabilities) \
+    X(USER, user, CHILD, "iiu", uid, gid, groups) \
+    X(CAPABILITIES, capabilities, CHILD, "iiii", effective, permitted, inheritable, ambient) \
+    X(TERMINAL, terminal, CHILD, "fiii", socket, rows, columns, uid) \
+    X(NO_NEW_PRIVILEGES, no_new_privileges, CHILD, "") \
+    X(SECCOMP, seccomp, CHILD, "bif", program, flags, listener) \
+    X(EXEC, exec, LAST, "flll", program, paths, arguments, environment) \
+    X(CONNECT, connect, LAST, "fii", socket, ip_version, port) \
+    X(EXEC_SELF, exec_self, LAST, "ll", arguments, environment) \
+    X(CGROUP_DEVICES, cgroup_devices, SUPERVISOR, "sb", path, program) \
+    X(APPARMOR, apparmor, CHILD, "s", profile) \
+    X(KEEP_OPEN, keep_open, SUPERVISOR, "f", descriptor) \
+    X(LAYER_MAP, layer_map, SUPERVISOR, "ss", uids, gids) \
+    X(OWNER, owner, SUPERVISOR, "sii", path, uid, gid) \
+    X(ROOT_USER, root_user, CHILD, "") \
+    X(DISCARD, discard, SUPERVISOR, "s", path) \
+    X(RECORD, record, CHILD, "s", path) \
+    X(FORK, fork, CHILD, "") \
+    X(CONTROLLING_TERMINAL, controlling_terminal, CHILD, "") \
+    X(EMPTY_ROOT, empty_root, CHILD, "si", path, proc) \
+    X(TAKE_PROC, take_proc, CHILD, "fl", process, paths)
 
 enum operation_code {
-#define X(code, name, fields, phase) OP_##code,
+#define X(code, ...) OP_##code,
     OPERATIONS(X)
 #undef X
         OPERATION_CODES
@@ -99,7 +100,7 @@ union field {
         size_t length;
     } b;
     struct {
-        char **items; // ends in NULL, as execve(2) wants it
+        char **items; // ends in NULL, as execve(2) requires
         size_t count;
     } l;
     struct {
@@ -108,26 +109,32 @@ union field {
     } u;
 };
 
+// The fields of an operation by place, for the decoder, and by name: `operation->bind.source.s.text`.
 struct operation {
     enum operation_code code;
-    union field field[PLAN_FIELDS];
+    union {
+        union field field[PLAN_FIELDS];
+#define X(code, name, phase, types, ...) __VA_OPT__(struct { union field __VA_ARGS__; } name;)
+        OPERATIONS(X)
+#undef X
+    };
 };
 
 struct plan {
     size_t count;
-    size_t process; // index of the process operation, or count where there is none
+    size_t process; // index of the process operation; equal to count in a plan without a process
     struct operation *operations;
 };
 
 struct operation_kind {
-    const char *name;
+    const char *name; // with "_" where lib/Plan.ts has "-"
     const char *fields;
     enum phase phase;
 };
 
 extern const struct operation_kind operation_kinds[OPERATION_CODES];
 
-// Decodes a plan out of bytes that are written by an attacker until shown otherwise. Strings stay where they are:
-// `bytes` must outlive the plan. Returns NULL, or what is wrong. The plan is freed with plan_free in either case.
+// Decodes a plan. The bytes may come from an attacker. Strings are not copied: `bytes` must outlive the plan. Returns NULL, or
+// the reason why the plan is refused. The caller frees the plan with plan_free in both cases.
 const char *plan_decode(struct plan *plan, const uint8_t *bytes, size_t length, size_t descriptors);
 void plan_free(struct plan *plan);

@@ -1,20 +1,20 @@
-// Who the process is and what it may do: users, capabilities, limits, seccomp. The order is the plan's.
+// The user, capabilities, limits and filters of a process. The plan has their order.
 #pragma once
 
 #include "../common/failure.h"
 #include "plan.h"
 
 int privilege_bounding(uint64_t kept, struct failure *failure);
-int privilege_user(const union field *fields, struct failure *failure);
-int privilege_capabilities(const union field *fields, struct failure *failure);
+int privilege_user(const struct operation *operation, struct failure *failure);
+int privilege_capabilities(const struct operation *operation, struct failure *failure);
 int privilege_no_new_privileges(struct failure *failure);
 int privilege_apparmor(const union field *profile, struct failure *failure);
 
-// Loads a BPF program: fields of the plan, and the socket that its listener is sent to, or -1.
-int privilege_seccomp(const union field *fields, int socket, struct failure *failure);
-int privilege_rlimit(const union field *fields, struct failure *failure);
+// Loads a BPF program, and sends its listener to `socket`, or to nobody if that is -1.
+int privilege_seccomp(const struct operation *operation, int socket, struct failure *failure);
+int privilege_rlimit(const struct operation *operation, struct failure *failure);
 int privilege_keyring(struct failure *failure);
 
-// Dies with the supervisor, from here on; to be called again after a change of user, which clears it (prctl(2)).
-// A supervisor that died just before is seen by its pidfd, as getppid() is 0 across a pid namespace.
+// Has the kernel kill this process when the supervisor dies. A change of user clears that (prctl(2)), so it is called again then.
+// The pidfd tells whether the supervisor has died just before; getppid() cannot, as it is 0 across a pid namespace.
 int privilege_die_with(int supervisor, struct failure *failure);

@@ -19,7 +19,7 @@ static int copy(int from, int folder, struct failure *failure) {
         if (n == 0) errno = EIO;
         if (n <= 0) return fail(failure, "sendfile");
     }
-    // Who executes what it may not read is not dumpable, from its first instruction on (prctl(2)).
+    // A process whose executable is unreadable for it is not dumpable, from its first instruction on (prctl(2)).
     return fchmod(to, 0111) < 0 ? fail(failure, "fchmod") : 0;
 }
 

@@ -1,11 +1,11 @@
-// The supervisor: the parent of every container of one Berth, single-threaded, and gone with all that it owns as soon
-// as its socket closes, whatever the reason.
+// The supervisor: the single-threaded parent of every container of one Berth. When its socket closes, for whatever reason, it removes
+// everything that it owns and ends.
 //
 //   berth-supervisor FOLDER SOCKET LOCK SELF [single-id|ranges]
 //
-// FOLDER is its state folder, removed at the end. SOCKET, LOCK and SELF are inherited descriptors: its end of the socket
-// pair, what it holds the folder's lock by, and its own executable, which nobody can write. With `single-id` it first enters a user namespace in which
-// it is root and its user is the only one; with `ranges`, one whose id maps are written by the other end.
+// FOLDER is its state folder, which it removes at the end. SOCKET, LOCK and SELF are inherited descriptors: its end of the socket
+// pair, the lock of the state folder, and its own executable, which nobody can write. With `single-id` it first enters a user
+// namespace in which it is root and which maps no other id; with `ranges`, one whose id maps the JavaScript process writes.
 #include "child.h"
 #include "../common/descriptor.h"
 #include "init.h"
@@ -32,17 +32,18 @@
 #include <sys/wait.h>
 #include <time.h>
 
-// A cgroup whose members are dying is tried again this often, and for this long.
+// The removal of a cgroup whose members are dying is tried again so often, and for so long.
 #define RETRY_MS 5
 #define PATIENCE_MS 2000
 
-// After so long without an event there is time to make things ahead: what has just started is not disturbed by it.
+// After so long without an event the supervisor makes the next network namespace, which then does not delay a container that has
+// just started.
 #define QUIET_MS 10
 
-// So many descriptors are left for giving units back: none is started with the last ones.
+// No unit is started with the last descriptors: the removal of units needs them.
 #define DESCRIPTORS_RESERVED 64
 
-// A reply that the socket had no room for yet.
+// A reply that waits for room in the socket.
 struct queued {
     struct queued *next;
     struct reply reply;
@@ -54,20 +55,20 @@ static struct unit *units;
 static struct queued *queue, **queue_end = &queue;
 static int connection, events, signals;
 static bool closing;
-static bool incomplete; // something could not be given back
-static int descriptors_max = INT_MAX; // from this number on they are reserved
+static bool incomplete; // something could not be removed
+static int descriptors_max = INT_MAX; // descriptors from this number on are reserved
 
 // Replies
 
-// A reply with a failure has no descriptors: where they cannot be sent, the other end hears why, and releases the unit.
+// A reply with a failure carries no descriptors. If they cannot be sent, the JavaScript process gets the reason and releases the unit.
 static bool send_now(struct reply *reply, const int *fds) {
     for (;;) {
         size_t count = reply->failure.error != 0 || fds[0] < 0 ? 0 : fds[1] < 0 ? 1 : 2;
         if (descriptors_send(connection, reply, sizeof *reply, fds, count) >= 0) return true;
-        // Any other error is the other end's going, which the socket reports by itself.
+        // Any other error means that the other end is gone, which the socket reports by itself.
         if (errno != ETOOMANYREFS) return errno != EAGAIN;
-        // Without root, no more descriptors of one user may be on their way than a process may have open, and what runs in
-        // a container is the same user.
+        // The kernel limits the descriptors in transit of one user to the number that a process may have open. Without root, the
+        // processes in a container have the same user.
         fail(&reply->failure, "sendmsg");
     }
 }
@@ -77,7 +78,7 @@ static void watch_connection(uint32_t wanted) {
     epoll_ctl(events, EPOLL_CTL_MOD, connection, &event);
 }
 
-// With up to two descriptors, -1 for none, which stay the caller's.
+// With up to two descriptors, or -1. The caller keeps them.
 static void send_reply(struct reply *reply, int first, int second) {
     int fds[2] = {first, second};
     if (closing) return;
@@ -129,7 +130,7 @@ static void forget(struct unit *unit) {
     unit_free(unit, &shared);
 }
 
-// Goes on with giving a unit back, once its process has been waited for.
+// Continues the removal of a unit after its process has been waited for.
 static void give_back(struct unit *unit) {
     if (unit->pid > 0 || unit->maker > 0 || !(unit->failed || unit->releasing)) return;
     int left = unit_remove(unit);
@@ -148,7 +149,7 @@ static void give_back(struct unit *unit) {
 }
 
 static void take_outcome(struct unit *unit) {
-    // By hand: a child that has not executed yet holds a copy of the descriptor, so closing ours does not end the watch.
+    // A child that has not executed yet has a copy of the descriptor, so a close alone does not end the watch (epoll(7)).
     epoll_ctl(events, EPOLL_CTL_DEL, unit->failures, NULL);
     if (unit->socket >= 0) epoll_ctl(events, EPOLL_CTL_DEL, unit->socket, NULL);
     if (!unit_executed(unit)) return;
@@ -156,11 +157,10 @@ static void take_outcome(struct unit *unit) {
     struct reply reply = {.type = REPLY_STARTED, .id = unit->id, .pid = unit->pid, .failure = unit->failure};
     send_reply(&reply, unit->pidfd, unit->mount);
     close_descriptor(&unit->mount);
-    unit->mount = -1;
 }
 
-// Only the end of the pipe is of interest, which epoll(7) tells of unasked, so that the root's coming costs no wake-up; but for
-// the child's asking for id maps, which it waits for.
+// Waits for the end of the pipe, which epoll(7) reports for any set of events. A message of the child, such as its root, wakes the
+// supervisor only if the child waits for its id maps.
 static void watch_child(struct unit *unit) {
     struct epoll_event end = {.data.ptr = unit}, asked = {.events = EPOLLIN, .data.ptr = unit};
     epoll_ctl(events, EPOLL_CTL_ADD, unit->failures, &end);
@@ -176,10 +176,9 @@ static void hear(struct unit *unit, uint32_t happened) {
 
 static void begin(struct unit *unit, const struct plan *plan, const int *descriptors) {
     bool started = unit_start(unit, &shared, plan, descriptors);
-    // The lowest number that was free is what a descriptor gets.
+    // A new descriptor gets the lowest free number, so this one tells how many are in use.
     if (started && unit->pidfd >= descriptors_max) {
-        errno = EMFILE;
-        fail(&unit->failure, "clone3");
+        fail_with(&unit->failure, "clone3", EMFILE);
         unit->failure.operation = NO_OPERATION;
         started = false;
     }
@@ -193,7 +192,6 @@ static void begin(struct unit *unit, const struct plan *plan, const int *descrip
         struct reply reply = {.type = REPLY_STARTED, .id = unit->id};
         send_reply(&reply, unit->mount, -1);
         close_descriptor(&unit->mount);
-        unit->mount = -1;
     }
 }
 
@@ -203,7 +201,7 @@ static void start(uint32_t id, const uint8_t *bytes, size_t length, const int *d
     const char *wrong = plan_decode(&plan, bytes, length, count);
     struct unit *unit = wrong || find_unit(id) ? NULL : malloc(sizeof *unit);
     if (unit) {
-        *unit = (struct unit){.next = units, .id = id, .pidfd = -1, .failures = -1, .socket = -1, .mount = -1, .held = -1, .slot = -1};
+        *unit = (struct unit){.next = units, .id = id, .pidfd = -1, .failures = -1, .socket = -1, .mount = -1, .kept_open = -1, .slot = -1};
         units = unit;
         begin(unit, &plan, descriptors);
     } else {
@@ -235,12 +233,12 @@ static void take_end(struct unit *unit, int status, const struct rusage *usage) 
         .system_us = (uint64_t)usage->ru_stime.tv_sec * 1000000 + (uint64_t)usage->ru_stime.tv_usec,
         .max_rss_kib = (uint64_t)usage->ru_maxrss,
     };
-    // Its end of the socket is closed by now: what it had to say can be read.
+    // The child's end of the socket is closed by now, so all its messages can be read.
     if (unit->failures >= 0) take_outcome(unit);
     unit->pid = 0;
     if (unit->failed) return;
-    // One that ended well is given back at once where all of it can be, and one message says both, so that nobody asks for
-    // it; of any other, the cgroup still has something to tell.
+    // A unit whose process succeeded is removed at once if that is possible, and one message reports both, so that no request is needed.
+    // After a failure, the JavaScript process still reads the cgroup.
     if (status == 0 && !unit->releasing && unit->maker == 0 && unit_settle(unit)) unit->releasing = unit->told = true;
     reply.type = unit->told ? REPLY_ENDED : REPLY_EXITED;
     send_reply(&reply, -1, -1);
@@ -252,14 +250,14 @@ static void reap(void) {
     for (;;) {
         siginfo_t ended = {0};
         if (waitid(P_ALL, 0, &ended, WEXITED | WNOHANG | WNOWAIT) < 0 || ended.si_pid == 0) return;
-        // While it has not been waited for, who it is can be found out.
+        // The pid identifies the unit as long as the process has not been waited for.
         struct unit *unit = unit_of(ended.si_pid);
         pid_t pid = wait4(ended.si_pid, &status, WNOHANG, &usage);
         if (pid <= 0 || !unit) continue;
         if (unit->remover == pid) unit_remover_done(unit, status);
         if (unit->maker == pid) unit->maker = 0;
         if (unit->pid == pid) take_end(unit, status, &usage);
-        // Who has gone on for it may have come to be just before it was killed.
+        // It may have made a successor just before it was killed.
         else if (unit->releasing || unit->failed) unit_kill(unit, &shared);
         give_back(unit);
     }
@@ -299,7 +297,7 @@ static void handle(const struct request *request, const uint8_t *body, size_t le
     }
 }
 
-// False once the other end is gone.
+// Returns false once the other end is gone.
 static bool receive(void) {
     static uint8_t bytes[MESSAGE_BYTES_MAX];
     int descriptors[DESCRIPTORS_MAX];
@@ -308,13 +306,13 @@ static bool receive(void) {
     memset(bytes, 0, sizeof request);
     ssize_t n = descriptors_receive(connection, bytes, sizeof bytes, descriptors, countof(descriptors));
     if (n == 0) {
-        // An empty message looks as the end does, and is one; what came with it is nobody's.
+        // An empty message looks like the end, and is treated as one. Its descriptors are dropped.
         for (size_t k = 0; k < countof(descriptors); k++) close_descriptor(&descriptors[k]);
         return false;
     }
     memcpy(&request, bytes, sizeof request);
     if (n < 0 && (errno == EMSGSIZE || errno == EMFILE)) {
-        // A message that was cut, or whose descriptors this process may not have, is answered, not guessed at.
+        // A message that was truncated, or whose descriptors this process may not open, fails its unit.
         struct failure failure = {.operation = NO_OPERATION, .error = errno, .syscall = "recvmsg"};
         send_failure(REPLY_FAILED, request.id, &failure);
         return true;
@@ -322,10 +320,10 @@ static bool receive(void) {
     if (n < 0) return errno == EAGAIN;
     size_t count = 0;
     while (count < countof(descriptors) && descriptors[count] >= 0) count++;
-    // One without a whole head has nobody to answer to.
+    // A message that is shorter than its head names no unit to answer for.
     if ((size_t)n >= sizeof request) handle(&request, bytes + sizeof request, (size_t)n - sizeof request, descriptors, count);
     for (size_t k = 0; k < count; k++) close(descriptors[k]);
-    // A child has a copy of the supervisor's memory, in which it finds no plan but its own.
+    // A child has a copy of the supervisor's memory. It must find no plan but its own there.
     explicit_bzero(bytes, (size_t)n);
     return true;
 }
@@ -338,7 +336,7 @@ static void close_down(void) {
     epoll_ctl(events, EPOLL_CTL_DEL, connection, NULL);
     close(connection);
     for (struct unit *unit = units, *next; unit; unit = next) {
-        next = unit->next; // releasing may forget the unit
+        next = unit->next; // release() may free the unit
         release(unit);
     }
 }
@@ -372,7 +370,7 @@ static void run(void) {
                 hear(source, ready[k].events);
             }
         }
-        // Last, as it may forget units that an event of this round names.
+        // Last, as it may free units that an event of this round names.
         if (children) reap();
         for (struct unit *unit = units, *next; unit; unit = next) {
             next = unit->next;
@@ -383,8 +381,8 @@ static void run(void) {
 
 // Setting up
 
-// What newuidmap(1) and newgidmap(1) write, which have to see this process as their user's own: it is dumpable until
-// then. It is a child that has not been waited for, so that its pid is nobody else's.
+// Waits for newuidmap(1) and newgidmap(1) to write the id maps. They require that this process belongs to their user, so it is
+// dumpable until then. The JavaScript process has not waited for this process, so its pid cannot have been reused.
 static int await_id_maps(struct failure *failure) {
     struct reply unmapped = {.type = REPLY_UNMAPPED, .pid = getpid()};
     struct pollfd answer = {.fd = connection, .events = POLLIN};
@@ -393,8 +391,7 @@ static int await_id_maps(struct failure *failure) {
     send_reply(&unmapped, -1, -1);
     if (poll(&answer, 1, -1) < 0) return fail(failure, "poll");
     if (recv(connection, &request, sizeof request, 0) == sizeof request && request.type == REQUEST_MAPPED) return 0;
-    errno = EPROTO;
-    return fail(failure, "recv");
+    return fail_with(failure, "recv", EPROTO);
 }
 
 static int enter_user_namespace(struct failure *failure) {
@@ -411,22 +408,22 @@ static int enter_user_namespace(struct failure *failure) {
     return 0;
 }
 
-// A mount namespace of its own that hears of the host's mounts and tells of none: what a child inherits from it needs
-// no changing before its pivot.
+// Among others, makes a mount namespace that receives the host's mounts and propagates none. A child inherits it, and need not change
+// the propagation before its pivot.
 static int set_up(const char *folder, const char *mode, struct failure *failure) {
     bool single_id = !strcmp(mode, "single-id"), ranges = !strcmp(mode, "ranges");
     char nodes[PATH_MAX];
     sigset_t handled;
     sigemptyset(&handled);
-    for (int number = 1; number < 32; number++) signal(number, SIG_DFL); // the JavaScript process ignores some
+    for (int number = 1; number < 32; number++) signal(number, SIG_DFL); // the JavaScript process ignores some of them
     for (size_t k = 0; k < 4; k++) sigaddset(&handled, (int[]){SIGCHLD, SIGTERM, SIGINT, SIGHUP}[k]);
     if (sigprocmask(SIG_SETMASK, &handled, NULL) < 0) return fail(failure, "sigprocmask");
-    // To write its id maps, or have them written.
+    // Only a dumpable process can write its id maps or have them written.
     if ((single_id || ranges) && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) return fail(failure, "prctl");
     if (single_id && enter_user_namespace(failure) < 0) return -1;
     if (ranges && await_id_maps(failure) < 0) return -1;
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
-    // Somebody may have stopped it when the JavaScript process dies: it has to go on to give everything back.
+    // Somebody may have stopped the supervisor when the JavaScript process dies. It must continue, to remove everything.
     if (prctl(PR_SET_PDEATHSIG, SIGCONT) < 0) return fail(failure, "prctl");
     if (unshare(CLONE_NEWNS) < 0) return fail(failure, "unshare");
     if (sys_mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return fail(failure, "mount");
@@ -452,17 +449,17 @@ static int set_up(const char *folder, const char *mode, struct failure *failure)
     return 0;
 }
 
-// The nodes' mount goes first, as removal does not leave a filesystem.
+// The mount of the device nodes goes first, as remove_tree() does not cross filesystems.
 static void take_down(const char *folder) {
     char nodes[PATH_MAX];
     snprintf(nodes, sizeof nodes, "%s/dev", folder);
     sys_umount2(nodes, MNT_DETACH);
-    // By the folder's name a sweep finds what is left.
+    // If something is left, a sweep needs the folder to find it.
     if (!incomplete) remove_tree(AT_FDCWD, folder, __LONG_MAX__);
 }
 
 #ifdef __SANITIZE_ADDRESS__
-// A process that is not dumpable cannot look for leaks.
+// LeakSanitizer does not work in a process that is not dumpable.
 const char *__asan_default_options(void) {
     return "detect_leaks=0";
 }
@@ -472,7 +469,7 @@ int main(int argc, char **argv) {
     struct failure failure = {0};
     init_run(argc, argv);
     if (argc < 5) {
-        fputs("berth-supervisor is started by the berth library\n", stderr);
+        fputs("berth-supervisor: the berth library starts this program; it cannot be run by hand\n", stderr);
         return 2;
     }
     shared.arguments = argv[0];
@@ -484,7 +481,7 @@ int main(int argc, char **argv) {
         send_failure(REPLY_FAILED, 0, &failure);
         return 1;
     }
-    // Where it is a user namespace of the supervisor's own, files can be read by root of that (as_root.h).
+    // The addon reaches files as root of the supervisor's own user namespace (as_root.h).
     int namespace = shared.rootless ? open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC) : -1;
     struct reply ready = {.type = REPLY_READY, .pid = getpid()};
     send_reply(&ready, namespace, -1);

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "../common/failure.h"
+#include "plan.h"
 
-// Opens one (after the pivot, or after having joined the container), gives its other end to `socket`, and makes it the
-// standard streams of this process. The operation `controlling-terminal` makes it that of the process that executes.
-int terminal_open(int socket, unsigned rows, unsigned columns, unsigned uid, struct failure *failure);
+// Opens a terminal, after the pivot or after a join of the container, sends its master to `socket`, and makes it the standard streams
+// of this process. The operation `controlling-terminal` makes it the controlling terminal of the process that executes.
+int terminal_open(int socket, const struct operation *operation, struct failure *failure);

@@ -19,21 +19,20 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-// Entries that are removed in passing; a larger folder gets a process of its own, so that no start waits for it.
+// The supervisor removes so many entries itself. A larger folder gets a process of its own, so that no start waits for it.
 #define REMOVE_AT_ONCE 64
-// And where there can be no process, so many each time that it is tried again.
+// If no process can be made, the supervisor removes so many entries at each retry.
 #define REMOVE_IN_TURN 4096
 #define CGROUPS_MAX 16
 
-// The cgroups that the child is to enter: one by the clone on version 2, the others by itself, each with the
-// operation that asked for it.
+// The cgroups that the child enters: one of version 2 by the clone, those of version 1 by itself.
 struct entrances {
     int unified;
     size_t count;
     int tasks[CGROUPS_MAX];
 };
 
-// What the supervisor's operations leave for those that follow.
+// The results of the supervisor's operations that later operations use.
 struct preparation {
     struct entrances entrances;
     int layer_map; // the user namespace that translates the ids of lower layers, or -1
@@ -56,21 +55,18 @@ static int own(struct unit *unit, const char *path, bool cgroup, struct failure 
     return 0;
 }
 
-static int make_scratch(struct unit *unit, const union field *f, struct failure *failure) {
-    if (mkdir(f[0].s.text, 0700) < 0) return fail(failure, "mkdir");
-    if (own(unit, f[0].s.text, false, failure) < 0) return -1;
-    return chmod(f[0].s.text, (mode_t)f[1].i) < 0 ? fail(failure, "chmod") : 0;
+static int make_scratch(struct unit *unit, const char *path, mode_t mode, struct failure *failure) {
+    if (mkdir(path, 0700) < 0) return fail(failure, "mkdir");
+    if (own(unit, path, false, failure) < 0) return -1;
+    return chmod(path, mode) < 0 ? fail(failure, "chmod") : 0;
 }
 
-static int enter_cgroup(struct entrances *entrances, const union field *f, struct failure *failure) {
-    bool taken = f[1].i == 2 ? entrances->unified >= 0 : entrances->count == CGROUPS_MAX;
-    if (taken) {
-        errno = E2BIG;
-        return fail(failure, "open");
-    }
-    int fd = cgroup_entrance(f[0].s.text, (int)f[1].i, failure);
+static int enter_cgroup(struct entrances *entrances, const char *path, int version, struct failure *failure) {
+    bool taken = version == 2 ? entrances->unified >= 0 : entrances->count == CGROUPS_MAX;
+    if (taken) return fail_with(failure, "open", E2BIG);
+    int fd = cgroup_entrance(path, version, failure);
     if (fd < 0) return -1;
-    if (f[1].i == 2) entrances->unified = fd;
+    if (version == 2) entrances->unified = fd;
     else entrances->tasks[entrances->count++] = fd;
     return 0;
 }
@@ -90,8 +86,7 @@ static int write_proc(pid_t pid, const char *file, const char *text, size_t leng
     return write(fd, text, length) != (ssize_t)length ? fail(failure, "write") : 0;
 }
 
-// uid_map's text, and gid_map's behind its NUL. user_namespaces(7): without CAP_SETGID in the parent namespace, setgroups must
-// be denied before gid_map can be written.
+// user_namespaces(7): without CAP_SETGID in the parent namespace, setgroups must be denied before gid_map can be written.
 static int write_id_maps(pid_t pid, const char *maps, struct failure *failure) {
     size_t length = strlen(maps);
     const char *gids = maps + length + 1;
@@ -101,19 +96,19 @@ static int write_id_maps(pid_t pid, const char *maps, struct failure *failure) {
     return write_proc(pid, "gid_map", gids, strlen(gids), failure);
 }
 
-static char *copy_maps(const union field *f) {
-    char *maps = malloc(f[0].s.length + f[1].s.length + 2);
+static char *copy_maps(const union field *uids, const union field *gids) {
+    char *maps = malloc(uids->s.length + gids->s.length + 2);
     if (!maps) return NULL;
-    memcpy(maps, f[0].s.text, f[0].s.length + 1);
-    memcpy(maps + f[0].s.length + 1, f[1].s.text, f[1].s.length + 1);
+    memcpy(maps, uids->s.text, uids->s.length + 1);
+    memcpy(maps + uids->s.length + 1, gids->s.text, gids->s.length + 1);
     return maps;
 }
 
-// A user namespace with these maps and nobody in it: its process is gone as soon as there is a descriptor.
-static int make_layer_map(int *namespace, const union field *f, struct failure *failure) {
+// Makes a user namespace with the maps. The process that it is made with ends as soon as there is a descriptor of the namespace.
+static int make_layer_map(int *namespace, const struct operation *operation, struct failure *failure) {
     char path[64];
     struct clone_args arguments = {.flags = CLONE_NEWUSER, .exit_signal = SIGCHLD};
-    char *maps = copy_maps(f);
+    char *maps = copy_maps(&operation->layer_map.uids, &operation->layer_map.gids);
     if (!maps) return fail(failure, "malloc");
     pid_t pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
     if (pid == 0)
@@ -130,30 +125,35 @@ static int make_layer_map(int *namespace, const union field *f, struct failure *
     return result;
 }
 
-static int hold(struct unit *unit, int fd, struct failure *failure) {
-    close_descriptor(&unit->held);
-    unit->held = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    return unit->held < 0 ? fail(failure, "fcntl") : 0;
+static int keep_open(struct unit *unit, int fd, struct failure *failure) {
+    close_descriptor(&unit->kept_open);
+    unit->kept_open = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    return unit->kept_open < 0 ? fail(failure, "fcntl") : 0;
 }
 
-static int prepare(struct unit *unit, const struct operation *operation, const int *descriptors, struct preparation *made) {
-    const union field *f = operation->field;
+static int make_cgroup(struct unit *unit, const char *path, struct failure *failure) {
+    return cgroup_create(path, failure) < 0 ? -1 : own(unit, path, true, failure);
+}
+
+static int change_owner(const struct operation *o, struct failure *failure) {
+    return lchown(o->owner.path.s.text, (uid_t)o->owner.uid.i, (gid_t)o->owner.gid.i) < 0 ? fail(failure, "lchown") : 0;
+}
+
+static int prepare(struct unit *unit, const struct operation *o, const int *descriptors, struct preparation *made) {
     struct failure *failure = &unit->failure;
-    switch (operation->code) {
-    case OP_CGROUP_CREATE: return cgroup_create(f[0].s.text, failure) < 0 ? -1 : own(unit, f[0].s.text, true, failure);
-    case OP_CGROUP_WRITE: return cgroup_write(f[0].s.text, f[1].s.text, f[1].s.length, failure);
-    case OP_CGROUP_DEVICES: return cgroup_devices(f[0].s.text, f[1].b.bytes, f[1].b.length, failure);
-    case OP_CGROUP_JOIN: return enter_cgroup(&made->entrances, f, failure);
-    case OP_SCRATCH: return make_scratch(unit, f, failure);
-    case OP_OVERLAY: return take_mount(unit, mount_overlay(&f[0], f[1].s.text, f[2].s.text, &f[3], (unsigned)f[4].i, made->layer_map, failure));
-    case OP_OVERLAY_MEMORY: return take_mount(unit, mount_overlay_memory(&f[0], (unsigned)f[1].i, &f[2], &f[3], (unsigned)f[4].i, made->layer_map, failure));
-    case OP_HOLD: return hold(unit, f[0].fd == NO_FD ? -1 : descriptors[f[0].fd], failure);
-    case OP_LAYER_MAP: return make_layer_map(&made->layer_map, f, failure);
-    case OP_DISCARD: return own(unit, f[0].s.text, false, failure);
-    case OP_OWNER: return lchown(f[0].s.text, (uid_t)f[1].i, (gid_t)f[2].i) < 0 ? fail(failure, "lchown") : 0;
-    default:
-        errno = EINVAL;
-        return fail(failure, "plan");
+    switch (o->code) {
+    case OP_CGROUP_CREATE: return make_cgroup(unit, o->cgroup_create.path.s.text, failure);
+    case OP_CGROUP_WRITE: return cgroup_write(o->cgroup_write.file.s.text, o->cgroup_write.value.s.text, o->cgroup_write.value.s.length, failure);
+    case OP_CGROUP_DEVICES: return cgroup_devices(o->cgroup_devices.path.s.text, o->cgroup_devices.program.b.bytes, o->cgroup_devices.program.b.length, failure);
+    case OP_CGROUP_JOIN: return enter_cgroup(&made->entrances, o->cgroup_join.path.s.text, (int)o->cgroup_join.version.i, failure);
+    case OP_SCRATCH: return make_scratch(unit, o->scratch.path.s.text, (mode_t)o->scratch.mode.i, failure);
+    case OP_OVERLAY: return take_mount(unit, mount_overlay(o, made->layer_map, failure));
+    case OP_OVERLAY_MEMORY: return take_mount(unit, mount_overlay_memory(o, made->layer_map, failure));
+    case OP_KEEP_OPEN: return keep_open(unit, o->keep_open.descriptor.fd == NO_FD ? -1 : descriptors[o->keep_open.descriptor.fd], failure);
+    case OP_LAYER_MAP: return make_layer_map(&made->layer_map, o, failure);
+    case OP_DISCARD: return own(unit, o->discard.path.s.text, false, failure);
+    case OP_OWNER: return change_owner(o, failure);
+    default: return fail_with(failure, "plan", EINVAL);
     }
 }
 
@@ -169,8 +169,7 @@ static int take_slot(struct supervisor *supervisor, struct failure *failure) {
         supervisor->successors[slot] = 0;
         return slot;
     }
-    errno = EAGAIN;
-    return fail(failure, "clone");
+    return fail_with(failure, "clone", EAGAIN);
 }
 
 static void leave_slot(struct unit *unit, struct supervisor *supervisor) {
@@ -178,16 +177,16 @@ static void leave_slot(struct unit *unit, struct supervisor *supervisor) {
     unit->slot = -1;
 }
 
-// The child's memory is a copy of the supervisor's, which is small, and nobody waits for it: what it does may take as long as
-// it likes, and no container can have the supervisor wait by holding up a child.
+// The child has a copy of the supervisor's memory, which is small. The supervisor does not wait for the child, so a container that
+// holds up a child does not hold up the supervisor.
 static pid_t clone_child(const struct clone_args *arguments, const struct child *child, const struct entrances *entrances) {
     pid_t pid = (pid_t)syscall(SYS_clone3, arguments, sizeof *arguments);
     if (pid != 0) return pid;
-    // A child that lives when the supervisor is dead would keep the state folder from being swept. A frozen cgroup of version
-    // 1 has it live on, so this comes before it enters one.
+    // A child that outlives the supervisor would hold the lock of the state folder, which could not be swept. A child in a frozen
+    // cgroup of version 1 can outlive it, so the lock is closed before the child enters one.
     close(child->lock);
-    // "0" is the writer itself. One thread that moves itself does not take the lock that every fork and exit in the
-    // system shares, which the same write to cgroup.procs takes (Linux 5.7).
+    // "0" is the writer itself. A write to cgroup.procs takes a lock that every fork and exit in the system shares; a thread that moves
+    // itself by `tasks` does not take it (Linux 5.7).
     for (size_t k = 0; k < entrances->count; k++) {
         if (write(entrances->tasks[k], "0", 1) == 1) continue;
         struct failure failure = {.operation = (uint32_t)child->plan->process};
@@ -202,7 +201,7 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
                          const int *descriptors, const struct entrances *entrances) {
     const struct operation *maps = find(plan, OP_ID_MAP);
     struct failure *failure = &unit->failure;
-    uint64_t flags = (uint64_t)plan->operations[plan->process].field[0].i;
+    uint64_t flags = (uint64_t)plan->operations[plan->process].process.namespaces.i;
     int failures[2], sockets[2];
 
     unit->own_pids = flags & CLONE_NEWPID;
@@ -210,14 +209,14 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
     if (pipe2(failures, O_CLOEXEC | O_NONBLOCK) < 0) return fail(failure, "pipe2");
     cleanup_close int childs_pipe = failures[1], childs_socket = -1;
     unit->failures = failures[0];
-    if (maps && !(unit->maps = copy_maps(maps->field))) return fail(failure, "malloc");
+    if (maps && !(unit->maps = copy_maps(&maps->id_map.uids, &maps->id_map.gids))) return fail(failure, "malloc");
     if (maps) unit->maps_operation = (uint32_t)(maps - plan->operations);
-    if (maps || find(plan, OP_ROOT)) {
+    if (maps || find(plan, OP_ATTACH_ROOT)) {
         if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) < 0) return fail(failure, "socketpair");
         unit->socket = sockets[0];
         childs_socket = sockets[1];
     }
-    bool needs_program = plan->operations[plan->count - 1].code == OP_SELF;
+    bool needs_program = plan->operations[plan->count - 1].code == OP_EXEC_SELF;
     if (needs_program && supervisor->program < 0 && (supervisor->program = program_copy(supervisor->self, failure)) < 0) return -1;
     bool forks = find(plan, OP_FORK);
     if (forks && (unit->slot = take_slot(supervisor, failure)) < 0) return -1;
@@ -238,23 +237,22 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
         .successors = supervisor->successors,
         .slot = forks ? (size_t)unit->slot : 0,
     };
-    // A network namespace is owned by the user namespace that made it, which has to be the new one where there is one.
+    // A network namespace is owned by the user namespace in which it was made, so a new user namespace needs a new one.
     bool own_network = (flags & CLONE_NEWNET) && !(flags & CLONE_NEWUSER);
-    bool ahead = own_network && network_enter(&supervisor->network);
+    bool spare = own_network && network_enter(&supervisor->network);
     struct clone_args arguments = {
-        .flags = (ahead ? flags & ~(uint64_t)CLONE_NEWNET : flags) | CLONE_PIDFD | (entrances->unified >= 0 ? CLONE_INTO_CGROUP : 0),
+        .flags = (spare ? flags & ~(uint64_t)CLONE_NEWNET : flags) | CLONE_PIDFD | (entrances->unified >= 0 ? CLONE_INTO_CGROUP : 0),
         .pidfd = (uint64_t)(uintptr_t)&unit->pidfd,
         .exit_signal = SIGCHLD,
         .cgroup = entrances->unified >= 0 ? (uint64_t)entrances->unified : 0,
     };
     pid_t pid = clone_child(&arguments, &child, entrances);
     if (pid < 0) fail(failure, "clone3");
-    if (ahead) network_leave(&supervisor->network);
+    if (spare) network_leave(&supervisor->network);
     if (pid < 0) return -1;
     unit->pid = pid;
     if (forks) unit->maker = pid;
-    close_descriptor(&unit->mount); // the child's now
-    unit->mount = -1;
+    close_descriptor(&unit->mount); // the child has it now
     return 0;
 }
 
@@ -265,12 +263,12 @@ bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct p
         unit->failure.operation = (uint32_t)k;
         return false;
     }
-    // What an older kernel has refused at first is no failure of a unit that has got it in another way.
+    // On an older kernel, a first way to make a mount may have failed before another succeeded.
     unit->failure = (struct failure){0};
     return plan->process == plan->count || start_process(unit, supervisor, plan, descriptors, &made.entrances) == 0;
 }
 
-// The child's pipe may be a container's to write to: what it says is of its own unit alone.
+// A container may be able to write to the child's pipe: the message affects its own unit alone.
 static void take_failure(struct unit *unit, const struct failure *failure) {
     unit->failure = *failure;
     unit->failure.syscall[sizeof failure->syscall - 1] = '\0';
@@ -296,7 +294,7 @@ void unit_listen(struct unit *unit) {
         if (root < 0) give_maps(unit);
         else take_mount(unit, root);
     }
-    // The root that it has sent is lost, and with it the way to the container's files.
+    // The descriptor of the root is lost: the container's files cannot be reached.
     if (!unit->failed && n < 0 && errno == EMFILE) fail(&unit->failure, "recvmsg");
 }
 
@@ -305,8 +303,7 @@ bool unit_executed(struct unit *unit) {
     unit_listen(unit);
     if (read(unit->failures, &failure, sizeof failure) == (ssize_t)sizeof failure) take_failure(unit, &failure);
     close_descriptor(&unit->socket);
-    close(unit->failures);
-    unit->socket = unit->failures = -1;
+    close_descriptor(&unit->failures);
     return !unit->failed;
 }
 
@@ -315,18 +312,18 @@ void unit_find_successor(struct unit *unit, struct supervisor *supervisor) {
     unit->pid = supervisor->successors[unit->slot];
     leave_slot(unit, supervisor);
     close_descriptor(&unit->pidfd);
-    // Nobody but the supervisor waits for it, so the pid is still its own.
+    // Only the supervisor waits for it, so the pid cannot have been reused.
     if ((unit->pidfd = sys_pidfd_open(unit->pid)) < 0) fail(&unit->failure, "pidfd_open");
 }
 
 void unit_kill(struct unit *unit, struct supervisor *supervisor) {
-    // By their pids, which nothing else has while they have not been waited for. Where the maker is killed before it has said
-    // who goes on, that is known when it has been waited for.
+    // A pid cannot be reused before its process has been waited for. If the maker is killed before the kernel has written the pid of the
+    // successor, the pid is read when the maker has been waited for.
     unit_find_successor(unit, supervisor);
     if (unit->maker > 0) kill(unit->maker, SIGKILL);
     if (unit->pid > 0) kill(unit->pid, SIGKILL);
     if (unit->own_pids) return;
-    // Each begins a session, so that what it has started, and has not left for another, is in its process group.
+    // Each process begins a session, so all that it has started is in its process group, unless it has left for another.
     if (unit->pid > 0) kill(-unit->pid, SIGKILL);
     for (struct owned *owned = unit->owned; owned; owned = owned->next)
         if (owned->cgroup) cgroup_kill(owned->path);
@@ -351,12 +348,12 @@ static int remove_scratch(struct unit *unit, const char *path) {
     if (result != 1) return result;
     unit->remover = fork();
     if (unit->remover < 0) {
-        // Containers may have all processes that there can be: bit by bit then, so that no other unit waits for it.
+        // Containers may use up all processes. The supervisor then removes the folder in parts, so that no other unit waits for it.
         unit->remover = 0;
         return remove_tree(AT_FDCWD, path, REMOVE_IN_TURN);
     }
     if (unit->remover > 0) return 1;
-    // One that lives when the supervisor is dead would keep the state folder from being swept.
+    // A remover that outlives the supervisor would hold the lock of the state folder, which could not be swept.
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != supervisor) _exit(1);
     _exit(remove_tree(AT_FDCWD, path, __LONG_MAX__) == 0 ? 0 : 1);
 }
@@ -388,7 +385,7 @@ int unit_remove(struct unit *unit) {
             cgroup_kill(owned->path);
             return 1;
         }
-        // A folder that somebody else has removed is gone, which is all that was wanted.
+        // A folder that somebody else has removed is gone as well.
         if (result < 0 && errno != ENOENT) unit_give_up(unit, errno);
         else disown(unit);
     }
@@ -403,6 +400,6 @@ void unit_free(struct unit *unit, struct supervisor *supervisor) {
     close_descriptor(&unit->failures);
     close_descriptor(&unit->socket);
     close_descriptor(&unit->mount);
-    close_descriptor(&unit->held);
+    close_descriptor(&unit->kept_open);
     free(unit);
 }

@@ -1,4 +1,4 @@
-// A unit: what one plan makes, owned by the supervisor from the first folder to the last.
+// A unit: everything that one plan makes. The supervisor owns it until all of it has been removed.
 #pragma once
 
 #include "network.h"
@@ -9,7 +9,7 @@
 #include <sys/resource.h>
 #include <sys/types.h>
 
-// A folder that the unit has made, and removes in the reverse order.
+// A folder that the unit has made. The unit removes its folders in the reverse order.
 struct owned {
     struct owned *next;
     bool cgroup;
@@ -19,68 +19,68 @@ struct owned {
 struct unit {
     struct unit *next;
     uint32_t id;
-    pid_t pid;     // 0 where there is no process, or it has been waited for
+    pid_t pid;     // of its process, until it has been waited for, else 0
     int pidfd;
-    pid_t maker;   // the child that a `fork` lets another go on for, until it has been waited for; else 0
-    int slot;      // where the pid of that other is found, until it has been; -1 where none is awaited
-    int failures;  // our end of the child's pipe, -1 once it has been read
-    int socket;    // our end of the child's socket, where it has one
-    char *maps;    // the id maps that the child waits for, uid_map's and gid_map's behind its NUL; NULL where there are none
+    pid_t maker;   // the process that a `fork` ends, until it has been waited for, else 0
+    int slot;      // the place of the successor's pid, until it has been read, else -1
+    int failures;  // the supervisor's end of the child's pipe, -1 once it has been read
+    int socket;    // the supervisor's end of the child's socket, or -1
+    char *maps;    // the id maps that the child waits for, gid_map's behind the NUL of uid_map's, or NULL
     uint32_t maps_operation;
     int mount;     // the root that the plan made, until the JavaScript process has it
-    int held;      // a descriptor that is closed with the unit, for what it locks; -1 where there is none
-    bool own_pids; // its process is the first of a pid namespace, with which all of it ends
+    int kept_open; // a descriptor that is closed with the unit, as it has a lock; or -1
+    bool own_pids; // its process is the first of a pid namespace, all of which ends with it
     pid_t remover; // the process that removes a large folder, or 0
     struct owned *owned;
-    bool failed;   // the plan failed: to be removed, then reported
+    bool failed;   // the plan failed: the unit is removed, then the failure is reported
     bool releasing;
-    bool told;     // that nothing of it is left
-    int64_t deadline_ms; // until when its removal is tried again
+    bool told;     // the JavaScript process knows that nothing of the unit is left
+    int64_t deadline_ms; // removal is tried again until then
     struct failure failure;  // of the plan
     struct failure leftover; // of the removal
 };
 
-// What all units share.
+// The supervisor's own, which all units use.
 struct supervisor {
-    char *arguments; // the supervisor's own, all behind each other
+    char *arguments; // of the command line, in one piece
     size_t arguments_length;
-    int self;   // the supervisor's own executable
-    int program; // a copy of it for containers (program.h), -1 until one is needed
+    int self;   // the executable
+    int program; // a copy of the executable for containers (program.h), -1 until one is needed
     int null;   // /dev/null
     int pidfd;  // of the supervisor
-    int lock;   // what the state folder is locked by
+    int lock;   // the lock of the state folder
     bool rootless; // in a user namespace of its own
-    pid_t *successors; // see child.h; -1 is a place that is free, 0 one whose pid is awaited
+    pid_t *successors; // see child.h; -1 for a free place, 0 for an awaited pid
     struct network network;
 };
 
-// Performs a plan up to its clone. Returns false with unit->failure set, the unit being there to be removed.
+// Performs a plan up to its clone. Returns false and sets unit->failure if that fails; the unit must be removed all the same.
 bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct plan *plan, const int *descriptors);
 
-// Takes what the child has said on its socket so far, and answers it.
+// Takes the messages that the child has sent on its socket so far, and answers them.
 void unit_listen(struct unit *unit);
 
-// Takes the rest of it, when the child has closed its pipe: true if the command has been executed. Where unit->failure is
-// set all the same, it cannot be used.
+// Takes the remaining messages after the child has closed its pipe. Returns true if the command has been executed; if unit->failure
+// is set even so, the unit cannot be used.
 bool unit_executed(struct unit *unit);
 
-// Where another process has gone on for the unit's, that one is the unit's from here on. It may have ended already.
+// Makes the process that a `fork` has made, which may have ended already, the unit's process.
 void unit_find_successor(struct unit *unit, struct supervisor *supervisor);
 
-// Kills what runs in the unit.
+// Kills all processes of the unit.
 void unit_kill(struct unit *unit, struct supervisor *supervisor);
 
-// After the process has ended: removes the cgroups that are empty. True when the unit then owns nothing any more.
+// Removes the empty cgroups after the process has ended. Returns true if the unit then owns nothing any more.
 bool unit_settle(struct unit *unit);
 
-// Removes what the unit owns: 0 when nothing is left, 1 when it has to be called again (a cgroup is not empty yet, a
-// remover is at work), -1 with unit->leftover when something cannot be removed and has been left.
+// Removes everything that the unit owns. Returns 0 when nothing is left, 1 when it must be called again (a cgroup is not empty yet, or
+// a remover is at work), -1 with unit->leftover when something could not be removed.
 int unit_remove(struct unit *unit);
 
-// The unit's remover has ended, with a status as of wait(2).
+// Notes that the unit's remover has ended with a status of wait(2).
 void unit_remover_done(struct unit *unit, int status);
 
-// Leaves the folder that could not be removed, and notes it.
+// Gives up the folder that could not be removed, and notes it in unit->leftover.
 void unit_give_up(struct unit *unit, int error);
 
 void unit_free(struct unit *unit, struct supervisor *supervisor);

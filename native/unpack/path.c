@@ -1,26 +1,25 @@
-// Paths in the process' root: resolves them, opens their folders, and removes what is in the way of a name.
+// Paths in the process's root: resolves them, opens their folders, and removes an earlier entry of a name.
 //
-// A folder is opened with openat2 and no symlinks; where that is refused, walk_to() goes as far as that leads, and from
-// there by hand: it follows a link, or makes what is missing.
+// A folder is opened with openat2 without symlinks. If that fails, walk_to() opens as much of the path as it can that way, and takes
+// the next component by hand: it follows a symlink, or makes a missing folder.
 #include "unpack.h"
 
 #include "../common/remove.h"
+#include "../common/syscalls.h"
 #include "../common/util.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/openat2.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 enum {
-    MAX_LINKS = 40,       // as the kernel's own path walk (MAXSYMLINKS)
-    MAX_NAME = 16 * 1024, // bytes of a path; programs name no file beyond PATH_MAX, which is 4096
-    CALL = 8,             // what a system call costs, in lookups of a folder
+    MAX_LINKS = 40,       // the limit of the kernel's own path walk (MAXSYMLINKS)
+    MAX_NAME = 16 * 1024, // bytes of a path; programs cannot name a file beyond PATH_MAX, which is 4096
+    CALL = 8,             // the cost of a system call, in lookups of a folder
 };
 
 const char *blame;
@@ -66,7 +65,7 @@ char *clean(const char *raw, const char *what) {
     return path;
 }
 
-// ---- removing what is in the way
+// ---- removing an earlier entry
 
 void clear_way(int dir, const char *name) {
     struct stat there;
@@ -75,7 +74,7 @@ void clear_way(int dir, const char *name) {
         fail_io("fstatat");
     }
     if ((S_ISDIR(there.st_mode) ? remove_tree(dir, name, LONG_MAX) : unlinkat(dir, name, 0)) < 0) fail_io("unlinkat");
-    // A path that led through here leads elsewhere now. The descriptors stay open: the caller may be using them.
+    // A path through this name leads elsewhere now. The descriptors stay open, as the caller may use them.
     if (S_ISDIR(there.st_mode) || S_ISLNK(there.st_mode)) folders[OWN].stale = folders[TARGET].stale = true;
 }
 
@@ -93,16 +92,12 @@ static int open_root(void) {
     return fd;
 }
 
-// The folder at `path`, which has neither a symlink nor `..`; -1 and errno where it does, or is none.
+// Opens the folder at `path`. Returns -1 with errno if the path has a symlink or `..`, or does not lead to a folder.
 static int open_plain(int dir, const char *path) {
-    struct open_how how = {
-        .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
-        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
-    };
-    return (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+    return sys_openat2(dir, path, O_PATH | O_DIRECTORY, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
 }
 
-// The length of the beginning of a path that can be opened at once: without `.` and `..`, and not too long.
+// The length of the part of a path, from its beginning, that can be opened at once: it has no `.` and no `..`, and is not too long.
 static size_t plain_length(const char *path) {
     size_t length = 0;
     while (path[length]) {
@@ -114,7 +109,7 @@ static size_t plain_length(const char *path) {
     return length;
 }
 
-// Where a path can be cut nearest to the middle between `from` and `to`; 0 for nowhere.
+// The place of the slash nearest to the middle between `from` and `to`, or 0 if there is none.
 static size_t cut(const char *path, size_t from, size_t to) {
     size_t middle = from + (to - from) / 2;
     const char *slash = memrchr(path + from + 1, '/', middle - from);
@@ -122,8 +117,8 @@ static size_t cut(const char *path, size_t from, size_t to) {
     return slash ? (size_t)(slash - path) : 0;
 }
 
-// Goes as far along `path` as there are folders and no symlinks, so that *here becomes the last of them, and returns
-// the length of that. Halving takes few calls, however deep that is.
+// Goes along `path` as far as there are folders and no symlinks. *here becomes the last of these folders. Returns the length of the
+// path to it. Bisection takes few calls, even for a deep path.
 static size_t descend(int *here, char *path) {
     size_t done = 0, end = plain_length(path);
     for (size_t to = end; to > done; to = cut(path, done, end)) {
@@ -145,19 +140,19 @@ static size_t descend(int *here, char *path) {
     return done;
 }
 
-// A path on its way: the part to go is `rest`, in `todo`; the folder reached is `here`, whose own path is `where`.
+// A walk along a path. `rest`, in `todo`, is the part that remains; `here` is the folder that has been reached, and `where` its path.
 struct walk {
     char *todo, *rest, *where;
     size_t length; // of `where`
     int here;
     int followed; // links
-    bool fresh;   // `here` was made just now: nothing is in it
+    bool fresh;   // `here` was made just now, and is empty
 };
 
 static void end_walk(struct walk *walk) {
     free(walk->todo);
     free(walk->where);
-    if (walk->here >= 0) close(walk->here);
+    close_descriptor(&walk->here);
 }
 
 static void append(struct walk *walk, const char *name, size_t length) {
@@ -171,7 +166,7 @@ static void append(struct walk *walk, const char *name, size_t length) {
     walk->where[walk->length] = '\0';
 }
 
-static void go_up(struct walk *walk) { // only from a link's target
+static void go_up(struct walk *walk) { // for `..` in the target of a link
     int above = openat(walk->here, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (above < 0) fail_io("openat");
     close(walk->here);
@@ -199,7 +194,7 @@ static bool follow(struct walk *walk, int link) {
     return true;
 }
 
-// One component by hand: a link, what is missing, or what can't be opened.
+// Takes one component by hand: a link, a missing folder, or something that cannot be opened.
 static bool step(struct walk *walk, bool create) {
     size_t length = strcspn(walk->rest, "/");
     if (length > NAME_MAX) return errno = ENAMETOOLONG, false;
@@ -231,9 +226,9 @@ static bool step(struct walk *walk, bool create) {
     return true;
 }
 
-// Opens a folder by a path that may lead through symlinks, be missing in part (`create` makes it) or be longer than
-// PATH_MAX; -1 and errno where it can't. *place becomes the folder's own path. Absolute links start over from the
-// root, and the kernel stops `..` there, so this is RESOLVE_IN_ROOT.
+// Opens a folder by a path that may lead through symlinks, may be longer than PATH_MAX, or may be missing in part (`create` makes the
+// missing folders). Returns -1 with errno on failure. *place becomes the folder's own path. Absolute links start over from the root,
+// and the kernel stops `..` there, so the result is that of RESOLVE_IN_ROOT.
 static int walk_to(const char *path, bool create, char **place) {
     __attribute__((cleanup(end_walk))) struct walk walk = {
         .todo = copy(path, strlen(path)), .where = copy("", 0), .here = open_root()};
@@ -254,7 +249,7 @@ static int walk_to(const char *path, bool create, char **place) {
 const struct folder *folder_at(enum slot slot, const char *path, bool create) {
     struct folder *folder = &folders[slot];
     if (folder->fd >= 0 && !folder->stale && strcmp(folder->asked, path) == 0) return folder;
-    if (folder->fd >= 0) close(folder->fd);
+    close_descriptor(&folder->fd);
     free(folder->asked);
     free(folder->path);
     *folder = (struct folder){.fd = -1};

@@ -1,6 +1,6 @@
-// The blob's side of the unpacker: one thread that reads fd 0, hashes it, decompresses it into a ring of buffers and
-// hashes what comes out, while the main thread parses the tar in there and writes files. A third thread for a hash
-// gained nothing measurable on two cores.
+// The blob's side of the unpacker: one thread that reads fd 0, hashes it, decompresses it into a ring of buffers and hashes the
+// result, while the main thread parses the tar in the buffers and writes files. A third thread for a hash gave no measurable gain on
+// two cores.
 #include "unpack.h"
 
 #include <errno.h>
@@ -17,16 +17,16 @@ enum {
     SLOT = 256 * 1024, // the main thread writes straight from a slot: one write(2) per slot
     SLOTS = 16,
     INPUT = 256 * 1024,
-    WINDOW_LOG = 27, // as much as zstd's own tool takes without --long; 128 MiB, only if a frame asks
+    WINDOW_LOG = 27, // the limit of zstd's own tool without --long: 128 MiB, which are allocated only if a frame needs them
 };
 
-// Slots [taken, filled) hold data. Both only grow; a slot's index is the number modulo SLOTS.
+// Slots [taken, filled) hold data. Both numbers only grow; the index of a slot is its number modulo SLOTS.
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     uint64_t filled, taken;
     bool ended;
-    struct {
+    struct source_failure {
         bool set;
         enum kind kind;
         int error;
@@ -34,9 +34,9 @@ static struct {
     } failure;
     size_t length[SLOTS];
     unsigned char data[SLOTS][SLOT];
-} ring = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+} ring = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
-// The thread's own.
+// Used by the thread only.
 static struct {
     enum compression compression;
     uint64_t max_bytes;
@@ -47,7 +47,7 @@ static struct {
     struct totals totals;
 } source;
 
-static struct inflate_state inflater; // 100 KiB: too much for a stack
+static struct inflate_state inflater; // 100 KiB, too large for a stack
 
 static EVP_MD_CTX *new_hash(void) {
     EVP_MD_CTX *hash = EVP_MD_CTX_new();
@@ -57,7 +57,7 @@ static EVP_MD_CTX *new_hash(void) {
 }
 
 void source_prepare(void) {
-    // No openssl.cnf: it could name providers to load, from files.
+    // Without openssl.cnf, which could name providers to load from files.
     OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
     source.blob_hash = new_hash();
     source.tar_hash = new_hash();
@@ -70,11 +70,7 @@ void source_prepare(void) {
 
 static bool give_up(enum kind kind, int error, const char *call, const char *message) {
     pthread_mutex_lock(&ring.lock);
-    ring.failure.set = true;
-    ring.failure.kind = kind;
-    ring.failure.error = error;
-    ring.failure.call = call;
-    ring.failure.message = message;
+    ring.failure = (struct source_failure){.set = true, .kind = kind, .error = error, .call = call, .message = message};
     pthread_mutex_unlock(&ring.lock);
     return false;
 }
@@ -82,11 +78,8 @@ static bool give_up(enum kind kind, int error, const char *call, const char *mes
 // One read of the blob into `buffer`; *got is 0 at its end.
 static bool read_blob(unsigned char *buffer, size_t size, size_t *got) {
     ssize_t n;
-    do
-        n = read(STDIN_FILENO, buffer, size);
-    while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return give_up(IO, errno, "read", "cannot read the blob");
+    while ((n = read(STDIN_FILENO, buffer, size)) < 0 && errno == EINTR) continue;
+    if (n < 0) return give_up(IO, errno, "read", "cannot read the blob");
     EVP_DigestUpdate(source.blob_hash, buffer, (size_t)n);
     *got = (size_t)n;
     return true;
@@ -94,20 +87,17 @@ static bool read_blob(unsigned char *buffer, size_t size, size_t *got) {
 
 static void wait_for_slot(void) {
     pthread_mutex_lock(&ring.lock);
-    while (ring.filled - ring.taken == SLOTS)
-        pthread_cond_wait(&ring.changed, &ring.lock);
+    while (ring.filled - ring.taken == SLOTS) pthread_cond_wait(&ring.changed, &ring.lock);
     source.out = ring.data[ring.filled % SLOTS];
     pthread_mutex_unlock(&ring.lock);
 }
 
 static bool hand_over(size_t length) {
-    if (length == 0)
-        return true;
+    if (length == 0) return true;
     source.totals.bytes += length;
     if (source.totals.bytes > source.max_bytes)
-        return give_up(LIMIT, 0, NULL, "the layer holds more bytes than allowed (maxBytes)");
-    if (source.compression != NONE)
-        EVP_DigestUpdate(source.tar_hash, source.out, length);
+        return give_up(LIMIT, 0, NULL, "the layer has more bytes than maxBytes allows");
+    if (source.compression != NONE) EVP_DigestUpdate(source.tar_hash, source.out, length);
     pthread_mutex_lock(&ring.lock);
     ring.length[ring.filled % SLOTS] = length;
     ring.filled++;
@@ -120,29 +110,24 @@ static bool hand_over(size_t length) {
 static bool read_plain(void) {
     size_t length = 0, got;
     for (;;) {
-        if (!read_blob(source.out + length, SLOT - length, &got))
-            return false;
+        if (!read_blob(source.out + length, SLOT - length, &got)) return false;
         length += got;
-        if (got == 0)
-            return hand_over(length);
+        if (got == 0) return hand_over(length);
         if (length == SLOT) {
-            if (!hand_over(length))
-                return false;
+            if (!hand_over(length)) return false;
             length = 0;
         }
     }
 }
 
-// Makes at least two bytes of input available, if the blob has them.
+// Makes at least two bytes of input available if the blob has them.
 static bool peek_two(void) {
     while (inflater.avail_in < 2) {
         size_t got;
         memmove(source.input, inflater.next_in, inflater.avail_in);
         inflater.next_in = source.input;
-        if (!read_blob(source.input + inflater.avail_in, INPUT - inflater.avail_in, &got))
-            return false;
-        if (got == 0)
-            return true;
+        if (!read_blob(source.input + inflater.avail_in, INPUT - inflater.avail_in, &got)) return false;
+        if (got == 0) return true;
         inflater.avail_in += (uint32_t)got;
     }
     return true;
@@ -153,29 +138,22 @@ static bool inflate_member(void) {
     for (;;) {
         if (inflater.avail_in == 0 && !ended) {
             size_t got;
-            if (!read_blob(source.input, INPUT, &got))
-                return false;
+            if (!read_blob(source.input, INPUT, &got)) return false;
             inflater.next_in = source.input;
             inflater.avail_in = (uint32_t)got;
             ended = got == 0;
         }
         switch (isal_inflate(&inflater)) {
         case ISAL_DECOMP_OK:
-        case ISAL_END_INPUT:
-            break;
+        case ISAL_END_INPUT: break;
         case ISAL_INVALID_WRAPPER:
-        case ISAL_UNSUPPORTED_METHOD:
-            return give_up(CORRUPT, 0, NULL, "not gzip data");
-        case ISAL_INCORRECT_CHECKSUM:
-            return give_up(CORRUPT, 0, NULL, "gzip checksum mismatch");
-        default:
-            return give_up(CORRUPT, 0, NULL, "invalid gzip data");
+        case ISAL_UNSUPPORTED_METHOD: return give_up(CORRUPT, 0, NULL, "not gzip data");
+        case ISAL_INCORRECT_CHECKSUM: return give_up(CORRUPT, 0, NULL, "gzip checksum mismatch");
+        default: return give_up(CORRUPT, 0, NULL, "invalid gzip data");
         }
-        if (inflater.block_state == ISAL_BLOCK_FINISH)
-            return true;
+        if (inflater.block_state == ISAL_BLOCK_FINISH) return true;
         if (inflater.avail_out == 0) {
-            if (!hand_over(SLOT))
-                return false;
+            if (!hand_over(SLOT)) return false;
             inflater.next_out = source.out;
             inflater.avail_out = SLOT;
         } else if (ended && inflater.avail_in == 0) {
@@ -184,8 +162,8 @@ static bool inflate_member(void) {
     }
 }
 
-// Members follow each other (RFC 1952, 2.2). After the last, anything that doesn't start with gzip's magic number is
-// ignored, as gzip(1) does with a warning; the blob's digest covers it all the same.
+// A gzip file can have several members (RFC 1952, 2.2). After the last one, bytes that do not start with gzip's magic number are ignored,
+// as by gzip(1), which warns of them. The digest of the blob includes them.
 static bool read_gzip(void) {
     isal_inflate_init(&inflater);
     inflater.next_in = source.input;
@@ -194,53 +172,39 @@ static bool read_gzip(void) {
     do {
         isal_inflate_reset(&inflater); // leaves next_in and next_out alone
         inflater.crc_flag = ISAL_GZIP;
-        if (!inflate_member() || !peek_two())
-            return false;
+        if (!inflate_member() || !peek_two()) return false;
     } while (inflater.avail_in >= 2 && inflater.next_in[0] == 0x1f && inflater.next_in[1] == 0x8b);
-    if (!hand_over(SLOT - inflater.avail_out))
-        return false;
-    for (size_t got = 1; got > 0;) {
-        if (!read_blob(source.input, INPUT, &got))
-            return false;
-    }
+    if (!hand_over(SLOT - inflater.avail_out)) return false;
+    for (size_t got = 1; got > 0;)
+        if (!read_blob(source.input, INPUT, &got)) return false;
     return true;
 }
 
 static bool read_zstd(void) {
     ZSTD_DCtx *context = ZSTD_createDCtx();
-    if (context == NULL)
-        return give_up(LIMIT, ENOMEM, NULL, "no memory for zstd");
+    if (context == NULL) return give_up(LIMIT, ENOMEM, NULL, "no memory for zstd");
     ZSTD_DCtx_setParameter(context, ZSTD_d_windowLogMax, WINDOW_LOG);
-    ZSTD_inBuffer in = { source.input, 0, 0 };
-    ZSTD_outBuffer out = { source.out, SLOT, 0 };
-    size_t missing = 1; // 0 exactly between frames; skippable ones are zstd's own business
+    ZSTD_inBuffer in = {source.input, 0, 0};
+    ZSTD_outBuffer out = {source.out, SLOT, 0};
+    size_t missing = 1; // 0 exactly between frames; zstd skips skippable frames itself
     for (bool ended = false; !(ended && in.pos == in.size && missing == 0);) {
         if (in.pos == in.size && !ended) {
-            if (!read_blob(source.input, INPUT, &in.size))
-                return false;
+            if (!read_blob(source.input, INPUT, &in.size)) return false;
             in.pos = 0;
             ended = in.size == 0;
-            if (ended)
-                continue;
+            if (ended) continue;
         }
         missing = ZSTD_decompressStream(context, &out, &in);
         switch (ZSTD_getErrorCode(missing)) {
-        case ZSTD_error_no_error:
-            break;
-        case ZSTD_error_frameParameter_windowTooLarge:
-            return give_up(LIMIT, 0, NULL, "the zstd window is larger than 128 MiB");
-        case ZSTD_error_memory_allocation:
-            return give_up(LIMIT, ENOMEM, NULL, "no memory for the zstd window");
-        case ZSTD_error_prefix_unknown:
-            return give_up(CORRUPT, 0, NULL, "not zstd data");
-        case ZSTD_error_checksum_wrong:
-            return give_up(CORRUPT, 0, NULL, "zstd checksum mismatch");
-        default:
-            return give_up(CORRUPT, 0, NULL, "invalid zstd data");
+        case ZSTD_error_no_error: break;
+        case ZSTD_error_frameParameter_windowTooLarge: return give_up(LIMIT, 0, NULL, "the zstd window is larger than 128 MiB");
+        case ZSTD_error_memory_allocation: return give_up(LIMIT, ENOMEM, NULL, "no memory for the zstd window");
+        case ZSTD_error_prefix_unknown: return give_up(CORRUPT, 0, NULL, "not zstd data");
+        case ZSTD_error_checksum_wrong: return give_up(CORRUPT, 0, NULL, "zstd checksum mismatch");
+        default: return give_up(CORRUPT, 0, NULL, "invalid zstd data");
         }
         if (out.pos == out.size) {
-            if (!hand_over(SLOT))
-                return false;
+            if (!hand_over(SLOT)) return false;
             out.dst = source.out;
             out.pos = 0;
         } else if (ended && missing != 0) {
@@ -252,12 +216,11 @@ static bool read_zstd(void) {
 }
 
 static void *run(void *unused) {
-    static bool (*const readers[])(void) = { [NONE] = read_plain, [GZIP] = read_gzip, [ZSTD] = read_zstd };
+    static bool (*const readers[])(void) = {[NONE] = read_plain, [GZIP] = read_gzip, [ZSTD] = read_zstd};
     wait_for_slot();
     if (readers[source.compression]()) {
         EVP_DigestFinal_ex(source.blob_hash, source.totals.digest, NULL);
-        if (source.compression == NONE)
-            memcpy(source.totals.diffid, source.totals.digest, sizeof source.totals.diffid);
+        if (source.compression == NONE) memcpy(source.totals.diffid, source.totals.digest, sizeof source.totals.diffid);
         else
             EVP_DigestFinal_ex(source.tar_hash, source.totals.diffid, NULL);
     }
@@ -272,8 +235,7 @@ void source_start(enum compression compression, uint64_t max_bytes) {
     source.compression = compression;
     source.max_bytes = max_bytes;
     int error = pthread_create(&source.thread, NULL, run, NULL);
-    if (error != 0)
-        fail(CONFINE, error, "pthread_create", NULL, "cannot start the reader");
+    if (error != 0) fail(CONFINE, error, "pthread_create", NULL, "cannot start the reader");
 }
 
 size_t source_next(const void **data) {
@@ -283,8 +245,7 @@ size_t source_next(const void **data) {
         ring.taken++;
         pthread_cond_signal(&ring.changed);
     }
-    while (ring.filled == ring.taken && !ring.ended)
-        pthread_cond_wait(&ring.changed, &ring.lock);
+    while (ring.filled == ring.taken && !ring.ended) pthread_cond_wait(&ring.changed, &ring.lock);
     holding = ring.filled != ring.taken;
     size_t length = 0;
     if (holding) {
@@ -299,8 +260,7 @@ size_t source_next(const void **data) {
 
 struct totals source_finish(void) {
     const void *data;
-    while (source_next(&data) > 0)
-        ;
+    while (source_next(&data) > 0) ;
     pthread_join(source.thread, NULL);
     return source.totals;
 }

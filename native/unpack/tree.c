@@ -1,12 +1,11 @@
-// Writes the entries of a layer into the process' root, in the form overlayfs reads (OCI image-spec, layer.md).
+// Writes the entries of a layer into the process's root, in the form that overlayfs reads (OCI image-spec, layer.md).
 //
-// Nothing outside the layer can be reached, because the process is pivoted into it and has no /proc: a symlink that
-// is absolute or climbs with `..` leads to a place in the layer, as it will in the container. What is left to get
-// right here is that the last entry of a name wins, that whiteouts speak of lower layers only, and the metadata.
+// The process is pivoted into the layer and has no /proc, so it can reach nothing outside: a symlink that is absolute or climbs with
+// `..` leads to a place in the layer, as it will in the container. This file ensures that the last entry of a name wins, that
+// whiteouts apply to lower layers only, and that the metadata is right.
 //
-// A path is cut at its last slash, and the name is only ever used with *at calls that don't follow it. Records kept
-// until the end hold the folder's own path (no links in it) and what must be the right inode is compared, for a later
-// entry may have replaced the folder.
+// A path is cut at its last slash, and the name is used only with *at calls that do not follow links. The records that are kept until
+// the end have the folder's own path, without links, and its inode, which is compared: a later entry may have replaced the folder.
 #include "unpack.h"
 
 #include "../common/util.h"
@@ -24,12 +23,12 @@
 enum {
     MAX_PENDING = 10000, // hard links whose target has not been seen
     MAX_IMPLICIT = 1000, // folders without an entry that are reported
-    MAX_ROUNDS = 16,     // through the hard links that wait, where one makes the way to the target of another
-    PIECE = 512,         // records of which one piece of time is for
+    MAX_ROUNDS = 16,     // through the waiting hard links, as one of them can lead to the target of another
+    PIECE = 512,         // records between two calls of allow_time()
 };
 
 #define list(type) struct { type *at; size_t count, room; }
-// A new last element, uninitialised.
+// Adds an uninitialised element at the end.
 #define push(list)                                                                                                   \
     (*({                                                                                                             \
         if ((list).count == (list).room) {                                                                           \
@@ -42,7 +41,7 @@ enum {
 struct link {
     char *target, *folder, *name;
     bool settled, waits;
-    struct link *waiting, *next; // those that wait for this one, and the next that waits for the same
+    struct link *waiting, *next; // the links that wait for this one, and the next link that waits for the same one
 };
 struct whiteout {
     char *folder, *name;
@@ -60,7 +59,7 @@ struct folder_time {
 
 static struct tree_options options;
 static list(struct link *) links;
-static void *links_by_name; // a tsearch(3) tree: of one name, the last
+static void *links_by_name; // a tsearch(3) tree with the last link of each name
 static list(struct whiteout) whiteouts;
 static list(char *) opaque_requests;
 static list(struct implicit) implicits;
@@ -78,9 +77,8 @@ static void forget_implicit(ino_t inode) {
         if (implicits.at[k].inode == inode) implicits.at[k].inode = 0;
 }
 
-// Owner, then mode: chown(2) clears set-id bits. What creation left right already is not set again, and what it
-// left is looked at and not presumed: a set-gid folder and a default ACL above change a new file's group and mode.
-// `fd` is that of a regular file, or -1.
+// Sets the owner, then the mode, as chown(2) clears set-id bits. Does not set again what is right after the creation, but reads it first:
+// a set-gid folder and a default ACL above change a new file's group and mode. `fd` is that of a regular file, or -1.
 static struct stat own(int fd, int dir, const char *name, uid_t uid, gid_t gid, mode_t mode) {
     struct stat now;
     if ((fd >= 0 ? fstat(fd, &now) : fstatat(dir, name, &now, AT_SYMLINK_NOFOLLOW)) < 0) fail_io("fstat");
@@ -93,7 +91,7 @@ static struct stat own(int fd, int dir, const char *name, uid_t uid, gid_t gid, 
         if (done < 0 && !ignored) fail_io("fchownat");
     }
     bool moded = (now.st_mode & 07777) == mode && (owned || !(mode & (S_ISUID | S_ISGID)));
-    // fchmodat follows symlinks, but this is none: it was just made, or looked at, and the world is ours alone.
+    // fchmodat follows symlinks. This file is not one: it was checked above, and no other process can reach it.
     if (!S_ISLNK(now.st_mode) && !moded && (fd >= 0 ? fchmod(fd, mode) : fchmodat(dir, name, mode, 0)) < 0)
         fail_io("fchmodat");
     return now;
@@ -105,11 +103,11 @@ static void set_xattrs(int fd, int dir, const char *name) {
     const void *value;
     size_t size;
     while (entry_xattr(&key, &value, &size)) {
-        // There is no lsetxattrat before Linux 6.13, and no /proc/self/fd in here.
+        // There is no lsetxattrat before Linux 6.13, and no /proc/self/fd in this root.
         if (fd < 0 && fchdir(dir) < 0) fail_io("fchdir");
         if ((fd >= 0 ? fsetxattr(fd, key, value, size, 0) : lsetxattr(name, key, value, size, 0)) == 0) continue;
-        // EPERM is user.* on anything but a file or folder (xattr(7)), or security.* in a user namespace. A file
-        // without its capabilities would not work, and is an error.
+        // EPERM is for user.* on anything but a file or folder (xattr(7)), or security.* in a user namespace. A file without its
+        // capabilities would not work, so this is an error.
         bool optional = strcmp(key, "security.capability") != 0;
         if (!optional || (errno != ENOTSUP && errno != EPERM)) fail_io("setxattr");
     }
@@ -119,7 +117,7 @@ static void settle(const struct member *member, int fd, const struct folder *in,
     struct stat now = own(fd, in->fd, name, member->uid, member->gid, member->mode);
     set_xattrs(fd, in->fd, name);
     const struct timespec set[2] = {member->mtime, member->mtime};
-    if (S_ISDIR(now.st_mode)) { // entries to come change it
+    if (S_ISDIR(now.st_mode)) { // later entries change the time of a folder
         forget_implicit(now.st_ino);
         remember_time(strcmp(name, ".") == 0 ? copy("", 0) : join(in->path, name), now.st_ino, member->mtime);
     } else if ((fd >= 0 ? futimens(fd, set) : utimensat(in->fd, name, set, AT_SYMLINK_NOFOLLOW)) < 0) {
@@ -178,7 +176,7 @@ static void add_folder(const struct member *member, const struct folder *in, con
         if (errno != EEXIST) fail_io("mkdirat");
         struct stat there;
         if (fstatat(in->fd, name, &there, AT_SYMLINK_NOFOLLOW) < 0) fail_io("fstatat");
-        if (S_ISDIR(there.st_mode)) break; // keeps what is in it
+        if (S_ISDIR(there.st_mode)) break; // and keeps its content
         clear_way(in->fd, name);
     }
     settle(member, -1, in, name);
@@ -214,8 +212,8 @@ static int by_name(const void *one, const void *other) {
     return order ? order : strcmp(a->folder, b->folder);
 }
 
-// Whether `target` is in the layer, and linked now. The link's own metadata is the target's, and not set again. Where
-// it isn't there but its folder is, `*missing` becomes the link that has been seen of that name, if there is one.
+// Makes the hard link if `target` is in the layer, and returns whether it is. The link has the metadata of the target, which is not set
+// again. If the target is missing but its folder exists, `*missing` becomes the waiting link of that name, if there is one.
 static bool make_link(const char *target, int dir, const char *name, struct link **missing) {
     cleanup_free char *path = copy(target, strlen(target));
     const char *folder, *last = split(path, &folder);
@@ -232,7 +230,7 @@ static bool make_link(const char *target, int dir, const char *name, struct link
     }
     if (S_ISDIR(there.st_mode)) fail(CORRUPT, 0, NULL, blame, "a hard link to a folder");
     while (linkat(from->fd, last, dir, name, 0) < 0) { // flag 0: a link to a symlink is one to the symlink itself
-        if (errno == ENOENT) return false; // the target was in the folder that was in the way
+        if (errno == ENOENT) return false; // the target was in a folder that clear_way() has removed
         if (errno != EEXIST) fail_io("linkat");
         if (fstatat(dir, name, &here, AT_SYMLINK_NOFOLLOW) < 0) fail_io("fstatat");
         if (here.st_ino == there.st_ino) return true;
@@ -246,7 +244,7 @@ static void add_link(const struct member *member, const struct folder *in, const
     struct link *missing;
     if (!*target) fail(CORRUPT, 0, NULL, blame, "a hard link to the root or to nothing");
     if (make_link(target, in->fd, name, &missing)) return;
-    // Either the target comes later, or it is in a lower layer. As any entry, this one replaces an earlier one.
+    // The target comes later, or is in a lower layer. Like any entry, this one replaces an earlier one.
     clear_way(in->fd, name);
     if (links.count == MAX_PENDING) fail(LIMIT, 0, NULL, blame, "too many hard links to files of other layers");
     struct link *link = grow(NULL, sizeof *link);
@@ -262,7 +260,7 @@ static void add_link(const struct member *member, const struct folder *in, const
     *last = link;
 }
 
-// A whiteout speaks of lower layers only, wherever it stands in the tar, so all of them wait for the end.
+// A whiteout applies to lower layers only, wherever it is in the tar, so all of them wait for the end.
 static void add_whiteout(const struct folder *in, const char *name) {
     if (strcmp(name, ".wh..wh..opq") == 0) {
         push(opaque_requests) = copy(in->path, strlen(in->path));
@@ -282,7 +280,7 @@ static void add_whiteout(const struct folder *in, const char *name) {
     };
 }
 
-// Whether the entry is aufs' own: `.wh..wh.plnk`, `.wh..wh.aufs`, `.wh..wh.orph`, and what is in them.
+// Whether the entry is metadata of aufs: `.wh..wh.plnk`, `.wh..wh.aufs`, `.wh..wh.orph`, or an entry in one of these.
 static bool is_aufs_metadata(const char *path) {
     for (const char *part = path; *part; part += strspn(part, "/")) {
         size_t length = strcspn(part, "/");
@@ -297,7 +295,7 @@ static bool is_aufs_metadata(const char *path) {
 void tree_add(const struct member *member) {
     blame = member->path;
     cleanup_free char *path = clean(member->path, "the path");
-    if (!*path) { // CVE-2021-29136: a root that is a symlink would lead the next layer out
+    if (!*path) { // CVE-2021-29136: a symlink as the root would lead the next layer out of its folder
         if (!S_ISDIR(member->type)) fail(ESCAPE, 0, NULL, blame, "the entry of the root is not a folder");
         settle(member, -1, entry_folder(""), ".");
         return;
@@ -321,7 +319,7 @@ void tree_add(const struct member *member) {
 
 // ---- the end
 
-// Makes the link, unless a later entry has taken its name or the place of its folder; returns whether it is settled.
+// Makes the link, unless a later entry has replaced it or its folder. Returns whether it is settled.
 static bool settle_link(struct link *link) {
     struct link *missing = NULL;
     blame = link->name;
@@ -336,7 +334,7 @@ static bool settle_link(struct link *link) {
     return link->settled;
 }
 
-// With those that have waited for it, and so on.
+// Settles a link, then the links that have waited for it, and so on.
 static bool settle_chain(struct link *first) {
     if (!settle_link(first)) return false;
     for (struct link *ready = first->waiting; ready;) {
@@ -357,7 +355,7 @@ static bool settle_chain(struct link *first) {
 
 static void finish_links(void) {
     bool progress = links.count > 0;
-    // A link to a symlink can be the way to the target of another, which nobody can know before.
+    // A link to a symlink can lead to the target of another, which cannot be known before.
     for (int round = 0; progress; round++) {
         if (round == MAX_ROUNDS) fail(LIMIT, 0, NULL, blame, "the hard links lead through each other too often");
         progress = false;
@@ -375,15 +373,15 @@ static void finish_links(void) {
     }
 }
 
-// Of an opaque folder's path, with the hash that finds it: so asking for all the folders above one takes time linear in
-// its length.
+// The path of an opaque folder, with its hash. The hash of a longer path continues that of a shorter one, so a search for all folders
+// above a path takes time linear in its length.
 struct opaque {
     const char *path;
     size_t length;
     uint64_t hash;
 };
 
-static uint64_t hash_start; // nobody who makes tars knows it
+static uint64_t hash_start; // random, so that a tar cannot be made to have collisions
 
 static uint64_t hash_on(uint64_t hash, char byte) { return (hash ^ (unsigned char)byte) * 0x100000001b3; }
 
@@ -407,7 +405,7 @@ static void make_opaque(int dir, char *path) {
     if (*found != opaque) free(opaque);
 }
 
-// Whether the folder, or one above it, is opaque.
+// Whether the folder or one above it is opaque.
 static bool is_opaque(const char *folder) {
     struct opaque above = {.path = folder, .hash = hash_start};
     if (!opaque_folders) return false;
@@ -428,8 +426,8 @@ static void finish_whiteouts(void) {
         const struct folder *folder = folder_at(OWN, opaque_requests.at[k], false);
         if (folder) make_opaque(folder->fd, opaque_requests.at[k]);
     }
-    // Where the layer has a folder of that name, its own contents stay and the lower one's go: it is opaque. Where
-    // it has something else, that hides the lower one already.
+    // If the layer has a folder of the name, the folder becomes opaque: its own content stays, and that of lower layers is hidden. Any
+    // other file of the name hides the lower one already.
     for (size_t k = 0; k < whiteouts.count; k++) {
         if (k % PIECE == 0) allow_time();
         struct whiteout *whiteout = &whiteouts.at[k];
@@ -441,19 +439,19 @@ static void finish_whiteouts(void) {
         char *path = join(whiteout->folder, whiteout->name);
         const struct folder *folder = folder_at(OWN, path, false);
         if (folder) make_opaque(folder->fd, path);
-        forget_implicit(there.st_ino); // the lower folder's metadata is gone with it
+        forget_implicit(there.st_ino); // the metadata of the lower folder is hidden with it
     }
-    // In an opaque folder there is nothing left to hide, and overlayfs would list the device there (`c?????????`).
+    // An opaque folder hides everything already, and overlayfs would list the device there (`c?????????`).
     for (size_t k = 0; k < whiteouts.count; k++) {
         if (k % PIECE == 0) allow_time();
         const struct whiteout *whiteout = &whiteouts.at[k];
         if (whiteout->settled || is_opaque(whiteout->folder)) continue;
         blame = whiteout->name;
         const struct folder *in = folder_at(OWN, whiteout->folder, false);
-        // Needs no privilege since Linux 5.8: makedev(0, 0) is exempt from CAP_MKNOD.
+        // Since Linux 5.8, makedev(0, 0) needs no CAP_MKNOD.
         if (in && mknodat(in->fd, whiteout->name, S_IFCHR, 0) < 0 && errno != EEXIST) fail_io("mknodat");
     }
-    // overlayfs merges the roots of its layers whatever their marks, so leaving out what is below is the caller's.
+    // overlayfs merges the roots of its layers and ignores marks there, so the caller leaves out the lower layers.
     if (is_opaque("")) report("opaque", ".", NULL);
 }
 
@@ -472,7 +470,7 @@ static void report_implicits(void) {
     }
 }
 
-// Setting a folder's times leaves those of the folder above alone, so the order is the tar's: the last entry wins.
+// A change of a folder's times does not change those of the folder above, so the order is that of the tar: the last entry wins.
 static void finish_times(void) {
     for (size_t k = 0; k < times.count; k++) {
         if (k % PIECE == 0) allow_time();
@@ -493,7 +491,7 @@ void tree_start(struct tree_options given) {
 }
 
 void tree_finish(void) {
-    blame = NULL; // the last entry's path is no longer there
+    blame = NULL; // the path of the last entry has been freed
     finish_links();
     finish_whiteouts();
     report_implicits();

@@ -1,12 +1,12 @@
 // berth-unpack [--compression=gzip|zstd|none] [--xattr=trusted|user] [--max-bytes=N] [--max-entries=N]
 //              [--max-cpu=SECONDS] [--ignore-chown] DIRECTORY
 //
-// Unpacks the layer blob on fd 0 into the empty DIRECTORY, and reports on fd 1, a line per fact. Paths and messages
+// Unpacks the layer blob on fd 0 into the empty DIRECTORY, and writes a report to fd 1, a line per fact. Paths and messages
 // are percent-encoded, and a path in a line is relative to DIRECTORY.
 //
-//   hardlink TARGET PATH   the target is not in this layer: link it from a lower one (replacing what is at PATH)
-//   implicit PATH          a folder without an entry, made 0755 and root's: a lower layer may know better
-//   opaque .               hides everything below: overlayfs takes no such mark on a layer's root
+//   hardlink TARGET PATH   the target is not in this layer: link it from a lower one, replacing the file at PATH
+//   implicit PATH          a folder without an entry, made with mode 0755 and owned by root: copy the metadata of a lower layer
+//   opaque .               the layer hides all lower layers: overlayfs ignores such a mark on the root of a layer
 //   skipped PATH           a device that this user may not make (--xattr=user only)
 //   digest sha256:HEX      of the blob
 //   diffid sha256:HEX      of the tar stream
@@ -18,15 +18,15 @@
 //
 //   error corrupt|escape|unsupported|limit|io|confine ERRNO SYSCALL|- PATH|- MESSAGE|-
 //
-// The limits, each of which ends it with an error of kind limit that names it:
+// The limits. Each ends the program with an error of kind limit that names it:
 //
-//   max-bytes    length of the tar, and that of all files in it with their holes
-//   max-entries  members of the tar and folders that these imply
-//   max-cpu      seconds of processor time for which no 256 KiB of the tar are done; each 256 KiB give one second more
-//   and, as no layer of use comes near: 16 KiB of a path, 10,000 hard links to what has not been seen, lookups of folders
-//   in proportion to the tar's length, 384 MiB of memory, and 16 MiB of report
+//   max-bytes    length of the tar, and length of all files in it with their holes
+//   max-entries  members of the tar, and folders that these imply
+//   max-cpu      seconds of processor time without progress by 256 KiB of the tar; each 256 KiB give one second more
+//   and some that no useful layer reaches: 16 KiB for a path, 10,000 hard links to files that have not been seen, lookups of
+//   folders in proportion to the length of the tar, 384 MiB of memory, and 16 MiB of report
 //
-// The caller gives it namespaces of its own where it can, removes DIRECTORY after a failure, and checks the digests.
+// The caller gives the program namespaces of its own if possible, removes DIRECTORY after a failure, and checks the digests.
 #include "unpack.h"
 
 #include "../common/util.h"
@@ -63,10 +63,10 @@
 
 enum {
     MAX_REPORT = 16 << 20,
-    // The ring, the buffers, a zstd window of 128 MiB and a few 100,000 folders fit; a sparse map made to exhaust the
-    // machine's memory ends in ENOMEM. AddressSanitizer's shadow would not fit.
+    // Enough for the ring, the buffers, a zstd window of 128 MiB and a few 100,000 folders. A sparse map that would exhaust the
+    // machine's memory fails with ENOMEM. AddressSanitizer's shadow memory needs more.
     MAX_MEMORY = 384 << 20,
-    // Of lookups, whatever the tar's length; some seconds' worth.
+    // Lookups for a tar of any length. They take a few seconds.
     FREE_LOOKUPS = 8 << 20,
 };
 
@@ -82,13 +82,13 @@ static char *report_text;
 static size_t report_size;
 static bool reported;
 static uint64_t max_bytes = UINT64_MAX, max_entries = UINT64_MAX, max_cpu = 60;
-static uint64_t fed; // bytes of the tar that the reader has got
+static uint64_t fed; // bytes of the tar that the reader has received
 
 // ---- the report
 
 static void encode(FILE *stream, const char *text) {
     static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._/-~+,:=@";
-    bool dash = strcmp(text, "-") == 0; // which stands for nothing in the report
+    bool dash = strcmp(text, "-") == 0; // in the report, "-" stands for an empty value
     for (; *text; text++)
         if (strchr(plain, *text) && !dash)
             fputc(*text, stream);
@@ -101,7 +101,7 @@ static void flush_report(void) {
     fclose(report_stream);
     for (size_t done = 0; done < report_size;) {
         ssize_t written = write(STDOUT_FILENO, report_text + done, report_size - done);
-        if (written < 0) _exit(1); // nobody is listening
+        if (written < 0) _exit(1); // nobody reads the report
         done += (size_t)written;
     }
 }
@@ -135,10 +135,10 @@ void report(const char *key, const char *first, const char *second) {
         encode(report_stream, second);
     }
     fputc('\n', report_stream);
-    if (ftell(report_stream) > MAX_REPORT) fail(LIMIT, 0, NULL, NULL, "the report is too long");
+    if (ftell(report_stream) > MAX_REPORT) fail(LIMIT, 0, NULL, NULL, "the report is longer than 16 MiB");
 }
 
-// libarchive prints to standard error and calls exit(3) where it can't get memory for a name.
+// libarchive prints to standard error and calls exit(3) if it cannot allocate memory for a name.
 static void report_exit(void) {
     if (!reported) fail(LIMIT, ENOMEM, "malloc", NULL, "the layer needs too much memory");
 }
@@ -171,19 +171,19 @@ char *copy(const char *text, size_t length) {
 
 static void fail_confine(const char *call) { fail(CONFINE, errno, call, NULL, "%s", strerror(errno)); }
 
-// What reads files of the host when first used. The locale stays C, by intent: in a UTF-8 one, libarchive changes
-// the names of PAX headers to Unicode's composed form (NFC), and a file would have another name than in the image. In
-// C its conversion fails for every name that isn't ASCII, and it falls back on the bytes.
+// Loads everything that reads files of the host on first use. The locale stays C on purpose: in a UTF-8 locale, libarchive converts the
+// names of PAX headers to Unicode's composed form (NFC), and a file would get another name than in the image. In the C locale its
+// conversion fails for every name that is not ASCII, and it uses the bytes.
 static void load_everything(void) {
     source_prepare();
     if (iconv_open(nl_langinfo(CODESET), "UTF-8") == (iconv_t)-1) fail_confine("iconv_open");
 }
 
-// Makes the directory at `path` the whole world: the root of a mount namespace that holds nothing else.
+// Makes the directory at `path` the root of a mount namespace that has nothing else.
 static void enter(const char *path) {
     if (unshare(CLONE_NEWNS | CLONE_NEWNET) < 0) fail_confine("unshare");
     if (mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0) fail_confine("mount");
-    // Only now: open_tree(2) and move_mount(2) take no mount of another namespace.
+    // After the unshare: open_tree(2) and move_mount(2) refuse a mount of another namespace.
     cleanup_close int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (directory < 0) fail(CONFINE, errno, "open", path, "%s", strerror(errno));
     cleanup_close int world =
@@ -193,7 +193,7 @@ static void enter(const char *path) {
     if (mount_setattr(world, "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0) fail_confine("mount_setattr");
     if (move_mount(world, "", directory, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
         fail_confine("move_mount");
-    // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and is detached from there.
+    // pivot_root(2), NOTES: the old root ends up on top of the new one, and is detached from there.
     if (fchdir(world) < 0) fail_confine("fchdir");
     if (syscall(SYS_pivot_root, ".", ".") < 0) fail_confine("pivot_root");
     if (umount2(".", MNT_DETACH) < 0) fail_confine("umount2");
@@ -226,7 +226,7 @@ static void confine(const char *directory, bool trusted) {
     const struct rlimit none = {0}, memory = {MAX_MEMORY, MAX_MEMORY};
     if (setrlimit(RLIMIT_CORE, &none) < 0) fail_confine("setrlimit");
     if (!SANITIZED && setrlimit(RLIMIT_DATA, &memory) < 0) fail_confine("setrlimit");
-    signal(SIGXFSZ, SIG_IGN); // a file beyond RLIMIT_FSIZE is an EFBIG to report
+    signal(SIGXFSZ, SIG_IGN); // a file beyond RLIMIT_FSIZE is then reported as EFBIG
     umask(0);
     drop_privileges(trusted);
 }
@@ -235,17 +235,17 @@ static void confine(const char *directory, bool trusted) {
 
 void count_entry(void) {
     static uint64_t counted;
-    if (counted++ == max_entries) fail(LIMIT, 0, NULL, NULL, "the layer holds more entries than allowed (maxEntries)");
+    if (counted++ == max_entries) fail(LIMIT, 0, NULL, NULL, "the layer has more entries than maxEntries allows");
 }
 
 void spend(size_t lookups) {
     static uint64_t spent;
     spent += lookups;
     if (spent > FREE_LOOKUPS + fed / 2)
-        fail(LIMIT, 0, NULL, blame, "the paths lead through more links and folders than a tar of this length may");
+        fail(LIMIT, 0, NULL, blame, "the paths lead through too many links and folders for a tar of this length");
 }
 
-// What cannot be foreseen is bounded by the time it takes. A handler may do little more than write and exit.
+// The limit of processor time bounds all work that has no limit of its own. The handler may only make async-signal-safe calls.
 static void on_time(int signal) {
     (void)signal;
     static const char line[] = "error limit 0 - - the%20layer%20takes%20too%20much%20processor%20time%20%28maxCpuSeconds%29\n";
@@ -253,8 +253,8 @@ static void on_time(int signal) {
     _exit(1);
 }
 
-// So time is bounded in all, in proportion to the tar's length, and for each part of it: what is left of the time, and
-// one second more, but no more than at the start.
+// Adds a second to the time that is left, up to the time at the start. So the time is limited for each part of the tar, and in
+// proportion to its length in all.
 void allow_time(void) {
     struct itimerval left;
     getitimer(ITIMER_PROF, &left);
@@ -273,11 +273,11 @@ static void limit_time(void) {
 
 enum { BLOCK = 512 };
 
-// What is left of the file whose data is being read; -1 where none is, or where it is sparse.
+// The bytes that are left of the file whose data is being read; -1 outside of a file, or in a sparse one.
 static la_int64_t content_left = -1;
 
-// Some writers don't pad the last file to whole blocks (umoci insert, Go's archive/tar without Close): where all of its
-// data was there, what is missing is taken for zeros, as tar(1) does. Within the data it is a truncation.
+// Some writers do not pad the last file to whole blocks (umoci insert, Go's archive/tar without Close). If all of its data is there, the
+// missing bytes are read as zeros, as tar(1) does. A tar that ends within the data is truncated.
 static la_ssize_t feed(struct archive *archive, void *unused, const void **data) {
     (void)archive, (void)unused;
     static const char zeros[BLOCK];
@@ -291,9 +291,8 @@ static la_ssize_t feed(struct archive *archive, void *unused, const void **data)
     return (la_ssize_t)length;
 }
 
-// A name that can't be converted (ARCHIVE_ERRNO_FILE_FORMAT, which on Linux is EILSEQ) is used as it is. Any other
-// warning means that libarchive read something else than the tar says: a malformed PAX record, for one, is ignored
-// with all that follow it.
+// A name that cannot be converted (ARCHIVE_ERRNO_FILE_FORMAT, which on Linux is EILSEQ) is used unchanged. Any other warning means that
+// libarchive has read something that differs from the tar: for example, it ignores a malformed PAX record and all records after it.
 static void check(int result, const char *path) {
     if (result == ARCHIVE_OK || (result == ARCHIVE_WARN && archive_errno(reader) == EILSEQ)) return;
     const char *message = archive_error_string(reader);
@@ -313,7 +312,7 @@ bool entry_data(const void **data, size_t *size, off_t *offset) {
 
 bool entry_xattr(const char **name, const void **value, size_t *size) {
     while (archive_entry_xattr_next(current, name, value, size) == ARCHIVE_OK) {
-        // What speaks to overlayfs, or comes from trusted.*, is not a layer's to say; labels are the host's policy.
+        // A layer may not set attributes of overlayfs or of trusted.*. Security labels are the policy of the host.
         if (strncmp(*name, "user.", 5) == 0 && strncmp(*name, "user.overlay.", 13) != 0) return true;
         if (strncmp(*name, "security.", 9) == 0 && strcmp(*name, "security.selinux") != 0) return true;
     }
@@ -334,11 +333,11 @@ static void unpack_entry(void) {
         member.type = archive_entry_filetype(current);
         switch (member.type) {
         case S_IFREG:
-            if (member.path[strlen(member.path) - 1] == '/') member.type = S_IFDIR; // as old tars write folders
+            if (member.path[strlen(member.path) - 1] == '/') member.type = S_IFDIR; // old tars write folders so
             break;
         case S_IFCHR:
         case S_IFBLK: {
-            // The kernel takes 12 and 20 bits and drops the rest, which could make a 0:0 of another number.
+            // The kernel uses 12 and 20 bits and drops the rest, which could turn another number into 0:0.
             dev_t major = archive_entry_rdevmajor(current), minor = archive_entry_rdevminor(current);
             if (major >= 1 << 12 || minor >= 1 << 20)
                 fail(UNSUPPORTED, 0, NULL, member.path, "a device number beyond the kernel's range");
@@ -352,14 +351,14 @@ static void unpack_entry(void) {
         case 0:
             fail(CORRUPT, 0, NULL, member.path, "a hard link without a target, or an entry without a type");
         default:
-            fail(UNSUPPORTED, 0, NULL, member.path, "an entry of a type that no layer has");
+            fail(UNSUPPORTED, 0, NULL, member.path, "an entry of a type that layers cannot have");
         }
     }
     if (member.type == S_IFLNK && !member.link) fail(CORRUPT, 0, NULL, member.path, "a symlink without a target");
     la_int64_t uid = archive_entry_uid(current), gid = archive_entry_gid(current);
-    // 2^32-1 is "leave as it is" to chown(2) (CVE-2024-40635 is what comes of lax ids).
+    // For chown(2), 2^32-1 means to leave an id unchanged. CVE-2024-40635 came from unchecked ids.
     if (uid < 0 || gid < 0 || uid > UINT32_MAX - 1ll || gid > UINT32_MAX - 1ll)
-        fail(CORRUPT, 0, NULL, member.path, "an owner that is no user or group id");
+        fail(CORRUPT, 0, NULL, member.path, "an owner that is not a valid user or group id");
     member.uid = (uid_t)uid;
     member.gid = (gid_t)gid;
     // libarchive reads -1.25 as -1 s and +0.25 s.
@@ -369,7 +368,7 @@ static void unpack_entry(void) {
     }
     static uint64_t written;
     if (member.type == S_IFREG && (__builtin_add_overflow(written, (uint64_t)member.size, &written) || written > max_bytes))
-        fail(LIMIT, 0, NULL, member.path, "the files, with their holes, are longer than allowed (maxBytes)");
+        fail(LIMIT, 0, NULL, member.path, "the files, with their holes, are longer than maxBytes allows");
     archive_entry_xattr_reset(current);
     content_left = member.type == S_IFREG && archive_entry_sparse_count(current) == 0 ? member.size : -1;
     tree_add(&member);

@@ -3,24 +3,16 @@ import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Stream from "effect/Stream"
 import { Cgroup, Container, Image } from "../../lib/index.ts"
-import { without } from "../support/controllers.ts"
+import { firstLineOf, gone, repeatUntil, run as runScript } from "../support/containers.ts"
+import { fileOf, folderOf, without } from "../support/controllers.ts"
 import { failure, suite } from "../support/effect.ts"
-import { eventually, isAlive } from "../support/leftovers.ts"
 
-const run = (script: string, limits: Cgroup.Limits) =>
-  Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["sh", "-c", script], limits }))
-
-/** A file of a cgroup, by its name on either version. */
-const file = (cgroup: Cgroup.Cgroup, controller: string, v1: string, v2: string): string => {
-  const folder = cgroup.folders.find(({ controllers }) => controllers.includes(controller))!
-  return fs.readFileSync(`${folder.path}/${folder.version === 1 ? v1 : v2}`, "utf8").trim()
-}
+const run = (script: string, limits: Cgroup.Limits) => runScript(script, { limits })
 
 suite("Cgroup", (effect) => {
   effect(
-    "a command that takes more memory than its limit is killed",
+    "a command that uses more memory than its limit is killed",
     function* () {
       const result = yield* run("exec tail /dev/zero", { memory: "32MiB" })
       assert.deepEqual([result.signal, result.exitCode], ["SIGKILL", 137])
@@ -30,15 +22,14 @@ suite("Cgroup", (effect) => {
   )
 
   effect(
-    "counts what the out-of-memory killer has ended",
+    "a container's statistics count the kills by the OOM killer",
     function* () {
       const image = yield* Image.host
       const container = yield* Container.start(image, {
         command: ["sh", "-c", "tail /dev/zero; echo $?; exec sleep 1000"],
         limits: { memory: "32MiB" }
       })
-      const code = yield* container.stdout.pipe(Stream.decodeText(), Stream.splitLines, Stream.runHead)
-      assert.equal(code._tag === "Some" && code.value, "137")
+      assert.equal(yield* firstLineOf(container), "137")
       const { memory } = yield* Container.stats(container)
       assert.equal(memory.limit, 32 * 2 ** 20)
       assert.ok(memory.oomKills! >= 1)
@@ -49,14 +40,14 @@ suite("Cgroup", (effect) => {
   )
 
   effect(
-    "gives no swap on top of the memory",
+    "a memory limit allows no swap",
     function* () {
       const cgroup = yield* Cgroup.make({ memory: "64MiB" })
-      const { path, version } = cgroup.folders.find(({ controllers }) => controllers.includes("memory"))!
+      const { path, version } = folderOf(cgroup, "memory")
       const swap = version === 1 ? "memory.memsw.limit_in_bytes" : "memory.swap.max"
-      // Without swap accounting there is no such file, and nothing to limit it with.
+      // Without swap accounting the file does not exist, and swap cannot be limited.
       if (!fs.existsSync(`${path}/${swap}`)) return
-      // The root of version 2 does not say whether it is accounted for: there it is looked at what is swapped to.
+      // The root of version 2 does not tell whether swap is accounted: there, /proc/swaps tells whether there is swap.
       const above = path.slice(0, path.lastIndexOf("/"))
       const swaps = fs.readFileSync("/proc/swaps", "utf8").trim().includes("\n")
       if (!fs.existsSync(`${above}/${swap}`) && !swaps) return
@@ -69,7 +60,7 @@ suite("Cgroup", (effect) => {
   )
 
   effect(
-    "one process too many cannot be made",
+    "a fork above the pids limit fails",
     function* () {
       const script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 0.3 & done; wait"
       const { stderr, exitCode } = yield* run(script, { pids: 8 })
@@ -81,33 +72,28 @@ suite("Cgroup", (effect) => {
   )
 
   effect(
-    "half a CPU is half of every period",
+    "a limit of half a CPU is half of every period",
     function* () {
       const cgroup = yield* Cgroup.make({ cpus: 0.5 })
-      assert.match(file(cgroup, "cpu", "cpu.cfs_quota_us", "cpu.max"), /^50000\b/)
+      assert.match(fileOf(cgroup, "cpu", "cpu.cfs_quota_us", "cpu.max"), /^50000\b/)
       const small = yield* Cgroup.make({ cpus: 0.01 })
-      assert.match(file(small, "cpu", "cpu.cfs_quota_us", "cpu.max"), /^1000\b/)
+      assert.match(fileOf(small, "cpu", "cpu.cfs_quota_us", "cpu.max"), /^1000\b/)
     },
     { skip: without("cpu") }
   )
 
   effect(
-    "a command that wants more CPU is held back, and that is counted",
+    "a command that needs more CPU than its limit is throttled, and the throttling is counted",
     function* () {
       const image = yield* Image.host
       const spin = { command: ["sh", "-c", "while :; do :; done"], limits: { cpus: 0.2 } }
-      const [took, cpu] = yield* Container.start(image, spin).pipe(
-        Effect.flatMap((container) =>
-          Effect.delay(Container.stats(container), "50 millis").pipe(
-            Effect.map(({ cpu }) => cpu),
-            Effect.repeat({ until: ({ throttledMicros }) => throttledMicros! > 1000 })
-          )
-        ),
-        Effect.timeout("60 seconds"),
-        Effect.timed
+      const [took, { cpu }] = yield* Effect.timed(
+        Effect.flatMap(Container.start(image, spin), (container) =>
+          repeatUntil("throttled time", Container.stats(container), ({ cpu }) => cpu.throttledMicros! > 1000)
+        )
       )
       assert.ok(cpu.throttledPeriods! >= 1)
-      // It is held back once it has taken a period's worth of each CPU that it was on.
+      // The kernel throttles it once it has used up a slice on each CPU that it ran on.
       const most = 0.2 * Duration.toMillis(took) + 100
       assert.ok(cpu.usageMicros! < 1000 * most, `${cpu.usageMicros} in ${Duration.toMillis(took)} ms`)
     },
@@ -115,7 +101,7 @@ suite("Cgroup", (effect) => {
   )
 
   effect(
-    "counts processes, those that are executed as well",
+    "a container's statistics count its processes and those of execs",
     function* () {
       const image = yield* Image.host
       const container = yield* Container.start(image, { command: ["sleep", "1000"], limits: { pids: 5 } })
@@ -126,7 +112,7 @@ suite("Cgroup", (effect) => {
     { skip: without("pids") }
   )
 
-  effect("a container without limits has no statistics, and says how to have them", function* () {
+  effect("the statistics of a container without limits fail with NoCgroup", function* () {
     const image = yield* Image.host
     const container = yield* Container.start(image, { command: ["sleep", "1000"] })
     const error = yield* failure("ContainerError", Container.stats(container))
@@ -135,7 +121,7 @@ suite("Cgroup", (effect) => {
     assert.equal((yield* Container.stats(counted)).memory.limit, undefined)
   })
 
-  effect("is a folder of its own, and gone with its scope", function* () {
+  effect("a cgroup is a folder that is removed when its scope closes", function* () {
     const folders = yield* Effect.scoped(
       Effect.map(Cgroup.make({}), (cgroup) => {
         assert.ok(cgroup.folders.length > 0)
@@ -147,27 +133,23 @@ suite("Cgroup", (effect) => {
     for (const { path } of folders) assert.ok(!fs.existsSync(path))
   })
 
-  effect(
-    "kills what is in it, and in the cgroups that were made below it, when its scope closes",
-    function* () {
-      const children = [1, 2].map(() => spawn("sleep", ["1000"], { stdio: "ignore" }))
-      const folders = yield* Effect.scoped(
-        Effect.map(Cgroup.make({}), ({ folders }) => {
-          for (const { path } of folders) {
-            fs.mkdirSync(`${path}/below`)
-            fs.writeFileSync(`${path}/cgroup.procs`, String(children[0]!.pid))
-            fs.writeFileSync(`${path}/below/cgroup.procs`, String(children[1]!.pid))
-          }
-          return folders
-        })
-      )
-      for (const { path } of folders) assert.ok(!fs.existsSync(path), path)
-      const dead = () => children.every((child) => !isAlive(child.pid!))
-      assert.ok(yield* Effect.promise(() => eventually(dead)))
-    }
-  )
+  effect("a cgroup whose scope closes kills its processes and those in cgroups below it", function* () {
+    const children = [1, 2].map(() => spawn("sleep", ["1000"], { stdio: "ignore" }))
+    const folders = yield* Effect.scoped(
+      Effect.map(Cgroup.make({}), ({ folders }) => {
+        for (const { path } of folders) {
+          fs.mkdirSync(`${path}/below`)
+          fs.writeFileSync(`${path}/cgroup.procs`, String(children[0]!.pid))
+          fs.writeFileSync(`${path}/below/cgroup.procs`, String(children[1]!.pid))
+        }
+        return folders
+      })
+    )
+    for (const { path } of folders) assert.ok(!fs.existsSync(path), path)
+    yield* gone(...children.map(({ pid }) => pid!))
+  })
 
-  effect("many processes in it are killed while others are being started", function* () {
+  effect("a cgroup of 150 processes is removed while other containers start", function* () {
     const image = yield* Image.host
     const crowd = Effect.scoped(
       Effect.gen(function* () {
@@ -177,7 +159,7 @@ suite("Cgroup", (effect) => {
           limits: {},
           namespaces: { pid: "host" }
         })
-        yield* container.stdout.pipe(Stream.runHead)
+        assert.equal(yield* firstLineOf(container), "ready")
         return container.state.cgroup!.folders
       })
     )
@@ -186,7 +168,7 @@ suite("Cgroup", (effect) => {
     for (const { path } of folders) assert.ok(!fs.existsSync(path), path)
   })
 
-  effect("is shared by the containers that are started in it", function* () {
+  effect("containers that are started in one cgroup share it", function* () {
     const image = yield* Image.host
     const cgroup = yield* Cgroup.make({ pids: 10 })
     yield* Container.start(image, { command: ["sleep", "1000"], cgroup })
@@ -194,11 +176,11 @@ suite("Cgroup", (effect) => {
     assert.equal((yield* Cgroup.stats(cgroup)).pids.current, 2)
   })
 
-  effect("takes memory as numbers and as text with units", function* () {
+  effect("a memory limit can be a number or text with a unit", function* () {
     const bytes = (memory: string | number) =>
       Effect.scoped(
         Effect.map(Cgroup.make({ memory }), (cgroup) =>
-          Number(file(cgroup, "memory", "memory.limit_in_bytes", "memory.max"))
+          Number(fileOf(cgroup, "memory", "memory.limit_in_bytes", "memory.max"))
         )
       )
     const page = (n: number) => Math.floor(n / 4096) * 4096
@@ -210,7 +192,7 @@ suite("Cgroup", (effect) => {
     assert.equal(yield* bytes("100000kb"), page(1e8))
   })
 
-  effect("refuses limits that are none", function* () {
+  effect("an invalid limit is refused by name", function* () {
     const parsecs = yield* failure("InvalidOption", Cgroup.make({ memory: "12 parsecs" }))
     assert.deepEqual([parsecs.option, parsecs.value], ["limits.memory", '"12 parsecs"'])
     for (const [limits, option] of [

@@ -2,25 +2,34 @@ import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as Chunk from "effect/Chunk"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Metric from "effect/Metric"
 import * as MetricState from "effect/MetricState"
 import * as Stream from "effect/Stream"
 import { Cgroup, Container, Image } from "../../lib/index.ts"
-import { tree, without } from "../support/controllers.ts"
+import { repeatUntil, waitUntil } from "../support/containers.ts"
+import { disk, tree, without } from "../support/controllers.ts"
 import { failure, suite } from "../support/effect.ts"
 
 const noPressure = (): string | false =>
   without("pressure") ||
   (fs.existsSync("/proc/pressure/cpu") ? false : "this kernel has no pressure stall information")
 
-/** Without CAP_SYS_RESOURCE the kernel takes windows of multiples of 2 seconds alone (psi.rst). */
+/** Without CAP_SYS_RESOURCE the kernel only accepts windows that are multiples of 2 seconds (psi.rst). */
 const mayHaveAnyWindow =
   (BigInt(`0x${/^CapEff:\s*(\w+)$/m.exec(fs.readFileSync("/proc/self/status", "utf8"))![1]}`) &
     (1n << 24n)) !==
   0n
 const window = mayHaveAnyWindow ? "500ms" : "2s"
+
+const whyNoDirectWrites: string | false =
+  disk === undefined
+    ? "no disk with a known name"
+    : / \/ \/ .* - ext4 /.test(fs.readFileSync("/proc/self/mountinfo", "utf8"))
+      ? false
+      : "the root is not ext4: direct writes may not reach a disk"
 
 const start = (script: string, limits?: Cgroup.Limits) =>
   Effect.flatMap(Image.host, (image) =>
@@ -30,21 +39,23 @@ const start = (script: string, limits?: Cgroup.Limits) =>
 const say = (container: Container.Container, text: string) =>
   Stream.run(Stream.encodeText(Stream.make(text)), container.stdin)
 
-suite("Cgroup events and statistics", (effect) => {
+suite("Cgroup: events and statistics", (effect) => {
   effect(
-    "tell of each kill for want of memory, without being asked",
+    "Cgroup.oomKills and Cgroup.memoryEvents report each kill by the OOM killer",
     function* () {
       const script = "while read line; do tail /dev/zero; done"
       const container = yield* start(script, { memory: "32MiB" })
       const cgroup = yield* Container.cgroup(container)
       const kills = yield* Effect.fork(Stream.runCollect(Stream.take(Cgroup.oomKills(cgroup), 1)))
+      const begun = yield* Deferred.make<void>()
       const events = yield* Effect.fork(
         Cgroup.memoryEvents(cgroup).pipe(
+          Stream.tap(() => Deferred.succeed(begun, undefined)),
           Stream.filter(({ oomKill }) => (oomKill ?? 0) > 0),
           Stream.runHead
         )
       )
-      yield* Effect.sleep("20 millis")
+      yield* Deferred.await(begun)
       yield* say(container, "\n")
       assert.deepEqual(Chunk.toReadonlyArray(yield* Fiber.join(kills)), [1])
       const seen = yield* Fiber.join(events)
@@ -57,7 +68,7 @@ suite("Cgroup events and statistics", (effect) => {
   )
 
   effect(
-    "tell of the last kill, and end with the container",
+    "Cgroup.oomKills reports the kill that ends the container, and then ends",
     function* () {
       const image = yield* Image.host
       const container = yield* Container.start(image, {
@@ -67,7 +78,8 @@ suite("Cgroup events and statistics", (effect) => {
       })
       const cgroup = yield* Container.cgroup(container)
       const kills = yield* Effect.fork(Stream.runCollect(Cgroup.oomKills(cgroup)))
-      yield* Effect.sleep("20 millis")
+      // The stream of all events gives the present counts once it has begun, and it begins after that of the kills.
+      yield* Stream.runHead(Cgroup.memoryEvents(cgroup))
       yield* say(container, "\n")
       assert.deepEqual(Chunk.toReadonlyArray(yield* Fiber.join(kills)), [1])
       assert.equal((yield* container.exit).signal, "SIGKILL")
@@ -76,7 +88,7 @@ suite("Cgroup events and statistics", (effect) => {
   )
 
   effect(
-    "tell of forks that fail, and end with the cgroup",
+    "Cgroup.pidsEvents reports forks that fail",
     function* () {
       const seen: Array<number> = []
       yield* Effect.scoped(
@@ -85,13 +97,13 @@ suite("Cgroup events and statistics", (effect) => {
           yield* Effect.forkDaemon(
             Stream.runForEach(Cgroup.pidsEvents(cgroup), ({ max }) => Effect.sync(() => seen.push(max)))
           )
-          while (seen.length < 1) yield* Effect.sleep("5 millis")
+          yield* waitUntil("the present count", () => seen.length >= 1)
           const child = spawn("sh", ["-c", "read line; sleep 5 & sleep 5 & wait"], {
             stdio: ["pipe", "ignore", "ignore"]
           })
           yield* Cgroup.move(cgroup, child.pid!)
           child.stdin.end("go\n")
-          while (seen.length < 2) yield* Effect.sleep("5 millis")
+          yield* waitUntil("the count of failed forks", () => seen.length >= 2)
           assert.ok((yield* Cgroup.stats(cgroup)).pids.failures! >= 1)
         })
       )
@@ -101,7 +113,7 @@ suite("Cgroup events and statistics", (effect) => {
     { skip: without("pids") }
   )
 
-  effect("end with the cgroup, whoever waits", function* () {
+  effect("streams of events end with their cgroup, and fail for one that is gone", function* () {
     const waiting = yield* Effect.scoped(
       Effect.gen(function* () {
         const cgroup = yield* Cgroup.make({})
@@ -116,18 +128,19 @@ suite("Cgroup events and statistics", (effect) => {
               ]
             : [])
         ]
+        // Time for each to wait for its file: without it, this would test a stream that begins after the end.
         yield* Effect.sleep("20 millis")
         return fibers
       })
     )
     for (const fiber of waiting) yield* Fiber.join(fiber)
-    const cgroup = yield* Effect.scoped(Effect.map(Cgroup.make({}), (made) => made))
+    const cgroup = yield* Effect.scoped(Cgroup.make({}))
     const error = yield* failure("CgroupError", Stream.runDrain(Cgroup.pidsEvents(cgroup)))
     assert.equal(error.reason, "Gone")
   })
 
   effect(
-    "tell of pressure by the kernel's own trigger",
+    "Cgroup.pressure reports pressure by the kernel's trigger",
     function* () {
       const container = yield* start("for i in 1 2 3 4; do while :; do :; done & done; wait", { cpus: 0.5 })
       const cgroup = yield* Container.cgroup(container)
@@ -146,7 +159,7 @@ suite("Cgroup events and statistics", (effect) => {
   )
 
   effect(
-    "refuse triggers that are none",
+    "Cgroup.pressure refuses an invalid trigger",
     function* () {
       const cgroup = yield* Cgroup.make({})
       for (const [options, option] of [
@@ -175,7 +188,7 @@ suite("Cgroup events and statistics", (effect) => {
     { skip: noPressure() }
   )
 
-  effect("are read at once, with CPU, memory, processes and disks", function* () {
+  effect("Cgroup.stats gives CPU, memory and processes in one reading", function* () {
     const cgroup = yield* Cgroup.make({
       memory: "64MiB",
       cpus: 0.5,
@@ -187,10 +200,12 @@ suite("Cgroup events and statistics", (effect) => {
       command: ["sh", "-c", "while :; do :; done"],
       cgroup
     })
-    // The kernel looks at whose time it is with each tick only.
-    const stats = yield* Effect.repeat(Effect.delay(Cgroup.stats(cgroup), 10), {
-      until: ({ cpu }) => (cpu.userMicros ?? 0) > 20_000 && (cpu.periods ?? 0) >= 1
-    })
+    // The kernel divides CPU time into user and system time by ticks.
+    const stats = yield* repeatUntil(
+      "20 ms of user time",
+      Cgroup.stats(cgroup),
+      ({ cpu }) => (cpu.userMicros ?? 0) > 20_000 && (cpu.periods ?? 0) >= 1
+    )
     assert.ok(stats.cpu.usageMicros! > 10_000)
     assert.ok(stats.cpu.systemMicros! >= 0 && stats.cpu.periods! >= 1)
     assert.deepEqual([stats.cpu.limit, stats.memory.limit, stats.pids.limit], [0.5, 64 * 2 ** 20, 9])
@@ -200,12 +215,10 @@ suite("Cgroup events and statistics", (effect) => {
   })
 
   effect(
-    "count what is read from and written to disks",
+    "Cgroup.stats counts bytes read from and written to disks",
     function* () {
-      const disk = fs.readFileSync("/proc/self/mountinfo", "utf8").match(/ \/ \/ .* - ext4 /)
-      if (disk === null) return
       const cgroup = yield* Cgroup.make({ memory: "64MiB" })
-      yield* Cgroup.update(cgroup, { io: { devices: [{ device: "254:0", writeBps: "max" }] } })
+      yield* Cgroup.update(cgroup, { io: { devices: [{ device: disk!, writeBps: "max" }] } })
       const child = spawn(
         "sh",
         [
@@ -228,16 +241,10 @@ suite("Cgroup events and statistics", (effect) => {
         JSON.stringify(io)
       )
     },
-    {
-      skip:
-        without("io") ||
-        (/ 254 +0 /.test(fs.readFileSync("/proc/partitions", "utf8").replace(/^ */gm, " "))
-          ? false
-          : "no disk 254:0")
-    }
+    { skip: without("io") || whyNoDirectWrites }
   )
 
-  effect("come at intervals, and are Effect's metrics then", function* () {
+  effect("Cgroup.metrics gives statistics at intervals and sets Effect's metrics", function* () {
     const cgroup = yield* Cgroup.make({ pids: 9 })
     const image = yield* Image.host
     yield* Container.start(image, { command: ["sleep", "1000"], cgroup })
@@ -259,12 +266,14 @@ suite("Cgroup events and statistics", (effect) => {
     assert.deepEqual(yield* Metric.value(gauge), MetricState.gauge(1))
   })
 
-  effect("at intervals fail once the cgroup is gone", function* () {
+  effect("Cgroup.metrics fails once the cgroup is gone", function* () {
     const cgroup = yield* Cgroup.make({})
-    const fiber = yield* Effect.fork(
-      failure("CgroupError", Stream.runDrain(Cgroup.metrics(cgroup, { every: "20 millis" })))
+    const begun = yield* Deferred.make<void>()
+    const readings = Stream.tap(Cgroup.metrics(cgroup, { every: "20 millis" }), () =>
+      Deferred.succeed(begun, undefined)
     )
-    yield* Effect.sleep("50 millis")
+    const fiber = yield* Effect.fork(failure("CgroupError", Stream.runDrain(readings)))
+    yield* Deferred.await(begun)
     for (const { path } of cgroup.folders) fs.rmdirSync(path)
     assert.equal((yield* Fiber.join(fiber)).reason, "Gone")
   })

@@ -1,11 +1,11 @@
 import assert from "node:assert/strict"
-import { spawn } from "node:child_process"
+import { type ChildProcess, spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { type BerthError, Cgroup, Container, Image } from "../../lib/index.ts"
-import { tree, without } from "../support/controllers.ts"
+import { gone, repeatUntil } from "../support/containers.ts"
+import { disk, fileOf, folderOf, tree, without } from "../support/controllers.ts"
 import { failure, suite } from "../support/effect.ts"
-import { eventually, isAlive } from "../support/leftovers.ts"
 import { commandOf, ended, root } from "../support/program.ts"
 
 const isV1 = (controller: string): boolean => tree.controllers[controller]?.version === 1
@@ -16,26 +16,23 @@ const onV1 = (controller: string): string | false =>
 const onV2 = (controller: string): string | false =>
   without(controller) || (isV1(controller) ? `${controller} is of version 1 here` : false)
 
-/** A file of a cgroup, by its name on either version. */
-const file = (cgroup: Cgroup.Cgroup, controller: string, v1: string, v2: string): string => {
-  const folder = cgroup.folders.find(({ controllers }) => controllers.includes(controller))!
-  return fs.readFileSync(`${folder.path}/${folder.version === 1 ? v1 : v2}`, "utf8").trim()
-}
-
-const weight = (cgroup: Cgroup.Cgroup): string => file(cgroup, "cpu", "cpu.shares", "cpu.weight")
+const weight = (cgroup: Cgroup.Cgroup): string => fileOf(cgroup, "cpu", "cpu.shares", "cpu.weight")
 
 const MiB = 2 ** 20
 
-const findDisk = (): string | undefined =>
-  [...fs.readFileSync("/proc/partitions", "utf8").matchAll(/^ +(\d+) +(\d+) +\d+ (vda|sda|nvme0n1)$/gm)]
-    .map(([, major, minor]) => `${major}:${minor}`)
-    .at(0)
+/** The exit code of a child, or -1 where a signal ended it. */
+const exitOf = (child: ChildProcess) => {
+  const exit = new Promise<number>((resolve) => child.on("exit", (status) => resolve(status ?? -1)))
+  return Effect.promise(() => exit)
+}
 
-const disk = findDisk()
+/** A shell that waits for a line and then runs a script, so that it can be moved into a cgroup before. */
+const waitingShell = (script: string) =>
+  spawn("sh", ["-c", `read line; ${script}`], { stdio: ["pipe", "ignore", "ignore"] })
 
-suite("Cgroup limits", (effect, folder) => {
+suite("Cgroup: limits", (effect, folder) => {
   effect(
-    "share CPU time by weight, on either version",
+    "a CPU weight is set and changed on either version",
     function* () {
       const cgroup = yield* Cgroup.make({ cpu: { weight: 200 } })
       assert.equal(weight(cgroup), isV1("cpu") ? "2048" : "200")
@@ -45,7 +42,7 @@ suite("Cgroup limits", (effect, folder) => {
     { skip: without("cpu") }
   )
 
-  effect("of a weight that is negative, or none, are refused", function* () {
+  effect("an invalid weight is refused by name", function* () {
     for (const weight of [-1, 0, 10001, 1.5, Number.NaN])
       for (const [limits, option] of [
         [{ cpu: { weight } }, "limits.cpu.weight"],
@@ -55,12 +52,12 @@ suite("Cgroup limits", (effect, folder) => {
   })
 
   effect(
-    "let a cgroup run only when nothing else does, and end that before it gets a weight",
+    "an idle cgroup can be given a weight in the same update that ends its idleness",
     function* () {
       const cgroup = yield* Cgroup.make({ cpu: { idle: true } })
-      assert.equal(file(cgroup, "cpu", "cpu.idle", "cpu.idle"), "1")
+      assert.equal(fileOf(cgroup, "cpu", "cpu.idle", "cpu.idle"), "1")
       yield* Cgroup.update(cgroup, { cpu: { idle: false, weight: 50 } })
-      assert.equal(file(cgroup, "cpu", "cpu.idle", "cpu.idle"), "0")
+      assert.equal(fileOf(cgroup, "cpu", "cpu.idle", "cpu.idle"), "0")
       assert.equal(weight(cgroup), isV1("cpu") ? "512" : "50")
       const both = yield* failure("InvalidOption", Cgroup.make({ cpu: { idle: true, weight: 5 } }))
       assert.equal(both.option, "limits.cpu.weight")
@@ -69,9 +66,9 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "let it use time of earlier periods, and change quota and burst in the order that the kernel takes",
+    "quota and burst are changed in the order that the kernel accepts",
     function* () {
-      const burst = (cgroup: Cgroup.Cgroup) => file(cgroup, "cpu", "cpu.cfs_burst_us", "cpu.max.burst")
+      const burst = (cgroup: Cgroup.Cgroup) => fileOf(cgroup, "cpu", "cpu.cfs_burst_us", "cpu.max.burst")
       const cgroup = yield* Cgroup.make({ cpus: 0.5, cpu: { burstMicros: 40_000 } })
       assert.equal(burst(cgroup), "40000")
       yield* Cgroup.update(cgroup, { cpus: 0.02, cpu: { burstMicros: 1000 } })
@@ -89,7 +86,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "hold a container to CPUs, and refuse those that there are not",
+    "a cpuset holds a container to CPUs, and CPUs that do not exist are refused",
     function* () {
       const image = yield* Image.host
       const script = "grep Cpus_allowed_list /proc/self/status"
@@ -111,7 +108,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "are changed while a container runs, also those of controllers that it was started without",
+    "limits are changed while a container runs, also of controllers that it started without",
     function* () {
       const image = yield* Image.host
       const container = yield* Container.start(image, {
@@ -128,7 +125,7 @@ suite("Cgroup limits", (effect, folder) => {
       assert.deepEqual([memory.limit, pids.limit], [96 * MiB, 20])
       const allowed = () => fs.readFileSync(`/proc/${container.pid}/status`, "utf8")
       assert.match(allowed(), /^Cpus_allowed_list:\s*0$/m)
-      // What is executed from now on is held to it as well.
+      // An exec after the change has the same limits.
       const inside = yield* Container.exec(container, ["grep", "Cpus_allowed_list", "/proc/self/status"])
       assert.match(inside.stdout, /:\s*0\n$/)
       yield* Cgroup.update(cgroup, { memory: "max", pids: "max", cpus: 0.5 })
@@ -143,15 +140,14 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "can be given to a container that was started without any",
+    "a container that was started without limits can be given limits",
     function* () {
       const image = yield* Image.host
       const container = yield* Container.start(image, {
         command: ["sh", "-c", "sleep 1000 & exec sleep 1000"]
       })
       yield* Container.execStream(container, ["sleep", "1000"])
-      const has = () => Effect.map(Container.top(container), (all) => all.length === 3)
-      yield* Effect.repeat(has(), { until: (three) => three })
+      yield* repeatUntil("three processes", Container.top(container), (all) => all.length === 3)
       const cgroup = yield* Container.cgroup(container)
       yield* Cgroup.update(cgroup, { pids: 5 })
       const { pids } = yield* Container.stats(container)
@@ -164,7 +160,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "below what is in use are refused, and nobody is killed for it",
+    "a memory limit below the memory in use is refused, and no process is killed",
     function* () {
       const image = yield* Image.host
       const hold = "head -c 40000000 /dev/zero | tail | sleep 1000"
@@ -173,15 +169,17 @@ suite("Cgroup limits", (effect, folder) => {
         limits: { memory: "96MiB", pids: 20 },
         init: true
       })
-      yield* Effect.repeat(Container.stats(container), {
-        until: ({ memory }) => (memory.anon ?? 0) > 30 * MiB
-      })
+      yield* repeatUntil(
+        "30 MiB in use",
+        Container.stats(container),
+        ({ memory }) => (memory.anon ?? 0) > 30 * MiB
+      )
       const cgroup = yield* Container.cgroup(container)
       const error = yield* failure("CgroupError", Cgroup.update(cgroup, { memory: "8MiB" }))
       assert.deepEqual([error.reason, error.controller], ["InUse", "memory"])
       const { memory } = yield* Container.stats(container)
       assert.equal(memory.oomKills, 0)
-      // Fewer processes than there are is no error: there are just no more of them.
+      // A limit below the present number of processes is accepted: it only refuses new ones.
       yield* Cgroup.update(cgroup, { pids: 1 })
       assert.equal((yield* Container.stats(container)).pids.limit, 1)
     },
@@ -189,11 +187,11 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "of memory beyond the maximum",
+    "limits of memory include a soft limit and swap",
     function* () {
       const cgroup = yield* Cgroup.make({ memory: { max: "64MiB", low: "16MiB", swap: "8MiB" } })
-      assert.equal(file(cgroup, "memory", "memory.soft_limit_in_bytes", "memory.low"), String(16 * MiB))
-      const { path, version } = cgroup.folders.find(({ controllers }) => controllers.includes("memory"))!
+      assert.equal(fileOf(cgroup, "memory", "memory.soft_limit_in_bytes", "memory.low"), String(16 * MiB))
+      const { path, version } = folderOf(cgroup, "memory")
       const swap = version === 1 ? "memory.memsw.limit_in_bytes" : "memory.swap.max"
       if (fs.existsSync(`${path}/${swap}`)) {
         const read = () => fs.readFileSync(`${path}/${swap}`, "utf8").trim()
@@ -208,7 +206,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "of version 2 alone are refused where the controller is bound to version 1",
+    "limits of version 2 are refused when the controller is bound to version 1",
     function* () {
       for (const memory of [{ high: "32MiB" }, { oomGroup: true }]) {
         const error = yield* failure("CgroupError", Cgroup.make({ memory }))
@@ -220,22 +218,22 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "of version 2 alone",
+    "limits of version 2 are set on a controller of version 2",
     function* () {
       const cgroup = yield* Cgroup.make({ memory: { high: "32MiB", max: "64MiB", oomGroup: true } })
-      assert.equal(file(cgroup, "memory", "", "memory.high"), String(32 * MiB))
-      assert.equal(file(cgroup, "memory", "", "memory.oom.group"), "1")
+      assert.equal(fileOf(cgroup, "memory", "", "memory.high"), String(32 * MiB))
+      assert.equal(fileOf(cgroup, "memory", "", "memory.oom.group"), "1")
     },
     { skip: onV2("memory") }
   )
 
   effect(
-    "of a disk: bytes and operations a second",
+    "limits of a disk are bytes and operations per second",
     function* () {
       const cgroup = yield* Cgroup.make({
         io: { devices: [{ device: disk!, readBps: "1MiB", writeIops: 100 }] }
       })
-      const read = (v1: string) => file(cgroup, "io", v1, "io.max")
+      const read = (v1: string) => fileOf(cgroup, "io", v1, "io.max")
       if (isV1("io")) {
         assert.equal(read("blkio.throttle.read_bps_device"), `${disk} ${MiB}`)
         assert.equal(read("blkio.throttle.write_iops_device"), `${disk} 100`)
@@ -249,24 +247,22 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "of a disk that is none, or a device that is none",
+    "an invalid disk or device is refused by name",
     function* () {
-      for (const device of ["/dev/null", "/etc/passwd", "/no/such", "vda", "a:b"]) {
-        const error = yield* failure(
-          "InvalidOption",
-          Cgroup.make({ io: { devices: [{ device, readBps: 1 }] } })
+      for (const [limits, option] of [
+        ...["/dev/null", "/etc/passwd", "/no/such", "vda", "a:b"].map(
+          (device) => [{ io: { devices: [{ device, readBps: 1 }] } }, "io.devices[0].device"] as const
+        ),
+        ...["/etc/passwd", "/", "/no/such", "null"].map(
+          (path) => [{ devices: [{ path }] }, "devices[0].path"] as const
+        ),
+        [{ devices: [{ path: "/dev/null", access: "x" }] }, "devices[0].access"] as const
+      ])
+        assert.equal(
+          (yield* failure("InvalidOption", Cgroup.make(limits))).option,
+          `limits.${option}`,
+          JSON.stringify(limits)
         )
-        assert.equal(error.option, "limits.io.devices[0].device", device)
-      }
-      for (const path of ["/etc/passwd", "/", "/no/such", "null"]) {
-        const error = yield* failure("InvalidOption", Cgroup.make({ devices: [{ path }] }))
-        assert.equal(error.option, "limits.devices[0].path", path)
-      }
-      const access = yield* failure(
-        "InvalidOption",
-        Cgroup.make({ devices: [{ path: "/dev/null", access: "x" }] })
-      )
-      assert.equal(access.option, "limits.devices[0].access")
       const absent = yield* failure(
         "CgroupError",
         Cgroup.make({ io: { devices: [{ device: "4000:4000", readBps: "1MiB" }] } })
@@ -276,7 +272,7 @@ suite("Cgroup limits", (effect, folder) => {
     { skip: without("io") }
   )
 
-  effect("of controllers that the tree does not have name the controller and why", function* () {
+  effect("a limit of a missing controller is refused with the controller and the reason", function* () {
     const asked = {
       hugetlb: { hugetlb: { "2MB": "4MiB" } },
       rdma: { rdma: { mlx5_0: { handles: 2 } } },
@@ -294,7 +290,7 @@ suite("Cgroup limits", (effect, folder) => {
   })
 
   effect(
-    "of huge pages",
+    "a limit of huge pages is set and read",
     function* () {
       const cgroup = yield* Cgroup.make({ hugetlb: { "2MB": "4MiB" } })
       const { hugetlb } = yield* Cgroup.stats(cgroup)
@@ -303,36 +299,28 @@ suite("Cgroup limits", (effect, folder) => {
     { skip: without("hugetlb") }
   )
 
-  // What is read and written is what a device's open gives: EPERM where the cgroup forbids it, as for 1:11, kmsg.
+  // Opening a device fails with EPERM where the cgroup forbids it, as it does for kmsg (1:11).
   const open = (container: Container.Container, path: string) =>
     Effect.map(Container.exec(container, ["sh", "-c", `: <${path}`]), ({ exitCode }) => exitCode === 0)
 
   effect.asRoot(
-    "of devices: Docker's list, and what is added to it",
+    "limits of devices allow Docker's list and the devices that are added",
     function* () {
       const image = yield* Image.host
       const cgroup = yield* Cgroup.make({ devices: [] })
-      const child = spawn("sh", ["-c", "read line; : </dev/null && : </dev/zero && : </dev/kmsg"], {
-        stdio: ["pipe", "ignore", "ignore"]
-      })
-      const code = new Promise<number>((resolve) => child.on("exit", (status) => resolve(status ?? -1)))
+      const child = waitingShell(": </dev/null && : </dev/zero && : </dev/kmsg")
+      const code = exitOf(child)
       yield* Cgroup.move(cgroup, child.pid!)
       child.stdin.end("go\n")
-      assert.notEqual(yield* Effect.promise(() => code), 0)
+      assert.notEqual(yield* code, 0)
 
       const more = yield* Cgroup.make({ devices: [{ path: "/dev/kmsg", access: "r" }] })
-      const other = spawn(
-        "sh",
-        ["-c", "read line; : </dev/kmsg || exit 1; : >>/dev/kmsg && exit 2; exit 3"],
-        {
-          stdio: ["pipe", "ignore", "ignore"]
-        }
-      )
-      const otherCode = new Promise<number>((resolve) => other.on("exit", (status) => resolve(status ?? -1)))
+      const other = waitingShell(": </dev/kmsg || exit 1; : >>/dev/kmsg && exit 2; exit 3")
+      const otherCode = exitOf(other)
       yield* Cgroup.move(more, other.pid!)
       other.stdin.end("go\n")
-      // dash ends with 2 where a redirection of a special builtin fails; it has not got to `exit 1`.
-      assert.equal(yield* Effect.promise(() => otherCode), 2)
+      // dash ends with 2 when a redirection of a special builtin fails, so the write was refused and the read was not.
+      assert.equal(yield* otherCode, 2)
 
       const container = yield* Container.start(image, {
         command: ["sleep", "1000"],
@@ -345,7 +333,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect.asRoot(
-    "of devices are changed in place",
+    "limits of devices are changed for running processes",
     function* () {
       const cgroup = yield* Cgroup.make({ devices: [] })
       const script =
@@ -368,7 +356,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "hold for all that is in cgroups below",
+    "a limit holds for all cgroups below its cgroup",
     function* () {
       const image = yield* Image.host
       const parent = yield* Cgroup.make({ pids: 3 })
@@ -387,7 +375,7 @@ suite("Cgroup limits", (effect, folder) => {
   )
 
   effect(
-    "cannot be passed on by a cgroup that has processes of its own",
+    "a cgroup with processes of its own refuses limits for cgroups below it",
     function* () {
       const image = yield* Image.host
       const cgroup = yield* Cgroup.make({ pids: 5 })
@@ -398,31 +386,28 @@ suite("Cgroup limits", (effect, folder) => {
     { skip: onV2("pids") }
   )
 
-  effect("take processes that run already, and those that these start", function* () {
+  effect("Cgroup.move takes a running process and its later children", function* () {
     const cgroup = yield* Cgroup.make({})
-    const child = spawn("sh", ["-c", "read line; sleep 1000 & wait"], {
-      stdio: ["pipe", "ignore", "ignore"]
-    })
+    const child = waitingShell("sleep 1000 & wait")
     yield* Cgroup.move(cgroup, child.pid!)
     assert.deepEqual(yield* Cgroup.processes(cgroup), [child.pid])
     child.stdin.write("go\n")
-    const two = () => Effect.map(Cgroup.processes(cgroup), (all) => all.length === 2)
-    yield* Effect.repeat(two(), { until: (there) => there })
-    const gone = yield* Effect.scoped(Effect.map(Cgroup.make({}), (other) => other))
-    assert.equal((yield* failure("CgroupError", Cgroup.move(gone, child.pid!))).reason, "Gone")
+    yield* repeatUntil("two processes", Cgroup.processes(cgroup), (all) => all.length === 2)
+    const closed = yield* Effect.scoped(Cgroup.make({}))
+    assert.equal((yield* failure("CgroupError", Cgroup.move(closed, child.pid!))).reason, "Gone")
     child.kill("SIGKILL")
-    assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(child.pid!))))
-    // One that has ended is moved nowhere.
+    yield* gone(child.pid!)
+    // Moving a process that has ended does nothing.
     yield* Cgroup.move(cgroup, child.pid!)
   })
 
   effect.asRoot(
-    "in a tree that is mounted read-only",
+    "a limit in a tree that is mounted read-only fails with ReadOnly",
     function* () {
       yield* Effect.promise(async () => {
         const at = `${folder()}-readonly`
         const { args, command } = commandOf("limited.ts", [at])
-        // Only for the program: the mounts are those of a namespace of its own.
+        // The program has its own mount namespace, so only it sees these mounts.
         const script =
           'for at in $(findmnt -rno TARGET -t cgroup,cgroup2); do mount -o remount,bind,ro "$at"; done; exec "$@"'
         const child = spawn("unshare", ["--mount", "sh", "-c", script, "sh", command, ...args], {
@@ -440,7 +425,7 @@ suite("Cgroup limits", (effect, folder) => {
     { skip: without("pids") }
   )
 
-  effect("of a cgroup that somebody else has removed", function* () {
+  effect("every use of a cgroup that another program removed fails with Gone", function* () {
     const cgroup = yield* Cgroup.make({ pids: 5 })
     for (const { path } of cgroup.folders) fs.rmdirSync(path)
     for (const use of [

@@ -18,14 +18,14 @@ const whyNot: string | false = !fs.existsSync("/run/systemd/system")
     ? "the cgroup tree has hierarchies of version 1"
     : false
 
-/** A manager that can be asked: the system's, or this user's. */
+/** The arguments of systemctl(1) for a manager that this user may ask: the system's, or the user's own. */
 const manager = rootless ? ["--user"] : []
 
 const properties = (unit: string, ...names: ReadonlyArray<string>): string =>
   spawnSync("systemctl", [...manager, "show", "--property", names.join(","), unit], { encoding: "utf8" })
     .stdout
 
-/** A program in a scope of its own that is not delegated, as a shell's is: what it prints of its supervisor and container. */
+/** Runs cgroups.ts in a new scope of systemd, delegated or not, and gives its output. */
 const inScope = (folder: string, delegate: boolean) => {
   const scope = ["--scope", "--quiet", "--collect", ...(delegate ? ["-p", "Delegate=yes"] : [])]
   const { args, command } = commandOf("cgroups.ts", [folder])
@@ -46,7 +46,7 @@ interface Said {
 
 allowTime()
 
-test("a program in a delegated unit, of the user's manager too, has its cgroups there and gets no scope", {
+test("a program in a delegated unit of systemd has its cgroups in that unit and gets no scope", {
   skip: whyNot
 }, async () => {
   const folder = makeTemporaryFolder()
@@ -62,7 +62,9 @@ test("a program in a delegated unit, of the user's manager too, has its cgroups 
   remove(folder)
 })
 
-test("a program in another unit gets a scope, which ends with its supervisor", { skip: whyNot }, async () => {
+test("a program in a unit that is not delegated gets a scope, which ends with its supervisor", {
+  skip: whyNot
+}, async () => {
   const folder = makeTemporaryFolder()
   const { code, stderr, stdout } = await inScope(folder, false)
   assert.equal(code, 0, stderr)
@@ -77,7 +79,7 @@ test("a program in another unit gets a scope, which ends with its supervisor", {
   remove(folder)
 })
 
-test("without systemd, the tree is what the kernel says", {
+test("a machine without systemd keeps the cgroup tree that the kernel shows", {
   skip: whyNot === false ? "systemd runs this machine" : false
 }, async () => {
   const folder = makeTemporaryFolder()

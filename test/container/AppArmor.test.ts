@@ -1,11 +1,12 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import * as Logger from "effect/Logger"
 import { Berth, Container, Image, Security } from "../../lib/index.ts"
 import { isEnabled } from "../../lib/internal/security/appArmorProfiles.ts"
+import { run as runScript, waitUntil } from "../support/containers.ts"
 import { berthIn, failure, suite } from "../support/effect.ts"
-import { eventually, isAlive } from "../support/leftovers.ts"
+import { isAlive } from "../support/leftovers.ts"
+import { logging } from "../support/logged.ts"
 import { firstLine, program } from "../support/program.ts"
 
 const without: string | false = isEnabled() ? false : "this kernel has no AppArmor"
@@ -13,7 +14,7 @@ const within: string | false = isEnabled() ? "this kernel has AppArmor" : false
 
 const name = (what: string): string => `berth-test-${process.pid}-${what}`
 
-/** All is allowed but writing below one folder. */
+/** A profile that allows everything except writing below one folder. */
 const denying = (profile: string): string => `profile ${profile} flags=(attach_disconnected) {
   file,
   capability,
@@ -32,17 +33,15 @@ const loaded = (): ReadonlyArray<string> =>
     .split("\n")
     .map((line) => line.replace(/ \(.*/, ""))
 
-const run = (appArmor: string | undefined, command: string, options: Container.StartOptions = {}) =>
-  Effect.flatMap(Image.host, (image) =>
-    Container.run(image, { ...options, appArmor, command: ["sh", "-c", command] })
-  )
+const run = (appArmor: string | undefined, script: string, options: Container.StartOptions = {}) =>
+  runScript(script, { ...options, appArmor })
 
-/** One that starts there, and ends. */
+/** Starts a Berth in a folder, and ends it. */
 const another = (folder: string) => Effect.scoped(Effect.provide(Effect.asVoid(Berth.Berth), berthIn(folder)))
 
-suite("AppArmor, where there is none", (effect) => {
+suite("AppArmor: disabled in the kernel", (effect) => {
   effect(
-    "says so where a profile is asked for, and starts without one",
+    "a kernel without AppArmor refuses a profile by name and starts a container that asks for none",
     function* () {
       const error = yield* failure("Unsupported", run("docker-default", "true"))
       assert.match(error.message, /AppArmor: it is disabled in this kernel/)
@@ -52,7 +51,7 @@ suite("AppArmor, where there is none", (effect) => {
     { skip: within }
   )
 
-  effect("takes no name that could not be one", function* () {
+  effect("an invalid name of a profile is refused", function* () {
     for (const wrong of ["", "two words", "a\0b", "x".repeat(257)])
       assert.equal((yield* failure("InvalidOption", run(wrong, "true"))).option, "appArmor")
     assert.throws(() => Security.defaultAppArmor('mine" {'), { _tag: "InvalidOption" })
@@ -61,7 +60,7 @@ suite("AppArmor, where there is none", (effect) => {
 
 suite("AppArmor", (effect, folder) => {
   effect(
-    "denies what the profile denies, and that alone",
+    "a profile denies a container what it says and nothing else",
     function* () {
       const [profile] = yield* Security.appArmor(denying(name("deny")))
       const result = yield* run(profile, attempts)
@@ -72,7 +71,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "confines what an init runs, and an exec as its container unless it has one of its own",
+    "a container's profile confines its init, its command and every exec without a profile of its own",
     function* () {
       const [outer, inner] = yield* Security.appArmor(denying(name("outer")) + denying(name("inner")))
       const image = yield* Image.host
@@ -92,7 +91,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "has a profile of its own that keeps the host's settings from being written, masked and read-only paths or not",
+    "Security.defaultAppArmor protects the host's settings even without masked and read-only paths",
     function* () {
       const [profile] = yield* Security.appArmor(Security.defaultAppArmor(name("default")))
       const open = { readonlyPaths: [], maskedPaths: [], capabilities: { add: ["SYS_ADMIN"] } } as const
@@ -110,7 +109,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "a profile is unloaded with its scope, and one that is there is left alone",
+    "a profile is unloaded when its scope closes, and loading one that is already there fails",
     function* () {
       const text = denying(name("scoped"))
       yield* Effect.scoped(
@@ -128,7 +127,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "profiles of programs that were killed, their supervisors as well, are unloaded by the next Berth there when nobody is in them",
+    "the next Berth unloads the profiles of killed programs once no process is confined by them",
     function* () {
       const at = `${folder()}-killed`
       const [used, unused] = ["used", "unused"].map(name)
@@ -143,11 +142,11 @@ suite("AppArmor", (effect, folder) => {
       const programs = yield* Effect.forEach([used, unused], start, { concurrency: 2 })
       process.kill(programs[1]!.supervisor, "SIGKILL")
       for (const { child } of programs) child.kill("SIGKILL")
-      // The kernel takes the parent-death signal from what enters a profile: a container without a supervisor is for the
-      // next Berth as well.
+      // The kernel clears the parent-death signal of a process that enters a profile, so the next Berth also has to end
+      // containers without a supervisor.
       const gone = () =>
         programs.every(({ supervisor }) => !isAlive(supervisor)) && !isAlive(programs[0]!.pid)
-      assert.ok(yield* Effect.promise(() => eventually(gone)))
+      yield* waitUntil("the end of both supervisors and of one container", gone)
       assert.ok(loaded().includes(used!) && loaded().includes(unused!))
       yield* Effect.scoped(
         Effect.gen(function* () {
@@ -166,7 +165,7 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "a profile that somebody else has loaded since stays",
+    "the next Berth keeps a profile of the same name that another program loaded later",
     function* () {
       const text = denying(name("since"))
       const berth = yield* Berth.Berth
@@ -177,7 +176,7 @@ suite("AppArmor", (effect, folder) => {
           fs.cpSync(`${berth.folder}/apparmor`, `${at}/apparmor`, { recursive: true })
         })
       )
-      // As after a crash, the note is there; the profile is another one of that name.
+      // As after a crash: the record is there, and the profile of that name is a newer one.
       yield* Security.appArmor(text)
       yield* another(at)
       assert.ok(loaded().includes(name("since")))
@@ -188,21 +187,21 @@ suite("AppArmor", (effect, folder) => {
   )
 
   effect(
-    "a profile is noted before it is loaded: what was killed in between leaves nothing",
+    "a profile is recorded before it is loaded, so a kill in between leaves nothing behind",
     function* () {
       const berth = yield* Berth.Berth
       const at = `${folder()}-between`
       const noted = `${at}/apparmor/killed.1`
-      const warned: Array<unknown> = []
-      const logger = Logger.make(({ message }) => warned.push(message))
-      /** As one has left it that was killed after the first line, so many seconds ago, and what the next Berth made of it. */
+      /** The record of a program that was killed so many seconds ago, and what a Berth that starts then does with it. */
       const sweep = (note: string, secondsAgo: number) =>
         Effect.gen(function* () {
           const left = Date.now() / 1000 - secondsAgo
           fs.mkdirSync(`${at}/apparmor`, { recursive: true })
           fs.writeFileSync(noted, note)
           fs.utimesSync(noted, left, left)
-          yield* Effect.provide(another(at), Logger.replace(Logger.defaultLogger, logger))
+          yield* logging((logged) =>
+            Effect.map(another(at), () => assert.deepEqual(logged, [], "a sweep should warn of nothing"))
+          )
           return { loaded: loaded().includes(name("between")), noted: fs.existsSync(noted) }
         })
       yield* Effect.scoped(
@@ -215,20 +214,19 @@ suite("AppArmor", (effect, folder) => {
           assert.match(first!, new RegExp(name("between")))
           assert.deepEqual(yield* sweep(first!, 1000), { loaded: true, noted: false })
           assert.deepEqual(yield* sweep(first!, 55), { loaded: false, noted: false })
-          // The parser could still be about to load it.
+          // The parser may still be about to load it.
           assert.deepEqual(yield* sweep(first!, 0), { loaded: false, noted: true })
           assert.deepEqual(yield* sweep(first!, 1000), { loaded: false, noted: false })
           assert.deepEqual(yield* sweep("", 0), { loaded: false, noted: false })
         })
       )
-      assert.deepEqual(warned, [])
       fs.rmSync(at, { recursive: true, force: true })
     },
     { skip: without }
   )
 
   effect(
-    "says which profile is not there, and what the parser does not understand",
+    "an error names the missing profile, or what the parser does not understand",
     function* () {
       const error = yield* failure("OperationFailed", run(name("absent"), "true"))
       assert.match(

@@ -13,10 +13,10 @@ import { whyNoBusybox } from "../support/rootfs.ts"
 const ids = ranges()
 const skip =
   process.getuid?.() === 0
-    ? "root does not need it: .ci/rootless runs it"
-    : whyNoBusybox || (typeof ids === "string" ? `there are no other users: ${ids}` : false)
+    ? "root does not use that child: .ci/rootless runs this"
+    : whyNoBusybox || (typeof ids === "string" ? `the user has no other ids: ${ids}` : false)
 
-// A container that sees this program's processes, with all that its user namespace has.
+// A container that sees this program's processes and has every privilege of its user namespace.
 const strong = {
   namespaces: { pid: "host" },
   capabilities: { add: ["ALL"] },
@@ -25,7 +25,7 @@ const strong = {
   cgroup: undefined
 } as const
 
-suite("the child that reaches other users' files, without root", (effect) => {
+suite("Files of other users, without root", (effect) => {
   const attacked = (word: string, user: string) =>
     Effect.gen(function* () {
       const image = yield* attackImage
@@ -41,6 +41,7 @@ suite("the child that reaches other users' files, without root", (effect) => {
       const said = yield* Effect.fork(Stream.mkString(Stream.decodeText(attacker.stdout)))
       const fs = Container.fileSystem(box)
       const results = new Set<unknown>()
+      // The attack is a race: it gets this long.
       for (const end = Date.now() + 1500; Date.now() < end; )
         for (const result of yield* outcomes([
           fs.stat("/d/f"),
@@ -54,7 +55,7 @@ suite("the child that reaches other users' files, without root", (effect) => {
 
   for (const user of ["root", "app"])
     effect(
-      `cannot be looked into, traced or taken from by a container with its pids, as ${user}`,
+      `the child that reaches these files cannot be inspected or traced from a container with the host's pids, as ${user}`,
       function* () {
         const { exitCode, results, said } = yield* attacked("children", user)
         assert.equal(exitCode, 0)
@@ -65,7 +66,7 @@ suite("the child that reaches other users' files, without root", (effect) => {
     )
 
   effect(
-    "is killed by one without harm to this program: that call fails, and the next does not",
+    "a container that kills the child that reaches these files makes one call fail, and the next one succeeds",
     function* () {
       const before = nodeFs.readdirSync("/proc/self/fd").length
       const { fs, results, said } = yield* attacked("kill-children", "root")

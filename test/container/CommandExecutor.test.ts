@@ -6,13 +6,15 @@ import type { PlatformError } from "@effect/platform/Error"
 import { pipe } from "effect"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Option from "effect/Option"
+import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import { Container, Image } from "../../lib/index.ts"
+import { bytesOf, firstLineOf, textOf } from "../support/containers.ts"
 import { suite } from "../support/effect.ts"
 import { eventually, isAlive } from "../support/leftovers.ts"
 
@@ -20,20 +22,17 @@ type Program = Effect.Effect<unknown, PlatformError, CommandExecutor.CommandExec
 
 interface Row {
   readonly name: string
-  /** What is run on the host and in the container; `folder` is there on both. */
+  /** The program that runs on the host and in the container; both have `folder`. */
   readonly program: (folder: string) => Program
-  /** What comes of it, or of the error, on both. */
+  /** Its result or the fields of its error, the same on both. */
   readonly expected: unknown
-  /** Whether it is Node's `child_process` alone that does so, and not what Deno and Bun have in its place. */
+  /** Whether only Node's own `child_process` gives this result on the host, and Deno's and Bun's do not. */
   readonly node?: boolean
 }
 
 const sh = (script: string): Command.Command => Command.make("sh", "-c", script)
 
 const bytes = (text: string): Uint8Array => new TextEncoder().encode(text)
-
-const firstLine = (process: CommandExecutor.Process) =>
-  process.stdout.pipe(Stream.decodeText(), Stream.splitLines, Stream.runHead, Effect.map(Option.getOrThrow))
 
 const failsWith = (reason: string, method: string, pathOrDescriptor: string, module = "Command") => ({
   _tag: "SystemError",
@@ -45,12 +44,12 @@ const failsWith = (reason: string, method: string, pathOrDescriptor: string, mod
 
 const rows: ReadonlyArray<Row> = [
   {
-    name: "string gives all that is written to stdout",
+    name: "Command.string gives everything written to stdout",
     program: () => Command.string(sh("echo out; echo err >&2; echo more")),
     expected: "out\nmore\n"
   },
   {
-    name: "lines and streamLines split it",
+    name: "Command.lines and Command.streamLines split stdout into lines",
     program: () =>
       Effect.all([
         Command.lines(sh("echo 1; echo 2; printf 3")),
@@ -62,16 +61,12 @@ const rows: ReadonlyArray<Row> = [
     ]
   },
   {
-    name: "stream gives bytes as they are",
-    program: () =>
-      Command.stream(sh("printf '\\377\\000\\376'")).pipe(
-        Stream.runCollect,
-        Effect.map((chunks) => [...Buffer.concat(Chunk.toReadonlyArray(chunks))])
-      ),
+    name: "Command.stream gives the bytes of stdout unchanged",
+    program: () => Effect.map(bytesOf(Command.stream(sh("printf '\\377\\000\\376'"))), (all) => [...all]),
     expected: [255, 0, 254]
   },
   {
-    name: "string takes another encoding",
+    name: "Command.string decodes stdout with the given encoding",
     program: () => Command.string(sh("printf '\\351'"), "latin1"),
     expected: "é"
   },
@@ -81,60 +76,60 @@ const rows: ReadonlyArray<Row> = [
     expected: 1_000_000
   },
   {
-    name: "an exit code that is not zero is no error",
+    name: "a nonzero exit code is a value and not an error",
     program: () => Command.exitCode(sh("exit 42")),
     expected: 42
   },
   {
-    name: "a hundred kilobytes that nobody reads hold nothing up",
+    name: "a command ends although nobody reads its 100 kilobytes of output",
     program: () => Command.exitCode(sh("head -c 100000 /dev/zero; head -c 100000 /dev/zero >&2; exit 3")),
     expected: 3
   },
   {
-    name: "a command that a signal ended fails the wait for its exit code",
+    name: "the exit code of a command that a signal ended is an error",
     program: () => Command.exitCode(sh("kill -KILL $$")),
     expected: failsWith("Unknown", "exitCode", "sh -c kill -KILL $$")
   },
   {
-    name: "a command that is not there is not found",
+    name: "a missing command fails with NotFound",
     program: () => Command.exitCode(Command.make("no-such-command", "a", "b")),
     expected: failsWith("NotFound", "spawn", "no-such-command a b")
   },
   {
-    name: "a path that is not there is not found",
+    name: "a missing path fails with NotFound",
     program: (folder) => Command.string(Command.make("./missing").pipe(Command.workingDirectory(folder))),
     expected: failsWith("NotFound", "spawn", "./missing ")
   },
   {
-    name: "a file that is not executable is denied",
+    name: "a file that is not executable fails with PermissionDenied",
     program: (folder) => Command.exitCode(Command.make("./plain").pipe(Command.workingDirectory(folder))),
     expected: failsWith("PermissionDenied", "spawn", "./plain ")
   },
   {
-    name: "a folder is denied",
+    name: "a folder in place of a command fails with PermissionDenied",
     program: () => Command.exitCode(Command.make("/usr")),
     expected: failsWith("PermissionDenied", "spawn", "/usr ")
   },
   {
-    name: "a script that does not name its shell is run by one",
+    name: "a script without a #! line is run by a shell",
     node: true,
     program: (folder) =>
       Command.string(Command.make("./script", "x y").pipe(Command.workingDirectory(folder))),
     expected: "script has x y\n"
   },
   {
-    name: "the command is looked for in the PATH that it is given",
+    name: "a command is searched for in the PATH of its own environment",
     node: true,
     program: (folder) => Command.string(Command.make("script", "z").pipe(Command.env({ PATH: folder }))),
     expected: "script has z\n"
   },
   {
-    name: "a working folder that is not there is not found",
+    name: "a missing working folder fails with NotFound",
     program: () => Command.exitCode(Command.make("true").pipe(Command.workingDirectory("/no/such/folder"))),
     expected: failsWith("NotFound", "access", "/no/such/folder", "FileSystem")
   },
   {
-    name: "the working folder is where the command runs",
+    name: "a command runs in its working folder",
     program: (folder) =>
       Effect.map(
         Command.string(Command.make("pwd").pipe(Command.workingDirectory(folder))),
@@ -143,7 +138,7 @@ const rows: ReadonlyArray<Row> = [
     expected: true
   },
   {
-    name: "variables are added to the environment",
+    name: "Command.env adds variables to the environment",
     program: () =>
       Command.string(
         pipe(sh('echo "$A $B $(test -n "$PATH" && echo path)"'), Command.env({ A: "1", B: "two words" }))
@@ -151,19 +146,19 @@ const rows: ReadonlyArray<Row> = [
     expected: "1 two words path\n"
   },
   {
-    name: "without extendEnv there are no others",
+    name: "Command.env with extendEnv: false replaces the environment",
     program: () => Command.string(Command.make("env").pipe(Command.env({ A: "1" }, { extendEnv: false }))),
     expected: "A=1\n"
   },
   {
-    name: "runInShell has the shell expand and pipe",
+    name: "Command.runInShell lets the shell expand and pipe",
     node: true,
     program: () =>
       Command.string(Command.make("echo", "$((1 + 1))", "|", "tr", "2", "3").pipe(Command.runInShell(true))),
     expected: "3\n"
   },
   {
-    name: "runInShell with a shell's name runs that one",
+    name: "Command.runInShell with a path runs that shell",
     node: true,
     program: () =>
       Command.string(Command.make("echo", "$BASH_VERSION", "$0").pipe(Command.runInShell("/bin/sh"))).pipe(
@@ -172,22 +167,22 @@ const rows: ReadonlyArray<Row> = [
     expected: true
   },
   {
-    name: "a command that the shell does not find is its 127",
+    name: "a command that the shell does not find ends with exit code 127",
     program: () => Command.exitCode(Command.make("no-such-command").pipe(Command.runInShell(true))),
     expected: 127
   },
   {
-    name: "a shell that is not there is not found",
+    name: "a missing shell fails with NotFound",
     program: () => Command.exitCode(Command.make("true").pipe(Command.runInShell("/no/sh"))),
     expected: failsWith("NotFound", "spawn", "true ")
   },
   {
-    name: "feed gives a text to stdin",
+    name: "Command.feed writes a text to stdin",
     program: () => Command.string(Command.make("cat").pipe(Command.feed("fed"))),
     expected: "fed"
   },
   {
-    name: "a stream of 300 kilobytes goes through stdin and back",
+    name: "a stream of 300 kilobytes passes through stdin to stdout",
     program: () =>
       Command.string(
         Command.make("cat").pipe(
@@ -197,7 +192,7 @@ const rows: ReadonlyArray<Row> = [
     expected: 300_000
   },
   {
-    name: "a stream that fails ends stdin",
+    name: "a stdin stream that fails ends stdin",
     program: () =>
       Command.string(
         Command.make("cat").pipe(
@@ -212,18 +207,17 @@ const rows: ReadonlyArray<Row> = [
     expected: "so far"
   },
   {
-    name: "the stdin sink writes, and ends it",
+    name: "the stdin sink writes its input and then ends stdin",
     program: () =>
       Effect.gen(function* () {
         const process = yield* Command.start(Command.make("cat"))
         yield* Stream.run(Stream.make(bytes("one "), bytes("two")), process.stdin)
-        const out = yield* process.stdout.pipe(Stream.decodeText(), Stream.mkString)
-        return [out, yield* process.exitCode]
+        return [yield* textOf(process.stdout), yield* process.exitCode]
       }),
     expected: ["one two", 0]
   },
   {
-    name: "writing to a command that has ended is no error",
+    name: "writing to the stdin of a command that has ended succeeds",
     program: () =>
       Effect.gen(function* () {
         const process = yield* Command.start(Command.make("true"))
@@ -233,7 +227,7 @@ const rows: ReadonlyArray<Row> = [
     expected: undefined
   },
   {
-    name: "a sink transforms stdout",
+    name: "a sink given to Command.stdout transforms stdout",
     program: () =>
       Effect.gen(function* () {
         const length = Sink.map(Sink.collectAll<Uint8Array>(), (all) =>
@@ -241,24 +235,21 @@ const rows: ReadonlyArray<Row> = [
         )
         const command = Command.stdout(sh("printf 1234"), length as never)
         const process = yield* Command.start(command)
-        return yield* process.stdout.pipe(Stream.decodeText(), Stream.mkString)
+        return yield* textOf(process.stdout)
       }),
     expected: "4 bytes"
   },
   {
-    name: "stderr is a stream of its own",
+    name: "stderr is a stream apart from stdout",
     program: () =>
       Effect.gen(function* () {
         const process = yield* Command.start(sh("echo out; echo err >&2"))
-        return yield* Effect.all(
-          [process.stdout, process.stderr].map((from) => from.pipe(Stream.decodeText(), Stream.mkString)),
-          { concurrency: 2 }
-        )
+        return yield* Effect.all([textOf(process.stdout), textOf(process.stderr)], { concurrency: 2 })
       }),
     expected: ["out\n", "err\n"]
   },
   {
-    name: "inherited streams are this program's",
+    name: "inherited streams are those of the calling program",
     program: () =>
       Command.exitCode(
         sh("[ -e /dev/stdin ] && [ -e /dev/stdout ] && [ -e /dev/stderr ]").pipe(
@@ -270,7 +261,7 @@ const rows: ReadonlyArray<Row> = [
     expected: 0
   },
   {
-    name: "commands are piped into each other",
+    name: "Command.pipeTo pipes commands into each other",
     program: () =>
       Command.string(
         pipe(
@@ -283,7 +274,7 @@ const rows: ReadonlyArray<Row> = [
     expected: "A\nB\n"
   },
   {
-    name: "however the pipes are nested",
+    name: "nested calls of Command.pipeTo make one pipeline",
     program: () =>
       Command.string(
         Command.pipeTo(
@@ -294,7 +285,7 @@ const rows: ReadonlyArray<Row> = [
     expected: "a\n"
   },
   {
-    name: "a piped command's stdin is the first one's, its environment and folder every one's",
+    name: "a pipeline's stdin goes to its first command, its environment and folder to every command",
     program: (folder) =>
       Command.lines(
         pipe(
@@ -308,18 +299,18 @@ const rows: ReadonlyArray<Row> = [
     expected: ["in", "a", "folder", "a", "folder"]
   },
   {
-    name: "the end of a pipe's reader is the end of an endless writer",
+    name: "an endless writer in a pipeline ends with its reader",
     node: true,
     program: () => Command.string(Command.pipeTo(Command.make("yes"), Command.make("head", "-n1"))),
     expected: "y\n"
   },
   {
-    name: "a command of a pipe that is not there leaves the next one without input",
+    name: "a missing command in a pipeline leaves the next one without input",
     program: () => Command.string(Command.pipeTo(Command.make("no-such-command"), Command.make("cat"))),
     expected: ""
   },
   {
-    name: "kill sends SIGTERM, and waits for the end",
+    name: "Process.kill sends SIGTERM and waits for the command to end",
     program: () =>
       Effect.gen(function* () {
         const process = yield* Command.start(Command.make("sleep", "1000"))
@@ -332,18 +323,18 @@ const rows: ReadonlyArray<Row> = [
     expected: failsWith("Unknown", "exitCode", "sleep 1000")
   },
   {
-    name: "kill sends another signal, which the command may handle",
+    name: "Process.kill sends the given signal, which the command may handle",
     program: () =>
       Effect.gen(function* () {
         const process = yield* Command.start(sh("trap 'exit 7' USR1; echo up; while :; do sleep 0.02; done"))
-        yield* firstLine(process)
+        yield* firstLineOf(process)
         yield* process.kill("SIGUSR1")
         return yield* process.exitCode
       }),
     expected: 7
   },
   {
-    name: "kill fails where the command has ended",
+    name: "Process.kill fails when the command has ended",
     program: () =>
       Effect.gen(function* () {
         const process = yield* Command.start(Command.make("true"))
@@ -353,24 +344,24 @@ const rows: ReadonlyArray<Row> = [
     expected: failsWith("Unknown", "kill", "true ")
   },
   {
-    name: "kill reaches the children of the command",
+    name: "Process.kill also kills the children of the command",
     program: () =>
       Effect.gen(function* () {
         const process = yield* Command.start(sh("sleep 1000 & echo up; wait"))
-        yield* firstLine(process)
+        yield* firstLineOf(process)
         yield* process.kill()
-        // Its end is that of the last who could write to it.
+        // stdout ends with the last process that could write to it.
         return yield* Stream.runDrain(process.stdout)
       }),
     expected: undefined
   },
   {
-    name: "the end of the scope asks the command to end, and waits until it has",
+    name: "closing the scope asks the command to end and waits until it has",
     program: (folder) =>
       Effect.gen(function* () {
         const file = `${folder}/said-goodbye`
         const script = `trap 'sleep 0.05; echo goodbye > ${file}; exit' TERM; echo up; while :; do sleep 0.02; done`
-        yield* Effect.scoped(Effect.flatMap(Command.start(sh(script)), firstLine))
+        yield* Effect.scoped(Effect.flatMap(Command.start(sh(script)), firstLineOf))
         const text = fs.readFileSync(file, "utf8")
         fs.rmSync(file)
         return text
@@ -378,7 +369,7 @@ const rows: ReadonlyArray<Row> = [
     expected: "goodbye\n"
   },
   {
-    name: "the end of the scope takes the children that a failed command has left",
+    name: "closing the scope kills the children that a failed command left",
     program: () =>
       Effect.gen(function* () {
         const left = yield* Effect.scoped(
@@ -393,16 +384,25 @@ const rows: ReadonlyArray<Row> = [
     expected: true
   },
   {
-    name: "an interrupted program's command is gone",
+    name: "an interrupted program ends its command",
     program: () =>
       Effect.gen(function* () {
-        const result = yield* Effect.timeoutOption(Command.exitCode(Command.make("sleep", "1000")), 100)
-        return result._tag
+        const started = yield* Deferred.make<number>()
+        const waiting = Effect.gen(function* () {
+          const process = yield* Command.start(sh("echo up; exec sleep 1000"))
+          yield* firstLineOf(process)
+          yield* Deferred.succeed(started, process.pid as number)
+          return yield* process.exitCode
+        })
+        const fiber = yield* Effect.fork(Effect.scoped(waiting))
+        const pid = yield* Deferred.await(started)
+        yield* Fiber.interrupt(fiber)
+        return yield* Effect.promise(() => eventually(() => !isAlive(pid)))
       }),
-    expected: "None"
+    expected: true
   },
   {
-    name: "a process has a number, and prints as what it is",
+    name: "a Process has a pid and prints with its type",
     program: () =>
       Effect.gen(function* () {
         const process = yield* Command.start(Command.make("sleep", "1000"))
@@ -415,7 +415,7 @@ const rows: ReadonlyArray<Row> = [
 
 const isNode = !("Deno" in globalThis || "Bun" in globalThis)
 
-/** Whether any process of this group is there and has not ended. */
+/** Whether any process of this group is alive. */
 const isGroupAlive = (group: number): boolean =>
   fs
     .readdirSync("/proc")
@@ -477,7 +477,7 @@ suite("Container.commandExecutor", (effect, folder) => {
       assert.deepEqual(outcome(inContainer), expected, "in the container")
     })
 
-  effect("runs in the container, as its first process does", function* () {
+  effect("a command has the container's hostname, user, folder, environment and limits", function* () {
     const started = yield* box({ hostname: "inside", user: "1:1", cwd: "/usr", env: { MINE: "yes" } })
     const text = yield* Container.commandExecutor(started).string(
       sh('hostname; id -u; pwd; echo "$MINE"; ulimit -n')
@@ -486,20 +486,23 @@ suite("Container.commandExecutor", (effect, folder) => {
     assert.deepEqual(text.trimEnd().split("\n"), ["inside", "1", "/usr", "yes", limit.stdout.trimEnd()])
   })
 
-  effect("resolves a relative working folder from the container's own", function* () {
+  effect("a relative working folder is resolved from the container's working folder", function* () {
     const executor = Container.commandExecutor(yield* box({ cwd: "/usr" }))
     const command = Command.make("pwd").pipe(Command.workingDirectory("bin/.."))
     assert.equal(yield* executor.string(command), "/usr\n")
   })
 
-  effect("stops asking for input once nobody reads it, where the host's goes on forever", function* () {
-    const executor = Container.commandExecutor(yield* box())
-    const endless = Stream.forever(Stream.make(bytes("abc")))
-    const command = Command.make("head", "-c", "5").pipe(Command.stdin(endless))
-    assert.equal(yield* executor.string(command), "abcab")
-  })
+  effect(
+    "an endless stdin stream is pulled no more once the command has ended, unlike on the host",
+    function* () {
+      const executor = Container.commandExecutor(yield* box())
+      const endless = Stream.forever(Stream.make(bytes("abc")))
+      const command = Command.make("head", "-c", "5").pipe(Command.stdin(endless))
+      assert.equal(yield* executor.string(command), "abcab")
+    }
+  )
 
-  effect("refuses what no command line can carry, where the host's throws", function* () {
+  effect("an invalid command line is a typed failure, unlike on the host, where it throws", function* () {
     const executor = Container.commandExecutor(yield* box())
     for (const command of [Command.make("echo", "a\0b"), Command.make("")]) {
       const error = yield* Effect.flip(executor.exitCode(command))
@@ -510,7 +513,7 @@ suite("Container.commandExecutor", (effect, folder) => {
     assert.equal(error._tag === "SystemError" && error.reason, "BadResource")
   })
 
-  effect("fails once the container has ended", function* () {
+  effect("a command in a container that has ended fails with ContainerError", function* () {
     const started = yield* box()
     const executor = Container.commandExecutor(started)
     yield* Container.signal(started, "SIGKILL")

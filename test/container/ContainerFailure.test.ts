@@ -2,8 +2,9 @@ import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { Berth, Container, Image, Mount, Plan } from "../../lib/index.ts"
+import { repeatUntil, start, waitUntil } from "../support/containers.ts"
 import { failure, suite } from "../support/effect.ts"
-import { cgroupsOf, descendants, eventually, isAlive } from "../support/leftovers.ts"
+import { cgroupsOf, descendants, isAlive } from "../support/leftovers.ts"
 
 // What fails for a reason that has nothing to do with what is around it, on either side of the clone.
 const failing = {
@@ -60,35 +61,38 @@ const fullPlan = (berth: Berth.Berth, unit: number) =>
 
 const exec: Plan.Operation = { op: "exec", program: null, paths: ["/x"], arguments: ["x"], environment: [] }
 
-suite("a container whose plan fails", (effect) => {
-  effect("leaves nothing, whichever operation it is that fails, and says which", function* () {
-    const berth = yield* Berth.Berth
-    const before = look(berth)
-    const complete = yield* fullPlan(berth, 0)
-    const clone = complete.findIndex((operation) => operation.op === "process")
-    assert.ok(clone > 5 && complete.length > 25, Plan.print(Plan.make(complete)))
-    const descriptors = { stdin: 0, stdout: 1, stderr: 2 }
-    for (let k = 0; k <= complete.length; k++) {
-      const id = berth.supervisor.nextId()
-      const operations = yield* fullPlan(berth, id)
-      const inChild = k > clone
-      const plan = Plan.make([
-        ...operations.slice(0, Math.min(k, operations.length - 1)),
-        inChild ? failing.child : failing.supervisor,
-        ...(inChild ? [exec] : [])
-      ])
-      const error = yield* failure("OperationFailed", berth.supervisor.start(id, plan, descriptors))
-      const at = Math.min(k, operations.length - 1)
-      assert.equal(error.index, at, `${Plan.print(plan)}\n${error.message}`)
-      assert.equal(error.syscall, inChild ? "openat2" : "open")
-      assert.equal(error.code, "ENOENT")
-      assert.equal(error.operation, Plan.printOperation(plan.operations[at]!))
-      // It has been given back by the time that this is known.
-      assert.deepEqual(look(berth), before, `after the failure of operation ${k}`)
+suite("Container: a plan that fails", (effect) => {
+  effect(
+    "a plan that fails at any operation leaves nothing, and the error names the operation",
+    function* () {
+      const berth = yield* Berth.Berth
+      const before = look(berth)
+      const complete = yield* fullPlan(berth, 0)
+      const clone = complete.findIndex((operation) => operation.op === "process")
+      assert.ok(clone > 5 && complete.length > 25, Plan.print(Plan.make(complete)))
+      const descriptors = { stdin: 0, stdout: 1, stderr: 2 }
+      for (let k = 0; k <= complete.length; k++) {
+        const id = berth.supervisor.nextId()
+        const operations = yield* fullPlan(berth, id)
+        const inChild = k > clone
+        const plan = Plan.make([
+          ...operations.slice(0, Math.min(k, operations.length - 1)),
+          inChild ? failing.child : failing.supervisor,
+          ...(inChild ? [exec] : [])
+        ])
+        const error = yield* failure("OperationFailed", berth.supervisor.start(id, plan, descriptors))
+        const at = Math.min(k, operations.length - 1)
+        assert.equal(error.index, at, `${Plan.print(plan)}\n${error.message}`)
+        assert.equal(error.syscall, inChild ? "openat2" : "open")
+        assert.equal(error.code, "ENOENT")
+        assert.equal(error.operation, Plan.printOperation(plan.operations[at]!))
+        // It has been given back by the time that this is known.
+        assert.deepEqual(look(berth), before, `after the failure of operation ${k}`)
+      }
     }
-  })
+  )
 
-  effect("leaves nothing where its user namespace's ids are refused", function* () {
+  effect("a plan whose user namespace's ids the kernel refuses leaves nothing", function* () {
     const berth = yield* Berth.Berth
     const before = look(berth)
     const plan = Plan.make([
@@ -105,24 +109,27 @@ suite("a container whose plan fails", (effect) => {
     assert.deepEqual(look(berth), before)
   })
 
-  effect("names the descriptor-less message that cannot be sent", function* () {
-    const berth = yield* Berth.Berth
-    const plan = Plan.make([
-      { op: "process", namespaces: 0 },
-      { op: "join", process: "missing", namespaces: 0x20000 },
-      exec
-    ])
-    const error = yield* failure(
-      "OperationFailed",
-      berth.supervisor.start(berth.supervisor.nextId(), plan, {})
-    )
-    assert.deepEqual([error.syscall, error.code], ["sendmsg", "EBADF"])
-    // And the connection is as good as before.
-    const image = yield* Image.host
-    assert.equal((yield* Container.run(image, { command: ["true"] })).exitCode, 0)
-  })
+  effect(
+    "a plan with a descriptor that is not open fails with EBADF, and the connection lives on",
+    function* () {
+      const berth = yield* Berth.Berth
+      const plan = Plan.make([
+        { op: "process", namespaces: 0 },
+        { op: "join", process: "missing", namespaces: 0x20000 },
+        exec
+      ])
+      const error = yield* failure(
+        "OperationFailed",
+        berth.supervisor.start(berth.supervisor.nextId(), plan, {})
+      )
+      assert.deepEqual([error.syscall, error.code], ["sendmsg", "EBADF"])
+      // And the connection is as good as before.
+      const image = yield* Image.host
+      assert.equal((yield* Container.run(image, { command: ["true"] })).exitCode, 0)
+    }
+  )
 
-  effect("a plan that is none is refused, and the supervisor lives on", function* () {
+  effect("a malformed plan is refused, and the supervisor lives on", function* () {
     const berth = yield* Berth.Berth
     const bad: ReadonlyArray<ReadonlyArray<Plan.Operation>> = [
       [exec],
@@ -138,7 +145,7 @@ suite("a container whose plan fails", (effect) => {
     assert.ok(isAlive(berth.supervisor.pid))
   })
 
-  effect("a command that fails to start a hundred times leaves nothing a hundred times", function* () {
+  effect("a hundred commands that fail to start leave nothing", function* () {
     const berth = yield* Berth.Berth
     const image = yield* Image.host
     const before = look(berth)
@@ -150,23 +157,21 @@ suite("a container whose plan fails", (effect) => {
     assert.deepEqual(look(berth), before)
   })
 
-  effect("what is left is given back even where its release has to wait for a process", function* () {
+  effect("a container of a hundred processes is released with its cgroup", function* () {
     const berth = yield* Berth.Berth
-    const image = yield* Image.host
     const before = look(berth)
     yield* Effect.scoped(
       Effect.gen(function* () {
-        const script = "for i in $(seq 100); do (trap '' TERM; sleep 1000) & done; echo ready; wait"
-        const container = yield* Container.start(image, {
-          command: ["sh", "-c", script],
-          limits: { pids: 400 }
-        })
-        yield* Effect.repeat(Container.exec(container, ["pgrep", "-c", "sleep"]), {
-          until: ({ stdout }) => Number(stdout) >= 100
-        })
+        const script = "for i in $(seq 100); do (trap '' TERM; sleep 1000) & done; wait"
+        const container = yield* start(script, { limits: { pids: 400 } })
+        yield* repeatUntil(
+          "a hundred processes sleep",
+          Container.exec(container, ["pgrep", "-c", "sleep"]),
+          ({ stdout }) => Number(stdout) >= 100
+        )
       })
     )
     assert.deepEqual(look(berth), before)
-    assert.ok(yield* Effect.promise(() => eventually(() => cgroupsOf([process.pid]).length === 0)))
+    yield* waitUntil("no cgroup is left", () => cgroupsOf([process.pid]).length === 0)
   })
 })

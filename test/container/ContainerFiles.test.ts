@@ -5,19 +5,11 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Berth, Container, Image, Mount } from "../../lib/index.ts"
+import { out, run } from "../support/containers.ts"
 import { berthIn, failure, suite } from "../support/effect.ts"
 import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
 
-const run = (script: string, options: Container.StartOptions = {}) =>
-  Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["sh", "-c", script], ...options }))
-
-const out = (script: string, options: Container.StartOptions = {}) =>
-  Effect.map(run(script, options), ({ exitCode, stdout, stderr }) => {
-    assert.equal(exitCode, 0, stderr)
-    return stdout
-  })
-
-/** A folder of its own on the host. */
+/** An empty folder on the host, in the Berth's folder. */
 const hostFolder = (name: string) =>
   Effect.map(Berth.Berth, ({ folder }) => {
     const path = `${folder}/${name}`
@@ -26,8 +18,8 @@ const hostFolder = (name: string) =>
     return path
   })
 
-suite("Container, its files", (effect) => {
-  effect.asRoot("changes nothing of the host's root, however it writes", function* () {
+suite("Container: files and mounts", (effect) => {
+  effect.asRoot("a container of the host's root changes none of its files", function* () {
     const before = fs.readFileSync("/etc/passwd", "utf8")
     const text = yield* out(
       "echo changed >> /etc/passwd; tail -1 /etc/passwd; rm -rf /etc/hostname /usr/share; echo x > /new"
@@ -40,7 +32,7 @@ suite("Container, its files", (effect) => {
 
   for (const upper of ["disk", "memory"] as const) {
     effect(
-      `changes nothing of an image with its writable layer ${upper === "disk" ? "on disk" : "in memory"}`,
+      `a container with its writable layer ${upper === "disk" ? "on disk" : "in memory"} changes nothing of its image`,
       function* () {
         const { folder } = yield* Berth.Berth
         const image = yield* makeImage(`${folder}/image-${upper}`)
@@ -55,7 +47,7 @@ suite("Container, its files", (effect) => {
         const { stdout } = yield* Container.run(image, { command: ["sh", "-c", script], upper })
         assert.equal(stdout, "new\n.\n..\n")
         assert.equal(digest(), before)
-        // And the next one begins anew.
+        // The next container starts from the unchanged image.
         const next = yield* Container.run(image, { command: ["head", "-1", "/etc/passwd"], upper })
         assert.equal(next.stdout, "root:x:0:0:root:/root:/bin/sh\n")
       },
@@ -63,7 +55,7 @@ suite("Container, its files", (effect) => {
     )
   }
 
-  effect("has no more room in memory than it was given", function* () {
+  effect("a writable layer in memory holds no more than upperSize", function* () {
     const fill = "head -c 4000000 /dev/zero > /tmp/fill; echo $?; stat -c %s /tmp/fill"
     const { stdout, stderr } = yield* run(fill, { upperSize: "1MiB" })
     const [code, size] = stdout.trim().split("\n")
@@ -72,7 +64,7 @@ suite("Container, its files", (effect) => {
     assert.match(stderr, /space/i)
   })
 
-  effect("sees a host folder that is bound, and what it writes there is the host's", function* () {
+  effect("a bind shows a folder of the host, and what the container writes is on the host", function* () {
     const source = yield* hostFolder("bound")
     fs.writeFileSync(`${source}/from-host`, "hello\n")
     const mounts = [Mount.bind(source, "/deep/down/data")]
@@ -84,7 +76,7 @@ suite("Container, its files", (effect) => {
     assert.ok(!fs.existsSync("/deep"))
   })
 
-  effect.asRoot("cannot write to a bind that is read-only, nor to what is mounted below it", function* () {
+  effect.asRoot("a read-only bind, and what is mounted below it, cannot be written to", function* () {
     const source = yield* hostFolder("read-only")
     fs.mkdirSync(`${source}/below`)
     yield* Effect.acquireRelease(
@@ -103,23 +95,20 @@ suite("Container, its files", (effect) => {
     assert.deepEqual(fs.readdirSync(`${source}/below`), [])
   })
 
-  effect.asRoot(
-    "sees a single file that is bound, over one that is there and where there is none",
-    function* () {
-      const source = yield* hostFolder("file")
-      fs.writeFileSync(`${source}/conf`, "mine\n")
-      const mounts = [
-        Mount.bind(`${source}/conf`, "/etc/passwd", { readOnly: true }),
-        Mount.bind(`${source}/conf`, "/opt/a/b/conf")
-      ]
-      const script = "cat /etc/passwd /opt/a/b/conf; echo no > /etc/passwd; echo yes > /opt/a/b/conf"
-      const { stdout } = yield* run(script, { mounts })
-      assert.equal(stdout, "mine\nmine\n")
-      assert.equal(fs.readFileSync(`${source}/conf`, "utf8"), "yes\n")
-    }
-  )
+  effect.asRoot("a bind of a single file covers an existing file or makes a new one", function* () {
+    const source = yield* hostFolder("file")
+    fs.writeFileSync(`${source}/conf`, "mine\n")
+    const mounts = [
+      Mount.bind(`${source}/conf`, "/etc/passwd", { readOnly: true }),
+      Mount.bind(`${source}/conf`, "/opt/a/b/conf")
+    ]
+    const script = "cat /etc/passwd /opt/a/b/conf; echo no > /etc/passwd; echo yes > /opt/a/b/conf"
+    const { stdout } = yield* run(script, { mounts })
+    assert.equal(stdout, "mine\nmine\n")
+    assert.equal(fs.readFileSync(`${source}/conf`, "utf8"), "yes\n")
+  })
 
-  effect("finds neither device nodes nor set-user-ID programs that work in a bind", function* () {
+  effect("a bind is mounted nosuid and nodev", function* () {
     const source = yield* hostFolder("nosuid")
     const mounts = [Mount.bind(source, "/data")]
     const options = yield* out("grep ' /data ' /proc/self/mounts", { mounts })
@@ -127,7 +116,7 @@ suite("Container, its files", (effect) => {
     assert.match(options, /nodev/)
   })
 
-  effect("has a file system in memory of the size and mode that were asked for", function* () {
+  effect("a tmpfs has the size and mode that it is given", function* () {
     const mounts = [Mount.tmpfs("/mem", { size: "1MiB", mode: 0o750 }), Mount.tmpfs("/plain")]
     const script =
       "stat -c %a /mem /plain; df -k /mem | tail -1 | awk '{print $2}'; head -c 2000000 /dev/zero > /mem/x"
@@ -136,14 +125,14 @@ suite("Container, its files", (effect) => {
     assert.notEqual(exitCode, 0)
   })
 
-  effect("mounts in the order of the list", function* () {
+  effect("mounts are made in the order of the list", function* () {
     const source = yield* hostFolder("order")
     fs.writeFileSync(`${source}/file`, "x\n")
     const mounts = [Mount.tmpfs("/a"), Mount.bind(source, "/a/b"), Mount.bind("/etc/hosts", "/a/b/hosts")]
     assert.equal(yield* out("cat /a/b/file; ls /a /a/b", { mounts }), "x\n/a:\nb\n\n/a/b:\nfile\nhosts\n")
   })
 
-  effect("has a root that cannot be written to where that is asked for, and mounts that can", function* () {
+  effect("a read-only root cannot be written to, and the mounts in it can", function* () {
     const options = { readOnly: true, mounts: [Mount.tmpfs("/tmp")] }
     const script =
       "touch /x /etc/x; echo $?; touch /tmp/x /dev/shm/x && echo ok; mount -o remount,rw /; echo $?"
@@ -154,7 +143,7 @@ suite("Container, its files", (effect) => {
     assert.notEqual(remount, "0")
   })
 
-  effect("cannot write kernel parameters, nor ask the kernel for anything by sysrq", function* () {
+  effect("a container can write neither kernel parameters nor sysrq-trigger", function* () {
     const before = fs.readFileSync("/proc/sys/kernel/panic", "utf8")
     const targets = [
       "/proc/sys/kernel/panic",
@@ -169,7 +158,7 @@ suite("Container, its files", (effect) => {
     assert.equal(fs.readFileSync("/proc/sys/kernel/panic", "utf8"), before)
   })
 
-  effect("sees nothing behind the masked paths, and cannot take the masks away", function* () {
+  effect("masked paths are empty, and the masks cannot be unmounted", function* () {
     const script =
       "for f in kcore keys timer_list interrupts; do [ -e /proc/$f ] && cat /proc/$f | wc -c; done; ls /proc/acpi /sys/firmware 2>/dev/null | grep -v :; umount /proc/keys; echo $?"
     const { stdout } = yield* run(script)
@@ -182,7 +171,7 @@ suite("Container, its files", (effect) => {
     assert.ok(lines.length > 0)
   })
 
-  effect.asRoot("masks and protects the paths that it is told to", function* () {
+  effect.asRoot("maskedPaths and readonlyPaths replace the default lists", function* () {
     const options = { maskedPaths: ["/etc/passwd", "/usr/share", "/no/such"], readonlyPaths: ["/etc"] }
     const script =
       "cat /etc/passwd | wc -c; ls /usr/share | wc -l; touch /etc/x; echo $?; touch /opt/x; echo $?"
@@ -190,19 +179,22 @@ suite("Container, its files", (effect) => {
     assert.deepEqual(stdout.trim().split("\n"), ["0", "0", "1", "0"])
   })
 
-  effect.asRoot("cannot change the mode of the host's devices through its own or its masks", function* () {
-    const names = ["null", "zero", "full"]
-    const modes = () => names.map((name) => fs.statSync(`/dev/${name}`).mode & 0o777)
-    const before = yield* Effect.acquireRelease(Effect.sync(modes), (were) =>
-      Effect.sync(() => names.forEach((name, k) => void fs.chmodSync(`/dev/${name}`, were[k]!)))
-    )
-    for (const namespaces of [{}, { user: "new" }] as const) {
-      yield* run("chmod 600 /proc/keys /proc/timer_list /dev/null /dev/zero /dev/full", { namespaces })
-      assert.deepEqual(modes(), before)
+  effect.asRoot(
+    "a container cannot change the mode of the host's devices through its own devices or masks",
+    function* () {
+      const names = ["null", "zero", "full"]
+      const modes = () => names.map((name) => fs.statSync(`/dev/${name}`).mode & 0o777)
+      const before = yield* Effect.acquireRelease(Effect.sync(modes), (were) =>
+        Effect.sync(() => names.forEach((name, k) => void fs.chmodSync(`/dev/${name}`, were[k]!)))
+      )
+      for (const namespaces of [{}, { user: "new" }] as const) {
+        yield* run("chmod 600 /proc/keys /proc/timer_list /dev/null /dev/zero /dev/full", { namespaces })
+        assert.deepEqual(modes(), before)
+      }
     }
-  })
+  )
 
-  effect("has the devices of a Linux system and makes no others", function* () {
+  effect("a container has the standard devices and can make no others", function* () {
     const list = yield* out("cd /dev; stat -c '%n %t:%T' null zero full random urandom tty; ls /dev")
     const [devices, names] = [list.split("\n").slice(0, 6), list.trim().split("\n").slice(6)]
     assert.deepEqual(devices, ["null 1:3", "zero 1:5", "full 1:7", "random 1:8", "urandom 1:9", "tty 5:0"])
@@ -229,7 +221,7 @@ suite("Container, its files", (effect) => {
     assert.notEqual(made.exitCode, 0)
   })
 
-  effect("has terminals, shared memory and message queues of its own", function* () {
+  effect("a container has its own terminals, shared memory and message queues", function* () {
     const mounts = yield* out("cat /proc/self/mounts; ls /dev/pts; [ -w /dev/ptmx ] && echo writable")
     assert.match(mounts, / \/dev\/pts devpts /)
     assert.match(mounts, / \/dev\/shm tmpfs [^ ]*size=65536k/)
@@ -241,21 +233,24 @@ suite("Container, its files", (effect) => {
     assert.notEqual(exitCode, 0)
   })
 
-  effect.asRoot("has none of the host's mounts, and its own are in nobody else's table", function* () {
-    const image = yield* Image.host
-    const before = fs.readFileSync("/proc/self/mountinfo", "utf8")
-    const container = yield* Container.start(image, { command: ["sleep", "1000"] })
-    assert.equal(fs.readFileSync("/proc/self/mountinfo", "utf8"), before)
-    const inside = fs.readFileSync(`/proc/${container.pid}/mountinfo`, "utf8")
-    const places = inside.split("\n").flatMap((line) => line.split(" ")[4] ?? [])
-    // What hides Berth's own folder, and the usual one.
-    const hidden = [(yield* Berth.Berth).folder, "/var/lib/berth"]
-    const others = places.filter((place) => !/^\/($|proc|dev|sys)/.test(place) && !hidden.includes(place))
-    assert.deepEqual(others, [], inside)
-    assert.ok(!inside.includes("shared:"))
-  })
+  effect.asRoot(
+    "a container has none of the host's mounts, and the host has none of the container's",
+    function* () {
+      const image = yield* Image.host
+      const before = fs.readFileSync("/proc/self/mountinfo", "utf8")
+      const container = yield* Container.start(image, { command: ["sleep", "1000"] })
+      assert.equal(fs.readFileSync("/proc/self/mountinfo", "utf8"), before)
+      const inside = fs.readFileSync(`/proc/${container.pid}/mountinfo`, "utf8")
+      const places = inside.split("\n").flatMap((line) => line.split(" ")[4] ?? [])
+      // These mounts hide Berth's folder and the default one.
+      const hidden = [(yield* Berth.Berth).folder, "/var/lib/berth"]
+      const others = places.filter((place) => !/^\/($|proc|dev|sys)/.test(place) && !hidden.includes(place))
+      assert.deepEqual(others, [], inside)
+      assert.ok(!inside.includes("shared:"))
+    }
+  )
 
-  effect("says which bind source is missing", function* () {
+  effect("a missing source of a bind is named in the error", function* () {
     const error = yield* failure(
       "OperationFailed",
       run("true", { mounts: [Mount.bind("/no/such/source", "/x")] })
@@ -266,7 +261,7 @@ suite("Container, its files", (effect) => {
   })
 
   effect(
-    "removes what a container left on disk, however deep and many, with few descriptors",
+    "a deep and large writable layer is removed with few descriptors",
     function* () {
       const { folder } = yield* Berth.Berth
       const context = yield* Layer.build(berthIn(`${folder}/deep`))

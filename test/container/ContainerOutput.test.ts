@@ -1,37 +1,36 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
-import * as Chunk from "effect/Chunk"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { Container, Image } from "../../lib/index.ts"
+import { bytesOf, readInBackground, sleepsIn, start, textOf } from "../support/containers.ts"
 import { failure, suite } from "../support/effect.ts"
-
-const start = (script: string, options: Container.StartOptions = {}) =>
-  Effect.flatMap(Image.host, (image) => Container.start(image, { command: ["sh", "-c", script], ...options }))
 
 const residentBytes = (): number =>
   Number(/^VmRSS:\s+(\d+)/m.exec(fs.readFileSync("/proc/self/status", "utf8"))![1]) * 1024
 
 const GIGABYTE = 2 ** 30
 
-/** `seq 1 n` without its text in memory: how many bytes it is, and whether these are they. */
+/** Whether a text continues the output of `seq`, of which `state` keeps the next number and the rest of a line. */
 const isCounting = (state: { next: number; rest: string }, text: string): boolean => {
   const lines = (state.rest + text).split("\n")
   state.rest = lines.pop()!
   return lines.every((line) => line === String(state.next++))
 }
 
-suite("Container, its output", (effect) => {
-  effect("a gigabyte that nobody reads waits in the container, and all of it is there later", function* () {
-    const container = yield* start(`exec head -c ${GIGABYTE} /dev/zero`)
-    yield* Effect.sleep("300 millis")
+suite("Container: output", (effect) => {
+  effect("a gigabyte of output that nobody reads waits in the container and is then complete", function* () {
     const before = residentBytes()
-    yield* Effect.sleep("2 seconds")
+    const container = yield* start(`exec head -c ${GIGABYTE} /dev/zero`)
+    yield* sleepsIn(container.pid, "head")
+    // Nothing tells that nothing is read: only time does.
+    yield* Effect.sleep("1 second")
+    yield* sleepsIn(container.pid, "head")
     const grown = residentBytes() - before
     assert.ok(grown < 20 * 2 ** 20, `grew by ${grown} bytes`)
     const { bytes, other } = yield* Stream.runFold(container.stdout, { bytes: 0, other: 0 }, (sum, chunk) => {
-      // The first and the last byte of each chunk stand for the ones between.
+      // The first and the last byte stand for a whole chunk.
       const odd = chunk[0] === 0 && chunk[chunk.length - 1] === 0 ? 0 : 1
       return { bytes: sum.bytes + chunk.length, other: sum.other + odd }
     })
@@ -39,7 +38,7 @@ suite("Container, its output", (effect) => {
     assert.equal((yield* container.exit).exitCode, 0)
   })
 
-  effect("keeps every byte in its place, on both streams at once", function* () {
+  effect("both streams of a container keep their bytes in order when they are read at once", function* () {
     const container = yield* start("seq 1 300000 & seq 1 300000 >&2; wait")
     const check = (stream: Container.Container["stdout"]) => {
       const state = { next: 1, rest: "" }
@@ -52,58 +51,56 @@ suite("Container, its output", (effect) => {
     yield* Effect.all([check(container.stdout), check(container.stderr)], { concurrency: 2 })
   })
 
-  effect("is read by many small reads as by one", function* () {
+  effect("many small reads of a stream give the same bytes as one", function* () {
     const container = yield* start("seq 1 2000; sleep 0.05; seq 2001 4000")
     const parts: Array<string> = []
-    // Each read is a stream of its own: what one leaves, the next one gets.
-    for (;;) {
-      const chunk = yield* Stream.runHead(container.stdout)
-      if (chunk._tag === "None") break
+    // Each read runs the stream anew and gets what the one before has left.
+    for (let chunk = yield* Stream.runHead(container.stdout); chunk._tag === "Some"; ) {
       parts.push(new TextDecoder().decode(chunk.value))
+      assert.ok(parts.length < 10_000, "the stream should end")
+      chunk = yield* Stream.runHead(container.stdout)
     }
     const expected = Array.from({ length: 4000 }, (_, k) => `${k + 1}\n`).join("")
     assert.equal(parts.join(""), expected)
   })
 
   effect("a slow reader slows the container down and loses nothing", function* () {
-    const container = yield* start("seq 1 60000; date +%s%N >&2")
+    const container = yield* start("seq 1 60000")
     const state = { next: 1, rest: "" }
     yield* container.stdout.pipe(
       Stream.decodeText(),
       Stream.runForEach((text) =>
+        // The reader is slow on purpose.
         Effect.sync(() => assert.ok(isCounting(state, text))).pipe(Effect.zipRight(Effect.sleep("15 millis")))
       )
     )
     assert.equal(state.next, 60001)
   })
 
-  effect("the output of a container that is long gone is still there", function* () {
+  effect("the output of a container that has ended can still be read", function* () {
     const container = yield* start("printf gone; printf away >&2")
     yield* container.exit
-    yield* Effect.sleep("50 millis")
-    const read = (stream: Container.Container["stdout"]) =>
-      Effect.map(Stream.runCollect(Stream.decodeText(stream)), Chunk.join(""))
-    assert.deepEqual([yield* read(container.stdout), yield* read(container.stderr)], ["gone", "away"])
-    assert.equal(yield* read(container.stdout), "")
+    assert.deepEqual([yield* textOf(container.stdout), yield* textOf(container.stderr)], ["gone", "away"])
+    assert.equal(yield* textOf(container.stdout), "")
   })
 
-  effect("a second reader at the same time is told so", function* () {
-    const container = yield* start("exec sleep 1000")
-    yield* Effect.fork(Stream.runDrain(container.stdout))
-    yield* Effect.sleep("20 millis")
+  effect("a second reader of a stream fails with AlreadyRead", function* () {
+    const container = yield* start("echo up; exec sleep 1000")
+    const { begun } = yield* readInBackground(container.stdout)
+    yield* begun
     const error = yield* failure("ContainerError", Stream.runDrain(container.stdout))
     assert.equal(error.reason, "AlreadyRead")
   })
 
-  effect("a reader that is interrupted leaves the stream to the next one", function* () {
-    const container = yield* start("sleep 0.15; echo late")
+  effect("a reader that is interrupted leaves the rest of the stream to the next one", function* () {
+    const container = yield* start("read line; echo late", { stdin: "pipe" })
     const first = yield* Effect.timeoutOption(Stream.runDrain(container.stdout), "50 millis")
     assert.equal(first._tag, "None")
-    const text = yield* Stream.runCollect(Stream.decodeText(container.stdout))
-    assert.equal(Chunk.join(text, ""), "late\n")
+    yield* Stream.run(Stream.make(new Uint8Array([10])), container.stdin)
+    assert.equal(yield* textOf(container.stdout), "late\n")
   })
 
-  effect("more output than is allowed ends the command and says so", function* () {
+  effect("output above maxOutputBytes ends the command with OutputTooLong", function* () {
     const image = yield* Image.host
     const endless = { command: ["cat", "/dev/zero"], maxOutputBytes: 100_000 }
     const [took, error] = yield* Effect.timed(failure("ContainerError", Container.run(image, endless)))
@@ -117,12 +114,11 @@ suite("Container, its output", (effect) => {
     assert.equal(exact.stdout.length, 100_000)
   })
 
-  effect("bytes that are no UTF-8 are replaced in text and untouched in the stream", function* () {
+  effect("bytes that are not UTF-8 are replaced in text and unchanged in the stream", function* () {
     const image = yield* Image.host
     const command = ["printf", "a\\377b\\360\\237\\220\\263"]
     assert.equal((yield* Container.run(image, { command })).stdout, "a\ufffdb🐳")
     const container = yield* Container.start(image, { command })
-    const bytes = Buffer.concat(Chunk.toReadonlyArray(yield* Stream.runCollect(container.stdout)))
-    assert.deepEqual([...bytes], [97, 255, 98, 240, 159, 144, 179])
+    assert.deepEqual([...(yield* bytesOf(container.stdout))], [97, 255, 98, 240, 159, 144, 179])
   })
 })

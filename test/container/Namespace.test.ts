@@ -3,8 +3,9 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { Berth, Container, Image, Namespace, RootFs } from "../../lib/index.ts"
+import { gone } from "../support/containers.ts"
 import { failure, suite } from "../support/effect.ts"
-import { eventually, isAlive } from "../support/leftovers.ts"
+import { isAlive } from "../support/leftovers.ts"
 
 const files: Readonly<Record<Namespace.Kind, string>> = {
   mount: "mnt",
@@ -30,13 +31,13 @@ suite("Namespace", (effect) => {
       ? false
       : `this kernel has no ${kind} namespaces`
     effect(
-      `a ${kind} namespace is new, held, joined alone, and gone with its scope`,
+      `a ${kind} namespace is new, is held, can be joined alone, and ends with its scope`,
       function* () {
         const pid = yield* Effect.scoped(
           Effect.gen(function* () {
             const namespace = yield* Namespace.make([kind])
             assert.notEqual(of(namespace.pid, kind), own(kind))
-            // A root is made for the ids of a user namespace, which is tested with these.
+            // A process in a user namespace needs a root for its ids: Userns.test.ts has these tests.
             if (kind === "user") return namespace.pid
             const spawned = yield* Container.spawn({
               rootfs: yield* rootfs,
@@ -44,7 +45,7 @@ suite("Namespace", (effect) => {
               command: ["sleep", "1000"]
             })
             assert.equal(of(spawned.pid, kind), of(namespace.pid, kind))
-            // Without root the ids are the supervisor's.
+            // Without root, every process is in the supervisor's user namespace.
             const { rootless } = yield* Berth.Berth
             const other = rootless ? ["mount", "user", kind] : ["mount", kind]
             for (const hosts of all.filter((name) => !other.includes(name)))
@@ -52,47 +53,49 @@ suite("Namespace", (effect) => {
             return namespace.pid
           })
         )
-        assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(pid))))
+        yield* gone(pid)
       },
       { skip }
     )
   }
 
-  effect("a network namespace made ahead is one container's alone", function* () {
+  effect("a network namespace that was made ahead is used by one container only", function* () {
     const image = yield* Image.host
     const berth = yield* Berth.Berth
     const start = (network: "new" | "host") =>
       Container.start(image, { command: ["sleep", "infinity"], namespaces: { network } })
     const seen = new Set([own("network")])
-    // At once, when none has been made ahead yet, and after a while, when one has.
+    // At once, before a namespace is made ahead, and later, when one has been: nothing tells when, so time has to pass.
     for (const pause of [0, 0, 100, 100]) {
       yield* Effect.sleep(pause)
       const [ours, hosts] = [yield* start("new"), yield* start("host")]
       seen.add(of(ours.pid, "network"))
       assert.equal(of(hosts.pid, "network"), own("network"))
-      // Without root nobody may look at the supervisor.
+      // Without root the supervisor's namespaces cannot be read.
       if (!berth.rootless) assert.equal(of(berth.supervisor.pid, "network"), own("network"))
     }
     assert.equal(seen.size, 5)
   })
 
-  effect("prints what it is", function* () {
-    yield* Effect.map(Namespace.make(["uts", "ipc"]), (namespace) => {
-      assert.deepEqual(namespace.toJSON(), { _id: "Namespace", kinds: ["uts", "ipc"], pid: namespace.pid })
-      assert.ok(Namespace.isNamespace(namespace))
-    })
+  effect("a Namespace prints with its type, kinds and pid", function* () {
+    const namespace = yield* Namespace.make(["uts", "ipc"])
+    assert.deepEqual(namespace.toJSON(), { _id: "Namespace", kinds: ["uts", "ipc"], pid: namespace.pid })
+    assert.ok(Namespace.isNamespace(namespace))
   })
 
-  effect("its holder can do nothing and shows nothing", function* () {
-    const { pid } = yield* Namespace.make(["pid", "mount", "network"])
-    const status = fs.readFileSync(`/proc/${pid}/status`, "utf8")
-    for (const set of ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"])
-      assert.match(status, new RegExp(`^${set}:\\s+0+$`, "m"))
-    assert.match(status, /^NoNewPrivs:\s+1$/m)
-    assert.deepEqual(fs.readdirSync(`/proc/${pid}/fd`), ["0", "1", "2"])
-  })
+  effect(
+    "the holder of a namespace has no capabilities and no descriptors beyond the standard ones",
+    function* () {
+      const { pid } = yield* Namespace.make(["pid", "mount", "network"])
+      const status = fs.readFileSync(`/proc/${pid}/status`, "utf8")
+      for (const set of ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"])
+        assert.match(status, new RegExp(`^${set}:\\s+0+$`, "m"))
+      assert.match(status, /^NoNewPrivs:\s+1$/m)
+      assert.deepEqual(fs.readdirSync(`/proc/${pid}/fd`), ["0", "1", "2"])
+    }
+  )
 
-  effect("processes that are spawned in the same namespaces share them", function* () {
+  effect("processes spawned in the same namespaces share processes, files and hostname", function* () {
     const namespaces = yield* Namespace.make(["pid", "mount", "uts", "ipc", "network", "cgroup"])
     const root = yield* rootfs
     const common = { rootfs: root, namespaces }
@@ -107,7 +110,7 @@ suite("Namespace", (effect) => {
     for (const kind of namespaces.kinds) assert.equal(of(first.pid, kind), of(namespaces.pid, kind), kind)
   })
 
-  effect("many may be spawned at once in namespaces that nobody has set up yet", function* () {
+  effect("five processes can be spawned at once in namespaces that are not set up yet", function* () {
     const namespaces = yield* Namespace.make(["pid", "mount", "uts"])
     const root = yield* rootfs
     const codes = yield* Effect.forEach(
@@ -129,7 +132,7 @@ suite("Namespace", (effect) => {
     assert.deepEqual(codes, [1, 2, 3, 4, 5])
   })
 
-  effect("a mount namespace keeps the root that it was given first", function* () {
+  effect("a mount namespace keeps its first root and refuses another", function* () {
     const namespaces = yield* Namespace.make(["pid", "mount"])
     const [one, two] = [yield* rootfs, yield* rootfs]
     yield* Container.spawn({ rootfs: one, namespaces, command: ["sleep", "1000"] })
@@ -141,7 +144,7 @@ suite("Namespace", (effect) => {
   })
 
   effect.asRoot(
-    "a process in namespaces without mounts has mounts of its own, on the same root",
+    "processes spawned without a shared mount namespace have their own mounts on the same root",
     function* () {
       const namespaces = yield* Namespace.make(["pid", "network"])
       const root = yield* rootfs
@@ -157,27 +160,23 @@ suite("Namespace", (effect) => {
     }
   )
 
-  effect("the end of a pid namespace's holder ends all that was spawned in it", function* () {
+  effect("the end of a pid namespace's holder ends every process in it", function* () {
     const root = yield* rootfs
-    const pid = yield* Effect.gen(function* () {
-      const child = yield* Effect.scoped(
-        Effect.gen(function* () {
-          const namespaces = yield* Namespace.make(["pid", "mount"])
-          const spawned = yield* Effect.uninterruptible(
-            Container.spawn({ rootfs: root, namespaces, command: ["sh", "-c", "setsid sleep 1000 & wait"] })
-          )
-          process.kill(namespaces.pid, "SIGKILL")
-          const status = yield* spawned.exit
-          assert.equal(status.signal, "SIGKILL")
-          return spawned.pid
-        })
-      )
-      return child
-    })
+    const pid = yield* Effect.scoped(
+      Effect.gen(function* () {
+        const namespaces = yield* Namespace.make(["pid", "mount"])
+        const spawned = yield* Effect.uninterruptible(
+          Container.spawn({ rootfs: root, namespaces, command: ["sh", "-c", "setsid sleep 1000 & wait"] })
+        )
+        process.kill(namespaces.pid, "SIGKILL")
+        assert.equal((yield* spawned.exit).signal, "SIGKILL")
+        return spawned.pid
+      })
+    )
     assert.ok(!isAlive(pid))
   })
 
-  effect("ids of a user namespace are those that were asked for", function* () {
+  effect("a user namespace has the ids that it is given, and overlapping ranges are refused", function* () {
     const range = [{ container: 0, host: 1000, size: 60000 }]
     const { pid } = yield* Namespace.make(["user"], { ids: { uids: range, gids: range } })
     const map = fs.readFileSync(`/proc/${pid}/uid_map`, "utf8")
@@ -190,9 +189,8 @@ suite("Namespace", (effect) => {
     assert.match(error.message, /ids\.uids.*do not overlap/)
   })
 
-  effect("a kind that there is not is refused", function* () {
-    yield* Effect.map(failure("InvalidOption", Namespace.make(["planet" as never])), (error) =>
-      assert.match(error.message, /planet/)
-    )
+  effect("an unknown kind of namespace is refused", function* () {
+    const error = yield* failure("InvalidOption", Namespace.make(["planet" as never]))
+    assert.match(error.message, /planet/)
   })
 })

@@ -7,29 +7,20 @@ import { after, before, describe, test } from "node:test"
 import { fileURLToPath } from "node:url"
 import * as fc from "fast-check"
 import { BerthError, type Box, open, run, type Session, start, type Value } from "../../lib/promise.ts"
-import { makeTemporaryFolder, remove, whyNoContainers } from "../support/effect.ts"
+import { makeTemporaryFolder, rejection, remove, whyNoContainers } from "../support/effect.ts"
 import {
   descendants,
-  eventually,
   isAlive,
   leftovers,
   type Snapshot,
   sleep,
-  snapshot
+  snapshot,
+  until
 } from "../support/leftovers.ts"
 
 const sleeper = { command: ["sleep", "infinity"] }
 
-const rejection = async (promise: Promise<unknown>): Promise<unknown> => {
-  try {
-    await promise
-  } catch (error) {
-    return error
-  }
-  throw new assert.AssertionError({ message: "should be rejected" })
-}
-
-/** This process's own children: what a supervisor has cloned is called as it is until it has executed. */
+/** The supervisors of this process. Only its own children count: a clone has the supervisor's name until it executes. */
 const supervisors = (): ReadonlyArray<number> =>
   descendants(process.pid).filter((pid) => {
     try {
@@ -42,7 +33,7 @@ const supervisors = (): ReadonlyArray<number> =>
     }
   })
 
-/** What a box's own processes are called; the sleeper's own is always there. */
+/** The command lines of a box's processes that begin with `sleep`; that of the box itself is always among them. */
 const commands = async (box: Box): Promise<ReadonlyArray<string>> =>
   (await box.$`sh -c ${'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <$f; echo; done 2>/dev/null'}`.lines())
     .map((line) => line.trim())
@@ -73,14 +64,14 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
   })
 
   describe("a command of a template", () => {
-    test("gives what it wrote and how it ended", async () => {
+    test("a command gives its output and its exit code", async () => {
       const result = await box.$`sh -c "echo out; echo err >&2"`
       assert.equal(result.stdout, "out\n")
       assert.equal(result.stderr, "err\n")
       assert.equal(result.exitCode, 0)
     })
 
-    test("gets any text as one argument, byte for byte", async () => {
+    test("a command gets any text as one argument, byte for byte", async () => {
       const text = fc.oneof(
         fc.string({ unit: "binary" }),
         fc.string({ unit: fc.constantFrom(..."'\"\\$`(){}[]*?~!#&|;<> \t\n=-%\u0001é😀") })
@@ -95,7 +86,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       )
     })
 
-    test("has a word for each element of an array, and none for an empty one", async () => {
+    test("a command has a word for each element of an array, and none for an empty array", async () => {
       const arguments_ = async (value: Value) => box.$`printf '%s|' a ${value} b`.text()
       assert.equal(await arguments_([]), "a|b|")
       assert.equal(await arguments_(["x y", 2, ""]), "a|x y|2||b|")
@@ -103,7 +94,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.equal(await arguments_(-0.5), "a|-0.5|b|")
     })
 
-    test("refuses what is no argument, and what only a shell understands", async () => {
+    test("a template refuses values that cannot be an argument, and the syntax of a shell", async () => {
       const values: ReadonlyArray<unknown> = [
         undefined,
         null,
@@ -122,7 +113,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
         assert.equal(((await rejection(command)) as BerthError)._tag, "InvalidOption")
     })
 
-    test("rejects with what it wrote where its exit code is not 0", async () => {
+    test("a command with a nonzero exit code rejects with its output", async () => {
       const error = await rejection(box.$`sh -c ${"echo out; echo why >&2; exit 3"}`)
       assert.ok(error instanceof BerthError && error instanceof Error && error._tag === "NonZeroExit")
       assert.equal(error.exitCode, 3)
@@ -133,25 +124,25 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.match(error.message, /exit code 3\nwhy$/)
     })
 
-    test("may end in any way with nothrow", async () => {
+    test("a command with nothrow resolves however it ends", async () => {
       assert.equal((await box.$`sh -c "exit 3"`.nothrow()).exitCode, 3)
       assert.equal((await box.$`sh -c 'kill -KILL $$'`.nothrow()).signal, "SIGKILL")
       assert.equal(await box.$`sh -c "echo x; exit 1"`.nothrow().text(), "x\n")
     })
 
-    test("rejects where the command is not there", async () => {
+    test("a missing command rejects even with nothrow", async () => {
       const error = await rejection(box.$`no-such-command`.nothrow())
       assert.ok(error instanceof BerthError && error._tag === "CommandFailed" && error.reason === "NotFound")
     })
 
-    test("gives its stdout as text, lines and JSON", async () => {
+    test("a command gives its stdout as text, lines and JSON", async () => {
       assert.equal(await box.$`printf ' a\n\n'`.text(), " a\n\n")
       assert.deepEqual(await box.$`printf 'a\n\nb\r\n'`.lines(), ["a", "", "b"])
       assert.deepEqual(await box.$`true`.lines(), [])
       assert.deepEqual(await box.$`printf ${'{"a":[1]}'}`.json<{ a: Array<number> }>(), { a: [1] })
     })
 
-    test("is iterated line by line, as the lines come", async () => {
+    test("a command is iterated line by line while it runs", async () => {
       const times: Array<number> = []
       const lines: Array<string> = []
       for await (const line of box.$`sh -c "echo 1; sleep 0.3; printf 2"`) {
@@ -162,7 +153,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.ok(times[1]! - times[0]! > 200)
     })
 
-    test("throws after its last line where it fails", async () => {
+    test("iterating over a command that fails throws after its last line", async () => {
       const lines: Array<string> = []
       const error = await rejection(
         (async () => {
@@ -173,7 +164,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.ok(error instanceof BerthError && error._tag === "NonZeroExit" && error.stderr === "why\n")
     })
 
-    test("waits for a slow reader, and ends with one that leaves", async () => {
+    test("a command that is iterated waits for its reader, and ends when the reader leaves the loop", async () => {
       let count = 0
       for await (const line of box.$`yes`) {
         assert.equal(line, "y")
@@ -183,7 +174,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.ok(!names.includes("yes"), names.join())
     })
 
-    test("reads text, bytes and iterables of both", async () => {
+    test("a command reads text, bytes and iterables of both from stdin", async () => {
       const cat = (input: Parameters<ReturnType<Box["$"]>["stdin"]>[0]) => box.$`cat`.stdin(input).text()
       async function* slowly() {
         yield "a"
@@ -200,7 +191,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.equal(await box.$`cat`.text(), "")
     })
 
-    test("needs no more input than it reads", async () => {
+    test("a command that has ended ends its input, which may be endless or silent", async () => {
       let open = true
       async function* endless() {
         try {
@@ -214,11 +205,11 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
         await new Promise(() => {})
       }
       assert.equal(await box.$`head -n1`.stdin(endless()).text(), "y\n")
-      assert.ok(await eventually(() => !open))
+      await until("the input is closed", () => !open)
       assert.equal(await box.$`head -n1`.stdin(silent()).text(), "y\n")
     })
 
-    test("rejects with what its input throws", async () => {
+    test("a command rejects with the error that its input throws", async () => {
       async function* failing() {
         yield "a"
         throw new RangeError("no more")
@@ -226,35 +217,35 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.ok((await rejection(box.$`cat`.stdin(failing()))) instanceof RangeError)
     })
 
-    test("is killed by a signal, whenever that comes, and its children with it", async () => {
+    test("kill ends a command and its children, whether it comes early, late or after the end", async () => {
       const early = box.$`sleep 1001`
       await early.kill("SIGINT")
       assert.equal(((await rejection(early)) as { readonly signal?: string }).signal, "SIGINT")
       const late = box.$`sh -c "sleep 1001 & echo up; wait"`.nothrow()
-      assert.ok(await eventually(async () => (await commands(box)).includes("sleep 1001")))
+      await until("sleep 1001 runs", async () => (await commands(box)).includes("sleep 1001"))
       await late.kill()
       assert.equal((await late).signal, "SIGTERM")
-      assert.ok(await eventually(async () => !(await commands(box)).includes("sleep 1001")))
+      await until("the end of sleep 1001", async () => !(await commands(box)).includes("sleep 1001"))
       const done = box.$`true`
       await done
       await done.kill()
     })
 
-    test("is gone, with its children, when its time is over", async () => {
+    test("a command that exceeds its timeout is killed with its children", async () => {
       const error = await rejection(box.$`sh -c "echo started; sleep 1002 & wait"`.timeout("1500 millis"))
       assert.ok(error instanceof BerthError && error._tag === "WaitFailed" && error.reason === "TimedOut")
       assert.deepEqual(error.log, ["started"])
       assert.match(error.message, /no end of sh -c .* within 1500 ms/)
-      assert.ok(await eventually(async () => !(await commands(box)).includes("sleep 1002")))
+      await until("the end of sleep 1002", async () => !(await commands(box)).includes("sleep 1002"))
     })
 
-    test("is told how to run in its own statement only", async () => {
+    test("a command that has been awaited takes no more options", async () => {
       const command = box.$`true`
       await command
       assert.throws(() => command.nothrow(), { _tag: "InvalidOption" })
     })
 
-    test("shows what it writes where the box is verbose, unless it is quiet", async () => {
+    test("a command of a verbose box shows its output unless it is quiet", async () => {
       const written: Array<string> = []
       const { write } = process.stderr
       process.stderr.write = ((chunk: Uint8Array) => {
@@ -272,14 +263,14 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.deepEqual(written, ["shown\n"])
     })
 
-    test("writes no more than it is allowed to", async () => {
+    test("a command that writes more than maxOutputBytes rejects", async () => {
       const error = await rejection(box.with({ maxOutputBytes: 1000 }).$`yes`)
       assert.ok(error instanceof BerthError && error._tag === "ContainerError")
       assert.equal(error.reason, "OutputTooLong")
     })
   })
 
-  test("with gives commands another folder, environment and user", async () => {
+  test("box.with gives commands another folder, environment and user", async () => {
     const inner = box.with({ cwd: "/usr", env: { A: "1", B: "1" } }).with({ env: { B: "2" }, user: "1:1" })
     assert.deepEqual(await inner.$`sh -c 'pwd; echo $A$B; id -u'`.lines(), ["/usr", "12", "1"])
     const { stdout } = await inner.exec(["sh", "-c", "echo $A$B$C"], { env: { C: "3" } })
@@ -306,7 +297,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
     assert.equal((await deaf.stop({ grace: 50 })).signal, "SIGKILL")
   })
 
-  test("disposing of a box, once or more often, ends it", async () => {
+  test("disposing of a box ends it, and can be repeated", async () => {
     const { pid } = await (async () => {
       await using inner = await berth.start("host", sleeper)
       assert.ok(isAlive(inner.pid))
@@ -319,8 +310,8 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
     assert.ok(!isAlive(twice.pid))
   })
 
-  describe("a signal that is aborted", () => {
-    test("rejects with its reason, and nothing has been started", async () => {
+  describe("an AbortSignal", () => {
+    test("a signal that is already aborted rejects every call with its reason", async () => {
       const reason = new TypeError("enough")
       const signal = AbortSignal.abort(reason)
       assert.equal(await rejection(berth.start("host", { ...sleeper, signal })), reason)
@@ -331,7 +322,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.equal(await rejection(open({ signal })), reason)
     })
 
-    test("ends what it is about, and that alone", async () => {
+    test("an abort ends its own call and nothing else", async () => {
       const before = descendants(process.pid)
       const soon = () => AbortSignal.timeout(150)
       const errors = await Promise.all([
@@ -346,14 +337,15 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
         )
       ])
       for (const error of errors) assert.equal((error as Error).name, "TimeoutError")
-      // Whom nobody waits for, as the sleeper does not, is a zombie until the box ends.
+      // The sleeper does not wait for orphans, so they stay zombies until the box ends.
       const isLeft = (pid: number): boolean => !before.includes(pid) && isAlive(pid)
-      assert.ok(await eventually(() => !descendants(process.pid).some(isLeft)))
+      await until("the end of all that was aborted", () => !descendants(process.pid).some(isLeft))
       assert.equal(await box.$`echo still here`.text(), "still here\n")
     })
 
-    test("ends a start wherever that is", async () => {
+    test("an abort ends a start at any of its stages", async () => {
       const before = supervisors().length
+      // The moment is what is tested.
       for (let millis = 0; millis < 20; millis += 2) {
         const controller = new AbortController()
         setTimeout(() => controller.abort(), millis)
@@ -369,7 +361,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
   })
 
   describe("an error", () => {
-    test("is an instance of BerthError, with a tag", async () => {
+    test("an error of Berth is an instance of BerthError with a tag", async () => {
       const errors = [
         await rejection(start("/no/such/folder")),
         await rejection(start("host", { limits: { memory: "12 parsecs" } })),
@@ -382,14 +374,14 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.equal((errors[3] as BerthError)._tag, "CommandFailed")
     })
 
-    test("of another kind is none", () => {
+    test("an error of another kind is not an instance of BerthError", () => {
       for (const other of [new Error("x"), { _tag: "InvalidOption" }, null, undefined, 1])
         assert.ok(!((other as unknown) instanceof BerthError))
     })
   })
 
   describe("the supervisor", () => {
-    test("ends with the last box, and comes again", async () => {
+    test("the supervisor ends with the last box, and the next start begins another", async () => {
       const before = supervisors().length
       const first = await start("host", sleeper)
       const second = await start("host", sleeper)
@@ -403,7 +395,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.equal(supervisors().length, before)
     })
 
-    test("is one for all that run at once", async () => {
+    test("one supervisor serves all boxes that run at once", async () => {
       const before = supervisors().length
       let most = 0
       const timer = setInterval(() => {
@@ -415,7 +407,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       assert.equal(supervisors().length, before)
     })
 
-    test("of a session is kept until it and its boxes are gone", async () => {
+    test("a session's supervisor lives until the session and its boxes are disposed of", async () => {
       const before = supervisors().length
       const own = await open({ folder: `${folder}/own` })
       assert.equal(supervisors().length, before + 1)
@@ -433,7 +425,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
   const root = fileURLToPath(new URL("../..", import.meta.url))
   const deno = `${root}node_modules/.bin/deno`
 
-  test("Deno's sanitizers find nothing left", {
+  test("Deno's sanitizers find no operation, resource or timer left open", {
     skip: fs.existsSync(deno) ? false : "no deno: npm ci installs it"
   }, async () => {
     const file = `${root}test/deno/sanitizers.deno.ts`

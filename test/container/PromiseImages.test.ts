@@ -3,17 +3,11 @@ import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import type * as Progress from "../../lib/Progress.ts"
 import { BerthError, open, type Session } from "../../lib/promise.ts"
-import { allowTime } from "../support/effect.ts"
+import { allowTime, rejection } from "../support/effect.ts"
 import { makeImage, makeTemporaryFolder, remove, sh } from "../support/images.ts"
 import { type RunningRegistry, startRegistry, whyNoRegistry } from "../support/registry.ts"
 
 allowTime()
-
-const rejection = (promise: Promise<unknown>): Promise<unknown> =>
-  promise.then(
-    () => assert.fail("should be rejected"),
-    (error) => error
-  )
 
 describe("berth/promise: images", { skip: whyNoRegistry }, () => {
   let folder = ""
@@ -34,7 +28,7 @@ describe("berth/promise: images", { skip: whyNoRegistry }, () => {
     remove(folder)
   })
 
-  test("pull gives each layer's steps while it goes on, and then the image", async () => {
+  test("a pull gives the steps of each layer while it runs, and then the image", async () => {
     const pulling = berth.images.pull(reference)
     const phases = new Map<string, Array<Progress.Phase>>()
     for await (const { digest, phase } of pulling) {
@@ -52,7 +46,7 @@ describe("berth/promise: images", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("who leaves the loop stops it, and an abort rejects with the signal's reason", async () => {
+  test("leaving the loop stops a pull, and an abort rejects with the signal's reason", async () => {
     await using other = await open({ folder: `${folder}/stopped` })
     for await (const step of other.images.pull(reference)) {
       assert.equal(step.phase, "waiting")
@@ -64,7 +58,7 @@ describe("berth/promise: images", { skip: whyNoRegistry }, () => {
     assert.equal(error, reason)
   })
 
-  test("a failure rejects the promise, and ends the loop with it", async () => {
+  test("a failed pull rejects its promise and throws in its loop", async () => {
     const missing = `${registry.host}/missing:1`
     assert.ok((await rejection(berth.images.pull(missing))) instanceof BerthError)
     const loop = async () => {

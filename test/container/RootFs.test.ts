@@ -17,7 +17,7 @@ const sh = (image: Image.Image, script: string, options: Container.StartOptions 
     }
   )
 
-/** Layers above a busybox: each has a file of its own, and its number in one that all have. */
+/** A busybox and layers above it. Each layer has a file of its own, and the file `top` with its number. */
 const layers = (folder: string, count: number, name = (k: number): string => `layer-${k}`) => {
   const made = Array.from({ length: count - 1 }, (_, k) => {
     const path = `${folder}/${name(k + 1)}`
@@ -48,7 +48,7 @@ suite("RootFs", (effect, folder) => {
   for (const count of [1, 2, 15, 16, 100]) {
     for (const upper of ["disk", "memory"] as const) {
       effect(
-        `${count} layer${count === 1 ? "" : "s"} with the writable one ${upper === "disk" ? "on disk" : "in memory"} are one root, the uppermost first`,
+        `a root of ${count} layer${count === 1 ? "" : "s"} and a writable one ${upper === "disk" ? "on disk" : "in memory"} shows the uppermost file`,
         function* () {
           const at = `${folder()}/${count}-${upper}`
           const all = layers(at, count)
@@ -66,7 +66,7 @@ suite("RootFs", (effect, folder) => {
   }
 
   effect(
-    "paths of layers may be long and hold what overlayfs takes for its own",
+    "paths of layers may be long and contain the special characters of overlayfs",
     function* () {
       const names = [(k: number) => `${"long".repeat(60)}/${k}`, (k: number) => `a:b,c\\d=e f ${k}`]
       for (const [n, name] of names.entries()) {
@@ -79,7 +79,7 @@ suite("RootFs", (effect, folder) => {
     { skip: whyNoBusybox }
   )
 
-  effect("is what one process leaves for the next, and not for another root", function* () {
+  effect("a root shows what an earlier process wrote, and another root does not", function* () {
     const image = yield* Image.host
     const root = yield* RootFs.overlay(image)
     assert.equal(yield* spawnExit(root, "echo one > /written; exit 3"), 3)
@@ -89,7 +89,7 @@ suite("RootFs", (effect, folder) => {
     assert.ok(!fs.existsSync("/written"))
   })
 
-  effect("can be used by several at once", function* () {
+  effect("a root can be used by four processes at once", function* () {
     const root = yield* RootFs.overlay(yield* Image.host, { upper: "memory" })
     const scripts = [1, 2, 3, 4].map((k) => `echo ${k} > /w${k}; exit ${k}`)
     const codes = yield* Effect.forEach(scripts, (script) => spawnExit(root, script), { concurrency: 4 })
@@ -98,7 +98,7 @@ suite("RootFs", (effect, folder) => {
   })
 
   effect(
-    "several that start at once on a new root make its missing folders for each other",
+    "processes that start at once on a new root share its missing folders",
     function* () {
       const image = yield* makeImage(`${folder()}/missing`)
       for (let k = 0; k < 10; k++) {
@@ -115,7 +115,7 @@ suite("RootFs", (effect, folder) => {
   )
 
   effect(
-    "is on disk, where it says, until its scope closes",
+    "a writable layer on disk is in the folder that the root names until its scope closes",
     function* () {
       const image = yield* makeImage(`${folder()}/image`)
       const upper = yield* Effect.scoped(
@@ -132,14 +132,14 @@ suite("RootFs", (effect, folder) => {
     { skip: whyNoBusybox }
   )
 
-  effect("is no larger in memory than was asked for", function* () {
+  effect("a writable layer in memory holds no more than its size", function* () {
     const root = yield* RootFs.overlay(yield* Image.host, { upper: "memory", size: "1MiB" })
     assert.equal(root.upper, undefined)
     assert.equal(yield* spawnExit(root, "head -c 3000000 /dev/zero > /fill || exit 7"), 7)
   })
 
   effect(
-    "has the mode of the image's own root",
+    "a root has the mode of its image's root",
     function* () {
       const at = makeRoot(`${folder()}/closed`)
       fs.chmodSync(at, 0o711)
@@ -150,22 +150,22 @@ suite("RootFs", (effect, folder) => {
     { skip: whyNoBusybox }
   )
 
-  effect("an image with nothing in it is a root with nothing in it", function* () {
+  effect("a container of an empty image finds no command", function* () {
     const error = yield* failure("CommandFailed", Container.run(Image.scratch, { command: ["/bin/sh"] }))
     assert.equal(error.reason, "NotFound")
-    const { folder: base } = yield* Berth.Berth
-    fs.mkdirSync(`${base}/nothing`, { recursive: true })
-    assert.deepEqual(fs.readdirSync(`${base}/nothing`), [])
   })
 
-  effect("does not put the host's root below a layer on the same disk", function* () {
-    const error = yield* failure("InvalidOption", RootFs.overlay(yield* Image.host, { upper: "disk" }))
-    assert.equal(error.option, "upper")
-    const size = yield* failure("InvalidOption", RootFs.overlay(yield* Image.host, { size: "12 parsecs" }))
-    assert.match(size.option, /size$/i)
-  })
+  effect(
+    "a writable layer on disk is refused for the host's root, and so is a size that cannot be parsed",
+    function* () {
+      const error = yield* failure("InvalidOption", RootFs.overlay(yield* Image.host, { upper: "disk" }))
+      assert.equal(error.option, "upper")
+      const size = yield* failure("InvalidOption", RootFs.overlay(yield* Image.host, { size: "12 parsecs" }))
+      assert.equal(size.option, "size")
+    }
+  )
 
-  effect("says that a layer is no longer there", function* () {
+  effect("a layer that has been removed is an error with its path", function* () {
     const at = `${folder()}/short-lived`
     fs.mkdirSync(at, { recursive: true })
     const image = yield* Image.fromRootfs(at)
@@ -175,25 +175,28 @@ suite("RootFs", (effect, folder) => {
     assert.ok(error.message.includes(at))
   })
 
-  effect("where the kernel gives a user namespace no overlay, the error says what would help", function* () {
-    const { ids, supervisor } = yield* Berth.Berth
-    // In a user namespace without a mount namespace of its own, nothing can be mounted, as before Linux 5.11 no overlay.
-    const plan = Plan.make([
-      { op: "process", namespaces: flagsOf(["user"]) },
-      idMap(nested(ids)),
-      { op: "stdio", stdin: null, stdout: null, stderr: null },
-      {
-        op: "overlay-memory",
-        lower: [`${supervisor.folder}/empty`],
-        mode: 0o755,
-        tmpfs: [],
-        options: ["volatile", "userxattr"],
-        attributes: 0
-      },
-      { op: "self", arguments: ["berth-hold"], environment: [] }
-    ])
-    const error = yield* failure("OperationFailed", supervisor.start(supervisor.nextId(), plan, {}))
-    assert.equal(error.code, "EPERM")
-    assert.match(error.message, /Linux 5\.11 .*modprobe overlay.*run as root.*doctor/)
-  })
+  effect(
+    "an overlay that the kernel refuses in a user namespace is an error that says what would help",
+    function* () {
+      const { ids, supervisor } = yield* Berth.Berth
+      // In a user namespace without a mount namespace, mounts are refused, as overlays were before Linux 5.11.
+      const plan = Plan.make([
+        { op: "process", namespaces: flagsOf(["user"]) },
+        idMap(nested(ids)),
+        { op: "stdio", stdin: null, stdout: null, stderr: null },
+        {
+          op: "overlay-memory",
+          lower: [`${supervisor.folder}/empty`],
+          mode: 0o755,
+          tmpfs: [],
+          options: ["volatile", "userxattr"],
+          attributes: 0
+        },
+        { op: "exec-self", arguments: ["berth-hold"], environment: [] }
+      ])
+      const error = yield* failure("OperationFailed", supervisor.start(supervisor.nextId(), plan, {}))
+      assert.equal(error.code, "EPERM")
+      assert.match(error.message, /Linux 5\.11 .*modprobe overlay.*run as root.*doctor/)
+    }
+  )
 })

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import { describe, test } from "node:test"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import fc from "fast-check"
@@ -15,7 +16,7 @@ import { whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = whyNoBusybox
 
-/** What comes of these attempts in a container with these options. */
+/** The outcome of each of these attempts in a container with these options. */
 const attack = (words: ReadonlyArray<string>, options: Container.StartOptions = {}) =>
   Effect.flatMap(attackImage, (image) =>
     Effect.map(Container.run(image, { ...options, command: ["attack", ...words] }), ({ stdout }) =>
@@ -70,7 +71,7 @@ const modeOf = (stdout: string): string => /Seccomp:\s*(\d)/.exec(stdout)![1]!
 
 suite("Seccomp", (effect) => {
   effect(
-    "the default policy denies what Docker's denies and allows what that allows",
+    "the default policy denies and allows the same system calls as Docker's",
     function* () {
       yield* Effect.map(attack(everything), (came) => assert.deepEqual(came, expected))
     },
@@ -78,7 +79,7 @@ suite("Seccomp", (effect) => {
   )
 
   effect(
-    "it holds for another user, under an init, with new privileges allowed, in a user namespace and on a terminal",
+    "the default policy holds for every user, with an init, new privileges, a user namespace or a terminal",
     function* () {
       for (const options of [
         { user: "1000" },
@@ -95,7 +96,7 @@ suite("Seccomp", (effect) => {
   )
 
   effect(
-    "what is executed in a container has the container's policy, or its own",
+    "an exec has its container's policy unless it is given its own",
     function* () {
       const image = yield* attackImage
       const box = yield* Container.start(image, { command: ["sleep", "1000"] })
@@ -116,7 +117,7 @@ suite("Seccomp", (effect) => {
     { skip }
   )
 
-  effect("one filter, or none where none is asked for", function* () {
+  effect("a container has one filter, and an unconfined one has none", function* () {
     const image = yield* Image.host
     const command = ["grep", "Seccomp", "/proc/self/status"]
     const confined = yield* Container.run(image, { command })
@@ -126,7 +127,7 @@ suite("Seccomp", (effect) => {
   })
 
   effect(
-    "unconfined, the kernel itself decides",
+    "an unconfined container gets the kernel's own answers",
     function* () {
       yield* Effect.map(
         attack(["clone3", "personality", "keyctl", "fork"], { seccomp: "unconfined" }),
@@ -137,7 +138,7 @@ suite("Seccomp", (effect) => {
   )
 
   effect(
-    "a capability brings its system calls along, and the kernel's own refusals with them",
+    "a capability allows its system calls, which the kernel may still refuse",
     function* () {
       const came = yield* attack(["unshare", "setns", "clone3", "bpf"], {
         capabilities: { add: ["SYS_ADMIN"] }
@@ -153,7 +154,7 @@ suite("Seccomp", (effect) => {
   )
 
   effect(
-    "strict leaves a plain program running, and less than the default",
+    "Security.strict runs a plain program and allows less than the default",
     function* () {
       const image = yield* attackImage
       const script =
@@ -175,14 +176,14 @@ suite("Seccomp", (effect) => {
   )
 
   effect(
-    "each action of a profile does what its name says",
+    "each action of a profile has its effect",
     function* () {
       const run = (action: Security.SeccompAction, rest: Partial<Security.SeccompRule> = {}) =>
         Effect.map(
           attack(["uname"], { seccomp: profile([{ names: ["uname"], action, ...rest }]) }),
           ({ uname }) => uname
         )
-      // A null pointer is EFAULT where the kernel gets to see it.
+      // A call that reaches the kernel fails with EFAULT, because its argument is a null pointer.
       assert.equal(yield* run("SCMP_ACT_ALLOW"), "EFAULT")
       assert.equal(yield* run("SCMP_ACT_LOG"), "EFAULT")
       assert.equal(yield* run("SCMP_ACT_ERRNO"), "EPERM")
@@ -200,7 +201,7 @@ suite("Seccomp", (effect) => {
   )
 
   effect(
-    "conditions of arguments, and rules for certain capabilities, architectures and kernels",
+    "a rule can depend on arguments, capabilities, architectures and kernel versions",
     function* () {
       const refuse = (rest: Partial<Security.SeccompRule>) =>
         Effect.map(
@@ -220,7 +221,7 @@ suite("Seccomp", (effect) => {
         yield* refuse({ args: [{ index: 0, value: 3, valueTwo: 2, op: "SCMP_CMP_MASKED_EQ" }] }),
         "inet"
       )
-      // Of one argument, any will do.
+      // Of several conditions on one argument, one is enough.
       const both = [1, 2].map((value) => ({ index: 0, value, op: "SCMP_CMP_EQ" }) as const)
       assert.equal(yield* refuse({ args: both }), "unix,inet")
       assert.equal(yield* refuse({ includes: { caps: ["CAP_CHOWN"] } }), "unix,inet")
@@ -234,7 +235,7 @@ suite("Seccomp", (effect) => {
   )
 
   effect(
-    "a system call that is asked about gets the answer's error or value, or goes on, in a start and in an exec",
+    "onSystemCall answers with an error, a value or continue, in a start and in an exec",
     function* () {
       const image = yield* attackImage
       const seccomp = profile([{ names: ["uname", "mkdir", "getcpu", "execve"], action: "SCMP_ACT_NOTIFY" }])
@@ -264,13 +265,14 @@ suite("Seccomp", (effect) => {
         Container.run(image, { command, seccomp: stuck, onSystemCall })
       )
       assert.match(refused.message, /sendmsg/)
-      // Whoever waits for an answer that does not come ends with its scope.
-      const never = () => Effect.never
+      // A container that waits for an answer ends with its scope.
+      const asked = yield* Deferred.make<void>()
+      const never = () => Effect.zipRight(Deferred.succeed(asked, undefined), Effect.never)
       const held = Effect.scoped(
         Effect.gen(function* () {
           const waiting = profile([{ names: ["mkdir"], action: "SCMP_ACT_NOTIFY" }])
           yield* Container.start(image, { command: ["mkdir", "/x"], seccomp: waiting, onSystemCall: never })
-          yield* Effect.sleep("50 millis")
+          yield* Deferred.await(asked)
         })
       )
       assert.ok(Option.isSome(yield* Effect.timeoutOption(held, "20 seconds")))
@@ -278,52 +280,46 @@ suite("Seccomp", (effect) => {
     { skip }
   )
 
-  effect("a profile that does not let the command be executed is an error that says so", function* () {
+  effect("a profile that denies execve fails the start or kills the command", function* () {
     const image = yield* Image.host
-    for (const action of ["SCMP_ACT_ERRNO", "SCMP_ACT_KILL"] as const) {
-      const seccomp = profile([{ names: ["execve"], action }])
-      const result = yield* Effect.either(Container.run(image, { command: ["true"], seccomp }))
-      if (action === "SCMP_ACT_ERRNO") {
-        assert.equal(result._tag === "Left" && result.left._tag, "CommandFailed")
-      } else assert.equal(result._tag === "Right" && result.right.signal, "SIGSYS")
-    }
-    // The supervisor has not suffered.
+    const denying = (action: Security.SeccompAction) =>
+      Container.run(image, { command: ["true"], seccomp: profile([{ names: ["execve"], action }]) })
+    yield* failure("CommandFailed", denying("SCMP_ACT_ERRNO"))
+    assert.equal((yield* denying("SCMP_ACT_KILL")).signal, "SIGSYS")
+    // The supervisor works as before.
     const { exitCode } = yield* Container.run(image, { command: ["true"] })
     assert.equal(exitCode, 0)
   })
 
-  effect(
-    "the default policy is kept in Berth's folder, and made again where it has been damaged",
-    function* () {
-      const { folder } = yield* Berth.Berth
-      const set = maskOf(Security.defaultCapabilities)
-      const load = () => kept(`${folder}/kept`, Security.defaultSeccomp, set)
-      const first = load()
-      const [name, ...others] = fs.readdirSync(`${folder}/kept/seccomp`)
-      assert.deepEqual(others, [])
-      const path = `${folder}/kept/seccomp/${name}`
-      assert.equal(fs.statSync(path).mode & 0o777, 0o600)
-      const whole = fs.readFileSync(path)
-      for (const damaged of [
-        whole.subarray(0, 100),
-        Buffer.alloc(0),
-        Buffer.from(whole).fill(6, whole.length - 8)
-      ]) {
-        fs.writeFileSync(path, damaged)
-        assert.deepEqual(load(), first)
-        assert.deepEqual(fs.readFileSync(path), whole)
-      }
+  effect("the compiled default policy is kept in Berth's folder and replaced if it is damaged", function* () {
+    const { folder } = yield* Berth.Berth
+    const set = maskOf(Security.defaultCapabilities)
+    const load = () => kept(`${folder}/kept`, Security.defaultSeccomp, set)
+    const first = load()
+    const [name, ...others] = fs.readdirSync(`${folder}/kept/seccomp`)
+    assert.deepEqual(others, [])
+    const path = `${folder}/kept/seccomp/${name}`
+    assert.equal(fs.statSync(path).mode & 0o777, 0o600)
+    const whole = fs.readFileSync(path)
+    for (const damaged of [
+      whole.subarray(0, 100),
+      Buffer.alloc(0),
+      Buffer.from(whole).fill(6, whole.length - 8)
+    ]) {
+      fs.writeFileSync(path, damaged)
+      assert.deepEqual(load(), first)
+      assert.deepEqual(fs.readFileSync(path), whole)
     }
-  )
+  })
 })
 
-suite("Seccomp, what it says of bad input", (effect) => {
+suite("Seccomp: invalid input", (effect) => {
   const refused = (seccomp: unknown) =>
     Effect.flatMap(Image.host, (image) =>
       failure("InvalidOption", Container.run(image, { command: ["true"], seccomp: seccomp as never }))
     )
 
-  effect("a name that there is not, with the nearest that there is", function* () {
+  effect("an unknown name is refused with the nearest known name", function* () {
     const call = yield* refused(profile([{ names: ["mkdirr"], action: "SCMP_ACT_ERRNO" }]))
     assert.equal(call.option, "seccomp.syscalls")
     assert.match(call.message, /"mkdirr".*nearest is mkdir\b/)
@@ -335,7 +331,7 @@ suite("Seccomp, what it says of bad input", (effect) => {
     assert.match(cap.message, /nearest is CAP_SYS_ADMIN\b/)
   })
 
-  effect("a profile of another form, and where", function* () {
+  effect("a malformed profile is refused with the path of the wrong field", function* () {
     for (const [seccomp, option] of [
       ["confined", "seccomp"],
       [null, "seccomp"],
@@ -371,7 +367,7 @@ suite("Seccomp, what it says of bad input", (effect) => {
       assert.equal((yield* refused(seccomp)).option, option)
   })
 
-  effect("more rules than there can be, and architectures said twice", function* () {
+  effect("too many rules, or architectures named twice, are refused", function* () {
     const many = Array.from({ length: 20 }, () => ({
       names: Array.from({ length: 1000 }, () => "read"),
       action: "SCMP_ACT_ERRNO" as const
@@ -381,7 +377,7 @@ suite("Seccomp, what it says of bad input", (effect) => {
     assert.equal((yield* refused(profile([], both))).option, "seccomp.architectures")
   })
 
-  effect("text that is not JSON, or too much of it", function* () {
+  effect("text that is malformed JSON, or too long, is refused", function* () {
     for (const text of ["", "{", "[]", "null", '"x"', `"${"x".repeat(2 ** 20)}"`, "[".repeat(100000)])
       yield* failure("InvalidData", Security.seccompFromJson(text))
     const text = JSON.stringify(Security.defaultSeccomp)
@@ -389,13 +385,14 @@ suite("Seccomp, what it says of bad input", (effect) => {
   })
 })
 
-// The shortened programs against libseccomp's own, by an interpreter of BPF.
+// An interpreter of BPF compares the shortened programs with those of libseccomp.
 
 const SYSCALL_DATA_WORDS = 16
 
 const interpret = (program: ReadonlyArray<Bpf.Instruction>, data: Uint32Array): number => {
   let at = 0
   let a = 0
+  // The jumps of BPF only go forward, so this ends.
   for (;;) {
     const { code, jf, jt, k } = program[at++]!
     if (code === Bpf.RETURN) return k
@@ -472,14 +469,14 @@ const assembled = (of: Security.SeccompProfile): Uint8Array | undefined => {
   try {
     return assemble(of, maskOf(Security.defaultCapabilities))
   } catch {
-    // Random rules may contradict each other.
+    // Random rules can contradict each other.
     return undefined
   }
 }
 
 allowTime()
 
-describe("a shortened program", { skip: whyNoContainers }, () => {
+describe("Seccomp: a shortened program", { skip: whyNoContainers }, () => {
   const same = (long: Uint8Array, calls: ReadonlyArray<Uint32Array>): void => {
     const [original, shorter] = [Bpf.decode(long), Bpf.decode(Bpf.shorten(long))]
     for (const data of calls)
@@ -495,7 +492,7 @@ describe("a shortened program", { skip: whyNoContainers }, () => {
     return data
   }
 
-  test("says what libseccomp's own says of every call, whatever the profile", () => {
+  test("a shortened program decides every call as libseccomp's program does, for random profiles", () => {
     let compared = 0
     fc.assert(
       fc.property(
@@ -522,13 +519,13 @@ describe("a shortened program", { skip: whyNoContainers }, () => {
     assert.ok(compared > 20, `only ${compared} could be compiled`)
   })
 
-  test("does so for Berth's own policies, of every number, and is a third as long", () => {
+  test("a shortened policy of Berth decides every call as before and is a third as long", () => {
     const families = [1, 2, 16, 37, 38, 39, 40, 41, 0xffffffff, 0, 8, 0x20000, 0x20008, 0x10000000]
     for (const of of [Security.defaultSeccomp, Security.strictSeccomp]) {
       const long = assembled(of)!
       const calls = AUDIT_ARCHS.flatMap((architecture) =>
         Array.from({ length: 1200 }, (_, k) => (k < 600 ? k : 0x40000000 + k - 600)).flatMap((number) =>
-          // Of most, the arguments do not matter: they get one set of their own.
+          // The arguments of most calls do not matter; these get one set.
           (number === 41 || number === 56 || number === 135 ? families : [0x1234]).flatMap((low) => [
             call(architecture, number, [low, 0, low, 0]),
             call(architecture, number, [low, 1, 0, 0])
@@ -540,7 +537,7 @@ describe("a shortened program", { skip: whyNoContainers }, () => {
     }
   })
 
-  test("is what it was where it is no program of comparisons", () => {
+  test("a program that is not made of comparisons is left as it is", () => {
     const program = Bpf.encode([
       { code: Bpf.LOAD, jt: 0, jf: 0, k: 0 },
       { code: Bpf.AND, jt: 0, jf: 0, k: 0xff },
@@ -551,7 +548,7 @@ describe("a shortened program", { skip: whyNoContainers }, () => {
     assert.equal(Bpf.shorten(program), program)
   })
 
-  test("policies that are no policies are refused by the compiler as well", () => {
+  test("the compiler of policies withstands random bytes", () => {
     const program = new Uint8Array(4096 * 8)
     fc.assert(
       fc.property(fc.uint8Array({ maxLength: 200 }), (policy) => {

@@ -24,7 +24,7 @@ const sets = (options: Container.StartOptions) =>
       )
   )
 
-/** The result, and the warnings that were logged meanwhile. */
+/** The result of an effect, and the warnings that it logged. */
 const withWarnings = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.suspend(() => {
     const warnings: Array<string> = []
@@ -46,7 +46,7 @@ const mayRaise =
   1n
 
 suite("Security", (effect) => {
-  effect("capabilities by name: dropped first, then added, and no others", function* () {
+  effect("a container has the capabilities that remain after drop and then add", function* () {
     const usual = maskOf(Security.defaultCapabilities)
     const plain = yield* sets({})
     assert.deepEqual(plain, { Inh: 0n, Prm: usual, Eff: usual, Bnd: usual, Amb: 0n })
@@ -59,7 +59,7 @@ suite("Security", (effect) => {
     assert.deepEqual(none, { Inh: 0n, Prm: 0n, Eff: 0n, Bnd: 0n, Amb: 0n })
   })
 
-  effect("ambient ones reach a command of somebody else than root, in a start and in an exec", function* () {
+  effect("ambient capabilities reach a non-root command, in a start and in an exec", function* () {
     const one = maskOf(["NET_BIND_SERVICE"])
     const capabilities = { drop: ["ALL"], ambient: ["NET_BIND_SERVICE"] } as const
     const expected = { Inh: one, Prm: one, Eff: one, Bnd: one, Amb: one }
@@ -84,7 +84,7 @@ suite("Security", (effect) => {
   })
 
   effect(
-    "a limit above the hard one is cut down to that and said, or raised where that is allowed",
+    "a resource limit above the hard limit is raised if allowed, and otherwise reduced with a warning",
     function* () {
       const limits = ["sh", "-c", "ulimit -Sn; ulimit -Hn"]
       const hard = (yield* run({ command: ["sh", "-c", "ulimit -Hn"] })).stdout.trim()
@@ -94,7 +94,7 @@ suite("Security", (effect) => {
       assert.equal(result.stdout, `${now}\n${now}\n`)
       if (mayRaise) assert.deepEqual(warnings, [])
       else assert.match(warnings.join(), new RegExp(`rlimits.nofile: ${asked} is above .* it is ${hard}$`))
-      // In a user namespace of its own nothing makes a process one that may.
+      // No capability of a new user namespace allows a process to raise it.
       const inside = yield* withWarnings(
         run({ command: limits, rlimits: { nofile: asked }, namespaces: { user: "new" } })
       )
@@ -112,7 +112,7 @@ suite("Security", (effect) => {
   )
 
   effect(
-    "hidepid hides what is another user's",
+    "hidepid hides the processes of other users",
     function* () {
       const image = yield* attackImage
       const seen = (hidepid: Container.StartOptions["hidepid"]) =>
@@ -136,7 +136,7 @@ suite("Security", (effect) => {
   )
 
   effect(
-    "kernel parameters of the container's own namespaces are set in those, and no others are",
+    "kernel parameters are set in the container's own namespaces, and all others are refused",
     function* () {
       const name = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
       const before = fs.readFileSync(name, "utf8")
@@ -172,7 +172,7 @@ suite("Security", (effect) => {
     }
   )
 
-  effect("masked and read-only paths are as given, and the root as asked", function* () {
+  effect("maskedPaths, readonlyPaths and readOnly take effect as given", function* () {
     const script =
       "cat /etc/passwd | wc -c; ls /usr/share | wc -l; (echo x > /etc/x) 2>/dev/null || echo refused; (echo x > /opt/x) 2>/dev/null && echo written"
     const { stdout } = yield* run({
@@ -180,7 +180,7 @@ suite("Security", (effect) => {
       maskedPaths: ["/etc/passwd", "/usr/share", "/no/such"],
       readonlyPaths: ["/etc", "/no/such"]
     })
-    // Without root, the host's folders are read-only anyhow.
+    // Without root, the host's folders are always read-only.
     assert.equal(stdout, `0\n0\nrefused\n${process.getuid?.() === 0 ? "written\n" : ""}`)
     const root = yield* run({
       command: ["sh", "-c", "(echo x > /opt/x) 2>/dev/null || echo refused"],

@@ -4,19 +4,17 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
-import { Container, Image } from "../../lib/index.ts"
+import { Container, Image, type Process } from "../../lib/index.ts"
+import { repeatUntil, waitUntil } from "../support/containers.ts"
 import { suite } from "../support/effect.ts"
-import { eventually } from "../support/leftovers.ts"
 import { commandOf, root } from "../support/program.ts"
 import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
 
-const type = (box: Container.Container, ...keys: ReadonlyArray<string>) =>
-  Effect.forEach(keys, (key) =>
-    Effect.zipRight(box.state.stdin!.write(new TextEncoder().encode(key)), Effect.sleep("150 millis"))
-  )
+const type = (box: Container.Container, keys: string) =>
+  box.state.stdin!.write(new TextEncoder().encode(keys))
 
-/** Reads its screen in the background; gives what has come so far. */
-const screen = (box: Container.Container) =>
+/** Reads the screen in the background; `text` is what has come so far, and `shows` waits for a part of it. */
+const screen = (box: Process.Process) =>
   Effect.gen(function* () {
     let text = ""
     const reading = yield* Effect.forkScoped(
@@ -26,7 +24,8 @@ const screen = (box: Container.Container) =>
         })
       )
     )
-    return { text: () => text, end: Fiber.join(reading) }
+    const shows = (part: string) => waitUntil(`${part} on the screen`, () => text.includes(part))
+    return { text: () => text, shows, end: Fiber.join(reading) }
   })
 
 const shell = (options: Container.StartOptions = {}) =>
@@ -35,28 +34,29 @@ const shell = (options: Container.StartOptions = {}) =>
   )
 
 suite("Terminal", (effect, folder) => {
-  effect("is of the size that was asked for, the user's own, and of the container's devpts", function* () {
+  effect("a terminal has the given size, belongs to the user and is in the container's devpts", function* () {
     const box = yield* shell({ user: "nobody" })
     const { end, text } = yield* screen(box)
-    yield* type(box, "stty size; tty; ls -l $(tty)\n", "exit 3\n")
+    yield* type(box, "stty size; tty; ls -l $(tty)\nexit 3\n")
     assert.equal((yield* box.exit).exitCode, 3)
     yield* end
     assert.match(text(), /30 100\r\n\/dev\/pts\/0\r\ncrw--w---- 1 nobody/)
   })
 
-  effect("tells its foreground of a new size", function* () {
+  effect("resizing a terminal signals its foreground process", function* () {
     const waiting = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done"
     const box = yield* shell({ command: ["sh", "-c", waiting] })
-    const { end, text } = yield* screen(box)
-    yield* Effect.promise(() => eventually(() => text().includes("ready")))
+    const { end, shows, text } = yield* screen(box)
+    yield* shows("ready")
     yield* Container.resize(box, { rows: 11, columns: 22 })
     yield* box.exit
     yield* end
     assert.match(text(), /11 22\r\n/)
   })
 
-  effect("passes Ctrl-C on as SIGINT, and Ctrl-D as the end of what is typed", function* () {
-    const box = yield* shell({ command: ["sleep", "1000"], init: true })
+  effect("a terminal passes on Ctrl-C as SIGINT and the end of stdin as end of file", function* () {
+    const box = yield* shell({ command: ["sh", "-c", "echo up; exec sleep 1000"], init: true })
+    yield* (yield* screen(box)).shows("up")
     yield* type(box, "\x03")
     assert.equal((yield* box.exit).exitCode, 130)
     const cat = yield* shell({ command: ["cat"] })
@@ -67,7 +67,7 @@ suite("Terminal", (effect, folder) => {
     assert.equal(text().split("typed").length, 3, "once as an echo, once by cat")
   })
 
-  effect("of an executed command is its own", function* () {
+  effect("an exec has a terminal of its own", function* () {
     const box = yield* shell({ command: ["sleep", "1000"] })
     const command = yield* Container.execStream(box, ["sh", "-c", "tty; stty size"], {
       terminal: { rows: 5, columns: 6 }
@@ -79,7 +79,7 @@ suite("Terminal", (effect, folder) => {
   })
 
   effect(
-    "this program's own is attached: its size, its keys, its changes of size, and the exit code",
+    "Container.attach connects the calling program's terminal: its size, keys, resizes and exit code",
     function* () {
       const { args, command } = commandOf("attached.ts", [`${folder()}/attached`])
       const words = [command, ...args].map((word) => `'${word}'`).join(" ")
@@ -98,10 +98,7 @@ suite("Terminal", (effect, folder) => {
       child.stdout.on("data", (bytes) => {
         text += bytes
       })
-      const says = (what: RegExp) =>
-        Effect.promise(() => eventually(() => what.test(text), 20_000)).pipe(
-          Effect.map((said) => assert.ok(said, `${what} in ${JSON.stringify(text)}`))
-        )
+      const says = (what: RegExp) => waitUntil(`${what} on the terminal`, () => what.test(text))
       yield* says(/12 34\r+\n/)
       child.stdin.write("echo hello\n")
       yield* says(/\nhello\r+\n/)
@@ -116,16 +113,24 @@ suite("Terminal", (effect, folder) => {
   )
 
   effect(
-    "a full-screen editor works in it",
+    "a full-screen editor works in a terminal",
     function* () {
       const image = yield* makeImage(`${folder()}/editor`)
       const box = yield* Container.start(image, {
         command: ["vi", "/tmp/note"],
         terminal: { rows: 24, columns: 80 }
       })
-      const { text } = yield* screen(box)
-      yield* type(box, "i", "hello, ", "world", "\x1b", "0", "x", ":w\r")
-      assert.equal((yield* Container.exec(box, ["cat", "/tmp/note"])).stdout, "ello, world\n")
+      const { shows, text } = yield* screen(box)
+      yield* shows("/tmp/note")
+      yield* type(box, "ihello, world\x1b")
+      // An editor tells the Escape key from the beginning of a sequence by the time after it.
+      yield* Effect.sleep("500 millis")
+      yield* type(box, "0x:w\r")
+      yield* repeatUntil(
+        "the written file",
+        Container.exec(box, ["cat", "/tmp/note"]),
+        ({ stdout }) => stdout === "ello, world\n"
+      )
       yield* type(box, ":q\r")
       assert.equal((yield* box.exit).exitCode, 0)
       assert.ok(text().includes("\x1b["), "it moves its cursor")

@@ -6,15 +6,16 @@ import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Container, Image, Namespace, RootFs } from "../../lib/index.ts"
+import { textOf, waitUntil } from "../support/containers.ts"
 import { failure, suite } from "../support/effect.ts"
 import { whyNoImages } from "../support/images.ts"
-import { eventually, isAlive } from "../support/leftovers.ts"
+import { isAlive } from "../support/leftovers.ts"
 import { owners, ownersImage } from "../support/owners.ts"
 import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
 
-const whyNotRootless = process.getuid?.() === 0 ? "is about those who are not root: .ci/rootless" : false
+const whyNotRootless = process.getuid?.() === 0 ? "needs a non-root user: .ci/rootless runs this" : false
 
-/** The ids of a process's user namespace: where they begin on the host. */
+/** The ids of a process's user namespace: the first one on the host, and their number. */
 const mapOf = (pid: number): { readonly host: number; readonly size: number } => {
   const [container, host, size] = fs
     .readFileSync(`/proc/${pid}/uid_map`, "utf8")
@@ -34,7 +35,7 @@ const expected = Object.entries(owners)
   .map(([name, value]) => `${name} ${value}\n`)
   .join("")
 
-suite("Container, in a user namespace with ids of its own", (effect, berthFolder) => {
+suite("Container: userns", (effect, berthFolder) => {
   const image = Effect.suspend(() => makeImage(`${berthFolder()}.root`))
   const withOwners = Effect.suspend(() => ownersImage(`${berthFolder()}.owners`))
   const sleeping = { command: ["sleep", "1000"], userns: "auto" } as const
@@ -42,7 +43,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
 
   for (const upper of ["disk", "memory"] as const)
     effect.asRoot(
-      `has the image's owners, as they are, and writes as itself, its writable layer on ${upper}`,
+      `a container with userns: auto shows the image's owners and writes with its own ids, its writable layer on ${upper}`,
       function* () {
         const from = yield* withOwners
         const box = yield* Container.start(from, { ...sleeping, upper, entrypoint: [] })
@@ -57,7 +58,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
           user: "app"
         })
         assert.equal(mine.stdout, "1000\napp's\nmore\n")
-        // What it was made from is shown with other ids, and has not been given any.
+        // The layers are shown with other ids, and their own are unchanged.
         const [lowest] = from.layers
         assert.deepEqual(
           ["bin/busybox", "etc/passwd"].map((name) => fs.statSync(`${lowest}/${name}`).uid),
@@ -74,7 +75,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
     )
 
   effect.asRoot(
-    "has ids that no other container has, until it is gone",
+    "containers with userns: auto have ids that do not overlap",
     function* () {
       const from = yield* image
       const boxes = yield* Effect.all(
@@ -98,7 +99,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   )
 
   effect.asRoot(
-    "is nobody to the host: neither reads nor writes what is root's, though it is bound in",
+    "a container with userns: auto can neither read nor write a bound folder of the host's root",
     function* () {
       const source = `${berthFolder()}/bound`
       fs.mkdirSync(source, { recursive: true })
@@ -121,7 +122,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   )
 
   effect.asRoot(
-    "is committed with the ids that it sees",
+    "a container with userns: auto is committed with the ids that it sees",
     function* () {
       const box = yield* Container.start(yield* withOwners, {
         userns: "auto",
@@ -142,23 +143,19 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   )
 
   effect.asRoot(
-    "may write to its own standard output by its name",
+    "a container with userns: auto can open /dev/stdout and /dev/stderr",
     function* () {
-      yield* Effect.map(
-        Effect.flatMap(image, (from) =>
-          Container.run(from, {
-            userns: "auto",
-            command: ["sh", "-c", "echo out > /dev/stdout; echo err > /dev/stderr"]
-          })
-        ),
-        ({ stdout, stderr }) => assert.deepEqual([stdout, stderr], ["out\n", "err\n"])
-      )
+      const { stderr, stdout } = yield* Container.run(yield* image, {
+        userns: "auto",
+        command: ["sh", "-c", "echo out > /dev/stdout; echo err > /dev/stderr"]
+      })
+      assert.deepEqual([stdout, stderr], ["out\n", "err\n"])
     },
     { skip }
   )
 
   effect.asRoot(
-    "maps that make no sense are refused before anything is made",
+    "malformed id maps are refused before anything is made",
     function* () {
       const from = yield* image
       const before = fs.readdirSync(`${berthFolder()}/run`)
@@ -200,7 +197,7 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   )
 
   effect(
-    "without root is refused, with what there is instead",
+    "userns is refused without root, with the alternative in the error",
     function* () {
       const error = yield* failure("Unsupported", Container.start(yield* image, sleeping))
       assert.match(error.message, /only root.*user: "new"/)
@@ -212,27 +209,21 @@ suite("Container, in a user namespace with ids of its own", (effect, berthFolder
   )
 })
 
-suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
+suite("Namespace and RootFs: userns", (effect, berthFolder) => {
   const withOwners = Effect.suspend(() => ownersImage(`${berthFolder()}.owners`))
   const every = ["user", "mount", "pid", "uts", "ipc", "network", "cgroup"] as const
   const skip = whyNoBusybox
   const skipImages = skip || whyNoImages
   const said = (process: Container.Container) =>
-    Effect.map(
-      Effect.all([
-        Stream.mkString(Stream.decodeText(process.stdout)),
-        Stream.mkString(Stream.decodeText(process.stderr))
-      ]),
-      ([out, err]) => {
-        assert.equal(err, "")
-        return out
-      }
-    )
+    Effect.map(Effect.all([textOf(process.stdout), textOf(process.stderr)]), ([out, err]) => {
+      assert.equal(err, "")
+      return out
+    })
 
   for (const upper of ["disk", "memory"] as const)
     for (const kinds of [every, ["user"], ["user", "pid", "network"]] as const)
       effect.asRoot(
-        `a root is made for the ids of ${kinds.join(", ")}, its writable layer on ${upper}`,
+        `a root for the ids of ${kinds.join(", ")} shows the image's owners, its writable layer on ${upper}`,
         function* () {
           const from = yield* withOwners
           const namespaces = yield* Namespace.make(kinds, { ids: "auto" })
@@ -263,7 +254,7 @@ suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
             user: "app"
           })
           assert.equal(mine.stdout, "1000\napp's\nmore\n")
-          // What it was made from is shown with other ids, and has not been given any.
+          // The layers are shown with other ids, and their own are unchanged.
           assert.deepEqual(owned(from.layers[0]!), [0, 0])
           if (rootfs.upper === undefined) return
           const stat = (name: string) => fs.statSync(`${rootfs.upper}/home/app/${name}`)
@@ -275,7 +266,7 @@ suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
       )
 
   effect.asRoot(
-    "several processes share it, one after another, and it is committed with the ids that they see",
+    "processes in turn share a root with its own ids, and it is committed with the ids that they see",
     function* () {
       const namespaces = yield* Namespace.make(["user", "mount", "pid"], { ids: "auto" })
       const rootfs = yield* RootFs.overlay(yield* withOwners, { upper: "disk", userns: namespaces })
@@ -294,29 +285,32 @@ suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
     { skip: skipImages }
   )
 
-  effect.asRoot("is nobody to the host, whose root it has read-only below", function* () {
-    const namespaces = yield* Namespace.make(every, { ids: "auto" })
-    const rootfs = yield* RootFs.overlay(yield* Image.host, { userns: namespaces })
-    const source = `${berthFolder()}/bound-parts`
-    fs.mkdirSync(source, { recursive: true })
-    fs.writeFileSync(`${source}/secret`, "root's\n", { mode: 0o600 })
-    const process = yield* Container.spawn({
-      rootfs,
-      namespaces,
-      mounts: [{ type: "bind", source, target: "/bound" }],
-      capabilities: { add: ["ALL"] },
-      command: [
-        "sh",
-        "-c",
-        "exec 2>/dev/null; cat /bound/secret || echo unread; echo x > /bound/new || echo unwritten; stat -c %u /bound/secret /etc/passwd"
-      ]
-    })
-    assert.equal(yield* said(process), "unread\nunwritten\n65534\n0\n")
-    assert.deepEqual(fs.readdirSync(source), ["secret"])
-  })
+  effect.asRoot(
+    "a process with its own ids on the host's root can neither read nor write a bound folder of root",
+    function* () {
+      const namespaces = yield* Namespace.make(every, { ids: "auto" })
+      const rootfs = yield* RootFs.overlay(yield* Image.host, { userns: namespaces })
+      const source = `${berthFolder()}/bound-parts`
+      fs.mkdirSync(source, { recursive: true })
+      fs.writeFileSync(`${source}/secret`, "root's\n", { mode: 0o600 })
+      const process = yield* Container.spawn({
+        rootfs,
+        namespaces,
+        mounts: [{ type: "bind", source, target: "/bound" }],
+        capabilities: { add: ["ALL"] },
+        command: [
+          "sh",
+          "-c",
+          "exec 2>/dev/null; cat /bound/secret || echo unread; echo x > /bound/new || echo unwritten; stat -c %u /bound/secret /etc/passwd"
+        ]
+      })
+      assert.equal(yield* said(process), "unread\nunwritten\n65534\n0\n")
+      assert.deepEqual(fs.readdirSync(source), ["secret"])
+    }
+  )
 
   effect.asRoot(
-    "a root is refused in namespaces of other ids, and taken in all that have its own",
+    "a root is accepted in every namespace with its ids and refused in all others",
     function* () {
       const from = yield* makeImage(`${berthFolder()}.root`)
       const map = (host: number) => {
@@ -360,14 +354,14 @@ suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
   )
 
   effect.asRoot(
-    "ids are nobody else's for as long as there are namespaces or a root of theirs",
+    "ids stay reserved as long as a namespace or a root uses them",
     function* () {
       const from = yield* makeImage(`${berthFolder()}.root`)
       const held = yield* Effect.forEach([1, 2, 3], () => Namespace.make(["user"], { ids: "auto" }))
       const started = yield* Container.start(from, { command: ["sleep", "1000"], userns: "auto" })
       const hosts = [...held.map(({ pid }) => mapOf(pid).host), mapOf(started.pid).host]
       assert.equal(new Set(hosts).size, 4)
-      // A root outlives its namespaces: what has been written with their ids is still there.
+      // A root outlives its namespaces, and so do the files that were written with their ids.
       const closing = yield* Scope.make()
       const namespaces = yield* Scope.extend(Namespace.make(["user"], { ids: "auto" }), closing)
       const { host } = mapOf(namespaces.pid)
@@ -380,13 +374,13 @@ suite("Namespace and RootFs, with ids of their own", (effect, berthFolder) => {
           yield* failure("InvalidOption", RootFs.overlay(from, { userns: namespaces }))
         })
       )
-      assert.ok(yield* Effect.promise(() => eventually(() => !isHeld())))
+      yield* waitUntil(`the ids from ${host} are free`, () => !isHeld())
     },
     { skip }
   )
 
   effect(
-    "without root there are Berth's own ids, and a root for them",
+    "ids: auto is refused without root, and Berth's own ids can be used instead",
     function* () {
       const auto = yield* failure("Unsupported", Namespace.make(["user"], { ids: "auto" }))
       assert.match(auto.message, /only root/)

@@ -6,15 +6,11 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { WaitFailed } from "../../lib/BerthError.ts"
 import { type BerthError, Container, Image, WaitFor } from "../../lib/index.ts"
+import { sleeper, start } from "../support/containers.ts"
 import { failure, suite } from "../support/effect.ts"
 import { makeImage, whyNoBusybox, withConfig } from "../support/rootfs.ts"
 
-const start = (script: string, options: Container.StartOptions = {}) =>
-  Effect.flatMap(Image.host, (image) => Container.start(image, { command: ["sh", "-c", script], ...options }))
-
-const sleeper = start("exec sleep 1000")
-
-/** The failure of a wait, and how long it took. */
+/** The failure of a wait, which has to be for this reason. */
 const failedWait = <R>(
   reason: WaitFailed["reason"],
   wait: Effect.Effect<unknown, BerthError.BerthError, R>
@@ -37,7 +33,7 @@ const healthcheck = (
   ...more
 })
 
-/** A server of this program's own, on a port that the kernel chooses. */
+/** A server of this program, on a port that the kernel chooses. */
 const hostServer = Effect.acquireRelease(
   Effect.async<net.Server>((resume) => {
     const server = net.createServer()
@@ -46,8 +42,8 @@ const hostServer = Effect.acquireRelease(
   (server) => Effect.async<void>((resume) => void server.close(() => resume(Effect.void)))
 )
 
-// Bun opens a loop of its own for the first program that it waits for, and keeps it: it is to be there before anything
-// is compared.
+// Bun opens an event loop for the first child that it waits for, and keeps it. It has to exist before descriptors are
+// compared.
 execFileSync("true")
 
 suite("WaitFor", (effect, folder) => {
@@ -56,28 +52,28 @@ suite("WaitFor", (effect, folder) => {
       Container.start(image, { command: ["sh", "-c", script], ...options })
     )
 
-  effect("log waits for a line with a text, or that an expression matches", function* () {
+  effect("WaitFor.log waits for a line that contains a text or matches an expression", function* () {
     const box = yield* start("echo starting; sleep 0.1; echo listening on port 81 >&2; exec sleep 1000")
     const { line, stream } = yield* WaitFor.log(box, "listening")
     assert.deepEqual([line, stream], ["listening on port 81", "stderr"])
-    // A line that has been is still one.
+    // Earlier lines count as well.
     assert.equal((yield* WaitFor.log(box, /^START/gi)).line, "starting")
     assert.equal((yield* box.pipe(WaitFor.log(/port (\d+)/y))).line, "listening on port 81")
   })
 
-  effect("log waits for the output and the number of lines that are asked for", function* () {
+  effect("WaitFor.log waits for the given stream and number of lines", function* () {
     const box = yield* start("echo ready 1; echo ready 2 >&2; echo ready 3; exec sleep 1000")
     assert.equal((yield* WaitFor.log(box, "ready", { stream: "stderr" })).line, "ready 2")
     assert.equal((yield* WaitFor.log(box, "ready", { stream: "stdout", times: 2 })).line, "ready 3")
     yield* failedWait("TimedOut", WaitFor.log(box, "ready", { times: 4, timeout: 100 }))
   })
 
-  effect("log finds what a container says last", function* () {
+  effect("WaitFor.log finds the last line of a container that has ended", function* () {
     const box = yield* start("echo done")
     yield* WaitFor.log(box, "done")
   })
 
-  effect("log fails once the container has ended, with how and its last lines", function* () {
+  effect("WaitFor.log fails when the container ends, with its exit code and last lines", function* () {
     const box = yield* start("seq 100; echo why >&2; sleep 0.1; exit 3")
     const error = yield* failedWait("Ended", WaitFor.log(box, "ready"))
     assert.equal(error.state, "has ended with exit code 3")
@@ -90,7 +86,7 @@ suite("WaitFor", (effect, folder) => {
     )
   })
 
-  effect("log fails when its time is over", function* () {
+  effect("WaitFor.log fails when its timeout is over", function* () {
     const box = yield* start("echo starting; exec sleep 1000")
     yield* WaitFor.log(box, "starting")
     const error = yield* failedWait("TimedOut", WaitFor.log(box, "ready", { timeout: "100 millis" }))
@@ -100,12 +96,13 @@ suite("WaitFor", (effect, folder) => {
   })
 
   effect(
-    "port waits until something listens, and connects to nothing",
+    "WaitFor.port waits until a port listens and does not connect to it",
     function* () {
-      // This nc ends with its first connection.
+      // nc ends with its first connection.
       const box = yield* busybox("sleep 0.1; exec nc -l -p 8080")
       yield* WaitFor.port(box, 8080)
       yield* box.pipe(WaitFor.port(8080, { timeout: "20 seconds" }))
+      // nc would end soon after a connection.
       yield* Effect.sleep(50)
       assert.equal((yield* Effect.timeoutOption(box.exit, 0))._tag, "None")
       yield* failedWait("TimedOut", WaitFor.port(box, 8081, { timeout: 100 }))
@@ -115,16 +112,16 @@ suite("WaitFor", (effect, folder) => {
   )
 
   effect(
-    "port takes one that listens on an address of one kind alone",
+    "WaitFor.port accepts a port that listens on IPv4 or IPv6 alone",
     function* () {
-      // Its httpd listens on the address that it is given.
+      // busybox's httpd listens on the address that it is given, and on no other.
       yield* WaitFor.port(yield* busybox("exec httpd -f -p 127.0.0.1:65535"), 65535)
       yield* WaitFor.port(yield* busybox("exec httpd -f -p [::1]:1"), 1)
     },
     { skip: whyNoBusybox }
   )
 
-  effect("port looks at the container's network, not at the host's", function* () {
+  effect("WaitFor.port looks at the container's network and not at the host's", function* () {
     const server = yield* hostServer
     const { port } = server.address() as net.AddressInfo
     yield* failedWait("TimedOut", WaitFor.port(yield* sleeper, port, { timeout: 100 }))
@@ -132,7 +129,7 @@ suite("WaitFor", (effect, folder) => {
     yield* WaitFor.port(sharing, port)
   })
 
-  effect("port fails at once when the container ends", function* () {
+  effect("WaitFor.port fails at once when the container ends", function* () {
     const box = yield* start("echo cannot bind >&2; sleep 0.1; kill -KILL $$", { init: true })
     const error = yield* failedWait("Ended", WaitFor.port(box, 80))
     assert.match(error.state, /ended/)
@@ -141,18 +138,18 @@ suite("WaitFor", (effect, folder) => {
     yield* failedWait("Ended", WaitFor.port(box, 80))
   })
 
-  effect("port refuses what is none", function* () {
+  effect("WaitFor.port refuses an invalid port", function* () {
     const box = yield* sleeper
     for (const port of [0, 65536, 1.5, Number.NaN]) yield* failure("InvalidOption", WaitFor.port(box, port))
   })
 
-  effect("command waits until it ends with exit code 0", function* () {
+  effect("WaitFor.command waits until the command ends with exit code 0", function* () {
     const box = yield* start("sleep 0.1; touch /tmp/ready; exec sleep 1000")
     yield* WaitFor.command(box, ["test", "-e", "/tmp/ready"])
     yield* box.pipe(WaitFor.command(["sh", "-c", 'test "$A" = 1'], { env: { A: "1" } }))
   })
 
-  effect("command fails with what the last attempt said", function* () {
+  effect("WaitFor.command fails with the output of the last attempt", function* () {
     const box = yield* sleeper
     const error = yield* failedWait(
       "TimedOut",
@@ -161,14 +158,14 @@ suite("WaitFor", (effect, folder) => {
     assert.match(error.message, /no exit code 0 of sh -c .* \(last time exit code 2: not yet\) within \d+ ms/)
   })
 
-  effect("command looks as often as the schedule says, and no more", function* () {
+  effect("WaitFor.command tries as often as its schedule says", function* () {
     const box = yield* sleeper
     const counting = ["sh", "-c", "echo x >> /tmp/attempts; false"]
     yield* failedWait("TimedOut", WaitFor.command(box, counting, { schedule: Schedule.recurs(2) }))
     assert.equal((yield* Container.exec(box, ["cat", "/tmp/attempts"])).stdout, "x\nx\nx\n")
   })
 
-  effect("command fails at once where it is not there, or the container ends", function* () {
+  effect("WaitFor.command fails at once when the command is missing or the container ends", function* () {
     const error = yield* failure("CommandFailed", WaitFor.command(yield* sleeper, ["no-such-command"]))
     assert.equal(error.reason, "NotFound")
     const box = yield* start("sleep 0.2; exit 1")
@@ -176,14 +173,14 @@ suite("WaitFor", (effect, folder) => {
     yield* failedWait("Ended", WaitFor.command(box, ["false"]))
   })
 
-  effect("healthCheck waits until the check succeeds", function* () {
+  effect("WaitFor.healthCheck waits until the check succeeds", function* () {
     const box = yield* start("sleep 0.1; touch /tmp/ready; exec sleep 1000")
     const options = { healthcheck: healthcheck(["CMD-SHELL", "test -e /tmp/ready"], { retries: 1000 }) }
     yield* WaitFor.healthCheck(box, options)
     yield* box.pipe(WaitFor.healthCheck({ healthcheck: healthcheck(["CMD", "true"]) }))
   })
 
-  effect("healthCheck fails with the last of so many failures in a row", function* () {
+  effect("WaitFor.healthCheck fails after the given number of failures in a row", function* () {
     const box = yield* sleeper
     const check = healthcheck(["CMD-SHELL", "echo x >> /tmp/checks; echo sick; exit 1"], { retries: 2 })
     const error = yield* failedWait("Unhealthy", WaitFor.healthCheck(box, { healthcheck: check }))
@@ -194,7 +191,7 @@ suite("WaitFor", (effect, folder) => {
     assert.equal((yield* Container.exec(box, ["cat", "/tmp/checks"])).stdout, "x\nx\n")
   })
 
-  effect("healthCheck counts no failure of the start period", function* () {
+  effect("WaitFor.healthCheck does not count failures in the start period", function* () {
     const box = yield* sleeper
     const check = healthcheck(["CMD", "false"], {
       retries: 1,
@@ -205,7 +202,7 @@ suite("WaitFor", (effect, folder) => {
     assert.ok(error.millis >= 200, String(error.millis))
   })
 
-  effect("healthCheck takes a check that is too slow, or is not there, for a failed one", function* () {
+  effect("WaitFor.healthCheck counts a check that is too slow or missing as failed", function* () {
     const box = yield* sleeper
     for (const test of [
       ["CMD", "sleep", "1000"],
@@ -216,7 +213,7 @@ suite("WaitFor", (effect, folder) => {
     }
   })
 
-  effect("healthCheck needs a check", function* () {
+  effect("WaitFor.healthCheck refuses a container without a check", function* () {
     const box = yield* sleeper
     yield* failure("InvalidOption", WaitFor.healthCheck(box))
     for (const test of [["NONE"], [], ["CMD"]])
@@ -224,9 +221,9 @@ suite("WaitFor", (effect, folder) => {
   })
 
   effect(
-    "http waits for an answer of a server in the container's own network",
+    "WaitFor.http waits for the answer of a server in the container's network",
     function* () {
-      // The page is not there at first: that is an answer, but not the one that is wanted.
+      // At first the page is missing: its 404 is an answer, but the wrong one.
       const box = yield* busybox(
         "mkdir /www; httpd -p 127.0.0.1:8080 -h /www; sleep 0.3; echo ready > /www/ready; exec sleep 1000"
       )
@@ -239,13 +236,13 @@ suite("WaitFor", (effect, folder) => {
     { skip: whyNoBusybox }
   )
 
-  effect("healthCheck is the image's own", function* () {
+  effect("WaitFor.healthCheck uses the image's check by default", function* () {
     const check = healthcheck(["CMD", "test", "-e", "/bin/sh"])
     const image = withConfig(yield* Image.host, { healthcheck: check })
     yield* WaitFor.healthCheck(yield* Container.start(image, { command: ["sleep", "1000"] }))
   })
 
-  effect("all waits for every one, and fails with the first that does", function* () {
+  effect("WaitFor.all waits for every wait and fails with the first failure", function* () {
     const box = yield* start("echo one; sleep 0.1; echo two; exec sleep 1000")
     yield* WaitFor.all([WaitFor.log(box, "one"), WaitFor.log(box, "two"), WaitFor.command(box, ["true"])])
     const begun = performance.now()
@@ -256,7 +253,7 @@ suite("WaitFor", (effect, folder) => {
     assert.ok(performance.now() - begun < 10_000)
   })
 
-  effect("any waits for the first, and fails where all do", function* () {
+  effect("WaitFor.any waits for the first wait and fails when all have failed", function* () {
     const box = yield* start("echo one; exec sleep 1000")
     yield* WaitFor.any([WaitFor.port(box, 80, { timeout: 20 }), WaitFor.log(box, "one")])
     yield* WaitFor.any([WaitFor.port(box, 80), WaitFor.command(box, ["true"])])

@@ -1,7 +1,6 @@
 /**
- * Holes of unpackers and of stores. Some have their tests beside their subjects, under their numbers: CVE-2024-3727 and
- * CVE-2021-41190 in Image.test.ts, CVE-2021-29136 in UnpackEntries.test.ts, CVE-2018-15664 and CVE-2019-10152 in
- * Copy.test.ts.
+ * Vulnerabilities of unpackers and stores. Others are tested beside their subjects: CVE-2024-3727 and CVE-2021-41190 in
+ * ImageRefused.test.ts, CVE-2021-29136 in UnpackEntries.test.ts, CVE-2018-15664 and CVE-2019-10152 in Copy.test.ts.
  */
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
@@ -10,7 +9,7 @@ import { file, folder, symlink, tar } from "../support/tar.ts"
 import { binary, check, env, parse } from "../support/unpack.ts"
 
 check(
-  "CVE-2025-47290: a folder of the layer that is swapped for a link meanwhile leads nothing out of it",
+  "CVE-2025-47290: a folder that is swapped for a link during the unpack leads no file out of the layer",
   async (place) => {
     const outside = `${place.base}/outside`
     const layer = `${place.base}/racing`
@@ -33,7 +32,7 @@ check(
         })
         const status = await new Promise<number | null>((resolve) => unpacker.on("close", resolve))
         fs.closeSync(input)
-        // It is done, or says why not: the folder was away, or a link to where nothing is.
+        // The unpack succeeds or fails with a report: the folder may be missing or a link just then.
         parse(status, Buffer.from(stdout), "")
         assert.deepEqual(fs.readdirSync(outside), [])
       }

@@ -4,6 +4,7 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { Berth, Container, Mount } from "../../lib/index.ts"
 import { failure, suite } from "../support/effect.ts"
+import { killedAfter } from "../support/killedAfter.ts"
 import { makeEvilImage as evil, makeImage, whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = whyNoBusybox
@@ -11,7 +12,7 @@ const skip = whyNoBusybox
 const parameter = "net.ipv4.ip_unprivileged_port_start"
 const file = `sys/${parameter.replaceAll(".", "/")}`
 
-/** The parameter's value in a container's network namespace, as a container with an honest /proc sees it. */
+/** The sysctl's value in a container's network namespace, read by a container with an unchanged /proc. */
 const valueIn = (box: Container.Container) =>
   Effect.gen(function* () {
     const { folder } = yield* Berth.Berth
@@ -26,25 +27,17 @@ const makeDecoy = (at: string): void => {
   fs.writeFileSync(path, "decoy")
 }
 
-/** While the scope is open, `d` in the folder is now a folder, now a link to `target`. */
+/** Swaps `d` in the folder between a folder and a link to `target`, again and again, while the scope is open. */
 const swapping = (folder: string, target: string) =>
-  Effect.acquireRelease(
-    Effect.sync(() => {
-      fs.mkdirSync(`${folder}/d`)
-      const script = `cd '${folder}'; ln -s '${target}' l; while :; do mv -T d x; mv -T l d; mv -T d l; mv -T x d; done`
-      return spawn("/bin/busybox", ["sh", "-c", script], { stdio: "ignore" })
-    }),
-    (child) =>
-      Effect.promise(() => {
-        const gone = new Promise((resolve) => child.on("exit", resolve))
-        child.kill("SIGKILL")
-        return gone
-      })
-  )
+  killedAfter(() => {
+    fs.mkdirSync(`${folder}/d`)
+    const script = `cd '${folder}'; ln -s '${target}' l; while :; do mv -T d x; mv -T l d; mv -T d l; mv -T x d; done`
+    return spawn("/bin/busybox", ["sh", "-c", script], { stdio: "ignore" })
+  })
 
-suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
+suite("attacks on mounts and /proc that broke other runtimes", (effect, folder) => {
   effect(
-    "CVE-2019-19921, CVE-2023-27561, CVE-2023-28642: a parameter is set in the kernel where /proc of the image is a folder with files of its own",
+    "CVE-2019-19921, CVE-2023-27561, CVE-2023-28642: a sysctl is set in the kernel, not in a file of the image's /proc",
     function* () {
       const image = yield* evil("19921-folder", (root) => makeDecoy(`${root}/proc`))
       const box = yield* Container.start(image, {
@@ -57,7 +50,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   )
 
   effect(
-    "CVE-2019-19921, CVE-2023-27561, CVE-2023-28642: /proc of the image as a link to a folder of it is refused",
+    "CVE-2019-19921, CVE-2023-27561, CVE-2023-28642: an image whose /proc is a link to a folder of its own is refused",
     function* () {
       const image = yield* evil("19921-link", (root) => {
         makeDecoy(`${root}/elsewhere`)
@@ -72,7 +65,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   )
 
   effect(
-    "CVE-2019-16884, CVE-2025-52881: a mount over /proc takes no parameter away from the kernel, and gives none to a file",
+    "CVE-2019-16884, CVE-2025-52881: a sysctl is set in the kernel where a mount covers /proc",
     function* () {
       const image = yield* evil("16884-mounted", () => {})
       const decoy = `${folder()}/decoy`
@@ -91,7 +84,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   )
 
   effect(
-    "CVE-2021-30465, CVE-2024-45310: while a shared folder is swapped for a link, nothing is mounted or made outside of it",
+    "CVE-2021-30465, CVE-2024-45310: a shared folder that is swapped for a link leads no mount or folder out of it",
     function* () {
       const volume = `${folder()}/volume`
       const host = `${folder()}/host-30465`
@@ -117,7 +110,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   )
 
   effect(
-    "CVE-2021-43784: what is too long for its field is refused, or arrives whole, and becomes no other field",
+    "CVE-2021-43784: a value of more than 65536 bytes is refused or arrives whole, and never overflows into another field",
     function* () {
       const image = yield* evil("43784", () => {})
       const own = ["sh", "-c", "readlink /proc/self/ns/user; readlink /proc/self/ns/net"]
@@ -125,7 +118,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
       const { rootless } = yield* Berth.Berth
       assert.equal(user === fs.readlinkSync("/proc/self/ns/user"), !rootless)
       assert.notEqual(network, fs.readlinkSync("/proc/self/ns/net"))
-      // Past 16 bits, where runc's lengths wrapped around.
+      // Longer than 16 bits can count: the lengths in runc wrapped around there.
       const long = "x".repeat(65536 + 40)
       for (const options of [
         { mounts: [Mount.tmpfs(`/${long}`)] },
@@ -151,7 +144,7 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
   )
 
   effect(
-    "CVE-2025-52565: the terminal's own device is attached, not what the image has at its place",
+    "CVE-2025-52565: a terminal is attached to its own device, not to the image's links in /dev",
     function* () {
       const host = `${folder()}/host-52565-terminal`
       fs.mkdirSync(host, { recursive: true })
@@ -175,11 +168,11 @@ suite("what broke other runtimes: mounts and /proc", (effect, folder) => {
     { skip }
   )
 
-  // CVE-2024-9407, CVE-2024-11218, CVE-2024-9675, CVE-2024-9676 and CVE-2024-9341 are of builders that take mount options
+  // CVE-2024-9407, CVE-2024-11218, CVE-2024-9675, CVE-2024-9676 and CVE-2024-9341 concern builders that read mount options
   // and cache paths as text from an image's instructions. Berth executes no such instructions, and a mount is a value with
-  // a field for each option: what is left of them is that no text adds an option.
+  // a field for each option, so the test is that no text adds an option.
   effect(
-    "CVE-2024-9407, CVE-2024-11218: a mount's text adds no option and changes no source",
+    "CVE-2024-9407, CVE-2024-11218: the text of a mount's fields adds no option and changes no source",
     function* () {
       const image = yield* evil("9407", () => {})
       const run = (mount: Mount.Mount) =>

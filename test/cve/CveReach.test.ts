@@ -7,6 +7,7 @@ import * as Stream from "effect/Stream"
 import { Berth, Container, WaitFor } from "../../lib/index.ts"
 import { attackImage, outcomes } from "../support/attack.ts"
 import { suite } from "../support/effect.ts"
+import { killedAfter } from "../support/killedAfter.ts"
 import { commandOf, ended, firstLine, root } from "../support/program.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
@@ -19,15 +20,15 @@ const attack = (words: ReadonlyArray<string>, options: Container.StartOptions = 
     )
   )
 
-/** The attacker's program, where the host can execute it. */
+/** The path of the attacker's program on the host. */
 const onHost = Effect.zipRight(
   attackImage,
   Effect.map(Berth.Berth, ({ folder }) => `${folder}/attack/bin/attack`)
 )
 
 /**
- * What comes of some attempts in a container whose starter has a terminal, and a key in its session, which the kernel
- * gives to all of its children.
+ * The outcomes of some attempts in a container whose starter has a terminal and a key in its session keyring. The kernel
+ * passes the keyring on to all child processes.
  */
 const inherited = Effect.gen(function* () {
   const { folder } = yield* Berth.Berth
@@ -49,9 +50,9 @@ const inherited = Effect.gen(function* () {
 
 const whyNoScript = fs.existsSync("/usr/bin/script") ? false : "no script(1): apt-get install bsdutils"
 
-suite("what a container can reach", (effect, folder) => {
+suite("reach of a container", (effect, folder) => {
   effect(
-    "CVE-2016-9962: a process that joins a container cannot be traced by it, nor its memory be written",
+    "CVE-2016-9962: a container cannot trace a process that joins it, nor write its memory",
     function* () {
       const capabilities = { add: ["SYS_PTRACE"] } as const
       const box = yield* Container.start(yield* attackImage, {
@@ -72,7 +73,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "the kernel's parameters and devices: nothing in /sys, and in /proc nothing that is not a process's own, can be written",
+    "a container cannot write to /sys, nor to /proc except files of processes",
     function* () {
       const before = fs.readFileSync("/proc/sys/kernel/core_pattern", "utf8")
       for (const options of [{}, { namespaces: { user: "new" } }] as const) {
@@ -82,7 +83,7 @@ suite("what a container can reach", (effect, folder) => {
         })
         const [sys, proc] = stdout.trim().split("\n")
         assert.equal(sys, "writable none")
-        // The first can be opened by root and changed with CAP_SYS_ADMIN alone; the others tell the writer of pressure.
+        // Root can open mtrr, but changes it only with CAP_SYS_ADMIN; a write to pressure only registers a notification.
         assert.match(proc!, /^writable (none|((\/proc\/mtrr|\/proc\/pressure\/\w+),?)+)$/)
       }
       const names = [
@@ -110,7 +111,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "core_pattern: what crashes in a container is handed to no program of the container's choice",
+    "a container cannot choose the program that core_pattern runs for a crash",
     function* () {
       const image = yield* attackImage
       const marker = `${folder()}/crashed`
@@ -123,7 +124,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "keyrings: a container has no keys of another container, nor of an earlier exec",
+    "a container has no keys of another container or of an earlier exec in its keyrings",
     function* () {
       const program = yield* onHost
       const control = yield* Effect.promise(() =>
@@ -142,7 +143,7 @@ suite("what a container can reach", (effect, folder) => {
       assert.equal(first.stdout, "add-key ok\nkey ok\n")
       assert.equal((yield* Container.exec(box, ["attack", "key:berth-first"])).stdout, "key ENOKEY\n")
       assert.deepEqual(yield* attack(["key:berth-first"], { seccomp: "unconfined" }), { key: "ENOKEY" })
-      // And by default there is no way to ask.
+      // The default seccomp policy refuses the system calls of keyrings.
       assert.deepEqual(yield* attack(["keyctl", "add_key", "request_key"]), {
         keyctl: "EPERM",
         add_key: "EPERM",
@@ -153,18 +154,12 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "abstract sockets are of the network namespace: only who shares it gets there",
+    "an abstract socket is reachable only from its own network namespace",
     function* () {
       const name = `berth-test-${process.pid}`
       const program = yield* onHost
-      const listener = yield* Effect.acquireRelease(
-        Effect.sync(() => spawn(program, [`listen:${name}`], { stdio: ["ignore", "pipe", "inherit"] })),
-        (child) =>
-          Effect.promise(() => {
-            const gone = new Promise((resolve) => child.on("exit", resolve))
-            child.kill("SIGKILL")
-            return gone
-          })
+      const listener = yield* killedAfter(() =>
+        spawn(program, [`listen:${name}`], { stdio: ["ignore", "pipe", "inherit"] })
       )
       yield* Effect.promise(() => firstLine(listener))
       const words = [`abstract:${name}`]
@@ -184,7 +179,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "netlink shows a container its own loopback and no link of the host's, and lets it change neither",
+    "netlink shows a container only its own loopback, and does not let it change the host's links",
     function* () {
       const words = ["links", "set-link"]
       const links = Object.keys(os.networkInterfaces())
@@ -193,7 +188,7 @@ suite("what a container can reach", (effect, folder) => {
         links: "1",
         "set-link": "EPERM"
       })
-      // As far as its own namespace goes, the capability is enough; the host's stays as it is in any case.
+      // CAP_NET_ADMIN is enough for the container's own network namespace, and never for the host's.
       const administrator = yield* attack(words, { capabilities: { add: ["NET_ADMIN"] } })
       assert.deepEqual(administrator, { links: "1", "set-link": "ok" })
       const shared = yield* attack(["set-link"], { namespaces: { network: "host" } })
@@ -204,10 +199,10 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "CVE-2017-5226, and keyrings: the terminal that a container has of its starter cannot be typed into, nor its keys be had",
+    "CVE-2017-5226: a container cannot type into its starter's terminal, nor read its starter's keys",
     function* () {
       const { came, said } = yield* inherited
-      // EIO is the kernel's own answer to everybody, where dev.tty.legacy_tiocsti is 0 (Linux 6.2).
+      // The kernel answers EIO to every process if dev.tty.legacy_tiocsti is 0 (Linux 6.2).
       assert.match(String(came.tiocsti), /^(EPERM|EIO)$/, said)
       assert.equal(came.tty, "ENXIO")
       assert.deepEqual([came.key, came["add-key"]], ["ENOKEY", "ok"])
@@ -216,7 +211,7 @@ suite("what a container can reach", (effect, folder) => {
   )
 
   effect(
-    "CVE-2023-25809: no cgroup of the host is there to be written, with and without a user namespace",
+    "CVE-2023-25809: a container sees no cgroup of the host, with and without a user namespace",
     function* () {
       const image = yield* attackImage
       const script =

@@ -1,4 +1,4 @@
-// Run by test/container/Promise.test.ts. Deno fails each of these where an operation, a resource or a timer is left at its end.
+// Run by test/container/Promise.test.ts. Deno fails a test that leaves an operation, a resource or a timer open.
 import assert from "node:assert/strict"
 import { BerthError, open, run, start } from "../../lib/promise.ts"
 
@@ -18,17 +18,17 @@ const test = (name: string, fn: () => Promise<void>): void =>
 
 const folder = Deno.env.get("BERTH_TEST_FOLDER")!
 
-test("a box, its commands and its end", async () => {
+test("a box and its commands leave nothing open", async () => {
   await using box = await start("host", { command: ["sleep", "infinity"] })
   assert.equal(await box.$`echo ${"a b"}`.text(), "a b\n")
   await assert.rejects(box.$`false`, (error) => error instanceof BerthError)
 })
 
-test("a run", async () => {
+test("a run leaves nothing open", async () => {
   assert.equal((await run("host", { command: ["echo", "hello"] })).stdout, "hello\n")
 })
 
-test("a session in a folder of its own", async () => {
+test("a session in its own folder leaves nothing open", async () => {
   await using berth = await open({ folder })
   const [first, second] = await Promise.all([
     berth.run("host", { command: ["true"] }),
@@ -37,12 +37,12 @@ test("a session in a folder of its own", async () => {
   assert.deepEqual([first.exitCode, second.exitCode], [0, 1])
 })
 
-test("lines, some of which are left", async () => {
+test("a loop over lines that ends early leaves nothing open", async () => {
   await using box = await start("host", { command: ["sleep", "infinity"] })
   for await (const line of box.$`seq 1000000`) if (line === "3") break
 })
 
-test("a command that was aborted, one that was killed and one that was too slow", async () => {
+test("commands that are aborted, killed or too slow leave nothing open", async () => {
   await using box = await start("host", { command: ["sleep", "infinity"] })
   const signal = AbortSignal.abort()
   await assert.rejects(box.with({ signal }).$`sleep 100`, { name: "AbortError" })
@@ -56,7 +56,7 @@ test("a command that was aborted, one that was killed and one that was too slow"
   await assert.rejects(box.$`sleep 100`.timeout(50), { _tag: "WaitFailed" })
 })
 
-test("a container that is read, written to and stopped", async () => {
+test("a container that is read, written to and stopped leaves nothing open", async () => {
   await using box = await start("host", { command: ["cat"], stdin: "pipe" })
   await box.stdin("through")
   let text = ""
@@ -65,6 +65,6 @@ test("a container that is read, written to and stopped", async () => {
   assert.equal((await box.stop()).exitCode, 0)
 })
 
-test("a start that fails", async () => {
+test("a start that fails leaves nothing open", async () => {
   await assert.rejects(start("host", { command: ["/no/such/command"] }), { _tag: "CommandFailed" })
 })

@@ -22,7 +22,7 @@ const setLimit = (pid: number, soft: string | number): void => {
 
 const highest = (pid: number): number => Math.max(...fs.readdirSync(`/proc/${pid}/fd`).map(Number))
 
-/** Runs it while this program may open so many more files, and no others. */
+/** Runs `body` while this program can open only `free` more files. */
 const withFree = <A, E, R>(free: number, body: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.acquireUseRelease(
     Effect.sync(() => {
@@ -45,7 +45,7 @@ const withFree = <A, E, R>(free: number, body: Effect.Effect<A, E, R>): Effect.E
       })
   )
 
-/** That it fails with an error of Berth's that says which limit it is, and does so at once. */
+/** Asserts that the error names the limit of open files. */
 const isOfLimit = (error: BerthError.BerthError): void =>
   assert.match(error.message, /too many open files|limit of open files/i, `${error._tag}: ${error.message}`)
 
@@ -54,11 +54,12 @@ const asking: Security.SeccompProfile = {
   syscalls: [{ names: ["mkdir", "mkdirat"], action: "SCMP_ACT_NOTIFY" }]
 }
 
-// More than any of the calls below needs.
+// More descriptors than any of the calls below needs.
 const FREE_MAX = 24
 
 /**
- * Does it with no descriptor left, then with one, and so on, until it succeeds: each time before, it alone fails.
+ * Tries with no free descriptor, then with one, and so on, until it succeeds. Each try before that fails, and disturbs
+ * nothing else.
  */
 const withEver = (
   witness: Container.Container,
@@ -84,7 +85,7 @@ const withEver = (
   })
 
 for (const { name, options } of modes) {
-  suite(`Descriptors, where there are too few of them (${name})`, (effect, folder) => {
+  suite(`too few free descriptors (${name})`, (effect, folder) => {
     const start = (more: Container.StartOptions = {}) =>
       Effect.flatMap(Image.host, (image) =>
         Container.start(image, { command: ["sleep", "1000"], ...options, ...more })
@@ -95,7 +96,7 @@ for (const { name, options } of modes) {
       "a start with a terminal": () => start({ terminal: { rows: 20, columns: 80 } }),
       "a start whose plan is large": () =>
         start({ env: { LARGE: "x".repeat(100_000), MORE: "x".repeat(100_000) } }),
-      "a start with a policy that asks": () =>
+      "a start with a seccomp policy that notifies": () =>
         start({
           command: ["sh", "-c", "mkdir /tmp/made && exec sleep 1000"],
           seccomp: asking,
@@ -105,19 +106,22 @@ for (const { name, options } of modes) {
         Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"], ...options }))
     }
     for (const [title, attempt] of Object.entries(cases)) {
-      effect(`${title} fails alone, and says why`, function* () {
+      effect(`${title} fails with the limit's name, and disturbs no running container`, function* () {
         yield* Effect.flatMap(start(), (witness) => withEver(witness, attempt()))
       })
     }
 
-    effect("a command in a container, with pipes or a terminal, fails alone", function* () {
-      const witness = yield* start()
-      yield* withEver(witness, Container.exec(witness, ["true"]))
-      yield* withEver(witness, Container.execStream(witness, ["sleep", "1000"], { terminal: true }))
-    })
+    effect(
+      "an exec with pipes or a terminal fails with the limit's name, and disturbs no running container",
+      function* () {
+        const witness = yield* start()
+        yield* withEver(witness, Container.exec(witness, ["true"]))
+        yield* withEver(witness, Container.execStream(witness, ["sleep", "1000"], { terminal: true }))
+      }
+    )
 
     effect(
-      "a request to a server in a container fails alone",
+      "WaitFor.http fails with the limit's name, and disturbs no running container",
       function* () {
         const image = yield* makeImage(`${folder()}-root`)
         const script = "mkdir /www; echo ready > /www/ready; exec httpd -f -p 127.0.0.1:8080 -h /www"
@@ -130,7 +134,7 @@ for (const { name, options } of modes) {
     )
 
     effect.asRoot(
-      "a supervisor that may open no more files fails the start, and keeps what runs",
+      "a supervisor that can open no more files fails a start, and keeps its running containers",
       function* () {
         const { supervisor } = yield* Berth.Berth
         const witness = yield* start()

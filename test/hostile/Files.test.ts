@@ -1,4 +1,4 @@
-/** What a container puts in the place of files that the program opens by itself or is asked to open. */
+/** A container replaces files that the program opens by itself, or is asked to open. */
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
@@ -14,7 +14,7 @@ const skip = whyNoContainers || whyNoBusybox
 
 const MAX_MILLIS = 60_000
 const LATE_MILLIS_MAX = 500
-/** What is not collected yet counts as well. */
+/** Includes garbage that is not collected yet. */
 const GROWN_BYTES_MAX = 256 * 1024 * 1024
 
 interface Found<A> {
@@ -23,7 +23,7 @@ interface Found<A> {
   readonly grown: number
 }
 
-/** Runs test/support/attackedFiles.ts, which has to end by itself, by a shell's line where it is to have a terminal. */
+/** Runs test/support/attackedFiles.ts, which has to end by itself. `line` wraps its command, to give it a terminal. */
 const attacked = async <A>(
   attack: string,
   { options }: Mode,
@@ -58,7 +58,7 @@ const attacked = async <A>(
 }
 
 for (const mode of modes) {
-  test(`a passwd or group file that waits or has no end keeps nobody waiting (${mode.name})`, {
+  test(`${mode.name}: a blocking or endless passwd or group file blocks no exec and no top`, {
     skip
   }, async () => {
     const { result } = await attacked<Record<string, ReadonlyArray<string>>>("passwd", mode)
@@ -79,14 +79,14 @@ for (const mode of modes) {
     })
   })
 
-  test(`a fifo of a container takes no thread of the program (${mode.name})`, { skip }, async () => {
+  test(`${mode.name}: opening a container's fifo blocks no thread of the program`, { skip }, async () => {
     const { result } = await attacked("fifos", mode)
     const refused = ["SystemError PermissionDenied", "5 bytes"]
     assert.deepEqual(result, { fifo: refused, link: refused })
   })
 
   const whyNoScript = fs.existsSync("/usr/bin/script") ? false : "no script(1): apt-get install bsdutils"
-  test(`a link to a device or into /proc gives nothing of the program or its terminal (${mode.name})`, {
+  test(`${mode.name}: a container's link to a device or into /proc gives access to nothing of the program or its terminal`, {
     skip: skip || whyNoScript
   }, async () => {
     const { result } = await attacked<Record<string, unknown>>("kernel", mode, (line) => [
@@ -103,7 +103,9 @@ for (const mode of modes) {
     assert.equal(left, false)
   })
 
-  test(`changes without end starve no timer and fill no memory (${mode.name})`, { skip }, async () => {
+  test(`${mode.name}: watching a folder that changes endlessly starves no timer and fills no memory`, {
+    skip
+  }, async () => {
     const { result } = await attacked<{
       readonly took: number
       readonly events: number

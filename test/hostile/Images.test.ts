@@ -1,4 +1,4 @@
-/** Layers that are small to send and would be long to unpack. */
+/** Layers that are small, and would take long to unpack. */
 import assert from "node:assert/strict"
 import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -14,7 +14,7 @@ const named = (name: string, entry: Uint8Array, link?: string): Uint8Array =>
   ])
 const range = (count: number): ReadonlyArray<number> => Array.from({ length: count }, (_, i) => i)
 
-/** Links in the order in which each pass over them, from either end, finds one more target only. */
+/** Hard links in an order in which each pass over them, from either end, can resolve only one more. */
 const zigzag = (count: number, at: string): ReadonlyArray<Uint8Array> => {
   const order = range(count).map((i) => (i % 2 === 0 ? i / 2 : count - (i + 1) / 2))
   const turn = new Array<number>(count)
@@ -24,13 +24,13 @@ const zigzag = (count: number, at: string): ReadonlyArray<Uint8Array> => {
   return turn.map((i) => named(`${at}l${i}`, hardlink("l", "t"), i === 0 ? `${at}target` : `${at}l${i - 1}`))
 }
 
-/** What the unpacker says of a tar, and the seconds of processor time that it has taken. */
+/** The unpacker's report on a tar, and the seconds of processor time that it has used. */
 const measured = (archive: Uint8Array, ...options: ReadonlyArray<string>) => {
   const base = fs.mkdtempSync(`${tmpdir()}/berth-unpack-`)
   try {
     fs.mkdirSync(`${base}/layer`)
     fs.writeFileSync(`${base}/tar`, archive)
-    // The shell's `times`: its own, then its children's, user and system.
+    // `times` prints the shell's own user and system time, then those of its children.
     const script = '"$0" "$@" <"$TAR"; code=$?; times >&2; exit $code'
     const done = spawnSync("sh", ["-c", script, binary, ...options, `${base}/layer`], {
       env: { ...env, TAR: `${base}/tar` },
@@ -45,7 +45,7 @@ const measured = (archive: Uint8Array, ...options: ReadonlyArray<string>) => {
   }
 }
 
-/** Twice as much takes about twice as long. What grows with the square takes four times as long: minutes, where this takes seconds. */
+/** Tests that twice the entries take about twice the time. Quadratic code would take four times as long. */
 const isLinear = (name: string, make: (count: number) => ReadonlyArray<Uint8Array>, count: number) =>
   check(name, () => {
     const half = measured(tar(...make(count / 2)))
@@ -57,19 +57,19 @@ const isLinear = (name: string, make: (count: number) => ReadonlyArray<Uint8Arra
   })
 
 isLinear(
-  "a folder with thousands of folders that are not empty gives way to a file",
+  "replacing a folder of thousands of non-empty folders by a file takes linear time",
   (count) => [...range(count).map((i) => file(`d/${i}/x`)), file("d")],
   16_000
 )
 
 isLinear(
-  "thousands of folders each give way to a file",
+  "replacing thousands of folders by files takes linear time",
   (count) => range(count).flatMap((i) => [file(`d${i}/x`), file(`d${i}`)]),
   16_000
 )
 
 isLinear(
-  "folders in folders each give way to a file, from the innermost out",
+  "replacing nested folders by files, from the innermost out, takes linear time",
   (count) => {
     const nested = range(count).map((i) => path("a", i + 1))
     return [
@@ -81,13 +81,13 @@ isLinear(
 )
 
 isLinear(
-  "hard links that wait for each other are found whatever their order",
+  "resolving hard links that precede their targets takes linear time, whatever their order",
   (count) => [...zigzag(count, ""), file("target", "x")],
   9_900
 )
 
 isLinear(
-  "so are those between deep folders",
+  "resolving hard links between deep folders takes linear time",
   (count) => {
     const deep = `${path("a", 500)}/`
     return [...zigzag(count, deep), named(`${deep}target`, file("f", "x"))]
@@ -96,7 +96,7 @@ isLinear(
 )
 
 isLinear(
-  "hard links lead from one deep folder to another and back",
+  "a chain of hard links from one deep folder to another and back takes linear time",
   (count) => {
     const at = (i: number) => `${path(i % 2 === 0 ? "a" : "b", 900)}/l${i}`
     return [
@@ -108,7 +108,7 @@ isLinear(
 )
 
 isLinear(
-  "files turn by turn in two folders 2,000 deep, behind a link",
+  "files in two folders 2,000 deep, in turns and behind a link, take linear time",
   (count) => [
     symlink("s", "t"),
     ...range(count).map((i) => named(`s/${path("a", 2_000)}/${i % 2}/f${i}`, file("f")))
@@ -117,7 +117,7 @@ isLinear(
 )
 
 isLinear(
-  "whiteouts in deep folders, with as many that are opaque",
+  "whiteouts in deep folders, with as many opaque marks, take linear time",
   (count) => {
     const deep = path("a", 1_000)
     return range(count).flatMap((i) => [
@@ -130,21 +130,25 @@ isLinear(
 )
 
 isLinear(
-  "a folder is said to be opaque again and again",
+  "repeated opaque marks of one folder take linear time",
   (count) => range(count).map(() => file("d/.wh..wh..opq")),
   32_000
 )
 
-isLinear("whiteouts without end", (count) => range(count).map((i) => file(`.wh.${i}`)), 16_000)
+isLinear(
+  "tens of thousands of whiteouts take linear time",
+  (count) => range(count).map((i) => file(`.wh.${i}`)),
+  16_000
+)
 
 isLinear(
-  "whiteouts of the layer's own folders",
+  "whiteouts of the layer's own folders take linear time",
   (count) => range(count).flatMap((i) => [folder(`d${i}/`), file(`.wh.d${i}`)]),
   8_000
 )
 
 isLinear(
-  "implied folders that are named later",
+  "parent folders whose entries come later take linear time",
   (count) => [...range(count).map((i) => file(`d${i}/f`)), ...range(count).map((i) => folder(`d${i}/`))],
   8_000
 )
@@ -163,7 +167,7 @@ const behindLinks = (count: number): Uint8Array => {
   )
 }
 
-check("paths through links that lead through 72,000 folders end at a limit, and soon", () => {
+check("a path through links and 72,000 folders ends at a limit within seconds", () => {
   assert.equal(measured(behindLinks(10)).report.status, 0)
   const { report, seconds } = measured(behindLinks(10_000))
   assert.equal(report.error?.kind, "limit", report.error?.message)
@@ -171,7 +175,7 @@ check("paths through links that lead through 72,000 folders end at a limit, and 
   assert.ok(seconds < 30, `${seconds} s`)
 })
 
-check("what is longer, larger or slower than allowed says which limit it was", (place) => {
+check("a layer beyond a limit fails with the limit's name", (place) => {
   const message = (archive: Uint8Array, ...options: ReadonlyArray<string>) =>
     place.fails("limit", archive, ...options).message
   assert.match(message(tar(file("a", "a".repeat(5000))), "--max-bytes=4000"), /maxBytes/)
@@ -190,18 +194,18 @@ check("what is longer, larger or slower than allowed says which limit it was", (
   assert.match(message(tar(...range(10_001).map((i) => hardlink(`l${i}`, "none")))), /hard links/)
 })
 
-check("a layer that takes more processor time than allowed for its length ends", () => {
+check("a layer that takes more processor time than its length allows ends at a limit", () => {
   const { report, seconds } = measured(behindLinks(10_000), "--max-cpu=1")
   assert.equal(report.error?.kind, "limit", report.error?.message)
-  // A fast machine comes to the other limit before.
+  // A fast machine reaches the other limit first.
   assert.match(report.error.message, /maxCpuSeconds|links and folders/)
   assert.ok(seconds < 10, `${seconds} s`)
-  // Each piece of the tar gives more of it: what gets on may take as long as it is long.
+  // Each piece of the tar extends the limit, so a long tar may take longer.
   const long = measured(tar(...range(20_000).map((i) => file(`${i % 100}/f${i}`))), "--max-cpu=2")
   assert.equal(long.report.status, 0, long.report.error?.message)
 })
 
-check("headers of thousands of attributes, repeated names or none end", () => {
+check("headers with thousands of attributes, repeated names or empty records end within seconds", () => {
   for (const header of [
     pax(range(5_000).map((i) => [`SCHILY.xattr.user.x${i}`, "v"] as const)),
     pax(range(20_000).map(() => ["path", "p".repeat(50)] as const)),

@@ -24,7 +24,7 @@ const listening = Effect.acquireRelease(
   (server) => Effect.sync(() => server.close())
 )
 
-/** What the attacker has printed, once it has been told to stop. */
+/** Stops the attacker, and gives the lines that it has printed. */
 const reportOf = (attacker: Container.Container) =>
   Effect.gen(function* () {
     yield* Effect.promise(() => fs.promises.writeFile(`/proc/${attacker.pid}/root/tmp/stop`, ""))
@@ -33,7 +33,7 @@ const reportOf = (attacker: Container.Container) =>
     return Array.from(lines, ({ line }) => line)
   })
 
-/** What of the first process of its pid namespace a container can read, and where it leads. */
+/** A script that prints what a container can read of the first process of its pid namespace. */
 const LOOK = `
   for file in root/etc/shadow root/etc/hostname environ maps mem auxv fd/0 cwd/. exe; do
     (head -c 1 /proc/1/$file) >/dev/null 2>&1 && echo "read $file"
@@ -47,16 +47,16 @@ const LOOK = `
   sed 1d /proc/1/net/tcp | sed 's/^/socket /'
   echo looked`
 
-// Root owns the folder of them, and so sees that they are there.
+// Root owns the folder of descriptors, and so can list it.
 const standardStreams = /^descriptor [012]$/
 
-suite("a process that joins a container", (effect, folder) => {
+suite("processes that join a container", (effect, folder) => {
   for (const { name, options } of modes) {
     for (const kinds of [["pid"], ["pid", "mount", "network"]] as const) {
       for (const add of [[], ["SYS_PTRACE"]] as const) {
         const who = add.length === 0 ? "" : " with CAP_SYS_PTRACE"
         effect(
-          `${name}: the holder of ${kinds.join(", ")} namespaces shows a container${who} nothing of the host`,
+          `${name}: a container${who} sees nothing of the host through the holder of its ${kinds.join(", ")} namespaces`,
           function* () {
             fs.rmSync("/tmp/written", { force: true })
             yield* listening
@@ -72,7 +72,7 @@ suite("a process that joins a container", (effect, folder) => {
             assert.ok(mounts.length <= 2, stdout)
             for (const mount of mounts) assert.match(mount, / \/ \/ .* - (tmpfs|proc) /)
             const rest = lines.filter((line) => !mounts.includes(line))
-            // Who may trace all that is in his pid namespace sees that there is nothing.
+            // With CAP_SYS_PTRACE the container can read these files, which hold nothing of the host.
             const traced =
               /^(read (environ|maps|mem|auxv|exe|fd\/0|cwd\/\.)|\/(.*\/empty)?|\/berth-supervisor)$/
             assert.deepEqual(
@@ -87,7 +87,7 @@ suite("a process that joins a container", (effect, folder) => {
     }
 
     effect(
-      `${name}: a process that is spawned beside others in namespaces sees nothing of the host by their holder`,
+      `${name}: a process spawned into shared namespaces sees nothing of the host through their holder`,
       function* () {
         const kinds = ["pid", "mount", "uts", "ipc", "network", "cgroup"] as const
         const namespaces =
@@ -114,7 +114,7 @@ suite("a process that joins a container", (effect, folder) => {
     for (const add of [[], ["SYS_PTRACE"]] as const) {
       const who = add.length === 0 ? "" : " with CAP_SYS_PTRACE"
       effect(
-        `${name}: a container${who} finds nothing of the host in what is executed in it, nor rights that it has not`,
+        `${name}: a container${who} finds nothing of the host and no further privileges in an exec in it`,
         function* () {
           const server = yield* listening
           const { port } = server.address() as { readonly port: number }
@@ -128,7 +128,7 @@ suite("a process that joins a container", (effect, folder) => {
             capabilities: { add }
           })
           yield* WaitFor.log(attacker, "ready")
-          // What is executed can be traced, and so be delayed, by whoever may.
+          // The container can trace an exec in it, and so delay it.
           for (let k = 0; k < 60; k++) yield* Container.exec(attacker, ["true"])
           const own = yield* Container.exec(attacker, [
             "sh",
@@ -153,7 +153,7 @@ suite("a process that joins a container", (effect, folder) => {
 
     for (const number of [SIGSTOP, SIGKILL])
       effect(
-        `${name}: a container that ${number === SIGSTOP ? "stops" : "kills"} what is executed in it holds up nobody else`,
+        `${name}: a container that ${number === SIGSTOP ? "stops" : "kills"} every exec in it does not delay other containers`,
         function* () {
           const image = yield* joiningImage
           const innocent = yield* Container.start(image, { ...options, command: ["sleep", "1000"] })
@@ -163,7 +163,7 @@ suite("a process that joins a container", (effect, folder) => {
               const attacker = yield* Container.start(image, { ...options, command })
               yield* WaitFor.log(attacker, "ready")
               for (let k = 0; k < 15; k++) {
-                // It may take for ever, and is interrupted then; it may fail, or get through.
+                // The exec may hang (and is interrupted), fail or succeed.
                 const held = Effect.exit(
                   Container.exec(attacker, ["true"]).pipe(Effect.timeout("200 millis"))
                 )
@@ -178,7 +178,7 @@ suite("a process that joins a container", (effect, folder) => {
       )
 
     effect(
-      `${name}: a program that is killed leaves nothing, though a container stops all that is executed in it`,
+      `${name}: a killed program leaves nothing, though a container stops every exec in it`,
       function* () {
         const place = `${folder()}/killed-${name}`
         const child = program("joiningVictim.ts", [place, name])
@@ -205,7 +205,7 @@ suite("a process that joins a container", (effect, folder) => {
   }
 
   effect(
-    "a start in the pid namespace of a container that stops it is interrupted, and leaves nothing",
+    "a start in the pid namespace of a container that stops it can be interrupted, and leaves nothing",
     function* () {
       const image = yield* joiningImage
       const attacker = yield* Container.start(image, { command: ["joining", "signal", String(SIGSTOP)] })
@@ -216,7 +216,7 @@ suite("a process that joins a container", (effect, folder) => {
         yield* Effect.exit(Effect.timeout(started, "200 millis"))
       }
       const opened = () => fs.readdirSync(`/proc/${process.pid}/fd`).length - before
-      // The last descriptor of a mount is closed on another thread.
+      // The last descriptor of a mount is closed by another thread, a little later.
       assert.ok(yield* Effect.promise(() => eventually(() => opened() <= 1)), `${opened()} are left open`)
       assert.equal((yield* Container.run(image, { command: ["echo", "on"] })).stdout, "on\n")
     },
@@ -224,7 +224,7 @@ suite("a process that joins a container", (effect, folder) => {
   )
 
   effect(
-    "an execution that a container holds up is given up after a while, and says so",
+    "an exec that a container stops fails with a time-out",
     function* () {
       const attacker = yield* Container.start(yield* joiningImage, {
         command: ["joining", "signal", String(SIGSTOP)]
@@ -233,7 +233,7 @@ suite("a process that joins a container", (effect, folder) => {
       const before = limits.start
       limits.start = 500
       yield* Effect.addFinalizer(() => Effect.sync(() => (limits.start = before)))
-      // One of them is stopped before it executes its command.
+      // At least one of the execs is stopped before it executes its command.
       const one = Effect.flip(Effect.timeout(Container.exec(attacker, ["true"]), "5 seconds"))
       const error = yield* Effect.repeat(Effect.either(one), {
         until: (result) => result._tag === "Right" && result.right._tag === "OperationFailed",
@@ -246,19 +246,16 @@ suite("a process that joins a container", (effect, folder) => {
     { skip }
   )
 
-  effect(
-    "a container's own image is what a container of a shared pid namespace has as its root",
-    function* () {
-      const first = yield* Container.start(yield* Image.host, { command: ["sleep", "1000"] })
-      const { stdout } = yield* Container.run(yield* Image.host, {
-        command: [
-          "sh",
-          "-c",
-          "cat /proc/1/comm; grep -c . /proc/self/mountinfo >/dev/null && ls /proc/1/cwd/ | wc -l"
-        ],
-        namespaces: { pid: first, user: "new" }
-      })
-      assert.match(stdout, /^sleep\n/)
-    }
-  )
+  effect("a container sees the root of the first process of a shared pid namespace", function* () {
+    const first = yield* Container.start(yield* Image.host, { command: ["sleep", "1000"] })
+    const { stdout } = yield* Container.run(yield* Image.host, {
+      command: [
+        "sh",
+        "-c",
+        "cat /proc/1/comm; grep -c . /proc/self/mountinfo >/dev/null && ls /proc/1/cwd/ | wc -l"
+      ],
+      namespaces: { pid: first, user: "new" }
+    })
+    assert.match(stdout, /^sleep\n/)
+  })
 })

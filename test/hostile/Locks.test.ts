@@ -1,4 +1,4 @@
-/** Locks and folders of Berth's own, which a container tries to see, or to keep from others. */
+/** A container tries to see Berth's own locks and folders, or to hold the locks. */
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
@@ -15,7 +15,7 @@ import { modes } from "./modes.ts"
 
 const skip = whyNoBusybox
 
-/** The effect on a clock of its own, on which as much time has passed as it waits for. */
+/** Runs the effect on a clock of its own that jumps ahead, so that time limits end at once. Fails if none ends it. */
 const inNoTime = <A, R>(effect: Effect.Effect<A, BerthError.BerthError, R>) =>
   Effect.gen(function* () {
     const fiber = yield* Effect.fork(effect)
@@ -25,10 +25,10 @@ const inNoTime = <A, R>(effect: Effect.Effect<A, BerthError.BerthError, R>) =>
       yield* Effect.promise(() => new Promise((resolve) => setTimeout(resolve, 1)))
     }
     yield* Fiber.interrupt(fiber)
-    return yield* Effect.dieMessage("it waits for as long as the container likes")
+    return yield* Effect.dieMessage("the effect waits without a time limit")
   }).pipe(Effect.provide(TestContext.TestContext))
 
-suite("locks that a container takes", (effect, folder) => {
+suite("locks taken by a container", (effect, folder) => {
   for (const mode of modes) {
     effect(`${mode.name}: a container of the host's root does not see Berth's folder`, function* () {
       const image = yield* Image.host
@@ -38,11 +38,11 @@ suite("locks that a container takes", (effect, folder) => {
       assert.equal(listed.stdout, "")
       const locked = yield* Container.exec(box, ["flock", "-n", `${folder()}/run`, "true"])
       assert.notEqual(locked.exitCode, 0)
-      // Its files, as the program that started it sees them, are the same.
+      // The program sees the same files in the container.
       assert.ok(
         (yield* Effect.either(Container.fileSystem(box).readDirectory(`${folder()}/run`)))._tag === "Left"
       )
-      // The same where the root is a folder that has Berth's in it.
+      // The same for a container whose root contains Berth's folder.
       const name = folder().slice(folder().lastIndexOf("/"))
       const above = yield* makeImage(folder().slice(0, -name.length))
       const within = yield* Container.start(above, { command: ["sleep", "1000"], ...mode.options })
@@ -50,11 +50,11 @@ suite("locks that a container takes", (effect, folder) => {
     })
 
     effect(
-      `${mode.name}: a lock that a container keeps is waited for no longer than work takes, and it is named`,
+      `${mode.name}: waiting for a lock that a container keeps ends with an error that names the process`,
       function* () {
         const image = yield* plantImage
         const berth = yield* Berth.Berth
-        // What keeps the locks is there.
+        // The import makes the files that the container locks.
         yield* Image.import(image.layers[0]!, { tag: "some:1" })
         const paths = ["run", "store/.lock"]
         const box = yield* Container.start(image, {
@@ -67,7 +67,7 @@ suite("locks that a container takes", (effect, folder) => {
         const shell = (script: string) => Effect.runPromise(Container.exec(box, ["sh", "-c", script]))
         const areLocked = async () => (await shell("wc -l </tmp/locked")).stdout.trim() === `${paths.length}`
         if (mode.name === "userns") {
-          // Another user's folder, which its own cannot enter.
+          // The folder belongs to another user, so the container cannot enter it.
           assert.notEqual((yield* Container.exec(box, ["ls", "/mnt"])).exitCode, 0)
           yield* Store.gc()
           return

@@ -12,7 +12,7 @@ const MEBIBYTE = 2 ** 20
 const residentBytes = (): number =>
   Number(/^VmRSS:\s+(\d+)/m.exec(fs.readFileSync("/proc/self/status", "utf8"))![1]) * 1024
 
-/** How late a timer of 10 milliseconds was in all but the worst twentieth, and by how much the program has grown. */
+/** Measures the delay of a 10 ms timer (95th percentile) and the growth of the program's memory while `body` runs. */
 const watched = <A, E, R>(body: Effect.Effect<A, E, R>) =>
   Effect.acquireUseRelease(
     Effect.sync(() => {
@@ -41,9 +41,10 @@ const watched = <A, E, R>(body: Effect.Effect<A, E, R>) =>
     ({ timer }) => Effect.sync(() => clearInterval(timer))
   )
 
-// Far more than there should be, and far less than there was.
+// Far above the usual values, and far below those of unbounded code.
 const LATE_MAX = 500
 const GROWN_MAX = 1024 * MEBIBYTE
+/** For so long a test lets the container write. */
 const FLOOD = "3 seconds"
 
 const isCalm = ({ grown, late, ticks }: { late: number; grown: number; ticks: number }): void => {
@@ -53,20 +54,20 @@ const isCalm = ({ grown, late, ticks }: { late: number; grown: number; ticks: nu
 }
 
 const floods = {
-  "empty lines": "exec yes ''",
-  "short lines": "exec yes x",
-  "one line without an end": "exec tr '\\\\0' x < /dev/zero",
-  "any bytes": "exec cat /dev/urandom"
+  "endless empty lines": "exec yes ''",
+  "endless short lines": "exec yes x",
+  "one endless line": "exec tr '\\\\0' x < /dev/zero",
+  "endless random bytes": "exec cat /dev/urandom"
 }
 
-suite("Logs of a container that writes without end", (effect) => {
+suite("logs of a container that writes endlessly", (effect) => {
   const start = (script: string, options: Container.StartOptions = {}) =>
     Effect.flatMap(Image.host, (image) =>
       Container.start(image, { command: ["sh", "-c", script], ...options })
     )
 
   for (const [name, script] of Object.entries(floods)) {
-    effect(`${name} take bounded memory, and let timers have their turn`, function* () {
+    effect(`a log of ${name} takes bounded memory and starves no timer`, function* () {
       const box = yield* start(script)
       const waiting = failure("WaitFailed", WaitFor.log(box, "never said", { timeout: FLOOD }))
       const following = Stream.runDrain(Container.logs(box, { follow: true })).pipe(
@@ -78,7 +79,7 @@ suite("Logs of a container that writes without end", (effect) => {
     })
   }
 
-  effect("a line is waited for, found and no longer than it may be in the middle of a flood", function* () {
+  effect("WaitFor.log finds a line in the middle of a flood, and lines are at most 16 KiB", function* () {
     const box = yield* start(
       "yes '' | head -n 3000000; head -c 1000000 /dev/zero | tr '\\0' y; echo; echo ready; exec yes ''"
     )
@@ -89,7 +90,7 @@ suite("Logs of a container that writes without end", (effect) => {
     for (const { line } of entries) assert.ok(line.length <= 16 * 1024)
   })
 
-  effect("a long line that ends is cut as one that does not", function* () {
+  effect("a long line is cut into pieces of 16 KiB", function* () {
     const box = yield* start("head -c 100000 /dev/zero | tr '\\0' y; echo; echo after")
     const lines = [...(yield* Stream.runCollect(Container.logs(box, { follow: true })))].map(
       ({ line }) => line
@@ -99,7 +100,7 @@ suite("Logs of a container that writes without end", (effect) => {
     assert.equal(lines.at(-1), "after")
   })
 
-  effect("a follower that is slow takes no memory, and goes on with what is kept", function* () {
+  effect("a slow follower of a log takes no memory", function* () {
     const box = yield* start("i=0; while :; do i=$((i + 1)); echo $i; done & exec yes ''")
     const slow = Container.logs(box, { follow: true }).pipe(
       Stream.runForEachChunk(() => Effect.sleep("50 millis")),
@@ -108,7 +109,7 @@ suite("Logs of a container that writes without end", (effect) => {
     isCalm(yield* watched(slow))
   })
 
-  effect("files have no more than their bounds, and are read in turns", function* () {
+  effect("log files stay within their limits, and reading them starves no timer", function* () {
     const folder = yield* Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (made) =>
       Effect.sync(() => remove(made))
     )
@@ -125,7 +126,7 @@ suite("Logs of a container that writes without end", (effect) => {
     assert.equal(last.length, 3)
   })
 
-  effect("an end of a file that is cut off is left out", function* () {
+  effect("a truncated last line of a log file is left out", function* () {
     const folder = yield* Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (made) =>
       Effect.sync(() => remove(made))
     )
@@ -136,7 +137,7 @@ suite("Logs of a container that writes without end", (effect) => {
     assert.deepEqual(lines, ["first"])
   })
 
-  effect("what is kept whole ends at its bound, in turns", function* () {
+  effect("a run whose output is buffered fails at the limit, and starves no timer", function* () {
     const image = yield* Image.host
     for (const script of [...Object.values(floods), "exec yes '' >&2"]) {
       const command = ["sh", "-c", script]
@@ -146,66 +147,66 @@ suite("Logs of a container that writes without end", (effect) => {
     }
   })
 
-  effect("many small writes that are kept whole take about their bytes", function* () {
+  effect("the buffered output of many small writes takes about as much memory as its bytes", function* () {
     const image = yield* Image.host
-    // Each byte is a write of its own, which wakes the reader.
+    // Each byte is written alone, and each write wakes the reader.
     const command = ["dd", "if=/dev/zero", "bs=1", "count=400000", "status=none"]
     const ran = yield* watched(Container.run(image, { command }))
     assert.equal(ran.value.stdout.length, 400_000)
     isCalm(ran)
   })
 
-  effect(
-    "a terminal's flood, and a stream that is read and thrown away, let timers have their turn",
-    function* () {
-      for (const options of [{ terminal: true }, {}]) {
-        for (const script of Object.values(floods)) {
-          const box = yield* start(script, options)
-          const reading = yield* Effect.fork(Stream.runDrain(box.stdout))
-          isCalm(yield* watched(Effect.sleep("1 seconds")))
-          yield* Fiber.interrupt(reading)
-        }
+  effect("reading a flood from a terminal or a pipe starves no timer", function* () {
+    for (const options of [{ terminal: true }, {}]) {
+      for (const script of Object.values(floods)) {
+        const box = yield* start(script, options)
+        const reading = yield* Effect.fork(Stream.runDrain(box.stdout))
+        isCalm(yield* watched(Effect.sleep("1 seconds")))
+        yield* Fiber.interrupt(reading)
       }
     }
-  )
+  })
 })
 
-suite("Lines of a command that writes without end", (effect) => {
-  effect("are handed out one by one, in turns, and one without an end is an error", function* () {
-    yield* Effect.promise(async () => {
-      const folder = makeTemporaryFolder()
-      try {
-        await using berth = await open({ folder })
-        await using box = await berth.start("host", { command: ["sleep", "1000"] })
-        const read = async (): Promise<number> => {
-          let count = 0
-          for await (const line of box.$`yes ${""}`) {
-            assert.equal(line, "")
-            if (++count === 200_000) break
+suite("lines of a command that writes endlessly", (effect) => {
+  effect(
+    "lines of a command are iterated one by one and starve no timer, and an endless line is an error",
+    function* () {
+      yield* Effect.promise(async () => {
+        const folder = makeTemporaryFolder()
+        try {
+          await using berth = await open({ folder })
+          await using box = await berth.start("host", { command: ["sleep", "1000"] })
+          const read = async (): Promise<number> => {
+            let count = 0
+            for await (const line of box.$`yes ${""}`) {
+              assert.equal(line, "")
+              if (++count === 200_000) break
+            }
+            return count
           }
-          return count
-        }
-        const lines = await Effect.runPromise(watched(Effect.promise(read)))
-        assert.equal(lines.value, 200_000)
-        isCalm(lines)
-        const command = ["sh", "-c", floods["one line without an end"]]
-        const ended = await Effect.runPromise(
-          watched(
-            Effect.promise(async () => {
-              try {
-                for await (const line of box.$`${command}`) assert.fail(`a line of ${line.length}`)
-              } catch (error) {
-                return error
-              }
-            })
+          const lines = await Effect.runPromise(watched(Effect.promise(read)))
+          assert.equal(lines.value, 200_000)
+          isCalm(lines)
+          const command = ["sh", "-c", floods["one endless line"]]
+          const ended = await Effect.runPromise(
+            watched(
+              Effect.promise(async () => {
+                try {
+                  for await (const line of box.$`${command}`) assert.fail(`a line of ${line.length}`)
+                } catch (error) {
+                  return error
+                }
+              })
+            )
           )
-        )
-        assert.ok(ended.value instanceof BerthError, String(ended.value))
-        assert.equal(ended.value._tag === "ContainerError" && ended.value.reason, "OutputTooLong")
-        assert.ok(ended.late < LATE_MAX, `late by ${ended.late}`)
-      } finally {
-        remove(folder)
-      }
-    })
-  })
+          assert.ok(ended.value instanceof BerthError, String(ended.value))
+          assert.equal(ended.value._tag === "ContainerError" && ended.value.reason, "OutputTooLong")
+          assert.ok(ended.late < LATE_MAX, `late by ${ended.late}`)
+        } finally {
+          remove(folder)
+        }
+      })
+    }
+  )
 })

@@ -1,4 +1,4 @@
-/** A container that attacks at full speed: the program's event loop goes on, and so do the other containers. */
+/** A container that attacks at full speed must not delay the program's event loop or other containers. */
 import assert from "node:assert/strict"
 import * as os from "node:os"
 import { monitorEventLoopDelay } from "node:perf_hooks"
@@ -12,12 +12,12 @@ import { modes } from "./modes.ts"
 
 const whyNoDelay = "Deno" in globalThis ? "Deno's monitorEventLoopDelay measures nothing" : false
 
-/** On a machine with nothing else to do it is 50 ms; one that has more to do than it can takes as much longer. */
+/** The delay in milliseconds that is accepted. It is 50 ms on an idle machine, and grows with the load. */
 const patience = (): number => 500 * Math.max(1, os.loadavg()[0]! / os.availableParallelism())
 
 const SECONDS = 4
 
-/** Does it again and again for so many seconds: how often. */
+/** Repeats the effect for so many seconds, and gives the number of times. */
 const often = <E>(effect: Effect.Effect<unknown, E>, seconds: number): Effect.Effect<number, E> => {
   let times = 0
   const counted = Effect.tap(effect, () => Effect.sync(() => times++))
@@ -26,10 +26,10 @@ const often = <E>(effect: Effect.Effect<unknown, E>, seconds: number): Effect.Ef
   )
 }
 
-suite("an attacker at work", (effect, folder) => {
+suite("a container that attacks at full speed", (effect, folder) => {
   for (const { name, options } of modes) {
     effect(
-      `${name}: the event loop goes on, and no command in another container fails`,
+      `${name}: a container that attacks at full speed delays no event loop and fails no command in another container`,
       function* () {
         const root = `${folder()}/${name}`
         compile(`${makeRoot(root)}/births`, "births.c")
@@ -38,7 +38,7 @@ suite("an attacker at work", (effect, folder) => {
           command: ["sleep", "1000"]
         })
         yield* attacker(root, options)
-        // What is compiled when it is first used has its time before.
+        // The first second warms up the code.
         yield* often(checkExec(box), 1)
         const delay = monitorEventLoopDelay({ resolution: 5 })
         delay.enable()

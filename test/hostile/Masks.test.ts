@@ -1,4 +1,4 @@
-/** A container that renames what another one of the same root is being started on: masks and read-only paths hold. */
+/** A container that renames folders of its root while another one starts on the same root: the masks must hold. */
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
@@ -8,6 +8,7 @@ import * as Stream from "effect/Stream"
 import { type BerthError, Container, type Image, Mount, Namespace, RootFs } from "../../lib/index.ts"
 import { compile } from "../support/attack.ts"
 import { failure, suite } from "../support/effect.ts"
+import { killedAfter } from "../support/killedAfter.ts"
 import { makeEvilImage, whyNoBusybox } from "../support/rootfs.ts"
 import { type Mode, modes } from "./modes.ts"
 
@@ -36,7 +37,7 @@ type Start = Effect.Effect.Success<ReturnType<typeof sharedRoot>>
 const text = (box: Container.Container) =>
   box.stdout.pipe(Stream.decodeText(), Stream.mkString, Effect.zipLeft(box.exit))
 
-/** Starts `masks check` until it has run so often, and gives why it could not be started in between. */
+/** Starts `masks check` until it has run `times` times, and gives the errors of the starts that failed. */
 const check = (start: Start, paths: ReadonlyArray<string>, times: number) =>
   Effect.gen(function* () {
     const refusals: Array<BerthError.BerthError> = []
@@ -53,40 +54,33 @@ const check = (start: Start, paths: ReadonlyArray<string>, times: number) =>
     return refusals
   })
 
-/** What a start fails with where a link is at the place of a folder of the kernel's. */
+/** Asserts that a start has failed because of a link in place of a folder of the kernel. */
 const assertNamesLink = (error: BerthError.BerthError, path: string): void => {
   assert.equal(error._tag, "OperationFailed", error.message)
   assert.match(error.message, new RegExp(`target=${path} .*ELOOP.*\\. ${path} is a symbolic link`))
 }
 
-/** Exchanges two names in the container's root for as long as the scope, as somebody with none of its mounts. */
+/** Exchanges two names in the container's root while the scope is open, by a process outside of its mount namespace. */
 const swapping = (program: string, box: Container.Container, [one, other]: readonly [string, string]) =>
-  Effect.acquireRelease(
-    Effect.promise(async () => {
-      const paths = [one, other].map((path) => `/proc/${box.pid}/root${path}`)
-      const child = spawn(program, ["swap", ...paths], { stdio: ["ignore", "pipe", "inherit"] })
-      await once(child.stdout, "data")
-      return child
-    }),
-    (child) =>
-      Effect.promise(() => {
-        const gone = once(child, "exit")
-        child.kill("SIGKILL")
-        return gone
-      })
-  )
+  Effect.gen(function* () {
+    const paths = [one, other].map((path) => `/proc/${box.pid}/root${path}`)
+    const child = yield* killedAfter(() =>
+      spawn(program, ["swap", ...paths], { stdio: ["ignore", "pipe", "inherit"] })
+    )
+    yield* Effect.promise(() => once(child.stdout, "data"))
+  })
 
-suite("a root that is renamed in while another container starts", (effect, folder) => {
+suite("renames in a root while another container starts", (effect, folder) => {
   for (const mode of modes) {
     effect(
-      `${mode.name}: where /proc is a link, whose target a container exchanges, no other starts without its masks`,
+      `${mode.name}: while the target of a link at /proc is exchanged, every container starts with its masks or not at all`,
       function* () {
         const image = yield* imageOf(`link-${mode.name}`, (root) => {
           fs.mkdirSync(`${root}/a`)
           fs.symlinkSync("/a", `${root}/proc`)
         })
         const start = yield* sharedRoot(image, mode)
-        // What is mounted in one's own namespace cannot be renamed, so that the link is led elsewhere first.
+        // A mount point cannot be renamed in its own mount namespace, so the attacker first changes the link.
         const script = "mkdir /b /c; rm /proc; ln -s /b /proc; exec /bin/masks swap /b /c"
         const attacker = yield* Effect.either(start(["sh", "-c", script]))
         if (attacker._tag === "Left") return assertNamesLink(attacker.left, "/proc")
@@ -99,7 +93,7 @@ suite("a root that is renamed in while another container starts", (effect, folde
 
     for (const at of ["/proc", "/sys", "/dev"] as const)
       effect(
-        `${mode.name}: while ${at} is exchanged for a link to another folder, a start is refused or has its masks`,
+        `${mode.name}: while ${at} is exchanged for a link, every container starts with its masks or not at all`,
         function* () {
           const image = yield* imageOf(`exchanged-${mode.name}${at.slice(1)}`, () => {})
           const start = yield* sharedRoot(image, mode)
@@ -114,7 +108,7 @@ suite("a root that is renamed in while another container starts", (effect, folde
       )
 
     effect(
-      `${mode.name}: while /proc is exchanged for another folder, what is mounted is masked wherever it is`,
+      `${mode.name}: while /proc is exchanged for another folder, every container starts with its masks`,
       function* () {
         const image = yield* imageOf(`folder-${mode.name}`, () => {})
         const start = yield* sharedRoot(image, mode)
@@ -128,7 +122,7 @@ suite("a root that is renamed in while another container starts", (effect, folde
   }
 
   effect(
-    "a link at /proc, /sys or /dev is refused by its name, and one at another mount's target is followed",
+    "a link at /proc, /sys or /dev is refused by name, and a link at another mount's target is followed",
     function* () {
       for (const path of ["/proc", "/sys", "/dev"]) {
         const image = yield* makeEvilImage(`refused${path.slice(1)}`, (root) => {
@@ -152,7 +146,7 @@ suite("a root that is renamed in while another container starts", (effect, folde
   )
 
   effect.asRoot(
-    "the host's /proc and /sys, bound where the container's are, are masked and protected as these",
+    "the host's /proc and /sys, bound over the container's, are masked and read-only as these",
     function* () {
       const image = yield* imageOf("bound", () => {})
       for (const target of ["/proc", "//./proc/", "/x/../proc"]) {
@@ -170,7 +164,7 @@ suite("a root that is renamed in while another container starts", (effect, folde
   )
 
   effect(
-    "masks and read-only paths may be spelled in more than one way, and are resolved below what is mounted",
+    "masked and read-only paths are normalised, and resolved below the mounts",
     function* () {
       const image = yield* makeEvilImage("spelled", (root) => fs.writeFileSync(`${root}/etc/secret`, "x"))
       const { stdout } = yield* Container.run(image, {

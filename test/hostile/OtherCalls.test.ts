@@ -1,4 +1,4 @@
-/** System calls by other tables and with other bits than programs of this machine use: the default policy means these too. */
+/** The default policy must also cover system calls of other tables, and arguments with unused bits set. */
 import assert from "node:assert/strict"
 import { spawnSync } from "node:child_process"
 import * as Effect from "effect/Effect"
@@ -7,7 +7,7 @@ import { compile, outcomes } from "../support/attack.ts"
 import { makeTemporaryFolder, remove, suite } from "../support/effect.ts"
 import { makeEvilImage, whyNoBusybox } from "../support/rootfs.ts"
 
-/** Why the 32-bit table is not tried, if so: a kernel without IA32 answers it with a signal. */
+/** The reason to skip the 32-bit table: a kernel without IA32 answers its calls with a signal. */
 const whyNo32 = (): string | false => {
   const folder = makeTemporaryFolder()
   try {
@@ -26,18 +26,18 @@ const allowed: Readonly<Record<string, string>> = {
   "int80:getpid": "ok",
   "int80:inet": "ok",
   "high:inet": "ok",
-  // For these a C library has something else to try.
+  // C libraries fall back to other calls for these.
   "int80:clone3": "ENOSYS",
   "int80:socketcall-alg": "ENOSYS",
   "int80:socketcall-vsock": "ENOSYS",
   "int80:socketcall-inet": "ENOSYS"
 }
 
-/** What has to come of a call under the default policy. */
+/** The expected outcome of a call under the default policy. */
 const expected = (word: string): string =>
   allowed[word] ?? (word.startsWith("x32:") ? "killed by 31: -" : "EPERM")
 
-suite("system calls by other tables", (effect) => {
+suite("system calls of other tables", (effect) => {
   const image = Effect.cached(makeEvilImage("abi", (root) => compile(`${root}/bin/abi`, "abi.c"))).pipe(
     Effect.runSync
   )
@@ -53,7 +53,7 @@ suite("system calls by other tables", (effect) => {
     ["high", "arguments with high bits", whyNotX64]
   ] as const)
     effect(
-      `what the default policy refuses is refused by ${name}`,
+      `the default policy refuses the same system calls through ${name}`,
       function* () {
         const own = { user: "new" } as const
         for (const options of [{}, { user: "1000" }, { noNewPrivileges: false }, { namespaces: own }]) {
@@ -70,7 +70,7 @@ suite("system calls by other tables", (effect) => {
     )
 
   effect(
-    "strict allows no 32-bit system call at all, nor sockets of other families by high bits",
+    "Security.strict refuses every 32-bit system call, and other socket families with high bits set",
     function* () {
       const came = Object.entries(yield* tried(yield* image, Security.strict))
       for (const [word, what] of came)
@@ -80,7 +80,7 @@ suite("system calls by other tables", (effect) => {
   )
 
   effect(
-    "a rule in front of the default policy's lets 32-bit programs have their sockets",
+    "a rule for socketcall before those of the default policy allows sockets of 32-bit programs",
     function* () {
       const rule = { names: ["socketcall"], action: "SCMP_ACT_ALLOW" } as const
       const seccomp = { ...Security.defaultSeccomp, syscalls: [rule, ...Security.defaultSeccomp.syscalls!] }

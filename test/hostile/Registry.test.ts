@@ -1,13 +1,15 @@
-/** Registries that answer to keep a client busy: for ever, or with more than was asked for. */
+/** Registries whose answers keep a client busy: they have no end, or more bytes than the client asked for. */
 import assert from "node:assert/strict"
 import * as net from "node:net"
 import { gzipSync } from "node:zlib"
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { BerthError } from "../../lib/BerthError.ts"
 import * as Image from "../../lib/Image.ts"
 import * as Registry from "../../lib/Registry.ts"
-import { allowTime, suite } from "../support/effect.ts"
+import { suite } from "../support/effect.ts"
 import { sha256, types } from "../support/images.ts"
 import { front, nobody } from "../support/scoped.ts"
 
@@ -18,22 +20,24 @@ const blob = {
   size: content.length
 }
 
-/** A server that writes whatever it likes once a request has come, and how many connections it has had. */
+/** A server that gives each connection to `answer` after the first bytes of a request, and counts the requests. */
 const raw = (answer: (socket: net.Socket, request: string) => void) =>
   Effect.acquireRelease(
     Effect.promise(async () => {
       const sockets = new Set<net.Socket>()
-      let connections = 0
+      let requests = 0
       const server = net.createServer((socket) => {
-        connections++
         sockets.add(socket)
         socket.on("error", () => {})
-        socket.once("data", (data) => answer(socket, String(data)))
+        socket.once("data", (data) => {
+          requests++
+          answer(socket, String(data))
+        })
         socket.on("close", () => sockets.delete(socket))
       })
       await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
       const { port } = server.address() as net.AddressInfo
-      return { host: `127.0.0.1:${port}`, connections: () => connections, server, sockets }
+      return { host: `127.0.0.1:${port}`, requests: () => requests, server, sockets }
     }),
     ({ server, sockets }) =>
       Effect.promise(async () => {
@@ -42,7 +46,7 @@ const raw = (answer: (socket: net.Socket, request: string) => void) =>
       })
   )
 
-/** Writes the same over and over, until the other side has had enough. */
+/** Writes the text again and again until the connection is closed. */
 const flood = (socket: net.Socket, text: string, millis = 0): void => {
   const timer = setInterval(() => {
     if (socket.destroyed) clearInterval(timer)
@@ -52,14 +56,30 @@ const flood = (socket: net.Socket, text: string, millis = 0): void => {
   socket.on("close", () => clearInterval(timer))
 }
 
-const seconds = async <A>(promise: Promise<A>): Promise<readonly [A, number]> => {
-  const began = Date.now()
-  const value = await promise
-  return [value, (Date.now() - began) / 1000]
+const SPEED = 10
+
+/**
+ * A clock that runs ten times as fast: the client measures its time limits on it, so a minute's limit ends after 6 seconds.
+ * A delay of this machine counts ten times as well, so the bounds below are generous.
+ */
+const fastClock = (): Clock.Clock => {
+  const clock = Clock.make()
+  return {
+    ...clock,
+    unsafeCurrentTimeMillis: () => clock.unsafeCurrentTimeMillis() * SPEED,
+    unsafeCurrentTimeNanos: () => clock.unsafeCurrentTimeNanos() * BigInt(SPEED),
+    currentTimeMillis: Effect.map(clock.currentTimeMillis, (millis) => millis * SPEED),
+    currentTimeNanos: Effect.map(clock.currentTimeNanos, (nanos) => nanos * BigInt(SPEED)),
+    sleep: (duration) => clock.sleep(Duration.times(duration, 1 / SPEED))
+  }
 }
 
-const refusal = (effect: Effect.Effect<unknown, BerthError>) =>
-  Effect.promise(() => seconds(Effect.runPromise(Effect.flip(effect))))
+/** The error of the effect, and how many seconds of the fast clock it has taken. */
+const refusal = <A, R>(effect: Effect.Effect<A, BerthError, R>) =>
+  Effect.map(
+    Effect.timed(Effect.flip(effect)),
+    ([took, error]) => [error, Duration.toSeconds(took)] as const
+  ).pipe(Effect.withClock(fastClock()))
 
 const download = (host: string, options: Registry.ConnectOptions) =>
   Effect.flatMap(Registry.connect(host, options), (registry) =>
@@ -69,10 +89,8 @@ const download = (host: string, options: Registry.ConnectOptions) =>
 const HEAD = `HTTP/1.1 200 OK\r\ncontent-length: ${content.length}\r\n\r\n`
 const CHUNKED = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
-suite("A hostile registry", (effect) => {
-  allowTime(180_000)
-
-  effect("that asks to wait for years is not waited for", function* () {
+suite("a client of a hostile registry", (effect) => {
+  effect("a Retry-After of more than a minute fails the request at once", function* () {
     yield* nobody
     for (const [status, reason] of [
       [429, "TooManyRequests"],
@@ -88,68 +106,73 @@ suite("A hostile registry", (effect) => {
         for (const [error, took] of [manifest, layer]) {
           assert.ok(error._tag === "RegistryError" && error.reason === reason, error.message)
           assert.match(error.message, /to wait for \d+ seconds/)
-          assert.ok(took < 10, `${took} s`)
+          assert.ok(took < 60, `${took} s`)
         }
         assert.ok(requests.length <= 3, requests.join("\n"))
       }
   })
 
-  effect("that sends a few bytes now and then is given up, whatever it calls them", function* () {
-    yield* nobody
-    const answers: ReadonlyArray<(socket: net.Socket) => void> = [
-      (socket) => {
-        socket.write(HEAD)
-        flood(socket, "0", 50)
-      },
-      (socket) => {
-        socket.write(CHUNKED)
-        flood(socket, "1\r\n0\r\n", 50)
-      },
-      // A chunk's extension and the trailers after the last chunk are nothing of the body.
-      (socket) => {
-        socket.write(`${CHUNKED}5;`)
-        flood(socket, "extension=".repeat(100))
-      },
-      (socket) => {
-        socket.write(`${CHUNKED}5;x="`)
-        flood(socket, "x", 20)
-      },
-      (socket) => {
-        socket.write(`${CHUNKED}1\r\n0\r\n0\r\n`)
-        flood(socket, "trailer: x\r\n", 20)
-      },
-      (socket) => socket.write(HEAD)
-    ]
-    const took = yield* Effect.forEach(
-      answers,
-      (answer) =>
-        Effect.gen(function* () {
-          const { connections, host } = yield* raw(answer)
-          const [error, took] = yield* download(host, { stallTimeout: "500 millis" })
-          assert.ok(error._tag === "RegistryError", `${error._tag}: ${error.message}`)
-          assert.ok(connections() <= 5, `${connections()} connections`)
-          return took
-        }),
-      { concurrency: "unbounded" }
-    )
-    assert.ok(Math.max(...took) < 30, took.join(" "))
-  })
-
-  effect("that breaks off after each byte is not asked for the next one without end", function* () {
-    yield* nobody
-    const { host, requests } = yield* front(undefined, (request, response) => {
-      const start = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? "")?.[1] ?? 0)
-      response.writeHead(206, { "content-range": `bytes ${start}-${content.length - 1}/${content.length}` })
-      response.write(content[start]!)
-      setTimeout(() => response.socket?.destroy(), 20)
-    })
-    const [error] = yield* download(host, {})
-    assert.equal(error._tag, "RegistryError")
-    assert.ok(requests.length <= 5, `${requests.length} requests`)
-  })
+  effect(
+    "a blob that drips in slowly fails the download, whatever part of the message the bytes belong to",
+    function* () {
+      yield* nobody
+      const answers: ReadonlyArray<(socket: net.Socket) => void> = [
+        (socket) => {
+          socket.write(HEAD)
+          flood(socket, "0", 50)
+        },
+        (socket) => {
+          socket.write(CHUNKED)
+          flood(socket, "1\r\n0\r\n", 50)
+        },
+        // A chunk's extension and the trailers after the last chunk do not belong to the body.
+        (socket) => {
+          socket.write(`${CHUNKED}5;`)
+          flood(socket, "extension=".repeat(100))
+        },
+        (socket) => {
+          socket.write(`${CHUNKED}5;x="`)
+          flood(socket, "x", 20)
+        },
+        (socket) => {
+          socket.write(`${CHUNKED}1\r\n0\r\n0\r\n`)
+          flood(socket, "trailer: x\r\n", 20)
+        },
+        (socket) => socket.write(HEAD)
+      ]
+      const took = yield* Effect.forEach(
+        answers,
+        (answer) =>
+          Effect.gen(function* () {
+            const { host, requests } = yield* raw(answer)
+            const [error, took] = yield* download(host, { stallTimeout: "5 seconds" })
+            assert.ok(error._tag === "RegistryError", `${error._tag}: ${error.message}`)
+            assert.ok(requests() <= 5, `${requests()} requests`)
+            return took
+          }),
+        { concurrency: "unbounded" }
+      )
+      assert.ok(Math.max(...took) < 100, took.join(" "))
+    }
+  )
 
   effect(
-    "that floods with early hints or headers, or drips them or a token, has a minute and a half",
+    "a connection that breaks after each byte is resumed a few times, then the download fails",
+    function* () {
+      yield* nobody
+      const { host, requests } = yield* front(undefined, (request, response) => {
+        const start = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? "")?.[1] ?? 0)
+        response.writeHead(206, { "content-range": `bytes ${start}-${content.length - 1}/${content.length}` })
+        response.write(content[start]!, () => response.socket?.destroy())
+      })
+      const [error] = yield* download(host, {})
+      assert.equal(error._tag, "RegistryError")
+      assert.ok(requests.length <= 5, `${requests.length} requests`)
+    }
+  )
+
+  effect(
+    "an endless flood or drip of headers, early hints or a token fails the download within minutes",
     function* () {
       yield* nobody
       const answers: ReadonlyArray<(socket: net.Socket, request: string) => void> = [
@@ -180,19 +203,19 @@ suite("A hostile registry", (effect) => {
         answers,
         (answer) =>
           Effect.gen(function* () {
-            const { connections, host } = yield* raw(answer)
+            const { host, requests } = yield* raw(answer)
             const [error, took] = yield* download(host, {})
             assert.ok(error._tag === "RegistryError", `${error._tag}: ${error.message}`)
-            assert.ok(connections() <= 5, `${connections()} connections`)
+            assert.ok(requests() <= 5, `${requests()} requests`)
             return took
           }),
         { concurrency: "unbounded" }
       )
-      assert.ok(Math.max(...took) < 110, took.join(" "))
+      assert.ok(Math.max(...took) < 240, took.join(" "))
     }
   )
 
-  effect("that redirects, challenges or lists in circles is left after a few turns", function* () {
+  effect("endless redirects, challenges and pages of a list end at their limits", function* () {
     yield* nobody
     const redirecting = yield* front(undefined, (request, response) => {
       response.writeHead(307, { location: `${request.url}x` }).end()
@@ -222,10 +245,10 @@ suite("A hostile registry", (effect) => {
     const registry = yield* Registry.connect(listing.host)
     const [listed, took] = yield* refusal(Registry.tags(registry, "team/app"))
     assert.ok(listed._tag === "ImageError" && listed.reason === "TooLarge", listed.message)
-    assert.ok(page <= 1000 && took < 60, `${page} pages, ${took} s`)
+    assert.ok(page <= 1000 && took < 600, `${page} pages, ${took} s`)
   })
 
-  effect("that compresses what nobody wants compressed is refused before it is read", function* () {
+  effect("an answer with a content encoding is refused, and its body is not read", function* () {
     yield* nobody
     const zeros = gzipSync(new Uint8Array(100_000_000))
     const { host, requests } = yield* front(undefined, (request, response) => {
@@ -236,19 +259,25 @@ suite("A hostile registry", (effect) => {
     assert.ok(layer._tag === "RegistryError" && layer.reason === "Protocol", layer.message)
     assert.match(layer.message, /encoding/)
     const error = yield* Effect.flip(Image.pull(`${host}/team/app:1`))
-    assert.match(error._tag, /^(RegistryError|ImageError)$/)
+    assert.ok(error._tag === "RegistryError" && error.reason === "Protocol", error.message)
     assert.ok(requests.length <= 4, requests.join("\n"))
   })
 
-  effect("that says another length than it sends is found out", function* () {
+  effect("a blob whose Content-Length is wrong or malformed fails the download", function* () {
     yield* nobody
-    for (const length of ["1", "99999999999999", "-1", "0x10", "5, 7"]) {
+    for (const [length, reason] of [
+      ["1", "Protocol"],
+      ["99999999999999", "Unreachable"],
+      ["-1", "Unreachable"],
+      ["0x10", "Unreachable"],
+      ["5, 7", "Unreachable"]
+    ] as const) {
       const { host } = yield* raw((socket) =>
         socket.end(`HTTP/1.1 200 OK\r\ncontent-length: ${length}\r\nconnection: close\r\n\r\nhello`)
       )
-      const [error, took] = yield* download(host, { stallTimeout: "1 second" })
-      assert.match(error._tag, /^(RegistryError|ImageError)$/)
-      assert.ok(took < 30, `${took} s`)
+      const [error, took] = yield* download(host, { stallTimeout: "10 seconds" })
+      assert.ok(error._tag === "RegistryError" && error.reason === reason, error.message)
+      assert.ok(took < 100, `${took} s`)
     }
   })
 })

@@ -1,4 +1,4 @@
-/** A store whose files were lost, cut off or replaced by something else, as a full disk, a bad tool or an attacker leaves it. */
+/** A store with missing, truncated or replaced files, as a full disk, a faulty tool or an attacker leaves them. */
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
@@ -50,7 +50,7 @@ const content = (folder: string): ReadonlyArray<string> =>
 const index = (folder: string) => `${folder}/store/index.json`
 const version = (folder: string) => `${folder}/store/oci-layout`
 
-describe("A hostile store", { skip: whyNoImages }, () => {
+describe("a damaged store", { skip: whyNoImages }, () => {
   let root: string
   let count = 0
   let layer: Uint8Array
@@ -60,7 +60,7 @@ describe("A hostile store", { skip: whyNoImages }, () => {
   })
   after(() => remove(root))
 
-  /** A Berth with a named image, whose layer is unpacked. */
+  /** Makes a Berth with a named image whose layer is unpacked. */
   const filled = async (): Promise<{ folder: string; manifest: Blob }> => {
     const folder = `${root}/${count++}`
     const manifest = writeImage(`${folder}/store`, [{ tar: layer }])
@@ -70,8 +70,8 @@ describe("A hostile store", { skip: whyNoImages }, () => {
   }
 
   const breakages: ReadonlyArray<readonly [what: string, damage: (folder: string) => void]> = [
-    ["an index that is missing", (folder) => fs.unlinkSync(index(folder))],
-    ["an oci-layout that is missing", (folder) => fs.unlinkSync(version(folder))],
+    ["a missing index", (folder) => fs.unlinkSync(index(folder))],
+    ["a missing oci-layout", (folder) => fs.unlinkSync(version(folder))],
     [
       "both files missing",
       (folder) => {
@@ -80,16 +80,16 @@ describe("A hostile store", { skip: whyNoImages }, () => {
       }
     ],
     ["an empty index", (folder) => fs.truncateSync(index(folder))],
-    ["an index that is cut off", (folder) => fs.truncateSync(index(folder), 40)],
-    ["an index of another kind", (folder) => fs.writeFileSync(index(folder), "[]")],
+    ["a truncated index", (folder) => fs.truncateSync(index(folder), 40)],
+    ["an index that is an array", (folder) => fs.writeFileSync(index(folder), "[]")],
     ["an index without manifests", (folder) => fs.writeFileSync(index(folder), '{"schemaVersion":2}')],
     [
-      "manifests that are none",
+      "null as a manifest",
       (folder) => fs.writeFileSync(index(folder), '{"schemaVersion":2,"manifests":[null]}')
     ],
-    ["a garbage oci-layout", (folder) => fs.writeFileSync(version(folder), "\0\0\0")],
+    ["an oci-layout of garbage", (folder) => fs.writeFileSync(version(folder), "\0\0\0")],
     [
-      "a folder in the index's place",
+      "a folder in place of the index",
       (folder) => {
         fs.unlinkSync(index(folder))
         fs.mkdirSync(index(folder))
@@ -102,10 +102,10 @@ describe("A hostile store", { skip: whyNoImages }, () => {
         fs.symlinkSync("index.json", index(folder))
       }
     ],
-    ["a manifest that is missing", (folder) => damageNamed(folder, (blob) => fs.unlinkSync(blob))],
-    ["a manifest that is cut off", (folder) => damageNamed(folder, (blob) => fs.truncateSync(blob, 10))],
+    ["a missing manifest", (folder) => damageNamed(folder, (blob) => fs.unlinkSync(blob))],
+    ["a truncated manifest", (folder) => damageNamed(folder, (blob) => fs.truncateSync(blob, 10))],
     [
-      "a folder in a manifest's place",
+      "a folder in place of a manifest",
       (folder) =>
         damageNamed(folder, (blob) => {
           fs.unlinkSync(blob)
@@ -113,7 +113,7 @@ describe("A hostile store", { skip: whyNoImages }, () => {
         })
     ],
     [
-      "a config that is missing",
+      "a missing config",
       (folder) =>
         damageNamed(folder, (blob) =>
           fs.unlinkSync(blobFile(`${folder}/store`, JSON.parse(fs.readFileSync(blob, "utf8")).config.digest))
@@ -126,7 +126,7 @@ describe("A hostile store", { skip: whyNoImages }, () => {
   }
 
   for (const [what, damage] of breakages) {
-    test(`loses nothing to a collection for ${what}`, async () => {
+    test(`gc removes nothing from a store with ${what}`, async () => {
       const { folder } = await filled()
       damage(folder)
       const before = content(folder)
@@ -141,19 +141,19 @@ describe("A hostile store", { skip: whyNoImages }, () => {
     })
   }
 
-  test("writes no index over blobs whose index is missing", async () => {
+  test("Store.tag writes no new index over blobs whose index is missing", async () => {
     const { folder, manifest } = await filled()
     fs.unlinkSync(index(folder))
     const write = Store.tag("other", { ...manifest, digest: manifest.digest })
     assertImageError(await runError(folder, write), "Corrupt", `${folder}/store`, "backup")
     assert.equal(fs.existsSync(index(folder)), false)
-    // What the message says works.
+    // The fix of the message works.
     fs.writeFileSync(index(folder), JSON.stringify({ schemaVersion: 2, manifests: [named(manifest, NAME)] }))
     assert.deepEqual(await run(folder, Store.gc()), { blobs: 0, layers: 0, bytes: 0 })
     await run(folder, Image.fromStore(NAME))
   })
 
-  test("makes a store whose making was cut short", async () => {
+  test("a store whose creation was interrupted is completed", async () => {
     const folder = `${root}/${count++}`
     fs.mkdirSync(`${folder}/store/blobs/sha256`, { recursive: true })
     fs.writeFileSync(version(folder), '{"imageLayoutVersion":"1.0.0"}')
@@ -163,13 +163,13 @@ describe("A hostile store", { skip: whyNoImages }, () => {
     assert.equal((await run(folder, Store.list)).length, 1)
   })
 
-  test("does not let go of what another Berth may hold when its file cannot be read", async () => {
+  test("gc removes nothing while another Berth's record of what it uses cannot be read", async () => {
     const { folder } = await filled()
     await run(
       folder,
       Effect.gen(function* () {
         yield* Image.fromStore(NAME)
-        // Beside this one's: a Berth that lives, and whose file is a folder.
+        // Another living Berth, whose record is a folder instead of a file.
         const [own] = fs.readdirSync(`${folder}/run`).filter((name) => !name.startsWith("."))
         fs.mkdirSync(`${folder}/run/other/holds`, { recursive: true })
         fs.linkSync(`${folder}/run/${own}/lock`, `${folder}/run/other/lock`)
@@ -184,10 +184,10 @@ describe("A hostile store", { skip: whyNoImages }, () => {
   })
 })
 
-suite("A hostile store and images", (effect, folder) => {
+suite("images of a damaged store", (effect, folder) => {
   const skip = { skip: whyNoImages }
 
-  /** A registry with one image, in which a shell can run. */
+  /** A registry with one image that contains a shell. */
   const registry = Effect.gen(function* () {
     yield* nobody
     const layout = yield* temporaryFolder
@@ -212,7 +212,7 @@ suite("A hostile store and images", (effect, folder) => {
       ({ stdout }) => stdout.trim() === "well"
     )
 
-  /** Takes everything away from the store, so that a test begins with its own damage. */
+  /** Empties the store for the next test. */
   const emptied = (name: string) =>
     Effect.gen(function* () {
       for (const file of fs.readdirSync(`${folder()}/store`))
@@ -222,7 +222,7 @@ suite("A hostile store and images", (effect, folder) => {
     })
 
   effect(
-    "a pull moves a garbage index aside, and a collection waits until somebody has looked at it",
+    "a pull moves a corrupt index aside, and gc fails until that file is removed",
     function* () {
       const { name } = yield* registry
       for (const garbage of ["", "{", "null", "\0\xff", '{"schemaVersion":2,"manifests":{}}']) {
@@ -255,7 +255,7 @@ suite("A hostile store and images", (effect, folder) => {
   )
 
   effect(
-    "a file, a link or a pipe in a layer's place gives way to the layer, of a pull and of the store",
+    "a file, a link or a pipe in place of a layer is replaced by a pull and by Image.fromStore",
     function* () {
       const { layer, name } = yield* registry
       const image = yield* Image.pull(name)
@@ -284,7 +284,7 @@ suite("A hostile store and images", (effect, folder) => {
   )
 
   effect(
-    "a folder in a blob's place is moved aside by a pull; a start from the store says what to do",
+    "a folder in place of a blob is moved aside by a pull, and Image.fromStore fails with the fix",
     function* () {
       const { manifest, name } = yield* registry
       yield* Image.pull(name)

@@ -1,7 +1,8 @@
-/** Files and trees that a container makes to harm who copies, archives, commits, lists or removes them. */
+/** Files and trees of a container that attack a program which copies, archives, commits, lists or removes them. */
 import assert from "node:assert/strict"
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -16,10 +17,10 @@ import { modes } from "./modes.ts"
 
 const skip = whyNoBusybox
 
-/** A folder on the host, which is gone after the test, however deep it is. */
+/** A folder on the host, which is removed after the test, however deep it is. */
 const hostFolder = Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (path) =>
   Effect.sync(() => {
-    // rm(1) has no bound on the length of a path, as node:fs has.
+    // node:fs refuses paths longer than PATH_MAX; rm(1) accepts them.
     execFileSync("chmod", ["-R", "u+rwx", path])
     execFileSync("rm", ["-rf", "--", path])
     remove(path)
@@ -31,12 +32,12 @@ const attributesOf = (path: string): ReadonlyArray<string> =>
     .using(inRoot.openHost(path, inRoot.O_RDONLY), (fd) => xattrsOf(fd, path, () => true))
     .map(([name]) => name)
 
-/** An image with a manifest, which can be committed on. */
+/** An image with a manifest, so that containers of it can be committed. */
 const committable = Effect.flatMap(plantImage, (image) => Image.import(image.layers[0]!, { tag: "plant:1" }))
 
 const GiB = 2 ** 30
 
-/** How long the event loop does not come to a timer while the effect runs, at the most. */
+/** The longest time, in milliseconds, that the event loop did not run a timer while the effect ran. */
 const longestBlock = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<number, E, R> =>
   Effect.acquireUseRelease(
     Effect.sync(() => {
@@ -56,14 +57,14 @@ const longestBlock = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<nu
     ({ timer }) => Effect.sync(() => clearInterval(timer))
   )
 
-/** That a file is refused by its name, as its holes are more than an archive has zeros for. */
+/** Asserts that the effect fails with the file's name, as its holes are larger than maxHoleBytes. */
 const refused = <A, R>(name: string, effect: Effect.Effect<A, BerthError.BerthError, R>) =>
   Effect.map(failure("OperationFailed", effect), (error) => {
     assert.equal(error.code, "EFBIG")
     assert.match(error.message, new RegExp(`${name}.*maxHoleBytes`))
   })
 
-/** Few descriptors for this process, so that one for each level is too many. */
+/** Limits this process to 256 descriptors, so that one for each level is too many. */
 const fewDescriptors = Effect.acquireRelease(
   Effect.sync(() => {
     const [, soft = ""] = /^Max open files +(\S+)/m.exec(fs.readFileSync("/proc/self/limits", "utf8")) ?? []
@@ -76,7 +77,7 @@ const fewDescriptors = Effect.acquireRelease(
 const countOf = (folder: string): number =>
   Number(execFileSync("sh", ["-c", 'find "$1" | wc -l', "sh", folder], { encoding: "utf8" }))
 
-suite("files that a container makes to harm", (effect) => {
+suite("hostile files and trees of a container", (effect) => {
   for (const mode of modes) {
     const start = (script: string, options: Container.StartOptions = {}, image?: Image.Image) =>
       Effect.gen(function* () {
@@ -91,11 +92,11 @@ suite("files that a container makes to harm", (effect) => {
       })
 
     effect(
-      `${mode.name}: a file of one hole costs no more time than is allowed for zeros`,
+      `${mode.name}: reading a sparse file fails at the limit of zeros`,
       function* () {
         const box = yield* start(`plant hole /hole ${64 * GiB}`)
         yield* refused("/hole", Stream.runDrain(Container.tarOut(box, "/hole")))
-        // 4 EiB, of which a filesystem in memory makes nothing.
+        // 4 EiB, which take no memory in a tmpfs.
         const memory = yield* start(`plant hole /hole ${2n ** 62n}`, { upper: "memory" })
         const files = Container.fileSystem(memory)
         yield* refused("/hole", Stream.runDrain(Container.tarOut(memory, "/hole")))
@@ -111,7 +112,7 @@ suite("files that a container makes to harm", (effect) => {
     )
 
     effect(
-      `${mode.name}: no layer is made of a hole without end`,
+      `${mode.name}: committing a huge sparse file is refused`,
       function* () {
         for (const upper of ["disk", "memory"] as const) {
           const box = yield* start(`plant hole /hole ${64 * GiB}`, { upper }, yield* committable)
@@ -126,7 +127,7 @@ suite("files that a container makes to harm", (effect) => {
     )
 
     effect(
-      `${mode.name}: others have their turn while zeros are made, and can interrupt it`,
+      `${mode.name}: writing the zeros of a sparse file starves no timer, and can be interrupted`,
       function* () {
         const box = yield* start(`plant hole /hole ${64 * GiB}; plant hole /small ${GiB}`)
         const files = Container.fileSystem(box)
@@ -147,16 +148,19 @@ suite("files that a container makes to harm", (effect) => {
             .every((count) => count < 64),
           blocks.stdout
         )
-        const archive = Stream.runDrain(Container.tarOut(box, "/hole", { maxHoleBytes: "64GiB" }))
+        const begun = yield* Deferred.make<void>()
+        const archive = Container.tarOut(box, "/hole", { maxHoleBytes: "64GiB" }).pipe(
+          Stream.runForEachChunk(() => Deferred.succeed(begun, undefined))
+        )
         const fiber = yield* Effect.fork(archive)
-        yield* Effect.sleep("100 millis")
+        yield* Deferred.await(begun)
         assert.ok(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
       },
       { skip }
     )
 
     effect(
-      `${mode.name}: a tree of thousands of levels takes few descriptors`,
+      `${mode.name}: copying a tree of thousands of levels takes few descriptors`,
       function* () {
         yield* fewDescriptors
         const here = yield* hostFolder
@@ -170,7 +174,7 @@ suite("files that a container makes to harm", (effect) => {
         yield* files.remove("/back", { recursive: true })
         assert.equal((yield* files.readDirectory("/again", { recursive: true })).length, 4200)
         assert.ok(!(yield* files.exists("/back")))
-        // No archive has paths that are longer than the kernel takes.
+        // An archive with a path longer than PATH_MAX could not be unpacked.
         const long = yield* failure("OperationFailed", Stream.runDrain(Container.tarOut(box, "/deep")))
         assert.equal(long.code, "ENAMETOOLONG")
         assert.match(long.message, /deep\/d\/d\/d.*4095/)
@@ -184,7 +188,7 @@ suite("files that a container makes to harm", (effect) => {
     )
 
     effect(
-      `${mode.name}: a layer of thousands of levels takes few descriptors`,
+      `${mode.name}: committing and importing a tree of thousands of levels takes few descriptors`,
       function* () {
         yield* fewDescriptors
         const image = yield* committable
@@ -213,7 +217,7 @@ suite("files that a container makes to harm", (effect) => {
     )
 
     effect(
-      `${mode.name}: others have their turn while a folder of many files is read`,
+      `${mode.name}: reading a folder of 50,000 files starves no timer`,
       function* () {
         const box = yield* start("plant many /many 50000")
         const files = Container.fileSystem(box)
@@ -234,7 +238,7 @@ suite("files that a container makes to harm", (effect) => {
     )
 
     effect(
-      `${mode.name}: a copy on the host has no rights that the container gave it`,
+      `${mode.name}: a file copied to the host loses set-id bits and capabilities`,
       function* () {
         const here = yield* hostFolder
         const box = yield* start(`
@@ -253,7 +257,7 @@ suite("files that a container makes to harm", (effect) => {
         }
         yield* Container.copyOut(box, "/t/rootshell", `${here}/alone`)
         assert.equal(fs.statSync(`${here}/alone`).mode & 0o7777, 0o755)
-        // Whoever asks for it gets it.
+        // keepPrivileges keeps them.
         yield* Container.copyOut(box, "/t/rootshell", `${here}/asked`, { keepPrivileges: true })
         assert.equal(fs.statSync(`${here}/asked`).mode & 0o7777, 0o6755)
       },

@@ -1,4 +1,4 @@
-/** The modes in which a hostile container is tried: what it may be depends on who runs the tests. */
+/** The modes of a hostile container: root and non-root users run the tests in different ones. */
 import type { Container } from "../../lib/index.ts"
 
 export interface Mode {
@@ -7,7 +7,7 @@ export interface Mode {
   readonly options: Pick<Container.StartOptions, "userns">
 }
 
-/** Root runs both; without root there is one, in which Berth's own user namespace is the container's. */
+/** Root runs two modes. A non-root user has one, in which the container is in Berth's own user namespace. */
 export const modes: ReadonlyArray<Mode> =
   process.getuid?.() === 0
     ? [

@@ -9,7 +9,7 @@ import { sh, whyNoImages, writeImage, writeIndex } from "../support/images.ts"
 import { file, folder, tar } from "../support/tar.ts"
 import { unchanged } from "../support/unchanged.ts"
 
-/** A filesystem of 8 MiB, until the scope closes. */
+/** A filesystem of 8 MiB, mounted until the scope closes. */
 const small = Effect.flatMap(scratch, (at) =>
   Effect.acquireRelease(
     Effect.sync(() => {
@@ -22,7 +22,7 @@ const small = Effect.flatMap(scratch, (at) =>
   )
 )
 
-/** An archive with one image of a layer that holds these bytes, compressed. */
+/** Makes an archive of one image with one gzip layer that holds these bytes. */
 const archiveOf = (at: string, name: string, content: Uint8Array): string => {
   const layout = `${at}/${name}`
   const image = writeImage(layout, [{ tar: tar(folder("./"), file("data", content)) }])
@@ -31,14 +31,14 @@ const archiveOf = (at: string, name: string, content: Uint8Array): string => {
   return `${layout}.tar`
 }
 
-suite("A full disk", (effect) => {
+suite("loading an image on a full disk", (effect) => {
   const cases = {
-    "has no room for the blob of a layer": () => randomBytes(12_000_000),
-    "has room for the blob of a layer, but not for what is in it": () => new Uint8Array(20_000_000).fill(7)
+    "a load without room for a layer's blob": () => randomBytes(12_000_000),
+    "a load with room for a layer's blob, but not for its files,": () => new Uint8Array(20_000_000).fill(7)
   }
   for (const [name, content] of Object.entries(cases))
     effect.asRoot(
-      `${name}: the error says so, and the store is as it was`,
+      `${name} fails with the reason, and leaves the store as it was`,
       function* () {
         const at = yield* scratch
         const mounted = yield* small
@@ -52,7 +52,7 @@ suite("A full disk", (effect) => {
             )
             assert.equal(error.reason, "Storage")
             assert.match(error.message, /the disk is full \(ENOSPC\): make room on the filesystem of /)
-            // There is room again.
+            // The failed load has freed its space.
             yield* Image.load(archiveOf(at, "other", randomBytes(3_000_000)))
           })
         )

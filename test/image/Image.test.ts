@@ -10,6 +10,7 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
 import * as Layer from "effect/Layer"
 import * as Berth from "../../lib/Berth.ts"
 import * as Image from "../../lib/Image.ts"
@@ -35,6 +36,10 @@ import {
   writeImage,
   writeIndex
 } from "../support/images.ts"
+import { until, waitUntil } from "../support/until.ts"
+
+/** Whether a Berth has a layer that is not completely unpacked. */
+const isUnpacking = (berth: string): boolean => unfinished(berth).some((name) => name.startsWith("."))
 
 describe("Image", () => {
   let folder = ""
@@ -43,7 +48,7 @@ describe("Image", () => {
   })
   after(() => remove(folder))
 
-  test("host is this machine's root, read-only under memory", {
+  test("Image.host is this machine's root, read-only below a writable layer in memory", {
     skip: process.platform === "linux" ? false : "this is not Linux"
   }, async () => {
     const image = await Effect.runPromise(Image.host)
@@ -52,7 +57,7 @@ describe("Image", () => {
     assert.match(image.config.environment.PATH ?? "", /\/usr\/bin/)
   })
 
-  test("fromRootfs takes a folder, through links", async () => {
+  test("Image.fromRootfs accepts a folder and a symbolic link to one", async () => {
     fs.mkdirSync(`${folder}/rootfs`)
     fs.symlinkSync("rootfs", `${folder}/link`)
     const image = await Effect.runPromise(Image.fromRootfs(`${folder}/link`))
@@ -61,7 +66,7 @@ describe("Image", () => {
     assert.equal((await Effect.runPromise(Image.fromRootfs("/"))).upper, "memory")
   })
 
-  test("fromRootfs refuses what is no folder", async () => {
+  test("Image.fromRootfs refuses a path that is not a folder", async () => {
     fs.writeFileSync(`${folder}/file`, "")
     assertImageError(await Effect.runPromise(Effect.flip(Image.fromRootfs(`${folder}/absent`))), "NotFound")
     for (const path of [`${folder}/file`, "a\0b"]) {
@@ -69,11 +74,11 @@ describe("Image", () => {
     }
   })
 
-  test("scratch is empty, and images print and are told from other things", () => {
+  test("Image.scratch has no layers, an image prints itself, and isImage tells it from other values", () => {
     assert.deepEqual(Image.scratch.layers, [])
     assert.ok(Image.isImage(Image.scratch))
     assert.equal(Image.isImage({ ...Image.scratch.config }), false)
-    assert.match(inspect(Image.scratch), /berth\/Image/)
+    assert.equal(inspect(Image.scratch), "Image(scratch, 0 layers)")
     assert.equal(JSON.parse(JSON.stringify(Image.scratch)).reference, "scratch")
     assert.equal(
       Image.scratch.pipe((image) => image.reference),
@@ -92,7 +97,7 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
   })
   after(() => remove(folder))
 
-  test("unpacks what umoci has made, and reads its configuration", async () => {
+  test("a layout made by umoci is unpacked, and its configuration is read", async () => {
     const image = await run(folder, Image.fromLayout(layout))
     assert.equal(image.layers.length, 2)
     assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
@@ -118,7 +123,7 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     assert.deepEqual(unfinished(folder), [])
   })
 
-  test("wants a tag where there are several, and lists them", async () => {
+  test("a layout with several tags needs a tag, and the error lists them", async () => {
     const several = `${folder}/several`
     makeImage(several, "one")
     makeImage(several, "two")
@@ -134,13 +139,13 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     )
   })
 
-  test("reads what skopeo has copied", async () => {
+  test("a layout copied by skopeo is unpacked", async () => {
     sh("skopeo", "copy", `oci:${layout}:one`, `oci:${folder}/copied:a`)
     const image = await run(folder, Image.fromLayout(`${folder}/copied`))
     assert.equal(image.layers.length, 2)
   })
 
-  test("unpacks gzip, zstd and uncompressed layers", async () => {
+  test("layers in gzip, zstd and without compression are unpacked", async () => {
     const mixed = `${folder}/mixed`
     const tars = ["a", "b", "c"].map((name) => makeTar({ [name]: `${name}\n` }))
     writeIndex(mixed, [
@@ -157,7 +162,7 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     )
   })
 
-  test("takes docker's media types", async () => {
+  test("an image with Docker's media types is unpacked", async () => {
     const docker = `${folder}/docker`
     const tar = makeTar({ docker: "x" })
     const type = "application/vnd.docker.distribution.manifest.v2+json"
@@ -180,7 +185,7 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     assert.deepEqual(fs.readdirSync(image.layers[0]!), ["docker"])
   })
 
-  test("selects this machine's platform in an index of indexes", async () => {
+  test("this machine's platform is selected in an index of indexes", async () => {
     const nested = `${folder}/nested`
     const here = writeImage(nested, [{ tar: makeTar({ here: "" }) }])
     const other = writeImage(nested, [{ tar: makeTar({ other: "" }) }], {
@@ -215,7 +220,7 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     assert.ok(!error.message.includes("unknown"), error.message)
   })
 
-  test("unpacks a layer once, for many fibers and images", async () => {
+  test("a layer is unpacked once for many fibers and images", async () => {
     const shared = `${folder}/shared`
     const berth = `${folder}/berth`
     const tar = makeTar({ shared: "x".repeat(1000) })
@@ -233,7 +238,7 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     assert.equal(fs.statSync(again.layers[0]!).ino, ino)
   })
 
-  test("gives a folder that occurs twice once, at its highest place", async () => {
+  test("a layer that occurs twice is stacked once, at its highest place", async () => {
     const twice = `${folder}/twice`
     const [a, b] = [makeTar({ a: "" }), makeTar({ b: "" })]
     writeIndex(twice, [writeImage(twice, [{ tar: a! }, { tar: b! }, { tar: a! }])])
@@ -254,7 +259,7 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     return large
   }
 
-  test("keeps what a lower layer says of a folder that a higher one has no entry for", {
+  test("a folder without an entry in a higher layer keeps the metadata from the lower one", {
     skip: whyNotRoot
   }, async () => {
     const implicit = `${folder}/implicit`
@@ -288,7 +293,7 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     assert.equal((await run(folder, Image.fromLayout(alone))).layers.length, 1)
   })
 
-  test("leaves nothing when it is interrupted, and what the dead have left is removed", {
+  test("an interrupted unpack leaves nothing, and a later unpack removes folders of dead processes", {
     timeout: 60_000
   }, async () => {
     const berth = `${folder}/interrupted`
@@ -299,9 +304,7 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
       berth,
       Effect.gen(function* () {
         const fiber = yield* Effect.fork(Image.fromLayout(large))
-        while (!unfinished(berth).some((name) => name.startsWith("."))) {
-          yield* Effect.sleep(1)
-        }
+        yield* waitUntil("the begin of the unpack", () => isUnpacking(berth))
         yield* Fiber.interrupt(fiber)
       })
     )
@@ -314,15 +317,16 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     assert.deepEqual(fs.readdirSync(`${berth}/layers/sha256`).length, 1)
   })
 
-  test("leaves nothing when it is interrupted while it takes a layer's lock", async () => {
+  test("an unpack that is interrupted while it takes a layer's lock leaves nothing", async () => {
     const berth = `${folder}/locking`
     const opened = Effect.runSync(Deferred.make<void>())
+    const interrupting = Effect.runSync(Deferred.make<void>())
     const slow = Layer.map(NodeFileSystem.layer, (context) => {
       const real = Context.get(context, FileSystem.FileSystem)
       const open: typeof real.open = (path, options) =>
         Effect.tap(real.open(path, options), () =>
           path.endsWith(".lock")
-            ? Effect.zipRight(Deferred.succeed(opened, undefined), Effect.sleep("50 millis"))
+            ? Effect.zipRight(Deferred.succeed(opened, undefined), Deferred.await(interrupting))
             : Effect.void
         )
       return Context.make(FileSystem.FileSystem, { ...real, open })
@@ -332,30 +336,26 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     const interrupted = Effect.gen(function* () {
       const fiber = yield* Effect.fork(Image.fromLayout(small))
       yield* Deferred.await(opened)
-      yield* Fiber.interrupt(fiber)
+      yield* Fiber.interruptAsFork(fiber, FiberId.none)
+      yield* Deferred.succeed(interrupting, undefined)
+      yield* Fiber.await(fiber)
     })
     const layer = Layer.provide(Berth.layerWith({ folder: berth }), slow)
     await Effect.runPromise(Effect.provide(interrupted, layer))
     assert.deepEqual(fs.readdirSync(`${berth}/layers/sha256`), [])
   })
 
-  test("leaves nothing when its process is killed, and a second process shares what a first unpacks", {
+  test("an unpack whose process is killed leaves nothing, and two processes share one unpack", {
     timeout: 60_000
   }, async () => {
     const berth = `${folder}/killed`
     const large = makeLarge()
     const first = child("unpack", berth, large)
     const end = ended(first)
-    const until = async (condition: () => boolean) => {
-      while (!condition()) {
-        await new Promise((resolve) => setTimeout(resolve, 1))
-      }
-    }
-    await until(() => unfinished(berth).some((name) => name.startsWith(".")))
+    await until("the begin of the unpack", () => isUnpacking(berth))
     first.kill("SIGKILL")
     await end
-    // The supervisor outlives it by the time that this takes.
-    await until(() => !unfinished(berth).some((name) => name.startsWith(".")))
+    await until("the supervisor's removal of the layer", () => !isUnpacking(berth))
     assert.deepEqual(
       fs.readdirSync(`${berth}/layers/sha256`).filter((name) => !name.endsWith(".lock")),
       []

@@ -29,12 +29,13 @@ import {
   zstd
 } from "../support/images.ts"
 import * as tar from "../support/tar.ts"
+import { waitUntil } from "../support/until.ts"
 
 suite("Image.load", (effect) => {
   const options = { skip: whyNoImages }
 
   effect(
-    "an archive by docker that skopeo has made runs, and has its name in the store",
+    "a docker-archive made by skopeo loads under its name and runs",
     function* () {
       const folder = yield* scratch
       makeImage(`${folder}/layout`, "one")
@@ -47,7 +48,7 @@ suite("Image.load", (effect) => {
       yield* assertRuns(image, "one")
       const [again] = yield* Image.load(archive, { tag: "example/one:1" })
       assert.deepEqual(again.layers, image.layers)
-      // Its id is that of the config, which is the same bytes.
+      // The image's id is the digest of its config, which has not changed.
       const { config } = JSON.parse(new TextDecoder().decode(yield* Store.read(image.digest as never)))
       assert.equal(config.digest, `sha256:${sh("tar", "-tf", archive).match(/[0-9a-f]{64}(?=\.json)/)?.[0]}`)
     },
@@ -55,7 +56,7 @@ suite("Image.load", (effect) => {
   )
 
   effect(
-    "what buildah has made runs, as an archive by docker and from an OCI layout",
+    "an image built by buildah runs, from a docker-archive and from an OCI layout",
     function* () {
       const folder = yield* scratch
       const stores = ["--storage-driver", "vfs", "--root", `${folder}/store`, "--runroot", `${folder}/run`]
@@ -79,7 +80,7 @@ suite("Image.load", (effect) => {
   )
 
   effect(
-    "an archive in the OCI layout that skopeo has made runs",
+    "an oci-archive made by skopeo loads and runs",
     function* () {
       const folder = yield* scratch
       makeImage(`${folder}/layout`, "two")
@@ -92,7 +93,7 @@ suite("Image.load", (effect) => {
   )
 
   effect(
-    "an archive is taken through gzip, and from a stream in whatever parts",
+    "an archive loads from gzip, and from a stream with chunks of any size",
     function* () {
       const folder = yield* scratch
       makeImage(`${folder}/layout`, "packed")
@@ -117,7 +118,7 @@ suite("Image.load", (effect) => {
   )
 
   effect(
-    "an archive is taken through zstd, or refused with what to do",
+    "an archive in zstd loads, or is refused with a message that says what to do",
     function* () {
       const folder = yield* scratch
       const layer = makeTar({ a: "zstd" })
@@ -133,7 +134,7 @@ suite("Image.load", (effect) => {
     options
   )
 
-  effect("all images of an archive, or the one that a tag picks", function* () {
+  effect("an archive with several images loads all of them, or the one selected by a tag", function* () {
     const folder = yield* scratch
     const layers = ["a", "b"].map((name) => makeTar({ [name]: name }))
     const layout = `${folder}/layout`
@@ -201,7 +202,7 @@ suite("Image.load", (effect) => {
     )
   })
 
-  effect("the names of an archive are given at once: all of them, or none", function* () {
+  effect("the names of an archive appear in the store all at once, or not at all", function* () {
     const folder = yield* scratch
     const layout = `${folder}/layout`
     const names = ["a", "b", "c"]
@@ -219,7 +220,7 @@ suite("Image.load", (effect) => {
         yield* Image.load(`${folder}/oci.tar`, { tag: "a" })
         const index = `${yield* Store.folder}/index.json`
         const before = JSON.parse(fs.readFileSync(index, "utf8"))
-        // There is room for one name more, and not for two: an index has at most 4 MiB.
+        // The index has room for one more name, and not for two: its limit is 4 MiB.
         const padding = "x".repeat(4 * 1024 * 1024 - JSON.stringify(before).length - 400)
         fs.writeFileSync(index, JSON.stringify({ ...before, annotations: { padding } }))
         const full = fs.readFileSync(index)
@@ -232,7 +233,7 @@ suite("Image.load", (effect) => {
     )
   })
 
-  effect("layers that are links to others, as docker makes them, and layers in gzip", function* () {
+  effect("an archive with layers as links, as docker writes them, or in gzip loads", function* () {
     const folder = yield* scratch
     const [a, b] = [makeTar({ a: "a" }), makeTar({ b: "b" })]
     const config = configOf([a, a, b, b])
@@ -254,7 +255,7 @@ suite("Image.load", (effect) => {
     )
   })
 
-  effect("what docker 25 and later save is read as the OCI layout that it is", function* () {
+  effect("an archive of docker 25 and later is read as an OCI layout", function* () {
     const folder = yield* scratch
     const layer = makeTar({ new: "new" })
     const layout = `${folder}/layout`
@@ -270,7 +271,7 @@ suite("Image.load", (effect) => {
     assert.deepEqual([image.reference, image.digest], ["docker.io/library/new:3", entry.digest])
   })
 
-  effect("a blob that has rotten in the store is mended by loading it again", function* () {
+  effect("a corrupt blob in the store is repaired by loading the archive again", function* () {
     const folder = yield* scratch
     const layer = makeTar({ rotten: "x" })
     fs.writeFileSync(`${folder}/a.tar`, tar.tar(tar.file("l", layer), ...documents(configOf([layer]), ["l"])))
@@ -283,11 +284,11 @@ suite("Image.load", (effect) => {
     assert.deepEqual([again.layers, fs.readdirSync(image.layers[0]!)], [image.layers, ["rotten"]])
   })
 
-  effect("a load that is interrupted leaves nothing that is not whole", function* () {
+  effect("an interrupted load leaves no partial blob", function* () {
     const partial = `${yield* Store.folder}/.partial`
     const endless = Stream.concat(Stream.make(new Uint8Array(1000).fill(1)), Stream.never)
     const fiber = yield* Effect.fork(Image.load(endless))
-    while (!fs.existsSync(partial) || fs.readdirSync(partial).length === 0) yield* Effect.sleep(1)
+    yield* waitUntil("a partial blob", () => fs.existsSync(partial) && fs.readdirSync(partial).length > 0)
     yield* Fiber.interrupt(fiber)
     assert.deepEqual(fs.readdirSync(partial), [])
   })

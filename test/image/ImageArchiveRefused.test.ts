@@ -10,7 +10,7 @@ import { assertFails, configOf, documents, elsewhere, scratch } from "../support
 import { sha256 } from "../support/images.ts"
 import * as tar from "../support/tar.ts"
 
-suite("Image.load of what nobody should trust", (effect) => {
+suite("Image.load of untrusted archives", (effect) => {
   const layer = tar.tar(tar.file("bin/x", "x"))
   const config = configOf([layer])
   const good = documents(config, ["l.tar"])
@@ -28,21 +28,31 @@ suite("Image.load of what nobody should trust", (effect) => {
 
   const l = tar.file("l.tar", layer)
   refuses(
-    "a member above the archive is refused",
+    "a member with a path above the archive is refused",
     "Escape",
     [l, tar.file("../evil", "x"), ...good],
     "../evil"
   )
-  refuses("a member inside by way of .. is refused", "Escape", [tar.file("a/../l.tar", layer), ...good], "..")
-  refuses("an absolute member is refused", "Escape", [l, tar.file("/etc/evil", "x"), ...good], "/etc/evil")
   refuses(
-    "a link out of the archive is refused",
+    "a member whose path contains .. is refused",
+    "Escape",
+    [tar.file("a/../l.tar", layer), ...good],
+    ".."
+  )
+  refuses(
+    "a member with an absolute path is refused",
+    "Escape",
+    [l, tar.file("/etc/evil", "x"), ...good],
+    "/etc/evil"
+  )
+  refuses(
+    "a symbolic link out of the archive is refused",
     "Escape",
     [tar.symlink("l.tar", "../l.tar"), ...good],
     "../l.tar"
   )
   refuses(
-    "an absolute link is refused",
+    "a symbolic link with an absolute target is refused",
     "Escape",
     [tar.symlink("l.tar", "/etc/passwd"), ...good],
     "/etc/passwd"
@@ -54,34 +64,34 @@ suite("Image.load of what nobody should trust", (effect) => {
     ".."
   )
   refuses(
-    "links in a circle end",
+    "links in a circle are refused",
     "Corrupt",
     [tar.symlink("l.tar", "m.tar"), tar.symlink("m.tar", "l.tar"), ...good],
     "link"
   )
   refuses("two members of one name are refused", "Corrupt", [l, l, ...good], "l.tar")
   refuses(
-    "a layer path that leads out is refused",
+    "a manifest with a layer path out of the archive is refused",
     "Escape",
     documents(config, ["../../../etc/passwd"]),
     "etc/passwd"
   )
-  refuses("a layer that is not there is named", "NotFound", good, "l.tar")
-  refuses("a layer that is a folder is not taken", "NotFound", [tar.folder("l.tar"), ...good], "l.tar")
+  refuses("a missing layer is refused by its name", "NotFound", good, "l.tar")
+  refuses("a folder in place of a layer is refused", "NotFound", [tar.folder("l.tar"), ...good], "l.tar")
   refuses(
-    "another layer than the config says is refused",
+    "a layer with another diff id than the config's is refused",
     "DigestMismatch",
     [tar.file("l.tar", tar.tar(tar.file("bin/y", "y"))), ...good],
     sha256(layer)
   )
   refuses(
-    "another layer in gzip than the config says is refused",
+    "a gzip layer with another diff id than the config's is refused",
     "DigestMismatch",
     [tar.file("l.tar", zlib.gzipSync(tar.tar(tar.file("bin/z", "z")))), ...good],
     "diff id"
   )
   refuses(
-    "another config than its name says is refused",
+    "a config with another digest than its name is refused",
     "DigestMismatch",
     [
       l,
@@ -103,12 +113,17 @@ suite("Image.load of what nobody should trust", (effect) => {
     "digest"
   )
   refuses(
-    "a name that is no reference is refused",
+    "a name that is not a reference is refused",
     "Corrupt",
     [l, ...documents(config, ["l.tar"], ["../../x:1"])],
     "../../x:1"
   )
-  refuses("an empty archive is no image", "NotFound", [tar.file("manifest.json", "[]")], "no image")
+  refuses(
+    "an archive with an empty manifest is refused",
+    "NotFound",
+    [tar.file("manifest.json", "[]")],
+    "no image"
+  )
   refuses(
     "a manifest that is not JSON is refused",
     "Corrupt",
@@ -122,19 +137,19 @@ suite("Image.load of what nobody should trust", (effect) => {
     "Config"
   )
   refuses(
-    "a manifest past the bound is refused",
+    "a manifest larger than 4 MiB is refused",
     "TooLarge",
     [tar.file("manifest.json", " ".repeat(4 * 1024 * 1024 + 1))],
     "manifest.json"
   )
   refuses(
-    "a root filesystem is told from an image",
+    "an archive of a root filesystem is refused with a hint at Image.import",
     "Unsupported",
     [tar.file("etc/passwd", "")],
     "Image.import"
   )
   refuses(
-    "a name without end is refused",
+    "a member name that is too long is refused",
     "Corrupt",
     [tar.pax([["path", "x".repeat(4096)]]), l, ...good],
     "4096"
@@ -146,7 +161,7 @@ suite("Image.load of what nobody should trust", (effect) => {
     "linux/s390x"
   )
   refuses(
-    "a layer that leaves its folder is refused as any layer is",
+    "a corrupt layer is refused",
     "Corrupt",
     (() => {
       const bad = tar.concat(tar.file("x", "x"), "not a header".repeat(100))
@@ -155,7 +170,7 @@ suite("Image.load of what nobody should trust", (effect) => {
     ""
   )
   refuses(
-    "of several images of which one is broken the store names none",
+    "an archive with one broken image of two names no image in the store",
     "NotFound",
     (() => {
       const name = `${sha256(tar.bytes(config)).slice(7)}.json`
@@ -169,7 +184,7 @@ suite("Image.load of what nobody should trust", (effect) => {
     "gone.tar"
   )
 
-  effect("files that are no archive are refused", function* () {
+  effect("files that are not archives are refused, each with its reason", function* () {
     const folder = yield* scratch
     const path = `${folder}/file`
     const refused = (reason: BerthError.ImageError["reason"], content: Uint8Array, mention: string) => {
@@ -195,7 +210,7 @@ suite("Image.load of what nobody should trust", (effect) => {
     assert.equal(failed, "the network")
   })
 
-  effect("an archive that is cut off anywhere is refused, or is whole but for its end", function* () {
+  effect("an archive that is truncated before its last file's end is refused", function* () {
     const folder = yield* scratch
     const whole = tar.tar(...good, l)
     const needed = whole.length - tar.end.length

@@ -46,7 +46,7 @@ suite("Image.import", (effect) => {
   const options = { skip: whyNoImages }
 
   effect(
-    "a folder becomes an image that runs, is saved and does not change with the folder",
+    "an imported folder runs, can be saved and does not change with the folder",
     function* () {
       const folder = yield* scratch
       const root = rootfs(folder)
@@ -72,7 +72,7 @@ suite("Image.import", (effect) => {
   )
 
   effect(
-    "a tar is taken plain, in gzip and in zstd, as one and the same layer",
+    "a tar imports as the same layer plain, in gzip and in zstd",
     function* () {
       const folder = yield* scratch
       const root = rootfs(folder)
@@ -96,7 +96,7 @@ suite("Image.import", (effect) => {
     options
   )
 
-  effect("says for what machine it is, and everything else of its config", function* () {
+  effect("an import takes the platform and the other fields of the config from its options", function* () {
     const folder = yield* scratch
     fs.writeFileSync(`${folder}/a.tar`, tar.tar(tar.file("a", "a")))
     const image = yield* Image.import(`${folder}/a.tar`, {
@@ -121,20 +121,23 @@ suite("Image.import", (effect) => {
     yield* elsewhere(folder, Image.load(`${folder}/out.tar`, { platform: "linux/s390x" }))
   })
 
-  effect("what is no root filesystem is refused, and the store stays as it is", function* () {
-    const folder = yield* scratch
-    const importing = (content: Uint8Array, more: Image.ImportOptions = {}) => {
-      fs.writeFileSync(`${folder}/a`, content)
-      return Image.import(`${folder}/a`, more)
+  effect(
+    "an import of something else than a root filesystem is refused, and leaves the store as it was",
+    function* () {
+      const folder = yield* scratch
+      const importing = (content: Uint8Array, more: Image.ImportOptions = {}) => {
+        fs.writeFileSync(`${folder}/a`, content)
+        return Image.import(`${folder}/a`, more)
+      }
+      const good = tar.tar(tar.file("a", "a"))
+      yield* assertFails("Corrupt", importing(new Uint8Array(2000).fill(1)))
+      yield* assertFails("Corrupt", importing(zlib.gzipSync(good).subarray(0, 40)))
+      yield* assertFails("TooLarge", importing(zlib.gzipSync(good), { maxBytes: 100 }))
+      yield* assertFails("Unsupported", importing(Uint8Array.of(0xfd, 0x37, 0x7a, 0x58, 0x5a)), "xz")
+      yield* assertFails("NotFound", Image.import(`${folder}/absent`))
+      yield* failure("InvalidData", importing(good, { tag: "No Good" }))
+      yield* failure("InvalidOption", importing(good, { config: { user: "a\0b" } }))
+      yield* failure("InvalidOption", importing(good, { config: { environment: { "a=b": "c" } } }))
     }
-    const good = tar.tar(tar.file("a", "a"))
-    yield* assertFails("Corrupt", importing(new Uint8Array(2000).fill(1)))
-    yield* assertFails("Corrupt", importing(zlib.gzipSync(good).subarray(0, 40)))
-    yield* assertFails("TooLarge", importing(zlib.gzipSync(good), { maxBytes: 100 }))
-    yield* assertFails("Unsupported", importing(Uint8Array.of(0xfd, 0x37, 0x7a, 0x58, 0x5a)), "xz")
-    yield* assertFails("NotFound", Image.import(`${folder}/absent`))
-    yield* failure("InvalidData", importing(good, { tag: "No Good" }))
-    yield* failure("InvalidOption", importing(good, { config: { user: "a\0b" } }))
-    yield* failure("InvalidOption", importing(good, { config: { environment: { "a=b": "c" } } }))
-  })
+  )
 })

@@ -1,4 +1,4 @@
-/** Hard links to files that only a lower layer has: what images, containers and the store make of them. */
+/** Hard links to files of lower layers, in images, containers and the store. */
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
@@ -9,7 +9,7 @@ import { makeRootfs, sh, whyNoImages, writeImage, writeIndex } from "../support/
 import { file, folder, hardlink, tar } from "../support/tar.ts"
 import { treeOf } from "../support/trees.ts"
 
-/** A layout: busybox below, then a link to it in a folder that has no entry of its own, then one to that link. */
+/** Makes a layout: busybox in the lowest layer, a link to it in a folder without an entry, and a link to that link. */
 const makeLinked = (at: string): string => {
   makeRootfs(`${at}/rootfs`)
   sh("tar", "-C", `${at}/rootfs`, "-cf", `${at}/lower.tar`, ".")
@@ -33,9 +33,9 @@ const makeLinked = (at: string): string => {
 
 const options = { skip: whyNoImages }
 
-suite("Hard links across layers", (effect) => {
+suite("hard links across layers", (effect) => {
   effect(
-    "run in a container, and leave the folders that they are in as they were",
+    "a hard link to a file of a lower layer works in a container, and leaves its folder as it was",
     function* () {
       const layout = makeLinked(yield* scratch)
       const image = yield* Image.fromLayout(layout)
@@ -50,7 +50,7 @@ suite("Hard links across layers", (effect) => {
   )
 
   effect(
-    "are made once where several want them at the same time, and nothing is left beside them",
+    "hard links are made once for several fibers, and leave no temporary files",
     function* () {
       const at = yield* scratch
       const layout = makeLinked(at)
@@ -74,7 +74,7 @@ suite("Hard links across layers", (effect) => {
   )
 
   effect(
-    "are kept by a collection while a name reaches them, and go with the last one",
+    "a collection keeps the layer of hard links while a name reaches it, and removes it with the last name",
     function* () {
       const at = yield* scratch
       const layout = makeLinked(at)
@@ -98,7 +98,7 @@ suite("Hard links across layers", (effect) => {
   )
 
   effect(
-    "one layer above two others is linked with what each of them has",
+    "one layer above two different layers is linked with the files of each",
     function* () {
       const at = yield* scratch
       const upper = tar(folder("./"), hardlink("b", "a"))
@@ -120,7 +120,7 @@ suite("Hard links across layers", (effect) => {
   )
 
   effect(
-    "a layer as umoci insert writes it, without an end, is one",
+    "a layer without an end marker, as umoci insert writes it, is unpacked",
     function* () {
       const at = yield* scratch
       fs.writeFileSync(`${at}/file`, "inserted")

@@ -22,7 +22,7 @@ import {
   writeIndex
 } from "../support/images.ts"
 
-describe("Image.fromLayout with bad layers", { skip: whyNoImages }, () => {
+describe("Image.fromLayout with invalid layers", { skip: whyNoImages }, () => {
   let folder = ""
   let count = 0
   before(() => {
@@ -44,23 +44,23 @@ describe("Image.fromLayout with bad layers", { skip: whyNoImages }, () => {
     return error
   }
 
-  test("names the layer whose blob is missing", async () => {
+  test("a missing blob of a layer fails with the layer's digest", async () => {
     const { layer, layout } = layoutWith([{ tar: makeTar({ missing: "1" }) }])
     fs.rmSync(blobFile(layout, layer))
     assertImageError(await fails(layout), "NotFound", layer)
   })
 
-  test("says what size a layer should have, and has", async () => {
+  test("a layer of another size fails with both sizes", async () => {
     const { layer, layout } = layoutWith([{ tar: makeTar({ size: "1" }) }])
     fs.appendFileSync(blobFile(layout, layer), "x")
     assertImageError(await fails(layout), "DigestMismatch", layer, "bytes")
   })
 
-  test("names both digests where a layer has another", async () => {
+  test("a layer with another digest fails with both digests", async () => {
     const { layer, layout } = layoutWith([{ tar: makeTar({ digest: "1" }), as: "tar" }])
     const bytes = fs.readFileSync(blobFile(layout, layer))
     bytes[bytes.indexOf("digest")] = "D".charCodeAt(0)
-    // The checksum of that tar header, too.
+    // The checksum of the tar header changes with the name.
     const sum = bytes
       .subarray(0, 512)
       .reduce((total, byte, i) => total + (i >= 148 && i < 156 ? 32 : byte), 0)
@@ -69,25 +69,25 @@ describe("Image.fromLayout with bad layers", { skip: whyNoImages }, () => {
     assertImageError(await fails(layout), "DigestMismatch", layer, sha256(bytes))
   })
 
-  test("names both diff ids where the config has another", async () => {
+  test("a layer with another diff id than the config's fails with both", async () => {
     const tar = makeTar({ diffId: "1" })
     const wrong = `sha256:${"1".repeat(64)}`
     const { layout } = layoutWith([{ tar }], { diffIds: [wrong] })
     assertImageError(await fails(layout), "DigestMismatch", wrong, sha256(tar))
   })
 
-  test("refuses truncated gzip", async () => {
+  test("a layer in truncated gzip is refused", async () => {
     const gzip = gzipSync(makeTar({ truncated: "1".repeat(1000) }))
     const { layout } = layoutWith([{ tar: gzip.subarray(0, gzip.length - 20), as: "tar", type: types.gzip }])
     assertImageError(await fails(layout), "Corrupt")
   })
 
-  test("refuses what is not gzip", async () => {
+  test("a gzip layer that is not gzip is refused", async () => {
     const { layout } = layoutWith([{ tar: makeTar({ a: "not gzip" }), as: "tar", type: types.gzip }])
     assertImageError(await fails(layout), "Corrupt")
   })
 
-  test("refuses a member that leaves its folder", async () => {
+  test("a layer with a member outside its folder is refused", async () => {
     const tar = Buffer.from(makeTar({ "aa-escape": "1" }))
     const at = tar.indexOf("aa-escape")
     tar.write("../escape", at)
@@ -98,13 +98,13 @@ describe("Image.fromLayout with bad layers", { skip: whyNoImages }, () => {
     assert.equal(fs.existsSync(`${folder}/layers/sha256/escape`), false)
   })
 
-  test("refuses more bytes and more members than allowed", async () => {
+  test("a layer with more bytes or members than allowed is refused", async () => {
     const { layout } = layoutWith([{ tar: makeTar({ a: "1".repeat(100_000), b: "", c: "" }) }])
     assertImageError(await fails(layout, { maxBytes: 50_000 }), "TooLarge")
     assertImageError(await fails(layout, { maxEntries: 2 }), "TooLarge")
   })
 
-  test("refuses layers that are not distributable, and types that it does not know", async () => {
+  test("nondistributable layers and unknown types of layers are refused", async () => {
     const tar = makeTar({ foreign: "" })
     for (const type of [
       "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
@@ -117,7 +117,7 @@ describe("Image.fromLayout with bad layers", { skip: whyNoImages }, () => {
   })
 })
 
-describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
+describe("Image.fromLayout with invalid documents", { skip: whyNoImages }, () => {
   let folder = ""
   let count = 0
   before(() => {
@@ -135,12 +135,12 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     return runError(folder, Image.fromLayout(layout, options))
   }
 
-  test("says that there is no such folder, or no layout in it", async () => {
+  test("a missing folder and a folder without a layout fail with different messages", async () => {
     assertImageError(await runError(folder, Image.fromLayout(`${folder}/absent`)), "NotFound")
     assertImageError(await fails(() => undefined), "NotFound", "oci-layout")
   })
 
-  test("refuses a layout of another version", async () => {
+  test("a layout of another version is refused", async () => {
     const error = await fails((layout) => {
       writeIndex(layout, [])
       fs.writeFileSync(`${layout}/oci-layout`, '{"imageLayoutVersion":"2.0.0"}')
@@ -148,7 +148,7 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     assertImageError(error, "Corrupt", "imageLayoutVersion")
   })
 
-  test("refuses a manifest that is not JSON", async () => {
+  test("a manifest that is not JSON is refused", async () => {
     assertImageError(
       await fails((layout) => writeBlob(layout, types.manifest, "<html>")),
       "Corrupt",
@@ -156,18 +156,18 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     )
   })
 
-  test("refuses a manifest that is JSON, but no manifest", async () => {
+  test("a JSON document that is not a manifest is refused", async () => {
     for (const text of ["null", "[]", "3", "{}", '{"schemaVersion":2,"config":3,"layers":[]}']) {
       assertImageError(await fails((layout) => writeBlob(layout, types.manifest, text)), "Corrupt")
     }
   })
 
-  test("refuses deeply nested JSON", async () => {
+  test("a deeply nested JSON manifest is refused", async () => {
     const text = "[".repeat(1_000_000)
     assertImageError(await fails((layout) => writeBlob(layout, types.manifest, text)), "Corrupt")
   })
 
-  test("refuses a manifest of 100 MB by its size, without reading it", async () => {
+  test("a manifest of 100 MB is refused by its size, unread", async () => {
     const digest = `sha256:${"a".repeat(64)}`
     const size = 100 * 1024 * 1024
     const sparse = (layout: string) => {
@@ -187,7 +187,7 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     assertImageError(lying, "TooLarge", digest)
   })
 
-  test("CVE-2024-3727: refuses an unknown digest algorithm, and digests that are paths", async () => {
+  test("CVE-2024-3727: a digest with an unknown algorithm, or one that is a path, is refused", async () => {
     const md5 = { mediaType: types.manifest, digest: "md5:d41d8cd98f00b204e9800998ecf8427e", size: 3 }
     assertImageError(await fails(() => md5), "Unsupported", "md5")
     for (const digest of ["sha256:../../x", `sha256:${"../".repeat(21)}a`, "sha256:", "x"]) {
@@ -195,7 +195,7 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     }
   })
 
-  test("names both digests where a manifest has another", async () => {
+  test("a manifest with another digest fails with both digests", async () => {
     const digest = `sha256:${"b".repeat(64)}`
     const error = await fails((layout) => {
       const blob = writeImage(layout, [])
@@ -205,7 +205,7 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     assertImageError(error, "DigestMismatch", digest)
   })
 
-  test("names the manifest and the config that are missing", async () => {
+  test("a missing manifest or config fails with its digest", async () => {
     const digest = `sha256:${"c".repeat(64)}`
     assertImageError(await fails(() => ({ mediaType: types.manifest, digest, size: 3 })), "NotFound", digest)
     const config = { mediaType: types.config, digest, size: 3 }
@@ -216,17 +216,17 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     )
   })
 
-  test("CVE-2021-41190: refuses a document that is an index and a manifest", async () => {
+  test("CVE-2021-41190: a document that is both an index and a manifest is refused", async () => {
     const error = await fails((layout) => writeImage(layout, [], { manifest: { manifests: [] } }))
     assertImageError(error, "Corrupt", "an index and of a manifest")
   })
 
-  test("refuses a media type that is not its descriptor's", async () => {
+  test("a document whose media type differs from its descriptor's is refused", async () => {
     const error = await fails((layout) => writeImage(layout, [], { manifest: { mediaType: types.index } }))
     assertImageError(error, "Corrupt", types.index, types.manifest)
   })
 
-  test("refuses what is not a container image", async () => {
+  test("an artifact that is not a container image is refused", async () => {
     const chart = "application/vnd.cncf.helm.config.v1+json"
     const error = await fails((layout) =>
       writeImage(layout, [], { manifest: { config: writeBlob(layout, chart, "{}") } })
@@ -234,36 +234,36 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     assertImageError(error, "Unsupported", chart)
   })
 
-  test("refuses docker's schema 1", async () => {
+  test("a manifest of Docker's schema 1 is refused", async () => {
     const type = "application/vnd.docker.distribution.manifest.v1+prettyjws"
     const error = await fails((layout) => writeBlob(layout, type, '{"schemaVersion":1,"fsLayers":[]}'))
     assertImageError(error, "Unsupported", "schema 1")
   })
 
-  test("names both platforms where the only image is for another", async () => {
+  test("an image for another platform only fails with both platforms", async () => {
     const error = await fails((layout) =>
       writeImage(layout, [], { config: { architecture: otherArchitecture } })
     )
     assertImageError(error, "Platform", `linux/${otherArchitecture}`, `linux/${goArchitecture}`)
   })
 
-  test("refuses a malformed platform", async () => {
+  test("a malformed platform is refused", async () => {
     for (const platform of ["linux", "Linux/amd64", "linux/amd64/v8/x", "linux/../x"]) {
       assert.equal((await fails((layout) => writeImage(layout, []), { platform }))._tag, "InvalidOption")
     }
   })
 
-  test("refuses a config with another number of diff ids than layers", async () => {
+  test("a config with another number of diff ids than layers is refused", async () => {
     const error = await fails((layout) => writeImage(layout, [], { diffIds: [`sha256:${"0".repeat(64)}`] }))
     assertImageError(error, "Corrupt", "diff ids")
   })
 
-  test("refuses a config with NUL in a command", async () => {
+  test("a config with NUL in a command is refused", async () => {
     const error = await fails((layout) => writeImage(layout, [], { config: { config: { Cmd: ["a\0b"] } } }))
     assertImageError(error, "Corrupt", "config.Cmd")
   })
 
-  test("refuses indexes without end", async () => {
+  test("an endless chain of indexes is refused", async () => {
     const error = await fails((layout) => {
       let descriptor: object = writeImage(layout, [])
       for (let depth = 0; depth < 10; depth++) {
@@ -275,7 +275,7 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     assertImageError(error, "TooLarge", "nested")
   })
 
-  test("refuses more layers than the kernel stacks", async () => {
+  test("an image with more layers than the kernel can stack is refused", async () => {
     const layer = { mediaType: types.gzip, digest: `sha256:${"0".repeat(64)}`, size: 1 }
     const error = await fails((layout) =>
       writeImage(layout, [], { manifest: { layers: Array.from({ length: 501 }, () => layer) } })
@@ -283,7 +283,7 @@ describe("Image.fromLayout with bad documents", { skip: whyNoImages }, () => {
     assertImageError(error, "TooLarge", "501")
   })
 
-  test("does not open a FIFO in place of a blob", async () => {
+  test("a FIFO in place of a blob is not opened", async () => {
     const error = await fails((layout) => {
       const blob = writeImage(layout, [])
       fs.rmSync(blobFile(layout, blob.digest))

@@ -18,7 +18,7 @@ import { podmanIn, whyNoPodman } from "../support/podman.ts"
 suite("Image.save", (effect) => {
   const options = { skip: whyNoImages }
 
-  /** An image of skopeo's in the store, with gzip layers, and how umoci unpacks the original. */
+  /** An image with gzip layers in the store, copied by skopeo, and the original's tree as unpacked by umoci. */
   const stored = (folder: string, tag: string) =>
     Effect.gen(function* () {
       const layout = `${folder}/original`
@@ -33,7 +33,7 @@ suite("Image.save", (effect) => {
     })
 
   effect.asRoot(
-    "an OCI archive and a layout are read by skopeo and umoci, with the same digest and tree",
+    "a saved oci-archive and oci-layout are read by skopeo and umoci, with the same digest and tree",
     function* () {
       const folder = yield* scratch
       const { image, name, tree } = yield* stored(folder, "saved")
@@ -52,7 +52,7 @@ suite("Image.save", (effect) => {
   )
 
   effect.asRoot(
-    "an archive for docker has plain layers, which skopeo copies into the same tree",
+    "a saved docker-archive has uncompressed layers, which skopeo copies into the same tree",
     function* () {
       const folder = yield* scratch
       const { image, name, tree } = yield* stored(folder, "docker")
@@ -71,7 +71,7 @@ suite("Image.save", (effect) => {
   )
 
   effect.asRoot(
-    "podman loads and runs what was saved, with the same config and tree, and what podman saves is loaded and runs here",
+    "podman loads and runs a saved image with the same config and tree, and an image saved by podman loads and runs",
     function* () {
       const folder = yield* scratch
       const { podman, run } = podmanIn(folder)
@@ -86,7 +86,7 @@ suite("Image.save", (effect) => {
         )
         assert.equal(RootFS.Layers.length, 2)
         const mounted = podman("image", "mount", name).trim()
-        // The upper layer has no entry for /etc: podman gives it the time of the load.
+        // The upper layer lacks an entry for /etc, so podman sets the time of the load.
         const others = (lines: ReadonlyArray<string>) => lines.filter((line) => !line.startsWith("etc d"))
         assert.deepEqual(others(treeOf(mounted)), others(tree))
         podman("image", "unmount", name)
@@ -105,7 +105,7 @@ suite("Image.save", (effect) => {
     { skip: whyNoImages || whyNoPodman }
   )
 
-  effect("the same image is the same bytes, and nothing else is beside it", function* () {
+  effect("saving the same image again writes the same bytes and no other file", function* () {
     const folder = yield* scratch
     const [a, b] = [makeTar({ a: "a" }), makeTar({ b: "b" })]
     writeIndex(`${folder}/layout`, [
@@ -124,7 +124,7 @@ suite("Image.save", (effect) => {
           Image.save(image.digest!, path(2), { format, tag: "registry.test/x:1" })
         )
       )
-      // A file that is there is replaced.
+      // An existing file is replaced.
       yield* Image.save(image, path(2), { format, tag: "registry.test/x:1" })
       assert.ok(fs.readFileSync(path(1)).equals(fs.readFileSync(path(2))))
       yield* elsewhere(folder, Image.load(path(1)))
@@ -133,7 +133,7 @@ suite("Image.save", (effect) => {
     assert.equal(sh("tar", "-tf", `${folder}/out/docker-archive-1`).trim().split("\n").length, 4)
   })
 
-  effect("what cannot be saved is refused before anything is written", function* () {
+  effect("an image that cannot be saved is refused before anything is written", function* () {
     const folder = yield* scratch
     const layer = makeTar({ refused: "x" })
     writeIndex(`${folder}/layout`, [writeImage(`${folder}/layout`, [{ tar: layer, as: "zstd" }])])
@@ -175,7 +175,7 @@ suite("Image.save", (effect) => {
     assert.deepEqual(fs.readdirSync(`${folder}/out`), whyNoZstd === false ? ["a"] : [])
   })
 
-  effect("a blob that has changed in the store is found out, and nothing is left", function* () {
+  effect("saving an image with a corrupt blob fails and leaves no file", function* () {
     const folder = yield* scratch
     const layer = makeTar({ changed: "x" })
     const layout = `${folder}/layout`
@@ -204,7 +204,7 @@ suite("Image.save", (effect) => {
     assert.deepEqual(fs.readdirSync(`${folder}/out`), [])
   })
 
-  effect("an image of a layout, which the store has not, is saved from there", function* () {
+  effect("an image of a layout that is not in the store is saved from the layout", function* () {
     const folder = yield* scratch
     const layout = `${folder}/layout`
     writeIndex(layout, [writeImage(layout, [{ tar: makeTar({ layout: "x" }) }])])

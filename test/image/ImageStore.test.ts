@@ -20,10 +20,11 @@ import {
   writeImage
 } from "../support/images.ts"
 import { type RunningRegistry, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import { push } from "../support/registryClient.ts"
 
 allowTime()
 
-describe("Images in the store", { skip: whyNoImages }, () => {
+describe("images in the store", { skip: whyNoImages }, () => {
   let folder = ""
   const name = "docker.io/library/app:1"
   before(() => {
@@ -32,7 +33,7 @@ describe("Images in the store", { skip: whyNoImages }, () => {
   })
   after(() => remove(folder))
 
-  test("are listed, and found by short names", async () => {
+  test("Image.list lists the images, and short names find them", async () => {
     const [entry] = await run(folder, Image.list)
     assert.equal(entry!.name, name)
     const image = await run(folder, Image.fromStore("app:1"))
@@ -40,7 +41,7 @@ describe("Images in the store", { skip: whyNoImages }, () => {
     assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), `this is ${name}\n`)
   })
 
-  test("say what they are made of, and how", async () => {
+  test("Image.inspect and Image.history tell an image's layers, config and steps", async () => {
     const [inspected, history] = await run(folder, Effect.zip(Image.inspect("app:1"), Image.history("app:1")))
     assert.equal(inspected.platform, `linux/${goArchitecture}`)
     assert.ok(inspected.created instanceof Date)
@@ -57,7 +58,7 @@ describe("Images in the store", { skip: whyNoImages }, () => {
     assert.ok(history.some(({ createdBy, layer }) => layer === undefined && createdBy !== undefined))
   })
 
-  test("get names, which skopeo and umoci see, and lose them", async () => {
+  test("Image.tag adds a name that skopeo and umoci see, and Image.remove removes it", async () => {
     await run(folder, Image.tag("app:1", "127.0.0.1:5000/team/copy"))
     const copy = "127.0.0.1:5000/team/copy:latest"
     const { Digest } = JSON.parse(sh("skopeo", "inspect", `oci:${folder}/store:${copy}`))
@@ -70,14 +71,14 @@ describe("Images in the store", { skip: whyNoImages }, () => {
     )
   })
 
-  test("are found by what other tools call them", async () => {
+  test("an image is found by the names that other tools write", async () => {
     sh("skopeo", "copy", `oci:${folder}/store:${name}`, `oci:${folder}/store:NotAReference`)
     const image = await run(folder, Image.fromStore("NotAReference"))
     assert.equal(image.layers.length, 2)
     await run(folder, Image.remove("NotAReference"))
   })
 
-  test("fail with NotFound for an absent name, and with InvalidData for a malformed one", async () => {
+  test("a missing name fails with NotFound, and an invalid name with InvalidData", async () => {
     for (const effect of [
       Image.fromStore("no"),
       Image.inspect("no"),
@@ -96,7 +97,7 @@ describe("Images in the store", { skip: whyNoImages }, () => {
   })
 })
 
-describe("A blob that has rotten on the disk", { skip: whyNoRegistry }, () => {
+describe("a corrupt blob on the disk", { skip: whyNoRegistry }, () => {
   let root = ""
   let registry: RunningRegistry
   let manifest: { readonly config: Blob; readonly layers: ReadonlyArray<Blob> }
@@ -112,7 +113,7 @@ describe("A blob that has rotten on the disk", { skip: whyNoRegistry }, () => {
     manifest = JSON.parse(fs.readFileSync(blobFile(`${root}/layout`, digest), "utf8"))
     fs.writeFileSync(`${root}/layout/oci-layout`, '{"imageLayoutVersion":"1.0.0"}')
     fs.writeFileSync(`${root}/layout/index.json`, JSON.stringify({ schemaVersion: 2, manifests: [image] }))
-    sh("skopeo", "copy", "--dest-tls-verify=false", `oci:${root}/layout`, `docker://${registry.host}/app:1`)
+    push(`oci:${root}/layout`, `${registry.host}/app:1`)
   })
   after(async () => {
     await registry.stop()
@@ -125,7 +126,7 @@ describe("A blob that has rotten on the disk", { skip: whyNoRegistry }, () => {
     fs.writeFileSync(path, bytes)
   }
 
-  test("is found where it is used, and a pull mends it", async () => {
+  test("a corrupt blob is found when it is used, and a pull repairs it", async () => {
     const reference = `${registry.host}/app:1`
     const folder = `${root}/mended`
     await run(folder, Image.pull(reference))
@@ -133,7 +134,7 @@ describe("A blob that has rotten on the disk", { skip: whyNoRegistry }, () => {
     for (const blob of blobs) {
       const path = blobFile(`${folder}/store`, blob)
       rot(path)
-      // What is unpacked already is not read again.
+      // The blob of an unpacked layer is not read again.
       remove(`${folder}/layers`)
       const error = await runError(folder, Image.fromStore(reference))
       assert.equal(error._tag, "ImageError", error.message)
@@ -146,7 +147,7 @@ describe("A blob that has rotten on the disk", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("of another size, too, and several at once by several fibers", async () => {
+  test("corrupt blobs of another size, several at once, are repaired for several fibers", async () => {
     const reference = `${registry.host}/app:1`
     const folder = `${root}/several`
     await run(folder, Image.pull(reference))

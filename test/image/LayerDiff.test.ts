@@ -29,7 +29,7 @@ const unpack = (archive: Uint8Array, folder: string): string => {
   return done.stdout
 }
 
-/** A root of these layers, the lowest first, by a path that leads into it. */
+/** Stacks the layers, the lowest first, and gives a path of the root. */
 const mounted = (folder: string, layers: ReadonlyArray<string>) =>
   Effect.gen(function* () {
     const image = yield* Image.fromRootfs(folder)
@@ -43,7 +43,7 @@ const sorted = (metadata: Metadata): Metadata => ({
   xattrs: metadata.xattrs.toSorted(([one], [other]) => (one < other ? -1 : 1))
 })
 
-/** All that can be seen of a tree, with the names that are one file. */
+/** The metadata and contents of a whole tree, with the names that are hard links to one file. */
 const describe = (root: string): unknown => {
   const found: Record<string, unknown> = {}
   const names = new Map<string, string>()
@@ -58,7 +58,7 @@ const describe = (root: string): unknown => {
       found[path] = {
         type: status.mode & 0o170000,
         ...sorted(metadataOf(fd, status, path)),
-        // Of an overlay, the root has the times of the writable layer, which is new.
+        // The root of an overlay has the times of its writable layer, which is new.
         ...(path === "" ? { seconds: 0, nanoseconds: 0 } : {}),
         ...(status.isDirectory() ? {} : { first, rdev: status.rdev }),
         ...(status.isFile() ? { contents: fs.readFileSync(at, "latin1") } : {}),
@@ -118,7 +118,7 @@ const change: fc.Arbitrary<Change> = fc.oneof(
   fc.record({
     op: fc.constant("time" as const),
     path,
-    // Without the second before 1970, whose sign libarchive loses: "-0.5" is read as 0.5.
+    // libarchive loses the sign of times in the second before 1970: it reads "-0.5" as 0.5.
     seconds: fc.integer({ min: -(2 ** 31), max: 2 ** 33 }).filter((seconds) => seconds !== -1),
     nanoseconds: fc.constantFrom(0, 1, 500_000_000, 999_999_999)
   }),
@@ -143,13 +143,13 @@ const check = (result: number): void => {
   if (result < 0) throw new Error(`errno ${-result}`)
 }
 
-/** One change, replacing what is in its way. */
+/** Makes one change, and replaces what is in its way. */
 const make = (root: string, change: Change): void => {
   const target = at(root, change.path)
   const opened = (use: (fd: number) => number): void =>
     check(inRoot.using(inRoot.openHost(target, PATH), use))
   const isNew = ["file", "folder", "new folder", "symlink", "link", "fifo"].includes(change.op)
-  // A hard link to nothing, or to a folder, would only remove.
+  // A hard link to a missing file or a folder would only remove the old name.
   if (change.op === "link" && fs.lstatSync(at(root, change.from)).isDirectory()) return
   if (isNew) fs.mkdirSync(target.slice(0, target.lastIndexOf("/")), { recursive: true })
   if (change.op === "remove" || (isNew && change.op !== "folder"))
@@ -189,7 +189,7 @@ const make = (root: string, change: Change): void => {
   }
 }
 
-/** All of them in order; one that the tree does not allow is no change. */
+/** Makes the changes in their order. A change that the tree does not allow is skipped. */
 const apply = (root: string, changes: ReadonlyArray<Change>): void => {
   for (const change of changes) {
     try {
@@ -198,12 +198,12 @@ const apply = (root: string, changes: ReadonlyArray<Change>): void => {
   }
 }
 
-// Many, as most of them meet nothing that they could change.
+// Many changes, as most of them find nothing to change.
 const some = fc.array(change, { maxLength: 50, size: "max" })
 
 suite("ImageLayer.diff", (effect) => {
   effect.asRoot(
-    "what one overlay shows, another of the same lower layer and the diff unpacked shows too",
+    "a diff, unpacked above the same lower layer, shows the same tree as the writable layer",
     function* () {
       const runtime = yield* Effect.runtime<Berth.Berth>()
       const law = (before: ReadonlyArray<Change>, after: ReadonlyArray<Change>) =>
@@ -230,7 +230,7 @@ suite("ImageLayer.diff", (effect) => {
     }
   )
 
-  /** A layer of a folder that a script makes. */
+  /** A writable layer whose files a script makes. */
   const madeBy = (script: string) =>
     Effect.map(hostFolder, (here) => {
       const upper = `${here}/upper`
@@ -247,17 +247,17 @@ suite("ImageLayer.diff", (effect) => {
       .trimEnd()
       .split("\n")
 
-  effect("gives equal bytes for equal trees, whatever the order in which they were made", function* () {
+  effect("a diff has equal bytes for equal trees, whatever the order in which they were made", function* () {
     const one = yield* madeBy("mkdir a; touch a/y; ln a/y a/x; touch b; chmod 600 b; ln -s a/x link")
     const other = yield* madeBy("touch b; chmod 600 b; ln -s a/x link; mkdir a; touch a/x; ln a/x a/y")
     const archive = yield* diff(one.upper)
     assert.deepEqual(list(archive), ["./", "a/", "a/x", "a/y", "b", "link"])
     assert.ok(Buffer.from(yield* diff(other.upper)).equals(archive))
-    // tar(1) has the first name of a file, and the others as links to it.
+    // tar(1) writes the first name as a file, and the others as links to it.
     assert.match(execFileSync("tar", ["-tv"], { input: archive, encoding: "utf8" }), /a\/y link to a\/x\n/)
   })
 
-  effect.asRoot("says what was removed, replaced, and what is a device", function* () {
+  effect.asRoot("a diff records removed and replaced files and devices", function* () {
     const { upper } = yield* madeBy(
       `mknod gone c 0 0; ln gone gone-too; mkdir d; mknod d/old c 0 0; touch d/a; mknod null c 1 3; mknod disk b 259 1048575; mkfifo p
         python3 -c 'import os; os.setxattr("d", "trusted.overlay.opaque", b"y"); os.setxattr("d", "user.overlay.opaque", b"y")'`
@@ -281,24 +281,30 @@ suite("ImageLayer.diff", (effect) => {
     assert.doesNotMatch(Buffer.from(archive).toString("latin1"), /overlay/)
   })
 
-  effect.asRoot("keeps names that are not UTF-8, long names, and holes as zeros", function* () {
-    const long = "n".repeat(200)
-    const { here, upper } = yield* madeBy(
-      `d=$(printf 'caf\\351'); mkdir "$d"; echo in > "$d/f"; ln -s "$(printf 't\\377')" "$d/s"; ln "$d/f" "$d/g"
+  effect.asRoot(
+    "a diff keeps names that are not UTF-8 and long names, and writes holes as zeros",
+    function* () {
+      const long = "n".repeat(200)
+      const { here, upper } = yield* madeBy(
+        `d=$(printf 'caf\\351'); mkdir "$d"; echo in > "$d/f"; ln -s "$(printf 't\\377')" "$d/s"; ln "$d/f" "$d/g"
         mkdir -p ${long}/${long}; echo far > ${long}/${long}/f; truncate -s 300000 sparse; printf x >> sparse`
-    )
-    assert.equal(unpack(yield* diff(upper), `${here}/layer`).includes("error"), false)
-    const tree = (folder: string): string =>
-      execFileSync(
-        "sh",
-        ["-ec", "find . -printf '%p %y %m %n %s %l %T@\n' | grep -v ' d ' | sort; cat */f; sha256sum sparse"],
-        { cwd: folder, encoding: "latin1", env: { ...env, LC_ALL: "C" } }
       )
-    assert.match(tree(upper), /caf\xe9\/s l/)
-    assert.equal(tree(`${here}/layer`), tree(upper))
-  })
+      assert.equal(unpack(yield* diff(upper), `${here}/layer`).includes("error"), false)
+      const tree = (folder: string): string =>
+        execFileSync(
+          "sh",
+          [
+            "-ec",
+            "find . -printf '%p %y %m %n %s %l %T@\n' | grep -v ' d ' | sort; cat */f; sha256sum sparse"
+          ],
+          { cwd: folder, encoding: "latin1", env: { ...env, LC_ALL: "C" } }
+        )
+      assert.match(tree(upper), /caf\xe9\/s l/)
+      assert.equal(tree(`${here}/layer`), tree(upper))
+    }
+  )
 
-  effect("lets what was in the place of a socket not come back", function* () {
+  effect("a diff hides a lower file that a socket has replaced", function* () {
     const { here, upper } = yield* madeBy("touch a")
     const server = net.createServer()
     yield* Effect.acquireRelease(
@@ -309,7 +315,7 @@ suite("ImageLayer.diff", (effect) => {
     assert.ok(here !== upper)
   })
 
-  effect.asRoot("refuses what a layer cannot say, and names it", function* () {
+  effect.asRoot("a diff of a file that a layer cannot hold fails with the file's name", function* () {
     const attribute = (name: string) =>
       `mkdir d; touch d/f; python3 -c 'import os; os.setxattr("d/f", "${name}", b"x")'`
     for (const [script, subject, why] of [

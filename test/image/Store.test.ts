@@ -1,7 +1,7 @@
 import assert from "node:assert/strict"
-import type { ChildProcess } from "node:child_process"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Fiber from "effect/Fiber"
@@ -21,16 +21,13 @@ import {
   whyNoImages,
   writeImage
 } from "../support/images.ts"
+import { firstLine } from "../support/program.ts"
+import { waitUntil } from "../support/until.ts"
 
 const bytes = (text: string) => new TextEncoder().encode(text)
 const digest = (text: string): Digest => Either.getOrThrow(parseDigest(sha256(bytes(text))))
 
 const partials = (folder: string) => fs.readdirSync(`${folder}/store/.partial`)
-
-const said = (process: ChildProcess, word: string): Promise<void> =>
-  new Promise((resolve) => {
-    process.stdout!.on("data", (chunk) => String(chunk).includes(word) && resolve())
-  })
 
 describe("Store", () => {
   let folder = ""
@@ -39,7 +36,7 @@ describe("Store", () => {
   })
   after(() => remove(folder))
 
-  test("gives back what was put, and says that it has it", async () => {
+  test("a blob that was put is read back, and has() is true", async () => {
     const key = digest("hello")
     const [before, read, after, path] = await run(
       folder,
@@ -55,39 +52,47 @@ describe("Store", () => {
     assert.equal(fs.statSync(path).mode & 0o777, 0o644)
   })
 
-  test("does not run the stream for a blob that it has", async () => {
+  test("put does not run the stream for a blob that is in the store", async () => {
     const key = digest("twice")
     await run(folder, Store.put(key, Stream.make(bytes("twice"))))
     await run(folder, Store.put(key, Stream.die("run")))
   })
 
-  test("lets one of many fibers write a blob", async () => {
+  test("a blob that many fibers put is written once", async () => {
     const key = digest("many")
+    let begun = 0
     let runs = 0
     const content = Stream.suspend(() => {
       runs++
-      return Stream.fromEffect(Effect.delay(Effect.succeed(bytes("many")), 20))
-    })
-    await run(
-      folder,
-      Effect.all(
-        Array.from({ length: 20 }, () => Store.put(key, content)),
-        { concurrency: "unbounded" }
+      return Stream.fromEffect(
+        Effect.as(
+          waitUntil("the other fibers", () => begun === 20),
+          bytes("many")
+        )
       )
-    )
+    })
+    const put = Effect.suspend(() => {
+      begun++
+      return Store.put(key, content)
+    })
+    await run(folder, Effect.replicateEffect(put, 20, { concurrency: "unbounded" }))
     assert.equal(runs, 1)
   })
 
-  test("lets the next fiber write where the first is interrupted", async () => {
+  test("another fiber writes a blob whose first writer is interrupted", async () => {
     const key = digest("next")
     await run(
       folder,
       Effect.gen(function* () {
-        const first = yield* Effect.fork(
-          Store.put(key, Stream.concat(Stream.make(bytes("ne")), Stream.never))
+        const writing = yield* Deferred.make<void>()
+        const begin = Stream.make(bytes("ne")).pipe(
+          Stream.tap(() => Deferred.succeed(writing, undefined)),
+          Stream.concat(Stream.never)
         )
-        yield* Effect.sleep(50)
+        const first = yield* Effect.fork(Store.put(key, begin))
+        yield* Deferred.await(writing)
         const second = yield* Effect.fork(Store.put(key, Stream.make(bytes("next"))))
+        // Nothing shows that the second fiber waits for the first.
         yield* Effect.sleep(10)
         yield* Fiber.interrupt(first)
         yield* Fiber.join(second)
@@ -96,7 +101,7 @@ describe("Store", () => {
     assert.deepEqual(partials(folder), [])
   })
 
-  test("keeps nothing of a blob with another digest", async () => {
+  test("put keeps nothing of a blob with another digest", async () => {
     const key = digest("right")
     const error = await runError(folder, Store.put(key, Stream.make(bytes("wrong"))))
     assert.ok(error._tag === "ImageError" && error.reason === "DigestMismatch")
@@ -105,7 +110,7 @@ describe("Store", () => {
     assert.deepEqual(partials(folder), [])
   })
 
-  test("stops reading a stream that is longer than said", async () => {
+  test("put stops reading a stream that is longer than its size", async () => {
     const key = digest("short")
     const endless = Stream.forever(Stream.make(bytes("x".repeat(1000))))
     const error = await runError(folder, Store.put(key, endless, { size: 5 }))
@@ -113,19 +118,19 @@ describe("Store", () => {
     assert.deepEqual(partials(folder), [])
   })
 
-  test("passes on how the stream fails, and keeps nothing", async () => {
+  test("put fails with the stream's error, and keeps nothing", async () => {
     const content = Stream.concat(Stream.make(bytes("a")), Stream.fail("broken" as const))
     const error = await run(folder, Effect.flip(Store.put(digest("failing"), content)))
     assert.equal(error, "broken")
     assert.deepEqual(partials(folder), [])
   })
 
-  test("says NotFound for a blob that is not there", async () => {
+  test("reading a missing blob fails with NotFound", async () => {
     const error = await runError(folder, Store.read(digest("absent")))
     assert.ok(error._tag === "ImageError" && error.reason === "NotFound")
   })
 
-  test("notices on reading that a blob was changed on disk", async () => {
+  test("reading a blob that was changed on disk fails with DigestMismatch", async () => {
     const key = digest("intact")
     await run(folder, Store.put(key, Stream.make(bytes("intact"))))
     fs.writeFileSync(await run(folder, Store.blobPath(key)), "broken")
@@ -133,14 +138,14 @@ describe("Store", () => {
     assert.ok(error._tag === "ImageError" && error.reason === "DigestMismatch")
   })
 
-  test("reads no more than it is told", async () => {
+  test("reading a blob larger than maxBytes fails with TooLarge", async () => {
     const key = digest("long text")
     await run(folder, Store.put(key, Stream.make(bytes("long text"))))
     const error = await runError(folder, Store.read(key, { maxBytes: 8 }))
     assert.ok(error._tag === "ImageError" && error.reason === "TooLarge")
   })
 
-  test("keeps sha512 blobs, too", async () => {
+  test("a blob with a sha512 digest is stored", async () => {
     const key = Either.getOrThrow(
       parseDigest(
         "sha512:9b71d224bd62f3785d96d46ad3ea3d73319bfbc2890caadae2dff72519673ca72323c3d99ba5c11d7c7acc6e14b8c5da0c4663475c2e5c3adef46f73bcdec043"
@@ -150,7 +155,7 @@ describe("Store", () => {
     assert.ok(fs.existsSync(`${folder}/store/blobs/sha512/${key.slice(7)}`))
   })
 
-  test("says which folder is in the way of writing", async () => {
+  test("a store that cannot be written fails with its folder", async () => {
     fs.mkdirSync(`${folder}/blocked`)
     fs.writeFileSync(`${folder}/blocked/store`, "")
     const error = await runError(`${folder}/blocked`, Store.put(digest("x"), Stream.make(bytes("x"))))
@@ -159,7 +164,7 @@ describe("Store", () => {
   })
 })
 
-describe("Store names", () => {
+describe("names in the store", () => {
   let folder = ""
   before(() => {
     folder = makeTemporaryFolder()
@@ -172,14 +177,14 @@ describe("Store names", () => {
     size: text.length
   })
 
-  test("are none in a store that is not there yet", async () => {
+  test("a store that does not exist has no names, and reading does not make it", async () => {
     assert.deepEqual(await run(`${folder}/absent`, Store.list), [])
     const error = await runError(`${folder}/absent`, Store.resolve("a"))
     assert.ok(error._tag === "ImageError" && error.reason === "NotFound")
     assert.equal(fs.existsSync(`${folder}/absent/store`), false)
   })
 
-  test("are replaced, and leave the others and what other tools wrote alone", async () => {
+  test("Store.tag replaces a name, and keeps other names and entries of other tools", async () => {
     await run(folder, Store.tag("a", descriptor("1")))
     const file = `${folder}/store/index.json`
     const index = JSON.parse(fs.readFileSync(file, "utf8"))
@@ -197,7 +202,7 @@ describe("Store names", () => {
     assert.deepEqual((await run(folder, Store.list)).map(({ name }) => name).sort(), ["a", "b"])
   })
 
-  test("all survive when 50 are given at once", async () => {
+  test("50 names that are given at once are all kept", async () => {
     const names = Array.from({ length: 50 }, (_, i) => `many-${i}`)
     await run(
       folder,
@@ -207,7 +212,7 @@ describe("Store names", () => {
     assert.ok(names.every((name) => list.some((entry) => entry.name === name)))
   })
 
-  test("are refused where the index is not JSON, or larger than 4 MiB", async () => {
+  test("an index that is not JSON, or is larger than 4 MiB, is refused", async () => {
     const broken = makeTemporaryFolder()
     try {
       await run(broken, Store.tag("a", descriptor("1")))
@@ -222,7 +227,7 @@ describe("Store names", () => {
     }
   })
 
-  test("are what skopeo sees", { skip: whyNoImages }, async () => {
+  test("skopeo finds an image by a name that Store.tag gave", { skip: whyNoImages }, async () => {
     const image = writeImage(`${folder}/store`, [])
     await run(folder, Store.tag("127.0.0.1:5000/team/app:1", image))
     const inspected = JSON.parse(sh("skopeo", "inspect", `oci:${folder}/store:127.0.0.1:5000/team/app:1`))
@@ -230,26 +235,28 @@ describe("Store names", () => {
   })
 })
 
-describe("Store between processes", () => {
+describe("a store shared by processes", () => {
   let folder = ""
   before(() => {
     folder = makeTemporaryFolder()
   })
   after(() => remove(folder))
 
-  test("one waits for the other's blob, then finds it", { timeout: 60_000 }, async () => {
+  test("a process waits for a blob that another is writing, then finds it", { timeout: 60_000 }, async () => {
     const other = child("put", folder, "shared", "300")
     const exit = ended(other)
-    await said(other, "writing")
+    assert.equal(await firstLine(other), "writing")
     await run(folder, Store.put(digest("shared"), Stream.die("written twice")))
     assert.equal(await exit, 0)
     assert.deepEqual(partials(folder), [])
   })
 
-  test("one that is killed while it writes leaves nothing that matters", { timeout: 60_000 }, async () => {
+  test("a process that is killed while it writes a blob leaves a partial file, which the next put removes", {
+    timeout: 60_000
+  }, async () => {
     const other = child("put", folder, "killed", "60000")
     const exit = ended(other)
-    await said(other, "writing")
+    assert.equal(await firstLine(other), "writing")
     other.kill("SIGKILL")
     await exit
     assert.equal(await run(folder, Store.has(digest("killed"))), false)
@@ -259,7 +266,7 @@ describe("Store between processes", () => {
     await run(folder, Store.put(digest("killed"), Stream.make(bytes("killed"))))
   })
 
-  test("tags of several at once all survive", { timeout: 60_000 }, async () => {
+  test("names that several processes give at once are all kept", { timeout: 60_000 }, async () => {
     const others = ["x", "y", "z"].map((prefix) => child("tag", folder, prefix, "10"))
     assert.deepEqual(await Promise.all(others.map(ended)), [0, 0, 0])
     assert.equal((await run(folder, Store.list)).length, 30)

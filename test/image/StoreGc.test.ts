@@ -1,5 +1,4 @@
 import assert from "node:assert/strict"
-import type { ChildProcess } from "node:child_process"
 import { randomBytes } from "node:crypto"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
@@ -33,8 +32,10 @@ import {
   writeImage,
   writeIndex
 } from "../support/images.ts"
-import { eventually } from "../support/leftovers.ts"
+import { firstLine } from "../support/program.ts"
 import { type RunningRegistry, startFront, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import { push } from "../support/registryClient.ts"
+import { waitUntil } from "../support/until.ts"
 
 allowTime()
 
@@ -44,7 +45,7 @@ const digest = (text: string): Digest => Either.getOrThrow(parseDigest(sha256(by
 const blobs = (folder: string): ReadonlyArray<string> =>
   fs.readdirSync(`${folder}/store/blobs/sha256`).map((hex) => `sha256:${hex}`)
 
-/** Everything that is below `layers/`, whole or not. */
+/** Every folder and file below `layers/`, whole or partial. */
 const layers = (folder: string): ReadonlyArray<string> =>
   ["sha256", "folders"].flatMap((parent) =>
     fs.existsSync(`${folder}/layers/${parent}`)
@@ -54,14 +55,14 @@ const layers = (folder: string): ReadonlyArray<string> =>
 
 const tars = new Map<string, Uint8Array>()
 
-/** A tar of one file. Its time is in it, so it is made once. */
+/** A tar of one file. It is made once for each name, as it contains the time. */
 const tar = (name: string): Uint8Array => {
   const made = tars.get(name) ?? makeTar({ [name]: name.repeat(3000) })
   tars.set(name, made)
   return made
 }
 
-/** An image in a store, with one layer for each name; those of equal names are shared. */
+/** Adds an image to a store, with one layer for each file. Images share the layers of equal files. */
 const addImage = (folder: string, name: string, ...files: ReadonlyArray<string>): Blob => {
   const descriptor = writeImage(
     `${folder}/store`,
@@ -85,11 +86,6 @@ const diffIdsOf = (layout: string): ReadonlyArray<string> => {
   return read(read(entry.digest).config.digest).rootfs.diff_ids
 }
 
-const said = (process: ChildProcess, word: string): Promise<void> =>
-  new Promise((resolve) => {
-    process.stdout!.on("data", (chunk) => String(chunk).includes(word) && resolve())
-  })
-
 describe("Store.gc", { skip: whyNoImages }, () => {
   let root = ""
   let count = 0
@@ -99,13 +95,13 @@ describe("Store.gc", { skip: whyNoImages }, () => {
   })
   after(() => remove(root))
 
-  test("removes nothing where there is nothing", async () => {
+  test("gc of a store that does not exist removes nothing and makes nothing", async () => {
     const folder = fresh()
     assert.deepEqual(await run(folder, Store.gc()), { blobs: 0, layers: 0, bytes: 0 })
     assert.equal(fs.existsSync(`${folder}/store`), false)
   })
 
-  test("removes the blobs and layers that no name reaches, and no others", async () => {
+  test("gc removes exactly the blobs and layers that no name reaches", async () => {
     const folder = fresh()
     addImage(folder, "127.0.0.1/one:1", "base", "one")
     addImage(folder, "127.0.0.1/two:1", "base", "two")
@@ -134,7 +130,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     assert.match(sh("skopeo", "inspect", `oci:${folder}/store:127.0.0.1/two:1`), /"Digest"/)
   })
 
-  test("keeps what other tools' entries reach: indexes in indexes, artifacts, subjects, and foreign files", async () => {
+  test("gc keeps whatever entries of other tools reach: nested indexes, artifacts, subjects and foreign files", async () => {
     const folder = fresh()
     const store = `${folder}/store`
     const json = (type: string, value: object) =>
@@ -156,7 +152,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     assert.deepEqual([...blobs(folder)].sort(), [...before].sort())
   })
 
-  test("removes exactly what the images without a name do not share, whatever they are made of", async () => {
+  test("gc removes exactly the blobs that only unnamed images use, whatever the images share", async () => {
     const names = ["a", "b", "c", "d"]
     const image = fc.record({
       files: fc.uniqueArray(fc.constantFrom(...names), { minLength: 1 }),
@@ -189,7 +185,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     )
   })
 
-  test("keeps the layer that sets folders right with its image, and removes it after", async () => {
+  test("gc keeps the generated layer of missing folders with its image, and removes it with the image", async () => {
     const folder = fresh()
     const [lower, upper] = [`${root}/lower`, `${root}/upper`]
     for (const side of [lower, upper]) fs.mkdirSync(`${side}/tmp`, { recursive: true })
@@ -213,7 +209,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     assert.deepEqual(layers(folder), [])
   })
 
-  test("removes what dead processes have left half done", async () => {
+  test("gc removes partial blobs and layers of dead processes", async () => {
     const folder = fresh()
     const hex = "0".repeat(64)
     for (const parent of ["sha256", "folders"])
@@ -225,7 +221,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     assert.deepEqual(fs.readdirSync(`${folder}/store/.partial`), [])
   })
 
-  test("removes nothing where a manifest cannot be read, and says which", async () => {
+  test("gc with an unreadable manifest removes nothing, and fails with its digest", async () => {
     const folder = fresh()
     const image = addImage(folder, "127.0.0.1/broken:1", "broken")
     fs.writeFileSync(blobFile(`${folder}/store`, image.digest), "{}")
@@ -238,7 +234,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     assert.deepEqual(blobs(folder), [])
   })
 
-  test("leaves alone what is put under `keeping`, here and in another Berth, until it ends", async () => {
+  test("gc of this and of another Berth keeps blobs that are put within Store.keeping, until it ends", async () => {
     const folder = fresh()
     const put = (text: string) => Store.put(digest(text), Stream.make(bytes(text)))
     await run(
@@ -267,7 +263,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     )
   })
 
-  test("waits for no unpack, and takes nothing from it", async () => {
+  test("gc does not wait for a running unpack, and removes none of its layers", async () => {
     const folder = fresh()
     const files = Array.from({ length: 6 }, (_, i) => `file${i}`)
     const layout = `${root}/layout`
@@ -280,10 +276,20 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     await run(
       folder,
       Effect.gen(function* () {
-        const fiber = yield* Effect.fork(
-          Store.keeping(Effect.tap(Image.fromLayout(layout), Effect.sleep(200)))
+        let collections = 0
+        const unpacked = Image.fromLayout(layout).pipe(
+          Effect.tap(() => {
+            const before = collections
+            return waitUntil("a collection after the unpack", () => collections > before + 1)
+          })
         )
-        const collect = Effect.forever(Effect.zipRight(Store.gc(), Effect.sleep(1)))
+        const fiber = yield* Effect.fork(Store.keeping(unpacked))
+        const collect = Effect.forever(
+          Effect.zipRight(
+            Store.gc(),
+            Effect.sync(() => collections++)
+          )
+        )
         const image = yield* Effect.raceFirst(Fiber.join(fiber), collect)
         assert.ok(image.layers.every((layer, i) => fs.existsSync(`${layer}/${files[i]}`)))
         assert.equal((yield* Store.gc()).layers, 6)
@@ -291,13 +297,13 @@ describe("Store.gc", { skip: whyNoImages }, () => {
     )
   })
 
-  test("does not believe a file of a supervisor that is dead", async () => {
+  test("gc ignores the records of a dead supervisor", async () => {
     const folder = fresh()
     await run(
       folder,
       Effect.gen(function* () {
         yield* Store.put(digest("false"), Stream.make(bytes("false")))
-        // After the start, which would have swept it.
+        // Made after Berth's start, which would have removed it.
         fs.mkdirSync(`${folder}/run/1-dead`)
         fs.writeFileSync(`${folder}/run/1-dead/lock`, "")
         fs.writeFileSync(`${folder}/run/1-dead/holds`, `${digest("false")}\n`)
@@ -308,7 +314,7 @@ describe("Store.gc", { skip: whyNoImages }, () => {
 })
 
 describe("Store.usage", { skip: whyNoImages }, () => {
-  test("says what each image has to itself, and what it shares", async () => {
+  test("Store.usage gives each image's own and shared bytes", async () => {
     const folder = makeTemporaryFolder()
     try {
       addImage(folder, "127.0.0.1/one:1", "base", "one")
@@ -356,7 +362,7 @@ suite("Store.gc and containers", (effect, folder) => {
   const sleeping = { command: ["exec sleep 60"], user: "root" }
 
   effect(
-    "a running container keeps its layers until it is given back, and then its image cannot be started",
+    "gc keeps the layers of a running container, and removes them after its end",
     function* () {
       yield* make
       const image = yield* Image.fromStore("127.0.0.1/app:1")
@@ -376,7 +382,7 @@ suite("Store.gc and containers", (effect, folder) => {
       const error = yield* failure("ImageError", Container.run(image, sleeping))
       assert.equal(error.reason, "NotFound")
       assert.ok(
-        error.message.includes(image.layers[0]!) || error.message.includes(image.layers[1]!),
+        image.layers.some((layer) => error.message.includes(layer)),
         error.message
       )
     },
@@ -384,45 +390,38 @@ suite("Store.gc and containers", (effect, folder) => {
   )
 
   effect(
-    "a container of another process keeps its layers, and a kill of that process frees them",
+    "gc keeps the layers of another process's container, until that process is killed",
     function* () {
       yield* make
       const other = child("sleep", folder(), "127.0.0.1/app:1")
-      yield* Effect.promise(() => said(other, "running"))
+      assert.equal(yield* Effect.promise(() => firstLine(other)), "running")
       yield* Image.remove("127.0.0.1/app:1")
       assert.equal((yield* Store.gc()).layers, 0)
       const exit = ended(other)
       other.kill("SIGKILL")
       yield* Effect.promise(() => exit)
-      // Its supervisor notices, and ends.
-      yield* Effect.promise(() => eventually(() => fs.readdirSync(`${folder()}/run`).length === 1))
+      yield* waitUntil("the end of its supervisor", () => fs.readdirSync(`${folder()}/run`).length === 1)
       assert.equal((yield* Store.gc()).layers, 2)
     },
     { skip }
   )
 })
 
-describe("A store between processes", { skip: whyNoRegistry }, () => {
+describe("a store shared by processes", { skip: whyNoRegistry }, () => {
   let root = ""
   let registry: RunningRegistry
   before(async () => {
     root = makeTemporaryFolder()
     registry = await startRegistry()
     makeImage(`${root}/layout`, "one")
-    sh(
-      "skopeo",
-      "copy",
-      "--dest-tls-verify=false",
-      `oci:${root}/layout:one`,
-      `docker://${registry.host}/team/app:1`
-    )
+    push(`oci:${root}/layout:one`, `${registry.host}/team/app:1`)
   })
   after(async () => {
     await registry.stop()
     remove(root)
   })
 
-  test("gets each blob once for two processes with ten pulls each", { timeout: 60_000 }, async () => {
+  test("two processes with ten pulls each fetch each blob once", { timeout: 60_000 }, async () => {
     const front = await startFront(registry.host, (_request, _response, pass) => pass())
     try {
       const name = `${front.host}/team/app:1`
@@ -436,7 +435,7 @@ describe("A store between processes", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("is whole after a kill at any moment of pull, put, tag, remove and gc", {
+  test("a store is whole after a kill at any moment of pull, put, tag, remove and gc", {
     timeout: 120_000
   }, async () => {
     const folder = `${root}/killed`
@@ -445,7 +444,8 @@ describe("A store between processes", { skip: whyNoRegistry }, () => {
     for (let round = 0; round < 5; round++) {
       const other = child("churn", folder, name)
       const exit = ended(other)
-      await said(other, "churning")
+      assert.equal(await firstLine(other), "churning")
+      // The time until the kill is random, as any moment is tested.
       const early = await Promise.race([
         exit,
         new Promise((resolve) => setTimeout(() => resolve("running"), randomBytes(2).readUInt16LE() / 100))
@@ -473,7 +473,7 @@ describe("A store between processes", { skip: whyNoRegistry }, () => {
     assert.ok(seen > 0, "no kill has left a name")
     await run(folder, Effect.zipRight(Image.pull(name), Store.gc()))
     assert.equal(blobs(folder).length, 4)
-    // The upper layer has a file in a folder that it has no entry for, which is written down beside it.
+    // The upper layer lacks an entry for a folder, which the file `.implicit` beside it records.
     const unpacked = diffIdsOf(`${root}/layout`).map((diffId) => `sha256/${diffId.slice(7)}`)
     assert.deepEqual([...layers(folder)].sort(), [...unpacked, `${unpacked[1]}.implicit`].sort())
     assert.deepEqual(fs.readdirSync(`${folder}/run`), [])

@@ -9,37 +9,39 @@ import { commandOf, ended, program } from "../support/program.ts"
 
 allowTime()
 
-describe("Berth, where it cannot be", { skip: process.platform === "linux" ? false : "not Linux" }, () => {
+describe("Berth: unsupported machines", { skip: process.platform === "linux" ? false : "not Linux" }, () => {
   let folder = ""
   before(() => {
     folder = makeTemporaryFolder()
   })
   after(() => remove(folder))
 
+  /** The error that the layer fails with in another program. */
+  const errorOf = async (args: ReadonlyArray<string>, env: NodeJS.ProcessEnv = process.env) => {
+    const child = program("system.ts", ["error", `${folder}/b`, ...args], {
+      stdio: ["ignore", "pipe", "pipe"],
+      env
+    })
+    const { code, stdout, stderr } = await ended(child)
+    assert.equal(code, 0, stderr)
+    return JSON.parse(stdout)
+  }
+
   for (const platform of ["darwin", "win32"]) {
-    test(`on ${platform} the import works and the layer says what to do`, async () => {
-      const child = program("system.ts", ["error", `${folder}/b`, platform], {
-        stdio: ["ignore", "pipe", "pipe"]
-      })
-      const { code, stdout, stderr } = await ended(child)
-      assert.equal(code, 0, stderr)
-      const error = JSON.parse(stdout)
+    test(`Berth can be imported on ${platform}, and its layer fails with what to do`, async () => {
+      const error = await errorOf([platform])
       assert.equal(error._tag, "Unsupported")
       assert.match(error.message, new RegExp(`this system is ${platform}.*Linux`))
     })
   }
 
-  test("without the native part the layer says how to build it", async () => {
-    const env = { ...process.env, BERTH_NATIVE: "no/such/build" }
-    const child = program("system.ts", ["error", `${folder}/b`], { stdio: ["ignore", "pipe", "pipe"], env })
-    const { code, stdout, stderr } = await ended(child)
-    assert.equal(code, 0, stderr)
-    const error = JSON.parse(stdout)
+  test("a layer without the native part fails with how to build it", async () => {
+    const error = await errorOf([], { ...process.env, BERTH_NATIVE: "no/such/build" })
     assert.deepEqual([error._tag, error.feature], ["Unsupported", "the native part"])
     assert.match(error.message, /node native\/setup\.mjs/)
   })
 
-  test("without root and without user namespaces the layer says how to have them", {
+  test("a layer without root and without user namespaces fails with how to have them", {
     skip: whyNoContainers || whyNotNobody
   }, async () => {
     const home = `${folder}/rootless`
@@ -54,7 +56,7 @@ describe("Berth, where it cannot be", { skip: process.platform === "linux" ? fal
     assert.deepEqual(fs.readdirSync(`${home}/berth/run`), [])
   })
 
-  test("in a folder that cannot be written to it says so", async () => {
+  test("a layer in a folder that cannot be written to fails with how to choose another", async () => {
     const file = `${folder}/file`
     fs.writeFileSync(file, "")
     const error = await Effect.runPromise(Effect.flip(Effect.provide(Berth.Berth, berthIn(`${file}/below`))))
@@ -65,16 +67,15 @@ describe("Berth, where it cannot be", { skip: process.platform === "linux" ? fal
 })
 
 suite("Berth", (effect, folder) => {
-  effect("keeps its state where it was told to, for nobody else to read", function* () {
-    yield* Effect.map(Berth.Berth, (berth) => {
-      assert.equal(berth.folder, folder())
-      assert.equal(berth.rootless, process.getuid?.() !== 0)
-      assert.equal(fs.readdirSync(`${folder()}/run`).length, 1)
-      assert.equal(fs.statSync(`${folder()}/run`).mode & 0o077, 0)
-    })
+  effect("a Berth keeps its state in its folder, private to its user", function* () {
+    const berth = yield* Berth.Berth
+    assert.equal(berth.folder, folder())
+    assert.equal(berth.rootless, process.getuid?.() !== 0)
+    assert.equal(fs.readdirSync(`${folder()}/run`).length, 1)
+    assert.equal(fs.statSync(`${folder()}/run`).mode & 0o077, 0)
   })
 
-  effect("one after the other in the same folder leaves nothing of the one before", function* () {
+  effect("five Berths one after another in one folder leave nothing in it", function* () {
     const at = `${folder()}/again`
     for (let k = 0; k < 5; k++) {
       const program = Effect.flatMap(Image.host, (image) =>
@@ -85,7 +86,7 @@ suite("Berth", (effect, folder) => {
     }
   })
 
-  effect("several at once in the same folder do not sweep each other", function* () {
+  effect("six Berths at once in one folder do not sweep each other", function* () {
     const at = `${folder()}/together`
     const results = yield* Effect.forEach(
       [1, 2, 3, 4, 5, 6],
@@ -102,7 +103,7 @@ suite("Berth", (effect, folder) => {
     assert.deepEqual(fs.readdirSync(`${at}/run`), [])
   })
 
-  effect("sweeps what never became a supervisor, once it is old", function* () {
+  effect("the folder of a supervisor that never started is swept once it is old", function* () {
     const at = `${folder()}/half`
     fs.mkdirSync(`${at}/run/.1-old/empty`, { recursive: true })
     fs.mkdirSync(`${at}/run/.1-new`)

@@ -21,7 +21,7 @@ const of = (report: { readonly checks: ReadonlyArray<Doctor.Check> }, name: Doct
 const installed = (...paths: ReadonlyArray<string>): boolean => paths.some((path) => fs.existsSync(path))
 
 suite("Doctor", (effect) => {
-  effect("says of a machine on which containers run that they do", function* () {
+  effect("the doctor reports a machine that runs containers as ready", function* () {
     const report = yield* Berth.doctor
     assert.ok(report.ready)
     assert.equal(report.rootless, !isRoot)
@@ -30,7 +30,7 @@ suite("Doctor", (effect) => {
       assert.equal(of(report, name).status, "ok", of(report, name).detail)
     for (const kind of ["mount", "pid", "uts", "ipc", "network", "cgroup", "user", "time"])
       assert.match(of(report, "namespaces").detail, new RegExp(`\\b${kind}\\b`))
-    // What a container of other ids finds as well.
+    // The report has to agree with a container that has its own ids.
     const other = yield* Effect.either(
       Effect.scoped(
         Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"], userns: "auto" }))
@@ -39,7 +39,7 @@ suite("Doctor", (effect) => {
     assert.equal(of(report, "idmapped mounts").status === "ok", other._tag === "Right", String(other))
   })
 
-  effect("gives a fix for each thing that is missing, and for none that is there", function* () {
+  effect("the doctor gives a fix for each check that is not ok, and for no other", function* () {
     const report = yield* Berth.doctor
     for (const { fix, name, status } of report.checks)
       assert.equal(fix !== undefined, status !== "ok", `${name} is ${status}: ${fix}`)
@@ -48,7 +48,7 @@ suite("Doctor", (effect) => {
     assert.equal(pasta.status === "ok", installed("/usr/bin/pasta", "/usr/local/bin/pasta"))
   })
 
-  effect("is a table as text", function* () {
+  effect("a report of the doctor is a table as text", function* () {
     const report = yield* Berth.doctor
     const text = String(report)
     for (const { fix, name, status } of report.checks) {
@@ -61,7 +61,7 @@ suite("Doctor", (effect) => {
     )
   })
 
-  effect("leaves no folder and no process", function* () {
+  effect("the doctor leaves no folder and no process", function* () {
     const processes = descendants(process.pid)
     yield* Berth.doctor
     assert.deepEqual(
@@ -85,13 +85,13 @@ describe("berth doctor", { skip: whyNoContainers }, () => {
   })
   after(() => remove(folder))
 
-  test("prints the table, and ends with 0 where containers can be started", async () => {
+  test("berth doctor prints the table and ends with 0 when containers can be started", async () => {
     const { code, stdout } = await ended(program(bin, ["doctor"]))
     assert.equal(code, 0, stdout)
     assert.match(stdout, /^ok +kernel +Linux /)
   })
 
-  test("says how it is used where it is used in another way", async () => {
+  test("berth doctor prints its usage when it is called with unknown arguments", async () => {
     for (const args of [["docter"], ["doctor", "--yaml"]]) {
       const { code, stderr, stdout } = await ended(program(bin, args, { stdio: ["ignore", "pipe", "pipe"] }))
       assert.deepEqual([code, stdout], [2, ""], args.join(" "))
@@ -110,7 +110,7 @@ describe("berth doctor", { skip: whyNoContainers }, () => {
     return { code, report: JSON.parse(stdout) as Doctor.Report }
   }
 
-  test("without root, says what is there for who is not", { skip: whyNotNobody }, async () => {
+  test("berth doctor without root reports what a non-root user has", { skip: whyNotNobody }, async () => {
     const { code, report } = await doctorAsNobody("")
     assert.deepEqual([code, report.ready, report.rootless], [0, true, true])
     assert.equal(of(report, "overlay in user namespaces").status, "ok")
@@ -120,7 +120,7 @@ describe("berth doctor", { skip: whyNoContainers }, () => {
     assert.match(ranges.fix!, /^usermod --add-subuids \d+-\d+ --add-subgids \d+-\d+ nobody$/m)
   })
 
-  test("names the sysctl that takes user namespaces away, and the command that gives them back", {
+  test("berth doctor names the sysctl that disables user namespaces and the command that enables them", {
     skip: whyNotNobody
   }, async () => {
     const { code, report } = await doctorAsNobody("echo 0 > /proc/sys/user/max_user_namespaces &&")

@@ -1,4 +1,4 @@
-/** How a scope gives things back: in the reverse order, each once, within a bound, and never by failing. */
+/** How a scope releases its resources: in reverse order, each once, within a time limit, and without failing. */
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
@@ -6,14 +6,15 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
-import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
 import { Berth, BerthError, Cgroup, Container, Image, Namespace } from "../../lib/index.ts"
 import { limits } from "../../lib/internal/supervisor/connection.ts"
 import { EBUSY, ETIMEDOUT } from "../../lib/internal/util/errno.ts"
+import { waitUntil } from "../support/containers.ts"
 import { tree, without } from "../support/controllers.ts"
 import { berthIn, failure, suite } from "../support/effect.ts"
-import { eventually, isAlive } from "../support/leftovers.ts"
+import { isAlive, until } from "../support/leftovers.ts"
+import { logging } from "../support/logged.ts"
 import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
 
 const sleeping = (options: Container.StartOptions = {}) =>
@@ -26,7 +27,7 @@ const whyNoFreezer =
 const whyNoPids =
   without("pids") || (tree.controllers.pids?.version === 1 ? false : "no pids of cgroup version 1")
 
-/** A cgroup of the test's own, in which what is put stands still, whatever signal comes, until it is let go. */
+/** A cgroup whose processes can be frozen: they get no signal until they are thawed. */
 const makeFreezer = Effect.acquireRelease(
   Effect.sync(() => {
     const path = `${freezer}/berth-test-${process.pid}`
@@ -42,12 +43,12 @@ const makeFreezer = Effect.acquireRelease(
   ({ path, thaw }) =>
     Effect.promise(async () => {
       thaw()
-      await eventually(() => fs.readFileSync(`${path}/cgroup.procs`, "utf8") === "")
+      await until("the cgroup is empty", () => fs.readFileSync(`${path}/cgroup.procs`, "utf8") === "")
       fs.rmdirSync(path)
     })
 )
 
-/** A folder for a Berth of the test's own. What is left there when the test is over, as it has failed, is swept. */
+/** A folder for another Berth. When the test ends, what it left there is swept, even if it failed. */
 const makeFolder = (at: string) =>
   Effect.acquireRelease(Effect.succeed(at), () =>
     Effect.ignore(Effect.provide(Berth.Berth, Layer.fresh(berthIn(at)))).pipe(
@@ -55,18 +56,7 @@ const makeFolder = (at: string) =>
     )
   )
 
-/** What is warned of while the effect runs. */
-const warningsOf = <A, E, R>(effect: (warned: Array<BerthError.NotReleased>) => Effect.Effect<A, E, R>) =>
-  Effect.suspend(() => {
-    const warned: Array<BerthError.NotReleased> = []
-    const logger = Logger.make(({ message }) => {
-      for (const each of message as ReadonlyArray<unknown>)
-        if (each instanceof BerthError.NotReleased) warned.push(each)
-    })
-    return Effect.provide(effect(warned), Logger.replace(Logger.defaultLogger, logger))
-  })
-
-/** With less patience than there is otherwise. */
+/** Reduces the time that a release may take. */
 const impatiently = Effect.acquireRelease(
   Effect.sync(() => {
     const before = { ...limits }
@@ -76,8 +66,11 @@ const impatiently = Effect.acquireRelease(
   (before) => Effect.sync(() => Object.assign(limits, before))
 )
 
-suite("finalizers", (effect, folder) => {
-  effect("run in the reverse order of what was made, each after what was made later is gone", function* () {
+const warningsIn = (logged: ReadonlyArray<unknown>) =>
+  logged.filter((each) => each instanceof BerthError.NotReleased)
+
+suite("Finalizers", (effect, folder) => {
+  effect("finalizers run in reverse order, each after everything made later is gone", function* () {
     const seen: Array<string> = []
     const look = (name: string, there: () => boolean, later: () => boolean) =>
       Effect.addFinalizer(() =>
@@ -119,9 +112,9 @@ suite("finalizers", (effect, folder) => {
   })
 
   effect(
-    "run once, however often and by how many the scope is closed, and warn by the name of what is left",
+    "finalizers run once, however often the scope is closed, and warn by name of what is left",
     function* () {
-      yield* warningsOf((warned) =>
+      yield* logging((logged) =>
         Effect.gen(function* () {
           const at = yield* makeFolder(`${folder()}-once`)
           const frozen = yield* makeFreezer
@@ -144,13 +137,17 @@ suite("finalizers", (effect, folder) => {
             yield* close
             assert.ok(Date.now() - began < 10_000, "it should be bounded")
             assert.deepEqual(
-              warned.map(({ errno, resource }) => [errno, resource]),
+              warningsIn(logged).map(({ errno, resource }) => [errno, resource]),
               [[EBUSY, `cgroup ${cgroup.name}`]]
             )
             return folder!.path
           }).pipe(Effect.provide(Layer.fresh(berthIn(at))))
-          // A sweep has tried again by now, and named the folder.
-          assert.ok(warned.slice(1).some(({ errno, resource }) => errno === EBUSY && resource === left))
+          // The sweep has tried again since, and its warning names the folder.
+          assert.ok(
+            warningsIn(logged)
+              .slice(1)
+              .some(({ errno, resource }) => errno === EBUSY && resource === left)
+          )
           frozen.thaw()
           yield* Effect.promise(() => died)
           yield* Effect.provide(Berth.Berth, Layer.fresh(berthIn(at)))
@@ -162,9 +159,9 @@ suite("finalizers", (effect, folder) => {
   )
 
   effect(
-    "wait no longer than their limit for a supervisor that cannot answer, and it gives all back once it can",
+    "finalizers wait for a frozen supervisor no longer than their limit, and it releases everything once it is thawed",
     function* () {
-      yield* warningsOf((warned) =>
+      yield* logging((logged) =>
         Effect.gen(function* () {
           const at = yield* makeFolder(`${folder()}-mute`)
           const frozen = yield* makeFreezer
@@ -182,12 +179,12 @@ suite("finalizers", (effect, folder) => {
               frozen.freeze()
               yield* timed(Scope.close(scope, Exit.void))
               assert.deepEqual(
-                warned.map(({ errno, resource }) => [errno, resource]),
+                warningsIn(logged).map(({ errno, resource }) => [errno, resource]),
                 [[ETIMEDOUT, `container ${box.id}`]]
               )
               assert.ok(isAlive(box.pid))
               frozen.thaw()
-              // Who waits for it is told all the same.
+              // Whoever waits for the container still gets its exit status.
               assert.equal((yield* Effect.timeout(box.exit, "10 seconds")).signal, "SIGKILL")
               frozen.freeze()
               return supervisor.pid
@@ -196,11 +193,13 @@ suite("finalizers", (effect, folder) => {
           )
           yield* timed(Scope.close(berth, Exit.void))
           assert.deepEqual(
-            warned.slice(1).map(({ errno, resource }) => [errno, resource.split(" of ")[0]]),
+            warningsIn(logged)
+              .slice(1)
+              .map(({ errno, resource }) => [errno, resource.split(" of ")[0]]),
             [[ETIMEDOUT, `supervisor ${pid}`]]
           )
           frozen.thaw()
-          assert.ok(yield* Effect.promise(() => eventually(() => fs.readdirSync(`${at}/run`).length === 0)))
+          yield* waitUntil("the state folder is removed", () => fs.readdirSync(`${at}/run`).length === 0)
         })
       )
     },
@@ -208,7 +207,7 @@ suite("finalizers", (effect, folder) => {
   )
 
   effect.asRoot(
-    "remove a large folder where the supervisor can have no process for it",
+    "finalizers remove a large folder even when the supervisor cannot fork",
     function* () {
       const { folder: own, supervisor } = yield* Berth.Berth
       const image = yield* makeImage(`${own}/root`)

@@ -1,7 +1,7 @@
 /**
- * Containers' lives, made up by fast-check and compared with a model: one command after another, where the model knows what
- * each has to give; and many at once, where it knows what has to hold whatever comes first. BERTH_LIFECYCLE_RUNS says how
- * many lives of either kind there are; a failure prints the seed and the path that give it again.
+ * Random lives of containers, compared with a model. Where one command follows another, the model knows the result of
+ * each; where many run at once, it knows what has to hold in every order. BERTH_LIFECYCLE_RUNS is the number of lives of
+ * either kind. A failure prints the seed and the path that repeat it.
  */
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
@@ -17,7 +17,7 @@ import fc from "fast-check"
 import { type Berth, BerthError, Cgroup, Container, Image } from "../../lib/index.ts"
 import { detect } from "../../lib/internal/cgroup/tree.ts"
 import { berthIn, suite } from "../support/effect.ts"
-import { eventually, isAlive, leftovers, snapshot } from "../support/leftovers.ts"
+import { isAlive, leftovers, snapshot, until } from "../support/leftovers.ts"
 
 const runs = Number(process.env.BERTH_LIFECYCLE_RUNS ?? 25)
 
@@ -29,7 +29,7 @@ type Status = readonly [exitCode: number, signal: string | undefined]
 
 const KILLED: Status = [137, "SIGKILL"]
 
-/** What a container runs, and how it ends by SIGTERM: undefined where it does not, as the first of its pid namespace. */
+/** What a container runs, and how SIGTERM ends it; undefined where the kernel drops that signal, as for pid 1. */
 const kinds: Readonly<Record<string, Container.StartOptions & { readonly term: Status | undefined }>> = {
   handler: { command: ["sh", "-c", "trap 'exit 7' TERM; echo; sleep 1000 & wait"], term: [7, undefined] },
   deaf: { command: ["sh", "-c", "echo; exec sleep 1000"], term: undefined },
@@ -49,7 +49,7 @@ interface Box {
   readonly scope: Scope.CloseableScope
 }
 
-/** One Berth with what runs in it, and what it has warned of. */
+/** A Berth with its containers and its warnings. */
 class World {
   readonly boxes: Array<Box> = []
   readonly warnings: Array<string> = []
@@ -74,7 +74,7 @@ class World {
     return this
   }
 
-  /** What does not come to its end within this time hangs. */
+  /** Runs an effect, which counts as hanging after this time. */
   run<A, E>(effect: Effect.Effect<A, E, Berth.Berth>): Promise<A> {
     return Effect.runPromise(
       effect.pipe(Effect.timeout("20 seconds"), Effect.provide(this.context!), Effect.provide(this.logger))
@@ -95,7 +95,7 @@ class World {
     )
     const container = await this.run(
       started.pipe(
-        // From its first line on it hears what it is going to hear.
+        // By its first line, its signal handlers are set.
         Effect.tap(({ stdout }) => Stream.runDrain(Stream.take(stdout, 1))),
         Scope.extend(scope)
       )
@@ -110,7 +110,7 @@ class World {
   }
 }
 
-/** What it gives, or the error's name and reason. */
+/** The result of an effect, or the tag and reason of its error. */
 const outcome = <A, R>(
   effect: Effect.Effect<A, BerthError.BerthError, R>
 ): Effect.Effect<A | string, never, R> =>
@@ -121,7 +121,7 @@ const outcome = <A, R>(
 const statusOf = (result: Container.ExitStatus | string): Status | string =>
   typeof result === "string" ? result : [result.exitCode, result.signal]
 
-/** Whether the kernel has it stand still. */
+/** Whether the kernel has frozen the container. */
 const isFrozen = ({ state }: Container.Container): boolean => {
   const folder = state.cgroup?.folders.find(({ controllers }) => controllers.includes("freezer"))
   if (folder === undefined) return false
@@ -136,11 +136,11 @@ interface Life {
   readonly kind: Kind
   readonly limited: boolean
   state: "running" | "paused" | "ended"
-  /** Whether a SIGTERM waits for it to go on. */
+  /** Whether a SIGTERM is pending until the container is resumed. */
   asked: boolean
   hasCgroup: boolean
   open: boolean
-  /** How it ended, or the error that says that this cannot be known any more. */
+  /** The exit status, or the error in its place once the supervisor is gone. */
   end: Status | string
 }
 
@@ -154,19 +154,19 @@ const end = (life: Life, status: Status | string): void => {
   life.end = status
 }
 
-/** A SIGTERM that has been sent, once it runs. */
+/** Delivers a SIGTERM to a running container. */
 const hear = (life: Life): void => {
   const { term } = kinds[life.kind]!
   life.asked = false
   if (term !== undefined) end(life, term)
 }
 
-/** Killed: but one that ends by a SIGTERM as such has done so when that was sent, though it may stand still until it dies. */
+/** The status of a killed container. One without a handler has died of a SIGTERM that came before, even while frozen. */
 const killed = ({ asked, kind }: Life): Status => (asked && kind === "host" ? kinds.host!.term! : KILLED)
 
 type Body = (life: Life, box: Box, world: World) => Promise<void>
 
-/** A command on one of the containers that there are by then. */
+/** A command on one of the containers that exist when it runs. */
 class OnBox implements fc.AsyncCommand<Model, World> {
   readonly which: number
   readonly name: string
@@ -182,14 +182,14 @@ class OnBox implements fc.AsyncCommand<Model, World> {
     const k = this.which % model.lives.length
     const [life, box] = [model.lives[k]!, world.boxes[k]!]
     await this.body(life, box, world)
-    // What has ended has, the same for ever; and the kernel agrees.
+    // An exit status never changes, and the kernel agrees with it.
     if (life.state === "ended") {
       const status = await world.run(outcome(Container.wait(box.container)))
       assert.deepEqual(statusOf(status), life.end)
-      assert.ok(await eventually(() => !isAlive(box.container.pid)), "it is still there")
+      await until("the end of the container's process", () => !isAlive(box.container.pid))
     } else {
       const status = await world.run(Effect.timeoutOption(Container.wait(box.container), 1))
-      assert.ok(Option.isNone(status), "it has ended")
+      assert.ok(Option.isNone(status), "the container should run")
       assert.equal(isFrozen(box.container), life.state === "paused")
     }
   }
@@ -217,7 +217,7 @@ class Start implements fc.AsyncCommand<Model, World> {
       limited,
       state: "running",
       asked: false,
-      // One that is in the host's pid namespace is ended by its cgroup.
+      // A container in the host's pid namespace is killed by its cgroup, so it always has one.
       hasCgroup: limited || kind === "host",
       open: true,
       end: ""
@@ -246,7 +246,7 @@ const bodies: Readonly<Record<string, Body>> = {
     assert.deepEqual(statusOf(result), expected[life.state])
   },
   execCut: async (life, { container }, world) => {
-    // Its scope closes while it runs; in a paused one it is never there.
+    // The scope of the exec closes while it runs; in a paused container it does not start.
     const cut = Effect.scoped(
       Effect.map(Container.execStream(container, ["sleep", "1000"]), ({ pid }) => pid)
     )
@@ -269,7 +269,7 @@ const bodies: Readonly<Record<string, Body>> = {
     if (life.asked) hear(life)
   },
   stop: async (life, { container }, world) => {
-    // Where SIGTERM ends it, the grace is never over.
+    // Where SIGTERM ends the container, the grace period must not run out.
     const grace = kinds[life.kind]!.term === undefined ? "20 millis" : "15 seconds"
     const result = statusOf(await world.run(outcome(Container.stop(container, { grace }))))
     if (life.state !== "ended") end(life, kinds[life.kind]!.term ?? KILLED)
@@ -280,7 +280,7 @@ const bodies: Readonly<Record<string, Body>> = {
     if (life.state === "running") hear(life)
     if (life.state !== "paused") return
     life.asked = true
-    // Version 2's freezer lets it die.
+    // The freezer of version 2 lets a frozen process die.
     if (life.kind === "host" && tree.controllers.freezer?.version === 2) hear(life)
   },
   kill: async (life, { container }, world) => {
@@ -304,7 +304,7 @@ const bodies: Readonly<Record<string, Body>> = {
     if (life.state !== "ended") assert.ok(typeof result !== "string", String(result))
     else assert.ok(typeof result !== "string" || result === NOT_RUNNING, String(result))
   },
-  // Once more is nothing more.
+  // A second close does nothing.
   close: async (life, box, world) => {
     await world.closeBox(box)
     life.open = false
@@ -328,7 +328,7 @@ const commands = fc.commands<Model, World, false>(
 interface Step {
   readonly which: number
   readonly name: keyof typeof steps
-  /** In milliseconds, before it. */
+  /** Milliseconds before the step. */
   readonly wait: number
 }
 
@@ -351,7 +351,7 @@ const steps = {
 const gentle = ["exec", "execCut", "pause", "pauseCut", "resume", "top", "cgroup"] as const
 const ending = ["stop", "term", "kill", "close"] as const
 
-/** How a step may turn out where others are under way: `over` is whether any of them ends the container. */
+/** Whether a step may have this result while others run; `over` tells whether any of these ends the container. */
 const mayBe = (name: Step["name"], result: unknown, over: boolean, closed: boolean): boolean => {
   if (typeof result !== "string") {
     if (name !== "exec") return true
@@ -375,7 +375,7 @@ const fibers = (count: number): fc.Arbitrary<ReadonlyArray<ReadonlyArray<Step>>>
 interface Many {
   readonly boxes: ReadonlyArray<readonly [Kind, boolean]>
   readonly fibers: ReadonlyArray<ReadonlyArray<Step>>
-  /** When the Berth itself closes, in milliseconds, in one of eight; -1 in the others. */
+  /** Milliseconds until the Berth closes, or -1 where it does not. */
   readonly closeAt: number
 }
 
@@ -385,7 +385,7 @@ const many: fc.Arbitrary<Many> = fc
     fc.record({
       boxes: fc.constant(boxes),
       fibers: fibers(boxes.length),
-      /** When the Berth itself closes, in milliseconds, in one of eight. */
+      // The Berth closes in one of eight lives.
       closeAt: fc.oneof({ arbitrary: fc.constant(-1), weight: 7 }, { arbitrary: fc.nat(40), weight: 1 })
     })
   )
@@ -412,7 +412,7 @@ const atOnce = async (world: World, { boxes, closeAt, fibers }: Many): Promise<v
       Effect.forEach(list, step, { discard: true }),
       Effect.sync(() => left--)
     )
-  // What was executed and then paused goes on, so that every step has an end.
+  // Paused execs are resumed again and again, so that every step ends.
   const resuming = Effect.repeat(
     Effect.delay(
       Effect.forEach(world.boxes, ({ container }) => Container.resume(container), { discard: true }),
@@ -432,7 +432,7 @@ const atOnce = async (world: World, { boxes, closeAt, fibers }: Many): Promise<v
   )
   for (const [which, box] of world.boxes.entries()) {
     const { container, kind } = box
-    // Nothing of what went on has it stand still, or has ended it where nothing should.
+    // A container that nothing has ended runs and is not frozen.
     if (!isOver(which)) {
       assert.deepEqual(statusOf(await world.run(exec(box))), [5, undefined])
       assert.ok(isAlive(container.pid) && !isFrozen(container))
@@ -445,7 +445,7 @@ const atOnce = async (world: World, { boxes, closeAt, fibers }: Many): Promise<v
       Effect.timeoutOption(outcome(container.exit), sure || kinds[kind]!.term !== undefined ? 10_000 : 10)
     )
     if (Option.isNone(ends)) {
-      assert.ok(!sure && kinds[kind]!.term === undefined, "it should have ended")
+      assert.ok(!sure && kinds[kind]!.term === undefined, "the container should have ended")
       continue
     }
     const possible = [KILLED, kinds[kind]!.term, ...(closeAt >= 0 ? ["SupervisorError Gone"] : [])]
@@ -458,10 +458,10 @@ const atOnce = async (world: World, { boxes, closeAt, fibers }: Many): Promise<v
   }
 }
 
-suite("the life of containers", (effect, folder) => {
+suite("Lifecycle model", (effect, folder) => {
   let count = 0
 
-  /** A Berth of its own for a run, which has to leave nothing: no process, mount, cgroup, namespace, descriptor, or folder. */
+  /** Runs one life in another Berth, which has to leave no process, mount, cgroup, namespace, descriptor or folder. */
   const live = async (body: (world: World) => Promise<void>): Promise<void> => {
     const at = `${folder()}-${count++}`
     const before = snapshot()
@@ -478,7 +478,7 @@ suite("the life of containers", (effect, folder) => {
   }
 
   effect(
-    "is what the model says, one command after another",
+    "containers behave as the model says when commands come one after another",
     function* () {
       yield* Effect.promise(() =>
         fc.assert(
@@ -493,12 +493,12 @@ suite("the life of containers", (effect, folder) => {
   )
 
   effect(
-    "keeps what holds for any order, many commands at once",
+    "containers keep their invariants when many commands come at once",
     function* () {
       yield* Effect.promise(() =>
         fc.assert(
           fc.asyncProperty(many, (what) => live((world) => atOnce(world, what))),
-          // As it is: the same commands may come in another order the next time.
+          // A failure is not made smaller: the same commands may come in another order the next time.
           { numRuns: runs, includeErrorInReport: true, endOnFailure: true }
         )
       )

@@ -5,38 +5,31 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { Container, Image } from "../../lib/index.ts"
+import { start, waitUntil } from "../support/containers.ts"
 import { failure, suite } from "../support/effect.ts"
-
-const start = (script: string, options: Container.StartOptions = {}) =>
-  Effect.flatMap(Image.host, (image) => Container.start(image, { command: ["sh", "-c", script], ...options }))
 
 const descriptors = (): number => fs.readdirSync("/proc/self/fd").length
 
-suite("Container, its life", (effect, folder) => {
-  effect(
-    "executes a thousand commands one after another, and fifty at once, without losing one",
-    function* () {
-      const box = yield* start("exec sleep 1000", { init: true })
-      yield* Container.exec(box, ["true"])
-      const before = descriptors()
-      for (let k = 0; k < 1000; k++)
-        assert.equal((yield* Container.exec(box, ["echo", String(k)])).stdout, `${k}\n`)
-      const many = yield* Effect.forEach(
-        Array.from({ length: 50 }, (_, k) => k),
-        (k) => Container.exec(box, ["sh", "-c", `echo ${k}; exit ${k}`]),
-        { concurrency: "unbounded" }
-      )
-      many.forEach(({ exitCode, stdout }, k) => {
-        assert.deepEqual([exitCode, stdout], [k, `${k}\n`])
-      })
-      yield* Effect.sleep("50 millis")
-      assert.ok(descriptors() <= before + 1, `${descriptors()} descriptors, ${before} before`)
-      const left = yield* Container.exec(box, ["sh", "-c", "ls -d /proc/[0-9]* | wc -l"])
-      assert.ok(Number(left.stdout) <= 6, `${left.stdout.trim()} processes are left`)
-    }
-  )
+suite("Container: lifetime", (effect, folder) => {
+  effect("a container executes a thousand commands in turn and fifty at once", function* () {
+    const box = yield* start("exec sleep 1000", { init: true })
+    yield* Container.exec(box, ["true"])
+    const before = descriptors()
+    for (let k = 0; k < 1000; k++)
+      assert.equal((yield* Container.exec(box, ["echo", String(k)])).stdout, `${k}\n`)
+    const many = yield* Effect.forEach(
+      Array.from({ length: 50 }, (_, k) => k),
+      (k) => Container.exec(box, ["sh", "-c", `echo ${k}; exit ${k}`]),
+      { concurrency: "unbounded" }
+    )
+    for (const [k, { exitCode, stdout }] of many.entries())
+      assert.deepEqual([exitCode, stdout], [k, `${k}\n`])
+    yield* waitUntil(`no more than ${before + 1} descriptors`, () => descriptors() <= before + 1)
+    const left = yield* Container.exec(box, ["sh", "-c", "ls -d /proc/[0-9]* | wc -l"])
+    assert.ok(Number(left.stdout) <= 6, `${left.stdout.trim()} processes are left`)
+  })
 
-  effect("a kill for want of memory is named, with the limit and the peak", function* () {
+  effect("a kill by the OOM killer is reported with the limit and the peak", function* () {
     const image = yield* Image.host
     const limits = { memory: "32MiB" }
     const killed = yield* Container.run(image, { command: ["tail", "/dev/zero"], limits })
@@ -48,27 +41,30 @@ suite("Container, its life", (effect, folder) => {
     assert.equal(executed.outOfMemory?.limit, 32 * 1024 * 1024)
     const other = yield* Container.execStream(box, ["sleep", "1000"])
     yield* Container.signal(other, "KILL")
-    assert.equal((yield* other.exit).outOfMemory, undefined, "killed by somebody else")
+    assert.equal((yield* other.exit).outOfMemory, undefined, "a SIGKILL is not a kill by the OOM killer")
   })
 
-  effect("is started again for as long as the schedule says, and told how the last one ended", function* () {
-    const image = yield* Image.host
-    const ids: Array<string> = []
-    const command = ["sh", "-c", "exit 3"]
-    const onStart = (box: Container.Container) => Effect.sync(() => ids.push(box.id))
-    const last = yield* Container.supervised(image, { command, onStart }, Schedule.recurs(2))
-    assert.equal(last.exitCode, 3)
-    assert.equal(new Set(ids).size, 3)
-    const unlessWell = Schedule.whileInput(
-      Schedule.recurs(5),
-      ({ exitCode }: Container.ExitStatus) => exitCode !== 0
-    )
-    ids.length = 0
-    yield* Container.supervised(image, { command: ["true"], onStart }, unlessWell)
-    assert.equal(ids.length, 1)
-  })
+  effect(
+    "Container.supervised restarts a container as its schedule says and gives the last exit status",
+    function* () {
+      const image = yield* Image.host
+      const ids: Array<string> = []
+      const command = ["sh", "-c", "exit 3"]
+      const onStart = (box: Container.Container) => Effect.sync(() => ids.push(box.id))
+      const last = yield* Container.supervised(image, { command, onStart }, Schedule.recurs(2))
+      assert.equal(last.exitCode, 3)
+      assert.equal(new Set(ids).size, 3)
+      const unlessWell = Schedule.whileInput(
+        Schedule.recurs(5),
+        ({ exitCode }: Container.ExitStatus) => exitCode !== 0
+      )
+      ids.length = 0
+      yield* Container.supervised(image, { command: ["true"], onStart }, unlessWell)
+      assert.equal(ids.length, 1)
+    }
+  )
 
-  effect("keeps its log with times, from the beginning, in memory and in files", function* () {
+  effect("a container keeps its log from the beginning, in memory or in files", function* () {
     const lines = (box: Container.Container, options?: Container.LogsOptions) =>
       Effect.map(Stream.runCollect(Container.logs(box, options)), (entries) =>
         Chunk.toReadonlyArray(entries).map(({ line, stream }) => `${stream} ${line}`)
@@ -87,7 +83,7 @@ suite("Container, its life", (effect, folder) => {
     for (const name of fs.readdirSync(kept)) assert.ok(fs.statSync(`${kept}/${name}`).size <= 200_000)
   })
 
-  effect("a log that cannot be kept where it was asked for is an error, and nothing runs", function* () {
+  effect("a log folder that cannot be made fails the start", function* () {
     const file = `${folder()}/a-file`
     fs.writeFileSync(file, "")
     const logs = { folder: `${file}/logs` }
@@ -95,7 +91,7 @@ suite("Container, its life", (effect, folder) => {
     assert.deepEqual([error.operation, error.code], ["log file", "ENOTDIR"])
   })
 
-  effect("stdin after the end, binary output, a consumer that stops: no surprise", function* () {
+  effect("a container takes late stdin, binary output, a reader that stops and a bad command", function* () {
     const gone = yield* start("exit 0", { stdin: "pipe" })
     yield* gone.exit
     yield* Stream.run(Stream.make(new Uint8Array(1 << 20)), gone.stdin)

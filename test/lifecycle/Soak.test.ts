@@ -8,7 +8,7 @@ const rounds = Number(process.env.BERTH_SOAK_ROUNDS ?? 50)
 
 allowTime()
 
-describe("the soak", { skip: whyNoContainers || whyNoBusybox }, () => {
+describe("Soak", { skip: whyNoContainers || whyNoBusybox }, () => {
   let folder = ""
   let soak: Soak | undefined
   before(async () => {
@@ -21,11 +21,11 @@ describe("the soak", { skip: whyNoContainers || whyNoBusybox }, () => {
     if (folder !== "") remove(folder)
   })
 
-  // The same rounds each time; `npm run soak` has others.
+  // The rounds are the same each time; `npm run soak` has other ones.
   const first = 1
-  // In parts, as one runner gives a test a minute; each way of being cut short comes first, once.
+  // In parts, because Bun limits the time of a test. The first rounds have each fault once.
   for (let part = 0; part < rounds; part += 10) {
-    test(`nothing is left in rounds ${part} to ${Math.min(part + 10, rounds) - 1}`, async () => {
+    test(`containers that are cut short leave nothing, rounds ${part} to ${Math.min(part + 10, rounds) - 1}`, async () => {
       for (let k = part; k < Math.min(part + 10, rounds); k++) {
         const fault = faults[k]
         const done = await round(soak!, first + k, fault)

@@ -1,38 +1,28 @@
 import assert from "node:assert/strict"
-import { spawn } from "node:child_process"
+import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import { join } from "node:path"
 import * as Effect from "effect/Effect"
-import * as Logger from "effect/Logger"
-import { Berth, BerthError, Container, Image, Plan } from "../../lib/index.ts"
+import { Berth, BerthError, Plan } from "../../lib/index.ts"
 import { ranges } from "../../lib/internal/ids/idMaps.ts"
 import { native, programPath } from "../../lib/internal/system/addon.ts"
 import { EBUSY } from "../../lib/internal/util/errno.ts"
+import { gone, sleeper, start, waitUntil } from "../support/containers.ts"
 import { berthIn, failure, suite } from "../support/effect.ts"
 import type { Hiding, Kind } from "../support/hiding.ts"
-import { cgroupsOf, eventually, isAlive, sleep } from "../support/leftovers.ts"
+import { cgroupsOf, isAlive, sleep } from "../support/leftovers.ts"
+import { logging } from "../support/logged.ts"
 import { ended, firstLine, program } from "../support/program.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
-/** A Berth of its own at `folder`, for as long as the effect takes; with what it warns of. */
+/** Runs an effect in another Berth, at `folder`; gives its result and what was logged. */
 const another = <A, E>(folder: string, effect: Effect.Effect<A, E, Berth.Berth>) =>
-  Effect.suspend(() => {
-    const warnings: Array<unknown> = []
-    const logger = Logger.make(({ message }) => {
-      warnings.push(...(message as ReadonlyArray<unknown>))
-    })
-    const quiet = Logger.replace(Logger.defaultLogger, logger)
-    return Effect.map(effect.pipe(Effect.provide(berthIn(folder)), Effect.provide(quiet)), (result) => ({
-      result,
-      warnings
-    }))
-  })
+  logging((logged) =>
+    Effect.map(Effect.provide(effect, berthIn(folder)), (result) => ({ result, warnings: logged }))
+  )
 
-const start = (command: ReadonlyArray<string>, options: Container.StartOptions = {}) =>
-  Effect.flatMap(Image.host, (image) => Container.start(image, { command, ...options }))
-
-/** The state folder of a supervisor that is dead, as a kill of it and its program leaves it. */
+/** The state folder of a dead supervisor, as it is left when the supervisor and its program are killed. */
 const makeStale = (folder: string): string => {
   const state = `${folder}/run/1-stale`
   fs.mkdirSync(state, { recursive: true, mode: 0o700 })
@@ -45,18 +35,18 @@ const ids = process.getuid?.() === 0 ? undefined : ranges()
 const freezer = "/sys/fs/cgroup/freezer"
 const whyNoFreezer = fs.existsSync(`${freezer}/tasks`) ? false : "no freezer of cgroup version 1"
 
-suite("what is swept", (effect, folder) => {
+suite("Sweep", (effect, folder) => {
   effect.asRoot(
-    "a process that has let go of its parent and lost its program and supervisor, without a cgroup",
+    "a process that cleared its parent-death signal and has no cgroup is swept after its supervisor's death",
     function* () {
       const at = `${folder()}/let-go`
       fs.mkdirSync(`${at}/run/1-gone/dev`, { recursive: true })
       fs.writeFileSync(`${at}/run/1-gone/lock`, "")
-      // As such a process is: in a mount namespace that has the mounts of a dead supervisor, and nobody's child.
+      // Such a process is in a mount namespace with mounts of a dead supervisor, which is no longer its parent.
       const mounts = `mount -t tmpfs berth.1-gone ${at}/run/1-gone/dev && exec sleep 1000`
       const child = spawn("unshare", ["--mount", "sh", "-c", mounts], { stdio: "ignore" })
-      yield* Effect.promise(() =>
-        eventually(() => fs.readFileSync(`/proc/${child.pid}/mountinfo`, "utf8").includes("berth.1-gone"))
+      yield* waitUntil("the mount in the child", () =>
+        fs.readFileSync(`/proc/${child.pid}/mountinfo`, "utf8").includes("berth.1-gone")
       )
       const died = new Promise((resolve) => child.on("exit", (_, signal) => resolve(signal)))
       yield* another(at, Effect.void)
@@ -65,10 +55,10 @@ suite("what is swept", (effect, folder) => {
     }
   )
 
-  effect("every mount of a container's devices tells whose it is", function* () {
+  effect("the mounts of a container's devices name its supervisor", function* () {
     const { supervisor } = yield* Berth.Berth
     const name = supervisor.folder.slice(supervisor.folder.lastIndexOf("/") + 1)
-    const box = yield* start(["sleep", "1000"])
+    const box = yield* sleeper
     assert.ok(fs.readFileSync(`/proc/${box.pid}/mountinfo`, "utf8").includes(` berth.${name} `))
   })
 
@@ -79,7 +69,7 @@ suite("what is swept", (effect, folder) => {
     "a second process of another user"
   ]
   effect(
-    "what has hidden, where it may make namespaces, or is another user's, and has lost its program and supervisor",
+    "processes that hide in namespaces or run as another user are swept after their supervisor's death",
     function* () {
       const at = `${folder()}/hidden`
       const kinds = typeof ids === "string" ? hides : [...hides, ...others]
@@ -88,18 +78,20 @@ suite("what is swept", (effect, folder) => {
       const { started, supervisor }: Hiding = JSON.parse(line)
       assert.equal(started.length, kinds.length)
       for (const { said } of started) assert.match(said, /^(hide|stay) ok$|^\d+$/)
-      const gone = ended(hiding)
-      // Whichever outlives the other would end the containers: the program is stopped first.
+      const end = ended(hiding)
+      // The one that lives longer would end the containers, so the program is stopped first.
       process.kill(hiding.pid!, "SIGSTOP")
       const isStopped = () => /\) T /.test(fs.readFileSync(`/proc/${hiding.pid}/stat`, "utf8"))
-      assert.ok(yield* Effect.promise(() => eventually(isStopped, 20_000)))
+      yield* waitUntil("the program is stopped", isStopped)
       process.kill(supervisor, "SIGKILL")
       process.kill(hiding.pid!, "SIGKILL")
-      yield* Effect.promise(() => gone)
-      // Whose lock can be had is dead.
-      assert.ok(yield* Effect.promise(() => eventually(() => !isAlive(supervisor), 20_000)))
-      yield* Effect.sleep("50 millis")
-      // As the attack has it: alive, and where it has hidden with no mount that tells of Berth.
+      yield* Effect.promise(() => end)
+      yield* gone(supervisor)
+      // The kernel frees the lock of a killed process later; until then, a sweep takes the supervisor for alive.
+      const [state] = fs.readdirSync(`${at}/run`)
+      const isFree = () => spawnSync("flock", ["-n", `${at}/run/${state}/lock`, "true"]).status === 0
+      yield* waitUntil("the supervisor's lock is free", isFree)
+      // The attack has worked: the processes are alive, and those that hide have no mount with Berth's name.
       for (const { kind, pid } of started) {
         assert.ok(isAlive(pid), kind)
         if (!kind.startsWith("hidden")) continue
@@ -115,30 +107,27 @@ suite("what is swept", (effect, folder) => {
     { skip: whyNoBusybox }
   )
 
-  effect(
-    "a process is not taken for one whose number it has got, in this life of the machine or an earlier one",
-    function* () {
-      const at = `${folder()}/number`
-      const child = spawn("sleep", ["1000"], { stdio: "ignore" })
-      const died = new Promise((resolve) => child.on("exit", resolve))
-      const stat = fs.readFileSync(`/proc/${child.pid}/stat`, "utf8").split(" ")
-      const swept = (start: number, age: number) => {
-        const record = `${makeStale(at)}/1.first`
-        fs.mkdirSync(record)
-        fs.writeFileSync(`${record}/stat`, [...stat.slice(0, 21), start, ...stat.slice(22)].join(" "))
-        const recorded = Date.now() / 1000 - age
-        fs.utimesSync(`${record}/stat`, recorded, recorded)
-        return Effect.map(another(at, Effect.void), () => fs.readdirSync(`${at}/run`))
-      }
-      assert.deepEqual(yield* swept(Number(stat[21]) - 1, 0), [])
-      assert.deepEqual(yield* swept(Number(stat[21]), os.uptime() + 10), [])
-      assert.ok(isAlive(child.pid!))
-      assert.deepEqual(yield* swept(Number(stat[21]), 0), [])
-      assert.equal(yield* Effect.promise(() => died), null)
+  effect("a process that has the recorded pid but another start time or boot is not swept", function* () {
+    const at = `${folder()}/number`
+    const child = spawn("sleep", ["1000"], { stdio: "ignore" })
+    const died = new Promise((resolve) => child.on("exit", resolve))
+    const stat = fs.readFileSync(`/proc/${child.pid}/stat`, "utf8").split(" ")
+    const swept = (start: number, age: number) => {
+      const record = `${makeStale(at)}/1.first`
+      fs.mkdirSync(record)
+      fs.writeFileSync(`${record}/stat`, [...stat.slice(0, 21), start, ...stat.slice(22)].join(" "))
+      const recorded = Date.now() / 1000 - age
+      fs.utimesSync(`${record}/stat`, recorded, recorded)
+      return Effect.map(another(at, Effect.void), () => fs.readdirSync(`${at}/run`))
     }
-  )
+    assert.deepEqual(yield* swept(Number(stat[21]) - 1, 0), [])
+    assert.deepEqual(yield* swept(Number(stat[21]), os.uptime() + 10), [])
+    assert.ok(isAlive(child.pid!))
+    assert.deepEqual(yield* swept(Number(stat[21]), 0), [])
+    assert.equal(yield* Effect.promise(() => died), null)
+  })
 
-  effect("a tree that is deeper than any path, and folders that may not be entered", function* () {
+  effect("a tree deeper than the longest path, and folders of mode 0, are swept", function* () {
     const at = `${folder()}/deep`
     const state = makeStale(at)
     const deep = spawn(
@@ -157,14 +146,14 @@ suite("what is swept", (effect, folder) => {
     assert.deepEqual(fs.readdirSync(`${at}/run`), [])
   })
 
-  effect("a supervisor that somebody has stopped is set going for whoever waits for it", function* () {
+  effect("a stopped supervisor is continued when its scope closes", function* () {
     const at = `${folder()}/stopped`
     const { result } = yield* another(
       at,
       Effect.scoped(
         Effect.gen(function* () {
           const { supervisor } = yield* Berth.Berth
-          const box = yield* start(["sleep", "1000"])
+          const box = yield* sleeper
           process.kill(supervisor.pid, "SIGSTOP")
           return box.pid
         })
@@ -175,7 +164,7 @@ suite("what is swept", (effect, folder) => {
   })
 
   effect.asRoot(
-    "a cgroup that cannot be removed is a warning with its name, and the next Berth takes it",
+    "a cgroup that cannot be removed is a warning by name, and the next Berth removes it",
     function* () {
       const at = `${folder()}/busy`
       const frozen = `${freezer}/berth-test-${process.pid}`
@@ -188,9 +177,9 @@ suite("what is swept", (effect, folder) => {
         at,
         Effect.scoped(
           Effect.gen(function* () {
-            yield* start(["sleep", "1000"], { limits: { pids: 9 } })
+            yield* start("exec sleep 1000", { limits: { pids: 9 } })
             fs.writeFileSync(`${left().find((path) => path.includes("/pids/"))}/tasks`, String(child.pid))
-            // What is frozen in version 1 does not die before it is thawed.
+            // A process that is frozen in version 1 only dies once it is thawed.
             fs.writeFileSync(`${frozen}/tasks`, String(child.pid))
             fs.writeFileSync(`${frozen}/freezer.state`, "FROZEN")
           })
@@ -209,7 +198,7 @@ suite("what is swept", (effect, folder) => {
     { skip: whyNoFreezer }
   )
 
-  effect.asRoot("a folder that is somebody else's is refused, by his number", function* () {
+  effect.asRoot("a Berth folder that another user owns is refused with the owner's uid", function* () {
     for (const below of ["", "/store", "/layers"]) {
       const at = `${folder()}/theirs`
       fs.mkdirSync(`${at}${below}`, { recursive: true })
@@ -220,64 +209,56 @@ suite("what is swept", (effect, folder) => {
     }
   })
 
-  effect.asRoot(
-    "messages that are cut, too large, unknown, out of order or with too few descriptors are answered, and harm nothing",
-    function* () {
-      const addon = native()
-      const state = makeStale(`${folder()}/messages`)
-      fs.mkdirSync(`${state}/dev`)
-      const lock = fs.openSync(`${state}/lock`, "r+")
-      const [ours, theirs] = addon.socketpair()
-      const [pid, pidfd] = addon.startSupervisor(
-        programPath("berth-supervisor"),
-        state,
-        [theirs, lock],
-        "root"
-      )
-      addon.close(theirs)
-      fs.closeSync(lock)
-      assert.ok(pid > 0)
-      const reply = new Uint8Array(72)
-      const next = async () => {
-        let n = -11
-        for (const end = Date.now() + 20_000; n === -11 && Date.now() < end; await sleep(2))
-          [n] = addon.receive(ours, reply)
-        const view = new DataView(reply.buffer)
-        return {
-          n,
-          type: view.getUint32(0, true),
-          id: view.getUint32(4, true),
-          errno: view.getInt32(44, true)
-        }
+  effect.asRoot("the supervisor answers malformed messages with an error and ends cleanly", function* () {
+    const addon = native()
+    const state = makeStale(`${folder()}/messages`)
+    fs.mkdirSync(`${state}/dev`)
+    const lock = fs.openSync(`${state}/lock`, "r+")
+    const [ours, theirs] = addon.socketpair()
+    const [pid, pidfd] = addon.startSupervisor(programPath("berth-supervisor"), state, [theirs, lock], "root")
+    addon.close(theirs)
+    fs.closeSync(lock)
+    assert.ok(pid > 0)
+    const reply = new Uint8Array(72)
+    const next = async () => {
+      let n = -11
+      for (const end = Date.now() + 20_000; n === -11 && Date.now() < end; await sleep(2))
+        [n] = addon.receive(ours, reply)
+      const view = new DataView(reply.buffer)
+      return {
+        n,
+        type: view.getUint32(0, true),
+        id: view.getUint32(4, true),
+        errno: view.getInt32(44, true)
       }
-      const message = (type: number, id: number, planBytes: number, body = new Uint8Array(0)) => {
-        const bytes = new Uint8Array(16 + body.length)
-        new Uint32Array(bytes.buffer, 0, 3).set([type, id, planBytes])
-        bytes.set(body, 16)
-        return bytes
-      }
-      assert.equal((yield* Effect.promise(next)).type, 1)
-      const needsOne = new Uint8Array(Plan.encode(Plan.make([{ op: "hold", descriptor: "sent" }])).bytes)
-      const answers: Array<readonly [Uint8Array, ReadonlyArray<number>, object]> = [
-        [message(1, 2, 0, new Uint8Array([1, 2, 3])), [], { type: 3, id: 2, errno: 74 }],
-        [message(1, 3, 1000), [], { type: 3, id: 3, errno: 74 }],
-        [message(1, 4, 0xffffffff), [ours], { type: 3, id: 4, errno: 74 }],
-        [message(9, 5, 0), [], { type: 3, id: 5, errno: 74 }],
-        [message(1, 6, 0, new Uint8Array(170 * 1024)), [], { type: 3, id: 6, errno: 90 }],
-        [message(1, 8, 0, needsOne), [], { type: 3, id: 8, errno: 74 }],
-        // A release of what was never there: nothing of it is.
-        [message(2, 7, 0), [], { type: 5, id: 7, errno: 0 }]
-      ]
-      for (const [bytes, fds, expected] of answers) {
-        // Without a whole head there is nobody to answer to.
-        addon.send(ours, bytes.subarray(0, 7), [])
-        assert.equal(addon.send(ours, bytes, fds), bytes.length)
-        assert.deepEqual(yield* Effect.promise(next), { n: 72, ...expected })
-      }
-      addon.close(ours)
-      assert.ok(yield* Effect.promise(() => eventually(() => addon.reap(pidfd) === pid, 20_000)))
-      addon.close(pidfd)
-      assert.ok(!fs.existsSync(state))
     }
-  )
+    const message = (type: number, id: number, planBytes: number, body = new Uint8Array(0)) => {
+      const bytes = new Uint8Array(16 + body.length)
+      new Uint32Array(bytes.buffer, 0, 3).set([type, id, planBytes])
+      bytes.set(body, 16)
+      return bytes
+    }
+    assert.equal((yield* Effect.promise(next)).type, 1)
+    const needsOne = new Uint8Array(Plan.encode(Plan.make([{ op: "keep-open", descriptor: "sent" }])).bytes)
+    const answers: Array<readonly [Uint8Array, ReadonlyArray<number>, object]> = [
+      [message(1, 2, 0, new Uint8Array([1, 2, 3])), [], { type: 3, id: 2, errno: 74 }],
+      [message(1, 3, 1000), [], { type: 3, id: 3, errno: 74 }],
+      [message(1, 4, 0xffffffff), [ours], { type: 3, id: 4, errno: 74 }],
+      [message(9, 5, 0), [], { type: 3, id: 5, errno: 74 }],
+      [message(1, 6, 0, new Uint8Array(170 * 1024)), [], { type: 3, id: 6, errno: 90 }],
+      [message(1, 8, 0, needsOne), [], { type: 3, id: 8, errno: 74 }],
+      // The release of an unknown unit succeeds.
+      [message(2, 7, 0), [], { type: 5, id: 7, errno: 0 }]
+    ]
+    for (const [bytes, fds, expected] of answers) {
+      // A message without a whole header gets no answer.
+      addon.send(ours, bytes.subarray(0, 7), [])
+      assert.equal(addon.send(ours, bytes, fds), bytes.length)
+      assert.deepEqual(yield* Effect.promise(next), { n: 72, ...expected })
+    }
+    addon.close(ours)
+    yield* waitUntil("the supervisor's end", () => addon.reap(pidfd) === pid)
+    addon.close(pidfd)
+    assert.ok(!fs.existsSync(state))
+  })
 })

@@ -6,8 +6,9 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import { Berth, Container, Image } from "../../lib/index.ts"
+import { gone, waitUntil } from "../support/containers.ts"
 import { berthIn, failure, suite } from "../support/effect.ts"
-import { cgroupsOf, descendants, describeProcess, eventually, isAlive, sleep } from "../support/leftovers.ts"
+import { cgroupsOf, descendants, describeProcess, eventually, isAlive } from "../support/leftovers.ts"
 import { ended, firstLine, program } from "../support/program.ts"
 import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
 
@@ -16,7 +17,7 @@ interface Victim {
   readonly supervisor: number
   /** The supervisor, and the first process of each container. */
   readonly first: ReadonlyArray<number>
-  /** All processes below it as well. */
+  /** These and all processes below the supervisor. */
   readonly processes: ReadonlyArray<number>
 }
 
@@ -33,7 +34,7 @@ const startVictim = (folder: string, mode: string) =>
 
 const names = ["killed", "exit", "return", "throw", "interrupted", "asked", "both", "alive"] as const
 
-/** Programs take long to start, so all of them are started with the first test that wants one. */
+/** A program takes long to start, so the first test that needs one starts all of them. */
 const victimsIn = (folder: () => string) => {
   const started = new Map<string, Promise<Victim>>()
   return (name: (typeof names)[number]) =>
@@ -66,16 +67,16 @@ const nothingLeft = (victim: Victim, folder: string) =>
 const run = (command: ReadonlyArray<string>) =>
   Effect.flatMap(Image.host, (image) => Container.run(image, { command }))
 
-/** A Berth of its own at `folder`, for as long as the effect takes. */
+/** Runs an effect in another Berth, at `folder`. */
 const another = <A, E>(folder: string, effect: Effect.Effect<A, E, Berth.Berth>) =>
   Effect.provide(effect, berthIn(folder))
 
 const isSwept = (folder: string): boolean => fs.readdirSync(`${folder}/run`).length === 1
 
-suite("what a death leaves", (effect, folder) => {
+suite("Teardown", (effect, folder) => {
   const start = victimsIn(folder)
 
-  effect("a program that is killed takes everything with it", function* () {
+  effect("a program that is killed leaves nothing", function* () {
     const at = `${folder()}/killed`
     const victim = yield* start("killed")
     assert.ok(victim.processes.length >= 8, `${victim.processes}`)
@@ -105,7 +106,7 @@ suite("what a death leaves", (effect, folder) => {
     yield* nothingLeft(victim, at)
   })
 
-  effect("a supervisor that is asked to end gives everything back", function* () {
+  effect("a supervisor that gets SIGTERM releases everything", function* () {
     const at = `${folder()}/asked`
     const victim = yield* start("asked")
     process.kill(victim.supervisor, "SIGTERM")
@@ -114,56 +115,57 @@ suite("what a death leaves", (effect, folder) => {
     yield* Effect.promise(() => died(victim.child))
   })
 
-  effect("a supervisor that is killed takes its containers with it, and whoever waits is told", function* () {
-    const at = `${folder()}/supervisor`
-    yield* another(
-      at,
-      Effect.scoped(
-        Effect.gen(function* () {
-          const { supervisor } = yield* Berth.Berth
-          const image = yield* Image.host
-          const container = yield* Container.start(image, {
-            command: ["sleep", "1000"],
-            limits: { pids: 9 }
+  effect(
+    "a supervisor that is killed ends its containers, and everyone who waits gets SupervisorError",
+    function* () {
+      const at = `${folder()}/supervisor`
+      yield* another(
+        at,
+        Effect.scoped(
+          Effect.gen(function* () {
+            const { supervisor } = yield* Berth.Berth
+            const image = yield* Image.host
+            const container = yield* Container.start(image, {
+              command: ["sleep", "1000"],
+              limits: { pids: 9 }
+            })
+            const exec = yield* Container.execStream(container, ["sleep", "1000"])
+            const waiting = yield* Effect.fork(Effect.flip(container.exit))
+            const reading = yield* Effect.fork(Stream.runDrain(container.stdout))
+            // Lets both fibers begin.
+            yield* Effect.yieldNow()
+            process.kill(supervisor.pid, "SIGKILL")
+            const error = yield* Effect.timeout(Fiber.join(waiting), "15 seconds")
+            assert.equal(error._tag, "SupervisorError")
+            assert.ok(Exit.isSuccess(yield* Effect.timeout(Fiber.await(reading), "15 seconds")))
+            yield* gone(container.pid, exec.pid)
+            const late = yield* failure("SupervisorError", run(["true"]))
+            assert.equal(late.reason, "Gone")
+            yield* failure("ContainerError", Container.exec(container, ["true"]))
           })
-          const exec = yield* Container.execStream(container, ["sleep", "1000"])
-          const waiting = yield* Effect.fork(Effect.flip(container.exit))
-          const reading = yield* Effect.fork(Stream.runDrain(container.stdout))
-          yield* Effect.sleep("20 millis")
-          process.kill(supervisor.pid, "SIGKILL")
-          const error = yield* Effect.timeout(Fiber.join(waiting), "15 seconds")
-          assert.equal(error._tag, "SupervisorError")
-          assert.ok(Exit.isSuccess(yield* Effect.timeout(Fiber.await(reading), "15 seconds")))
-          yield* Effect.promise(() => eventually(() => ![container.pid, exec.pid].some(isAlive)))
-          assert.deepEqual([container.pid, exec.pid].filter(isAlive), [])
-          const late = yield* failure("SupervisorError", run(["true"]))
-          assert.equal(late.reason, "Gone")
-          yield* failure("ContainerError", Container.exec(container, ["true"])).pipe(
-            Effect.catchAllDefect(() => failure("SupervisorError", Container.exec(container, ["true"])))
-          )
-        })
+        )
       )
-    )
-    // What it could not give back is swept by the next one.
-    const result = yield* another(
-      at,
-      Effect.zipLeft(
-        run(["echo", "again"]),
-        Effect.sync(() => assert.ok(isSwept(at), String(fs.readdirSync(`${at}/run`))))
+      // The next Berth sweeps what the killed supervisor could not release.
+      const result = yield* another(
+        at,
+        Effect.zipLeft(
+          run(["echo", "again"]),
+          Effect.sync(() => assert.ok(isSwept(at), String(fs.readdirSync(`${at}/run`))))
+        )
       )
-    )
-    assert.equal(result.stdout, "again\n")
-    assert.deepEqual(fs.readdirSync(`${at}/run`), [])
-  })
+      assert.equal(result.stdout, "again\n")
+      assert.deepEqual(fs.readdirSync(`${at}/run`), [])
+    }
+  )
 
-  effect("a start right after the supervisor's death fails by the supervisor's name", function* () {
+  effect("a start right after the supervisor's death fails with SupervisorError", function* () {
     const at = `${folder()}/at-once`
     const error = yield* another(
       at,
       Effect.gen(function* () {
         const { supervisor } = yield* Berth.Berth
         process.kill(supervisor.pid, "SIGKILL")
-        // This program does not hear of it before the start has been sent.
+        // The event loop does not turn here, so this program learns of the death after it has sent the start.
         for (const end = Date.now() + 1000; isAlive(supervisor.pid) && Date.now() < end; );
         return yield* failure("SupervisorError", run(["true"]))
       })
@@ -173,33 +175,32 @@ suite("what a death leaves", (effect, folder) => {
     assert.deepEqual(fs.readdirSync(`${at}/run`), [])
   })
 
-  effect("a program and its supervisor that are killed at once leave what the next one sweeps", function* () {
+  effect("the next Berth sweeps what a program and its supervisor leave when both are killed", function* () {
     const at = `${folder()}/both`
     const victim = yield* start("both")
     process.kill(victim.supervisor, "SIGKILL")
     victim.child.kill("SIGKILL")
     yield* Effect.promise(() => died(victim.child))
-    // A supervisor that has been killed holds its lock until the kernel has come to it.
+    // The kernel frees the lock of a killed supervisor later than it answers the kill.
     const swept = another(
       at,
       Effect.sync(() => isSwept(at))
     )
-    assert.ok(yield* Effect.promise(() => eventually(() => Effect.runPromise(swept))))
+    yield* waitUntil("a Berth sweeps what is left", () => Effect.runPromise(swept))
     yield* nothingLeft(victim, at)
   })
 
-  effect("a sweep leaves a supervisor that lives alone", function* () {
+  effect("a sweep leaves a living supervisor and its containers untouched", function* () {
     const at = `${folder()}/alive`
     const victim = yield* start("alive")
     yield* another(at, run(["true"]))
-    yield* Effect.promise(() => sleep(50))
     assert.ok(victim.first.every(isAlive))
     assert.equal(fs.readdirSync(`${at}/run`).length, 1)
     victim.child.kill("SIGKILL")
     yield* nothingLeft(victim, at)
   })
 
-  effect("a container that lets go of its parent's death does not outlive the supervisor", function* () {
+  effect("a container that cleared its parent-death signal does not outlive the supervisor", function* () {
     const at = `${folder()}/let-go`
     const pid = yield* another(
       at,
@@ -209,10 +210,10 @@ suite("what a death leaves", (effect, folder) => {
           const image = yield* Image.host
           const command = ["setpriv", "--pdeathsig", "clear", "sleep", "1000"]
           const container = yield* Container.start(image, { command })
-          yield* Effect.promise(() =>
-            eventually(() => fs.readFileSync(`/proc/${container.pid}/comm`, "utf8") === "sleep\n")
-          )
+          const isSleep = () => fs.readFileSync(`/proc/${container.pid}/comm`, "utf8") === "sleep\n"
+          yield* waitUntil("setpriv has executed sleep", isSleep)
           process.kill(supervisor.pid, "SIGKILL")
+          // Whether it ends is checked outside, where the process can be killed if it does not.
           yield* Effect.promise(() => eventually(() => !isAlive(container.pid)))
           return container.pid
         })
@@ -224,7 +225,7 @@ suite("what a death leaves", (effect, folder) => {
     assert.ok(!outlived, "the container is still running")
   })
 
-  effect("a program that starts containers ends by itself once they have ended", function* () {
+  effect("a program that runs a container ends by itself", function* () {
     const child = program("system.ts", ["run", `${folder()}/ends`], { stdio: ["ignore", "pipe", "pipe"] })
     const { code, stdout, stderr } = yield* Effect.promise(() => ended(child))
     assert.deepEqual([code, stdout], [0, "hello\n"], stderr)

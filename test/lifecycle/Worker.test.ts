@@ -21,7 +21,7 @@ const begin = (folder: string, work: string): Worker =>
         ...(isNode ? { execArgv: ["--import", "tsx"] } : {})
       })
 
-/** What it says next. */
+/** The next message of a worker. */
 const said = (worker: Worker): Promise<unknown> =>
   new Promise((resolve, reject) => {
     worker.once("message", resolve)
@@ -30,15 +30,15 @@ const said = (worker: Worker): Promise<unknown> =>
 
 const threads = (): number => fs.readdirSync("/proc/self/task").length
 
-// Of a worker that is terminated in the middle of something, Deno leaves the two descriptors of a loop of its own. Those of
-// Berth's loop are a pipe besides.
+// Where a worker is terminated while it works, Deno leaves the two descriptors of its event loop. Berth's loop would leave
+// a pipe as well.
 const isDenos = (what: string): boolean =>
   "Deno" in globalThis && /^descriptor of anon_inode:\[event(poll|fd)\]/.test(what)
 
 const nothingLeft = async (before: Snapshot, folder: string): Promise<void> =>
   assert.deepEqual(await leftovers(before, folder, isDenos), [])
 
-/** As many as there are once a runtime has made its own. */
+/** Lets the runtime start the threads that it keeps. */
 const warm = async (): Promise<void> => {
   for (let k = 0; k < 2; k++) {
     const worker = begin("", "idle")
@@ -49,7 +49,7 @@ const warm = async (): Promise<void> => {
 
 allowTime()
 
-describe("Workers", { skip: whyNoContainers }, () => {
+describe("Worker threads", { skip: whyNoContainers }, () => {
   let folder = ""
   before(async () => {
     folder = makeTemporaryFolder()
@@ -58,7 +58,7 @@ describe("Workers", { skip: whyNoContainers }, () => {
   after(() => remove(folder))
 
   for (const work of ["nothing", "exec", "log", "stream", "files"]) {
-    test(`one that is terminated leaves nothing (${work})`, async () => {
+    test(`a worker that is terminated leaves nothing, its work: ${work}`, async () => {
       const own = `${folder}/${work}`
       const earlier = snapshot()
       const were = threads()
@@ -73,7 +73,7 @@ describe("Workers", { skip: whyNoContainers }, () => {
     })
   }
 
-  test("one that ends by itself leaves nothing", async () => {
+  test("a worker that ends by itself leaves nothing", async () => {
     const own = `${folder}/exit`
     const earlier = snapshot()
     const worker = begin(own, "exit")
@@ -83,7 +83,7 @@ describe("Workers", { skip: whyNoContainers }, () => {
     await nothingLeft(earlier, own)
   })
 
-  test("others go on when one is terminated, and the program itself", async () => {
+  test("other workers and the program go on when a worker is terminated", async () => {
     const program = Effect.gen(function* () {
       const image = yield* Image.host
       const box = yield* Container.start(image, { command: ["sleep", "1000"] })

@@ -20,7 +20,7 @@ allowTime()
 const MB = 1024 * 1024
 const size = 400 * MB
 
-/** A layer of nothing but the zeros at a tar's end: a hole, that takes no room before it is sent. */
+/** Makes a layer of zeros only, as at a tar's end. Its file is one hole, which takes no space on the disk. */
 const makeLarge = (layout: string): void => {
   const hash = createHash("sha256")
   for (let k = 0; k < size / MB; k++) hash.update(new Uint8Array(MB))
@@ -41,7 +41,7 @@ const makeLarge = (layout: string): void => {
   writeIndex(layout, [writeBlob(layout, types.manifest, JSON.stringify(manifest))])
 }
 
-test("a push takes no more memory the larger a layer is", { skip: whyNoRegistry }, async () => {
+test("the memory of a push does not grow with the size of a layer", { skip: whyNoRegistry }, async () => {
   const folder = makeTemporaryFolder()
   const registry = await startRegistry()
   try {
@@ -49,7 +49,7 @@ test("a push takes no more memory the larger a layer is", { skip: whyNoRegistry 
     const args = [`${folder}/berth`, `${folder}/layout`, `${registry.host}/large:1`]
     const { code, stdout } = await ended(program("pusher.ts", args))
     assert.equal(code, 0)
-    // What is not collected yet is in it: about 100 MB in Node and Bun, 130 in Deno, whatever the size.
+    // Uncollected garbage counts: about 100 MB in Node and Bun, 130 in Deno, whatever the size.
     assert.ok(Number(stdout) < 240 * MB, `${Number(stdout) / MB} MiB more than before`)
   } finally {
     await registry.stop()

@@ -61,7 +61,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
   const pullInto = (name: string, host = registry.host, tag = "1", options?: Image.PullOptions) =>
     run(`${folder}/${name}`, Image.pull(`${host}/team/app:${tag}`, options))
 
-  test("pull gets, unpacks and names an image", { skip: whyNoImages }, async () => {
+  test("a pull fetches, unpacks and names an image", { skip: whyNoImages }, async () => {
     const image = await pullInto("pull")
     assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
     assert.equal(image.reference, `${registry.host}/team/app:1`)
@@ -76,12 +76,12 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     assert.match(sh("umoci", "stat", "--image", `${folder}/pull/store:${image.reference}`), /LAYER/)
   })
 
-  test("pull takes docker's formats", { skip: whyNoImages }, async () => {
+  test("a pull accepts Docker's formats", { skip: whyNoImages }, async () => {
     const image = await pullInto("docker", registry.host, "2")
     assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
   })
 
-  test("pull resolves the tag each time, and fetches what it has no second time", {
+  test("a second pull resolves the tag again, and fetches no blob again", {
     skip: whyNoImages
   }, async () => {
     const front = await startFront(registry.host, (_request, _response, pass) => pass())
@@ -99,7 +99,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("two pulls at once fetch each blob once", { skip: whyNoImages }, async () => {
+  test("two concurrent pulls fetch each blob once", { skip: whyNoImages }, async () => {
     const front = await startFront(registry.host, (_request, _response, pass) => pass())
     try {
       const pull = Image.pull(`${front.host}/team/app:1`)
@@ -111,7 +111,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("pull selects the platform in an index, and names what there is", {
+  test("a pull selects the platform in an index, and an unavailable one fails with those available", {
     skip: whyNoImages
   }, async () => {
     const layout = `${folder}/index`
@@ -139,7 +139,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     assert.ok(error.message.includes("linux/s390x") && error.message.includes("linux/riscv64"), error.message)
   })
 
-  test("a blob whose connection breaks is resumed where it broke", async () => {
+  test("a blob whose connection breaks is resumed at that byte", async () => {
     let breaks = 0
     const ranges: Array<string> = []
     const front = await startFront(registry.host, (request, _response, pass) => {
@@ -160,7 +160,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("a registry that knows no ranges starts over, and the bytes come once", async () => {
+  test("a blob from a registry without range support is fetched again, and each byte arrives once", async () => {
     let breaks = 0
     const front = await startFront(registry.host, (request, _response, pass) => {
       delete request.headers.range
@@ -173,7 +173,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("a connection that breaks each time is Unreachable in the end", async () => {
+  test("a connection that breaks at each try fails with Unreachable", async () => {
     const front = await startFront(registry.host, (_request, response) => response.socket?.destroy())
     try {
       const error = await runError(folder, download(front.host, "team/app", blob))
@@ -184,7 +184,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("an overloaded registry is asked again, when it says", async () => {
+  test("a request to an overloaded registry is repeated at the time of its Retry-After", async () => {
     const times: Array<number> = []
     const front = await startFront(registry.host, (_request, response, pass) => {
       times.push(Date.now())
@@ -203,7 +203,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("a registry that stays overloaded is TooManyRequests", async () => {
+  test("a registry that stays overloaded fails the request with TooManyRequests", async () => {
     const front = await startFront(registry.host, (_request, response) => {
       response.writeHead(429, { "retry-after": "0" }).end()
     })
@@ -219,7 +219,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("a blob with other bytes is DigestMismatch, and not kept", async () => {
+  test("a blob with other bytes fails with DigestMismatch, and is not kept", async () => {
     const layout = `${folder}/tampered`
     const manifest = writeImage(layout, [{ tar: makeTar({ tampered: "" }), as: "tar" }])
     writeIndex(layout, [manifest])
@@ -246,12 +246,12 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     assert.ok(error._tag === "ImageError" && error.reason === reason, error.message)
   }
 
-  test("a blob that is longer than its descriptor says is refused", async () => {
+  test("a blob longer than its descriptor's size is refused", async () => {
     const error = await runError(folder, download(registry.host, "team/app", { ...blob, size: 1000 }))
     assertImage(error, "DigestMismatch")
   })
 
-  test("what is not there is NotFound", async () => {
+  test("a missing tag or blob fails with NotFound", async () => {
     assertRegistryError(
       await runError(folder, resolve(registry.host, "team/app", "absent")),
       "NotFound",
@@ -262,7 +262,7 @@ describe("Registry", { skip: whyNoRegistry }, () => {
     assertRegistryError(error, "NotFound", digest)
   })
 
-  test("a digest that no registry should send is refused", async () => {
+  test("an invalid digest from a registry is refused", async () => {
     for (const digest of ["md5:0", "sha256:../../x"]) {
       const front = await startFront(registry.host, (_request, response) => {
         const headers = {

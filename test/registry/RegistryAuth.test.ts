@@ -11,6 +11,7 @@ import * as Registry from "../../lib/Registry.ts"
 import { failure, suite } from "../support/effect.ts"
 import { makeImage, sh, types } from "../support/images.ts"
 import { htpasswd, whyNoRegistry } from "../support/registry.ts"
+import { push } from "../support/registryClient.ts"
 import { environment, front, nobody, runningRegistry, temporaryFolder } from "../support/scoped.ts"
 
 const basic = (user: string, password: string): string =>
@@ -29,7 +30,7 @@ const manifest = "{}"
 const head = { "content-length": String(manifest.length), "content-type": types.manifest }
 const digest = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 
-/** A registry that takes every user, and keeps what it was told; without one it asks. */
+/** A registry that accepts and records every user, and answers 401 to requests without one. */
 const asking = front(undefined, (request, response) => {
   if (request.headers.authorization === undefined) {
     response.writeHead(401, { "www-authenticate": 'Basic realm="test"' }).end()
@@ -41,7 +42,7 @@ const asking = front(undefined, (request, response) => {
 const resolve = (host: string, repository = "team/app", options?: Registry.ConnectOptions) =>
   Effect.flatMap(Registry.connect(host, options), (registry) => Registry.resolve(registry, repository, "1"))
 
-/** A folder in PATH with a credential helper: a shell script that has the server in `$server`. */
+/** Puts a credential helper into PATH: a shell script that finds the server in `$server`. */
 const helper = (name: string, script: string) =>
   Effect.gen(function* () {
     const folder = yield* temporaryFolder
@@ -51,11 +52,11 @@ const helper = (name: string, script: string) =>
     return folder
   })
 
-suite("Registry credentials", (effect, folder) => {
+suite("registry credentials", (effect, folder) => {
   const skip = { skip: whyNoRegistry }
 
   effect(
-    "what skopeo, podman and docker have left is found, in their order",
+    "credentials of skopeo, podman and docker are found, in their order",
     function* () {
       const home = yield* nobody
       const registry = yield* runningRegistry({ htpasswd })
@@ -74,7 +75,7 @@ suite("Registry credentials", (effect, folder) => {
         const login = ["login", "--tls-verify=false", "--authfile", file, "-u", "jane", "-p", "secret"]
         sh("skopeo", ...login, registry.host)
         const error = yield* failure("RegistryError", resolve(registry.host))
-        // Jane is let in, and nothing has been pushed.
+        // The registry accepts jane, and has no image.
         assert.equal(error.reason, "NotFound", error.message)
         fs.rmSync(file)
       }
@@ -94,7 +95,7 @@ suite("Registry credentials", (effect, folder) => {
   )
 
   effect(
-    "the key for a repository comes before that for its namespace, and that before the host's",
+    "credentials for a repository come before those for its namespace, and these before the host's",
     function* () {
       const home = yield* nobody
       const registry = yield* asking
@@ -118,50 +119,50 @@ suite("Registry credentials", (effect, folder) => {
     }
   )
 
-  effect("a key may be a URL, as older dockers wrote it, and a path without one is no host", function* () {
-    const home = yield* nobody
-    const registry = yield* asking
-    const write = (key: string) =>
-      writeJson(`${home}/docker/config.json`, { auths: { [key]: entry("jane", "secret") } })
-    for (const key of [`https://${registry.host}/v1/`, `http://${registry.host}`]) {
-      write(key)
-      yield* resolve(registry.host)
-      assert.equal(registry.authorizations.at(-1), basic("jane", "secret"))
-    }
-    for (const key of [`${registry.host}/other`, `https://${registry.host}.example`, "__proto__"]) {
-      write(key)
-      assert.equal((yield* failure("RegistryError", resolve(registry.host))).reason, "Unauthorized")
-    }
-  })
-
   effect(
-    "a credential helper is asked for its registry, and one for all where it has none of its own",
+    "a key of an auth file may be a URL, as old versions of Docker write it, and a path is not a host",
     function* () {
       const home = yield* nobody
       const registry = yield* asking
-      const folder = yield* helper(
-        "one",
-        'echo "$server" >>"$(dirname "$0")/asked"; echo \'{"ServerURL":"x","Username":"one","Secret":"1"}\''
-      )
-      yield* helper("all", `printf '{"Username":"all","Secret":"2"}'`)
-      const config = `${home}/docker/config.json`
-      writeJson(config, { credHelpers: { [registry.host]: "one" }, credsStore: "all" })
-      const connected = yield* Registry.connect(registry.host)
-      yield* Registry.resolve(connected, "team/app", "1")
-      yield* Registry.resolve(connected, "team/app", "2")
-      assert.equal(registry.authorizations.at(-1), basic("one", "1"))
-      assert.equal(fs.readFileSync(`${folder}/asked`, "utf8"), `${registry.host}\n`)
-      writeJson(config, {
-        auths: { [registry.host]: {} },
-        credHelpers: { "another.example": "one" },
-        credsStore: "all"
-      })
-      yield* resolve(registry.host)
-      assert.equal(registry.authorizations.at(-1), basic("all", "2"))
+      const write = (key: string) =>
+        writeJson(`${home}/docker/config.json`, { auths: { [key]: entry("jane", "secret") } })
+      for (const key of [`https://${registry.host}/v1/`, `http://${registry.host}`]) {
+        write(key)
+        yield* resolve(registry.host)
+        assert.equal(registry.authorizations.at(-1), basic("jane", "secret"))
+      }
+      for (const key of [`${registry.host}/other`, `https://${registry.host}.example`, "__proto__"]) {
+        write(key)
+        assert.equal((yield* failure("RegistryError", resolve(registry.host))).reason, "Unauthorized")
+      }
     }
   )
 
-  effect("a helper that has none is no reason not to look further", function* () {
+  effect("a registry's own credential helper is asked first, else the one for all registries", function* () {
+    const home = yield* nobody
+    const registry = yield* asking
+    const folder = yield* helper(
+      "one",
+      'echo "$server" >>"$(dirname "$0")/asked"; echo \'{"ServerURL":"x","Username":"one","Secret":"1"}\''
+    )
+    yield* helper("all", `printf '{"Username":"all","Secret":"2"}'`)
+    const config = `${home}/docker/config.json`
+    writeJson(config, { credHelpers: { [registry.host]: "one" }, credsStore: "all" })
+    const connected = yield* Registry.connect(registry.host)
+    yield* Registry.resolve(connected, "team/app", "1")
+    yield* Registry.resolve(connected, "team/app", "2")
+    assert.equal(registry.authorizations.at(-1), basic("one", "1"))
+    assert.equal(fs.readFileSync(`${folder}/asked`, "utf8"), `${registry.host}\n`)
+    writeJson(config, {
+      auths: { [registry.host]: {} },
+      credHelpers: { "another.example": "one" },
+      credsStore: "all"
+    })
+    yield* resolve(registry.host)
+    assert.equal(registry.authorizations.at(-1), basic("all", "2"))
+  })
+
+  effect("credentials are looked for elsewhere when a helper has none", function* () {
     const home = yield* nobody
     const registry = yield* asking
     yield* helper("none", "echo credentials not found in native keychain; exit 1")
@@ -178,7 +179,7 @@ suite("Registry credentials", (effect, folder) => {
   })
 
   effect(
-    "a helper that fails is named, with the file that names it, and no secret of it is shown",
+    "a helper that fails is named with the file that configures it, and none of its secrets is shown",
     function* () {
       const home = yield* nobody
       const registry = yield* asking
@@ -212,7 +213,7 @@ suite("Registry credentials", (effect, folder) => {
     }
   )
 
-  effect("a helper that never answers is ended, and what it has started is not waited for", function* () {
+  effect("a helper that never answers is killed, and its children are not waited for", function* () {
     const at = yield* helper("slow", 'sleep 60 & echo $! >"$(dirname "$0")/pid"; exec sleep 60')
     const began = Date.now()
     const why = yield* Effect.flip(runHelper("docker-credential-slow", "x", Duration.seconds(1)))
@@ -221,7 +222,7 @@ suite("Registry credentials", (effect, folder) => {
     process.kill(Number(fs.readFileSync(`${at}/pid`, "utf8")))
   })
 
-  effect("an identity token, of a helper or a file, is sent to the token service alone", function* () {
+  effect("an identity token, from a helper or a file, is sent only to the token service", function* () {
     const home = yield* nobody
     const bodies: Array<string> = []
     const tokens = yield* front(undefined, (request, response) => {
@@ -266,20 +267,14 @@ suite("Registry credentials", (effect, folder) => {
   })
 
   effect(
-    "a token that expires half way is asked for anew, and the pull goes on",
+    "a pull whose token expires midway gets another token and continues",
     function* () {
       yield* nobody
       const layout = `${folder()}-layout`
       yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(layout, { recursive: true })))
       makeImage(layout, "one")
       const registry = yield* runningRegistry()
-      sh(
-        "skopeo",
-        "copy",
-        "--dest-tls-verify=false",
-        `oci:${layout}:one`,
-        `docker://${registry.host}/team/app:1`
-      )
+      push(`oci:${layout}:one`, `${registry.host}/team/app:1`)
       let issued = 0
       const uses = new Map<string, number>()
       const tokens = yield* front(undefined, (_request, response) => {
@@ -289,7 +284,7 @@ suite("Registry credentials", (effect, folder) => {
         const token = request.headers.authorization ?? ""
         const used = uses.get(token) ?? 0
         uses.set(token, used + 1)
-        // Two requests, and then it has expired.
+        // The token expires after two requests.
         if (token === "" || used >= 2 || token !== `Bearer t${issued}`) {
           const challenge = `Bearer realm="http://${tokens.host}/token",service="s",error="invalid_token"`
           response.writeHead(401, { "www-authenticate": challenge }).end()
@@ -305,7 +300,7 @@ suite("Registry credentials", (effect, folder) => {
     skip
   )
 
-  effect("a password of a helper that is refused later is asked for once more", function* () {
+  effect("a helper is asked once more when the registry refuses its password", function* () {
     const home = yield* nobody
     let accepted = basic("jane", "1")
     const registry = yield* front(undefined, (request, response) => {
@@ -328,7 +323,7 @@ suite("Registry credentials", (effect, folder) => {
     assert.match(error.message, /refuses the user jane/)
   })
 
-  effect("a file that is not what it should be is no reason not to go on", function* () {
+  effect("an invalid auth file is ignored, and the pull continues", function* () {
     const home = yield* nobody
     const registry = yield* asking
     fs.mkdirSync(`${home}/runtime/containers`, { recursive: true })

@@ -32,7 +32,7 @@ import {
 import { assertRegistryError, push, resolve } from "../support/registryClient.ts"
 import { unchanged } from "../support/unchanged.ts"
 
-describe("Registry authentication", { skip: whyNoRegistry }, () => {
+describe("registry authentication", { skip: whyNoRegistry }, () => {
   withoutDockerConfig()
   let folder = ""
   before(() => {
@@ -41,7 +41,7 @@ describe("Registry authentication", { skip: whyNoRegistry }, () => {
   })
   after(() => remove(folder))
 
-  test("basic: given, from docker's configuration, wrong, and none", async () => {
+  test("basic authentication works with given and configured credentials, and fails with wrong, missing and unreadable ones", async () => {
     const registry = await startRegistry({ htpasswd })
     const docker = makeTemporaryFolder()
     const earlier = process.env.DOCKER_CONFIG
@@ -67,7 +67,7 @@ describe("Registry authentication", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("bearer: a token for the repository, asked for once, and only by who may", async () => {
+  test("bearer authentication asks once for a token for the repository, and fails with wrong credentials", async () => {
     const { certificate, key } = makeCertificate()
     const claims = { issuer: "test issuer", service: "test service", repository: "team/app" }
     const tokens = await startFront(undefined, (request, response) => {
@@ -92,7 +92,7 @@ describe("Registry authentication", { skip: whyNoRegistry }, () => {
     })
     try {
       const error = await runError(folder, resolve(registry.host, "team/app", "1"))
-      // The token is good, but nothing has been pushed.
+      // The registry accepts the token, and has no image.
       assertRegistryError(error, "NotFound")
       assert.equal(tokens.requests.length, 1)
       assert.equal(tokens.authorizations[0], "")
@@ -113,7 +113,7 @@ describe("Registry authentication", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("401 without a challenge says so", async () => {
+  test("a 401 without a challenge fails with a message that says so", async () => {
     const front = await startFront(undefined, (_request, response) => response.writeHead(401).end())
     try {
       const error = await runError(folder, unchanged(Image.pull(`${front.host}/team/app:1`)))
@@ -124,7 +124,7 @@ describe("Registry authentication", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("a challenge of another kind, and a token service without TLS elsewhere, are refused", async () => {
+  test("unknown challenges and token services without TLS on another host are refused", async () => {
     let challenge = "Negotiate"
     const front = await startFront(undefined, (_request, response) =>
       response.writeHead(401, { "www-authenticate": challenge }).end()
@@ -167,7 +167,7 @@ describe("Registry authentication", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("challenges are parsed as they come", () => {
+  test("challenges are parsed in every form that registries send", () => {
     const parsed = (header: string) =>
       parseChallenges(header).map(({ parameters, scheme }) => [scheme, Object.fromEntries(parameters)])
     assert.deepEqual(
@@ -185,7 +185,7 @@ describe("Registry authentication", { skip: whyNoRegistry }, () => {
   })
 })
 
-describe("Registry connections", { skip: whyNoImages }, () => {
+describe("registry connections", { skip: whyNoImages }, () => {
   withoutDockerConfig()
   let folder = ""
   before(() => {
@@ -193,14 +193,14 @@ describe("Registry connections", { skip: whyNoImages }, () => {
   })
   after(() => remove(folder))
 
-  test("a registry that is not there is Unreachable, with host and port", async () => {
+  test("a closed port fails with Unreachable, with host and port", async () => {
     const front = await startFront(undefined, () => {})
     await front.stop()
     const error = await runError(folder, unchanged(Image.pull(`${front.host}/team/app:1`)))
     assertRegistryError(error, "Unreachable", front.host)
   })
 
-  test("a host that is not there is Unreachable", async () => {
+  test("an unknown host fails with Unreachable", async () => {
     assertRegistryError(
       await runError(folder, unchanged(Image.pull("nowhere.invalid/app:1"))),
       "Unreachable",
@@ -208,7 +208,7 @@ describe("Registry connections", { skip: whyNoImages }, () => {
     )
   })
 
-  test("a manifest of 100 MB is refused by its length, without reading it", async () => {
+  test("a manifest of 100 MB is refused by its length, unread", async () => {
     let sent = 0
     const front = await startFront(undefined, (request, response) => {
       const size = 100 * 1024 * 1024
@@ -229,7 +229,7 @@ describe("Registry connections", { skip: whyNoImages }, () => {
     }
   })
 
-  test("a manifest without end and without length is refused", async () => {
+  test("an endless manifest without a length is refused", async () => {
     const front = await startFront(undefined, (request, response) => {
       response.writeHead(200, { "content-type": types.manifest })
       if (request.method === "HEAD") {
@@ -263,7 +263,7 @@ describe("Registry connections", { skip: whyNoImages }, () => {
     }
   })
 
-  test("redirects without end are given up", async () => {
+  test("endless redirects fail", async () => {
     const front = await startFront(undefined, (_request, response) =>
       response.writeHead(302, { location: "/again" }).end()
     )
@@ -278,7 +278,7 @@ describe("Registry connections", { skip: whyNoImages }, () => {
     .flat()
     .find((found) => found !== undefined && !found.internal && found.family === "IPv4")?.address
 
-  test("HTTP without TLS is for this machine, or where it is asked for", {
+  test("HTTP without TLS is used for this machine, and elsewhere only on request", {
     skip: address === undefined ? "no other address than loopback" : false
   }, async () => {
     const front = await startFront(undefined, (_request, response) => response.writeHead(404).end(), address)
@@ -295,7 +295,7 @@ describe("Registry connections", { skip: whyNoImages }, () => {
     }
   })
 
-  test("only loopback addresses are loopback", () => {
+  test("isLoopback is true for loopback addresses only", () => {
     for (const host of ["localhost", "127.0.0.1", "127.255.255.255", "[::1]"]) {
       assert.ok(isLoopback(host), host)
     }
@@ -311,7 +311,7 @@ describe("Registry connections", { skip: whyNoImages }, () => {
     }
   })
 
-  test("malformed hosts and repositories are refused before anything is sent", async () => {
+  test("an invalid host fails with InvalidOption, an invalid repository with InvalidData, and nothing is sent", async () => {
     for (const host of [
       "",
       "a/b.c",

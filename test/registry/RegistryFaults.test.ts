@@ -19,8 +19,9 @@ import {
 } from "../support/images.ts"
 import { front, nobody, temporaryFolder } from "../support/scoped.ts"
 import { unchanged } from "../support/unchanged.ts"
+import { until } from "../support/until.ts"
 
-/** A registry whose only tag stands for this manifest, with the blobs of the layout. */
+/** A registry that serves this manifest under every tag, and the blobs of the layout. */
 const serving = (
   layout: string,
   manifest: Blob,
@@ -40,7 +41,7 @@ const serving = (
     response.end(request.method === "HEAD" ? undefined : bytes)
   })
 
-/** The error of a pull of an image that `write` puts into a layout. */
+/** Pulls an image that `write` puts into a layout; gives the message of the error. */
 const pulling = (
   write: (layout: string) => Blob,
   reason: ImageError["reason"],
@@ -55,7 +56,7 @@ const pulling = (
     return error.message
   }).pipe(Effect.scoped)
 
-/** The bytes of a blob from a registry that answers for it so, and how often it was asked. */
+/** Downloads a blob from a registry that answers by `answer`; gives its text or error, and the requests. */
 const downloading = (
   content: string,
   answer: (start: number, response: http.ServerResponse, times: number) => void,
@@ -83,18 +84,18 @@ const partial = (response: http.ServerResponse, content: string, start: number):
   })
 }
 
-suite("Registry faults", (effect) => {
+suite("registry faults", (effect, folder) => {
   const skip = { skip: whyNoImages }
   const tar = () => makeTar({ hello: "world" })
 
-  effect("a manifest that is not JSON, or JSON of something else, is refused", function* () {
+  effect("a manifest that is not JSON, or not a manifest, is refused", function* () {
     for (const text of ["<html>", "[]", '{"schemaVersion":2}', '{"schemaVersion":2,"layers":"all"}']) {
       yield* pulling((layout) => writeBlob(layout, types.manifest, text), "Corrupt")
     }
   })
 
   effect(
-    "a layer or config with a digest algorithm that is not known is refused, and named",
+    "a layer or config with an unknown digest algorithm is refused by name",
     function* () {
       const layer = { mediaType: types.gzip, digest: `md5:${"0".repeat(32)}`, size: 1 }
       const message = yield* pulling(
@@ -113,7 +114,7 @@ suite("Registry faults", (effect) => {
   )
 
   effect(
-    "a layer with another diff id than the config says is refused, with both",
+    "a layer with another diff id than the config's is refused with both",
     function* () {
       const wrong = `sha256:${"1".repeat(64)}`
       const layer = tar()
@@ -138,7 +139,7 @@ suite("Registry faults", (effect) => {
   )
 
   effect(
-    "foreign layers are refused before anything of them is fetched, from wherever they say they are",
+    "foreign layers are refused before anything is fetched from the registry or their URLs",
     function* () {
       yield* nobody
       const elsewhere = yield* front(undefined, (_request, response) => response.end())
@@ -172,7 +173,7 @@ suite("Registry faults", (effect) => {
     skip
   )
 
-  effect("references in upper case, or with two tags, are refused before anything is sent", function* () {
+  effect("a reference in upper case or with two tags is refused before anything is sent", function* () {
     yield* nobody
     const registry = yield* front(undefined, (_request, response) => response.end())
     for (const name of ["Team/app:1", "team/app:1:2", "team/app@1", "team/app:", "team//app"]) {
@@ -182,7 +183,7 @@ suite("Registry faults", (effect) => {
     assert.deepEqual(registry.requests, [])
   })
 
-  effect("a registry that is not there is named with host and port, whatever is asked", function* () {
+  effect("every request to an unreachable registry fails with its host and port", function* () {
     yield* nobody
     const { host } = yield* Effect.scoped(front(undefined, () => {}))
     const pulled = yield* failure("RegistryError", unchanged(Image.pull(`${host}/team/app:1`)))
@@ -192,34 +193,31 @@ suite("Registry faults", (effect) => {
     assert.deepEqual([named.reason, named.registry], ["Unreachable", "registry.invalid:80"])
   })
 
-  effect(
-    "a token that expires half way, and of which no other is given, is said to have been refused",
-    function* () {
-      yield* nobody
-      const layout = yield* temporaryFolder
-      const manifest = writeImage(layout, [{ tar: makeTar({ token: "expires" }) }])
-      let issued = 0
-      const tokens = yield* front(undefined, (_request, response) => {
-        response.writeHead(++issued === 1 ? 200 : 403).end(JSON.stringify({ token: "once" }))
-      })
-      const registry = yield* serving(layout, manifest, (request, response) => {
-        // Good for the tag and its manifest.
-        const good = request.headers.authorization === "Bearer once" && !request.url!.includes("/blobs/")
-        if (!good) {
-          const challenge = `Bearer realm="http://${tokens.host}/token",service="s",error="invalid_token"`
-          response.writeHead(401, { "www-authenticate": challenge }).end()
-        }
-        return good
-      })
-      const error = yield* failure("RegistryError", unchanged(Image.pull(`${registry.host}/team/app:1`)))
-      assert.equal(error.reason, "Unauthorized", error.message)
-      assert.ok(error.message.includes(`the token service ${tokens.host} gives no token`), error.message)
-      assert.equal(issued, 2)
-      assert.ok(registry.requests.some((line) => line.startsWith("GET") && line.includes("/manifests/")))
-    }
-  )
+  effect("a pull whose token expires and is not renewed fails with Unauthorized", function* () {
+    yield* nobody
+    const layout = yield* temporaryFolder
+    const manifest = writeImage(layout, [{ tar: makeTar({ token: "expires" }) }])
+    let issued = 0
+    const tokens = yield* front(undefined, (_request, response) => {
+      response.writeHead(++issued === 1 ? 200 : 403).end(JSON.stringify({ token: "once" }))
+    })
+    const registry = yield* serving(layout, manifest, (request, response) => {
+      // The token is valid for the tag and its manifest.
+      const good = request.headers.authorization === "Bearer once" && !request.url!.includes("/blobs/")
+      if (!good) {
+        const challenge = `Bearer realm="http://${tokens.host}/token",service="s",error="invalid_token"`
+        response.writeHead(401, { "www-authenticate": challenge }).end()
+      }
+      return good
+    })
+    const error = yield* failure("RegistryError", unchanged(Image.pull(`${registry.host}/team/app:1`)))
+    assert.equal(error.reason, "Unauthorized", error.message)
+    assert.ok(error.message.includes(`the token service ${tokens.host} gives no token`), error.message)
+    assert.equal(issued, 2)
+    assert.ok(registry.requests.some((line) => line.startsWith("GET") && line.includes("/manifests/")))
+  })
 
-  effect("what a broken connection has left over is where the next pull goes on", function* () {
+  effect("a pull continues a blob where an earlier pull's connection broke", function* () {
     yield* nobody
     const layout = yield* temporaryFolder
     const layers = ["kept", "late"].map((name) => ({ tar: makeTar({ [name]: name }) }))
@@ -228,8 +226,8 @@ suite("Registry faults", (effect) => {
     let broken = true
     const registry = yield* serving(layout, manifest, (request, response) => {
       const fits = !broken || !request.url!.endsWith(late.digest)
-      // Later than the other one is there.
-      if (!fits) setTimeout(() => response.socket?.destroy(), 100)
+      const isKept = (): boolean => fs.existsSync(blobFile(`${folder()}/store`, kept.digest))
+      if (!fits) void until("the other layer's blob", isKept).then(() => response.socket?.destroy())
       return fits
     })
     const error = yield* failure("RegistryError", Image.pull(`${registry.host}/team/app:1`))
@@ -239,7 +237,7 @@ suite("Registry faults", (effect) => {
     assert.equal(registry.requests.filter((line) => line.endsWith(kept.digest)).length, 1)
   })
 
-  effect("Retry-After is waited for as seconds and as a date", function* () {
+  effect("a Retry-After in seconds and as a date is waited for", function* () {
     const at: Array<number> = []
     const { text } = yield* downloading("hello", (_start, response, times) => {
       at.push(Date.now())
@@ -247,7 +245,7 @@ suite("Registry faults", (effect) => {
         response.end("hello")
         return
       }
-      // A date has whole seconds.
+      // An HTTP date has no milliseconds.
       const date = new Date(Math.ceil(Date.now() / 1000) * 1000 + 1000).toUTCString()
       response.writeHead(429, { "retry-after": times === 1 ? "1" : date }).end()
     })
@@ -257,7 +255,7 @@ suite("Registry faults", (effect) => {
     assert.ok(third - second >= 990 && third - second < 5000, `${third - second} ms`)
   })
 
-  effect("Retry-After that is nothing, or long ago, is no reason to wait", function* () {
+  effect("an invalid or past Retry-After is not waited for", function* () {
     const began = Date.now()
     const values = ["soon", "-5", new Date(0).toUTCString(), ""]
     const { text } = yield* downloading("hello", (_start, response, times) => {
@@ -271,7 +269,7 @@ suite("Registry faults", (effect) => {
     assert.ok(Date.now() - began < 5000)
   })
 
-  effect("a download that stalls is resumed where it stopped", function* () {
+  effect("a download that stalls is resumed at that byte", function* () {
     const content = "0123456789".repeat(1000)
     const starts: Array<number> = []
     const { text } = yield* downloading(
@@ -279,7 +277,7 @@ suite("Registry faults", (effect) => {
       (start, response) => {
         starts.push(start)
         partial(response, content, start)
-        // The rest never comes, until less than that is left.
+        // Only the last part is sent to its end.
         if (start < 8000) {
           response.write(content.slice(start, start + 4000))
         } else {
@@ -292,7 +290,7 @@ suite("Registry faults", (effect) => {
     assert.deepEqual(starts, [0, 4000, 8000])
   })
 
-  effect("a download that stalls each time is Unreachable in the end", function* () {
+  effect("a download that stalls at each try fails with Unreachable", function* () {
     const { host, requests, text } = yield* downloading(
       "hello",
       (start, response) => {
@@ -308,7 +306,7 @@ suite("Registry faults", (effect) => {
     assert.equal(requests.length, 5)
   })
 
-  effect("a slow download goes on as long as something comes", function* () {
+  effect("a slow download continues as long as bytes arrive", function* () {
     const { requests, text } = yield* downloading(
       "hello",
       (start, response) => {
@@ -318,6 +316,7 @@ suite("Registry faults", (effect) => {
             response.end()
           } else {
             response.write("hello"[i]!)
+            // Slow, but faster than the stall timeout.
             setTimeout(() => send(i + 1), 300)
           }
         }
@@ -329,7 +328,7 @@ suite("Registry faults", (effect) => {
     assert.equal(requests.length, 1)
   })
 
-  effect("a body that ends early without a length is continued, and told if it never is whole", function* () {
+  effect("a body without a length that ends early is resumed, and fails if it is never whole", function* () {
     const content = "0123456789"
     const whole = yield* downloading(content, (start, response) => {
       response.writeHead(start === 0 ? 200 : 206, { "content-range": `bytes ${start}-9/10` })
@@ -343,13 +342,12 @@ suite("Registry faults", (effect) => {
     assert.match(short.text.left.message, /sent 4 of 10 bytes/)
   })
 
-  effect("a range that was not asked for is refused", function* () {
+  effect("an answer with another range than requested is refused", function* () {
     for (const range of ["bytes 7-9/10", "bytes */10", "pages 4-9/10", undefined]) {
       const { text } = yield* downloading("0123456789", (start, response) => {
         if (start === 0) {
           response.writeHead(200, { "content-length": 10 })
-          response.write("0123")
-          setTimeout(() => response.socket?.destroy(), 50)
+          response.write("0123", () => response.socket?.destroy())
         } else {
           response.writeHead(206, range === undefined ? {} : { "content-range": range }).end("456789")
         }
@@ -359,7 +357,7 @@ suite("Registry faults", (effect) => {
     }
   })
 
-  effect("a stall timeout that is none is InvalidOption", function* () {
+  effect("an invalid stallTimeout fails with InvalidOption", function* () {
     for (const stallTimeout of [0, -1, "soon" as never]) {
       const error = yield* failure("InvalidOption", Registry.connect("localhost:1", { stallTimeout }))
       assert.equal(error.option, "stallTimeout")

@@ -9,10 +9,11 @@ import * as Registry from "../../lib/Registry.ts"
 import { failure, suite } from "../support/effect.ts"
 import { type Blob, blobFile, makeImage, makeTemporaryFolder, remove, sh } from "../support/images.ts"
 import { type RunningRegistry, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import { push } from "../support/registryClient.ts"
 import { front, nobody, runningRegistry } from "../support/scoped.ts"
 
-suite("Registry mirrors", (effect) => {
-  describe("of a registry", () => {
+suite("registry mirrors", (effect) => {
+  describe("mirrors of a registry", () => {
     const skip = { skip: whyNoRegistry }
     let layout = ""
     let origin: RunningRegistry
@@ -22,7 +23,7 @@ suite("Registry mirrors", (effect) => {
       origin = await startRegistry()
       for (const tag of ["one", "two", "three", "four", "five"]) {
         makeImage(`${layout}/${tag}`, tag)
-        push(tag, origin.host, "team/app")
+        pushTag(tag, origin.host, "team/app")
       }
     })
     after(async () => {
@@ -31,14 +32,8 @@ suite("Registry mirrors", (effect) => {
       remove(layout)
     })
 
-    const push = (tag: string, host: string, repository: string) =>
-      sh(
-        "skopeo",
-        "copy",
-        "--dest-tls-verify=false",
-        `oci:${layout}/${tag}:${tag}`,
-        `docker://${host}/${repository}:${tag}`
-      )
+    const pushTag = (tag: string, host: string, repository: string) =>
+      push(`oci:${layout}/${tag}:${tag}`, `${host}/${repository}:${tag}`)
 
     /** The first layer of an image that the registry has. */
     const layerOf = (tag: string): Blob =>
@@ -50,7 +45,7 @@ suite("Registry mirrors", (effect) => {
     const pass = (target: string) => front(target, (_request, _response, through) => through())
 
     effect(
-      "a pull-through cache is asked, and the registry itself is not",
+      "a pull asks a pull-through cache, and not the registry",
       function* () {
         yield* nobody
         const cache = yield* runningRegistry({ proxyOf: `http://${origin.host}` })
@@ -64,13 +59,13 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "mirrors are asked in their order: one without the image, one that is not there, one with a path",
+      "a pull asks mirrors in their order, past one without the image and one that is unreachable",
       function* () {
         yield* nobody
         const absent = yield* Effect.scoped(pass(origin.host))
         const empty = yield* front(undefined, (_request, response) => response.writeHead(404).end())
         const holder = yield* runningRegistry()
-        push("two", holder.host, "cache/of/origin/team/app")
+        pushTag("two", holder.host, "cache/of/origin/team/app")
         const mirror = yield* pass(holder.host)
         const watched = yield* pass(origin.host)
         const image = yield* Image.pull(`${watched.host}/team/app:two`, {
@@ -85,7 +80,7 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "the registry itself is asked where no mirror gives it, and it is its error that is told",
+      "a pull asks the registry when no mirror has the image, and fails with the registry's error",
       function* () {
         yield* nobody
         const empty = yield* front(undefined, (_request, response) => response.writeHead(404).end())
@@ -107,7 +102,7 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "a mirror that stops in the middle of a blob is continued by the next, from there on",
+      "a blob that breaks off at one mirror is continued from the next at that byte",
       function* () {
         yield* nobody
         const mirror = yield* front(origin.host, (request, response, through) =>
@@ -133,7 +128,7 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "a mirror with other bytes is found out, and the pull succeeds by the registry itself",
+      "a mirror with other bytes is detected, and the pull succeeds from the registry",
       function* () {
         yield* nobody
         const liar = yield* front(origin.host, (request, response, through) => {
@@ -151,7 +146,7 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "of mirrors that send other bytes, or some and then break, nothing comes out of a blob",
+      "a blob contains no bytes of a mirror that sends other bytes or breaks off",
       function* () {
         yield* nobody
         const blob = layerOf("four")
@@ -164,8 +159,8 @@ suite("Registry mirrors", (effect) => {
             response.writeHead(404).end()
             return
           }
-          response.writeHead(200, { "content-length": blob.size }).write(other.subarray(-100_000))
-          setTimeout(() => response.socket?.destroy(), 50)
+          response.writeHead(200, { "content-length": blob.size })
+          response.write(other.subarray(-100_000), () => response.socket?.destroy())
         })
         const watched = yield* pass(origin.host)
         const third = yield* pass(origin.host)
@@ -191,7 +186,7 @@ suite("Registry mirrors", (effect) => {
         const byMirror = yield* bytesBy(watched.host, [liar.host, third.host])
         assert.ok(right.equals(byMirror.bytes))
         assert.equal(watched.requests.length, before)
-        // The registry itself has nobody behind it: its bytes come as they are, but never all of them.
+        // The registry is the last source: its bytes are passed on unverified, but never all of them.
         const wrong = yield* bytesBy(liar.host, [breaker.host])
         assert.ok(wrong.end._tag === "Left" && wrong.end.left._tag === "ImageError", String(wrong.end))
         assert.equal(wrong.end.left.reason, "DigestMismatch")
@@ -201,7 +196,7 @@ suite("Registry mirrors", (effect) => {
     )
 
     effect(
-      "credentials that are given for the registry never reach a mirror, which has its own",
+      "a mirror gets its own credentials, and never those given for the registry",
       function* () {
         const home = yield* nobody
         const mirror = yield* front(undefined, (_request, response) =>
@@ -233,7 +228,7 @@ suite("Registry mirrors", (effect) => {
       skip
     )
 
-    effect("a mirror that cannot be reached is not asked each time", function* () {
+    effect("an unreachable mirror is not asked for each blob", function* () {
       yield* nobody
       let connections = 0
       const mirror = yield* front(undefined, (_request, response) => {
@@ -249,7 +244,7 @@ suite("Registry mirrors", (effect) => {
       assert.equal(connections, tries)
     })
 
-    effect("what is no place of a mirror is InvalidOption", function* () {
+    effect("an invalid location of a mirror fails with InvalidOption", function* () {
       for (const mirror of [
         "",
         "http://a.example",

@@ -13,11 +13,12 @@ import { allowTime, failure, suite } from "../support/effect.ts"
 import { makeImage, makeTemporaryFolder, remove, sh } from "../support/images.ts"
 import { ended, program } from "../support/program.ts"
 import { htpasswd, type RunningRegistry, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import { push } from "../support/registryClient.ts"
 import { environment, nobody, runningRegistry, temporaryFolder } from "../support/scoped.ts"
 
 allowTime()
 
-/** A proxy that sends whoever asks for any host to the one registry, with what it was asked. */
+/** A proxy that connects every request to the one registry, and records the hosts of the requests. */
 const startProxy = async (
   host: string,
   { refusal, tls }: { readonly refusal?: string; readonly tls?: https.ServerOptions } = {}
@@ -76,8 +77,7 @@ describe("Registry proxies", { skip: whyNoRegistry }, () => {
     folder = makeTemporaryFolder()
     registry = await startRegistry()
     makeImage(`${folder}/image`)
-    const to = `docker://${registry.host}/proxied:1`
-    sh("skopeo", "copy", "--dest-tls-verify=false", `oci:${folder}/image:latest`, to)
+    push(`oci:${folder}/image:latest`, `${registry.host}/proxied:1`)
   })
   after(async () => {
     await registry?.stop()
@@ -92,7 +92,7 @@ describe("Registry proxies", { skip: whyNoRegistry }, () => {
     )
   }
 
-  test("the environment's proxy is asked, for any host but those that it leaves out and this machine", async () => {
+  test("the environment's proxy is used for every host except those of NO_PROXY and this machine", async () => {
     const proxy = await startProxy(registry.host)
     try {
       const through = await pull("registry.invalid:5000/proxied:1", { HTTP_PROXY: proxy.url })
@@ -138,7 +138,7 @@ suite("Registry proxies and certificates", (effect) => {
     )
 
   effect(
-    "a pull by TLS through a proxy, with the registry's own authority, a client certificate and a user",
+    "a pull by TLS through a proxy works with a private authority, a client certificate and a user",
     function* () {
       yield* nobody
       const folder = yield* temporaryFolder
@@ -162,7 +162,7 @@ suite("Registry proxies and certificates", (effect) => {
       assert.ok(tunnel.asked.every((host) => host === "registry.invalid:5000"))
       const basic = `Basic ${Buffer.from("ann:p@ss").toString("base64")}`
       assert.ok(tunnel.authorizations.every((value) => value === basic))
-      // Who the registry does not know is not let in by the proxy either.
+      // The proxy does not help a user whom the registry refuses.
       const nameless = yield* failure("RegistryError", resolve({ ca: authority.certificate, credentials }))
       assert.equal(nameless.reason, "Unreachable", nameless.message)
       const asked = tunnel.asked.length
@@ -175,7 +175,7 @@ suite("Registry proxies and certificates", (effect) => {
   )
 
   effect(
-    "a proxy that speaks TLS itself, by the same authority, and one that nobody knows",
+    "a proxy with TLS is used if its authority is trusted, and refused otherwise",
     function* () {
       yield* nobody
       const registry = yield* runningRegistry({ tls: server })
@@ -194,7 +194,7 @@ suite("Registry proxies and certificates", (effect) => {
   )
 
   effect(
-    "what a proxy answers in place of a tunnel is its refusal, and never the registry's answer",
+    "an answer of a proxy in place of a tunnel fails as the proxy's refusal, never as the registry's answer",
     function* () {
       yield* nobody
       const thief = yield* proxy("127.0.0.1:1")
@@ -224,13 +224,12 @@ suite("Registry proxies and certificates", (effect) => {
 
   const isNode = !("Deno" in globalThis || "Bun" in globalThis)
   effect(
-    "where nothing is said about certificates, too",
+    "an answer of a proxy without certificate options fails as the proxy's refusal",
     function* () {
       const folder = yield* temporaryFolder
       const registry = yield* runningRegistry({ tls: server })
       makeImage(`${folder}/layout`, "one")
-      const to = `docker://${registry.host}/team/app:1`
-      sh("skopeo", "copy", "--dest-tls-verify=false", `oci:${folder}/layout:one`, to)
+      push(`oci:${folder}/layout:one`, `${registry.host}/team/app:1`)
       fs.writeFileSync(`${folder}/ca.crt`, authority.certificate)
       const tunnel = yield* proxy(registry.host)
       const refusing = yield* proxy("127.0.0.1:1", {

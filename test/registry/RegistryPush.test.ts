@@ -33,15 +33,15 @@ import {
   whyNoRegistry,
   withoutDockerConfig
 } from "../support/registry.ts"
-import { assertRegistryError, ofBytes, withFrontOf, withRegistry } from "../support/registryClient.ts"
+import { assertRegistryError, ofBytes, push, withFrontOf, withRegistry } from "../support/registryClient.ts"
 
 allowTime()
 
-/** What skopeo has to say about an image in a registry. */
+/** The output of `skopeo inspect` for an image in a registry. */
 const inspect = (name: string, ...options: ReadonlyArray<string>): Record<string, unknown> =>
   JSON.parse(sh("skopeo", "inspect", "--tls-verify=false", ...options, `docker://${name}`))
 
-describe("Registry push", { skip: whyNoRegistry }, () => {
+describe("registry push", { skip: whyNoRegistry }, () => {
   withoutDockerConfig()
   let folder = ""
   let registry: RunningRegistry
@@ -84,14 +84,8 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.equal(fs.readFileSync(`${image.layers[1]}/etc/motd`, "utf8"), "this is one\n")
   })
 
-  test("what was pulled is pushed, by its image and by its name in the store", async () => {
-    sh(
-      "skopeo",
-      "copy",
-      "--dest-tls-verify=false",
-      `oci:${folder}/layout:one`,
-      `docker://${registry.host}/pulled:1`
-    )
+  test("a pulled image is pushed, by its handle and by its name in the store", async () => {
+    push(`oci:${folder}/layout:one`, `${registry.host}/pulled:1`)
     const digest = await run(
       `${folder}/pulled`,
       Effect.gen(function* () {
@@ -114,7 +108,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.equal(sha256(new TextEncoder().encode(pinned)), digest)
   })
 
-  test("a second push moves nothing but the manifest", async () => {
+  test("a second push sends only the manifest", async () => {
     const lengths: Array<string> = []
     await withFront(
       (request, _response, pass) => {
@@ -166,7 +160,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.equal(raw.Architecture, "s390x")
   })
 
-  test("what has no manifest, or is not in the store, is refused", async () => {
+  test("an image without a manifest, or one that is not in the store, is refused", async () => {
     const target = `${registry.host}/refused:1`
     for (const image of [Image.host, Image.fromRootfs(folder), Effect.succeed(Image.scratch)]) {
       const error = await runError(folder, Effect.flatMap(image, Image.push(target)))
@@ -182,7 +176,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.equal(other._tag, "InvalidOption", other.message)
   })
 
-  test("a blob that is damaged on the disk is DigestMismatch, and no manifest is sent", async () => {
+  test("a push of a corrupt blob fails with DigestMismatch, and sends no manifest", async () => {
     const layout = `${folder}/damaged`
     fs.cpSync(`${folder}/layout`, layout, { recursive: true })
     const manifest = JSON.parse(fs.readFileSync(blobFile(layout, digestInLayout()), "utf8"))
@@ -202,7 +196,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a blob's stream is run where the blob is missing, and its failure is the upload's", async () => {
+  test("putBlob runs the stream only if the blob is missing, and fails with its error", async () => {
     const { blob, content } = ofBytes(randomBytes(300_000))
     const { blob: other } = ofBytes(randomBytes(300_000))
     const [first, second, broken, short, wrong] = await run(
@@ -230,7 +224,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("an empty blob is put", async () => {
+  test("an empty blob is uploaded", async () => {
     const { blob, content } = ofBytes(new Uint8Array())
     const placed = await run(
       folder,
@@ -239,7 +233,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.equal(placed, "uploaded")
   })
 
-  test("a blob is mounted from another repository, or goes through here", async () => {
+  test("a blob is mounted from another repository, or else copied through this machine", async () => {
     await withFront(
       (request, _response, pass) => {
         if (request.url!.includes("/declined/")) {
@@ -264,7 +258,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a push takes layers from another repository where they are there", async () => {
+  test("a push mounts layers from another repository that has them", async () => {
     await withFront(
       (_request, _response, pass) => pass(),
       async (front) => {
@@ -279,7 +273,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("tags come page by page, from this host alone and not for ever", async () => {
+  test("tags are listed page by page, from the same host only and up to a limit", async () => {
     const layout = `${folder}/layout`
     const tags = ["a", "b", "c", "d", "e"]
     await run(
@@ -288,7 +282,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
         Effect.forEach(tags, (tag) => Image.push(image, `${registry.host}/tagged:${tag}`))
       )
     )
-    // This registry knows no pages.
+    // This registry ignores the parameters of pages.
     const whole = await run(
       folder,
       withRegistry(registry.host, (from) => Registry.tags(from, "tagged"))
@@ -333,7 +327,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a list of something else than tags is refused", async () => {
+  test("an answer that is not a list of tags is refused", async () => {
     for (const answer of ["<html>", '{"tags":["../x"]}', '{"tags":"a"}', "[]"]) {
       await withFront(
         (_request, response) => response.end(answer),
@@ -360,7 +354,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a manifest is deleted by its digest, where the registry allows it", async () => {
+  test("a manifest is deleted by its digest, if the registry allows it", async () => {
     const push = (host: string) =>
       run(
         `${folder}/deleting`,
@@ -394,7 +388,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     }
   })
 
-  /** A manifest that says something about another one. */
+  /** A manifest that refers to another one by `subject`. */
   const aboutIt = (subject: Blob, artifactType: string, text: string) => {
     const empty = ofBytes(new TextEncoder().encode("{}"))
     const content = ofBytes(new TextEncoder().encode(text))
@@ -410,7 +404,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     return { empty, content, bytes: new TextEncoder().encode(JSON.stringify(manifest)) }
   }
 
-  test("referrers are kept under a tag where the registry has no list", async () => {
+  test("referrers are kept under a tag if the registry has no referrers API", async () => {
     const listed = await run(
       `${folder}/referrers`,
       Effect.gen(function* () {
@@ -452,7 +446,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     assert.deepEqual([...listed.tags].sort(), ["1", listed.subject.digest.replace(":", "-")])
   })
 
-  test("referrers are what the registry lists, filtered here where it does not", async () => {
+  test("referrers are read from the registry's list, and filtered here if the registry does not", async () => {
     const entry = (artifactType: string) => ({ ...ofBytes(randomBytes(10)).blob, artifactType, data: "e30=" })
     const [a, b] = [entry("application/x-a"), entry("application/x-b")]
     const digest = `sha256:${"c".repeat(64)}`
@@ -481,7 +475,7 @@ describe("Registry push", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a manifest is what it says: not JSON, another digest, no media type", async () => {
+  test("putManifest refuses a manifest that is not JSON, has another digest or no media type", async () => {
     const put = (name: string, text: string, mediaType?: string) =>
       withRegistry(registry.host, (to) =>
         Registry.putManifest(to, "manifests", name, new TextEncoder().encode(text), { mediaType })

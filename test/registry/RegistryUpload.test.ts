@@ -20,10 +20,11 @@ import {
   withoutDockerConfig
 } from "../support/registry.ts"
 import { assertRegistryError, ofBytes, withFrontOf, withRegistry } from "../support/registryClient.ts"
+import { until } from "../support/until.ts"
 
 allowTime()
 
-/** Changes the Location of what is passed on. */
+/** Changes the Location of the answer. */
 const relocate = (response: ServerResponse, change: (location: string) => string): void => {
   const writeHead = response.writeHead.bind(response)
   response.writeHead = ((status: number, headers: Record<string, string>) =>
@@ -33,7 +34,7 @@ const relocate = (response: ServerResponse, change: (location: string) => string
     )) as never
 }
 
-describe("Registry upload", { skip: whyNoRegistry }, () => {
+describe("registry upload", { skip: whyNoRegistry }, () => {
   withoutDockerConfig()
   let folder = ""
   let registry: RunningRegistry
@@ -53,7 +54,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
 
   const big = ofBytes(gzipSync(randomBytes(8 * 1024 * 1024)))
 
-  /** Puts the big blob into a repository of its own through something that fails now and then. */
+  /** Uploads the big blob into a repository of its own through `handle`; gives the methods of the requests. */
   const upload = async (repository: string, handle: Parameters<typeof startFront>[1]) => {
     let requests: ReadonlyArray<string> = []
     await withFront(handle, async (front) => {
@@ -66,7 +67,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     return requests.map((line) => line.split(" ")[0])
   }
 
-  test("a registry that is in trouble once is asked again, from the start", async () => {
+  test("an upload that fails once with a server error is sent again from its start", async () => {
     for (const method of ["HEAD", "POST", "PUT"]) {
       let troubles = 0
       const methods = await upload(`trouble/${method.toLowerCase()}`, (request, response, pass) => {
@@ -85,7 +86,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("an answer before all has been sent is taken", async () => {
+  test("an answer before the end of the upload is accepted", async () => {
     let troubles = 0
     const methods = await upload("early", (request, response, pass) => {
       if (request.method === "PUT" && troubles++ === 0) {
@@ -97,7 +98,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     assert.deepEqual(methods, ["HEAD", "POST", "PUT", "POST", "PUT"])
   })
 
-  test("a connection that is cut in the middle starts the upload again", async () => {
+  test("an upload whose connection breaks is sent again from its start", async () => {
     let cuts = 0
     const methods = await upload("cut", (request, response, pass) => {
       if (request.method === "PUT" && cuts++ < 2) {
@@ -115,7 +116,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     assert.deepEqual(methods, ["HEAD", "POST", "PUT", "POST", "PUT", "POST", "PUT"])
   })
 
-  test("a connection that is cut each time is Unreachable in the end", async () => {
+  test("an upload whose connection breaks at each try fails with Unreachable", async () => {
     await withFront(
       (request, response, pass) => (request.method === "PUT" ? response.socket?.destroy() : pass()),
       async (front) => {
@@ -126,7 +127,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     )
   })
 
-  test("a registry that has stored something else is not believed", async () => {
+  test("an upload that a registry confirms with another digest fails", async () => {
     await withFront(
       (request, response, pass) => {
         if (request.method === "PUT") {
@@ -146,7 +147,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
 
   const credentials = { username: "jane", password: "secret" }
 
-  /** Passes on what comes with a user, and lets uploads go to another host. */
+  /** A server that passes authorized requests on, and redirects uploads to another host. */
   const guarded =
     (location: (location: string) => string): Parameters<typeof startFront>[1] =>
     (request, response, pass) => {
@@ -179,7 +180,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("another host that asks for credentials gets none", async () => {
+  test("an upload to another host that asks for credentials sends none", async () => {
     const other = await startFront(undefined, (request, response) => {
       request.resume().on("end", () => {
         const challenge = `Basic realm="x", Bearer realm="http://${other.host}/token",service="x"`
@@ -201,7 +202,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("a Location that is no place for bytes is refused", async () => {
+  test("an upload with an invalid Location is refused", async () => {
     for (const location of [
       "ftp://example.org/x",
       "http://jane:secret@127.0.0.1/x",
@@ -222,7 +223,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("a token is asked for with the right to push, and again when an upload finds it expired", async () => {
+  test("a push gets a token with the right to push, and another when it expires during an upload", async () => {
     const { certificate, key } = makeCertificate()
     const claims = { issuer: "test issuer", service: "test service", repository: "" }
     const scopes: Array<ReadonlyArray<string>> = []
@@ -267,7 +268,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
     }
   })
 
-  test("an upload that is interrupted lets go of the connection and of the file", async () => {
+  test("an interrupted upload closes the connection and its file", async () => {
     let closed: Promise<void> | undefined
     let arrived: () => void = () => {}
     const arrival = new Promise<void>((resolve) => {
@@ -296,9 +297,7 @@ describe("Registry upload", { skip: whyNoRegistry }, () => {
           )
         )
         await closed
-        for (let tries = 0; finalized === 0 && tries < 100; tries++) {
-          await new Promise((resolve) => setTimeout(resolve, 20))
-        }
+        await until("the end of the blob's stream", () => finalized > 0)
         assert.equal(finalized, 1)
       }
     )

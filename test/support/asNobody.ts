@@ -1,4 +1,4 @@
-/** A program as somebody who has nothing: neither root's powers, nor ranges of ids. */
+/** Runs a program as the user nobody, without privileges and without ranges of ids. */
 import assert from "node:assert/strict"
 import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -13,8 +13,8 @@ export const whyNotNobody: string | false =
       : "unshare --user does not work here"
 
 /**
- * Runs it with `home` for its own, which is made. It is in a user namespace whose root runs `first`, shell that ends in
- * `&&` if it is not empty, and then is no root any more.
+ * Runs a program as nobody, with a new home folder, in a user namespace. The namespace's root runs `first` before, a piece
+ * of shell that is empty or ends in `&&`.
  */
 export const asNobody = async (
   home: string,

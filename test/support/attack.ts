@@ -1,4 +1,4 @@
-/** A small C program that tries what a container must not be able to do, in a root of its own. */
+/** Images with C programs that try what a container must not be able to do. */
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import { fileURLToPath } from "node:url"
@@ -6,10 +6,10 @@ import * as Effect from "effect/Effect"
 import { Berth, Image } from "../../lib/index.ts"
 import { makeRoot } from "./rootfs.ts"
 
-/** Where the virtual machine, which has no compiler, has the program of a source (test/vm/checkout.ts). */
+/** The compiled program of a source, which test/vm/checkout.ts puts into the virtual machine, as that has no compiler. */
 const compiledBefore = (source: string): string => source.replace(/\.c$/, "")
 
-/** Compiles a program of this folder to `path`, statically, as images have no libraries. */
+/** Compiles a program of this folder to `path`: statically, because the images have no libraries. */
 export const compile = (path: string, name = "attack.c"): void => {
   const source = fileURLToPath(new URL(name, import.meta.url))
   if (fs.existsSync(compiledBefore(source))) return fs.copyFileSync(compiledBefore(source), path)
@@ -27,16 +27,16 @@ const imageWith = (name: string) =>
     return Image.fromRootfs(root)
   })
 
-/** An image of busybox and the program, `attack`; made once in each Berth's folder. */
+/** An image of busybox and the program `attack`, which is made once in each Berth's folder. */
 export const attackImage = imageWith("attack")
 
-/** The same with `plant`, which makes files that harm who reads them. */
+/** The same with `plant`, which makes files that harm their readers. */
 export const plantImage = imageWith("plant")
 
-/** The same with `joining`, which attacks what joins its pid namespace. */
+/** The same with `joining`, which attacks processes that join its pid namespace. */
 export const joiningImage = imageWith("joining")
 
-/** What the program printed, by its words. */
+/** The outcome of each word of a program, from its output. */
 export const outcomes = (stdout: string): Readonly<Record<string, string>> =>
   Object.fromEntries(
     stdout

@@ -1,4 +1,4 @@
-/** `cgroups.ts FOLDER`: says, as JSON, in which cgroups this program, its supervisor and one that it makes are. */
+/** `cgroups.ts FOLDER`: prints, as JSON, the cgroups of this program and its supervisor, and one that it makes. */
 import * as Effect from "effect/Effect"
 import { Berth, Cgroup } from "../../lib/index.ts"
 import { unifiedOf } from "../../lib/internal/cgroup/tree.ts"

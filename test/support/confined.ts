@@ -1,6 +1,6 @@
 /**
- * A program that is killed while profiles of its own are loaded: `confined.ts FOLDER PROFILES`. Prints a line of JSON with the
- * supervisor's process and that of a container in the first of them.
+ * A program that is killed while its AppArmor profiles are loaded: `confined.ts FOLDER PROFILES`. Prints a line of JSON with
+ * the pids of the supervisor and of a container confined by the first profile.
  */
 import * as Effect from "effect/Effect"
 import { Berth, Container, Image, Security } from "../../lib/index.ts"

@@ -1,4 +1,4 @@
-/** Effect programs as tests, on one Berth for each file, which has to leave nothing behind. */
+/** Effect programs as tests. The tests of a suite share one Berth, which has to leave nothing behind. */
 import assert from "node:assert/strict"
 import { execFileSync, spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -16,7 +16,7 @@ import { leftovers, type Snapshot, sleep, snapshot } from "./leftovers.ts"
 
 type Services = Berth.Berth | NodeContext.NodeContext
 
-/** A test whose body is that of `Effect.gen`, in a scope of its own. */
+/** A test whose body is a generator, as of `Effect.gen`. It has a scope of its own. */
 type Test = (
   name: string,
   body: () => Generator<YieldWrap<Effect.Effect<unknown, unknown, Services | Scope.Scope>>, unknown, never>,
@@ -24,14 +24,14 @@ type Test = (
 ) => void
 
 export interface EffectTest extends Test {
-  /** For what only root can do or arrange. */
+  /** A test that needs root and is skipped without. */
   readonly asRoot: Test
 }
 
 const bun = "bun:test"
 const runner = "Bun" in globalThis ? await import(bun) : undefined
 
-/** Bun's test runner gives a hook or a test 5 seconds unless each file says otherwise. */
+/** Raises the time limit of Bun's runner, which is 5 seconds for each test or hook, in the file that calls it. */
 export const allowTime = (millis = 60_000): void => runner?.setDefaultTimeout(millis)
 
 export const berthIn = (folder: string): Layer.Layer<Services, BerthError.BerthError> =>
@@ -40,7 +40,7 @@ export const berthIn = (folder: string): Layer.Layer<Services, BerthError.BerthE
 export const makeTemporaryFolder = (): string =>
   fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), "berth-test-")))
 
-/** Without root, layers have files of other ids of the user's, and only root of a user namespace with these may remove them. */
+/** Removes a folder. Without root, its layers have files of subordinate ids, which only root of a user namespace may remove. */
 export const remove = (folder: string): void => {
   try {
     fs.rmSync(folder, { recursive: true, force: true })
@@ -50,7 +50,7 @@ export const remove = (folder: string): void => {
   }
 }
 
-/** Why containers cannot be started here, if so. */
+/** Why containers cannot be started here, or false. */
 export const whyNoContainers: string | false =
   process.platform !== "linux"
     ? "not Linux"
@@ -58,11 +58,10 @@ export const whyNoContainers: string | false =
       ? "not root, and unshare --user does not work here"
       : false
 
-/** Why something is not done without root, where the tests run so. */
-export const whyNotRoot: string | false =
-  process.getuid?.() === 0 ? false : "needs root, or folders of the host's that can be written to"
+/** Why a test that needs root is skipped here, or false. */
+export const whyNotRoot: string | false = process.getuid?.() === 0 ? false : "needs root"
 
-// What a runtime opens on first use is there before anything is compared.
+// A runtime opens descriptors on first use and keeps them, so that has to happen before anything is compared.
 const warmUp = async (folder: string): Promise<void> => {
   await Effect.runPromise(
     Effect.flatMap(Image.host, (image) => Container.run(image, { command: ["true"] })).pipe(
@@ -72,11 +71,11 @@ const warmUp = async (folder: string): Promise<void> => {
   await sleep(1)
   await fs.promises.realpath(folder)
   await new Promise((resolve) => spawn("true", { stdio: "pipe" }).on("close", resolve))
-  // Bun opens an epoll and an eventfd for its first synchronous child, and keeps them.
+  // Bun opens an epoll and an eventfd for its first synchronous child and keeps them.
   execFileSync("true")
 }
 
-/** The tests of one file. `body` gets the folder of its Berth, which is there once the tests run. */
+/** A suite of tests. `body` gets a function for the folder of its Berth, which exists when the tests run. */
 export const suite = (name: string, body: (effect: EffectTest, folder: () => string) => void): void => {
   allowTime()
   describe(name, { skip: whyNoContainers }, () => {
@@ -106,7 +105,14 @@ export const suite = (name: string, body: (effect: EffectTest, folder: () => str
   })
 }
 
-/** The error that a program fails with, which has to be of this kind. */
+/** The reason that a promise rejects with. */
+export const rejection = (promise: PromiseLike<unknown>): Promise<unknown> =>
+  Promise.resolve(promise).then(
+    () => assert.fail("the promise should be rejected"),
+    (error) => error
+  )
+
+/** The error that an effect fails with, which has to have this tag. */
 export const failure = <Tag extends BerthError.BerthError["_tag"], R>(
   tag: Tag,
   effect: Effect.Effect<unknown, BerthError.BerthError, R>

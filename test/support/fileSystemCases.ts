@@ -1,4 +1,4 @@
-/** What a FileSystem of `@effect/platform` does, case by case, to be compared between two of them. */
+/** Cases for a FileSystem of `@effect/platform`, whose results are compared between two implementations. */
 import type { PlatformError } from "@effect/platform/Error"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Chunk from "effect/Chunk"
@@ -13,7 +13,7 @@ type Body = (fs: Fs, at: (name: string) => string) => Effect.Effect<unknown, Pla
 
 export const runtime = "Deno" in globalThis ? "deno" : "Bun" in globalThis ? "bun" : "node"
 
-/** What can be compared of a result: paths without the folder, errors without what is said of them. */
+/** The comparable part of a result: paths without the folder, errors without their messages. */
 export const plain = (result: Either.Either<unknown, PlatformError>, folder: string): unknown =>
   Either.match(result, {
     onLeft: (error) =>
@@ -31,25 +31,25 @@ export const plain = (result: Either.Either<unknown, PlatformError>, folder: str
 const bytes = (text: string): Uint8Array => new TextEncoder().encode(text)
 const text = (some: Uint8Array): string => new TextDecoder().decode(some)
 
-/** Every error as a value, so that a case can hold several. */
+/** A result or an error as a value, so that a case can have several. */
 export const outcome = (effect: Effect.Effect<unknown, PlatformError, Scope.Scope>) =>
   Effect.map(Effect.either(effect), (result) => plain(result, "\0"))
 
 export const outcomes = (effects: ReadonlyArray<Effect.Effect<unknown, PlatformError, Scope.Scope>>) =>
   Effect.forEach(effects, outcome)
 
-/** Where the runtime's own node:fs does not do as Node's: what it has to be there. */
+/** The expected result on runtimes whose node:fs differs from Node's. */
 export interface Exception {
   readonly on: ReadonlyArray<typeof runtime>
   readonly gives: unknown
 }
 
-// Without root nobody gives files away on the host, and a container's ids are others.
+// Without root, files on the host cannot be given away, and a container's ids differ from the host's.
 const isRoot = process.getuid?.() === 0
 
 export const table: ReadonlyArray<readonly [name: string, body: Body, exception?: Exception]> = [
   [
-    "writes and reads a file",
+    "a file is written and read",
     (fs, at) =>
       Effect.gen(function* () {
         yield* fs.writeFileString(at("a"), "lorem ipsum")
@@ -60,7 +60,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       })
   ],
   [
-    "makes a file with the mode that is asked for, less the umask",
+    "a file is made with the given mode less the umask",
     (fs, at) =>
       Effect.gen(function* () {
         yield* fs.writeFileString(at("a"), "", { mode: 0o777 })
@@ -70,11 +70,11 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
           Effect.map(fs.stat(at(name)), (info) => info.mode.toString(8))
         )
       }),
-    // Deno's writeFile sets the mode as it is given.
+    // Deno's writeFile ignores the umask.
     { on: ["deno"], gives: ["100755", "100600", "100640"] }
   ],
   [
-    "fails alike on what is not there",
+    "calls on a missing path fail as on the host",
     (fs, at) =>
       Effect.suspend(() =>
         outcomes([
@@ -108,7 +108,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       )
   ],
   [
-    "fails alike where a file is in the way",
+    "calls on a path through a file fail as on the host",
     (fs, at) =>
       Effect.zipRight(
         fs.writeFileString(at("f"), "f"),
@@ -131,7 +131,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       )
   ],
   [
-    "fails alike where a folder is in the way",
+    "calls that need a file fail on a folder as on the host",
     (fs, at) =>
       Effect.gen(function* () {
         yield* fs.makeDirectory(at("d/e"), { recursive: true })
@@ -157,7 +157,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       })
   ],
   [
-    "refuses arguments that no system call takes",
+    "invalid arguments are refused as on the host",
     (fs, at) =>
       Effect.zipRight(
         fs.writeFileString(at("f"), ""),
@@ -172,7 +172,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       )
   ],
   [
-    "fails alike on names that are too long",
+    "names that are too long fail as on the host",
     (fs, at) =>
       outcomes([
         Effect.mapError(
@@ -186,7 +186,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       ])
   ],
   [
-    "makes folders, one or all of a path",
+    "makeDirectory makes one folder or a whole path",
     (fs, at) =>
       Effect.gen(function* () {
         yield* fs.makeDirectory(at("a"), { mode: 0o700 })
@@ -200,7 +200,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       })
   ],
   [
-    "lists a folder, and all below it",
+    "readDirectory lists a folder, or the tree below it",
     (fs, at) =>
       Effect.gen(function* () {
         yield* fs.makeDirectory(at("a/b/c"), { recursive: true })
@@ -213,7 +213,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       })
   ],
   [
-    "makes temporary folders and files",
+    "temporary folders and files are made",
     (fs, at) =>
       Effect.gen(function* () {
         const folder = yield* fs.makeTempDirectory({ directory: at(""), prefix: "tmp-" })
@@ -237,7 +237,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       })
   ],
   [
-    "follows links as the host does",
+    "links are followed as on the host",
     (fs, at) =>
       Effect.gen(function* () {
         yield* fs.makeDirectory(at("d/e"), { recursive: true })
@@ -267,7 +267,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       })
   ],
   [
-    "removes, renames, links",
+    "files are removed, renamed and linked",
     (fs, at) =>
       Effect.gen(function* () {
         yield* fs.makeDirectory(at("d/e/f"), { recursive: true })
@@ -285,7 +285,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       })
   ],
   [
-    "sets modes, owners, times and sizes",
+    "modes, owners, times and sizes are set",
     (fs, at) =>
       Effect.gen(function* () {
         yield* fs.writeFileString(at("f"), "0123456789")
@@ -306,7 +306,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       })
   ],
   [
-    "reads and writes an open file",
+    "an open file is read and written",
     (fs, at) =>
       Effect.gen(function* () {
         const file = yield* fs.open(at("f"), { flag: "w+" })
@@ -349,7 +349,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
     }
   ],
   [
-    "streams into a file and out of it",
+    "a file is the sink and the source of a stream",
     (fs, at) =>
       Effect.gen(function* () {
         yield* Stream.run(Stream.make(bytes("abc"), bytes("defgh")), fs.sink(at("f")))
@@ -359,7 +359,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
       })
   ],
   [
-    "copies files",
+    "files are copied",
     (fs, at) =>
       Effect.gen(function* () {
         yield* fs.writeFileString(at("a"), "a", { mode: 0o751 })
@@ -379,7 +379,7 @@ export const table: ReadonlyArray<readonly [name: string, body: Body, exception?
     { on: ["deno"], gives: ["a", 0o100751, "b", "a"] }
   ],
   [
-    "copies trees",
+    "trees are copied",
     (fs, at) =>
       Effect.gen(function* () {
         yield* fs.makeDirectory(at("d/e"), { recursive: true })

@@ -1,6 +1,6 @@
 /**
- * A program that is going to die: `hiding.ts FOLDER KIND...`. Starts containers that a sweep of the Berth at FOLDER has to
- * find, prints a line of JSON with their processes, and waits.
+ * A program that is killed: `hiding.ts FOLDER KIND...`. Starts containers that a sweep of the Berth at FOLDER has to find,
+ * prints a line of JSON with their processes, and waits.
  */
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
@@ -11,14 +11,14 @@ import { berthIn } from "./effect.ts"
 
 const [folder, ...wanted] = process.argv.slice(2) as [string, ...ReadonlyArray<Kind>]
 
-/** What the container does not to end with its supervisor, nor to be found. */
+/** How a container avoids the end of its supervisor and the sweep. */
 const kinds = {
-  // Without its parent-death signal, where no mount says whose it is.
+  // It clears its parent-death signal and hides in a mount namespace that names no Berth.
   hidden: { command: ["attack", "hide"], seccomp: "unconfined" },
   "hidden as another user": { command: ["attack", "hide"], seccomp: "unconfined", user: "app" },
-  // Without its parent-death signal alone.
+  // It only clears its parent-death signal.
   "another user": { command: ["attack", "stay"], user: "app" },
-  // A second process, in nobody's pid namespace, of another user than the first.
+  // A second process of another user, in the host's pid namespace.
   "a second process of another user": {
     command: ["sh", "-c", "setsid su app -c 'echo $$; exec sleep 1000' & exec sleep 1000"],
     namespaces: { pid: "host" }
@@ -27,7 +27,7 @@ const kinds = {
 
 export type Kind = keyof typeof kinds
 
-/** What is printed. */
+/** The printed line. */
 export interface Hiding {
   readonly supervisor: number
   readonly started: ReadonlyArray<{ readonly kind: Kind; readonly said: string; readonly pid: number }>

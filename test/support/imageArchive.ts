@@ -1,4 +1,4 @@
-/** What the tests of images in archives have in common. */
+/** Helpers for tests of images in archives. */
 import assert from "node:assert/strict"
 import * as zlib from "node:zlib"
 import * as Effect from "effect/Effect"
@@ -9,13 +9,13 @@ import { goArchitecture, sh, sha256 } from "./images.ts"
 import * as tar from "./tar.ts"
 import { unchanged } from "./unchanged.ts"
 
-/** A folder that goes with the test. */
+/** A folder that is removed after the test. */
 export const scratch: Effect.Effect<string, never, Scope.Scope> = Effect.acquireRelease(
   Effect.sync(makeTemporaryFolder),
   (path) => Effect.sync(() => remove(path))
 )
 
-/** In a Berth of its own, whose store is empty. */
+/** Runs an effect in a new Berth, whose store is empty. */
 export const elsewhere = <A, E>(folder: string, effect: Effect.Effect<A, E, Berth.Berth>) =>
   Effect.provide(effect, berthIn(`${folder}/berth-${elsewheres++}`))
 let elsewheres = 0
@@ -23,7 +23,7 @@ let elsewheres = 0
 export const whyNoZstd: string | false =
   "createZstdDecompress" in zlib ? false : "this runtime's node:zlib has no zstd"
 
-/** What each file of a tree is, and when it was changed. */
+/** The metadata, the times and the hashes of all files of a tree. */
 export const treeOf = (folder: string): ReadonlyArray<string> => {
   const format = "%P %y %m %U:%G %s %l %T@\\n"
   const sums = sh("sh", "-c", 'cd "$1" && find . -type f -exec sha256sum {} +', "sh", folder)
@@ -35,17 +35,17 @@ export const unpackedByUmoci = (image: string, bundle: string): ReadonlyArray<st
   return treeOf(`${bundle}/rootfs`)
 }
 
-/** The image says what is in its second layer, with its own entrypoint, user and working directory. */
+/** Checks that a container of the image reads its second layer, with its entrypoint, user and working directory. */
 export const assertRuns = (image: Image.Image, tag: string) =>
   Effect.gen(function* () {
     const result = yield* Container.run(image, { command: ["cat /etc/motd; id -u; pwd"] })
     assert.equal(result.stdout, `this is ${tag}\n1000\n/tmp\n`, result.stderr)
   })
 
-/** What the store has. */
+/** The names in the store. */
 export const names = Effect.map(Store.list, (tagged) => tagged.map(({ name }) => name).sort())
 
-/** Fails so, and leaves the store as it was. */
+/** Checks that an effect fails for this reason and leaves the store as it was. */
 export const assertFails = (
   reason: BerthError.ImageError["reason"],
   effect: Effect.Effect<unknown, BerthError.BerthError, Berth.Berth>,
@@ -67,7 +67,7 @@ export const configOf = (layers: ReadonlyArray<Uint8Array>, changes: object = {}
     ...changes
   })
 
-/** `docker save`'s documents for one image, to be put beside its layers. */
+/** The documents that `docker save` writes beside the layers of one image. */
 export const documents = (
   config: string,
   layers: ReadonlyArray<string>,

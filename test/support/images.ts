@@ -16,13 +16,13 @@ import { program } from "./program.ts"
 
 export { remove }
 
-/** Runs a program to its end; its output, or a throw with what it said. */
+/** The output of a program, which has to end with exit code 0. */
 export const sh = (command: string, ...args: ReadonlyArray<string>): string =>
   execFileSync(command, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] })
 
 export const makeTemporaryFolder = (): string => fs.mkdtempSync(path.join(os.tmpdir(), "berth-test-"))
 
-/** A Berth of its own, with everything that it keeps in `folder`. */
+/** A Berth that keeps everything in `folder`. */
 export const berthIn = (folder: string): Layer.Layer<Berth.Berth, BerthError> =>
   Berth.layerWith({ folder }).pipe(Layer.provide(NodeFileSystem.layer))
 
@@ -30,13 +30,13 @@ export const berthIn = (folder: string): Layer.Layer<Berth.Berth, BerthError> =>
 export const run = <A, E>(folder: string, effect: Effect.Effect<A, E, Berth.Berth>): Promise<A> =>
   Effect.runPromise(Effect.provide(effect, berthIn(folder)))
 
-/** The same, for an effect that should fail: its error. */
+/** Runs an effect that has to fail, and gives its error. */
 export const runError = (
   folder: string,
   effect: Effect.Effect<unknown, BerthError, Berth.Berth>
 ): Promise<BerthError> => run(folder, Effect.flip(effect))
 
-/** That it is the error with this tag, for this reason, and names these things. */
+/** Checks the tag, the reason and the mentions of an error. */
 export const assertError =
   <E extends ImageError | RegistryError>(tag: E["_tag"]) =>
   (error: BerthError, reason: E["reason"], ...mentions: ReadonlyArray<string>): void => {
@@ -49,7 +49,7 @@ export const assertError =
 
 export const assertImageError = assertError<ImageError>("ImageError")
 
-/** A second process that uses the library: storeWriter.ts says what it can do. */
+/** Another process that uses the library; storeWriter.ts has its commands. */
 export const child = (...args: ReadonlyArray<string>): ChildProcess =>
   program("storeWriter.ts", args, { stdio: ["ignore", "pipe", "inherit"] })
 
@@ -58,7 +58,7 @@ export const ended = (process: ChildProcess): Promise<number | null> =>
 
 const busybox = ["/bin/busybox", "/usr/bin/busybox"].find((file) => fs.existsSync(file))
 
-/** Why images cannot be made here, if so. */
+/** Why images cannot be made here, or false. */
 export const whyNoImages: string | false =
   busybox === undefined
     ? "no busybox-static on this machine"
@@ -198,13 +198,13 @@ export const goArchitecture: string = { x64: "amd64", arm64: "arm64" }[process.a
 
 export const otherArchitecture = goArchitecture === "arm64" ? "amd64" : "arm64"
 
-/** Folders of layers that are not whole, and locks that somebody holds. */
+/** Folders of unfinished layers, and locks of layers. */
 export const unfinished = (berth: string): ReadonlyArray<string> =>
   fs.existsSync(`${berth}/layers/sha256`)
     ? fs.readdirSync(`${berth}/layers/sha256`).filter((name) => !/^[0-9a-f]{64}(\.implicit)?$/.test(name))
     : []
 
-/** An image written by hand, where no tool would write it so; its manifest's descriptor. */
+/** Writes an image that no tool would write, and gives the descriptor of its manifest. */
 export const writeImage = (
   layout: string,
   layers: ReadonlyArray<{

@@ -1,4 +1,4 @@
-/** What a file of tests leaves behind on the machine: whatever is there after it and was not before is named. */
+/** What a file of tests leaves behind on the machine: everything that exists after it and did not before, by name. */
 import * as fs from "node:fs"
 
 const list = (folder: string): ReadonlyArray<string> => {
@@ -27,7 +27,7 @@ const link = (path: string): string => {
 
 const pids = (): ReadonlyArray<number> => list("/proc").map(Number).filter(Number.isInteger)
 
-/** Every process with its parent; a zombie counts, as somebody has to wait for it. */
+/** Every process with its parent. Zombies count, because somebody has to wait for them. */
 const parents = (): ReadonlyMap<number, number> =>
   new Map(
     pids().flatMap((pid) => {
@@ -36,7 +36,7 @@ const parents = (): ReadonlyMap<number, number> =>
     })
   )
 
-/** The processes below one, however far. */
+/** All descendants of a process. */
 export const descendants = (root: number): ReadonlyArray<number> => {
   const all = parents()
   const isBelow = (pid: number): boolean => {
@@ -49,8 +49,8 @@ export const descendants = (root: number): ReadonlyArray<number> => {
 const PF_EXITING = 0x4
 
 /**
- * Whether a process is there and has not ended. One that has been killed runs no more, although its entry stays until
- * its parent has waited for it, and the first of a pid namespace until all in there have been waited for.
+ * Whether a process exists and has not ended. A killed process runs no more, although its entry stays until its parent
+ * has waited for it, and the entry of a pid namespace's first process until all processes in there have been waited for.
  */
 export const isAlive = (pid: number): boolean => {
   const fields = read(`/proc/${pid}/stat`)
@@ -75,13 +75,13 @@ const foldersBelow = (folder: string, depth: number): ReadonlyArray<string> =>
           : []
       })
 
-/** The cgroups of supervisors of these processes: their names begin with the process that started the supervisor. */
+/** The cgroups of these programs. Their names begin with the pid of the program that started the supervisor. */
 export const cgroupsOf = (owners: ReadonlyArray<number>): ReadonlyArray<string> =>
   foldersBelow("/sys/fs/cgroup", 5).filter((path) =>
     owners.some((owner) => path.slice(path.lastIndexOf("/") + 1).startsWith(`berth.${owner}-`))
   )
 
-/** The descriptors of this process, by what they are of; numbers in names are left out, as they differ. */
+/** The targets of this process's descriptors, without the numbers in them, which differ each time. */
 export const descriptors = (): ReadonlyArray<string> =>
   list("/proc/self/fd").flatMap((fd) => {
     const target = link(`/proc/self/fd/${fd}`)
@@ -94,7 +94,7 @@ const counted = (items: ReadonlyArray<string>): ReadonlyMap<string, number> => {
   return counts
 }
 
-/** Those items that there are more of now than before. */
+/** The items that occur more often now than before. */
 const more = (before: ReadonlyArray<string>, now: ReadonlyArray<string>): ReadonlyArray<string> => {
   const were = counted(before)
   return [...counted(now)].flatMap(([item, count]) => {
@@ -103,8 +103,8 @@ const more = (before: ReadonlyArray<string>, now: ReadonlyArray<string>): Readon
   })
 }
 
-// A mount's id and that of its parent are of no interest, and the host's other users mount as they like: only what
-// can be Berth's is looked at.
+// Only mounts that can be Berth's count, because other users of the host mount as well. The ids of a mount and of its
+// parent are left out.
 const mountsIn = (mountinfo: string): ReadonlyArray<string> =>
   mountinfo
     .split("\n")
@@ -150,8 +150,8 @@ const difference = (before: Snapshot, now: Snapshot, folder: string): ReadonlyAr
 export const sleep = (millis: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, millis))
 
 /**
- * Tries until `attempt` is true, for `millis` at the most: whether it was. How long that takes is for the soak to say: a
- * machine that has much else to do must not fail a test.
+ * Tries until `attempt` is true, for at most `millis`, and tells whether it was. The limit is generous, because a busy
+ * machine must not fail a test; the soak measures how long a release takes.
  */
 export const eventually = async (
   attempt: () => boolean | Promise<boolean>,
@@ -163,9 +163,18 @@ export const eventually = async (
   return attempt()
 }
 
+/** Waits until `attempt` is true; fails with the name of what was awaited when that takes longer than `millis`. */
+export const until = async (
+  what: string,
+  attempt: () => boolean | Promise<boolean>,
+  millis = 30_000
+): Promise<void> => {
+  if (!(await eventually(attempt, millis))) throw new Error(`it should come within ${millis} ms: ${what}`)
+}
+
 /**
- * What is there that was not before, once the kernel has had the time to tear down what it does in its own time; but for
- * what somebody else leaves.
+ * Everything that exists now and did not before. Waits a while for what the kernel removes later; `isOthers` excludes what
+ * somebody else leaves.
  */
 export const leftovers = async (
   before: Snapshot,

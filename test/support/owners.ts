@@ -1,4 +1,4 @@
-/** An image in which files belong to several users, some of them for nobody else to read. */
+/** An image whose files have several owners; some files can only be read by their owner. */
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
@@ -16,7 +16,7 @@ const owned: ReadonlyArray<Uint8Array> = [
   file("home/app/setuid", "#!/bin/sh\n", { ...app, mode: 0o4755 })
 ]
 
-/** What `stat -c '%u:%g %a'` says of these in a container whose layers keep their owners. */
+/** The output of `stat -c '%u:%g %a'` for files of that image where layers keep their owners. */
 export const owners = {
   "/home/app": "1000:1001 755",
   "/home/app/private": "1000:1001 700",
@@ -25,7 +25,7 @@ export const owners = {
   "/bin/busybox": "0:0 755"
 } as const
 
-/** The layout of such an image at `path`, whose folder is made, with more entries if there are any. */
+/** Makes the image as a layout at `path`, with more entries if there are any, and gives it. */
 export const ownersImage = (path: string, more: ReadonlyArray<Uint8Array> = []) =>
   Effect.suspend(() => {
     if (!fs.existsSync(path)) {
@@ -40,5 +40,5 @@ export const ownersImage = (path: string, more: ReadonlyArray<Uint8Array> = []) 
     return Image.fromLayout(path)
   })
 
-/** A file with an owner, for `ownersImage`. */
+/** A file for `ownersImage` with the given owner. */
 export const fileOf = (name: string, fields: Partial<Fields>): Uint8Array => file(name, "x", fields)

@@ -1,6 +1,6 @@
 /**
- * A program that is killed while its container is paused: `paused.ts FOLDER [end]`. Prints a line of JSON with the
- * supervisor's and the container's process; with `end` it only starts a Berth there and ends.
+ * A program that is killed while its container is paused: `paused.ts FOLDER [end]`. Prints a line of JSON with the pids of
+ * the supervisor and the container. With `end`, it only starts a Berth there and ends.
  */
 import * as Effect from "effect/Effect"
 import { Berth, Container, Image } from "../../lib/index.ts"

@@ -1,4 +1,4 @@
-/** podman, with everything that it keeps in a folder of the test's. */
+/** podman, with all its state in a folder of the test. */
 import { spawnSync } from "node:child_process"
 import { sh } from "./images.ts"
 
@@ -13,7 +13,7 @@ export const podmanIn = (folder: string) => {
     ...["--runroot", `${folder}/run`, "--tmpdir", `${folder}/tmp`]
   ]
   const podman = (...args: ReadonlyArray<string>): string => sh("podman", ...folders, ...args)
-  /** What a container of the image writes. On a hybrid tree crun runs where it does not see version 2's. */
+  /** The output of a container of the image. On a hybrid cgroup tree, crun runs where version 2 is hidden. */
   const run = (image: string, ...command: ReadonlyArray<string>): string =>
     sh(
       ...(["unshare", "--mount", "sh", "-c"] as const),
@@ -21,7 +21,7 @@ export const podmanIn = (folder: string) => {
       "podman",
       ...folders,
       ...["run", "--rm", "--runtime=crun", "--cgroups=disabled", "--network=none"],
-      // podman's own are higher than what a process without CAP_SYS_RESOURCE may have.
+      // podman's default limits are higher than a process without CAP_SYS_RESOURCE may set.
       ...["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"],
       image,
       ...command

@@ -1,10 +1,10 @@
-/** Second programs: a script of this folder, run by the runtime that runs the test. */
+/** Runs a script of this folder as another program, with the runtime that runs the test. */
 import { type ChildProcess, type SpawnOptions, spawn } from "node:child_process"
 import { fileURLToPath } from "node:url"
 
 export const root = fileURLToPath(new URL("../..", import.meta.url))
 
-/** Where test/run.ts has put the programs of this folder in JavaScript. */
+/** The folder where test/run.ts has put the scripts as JavaScript. */
 const bundled = process.env.BERTH_BUNDLED
 
 const maps = process.execArgv.filter((option) => option === "--enable-source-maps")
@@ -39,7 +39,7 @@ export interface Ended {
   readonly stderr: string
 }
 
-/** Everything it says, and how it ended. */
+/** The whole output of a program, and how it ended. */
 export const ended = (child: ChildProcess): Promise<Ended> =>
   new Promise((resolve, reject) => {
     let stdout = ""
@@ -54,7 +54,7 @@ export const ended = (child: ChildProcess): Promise<Ended> =>
     child.on("close", (code, signal) => resolve({ code, signal, stdout, stderr }))
   })
 
-/** Its first whole line. */
+/** The first whole line of a program's output. */
 export const firstLine = (child: ChildProcess): Promise<string> =>
   new Promise((resolve, reject) => {
     let text = ""

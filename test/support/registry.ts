@@ -12,7 +12,7 @@ const program = ["/usr/bin/docker-registry", "/usr/local/bin/docker-registry"].f
   fs.existsSync(file)
 )
 
-/** Why no registry can be started here, if so. */
+/** Why no registry can be started here, or false. */
 export const whyNoServer: string | false =
   program === undefined ? "no docker-registry on this machine" : false
 
@@ -40,9 +40,9 @@ export const htpasswd = "jane:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWd
 export interface RunningRegistry {
   /** `127.0.0.1:40123` */
   readonly host: string
-  /** Where it keeps what was pushed. */
+  /** The folder with the pushed images. */
   readonly data: string
-  /** What it has answered so far, a line per request. */
+  /** Its answers so far, one line for each request. */
   readonly log: () => string
   readonly stop: () => Promise<void>
 }
@@ -50,18 +50,18 @@ export interface RunningRegistry {
 export interface RegistryOptions {
   /** Whether manifests can be deleted. Default: `true`. */
   readonly deletes?: boolean
-  /** The lines of an htpasswd file, bcrypt: then every request needs a user. */
+  /** The lines of an htpasswd file with bcrypt; with them, every request needs a user. */
   readonly htpasswd?: string
-  /** The `auth.token` section: where tokens come from, and the certificate that signs them. */
+  /** The `auth.token` section: the server of tokens, and the certificate that signs them. */
   readonly token?: {
     readonly realm: string
     readonly service: string
     readonly issuer: string
     readonly certificate: string
   }
-  /** The `http.tls` section: what it shows, and whose certificates clients have to show. */
+  /** The `http.tls` section: its certificate, and the authority of its clients' certificates. */
   readonly tls?: { readonly certificate: string; readonly key: string; readonly clientCa?: string }
-  /** The `proxy` section: what it is a pull-through cache of. */
+  /** The `proxy` section: the registry that it caches. */
   readonly proxyOf?: string
 }
 
@@ -140,7 +140,7 @@ export interface Front {
   readonly stop: () => Promise<void>
 }
 
-/** Something that stands before a registry, as proxies and bad networks do: what it does not answer, it may pass on. */
+/** A server in front of a registry, as a proxy or a bad network is: it answers a request itself or passes it on. */
 export const startFront = async (
   target: string | undefined,
   handle: (
@@ -170,7 +170,7 @@ export const startFront = async (
           response.write(chunk.subarray(0, Math.min(left, chunk.length)))
           left -= chunk.length
           if (left <= 0) {
-            // What was written has to leave first.
+            // The bytes that were written have to leave first.
             setTimeout(() => response.socket?.destroy(), 50)
           }
         })

@@ -1,4 +1,4 @@
-/** What tests of registries share. */
+/** Helpers for tests of registries. */
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
@@ -15,7 +15,7 @@ export const withRegistry = <A, E, R>(
   options?: Registry.ConnectOptions
 ) => Effect.flatMap(Registry.connect(host, options), use)
 
-/** Something before the registry while `use` runs. */
+/** Runs `use` with a server in front of the registry. */
 export const withFrontOf = async (
   host: string,
   handle: Parameters<typeof startFront>[1],
@@ -29,7 +29,7 @@ export const withFrontOf = async (
   }
 }
 
-/** A blob, and a stream of its bytes in many pieces. */
+/** A blob, and a stream of its bytes in pieces. */
 export const ofBytes = (
   bytes: Uint8Array
 ): { readonly blob: Blob; readonly content: Stream.Stream<Uint8Array> } => {
@@ -45,7 +45,7 @@ export const ofBytes = (
 export const push = (source: string, target: string, ...options: ReadonlyArray<string>) =>
   sh("skopeo", "copy", "--dest-tls-verify=false", ...options, source, `docker://${target}`)
 
-/** Everything of a blob, through the public functions. */
+/** The bytes of a blob, by the public functions. */
 export const download = (host: string, repository: string, blob: Blob) =>
   Effect.gen(function* () {
     const registry = yield* Registry.connect(host)
@@ -53,6 +53,6 @@ export const download = (host: string, repository: string, blob: Blob) =>
     return Buffer.concat(Chunk.toReadonlyArray(chunks))
   })
 
-/** What a name stands for, by a connection of its own. */
+/** Resolves a name by a new connection. */
 export const resolve = (host: string, repository: string, name: string, options?: Registry.ConnectOptions) =>
   Effect.flatMap(Registry.connect(host, options), (registry) => Registry.resolve(registry, repository, name))

@@ -1,4 +1,4 @@
-/** A root file system that holds a static busybox and little else, and images of it. */
+/** A root filesystem of a static busybox and little else, and images of it. */
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
@@ -6,11 +6,11 @@ import { Berth, Image } from "../../lib/index.ts"
 
 const busybox = ["/bin/busybox", "/usr/bin/busybox"].find((file) => fs.existsSync(file))
 
-/** Why there is no busybox to be had, if so. */
+/** Why there is no busybox, or false. */
 export const whyNoBusybox: string | false =
   busybox === undefined ? "no busybox: apt-get install busybox-static" : false
 
-/** Makes the folder a root: busybox with all its names, users root, app (1000) and its second group, extra (2000). */
+/** Makes a root in a folder: busybox with all its names, the users root and app (1000), and app's second group extra (2000). */
 export const makeRoot = (folder: string): string => {
   for (const name of ["bin", "etc", "tmp", "root", "home/app"])
     fs.mkdirSync(`${folder}/${name}`, { recursive: true })
@@ -28,7 +28,7 @@ export const makeRoot = (folder: string): string => {
   return folder
 }
 
-/** An image of a root at `folder`, which is made there, with something of its configuration said otherwise. */
+/** An image of the root at `folder`, which is made if it is missing, with changes of its configuration. */
 export const makeImage = (folder: string, config: Partial<Image.ImageConfig> = {}) =>
   Effect.map(
     Effect.suspend(() => Image.fromRootfs(fs.existsSync(`${folder}/bin/sh`) ? folder : makeRoot(folder))),
@@ -40,11 +40,11 @@ export const withConfig = (image: Image.Image, config: Partial<Image.ImageConfig
     config: { ...image.config, ...config }
   })
 
-/** The same with other layers, the lowest first. */
+/** The same image with other layers, the lowest first. */
 export const withLayers = (image: Image.Image, layers: ReadonlyArray<string>): Image.Image =>
   Object.assign(Object.create(Object.getPrototypeOf(image)), image, { layers })
 
-/** An image of a root of its own, with something evil in it. */
+/** An image of a new root, after a change that makes it hostile. */
 export const makeEvilImage = (name: string, change: (folder: string) => void) =>
   Effect.gen(function* () {
     const { folder } = yield* Berth.Berth

@@ -1,4 +1,4 @@
-/** What a test needs for as long as its scope is open: folders, environment variables, registries. */
+/** Folders, environment variables and registries that a test needs until its scope closes. */
 import * as process from "node:process"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -26,7 +26,7 @@ const assign = (variables: Readonly<Record<string, string | undefined>>): void =
   }
 }
 
-/** Environment variables of this process; undefined removes one. */
+/** Sets environment variables of this process; undefined removes one. */
 export const environment = (
   variables: Readonly<Record<string, string | undefined>>
 ): Effect.Effect<void, never, Scope.Scope> =>
@@ -39,7 +39,7 @@ export const environment = (
     (earlier) => Effect.sync(() => assign(earlier))
   )
 
-/** No credentials and certificates of whoever runs the tests: everything would be in this folder. */
+/** Hides the credentials and certificates of the user who runs the tests: they are looked for in this folder instead. */
 export const nobody: Effect.Effect<string, never, Scope.Scope> = Effect.tap(temporaryFolder, (folder) =>
   environment({
     REGISTRY_AUTH_FILE: undefined,

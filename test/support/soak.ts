@@ -1,6 +1,6 @@
 /**
- * The soak: rounds in which everything that Berth offers is under way, and at a random moment is cut short in one of many
- * ways. After each nothing may be left. The seed of a round decides all that Berth does in it, and when it is cut short.
+ * The soak: rounds in which everything that Berth offers is under way and is cut short at a random moment, in one of many
+ * ways. Afterwards nothing may be left. The seed of a round decides all that Berth does in it, and the moment.
  */
 import { execFileSync, spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -50,13 +50,13 @@ const endings: ReadonlyArray<Fault> = ["interrupt", "close twice", "kill both", 
 export interface Round {
   readonly seed: number
   readonly fault: Fault
-  /** In which way it was ended, where a container attacked. */
+  /** How the round was ended, where a container attacked. */
   readonly ending: Fault
-  /** When it was cut short, in milliseconds after Berth was there. */
+  /** The moment at which it was cut short, in milliseconds after Berth had started. */
   readonly at: number
-  /** For how long something was left after it, in milliseconds. */
+  /** How long something was left afterwards, in milliseconds. */
   readonly took: number
-  /** What was left for longer than it may be. */
+  /** What was left longer than allowed. */
   readonly left: ReadonlyArray<string>
 }
 
@@ -128,7 +128,7 @@ const leftIn = (place: Place): ReadonlyArray<string> => [
   ...more(place.descriptors, descriptors()).map((target) => `descriptor of ${target}`)
 ]
 
-// A machine that has more to do than it can is given as much more time.
+// An overloaded machine gets more time, in proportion.
 const patience = (): number => 1000 * Math.max(1, os.loadavg()[0]! / os.availableParallelism())
 
 const awaitNothing = async (place: Place): Promise<Pick<Round, "took" | "left">> => {
@@ -158,7 +158,7 @@ const quietly = Logger.remove(Logger.defaultLogger)
 const runIn = <A, E>(folder: string, effect: Effect.Effect<A, E, Berth.Berth | Scope.Scope>) =>
   Effect.runPromiseExit(Effect.scoped(effect).pipe(Effect.provide(Layer.merge(berthIn(folder), quietly))))
 
-/** Puts something that is not the supervisor's into a cgroup of a container. */
+/** Puts a process of this program into a cgroup of a container. */
 const makeBusy = (): (() => void) => {
   const cgroup = cgroupsOf([process.pid]).at(-1)
   if (cgroup === undefined) return () => {}
@@ -168,7 +168,7 @@ const makeBusy = (): (() => void) => {
     fs.mkdirSync(`${cgroup}/busy`)
     fs.writeFileSync(`${cgroup}/busy/cgroup.procs`, String(child.pid))
   } catch {
-    // It has been given back meanwhile.
+    // The cgroup has been removed meanwhile.
   }
   return () => child.kill("SIGKILL")
 }
@@ -178,7 +178,7 @@ const fill = (folder: string): void => {
   try {
     for (;;) fs.writeSync(fd, Buffer.alloc(65536))
   } catch {
-    // Full.
+    // The cgroup is full.
   } finally {
     fs.closeSync(fd)
   }
@@ -280,7 +280,7 @@ const there = async (fault: Fault, at: number, folder: string, options: Work): P
   return child.pid!
 }
 
-/** What all rounds share: a root, and a registry. */
+/** The root and the registry that all rounds share. */
 export interface Soak {
   readonly folder: string
   readonly registry: Slow
@@ -303,7 +303,7 @@ export const makeSoak = async (folder: string): Promise<Soak> => {
   return soak
 }
 
-/** One round. The fault can be said, for tests; it is the seed's choice otherwise. */
+/** One round. Tests may choose the fault; otherwise the seed does. */
 export const round = async (soak: Soak, seed: number, chosen?: Fault): Promise<Round> => {
   const below = random(seed ^ 0x5eed)
   // Programs take long to start, so that they are in one round of four.

@@ -1,6 +1,6 @@
 /**
- * A small program: `system.ts run FOLDER` runs a container and ends; `system.ts error FOLDER [PLATFORM]` prints the error
- * of the layer as JSON, on another platform if one is named.
+ * `system.ts run FOLDER` runs a container and ends. `system.ts error FOLDER [PLATFORM]` prints the error that the layer fails
+ * with, as JSON; PLATFORM is another value for `process.platform`.
  */
 import * as Effect from "effect/Effect"
 

@@ -1,11 +1,11 @@
-/** Whether the store is as it was. */
+/** Checks that an effect leaves the store as it was. */
 import assert from "node:assert/strict"
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { type Berth, Image, Store } from "../../lib/index.ts"
 
-/** Every file below a folder, with its size and its hash. */
+/** Every file below a folder, with its size and hash. */
 const filesIn = (folder: string): ReadonlyArray<string> =>
   fs
     .readdirSync(folder, { recursive: true, encoding: "utf8" })
@@ -20,7 +20,7 @@ const filesIn = (folder: string): ReadonlyArray<string> =>
 export const unchanged = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R | Berth.Berth> =>
   Effect.gen(function* () {
     const folder = yield* Store.folder
-    // The first change makes the store, even one that comes to nothing.
+    // The first change makes the store, even one that does nothing.
     yield* Effect.ignore(Image.remove("nothing"))
     const before = filesIn(folder)
     assert.ok(before.some((line) => line.startsWith("index.json ")))

@@ -1,6 +1,6 @@
 /**
- * A worker that has a Berth of its own: `{ folder, work }` as its data. It says `ready` once its work is under way, and never
- * closes its scope. Asked with any message, it says what a command in its container says.
+ * A worker thread with a Berth, whose data is `{ folder, work }`. It posts `ready` while its work is under way, and does not
+ * close its scope. To any message it answers with the output of a command in its container.
  */
 import * as process from "node:process"
 import { parentPort, workerData } from "node:worker_threads"
@@ -41,12 +41,13 @@ const program = Effect.gen(function* () {
     )
   })
   yield* Effect.fork(works[work === "exit" ? "nothing" : work]!(box))
+  // A moment in the middle of the work, whichever it is.
   yield* Effect.sleep("300 millis")
   parentPort!.postMessage("ready")
   if (work === "exit") process.exit()
   return yield* Effect.never
 })
 
-// Not awaited here: of a worker that is terminated while its module is not loaded, Deno leaves a loop of its own.
+// Not awaited: where a worker is terminated while its module loads, Deno leaves an event loop.
 if (work === "idle") parentPort!.postMessage("ready")
 else void Effect.runPromise(program.pipe(Effect.scoped, Effect.provide(berthIn(folder))))

@@ -24,15 +24,15 @@ const refused = (uids: Ranges, within: Ids.Ids = Ids.all): string => {
   return assert.fail(`${JSON.stringify(uids)} should be refused`)
 }
 
-describe("maps of ids", () => {
+describe("id maps", () => {
   const cases: ReadonlyArray<readonly [name: string, ranges: Ranges, message: RegExp]> = [
-    ["none", [], /1 to 340/],
-    ["more than the kernel takes", Array(341).fill({ container: 0, host: 0, size: 1 }), /1 to 340/],
+    ["no ranges", [], /1 to 340/],
+    ["more ranges than the kernel takes", Array(341).fill({ container: 0, host: 0, size: 1 }), /1 to 340/],
     ["a range of no ids", [{ container: 0, host: 0, size: 0 }], /at least one id/],
     ["a negative id", [{ container: -1, host: 0, size: 5 }], /whole numbers/],
     ["half an id", [{ container: 0, host: 0.5, size: 5 }], /whole numbers/],
-    ["ids beyond the last", [{ container: 0, host: 1, size: 2 ** 32 - 1 }], /at most/],
-    ["a map that does not begin with root", [{ container: 1, host: 0, size: 5 }], /without a gap/],
+    ["ids beyond 2^32 - 2", [{ container: 0, host: 1, size: 2 ** 32 - 1 }], /at most/],
+    ["a range that does not begin with id 0", [{ container: 1, host: 0, size: 5 }], /without a gap/],
     [
       "a gap",
       [
@@ -42,7 +42,7 @@ describe("maps of ids", () => {
       /"container":6.*without a gap/
     ],
     [
-      "ids of the container twice",
+      "container ids that overlap",
       [
         { container: 0, host: 0, size: 5 },
         { container: 4, host: 10, size: 5 }
@@ -50,7 +50,7 @@ describe("maps of ids", () => {
       /container ids do not overlap/
     ],
     [
-      "ids of the host twice",
+      "host ids that overlap",
       [
         { container: 0, host: 0, size: 5 },
         { container: 5, host: 4, size: 5 }
@@ -59,14 +59,15 @@ describe("maps of ids", () => {
     ]
   ]
   for (const [name, ranges, message] of cases)
-    test(`${name}: refused, and named`, () => assert.match(refused(ranges), message))
+    test(`a map with ${name} is refused, and the message names the mistake`, () =>
+      assert.match(refused(ranges), message))
 
-  test("ids that somebody without root does not have are refused with the place where to get them", () => {
+  test("a non-root user's map with ids beyond the user's own is refused with a hint at /etc/subuid", () => {
     const message = refused([{ container: 0, host: 1, size: 65537 }], outer)
     assert.match(message, /from 0 to 65536.*\/etc\/subuid/)
   })
 
-  test("what has neither a gap nor an overlap is taken, in whatever order", () => {
+  test("a map without gaps and overlaps is accepted, whatever the order of its ranges", () => {
     const sizes = fc.array(fc.integer({ min: 1, max: 1000 }), { minLength: 1, maxLength: 20 })
     fc.assert(
       fc.property(sizes, fc.integer({ min: 0, max: 2 ** 31 }), (lengths, start) => {
@@ -78,14 +79,14 @@ describe("maps of ids", () => {
         })
         const shuffled = ranges.toReversed()
         const { uids } = Ids.checkMaps("ids", { uids: shuffled, gids: shuffled }, Ids.all)
-        // Each id of the host's is one of the namespace's, and the other way round.
+        // Each id of the host maps to one of the namespace, and back.
         for (const { container, host } of ranges) assert.equal(Ids.inside(uids, host), container)
         assert.equal(Ids.inside(uids, start + at - 1), at - 1)
       })
     )
   })
 
-  test("lines of /etc/subuid that are not a range of this user are passed over", () => {
+  test("lines of /etc/subuid that hold no range of this user are ignored", () => {
     const text =
       "# x\nroot:1:2\nme:100000:65536\nme:1:0\nme:x:1\nme:5\nme:4294967295:2\nyou:1:1\n1000:7:8\nme:1:2:3\n"
     assert.deepEqual(Ids.parseSubIds(text, ["me", "1000"]), [
@@ -95,7 +96,7 @@ describe("maps of ids", () => {
     assert.deepEqual(Ids.parseSubIds("", ["me"]), [])
   })
 
-  test("any text is a list of ranges that can be mapped", () => {
+  test("the ranges read from any text can be mapped", () => {
     fc.assert(
       fc.property(fc.string({ unit: fc.constantFrom(..."me:0123456789-.\n ") }), (text) => {
         for (const { size, start } of Ids.parseSubIds(text, ["me"])) {

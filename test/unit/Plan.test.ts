@@ -5,83 +5,22 @@ import { describe, test } from "node:test"
 import * as Effect from "effect/Effect"
 import fc from "fast-check"
 import { Container, Image, Mount, Plan } from "../../lib/index.ts"
+import { operations as table } from "../../lib/internal/supervisor/operations.ts"
 import { programPath } from "../../lib/internal/system/addon.ts"
 import { allowTime, failure, makeTemporaryFolder, remove } from "../support/effect.ts"
+import { declaredOperations } from "../support/header.ts"
 import { ended, program } from "../support/program.ts"
 
-// What plan.h says of each operation, in its order: fields, and who performs it.
-const table = {
-  "cgroup-create": { path: "s" },
-  "cgroup-write": { file: "s", value: "s" },
-  "cgroup-join": { path: "s", version: "i" },
-  scratch: { path: "s", mode: "i" },
-  overlay: { lower: "l", upper: "s", work: "s", options: "l", attributes: "i" },
-  "overlay-memory": { lower: "l", mode: "i", tmpfs: "l", options: "l", attributes: "i" },
-  "root-mount": { mount: "f" },
-  "root-bind": { path: "s", attributes: "i", recursive: "i" },
-  process: { namespaces: "i" },
-  "id-map": { uids: "s", gids: "s" },
-  join: { process: "f", namespaces: "i" },
-  session: {},
-  keyring: {},
-  stdio: { stdin: "f", stdout: "f", stderr: "f" },
-  rlimit: { resource: "i", soft: "i", hard: "i" },
-  unshare: { namespaces: "i" },
-  loopback: {},
-  root: {},
-  mount: { type: "s", target: "s", options: "l", attributes: "i", pinned: "i" },
-  bind: { source: "s", target: "s", attributes: "i", recursive: "i", pinned: "i" },
-  directory: { path: "s", mode: "i" },
-  symlink: { target: "s", path: "s" },
-  mask: { null: "s", paths: "l", required: "i" },
-  readonly: { paths: "l", required: "i" },
-  pivot: {},
-  "root-readonly": {},
-  hostname: { name: "s" },
-  domainname: { name: "s" },
-  sysctl: { key: "s", value: "s" },
-  "working-directory": { path: "s", create: "i" },
-  umask: { mask: "i" },
-  bounding: { capabilities: "i" },
-  user: { uid: "i", gid: "i", groups: "u" },
-  capabilities: { effective: "i", permitted: "i", inheritable: "i", ambient: "i" },
-  terminal: { socket: "f", rows: "i", columns: "i", uid: "i" },
-  "no-new-privileges": {},
-  seccomp: { program: "b", flags: "i", listener: "f" },
-  exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
-  connect: { socket: "f", version: "i", port: "i" },
-  self: { arguments: "l", environment: "l" },
-  "cgroup-devices": { path: "s", program: "b" },
-  apparmor: { profile: "s" },
-  hold: { descriptor: "f" },
-  "layer-map": { uids: "s", gids: "s" },
-  owner: { path: "s", uid: "i", gid: "i" },
-  "root-user": {},
-  discard: { path: "s" },
-  record: { path: "s" },
-  fork: {},
-  "controlling-terminal": {},
-  "empty-root": { path: "s", proc: "i" },
-  "proc-of": { process: "f", paths: "l" }
-} as const satisfies Record<Plan.OperationName, Readonly<Record<string, "i" | "s" | "l" | "u" | "b" | "f">>>
-
-type Name = keyof typeof table
-
-/** The same out of plan.h itself. */
-const declared = [
-  ...fs
-    .readFileSync(new URL("../../native/supervisor/plan.h", import.meta.url), "utf8")
-    .matchAll(/^ {4}X\(\w+, "([\w-]+)", "(\w*)", (\w+)\)/gm)
-].map(([, name, fields, phase]) => ({ name: name as Name, fields: fields!, phase: phase! }))
+type Name = Plan.OperationName
 
 const namesOf = (...phases: ReadonlyArray<string>): ReadonlyArray<Name> =>
-  declared.filter(({ phase }) => phases.includes(phase)).map(({ name }) => name)
+  declaredOperations.filter(({ phase }) => phases.includes(phase)).map(({ name }) => name as Name)
 
 const text = fc
   .oneof(
     fc.string({ unit: "binary", maxLength: 12 }),
     fc.string({ unit: "grapheme", maxLength: 6 }),
-    // Half of a surrogate pair is no character: it arrives as U+FFFD.
+    // Half of a surrogate pair is not a character, and arrives as U+FFFD.
     fc.integer({ min: 0, max: 0xffff }).map((unit) => String.fromCharCode(unit)),
     fc.constant("x".repeat(5000))
   )
@@ -141,13 +80,13 @@ const printed = (type: string, value: unknown, descriptors: ReadonlyArray<string
   }
 }
 
-/** What plan-dump should say of a plan. */
+/** The expected output of plan-dump for a plan. */
 const expected = (plan: Plan.Plan): string => {
   const { descriptors } = Plan.encode(plan)
   return plan.operations
     .map((operation) =>
       [
-        operation.op,
+        operation.op.replaceAll("-", "_"),
         ...Object.entries(table[operation.op]).map(([field, type]) =>
           printed(type, operation[field as never], descriptors)
         )
@@ -166,7 +105,7 @@ const dumpBytes = (bytes: Uint8Array, ...args: ReadonlyArray<string>) => {
   return { status, signal, stdout, stderr }
 }
 
-/** The answers to many encodings, by one process; a crash of it fails. */
+/** The answers of one plan-dump process to many encodings. Fails if the process crashes. */
 const dumpAll = (encodings: ReadonlyArray<Uint8Array>): ReadonlyArray<string> => {
   const parts = encodings.flatMap((bytes) => {
     const length = Buffer.alloc(4)
@@ -193,13 +132,6 @@ const pivot: Plan.Operation = { op: "pivot" }
 allowTime()
 
 describe("Plan", () => {
-  test("C and TypeScript agree on the operations and their order", () => {
-    assert.deepEqual(
-      declared.map(({ name, fields }) => [name, fields]),
-      Object.entries(table).map(([name, fields]) => [name, Object.values(fields).join("")])
-    )
-  })
-
   test("what is encoded is what the decoder finds, operation for operation", () => {
     fc.assert(
       fc.property(fc.array(plans, { minLength: 20, maxLength: 20 }), (some) => {
@@ -212,7 +144,7 @@ describe("Plan", () => {
     )
   })
 
-  test("no length of a plan is an unlucky one", () => {
+  test("a plan of any length is decoded whole", () => {
     const kinds: ReadonlyArray<Plan.Operation> = [
       { op: "umask", mask: 0o77 },
       { op: "seccomp", program: new Uint8Array(9).fill(7), flags: 1, listener: "a" },
@@ -237,7 +169,7 @@ describe("Plan", () => {
     })
   })
 
-  test("every operation of every kind is among them", () => {
+  test("the sample plans contain every kind of operation", () => {
     const seen = new Set(
       fc.sample(plans, 600).flatMap((plan) => plan.operations.map((operation) => operation.op))
     )
@@ -247,7 +179,7 @@ describe("Plan", () => {
     )
   })
 
-  test("a plan that is cut short anywhere is refused", () => {
+  test("a plan that is truncated at any byte is refused", () => {
     const [plan] = fc.sample(
       plans.filter(({ operations }) => operations.length > 8),
       1
@@ -261,7 +193,7 @@ describe("Plan", () => {
     })
   })
 
-  test("no flipped bytes make the decoder crash", () => {
+  test("a plan with flipped bytes does not crash the decoder", () => {
     const flips = fc.array(fc.tuple(fc.nat(), fc.integer({ min: 1, max: 255 })), {
       minLength: 1,
       maxLength: 4
@@ -281,18 +213,18 @@ describe("Plan", () => {
     )
   })
 
-  test("operations in an order that means nothing are refused", () => {
+  test("a plan whose operations are in an impossible order is refused", () => {
     assert.equal(refusal(pivot, process_, exec), "an operation of the child before the process")
     assert.equal(refusal(exec), "an operation of the child before the process")
     assert.equal(refusal(process_, process_, exec), "a second process")
-    assert.equal(refusal(process_, exec, pivot), "an operation behind the last")
-    assert.equal(refusal(process_, exec, exec), "an operation behind the last")
+    assert.equal(refusal(process_, exec, pivot), "an operation after the last")
+    assert.equal(refusal(process_, exec, exec), "an operation after the last")
     assert.equal(refusal(process_, pivot), "a process with nothing to execute")
     assert.equal(refusal(process_), "a process with nothing to execute")
-    assert.equal(refusal(process_, scratch, exec), "an operation of the supervisor behind the process")
+    assert.equal(refusal(process_, scratch, exec), "an operation of the supervisor after the process")
   })
 
-  test("descriptors that were not sent are refused", () => {
+  test("a plan that refers to descriptors that were not sent is refused", () => {
     const { bytes } = Plan.encode(Plan.make([process_, { op: "join", process: "a", namespaces: 0 }, exec]))
     assert.equal(dumpBytes(bytes, "1").status, 0)
     assert.deepEqual(dumpBytes(bytes, "0"), {
@@ -303,16 +235,16 @@ describe("Plan", () => {
     })
   })
 
-  test("a string that holds NUL is refused", () => {
+  test("a plan with NUL in a string is refused", () => {
     assert.equal(refusal({ op: "scratch", path: "a\0b", mode: 0 }), "a string is cut short or holds NUL")
   })
 
-  test("a descriptor that is named twice is sent once", () => {
+  test("a descriptor that a plan uses twice is sent once", () => {
     const stdio: Plan.Operation = { op: "stdio", stdin: null, stdout: "out", stderr: "out" }
     assert.deepEqual(Plan.encode(Plan.make([process_, stdio, exec])).descriptors, ["out"])
   })
 
-  test("is printed with a numbered line for each operation", () => {
+  test("a plan prints as one numbered line per operation", () => {
     const plan = Plan.make([
       scratch,
       { op: "process", namespaces: 0x20000 | 0x20000000 },
@@ -326,7 +258,7 @@ describe("Plan", () => {
     const lines = [
       "  0  scratch path=/s mode=0700",
       "  1  process namespaces=mount,pid",
-      '  2  bind source="/my data" target=/mnt attributes=ro,nosuid recursive=1 pinned=0',
+      '  2  bind source="/my data" target=/mnt attributes=ro,nosuid recursive=yes pinned=no',
       "  3  stdio stdin=none stdout=<stdout> stderr=none",
       "  4  user uid=1000 gid=1000 groups=[4 27]",
       "  5  bounding capabilities=0xa80425fb",
@@ -337,7 +269,7 @@ describe("Plan", () => {
     assert.equal(String(plan), lines.join("\n"))
   })
 
-  test("a line break in a value does not make a line of its own", () => {
+  test("a printed plan escapes line breaks in values", () => {
     const plan = Plan.make([{ op: "hostname", name: "a\n  1  exec" }])
     assert.equal(Plan.print(plan).split("\n").length, 1)
   })
@@ -355,13 +287,13 @@ const planOf = (given: Container.StartOptions): Promise<Plan.Plan> =>
   Effect.runPromise(Effect.flatMap(Image.host, (image) => Container.plan(image, given)))
 
 describe("Container.plan", { skip: process.platform === "linux" ? false : "not Linux" }, () => {
-  test("is equal for equal options", async () => {
+  test("Container.plan gives equal plans for equal options", async () => {
     const [one, two] = [await planOf(options), await planOf({ ...options })]
     assert.deepEqual(one, two)
     assert.deepEqual(Plan.encode(one), Plan.encode(two))
   })
 
-  test("says what an option changes and nothing else", async () => {
+  test("Container.plan differs only in the operations that an option changes", async () => {
     const [without, having] = [
       await planOf({ command: ["true"] }),
       await planOf({ command: ["true"], umask: 0o77 })
@@ -374,7 +306,7 @@ describe("Container.plan", { skip: process.platform === "linux" ? false : "not L
     )
   })
 
-  test("drops privileges in the order that is safe, and closes with the command", async () => {
+  test("Container.plan drops privileges in a safe order and ends with the command", async () => {
     const names = (await planOf({ command: ["true"] })).operations.map((operation) => operation.op)
     assert.deepEqual(names.slice(names.indexOf("pivot")), [
       "pivot",
@@ -389,7 +321,7 @@ describe("Container.plan", { skip: process.platform === "linux" ? false : "not L
     ])
   })
 
-  test("fails as start does where an option is not acceptable", async () => {
+  test("Container.plan fails for an invalid option as Container.start does", async () => {
     const error = await Effect.runPromise(
       failure(
         "InvalidOption",
@@ -399,7 +331,7 @@ describe("Container.plan", { skip: process.platform === "linux" ? false : "not L
     assert.equal(error.option, "limits.memory")
   })
 
-  test("needs no privileges and starts nothing", {
+  test("Container.plan needs no privileges and starts nothing", {
     skip: process.getuid?.() === 0 ? false : "to give privileges up, one has to have them"
   }, async () => {
     const home = makeTemporaryFolder()

@@ -8,6 +8,7 @@ import type * as Progress from "../../lib/Progress.ts"
 import { makeImage, makeTemporaryFolder, remove, run, runError, sh } from "../support/images.ts"
 import { commandOf, ended, program } from "../support/program.ts"
 import { type RunningRegistry, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import { push } from "../support/registryClient.ts"
 
 describe("Progress", { skip: whyNoRegistry }, () => {
   let folder = ""
@@ -18,7 +19,7 @@ describe("Progress", { skip: whyNoRegistry }, () => {
     registry = await startRegistry()
     makeImage(`${folder}/image`)
     reference = `${registry.host}/shown:1`
-    sh("skopeo", "copy", "--dest-tls-verify=false", `oci:${folder}/image:latest`, `docker://${reference}`)
+    push(`oci:${folder}/image:latest`, reference)
   })
   after(async () => {
     await registry?.stop()
@@ -28,7 +29,7 @@ describe("Progress", { skip: whyNoRegistry }, () => {
   const events = (berth: string) =>
     run(berth, Stream.runCollect(Image.pullEvents(reference))).then(Chunk.toReadonlyArray)
 
-  test("each layer is waited for, downloaded to its last byte, unpacked and done, and then there is the image", async () => {
+  test("pullEvents reports each layer as waiting, downloading, unpacking and done, then the image", async () => {
     const first = await events(`${folder}/steps`)
     const last = first.at(-1)
     assert.equal(last?._tag, "Image")
@@ -56,7 +57,7 @@ describe("Progress", { skip: whyNoRegistry }, () => {
     assert.ok(again.every((event) => event._tag === "Image" || event.bytes === 0))
   })
 
-  test("a listener is told, and who wants nothing hears nothing", async () => {
+  test('a progress listener gets the events of a pull, and "none" prints nothing', async () => {
     const told: Array<Progress.Progress> = []
     await run(
       `${folder}/told`,
@@ -71,7 +72,7 @@ describe("Progress", { skip: whyNoRegistry }, () => {
     assert.equal(error._tag, "InvalidOption")
   })
 
-  test("who stops listening stops the pull, and a failure ends the stream", async () => {
+  test("ending the stream of pullEvents stops the pull, and a failed pull fails the stream", async () => {
     const berth = `${folder}/stopped`
     const some = await run(berth, Stream.runCollect(Stream.take(Image.pullEvents(reference), 1)))
     assert.equal(some.length, 1)
@@ -83,7 +84,7 @@ describe("Progress", { skip: whyNoRegistry }, () => {
     assert.equal(error._tag, "RegistryError")
   })
 
-  test("a push says how far it has come, and what it did not have to send", async () => {
+  test("a push reports its progress and the blobs that the registry already had", async () => {
     const berth = `${folder}/push`
     await run(berth, Image.pull(reference))
     const push = (to: string) =>
@@ -113,7 +114,7 @@ describe("Progress", { skip: whyNoRegistry }, () => {
     assert.ok(again.every(({ bytes }) => bytes === 0))
   })
 
-  test("a terminal shows a bar for each layer, and anything else shows none", {
+  test("a pull draws a progress bar per layer on a terminal, and none elsewhere", {
     skip: fs.existsSync("/usr/bin/script") ? false : "script(1) is not installed"
   }, async () => {
     const { args, command } = commandOf("puller.ts", [`${folder}/bars`, reference])

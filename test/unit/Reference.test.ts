@@ -31,7 +31,7 @@ const repository = fc
 const tag = text(/^\w[\w.-]{0,127}$/, 128)
 
 describe("Reference", () => {
-  test("parse takes back what print has printed", () => {
+  test("a printed reference parses into the same reference", () => {
     fc.assert(
       fc.property(
         registry,
@@ -53,7 +53,7 @@ describe("Reference", () => {
     )
   })
 
-  test("never throws, whatever it is given", () => {
+  test("Reference.parse never throws, whatever its input", () => {
     fc.assert(
       fc.property(
         fc.oneof(fc.string({ unit: "binary" }), fc.stringMatching(/^[a-zA-Z0-9:/@._-]*$/)),
@@ -70,7 +70,7 @@ describe("Reference", () => {
     )
   })
 
-  test("short names are Docker Hub's", () => {
+  test("a short name is a repository of Docker Hub", () => {
     assert.equal(printed("alpine"), "docker.io/library/alpine:latest")
     assert.equal(printed("alpine:3"), "docker.io/library/alpine:3")
     assert.equal(printed("team/app"), "docker.io/team/app:latest")
@@ -78,7 +78,7 @@ describe("Reference", () => {
     assert.equal(printed("index.docker.io/alpine"), "docker.io/library/alpine:latest")
   })
 
-  test("a first part with a dot, a colon or an upper-case letter, or localhost, is a registry", () => {
+  test("a name's first part is a registry if it is localhost or has a dot, a colon or an upper-case letter", () => {
     assert.equal(printed("quay.io/app"), "quay.io/app:latest")
     assert.equal(printed("127.0.0.1:5000/a/b:1"), "127.0.0.1:5000/a/b:1")
     assert.equal(printed("[::1]:5000/a"), "[::1]:5000/a:latest")
@@ -86,13 +86,13 @@ describe("Reference", () => {
     assert.equal(printed("Registry/a"), "Registry/a:latest")
   })
 
-  test("a digest needs no tag, and may have one", () => {
+  test("a reference with a digest parses with and without a tag", () => {
     assert.equal(printed(`alpine@${sha256}`), `docker.io/library/alpine@${sha256}`)
     assert.equal(printed(`alpine:3@${sha256}`), `docker.io/library/alpine:3@${sha256}`)
   })
 
   const bad: ReadonlyArray<readonly [why: string, input: string]> = [
-    ["nothing", ""],
+    ["an empty string", ""],
     ["upper case", "Alpine"],
     ["upper case after the registry", "quay.io/Team/app"],
     ["two tags", "alpine:3:4"],
@@ -118,11 +118,11 @@ describe("Reference", () => {
     ["a query", "quay.io/app?x=1"],
     ["three underscores", "a___b"],
     ["an image id", "0123456789abcdef".repeat(4)],
-    ["256 characters of name", `quay.io/${"a".repeat(256)}`],
-    ["a megabyte", "a".repeat(1024 * 1024)]
+    ["a repository of 256 characters", `quay.io/${"a".repeat(256)}`],
+    ["a name of a megabyte", "a".repeat(1024 * 1024)]
   ]
   for (const [why, input] of bad) {
-    test(`refuses ${why}`, () => {
+    test(`Reference.parse refuses ${why}`, () => {
       const parsed = Reference.parse(input)
       assert.ok(Either.isLeft(parsed))
       assert.equal(parsed.left._tag, "InvalidData")
@@ -132,7 +132,7 @@ describe("Reference", () => {
 })
 
 describe("Reference.parseDigest", () => {
-  test("takes sha256 and sha512 in lower case", () => {
+  test("parseDigest accepts sha256 and sha512 in lower case", () => {
     assert.equal(Either.getOrThrow(Reference.parseDigest(sha256)), sha256)
     assert.equal(Either.getOrThrow(Reference.parseDigest(sha512)), sha512)
   })
@@ -153,7 +153,7 @@ describe("Reference.parseDigest", () => {
     ["Corrupt", `sha256:${"0".repeat(100000)}`]
   ]
   for (const [reason, input] of bad) {
-    test(`refuses ${JSON.stringify(input.slice(0, 80))} as ${reason}`, () => {
+    test(`parseDigest refuses ${JSON.stringify(input.slice(0, 80))} as ${reason}`, () => {
       const parsed = Reference.parseDigest(input)
       assert.ok(Either.isLeft(parsed))
       assert.equal(parsed.left.reason, reason)

@@ -12,7 +12,7 @@ import { environment, nobody, runningRegistry, temporaryFolder } from "../suppor
 
 suite("Registry.fromRegistriesConf", (effect) => {
   effect(
-    "a mirror and another place are found there, in place of the prefix",
+    "fromRegistriesConf reads mirrors and the location that replaces a prefix",
     function* () {
       const home = yield* nobody
       yield* environment({ CONTAINERS_REGISTRIES_CONF: undefined })
@@ -45,7 +45,7 @@ blocked = true
       const blocked = yield* failure("InvalidOption", Registry.fromRegistriesConf("blocked.invalid/a"))
       assert.ok(blocked.message.includes(`${folder}/registries.conf`), blocked.message)
       assert.deepEqual(yield* Registry.fromRegistriesConf("other.invalid/a"), {})
-      // A drop-in has the last word of a prefix.
+      // A drop-in file overrides the table of a prefix.
       fs.writeFileSync(
         `${folder}/registries.conf.d/1.conf`,
         `[[registry]]\nprefix = "registry.invalid/team"\nlocation = "${registry.host}/mirrored"\ninsecure = true\n`
@@ -58,7 +58,7 @@ blocked = true
   )
 
   effect(
-    "which mirrors are asked depends on the reference, and subdomains have a prefix in common",
+    "mirrors apply to tags or digests as configured, and a wildcard prefix covers subdomains",
     function* () {
       const file = `${yield* temporaryFolder}/registries.conf`
       fs.writeFileSync(
@@ -99,7 +99,7 @@ location = "mirror.invalid"
   )
 
   effect(
-    "an insecure registry that speaks TLS is pulled from without a look at who it is",
+    "an insecure registry with TLS is used without verification of its certificate",
     function* () {
       const home = yield* nobody
       const registry = yield* runningRegistry({ tls: makeAuthority().issue("localhost") })
@@ -116,7 +116,7 @@ location = "mirror.invalid"
     { skip: whyNoRegistry }
   )
 
-  effect("a file that is not as it should be is named, with the line and what is wrong", function* () {
+  effect("an invalid registries.conf fails with the file's name, the line and the mistake", function* () {
     const file = `${yield* temporaryFolder}/registries.conf`
     const good = '[[registry]]\nlocation = "a.invalid"\n'
     const cases: ReadonlyArray<readonly [content: string, line: number, why: RegExp]> = [

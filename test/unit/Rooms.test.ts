@@ -22,7 +22,7 @@ const importsOf = (file: string): ReadonlyArray<string> => {
     : [...text.matchAll(/^#include "([^"]+)"/gm)].map((match) => match[1]!)
 }
 
-/** What of these imports goes against the order, with the names of both files. */
+/** The imports that go against the order, with the names of both files. */
 const against = (house: string, edges: ReadonlyArray<readonly [from: string, to: string]>) => {
   const order = orders[house]!
   const place = (file: string): number => order.indexOf(path.relative(house, file).split("/")[0]!)
@@ -45,13 +45,13 @@ const filesOf = (house: string): ReadonlyArray<string> =>
 
 describe("the rooms of the house", () => {
   for (const house of Object.keys(orders)) {
-    test(`${house}: every room has its place in the order, and its line in README.md`, () => {
+    test(`every room of ${house} is in the order of rooms and in the table of README.md`, () => {
       assert.deepEqual([...rooms(house)].sort(), [...orders[house]!].sort())
       const map = fs.readFileSync(`${root}README.md`, "utf8")
       for (const room of rooms(house)) assert.match(map, new RegExp(`^\\| \`${house}/${room}/\` \\|`, "m"))
     })
 
-    test(`${house}: no file imports from a later room`, () => {
+    test(`no file of ${house} imports from a later room`, () => {
       const edges = filesOf(house).flatMap((file) =>
         importsOf(file).map((to) => [file, path.join(path.dirname(file), to)] as const)
       )
@@ -60,7 +60,7 @@ describe("the rooms of the house", () => {
     })
   }
 
-  test("an import against the order is told with the names of both files", () => {
+  test("an import against the order of rooms is reported with the names of both files", () => {
     const wrong = ["lib/internal/util/bytes.ts", "lib/internal/container/launch.ts"] as const
     const right = ["lib/internal/container/launch.ts", "lib/internal/util/bytes.ts"] as const
     assert.deepEqual(against("lib/internal", [wrong, right]), [

@@ -66,9 +66,9 @@ const recorder = (): { readonly spans: ReadonlyArray<Told>; readonly tracer: Tra
   return { spans, tracer }
 }
 
-suite("traces", (effect) => {
+suite("tracing", (effect) => {
   effect(
-    "a tracer is told of a start, with its container and image, and of an exec below the caller's span",
+    "a tracer gets a span of a start, with container and image, and one of an exec below the caller's span",
     function* () {
       const { spans, tracer } = recorder()
       const id = yield* Effect.gen(function* () {

@@ -12,10 +12,10 @@ const path = (relative: string): string => fileURLToPath(new URL(relative, impor
 const whyNot: string | false =
   spawnSync("clang", ["--version"]).status === 0 ? false : "no clang, whose libFuzzer this needs"
 
-/** For so long is each fuzzed, all of them side by side. */
+/** The time for each parser; all run side by side. */
 const seconds = Number(process.env.BERTH_FUZZ_SECONDS ?? 30)
 
-// Without the sanitizers that the tests themselves may run under.
+// The environment without the sanitizers of the tests themselves.
 const { LD_PRELOAD: _, ASAN_OPTIONS: __, ...env } = process.env
 
 const run = (command: string, args: ReadonlyArray<string>): Promise<Ended> =>
@@ -67,7 +67,7 @@ const check = ({ code, signal, stderr, stdout }: Ended): void => {
   assert.ok(runs > 100, `only ${runs} runs: ${stderr.slice(-1000)}`)
 }
 
-describe("what others have written, fuzzed", () => {
+describe("parsers of untrusted input", () => {
   let folder = ""
   const fuzzed = new Map<string, Promise<Ended>>()
   before(async () => {
@@ -84,14 +84,14 @@ describe("what others have written, fuzzed", () => {
   })
 
   for (const { name, title } of harnesses) {
-    test(`${title} takes every one of the corpus`, { skip: whyNot }, async () => {
+    test(`${title} accepts every file of its corpus`, { skip: whyNot }, async () => {
       const files = fs.readdirSync(path(`../corpus/${name}`)).map((file) => path(`../corpus/${name}/${file}`))
       assert.ok(files.length >= 3)
       const { code, stderr } = await run(`${folder}/${name}`, files)
       assert.equal(code, 0, stderr)
     })
 
-    test(`${title} does not crash, leak or hang on what libFuzzer makes`, {
+    test(`${title} does not crash, leak or hang on input made by libFuzzer`, {
       skip: whyNot
     }, async (context) => {
       const done = await fuzzed.get(name)!
@@ -101,7 +101,7 @@ describe("what others have written, fuzzed", () => {
   }
 
   for (const name of Object.keys(parsers))
-    test(`${name} are taken or refused, in Berth's words, whatever the bytes`, async (context) => {
+    test(`random ${name} are parsed or refused with one of Berth's errors`, async (context) => {
       const done = await fuzzed.get(name)!
       check(done)
       context.diagnostic?.(done.stdout.trim())

@@ -28,21 +28,20 @@ type Tree = Record<string, Node>
 
 interface Case {
   readonly layers: ReadonlyArray<Uint8Array>
-  /** What is expected where that is not what umoci gives: the tree of umoci, changed. */
+  /** Why Berth's tree differs from umoci's, and how the expected tree is made of umoci's. */
   readonly differs?: { readonly why: string; readonly expected: (umoci: Tree) => Tree }
-  /** Why it is compared with what GNU tar unpacks, where that is not umoci. */
+  /** Why the tree is compared with GNU tar's instead of umoci's. */
   readonly by?: { readonly tar: string }
-  /** The reason of Berth's error, where it refuses the image. */
+  /** The reason of Berth's error, if Berth refuses the image. */
   readonly refused?: string
   readonly limits?: ImageLayer.Limits
-  /** The blob of a layer, and whether it is gzip; the tar with or without gzip unless given. */
+  /** Makes the gzip blob of a layer; without it, the first layer is compressed and the others are not. */
   readonly blob?: (tar: Uint8Array) => Uint8Array
 }
 
 const folderNode: Node = { kind: "folder", mode: "755", uid: 0, gid: 0, mtime: "0", xattrs: [] }
 
-/** The time of a folder that a layer has no entry for: for umoci the lower one's, for Berth none. */
-/** The time of the root is that of the container's writable layer. */
+/** The tree without the time of its root, which is that of the container's writable layer. */
 const rooted = (tree: Tree): Tree => ({ ...tree, ".": { ...tree["."], mtime: "" } })
 
 const wh = (name: string) => file(name)
@@ -53,7 +52,7 @@ const name255 = "n".repeat(255)
 const deep = Array.from({ length: 12 }, (_, i) => `${i}`.repeat(200).slice(0, 200)).join("/")
 
 const cases: Readonly<Record<string, Case>> = {
-  "a whiteout is of lower layers only, whatever its place in the tar": {
+  "a whiteout before and after a file of its name": {
     layers: [
       tar(root(), folder("d/"), file("d/a", "lower"), file("d/b", "lower"), file("d/c", "lower")),
       tar(
@@ -67,13 +66,13 @@ const cases: Readonly<Record<string, Case>> = {
       )
     ]
   },
-  "an opaque folder, with whiteouts inside it, and before and after what it keeps": {
+  "an opaque folder with whiteouts inside it, before and after the files that it keeps": {
     layers: [
       tar(root(), folder("d/"), file("d/a", "a"), folder("d/e/"), file("d/e/f", "f")),
       tar(root(), folder("d/"), file("d/new", "new"), wh("d/.wh..wh..opq"), wh("d/.wh.a"), folder("d/e/"))
     ]
   },
-  "whiteouts of what is not there, of a symlink and of a folder": {
+  "whiteouts of a missing file, a symlink and a folder": {
     layers: [
       tar(
         root(),
@@ -86,14 +85,14 @@ const cases: Readonly<Record<string, Case>> = {
       tar(root(), wh(".wh.missing"), wh(".wh.s"), wh(".wh.full"))
     ]
   },
-  "a path that is whited out and made again, two layers further up": {
+  "a path that is hidden and made again two layers further up": {
     layers: [
       tar(root(), folder("d/"), file("d/old", "old")),
       tar(root(), wh(".wh.d")),
       tar(root(), folder("d/", { mode: 0o700 }), file("d/new", "new"))
     ]
   },
-  "folder, file and symlink replace each other across layers": {
+  "a folder, a file and a symlink that replace each other across layers": {
     layers: [
       tar(
         root(),
@@ -115,7 +114,7 @@ const cases: Readonly<Record<string, Case>> = {
       )
     ]
   },
-  "entries that come twice in one layer: the last wins": {
+  "repeated entries in one layer": {
     layers: [
       tar(
         root(),
@@ -126,7 +125,7 @@ const cases: Readonly<Record<string, Case>> = {
       )
     ]
   },
-  "a hard link to a file of a lower layer is that file": {
+  "a hard link to a file of a lower layer": {
     layers: [
       tar(root(), folder("usr/"), file("usr/a", "content", { mode: 0o4755, uid: 7, gid: 8, mtime: 123_456 })),
       tar(root(), folder("opt/"), hardlink("opt/b", "usr/a"), hardlink("opt/c", "usr/a"))
@@ -146,7 +145,7 @@ const cases: Readonly<Record<string, Case>> = {
       tar(root(), hardlink("b", "a"), hardlink("c", "b"), hardlink("d", "c"))
     ]
   },
-  "a hard link to a symlink of a lower layer is one to the symlink": {
+  "a hard link to a symlink of a lower layer": {
     layers: [tar(root(), symlink("s", "/etc/passwd")), tar(root(), hardlink("h", "s"))]
   },
   "a hard link through a symlinked folder of a lower layer, absolute or upwards": {
@@ -161,24 +160,24 @@ const cases: Readonly<Record<string, Case>> = {
       tar(root(), hardlink("one", "abs/f"), hardlink("two", "up/f"))
     ]
   },
-  "a hard link to what two layers below has, and one below has changed": {
+  "a hard link to a file that a lower layer has and a layer between has changed": {
     layers: [
       tar(root(), file("a", "oldest"), file("b", "b")),
       tar(root(), file("a", "newer")),
       tar(root(), hardlink("c", "a"), hardlink("d", "b"))
     ]
   },
-  "a hard link to what its own layer removes is kept": {
+  "a hard link to a file that its own layer removes": {
     layers: [tar(root(), file("a", "moved")), tar(root(), hardlink("b", "a"), wh(".wh.a"))]
   },
-  "a hard link to what the layer below has by a hard link": {
+  "a hard link to a hard link of the layer below": {
     layers: [
       tar(root(), file("a", "a")),
       tar(root(), folder("d/", { mode: 0o750 }), hardlink("d/b", "a")),
       tar(root(), folder("e/", { mode: 0o711 }), hardlink("e/c", "d/b"))
     ],
     differs: {
-      why: "a layer links the names that it says itself: others that the file has below stay with what is below",
+      why: "a layer links only the names that it lists; other names of the file keep the lower file",
       expected: (tree) => {
         const { linked: _, ...alone } = tree.a!
         const both = { linked: ["d/b", "e/c"] }
@@ -230,7 +229,7 @@ const cases: Readonly<Record<string, Case>> = {
     layers: [tar(root(), file("a")), tar(root(), hardlink("b", "../../a"))],
     refused: "Escape"
   },
-  "a hard link to itself, and two to each other, that nothing ends": {
+  "a hard link to itself, and two hard links to each other, without a file": {
     layers: [tar(root()), tar(root(), hardlink("a", "b"), hardlink("b", "a"))],
     refused: "Corrupt"
   },
@@ -238,7 +237,7 @@ const cases: Readonly<Record<string, Case>> = {
     layers: [tar(root(), file("a")), tar(root(), hardlink("b", "nowhere"))],
     refused: "Corrupt"
   },
-  "a hard link that would lead out of the root by a symlink below": {
+  "a hard link out of the root through a symlink of a lower layer": {
     layers: [
       tar(root(), symlink("out", "/../../../../../../../../../etc"), folder("etc/")),
       tar(root(), hardlink("b", "out/passwd"))
@@ -261,7 +260,7 @@ const cases: Readonly<Record<string, Case>> = {
       tar(root(), file("lib/b", "b"))
     ],
     differs: {
-      why: "layers are unpacked apart, as containers/storage does: a tool that means the folder names it usr/lib",
+      why: "each layer is unpacked alone, as by containers/storage; an entry for the folder would be named usr/lib",
       expected: ({ "usr/lib/b": b, ...tree }) => ({
         ...tree,
         lib: { ...folderNode, mtime: "0" },
@@ -269,7 +268,7 @@ const cases: Readonly<Record<string, Case>> = {
       })
     }
   },
-  "capabilities, xattrs that are no text, and those that would speak to overlayfs": {
+  "capabilities, binary xattrs and those of overlayfs": {
     layers: [
       tar(
         root(),
@@ -296,7 +295,7 @@ const cases: Readonly<Record<string, Case>> = {
       )
     ]
   },
-  "times: nanoseconds, before 1970, beyond 2^33, and folders after what is in them": {
+  "times with nanoseconds, before 1970, beyond 2^33, and of folders before their contents": {
     layers: [
       tar(
         root(),
@@ -312,7 +311,7 @@ const cases: Readonly<Record<string, Case>> = {
       )
     ]
   },
-  "metadata of a folder after its contents, and of one that comes again": {
+  "metadata of a folder after its contents, and of a repeated folder": {
     layers: [
       tar(root(), folder("d/"), file("d/f", "f"), folder("d/", { mode: 0o710, uid: 4, gid: 5, mtime: 99 })),
       tar(root(), folder("d/", { mode: 0o700, uid: 6, gid: 7, mtime: 100 }))
@@ -358,7 +357,7 @@ const cases: Readonly<Record<string, Case>> = {
   },
   "global PAX headers": {
     layers: [tar(pax([["comment", "from git"]], "g"), root(), file("a", "a"), file("b", "b"))],
-    by: { tar: "umoci knows none, and refuses the layer" }
+    by: { tar: "umoci refuses a layer with global headers" }
   },
   "sparse files of GNU's formats 0.1 and 1.0": {
     layers: [
@@ -399,17 +398,17 @@ const cases: Readonly<Record<string, Case>> = {
   "parents without an entry": {
     layers: [tar(root(), file("a/b/c", "c"), folder("a/", { mode: 0o700, uid: 5, mtime: 9 }))],
     differs: {
-      why: "nobody says when they were changed: umoci has the time of the unpack",
+      why: "the layer has no times for them; umoci sets the time of the unpack",
       expected: (tree) => ({ ...tree, "a/b": { ...tree["a/b"], mtime: "0" } })
     }
   },
-  "folders of mode 0000 are filled all the same": {
+  "a folder of mode 0000 with a file in it": {
     layers: [
       tar(root(), folder("locked/", { mode: 0 }), file("locked/in", "in")),
       tar(root(), folder("locked/", { mode: 0 }), file("locked/more", "more"))
     ]
   },
-  "what comes after the end of the archive is not read": {
+  "bytes after the end of the archive": {
     layers: [concat(tar(root(), file("a", "a")), file("b", "b"), "garbage")]
   },
   "gzip of several members": {
@@ -417,7 +416,7 @@ const cases: Readonly<Record<string, Case>> = {
     blob: (tar) =>
       concat(gzipSync(tar.subarray(0, 700)), gzipSync(new Uint8Array()), gzipSync(tar.subarray(700)))
   },
-  "a bomb": {
+  "a decompression bomb": {
     layers: [tar(root(), file("zeros", new Uint8Array(20_000_000)))],
     limits: { maxBytes: 10_000_000 },
     refused: "TooLarge"
@@ -443,7 +442,7 @@ const cases: Readonly<Record<string, Case>> = {
   }
 }
 
-/** The image of a case, in a layout of its own. */
+/** Writes the image of a case into a layout of its own. */
 const makeLayout = (layout: string, { blob, layers }: Case): void => {
   fs.mkdirSync(layout)
   const written = layers.map((layer, i) =>
@@ -459,10 +458,19 @@ const makeLayout = (layout: string, { blob, layers }: Case): void => {
   ])
 }
 
-suite("Unpacking, compared with umoci", (effect) => {
+/** The expected result of a case, for the name of its test. */
+const expectation = ({ by, differs, refused }: Case): string => {
+  if (refused !== undefined) return `fails with ${refused}`
+  if (by !== undefined) return "gives the same tree as GNU tar"
+  return differs === undefined
+    ? "gives the same tree as umoci"
+    : "gives the tree of umoci but for a known difference"
+}
+
+suite("unpacking, compared with umoci", (effect) => {
   for (const [name, each] of Object.entries(cases))
     effect(
-      name,
+      `unpacking ${name} ${expectation(each)}`,
       function* () {
         const folder = yield* scratch
         makeLayout(`${folder}/layout`, each)

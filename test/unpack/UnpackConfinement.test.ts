@@ -11,6 +11,7 @@ import {
   writeFileSync
 } from "node:fs"
 import { gzipSync } from "node:zlib"
+import { sleep } from "../support/leftovers.ts"
 import { concat, end, entry, file, folder, hardlink, paxRecords, symlink, tar } from "../support/tar.ts"
 import {
   binary,
@@ -25,8 +26,9 @@ import {
   text,
   wh
 } from "../support/unpack.ts"
+import { until } from "../support/until.ts"
 
-check("no entry reaches out of the folder", (place) => {
+check("no entry of a tar reaches out of the layer's folder", (place) => {
   const name = place.base.slice(1)
   for (const path of [
     "../canary",
@@ -60,7 +62,7 @@ check("no entry reaches out of the folder", (place) => {
   assert.equal(place.read("h"), "not through it")
 })
 
-check("a full disk is an io error that names the entry and the errno", (place) => {
+check("a full disk fails with an io error that names the entry and the errno", (place) => {
   mkdirSync(`${place.base}/small`)
   const script = `mount -t tmpfs -o size=1m tmpfs ${place.base}/small && exec ${binary} ${place.base}/small`
   const done = run("unshare", ["--mount", "sh", "-c", script], tar(file("a b", noise(3_000_000))))
@@ -68,7 +70,7 @@ check("a full disk is an io error that names the entry and the errno", (place) =
   assert.deepEqual([error?.kind, error?.errno, error?.call, error?.path], ["io", 28, "write", "a b"])
 })
 
-check("wrong arguments are an error of the confinement", (place) => {
+check("invalid arguments fail with a confine error", (place) => {
   for (const args of [
     [],
     ["--what", "/"],
@@ -91,24 +93,16 @@ const fieldsOf = (pid: number) =>
       .map((line) => line.split(":\t") as [string, string])
   )
 
-const until = async (what: string, done: () => boolean) => {
-  for (let tries = 0; tries < 500; tries++) {
-    if (done()) return
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-  assert.fail(`waited too long for ${what}`)
-}
-
-check("before it reads, it sees nothing but its folder and can do nothing but write it", async (place) => {
+check("the unpacker is confined to its folder before it reads any input", async (place) => {
   mkdirSync(`${place.base}/world`)
   writeFileSync(`${place.base}/world/only`, "")
-  // A descriptor that the caller left open by mistake: not one of this may be left inside.
+  // A descriptor that the caller left open by mistake. The unpacker has to close it.
   const leak = openSync(place.base, "r")
   const child = spawn(binary, [`${place.base}/world`], { stdio: ["pipe", "pipe", "inherit", leak], env })
   const gone = new Promise((resolve) => child.on("exit", resolve))
   try {
     const pid = child.pid!
-    // Two threads: the second is started last of all.
+    // The second thread is the last thing that the unpacker starts.
     await until("its second thread", () => fieldsOf(pid).get("Threads") === "2")
     for (const thread of readdirSync(`/proc/${pid}/task`)) {
       const fields = fieldsOf(Number(thread))
@@ -139,7 +133,7 @@ check("before it reads, it sees nothing but its folder and can do nothing but wr
 })
 
 check(
-  "killed at any point, it leaves no mount and no process, and the folder can be removed",
+  "an unpacker that is killed at any point leaves no mount, no process and a removable folder",
   async (place) => {
     const blob = gzipSync(concat(makeSample(), end), { level: 1 })
     for (const delay of [0, 2, 5, 10, 20, 40]) {
@@ -149,7 +143,8 @@ check(
       const gone = new Promise((resolve) => child.on("exit", resolve))
       child.stdin!.on("error", () => {})
       child.stdin!.write(blob.subarray(0, 2_000_000))
-      await new Promise((resolve) => setTimeout(resolve, delay))
+      // The kill comes at several moments.
+      await sleep(delay)
       child.kill("SIGKILL")
       await gone
       assert.deepEqual(mountsOf(world), [])
@@ -163,7 +158,7 @@ const noUserNamespaces =
   reason || (run("unshare", [...mapped, "true"]).status === 0 ? false : "user namespaces can't be made here")
 
 check(
-  "in a user namespace of one id, devices are skipped, marks are user.*, and owners may be ignored",
+  "in a user namespace of one id, devices are skipped, overlay marks are user.* attributes and owners can be ignored",
   (place) => {
     const archive = tar(
       folder("./"),

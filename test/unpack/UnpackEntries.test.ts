@@ -2,7 +2,7 @@ import assert from "node:assert/strict"
 import { concat, entry, file, folder, hardlink, symlink, tar } from "../support/tar.ts"
 import { check } from "../support/unpack.ts"
 
-check("folder, file and symlink replace each other, and the last entry wins", (place) => {
+check("folders, files and symlinks of one name replace each other, and the last entry wins", (place) => {
   const forms: Record<string, Uint8Array> = {
     file: file("n", "content"),
     folder: concat(folder("n/"), file("n/in", "inside"), folder("n/deep/er/"), symlink("n/deep/up", "..")),
@@ -23,7 +23,7 @@ check("folder, file and symlink replace each other, and the last entry wins", (p
     }
 })
 
-check("a folder that comes again keeps its contents and takes the new metadata", (place) => {
+check("a folder with a second entry keeps its contents and gets the new metadata", (place) => {
   place.unpack(
     tar(
       folder("a/", { mode: 0o700, mtime: 5 }),
@@ -36,12 +36,12 @@ check("a folder that comes again keeps its contents and takes the new metadata",
   assert.deepEqual([stat.mode & 0o7777n, stat.uid, stat.mtimeMs], [0o751n, 7n, 9000n])
 })
 
-check("a folder replaced by a symlink is not written into any more", (place) => {
+check("a folder that a symlink has replaced is not written into", (place) => {
   place.unpack(tar(folder("a/"), file("a/one"), folder("b/"), symlink("a", "b"), file("a/two", "2")))
   assert.deepEqual(place.tree(), ["a", "b", "b/two"])
 })
 
-check("parents that have no entry are made 0755, and an entry later makes them explicit", (place) => {
+check("parents without an entry are made with mode 0755, and a later entry sets their metadata", (place) => {
   const { all } = place.unpack(tar(file("a/b/c"), file("d/e/f"), folder("a/", { mode: 0o700, gid: 3 })))
   assert.deepEqual(all("implicit"), ["a/b", "d", "d/e"])
   assert.equal(place.stat("a").mode & 0o7777n, 0o700n)
@@ -50,7 +50,7 @@ check("parents that have no entry are made 0755, and an entry later makes them e
   assert.equal(place.read("a"), "replaced")
 })
 
-check("`./`, `/` and `.` are the root, which must be a folder (CVE-2021-29136)", (place) => {
+check("CVE-2021-29136: `./`, `/` and `.` name the root, which must be a folder", (place) => {
   for (const name of ["./", "/", ".", "//./"]) {
     place.unpack(tar(folder(name, { mode: 0o750 }), file("./a"), folder("b///")))
     assert.deepEqual(place.tree(), ["a", "b"])
@@ -63,7 +63,7 @@ check("`./`, `/` and `.` are the root, which must be a folder (CVE-2021-29136)",
   place.fails("corrupt", tar(file("")))
 })
 
-check("a file with a trailing slash is a folder; one in the way of a path is an error", (place) => {
+check("a file entry with a trailing slash is a folder, and a file as a parent is an error", (place) => {
   place.unpack(tar(entry({ name: "old/", type: "0" }), entry({ name: "older/", type: "\0", format: "v7" })))
   assert.ok(place.stat("old").isDirectory() && place.stat("older").isDirectory())
   const error = place.fails("corrupt", tar(file("a"), file("a/b")))
@@ -72,7 +72,7 @@ check("a file with a trailing slash is a folder; one in the way of a path is an 
   place.fails("corrupt", tar(symlink("a", "f"), file("f"), file("a/b")))
 })
 
-check("folders of mode 000 and files of mode 000 are filled all the same", (place) => {
+check("folders and files of mode 000 are filled", (place) => {
   place.unpack(
     tar(folder("a/", { mode: 0 }), folder("a/b/", { mode: 0o100 }), file("a/b/c", "x", { mode: 0 }))
   )

@@ -26,7 +26,7 @@ import {
 import type { Place, Report } from "../support/unpack.ts"
 import { binary, check, makeSample, native, noise, parse, reason, run, text, wh } from "../support/unpack.ts"
 
-check("names keep their bytes: UTF-8 composed or not, Latin-1, and PAX that is neither", (place) => {
+check("names keep their bytes: UTF-8, composed or not, Latin-1, and binary names in PAX", (place) => {
   const composed = "d/é 日本"
   const decomposed = "d/e\u0301"
   const wild = concat("d/", latin1("w\xff\xfe"))
@@ -61,7 +61,7 @@ check("names keep their bytes: UTF-8 composed or not, Latin-1, and PAX that is n
   assert.equal(text(run("readlink", ["-n", `${place.layer}/d/link`]).stdout), text(target))
 })
 
-check("long names: PAX path and linkpath, GNU L and K, ustar prefix, components of 255 bytes", (place) => {
+check("long names are read from PAX path and linkpath, GNU L and K and the ustar prefix", (place) => {
   const name = "n".repeat(255)
   const deep = `${name}/${name}/f`
   const goal = `../${"t/".repeat(200)}t`
@@ -86,7 +86,7 @@ check("long names: PAX path and linkpath, GNU L and K, ustar prefix, components 
   assert.equal(error.errno, 36, "ENAMETOOLONG")
 })
 
-check("a path longer than PATH_MAX works, for folders, links and whiteouts, and can be replaced", (place) => {
+check("a path longer than PATH_MAX works for folders, links and whiteouts, and can be replaced", (place) => {
   const part = "p".repeat(250)
   const far = Array.from({ length: 20 }, () => part).join("/")
   const at = (name: string, made: Uint8Array, link?: string) =>
@@ -112,7 +112,7 @@ check("a path longer than PATH_MAX works, for folders, links and whiteouts, and 
   assert.deepEqual(place.tree(), [part])
 })
 
-check("a size above 8 GiB, in base 256 and in PAX, is read as such", (place) => {
+check("a size above 8 GiB is read in base 256 and in PAX", (place) => {
   for (const head of [
     header({ name: "big", size: 2n ** 33n + 5n }),
     concat(pax([["size", "8589934597"]]), file("big"))
@@ -120,7 +120,7 @@ check("a size above 8 GiB, in base 256 and in PAX, is read as such", (place) => 
     assert.match(place.fails("corrupt", concat(head, new Uint8Array(1024))).message, /truncated/i)
 })
 
-check("global PAX headers change nothing, and entries that come twice replace each other", (place) => {
+check("global PAX headers change nothing, and a repeated entry replaces the earlier one", (place) => {
   place.unpack(
     tar(pax([["comment", "by git"]], "g"), file("a", "longer first"), file("a", "second", { mode: 0o600 }))
   )
@@ -128,12 +128,12 @@ check("global PAX headers change nothing, and entries that come twice replace ea
   assert.equal(place.stat("a").mode & 0o7777n, 0o600n)
 })
 
-check("a PAX header that is malformed is an error, and not ignored", (place) => {
+check("a malformed PAX header is an error", (place) => {
   const bad = entry({ name: "x", type: "x", content: "99 path=elsewhere\n" })
   place.fails("corrupt", tar(bad, file("f")))
 })
 
-check("sparse files, GNU's old format, 0.0, 0.1 and 1.0, keep their holes", (place) => {
+check("sparse files keep their holes in GNU's formats old, 0.0, 0.1 and 1.0", (place) => {
   const size = 10_000_000
   const at = 4_096_000
   const data = "d".repeat(512)
@@ -195,13 +195,13 @@ const verify = (place: Place, report: Report, blob: Uint8Array, stream: Uint8Arr
   assert.equal(sha256(readFileSync(`${place.layer}/noise`)), sha256(noise(3_000_000)))
 }
 
-check("the report has the digests of the blob and of the tar, beyond the tar's end too", (place) => {
+check("the report's digests cover the whole blob and tar, bytes beyond the tar's end included", (place) => {
   for (const stream of [sample, concat(sample, noise(2_000_000)), sample.subarray(0, -1024)])
     verify(place, place.unpack(stream, "--compression=none"), stream, stream)
   assert.deepEqual(place.unpack(sample).all("entries"), ["4"])
 })
 
-check("gzip: one member or several, empty ones, header fields, and trailing data ignored", (place) => {
+check("gzip is read with several or empty members, header fields, and ignored trailing data", (place) => {
   const whole = gzipSync(sample)
   const named = concat(
     Uint8Array.of(0x1f, 0x8b, 8, 0x1c, 0, 0, 0, 0, 0, 3, 4, 0),
@@ -225,7 +225,7 @@ check("gzip: one member or several, empty ones, header fields, and trailing data
     verify(place, place.unpack(blob, "--compression=gzip"), blob, sample)
 })
 
-check("gzip that is truncated, damaged or something else is corrupt", (place) => {
+check("a gzip blob that is truncated, damaged or not gzip fails with a corrupt error", (place) => {
   const whole = gzipSync(sample)
   const flip = (at: number) => {
     const damaged = Uint8Array.from(whole)
@@ -248,7 +248,7 @@ check("gzip that is truncated, damaged or something else is corrupt", (place) =>
   for (const blob of blobs) place.fails("corrupt", blob, "--compression=gzip")
 })
 
-check("zstd: one frame or several, with skippable ones between", (place) => {
+check("zstd is read with several frames, and skippable frames between", (place) => {
   const half = sample.length >> 1
   const blobs = [
     zstdFrame(sample),
@@ -258,7 +258,7 @@ check("zstd: one frame or several, with skippable ones between", (place) => {
   for (const blob of blobs) verify(place, place.unpack(blob, "--compression=zstd"), blob, sample)
 })
 
-test("what the zstd tool makes is read, and a window above 128 MiB is refused", {
+test("the zstd tool's output is read, and a window above 128 MiB is refused", {
   timeout: 120_000,
   skip: reason || (spawnSync("zstd", ["--version"]).status === 0 ? false : "the zstd tool is not installed")
 }, () => {
@@ -279,7 +279,7 @@ test("what the zstd tool makes is read, and a window above 128 MiB is refused", 
   }
 })
 
-check("zstd that is truncated, damaged or something else is corrupt", (place) => {
+check("a zstd blob that is truncated, damaged or not zstd fails with a corrupt error", (place) => {
   const whole = zstdFrame(sample)
   for (const blob of [
     new Uint8Array(),
@@ -293,20 +293,23 @@ check("zstd that is truncated, damaged or something else is corrupt", (place) =>
     place.fails("corrupt", blob, "--compression=zstd")
 })
 
-check("a tar that is truncated or none at all is corrupt, and an empty one is an empty layer", (place) => {
-  place.fails("corrupt", sample.subarray(0, 2_000_000))
-  place.fails("corrupt", sample.subarray(0, 700))
-  place.fails("corrupt", noise(10_240))
-  place.fails("corrupt", concat(file("a"), noise(1024)))
-  for (const empty of [end, new Uint8Array(10_240), new Uint8Array()]) {
-    const { all } = place.unpack(empty)
-    assert.deepEqual(all("entries"), ["0"])
-    assert.deepEqual(place.tree(), [])
-    assert.equal(place.stat(".").mode & 0o7777n, 0o755n)
+check(
+  "a tar that is truncated or not a tar fails with a corrupt error, and an empty one is an empty layer",
+  (place) => {
+    place.fails("corrupt", sample.subarray(0, 2_000_000))
+    place.fails("corrupt", sample.subarray(0, 700))
+    place.fails("corrupt", noise(10_240))
+    place.fails("corrupt", concat(file("a"), noise(1024)))
+    for (const empty of [end, new Uint8Array(10_240), new Uint8Array()]) {
+      const { all } = place.unpack(empty)
+      assert.deepEqual(all("entries"), ["0"])
+      assert.deepEqual(place.tree(), [])
+      assert.equal(place.stat(".").mode & 0o7777n, 0o755n)
+    }
   }
-})
+)
 
-check("bombs end at the limits", (place) => {
+check("decompression bombs end at the limits", (place) => {
   const bomb = gzipSync(tar(file("zeros", new Uint8Array(50_000_000))))
   place.fails("limit", bomb, "--compression=gzip", "--max-bytes=49000000")
   assert.equal(place.unpack(bomb, "--compression=gzip", "--max-bytes=50002000").status, 0)
@@ -315,7 +318,7 @@ check("bombs end at the limits", (place) => {
   assert.equal(place.unpack(many, "--max-entries=3").status, 0)
 })
 
-test("a sparse map made to exhaust the memory ends at a limit, with a report", {
+test("a sparse map that would exhaust the memory ends at a limit, with a report", {
   timeout: 120_000,
   skip: reason || (native.includes("sanitize") && "memory is not limited under the sanitizers")
 }, () => {
@@ -332,7 +335,7 @@ test("a sparse map made to exhaust the memory ends at a limit, with a report", {
       [base],
       tar(pax(sparse), file("s", concat(`${holes}\n`, Buffer.alloc(4 * holes, "1\n0\n"))))
     )
-    // libarchive says its part on standard error.
+    // libarchive prints its message on standard error.
     const { error } = parse(status, stdout, "")
     assert.deepEqual([error?.kind, error?.errno], ["limit", 12])
   } finally {

@@ -3,22 +3,25 @@ import { readlinkSync } from "node:fs"
 import { file, folder, hardlink, symlink, tar } from "../support/tar.ts"
 import { check, isWhiteout, wh } from "../support/unpack.ts"
 
-check("a hard link shares its target's inode, before or after it, and along a chain", (place) => {
-  const orders = [
-    [file("a", "x"), hardlink("b", "a"), hardlink("c", "./b")],
-    [hardlink("c", "/b"), hardlink("b", "a"), file("a", "x")],
-    [hardlink("b", "a"), hardlink("c", "b"), file("a", "x")],
-    [hardlink("c", "b"), file("a", "x"), hardlink("b", "a")]
-  ]
-  for (const order of orders) {
-    const { all } = place.unpack(tar(...order))
-    assert.deepEqual(all("hardlink"), [])
-    assert.equal(place.stat("a").nlink, 3n)
-    assert.equal(place.read("c"), "x")
+check(
+  "a hard link shares its target's inode, whether it comes before or after, and along a chain",
+  (place) => {
+    const orders = [
+      [file("a", "x"), hardlink("b", "a"), hardlink("c", "./b")],
+      [hardlink("c", "/b"), hardlink("b", "a"), file("a", "x")],
+      [hardlink("b", "a"), hardlink("c", "b"), file("a", "x")],
+      [hardlink("c", "b"), file("a", "x"), hardlink("b", "a")]
+    ]
+    for (const order of orders) {
+      const { all } = place.unpack(tar(...order))
+      assert.deepEqual(all("hardlink"), [])
+      assert.equal(place.stat("a").nlink, 3n)
+      assert.equal(place.read("c"), "x")
+    }
   }
-})
+)
 
-check("a hard link to a file of a lower layer is reported, with its place cleared", (place) => {
+check("a hard link to a file of a lower layer is reported, and a file in its place is removed", (place) => {
   const { all } = place.unpack(
     tar(
       file("dir/l", "old"),
@@ -32,7 +35,7 @@ check("a hard link to a file of a lower layer is reported, with its place cleare
   assert.deepEqual(place.tree(), ["dir", "w"])
 })
 
-check("a hard link that waits for its target gives way to a later entry of its name", (place) => {
+check("a hard link whose target comes later gives way to a later entry of its own name", (place) => {
   const { all } = place.unpack(
     tar(
       hardlink("a", "t"),
@@ -54,13 +57,13 @@ check("a hard link to a symlink is a link to the symlink", (place) => {
   assert.equal(place.stat("h").ino, place.stat("s").ino)
 })
 
-check("a hard link to itself changes nothing, and one replaces what was there", (place) => {
+check("a hard link to itself changes nothing, and another one replaces the file in its place", (place) => {
   place.unpack(tar(file("a", "x"), hardlink("a", "a"), folder("d/"), file("d/f"), hardlink("d", "a")))
   assert.equal(place.read("d"), "x")
   assert.equal(place.stat("a").nlink, 2n)
 })
 
-check("a hard link to a folder, to nothing or out of the root is refused", (place) => {
+check("a hard link to a folder, to an empty name or out of the layer is refused", (place) => {
   assert.equal(place.fails("corrupt", tar(folder("d/"), hardlink("h", "d"))).path, "h")
   place.fails("corrupt", tar(hardlink("h", "d"), folder("d/")))
   place.fails("corrupt", tar(hardlink("h", "")))
@@ -90,14 +93,14 @@ check("writes, whiteouts and hard links through a symlinked folder land inside t
   }
 })
 
-check("what a dangling symlink leads to is made, where the container would see it", (place) => {
+check("writing through a dangling symlink makes its target where the container would see it", (place) => {
   const { all } = place.unpack(tar(symlink("var/run", "/run"), file("var/run/lock/pid", "1")))
   assert.equal(place.read("run/lock/pid"), "1")
   assert.deepEqual(all("implicit"), ["var", "run", "run/lock"])
   place.fails("corrupt", tar(symlink("a", "b"), symlink("b", "a"), file("a/x")))
 })
 
-check("a file with several names is replaced under one of them, and not written through", (place) => {
+check("replacing one name of a file leaves its other names as they were", (place) => {
   place.unpack(tar(file("a", "first"), hardlink("b", "a"), file("a", "second")))
   assert.equal(place.read("a"), "second")
   assert.equal(place.read("b"), "first")

@@ -4,7 +4,7 @@ import { file, folder, symlink, tar } from "../support/tar.ts"
 import type { Place } from "../support/unpack.ts"
 import { check, isWhiteout, opaque, run, text, wh } from "../support/unpack.ts"
 
-/** What a shell says of the layers mounted as an overlay, topmost first; the mount dies with the command. */
+/** The output of a shell script on the layers, mounted as an overlay for it; the topmost layer comes first. */
 const overlay = (place: Place, layers: ReadonlyArray<string>, script: string): string => {
   mkdirSync(`${place.base}/merged`, { recursive: true })
   const mount = `mount -t overlay overlay -o lowerdir=${layers.join(":")} ${place.base}/merged`
@@ -12,13 +12,13 @@ const overlay = (place: Place, layers: ReadonlyArray<string>, script: string): s
   return text(done.stdout) + done.stderr
 }
 
-check("a whiteout hides what lower layers have, and is a 0:0 character device", (place) => {
+check("a whiteout hides a file of lower layers as a 0:0 character device", (place) => {
   place.unpack(tar(folder("a/"), wh("a/.wh.gone")))
   assert.deepEqual(place.tree(), ["a", "a/gone"])
   assert.ok(isWhiteout(place, "a/gone"))
 })
 
-check("a whiteout speaks of lower layers only, whatever its order in the tar", (place) => {
+check("a whiteout affects lower layers only, whatever its place in the tar", (place) => {
   for (const flip of [false, true]) {
     const order = (...entries: Array<Uint8Array>) => tar(...(flip ? entries.reverse() : entries))
     place.unpack(order(wh(".wh.file"), file("file", "mine")))
@@ -35,7 +35,7 @@ check("a whiteout speaks of lower layers only, whatever its order in the tar", (
   }
 })
 
-check("an opaque folder keeps its own files, and no whiteouts that overlayfs would list", (place) => {
+check("an opaque folder keeps its own files, and has no whiteouts that overlayfs would list", (place) => {
   const entries = [
     folder("a/"),
     wh("a/.wh.x"),
@@ -53,13 +53,13 @@ check("an opaque folder keeps its own files, and no whiteouts that overlayfs wou
   }
 })
 
-check("a whiteout of a folder that the layer has too makes it opaque, inside and out", (place) => {
+check("a whiteout of a folder that is also in the layer makes the folder opaque", (place) => {
   place.unpack(tar(wh(".wh.a"), folder("a/"), wh("a/.wh.x"), wh("a/b/.wh.y"), file("a/b/mine")))
   assert.equal(opaque(place, "a"), "y")
   assert.deepEqual(place.tree(), ["a", "a/b", "a/b/mine"])
 })
 
-check("overlayfs shows exactly what the layers say", (place) => {
+check("overlayfs shows the same tree as the layers describe", (place) => {
   const lower = place.unpack(
     tar(
       folder("a/"),
@@ -81,13 +81,13 @@ check("overlayfs shows exactly what the layers say", (place) => {
   assert.ok(!seen.includes("cannot access"), seen)
 })
 
-check("an opaque mark on the root is reported, because overlayfs takes none there", (place) => {
+check("an opaque mark on the root is reported, as overlayfs ignores one there", (place) => {
   const { all } = place.unpack(tar(wh(".wh..wh..opq"), wh(".wh.x"), file("a")))
   assert.deepEqual(all("opaque"), ["."])
   assert.deepEqual(place.tree(), ["a"])
 })
 
-check("a whiteout of a missing path makes the folders above it, and reports them", (place) => {
+check("a whiteout of a missing path makes its parent folders and reports them", (place) => {
   const { all } = place.unpack(tar(wh("a/b/.wh.c")))
   assert.ok(isWhiteout(place, "a/b/c"))
   assert.deepEqual(all("implicit"), ["a", "a/b"])
@@ -99,13 +99,13 @@ check("a whiteout whose parent is not a folder is refused", (place) => {
   assert.equal(error.path, "a/.wh.b")
 })
 
-check("a whiteout of a symlink is not one of its target", (place) => {
+check("a whiteout of a symlink does not hide its target", (place) => {
   place.unpack(tar(file("target", "kept"), symlink("link", "target"), wh(".wh.link")))
   assert.equal(readlinkSync(`${place.layer}/link`), "target")
   assert.equal(place.read("target"), "kept")
 })
 
-check("names that only look like whiteouts are refused, and those of aufs skipped", (place) => {
+check("invalid names of whiteouts are refused, and those of aufs are skipped", (place) => {
   place.fails("corrupt", tar(wh(".wh.")))
   place.fails("escape", tar(wh("a/.wh..")))
   place.fails("escape", tar(wh("a/.wh...")))
@@ -125,7 +125,7 @@ check("names that only look like whiteouts are refused, and those of aufs skippe
   assert.ok(isWhiteout(place, "..."), "a name of three dots is a name")
 })
 
-check("a whiteout, then a file, then a folder of one name leave an opaque folder", (place) => {
+check("a whiteout, a file and a folder of one name, in this order, leave an opaque folder", (place) => {
   place.unpack(tar(wh(".wh.a"), file("a"), folder("a/"), file("a/x")))
   assert.equal(opaque(place, "a"), "y")
 })

@@ -1,4 +1,4 @@
-/** How the virtual machine's tests are judged: by what node's test runner really says about files of each kind. */
+/** Tests the verdict on the virtual machine's tests, with real output of node's test runner for each kind of file. */
 import assert from "node:assert/strict"
 import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -20,7 +20,7 @@ const guestSays = (checkout: string): string => {
   }).stdout
 }
 
-describe("the virtual machine's tests", { skip: node.status === 0 ? false : "no node on the PATH" }, () => {
+describe("tests in the virtual machine", { skip: node.status === 0 ? false : "no node on the PATH" }, () => {
   let folder = ""
   before(() => {
     folder = makeTemporaryFolder()
@@ -37,7 +37,7 @@ describe("the virtual machine's tests", { skip: node.status === 0 ? false : "no 
   })
   after(() => remove(folder))
 
-  /** What the script that runs in the machine says of these files, here and without touching a cgroup. */
+  /** The output of the machine's script for these files, run here and without touching a cgroup. */
   const output = (...names: ReadonlyArray<string>): string => {
     fs.writeFileSync(`${folder}/vm-files-here`, `${names.map((name) => `${name}.test.ts`).join("\n")}\n`)
     return guestSays(folder)
@@ -45,23 +45,23 @@ describe("the virtual machine's tests", { skip: node.status === 0 ? false : "no 
 
   const judged = (...names: ReadonlyArray<string>): Outcome => outcome(output(...names), "here")
 
-  test("pass when one has passed and none has failed", () => {
+  test("a run in the virtual machine passes when one test has passed and none has failed", () => {
     assert.deepEqual(judged("passes"), { passed: 1, failed: 0, skipped: 1, problem: undefined })
   })
 
-  test("fail when one fails, or a file cannot be loaded", () => {
+  test("a run in the virtual machine fails when a test fails or a file cannot be loaded", () => {
     assert.deepEqual(judged("passes", "fails"), { passed: 1, failed: 1, skipped: 1, problem: "1 failed" })
     assert.match(judged("passes", "throws").problem!, /failed/)
     assert.notEqual(judged("passes", "no-such-file").problem, undefined)
   })
 
-  test("fail when none is run: a file is empty, or every test is skipped", () => {
+  test("a run in the virtual machine fails when a file is empty or every test is skipped", () => {
     assert.match(judged("empty").problem!, /no test in .*empty\.test\.js/)
     assert.match(judged("passes", "empty").problem!, /no test in/)
     assert.equal(judged("skipped").problem, "no test was run")
   })
 
-  test("fail when the machine ends before they do", () => {
+  test("a run in the virtual machine fails when the machine ends before the tests", () => {
     const whole = output("passes")
     assert.equal(outcome("", "here").problem, "the machine ended before its tests began")
     assert.equal(outcome(whole, "bare").problem, "the machine ended before its tests began")
@@ -69,7 +69,7 @@ describe("the virtual machine's tests", { skip: node.status === 0 ? false : "no 
     assert.equal(outcome(cut, "here").problem, "the machine ended before its tests did")
   })
 
-  test("or a benchmark, whose results come as it wrote them where it ended well", () => {
+  test("a benchmark in the virtual machine gives its results unchanged, and none when it fails", () => {
     const at = `${folder}/benchmark`
     const written = `${JSON.stringify({ name: "one", median: 1.5 }, null, 2)}\n`
     const run = (ending: string): string => {

@@ -1,4 +1,4 @@
-/** The checkout as a disk of the machine: a tar, which is read straight from it. */
+/** The checkout as a disk of the machine: the disk is a tar, which the machine reads directly. */
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as path from "node:path"
@@ -8,13 +8,13 @@ import { compile } from "../support/attack.ts"
 
 export const checkout: string = fileURLToPath(new URL("../..", import.meta.url)).replace(/\/$/, "")
 
-/** What is started by itself in the machine. */
+/** Whether a file is a program that is started in the machine. */
 const isProgram = (file: string): boolean =>
   /^test\/[^/]+\/[^/]+\.test\.ts$|^test\/support\/[^/]+\.ts$/.test(file) || file === "bench/index.ts"
 
 /**
- * Packs what git tracks or would track, the native build, the programs bundled and compiled, and these files on top. `folder` is for
- * what is made on the way.
+ * Packs the files that git tracks or would track, the native build, the bundled and compiled programs, and these files on top.
+ * `folder` is for intermediate files.
  */
 export const pack = async (
   tar: string,
@@ -32,7 +32,7 @@ export const pack = async (
   for (const source of files.filter((file) => /^test\/support\/[^/]+\.c$/.test(file)))
     compile(`${out}/${source.replace(/\.c$/, "")}`, path.basename(source))
   for (const [name, content] of Object.entries(extra)) fs.writeFileSync(`${out}/${name}`, content)
-  // What comes later in a tar wins.
+  // Later entries of a tar replace earlier ones.
   const owner = ["--owner=0", "--group=0", "--mode=u=rwX,go=rX"]
   execFileSync("tar", [...owner, "-cf", tar, "-C", checkout, "--null", "--no-recursion", "-T", "-"], {
     input: files.join("\0")

@@ -1,4 +1,4 @@
-/** The virtual machine's kernel and root, made of Debian's packages and cached. */
+/** The virtual machine's kernel and root filesystem, made of Debian's packages and cached. */
 import { spawnSync } from "node:child_process"
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
@@ -10,7 +10,7 @@ const cache = `${process.env.XDG_CACHE_HOME ?? `${os.homedir()}/.cache`}/berth-v
 
 const KERNEL = "linux-image-cloud-amd64"
 
-/** What the tests and the native part need in there, beside what Debian calls essential. */
+/** The packages that the tests and the native part need, besides Debian's essential ones. */
 const PACKAGES = [
   ...["systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "kmod", "iproute2", "procps"],
   ...["uidmap", "apparmor", "busybox-static", "zstd", "docker-registry"],
@@ -31,7 +31,7 @@ const read = (path: string): string => fs.readFileSync(path, "utf8")
 
 const codename = (): string => /^VERSION_CODENAME=(\w+)$/m.exec(read("/etc/os-release"))?.[1] ?? "stable"
 
-/** The kernel's version as far as apt's lists on this machine tell, so that a newer one makes a new root. */
+/** The kernel's version in apt's lists of this machine; a newer version makes a new root. */
 const kernelVersion = (): string =>
   spawnSync("apt-cache", ["policy", KERNEL], { encoding: "utf8" }).stdout?.match(/Candidate: (.*)/)?.[1] ?? ""
 
@@ -44,7 +44,7 @@ const forgetOld = (): void => {
   }
 }
 
-/** The folder that `make` has filled for these inputs, now or in an earlier run. */
+/** The cached folder for these inputs, filled by `make` unless an earlier run has done so. */
 const cached = (name: string, inputs: ReadonlyArray<string>, make: (folder: string) => void): string => {
   const key = createHash("sha256").update(JSON.stringify(inputs)).digest("hex").slice(0, 16)
   const folder = `${cache}/${name}-${key}`
@@ -55,7 +55,7 @@ const cached = (name: string, inputs: ReadonlyArray<string>, make: (folder: stri
     const made = fs.mkdtempSync(`${cache}/making-${name}-`)
     try {
       make(made)
-      // Another run may have been faster.
+      // Another run may have made the folder meanwhile.
       if (!fs.existsSync(folder)) fs.renameSync(made, folder)
     } finally {
       fs.rmSync(made, { recursive: true, force: true })
@@ -67,7 +67,7 @@ const cached = (name: string, inputs: ReadonlyArray<string>, make: (folder: stri
   return folder
 }
 
-/** A file system of what is in a folder, made without mounting anything. It needs no journal: it is never used twice. */
+/** Makes a file system of a folder without a mount. It has no journal, as it is used once. */
 const makeDisk = (from: string, disk: string, size: string): void => {
   run("truncate", ["--size", size, disk])
   run("mke2fs", ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", "nodiscard", "-d", from, disk])
@@ -90,7 +90,7 @@ export const root = (): string =>
       say(`making the root from ${codename()}'s packages`)
       const tree = fs.mkdtempSync(`${os.tmpdir()}/berth-vm-root-`)
       try {
-        // Without path-exclude=, which has mmdebstrap start a filter in Python for each package.
+        // path-exclude= would make mmdebstrap start a Python filter for each package.
         run("mmdebstrap", [
           ...["--quiet", "--variant=essential", `--include=${PACKAGES.join(",")}`],
           "--dpkgopt=force-unsafe-io",
@@ -99,7 +99,7 @@ export const root = (): string =>
         ])
         makeDisk(`${tree}/root`, `${folder}/root.img`, "4G")
       } finally {
-        // Beside what follows, as it takes the disk a while.
+        // The removal is slow, and nothing waits for it.
         fs.promises
           .rm(tree, { recursive: true, force: true })
           .catch((error) => say(`${tree} was not removed: ${error}`))

@@ -1,4 +1,4 @@
-/** `npm run test:vm`: tests, or a benchmark, on a kernel of Debian's, under QEMU. */
+/** `npm run test:vm`: runs tests or a benchmark on Debian's kernel, under QEMU. */
 import * as fs from "node:fs"
 import { parseArgs } from "node:util"
 import { checkout } from "./checkout.ts"
@@ -33,7 +33,7 @@ if (!asked.every((mode): mode is Mode => modes.some((known) => known === mode)))
 const filesOf = (mode: Mode): string =>
   `${(positionals.length > 0 ? positionals : suites[mode]).join("\n")}\n`
 
-/** One boot, for the modes that share a first process. */
+/** Boots the machine once, for the modes with the same first process. */
 const run = async (init: "bare" | "systemd", wanted: ReadonlyArray<Mode>): Promise<boolean> => {
   if (wanted.length === 0) return true
   const start = Date.now()

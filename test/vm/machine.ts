@@ -1,4 +1,4 @@
-/** One virtual machine: booted, listened to until it powers off, and ended when that takes too long. */
+/** Runs one virtual machine: boots it, reads its output until it powers off, and kills it at a time limit. */
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as os from "node:os"
@@ -6,11 +6,11 @@ import { pack } from "./checkout.ts"
 import { root } from "./image.ts"
 
 export interface Ended {
-  /** What came from the second serial port. */
+  /** The output of the second serial port. */
   readonly output: string
-  /** The end of what the kernel and the first process said. */
+  /** The last output of the kernel and the first process. */
   readonly console: string
-  /** Whether it was ended for taking too long. */
+  /** Whether it was killed at the time limit. */
   readonly late: boolean
 }
 
@@ -19,7 +19,7 @@ const disk = (file: string, id: string, options = ""): ReadonlyArray<string> => 
   ...["-device", `nvme,drive=${id},serial=${id}`]
 ]
 
-// Debian's cloud kernel has NVMe and ext4 built in: it needs no initial RAM disk.
+// Debian's cloud kernel has NVMe and ext4 built in, and needs no initial RAM disk.
 const command = (folder: string): ReadonlyArray<string> => {
   const base = root()
   return [
@@ -36,7 +36,7 @@ const command = (folder: string): ReadonlyArray<string> => {
   ]
 }
 
-/** Boots a machine with these files on top of the checkout; what it says is also printed as it comes. */
+/** Boots a machine with these files on top of the checkout, and prints its output as it arrives. */
 export const boot = async (extra: Readonly<Record<string, string>>, limitMillis: number): Promise<Ended> => {
   const folder = fs.mkdtempSync(`${os.tmpdir()}/berth-vm-`)
   try {

@@ -1,21 +1,21 @@
-/** What the machine says on its second serial port: for each mode, node's test runner between two lines. */
+/** Reads the machine's second serial port: for each mode, the output of node's test runner between two marker lines. */
 
 export interface Outcome {
   readonly passed: number
   readonly failed: number
   readonly skipped: number
-  /** Why the mode counts as failed, if so. */
+  /** The reason why the mode counts as failed. */
   readonly problem: string | undefined
 }
 
 const total = (lines: ReadonlyArray<string>, name: string): number =>
   lines.reduce((sum, line) => sum + Number(new RegExp(`^[#ℹ] ${name} (\\d+)$`).exec(line)?.[1] ?? 0), 0)
 
-/** Node counts a file that has no test as one that has passed, under the file's own name. */
+/** Node counts a file without tests as one passed test with the file's name. */
 const emptyFiles = (lines: ReadonlyArray<string>): ReadonlyArray<string> =>
   lines.flatMap((line) => /^✔ (\S+\.test\.[jt]s) \(/.exec(line)?.[1] ?? [])
 
-/** The lines that came between the two of a mode, and the exit code that the second tells. */
+/** The lines between the two markers of a mode, and the exit code in the second marker. */
 const section = (output: string, mode: string) => {
   const lines = output.split(/\r*\n/)
   const begin = lines.indexOf(`== berth-vm begin ${mode}`)
@@ -34,8 +34,8 @@ const section = (output: string, mode: string) => {
 }
 
 /**
- * How a mode ended. It has failed when a test has, when the runner's exit code says so, when no test was run to its end
- * (a skipped one was not) or a file has none, and when the output stops before the runner has.
+ * The outcome of a mode. It has failed if a test has failed, the runner's exit code is not 0, no test was run (skipped
+ * tests do not count), a file has no test, or the output stops before the runner's end.
  */
 export const outcome = (output: string, mode: string): Outcome => {
   const { between, code, lost } = section(output, mode)
@@ -56,7 +56,7 @@ export const outcome = (output: string, mode: string): Outcome => {
   return { passed, failed, skipped: total(between, "skipped"), problem }
 }
 
-/** What a benchmark has written, as it is in its file; undefined where it did not come to its end. */
+/** The contents of a benchmark's result file; undefined if the benchmark did not end well. */
 export const result = (output: string, mode: string, benchmark: string): string | undefined => {
   const { between, code } = section(output, mode)
   const at = between.indexOf(`== berth-vm result ${benchmark}`)

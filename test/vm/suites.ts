@@ -1,4 +1,4 @@
-/** Which tests are run in the virtual machine, by mode. */
+/** The tests that run in the virtual machine, by mode. */
 export type Mode = "bare" | "systemd" | "user"
 
 export const modes: ReadonlyArray<Mode> = ["bare", "systemd", "user"]

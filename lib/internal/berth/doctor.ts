@@ -8,11 +8,10 @@ import { dirname } from "node:path"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { BerthError } from "../../BerthError.ts"
-import * as Cgroup from "../../Cgroup.ts"
 import * as Doctor from "../../Doctor.ts"
 import type { Kind } from "../../Namespace.ts"
 import * as Plan from "../../Plan.ts"
-import { nameOf, tree } from "../cgroup/cgroup.ts"
+import { nameOf, operations, tree } from "../cgroup/cgroup.ts"
 import * as systemd from "../cgroup/systemdScope.ts"
 import { defaultFolder } from "../disk/defaultFolder.ts"
 import * as Ids from "../ids/idMaps.ts"
@@ -46,7 +45,7 @@ const inChild = (
   { op: "session" },
   { op: "stdio", stdin: null, stdout: null, stderr: null },
   ...between,
-  { op: "self", arguments: ["berth-hold"], environment: [] }
+  { op: "exec-self", arguments: ["berth-hold"], environment: [] }
 ]
 
 const needed: ReadonlyArray<Kind> = ["mount", "pid", "uts", "ipc", "network", "cgroup"]
@@ -174,7 +173,7 @@ const limits = ["memory", "cpu", "pids"]
 const cgroups = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
   const { controllers, kind, missing } = tree()
   const lacking = limits.filter((controller) => controllers[controller] === undefined)
-  const make = attempt(() => Cgroup.operations({}, nameOf(folder, 1)).create)
+  const make = attempt(() => operations({}, nameOf(folder, 1)).create)
   return Effect.map(
     kind === "none" ? Effect.succeed(undefined) : Effect.merge(Effect.flatMap(make, run)),
     (error): Doctor.Check => {

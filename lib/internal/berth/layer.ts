@@ -10,6 +10,7 @@ import type { Berth, Options } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../../BerthError.ts"
 import * as systemd from "../cgroup/systemdScope.ts"
 import { defaultFolder } from "../disk/defaultFolder.ts"
+import { tryLock } from "../disk/fileLock.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/unpack.ts"
 import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
@@ -17,7 +18,7 @@ import * as Seccomp from "../security/seccomp.ts"
 import { TypeId } from "../service.ts"
 import * as Holds from "../store/leases.ts"
 import * as Supervisor from "../supervisor/connection.ts"
-import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "../system/addon.ts"
+import { AT_FDCWD, isBuilt, native, programPath } from "../system/addon.ts"
 import { EPERM } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { recordOwner, removeSwept, sweep } from "./sweep.ts"
@@ -126,7 +127,7 @@ export const makeState = (
         fs.rmdirSync(made)
         throw Object.assign(new Error("lock"), { syscall: "openat2", errno: lock })
       }
-      native().flock(lock, LOCK_EX | LOCK_NB)
+      tryLock(lock, "exclusive")
       fs.mkdirSync(`${made}/empty`)
       fs.mkdirSync(`${made}/dev`)
       const state = `${folder}/run/${basename(made).slice(1)}`

@@ -9,9 +9,9 @@ import * as Schedule from "effect/Schedule"
 import { NotReleased } from "../../BerthError.ts"
 import * as Plan from "../../Plan.ts"
 import { tree } from "../cgroup/cgroup.ts"
+import { tryLock } from "../disk/fileLock.ts"
 import type { Supervisor } from "../supervisor/connection.ts"
 import { releaseUnit } from "../supervisor/scopedUnit.ts"
-import { LOCK_EX, LOCK_NB, native } from "../system/addon.ts"
 import { EBUSY } from "../util/errno.ts"
 import { link, list, read } from "../util/readFile.ts"
 
@@ -122,7 +122,7 @@ const recordedIn = (state: string): ReadonlyArray<number> =>
 const lockOf = (state: string): number | undefined => {
   try {
     const fd = fs.openSync(`${state}/lock`, "r+")
-    if (native().flock(fd, LOCK_EX | LOCK_NB) === 0) return fd
+    if (tryLock(fd, "exclusive") === 0) return fd
     fs.closeSync(fd)
   } catch {
     // Gone already.

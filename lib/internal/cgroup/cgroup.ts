@@ -7,8 +7,7 @@ import * as FiberId from "effect/FiberId"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, CgroupError, type OperationFailed, type SupervisorError } from "../../BerthError.ts"
-import type { Cgroup, Folder } from "../../Cgroup.ts"
-import type { Limits } from "../../CgroupLimits.ts"
+import type { Cgroup, Folder, Limits } from "../../Cgroup.ts"
 import * as Plan from "../../Plan.ts"
 import { errnoOf } from "../files/rooted.ts"
 import type { Ended } from "../supervisor/protocol.ts"
@@ -156,6 +155,19 @@ export const operations = (
     ]
   }
 }
+
+// Of version 2 a process is in one place, the last that there is.
+const isEntered = (folder: Folder, index: number, all: ReadonlyArray<Folder>): boolean =>
+  folder.version === 1 || !all.some((other, at) => other.version === 2 && at > index)
+
+/** The folders that a process of the cgroup is in. */
+export const entered = (cgroup: Cgroup): ReadonlyArray<Folder> => cgroup.folders.filter(isEntered)
+
+/** The operations that put a process into the cgroup. */
+export const joins = (cgroup: Cgroup | undefined): ReadonlyArray<Plan.Operation> =>
+  cgroup === undefined
+    ? []
+    : entered(cgroup).map(({ path, version }) => ({ op: "cgroup-join", path, version }))
 
 // Errors
 

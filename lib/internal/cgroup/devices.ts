@@ -3,7 +3,7 @@
  * version 2 has in its place (BPF_PROG_TYPE_CGROUP_DEVICE, bpf(2)).
  */
 import { statSync } from "node:fs"
-import type { DeviceRule } from "../../CgroupLimits.ts"
+import type { DeviceRule } from "../../Cgroup.ts"
 import { invalid } from "../util/validate.ts"
 
 export interface Device {

@@ -10,8 +10,15 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type BerthError, CgroupError } from "../../BerthError.ts"
-import type { Cgroup, Folder, PressureOptions, Resource } from "../../Cgroup.ts"
-import type { MemoryEvents, PidsEvents, Pressure } from "../../CgroupStats.ts"
+import type {
+  Cgroup,
+  Folder,
+  MemoryEvents,
+  PidsEvents,
+  Pressure,
+  PressureOptions,
+  Resource
+} from "../../Cgroup.ts"
 import { AT_FDCWD, EPOLLERR, EPOLLIN, EPOLLPRI, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
 import { EINVAL } from "../util/errno.ts"

@@ -3,7 +3,7 @@
  * cpusets, hugetlb and devices, sched-bwc.rst and pids.rst, of the kernel's documentation.
  */
 import { existsSync } from "node:fs"
-import type { Bytes, CpuLimits, CpusetLimits, IoLimits, Limits, MemoryLimits } from "../../CgroupLimits.ts"
+import type { Bytes, CpuLimits, CpusetLimits, IoLimits, Limits, MemoryLimits } from "../../Cgroup.ts"
 import { parseBytes } from "../util/bytes.ts"
 import { read } from "../util/readFile.ts"
 import { invalid } from "../util/validate.ts"

@@ -5,8 +5,7 @@ import * as Metric from "effect/Metric"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import type { BerthError } from "../../BerthError.ts"
-import type { Cgroup } from "../../Cgroup.ts"
-import type { Stats } from "../../CgroupStats.ts"
+import type { Cgroup, Stats } from "../../Cgroup.ts"
 
 const gauge = (name: string, description: string, of: (stats: Stats) => number | undefined) => ({
   metric: Metric.gauge(name, { description }),

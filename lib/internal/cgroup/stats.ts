@@ -1,14 +1,14 @@
 /** The files of a cgroup as numbers: cgroup-v2.rst, and cgroup-v1/ of the kernel's documentation. */
 import { readdirSync, readFileSync } from "node:fs"
-import type { Folder } from "../../Cgroup.ts"
 import type {
+  Folder,
   HugetlbStats,
   IoStats,
   MemoryEvents,
   Pressure,
   PressureTimes,
   Stats
-} from "../../CgroupStats.ts"
+} from "../../Cgroup.ts"
 
 type Numbers = Readonly<Record<string, number>>
 

@@ -1,10 +1,10 @@
-/** This program's terminal, wired to a container's. */
+/** This program's terminal, connected with that of a process. */
 import * as process from "node:process"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { BerthError } from "../../BerthError.ts"
-import type { Container, ExitStatus } from "../../Container.ts"
+import type { ExitStatus, Process } from "../../Process.ts"
 import { ownTerminal } from "../util/validate.ts"
 
 /** Takes every key as it is typed, for as long as the scope is open. */
@@ -45,10 +45,10 @@ const write = (to: NodeJS.WriteStream, bytes: Uint8Array): Effect.Effect<void> =
     to.write(bytes, () => resume(Effect.void))
   })
 
-const sizes = (container: Container): Effect.Effect<void, never, Scope.Scope> => {
+const sizes = (to: Process): Effect.Effect<void, never, Scope.Scope> => {
   const pass = (): void => {
     const { rows, columns } = ownTerminal()
-    container.state.terminal?.resize(rows, columns)
+    to.state.terminal?.resize(rows, columns)
   }
   return Effect.asVoid(
     Effect.acquireRelease(
@@ -62,20 +62,17 @@ const sizes = (container: Container): Effect.Effect<void, never, Scope.Scope> =>
   )
 }
 
-export const attach = (container: Container): Effect.Effect<ExitStatus, BerthError> =>
+export const attach = (to: Process): Effect.Effect<ExitStatus, BerthError> =>
   Effect.gen(function* () {
-    if (container.state.terminal !== undefined) yield* raw
-    yield* sizes(container)
-    yield* Effect.forkScoped(Stream.run(typed, container.stdin))
+    if (to.state.terminal !== undefined) yield* raw
+    yield* sizes(to)
+    yield* Effect.forkScoped(Stream.run(typed, to.stdin))
     yield* Effect.all(
       [
-        Stream.runForEach(container.stdout, (bytes) => write(process.stdout, bytes)),
-        Stream.runForEach(container.stderr, (bytes) => write(process.stderr, bytes))
+        Stream.runForEach(to.stdout, (bytes) => write(process.stdout, bytes)),
+        Stream.runForEach(to.stderr, (bytes) => write(process.stderr, bytes))
       ],
       { concurrency: "unbounded", discard: true }
     )
-    return yield* container.exit
-  }).pipe(
-    Effect.scoped,
-    Effect.withSpan("berth.Container.attach", { attributes: { "container.id": container.id } })
-  )
+    return yield* to.exit
+  }).pipe(Effect.scoped, Effect.withSpan("berth.Container.attach", { attributes: { "container.id": to.id } }))

@@ -16,17 +16,15 @@ import type * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import type { BerthError } from "../../BerthError.ts"
-import * as Cgroup from "../../Cgroup.ts"
 import type { Container } from "../../Container.ts"
+import type { Process } from "../../Process.ts"
 import { reasons } from "../files/platformError.ts"
 import type { Output } from "../system/pipe.ts"
 import { ENOENT, ENOEXEC, errnoName } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { signalNumber } from "../util/signals.ts"
 import * as check from "../util/validate.ts"
-import type * as compile from "./compile.ts"
-import { launchInside, running } from "./execIn.ts"
-import { stdioNames } from "./stdio.ts"
+import { type Execution, launchInside, running } from "./execIn.ts"
 
 /** How long a process has to end by SIGTERM once its scope is closed. */
 const GRACE = "10 seconds"
@@ -79,17 +77,12 @@ const spawnError =
     })
   }
 
-interface Execution {
-  readonly arguments: ReadonlyArray<string>
-  readonly environment: Readonly<Record<string, string>>
-  readonly workingDirectory: string
-}
-
 const executionOf = (box: Container, command: Command.StandardCommand): Execution => {
-  const { environment, workingDirectory } = box.state.settings
+  const { environment, user, workingDirectory } = box.state.settings
   const own = Object.fromEntries(command.env)
   const words = [command.command, ...command.args]
   return {
+    user,
     arguments:
       command.shell === false
         ? words
@@ -107,25 +100,12 @@ const execute = (
   box: Container,
   command: Command.StandardCommand,
   execution: Execution
-): Effect.Effect<Container, BerthError, Scope.Scope> => {
-  const { state } = box
+): Effect.Effect<Process, BerthError, Scope.Scope> => {
   const how = (stream: unknown) => (stream === "inherit" ? "inherit" : "pipe")
-  const options = {
-    stdin: how(command.stdin),
-    stdout: how(command.stdout),
-    stderr: how(command.stderr)
-  } as const
-  const settings: compile.Process = {
-    ...state.settings,
-    ...execution,
-    createWorkingDirectory: false,
-    init: false,
-    terminal: undefined,
-    stdio: stdioNames(options),
-    cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
-    joined: [{ descriptor: "container", kinds: state.kinds }]
-  }
-  return launchInside(box, settings, options)
+  const { stderr, stdin, stdout } = command
+  const { umask } = box.state.settings
+  const options = { umask, stdin: how(stdin), stdout: how(stdout), stderr: how(stderr) } as const
+  return launchInside(box, options, execution)
 }
 
 /** Has the shell run a file that is executable but says not by what, as execvp(3) does. */
@@ -137,7 +117,7 @@ const byShell = (execution: Execution): Execution => ({
 const spawn = (
   box: Container,
   command: Command.StandardCommand
-): Effect.Effect<Container, PlatformError.PlatformError, Scope.Scope> =>
+): Effect.Effect<Process, PlatformError.PlatformError, Scope.Scope> =>
   Effect.suspend(() => {
     const execution = executionOf(box, command)
     const { environment, workingDirectory } = execution
@@ -159,7 +139,7 @@ const spawn = (
  * Signals a process and all of its group, which it leads since before it was executed: whether there was any. The number
  * is the group's for as long as the group has members; once the process has ended, one of its number is another's.
  */
-export const signalGroup = (handle: Container, number: number): Effect.Effect<boolean> =>
+export const signalGroup = (handle: Process, number: number): Effect.Effect<boolean> =>
   Effect.map(Deferred.isDone(handle.state.ended), (ended) => {
     try {
       return !(ended && existsSync(`/proc/${handle.pid}`)) && process.kill(-handle.pid, number)
@@ -169,7 +149,7 @@ export const signalGroup = (handle: Container, number: number): Effect.Effect<bo
   })
 
 /** What the scope's end does: platform-node asks the group to end and waits; what does not listen is killed here. */
-const terminate = (handle: Container): Effect.Effect<void> =>
+const terminate = (handle: Process): Effect.Effect<void> =>
   Effect.gen(function* () {
     if (yield* Deferred.isDone(handle.state.ended)) {
       const { exitCode, signal } = yield* handle.exit
@@ -190,7 +170,7 @@ const ProcessProto = {
   }
 }
 
-const makeProcess = (command: Command.StandardCommand, handle: Container): CommandExecutor.Process => {
+const makeProcess = (command: Command.StandardCommand, handle: Process): CommandExecutor.Process => {
   const exit = Effect.mapError(handle.exit, unexpected(command, "exitCode"))
   const output = (
     from: Output | undefined,

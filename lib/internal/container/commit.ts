@@ -1,5 +1,4 @@
 /** `Container.commit`: the layers of a container's image, one more of what it wrote, and a config that says so. */
-import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import { pipeline, Readable } from "node:stream"
 import { createGzip } from "node:zlib"
@@ -8,12 +7,13 @@ import { dual } from "effect/Function"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
-import { type BerthError, ContainerError, InvalidOption } from "../../BerthError.ts"
+import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { CommitOptions, Container } from "../../Container.ts"
 import { type Image, type ImageConfig, scratch } from "../../Image.ts"
 import type { Digest } from "../../Reference.ts"
 import * as Reference from "../../Reference.ts"
 import { storageError } from "../disk/files.ts"
+import { noFilesError } from "../files/archiveCopy.ts"
 import * as inRoot from "../files/rooted.ts"
 import type { Ids } from "../ids/idMaps.ts"
 import { ofImage } from "../image/push.ts"
@@ -29,16 +29,10 @@ import * as Holds from "../store/leases.ts"
 import * as Store from "../store/store.ts"
 import * as Archive from "../store/tarIndex.ts"
 import { native } from "../system/addon.ts"
-import { type Holes, holesOf } from "../tar/containerTar.ts"
+import { type Holes, holesOf } from "../tar/members.ts"
 import { isContainer } from "../typeIds.ts"
+import { Hasher } from "../util/digest.ts"
 import { attempt } from "../util/fromThrowing.ts"
-
-const goneError = (container: Container): ContainerError =>
-  new ContainerError({
-    reason: "NotRunning",
-    container: container.id,
-    detail: "it has no files of its own: it runs in another's root, or is gone"
-  })
 
 interface Source {
   readonly image: Image
@@ -52,7 +46,7 @@ interface Source {
 const sourceOf = (container: Container): Effect.Effect<Source, BerthError> =>
   Effect.suspend((): Effect.Effect<Source, BerthError> => {
     const { base, root } = container.state
-    if (base === undefined || root < 0 || !base.isThere()) return Effect.fail(goneError(container))
+    if (root < 0 || !base.isThere()) return Effect.fail(noFilesError(container))
     const { image, upper } = base
     if (image.digest === undefined && image !== scratch) {
       const expected =
@@ -64,16 +58,16 @@ const sourceOf = (container: Container): Effect.Effect<Source, BerthError> =>
 
 /** What is known of a layer once all of it has gone by. */
 class Measured {
-  private readonly tar = createHash("sha256")
-  private readonly gzip = createHash("sha256")
+  private readonly tar = new Hasher()
+  private readonly gzip = new Hasher()
   size = 0
 
   get diffId(): Digest {
-    return `sha256:${this.tar.copy().digest("hex")}` as Digest
+    return this.tar.digest
   }
 
   get digest(): Digest {
-    return `sha256:${this.gzip.copy().digest("hex")}` as Digest
+    return this.gzip.digest
   }
 
   async *compressed(parts: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
@@ -145,8 +139,8 @@ const layerOf = (
         Stream.fromAsyncIterable(measured.compressed(parts), layerDiff.failed(`container ${container.id}`)),
         Stream.execute(
           Effect.suspend(() =>
-            container.state.root < 0 || container.state.base?.isThere() !== true || isGone()
-              ? Effect.fail(goneError(container))
+            container.state.root < 0 || !container.state.base.isThere() || isGone()
+              ? Effect.fail(noFilesError(container))
               : Effect.void
           )
         )

@@ -2,23 +2,26 @@
  * The policy: from a container's description to the operations that make it, in the order that is safe. Pure; what has
  * to be read from the machine is read before.
  */
-import type { ProcessOptions } from "../../Container.ts"
+
 import type * as Mount from "../../Mount.ts"
 import type { Kind } from "../../Namespace.ts"
 import type * as Plan from "../../Plan.ts"
 import { constant } from "../../Plan.ts"
+import type { ProcessOptions } from "../../Process.ts"
 import { defaultReadonlyPaths, type Limit } from "../../Security.ts"
 import { emptyFolder, flags } from "../ids/namespaceFlags.ts"
 import type { Filter } from "../security/seccomp.ts"
 import { defaultPath } from "../util/defaultPath.ts"
+import {
+  MOUNT_ATTR_NODEV,
+  MOUNT_ATTR_NOEXEC,
+  MOUNT_ATTR_NOSUID,
+  MOUNT_ATTR_RDONLY
+} from "../util/mountAttributes.ts"
 import type { User } from "./passwd.ts"
 
 type Operation = Plan.Operation
 
-const MOUNT_ATTR_RDONLY = 0x1
-const MOUNT_ATTR_NOSUID = 0x2
-const MOUNT_ATTR_NODEV = 0x4
-const MOUNT_ATTR_NOEXEC = 0x8
 const NO_SUID_DEV = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 const NO_SUID_DEV_EXEC = NO_SUID_DEV | MOUNT_ATTR_NOEXEC
 
@@ -29,7 +32,7 @@ export interface Joined {
 }
 
 /** What runs, as whom, with what: the part that a container's start and an exec have in common. */
-export interface Process {
+export interface Settings {
   readonly arguments: ReadonlyArray<string>
   readonly environment: Readonly<Record<string, string>>
   readonly workingDirectory: string
@@ -218,7 +221,7 @@ const fork = constant({ op: "fork" })
 const controllingTerminal = constant({ op: "controlling-terminal" })
 const keyring = constant({ op: "keyring" })
 const loopback = constant({ op: "loopback" })
-const root = constant({ op: "root" })
+const root = constant({ op: "attach-root" })
 const pivot = constant({ op: "pivot" })
 const readonlyRoot = constant({ op: "root-readonly" })
 const noNewPrivileges = constant({ op: "no-new-privileges" })
@@ -289,29 +292,29 @@ const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
 ]
 
 /** Whether others are in its pid namespace, who see it once it is there: it enters it last, by a fork. */
-const isSeen = (process: Process): boolean => process.joined.some(({ kinds }) => kinds.includes("pid"))
+const isSeen = (process: Settings): boolean => process.joined.some(({ kinds }) => kinds.includes("pid"))
 
 const RLIMIT_NPROC = 6
 
 /** A limit that could be too low for the fork: who has it set may have no other process of the same user. */
-const isAfterFork = (process: Process, { resource, soft }: Limit): boolean =>
+const isAfterFork = (process: Settings, { resource, soft }: Limit): boolean =>
   isSeen(process) && resource === RLIMIT_NPROC && soft >= 0n && soft < 1024n
 
 const limit = ({ hard, resource, soft }: Limit): Operation => ({ op: "rlimit", resource, soft, hard })
 
-const joinsUser = (process: Process): boolean => process.joined.some(({ kinds }) => kinds.includes("user"))
+const joinsUser = (process: Settings): boolean => process.joined.some(({ kinds }) => kinds.includes("user"))
 
 /** Of a pid namespace that is joined, /proc is taken from the container or the holder that it is joined by. */
-const takeProc = (process: Process, { folder }: Surroundings): ReadonlyArray<Operation> =>
+const takeProc = (process: Settings, { folder }: Surroundings): ReadonlyArray<Operation> =>
   process.joined
     .filter(({ kinds }) => kinds.includes("pid"))
     .map(({ descriptor }) => ({
-      op: "proc-of",
+      op: "take-proc",
       process: descriptor,
       paths: ["/proc", "/", emptyFolder(folder)]
     }))
 
-const join = ({ joined }: Process): ReadonlyArray<Operation> =>
+const join = ({ joined }: Settings): ReadonlyArray<Operation> =>
   joined.map(({ descriptor, kinds }) => ({
     op: "join",
     process: descriptor,
@@ -322,7 +325,7 @@ const join = ({ joined }: Process): ReadonlyArray<Operation> =>
  * The clone, and what it is in. A pid namespace of others is joined before a new user namespace is made, in which nobody
  * has the right to.
  */
-const clone = (process: Process, namespaces: number, around: Surroundings): ReadonlyArray<Operation> =>
+const clone = (process: Settings, namespaces: number, around: Surroundings): ReadonlyArray<Operation> =>
   isSeen(process) && around.idMap !== undefined
     ? [
         { op: "process", namespaces: 0 },
@@ -333,7 +336,7 @@ const clone = (process: Process, namespaces: number, around: Surroundings): Read
     : [{ op: "process", namespaces }, ...takeProc(process, around)]
 
 /** The child's operations up to its root: where it is, and what its standard streams are. */
-const enter = (process: Process, newMounts: boolean, newUser: boolean): ReadonlyArray<Operation> => [
+const enter = (process: Settings, newMounts: boolean, newUser: boolean): ReadonlyArray<Operation> => [
   ...(process.appArmor === undefined ? [] : [{ op: "apparmor", profile: process.appArmor } as const]),
   ...(newUser && isSeen(process) ? [] : join(process)),
   ...(newMounts ? [{ op: "unshare", namespaces: flags.mount } as const] : []),
@@ -344,13 +347,13 @@ const enter = (process: Process, newMounts: boolean, newUser: boolean): Readonly
   ...process.rlimits.filter((one) => !isAfterFork(process, one)).map(limit)
 ]
 
-const filterOf = ({ seccomp }: Process): ReadonlyArray<Operation> =>
+const filterOf = ({ seccomp }: Settings): ReadonlyArray<Operation> =>
   seccomp === undefined ? [] : [seccomp.operation]
 
-const control = ({ terminal }: Process): ReadonlyArray<Operation> =>
+const control = ({ terminal }: Settings): ReadonlyArray<Operation> =>
   terminal === undefined ? [] : [controllingTerminal]
 
-const filteredLast = (process: Process): boolean =>
+const filteredLast = (process: Settings): boolean =>
   process.noNewPrivileges && isSeen(process) && process.seccomp?.custom === true
 
 /**
@@ -363,7 +366,7 @@ const filteredLast = (process: Process): boolean =>
  * executes: they may stop it, and with CAP_SYS_PTRACE do with it as they like. A filter that is not known may deny the fork,
  * and so comes behind it where it can.
  */
-const become = (process: Process): ReadonlyArray<Operation> => [
+const become = (process: Settings): ReadonlyArray<Operation> => [
   {
     op: "working-directory",
     path: process.workingDirectory,
@@ -393,14 +396,14 @@ const become = (process: Process): ReadonlyArray<Operation> => [
 ]
 
 /** The last operation: the command, or an init that runs it. The init tells of the command's failure as this one's. */
-const execute = (process: Process, before: ReadonlyArray<Operation>): ReadonlyArray<Operation> => {
+const execute = (process: Settings, before: ReadonlyArray<Operation>): ReadonlyArray<Operation> => {
   const paths = searchPath(process.arguments[0]!, process.environment)
   const environment = Object.entries(process.environment).map(([name, value]) => `${name}=${value}`)
   const init = ["berth-init", String(before.length), String(paths.length), ...paths, ...process.arguments]
   return [
     ...before,
     process.init
-      ? { op: "self", arguments: init, environment }
+      ? { op: "exec-self", arguments: init, environment }
       : { op: "exec", program: null, paths, arguments: process.arguments, environment }
   ]
 }
@@ -411,7 +414,7 @@ const CAP_SYS_ADMIN = 1n << 21n
  * Whether the first process could hide from a sweep: where it may make user or mount namespaces it can leave the mounts that
  * say whose it is. A cgroup says it as well, and an init stays where it is.
  */
-const mayHide = (process: Process, { created }: Surroundings): boolean =>
+const mayHide = (process: Settings, { created }: Surroundings): boolean =>
   (process.seccomp?.custom !== false || (process.capabilities & CAP_SYS_ADMIN) !== 0n) &&
   process.cgroup.length === 0 &&
   !process.init &&
@@ -424,7 +427,7 @@ const setParameter = ([key, value]: readonly [key: string, value: string]): Oper
     : { op: "sysctl", key: key.replaceAll(".", "/"), value }
 
 /** A process in a root of its own. */
-export const container = (process: Process, around: Surroundings): ReadonlyArray<Operation> => {
+export const container = (process: Settings, around: Surroundings): ReadonlyArray<Operation> => {
   // A cgroup namespace shows what the process is in when it is made, so that one comes after the cgroup has been
   // entered; on version 2 the clone does both. One of mounts is the user namespace's that makes it, which has to be the one
   // that is joined.
@@ -456,7 +459,7 @@ export const container = (process: Process, around: Surroundings): ReadonlyArray
 }
 
 /** A process in a root that is there: an exec, or one more process in a namespace that has been set up. */
-export const joining = (process: Process): ReadonlyArray<Operation> =>
+export const joining = (process: Settings): ReadonlyArray<Operation> =>
   execute(process, [
     ...process.cgroup,
     { op: "process", namespaces: 0 },

@@ -28,7 +28,7 @@ const connectBy = (
     const plan = Plan.make([
       { op: "process", namespaces: 0 },
       ...(own.length === 0 ? [] : [{ op: "join", process: "container", namespaces: flagsOf(own) } as const]),
-      { op: "connect", socket: "connection", version, port }
+      { op: "connect", socket: "connection", ipVersion: version, port }
     ])
     const descriptors = { container: pidfd, connection: theirs }
     yield* Effect.ensuring(

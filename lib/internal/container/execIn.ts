@@ -3,11 +3,17 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { type BerthError, ContainerError, type OperationFailed } from "../../BerthError.ts"
-import type { Container, ProcessOptions } from "../../Container.ts"
+import type { Container } from "../../Container.ts"
+import type { Process, ProcessOptions } from "../../Process.ts"
 import { native } from "../system/addon.ts"
 import { ENOMEM, ESRCH } from "../util/errno.ts"
+import { attempt } from "../util/fromThrowing.ts"
 import * as compile from "./compile.ts"
-import { launch } from "./launch.ts"
+import { launchProcess } from "./launch.ts"
+import * as prepare from "./prepare.ts"
+
+/** What is executed beside a container's first process, where, and as whom. */
+export type Execution = Pick<compile.Settings, "arguments" | "environment" | "workingDirectory" | "user">
 
 const notRunning = (container: Container): ContainerError =>
   new ContainerError({
@@ -40,33 +46,40 @@ export const unlessEnded =
           : Effect.zipRight(running(container), Effect.fail(error))
     )
 
-/** Starts a process with these settings. */
+/** Starts a process beside the first one, confined in the same way unless the options say otherwise. */
 export const launchInside = (
   container: Container,
-  settings: compile.Process,
-  options: ProcessOptions
-): Effect.Effect<Container, BerthError, Scope.Scope> => {
+  options: ProcessOptions,
+  execution: Execution
+): Effect.Effect<Process, BerthError, Scope.Scope> => {
   const { berth, ids, kinds, pidfd } = container.state
-  return launch({
-    berth,
-    unit: berth.supervisor.nextId(),
-    id: container.id,
-    options,
-    settings,
-    operations: compile.joining(settings),
-    descriptors: { container: pidfd },
-    created: [],
-    kinds,
-    // The one that the container is in by then.
-    get cgroup() {
-      return container.state.cgroup
-    },
-    ownsCgroup: false,
-    inside: container.state.inside,
-    stopSignal: undefined,
-    healthcheck: undefined,
-    logs: undefined,
-    base: undefined,
-    ids
-  }).pipe(unlessEnded(container))
+  return attempt(() =>
+    prepare.settings(
+      options,
+      {
+        ...execution,
+        createWorkingDirectory: false,
+        init: false,
+        cgroup: container.state.cgroup,
+        joined: [{ descriptor: "container", kinds }],
+        inUserNamespace: berth.rootless || kinds.includes("user")
+      },
+      container.state.settings
+    )
+  ).pipe(
+    Effect.flatMap((settings) =>
+      launchProcess({
+        berth,
+        unit: berth.supervisor.nextId(),
+        id: container.id,
+        options,
+        settings,
+        operations: compile.joining(settings),
+        descriptors: { container: pidfd },
+        ids,
+        container
+      })
+    ),
+    unlessEnded(container)
+  )
 }

@@ -3,43 +3,23 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
-import { type BerthError, ContainerError, InvalidOption } from "../../BerthError.ts"
+import { type BerthError, ContainerError } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
-import type {
-  BufferOptions,
-  Container,
-  ExecOptions,
-  ExitStatus,
-  LogEntry,
-  LogsOptions,
-  ProcessOptions,
-  Result,
-  SpawnOptions,
-  StartOptions,
-  StopOptions,
-  TerminalSize
-} from "../../Container.ts"
+import type { Container, ExecOptions, SpawnOptions, StartOptions } from "../../Container.ts"
 import type { Image } from "../../Image.ts"
-import type { Kind } from "../../Namespace.ts"
 import * as Plan from "../../Plan.ts"
+import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "../../Process.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
-import * as Seccomp from "../security/seccomp.ts"
-import { native } from "../system/addon.ts"
 import { isContainer } from "../typeIds.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { signalNumber } from "../util/signals.ts"
 import { spanIfObserved } from "../util/spanIfObserved.ts"
 import * as check from "../util/validate.ts"
-import * as compile from "./compile.ts"
 import { launchInside, running } from "./execIn.ts"
-import { launch } from "./launch.ts"
+import { launchContainer } from "./launch.ts"
 import * as users from "./passwd.ts"
-import { letEnd, resume } from "./pause.ts"
 import * as prepare from "./prepare.ts"
-import { stdioNames } from "./stdio.ts"
 
 export const start = (
   image: Image,
@@ -74,7 +54,7 @@ const startIn = (
         userns
       })
     )
-    return Effect.flatMap(prepared, (ready) => launch({ ...ready, berth })).pipe(
+    return Effect.flatMap(prepared, (ready) => launchContainer({ ...ready, berth })).pipe(
       spanIfObserved("berth.Container.start", { "container.id": id, "container.image.name": image.reference })
     )
   })
@@ -93,14 +73,12 @@ export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Pl
     return Plan.make(prepare.start(image, options, at).operations)
   })
 
-const SIGKILL = 9
-
 const OUTPUT_BYTES_MAX = 16 * 1024 * 1024
 
 /** Reads both streams to their ends while the process runs; too much of either ends it. */
-const buffered = (container: Container, options: BufferOptions): Effect.Effect<Result, BerthError> => {
+const buffered = (process: Process, options: BufferOptions): Effect.Effect<Result, BerthError> => {
   const max = options.maxOutputBytes ?? OUTPUT_BYTES_MAX
-  const { stdout, stderr } = container.state
+  const { stdout, stderr } = process.state
   const read = (output: typeof stdout, name: string): Effect.Effect<string, BerthError> =>
     output === undefined
       ? Effect.succeed("")
@@ -109,12 +87,12 @@ const buffered = (container: Container, options: BufferOptions): Effect.Effect<R
           () =>
             new ContainerError({
               reason: "OutputTooLong",
-              container: container.id,
+              container: process.id,
               detail: `more than ${max} bytes on ${name}: raise maxOutputBytes, or read it as a stream`
             })
         )
   return Effect.map(
-    Effect.all([read(stdout, "stdout"), read(stderr, "stderr"), container.exit], {
+    Effect.all([read(stdout, "stdout"), read(stderr, "stderr"), process.exit], {
       concurrency: "unbounded"
     }),
     ([out, err, status]) => ({ ...status, stdout: out, stderr: err })
@@ -140,59 +118,11 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
   Effect.gen(function* () {
     const berth = yield* Berth
     const { namespaces, rootfs } = options
-    const id = prepare.makeId()
-    const unit = berth.supervisor.nextId()
-    const joined = [{ descriptor: "namespace", kinds: namespaces.kinds }]
-    const joins = options.cgroup === undefined ? [] : Cgroup.joins(options.cgroup)
-    const inUserNamespace = berth.rootless || namespaces.kinds.includes("user")
-    const process = yield* attempt(() =>
-      prepare.settings(rootfs.image, options, joins, joined, inUserNamespace)
-    )
-    const shared = namespaces.kinds.includes("mount")
-    if (shared && namespaces.root !== undefined && namespaces.root !== rootfs) {
-      const expected = "the root that the first process in this mount namespace was given"
-      return yield* new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
-    }
-    if (!Userns.areFor(rootfs.mapped, namespaces.mapped)) {
-      const expected = "a root that is made for the ids of these namespaces: RootFs.overlay with userns"
-      return yield* new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
-    }
-    const around = yield* attempt(() =>
-      prepare.surroundings(options, { folder: berth.supervisor.folder, unit, id }, namespaces.kinds, {
-        created: new Set<Kind>(shared ? [] : ["mount"]),
-        inUserNamespace,
-        idMap: undefined,
-        cgroup: [],
-        scratch: [],
-        root: { op: "root-mount", mount: "root" },
-        content: rootfs.content
-      })
-    )
-    const started = yield* launch({
-      berth,
-      unit,
-      id,
-      options,
-      settings: process,
-      operations: namespaces.root === rootfs ? compile.joining(process) : compile.container(process, around),
-      descriptors: { namespace: namespaces.pidfd, root: rootfs.mount },
-      created: [...around.created],
-      kinds: [...namespaces.kinds, ...around.created],
-      cgroup: options.cgroup,
-      ownsCgroup: false,
-      inside: undefined,
-      stopSignal: rootfs.image.config.stopSignal,
-      healthcheck: rootfs.image.config.healthcheck,
-      logs: undefined,
-      ids: rootfs.mapped?.ids,
-      base: {
-        image: rootfs.image,
-        upper: rootfs.upper,
-        ids: rootfs.mapped?.ids ?? berth.ids,
-        isThere: () => rootfs.mount >= 0
-      }
-    })
-    if (shared) namespaces.root = rootfs
+    const { folder, nextId } = berth.supervisor
+    const at = { folder, unit: nextId(), id: prepare.makeId(), rootless: berth.rootless, ids: berth.ids }
+    const ready = yield* attempt(() => prepare.spawn(options, at))
+    const started = yield* launchContainer({ ...ready, berth })
+    if (namespaces.kinds.includes("mount")) namespaces.root = rootfs
     return started
   })
 
@@ -217,7 +147,7 @@ const execIn = (
   container: Container,
   command: ReadonlyArray<string>,
   options: ProcessOptions
-): Effect.Effect<Container, BerthError, Scope.Scope> =>
+): Effect.Effect<Process, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const { state } = container
     yield* running(container)
@@ -226,20 +156,7 @@ const execIn = (
       check.command(command)
     })
     const user = yield* userInside(container, options.user)
-    const inUserNamespace = state.berth.rootless || state.kinds.includes("user")
-    const common = yield* attempt(() => prepare.common(options, inUserNamespace))
-    const { ambient, capabilities } = options.capabilities === undefined ? state.settings : common
-    const seccompProfile = options.seccomp ?? state.settings.seccompProfile
-    const onSystemCall = options.onSystemCall ?? state.settings.onSystemCall
-    const process: compile.Process = {
-      ...common,
-      capabilities,
-      ambient,
-      ...(options.appArmor === undefined ? { appArmor: state.settings.appArmor } : {}),
-      ...(options.rlimits === undefined ? { rlimits: state.settings.rlimits } : {}),
-      seccompProfile,
-      seccomp: yield* attempt(() => Seccomp.filter(seccompProfile, capabilities, onSystemCall !== undefined)),
-      onSystemCall,
+    return yield* launchInside(container, options, {
       arguments: command,
       environment: {
         ...state.settings.environment,
@@ -248,27 +165,20 @@ const execIn = (
         ...options.env
       },
       workingDirectory: options.cwd ?? state.settings.workingDirectory,
-      createWorkingDirectory: false,
-      user,
-      noNewPrivileges: options.noNewPrivileges ?? state.settings.noNewPrivileges,
-      init: false,
-      stdio: stdioNames(options),
-      cgroup: state.cgroup === undefined ? [] : Cgroup.joins(state.cgroup),
-      joined: [{ descriptor: "container", kinds: state.kinds }]
-    }
-    return yield* launchInside(container, process, options)
+      user
+    })
   })
 
 export const execStream: {
   (
     command: ReadonlyArray<string>,
     options?: ProcessOptions
-  ): (container: Container) => Effect.Effect<Container, BerthError, Scope.Scope>
+  ): (container: Container) => Effect.Effect<Process, BerthError, Scope.Scope>
   (
     container: Container,
     command: ReadonlyArray<string>,
     options?: ProcessOptions
-  ): Effect.Effect<Container, BerthError, Scope.Scope>
+  ): Effect.Effect<Process, BerthError, Scope.Scope>
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, command: ReadonlyArray<string>, options: ProcessOptions = {}) =>
@@ -294,58 +204,6 @@ export const exec: {
       Effect.flatMap(execIn(container, command, options), (process) => buffered(process, options))
     ).pipe(spanIfObserved("berth.Container.exec", { "container.id": container.id }))
 )
-
-export const signal: {
-  (signal: string | number): (container: Container) => Effect.Effect<void, BerthError>
-  (container: Container, signal: string | number): Effect.Effect<void, BerthError>
-} = dual(2, (container: Container, which: string | number) =>
-  Effect.suspend(() => {
-    const number = signalNumber(which)
-    if (number === undefined) {
-      const expected = "a signal of signal(7), by name or number"
-      return Effect.fail(new InvalidOption({ option: "signal", value: JSON.stringify(which), expected }))
-    }
-    native().signal(container.state.pidfd, number)
-    return number === SIGKILL ? letEnd(container) : Effect.void
-  }).pipe(spanIfObserved("berth.Container.signal", { "container.id": container.id, "berth.signal": which }))
-)
-
-export const resize: {
-  (size: TerminalSize): (container: Container) => Effect.Effect<void>
-  (container: Container, size: TerminalSize): Effect.Effect<void>
-} = dual(2, (container: Container, size: TerminalSize) =>
-  Effect.sync(() => container.state.terminal?.resize(size.rows, size.columns))
-)
-
-export const wait = (container: Container): Effect.Effect<ExitStatus, BerthError> =>
-  Effect.withSpan(container.exit, "berth.Container.wait", { attributes: { "container.id": container.id } })
-
-export const stop: {
-  (options?: StopOptions): (container: Container) => Effect.Effect<ExitStatus, BerthError>
-  (container: Container, options?: StopOptions): Effect.Effect<ExitStatus, BerthError>
-} = dual(
-  (args) => isContainer(args[0]),
-  (container: Container, options: StopOptions = {}): Effect.Effect<ExitStatus, BerthError> =>
-    signal(container, options.signal ?? container.state.stopSignal ?? "SIGTERM").pipe(
-      // One that is paused hears of it when it goes on.
-      Effect.zipRight(resume(container)),
-      Effect.zipRight(
-        // Also as a finalizer, where nothing else can be interrupted, it waits no longer than that.
-        Effect.timeoutTo(Effect.interruptible(container.exit), {
-          duration: options.grace ?? "10 seconds",
-          onSuccess: (status) => Effect.succeed(status),
-          onTimeout: () => Effect.zipRight(signal(container, "SIGKILL"), container.exit)
-        })
-      ),
-      Effect.flatten,
-      Effect.withSpan("berth.Container.stop", { attributes: { "container.id": container.id } })
-    )
-)
-
-export const logs = (container: Container, options: LogsOptions = {}): Stream.Stream<LogEntry, BerthError> =>
-  Stream.suspend(() => container.state.log().stream(options)).pipe(
-    Stream.withSpan("berth.Container.logs", { attributes: { "container.id": container.id } })
-  )
 
 export const supervised = <Out, R>(
   image: Image,
@@ -386,5 +244,4 @@ const statsOf = (container: Container): Effect.Effect<Cgroup.Stats, BerthError> 
     : Effect.zipRight(running(container), Cgroup.stats(cgroup))
 }
 
-export { attach } from "./attach.ts"
 export { cgroupOf, pause, resume, top } from "./pause.ts"

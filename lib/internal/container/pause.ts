@@ -5,14 +5,15 @@ import * as Scope from "effect/Scope"
 import type { BerthError } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
 import type { Container, ProcessInfo } from "../../Container.ts"
+import type { Process } from "../../Process.ts"
 import * as internal from "../cgroup/cgroup.ts"
 import * as freezer from "../cgroup/freezer.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { running, unlessEnded } from "./execIn.ts"
 import * as processes from "./processes.ts"
 
-const isOwn = (container: Container): boolean => {
-  const { cgroup, ended } = container.state
+const isOwn = (process: Process): boolean => {
+  const { cgroup, ended } = process.state
   return cgroup !== undefined && internal.ownerOf(cgroup)?.container === ended
 }
 
@@ -107,21 +108,21 @@ export const pause = (container: Container): Effect.Effect<void, BerthError> =>
     Effect.withSpan("berth.Container.pause", { attributes: { "container.id": container.id } })
   )
 
-export const resume = (container: Container): Effect.Effect<void, BerthError> =>
+export const resume = (process: Process): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
-    const { cgroup } = container.state
-    return freezer.isFrozen(cgroup) && isOwn(container) ? freezer.thaw(cgroup!) : Effect.void
-  }).pipe(Effect.withSpan("berth.Container.resume", { attributes: { "container.id": container.id } }))
+    const { cgroup } = process.state
+    return freezer.isFrozen(cgroup) && isOwn(process) ? freezer.thaw(cgroup!) : Effect.void
+  }).pipe(Effect.withSpan("berth.Container.resume", { attributes: { "container.id": process.id } }))
 
 /** What has been told to end must not stand still. */
-export const letEnd = (container: Container): Effect.Effect<void, BerthError> =>
+export const letEnd = (process: Process): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
-    const { cgroup, ended, inside } = container.state
+    const { cgroup, ended, inside } = process.state
     const keys = cgroup === undefined ? [inside] : [cgroup, inside]
     const going = freezer.leave(keys, Deferred.await(ended))
     if (!freezer.isFrozen(cgroup)) return going
-    if (isOwn(container)) return Effect.zipRight(going, freezer.thaw(cgroup!))
-    return Effect.sync(() => freezer.letOut(cgroup!, () => processes.processesOf(container)))
+    if (isOwn(process)) return Effect.zipRight(going, freezer.thaw(cgroup!))
+    return Effect.sync(() => freezer.letOut(cgroup!, () => processes.processesOf(process)))
   })
 
 export const top = (container: Container): Effect.Effect<ReadonlyArray<ProcessInfo>, BerthError> =>

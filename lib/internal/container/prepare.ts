@@ -1,10 +1,11 @@
 /** From options to what a start needs, compiled but not done. All of it is synchronous and throws Berth's errors. */
 import { randomUUID } from "node:crypto"
+import { InvalidOption } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
-import type { ProcessOptions, RootOptions, StartOptions } from "../../Container.ts"
+import type { LogFiles, RootOptions, SpawnOptions, StartOptions } from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import { isNamespace, type Kind } from "../../Namespace.ts"
-import type * as Plan from "../../Plan.ts"
+import type { ProcessOptions } from "../../Process.ts"
 import * as Security from "../../Security.ts"
 import * as cgroupFiles from "../cgroup/cgroup.ts"
 import * as Userns from "../ids/allocation.ts"
@@ -17,7 +18,8 @@ import * as Seccomp from "../security/seccomp.ts"
 import { defaultPath } from "../util/defaultPath.ts"
 import * as check from "../util/validate.ts"
 import * as compile from "./compile.ts"
-import type { Launch } from "./launch.ts"
+import type { Base } from "./handle.ts"
+import type { ContainerLaunch } from "./launch.ts"
 import * as users from "./passwd.ts"
 import * as RootFs from "./rootPlan.ts"
 import { stdioNames } from "./stdio.ts"
@@ -44,22 +46,69 @@ const userOf = (image: Image, user: string): users.User => {
 export const termOf = (options: ProcessOptions): Readonly<Record<string, string>> =>
   options.terminal === undefined || options.terminal === false ? {} : { TERM: "xterm" }
 
-/** The part of the settings that the options alone decide. */
-export const common = (options: ProcessOptions, inUserNamespace: boolean) => ({
-  ...Capabilities.resolve(options.capabilities ?? {}),
-  ...attainable(Security.resolveRlimits(options.rlimits ?? {}), inUserNamespace),
-  umask: check.umask(options.umask),
-  appArmor: AppArmor.profile(options.appArmor),
-  terminal: check.terminal(options.terminal)
-})
+/** What the options do not decide by themselves. */
+type Decided = Pick<
+  compile.Settings,
+  "arguments" | "environment" | "workingDirectory" | "createWorkingDirectory" | "user" | "init" | "joined"
+> & {
+  readonly cgroup: Cgroup.Cgroup | undefined
+  readonly inUserNamespace: boolean
+}
 
+/**
+ * Everything about a process. `like` is the container's first process, which confines a process beside it in the same way
+ * unless the options say otherwise.
+ */
 export const settings = (
+  options: ProcessOptions,
+  decided: Decided,
+  like?: compile.Settings
+): compile.Settings => {
+  const { onSystemCall = like?.onSystemCall, seccomp = like?.seccompProfile } = options
+  const { ambient, capabilities } =
+    options.capabilities === undefined && like !== undefined
+      ? like
+      : Capabilities.resolve(options.capabilities ?? {})
+  const { rlimits, warnings } =
+    options.rlimits === undefined && like !== undefined
+      ? { rlimits: like.rlimits, warnings: [] }
+      : attainable(Security.resolveRlimits(options.rlimits ?? {}), decided.inUserNamespace)
+  const isFilteredAlike =
+    seccomp === like?.seccompProfile &&
+    onSystemCall === like?.onSystemCall &&
+    capabilities === like?.capabilities
+  // Without spreads, each of which takes a microsecond of every start.
+  return {
+    arguments: decided.arguments,
+    environment: decided.environment,
+    workingDirectory: decided.workingDirectory,
+    createWorkingDirectory: decided.createWorkingDirectory,
+    user: decided.user,
+    umask: check.umask(options.umask),
+    capabilities,
+    ambient,
+    noNewPrivileges: options.noNewPrivileges ?? like?.noNewPrivileges ?? true,
+    seccompProfile: seccomp,
+    seccomp: isFilteredAlike
+      ? like?.seccomp
+      : Seccomp.filter(seccomp, capabilities, onSystemCall !== undefined),
+    onSystemCall,
+    appArmor: options.appArmor === undefined ? like?.appArmor : AppArmor.profile(options.appArmor),
+    init: decided.init,
+    rlimits,
+    warnings,
+    stdio: stdioNames(options),
+    terminal: check.terminal(options.terminal),
+    cgroup: cgroupFiles.joins(decided.cgroup),
+    joined: decided.joined
+  }
+}
+
+const firstProcess = (
   image: Image,
   options: RootOptions,
-  cgroup: ReadonlyArray<Plan.Operation>,
-  joined: ReadonlyArray<compile.Joined>,
-  inUserNamespace: boolean
-): compile.Process => {
+  rest: Pick<Decided, "cgroup" | "joined" | "inUserNamespace">
+): compile.Settings => {
   const { config } = image
   check.process(options)
   check.config(config)
@@ -72,12 +121,8 @@ export const settings = (
     )
   check.strings("command", command)
   const user = userOf(image, options.user ?? config.user)
-  const shared = common(options, inUserNamespace)
-  return {
-    ...shared,
-    seccompProfile: options.seccomp,
-    seccomp: Seccomp.filter(options.seccomp, shared.capabilities, options.onSystemCall !== undefined),
-    onSystemCall: options.onSystemCall,
+  return settings(options, {
+    ...rest,
     arguments: command,
     environment: {
       PATH: defaultPath,
@@ -89,12 +134,8 @@ export const settings = (
     workingDirectory: options.cwd ?? (config.workingDirectory || "/"),
     createWorkingDirectory: true,
     user,
-    noNewPrivileges: options.noNewPrivileges ?? true,
-    init: options.init ?? false,
-    stdio: stdioNames(options),
-    cgroup,
-    joined
-  }
+    init: options.init ?? false
+  })
 }
 
 interface Sources {
@@ -155,24 +196,42 @@ const sources = (options: StartOptions): Sources => {
 /** Those whose files a container has mounted. */
 const kernelFiles: ReadonlyArray<Kind> = ["pid", "network", "ipc"]
 
-export const surroundings = (
+/** Where a container is made: the supervisor's folder, and the unit and the container's id in it. */
+interface Place {
+  readonly folder: string
+  readonly unit: number
+  readonly id: string
+}
+
+/** What `start` makes, and what `spawn` is given. */
+interface Parts extends Pick<Decided, "cgroup" | "joined" | "inUserNamespace"> {
+  readonly descriptors: Readonly<Record<string, number>>
+  /** The namespaces whose host name and kernel parameters are the container's to set. */
+  readonly own: ReadonlyArray<Kind>
+  readonly kinds: ReadonlyArray<Kind>
+  readonly ids: Ids.Ids | undefined
+  readonly base: Base
+  readonly ownsCgroup: boolean
+  readonly logs: LogFiles | undefined
+  /** Whether it joins a mount namespace that has a root. */
+  readonly hasRoot: boolean
+  readonly around: Pick<compile.Surroundings, "created" | "idMap" | "cgroup" | "scratch" | "root" | "content">
+}
+
+const surroundings = (
   options: RootOptions,
-  at: { readonly folder: string; readonly unit: number; readonly id: string },
-  own: ReadonlyArray<Kind>,
-  rest: Pick<
-    compile.Surroundings,
-    "created" | "inUserNamespace" | "idMap" | "cgroup" | "scratch" | "root" | "content"
-  >,
-  kinds: ReadonlyArray<Kind> = own
+  at: Place,
+  { around, inUserNamespace, kinds, own }: Parts
 ): compile.Surroundings => {
   const { maskedPaths, readonlyPaths } = options
   const hostname = check.hostname(options.hostname, own)
   return {
-    ...rest,
+    ...around,
+    inUserNamespace,
     folder: at.folder,
     record: `${at.folder}/${at.unit}.first`,
     ofHost: kernelFiles.filter((kind) => !kinds.includes(kind)),
-    hostname: rest.created.has("uts") ? (hostname ?? at.id) : hostname,
+    hostname: around.created.has("uts") ? (hostname ?? at.id) : hostname,
     mounts: check.mounts(options.mounts ?? []),
     maskedPaths:
       maskedPaths === undefined ? Security.defaultMaskedPaths : check.paths("maskedPaths", maskedPaths),
@@ -181,69 +240,117 @@ export const surroundings = (
         ? Security.defaultReadonlyPaths
         : check.paths("readonlyPaths", readonlyPaths),
     readOnly: options.readOnly ?? false,
-    hidepid: check.hidepid(options.hidepid, kinds.includes("pid") && !rest.created.has("pid")),
+    hidepid: check.hidepid(options.hidepid, kinds.includes("pid") && !around.created.has("pid")),
     shmBytes: check.bytes("shmSize", options.shmSize ?? 64 * 1024 * 1024),
     sysctls: check.sysctls(options.sysctls ?? {}, own)
+  }
+}
+
+/** Everything about a container's launch. */
+const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLaunch, "berth"> => {
+  const { cgroup, inUserNamespace, joined } = parts
+  const process = firstProcess(parts.base.image, options, { cgroup, inUserNamespace, joined })
+  const around = surroundings(options, at, parts)
+  return {
+    unit: at.unit,
+    id: at.id,
+    options,
+    settings: process,
+    operations: parts.hasRoot ? compile.joining(process) : compile.container(process, around),
+    descriptors: parts.descriptors,
+    created: [...around.created],
+    kinds: parts.kinds,
+    cgroup,
+    ownsCgroup: parts.ownsCgroup,
+    logs: parts.logs,
+    ids: parts.ids,
+    base: parts.base
   }
 }
 
 export const start = (
   image: Image,
   options: StartOptions,
-  at: {
-    readonly folder: string
-    readonly unit: number
-    readonly id: string
+  at: Place & {
     readonly rootless: boolean
     readonly ids: Ids.Ids
     readonly userns: Userns.Mapped | undefined
   }
-): Omit<Launch, "berth"> => {
-  const from = sources(options)
+): Omit<ContainerLaunch, "berth"> => {
+  const { created, descriptors, joined, kinds } = sources(options)
   // In the host's pid namespace nothing ends with the first process: a cgroup says what belongs to the container.
+  const cgroupName = cgroupFiles.nameOf(at.folder, at.unit)
   const made =
-    options.cgroup === undefined && (options.limits !== undefined || !from.kinds.includes("pid"))
-      ? Cgroup.operations(options.limits ?? {}, cgroupFiles.nameOf(at.folder, at.unit))
+    options.cgroup === undefined && (options.limits !== undefined || !kinds.includes("pid"))
+      ? cgroupFiles.operations(options.limits ?? {}, cgroupName)
       : undefined
-  const cgroup = options.cgroup ?? made?.cgroup
-  const inUserNamespace = at.rootless || from.kinds.includes("user")
-  const joins = cgroup === undefined ? [] : Cgroup.joins(cgroup)
-  const process = settings(image, options, joins, from.joined, inUserNamespace)
   const upper = { upper: options.upper, size: options.upperSize }
   const composed = RootFs.compose(image, upper, at.folder, at.unit, at.rootless)
   const root = at.userns === undefined ? composed : RootFs.withIds(composed, at.userns)
-  const around = surroundings(
-    options,
-    at,
-    [...from.created],
-    {
-      created: from.created,
-      inUserNamespace,
-      idMap: from.created.has("user") ? namespaces.idMap(at.userns?.ids ?? Ids.nested(at.ids)) : undefined,
+  const ids = at.userns?.ids
+  return launch(options, at, {
+    inUserNamespace: at.rootless || kinds.includes("user"),
+    joined,
+    descriptors: at.userns === undefined ? descriptors : { ...descriptors, ...Userns.descriptors(at.userns) },
+    own: [...created],
+    kinds,
+    ids,
+    base: { image, upper: root.upper, ids: ids ?? at.ids, isThere: () => true },
+    cgroup: made === undefined ? options.cgroup : Cgroup.unsafeMake(cgroupName, made.folders),
+    ownsCgroup: made !== undefined,
+    logs: options.logs,
+    hasRoot: false,
+    around: {
+      created,
+      idMap: created.has("user") ? namespaces.idMap(ids ?? Ids.nested(at.ids)) : undefined,
       cgroup: made?.create ?? [],
       scratch: root.scratch,
       root: root.mount,
       content: root.content
-    },
-    from.kinds
-  )
-  return {
-    unit: at.unit,
-    id: at.id,
-    options,
-    settings: process,
-    operations: compile.container(process, around),
-    descriptors:
-      at.userns === undefined ? from.descriptors : { ...from.descriptors, ...Userns.descriptors(at.userns) },
-    created: [...from.created],
-    kinds: from.kinds,
-    cgroup,
-    ownsCgroup: made !== undefined,
-    inside: undefined,
-    stopSignal: image.config.stopSignal,
-    healthcheck: image.config.healthcheck,
-    logs: options.logs,
-    ids: at.userns?.ids,
-    base: { image, upper: root.upper, ids: at.userns?.ids ?? at.ids, isThere: () => true }
+    }
+  })
+}
+
+export const spawn = (
+  options: SpawnOptions,
+  at: Place & { readonly rootless: boolean; readonly ids: Ids.Ids }
+): Omit<ContainerLaunch, "berth"> => {
+  const { cgroup, namespaces, rootfs } = options
+  const { kinds } = namespaces
+  if (namespaces.root !== undefined && namespaces.root !== rootfs) {
+    const expected = "the root that the first process in this mount namespace was given"
+    throw new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
   }
+  if (!Userns.areFor(rootfs.mapped, namespaces.mapped)) {
+    const expected = "a root that is made for the ids of these namespaces: RootFs.overlay with userns"
+    throw new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
+  }
+  const created = new Set<Kind>(kinds.includes("mount") ? [] : ["mount"])
+  const ids = rootfs.mapped?.ids
+  return launch(options, at, {
+    inUserNamespace: at.rootless || kinds.includes("user"),
+    joined: [{ descriptor: "namespace", kinds }],
+    descriptors: { namespace: namespaces.pidfd, root: rootfs.mount },
+    own: kinds,
+    kinds: [...kinds, ...created],
+    ids,
+    base: {
+      image: rootfs.image,
+      upper: rootfs.upper,
+      ids: ids ?? at.ids,
+      isThere: () => rootfs.mount >= 0
+    },
+    cgroup,
+    ownsCgroup: false,
+    logs: undefined,
+    hasRoot: namespaces.root === rootfs,
+    around: {
+      created,
+      idMap: undefined,
+      cgroup: [],
+      scratch: [],
+      root: { op: "root-mount", mount: "root" },
+      content: rootfs.content
+    }
+  })
 }

@@ -3,6 +3,7 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import type { BerthError } from "../../BerthError.ts"
 import type { Container, ProcessInfo } from "../../Container.ts"
+import type { Process } from "../../Process.ts"
 import { promised, turn } from "../files/rooted.ts"
 import { flags } from "../ids/namespaceFlags.ts"
 import { native } from "../system/addon.ts"
@@ -19,42 +20,41 @@ const statOf = (pid: number): ReadonlyArray<string> =>
     .split(" ")
 
 // What has been executed in a container and not been given back, by what stands for the container.
-const executed = new WeakMap<object, Set<Container>>()
+const executed = new WeakMap<object, Set<Process>>()
 
 /** Takes note of what has been executed in a container, which namespaces that it shares do not tell. */
-export const noteExecuted = (process: Container): void => {
-  const { ended, inside } = process.state
-  if (inside === ended) return
+export const noteExecuted = (process: Process): void => {
+  const { inside } = process.state
   const known = executed.get(inside)
   if (known === undefined) executed.set(inside, new Set([process]))
   else known.add(process)
 }
 
-export const forgetExecuted = (process: Container): void => {
+export const forgetExecuted = (process: Process): void => {
   executed.get(process.state.inside)?.delete(process)
 }
 
 // Once it has been waited for, its number may be somebody else's.
-const isThere = (process: Container): boolean => native().signal(process.state.pidfd, 0) >= 0
+const isThere = (process: Process): boolean => native().signal(process.state.pidfd, 0) >= 0
 
 /**
  * The processes of a container as the host sees them: those of its pid namespace, or where it has none of its own those of
  * its mount namespace, which what is executed in it is in as well; where it has neither, the first, and what was executed
  * in it; and all that came of these, in whatever namespaces.
  */
-export const processesOf = (container: Container): ReadonlyArray<number> => {
-  if (!isThere(container)) return []
-  const own = new Set([container.pid])
-  const { ended, inside } = container.state
+export const processesOf = (first: Process): ReadonlyArray<number> => {
+  if (!isThere(first)) return []
+  const own = new Set([first.pid])
+  const { ended, inside } = first.state
   if (inside === ended)
     for (const process of executed.get(inside) ?? []) if (isThere(process)) own.add(process.pid)
-  const made = container.plan.operations.reduce(
+  const made = first.plan.operations.reduce(
     (all, operation) =>
       operation.op === "process" || operation.op === "unshare" ? all | Number(operation.namespaces) : all,
     0
   )
   const kind = (made & flags.pid) !== 0 ? "pid" : "mnt"
-  const namespace = (made & (flags.pid | flags.mount)) !== 0 ? link(`/proc/${container.pid}/ns/${kind}`) : ""
+  const namespace = (made & (flags.pid | flags.mount)) !== 0 ? link(`/proc/${first.pid}/ns/${kind}`) : ""
   const children = new Map<number, Array<number>>()
   const found = new Set<number>()
   for (const pid of all()) {

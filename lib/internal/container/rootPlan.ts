@@ -5,6 +5,7 @@ import type * as Plan from "../../Plan.ts"
 import type { Options } from "../../RootFs.ts"
 import { type Mapped, mapLayers } from "../ids/allocation.ts"
 import { outside } from "../ids/idMaps.ts"
+import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "../util/mountAttributes.ts"
 import * as check from "../util/validate.ts"
 import { hiddenIn } from "./hidden.ts"
 
@@ -19,8 +20,8 @@ export interface Composed {
 
 const none: ReadonlyArray<Plan.Operation> = []
 
-// Device nodes that an image brings, or a container makes, open nothing.
-const MOUNT_ATTR_NODEV = 0x4
+// The device nodes of an image, and those that a container makes, cannot be opened.
+const attributes = MOUNT_ATTR_NODEV
 
 // The merged root has the mode of the writable layer's, so that one is given the image's.
 const modes = new WeakMap<Image, number>()
@@ -45,9 +46,6 @@ const modeOf = (image: Image): number => {
 
 // What a container has of its own, or has to be able to write to.
 const notTheHosts = new Set(["proc", "sys", "dev", "run", "tmp", "root", "lost+found"])
-
-const MOUNT_ATTR_RDONLY = 0x1
-const MOUNT_ATTR_NOSUID = 0x2
 
 /**
  * The host's root for somebody who may not mount it below an overlay, as other mounts are on it which a user namespace must
@@ -112,7 +110,7 @@ export const compose = (
     const tmpfs = ["mode=0755", ...(size === undefined ? [] : [`size=${size}`])]
     return {
       scratch: [],
-      mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes: MOUNT_ATTR_NODEV },
+      mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes },
       content: [...(bound ? hostFolders() : none), ...masked],
       upper: undefined
     }
@@ -125,7 +123,7 @@ export const compose = (
       { op: "scratch", path: upper, mode },
       { op: "scratch", path: work, mode: 0o700 }
     ],
-    mount: { op: "overlay", lower, upper, work, options: overlay, attributes: MOUNT_ATTR_NODEV },
+    mount: { op: "overlay", lower, upper, work, options: overlay, attributes },
     content: masked,
     upper
   }

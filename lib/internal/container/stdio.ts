@@ -1,10 +1,10 @@
 /** A process's standard streams: pipes, a terminal, this program's own, or none. */
 import { chownSync } from "node:fs"
-import type { ProcessOptions } from "../../Container.ts"
+import type { ProcessOptions } from "../../Process.ts"
 import { type Ids, outside } from "../ids/idMaps.ts"
 import { native } from "../system/addon.ts"
 import { duplicate, Input, makePipe, makeSocketPair, Output, Typing, takeDescriptor } from "../system/pipe.ts"
-import type { Process } from "./compile.ts"
+import type { Settings } from "./compile.ts"
 
 /** A process's terminal, from Berth's side. */
 export interface Terminal {
@@ -28,7 +28,7 @@ const isTerminal = (options: ProcessOptions): boolean =>
   options.terminal !== undefined && options.terminal !== false
 
 /** The names that a plan has for standard streams of these options. */
-export const stdioNames = (options: ProcessOptions): Process["stdio"] =>
+export const stdioNames = (options: ProcessOptions): Settings["stdio"] =>
   isTerminal(options)
     ? { stdin: null, stdout: null, stderr: null }
     : {

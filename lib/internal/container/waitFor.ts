@@ -7,8 +7,9 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { type BerthError, InvalidOption, WaitFailed } from "../../BerthError.ts"
-import type { Container, ExitStatus, LogEntry, ProcessOptions } from "../../Container.ts"
+import type { Container } from "../../Container.ts"
 import type { Healthcheck } from "../../Image.ts"
+import type { ExitStatus, LogEntry, Process, ProcessOptions } from "../../Process.ts"
 import type {
   CommandOptions,
   HealthCheckOptions,
@@ -18,14 +19,15 @@ import type {
   PollOptions
 } from "../../WaitFor.ts"
 import { native } from "../system/addon.ts"
-import { isContainer } from "../typeIds.ts"
+import { isProcess } from "../typeIds.ts"
 import { concat } from "../util/bytes.ts"
 import { printWords } from "../util/commandTemplate.ts"
 import { ECONNRESET } from "../util/errno.ts"
 import { readBounded } from "../util/readFile.ts"
 import { lastLines } from "../util/text.ts"
 import { connect } from "./connect.ts"
-import * as containers from "./lifecycle.ts"
+import { logs } from "./control.ts"
+import { exec } from "./lifecycle.ts"
 
 const TIMEOUT = "30 seconds"
 const LAST_LINES = 20
@@ -36,7 +38,7 @@ const often: Schedule.Schedule<unknown> = Schedule.union(
   Schedule.spaced("250 millis")
 )
 
-const isSubjectFirst = (args: IArguments): boolean => isContainer(args[0])
+const isSubjectFirst = (args: IArguments): boolean => isProcess(args[0])
 
 const stateOf = ({ exitCode, outOfMemory, signal }: ExitStatus): string =>
   outOfMemory !== undefined
@@ -47,13 +49,13 @@ const stateOf = ({ exitCode, outOfMemory, signal }: ExitStatus): string =>
 
 /** One wait: what for, and since when. What it waited for may have more to say at its end than at its beginning. */
 interface Wait {
-  readonly container: Container
+  readonly process: Process
   readonly condition: () => string
   readonly begun: number
 }
 
-const begin = (container: Container, condition: () => string): Wait => ({
-  container,
+const begin = (process: Process, condition: () => string): Wait => ({
+  process,
   condition,
   begun: performance.now()
 })
@@ -64,23 +66,21 @@ const failed = (wait: Wait, reason: WaitFailed["reason"], state: string): Effect
       new WaitFailed({
         reason,
         condition: wait.condition(),
-        container: wait.container.id,
+        container: wait.process.id,
         state,
         millis: performance.now() - wait.begun,
-        log: [...wait.container.state.log().tail(LAST_LINES)]
+        log: [...wait.process.state.log().tail(LAST_LINES)]
       })
     )
   )
 
-/** Until the log has all that the container wrote, which may come after the news of its end. */
-const logEnd = (container: Container): Effect.Effect<void> =>
-  Effect.ignore(
-    Effect.timeoutOption(Stream.runDrain(containers.logs(container, { follow: true })), "1 second")
-  )
+/** Until the log has all that the process wrote, which may come after the news of its end. */
+const logEnd = (process: Process): Effect.Effect<void> =>
+  Effect.ignore(Effect.timeoutOption(Stream.runDrain(logs(process, { follow: true })), "1 second"))
 
 const hasEnded = (wait: Wait): Effect.Effect<never, BerthError> =>
-  Effect.flatMap(wait.container.exit, (status) =>
-    Effect.zipRight(logEnd(wait.container), failed(wait, "Ended", stateOf(status)))
+  Effect.flatMap(wait.process.exit, (status) =>
+    Effect.zipRight(logEnd(wait.process), failed(wait, "Ended", stateOf(status)))
   )
 
 const timedOut = (wait: Wait): Effect.Effect<never, WaitFailed> => failed(wait, "TimedOut", "is running")
@@ -93,7 +93,7 @@ const bounded = <A>(
   effect: Effect.Effect<A, BerthError>
 ): Effect.Effect<A, BerthError> =>
   Effect.withSpan(Effect.raceFirst(effect, Effect.delay(timedOut(wait), timeout)), `berth.WaitFor.${name}`, {
-    attributes: { "container.id": wait.container.id },
+    attributes: { "container.id": wait.process.id },
     captureStackTrace: false
   })
 
@@ -141,22 +141,19 @@ const matcher = (pattern: string | RegExp): ((line: string) => boolean) => {
 }
 
 export const log: {
-  (
-    pattern: string | RegExp,
-    options?: LogOptions
-  ): (container: Container) => Effect.Effect<LogEntry, BerthError>
-  (container: Container, pattern: string | RegExp, options?: LogOptions): Effect.Effect<LogEntry, BerthError>
+  (pattern: string | RegExp, options?: LogOptions): (process: Process) => Effect.Effect<LogEntry, BerthError>
+  (process: Process, pattern: string | RegExp, options?: LogOptions): Effect.Effect<LogEntry, BerthError>
 } = dual(
   isSubjectFirst,
   (
-    container: Container,
+    process: Process,
     pattern: string | RegExp,
     options: LogOptions = {}
   ): Effect.Effect<LogEntry, BerthError> =>
     Effect.suspend(() => {
-      const wait = begin(container, () => `line with ${pattern}`)
+      const wait = begin(process, () => `line with ${pattern}`)
       const matches = matcher(pattern)
-      const found = container.state
+      const found = process.state
         .log()
         .find(
           ({ line, stream }) => (options.stream === undefined || stream === options.stream) && matches(line),
@@ -298,7 +295,7 @@ const attempt = (
   let last = ""
   return {
     wait: begin(container, () => `${condition}${last === "" ? "" : ` (last time ${last})`}`),
-    look: Effect.map(containers.exec(container, command, options), ({ exitCode, stderr, stdout }) => {
+    look: Effect.map(exec(container, command, options), ({ exitCode, stderr, stdout }) => {
       last = `exit code ${exitCode}${lastWords(stderr) || lastWords(stdout)}`
       return exitCode === 0
     })
@@ -382,7 +379,7 @@ export const healthCheck: {
   (container: Container, options?: HealthCheckOptions): Effect.Effect<void, BerthError>
 } = dual(isSubjectFirst, (container: Container, options: HealthCheckOptions = {}) =>
   Effect.suspend(() => {
-    const healthcheck = options.healthcheck ?? container.state.healthcheck
+    const healthcheck = options.healthcheck ?? container.state.base.image.config.healthcheck
     const words = healthcheck === undefined ? undefined : commandOf(healthcheck)
     if (healthcheck === undefined || words === undefined) {
       return Effect.fail(

@@ -1,17 +1,12 @@
-/** What the store and the layers do with files: bounded reads, durable writes, locks between fibers and processes. */
+/** What the store and the layers do with files: bounded reads, durable writes, turns of fibers. */
 import { randomBytes } from "node:crypto"
 import type { PlatformError } from "@effect/platform/Error"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
-import type * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { ImageError } from "../../BerthError.ts"
-import { LOCK_EX, LOCK_NB, native } from "../system/addon.ts"
 import { concat } from "../util/bytes.ts"
-import { describeErrno, EAGAIN, EINTR, errnoName } from "../util/errno.ts"
-import * as LockWait from "../util/lockWait.ts"
 import { tooLarge } from "./tooLarge.ts"
 
 /** The text of an errno that the disk gave, with what to do where that is known. */
@@ -154,107 +149,3 @@ export const oneAtATime =
           }
         })
     )
-
-/** Somebody else has the lock, and has given this sign of work, the time of the file's last change. */
-interface Held {
-  readonly sign: number
-}
-
-const lockOnce = (
-  fs: FileSystem.FileSystem,
-  path: string
-): Effect.Effect<Held | "stale" | { readonly file: FileSystem.File }, ImageError, Scope.Scope> =>
-  Effect.gen(function* () {
-    const file = yield* fs.open(path, { flag: "a", mode: 0o600 })
-    const result = native().flock(file.fd, LOCK_EX | LOCK_NB)
-    if (result === -EAGAIN || result === -EINTR) {
-      return { sign: Option.match((yield* file.stat).mtime, { onNone: () => 0, onSome: Number }) }
-    }
-    if (result < 0) {
-      const detail = `flock: ${errnoName(-result)} (${describeErrno(-result)})`
-      return yield* new ImageError({ reason: "Storage", subject: path, detail })
-    }
-    // Whoever held it before may have renamed or removed the file: then this is a lock on nothing.
-    const [mine, theirs] = yield* Effect.all([file.stat, Effect.option(fs.stat(path))])
-    const same = Option.exists(
-      theirs,
-      (info) => info.dev === mine.dev && Option.getOrNull(info.ino) === Option.getOrNull(mine.ino)
-    )
-    return same ? { file } : ("stale" as const)
-  }).pipe(
-    Effect.catchIf(
-      (error): error is PlatformError => error._tag !== "ImageError",
-      (error) => Effect.fail(storageError(path)(error))
-    )
-  )
-
-/** Until the scope closes, others can see by the file's time that its holder is at work. */
-const giveSigns = (file: FileSystem.File): Effect.Effect<unknown, never, Scope.Scope> =>
-  Effect.sync(() => native().setModified(file.fd, Math.floor(Date.now() / 1000), 0)).pipe(
-    Effect.delay(LockWait.SIGN_MILLIS),
-    Effect.forever,
-    Effect.interruptible,
-    Effect.forkScoped
-  )
-
-/** What is done to the file before it is given back, once the lock was held, whatever comes of the use. */
-type After = (exit: Exit.Exit<unknown, unknown>) => Effect.Effect<void>
-
-const attempt = <A, E, R>(
-  fs: FileSystem.FileSystem,
-  path: string,
-  use: (file: FileSystem.File) => Effect.Effect<A, E, R>,
-  after: After
-): Effect.Effect<Held | "stale" | { readonly value: A }, E | ImageError, R> =>
-  // Nobody is interrupted with the file made, and nothing yet to remove it.
-  Effect.uninterruptibleMask((restore) =>
-    Effect.scoped(
-      Effect.flatMap(
-        lockOnce(fs, path),
-        (lock): Effect.Effect<Held | "stale" | { readonly value: A }, E, R | Scope.Scope> =>
-          lock === "stale" || "sign" in lock
-            ? Effect.succeed(lock)
-            : Effect.zipRight(
-                giveSigns(lock.file),
-                Effect.map(Effect.onExit(restore(use(lock.file)), after), (value) => ({ value }))
-              )
-      )
-    )
-  ) as Effect.Effect<Held | "stale" | { readonly value: A }, E | ImageError, R>
-
-const nothing: After = () => Effect.void
-
-/**
- * Runs `use` while this process holds the lock on the file, which is made if need be. The holder may rename or
- * remove it, `after` at the latest. Waiting is polling, since a blocking flock(2) would stop the event loop; between fibers
- * of one process `oneAtATime` saves that. It fails with `Storage` where the holder gives no sign of work for too long.
- */
-export const withFileLock = <A, E, R>(
-  fs: FileSystem.FileSystem,
-  path: string,
-  use: (file: FileSystem.File) => Effect.Effect<A, E, R>,
-  after: After = nothing
-): Effect.Effect<A, E | ImageError, R> => {
-  const loop = (
-    delayMillis: number,
-    waiting: LockWait.Waiting | undefined
-  ): Effect.Effect<A, E | ImageError, R> =>
-    Effect.flatMap(attempt(fs, path, use, after), (outcome) =>
-      outcome === "stale"
-        ? loop(delayMillis, waiting)
-        : "value" in outcome
-          ? Effect.succeed(outcome.value)
-          : Effect.flatMap(LockWait.wait(path, waiting, outcome.sign, delayMillis), (next) =>
-              loop(Math.min(delayMillis * 2, 100), next)
-            )
-    )
-  return loop(2, undefined)
-}
-
-/** The same, but does nothing if somebody else holds the lock. */
-export const tryFileLock = <E, R>(
-  fs: FileSystem.FileSystem,
-  path: string,
-  use: (file: FileSystem.File) => Effect.Effect<void, E, R>,
-  after: After = nothing
-): Effect.Effect<void, E | ImageError, R> => Effect.asVoid(attempt(fs, path, use, after))

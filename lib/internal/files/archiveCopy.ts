@@ -16,12 +16,18 @@ import { type Metadata, metadataOf, setMetadata } from "./metadata.ts"
 import * as inRoot from "./rooted.ts"
 import { Descent, textsOf, walk } from "./walk.ts"
 
+/** Why the files of a container cannot be reached. */
+export const noFiles =
+  "its files cannot be reached: its scope has closed, or it was spawned in a mount namespace that had a root already"
+
+export const noFilesError = (container: Container): ContainerError =>
+  new ContainerError({ reason: "NotRunning", container: container.id, detail: noFiles })
+
 /** The descriptor of a container's root. */
 export const rootOf = (container: Container): number => {
   const { root } = container.state
-  if (root >= 0) return root
-  const detail = "it has no files of its own: it runs in another's root, or is gone"
-  throw new ContainerError({ reason: "NotRunning", container: container.id, detail })
+  if (root < 0) throw noFilesError(container)
+  return root
 }
 
 /** One side of a copy: how a path is opened there, and what it is without links. */

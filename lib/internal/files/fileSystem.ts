@@ -11,6 +11,7 @@ import type { Container } from "../../Container.ts"
 import { type Ids, outside } from "../ids/idMaps.ts"
 import { native, O_NOFOLLOW, O_PATH } from "../system/addon.ts"
 import { EEXIST, EINVAL, ELOOP, ENOENT, ENOTDIR } from "../util/errno.ts"
+import { noFiles } from "./archiveCopy.ts"
 import { copyFile, copy as copyTree } from "./cpCopy.ts"
 import { watch } from "./inotify.ts"
 import * as changes from "./mutations.ts"
@@ -68,7 +69,7 @@ export const make = (container: Container): FileSystem.FileSystem => {
   const rootFor = (method: string, path: string): number => {
     const { root } = container.state
     if (root >= 0) return root
-    const description = `container ${container.id}: this process runs in another's root; use the container's own`
+    const description = `container ${container.id}: ${noFiles}`
     throw new SystemError({
       module: "FileSystem",
       method,
@@ -105,7 +106,7 @@ export const make = (container: Container): FileSystem.FileSystem => {
   const on = <A>(root: number, path: string, syscall: string, use: (fd: number) => A): A =>
     inRoot.using(inRoot.open(root, path, O_PATH, syscall), use)
 
-  const ids = (): Ids => container.state.base?.ids ?? container.state.berth.ids
+  const ids = (): Ids => container.state.base.ids
 
   const open =
     (method: string) =>

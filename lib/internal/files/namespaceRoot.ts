@@ -1,16 +1,17 @@
 /**
- * What is refused to this process, done as root of the supervisors' user namespaces (native/addon/as_root.c): without root, the
- * files of a container's other users have owners of the user's ranges (subuid(5)), and their modes hold. That root has no
- * rights but over the user's own ids. What it makes is the user's, who is root in there.
+ * Repeats a system call that the kernel has refused to this process as root of a supervisor's user namespace
+ * (native/addon/as_root.c). Without root, the files of a container's other users belong to ids of the user's ranges (subuid(5)),
+ * and their modes keep this process out. The root of the namespace has rights over these ids and no others. The files that it
+ * makes belong to the user.
  */
 
 import { native } from "../system/addon.ts"
 import { EACCES, EPERM } from "../util/errno.ts"
 
-/** Descriptors of the user namespaces of this program's supervisors. */
+/** Descriptors of the user namespaces of the supervisors of this program. */
 const namespaces = new Set<number>()
 
-/** Until the function that it gives is called, which closes the descriptor; -1 is none. */
+/** Uses the namespace until the returned function is called, which closes the descriptor. -1 stands for no namespace. */
 export const useNamespace = (namespace: number): (() => void) => {
   if (namespace < 0) return () => {}
   namespaces.add(namespace)
@@ -56,7 +57,7 @@ export const access = (fd: number, mode: number): number =>
     native().changeAsRoot(namespace, changes.nothing, fd, "", -1, "", mode, 0)
   )
 
-/** The numbers of native/addon/as_root.h. */
+/** `enum change` of native/addon/as_root.h. */
 export const changes = {
   mkdir: 0,
   unlink: 1,
@@ -69,7 +70,7 @@ export const changes = {
   nothing: 8
 } as const
 
-/** What to do where it has been refused: 0, or -errno, which is -EACCES where there is no such root. */
+/** Makes the change as root of the namespaces alone: 0, or -errno, which is -EACCES where there is no namespace. */
 export const change = (
   which: keyof typeof changes,
   folder: number,

@@ -93,7 +93,7 @@ export const open = (folder: number, path: string, flags: number, syscall = "ope
   return fd < 0 ? fail(-fd, syscall, path) : fd
 }
 
-const SINGLE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+export const SINGLE: number = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
 /** Gives the descriptor to `use` and closes it after, also after what `use` promises. */
 export const using = <A>(fd: number, use: (fd: number) => A): A => {

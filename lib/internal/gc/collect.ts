@@ -13,6 +13,7 @@ import * as ImageLayer from "../layer/unpack.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Holds from "../store/leases.ts"
 import * as Store from "../store/store.ts"
+import * as digests from "../util/digest.ts"
 import { type Reached, reach } from "./reachable.ts"
 
 const namesIn = (berth: Berth, folder: string): Effect.Effect<ReadonlyArray<string>, ImageError> =>
@@ -21,19 +22,14 @@ const namesIn = (berth: Berth, folder: string): Effect.Effect<ReadonlyArray<stri
     io(folder)
   )
 
-const isHash = (name: string): boolean => /^[0-9a-f]{64}$/.test(name)
-
 /** Every blob that the store has, with its bytes; what is not named by a digest is somebody else's. */
 const blobsIn = (berth: Berth): Effect.Effect<ReadonlyMap<Digest, number>, ImageError> =>
   Effect.gen(function* () {
     const sizes = new Map<Digest, number>()
-    for (const [algorithm, length] of [
-      ["sha256", 64],
-      ["sha512", 128]
-    ] as const) {
+    for (const algorithm of digests.algorithms) {
       for (const hex of yield* namesIn(berth, `${Store.folder(berth)}/blobs/${algorithm}`)) {
-        if (hex.length !== length || !/^[0-9a-f]*$/.test(hex)) continue
-        const digest = `${algorithm}:${hex}` as Digest
+        if (!digests.isHex(hex, algorithm)) continue
+        const digest = digests.of(algorithm, hex)
         const path = Layout.blobPath(Store.folder(berth), digest)
         // Other tools that write here know no lock of Berth's.
         const info = yield* Effect.option(berth.fileSystem.stat(path))
@@ -80,7 +76,8 @@ const survey = (berth: Berth, forget: boolean): Effect.Effect<Survey, ImageError
     const blobs = yield* blobsIn(berth)
     const layers = new Set<string>()
     for (const parent of [ImageLayer.siblingsFolder(berth), Implicit.parentFolder(berth)]) {
-      for (const name of yield* namesIn(berth, parent)) if (isHash(name)) layers.add(`${parent}/${name}`)
+      for (const name of yield* namesIn(berth, parent))
+        if (digests.isHex(name)) layers.add(`${parent}/${name}`)
     }
     const entries = yield* Effect.forEach(reached, ({ blobs, digest, images, names }) =>
       Effect.map(

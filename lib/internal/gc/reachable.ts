@@ -7,12 +7,13 @@ import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 import type { Berth } from "../../Berth.ts"
 import { ImageError } from "../../BerthError.ts"
-import { type Digest, parseDigest } from "../../Reference.ts"
+import type { Digest } from "../../Reference.ts"
 import { readBounded } from "../disk/files.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Index from "../store/index.ts"
 import * as Store from "../store/store.ts"
+import * as digests from "../util/digest.ts"
 
 interface Child {
   readonly digest: Digest
@@ -44,7 +45,7 @@ const listOf = (value: unknown): ReadonlyArray<unknown> => (Array.isArray(value)
 
 const digestsIn = (value: unknown): ReadonlyArray<Digest> =>
   listOf(value).flatMap((text) => {
-    const digest = typeof text === "string" ? Option.getRight(parseDigest(text)) : Option.none()
+    const digest = typeof text === "string" ? Option.getRight(digests.parse(text)) : Option.none()
     return Option.toArray(digest)
   })
 
@@ -71,7 +72,7 @@ const read = (berth: Berth, { digest, optional }: Child): Effect.Effect<Named, I
       const detail = "is missing from the store"
       return optional ? nothing : yield* new ImageError({ reason: "Corrupt", subject: digest, detail })
     }
-    yield* Layout.verify(digest, bytes.value.length, bytes.value)
+    yield* digests.verify(digest, bytes.value.length, bytes.value)
     const value = yield* Oci.parseObject(digest, bytes.value)
     const { blobs, config, layers, manifests, rootfs, subject } = value
     const diffIds = (rootfs as { diff_ids?: unknown } | null | undefined)?.diff_ids
@@ -104,7 +105,7 @@ export const reach = (berth: Berth): Effect.Effect<ReadonlyArray<Reached>, Image
         const blobs = new Set<string>()
         const followed = new Set<string>()
         const images: Array<ReadonlyArray<Digest>> = []
-        const digest = parseDigest(start.digest)
+        const digest = digests.parse(start.digest)
         const left: Array<Child> = Either.isRight(digest)
           ? [{ digest: digest.right, mediaType: start.mediaType, optional: false }]
           : []

@@ -5,7 +5,8 @@ import { OperationFailed, Unsupported } from "../../BerthError.ts"
 import type { StartOptions } from "../../Container.ts"
 import type { Namespace } from "../../Namespace.ts"
 import type * as Plan from "../../Plan.ts"
-import { AT_FDCWD, LOCK_EX, LOCK_NB, native, O_NOFOLLOW } from "../system/addon.ts"
+import { tryLock } from "../disk/fileLock.ts"
+import { AT_FDCWD, native, O_NOFOLLOW } from "../system/addon.ts"
 import { EAGAIN } from "../util/errno.ts"
 import { invalid } from "../util/validate.ts"
 import * as Ids from "./idMaps.ts"
@@ -37,16 +38,16 @@ const lockOf = (name: string): number => {
   fs.mkdirSync(lockFolder, { recursive: true, mode: 0o700 })
   const flags = fs.constants.O_RDWR | fs.constants.O_CREAT | O_NOFOLLOW
   const fd = native().openIn(AT_FDCWD, `${lockFolder}/${name}`, flags, 0, 0o600)
-  const result = fd < 0 ? fd : native().flock(fd, LOCK_EX | LOCK_NB)
-  if (result >= 0) return fd
+  const errno = fd < 0 ? -fd : tryLock(fd, "exclusive")
+  if (errno === 0) return fd
   if (fd >= 0) native().close(fd)
-  if (result === -EAGAIN) return -1
+  if (errno === EAGAIN) return -1
   const hint = "This folder holds the locks of the id ranges in use"
   throw new OperationFailed({
     operation: `lock of ids in ${lockFolder}`,
     index: -1,
     syscall: "flock",
-    errno: -result,
+    errno,
     hint
   })
 }
@@ -98,7 +99,7 @@ export const acquire = (userns: NonNullable<StartOptions["userns"]>, berth: Bert
 
 /** Keeps the lock for as long as the unit is there. */
 export const hold = ({ lock }: Mapped): ReadonlyArray<Plan.Operation> =>
-  lock < 0 ? [] : [{ op: "hold", descriptor: "ids" }]
+  lock < 0 ? [] : [{ op: "keep-open", descriptor: "ids" }]
 
 /** For the layers of a root. The ids are nobody else's until all that has been written with them is gone. */
 export const mapLayers = (mapped: Mapped): ReadonlyArray<Plan.Operation> => [

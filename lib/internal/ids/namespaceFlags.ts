@@ -1,9 +1,11 @@
-/** Namespaces as plans and clone3(2) name them, and what a kernel without one of them says. */
+/** The namespaces by the flags of clone(2), and the error of a kernel that lacks one of them. */
 import { type BerthError, Unsupported } from "../../BerthError.ts"
 import type { Kind } from "../../Namespace.ts"
 import type * as Plan from "../../Plan.ts"
+import { EINVAL, ENOSYS } from "../util/errno.ts"
 import { type Ids, print } from "./idMaps.ts"
 
+/** CLONE_NEW* of clone(2), in the order in which a plan prints them. */
 export const flags: Readonly<Record<Kind, number>> = {
   mount: 0x00020000,
   cgroup: 0x02000000,
@@ -21,7 +23,7 @@ export const flagsOf = (kinds: Iterable<Kind>): number => {
   return all
 }
 
-/** Where the empty root of the holder of a mount namespace is, until its first process sets it up. */
+/** The folder on which the holder of a mount namespace mounts its empty root, until the first process sets the root up. */
 export const emptyFolder = (supervisorFolder: string): string => `${supervisorFolder}/empty`
 
 export const idMap = (ids: Ids): Plan.Operation => ({
@@ -35,11 +37,11 @@ export const explain =
   (error: BerthError): BerthError =>
     error._tag === "OperationFailed" &&
     error.syscall === "clone3" &&
-    (error.errno === 22 || error.errno === 38)
+    (error.errno === EINVAL || error.errno === ENOSYS)
       ? new Unsupported({
           feature: `namespaces ${kinds.join(", ")}`,
-          why: `clone3 fails with ${error.code}: this kernel lacks one of them`,
-          hint: "Leave it out, or use a kernel that has it: see namespaces(7) for the version of each",
+          why: `clone3 failed with ${error.code}: this kernel lacks one of them`,
+          hint: "Leave it out, or use a kernel that has it: namespaces(7) lists the version for each",
           cause: error
         })
       : error

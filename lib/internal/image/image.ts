@@ -3,19 +3,24 @@ import * as fs from "node:fs/promises"
 import * as process from "node:process"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Inspectable from "effect/Inspectable"
 import * as Option from "effect/Option"
-import { pipeArguments } from "effect/Pipeable"
 import { hasProperty } from "effect/Predicate"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ImageError, InvalidOption, Unsupported } from "../../BerthError.ts"
-import type { FromLayoutOptions, Healthcheck, Image, ImageConfig, PullOptions } from "../../Image.ts"
+import type {
+  FromLayoutOptions,
+  Healthcheck,
+  Image,
+  ImageConfig,
+  TypeId as ImageTypeId,
+  PullOptions
+} from "../../Image.ts"
 import type { Limits } from "../../ImageLayer.ts"
 import * as ImageLayer from "../../ImageLayer.ts"
 import type { Phase } from "../../Progress.ts"
 import * as Reference from "../../Reference.ts"
-import * as Registry from "../../Registry.ts"
+import type * as Registry from "../../Registry.ts"
 import { io, isNotFound, storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as Implicit from "../layer/missingFolders.ts"
@@ -25,27 +30,30 @@ import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Progress from "../oci/progress.ts"
 import { orFromNext } from "../registry/mirrors.ts"
-import { unverifiedBlob } from "../registry/reads.ts"
+import { connectTo, manifest, resolve, unverifiedBlob } from "../registry/reads.ts"
 import * as Store from "../store/store.ts"
 import { defaultPath } from "../util/defaultPath.ts"
+import * as digests from "../util/digest.ts"
+import { prints } from "../util/prints.ts"
 
-const TypeId: unique symbol = Symbol.for("berth/Image") as never
+export const TypeId: ImageTypeId = Symbol.for("berth/Image") as ImageTypeId
 
 export const isImage = (u: unknown): u is Image => hasProperty(u, TypeId)
 
 const layerConcurrency = 4
 
 const Proto = {
-  ...Inspectable.BaseProto,
-  [TypeId]: TypeId,
-  toJSON(this: Image) {
-    const { config, digest, layers, reference, upper } = this
-    return { _id: "berth/Image", reference, digest, layers, config, upper }
-  },
-  pipe() {
-    // biome-ignore lint/complexity/noArguments: this is how Effect's handles pipe
-    return pipeArguments(this, arguments)
-  }
+  ...prints<Image>({
+    id: "berth/Image",
+    json: ({ digest, layers, reference }) => ({ reference, digest, layers: layers.length }),
+    line: ({ digest, layers, reference }) =>
+      [
+        reference,
+        ...(digest === undefined || digest === reference ? [] : [digests.shortened(digest)]),
+        `${layers.length} ${layers.length === 1 ? "layer" : "layers"}`
+      ].join(", ")
+  }),
+  [TypeId]: TypeId
 }
 
 const make = (
@@ -260,7 +268,7 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
     const steps = new Map<string, Progress.Steps>()
     const wanted = yield* Layout.parsePlatform(options.platform)
     const parsed = yield* Reference.parse(reference)
-    const registry = yield* Registry.connect(parsed.registry, options)
+    const registry = yield* connectTo(berth, parsed.registry, options)
     const folder = Store.folder(berth)
 
     const document = (descriptor: Oci.Descriptor, kind: "manifest" | "config") =>
@@ -271,8 +279,8 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
         }
         const content = (source: Registry.Registry) =>
           kind === "manifest"
-            ? Stream.fromEffect(Registry.manifest(source, parsed.repository, descriptor))
-            : unverifiedBlob(source, parsed.repository, descriptor)
+            ? Stream.fromEffect(manifest(source, parsed, descriptor))
+            : unverifiedBlob(source, parsed, descriptor)
         const get = (isThere?: Store.IsThere) =>
           orFromNext(registry, (source) =>
             Store.put(berth, digest, content(source), descriptor.size, isThere)
@@ -289,7 +297,7 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
         const step = stepOf(descriptor)
         if (yield* Store.has(berth, digest)) step.enter("present")
         const content = (source: Registry.Registry) =>
-          Progress.counted(unverifiedBlob(source, parsed.repository, descriptor), step, "downloading")
+          Progress.counted(unverifiedBlob(source, parsed, descriptor), step, "downloading")
         yield* orFromNext(registry, (source) =>
           Store.put(berth, digest, content(source), descriptor.size, isThere)
         )
@@ -336,5 +344,5 @@ const startOf = (
       })
       return { mediaType: yield* Oci.mediaTypeOf(digest, bytes), digest, size: bytes.length }
     }
-    return yield* Registry.resolve(registry, reference.repository, digest ?? reference.tag ?? "latest")
+    return yield* resolve(registry, reference)
   })

@@ -13,8 +13,11 @@ import { tooLarge } from "../disk/tooLarge.ts"
 import * as Descriptors from "../oci/descriptors.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
+import * as references from "../oci/reference.ts"
 import * as Store from "../store/store.ts"
 import * as Archive from "../store/tarIndex.ts"
+import * as digests from "../util/digest.ts"
+import { quote } from "../util/text.ts"
 import * as image from "./image.ts"
 
 const defaultMaxArchiveBytes = 64 * 1024 ** 3
@@ -22,39 +25,44 @@ const defaultMaxArchiveBytes = 64 * 1024 ** 3
 /** What containerd and docker write beside the standard's tag: the whole name. */
 const containerdName = "io.containerd.image.name"
 
+/** A name that an archive has for an image. */
+interface Name {
+  readonly written: string
+  /** As the store has it: a whole reference, or a bare tag as it is. */
+  readonly stored: Either.Either<string, ImageError>
+}
+
 /** One image of an archive, whatever the format: where it starts, and where its blobs are. */
 interface Candidate {
-  readonly names: ReadonlyArray<string>
+  readonly names: ReadonlyArray<Name>
   readonly start: Effect.Effect<Oci.Descriptor, ImageError>
   readonly blob: (digest: Reference.Digest) => Stream.Stream<Uint8Array, ImageError>
 }
 
-const corrupt = (subject: string, detail: string) => new ImageError({ reason: "Corrupt", subject, detail })
+const corrupt = (subject: string, detail: string, cause?: unknown) =>
+  new ImageError({ reason: "Corrupt", subject, detail, cause })
 
-/** The name in the store: a whole reference, or a bare tag as it is. */
-const storeName = (subject: string, name: string): Effect.Effect<string, ImageError> => {
-  const shown = JSON.stringify(name.slice(0, 200))
-  if (/[:/]/.test(name)) {
-    return Either.match(Reference.parse(name), {
-      onLeft: (error) => corrupt(subject, `has an image with the name ${shown}: expected ${error.expected}`),
-      onRight: (reference) => Effect.succeed(Reference.print(reference))
-    })
-  }
-  return /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$/.test(name)
-    ? Effect.succeed(name)
-    : corrupt(subject, `has an image with the malformed tag ${shown}`)
-}
+const nameOf = (subject: string, written: string): Name => ({
+  written,
+  stored: /[:/]/.test(written)
+    ? Either.mapBoth(Reference.parse(written), {
+        onLeft: (cause) =>
+          corrupt(subject, `has an image with the name ${quote(written)}: expected ${cause.expected}`, cause),
+        onRight: Reference.print
+      })
+    : references.isTag(written)
+      ? Either.right(written)
+      : Either.left(corrupt(subject, `has an image with the malformed tag ${quote(written)}`))
+})
 
 /** Under which name `tag` picks it, if it does. */
-const picked = (tag: string, names: ReadonlyArray<string>): string | undefined => {
-  const whole = Either.map(Reference.parse(tag), Reference.print)
-  return names.find(
-    (name) =>
-      name === tag ||
-      (/[:/]/.test(name) &&
-        Either.isRight(whole) &&
-        Either.getOrUndefined(Either.map(Reference.parse(name), Reference.print)) === whole.right)
-  )
+const picking = (tag: string): ((names: ReadonlyArray<Name>) => Name | undefined) => {
+  const whole = Either.getOrUndefined(Either.map(Reference.parse(tag), Reference.print))
+  return (names) =>
+    names.find(
+      ({ stored, written }) =>
+        written === tag || (whole !== undefined && Either.getOrUndefined(stored) === whole)
+    )
 }
 
 const choose = (
@@ -62,17 +70,18 @@ const choose = (
   candidates: ReadonlyArray<Candidate>,
   tag: string | undefined
 ): Effect.Effect<ReadonlyArray<Candidate>, ImageError> => {
+  const pick = tag === undefined ? undefined : picking(tag)
   const chosen =
-    tag === undefined
+    pick === undefined
       ? candidates
       : candidates.flatMap((candidate) => {
-          const name = picked(tag, candidate.names)
+          const name = pick(candidate.names)
           return name === undefined ? [] : [{ ...candidate, names: [name] }]
         })
   if (chosen.length > 0) {
     return Effect.succeed(chosen)
   }
-  const names = candidates.flatMap((candidate) => candidate.names).slice(0, 50)
+  const names = candidates.flatMap((candidate) => candidate.names.map(({ written }) => written)).slice(0, 50)
   const what = names.length === 0 ? "it has no tags" : `its tags are ${names.join(", ").slice(0, 2000)}`
   const detail = tag === undefined ? "there is no image in it" : `there is no tag ${tag}: ${what}`
   return new ImageError({ reason: "NotFound", subject, detail })
@@ -93,7 +102,7 @@ const fromOci = (
       Oci.decodeLayoutIndex(`${subject}: index.json`, bytes)
     )
     const blob = (digest: Reference.Digest) => {
-      const { algorithm, hex } = Reference.digestParts(digest)
+      const { algorithm, hex } = digests.parts(digest)
       return Stream.unwrap(
         Effect.map(Archive.find(archive, `blobs/${algorithm}/${hex}`), (part) =>
           Archive.read(berth, path, subject, part)
@@ -111,7 +120,7 @@ const fromOci = (
       groups.set(key, group)
     })
     return [...groups.values()].map(({ entries, name }) => ({
-      names: name === undefined ? [] : [name],
+      names: name === undefined ? [] : [nameOf(subject, name)],
       start: Layout.selectPlatform(name === undefined ? subject : `${subject}:${name}`, entries, wanted),
       blob
     }))
@@ -139,7 +148,7 @@ const decodeDocker = (
   }
   const issue = ParseResult.ArrayFormatter.formatErrorSync(decoded.left)[0]
   const path = issue === undefined || issue.path.length === 0 ? "the document" : issue.path.join(".")
-  return corrupt(subject, `${path}: ${(issue?.message ?? "is not as expected").slice(0, 300)}`)
+  return corrupt(subject, `${path}: ${(issue?.message ?? "is not as expected").slice(0, 300)}`, decoded.left)
 }
 
 /** An image of `docker save` as one of OCI: the config's own bytes, the layers as they are in the archive. */
@@ -160,8 +169,13 @@ const translate = (
     const config = store(Oci.mediaTypes.config, configBytes)
     // Docker names it by its digest: `<hex>.json`, or as in an OCI layout.
     const stated = /(?:^|\/)([0-9a-f]{64})(?:\.json)?$/.exec(described.Config)?.[1]
-    if (stated !== undefined && config.digest !== `sha256:${stated}`) {
-      return yield* Layout.mismatch(subject, "its config's digest", `sha256:${stated}`, config.digest)
+    if (stated !== undefined && config.digest !== digests.of("sha256", stated)) {
+      return yield* digests.mismatch(
+        subject,
+        "its config's digest",
+        digests.of("sha256", stated),
+        config.digest
+      )
     }
     const decoded = yield* Oci.decodeConfig(`${subject}: ${described.Config.slice(0, 200)}`, configBytes)
     const diffIds = decoded.rootfs.diff_ids
@@ -180,7 +194,7 @@ const translate = (
         // A tar as it is has its diff id as its digest, so that storing it verifies it.
         const digest =
           compression === "none"
-            ? yield* Reference.parseDigest(diffIds[i]!)
+            ? yield* digests.parse(diffIds[i]!)
             : yield* Archive.digestOf(berth, path, subject, part)
         blobs.set(digest, part)
         return Descriptors.ofLayer(compression, digest, part.size)
@@ -199,7 +213,7 @@ const fromDocker = (
     return images.map((described): Candidate => {
       const blobs = new Map<string, Uint8Array | Archive.Part>()
       return {
-        names: described.RepoTags,
+        names: described.RepoTags.map((name) => nameOf(archive.subject, name)),
         start: translate(berth, archive, described, blobs),
         blob: (digest) => {
           const blob = blobs.get(digest)
@@ -216,14 +230,13 @@ const fromDocker = (
 /** The blobs into the store, the layers unpacked; what is left to do is to give the names. */
 const bring = (
   berth: Berth,
-  subject: string,
   candidate: Candidate,
   wanted: Oci.Platform,
   options: LoadOptions
 ): Effect.Effect<Loaded, BerthError, Berth> =>
   Effect.gen(function* () {
     const folder = Store.folder(berth)
-    const names = yield* Effect.forEach(candidate.names, (name) => storeName(subject, name))
+    const names = yield* Effect.forEach(candidate.names, ({ stored }) => stored)
     const put = (descriptor: Oci.Descriptor, isThere?: Store.IsThere) =>
       Effect.flatMap(Oci.digestOf(descriptor), (digest) =>
         Store.put(berth, digest, candidate.blob(digest), descriptor.size, isThere)
@@ -282,9 +295,7 @@ const loadFrom = (
                 "is neither an OCI archive (oci-layout and index.json) nor one of docker save (manifest.json), or is cut off. A root filesystem is for Image.import"
             })
     const chosen = yield* choose(subject, candidates, options.tag)
-    const loaded = yield* Effect.forEach(chosen, (candidate) =>
-      bring(berth, subject, candidate, wanted, options)
-    )
+    const loaded = yield* Effect.forEach(chosen, (candidate) => bring(berth, candidate, wanted, options))
     // Names come last: of an archive that is broken somewhere the store shows nothing.
     yield* Store.tagAll(
       berth,

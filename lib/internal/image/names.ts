@@ -11,6 +11,7 @@ import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Holds from "../store/leases.ts"
 import * as Store from "../store/store.ts"
+import * as digests from "../util/digest.ts"
 import { assemble, toConfig } from "./image.ts"
 
 interface Found<Entry> {
@@ -104,7 +105,7 @@ export const inspect = (
     const { config, descriptor, diffIds, manifest, name } = yield* resolve(berth, wanted, options)
     const layers = yield* Effect.forEach(manifest.layers, ({ digest, mediaType, size }, i) =>
       Effect.gen(function* () {
-        const diffId = yield* Reference.parseDigest(diffIds[i]!)
+        const diffId = yield* digests.parse(diffIds[i]!)
         return { digest, mediaType, size, diffId, unpacked: yield* isUnpacked(berth, diffId) }
       })
     )

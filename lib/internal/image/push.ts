@@ -6,13 +6,15 @@ import { Berth } from "../../Berth.ts"
 import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
 import type { Image, PushOptions } from "../../Image.ts"
 import * as Reference from "../../Reference.ts"
-import * as Registry from "../../Registry.ts"
 import { readBounded } from "../disk/files.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Progress from "../oci/progress.ts"
+import * as references from "../oci/reference.ts"
 import { pushFromLayout } from "../registry/push.ts"
+import { connectTo } from "../registry/reads.ts"
 import * as Store from "../store/store.ts"
+import * as digests from "../util/digest.ts"
 import { isImage } from "./image.ts"
 import * as Named from "./names.ts"
 
@@ -34,7 +36,7 @@ export const ofImage = (image: Image): Effect.Effect<Source, BerthError, Berth> 
       })
     }
     const folder = image.layout ?? Store.folder(berth)
-    const digest = yield* Reference.parseDigest(image.digest)
+    const digest = yield* digests.parse(image.digest)
     const path = Layout.blobPath(folder, digest)
     const bytes = yield* readBounded(berth.fileSystem, path, digest, Oci.maxDocumentBytes)
     if (Option.isNone(bytes)) {
@@ -83,14 +85,18 @@ export const push: {
           expected
         })
       }
-      const registry = yield* Registry.connect(target.registry, options)
+      const mountFrom =
+        options.mountFrom === undefined
+          ? undefined
+          : yield* references.inRegistry(target.registry, options.mountFrom)
+      const registry = yield* connectTo(berth, target.registry, options)
       const layout = {
         ...source,
         fileSystem: berth.fileSystem,
         hold: (descriptor: Oci.Descriptor) =>
           source.folder === Store.folder(berth) ? Named.hold(berth, descriptor) : Effect.void
       }
-      return yield* pushFromLayout(registry, target, layout, listener, options.mountFrom)
+      return yield* pushFromLayout(registry, target, layout, listener, mountFrom)
     }).pipe(
       Effect.scoped,
       Store.keeping,

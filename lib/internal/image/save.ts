@@ -18,6 +18,7 @@ import * as Layout from "../oci/layout.ts"
 import * as Store from "../store/store.ts"
 import * as Archive from "../store/tarIndex.ts"
 import * as tar from "../tar/format.ts"
+import * as digests from "../util/digest.ts"
 import * as ImageStore from "./names.ts"
 import { ofImage } from "./push.ts"
 
@@ -70,7 +71,7 @@ const sourceOf = (
       yield* Layout.checkBlob(berth.fileSystem, source.folder, layer)
     }
     // A digest is a name in the store only.
-    const isDigest = Either.isRight(Reference.parseDigest(source.name ?? ""))
+    const isDigest = Either.isRight(digests.parse(source.name ?? ""))
     return isDigest ? { ...source, name: undefined } : source
   })
 
@@ -85,7 +86,7 @@ const blobOf = (
       const digest = yield* Oci.digestOf(descriptor)
       const blob = yield* Layout.checkBlob(berth.fileSystem, folder, descriptor)
       const content = Archive.read(berth, blob, digest, { offset: 0, size: descriptor.size })
-      return Layout.verified(content, digest, digest, "its digest")
+      return digests.verified(content, { digest, size: descriptor.size })
     })
   )
 
@@ -164,7 +165,7 @@ const writeMember = (
     const size = yield* writeWith(guess)
     const header = headerOf("file", member.name, size)
     if (member.size !== undefined && member.size !== size) {
-      return yield* Layout.mismatch(target, member.name, `${member.size} bytes`, `${size} bytes`)
+      return yield* digests.mismatch(target, member.name, `${member.size} bytes`, `${size} bytes`)
     }
     if (header.length !== guess.length) {
       // From 8 GiB on a size needs a header of its own, for which there is no room.
@@ -258,7 +259,7 @@ const ociMembers = (
     const { descriptor, manifest } = source.resolved
     const blobs = new Map<string, Oci.Descriptor>()
     for (const each of [descriptor, manifest.config, ...manifest.layers]) {
-      const { algorithm, hex } = Reference.digestParts(yield* Oci.digestOf(each))
+      const { algorithm, hex } = digests.parts(yield* Oci.digestOf(each))
       blobs.set(`blobs/${algorithm}/${hex}`, each)
     }
     const paths = [...blobs.keys()].sort(compareText)
@@ -302,7 +303,7 @@ const dockerMembers = (
     const named = yield* repoTag(source.name, tag)
     const layers = new Map<string, Member>()
     for (const [i, layer] of manifest.layers.entries()) {
-      const diffId = yield* Reference.parseDigest(diffIds[i]!)
+      const diffId = yield* digests.parse(diffIds[i]!)
       const compression = yield* Oci.compressionOf(layer)
       yield* Archive.checkDecompression(
         compression,
@@ -310,16 +311,14 @@ const dockerMembers = (
         "save it as oci-archive, where layers stay as they are"
       )
       const blob = yield* Layout.checkBlob(berth.fileSystem, source.folder, layer)
-      const name = `${Reference.digestParts(diffId).hex}.tar`
+      const name = `${digests.parts(diffId).hex}.tar`
       const plain = compression === "none" ? undefined : Archive.decompressed(blob, compression, layer.digest)
       layers.set(name, {
         name,
         size: plain === undefined ? layer.size : undefined,
-        content: Layout.verified(
+        content: digests.verified(
           plain ?? Archive.read(berth, blob, layer.digest, { offset: 0, size: layer.size }),
-          layer.digest,
-          diffId,
-          "the layer's diff id"
+          { digest: diffId, size: undefined, subject: layer.digest, what: "the layer's diff id" }
         )
       })
     }

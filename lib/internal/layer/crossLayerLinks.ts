@@ -6,7 +6,6 @@
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, ImageError } from "../../BerthError.ts"
 import type { Limits } from "../../ImageLayer.ts"
@@ -26,7 +25,9 @@ import {
   RESOLVE_NO_SYMLINKS
 } from "../system/addon.ts"
 import * as tar from "../tar/format.ts"
+import { NOTHING, streamed } from "../tar/members.ts"
 import { concat } from "../util/bytes.ts"
+import * as digests from "../util/digest.ts"
 import { ELOOP, ENOENT, ENOTDIR } from "../util/errno.ts"
 import * as layerDiff from "./diff.ts"
 import * as Implicit from "./missingFolders.ts"
@@ -35,7 +36,6 @@ import { defaultMaxBytes, unpackInto } from "./unpack.ts"
 
 const encoder = new TextEncoder()
 const PATH_MAX = 4096
-const NOTHING = new Uint8Array(0)
 
 /** The bytes that the unpacker has percent-encoded. */
 const bytesOf = (encoded: string): Uint8Array =>
@@ -114,7 +114,7 @@ interface Group {
 const corrupt = (own: string, [target, path]: Link, detail: string): never => {
   throw new ImageError({
     reason: "Corrupt",
-    subject: `sha256:${nameOf(own)}`,
+    subject: digests.of("sha256", nameOf(own)),
     detail: `${decodePath(path)} is a hard link to ${decodePath(target)}, ${detail}`
   })
 }
@@ -259,14 +259,13 @@ export const complete = (
     const { below, links, own } = completes
     const whole = yield* merged(berth, [...below, own])
     const lower = below.length === 0 ? undefined : yield* merged(berth, below)
-    const controller = new AbortController()
-    const content = Stream.fromAsyncIterable(
-      layerDiff.batched(members(own, links, whole, lower, berth, controller.signal)),
+    const content = streamed(
+      (signal) => layerDiff.batched(members(own, links, whole, lower, berth, signal)),
       layerDiff.failed(own)
-    ).pipe(Stream.ensuring(Effect.sync(() => controller.abort())))
+    )
     yield* io(folder)(berth.fileSystem.makeDirectory(Implicit.parentFolder(berth), { recursive: true }))
     const temporary = Implicit.temporaryOf(folder)
-    const subject = `sha256:${nameOf(own)}`
+    const subject = digests.of("sha256", nameOf(own))
     yield* Archive.spooled(berth, subject, content, limits.maxBytes ?? defaultMaxBytes, (blob) =>
       Effect.zipRight(
         unpackInto(berth, temporary, blob, "none", limits, subject),

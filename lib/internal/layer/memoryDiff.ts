@@ -9,12 +9,10 @@ import * as asRoot from "../files/namespaceRoot.ts"
 import * as inRoot from "../files/rooted.ts"
 import * as walking from "../files/walk.ts"
 import { native, O_NOFOLLOW, O_PATH, RESOLVE_NO_XDEV } from "../system/addon.ts"
-import type { Holes } from "../tar/containerTar.ts"
 import * as tar from "../tar/format.ts"
+import { type Holes, join, member, NOTHING, type Writing } from "../tar/members.ts"
 import { ENOENT, ENOTDIR, EXDEV } from "../util/errno.ts"
 import * as layerDiff from "./diff.ts"
-
-const NOTHING: Uint8Array = new Uint8Array(0)
 
 /** The names of both, by the order of their bytes. */
 const union = async (
@@ -31,13 +29,13 @@ const union = async (
 
 /** What a folder has under a name: undefined where that is nothing, or a mount. */
 const open = (folder: number, name: Uint8Array): number | undefined => {
-  const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, layerDiff.SINGLE | RESOLVE_NO_XDEV, 0)
+  const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, inRoot.SINGLE | RESOLVE_NO_XDEV, 0)
   if (fd === -ENOENT || fd === -EXDEV || fd === -ENOTDIR) return undefined
   return fd < 0 ? inRoot.fail(-fd, "open", new TextDecoder().decode(name)) : fd
 }
 
 const isMount = (folder: number, name: Uint8Array): boolean => {
-  const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, layerDiff.SINGLE | RESOLVE_NO_XDEV, 0)
+  const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, inRoot.SINGLE | RESOLVE_NO_XDEV, 0)
   if (fd >= 0) native().close(fd)
   return fd === -EXDEV
 }
@@ -45,7 +43,7 @@ const isMount = (folder: number, name: Uint8Array): boolean => {
 const isSame = (now: fs.Stats, was: fs.Stats): boolean =>
   now.ctimeMs === was.ctimeMs && now.mtimeMs === was.mtimeMs && now.mode === was.mode && now.size === was.size
 
-async function* changes(walk: layerDiff.Walk, now: number, was: number): AsyncGenerator<Uint8Array> {
+async function* changes(walk: Writing, now: number, was: number): AsyncGenerator<Uint8Array> {
   const { signal } = walk
   const lower = new walking.Descent(was)
   const namesIn = (fd: number, path: Uint8Array) => union(fd, lower.fd, path, signal)
@@ -63,7 +61,7 @@ async function* changes(walk: layerDiff.Walk, now: number, was: number): AsyncGe
 
 /** Closes `before`, or goes into it as well. */
 async function* change(
-  walk: layerDiff.Walk,
+  walk: Writing,
   { enter, folder, name, state: above }: walking.Visit<Uint8Array, Uint8Array>,
   before: number,
   lower: walking.Descent
@@ -79,8 +77,8 @@ async function* change(
     const [now, was] = [after, before].map((fd) => fs.statSync(inRoot.via(fd))) as [fs.Stats, fs.Stats]
     if (isSame(now, was)) return
     if (!now.isDirectory() || !was.isDirectory()) return yield* layerDiff.below(walk, folder, [name], above)
-    const path = layerDiff.join(above, name)
-    yield* layerDiff.member({ ...walk, links: undefined }, after, now, path)
+    const path = join(above, name)
+    yield* member({ ...walk, links: undefined }, after, now, path)
     enter(after, path, () => lower.up())
     isEntered = true
     lower.down(before)
@@ -96,18 +94,17 @@ async function* change(
 export const archive = (
   root: number,
   lower: number | undefined,
-  { ids, rootless }: layerDiff.Owner,
+  owner: layerDiff.Owner,
   holes: Holes,
   signal: AbortSignal
 ): AsyncIterable<Uint8Array> =>
   layerDiff.batched(
     (async function* () {
-      const resolve = layerDiff.SINGLE | RESOLVE_NO_XDEV
-      const walk: layerDiff.Walk = { rootless, ids, resolve, holes, signal, links: new Map() }
+      const walk = layerDiff.writingOf(owner, holes, signal, inRoot.SINGLE | RESOLVE_NO_XDEV)
       if (lower === undefined) yield* layerDiff.whole(walk, root)
       else {
         const status = fs.statSync(inRoot.via(root))
-        yield* layerDiff.member({ ...walk, links: undefined }, root, status, NOTHING)
+        yield* member({ ...walk, links: undefined }, root, status, NOTHING)
         yield* changes(walk, root, lower)
       }
       yield tar.end

@@ -1,31 +1,43 @@
 /** The bodies of `ImageLayer`: from a blob to a folder. */
 import { randomBytes } from "node:crypto"
 import * as Effect from "effect/Effect"
+import { hasProperty } from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { type BerthError, ImageError } from "../../BerthError.ts"
-import type { ImageLayer, Limits, UnpackOptions } from "../../ImageLayer.ts"
+import type { ImageLayer, TypeId as ImageLayerTypeId, Limits, UnpackOptions } from "../../ImageLayer.ts"
 import * as Plan from "../../Plan.ts"
-import { type Digest, digestParts, parseDigest } from "../../Reference.ts"
-import {
-  clearWay,
-  io,
-  isFolder,
-  oneAtATime,
-  storageDetail,
-  tryFileLock,
-  withFileLock
-} from "../disk/files.ts"
+import type { Digest } from "../../Reference.ts"
+import { tryFileLock, withFileLock } from "../disk/fileLock.ts"
+import { clearWay, io, isFolder, oneAtATime, storageDetail } from "../disk/files.ts"
 import * as Oci from "../oci/documents.ts"
-import { hashFile, mismatch } from "../oci/layout.ts"
+import { hashFile } from "../oci/layout.ts"
 import { Berth } from "../service.ts"
 import * as Holds from "../store/leases.ts"
 import type { Compression } from "../store/tarIndex.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
+import * as digests from "../util/digest.ts"
 import { describeErrno, errnoName } from "../util/errno.ts"
+import { prints } from "../util/prints.ts"
 import * as Implicit from "./missingFolders.ts"
 import * as Notes from "./sidecar.ts"
 import * as Unpacker from "./unpackerProcess.ts"
+
+export const TypeId: ImageLayerTypeId = Symbol.for("berth/ImageLayer") as ImageLayerTypeId
+
+export const isImageLayer = (u: unknown): u is ImageLayer => hasProperty(u, TypeId)
+
+const Proto = {
+  ...prints<ImageLayer>({
+    id: "berth/ImageLayer",
+    json: ({ diffId, digest, folder, mediaType }) => ({ digest, diffId, mediaType, folder }),
+    line: ({ digest, folder }) => `${digests.shortened(digest)}, ${folder}`
+  }),
+  [TypeId]: TypeId
+}
+
+const make = (fields: Pick<ImageLayer, "digest" | "diffId" | "mediaType" | "folder">): ImageLayer =>
+  Object.assign(Object.create(Proto), fields)
 
 export const defaultMaxBytes = 64 * 1024 ** 3
 const defaultMaxEntries = 10_000_000
@@ -51,7 +63,7 @@ const temporaryPath = (berth: Berth, hex: string) =>
   `${siblingsFolder(berth)}/.${hex}.${randomBytes(8).toString("hex")}`
 
 export const layerFolder = (berth: Berth, diffId: Digest): string => {
-  const { algorithm, hex } = digestParts(diffId)
+  const { algorithm, hex } = digests.parts(diffId)
   return `${layersFolder(berth)}/${algorithm}/${hex}`
 }
 
@@ -76,19 +88,19 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
     const fs = berth.fileSystem
     const { descriptor } = options
     const digest = yield* Oci.digestOf(descriptor)
-    const diffId = yield* parseDigest(options.diffId)
+    const diffId = yield* digests.parse(options.diffId)
     const compression = yield* Oci.compressionOf(descriptor)
-    if (digestParts(diffId).algorithm !== "sha256") {
+    if (digests.parts(diffId).algorithm !== "sha256") {
       const detail = "the diff id has another algorithm than sha256, which is not supported"
       return yield* new ImageError({ reason: "Unsupported", subject: diffId, detail })
     }
     const folder = layerFolder(berth, diffId)
-    const layer: ImageLayer = { digest, diffId, mediaType: descriptor.mediaType, folder }
+    const layer = make({ digest, diffId, mediaType: descriptor.mediaType, folder })
     yield* Holds.hold(berth.holds, [folder])
     if (yield* isUnpacked(berth, diffId)) {
       return layer
     }
-    const { hex } = digestParts(diffId)
+    const { hex } = digests.parts(diffId)
     yield* io(folder)(makeFolders(berth))
     yield* sweep(berth, hex)
     const work = Effect.gen(function* () {
@@ -108,7 +120,7 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
 
 /** Of one layer, one at a time. */
 const underLock = <A, E, R>(berth: Berth, diffId: Digest, work: Effect.Effect<A, E, R>) => {
-  const { hex } = digestParts(diffId)
+  const { hex } = digests.parts(diffId)
   return withFileLock(
     berth.fileSystem,
     lockPath(berth, hex),
@@ -160,7 +172,7 @@ export const unpackUnknown = (
     // In the state folder until it has a name: what a killed supervisor leaves there is swept.
     const temporary = `${berth.supervisor.folder}/unknown-${randomBytes(8).toString("hex")}`
     const report = yield* unpackInto(berth, temporary, blob, compression, limits, digest)
-    const diffId = yield* parseDigest(report.diffId)
+    const diffId = yield* digests.parse(report.diffId)
     yield* check(berth, blob, digest, diffId, report)
     const folder = layerFolder(berth, diffId)
     yield* Holds.hold(berth.holds, [folder])
@@ -196,14 +208,14 @@ const check = (
   Effect.gen(function* () {
     // The unpacker knows sha256 only.
     const found =
-      digestParts(digest).algorithm === "sha256"
+      digests.parts(digest).algorithm === "sha256"
         ? report.digest
         : yield* hashFile(berth.fileSystem, blob, digest)
     if (found !== digest) {
-      return yield* mismatch(digest, "the layer's digest", digest, found)
+      return yield* digests.mismatch(digest, "the layer's digest", digest, found)
     }
     if (report.diffId !== diffId) {
-      return yield* mismatch(digest, "the layer's diff id", diffId, report.diffId)
+      return yield* digests.mismatch(digest, "the layer's diff id", diffId, report.diffId)
     }
   })
 

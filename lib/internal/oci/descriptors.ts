@@ -1,13 +1,13 @@
 /** Descriptors of what Berth itself writes. */
-import { createHash } from "node:crypto"
 import type { Digest } from "../../Reference.ts"
 import type { Compression } from "../store/tarIndex.ts"
+import * as digests from "../util/digest.ts"
 import * as Oci from "./documents.ts"
 import type { Resolved } from "./layout.ts"
 
 export const of = (mediaType: string, bytes: Uint8Array): Oci.Descriptor & { readonly digest: Digest } => ({
   mediaType,
-  digest: `sha256:${createHash("sha256").update(bytes).digest("hex")}` as Digest,
+  digest: digests.ofBytes(bytes),
   size: bytes.length
 })
 

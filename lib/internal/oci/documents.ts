@@ -8,8 +8,9 @@ import * as Either from "effect/Either"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import { ImageError } from "../../BerthError.ts"
-import { type Digest, parseDigest } from "../../Reference.ts"
+import type { Digest } from "../../Reference.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
+import * as digests from "../util/digest.ts"
 
 /** Bytes of a manifest, index or config; what registries accept, too. */
 export const maxDocumentBytes: number = 4 * 1024 * 1024
@@ -61,19 +62,25 @@ export interface Descriptor {
   readonly mediaType: string
   readonly digest: string
   readonly size: number
-  readonly platform?: Platform
-  readonly annotations?: Readonly<Record<string, string>>
+  readonly platform?: Platform | undefined
+  readonly annotations?: Readonly<Record<string, string>> | undefined
 }
 
 const Size = Schema.Int.pipe(Schema.nonNegative())
 
-export const Descriptor: Schema.Schema<Descriptor, unknown> = Schema.Struct({
+/** The same in JSON, where Go writes `null` for a field that is not set. */
+export interface DescriptorJson extends Omit<Descriptor, "platform" | "annotations"> {
+  readonly platform?: Platform | null | undefined
+  readonly annotations?: Readonly<Record<string, string>> | null | undefined
+}
+
+export const Descriptor: Schema.Schema<Descriptor, DescriptorJson> = Schema.Struct({
   mediaType: Schema.String.pipe(Schema.maxLength(255)),
   digest: Schema.String.pipe(Schema.maxLength(299)),
   size: Size,
   platform: orNull(PlatformSchema),
   annotations: orNull(Annotations)
-}) as never
+})
 
 export interface Index {
   readonly _tag: "Index"
@@ -156,7 +163,7 @@ const corrupt = (subject: string, detail: string, cause?: unknown) =>
 
 /** The digest of a descriptor, fit to become a path. */
 export const digestOf = (descriptor: Descriptor): Effect.Effect<Digest, ImageError> =>
-  parseDigest(descriptor.digest)
+  digests.parse(descriptor.digest)
 
 export const parseObject = (
   subject: string,

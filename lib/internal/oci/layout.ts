@@ -1,112 +1,30 @@
 /** Reading an OCI image layout folder: the store, or one that another tool has made. */
-import { createHash } from "node:crypto"
 import * as process from "node:process"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import * as Stream from "effect/Stream"
 import { ImageError, InvalidOption } from "../../BerthError.ts"
-import { type Digest, digestParts } from "../../Reference.ts"
+import type { Digest } from "../../Reference.ts"
 import { isNotFound, readBounded, storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
+import * as digests from "../util/digest.ts"
 import * as Oci from "./documents.ts"
 
 export const blobPath = (folder: string, digest: Digest): string => {
-  const { algorithm, hex } = digestParts(digest)
+  const { algorithm, hex } = digests.parts(digest)
   return `${folder}/blobs/${algorithm}/${hex}`
 }
-
-export const mismatch = (subject: string, what: string, wanted: string, found: string): ImageError =>
-  new ImageError({
-    reason: "DigestMismatch",
-    subject,
-    detail: `${what} should be ${wanted}, but is ${found}`
-  })
-
-/** Fails unless the bytes are what the descriptor says. */
-export const verify = (digest: Digest, size: number, bytes: Uint8Array): Effect.Effect<void, ImageError> =>
-  Effect.suspend(() => {
-    if (bytes.length !== size) {
-      return mismatch(digest, "its size", `${size} bytes`, `${bytes.length} bytes`)
-    }
-    const { algorithm, hex } = digestParts(digest)
-    const found = createHash(algorithm).update(bytes).digest("hex")
-    return found === hex ? Effect.void : mismatch(digest, "its digest", digest, `${algorithm}:${found}`)
-  })
-
-/** Bytes that have to be what the digest says when they are at their end. */
-export const verified = <E>(
-  content: Stream.Stream<Uint8Array, E>,
-  subject: string,
-  digest: Digest,
-  what: string
-): Stream.Stream<Uint8Array, E | ImageError> =>
-  Stream.suspend(() => {
-    const { algorithm, hex } = digestParts(digest)
-    const hash = createHash(algorithm)
-    return Stream.concat(
-      Stream.tap(content, (chunk) => Effect.sync(() => hash.update(chunk))),
-      Stream.execute(
-        Effect.suspend(() => {
-          const found = hash.digest("hex")
-          return found === hex ? Effect.void : mismatch(subject, what, digest, `${algorithm}:${found}`)
-        })
-      )
-    )
-  })
-
-/**
- * The bytes of a blob, as long as they are what its digest says: the last of them is not given otherwise, so that
- * whoever has all has the right ones.
- */
-export const verifiedBlob = <E, R>(
-  digest: Digest,
-  size: number,
-  content: Stream.Stream<Uint8Array, E, R>
-): Stream.Stream<Uint8Array, E | ImageError, R> =>
-  Stream.suspend(() => {
-    const { algorithm, hex } = digestParts(digest)
-    const hash = createHash(algorithm)
-    let length = 0
-    const check = Effect.suspend(() => {
-      const found = hash.digest("hex")
-      return found === hex ? Effect.void : mismatch(digest, "its digest", digest, `${algorithm}:${found}`)
-    })
-    return content.pipe(
-      Stream.filter((chunk) => chunk.length > 0),
-      Stream.mapEffect((chunk): Effect.Effect<Uint8Array, ImageError> => {
-        length += chunk.length
-        if (length > size) {
-          return mismatch(digest, "its size", `${size} bytes`, "more")
-        }
-        hash.update(chunk)
-        return length < size ? Effect.succeed(chunk) : Effect.as(check, chunk)
-      }),
-      Stream.concat(
-        Stream.suspend(() =>
-          length < size
-            ? Stream.fail(mismatch(digest, "its size", `${size} bytes`, `${length} bytes`))
-            : Stream.execute(size === 0 ? check : Effect.void)
-        )
-      )
-    )
-  })
 
 /** The digest that a file has, by the algorithm of this one. */
 export const hashFile = (
   fs: FileSystem.FileSystem,
   path: string,
   digest: Digest
-): Effect.Effect<string, ImageError> =>
-  Effect.suspend(() => {
-    const { algorithm } = digestParts(digest)
-    const hash = createHash(algorithm)
-    return fs.stream(path, { chunkSize: 1024 * 1024 }).pipe(
-      Stream.runForEach((chunk) => Effect.sync(() => hash.update(chunk))),
-      Effect.map(() => `${algorithm}:${hash.digest("hex")}`),
-      Effect.mapError(storageError(digest, path))
-    )
-  })
+): Effect.Effect<Digest, ImageError> =>
+  Effect.mapError(
+    digests.ofStream(fs.stream(path, { chunkSize: 1024 * 1024 }), digests.parts(digest).algorithm),
+    storageError(digest, path)
+  )
 
 const missing = (digest: Digest, folder: string, cause?: unknown) =>
   new ImageError({
@@ -133,7 +51,7 @@ export const checkBlob = (
       return yield* new ImageError({ reason: "Corrupt", subject: digest, detail })
     }
     if (Number(info.size) !== descriptor.size) {
-      return yield* mismatch(digest, "its size", `${descriptor.size} bytes`, `${info.size} bytes`)
+      return yield* digests.mismatch(digest, "its size", `${descriptor.size} bytes`, `${info.size} bytes`)
     }
     return path
   })
@@ -153,7 +71,7 @@ export const readDocument = (
     if (Option.isNone(bytes)) {
       return yield* missing(digest, folder)
     }
-    yield* verify(digest, descriptor.size, bytes.value)
+    yield* digests.verify(digest, descriptor.size, bytes.value)
     return bytes.value
   })
 

@@ -7,6 +7,7 @@ import * as Stream from "effect/Stream"
 import type { BerthError } from "../../BerthError.ts"
 import type { Listener, Phase, Progress, ProgressOptions } from "../../Progress.ts"
 import type { Digest } from "../../Reference.ts"
+import * as digests from "../util/digest.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as check from "../util/validate.ts"
 import type * as Oci from "./documents.ts"
@@ -83,8 +84,6 @@ export const listening = (options: ProgressOptions): Effect.Effect<Listener, Ber
   return progress === "auto" && process.stderr.isTTY ? bars : Effect.succeed(nobody)
 }
 
-const shownDigest = (digest: string): string => digest.slice(digest.indexOf(":") + 1).slice(0, 12)
-
 // Loaded where it is needed: most programs draw nothing.
 const bars: Effect.Effect<Listener, never, Scope.Scope> = Effect.gen(function* () {
   const { MultiBar, Presets } = yield* Effect.promise(async () => (await import("cli-progress")).default)
@@ -110,7 +109,7 @@ const bars: Effect.Effect<Listener, never, Scope.Scope> = Effect.gen(function* (
   return ({ bytes, digest, phase, size }) => {
     const all = phase === "done" || phase === "present"
     const megabytes = (size / 1e6).toFixed(1).padStart(8)
-    const shown = { digest: shownDigest(digest), megabytes, phase: phase.padEnd(12) }
+    const shown = { digest: digests.parts(digest).hex.slice(0, 12), megabytes, phase: phase.padEnd(12) }
     const bar = drawn.get(digest) ?? multi.create(Math.max(size, 1), 0, shown)
     drawn.set(digest, bar)
     bar.update(all ? Math.max(size, 1) : bytes, shown)

@@ -8,6 +8,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type BerthError, ContainerError, InvalidOption, NonZeroExit, WaitFailed } from "../../BerthError.ts"
 import * as Container from "../../Container.ts"
+import type { Process } from "../../Process.ts"
 import type { Command, Input, InsideOptions } from "../../promise.ts"
 import { signalGroup } from "../container/commandExecutor.ts"
 import { printWords } from "../util/commandTemplate.ts"
@@ -52,7 +53,7 @@ export const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
 }
 
 /** Gives a process its input. Whoever has ended needs no more of it. */
-export const feed = (to: Container.Container, input: Input): Effect.Effect<void, BerthError> =>
+export const feed = (to: Process, input: Input): Effect.Effect<void, BerthError> =>
   Effect.raceFirst(Stream.run(streamOf(input), to.stdin), Effect.asVoid(to.exit))
 
 /** A command in a scope: at its end nothing is left of it, its children in its process group included. */
@@ -61,7 +62,7 @@ const startIn = (
   words: ReadonlyArray<string>,
   options: InsideOptions,
   input: Input | undefined
-): Effect.Effect<Container.Container, BerthError, Scope.Scope> =>
+): Effect.Effect<Process, BerthError, Scope.Scope> =>
   // Not acquireRelease, in which a start that a container holds up could not be aborted.
   Effect.tap(
     Container.execStream(box, words, { ...options, stdin: input === undefined ? "null" : "pipe" }),
@@ -76,11 +77,7 @@ interface Written {
 
 const nothingWritten = (): Written => ({ stdout: new Text(), stderr: new Text() })
 
-const tooLong = (
-  from: Container.Container,
-  { maxOutputBytes }: InsideOptions,
-  what: string
-): ContainerError =>
+const tooLong = (from: Process, { maxOutputBytes }: InsideOptions, what: string): ContainerError =>
   new ContainerError({
     reason: "OutputTooLong",
     container: from.id,
@@ -89,7 +86,7 @@ const tooLong = (
 
 /** Kept until its end, and shown on the way where that is asked for. */
 const keep = (
-  from: Container.Container,
+  from: Process,
   name: "stdout" | "stderr",
   options: InsideOptions,
   written: Written
@@ -109,7 +106,7 @@ const LINES_BYTES = 8 * 1024
 
 /** Line by line, as fast as they are taken; one that does not end is too long at last. */
 const hand = (
-  from: Container.Container,
+  from: Process,
   options: InsideOptions,
   to: Handoff<string>
 ): Effect.Effect<void, BerthError> => {
@@ -135,7 +132,7 @@ const hand = (
 
 /** Runs while `input` is read; a failure of the input is the command's, its end is not. */
 const fed = <A>(
-  started: Container.Container,
+  started: Process,
   input: Input | undefined,
   effect: Effect.Effect<A, BerthError>
 ): Effect.Effect<A, BerthError> =>
@@ -151,7 +148,7 @@ interface Settings {
   timeout: Duration.Duration | undefined
   lines: Handoff<string> | undefined
   readonly written: Written
-  readonly onStart: (started: Container.Container) => Effect.Effect<void, BerthError>
+  readonly onStart: (started: Process) => Effect.Effect<void, BerthError>
 }
 
 /** Hands items from one who makes them to one who asks for them, and lets neither get ahead of the other. */
@@ -261,7 +258,7 @@ const judge = (
 }
 
 /** Sends a signal to a command and its children in its process group. */
-const send = (to: Container.Container, signal: string | number): Effect.Effect<void, InvalidOption> => {
+const send = (to: Process, signal: string | number): Effect.Effect<void, InvalidOption> => {
   const number = signalNumber(signal)
   return number === undefined
     ? Effect.fail(
@@ -283,7 +280,7 @@ export const makeCommand = (
 ): Command => {
   const stop = new AbortController()
   let begun = false
-  let started: Container.Container | undefined
+  let started: Process | undefined
   let wanted: string | number | undefined
 
   const settings: Settings = {

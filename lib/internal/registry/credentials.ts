@@ -1,5 +1,5 @@
 /** Who to be at a registry, by what docker and podman keep: their files, and the credential helpers these name. */
-import { spawn } from "node:child_process"
+import { execFile } from "node:child_process"
 import * as os from "node:os"
 import * as process from "node:process"
 import * as Duration from "effect/Duration"
@@ -10,7 +10,6 @@ import * as Schema from "effect/Schema"
 import type { Berth } from "../../Berth.ts"
 import { RegistryError } from "../../BerthError.ts"
 import { readBounded } from "../disk/files.ts"
-import { concat } from "../util/bytes.ts"
 
 /** What can be kept for a registry. */
 export type Identity =
@@ -138,34 +137,26 @@ export const runHelper = (
   timeout: Duration.Duration = helperTimeout
 ): Effect.Effect<Ended, string> =>
   Effect.async<Ended, string>((resume) => {
-    const child = spawn(program, ["get"], { stdio: ["pipe", "pipe", "pipe"] })
-    const giveUp = () => {
+    const options = { maxBuffer: maxHelperAnswer, killSignal: "SIGKILL" } as const
+    const child = execFile(program, ["get"], options, (error, stdout, stderr) => {
+      const code = error === null ? 0 : (error.code ?? null)
+      if (typeof code !== "string") return resume(Effect.succeed({ code, stdout, stderr }))
+      const why =
+        code === "ENOENT"
+          ? "is not in PATH"
+          : code === "ERR_CHILD_PROCESS_STDIO_MAXBUFFER"
+            ? `writes more than ${maxHelperAnswer} bytes`
+            : `cannot be started: ${error!.message}`
+      resume(Effect.fail(why))
+    })
+    child.stdin?.on("error", () => {}) // it may end without reading
+    child.stdin?.end(server)
+    return Effect.sync(() => {
       child.kill("SIGKILL")
       // What it has started may hold the other ends.
-      child.stdout.destroy()
-      child.stderr.destroy()
-    }
-    const collect = (stream: NodeJS.ReadableStream) => {
-      const chunks: Array<Uint8Array> = []
-      let length = 0
-      stream.on("data", (chunk: Uint8Array) => {
-        chunks.push(chunk)
-        length += chunk.length
-        if (length > maxHelperAnswer) {
-          giveUp()
-          resume(Effect.fail(`writes more than ${maxHelperAnswer} bytes`))
-        }
-      })
-      return () => new TextDecoder().decode(concat(chunks))
-    }
-    const [stdout, stderr] = [collect(child.stdout), collect(child.stderr)]
-    child.on("error", (cause: NodeJS.ErrnoException) =>
-      resume(Effect.fail(cause.code === "ENOENT" ? "is not in PATH" : `cannot be started: ${cause.message}`))
-    )
-    child.on("close", (code) => resume(Effect.succeed({ code, stdout: stdout(), stderr: stderr() })))
-    child.stdin.on("error", () => {}) // it may end without reading
-    child.stdin.end(server)
-    return Effect.sync(giveUp)
+      child.stdout?.destroy()
+      child.stderr?.destroy()
+    })
   }).pipe(
     Effect.timeoutFail({
       duration: timeout,

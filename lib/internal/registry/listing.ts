@@ -4,11 +4,13 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import { type BerthError, ImageError, RegistryError } from "../../BerthError.ts"
-import * as Reference from "../../Reference.ts"
+import type { Digest, Reference } from "../../Reference.ts"
 import type { Referrer, Registry } from "../../Registry.ts"
 import * as Oci from "../oci/documents.ts"
+import * as references from "../oci/reference.ts"
+import * as digests from "../util/digest.ts"
 import * as Client from "./client.ts"
-import { manifest, parseTarget, resolve } from "./reads.ts"
+import { manifest, resolve } from "./reads.ts"
 
 /** No repository that people use is near these. */
 const maxPages = 1000
@@ -30,14 +32,14 @@ const nextOf = (link: string | undefined): string | undefined => {
 /** Everything in a list: `decode` reads one page. */
 const pages = <A>(
   self: Registry,
-  reference: Reference.Reference,
+  reference: Reference,
   first: string,
   accept: string,
   decode: (page: string) => Effect.Effect<ReadonlyArray<A>, unknown>
 ): Effect.Effect<ReadonlyArray<A>, BerthError> =>
   Effect.gen(function* () {
     const { client } = self
-    const subject = Reference.print(reference)
+    const subject = references.print(reference)
     const seen = new Set<string>()
     const all: Array<A> = []
     let bytes = 0
@@ -95,7 +97,7 @@ const pages = <A>(
       duration: listTimeout,
       onTimeout: () => {
         const detail = `${self.client.name} did not finish a list within ${Duration.format(listTimeout)}`
-        const subject = Reference.print(reference)
+        const subject = references.print(reference)
         return new RegistryError({
           reason: "Unreachable",
           registry: self.client.name,
@@ -119,21 +121,22 @@ const TagList = Schema.parseJson(
   })
 )
 
-export const tags = (self: Registry, repository: string): Effect.Effect<ReadonlyArray<string>, BerthError> =>
-  Effect.flatMap(parseTarget(self, repository, ":", "latest"), (reference) =>
-    pages(
-      self,
-      reference,
-      `/v2/${Client.nameAt(self.client, reference.repository)}/tags/list?n=${pageSize}`,
-      "application/json",
-      (page) => Effect.map(Schema.decodeUnknown(TagList)(page), (list) => list.tags)
-    )
+export const tags = (
+  self: Registry,
+  repository: references.Repository
+): Effect.Effect<ReadonlyArray<string>, BerthError> =>
+  pages(
+    self,
+    references.atTag(repository, "latest"),
+    `/v2/${Client.nameAt(self.client, repository.repository)}/tags/list?n=${pageSize}`,
+    "application/json",
+    (page) => Effect.map(Schema.decodeUnknown(TagList)(page), (list) => list.tags)
   )
 
-const Entry: Schema.Schema<Referrer, unknown> = Schema.extend(
+const Entry = Schema.extend(
   Oci.Descriptor,
   Schema.Struct({ artifactType: Schema.optionalWith(Schema.String, { nullable: true }) })
-) as never
+)
 
 const ReferrerList = Schema.parseJson(
   Schema.Struct({
@@ -161,9 +164,9 @@ export const Links = Schema.parseJson(
 )
 
 /** Where clients keep the list themselves, for a registry that does not: cut as the specification cuts it. */
-const referrersTag = (digest: Reference.Digest): string => {
-  const { algorithm, hex } = Reference.digestParts(digest)
-  return `${algorithm.slice(0, 32)}-${hex.slice(0, 64)}`
+const referrersOf = (repository: references.Repository, digest: Digest): Reference => {
+  const { algorithm, hex } = digests.parts(digest)
+  return references.atTag(repository, `${algorithm.slice(0, 32)}-${hex.slice(0, 64)}`)
 }
 
 const noneIfNotFound = <A, E extends BerthError>(effect: Effect.Effect<A, E>) =>
@@ -176,37 +179,41 @@ const noneIfNotFound = <A, E extends BerthError>(effect: Effect.Effect<A, E>) =>
 
 const taggedReferrers = (
   self: Registry,
-  repository: string,
-  tag: string
+  list: Reference
 ): Effect.Effect<ReadonlyArray<Referrer>, BerthError> =>
   Effect.gen(function* () {
-    const descriptor = yield* noneIfNotFound(resolve(self, repository, tag))
+    const descriptor = yield* noneIfNotFound(resolve(self, list))
     if (Option.isNone(descriptor)) {
       return []
     }
-    const bytes = yield* manifest(self, repository, descriptor.value)
+    const bytes = yield* manifest(self, list, descriptor.value)
     return yield* Effect.mapError(
       decodeReferrers(new TextDecoder().decode(bytes)),
       (cause) =>
-        new ImageError({ reason: "Corrupt", subject: tag, detail: "is not an index of referrers", cause })
+        new ImageError({
+          reason: "Corrupt",
+          subject: list.tag!,
+          detail: "is not an index of referrers",
+          cause
+        })
     )
   })
 
 export const referrers = (
   self: Registry,
-  repository: string,
+  repository: references.Repository,
   digest: string,
   artifactType: string | undefined
 ): Effect.Effect<ReadonlyArray<Referrer>, BerthError> =>
   Effect.gen(function* () {
-    const parsed = yield* Reference.parseDigest(digest)
-    const reference = yield* parseTarget(self, repository, "@", parsed)
+    const parsed = yield* digests.parse(digest)
+    const reference = references.atDigest(repository, parsed)
     const query = artifactType === undefined ? "" : `?artifactType=${encodeURIComponent(artifactType)}`
     const path = `/v2/${Client.nameAt(self.client, reference.repository)}/referrers/${parsed}${query}`
     const listed = yield* noneIfNotFound(pages(self, reference, path, Oci.mediaTypes.index, decodeReferrers))
     const all = Option.isSome(listed)
       ? listed.value
-      : yield* taggedReferrers(self, repository, referrersTag(parsed))
+      : yield* taggedReferrers(self, referrersOf(repository, parsed))
     // No registry has to filter.
     return artifactType === undefined ? all : all.filter((entry) => entry.artifactType === artifactType)
   })
@@ -214,37 +221,32 @@ export const referrers = (
 /** Adds a manifest to the list of those that refer to another, for a registry that has not done so itself. */
 export const addReferrer = (
   self: Registry,
-  repository: string,
+  repository: references.Repository,
   subject: Oci.Descriptor,
   referrer: Referrer,
-  put: (tag: string, index: Uint8Array) => Effect.Effect<unknown, BerthError>
+  put: (list: Reference, index: Uint8Array) => Effect.Effect<unknown, BerthError>
 ): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
-    const tag = referrersTag(yield* Oci.digestOf(subject))
+    const list = referrersOf(repository, yield* Oci.digestOf(subject))
     // What a mirror has may be older than what is written over here.
     const own: Registry = Object.create(self, { mirrors: { value: [] } })
-    const before = yield* taggedReferrers(own, repository, tag)
+    const before = yield* taggedReferrers(own, list)
     if (before.some(({ digest }) => digest === referrer.digest)) {
       return
     }
     const manifests = [...before, referrer]
     const index = { schemaVersion: 2, mediaType: Oci.mediaTypes.index, manifests }
-    yield* put(tag, new TextEncoder().encode(JSON.stringify(index)))
+    yield* put(list, new TextEncoder().encode(JSON.stringify(index)))
   })
 
-export const deleteManifest = (
-  self: Registry,
-  repository: string,
-  tagOrDigest: string
-): Effect.Effect<void, BerthError> =>
-  Effect.gen(function* () {
-    const reference = yield* parseTarget(self, repository, tagOrDigest.includes(":") ? "@" : ":", tagOrDigest)
-    const request: Client.Request = {
-      method: "DELETE",
-      path: `/v2/${Client.nameAt(self.client, reference.repository)}/manifests/${reference.digest ?? reference.tag}`,
-      headers: {},
-      scope: `repository:${Client.nameAt(self.client, reference.repository)}:delete`,
-      subject: Reference.print(reference)
-    }
-    yield* Client.send(self.client, request, () => Effect.void)
-  })
+export const deleteManifest = (self: Registry, reference: Reference): Effect.Effect<void, BerthError> => {
+  const repository = Client.nameAt(self.client, reference.repository)
+  const request: Client.Request = {
+    method: "DELETE",
+    path: `/v2/${repository}/manifests/${reference.digest ?? reference.tag}`,
+    headers: {},
+    scope: `repository:${repository}:delete`,
+    subject: references.print(reference)
+  }
+  return Client.send(self.client, request, () => Effect.void)
+}

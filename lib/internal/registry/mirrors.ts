@@ -2,8 +2,9 @@
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
-import * as Reference from "../../Reference.ts"
 import type { Registry } from "../../Registry.ts"
+import * as references from "../oci/reference.ts"
+import { quote } from "../util/text.ts"
 import type { Client, Place } from "./client.ts"
 
 /** A mirror that cannot be reached is not asked for the next blob, too: each would wait for its timeout. */
@@ -15,20 +16,17 @@ export const parseLocation = (
   location: string,
   replaces: string
 ): Effect.Effect<{ readonly host: string; readonly place: Place }, InvalidOption> => {
-  const parsed = Reference.parse(`${location}/name`)
   const host = location.split("/")[0]!
   const path = location.slice(host.length + 1)
-  const fits =
-    Either.isRight(parsed) &&
-    parsed.right.registry === host &&
-    `${path === "" ? "" : `${path}/`}name` === parsed.right.repository.replace(/^library\/name$/, "name")
+  // Docker Hub's other name is no place: it has nothing there.
+  const isHost = Either.getOrUndefined(references.parseRegistry(host)) === host
+  const fits = isHost && (location === host || references.isPath(path))
   return fits
     ? Effect.succeed({ host, place: { path, replaces } })
     : new InvalidOption({
         option,
-        value: JSON.stringify(location.slice(0, 200)),
-        expected: "host, host:port or host:port/path, without a scheme",
-        ...(Either.isLeft(parsed) ? { cause: parsed.left } : {})
+        value: quote(location),
+        expected: "host, host:port or host:port/path, without a scheme"
       })
 }
 

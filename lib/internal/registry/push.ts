@@ -1,26 +1,27 @@
 /** Writing to a registry: blobs, manifests, and whole images out of a layout. */
-import { createHash } from "node:crypto"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { type BerthError, ImageError } from "../../BerthError.ts"
 import type { Listener } from "../../Progress.ts"
-import * as Reference from "../../Reference.ts"
+import type { Digest, Reference } from "../../Reference.ts"
 import type { Placed, Registry } from "../../Registry.ts"
 import { storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Progress from "../oci/progress.ts"
+import * as references from "../oci/reference.ts"
+import * as digests from "../util/digest.ts"
 import { bytesBody } from "./body.ts"
 import * as Client from "./client.ts"
 import { addReferrer, Links } from "./listing.ts"
-import { blob, parseTarget } from "./reads.ts"
+import { blob } from "./reads.ts"
 
 const blobConcurrency = 4
 
-const pushScope = (client: Client.Client, { repository }: Reference.Reference) =>
+const pushScope = (client: Client.Client, { repository }: references.Repository) =>
   `repository:${Client.nameAt(client, repository)}:pull,push`
 
 const isRefusal = (error: Client.Failure | BerthError, ...reasons: ReadonlyArray<string>): boolean => {
@@ -28,19 +29,15 @@ const isRefusal = (error: Client.Failure | BerthError, ...reasons: ReadonlyArray
   return refusal._tag === "RegistryError" && reasons.includes(refusal.reason)
 }
 
-const hasBlob = (
-  client: Client.Client,
-  target: Reference.Reference,
-  digest: Reference.Digest
-): Effect.Effect<boolean, BerthError> =>
+const hasBlob = (client: Client.Client, target: Reference): Effect.Effect<boolean, BerthError> =>
   Client.send(
     client,
     {
       method: "HEAD",
-      path: `/v2/${Client.nameAt(client, target.repository)}/blobs/${digest}`,
+      path: `/v2/${Client.nameAt(client, target.repository)}/blobs/${target.digest}`,
       headers: {},
       scope: pushScope(client, target),
-      subject: Reference.print(target)
+      subject: references.print(target)
     },
     () => Effect.succeed(true)
   ).pipe(
@@ -55,7 +52,7 @@ const uploadUrl = (
   client: Client.Client,
   subject: string,
   location: string | undefined,
-  digest: Reference.Digest
+  digest: Digest
 ): Effect.Effect<string, Client.Failure> => {
   const url =
     location !== undefined && URL.canParse(location, client.origin)
@@ -75,10 +72,10 @@ const uploadUrl = (
 const checkStored = (
   client: Client.Client,
   subject: string,
-  digest: Reference.Digest,
+  digest: Digest,
   { status, stored }: { readonly status: number; readonly stored: string | undefined }
 ): Effect.Effect<void, Client.Failure> => {
-  const { algorithm } = Reference.digestParts(digest)
+  const { algorithm } = digests.parts(digest)
   return stored === undefined || stored === digest || !stored.startsWith(`${algorithm}:`)
     ? Effect.void
     : Effect.fail(
@@ -93,18 +90,17 @@ const checkStored = (
 
 export const putBlob = <E = never, R = never>(
   self: Registry,
-  repository: string,
+  repository: references.Repository,
   descriptor: Oci.Descriptor,
   content: Stream.Stream<Uint8Array, E, R>,
-  from?: string
+  from?: references.Repository
 ): Effect.Effect<Placed, E | BerthError, R> =>
   Effect.gen(function* () {
     const { client } = self
     const digest = yield* Oci.digestOf(descriptor)
-    const target = yield* parseTarget(self, repository, "@", digest)
-    const subject = Reference.print(target)
-    const source = from === undefined ? undefined : yield* parseTarget(self, from, "@", digest)
-    if (yield* hasBlob(client, target, digest)) {
+    const target = references.atDigest(repository, digest)
+    const subject = references.print(target)
+    if (yield* hasBlob(client, target)) {
       return "present"
     }
     const context = yield* Effect.context<R>()
@@ -128,11 +124,11 @@ export const putBlob = <E = never, R = never>(
       )
     const plain = open("", pushScope(client, target))
     const opened =
-      source === undefined
+      from === undefined
         ? plain
         : open(
-            `?mount=${encodeURIComponent(digest)}&from=${encodeURIComponent(Client.nameAt(client, source.repository))}`,
-            `${pushScope(client, target)} repository:${Client.nameAt(client, source.repository)}:pull`
+            `?mount=${encodeURIComponent(digest)}&from=${encodeURIComponent(Client.nameAt(client, from.repository))}`,
+            `${pushScope(client, target)} repository:${Client.nameAt(client, from.repository)}:pull`
           ).pipe(
             // Whoever may not read there, or where nothing is there, uploads.
             Effect.catchIf(
@@ -143,7 +139,7 @@ export const putBlob = <E = never, R = never>(
 
     const once = Effect.gen(function* () {
       const upload = yield* opened
-      if (upload.status === 201 && source !== undefined) {
+      if (upload.status === 201 && from !== undefined) {
         yield* checkStored(client, subject, digest, upload)
         return "mounted" as const
       }
@@ -158,7 +154,7 @@ export const putBlob = <E = never, R = never>(
         body: {
           mediaType: "application/octet-stream",
           length: descriptor.size,
-          content: Layout.verifiedBlob(digest, descriptor.size, content).pipe(
+          content: digests.verified(content, { digest, size: descriptor.size }).pipe(
             Stream.tapError((error) =>
               Effect.sync(() => {
                 broken = { error }
@@ -188,9 +184,9 @@ export const putBlob = <E = never, R = never>(
 
 export const mount = (
   self: Registry,
-  repository: string,
+  repository: references.Repository,
   descriptor: Oci.Descriptor,
-  from: string
+  from: references.Repository
 ): Effect.Effect<Placed, BerthError> =>
   putBlob(self, repository, descriptor, blob(self, from, descriptor), from)
 
@@ -198,15 +194,13 @@ const mediaTypePattern = /^[a-z0-9][a-z0-9!#$&^_.+-]{0,126}\/[a-z0-9][a-z0-9!#$&
 
 export const putManifest = (
   self: Registry,
-  repository: string,
-  tagOrDigest: string,
+  target: Reference,
   bytes: Uint8Array,
   mediaType?: string
 ): Effect.Effect<Oci.Descriptor, BerthError> =>
   Effect.gen(function* () {
     const { client } = self
-    const target = yield* parseTarget(self, repository, tagOrDigest.includes(":") ? "@" : ":", tagOrDigest)
-    const subject = Reference.print(target)
+    const subject = references.print(target)
     if (bytes.length > Oci.maxDocumentBytes) {
       return yield* tooLarge(subject, bytes.length, Oci.maxDocumentBytes)
     }
@@ -220,9 +214,8 @@ export const putManifest = (
       const detail = `${JSON.stringify(type.slice(0, 200))} is not a media type`
       return yield* new ImageError({ reason: "Corrupt", subject, detail })
     }
-    const sha256 = () => `sha256:${createHash("sha256").update(bytes).digest("hex")}`
-    const digest = target.digest ?? (yield* Reference.parseDigest(sha256()))
-    yield* Layout.verify(digest, bytes.length, bytes)
+    const digest = target.digest ?? digests.ofBytes(bytes)
+    yield* digests.verify(digest, bytes.length, bytes)
     const request: Client.Request = {
       method: "PUT",
       path: `/v2/${Client.nameAt(client, target.repository)}/manifests/${target.digest ?? target.tag}`,
@@ -246,8 +239,8 @@ export const putManifest = (
         ...(artifactType === undefined ? {} : { artifactType }),
         ...(annotations === undefined ? {} : { annotations })
       }
-      yield* addReferrer(self, repository, links.subject, referrer, (tag, index) =>
-        putManifest(self, repository, tag, index, Oci.mediaTypes.index)
+      yield* addReferrer(self, target, links.subject, referrer, (list, index) =>
+        putManifest(self, list, index, Oci.mediaTypes.index)
       )
     }
     return descriptor
@@ -266,7 +259,7 @@ const isForeign = (descriptor: Oci.Descriptor): boolean =>
  */
 export const pushFromLayout = (
   self: Registry,
-  target: Reference.Reference,
+  target: Reference,
   source: {
     readonly fileSystem: FileSystem.FileSystem
     readonly folder: string
@@ -275,7 +268,7 @@ export const pushFromLayout = (
     readonly hold: (descriptor: Oci.Descriptor) => Effect.Effect<void, ImageError>
   },
   listener: Listener,
-  mountFrom?: string
+  mountFrom?: references.Repository
 ): Effect.Effect<Oci.Descriptor, BerthError> => {
   const { fileSystem, folder } = source
   // Whatever an index names twice, or goes round in circles, is pushed once.
@@ -292,7 +285,7 @@ export const pushFromLayout = (
     )
     return source.hold(descriptor).pipe(
       Effect.zipRight(
-        putBlob(self, target.repository, descriptor, Progress.counted(content, step, "uploading"), mountFrom)
+        putBlob(self, target, descriptor, Progress.counted(content, step, "uploading"), mountFrom)
       ),
       Effect.tap((placed) => Effect.sync(() => step.enter(placed === "uploaded" ? "done" : "present")))
     )
@@ -300,7 +293,7 @@ export const pushFromLayout = (
 
   const pushManifest = (
     descriptor: Oci.Descriptor,
-    name: string,
+    name: Reference,
     depth: number
   ): Effect.Effect<Oci.Descriptor, BerthError> =>
     Effect.gen(function* () {
@@ -317,9 +310,7 @@ export const pushFromLayout = (
           const detail = `is nested in more than ${Layout.maxDepth} indexes`
           return yield* new ImageError({ reason: "TooLarge", subject: descriptor.digest, detail })
         }
-        yield* Effect.forEach(left, (child) => pushManifest(child, child.digest, depth + 1), {
-          discard: true
-        })
+        yield* Effect.forEach(left, (child) => pushChild(child, depth + 1), { discard: true })
       } else {
         const config = document.config.digest
         const steps = left.map((part) => Progress.stepsOf(part.digest === config ? nobody : listener, part))
@@ -329,7 +320,13 @@ export const pushFromLayout = (
           discard: true
         })
       }
-      return yield* putManifest(self, target.repository, name, bytes, descriptor.mediaType || undefined)
+      return yield* putManifest(self, name, bytes, descriptor.mediaType || undefined)
     })
-  return pushManifest(source.descriptor, target.tag ?? source.descriptor.digest, 0)
+  const pushChild = (child: Oci.Descriptor, depth: number) =>
+    Effect.flatMap(Oci.digestOf(child), (digest) =>
+      pushManifest(child, references.atDigest(target, digest), depth)
+    )
+  return target.tag === undefined
+    ? pushChild(source.descriptor, 0)
+    : pushManifest(source.descriptor, references.atTag(target, target.tag), 0)
 }

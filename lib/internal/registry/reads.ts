@@ -1,38 +1,46 @@
 /** The bodies of `Registry`. */
-import { createHash, randomBytes } from "node:crypto"
+import { randomBytes } from "node:crypto"
 import * as HttpClient from "@effect/platform/HttpClient"
 import type { HttpClientResponse } from "@effect/platform/HttpClientResponse"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
-import * as Inspectable from "effect/Inspectable"
 import * as Option from "effect/Option"
+import { hasProperty } from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import type { Scope } from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
-import { type BerthError, ImageError, type InvalidData, InvalidOption } from "../../BerthError.ts"
-import * as Reference from "../../Reference.ts"
-import type { ConnectOptions, Mirror, Registry } from "../../Registry.ts"
+import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
+import type { Reference } from "../../Reference.ts"
+import type { ConnectOptions, Mirror, Registry, TypeId as RegistryTypeId } from "../../Registry.ts"
 import { append, io, storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as Oci from "../oci/documents.ts"
-import { mismatch, verifiedBlob, verify } from "../oci/layout.ts"
+import * as references from "../oci/reference.ts"
+import * as digests from "../util/digest.ts"
+import { prints } from "../util/prints.ts"
+import { quote } from "../util/text.ts"
 import * as Auth from "./auth.ts"
 import * as Client from "./client.ts"
 import * as Mirrors from "./mirrors.ts"
 import { isLoopback } from "./proxy.ts"
 import * as Tls from "./tls.ts"
 
-const TypeId: unique symbol = Symbol.for("berth/Registry") as never
+export const TypeId: RegistryTypeId = Symbol.for("berth/Registry") as RegistryTypeId
+
+export const isRegistry = (u: unknown): u is Registry => hasProperty(u, TypeId)
+
+const namesOf = ({ mirrors }: Registry): ReadonlyArray<string> => mirrors.map(({ name }) => name)
 
 const Proto = {
-  ...Inspectable.BaseProto,
-  [TypeId]: TypeId,
-  toJSON(this: Registry) {
-    const mirrors = this.mirrors.map(({ name }) => name)
-    return { _id: "berth/Registry", host: this.host, origin: this.client.origin, mirrors }
-  }
+  ...prints<Registry>({
+    id: "berth/Registry",
+    json: (self) => ({ host: self.host, origin: self.client.origin, mirrors: namesOf(self) }),
+    line: (self) =>
+      [self.host, self.client.origin, ...namesOf(self).map((name) => `mirror ${name}`)].join(", ")
+  }),
+  [TypeId]: TypeId
 }
 
 export const connect = (
@@ -40,22 +48,19 @@ export const connect = (
   host: string,
   options: ConnectOptions
 ): Effect.Effect<Registry, BerthError> =>
+  Either.match(references.parseRegistry(host), {
+    onLeft: () =>
+      new InvalidOption({ option: "registry", value: quote(host), expected: "a host, or host:port" }),
+    onRight: (registry) => connectTo(berth, registry, options)
+  })
+
+/** `host` is the registry of a reference. */
+export const connectTo = (
+  berth: Berth,
+  host: string,
+  options: ConnectOptions
+): Effect.Effect<Registry, BerthError> =>
   Effect.gen(function* () {
-    const parsed = Reference.parse(`${host}/name`)
-    const isHost =
-      Either.isRight(parsed) &&
-      (parsed.right.registry === host || host === "index.docker.io") &&
-      /^(library\/)?name$/.test(parsed.right.repository)
-    if (!isHost) {
-      const value = JSON.stringify(host.slice(0, 200))
-      const cause = Either.isLeft(parsed) ? { cause: parsed.left } : {}
-      return yield* new InvalidOption({
-        option: "registry",
-        value,
-        expected: "a host, or host:port",
-        ...cause
-      })
-    }
     const own =
       options.location === undefined
         ? { host, place: { path: "", replaces: "" } }
@@ -79,7 +84,7 @@ const open = (
   retries: Client.Client["retries"]
 ): Effect.Effect<Client.Client, BerthError> =>
   Effect.gen(function* () {
-    const address = /^(?:index\.)?docker\.io$/.test(host) ? "registry-1.docker.io" : host
+    const address = host === "docker.io" ? "registry-1.docker.io" : host
     const { hostname } = new URL(`https://${address}`)
     const trust = options.plainHttp === true ? Option.none() : yield* Tls.load(berth, host, options)
     const plain = options.plainHttp ?? (Option.isNone(trust) && isLoopback(hostname))
@@ -90,8 +95,7 @@ const open = (
     // No spans of its own: URLs that registries redirect to are bearer secrets, and no registry needs trace ids.
     const http = HttpClient.withTracerDisabledWhen(base, () => true)
     const transport = { name, origin, http }
-    const own = host === "index.docker.io" ? "docker.io" : host
-    const auth = yield* Auth.make(berth, own, transport, options.credentials)
+    const auth = yield* Auth.make(berth, host, transport, options.credentials)
     const stallTimeout = yield* stallTimeoutOf(options)
     return { ...transport, auth, place, retries, stallTimeout, state: { passedOverUntil: 0 } }
   })
@@ -119,27 +123,9 @@ const manifestTypes = [
   Oci.mediaTypes.dockerManifest
 ].join(", ")
 
-/** What is asked for, after it has been parsed: nothing else becomes part of a URL. */
-export const parseTarget = (
-  self: Registry,
-  repository: string,
-  separator: ":" | "@",
-  name: string
-): Effect.Effect<Reference.Reference, InvalidData | InvalidOption> =>
-  Effect.filterOrFail(
-    Reference.parse(`${self.host}/${repository}${separator}${name}`),
-    (parsed) => parsed.repository === repository || parsed.repository === `library/${repository}`,
-    () =>
-      new InvalidOption({
-        option: "repository",
-        value: JSON.stringify(repository.slice(0, 200)),
-        expected: "the path of a repository"
-      })
-  )
-
 const request = (
   client: Client.Client,
-  reference: Reference.Reference,
+  reference: Reference,
   method: "GET" | "HEAD",
   kind: "manifests" | "blobs",
   headers: Readonly<Record<string, string>> = {}
@@ -150,27 +136,17 @@ const request = (
     path: `/v2/${repository}/${kind}/${reference.digest ?? reference.tag}`,
     headers,
     scope: `repository:${repository}:pull`,
-    subject: Reference.print(reference)
+    subject: references.print(reference)
   }
 }
 
 const mediaTypeOf = (response: HttpClientResponse): string =>
   (response.headers["content-type"] ?? "").split(";")[0]!.trim()
 
-export const resolve = (
-  self: Registry,
-  repository: string,
-  tagOrDigest: string
-): Effect.Effect<Oci.Descriptor, BerthError> =>
-  Effect.flatMap(
-    parseTarget(self, repository, tagOrDigest.includes(":") ? "@" : ":", tagOrDigest),
-    (reference) => Mirrors.first(self, (client) => resolveAt(client, reference))
-  )
+export const resolve = (self: Registry, reference: Reference): Effect.Effect<Oci.Descriptor, BerthError> =>
+  Mirrors.first(self, (client) => resolveAt(client, reference))
 
-const resolveAt = (
-  client: Client.Client,
-  reference: Reference.Reference
-): Effect.Effect<Oci.Descriptor, BerthError> =>
+const resolveAt = (client: Client.Client, reference: Reference): Effect.Effect<Oci.Descriptor, BerthError> =>
   Effect.gen(function* () {
     const accept = { accept: manifestTypes }
     // HEAD does not count against Docker Hub's limit of pulls.
@@ -196,24 +172,29 @@ const resolveAt = (
     )
     if (Option.isSome(head) && head.value.digest !== undefined && head.value.size >= 0) {
       const { mediaType, size } = head.value
-      const digest = yield* Reference.parseDigest(head.value.digest)
+      const digest = yield* digests.parse(head.value.digest)
       if (reference.digest !== undefined && digest !== reference.digest) {
-        return yield* mismatch(Reference.print(reference), "the manifest's digest", reference.digest, digest)
+        return yield* digests.mismatch(
+          references.print(reference),
+          "the manifest's digest",
+          reference.digest,
+          digest
+        )
       }
       return { mediaType, digest, size }
     }
     return yield* Client.send(client, request(client, reference, "GET", "manifests", accept), (response) =>
       Effect.map(readManifest(client, reference, response), (bytes) => ({
         mediaType: mediaTypeOf(response),
-        digest: reference.digest ?? `sha256:${createHash("sha256").update(bytes).digest("hex")}`,
+        digest: reference.digest ?? digests.ofBytes(bytes),
         size: bytes.length
       }))
     )
   })
 
-const readManifest = (client: Client.Client, reference: Reference.Reference, response: HttpClientResponse) =>
+const readManifest = (client: Client.Client, reference: Reference, response: HttpClientResponse) =>
   Effect.gen(function* () {
-    const subject = Reference.print(reference)
+    const subject = references.print(reference)
     const bytes = yield* Client.readBody(client.name, subject, response, Oci.maxDocumentBytes)
     return Option.isSome(bytes)
       ? bytes.value
@@ -226,7 +207,7 @@ const readManifest = (client: Client.Client, reference: Reference.Reference, res
 
 export const manifest = (
   self: Registry,
-  repository: string,
+  repository: references.Repository,
   descriptor: Oci.Descriptor
 ): Effect.Effect<Uint8Array, BerthError> =>
   Effect.gen(function* () {
@@ -234,12 +215,12 @@ export const manifest = (
     if (descriptor.size > Oci.maxDocumentBytes) {
       return yield* tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
     }
-    const reference = yield* parseTarget(self, repository, "@", digest)
+    const reference = references.atDigest(repository, digest)
     const accept = { accept: descriptor.mediaType === "" ? manifestTypes : descriptor.mediaType }
     return yield* Mirrors.first(self, (client) =>
       Client.send(client, request(client, reference, "GET", "manifests", accept), (response) =>
         Effect.tap(readManifest(client, reference, response), (bytes) =>
-          verify(digest, descriptor.size, bytes)
+          digests.verify(digest, descriptor.size, bytes)
         )
       )
     )
@@ -256,14 +237,14 @@ const progressBytes = 64 * 1024
  */
 export const unverifiedBlob = (
   self: Registry,
-  repository: string,
+  repository: references.Repository,
   descriptor: Oci.Descriptor
 ): Stream.Stream<Uint8Array, BerthError> =>
   Stream.unwrap(
     Effect.gen(function* () {
       const digest = yield* Oci.digestOf(descriptor)
-      const reference = yield* parseTarget(self, repository, "@", digest)
-      const subject = Reference.print(reference)
+      const reference = references.atDigest(repository, digest)
+      const subject = references.print(reference)
       let offset = 0
 
       const connection = (client: Client.Client): Stream.Stream<Uint8Array, Client.Failure | BerthError> =>
@@ -283,7 +264,7 @@ export const unverifiedBlob = (
           Stream.mapEffect((chunk): Effect.Effect<Uint8Array, ImageError> => {
             offset += chunk.length
             return offset > descriptor.size
-              ? mismatch(digest, "its size", `${descriptor.size} bytes`, "more")
+              ? digests.mismatch(digest, "its size", `${descriptor.size} bytes`, "more")
               : Effect.succeed(chunk)
           }),
           Stream.concat(
@@ -386,14 +367,14 @@ const spooled = (
 
 export const blob = (
   self: Registry,
-  repository: string,
+  repository: references.Repository,
   descriptor: Oci.Descriptor
 ): Stream.Stream<Uint8Array, BerthError> =>
   Stream.unwrapScoped(
     Effect.gen(function* () {
       const digest = yield* Oci.digestOf(descriptor)
       const from = (source: Registry) =>
-        verifiedBlob(digest, descriptor.size, unverifiedBlob(source, repository, descriptor))
+        digests.verified(unverifiedBlob(source, repository, descriptor), { digest, size: descriptor.size })
       if (Mirrors.usable(self).length === 0) {
         return from(self)
       }

@@ -76,7 +76,10 @@ const list = <A>(item: Schema.Schema<A>, max: number) =>
 
 const maybe = <A, I>(schema: Schema.Schema<A, I>) => Schema.optional(Schema.NullOr(schema))
 
-const name = Schema.String.pipe(Schema.maxLength(63), Schema.pattern(/^\w+$/))
+/** As in native/addon/seccomp.h. */
+export const SECCOMP_NAME_MAX = 63
+
+const name = Schema.String.pipe(Schema.maxLength(SECCOMP_NAME_MAX), Schema.pattern(/^\w+$/))
 const action = literals(actions)
 const errno = Schema.Int.pipe(Schema.between(0, 4095))
 const value = Schema.Int.pipe(Schema.between(0, Number.MAX_SAFE_INTEGER))
@@ -221,12 +224,13 @@ const brought = new Set(
   [defaultProfile, strictProfile].flatMap((own) => (own.syscalls ?? []).flatMap(({ names }) => names))
 )
 
-const NUMBERS_END = 1024
+/** As in native/addon/seccomp.h. */
+export const SECCOMP_NUMBERS_END = 1024
 
 /** Every system call that there is a name for. */
 const known = (): ReadonlyArray<string> => {
   const all = new Set(brought)
-  for (let number = 0; number < NUMBERS_END; number++) all.add(native().seccompName(number))
+  for (let number = 0; number < SECCOMP_NUMBERS_END; number++) all.add(native().seccompName(number))
   all.delete("")
   return [...all]
 }
@@ -300,7 +304,8 @@ const encode = (usual: number, archs: ReadonlyArray<string>, rules: ReadonlyArra
   return bytes.subarray(0, at)
 }
 
-const PROGRAM_BYTES_MAX = 4096 * 8
+/** As in native/addon/seccomp.h. */
+export const SECCOMP_PROGRAM_MAX = 4096 * 8
 
 const refused = (errno: number, rule: Single | undefined): never => {
   if (errno === ELIBACC)
@@ -352,7 +357,7 @@ const addon = (): Native => {
 }
 
 const compile = ({ policy, rules }: Policy): Uint8Array => {
-  const program = new Uint8Array(PROGRAM_BYTES_MAX)
+  const program = new Uint8Array(SECCOMP_PROGRAM_MAX)
   const [length, at] = addon().seccompCompile(policy, program)
   return length < 0 ? refused(-length, rules[at]) : program.subarray(0, length)
 }

@@ -10,6 +10,7 @@ import { ImageError } from "../../BerthError.ts"
 import { io, isNotFound, readBounded, replaceFile } from "../disk/files.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
+import * as digests from "../util/digest.ts"
 
 const versionFile = "oci-layout"
 const indexFile = "index.json"
@@ -33,7 +34,7 @@ const namesIn = (
 
 const hasBlobs = (fs: FileSystem.FileSystem, root: string): Effect.Effect<boolean, ImageError> =>
   Effect.map(
-    Effect.forEach(["sha256", "sha512"], (algorithm) => namesIn(fs, `${root}/blobs/${algorithm}`)),
+    Effect.forEach(digests.algorithms, (algorithm) => namesIn(fs, `${root}/blobs/${algorithm}`)),
     (lists) => lists.some((list) => list.length > 0)
   )
 

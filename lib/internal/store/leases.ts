@@ -10,10 +10,10 @@ import * as Effect from "effect/Effect"
 import * as FiberRef from "effect/FiberRef"
 import { ImageError } from "../../BerthError.ts"
 import type * as Plan from "../../Plan.ts"
+import * as fileLock from "../disk/fileLock.ts"
 import type { Guard } from "../supervisor/connection.ts"
-import { AT_FDCWD, LOCK_EX, LOCK_NB, LOCK_SH, native, O_DIRECTORY } from "../system/addon.ts"
-import { describeErrno, EAGAIN, EINTR, errnoName } from "../util/errno.ts"
-import * as LockWait from "../util/lockWait.ts"
+import { AT_FDCWD, native, O_DIRECTORY } from "../system/addon.ts"
+import { describeErrno, EAGAIN, errnoName } from "../util/errno.ts"
 import { isFolder } from "../util/readFile.ts"
 
 /** What one Berth holds: digests of blobs, and layers by their absolute folders. */
@@ -51,27 +51,9 @@ const storage = (subject: string, detail: string): ImageError =>
 const thrown = (subject: string, cause: unknown): ImageError =>
   new ImageError({ reason: "Storage", subject, detail: String(cause), cause })
 
-const lock = (
-  fd: number,
-  path: string,
-  operation: number,
-  delayMillis = 1,
-  waiting?: LockWait.Waiting
-): Effect.Effect<void, ImageError> =>
-  Effect.suspend(() => {
-    const result = native().flock(fd, operation | LOCK_NB)
-    return result === -EAGAIN || result === -EINTR
-      ? Effect.flatMap(LockWait.wait(path, waiting, 0, delayMillis), (next) =>
-          lock(fd, path, operation, Math.min(delayMillis * 2, 50), next)
-        )
-      : result < 0
-        ? storage(path, `flock: ${errnoName(-result)} (${describeErrno(-result)})`)
-        : Effect.void
-  })
-
 /** The lock is on the folder of the supervisors' states, which every Berth has. */
 const underLock =
-  (holds: Holds, operation: number) =>
+  (holds: Holds, kind: fileLock.Kind) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | ImageError, R> => {
     const path = `${holds.folder}/run`
     return Effect.acquireUseRelease(
@@ -79,7 +61,7 @@ const underLock =
         const fd = native().openIn(AT_FDCWD, path, O_DIRECTORY, 0, 0)
         return fd < 0 ? storage(path, `open: ${errnoName(-fd)} (${describeErrno(-fd)})`) : Effect.succeed(fd)
       }),
-      (fd) => Effect.zipRight(lock(fd, path, operation), effect),
+      (fd) => Effect.zipRight(fileLock.lock(fd, path, kind), effect),
       (fd) => Effect.sync(() => native().close(fd))
     )
   }
@@ -88,7 +70,7 @@ const underLock =
 export const exclusive = <A, E, R>(
   holds: Holds,
   effect: Effect.Effect<A, E, R>
-): Effect.Effect<A, E | ImageError, R> => underLock(holds, LOCK_EX)(effect)
+): Effect.Effect<A, E | ImageError, R> => underLock(holds, "exclusive")(effect)
 
 /** Adds what the file does not have to it, where `refuse` has nothing against that. */
 const write = (
@@ -98,7 +80,7 @@ const write = (
 ): Effect.Effect<void, ImageError> =>
   underLock(
     holds,
-    LOCK_SH
+    "shared"
   )(
     Effect.suspend(() => {
       const added = items.filter((item) => !holds.written.has(item))
@@ -238,7 +220,7 @@ const isAlive = (state: string): boolean => {
   try {
     const fd = fs.openSync(`${state}/lock`, "r")
     try {
-      return native().flock(fd, LOCK_SH | LOCK_NB) === -EAGAIN
+      return fileLock.tryLock(fd, "shared") === EAGAIN
     } finally {
       fs.closeSync(fd)
     }

@@ -1,5 +1,4 @@
 /** The bodies of `Store`: writing the layout. */
-import { createHash } from "node:crypto"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -8,21 +7,13 @@ import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ImageError } from "../../BerthError.ts"
-import { type Digest, digestParts } from "../../Reference.ts"
-import {
-  append,
-  clearWay,
-  io,
-  isNotFound,
-  oneAtATime,
-  replaceFile,
-  syncFolder,
-  tryFileLock,
-  withFileLock
-} from "../disk/files.ts"
+import type { Digest } from "../../Reference.ts"
+import { tryFileLock, withFileLock } from "../disk/fileLock.ts"
+import { append, clearWay, io, isNotFound, oneAtATime, replaceFile, syncFolder } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
+import * as digests from "../util/digest.ts"
 import * as Index from "./index.ts"
 import * as Holds from "./leases.ts"
 
@@ -91,7 +82,7 @@ export const put = <E, R>(
   isThere: IsThere = has
 ): Effect.Effect<void, E | ImageError, R> => {
   const fs = berth.fileSystem
-  const { algorithm, hex } = digestParts(digest)
+  const { algorithm, hex } = digests.parts(digest)
   const target = Layout.blobPath(folder(berth), digest)
   const disk = io(digest, folder(berth))
   // One name for a digest, and the lock is on the file itself: what a dead process has left is written over.
@@ -103,23 +94,11 @@ export const put = <E, R>(
         return yield* disk(discard)
       }
       yield* disk(file.truncate(0))
-      const hash = createHash(algorithm)
-      let written = 0
-      yield* Stream.runForEach(content, (chunk): Effect.Effect<void, ImageError> => {
-        written += chunk.length
-        if (size !== undefined && written > size) {
-          return Layout.mismatch(digest, "its size", `${size} bytes`, "more")
-        }
-        hash.update(chunk)
-        return disk(append(file, chunk))
-      })
-      if (size !== undefined && written !== size) {
-        return yield* Layout.mismatch(digest, "its size", `${size} bytes`, `${written} bytes`)
-      }
-      const found = hash.digest("hex")
-      if (found !== hex) {
-        return yield* Layout.mismatch(digest, "its digest", digest, `${algorithm}:${found}`)
-      }
+      const verifier = new digests.Verifier({ digest, size })
+      yield* Stream.runForEach(content, (chunk) =>
+        Effect.zipRight(verifier.take(chunk), disk(append(file, chunk)))
+      )
+      yield* verifier.end()
       yield* disk(fs.chmod(temporary, 0o644))
       yield* disk(file.sync)
       yield* disk(clearWay(fs, target, "File"))

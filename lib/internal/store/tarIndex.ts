@@ -1,5 +1,5 @@
 /** Archives as files on disk: how they are compressed, what is in a tar and where, and its parts by their place. */
-import { createHash, randomBytes } from "node:crypto"
+import { randomBytes } from "node:crypto"
 import { createReadStream } from "node:fs"
 import * as fs from "node:fs/promises"
 import { pipeline, type Transform } from "node:stream"
@@ -10,10 +10,12 @@ import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
 import { ImageError, InvalidData } from "../../BerthError.ts"
 import type { Digest } from "../../Reference.ts"
-import { append, io, storageDetail, withFileLock } from "../disk/files.ts"
+import { withFileLock } from "../disk/fileLock.ts"
+import { append, io, storageDetail } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as tar from "../tar/format.ts"
 import { concat } from "../util/bytes.ts"
+import * as digests from "../util/digest.ts"
 import * as Store from "./store.ts"
 
 export type Compression = "none" | "gzip" | "zstd"
@@ -161,14 +163,7 @@ export const digestOf = (
   path: string,
   subject: string,
   part: Part
-): Effect.Effect<Digest, ImageError> =>
-  Effect.suspend(() => {
-    const hash = createHash("sha256")
-    return Effect.map(
-      Stream.runForEach(read(berth, path, subject, part), (chunk) => Effect.sync(() => hash.update(chunk))),
-      () => `sha256:${hash.digest("hex")}` as Digest
-    )
-  })
+): Effect.Effect<Digest, ImageError> => digests.ofStream(read(berth, path, subject, part))
 
 /** Where something is in a file. */
 export interface Part {
@@ -220,33 +215,7 @@ const nameOf = (subject: string, name: string): string => {
   return resolveName(subject, [], name)
 }
 
-const headerAt = async (
-  file: fs.FileHandle,
-  subject: string,
-  start: number
-): Promise<{ readonly entry: tar.Entry; readonly end: number } | undefined> => {
-  let entry: tar.Entry | undefined
-  const reader = new tar.Reader({
-    entry: async (found) => {
-      entry = found
-    },
-    contents: async () => {},
-    done: async () => {}
-  })
-  const block = new Uint8Array(tar.BLOCK)
-  for (let at = start; ; at += tar.BLOCK) {
-    if (at - start > maxHeaderBytes)
-      throw corrupt(subject, `has a header of more than ${maxHeaderBytes} bytes`)
-    const { bytesRead } = await file.read(block, 0, tar.BLOCK, at)
-    // That the last two blocks are missing is not minded, as by tar(1).
-    if (bytesRead === 0 && at === start) return undefined
-    if (bytesRead < tar.BLOCK) throw corrupt(subject, "is cut off in a header")
-    if (at === start && block.every((byte) => byte === 0)) return undefined
-    await reader.write(block)
-    if (entry !== undefined) return { entry, end: at + tar.BLOCK }
-  }
-}
-
+/** What is in a tar, by its headers alone: contents are passed over. */
 const readMembers = async (path: string, subject: string, signal: AbortSignal): Promise<Archive> => {
   const file = await fs.open(path)
   try {
@@ -256,20 +225,38 @@ const readMembers = async (path: string, subject: string, signal: AbortSignal): 
       if (members.has(name)) throw corrupt(subject, `has two members ${JSON.stringify(name)}`)
       members.set(name, member)
     }
-    for (let at = 0, count = 0; ; count++) {
+    const found: Array<tar.Entry> = []
+    const reader = new tar.Reader({
+      entry: async (entry) => void found.push(entry),
+      contents: async () => {},
+      done: async () => {}
+    })
+    const block = new Uint8Array(tar.BLOCK)
+    for (let at = 0, start = 0, count = 0; ; ) {
       signal.throwIfAborted()
-      const header = await headerAt(file, subject, at)
-      if (header === undefined) return { path, subject, members }
-      if (count === maxMembers) throw corrupt(subject, `has more than ${maxMembers} members`)
-      const { end, entry } = header
+      const { bytesRead } = await file.read(block, 0, tar.BLOCK, at)
+      const isWhole = bytesRead === tar.BLOCK
+      // That the last two blocks are missing is not minded, as by tar(1).
+      if (at === start && (bytesRead === 0 || (isWhole && block.every((byte) => byte === 0))))
+        return { path, subject, members }
+      if (!isWhole) throw corrupt(subject, "is cut off in a header")
+      await reader.write(block)
+      at += tar.BLOCK
+      const entry = found.pop()
+      if (entry === undefined) {
+        if (at - start <= maxHeaderBytes) continue
+        throw corrupt(subject, `has a header of more than ${maxHeaderBytes} bytes`)
+      }
+      if (count++ === maxMembers) throw corrupt(subject, `has more than ${maxMembers} members`)
       const name = nameOf(subject, entry.name)
-      if (end + entry.size > total) throw corrupt(subject, `is cut off in ${JSON.stringify(name)}`)
+      if (at + entry.size > total) throw corrupt(subject, `is cut off in ${JSON.stringify(name)}`)
       // Of links and files only: nothing else could be a part of an image.
-      if (entry.kind === "file") add(name, { offset: end, size: entry.size })
+      if (entry.kind === "file") add(name, { offset: at, size: entry.size })
       else if (entry.kind === "link") add(name, { link: nameOf(subject, entry.link) })
       else if (entry.kind === "symlink")
         add(name, { link: resolveName(subject, name.split("/").slice(0, -1), entry.link) })
-      at = end + entry.size + tar.padding(entry.size)
+      at += reader.skip()
+      start = at
     }
   } finally {
     await file.close()

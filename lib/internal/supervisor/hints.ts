@@ -24,7 +24,7 @@ export const hint = (operation: Plan.Operation, errno: number): string => {
     (errno === EPERM || errno === ENODEV)
   )
     return "This kernel refuses overlays in user namespaces: use Linux 5.11 or later with its overlay module loaded (modprobe overlay), or run as root; Berth.doctor says which it is"
-  if (operation.op === "proc-of" && errno === ENOENT)
+  if (operation.op === "take-proc" && errno === ENOENT)
     return "The container whose pid namespace is joined must have the procfs of that namespace at /proc"
   if (operation.op === "rlimit" && errno === EPERM)
     return "Raising a hard limit needs CAP_SYS_RESOURCE: ask for no more than the present one"

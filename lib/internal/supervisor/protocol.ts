@@ -1,8 +1,8 @@
-/** The messages of native/supervisor/protocol.h. */
+/** The messages of native/supervisor/protocol.h and the numbers of native/supervisor/plan.h, by the same names. */
 
-/** How a unit's process ended. */
+/** The end of a unit's process. */
 export interface Ended {
-  /** As wait(2) gives it. */
+  /** The status of wait(2). */
   readonly status: number
   readonly userMicros: number
   readonly systemMicros: number
@@ -23,6 +23,10 @@ export const REQUEST_BYTES = 16
 export const REPLY_BYTES = 72
 export const MESSAGE_BYTES_MAX = 160 * 1024
 export const PLAN_BYTES_MAX = 32 * 1024 * 1024
+export const PLAN_MAGIC = 0x4e4c5042
+export const PLAN_VERSION = 1
+/** The index of a descriptor that a plan leaves out. */
+export const NO_FD = 0xffffffff
 
 /** One struct reply, and the descriptors that came with it. */
 export interface Reply {
@@ -51,7 +55,8 @@ export const readReply = (view: DataView, descriptors: readonly [number, number]
   },
   operation: view.getUint32(40, true),
   errno: view.getInt32(44, true),
-  // Of a failure; the bytes are those of the last reply. A container may have written them, for a terminal to read.
+  // The name of a failed system call, out of the last reply. A container may have written the bytes, so nothing that a
+  // terminal would interpret passes.
   syscall: () => ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/[^\w()].*$/s, "")
 })
 

@@ -100,7 +100,7 @@ export interface Native {
   readonly seccompAnswer: (listener: number, answer: Uint8Array) => number
   readonly startLoop: (ready: (token: number, events: number) => void) => number
   readonly watch: (fd: number, events: number, token: number) => number
-  readonly hold: (held: boolean) => number
+  readonly keepAlive: (alive: boolean) => number
 }
 
 /** What open(2), openat2(2), flock(2) and epoll(7) call these. */

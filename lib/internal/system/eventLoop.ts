@@ -52,7 +52,7 @@ export const watch = (
     const error = addon.startLoop(ready)
     if (error < 0) return error
     started = true
-    if (holds > 0) addon.hold(true)
+    if (holds > 0) addon.keepAlive(true)
   }
   const token = nextToken++
   waiting.set(token, resume)
@@ -68,9 +68,9 @@ export const watch = (
 
 /** Keeps the process alive until as many `release` have followed: something is being waited for. */
 export const retain = (): void => {
-  if (++holds === 1 && started) native().hold(true)
+  if (++holds === 1 && started) native().keepAlive(true)
 }
 
 export const release = (): void => {
-  if (--holds === 0 && started) native().hold(false)
+  if (--holds === 0 && started) native().keepAlive(false)
 }

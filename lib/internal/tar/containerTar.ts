@@ -4,148 +4,29 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
-import { type BerthError, InvalidData, OperationFailed } from "../../BerthError.ts"
+import { type BerthError, InvalidData } from "../../BerthError.ts"
 import type { ArchiveOptions, Container } from "../../Container.ts"
 import * as copy from "../files/archiveCopy.ts"
 import { failedAs } from "../files/fileFailure.ts"
-import { isKept, type Metadata, metadataOf, setMetadata } from "../files/metadata.ts"
+import { isKept, type Metadata, setMetadata, xattrsOf } from "../files/metadata.ts"
 import * as changes from "../files/mutations.ts"
 import * as inRoot from "../files/rooted.ts"
-import { type Visit, walk } from "../files/walk.ts"
-import { type Ids, inside, outside } from "../ids/idMaps.ts"
+import { namesOf } from "../files/walk.ts"
+import { type Ids, outside } from "../ids/idMaps.ts"
 import { native, O_NOFOLLOW } from "../system/addon.ts"
 import { isContainer } from "../typeIds.ts"
-import { EEXIST, EFBIG, ENAMETOOLONG, ENOENT, ENOTDIR } from "../util/errno.ts"
-import { bytes as checkBytes } from "../util/validate.ts"
+import { EEXIST, ENOENT, ENOTDIR } from "../util/errno.ts"
 import * as tar from "./format.ts"
-
-/** What the tar of a container's files takes; undefined of a socket or a device. */
-export const kindOf = (status: fs.Stats): tar.Kind | undefined =>
-  status.isFile()
-    ? "file"
-    : status.isDirectory()
-      ? "folder"
-      : status.isSymbolicLink()
-        ? "symlink"
-        : status.isFIFO()
-          ? "fifo"
-          : undefined
-
-const ZEROS = new Uint8Array(64 * 1024)
-
-/** How many zeros an archive may yet have for holes. */
-export interface Holes {
-  readonly max: number
-  left: number
-}
-
-/** A hole costs the container nothing, and its zeros cost the reader time: no archive has more of them unless asked. */
-const HOLE_BYTES_DEFAULT = 16 * 1024 ** 3
-
-/** What the option allows; throws. */
-export const holesOf = (maxHoleBytes: number | string = HOLE_BYTES_DEFAULT): Holes => {
-  const max = checkBytes("maxHoleBytes", maxHoleBytes)
-  return { max, left: max }
-}
-
-/** The zeros of a hole, in parts, between which others have their turn. */
-async function* hole(
-  { holes, signal }: Pick<Writing, "holes" | "signal">,
-  count: number,
-  path: string
-): AsyncGenerator<Uint8Array> {
-  if (count > holes.left)
-    throw new OperationFailed({
-      operation: `archive ${path}`,
-      index: -1,
-      syscall: "read",
-      errno: EFBIG,
-      hint: `Holes are written as zeros, and with this file they exceed ${holes.max} bytes: raise maxHoleBytes, or leave the file out`
-    })
-  holes.left -= count
-  for (let left = count; left > 0; left -= ZEROS.length) {
-    await inRoot.turn(signal)
-    yield ZEROS.subarray(0, Math.min(left, ZEROS.length))
-  }
-}
+import * as members from "./members.ts"
 
 /** Whose ids an archive has: the container's, which on the host may be others. */
-const idsOf = ({ state }: Container): Ids => state.base?.ids ?? state.berth.ids
+const idsOf = ({ state }: Container): Ids => state.base.ids
 
-interface Writing {
-  readonly links: Map<string, string>
-  readonly ids: Ids
-  readonly holes: Holes
-  readonly signal: AbortSignal
-}
+const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 
-/** Exactly `size` bytes to whole blocks, whatever the file has become by now. */
-export async function* fileContents(
-  writing: Pick<Writing, "holes" | "signal">,
-  fd: number,
-  size: number,
-  path: string
-): AsyncGenerator<Uint8Array> {
-  // More than any archive may have, and than JavaScript can tell the offsets of.
-  if (!Number.isSafeInteger(size)) yield* hole(writing, size, path)
-  let at = 0
-  for await (const [offset, bytes] of copy.contents(fd, size, writing.signal)) {
-    yield* hole(writing, offset - at, path)
-    // A consumer may keep what it was given, and the buffer is used again.
-    yield bytes.slice()
-    at = offset + bytes.length
-  }
-  yield* hole(writing, size - at, path)
-  if (tar.padding(size) > 0) yield ZEROS.subarray(0, tar.padding(size))
-}
-
-/** A folder of the container, and its name in the archive. */
-interface Folder {
-  readonly path: string
-  readonly name: string
-}
-
-/** Fails for a name that no system could unpack. */
-export const checkName = (name: string): void => {
-  if (Buffer.byteLength(name) >= inRoot.PATH_MAX) inRoot.fail(ENAMETOOLONG, "archive", name)
-}
-
-/** One member, and whether it is a folder that is gone into. */
-async function* member(
-  writing: Writing,
-  { enter, folder, name: last, state }: Visit<string, Folder>
-): AsyncGenerator<Uint8Array> {
-  const at = inRoot.place(folder, last, inRoot.join(state.path, last))
-  const name = state.name === "" ? last : `${state.name}/${last}`
-  checkName(name)
-  const fd = inRoot.openPlace(at)
-  let isEntered = false
-  try {
-    const status = fs.statSync(inRoot.via(fd))
-    const kind = kindOf(status)
-    // A socket is nothing without its process, and a device is the host's.
-    if (kind === undefined) return
-    const key = status.nlink > 1 && kind !== "folder" ? inRoot.identity(fd) : undefined
-    const first = key === undefined ? undefined : writing.links.get(key)
-    const found = metadataOf(fd, status, at.path)
-    const { gids, uids } = writing.ids
-    const metadata = { ...found, uid: inside(uids, found.uid), gid: inside(gids, found.gid) }
-    if (first !== undefined) {
-      yield tar.encode({ ...metadata, xattrs: [], kind: "link", name, size: 0, link: first })
-      return
-    }
-    if (key !== undefined) writing.links.set(key, name)
-    const link = kind === "symlink" ? inRoot.linkTarget(fd, at.path) : ""
-    const size = kind === "file" ? status.size : 0
-    yield tar.encode({ ...metadata, kind, name, size, link })
-    if (kind === "file") yield* fileContents(writing, fd, size, at.path)
-    if (kind !== "folder") return
-    enter(fd, { path: at.path, name })
-    isEntered = true
-  } finally {
-    if (!isEntered) native().close(fd)
-  }
-}
+/** A socket is of no use without its process, and a device belongs to the host. */
+const isNoMember = (status: fs.Stats): boolean =>
+  status.isSocket() || status.isCharacterDevice() || status.isBlockDevice()
 
 async function* archive(
   container: Container,
@@ -153,22 +34,33 @@ async function* archive(
   options: ArchiveOptions,
   signal: AbortSignal
 ): AsyncGenerator<Uint8Array> {
-  const holes = holesOf(options.maxHoleBytes)
+  const holes = members.holesOf(options.maxHoleBytes)
   const side = copy.inside(copy.rootOf(container))
-  const writing: Writing = { links: new Map(), ids: idsOf(container), holes, signal }
   const opened = await copy.fromSource(side, path, async (source) => ({
     ...source,
     folder: native().duplicate(source.folder)
   }))
-  const namesIn = (fd: number, folder: Folder) => copy.namesIn(fd, folder.path, signal)
+  const { folder, name } = opened
+  const above = name === undefined ? path : inRoot.split(path).folder
+  const shown = (member: Uint8Array): string =>
+    member.length === 0 ? above : inRoot.join(above, utf8.decode(member))
+  const writing: members.Writing = {
+    ids: idsOf(container),
+    holes,
+    signal,
+    links: new Map(),
+    resolve: inRoot.SINGLE,
+    isLeftOut: () => false,
+    instead: (status) => (isNoMember(status) ? members.NOTHING : undefined),
+    attributes: (fd, member) => ({ xattrs: xattrsOf(fd, shown(member)), mark: members.NOTHING }),
+    shown
+  }
   try {
-    const { folder: top, name } = opened
-    const state: Folder = { path: name === undefined ? path : inRoot.split(path).folder, name: "" }
-    const names = name === undefined ? await namesIn(top, state) : [name]
-    for await (const visit of walk({ top, state, names, namesIn, signal })) yield* member(writing, visit)
+    const names = name === undefined ? await namesOf(folder, above, signal) : [new TextEncoder().encode(name)]
+    yield* members.below(writing, folder, names, members.NOTHING)
     yield tar.end
   } finally {
-    native().close(opened.folder)
+    native().close(folder)
   }
 }
 
@@ -178,18 +70,14 @@ export const tarOut: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, path: string, options: ArchiveOptions = {}) =>
-    Stream.suspend(() => {
-      const controller = new AbortController()
-      return Stream.fromAsyncIterable(
-        archive(container, path, options, controller.signal),
-        failedAs(`archive ${path}`)
-      ).pipe(Stream.ensuring(Effect.sync(() => controller.abort())))
-    }).pipe(
-      Stream.withSpan("berth.Container.tarOut", {
-        attributes: { "container.id": container.id },
-        captureStackTrace: false
-      })
-    )
+    members
+      .streamed((signal) => archive(container, path, options, signal), failedAs(`archive ${path}`))
+      .pipe(
+        Stream.withSpan("berth.Container.tarOut", {
+          attributes: { "container.id": container.id },
+          captureStackTrace: false
+        })
+      )
 )
 
 const HOLE_BYTES = 4096
@@ -197,7 +85,7 @@ const HOLE_BYTES = 4096
 const isZero = (bytes: Uint8Array): boolean => {
   // Data seldom begins with a zero.
   if (bytes[0] !== 0) return false
-  return Buffer.compare(bytes, ZEROS.subarray(0, bytes.length)) === 0
+  return Buffer.compare(bytes, members.ZEROS.subarray(0, bytes.length)) === 0
 }
 
 /** Takes the members of an archive into a folder of a root. */

@@ -239,6 +239,14 @@ export class Reader {
     }
   }
 
+  /** Passes over the contents of a member, and gives how many bytes of the archive these are. */
+  skip(): number {
+    const bytes = this.left + this.pad
+    this.left = 0
+    this.pad = 0
+    return bytes
+  }
+
   /** Fails where the archive is cut off; that its last two blocks are missing is not minded, as by tar(1). */
   end(): void {
     if (this.left > 0 || this.filled > 0 || this.extended !== undefined)

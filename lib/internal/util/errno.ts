@@ -1,97 +1,104 @@
-/** The one errno table: errno(3), Linux numbers that are the same on every architecture Berth builds for. */
-const table: Readonly<Record<number, readonly [name: string, text: string]>> = {
-  1: ["EPERM", "operation not permitted"],
-  2: ["ENOENT", "no such file or directory"],
-  3: ["ESRCH", "no such process"],
-  4: ["EINTR", "interrupted"],
-  5: ["EIO", "input/output error"],
-  6: ["ENXIO", "no such device or address"],
-  7: ["E2BIG", "argument list too long"],
-  8: ["ENOEXEC", "exec format error"],
-  9: ["EBADF", "bad file descriptor"],
-  10: ["ECHILD", "no child processes"],
-  11: ["EAGAIN", "resource temporarily unavailable"],
-  12: ["ENOMEM", "out of memory"],
-  13: ["EACCES", "permission denied"],
-  14: ["EFAULT", "bad address"],
-  16: ["EBUSY", "device or resource busy"],
-  17: ["EEXIST", "file exists"],
-  18: ["EXDEV", "crosses filesystems"],
-  19: ["ENODEV", "no such device"],
-  20: ["ENOTDIR", "not a directory"],
-  21: ["EISDIR", "is a directory"],
-  22: ["EINVAL", "invalid argument"],
-  23: ["ENFILE", "too many open files in the system"],
-  24: ["EMFILE", "too many open files"],
-  26: ["ETXTBSY", "text file busy"],
-  27: ["EFBIG", "file too large"],
-  28: ["ENOSPC", "no space left on device"],
-  30: ["EROFS", "read-only file system"],
-  31: ["EMLINK", "too many links"],
-  32: ["EPIPE", "broken pipe"],
-  34: ["ERANGE", "result too large"],
-  36: ["ENAMETOOLONG", "file name too long"],
-  38: ["ENOSYS", "not implemented by this kernel"],
-  39: ["ENOTEMPTY", "directory not empty"],
-  40: ["ELOOP", "too many symbolic links"],
-  61: ["ENODATA", "no data available"],
-  71: ["EPROTO", "protocol error"],
-  74: ["EBADMSG", "bad message"],
-  75: ["EOVERFLOW", "value too large"],
-  79: ["ELIBACC", "cannot access a shared library"],
-  90: ["EMSGSIZE", "message too long"],
-  95: ["ENOTSUP", "not supported"],
-  98: ["EADDRINUSE", "address in use"],
-  104: ["ECONNRESET", "connection reset"],
-  107: ["ENOTCONN", "not connected"],
-  109: ["ETOOMANYREFS", "too many open files in unread messages"],
-  110: ["ETIMEDOUT", "timed out"],
-  111: ["ECONNREFUSED", "connection refused"],
-  116: ["ESTALE", "stale file handle"],
-  122: ["EDQUOT", "disk quota exceeded"]
-}
+/** errno(3): the numbers are the same on every architecture that Berth is built for. The only table of them. */
+const table = {
+  EPERM: [1, "operation not permitted"],
+  ENOENT: [2, "no such file or directory"],
+  ESRCH: [3, "no such process"],
+  EINTR: [4, "interrupted"],
+  EIO: [5, "input/output error"],
+  ENXIO: [6, "no such device or address"],
+  E2BIG: [7, "argument list too long"],
+  ENOEXEC: [8, "exec format error"],
+  EBADF: [9, "bad file descriptor"],
+  ECHILD: [10, "no child processes"],
+  EAGAIN: [11, "resource temporarily unavailable"],
+  ENOMEM: [12, "out of memory"],
+  EACCES: [13, "permission denied"],
+  EFAULT: [14, "bad address"],
+  EBUSY: [16, "device or resource busy"],
+  EEXIST: [17, "file exists"],
+  EXDEV: [18, "crosses filesystems"],
+  ENODEV: [19, "no such device"],
+  ENOTDIR: [20, "not a directory"],
+  EISDIR: [21, "is a directory"],
+  EINVAL: [22, "invalid argument"],
+  ENFILE: [23, "too many open files in the system"],
+  EMFILE: [24, "too many open files"],
+  ETXTBSY: [26, "text file busy"],
+  EFBIG: [27, "file too large"],
+  ENOSPC: [28, "no space left on device"],
+  EROFS: [30, "read-only file system"],
+  EMLINK: [31, "too many links"],
+  EPIPE: [32, "broken pipe"],
+  ERANGE: [34, "result too large"],
+  ENAMETOOLONG: [36, "file name too long"],
+  ENOSYS: [38, "not implemented by this kernel"],
+  ENOTEMPTY: [39, "directory not empty"],
+  ELOOP: [40, "too many symbolic links"],
+  ENODATA: [61, "no data available"],
+  EPROTO: [71, "protocol error"],
+  EBADMSG: [74, "bad message"],
+  EOVERFLOW: [75, "value too large"],
+  ELIBACC: [79, "cannot access a shared library"],
+  EMSGSIZE: [90, "message too long"],
+  ENOTSUP: [95, "not supported"],
+  EADDRINUSE: [98, "address in use"],
+  ECONNRESET: [104, "connection reset"],
+  ENOTCONN: [107, "not connected"],
+  ETOOMANYREFS: [109, "too many open files in unread messages"],
+  ETIMEDOUT: [110, "timed out"],
+  ECONNREFUSED: [111, "connection refused"],
+  ESTALE: [116, "stale file handle"],
+  EDQUOT: [122, "disk quota exceeded"]
+} as const satisfies Readonly<Record<string, readonly [errno: number, text: string]>>
 
-export const errnoName = (errno: number): string => table[errno]?.[0] ?? `errno ${errno}`
+const byNumber: ReadonlyMap<number, readonly [name: string, text: string]> = new Map(
+  Object.entries(table).map(([name, [errno, text]]) => [errno, [name, text]])
+)
 
-export const describeErrno = (errno: number): string => table[errno]?.[1] ?? "see errno(3)"
+export const errnoName = (errno: number): string => byNumber.get(errno)?.[0] ?? `errno ${errno}`
+
+export const describeErrno = (errno: number): string => byNumber.get(errno)?.[1] ?? "see errno(3)"
+
+export const EPERM = table.EPERM[0]
+export const ENOENT = table.ENOENT[0]
+export const ESRCH = table.ESRCH[0]
+export const EINTR = table.EINTR[0]
+export const EIO = table.EIO[0]
+export const E2BIG = table.E2BIG[0]
+export const ENOEXEC = table.ENOEXEC[0]
+export const EAGAIN = table.EAGAIN[0]
+export const ENOMEM = table.ENOMEM[0]
+export const EACCES = table.EACCES[0]
+export const EBUSY = table.EBUSY[0]
+export const EEXIST = table.EEXIST[0]
+export const EXDEV = table.EXDEV[0]
+export const ENODEV = table.ENODEV[0]
+export const ENOTDIR = table.ENOTDIR[0]
+export const EINVAL = table.EINVAL[0]
+export const ENFILE = table.ENFILE[0]
+export const EMFILE = table.EMFILE[0]
+export const EFBIG = table.EFBIG[0]
+export const ENOSPC = table.ENOSPC[0]
+export const EROFS = table.EROFS[0]
+export const EPIPE = table.EPIPE[0]
+export const ENAMETOOLONG = table.ENAMETOOLONG[0]
+export const ENOSYS = table.ENOSYS[0]
+export const ELOOP = table.ELOOP[0]
+export const ENODATA = table.ENODATA[0]
+export const ELIBACC = table.ELIBACC[0]
+export const ESTALE = table.ESTALE[0]
+export const EDQUOT = table.EDQUOT[0]
+export const ECONNRESET = table.ECONNRESET[0]
+export const ETIMEDOUT = table.ETIMEDOUT[0]
 
 const advice: Readonly<Record<number, string>> = {
-  23: "The machine has reached its limit of open files (fs.file-max): close some, or raise it with sysctl",
-  24: "This program, or its supervisor, has reached its limit of open files: close unused files, or raise the limit (ulimit -n, or LimitNOFILE in a unit of systemd)",
-  109: "The processes of this user, including those in its containers, have sent each other as many open files as the limit allows: end the senders, or raise the limit (ulimit -n)"
+  [ENFILE]:
+    "This machine has reached its limit of open files (fs.file-max): close some, or raise it with sysctl",
+  [EMFILE]:
+    "This program or its supervisor has reached its limit of open files: close unused files, or raise the limit (ulimit -n, or LimitNOFILE in a unit of systemd)",
+  [table.ETOOMANYREFS[0]]:
+    "The processes of this user, including those in its containers, have reached the limit of open files in unread messages: end the senders, or raise the limit of open files (ulimit -n)"
 }
 
-/** What to do about it, whatever has failed with it: it is a limit of the machine's or of the program's. */
+/** What to do about a limit of the machine or of the program, whichever operation has reached it. */
 export const adviceOf = (errno: number): string | undefined => advice[errno]
-
-export const EPERM = 1
-export const ENOENT = 2
-export const ESRCH = 3
-export const EINTR = 4
-export const EIO = 5
-export const E2BIG = 7
-export const ENOEXEC = 8
-export const EAGAIN = 11
-export const ENOMEM = 12
-export const EACCES = 13
-export const EBUSY = 16
-export const EEXIST = 17
-export const EXDEV = 18
-export const ENODEV = 19
-export const ENOTDIR = 20
-export const EINVAL = 22
-export const ENFILE = 23
-export const EMFILE = 24
-export const EFBIG = 27
-export const ENOSPC = 28
-export const EROFS = 30
-export const EPIPE = 32
-export const ENAMETOOLONG = 36
-export const ENOSYS = 38
-export const ELOOP = 40
-export const ENODATA = 61
-export const ELIBACC = 79
-export const ESTALE = 116
-export const EDQUOT = 122
-export const ECONNRESET = 104
-export const ETIMEDOUT = 110

@@ -1,4 +1,8 @@
-/** Text out of what a container writes: as much as it likes, in parts as small as it likes, and of any bytes. */
+/** Text that somebody else wrote. A container writes as much as it likes, in parts as small as it likes, and any bytes. */
+
+/** At most 200 characters, on one line. */
+export const quote = (text: string): string =>
+  JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}...` : text)
 
 /** Of the end of a text so many characters are looked at. */
 const LAST_CHARACTERS = 64 * 1024

@@ -1,0 +1,261 @@
+/**
+ * A running process: the first process of a container, or one that `Container.execStream` starts beside it. A `Container`
+ * is a `Process`, so every function here takes a container as well.
+ *
+ * @since 0.1.0
+ */
+import type * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
+import type * as Inspectable from "effect/Inspectable"
+import type { Pipeable } from "effect/Pipeable"
+import type * as Sink from "effect/Sink"
+import type * as Stream from "effect/Stream"
+import type { BerthError } from "./BerthError.ts"
+import * as attaching from "./internal/container/attach.ts"
+import * as internal from "./internal/container/control.ts"
+import type { ProcessState } from "./internal/container/handle.ts"
+import * as typeIds from "./internal/typeIds.ts"
+import type { Plan } from "./Plan.ts"
+import type * as Security from "./Security.ts"
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export const TypeId: unique symbol = typeIds.ProcessTypeId
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export type TypeId = typeof TypeId
+
+/**
+ * A running process. It prints as one line: `Process(9f3c02d1b7aa, pid 1234, running)`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Process extends Pipeable, Inspectable.Inspectable {
+  readonly [TypeId]: TypeId
+  /** The id of the container that it runs in: 12 hexadecimal digits. */
+  readonly id: string
+  /** Its number on the host. */
+  readonly pid: number
+  /** Waits for its end, and gives its exit status. */
+  readonly exit: Effect.Effect<ExitStatus, BerthError>
+  /**
+   * Its output, from byte zero. Bytes are read when they are asked for: a process whose output nobody reads waits once the
+   * pipe is full (256 KiB), and loses nothing. Each byte is given once.
+   */
+  readonly stdout: Stream.Stream<Uint8Array, BerthError>
+  readonly stderr: Stream.Stream<Uint8Array, BerthError>
+  /** Its input, with `stdin: "pipe"`; the process reads the end when the sink ends. Otherwise the sink drops its input. */
+  readonly stdin: Sink.Sink<void, Uint8Array, never, BerthError>
+  /** The operations by which the supervisor started it. */
+  readonly plan: Plan
+  /** @internal */
+  readonly state: ProcessState
+}
+
+/**
+ * How a process runs. The image gives the default of every option that is left out; for a process that is started beside a
+ * container's first one, the container does.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ProcessOptions extends Security.Options {
+  /** Variables that are added to the default environment. */
+  readonly env?: Readonly<Record<string, string>> | undefined
+  /** An absolute path inside the container. Default: the image's working directory, else `/`. */
+  readonly cwd?: string | undefined
+  /** `user[:group]`: names in the container's own `/etc/passwd` and `/etc/group`, or numbers. */
+  readonly user?: string | undefined
+  /** Default 0o022. */
+  readonly umask?: number | undefined
+  /**
+   * The AppArmor profile that confines the process. It has to be loaded: see `Security.appArmor`. Default: no profile, and
+   * for an exec the container's profile. Fails with `Unsupported` where the kernel has no AppArmor.
+   */
+  readonly appArmor?: string | undefined
+  /**
+   * Whether the standard streams are a pseudo-terminal, pty(7). `true` gives it the size of this program's own terminal, or
+   * 24 rows and 80 columns. All output is then on `stdout`, and `stdin` takes the keys.
+   */
+  readonly terminal?: boolean | TerminalSize | undefined
+  /**
+   * `"null"`: the input ends at once. `"pipe"`: the input comes from the `stdin` sink. `"inherit"`: the process reads this
+   * program's own input. Default `"null"`.
+   */
+  readonly stdin?: "null" | "pipe" | "inherit" | undefined
+  /**
+   * `"pipe"`: the stream of that name has the output. `"inherit"`: it goes where this program's own output goes. `"null"`:
+   * it is dropped. Default `"pipe"`.
+   */
+  readonly stdout?: "pipe" | "inherit" | "null" | undefined
+  readonly stderr?: "pipe" | "inherit" | "null" | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface TerminalSize {
+  readonly rows: number
+  readonly columns: number
+}
+
+/**
+ * How a process ended.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ExitStatus {
+  /** The argument of its exit(3), or 128 plus the number of the signal that ended it, as in a shell. */
+  readonly exitCode: number
+  /** The signal that ended it: `SIGKILL`. */
+  readonly signal: string | undefined
+  /** CPU time of the process and of the children that it waited for, in microseconds. */
+  readonly userMicros: number
+  readonly systemMicros: number
+  /** The largest resident set of any of these processes, in bytes. */
+  readonly maxRssBytes: number
+  /** Set if the OOM killer ended it: the memory limit of its cgroup and the peak use, in bytes. */
+  readonly outOfMemory: { readonly limit: number | undefined; readonly peak: number | undefined } | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface BufferOptions {
+  /** The limit of stdout, and of stderr, in bytes; more output fails the call. Default 16 MiB. */
+  readonly maxOutputBytes?: number | undefined
+}
+
+/**
+ * How a process ended, and its whole output.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Result extends ExitStatus {
+  /** Decoded as UTF-8; invalid bytes become U+FFFD. */
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface StopOptions {
+  /** Default: for a container the StopSignal of its image, else SIGTERM. */
+  readonly signal?: string | number | undefined
+  /** The time until it is killed. Default 10 seconds. */
+  readonly grace?: Duration.DurationInput | undefined
+}
+
+/**
+ * A line of a log.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface LogEntry {
+  /** The time at which Berth read it, in milliseconds since 1970. */
+  readonly time: number
+  readonly stream: "stdout" | "stderr"
+  /** Decoded as UTF-8, without the line's end. A line of more than 16384 characters is split into several entries. */
+  readonly line: string
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface LogsOptions {
+  /** Whether the stream goes on until the process has ended. Default false: it has the lines so far. */
+  readonly follow?: boolean | undefined
+  /** Leaves out lines from before this time. */
+  readonly since?: Date | number | undefined
+  /** How many of the lines so far are given, counted from the last. Default: all. */
+  readonly tail?: number | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category guards
+ */
+export const isProcess: (u: unknown) => u is Process = typeIds.isProcess
+
+/**
+ * Sends a signal, by name or number. Nothing happens if the process has ended. SIGKILL also ends a paused process.
+ *
+ * A container's first process is the first one of its pid namespace: it only receives the signals that it handles, SIGKILL
+ * and SIGSTOP (pid_namespaces(7)).
+ *
+ * @since 0.1.0
+ * @category lifetime
+ */
+export const signal: {
+  (signal: string | number): (process: Process) => Effect.Effect<void, BerthError>
+  (process: Process, signal: string | number): Effect.Effect<void, BerthError>
+} = internal.signal
+
+/**
+ * Asks the process to stop, kills it when the grace is over, and gives its exit status. A paused container is resumed.
+ *
+ * @since 0.1.0
+ * @category lifetime
+ */
+export const stop: {
+  (options?: StopOptions): (process: Process) => Effect.Effect<ExitStatus, BerthError>
+  (process: Process, options?: StopOptions): Effect.Effect<ExitStatus, BerthError>
+} = internal.stop
+
+/**
+ * Waits until the process has ended; the same as its `exit`.
+ *
+ * @since 0.1.0
+ * @category lifetime
+ */
+export const wait: (process: Process) => Effect.Effect<ExitStatus, BerthError> = internal.wait
+
+/**
+ * Both outputs of a process, line by line, each line with its time. From the first call on, the log reads the outputs: the
+ * process never waits for a reader, and `stdout` and `stderr` give nothing more. The log keeps the newest lines in memory:
+ * 3 to 4 MiB of text, where each line counts as 100 bytes more than its length. With `StartOptions.logs` it is on disk,
+ * from the beginning, within the bounds that are given there. A line of more than 16 KiB is split.
+ *
+ * The log does not wait for a slow reader either: with `follow`, a reader misses the lines that are dropped from memory
+ * before it reads them.
+ *
+ * @since 0.1.0
+ * @category output
+ */
+export const logs: (process: Process, options?: LogsOptions) => Stream.Stream<LogEntry, BerthError> =
+  internal.logs
+
+/**
+ * Sets the size of the process's terminal; its foreground process gets SIGWINCH. Nothing happens if it has no terminal.
+ *
+ * @since 0.1.0
+ * @category terminals
+ */
+export const resize: {
+  (size: TerminalSize): (process: Process) => Effect.Effect<void>
+  (process: Process, size: TerminalSize): Effect.Effect<void>
+} = internal.resize
+
+/**
+ * Connects this program's terminal, or its standard streams if they are no terminal, with those of the process until it
+ * ends: keys go in, Ctrl-C included, output comes out, and a new size is passed on. Start the process with
+ * `terminal: true` and `stdin: "pipe"`.
+ *
+ * @since 0.1.0
+ * @category terminals
+ */
+export const attach: (process: Process) => Effect.Effect<ExitStatus, BerthError> = attaching.attach

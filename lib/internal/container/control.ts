@@ -1,0 +1,69 @@
+/** What can be done with any process: signals, its end, its log, its terminal. */
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import * as Stream from "effect/Stream"
+import { type BerthError, InvalidOption } from "../../BerthError.ts"
+import type { ExitStatus, LogEntry, LogsOptions, Process, StopOptions, TerminalSize } from "../../Process.ts"
+import { native } from "../system/addon.ts"
+import { isContainer, isProcess } from "../typeIds.ts"
+import { signalNumber } from "../util/signals.ts"
+import { spanIfObserved } from "../util/spanIfObserved.ts"
+import { letEnd, resume } from "./pause.ts"
+
+const SIGKILL = 9
+
+export const signal: {
+  (signal: string | number): (process: Process) => Effect.Effect<void, BerthError>
+  (process: Process, signal: string | number): Effect.Effect<void, BerthError>
+} = dual(2, (process: Process, which: string | number) =>
+  Effect.suspend(() => {
+    const number = signalNumber(which)
+    if (number === undefined) {
+      const expected = "a signal of signal(7), by name or number"
+      return Effect.fail(new InvalidOption({ option: "signal", value: JSON.stringify(which), expected }))
+    }
+    native().signal(process.state.pidfd, number)
+    return number === SIGKILL ? letEnd(process) : Effect.void
+  }).pipe(spanIfObserved("berth.Container.signal", { "container.id": process.id, "berth.signal": which }))
+)
+
+export const resize: {
+  (size: TerminalSize): (process: Process) => Effect.Effect<void>
+  (process: Process, size: TerminalSize): Effect.Effect<void>
+} = dual(2, (process: Process, size: TerminalSize) =>
+  Effect.sync(() => process.state.terminal?.resize(size.rows, size.columns))
+)
+
+export const wait = (process: Process): Effect.Effect<ExitStatus, BerthError> =>
+  Effect.withSpan(process.exit, "berth.Container.wait", { attributes: { "container.id": process.id } })
+
+/** The signal that the container's image names. */
+const stopSignalOf = (process: Process): string =>
+  (isContainer(process) ? process.state.base.image.config.stopSignal : undefined) ?? "SIGTERM"
+
+export const stop: {
+  (options?: StopOptions): (process: Process) => Effect.Effect<ExitStatus, BerthError>
+  (process: Process, options?: StopOptions): Effect.Effect<ExitStatus, BerthError>
+} = dual(
+  (args) => isProcess(args[0]),
+  (process: Process, options: StopOptions = {}): Effect.Effect<ExitStatus, BerthError> =>
+    signal(process, options.signal ?? stopSignalOf(process)).pipe(
+      // One that is paused hears of it when it goes on.
+      Effect.zipRight(resume(process)),
+      Effect.zipRight(
+        // Also as a finalizer, where nothing else can be interrupted, it waits no longer than that.
+        Effect.timeoutTo(Effect.interruptible(process.exit), {
+          duration: options.grace ?? "10 seconds",
+          onSuccess: (status) => Effect.succeed(status),
+          onTimeout: () => Effect.zipRight(signal(process, "SIGKILL"), process.exit)
+        })
+      ),
+      Effect.flatten,
+      Effect.withSpan("berth.Container.stop", { attributes: { "container.id": process.id } })
+    )
+)
+
+export const logs = (process: Process, options: LogsOptions = {}): Stream.Stream<LogEntry, BerthError> =>
+  Stream.suspend(() => process.state.log().stream(options)).pipe(
+    Stream.withSpan("berth.Container.logs", { attributes: { "container.id": process.id } })
+  )

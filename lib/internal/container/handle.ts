@@ -1,0 +1,175 @@
+/** The handles of processes and containers: what they keep to themselves, how they ended, and how they print. */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Inspectable from "effect/Inspectable"
+import * as Option from "effect/Option"
+import { pipeArguments } from "effect/Pipeable"
+import type * as Scope from "effect/Scope"
+import * as Sink from "effect/Sink"
+import * as Stream from "effect/Stream"
+import type { Berth } from "../../Berth.ts"
+import type { SupervisorError } from "../../BerthError.ts"
+import type { Cgroup } from "../../Cgroup.ts"
+import type { Container } from "../../Container.ts"
+import type { Image } from "../../Image.ts"
+import type { Kind } from "../../Namespace.ts"
+import type { Plan } from "../../Plan.ts"
+import type { ExitStatus, Process } from "../../Process.ts"
+import * as freezer from "../cgroup/freezer.ts"
+import { readMemoryEvents, readMemoryLimit, sourceOf } from "../cgroup/stats.ts"
+import type { Ids } from "../ids/idMaps.ts"
+import type { Ended } from "../supervisor/protocol.ts"
+import * as Loop from "../system/eventLoop.ts"
+import type { Input, Output } from "../system/pipe.ts"
+import { ContainerTypeId, isContainer, ProcessTypeId } from "../typeIds.ts"
+import { signalName } from "../util/signals.ts"
+import type { Settings } from "./compile.ts"
+import type { Log } from "./log.ts"
+import type { Terminal } from "./stdio.ts"
+
+/** What a root is made of. */
+export interface Base {
+  readonly image: Image
+  /** The folder of the writable layer, undefined if it is in memory. */
+  readonly upper: string | undefined
+  /** The ids of its files, and the ids on the host that they stand for. */
+  readonly ids: Ids
+  /** Whether it has not been given back. */
+  readonly isThere: () => boolean
+}
+
+/** What `Process` keeps to itself. */
+export interface ProcessState {
+  readonly berth: Berth
+  /** -1 once its scope has closed. */
+  readonly pidfd: number
+  /** The cgroup that it is in; it may come later: see pause.ts. */
+  readonly cgroup: Cgroup | undefined
+  readonly stdin: Input | undefined
+  readonly stdout: Output | undefined
+  readonly stderr: Output | undefined
+  readonly terminal: Terminal | undefined
+  /** Its log, which reads both outputs from the first call on. */
+  readonly log: () => Log
+  /** Stands for the container that it is in: the `ended` of the container's first process. */
+  readonly inside: object
+  /** How it ended, once it has. */
+  readonly ended: Deferred.Deferred<Ended, SupervisorError>
+}
+
+/** What `Container` keeps to itself. */
+export interface ContainerState extends ProcessState {
+  cgroup: Cgroup | undefined
+  /** The descriptor of its root; -1 once its scope has closed, or if it joined a mount namespace that had a root. */
+  readonly root: number
+  readonly base: Base
+  /** Those of its user namespace, if it has one with ids of its own. */
+  readonly ids: Ids | undefined
+  readonly settings: Settings
+  /** The namespaces that are not the host's: what runs beside its first process joins them. */
+  readonly kinds: ReadonlyArray<Kind>
+  /** The scope that it ends with. */
+  readonly scope: Scope.Scope
+}
+
+const NO_STREAM: Stream.Stream<Uint8Array> = Stream.empty
+const NO_SINK: Sink.Sink<void, Uint8Array> = Sink.drain
+
+/** The exit code and the signal of a wait status, wait(2). */
+const endOf = (status: number): Pick<ExitStatus, "exitCode" | "signal"> => {
+  const number = status & 0x7f
+  return number === 0
+    ? { exitCode: (status >> 8) & 0xff, signal: undefined }
+    : { exitCode: 128 + number, signal: signalName(number) }
+}
+
+/** A few words: whether it runs, or how it ended. */
+const statusOf = ({ state }: Process): string => {
+  const end = Effect.runSync(Deferred.poll(state.ended))
+  if (Option.isNone(end)) return freezer.isFrozen(state.cgroup) ? "paused" : "running"
+  const ended = Effect.runSyncExit(end.value)
+  if (Exit.isFailure(ended)) return "lost with its supervisor"
+  const { exitCode, signal } = endOf(ended.value.status)
+  return signal === undefined ? `ended with exit code ${exitCode}` : `ended by ${signal}`
+}
+
+const print = (process: Process): string =>
+  `${isContainer(process) ? "Container" : "Process"}(${process.id}, pid ${process.pid}, ${statusOf(process)})`
+
+// Neither the arguments nor the environment are printed: they may hold secrets.
+const ProcessProto = {
+  [ProcessTypeId]: ProcessTypeId,
+  toJSON(this: Process) {
+    const _id = isContainer(this) ? "berth/Container" : "berth/Process"
+    return { _id, id: this.id, pid: this.pid, status: statusOf(this) }
+  },
+  toString(this: Process) {
+    return print(this)
+  },
+  [Inspectable.NodeInspectSymbol](this: Process) {
+    return print(this)
+  },
+  get stdout(): Process["stdout"] {
+    return (this as unknown as Process).state.stdout?.stream ?? NO_STREAM
+  },
+  get stderr(): Process["stderr"] {
+    return (this as unknown as Process).state.stderr?.stream ?? NO_STREAM
+  },
+  get stdin(): Process["stdin"] {
+    return (this as unknown as Process).state.stdin?.sink ?? NO_SINK
+  },
+  pipe() {
+    // biome-ignore lint/complexity/noArguments: this is how Effect's handles pipe
+    return pipeArguments(this, arguments)
+  }
+}
+
+const ContainerProto = Object.assign(Object.create(ProcessProto), { [ContainerTypeId]: ContainerTypeId })
+
+// How many kills of a cgroup have been told of, so that each is of one process.
+const oomKills = new WeakMap<Cgroup, number>()
+
+const outOfMemory = (cgroup: Cgroup | undefined, ended: number): ExitStatus["outOfMemory"] => {
+  if (cgroup === undefined || ended !== 128 + SIGKILL) return undefined
+  const file = sourceOf(cgroup.folders)
+  const { oomKill } = readMemoryEvents(file)
+  const before = oomKills.get(cgroup) ?? 0
+  if (oomKill === undefined || oomKill <= before) return undefined
+  oomKills.set(cgroup, oomKill)
+  return readMemoryLimit(file)
+}
+
+const SIGKILL = 9
+
+const exitStatus = (ended: Ended, cgroup: Cgroup | undefined): ExitStatus => {
+  const end = endOf(ended.status)
+  return {
+    ...end,
+    userMicros: ended.userMicros,
+    systemMicros: ended.systemMicros,
+    maxRssBytes: ended.maxRssKiB * 1024,
+    // An init ends with this code where the command has been killed.
+    outOfMemory: outOfMemory(cgroup, end.exitCode)
+  }
+}
+
+/** Waits for the end, and keeps the program from ending meanwhile. */
+const exitOf = (state: ProcessState): Process["exit"] => {
+  let status: ExitStatus | undefined
+  return Effect.acquireUseRelease(
+    Effect.sync(Loop.retain),
+    () =>
+      Effect.map(Deferred.await(state.ended), (ended) => {
+        status ??= exitStatus(ended, state.cgroup)
+        return status
+      }),
+    () => Effect.sync(Loop.release)
+  )
+}
+
+export const makeProcess = (id: string, pid: number, plan: Plan, state: ProcessState): Process =>
+  Object.assign(Object.create(ProcessProto), { id, pid, plan, exit: exitOf(state), state })
+
+export const makeContainer = (id: string, pid: number, plan: Plan, state: ContainerState): Container =>
+  Object.assign(Object.create(ContainerProto), { id, pid, plan, exit: exitOf(state), state })

@@ -1,0 +1,208 @@
+/**
+ * Locks between processes: flock(2). Whoever can open a file for reading can lock it, a container among them that was given
+ * a folder with it, and can keep the lock for as long as it likes. So a lock is waited for as long as its holder gives signs
+ * of work, and no longer.
+ */
+import * as fs from "node:fs"
+import type { PlatformError } from "@effect/platform/Error"
+import type * as FileSystem from "@effect/platform/FileSystem"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import type * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import { ImageError } from "../../BerthError.ts"
+import { LOCK_EX, LOCK_NB, LOCK_SH, native } from "../system/addon.ts"
+import { describeErrno, EAGAIN, EINTR, errnoName } from "../util/errno.ts"
+import { read } from "../util/readFile.ts"
+import { storageError } from "./files.ts"
+
+export type Kind = "exclusive" | "shared"
+
+/** Takes the lock of an opened file: 0, EAGAIN where somebody else has it, or another errno. */
+export const tryLock = (fd: number, kind: Kind): number => {
+  const result = native().flock(fd, (kind === "shared" ? LOCK_SH : LOCK_EX) | LOCK_NB)
+  return result === -EINTR ? EAGAIN : -result
+}
+
+const refused = (path: string, errno: number): ImageError =>
+  new ImageError({
+    reason: "Storage",
+    subject: path,
+    detail: `flock: ${errnoName(errno)} (${describeErrno(errno)})`
+  })
+
+/** Longer than anybody who is at work goes without a sign of it. */
+const PATIENCE_MINUTES = 2
+
+/** How often who holds the lock of a file for long gives a sign of being at work: the file's time changes. */
+const SIGN_MILLIS = 20_000
+
+const identityOf = (path: string): { readonly device: string; readonly inode: string } => {
+  const { dev, ino } = fs.statSync(path, { bigint: true })
+  const [major, minor] = [(dev >> 8n) & 0xfffn, (dev & 0xffn) | ((dev >> 12n) & 0xfff00n)]
+  const hex = (part: bigint): string => part.toString(16).padStart(2, "0")
+  return { device: `${hex(major)}:${hex(minor)}`, inode: String(ino) }
+}
+
+/** Who has a lock of this kind on a file, by proc_locks(5), where some file systems have another number for the device. */
+const holderOf = (path: string): string => {
+  try {
+    const { device, inode } = identityOf(path)
+    const holders = read("/proc/locks")
+      .split("\n")
+      .map((line) => line.trim().split(/\s+/))
+      .filter(([, kind, , , , file = ""]) => kind === "FLOCK" && file.endsWith(`:${inode}`))
+    const holder = holders.find(([, , , , , file]) => file === `${device}:${inode}`) ?? holders[0]
+    const pid = holder?.[4]
+    if (pid === undefined || Number(pid) <= 0) return "a process that cannot be seen from here"
+    const name = read(`/proc/${pid}/comm`).trim()
+    // What was locked by a process stays so while a child has its descriptor.
+    return name === ""
+      ? `a child of process ${pid}, which has ended`
+      : `process ${pid} (${JSON.stringify(name)})`
+  } catch {
+    return "a process that cannot be seen from here"
+  }
+}
+
+/** Somebody else has the lock, and gave the last sign of work at that time; 0 where a holder of this lock gives none. */
+interface Held {
+  readonly sign: number
+}
+
+const isHeld = (outcome: unknown): outcome is Held =>
+  typeof outcome === "object" && outcome !== null && "sign" in outcome
+
+const FIRST_DELAY_MILLIS = 1
+const DELAY_MILLIS_MAX = 50
+
+/**
+ * Tries again until nobody else has the lock: polling, since a blocking flock(2) would stop the event loop. Fails with
+ * `Storage` where the holder gives no sign of work for too long.
+ */
+const polled = <A, E, R>(
+  path: string,
+  attempt: Effect.Effect<A | Held, E, R>
+): Effect.Effect<A, E | ImageError, R> => {
+  const again = (since: number, last: number, delay: number): Effect.Effect<A, E | ImageError, R> =>
+    Effect.flatMap(attempt, (outcome) =>
+      isHeld(outcome)
+        ? Effect.flatMap(Clock.currentTimeMillis, (now) => {
+            const began = outcome.sign === last ? since : now
+            if (now - began > PATIENCE_MINUTES * 60_000) return keptTooLong(path)
+            const next = again(began, outcome.sign, Math.min(delay * 2, DELAY_MILLIS_MAX))
+            return Effect.zipRight(Effect.sleep(delay), next)
+          })
+        : Effect.succeed(outcome)
+    )
+  // No time of a file is negative: the first one that is seen is a sign.
+  return again(0, -1, FIRST_DELAY_MILLIS)
+}
+
+const keptTooLong = (path: string): ImageError =>
+  new ImageError({
+    reason: "Storage",
+    subject: path,
+    detail: `has been locked by ${holderOf(path)} for more than ${PATIENCE_MINUTES} minutes without a sign of work: end that process, and give no container this folder`
+  })
+
+/** Waits for the lock of an opened file or folder, whose path is for errors. */
+export const lock = (fd: number, path: string, kind: Kind): Effect.Effect<void, ImageError> =>
+  polled<void, ImageError, never>(
+    path,
+    Effect.suspend((): Effect.Effect<void | Held, ImageError> => {
+      const errno = tryLock(fd, kind)
+      if (errno === EAGAIN) return Effect.succeed({ sign: 0 })
+      return errno === 0 ? Effect.void : refused(path, errno)
+    })
+  )
+
+/** The file, with its lock; "stale" where that is the lock of a file that is no longer at the path. */
+const lockFile = (
+  fs: FileSystem.FileSystem,
+  path: string
+): Effect.Effect<Held | "stale" | { readonly file: FileSystem.File }, ImageError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const file = yield* fs.open(path, { flag: "a", mode: 0o600 })
+    const errno = tryLock(file.fd, "exclusive")
+    if (errno === EAGAIN) {
+      return { sign: Option.match((yield* file.stat).mtime, { onNone: () => 0, onSome: Number }) }
+    }
+    if (errno !== 0) return yield* refused(path, errno)
+    // Whoever held it before may have renamed or removed the file: then this is a lock on nothing.
+    const [mine, theirs] = yield* Effect.all([file.stat, Effect.option(fs.stat(path))])
+    const same = Option.exists(
+      theirs,
+      (info) => info.dev === mine.dev && Option.getOrNull(info.ino) === Option.getOrNull(mine.ino)
+    )
+    return same ? { file } : ("stale" as const)
+  }).pipe(
+    Effect.catchIf(
+      (error): error is PlatformError => error._tag !== "ImageError",
+      (error) => Effect.fail(storageError(path)(error))
+    )
+  )
+
+/** Until the scope closes, others can see by the file's time that its holder is at work. */
+const giveSigns = (file: FileSystem.File): Effect.Effect<unknown, never, Scope.Scope> =>
+  Effect.sync(() => native().setModified(file.fd, Math.floor(Date.now() / 1000), 0)).pipe(
+    Effect.delay(SIGN_MILLIS),
+    Effect.forever,
+    Effect.interruptible,
+    Effect.forkScoped
+  )
+
+/** What is done to the file before it is given back, once the lock was held, whatever comes of the use. */
+type After = (exit: Exit.Exit<unknown, unknown>) => Effect.Effect<void>
+
+type Outcome<A> = Held | "stale" | { readonly value: A }
+
+const attempt = <A, E, R>(
+  fs: FileSystem.FileSystem,
+  path: string,
+  use: (file: FileSystem.File) => Effect.Effect<A, E, R>,
+  after: After
+): Effect.Effect<Outcome<A>, E | ImageError, R> =>
+  // Nobody is interrupted with the file made, and nothing yet to remove it.
+  Effect.uninterruptibleMask((restore) =>
+    Effect.scoped(
+      Effect.flatMap(
+        lockFile(fs, path),
+        (locked): Effect.Effect<Outcome<A>, E, R | Scope.Scope> =>
+          locked === "stale" || isHeld(locked)
+            ? Effect.succeed(locked)
+            : Effect.zipRight(
+                giveSigns(locked.file),
+                Effect.map(Effect.onExit(restore(use(locked.file)), after), (value) => ({ value }))
+              )
+      )
+    )
+  ) as Effect.Effect<Outcome<A>, E | ImageError, R>
+
+const nothing: After = () => Effect.void
+
+/**
+ * Runs `use` while this process holds the lock of the file, which is made if need be. The holder may rename or remove the
+ * file, `after` at the latest. Between fibers of one process `oneAtATime` saves the polling.
+ */
+export const withFileLock = <A, E, R>(
+  fs: FileSystem.FileSystem,
+  path: string,
+  use: (file: FileSystem.File) => Effect.Effect<A, E, R>,
+  after: After = nothing
+): Effect.Effect<A, E | ImageError, R> => {
+  const once: Effect.Effect<Held | { readonly value: A }, E | ImageError, R> = Effect.flatMap(
+    attempt(fs, path, use, after),
+    (outcome) => (outcome === "stale" ? once : Effect.succeed(outcome))
+  )
+  return Effect.map(polled<{ readonly value: A }, E | ImageError, R>(path, once), ({ value }) => value)
+}
+
+/** The same, but does nothing if somebody else holds the lock. */
+export const tryFileLock = <E, R>(
+  fs: FileSystem.FileSystem,
+  path: string,
+  use: (file: FileSystem.File) => Effect.Effect<void, E, R>,
+  after: After = nothing
+): Effect.Effect<void, E | ImageError, R> => Effect.asVoid(attempt(fs, path, use, after))

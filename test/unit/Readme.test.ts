@@ -1,0 +1,118 @@
+/** README.md's programs: each type-checks and runs as it stands, in the runtime that runs this test. */
+import assert from "node:assert/strict"
+import { spawnSync } from "node:child_process"
+import * as fs from "node:fs"
+import * as path from "node:path"
+import { after, before, describe, test } from "node:test"
+import * as Effect from "effect/Effect"
+import { Image } from "../../lib/index.ts"
+import { allowTime, whyNoContainers, whyNotRoot } from "../support/effect.ts"
+import { makeTemporaryFolder, remove, run } from "../support/images.ts"
+import { root } from "../support/program.ts"
+import { type RunningRegistry, startRegistry, whyNoServer, withoutDockerConfig } from "../support/registry.ts"
+import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+
+interface Program {
+  /** The heading above it. */
+  readonly name: string
+  readonly file: string
+  readonly source: string
+}
+
+/** The registry of the programs, in whose place they get one of a test. */
+const REGISTRY = "127.0.0.1:5000"
+
+const programs: ReadonlyArray<Program> = [
+  ...fs
+    .readFileSync(`${root}README.md`, "utf8")
+    .matchAll(/^#+ ([^\n]+)\n(?:(?!^#)[^\n]*\n)*?```ts\n(.*?)^```$/gms)
+].map(([, name, source], index) => ({
+  name: name!,
+  file: `program-${index}${source!.includes("node:test") ? ".test" : ""}.ts`,
+  source: source!
+}))
+
+const runtime = "Deno" in globalThis ? "deno" : "Bun" in globalThis ? "bun" : "node"
+
+const argumentsFor = (file: string): ReadonlyArray<string> => {
+  const isTest = file.endsWith(".test.ts")
+  if (runtime === "deno") return [isTest ? "test" : "run", "--allow-all", "--no-check", file]
+  if (runtime === "bun") return [isTest ? "test" : "run", `./${file}`]
+  return ["--import", "tsx", file]
+}
+
+/** Makes a project in which `berth` is this checkout, with its packages, for all three runtimes. */
+const makeProject = (folder: string): string => {
+  const imports = { berth: `${root}lib/index.ts`, "berth/promise": `${root}lib/promise.ts` }
+  const files = {
+    "package.json": { type: "module" },
+    "tsconfig.json": { extends: `${root}tsconfig.json`, include: ["*.ts"] },
+    "deno.json": { nodeModulesDir: "manual", imports }
+  }
+  fs.mkdirSync(folder)
+  fs.symlinkSync(`${root}node_modules`, `${folder}/node_modules`)
+  for (const [name, content] of Object.entries(files))
+    fs.writeFileSync(`${folder}/${name}`, JSON.stringify(content))
+  return folder
+}
+
+/** Runs a command in `cwd` on an empty folder in place of Berth's own, in a mount namespace of its own. */
+const inEmptyFolder = (folder: string, cwd: string, command: ReadonlyArray<string>) => {
+  const script = 'mkdir -p /var/lib/berth && mount --bind "$0" /var/lib/berth && exec "$@"'
+  // A relative path is relative to the checkout.
+  const env = { ...process.env, BERTH_NATIVE: path.resolve(root, process.env.BERTH_NATIVE ?? "native/build") }
+  const options = { cwd, env, encoding: "utf8", timeout: 50_000 } as const
+  return spawnSync("unshare", ["--mount", "sh", "-c", script, folder, ...command], options)
+}
+
+allowTime()
+
+describe("README.md", { skip: whyNoContainers || whyNotRoot }, () => {
+  withoutDockerConfig()
+  let folder = ""
+  let project = ""
+  let registry: RunningRegistry | undefined
+
+  before(async () => {
+    if (whyNoContainers !== false || whyNotRoot !== false) return
+    folder = makeTemporaryFolder()
+    project = makeProject(`${folder}/project`)
+    if (whyNoServer === false && whyNoBusybox === false) {
+      registry = await startRegistry()
+      const image = Image.import(makeRoot(`${folder}/root`))
+      await run(`${folder}/berth`, Effect.flatMap(image, Image.push(`${registry.host}/library/alpine:3`)))
+    }
+    for (const { file, source } of programs)
+      fs.writeFileSync(`${project}/${file}`, source.replaceAll(REGISTRY, registry?.host ?? REGISTRY))
+  })
+
+  after(async () => {
+    if (whyNoContainers !== false || whyNotRoot !== false) return
+    await registry?.stop()
+    remove(folder)
+  })
+
+  test("every TypeScript block is found", () => {
+    const blocks = fs.readFileSync(`${root}README.md`, "utf8").match(/^```ts$/gm) ?? []
+    assert.equal(programs.length, blocks.length)
+  })
+
+  test("the programs type-check", { skip: runtime !== "node" && "once, in Node" }, () => {
+    const tsc = `${root}node_modules/.bin/tsc`
+    const { status, stdout } = spawnSync(tsc, ["--noEmit", "--project", project], { encoding: "utf8" })
+    assert.equal(status, 0, stdout)
+  })
+
+  for (const { file, name, source } of programs) {
+    const whyNot =
+      (source.includes("busybox") && whyNoBusybox) ||
+      (source.includes(REGISTRY) && (whyNoServer || whyNoBusybox))
+    test(`the program of "${name}" runs`, { skip: whyNot }, () => {
+      const own = fs.mkdtempSync(`${folder}/own-`)
+      const command = [process.execPath, ...argumentsFor(file)]
+      const { signal, status, stderr, stdout } = inEmptyFolder(own, project, command)
+      assert.equal(status, 0, `${signal}\n${stdout}\n${stderr}`)
+      assert.notEqual(stdout + stderr, "")
+    })
+  }
+})
