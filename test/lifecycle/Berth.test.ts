@@ -31,7 +31,7 @@ describe("Berth: unsupported machines", { skip: process.platform === "linux" ? f
     test(`Berth can be imported on ${platform}, and its layer fails with what to do`, async () => {
       const error = await errorOf([platform])
       assert.equal(error._tag, "Unsupported")
-      assert.match(error.message, new RegExp(`this system is ${platform}.*Linux`))
+      assert.match(error.message, new RegExp(`this is ${platform}.*Linux`))
     })
   }
 
