@@ -4,9 +4,59 @@
  *
  * @since 0.1.0
  */
+import type * as Cause from "effect/Cause"
+import { hasProperty } from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import { adviceOf, describeErrno, errnoName } from "./internal/util/errno.ts"
+import * as internal from "./internal/util/errorProto.ts"
 import { lastLines } from "./internal/util/text.ts"
+
+/**
+ * Every error of Berth has this property.
+ *
+ * @since 0.1.0
+ * @category symbols
+ */
+export const BerthErrorTypeId: unique symbol = internal.TypeId
+
+/**
+ * @since 0.1.0
+ * @category symbols
+ */
+export type BerthErrorTypeId = typeof BerthErrorTypeId
+
+/** What every error has besides its own fields. */
+const common = {
+  /** The error that this one was made from, with its stack. */
+  cause: Schema.optional(Schema.Defect)
+}
+
+type All<Tag extends string, Fields> = { readonly _tag: Schema.tag<Tag> } & Fields & typeof common
+
+interface ErrorClass<Self, Tag extends string, Fields extends Schema.Struct.Fields>
+  extends Schema.Class<
+    Self,
+    All<Tag, Fields>,
+    Schema.Struct.Encoded<All<Tag, Fields>>,
+    Schema.Struct.Context<All<Tag, Fields>>,
+    Schema.Struct.Constructor<Omit<All<Tag, Fields>, "_tag">>,
+    {},
+    Cause.YieldableError & { readonly [BerthErrorTypeId]: BerthErrorTypeId }
+  > {
+  readonly _tag: Tag
+}
+
+const tagged =
+  <Self>() =>
+  <Tag extends string, Fields extends Schema.Struct.Fields>(
+    tag: Tag,
+    fields: Fields
+  ): ErrorClass<Self, Tag, Fields> => {
+    const made = Schema.TaggedError<Self>(`berth/BerthError/${tag}`)(tag, { ...fields, ...common })
+    const { prototype } = made as unknown as { readonly prototype: object }
+    Object.assign(prototype, internal.printing, { [BerthErrorTypeId]: BerthErrorTypeId })
+    return made as never
+  }
 
 /**
  * A value given to Berth is not acceptable: a limit of `"12 parsecs"`, a reference in upper case, an
@@ -15,19 +65,36 @@ import { lastLines } from "./internal/util/text.ts"
  * @since 0.1.0
  * @category errors
  */
-export class InvalidOption extends Schema.TaggedError<InvalidOption>("berth/BerthError/InvalidOption")(
-  "InvalidOption",
-  {
-    /** Which option, as the caller wrote it: `limits.memory`. */
-    option: Schema.String,
-    /** The value, printed. */
-    value: Schema.String,
-    /** What would have been accepted. */
-    expected: Schema.String
-  }
-) {
+export class InvalidOption extends tagged<InvalidOption>()("InvalidOption", {
+  /** Which option, as the caller wrote it: `limits.memory`. */
+  option: Schema.String,
+  /** The value, printed. */
+  value: Schema.String,
+  /** What would have been accepted. */
+  expected: Schema.String
+}) {
   override get message(): string {
     return `${this.option}: ${this.value} is not acceptable: expected ${this.expected}`
+  }
+}
+
+/**
+ * Data that was read cannot be parsed: a reference, a tar, registries.conf, a profile. Nothing was done with it, except that the
+ * members of a tar before the broken one are there. It is not called `ParseError`, as Effect's Schema has an error of this tag.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class InvalidData extends tagged<InvalidData>()("InvalidData", {
+  /** What it should be: `reference`, `tar`, `registries.conf`, `seccomp profile`, `AppArmor profile`. */
+  format: Schema.String,
+  /** The part that is wrong, printed, or the file and line that have it. */
+  value: Schema.String,
+  /** What would have been accepted. */
+  expected: Schema.String
+}) {
+  override get message(): string {
+    return `${this.format}: ${this.value} cannot be parsed: expected ${this.expected}`
   }
 }
 
@@ -38,17 +105,14 @@ export class InvalidOption extends Schema.TaggedError<InvalidOption>("berth/Bert
  * @since 0.1.0
  * @category errors
  */
-export class Unsupported extends Schema.TaggedError<Unsupported>("berth/BerthError/Unsupported")(
-  "Unsupported",
-  {
-    /** What was wanted: `user namespaces`, `cgroup controller memory`. */
-    feature: Schema.String,
-    /** Why it cannot be had here. */
-    why: Schema.String,
-    /** What to do about it. */
-    hint: Schema.String
-  }
-) {
+export class Unsupported extends tagged<Unsupported>()("Unsupported", {
+  /** What was wanted: `user namespaces`, `cgroup controller memory`. */
+  feature: Schema.String,
+  /** Why it cannot be had here. */
+  why: Schema.String,
+  /** What to do about it. */
+  hint: Schema.String
+}) {
   override get message(): string {
     return `${this.feature}: ${this.why}. ${this.hint}`
   }
@@ -60,21 +124,18 @@ export class Unsupported extends Schema.TaggedError<Unsupported>("berth/BerthErr
  * @since 0.1.0
  * @category errors
  */
-export class OperationFailed extends Schema.TaggedError<OperationFailed>("berth/BerthError/OperationFailed")(
-  "OperationFailed",
-  {
-    /** The operation as `Plan.print` shows it: `bind /data -> /mnt`. */
-    operation: Schema.String,
-    /** Its place in the plan, counted from 0; -1 where it was not part of a plan. */
-    index: Schema.Int,
-    /** The system call that failed: `move_mount`. */
-    syscall: Schema.String,
-    /** The error number that it gave, as in errno(3). */
-    errno: Schema.Int,
-    /** What to do about it, where Berth knows. */
-    hint: Schema.String
-  }
-) {
+export class OperationFailed extends tagged<OperationFailed>()("OperationFailed", {
+  /** The operation as `Plan.print` shows it: `bind /data -> /mnt`. */
+  operation: Schema.String,
+  /** Its place in the plan, counted from 0; -1 where it was not part of a plan. */
+  index: Schema.Int,
+  /** The system call that failed: `move_mount`. */
+  syscall: Schema.String,
+  /** The error number that it gave, as in errno(3). */
+  errno: Schema.Int,
+  /** What to do about it, where Berth knows. */
+  hint: Schema.String
+}) {
   /** The errno's symbol: `ENOENT`. */
   get code(): string {
     return errnoName(this.errno)
@@ -92,18 +153,15 @@ export class OperationFailed extends Schema.TaggedError<OperationFailed>("berth/
  * @since 0.1.0
  * @category errors
  */
-export class CommandFailed extends Schema.TaggedError<CommandFailed>("berth/BerthError/CommandFailed")(
-  "CommandFailed",
-  {
-    reason: Schema.Literal("NotFound", "NotExecutable", "WorkingDirectory", "ArgumentsTooLong"),
-    /** The command as it was given. */
-    command: Schema.String,
-    /** The paths that were tried, inside the container. */
-    searched: Schema.Array(Schema.String),
-    /** The error number that execve(2) or chdir(2) gave. */
-    errno: Schema.Int
-  }
-) {
+export class CommandFailed extends tagged<CommandFailed>()("CommandFailed", {
+  reason: Schema.Literal("NotFound", "NotExecutable", "WorkingDirectory", "ArgumentsTooLong"),
+  /** The command as it was given. */
+  command: Schema.String,
+  /** The paths that were tried, inside the container. */
+  searched: Schema.Array(Schema.String),
+  /** The error number that execve(2) or chdir(2) gave. */
+  errno: Schema.Int
+}) {
   /** The exit code that a shell would give: 127 for a command that was not found, else 126. */
   get exitCode(): number {
     return this.reason === "NotFound" ? 127 : 126
@@ -118,7 +176,7 @@ export class CommandFailed extends Schema.TaggedError<CommandFailed>("berth/Bert
       case "WorkingDirectory":
         return `${this.searched.join(", ")}: cannot be the working directory of ${this.command}: ${why}`
       default:
-        return `${this.command}: arguments and environment are longer than the kernel takes: ${why}. Pass large data by a file or stdin`
+        return `${this.command}: its arguments and environment exceed the limit of the kernel: ${why}. Pass large data in a file or on stdin`
     }
   }
 }
@@ -129,7 +187,7 @@ export class CommandFailed extends Schema.TaggedError<CommandFailed>("berth/Bert
  * @since 0.1.0
  * @category errors
  */
-export class ImageError extends Schema.TaggedError<ImageError>("berth/BerthError/ImageError")("ImageError", {
+export class ImageError extends tagged<ImageError>()("ImageError", {
   reason: Schema.Literal(
     /** No such layout, tag, manifest or blob. */
     "NotFound",
@@ -166,33 +224,30 @@ export class ImageError extends Schema.TaggedError<ImageError>("berth/BerthError
  * @since 0.1.0
  * @category errors
  */
-export class RegistryError extends Schema.TaggedError<RegistryError>("berth/BerthError/RegistryError")(
-  "RegistryError",
-  {
-    reason: Schema.Literal(
-      /** Nothing answers at that host and port, or the connection broke for good. */
-      "Unreachable",
-      /** 401 or 403, or a token service that refuses. */
-      "Unauthorized",
-      /** No such repository, tag or blob. */
-      "NotFound",
-      /** 429, after the retries. */
-      "TooManyRequests",
-      /** 405: the registry does not do this, as where deleting is turned off. */
-      "Unsupported",
-      /** An answer that is outside the OCI distribution specification, or a 5xx after the retries. */
-      "Protocol"
-    ),
-    /** Host and port. */
-    registry: Schema.String,
-    /** The reference or digest that was asked for. */
-    subject: Schema.String,
-    /** HTTP status, 0 where there was none. */
-    status: Schema.Int,
-    /** What is wrong, and what to do about it. */
-    detail: Schema.String
-  }
-) {
+export class RegistryError extends tagged<RegistryError>()("RegistryError", {
+  reason: Schema.Literal(
+    /** Nothing answers at that host and port, or the connection broke for good. */
+    "Unreachable",
+    /** 401 or 403, or a token service that refuses. */
+    "Unauthorized",
+    /** No such repository, tag or blob. */
+    "NotFound",
+    /** 429, after the retries. */
+    "TooManyRequests",
+    /** 405: the registry does not do this, as where deleting is turned off. */
+    "Unsupported",
+    /** An answer that is outside the OCI distribution specification, or a 5xx after the retries. */
+    "Protocol"
+  ),
+  /** Host and port. */
+  registry: Schema.String,
+  /** The reference or digest that was asked for. */
+  subject: Schema.String,
+  /** HTTP status, 0 where there was none. */
+  status: Schema.Int,
+  /** What is wrong, and what to do about it. */
+  detail: Schema.String
+}) {
   override get message(): string {
     const status = this.status === 0 ? "" : ` (HTTP ${this.status})`
     return `${this.registry}: ${this.subject}: ${this.detail}${status}`
@@ -205,13 +260,10 @@ export class RegistryError extends Schema.TaggedError<RegistryError>("berth/Bert
  * @since 0.1.0
  * @category errors
  */
-export class SupervisorError extends Schema.TaggedError<SupervisorError>("berth/BerthError/SupervisorError")(
-  "SupervisorError",
-  {
-    reason: Schema.Literal("NotStarted", "Gone", "Protocol"),
-    detail: Schema.String
-  }
-) {
+export class SupervisorError extends tagged<SupervisorError>()("SupervisorError", {
+  reason: Schema.Literal("NotStarted", "Gone", "Protocol"),
+  detail: Schema.String
+}) {
   override get message(): string {
     return `supervisor: ${this.detail}`
   }
@@ -223,26 +275,23 @@ export class SupervisorError extends Schema.TaggedError<SupervisorError>("berth/
  * @since 0.1.0
  * @category errors
  */
-export class ContainerError extends Schema.TaggedError<ContainerError>("berth/BerthError/ContainerError")(
-  "ContainerError",
-  {
-    reason: Schema.Literal(
-      /** The process has exited. */
-      "NotRunning",
-      /** More output than the bound of a buffering call. */
-      "OutputTooLong",
-      /** Two readers for one stream. */
-      "AlreadyRead",
-      /** It was started without a cgroup of its own. */
-      "NoCgroup",
-      /** It is paused: what is started in it would stand still as well. */
-      "Paused"
-    ),
-    /** The container's id. */
-    container: Schema.String,
-    detail: Schema.String
-  }
-) {
+export class ContainerError extends tagged<ContainerError>()("ContainerError", {
+  reason: Schema.Literal(
+    /** The process has exited. */
+    "NotRunning",
+    /** More output than the bound of a buffering call. */
+    "OutputTooLong",
+    /** Two readers for one stream. */
+    "AlreadyRead",
+    /** It was started without a cgroup of its own. */
+    "NoCgroup",
+    /** It is paused: what is started in it would stand still as well. */
+    "Paused"
+  ),
+  /** The container's id. */
+  container: Schema.String,
+  detail: Schema.String
+}) {
   override get message(): string {
     return `container ${this.container}: ${this.detail}`
   }
@@ -255,39 +304,36 @@ export class ContainerError extends Schema.TaggedError<ContainerError>("berth/Be
  * @since 0.1.0
  * @category errors
  */
-export class CgroupError extends Schema.TaggedError<CgroupError>("berth/BerthError/CgroupError")(
-  "CgroupError",
-  {
-    reason: Schema.Literal(
-      /** The kernel has the controller, and no hierarchy that is mounted has it. */
-      "NotMounted",
-      /** The controller is in a hierarchy of version 1, which cannot do this. */
-      "BoundToV1",
-      /** Version 2 has the controller, and does not pass it on to the cgroup's place; or the place is somebody else's. */
-      "NotDelegated",
-      /** The kernel was built without it. */
-      "NotInKernel",
-      /** More than the new limit is in use, and cannot be reclaimed. */
-      "InUse",
-      /** Version 2 has processes either in a cgroup or in those below it that have controllers of their own. */
-      "HasProcesses",
-      /** The cgroup is not there any more: its scope has closed, or somebody else has removed it. */
-      "Gone",
-      /** The tree is mounted read-only. */
-      "ReadOnly",
-      /** The kernel does not take the value. */
-      "Refused"
-    ),
-    /** `memory`, `cpu`, `cpuset`, `pids`, `io`, `hugetlb`, `devices`, `freezer`, `rdma`, `misc`, `pressure`; or `cgroup`. */
-    controller: Schema.String,
-    /** The file or folder. */
-    path: Schema.String,
-    /** The error number that the kernel gave, 0 where it was not asked. */
-    errno: Schema.Int,
-    /** What is wrong, and what to do about it. */
-    detail: Schema.String
-  }
-) {
+export class CgroupError extends tagged<CgroupError>()("CgroupError", {
+  reason: Schema.Literal(
+    /** The kernel has the controller, and no hierarchy that is mounted has it. */
+    "NotMounted",
+    /** The controller is in a hierarchy of version 1, which cannot do this. */
+    "BoundToV1",
+    /** Version 2 has the controller, and does not pass it on to the cgroup's place; or the place is somebody else's. */
+    "NotDelegated",
+    /** The kernel was built without it. */
+    "NotInKernel",
+    /** More than the new limit is in use, and cannot be reclaimed. */
+    "InUse",
+    /** Version 2 has processes either in a cgroup or in those below it that have controllers of their own. */
+    "HasProcesses",
+    /** The cgroup is not there any more: its scope has closed, or somebody else has removed it. */
+    "Gone",
+    /** The tree is mounted read-only. */
+    "ReadOnly",
+    /** The kernel does not take the value. */
+    "Refused"
+  ),
+  /** `memory`, `cpu`, `cpuset`, `pids`, `io`, `hugetlb`, `devices`, `freezer`, `rdma`, `misc`, `pressure`; or `cgroup`. */
+  controller: Schema.String,
+  /** The file or folder. */
+  path: Schema.String,
+  /** The error number that the kernel gave, 0 where it was not asked. */
+  errno: Schema.Int,
+  /** What is wrong, and what to do about it. */
+  detail: Schema.String
+}) {
   override get message(): string {
     const why = this.errno === 0 ? "" : ` (${errnoName(this.errno)})`
     return `cgroup controller ${this.controller}: ${this.path}: ${this.detail}${why}`
@@ -300,22 +346,19 @@ export class CgroupError extends Schema.TaggedError<CgroupError>("berth/BerthErr
  * @since 0.1.0
  * @category errors
  */
-export class NonZeroExit extends Schema.TaggedError<NonZeroExit>("berth/BerthError/NonZeroExit")(
-  "NonZeroExit",
-  {
-    /** The container's id. */
-    container: Schema.String,
-    /** The command, printed as a shell would take it. */
-    command: Schema.String,
-    /** What it gave to exit(3), or 128 and the signal's number. */
-    exitCode: Schema.Int,
-    /** The signal that ended it: `SIGKILL`. */
-    signal: Schema.UndefinedOr(Schema.String),
-    /** All that it wrote, as UTF-8. */
-    stdout: Schema.String,
-    stderr: Schema.String
-  }
-) {
+export class NonZeroExit extends tagged<NonZeroExit>()("NonZeroExit", {
+  /** The container's id. */
+  container: Schema.String,
+  /** The command, printed as a shell would take it. */
+  command: Schema.String,
+  /** What it gave to exit(3), or 128 and the signal's number. */
+  exitCode: Schema.Int,
+  /** The signal that ended it: `SIGKILL`. */
+  signal: Schema.UndefinedOr(Schema.String),
+  /** All that it wrote, as UTF-8. */
+  stdout: Schema.String,
+  stderr: Schema.String
+}) {
   override get message(): string {
     const how = this.signal === undefined ? `exit code ${this.exitCode}` : `ended by ${this.signal}`
     const last = lastLines(this.stderr, 5).join("\n")
@@ -329,7 +372,7 @@ export class NonZeroExit extends Schema.TaggedError<NonZeroExit>("berth/BerthErr
  * @since 0.1.0
  * @category errors
  */
-export class WaitFailed extends Schema.TaggedError<WaitFailed>("berth/BerthError/WaitFailed")("WaitFailed", {
+export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
   reason: Schema.Literal(
     /** Not in the time that was given. */
     "TimedOut",
@@ -352,10 +395,10 @@ export class WaitFailed extends Schema.TaggedError<WaitFailed>("berth/BerthError
   override get message(): string {
     const why =
       this.reason === "Unhealthy"
-        ? `${this.condition} says that it is unhealthy`
-        : `no ${this.condition} in ${Math.round(this.millis)} ms`
-    const log = this.log.length === 0 ? "" : `. Its last lines:\n${this.log.join("\n")}`
-    return `container ${this.container}: ${why}: it ${this.state}${log}`
+        ? `${this.condition} reported that the container is unhealthy`
+        : `no ${this.condition} within ${Math.round(this.millis)} ms`
+    const log = this.log.length === 0 ? "" : `. Last lines of its log:\n${this.log.join("\n")}`
+    return `container ${this.container}: ${why}; it ${this.state}${log}`
   }
 }
 
@@ -365,31 +408,28 @@ export class WaitFailed extends Schema.TaggedError<WaitFailed>("berth/BerthError
  * @since 0.2.0
  * @category errors
  */
-export class NetworkError extends Schema.TaggedError<NetworkError>("berth/BerthError/NetworkError")(
-  "NetworkError",
-  {
-    reason: Schema.Literal(
-      /** Nothing listens at that address. */
-      "Refused",
-      /** The connection was not accepted in the kernel's time for it: tcp(7), `tcp_syn_retries`. */
-      "TimedOut",
-      /** The other end broke the connection. */
-      "Reset",
-      /** No way leads to the address from that network. */
-      "Unreachable",
-      /** Something else has the address. */
-      "AddressInUse"
-    ),
-    /** The container's id, or the network's name. */
-    subject: Schema.String,
-    /** `127.0.0.1:5432`, or the path of a Unix socket. */
-    address: Schema.String,
-    /** The error number that the kernel gave. */
-    errno: Schema.Int,
-    /** What is wrong, and what to do about it. */
-    detail: Schema.String
-  }
-) {
+export class NetworkError extends tagged<NetworkError>()("NetworkError", {
+  reason: Schema.Literal(
+    /** Nothing listens at that address. */
+    "Refused",
+    /** The connection was not accepted in the kernel's time for it: tcp(7), `tcp_syn_retries`. */
+    "TimedOut",
+    /** The other end broke the connection. */
+    "Reset",
+    /** No way leads to the address from that network. */
+    "Unreachable",
+    /** Something else has the address. */
+    "AddressInUse"
+  ),
+  /** The container's id, or the network's name. */
+  subject: Schema.String,
+  /** `127.0.0.1:5432`, or the path of a Unix socket. */
+  address: Schema.String,
+  /** The error number that the kernel gave. */
+  errno: Schema.Int,
+  /** What is wrong, and what to do about it. */
+  detail: Schema.String
+}) {
   override get message(): string {
     return `${this.subject}: ${this.address}: ${this.detail} (${errnoName(this.errno)})`
   }
@@ -418,9 +458,11 @@ export class NotReleased extends Schema.TaggedError<NotReleased>("berth/BerthErr
     return errnoName(this.errno)
   }
   override get message(): string {
-    return `${this.resource} could not be given back: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})`
+    return `${this.resource} was not released: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})`
   }
 }
+
+Object.assign(NotReleased.prototype, internal.printing)
 
 /**
  * Any error of Berth.
@@ -430,6 +472,7 @@ export class NotReleased extends Schema.TaggedError<NotReleased>("berth/BerthErr
  */
 export type BerthError =
   | InvalidOption
+  | InvalidData
   | Unsupported
   | OperationFailed
   | CommandFailed
@@ -442,25 +485,10 @@ export type BerthError =
   | NetworkError
   | WaitFailed
 
-const classes = [
-  InvalidOption,
-  Unsupported,
-  OperationFailed,
-  CommandFailed,
-  ImageError,
-  RegistryError,
-  SupervisorError,
-  ContainerError,
-  CgroupError,
-  NonZeroExit,
-  NetworkError,
-  WaitFailed
-]
-
 /**
  * Whether a value is one of Berth's errors.
  *
  * @since 0.1.0
  * @category guards
  */
-export const isBerthError = (u: unknown): u is BerthError => classes.some((c) => u instanceof c)
+export const isBerthError = (u: unknown): u is BerthError => hasProperty(u, BerthErrorTypeId)

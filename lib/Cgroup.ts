@@ -11,7 +11,7 @@ import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
-import type * as Stream from "effect/Stream"
+import * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import * as internal from "./internal/cgroup/cgroup.ts"
@@ -22,6 +22,7 @@ import { readStats } from "./internal/cgroup/stats.ts"
 import * as tag from "./internal/service.ts"
 import { scopedUnit } from "./internal/supervisor/scopedUnit.ts"
 import { attempt } from "./internal/util/fromThrowing.ts"
+import { spanIfObserved } from "./internal/util/spanIfObserved.ts"
 import * as Plan from "./Plan.ts"
 
 /**
@@ -467,7 +468,7 @@ export const processes = (cgroup: Cgroup): Effect.Effect<ReadonlyArray<number>, 
   Effect.zipRight(
     isThere(cgroup),
     Effect.sync(() => internal.processes(cgroup))
-  )
+  ).pipe(Effect.withSpan("berth.Cgroup.processes"))
 
 /**
  * Moves a process with all its threads into the cgroup. Its present children stay in their cgroup; later ones start in this
@@ -484,7 +485,7 @@ export const move: {
     internal.entered(cgroup),
     ({ path }) => internal.filesOf("cgroup", `${path}/cgroup.procs`, () => internal.moveTo(path, pid)),
     { discard: true }
-  )
+  ).pipe(Effect.withSpan("berth.Cgroup.move"))
 )
 
 /**
@@ -497,7 +498,8 @@ export const move: {
  * @since 0.1.0
  * @category freezing
  */
-export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> => freezer.freeze(cgroup)
+export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
+  freezer.freeze(cgroup).pipe(Effect.withSpan("berth.Cgroup.freeze"))
 
 /**
  * Lets the processes of a frozen cgroup run again. Does nothing if the cgroup is not frozen.
@@ -505,7 +507,8 @@ export const freeze = (cgroup: Cgroup): Effect.Effect<void, BerthError> => freez
  * @since 0.1.0
  * @category freezing
  */
-export const thaw = (cgroup: Cgroup): Effect.Effect<void, BerthError> => freezer.thaw(cgroup)
+export const thaw = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
+  freezer.thaw(cgroup).pipe(Effect.withSpan("berth.Cgroup.thaw"))
 
 const isThere = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => (internal.isThere(cgroup) ? Effect.void : Effect.fail(internal.gone(cgroup))))
@@ -520,7 +523,7 @@ export const stats = (cgroup: Cgroup): Effect.Effect<Stats, BerthError> =>
   Effect.zipRight(
     isThere(cgroup),
     Effect.sync(() => readStats(cgroup))
-  )
+  ).pipe(spanIfObserved("berth.Cgroup.stats"))
 
 /**
  * What the cgroup uses, at intervals: the first reading comes at once. Fails with `CgroupError` once the cgroup is gone. Each
@@ -536,7 +539,10 @@ export const metrics = (
     /** Default 1 second. */
     readonly every?: Duration.DurationInput | undefined
   } = {}
-): Stream.Stream<Stats, BerthError> => measuring.metrics(cgroup, stats(cgroup), options.every ?? "1 second")
+): Stream.Stream<Stats, BerthError> =>
+  measuring
+    .metrics(cgroup, stats(cgroup), options.every ?? "1 second")
+    .pipe(Stream.withSpan("berth.Cgroup.metrics"))
 
 /**
  * The counters of the memory limits, now and whenever the kernel reports a change: on version 2 through `memory.events`, on
@@ -546,7 +552,7 @@ export const metrics = (
  * @category events
  */
 export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthError> =>
-  events.memoryEvents(cgroup)
+  events.memoryEvents(cgroup).pipe(Stream.withSpan("berth.Cgroup.memoryEvents"))
 
 /**
  * The total number of processes that the OOM killer has ended, each time that it grows. Ends as `memoryEvents` does.
@@ -554,7 +560,8 @@ export const memoryEvents = (cgroup: Cgroup): Stream.Stream<MemoryEvents, BerthE
  * @since 0.1.0
  * @category events
  */
-export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> => events.oomKills(cgroup)
+export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> =>
+  events.oomKills(cgroup).pipe(Stream.withSpan("berth.Cgroup.oomKills"))
 
 /**
  * The number of forks that the limit has refused, now and whenever it grows (`pids.events`). On version 2 the kernel reports
@@ -563,7 +570,8 @@ export const oomKills = (cgroup: Cgroup): Stream.Stream<number, BerthError> => e
  * @since 0.1.0
  * @category events
  */
-export const pidsEvents = (cgroup: Cgroup): Stream.Stream<PidsEvents, BerthError> => events.pidsEvents(cgroup)
+export const pidsEvents = (cgroup: Cgroup): Stream.Stream<PidsEvents, BerthError> =>
+  events.pidsEvents(cgroup).pipe(Stream.withSpan("berth.Cgroup.pidsEvents"))
 
 /**
  * The pressure on a resource, each time that the processes have waited for as long as the options say, at most once a
@@ -579,5 +587,5 @@ export const pressure: {
   (resource: Resource, options: PressureOptions): (cgroup: Cgroup) => Stream.Stream<Pressure, BerthError>
   (cgroup: Cgroup, resource: Resource, options: PressureOptions): Stream.Stream<Pressure, BerthError>
 } = dual(3, (cgroup: Cgroup, resource: Resource, options: PressureOptions) =>
-  events.pressure(cgroup, resource, options)
+  events.pressure(cgroup, resource, options).pipe(Stream.withSpan("berth.Cgroup.pressure"))
 )

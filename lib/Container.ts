@@ -8,7 +8,7 @@ import type * as net from "node:net"
 import type * as CommandExecutor from "@effect/platform/CommandExecutor"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import type * as HttpClient from "@effect/platform/HttpClient"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
@@ -400,7 +400,10 @@ export const top: (container: Container) => Effect.Effect<ReadonlyArray<ProcessI
  * @example
  * Effect.flatMap(Container.cgroup(box), Cgroup.update({ memory: "512MiB" }))
  */
-export const cgroup: (container: Container) => Effect.Effect<Cgroup.Cgroup, BerthError> = internal.cgroupOf
+export const cgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthError> =>
+  Effect.withSpan(internal.cgroupOf(container), "berth.Container.cgroup", {
+    attributes: { "container.id": container.id }
+  })
 
 /**
  * Starts a container, and starts it again as long as the schedule says so: it is given how the last one ended, and its
@@ -531,7 +534,8 @@ export const tarOut: {
  * made, files and links replaced, links that are there followed, inside the container's root. Blocks of zeros become
  * holes.
  *
- * Fails with `InvalidOption` for what is no archive, is cut off, or has a device, a sparse member or a name with `..`.
+ * Fails with `InvalidData` for bytes that are no archive, that end too early, or that have a device, a sparse member or a name
+ * with `..`.
  *
  * @since 0.1.0
  * @category files

@@ -11,7 +11,7 @@ import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
-import type { BerthError, ImageError, InvalidOption } from "./BerthError.ts"
+import type { BerthError, ImageError, InvalidData, InvalidOption } from "./BerthError.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { orUndone } from "./internal/gc/collect.ts"
 import * as internal from "./internal/image/image.ts"
@@ -123,7 +123,10 @@ export const host: Effect.Effect<Image, BerthError> = internal.host
  * @since 0.1.0
  * @category constructors
  */
-export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> => internal.fromRootfs(path)
+export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> =>
+  internal
+    .fromRootfs(path)
+    .pipe(Effect.withSpan("berth.Image.fromRootfs", { attributes: { "berth.rootfs": path } }))
 
 /**
  * An image with nothing in it.
@@ -179,7 +182,7 @@ export interface PullOptions extends Limits, ConnectOptions, ProgressOptions {
 /**
  * An image from a registry. The tag is resolved each time; what the store has already is not fetched again.
  *
- * Fails with `InvalidOption` for a malformed reference, `RegistryError` for what the registry does, and `ImageError`
+ * Fails with `InvalidData` for a reference that cannot be parsed, `RegistryError` for what the registry does, and `ImageError`
  * for what it gives. The store is then as it was before; where it was the connection that failed, what had been fetched
  * whole is kept for the next try.
  *
@@ -347,7 +350,7 @@ export {
    * which stays as it is, or a folder, which is copied as `ImageLayer.diff` does it. Unlike with `fromRootfs`, the folder
    * may change afterwards, and the image can be saved and pushed.
    *
-   * Fails with `InvalidOption` for a name or a config that cannot be, with `ImageError` as `ImageLayer.unpack` and
+   * Fails with `InvalidData` for a name that cannot be parsed, `InvalidOption` for a config that cannot be, with `ImageError` as `ImageLayer.unpack` and
    * `ImageLayer.diff` do, and with `OperationFailed` where a file of the folder cannot be read.
    *
    * @since 0.1.0
@@ -377,7 +380,7 @@ export interface PushOptions extends ConnectOptions, ProgressOptions {
  * is not sent again, and the manifest goes last: nobody sees half of an image. A reference with a tag and a digest gets
  * the tag; the digest has to be the manifest's.
  *
- * Fails with `InvalidOption` for an image without a manifest, with `RegistryError` for what the registry does, and with
+ * Fails with `InvalidData` for a reference that cannot be parsed, `InvalidOption` for an image without a manifest, with `RegistryError` for what the registry does, and with
  * `ImageError` where blobs are missing or are not what their digests say.
  *
  * @since 0.1.0
@@ -462,19 +465,25 @@ export interface NamedOptions {
   readonly platform?: string | undefined
 }
 
+const named = (method: string, name: string) =>
+  Effect.withSpan(`berth.Image.${method}`, { attributes: { "container.image.name": name } })
+
 /**
  * Every image that the store has a name for. What has no name of its own, as the layers do, is in `Store.usage`.
  *
  * @since 0.1.0
  * @category store
  */
-export const list: Effect.Effect<ReadonlyArray<NamedImage>, ImageError, Berth> = imageStore.list
+export const list: Effect.Effect<ReadonlyArray<NamedImage>, ImageError, Berth> = Effect.withSpan(
+  imageStore.list,
+  "berth.Image.list"
+)
 
 /**
  * An image that the store has already, without a registry: what was pulled, loaded or copied there. The name is taken as
  * it is written in the store, or else as `pull` would write it: `alpine:3` finds `docker.io/library/alpine:3`.
  *
- * Fails with `InvalidOption` for a malformed name, and with `ImageError`: `NotFound` for a name that is not there, and
+ * Fails with `InvalidData` for a name that cannot be parsed, and with `ImageError`: `NotFound` for a name that is not there, and
  * `DigestMismatch` or `Corrupt` where bytes on the disk are not what they were, which a `pull` mends.
  *
  * @since 0.1.0
@@ -484,9 +493,7 @@ export const fromStore = (
   name: string,
   options?: NamedOptions & Limits
 ): Effect.Effect<Image, BerthError, Berth> =>
-  imageStore
-    .fromStore(name, options ?? {})
-    .pipe(Effect.withSpan("berth.Image.fromStore", { attributes: { "container.image.name": name } }))
+  imageStore.fromStore(name, options ?? {}).pipe(named("fromStore", name))
 
 /**
  * What an image in the store is made of. Texts are as whoever made the image wrote them.
@@ -528,7 +535,8 @@ export interface Inspected {
 export const inspect = (
   name: string,
   options?: NamedOptions
-): Effect.Effect<Inspected, ImageError | InvalidOption, Berth> => imageStore.inspect(name, options ?? {})
+): Effect.Effect<Inspected, ImageError | InvalidData | InvalidOption, Berth> =>
+  imageStore.inspect(name, options ?? {}).pipe(named("inspect", name))
 
 /**
  * One step in which an image was made.
@@ -556,15 +564,15 @@ export interface HistoryEntry {
 export const history = (
   name: string,
   options?: NamedOptions
-): Effect.Effect<ReadonlyArray<HistoryEntry>, ImageError | InvalidOption, Berth> =>
-  imageStore.history(name, options ?? {})
+): Effect.Effect<ReadonlyArray<HistoryEntry>, ImageError | InvalidData | InvalidOption, Berth> =>
+  imageStore.history(name, options ?? {}).pipe(named("history", name))
 
 /**
  * Gives what has a name in the store another name, too, in place of what that stood for. The new one is kept as `pull`
  * would write it.
  *
- * Fails with `InvalidOption` for a malformed name or a new one with a digest, and with `ImageError`: `NotFound`, or
- * `Storage`.
+ * Fails with `InvalidData` for a name that cannot be parsed, `InvalidOption` for a new name with a digest, and `ImageError`:
+ * `NotFound`, or `Storage`.
  *
  * @since 0.1.0
  * @category store
@@ -574,17 +582,17 @@ export const history = (
  * const program = Image.tag("alpine:3", "127.0.0.1:5000/team/alpine:3")
  */
 export const tag: {
-  (newName: string): (name: string) => Effect.Effect<void, ImageError | InvalidOption, Berth>
-  (name: string, newName: string): Effect.Effect<void, ImageError | InvalidOption, Berth>
-} = dual(2, imageStore.tag)
+  (newName: string): (name: string) => Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth>
+  (name: string, newName: string): Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth>
+} = dual(2, (name: string, newName: string) => imageStore.tag(name, newName).pipe(named("tag", name)))
 
 /**
  * Takes a name from the store. What nothing else reaches stays on the disk until `Store.gc`; containers run on.
  *
- * Fails with `InvalidOption` for a malformed name, and with `ImageError`: `NotFound`, or `Storage`.
+ * Fails with `InvalidData` for a name that cannot be parsed, and with `ImageError`: `NotFound`, or `Storage`.
  *
  * @since 0.1.0
  * @category store
  */
-export const remove = (name: string): Effect.Effect<void, ImageError | InvalidOption, Berth> =>
-  imageStore.remove(name)
+export const remove = (name: string): Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth> =>
+  imageStore.remove(name).pipe(named("remove", name))

@@ -7,7 +7,7 @@
 import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
-import type * as Stream from "effect/Stream"
+import * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import * as layerDiff from "./internal/layer/diff.ts"
@@ -153,4 +153,7 @@ export interface DiffOptions {
  * @since 0.1.0
  * @category destructors
  */
-export const diff: (options: DiffOptions) => Stream.Stream<Uint8Array, BerthError> = layerDiff.diff
+export const diff: (options: DiffOptions) => Stream.Stream<Uint8Array, BerthError> = (options) =>
+  layerDiff
+    .diff(options)
+    .pipe(Stream.withSpan("berth.ImageLayer.diff", { attributes: { "berth.rootfs": options.upper } }))

@@ -7,7 +7,7 @@ import type * as Brand from "effect/Brand"
 import type * as Either from "effect/Either"
 import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
-import type { ImageError, InvalidOption } from "./BerthError.ts"
+import type { ImageError, InvalidData } from "./BerthError.ts"
 import * as internal from "./internal/oci/reference.ts"
 import * as digests from "./internal/util/digest.ts"
 
@@ -85,7 +85,7 @@ export const digestParts: (digest: Digest) => {
 /**
  * Parses `[host[:port]/]path[:tag][@digest]` by the grammar that docker and podman use: a first part with a dot, a
  * colon or an upper-case letter, or `localhost`, is a registry; without one it is `docker.io`, where a name of one
- * part is in `library/`. Fails with `InvalidOption`.
+ * part is in `library/`. Fails with `InvalidData`.
  *
  * @since 0.1.0
  * @category parsing
@@ -94,7 +94,7 @@ export const digestParts: (digest: Digest) => {
  *
  * const program = Reference.parse("alpine:3") // docker.io/library/alpine:3
  */
-export const parse: (input: string) => Either.Either<Reference, InvalidOption> = internal.parse
+export const parse: (input: string) => Either.Either<Reference, InvalidData> = internal.parse
 
 /**
  * The whole reference, nothing left out: `docker.io/library/alpine:latest`. `parse` gives the same reference back.

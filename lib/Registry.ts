@@ -151,7 +151,20 @@ export const isRegistry: (u: unknown) => u is Registry = internal.isRegistry
  * @category constructors
  */
 export const connect = (host: string, options?: ConnectOptions): Effect.Effect<Registry, BerthError, Berth> =>
-  Effect.flatMap(Berth, (berth) => internal.connect(berth, host, options ?? {}))
+  Effect.flatMap(Berth, (berth) => internal.connect(berth, host, options ?? {})).pipe(
+    Effect.withSpan("berth.Registry.connect", { attributes: { "server.address": host } })
+  )
+
+/** The span of a request. */
+const request = (
+  method: string,
+  self: Registry,
+  repository: string,
+  attributes: Readonly<Record<string, unknown>> = {}
+): readonly [name: string, options: { readonly attributes: Readonly<Record<string, unknown>> }] => [
+  `berth.Registry.${method}`,
+  { attributes: { "server.address": self.host, "berth.repository": repository, ...attributes } }
+]
 
 /**
  * What this machine's registries.conf says of an image, for `connect`, `Image.pull` and `Image.push`: where its registry
@@ -163,8 +176,8 @@ export const connect = (host: string, options?: ConnectOptions): Effect.Effect<R
  * `registries.conf.d` in the same places, as containers-registries.conf(5) has it, version 2. Nothing there is no error.
  * Short names are not looked up: a reference without a registry is docker.io's.
  *
- * Fails with `InvalidOption` for an image that is blocked, and for a file that is not as it should be: with the file, the
- * line, and what is wrong.
+ * Fails with `InvalidOption` for an image that is blocked, and with `InvalidData` for a file that cannot be parsed: with the
+ * file, the line, and what is wrong.
  *
  * @since 0.1.0
  * @category configuration
@@ -178,7 +191,11 @@ export const fromRegistriesConf = (
   reference: string,
   path?: string
 ): Effect.Effect<ConnectOptions, BerthError, Berth> =>
-  Effect.flatMap(Berth, (berth) => registriesConf.optionsFor(berth, reference, path))
+  Effect.flatMap(Berth, (berth) => registriesConf.optionsFor(berth, reference, path)).pipe(
+    Effect.withSpan("berth.Registry.fromRegistriesConf", {
+      attributes: { "container.image.name": reference }
+    })
+  )
 
 /** What is asked for, parsed: nothing else becomes part of a URL. */
 const inRepository = (self: Registry, repository: string, tagOrDigest: string) =>
@@ -199,11 +216,7 @@ export const resolve = (
 ): Effect.Effect<Descriptor, BerthError> =>
   Effect.flatMap(inRepository(self, repository, tagOrDigest), (reference) =>
     internal.resolve(self, reference)
-  ).pipe(
-    Effect.withSpan("berth.Registry.resolve", {
-      attributes: { "server.address": self.host, "berth.repository": repository, "berth.tag": tagOrDigest }
-    })
-  )
+  ).pipe(Effect.withSpan(...request("resolve", self, repository, { "berth.tag": tagOrDigest })))
 
 /**
  * The bytes of a manifest or index, verified, at most 4 MiB.
@@ -218,7 +231,7 @@ export const manifest = (
 ): Effect.Effect<Uint8Array, BerthError> =>
   Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
     internal.manifest(self, parsed, descriptor)
-  )
+  ).pipe(Effect.withSpan(...request("manifest", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * The bytes of a blob. A broken connection is resumed where it broke. Fails with `DigestMismatch` where the bytes are not
@@ -240,7 +253,7 @@ export const blob = (
     Effect.map(references.inRegistry(self.host, repository), (parsed) =>
       internal.blob(self, parsed, descriptor)
     )
-  )
+  ).pipe(Stream.withSpan(...request("blob", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * Every tag of a repository, as the registry orders them. Fails with `NotFound` where there is no such repository.
@@ -249,7 +262,9 @@ export const blob = (
  * @category requests
  */
 export const tags = (self: Registry, repository: string): Effect.Effect<ReadonlyArray<string>, BerthError> =>
-  Effect.flatMap(references.inRegistry(self.host, repository), (parsed) => listing.tags(self, parsed))
+  Effect.flatMap(references.inRegistry(self.host, repository), (parsed) => listing.tags(self, parsed)).pipe(
+    Effect.withSpan(...request("tags", self, repository))
+  )
 
 /**
  * A manifest that refers to another one: a signature, a bill of materials.
@@ -277,7 +292,7 @@ export const referrers = (
 ): Effect.Effect<ReadonlyArray<Referrer>, BerthError> =>
   Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
     listing.referrers(self, parsed, digest, options?.artifactType)
-  )
+  ).pipe(Effect.withSpan(...request("referrers", self, repository, { "berth.digest": digest })))
 
 /**
  * How a blob has come to be in a repository: it was there, it was taken from another repository of the registry, or its
@@ -306,7 +321,7 @@ export const putBlob = <E, R>(
 ): Effect.Effect<Placed, E | BerthError, R> =>
   Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
     pushing.putBlob(self, parsed, descriptor, content)
-  )
+  ).pipe(Effect.withSpan(...request("putBlob", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * Puts a blob that is in the repository `from` into another one of the same registry, which moves no bytes where the
@@ -325,7 +340,7 @@ export const mount = (
     Effect.flatMap(references.inRegistry(self.host, from), (source) =>
       pushing.mount(self, parsed, descriptor, source)
     )
-  )
+  ).pipe(Effect.withSpan(...request("mount", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
  * Puts a manifest or index of at most 4 MiB, whose blobs and manifests have to be there, under a tag or its own digest.
@@ -346,7 +361,7 @@ export const putManifest = (
 ): Effect.Effect<Descriptor, BerthError> =>
   Effect.flatMap(inRepository(self, repository, tagOrDigest), (reference) =>
     pushing.putManifest(self, reference, bytes, options?.mediaType)
-  )
+  ).pipe(Effect.withSpan(...request("putManifest", self, repository, { "berth.tag": tagOrDigest })))
 
 /**
  * Deletes a tag, or a manifest with all of its tags by its digest. The registry removes blobs when it pleases. Fails
@@ -362,4 +377,4 @@ export const deleteManifest = (
 ): Effect.Effect<void, BerthError> =>
   Effect.flatMap(inRepository(self, repository, tagOrDigest), (reference) =>
     listing.deleteManifest(self, reference)
-  )
+  ).pipe(Effect.withSpan(...request("deleteManifest", self, repository, { "berth.tag": tagOrDigest })))

@@ -244,7 +244,7 @@ export const defaultSeccomp: SeccompProfile = seccompDefault.defaultProfile
 export const strictSeccomp: SeccompProfile = seccompDefault.strictProfile
 
 /**
- * Decodes a profile from the text of a JSON file. Fails with `InvalidOption`, which names the place of the mistake. The names
+ * Decodes a profile from the text of a JSON file. Fails with `InvalidData`, which names the place of the mistake. The names
  * of system calls are checked when the profile is used, because only then is it known which rules apply.
  *
  * @since 0.1.0
@@ -393,7 +393,7 @@ export const strict: {
  * killed, the next Berth in the same folder unloads the profiles once no process uses them.
  *
  * Fails with `Unsupported` if AppArmor is disabled in the kernel, the parser is missing or this process is not root; with
- * `InvalidOption` for text that the parser does not understand; with `OperationFailed` (EEXIST) if a profile with that name
+ * `InvalidData` for text that the parser does not understand; with `OperationFailed` (EEXIST) if a profile with that name
  * is loaded already. Such a profile belongs to another program, and can be used by its name.
  *
  * @since 0.1.0

@@ -61,7 +61,9 @@ export const blobPath = (digest: Digest): Effect.Effect<string, never, Berth> =>
  * @category getters
  */
 export const has = (digest: Digest): Effect.Effect<boolean, ImageError, Berth> =>
-  Effect.flatMap(Berth, (berth) => internal.has(berth, digest))
+  Effect.flatMap(Berth, (berth) => internal.has(berth, digest)).pipe(
+    Effect.withSpan("berth.Store.has", { attributes: { "berth.digest": digest } })
+  )
 
 /**
  * Puts a blob into the store, unless it is there already: then the stream is not run. At any time one fiber, of all
@@ -90,21 +92,26 @@ export const put = <E, R>(
  * @since 0.1.0
  * @category getters
  */
-export const read = (
+export const read: (
   digest: Digest,
   options?: { readonly maxBytes?: number | undefined }
-): Effect.Effect<Uint8Array, ImageError, Berth> =>
-  Effect.gen(function* () {
+) => Effect.Effect<Uint8Array, ImageError, Berth> = Effect.fn("berth.Store.read")(
+  function* (digest, options) {
     const berth = yield* Berth
     const path = internal.folder(berth)
     const limit = options?.maxBytes ?? maxDocumentBytes
     const bytes = yield* readBounded(berth.fileSystem, Layout.blobPath(path, digest), digest, limit)
     if (Option.isNone(bytes)) {
-      return yield* new ImageError({ reason: "NotFound", subject: digest, detail: "is not in the store" })
+      return yield* new ImageError({
+        reason: "NotFound",
+        subject: digest,
+        detail: "is not in the store: pull its image, or put it there"
+      })
     }
     yield* digests.verify(digest, bytes.value.length, bytes.value)
     return bytes.value
-  })
+  }
+)
 
 /**
  * Lets a name stand for a manifest or index, in place of what it stood for before.
@@ -125,9 +132,13 @@ export const resolve = (name: string): Effect.Effect<Descriptor, ImageError, Ber
   Effect.flatMap(list, (entries) => {
     const found = entries.find((entry) => entry.name === name)
     return found === undefined
-      ? new ImageError({ reason: "NotFound", subject: name, detail: "is not in the store" })
+      ? new ImageError({
+          reason: "NotFound",
+          subject: name,
+          detail: "is not in the store: Store.list gives every name"
+        })
       : Effect.succeed(found.descriptor)
-  })
+  }).pipe(Effect.withSpan("berth.Store.resolve", { attributes: { "oci.ref.name": name } }))
 
 /**
  * Every name in the store.
@@ -142,7 +153,7 @@ export const list: Effect.Effect<ReadonlyArray<Tagged>, ImageError, Berth> = Eff
       const name = internal.nameOf(descriptor)
       return name === undefined ? [] : [{ name, descriptor }]
     })
-)
+).pipe(Effect.withSpan("berth.Store.list"))
 
 /**
  * Runs an effect in which `gc` takes nothing away: what it puts, pulls or unpacks, or finds there, stays until it has

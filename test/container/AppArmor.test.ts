@@ -233,7 +233,7 @@ suite("AppArmor", (effect, folder) => {
         error.message,
         /^apparmor profile=berth-test-\d+-absent: write: ENOENT .*Security\.appArmor/
       )
-      const wrong = yield* failure("InvalidOption", Security.appArmor("profile x { nonsense }"))
+      const wrong = yield* failure("InvalidData", Security.appArmor("profile x { nonsense }"))
       assert.match(wrong.message, /apparmor_parser.*syntax error/is)
     },
     { skip: without }

@@ -265,7 +265,7 @@ suite("Container.commit", (effect, berthFolder) => {
       const options = { entrypoint: [], command: ["/bin/sleep", "100"], user: "root" }
       const scope = yield* Scope.make()
       const box = yield* Scope.extend(Container.start(yield* image, options), scope)
-      yield* failure("InvalidOption", Container.commit(box, { tag: "Not A Tag" }))
+      yield* failure("InvalidData", Container.commit(box, { tag: "Not A Tag" }))
       yield* failure("InvalidOption", Container.commit(box, { config: { environment: { "a=b": "c" } } }))
       yield* failure("InvalidOption", Container.commit(box, { config: { command: ["a\0b"] } }))
       const before = (yield* Store.list).length

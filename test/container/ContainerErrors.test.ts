@@ -145,7 +145,7 @@ suite("Container: invalid input", (effect) => {
     const many = Array.from({ length: 60 }, () => "x".repeat(100_000))
     const all = yield* failure("CommandFailed", run({ command: ["true", ...many] }))
     assert.equal(all.reason, "ArgumentsTooLong")
-    assert.match(all.message, /file or stdin/)
+    assert.match(all.message, /file or on stdin/)
   })
 
   effect("a working folder that is a file fails with WorkingDirectory", function* () {

@@ -235,7 +235,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       const error = await rejection(box.$`sh -c "echo started; sleep 1002 & wait"`.timeout("1500 millis"))
       assert.ok(error instanceof BerthError && error._tag === "WaitFailed" && error.reason === "TimedOut")
       assert.deepEqual(error.log, ["started"])
-      assert.match(error.message, /no end of sh -c .* in 1500 ms/)
+      assert.match(error.message, /no end of sh -c .* within 1500 ms/)
       await until("the end of sleep 1002", async () => !(await commands(box)).includes("sleep 1002"))
     })
 

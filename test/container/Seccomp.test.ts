@@ -379,7 +379,7 @@ suite("Seccomp: invalid input", (effect) => {
 
   effect("text that is malformed JSON, or too long, is refused", function* () {
     for (const text of ["", "{", "[]", "null", '"x"', `"${"x".repeat(2 ** 20)}"`, "[".repeat(100000)])
-      yield* failure("InvalidOption", Security.seccompFromJson(text))
+      yield* failure("InvalidData", Security.seccompFromJson(text))
     const text = JSON.stringify(Security.defaultSeccomp)
     assert.deepEqual(yield* Security.seccompFromJson(text), JSON.parse(text))
   })

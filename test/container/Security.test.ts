@@ -168,7 +168,7 @@ suite("Security", (effect) => {
         "InvalidOption",
         run({ command: ["true"], namespaces: { network: "host" }, sysctls: { "net.ipv4.ip_forward": "1" } })
       )
-      assert.match(shared.message, /a network namespace of the container's own/)
+      assert.match(shared.message, /a network namespace of its own/)
     }
   )
 

@@ -82,7 +82,7 @@ suite("WaitFor", (effect, folder) => {
     assert.ok(error.millis < 10_000)
     assert.match(
       error.message,
-      /no line with ready in \d+ ms: it has ended with exit code 3\. Its last lines:\n/
+      /no line with ready within \d+ ms; it has ended with exit code 3\. Last lines of its log:\n/
     )
   })
 
@@ -155,7 +155,7 @@ suite("WaitFor", (effect, folder) => {
       "TimedOut",
       WaitFor.command(box, ["sh", "-c", "echo not yet >&2; exit 2"], { timeout: "2 seconds" })
     )
-    assert.match(error.message, /no exit code 0 of sh -c .* \(last time exit code 2: not yet\) in \d+ ms/)
+    assert.match(error.message, /no exit code 0 of sh -c .* \(last time exit code 2: not yet\) within \d+ ms/)
   })
 
   effect("WaitFor.command tries as often as its schedule says", function* () {
@@ -184,7 +184,10 @@ suite("WaitFor", (effect, folder) => {
     const box = yield* sleeper
     const check = healthcheck(["CMD-SHELL", "echo x >> /tmp/checks; echo sick; exit 1"], { retries: 2 })
     const error = yield* failedWait("Unhealthy", WaitFor.healthCheck(box, { healthcheck: check }))
-    assert.match(error.message, /health check .*exit code 1: sick.* says that it is unhealthy: it is running/)
+    assert.match(
+      error.message,
+      /health check .*exit code 1: sick.* reported that the container is unhealthy; it is running/
+    )
     assert.equal((yield* Container.exec(box, ["cat", "/tmp/checks"])).stdout, "x\nx\n")
   })
 

@@ -135,7 +135,7 @@ suite("Image.import", (effect) => {
       yield* assertFails("TooLarge", importing(zlib.gzipSync(good), { maxBytes: 100 }))
       yield* assertFails("Unsupported", importing(Uint8Array.of(0xfd, 0x37, 0x7a, 0x58, 0x5a)), "xz")
       yield* assertFails("NotFound", Image.import(`${folder}/absent`))
-      yield* failure("InvalidOption", importing(good, { tag: "No Good" }))
+      yield* failure("InvalidData", importing(good, { tag: "No Good" }))
       yield* failure("InvalidOption", importing(good, { config: { user: "a\0b" } }))
       yield* failure("InvalidOption", importing(good, { config: { environment: { "a=b": "c" } } }))
     }

@@ -272,7 +272,7 @@ describe("Image.fromLayout with invalid documents", { skip: whyNoImages }, () =>
       }
       return descriptor
     })
-    assertImageError(error, "TooLarge", "deep")
+    assertImageError(error, "TooLarge", "nested")
   })
 
   test("an image with more layers than the kernel can stack is refused", async () => {

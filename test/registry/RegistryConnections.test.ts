@@ -311,7 +311,7 @@ describe("registry connections", { skip: whyNoImages }, () => {
     }
   })
 
-  test("an invalid host or repository fails with InvalidOption, and nothing is sent", async () => {
+  test("an invalid host fails with InvalidOption, an invalid repository with InvalidData, and nothing is sent", async () => {
     for (const host of [
       "",
       "a/b.c",
@@ -323,12 +323,9 @@ describe("registry connections", { skip: whyNoImages }, () => {
       assert.equal((await runError(folder, Registry.connect(host)))._tag, "InvalidOption", host)
     }
     for (const repository of ["", "../x", "A", "a:b", "a//b", "a?b", "x.y:80/a"]) {
-      assert.equal(
-        (await runError(folder, resolve("localhost:1", repository, "1")))._tag,
-        "InvalidOption",
-        repository
-      )
+      const { _tag } = await runError(folder, resolve("localhost:1", repository, "1"))
+      assert.equal(_tag, "InvalidData", repository)
     }
-    assert.equal((await runError(folder, resolve("localhost:1", "a", "../x")))._tag, "InvalidOption")
+    assert.equal((await runError(folder, resolve("localhost:1", "a", "../x")))._tag, "InvalidData")
   })
 })

@@ -200,8 +200,8 @@ suite("Registry proxies and certificates", (effect) => {
       const thief = yield* proxy("127.0.0.1:1")
       for (const [status, hint] of [
         [407, "its URL"],
-        [401, "answers 401"],
-        [302, "answers 302"]
+        [401, "status 401"],
+        [302, "status 302"]
       ] as const) {
         const lines = [
           `HTTP/1.1 ${status} No`,
@@ -246,7 +246,7 @@ suite("Registry proxies and certificates", (effect) => {
       }
       const refused = yield* pull(refusing.url)
       assert.match(refused.stderr, /registry\.invalid:5000 cannot be reached/)
-      if (isNode) assert.match(refused.stderr, new RegExp(`the proxy ${refusing.address} opens no tunnel`))
+      if (isNode) assert.match(refused.stderr, new RegExp(`the proxy ${refusing.address} refuses a tunnel`))
       const pulled = yield* pull(tunnel.url)
       assert.deepEqual({ ...pulled }, { code: 0, signal: null, stdout: "pulled\n", stderr: "" })
       assert.deepEqual([...new Set(tunnel.asked)], ["registry.invalid:5000"])

@@ -39,6 +39,9 @@ export const joiningImage = imageWith("joining")
 /** The same with `echo`, a server. */
 export const echoImage = imageWith("echo")
 
+/** The same with `spoof`, which sends with the address of another. */
+export const spoofImage = imageWith("spoof")
+
 /** The outcome of each word of a program, from its output. */
 export const outcomes = (stdout: string): Readonly<Record<string, string>> =>
   Object.fromEntries(

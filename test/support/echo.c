@@ -1,7 +1,7 @@
 // A server for tests of connections: sends back what it reads, and "bye" after the end of that. A connection whose bytes
 // begin with "reset" is broken off, one whose bytes begin with "flood" gets bytes without end.
 //
-//   echo ADDRESS...   v4:PORT, v6:PORT (loopback), any4:PORT, unix:PATH, abstract:NAME; prints "listening" once all do
+//   echo ADDRESS...   v4:PORT, v6:PORT (loopback), any4:PORT, any6:PORT, unix:PATH, abstract:NAME; prints "listening" once all do
 #include <arpa/inet.h>
 #include <poll.h>
 #include <signal.h>
@@ -28,6 +28,10 @@ static int serve(const char *address) {
         struct sockaddr_in *v4 = (void *)&storage;
         *v4 = (struct sockaddr_in){AF_INET, htons(port), {htonl(INADDR_ANY)}, {0}};
         length = sizeof *v4;
+    } else if (sscanf(address, "any6:%u", &port) == 1) {
+        struct sockaddr_in6 *v6 = (void *)&storage;
+        *v6 = (struct sockaddr_in6){AF_INET6, htons(port), 0, IN6ADDR_ANY_INIT, 0};
+        length = sizeof *v6;
     } else if (sscanf(address, "v6:%u", &port) == 1) {
         struct sockaddr_in6 *v6 = (void *)&storage;
         *v6 = (struct sockaddr_in6){AF_INET6, htons(port), 0, IN6ADDR_LOOPBACK_INIT, 0};
@@ -42,6 +46,7 @@ static int serve(const char *address) {
     }
     int fd = socket(storage.ss_family, SOCK_STREAM, 0), on = 1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
     if (bind(fd, (void *)&storage, length) < 0 || listen(fd, 4096) < 0) {
         perror(address);
         exit(1);

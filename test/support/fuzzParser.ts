@@ -57,7 +57,7 @@ export const parsers: Readonly<
     samples: [`localhost:5000/a/b:latest@${digest}`, "alpine", "registry.example/a__b/c-d:1.0"],
     parse: (bytes) => {
       const parsed = Reference.parse(latin1(bytes))
-      if (Either.isLeft(parsed)) return assert.equal(parsed.left._tag, "InvalidOption")
+      if (Either.isLeft(parsed)) return assert.equal(parsed.left._tag, "InvalidData")
       assert.deepEqual(Reference.parse(Reference.print(parsed.right)), parsed)
     }
   },

@@ -1,7 +1,8 @@
-// Sends UDP datagrams with the address of another as their sender, by a raw socket (CAP_NET_RAW), and by taking the address itself
-// where it can (CAP_NET_ADMIN). Prints how far it came.
+// Sends a UDP datagram with the address of another as its sender, by a raw socket (CAP_NET_RAW), or prints the sender of each
+// datagram that it receives.
 //
 //   spoof 4|6 SENDER TARGET PORT
+//   spoof receive PORT
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/ip.h>
@@ -64,7 +65,23 @@ static int send6(const char *sender, const char *target, unsigned short port) {
     return fd < 0 ? -1 : (int)sendto(fd, &packet, sizeof packet, 0, (void *)&to, sizeof to);
 }
 
+static int receive(unsigned short port) {
+    struct sockaddr_in6 here = {.sin6_family = AF_INET6, .sin6_port = htons(port)}, sender;
+    char bytes[100], text[INET6_ADDRSTRLEN];
+    int fd = socket(AF_INET6, SOCK_DGRAM, 0);
+    if (bind(fd, (void *)&here, sizeof here) < 0) return 1;
+    puts("ready");
+    fflush(stdout);
+    for (;;) {
+        socklen_t length = sizeof sender;
+        if (recvfrom(fd, bytes, sizeof bytes, 0, (void *)&sender, &length) < 0) return 1;
+        printf("from %s\n", inet_ntop(AF_INET6, &sender.sin6_addr, text, sizeof text));
+        fflush(stdout);
+    }
+}
+
 int main(int count, char **arguments) {
+    if (count == 3) return receive((unsigned short)atoi(arguments[2]));
     if (count != 5) return 2;
     unsigned short port = (unsigned short)atoi(arguments[4]);
     int sent = atoi(arguments[1]) == 4 ? send4(arguments[2], arguments[3], port) : send6(arguments[2], arguments[3], port);

@@ -62,7 +62,7 @@ describe("Reference", () => {
           if (Either.isRight(parsed)) {
             assert.equal(printed(Reference.print(parsed.right)), Reference.print(parsed.right))
           } else {
-            assert.equal(parsed.left._tag, "InvalidOption")
+            assert.equal(parsed.left._tag, "InvalidData")
           }
         }
       ),
@@ -125,7 +125,7 @@ describe("Reference", () => {
     test(`Reference.parse refuses ${why}`, () => {
       const parsed = Reference.parse(input)
       assert.ok(Either.isLeft(parsed))
-      assert.equal(parsed.left._tag, "InvalidOption")
+      assert.equal(parsed.left._tag, "InvalidData")
       assert.ok(parsed.left.message.length < 500)
     })
   }

@@ -131,7 +131,7 @@ location = "mirror.invalid"
     ]
     for (const [content, line, why] of cases) {
       fs.writeFileSync(file, content)
-      const error = yield* failure("InvalidOption", Registry.fromRegistriesConf("a.invalid/x", file))
+      const error = yield* failure("InvalidData", Registry.fromRegistriesConf("a.invalid/x", file))
       const where = `${file}, line ${line} (`
       assert.ok(error.message.includes(where), `${error.message}: not line ${line}`)
       assert.match(error.message, why)

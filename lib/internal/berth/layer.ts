@@ -54,7 +54,8 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
       new Unsupported({
         feature: "the native part",
         why: String(cause),
-        hint: "Build it again on this machine: node native/setup.mjs"
+        hint: "Build it again on this machine: node native/setup.mjs",
+        cause
       })
     )
   }
@@ -101,7 +102,8 @@ const storage = (operation: string, cause: unknown): BerthError => {
     index: -1,
     syscall: syscall ?? "unknown",
     errno: Math.abs(errno ?? 0),
-    hint: "Berth keeps its state there: choose another folder with Berth.layerWith({ folder })"
+    hint: "Berth keeps its state there: choose another folder with Berth.layerWith({ folder })",
+    cause
   })
 }
 
@@ -172,7 +174,8 @@ const explain = (error: BerthError): BerthError =>
     ? new Unsupported({
         feature: "user namespaces",
         why: `the kernel refuses them to this non-root user: ${error.code}`,
-        hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is"
+        hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is",
+        cause: error
       })
     : error
 
@@ -286,4 +289,4 @@ export const make = (
     // Layers that a dead supervisor has not unpacked to the end.
     yield* sweepLayers(berth)
     return berth
-  })
+  }).pipe(Effect.withSpan("berth.Berth.layer"))

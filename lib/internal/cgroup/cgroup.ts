@@ -230,16 +230,20 @@ export const failed = (
   controller: string,
   path: string,
   errno: number,
-  at: "create" | "made" | "write" | "process"
+  at: "create" | "made" | "write" | "process",
+  cause?: unknown
 ): CgroupError => {
   const because = (reason: CgroupError["reason"], detail: string): CgroupError =>
-    new CgroupError({ reason, controller, path, errno, detail })
+    new CgroupError({ reason, controller, path, errno, detail, cause })
   const gone = "the cgroup is gone: its scope has closed, or another program has removed it"
   // A cgroup that failed to be made has been removed by now.
   const isThere = at === "made" || (at !== "create" && fs.existsSync(dirname(path)))
   switch (errno) {
     case EROFS:
-      return because("ReadOnly", "the tree is mounted read-only: remount it writable, or do without limits")
+      return because(
+        "ReadOnly",
+        "the tree is mounted read-only: remount it writable, or start without limits"
+      )
     case EACCES:
     case EPERM:
       return because(
@@ -285,23 +289,23 @@ export const explain =
 const explainOperation = (plan: Plan.Plan, operation: Plan.Operation, error: OperationFailed): BerthError => {
   switch (operation.op) {
     case "cgroup-create":
-      return failed("cgroup", operation.path, error.errno, "create")
+      return failed("cgroup", operation.path, error.errno, "create", error)
     case "cgroup-write": {
       const folder = dirname(operation.file)
       const made = plan.operations.some((other) => other.op === "cgroup-create" && other.path === folder)
       const controller = controllerOf(operation.file)
-      return failed(controller, operation.file, error.errno, made ? "made" : "write")
+      return failed(controller, operation.file, error.errno, made ? "made" : "write", error)
     }
     case "cgroup-devices":
-      return failed("devices", operation.path, error.errno, "write")
+      return failed("devices", operation.path, error.errno, "write", error)
     case "cgroup-join":
-      return failed("cgroup", operation.path, error.errno, "create")
+      return failed("cgroup", operation.path, error.errno, "create", error)
     case "process": {
       // The clone enters version 2's; the child enters the others before its first operation.
       const joined = plan.operations.filter((other) => other.op === "cgroup-join")
       const at = joined.find(({ version }) => version === (error.syscall === "write" ? 1 : 2))
       const ours = error.syscall === "write" || error.errno === EBUSY || error.errno === ENODEV
-      return at === undefined || !ours ? error : failed("cgroup", at.path, error.errno, "process")
+      return at === undefined || !ours ? error : failed("cgroup", at.path, error.errno, "process", error)
     }
     default:
       return error
@@ -315,7 +319,7 @@ export const filesOf = <A>(controller: string, path: string, body: () => A): Eff
       return body()
     } catch (error) {
       const errno = errnoOf(error)
-      throw errno === undefined ? error : failed(controller, path, errno, "write")
+      throw errno === undefined ? error : failed(controller, path, errno, "write", error)
     }
   })
 

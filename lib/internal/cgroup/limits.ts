@@ -124,7 +124,7 @@ const cpu = (cpus: Limits["cpus"], limits: CpuLimits): ReadonlyArray<Setting> =>
   if (idle === false) set("limits.cpu.idle", [["cpu.idle", "0"]], [["cpu.idle", "0"]])
   if (weight !== undefined) {
     whole("limits.cpu.weight", weight, 1, 10000)
-    if (idle === true) invalid("limits.cpu.weight", weight, "none where limits.cpu.idle is true")
+    if (idle === true) invalid("limits.cpu.weight", weight, "no weight where limits.cpu.idle is true")
     // As the scheduler converts it: kernel/sched/core.c, sched_weight_from_cgroup().
     const shares = String(Math.max(2, Math.round((weight * 1024) / 100)))
     set("limits.cpu.weight", [["cpu.shares", shares]], [["cpu.weight", String(weight)]])

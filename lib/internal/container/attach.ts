@@ -75,4 +75,4 @@ export const attach = (to: Process): Effect.Effect<ExitStatus, BerthError> =>
       { concurrency: "unbounded", discard: true }
     )
     return yield* to.exit
-  }).pipe(Effect.scoped)
+  }).pipe(Effect.scoped, Effect.withSpan("berth.Container.attach", { attributes: { "container.id": to.id } }))

@@ -7,6 +7,7 @@ import type { ExitStatus, LogEntry, LogsOptions, Process, StopOptions, TerminalS
 import { native } from "../system/addon.ts"
 import { isContainer, isProcess } from "../typeIds.ts"
 import { signalNumber } from "../util/signals.ts"
+import { spanIfObserved } from "../util/spanIfObserved.ts"
 import { letEnd, resume } from "./pause.ts"
 
 const SIGKILL = 9
@@ -23,7 +24,7 @@ export const signal: {
     }
     native().signal(process.state.pidfd, number)
     return number === SIGKILL ? letEnd(process) : Effect.void
-  })
+  }).pipe(spanIfObserved("berth.Container.signal", { "container.id": process.id, "berth.signal": which }))
 )
 
 export const resize: {
@@ -33,7 +34,8 @@ export const resize: {
   Effect.sync(() => process.state.terminal?.resize(size.rows, size.columns))
 )
 
-export const wait = (process: Process): Effect.Effect<ExitStatus, BerthError> => process.exit
+export const wait = (process: Process): Effect.Effect<ExitStatus, BerthError> =>
+  Effect.withSpan(process.exit, "berth.Container.wait", { attributes: { "container.id": process.id } })
 
 /** The signal that the container's image names. */
 const stopSignalOf = (process: Process): string =>
@@ -62,4 +64,6 @@ export const stop: {
 )
 
 export const logs = (process: Process, options: LogsOptions = {}): Stream.Stream<LogEntry, BerthError> =>
-  Stream.suspend(() => process.state.log().stream(options))
+  Stream.suspend(() => process.state.log().stream(options)).pipe(
+    Stream.withSpan("berth.Container.logs", { attributes: { "container.id": process.id } })
+  )

@@ -73,14 +73,15 @@ const explainProcess =
       const reason =
         error.errno === ENOENT ? "NotFound" : error.errno === E2BIG ? "ArgumentsTooLong" : "NotExecutable"
       const searched = searchPath(command, launch.settings.environment)
-      return new CommandFailed({ reason, command, searched, errno: error.errno })
+      return new CommandFailed({ reason, command, searched, errno: error.errno, cause: error })
     }
     if (operation?.op === "working-directory")
       return new CommandFailed({
         reason: "WorkingDirectory",
         command,
         searched: [operation.path],
-        errno: error.errno
+        errno: error.errno,
+        cause: error
       })
     const explained = cgroups.explain(plan)(error)
     return explained === error && "created" in launch ? explain(launch.created)(error) : explained
@@ -151,7 +152,7 @@ const paused = (id: string): ContainerError =>
   new ContainerError({
     reason: "Paused",
     container: id,
-    detail: "it is paused, and what is started in it would stand still as well: resume it first"
+    detail: "it is paused, and a process that starts in it would be paused too: resume it first"
   })
 
 const cgroupOf = (launch: Launch): Cgroup | undefined =>

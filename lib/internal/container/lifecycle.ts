@@ -20,7 +20,7 @@ import * as networks from "../network/network.ts"
 import { publish } from "../network/publish.ts"
 import { isContainer } from "../typeIds.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { traced } from "../util/spanIfObserved.ts"
+import { spanIfObserved } from "../util/spanIfObserved.ts"
 import * as check from "../util/validate.ts"
 import { launchInside, running } from "./execIn.ts"
 import { launchContainer } from "./launch.ts"
@@ -104,7 +104,7 @@ const startAlone = (
       })
     )
     return Effect.flatMap(prepared, (ready) => launchContainer({ ...ready, berth })).pipe(
-      traced("berth.Container.start", { "container.id": id, "container.image.name": image.reference })
+      spanIfObserved("berth.Container.start", { "container.id": id, "container.image.name": image.reference })
     )
   })
 
@@ -157,14 +157,16 @@ export const run = (
   image: Image,
   options: StartOptions & BufferOptions = {}
 ): Effect.Effect<Result, BerthError, Berth> =>
-  Effect.scoped(Effect.flatMap(start(image, options), (container) => buffered(container, options)))
+  Effect.scoped(Effect.flatMap(start(image, options), (container) => buffered(container, options))).pipe(
+    spanIfObserved("berth.Container.run", { "container.image.name": image.reference })
+  )
 
 export const spawn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Berth | Scope.Scope> =>
   Effect.suspend(() => {
     const { kinds, root, settingUp } = options.namespaces
     const spawned = spawnIn(options)
     return kinds.includes("mount") && root === undefined ? settingUp.withPermits(1)(spawned) : spawned
-  }).pipe(traced("berth.Container.spawn"))
+  }).pipe(spanIfObserved("berth.Container.spawn"))
 
 const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
@@ -196,6 +198,32 @@ const userInside = (
   })
 }
 
+const execIn = (
+  container: Container,
+  command: ReadonlyArray<string>,
+  options: ProcessOptions
+): Effect.Effect<Process, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const { state } = container
+    yield* running(container)
+    yield* attempt(() => {
+      check.process(options)
+      check.command(command)
+    })
+    const user = yield* userInside(container, options.user)
+    return yield* launchInside(container, options, {
+      arguments: command,
+      environment: {
+        ...state.settings.environment,
+        ...(options.user === undefined ? {} : { HOME: user.home }),
+        ...prepare.termOf(options),
+        ...options.env
+      },
+      workingDirectory: options.cwd ?? state.settings.workingDirectory,
+      user
+    })
+  })
+
 export const execStream: {
   (
     command: ReadonlyArray<string>,
@@ -209,26 +237,9 @@ export const execStream: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, command: ReadonlyArray<string>, options: ProcessOptions = {}) =>
-    Effect.gen(function* () {
-      const { state } = container
-      yield* running(container)
-      yield* attempt(() => {
-        check.process(options)
-        check.command(command)
-      })
-      const user = yield* userInside(container, options.user)
-      return yield* launchInside(container, options, {
-        arguments: command,
-        environment: {
-          ...state.settings.environment,
-          ...(options.user === undefined ? {} : { HOME: user.home }),
-          ...prepare.termOf(options),
-          ...options.env
-        },
-        workingDirectory: options.cwd ?? state.settings.workingDirectory,
-        user
-      })
-    }).pipe(traced("berth.Container.exec", { "container.id": container.id }))
+    execIn(container, command, options).pipe(
+      spanIfObserved("berth.Container.execStream", { "container.id": container.id })
+    )
 )
 
 export const exec: {
@@ -245,8 +256,8 @@ export const exec: {
   (args) => isContainer(args[0]),
   (container: Container, command: ReadonlyArray<string>, options: ExecOptions = {}) =>
     Effect.scoped(
-      Effect.flatMap(execStream(container, command, options), (process) => buffered(process, options))
-    )
+      Effect.flatMap(execIn(container, command, options), (process) => buffered(process, options))
+    ).pipe(spanIfObserved("berth.Container.exec", { "container.id": container.id }))
 )
 
 export const supervised = <Out, R>(
@@ -267,10 +278,15 @@ export const supervised = <Out, R>(
     Effect.scoped,
     Effect.tap((status) => Effect.sync(() => (last = status)))
   )
-  return Effect.map(Effect.repeat(once, restart), () => last!)
+  return Effect.map(Effect.repeat(once, restart), () => last!).pipe(
+    Effect.withSpan("berth.Container.supervised", { attributes: { "container.image.name": image.reference } })
+  )
 }
 
-export const stats = (container: Container): Effect.Effect<Cgroup.Stats, BerthError> => {
+export const stats = (container: Container): Effect.Effect<Cgroup.Stats, BerthError> =>
+  statsOf(container).pipe(spanIfObserved("berth.Container.stats", { "container.id": container.id }))
+
+const statsOf = (container: Container): Effect.Effect<Cgroup.Stats, BerthError> => {
   const { cgroup } = container.state
   if (cgroup === undefined) {
     const detail =

@@ -137,7 +137,14 @@ class Files {
 
 const failed = (cause: unknown): OperationFailed => {
   const { errno = 0, syscall = "write" } = cause as { errno?: number; syscall?: string }
-  return new OperationFailed({ operation: "log file", index: -1, syscall, errno: Math.abs(errno), hint: "" })
+  return new OperationFailed({
+    operation: "log file",
+    index: -1,
+    syscall,
+    errno: Math.abs(errno),
+    hint: "",
+    cause
+  })
 }
 
 export class Log {

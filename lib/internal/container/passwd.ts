@@ -24,9 +24,9 @@ export interface User {
 /** passwd and group files are read whole, and gone through line by line on the program's own thread. */
 const FILE_BYTES_MAX = 1024 * 1024
 
-const tooLarge = (subject: string, path: string): ImageError => {
-  const detail = `its /${path} has more than ${FILE_BYTES_MAX} bytes, which is too much for a file of users: make it smaller`
-  return new ImageError({ reason: "TooLarge", subject, detail })
+const tooLarge = (subject: string, path: string, cause?: unknown): ImageError => {
+  const detail = `its /${path} is larger than ${FILE_BYTES_MAX} bytes, the limit for a file of users: make it smaller`
+  return new ImageError({ reason: "TooLarge", subject, detail, cause })
 }
 
 const utf8 = new TextDecoder()
@@ -87,7 +87,7 @@ export const readInside = (subject: string, pid: number, path: string): Effect.E
           )
         )
       } catch (error) {
-        if (inRoot.isErrno(error, EFBIG)) throw tooLarge(subject, path)
+        if (inRoot.isErrno(error, EFBIG)) throw tooLarge(subject, path, error)
         if (inRoot.isErrno(error, ENOENT, ENOTDIR, ELOOP, EACCES, EAGAIN, inRoot.EISDIR)) return ""
         throw error
       }

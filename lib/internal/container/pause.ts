@@ -104,7 +104,7 @@ export const resume = (process: Process): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const { cgroup } = process.state
     return freezer.isFrozen(cgroup) && isOwn(process) ? freezer.thaw(cgroup!) : Effect.void
-  })
+  }).pipe(Effect.withSpan("berth.Container.resume", { attributes: { "container.id": process.id } }))
 
 /** What has been told to end must not stand still. */
 export const letEnd = (process: Process): Effect.Effect<void, BerthError> =>
@@ -121,4 +121,4 @@ export const top = (container: Container): Effect.Effect<ReadonlyArray<ProcessIn
   Effect.zipRight(
     running(container),
     Effect.suspend(() => processes.top(container, processes.processesOf(container)))
-  )
+  ).pipe(Effect.withSpan("berth.Container.top", { attributes: { "container.id": container.id } }))

@@ -33,11 +33,12 @@ const modeOf = ({ modes }: Memory, image: Image): number => {
     const mode = top === undefined ? 0o755 : statSync(top).mode & 0o7777
     modes.set(image, mode)
     return mode
-  } catch {
+  } catch (cause) {
     throw new ImageError({
       reason: "NotFound",
       subject: image.reference,
-      detail: `its layer ${top} is no longer there`
+      detail: `its layer ${top} was removed: get the image again`,
+      cause
     })
   }
 }
@@ -92,7 +93,7 @@ export const compose = (
   const where = options.upper ?? image.upper
   const size = options.size === undefined ? undefined : check.bytes("size", options.size)
   if (where === "disk" && image.upper === "memory") {
-    const expected = `"memory" for ${image.reference}: overlayfs takes no writable layer from within a read-only one (ELOOP)`
+    const expected = `"memory" for ${image.reference}: overlayfs refuses a writable layer inside a read-only one (ELOOP)`
     check.invalid("upper", where, expected)
   }
   const bound = rootless && image.layers.length === 1 && image.layers[0] === "/"

@@ -42,7 +42,7 @@ const isSubjectFirst = (args: IArguments): boolean => isProcess(args[0])
 
 const stateOf = ({ exitCode, outOfMemory, signal }: ExitStatus): string =>
   outOfMemory !== undefined
-    ? "was killed by the kernel for want of memory"
+    ? "was ended by the OOM killer"
     : signal !== undefined
       ? `was ended by ${signal}`
       : `has ended with exit code ${exitCode}`

@@ -104,7 +104,7 @@ const keptTooLong = (path: string): ImageError =>
   new ImageError({
     reason: "Storage",
     subject: path,
-    detail: `has been locked by ${holderOf(path)} for more than ${PATIENCE_MINUTES} minutes, which does nothing to it: end that process, and give no container this folder`
+    detail: `has been locked by ${holderOf(path)} for more than ${PATIENCE_MINUTES} minutes without a sign of work: end that process, and give no container this folder`
   })
 
 /** Waits for the lock of an opened file or folder, whose path is for errors. */

@@ -26,7 +26,8 @@ export const storageError =
     return new ImageError({
       reason: "Storage",
       subject,
-      detail: storageDetail(code, error.message, folder)
+      detail: storageDetail(code, error.message, folder),
+      cause: error
     })
   }
 

@@ -4,5 +4,5 @@ export const tooLarge = (subject: string, size: number, limit: number): ImageErr
   new ImageError({
     reason: "TooLarge",
     subject,
-    detail: `has ${size} bytes where at most ${limit} are taken`
+    detail: `is ${size} bytes; the limit is ${limit}`
   })

@@ -4,9 +4,9 @@ import { EIO, ENOENT, ENOTDIR } from "../util/errno.ts"
 import * as inRoot from "./rooted.ts"
 
 const hints: Readonly<Record<number, string>> = {
-  [ENOENT]: "Both the source and the folder to copy into have to be there",
-  [inRoot.EISDIR]: "A folder is in the place of a file: nothing of it was replaced",
-  [ENOTDIR]: "A file is in the place of a folder: nothing of it was replaced"
+  [ENOENT]: "The source and the folder to copy into must exist",
+  [inRoot.EISDIR]: "A folder has the name of the file, and was left as it is: remove it, or use another name",
+  [ENOTDIR]: "A file has the name of the folder, and was left as it is: remove it, or use another name"
 }
 
 export const failedAs =
@@ -15,9 +15,14 @@ export const failedAs =
     if (isBerthError(error)) return error
     const errno = inRoot.errnoOf(error)
     if (errno === undefined && error instanceof TypeError)
-      return new InvalidOption({ option: "path", value: operation, expected: "text without NUL" })
+      return new InvalidOption({
+        option: "path",
+        value: operation,
+        expected: "text without NUL",
+        cause: error
+      })
     const { syscall = "copy", path, message } = error as NodeJS.ErrnoException
     const at = error instanceof inRoot.Failure && path !== undefined ? `${operation}: ${path}` : operation
     const hint = errno === undefined ? message : (hints[errno] ?? "")
-    return new OperationFailed({ operation: at, index: -1, syscall, errno: errno ?? EIO, hint })
+    return new OperationFailed({ operation: at, index: -1, syscall, errno: errno ?? EIO, hint, cause: error })
   }

@@ -60,7 +60,7 @@ const tooLarge = (path: string): SystemError =>
     reason: "BadResource",
     pathOrDescriptor: path,
     syscall: "read",
-    description: `EFBIG: file too large, read '${path}': readFile takes ${READ_BYTES_MAX} bytes at most, stream takes any`
+    description: `EFBIG: file too large, read '${path}': the limit of readFile is ${READ_BYTES_MAX} bytes: use stream`
   })
 
 const temporary = (): string => randomBytes(4).toString("base64url").slice(0, 6).replaceAll(/[-_]/g, "x")

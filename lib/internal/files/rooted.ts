@@ -80,7 +80,7 @@ export const via = (fd: number): string => `/proc/self/fd/${fd}`
 const check = (path: string): void => {
   if (typeof path !== "string" || path.includes("\0")) {
     const shown = JSON.stringify(path)
-    throw Object.assign(new TypeError(`a path is text without NUL, which the kernel cannot take: ${shown}`), {
+    throw Object.assign(new TypeError(`a path must be text without NUL: ${shown}`), {
       code: "ERR_INVALID_ARG_VALUE"
     })
   }
@@ -250,7 +250,7 @@ export const isProc = (fd: number): boolean => fs.statfsSync(via(fd)).type === P
 
 /** Fails by the kind of a file that is opened by processes of the container alone. */
 const refuse = (what: string, syscall: string, path: string): never => {
-  const hint = `${what} is not opened from outside of the container: open it by a command in the container`
+  const hint = `${what} cannot be opened from outside the container: open it with a command inside`
   throw new Failure(errno.EACCES, syscall, path, hint)
 }
 

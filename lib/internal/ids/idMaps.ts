@@ -204,7 +204,7 @@ export const own = (): Ids => {
 
 /** How to get ranges. */
 export const rangesHint =
-  'Install newuidmap (Debian: uidmap) and give yourself ranges (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME), or make do with one id: Berth.layerWith({ ids: "single" })'
+  'Install newuidmap (Debian: uidmap) and give yourself ranges (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME), or use a single id: Berth.layerWith({ ids: "single" })'
 
 // newuidmap(1): PID, then CONTAINER HOST SIZE for each range.
 const runProgram = (
@@ -217,7 +217,7 @@ const runProgram = (
     execFile(findProgram(name) ?? name, args, (error, _, stderr) => {
       if (error === null) return resume(Effect.void)
       const why = `${name}: ${stderr.trim() || error.message}`
-      resume(Effect.fail(new Unsupported({ feature: "ranges of ids", why, hint: rangesHint })))
+      resume(Effect.fail(new Unsupported({ feature: "ranges of ids", why, hint: rangesHint, cause: error })))
     })
   })
 

@@ -58,6 +58,7 @@ export const explain =
       ? new Unsupported({
           feature: `namespaces ${kinds.join(", ")}`,
           why: `clone3 fails with ${error.code}: this kernel lacks one of them`,
-          hint: "Leave it out, or use a newer kernel: namespaces(7) has the version for each kind"
+          hint: "Leave it out, or use a newer kernel: namespaces(7) has the version for each kind",
+          cause: error
         })
       : error

@@ -116,10 +116,10 @@ export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> =>
       catch: (cause): BerthError => {
         const code = String((cause as { code?: unknown }).code ?? "")
         return code === "ENOENT"
-          ? new ImageError({ reason: "NotFound", subject: path, detail: "there is no such folder" })
+          ? new ImageError({ reason: "NotFound", subject: path, detail: "there is no such folder", cause })
           : code.startsWith("ERR_")
-            ? new InvalidOption({ option: "path", value: JSON.stringify(path), expected: "a path" })
-            : new ImageError({ reason: "Storage", subject: path, detail: String(cause) })
+            ? new InvalidOption({ option: "path", value: JSON.stringify(path), expected: "a path", cause })
+            : new ImageError({ reason: "Storage", subject: path, detail: String(cause), cause })
       }
     })
     if (!resolved.isDirectory) {
@@ -236,7 +236,12 @@ export const fromLayout = (
     const wanted = yield* Layout.parsePlatform(options.platform)
     const folder = yield* Effect.mapError(fileSystem.realPath(path), (error) =>
       isNotFound(error)
-        ? new ImageError({ reason: "NotFound", subject: path, detail: "there is no such folder" })
+        ? new ImageError({
+            reason: "NotFound",
+            subject: path,
+            detail: "there is no such folder",
+            cause: error
+          })
         : storageError(path)(error)
     )
     const layout = yield* Layout.readIndex(fileSystem, folder)

@@ -39,19 +39,20 @@ interface Candidate {
   readonly blob: (digest: Reference.Digest) => Stream.Stream<Uint8Array, ImageError>
 }
 
-const corrupt = (subject: string, detail: string) => new ImageError({ reason: "Corrupt", subject, detail })
+const corrupt = (subject: string, detail: string, cause?: unknown) =>
+  new ImageError({ reason: "Corrupt", subject, detail, cause })
 
 const nameOf = (subject: string, written: string): Name => ({
   written,
   stored: /[:/]/.test(written)
     ? Either.mapBoth(Reference.parse(written), {
-        onLeft: ({ expected }) =>
-          corrupt(subject, `has an image with the name ${quote(written)}: expected ${expected}`),
+        onLeft: (cause) =>
+          corrupt(subject, `has an image with the name ${quote(written)}: expected ${cause.expected}`, cause),
         onRight: Reference.print
       })
     : references.isTag(written)
       ? Either.right(written)
-      : Either.left(corrupt(subject, `has an image with the tag ${quote(written)}, which is none`))
+      : Either.left(corrupt(subject, `has an image with the malformed tag ${quote(written)}`))
 })
 
 /** Under which name `tag` picks it, if it does. */
@@ -147,7 +148,7 @@ const decodeDocker = (
   }
   const issue = ParseResult.ArrayFormatter.formatErrorSync(decoded.left)[0]
   const path = issue === undefined || issue.path.length === 0 ? "the document" : issue.path.join(".")
-  return corrupt(subject, `${path}: ${(issue?.message ?? "is not as expected").slice(0, 300)}`)
+  return corrupt(subject, `${path}: ${(issue?.message ?? "is not as expected").slice(0, 300)}`, decoded.left)
 }
 
 /** An image of `docker save` as one of OCI: the config's own bytes, the layers as they are in the archive. */
@@ -183,7 +184,7 @@ const translate = (
       return yield* corrupt(subject, detail)
     }
     if (diffIds.length > Oci.maxLayers) {
-      const detail = `has ${diffIds.length} layers where at most ${Oci.maxLayers} can be stacked`
+      const detail = `has ${diffIds.length} layers; the limit is ${Oci.maxLayers}`
       return yield* new ImageError({ reason: "TooLarge", subject, detail })
     }
     const layers = yield* Effect.forEach(described.Layers, (name, i) =>
@@ -312,9 +313,14 @@ export const kindAt = (
     Effect.map(({ type }) => (type === "File" ? "file" : type === "Directory" ? "folder" : "other")),
     Effect.mapError((error) =>
       isNotFound(error)
-        ? new ImageError({ reason: "NotFound", subject: path, detail: "there is no such file" })
+        ? new ImageError({ reason: "NotFound", subject: path, detail: "there is no such file", cause: error })
         : path.includes("\0")
-          ? new InvalidOption({ option: "path", value: JSON.stringify(path), expected: "a path" })
+          ? new InvalidOption({
+              option: "path",
+              value: JSON.stringify(path),
+              expected: "a path",
+              cause: error
+            })
           : storageError(path)(error)
     )
   )

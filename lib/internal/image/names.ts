@@ -2,7 +2,7 @@
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { Berth } from "../../Berth.ts"
-import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
+import { type BerthError, ImageError, type InvalidData, InvalidOption } from "../../BerthError.ts"
 import type { HistoryEntry, Image, Inspected, NamedImage, NamedOptions } from "../../Image.ts"
 import type { Limits } from "../../ImageLayer.ts"
 import * as Reference from "../../Reference.ts"
@@ -24,7 +24,7 @@ export const find = <Entry>(
   all: ReadonlyArray<Entry>,
   nameOf: (entry: Entry) => string | undefined,
   wanted: string
-): Effect.Effect<Found<Entry>, ImageError | InvalidOption> =>
+): Effect.Effect<Found<Entry>, ImageError | InvalidData | InvalidOption> =>
   Effect.gen(function* () {
     const exact = all.filter((entry) => nameOf(entry) === wanted)
     if (exact.length > 0) {
@@ -64,7 +64,7 @@ export const resolve = (
   berth: Berth,
   wanted: string,
   options: NamedOptions
-): Effect.Effect<Resolved, ImageError | InvalidOption> =>
+): Effect.Effect<Resolved, ImageError | InvalidData | InvalidOption> =>
   Effect.gen(function* () {
     const platform = yield* Layout.parsePlatform(options.platform)
     const { entries, name } = yield* find(yield* Store.entries(berth), Store.nameOf, wanted)
@@ -99,7 +99,7 @@ const toDate = (text: string | undefined): Date | undefined => {
 export const inspect = (
   wanted: string,
   options: NamedOptions
-): Effect.Effect<Inspected, ImageError | InvalidOption, Berth> =>
+): Effect.Effect<Inspected, ImageError | InvalidData | InvalidOption, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
     const { config, descriptor, diffIds, manifest, name } = yield* resolve(berth, wanted, options)
@@ -126,7 +126,7 @@ export const inspect = (
 export const history = (
   wanted: string,
   options: NamedOptions
-): Effect.Effect<ReadonlyArray<HistoryEntry>, ImageError | InvalidOption, Berth> =>
+): Effect.Effect<ReadonlyArray<HistoryEntry>, ImageError | InvalidData | InvalidOption, Berth> =>
   Effect.gen(function* () {
     const { config, manifest } = yield* resolve(yield* Berth, wanted, options)
     const layers = manifest.layers.values()
@@ -143,7 +143,7 @@ export const history = (
   }).pipe(Store.keeping)
 
 /** A name that an image may be given, as `pull` would write it. */
-const newName = (input: string): Either.Either<string, InvalidOption> =>
+const newName = (input: string): Either.Either<string, InvalidData | InvalidOption> =>
   Either.filterOrLeft(
     Either.map(Reference.parse(input), (parsed) =>
       parsed.digest === undefined ? Reference.print(parsed) : ""
@@ -155,7 +155,10 @@ const newName = (input: string): Either.Either<string, InvalidOption> =>
     }
   )
 
-export const tag = (wanted: string, to: string): Effect.Effect<void, ImageError | InvalidOption, Berth> =>
+export const tag = (
+  wanted: string,
+  to: string
+): Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth> =>
   Effect.gen(function* () {
     const name = yield* newName(to)
     // The old name is looked up in the same turn, so that what it reaches has a name all the while.
@@ -166,7 +169,9 @@ export const tag = (wanted: string, to: string): Effect.Effect<void, ImageError 
     )
   })
 
-export const remove = (wanted: string): Effect.Effect<void, ImageError | InvalidOption, Berth> =>
+export const remove = (
+  wanted: string
+): Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth> =>
   Effect.flatMap(Berth, (berth) =>
     Store.update(berth, (all) =>
       Effect.map(find(all, nameOfEntry, wanted), ({ entries }) =>

@@ -40,7 +40,7 @@ export const ofImage = (image: Image): Effect.Effect<Source, BerthError, Berth> 
     const path = Layout.blobPath(folder, digest)
     const bytes = yield* readBounded(berth.fileSystem, path, digest, Oci.maxDocumentBytes)
     if (Option.isNone(bytes)) {
-      const detail = `its manifest ${digest} is in ${folder} no more: get the image again`
+      const detail = `its manifest ${digest} is no longer in ${folder}: get the image again`
       return yield* new ImageError({ reason: "NotFound", subject: image.reference, detail })
     }
     const size = bytes.value.length

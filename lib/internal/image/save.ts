@@ -7,7 +7,7 @@ import * as Either from "effect/Either"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
-import { type BerthError, type ImageError, InvalidOption } from "../../BerthError.ts"
+import { type BerthError, type ImageError, type InvalidData, InvalidOption } from "../../BerthError.ts"
 import type { Image, SaveOptions } from "../../Image.ts"
 import * as Reference from "../../Reference.ts"
 import { append, io, syncFolder } from "../disk/files.ts"
@@ -281,7 +281,7 @@ const ociMembers = (
 const repoTag = (
   name: string | undefined,
   tag: string | undefined
-): Effect.Effect<string | undefined, InvalidOption> =>
+): Effect.Effect<string | undefined, InvalidData> =>
   Effect.gen(function* () {
     if (tag !== undefined) {
       const parsed = yield* Reference.parse(tag)

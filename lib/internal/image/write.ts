@@ -47,7 +47,7 @@ export const encodeConfig = (
 ): Effect.Effect<Uint8Array, InvalidOption> => {
   const bytes = new TextEncoder().encode(JSON.stringify(document))
   return Effect.mapBoth(Oci.decodeConfig("config", bytes), {
-    onFailure: ({ detail }) => new InvalidOption({ option: "config", value: detail, expected }),
+    onFailure: (cause) => new InvalidOption({ option: "config", value: cause.detail, expected, cause }),
     onSuccess: () => bytes
   })
 }

@@ -201,7 +201,7 @@ const groupsOf = (
     if (!hasFolder(whole, path)) continue
     const target = endOf(link)
     const found = findTarget(bytesOf(target), whole, lower)
-    if (found === undefined) return corrupt(own, link, "which neither its layer has nor one below")
+    if (found === undefined) return corrupt(own, link, "which is in neither its layer nor a layer below")
     if (found.isFolder) corrupt(own, link, "which is a folder")
     const group = groups.get(found.key) ?? found
     group.names.push(path)

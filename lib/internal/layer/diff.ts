@@ -103,7 +103,7 @@ export const writingOf = (
     if (startsWith(name, WHITEOUT))
       unsupported(
         members.join(above, name),
-        "has a name that a layer has for what it removes: rename it before"
+        "has a name that stands for a removed file in a layer: rename it first"
       )
     const isWhiteout = status.isCharacterDevice() && status.rdev === 0
     // A tar has no sockets, and what was in the place of one is not to come back.

@@ -195,7 +195,7 @@ const attempt = <A>(berth: Berth, evaluate: () => Promise<A>) =>
   Effect.tryPromise({
     try: evaluate,
     catch: (cause) =>
-      new ImageError({ reason: "Storage", subject: parentFolder(berth), detail: String(cause) })
+      new ImageError({ reason: "Storage", subject: parentFolder(berth), detail: String(cause), cause })
   })
 
 interface Correction {

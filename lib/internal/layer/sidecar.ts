@@ -3,6 +3,7 @@
  * made good where an image is put together.
  */
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type { Berth } from "../../Berth.ts"
@@ -54,11 +55,11 @@ export const load = (berth: Berth, folder: string): Effect.Effect<Notes, ImageEr
   const path = `${folder}.implicit`
   return Effect.flatMap(readBounded(berth.fileSystem, path, folder, maxBytes), (bytes) => {
     if (Option.isNone(bytes)) return Effect.succeed({ implicit: [], links: [] })
-    const notes = Schema.decodeUnknownOption(File)(new TextDecoder().decode(bytes.value))
-    if (Option.isNone(notes)) {
-      const detail = `${path} is not as Berth wrote it: remove it and ${folder}, and get the image again`
-      return new ImageError({ reason: "Corrupt", subject: folder, detail })
+    const notes = Schema.decodeUnknownEither(File)(new TextDecoder().decode(bytes.value))
+    if (Either.isLeft(notes)) {
+      const detail = `${path} was changed since Berth wrote it: remove it and ${folder}, and get the image again`
+      return new ImageError({ reason: "Corrupt", subject: folder, detail, cause: notes.left })
     }
-    return Effect.succeed("links" in notes.value ? notes.value : { implicit: notes.value, links: [] })
+    return Effect.succeed("links" in notes.right ? notes.right : { implicit: notes.right, links: [] })
   })
 }

@@ -91,7 +91,7 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
     const diffId = yield* digests.parse(options.diffId)
     const compression = yield* Oci.compressionOf(descriptor)
     if (digests.parts(diffId).algorithm !== "sha256") {
-      const detail = "a diff id with another algorithm than sha256 is not supported"
+      const detail = "the diff id has another algorithm than sha256, which is not supported"
       return yield* new ImageError({ reason: "Unsupported", subject: diffId, detail })
     }
     const folder = layerFolder(berth, diffId)
@@ -318,7 +318,7 @@ const readReport = (subject: string, directory: string, text: string): Effect.Ef
     }
     const report = { digest: fields.get("digest"), diffId: fields.get("diffid") }
     return !fields.has("ok") || report.digest === undefined || report.diffId === undefined
-      ? broken(`has not said how it ended: ${JSON.stringify(text.slice(-200))}`)
+      ? broken(`ended without a report: ${JSON.stringify(text.slice(-200))}`)
       : Effect.succeed({ digest: report.digest, diffId: report.diffId, implicit, links })
   })
 

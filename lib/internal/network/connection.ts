@@ -9,6 +9,7 @@ import type { Address, Connection } from "../../Network.ts"
 import { native } from "../system/addon.ts"
 import { duplicate, Input, Output } from "../system/pipe.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { spanIfObserved } from "../util/spanIfObserved.ts"
 import { connectSocket } from "./socket.ts"
 
 /** The two halves of a connection; each waits for a descriptor of its own, as epoll(7) has one entry for each. */
@@ -47,5 +48,5 @@ export const connect: {
       Sink.forEach((bytes: Uint8Array) => output.write(bytes)),
       end
     )
-  }))
+  })).pipe(spanIfObserved("berth.Container.connect", { "container.id": container.id }))
 )

@@ -134,7 +134,7 @@ export const fetch: {
         },
         catch: (error) => failed(container, url, error)
       })
-    })
+    }).pipe(Effect.withSpan("berth.Container.fetch", { attributes: { "container.id": container.id } }))
 )
 
 /** See `Container.httpClient`. */

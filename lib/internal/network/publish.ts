@@ -95,7 +95,7 @@ const bindAll = (
   container: Container,
   host: string | undefined,
   port: number
-): readonly [ReadonlyArray<number>, number] => {
+): readonly [Array<number>, number] => {
   for (let attempt = 1; ; attempt++) {
     const [first, second] = candidates({ port, ...(host === undefined ? {} : { host }) }, 0)
     const [fd, chosen] = bind(container, first!)
@@ -127,9 +127,10 @@ export const publish: {
       const expected = "localhost or an IP address of this machine"
       return yield* Effect.fail(new InvalidOption({ option: "hostname", value: '""', expected }))
     }
-    const [sockets, chosen] = yield* attempt(() => bindAll(container, hostname, host))
-    const left = [...sockets]
-    yield* Effect.addFinalizer(() => Effect.sync(() => left.forEach((fd) => native().close(fd))))
+    const [left, chosen] = yield* Effect.acquireRelease(
+      attempt(() => bindAll(container, hostname, host)),
+      ([fds]) => Effect.sync(() => fds.forEach((fd) => native().close(fd)))
+    )
     const proxy = yield* makeProxy(container)
     yield* attempt(() => {
       while (left.length > 0) proxy.add(left.shift()!, port)
@@ -138,5 +139,5 @@ export const publish: {
       hostname: hostname === undefined || hostname === "localhost" ? "127.0.0.1" : hostname,
       port: chosen
     }
-  })
+  }).pipe(Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))
 )

@@ -158,7 +158,8 @@ export type Config = typeof ConfigDocument.Type
 
 const LayoutDocument = Schema.Struct({ imageLayoutVersion: Schema.Literal("1.0.0") })
 
-const corrupt = (subject: string, detail: string) => new ImageError({ reason: "Corrupt", subject, detail })
+const corrupt = (subject: string, detail: string, cause?: unknown) =>
+  new ImageError({ reason: "Corrupt", subject, detail, cause })
 
 /** The digest of a descriptor, fit to become a path. */
 export const digestOf = (descriptor: Descriptor): Effect.Effect<Digest, ImageError> =>
@@ -177,8 +178,8 @@ export const parseObject = (
       return typeof value === "object" && value !== null && !Array.isArray(value)
         ? Effect.succeed(value as Record<string, unknown>)
         : corrupt(subject, "is JSON, but not an object")
-    } catch {
-      return corrupt(subject, "is not JSON")
+    } catch (cause) {
+      return corrupt(subject, "is not JSON", cause)
     }
   })
 
@@ -193,7 +194,7 @@ const decode = <A, I>(
   }
   const issue = ParseResult.ArrayFormatter.formatErrorSync(decoded.left)[0]
   const path = issue === undefined || issue.path.length === 0 ? "the document" : issue.path.join(".")
-  return corrupt(subject, `${path}: ${(issue?.message ?? "is not as specified").slice(0, 300)}`)
+  return corrupt(subject, `${path}: ${(issue?.message ?? "is not as specified").slice(0, 300)}`, decoded.left)
 }
 
 /**
@@ -212,7 +213,7 @@ export const decodeManifest = (
       return yield* corrupt(subject, "mediaType is not a string")
     }
     if (stated !== undefined && mediaType !== undefined && stated !== mediaType) {
-      const detail = `says that it is ${JSON.stringify(stated.slice(0, 200))}, its descriptor says ${mediaType}`
+      const detail = `states the media type ${JSON.stringify(stated.slice(0, 200))}; its descriptor states ${mediaType}`
       return yield* corrupt(subject, detail)
     }
     const asIndex = "manifests" in value
@@ -222,7 +223,8 @@ export const decodeManifest = (
     }
     const type = mediaType ?? stated ?? (asIndex ? mediaTypes.index : mediaTypes.manifest)
     if (value.schemaVersion === 1) {
-      const detail = "is a docker schema 1 manifest, which nobody should use any more: push the image again"
+      const detail =
+        "is a docker schema 1 manifest, which is obsolete: push the image again with a current client"
       return yield* new ImageError({ reason: "Unsupported", subject, detail })
     }
     if (isIndexType(type)) {
@@ -241,7 +243,7 @@ export const decodeManifest = (
     }
     const manifest = yield* decode(ManifestDocument, subject, value)
     if (manifest.layers.length > maxLayers) {
-      const detail = `has ${manifest.layers.length} layers where at most ${maxLayers} can be stacked`
+      const detail = `has ${manifest.layers.length} layers; the limit is ${maxLayers}`
       return yield* new ImageError({ reason: "TooLarge", subject, detail })
     }
     const { annotations, config, layers } = manifest
@@ -308,7 +310,7 @@ export const compressionOf = (
         subject: descriptor.digest.slice(0, 300),
         detail: foreign
           ? `is a layer that may not be distributed (${descriptor.mediaType}): it is not in the image`
-          : `layer media type ${JSON.stringify(descriptor.mediaType)} is not known`
+          : `has the layer media type ${JSON.stringify(descriptor.mediaType)}, which is not supported`
       })
     }
   }

@@ -26,8 +26,13 @@ export const hashFile = (
     storageError(digest, path)
   )
 
-const missing = (digest: Digest, folder: string) =>
-  new ImageError({ reason: "NotFound", subject: digest, detail: `there is no such blob in ${folder}` })
+const missing = (digest: Digest, folder: string, cause?: unknown) =>
+  new ImageError({
+    reason: "NotFound",
+    subject: digest,
+    detail: `the blob is not in ${folder}`,
+    cause
+  })
 
 /** Where the blob is. Fails with `NotFound`, or `DigestMismatch` if its size is not the descriptor's. */
 export const checkBlob = (
@@ -39,7 +44,7 @@ export const checkBlob = (
     const digest = yield* Oci.digestOf(descriptor)
     const path = blobPath(folder, digest)
     const info = yield* Effect.mapError(fs.stat(path), (error) =>
-      isNotFound(error) ? missing(digest, folder) : storageError(digest, folder)(error)
+      isNotFound(error) ? missing(digest, folder, error) : storageError(digest, folder)(error)
     )
     if (info.type !== "File") {
       const detail = `${path} is not a file: move it away, and pull or load the image again`
@@ -157,7 +162,7 @@ export const platformError = (
   offered: ReadonlyArray<Oci.Platform>
 ): ImageError => {
   const names = [...new Set(offered.map(printPlatform))].slice(0, 30).join(", ")
-  const detail = `is for ${names === "" ? "no platform" : names}; wanted is ${printPlatform(wanted)}`
+  const detail = `is for ${names === "" ? "no platform" : names}, not for ${printPlatform(wanted)}`
   return new ImageError({ reason: "Platform", subject, detail })
 }
 
@@ -225,7 +230,7 @@ export const resolveImage = <E, R>(
       const document = yield* Oci.decodeManifest(descriptor.digest, bytes, descriptor.mediaType)
       if (document._tag === "Index") {
         if (depth === maxDepth) {
-          const detail = `is an index more than ${maxDepth} indexes deep`
+          const detail = `is nested in more than ${maxDepth} indexes`
           return yield* new ImageError({ reason: "TooLarge", subject: descriptor.digest, detail })
         }
         descriptor = yield* selectPlatform(descriptor.digest, document.manifests, wanted)

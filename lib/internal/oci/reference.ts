@@ -1,7 +1,7 @@
 /** The bodies of `Reference`: the grammar of names of images. */
 import * as Either from "effect/Either"
 import { hasProperty } from "effect/Predicate"
-import { InvalidOption } from "../../BerthError.ts"
+import { type ImageError, InvalidData } from "../../BerthError.ts"
 import type * as Reference from "../../Reference.ts"
 import * as digests from "../util/digest.ts"
 import { prints } from "../util/prints.ts"
@@ -48,52 +48,60 @@ const tagPattern = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$/
 const maxRepository = 255
 const maxReference = 1024
 
-/** The part of a name that an error says was expected. */
-type Expected = string
+/** Why a part of a name is refused: what was expected, and the error that it was found by. */
+interface Refusal {
+  readonly expected: string
+  readonly cause?: ImageError
+}
+
+const expect = (expected: string): Either.Either<never, Refusal> => Either.left({ expected })
 
 /** Whether the first part of a name is a registry, and not a part of the repository. */
 const namesRegistry = (first: string): boolean => first === "localhost" || /[.:A-Z[]/.test(first)
 
 /** A host, or host:port, as references have it. */
-export const parseRegistry = (input: string): Either.Either<string, Expected> => {
+export const parseRegistry = (input: string): Either.Either<string, Refusal> => {
   const port = /:([0-9]+)$/.exec(input)?.[1]
   return input.length <= maxReference &&
     namesRegistry(input) &&
     registryPattern.test(input) &&
     (port === undefined || (Number(port) >= 1 && Number(port) <= 65535))
     ? Either.right(input === "index.docker.io" ? "docker.io" : input)
-    : Either.left("a host name or address, and a port between 1 and 65535, before the first slash")
+    : expect("a host name or address, and a port between 1 and 65535, before the first slash")
 }
 
 /** Names with slashes between them, as in a repository. */
 export const isPath = (input: string): boolean =>
   input.length <= maxRepository && input.split("/").every((component) => componentPattern.test(component))
 
-const parseRepository = (registry: string, input: string): Either.Either<string, Expected> => {
+const parseRepository = (registry: string, input: string): Either.Either<string, Refusal> => {
   if (/[A-Z]/.test(input)) {
-    return Either.left("a repository name in lower case")
+    return expect("a repository name in lower case")
   }
   if (registry === "docker.io" && digests.isHex(input)) {
-    return Either.left("a name: 64 hexadecimal digits are an image id, which no registry knows")
+    return expect("a name: 64 hexadecimal digits are an image id, which no registry knows")
   }
   const repository = registry === "docker.io" && !input.includes("/") ? `library/${input}` : input
   if (repository.length > maxRepository) {
-    return Either.left(`a repository name of at most ${maxRepository} characters`)
+    return expect(`a repository name of at most ${maxRepository} characters`)
   }
-  return isPath(input) ? Either.right(repository) : Either.left("[host[:port]/]path[:tag][@digest]")
+  return isPath(input) ? Either.right(repository) : expect("[host[:port]/]path[:tag][@digest]")
 }
 
 export const isTag = (input: string): boolean => tagPattern.test(input)
 
-const parseTag = (input: string): Either.Either<string, Expected> =>
+const parseTag = (input: string): Either.Either<string, Refusal> =>
   isTag(input)
     ? Either.right(input)
-    : Either.left("one tag after the colon: up to 128 letters, digits, _, . and -, not starting with . or -")
+    : expect("one tag after the colon: up to 128 letters, digits, _, . and -, not starting with . or -")
 
-const parseDigest = (input: string): Either.Either<Reference.Digest, Expected> =>
+const parseDigest = (input: string): Either.Either<Reference.Digest, Refusal> =>
   Either.mapLeft(
     digests.parse(input),
-    () => "one digest after @: sha256: and 64, or sha512: and 128, lower-case hexadecimal digits"
+    (cause): Refusal => ({
+      expected: "one digest after @: sha256: and 64, or sha512: and 128, lower-case hexadecimal digits",
+      cause
+    })
   )
 
 /** What is before the first of these characters, and what is after it, where there is one. */
@@ -102,13 +110,13 @@ const cut = (input: string, character: string): readonly [before: string, after:
   return at === -1 ? [input, undefined] : [input.slice(0, at), input.slice(at + 1)]
 }
 
-const refused = (option: string, input: string) => (expected: Expected) =>
-  new InvalidOption({ option, value: quote(input), expected })
+const refused = (format: string, input: string) => (refusal: Refusal) =>
+  new InvalidData({ format, value: quote(input), ...refusal })
 
-export const parse = (input: string): Either.Either<Reference.Reference, InvalidOption> =>
+export const parse = (input: string): Either.Either<Reference.Reference, InvalidData> =>
   Either.gen(function* () {
     if (input.length > maxReference) {
-      return yield* Either.left(`at most ${maxReference} characters`)
+      return yield* expect(`at most ${maxReference} characters`)
     }
     const [name, digestPart] = cut(input, "@")
     const digest = digestPart === undefined ? undefined : yield* parseDigest(digestPart)
@@ -122,9 +130,9 @@ export const parse = (input: string): Either.Either<Reference.Reference, Invalid
   }).pipe(Either.mapLeft(refused("reference", input)))
 
 /** A repository of a registry, which `parseRegistry` has taken. */
-export const inRegistry = (registry: string, repository: string): Either.Either<Repository, InvalidOption> =>
+export const inRegistry = (registry: string, repository: string): Either.Either<Repository, InvalidData> =>
   Either.mapBoth(parseRepository(registry, repository), {
-    onLeft: () => refused("repository", repository)("the path of a repository"),
+    onLeft: () => refused("repository", repository)({ expected: "the path of a repository" }),
     onRight: (parsed) => ({ registry, repository: parsed })
   })
 
@@ -132,8 +140,8 @@ export const inRegistry = (registry: string, repository: string): Either.Either<
 export const inRepository = (
   repository: Repository,
   tagOrDigest: string
-): Either.Either<Reference.Reference, InvalidOption> =>
+): Either.Either<Reference.Reference, InvalidData> =>
   (tagOrDigest.includes(":")
     ? Either.map(parseDigest(tagOrDigest), (digest) => atDigest(repository, digest))
     : Either.map(parseTag(tagOrDigest), (tag) => atTag(repository, tag))
-  ).pipe(Either.mapLeft(refused("tagOrDigest", tagOrDigest)))
+  ).pipe(Either.mapLeft(refused("tag or digest", tagOrDigest)))

@@ -145,7 +145,7 @@ export const make = (
           return yield* refuse("gives no token")
         }
         const token = yield* readToken(name, subject, response)
-        return Option.isNone(token) ? yield* refuse("gives something else than a token") : token.value
+        return Option.isNone(token) ? yield* refuse("answers without a token") : token.value
       }).pipe(Effect.scoped)
 
     const answer: Auth["answer"] = ({ challenge, refused, scope, subject }) =>
@@ -156,7 +156,7 @@ export const make = (
         }
         if (challenge === undefined) {
           const detail =
-            "the registry wants credentials, but does not say which kind (no WWW-Authenticate header)"
+            "the registry wants credentials, but does not name a scheme (no WWW-Authenticate header)"
           return yield* Effect.fail(unauthorized(subject, detail))
         }
         const challenges = parseChallenges(challenge)
@@ -177,7 +177,10 @@ export const make = (
         if (!challenges.some(({ scheme }) => scheme === "basic")) {
           const kinds = challenges.map(({ scheme }) => scheme).join(", ") || "none"
           return yield* Effect.fail(
-            unauthorized(subject, `the registry wants an authentication that Berth does not know: ${kinds}`)
+            unauthorized(
+              subject,
+              `the registry wants an authentication scheme that Berth does not support: ${kinds}`
+            )
           )
         }
         if (identity._tag !== "Basic") {

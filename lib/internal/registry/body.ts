@@ -91,8 +91,7 @@ export const sendBody = <E>(
         yield* Effect.sleep("1 second")
         const still = (yield* Clock.currentTimeMillis) - moved
         if (still > Duration.toMillis(sent < length ? stallTimeout : answerTimeout)) {
-          const what =
-            sent < length ? `has taken nothing after ${sent} of ${length} bytes` : "does not answer"
+          const what = sent < length ? `stopped reading after ${sent} of ${length} bytes` : "does not answer"
           return yield* Effect.fail(onStall(what))
         }
       }

@@ -139,15 +139,22 @@ export const transportFailure = (name: string, subject: string, error: HttpClien
   const code = codeOf(error.cause)
   const why = code ?? textOf(error.cause)
   const hint = tlsTrouble.test(why)
-    ? ". It may speak HTTP without TLS: say plainHttp: true"
+    ? ". It may speak HTTP without TLS: set plainHttp: true"
     : unknownAuthority.test(why)
-      ? ". Its certificate is not from an authority that is known here: give that one as ca"
+      ? ". Its certificate is signed by an unknown authority: give the certificate of that authority as ca"
       : ""
   const detail =
     error._tag === "ResponseError"
       ? `the connection to ${name} broke: ${why}`
       : `${name} cannot be reached: ${why}${hint}`
-  const failure = new RegistryError({ reason: "Unreachable", registry: name, subject, status: 0, detail })
+  const failure = new RegistryError({
+    reason: "Unreachable",
+    registry: name,
+    subject,
+    status: 0,
+    detail,
+    cause: error
+  })
   const retry = !(error.cause instanceof ProxyRefusal) && (code === undefined || !permanent.test(code))
   return new Failure(failure, retry)
 }
@@ -195,7 +202,8 @@ const exchange = (
       const next = URL.canParse(location, url.href) ? new URL(location, url) : undefined
       const downgrade = next?.protocol !== "https:" && url.protocol === "https:"
       if (next === undefined || downgrade || !/^https?:$/.test(next.protocol) || hops === 0) {
-        const why = hops === 0 ? "too often" : "to where Berth does not follow (not https, or not a URL)"
+        const why =
+          hops === 0 ? "too often" : "to a place that Berth does not follow (not https, or not a URL)"
         return Effect.fail(protocolFailure(client.name, request.subject, response.status, `redirects ${why}`))
       }
       return go(next, hops - 1)
@@ -241,7 +249,7 @@ export const execute = (
       // A runtime's fetch decompresses whatever comes, and nobody has asked for that.
       const encoding = response.headers["content-encoding"] ?? "identity"
       const isRefused = request.method !== "HEAD" && !/^(identity)?$/i.test(encoding)
-      const detail = `sends an answer in the encoding ${JSON.stringify(encoding.slice(0, 100))}, for which nobody has asked`
+      const detail = `answers in the encoding ${JSON.stringify(encoding.slice(0, 100))}, which was not requested`
       return isRefused
         ? Effect.fail(protocolFailure(client.name, subject, response.status, detail))
         : Effect.void
@@ -254,9 +262,13 @@ export const protocolFailure = (
   subject: string,
   status: number,
   detail: string,
-  retry = false
+  retry = false,
+  cause?: unknown
 ): Failure =>
-  new Failure(new RegistryError({ reason: "Protocol", registry: name, subject, status, detail }), retry)
+  new Failure(
+    new RegistryError({ reason: "Protocol", registry: name, subject, status, detail, cause }),
+    retry
+  )
 
 /** The body as a stream that fails where nothing comes for so long, or too little on average. */
 export const body = (
@@ -267,7 +279,7 @@ export const body = (
 ): Stream.Stream<Uint8Array, Failure> =>
   response.stream.pipe(
     Stream.mapError((error) => transportFailure(name, subject, error)),
-    Stream.timeoutFail(() => timedOut(name, subject, "has stopped sending"), stallTimeout),
+    Stream.timeoutFail(() => timedOut(name, subject, "stopped sending"), stallTimeout),
     fastEnough(Duration.toMillis(stallTimeout) * stallsPerAverage, (bytes, millis) =>
       timedOut(name, subject, `is too slow: it has sent ${bytes} bytes in ${Math.round(millis)} ms`, false)
     )
@@ -383,9 +395,12 @@ const statusFailure = (
     switch (status) {
       case 401:
       case 403:
-        return fail("Unauthorized", `${client.auth.description} may not do this`)
+        return fail("Unauthorized", `${client.auth.description} is not allowed to do this`)
       case 404:
-        return fail("NotFound", "there is no such repository, tag or blob, or not for you")
+        return fail(
+          "NotFound",
+          `the repository, tag or blob does not exist, or is hidden from ${client.auth.description}`
+        )
       case 405:
         return fail("Unsupported", `the registry does not allow ${request.method} here`)
       case 429:
@@ -395,9 +410,9 @@ const statusFailure = (
       case 502:
       case 503:
       case 504:
-        return fail("Protocol", `the registry is in trouble${wait && `, and says ${wait}`}`, true)
+        return fail("Protocol", `the registry failed${wait && `, and asks ${wait}`}`, true)
       default:
-        return fail("Protocol", "the registry answers in an unexpected way")
+        return fail("Protocol", "the registry gave an unexpected answer")
     }
   })
 

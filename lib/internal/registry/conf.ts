@@ -9,7 +9,7 @@ import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import { parse as parseToml, TomlError } from "smol-toml"
 import type { Berth } from "../../Berth.ts"
-import { type BerthError, InvalidOption } from "../../BerthError.ts"
+import { type BerthError, InvalidData, InvalidOption } from "../../BerthError.ts"
 import * as Reference from "../../Reference.ts"
 import type { ConnectOptions } from "../../Registry.ts"
 import { readBounded } from "../disk/files.ts"
@@ -72,21 +72,22 @@ const lineOf = (content: string, [, registry = -1, key = "", mirror = -1, inner 
   return header
 }
 
-const refuse = (file: string, line: number, why: string): InvalidOption =>
-  new InvalidOption({
-    option: "registries.conf",
+const refuse = (file: string, line: number, why: string, cause?: unknown): InvalidData =>
+  new InvalidData({
+    format: "registries.conf",
     value: `${file}, line ${line} (${why})`,
-    expected: "a file as containers-registries.conf(5) describes version 2"
+    expected: "a file as containers-registries.conf(5) describes version 2",
+    cause
   })
 
-const parse = (file: string, content: string): Effect.Effect<ReadonlyArray<Known>, InvalidOption> =>
+const parse = (file: string, content: string): Effect.Effect<ReadonlyArray<Known>, InvalidData> =>
   Effect.gen(function* () {
     const document = yield* Effect.try({
       try: () => parseToml(content),
       catch: (error) =>
         error instanceof TomlError
-          ? refuse(file, error.line, error.message.split("\n")[0]!)
-          : refuse(file, 1, String(error))
+          ? refuse(file, error.line, error.message.split("\n")[0]!, error)
+          : refuse(file, 1, String(error), error)
     })
     if ("registries" in document) {
       const line = content.split("\n").findIndex((one) => /^\s*\[?\s*registries\b/.test(one)) + 1
@@ -96,7 +97,7 @@ const parse = (file: string, content: string): Effect.Effect<ReadonlyArray<Known
     if (Either.isLeft(decoded)) {
       const [issue] = ParseResult.ArrayFormatter.formatErrorSync(decoded.left)
       const name = issue!.path.filter((part) => typeof part === "string").join(".")
-      return yield* refuse(file, lineOf(content, issue!.path), `${name}: ${issue!.message}`)
+      return yield* refuse(file, lineOf(content, issue!.path), `${name}: ${issue!.message}`, decoded.left)
     }
     const known = new Map<string, Known>()
     for (const [i, entry] of decoded.right.registry.entries()) {
@@ -106,22 +107,26 @@ const parse = (file: string, content: string): Effect.Effect<ReadonlyArray<Known
         return yield* refuse(file, at("location"), "location is missing")
       }
       if (/@|\/.*:/.test(prefix)) {
-        return yield* refuse(file, at("prefix"), "a prefix with a tag or a digest, which Berth does not know")
+        return yield* refuse(
+          file,
+          at("prefix"),
+          "a prefix with a tag or a digest, which Berth does not support"
+        )
       }
       if (known.has(prefix)) {
-        return yield* refuse(file, at("prefix"), `${prefix} is there twice`)
+        return yield* refuse(file, at("prefix"), `${prefix} appears twice`)
       }
       // In the same grammar, but for the subdomains.
-      yield* Effect.mapError(parseLocation("prefix", prefix.replace(/^\*\./, ""), ""), () =>
-        refuse(file, at("prefix"), "prefix is no host with or without a port and a path")
+      yield* Effect.mapError(parseLocation("prefix", prefix.replace(/^\*\./, ""), ""), (cause) =>
+        refuse(file, at("prefix"), "prefix is not a host with an optional port and path", cause)
       )
       const places = [
         ...(entry.location === "" ? [] : [{ location: entry.location, path: ["location"] }]),
         ...entry.mirror.map(({ location }, k) => ({ location, path: ["mirror", k, "location"] }))
       ]
       for (const { location, path } of places) {
-        yield* Effect.mapError(parseLocation("location", location, ""), ({ expected }) =>
-          refuse(file, at(...path), `location should be ${expected}`)
+        yield* Effect.mapError(parseLocation("location", location, ""), (cause) =>
+          refuse(file, at(...path), `location should be ${cause.expected}`, cause)
         )
       }
       known.set(prefix, { file, prefix, entry })
@@ -165,7 +170,10 @@ const read = (berth: Berth, path: string | undefined): Effect.Effect<ReadonlyArr
   Effect.gen(function* () {
     if (path !== undefined) {
       const known = yield* readFile(berth, path)
-      return Option.isSome(known) ? known.value : yield* refuse(path, 1, "there is no such file")
+      const expected = "the path of a registries.conf: there is no such file"
+      return Option.isSome(known)
+        ? known.value
+        : yield* new InvalidOption({ option: "path", value: JSON.stringify(path), expected })
     }
     const { file, folders } = yield* source(berth)
     const files = [file]

@@ -182,7 +182,7 @@ const askHelper = (name: string, server: string): Effect.Effect<Identity, string
     }
     const { Secret, Username } = yield* Schema.decodeUnknown(HelperAnswer)(stdout).pipe(
       // The parse error would print the secret.
-      Effect.mapError(() => "answers with something else than a Username and a Secret in JSON")
+      Effect.mapError(() => "answers without a Username and a Secret in JSON")
     )
     return Secret === ""
       ? anonymous

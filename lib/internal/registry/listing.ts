@@ -69,9 +69,10 @@ const pages = <A>(
           if (Option.isNone(content)) {
             return yield* tooLong()
           }
-          const items = yield* Effect.mapError(decode(new TextDecoder().decode(content.value)), () =>
-            Client.protocolFailure(client.name, subject, response.status, "sends something else than a list")
-          )
+          const items = yield* Effect.mapError(decode(new TextDecoder().decode(content.value)), (cause) => {
+            const detail = "the answer is not a list"
+            return Client.protocolFailure(client.name, subject, response.status, detail, false, cause)
+          })
           return { items, length: content.value.length, next: nextOf(response.headers.link) }
         })
       )
@@ -85,7 +86,7 @@ const pages = <A>(
         path !== undefined && URL.canParse(path, url.href) ? new URL(path, url) : undefined
       if (path !== undefined && next?.origin !== url.origin) {
         const shown = JSON.stringify(path.slice(0, 200))
-        const why = `has the next page of the list elsewhere, at ${shown}`
+        const why = `continues the list on another host, at ${shown}`
         return yield* Effect.fail(Client.toError(Client.protocolFailure(client.name, subject, 200, why)))
       }
       path = next === undefined ? undefined : `${next.pathname}${next.search}`
@@ -95,7 +96,7 @@ const pages = <A>(
     Effect.timeoutFail({
       duration: listTimeout,
       onTimeout: () => {
-        const detail = `${self.client.name} has not come to the end of a list in ${Duration.format(listTimeout)}`
+        const detail = `${self.client.name} did not finish a list within ${Duration.format(listTimeout)}`
         const subject = references.print(reference)
         return new RegistryError({
           reason: "Unreachable",
@@ -188,7 +189,13 @@ const taggedReferrers = (
     const bytes = yield* manifest(self, list, descriptor.value)
     return yield* Effect.mapError(
       decodeReferrers(new TextDecoder().decode(bytes)),
-      () => new ImageError({ reason: "Corrupt", subject: list.tag!, detail: "is not an index of referrers" })
+      (cause) =>
+        new ImageError({
+          reason: "Corrupt",
+          subject: list.tag!,
+          detail: "is not an index of referrers",
+          cause
+        })
     )
   })
 

@@ -23,10 +23,10 @@ export const proxyFor = (url: URL): string => (isLoopback(url.hostname) ? "" : g
 
 /** What a proxy says of a tunnel that it does not open. It is never taken for the registry's own answer. */
 export class ProxyRefusal extends Error {
-  constructor(proxy: string, status: number) {
+  constructor(proxy: string, status: number, options?: ErrorOptions) {
     const { host } = new URL(proxy)
-    const hint = status === 407 ? ": give a user and a password that it takes in its URL" : ""
-    super(`the proxy ${host} opens no tunnel, but answers ${status}${hint}`)
+    const hint = status === 407 ? ": put a user and a password that it accepts into its URL" : ""
+    super(`the proxy ${host} refuses a tunnel with status ${status}${hint}`, options)
   }
 }
 
@@ -73,7 +73,7 @@ const throughProxy = async (
   } catch (error) {
     const { cause } = ((error as Error).cause ?? {}) as { readonly cause?: { readonly message?: unknown } }
     const status = /^Proxy response \((\d+)\)/.exec(String(cause?.message))?.[1]
-    throw status === undefined ? error : new ProxyRefusal(proxy, Number(status))
+    throw status === undefined ? error : new ProxyRefusal(proxy, Number(status), { cause: error })
   }
 }
 

@@ -60,7 +60,7 @@ const uploadUrl = (
       : undefined
   const allowed = client.origin.startsWith("http:") ? /^https?:$/ : /^https:$/
   if (url === undefined || !allowed.test(url.protocol) || url.username !== "" || url.password !== "") {
-    const why = "wants the bytes where Berth does not send them (not https, or not a URL)"
+    const why = "wants the bytes at a place that Berth does not send to (not https, or not a URL)"
     return Effect.fail(Client.protocolFailure(client.name, subject, 202, why))
   }
   // The query is the registry's own state, as it has written it.
@@ -207,7 +207,8 @@ export const putManifest = (
     const type = mediaType ?? (yield* Oci.mediaTypeOf(subject, bytes))
     const links = yield* Effect.mapError(
       Schema.decodeUnknown(Links)(new TextDecoder().decode(bytes)),
-      () => new ImageError({ reason: "Corrupt", subject, detail: "is not a manifest or an index" })
+      (cause) =>
+        new ImageError({ reason: "Corrupt", subject, detail: "is not a manifest or an index", cause })
     )
     if (!mediaTypePattern.test(type)) {
       const detail = `${JSON.stringify(type.slice(0, 200))} is not a media type`
@@ -306,7 +307,7 @@ export const pushFromLayout = (
       const left = parts.filter(({ digest }) => !pushed.has(digest) && pushed.add(digest))
       if (document._tag === "Index") {
         if (depth === Layout.maxDepth) {
-          const detail = `is an index more than ${Layout.maxDepth} indexes deep`
+          const detail = `is nested in more than ${Layout.maxDepth} indexes`
           return yield* new ImageError({ reason: "TooLarge", subject: descriptor.digest, detail })
         }
         yield* Effect.forEach(left, (child) => pushChild(child, depth + 1), { discard: true })

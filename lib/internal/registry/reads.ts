@@ -255,7 +255,7 @@ export const unverifiedBlob = (
             const response = yield* Client.attempt(client, request(client, reference, "GET", "blobs", range))
             const from = rangeStart(response)
             if (from === undefined || from > start) {
-              const detail = "sends another range than asked for"
+              const detail = "sent another range than the requested one"
               return yield* Effect.fail(Client.protocolFailure(client.name, subject, response.status, detail))
             }
             return skip(Client.body(client.name, subject, response, client.stallTimeout), start - from)

@@ -44,22 +44,24 @@ const readPem = (
   Effect.gen(function* () {
     const isText = value.includes("-----BEGIN ")
     const shown = isText ? "the given text" : JSON.stringify(value.slice(0, 300))
-    const refuse = (why: string) =>
+    const refuse = (why: string, cause?: unknown) =>
       new InvalidOption({
         option,
         value: `${shown} (${why})`,
-        expected: `${expected}: text or a file's path`
+        expected: `${expected}: text or a file's path`,
+        cause
       })
     const bytes = isText
       ? Option.some(new TextEncoder().encode(value))
       : yield* Effect.mapError(readBounded(berth.fileSystem, value, value, maxPem), (error) =>
-          refuse(error.detail)
+          refuse(error.detail, error)
         )
     if (Option.isNone(bytes)) {
       return yield* refuse("there is no such file")
     }
     const pem = new TextDecoder().decode(bytes.value)
-    yield* Effect.try({ try: () => check(pem), catch: () => refuse("is something else") })
+    // Without its cause, which could quote the text.
+    yield* Effect.try({ try: () => check(pem), catch: () => refuse("cannot be parsed") })
     return pem
   })
 

@@ -4,16 +4,17 @@ import { rmSync } from "node:fs"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { Berth } from "../../Berth.ts"
-import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../../BerthError.ts"
+import { type BerthError, InvalidData, OperationFailed, Unsupported } from "../../BerthError.ts"
 import { EACCES, EEXIST } from "../util/errno.ts"
 import { invalid } from "../util/validate.ts"
 import { isEnabled, note, noteLoaded, unload } from "./appArmorProfiles.ts"
 
-const off = new Unsupported({
-  feature: "AppArmor",
-  why: "it is disabled in this kernel",
-  hint: "Leave the profile out, or boot a kernel with AppArmor and lsm=...,apparmor"
-})
+const off = (): Unsupported =>
+  new Unsupported({
+    feature: "AppArmor",
+    why: "it is disabled in this kernel",
+    hint: "Leave appArmor out, or boot a kernel that has it with lsm=...,apparmor"
+  })
 
 /** The length that the child has room for. */
 const NAME_MAX = 256
@@ -27,7 +28,7 @@ const NAME = `the name of a profile: no white space, quotes or braces, at most $
 export const profile = (name: string | undefined): string | undefined => {
   if (name === undefined) return name
   if (typeof name !== "string" || !isName(name)) invalid("appArmor", name, NAME)
-  if (!isEnabled()) throw off
+  if (!isEnabled()) throw off()
   return name
 }
 
@@ -74,6 +75,8 @@ export const defaultProfile = (name: string): string => {
 
 interface Parsed {
   readonly code: number
+  /** What execFile says of a code other than 0. */
+  readonly cause: Error | undefined
   readonly stdout: string
   readonly stderr: string
 }
@@ -94,13 +97,15 @@ const parser = (args: ReadonlyArray<string>, text: string): Effect.Effect<Parsed
               new Unsupported({
                 feature: "loading an AppArmor profile",
                 why: "apparmor_parser is missing",
-                hint: "Install it: apt-get install apparmor"
+                hint: "Install it: apt-get install apparmor",
+                cause: error
               })
             )
           )
         resume(
           Effect.succeed({
             code: error === null ? 0 : Number(error.code ?? 1),
+            cause: error ?? undefined,
             stdout,
             stderr: stderr.trim()
           })
@@ -113,23 +118,25 @@ const parser = (args: ReadonlyArray<string>, text: string): Effect.Effect<Parsed
   })
 
 const namesOf = (text: string): Effect.Effect<ReadonlyArray<string>, BerthError> =>
-  Effect.flatMap(parser(["--names"], text), ({ code, stderr, stdout }) => {
+  Effect.flatMap(parser(["--names"], text), ({ cause, code, stderr, stdout }) => {
     // Child profiles, written PARENT//CHILD, are loaded and unloaded with their parent.
     const names = stdout.split("\n").filter((name) => name !== "" && !name.includes("//"))
     if (code === 0 && names.length > 0) return Effect.succeed(names)
     const expected = `profiles that apparmor_parser takes; it says: ${stderr || "there is none"}`
     const value = JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}…` : text)
-    return Effect.fail(new InvalidOption({ option: "profiles", value, expected }))
+    return Effect.fail(new InvalidData({ format: "AppArmor profile", value, expected, cause }))
   })
 
 const add = (text: string, names: ReadonlyArray<string>): Effect.Effect<void, BerthError> =>
-  Effect.flatMap(parser(["--add", "--skip-cache"], text), ({ code, stderr }) => {
+  Effect.flatMap(parser(["--add", "--skip-cache"], text), ({ cause, code, stderr }) => {
     if (code === 0) return Effect.void
     const exists = /already exists/i.test(stderr)
     const operation = `load AppArmor profile ${names.join(", ")}`
     const hint = exists ? "Use the loaded profile, or choose another name" : stderr
     const errno = exists ? EEXIST : EACCES
-    return Effect.fail(new OperationFailed({ operation, index: -1, syscall: "apparmor_parser", errno, hint }))
+    return Effect.fail(
+      new OperationFailed({ operation, index: -1, syscall: "apparmor_parser", errno, hint, cause })
+    )
   })
 
 const remove = (names: ReadonlyArray<string>, noted: string): Effect.Effect<void> =>
@@ -144,7 +151,7 @@ const remove = (names: ReadonlyArray<string>, noted: string): Effect.Effect<void
 
 export const load = (text: string): Effect.Effect<ReadonlyArray<string>, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
-    if (!isEnabled()) return yield* off
+    if (!isEnabled()) return yield* off()
     if (process.geteuid?.() !== 0)
       return yield* new Unsupported({
         feature: "loading an AppArmor profile",

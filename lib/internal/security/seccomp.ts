@@ -6,7 +6,7 @@ import * as os from "node:os"
 import * as Either from "effect/Either"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
-import { isBerthError, OperationFailed, Unsupported } from "../../BerthError.ts"
+import { InvalidData, isBerthError, OperationFailed, Unsupported } from "../../BerthError.ts"
 import { constant, type Operation } from "../../Plan.ts"
 import type { SeccompProfile } from "../../Security.ts"
 import { type Native, native } from "../system/addon.ts"
@@ -120,8 +120,19 @@ const profile = Schema.Struct({
 
 const decodeProfile = Schema.decodeUnknownEither(profile, { onExcessProperty: "error" })
 
+/** Whose error it is where a value is no profile: of an option, or of a text that was parsed. */
+type Refuse = (path: string, value: unknown, expected: string, cause: unknown) => never
+
+const refuseText: Refuse = (path, value, expected, cause) => {
+  const shown = (JSON.stringify(value) ?? String(value)).slice(0, 200)
+  throw new InvalidData({ format: "seccomp profile", value: `${path} ${shown}`.trim(), expected, cause })
+}
+
 /** A value as a profile; throws `InvalidOption`, which says where it is not one. */
-export const decode = (given: unknown): SeccompProfile => {
+export const decode = (
+  given: unknown,
+  refuse: Refuse = (path, ...rest) => invalid(`seccomp${path}`, ...rest)
+): SeccompProfile => {
   const decoded = decodeProfile(given)
   if (Either.isRight(decoded)) return decoded.right
   const [issue] = ParseResult.ArrayFormatter.formatErrorSync(decoded.left)
@@ -132,22 +143,22 @@ export const decode = (given: unknown): SeccompProfile => {
     (inside, part) => (inside as Record<PropertyKey, unknown>)?.[part],
     given
   )
-  return invalid(`seccomp${path.join("")}`, at, `a profile in Docker's form: ${issue?.message}`)
+  return refuse(path.join(""), at, `a profile in Docker's form: ${issue?.message}`, decoded.left)
 }
 
 const PROFILE_CHARACTERS_MAX = 1024 * 1024
 
-/** Throws `InvalidOption`. */
+/** Throws `InvalidData`. */
 export const parse = (text: string): SeccompProfile => {
   if (text.length > PROFILE_CHARACTERS_MAX)
-    return invalid("seccomp", `${text.length} characters`, `at most ${PROFILE_CHARACTERS_MAX}`)
+    return refuseText("", `${text.length} characters`, `at most ${PROFILE_CHARACTERS_MAX}`, undefined)
   let parsed: unknown
   try {
     parsed = JSON.parse(text)
   } catch (cause) {
-    return invalid("seccomp", text.slice(0, 40), `JSON: ${(cause as Error).message}`)
+    return refuseText("", text.slice(0, 40), `JSON: ${(cause as Error).message}`, cause)
   }
-  return decode(parsed)
+  return decode(parsed, refuseText)
 }
 
 // The rules that apply on this machine, to a process with these capabilities.
@@ -339,7 +350,8 @@ const addon = (): Native => {
     throw new Unsupported({
       feature: "seccomp",
       why: `the native part, which compiles the policies, cannot be loaded: ${cause}`,
-      hint: "Build it (node native/setup.mjs in berth's folder), on Linux"
+      hint: "Build it (node native/setup.mjs in berth's folder), on Linux",
+      cause
     })
   }
 }

@@ -41,7 +41,7 @@ const hasBlobs = (fs: FileSystem.FileSystem, root: string): Effect.Effect<boolea
 const lostIndex = (root: string): ImageError =>
   corrupt(
     root,
-    `${indexFile} is missing, but there are blobs: their names cannot be told, and nothing is changed or removed. ` +
+    `${indexFile} is missing, but there are blobs: their names are unknown, so nothing is changed or removed. ` +
       `Put ${indexFile} back from a backup, or write ${JSON.stringify(noNames)} there to give all names up`
   )
 
@@ -66,10 +66,12 @@ export const read = (
   }).pipe(
     Effect.mapError((error) =>
       error.reason === "Corrupt" && error.subject !== root
-        ? corrupt(
-            error.subject,
-            `${error.detail}. Put the file back from a backup, or pull an image, which moves it aside`
-          )
+        ? new ImageError({
+            reason: "Corrupt",
+            subject: error.subject,
+            detail: `${error.detail}. Put the file back from a backup, or pull an image, which moves it aside`,
+            cause: error
+          })
         : error
     )
   )
@@ -127,7 +129,7 @@ export const repair = (fs: FileSystem.FileSystem, root: string): Effect.Effect<v
         const aside = `${root}/${name}.broken-${randomBytes(8).toString("hex")}`
         yield* io(root)(fs.rename(path, aside))
         yield* write(fs, root, name, content)
-        yield* Effect.logWarning(`berth: ${path} could not be read: it is ${aside} now`)
+        yield* Effect.logWarning(`berth: ${path} could not be read, and was moved to ${aside}`)
       })
     yield* mend(versionFile, version, (bytes) =>
       Effect.filterOrFail(
@@ -147,7 +149,7 @@ export const refuseAside = (fs: FileSystem.FileSystem, root: string): Effect.Eff
       ? Effect.void
       : corrupt(
           `${root}/${aside}`,
-          "this index could not be read, and was moved aside: what it named cannot be told, and nothing is removed. " +
+          "this index could not be read, and was moved aside: what it named is unknown, so nothing is removed. " +
             "Pull what it named again, then remove this file"
         )
   })

@@ -48,6 +48,9 @@ const lineOf = (holds: Holds, item: string): string =>
 const storage = (subject: string, detail: string): ImageError =>
   new ImageError({ reason: "Storage", subject, detail })
 
+const thrown = (subject: string, cause: unknown): ImageError =>
+  new ImageError({ reason: "Storage", subject, detail: String(cause), cause })
+
 /** The lock is on the folder of the supervisors' states, which every Berth has. */
 const underLock =
   (holds: Holds, kind: fileLock.Kind) =>
@@ -87,7 +90,7 @@ const write = (
         const lines = added.map((item) => lineOf(holds, item)).join("")
         fs.appendFileSync(`${holds.state}/${fileName}`, lines, { mode: 0o600 })
       } catch (cause) {
-        return storage(holds.state, String(cause))
+        return thrown(holds.state, cause)
       }
       for (const item of added) holds.written.add(item)
       return Effect.void
@@ -199,8 +202,7 @@ const gone = (layers: ReadonlyArray<string>): ImageError | undefined => {
     : new ImageError({
         reason: "NotFound",
         subject: missing,
-        detail:
-          "this layer is no longer there: no name in the store had it, and it was collected. Get the image again"
+        detail: "a collection removed this layer, as no name in the store needed it: get the image again"
       })
 }
 
@@ -261,5 +263,5 @@ export const collect = (
       }
       return used
     },
-    catch: (cause) => storage(`${holds.folder}/run`, String(cause))
+    catch: (cause) => thrown(`${holds.folder}/run`, cause)
   })

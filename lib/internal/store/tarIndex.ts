@@ -8,7 +8,7 @@ import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
-import { ImageError, InvalidOption } from "../../BerthError.ts"
+import { ImageError, InvalidData } from "../../BerthError.ts"
 import type { Digest } from "../../Reference.ts"
 import { withFileLock } from "../disk/fileLock.ts"
 import { append, io, storageDetail } from "../disk/files.ts"
@@ -26,20 +26,26 @@ const maxNameLength = 512
 const maxHeaderBytes = 4 * 1024 * 1024
 const maxLinks = 8
 
-const corrupt = (subject: string, detail: string) => new ImageError({ reason: "Corrupt", subject, detail })
+const corrupt = (subject: string, detail: string, cause?: unknown) =>
+  new ImageError({ reason: "Corrupt", subject, detail, cause })
 
 /** What node:fs and node:zlib throw, and what the tar reader does. */
 export const failedOn =
   (subject: string) =>
   (error: unknown): ImageError => {
     if (error instanceof ImageError) return error
-    if (error instanceof InvalidOption)
-      return corrupt(subject, `is not a tar that can be read: ${error.value}: expected ${error.expected}`)
+    if (error instanceof InvalidData)
+      return corrupt(subject, `is not a readable tar: ${error.value}: expected ${error.expected}`, error)
     const { code = "", message } = error as NodeJS.ErrnoException
-    if (/^Z_|^ZSTD_|^ERR__?Z/.test(code)) return corrupt(subject, `cannot be decompressed: ${message}`)
+    if (/^Z_|^ZSTD_|^ERR__?Z/.test(code)) return corrupt(subject, `cannot be decompressed: ${message}`, error)
     return code === "ENOENT"
-      ? new ImageError({ reason: "NotFound", subject, detail: "there is no such file" })
-      : new ImageError({ reason: "Storage", subject, detail: storageDetail(code, message, subject) })
+      ? new ImageError({ reason: "NotFound", subject, detail: "there is no such file", cause: error })
+      : new ImageError({
+          reason: "Storage",
+          subject,
+          detail: storageDetail(code, message, subject),
+          cause: error
+        })
   }
 
 const magics: ReadonlyArray<readonly [format: Compression | "xz" | "bzip2", magic: ReadonlyArray<number>]> = [
@@ -92,7 +98,7 @@ export const checkDecompression = (
     ? new ImageError({
         reason: "Unsupported",
         subject,
-        detail: `is compressed with zstd, which this runtime's node:zlib does not know: ${hint}`
+        detail: `is compressed with zstd, which node:zlib of this runtime does not support: ${hint}`
       })
     : Effect.void
 

@@ -281,7 +281,7 @@ class Connection {
   private end(why?: OperationFailed): void {
     if (this.gone) return
     this.gone = true
-    const error = gone("it is no longer running; its containers end with it")
+    const error = gone("it has ended, and its containers end with it")
     this.onReady?.(undefined, why)
     for (const { sent } of this.unsent.splice(0)) sent(-32)
     for (const unit of this.units.values()) {

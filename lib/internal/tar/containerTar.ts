@@ -3,8 +3,8 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Sink from "effect/Sink"
-import type * as Stream from "effect/Stream"
-import { type BerthError, InvalidOption } from "../../BerthError.ts"
+import * as Stream from "effect/Stream"
+import { type BerthError, InvalidData } from "../../BerthError.ts"
 import type { ArchiveOptions, Container } from "../../Container.ts"
 import * as copy from "../files/archiveCopy.ts"
 import { failedAs } from "../files/fileFailure.ts"
@@ -70,7 +70,14 @@ export const tarOut: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, path: string, options: ArchiveOptions = {}) =>
-    members.streamed((signal) => archive(container, path, options, signal), failedAs(`archive ${path}`))
+    members
+      .streamed((signal) => archive(container, path, options, signal), failedAs(`archive ${path}`))
+      .pipe(
+        Stream.withSpan("berth.Container.tarOut", {
+          attributes: { "container.id": container.id },
+          captureStackTrace: false
+        })
+      )
 )
 
 const HOLE_BYTES = 4096
@@ -107,7 +114,7 @@ class Unpacking implements tar.Handler {
   private pathOf(name: string): string {
     const parts = name.split("/").filter((part) => part !== "" && part !== ".")
     if (parts.includes("..") || name.includes("\0"))
-      throw new InvalidOption({ option: "tar", value: JSON.stringify(name), expected: "names without .." })
+      throw new InvalidData({ format: "tar", value: JSON.stringify(name), expected: "names without .." })
     return parts.length === 0 ? this.folder : inRoot.join(this.folder, parts.join("/"))
   }
 
@@ -131,7 +138,7 @@ class Unpacking implements tar.Handler {
     }
     if (entry.kind === "folder") return this.makeFolder(path, kept)
     if (path === this.folder)
-      throw new InvalidOption({ option: "tar", value: JSON.stringify(entry.name), expected: "a name" })
+      throw new InvalidData({ format: "tar", value: JSON.stringify(entry.name), expected: "a name" })
     await this.inFolder(path, async (at) => {
       if (entry.kind === "file") {
         const fd = copy.makeFile(at)
@@ -162,7 +169,7 @@ class Unpacking implements tar.Handler {
         if (result < 0) inRoot.fail(-result, "mkfifo", path)
       } else {
         const expected = "no devices: the root of a container opens none"
-        throw new InvalidOption({ option: "tar", value: JSON.stringify(entry.name), expected })
+        throw new InvalidData({ format: "tar", value: JSON.stringify(entry.name), expected })
       }
       inRoot.using(inRoot.openPlace(at), (fd) => setMetadata(fd, kept, path))
     })
@@ -246,6 +253,13 @@ export const tarIn: {
   const failed = failedAs(`unpack into ${path}`)
   return Sink.unwrapScoped(
     Effect.gen(function* () {
+      // A sink has no withSpan: its span is that of each of its effects.
+      const inSpan = Effect.withParentSpan(
+        yield* Effect.makeSpanScoped("berth.Container.tarIn", {
+          attributes: { "container.id": container.id },
+          captureStackTrace: false
+        })
+      )
       const unpacking = yield* Effect.acquireRelease(
         Effect.try({
           try: () => {
@@ -254,12 +268,12 @@ export const tarIn: {
             return new Unpacking(native().duplicate(root), inRoot.realPath(root, path), idsOf(container))
           },
           catch: failed
-        }),
+        }).pipe(inSpan),
         (made) => Effect.promise(() => made.release())
       )
       const reader = new tar.Reader(unpacking)
       return Sink.forEach((bytes: Uint8Array) =>
-        Effect.uninterruptible(Effect.tryPromise({ try: () => reader.write(bytes), catch: failed }))
+        inSpan(Effect.uninterruptible(Effect.tryPromise({ try: () => reader.write(bytes), catch: failed })))
       ).pipe(
         Sink.mapEffect(() =>
           Effect.try({
@@ -268,7 +282,7 @@ export const tarIn: {
               unpacking.finish()
             },
             catch: failed
-          })
+          }).pipe(inSpan)
         )
       )
     })

@@ -2,7 +2,7 @@
  * The POSIX pax format (pax(1)), written, and read with GNU's own long names. It is here because the libraries for it
  * take the values of pax for text, and an xattr is bytes: a `security.capability` would come back another.
  */
-import { InvalidOption } from "../../BerthError.ts"
+import { InvalidData } from "../../BerthError.ts"
 import type { Metadata } from "../files/metadata.ts"
 import { concat } from "../util/bytes.ts"
 
@@ -37,7 +37,7 @@ const encoder = new TextEncoder()
 const decoder = new TextDecoder("utf-8", { fatal: true })
 
 const invalid = (value: string, expected: string): never => {
-  throw new InvalidOption({ option: "tar", value, expected })
+  throw new InvalidData({ format: "tar", value, expected })
 }
 
 /** What is missing to whole blocks. */

@@ -71,7 +71,7 @@ async function* hole({ holes, signal }: Writing, count: number, path: string): A
       index: -1,
       syscall: "read",
       errno: EFBIG,
-      hint: `An archive has zeros for holes, and with this file they are more than ${holes.max} bytes: raise maxHoleBytes, or leave the file out`
+      hint: `Holes are written as zeros, and with this file they exceed ${holes.max} bytes: raise maxHoleBytes, or leave the file out`
     })
   holes.left -= count
   for (let left = count; left > 0; left -= ZEROS.length) {

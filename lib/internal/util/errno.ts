@@ -47,7 +47,7 @@ const table = {
   ENETUNREACH: [101, "network unreachable"],
   ECONNRESET: [104, "connection reset"],
   ENOTCONN: [107, "not connected"],
-  ETOOMANYREFS: [109, "too many open files in messages that nobody has read"],
+  ETOOMANYREFS: [109, "too many open files in unread messages"],
   ETIMEDOUT: [110, "timed out"],
   ECONNREFUSED: [111, "connection refused"],
   EHOSTUNREACH: [113, "host unreachable"],
@@ -100,9 +100,9 @@ const advice: Readonly<Record<number, string>> = {
   [ENFILE]:
     "This machine has reached its limit of open files (fs.file-max): close some, or raise it with sysctl",
   [EMFILE]:
-    "This program or its supervisor has reached its limit of open files: close those that are no longer used, or raise the limit (ulimit -n, or LimitNOFILE in a unit of systemd)",
+    "This program or its supervisor has reached its limit of open files: close unused files, or raise the limit (ulimit -n, or LimitNOFILE in a unit of systemd)",
   [table.ETOOMANYREFS[0]]:
-    "The processes of this user, including those in its containers, have reached the limit of open files in messages that nobody has read: end the processes that send them, or raise the limit of open files (ulimit -n)"
+    "The processes of this user, including those in its containers, have reached the limit of open files in unread messages: end the senders, or raise the limit of open files (ulimit -n)"
 }
 
 /** What to do about a limit of the machine or of the program, whichever operation has reached it. */

@@ -11,12 +11,13 @@ const limitOf = (error: unknown): OperationFailed | undefined => {
   } = error as { code?: string; path?: string; syscall?: string }
   const errno = code === "EMFILE" ? EMFILE : code === "ENFILE" ? ENFILE : undefined
   if (errno !== undefined)
-    return new OperationFailed({ operation: path, index: -1, syscall, errno, hint: "" })
+    return new OperationFailed({ operation: path, index: -1, syscall, errno, hint: "", cause: error })
 }
 
 /**
- * A synchronous body that throws Berth's errors, as an effect that fails with them. What compiles a plan is written so:
- * it is on the path of every start, where an effect for each of its steps would cost more than the steps.
+ * Runs a synchronous body, which may throw errors of Berth, as an effect that fails with them. The code that checks options and
+ * compiles a plan throws, as every start runs it: 50 checks take 1 µs as functions that throw and 6 µs as effects of a
+ * generator, of 130 µs for a plan. The gain is small, and such code can also be called in callbacks and constructors.
  */
 export const attempt = <A>(body: () => A): Effect.Effect<A, BerthError> =>
   Effect.suspend(() => {

@@ -1,4 +1,7 @@
-/** Checks of options at the edge: what passes here can be put into a plan, for all else they throw `InvalidOption`. */
+/**
+ * Checks of options at the edge: a value that passes can be put into a plan, and any other throws `InvalidOption`. They are written
+ * by hand, as a message then names the option and what it takes; `fromThrowing.ts` has the cost of the alternative.
+ */
 import { posix } from "node:path"
 import { InvalidOption } from "../../BerthError.ts"
 import type { ProcessOptions, TerminalSize } from "../../Container.ts"
@@ -7,8 +10,13 @@ import type { Kind } from "../../Namespace.ts"
 import { parseBytes } from "./bytes.ts"
 
 /** Throws. */
-export const invalid = (option: string, value: unknown, expected: string): never => {
-  throw new InvalidOption({ option, value: abbreviate(JSON.stringify(value) ?? String(value)), expected })
+export const invalid = (option: string, value: unknown, expected: string, cause?: unknown): never => {
+  throw new InvalidOption({
+    option,
+    value: abbreviate(JSON.stringify(value) ?? String(value)),
+    expected,
+    cause
+  })
 }
 
 const abbreviate = (text: string): string => (text.length > 200 ? `${text.slice(0, 200)}…` : text)
@@ -72,7 +80,7 @@ export const umask = (value: number | undefined): number =>
 export const hostname = (name: string | undefined, own: ReadonlyArray<Kind>): string | undefined => {
   if (name === undefined) return name
   if (!own.includes("uts"))
-    return invalid("hostname", name, "none where the uts namespace is not the container's own")
+    return invalid("hostname", name, "no hostname where the container has no uts namespace of its own")
   return /^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$/.test(name) && name.length <= 64
     ? name
     : invalid("hostname", name, "letters, digits, dots and hyphens, at most 64 of them")
@@ -114,11 +122,7 @@ const hiding = ["off", "noaccess", "invisible", "ptraceable"]
 export const hidepid = (asked: string | undefined, joined: boolean): string | undefined => {
   if (asked === undefined || asked === "off") return undefined
   if (joined)
-    invalid(
-      "hidepid",
-      asked,
-      "none in a pid namespace that is joined: its procfs is the one that is there already"
-    )
+    invalid("hidepid", asked, "no hidepid in a joined pid namespace, whose procfs is mounted already")
   return hiding.includes(asked) ? asked : invalid("hidepid", asked, `one of ${hiding.join(", ")}`)
 }
 
@@ -168,10 +172,9 @@ export const sysctls = (
       return invalid(
         "sysctls",
         key,
-        "a parameter of a namespace (net.*, fs.mqueue.*, kernel.shm*, msg*, sem): this is the host's"
+        "a parameter of a namespace (net.*, fs.mqueue.*, kernel.shm*, msg*, sem): this one belongs to the host"
       )
-    if (!own.includes(kind))
-      return invalid("sysctls", key, `a ${kind} namespace of the container's own to set it in`)
+    if (!own.includes(kind)) return invalid("sysctls", key, `a container with a ${kind} namespace of its own`)
     if (hasNul(value)) return invalid(`sysctls.${key}`, value, "text without NUL")
   }
   return values
