@@ -71,8 +71,8 @@ export type OperationName = keyof Table
  *   credentials(7), capabilities(7), seccomp(2), getrlimit(2), umask(2), keyrings(7), setsid(2).
  * - `seccomp` has a BPF program and the flags of seccomp(2). The listener of a program that notifies is sent to `listener`.
  * - `terminal` opens a pty of the container's devpts, pts(4), and sends its master to `socket`.
- * - `netlink` sends messages of rtnetlink(7) over a socket of another network namespace, with the child's pid at `pidAt`
- *   bytes from their beginning, or, without a socket, in the child's own namespace.
+ * - `netlink` sends messages of rtnetlink(7) over a socket of another network namespace, or, without a socket, in the child's
+ *   own. The child's pid is written at `pidAt`, unless that is -1; the supervisor sends these for a child with `id-map`.
  * - `exec`: execve(2) of the first of `paths` that exists. `exec-self` executes the supervisor's own program, which holds
  *   namespaces open or is a container's init. `exit` ends the process with 0.
  *

@@ -167,7 +167,7 @@ static int loopback_up(struct failure *failure) {
 static int send_netlink(const struct child *child, const struct operation *operation, struct failure *failure) {
     const union field *messages = &operation->netlink.messages;
     if (operation->netlink.socket.fd == NO_FD) return netlink_request_here((void *)messages->b.bytes, messages->b.length, failure);
-    if (child->netlink_sent) return 0;
+    if (child->netlink_sent && operation->netlink.pid_at.i != NO_PID) return 0;
     return netlink_request(descriptor(child, &operation->netlink.socket), (void *)messages->b.bytes, messages->b.length, operation->netlink.pid_at.i, getpid(), failure);
 }
 

@@ -212,7 +212,7 @@ static int keep_letters(struct unit *unit, const struct plan *plan, const int *d
     struct letter **end = &unit->letters;
     for (size_t k = plan->process; k < plan->count; k++) {
         const struct operation *operation = &plan->operations[k];
-        if (operation->code != OP_NETLINK || operation->netlink.socket.fd == NO_FD) continue;
+        if (operation->code != OP_NETLINK || operation->netlink.socket.fd == NO_FD || operation->netlink.pid_at.i == NO_PID) continue;
         const union field *messages = &operation->netlink.messages;
         struct letter *letter = malloc(sizeof *letter + messages->b.length);
         if (!letter) return fail(failure, "malloc");

@@ -110,6 +110,12 @@ export const veth = (near: Veth, far: Veth): { readonly bytes: Bytes; readonly p
 /** Takes an interface up. */
 export const up = (index: number): Bytes => message(16, 0, interfaceHeader(index, IFF_UP, IFF_UP))
 
+/**
+ * Asks for an interface, which needs no privileges. The kernel first finishes what it has put off since the other end of a pair
+ * went up (linkwatch): until then it drops what is sent by the interface. Since Linux 6.8.
+ */
+export const look = (index: number): Bytes => message(18, 0, interfaceHeader(index, 0, 0))
+
 /** Removes an interface, and with a veth the other end of the pair. */
 export const remove = (index: number): Bytes => message(17, 0, interfaceHeader(index, 0, 0))
 

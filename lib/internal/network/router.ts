@@ -205,7 +205,8 @@ export const attach = (router: Router, place: number): Attachment => {
     addresses: addressesOf(range, number),
     operations: [
       { op: "netlink", socket: name, messages: netlink.concat(outside), pidAt: pair.pidAt },
-      { op: "netlink", socket: null, messages: netlink.concat(inside), pidAt: -1 }
+      { op: "netlink", socket: null, messages: netlink.concat(inside), pidAt: -1 },
+      { op: "netlink", socket: name, messages: netlink.concat([netlink.look(near.index)]), pidAt: -1 }
     ],
     descriptors: { [name]: socket },
     close: () => {
