@@ -48,7 +48,7 @@ const overUnixSocket = (container: Container) =>
     return (async (input, init) => {
       const unix = await relay(portOf(new URL(new Request(input).url)))
       failure = undefined
-      return globalThis.fetch(input, { ...init, unix } as RequestInit).catch((error) => {
+      return globalThis.fetch(input, { ...init, unix } as unknown as RequestInit).catch((error) => {
         throw failure ?? error
       })
     }) as Fetch
