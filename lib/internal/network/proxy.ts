@@ -48,7 +48,8 @@ export const makeProxy = (container: Container): Effect.Effect<Proxy, BerthError
         op: "exec",
         program: null,
         paths: [programPath("berth-proxy")],
-        arguments: ["berth-proxy"],
+        // The folder says, in a list of processes, whose proxy it is.
+        arguments: ["berth-proxy", berth.supervisor.folder],
         environment: []
       }
     ])
