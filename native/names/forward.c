@@ -9,10 +9,11 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 
-#define UPSTREAMS_MAX 8
+#define UPSTREAMS_MAX 3
 #define PASSED_MAX 512
 #define PASSED_OF_CONTAINER_MAX 64
-#define WAIT_MS 3000
+#define TRIES 3
+#define TRY_MS 1000
 #define PORT_FIRST 1024
 #define BINDS_MAX 8
 
@@ -22,8 +23,8 @@ struct passed {
     bool connecting;
     int fd;
     uint16_t id;
-    size_t tried; // servers
-    uint64_t next, until;
+    unsigned tried; // so often; the servers take turns
+    uint64_t until;  // the next try
     struct asker asker;
     struct question question;
 };
@@ -57,8 +58,8 @@ static bool parse(struct sockaddr_storage *out, const char *text, const char *po
 void forward_set(char *words) {
     struct sockaddr_storage parsed[UPSTREAMS_MAX];
     size_t count = 0;
-    for (char *word = words ? strtok(words, " ") : NULL; word; word = strtok(NULL, " "), count++)
-        if (count == UPSTREAMS_MAX || !parse(&parsed[count], word, strtok(NULL, " "))) return;
+    for (char *word = words ? strtok(words, " ") : NULL; word && count < UPSTREAMS_MAX; word = strtok(NULL, " "), count++)
+        if (!parse(&parsed[count], word, strtok(NULL, " "))) return;
     memcpy(upstreams, parsed, count * sizeof *parsed);
     upstream_count = count;
 }
@@ -73,7 +74,7 @@ static uint16_t random16(void) {
     return value;
 }
 
-// An answer has to guess the port and the id. A port that is taken is not tried again; in the end the kernel chooses one.
+// An attacker who forges an answer has to guess the port and the id. Where each of some ports is taken, the kernel chooses one.
 static void bind_at_random(int fd, int family) {
     struct sockaddr_storage any = {.ss_family = (sa_family_t)family};
     for (int k = 0; k < BINDS_MAX; k++) {
@@ -116,12 +117,11 @@ static void fail(struct passed *passed) {
     asker_reply(&asker, bytes, length);
 }
 
-// The last server has all the time that is left.
 static void ask_next(struct passed *passed) {
-    while (passed->tried < upstream_count)
-        if (ask(passed, &upstreams[passed->tried++])) {
-            passed->next = passed->tried < upstream_count ? now + WAIT_MS / upstream_count : passed->until;
-            return look_by(passed->next);
+    while (passed->tried < TRIES && upstream_count > 0)
+        if (ask(passed, &upstreams[passed->tried++ % upstream_count])) {
+            passed->until = now + TRY_MS;
+            return look_by(passed->until);
         }
     fail(passed);
 }
@@ -143,7 +143,7 @@ static struct passed *take_place(const struct server *server) {
 bool forward_pass(const struct asker *asker, const struct question *question) {
     struct passed *passed = take_place(asker->server);
     if (!passed) return false;
-    *passed = (struct passed){.kind = WATCHED_UPSTREAM, .used = true, .fd = -1, .until = now + WAIT_MS, .asker = *asker, .question = *question};
+    *passed = (struct passed){.kind = WATCHED_UPSTREAM, .used = true, .fd = -1, .asker = *asker, .question = *question};
     asker->server->passed_on++;
     if (asker->connection) watch(asker->connection->fd, &asker->connection->kind, 0); // one question at a time
     ask_next(passed);
@@ -158,7 +158,7 @@ void forward_forget(const struct server *server, const struct connection *connec
     }
 }
 
-// The id, the spelling of the question and the longest answer are those of the asker.
+// The asker gets its own id and its own spelling of the question, and no more bytes than it takes.
 static void pass_back(struct passed *passed, uint8_t *message, size_t length) {
     const struct asker asker = passed->asker;
     const struct question *question = &passed->question;
@@ -173,7 +173,7 @@ static void pass_back(struct passed *passed, uint8_t *message, size_t length) {
     asker_reply(&asker, message, length);
 }
 
-// What is not the answer is ignored: somebody guesses.
+// A datagram that does not answer the question is ignored: somebody may have guessed the port, and goes on guessing the id.
 static void take_datagram(struct passed *passed) {
     ssize_t n = recv(passed->fd, bytes, ANSWER_MAX_BYTES, 0);
     if (n < 0 && errno != EAGAIN) ask_next(passed);
@@ -205,8 +205,7 @@ void forward_look(void) {
     for (size_t k = 0; k < PASSED_MAX; k++) {
         struct passed *passed = &passed_on[k];
         if (!passed->used) continue;
-        if (passed->until <= now) fail(passed);
-        else if (passed->next <= now) ask_next(passed);
-        else look_by(passed->next < passed->until ? passed->next : passed->until);
+        if (passed->until <= now) ask_next(passed);
+        else look_by(passed->until);
     }
 }

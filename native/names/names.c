@@ -1,14 +1,14 @@
-// The responder for the names of one network: it answers the containers' questions on sockets in each of them that it is given, from
-// what it has been told, and passes on what it does not know, where that is allowed. It runs as a unit of the supervisor, without
-// capabilities, and ends with its control socket, which is its standard input. The messages there are text; a message that is
-// anything else changes nothing:
+// The responder for the names of one network. It answers the questions that containers ask on sockets in their own network
+// namespaces, which it is given, and passes on the questions that it cannot answer, where that is allowed. It runs as a unit of the
+// supervisor, without capabilities, and ends with its control socket, which is its standard input. The messages there are text, and
+// a message of any other form changes nothing:
 //
 //   serve ID                  with two descriptors, a bound socket of UDP and a listening one of TCP: container ID asks there
 //   leave ID                  closes these, and removes all names of the container
 //   name ID NAME ADDRESS...   NAME of container ID has these addresses, and no others; without any it is removed. Several containers
 //                             may have one name: all addresses are answered, in turns
 //   domain NAME               the containers' search domain: X.NAME is known as X; without a name there is none
-//   forward ADDRESS PORT ...  asks these servers, one after the other, for what is unknown; without any, the answer is NXDOMAIN
+//   forward ADDRESS PORT ...  asks these servers, three at most, in turns for what is unknown; without any, the answer is NXDOMAIN
 //
 // An ID is a number from 1 to 4294967295.
 #include "../common/descriptor.h"
@@ -95,7 +95,7 @@ void take_messages(void) {
         int fds[2];
         ssize_t length = descriptors_receive(control, text, MESSAGE_MAX, fds, 2);
         if (length < 0 && errno == EAGAIN) return;
-        if (length < 0 && (errno == EMFILE || errno == EMSGSIZE)) continue; // lost
+        if (length < 0 && (errno == EMFILE || errno == EMSGSIZE)) continue; // the message is lost
         if (length <= 0) exit(0);
         text[length] = '\0';
         if (strlen(text) == (size_t)length) take_message(text, fds);

@@ -13,7 +13,7 @@
 // A container that floods its socket gets this many answers before others have their turn.
 #define DATAGRAMS_MAX 16
 #define IDLE_MS 10000
-// Connections that cannot be accepted, for want of descriptors or memory, are left for so long.
+// Where a connection cannot be accepted, as there are no descriptors or no memory left, the next try is after this time.
 #define PAUSE_MS 50
 
 static struct server *servers;
@@ -107,7 +107,7 @@ static void answer_message(const struct asker *asker, const uint8_t *bytes, size
     asker_reply(asker, answer, size);
 }
 
-// An answer to another address would leave the container, or reach one that has not asked.
+// An answer to any other address would leave the container, and reach somebody who has not asked.
 static bool is_loopback(const struct sockaddr_storage *from) {
     const struct sockaddr_in *v4 = (const struct sockaddr_in *)from;
     const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)from;

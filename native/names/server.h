@@ -33,7 +33,7 @@ struct asker {
     socklen_t from_length;
 };
 
-// Has a container ask on these two sockets, and takes them: one of UDP and a listening one of TCP. Others are closed.
+// Answers a container on these two sockets from now on, and owns them: one of UDP and a listening one of TCP. It closes any others.
 void server_open(uint32_t id, int udp, int listener);
 
 // Closes a container's sockets, if it has any. Its memory is freed by servers_free, as an event that has been received may be for it.

@@ -27,8 +27,9 @@ struct record {
     uint8_t name[];
 };
 
-// Reads a name as a person writes it: letters in lower case, digits, hyphens and underscores. false: it is none.
+// Reads a name as a person writes it, with dots: of lower-case letters, digits, hyphens and underscores. false: the text is not a name.
 bool name_parse(struct name *name, const char *text);
+// Reads an address of IPv4 or IPv6. false: the text is not an address.
 bool address_parse(struct address *address, const char *text);
 
 // Has a name of a container have these addresses and no others.

@@ -9,17 +9,21 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import fc from "fast-check"
 import { Container, Image, Mount } from "../../lib/index.ts"
+import { native } from "../../lib/internal/system/addon.ts"
 import { compile } from "../support/attack.ts"
 import {
   type Answer,
   ask,
   askByTcp,
+  bound,
   connect,
   decode,
   exchange,
   makeResponder,
   prefixed,
   question,
+  SOCK_DGRAM,
+  SOCK_STREAM,
   type Type
 } from "../support/dns.ts"
 import { suite } from "../support/effect.ts"
@@ -180,6 +184,33 @@ suite("the responder for names", (effect, folder) => {
     }
   )
 
+  effect("a container's sockets are closed although somebody else has them as well", function* () {
+    const { serve, tell } = yield* makeResponder
+    const port = serve(1)
+    const [listener, own] = bound(-1, SOCK_STREAM, "127.0.0.1", 0)
+    const [udp] = bound(-1, SOCK_DGRAM, "127.0.0.1", own)
+    yield* Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        native().close(listener)
+        native().close(udp)
+      })
+    )
+    tell("name 1 db 10.89.0.2")
+    yield* promise(async () => {
+      for (const end of ["leave 2", "serve 2"]) {
+        tell("serve 2", [udp, listener])
+        assert.equal(brief(await ask(own, "db")), "NOERROR 10.89.0.2")
+        if (end === "leave 2") tell(end)
+        else serve(2)
+        assert.equal(await exchange(own, question("db"), 100), undefined)
+        await connect(own).then(({ socket }) => socket.destroy())
+        assert.equal(brief(await ask(port, "db")), "NOERROR 10.89.0.2")
+        const stale = new Uint8Array(64)
+        while (native().read(udp, stale) > 0);
+      }
+    })
+  })
+
   effect("all containers of a name are answered, each of them first in turn", function* () {
     const { serve, tell } = yield* makeResponder
     const port = serve(1)
@@ -230,6 +261,11 @@ suite("the responder for names", (effect, folder) => {
         const [whole] = await askByTcp(port, question("web"))
         assert.equal(new Set(whole!.answers).size, 200)
         assert.equal(whole!.truncated, false)
+        for (let id = 1; id <= 80; id++)
+          tell(`name ${id} huge ${Array.from({ length: 64 }, (_, k) => `10.90.${id}.${k}`).join(" ")}`)
+        const [huge] = await askByTcp(port, question("huge"))
+        assert.equal(new Set(huge!.answers).size, Math.floor((65535 - 12 - 10) / 16))
+        assert.equal(huge!.truncated, true)
       })
     }
   )
@@ -443,14 +479,15 @@ suite("the responder for names", (effect, folder) => {
   effect("a client that reads no answers harms itself alone", function* () {
     const { serve, tell } = yield* makeResponder
     const port = serve(1)
-    for (let id = 1; id <= 250; id++) tell(`name ${id} web 10.89.0.${id}`)
+    for (let id = 1; id <= 64; id++)
+      tell(`name ${id} web ${Array.from({ length: 50 }, (_, k) => `10.90.${id}.${k}`).join(" ")}`)
     yield* promise(async () => {
       const { socket } = await connect(port)
       socket.on("error", () => {})
       socket.pause()
       for (let k = 0; k < 2000; k++) socket.write(prefixed(question("web")))
       for (let k = 0; k < 20; k++)
-        assert.equal((await askByTcp(port, question("web")))[0]!.answers.length, 250)
+        assert.equal((await askByTcp(port, question("web")))[0]!.answers.length, 3200)
       socket.destroy()
     })
   })
@@ -499,8 +536,11 @@ suite("the responder for names", (effect, folder) => {
 
   effect("passes back only the answer to the question, and SERVFAIL after 3 s", function* () {
     const { serve, tell } = yield* makeResponder
-    const other = yield* upstream((asked, answer) => {
+    const elsewhere = dgram.createSocket("udp4")
+    yield* Effect.addFinalizer(() => Effect.sync(() => elsewhere.close()))
+    const other = yield* upstream((asked, answer, by, port) => {
       if (decode(asked).name === "silent.test") return
+      if (by === "udp") elsewhere.send(answerTo(asked, [192, 0, 2, 65]), port, "127.0.0.1")
       const wrongId = answerTo(asked, [192, 0, 2, 66])
       wrongId.writeUInt16BE(asked.readUInt16BE(0) ^ 1, 0)
       answer(wrongId)
@@ -514,7 +554,6 @@ suite("the responder for names", (effect, folder) => {
     const port = serve(1)
     tell(`forward 127.0.0.1 ${other.port}`)
     yield* promise(async () => {
-      // Somebody else who answers at the right port with everything right, but from another address.
       assert.equal(brief(await ask(port, "example.com")), "NOERROR 192.0.2.1")
       for (const by of ["udp", "tcp"]) {
         const begun = Date.now()
@@ -555,20 +594,27 @@ suite("the responder for names", (effect, folder) => {
   effect("a container has 64 questions on their way, and cannot keep others from theirs", function* () {
     const { serve, tell } = yield* makeResponder
     const waiting: Array<() => void> = []
+    let released = false
     const other = yield* upstream((asked, answer) => {
-      if (decode(asked).name === "quick.test") answer(answerTo(asked))
+      if (released || decode(asked).name === "quick.test") answer(answerTo(asked))
       else waiting.push(() => answer(answerTo(asked)))
     })
     tell(`forward 127.0.0.1 ${other.port}`)
     const ports = Array.from({ length: 10 }, (_, k) => serve(k + 1))
     yield* promise(async () => {
-      const greedy = ports
-        .slice(0, 9)
-        .map(async (port) =>
-          Promise.all(Array.from({ length: 80 }, (_, id) => ask(port, "slow.test", "A", { id })))
+      let ended = 0
+      const greedy = ports.slice(0, 9).map((port) =>
+        Promise.all(
+          Array.from({ length: 80 }, (_, id) =>
+            ask(port, "slow.test", "A", { id }).finally(() => {
+              ended++
+            })
+          )
         )
-      await sleep(500)
+      )
+      while (ended < 9 * 80 - 512) await sleep(1)
       assert.equal(brief(await ask(ports[9]!, "quick.test")), "NOERROR 192.0.2.1")
+      released = true
       for (const answer of waiting) answer()
       for (const answers of await Promise.all(greedy)) {
         const good = answers.filter(({ code }) => code === "NOERROR").length

@@ -244,8 +244,8 @@ export const askByTcp = async (
   return answers
 }
 
-const SOCK_STREAM = 1
-const SOCK_DGRAM = 2
+export const SOCK_STREAM = 1
+export const SOCK_DGRAM = 2
 
 /** `[fd, port]` of a bound socket of 127.0.0.1, in this network namespace or in that of a process. */
 export const bound = (pidfd: number, type: number, host: string, port: number): readonly [number, number] => {
