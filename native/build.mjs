@@ -70,6 +70,17 @@ const targets = {
     sources: ["proxy/proxy.c", "proxy/pair.c", "proxy/target.c", "common/descriptor.c"],
     static: true
   },
+  "berth-names": {
+    sources: [
+      "names/names.c",
+      "names/server.c",
+      "names/forward.c",
+      "names/message.c",
+      "names/table.c",
+      "common/descriptor.c"
+    ],
+    static: true
+  },
   "plan-dump": { sources: ["fuzz/plan_dump.c", "supervisor/plan.c"] }
 }
 
