@@ -162,6 +162,27 @@ static int loopback_up(struct failure *failure) {
     return ioctl(fd, SIOCSIFFLAGS, &interface) < 0 ? fail(failure, "ioctl") : 0;
 }
 
+static int bound_socket(int type, struct failure *failure) {
+    const struct sockaddr_in resolver = {.sin_family = AF_INET, .sin_port = htons(53), .sin_addr = {htonl(0x7f00000b)}}; // 127.0.0.11
+    cleanup_close int fd = socket(AF_INET, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return fail(failure, "socket");
+    if (bind(fd, (const struct sockaddr *)&resolver, sizeof resolver) < 0) return fail(failure, "bind");
+    if (type == SOCK_STREAM && listen(fd, 16) < 0) return fail(failure, "listen");
+    return steal_fd(&fd);
+}
+
+// Sends the sockets on which this network namespace asks for names to the responder outside, before the command can ask.
+static int send_name_sockets(const struct child *child, const struct operation *operation, struct failure *failure) {
+    const union field *message = &operation->name_sockets.message;
+    cleanup_close int datagrams = bound_socket(SOCK_DGRAM, failure);
+    if (datagrams < 0) return -1;
+    cleanup_close int connections = bound_socket(SOCK_STREAM, failure);
+    if (connections < 0) return -1;
+    const int sockets[] = {datagrams, connections};
+    if (descriptors_send(descriptor(child, &operation->name_sockets.responder), message->s.text, message->s.length, sockets, 2) < 0) return fail(failure, "sendmsg");
+    return 0;
+}
+
 // Messages to another network namespace name this process, whose namespace an interface moves to. A process in a user namespace of
 // its own has no rights over the other one: the supervisor sends them for it, with its id maps.
 static int send_netlink(const struct child *child, const struct operation *operation, struct failure *failure) {
@@ -316,6 +337,7 @@ static int perform(struct state *state, const struct operation *o) {
     case OP_NO_NEW_PRIVILEGES: return privilege_no_new_privileges(failure);
     case OP_SECCOMP: return privilege_seccomp(o, o->seccomp.listener.fd == NO_FD ? -1 : child->descriptors[o->seccomp.listener.fd], failure);
     case OP_EXEC: return execute(child, o, failure);
+    case OP_NAME_SOCKETS: return send_name_sockets(child, o, failure);
     case OP_EXIT: _exit(0);
     case OP_NETLINK: return send_netlink(child, o, failure);
     case OP_EXEC_SELF: return execute_self(child, o, failure);

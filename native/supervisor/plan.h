@@ -80,6 +80,7 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(EMPTY_ROOT, empty_root, CHILD, "si", path, proc) \
     X(TAKE_PROC, take_proc, CHILD, "fl", process, paths) \
     X(NETLINK, netlink, CHILD, "fbi", socket, messages, pid_at) \
+    X(NAME_SOCKETS, name_sockets, CHILD, "fs", responder, message) \
     X(EXIT, exit, LAST, "")
 
 enum operation_code {

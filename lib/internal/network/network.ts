@@ -9,7 +9,9 @@ import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { StartOptions } from "../../Container.ts"
 import type { Namespace } from "../../Namespace.ts"
 import type { Network, NetworkOptions, TypeId as PublicTypeId } from "../../Network.ts"
+import type { Operation } from "../../Plan.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { makeNames, type Names } from "./names.ts"
 import { type Attachment, attach, configure, makeRouter, type Router } from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
@@ -25,6 +27,7 @@ export interface Member {
 
 export interface State {
   readonly router: Router
+  readonly names: Names
   readonly members: Map<number, Member>
 }
 
@@ -75,7 +78,8 @@ export const make = (
     )
     const router = makeRouter(holder, nextRange())
     yield* configure(berth, holder, router.range)
-    const state: State = { router, members: new Map() }
+    const names = yield* makeNames(berth, name)
+    const state: State = { router, names, members: new Map() }
     return Object.assign(Object.create(Proto), { name, range: `${router.range.prefix4}.0.0/16`, state })
   })
 
@@ -112,6 +116,13 @@ const check = (networks: ReadonlyArray<Network>): void => {
   })
 }
 
+/** A container asks one responder, which is that of its first network. */
+const serve = (number: number): Operation => ({
+  op: "name-sockets",
+  responder: "names",
+  message: `serve ${number}`
+})
+
 /** Takes an address on each network; throws, and then has taken none. */
 export const join = (container: string, options: StartOptions): Joined => {
   const networks = networksOf(options)
@@ -123,6 +134,7 @@ export const join = (container: string, options: StartOptions): Joined => {
     for (const [{ state }, { close, number }] of joined) {
       close()
       state.members.delete(number)
+      state.names.remove(number)
       state.router.numbers.give(number)
     }
   }
@@ -130,20 +142,26 @@ export const join = (container: string, options: StartOptions): Joined => {
     networks.forEach((network, place) => {
       const attachment = attach(network.state.router, place)
       joined.push([network, attachment])
-      network.state.members.set(attachment.number, {
-        container,
-        names: [...names, container],
-        addresses: attachment.addresses
-      })
+      const all = [...names, container]
+      const { addresses, number } = attachment
+      network.state.members.set(number, { container, names: all, addresses })
+      network.state.names.add(number, all, addresses)
     })
   } catch (error) {
     leave()
     throw error
   }
   const attachments = joined.map(([, attachment]) => attachment)
+  const first = joined[0]
   return {
-    operations: attachments.flatMap(({ operations }) => operations),
-    descriptors: Object.assign({}, ...attachments.map(({ descriptors }) => descriptors)),
+    operations: [
+      ...attachments.flatMap(({ operations }) => operations),
+      ...(first === undefined ? [] : [serve(first[1].number)])
+    ],
+    descriptors: Object.assign(
+      first === undefined ? {} : { names: first[0].state.names.socket },
+      ...attachments.map(({ descriptors }) => descriptors)
+    ),
     addresses: attachments.flatMap(({ addresses }) => addresses),
     done: () => {
       for (const [{ state }, { close, number }] of joined) {

@@ -25,8 +25,8 @@ export interface Proxy {
   readonly add: (socket: number, port: number) => void
 }
 
-// The least that the proxy can do with: it has no capabilities, and gains none by its execution.
-const confined: ReadonlyArray<Plan.Operation> = [
+/** What takes all capabilities of a helper of the network, which gains none by its execution. */
+export const confined: ReadonlyArray<Plan.Operation> = [
   { op: "session" },
   { op: "bounding", capabilities: 0 },
   { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },

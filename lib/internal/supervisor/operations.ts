@@ -58,5 +58,6 @@ export const operations = {
   "empty-root": { path: "s", proc: "i" },
   "take-proc": { process: "f", paths: "l" },
   netlink: { socket: "f", messages: "b", pidAt: "i" },
+  "name-sockets": { responder: "f", message: "s" },
   exit: {}
 } as const
