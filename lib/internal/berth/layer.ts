@@ -17,9 +17,10 @@ import * as Seccomp from "../security/seccomp.ts"
 import { TypeId } from "../service.ts"
 import * as Holds from "../store/leases.ts"
 import * as Supervisor from "../supervisor/connection.ts"
-import { AT_FDCWD, isBuilt, LOCK_EX, LOCK_NB, native, programPath } from "../system/addon.ts"
+import { AT_FDCWD, LOCK_EX, LOCK_NB, native, nativeFix, programPath } from "../system/addon.ts"
 import { EPERM } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { isInChroot, noUserNamespaces } from "./inspect.ts"
 import { recordOwner, removeSwept, sweep } from "./sweep.ts"
 
 /** Whether there can be a Berth here at all. */
@@ -33,15 +34,6 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
       })
     )
   }
-  if (!isBuilt()) {
-    return Effect.fail(
-      new Unsupported({
-        feature: "the native part",
-        why: `${programPath("berth.node")} is not there`,
-        hint: "Build it: node native/setup.mjs in berth's folder"
-      })
-    )
-  }
   try {
     native()
     return Effect.void
@@ -49,8 +41,10 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
     return Effect.fail(
       new Unsupported({
         feature: "the native part",
-        why: String(cause),
-        hint: "Build it again on this machine: node native/setup.mjs"
+        why: fs.existsSync(programPath("berth.node"))
+          ? String(cause)
+          : `${programPath("berth.node")} is missing`,
+        hint: nativeFix()
       })
     )
   }
@@ -168,7 +162,9 @@ const explain = (error: BerthError): BerthError =>
     ? new Unsupported({
         feature: "user namespaces",
         why: `you are not root, and the kernel refuses them: ${error.code}`,
-        hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is"
+        hint: isInChroot()
+          ? noUserNamespaces()
+          : "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is"
       })
     : error
 
