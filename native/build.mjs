@@ -21,7 +21,7 @@ const cflags = [
 const sanitizers = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 /**
- * What is built: name → sources, flags, and shared libraries that are copied beside it. Under the sanitizers, `static` targets become dynamic, as AddressSanitizer
+ * What is built: name → sources, flags, and copies of shared libraries beside it (name of the copy → library). Under the sanitizers, `static` targets become dynamic, as AddressSanitizer
  * needs it; the addon has UndefinedBehaviorSanitizer alone, as AddressSanitizer would have to be in the runtime first.
  */
 const targets = {
@@ -36,8 +36,10 @@ const targets = {
       "common/descriptor.c",
       "addon/seccomp.c"
     ],
-    flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`],
-    libraries: ["-lpthread", "-ldl"]
+    flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`, "-Wl,-rpath,$ORIGIN"],
+    libraries: ["-lpthread", "-ldl"],
+    // For systems without libseccomp.
+    shared: { "libseccomp-copy.so.2": "libseccomp.so.2" }
   },
   "berth-supervisor": {
     sources: [
@@ -65,7 +67,7 @@ const targets = {
     flags: ["-ffunction-sections", "-Wl,--gc-sections", "-Wl,-rpath,$ORIGIN"],
     libraries: ["-Wl,-Bstatic", "-larchive", "-lzstd", "-lcrypto", "-Wl,-Bdynamic", "-lisal", "-lpthread"],
     // Debian has no static ISA-L: the program finds its library beside itself.
-    shared: ["libisal.so.2"]
+    shared: { "libisal.so.2": "libisal.so.2" }
   },
   "plan-dump": { sources: ["fuzz/plan_dump.c", "supervisor/plan.c"] }
 }
@@ -112,13 +114,13 @@ export const build = async ({ sanitize = false } = {}) => {
       hash.update(content)
     const digest = hash.digest("hex")
     const stamp = `${out}/.${name}.sha256`
-    const shared = target.shared ?? []
-    const isThere = [name, ...shared].every((file) => existsSync(`${out}/${file}`))
+    const shared = target.shared ?? {}
+    const isThere = [name, ...Object.keys(shared)].every((file) => existsSync(`${out}/${file}`))
     if (isThere && existsSync(stamp) && readFileSync(stamp, "utf8") === digest) return
     await compile(cc, args)
-    for (const library of shared) {
+    for (const [copy, library] of Object.entries(shared)) {
       const path = execFileSync(cc, [`-print-file-name=${library}`], { encoding: "utf8" }).trim()
-      copyFileSync(path, `${out}/${library}`)
+      copyFileSync(path, `${out}/${copy}`)
     }
     writeFileSync(stamp, digest)
   })

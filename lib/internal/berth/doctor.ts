@@ -18,7 +18,7 @@ import { defaultFolder } from "../disk/defaultFolder.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { flags, idMap } from "../ids/namespaceFlags.ts"
 import * as Supervisor from "../supervisor/connection.ts"
-import { nativeFix, programPath } from "../system/addon.ts"
+import { native, nativeFix, programPath } from "../system/addon.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as look from "./inspect.ts"
 import { checkSystem, makeState } from "./layer.ts"
@@ -156,6 +156,14 @@ const idmapped = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
 }
 
 const seccomp = (run: Try): Effect.Effect<Doctor.Check> => {
+  if (native().seccompName(0) === "")
+    return Effect.succeed({
+      name: "seccomp",
+      required: false,
+      status: "missing",
+      detail: "libseccomp.so.2, which compiles policies, is not installed",
+      fix: "apt-get install libseccomp2"
+    })
   // struct sock_filter: BPF_RET | BPF_K, SECCOMP_RET_ALLOW.
   const program = new Uint8Array([0x06, 0, 0, 0, 0, 0, 0xff, 0x7f])
   return Effect.map(

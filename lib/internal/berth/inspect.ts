@@ -110,7 +110,11 @@ export const unpacker = (): Check => {
   const file = programPath("berth-unpack")
   const { error, stderr, stdout } = spawnSync(file, [], { encoding: "utf8", timeout: 5000 })
   const works = stdout?.startsWith("error confine ")
-  return part("unpacker", file, works ? undefined : (error?.message ?? `${file} fails: ${stderr.trim()}`))
+  return part(
+    "unpacker",
+    file,
+    works ? undefined : (error?.message ?? `${file} fails: ${stderr.trim().replaceAll("\n", "; ")}`)
+  )
 }
 
 /** Where a program is, as a shell would look for it, and in folders of helpers that no PATH has. */
