@@ -29,14 +29,16 @@ describe("Berth, where it cannot be", { skip: process.platform === "linux" ? fal
     })
   }
 
-  test("without the native part the layer says how to build it", async () => {
+  test("without the native part the layer says what to do", async () => {
     const env = { ...process.env, BERTH_NATIVE: "no/such/build" }
     const child = program("system.ts", ["error", `${folder}/b`], { stdio: ["ignore", "pipe", "pipe"], env })
     const { code, stdout, stderr } = await ended(child)
     assert.equal(code, 0, stderr)
     const error = JSON.parse(stdout)
     assert.deepEqual([error._tag, error.feature], ["Unsupported", "the native part"])
-    assert.match(error.message, /node native\/setup\.mjs/)
+    const expected =
+      /no\/such\/build\/berth\.node is missing\. Set BERTH_NATIVE, which is no\/such\/build, to the folder native\/build of/
+    assert.match(error.message, expected)
   })
 
   test("without root and without user namespaces the layer says how to have them", {
