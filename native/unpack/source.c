@@ -3,8 +3,8 @@
 // two cores.
 #include "unpack.h"
 
-// OpenSSL deprecates the functions of one algorithm. Unlike EVP's, they bring no other algorithm into a static program, and they load
-// no configuration and no providers.
+// OpenSSL deprecates its functions for a single algorithm. Unlike EVP's, they link no other algorithm into the program, and load no
+// configuration and no providers.
 #define OPENSSL_SUPPRESS_DEPRECATED
 
 #include <errno.h>
