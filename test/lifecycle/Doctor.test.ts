@@ -71,7 +71,7 @@ suite("Doctor", (effect) => {
     assert.equal(pasta.status === "ok", installed("/usr/bin/pasta", "/usr/local/bin/pasta"))
   })
 
-  effect("has a line for each native part", function* () {
+  effect("the doctor has a line for each native part", function* () {
     const report = yield* Berth.doctor
     const parts = [
       ["addon", "berth.node"],
@@ -84,7 +84,7 @@ suite("Doctor", (effect) => {
     }
   })
 
-  effect("says what the loader said of an unpacker that cannot start, as does a failed import", function* () {
+  effect("the doctor and a failed import quote the loader about an unpacker that cannot start", function* () {
     const broken = yield* withNative((folder) => fs.writeFileSync(`${folder}/libisal.so.2`, "no library"))
     const unpacker = of(yield* Berth.doctor, "unpacker")
     assert.deepEqual([unpacker.status, unpacker.required], ["missing", false])
@@ -97,12 +97,12 @@ suite("Doctor", (effect) => {
     assert.match(error.message, said)
   })
 
-  effect("says which file of the native part is missing", function* () {
+  effect("the doctor names a missing file of the native part", function* () {
     const folder = yield* withNative((copy) => fs.rmSync(`${copy}/berth-unpack`))
     assert.equal(of(yield* Berth.doctor, "unpacker").detail, `${folder}/berth-unpack is missing`)
   })
 
-  effect("is a table as text", function* () {
+  effect("a report of the doctor is a table as text", function* () {
     const report = yield* Berth.doctor
     const text = String(report)
     for (const { fix, name, status } of report.checks) {
