@@ -13,7 +13,6 @@ import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
 import type { BerthError, ImageError, InvalidData, InvalidOption } from "./BerthError.ts"
 import type { Limits } from "./ImageLayer.ts"
-import { orUndone } from "./internal/gc/collect.ts"
 import * as internal from "./internal/image/image.ts"
 import * as imageImport from "./internal/image/import.ts"
 import * as imageLoad from "./internal/image/load.ts"
@@ -99,6 +98,9 @@ export interface Healthcheck {
   readonly retries: number | undefined
 }
 
+const named = (method: string, name: string) =>
+  Effect.withSpan(`berth.Image.${method}`, { attributes: { "container.image.name": name } })
+
 /**
  * Whether a value is an `Image`.
  *
@@ -137,23 +139,34 @@ export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> =>
 export const scratch: Image = internal.scratch
 
 /**
- * Options of `fromLayout`.
+ * Which image of a name is meant.
  *
  * @since 0.1.0
  * @category models
  */
-export interface FromLayoutOptions extends Limits {
-  /** Which image of the layout; may be left out where there is one. */
-  readonly tag?: string | undefined
+export interface NamedOptions {
   /** `os/architecture[/variant]`; this machine's unless given. */
   readonly platform?: string | undefined
+}
+
+/**
+ * Options of `fromLayout`: a tag, a digest, or neither if the layout has one image.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface FromLayoutOptions extends NamedOptions, Limits {
+  /** The name of the image in the layout's `index.json`. */
+  readonly tag?: string | undefined
+  /** The digest of a manifest or index of the layout. */
+  readonly digest?: string | undefined
 }
 
 /**
  * An image from a folder in the OCI image layout format, as skopeo, umoci and buildah make them. Its layers are
  * unpacked from there; its blobs are not copied into the store.
  *
- * Fails with `InvalidOption` where a tag is needed, and with `ImageError`.
+ * Fails with `InvalidOption` where a tag is needed, or a tag and a digest are given; and with `ImageError`.
  *
  * @since 0.1.0
  * @category constructors
@@ -174,13 +187,11 @@ export const fromLayout = (
  * @since 0.1.0
  * @category models
  */
-export interface PullOptions extends Limits, ConnectOptions, ProgressOptions {
-  /** `os/architecture[/variant]`; this machine's unless given. */
-  readonly platform?: string | undefined
-}
+export interface PullOptions extends NamedOptions, Limits, ConnectOptions, ProgressOptions {}
 
 /**
- * An image from a registry. The tag is resolved each time; what the store has already is not fetched again.
+ * An image from a registry. Each pull asks the registry for the tag (`get` prefers the store); what the store has already
+ * is not fetched again.
  *
  * Fails with `InvalidData` for a reference that cannot be parsed, `RegistryError` for what the registry does, and `ImageError`
  * for what it gives. The store is then as it was before; where it was the connection that failed, what had been fetched
@@ -194,12 +205,31 @@ export interface PullOptions extends Limits, ConnectOptions, ProgressOptions {
  * const program = Image.pull("127.0.0.1:5000/library/alpine:3")
  */
 export const pull = (reference: string, options?: PullOptions): Effect.Effect<Image, BerthError, Berth> =>
-  internal
-    .pull(reference, options ?? {})
-    .pipe(
-      orUndone,
-      Effect.withSpan("berth.Image.pull", { attributes: { "container.image.name": reference } })
-    )
+  internal.pull(reference, options ?? {}).pipe(named("pull", reference))
+
+/**
+ * Options of `get`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface GetOptions extends PullOptions {
+  /** When to pull: if the store lacks the image, each time as `pull` does, or never as `fromStore`. Default: `"missing"`. */
+  readonly pull?: "missing" | "always" | "never" | undefined
+}
+
+/**
+ * The image of a name that `fromStore` takes: from the store if it was pulled, loaded, tagged, committed or imported there,
+ * else from its registry. The store answers without a request, so only `pull: "always"` notices a tag that has moved in the
+ * registry. An image that is for another platform or is damaged on the disk counts as missing.
+ *
+ * Fails as `fromStore` and `pull` do, and with `InvalidOption` for another value of `pull`.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const get = (name: string, options?: GetOptions): Effect.Effect<Image, BerthError, Berth> =>
+  imageStore.get(name, options ?? {}).pipe(named("get", name))
 
 /**
  * The image, when it is there: the last of the events of `pullEvents`.
@@ -235,11 +265,9 @@ export const pullEvents = (
  * @since 0.1.0
  * @category models
  */
-export interface LoadOptions extends Limits {
+export interface LoadOptions extends NamedOptions, Limits {
   /** Which image of the archive; all of them unless given. */
   readonly tag?: string | undefined
-  /** `os/architecture[/variant]`; this machine's unless given. */
-  readonly platform?: string | undefined
   /** Bytes of the archive without compression, where it has to be written to disk first; 64 GiB unless given. */
   readonly maxArchiveBytes?: number | undefined
 }
@@ -268,7 +296,6 @@ export const load = <E = never, R = never>(
   options?: LoadOptions
 ): Effect.Effect<readonly [Image, ...Array<Image>], BerthError | E, Berth | R> =>
   imageLoad.load(source, options ?? {}).pipe(
-    orUndone,
     Effect.withSpan("berth.Image.load", {
       attributes: {
         "berth.archive": typeof source === "string" ? source : "a stream",
@@ -314,17 +341,7 @@ export interface SaveOptions {
 export const save: {
   (path: string, options: SaveOptions): (image: Image | string) => Effect.Effect<void, BerthError, Berth>
   (image: Image | string, path: string, options: SaveOptions): Effect.Effect<void, BerthError, Berth>
-} = dual(3, (image: Image | string, path: string, options: SaveOptions) =>
-  imageSave.save(image, path, options).pipe(
-    Effect.withSpan("berth.Image.save", {
-      attributes: {
-        "container.image.name": typeof image === "string" ? image : image.reference,
-        "berth.archive": path,
-        "berth.archive.format": options.format
-      }
-    })
-  )
-)
+} = dual(3, imageSave.save)
 
 /**
  * Options of `import`.
@@ -342,7 +359,7 @@ export interface ImportOptions extends Limits {
 const import_ = (path: string, options?: ImportOptions): Effect.Effect<Image, BerthError, Berth> =>
   imageImport
     .importFrom(path, options ?? {})
-    .pipe(orUndone, Effect.withSpan("berth.Image.import", { attributes: { "berth.rootfs": path } }))
+    .pipe(Effect.withSpan("berth.Image.import", { attributes: { "berth.rootfs": path } }))
 
 export {
   /**
@@ -431,10 +448,7 @@ export const pushEvents = (
   told((progress) =>
     Effect.map(
       push(image, reference, { ...options, progress }),
-      (descriptor): Pushed => ({
-        _tag: "Pushed",
-        descriptor
-      })
+      (descriptor): Pushed => ({ _tag: "Pushed", descriptor })
     )
   )
 
@@ -453,20 +467,6 @@ export interface NamedImage {
   /** `os/architecture[/variant]`, where the entry says so: those of `pull` do. */
   readonly platform: string | undefined
 }
-
-/**
- * Which image of a name is meant.
- *
- * @since 0.1.0
- * @category models
- */
-export interface NamedOptions {
-  /** `os/architecture[/variant]`; this machine's unless given. */
-  readonly platform?: string | undefined
-}
-
-const named = (method: string, name: string) =>
-  Effect.withSpan(`berth.Image.${method}`, { attributes: { "container.image.name": name } })
 
 /**
  * Every image that the store has a name for. What has no name of its own, as the layers do, is in `Store.usage`.

@@ -135,7 +135,8 @@ export const resolve = (name: string): Effect.Effect<Descriptor, ImageError, Ber
       ? new ImageError({
           reason: "NotFound",
           subject: name,
-          detail: "is not in the store: Store.list gives every name"
+          detail:
+            "is not a name in the store: pull the image, or take one of Store.list, exactly as it is there"
         })
       : Effect.succeed(found.descriptor)
   }).pipe(Effect.withSpan("berth.Store.resolve", { attributes: { "oci.ref.name": name } }))

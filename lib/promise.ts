@@ -19,9 +19,10 @@ import * as Errors from "./BerthError.ts"
 import * as Cgroup from "./Cgroup.ts"
 import * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
-import * as Image from "./Image.ts"
+import type * as Image from "./Image.ts"
+import type { Limits } from "./ImageLayer.ts"
 import { exec, feed, makeCommand } from "./internal/promise/command.ts"
-import { make as makeImages } from "./internal/promise/images.ts"
+import { make as makeImages, named } from "./internal/promise/images.ts"
 import { Shared } from "./internal/promise/runtime.ts"
 import { words } from "./internal/util/commandTemplate.ts"
 import type { Progress } from "./Progress.ts"
@@ -60,6 +61,20 @@ export const BerthError: (abstract new () => Errors.BerthError) & {
  */
 export interface Abortable {
   readonly signal?: AbortSignal | undefined
+}
+
+/**
+ * When `start` and `run` ask the registry of an image that is given by its name, and by nothing else.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface PullPolicy {
+  /**
+   * `"missing"`: only if the store lacks the image; `"always"`: each time, which notices that a tag has moved; `"never"`.
+   * Default: `"missing"`.
+   */
+  readonly pull?: Image.GetOptions["pull"]
 }
 
 /**
@@ -190,13 +205,18 @@ export interface Transfer<A> extends Promise<A>, AsyncIterable<Progress> {}
 
 /**
  * Images, in the store and on their way there and back. Each does as its namesake in `Image` and `Store`, and takes a
- * signal.
+ * signal. `get` pulls what the store lacks, `pull` asks the registry each time, `fromStore` never.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Images {
+  readonly get: (name: string, options?: Image.GetOptions & Abortable) => Transfer<Image.Image>
   readonly pull: (reference: string, options?: Image.PullOptions & Abortable) => Transfer<Image.Image>
+  readonly fromStore: (
+    name: string,
+    options?: Image.NamedOptions & Limits & Abortable
+  ) => Promise<Image.Image>
   /** Gives the descriptor of the manifest. */
   readonly push: (
     image: Image.Image | string,
@@ -215,6 +235,11 @@ export interface Images {
   ) => Promise<void>
   readonly import: (path: string, options?: Image.ImportOptions & Abortable) => Promise<Image.Image>
   readonly list: (options?: Abortable) => Promise<ReadonlyArray<Image.NamedImage>>
+  readonly inspect: (name: string, options?: Image.NamedOptions & Abortable) => Promise<Image.Inspected>
+  readonly history: (
+    name: string,
+    options?: Image.NamedOptions & Abortable
+  ) => Promise<ReadonlyArray<Image.HistoryEntry>>
   readonly tag: (name: string, newName: string, options?: Abortable) => Promise<void>
   readonly remove: (name: string, options?: Abortable) => Promise<void>
   readonly gc: (options?: { readonly dryRun?: boolean | undefined } & Abortable) => Promise<Store.Collected>
@@ -230,14 +255,6 @@ export interface Session extends AsyncDisposable {
   readonly start: typeof start
   readonly run: typeof run
   readonly images: Images
-}
-
-const named = (image: string | Image.Image): Effect.Effect<Image.Image, BerthError, Berth.Berth> => {
-  if (typeof image !== "string") return Effect.succeed(image)
-  if (image === "host") return Image.host
-  const layout = /^oci:(.+?)(?::([\w][\w.-]{0,127}))?$/.exec(image)
-  if (layout !== null) return Image.fromLayout(layout[1]!, layout[2] === undefined ? {} : { tag: layout[2] })
-  return image.startsWith("/") ? Image.fromRootfs(image) : Image.pull(image)
 }
 
 const inside = (shared: Shared, container: Container.Container, options: InsideOptions): Inside => {
@@ -286,11 +303,14 @@ const makeBox = (shared: Shared, container: Container.Container, scope: Scope.Cl
 
 const startWith =
   (shared: Shared) =>
-  (image: string | Image.Image, options: Container.StartOptions & Abortable = {}): Promise<Box> =>
+  (
+    image: string | Image.Image,
+    options: Container.StartOptions & PullPolicy & Abortable = {}
+  ): Promise<Box> =>
     shared.run(
       Effect.uninterruptibleMask((restore) =>
         Effect.flatMap(Scope.make(), (scope) =>
-          restore(Effect.flatMap(named(image), (from) => Container.start(from, options))).pipe(
+          restore(Effect.flatMap(named(image, options), (from) => Container.start(from, options))).pipe(
             Scope.extend(scope),
             Effect.map((container) => makeBox(shared, container, scope)),
             Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
@@ -304,18 +324,19 @@ const runWith =
   (shared: Shared) =>
   (
     image: string | Image.Image,
-    options: Container.StartOptions & Container.BufferOptions & Abortable = {}
+    options: Container.StartOptions & Container.BufferOptions & PullPolicy & Abortable = {}
   ): Promise<Container.Result> =>
     shared.run(
-      Effect.flatMap(named(image), (from) => Container.run(from, options)),
+      Effect.flatMap(named(image, options), (from) => Container.run(from, options)),
       options.signal
     )
 
 const shared = new Shared({})
 
 /**
- * Starts a container: of the machine's own root (`"host"`), a folder (an absolute path), an OCI layout
- * (`"oci:PATH[:TAG]"`), or an image of a registry. It is gone when it is disposed of, or when the program ends.
+ * Starts a container: of the machine's own root (`"host"`), a folder (an absolute path), an OCI layout (`"oci:PATH"`,
+ * `"oci:PATH:TAG"` or `"oci:PATH@DIGEST"`; PATH ends where a layout's folder is, and may have colons), or the image of a
+ * name, which the store has or its registry gives. It is gone when it is disposed of, or when the program ends.
  *
  * @since 0.1.0
  * @category constructors
@@ -325,7 +346,7 @@ const shared = new Shared({})
  */
 export const start: (
   image: string | Image.Image,
-  options?: Container.StartOptions & Abortable
+  options?: Container.StartOptions & PullPolicy & Abortable
 ) => Promise<Box> = startWith(shared)
 
 /**
@@ -336,7 +357,7 @@ export const start: (
  */
 export const run: (
   image: string | Image.Image,
-  options?: Container.StartOptions & Container.BufferOptions & Abortable
+  options?: Container.StartOptions & Container.BufferOptions & PullPolicy & Abortable
 ) => Promise<Container.Result> = runWith(shared)
 
 /**

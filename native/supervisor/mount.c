@@ -4,6 +4,8 @@
 #include "../common/syscalls.h"
 #include "../common/util.h"
 
+#include <sched.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -133,6 +135,27 @@ int mount_pivot(int root, struct failure *failure) {
     if (sys_umount2(".", MNT_DETACH) < 0) return fail(failure, "umount2");
     if (chdir("/") < 0) return fail(failure, "chdir");
     return 0;
+}
+
+static bool same_root(int fd) {
+    struct statx one, other;
+    unsigned wanted = STATX_INO | STATX_MNT_ID;
+    return statx(fd, "", AT_EMPTY_PATH, wanted, &one) == 0 && statx(AT_FDCWD, "/", 0, wanted, &other) == 0 &&
+           one.stx_mnt_id == other.stx_mnt_id && one.stx_ino == other.stx_ino;
+}
+
+// setns(2) makes the root of the mount namespace the root of the process. Without the right to do so, nothing changes.
+int mount_leave_chroot(struct failure *failure) {
+    cleanup_close int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    cleanup_close int namespace = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    if (root < 0) return fail(failure, "open");
+    if (namespace < 0 || setns(namespace, CLONE_NEWNS) < 0 || same_root(root)) return 0;
+    // pivot_root(2) takes no shared mounts.
+    if (sys_mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return fail(failure, "mount");
+    cleanup_close int tree = sys_open_tree(root, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE);
+    if (tree < 0) return fail(failure, "open_tree");
+    if (sys_move_mount(tree, "", root, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0) return fail(failure, "move_mount");
+    return mount_pivot(tree, failure);
 }
 
 int mount_root_readonly(struct failure *failure) {

@@ -22,6 +22,10 @@ int mount_attach_root(int root, struct failure *failure);
 int mount_pivot(int root, struct failure *failure);
 int mount_root_readonly(struct failure *failure);
 
+// If the process is in a chroot(2), makes its root the root of this mount namespace, which must belong to this process alone.
+// Otherwise pivot_root(2) fails, or a container with CAP_SYS_CHROOT reaches the host's root above its own.
+int mount_leave_chroot(struct failure *failure);
+
 // A mount that is kept by its descriptor: paths below its target are resolved in it, even if the target has been replaced.
 struct pinned {
     const char *target;

@@ -20,9 +20,10 @@ import * as Seccomp from "../security/seccomp.ts"
 import { Proto } from "../service.ts"
 import * as Holds from "../store/leases.ts"
 import * as Supervisor from "../supervisor/connection.ts"
-import { AT_FDCWD, isBuilt, native, programPath } from "../system/addon.ts"
+import { AT_FDCWD, native, nativeFix, programPath } from "../system/addon.ts"
 import { EPERM } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { isInChroot, noUserNamespaces } from "./inspect.ts"
 import * as Memory from "./memory.ts"
 import { recordOwner, removeSwept, sweep } from "./sweep.ts"
 
@@ -37,15 +38,6 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
       })
     )
   }
-  if (!isBuilt()) {
-    return Effect.fail(
-      new Unsupported({
-        feature: "the native part",
-        why: `${programPath("berth.node")} is missing`,
-        hint: "Build it: node native/setup.mjs in berth's folder"
-      })
-    )
-  }
   try {
     native()
     return Effect.void
@@ -53,8 +45,10 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
     return Effect.fail(
       new Unsupported({
         feature: "the native part",
-        why: String(cause),
-        hint: "Build it again on this machine: node native/setup.mjs",
+        why: fs.existsSync(programPath("berth.node"))
+          ? String(cause)
+          : `${programPath("berth.node")} is missing`,
+        hint: nativeFix(),
         cause
       })
     )
@@ -174,7 +168,9 @@ const explain = (error: BerthError): BerthError =>
     ? new Unsupported({
         feature: "user namespaces",
         why: `the kernel refuses them to this non-root user: ${error.code}`,
-        hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is",
+        hint: isInChroot()
+          ? noUserNamespaces()
+          : "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is",
         cause: error
       })
     : error

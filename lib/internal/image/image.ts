@@ -21,8 +21,9 @@ import * as ImageLayer from "../../ImageLayer.ts"
 import type { Phase } from "../../Progress.ts"
 import * as Reference from "../../Reference.ts"
 import type * as Registry from "../../Registry.ts"
-import { io, isNotFound, storageError } from "../disk/files.ts"
+import { isNotFound, storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
+import { orUndone } from "../gc/collect.ts"
 import * as Implicit from "../layer/missingFolders.ts"
 import * as LayerStack from "../layer/stack.ts"
 import * as Descriptors from "../oci/descriptors.ts"
@@ -249,13 +250,20 @@ export const fromLayout = (
       const detail = "is not an OCI image layout: oci-layout or index.json is missing"
       return yield* new ImageError({ reason: "NotFound", subject: path, detail })
     }
-    const entry = yield* chooseEntry(path, layout.value.index.manifests, options.tag, wanted)
+    if (options.tag !== undefined && options.digest !== undefined) {
+      const value = JSON.stringify(options.digest.slice(0, 200))
+      return yield* new InvalidOption({ option: "digest", value, expected: "a tag or a digest, not both" })
+    }
+    const entry =
+      options.digest === undefined
+        ? yield* chooseEntry(path, layout.value.index.manifests, options.tag, wanted)
+        : yield* Layout.descriptorOf(fileSystem, folder, yield* digests.parse(options.digest))
     const resolved = yield* Layout.resolveImage(entry, wanted, (descriptor) =>
       Layout.readDocument(fileSystem, folder, descriptor)
     )
     const name = options.tag ?? entry.annotations?.[Oci.refNameAnnotation]
-    const reference = name === undefined ? folder : `${folder}:${name}`
-    const image = yield* assemble(reference, resolved, options, (layer) =>
+    const which = options.digest !== undefined ? `@${options.digest}` : name === undefined ? "" : `:${name}`
+    const image = yield* assemble(`${folder}${which}`, resolved, options, (layer) =>
       Layout.checkBlob(fileSystem, folder, layer)
     )
     return make({ ...image, layout: folder })
@@ -324,7 +332,7 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
     yield* Store.repair(berth)
     yield* Store.tag(berth, Reference.print(parsed), Descriptors.ofResolved(resolved))
     return image
-  }).pipe(Effect.scoped, Store.keeping)
+  }).pipe(Effect.scoped, Store.keeping, orUndone)
 
 /** A digest that the store has needs no registry; anything else is asked for. */
 const startOf = (
@@ -335,14 +343,7 @@ const startOf = (
   Effect.gen(function* () {
     const { digest } = reference
     if (digest !== undefined && (yield* Store.isIntact(berth, digest))) {
-      const path = Layout.blobPath(Store.folder(berth), digest)
-      const { size } = yield* io(digest)(berth.fileSystem.stat(path))
-      const bytes = yield* Layout.readDocument(berth.fileSystem, Store.folder(berth), {
-        mediaType: "",
-        digest,
-        size: Number(size)
-      })
-      return { mediaType: yield* Oci.mediaTypeOf(digest, bytes), digest, size: bytes.length }
+      return yield* Layout.descriptorOf(berth.fileSystem, Store.folder(berth), digest)
     }
     return yield* resolve(registry, reference)
   })

@@ -7,6 +7,7 @@ import type { Image, ImageConfig, ImportOptions } from "../../Image.ts"
 import type { Digest } from "../../Reference.ts"
 import * as Reference from "../../Reference.ts"
 import { io, storageError } from "../disk/files.ts"
+import { orUndone } from "../gc/collect.ts"
 import * as layerDiff from "../layer/diff.ts"
 import * as ImageLayer from "../layer/unpack.ts"
 import * as Descriptors from "../oci/descriptors.ts"
@@ -88,4 +89,4 @@ export const importFrom = (path: string, options: ImportOptions): Effect.Effect<
           ? yield* spooled(layerDiff.diff({ upper: path, maxHoleBytes: limit }))
           : yield* spooled(Stream.mapError(berth.fileSystem.stream(path), storageError(path)))
     return yield* write(berth, name, [layer], yield* configOf(options.config ?? {}, diffId), options)
-  }).pipe(Store.keeping)
+  }).pipe(Store.keeping, orUndone)

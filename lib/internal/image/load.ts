@@ -10,6 +10,7 @@ import type { Image, LoadOptions } from "../../Image.ts"
 import * as Reference from "../../Reference.ts"
 import { isNotFound, storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
+import { orUndone } from "../gc/collect.ts"
 import * as Descriptors from "../oci/descriptors.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
@@ -366,4 +367,4 @@ export const load = <E, R>(
           limit,
           fromFile
         )
-  }).pipe(Store.keeping)
+  }).pipe(Store.keeping, orUndone)

@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ImageError, type InvalidData, InvalidOption } from "../../BerthError.ts"
-import type { HistoryEntry, Image, Inspected, NamedImage, NamedOptions } from "../../Image.ts"
+import type { GetOptions, HistoryEntry, Image, Inspected, NamedImage, NamedOptions } from "../../Image.ts"
 import type { Limits } from "../../ImageLayer.ts"
 import * as Reference from "../../Reference.ts"
 import { isUnpacked } from "../layer/unpack.ts"
@@ -11,8 +11,11 @@ import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Holds from "../store/leases.ts"
 import * as Store from "../store/store.ts"
+import { nearest } from "../util/didYouMean.ts"
 import * as digests from "../util/digest.ts"
-import { assemble, toConfig } from "./image.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import * as check from "../util/validate.ts"
+import { assemble, pull, toConfig } from "./image.ts"
 
 interface Found<Entry> {
   readonly name: string
@@ -33,7 +36,9 @@ export const find = <Entry>(
     const name = Reference.print(yield* Reference.parse(wanted))
     const entries = all.filter((entry) => nameOf(entry) === name)
     if (entries.length === 0) {
-      const detail = "is not in the store: pull it, or see Image.list for what is there"
+      const names = all.flatMap((entry) => nameOf(entry) ?? [])
+      const similar = names.length === 0 ? "" : `. The most similar name there is ${nearest(name, names)}`
+      const detail = `is not in the store: pull it, or get it with pull: "missing"${similar}`
       return yield* new ImageError({ reason: "NotFound", subject: name, detail })
     }
     return { name, entries }
@@ -89,6 +94,29 @@ export const fromStore = (
       Effect.zipRight(hold(berth, layer), Layout.checkBlob(berth.fileSystem, Store.folder(berth), layer))
     )
   }).pipe(Store.keeping)
+
+/** Whether a pull may get what the store could not give. */
+const isPullable = (error: BerthError): error is ImageError =>
+  error._tag === "ImageError" && ["NotFound", "Platform", "DigestMismatch", "Corrupt"].includes(error.reason)
+
+/** The image of a name, from the store or its registry, as `pull` says. */
+export const get = (name: string, options: GetOptions): Effect.Effect<Image, BerthError, Berth> => {
+  const stored = fromStore(name, options)
+  const pulled = pull(name, options)
+  switch (options.pull ?? "missing") {
+    case "always":
+      return pulled
+    case "never":
+      return stored
+    case "missing":
+      return Effect.catchIf(stored, isPullable, (missing) =>
+        // The registry cannot have an image that was made here: the failure of the store says what is wrong with it.
+        Effect.mapError(pulled, (error) => (missing.reason === "NotFound" ? error : missing))
+      )
+    default:
+      return attempt(() => check.invalid("pull", options.pull, '"missing", "always" or "never"'))
+  }
+}
 
 /** What somebody wrote as a time may be none. */
 const toDate = (text: string | undefined): Date | undefined => {

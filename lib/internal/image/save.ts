@@ -383,4 +383,13 @@ export const save = (
         return yield* new InvalidOption({ option: "format", value: JSON.stringify(format), expected })
       }
     }
-  }).pipe(Store.keeping)
+  }).pipe(
+    Store.keeping,
+    Effect.withSpan("berth.Image.save", {
+      attributes: {
+        "container.image.name": typeof image === "string" ? image : image.reference,
+        "berth.archive": target,
+        "berth.archive.format": options.format
+      }
+    })
+  )

@@ -56,7 +56,8 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
     const plan = Plan.make([
       { op: "process", namespaces: flagsOf(["mount", "pid", "uts", "ipc", "network"]) },
       { op: "session" },
-      { op: "stdio", stdin: "blob", stdout: "report", stderr: null },
+      // The dynamic loader says on standard error why it cannot start the program.
+      { op: "stdio", stdin: "blob", stdout: "report", stderr: "report" },
       {
         op: "exec",
         program: null,

@@ -30,7 +30,7 @@ const missing = (digest: Digest, folder: string, cause?: unknown) =>
   new ImageError({
     reason: "NotFound",
     subject: digest,
-    detail: `the blob is not in ${folder}`,
+    detail: `the blob is not in ${folder}: get the image again`,
     cause
   })
 
@@ -73,6 +73,21 @@ export const readDocument = (
     }
     yield* digests.verify(digest, descriptor.size, bytes.value)
     return bytes.value
+  })
+
+/** The descriptor of a manifest or index of which only the digest is known. Fails as `readDocument` does. */
+export const descriptorOf = (
+  fs: FileSystem.FileSystem,
+  folder: string,
+  digest: Digest
+): Effect.Effect<Oci.Descriptor, ImageError> =>
+  Effect.gen(function* () {
+    const bytes = yield* readBounded(fs, blobPath(folder, digest), digest, Oci.maxDocumentBytes)
+    if (Option.isNone(bytes)) {
+      return yield* missing(digest, folder)
+    }
+    yield* digests.verify(digest, bytes.value.length, bytes.value)
+    return { mediaType: yield* Oci.mediaTypeOf(digest, bytes.value), digest, size: bytes.value.length }
   })
 
 /** The `index.json` of a folder that is an OCI image layout; none if there is no layout there. */

@@ -9,7 +9,7 @@ import * as Schema from "effect/Schema"
 import { InvalidData, isBerthError, OperationFailed, Unsupported } from "../../BerthError.ts"
 import { constant, type Operation } from "../../Plan.ts"
 import type { SeccompProfile } from "../../Security.ts"
-import { type Native, native } from "../system/addon.ts"
+import { type Native, native, nativeFix } from "../system/addon.ts"
 import { nearest } from "../util/didYouMean.ts"
 import { ELIBACC, EMFILE, ENOENT, errnoName } from "../util/errno.ts"
 import { invalid } from "../util/validate.ts"
@@ -350,7 +350,7 @@ const addon = (): Native => {
     throw new Unsupported({
       feature: "seccomp",
       why: `the native part, which compiles the policies, cannot be loaded: ${cause}`,
-      hint: "Build it (node native/setup.mjs in berth's folder), on Linux",
+      hint: nativeFix(),
       cause
     })
   }

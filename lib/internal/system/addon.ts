@@ -4,6 +4,7 @@
  */
 import { constants, existsSync } from "node:fs"
 import { createRequire } from "node:module"
+import { resolve } from "node:path"
 import { fileURLToPath } from "node:url"
 
 export interface Native {
@@ -140,31 +141,41 @@ export const EPOLLOUT = 0x004
 export const EPOLLERR = 0x008
 export const EPOLLHUP = 0x010
 
-/** A module of the source is deeper in the package than one of the bundle. */
-const ofThePackage = (): string => {
-  const places = ["../../native/build/", "../../../native/build/"]
-  const paths = places.map((place) => fileURLToPath(new URL(place, import.meta.url)))
-  return paths.find((path) => existsSync(path)) ?? paths[0]!
+/**
+ * The folder of the package: a module of the source is one folder deeper in it than a module of `dist/bundle`. A CommonJS
+ * bundle has no `import.meta.url`.
+ */
+const packageFolder = (): string => {
+  const here = import.meta.url ?? "file:///"
+  const paths = ["../../", "../../../"].map((place) => fileURLToPath(new URL(place, here)))
+  return paths.find((path) => existsSync(`${path}native/setup.mjs`)) ?? paths[0]!
 }
 
 const folder = (): string => {
   const configured = process.env.BERTH_NATIVE
-  return configured === undefined
-    ? ofThePackage()
-    : `${process.cwd()}/${configured}/`.replace(`${process.cwd()}//`, "/")
+  return configured === undefined ? `${packageFolder()}native/build/` : `${resolve(configured)}/`
 }
 
 /** Where a program of the native part is: `berth-supervisor`, `berth-unpack`. */
 export const programPath = (name: string): string => `${folder()}${name}`
 
-/** Whether the native part has been built. */
-export const isBuilt = (): boolean => existsSync(programPath("berth.node"))
+/** What to do if a file of the native part is missing or cannot be loaded. */
+export const nativeFix = (): string => {
+  if (process.env.BERTH_NATIVE !== undefined)
+    return `Set BERTH_NATIVE, which is ${process.env.BERTH_NATIVE}, to the folder native/build of the package berth, or unset it`
+  const at = packageFolder()
+  if (existsSync(`${at}package-lock.json`)) return `Build it: node ${at}native/setup.mjs`
+  if (existsSync(`${at}native/setup.mjs`))
+    return "Install a berth that was built for this processor and C library: run npm pack in a clone of berth on such a machine, and npm install the file that it writes"
+  return "Keep berth out of the bundle (esbuild: --external:berth), or set BERTH_NATIVE to the folder native/build of the package berth"
+}
 
 // A library is loaded once into a process.
 let loaded: Native | undefined
 
 /** The addon; throws where it cannot be loaded, which only `Berth.layer` has to expect. */
 export const native = (): Native => {
-  if (loaded === undefined) loaded = createRequire(import.meta.url)(programPath("berth.node")) as Native
+  if (loaded === undefined)
+    loaded = createRequire(programPath("berth.node"))(programPath("berth.node")) as Native
   return loaded
 }
