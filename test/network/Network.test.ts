@@ -177,13 +177,19 @@ suite("a network", (effect) => {
       [{ network: [{}] as never }, /network/],
       [{ network, namespaces: { network: holder } }, /namespaces\.network/],
       [{ network, name: "-x" }, /name: "-x"/],
-      [{ network, aliases: ["a b"] }, /name: "a b"/]
+      [{ network, aliases: ["a b"] }, /aliases: "a b"/]
     ]
     for (const [options, message] of wrong) {
       const start = Effect.scoped(Container.start(image, { ...options, command: ["true"] }))
       assert.match((yield* failure("InvalidOption", start)).message, message)
     }
     assert.equal(network.state.members.size, 0)
+    const taken = yield* Container.start(image, { network, name: "db", command: ["sleep", "100"] })
+    const twice = Effect.scoped(Container.start(image, { network, name: "DB", command: ["true"] }))
+    assert.match(
+      (yield* failure("InvalidOption", twice)).message,
+      new RegExp(`name: "db" .*container ${taken.id} has it on network ${network.name}`)
+    )
     const name = yield* Effect.flip(Effect.scoped(Network.make({ name: "a/b" })))
     assert.ok(name instanceof BerthError.InvalidOption)
   })

@@ -21,8 +21,7 @@ export const isNetwork = (u: unknown): u is Network => hasProperty(u, TypeId)
 /** A container on a network. */
 export interface Member {
   readonly container: string
-  readonly names: ReadonlyArray<string>
-  readonly addresses: ReadonlyArray<string>
+  readonly name: string | undefined
 }
 
 export interface State {
@@ -123,12 +122,22 @@ const serve = (number: number): Operation => ({
   message: `serve ${number}`
 })
 
+const checkFree = (networks: ReadonlyArray<Network>, name: string): void => {
+  for (const network of networks)
+    for (const member of network.state.members.values())
+      if (member.name === name) {
+        const expected = `another name: container ${member.container} has it on network ${network.name}; an alias may be shared`
+        throw new InvalidOption({ option: "name", value: JSON.stringify(name), expected })
+      }
+}
+
 /** Takes an address on each network; throws, and then has taken none. */
 export const join = (container: string, options: StartOptions): Joined => {
   const networks = networksOf(options)
   check(networks)
-  const given = [...(options.name === undefined ? [] : [options.name]), ...(options.aliases ?? [])]
-  const names = given.map((name) => parseName("name", name))
+  const name = options.name === undefined ? undefined : parseName("name", options.name)
+  if (name !== undefined) checkFree(networks, name)
+  const aliases = (options.aliases ?? []).map((alias) => parseName("aliases", alias))
   const joined: Array<readonly [Network, Attachment]> = []
   const leave = (): void => {
     for (const [{ state }, { close, number }] of joined) {
@@ -142,10 +151,13 @@ export const join = (container: string, options: StartOptions): Joined => {
     networks.forEach((network, place) => {
       const attachment = attach(network.state.router, place)
       joined.push([network, attachment])
-      const all = [...names, container]
       const { addresses, number } = attachment
-      network.state.members.set(number, { container, names: all, addresses })
-      network.state.names.add(number, all, addresses)
+      network.state.members.set(number, { container, name })
+      network.state.names.add(
+        number,
+        [...(name === undefined ? [] : [name]), ...aliases, container],
+        addresses
+      )
     })
   } catch (error) {
     leave()

@@ -182,6 +182,8 @@ export const attach = (router: Router, place: number): Attachment => {
     ...(sixth === undefined || router.ruled.has(number) ? [] : rules(number, sixth))
   ]
   const inside = [
+    // Loopback as well: the sockets of names are bound there.
+    netlink.up(1),
     netlink.up(far.index),
     ...addresses.flatMap((one) => {
       const gateway = netlink.ip(one.family === 2 ? GATEWAY[4] : GATEWAY[6])
