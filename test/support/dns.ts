@@ -159,6 +159,10 @@ export const decode = (bytes: Buffer): Answer => {
   }
 }
 
+/** `NOERROR 10.89.0.2`, with a hyphen where a record says that there is nothing. */
+export const brief = ({ answers, authority, code }: Answer): string =>
+  `${code} ${[...answers].sort().join(" ")}${authority.length > 0 ? "-" : ""}`
+
 /** Sends a datagram and gives what comes back, or nothing after a time. */
 export const exchange = (
   port: number,
