@@ -61,6 +61,9 @@ export const question = (name: string, type: Type | number = "A", asked: Asked =
       : [0, ...u16(types.OPT), ...u16(asked.size), 0, asked.version ?? 0, 0, 0, 0, 0])
   ])
 
+/** An address of IPv6 as it is mostly written. */
+export const shortest = (address: string): string => new URL(`http://[${address}]`).hostname.slice(1, -1)
+
 export interface Answer {
   readonly id: number
   readonly flags: number
@@ -134,11 +137,7 @@ export const decode = (bytes: Buffer): Answer => {
         if (section === 2) authority.push(type)
         if (type === types.A) answers.push(Array.from({ length: 4 }, byte).join("."))
         else if (type === types.AAAA)
-          answers.push(
-            new URL(
-              `http://[${Array.from({ length: 8 }, () => number(2).toString(16)).join(":")}]`
-            ).hostname.slice(1, -1)
-          )
+          answers.push(shortest(Array.from({ length: 8 }, () => number(2).toString(16)).join(":")))
         else if (type === types.PTR) answers.push(readName())
         else at = end
       }
@@ -159,6 +158,10 @@ export const decode = (bytes: Buffer): Answer => {
     bytes
   }
 }
+
+/** `NOERROR 10.89.0.2`, with a hyphen where a record says that there is nothing. */
+export const brief = ({ answers, authority, code }: Answer): string =>
+  `${code} ${[...answers].sort().join(" ")}${authority.length > 0 ? "-" : ""}`
 
 /** Sends a datagram and gives what comes back, or nothing after a time. */
 export const exchange = (
@@ -289,7 +292,7 @@ export const makeResponder = Effect.gen(function* () {
       program: null,
       paths: [programPath("berth-names")],
       arguments: ["berth-names"],
-      environment: ["ASAN_OPTIONS=detect_leaks=0"]
+      environment: []
     }
   ])
   const unit = yield* Effect.ensuring(
