@@ -45,7 +45,7 @@ const connectBy = (
 
 /**
  * Connects to a port on the container's loopback, by IPv4 or else by IPv6. Fails with `OperationFailed` of connect(2)
- * where nobody listens.
+ * if no process listens.
  */
 export const connect = (
   container: Container,
