@@ -310,7 +310,7 @@ export const resolveRlimits = (limits: Rlimits): ReadonlyArray<Limit> =>
     const acceptable = (n: number): boolean =>
       n === Number.POSITIVE_INFINITY || (Number.isSafeInteger(n) && n >= 0)
     if (!acceptable(soft) || !acceptable(hard) || soft > hard)
-      invalid(option, value, "whole numbers, soft no more than hard")
+      invalid(option, value, "whole numbers; soft must not exceed hard")
     const encode = (n: number): bigint => (n === Number.POSITIVE_INFINITY ? -1n : BigInt(n))
     return { name, resource, soft: encode(soft), hard: encode(hard) }
   })

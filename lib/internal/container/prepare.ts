@@ -177,7 +177,7 @@ const sources = (options: StartOptions): Sources => {
       check.invalid(
         option,
         from,
-        `one that has a ${kind} namespace of its own: it has ${holder.kinds.join(", ")}`
+        `a holder with a ${kind} namespace of its own: this one has ${holder.kinds.join(", ")}`
       )
     joined.set(holder.pidfd, [...(joined.get(holder.pidfd) ?? []), kind])
   }
@@ -324,7 +324,7 @@ export const spawn = (
   const { cgroup, namespaces, rootfs } = options
   const { kinds } = namespaces
   if (namespaces.root !== undefined && namespaces.root !== rootfs) {
-    const expected = "the root that the first process in this mount namespace was given"
+    const expected = "the root of the first process in this mount namespace"
     throw new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
   }
   if (!Userns.areFor(rootfs.mapped, namespaces.mapped)) {

@@ -109,7 +109,7 @@ const keptTooLong = (path: string): ImageError =>
   new ImageError({
     reason: "Storage",
     subject: path,
-    detail: `has been locked by ${holderOf(path)} for more than ${PATIENCE_MINUTES} minutes without a sign of work: end that process, and give no container this folder`
+    detail: `has been locked by ${holderOf(path)} for more than ${PATIENCE_MINUTES} minutes without a sign of work: end that process, and do not mount the folder into a container`
   })
 
 /** Waits for the lock of an opened file or folder; the path is for errors. */

@@ -90,7 +90,7 @@ const read = (berth: Berth, { digest, optional }: Child): Effect.Effect<Named, I
         : new ImageError({
             reason: error.reason,
             subject: error.subject,
-            detail: `${error.detail}. It is not known what it names: pull its image again, or remove the name`,
+            detail: `${error.detail}. Its references are unknown: pull its image again, or remove the name`,
             cause: error
           })
     )

@@ -33,7 +33,7 @@ export const find = <Entry>(
     const name = Reference.print(yield* Reference.parse(wanted))
     const entries = all.filter((entry) => nameOf(entry) === name)
     if (entries.length === 0) {
-      const detail = "is not in the store: pull it, or see Image.list for what is there"
+      const detail = "is not in the store: pull it, or see Image.list for the names"
       return yield* new ImageError({ reason: "NotFound", subject: name, detail })
     }
     return { name, entries }

@@ -28,7 +28,7 @@ export const ofImage = (image: Image): Effect.Effect<Source, BerthError, Berth> 
   Effect.gen(function* () {
     const berth = yield* Berth
     if (image.digest === undefined) {
-      const expected = "an image with a manifest: one that was pulled, or read from a layout"
+      const expected = "an image with a manifest: pulled, or read from a layout"
       return yield* new InvalidOption({
         option: "image",
         value: JSON.stringify(image.reference.slice(0, 200)),
@@ -78,7 +78,7 @@ export const push: {
       const source = yield* typeof image === "string" ? ofName(image) : ofImage(image)
       const { digest } = source.descriptor
       if (target.digest !== undefined && target.digest !== digest) {
-        const expected = `a tag, or the digest of what is pushed, which is ${digest}`
+        const expected = `a tag, or the digest of the pushed manifest, ${digest}`
         return yield* new InvalidOption({
           option: "reference",
           value: JSON.stringify(reference.slice(0, 400)),

@@ -357,7 +357,7 @@ const checkTarget = (
       return type === "Directory" ? yield* refuse(`a file for ${format}: this is a folder`) : undefined
     }
     if (type !== "Directory" || (yield* io(target)(fs.readDirectory(target))).length > 0) {
-      return yield* refuse("a path where there is nothing yet, or an empty folder")
+      return yield* refuse("an unused path, or an empty folder")
     }
   })
 

@@ -170,7 +170,7 @@ const read = (berth: Berth, path: string | undefined): Effect.Effect<ReadonlyArr
   Effect.gen(function* () {
     if (path !== undefined) {
       const known = yield* readFile(berth, path)
-      const expected = "the path of a registries.conf: there is no such file"
+      const expected = "the path of an existing registries.conf"
       return Option.isSome(known)
         ? known.value
         : yield* new InvalidOption({ option: "path", value: JSON.stringify(path), expected })

@@ -78,7 +78,7 @@ const readAuthFile = (berth: Berth, path: string): Effect.Effect<Option.Option<A
   }).pipe(
     Effect.catchAll((error) =>
       Effect.zipRight(
-        Effect.logWarning(`berth: no credentials are taken from a file: ${error.message}`),
+        Effect.logWarning(`berth: a file of credentials was ignored: ${error.message}`),
         Effect.succeedNone
       )
     )

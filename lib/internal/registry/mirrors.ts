@@ -39,7 +39,7 @@ export const passOver = (mirror: Client, error: BerthError): Effect.Effect<void>
   if (error._tag === "RegistryError" && error.reason === "Unreachable") {
     mirror.state.passedOverUntil = Date.now() + millisPassedOver
   }
-  return Effect.logDebug(`berth: the mirror ${mirror.name} is passed over: ${error.message}`)
+  return Effect.logDebug(`berth: the mirror ${mirror.name} is skipped: ${error.message}`)
 }
 
 /** The first successful answer; the error of the registry itself if all fail. */

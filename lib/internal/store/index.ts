@@ -149,7 +149,7 @@ export const refuseAside = (fs: FileSystem.FileSystem, root: string): Effect.Eff
       ? Effect.void
       : corrupt(
           `${root}/${aside}`,
-          "this index could not be read, and was moved aside: what it named is unknown, so nothing is removed. " +
-            "Pull what it named again, then remove this file"
+          "this index could not be read, and was moved aside: its names are unknown, so nothing is removed. " +
+            "Pull the images again, then remove this file"
         )
   })

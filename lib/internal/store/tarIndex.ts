@@ -277,7 +277,7 @@ export const find = (archive: Archive, name: string): Effect.Effect<Part, ImageE
     try {
       let found = archive.members.get(nameOf(subject, name))
       for (let links = 0; found !== undefined && "link" in found; links++) {
-        if (links === maxLinks) return corrupt(subject, `${name.slice(0, 200)} is a link to too many links`)
+        if (links === maxLinks) return corrupt(subject, `${name.slice(0, 200)} is a chain of too many links`)
         found = archive.members.get(found.link)
       }
       const detail = `has no member ${JSON.stringify(name.slice(0, 200))}, or is cut off before it`

@@ -168,7 +168,7 @@ class Unpacking implements tar.Handler {
         const result = native().makeFifo(at.folder, at.name, 0o600)
         if (result < 0) inRoot.fail(-result, "mkfifo", path)
       } else {
-        const expected = "no devices: the root of a container opens none"
+        const expected = "no device: devices cannot be opened in a container's root"
         throw new InvalidData({ format: "tar", value: JSON.stringify(entry.name), expected })
       }
       inRoot.using(inRoot.openPlace(at), (fd) => setMetadata(fd, kept, path))

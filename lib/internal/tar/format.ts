@@ -310,10 +310,10 @@ export class Reader {
       return invalid(path, "no sparse member: make the archive without --sparse")
     const kind = type === "7" ? "file" : kinds[Number(type)]
     if (!/^[0-7]$/.test(type) || kind === undefined)
-      return invalid(path, `a member of a type that pax(1) has: this is ${JSON.stringify(type)}`)
+      return invalid(path, `a member of a type of pax(1), not ${JSON.stringify(type)}`)
     const isFolder = kind === "folder" || (kind === "file" && path.endsWith("/"))
     const size = number("size", plainSize)
-    if (size < 0) return invalid(path, "a member of a size")
+    if (size < 0) return invalid(path, "a member with a size of 0 or more")
     return {
       kind: isFolder ? "folder" : kind,
       name: path.replace(/\/+$/, ""),

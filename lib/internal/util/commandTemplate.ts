@@ -3,9 +3,9 @@ import { InvalidOption } from "../../BerthError.ts"
 const refuse = (text: string, expected: string): InvalidOption =>
   new InvalidOption({ option: "$", value: JSON.stringify(text), expected })
 
-const noShell = "words: there is no shell here, so quote it, or run sh -c with it as an argument"
+const noShell = "words without operators of a shell: quote the operator, or pass the text to sh -c"
 
-const carried = "text without NUL, a number, or an array of those: what can be an argument as it is"
+const carried = "text without NUL, a number, or an array of these"
 
 /** A value as text; a value that an argument cannot hold unchanged is refused. */
 const textOf = (value: unknown): string => {

@@ -81,7 +81,7 @@ export const umask = (value: number | undefined): number =>
 export const hostname = (name: string | undefined, own: ReadonlyArray<Kind>): string | undefined => {
   if (name === undefined) return name
   if (!own.includes("uts"))
-    return invalid("hostname", name, "no hostname where the container has no uts namespace of its own")
+    return invalid("hostname", name, "no hostname in a container without a uts namespace of its own")
   return /^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$/.test(name) && name.length <= 64
     ? name
     : invalid("hostname", name, "letters, digits, dots and hyphens, at most 64 of them")
