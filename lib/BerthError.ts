@@ -312,9 +312,7 @@ export class CgroupError extends tagged<CgroupError>()("CgroupError", {
     "NotMounted",
     /** The controller is in a hierarchy of version 1, which lacks this function. */
     "BoundToV1",
-    /**
-     * The controller is on version 2, but is not delegated to the parent cgroup, or the parent belongs to another user.
-     */
+    /** The controller is on version 2, but is not delegated to the parent cgroup, or the parent is another user's. */
     "NotDelegated",
     /** The kernel was built without the controller. */
     "NotInKernel",

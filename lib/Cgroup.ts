@@ -105,9 +105,7 @@ export interface CpuLimits {
   readonly weight?: number | undefined
   /** The period of `cpus`, in microseconds, from 1000 to 1000000. Default 100000. */
   readonly periodMicros?: number | undefined
-  /**
-   * The unused time of earlier periods that may be used in addition, in microseconds, at most the quota. Linux 5.14.
-   */
+  /** Unused time of earlier periods that may be used in addition, in microseconds, at most the quota. Linux 5.14. */
   readonly burstMicros?: number | undefined
   /** Whether the processes run only on an otherwise idle CPU (SCHED_IDLE). Linux 5.15. */
   readonly idle?: boolean | undefined
@@ -254,10 +252,7 @@ export interface Pressure {
  * @category models
  */
 export interface MemoryEvents {
-  /**
-   * Memory was reclaimed although use was below `low`; processes were slowed down at `high`; use was about to exceed
-   * `max`.
-   */
+  /** Memory was reclaimed below `low`; processes were slowed down at `high`; use was about to exceed `max`. */
   readonly low: number | undefined
   readonly high: number | undefined
   readonly max: number | undefined
@@ -336,10 +331,7 @@ export interface Stats {
     readonly systemMicros: number | undefined
     /** The limit in CPUs, undefined without a limit. */
     readonly limit: number | undefined
-    /**
-     * The number of periods in which processes ran, the number in which they were throttled, and the total throttled
-     * time in microseconds.
-     */
+    /** The periods in which processes ran, those in which they were throttled, and the throttled microseconds. */
     readonly periods: number | undefined
     readonly throttledPeriods: number | undefined
     readonly throttledMicros: number | undefined

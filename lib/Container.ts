@@ -114,10 +114,7 @@ export interface RootOptions extends ProcessOptions {
  * @category models
  */
 export interface StartOptions extends RootOptions {
-  /**
-   * Makes a cgroup with these limits for the container. Without `limits` and `cgroup`, the container has no cgroup of
-   * its own.
-   */
+  /** Makes a cgroup with these limits. Without `limits` and `cgroup`, the container has no cgroup of its own. */
   readonly limits?: Cgroup.Limits | undefined
   /** An existing cgroup, in place of `limits`. */
   readonly cgroup?: Cgroup.Cgroup | undefined
@@ -141,10 +138,7 @@ export interface StartOptions extends RootOptions {
         readonly gidMap: ReadonlyArray<Namespace.IdRange>
       }
     | undefined
-  /**
-   * Keeps the log from the beginning, on disk; see `logs`. Default: the log is in memory, from the first call of `logs`
-   * on.
-   */
+  /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, from the first call of `logs` on. */
   readonly logs?: LogFiles | undefined
   /** The writable layer: see `RootFs.Options`. */
   readonly upper?: "disk" | "memory" | undefined
@@ -178,9 +172,7 @@ export interface ExecOptions extends ProcessOptions, BufferOptions {}
  * @category models
  */
 export interface LogFiles {
-  /**
-   * A folder on the host for the log's files alone. It is made if it is missing, and stays after the container's end.
-   */
+  /** A folder on the host for the log's files alone. It is made if missing, and stays after the container's end. */
   readonly folder: string
   /** The size in bytes at which the next file begins. Default 10 MiB. */
   readonly maxBytes?: number | undefined
@@ -225,10 +217,7 @@ export interface CommitOptions extends ArchiveOptions {
   readonly comment?: string | undefined
   /** Default: now. The same files, options and time make the same image. */
   readonly created?: Date | undefined
-  /**
-   * The new configuration. `environment` and `labels` are added to the image's; an omitted field keeps the image's
-   * value.
-   */
+  /** The new configuration. `environment` and `labels` are added to the image's; other omitted fields are kept. */
   readonly config?: Partial<Omit<ImageConfig, "architecture" | "os">> | undefined
 }
 
@@ -435,7 +424,7 @@ export const stats: (container: Container) => Effect.Effect<Cgroup.Stats, BerthE
  * FileSystem on the host. A program that uses `FileSystem` works on them unchanged, while the container runs, is paused
  * or has ended, until its scope closes. No path, link or race leads out of the container's root.
  *
- * New files belong to this program's user, who is root of the container if Berth runs without root. The ids of `stat`
+ * New files belong to this program's user, which is root of the container if Berth runs without root. The ids of `stat`
  * and `chown` are the container's. Without root, too, files of the container's other users can be read and changed as
  * by its root. A relative path is below `/`. A recursive listing does not follow symbolic links to folders; a recursive
  * watch fails. Names are UTF-8. For a container that was spawned into a mount namespace with a root, every operation

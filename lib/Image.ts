@@ -52,10 +52,7 @@ export interface Image extends Pipeable, Inspectable.Inspectable {
   /** The layers' absolute folders, the lowest first. */
   readonly layers: ReadonlyArray<string>
   readonly config: ImageConfig
-  /**
-   * The default writable layer: `memory` if the lowest layer is `/`, which cannot be below an upper folder on the same
-   * disk.
-   */
+  /** The default writable layer: `memory` if the lowest layer is `/`, which contains every folder on the disk. */
   readonly upper: "disk" | "memory"
   /** The layout that has the image's blobs, if it is not the store. @internal */
   readonly layout?: string | undefined
@@ -154,8 +151,8 @@ export interface FromLayoutOptions extends Limits {
 }
 
 /**
- * An image from a folder in the OCI image layout format, as made by skopeo, umoci and buildah. Its layers are unpacked
- * from there; its blobs are not copied into the store.
+ * An image from a folder in the OCI image layout format, as made by skopeo, umoci and buildah. Layers are unpacked from
+ * there; blobs are not copied into the store.
  *
  * Fails with `InvalidOption` if a tag is needed, and with `ImageError`.
  *
@@ -374,10 +371,7 @@ export {
  * @category models
  */
 export interface PushOptions extends ConnectOptions, ProgressOptions {
-  /**
-   * A repository of the same registry that may have layers of this image already, from which the registry can copy
-   * them.
-   */
+  /** Another repository of the registry that may have layers of this image, from which it can copy them. */
   readonly mountFrom?: string | undefined
 }
 

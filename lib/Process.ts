@@ -50,10 +50,7 @@ export interface Process extends Pipeable, Inspectable.Inspectable {
    */
   readonly stdout: Stream.Stream<Uint8Array, BerthError>
   readonly stderr: Stream.Stream<Uint8Array, BerthError>
-  /**
-   * The process's input, with `stdin: "pipe"`; the process reads the end of its input when the sink ends. Otherwise the
-   * sink drops its input.
-   */
+  /** The process's input, with `stdin: "pipe"`; it ends when the sink ends. Otherwise the sink drops its input. */
   readonly stdin: Sink.Sink<void, Uint8Array, never, BerthError>
   /** The operations by which the supervisor started it. */
   readonly plan: Plan

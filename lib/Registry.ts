@@ -100,8 +100,7 @@ export interface ConnectOptions {
   /** The client certificate. Default: a `NAME.cert` and its `NAME.key` in the folder that `ca` describes. */
   readonly clientCertificate?: ClientCertificate | undefined
   /**
-   * `false` accepts any certificate of this host: an attacker on the network can then read everything, credentials
-   * included. Default: `true`.
+   * `false` accepts any certificate of this host: attackers can then read everything, credentials too. Default: `true`.
    */
   readonly tlsVerify?: boolean | undefined
   /**

@@ -45,7 +45,7 @@ export interface RootFs extends Inspectable.Inspectable {
   readonly mount: number
   /** @internal the ids of the user namespace that it is made for, undefined for Berth's own */
   readonly mapped: Userns.Mapped | undefined
-  /** @internal what is attached below it */
+  /** @internal operations on the root after its mount */
   readonly content: ReadonlyArray<Plan.Operation>
 }
 

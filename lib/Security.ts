@@ -171,10 +171,7 @@ export interface SeccompRule {
 export interface SeccompProfile {
   readonly defaultAction: SeccompAction
   readonly defaultErrnoRet?: number | null | undefined
-  /**
-   * Architectures besides this machine's own: `SCMP_ARCH_X86`. A system call of any other architecture kills the
-   * process.
-   */
+  /** Architectures besides this machine's own: `SCMP_ARCH_X86`. System calls of any other architecture kill. */
   readonly architectures?: ReadonlyArray<string> | null | undefined
   /** The same for several machines, in place of `architectures`. */
   readonly archMap?:
@@ -344,10 +341,7 @@ export interface Options {
    * answer fails, or the scope has closed, the call fails with ENOSYS.
    */
   readonly onSystemCall?: ((call: SystemCall) => Effect.Effect<SystemCallAnswer>) | undefined
-  /**
-   * Resource limits. A limit above the present hard limit is reduced to that, with a warning, if this process may not
-   * raise it.
-   */
+  /** Resource limits. A limit that this process may not raise is reduced to the present hard one, with a warning. */
   readonly rlimits?: Rlimits | undefined
 }
 

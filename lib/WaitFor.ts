@@ -34,10 +34,7 @@ export interface Options {
  * @category models
  */
 export interface PollOptions extends Options {
-  /**
-   * When to check again; if the schedule ends, the wait fails. Default: after 10 ms, then at growing intervals up to
-   * 250 ms.
-   */
+  /** When to check again; the wait fails at its end. Default: after 10 ms, at growing intervals up to 250 ms. */
   readonly schedule?: Schedule.Schedule<unknown> | undefined
 }
 
@@ -48,9 +45,7 @@ export interface PollOptions extends Options {
 export interface LogOptions extends Options {
   /** The output to read. Default: both. */
   readonly stream?: "stdout" | "stderr" | undefined
-  /**
-   * The number of matching lines to wait for; some programs report readiness, restart, and report it again. Default 1.
-   */
+  /** The number of matching lines; some programs report readiness, restart, and report it again. Default 1. */
   readonly times?: number | undefined
 }
 

@@ -1,7 +1,4 @@
-/**
- * Cgroups as the supervisor's units: their folders, the operations that make and limit them, and the explanations of
- * errors.
- */
+/** Cgroups as the supervisor's units: their folders, operations that make and limit them, and errors. */
 import * as fs from "node:fs"
 import { dirname } from "node:path"
 import * as Deferred from "effect/Deferred"

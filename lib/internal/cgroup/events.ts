@@ -76,10 +76,7 @@ const file = <A>(path: string, parse: (text: string) => A): Effect.Effect<Source
 const LOOK_EVERY = "100 millis"
 const SETTLING_MS = 1000
 
-/**
- * Version 1 reports exhausted memory before the kill: the count of kills is read until it changes, for at most a
- * second.
- */
+/** Version 1 reports exhausted memory before the kill: for up to a second, the count of kills is read. */
 const outOfMemory = (
   { path }: Folder,
   events: () => MemoryEvents

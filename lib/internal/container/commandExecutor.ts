@@ -148,10 +148,7 @@ export const signalGroup = (handle: Process, number: number): Effect.Effect<bool
     }
   })
 
-/**
- * Ends the process when the scope closes: platform-node signals the group and waits; this also kills a process that
- * does not end.
- */
+/** Ends the process with the scope: signals the group and waits, as platform-node does, and then kills it. */
 const terminate = (handle: Process): Effect.Effect<void> =>
   Effect.gen(function* () {
     if (yield* Deferred.isDone(handle.state.ended)) {
@@ -160,8 +157,7 @@ const terminate = (handle: Process): Effect.Effect<void> =>
       return
     }
     yield* signalGroup(handle, 15)
-    // The finalizer cannot be interrupted, and without a limit would wait for a stopped process as long as it is
-    // stopped.
+    // The finalizer cannot be interrupted, and without a limit would wait as long as the process is stopped.
     const ended = yield* Effect.timeoutOption(Effect.interruptible(handle.exit), GRACE)
     if (Option.isNone(ended)) yield* signalGroup(handle, 9)
   }).pipe(Effect.ignore)
@@ -218,8 +214,7 @@ const startStandard = (box: Container, command: Command.StandardCommand): Return
     Effect.flatMap((handle) => {
       const made = makeProcess(command, handle)
       if (typeof command.stdin === "string") return Effect.succeed(made)
-      // A failure of the stream only ends the input; and if the process does not read its input any more, nothing is
-      // pulled from the stream.
+      // A failure of the stream only ends the input; nothing is pulled once the process does not read any more.
       const { stdin, ended } = handle.state
       const wanted = Stream.takeWhile(command.stdin, () => stdin?.closed === false)
       const feed = Effect.raceFirst(Stream.run(wanted, made.stdin), Deferred.await(ended))

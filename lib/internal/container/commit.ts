@@ -1,6 +1,4 @@
-/**
- * `Container.commit`: makes an image of the layers of a container's image, one layer of its changes, and a new config.
- */
+/** `Container.commit`: makes an image of the layers of a container's image, a layer of its changes, and a config. */
 import * as fs from "node:fs"
 import { pipeline, Readable } from "node:stream"
 import { createGzip } from "node:zlib"
@@ -95,10 +93,7 @@ class Measured {
 
 const GZIP_SYSTEM_AT = 9
 
-/**
- * The writable layer: from its own folder or, if that cannot be opened, from the difference between the root and the
- * layers below.
- */
+/** The writable layer: its folder or, if it cannot be opened, the differences between root and lower layers. */
 const partsOf = (
   container: Container,
   { ids, image, upper }: Source,
@@ -251,10 +246,7 @@ const configOf = (
     return yield* encodeConfig(document, "text without NUL, and a config of at most 4 MiB")
   })
 
-/**
- * Copies the layers of the image into the store, and returns their descriptors with the media types of the OCI
- * specification.
- */
+/** Copies the image's layers into the store, and returns descriptors with the OCI specification's media types. */
 const copyLayers = ({
   folder,
   layers

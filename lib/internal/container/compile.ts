@@ -126,8 +126,7 @@ const bindDevices = (folder: string): ReadonlyArray<Operation> =>
     pinned: 0
   }))
 
-// By this mount, a sweep finds the owner of a process. If the supervisor has its own device nodes, their mounts show
-// it.
+// By this mount, a sweep finds the owner of a process. The supervisor's own device nodes, if any, show it too.
 const tag = (folder: string): string => `source=berth.${folder.slice(folder.lastIndexOf("/") + 1)}`
 
 const mqueue: Operation = {
@@ -298,9 +297,7 @@ const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
   ...(around.readOnly ? [readonlyRoot] : [])
 ]
 
-/**
- * Whether the process joins the pid namespace of other processes, which see it from then on: it enters last, by a fork.
- */
+/** Whether the process joins the pid namespace of others, which see it then: it enters last, by a fork. */
 const isSeen = (process: Settings): boolean => process.joined.some(({ kinds }) => kinds.includes("pid"))
 
 const RLIMIT_NPROC = 6
@@ -429,8 +426,7 @@ const mayHide = (process: Settings, { created }: Surroundings): boolean =>
   !process.init &&
   created.has("pid")
 
-// The host's root owns the file of the domain name, so a user namespace cannot write to it, although it may set the
-// name (kernel/utsname_sysctl.c).
+// A user namespace may set the domain name, but not write to its file (kernel/utsname_sysctl.c).
 const setParameter = ([key, value]: readonly [key: string, value: string]): Operation =>
   key === "kernel.domainname"
     ? { op: "domainname", name: value }

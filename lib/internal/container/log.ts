@@ -1,6 +1,4 @@
-/**
- * A container's log: both outputs, line by line with the time of their arrival, in memory and, if requested, on disk.
- */
+/** A container's log: both outputs, line by line with their times, in memory and, if requested, on disk. */
 import {
   appendFileSync,
   closeSync,

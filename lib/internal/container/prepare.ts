@@ -197,9 +197,7 @@ const sources = (options: StartOptions): Sources => {
 /** The kinds whose files a container mounts. */
 const kernelFiles: ReadonlyArray<Kind> = ["pid", "network", "ipc"]
 
-/**
- * The location of a container: the Berth's memory, the supervisor's folder, and the ids of the unit and the container.
- */
+/** The location of a container: the Berth's memory, the supervisor's folder, and the ids of unit and container. */
 interface Place {
   readonly memory: Memory
   readonly folder: string
@@ -283,8 +281,7 @@ export const start = (
   }
 ): Omit<ContainerLaunch, "berth"> => {
   const { created, descriptors, joined, kinds } = sources(options)
-  // In the host's pid namespace, the end of the first process kills no others: a cgroup shows the container's
-  // processes.
+  // In the host's pid namespace, the end of the first process kills no others: a cgroup shows which ones to kill.
   const cgroupName = cgroupFiles.nameOf(at.folder, at.unit)
   const made =
     options.cgroup === undefined && (options.limits !== undefined || !kinds.includes("pid"))

@@ -19,10 +19,7 @@ const statOf = (pid: number): ReadonlyArray<string> =>
     .replace(/^.*\) /s, "")
     .split(" ")
 
-/**
- * Records a process that was executed in a container, because shared namespaces do not identify the container's
- * processes.
- */
+/** Records an exec of a container, because shared namespaces do not identify the container's processes. */
 export const noteExecuted = (process: Process): void => {
   process.state.inside.executed.add(process)
 }

@@ -24,10 +24,7 @@ const none: ReadonlyArray<Plan.Operation> = []
 // Device nodes of an image, or made by a container, cannot be opened.
 const attributes = MOUNT_ATTR_NODEV
 
-/**
- * The mode of an image's root folder. The merged root has the mode of the writable layer, which is therefore set to
- * this one.
- */
+/** The mode of an image's root folder. The merged root has that of the writable layer, so that gets this mode. */
 const modeOf = ({ modes }: Memory, image: Image): number => {
   const known = modes.get(image)
   if (known !== undefined) return known
@@ -66,9 +63,7 @@ const hostFolders = (): ReadonlyArray<Plan.Operation> => [
   { op: "directory", path: "/root", mode: 0o700 }
 ]
 
-/**
- * The same for a user namespace: root of the namespace owns the writable layer, and the layers are shown with its ids.
- */
+/** The same for a user namespace: its root owns the writable layer, and the layers are shown with its ids. */
 export const withIds = (composed: Composed, mapped: Mapped): Composed => {
   const { gids, uids } = mapped.ids
   const [uid, gid] = [outside(uids, 0), outside(gids, 0)]

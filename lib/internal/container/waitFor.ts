@@ -47,10 +47,7 @@ const stateOf = ({ exitCode, outOfMemory, signal }: ExitStatus): string =>
       ? `was ended by ${signal}`
       : `has ended with exit code ${exitCode}`
 
-/**
- * A wait: its condition and its beginning. The text of the condition may have more details at the end than at the
- * beginning.
- */
+/** A wait: its condition and its beginning. The condition's text may have more details at the end. */
 interface Wait {
   readonly process: Process
   readonly condition: () => string

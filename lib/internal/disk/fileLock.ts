@@ -44,10 +44,7 @@ const identityOf = (path: string): { readonly device: string; readonly inode: st
   return { device: `${hex(major)}:${hex(minor)}`, inode: String(ino) }
 }
 
-/**
- * The process that holds a lock of this kind on a file, from proc_locks(5). Some file systems show another device
- * number there.
- */
+/** The holder of this kind of lock, from proc_locks(5), where some file systems show another device number. */
 const holderOf = (path: string): string => {
   try {
     const { device, inode } = identityOf(path)
@@ -68,10 +65,7 @@ const holderOf = (path: string): string => {
   }
 }
 
-/**
- * The result if another process has the lock: the time of its last sign of work; 0 if holders of this lock give no
- * signs.
- */
+/** Another process has the lock: the time of its last sign of work, 0 if holders of this lock give no signs. */
 interface Held {
   readonly sign: number
 }

@@ -81,9 +81,7 @@ const kindAt = (
       )
   })
 
-/**
- * Moves an entry of another kind away from the target of a rename: rename(2) only replaces an entry of the same kind.
- */
+/** Moves an entry of another kind away from the target of a rename(2), which only replaces the same kind. */
 export const clearWay = (
   fs: FileSystem.FileSystem,
   path: string,

@@ -45,8 +45,5 @@ const measure = async (root: string): Promise<number> => {
   return bytes
 }
 
-/**
- * Bytes of the blocks of a folder and everything in it; hard links count once, and links are not followed. Unreadable
- * entries count as 0.
- */
+/** The disk space of a folder in bytes. Hard links count once, links are not followed, unreadable entries are 0. */
 export const diskUsage = (folder: string): Effect.Effect<number> => Effect.promise(() => measure(folder))

@@ -57,10 +57,7 @@ export interface Source {
   readonly path: string
 }
 
-/**
- * Passes the source to `use`: `a` is the entry itself, even if it is a link; `a/` is the target of the link; `a/.` is
- * the contents of the folder.
- */
+/** Passes the source to `use`: `a` is the entry, even a link; `a/` is a link's target; `a/.` is its contents. */
 export const fromSource = <A>(side: Side, path: string, use: (source: Source) => Promise<A>): Promise<A> => {
   const { folder, name, slash } = inRoot.split(path)
   if (!inRoot.isName(name))
@@ -92,10 +89,7 @@ const READING = inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY
 const CHUNK_BYTES = 1024 * 1024
 const ENXIO = inRoot.ENXIO
 
-/**
- * A descriptor for reads in a thread of the runtime; undefined for a file that only other users may open, which needs
- * the kernel's descriptor.
- */
+/** For reads in a thread of the runtime; undefined for a file that this user may not open by itself. */
 const openOwn = (fd: number): Promise<number | undefined> =>
   inRoot.fsOpen(inRoot.via(fd), READING).catch((error: unknown) => {
     if (inRoot.isErrno(error, EACCES)) return undefined

@@ -1,7 +1,4 @@
-/**
- * The files of a container as the FileSystem service of `@effect/platform`, with the behaviour of platform-node's
- * FileSystem on the host.
- */
+/** The files of a container as `@effect/platform`'s FileSystem, which behaves as platform-node's on the host. */
 import { randomBytes } from "node:crypto"
 import * as fs from "node:fs"
 import { promisify } from "node:util"
@@ -46,9 +43,7 @@ const flagsOf = (flag: string): number => {
   throw Object.assign(new TypeError(message), { code: "ERR_INVALID_ARG_VALUE" })
 }
 
-/**
- * The host's id of an id in the container. An invalid id is passed on to node:fs, which refuses it; -1 means no change.
- */
+/** The host's id of an id in the container. node:fs refuses an invalid id; -1 means no change. */
 const hostId = (ranges: Ids["uids"], id: number, path: string): number => {
   if (!Number.isInteger(id) || id < 0) return id
   const isMapped = ranges.some(({ container, size }) => id >= container && id - container < size)

@@ -1,6 +1,4 @@
-/**
- * Converts errors of node:fs and `inRoot` to those of `@effect/platform`, by the rules of platform-node's FileSystem.
- */
+/** Converts errors of node:fs and `inRoot` to `@effect/platform`'s, by the rules of platform-node's FileSystem. */
 import type { PlatformError, SystemErrorReason } from "@effect/platform/Error"
 import { BadArgument, SystemError } from "@effect/platform/Error"
 import { describeErrno } from "../util/errno.ts"

@@ -151,10 +151,7 @@ export const openPlace = (
   return fd < 0 ? fail(-fd, syscall, at.path) : fd
 }
 
-/**
- * Splits a path, without slashes at its end, into folder and name. The names `""`, `"."` and `".."` do not stand for an
- * entry.
- */
+/** Splits a path, without slashes at its end, into folder and name. `""`, `"."` and `".."` are not names. */
 export const split = (
   path: string
 ): { readonly folder: string; readonly name: string; readonly slash: boolean } => {

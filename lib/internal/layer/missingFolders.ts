@@ -157,9 +157,7 @@ const build = async (
 // A plan has 4096 operations at most.
 const OWNERS_MAX = 1000
 
-/**
- * Sets the owners, by the supervisor, which may set every available id. Parents come first, and belong to it by then.
- */
+/** Sets the owners, by the supervisor, which may set every available id. Parents come first, and are its own then. */
 const giveAway = (
   berth: Berth,
   target: string,

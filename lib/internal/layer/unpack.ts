@@ -43,10 +43,7 @@ export const defaultMaxBytes = 64 * 1024 ** 3
 const defaultMaxEntries = 10_000_000
 const defaultMaxCpuSeconds = 60
 
-/**
- * The size limit of a compressed layer, unless `maxBytes` is given. Layers of programs and text grow by a factor of 2
- * to 20.
- */
+/** The size limit of a compressed layer without `maxBytes`. Layers of programs and text grow by a factor of 2 to 20. */
 const freeBytes = 1024 ** 3
 const expansionMax = 200
 
@@ -70,10 +67,7 @@ export const layerFolder = (berth: Berth, diffId: Digest): string => {
   return `${layersFolder(berth)}/${algorithm}/${hex}`
 }
 
-/**
- * Makes the folders with mode 0700, because the other users of this machine must not run set-user-ID programs of
- * images.
- */
+/** Makes the folders with mode 0700: other users of this machine must not run set-user-ID programs of images. */
 const makeFolders = (berth: Berth) =>
   Effect.zipRight(
     berth.fileSystem.makeDirectory(layersFolder(berth), { recursive: true, mode: 0o700 }),

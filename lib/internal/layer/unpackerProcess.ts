@@ -1,7 +1,4 @@
-/**
- * Runs native/unpack/unpack.c on a blob, as a unit of the supervisor in its own namespaces, so that it is killed like a
- * container.
- */
+/** Runs native/unpack/unpack.c on a blob, as a unit of the supervisor, in its own namespaces. */
 import { constants } from "node:fs"
 import * as Effect from "effect/Effect"
 import { type BerthError, OperationFailed } from "../../BerthError.ts"

@@ -416,10 +416,7 @@ const statusFailure = (
     }
   })
 
-/**
- * One attempt: with the credentials of the last challenge, and a second time after a new challenge. Fails for any
- * status but 2xx.
- */
+/** One attempt with the credentials of the last challenge, and one after a new challenge. Fails unless 2xx. */
 export const attempt = (
   client: Client,
   request: Request

@@ -1,6 +1,4 @@
-/**
- * Credentials for a registry, as docker and podman store them: in files, and in the credential helpers that these name.
- */
+/** Credentials for a registry, as stored by docker and podman: in files, and in credential helpers. */
 import { execFile } from "node:child_process"
 import * as os from "node:os"
 import * as process from "node:process"

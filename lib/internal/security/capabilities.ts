@@ -74,10 +74,7 @@ export const maskOf = (of: ReadonlyArray<Capability>): bigint =>
 
 const defaultMask = maskOf(defaults)
 
-/**
- * The capabilities that `ALL` adds for root: those of this process, as it can give no others. In a user namespace these
- * are all.
- */
+/** The capabilities that `ALL` adds for root: those of this process. In a user namespace these are all. */
 const attainable = (): bigint => {
   if (process.geteuid?.() !== 0) return maskOf(names)
   try {

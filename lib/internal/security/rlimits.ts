@@ -1,7 +1,4 @@
-/**
- * Limits that this process may set: raising a hard limit needs CAP_SYS_RESOURCE in the host's user namespace
- * (getrlimit(2)).
- */
+/** Limits that this process may set: raising a hard one needs the host's CAP_SYS_RESOURCE (getrlimit(2)). */
 import { readFileSync } from "node:fs"
 import type { Limit } from "../../Security.ts"
 

@@ -1,7 +1,4 @@
-/**
- * Turns a seccomp profile in Docker's form into a program for the kernel: rules are chosen here, and compiled by
- * libseccomp.
- */
+/** Turns a seccomp profile in Docker's form into a program for the kernel, compiled by libseccomp. */
 import { Buffer } from "node:buffer"
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"

@@ -124,10 +124,7 @@ export const decompressed = (
     )
   )
 
-/**
- * Makes a file of a stream while `use` runs, in the store's folder of temporary files, where a sweep removes the files
- * of dead processes.
- */
+/** Makes a file of a stream while `use` runs, in the folder of temporary files, which sweeps clean up. */
 export const spooled = <E0, R0, A, E, R>(
   berth: Berth,
   subject: string,

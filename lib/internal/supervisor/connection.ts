@@ -1,7 +1,4 @@
-/**
- * The JavaScript end of native/supervisor/protocol.h: starts and releases units over one socket, and receives their
- * ends.
- */
+/** The JavaScript end of native/supervisor/protocol.h: starts and releases units, and reports their ends. */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"

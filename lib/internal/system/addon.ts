@@ -91,16 +91,11 @@ export interface Native {
   readonly signal: (pidfd: number, number: number) => number
   /** Reaps a child of this process that has ended, by its pidfd. */
   readonly reap: (pidfd: number) => number
-  /**
-   * `[bytes of the program, 0]`, or `[-errno, index of the faulty rule]`; native/addon/seccomp.h has the policy's form.
-   */
+  /** `[bytes of the program, 0]`, or `[-errno, index of the faulty rule]`; native/addon/seccomp.h has the form. */
   readonly seccompCompile: (policy: Uint8Array, program: Uint8Array) => readonly [number, number]
   /** The name of a system call of this architecture, or "" if libseccomp does not know it. */
   readonly seccompName: (number: number) => string
-  /**
-   * SECCOMP_IOCTL_NOTIF_RECV and SECCOMP_IOCTL_NOTIF_SEND, with struct seccomp_notif, which must be zeroed before, and
-   * its response.
-   */
+  /** SECCOMP_IOCTL_NOTIF_RECV and _SEND, with struct seccomp_notif, zeroed before, and its response. */
   readonly seccompReceive: (listener: number, request: Uint8Array) => number
   readonly seccompAnswer: (listener: number, answer: Uint8Array) => number
   readonly startLoop: (ready: (token: number, events: number) => void) => number

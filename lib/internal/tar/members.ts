@@ -43,10 +43,7 @@ export interface Writing {
   readonly ids: Ids
   readonly holes: Holes
   readonly signal: AbortSignal
-  /**
-   * The first name of each file with several names, by its identity. Undefined: every name is written as a file of its
-   * own.
-   */
+  /** The first name of each file with several names, by its identity. Undefined: each name is a file of its own. */
   readonly links: Map<string, Uint8Array> | undefined
   /** The resolve flags of openat2(2) for one name in a folder. */
   readonly resolve: number

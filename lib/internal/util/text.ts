@@ -48,10 +48,7 @@ export class Text {
   }
 }
 
-/**
- * Splits bytes into lines; a character may come in two parts, a line in many. A line without an end is split once it is
- * too long.
- */
+/** Splits bytes into lines, which may come in any parts. A line without an end is split once it is too long. */
 export class Lines {
   private readonly decoder = new TextDecoder()
   private readonly max: number
