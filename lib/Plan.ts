@@ -127,7 +127,7 @@ const Proto: Omit<Plan, "operations"> = {
 export const isPlan = (u: unknown): u is Plan => hasProperty(u, TypeId)
 
 /**
- * A plan of these operations, in this order.
+ * Makes a plan of these operations, in this order.
  *
  * @since 0.1.0
  * @category constructors

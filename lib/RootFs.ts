@@ -31,7 +31,7 @@ export const TypeId: unique symbol = Symbol.for("berth/RootFs")
 export type TypeId = typeof TypeId
 
 /**
- * A root that containers can be started on, one after another or several at once: what one writes, the next finds.
+ * A root for containers, one after another or several at once: they see each other's writes.
  *
  * @since 0.1.0
  * @category models
@@ -39,13 +39,13 @@ export type TypeId = typeof TypeId
 export interface RootFs extends Inspectable.Inspectable {
   readonly [TypeId]: TypeId
   readonly image: Image
-  /** Where the writable layer is: a folder on disk, or undefined where it is in memory. */
+  /** The folder of the writable layer on disk, undefined if it is in memory. */
   readonly upper: string | undefined
   /** @internal */
   readonly mount: number
-  /** @internal the ids that it is made for, undefined for Berth's own */
+  /** @internal the ids of the user namespace that it is made for, undefined for Berth's own */
   readonly mapped: Userns.Mapped | undefined
-  /** @internal what is attached below it */
+  /** @internal operations on the root after its mount */
   readonly content: ReadonlyArray<Plan.Operation>
 }
 
@@ -55,15 +55,16 @@ export interface RootFs extends Inspectable.Inspectable {
  */
 export interface Options {
   /**
-   * The writable layer: `"disk"`, a folder below Berth's own, or `"memory"`, a tmpfs. Default: what fits the image,
-   * which is memory for `Image.host` and disk for all others.
+   * The writable layer: `"disk"`, a folder below Berth's own, or `"memory"`, a tmpfs. Default: memory for `Image.host`,
+   * disk for all other images.
    */
   readonly upper?: "disk" | "memory" | undefined
   /** The capacity of a writable layer in memory, as in `Limits.memory`. Default: half of the machine's memory. */
   readonly size?: number | string | undefined
   /**
-   * Namespaces with a user namespace, for which it is made: the layers are shown with its ids (Linux 5.19), and what is
-   * written has them on disk. It is spawned in these, or in others of the same ids. Default: Berth's own ids.
+   * Namespaces with a user namespace, for which the root is made: the layers are shown with its ids (Linux 5.19), and
+   * written files have them on disk. Containers on this root must join these namespaces, or others with the same ids.
+   * Default: Berth's own ids.
    */
   readonly userns?: Namespace | undefined
 }
@@ -89,11 +90,11 @@ const Proto = {
 export const isRootFs = (u: unknown): u is RootFs => hasProperty(u, TypeId)
 
 /**
- * A union mount of the image's layers with a writable layer of its own. The image is never changed; the writable layer
- * is removed when the scope closes.
+ * An overlay mount of the image's layers with a writable layer. The image is never changed; the writable layer is
+ * removed when the scope closes.
  *
- * Fails with `InvalidOption` for a `userns` without a user namespace, with `Unsupported` for one of other ids where there is
- * no root, and as `Container.start` does.
+ * Fails with `InvalidOption` for a `userns` without a user namespace, with `Unsupported` for one with other ids if
+ * Berth runs without root, and as `Container.start` does.
  *
  * A root can be used in one mount namespace after the other or, since Linux 6.15, in several at once.
  *

@@ -1,6 +1,6 @@
 /**
- * Finds out what works on this machine. Features of the kernel are tried, with small plans for a temporary supervisor in a
- * temporary folder. Files of /proc, /sys and /etc, and programs, are only looked at.
+ * Finds out which features work on this machine. Features of the kernel are tried, with small plans for a temporary
+ * supervisor in a temporary folder. Files of /proc, /sys and /etc, and programs, are only read.
  */
 import { mkdtempSync, rmSync } from "node:fs"
 import * as os from "node:os"

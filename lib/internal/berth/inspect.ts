@@ -30,7 +30,7 @@ export const isWritable = (folder: string): boolean => {
   }
 }
 
-/** What the kernel's configuration calls a kind of namespace. */
+/** The kernel configuration's name for a kind of namespace. */
 export const kernelName = (kind: Kind): string =>
   kind === "mount" ? "NAMESPACES" : kind === "network" ? "NET_NS" : `${kind.toUpperCase()}_NS`
 

@@ -182,8 +182,8 @@ interface Supervised {
 }
 
 /**
- * A supervisor of its own. What earlier ones have left in these cgroups is swept before it starts, and what it leaves
- * itself is swept by `again`.
+ * Starts a supervisor. The remains of earlier supervisors in these cgroups are swept before the start; `again` sweeps
+ * the remains of this one.
  */
 const supervised = (
   options: Options,

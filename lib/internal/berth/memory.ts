@@ -1,4 +1,4 @@
-/** What a Berth finds out or makes once and uses again in later starts. Each Berth has its own. */
+/** Data that a Berth computes once and uses again in later starts. Each Berth has its own. */
 import type { Image } from "../../Image.ts"
 import type { Tree } from "../cgroup/tree.ts"
 import type { SharedMounts } from "../container/compile.ts"
@@ -8,7 +8,7 @@ import type { Filters } from "../security/seccomp.ts"
 export interface Memory {
   /** The tree in which the cgroups are made. */
   readonly tree: () => Tree
-  /** The compiled seccomp filters, by what they say. */
+  /** The compiled seccomp filters, by the digest of their policy. */
   readonly filters: Filters
   /** The users of each image, by the text of the option. An image never changes. */
   readonly users: WeakMap<Image, Map<string, User>>

@@ -108,7 +108,7 @@ const startAlone = (
     )
   })
 
-/** For plans that no Berth runs: it only holds what this process would find out again. */
+/** For plans that no Berth runs: a cache of data about this machine. */
 const unattended = Memory.make(lazily())
 
 export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Plan.Plan, BerthError> =>
@@ -129,7 +129,7 @@ export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Pl
 
 const OUTPUT_BYTES_MAX = 16 * 1024 * 1024
 
-/** Reads both streams to their ends while the process runs; too much of either ends it. */
+/** Reads both streams to their ends while the process runs; fails if either exceeds the limit. */
 const buffered = (process: Process, options: BufferOptions): Effect.Effect<Result, BerthError> => {
   const max = options.maxOutputBytes ?? OUTPUT_BYTES_MAX
   const { stdout, stderr } = process.state
@@ -181,7 +181,7 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
     return started
   })
 
-/** Who a user is to a running container: by the files that it has now. */
+/** Looks up a user in the present files of a running container. */
 const userInside = (
   container: Container,
   user: string | undefined
@@ -192,7 +192,7 @@ const userInside = (
   return Effect.gen(function* () {
     const passwd = yield* users.readInside(subject, container.pid, "etc/passwd")
     const group = yield* users.readInside(subject, container.pid, "etc/group")
-    // The pid was the container's all the while if the container is still there.
+    // The pid belonged to the container all the time if the container still runs.
     yield* running(container)
     return yield* attempt(() => users.resolve(subject, user, passwd, group))
   })
@@ -293,7 +293,7 @@ const statsOf = (container: Container): Effect.Effect<Cgroup.Stats, BerthError> 
       "it has no cgroup of its own: start it with limits (which may be empty: {}) or with a cgroup"
     return Effect.fail(new ContainerError({ reason: "NoCgroup", container: container.id, detail }))
   }
-  // Of a container that has ended well, the cgroup is gone already.
+  // If the container has ended, its cgroup may be gone: then the error says so.
   return cgroup.folders.every((folder) => existsSync(folder.path))
     ? Cgroup.stats(cgroup)
     : Effect.zipRight(running(container), Cgroup.stats(cgroup))

@@ -1,4 +1,4 @@
-/** From options to what a start needs, compiled but not done. All of it is synchronous and throws Berth's errors. */
+/** Compiles options to a start, without performing it. All functions are synchronous and throw Berth's errors. */
 import { randomUUID } from "node:crypto"
 import { InvalidOption } from "../../BerthError.ts"
 import type * as Cgroup from "../../Cgroup.ts"
@@ -26,10 +26,10 @@ import * as users from "./passwd.ts"
 import * as RootFs from "./rootPlan.ts"
 import { stdioNames } from "./stdio.ts"
 
-/** 12 hexadecimal digits; the random ones of a UUID come from a pool that the runtime keeps filled. */
+/** 12 hexadecimal digits; the runtime keeps a pool of random bytes for UUIDs. */
 export const makeId = (): string => randomUUID().replaceAll("-", "").slice(20)
 
-/** What the files of an image say of a user. */
+/** The ids of a user, from the files of an image. */
 const userOf = (memory: Memory, image: Image, user: string): users.User => {
   const known = memory.users.get(image) ?? new Map<string, users.User>()
   memory.users.set(image, known)
@@ -46,7 +46,7 @@ const userOf = (memory: Memory, image: Image, user: string): users.User => {
 export const termOf = (options: ProcessOptions): Readonly<Record<string, string>> =>
   options.terminal === undefined || options.terminal === false ? {} : { TERM: "xterm" }
 
-/** What the options do not decide by themselves. */
+/** The settings that the options alone do not determine. */
 type Decided = Pick<
   compile.Settings,
   "arguments" | "environment" | "workingDirectory" | "createWorkingDirectory" | "user" | "init" | "joined"
@@ -56,8 +56,8 @@ type Decided = Pick<
 }
 
 /**
- * Everything about a process. `like` is the container's first process, which confines a process beside it in the same way
- * unless the options say otherwise.
+ * The settings of a process. `like` is the container's first process, whose confinement a process beside it gets unless
+ * the options say otherwise.
  */
 export const settings = (
   memory: Memory,
@@ -78,7 +78,7 @@ export const settings = (
     seccomp === like?.seccompProfile &&
     onSystemCall === like?.onSystemCall &&
     capabilities === like?.capabilities
-  // Without spreads, each of which takes a microsecond of every start.
+  // Without spreads, each of which adds a microsecond to every start.
   return {
     arguments: decided.arguments,
     environment: decided.environment,
@@ -144,13 +144,13 @@ interface Sources {
   readonly created: ReadonlySet<Kind>
   readonly joined: ReadonlyArray<compile.Joined>
   readonly descriptors: Readonly<Record<string, number>>
-  /** All that are not the host's. */
+  /** The kinds that are not the host's. */
   readonly kinds: ReadonlyArray<Kind>
 }
 
 const defaults: ReadonlyArray<Kind> = ["mount", "pid", "uts", "ipc", "network", "cgroup"]
 
-/** Where each namespace comes from. What is shared by several kinds is joined once. */
+/** The origin of each namespace. A holder of several kinds is joined once. */
 const sources = (options: StartOptions): Sources => {
   const created = new Set<Kind>(defaults)
   if (check.network(options) === "host") created.delete("network")
@@ -179,7 +179,7 @@ const sources = (options: StartOptions): Sources => {
       check.invalid(
         option,
         from,
-        `one that has a ${kind} namespace of its own: it has ${holder.kinds.join(", ")}`
+        `a holder with a ${kind} namespace of its own: this one has ${holder.kinds.join(", ")}`
       )
     joined.set(holder.pidfd, [...(joined.get(holder.pidfd) ?? []), kind])
   }
@@ -196,10 +196,10 @@ const sources = (options: StartOptions): Sources => {
   }
 }
 
-/** Those whose files a container has mounted. */
+/** The kinds whose files a container mounts. */
 const kernelFiles: ReadonlyArray<Kind> = ["pid", "network", "ipc"]
 
-/** Where a container is made: the Berth's memory, the supervisor's folder, and the unit and the container's id in it. */
+/** The location of a container: the Berth's memory, the supervisor's folder, and the ids of unit and container. */
 interface Place {
   readonly memory: Memory
   readonly folder: string
@@ -207,10 +207,10 @@ interface Place {
   readonly id: string
 }
 
-/** What `start` makes, and what `spawn` is given. */
+/** The parts that `start` makes, and `spawn` receives. */
 interface Parts extends Pick<Decided, "cgroup" | "joined" | "inUserNamespace"> {
   readonly descriptors: Readonly<Record<string, number>>
-  /** The namespaces whose host name and kernel parameters are the container's to set. */
+  /** The namespaces whose host name and kernel parameters the container may set. */
   readonly own: ReadonlyArray<Kind>
   readonly kinds: ReadonlyArray<Kind>
   readonly ids: Ids.Ids | undefined
@@ -254,7 +254,7 @@ const surroundings = (
   }
 }
 
-/** Everything about a container's launch. */
+/** The description of a container's launch. */
 const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLaunch, "berth"> => {
   const { cgroup, inUserNamespace, joined } = parts
   const process = firstProcess(at.memory, parts.base.image, options, { cgroup, inUserNamespace, joined })
@@ -288,7 +288,7 @@ export const start = (
 ): Omit<ContainerLaunch, "berth"> => {
   const { created, descriptors: named, joined, kinds } = sources(options)
   const descriptors = { ...named, ...at.network.descriptors }
-  // In the host's pid namespace nothing ends with the first process: a cgroup says what belongs to the container.
+  // In the host's pid namespace, the end of the first process kills no others: a cgroup shows which ones to kill.
   const cgroupName = cgroupFiles.nameOf(at.folder, at.unit)
   const made =
     options.cgroup === undefined && (options.limits !== undefined || !kinds.includes("pid"))
@@ -329,7 +329,7 @@ export const spawn = (
   const { cgroup, namespaces, rootfs } = options
   const { kinds } = namespaces
   if (namespaces.root !== undefined && namespaces.root !== rootfs) {
-    const expected = "the root that the first process in this mount namespace was given"
+    const expected = "the root of the first process in this mount namespace"
     throw new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
   }
   if (!Userns.areFor(rootfs.mapped, namespaces.mapped)) {

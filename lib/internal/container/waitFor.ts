@@ -1,4 +1,4 @@
-/** Conditions of a container: looked at until they hold, until it ends, or until the time is over. */
+/** Conditions of a container: polled until they are true, the container ends, or the timeout is over. */
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -47,7 +47,7 @@ const stateOf = ({ exitCode, outOfMemory, signal }: ExitStatus): string =>
       ? `was ended by ${signal}`
       : `has ended with exit code ${exitCode}`
 
-/** One wait: what for, and since when. What it waited for may have more to say at its end than at its beginning. */
+/** A wait: its condition and its beginning. The condition's text may have more details at the end. */
 interface Wait {
   readonly process: Process
   readonly condition: () => string
@@ -74,7 +74,7 @@ const failed = (wait: Wait, reason: WaitFailed["reason"], state: string): Effect
     )
   )
 
-/** Until the log has all that the process wrote, which may come after the news of its end. */
+/** Waits until the log has the whole output of the process, which may arrive after its exit status. */
 const logEnd = (process: Process): Effect.Effect<void> =>
   Effect.ignore(Effect.timeoutOption(Stream.runDrain(logs(process, { follow: true })), "1 second"))
 
@@ -85,7 +85,7 @@ const hasEnded = (wait: Wait): Effect.Effect<never, BerthError> =>
 
 const timedOut = (wait: Wait): Effect.Effect<never, WaitFailed> => failed(wait, "TimedOut", "is running")
 
-// A race, as Effect.timeout within a concurrent Effect.all is not interrupted before its time (3.22).
+// A race, because Effect.timeout within a concurrent Effect.all is only interrupted at its end (3.22).
 const bounded = <A>(
   name: string,
   wait: Wait,
@@ -97,7 +97,7 @@ const bounded = <A>(
     captureStackTrace: false
   })
 
-/** Looks again and again until it is so; that the container has ended is for its end to say. */
+/** Polls until the condition is true; `hasEnded` reports the end of the container. */
 const poll = (
   name: string,
   wait: Wait,
@@ -112,7 +112,7 @@ const poll = (
     }),
     Effect.catchAll((error): Effect.Effect<never, BerthError> => {
       if (error._tag === "ContainerError" && error.reason === "NotRunning") return Effect.never
-      // One that is just ending refuses in ways of its own, and its end is then better news.
+      // An ending container causes various errors, and its exit status is more useful.
       return error._tag === "OperationFailed" ? Effect.delay(Effect.fail(error), ENDING) : Effect.fail(error)
     })
   )
@@ -122,7 +122,7 @@ const poll = (
     wait,
     options.timeout,
     Effect.raceFirst(
-      // It is over as well when the schedule is.
+      // The end of the schedule also ends the wait.
       Effect.flatMap(looked, () => (isSo ? Effect.void : timedOut(wait))),
       hasEnded(wait)
     )
@@ -135,7 +135,7 @@ const timeoutOf = (options: Options): Duration.DurationInput => options.timeout 
 
 const matcher = (pattern: string | RegExp): ((line: string) => boolean) => {
   if (typeof pattern === "string") return (line) => line.includes(pattern)
-  // Without the flags that make an expression remember where it was.
+  // Without the flags that make an expression stateful.
   const expression = new RegExp(pattern.source, pattern.flags.replace(/[gy]/g, ""))
   return (line) => expression.test(line)
 }
@@ -159,7 +159,7 @@ export const log: {
           ({ line, stream }) => (options.stream === undefined || stream === options.stream) && matches(line),
           options.times ?? 1
         )
-      // What it wrote last counts, so its end is that of its log.
+      // The last output counts as well, so the wait ends with the log.
       const first = Effect.flatMap(found, (entry) =>
         Option.isSome(entry) ? Effect.succeed(entry.value) : hasEnded(wait)
       )
@@ -169,14 +169,15 @@ export const log: {
 
 // Port
 
-// 150 bytes of each socket: a container may have any number of them.
+// The limit of bytes: 150 for each socket, of which a container may have any number.
 const SOCKETS_BYTES_MAX = 16 * 1024 * 1024
-/** A line of a socket that does not listen: the kernel lists those that do before all others. */
+/** A line of a socket that does not listen: the kernel lists listening sockets first. */
 const OTHER = /: [0-9A-F]+:[0-9A-F]{4} [0-9A-F]+:[0-9A-F]{4} (?!0A)[0-9A-F]{2} /
 
 /**
  * Whether a socket of the process's network namespace listens on the port: state 0A of /proc/PID/net/tcp, proc_net(5).
- * The kernel tells of no socket that begins to listen: sock_diag(7) has groups for those that are destroyed alone.
+ * It must be polled, because the kernel does not report new listening sockets: sock_diag(7) only has groups for
+ * destroyed sockets.
  */
 const isListening = async (pid: number, port: number): Promise<boolean> => {
   const hex = port.toString(16).toUpperCase().padStart(4, "0")
@@ -201,7 +202,7 @@ export const port: {
     }
     const { ended, pidfd } = container.state
     const wait = begin(container, () => `listener on port ${number}`)
-    // The pid was the container's all the while if the container is still there.
+    // The pid belonged to the container all the time if the container still runs.
     const look = Effect.map(
       Effect.zip(
         Effect.promise(() => isListening(container.pid, number)),
@@ -215,10 +216,10 @@ export const port: {
 
 // HTTP
 
-/** As much of an answer as its status needs: "HTTP/1.1 200". */
+/** The part of an answer with its status: "HTTP/1.1 200". */
 const STATUS_BYTES = 12
 
-/** The status of one request; undefined where nobody listens, or what answers is no HTTP. */
+/** The status of one request; undefined if no process listens, or the answer is not HTTP. */
 const statusOf = (
   container: Container,
   options: HttpOptions
@@ -239,7 +240,7 @@ const statusOf = (
       return status === undefined ? undefined : Number(status)
     })
   ).pipe(
-    // A server that has not begun to listen, or that hangs up, is one that is not ready.
+    // A server that does not listen yet, or that hangs up, is not ready.
     Effect.catchTags({
       NetworkError: () => Effect.succeed(undefined),
       OperationFailed: (error) =>
@@ -275,7 +276,7 @@ export const http: {
 
 // Command
 
-/** What an attempt that failed said, in few words. */
+/** The output of a failed attempt, in a few words. */
 const lastWords = (text: string): string => {
   const line = lastLines(text, 1)[0]!.slice(0, 200)
   return line === "" ? "" : `: ${line}`
@@ -322,7 +323,7 @@ export const command: {
 
 // Health check
 
-/** What Docker takes where the image says nothing. */
+/** Docker's defaults for fields that the image omits. */
 const defaults = {
   interval: Duration.seconds(30),
   timeout: Duration.seconds(30),

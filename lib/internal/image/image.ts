@@ -129,7 +129,7 @@ export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> =>
     return ofFolder(resolved.real, resolved.real)
   })
 
-/** The specification's names into Berth's. */
+/** Converts a config from the specification's names to Berth's. */
 export const toConfig = (config: Oci.Config): ImageConfig => {
   const run = config.config ?? {}
   const environment = (run.Env ?? []).flatMap((entry) => {
@@ -155,7 +155,7 @@ export const toConfig = (config: Oci.Config): ImageConfig => {
 const toHealthcheck = (
   check: NonNullable<NonNullable<Oci.Config["config"]>["Healthcheck"]>
 ): Healthcheck | undefined => {
-  // Nanoseconds, and 0 stands for the default.
+  // Nanoseconds; 0 stands for the default.
   const duration = (nanos: number | undefined) => (nanos ? Duration.millis(nanos / 1e6) : undefined)
   return check.Test === undefined || check.Test.length === 0
     ? undefined
@@ -169,7 +169,7 @@ const toHealthcheck = (
       }
 }
 
-/** Gets every layer's blob, unpacks it, and puts the image together. */
+/** Fetches and unpacks every layer, and puts the image together. */
 export const assemble = <R>(
   reference: string,
   resolved: Layout.Resolved,
@@ -178,7 +178,7 @@ export const assemble = <R>(
   enter: (descriptor: Oci.Descriptor, phase: Phase) => void = () => {}
 ): Effect.Effect<Image, BerthError, Berth | R> =>
   Effect.gen(function* () {
-    // What cannot be unpacked is known before anything is fetched.
+    // Unsupported media types are refused before anything is fetched.
     yield* Effect.forEach(resolved.manifest.layers, Oci.compressionOf, { discard: true })
     const layers = yield* Effect.forEach(
       resolved.manifest.layers,
@@ -206,7 +206,7 @@ export const assemble = <R>(
     })
   })
 
-/** Which entry of a layout's `index.json` is meant. */
+/** Selects the entry of a layout's `index.json`. */
 const chooseEntry = (
   path: string,
   entries: ReadonlyArray<Oci.Descriptor>,
@@ -328,13 +328,13 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
       (layer) => blob(layer),
       (layer, phase) => stepOf(layer).enter(phase)
     ).pipe(Store.healing(berth, resolved.manifest.layers, (layer) => blob(layer, Store.isIntact)))
-    // The manifest of this platform rather than the index: every blob that the layout then names is there.
+    // The manifest of this platform rather than the index, so that the store has every blob that the name reaches.
     yield* Store.repair(berth)
     yield* Store.tag(berth, Reference.print(parsed), Descriptors.ofResolved(resolved))
     return image
   }).pipe(Effect.scoped, Store.keeping, orUndone)
 
-/** A digest that the store has needs no registry; anything else is asked for. */
+/** A digest in the store needs no registry; other references are sent to it. */
 const startOf = (
   berth: Berth,
   registry: Registry.Registry,

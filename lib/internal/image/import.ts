@@ -1,4 +1,4 @@
-/** `Image.import`: a root filesystem as an image of one layer. */
+/** `Image.import`: makes an image of one layer from a root filesystem. */
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
@@ -19,11 +19,11 @@ import { defaultPath } from "../util/defaultPath.ts"
 import { kindAt } from "./load.ts"
 import { checkEnvironment, encodeConfig, healthcheckOf, keySet, write } from "./write.ts"
 
-/** Nothing where there is nothing to say, as the specification has it. */
+/** Empty fields are omitted, as in the specification. */
 const unlessEmpty = <A extends object>(value: A | undefined): A | undefined =>
   value === undefined || Object.keys(value).length === 0 ? undefined : value
 
-/** Berth's names into the specification's. */
+/** Converts a config from Berth's names to the specification's. */
 const runOf = (config: Partial<ImageConfig>) => ({
   User: config.user || undefined,
   ExposedPorts: unlessEmpty(keySet(config.exposedPorts ?? [])),
@@ -39,7 +39,7 @@ const runOf = (config: Partial<ImageConfig>) => ({
   Healthcheck: config.healthcheck === undefined ? undefined : healthcheckOf(config.healthcheck)
 })
 
-/** The config as it is stored. */
+/** The config in its stored form. */
 const configOf = (config: Partial<ImageConfig>, diffId: string): Effect.Effect<Uint8Array, InvalidOption> =>
   Effect.suspend(() => {
     const host = Layout.hostPlatform()
@@ -52,7 +52,7 @@ const configOf = (config: Partial<ImageConfig>, diffId: string): Effect.Effect<U
     return Effect.zipRight(checkEnvironment(config), encodeConfig(document, "text without NUL"))
   })
 
-/** The layer in the store, and the digest of the tar in it. */
+/** Puts the layer into the store, and returns it with the digest of its tar. */
 const storeLayer = (
   berth: Berth,
   path: string,
@@ -76,7 +76,7 @@ export const importFrom = (path: string, options: ImportOptions): Effect.Effect<
   Effect.gen(function* () {
     const berth = yield* Berth
     const name = options.tag === undefined ? undefined : Reference.print(yield* Reference.parse(options.tag))
-    // Before anything is read: what is wrong with it would be wrong at the end, too.
+    // Checks come before anything is read: a mistake should not appear only at the end.
     yield* configOf(options.config ?? {}, "")
     const limit = options.maxBytes ?? ImageLayer.defaultMaxBytes
     const spooled = (content: Stream.Stream<Uint8Array, BerthError>) =>

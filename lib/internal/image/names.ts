@@ -1,4 +1,4 @@
-/** The images that the store has names for: what `Image` says of them, and how they are named. */
+/** The named images of the store: their descriptions, and changes of their names. */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { Berth } from "../../Berth.ts"
@@ -22,7 +22,7 @@ interface Found<Entry> {
   readonly entries: ReadonlyArray<Entry>
 }
 
-/** The entries of a name: as it is written there, which need not be a reference, or as `pull` would write it. */
+/** The entries of a name: as written, which need not be a reference, or in the form that `pull` writes. */
 export const find = <Entry>(
   all: ReadonlyArray<Entry>,
   nameOf: (entry: Entry) => string | undefined,
@@ -64,7 +64,7 @@ export interface Resolved extends Layout.Resolved {
   readonly name: string
 }
 
-/** The image of a name for a platform. Each document is held before it is looked for. */
+/** The image of a name for a platform. Each document is held before it is looked up. */
 export const resolve = (
   berth: Berth,
   wanted: string,
@@ -118,7 +118,7 @@ export const get = (name: string, options: GetOptions): Effect.Effect<Image, Ber
   }
 }
 
-/** What somebody wrote as a time may be none. */
+/** The text of a time may be invalid. */
 const toDate = (text: string | undefined): Date | undefined => {
   const date = new Date(text ?? "")
   return Number.isNaN(date.getTime()) ? undefined : date
@@ -170,7 +170,7 @@ export const history = (
     })
   }).pipe(Store.keeping)
 
-/** A name that an image may be given, as `pull` would write it. */
+/** The new name of an image, in the form that `pull` writes. */
 const newName = (input: string): Either.Either<string, InvalidData | InvalidOption> =>
   Either.filterOrLeft(
     Either.map(Reference.parse(input), (parsed) =>
@@ -189,7 +189,7 @@ export const tag = (
 ): Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth> =>
   Effect.gen(function* () {
     const name = yield* newName(to)
-    // The old name is looked up in the same turn, so that what it reaches has a name all the while.
+    // The old name is looked up under the same lock, so that its blobs have a name at every moment.
     yield* Store.update(yield* Berth, (all) =>
       Effect.map(find(all, nameOfEntry, wanted), ({ entries, name: old }) =>
         old === name ? all.map(({ raw }) => raw) : Store.named(all, name, entries)

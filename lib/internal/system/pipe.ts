@@ -1,4 +1,4 @@
-/** A container's standard streams: pipes, which are only read when a consumer asks for bytes. */
+/** A container's standard streams: pipes, which are read on demand. */
 import { Buffer } from "node:buffer"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
@@ -12,25 +12,25 @@ import * as Turn from "../util/turn.ts"
 import { EPOLLIN, EPOLLOUT, native } from "./addon.ts"
 import * as Loop from "./eventLoop.ts"
 
-/** The least room for one read, and the size of a buffer. */
+/** The minimum room for one read, and the size of a buffer. */
 const READ_BYTES = 64 * 1024
 const BUFFER_BYTES = 256 * 1024
 
-/** How often a ready pipe is read before others have their turn. */
+/** The number of consecutive reads from a ready pipe before other work runs. */
 const READS_MAX = 16
 
-// The size of a pipe: a pipe that fills up less often wakes its two ends less often.
+// The size of a pipe: a larger pipe is full less often, and wakes its two ends less often.
 const PIPE_BYTES = 256 * 1024
 
-// The size of one read of a pump: the work on it is short, even if each byte is a line.
+// The size of one read of a pump: processing it is short, even if each byte is a line.
 const PUMP_BYTES = 8 * 1024
 
-// Output of so many bytes at once is a flood: what follows gathers in a pipe of this size until a timer fires. A wake-up for
-// each small write would cost more than the reads.
+// Output of so many bytes at once is a flood: later output collects in a pipe of this size until a timer fires, because
+// a wake-up for each small write would cost more than the reads.
 const FLOOD_BYTES = 64 * 1024
 const FLOOD_PIPE_BYTES = 1024 * 1024
 
-// The number of parts in one step of a stream, which share the cost of the step.
+// The number of parts in one chunk of a stream, which share the overhead of the chunk.
 const PARTS_MAX = 4
 
 const failed = (syscall: string, errno: number): OperationFailed =>
@@ -65,7 +65,7 @@ abstract class End {
     this.wake?.()
   }
 
-  /** Calls `wake` once the descriptor is ready; returns a function that cancels that, or -errno. */
+  /** Calls `wake` once the descriptor is ready; returns a function that cancels the wait, or -errno. */
   protected whenReady(events: number): (wake: () => void) => (() => void) | number {
     return (wake) => Loop.watch(this.fd, events, wake)
   }
@@ -97,8 +97,8 @@ abstract class End {
   }
 }
 
-// Bytes are read into the rest of one buffer of this thread and handed out where they lie: nothing is copied, or cleared
-// first. No part is handed out twice. There is a new buffer when too little is left.
+// Bytes are read into the rest of one buffer of this thread and passed on without copying or clearing. Each part of the
+// buffer is used once; a new buffer replaces it when too little is left.
 const newBuffer = (): Uint8Array => {
   const { buffer } = Buffer.allocUnsafeSlow(BUFFER_BYTES)
   return new Uint8Array(buffer)
@@ -115,9 +115,9 @@ const taken = (length: number): Uint8Array => {
 /** An end that Berth reads. */
 export class Output extends End {
   private readonly container: string
-  /** Whether the last read emptied the pipe: the next read first waits for more. */
+  /** Whether the last read emptied the pipe: then the next read waits first. */
   private emptied = false
-  /** How many bytes have come since the last wait. */
+  /** The number of bytes since the last wait. */
   private came = 0
   private enlarged = false
 
@@ -127,8 +127,9 @@ export class Output extends End {
   }
 
   /**
-   * Reads until the pipe is empty and gives the bytes to `take`, which returns false when it has enough. After some reads, or
-   * some time, it stops although the pipe is ready, so that a container that writes without end gets its turns like any other.
+   * Reads until the pipe is empty and gives the bytes to `take`, which returns false when it has enough. After some
+   * reads, or some time, it stops although the pipe is ready, so that a container that writes without end does not
+   * block other work.
    */
   private drain(
     take: (bytes: Uint8Array) => boolean,
@@ -153,7 +154,7 @@ export class Output extends End {
         ? 0
         : native().read(this.fd, room < buffer.length ? buffer.subarray(0, room) : buffer)
       if (read === -EAGAIN) return
-      // A terminal that no process has open any more fails with EIO: that is its end.
+      // A terminal that no process has open any more fails with EIO, which is the end of its output.
       const n = read === -EIO ? 0 : read
       if (n <= 0) {
         this.close()
@@ -167,14 +168,14 @@ export class Output extends End {
   }
 
   private gathered(wake: () => void): () => void {
-    // A refusal (pipe-user-pages-soft of pipe(7)) leaves the pipe as it is.
+    // If the kernel refuses (pipe-user-pages-soft, pipe(7)), the pipe keeps its size.
     if (!this.enlarged) native().enlargePipe(this.fd, FLOOD_PIPE_BYTES)
     this.enlarged = true
     const timer = setTimeout(wake, 0)
     return () => clearTimeout(timer)
   }
 
-  /** Calls `attempt` when there is more to read. */
+  /** Calls `attempt` when there are more bytes to read. */
   private more(attempt: () => void, held = true): Effect.Effect<void> {
     const flood = held && this.came >= FLOOD_BYTES
     this.came = 0
@@ -208,7 +209,7 @@ export class Output extends End {
         if (parts.length > 0) return resume(Effect.succeed(Chunk.unsafeFromArray(parts)))
         cancel = this.more(attempt)
       }
-      // A reader that always finds more gets its turns too: the time of its work counts.
+      // A reader that always finds more bytes must let other work run too: the time of its work counts.
       if (this.busy || !Turn.isOver()) attempt()
       else cancel = this.wait(Turn.next, attempt)
       return Effect.suspend(() => cancel)
@@ -220,8 +221,8 @@ export class Output extends End {
   }
 
   /**
-   * Gives all bytes to `take` as they come, until the end or until it is closed; `take` returns false to let others have their
-   * turn. It does not keep the program alive.
+   * Passes all bytes to `take` as they arrive, until the end or until it is closed; `take` returns false to let other
+   * work run. It does not keep the program alive.
    */
   pump(take: (bytes: Uint8Array) => boolean, end: (error?: BerthError) => void): void {
     let done = false
@@ -300,7 +301,7 @@ export class Input extends End {
   }
 }
 
-/** The typing end of a terminal: closing it writes the terminal's end-of-file character, termios(3). */
+/** The input side of a terminal: closing it writes the terminal's end-of-file character, termios(3). */
 export class Typing extends Input {
   override close(): void {
     if (!this.closed) native().write(this.fd, VEOF, 0)

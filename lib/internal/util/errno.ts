@@ -1,4 +1,4 @@
-/** errno(3): the numbers are the same on every architecture that Berth is built for. The only table of them. */
+/** errno(3): the numbers are the same on every architecture of Berth. The only table of them. */
 const table = {
   EPERM: [1, "operation not permitted"],
   ENOENT: [2, "no such file or directory"],
@@ -105,7 +105,7 @@ const advice: Readonly<Record<number, string>> = {
     "The processes of this user, including those in its containers, have reached the limit of open files in unread messages: end the senders, or raise the limit of open files (ulimit -n)"
 }
 
-/** What to do about a limit of the machine or of the program, whichever operation has reached it. */
+/** Advice for limits of the machine or of the program, which any operation can reach. */
 export const adviceOf = (errno: number): string | undefined => advice[errno]
 export const EAFNOSUPPORT = table.EAFNOSUPPORT[0]
 export const EADDRINUSE = table.EADDRINUSE[0]
