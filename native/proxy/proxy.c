@@ -94,6 +94,8 @@ static void free_removed(void) {
             continue;
         }
         *at = listener->next;
+        // Another process may hold the socket: then closing it here would leave it registered (epoll(7)).
+        epoll_ctl(epoll, EPOLL_CTL_DEL, listener->fd, NULL);
         close(listener->fd);
         free(listener);
     }
