@@ -139,7 +139,7 @@ export interface StartOptions extends RootOptions {
     | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, once `logs` is asked for. */
   readonly logs?: LogFiles | undefined
-  /** The writable layer: see `RootFs.Options`. */
+  /** The writable layer: see `RootFs.Options`. `upperSize` fails with `Unsupported` for a layer on disk. */
   readonly upper?: "disk" | "memory" | undefined
   readonly upperSize?: number | string | undefined
 }

@@ -59,7 +59,10 @@ export interface Options {
    * which is memory for `Image.host` and disk for all others.
    */
   readonly upper?: "disk" | "memory" | undefined
-  /** The capacity of a writable layer in memory, as in `Limits.memory`. Default: half of the machine's memory. */
+  /**
+   * The capacity of a writable layer in memory, as in `Limits.memory`. Default: half of the machine's memory. Fails with
+   * `Unsupported` for a layer on disk, whose size cannot be limited.
+   */
   readonly size?: number | string | undefined
   /**
    * Namespaces with a user namespace, for which it is made: the layers are shown with its ids (Linux 5.19), and what is

@@ -1,5 +1,5 @@
 import { readdirSync, statSync } from "node:fs"
-import { ImageError } from "../../BerthError.ts"
+import { ImageError, Unsupported } from "../../BerthError.ts"
 import type { Image } from "../../Image.ts"
 import type * as Plan from "../../Plan.ts"
 import type { Options } from "../../RootFs.ts"
@@ -95,6 +95,12 @@ export const compose = (
     const expected = `"memory" for ${image.reference}: overlayfs takes no writable layer from within a read-only one (ELOOP)`
     check.invalid("upper", where, expected)
   }
+  if (where === "disk" && size !== undefined)
+    throw new Unsupported({
+      feature: `a writable layer of ${size} bytes on disk`,
+      why: "the capacity of a writable layer can be limited in memory only",
+      hint: 'Ask for upper: "memory", or leave out its size'
+    })
   const bound = rootless && image.layers.length === 1 && image.layers[0] === "/"
   // A folder of the host can have Berth's own in it.
   const hidden = image.layers.flatMap((layer) => hiddenIn(memory, layer, folder, rootless))
