@@ -85,6 +85,19 @@ export interface RootOptions extends ProcessOptions {
   /** Default: the container's id. At most 64 bytes. */
   readonly hostname?: string | undefined
   /**
+   * Whether the container gets an `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of its own, whatever its image has.
+   * They know `localhost` and the hostname, and no name server, as there is no network; on the host's network they are the
+   * host's, and on the network of another container that container's. One that `mounts` cover is not made. Commits do not
+   * contain them. Default true; false shows what the image has.
+   */
+  readonly etcFiles?: boolean | undefined
+  /** Lines that are added to `/etc/hosts`, as names with addresses: `["db:10.0.0.2", "db:[fd00::2]"]`. */
+  readonly extraHosts?: ReadonlyArray<string> | undefined
+  /** The addresses of the name servers in `/etc/resolv.conf`, in place of the default ones; `[]` for none. */
+  readonly dns?: ReadonlyArray<string> | undefined
+  /** The domains that are searched for short names, in place of the default ones; `[]` for none. */
+  readonly dnsSearch?: ReadonlyArray<string> | undefined
+  /**
    * In the order of the list, on top of `/proc`, `/sys` and `/dev`, which have to be folders of the root: a start fails where
    * one of them is a symbolic link. Links on the way to other targets are followed inside the root.
    */

@@ -79,7 +79,9 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(FORK, fork, CHILD, "") \
     X(CONTROLLING_TERMINAL, controlling_terminal, CHILD, "") \
     X(EMPTY_ROOT, empty_root, CHILD, "si", path, proc) \
-    X(TAKE_PROC, take_proc, CHILD, "fl", process, paths)
+    X(TAKE_PROC, take_proc, CHILD, "fl", process, paths) \
+    X(TARGETS, targets, SUPERVISOR, "ll", folders, files) \
+    X(FILES, files, CHILD, "sllii", folder, targets, contents, attributes, required)
 
 enum operation_code {
 #define X(code, ...) OP_##code,

@@ -25,6 +25,7 @@ import type { Input, Output } from "../system/pipe.ts"
 import { ContainerTypeId, isContainer, ProcessTypeId } from "../typeIds.ts"
 import { signalName } from "../util/signals.ts"
 import type { Settings } from "./compile.ts"
+import type { Names } from "./etcFiles.ts"
 import type { Log } from "./log.ts"
 import type { Terminal } from "./stdio.ts"
 
@@ -76,6 +77,8 @@ export interface ContainerState extends ProcessState {
   /** The descriptor of its root; -1 once its scope has closed, or if it joined a mount namespace that had a root. */
   readonly root: number
   readonly base: Base
+  /** What its files of names say; undefined if it has those of its image. */
+  readonly names: Names | undefined
   /** Those of its user namespace, if it has one with ids of its own. */
   readonly ids: Ids | undefined
   readonly settings: Settings

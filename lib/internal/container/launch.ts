@@ -18,6 +18,7 @@ import { releaseUnit } from "../supervisor/scopedUnit.ts"
 import { E2BIG, ENOENT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { type Settings, searchPath } from "./compile.ts"
+import type { Names } from "./etcFiles.ts"
 import { type Base, makeContainer, makeProcess } from "./handle.ts"
 import { Log } from "./log.ts"
 import { forgetExecuted, noteExecuted, processesOf } from "./processes.ts"
@@ -45,6 +46,7 @@ export interface ContainerLaunch extends Common {
   readonly ownsCgroup: boolean
   readonly logs: LogFiles | undefined
   readonly base: Base
+  readonly names: Names | undefined
 }
 
 /** How a process beside the first one of a container is launched. */
@@ -118,7 +120,7 @@ const processHandle = ({ plan, stdio, unit }: Launched, launch: ProcessLaunch): 
 
 /** Throws if its log cannot be kept in the folder that the options name. */
 const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: ContainerLaunch): Container => {
-  const { base, berth, cgroup, ids, kinds, logs, settings } = launch
+  const { base, berth, cgroup, ids, kinds, logs, names, settings } = launch
   const log = lazily(() => new Log(stdio, logs))
   if (logs !== undefined) log()
   if (launch.ownsCgroup) cgroup!.state.owner = { berth, scope, container: unit.ended }
@@ -131,6 +133,7 @@ const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: Contain
       return unit.root()
     },
     base,
+    names,
     ids,
     settings,
     kinds,

@@ -1,5 +1,6 @@
 /** From options to what a start needs, compiled but not done. All of it is synchronous and throws Berth's errors. */
 import { randomUUID } from "node:crypto"
+import { hostname as hostsName } from "node:os"
 import { InvalidOption } from "../../BerthError.ts"
 import type * as Cgroup from "../../Cgroup.ts"
 import type { LogFiles, RootOptions, SpawnOptions, StartOptions } from "../../Container.ts"
@@ -19,6 +20,7 @@ import * as Seccomp from "../security/seccomp.ts"
 import { defaultPath } from "../util/defaultPath.ts"
 import * as check from "../util/validate.ts"
 import * as compile from "./compile.ts"
+import * as etcFiles from "./etcFiles.ts"
 import type { Base } from "./handle.ts"
 import type { ContainerLaunch } from "./launch.ts"
 import * as users from "./passwd.ts"
@@ -215,18 +217,38 @@ interface Parts extends Pick<Decided, "cgroup" | "joined" | "inUserNamespace"> {
   readonly base: Base
   readonly ownsCgroup: boolean
   readonly logs: LogFiles | undefined
+  /** The names of the container whose network it joins. */
+  readonly shared: etcFiles.Names | undefined
   /** Whether it joins a mount namespace that has a root. */
   readonly hasRoot: boolean
   readonly around: Pick<compile.Surroundings, "created" | "idMap" | "cgroup" | "scratch" | "root" | "content">
 }
 
+/** What its files of names say. Of a uts namespace that it joins, the hostname is not known. */
+const namesOf = (
+  options: RootOptions,
+  { id }: Place,
+  { around, kinds, shared }: Parts
+): etcFiles.Names | undefined => {
+  const own = around.created.has("uts") ? id : kinds.includes("uts") ? undefined : hostsName()
+  const hostname = options.hostname ?? own
+  const given =
+    shared === undefined
+      ? etcFiles.namesOf(hostname, !kinds.includes("network"))
+      : etcFiles.sharing(shared, hostname)
+  return etcFiles.withOptions(given, options)
+}
+
 const surroundings = (
   options: RootOptions,
   at: Place,
-  { around, inUserNamespace, kinds, own }: Parts
+  { around, inUserNamespace, kinds, own }: Parts,
+  names: etcFiles.Names | undefined
 ): compile.Surroundings => {
-  const { maskedPaths, readonlyPaths } = options
+  const { maskedPaths, readonlyPaths, readOnly = false } = options
   const hostname = check.hostname(options.hostname, own)
+  const mounts = check.mounts(options.mounts ?? [])
+  const targets = mounts.map(({ target }) => target)
   return {
     ...around,
     inUserNamespace,
@@ -235,14 +257,15 @@ const surroundings = (
     record: `${at.folder}/${at.unit}.first`,
     ofHost: kernelFiles.filter((kind) => !kinds.includes(kind)),
     hostname: around.created.has("uts") ? (hostname ?? at.id) : hostname,
-    mounts: check.mounts(options.mounts ?? []),
+    mounts,
+    etcFiles: etcFiles.operations(names, options, targets, readOnly),
     maskedPaths:
       maskedPaths === undefined ? Security.defaultMaskedPaths : check.paths("maskedPaths", maskedPaths),
     readonlyPaths:
       readonlyPaths === undefined
         ? Security.defaultReadonlyPaths
         : check.paths("readonlyPaths", readonlyPaths),
-    readOnly: options.readOnly ?? false,
+    readOnly,
     hidepid: check.hidepid(options.hidepid, kinds.includes("pid") && !around.created.has("pid")),
     shmBytes: check.bytes("shmSize", options.shmSize ?? 64 * 1024 * 1024),
     sysctls: check.sysctls(options.sysctls ?? {}, own)
@@ -253,7 +276,8 @@ const surroundings = (
 const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLaunch, "berth"> => {
   const { cgroup, inUserNamespace, joined } = parts
   const process = firstProcess(at.memory, parts.base.image, options, { cgroup, inUserNamespace, joined })
-  const around = surroundings(options, at, parts)
+  const names = parts.hasRoot ? undefined : namesOf(options, at, parts)
+  const around = surroundings(options, at, parts, names)
   return {
     unit: at.unit,
     id: at.id,
@@ -267,8 +291,14 @@ const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLa
     ownsCgroup: parts.ownsCgroup,
     logs: parts.logs,
     ids: parts.ids,
-    base: parts.base
+    base: parts.base,
+    names
   }
+}
+
+const sharedNames = ({ namespaces }: StartOptions): etcFiles.Names | undefined => {
+  const from = namespaces?.network
+  return typeof from === "object" && !isNamespace(from) ? from.state.names : undefined
 }
 
 export const start = (
@@ -302,6 +332,7 @@ export const start = (
     cgroup: made === undefined ? options.cgroup : cgroupFiles.unsafeMake(cgroupName, made.folders),
     ownsCgroup: made !== undefined,
     logs: options.logs,
+    shared: sharedNames(options),
     hasRoot: false,
     around: {
       created,
@@ -346,6 +377,7 @@ export const spawn = (
     cgroup,
     ownsCgroup: false,
     logs: undefined,
+    shared: undefined,
     hasRoot: namespaces.root === rootfs,
     around: {
       created,

@@ -57,5 +57,7 @@ export const operations = {
   fork: {},
   "controlling-terminal": {},
   "empty-root": { path: "s", proc: "i" },
-  "take-proc": { process: "f", paths: "l" }
+  "take-proc": { process: "f", paths: "l" },
+  targets: { folders: "l", files: "l" },
+  files: { folder: "s", targets: "l", contents: "l", attributes: "i", required: "i" }
 } as const
