@@ -144,6 +144,9 @@ export interface DiffOptions {
  * sparse members; those of `maxHoleBytes` at most. What was removed is a
  * whiteout, `.wh.NAME`, and so is a socket, which a tar cannot hold. Equal trees make equal bytes.
  *
+ * The targets of mounts and the working directory that a start makes are below the writable layer, and no part of it unless
+ * the container changes them. The ones that the `mounts` or the `cwd` of a `Container.spawn` need are made in the root itself.
+ *
  * Of a root that is in use, it is what is there at that moment. Without root, this program's own files are root's.
  *
  * Fails with `ImageError` `Unsupported`, which names the file, for a name that begins with `.wh.`, an attribute whose

@@ -12,6 +12,7 @@ import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Image } from "./Image.ts"
 import * as internal from "./internal/container/rootPlan.ts"
+import { layerFor } from "./internal/container/targets.ts"
 import * as Userns from "./internal/ids/allocation.ts"
 import { scopedUnit } from "./internal/supervisor/scopedUnit.ts"
 import { attempt } from "./internal/util/fromThrowing.ts"
@@ -45,6 +46,8 @@ export interface RootFs extends Inspectable.Inspectable {
   readonly mount: number
   /** @internal the ids that it is made for, undefined for Berth's own */
   readonly mapped: Userns.Mapped | undefined
+  /** @internal the layer of mount targets below the writable one */
+  readonly targets: string | undefined
   /** @internal what is attached below it */
   readonly content: ReadonlyArray<Plan.Operation>
 }
@@ -112,8 +115,9 @@ export const overlay = (
     const id = berth.supervisor.nextId()
     const { folder } = berth.supervisor
     const mapped = yield* attempt(() => Userns.mappedOf(options.userns, berth.rootless))
+    const targets = yield* layerFor(berth, image, {})
     const plain = yield* attempt(() =>
-      internal.compose(image, options, berth.memory, folder, id, berth.rootless)
+      internal.compose(image, options, berth.memory, folder, id, berth.rootless, targets)
     )
     const root = mapped === undefined ? plain : internal.withIds(plain, mapped)
     const plan = Plan.make([...root.scratch, root.mount])
@@ -123,6 +127,7 @@ export const overlay = (
       image,
       mapped,
       upper: root.upper,
+      targets: targets?.layer,
       content: root.content,
       get mount() {
         return unit.root()

@@ -34,6 +34,8 @@ export interface Base {
   readonly image: Image
   /** The folder of the writable layer, undefined if it is in memory. */
   readonly upper: string | undefined
+  /** The layer of mount targets between the image's layers and the writable one. */
+  readonly targets: string | undefined
   /** The ids of its files, and the ids on the host that they stand for. */
   readonly ids: Ids
   /** Whether it has not been given back. */

@@ -22,6 +22,7 @@ import { launchInside, running } from "./execIn.ts"
 import { launchContainer } from "./launch.ts"
 import * as users from "./passwd.ts"
 import * as prepare from "./prepare.ts"
+import { layerFor } from "./targets.ts"
 
 export const start = (
   image: Image,
@@ -46,16 +47,19 @@ const startIn = (
   Effect.suspend(() => {
     const id = prepare.makeId()
     const { folder, nextId } = berth.supervisor
-    const prepared = attempt(() =>
-      prepare.start(image, options, {
-        memory: berth.memory,
-        folder,
-        unit: nextId(),
-        id,
-        rootless: berth.rootless,
-        ids: berth.ids,
-        userns
-      })
+    const prepared = Effect.flatMap(layerFor(berth, image, options), (targets) =>
+      attempt(() =>
+        prepare.start(image, options, {
+          memory: berth.memory,
+          folder,
+          unit: nextId(),
+          id,
+          rootless: berth.rootless,
+          ids: berth.ids,
+          userns,
+          targets
+        })
+      )
     )
     return Effect.flatMap(prepared, (ready) => launchContainer({ ...ready, berth })).pipe(
       traced("berth.Container.start", { "container.id": id, "container.image.name": image.reference })
@@ -75,7 +79,8 @@ export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Pl
       id: "000000000000",
       rootless,
       ids: Ids.all,
-      userns: undefined
+      userns: undefined,
+      targets: undefined
     }
     return Plan.make(prepare.start(image, options, at).operations)
   })

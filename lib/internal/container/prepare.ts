@@ -26,6 +26,7 @@ import type { ContainerLaunch } from "./launch.ts"
 import * as users from "./passwd.ts"
 import * as RootFs from "./rootPlan.ts"
 import { stdioNames } from "./stdio.ts"
+import type { Targets } from "./targets.ts"
 
 /** 12 hexadecimal digits; the random ones of a UUID come from a pool that the runtime keeps filled. */
 export const makeId = (): string => randomUUID().replaceAll("-", "").slice(20)
@@ -308,6 +309,7 @@ export const start = (
     readonly rootless: boolean
     readonly ids: Ids.Ids
     readonly userns: Userns.Mapped | undefined
+    readonly targets: Targets | undefined
   }
 ): Omit<ContainerLaunch, "berth"> => {
   const { created, descriptors, joined, kinds } = sources(options)
@@ -318,7 +320,7 @@ export const start = (
       ? cgroupFiles.operations(at.memory.tree(), options.limits ?? {}, cgroupName)
       : undefined
   const upper = { upper: options.upper, size: options.upperSize }
-  const composed = RootFs.compose(image, upper, at.memory, at.folder, at.unit, at.rootless)
+  const composed = RootFs.compose(image, upper, at.memory, at.folder, at.unit, at.rootless, at.targets)
   const root = at.userns === undefined ? composed : RootFs.withIds(composed, at.userns)
   const ids = at.userns?.ids
   return launch(options, at, {
@@ -328,7 +330,13 @@ export const start = (
     own: [...created],
     kinds,
     ids,
-    base: { image, upper: root.upper, ids: ids ?? at.ids, isThere: () => true },
+    base: {
+      image,
+      upper: root.upper,
+      targets: at.targets?.layer,
+      ids: ids ?? at.ids,
+      isThere: () => true
+    },
     cgroup: made === undefined ? options.cgroup : cgroupFiles.unsafeMake(cgroupName, made.folders),
     ownsCgroup: made !== undefined,
     logs: options.logs,
@@ -371,6 +379,7 @@ export const spawn = (
     base: {
       image: rootfs.image,
       upper: rootfs.upper,
+      targets: rootfs.targets,
       ids: ids ?? at.ids,
       isThere: () => rootfs.mount >= 0
     },

@@ -9,6 +9,7 @@ import { outside } from "../ids/idMaps.ts"
 import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "../util/mountAttributes.ts"
 import * as check from "../util/validate.ts"
 import { hiddenIn } from "./hidden.ts"
+import type { Targets } from "./targets.ts"
 
 export interface Composed {
   readonly scratch: ReadonlyArray<Plan.Operation>
@@ -87,7 +88,8 @@ export const compose = (
   memory: Memory,
   folder: string,
   id: number,
-  rootless: boolean
+  rootless: boolean,
+  targets: Targets | undefined
 ): Composed => {
   const where = options.upper ?? image.upper
   const size = options.size === undefined ? undefined : check.bytes("size", options.size)
@@ -108,13 +110,16 @@ export const compose = (
     hidden.length === 0 ? none : [{ op: "mask", null: `${folder}/dev/null`, paths: hidden, required: 0 }]
   const mode = bound ? 0o755 : modeOf(memory, image)
   // A scratch image has no layer: an empty folder stands for it.
-  const lower = image.layers.length === 0 || bound ? [`${folder}/empty`] : image.layers.toReversed()
+  const layers = image.layers.length === 0 || bound ? [`${folder}/empty`] : image.layers.toReversed()
+  const lower = targets === undefined ? layers : [targets.layer, ...layers]
+  const discard: ReadonlyArray<Plan.Operation> =
+    targets?.discard === undefined ? none : [{ op: "discard", path: targets.discard }]
   // What is written is thrown away with the container, so nothing waits for the disk (overlayfs.rst, volatile mount).
   const overlay = rootless ? ["volatile", "userxattr"] : ["volatile"]
   if (where === "memory") {
     const tmpfs = ["mode=0755", ...(size === undefined ? [] : [`size=${size}`])]
     return {
-      scratch: [],
+      scratch: discard,
       mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes },
       content: [...(bound ? hostFolders() : none), ...masked],
       upper: undefined
@@ -124,6 +129,7 @@ export const compose = (
   const [upper, work] = [`${base}/upper`, `${base}/work`]
   return {
     scratch: [
+      ...discard,
       { op: "scratch", path: base, mode: 0o700 },
       { op: "scratch", path: upper, mode },
       { op: "scratch", path: work, mode: 0o700 }
