@@ -98,6 +98,9 @@ export const isRootFs = (u: unknown): u is RootFs => hasProperty(u, TypeId)
  * A union mount of the image's layers with a writable layer of its own. The image is never changed; the writable layer
  * is removed when the scope closes.
  *
+ * The root also shows the targets of mounts that its image lacks: `/proc`, `/sys`, `/dev`, the working directory, and empty
+ * files at `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`. They are below the writable layer, and no part of a diff.
+ *
  * Fails with `InvalidOption` for a `userns` without a user namespace, with `Unsupported` for one of other ids where there is
  * no root, and as `Container.start` does.
  *
