@@ -93,6 +93,19 @@ export interface RootOptions extends ProcessOptions {
   /** Default: the container's id. At most 64 bytes. */
   readonly hostname?: string | undefined
   /**
+   * Whether the container gets files `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of its own, whatever its image has.
+   * They name `localhost` and the hostname; without a network they name no server. On a network of `Network.make` they name the
+   * network's, on the host's network the host's, and on the network of another container that container's. A file that
+   * `mounts` cover is not made. Commits do not contain the files. Default true; false shows the image's files.
+   */
+  readonly etcFiles?: boolean | undefined
+  /** Lines that are added to `/etc/hosts`, as names with addresses: `["db:10.0.0.2", "db:[fd00::2]"]`. */
+  readonly extraHosts?: ReadonlyArray<string> | undefined
+  /** The addresses of the name servers in `/etc/resolv.conf`, in place of the default ones; `[]` for none. */
+  readonly dns?: ReadonlyArray<string> | undefined
+  /** The domains that are searched for short names, in place of the default ones; `[]` for none. */
+  readonly dnsSearch?: ReadonlyArray<string> | undefined
+  /**
    * Mounts, made in the order of the list after `/proc`, `/sys` and `/dev`. These three must be folders of the root: if
    * one of them is a symbolic link, the start fails. Symbolic links on the way to other targets are followed inside the
    * root.
@@ -160,7 +173,7 @@ export interface StartOptions extends RootOptions {
   readonly ports?: ReadonlyArray<number | PublishOptions> | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, from the first call of `logs` on. */
   readonly logs?: LogFiles | undefined
-  /** The writable layer: see `RootFs.Options`. */
+  /** The writable layer: see `RootFs.Options`. `upperSize` fails with `Unsupported` for a layer on disk. */
   readonly upper?: "disk" | "memory" | undefined
   readonly upperSize?: number | string | undefined
 }

@@ -144,6 +144,9 @@ export interface DiffOptions {
  * because the image specification advises against sparse members. A removed file is a whiteout, `.wh.NAME`, and so is a
  * socket, which a tar cannot hold. Equal trees make equal bytes.
  *
+ * The targets of mounts and the working directory that a start makes are below the writable layer, and no part of it unless
+ * the container changes them. The ones that the `mounts` or the `cwd` of a `Container.spawn` need are made in the root itself.
+ *
  * For a root in use, each file has its contents at the time of reading. Without root, this program's own files are
  * owned by root in the layer.
  *

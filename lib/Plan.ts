@@ -66,6 +66,10 @@ export type OperationName = keyof Table
  * - `attach-root`, `mount`, `bind`, `directory`, `symlink`, `mask`, `readonly`, `pivot`, `root-readonly`: the file system of
  *   the container. Targets are resolved inside the root with openat2(2). The path to the target of a `pinned` mount may
  *   have no symbolic link, and paths below the target are resolved in the mount itself. A `required` path must exist.
+ * - `targets` makes the missing folders and empty files of the overlay before it, for mounts; those that cannot be made are
+ *   left out. `files` makes files with the `contents` in `folder` and mounts each at its target: over a symbolic
+ *   link itself, and over an empty file where the target is missing. Unless they are `required`, the ones without a place are
+ *   left out.
  * - `apparmor`: the profile that confines the command from its execution on, apparmor(7).
  * - `bounding`, `user`, `capabilities`, `no-new-privileges`, `seccomp`, `rlimit`, `umask`, `keyring`, `session`:
  *   credentials(7), capabilities(7), seccomp(2), getrlimit(2), umask(2), keyrings(7), setsid(2).

@@ -12,6 +12,7 @@ import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Image } from "./Image.ts"
 import * as internal from "./internal/container/rootPlan.ts"
+import { layerFor } from "./internal/container/targets.ts"
 import * as Userns from "./internal/ids/allocation.ts"
 import { scopedUnit } from "./internal/supervisor/scopedUnit.ts"
 import { attempt } from "./internal/util/fromThrowing.ts"
@@ -45,6 +46,8 @@ export interface RootFs extends Inspectable.Inspectable {
   readonly mount: number
   /** @internal the ids of the user namespace that it is made for, undefined for Berth's own */
   readonly mapped: Userns.Mapped | undefined
+  /** @internal the layer of mount targets below the writable one */
+  readonly targets: string | undefined
   /** @internal operations on the root after its mount */
   readonly content: ReadonlyArray<Plan.Operation>
 }
@@ -59,7 +62,10 @@ export interface Options {
    * disk for all other images.
    */
   readonly upper?: "disk" | "memory" | undefined
-  /** The capacity of a writable layer in memory, as in `Limits.memory`. Default: half of the machine's memory. */
+  /**
+   * The capacity of a writable layer in memory, as in `Limits.memory`. Default: half of the machine's memory. Fails with
+   * `Unsupported` for a layer on disk, whose size cannot be limited.
+   */
   readonly size?: number | string | undefined
   /**
    * Namespaces with a user namespace, for which the root is made: the layers are shown with its ids (Linux 5.19), and
@@ -93,6 +99,9 @@ export const isRootFs = (u: unknown): u is RootFs => hasProperty(u, TypeId)
  * An overlay mount of the image's layers with a writable layer. The image is never changed; the writable layer is
  * removed when the scope closes.
  *
+ * The root also shows the targets of mounts that its image lacks: `/proc`, `/sys`, `/dev`, the working directory, and empty
+ * files at `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`. They are below the writable layer, and no part of a diff.
+ *
  * Fails with `InvalidOption` for a `userns` without a user namespace, with `Unsupported` for one with other ids if
  * Berth runs without root, and as `Container.start` does.
  *
@@ -110,8 +119,9 @@ export const overlay = (
     const id = berth.supervisor.nextId()
     const { folder } = berth.supervisor
     const mapped = yield* attempt(() => Userns.mappedOf(options.userns, berth.rootless))
+    const targets = yield* layerFor(berth, image, {})
     const plain = yield* attempt(() =>
-      internal.compose(image, options, berth.memory, folder, id, berth.rootless)
+      internal.compose(image, options, berth.memory, folder, id, berth.rootless, targets)
     )
     const root = mapped === undefined ? plain : internal.withIds(plain, mapped)
     const plan = Plan.make([...root.scratch, root.mount])
@@ -121,6 +131,7 @@ export const overlay = (
       image,
       mapped,
       upper: root.upper,
+      targets: targets?.layer,
       content: root.content,
       get mount() {
         return unit.root()

@@ -318,6 +318,7 @@ static int perform(struct state *state, const struct operation *o) {
     case OP_ATTACH_ROOT: return attach_root(state, failure);
     case OP_MOUNT: return mount_filesystem(&state->root, &state->proc, o, failure);
     case OP_BIND: return mount_bind(&state->root, state->used < state->opened ? state->sources[state->used++] : -1, o, failure);
+    case OP_FILES: return mount_files(&state->root, o, failure);
     case OP_DIRECTORY: return mount_directory(&state->root, o->directory.path.s.text, (unsigned)o->directory.mode.i, failure);
     case OP_SYMLINK: return mount_symlink(&state->root, o->symlink.target.s.text, o->symlink.path.s.text, failure);
     case OP_MASK: return mount_mask(&state->root, &state->empty, state->null, o, failure);

@@ -45,6 +45,10 @@ struct root {
 int mount_filesystem(struct root *root, int *proc, const struct operation *operation, struct failure *failure);
 int mount_bind(struct root *root, int source, const struct operation *operation, struct failure *failure);
 int mount_directory(const struct root *root, const char *path, unsigned mode, struct failure *failure);
+// Makes what is missing of the folders and the empty files, for mounts. Leaves out what cannot be made.
+void mount_targets(int root, const struct operation *operation);
+// Makes files in a folder and mounts each at its target. A symbolic link at a target is not followed: it is mounted over.
+int mount_files(const struct root *root, const struct operation *operation, struct failure *failure);
 int mount_symlink(const struct root *root, const char *target, const char *path, struct failure *failure);
 int mount_mask(const struct root *root, int *empty, int null_fd, const struct operation *operation, struct failure *failure);
 int mount_readonly(const struct root *root, const struct operation *operation, struct failure *failure);

@@ -79,6 +79,8 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(CONTROLLING_TERMINAL, controlling_terminal, CHILD, "") \
     X(EMPTY_ROOT, empty_root, CHILD, "si", path, proc) \
     X(TAKE_PROC, take_proc, CHILD, "fl", process, paths) \
+    X(TARGETS, targets, SUPERVISOR, "ll", folders, files) \
+    X(FILES, files, CHILD, "sllii", folder, targets, contents, attributes, required) \
     X(NETLINK, netlink, CHILD, "fbi", socket, messages, pid_at) \
     X(NAME_SOCKETS, name_sockets, CHILD, "fs", responder, message) \
     X(EXIT, exit, LAST, "")

@@ -150,6 +150,7 @@ static int prepare(struct unit *unit, const struct operation *o, const int *desc
     case OP_SCRATCH: return make_scratch(unit, o->scratch.path.s.text, (mode_t)o->scratch.mode.i, failure);
     case OP_OVERLAY: return take_mount(unit, mount_overlay(o, made->layer_map, failure));
     case OP_OVERLAY_MEMORY: return take_mount(unit, mount_overlay_memory(o, made->layer_map, failure));
+    case OP_TARGETS: mount_targets(unit->mount, o); return 0;
     case OP_KEEP_OPEN: return keep_open(unit, o->keep_open.descriptor.fd == NO_FD ? -1 : descriptors[o->keep_open.descriptor.fd], failure);
     case OP_LAYER_MAP: return make_layer_map(&made->layer_map, o, failure);
     case OP_DISCARD: return own(unit, o->discard.path.s.text, false, failure);

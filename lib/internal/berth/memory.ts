@@ -3,6 +3,7 @@ import type { Image } from "../../Image.ts"
 import type { Tree } from "../cgroup/tree.ts"
 import type { SharedMounts } from "../container/compile.ts"
 import type { User } from "../container/passwd.ts"
+import type { Targets } from "../container/targets.ts"
 import type { Filters } from "../security/seccomp.ts"
 
 export interface Memory {
@@ -14,6 +15,11 @@ export interface Memory {
   readonly users: WeakMap<Image, Map<string, User>>
   /** The mode of the root folder of each image. */
   readonly modes: WeakMap<Image, number>
+  /** The layers of mount targets that each image lacks, by what is wanted, and how many there are. */
+  readonly targets: {
+    readonly layers: WeakMap<Image, Map<string, Targets | undefined>>
+    count: number
+  }
   /** The mounts of the container that was started last, with their encoded bytes. */
   mounts: SharedMounts | undefined
   /** The paths of Berth's own folders on the host, which containers must not see. */
@@ -27,6 +33,7 @@ export const make = (tree: () => Tree, filters: Filters = new Map()): Memory => 
   filters,
   users: new WeakMap(),
   modes: new WeakMap(),
+  targets: { layers: new WeakMap(), count: 0 },
   mounts: undefined,
   hidden: undefined,
   nextIds: 0

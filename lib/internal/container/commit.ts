@@ -38,6 +38,8 @@ interface Source {
   readonly image: Image
   /** The folder of the writable layer, undefined if it is in memory. */
   readonly upper: string | undefined
+  /** The layer of mount targets, which is no part of what it wrote. */
+  readonly targets: string | undefined
   /** The maps between the ids of its files in the container and on the host. */
   readonly ids: Ids
 }
@@ -47,13 +49,13 @@ const sourceOf = (container: Container): Effect.Effect<Source, BerthError> =>
   Effect.suspend((): Effect.Effect<Source, BerthError> => {
     const { base, root } = container.state
     if (root < 0 || !base.isThere()) return Effect.fail(noFilesError(container))
-    const { image, upper } = base
+    const { ids, image, targets, upper } = base
     if (image.digest === undefined && image !== scratch) {
       const expected =
         "a container of an image with a manifest, or of Image.scratch: Image.import makes one of a folder"
       return Effect.fail(new InvalidOption({ option: "container", value: image.reference, expected }))
     }
-    return Effect.succeed({ image, upper, ids: base.ids })
+    return Effect.succeed({ image, upper, targets, ids })
   })
 
 /** The size and digests of a layer, known at the end of its stream. */
@@ -96,7 +98,7 @@ const GZIP_SYSTEM_AT = 9
 /** The writable layer: its folder or, if it cannot be opened, the differences between root and lower layers. */
 const partsOf = (
   container: Container,
-  { ids, image, upper }: Source,
+  { ids, image, targets, upper }: Source,
   holes: Holes,
   signal: AbortSignal
 ): Effect.Effect<
@@ -119,7 +121,8 @@ const partsOf = (
       const parts = layerDiff.archive(fd, owner, holes, signal)
       return { parts, isGone: () => fs.statSync(inRoot.via(fd)).nlink === 0 }
     }
-    const lower = image.layers.length === 0 ? undefined : yield* merged(berth, image.layers)
+    const layers = targets === undefined ? image.layers : [...image.layers, targets]
+    const lower = layers.length === 0 ? undefined : yield* merged(berth, layers)
     return { parts: mergedDiff.archive(fd, lower, owner, holes, signal), isGone: () => false }
   })
 

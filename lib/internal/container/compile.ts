@@ -19,6 +19,7 @@ import {
   MOUNT_ATTR_NOSUID,
   MOUNT_ATTR_RDONLY
 } from "../util/mountAttributes.ts"
+import { folder as etcFolder } from "./etcFiles.ts"
 import type { User } from "./passwd.ts"
 
 type Operation = Plan.Operation
@@ -85,6 +86,8 @@ export interface Surroundings {
   readonly root: Operation
   /** Operations on the root before all other mounts. */
   readonly content: ReadonlyArray<Operation>
+  /** The files of names that it is given, unless one of its own mounts is in their place. */
+  readonly etcFiles: ReadonlyArray<Operation>
   readonly hostname: string | undefined
   readonly mounts: ReadonlyArray<Mount.Mount>
   readonly maskedPaths: ReadonlyArray<string>
@@ -167,7 +170,7 @@ const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
   {
     op: "mount",
     type: "tmpfs",
-    target: "/dev/shm",
+    target: etcFolder,
     options: ["mode=1777", `size=${around.shmBytes}`],
     attributes: NO_SUID_DEV_EXEC,
     pinned: 0
@@ -289,15 +292,21 @@ const protect = (around: Surroundings): ReadonlyArray<Operation> => {
   ]
 }
 
-const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
-  root,
-  ...around.content,
-  ...sharedMounts(around),
-  ...around.mounts.map(extraMount),
-  ...protect(around),
-  pivot,
-  ...(around.readOnly ? [readonlyRoot] : [])
-]
+const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => {
+  const mounts = sharedMounts(around)
+  const covering = mounts.findIndex((operation) => operation.op === "mount" && operation.target === etcFolder)
+  return [
+    root,
+    ...around.content,
+    ...mounts.slice(0, covering),
+    ...around.etcFiles,
+    ...mounts.slice(covering),
+    ...around.mounts.map(extraMount),
+    ...protect(around),
+    pivot,
+    ...(around.readOnly ? [readonlyRoot] : [])
+  ]
+}
 
 /** Whether the process joins the pid namespace of others, which see it then: it enters last, by a fork. */
 const isSeen = (process: Settings): boolean => process.joined.some(({ kinds }) => kinds.includes("pid"))

@@ -25,6 +25,7 @@ import type { Input, Output } from "../system/pipe.ts"
 import { ContainerTypeId, isContainer, ProcessTypeId } from "../typeIds.ts"
 import { signalName } from "../util/signals.ts"
 import type { Settings } from "./compile.ts"
+import type { Names } from "./etcFiles.ts"
 import type { Log } from "./log.ts"
 import type { Terminal } from "./stdio.ts"
 
@@ -33,6 +34,8 @@ export interface Base {
   readonly image: Image
   /** The folder of the writable layer, undefined if it is in memory. */
   readonly upper: string | undefined
+  /** The layer of mount targets between the image's layers and the writable one. */
+  readonly targets: string | undefined
   /** The ids of its files, and the ids on the host that they stand for. */
   readonly ids: Ids
   /** Whether it has not been released. */
@@ -76,6 +79,8 @@ export interface ContainerState extends ProcessState {
   /** The descriptor of its root; -1 once its scope has closed, or if it joined a mount namespace that had a root. */
   readonly root: number
   readonly base: Base
+  /** The names in its files below /etc; undefined if it has the files of its image. */
+  readonly names: Names | undefined
   /** The ids of its user namespace, if it has one with its own ids. */
   readonly ids: Ids | undefined
   readonly settings: Settings

@@ -18,6 +18,7 @@ import { releaseUnit } from "../supervisor/scopedUnit.ts"
 import { E2BIG, ENOENT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { type Settings, searchPath } from "./compile.ts"
+import type { Names } from "./etcFiles.ts"
 import { type Base, makeContainer, makeProcess } from "./handle.ts"
 import { Log } from "./log.ts"
 import { forgetExecuted, noteExecuted, processesOf } from "./processes.ts"
@@ -45,6 +46,7 @@ export interface ContainerLaunch extends Common {
   readonly ownsCgroup: boolean
   readonly logs: LogFiles | undefined
   readonly base: Base
+  readonly names: Names | undefined
 }
 
 /** The description of a process beside a container's first one. */
@@ -119,7 +121,7 @@ const processHandle = ({ plan, stdio, unit }: Launched, launch: ProcessLaunch): 
 
 /** Throws if its log cannot be kept in the folder that the options name. */
 const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: ContainerLaunch): Container => {
-  const { base, berth, cgroup, ids, kinds, logs, settings } = launch
+  const { base, berth, cgroup, ids, kinds, logs, names, settings } = launch
   const log = lazily(() => new Log(stdio, logs))
   if (logs !== undefined) log()
   if (launch.ownsCgroup) cgroup!.state.owner = { berth, scope, container: unit.ended }
@@ -132,6 +134,7 @@ const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: Contain
       return unit.root()
     },
     base,
+    names,
     ids,
     settings,
     kinds,

@@ -26,6 +26,7 @@ import { launchInside, running } from "./execIn.ts"
 import { launchContainer } from "./launch.ts"
 import * as users from "./passwd.ts"
 import * as prepare from "./prepare.ts"
+import { layerFor } from "./targets.ts"
 
 export const start = (
   image: Image,
@@ -91,17 +92,20 @@ const startAlone = (
 ): Effect.Effect<Container, BerthError, Scope.Scope> =>
   Effect.suspend(() => {
     const { folder, nextId } = berth.supervisor
-    const prepared = attempt(() =>
-      prepare.start(image, options, {
-        memory: berth.memory,
-        folder,
-        unit: nextId(),
-        id,
-        rootless: berth.rootless,
-        ids: berth.ids,
-        userns,
-        network
-      })
+    const prepared = Effect.flatMap(layerFor(berth, image, options), (targets) =>
+      attempt(() =>
+        prepare.start(image, options, {
+          memory: berth.memory,
+          folder,
+          unit: nextId(),
+          id,
+          rootless: berth.rootless,
+          ids: berth.ids,
+          userns,
+          targets,
+          network
+        })
+      )
     )
     return Effect.flatMap(prepared, (ready) => launchContainer({ ...ready, berth })).pipe(
       spanIfObserved("berth.Container.start", { "container.id": id, "container.image.name": image.reference })
@@ -122,7 +126,8 @@ export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Pl
       rootless,
       ids: Ids.all,
       userns: undefined,
-      network: networks.none
+      network: networks.none,
+      targets: undefined
     }
     return Plan.make(prepare.start(image, options, at).operations)
   })

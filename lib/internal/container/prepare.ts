@@ -1,5 +1,6 @@
 /** Compiles options to a start, without performing it. All functions are synchronous and throw Berth's errors. */
 import { randomUUID } from "node:crypto"
+import { hostname as hostsName } from "node:os"
 import { InvalidOption } from "../../BerthError.ts"
 import type * as Cgroup from "../../Cgroup.ts"
 import type { LogFiles, RootOptions, SpawnOptions, StartOptions } from "../../Container.ts"
@@ -12,7 +13,7 @@ import * as cgroupFiles from "../cgroup/cgroup.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
 import * as namespaces from "../ids/namespaceFlags.ts"
-import type { Joined } from "../network/network.ts"
+import { type Joined, none } from "../network/network.ts"
 import * as AppArmor from "../security/appArmor.ts"
 import * as Capabilities from "../security/capabilities.ts"
 import { attainable } from "../security/rlimits.ts"
@@ -20,11 +21,13 @@ import * as Seccomp from "../security/seccomp.ts"
 import { defaultPath } from "../util/defaultPath.ts"
 import * as check from "../util/validate.ts"
 import * as compile from "./compile.ts"
+import * as etcFiles from "./etcFiles.ts"
 import type { Base } from "./handle.ts"
 import type { ContainerLaunch } from "./launch.ts"
 import * as users from "./passwd.ts"
 import * as RootFs from "./rootPlan.ts"
 import { stdioNames } from "./stdio.ts"
+import type { Targets } from "./targets.ts"
 
 /** 12 hexadecimal digits; the runtime keeps a pool of random bytes for UUIDs. */
 export const makeId = (): string => randomUUID().replaceAll("-", "").slice(20)
@@ -217,6 +220,10 @@ interface Parts extends Pick<Decided, "cgroup" | "joined" | "inUserNamespace"> {
   readonly base: Base
   readonly ownsCgroup: boolean
   readonly logs: LogFiles | undefined
+  /** The names of the container whose network it joins. */
+  readonly shared: etcFiles.Names | undefined
+  /** Its networks. */
+  readonly network: Joined
   /** Whether it joins a mount namespace that has a root. */
   readonly hasRoot: boolean
   readonly around: Pick<
@@ -225,13 +232,34 @@ interface Parts extends Pick<Decided, "cgroup" | "joined" | "inUserNamespace"> {
   >
 }
 
+/** What its files of names say. Of a uts namespace that it joins, the hostname is not known. */
+const namesOf = (
+  options: RootOptions,
+  { id }: Place,
+  { around, kinds, network, shared }: Parts
+): etcFiles.Names | undefined => {
+  const own = around.created.has("uts") ? id : kinds.includes("uts") ? undefined : hostsName()
+  const hostname = options.hostname ?? own
+  const given =
+    shared === undefined
+      ? {
+          ...etcFiles.namesOf(hostname, !kinds.includes("network")),
+          ...etcFiles.onNetworks(network, hostname)
+        }
+      : etcFiles.sharing(shared, hostname)
+  return etcFiles.withOptions(given, options)
+}
+
 const surroundings = (
   options: RootOptions,
   at: Place,
-  { around, inUserNamespace, kinds, own }: Parts
+  { around, inUserNamespace, kinds, own }: Parts,
+  names: etcFiles.Names | undefined
 ): compile.Surroundings => {
-  const { maskedPaths, readonlyPaths } = options
+  const { maskedPaths, readonlyPaths, readOnly = false } = options
   const hostname = check.hostname(options.hostname, own)
+  const mounts = check.mounts(options.mounts ?? [])
+  const targets = mounts.map(({ target }) => target)
   return {
     ...around,
     inUserNamespace,
@@ -240,14 +268,15 @@ const surroundings = (
     record: `${at.folder}/${at.unit}.first`,
     ofHost: kernelFiles.filter((kind) => !kinds.includes(kind)),
     hostname: around.created.has("uts") ? (hostname ?? at.id) : hostname,
-    mounts: check.mounts(options.mounts ?? []),
+    mounts,
+    etcFiles: etcFiles.operations(names, options, targets, readOnly),
     maskedPaths:
       maskedPaths === undefined ? Security.defaultMaskedPaths : check.paths("maskedPaths", maskedPaths),
     readonlyPaths:
       readonlyPaths === undefined
         ? Security.defaultReadonlyPaths
         : check.paths("readonlyPaths", readonlyPaths),
-    readOnly: options.readOnly ?? false,
+    readOnly,
     hidepid: check.hidepid(options.hidepid, kinds.includes("pid") && !around.created.has("pid")),
     shmBytes: check.bytes("shmSize", options.shmSize ?? 64 * 1024 * 1024),
     sysctls: check.sysctls(options.sysctls ?? {}, own)
@@ -258,7 +287,8 @@ const surroundings = (
 const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLaunch, "berth"> => {
   const { cgroup, inUserNamespace, joined } = parts
   const process = firstProcess(at.memory, parts.base.image, options, { cgroup, inUserNamespace, joined })
-  const around = surroundings(options, at, parts)
+  const names = parts.hasRoot ? undefined : namesOf(options, at, parts)
+  const around = surroundings(options, at, parts, names)
   return {
     unit: at.unit,
     id: at.id,
@@ -272,8 +302,14 @@ const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLa
     ownsCgroup: parts.ownsCgroup,
     logs: parts.logs,
     ids: parts.ids,
-    base: parts.base
+    base: parts.base,
+    names
   }
+}
+
+const sharedNames = ({ namespaces }: StartOptions): etcFiles.Names | undefined => {
+  const from = namespaces?.network
+  return typeof from === "object" && !isNamespace(from) ? from.state.names : undefined
 }
 
 export const start = (
@@ -283,7 +319,8 @@ export const start = (
     readonly rootless: boolean
     readonly ids: Ids.Ids
     readonly userns: Userns.Mapped | undefined
-    readonly network: Pick<Joined, "descriptors" | "operations">
+    readonly network: Joined
+    readonly targets: Targets | undefined
   }
 ): Omit<ContainerLaunch, "berth"> => {
   const { created, descriptors: named, joined, kinds } = sources(options)
@@ -295,7 +332,7 @@ export const start = (
       ? cgroupFiles.operations(at.memory.tree(), options.limits ?? {}, cgroupName)
       : undefined
   const upper = { upper: options.upper, size: options.upperSize }
-  const composed = RootFs.compose(image, upper, at.memory, at.folder, at.unit, at.rootless)
+  const composed = RootFs.compose(image, upper, at.memory, at.folder, at.unit, at.rootless, at.targets)
   const root = at.userns === undefined ? composed : RootFs.withIds(composed, at.userns)
   const ids = at.userns?.ids
   return launch(options, at, {
@@ -305,10 +342,18 @@ export const start = (
     own: [...created],
     kinds,
     ids,
-    base: { image, upper: root.upper, ids: ids ?? at.ids, isThere: () => true },
+    base: {
+      image,
+      upper: root.upper,
+      targets: at.targets?.layer,
+      ids: ids ?? at.ids,
+      isThere: () => true
+    },
     cgroup: made === undefined ? options.cgroup : cgroupFiles.unsafeMake(cgroupName, made.folders),
     ownsCgroup: made !== undefined,
     logs: options.logs,
+    shared: sharedNames(options),
+    network: at.network,
     hasRoot: false,
     around: {
       created,
@@ -348,12 +393,15 @@ export const spawn = (
     base: {
       image: rootfs.image,
       upper: rootfs.upper,
+      targets: rootfs.targets,
       ids: ids ?? at.ids,
       isThere: () => rootfs.mount >= 0
     },
     cgroup,
     ownsCgroup: false,
     logs: undefined,
+    shared: undefined,
+    network: none,
     hasRoot: namespaces.root === rootfs,
     around: {
       created,

@@ -1,5 +1,5 @@
 import { readdirSync, statSync } from "node:fs"
-import { ImageError } from "../../BerthError.ts"
+import { ImageError, Unsupported } from "../../BerthError.ts"
 import type { Image } from "../../Image.ts"
 import type * as Plan from "../../Plan.ts"
 import type { Options } from "../../RootFs.ts"
@@ -9,6 +9,7 @@ import { outside } from "../ids/idMaps.ts"
 import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "../util/mountAttributes.ts"
 import * as check from "../util/validate.ts"
 import { hiddenIn } from "./hidden.ts"
+import type { Targets } from "./targets.ts"
 
 export interface Composed {
   readonly scratch: ReadonlyArray<Plan.Operation>
@@ -89,7 +90,8 @@ export const compose = (
   memory: Memory,
   folder: string,
   id: number,
-  rootless: boolean
+  rootless: boolean,
+  targets: Targets | undefined
 ): Composed => {
   const where = options.upper ?? image.upper
   const size = options.size === undefined ? undefined : check.bytes("size", options.size)
@@ -97,6 +99,12 @@ export const compose = (
     const expected = `"memory" for ${image.reference}: overlayfs refuses a writable layer inside a read-only one (ELOOP)`
     check.invalid("upper", where, expected)
   }
+  if (where === "disk" && size !== undefined)
+    throw new Unsupported({
+      feature: `a writable layer of ${size} bytes on disk`,
+      why: "the capacity of a writable layer can be limited in memory only",
+      hint: 'Ask for upper: "memory", or leave out its size'
+    })
   const bound = rootless && image.layers.length === 1 && image.layers[0] === "/"
   // A folder of the host may contain Berth's own folder.
   const hidden = image.layers.flatMap((layer) => hiddenIn(memory, layer, folder, rootless))
@@ -104,13 +112,16 @@ export const compose = (
     hidden.length === 0 ? none : [{ op: "mask", null: `${folder}/dev/null`, paths: hidden, required: 0 }]
   const mode = bound ? 0o755 : modeOf(memory, image)
   // A scratch image has no layer: an empty folder takes its place.
-  const lower = image.layers.length === 0 || bound ? [`${folder}/empty`] : image.layers.toReversed()
+  const layers = image.layers.length === 0 || bound ? [`${folder}/empty`] : image.layers.toReversed()
+  const lower = targets === undefined ? layers : [targets.layer, ...layers]
+  const discard: ReadonlyArray<Plan.Operation> =
+    targets?.discard === undefined ? none : [{ op: "discard", path: targets.discard }]
   // The container's files are removed with it, so they are never synced to disk (overlayfs.rst, volatile mount).
   const overlay = rootless ? ["volatile", "userxattr"] : ["volatile"]
   if (where === "memory") {
     const tmpfs = ["mode=0755", ...(size === undefined ? [] : [`size=${size}`])]
     return {
-      scratch: [],
+      scratch: discard,
       mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes },
       content: [...(bound ? hostFolders() : none), ...masked],
       upper: undefined
@@ -120,6 +131,7 @@ export const compose = (
   const [upper, work] = [`${base}/upper`, `${base}/work`]
   return {
     scratch: [
+      ...discard,
       { op: "scratch", path: base, mode: 0o700 },
       { op: "scratch", path: upper, mode },
       { op: "scratch", path: work, mode: 0o700 }

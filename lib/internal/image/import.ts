@@ -47,7 +47,9 @@ const configOf = (config: Partial<ImageConfig>, diffId: string): Effect.Effect<U
       ...(config.architecture === undefined ? host : { architecture: config.architecture }),
       os: config.os ?? host.os,
       config: runOf(config),
-      rootfs: { type: "layers", diff_ids: [diffId] }
+      rootfs: { type: "layers", diff_ids: [diffId] },
+      // Builders such as buildah need an entry for each layer. Without a time, equal files make equal images.
+      history: [{ created_by: "berth import" }]
     }
     return Effect.zipRight(checkEnvironment(config), encodeConfig(document, "text without NUL"))
   })

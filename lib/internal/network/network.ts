@@ -11,7 +11,7 @@ import type { Namespace } from "../../Namespace.ts"
 import type { Network, NetworkOptions, TypeId as PublicTypeId } from "../../Network.ts"
 import type { Operation } from "../../Plan.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { makeNames, type Names } from "./names.ts"
+import { makeNames, type Names, RESOLVER } from "./names.ts"
 import { type Attachment, attach, configure, makeRouter, type Router } from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
@@ -87,6 +87,8 @@ export interface Joined {
   readonly operations: Attachment["operations"]
   readonly descriptors: Attachment["descriptors"]
   readonly addresses: ReadonlyArray<string>
+  /** The addresses of name servers. */
+  readonly nameservers: ReadonlyArray<string>
   /** Says that the operations have been performed. */
   readonly done: () => void
   readonly leave: () => void
@@ -96,6 +98,7 @@ export const none: Joined = {
   operations: [],
   descriptors: {},
   addresses: [],
+  nameservers: [],
   done: () => {},
   leave: () => {}
 }
@@ -175,6 +178,7 @@ export const join = (container: string, options: StartOptions): Joined => {
       ...attachments.map(({ descriptors }) => descriptors)
     ),
     addresses: attachments.flatMap(({ addresses }) => addresses),
+    nameservers: first === undefined ? [] : [RESOLVER],
     done: () => {
       for (const [{ state }, { close, number }] of joined) {
         close()

@@ -57,6 +57,8 @@ export const operations = {
   "controlling-terminal": {},
   "empty-root": { path: "s", proc: "i" },
   "take-proc": { process: "f", paths: "l" },
+  targets: { folders: "l", files: "l" },
+  files: { folder: "s", targets: "l", contents: "l", attributes: "i", required: "i" },
   netlink: { socket: "f", messages: "b", pidAt: "i" },
   "name-sockets": { responder: "f", message: "s" },
   exit: {}
