@@ -4,12 +4,9 @@
  *
  * @since 0.1.0
  */
-import type * as net from "node:net"
 import type * as CommandExecutor from "@effect/platform/CommandExecutor"
 import type * as FileSystem from "@effect/platform/FileSystem"
-import type * as HttpClient from "@effect/platform/HttpClient"
 import * as Effect from "effect/Effect"
-import type * as Layer from "effect/Layer"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Sink from "effect/Sink"
@@ -24,20 +21,18 @@ import type { ContainerState } from "./internal/container/handle.ts"
 import * as internal from "./internal/container/lifecycle.ts"
 import * as copying from "./internal/files/archiveCopy.ts"
 import * as files from "./internal/files/fileSystem.ts"
-import * as connecting from "./internal/network/connection.ts"
-import * as http from "./internal/network/fetch.ts"
-import * as sockets from "./internal/network/netSocket.ts"
-import * as publishing from "./internal/network/publish.ts"
 import * as archive from "./internal/tar/containerTar.ts"
 import * as typeIds from "./internal/typeIds.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
-import type { Address, Connection, Network, PublishedPort, PublishOptions } from "./Network.ts"
+import type { Network, PublishOptions } from "./Network.ts"
 import type { Plan } from "./Plan.ts"
 import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "./Process.ts"
 import type { RootFs } from "./RootFs.ts"
 import type * as Security from "./Security.ts"
 
+// A container is a process: every function on a `Process` also takes a `Container`.
+export { connect, fetch, httpClient, netSocket, publish } from "./Network.ts"
 export type {
   BufferOptions,
   ExitStatus,
@@ -48,7 +43,6 @@ export type {
   StopOptions,
   TerminalSize
 } from "./Process.ts"
-// A container is a process: every function on a `Process` also takes a `Container`.
 export { attach, logs, resize, signal, stop, wait } from "./Process.ts"
 
 /**
@@ -604,80 +598,3 @@ export const commit: {
  */
 export const commandExecutor: (container: Container) => CommandExecutor.CommandExecutor =
   executor.commandExecutor
-
-/**
- * Connects to a server in the container without a port of the host's: the socket is made inside the container's network
- * namespace (network_namespaces(7)). The connection is closed with its scope.
- *
- * Fails with `NetworkError` where nothing listens at the address, `InvalidOption` for a wrong one, `ContainerError` for a
- * container that has ended.
- *
- * @since 0.2.0
- * @category network
- * @example
- * const { sink, stream } = yield* Container.connect(db, 5432)
- */
-export const connect: {
-  (address: Address): (container: Container) => Effect.Effect<Connection, BerthError, Scope.Scope>
-  (container: Container, address: Address): Effect.Effect<Connection, BerthError, Scope.Scope>
-} = connecting.connect
-
-/**
- * The same as a socket of `node:net`, for a client that is given one. Its `connect` method stays on the connection that
- * there is, whatever address it is called with, and failures come as its event `error`. Whoever asks for a socket closes it.
- *
- * @since 0.2.0
- * @category network
- * @example
- * const client = new pg.Client({ stream: () => Container.netSocket(db, 5432), user: "postgres" })
- */
-export const netSocket: (container: Container, address: Address) => net.Socket = sockets.netSocket
-
-/**
- * `fetch` to a server on the container's loopback, at the URL's port, whatever its host name. The response is the runtime's
- * own; its body can be read until the scope closes.
- *
- * Fails with `NetworkError` where nothing listens, or no response comes.
- *
- * @since 0.2.0
- * @category network
- * @example
- * const response = yield* Container.fetch(api, "http://localhost:8080/health")
- */
-export const fetch: {
-  (
-    url: string | URL,
-    init?: RequestInit
-  ): (container: Container) => Effect.Effect<Response, BerthError, Scope.Scope>
-  (
-    container: Container,
-    url: string | URL,
-    init?: RequestInit
-  ): Effect.Effect<Response, BerthError, Scope.Scope>
-} = http.fetch
-
-/**
- * An `@effect/platform` HttpClient whose requests go where those of `Container.fetch` go.
- *
- * @since 0.2.0
- * @category network
- */
-export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpClient> = http.httpClient
-
-/**
- * Has a port of the host lead to a TCP port on the container's loopback, until the scope closes. Both 127.0.0.1 and ::1
- * have the port, and it refuses connections until the container's server listens.
- *
- * Fails with `NetworkError` for a port that is taken, naming its holder where that can be seen.
- *
- * @since 0.2.0
- * @category network
- * @example
- * const { hostname, port } = yield* Container.publish(api, 8080)
- */
-export const publish: {
-  (
-    port: number | PublishOptions
-  ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-  (container: Container, port: number | PublishOptions): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-} = publishing.publish
