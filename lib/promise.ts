@@ -13,7 +13,6 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
 import * as Berth from "./Berth.ts"
 import * as Errors from "./BerthError.ts"
 import * as Cgroup from "./Cgroup.ts"
@@ -22,6 +21,7 @@ import type * as Doctor from "./Doctor.ts"
 import * as Image from "./Image.ts"
 import { exec, feed, makeCommand } from "./internal/promise/command.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
+import { iterableOf } from "./internal/promise/rejection.ts"
 import { Shared } from "./internal/promise/runtime.ts"
 import { words } from "./internal/util/commandTemplate.ts"
 import type { Progress } from "./Progress.ts"
@@ -264,9 +264,9 @@ const makeBox = (shared: Shared, container: Container.Container, scope: Scope.Cl
     ...inside(shared, container, {}),
     id: container.id,
     pid: container.pid,
-    stdout: Stream.toAsyncIterable(container.stdout),
-    stderr: Stream.toAsyncIterable(container.stderr),
-    logs: (options) => Stream.toAsyncIterable(Container.logs(container, options)),
+    stdout: iterableOf(container.stdout),
+    stderr: iterableOf(container.stderr),
+    logs: (options) => iterableOf(Container.logs(container, options)),
     stdin: (input, options) => shared.run(feed(container, input), options?.signal),
     wait: (options) => shared.run(container.exit, options?.signal),
     kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),

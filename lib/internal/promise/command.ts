@@ -16,6 +16,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import { signalNumber } from "../util/signals.ts"
 import { Lines, lastLines as lastLinesOf, Text } from "../util/text.ts"
 import { letOthersRun } from "../util/turn.ts"
+import { rejectionOf, siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
 const OUTPUT_BYTES_MAX = 16 * 1024 * 1024
@@ -278,6 +279,7 @@ export const makeCommand = (
   words: () => ReadonlyArray<string>,
   options: InsideOptions
 ): Command => {
+  const site = siteOf(makeCommand)
   const stop = new AbortController()
   let begun = false
   let started: Process | undefined
@@ -300,8 +302,9 @@ export const makeCommand = (
     // The rest of the statement comes first.
     await undefined
     begun = true
+    const effect = Effect.flatMap(attempt(words), (all) => judge(box, all, settings))
     try {
-      return await shared.run(judge(box, words(), settings), settings.options.signal, stop.signal)
+      return await shared.runFrom(site, effect, settings.options.signal, stop.signal)
     } finally {
       settings.lines?.end()
     }
@@ -310,7 +313,8 @@ export const makeCommand = (
   const configure = (name: string, change: Partial<Settings>): Command => {
     if (begun) {
       const expected = "a call in the statement of the command itself, which has begun by now"
-      throw new InvalidOption({ option: `$.${name}`, value: "a later call", expected })
+      const error = new InvalidOption({ option: `$.${name}`, value: "a later call", expected })
+      throw rejectionOf(error, siteOf(configure))
     }
     Object.assign(settings, change)
     return command

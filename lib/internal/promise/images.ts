@@ -7,6 +7,7 @@ import type { Listener, Progress, ProgressOptions } from "../../Progress.ts"
 import type { Abortable, Images, Transfer } from "../../promise.ts"
 import * as Store from "../../Store.ts"
 import { streamOf } from "./command.ts"
+import { siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
 /** What was told and not taken yet. Each step is small, so that nobody waits for whoever takes them. */
@@ -40,6 +41,7 @@ const transfer = <A>(
   options: ProgressOptions & Abortable,
   work: (progress: ProgressOptions["progress"]) => Effect.Effect<A, BerthError, Berth.Berth>
 ): Transfer<A> => {
+  const site = siteOf(transfer)
   const stop = new AbortController()
   const readers = new Set<Steps>()
   const tell: Listener = (progress) => {
@@ -50,7 +52,8 @@ const transfer = <A>(
     await undefined
     await undefined
     try {
-      return await shared.run(work(readers.size > 0 ? tell : options.progress), options.signal, stop.signal)
+      const effect = work(readers.size > 0 ? tell : options.progress)
+      return await shared.runFrom(site, effect, options.signal, stop.signal)
     } finally {
       for (const steps of readers) steps.end()
     }
