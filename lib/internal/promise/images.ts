@@ -95,6 +95,9 @@ export const make = (shared: Shared): Images => ({
   save: (image, path, options) => shared.run(Image.save(image, path, options), options.signal),
   import: (path, options = {}) => shared.run(Image.import(path, options), options.signal),
   list: (options = {}) => shared.run(Image.list, options.signal),
+  fromStore: (name, options = {}) => shared.run(Image.fromStore(name), options.signal),
+  inspect: (name, options = {}) => shared.run(Image.inspect(name), options.signal),
+  history: (name, options = {}) => shared.run(Image.history(name), options.signal),
   tag: (name, newName, options = {}) => shared.run(Image.tag(name, newName), options.signal),
   remove: (name, options = {}) => shared.run(Image.remove(name), options.signal),
   gc: (options = {}) => shared.run(Store.gc(options), options.signal)
