@@ -64,7 +64,9 @@ describe("a box of berth/promise", { skip: whyNoContainers }, () => {
     const error = await rejection(box.files.readFile("/tmp/missing"))
     assert.ok(error instanceof BerthError && error._tag === "OperationFailed", String(error))
     assert.equal(error.code, "ENOENT")
-    assert.match(error.message, /readFile \/tmp\/missing/)
+    assert.equal(error.message, "readFile /tmp/missing: open: ENOENT (no such file or directory)")
+    const refused = await rejection(box.files.readFile("/tmp/a\0b"))
+    assert.equal((refused as BerthError)._tag, "InvalidOption")
     assert.match(error.stack ?? "", /PromiseBox\.test\.ts/)
   })
 

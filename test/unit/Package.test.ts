@@ -28,6 +28,40 @@ export const pulled = () => images.pull("app:1")
 export const names = images.list
 `
 
+const compilerOptions = {
+  declaration: true,
+  module: "NodeNext",
+  target: "ES2022",
+  lib: ["ES2023", "ESNext.Disposable", "DOM.AsyncIterable"],
+  types: ["node"],
+  strict: true,
+  skipLibCheck: true,
+  outDir: "out"
+}
+
+/** A program without Effect: a wrong use is an error, so the types are not `any`. The fields of errors alone have types of Effect. */
+const withoutEffect = `
+import { BerthError, images, run, start } from "berth/promise"
+export const used = async (): Promise<number> => {
+  const box = await start("host", { command: ["sleep", "1"], limits: { memory: "1GiB" } })
+  const text: string = await box.$\`uname\`.pipe(box.$\`cat\`).timeout("5 seconds").text()
+  // @ts-expect-error a number is no command
+  await box.exec(5)
+  await box.waitFor.port(80, { timeout: 100 })
+  // @ts-expect-error bytes are no text
+  const wrong: string = await box.files.readFile("/etc/hostname")
+  const beside = await start("host", { namespaces: { network: box } })
+  await beside.close()
+  const { exitCode }: { exitCode: number } = await run("host", { command: [text, wrong] })
+  try {
+    await images.list()
+  } catch (error) {
+    if (error instanceof BerthError) return 1
+  }
+  return exitCode
+}
+`
+
 describe("the npm package", () => {
   let folder = ""
   let project = ""
@@ -51,22 +85,27 @@ describe("the npm package", () => {
 
   test("a project with declaration: true compiles against the package", () => {
     fs.writeFileSync(`${project}/library.ts`, library)
-    const compilerOptions = {
-      declaration: true,
-      module: "NodeNext",
-      target: "ES2022",
-      lib: ["ES2023", "ESNext.Disposable", "DOM.AsyncIterable"],
-      types: ["node"],
-      strict: true,
-      skipLibCheck: true,
-      outDir: "out"
-    }
     fs.writeFileSync(`${project}/tsconfig.json`, JSON.stringify({ compilerOptions, files: ["library.ts"] }))
     const { status, stdout } = spawnSync(`${root}node_modules/.bin/tsc`, ["--project", project], {
       encoding: "utf8"
     })
     assert.equal(status, 0, stdout)
     assert.match(fs.readFileSync(`${project}/out/library.d.ts`, "utf8"), /berth\/BerthError/)
+  })
+
+  test("a project without Effect compiles against berth/promise", () => {
+    const alone = `${folder}/alone`
+    fs.mkdirSync(`${alone}/node_modules`, { recursive: true })
+    fs.cpSync(`${project}/node_modules/berth`, `${alone}/node_modules/berth`, { recursive: true })
+    for (const name of ["@types", "undici-types"])
+      fs.symlinkSync(`${root}node_modules/${name}`, `${alone}/node_modules/${name}`)
+    fs.writeFileSync(`${alone}/package.json`, '{ "name": "alone", "type": "module" }')
+    fs.writeFileSync(`${alone}/program.ts`, withoutEffect)
+    fs.writeFileSync(`${alone}/tsconfig.json`, JSON.stringify({ compilerOptions, files: ["program.ts"] }))
+    const { status, stdout } = spawnSync(`${root}node_modules/.bin/tsc`, ["--project", alone], {
+      encoding: "utf8"
+    })
+    assert.equal(status, 0, stdout)
   })
 
   test("every public module is an export of the package, and nothing internal is", () => {

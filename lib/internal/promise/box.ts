@@ -4,13 +4,14 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
-import type { BerthError } from "../../BerthError.ts"
+import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
 import * as Container from "../../Container.ts"
 import type { Abortable, Box, Conditions, Files, Inside, InsideOptions, StartOptions } from "../../promise.ts"
 import * as WaitFor from "../../WaitFor.ts"
-import { failedAs } from "../files/fileFailure.ts"
+import { errnoOf, Failure } from "../files/rooted.ts"
 import { words } from "../util/commandTemplate.ts"
+import { EIO } from "../util/errno.ts"
 import { exec, feed, inputOf, makeCommand } from "./command.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
@@ -41,14 +42,26 @@ const inside = (shared: Shared, container: Container.Container, options: InsideO
   }
 }
 
+/** An operation on a file, with the failures of Berth. */
+const failedAs =
+  (operation: string) =>
+  (error: PlatformError): BerthError => {
+    const { cause } = error
+    const errno = errnoOf(cause)
+    if (errno === undefined && error._tag === "BadArgument")
+      return new InvalidOption({ option: "path", value: operation, expected: "text without NUL", cause })
+    const { syscall = "open" } = (cause ?? {}) as NodeJS.ErrnoException
+    const hint = cause instanceof Failure ? cause.hint : errno === undefined ? error.message : ""
+    return new OperationFailed({ operation, index: -1, syscall, errno: errno ?? EIO, hint, cause })
+  }
+
 const filesOf = (shared: Shared, container: Container.Container): Files => {
   const system = Container.fileSystem(container)
   const asBerth = <A>(
     name: string,
     path: string,
     effect: Effect.Effect<A, PlatformError>
-  ): Effect.Effect<A, BerthError> =>
-    Effect.mapError(effect, (error) => failedAs(`${name} ${path}`)(error.cause ?? error))
+  ): Effect.Effect<A, BerthError> => Effect.mapError(effect, failedAs(`${name} ${path}`))
   return {
     readFile: (path, { signal } = {}) => shared.run(asBerth("readFile", path, system.readFile(path)), signal),
     readText: (path, { signal } = {}) =>
