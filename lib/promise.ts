@@ -13,20 +13,21 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
 import * as Berth from "./Berth.ts"
 import * as Errors from "./BerthError.ts"
-import * as Cgroup from "./Cgroup.ts"
+import type * as Cgroup from "./Cgroup.ts"
 import * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
-import { exec, feed, makeCommand } from "./internal/promise/command.ts"
+import { makeBox, withContainers } from "./internal/promise/box.ts"
 import { make as makeImages, named } from "./internal/promise/images.ts"
 import { Shared } from "./internal/promise/runtime.ts"
-import { words } from "./internal/util/commandTemplate.ts"
+import { restarted } from "./internal/promise/supervised.ts"
+import type * as Namespace from "./Namespace.ts"
 import type { Progress } from "./Progress.ts"
 import type * as Store from "./Store.ts"
+import type * as WaitFor from "./WaitFor.ts"
 
 /**
  * Any error of Berth: `error instanceof BerthError` tells them from all others, and `error._tag` from each other.
@@ -78,7 +79,44 @@ export interface PullPolicy {
 }
 
 /**
- * What a command can be given to read. A stream of Node, or a ReadableStream, is an async iterable.
+ * How a container is started: as `Container.start` has it, and with the namespaces of another box, too:
+ * `{ namespaces: { network: box } }`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StartOptions extends Omit<Container.StartOptions, "namespaces">, PullPolicy {
+  readonly namespaces?:
+    | Partial<Record<Exclude<Namespace.Kind, "mount">, "new" | "host" | Box | NamespaceSource>>
+    | undefined
+}
+
+/**
+ * What else has namespaces that a container can share.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type NamespaceSource = Namespace.Namespace | Container.Container
+
+/**
+ * How a container is started again when it has ended.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SupervisedOptions extends StartOptions, Abortable {
+  /**
+   * After how long the next container starts, or `false` for no other. It gets how the last one ended, and how many have run.
+   */
+  readonly restart: (status: Container.ExitStatus, times: number) => Duration.DurationInput | false
+  /** What is done with each container while it runs; an error ends the container, and is what `supervised` rejects with. */
+  readonly onStart?: ((box: Box) => unknown) | undefined
+}
+
+/**
+ * What a command can be given to read. A stream of Node, or a ReadableStream, is an async iterable. Another command, of the same
+ * statement, is read byte by byte: see `Command.pipe`.
  *
  * @since 0.1.0
  * @category models
@@ -124,6 +162,11 @@ export interface Command extends Promise<Container.Result>, AsyncIterable<string
   readonly quiet: () => Command
   /** What it reads. Default: nothing, its end at once. */
   readonly stdin: (input: Input) => Command
+  /**
+   * Gives its stdout to another command of the same statement, and returns that one, which rejects where this one fails:
+   * `` box.$`dmesg`.pipe(box.$`grep usb`) ``. This command ends when the other one does.
+   */
+  readonly pipe: (reader: Command) => Command
   /** How long it has, in milliseconds or as `"5 seconds"`; it is then killed, and rejects with `WaitFailed`. */
   readonly timeout: (duration: Duration.DurationInput) => Command
   /** Its stdout, as it is. */
@@ -155,6 +198,76 @@ export interface Inside {
 }
 
 /**
+ * What a path of a container leads to.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface FileStatus {
+  /** `File`, `Directory`, `SymbolicLink`, or another type of `@effect/platform`. */
+  readonly type: string
+  /** In bytes. */
+  readonly size: number
+  /** With the bits of its type, as in stat(2). */
+  readonly mode: number
+  /** Its owner and group, as the container numbers them. */
+  readonly uid: number | undefined
+  readonly gid: number | undefined
+  readonly modified: Date | undefined
+}
+
+/**
+ * The files of a container, whether it runs, is paused or has ended; `Container.fileSystem` says what is refused. A failure is
+ * `OperationFailed`, with the `code` of the system call.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Files {
+  readonly readFile: (path: string, options?: Abortable) => Promise<Uint8Array>
+  /** Decoded as UTF-8. */
+  readonly readText: (path: string, options?: Abortable) => Promise<string>
+  /** Makes the file, or replaces its contents. `mode` is for a new file; default 0o666 without the umask. */
+  readonly writeFile: (
+    path: string,
+    data: string | Uint8Array,
+    options?: { readonly mode?: number | undefined } & Abortable
+  ) => Promise<void>
+  /** `recursive` also makes the folders on the way, and accepts one that exists. */
+  readonly makeFolder: (
+    path: string,
+    options?: { readonly recursive?: boolean | undefined } & Abortable
+  ) => Promise<void>
+  /** The names in a folder. */
+  readonly list: (path: string, options?: Abortable) => Promise<ReadonlyArray<string>>
+  /** `recursive` removes a folder with its contents; `force` accepts a path that does not exist. */
+  readonly remove: (
+    path: string,
+    options?: { readonly recursive?: boolean | undefined; readonly force?: boolean | undefined } & Abortable
+  ) => Promise<void>
+  readonly rename: (from: string, to: string, options?: Abortable) => Promise<void>
+  readonly exists: (path: string, options?: Abortable) => Promise<boolean>
+  readonly stat: (path: string, options?: Abortable) => Promise<FileStatus>
+}
+
+type Wait<Options> = Omit<Options, "schedule"> & Abortable
+
+/**
+ * Conditions to wait for, each as its namesake in `WaitFor`: a promise rejects with `WaitFailed` where the container ends before,
+ * or the time is over (`timeout`, default 30 seconds). `Promise.all` and `Promise.any` combine them.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Conditions {
+  readonly log: (pattern: string | RegExp, options?: Wait<WaitFor.LogOptions>) => Promise<Container.LogEntry>
+  readonly port: (port: number, options?: Wait<WaitFor.PollOptions>) => Promise<void>
+  readonly http: (options: Wait<WaitFor.HttpOptions>) => Promise<void>
+  readonly command: (command: ReadonlyArray<string>, options?: Wait<WaitFor.CommandOptions>) => Promise<void>
+  readonly healthCheck: (options?: Wait<WaitFor.HealthCheckOptions>) => Promise<void>
+}
+
+/**
  * A running container. It is gone when it is disposed of.
  *
  * @since 0.1.0
@@ -167,10 +280,25 @@ export interface Box extends Inside, AsyncDisposable {
   /** What it writes, from byte zero; each byte is given once. */
   readonly stdout: AsyncIterable<Uint8Array>
   readonly stderr: AsyncIterable<Uint8Array>
+  readonly files: Files
+  /** Waits until the container is ready: `box.waitFor.port(8080)`. */
+  readonly waitFor: Conditions
   /** Both, line by line with the time of their coming; they are then read by the log alone: see `Container.logs`. */
   readonly logs: (options?: Container.LogsOptions) => AsyncIterable<Container.LogEntry>
   /** Gives it all of this to read, and then the end. For one that was started with `stdin: "pipe"`. */
   readonly stdin: (input: Input, options?: Abortable) => Promise<void>
+  /** Connects this program's terminal with the container's until it ends: see `Container.attach`. */
+  readonly attach: (options?: Abortable) => Promise<Container.ExitStatus>
+  /** Sets the size of its terminal. */
+  readonly resize: (size: Container.TerminalSize) => Promise<void>
+  /** Copies a file or a tree of the host into the container: see `Container.copyIn`. */
+  readonly copyIn: (hostPath: string, path: string, options?: Abortable) => Promise<void>
+  /** Copies a file or a tree of the container to the host: see `Container.copyOut`. */
+  readonly copyOut: (
+    path: string,
+    hostPath: string,
+    options?: Container.CopyOutOptions & Abortable
+  ) => Promise<void>
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
   /** Sends a signal to its first process, by name or number. Default SIGTERM. */
@@ -188,6 +316,8 @@ export interface Box extends Inside, AsyncDisposable {
   readonly stop: (options?: Container.StopOptions & Abortable) => Promise<Container.ExitStatus>
   /** Makes an image of what it was started from and what it has written since: see `Container.commit`. */
   readonly commit: (options?: Container.CommitOptions & Abortable) => Promise<Image.Image>
+  /** Ends it, with everything in it; the same as the end of `await using`. It can be repeated. */
+  readonly close: () => Promise<void>
 }
 
 /**
@@ -254,63 +384,21 @@ export interface Images {
 export interface Session extends AsyncDisposable {
   readonly start: typeof start
   readonly run: typeof run
+  readonly supervised: typeof supervised
   readonly images: Images
-}
-
-const inside = (shared: Shared, container: Container.Container, options: InsideOptions): Inside => {
-  const merged = (more: InsideOptions): InsideOptions => ({
-    ...options,
-    ...more,
-    env: { ...options.env, ...more.env }
-  })
-  return {
-    $: (text, ...values) => makeCommand(shared, container, () => words(text.raw, values), options),
-    exec: (command, more = {}) => shared.run(exec(container, command, merged(more)), merged(more).signal),
-    with: (more) => inside(shared, container, merged(more))
-  }
-}
-
-const makeBox = (shared: Shared, container: Container.Container, scope: Scope.CloseableScope): Box => {
-  const release = shared.hold()
-  let disposed: Promise<void> | undefined
-  const dispose = async (): Promise<void> => {
-    await shared.run(Scope.close(scope, Exit.void))
-    await release()
-  }
-  return {
-    ...inside(shared, container, {}),
-    id: container.id,
-    pid: container.pid,
-    stdout: Stream.toAsyncIterable(container.stdout),
-    stderr: Stream.toAsyncIterable(container.stderr),
-    logs: (options) => Stream.toAsyncIterable(Container.logs(container, options)),
-    stdin: (input, options) => shared.run(feed(container, input), options?.signal),
-    wait: (options) => shared.run(container.exit, options?.signal),
-    kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),
-    pause: () => shared.run(Container.pause(container)),
-    resume: () => shared.run(Container.resume(container)),
-    top: () => shared.run(Container.top(container)),
-    stats: () => shared.run(Container.stats(container)),
-    update: (limits) => shared.run(Effect.flatMap(Container.cgroup(container), Cgroup.update(limits))),
-    stop: (options = {}) => shared.run(Container.stop(container, options), options.signal),
-    commit: (options = {}) => shared.run(Container.commit(container, options), options.signal),
-    [Symbol.asyncDispose]: () => {
-      disposed ??= dispose()
-      return disposed
-    }
-  }
+  /** The same as the end of `await using`. */
+  readonly close: () => Promise<void>
 }
 
 const startWith =
   (shared: Shared) =>
-  (
-    image: string | Image.Image,
-    options: Container.StartOptions & PullPolicy & Abortable = {}
-  ): Promise<Box> =>
+  (image: string | Image.Image, options: StartOptions & Abortable = {}): Promise<Box> =>
     shared.run(
       Effect.uninterruptibleMask((restore) =>
         Effect.flatMap(Scope.make(), (scope) =>
-          restore(Effect.flatMap(named(image, options), (from) => Container.start(from, options))).pipe(
+          restore(
+            Effect.flatMap(named(image, options), (from) => Container.start(from, withContainers(options)))
+          ).pipe(
             Scope.extend(scope),
             Effect.map((container) => makeBox(shared, container, scope)),
             Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
@@ -324,10 +412,10 @@ const runWith =
   (shared: Shared) =>
   (
     image: string | Image.Image,
-    options: Container.StartOptions & Container.BufferOptions & PullPolicy & Abortable = {}
+    options: StartOptions & Container.BufferOptions & Abortable = {}
   ): Promise<Container.Result> =>
     shared.run(
-      Effect.flatMap(named(image, options), (from) => Container.run(from, options)),
+      Effect.flatMap(named(image, options), (from) => Container.run(from, withContainers(options))),
       options.signal
     )
 
@@ -344,10 +432,8 @@ const shared = new Shared({})
  * await using box = await start("host", { command: ["sleep", "infinity"] })
  * const name = await box.$`uname -n`.text()
  */
-export const start: (
-  image: string | Image.Image,
-  options?: Container.StartOptions & PullPolicy & Abortable
-) => Promise<Box> = startWith(shared)
+export const start: (image: string | Image.Image, options?: StartOptions & Abortable) => Promise<Box> =
+  startWith(shared)
 
 /**
  * Starts a container, waits for its end and gives all that it wrote. A command that fails is no error: see `exitCode`.
@@ -357,8 +443,25 @@ export const start: (
  */
 export const run: (
   image: string | Image.Image,
-  options?: Container.StartOptions & Container.BufferOptions & PullPolicy & Abortable
+  options?: StartOptions & Container.BufferOptions & Abortable
 ) => Promise<Container.Result> = runWith(shared)
+
+/**
+ * Starts a container, and another one whenever it has ended, for as long as `restart` says so. Gives how the last one ended.
+ *
+ * @since 0.1.0
+ * @category constructors
+ * @example
+ * // up to five times, a second apart, unless it ends well
+ * await supervised("host", {
+ *   command: ["serve"],
+ *   restart: ({ exitCode }, times) => (exitCode !== 0 && times < 5 ? "1 second" : false)
+ * })
+ */
+export const supervised: (
+  image: string | Image.Image,
+  options: SupervisedOptions
+) => Promise<Container.ExitStatus> = restarted(shared, start)
 
 /**
  * Images, in the store of the folder that is the default.
@@ -389,7 +492,15 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
     await release()
     throw error
   }
-  return { start: startWith(own), run: runWith(own), images: makeImages(own), [Symbol.asyncDispose]: release }
+  const start = startWith(own)
+  return {
+    start,
+    run: runWith(own),
+    supervised: restarted(own, start),
+    images: makeImages(own),
+    close: release,
+    [Symbol.asyncDispose]: release
+  }
 }
 
 /**

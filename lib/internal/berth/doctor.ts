@@ -35,7 +35,9 @@ const trying =
         result._tag === "Left" ? Effect.succeed(result.left) : Effect.as(result.right.release, undefined)
     )
 
-const ids = look.isRootless() ? Ids.single(process.geteuid!(), process.getegid!()) : Ids.all
+// Asked when it is needed: Deno may refuse it, and the import of Berth needs no permission.
+const ownIds = (): Ids.Ids =>
+  look.isRootless() ? Ids.single(process.geteuid!(), process.getegid!()) : Ids.all
 
 // A process that performs the operations in between, and then nothing: that it executes shows that they worked.
 const inChild = (
@@ -43,7 +45,7 @@ const inChild = (
   between: ReadonlyArray<Plan.Operation>
 ): ReadonlyArray<Plan.Operation> => [
   { op: "process", namespaces: kinds.reduce((all, kind) => all | flags[kind], 0) },
-  ...(kinds.includes("user") ? [idMap(Ids.nested(ids))] : []),
+  ...(kinds.includes("user") ? [idMap(Ids.nested(ownIds()))] : []),
   { op: "session" },
   { op: "stdio", stdin: null, stdout: null, stderr: null },
   ...between,
@@ -218,7 +220,7 @@ const supervisor: Effect.Effect<Supervisor.Supervisor, BerthError, Scope.Scope> 
   return yield* Effect.acquireRelease(
     Supervisor.start(state, lock, {
       mode: look.isRootless() ? "single-id" : "root",
-      ids,
+      ids: ownIds(),
       guard: { missing: () => [], hold: () => Effect.void }
     }),
     (started) => started.stop

@@ -8,7 +8,14 @@ import type { Tree } from "../cgroup/tree.ts"
 import { isEnabled } from "../security/appArmorProfiles.ts"
 import { AT_FDCWD, native, nativeFix, O_PATH, programPath } from "../system/addon.ts"
 
-export const isRootless = (): boolean => process.geteuid?.() !== 0
+/** Whether this is not root, as far as the runtime tells: Deno throws without --allow-sys. */
+export const isRootless = (): boolean => {
+  try {
+    return process.geteuid?.() !== 0
+  } catch {
+    return true
+  }
+}
 
 /** The contents of a file, without white space around them; undefined if it cannot be read. */
 const read = (path: string): string | undefined => {

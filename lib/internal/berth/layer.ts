@@ -21,6 +21,7 @@ import { Proto } from "../service.ts"
 import * as Holds from "../store/leases.ts"
 import * as Supervisor from "../supervisor/connection.ts"
 import { AT_FDCWD, native, nativeFix, programPath } from "../system/addon.ts"
+import { missingFlags } from "../system/denoPermissions.ts"
 import { EPERM } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { isInChroot, noUserNamespaces } from "./inspect.ts"
@@ -35,6 +36,16 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
         feature: "containers",
         why: `they need Linux namespaces, and this is ${process.platform}`,
         hint: "Run the program on Linux: in a virtual machine, or in WSL 2"
+      })
+    )
+  }
+  const flags = missingFlags()
+  if (flags.length > 0) {
+    return Effect.fail(
+      new Unsupported({
+        feature: "containers",
+        why: `Deno runs this program without ${flags.join(", ")}`,
+        hint: "Run it with --allow-all and without --deny flags: Deno refuses the files of /proc to a program that lacks a permission"
       })
     )
   }

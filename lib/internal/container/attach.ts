@@ -18,7 +18,6 @@ const raw: Effect.Effect<void, never, Scope.Scope> = Effect.asVoid(
     (before) =>
       Effect.sync(() => {
         if (process.stdin.isTTY) process.stdin.setRawMode(before)
-        process.stdin.pause()
       })
   )
 )
@@ -36,6 +35,8 @@ const typed: Stream.Stream<Uint8Array> = Stream.async<Uint8Array>((emit) => {
   return Effect.sync(() => {
     process.stdin.off("data", data)
     process.stdin.off("end", end)
+    // Without a terminal, too: this program would not end while its input is open.
+    process.stdin.pause()
   })
 })
 

@@ -16,6 +16,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import { signalNumber } from "../util/signals.ts"
 import { Lines, lastLines as lastLinesOf, Text } from "../util/text.ts"
 import { letOthersRun } from "../util/turn.ts"
+import { rejectionOf, siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
 const OUTPUT_BYTES_MAX = 16 * 1024 * 1024
@@ -51,6 +52,31 @@ export const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
     )
   )
 }
+
+/** The stdout of a command, for the one that reads it in place of a program. */
+class Output implements AsyncIterable<Uint8Array> {
+  private readonly bytes: AsyncIterator<Uint8Array, undefined>
+
+  constructor(bytes: AsyncIterator<Uint8Array, undefined>) {
+    this.bytes = bytes
+  }
+
+  [Symbol.asyncIterator](): AsyncIterator<Uint8Array, undefined> {
+    return this.bytes
+  }
+
+  /** Ends the command, and waits for its end. */
+  async close(): Promise<void> {
+    await this.bytes.return?.()
+  }
+}
+
+/** How the stdout of a command that has not begun is had. */
+const outputs = new WeakMap<object, () => Output>()
+
+/** An input, or the stdout of the command that it is. It has to be called in the statement of that command. */
+export const inputOf = (input: Input): Input =>
+  (typeof input === "object" ? outputs.get(input)?.() : undefined) ?? input
 
 /** Gives a process its input. Whoever has ended needs no more of it. */
 export const feed = (to: Process, input: Input): Effect.Effect<void, BerthError> =>
@@ -147,6 +173,8 @@ interface Settings {
   nothrow: boolean
   timeout: Duration.Duration | undefined
   lines: Handoff<string> | undefined
+  /** Where another command reads its stdout. */
+  output: Handoff<Uint8Array> | undefined
   readonly written: Written
   readonly onStart: (started: Process) => Effect.Effect<void, BerthError>
 }
@@ -190,15 +218,16 @@ class Handoff<A> {
 const execute = (
   box: Container.Container,
   words: ReadonlyArray<string>,
-  { options, input, lines, written, onStart }: Settings
+  { options, input, lines, output, written, onStart }: Settings
 ): Effect.Effect<Container.Result, BerthError> =>
   Effect.gen(function* () {
     const started = yield* startIn(box, words, options, input)
     yield* onStart(started)
-    const out =
-      lines === undefined
-        ? keep(started, "stdout", options, written)
-        : Effect.as(hand(started, options, lines), "")
+    const handed =
+      output !== undefined
+        ? Stream.runForEach(started.stdout, (bytes) => output.put([bytes]))
+        : lines !== undefined && hand(started, options, lines)
+    const out = handed ? Effect.as(handed, "") : keep(started, "stdout", options, written)
     const [stdout, stderr, status] = yield* fed(
       started,
       input,
@@ -219,6 +248,7 @@ export const exec = (
     nothrow: true,
     timeout: undefined,
     lines: undefined,
+    output: undefined,
     written: nothingWritten(),
     onStart: () => Effect.void
   })
@@ -278,6 +308,7 @@ export const makeCommand = (
   words: () => ReadonlyArray<string>,
   options: InsideOptions
 ): Command => {
+  const site = siteOf(makeCommand)
   const stop = new AbortController()
   let begun = false
   let started: Process | undefined
@@ -289,6 +320,7 @@ export const makeCommand = (
     nothrow: false,
     timeout: undefined,
     lines: undefined,
+    output: undefined,
     written: nothingWritten(),
     onStart: (it) => {
       started = it
@@ -300,26 +332,49 @@ export const makeCommand = (
     // The rest of the statement comes first.
     await undefined
     begun = true
+    const effect = Effect.flatMap(attempt(words), (all) => judge(box, all, settings))
     try {
-      return await shared.run(judge(box, words(), settings), settings.options.signal, stop.signal)
+      return await shared.runFrom(site, effect, settings.options.signal, stop.signal)
     } finally {
       settings.lines?.end()
+      settings.output?.end()
+      if (settings.input instanceof Output) await settings.input.close()
     }
   }
 
   const configure = (name: string, change: Partial<Settings>): Command => {
     if (begun) {
       const expected = "a call in the statement of the command itself, which has begun by now"
-      throw new InvalidOption({ option: `$.${name}`, value: "a later call", expected })
+      const error = new InvalidOption({ option: `$.${name}`, value: "a later call", expected })
+      throw rejectionOf(error, siteOf(configure))
     }
     Object.assign(settings, change)
     return command
   }
 
+  /** What the command writes, and then its failure; whoever leaves early ends it. */
+  const takenFrom = <A>(handoff: Handoff<A>): AsyncIterator<A, undefined> => {
+    // Whoever reads gets it in the end.
+    command.catch(() => {})
+    return {
+      next: async () => {
+        const next = await handoff.next()
+        if (next.done === true) await command
+        return next
+      },
+      return: async () => {
+        stop.abort()
+        await command.catch(() => {})
+        return { done: true, value: undefined }
+      }
+    }
+  }
+
   const command: Command = Object.assign(begin(), {
     nothrow: () => configure("nothrow", { nothrow: true }),
     quiet: () => configure("quiet", { options: { ...settings.options, verbose: false } }),
-    stdin: (input: Input) => configure("stdin", { input }),
+    stdin: (input: Input) => configure("stdin", { input: inputOf(input) }),
+    pipe: (reader: Command) => reader.stdin(command),
     timeout: (duration: Duration.DurationInput) =>
       configure("timeout", { timeout: Duration.decode(duration) }),
     text: async () => (await command).stdout,
@@ -335,21 +390,13 @@ export const makeCommand = (
     [Symbol.asyncIterator]: (): AsyncIterator<string, undefined> => {
       const lines = new Handoff<string>()
       configure("[Symbol.asyncIterator]", { lines })
-      // Whoever reads gets it in the end.
-      command.catch(() => {})
-      return {
-        next: async () => {
-          const next = await lines.next()
-          if (next.done === true) await command
-          return next
-        },
-        return: async () => {
-          stop.abort()
-          await command.catch(() => {})
-          return { done: true, value: undefined }
-        }
-      }
+      return takenFrom(lines)
     }
+  })
+  outputs.set(command, () => {
+    const output = new Handoff<Uint8Array>()
+    configure("pipe", { output })
+    return new Output(takenFrom(output))
   })
   return command
 }

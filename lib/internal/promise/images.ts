@@ -7,6 +7,7 @@ import type { Listener, Progress, ProgressOptions } from "../../Progress.ts"
 import type { Abortable, Images, PullPolicy, Transfer } from "../../promise.ts"
 import * as Store from "../../Store.ts"
 import { streamOf } from "./command.ts"
+import { siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
 /**
@@ -82,6 +83,7 @@ const transfer = <A>(
   options: ProgressOptions & Abortable,
   work: (progress: ProgressOptions["progress"]) => Effect.Effect<A, BerthError, Berth.Berth>
 ): Transfer<A> => {
+  const site = siteOf(transfer)
   const stop = new AbortController()
   const readers = new Set<Steps>()
   const tell: Listener = (progress) => {
@@ -92,7 +94,8 @@ const transfer = <A>(
     await undefined
     await undefined
     try {
-      return await shared.run(work(readers.size > 0 ? tell : options.progress), options.signal, stop.signal)
+      const effect = work(readers.size > 0 ? tell : options.progress)
+      return await shared.runFrom(site, effect, options.signal, stop.signal)
     } finally {
       for (const steps of readers) steps.end()
     }
