@@ -14,6 +14,7 @@ import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as check from "../util/validate.ts"
 import * as etcFiles from "./etcFiles.ts"
+import { hiddenIn } from "./hidden.ts"
 
 /** A layer of targets. */
 export interface Targets {
@@ -112,7 +113,12 @@ export const layerFor = (
       targets.layers.set(image, known)
       const key = JSON.stringify(wanted)
       if (known.has(key)) return Effect.succeed(known.get(key))
-      return make(berth, image, wanted).pipe(
+      // A folder of the host may contain Berth's own folder, and overlayfs refuses a layer within another one (ELOOP).
+      const { folder } = berth.supervisor
+      const isWithin = image.layers.some(
+        (layer) => hiddenIn(berth.memory, layer, folder, berth.rootless).length > 0
+      )
+      return (isWithin ? Effect.succeed(undefined) : make(berth, image, wanted)).pipe(
         Effect.orElseSucceed(() => undefined),
         Effect.map((base): Targets | undefined => {
           const isKept = targets.count < KEPT_MAX
