@@ -283,6 +283,8 @@ export class ContainerError extends tagged<ContainerError>()("ContainerError", {
     "OutputTooLong",
     /** Two readers for one stream. */
     "AlreadyRead",
+    /** Output that nobody read in time has been dropped: a second read gives the rest. */
+    "OutputDropped",
     /** It was started without a cgroup of its own. */
     "NoCgroup",
     /** It is paused: what is started in it would stand still as well. */
@@ -290,7 +292,10 @@ export class ContainerError extends tagged<ContainerError>()("ContainerError", {
   ),
   /** The container's id. */
   container: Schema.String,
-  detail: Schema.String
+  detail: Schema.String,
+  /** What it had written by then, for `OutputTooLong`: as much of each output as its limit allows, as UTF-8. */
+  stdout: Schema.optional(Schema.String),
+  stderr: Schema.optional(Schema.String)
 }) {
   override get message(): string {
     return `container ${this.container}: ${this.detail}`
@@ -390,7 +395,10 @@ export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
   /** For how long, in milliseconds. */
   millis: Schema.Number,
   /** The last lines that it wrote. */
-  log: Schema.Array(Schema.String)
+  log: Schema.Array(Schema.String),
+  /** What a command of `berth/promise` had written by then, where its own time was over. */
+  stdout: Schema.optional(Schema.String),
+  stderr: Schema.optional(Schema.String)
 }) {
   override get message(): string {
     const why =

@@ -2,8 +2,8 @@
  * Readiness, as effects that succeed once a container is ready for what is wanted of it. They compose like all others,
  * and each fails at once where the container ends, and with its last lines where its time is over.
  *
- * A container whose output nobody reads waits once the pipe is full (256 KiB), and is then never ready: read it, or wait
- * for its log.
+ * A container that was started with `stdout: "pipe"` waits for a reader once the pipe is full (256 KiB), and is then never
+ * ready: read it, or wait for its log.
  *
  * @since 0.1.0
  */
@@ -12,7 +12,6 @@ import type * as Effect from "effect/Effect"
 import type * as Schedule from "effect/Schedule"
 import type { BerthError } from "./BerthError.ts"
 import type { Container, ExecOptions, LogEntry } from "./Container.ts"
-import type { Healthcheck } from "./Image.ts"
 import * as internal from "./internal/container/waitFor.ts"
 import type { Process } from "./Process.ts"
 
@@ -73,20 +72,41 @@ export interface CommandOptions
     Pick<ExecOptions, "env" | "cwd" | "user" | "capabilities" | "rlimits" | "umask"> {}
 
 /**
+ * How a container is asked whether it is well, with Docker's defaults: an `Image.Healthcheck` is one.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Healthcheck {
+  /** `["CMD", ...arguments]`, or `["CMD-SHELL", command]`. */
+  readonly test: ReadonlyArray<string>
+  /** How far apart the failures are that count. Default 30 seconds. */
+  readonly interval?: Duration.DurationInput | undefined
+  /** After so long a check has failed. Default 30 seconds. */
+  readonly timeout?: Duration.DurationInput | undefined
+  /** For so long failures do not count. Default 0. */
+  readonly startPeriod?: Duration.DurationInput | undefined
+  /** How far apart the checks are until the first success. Default: as in `PollOptions.schedule`. */
+  readonly startInterval?: Duration.DurationInput | undefined
+  /** So many failures in a row make the container unhealthy. Default 3. */
+  readonly retries?: number | undefined
+}
+
+/**
  * @since 0.1.0
  * @category models
  */
 export interface HealthCheckOptions extends PollOptions {
-  /** In place of the image's. */
+  /** In place of the image's: `{ test: ["CMD", "pg_isready"], interval: "5 seconds" }`. */
   readonly healthcheck?: Healthcheck | undefined
 }
 
 /**
  * Waits for a line of a process's log, from its beginning on, that has this text or matches this expression. Gives
- * the line. The outputs are read by the log from then on: see `Container.logs`. No line is missed; one of more than 16 KiB
+ * the line. It looks at the lines that Berth has kept, see `Container.logs`, and at each that comes; one of more than 16 KiB
  * is looked at in parts of that length. An expression that backtracks takes its time for each.
  *
- * Fails with `WaitFailed`, and as `Container.logs` does.
+ * Fails with `WaitFailed`, as `Container.logs` does, and with `InvalidOption` where the output is not kept.
  *
  * @since 0.1.0
  * @category conditions
@@ -147,11 +167,13 @@ export const command: {
 } = internal.command
 
 /**
- * Waits until the container is healthy by its image's own health check: asked at once, then as often as the image says,
- * each time for as long as it says. As many failures in a row as it allows, the start period left out, are
- * `WaitFailed` with the reason `Unhealthy`. There is no other bound unless `timeout` is given.
+ * Waits until the container is healthy by its image's own health check. The check runs at once, and soon again until it
+ * succeeds, however long the image's interval is: after 10 ms, and ever later up to 250 ms, or every `startInterval` where
+ * there is one. A failure counts where the interval has passed since the last one that counted; as many as the image
+ * allows, the start period left out, are `WaitFailed` with the reason `Unhealthy`. There is no other bound unless `timeout` is
+ * given.
  *
- * Fails with `InvalidOption` where the image has no health check.
+ * Fails with `InvalidOption` where the image has no health check, or for a duration that cannot be parsed.
  *
  * @since 0.1.0
  * @category conditions

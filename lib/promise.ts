@@ -20,7 +20,8 @@ import * as Cgroup from "./Cgroup.ts"
 import * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
 import * as Image from "./Image.ts"
-import { exec, feed, makeCommand } from "./internal/promise/command.ts"
+import { feed } from "./internal/container/buffered.ts"
+import { exec, makeCommand, streamOf } from "./internal/promise/command.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
 import { Shared } from "./internal/promise/runtime.ts"
 import { words } from "./internal/util/commandTemplate.ts"
@@ -85,18 +86,32 @@ export type Value = string | number | ReadonlyArray<string | number>
  * @category models
  */
 export interface InsideOptions
-  extends Omit<Container.ExecOptions, "stdin" | "stdout" | "stderr" | "terminal">,
+  extends Omit<Container.ExecOptions, "input" | "stdin" | "stdout" | "stderr" | "terminal">,
     Abortable {
+  /** What a command reads, and then the end. Default: the end at once. */
+  readonly input?: Input | undefined
   /** Whether what a command writes is also shown, on this program's own stdout and stderr. Default false. */
   readonly verbose?: boolean | undefined
 }
+
+/**
+ * How `run` runs a container.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface RunOptions
+  extends Container.StartOptions,
+    Omit<Container.BufferOptions, "input">,
+    Pick<InsideOptions, "input">,
+    Abortable {}
 
 /**
  * A command that runs inside. Awaited, it gives all that it wrote, and rejects with `NonZeroExit` where its exit code is
  * another than 0. Iterated, it gives the lines of stdout as they come and no faster than they are taken, and throws that
  * at the end; whoever leaves the loop early ends the command.
  *
- * It begins after the statement that it is in: `nothrow`, `quiet`, `stdin` and `timeout` are called there, and throw
+ * It begins after the statement that it is in: `nothrow`, `quiet`, `stdin`, `timeout` and `bytes` are called there, and throw
  * `InvalidOption` later.
  *
  * @since 0.1.0
@@ -107,11 +122,16 @@ export interface Command extends Promise<Container.Result>, AsyncIterable<string
   readonly nothrow: () => Command
   /** What it writes is not shown, though the box be `verbose`. */
   readonly quiet: () => Command
-  /** What it reads. Default: nothing, its end at once. */
+  /** What it reads, as the option `input`. */
   readonly stdin: (input: Input) => Command
-  /** How long it has, in milliseconds or as `"5 seconds"`; it is then killed, and rejects with `WaitFailed`. */
+  /**
+   * How long it has, in milliseconds or as `"5 seconds"`; it is then killed, and rejects with `WaitFailed`,
+   * which has the output so far.
+   */
   readonly timeout: (duration: Duration.DurationInput) => Command
-  /** Its stdout, as it is. */
+  /** Its stdout, byte for byte. It is called in the command's own statement. */
+  readonly bytes: () => Promise<Uint8Array>
+  /** Its stdout, as text. */
   readonly text: () => Promise<string>
   /** The lines of its stdout. */
   readonly lines: () => Promise<Array<string>>
@@ -149,12 +169,15 @@ export interface Box extends Inside, AsyncDisposable {
   readonly id: string
   /** Its first process, as the host sees it. */
   readonly pid: number
-  /** What it writes, from byte zero; each byte is given once. */
+  /**
+   * What it writes, from byte zero; each byte is given once. Berth keeps the newest 1 MiB for a reader that comes late, and what
+   * `stdout: "pipe"` changes about that is in `Process.stdout`.
+   */
   readonly stdout: AsyncIterable<Uint8Array>
   readonly stderr: AsyncIterable<Uint8Array>
-  /** Both, line by line with the time of their coming; they are then read by the log alone: see `Container.logs`. */
+  /** Both, line by line with the time of their coming: see `Container.logs`. */
   readonly logs: (options?: Container.LogsOptions) => AsyncIterable<Container.LogEntry>
-  /** Gives it all of this to read, and then the end. For one that was started with `stdin: "pipe"`. */
+  /** Gives it all of this to read, and then the end. It has to be started with `stdin: "pipe"`. */
   readonly stdin: (input: Input, options?: Abortable) => Promise<void>
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
@@ -267,7 +290,7 @@ const makeBox = (shared: Shared, container: Container.Container, scope: Scope.Cl
     stdout: Stream.toAsyncIterable(container.stdout),
     stderr: Stream.toAsyncIterable(container.stderr),
     logs: (options) => Stream.toAsyncIterable(Container.logs(container, options)),
-    stdin: (input, options) => shared.run(feed(container, input), options?.signal),
+    stdin: (input, options) => shared.run(feed(container, streamOf(input)), options?.signal),
     wait: (options) => shared.run(container.exit, options?.signal),
     kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),
     pause: () => shared.run(Container.pause(container)),
@@ -302,12 +325,11 @@ const startWith =
 
 const runWith =
   (shared: Shared) =>
-  (
-    image: string | Image.Image,
-    options: Container.StartOptions & Container.BufferOptions & Abortable = {}
-  ): Promise<Container.Result> =>
+  (image: string | Image.Image, { input, ...options }: RunOptions = {}): Promise<Container.Result> =>
     shared.run(
-      Effect.flatMap(named(image), (from) => Container.run(from, options)),
+      Effect.flatMap(named(image), (from) =>
+        Container.run(from, { ...options, input: input === undefined ? undefined : streamOf(input) })
+      ),
       options.signal
     )
 
@@ -334,10 +356,8 @@ export const start: (
  * @since 0.1.0
  * @category constructors
  */
-export const run: (
-  image: string | Image.Image,
-  options?: Container.StartOptions & Container.BufferOptions & Abortable
-) => Promise<Container.Result> = runWith(shared)
+export const run: (image: string | Image.Image, options?: RunOptions) => Promise<Container.Result> =
+  runWith(shared)
 
 /**
  * Images, in the store of the folder that is the default.

@@ -235,6 +235,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       const error = await rejection(box.$`sh -c "echo started; sleep 1002 & wait"`.timeout("1500 millis"))
       assert.ok(error instanceof BerthError && error._tag === "WaitFailed" && error.reason === "TimedOut")
       assert.deepEqual(error.log, ["started"])
+      assert.deepEqual([error.stdout, error.stderr], ["started\n", ""])
       assert.match(error.message, /no end of sh -c .* within 1500 ms/)
       await until("the end of sleep 1002", async () => !(await commands(box)).includes("sleep 1002"))
     })
@@ -267,6 +268,37 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       const error = await rejection(box.with({ maxOutputBytes: 1000 }).$`yes`)
       assert.ok(error instanceof BerthError && error._tag === "ContainerError")
       assert.equal(error.reason, "OutputTooLong")
+      assert.equal(error.stdout, "y\n".repeat(500))
+      const cut = await box.with({ maxOutputBytes: 4, onOverflow: "truncate" }).$`seq 1 100000`
+      assert.deepEqual([cut.stdout, cut.truncated], ["1\n2\n", true])
+    })
+
+    test("a command gives its stdout byte for byte", async () => {
+      assert.deepEqual([...(await box.$`printf ${"a\\377\\000b"}`.bytes())], [97, 255, 0, 98])
+      assert.equal((await box.$`head -c 1000000 /dev/zero`.bytes()).length, 1_000_000)
+      const command = box.$`true`
+      await command
+      await assert.rejects(command.bytes(), { _tag: "InvalidOption" })
+    })
+
+    test("run and exec give a command its input", async () => {
+      const lines = function* () {
+        yield "one\n"
+        yield new TextEncoder().encode("two\n")
+      }
+      assert.equal((await box.exec(["cat"], { input: lines() })).stdout, "one\ntwo\n")
+      assert.equal((await box.with({ input: "text" }).$`cat`).stdout, "text")
+      assert.equal(
+        (await berth.run("host", { command: ["cat"], input: Readable.from(["a", "b"]) })).stdout,
+        "ab"
+      )
+    })
+
+    test("a wrong duration, and an input that a process has no pipe for, reject with InvalidOption", async () => {
+      const command = box.$`true`
+      assert.throws(() => command.timeout("soon" as never), { _tag: "InvalidOption", option: "$.timeout" })
+      await command
+      await assert.rejects(box.stdin("text"), { _tag: "InvalidOption", option: "stdin" })
     })
   })
 

@@ -280,6 +280,7 @@ export const start = (
     readonly userns: Userns.Mapped | undefined
   }
 ): Omit<ContainerLaunch, "berth"> => {
+  check.start(options)
   const { created, descriptors, joined, kinds } = sources(options)
   // In the host's pid namespace nothing ends with the first process: a cgroup says what belongs to the container.
   const cgroupName = cgroupFiles.nameOf(at.folder, at.unit)
