@@ -115,7 +115,7 @@ export interface RootOptions extends ProcessOptions {
 export interface StartOptions extends RootOptions {
   /** Makes a cgroup for the container. Without limits, and without `cgroup`, it has none of its own. */
   readonly limits?: Cgroup.Limits | undefined
-  /** A cgroup that is there, in place of `limits`. */
+  /** A cgroup that is there, in place of `limits`: both together are refused. */
   readonly cgroup?: Cgroup.Cgroup | undefined
   /**
    * Where each namespace comes from: `"new"`, `"host"`, or what another container or a `Namespace` holds. Default: new
@@ -137,7 +137,7 @@ export interface StartOptions extends RootOptions {
         readonly gidMap: ReadonlyArray<Namespace.IdRange>
       }
     | undefined
-  /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, once `logs` is asked for. */
+  /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, the newest of it. */
   readonly logs?: LogFiles | undefined
   /** The writable layer: see `RootFs.Options`. */
   readonly upper?: "disk" | "memory" | undefined

@@ -22,6 +22,8 @@ export interface Part {
   bytes: Uint8Array
 }
 
+const NOTHING = new Uint8Array(0)
+
 let added = 0
 
 export class Ring {
@@ -69,6 +71,7 @@ export class Ring {
   /** The bytes that no reader has got yet, as one part: some of it is lost where only the head of a chunk is taken. */
   unread(): Uint8Array {
     let left = this.total - this.given
+    if (left === 0) return NOTHING
     const unread: Array<Uint8Array> = []
     for (let at = this.kept.length - 1; left > 0; at--) {
       const { bytes } = this.kept[at]!
