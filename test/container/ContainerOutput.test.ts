@@ -1,5 +1,6 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -90,21 +91,19 @@ suite("Container: output", (effect) => {
   effect(
     "while there is a reader the container waits for it, and when it has left the output flows",
     function* () {
-      const container = yield* start("echo first; exec yes")
-      const slow = Stream.runForEach(container.stdout, () => Effect.never)
-      yield* Effect.timeoutOption(slow, "300 millis")
-      yield* Effect.timeoutOption(
-        Stream.runForEach(container.stdout, () => Effect.never),
-        "300 millis"
-      )
-      const cpu = () => Number(fs.readFileSync(`/proc/${container.pid}/io`, "utf8").match(/wchar: (\d+)/)![1])
-      const reading = yield* Effect.fork(Stream.runForEach(container.stdout, () => Effect.never))
+      const container = yield* start("exec yes")
+      const written = () =>
+        Number(/^wchar: (\d+)/m.exec(fs.readFileSync(`/proc/${container.pid}/io`, "utf8"))![1])
+      const begun = yield* Deferred.make<void>()
+      const stop = Effect.zipRight(Deferred.succeed(begun, undefined), Effect.never)
+      const reader = yield* Effect.fork(Stream.runForEach(container.stdout, () => stop))
+      yield* Deferred.await(begun)
+      yield* sleepsIn(container.pid, "yes")
+      const before = written()
       yield* Effect.sleep("200 millis")
-      const waiting = cpu()
-      yield* Effect.sleep("200 millis")
-      assert.equal(cpu(), waiting)
-      yield* Fiber.interrupt(reading)
-      yield* waitUntil("more output", () => cpu() > waiting + 4 * MEBIBYTE)
+      assert.equal(written(), before)
+      yield* Fiber.interrupt(reader)
+      yield* waitUntil("more output", () => written() > before + 4 * MEBIBYTE)
     }
   )
 
