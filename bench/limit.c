@@ -149,11 +149,13 @@ static int mount_pinned(int root, int fs, unsigned long attributes, const char *
 static void mount_in(int dev, int fs, unsigned long attributes, const char *name) {
     int mount = create(fs, attributes);
     CALL(close, fs);
-    resolve(dev, name, O_PATH); // is it there? not yet
-    int parent = (int)check("openat2", resolve(dev, "/", O_PATH | O_DIRECTORY));
-    CALL(mkdirat, parent, name, 0755);
-    int target = resolve_no_link(parent, name);
-    CALL(close, parent);
+    int target = resolve(dev, name, O_PATH); // is it there? only /dev/shm is
+    if (target < 0) {
+        int parent = (int)check("openat2", resolve(dev, "/", O_PATH | O_DIRECTORY));
+        CALL(mkdirat, parent, name, 0755);
+        target = resolve_no_link(parent, name);
+        CALL(close, parent);
+    }
     attach(mount, target);
     CALL(close, target);
     CALL(close, mount);
@@ -175,6 +177,32 @@ static void device(int dev, const char *path) {
     attach(tree, target);
     CALL(close, target);
     CALL(close, tree);
+}
+
+// A file in /dev/shm, which is mounted at its path in the root.
+static void etc_file(int root, int shm, const char *path, const char *text) {
+    const char *name = strrchr(path, '/') + 1;
+    struct stat status;
+    int file = (int)CALL(openat, shm, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    CALL(write, file, text, strlen(text));
+    CALL(close, file);
+    int tree = (int)CALL(open_tree, shm, name, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    int target = (int)check("openat2", resolve(root, path, O_PATH | O_NOFOLLOW));
+    CALL(newfstatat, target, "", &status, AT_EMPTY_PATH);
+    attach(tree, target);
+    CALL(close, target);
+    CALL(close, tree);
+}
+
+static void etc_files(int root, int dev) {
+    int parent = (int)check("openat2", resolve(dev, "/", O_PATH | O_DIRECTORY));
+    CALL(mkdirat, parent, "shm", 0755);
+    int shm = resolve_no_link(parent, "shm");
+    CALL(close, parent);
+    etc_file(root, shm, "/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.0.1\t0123456789ab\n");
+    etc_file(root, shm, "/etc/hostname", "0123456789ab\n");
+    etc_file(root, shm, "/etc/resolv.conf", "# This container has no network, and no name server.\n");
+    CALL(close, shm);
 }
 
 static void symbolic_link(int dev, const char *target, const char *name) {
@@ -315,6 +343,7 @@ static _Noreturn void child(int out, int err) {
     set(fs, "mode", "0620");
     set(fs, "gid", "5");
     mount_in(dev, fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "pts");
+    etc_files(root, dev);
     fs = (int)CALL(fsopen, "tmpfs", FSOPEN_CLOEXEC);
     set(fs, "mode", "1777");
     set(fs, "size", "67108864");

@@ -65,7 +65,7 @@ const berth: Effect.Effect<Contender, never, Berth.Berth> = onThisBerth(BERTH, o
 // bench/limit.c does what these do, besides the cgroup's.
 const mirrored =
   "process session keyring stdio unshare loopback hostname overlay-memory root mount mount bind bind bind bind bind bind " +
-  "symlink symlink symlink symlink symlink mount mount mount mount mask readonly readonly pivot working-directory umask " +
+  "symlink symlink symlink symlink symlink mount files mount mount mount mask readonly readonly pivot working-directory umask " +
   "bounding user capabilities no-new-privileges seccomp exec"
 
 /** Gives the limit Berth's filter, and says so where Berth's plan has changed and the limit has not. */

@@ -6,6 +6,7 @@ import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
 import * as NodeContext from "@effect/platform-node/NodeContext"
 import { Berth, Container, Image, type Plan } from "berth"
+import type * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -343,6 +344,17 @@ export const writeResults = (name: string, results: unknown): string => {
   fs.writeFileSync(path, `${JSON.stringify(results, null, 2)}\n`)
   return path
 }
+
+/** A Berth of its own, in a folder that is gone with the scope. */
+export const berthOfItsOwn: Effect.Effect<
+  Context.Context<Berth.Berth | NodeContext.NodeContext>,
+  never,
+  Scope.Scope
+> = Effect.flatMap(temporaryFolder, (folder) =>
+  Effect.orDie(
+    Layer.build(Layer.fresh(Berth.layerWith({ folder }).pipe(Layer.provideMerge(NodeContext.layer))))
+  )
+)
 
 /** Runs a benchmark on a Berth of its own, in a folder that is gone afterwards. */
 export const onBerth = <E>(measure: Effect.Effect<void, E, Berth.Berth | Scope.Scope>): Effect.Effect<void> =>

@@ -1,6 +1,6 @@
 /**
- * Every way in which Berth fails, as tagged values. A message says which operation failed, on what,
- * with which system call and errno where there was one, and what to do about it.
+ * Every way in which Berth fails, as tagged values. A message names the operation that failed, its subject, the system
+ * call and errno if there are any, and what to do about it.
  *
  * @since 0.1.0
  */
@@ -12,7 +12,7 @@ import * as internal from "./internal/util/errorProto.ts"
 import { lastLines } from "./internal/util/text.ts"
 
 /**
- * Every error of Berth has this property.
+ * Marks the errors of Berth.
  *
  * @since 0.1.0
  * @category symbols
@@ -25,9 +25,9 @@ export const BerthErrorTypeId: unique symbol = internal.TypeId
  */
 export type BerthErrorTypeId = typeof BerthErrorTypeId
 
-/** What every error has besides its own fields. */
+/** The fields that every error has besides its own. */
 const common = {
-  /** The error that this one was made from, with its stack. */
+  /** The error that caused this one, with its stack. */
   cause: Schema.optional(Schema.Defect)
 }
 
@@ -59,18 +59,18 @@ const tagged =
   }
 
 /**
- * A value given to Berth is not acceptable: a limit of `"12 parsecs"`, a reference in upper case, an
- * unknown capability. Nothing was done.
+ * Berth does not accept the value of an option: a limit of `"12 parsecs"`, a reference in upper case, an unknown
+ * capability. Nothing was done.
  *
  * @since 0.1.0
  * @category errors
  */
 export class InvalidOption extends tagged<InvalidOption>()("InvalidOption", {
-  /** Which option, as the caller wrote it: `limits.memory`. */
+  /** The option, as the caller wrote it: `limits.memory`. */
   option: Schema.String,
   /** The value, printed. */
   value: Schema.String,
-  /** What would have been accepted. */
+  /** The accepted values. */
   expected: Schema.String
 }) {
   override get message(): string {
@@ -79,18 +79,19 @@ export class InvalidOption extends tagged<InvalidOption>()("InvalidOption", {
 }
 
 /**
- * Data that was read cannot be parsed: a reference, a tar, registries.conf, a profile. Nothing was done with it, except that the
- * members of a tar before the broken one are there. It is not called `ParseError`, as Effect's Schema has an error of this tag.
+ * Data cannot be parsed: a reference, a tar, registries.conf, a profile. Nothing was done with it, except that the
+ * members of a tar before the broken one have been extracted. The name `ParseError` belongs to an error of Effect's
+ * Schema.
  *
  * @since 0.1.0
  * @category errors
  */
 export class InvalidData extends tagged<InvalidData>()("InvalidData", {
-  /** What it should be: `reference`, `tar`, `registries.conf`, `seccomp profile`, `AppArmor profile`. */
+  /** The kind of data: `reference`, `tar`, `registries.conf`, `seccomp profile`, `AppArmor profile`. */
   format: Schema.String,
-  /** The part that is wrong, printed, or the file and line that have it. */
+  /** The invalid part, printed, or its file and line. */
   value: Schema.String,
-  /** What would have been accepted. */
+  /** The expected form. */
   expected: Schema.String
 }) {
   override get message(): string {
@@ -99,18 +100,18 @@ export class InvalidData extends tagged<InvalidData>()("InvalidData", {
 }
 
 /**
- * This machine cannot do what was asked: another operating system, a kernel without a feature, a controller
- * that is not mounted, no user namespaces for somebody who is not root.
+ * This machine lacks a feature: another operating system, a kernel without the feature, an unmounted controller, no
+ * user namespaces for non-root users.
  *
  * @since 0.1.0
  * @category errors
  */
 export class Unsupported extends tagged<Unsupported>()("Unsupported", {
-  /** What was wanted: `user namespaces`, `cgroup controller memory`. */
+  /** The missing feature: `user namespaces`, `cgroup controller memory`. */
   feature: Schema.String,
-  /** Why it cannot be had here. */
+  /** The reason why it is missing. */
   why: Schema.String,
-  /** What to do about it. */
+  /** How to add it. */
   hint: Schema.String
 }) {
   override get message(): string {
@@ -119,7 +120,7 @@ export class Unsupported extends tagged<Unsupported>()("Unsupported", {
 }
 
 /**
- * The kernel refused one operation of a plan. Whatever the plan had made up to there has been undone.
+ * The kernel refused one operation of a plan. Everything that the plan had made before is undone.
  *
  * @since 0.1.0
  * @category errors
@@ -127,16 +128,16 @@ export class Unsupported extends tagged<Unsupported>()("Unsupported", {
 export class OperationFailed extends tagged<OperationFailed>()("OperationFailed", {
   /** The operation as `Plan.print` shows it: `bind /data -> /mnt`. */
   operation: Schema.String,
-  /** Its place in the plan, counted from 0; -1 where it was not part of a plan. */
+  /** The index of the operation in the plan, from 0; -1 if it was not part of a plan. */
   index: Schema.Int,
   /** The system call that failed: `move_mount`. */
   syscall: Schema.String,
-  /** The error number that it gave, as in errno(3). */
+  /** The error number of the system call, errno(3). */
   errno: Schema.Int,
-  /** What to do about it, where Berth knows. */
+  /** What to do about it, if Berth knows. */
   hint: Schema.String
 }) {
-  /** The errno's symbol: `ENOENT`. */
+  /** The name of the errno: `ENOENT`. */
   get code(): string {
     return errnoName(this.errno)
   }
@@ -148,21 +149,22 @@ export class OperationFailed extends tagged<OperationFailed>()("OperationFailed"
 }
 
 /**
- * The command could not be executed inside the container. `NotFound` is a shell's 127, `NotExecutable` its 126.
+ * The command could not be executed inside the container. `NotFound` corresponds to exit code 127 of a shell,
+ * `NotExecutable` to 126.
  *
  * @since 0.1.0
  * @category errors
  */
 export class CommandFailed extends tagged<CommandFailed>()("CommandFailed", {
   reason: Schema.Literal("NotFound", "NotExecutable", "WorkingDirectory", "ArgumentsTooLong"),
-  /** The command as it was given. */
+  /** The command, as the caller wrote it. */
   command: Schema.String,
   /** The paths that were tried, inside the container. */
   searched: Schema.Array(Schema.String),
-  /** The error number that execve(2) or chdir(2) gave. */
+  /** The error number of execve(2) or chdir(2). */
   errno: Schema.Int
 }) {
-  /** The exit code that a shell would give: 127 for a command that was not found, else 126. */
+  /** The exit code that a shell would give: 127 for `NotFound`, else 126. */
   get exitCode(): number {
     return this.reason === "NotFound" ? 127 : 126
   }
@@ -189,28 +191,28 @@ export class CommandFailed extends tagged<CommandFailed>()("CommandFailed", {
  */
 export class ImageError extends tagged<ImageError>()("ImageError", {
   reason: Schema.Literal(
-    /** No such layout, tag, manifest or blob. */
+    /** The layout, tag, manifest or blob does not exist. */
     "NotFound",
-    /** Bytes that are not what their descriptor says: digest, diff id or size. */
+    /** The bytes do not match their descriptor: digest, diff id or size. */
     "DigestMismatch",
-    /** A manifest, config or layer that cannot be read: truncated gzip, not JSON, a broken tar. */
+    /** A manifest, config or layer cannot be decoded: truncated gzip, not JSON, a broken tar. */
     "Corrupt",
     /** A layer member that tries to leave its folder. */
     "Escape",
-    /** A media type, digest algorithm or entry that Berth does not take. */
+    /** Berth does not support this media type, digest algorithm or kind of entry. */
     "Unsupported",
-    /** No image for this operating system and architecture. */
+    /** The image has no manifest for this operating system and architecture. */
     "Platform",
-    /** Past a bound: a decompression bomb, a manifest of 100 MB. */
+    /** A limit is exceeded: a decompression bomb, a manifest of 100 MB. */
     "TooLarge",
-    /** A user or group that the image's own passwd or group file does not have. */
+    /** The image's passwd or group file lacks this user or group. */
     "NoSuchUser",
-    /** The disk or the store refused: full, read-only, somebody else's. */
+    /** The disk refused an operation: it is full, read-only, or belongs to another user. */
     "Storage"
   ),
   /** The image, layer or file: a reference, a digest or a path. */
   subject: Schema.String,
-  /** What is wrong, and what to do about it. */
+  /** What went wrong, and what to do about it. */
   detail: Schema.String
 }) {
   override get message(): string {
@@ -219,33 +221,33 @@ export class ImageError extends tagged<ImageError>()("ImageError", {
 }
 
 /**
- * A registry did not give what was asked of it.
+ * A request to a registry failed.
  *
  * @since 0.1.0
  * @category errors
  */
 export class RegistryError extends tagged<RegistryError>()("RegistryError", {
   reason: Schema.Literal(
-    /** Nothing answers at that host and port, or the connection broke for good. */
+    /** The host and port do not answer, or the connection broke and retries failed. */
     "Unreachable",
-    /** 401 or 403, or a token service that refuses. */
+    /** Status 401 or 403, or the token service refused. */
     "Unauthorized",
-    /** No such repository, tag or blob. */
+    /** The repository, tag or blob does not exist. */
     "NotFound",
-    /** 429, after the retries. */
+    /** Status 429, after the retries. */
     "TooManyRequests",
-    /** 405: the registry does not do this, as where deleting is turned off. */
+    /** Status 405: the registry does not support the request, for example because deletion is disabled. */
     "Unsupported",
-    /** An answer that is outside the OCI distribution specification, or a 5xx after the retries. */
+    /** An answer that violates the OCI distribution specification, or a status of 5xx after the retries. */
     "Protocol"
   ),
-  /** Host and port. */
+  /** The registry's host and port. */
   registry: Schema.String,
-  /** The reference or digest that was asked for. */
+  /** The requested reference or digest. */
   subject: Schema.String,
-  /** HTTP status, 0 where there was none. */
+  /** The HTTP status, 0 if there was no answer. */
   status: Schema.Int,
-  /** What is wrong, and what to do about it. */
+  /** What went wrong, and what to do about it. */
   detail: Schema.String
 }) {
   override get message(): string {
@@ -255,7 +257,7 @@ export class RegistryError extends tagged<RegistryError>()("RegistryError", {
 }
 
 /**
- * The supervisor is gone or cannot be started. Containers of this `Berth` layer are dead or dying.
+ * The supervisor has ended or cannot be started. The containers of this `Berth` layer are dead or dying.
  *
  * @since 0.1.0
  * @category errors
@@ -270,7 +272,7 @@ export class SupervisorError extends tagged<SupervisorError>()("SupervisorError"
 }
 
 /**
- * A container is not in a state in which this can be done, or gave more than was allowed.
+ * The container's state does not allow the operation, or its output exceeded the limit.
  *
  * @since 0.1.0
  * @category errors
@@ -279,15 +281,15 @@ export class ContainerError extends tagged<ContainerError>()("ContainerError", {
   reason: Schema.Literal(
     /** The process has exited. */
     "NotRunning",
-    /** More output than the bound of a buffering call. */
+    /** The output exceeded the limit of a buffering call. */
     "OutputTooLong",
-    /** Two readers for one stream. */
+    /** The stream has a reader already. */
     "AlreadyRead",
     /** Output that nobody read in time has been dropped: a second read gives the rest. */
     "OutputDropped",
-    /** It was started without a cgroup of its own. */
+    /** The container was started without a cgroup of its own. */
     "NoCgroup",
-    /** It is paused: what is started in it would stand still as well. */
+    /** The container is paused: a command started in it would be paused as well. */
     "Paused"
   ),
   /** The container's id. */
@@ -303,40 +305,40 @@ export class ContainerError extends tagged<ContainerError>()("ContainerError", {
 }
 
 /**
- * A cgroup cannot be made, limited, read or waited on in this way. Nothing is left out in silence: where a tree cannot
- * hold to a limit, the limit is an error.
+ * A cgroup cannot be made, limited, read or waited on in this way. A limit that the tree cannot enforce is an error,
+ * never ignored.
  *
  * @since 0.1.0
  * @category errors
  */
 export class CgroupError extends tagged<CgroupError>()("CgroupError", {
   reason: Schema.Literal(
-    /** The kernel has the controller, and no hierarchy that is mounted has it. */
+    /** The kernel has the controller, but no mounted hierarchy has it. */
     "NotMounted",
-    /** The controller is in a hierarchy of version 1, which cannot do this. */
+    /** The controller is in a hierarchy of version 1, which lacks this function. */
     "BoundToV1",
-    /** Version 2 has the controller, and does not pass it on to the cgroup's place; or the place is somebody else's. */
+    /** The controller is on version 2, but is not delegated to the parent cgroup, or the parent is another user's. */
     "NotDelegated",
-    /** The kernel was built without it. */
+    /** The kernel was built without the controller. */
     "NotInKernel",
-    /** More than the new limit is in use, and cannot be reclaimed. */
+    /** The processes use more memory than the new limit, and it cannot be reclaimed. */
     "InUse",
-    /** Version 2 has processes either in a cgroup or in those below it that have controllers of their own. */
+    /** On version 2, a cgroup with controllers for its children cannot have processes of its own. */
     "HasProcesses",
-    /** The cgroup is not there any more: its scope has closed, or somebody else has removed it. */
+    /** The cgroup does not exist any more: its scope has closed, or another program has removed it. */
     "Gone",
     /** The tree is mounted read-only. */
     "ReadOnly",
-    /** The kernel does not take the value. */
+    /** The kernel refuses the value. */
     "Refused"
   ),
   /** `memory`, `cpu`, `cpuset`, `pids`, `io`, `hugetlb`, `devices`, `freezer`, `rdma`, `misc`, `pressure`; or `cgroup`. */
   controller: Schema.String,
   /** The file or folder. */
   path: Schema.String,
-  /** The error number that the kernel gave, 0 where it was not asked. */
+  /** The kernel's error number, 0 if no system call was made. */
   errno: Schema.Int,
-  /** What is wrong, and what to do about it. */
+  /** What went wrong, and what to do about it. */
   detail: Schema.String
 }) {
   override get message(): string {
@@ -346,7 +348,7 @@ export class CgroupError extends tagged<CgroupError>()("CgroupError", {
 }
 
 /**
- * A command has ended with another exit code than zero, where that is asked to be a failure: `$` of `berth/promise`.
+ * A command has ended with an exit code other than 0, in an API that treats this as a failure: `$` of `berth/promise`.
  *
  * @since 0.1.0
  * @category errors
@@ -354,13 +356,13 @@ export class CgroupError extends tagged<CgroupError>()("CgroupError", {
 export class NonZeroExit extends tagged<NonZeroExit>()("NonZeroExit", {
   /** The container's id. */
   container: Schema.String,
-  /** The command, printed as a shell would take it. */
+  /** The command, quoted for a shell. */
   command: Schema.String,
-  /** What it gave to exit(3), or 128 and the signal's number. */
+  /** The argument of its exit(3), or 128 plus the number of the signal that ended it. */
   exitCode: Schema.Int,
   /** The signal that ended it: `SIGKILL`. */
   signal: Schema.UndefinedOr(Schema.String),
-  /** All that it wrote, as UTF-8. */
+  /** The whole output, decoded as UTF-8. */
   stdout: Schema.String,
   stderr: Schema.String
 }) {
@@ -372,31 +374,31 @@ export class NonZeroExit extends tagged<NonZeroExit>()("NonZeroExit", {
 }
 
 /**
- * What was waited for has not come.
+ * A condition did not come true.
  *
  * @since 0.1.0
  * @category errors
  */
 export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
   reason: Schema.Literal(
-    /** Not in the time that was given. */
+    /** The timeout is over. */
     "TimedOut",
-    /** The container has ended, so it never will. */
+    /** The container has ended, so the condition cannot come true. */
     "Ended",
-    /** As many health checks in a row have failed as the image allows. */
+    /** The health check has failed as many times in a row as the image allows. */
     "Unhealthy"
   ),
-  /** What was waited for: `port 5432`. */
+  /** The condition: `port 5432`. */
   condition: Schema.String,
   /** The container's id. */
   container: Schema.String,
-  /** How the container was then: `is running`, `has ended with exit code 1`, `was ended by SIGKILL`. */
+  /** The state of the container: `is running`, `has ended with exit code 1`, `was ended by SIGKILL`. */
   state: Schema.String,
-  /** For how long, in milliseconds. */
+  /** The duration of the wait, in milliseconds. */
   millis: Schema.Number,
-  /** The last lines that it wrote. */
+  /** The last lines of the container's output. */
   log: Schema.Array(Schema.String),
-  /** What a command of `berth/promise` had written by then, where its own time was over. */
+  /** The output so far of a command of `berth/promise` that exceeded its own time. */
   stdout: Schema.optional(Schema.String),
   stderr: Schema.optional(Schema.String)
 }) {
@@ -411,8 +413,41 @@ export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
 }
 
 /**
- * Something could not be given back when its scope closed, or in a sweep. It fails nothing: it is what is logged, as a
- * warning, and the next Berth that starts in the same folder takes what is left.
+ * A connection to, from or between containers cannot be made.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class NetworkError extends tagged<NetworkError>()("NetworkError", {
+  reason: Schema.Literal(
+    /** Nothing listens at that address. */
+    "Refused",
+    /** The connection was not accepted in the kernel's time for it: tcp(7), `tcp_syn_retries`. */
+    "TimedOut",
+    /** The other end broke the connection. */
+    "Reset",
+    /** No way leads to the address from that network. */
+    "Unreachable",
+    /** Something else has the address. */
+    "AddressInUse"
+  ),
+  /** The container's id, or the network's name. */
+  subject: Schema.String,
+  /** `127.0.0.1:5432`, or the path of a Unix socket. */
+  address: Schema.String,
+  /** The error number that the kernel gave. */
+  errno: Schema.Int,
+  /** What is wrong, and what to do about it. */
+  detail: Schema.String
+}) {
+  override get message(): string {
+    return `${this.subject}: ${this.address}: ${this.detail} (${errnoName(this.errno)})`
+  }
+}
+
+/**
+ * A resource could not be released when its scope closed, or in a sweep. It is logged as a warning and fails nothing;
+ * the next Berth that starts in the same folder removes the resource.
  *
  * @since 0.1.0
  * @category warnings
@@ -420,15 +455,15 @@ export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
 export class NotReleased extends Schema.TaggedError<NotReleased>("berth/BerthError/NotReleased")(
   "NotReleased",
   {
-    /** What it is: `container 0123456789ab`, the path of a folder or of a cgroup, `supervisor 4711`. */
+    /** The resource: `container 0123456789ab`, the path of a folder or of a cgroup, `supervisor 4711`. */
     resource: Schema.String,
-    /** The system call that failed, or `release` where no answer came in time. */
+    /** The system call that failed, or `release` if the supervisor did not answer in time. */
     syscall: Schema.String,
-    /** The error number that it gave, as in errno(3). */
+    /** The error number of the system call, errno(3). */
     errno: Schema.Int
   }
 ) {
-  /** The errno's symbol: `EBUSY`. */
+  /** The name of the errno: `EBUSY`. */
   get code(): string {
     return errnoName(this.errno)
   }
@@ -457,10 +492,11 @@ export type BerthError =
   | ContainerError
   | CgroupError
   | NonZeroExit
+  | NetworkError
   | WaitFailed
 
 /**
- * Whether a value is one of Berth's errors.
+ * Whether a value is an error of Berth.
  *
  * @since 0.1.0
  * @category guards

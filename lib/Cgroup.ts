@@ -47,7 +47,7 @@ export type TypeId = typeof TypeId
 export interface Cgroup extends Pipeable, Inspectable.Inspectable {
   readonly [TypeId]: TypeId
   readonly name: string
-  /** Its folders, one for each hierarchy. Folders are added when more controllers are used. */
+  /** The cgroup's folders, one for each hierarchy. Folders are added when more controllers are used. */
   readonly folders: ReadonlyArray<Folder>
   /** @internal */
   readonly state: internal.State
@@ -60,7 +60,7 @@ export interface Cgroup extends Pipeable, Inspectable.Inspectable {
 export interface Folder {
   readonly version: 1 | 2
   readonly path: string
-  /** The controllers that this folder has, by the names of version 2. */
+  /** The controllers of this folder, by their names on version 2. */
   readonly controllers: ReadonlyArray<string>
 }
 
@@ -71,7 +71,8 @@ export interface Folder {
 export const isCgroup = (u: unknown): u is Cgroup => hasProperty(u, TypeId)
 
 /**
- * Bytes, as a number or as text with a unit: `"256MiB"`, `"1.5GB"`, `"64m"` (Docker's form, of 1024). `"max"` is no limit.
+ * Bytes, as a number or as text with a unit: `"256MiB"`, `"1.5GB"`, `"64m"` (Docker's form, powers of 1024). `"max"`
+ * removes the limit.
  *
  * @since 0.1.0
  * @category models
@@ -83,13 +84,13 @@ export type Bytes = number | string
  * @category models
  */
 export interface MemoryLimits {
-  /** Past it, the kernel's OOM killer ends processes in the cgroup. Page cache counts. */
+  /** The limit at which the kernel's OOM killer ends processes in the cgroup. Page cache counts. */
   readonly max?: Bytes | undefined
-  /** Past it, processes are held up until memory has been reclaimed. Version 2. */
+  /** Above this limit, the kernel slows processes down until it has reclaimed memory. Version 2. */
   readonly high?: Bytes | undefined
-  /** Below it, nothing is reclaimed as long as it can be had elsewhere. Version 1 has a soft limit in its place. */
+  /** Below this use, the kernel reclaims memory from other cgroups first. On version 1 it is the soft limit. */
   readonly low?: Bytes | undefined
-  /** Swap on top of `max`, which has to be given as well. Default: none where `max` is given. */
+  /** Swap in addition to `max`, which must be given too. Default: no swap if `max` is given. */
   readonly swap?: Bytes | undefined
   /** Whether the OOM killer ends all of the cgroup's processes instead of one. Version 2, Linux 4.19. */
   readonly oomGroup?: boolean | undefined
@@ -100,13 +101,13 @@ export interface MemoryLimits {
  * @category models
  */
 export interface CpuLimits {
-  /** The share of CPU time where there is not enough for all, from 1 to 10000. Default 100. Not with `idle`. */
+  /** The share of CPU time under contention, from 1 to 10000. Default 100. Not together with `idle`. */
   readonly weight?: number | undefined
   /** The period of `cpus`, in microseconds, from 1000 to 1000000. Default 100000. */
   readonly periodMicros?: number | undefined
-  /** How much unused time of earlier periods may be used on top, in microseconds, at most the quota. Linux 5.14. */
+  /** Unused time of earlier periods that may be used in addition, in microseconds, at most the quota. Linux 5.14. */
   readonly burstMicros?: number | undefined
-  /** Whether it runs only when nothing else does (SCHED_IDLE). Linux 5.15. */
+  /** Whether the processes run only on an otherwise idle CPU (SCHED_IDLE). Linux 5.15. */
   readonly idle?: boolean | undefined
 }
 
@@ -115,9 +116,9 @@ export interface CpuLimits {
  * @category models
  */
 export interface CpusetLimits {
-  /** The CPUs to run on, as a list of numbers and ranges: `"0-3,6"`. */
+  /** The CPUs that the processes may use, as a list of numbers and ranges: `"0-3,6"`. */
   readonly cpus?: string | undefined
-  /** The memory nodes to allocate on. Default: all that there are. */
+  /** The memory nodes to allocate from. Default: all. */
   readonly mems?: string | undefined
 }
 
@@ -128,13 +129,13 @@ export interface CpusetLimits {
 export interface IoDeviceLimits {
   /** A block device on the host, `/dev/vda`, or its numbers, `254:0`. A whole disk, not a partition. */
   readonly device: string
-  /** Bytes a second. */
+  /** Bytes per second. */
   readonly readBps?: Bytes | undefined
   readonly writeBps?: Bytes | undefined
-  /** Operations a second; `"max"` is no limit. */
+  /** Operations per second; `"max"` removes the limit. */
   readonly readIops?: number | "max" | undefined
   readonly writeIops?: number | "max" | undefined
-  /** As `IoLimits.weight`, for this device. */
+  /** The weight for this device, as in `IoLimits.weight`. */
   readonly weight?: number | undefined
 }
 
@@ -144,15 +145,16 @@ export interface IoDeviceLimits {
  */
 export interface IoLimits {
   /**
-   * The share of a disk's time where there is not enough for all, from 1 to 10000; on version 1 to 1000. Default 100.
-   * Needs the BFQ scheduler, or on version 2 io.cost.
+   * The share of a disk's time under contention, from 1 to 10000; on version 1 to 1000. Default 100. Needs the BFQ
+   * scheduler, or on version 2 io.cost.
    */
   readonly weight?: number | undefined
   readonly devices?: ReadonlyArray<IoDeviceLimits> | undefined
 }
 
 /**
- * A device that may be used besides `null`, `zero`, `full`, `random`, `urandom`, `tty`, `ptmx` and terminals.
+ * A device that the processes may use in addition to `null`, `zero`, `full`, `random`, `urandom`, `tty`, `ptmx` and
+ * terminals.
  *
  * @since 0.1.0
  * @category models
@@ -161,12 +163,12 @@ export type DeviceRule =
   | {
       /** A device node on the host: `/dev/fuse`. */
       readonly path: string
-      /** Some of `r`, `w` and `m`: to read, to write, to make a node. Default `rwm`. */
+      /** Any of `r`, `w` and `m`: read, write, make a node. Default `rwm`. */
       readonly access?: string | undefined
     }
   | {
       readonly type: "char" | "block"
-      /** Default: any. */
+      /** The device's number. Default: all numbers. */
       readonly major?: number | undefined
       readonly minor?: number | undefined
       readonly access?: string | undefined
@@ -182,33 +184,33 @@ export interface RdmaLimits {
 }
 
 /**
- * What a cgroup may use. What is left out is not limited, or, in `Cgroup.update`, stays as it is.
+ * The limits of a cgroup. An omitted limit does not exist or, in `Cgroup.update`, stays unchanged.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Limits {
   /**
-   * Memory, page cache included: bytes alone are `{ max }`. Swap is not given on top. Past it, the kernel's OOM killer
-   * ends processes in the cgroup.
+   * Memory, page cache included; a plain number or text is `{ max }`. No swap is available in addition. At the limit,
+   * the kernel's OOM killer ends processes in the cgroup.
    */
   readonly memory?: Bytes | MemoryLimits | undefined
-  /** CPUs, 0.01 or more: 0.5 is half of one CPU's time, in periods of 100 ms. `"max"` is no limit. */
+  /** CPUs, 0.01 or more: 0.5 is half of one CPU's time, in periods of 100 ms. `"max"` removes the limit. */
   readonly cpus?: number | "max" | undefined
   readonly cpu?: CpuLimits | undefined
   readonly cpuset?: CpusetLimits | undefined
   /**
-   * Processes and threads at one time; one more makes fork(2) fail with EAGAIN. May be fewer than there are: those stay.
-   * `"max"` is no limit.
+   * The number of processes and threads; one more makes fork(2) fail with EAGAIN. A limit below the present number ends
+   * none of them. `"max"` removes the limit.
    */
   readonly pids?: number | "max" | undefined
   readonly io?: IoLimits | undefined
-  /** Bytes of huge pages, by their size as the kernel writes it: `{ "2MB": "64MiB" }`. */
+  /** Bytes of huge pages, by page size as the kernel writes it: `{ "2MB": "64MiB" }`. */
   readonly hugetlb?: Readonly<Record<string, Bytes>> | undefined
   /**
-   * Which devices may be opened or made: Docker's list and these. `[]` is the list alone. Left out, all may be, as far as
-   * the kernel lets the processes: a container's root and mounts are `nodev`, so it has the nodes of its `/dev` alone
-   * anyway. That is why it is not the default: it would add 0.1 ms to a start on version 1 and 1 ms on version 2.
+   * The devices that may be opened or made: Docker's list and these; `[]` is Docker's list alone. Default: no limit. A
+   * container's root and mounts are `nodev`, so it can only open the nodes of its `/dev` in any case. The list is not
+   * the default, because it would add 0.1 ms to a start on version 1 and 1 ms on version 2.
    */
   readonly devices?: ReadonlyArray<DeviceRule> | undefined
   /** By device, as in `/sys/class/infiniband`. */
@@ -224,11 +226,11 @@ export interface Limits {
  * @category models
  */
 export interface PressureTimes {
-  /** The part of the last 10, 60 and 300 seconds, in percent. */
+  /** The share of the last 10, 60 and 300 seconds, in percent. */
   readonly avg10: number
   readonly avg60: number
   readonly avg300: number
-  /** In all, in microseconds. */
+  /** The total, in microseconds. */
   readonly totalMicros: number
 }
 
@@ -239,24 +241,24 @@ export interface PressureTimes {
 export interface Pressure {
   /** At least one process waited. */
   readonly some: PressureTimes
-  /** All that were not idle waited at once. */
+  /** All processes that were not idle waited at the same time. */
   readonly full: PressureTimes | undefined
 }
 
 /**
- * How often the limits of memory have had an effect: counters. A value that the tree cannot give is undefined.
+ * Counters of how often the memory limits have had an effect. A value that the tree lacks is undefined.
  *
  * @since 0.1.0
  * @category models
  */
 export interface MemoryEvents {
-  /** Reclaimed from although below `low`; held up at `high`; about to go past `max`. */
+  /** Memory was reclaimed below `low`; processes were slowed down at `high`; use was about to exceed `max`. */
   readonly low: number | undefined
   readonly high: number | undefined
   readonly max: number | undefined
-  /** At `max`, and nothing could be reclaimed. */
+  /** Use was at `max`, and nothing could be reclaimed. */
   readonly oom: number | undefined
-  /** Processes that the OOM killer has ended, and times that it ended all of a cgroup. */
+  /** Processes that the OOM killer has ended, and how often it ended a whole cgroup. */
   readonly oomKill: number | undefined
   readonly oomGroupKill: number | undefined
 }
@@ -296,7 +298,7 @@ export interface HugetlbStats {
 }
 
 /**
- * What a cgroup uses, read at once. A value that this tree cannot give is undefined.
+ * The use of a cgroup, read at one time. A value that this tree lacks is undefined.
  *
  * @since 0.1.0
  * @category models
@@ -305,13 +307,13 @@ export interface Stats {
   readonly memory: {
     /** Bytes in use now. */
     readonly current: number | undefined
-    /** The most bytes that were in use. */
+    /** The peak use in bytes. */
     readonly peak: number | undefined
-    /** The limit in bytes, undefined where there is none. */
+    /** The limit in bytes, undefined without a limit. */
     readonly limit: number | undefined
     /** Bytes of swap in use. */
     readonly swap: number | undefined
-    /** Bytes of what processes have allocated, of page cache, of the kernel's own and of sockets' buffers. */
+    /** Bytes of memory that processes have allocated, of page cache, of the kernel's own data and of socket buffers. */
     readonly anon: number | undefined
     readonly file: number | undefined
     readonly kernel: number | undefined
@@ -327,9 +329,9 @@ export interface Stats {
     readonly usageMicros: number | undefined
     readonly userMicros: number | undefined
     readonly systemMicros: number | undefined
-    /** The limit in CPUs, undefined where there is none. */
+    /** The limit in CPUs, undefined without a limit. */
     readonly limit: number | undefined
-    /** Periods in which it ran, in which it was held back, and for how long in all, in microseconds. */
+    /** The periods in which processes ran, those in which they were throttled, and the throttled microseconds. */
     readonly periods: number | undefined
     readonly throttledPeriods: number | undefined
     readonly throttledMicros: number | undefined
@@ -343,13 +345,13 @@ export interface Stats {
     /** Forks that failed at the limit. */
     readonly failures: number | undefined
   }
-  /** Of the devices that have been used. */
+  /** By device that has been used. */
   readonly io: ReadonlyArray<IoStats>
-  /** By size: `2MB`. */
+  /** By page size: `2MB`. */
   readonly hugetlb: Readonly<Record<string, HugetlbStats>>
-  /** By device: handles and objects in use. */
+  /** By device: the handles and objects in use. */
   readonly rdma: Readonly<Record<string, { readonly handles: number; readonly objects: number }>>
-  /** By resource: how much of it is in use. */
+  /** By resource: the amount in use. */
   readonly misc: Readonly<Record<string, number>>
   readonly pressure: {
     readonly cpu: Pressure | undefined
@@ -375,7 +377,7 @@ export type Resource = "cpu" | "memory" | "io"
 export type Time = Duration.DurationInput | `${number}us` | `${number}ms` | `${number}s`
 
 /**
- * When to report pressure: either `some` or `full`.
+ * The threshold of a report: either `some` or `full`.
  *
  * @since 0.1.0
  * @category models
@@ -383,7 +385,7 @@ export type Time = Duration.DurationInput | `${number}us` | `${number}ms` | `${n
 export interface PressureOptions {
   /** How long at least one process must have waited in a window. */
   readonly some?: Time | undefined
-  /** How long all processes must have waited at the same time. */
+  /** How long all processes must have waited at the same time in a window. */
   readonly full?: Time | undefined
   /** From 500 ms to 10 s. Without CAP_SYS_RESOURCE it must be a multiple of 2 s, else `CgroupError`. Default 2 s. */
   readonly window?: Time | undefined

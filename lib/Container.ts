@@ -1,6 +1,6 @@
 /**
- * Containers: started, executed in, listened to and stopped as values in a `Scope`. When the scope closes, whatever
- * the reason, nothing of them is left.
+ * Containers: started, executed in, observed and stopped as values in a `Scope`. When the scope closes, for whatever
+ * reason, nothing of them is left.
  *
  * @since 0.1.0
  */
@@ -25,11 +25,14 @@ import * as archive from "./internal/tar/containerTar.ts"
 import * as typeIds from "./internal/typeIds.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
+import type { Network, PublishOptions } from "./Network.ts"
 import type { Plan } from "./Plan.ts"
 import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "./Process.ts"
 import type { RootFs } from "./RootFs.ts"
 import type * as Security from "./Security.ts"
 
+// A container is a process: every function on a `Process` also takes a `Container`.
+export { connect, fetch, httpClient, netSocket, publish } from "./Network.ts"
 export type {
   BufferOptions,
   ExitStatus,
@@ -40,7 +43,6 @@ export type {
   StopOptions,
   TerminalSize
 } from "./Process.ts"
-// A container is a process: what can be done with a process can be done with a container.
 export { attach, logs, resize, signal, stop, wait } from "./Process.ts"
 
 /**
@@ -56,8 +58,8 @@ export const TypeId: unique symbol = typeIds.ContainerTypeId
 export type TypeId = typeof TypeId
 
 /**
- * A running container: its first process, and all that is around it. Its `id` is its hostname unless another is given. It
- * prints as one line: `Container(9f3c02d1b7aa, pid 1234, running)`.
+ * A running container: its first process with its root, namespaces and cgroup. The `id` is the hostname unless another
+ * one is given. It prints as one line: `Container(9f3c02d1b7aa, pid 1234, running)`.
  *
  * @since 0.1.0
  * @category models
@@ -73,34 +75,48 @@ export interface Container extends Process {
  * @category models
  */
 export interface RootOptions extends ProcessOptions {
-  /** The arguments of the image's entrypoint, or the whole command where it has none. Default: the image's. */
+  /** The arguments of the image's entrypoint, or the whole command if there is no entrypoint. Default: the image's. */
   readonly command?: ReadonlyArray<string> | undefined
-  /** In place of the image's; `[]` for none. */
+  /** Replaces the image's entrypoint; `[]` removes it. */
   readonly entrypoint?: ReadonlyArray<string> | undefined
   /**
-   * Whether the first process is a small init, which waits for orphans and passes signals on to the command, so that
+   * Whether the first process is a small init, which reaps orphans and passes signals on to the command, so that
    * SIGTERM reaches a command that does not handle it. Default false: the command is the first process.
    */
   readonly init?: boolean | undefined
   /** Default: the container's id. At most 64 bytes. */
   readonly hostname?: string | undefined
   /**
-   * In the order of the list, on top of `/proc`, `/sys` and `/dev`, which have to be folders of the root: a start fails where
-   * one of them is a symbolic link. Links on the way to other targets are followed inside the root.
+   * Whether the container gets files `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of its own, whatever its image has.
+   * They name `localhost` and the hostname; without a network they name no server. On a network of `Network.make` they name the
+   * network's, on the host's network the host's, and on the network of another container that container's. A file that
+   * `mounts` cover is not made. Commits do not contain the files. Default true; false shows the image's files.
+   */
+  readonly etcFiles?: boolean | undefined
+  /** Lines that are added to `/etc/hosts`, as names with addresses: `["db:10.0.0.2", "db:[fd00::2]"]`. */
+  readonly extraHosts?: ReadonlyArray<string> | undefined
+  /** The addresses of the name servers in `/etc/resolv.conf`, in place of the default ones; `[]` for none. */
+  readonly dns?: ReadonlyArray<string> | undefined
+  /** The domains that are searched for short names, in place of the default ones; `[]` for none. */
+  readonly dnsSearch?: ReadonlyArray<string> | undefined
+  /**
+   * Mounts, made in the order of the list after `/proc`, `/sys` and `/dev`. These three must be folders of the root: if
+   * one of them is a symbolic link, the start fails. Symbolic links on the way to other targets are followed inside the
+   * root.
    */
   readonly mounts?: ReadonlyArray<Mount> | undefined
-  /** Whether the root cannot be written to; mounts can. Default false. */
+  /** Whether the root is read-only; mounts can still be written to. Default false. */
   readonly readOnly?: boolean | undefined
   /**
-   * Default: `Security.defaultMaskedPaths`. Those below `/proc`, `/sys` and `/dev` are masked in the file system that is
-   * mounted there, whatever is renamed in the root meanwhile. All others are looked up in the root, once, as it is at the
-   * start, and left out where they are not there: another container that shares the root, or a process that can rename in
-   * it, can get around these.
+   * Default: `Security.defaultMaskedPaths`. Paths below `/proc`, `/sys` and `/dev` are masked in the file system that
+   * is mounted there, whatever is renamed in the root at the same time. All other paths are looked up in the root once,
+   * at the start, and skipped if they do not exist: another container that shares the root, or a process that can
+   * rename in it, can get around these.
    */
   readonly maskedPaths?: ReadonlyArray<string> | undefined
-  /** Whose processes are seen in its `/proc`. Default `"off"`: everybody's. */
+  /** The processes that users see in the container's `/proc`. Default `"off"`: all. */
   readonly hidepid?: Security.HidePid | undefined
-  /** Default: `Security.defaultReadonlyPaths`. They are found as `maskedPaths` are. */
+  /** Default: `Security.defaultReadonlyPaths`. They are looked up as `maskedPaths` are. */
   readonly readonlyPaths?: ReadonlyArray<string> | undefined
   /** The capacity of `/dev/shm`, as in `Limits.memory`. Default 64 MiB. */
   readonly shmSize?: number | string | undefined
@@ -113,22 +129,22 @@ export interface RootOptions extends ProcessOptions {
  * @category models
  */
 export interface StartOptions extends RootOptions {
-  /** Makes a cgroup for the container. Without limits, and without `cgroup`, it has none of its own. */
+  /** Makes a cgroup with these limits. Without `limits` and `cgroup`, the container has no cgroup of its own. */
   readonly limits?: Cgroup.Limits | undefined
-  /** A cgroup that is there, in place of `limits`: both together are refused. */
+  /** An existing cgroup, in place of `limits`: both together are refused. */
   readonly cgroup?: Cgroup.Cgroup | undefined
   /**
-   * Where each namespace comes from: `"new"`, `"host"`, or what another container or a `Namespace` holds. Default: new
-   * ones of mount, pid, uts, ipc, network and cgroup. A new network has a loopback interface and nothing else.
+   * The origin of each namespace: `"new"`, `"host"`, or another container or a `Namespace` that holds it. Default: new
+   * mount, pid, uts, ipc, network and cgroup namespaces. A new network has only a loopback interface.
    */
   readonly namespaces?:
     | Partial<Record<Exclude<Namespace.Kind, "mount">, "new" | "host" | Namespace.Namespace | Container>>
     | undefined
   /**
-   * A user namespace of the container's own with ids of its own, so that its root is nobody on the host: `"auto"` takes
-   * 65536 ids that no other container has (see `Berth.Options.idOwner`), or with these maps, from 0 on and without a gap.
-   * Nothing is chowned: the image's layers are shown with these ids (Linux 5.19), and what is written has them on disk.
-   * `Unsupported` without root, where every container is in a user namespace already.
+   * A user namespace for the container, in which its root has no rights on the host. `"auto"` takes 65536 ids that no
+   * other container has (see `Berth.Options.idOwner`); maps start at 0 and have no gap. Files are not chowned: the
+   * image's layers are shown with these ids (Linux 5.19), and files that the container writes have them on disk.
+   * Without root it fails with `Unsupported`, because every container then is in a user namespace already.
    */
   readonly userns?:
     | "auto"
@@ -137,9 +153,21 @@ export interface StartOptions extends RootOptions {
         readonly gidMap: ReadonlyArray<Namespace.IdRange>
       }
     | undefined
+  /**
+   * The networks that it is on: `"none"` has loopback alone, `"host"` is the host's own, in place of
+   * `namespaces: { network: "host" }`. Its interfaces are `eth0`, `eth1` and so on; other addresses than the networks' are
+   * reached by the first. Default: `"none"`.
+   */
+  readonly network?: "none" | "host" | Network | ReadonlyArray<Network> | undefined
+  /** Its name on its networks, besides its id. */
+  readonly name?: string | undefined
+  /** More names. */
+  readonly aliases?: ReadonlyArray<string> | undefined
+  /** Ports of the host that lead to the container's, as `Container.publish` makes them, until the scope closes. */
+  readonly ports?: ReadonlyArray<number | PublishOptions> | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, the newest of it. */
   readonly logs?: LogFiles | undefined
-  /** The writable layer: see `RootFs.Options`. */
+  /** The writable layer: see `RootFs.Options`. `upperSize` fails with `Unsupported` for a layer on disk. */
   readonly upper?: "disk" | "memory" | undefined
   readonly upperSize?: number | string | undefined
 }
@@ -151,8 +179,8 @@ export interface StartOptions extends RootOptions {
 export interface SpawnOptions extends RootOptions {
   readonly rootfs: RootFs
   /**
-   * The namespaces to run in. A mount namespace among them gets the root from the first process that is spawned in it,
-   * and the ones that follow join it as it is. A mount namespace that is not among them is new.
+   * The namespaces to run in. The first process that is spawned in a mount namespace sets up the root there, and later
+   * processes use this root. Without a mount namespace in the list, the process gets a new one.
    */
   readonly namespaces: Namespace.Namespace
   readonly cgroup?: Cgroup.Cgroup | undefined
@@ -171,11 +199,11 @@ export interface ExecOptions extends ProcessOptions, BufferOptions {}
  * @category models
  */
 export interface LogFiles {
-  /** A folder on the host for the log's files alone; made if it is missing, and left when the container is gone. */
+  /** A folder on the host for the log's files alone. It is made if missing, and stays after the container's end. */
   readonly folder: string
-  /** How large a file gets before the next is begun, in bytes. Default 10 MiB. */
+  /** The size in bytes at which the next file begins. Default 10 MiB. */
   readonly maxBytes?: number | undefined
-  /** How many files are kept: with `maxBytes`, they bound what a container can fill of the disk. Default 3. */
+  /** The number of files kept: with `maxBytes`, it limits the disk space that a container's log can take. Default 3. */
   readonly maxFiles?: number | undefined
 }
 
@@ -197,8 +225,9 @@ export interface CopyOutOptions {
  */
 export interface ArchiveOptions {
   /**
-   * How many bytes the holes of all files may have, as a number or as text like "256MiB": an archive has zeros for them, and
-   * a container makes a hole of any size for nothing. Past it, the archive fails with the file's name. Default: 16 GiB.
+   * The limit of bytes in the holes of all files, as a number or as text like "256MiB". An archive contains holes as
+   * zeros, and a container can make holes of any size at no cost. Above the limit, the archive fails with the file's
+   * name. Default: 16 GiB.
    */
   readonly maxHoleBytes?: number | string | undefined
 }
@@ -208,14 +237,14 @@ export interface ArchiveOptions {
  * @category models
  */
 export interface CommitOptions extends ArchiveOptions {
-  /** The image's name in the store, as `Image.pull` would write it; its digest unless given. */
+  /** The image's name in the store, in the form that `Image.pull` writes. Default: its digest. */
   readonly tag?: string | undefined
   readonly author?: string | undefined
-  /** What the image's history says of the new layer. */
+  /** The description of the new layer in the image's history. */
   readonly comment?: string | undefined
   /** Default: now. The same files, options and time make the same image. */
   readonly created?: Date | undefined
-  /** How to run it. `environment` and `labels` are added to the image's; what is left out is as the image has it. */
+  /** The new configuration. `environment` and `labels` are added to the image's; other omitted fields are kept. */
   readonly config?: Partial<Omit<ImageConfig, "architecture" | "os">> | undefined
 }
 
@@ -226,22 +255,22 @@ export interface CommitOptions extends ArchiveOptions {
  * @category models
  */
 export interface ProcessInfo {
-  /** As the host numbers it, and as the container does. */
+  /** The pid on the host, and the pid in the container. */
   readonly pid: number
   readonly pidInside: number
-  /** Its parent, as the host numbers it. */
+  /** The parent's pid on the host. */
   readonly parent: number
-  /** Its user's name in the container, or the number where it has none. */
+  /** The user's name in the container, or the uid if the user has no name. */
   readonly user: string
-  /** With its arguments, 4096 bytes of them at most; in brackets where it has none. */
+  /** The command with its arguments, at most 4096 bytes; in brackets if the process has no arguments. */
   readonly command: ReadonlyArray<string>
-  /** A letter of proc_pid_stat(5): `R` runs, `S` sleeps, `D` waits for a disk, `T` is stopped. */
+  /** The state, a letter of proc_pid_stat(5): `R` runs, `S` sleeps, `D` waits for a disk, `T` is stopped. */
   readonly state: string
   readonly threads: number
   /** CPU time, in microseconds, in steps of 10 ms. */
   readonly userMicros: number
   readonly systemMicros: number
-  /** Its resident set, in bytes. */
+  /** The resident set, in bytes. */
   readonly memoryBytes: number
 }
 
@@ -252,12 +281,11 @@ export interface ProcessInfo {
 export const isContainer: (u: unknown) => u is Container = typeIds.isContainer
 
 /**
- * Starts a container, which runs until it ends or the scope closes. It is there, its command executed, when this
- * succeeds.
+ * Starts a container, which runs until it ends or the scope closes. Succeeds once the command is executed.
  *
- * Fails with `CommandFailed` where the command is not there or cannot be executed, `InvalidOption`, `Unsupported`,
- * `ImageError` for a user that the image does not have, and `OperationFailed` for what the kernel refuses. Whatever it
- * had made by then is gone.
+ * Fails with `CommandFailed` if the command does not exist or cannot be executed, `InvalidOption`, `Unsupported`,
+ * `ImageError` for a user that the image lacks, and `OperationFailed` if the kernel refuses an operation. Everything
+ * made before the failure is removed.
  *
  * @since 0.1.0
  * @category constructors
@@ -268,8 +296,8 @@ export const start: (
 ) => Effect.Effect<Container, BerthError, Berth | Scope.Scope> = internal.start
 
 /**
- * Starts a container, waits for its end and gives all that it wrote. It is gone when this succeeds. A command that
- * fails is not an error: see `exitCode`.
+ * Starts a container, waits for its end and returns its output. The container is removed when this succeeds. A command
+ * that fails is not an error: see `exitCode`.
  *
  * @since 0.1.0
  * @category constructors
@@ -280,8 +308,9 @@ export const run: (
 ) => Effect.Effect<Result, BerthError, Berth> = internal.run
 
 /**
- * Starts a process on a root, in namespaces and in a cgroup that are there already: the pieces that `start` makes by
- * itself. The process ends with its own scope; the pieces are their owners'.
+ * Starts a process on an existing root, in existing namespaces and in an existing cgroup, which `start` makes by
+ * itself. The process ends with its own scope; the root, the namespaces and the cgroup live as long as their own
+ * scopes.
  *
  * @since 0.1.0
  * @category constructors
@@ -290,8 +319,8 @@ export const spawn: (options: SpawnOptions) => Effect.Effect<Container, BerthErr
   internal.spawn
 
 /**
- * What `start` would do, without doing any of it and without privileges. Fails as `start` does for options that are
- * not acceptable.
+ * The plan of `start`, compiled without performing it and without privileges. Fails as `start` does for invalid
+ * options.
  *
  * @since 0.1.0
  * @category plans
@@ -299,11 +328,11 @@ export const spawn: (options: SpawnOptions) => Effect.Effect<Container, BerthErr
 export const plan: (image: Image, options?: StartOptions) => Effect.Effect<Plan, BerthError> = internal.plan
 
 /**
- * Runs a command inside a running container, in all its namespaces and its cgroup, and gives what it wrote.
- * Where it is interrupted, the command is killed with all of its process group (setsid(2)); what has left that for a
- * session of its own goes with the container.
+ * Runs a command inside a running container, in all its namespaces and its cgroup, and returns its output. If the
+ * effect is interrupted, the command is killed with its process group; a process that has left the group (setsid(2))
+ * ends with the container.
  *
- * Fails with `ContainerError` where the container has ended or the output is too long, and as `start` does.
+ * Fails with `ContainerError` if the container has ended or the output is too long, and as `start` does.
  *
  * @since 0.1.0
  * @category processes
@@ -321,7 +350,7 @@ export const exec: {
 } = internal.exec
 
 /**
- * Starts a command inside a running container; it ends with the scope, as an interrupted `exec` does.
+ * Starts a command inside a running container. It is killed when the scope closes, as an interrupted `exec` is.
  *
  * @since 0.1.0
  * @category processes
@@ -339,15 +368,16 @@ export const execStream: {
 } = internal.execStream
 
 /**
- * Has everything in the container stand still, by the freezer of its cgroup, and succeeds once it does; nothing in it can
- * notice. It gets a cgroup for that where it has none of its own. Its files can be read and written meanwhile; `exec` fails
- * with `ContainerError`; signals are kept for later, except that SIGKILL and `stop` let it go on for its end.
+ * Pauses all processes of the container with the freezer of its cgroup, and succeeds once they stand still; they cannot
+ * notice the pause. A container without a cgroup of its own gets one. While it is paused, its files can be read and
+ * written; `exec` fails with `ContainerError`; signals are delivered later, but SIGKILL and `stop` resume the container
+ * so that it can end.
  *
- * Where it was spawned in namespaces that are not its own, and without a cgroup, it is its process, what was executed in
- * it, and what came of these as long as their parents live: start it in a cgroup to have all of it stand still.
+ * For a container that was spawned into shared namespaces without a cgroup, this pauses its process, the processes of
+ * its execs, and their descendants as long as the parents live: start it in a cgroup to pause all of it.
  *
- * Fails with `ContainerError` where it has ended, and `CgroupError` where the tree has no freezer, or a process waits in the
- * kernel and does not stop within 5 seconds.
+ * Fails with `ContainerError` if the container has ended, and with `CgroupError` if the tree has no freezer, or if a
+ * process waits in the kernel and does not stop within 5 seconds.
  *
  * @since 0.1.0
  * @category lifetime
@@ -355,7 +385,7 @@ export const execStream: {
 export const pause: (container: Container) => Effect.Effect<void, BerthError> = internal.pause
 
 /**
- * Lets it go on. Nothing happens where it is not paused.
+ * Resumes a paused container. Does nothing if it is not paused.
  *
  * @since 0.1.0
  * @category lifetime
@@ -363,7 +393,7 @@ export const pause: (container: Container) => Effect.Effect<void, BerthError> = 
 export const resume: (container: Container) => Effect.Effect<void, BerthError> = internal.resume
 
 /**
- * The processes in the container, those of `exec` included.
+ * The processes in the container, including those of `exec`.
  *
  * @since 0.1.0
  * @category statistics
@@ -372,8 +402,8 @@ export const top: (container: Container) => Effect.Effect<ReadonlyArray<ProcessI
   internal.top
 
 /**
- * The cgroup that the container is in, for its limits and events; where it was started in none it gets one now, with all
- * that runs in it.
+ * The cgroup that the container is in, for its limits and events. A container that was started without a cgroup gets
+ * one now, and all its processes are moved there.
  *
  * @since 0.1.0
  * @category statistics
@@ -386,8 +416,8 @@ export const cgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, Berth
   })
 
 /**
- * Starts a container, and starts it again as long as the schedule says so: it is given how the last one ended, and its
- * delays are waited for. Each is in a scope of its own. Gives how the last one ended.
+ * Starts a container, and starts it again as long as the schedule continues. The schedule receives the exit status of
+ * each container, and its delays are respected. Each container has a scope of its own. Returns the last exit status.
  *
  * @since 0.1.0
  * @category lifetime
@@ -401,14 +431,15 @@ export const cgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, Berth
 export const supervised: <Out, R>(
   image: Image,
   options: StartOptions & {
-    /** What is done with each container while it runs. */
+    /** Runs with each container while the container runs. */
     readonly onStart?: ((container: Container) => Effect.Effect<unknown, BerthError>) | undefined
   },
   restart: Schedule.Schedule<Out, ExitStatus, R>
 ) => Effect.Effect<ExitStatus, BerthError, Berth | R> = internal.supervised
 
 /**
- * What the container's cgroup uses. Fails with `ContainerError` where it was started without `limits` or `cgroup`.
+ * The use of the container's cgroup. Fails with `ContainerError` if the container was started without `limits` or
+ * `cgroup`.
  *
  * @since 0.1.0
  * @category statistics
@@ -416,23 +447,24 @@ export const supervised: <Out, R>(
 export const stats: (container: Container) => Effect.Effect<Cgroup.Stats, BerthError> = internal.stats
 
 /**
- * The container's files as an `@effect/platform` FileSystem: what its own for Node does on the host, with the same
- * results and the same errors. A program that uses `FileSystem` works on them unchanged, whether the container runs, is
- * paused or has ended, until its scope closes. No path, link or race leads out of the container's root.
+ * The container's files as a FileSystem of `@effect/platform`, with the results and errors of platform-node's
+ * FileSystem on the host. A program that uses `FileSystem` works on them unchanged, while the container runs, is paused
+ * or has ended, until its scope closes. No path, link or race leads out of the container's root.
  *
- * What is made belongs to this program's user, who is the container's root where Berth has no root. The ids of `stat` and
- * `chown` are the container's. Without root, too, files of its other users are read and changed as its root may. A
- * relative path is below `/`; folders below a folder are listed but links to folders are not followed, and are not
- * watched; names are UTF-8. A container that was spawned into a mount namespace which has its root already has no files
- * of its own: every operation fails with `BadResource`.
+ * New files belong to this program's user, which is root of the container if Berth runs without root. The ids of `stat`
+ * and `chown` are the container's. Without root, too, files of the container's other users can be read and changed as
+ * by its root. A relative path is below `/`. A recursive listing does not follow symbolic links to folders; a recursive
+ * watch fails. Names are UTF-8. For a container that was spawned into a mount namespace with a root, every operation
+ * fails with `BadResource`.
  *
- * Regular files and folders are opened, and nothing else: a fifo or a socket, which could wait without end, a device, which
- * would be this program's (`/dev/tty` is its own terminal), and the files and links of `/proc`, which are about whoever
- * looks at them, fail with `PermissionDenied`: use a command in the container. `readFile` reads as much as a file had when
- * it was opened, 512 MiB at most; `stream` reads files of any size. A file on which a process holds a lease fails with EAGAIN.
+ * Only regular files and folders can be opened. Everything else fails with `PermissionDenied`: use a command in the
+ * container. A fifo or a socket could block without end, a device would be this program's (`/dev/tty` is its own
+ * terminal), and the files and links of `/proc` describe the process that opens them. `readFile` reads a file up to its
+ * size at the time of opening, at most 512 MiB; `stream` reads files of any size. A file on which a process holds a
+ * lease fails with EAGAIN.
  *
- * `watch` has a bounded queue, the kernel's: where its reader is slower than the changes, what is in the queue comes
- * first, and then an `Update` of the watched path itself says that changes were lost.
+ * `watch` has the kernel's bounded queue: if its reader is slower than the changes, the reader gets the queued events,
+ * and then an `Update` of the watched path itself, which means that events were lost.
  *
  * @since 0.1.0
  * @category files
@@ -442,15 +474,16 @@ export const stats: (container: Container) => Effect.Effect<Cgroup.Stats, BerthE
 export const fileSystem: (container: Container) => FileSystem.FileSystem = files.make
 
 /**
- * Copies a file or a tree of the host into the container, whether it runs, is paused or has ended, with modes, owners,
- * times, extended attributes, holes, and hard links among what is copied. Links are copied, not followed.
+ * Copies a file or a tree of the host into the container, while it runs, is paused or has ended. The copy keeps modes,
+ * owners, times, extended attributes, holes, and hard links within the tree. Symbolic links are copied, not followed.
  *
- * A target that is a folder gets the source inside, under its own name; one that is not there becomes the source, in a
- * folder that has to be there; a file is replaced. `source/` is what a link leads to, and `source/.` what is in the
- * folder. A folder that is there stays as it is and gets what it lacks. Sockets are left out.
+ * If the target is an existing folder, the source is copied into it under its own name. A target that does not exist
+ * becomes the copy of the source; its parent folder must exist. An existing file is replaced. `source/` follows a
+ * symbolic link, and `source/.` copies the contents of the folder. Existing folders keep their metadata, and missing
+ * entries are added. Sockets are skipped.
  *
- * Fails with `OperationFailed`: a file in the place of a folder or the reverse, no such source, no such folder, a device,
- * a name that is not UTF-8. What had been copied by then stays.
+ * Fails with `OperationFailed`: a file in place of a folder or the reverse, a missing source or parent folder, a
+ * device, a name that is not UTF-8. Files copied before the failure stay.
  *
  * @since 0.1.0
  * @category files
@@ -461,18 +494,18 @@ export const copyIn: {
 } = copying.copyIn
 
 /**
- * Copies a file or a tree of the container to the host, as `copyIn` does the other way. Nothing that the container does
- * meanwhile makes it read a file of the host, or write anywhere but below the target. A target that is a link, which an
- * earlier copy may have made, is replaced; `target/` is the folder that it leads to.
+ * Copies a file or a tree of the container to the host, as `copyIn` does in the other direction. Whatever the container
+ * does at the same time, no file of the host is read, and nothing is written outside the target. A target that is a
+ * symbolic link, which an earlier copy may have made, is replaced; `target/` follows the link to its folder.
  *
- * The container chooses all that is copied, so what would give rights on the host is left out: set-user-ID and
- * set-group-ID bits, and the extended attributes `security.*` (file capabilities among them) and `trusted.*`. The option
- * `keepPrivileges` keeps them. Devices are never made: one is an error that names it.
+ * The container controls the copied files, so anything that would give rights on the host is left out: set-user-ID and
+ * set-group-ID bits, and the extended attributes `security.*` (file capabilities among them) and `trusted.*`. The
+ * option `keepPrivileges` keeps them. Devices are never made: a device fails with an error that names it.
  *
- * Owners are kept where this program may give files away, as root may: a file of the container's user 1000 belongs to user
- * 1000 of the host, who may write it there, and a file of a container with `userns` to the id that the container's one is
- * on the host. Modes and access control lists are kept too. Copy into a folder that only you can enter (0700), or change
- * the owner of the copy, where those users should not have it. Without root, the copy belongs to this program's user.
+ * As root, owners are kept: a file of the container's user 1000 belongs to user 1000 of the host, who can write to it
+ * there; with `userns`, a file belongs to the id on the host that the container's id is mapped to. Modes and access
+ * control lists are kept too. To keep these users out, copy into a folder that only you can enter (0700), or change the
+ * owner of the copy. Without root, the copy belongs to this program's user.
  *
  * @since 0.1.0
  * @category files
@@ -492,14 +525,15 @@ export const copyOut: {
 } = copying.copyOut
 
 /**
- * A file or a tree of the container as a tar archive in the pax format, with what `copyIn` keeps. Its
- * members are below the name of the source, or without it for `source/.` and `/`. Sockets and devices are left out.
- * The archive has the set-user-ID bits and attributes that `copyOut` leaves out: unpack it on the host as somebody without
- * rights, or with an unpacker that drops them.
+ * A file or a tree of the container as a tar archive in the pax format, with the metadata that `copyIn` keeps. Member
+ * names begin with the name of the source; for `source/.` and `/` they do not. Sockets and devices are skipped. The
+ * archive includes the set-user-ID bits and attributes that `copyOut` leaves out: unpack it on the host as a user
+ * without rights, or with an unpacker that drops them.
  *
- * Holes are zeros, as not every tar(1) takes sparse members (busybox does not): of `maxHoleBytes` in all, past which the
- * archive fails with `OperationFailed` (EFBIG). They come in parts, between which others have their turn. A path of more
- * than 4095 bytes is refused as well (ENAMETOOLONG), as no system could unpack it; `copyOut` takes trees of any depth.
+ * The archive contains holes as zeros, because some tar(1) do not support sparse members (busybox does not). If holes
+ * exceed `maxHoleBytes` in total, the archive fails with `OperationFailed` (EFBIG). The zeros come in parts, and other
+ * fibers run in between. A path longer than 4095 bytes is refused as well (ENAMETOOLONG), because no system could
+ * unpack it; `copyOut` copies trees of any depth.
  *
  * @since 0.1.0
  * @category files
@@ -510,12 +544,12 @@ export const tarOut: {
 } = archive.tarOut
 
 /**
- * Takes a tar archive, not compressed, into a folder of the container, as tar(1) would inside it: folders on the way are
- * made, files and links replaced, links that are there followed, inside the container's root. Blocks of zeros become
- * holes.
+ * Extracts an uncompressed tar archive into a folder of the container, as tar(1) would inside it: missing folders are
+ * made, files and symbolic links are replaced, existing symbolic links on the way are followed inside the container's
+ * root. Blocks of zeros become holes.
  *
- * Fails with `InvalidData` for bytes that are no archive, that end too early, or that have a device, a sparse member or a name
- * with `..`.
+ * Fails with `InvalidData` for bytes that are not an archive, for a truncated archive, and for a device, a sparse
+ * member or a name with `..`.
  *
  * @since 0.1.0
  * @category files
@@ -526,12 +560,13 @@ export const tarIn: {
 } = archive.tarIn
 
 /**
- * Makes an image, in the store, of what the container was started from and one more layer: what it has written, as
- * `ImageLayer.diff` has it, compressed with gzip. Mounts are no part of it. The container may run, and then the layer has
- * what is there when each file is read; or it may have ended, until its scope closes.
+ * Makes an image in the store from the container's image and one more layer, compressed with gzip: the container's
+ * changes, as `ImageLayer.diff` reports them. Mounts are not included. If the container runs, the layer has the
+ * contents of each file at the time of reading; a container that has ended can be committed until its scope closes.
  *
- * Fails with `InvalidOption` for a container of `Image.host` or `Image.fromRootfs`, which have no manifest; `ContainerError` once the scope has closed;
- * `ImageError` and `OperationFailed` as `ImageLayer.diff` does. The store has the names it had before, then.
+ * Fails with `InvalidOption` for a container of `Image.host` or `Image.fromRootfs`, which have no manifest;
+ * `ContainerError` after the scope has closed; `ImageError` and `OperationFailed` as `ImageLayer.diff` does. After a
+ * failure, the names in the store are unchanged.
  *
  * @since 0.1.0
  * @category images
@@ -544,11 +579,11 @@ export const commit: {
 } = committing.commit
 
 /**
- * An `@effect/platform` CommandExecutor whose commands run inside the container, as its own first process does: the
- * same user, environment, working directory and limits unless a `Command` says otherwise. A program that uses `Command`
- * runs there unchanged, and finds the same results and the same errors as on the host.
+ * A CommandExecutor of `@effect/platform` whose commands run inside the container with the user, environment, working
+ * directory and limits of its first process, unless a `Command` says otherwise. A program that uses `Command` runs
+ * there unchanged, with the same results and the same errors as on the host.
  *
- * A command ends with its scope, by SIGTERM to it and all of its process group, and by SIGKILL 10 seconds later.
+ * When its scope closes, a command and its process group get SIGTERM, and SIGKILL 10 seconds later.
  *
  * @since 0.1.0
  * @category platform

@@ -1,5 +1,5 @@
 /**
- * What Berth can use on this machine, and the exact fix for what it cannot: the report of `Berth.doctor`.
+ * A report of what Berth can use on this machine, with the exact fix for each gap: the result of `Berth.doctor`.
  *
  * @since 0.1.0
  */
@@ -19,7 +19,7 @@ export const TypeId: unique symbol = Symbol.for("berth/Doctor")
 export type TypeId = typeof TypeId
 
 /**
- * How a thing is: there; there in part, so that something that needs it fails; not there.
+ * The status of a check: available; partly available, so that some features fail; not available.
  *
  * @since 0.1.0
  * @category models
@@ -27,7 +27,7 @@ export type TypeId = typeof TypeId
 export type Status = "ok" | "limited" | "missing"
 
 /**
- * What there is to look at.
+ * The names of the checks.
  *
  * @since 0.1.0
  * @category models
@@ -35,7 +35,9 @@ export type Status = "ok" | "limited" | "missing"
 export type Name =
   | "system"
   | "kernel"
+  | "addon"
   | "supervisor"
+  | "unpacker"
   | "namespaces"
   | "user namespaces"
   | "ranges of ids"
@@ -49,7 +51,7 @@ export type Name =
   | "netavark"
 
 /**
- * One thing that was looked at.
+ * The result of one check.
  *
  * @since 0.1.0
  * @category models
@@ -57,11 +59,11 @@ export type Name =
 export interface Check {
   readonly name: Name
   readonly status: Status
-  /** Whether no container can be started without it. */
+  /** Whether containers cannot be started without it. */
   readonly required: boolean
   /** What was found, or what failed and how. */
   readonly detail: string
-  /** Commands, or what else to do, where the status is not `"ok"`; undefined where nothing has to be done. */
+  /** The fix: commands or other steps if the status is not `"ok"`; undefined if there is nothing to do. */
   readonly fix: string | undefined
 }
 
@@ -71,7 +73,7 @@ export interface Check {
  */
 export interface Report extends Inspectable.Inspectable {
   readonly [TypeId]: TypeId
-  /** Whether this process is not root, which everything was looked at as. */
+  /** Whether this process runs as a non-root user; all checks are made as this user. */
   readonly rootless: boolean
   /** Whether containers can be started. */
   readonly ready: boolean
@@ -104,7 +106,7 @@ export const unsafeMake = (rootless: boolean, checks: ReadonlyArray<Check>): Rep
   })
 
 /**
- * The report as a table: a line for each check, and below it the fix where there is one.
+ * The report as a table: a line for each check, with the fix below it if there is one.
  *
  * @since 0.1.0
  * @category conversions

@@ -1,6 +1,6 @@
 /**
- * What a container is started from: read-only layers and a configuration. Images come from a registry, from an OCI
- * layout that another tool has made, from a folder, or from the machine itself.
+ * Images, from which containers start: read-only layers and a configuration. Images come from a registry, from an OCI
+ * layout of another tool, from an archive, from a folder, or from the machine itself.
  *
  * @since 0.1.0
  */
@@ -13,7 +13,6 @@ import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
 import type { BerthError, ImageError, InvalidData, InvalidOption } from "./BerthError.ts"
 import type { Limits } from "./ImageLayer.ts"
-import { orUndone } from "./internal/gc/collect.ts"
 import * as internal from "./internal/image/image.ts"
 import * as imageImport from "./internal/image/import.ts"
 import * as imageLoad from "./internal/image/load.ts"
@@ -45,35 +44,35 @@ export type TypeId = typeof TypeId
  */
 export interface Image extends Pipeable, Inspectable.Inspectable {
   readonly [TypeId]: TypeId
-  /** Where it came from: `docker.io/library/alpine:3`, `host`, `scratch`, a path. */
+  /** The origin of the image: `docker.io/library/alpine:3`, `host`, `scratch`, a path. */
   readonly reference: string
-  /** Of the manifest for this platform; none for images that have no manifest. */
+  /** The digest of the manifest for this platform; undefined for images without a manifest. */
   readonly digest: string | undefined
-  /** Absolute folders, the lowest first. */
+  /** The layers' absolute folders, the lowest first. */
   readonly layers: ReadonlyArray<string>
   readonly config: ImageConfig
-  /** Which writable layer fits: `memory` where the lowest layer is `/`, which no upper on the same disk can overlay. */
+  /** The default writable layer: `memory` if the lowest layer is `/`, which contains every folder on the disk. */
   readonly upper: "disk" | "memory"
-  /** The layout that has its blobs, where that is not the store. @internal */
+  /** The layout that has the image's blobs, if it is not the store. @internal */
   readonly layout?: string | undefined
 }
 
 /**
- * What an image says about how to run it.
+ * The configuration of an image: how its containers run.
  *
  * @since 0.1.0
  * @category models
  */
 export interface ImageConfig {
   readonly entrypoint: ReadonlyArray<string>
-  /** Arguments of the entrypoint, or the whole command where there is no entrypoint. */
+  /** Arguments of the entrypoint, or the whole command if there is no entrypoint. */
   readonly command: ReadonlyArray<string>
   readonly environment: Readonly<Record<string, string>>
   readonly workingDirectory: string
   /** `user[:group]`, names or numbers; empty for root. */
   readonly user: string
   readonly stopSignal: string | undefined
-  /** `80/tcp`. */
+  /** Ports, as `80/tcp`. */
   readonly exposedPorts: ReadonlyArray<string>
   /** Paths inside the container. */
   readonly volumes: ReadonlyArray<string>
@@ -84,7 +83,7 @@ export interface ImageConfig {
 }
 
 /**
- * How an image wants to be asked whether it is well.
+ * The health check of an image.
  *
  * @since 0.1.0
  * @category models
@@ -99,6 +98,9 @@ export interface Healthcheck {
   readonly retries: number | undefined
 }
 
+const named = (method: string, name: string) =>
+  Effect.withSpan(`berth.Image.${method}`, { attributes: { "container.image.name": name } })
+
 /**
  * Whether a value is an `Image`.
  *
@@ -108,7 +110,8 @@ export interface Healthcheck {
 export const isImage: (u: unknown) => u is Image = internal.isImage
 
 /**
- * This machine's own root, read-only and without Berth's folder: nothing to download. Fails with `Unsupported` off Linux.
+ * This machine's own root, read-only and without Berth's folder: nothing is downloaded. Fails with `Unsupported` on
+ * systems other than Linux.
  *
  * @since 0.1.0
  * @category constructors
@@ -116,9 +119,9 @@ export const isImage: (u: unknown) => u is Image = internal.isImage
 export const host: Effect.Effect<Image, BerthError> = internal.host
 
 /**
- * An existing folder as the only layer. It is not copied: while containers run from it, leave it as it is.
+ * An existing folder as the only layer. It is not copied: do not change it while containers run from it.
  *
- * Fails with `InvalidOption` where the path is not a folder, and with `ImageError` where there is none.
+ * Fails with `InvalidOption` if the path is not a folder, and with `ImageError` if it does not exist.
  *
  * @since 0.1.0
  * @category constructors
@@ -129,7 +132,7 @@ export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> =>
     .pipe(Effect.withSpan("berth.Image.fromRootfs", { attributes: { "berth.rootfs": path } }))
 
 /**
- * An image with nothing in it.
+ * An empty image.
  *
  * @since 0.1.0
  * @category constructors
@@ -137,23 +140,34 @@ export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> =>
 export const scratch: Image = internal.scratch
 
 /**
- * Options of `fromLayout`.
+ * Which image of a name is meant.
  *
  * @since 0.1.0
  * @category models
  */
-export interface FromLayoutOptions extends Limits {
-  /** Which image of the layout; may be left out where there is one. */
-  readonly tag?: string | undefined
-  /** `os/architecture[/variant]`; this machine's unless given. */
+export interface NamedOptions {
+  /** `os/architecture[/variant]`; Default: this machine's. */
   readonly platform?: string | undefined
+}
+
+/**
+ * Options of `fromLayout`: a tag, a digest, or neither if the layout has one image.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface FromLayoutOptions extends NamedOptions, Limits {
+  /** The name of the image in the layout's `index.json`. */
+  readonly tag?: string | undefined
+  /** The digest of a manifest or index of the layout. */
+  readonly digest?: string | undefined
 }
 
 /**
  * An image from a folder in the OCI image layout format, as skopeo, umoci and buildah make them. Its layers are
  * unpacked from there; its blobs are not copied into the store.
  *
- * Fails with `InvalidOption` where a tag is needed, and with `ImageError`.
+ * Fails with `InvalidOption` if a tag is needed, or if a tag and a digest are given, and with `ImageError`.
  *
  * @since 0.1.0
  * @category constructors
@@ -174,17 +188,14 @@ export const fromLayout = (
  * @since 0.1.0
  * @category models
  */
-export interface PullOptions extends Limits, ConnectOptions, ProgressOptions {
-  /** `os/architecture[/variant]`; this machine's unless given. */
-  readonly platform?: string | undefined
-}
+export interface PullOptions extends NamedOptions, Limits, ConnectOptions, ProgressOptions {}
 
 /**
- * An image from a registry. The tag is resolved each time; what the store has already is not fetched again.
+ * An image from a registry. The tag is resolved each time (`get` prefers the store); blobs that the store has are not fetched again.
  *
- * Fails with `InvalidData` for a reference that cannot be parsed, `RegistryError` for what the registry does, and `ImageError`
- * for what it gives. The store is then as it was before; where it was the connection that failed, what had been fetched
- * whole is kept for the next try.
+ * Fails with `InvalidData` for a reference that cannot be parsed, `RegistryError` if a request fails, and `ImageError`
+ * for invalid content. After a failure the store is as it was before; if the connection failed, complete blobs are kept
+ * for the next try.
  *
  * @since 0.1.0
  * @category constructors
@@ -194,15 +205,34 @@ export interface PullOptions extends Limits, ConnectOptions, ProgressOptions {
  * const program = Image.pull("127.0.0.1:5000/library/alpine:3")
  */
 export const pull = (reference: string, options?: PullOptions): Effect.Effect<Image, BerthError, Berth> =>
-  internal
-    .pull(reference, options ?? {})
-    .pipe(
-      orUndone,
-      Effect.withSpan("berth.Image.pull", { attributes: { "container.image.name": reference } })
-    )
+  internal.pull(reference, options ?? {}).pipe(named("pull", reference))
 
 /**
- * The image, when it is there: the last of the events of `pullEvents`.
+ * Options of `get`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface GetOptions extends PullOptions {
+  /** When to pull: if the store lacks the image, each time as `pull` does, or never as `fromStore`. Default: `"missing"`. */
+  readonly pull?: "missing" | "always" | "never" | undefined
+}
+
+/**
+ * The image of a name that `fromStore` takes: from the store if it was pulled, loaded, tagged, committed or imported there,
+ * else from its registry. The store answers without a request, so only `pull: "always"` notices a tag that has moved in the
+ * registry. An image that is for another platform or is damaged on the disk counts as missing.
+ *
+ * Fails as `fromStore` and `pull` do, and with `InvalidOption` for another value of `pull`.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const get = (name: string, options?: GetOptions): Effect.Effect<Image, BerthError, Berth> =>
+  imageStore.get(name, options ?? {}).pipe(named("get", name))
+
+/**
+ * The image, once it is there: the result of the last event of `pullEvents`.
  *
  * @since 0.1.0
  * @category models
@@ -213,8 +243,8 @@ export interface Pulled {
 }
 
 /**
- * `pull` as a stream of what it does: each layer's steps, and then the image. A consumer that stops half way stops the
- * pull; what had been fetched whole is kept.
+ * `pull` as a stream of its events: the steps of each layer, and at the end the image. If the consumer stops early, the
+ * pull stops, and complete blobs are kept.
  *
  * Fails as `pull` does.
  *
@@ -235,26 +265,24 @@ export const pullEvents = (
  * @since 0.1.0
  * @category models
  */
-export interface LoadOptions extends Limits {
-  /** Which image of the archive; all of them unless given. */
+export interface LoadOptions extends NamedOptions, Limits {
+  /** The name of one image of the archive. Default: all images. */
   readonly tag?: string | undefined
-  /** `os/architecture[/variant]`; this machine's unless given. */
-  readonly platform?: string | undefined
-  /** Bytes of the archive without compression, where it has to be written to disk first; 64 GiB unless given. */
+  /** The limit of the uncompressed archive in bytes, if it must be written to disk first. Default 64 GiB. */
   readonly maxArchiveBytes?: number | undefined
 }
 
 /**
- * The images of an archive: of `docker save` or `podman save`, or an OCI archive as skopeo and buildah make them, plain
- * or compressed with gzip (or zstd, where `node:zlib` has it). They are copied into the store and get the names that the
- * archive gives them there, `alpine:3` as `docker.io/library/alpine:3`; one without a name gets its digest as a name.
- * Layers stay as they are in the archive, which for docker means uncompressed.
+ * The images of an archive: of `docker save` or `podman save`, or an OCI archive as made by skopeo and buildah, plain
+ * or compressed with gzip (or zstd, if `node:zlib` supports it). They are copied into the store under the names in the
+ * archive, `alpine:3` as `docker.io/library/alpine:3`; the name of an unnamed image is its digest. Layers stay as they
+ * are in the archive: docker's are uncompressed.
  *
- * An archive that is compressed or is not a regular file is on the disk a second time while it is loaded.
+ * An archive that is compressed or not a regular file takes its size on the disk a second time while it is loaded.
  *
- * Fails with `InvalidOption`, with what the stream fails with, and with an `ImageError`: `Unsupported` for a file that is
- * neither format, `NotFound` where a tag or a part is missing, `Escape` for names that lead out of the archive, else
- * `Corrupt`, `DigestMismatch`, `TooLarge`, `Platform` or `Storage`. The store is as it was before, then.
+ * Fails with `InvalidOption`, with the error of the stream, and with an `ImageError`: `Unsupported` for a file in
+ * neither format, `NotFound` if a tag or a part is missing, `Escape` for names that lead out of the archive, else
+ * `Corrupt`, `DigestMismatch`, `TooLarge`, `Platform` or `Storage`. After a failure the store is as it was before.
  *
  * @since 0.1.0
  * @category constructors
@@ -268,7 +296,6 @@ export const load = <E = never, R = never>(
   options?: LoadOptions
 ): Effect.Effect<readonly [Image, ...Array<Image>], BerthError | E, Berth | R> =>
   imageLoad.load(source, options ?? {}).pipe(
-    orUndone,
     Effect.withSpan("berth.Image.load", {
       attributes: {
         "berth.archive": typeof source === "string" ? source : "a stream",
@@ -285,24 +312,24 @@ export const load = <E = never, R = never>(
  */
 export interface SaveOptions {
   /**
-   * A tar of an OCI layout, a tar as `docker load` and `podman load` read it, or a folder that is an OCI layout.
-   * `docker-archive` has layers without compression, the other two have them as they are in the store.
+   * A tar of an OCI layout, a tar that `docker load` and `podman load` read, or a folder that is an OCI layout.
+   * `docker-archive` has uncompressed layers; the other two have the layers as in the store.
    */
   readonly format: "oci-archive" | "docker-archive" | "oci-layout"
-  /** The name in the archive; that in the store unless given, and none where that is only a digest. */
+  /** The name in the archive. Default: the name in the store, or no name if that is a digest. */
   readonly tag?: string | undefined
-  /** `os/architecture[/variant]`; of a name this machine's unless given, else the image's own. */
+  /** `os/architecture[/variant]`. Default: this machine's for a name, the image's own for an `Image`. */
   readonly platform?: string | undefined
 }
 
 /**
- * Writes an image that was pulled, loaded, imported or read from a layout, or what a name in the store stands for, to a
- * file or folder that other tools read. It is verified on the way, appears whole or not at all, and is the same bytes for
- * the same image. A file is replaced, a folder has to be empty.
+ * Writes an image to a file or folder that other tools read: an image that was pulled, loaded, imported or read from a
+ * layout, or the image of a name in the store. The image is verified, appears completely or not at all, and equal
+ * images make equal bytes. An existing file is replaced; an existing folder must be empty.
  *
- * Fails with `InvalidOption` for an image without a manifest (`host`, `scratch` and `fromRootfs` have none), a name that
- * the format cannot hold, and a path that is taken; and with `ImageError`: `NotFound` for what is not in the store,
- * `Unsupported` for a layer in zstd as `docker-archive` where `node:zlib` has no zstd, `DigestMismatch` or `Storage`.
+ * Fails with `InvalidOption` for an image without a manifest (`host`, `scratch` and `fromRootfs`), a name that the
+ * format cannot hold, and an occupied path; and with `ImageError`: `NotFound` if the store lacks a part, `Unsupported`
+ * for a layer in zstd as `docker-archive` if `node:zlib` has no zstd, `DigestMismatch` or `Storage`.
  *
  * @since 0.1.0
  * @category destructors
@@ -314,17 +341,7 @@ export interface SaveOptions {
 export const save: {
   (path: string, options: SaveOptions): (image: Image | string) => Effect.Effect<void, BerthError, Berth>
   (image: Image | string, path: string, options: SaveOptions): Effect.Effect<void, BerthError, Berth>
-} = dual(3, (image: Image | string, path: string, options: SaveOptions) =>
-  imageSave.save(image, path, options).pipe(
-    Effect.withSpan("berth.Image.save", {
-      attributes: {
-        "container.image.name": typeof image === "string" ? image : image.reference,
-        "berth.archive": path,
-        "berth.archive.format": options.format
-      }
-    })
-  )
-)
+} = dual(3, imageSave.save)
 
 /**
  * Options of `import`.
@@ -333,25 +350,25 @@ export const save: {
  * @category models
  */
 export interface ImportOptions extends Limits {
-  /** How to run it. What is left out is empty, `PATH` and the platform are as usual on this machine. */
+  /** The configuration. Omitted fields are empty; `PATH` and the platform have the usual values of this machine. */
   readonly config?: Partial<ImageConfig> | undefined
-  /** The image's name in the store, as `pull` would write it; its digest unless given. */
+  /** The image's name in the store, in the form that `pull` writes. Default: its digest. */
   readonly tag?: string | undefined
 }
 
 const import_ = (path: string, options?: ImportOptions): Effect.Effect<Image, BerthError, Berth> =>
   imageImport
     .importFrom(path, options ?? {})
-    .pipe(orUndone, Effect.withSpan("berth.Image.import", { attributes: { "berth.rootfs": path } }))
+    .pipe(Effect.withSpan("berth.Image.import", { attributes: { "berth.rootfs": path } }))
 
 export {
   /**
-   * Makes an image of one layer, in the store, out of a root filesystem: a tar, plain or compressed with gzip or zstd,
-   * which stays as it is, or a folder, which is copied as `ImageLayer.diff` does it. Unlike with `fromRootfs`, the folder
-   * may change afterwards, and the image can be saved and pushed.
+   * Makes an image of one layer in the store from a root filesystem: a tar, plain or compressed with gzip or zstd,
+   * which is stored unchanged, or a folder, which is copied as by `ImageLayer.diff`. Unlike with `fromRootfs`, the
+   * folder may change afterwards, and the image can be saved and pushed.
    *
-   * Fails with `InvalidData` for a name that cannot be parsed, `InvalidOption` for a config that cannot be, with `ImageError` as `ImageLayer.unpack` and
-   * `ImageLayer.diff` do, and with `OperationFailed` where a file of the folder cannot be read.
+   * Fails with `InvalidData` for a name that cannot be parsed, `InvalidOption` for an invalid config, `ImageError` as
+   * `ImageLayer.unpack` and `ImageLayer.diff` do, and `OperationFailed` if a file of the folder cannot be read.
    *
    * @since 0.1.0
    * @category constructors
@@ -370,18 +387,18 @@ export {
  * @category models
  */
 export interface PushOptions extends ConnectOptions, ProgressOptions {
-  /** A repository of the same registry that may have layers of this image already, from where it can take them. */
+  /** Another repository of the registry that may have layers of this image, from which it can copy them. */
   readonly mountFrom?: string | undefined
 }
 
 /**
- * Sends an image to a registry, and gives the descriptor of its manifest: an image that was pulled or is from a layout,
- * or whatever the store has under a name, where an index is sent with all of its images. What the registry has already
- * is not sent again, and the manifest goes last: nobody sees half of an image. A reference with a tag and a digest gets
- * the tag; the digest has to be the manifest's.
+ * Sends an image to a registry and returns the descriptor of its manifest: an image that was pulled or read from a
+ * layout, or a name in the store; an index is sent with all of its images. Blobs that the registry has are not sent
+ * again, and the manifest goes last, so that no reader sees an incomplete image. For a reference with a tag and a
+ * digest, the tag is set, and the digest must be the manifest's.
  *
- * Fails with `InvalidData` for a reference that cannot be parsed, `InvalidOption` for an image without a manifest, with `RegistryError` for what the registry does, and with
- * `ImageError` where blobs are missing or are not what their digests say.
+ * Fails with `InvalidData` for a reference that cannot be parsed, `InvalidOption` for an image without a manifest,
+ * `RegistryError` if a request fails, and `ImageError` if blobs are missing or do not match their digests.
  *
  * @since 0.1.0
  * @category destinations
@@ -404,7 +421,7 @@ export const push: {
 } = pushing.push
 
 /**
- * The manifest, when it is there: the last of the events of `pushEvents`.
+ * The manifest's descriptor, once it is there: the result of the last event of `pushEvents`.
  *
  * @since 0.1.0
  * @category models
@@ -415,8 +432,8 @@ export interface Pushed {
 }
 
 /**
- * `push` as a stream of what it does: each layer's steps, and then the manifest. A layer that is sent once more, as the
- * connection broke, begins at 0 bytes again. A consumer that stops half way stops the push.
+ * `push` as a stream of its events: the steps of each layer, and at the end the manifest. A layer that is sent again
+ * after a broken connection begins at 0 bytes. If the consumer stops early, the push stops.
  *
  * Fails as `push` does.
  *
@@ -431,45 +448,28 @@ export const pushEvents = (
   told((progress) =>
     Effect.map(
       push(image, reference, { ...options, progress }),
-      (descriptor): Pushed => ({
-        _tag: "Pushed",
-        descriptor
-      })
+      (descriptor): Pushed => ({ _tag: "Pushed", descriptor })
     )
   )
 
 /**
- * A name in the store, and what it stands for.
+ * A name in the store and its manifest or index.
  *
  * @since 0.1.0
  * @category models
  */
 export interface NamedImage {
-  /** `docker.io/library/alpine:3`, or whatever another tool has written. */
+  /** `docker.io/library/alpine:3`, or the name that another tool has written. */
   readonly name: string
-  /** Of the manifest or index. */
+  /** The descriptor of the manifest or index. */
   readonly digest: string
   readonly mediaType: string
-  /** `os/architecture[/variant]`, where the entry says so: those of `pull` do. */
+  /** `os/architecture[/variant]`, if the entry has it: entries of `pull` do. */
   readonly platform: string | undefined
 }
 
 /**
- * Which image of a name is meant.
- *
- * @since 0.1.0
- * @category models
- */
-export interface NamedOptions {
-  /** `os/architecture[/variant]`; this machine's unless given. */
-  readonly platform?: string | undefined
-}
-
-const named = (method: string, name: string) =>
-  Effect.withSpan(`berth.Image.${method}`, { attributes: { "container.image.name": name } })
-
-/**
- * Every image that the store has a name for. What has no name of its own, as the layers do, is in `Store.usage`.
+ * All named images of the store. `Store.usage` also counts blobs and layers without a name.
  *
  * @since 0.1.0
  * @category store
@@ -480,11 +480,11 @@ export const list: Effect.Effect<ReadonlyArray<NamedImage>, ImageError, Berth> =
 )
 
 /**
- * An image that the store has already, without a registry: what was pulled, loaded or copied there. The name is taken as
- * it is written in the store, or else as `pull` would write it: `alpine:3` finds `docker.io/library/alpine:3`.
+ * An image of the store, without a registry: one that was pulled, loaded or copied there. The name is looked up as it
+ * is written, and then in the form that `pull` writes: `alpine:3` finds `docker.io/library/alpine:3`.
  *
- * Fails with `InvalidData` for a name that cannot be parsed, and with `ImageError`: `NotFound` for a name that is not there, and
- * `DigestMismatch` or `Corrupt` where bytes on the disk are not what they were, which a `pull` mends.
+ * Fails with `InvalidData` for a name that cannot be parsed, and with `ImageError`: `NotFound` for an unknown name, and
+ * `DigestMismatch` or `Corrupt` if bytes on the disk have changed, which a `pull` repairs.
  *
  * @since 0.1.0
  * @category store
@@ -496,38 +496,38 @@ export const fromStore = (
   imageStore.fromStore(name, options ?? {}).pipe(named("fromStore", name))
 
 /**
- * What an image in the store is made of. Texts are as whoever made the image wrote them.
+ * The parts of an image in the store. Texts are unchanged from the author of the image.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Inspected {
   readonly name: string
-  /** Of the manifest for the platform. */
+  /** The digest of the manifest for the platform. */
   readonly digest: string
   readonly mediaType: string
   /** `os/architecture[/variant]` */
   readonly platform: string
   readonly created: Date | undefined
   readonly author: string | undefined
-  /** Of the manifest; labels are in `config`. */
+  /** The annotations of the manifest; labels are in `config`. */
   readonly annotations: Readonly<Record<string, string>>
   readonly config: ImageConfig
-  /** The lowest first. */
+  /** The layers, the lowest first. */
   readonly layers: ReadonlyArray<{
     readonly digest: string
     readonly diffId: string
     readonly mediaType: string
-    /** Bytes as the store keeps it, most often compressed. */
+    /** The size in bytes in the store, usually compressed. */
     readonly size: number
     readonly unpacked: boolean
   }>
-  /** Bytes of manifest, config and layers together. */
+  /** The size in bytes of manifest, config and layers together. */
   readonly size: number
 }
 
 /**
- * What an image in the store is made of. Takes names as `fromStore` does, and fails likewise.
+ * The parts of an image in the store. Looks up names as `fromStore` does, and fails likewise.
  *
  * @since 0.1.0
  * @category store
@@ -539,24 +539,24 @@ export const inspect = (
   imageStore.inspect(name, options ?? {}).pipe(named("inspect", name))
 
 /**
- * One step in which an image was made.
+ * One build step of an image.
  *
  * @since 0.1.0
  * @category models
  */
 export interface HistoryEntry {
   readonly created: Date | undefined
-  /** The command, as the builder has it. */
+  /** The command, as the builder recorded it. */
   readonly createdBy: string | undefined
   readonly author: string | undefined
   readonly comment: string | undefined
-  /** None where the step has changed the configuration only. */
+  /** The layer of the step, undefined if the step only changed the configuration. */
   readonly layer: { readonly digest: string; readonly size: number } | undefined
 }
 
 /**
- * How an image in the store was made, as it says itself, the first step first; empty where it does not say. Takes names as
- * `fromStore` does, and fails likewise.
+ * The build steps of an image in the store, the first step first, according to its config; empty if the config has no
+ * history. Looks up names as `fromStore` does, and fails likewise.
  *
  * @since 0.1.0
  * @category store
@@ -568,11 +568,11 @@ export const history = (
   imageStore.history(name, options ?? {}).pipe(named("history", name))
 
 /**
- * Gives what has a name in the store another name, too, in place of what that stood for. The new one is kept as `pull`
- * would write it.
+ * Gives the image of a name in the store another name; a previous image of the new name loses it. The new name is
+ * stored in the form that `pull` writes.
  *
- * Fails with `InvalidData` for a name that cannot be parsed, `InvalidOption` for a new name with a digest, and `ImageError`:
- * `NotFound`, or `Storage`.
+ * Fails with `InvalidData` for a name that cannot be parsed, `InvalidOption` for a new name with a digest, and
+ * `ImageError`: `NotFound`, or `Storage`.
  *
  * @since 0.1.0
  * @category store
@@ -587,7 +587,8 @@ export const tag: {
 } = dual(2, (name: string, newName: string) => imageStore.tag(name, newName).pipe(named("tag", name)))
 
 /**
- * Takes a name from the store. What nothing else reaches stays on the disk until `Store.gc`; containers run on.
+ * Removes a name from the store. Blobs and layers that no other name reaches stay on the disk until `Store.gc`; running
+ * containers continue.
  *
  * Fails with `InvalidData` for a name that cannot be parsed, and with `ImageError`: `NotFound`, or `Storage`.
  *

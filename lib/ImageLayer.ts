@@ -35,14 +35,14 @@ export type TypeId = typeof TypeId
  */
 export interface ImageLayer extends Pipeable, Inspectable.Inspectable {
   readonly [TypeId]: TypeId
-  /** Of the bytes as they are kept and sent, compressed or not. */
+  /** The digest of the blob as it is stored and sent, compressed or not. */
   readonly digest: Digest
-  /** Of the tar itself. */
+  /** The digest of the uncompressed tar. */
   readonly diffId: Digest
   readonly mediaType: string
   /**
-   * The folder, absolute. Whoever writes into it breaks every image that shares the layer. Hard links to files that only
-   * a lower layer has are not in it: an image has a layer more for these, which `Image` makes.
+   * The absolute folder. Writing into it breaks every image that shares the layer. It lacks hard links to files that
+   * only a lower layer has: for these, `Image` makes an additional layer.
    */
   readonly folder: string
 }
@@ -56,44 +56,44 @@ export interface ImageLayer extends Pipeable, Inspectable.Inspectable {
 export const isImageLayer: (u: unknown) => u is ImageLayer = internal.isImageLayer
 
 /**
- * Bounds for one layer. A layer that exceeds one fails with the `ImageError` `TooLarge`, which names it. There are others
- * that no layer of use comes near: 16 KiB of a path, 10,000 hard links to files that its layer has not shown before, 384 MiB
- * of memory, and what paths through symlinks cost in proportion to the tar's length.
+ * Limits of one layer. A layer that exceeds one fails with the `ImageError` `TooLarge`, which names the limit. Fixed
+ * limits that no useful layer reaches: 16 KiB for a path, 10,000 hard links to files that the layer has not had before,
+ * 384 MiB of memory, and a cost of paths through symlinks in proportion to the tar's length.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Limits {
   /**
-   * Bytes of the uncompressed tar, and of the files in it with their holes. Unless given, 64 GiB, but no more than 1 GiB
-   * and 200 times the size of a compressed layer: a few megabytes can stand for as many gigabytes of zeros.
+   * Bytes of the uncompressed tar, and of the files in it with their holes. Default: 64 GiB, but for a compressed layer
+   * at most 1 GiB plus 200 times its size, because a few megabytes can expand to as many gigabytes of zeros.
    */
   readonly maxBytes?: number | undefined
-  /** Members of the tar, and folders that these imply; 10 million unless given. */
+  /** The number of members of the tar and of folders that they imply. Default 10 million. */
   readonly maxEntries?: number | undefined
   /**
-   * Seconds of processor time that the unpacker may take without getting on with the tar, of which each 256 KiB give it
-   * one more second; 60 unless given, 0 for any.
+   * Seconds of processor time that the unpacker may take without progress; each 256 KiB of the tar add one second.
+   * Default 60; 0 for no limit.
    */
   readonly maxCpuSeconds?: number | undefined
 }
 
 /**
- * What `unpack` takes.
+ * The options of `unpack`.
  *
  * @since 0.1.0
  * @category models
  */
 export interface UnpackOptions extends Limits {
   readonly descriptor: Descriptor
-  /** What the image's config says that the digest of the uncompressed tar is. */
+  /** The digest of the uncompressed tar, according to the image's config. */
   readonly diffId: string
-  /** The file that holds the layer, absolute. */
+  /** The absolute path of the layer's file. */
   readonly blob: string
 }
 
 /**
- * Where the layer with this diff id is, or would be, on disk.
+ * The folder of the layer with this diff id, whether it exists or not.
  *
  * @since 0.1.0
  * @category getters
@@ -102,11 +102,11 @@ export const folder = (diffId: Digest): Effect.Effect<string, never, Berth> =>
   Effect.map(Berth, (berth) => internal.layerFolder(berth, diffId))
 
 /**
- * Unpacks a layer, unless it has been already, into its folder: verified, and either whole or not at all, whatever
- * else happens. One layer is unpacked by one fiber of one process at a time; the others wait and share it.
+ * Unpacks a layer into its folder, unless that exists already. The layer is verified and appears completely or not at
+ * all. One fiber of one process at a time unpacks a layer; the others wait and share it.
  *
  * Fails with an `ImageError`: `DigestMismatch`, `Corrupt` (truncated, not a tar), `Escape` (a member that tries to
- * leave its folder), `Unsupported` (media type, kind of entry), `TooLarge` (past the limits), `Storage` (disk full).
+ * leave its folder), `Unsupported` (media type, kind of entry), `TooLarge` (over a limit), `Storage` (disk full).
  *
  * @since 0.1.0
  * @category constructors
@@ -123,32 +123,36 @@ export const unpack = (options: UnpackOptions): Effect.Effect<ImageLayer, BerthE
   )
 
 /**
- * What `diff` takes.
+ * The options of `diff`.
  *
  * @since 0.1.0
  * @category models
  */
 export interface DiffOptions {
-  /** The writable layer of an overlay, as `RootFs.upper` names it: a folder on the host. */
+  /** The writable layer of an overlay, from `RootFs.upper`: a folder on the host. */
   readonly upper: string
   /**
-   * How many bytes the holes of all files may have, which are zeros in the tar, as a number or as text like "256MiB".
+   * The limit of bytes in the holes of all files, which are zeros in the tar, as a number or as text like "256MiB".
    * Default: 16 GiB.
    */
   readonly maxHoleBytes?: number | string | undefined
 }
 
 /**
- * What an overlay's writable layer changes, as a layer of an image: a tar, not compressed, with modes, owners, times to
- * the nanosecond, extended attributes but labels of SELinux, and hard links. Holes are zeros, as the image specification advises against
- * sparse members; those of `maxHoleBytes` at most. What was removed is a
- * whiteout, `.wh.NAME`, and so is a socket, which a tar cannot hold. Equal trees make equal bytes.
+ * The changes in an overlay's writable layer as a layer of an image: an uncompressed tar with modes, owners, times to
+ * the nanosecond, extended attributes except SELinux labels, and hard links. Holes are zeros, at most `maxHoleBytes`,
+ * because the image specification advises against sparse members. A removed file is a whiteout, `.wh.NAME`, and so is a
+ * socket, which a tar cannot hold. Equal trees make equal bytes.
  *
- * Of a root that is in use, it is what is there at that moment. Without root, this program's own files are root's.
+ * The targets of mounts and the working directory that a start makes are below the writable layer, and no part of it unless
+ * the container changes them. The ones that the `mounts` or the `cwd` of a `Container.spawn` need are made in the root itself.
+ *
+ * For a root in use, each file has its contents at the time of reading. Without root, this program's own files are
+ * owned by root in the layer.
  *
  * Fails with `ImageError` `Unsupported`, which names the file, for a name that begins with `.wh.`, an attribute whose
  * name a tar cannot hold, and overlays with `redirect_dir` or `metacopy`, which Berth does not make; with
- * `OperationFailed` where a file cannot be read, and where holes are larger than `maxHoleBytes` (EFBIG).
+ * `OperationFailed` if a file cannot be read, and if holes exceed `maxHoleBytes` (EFBIG).
  *
  * @since 0.1.0
  * @category destructors

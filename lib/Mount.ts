@@ -1,5 +1,5 @@
 /**
- * What is mounted into a container besides its root: binds of host paths and memory file systems.
+ * Mounts of a container besides its root: binds of host paths, and file systems in memory.
  *
  * @since 0.1.0
  */
@@ -14,16 +14,17 @@ export interface Bind {
   readonly type: "bind"
   /** An existing path on the host. */
   readonly source: string
-  /** Where it is seen in the container; made if it is missing. */
+  /** The path in the container; made if it is missing. */
   readonly target: string
-  /** Whether the container cannot write to it. Default false. */
+  /** Whether the mount is read-only in the container. Default false. */
   readonly readOnly?: boolean | undefined
-  /** Whether mounts below the source come along. Default true. */
+  /** Whether mounts below the source are included. Default true. */
   readonly recursive?: boolean | undefined
 }
 
 /**
- * A file system in memory, empty at first and gone with the container. What is in it counts as the container's memory.
+ * A file system in memory, which is empty at first and removed with the container. Its contents count as the
+ * container's memory.
  *
  * @since 0.1.0
  * @category models

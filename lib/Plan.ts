@@ -66,13 +66,20 @@ export type OperationName = keyof Table
  * - `attach-root`, `mount`, `bind`, `directory`, `symlink`, `mask`, `readonly`, `pivot`, `root-readonly`: the file system of
  *   the container. Targets are resolved inside the root with openat2(2). The path to the target of a `pinned` mount may
  *   have no symbolic link, and paths below the target are resolved in the mount itself. A `required` path must exist.
+ * - `targets` makes the missing folders and empty files of the overlay before it, for mounts; those that cannot be made are
+ *   left out. `files` makes files with the `contents` in `folder` and mounts each at its target: over a symbolic
+ *   link itself, and over an empty file where the target is missing. Unless they are `required`, the ones without a place are
+ *   left out.
  * - `apparmor`: the profile that confines the command from its execution on, apparmor(7).
  * - `bounding`, `user`, `capabilities`, `no-new-privileges`, `seccomp`, `rlimit`, `umask`, `keyring`, `session`:
  *   credentials(7), capabilities(7), seccomp(2), getrlimit(2), umask(2), keyrings(7), setsid(2).
  * - `seccomp` has a BPF program and the flags of seccomp(2). The listener of a program that notifies is sent to `listener`.
  * - `terminal` opens a pty of the container's devpts, pts(4), and sends its master to `socket`.
+ * - `netlink` sends messages of rtnetlink(7) over a socket of another network namespace, or, without a socket, in the child's
+ *   own. The child's pid is written at `pidAt`, unless that is -1; the supervisor sends these for a child with `id-map`.
+ * - `name-sockets` sends the sockets at 127.0.0.11:53, UDP and TCP, to a responder of names, with a message.
  * - `exec`: execve(2) of the first of `paths` that exists. `exec-self` executes the supervisor's own program, which holds
- *   namespaces open or is a container's init. `connect` sends a connection to loopback to `socket`; `ipVersion` is 4 or 6.
+ *   namespaces open or is a container's init. `exit` ends the process with 0.
  *
  * @since 0.1.0
  * @category models
@@ -124,7 +131,7 @@ const Proto: Omit<Plan, "operations"> = {
 export const isPlan = (u: unknown): u is Plan => hasProperty(u, TypeId)
 
 /**
- * A plan of these operations, in this order.
+ * Makes a plan of these operations, in this order.
  *
  * @since 0.1.0
  * @category constructors

@@ -38,23 +38,22 @@ export type TypeId = typeof TypeId
  */
 export interface Process extends Pipeable, Inspectable.Inspectable {
   readonly [TypeId]: TypeId
-  /** The id of the container that it runs in: 12 hexadecimal digits. */
+  /** The id of the container in which the process runs: 12 hexadecimal digits. */
   readonly id: string
-  /** Its number on the host. */
+  /** The pid on the host. */
   readonly pid: number
-  /** Waits for its end, and gives its exit status. */
+  /** Waits for the end of the process and returns its exit status. */
   readonly exit: Effect.Effect<ExitStatus, BerthError>
   /**
-   * Its output, from byte zero; each byte is given once. While somebody reads it the process waits for the reader, and while
-   * nobody does Berth keeps the newest 1 MiB: a reader that comes when more than that has been dropped fails with
-   * `ContainerError` (`OutputDropped`), and a second read gives the rest. With `stdout: "pipe"` nothing is dropped: the
-   * process waits for a reader once the pipe is full (256 KiB).
+   * The process's output, from the first byte; each byte is delivered once. While the output has a reader, the process waits
+   * for it. Without one, the process never waits, and Berth keeps the newest 1 MiB: a reader that comes after more than that
+   * has been dropped fails with `ContainerError` (`OutputDropped`), and a second read delivers the rest. With
+   * `stdout: "pipe"` nothing is dropped: the process waits for a reader once the pipe is full (256 KiB).
    */
   readonly stdout: Stream.Stream<Uint8Array, BerthError>
   readonly stderr: Stream.Stream<Uint8Array, BerthError>
   /**
-   * Its input, with `stdin: "pipe"`; the process reads the end when the sink ends. Otherwise the sink fails
-   * with `InvalidOption`.
+   * The process's input, with `stdin: "pipe"`; it ends when the sink ends. Otherwise the sink fails with `InvalidOption`.
    */
   readonly stdin: Sink.Sink<void, Uint8Array, never, BerthError>
   /** The operations by which the supervisor started it. */
@@ -64,8 +63,8 @@ export interface Process extends Pipeable, Inspectable.Inspectable {
 }
 
 /**
- * How a process runs. The image gives the default of every option that is left out; for a process that is started beside a
- * container's first one, the container does.
+ * How a process runs. Omitted options have the values of the image or, for a process that is started beside a
+ * container's first one, the values of the container.
  *
  * @since 0.1.0
  * @category models
@@ -80,8 +79,8 @@ export interface ProcessOptions extends Security.Options {
   /** Default 0o022. */
   readonly umask?: number | undefined
   /**
-   * The AppArmor profile that confines the process. It has to be loaded: see `Security.appArmor`. Default: no profile, and
-   * for an exec the container's profile. Fails with `Unsupported` where the kernel has no AppArmor.
+   * The AppArmor profile that confines the process. It must be loaded: see `Security.appArmor`. Default: no profile,
+   * and for an exec the container's profile. Fails with `Unsupported` if the kernel has no AppArmor.
    */
   readonly appArmor?: string | undefined
   /**
@@ -95,9 +94,9 @@ export interface ProcessOptions extends Security.Options {
    */
   readonly stdin?: "null" | "pipe" | "inherit" | undefined
   /**
-   * `"log"`: the process never waits for a reader that does not come; Berth keeps the newest 1 MiB for `logs`, for errors and
-   * for a reader of the stream of that name. `"pipe"`: the process waits until the stream is read, and nothing is dropped.
-   * `"inherit"`: the output goes where this program's own output goes. `"null"`: it is dropped. Default `"log"`.
+   * `"log"`: the process runs on without a reader; Berth keeps the newest 1 MiB for `logs`, for errors and for a reader of
+   * the stream of the same name. `"pipe"`: the process waits until the stream is read, and nothing is dropped. `"inherit"`:
+   * the output goes to this program's own output. `"null"`: it is dropped. Default `"log"`.
    */
   readonly stdout?: "log" | "pipe" | "inherit" | "null" | undefined
   readonly stderr?: "log" | "pipe" | "inherit" | "null" | undefined
@@ -167,9 +166,9 @@ export interface Result extends ExitStatus {
  * @category models
  */
 export interface StopOptions {
-  /** Default: for a container the StopSignal of its image, else SIGTERM. */
+  /** Default: the StopSignal of the image for a container, else SIGTERM. */
   readonly signal?: string | number | undefined
-  /** The time until it is killed. Default 10 seconds. */
+  /** The time before the process is killed. Default 10 seconds. */
   readonly grace?: Duration.DurationInput | undefined
 }
 
@@ -192,11 +191,11 @@ export interface LogEntry {
  * @category models
  */
 export interface LogsOptions {
-  /** Whether the stream goes on until the process has ended. Default false: it has the lines so far. */
+  /** Whether the stream continues until the process has ended. Default false: it has the lines so far. */
   readonly follow?: boolean | undefined
   /** Leaves out lines from before this time. */
   readonly since?: Date | number | undefined
-  /** How many of the lines so far are given, counted from the last. Default: all. */
+  /** The number of the newest lines so far to include. Default: all. */
   readonly tail?: number | undefined
 }
 
@@ -221,7 +220,8 @@ export const signal: {
 } = internal.signal
 
 /**
- * Asks the process to stop, kills it when the grace is over, and gives its exit status. A paused container is resumed.
+ * Asks the process to stop, kills it after the grace period, and returns its exit status. A paused container is
+ * resumed.
  *
  * @since 0.1.0
  * @category lifetime
@@ -240,13 +240,13 @@ export const stop: {
 export const wait: (process: Process) => Effect.Effect<ExitStatus, BerthError> = internal.wait
 
 /**
- * Both outputs of a process, line by line, each line with its time. The first call has what Berth keeps: the newest 1 MiB of
- * each output. Of what comes, the log keeps the newest lines in memory: 3 to 4 MiB of text, where each line counts as 100
- * bytes more than its length. With `StartOptions.logs` it is on disk, from the beginning, within the bounds that are given
- * there. A line of more than 16 KiB is split. An output that is `"pipe"` flows like any other from the first call on.
+ * Both outputs of a process, line by line, each line with its time. The first call has what Berth keeps: the newest 1 MiB
+ * of each output. The log keeps the newest lines in memory: 3 to 4 MiB of text, where each line counts as 100 bytes more
+ * than its length. With `StartOptions.logs` it is on disk, from the beginning, within the limits of that option. A line of
+ * more than 16 KiB is split. From the first call on, the process does not wait for a reader of a `"pipe"` output either.
  *
- * `stdout` and `stderr` have the same bytes: a log and a reader take nothing from each other. While there is a reader, the
- * process waits for it, and the log has its lines when the reader has its bytes.
+ * `stdout` and `stderr` deliver the same bytes: a log and a reader take nothing from each other. While an output has a
+ * reader, the process waits for it, and the log has its lines when the reader has its bytes.
  *
  * The log does not wait for a slow reader either: with `follow`, a reader misses the lines that are dropped from memory
  * before it reads them.
@@ -269,8 +269,8 @@ export const resize: {
 } = internal.resize
 
 /**
- * Connects this program's terminal, or its standard streams if they are no terminal, with those of the process until it
- * ends: keys go in, Ctrl-C included, output comes out, and a new size is passed on. Start the process with
+ * Connects this program's terminal, or its standard streams if they are not a terminal, with those of the process until
+ * it ends: keys go in, Ctrl-C included, output comes out, and a new size is passed on. Start the process with
  * `terminal: true` and `stdin: "pipe"`.
  *
  * @since 0.1.0

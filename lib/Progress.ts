@@ -1,13 +1,13 @@
 /**
- * How far a pull or a push has come.
+ * The progress of a pull or a push.
  *
  * @since 0.1.0
  */
 import type { Digest } from "./Reference.ts"
 
 /**
- * What happens to a layer: it waits for its turn, is downloaded or uploaded, is unpacked, and is done. One that is
- * `present` was there already, and nothing of it moved.
+ * The state of a layer: it waits for its turn, is downloaded or uploaded, is unpacked, and is done. A layer that is
+ * `present` existed already and was not transferred.
  *
  * @since 0.1.0
  * @category models
@@ -22,17 +22,17 @@ export type Phase = "waiting" | "downloading" | "uploading" | "unpacking" | "pre
  */
 export interface Progress {
   readonly _tag: "Layer"
-  /** Of the blob. */
+  /** The digest of the blob. */
   readonly digest: Digest
   readonly phase: Phase
-  /** Bytes that have moved. */
+  /** The number of bytes transferred. */
   readonly bytes: number
-  /** The blob's size in bytes, compressed as it is. */
+  /** The blob's size in bytes, compressed. */
   readonly size: number
 }
 
 /**
- * Is told of each step, synchronously: it must not throw, or take long.
+ * Receives each step, synchronously: it must not throw, or take long.
  *
  * @since 0.1.0
  * @category models
@@ -45,8 +45,8 @@ export type Listener = (progress: Progress) => void
  */
 export interface ProgressOptions {
   /**
-   * A bar for each layer on standard error where that is a terminal (`auto`), nothing (`none`), or a function that is
-   * told of each step. Default: `auto`.
+   * A bar for each layer on standard error if that is a terminal (`auto`), nothing (`none`), or a function that
+   * receives each step. Default: `auto`.
    */
   readonly progress?: "auto" | "none" | Listener | undefined
 }

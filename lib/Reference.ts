@@ -1,5 +1,5 @@
 /**
- * Image references, as people write them (`alpine`, `127.0.0.1:5000/team/app:1.2@sha256:...`), and digests.
+ * Image references in the usual notation (`alpine`, `127.0.0.1:5000/team/app:1.2@sha256:...`), and digests.
  *
  * @since 0.1.0
  */
@@ -24,8 +24,8 @@ export const TypeId: unique symbol = internal.TypeId
 export type TypeId = typeof TypeId
 
 /**
- * A content digest that has been parsed: `sha256:` and 64, or `sha512:` and 128, lower-case hexadecimal digits.
- * Only such a digest ever becomes part of a path.
+ * A parsed content digest: `sha256:` and 64, or `sha512:` and 128, lower-case hexadecimal digits. No other text becomes
+ * part of a path.
  *
  * @since 0.1.0
  * @category models
@@ -33,20 +33,20 @@ export type TypeId = typeof TypeId
 export type Digest = string & Brand.Brand<"berth/Digest">
 
 /**
- * Where an image is: which registry, which repository there, which tag or digest.
+ * The location of an image: registry, repository, and tag or digest.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Reference extends Pipeable, Inspectable.Inspectable {
   readonly [TypeId]: TypeId
-  /** Host and, where it was given, port: `docker.io`, `127.0.0.1:5000`, `[::1]:5000`. */
+  /** The host and, if given, the port: `docker.io`, `127.0.0.1:5000`, `[::1]:5000`. */
   readonly registry: string
   /** The path of the repository: `library/alpine`. */
   readonly repository: string
-  /** `latest` where neither a tag nor a digest was given. */
+  /** `latest` if neither a tag nor a digest was given. */
   readonly tag: string | undefined
-  /** Where it is given, it wins over the tag. */
+  /** The digest, which takes precedence over the tag. */
   readonly digest: Digest | undefined
 }
 
@@ -59,8 +59,8 @@ export interface Reference extends Pipeable, Inspectable.Inspectable {
 export const isReference: (u: unknown) => u is Reference = internal.isReference
 
 /**
- * Parses a digest strictly. Fails with an `ImageError`: `Unsupported` for an algorithm other than sha256 and
- * sha512, `Corrupt` for anything else that is not a digest.
+ * Parses a digest strictly. Fails with an `ImageError`: `Unsupported` for an algorithm other than sha256 and sha512,
+ * `Corrupt` for any other invalid digest.
  *
  * @since 0.1.0
  * @category parsing
@@ -72,7 +72,7 @@ export const isReference: (u: unknown) => u is Reference = internal.isReference
 export const parseDigest: (input: string) => Either.Either<Digest, ImageError> = digests.parse
 
 /**
- * The two halves of a digest.
+ * The algorithm and the hexadecimal half of a digest.
  *
  * @since 0.1.0
  * @category getters
@@ -83,9 +83,9 @@ export const digestParts: (digest: Digest) => {
 } = digests.parts
 
 /**
- * Parses `[host[:port]/]path[:tag][@digest]` by the grammar that docker and podman use: a first part with a dot, a
- * colon or an upper-case letter, or `localhost`, is a registry; without one it is `docker.io`, where a name of one
- * part is in `library/`. Fails with `InvalidData`.
+ * Parses `[host[:port]/]path[:tag][@digest]` by the grammar of docker and podman: a first part with a dot, a colon or
+ * an upper-case letter, or `localhost`, is a registry. Otherwise the registry is `docker.io`, where a name of one part
+ * is in `library/`. Fails with `InvalidData`.
  *
  * @since 0.1.0
  * @category parsing
@@ -97,7 +97,7 @@ export const digestParts: (digest: Digest) => {
 export const parse: (input: string) => Either.Either<Reference, InvalidData> = internal.parse
 
 /**
- * The whole reference, nothing left out: `docker.io/library/alpine:latest`. `parse` gives the same reference back.
+ * The complete reference: `docker.io/library/alpine:latest`. `parse` returns the same reference for it.
  *
  * @since 0.1.0
  * @category printing

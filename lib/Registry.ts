@@ -1,6 +1,6 @@
 /**
- * A client for registries that follow the OCI distribution specification: what tags stand for, manifests, and blobs
- * whose download resumes where the connection broke; and the way back, for whoever may write there.
+ * A client for registries that follow the OCI distribution specification. It resolves tags, reads manifests and blobs,
+ * resumes broken downloads, and pushes.
  *
  * @since 0.1.0
  */
@@ -32,14 +32,14 @@ export const TypeId: unique symbol = internal.TypeId
 export type TypeId = typeof TypeId
 
 /**
- * One registry, with the tokens that it has given. It holds no connection: there is nothing to close.
+ * A registry, with the tokens that it has issued. It holds no connection, so it needs no scope.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Registry extends Inspectable.Inspectable {
   readonly [TypeId]: TypeId
-  /** As in a reference: `docker.io`, `127.0.0.1:5000`. */
+  /** The host and port, as in a reference: `docker.io`, `127.0.0.1:5000`. */
   readonly host: string
   /** @internal */
   readonly berth: Berth
@@ -50,7 +50,7 @@ export interface Registry extends Inspectable.Inspectable {
 }
 
 /**
- * Who to be at a registry.
+ * The credentials for a registry.
  *
  * @since 0.1.0
  * @category models
@@ -61,60 +61,63 @@ export interface Credentials {
 }
 
 /**
- * Options of `connect`. The proxies of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` in the environment are used,
- * but not for this machine itself. TLS is with the registry, through the proxy.
+ * Options of `connect`. The proxies of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` in the environment are
+ * used, except for this machine itself. TLS is end to end with the registry, through the proxy.
  *
  * @since 0.1.0
  * @category models
  */
 export interface ConnectOptions {
   /**
-   * Where the registry is, if it is not where its name says: `host:port`, or `host:port/path` where its repositories have
-   * something before their names there. Credentials and certificates are those of this host. Default: as named.
+   * The address of the registry, if it differs from the name: `host:port`, or `host:port/path` if its repositories have
+   * a prefix there. Credentials and certificates of that host are used. Default: the name.
    */
   readonly location?: string | undefined
   /**
-   * The beginning of the names of repositories that `location` stands for: with `library` and `example.org/mirrored`,
-   * `library/alpine` is `example.org/mirrored/alpine`. Default: nothing, so that whole names come after `location`.
+   * The prefix of repository names that `location` replaces: with `library` and `example.org/mirrored`,
+   * `library/alpine` is `example.org/mirrored/alpine`. Default: no prefix, so that `location` comes before the whole
+   * name.
    */
   readonly replaces?: string | undefined
   /**
-   * HTTP without TLS. Unless given, that is for `localhost`, `127.0.0.0/8` and `::1` alone, and only where there is
-   * nothing about certificates here or in the folders that `ca` names.
+   * Whether to use HTTP without TLS. Default: true for `localhost`, `127.0.0.0/8` and `::1`, unless there are
+   * certificates for the host in these options or in the folders that `ca` names; false for all other hosts.
    */
   readonly plainHttp?: boolean | undefined
   /**
-   * Unless given, what `podman login` and `docker login` have left, the most specific first: `$REGISTRY_AUTH_FILE` alone
-   * where it is set, else `$XDG_RUNTIME_DIR/containers/auth.json`, `$XDG_CONFIG_HOME/containers/auth.json` and
-   * `$DOCKER_CONFIG/config.json`, with the credential helpers that these name.
+   * Default: the credentials that `podman login` and `docker login` have stored, the most specific first:
+   * `$REGISTRY_AUTH_FILE` alone if it is set, else `$XDG_RUNTIME_DIR/containers/auth.json`,
+   * `$XDG_CONFIG_HOME/containers/auth.json` and `$DOCKER_CONFIG/config.json`, with the credential helpers that these
+   * files name.
    */
   readonly credentials?: Credentials | undefined
   /**
-   * Authorities to trust beside the usual ones: PEM text, or the path of a file with it. The `*.crt` files of the first
-   * of these folders that is there are added: `$XDG_CONFIG_HOME/containers/certs.d/HOST:PORT`,
+   * Certificate authorities to trust in addition to the usual ones: PEM text, or the path of a file with it. The
+   * `*.crt` files of the first existing folder of these are added: `$XDG_CONFIG_HOME/containers/certs.d/HOST:PORT`,
    * `/etc/containers/certs.d/HOST:PORT`, `/etc/docker/certs.d/HOST:PORT`.
    */
   readonly ca?: string | ReadonlyArray<string> | undefined
-  /** Who to be in TLS. Unless given, a `NAME.cert` and its `NAME.key` in the folder that `ca` describes. */
+  /** The client certificate. Default: a `NAME.cert` and its `NAME.key` in the folder that `ca` describes. */
   readonly clientCertificate?: ClientCertificate | undefined
-  /** `false` takes any certificate of this host: then anybody on the way can read along, credentials too. Default: `true`. */
+  /**
+   * `false` accepts any certificate of this host: attackers can then read everything, credentials too. Default: `true`.
+   */
   readonly tlsVerify?: boolean | undefined
   /**
-   * Registries that are asked for images before this one is, in this order, as `host:port` or, where names have
-   * something before them there, `host:port/path`. What a tag stands for is what the first that knows it says; every
-   * byte is verified by its digest. Nothing given here for this registry goes to them, credentials least of all.
-   * Default: none.
+   * Registries that are tried before this one, in this order, as `host:port` or, if repositories have a prefix there,
+   * `host:port/path`. The first one that knows a tag resolves it; every byte is verified by its digest. No option for
+   * this registry applies to the mirrors, and they never get its credentials. Default: none.
    */
   readonly mirrors?: ReadonlyArray<string | Mirror> | undefined
   /**
-   * How long nothing may come of a download before it is resumed on another connection. Default: one minute. What comes, but
-   * at less than 1 KiB per second over three times as long, is given up.
+   * The time without any byte after which a download is resumed on another connection. Default: one minute. A download
+   * that is slower than 1 KiB per second on average over three times as long fails.
    */
   readonly stallTimeout?: DurationInput | undefined
 }
 
 /**
- * A certificate and its key, each as PEM text or the path of a file with it. The key has no passphrase.
+ * A certificate and its key, each as PEM text or the path of a file with it. The key must not have a passphrase.
  *
  * @since 0.1.0
  * @category models
@@ -144,7 +147,7 @@ export interface Mirror extends Omit<ConnectOptions, "mirrors" | "location"> {
 export const isRegistry: (u: unknown) => u is Registry = internal.isRegistry
 
 /**
- * A client for the registry with this host and, where it is not the scheme's own, port. Nothing is sent yet. Fails with
+ * A client for the registry with this host and, if it is not the scheme's default, port. Sends nothing yet. Fails with
  * `InvalidOption`, also for certificates that cannot be read.
  *
  * @since 0.1.0
@@ -167,17 +170,17 @@ const request = (
 ]
 
 /**
- * What this machine's registries.conf says of an image, for `connect`, `Image.pull` and `Image.push`: where its registry
- * is, which mirrors are asked before it, and which of them are `insecure`. Those are asked at once whether they speak TLS:
- * if so, any certificate of theirs is taken, else there is none.
+ * The entry of this machine's registries.conf for an image, as options of `connect`, `Image.pull` and `Image.push`: the
+ * location of its registry, the mirrors to try before it, and whether they are `insecure`. Insecure registries are
+ * asked at once whether they speak TLS: if so, any certificate of theirs is accepted, else HTTP is used.
  *
- * The file is the one at `path` alone where that is given. Else it is `$CONTAINERS_REGISTRIES_CONF`, or
+ * The file is the one at `path`, if given. Otherwise it is `$CONTAINERS_REGISTRIES_CONF`, or
  * `$XDG_CONFIG_HOME/containers/registries.conf`, or `/etc/containers/registries.conf`, with the drop-ins of
- * `registries.conf.d` in the same places, as containers-registries.conf(5) has it, version 2. Nothing there is no error.
- * Short names are not looked up: a reference without a registry is docker.io's.
+ * `registries.conf.d` in the same places, as in containers-registries.conf(5), version 2. A missing file is not an
+ * error. Short names are not resolved: a reference without a registry belongs to docker.io.
  *
- * Fails with `InvalidOption` for an image that is blocked, and with `InvalidData` for a file that cannot be parsed: with the
- * file, the line, and what is wrong.
+ * Fails with `InvalidOption` for a blocked image, and with `InvalidData` for a file that cannot be parsed, with its
+ * path, line and mistake.
  *
  * @since 0.1.0
  * @category configuration
@@ -197,14 +200,14 @@ export const fromRegistriesConf = (
     })
   )
 
-/** What is asked for, parsed: nothing else becomes part of a URL. */
+/** A parsed reference: no other text becomes part of a URL. */
 const inRepository = (self: Registry, repository: string, tagOrDigest: string) =>
   Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
     references.inRepository(parsed, tagOrDigest)
   )
 
 /**
- * What a tag or digest stands for now: a manifest, or an index of several.
+ * Resolves a tag or digest to a manifest, or to an index of several.
  *
  * @since 0.1.0
  * @category requests
@@ -234,12 +237,12 @@ export const manifest = (
   ).pipe(Effect.withSpan(...request("manifest", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
- * The bytes of a blob. A broken connection is resumed where it broke. Fails with `DigestMismatch` where the bytes are not
- * what the descriptor says, of which the last is then not given: all `size` bytes of a blob are the right ones, but a part
- * of them is not to be trusted.
+ * The bytes of a blob. A download continues after a broken connection. Fails with `DigestMismatch` if the bytes do not
+ * match the descriptor; the last byte is withheld then. So all `size` bytes of a blob are correct, but a part of them
+ * cannot be trusted.
  *
- * What mirrors give waits in Berth's folder until it is known to be right, all of it before the first byte comes out. Where
- * it is not, the next mirror is asked, and in the end the registry itself.
+ * Blobs from mirrors are stored in Berth's folder and verified before the first byte is delivered. If the blob is
+ * wrong, the next mirror is tried, and in the end the registry itself.
  *
  * @since 0.1.0
  * @category requests
@@ -256,7 +259,7 @@ export const blob = (
   ).pipe(Stream.withSpan(...request("blob", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
- * Every tag of a repository, as the registry orders them. Fails with `NotFound` where there is no such repository.
+ * All tags of a repository, in the registry's order. Fails with `NotFound` if the repository does not exist.
  *
  * @since 0.1.0
  * @category requests
@@ -273,13 +276,13 @@ export const tags = (self: Registry, repository: string): Effect.Effect<Readonly
  * @category models
  */
 export interface Referrer extends Descriptor {
-  /** What it is: `application/vnd.dev.sigstore.bundle.v0.3+json`. */
+  /** Its type: `application/vnd.dev.sigstore.bundle.v0.3+json`. */
   readonly artifactType?: string | undefined
 }
 
 /**
- * The manifests that refer to the one with this digest; those of one `artifactType` where it is given. A registry
- * without this list is asked for the tag under which clients keep it, as `putManifest` does.
+ * The manifests that refer to the one with this digest, optionally only those of an `artifactType`. If the registry
+ * does not list referrers, the tag is read in which clients keep the list, as `putManifest` does.
  *
  * @since 0.1.0
  * @category requests
@@ -295,8 +298,8 @@ export const referrers = (
   ).pipe(Effect.withSpan(...request("referrers", self, repository, { "berth.digest": digest })))
 
 /**
- * How a blob has come to be in a repository: it was there, it was taken from another repository of the registry, or its
- * bytes were sent.
+ * How a blob came into a repository: it existed, it was mounted from another repository of the registry, or its bytes
+ * were uploaded.
  *
  * @since 0.1.0
  * @category models
@@ -304,11 +307,11 @@ export const referrers = (
 export type Placed = "present" | "mounted" | "uploaded"
 
 /**
- * Puts a blob into a repository, unless it is there already: then the stream is not run. Where the connection breaks,
- * or the registry is in trouble, the upload starts again and the stream is run again.
+ * Puts a blob into a repository. If it exists already, the stream is not run. If the connection breaks or the registry
+ * has a temporary failure, the upload starts again, and the stream is run again.
  *
- * Fails with `DigestMismatch` when the bytes are not what the descriptor says, of which the registry then has not got
- * the last, and with whatever the stream fails with.
+ * Fails with `DigestMismatch` if the bytes do not match the descriptor, in which case the last byte is not sent, and
+ * with the error of the stream.
  *
  * @since 0.1.0
  * @category uploads
@@ -324,8 +327,8 @@ export const putBlob = <E, R>(
   ).pipe(Effect.withSpan(...request("putBlob", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
- * Puts a blob that is in the repository `from` into another one of the same registry, which moves no bytes where the
- * registry can do that. Where it cannot, the blob is downloaded and uploaded.
+ * Puts a blob of the repository `from` into another repository of the same registry. No bytes are transferred if the
+ * registry supports this; otherwise the blob is downloaded and uploaded.
  *
  * @since 0.1.0
  * @category uploads
@@ -343,11 +346,11 @@ export const mount = (
   ).pipe(Effect.withSpan(...request("mount", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
- * Puts a manifest or index of at most 4 MiB, whose blobs and manifests have to be there, under a tag or its own digest.
- * Its media type is the one that it says it has, unless another is given. Where it refers to another manifest and the
- * registry keeps no list of referrers, the list is kept under the tag that the specification has for it.
+ * Puts a manifest or index of at most 4 MiB under a tag or its own digest. Its blobs and manifests must exist in the
+ * repository. Default media type: the one in the manifest. If it refers to another manifest and the registry does not
+ * list referrers, the list is kept under the tag that the specification defines.
  *
- * Fails with `Corrupt` for something else than a manifest, and with `DigestMismatch` for another digest than its own.
+ * Fails with `Corrupt` for bytes that are not a manifest, and with `DigestMismatch` for a digest other than its own.
  *
  * @since 0.1.0
  * @category uploads
@@ -364,8 +367,8 @@ export const putManifest = (
   ).pipe(Effect.withSpan(...request("putManifest", self, repository, { "berth.tag": tagOrDigest })))
 
 /**
- * Deletes a tag, or a manifest with all of its tags by its digest. The registry removes blobs when it pleases. Fails
- * with `NotFound`, and with `Unsupported` where the registry allows no deleting, or deletes by digest alone.
+ * Deletes a tag, or, given a digest, a manifest with all of its tags. The registry removes the blobs at a time of its
+ * choice. Fails with `NotFound`, and with `Unsupported` if the registry does not allow deletion, or only by digest.
  *
  * @since 0.1.0
  * @category requests

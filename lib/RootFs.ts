@@ -12,6 +12,7 @@ import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Image } from "./Image.ts"
 import * as internal from "./internal/container/rootPlan.ts"
+import { layerFor } from "./internal/container/targets.ts"
 import * as Userns from "./internal/ids/allocation.ts"
 import { scopedUnit } from "./internal/supervisor/scopedUnit.ts"
 import { attempt } from "./internal/util/fromThrowing.ts"
@@ -31,7 +32,7 @@ export const TypeId: unique symbol = Symbol.for("berth/RootFs")
 export type TypeId = typeof TypeId
 
 /**
- * A root that containers can be started on, one after another or several at once: what one writes, the next finds.
+ * A root for containers, one after another or several at once: they see each other's writes.
  *
  * @since 0.1.0
  * @category models
@@ -39,13 +40,15 @@ export type TypeId = typeof TypeId
 export interface RootFs extends Inspectable.Inspectable {
   readonly [TypeId]: TypeId
   readonly image: Image
-  /** Where the writable layer is: a folder on disk, or undefined where it is in memory. */
+  /** The folder of the writable layer on disk, undefined if it is in memory. */
   readonly upper: string | undefined
   /** @internal */
   readonly mount: number
-  /** @internal the ids that it is made for, undefined for Berth's own */
+  /** @internal the ids of the user namespace that it is made for, undefined for Berth's own */
   readonly mapped: Userns.Mapped | undefined
-  /** @internal what is attached below it */
+  /** @internal the layer of mount targets below the writable one */
+  readonly targets: string | undefined
+  /** @internal operations on the root after its mount */
   readonly content: ReadonlyArray<Plan.Operation>
 }
 
@@ -55,15 +58,19 @@ export interface RootFs extends Inspectable.Inspectable {
  */
 export interface Options {
   /**
-   * The writable layer: `"disk"`, a folder below Berth's own, or `"memory"`, a tmpfs. Default: what fits the image,
-   * which is memory for `Image.host` and disk for all others.
+   * The writable layer: `"disk"`, a folder below Berth's own, or `"memory"`, a tmpfs. Default: memory for `Image.host`,
+   * disk for all other images.
    */
   readonly upper?: "disk" | "memory" | undefined
-  /** The capacity of a writable layer in memory, as in `Limits.memory`. Default: half of the machine's memory. */
+  /**
+   * The capacity of a writable layer in memory, as in `Limits.memory`. Default: half of the machine's memory. Fails with
+   * `Unsupported` for a layer on disk, whose size cannot be limited.
+   */
   readonly size?: number | string | undefined
   /**
-   * Namespaces with a user namespace, for which it is made: the layers are shown with its ids (Linux 5.19), and what is
-   * written has them on disk. It is spawned in these, or in others of the same ids. Default: Berth's own ids.
+   * Namespaces with a user namespace, for which the root is made: the layers are shown with its ids (Linux 5.19), and
+   * written files have them on disk. Containers on this root must join these namespaces, or others with the same ids.
+   * Default: Berth's own ids.
    */
   readonly userns?: Namespace | undefined
 }
@@ -89,11 +96,14 @@ const Proto = {
 export const isRootFs = (u: unknown): u is RootFs => hasProperty(u, TypeId)
 
 /**
- * A union mount of the image's layers with a writable layer of its own. The image is never changed; the writable layer
- * is removed when the scope closes.
+ * An overlay mount of the image's layers with a writable layer. The image is never changed; the writable layer is
+ * removed when the scope closes.
  *
- * Fails with `InvalidOption` for a `userns` without a user namespace, with `Unsupported` for one of other ids where there is
- * no root, and as `Container.start` does.
+ * The root also shows the targets of mounts that its image lacks: `/proc`, `/sys`, `/dev`, the working directory, and empty
+ * files at `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`. They are below the writable layer, and no part of a diff.
+ *
+ * Fails with `InvalidOption` for a `userns` without a user namespace, with `Unsupported` for one with other ids if
+ * Berth runs without root, and as `Container.start` does.
  *
  * A root can be used in one mount namespace after the other or, since Linux 6.15, in several at once.
  *
@@ -109,8 +119,9 @@ export const overlay = (
     const id = berth.supervisor.nextId()
     const { folder } = berth.supervisor
     const mapped = yield* attempt(() => Userns.mappedOf(options.userns, berth.rootless))
+    const targets = yield* layerFor(berth, image, {})
     const plain = yield* attempt(() =>
-      internal.compose(image, options, berth.memory, folder, id, berth.rootless)
+      internal.compose(image, options, berth.memory, folder, id, berth.rootless, targets)
     )
     const root = mapped === undefined ? plain : internal.withIds(plain, mapped)
     const plan = Plan.make([...root.scratch, root.mount])
@@ -120,6 +131,7 @@ export const overlay = (
       image,
       mapped,
       upper: root.upper,
+      targets: targets?.layer,
       content: root.content,
       get mount() {
         return unit.root()

@@ -1,5 +1,5 @@
 /**
- * What a container may do: capabilities, system calls, masked and read-only paths, resource limits. The defaults are
+ * The rights of a container: capabilities, system calls, masked and read-only paths, resource limits. The defaults are
  * Docker's.
  *
  * @since 0.1.0
@@ -171,7 +171,7 @@ export interface SeccompRule {
 export interface SeccompProfile {
   readonly defaultAction: SeccompAction
   readonly defaultErrnoRet?: number | null | undefined
-  /** Besides this machine's own: `SCMP_ARCH_X86`. System calls of any other architecture kill. */
+  /** Architectures besides this machine's own: `SCMP_ARCH_X86`. System calls of any other architecture kill. */
   readonly architectures?: ReadonlyArray<string> | null | undefined
   /** The same for several machines, in place of `architectures`. */
   readonly archMap?:
@@ -200,12 +200,12 @@ export interface SeccompProfile {
  * @category models
  */
 export interface SystemCall {
-  /** The process, as the host sees it. */
+  /** The process's pid on the host. */
   readonly pid: number
   readonly number: number
-  /** Empty for one of another architecture than this machine's own. */
+  /** The name of the system call; empty for another architecture than this machine's own. */
   readonly name: string
-  /** All six, whether the call has them or not; pointers are addresses in the process. */
+  /** All six arguments, whether the call uses them or not; pointers are addresses in the process. */
   readonly args: ReadonlyArray<bigint>
 }
 
@@ -287,7 +287,7 @@ export type Rlimits = {
 export interface Limit {
   readonly name: string
   readonly resource: number
-  /** As 64 bits, signed: -1 is no limit. */
+  /** As a signed 64-bit number: -1 stands for no limit. */
   readonly soft: bigint
   readonly hard: bigint
 }
@@ -307,7 +307,7 @@ export const resolveRlimits = (limits: Rlimits): ReadonlyArray<Limit> =>
     const acceptable = (n: number): boolean =>
       n === Number.POSITIVE_INFINITY || (Number.isSafeInteger(n) && n >= 0)
     if (!acceptable(soft) || !acceptable(hard) || soft > hard)
-      invalid(option, value, "whole numbers, soft no more than hard")
+      invalid(option, value, "whole numbers; soft must not exceed hard")
     const encode = (n: number): bigint => (n === Number.POSITIVE_INFINITY ? -1n : BigInt(n))
     return { name, resource, soft: encode(soft), hard: encode(hard) }
   })
@@ -322,18 +322,18 @@ export const resolveRlimits = (limits: Rlimits): ReadonlyArray<Limit> =>
 export type HidePid = "off" | "noaccess" | "invisible" | "ptraceable"
 
 /**
- * What a process may do; part of the options of a start and of an exec.
+ * The rights of a process; part of the options of a start and of an exec.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Options {
   readonly capabilities?: CapabilityOptions | undefined
-  /** Whether executing a set-user-ID program gives nothing (PR_SET_NO_NEW_PRIVS). Default true. */
+  /** Whether set-user-ID programs run without additional rights (PR_SET_NO_NEW_PRIVS). Default true. */
   readonly noNewPrivileges?: boolean | undefined
   /**
-   * Which system calls the process may make: those of the default policy, those of this profile (see `seccompFromJson`), or
-   * all. Default `"default"`.
+   * The system calls that the process may make: those of the default policy, those of this profile (see
+   * `seccompFromJson`), or all. Default `"default"`.
    */
   readonly seccomp?: "default" | "unconfined" | SeccompProfile | undefined
   /**
@@ -341,7 +341,7 @@ export interface Options {
    * answer fails, or the scope has closed, the call fails with ENOSYS.
    */
   readonly onSystemCall?: ((call: SystemCall) => Effect.Effect<SystemCallAnswer>) | undefined
-  /** A limit above the present hard one is cut down to that, with a warning, where raising it is not allowed. */
+  /** Resource limits. A limit that this process may not raise is reduced to the present hard one, with a warning. */
   readonly rlimits?: Rlimits | undefined
 }
 

@@ -1,6 +1,6 @@
 /**
- * Where images are kept: a standard OCI image layout under Berth's folder, which skopeo, umoci, podman and buildah read
- * and write too. Blobs appear whole or not at all; `index.json` changes under a lock between processes.
+ * The store of images: a standard OCI image layout in Berth's folder, which skopeo, umoci, podman and buildah also read
+ * and write. Blobs appear completely or not at all; `index.json` changes under a lock between processes.
  *
  * @since 0.1.0
  */
@@ -19,7 +19,7 @@ import * as digests from "./internal/util/digest.ts"
 import type { Digest } from "./Reference.ts"
 
 /**
- * What the store knows of a blob: its media type, digest and size in bytes, as the OCI specification has it.
+ * The descriptor of a blob: its media type, digest and size in bytes, as in the OCI specification.
  *
  * @since 0.1.0
  * @category models
@@ -27,7 +27,7 @@ import type { Digest } from "./Reference.ts"
 export type Descriptor = Oci.Descriptor
 
 /**
- * A name in the store, and the manifest or index that it stands for.
+ * A name in the store, with its manifest or index.
  *
  * @since 0.1.0
  * @category models
@@ -46,7 +46,7 @@ export interface Tagged {
 export const folder: Effect.Effect<string, never, Berth> = Effect.map(Berth, internal.folder)
 
 /**
- * Where a blob is, or would be, on disk.
+ * The path of a blob, whether it exists or not.
  *
  * @since 0.1.0
  * @category getters
@@ -66,11 +66,11 @@ export const has = (digest: Digest): Effect.Effect<boolean, ImageError, Berth> =
   )
 
 /**
- * Puts a blob into the store, unless it is there already: then the stream is not run. At any time one fiber, of all
- * processes that use this store, writes a digest; others wait and find it there.
+ * Puts a blob into the store. If it exists already, the stream is not run. One fiber at a time, of all processes that
+ * use this store, writes a digest; the others wait and find it there.
  *
- * Fails with `DigestMismatch` when the bytes are not what the digest or the size say, with `Storage` when the disk
- * refuses, and with whatever the stream fails with; nothing is left behind then.
+ * Fails with `DigestMismatch` if the bytes do not match the digest or the size, with `Storage` if the disk refuses, and
+ * with the error of the stream; nothing is left behind then.
  *
  * @since 0.1.0
  * @category constructors
@@ -79,14 +79,14 @@ export const put = <E, R>(
   digest: Digest,
   content: Stream.Stream<Uint8Array, E, R>,
   options?: {
-    /** Bytes that the content should have: a longer one is refused before it is on the disk. */
+    /** The expected size in bytes: longer content is refused before it is on the disk. */
     readonly size?: number | undefined
   }
 ): Effect.Effect<void, E | ImageError, R | Berth> =>
   Effect.flatMap(Berth, (berth) => internal.put(berth, digest, content, options?.size))
 
 /**
- * Reads a blob into memory and verifies it. Fails with `NotFound`, `TooLarge` past `maxBytes` (4 MiB unless given) or
+ * Reads a blob into memory and verifies it. Fails with `NotFound`, `TooLarge` above `maxBytes` (default 4 MiB) or
  * `DigestMismatch`.
  *
  * @since 0.1.0
@@ -114,7 +114,7 @@ export const read: (
 )
 
 /**
- * Lets a name stand for a manifest or index, in place of what it stood for before.
+ * Points a name at a manifest or index, in place of its previous one.
  *
  * @since 0.1.0
  * @category tags
@@ -123,7 +123,7 @@ export const tag = (name: string, descriptor: Descriptor): Effect.Effect<void, I
   Effect.flatMap(Berth, (berth) => internal.tag(berth, name, descriptor))
 
 /**
- * What a name stands for. Fails with `NotFound`.
+ * The manifest or index of a name. Fails with `NotFound`.
  *
  * @since 0.1.0
  * @category tags
@@ -135,13 +135,14 @@ export const resolve = (name: string): Effect.Effect<Descriptor, ImageError, Ber
       ? new ImageError({
           reason: "NotFound",
           subject: name,
-          detail: "is not in the store: Store.list gives every name"
+          detail:
+            "is not a name in the store: pull the image, or take one of Store.list, exactly as it is there"
         })
       : Effect.succeed(found.descriptor)
   }).pipe(Effect.withSpan("berth.Store.resolve", { attributes: { "oci.ref.name": name } }))
 
 /**
- * Every name in the store.
+ * All names in the store.
  *
  * @since 0.1.0
  * @category tags
@@ -156,10 +157,10 @@ export const list: Effect.Effect<ReadonlyArray<Tagged>, ImageError, Berth> = Eff
 ).pipe(Effect.withSpan("berth.Store.list"))
 
 /**
- * Runs an effect in which `gc` takes nothing away: what it puts, pulls or unpacks, or finds there, stays until it has
- * ended, also where a collection runs in another process. `Image.pull` and its like are such effects by themselves; this
- * is for a `put` of several blobs whose `tag` comes last, and for an image without a name in the store, such as
- * `Image.fromLayout` gives, until a container has been started from it.
+ * Runs an effect during which `gc` removes nothing that the effect puts, pulls, unpacks or finds in the store, even if
+ * the collection runs in another process. `Image.pull` and similar effects do this by themselves. Use it for a `put` of
+ * several blobs followed by `tag`, and for an image without a name in the store, such as one of `Image.fromLayout`,
+ * until a container has been started from it.
  *
  * @since 0.1.0
  * @category collecting
@@ -168,76 +169,76 @@ export const keeping: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect
   internal.keeping
 
 /**
- * What a collection has removed, or would.
+ * The things that a collection has removed, or would remove.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Collected {
-  /** How many blobs. */
+  /** The number of blobs. */
   readonly blobs: number
-  /** How many unpacked layers. */
+  /** The number of unpacked layers. */
   readonly layers: number
-  /** Of both together, on the disk. */
+  /** The bytes of both on the disk. */
   readonly bytes: number
 }
 
 /**
- * Removes what nobody needs any more: blobs that no entry of `index.json` reaches, and unpacked layers that neither such
- * an image nor a running container has. What a pull or an unpack under way relies on stays, in this process and in others, and
- * so do the layers that another Berth has started containers from since it ended its own last collection. An `Image`
- * whose layers were removed cannot be started any more: get it again.
+ * Removes unused blobs and layers: blobs that no entry of `index.json` reaches, and unpacked layers that neither a
+ * named image nor a running container uses. Blobs and layers that running pulls and unpacks need stay, in this process
+ * and in others, and so do the layers from which another Berth has started containers since its own last collection. An
+ * `Image` whose layers were removed cannot be started any more: get it again.
  *
- * Other tools that write into the layout know of no lock: let them end before.
+ * Other tools that write into the layout do not use Berth's lock: run this after they have ended.
  *
- * Fails with an `ImageError`, and removes nothing: `Corrupt`, `DigestMismatch` or `TooLarge` where `oci-layout`,
- * `index.json`, or a manifest, index or config is missing or cannot be read, as then nobody knows what it reaches, and
- * where a pull has moved such an `index.json` aside (`index.json.broken-...`), until that file is removed; `Storage` where
+ * Fails with an `ImageError`, and removes nothing: `Corrupt`, `DigestMismatch` or `TooLarge` if `oci-layout`,
+ * `index.json`, or a manifest, index or config is missing or cannot be read, because its references are unknown then,
+ * or if a pull has moved such an `index.json` aside (`index.json.broken-...`), until that file is removed; `Storage` if
  * the disk refuses.
  *
  * @since 0.1.0
  * @category collecting
  */
 export const gc = (options?: {
-  /** Only says what would be removed. Default: false. */
+  /** Whether to report only, without removing anything. Default: false. */
   readonly dryRun?: boolean | undefined
 }): Effect.Effect<Collected, ImageError, Berth> =>
   Effect.flatMap(Berth, (berth) => storeGc.gc(berth, options?.dryRun ?? false))
 
 /**
- * How many bytes an image takes: its blobs and its unpacked layers, on the disk.
+ * The disk space of an image in bytes: its blobs and its unpacked layers.
  *
  * @since 0.1.0
  * @category models
  */
 export interface ImageUsage {
-  /** Of the manifest or index. */
+  /** The digest of the manifest or index. */
   readonly digest: string
-  /** None for an entry of another tool without a name. */
+  /** The name, undefined for an entry that another tool has written without one. */
   readonly names: ReadonlyArray<string>
-  /** What no other image has. */
+  /** The bytes that no other image uses. */
   readonly own: number
-  /** What other images have, too. */
+  /** The bytes that other images use as well. */
   readonly shared: number
 }
 
 /**
- * What is on the disk, in bytes.
+ * The disk space of the store, in bytes.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Usage {
   readonly blobs: number
-  /** Of unpacked layers, as du(1) has it. */
+  /** The bytes of unpacked layers, as du(1) counts them. */
   readonly layers: number
-  /** What `gc` would remove now. */
+  /** The bytes that `gc` would remove now. */
   readonly reclaimable: Collected
   readonly images: ReadonlyArray<ImageUsage>
 }
 
 /**
- * How much of the disk the store and the unpacked layers take, and what for. Looks at every file of every layer.
+ * The disk space of the store and the unpacked layers, by image. Visits every file of every layer.
  *
  * Fails as `gc` does.
  *

@@ -1,9 +1,9 @@
 /**
- * Readiness, as effects that succeed once a container is ready for what is wanted of it. They compose like all others,
- * and each fails at once where the container ends, and with its last lines where its time is over.
+ * Readiness conditions: effects that succeed once a container is ready. They compose like all effects. Each fails at
+ * once if the container ends, and with the last lines of its output if the timeout is over.
  *
- * A container that was started with `stdout: "pipe"` waits for a reader once the pipe is full (256 KiB), and is then never
- * ready: read it, or wait for its log.
+ * A container that was started with `stdout: "pipe"` and has no reader waits once the pipe is full (256 KiB), and then never
+ * becomes ready: read its output, or wait for its log.
  *
  * @since 0.1.0
  */
@@ -16,24 +16,24 @@ import * as internal from "./internal/container/waitFor.ts"
 import type { Process } from "./Process.ts"
 
 /**
- * For how long is waited.
+ * The timeout of a condition.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Options {
-  /** How long it may take, `"infinity"` for no bound. Default 30 seconds. */
+  /** The longest wait, `"infinity"` for no limit. Default 30 seconds. */
   readonly timeout?: Duration.DurationInput | undefined
 }
 
 /**
- * How often is looked.
+ * The timeout and the intervals of a condition.
  *
  * @since 0.1.0
  * @category models
  */
 export interface PollOptions extends Options {
-  /** When to look again; where it ends, the wait has failed. Default: after 10 ms, and ever later up to 250 ms. */
+  /** When to check again; the wait fails at its end. Default: after 10 ms, at growing intervals up to 250 ms. */
   readonly schedule?: Schedule.Schedule<unknown> | undefined
 }
 
@@ -42,9 +42,9 @@ export interface PollOptions extends Options {
  * @category models
  */
 export interface LogOptions extends Options {
-  /** The output that it has to be on. Default: either. */
+  /** The output to read. Default: both. */
   readonly stream?: "stdout" | "stderr" | undefined
-  /** In how many lines it has to be; some programs say that they are ready, start again, and say so again. Default 1. */
+  /** The number of matching lines; some programs report readiness, restart, and report it again. Default 1. */
   readonly times?: number | undefined
 }
 
@@ -53,13 +53,13 @@ export interface LogOptions extends Options {
  * @category models
  */
 export interface HttpOptions extends PollOptions {
-  /** On the container's loopback. */
+  /** The port on the container's loopback. */
   readonly port: number
-  /** Default `/`. */
+  /** The path of the request. Default `/`. */
   readonly path?: string | undefined
-  /** What the request names as its host. Default `localhost`. */
+  /** The `Host` header of the request. Default `localhost`. */
   readonly host?: string | undefined
-  /** The status that is wanted. Default: any from 200 to 399. */
+  /** The expected status. Default: any from 200 to 399. */
   readonly status?: number | undefined
 }
 
@@ -97,14 +97,14 @@ export interface Healthcheck {
  * @category models
  */
 export interface HealthCheckOptions extends PollOptions {
-  /** In place of the image's: `{ test: ["CMD", "pg_isready"], interval: "5 seconds" }`. */
+  /** Replaces the image's health check: `{ test: ["CMD", "pg_isready"], interval: "5 seconds" }`. */
   readonly healthcheck?: Healthcheck | undefined
 }
 
 /**
- * Waits for a line of a process's log, from its beginning on, that has this text or matches this expression. Gives
- * the line. It looks at the lines that Berth has kept, see `Container.logs`, and at each that comes; one of more than 16 KiB
- * is looked at in parts of that length. An expression that backtracks takes its time for each.
+ * Waits for a line in a process's log, from its beginning on, that contains this text or matches this expression.
+ * Returns the line. It examines the lines that Berth has kept, see `Container.logs`, and each new one; a line of more than
+ * 16 KiB is matched in parts of that length. An expression that backtracks takes its time for each part.
  *
  * Fails with `WaitFailed`, as `Container.logs` does, and with `InvalidOption` where the output is not kept.
  *
@@ -117,11 +117,11 @@ export const log: {
 } = internal.log
 
 /**
- * Waits until something listens on a TCP port in the container's network namespace, on any of its addresses. It is seen
- * from outside, in the namespace's table of sockets: nothing is run, and nobody is connected to. In the host's network,
- * another program that listens there counts as well.
+ * Waits until a process listens on a TCP port in the container's network namespace, on any of its addresses. Berth
+ * reads the namespace's table of sockets: it runs nothing and makes no connection. In the host's network, another
+ * program that listens on the port counts as well.
  *
- * Fails with `WaitFailed`, and with `InvalidOption` for what is no port.
+ * Fails with `WaitFailed`, and with `InvalidOption` for an invalid port.
  *
  * @since 0.1.0
  * @category conditions
@@ -132,8 +132,8 @@ export const port: {
 } = internal.port
 
 /**
- * Waits until a web server inside the container answers a GET with this status, or with any from 200 to 399. The request
- * is made over a connection inside the container's network namespace: no port of the host is used.
+ * Waits until a web server inside the container answers a GET with this status, or with any from 200 to 399. The
+ * request is made over a connection inside the container's network namespace: no port of the host is used.
  *
  * Fails with `WaitFailed`, which has the last status, and with `InvalidOption`.
  *
@@ -148,8 +148,8 @@ export const http: {
 /**
  * Waits until a command inside the container ends with exit code 0.
  *
- * Fails with `WaitFailed`, which has what the last attempt said, and as `Container.exec` does: at once where the command
- * is not there.
+ * Fails with `WaitFailed`, which has the output of the last attempt, and as `Container.exec` does: at once if the
+ * command does not exist.
  *
  * @since 0.1.0
  * @category conditions
@@ -167,13 +167,13 @@ export const command: {
 } = internal.command
 
 /**
- * Waits until the container is healthy by its image's own health check. The check runs at once, and soon again until it
- * succeeds, however long the image's interval is: after 10 ms, and ever later up to 250 ms, or every `startInterval` where
- * there is one. A failure counts where the interval has passed since the last one that counted; as many as the image
- * allows, the start period left out, are `WaitFailed` with the reason `Unhealthy`. There is no other bound unless `timeout` is
+ * Waits until the container is healthy by its image's health check. The first check runs at once, and the next ones soon,
+ * however long the image's interval is: after 10 ms, and ever later up to 250 ms, or every `startInterval` if there is
+ * one. A failure counts if the interval has passed since the last one that counted; as many as the image allows, not
+ * counting the start period, fail with `WaitFailed` and the reason `Unhealthy`. There is no other limit unless `timeout` is
  * given.
  *
- * Fails with `InvalidOption` where the image has no health check, or for a duration that cannot be parsed.
+ * Fails with `InvalidOption` if the image has no health check, or for a duration that cannot be parsed.
  *
  * @since 0.1.0
  * @category conditions
@@ -184,7 +184,7 @@ export const healthCheck: {
 } = internal.healthCheck
 
 /**
- * Waits for all of these at once, and fails with the first that does.
+ * Waits for all conditions at once, and fails with the first one that fails.
  *
  * @since 0.1.0
  * @category combinators
@@ -194,7 +194,7 @@ export const all: <E, R>(
 ) => Effect.Effect<void, E, R> = internal.all
 
 /**
- * Waits for the first of these, and fails where all do. There has to be one.
+ * Waits for the first condition that succeeds, and fails if all fail. There must be at least one.
  *
  * @since 0.1.0
  * @category combinators

@@ -13,20 +13,22 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
 import * as Berth from "./Berth.ts"
 import * as Errors from "./BerthError.ts"
-import * as Cgroup from "./Cgroup.ts"
+import type * as Cgroup from "./Cgroup.ts"
 import * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
-import * as Image from "./Image.ts"
-import { feed } from "./internal/container/buffered.ts"
-import { exec, makeCommand, streamOf } from "./internal/promise/command.ts"
-import { make as makeImages } from "./internal/promise/images.ts"
+import type * as Image from "./Image.ts"
+import type { Limits } from "./ImageLayer.ts"
+import { makeBox, withContainers } from "./internal/promise/box.ts"
+import { streamOf, withInput } from "./internal/promise/command.ts"
+import { make as makeImages, named } from "./internal/promise/images.ts"
 import { Shared } from "./internal/promise/runtime.ts"
-import { words } from "./internal/util/commandTemplate.ts"
+import { restarted } from "./internal/promise/supervised.ts"
+import type * as Namespace from "./Namespace.ts"
 import type { Progress } from "./Progress.ts"
 import type * as Store from "./Store.ts"
+import type * as WaitFor from "./WaitFor.ts"
 
 /**
  * Any error of Berth: `error instanceof BerthError` tells them from all others, and `error._tag` from each other.
@@ -64,7 +66,58 @@ export interface Abortable {
 }
 
 /**
- * What a command can be given to read. A stream of Node, or a ReadableStream, is an async iterable.
+ * When `start` and `run` ask the registry of an image that is given by its name, and by nothing else.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface PullPolicy {
+  /**
+   * `"missing"`: only if the store lacks the image; `"always"`: each time, which notices that a tag has moved; `"never"`.
+   * Default: `"missing"`.
+   */
+  readonly pull?: Image.GetOptions["pull"]
+}
+
+/**
+ * How a container is started: as `Container.start` has it, and with the namespaces of another box, too:
+ * `{ namespaces: { network: box } }`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StartOptions extends Omit<Container.StartOptions, "namespaces">, PullPolicy {
+  readonly namespaces?:
+    | Partial<Record<Exclude<Namespace.Kind, "mount">, "new" | "host" | Box | NamespaceSource>>
+    | undefined
+}
+
+/**
+ * What else has namespaces that a container can share.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type NamespaceSource = Namespace.Namespace | Container.Container
+
+/**
+ * How a container is started again when it has ended.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SupervisedOptions extends StartOptions, Abortable {
+  /**
+   * After how long the next container starts, or `false` for no other. It gets how the last one ended, and how many have run.
+   */
+  readonly restart: (status: Container.ExitStatus, times: number) => Duration.DurationInput | false
+  /** What is done with each container while it runs; an error ends the container, and is what `supervised` rejects with. */
+  readonly onStart?: ((box: Box) => unknown) | undefined
+}
+
+/**
+ * What a command can be given to read. A stream of Node, or a ReadableStream, is an async iterable. Another command, of the same
+ * statement, is read byte by byte: see `Command.pipe`.
  *
  * @since 0.1.0
  * @category models
@@ -101,7 +154,7 @@ export interface InsideOptions
  * @category models
  */
 export interface RunOptions
-  extends Container.StartOptions,
+  extends StartOptions,
     Omit<Container.BufferOptions, "input">,
     Pick<InsideOptions, "input">,
     Abortable {}
@@ -124,6 +177,11 @@ export interface Command extends Promise<Container.Result>, AsyncIterable<string
   readonly quiet: () => Command
   /** What it reads, as the option `input`. */
   readonly stdin: (input: Input) => Command
+  /**
+   * Gives its stdout to another command of the same statement, and returns that one, which rejects where this one fails:
+   * `` box.$`dmesg`.pipe(box.$`grep usb`) ``. This command ends when the other one does.
+   */
+  readonly pipe: (reader: Command) => Command
   /**
    * How long it has, in milliseconds or as `"5 seconds"`; it is then killed, and rejects with `WaitFailed`,
    * which has the output so far.
@@ -160,6 +218,76 @@ export interface Inside {
 }
 
 /**
+ * What a path of a container leads to.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface FileStatus {
+  /** `File`, `Directory`, `SymbolicLink`, or another type of `@effect/platform`. */
+  readonly type: string
+  /** In bytes. */
+  readonly size: number
+  /** With the bits of its type, as in stat(2). */
+  readonly mode: number
+  /** Its owner and group, as the container numbers them. */
+  readonly uid: number | undefined
+  readonly gid: number | undefined
+  readonly modified: Date | undefined
+}
+
+/**
+ * The files of a container, whether it runs, is paused or has ended; `Container.fileSystem` says what is refused. A failure is
+ * `OperationFailed`, with the `code` of the system call.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Files {
+  readonly readFile: (path: string, options?: Abortable) => Promise<Uint8Array>
+  /** Decoded as UTF-8. */
+  readonly readText: (path: string, options?: Abortable) => Promise<string>
+  /** Makes the file, or replaces its contents. `mode` is for a new file; default 0o666 without the umask. */
+  readonly writeFile: (
+    path: string,
+    data: string | Uint8Array,
+    options?: { readonly mode?: number | undefined } & Abortable
+  ) => Promise<void>
+  /** `recursive` also makes the folders on the way, and accepts one that exists. */
+  readonly makeFolder: (
+    path: string,
+    options?: { readonly recursive?: boolean | undefined } & Abortable
+  ) => Promise<void>
+  /** The names in a folder. */
+  readonly list: (path: string, options?: Abortable) => Promise<ReadonlyArray<string>>
+  /** `recursive` removes a folder with its contents; `force` accepts a path that does not exist. */
+  readonly remove: (
+    path: string,
+    options?: { readonly recursive?: boolean | undefined; readonly force?: boolean | undefined } & Abortable
+  ) => Promise<void>
+  readonly rename: (from: string, to: string, options?: Abortable) => Promise<void>
+  readonly exists: (path: string, options?: Abortable) => Promise<boolean>
+  readonly stat: (path: string, options?: Abortable) => Promise<FileStatus>
+}
+
+type Wait<Options> = Omit<Options, "schedule"> & Abortable
+
+/**
+ * Conditions to wait for, each as its namesake in `WaitFor`: a promise rejects with `WaitFailed` where the container ends before,
+ * or the time is over (`timeout`, default 30 seconds). `Promise.all` and `Promise.any` combine them.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Conditions {
+  readonly log: (pattern: string | RegExp, options?: Wait<WaitFor.LogOptions>) => Promise<Container.LogEntry>
+  readonly port: (port: number, options?: Wait<WaitFor.PollOptions>) => Promise<void>
+  readonly http: (options: Wait<WaitFor.HttpOptions>) => Promise<void>
+  readonly command: (command: ReadonlyArray<string>, options?: Wait<WaitFor.CommandOptions>) => Promise<void>
+  readonly healthCheck: (options?: Wait<WaitFor.HealthCheckOptions>) => Promise<void>
+}
+
+/**
  * A running container. It is gone when it is disposed of.
  *
  * @since 0.1.0
@@ -175,10 +303,25 @@ export interface Box extends Inside, AsyncDisposable {
    */
   readonly stdout: AsyncIterable<Uint8Array>
   readonly stderr: AsyncIterable<Uint8Array>
+  readonly files: Files
+  /** Waits until the container is ready: `box.waitFor.port(8080)`. */
+  readonly waitFor: Conditions
   /** Both, line by line with the time of their coming: see `Container.logs`. */
   readonly logs: (options?: Container.LogsOptions) => AsyncIterable<Container.LogEntry>
   /** Gives it all of this to read, and then the end. It has to be started with `stdin: "pipe"`. */
   readonly stdin: (input: Input, options?: Abortable) => Promise<void>
+  /** Connects this program's terminal with the container's until it ends: see `Container.attach`. */
+  readonly attach: (options?: Abortable) => Promise<Container.ExitStatus>
+  /** Sets the size of its terminal. */
+  readonly resize: (size: Container.TerminalSize) => Promise<void>
+  /** Copies a file or a tree of the host into the container: see `Container.copyIn`. */
+  readonly copyIn: (hostPath: string, path: string, options?: Abortable) => Promise<void>
+  /** Copies a file or a tree of the container to the host: see `Container.copyOut`. */
+  readonly copyOut: (
+    path: string,
+    hostPath: string,
+    options?: Container.CopyOutOptions & Abortable
+  ) => Promise<void>
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
   /** Sends a signal to its first process, by name or number. Default SIGTERM. */
@@ -196,6 +339,8 @@ export interface Box extends Inside, AsyncDisposable {
   readonly stop: (options?: Container.StopOptions & Abortable) => Promise<Container.ExitStatus>
   /** Makes an image of what it was started from and what it has written since: see `Container.commit`. */
   readonly commit: (options?: Container.CommitOptions & Abortable) => Promise<Image.Image>
+  /** Ends it, with everything in it; the same as the end of `await using`. It can be repeated. */
+  readonly close: () => Promise<void>
 }
 
 /**
@@ -213,13 +358,18 @@ export interface Transfer<A> extends Promise<A>, AsyncIterable<Progress> {}
 
 /**
  * Images, in the store and on their way there and back. Each does as its namesake in `Image` and `Store`, and takes a
- * signal.
+ * signal. `get` pulls what the store lacks, `pull` asks the registry each time, `fromStore` never.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Images {
+  readonly get: (name: string, options?: Image.GetOptions & Abortable) => Transfer<Image.Image>
   readonly pull: (reference: string, options?: Image.PullOptions & Abortable) => Transfer<Image.Image>
+  readonly fromStore: (
+    name: string,
+    options?: Image.NamedOptions & Limits & Abortable
+  ) => Promise<Image.Image>
   /** Gives the descriptor of the manifest. */
   readonly push: (
     image: Image.Image | string,
@@ -238,6 +388,11 @@ export interface Images {
   ) => Promise<void>
   readonly import: (path: string, options?: Image.ImportOptions & Abortable) => Promise<Image.Image>
   readonly list: (options?: Abortable) => Promise<ReadonlyArray<Image.NamedImage>>
+  readonly inspect: (name: string, options?: Image.NamedOptions & Abortable) => Promise<Image.Inspected>
+  readonly history: (
+    name: string,
+    options?: Image.NamedOptions & Abortable
+  ) => Promise<ReadonlyArray<Image.HistoryEntry>>
   readonly tag: (name: string, newName: string, options?: Abortable) => Promise<void>
   readonly remove: (name: string, options?: Abortable) => Promise<void>
   readonly gc: (options?: { readonly dryRun?: boolean | undefined } & Abortable) => Promise<Store.Collected>
@@ -252,68 +407,21 @@ export interface Images {
 export interface Session extends AsyncDisposable {
   readonly start: typeof start
   readonly run: typeof run
+  readonly supervised: typeof supervised
   readonly images: Images
-}
-
-const named = (image: string | Image.Image): Effect.Effect<Image.Image, BerthError, Berth.Berth> => {
-  if (typeof image !== "string") return Effect.succeed(image)
-  if (image === "host") return Image.host
-  const layout = /^oci:(.+?)(?::([\w][\w.-]{0,127}))?$/.exec(image)
-  if (layout !== null) return Image.fromLayout(layout[1]!, layout[2] === undefined ? {} : { tag: layout[2] })
-  return image.startsWith("/") ? Image.fromRootfs(image) : Image.pull(image)
-}
-
-const inside = (shared: Shared, container: Container.Container, options: InsideOptions): Inside => {
-  const merged = (more: InsideOptions): InsideOptions => ({
-    ...options,
-    ...more,
-    env: { ...options.env, ...more.env }
-  })
-  return {
-    $: (text, ...values) => makeCommand(shared, container, () => words(text.raw, values), options),
-    exec: (command, more = {}) => shared.run(exec(container, command, merged(more)), merged(more).signal),
-    with: (more) => inside(shared, container, merged(more))
-  }
-}
-
-const makeBox = (shared: Shared, container: Container.Container, scope: Scope.CloseableScope): Box => {
-  const release = shared.hold()
-  let disposed: Promise<void> | undefined
-  const dispose = async (): Promise<void> => {
-    await shared.run(Scope.close(scope, Exit.void))
-    await release()
-  }
-  return {
-    ...inside(shared, container, {}),
-    id: container.id,
-    pid: container.pid,
-    stdout: Stream.toAsyncIterable(container.stdout),
-    stderr: Stream.toAsyncIterable(container.stderr),
-    logs: (options) => Stream.toAsyncIterable(Container.logs(container, options)),
-    stdin: (input, options) => shared.run(feed(container, streamOf(input)), options?.signal),
-    wait: (options) => shared.run(container.exit, options?.signal),
-    kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),
-    pause: () => shared.run(Container.pause(container)),
-    resume: () => shared.run(Container.resume(container)),
-    top: () => shared.run(Container.top(container)),
-    stats: () => shared.run(Container.stats(container)),
-    update: (limits) => shared.run(Effect.flatMap(Container.cgroup(container), Cgroup.update(limits))),
-    stop: (options = {}) => shared.run(Container.stop(container, options), options.signal),
-    commit: (options = {}) => shared.run(Container.commit(container, options), options.signal),
-    [Symbol.asyncDispose]: () => {
-      disposed ??= dispose()
-      return disposed
-    }
-  }
+  /** The same as the end of `await using`. */
+  readonly close: () => Promise<void>
 }
 
 const startWith =
   (shared: Shared) =>
-  (image: string | Image.Image, options: Container.StartOptions & Abortable = {}): Promise<Box> =>
+  (image: string | Image.Image, options: StartOptions & Abortable = {}): Promise<Box> =>
     shared.run(
       Effect.uninterruptibleMask((restore) =>
         Effect.flatMap(Scope.make(), (scope) =>
-          restore(Effect.flatMap(named(image), (from) => Container.start(from, options))).pipe(
+          restore(
+            Effect.flatMap(named(image, options), (from) => Container.start(from, withContainers(options)))
+          ).pipe(
             Scope.extend(scope),
             Effect.map((container) => makeBox(shared, container, scope)),
             Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
@@ -326,18 +434,24 @@ const startWith =
 const runWith =
   (shared: Shared) =>
   (image: string | Image.Image, { input, ...options }: RunOptions = {}): Promise<Container.Result> =>
-    shared.run(
-      Effect.flatMap(named(image), (from) =>
-        Container.run(from, { ...options, input: input === undefined ? undefined : streamOf(input) })
-      ),
-      options.signal
+    withInput(input, (given) =>
+      shared.run(
+        Effect.flatMap(named(image, options), (from) =>
+          Container.run(from, {
+            ...withContainers(options),
+            input: given === undefined ? undefined : streamOf(given)
+          })
+        ),
+        options.signal
+      )
     )
 
 const shared = new Shared({})
 
 /**
- * Starts a container: of the machine's own root (`"host"`), a folder (an absolute path), an OCI layout
- * (`"oci:PATH[:TAG]"`), or an image of a registry. It is gone when it is disposed of, or when the program ends.
+ * Starts a container: of the machine's own root (`"host"`), a folder (an absolute path), an OCI layout (`"oci:PATH"`,
+ * `"oci:PATH:TAG"` or `"oci:PATH@DIGEST"`; PATH ends where a layout's folder is, and may have colons), or the image of a
+ * name, which the store has or its registry gives. It is gone when it is disposed of, or when the program ends.
  *
  * @since 0.1.0
  * @category constructors
@@ -345,10 +459,8 @@ const shared = new Shared({})
  * await using box = await start("host", { command: ["sleep", "infinity"] })
  * const name = await box.$`uname -n`.text()
  */
-export const start: (
-  image: string | Image.Image,
-  options?: Container.StartOptions & Abortable
-) => Promise<Box> = startWith(shared)
+export const start: (image: string | Image.Image, options?: StartOptions & Abortable) => Promise<Box> =
+  startWith(shared)
 
 /**
  * Starts a container, waits for its end and gives all that it wrote. A command that fails is no error: see `exitCode`.
@@ -358,6 +470,23 @@ export const start: (
  */
 export const run: (image: string | Image.Image, options?: RunOptions) => Promise<Container.Result> =
   runWith(shared)
+
+/**
+ * Starts a container, and another one whenever it has ended, for as long as `restart` says so. Gives how the last one ended.
+ *
+ * @since 0.1.0
+ * @category constructors
+ * @example
+ * // up to five times, a second apart, unless it ends well
+ * await supervised("host", {
+ *   command: ["serve"],
+ *   restart: ({ exitCode }, times) => (exitCode !== 0 && times < 5 ? "1 second" : false)
+ * })
+ */
+export const supervised: (
+  image: string | Image.Image,
+  options: SupervisedOptions
+) => Promise<Container.ExitStatus> = restarted(shared, start)
 
 /**
  * Images, in the store of the folder that is the default.
@@ -388,7 +517,15 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
     await release()
     throw error
   }
-  return { start: startWith(own), run: runWith(own), images: makeImages(own), [Symbol.asyncDispose]: release }
+  const start = startWith(own)
+  return {
+    start,
+    run: runWith(own),
+    supervised: restarted(own, start),
+    images: makeImages(own),
+    close: release,
+    [Symbol.asyncDispose]: release
+  }
 }
 
 /**

@@ -1,8 +1,8 @@
 // Builds the native part with plain `cc`, and only what changed: a target is made again when the command
 // line or the contents of its sources, or of any header here, differ from those that made it.
-import { spawn } from "node:child_process"
+import { execFileSync, spawn } from "node:child_process"
 import { createHash } from "node:crypto"
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs"
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 
 const here = fileURLToPath(new URL(".", import.meta.url))
@@ -21,7 +21,7 @@ const cflags = [
 const sanitizers = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 /**
- * What is built: name → sources and flags. Under the sanitizers, `static` targets become dynamic, as AddressSanitizer
+ * What is built: name → sources, flags, and copies of shared libraries beside it (name of the copy → library). Under the sanitizers, `static` targets become dynamic, as AddressSanitizer
  * needs it; the addon has UndefinedBehaviorSanitizer alone, as AddressSanitizer would have to be in the runtime first.
  */
 const targets = {
@@ -34,10 +34,13 @@ const targets = {
       "addon/loop.c",
       "addon/process.c",
       "common/descriptor.c",
-      "addon/seccomp.c"
+      "addon/seccomp.c",
+      "addon/socket.c"
     ],
-    flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`],
-    libraries: ["-lpthread", "-ldl"]
+    flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`, "-Wl,-rpath,$ORIGIN"],
+    libraries: ["-lpthread", "-ldl"],
+    // For systems without libseccomp.
+    shared: { "libseccomp-copy.so.2": "libseccomp.so.2" }
   },
   "berth-supervisor": {
     sources: [
@@ -46,6 +49,7 @@ const targets = {
       "supervisor/unit.c",
       "supervisor/child.c",
       "supervisor/mount.c",
+      "supervisor/netlink.c",
       "supervisor/network.c",
       "supervisor/nodes.c",
       "supervisor/init.c",
@@ -62,7 +66,25 @@ const targets = {
   },
   "berth-unpack": {
     sources: ["unpack/unpack.c", "unpack/source.c", "unpack/path.c", "unpack/tree.c", "common/remove.c"],
-    libraries: ["-larchive", "-lisal", "-lzstd", "-lcrypto", "-lpthread"]
+    flags: ["-ffunction-sections", "-Wl,--gc-sections", "-Wl,-rpath,$ORIGIN"],
+    libraries: ["-Wl,-Bstatic", "-larchive", "-lzstd", "-lcrypto", "-Wl,-Bdynamic", "-lisal", "-lpthread"],
+    // Debian has no static ISA-L: the program finds its library beside itself.
+    shared: { "libisal.so.2": "libisal.so.2" }
+  },
+  "berth-proxy": {
+    sources: ["proxy/proxy.c", "proxy/pair.c", "proxy/target.c", "common/descriptor.c"],
+    static: true
+  },
+  "berth-names": {
+    sources: [
+      "names/names.c",
+      "names/server.c",
+      "names/forward.c",
+      "names/message.c",
+      "names/table.c",
+      "common/descriptor.c"
+    ],
+    static: true
   },
   "plan-dump": { sources: ["fuzz/plan_dump.c", "supervisor/plan.c"] }
 }
@@ -98,19 +120,25 @@ export const build = async ({ sanitize = false } = {}) => {
   const cc = process.env.CC ?? "cc"
   const out = `${here}build${sanitize ? "/sanitize" : ""}`
   mkdirSync(out, { recursive: true })
-  const shared = readdirSync(here, { recursive: true })
+  const headerContents = readdirSync(here, { recursive: true })
     .filter((file) => file.endsWith(".h"))
     .sort()
     .map((file) => readFileSync(`${here}${file}`))
   const jobs = Object.entries(targets).map(async ([name, target]) => {
     const args = plan(name, target, sanitize, out)
     const hash = createHash("sha256").update(JSON.stringify([cc, args]))
-    for (const content of [...shared, ...target.sources.map((s) => readFileSync(`${here}${s}`))])
+    for (const content of [...headerContents, ...target.sources.map((s) => readFileSync(`${here}${s}`))])
       hash.update(content)
     const digest = hash.digest("hex")
     const stamp = `${out}/.${name}.sha256`
-    if (existsSync(`${out}/${name}`) && existsSync(stamp) && readFileSync(stamp, "utf8") === digest) return
+    const shared = target.shared ?? {}
+    const isThere = [name, ...Object.keys(shared)].every((file) => existsSync(`${out}/${file}`))
+    if (isThere && existsSync(stamp) && readFileSync(stamp, "utf8") === digest) return
     await compile(cc, args)
+    for (const [copy, library] of Object.entries(shared)) {
+      const path = execFileSync(cc, [`-print-file-name=${library}`], { encoding: "utf8" }).trim()
+      copyFileSync(path, `${out}/${copy}`)
+    }
     writeFileSync(stamp, digest)
   })
   const failed = (await Promise.allSettled(jobs)).find((result) => result.status === "rejected")

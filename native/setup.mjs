@@ -2,7 +2,7 @@
 // npm's packages, the system libraries that the native part is built against, and the native build itself.
 // Plain JavaScript on purpose: it runs before there is anything but Node and a C compiler.
 import { spawnSync } from "node:child_process"
-import { existsSync, readFileSync } from "node:fs"
+import { copyFileSync, existsSync, mkdirSync, readFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
@@ -55,11 +55,28 @@ const installLibraries = () => {
   run("apt-get", install.split(" ").slice(1))
 }
 
+/** The package for npm contains code of these libraries, whose licenses ask for their text. */
+const copyLicenses = () => {
+  const folder = `${root}/native/build/licenses`
+  mkdirSync(folder, { recursive: true })
+  for (const name of Object.keys(libraries)) {
+    const license = `/usr/share/doc/${name}/copyright`
+    if (existsSync(license)) copyFileSync(license, `${folder}/${name}`)
+  }
+}
+
 if (process.platform !== "linux") {
   console.error(`setup: the native part is for Linux, this is ${process.platform}: nothing was built.`)
   process.exit(0)
 }
+if (!existsSync(`${root}/package-lock.json`)) {
+  console.error(
+    "setup: this is the package berth, not a clone: it has been built already. To build it for this machine, run npm pack in a clone."
+  )
+  process.exit(1)
+}
 installPackages()
 installLibraries()
+copyLicenses()
 const { build } = await import("./build.mjs")
 await build({ sanitize: process.argv.includes("--sanitize") })

@@ -1,4 +1,4 @@
-/** The tag of the service, by itself, for the modules that make the service. */
+/** The tag of the service, in a module of its own for the modules that make the service. */
 import * as Context from "effect/Context"
 import * as Inspectable from "effect/Inspectable"
 import type * as Service from "../Berth.ts"

@@ -1,4 +1,4 @@
-/** What tells a value of Berth's from any other, for modules that need no more of it. */
+/** The symbols that mark Berth's values, for modules that need nothing else of them. */
 import { hasProperty } from "effect/Predicate"
 import type * as Container from "../Container.ts"
 import type * as Process from "../Process.ts"

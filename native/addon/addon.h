@@ -113,3 +113,13 @@ napi_value js_open_in_as_root(napi_env env, napi_callback_info info);
 napi_value js_get_xattr_as_root(napi_env env, napi_callback_info info);
 napi_value js_change_file_as_root(napi_env env, napi_callback_info info);
 napi_value js_watch_file_as_root(napi_env env, napi_callback_info info);
+
+// Of socket.c.
+napi_value js_socket_in(napi_env env, napi_callback_info info);
+napi_value js_connect_socket(napi_env env, napi_callback_info info);
+napi_value js_connect_result(napi_env env, napi_callback_info info);
+napi_value js_bind_socket(napi_env env, napi_callback_info info);
+napi_value js_listen_socket(napi_env env, napi_callback_info info);
+napi_value js_socket_address(napi_env env, napi_callback_info info);
+napi_value js_end_socket(napi_env env, napi_callback_info info);
+napi_value js_disown(napi_env env, napi_callback_info info);

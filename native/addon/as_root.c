@@ -96,6 +96,11 @@ static long watch(const struct task *task) {
     return steal_fd(&events);
 }
 
+static long make_socket(const struct task *task) {
+    if (setns(task->folder, CLONE_NEWNET) < 0) return -1;
+    return socket((int)task->a, (int)task->b | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+}
+
 static struct timespec time_of(int64_t micros) {
     int64_t seconds = micros / 1000000 - (micros % 1000000 < 0);
     return (struct timespec){.tv_sec = seconds, .tv_nsec = (micros - seconds * 1000000) * 1000};
@@ -146,6 +151,11 @@ long xattr_as_root(int user_namespace, const char *path, const char *name, void 
 
 long watch_as_root(int user_namespace, const char *path, uint32_t mask) {
     struct task task = {.user_namespace = user_namespace, .call = watch, .path = path, .flags = mask, .opens = true};
+    return perform(&task);
+}
+
+long socket_as_root(int user_namespace, int pidfd, int family, int type) {
+    struct task task = {.user_namespace = user_namespace, .call = make_socket, .folder = pidfd, .a = family, .b = type, .opens = true};
     return perform(&task);
 }
 

@@ -15,6 +15,9 @@ long xattr_as_root(int user_namespace, const char *path, const char *name, void 
 // A new non-blocking inotify(7) that watches the file at a path.
 long watch_as_root(int user_namespace, const char *path, uint32_t mask);
 
+// A new socket(2) in the network namespace of a process, given by its pidfd, which does not block.
+long socket_as_root(int user_namespace, int pidfd, int family, int type);
+
 // lib/internal/files/namespaceRoot.ts has the same numbers; test/unit/SharedNumbers.test.ts compares the two. A change takes `name` in
 // `folder`, and some take `text` in `other`. The last four take `name` as a path, and follow links.
 enum change {

@@ -28,7 +28,8 @@ static struct {
 
 static bool load_once(void **handle) {
     if (*handle) return true;
-    void *loaded = dlopen("libseccomp.so.2", RTLD_NOW | RTLD_LOCAL);
+    // The system's library first, as it may know newer system calls. The other is a copy beside the addon.
+    void *loaded = dlopen("libseccomp.so.2", RTLD_NOW | RTLD_LOCAL) ?: dlopen("libseccomp-copy.so.2", RTLD_NOW | RTLD_LOCAL);
     if (!loaded) return false;
 #define FIND(name)                                                                                           \
     if (!(library.name = (typeof(library.name))dlsym(loaded, "seccomp_" #name))) {                           \

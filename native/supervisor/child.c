@@ -1,6 +1,7 @@
 #include "child.h"
 #include "../common/descriptor.h"
 #include "mount.h"
+#include "netlink.h"
 #include "pid_namespace.h"
 #include "privilege.h"
 #include "../common/syscalls.h"
@@ -161,19 +162,34 @@ static int loopback_up(struct failure *failure) {
     return ioctl(fd, SIOCSIFFLAGS, &interface) < 0 ? fail(failure, "ioctl") : 0;
 }
 
-// Makes a connection to loopback inside this network namespace, and sends it out of the container.
-static int connect_out(const struct child *child, const struct operation *operation, struct failure *failure) {
-    in_port_t port = htons((uint16_t)operation->connect.port.i);
-    const struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = port, .sin_addr = {htonl(INADDR_LOOPBACK)}};
-    const struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = port, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
-    bool is_v6 = operation->connect.ip_version.i == 6;
-    cleanup_close int fd = socket(is_v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+static int bound_socket(int type, struct failure *failure) {
+    const struct sockaddr_in resolver = {.sin_family = AF_INET, .sin_port = htons(53), .sin_addr = {htonl(0x7f00000b)}}; // 127.0.0.11
+    cleanup_close int fd = socket(AF_INET, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return fail(failure, "socket");
-    int status = is_v6 ? connect(fd, (const struct sockaddr *)&v6, sizeof v6) : connect(fd, (const struct sockaddr *)&v4, sizeof v4);
-    if (status < 0) return fail(failure, "connect");
-    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0) return fail(failure, "fcntl");
-    if (descriptor_send(descriptor(child, &operation->connect.socket), "", 1, fd) < 0) return fail(failure, "sendmsg");
-    _exit(0);
+    if (bind(fd, (const struct sockaddr *)&resolver, sizeof resolver) < 0) return fail(failure, "bind");
+    if (type == SOCK_STREAM && listen(fd, 16) < 0) return fail(failure, "listen");
+    return steal_fd(&fd);
+}
+
+// Sends the sockets on which this network namespace asks for names to the responder outside, before the command can ask.
+static int send_name_sockets(const struct child *child, const struct operation *operation, struct failure *failure) {
+    const union field *message = &operation->name_sockets.message;
+    cleanup_close int datagrams = bound_socket(SOCK_DGRAM, failure);
+    if (datagrams < 0) return -1;
+    cleanup_close int connections = bound_socket(SOCK_STREAM, failure);
+    if (connections < 0) return -1;
+    const int sockets[] = {datagrams, connections};
+    if (descriptors_send(descriptor(child, &operation->name_sockets.responder), message->s.text, message->s.length, sockets, 2) < 0) return fail(failure, "sendmsg");
+    return 0;
+}
+
+// Messages to another network namespace name this process, whose namespace an interface moves to. A process in a user namespace of
+// its own has no rights over the other one: the supervisor sends them for it, with its id maps.
+static int send_netlink(const struct child *child, const struct operation *operation, struct failure *failure) {
+    const union field *messages = &operation->netlink.messages;
+    if (operation->netlink.socket.fd == NO_FD) return netlink_request_here((void *)messages->b.bytes, messages->b.length, failure);
+    if (child->netlink_sent && operation->netlink.pid_at.i != NO_PID) return 0;
+    return netlink_request(descriptor(child, &operation->netlink.socket), (void *)messages->b.bytes, messages->b.length, operation->netlink.pid_at.i, getpid(), failure);
 }
 
 // Through a procfs of its own that is attached nowhere, never through the container's /proc, where anything may be mounted
@@ -302,6 +318,7 @@ static int perform(struct state *state, const struct operation *o) {
     case OP_ATTACH_ROOT: return attach_root(state, failure);
     case OP_MOUNT: return mount_filesystem(&state->root, &state->proc, o, failure);
     case OP_BIND: return mount_bind(&state->root, state->used < state->opened ? state->sources[state->used++] : -1, o, failure);
+    case OP_FILES: return mount_files(&state->root, o, failure);
     case OP_DIRECTORY: return mount_directory(&state->root, o->directory.path.s.text, (unsigned)o->directory.mode.i, failure);
     case OP_SYMLINK: return mount_symlink(&state->root, o->symlink.target.s.text, o->symlink.path.s.text, failure);
     case OP_MASK: return mount_mask(&state->root, &state->empty, state->null, o, failure);
@@ -321,7 +338,9 @@ static int perform(struct state *state, const struct operation *o) {
     case OP_NO_NEW_PRIVILEGES: return privilege_no_new_privileges(failure);
     case OP_SECCOMP: return privilege_seccomp(o, o->seccomp.listener.fd == NO_FD ? -1 : child->descriptors[o->seccomp.listener.fd], failure);
     case OP_EXEC: return execute(child, o, failure);
-    case OP_CONNECT: return connect_out(child, o, failure);
+    case OP_NAME_SOCKETS: return send_name_sockets(child, o, failure);
+    case OP_EXIT: _exit(0);
+    case OP_NETLINK: return send_netlink(child, o, failure);
     case OP_EXEC_SELF: return execute_self(child, o, failure);
     default: return fail_with(failure, "plan", EINVAL);
     }

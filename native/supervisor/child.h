@@ -20,6 +20,7 @@ struct child {
     char *arguments;        // the supervisor's own, which everybody can read in /proc/PID/cmdline
     size_t arguments_length;
     int program;            // the supervisor's executable for containers (program.h), or -1 if the plan needs none
+    bool netlink_sent;      // the supervisor sends the messages to other network namespaces
     bool rootless;          // the supervisor is in a user namespace of its own
     pid_t *successors;      // a page that is shared with the supervisor: for each `fork` in progress, the pid of the process
     size_t slot;            // that continues the plan, and the place for this plan's

@@ -4,6 +4,8 @@
 #include "../common/syscalls.h"
 #include "../common/util.h"
 
+#include <sched.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -68,11 +70,11 @@ static int resolve_parent(int from, const char *path, char *last, size_t room, s
 }
 
 // Opens the target of a mount. Makes a missing target: an empty file if `file` is set, else a folder. `links` is RESOLVE_NO_SYMLINKS
-// if the path may have no symbolic link, else 0.
-static int resolve_target(const struct root *root, const char *path, int file, uint64_t links, struct failure *failure) {
+// if the path may have no symbolic link, else 0. `nofollow` is O_NOFOLLOW if the target may be a symbolic link itself, else 0.
+static int resolve_target(const struct root *root, const char *path, int file, uint64_t links, uint64_t nofollow, struct failure *failure) {
     char last[256];
     int from = base(root, &path);
-    int target = resolve(from, path, O_PATH, links);
+    int target = resolve(from, path, O_PATH | nofollow, links);
     if (target >= 0) return target;
     if (errno != ENOENT) return fail(failure, "openat2");
     cleanup_close int parent = resolve_parent(from, path, last, sizeof last, failure);
@@ -135,6 +137,27 @@ int mount_pivot(int root, struct failure *failure) {
     return 0;
 }
 
+static bool same_root(int fd) {
+    struct statx one, other;
+    unsigned wanted = STATX_INO | STATX_MNT_ID;
+    return statx(fd, "", AT_EMPTY_PATH, wanted, &one) == 0 && statx(AT_FDCWD, "/", 0, wanted, &other) == 0 &&
+           one.stx_mnt_id == other.stx_mnt_id && one.stx_ino == other.stx_ino;
+}
+
+// setns(2) makes the root of the mount namespace the root of the process. Without the right to do so, nothing changes.
+int mount_leave_chroot(struct failure *failure) {
+    cleanup_close int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    cleanup_close int namespace = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    if (root < 0) return fail(failure, "open");
+    if (namespace < 0 || setns(namespace, CLONE_NEWNS) < 0 || same_root(root)) return 0;
+    // pivot_root(2) takes no shared mounts.
+    if (sys_mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return fail(failure, "mount");
+    cleanup_close int tree = sys_open_tree(root, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE);
+    if (tree < 0) return fail(failure, "open_tree");
+    if (sys_move_mount(tree, "", root, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0) return fail(failure, "move_mount");
+    return mount_pivot(tree, failure);
+}
+
 int mount_root_readonly(struct failure *failure) {
     struct mount_attr set = {.attr_set = MOUNT_ATTR_RDONLY};
     if (sys_mount_setattr(AT_FDCWD, "/", 0, &set) < 0) return fail(failure, "mount_setattr");
@@ -172,7 +195,7 @@ int mount_filesystem(struct root *root, int *proc, const struct operation *opera
     int pinned = operation->mount.pinned.i != 0;
     cleanup_close int mount = make_filesystem(proc, operation, failure);
     if (mount < 0) return -1;
-    cleanup_close int target = resolve_target(root, path, 0, pinned ? RESOLVE_NO_SYMLINKS : 0, failure);
+    cleanup_close int target = resolve_target(root, path, 0, pinned ? RESOLVE_NO_SYMLINKS : 0, 0, failure);
     if (target < 0 || attach(mount, target, failure) < 0) return -1;
     return pin(root, path, pinned, &mount, failure);
 }
@@ -184,9 +207,69 @@ int mount_bind(struct root *root, int source, const struct operation *operation,
     cleanup_close int tree = clone_tree(dir, from, (unsigned)operation->bind.attributes.i, operation->bind.recursive.i != 0, failure);
     if (tree < 0) return -1;
     if (fstat(tree, &status) < 0) return fail(failure, "fstat");
-    cleanup_close int target = resolve_target(root, path, !S_ISDIR(status.st_mode), pinned ? RESOLVE_NO_SYMLINKS : 0, failure);
+    cleanup_close int target = resolve_target(root, path, !S_ISDIR(status.st_mode), pinned ? RESOLVE_NO_SYMLINKS : 0, 0, failure);
     if (target < 0 || attach(tree, target, failure) < 0) return -1;
     return pin(root, path, pinned, &tree, failure);
+}
+
+void mount_targets(int root, const struct operation *operation) {
+    const struct root whole = {.mount = root};
+    const union field *folders = &operation->targets.folders, *files = &operation->targets.files;
+    struct failure ignored;
+    mode_t mask = umask(0);
+    for (size_t k = 0; k < folders->l.count; k++) {
+        cleanup_close int made = resolve_target(&whole, folders->l.items[k], 0, 0, 0, &ignored);
+    }
+    for (size_t k = 0; k < files->l.count; k++) {
+        cleanup_close int made = resolve_target(&whole, files->l.items[k], 1, 0, O_NOFOLLOW, &ignored);
+    }
+    umask(mask);
+}
+
+static int write_file(int folder, const char *name, const char *content, struct failure *failure) {
+    size_t length = strlen(content);
+    cleanup_close int file = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (file < 0) return fail(failure, "openat");
+    return write(file, content, length) != (ssize_t)length ? fail(failure, "write") : 0;
+}
+
+static const char *last_component(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+// With the attributes of the mount that the file is in, and more.
+static int clone_file(int folder, const char *name, unsigned attributes, struct failure *failure) {
+    struct mount_attr set = {.attr_set = attributes};
+    cleanup_close int mount = sys_open_tree(folder, name, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    if (mount < 0) return fail(failure, "open_tree");
+    if (attributes != 0 && sys_mount_setattr(mount, "", AT_EMPTY_PATH, &set) < 0) return fail(failure, "mount_setattr");
+    return steal_fd(&mount);
+}
+
+static int attach_file(const struct root *root, const char *path, int mount, struct failure *failure) {
+    struct stat status;
+    cleanup_close int target = resolve_target(root, path, 1, 0, O_NOFOLLOW, failure);
+    if (target < 0) return -1;
+    if (fstat(target, &status) < 0) return fail(failure, "fstat");
+    if (S_ISDIR(status.st_mode)) return fail_with(failure, "move_mount", EISDIR);
+    return attach(mount, target, failure);
+}
+
+int mount_files(const struct root *root, const struct operation *operation, struct failure *failure) {
+    const union field *targets = &operation->files.targets, *contents = &operation->files.contents;
+    unsigned attributes = (unsigned)operation->files.attributes.i;
+    if (targets->l.count != contents->l.count) return fail_with(failure, "plan", EINVAL);
+    cleanup_close int folder = resolve_target(root, operation->files.folder.s.text, 0, RESOLVE_NO_SYMLINKS, 0, failure);
+    if (folder < 0) return -1;
+    for (size_t k = 0; k < targets->l.count; k++) {
+        const char *target = targets->l.items[k], *name = last_component(target);
+        if (write_file(folder, name, contents->l.items[k], failure) < 0) return -1;
+        cleanup_close int mount = clone_file(folder, name, attributes, failure);
+        if (mount < 0) return -1;
+        if (attach_file(root, target, mount, failure) < 0 && operation->files.required.i != 0) return -1;
+    }
+    return 0;
 }
 
 int mount_directory(const struct root *root, const char *path, unsigned mode, struct failure *failure) {

@@ -22,6 +22,10 @@ int mount_attach_root(int root, struct failure *failure);
 int mount_pivot(int root, struct failure *failure);
 int mount_root_readonly(struct failure *failure);
 
+// If the process is in a chroot(2), makes its root the root of this mount namespace, which must belong to this process alone.
+// Otherwise pivot_root(2) fails, or a container with CAP_SYS_CHROOT reaches the host's root above its own.
+int mount_leave_chroot(struct failure *failure);
+
 // A mount that is kept by its descriptor: paths below its target are resolved in it, even if the target has been replaced.
 struct pinned {
     const char *target;
@@ -41,6 +45,10 @@ struct root {
 int mount_filesystem(struct root *root, int *proc, const struct operation *operation, struct failure *failure);
 int mount_bind(struct root *root, int source, const struct operation *operation, struct failure *failure);
 int mount_directory(const struct root *root, const char *path, unsigned mode, struct failure *failure);
+// Makes what is missing of the folders and the empty files, for mounts. Leaves out what cannot be made.
+void mount_targets(int root, const struct operation *operation);
+// Makes files in a folder and mounts each at its target. A symbolic link at a target is not followed: it is mounted over.
+int mount_files(const struct root *root, const struct operation *operation, struct failure *failure);
 int mount_symlink(const struct root *root, const char *target, const char *path, struct failure *failure);
 int mount_mask(const struct root *root, int *empty, int null_fd, const struct operation *operation, struct failure *failure);
 int mount_readonly(const struct root *root, const struct operation *operation, struct failure *failure);

@@ -118,7 +118,7 @@ static const char *take_field(struct reader *r, char type, union field *field, s
     }
 }
 
-// The operations of the supervisor, then one process, then those of the child, and exec, connect or exec-self as the last. Or no
+// The operations of the supervisor, then one process, then those of the child, and exec, exec-self or exit as the last. Or no
 // process at all.
 static const char *check_order(struct plan *plan) {
     plan->process = plan->count;

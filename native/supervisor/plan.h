@@ -66,7 +66,6 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(NO_NEW_PRIVILEGES, no_new_privileges, CHILD, "") \
     X(SECCOMP, seccomp, CHILD, "bif", program, flags, listener) \
     X(EXEC, exec, LAST, "flll", program, paths, arguments, environment) \
-    X(CONNECT, connect, LAST, "fii", socket, ip_version, port) \
     X(EXEC_SELF, exec_self, LAST, "ll", arguments, environment) \
     X(CGROUP_DEVICES, cgroup_devices, SUPERVISOR, "sb", path, program) \
     X(APPARMOR, apparmor, CHILD, "s", profile) \
@@ -79,7 +78,12 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(FORK, fork, CHILD, "") \
     X(CONTROLLING_TERMINAL, controlling_terminal, CHILD, "") \
     X(EMPTY_ROOT, empty_root, CHILD, "si", path, proc) \
-    X(TAKE_PROC, take_proc, CHILD, "fl", process, paths)
+    X(TAKE_PROC, take_proc, CHILD, "fl", process, paths) \
+    X(TARGETS, targets, SUPERVISOR, "ll", folders, files) \
+    X(FILES, files, CHILD, "sllii", folder, targets, contents, attributes, required) \
+    X(NETLINK, netlink, CHILD, "fbi", socket, messages, pid_at) \
+    X(NAME_SOCKETS, name_sockets, CHILD, "fs", responder, message) \
+    X(EXIT, exit, LAST, "")
 
 enum operation_code {
 #define X(code, ...) OP_##code,

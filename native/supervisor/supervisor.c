@@ -9,6 +9,7 @@
 #include "child.h"
 #include "../common/descriptor.h"
 #include "init.h"
+#include "mount.h"
 #include "nodes.h"
 #include "plan.h"
 #include "protocol.h"
@@ -426,6 +427,7 @@ static int set_up(const char *folder, const char *mode, struct failure *failure)
     // Somebody may have stopped the supervisor when the JavaScript process dies. It must continue, to remove everything.
     if (prctl(PR_SET_PDEATHSIG, SIGCONT) < 0) return fail(failure, "prctl");
     if (unshare(CLONE_NEWNS) < 0) return fail(failure, "unshare");
+    if (mount_leave_chroot(failure) < 0) return -1;
     if (sys_mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return fail(failure, "mount");
     if (chdir("/") < 0) return fail(failure, "chdir");
     snprintf(nodes, sizeof nodes, "%s/dev", folder);

@@ -3,6 +3,7 @@
 #include "child.h"
 #include "../common/descriptor.h"
 #include "mount.h"
+#include "netlink.h"
 #include "../common/remove.h"
 #include "../common/syscalls.h"
 #include "../common/util.h"
@@ -149,6 +150,7 @@ static int prepare(struct unit *unit, const struct operation *o, const int *desc
     case OP_SCRATCH: return make_scratch(unit, o->scratch.path.s.text, (mode_t)o->scratch.mode.i, failure);
     case OP_OVERLAY: return take_mount(unit, mount_overlay(o, made->layer_map, failure));
     case OP_OVERLAY_MEMORY: return take_mount(unit, mount_overlay_memory(o, made->layer_map, failure));
+    case OP_TARGETS: mount_targets(unit->mount, o); return 0;
     case OP_KEEP_OPEN: return keep_open(unit, o->keep_open.descriptor.fd == NO_FD ? -1 : descriptors[o->keep_open.descriptor.fd], failure);
     case OP_LAYER_MAP: return make_layer_map(&made->layer_map, o, failure);
     case OP_DISCARD: return own(unit, o->discard.path.s.text, false, failure);
@@ -197,6 +199,37 @@ static pid_t clone_child(const struct clone_args *arguments, const struct child 
     child_run(child);
 }
 
+static void free_letters(struct unit *unit) {
+    while (unit->letters) {
+        struct letter *letter = unit->letters;
+        unit->letters = letter->next;
+        close(letter->socket);
+        free(letter);
+    }
+}
+
+// Keeps the messages to other network namespaces, in their order, until the process has a network namespace of its own.
+static int keep_letters(struct unit *unit, const struct plan *plan, const int *descriptors, struct failure *failure) {
+    struct letter **end = &unit->letters;
+    for (size_t k = plan->process; k < plan->count; k++) {
+        const struct operation *operation = &plan->operations[k];
+        if (operation->code != OP_NETLINK || operation->netlink.socket.fd == NO_FD || operation->netlink.pid_at.i == NO_PID) continue;
+        const union field *messages = &operation->netlink.messages;
+        struct letter *letter = malloc(sizeof *letter + messages->b.length);
+        if (!letter) return fail(failure, "malloc");
+        *letter = (struct letter){.operation = (uint32_t)k, .pid_at = operation->netlink.pid_at.i, .length = messages->b.length};
+        memcpy(letter->messages, messages->b.bytes, messages->b.length);
+        letter->socket = fcntl(descriptors[operation->netlink.socket.fd], F_DUPFD_CLOEXEC, 3);
+        if (letter->socket < 0) {
+            free(letter);
+            return fail(failure, "fcntl");
+        }
+        *end = letter;
+        end = &letter->next;
+    }
+    return 0;
+}
+
 static int start_process(struct unit *unit, struct supervisor *supervisor, const struct plan *plan,
                          const int *descriptors, const struct entrances *entrances) {
     const struct operation *maps = find(plan, OP_ID_MAP);
@@ -211,6 +244,7 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
     unit->failures = failures[0];
     if (maps && !(unit->maps = copy_maps(&maps->id_map.uids, &maps->id_map.gids))) return fail(failure, "malloc");
     if (maps) unit->maps_operation = (uint32_t)(maps - plan->operations);
+    if (maps && keep_letters(unit, plan, descriptors, failure) < 0) return -1;
     if (maps || find(plan, OP_ATTACH_ROOT)) {
         if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) < 0) return fail(failure, "socketpair");
         unit->socket = sockets[0];
@@ -233,6 +267,7 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
         .arguments = supervisor->arguments,
         .arguments_length = supervisor->arguments_length,
         .program = supervisor->program,
+        .netlink_sent = maps != NULL,
         .rootless = supervisor->rootless,
         .successors = supervisor->successors,
         .slot = forks ? (size_t)unit->slot : 0,
@@ -275,10 +310,21 @@ static void take_failure(struct unit *unit, const struct failure *failure) {
     unit->failed = true;
 }
 
+static int send_letters(struct unit *unit, struct failure *failure) {
+    for (struct letter *letter = unit->letters; letter; letter = letter->next) {
+        if (netlink_request(letter->socket, letter->messages, letter->length, letter->pid_at, unit->pid, failure) == 0) continue;
+        failure->operation = letter->operation;
+        return -1;
+    }
+    return 0;
+}
+
 static void give_maps(struct unit *unit) {
     struct failure failure = {.operation = unit->maps_operation};
     if (!unit->maps) return;
-    int status = write_id_maps(unit->pid, unit->maps, &failure);
+    int status = send_letters(unit, &failure);
+    if (status == 0) status = write_id_maps(unit->pid, unit->maps, &failure);
+    free_letters(unit);
     if (status == 0 && send(unit->socket, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1) status = fail(&failure, "send");
     free(unit->maps);
     unit->maps = NULL;
@@ -395,6 +441,7 @@ int unit_remove(struct unit *unit) {
 void unit_free(struct unit *unit, struct supervisor *supervisor) {
     leave_slot(unit, supervisor);
     free(unit->maps);
+    free_letters(unit);
     while (unit->owned) disown(unit);
     close_descriptor(&unit->pidfd);
     close_descriptor(&unit->failures);

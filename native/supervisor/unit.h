@@ -16,6 +16,16 @@ struct owned {
     char path[];
 };
 
+// Messages to a network namespace, sent when the process has its id maps.
+struct letter {
+    struct letter *next;
+    uint32_t operation;
+    int socket;
+    int64_t pid_at;
+    size_t length;
+    _Alignas(8) uint8_t messages[];
+};
+
 struct unit {
     struct unit *next;
     uint32_t id;
@@ -27,6 +37,7 @@ struct unit {
     int socket;    // the supervisor's end of the child's socket, or -1
     char *maps;    // the id maps that the child waits for, gid_map's behind the NUL of uid_map's, or NULL
     uint32_t maps_operation;
+    struct letter *letters; // sent before the maps are written
     int mount;     // the root that the plan made, until the JavaScript process has it
     int kept_open; // a descriptor that is closed with the unit, as it has a lock; or -1
     bool own_pids; // its process is the first of a pid namespace, all of which ends with it

@@ -3,10 +3,13 @@
 // two cores.
 #include "unpack.h"
 
+// OpenSSL deprecates its functions for a single algorithm. Unlike EVP's, they link no other algorithm into the program, and load no
+// configuration and no providers.
+#define OPENSSL_SUPPRESS_DEPRECATED
+
 #include <errno.h>
 #include <isa-l/igzip_lib.h>
-#include <openssl/crypto.h>
-#include <openssl/evp.h>
+#include <openssl/sha.h>
 #include <pthread.h>
 #include <string.h>
 #include <unistd.h>
@@ -41,32 +44,13 @@ static struct {
     enum compression compression;
     uint64_t max_bytes;
     pthread_t thread;
-    EVP_MD_CTX *blob_hash, *tar_hash;
+    SHA256_CTX blob_hash, tar_hash;
     unsigned char input[INPUT];
     unsigned char *out; // the slot being filled
     struct totals totals;
 } source;
 
 static struct inflate_state inflater; // 100 KiB, too large for a stack
-
-static EVP_MD_CTX *new_hash(void) {
-    EVP_MD_CTX *hash = EVP_MD_CTX_new();
-    if (hash == NULL || EVP_DigestInit_ex(hash, EVP_sha256(), NULL) != 1)
-        fail(CONFINE, 0, NULL, NULL, "OpenSSL has no SHA-256");
-    return hash;
-}
-
-void source_prepare(void) {
-    // Without openssl.cnf, which could name providers to load from files.
-    OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
-    source.blob_hash = new_hash();
-    source.tar_hash = new_hash();
-    EVP_MD_CTX *rehearsal = new_hash();
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    if (EVP_DigestUpdate(rehearsal, "", 1) != 1 || EVP_DigestFinal_ex(rehearsal, digest, NULL) != 1)
-        fail(CONFINE, 0, NULL, NULL, "OpenSSL's SHA-256 does not work");
-    EVP_MD_CTX_free(rehearsal);
-}
 
 static bool give_up(enum kind kind, int error, const char *call, const char *message) {
     pthread_mutex_lock(&ring.lock);
@@ -80,7 +64,7 @@ static bool read_blob(unsigned char *buffer, size_t size, size_t *got) {
     ssize_t n;
     while ((n = read(STDIN_FILENO, buffer, size)) < 0 && errno == EINTR) continue;
     if (n < 0) return give_up(IO, errno, "read", "cannot read the blob");
-    EVP_DigestUpdate(source.blob_hash, buffer, (size_t)n);
+    SHA256_Update(&source.blob_hash, buffer, (size_t)n);
     *got = (size_t)n;
     return true;
 }
@@ -97,7 +81,7 @@ static bool hand_over(size_t length) {
     source.totals.bytes += length;
     if (source.totals.bytes > source.max_bytes)
         return give_up(LIMIT, 0, NULL, "the layer has more bytes than maxBytes allows");
-    if (source.compression != NONE) EVP_DigestUpdate(source.tar_hash, source.out, length);
+    if (source.compression != NONE) SHA256_Update(&source.tar_hash, source.out, length);
     pthread_mutex_lock(&ring.lock);
     ring.length[ring.filled % SLOTS] = length;
     ring.filled++;
@@ -219,10 +203,10 @@ static void *run(void *unused) {
     static bool (*const readers[])(void) = {[NONE] = read_plain, [GZIP] = read_gzip, [ZSTD] = read_zstd};
     wait_for_slot();
     if (readers[source.compression]()) {
-        EVP_DigestFinal_ex(source.blob_hash, source.totals.digest, NULL);
+        SHA256_Final(source.totals.digest, &source.blob_hash);
         if (source.compression == NONE) memcpy(source.totals.diffid, source.totals.digest, sizeof source.totals.diffid);
         else
-            EVP_DigestFinal_ex(source.tar_hash, source.totals.diffid, NULL);
+            SHA256_Final(source.totals.diffid, &source.tar_hash);
     }
     pthread_mutex_lock(&ring.lock);
     ring.ended = true;
@@ -234,6 +218,8 @@ static void *run(void *unused) {
 void source_start(enum compression compression, uint64_t max_bytes) {
     source.compression = compression;
     source.max_bytes = max_bytes;
+    SHA256_Init(&source.blob_hash);
+    SHA256_Init(&source.tar_hash);
     int error = pthread_create(&source.thread, NULL, run, NULL);
     if (error != 0) fail(CONFINE, error, "pthread_create", NULL, "cannot start the reader");
 }

@@ -29,6 +29,7 @@
 // The caller gives the program namespaces of its own if possible, removes DIRECTORY after a failure, and checks the digests.
 #include "unpack.h"
 
+#include "../common/syscalls.h"
 #include "../common/util.h"
 
 #include <archive.h>
@@ -44,7 +45,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -171,32 +171,30 @@ char *copy(const char *text, size_t length) {
 
 static void fail_confine(const char *call) { fail(CONFINE, errno, call, NULL, "%s", strerror(errno)); }
 
-// Loads everything that reads files of the host on first use. The locale stays C on purpose: in a UTF-8 locale, libarchive converts the
+// Loads what iconv reads from files of the host on first use. The locale stays C on purpose: in a UTF-8 locale, libarchive converts the
 // names of PAX headers to Unicode's composed form (NFC), and a file would get another name than in the image. In the C locale its
 // conversion fails for every name that is not ASCII, and it uses the bytes.
-static void load_everything(void) {
-    source_prepare();
+static void load_conversions(void) {
     if (iconv_open(nl_langinfo(CODESET), "UTF-8") == (iconv_t)-1) fail_confine("iconv_open");
 }
 
 // Makes the directory at `path` the root of a mount namespace that has nothing else.
 static void enter(const char *path) {
     if (unshare(CLONE_NEWNS | CLONE_NEWNET) < 0) fail_confine("unshare");
-    if (mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0) fail_confine("mount");
+    if (sys_mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0) fail_confine("mount");
     // After the unshare: open_tree(2) and move_mount(2) refuse a mount of another namespace.
     cleanup_close int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (directory < 0) fail(CONFINE, errno, "open", path, "%s", strerror(errno));
-    cleanup_close int world =
-        open_tree(directory, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (unsigned)AT_EMPTY_PATH);
+    cleanup_close int world = sys_open_tree(directory, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
     if (world < 0) fail_confine("open_tree");
     struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC};
-    if (mount_setattr(world, "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0) fail_confine("mount_setattr");
-    if (move_mount(world, "", directory, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
+    if (sys_mount_setattr(world, "", AT_EMPTY_PATH, &attributes) < 0) fail_confine("mount_setattr");
+    if (sys_move_mount(world, "", directory, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
         fail_confine("move_mount");
     // pivot_root(2), NOTES: the old root ends up on top of the new one, and is detached from there.
     if (fchdir(world) < 0) fail_confine("fchdir");
-    if (syscall(SYS_pivot_root, ".", ".") < 0) fail_confine("pivot_root");
-    if (umount2(".", MNT_DETACH) < 0) fail_confine("umount2");
+    if (sys_pivot_root(".", ".") < 0) fail_confine("pivot_root");
+    if (sys_umount2(".", MNT_DETACH) < 0) fail_confine("umount2");
     if (chdir("/") < 0) fail_confine("chdir");
 }
 
@@ -222,7 +220,7 @@ static void drop_privileges(bool trusted) {
 
 static void confine(const char *directory, bool trusted) {
     enter(directory);
-    if (close_range(3, ~0u, 0) < 0) fail_confine("close_range");
+    if (sys_close_range(3, ~0u, 0) < 0) fail_confine("close_range");
     const struct rlimit none = {0}, memory = {MAX_MEMORY, MAX_MEMORY};
     if (setrlimit(RLIMIT_CORE, &none) < 0) fail_confine("setrlimit");
     if (!SANITIZED && setrlimit(RLIMIT_DATA, &memory) < 0) fail_confine("setrlimit");
@@ -434,7 +432,7 @@ int main(int count, char **arguments) {
     }
     if (count < 2) fail(CONFINE, EINVAL, NULL, NULL, "no directory given");
 
-    load_everything();
+    load_conversions();
     confine(arguments[count - 1], options.trusted);
     limit_time();
     tree_start(options);

@@ -50,9 +50,6 @@ struct totals {
     uint64_t bytes;           // length of the tar stream
 };
 
-// Loads the parts of OpenSSL that it loads lazily. Called before the confinement, after which no file of the host can be opened.
-void source_prepare(void);
-
 // Starts the thread that reads fd 0. Called after the confinement: a thread inherits the capabilities of its creator, and a later
 // capset(2) does not affect it.
 void source_start(enum compression compression, uint64_t max_bytes);

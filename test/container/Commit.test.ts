@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { Container, Image, Namespace, RootFs, Store } from "../../lib/index.ts"
+import { Container, Image, Mount, Namespace, RootFs, Store } from "../../lib/index.ts"
 import { failure, makeTemporaryFolder, remove, suite } from "../support/effect.ts"
 import { makeImage, sh, whyNoImages } from "../support/images.ts"
 import { podmanIn, whyNoPodman } from "../support/podman.ts"
@@ -115,8 +115,9 @@ suite("Container.commit", (effect, berthFolder) => {
 
       sh("skopeo", "copy", store, `oci:${here}/copy:made`)
       sh("umoci", "unpack", "--image", `${here}/copy:made`, `${here}/bundle`)
+      // The empty files that are the targets of mounts are in the root, but not in the image.
       const list =
-        "find . ! -type d -printf '%p %y %m %U:%G %n %s %l %T@\\n'; find . -mindepth 1 -type d -printf '%p %m %U:%G\\n'"
+        "find . ! -type d ! -path './etc/host*' ! -path ./etc/resolv.conf -printf '%p %y %m %U:%G %n %s %l %T@\\n'; find . -mindepth 1 -type d -printf '%p %m %U:%G\\n'"
       const root = yield* RootFs.overlay(made)
       const ours = sh("sh", "-c", `cd /proc/${process.pid}/fd/${root.mount} && { ${list}; } | sort`)
       const theirs = sh("sh", "-c", `cd ${here}/bundle/rootfs && { ${list}; } | sort`)
@@ -187,6 +188,55 @@ suite("Container.commit", (effect, berthFolder) => {
     },
     { skip }
   )
+
+  /** The names in the uppermost layer of an image. */
+  const membersOf = (made: Image.Image) =>
+    Effect.gen(function* () {
+      const { layers } = yield* read(made.digest!)
+      const blob = `${yield* Store.folder}/blobs/${layers.at(-1).digest.replace(":", "/")}`
+      return sh("tar", "-tzf", blob).trim().split("\n").sort()
+    })
+
+  for (const upper of ["disk", "memory"] as const)
+    effect(
+      `a commit does not contain what a start makes in a writable layer ${upper === "disk" ? "on disk" : "in memory"}`,
+      function* () {
+        const here = makeTemporaryFolder()
+        yield* Effect.addFinalizer(() => Effect.sync(() => remove(here)))
+        fs.writeFileSync(`${here}/file`, "mounted")
+        const start = (command: string) =>
+          Effect.flatMap(image, (from) =>
+            Container.start(from, {
+              entrypoint: ["/bin/busybox", "sh", "-c"],
+              command: [command],
+              user: "root",
+              upper,
+              cwd: "/work/deep",
+              mounts: [
+                Mount.tmpfs("/data/cache"),
+                Mount.bind(here, "/srv/host"),
+                Mount.bind(`${here}/file`, "/etc/conf/a")
+              ]
+            })
+          )
+        const running = yield* start("sleep 100")
+        const idle = yield* start("echo 10.0.0.1 more >> /etc/hosts; echo x > /data/cache/x; : > /srv/host/y")
+        yield* idle.exit
+        for (const box of [running, idle])
+          assert.deepEqual(yield* membersOf(yield* Container.commit(box)), ["./"])
+        const changing = yield* start("echo mine > made; busybox chmod 700 /data; echo mine > /etc/mine")
+        assert.equal((yield* changing.exit).exitCode, 0)
+        const made = yield* Container.commit(changing)
+        const changed = ["./", "data/", "etc/", "etc/mine", "work/", "work/deep/", "work/deep/made"]
+        assert.deepEqual(yield* membersOf(made), changed)
+        const next = yield* run(made, "busybox stat -c '%a %n' /data /work/deep /etc; ls /srv", {
+          user: "root"
+        })
+        assert.match(next.stdout, /^700 \/data\n755 \/work\/deep\n755 \/etc\n/, next.stderr)
+        assert.doesNotMatch(next.stdout, /host/)
+      },
+      { skip }
+    )
 
   effect(
     "a commit is the same for a writable layer in memory and on disk, without what is mounted",

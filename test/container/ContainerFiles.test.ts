@@ -238,7 +238,7 @@ suite("Container: files and mounts", (effect) => {
     function* () {
       const image = yield* Image.host
       const before = fs.readFileSync("/proc/self/mountinfo", "utf8")
-      const container = yield* Container.start(image, { command: ["sleep", "1000"] })
+      const container = yield* Container.start(image, { command: ["sleep", "1000"], etcFiles: false })
       assert.equal(fs.readFileSync("/proc/self/mountinfo", "utf8"), before)
       const inside = fs.readFileSync(`/proc/${container.pid}/mountinfo`, "utf8")
       const places = inside.split("\n").flatMap((line) => line.split(" ")[4] ?? [])

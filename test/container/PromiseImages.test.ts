@@ -1,11 +1,12 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
+import * as path from "node:path"
 import { after, before, describe, test } from "node:test"
 import type * as Progress from "../../lib/Progress.ts"
 import { BerthError, open, type Session } from "../../lib/promise.ts"
 import { allowTime, rejection } from "../support/effect.ts"
 import { makeImage, makeTemporaryFolder, remove, sh } from "../support/images.ts"
-import { type RunningRegistry, startRegistry, whyNoRegistry } from "../support/registry.ts"
+import { type RunningRegistry, startFront, startRegistry, whyNoRegistry } from "../support/registry.ts"
 
 allowTime()
 
@@ -90,6 +91,73 @@ describe("berth/promise: images", { skip: whyNoRegistry }, () => {
     assert.equal(loaded.digest, digest)
     const { stdout } = await berth.run(loaded, { entrypoint: ["cat"], command: ["/etc/motd"] })
     assert.equal(stdout, "committed\n")
+  })
+
+  test("a name starts from the store without a request, and is pulled if the store lacks it", async () => {
+    const front = await startFront(registry.host, (_request, _response, pass) => pass())
+    try {
+      const name = `${front.host}/promised:1`
+      const cat = { entrypoint: ["cat"], command: ["/etc/motd"] }
+      const absent = await rejection(berth.run(name, { ...cat, pull: "never" }))
+      assert.equal((absent as BerthError)._tag, "ImageError")
+      assert.match(String(absent), /pull: "missing"/)
+      assert.equal(front.requests.length, 0)
+      assert.equal((await berth.run(name, cat)).stdout, "this is latest\n")
+      const requests = front.requests.length
+      assert.ok(requests > 0)
+      assert.equal((await berth.run(name, cat)).stdout, "this is latest\n")
+      await berth.images.tag(name, "local:1")
+      {
+        await using box = await berth.start("local:1", {
+          entrypoint: ["sleep", "60"],
+          command: [],
+          user: "root"
+        })
+        assert.equal(await box.$`cat /etc/motd`.text(), "this is latest\n")
+        await box.commit({ tag: "committed:1" })
+      }
+      await berth.run("committed:1", { ...cat, pull: "never" })
+      const image = await berth.images.get(name)
+      assert.equal((await berth.images.fromStore("local:1")).digest, image.digest)
+      assert.equal((await berth.images.inspect(name)).digest, image.digest)
+      assert.ok((await berth.images.history(name)).length > 0)
+      assert.equal(front.requests.length, requests)
+      await berth.run(name, { ...cat, pull: "always" })
+      assert.ok(front.requests.length > requests)
+    } finally {
+      await front.stop()
+    }
+  })
+
+  test('pull: "always" is refused for an image that has no name', async () => {
+    for (const image of ["host", folder, `oci:${folder}/image`, await berth.images.get(reference)]) {
+      const error = await rejection(berth.run(image, { command: ["true"], pull: "always" }))
+      assert.ok(error instanceof BerthError && error._tag === "InvalidOption" && error.option === "pull")
+    }
+  })
+
+  test("oci: takes paths and tags with colons, and a digest", async () => {
+    const cat = { entrypoint: ["cat"], command: ["/etc/motd"] }
+    const motd = async (image: string): Promise<string> => (await berth.run(image, cat)).stdout
+    const odd = `${folder}/odd:1.0@home`
+    makeImage(`${folder}/even`, "one")
+    fs.renameSync(`${folder}/even`, odd)
+    const named = "127.0.0.1:5000/team/app:1"
+    sh("skopeo", "copy", `oci:${folder}/image:latest`, `oci:${folder}/two:${named}`)
+    sh("skopeo", "copy", `oci:${folder}/image:latest`, `oci:${folder}/two:other`)
+    const { digest } = await berth.images.get(reference)
+    assert.equal(await motd(`oci:${odd}`), "this is one\n")
+    assert.equal(await motd(`oci:${odd}:one`), "this is one\n")
+    for (const which of [`image`, `image@${digest}`, `two:${named}`, `two:other`, `two@${digest}`])
+      assert.equal(await motd(`oci:${folder}/${which}`), "this is latest\n", which)
+    assert.equal(await motd(`oci:${path.relative(process.cwd(), folder)}/image:latest`), "this is latest\n")
+    for (const which of ["nowhere", "nowhere:1", "two:absent", `two@sha256:${"0".repeat(64)}`]) {
+      const error = await rejection(berth.run(`oci:${folder}/${which}`))
+      assert.ok(
+        error instanceof BerthError && error._tag === "ImageError" && error.reason === "NotFound",
+        which
+      )
+    }
   })
 
   test("a root filesystem is imported", async () => {

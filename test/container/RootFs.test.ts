@@ -141,6 +141,28 @@ suite("RootFs", (effect, folder) => {
   })
 
   effect(
+    "a size is refused for a writable layer on disk, and the error names what can be done",
+    function* () {
+      const image = yield* makeImage(`${folder()}/sized`)
+      const fill = "head -c 50000000 /dev/zero > /fill"
+      const refused = [
+        sh(image, fill, { upperSize: "16MiB" }),
+        sh(image, fill, { upper: "disk", upperSize: "16MiB" }),
+        RootFs.overlay(image, { size: "16MiB" })
+      ]
+      for (const start of refused)
+        assert.match((yield* failure("Unsupported", start)).message, /upper: "memory"/)
+      const full = yield* Container.run(image, {
+        command: ["sh", "-c", fill],
+        upper: "memory",
+        upperSize: "16MiB"
+      })
+      assert.notEqual(full.exitCode, 0)
+    },
+    { skip: whyNoBusybox }
+  )
+
+  effect(
     "a root has the mode of its image's root",
     function* () {
       const at = makeRoot(`${folder()}/closed`)

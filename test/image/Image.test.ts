@@ -139,6 +139,18 @@ describe("Image.fromLayout with good layouts", { skip: whyNoImages }, () => {
     )
   })
 
+  test("a digest chooses an image of a layout, with no tag beside it", async () => {
+    const { digest } = await run(folder, Image.fromLayout(layout))
+    const chosen = await run(folder, Image.fromLayout(layout, { digest }))
+    assert.equal(chosen.reference, `${layout}@${digest}`)
+    assert.equal(chosen.digest, digest)
+    const both = await runError(folder, Image.fromLayout(layout, { digest, tag: "one" }))
+    assert.equal(both._tag, "InvalidOption")
+    const absent = `sha256:${"0".repeat(64)}`
+    const error = await runError(folder, Image.fromLayout(layout, { digest: absent }))
+    assertImageError(error, "NotFound", absent, "get the image again")
+  })
+
   test("a layout copied by skopeo is unpacked", async () => {
     sh("skopeo", "copy", `oci:${layout}:one`, `oci:${folder}/copied:a`)
     const image = await run(folder, Image.fromLayout(`${folder}/copied`))

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict"
-import { execFileSync } from "node:child_process"
+import { execFileSync, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as zlib from "node:zlib"
 import { Container, Image, Store } from "../../lib/index.ts"
@@ -22,6 +22,8 @@ const noteOf = (path: string): string =>
     const value = new Uint8Array(64)
     return new TextDecoder().decode(value.subarray(0, native().xattr(fd, note, value)))
   })
+
+const whyNoBuildah = spawnSync("buildah", ["--version"]).status === 0 ? false : "no buildah on this machine"
 
 suite("Image.import", (effect) => {
   const config = {
@@ -67,8 +69,33 @@ suite("Image.import", (effect) => {
       yield* Image.save("mine:1", `${folder}/a.tar`, { format: "docker-archive" })
       const inspected = JSON.parse(sh("skopeo", "inspect", "--config", `docker-archive:${folder}/a.tar`))
       assert.deepEqual(inspected.config.Cmd, config.command)
+      assert.deepEqual(inspected.history, [{ created_by: "berth import" }])
     },
     options
+  )
+
+  effect.asRoot(
+    "buildah builds on an image that was imported, and on a commit of it",
+    function* () {
+      const folder = yield* scratch
+      const image = yield* Image.import(rootfs(folder), { config: { user: "root" }, tag: "mine:built" })
+      const box = yield* Container.start(image, { command: ["/bin/sh", "-c", "echo more > /more"] })
+      yield* box.exit
+      const committed = yield* Container.commit(box, { tag: "mine:committed" })
+      const where = ["--storage-driver", "vfs", "--root", `${folder}/buildah`, "--runroot", `${folder}/run`]
+      const buildah = (...args: ReadonlyArray<string>): string => sh("buildah", ...where, ...args)
+      for (const [k, made] of [image, committed].entries()) {
+        yield* Image.save(made, `${folder}/${k}.tar`, { format: "oci-archive" })
+        const from = buildah("from", `oci-archive:${folder}/${k}.tar`).trim()
+        fs.writeFileSync(`${folder}/added`, "added\n")
+        buildah("copy", from, `${folder}/added`, "/added")
+        buildah("commit", "--format", "oci", from, `oci-archive:${folder}/${k}-built.tar`)
+        const config = JSON.parse(sh("skopeo", "inspect", "--config", `oci-archive:${folder}/${k}-built.tar`))
+        assert.equal(config.history.length, k + 2)
+        buildah("rm", from)
+      }
+    },
+    { skip: whyNoImages || whyNoBuildah }
   )
 
   effect(

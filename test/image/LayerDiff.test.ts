@@ -6,12 +6,13 @@ import * as Effect from "effect/Effect"
 import * as Runtime from "effect/Runtime"
 import * as Stream from "effect/Stream"
 import fc from "fast-check"
-import { type Berth, Image, ImageLayer, RootFs } from "../../lib/index.ts"
+import { type Berth, Container, Image, ImageLayer, Namespace, RootFs } from "../../lib/index.ts"
 import { type Metadata, metadataOf } from "../../lib/internal/files/metadata.ts"
 import * as inRoot from "../../lib/internal/files/rooted.ts"
 import { native } from "../../lib/internal/system/addon.ts"
 import { concat } from "../../lib/internal/util/bytes.ts"
 import { failure, makeTemporaryFolder, remove, suite } from "../support/effect.ts"
+import { makeRoot, whyNoBusybox, withConfig, withLayers } from "../support/rootfs.ts"
 import { binary, env } from "../support/unpack.ts"
 
 const hostFolder = Effect.acquireRelease(Effect.sync(makeTemporaryFolder), (path) =>
@@ -43,6 +44,9 @@ const sorted = (metadata: Metadata): Metadata => ({
   xattrs: metadata.xattrs.toSorted(([one], [other]) => (one < other ? -1 : 1))
 })
 
+/** Folders of every root: the targets of mounts are in them, with times of their own. */
+const targets = new Set(["proc", "sys", "dev", "etc"])
+
 /** The metadata and contents of a whole tree, with the names that are hard links to one file. */
 const describe = (root: string): unknown => {
   const found: Record<string, unknown> = {}
@@ -65,7 +69,8 @@ const describe = (root: string): unknown => {
         ...(status.isSymbolicLink() ? { link: fs.readlinkSync(at) } : {})
       }
       if (status.isDirectory())
-        for (const name of fs.readdirSync(at).sort()) visit(path === "" ? name : `${path}/${name}`)
+        for (const name of fs.readdirSync(at).sort())
+          if (path !== "" || !targets.has(name)) visit(path === "" ? name : `${path}/${name}`)
     })
   }
   visit("")
@@ -201,7 +206,47 @@ const apply = (root: string, changes: ReadonlyArray<Change>): void => {
 // Many changes, as most of them find nothing to change.
 const some = fc.array(change, { maxLength: 50, size: "max" })
 
+const namesIn = (archive: Uint8Array): ReadonlyArray<string> =>
+  execFileSync("tar", ["-t"], { input: archive, encoding: "utf8" }).trim().split("\n")
+
 suite("ImageLayer.diff", (effect) => {
+  effect.asRoot(
+    "a diff does not contain what a start makes in a root, whatever the layers hide or link",
+    function* () {
+      const here = yield* hostFolder
+      const [low, high] = [makeRoot(`${here}/low`), `${here}/high`]
+      fs.writeFileSync(`${low}/etc/hosts`, "of the image\n")
+      fs.mkdirSync(`${low}/srv/old`, { recursive: true })
+      fs.mkdirSync(`${high}/etc`, { recursive: true })
+      execFileSync("mknod", [`${high}/etc/hosts`, "c", "0", "0"])
+      execFileSync("mknod", [`${high}/srv`, "c", "0", "0"])
+      fs.symlinkSync("home/app", `${high}/link`)
+      const image = withConfig(withLayers(yield* Image.fromRootfs(low), [low, high]), {
+        workingDirectory: "/link/work/deep"
+      })
+      for (const script of ["true", "echo x > new"]) {
+        const rootfs = yield* RootFs.overlay(image)
+        const namespaces = yield* Namespace.make(["pid", "uts", "ipc", "network"])
+        const box = yield* Container.spawn({
+          rootfs,
+          namespaces,
+          command: ["sh", "-c", `cat /etc/hosts; ${script}`]
+        })
+        assert.equal((yield* box.exit).exitCode, 0)
+        const made = [
+          "./home/",
+          "./home/app/",
+          "./home/app/work/",
+          "./home/app/work/deep/",
+          "./home/app/work/deep/new"
+        ]
+        const expected = script === "true" ? [] : made.map((name) => name.slice(2))
+        assert.deepEqual(namesIn(yield* diff(rootfs.upper!)), ["./", ...expected])
+      }
+    },
+    { skip: whyNoBusybox }
+  )
+
   effect.asRoot(
     "a diff, unpacked above the same lower layer, shows the same tree as the writable layer",
     function* () {

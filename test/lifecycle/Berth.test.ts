@@ -38,7 +38,9 @@ describe("Berth: unsupported machines", { skip: process.platform === "linux" ? f
   test("a layer without the native part fails with how to build it", async () => {
     const error = await errorOf([], { ...process.env, BERTH_NATIVE: "no/such/build" })
     assert.deepEqual([error._tag, error.feature], ["Unsupported", "the native part"])
-    assert.match(error.message, /node native\/setup\.mjs/)
+    const expected =
+      /no\/such\/build\/berth\.node is missing\. Set BERTH_NATIVE, which is no\/such\/build, to the folder native\/build of/
+    assert.match(error.message, expected)
   })
 
   test("a layer without root and without user namespaces fails with how to have them", {

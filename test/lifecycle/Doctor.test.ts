@@ -1,11 +1,14 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
+import { gzipSync } from "node:zlib"
 import * as Effect from "effect/Effect"
 import { Berth, Container, type Doctor, Image } from "../../lib/index.ts"
+import { programPath } from "../../lib/internal/system/addon.ts"
 import { list } from "../../lib/internal/util/readFile.ts"
 import { asNobody, whyNotNobody } from "../support/asNobody.ts"
 import { allowTime, makeTemporaryFolder, remove, suite, whyNoContainers } from "../support/effect.ts"
+import { makeTar } from "../support/images.ts"
 import { descendants } from "../support/leftovers.ts"
 import { commandOf, ended, program } from "../support/program.ts"
 
@@ -19,6 +22,26 @@ const of = (report: { readonly checks: ReadonlyArray<Doctor.Check> }, name: Doct
 }
 
 const installed = (...paths: ReadonlyArray<string>): boolean => paths.some((path) => fs.existsSync(path))
+
+/** Has Berth use a copy of its native part, changed by `change`, until the scope closes. */
+const withNative = (change: (folder: string) => void) =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      const earlier = process.env.BERTH_NATIVE
+      const folder = makeTemporaryFolder()
+      for (const name of ["berth.node", "berth-supervisor", "berth-unpack", "libisal.so.2"])
+        fs.copyFileSync(programPath(name), `${folder}/${name}`)
+      change(folder)
+      process.env.BERTH_NATIVE = folder
+      return { earlier, folder }
+    }),
+    ({ earlier, folder }) =>
+      Effect.sync(() => {
+        if (earlier === undefined) delete process.env.BERTH_NATIVE
+        else process.env.BERTH_NATIVE = earlier
+        remove(folder)
+      })
+  ).pipe(Effect.map(({ folder }) => folder))
 
 suite("Doctor", (effect) => {
   effect("the doctor reports a machine that runs containers as ready", function* () {
@@ -46,6 +69,37 @@ suite("Doctor", (effect) => {
     const pasta = of(report, "pasta")
     if (pasta.status !== "ok") assert.equal(pasta.fix, "apt-get install passt")
     assert.equal(pasta.status === "ok", installed("/usr/bin/pasta", "/usr/local/bin/pasta"))
+  })
+
+  effect("the doctor has a line for each native part", function* () {
+    const report = yield* Berth.doctor
+    const parts = [
+      ["addon", "berth.node"],
+      ["supervisor", "berth-supervisor"],
+      ["unpacker", "berth-unpack"]
+    ] as const
+    for (const [name, file] of parts) {
+      assert.equal(of(report, name).status, "ok", of(report, name).detail)
+      assert.equal(of(report, name).detail, programPath(file))
+    }
+  })
+
+  effect("the doctor and a failed import quote the loader about an unpacker that cannot start", function* () {
+    const broken = yield* withNative((folder) => fs.writeFileSync(`${folder}/libisal.so.2`, "no library"))
+    const unpacker = of(yield* Berth.doctor, "unpacker")
+    assert.deepEqual([unpacker.status, unpacker.required], ["missing", false])
+    const said = /error while loading shared libraries: .*libisal\.so\.2: (file too short|invalid ELF header)/
+    assert.match(unpacker.detail, said)
+    assert.match(unpacker.fix!, /^Set BERTH_NATIVE, which is .*, to the folder native\/build/)
+    const archive = `${broken}/root.tar.gz`
+    fs.writeFileSync(archive, gzipSync(makeTar({ file: "content" })))
+    const error = yield* Effect.flip(Image.import(archive))
+    assert.match(error.message, said)
+  })
+
+  effect("the doctor names a missing file of the native part", function* () {
+    const folder = yield* withNative((copy) => fs.rmSync(`${copy}/berth-unpack`))
+    assert.equal(of(yield* Berth.doctor, "unpacker").detail, `${folder}/berth-unpack is missing`)
   })
 
   effect("a report of the doctor is a table as text", function* () {

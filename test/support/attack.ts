@@ -36,6 +36,12 @@ export const plantImage = imageWith("plant")
 /** The same with `joining`, which attacks processes that join its pid namespace. */
 export const joiningImage = imageWith("joining")
 
+/** The same with `echo`, a server. */
+export const echoImage = imageWith("echo")
+
+/** The same with `spoof`, which sends with the address of another. */
+export const spoofImage = imageWith("spoof")
+
 /** The outcome of each word of a program, from its output. */
 export const outcomes = (stdout: string): Readonly<Record<string, string>> =>
   Object.fromEntries(

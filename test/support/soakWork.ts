@@ -7,7 +7,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { type Berth, type BerthError, Container, Image, Mount, Namespace } from "../../lib/index.ts"
+import { type Berth, type BerthError, Container, Image, Mount, Namespace, Network } from "../../lib/index.ts"
 import { goArchitecture, sha256, types } from "./images.ts"
 import * as Tar from "./tar.ts"
 
@@ -200,9 +200,25 @@ export const work = (options: Work): Effect.Effect<never, never, Berth.Berth | S
       )
     })
   }
+  /** A server on a network, with a published port, and connections to it, by the program and by the port. */
+  const network: Running = Effect.gen(function* () {
+    const image = yield* Image.fromRootfs(options.root)
+    const box = yield* Container.start(image, {
+      network: [yield* Network.make(), yield* Network.make()],
+      command: sh("mkdir /tmp/www; exec busybox httpd -f -p 80 -h /tmp/www"),
+      env
+    })
+    const { hostname, port } = yield* Container.publish(box, 80)
+    const byPort = Effect.tryPromise((signal) => fetch(`http://${hostname}:${port}/`, { signal }))
+    const byProgram = Effect.scoped(Container.connect(box, 80))
+    for (const use of [Effect.ignore(byProgram), Effect.ignore(byPort)])
+      yield* Effect.forkScoped(Effect.forever(Effect.delay(use, 2)))
+    return yield* Effect.never
+  })
   const parts: Array<Running> = Array.from({ length: 1 + below(3) }, (_, k) => container(k))
   if (below(3) === 0) parts.push(Image.pull(options.reference))
   if (below(4) === 0) parts.push(Namespace.make(["pid", "network", "mount"]))
+  if (below(2) === 0) parts.push(network)
   return Effect.zipRight(
     Effect.forEach(parts, (part) => Effect.forkScoped(Effect.ignore(part)), { discard: true }),
     Effect.never

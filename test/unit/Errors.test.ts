@@ -87,6 +87,17 @@ const each: ReadonlyArray<readonly [error: BerthError.BerthError, line: string]>
     "NonZeroExit: false: exit code 1"
   ],
   [
+    new BerthError.NetworkError({
+      reason: "Refused",
+      subject: "container 0123",
+      address: "127.0.0.1:80",
+      errno: 111,
+      detail: "nothing listens there",
+      cause
+    }),
+    "NetworkError (Refused): container 0123: 127.0.0.1:80: nothing listens there (ECONNREFUSED)"
+  ],
+  [
     new BerthError.WaitFailed({
       reason: "TimedOut",
       condition: "port 80",

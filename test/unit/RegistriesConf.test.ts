@@ -137,6 +137,6 @@ location = "mirror.invalid"
       assert.match(error.message, why)
     }
     const absent = yield* failure("InvalidOption", Registry.fromRegistriesConf("a", `${file}.absent`))
-    assert.match(absent.message, /no such file/)
+    assert.match(absent.message, /an existing registries\.conf/)
   })
 })

@@ -126,6 +126,7 @@ suite("tracing", (effect) => {
       "Image.load": Image.load("/absent"),
       "Image.import": Image.import("/absent"),
       "Image.save": Image.save("absent", "/tmp/absent", { format: "oci-archive" }),
+      "Image.get": Image.get("absent", { pull: "never" }),
       "Image.pull": Image.pull("UPPER/case"),
       "Image.push": Image.push("absent", "127.0.0.1:1/a"),
       "ImageLayer.diff": Stream.runDrain(ImageLayer.diff({ upper: "/absent" })),

@@ -34,6 +34,11 @@ const harnesses = [
     title: "the supervisor's reader of messages",
     sources: ["fuzz/message.c", "supervisor/plan.c", "common/descriptor.c"]
   },
+  {
+    name: "names",
+    title: "the responder for names",
+    sources: ["fuzz/names.c", "names/server.c", "names/forward.c", "names/message.c", "common/descriptor.c"]
+  },
   { name: "path", title: "the paths of a tar", sources: ["fuzz/path.c", "common/remove.c"] }
 ] as const
 

@@ -1,6 +1,6 @@
 /**
- * Finds out what works on this machine. Features of the kernel are tried, with small plans for a temporary supervisor in a
- * temporary folder. Files of /proc, /sys and /etc, and programs, are only looked at.
+ * Finds out which features work on this machine. Features of the kernel are tried, with small plans for a temporary
+ * supervisor in a temporary folder. Files of /proc, /sys and /etc, and programs, are only read.
  */
 import { mkdtempSync, rmSync } from "node:fs"
 import * as os from "node:os"
@@ -18,6 +18,7 @@ import { defaultFolder } from "../disk/defaultFolder.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { flags, idMap } from "../ids/namespaceFlags.ts"
 import * as Supervisor from "../supervisor/connection.ts"
+import { native, nativeFix, programPath } from "../system/addon.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as look from "./inspect.ts"
 import { checkSystem, makeState } from "./layer.ts"
@@ -34,7 +35,9 @@ const trying =
         result._tag === "Left" ? Effect.succeed(result.left) : Effect.as(result.right.release, undefined)
     )
 
-const ids = look.isRootless() ? Ids.single(process.geteuid!(), process.getegid!()) : Ids.all
+// Asked when it is needed: Deno may refuse it, and the import of Berth needs no permission.
+const ownIds = (): Ids.Ids =>
+  look.isRootless() ? Ids.single(process.geteuid!(), process.getegid!()) : Ids.all
 
 // A process that performs the operations in between, and then nothing: that it executes shows that they worked.
 const inChild = (
@@ -42,7 +45,7 @@ const inChild = (
   between: ReadonlyArray<Plan.Operation>
 ): ReadonlyArray<Plan.Operation> => [
   { op: "process", namespaces: kinds.reduce((all, kind) => all | flags[kind], 0) },
-  ...(kinds.includes("user") ? [idMap(Ids.nested(ids))] : []),
+  ...(kinds.includes("user") ? [idMap(Ids.nested(ownIds()))] : []),
   { op: "session" },
   { op: "stdio", stdin: null, stdout: null, stderr: null },
   ...between,
@@ -90,7 +93,7 @@ const userNamespaces = (run: Try): Effect.Effect<Doctor.Check> =>
     required: look.isRootless(),
     status: error === undefined ? "ok" : "missing",
     detail: error === undefined ? look.userNamespaceDetail() : `refused to non-root users: ${error.message}`,
-    fix: error === undefined ? undefined : (look.userNamespaceLimits() ?? look.noUserNamespaces)
+    fix: error === undefined ? undefined : (look.userNamespaceLimits() ?? look.noUserNamespaces())
   }))
 
 const union = (folder: string, rootless: boolean): Plan.Operation => ({
@@ -155,6 +158,14 @@ const idmapped = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
 }
 
 const seccomp = (run: Try): Effect.Effect<Doctor.Check> => {
+  if (native().seccompName(0) === "")
+    return Effect.succeed({
+      name: "seccomp",
+      required: false,
+      status: "missing",
+      detail: "libseccomp.so.2, which compiles policies, is not installed",
+      fix: "apt-get install libseccomp2"
+    })
   // struct sock_filter: BPF_RET | BPF_K, SECCOMP_RET_ALLOW.
   const program = new Uint8Array([0x06, 0, 0, 0, 0, 0, 0xff, 0x7f])
   return Effect.map(
@@ -209,7 +220,7 @@ const supervisor: Effect.Effect<Supervisor.Supervisor, BerthError, Scope.Scope> 
   return yield* Effect.acquireRelease(
     Supervisor.start(state, lock, {
       mode: look.isRootless() ? "single-id" : "root",
-      ids,
+      ids: ownIds(),
       guard: { missing: () => [], hold: () => Effect.void }
     }),
     (started) => started.stop
@@ -217,21 +228,34 @@ const supervisor: Effect.Effect<Supervisor.Supervisor, BerthError, Scope.Scope> 
 })
 
 const notStarted = (error: BerthError): Doctor.Check =>
-  error._tag === "OperationFailed" && error.operation === "supervisor"
+  error._tag === "OperationFailed" && error.operation === "supervisor" && look.isRootless()
     ? {
         name: "user namespaces",
         required: true,
         status: "missing",
         detail: `the kernel refuses one to the supervisor: ${error.syscall}: ${error.code}`,
-        fix: look.userNamespaceLimits() ?? look.noUserNamespaces
+        fix: look.userNamespaceLimits() ?? look.noUserNamespaces()
       }
-    : { name: "supervisor", required: true, status: "missing", detail: error.message, fix: undefined }
+    : {
+        name: "supervisor",
+        required: true,
+        status: "missing",
+        detail: error.message,
+        fix: error._tag === "SupervisorError" ? nativeFix() : undefined
+      }
 
 const tried: Effect.Effect<ReadonlyArray<Doctor.Check>> = Effect.gen(function* () {
   const started = yield* supervisor
   const tree = yield* systemd.delegate(started.pid)
   const run = trying(started)
   return [
+    {
+      name: "supervisor",
+      required: true,
+      status: "ok",
+      detail: programPath("berth-supervisor"),
+      fix: undefined
+    } satisfies Doctor.Check,
     yield* namespaces(run),
     yield* userNamespaces(run),
     ...(yield* overlay(run, started.folder)),
@@ -256,10 +280,17 @@ export const doctor: Effect.Effect<Doctor.Report> = Effect.flatMap(
         detail: message,
         fix: hint
       }
-      return Effect.succeed(Doctor.unsafeMake(look.isRootless(), [check]))
+      const checks = process.platform === "linux" ? [look.kernel(), look.addon(), look.unpacker()] : [check]
+      return Effect.succeed(Doctor.unsafeMake(look.isRootless(), checks))
     }
     return Effect.map(tried, (checks) =>
-      Doctor.unsafeMake(look.isRootless(), [look.kernel(), ...checks, ...look.others()])
+      Doctor.unsafeMake(look.isRootless(), [
+        look.kernel(),
+        look.addon(),
+        ...checks,
+        look.unpacker(),
+        ...look.others()
+      ])
     )
   }
 ).pipe(Effect.withSpan("berth.Berth.doctor"))

@@ -6,9 +6,16 @@ import type { Check } from "../../Doctor.ts"
 import type { Kind } from "../../Namespace.ts"
 import type { Tree } from "../cgroup/tree.ts"
 import { isEnabled } from "../security/appArmorProfiles.ts"
-import { AT_FDCWD, native, O_PATH } from "../system/addon.ts"
+import { AT_FDCWD, native, nativeFix, O_PATH, programPath } from "../system/addon.ts"
 
-export const isRootless = (): boolean => process.geteuid?.() !== 0
+/** Whether this is not root, as far as the runtime tells: Deno throws without --allow-sys. */
+export const isRootless = (): boolean => {
+  try {
+    return process.geteuid?.() !== 0
+  } catch {
+    return true
+  }
+}
 
 /** The contents of a file, without white space around them; undefined if it cannot be read. */
 const read = (path: string): string | undefined => {
@@ -30,7 +37,7 @@ export const isWritable = (folder: string): boolean => {
   }
 }
 
-/** What the kernel's configuration calls a kind of namespace. */
+/** The kernel configuration's name for a kind of namespace. */
 export const kernelName = (kind: Kind): string =>
   kind === "mount" ? "NAMESPACES" : kind === "network" ? "NET_NS" : `${kind.toUpperCase()}_NS`
 
@@ -54,8 +61,14 @@ export const userNamespaceLimits = (): string | undefined => {
         .join("\n")
 }
 
-export const noUserNamespaces =
-  "No sysctl blocks them: in a container, allow them in its runtime (seccomp or AppArmor); else use a kernel with CONFIG_USER_NS=y"
+/** In a chroot no mount of /proc/self/mountinfo is at "/", unless the root of the chroot is itself a mount point. */
+export const isInChroot = (): boolean =>
+  !(read("/proc/self/mountinfo") ?? "/ / / / /").split("\n").some((line) => line.split(" ")[4] === "/")
+
+export const noUserNamespaces = (): string =>
+  isInChroot()
+    ? "This is a chroot, and the kernel allows no user namespaces in a chroot: run the program as root, or enter the folder with systemd-nspawn or bwrap instead of chroot"
+    : "No sysctl blocks them: in a container, allow them in its runtime (seccomp or AppArmor); else use a kernel with CONFIG_USER_NS=y"
 
 export const userNamespaceDetail = (): string =>
   obstacles
@@ -79,6 +92,36 @@ export const kernel = (): Check => {
     detail: `Linux ${release}`,
     fix: old ? `Use Linux ${OLDEST.join(".")} or later` : undefined
   }
+}
+
+const part = (name: "addon" | "unpacker", file: string, failure: string | undefined): Check => ({
+  name,
+  required: name === "addon",
+  status: failure === undefined ? "ok" : "missing",
+  detail: failure === undefined ? file : fs.existsSync(file) ? failure : `${file} is missing`,
+  fix: failure === undefined ? undefined : nativeFix()
+})
+
+export const addon = (): Check => {
+  const file = programPath("berth.node")
+  try {
+    native()
+    return part("addon", file, undefined)
+  } catch (cause) {
+    return part("addon", file, String(cause))
+  }
+}
+
+/** Without arguments the unpacker only reports that it has none, once its libraries are loaded. */
+export const unpacker = (): Check => {
+  const file = programPath("berth-unpack")
+  const { error, stderr, stdout } = spawnSync(file, [], { encoding: "utf8", timeout: 5000 })
+  const works = stdout?.startsWith("error confine ")
+  return part(
+    "unpacker",
+    file,
+    works ? undefined : (error?.message ?? `${file} fails: ${stderr.trim().replaceAll("\n", "; ")}`)
+  )
 }
 
 /** The path of a program, searched as a shell does, and in folders of helpers that no PATH names. */

@@ -20,9 +20,11 @@ import * as Seccomp from "../security/seccomp.ts"
 import { Proto } from "../service.ts"
 import * as Holds from "../store/leases.ts"
 import * as Supervisor from "../supervisor/connection.ts"
-import { AT_FDCWD, isBuilt, native, programPath } from "../system/addon.ts"
+import { AT_FDCWD, native, nativeFix, programPath } from "../system/addon.ts"
+import { missingFlags } from "../system/denoPermissions.ts"
 import { EPERM } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { isInChroot, noUserNamespaces } from "./inspect.ts"
 import * as Memory from "./memory.ts"
 import { recordOwner, removeSwept, sweep } from "./sweep.ts"
 
@@ -37,12 +39,13 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
       })
     )
   }
-  if (!isBuilt()) {
+  const flags = missingFlags()
+  if (flags.length > 0) {
     return Effect.fail(
       new Unsupported({
-        feature: "the native part",
-        why: `${programPath("berth.node")} is missing`,
-        hint: "Build it: node native/setup.mjs in berth's folder"
+        feature: "containers",
+        why: `Deno runs this program without ${flags.join(", ")}`,
+        hint: "Run it with --allow-all and without --deny flags: Deno refuses the files of /proc to a program that lacks a permission"
       })
     )
   }
@@ -53,8 +56,10 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
     return Effect.fail(
       new Unsupported({
         feature: "the native part",
-        why: String(cause),
-        hint: "Build it again on this machine: node native/setup.mjs",
+        why: fs.existsSync(programPath("berth.node"))
+          ? String(cause)
+          : `${programPath("berth.node")} is missing`,
+        hint: nativeFix(),
         cause
       })
     )
@@ -174,7 +179,9 @@ const explain = (error: BerthError): BerthError =>
     ? new Unsupported({
         feature: "user namespaces",
         why: `the kernel refuses them to this non-root user: ${error.code}`,
-        hint: "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is",
+        hint: isInChroot()
+          ? noUserNamespaces()
+          : "Allow them (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or run as root; Berth.doctor says which it is",
         cause: error
       })
     : error
@@ -186,8 +193,8 @@ interface Supervised {
 }
 
 /**
- * A supervisor of its own. What earlier ones have left in these cgroups is swept before it starts, and what it leaves
- * itself is swept by `again`.
+ * Starts a supervisor. The remains of earlier supervisors in these cgroups are swept before the start; `again` sweeps
+ * the remains of this one.
  */
 const supervised = (
   options: Options,

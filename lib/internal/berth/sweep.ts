@@ -162,7 +162,7 @@ const takeLock = (state: string): Effect.Effect<number | undefined> =>
 /** Whether the supervisor of an unnamed folder was never started: a folder gets its name once it is locked. */
 const isAbandoned = (state: string): boolean => Date.now() - fs.statSync(state).mtimeMs > 60_000
 
-/** What a dead supervisor has still left, after one more attempt to remove it. */
+/** The remains of a dead supervisor, after one more attempt to remove them. */
 const endOnce = (tree: () => Tree, name: string, state: string): ReadonlyArray<string> => {
   const processes = [...new Set([...processesOf(name), ...recordedIn(state)])]
   processes.forEach((pid) => kill(pid))
@@ -170,7 +170,7 @@ const endOnce = (tree: () => Tree, name: string, state: string): ReadonlyArray<s
   return [...cgroups, ...processes.map((pid) => `process ${pid}`)]
 }
 
-/** Removes what a dead supervisor has left; true when only its folder is left. */
+/** Removes the remains of a dead supervisor; true when only its folder is left. */
 const end = (tree: () => Tree, name: string, state: string): Effect.Effect<boolean> =>
   Effect.sync(() => endOnce(tree, name, state)).pipe(
     Effect.repeat({ until: (left) => left.length === 0, schedule: patience }),
@@ -215,8 +215,8 @@ export const sweep = (folder: string, state: string, tree: () => Tree): Effect.E
   )
 
 /**
- * Removes the folders that `sweep` has moved, however large and deep they are, without waiting for it. The supervisor does
- * that, with the rights of its containers.
+ * Removes the folders that `sweep` has moved, of any size and depth, in the background. The supervisor does that, with
+ * the rights of its containers.
  */
 export const removeSwept = (supervisor: Supervisor): Effect.Effect<void> =>
   Effect.suspend(() => {

@@ -1,4 +1,4 @@
-/** Cgroups as the supervisor's units: which folders, made and limited by which operations, and what went wrong. */
+/** Cgroups as the supervisor's units: their folders, operations that make and limit them, and errors. */
 import * as fs from "node:fs"
 import { dirname } from "node:path"
 import * as Deferred from "effect/Deferred"
@@ -22,19 +22,19 @@ import type { Tree } from "./tree.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Cgroup") as PublicTypeId
 
-/** What a cgroup keeps to itself. */
+/** The internal state of a cgroup. */
 export interface State {
   /** Undefined until the cgroup is made. */
   owner: Owner | undefined
   /** Whether this program has frozen it, or is about to. */
   frozen: boolean
-  /** How many processes are about to enter it. */
+  /** The number of processes that are entering it. */
   entering: number
-  /** How many kills by the OOM killer have been reported, each for one process. */
+  /** The number of reported kills by the OOM killer, each for one process. */
   oomKills: number
   /** The names of the files of each folder that has been listed. */
   readonly files: Map<Folder, ReadonlySet<string>>
-  /** Held by the fiber that freezes it; a fiber that thaws it waits for nobody. */
+  /** Held by the fiber that freezes it; a fiber that thaws it does not wait for it. */
   freezing: Effect.Semaphore | undefined
   /** Held by the fiber that adds folders: two fibers that need the same folder make it once. */
   extending: Effect.Semaphore | undefined
@@ -85,7 +85,7 @@ export const unsafeMake = (name: string, folders: ReadonlyArray<Folder>): Cgroup
 export const nameOf = (folder: string, id: number): string =>
   `berth.${folder.slice(folder.lastIndexOf("/") + 1)}.${id}`
 
-/** Throws where the tree lacks a controller. */
+/** Throws if the tree lacks a controller. */
 const hierarchyOf = (from: Tree, controller: string, option: string) => {
   const hierarchy = from.controllers[controller]
   if (hierarchy !== undefined) return hierarchy
@@ -93,7 +93,7 @@ const hierarchyOf = (from: Tree, controller: string, option: string) => {
   throw new CgroupError({ reason, controller, path, errno: 0, detail: `${option}: ${detail}` })
 }
 
-// Without a counting controller, the freezer's hierarchy is the place for processes.
+// Without a counting controller, processes are placed in the freezer's hierarchy.
 const countingIn = (from: Tree): ReadonlyArray<string> => {
   const counting = ["memory", "cpu", "cpuacct", "pids"].filter((name) => from.controllers[name] !== undefined)
   return counting.length === 0 ? ["freezer"] : counting
@@ -312,7 +312,7 @@ const explainOperation = (plan: Plan.Plan, operation: Plan.Operation, error: Ope
   }
 }
 
-/** Runs a body that works on a cgroup's files, and explains what node:fs throws. */
+/** Runs a body that works on a cgroup's files, and explains the errors of node:fs. */
 export const filesOf = <A>(controller: string, path: string, body: () => A): Effect.Effect<A, BerthError> =>
   attempt(() => {
     try {
@@ -328,7 +328,7 @@ export const gone = (cgroup: Cgroup): CgroupError =>
 
 // A cgroup that is there
 
-/** What a cgroup belongs to. */
+/** The owner of a cgroup. */
 export interface Owner {
   readonly berth: Berth
   /** The scope with which it ends. */
@@ -382,7 +382,7 @@ export const processes = (cgroup: Cgroup): ReadonlyArray<number> => [
   ...new Set(cgroup.folders.flatMap(({ path }) => members(path)))
 ]
 
-/** Moves a process; nothing happens where it has ended. Throws what node:fs throws. */
+/** Moves a process; does nothing if it has ended. Throws the errors of node:fs. */
 export const moveTo = (folder: string, pid: number): void => {
   try {
     fs.writeFileSync(`${folder}/cgroup.procs`, String(pid))
@@ -393,7 +393,7 @@ export const moveTo = (folder: string, pid: number): void => {
 
 const PASSES_MAX = 100
 
-/** Moves all of these and what they have forked meanwhile, until there are no more of them. */
+/** Moves all of these and their new children, until there are none left. */
 export const moveAll = (folder: string, pids: () => ReadonlyArray<number>): void => {
   for (let pass = 0; pass < PASSES_MAX; pass++) {
     const there = new Set(members(folder))
@@ -414,8 +414,8 @@ export const perform = (berth: Berth, name: string, list: ReadonlyArray<Plan.Ope
 }
 
 /**
- * Adds folders to a cgroup in hierarchies that it lacks, and moves its processes there. On version 1 each controller slows a
- * start down, so a cgroup only has those that were asked for.
+ * Adds folders to a cgroup in hierarchies that it lacks, and moves its processes there. On version 1 each controller
+ * slows a start down, so a cgroup only has the requested ones.
  */
 export const extend = (
   cgroup: Cgroup,
@@ -483,7 +483,7 @@ const makeRoom = (folder: string, max: number): Effect.Effect<void, CgroupError>
   Effect.gen(function* () {
     const current = (): number => Number(read(`${folder}/memory.current`))
     for (let tries = 0; tries < RECLAIM_TRIES && current() > max; tries++) {
-      // Since Linux 5.19; EAGAIN if less was reclaimed than asked for.
+      // Since Linux 5.19; EAGAIN if less was reclaimed than requested.
       yield* Effect.ignore(
         Effect.tryPromise(() => fs.promises.writeFile(`${folder}/memory.reclaim`, String(current() - max)))
       )

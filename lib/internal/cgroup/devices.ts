@@ -1,6 +1,6 @@
 /**
- * The devices that may be opened and made: as lines for devices.allow of version 1 (devices.rst), and as the eBPF program
- * that version 2 takes instead (BPF_PROG_TYPE_CGROUP_DEVICE, bpf(2)).
+ * The devices that may be opened and made: as lines for devices.allow of version 1 (devices.rst), and as the eBPF
+ * program that version 2 uses instead (BPF_PROG_TYPE_CGROUP_DEVICE, bpf(2)).
  */
 import { statSync } from "node:fs"
 import type { DeviceRule } from "../../Cgroup.ts"
@@ -21,7 +21,7 @@ const char = (major: number, minor: number | undefined): Device => ({
   access: "rwm"
 })
 
-/** As runc and Docker have it: nodes may be made, and these used. */
+/** The rules of runc and Docker: all nodes may be made, and these may be used. */
 export const defaults: ReadonlyArray<Device> = [
   { type: "char", major: undefined, minor: undefined, access: "m" },
   { type: "block", major: undefined, minor: undefined, access: "m" },
@@ -35,12 +35,12 @@ export const defaults: ReadonlyArray<Device> = [
   char(136, undefined) // pts
 ]
 
-// makedev(3), as gnu_dev_major() has it; of 53 bits at the most, which Linux's 32 are.
+// makedev(3), as gnu_dev_major() computes it; a number of at most 53 bits, of which Linux uses 32.
 const majorOf = (device: number): number =>
   (Math.floor(device / 2 ** 8) & 0xfff) | (Math.floor(device / 2 ** 32) & ~0xfff)
 const minorOf = (device: number): number => (device & 0xff) | (Math.floor(device / 2 ** 12) & ~0xff)
 
-/** The numbers of a node on the host; throws `InvalidOption` for what is none. */
+/** The numbers of a node on the host; throws `InvalidOption` if the path is not a device node. */
 export const numbersOf = (
   option: string,
   path: string,
@@ -92,14 +92,14 @@ export const parseDevices = (rules: ReadonlyArray<DeviceRule>): ReadonlyArray<De
   })
 ]
 
-/** What is written to devices.allow, each in a write of its own, once `a` has been written to devices.deny. */
+/** The lines for devices.allow, each in a write of its own, after `a` was written to devices.deny. */
 export const allowLines = (devices: ReadonlyArray<Device>): ReadonlyArray<string> =>
   devices.map(
     ({ type, major, minor, access }) =>
       `${type === "char" ? "c" : "b"} ${major ?? "*"}:${minor ?? "*"} ${access}`
   )
 
-// linux/bpf.h: the context is { u32 access << 16 | type, u32 major, u32 minor }, by r1.
+// linux/bpf.h: r1 points to the context, { u32 access << 16 | type, u32 major, u32 minor }.
 const ACCESS = { m: 1, r: 2, w: 4 } as const
 const TYPE = { block: 1, char: 2 } as const
 const LOAD_32 = 0x61 // BPF_LDX | BPF_MEM | BPF_W
@@ -112,7 +112,7 @@ const EXIT = 0x95 // BPF_JMP | BPF_EXIT
 
 type Instruction = readonly [code: number, destination: number, source: number, offset: number, value: number]
 
-/** Gives 1 for a use that one of the devices' lines allows in full, else 0. */
+/** Returns 1 for an access that one of the lines allows completely, else 0. */
 export const program = (devices: ReadonlyArray<Device>): Uint8Array => {
   const instructions: Array<Instruction> = [
     [LOAD_32, 2, 1, 0, 0], // r2 = type and access
@@ -132,7 +132,7 @@ export const program = (devices: ReadonlyArray<Device>): Uint8Array => {
       ...(major === undefined ? [] : [(offset: number): Instruction => [JUMP_UNEQUAL, 4, 0, offset, major]]),
       ...(minor === undefined ? [] : [(offset: number): Instruction => [JUMP_UNEQUAL, 5, 0, offset, minor]])
     ]
-    // Past the tests that follow, the move and the exit.
+    // Jumps over the remaining tests, the move and the exit.
     tests.forEach((test, index) => {
       instructions.push(test(tests.length - index - 1 + 2))
     })

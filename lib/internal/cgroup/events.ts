@@ -48,14 +48,14 @@ const ready = (fd: number, events: number): Effect.Effect<number> =>
     })
   })
 
-/** What can be read again and again, and waited for in between. */
+/** A source that can be read repeatedly, with waits for a change. */
 interface Source<A> {
-  /** Undefined once it is gone. */
+  /** Undefined once the source is gone. */
   readonly read: () => A | undefined
   readonly wait: Effect.Effect<unknown>
 }
 
-/** A file of a cgroup, opened anew for each read: what a descriptor is told is what came after its first read. */
+/** A file of a cgroup, opened anew for each read, because a descriptor reports the changes after its first read. */
 const file = <A>(path: string, parse: (text: string) => A): Effect.Effect<Source<A>, never, Scope.Scope> =>
   Effect.map(
     Effect.acquireRelease(Effect.succeed({ fd: -1 }), (open) =>
@@ -76,7 +76,7 @@ const file = <A>(path: string, parse: (text: string) => A): Effect.Effect<Source
 const LOOK_EVERY = "100 millis"
 const SETTLING_MS = 1000
 
-/** Version 1 tells that memory has run out before it kills: what has come of it is looked at until it is there. */
+/** Version 1 reports exhausted memory before the kill: for up to a second, the count of kills is read. */
 const outOfMemory = (
   { path }: Folder,
   events: () => MemoryEvents
@@ -117,7 +117,7 @@ const outOfMemory = (
     }
   )
 
-/** Each different value, the first included, until it is gone or nothing more can come. */
+/** Each new value, the first included, until the source is gone or cannot change any more. */
 const changes = <A>(
   cgroup: Cgroup,
   make: Effect.Effect<Source<A>, BerthError, Scope.Scope>
@@ -186,7 +186,7 @@ export const pidsEvents = (cgroup: Cgroup): Stream.Stream<PidsEvents, BerthError
     )
   )
 
-/** Waits until a line of cgroup.events says so. */
+/** Waits until cgroup.events has this line. */
 export const frozen = (path: string): Effect.Effect<void> =>
   Effect.scoped(
     Effect.flatMap(
@@ -230,7 +230,7 @@ const openTrigger = (path: string, trigger: string): number => {
 const WINDOW_LEAST = 500_000
 const WINDOW_MOST = 10_000_000
 
-/** What is written to a pressure file; throws `InvalidOption`. */
+/** The text for a pressure file; throws `InvalidOption`. */
 const triggerOf = ({ full, some, window = "2s" }: PressureOptions): string => {
   const kind = some === undefined ? "full" : "some"
   const threshold = some ?? full

@@ -14,7 +14,7 @@ import * as events from "./events.ts"
 /** Whether this program has frozen it. */
 export const isFrozen = (cgroup: Cgroup | undefined): boolean => cgroup?.state.frozen === true
 
-/** The state of a cgroup, or of a container that may get one: how many processes are about to enter it. */
+/** The state of a cgroup, or of a container that may get one: the number of processes that are entering it. */
 export interface Entered {
   entering: number
 }
@@ -45,7 +45,7 @@ const entered = (all: ReadonlyArray<Entered>): Effect.Effect<void> =>
     all.every(({ entering }) => entering === 0) ? Effect.void : Effect.zipRight(Effect.sleep(1), entered(all))
   )
 
-/** The same, for no longer than a freeze would. */
+/** The same, with the time limit of a freeze. */
 export const settled = (one: Entered): Effect.Effect<void> =>
   Effect.asVoid(Effect.timeoutOption(entered([one]), PATIENCE))
 
@@ -123,7 +123,7 @@ const stand = (cgroup: Cgroup, folder: Folder, container?: Entered): Effect.Effe
     })
   })
 
-/** Nothing happens where it is not frozen, or no longer there. */
+/** Does nothing if the cgroup is not frozen, or does not exist any more. */
 export const thaw = (cgroup: Cgroup): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const folder = folderOf(cgroup)
@@ -148,7 +148,7 @@ export const letOut = (cgroup: Cgroup, pids: () => ReadonlyArray<number>): void 
       process.kill(pid, "SIGKILL")
       internal.moveTo(dirname(folder.path), pid)
     } catch {
-      // It has ended, or all of the cgroup has.
+      // The process has ended, or the whole cgroup has.
     }
   }
 }

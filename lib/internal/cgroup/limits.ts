@@ -13,13 +13,13 @@ import type { Tree } from "./tree.ts"
 /** A file of the cgroup and its new value; bytes are a program for its devices. */
 export type Write = readonly [file: string, value: string | Uint8Array]
 
-/** Where a limit goes. */
+/** The target of a limit. */
 export interface Place {
   /** The cgroup's folder. */
   readonly path: string
   /** The folder above it. */
   readonly above: string
-  /** Whether nothing has been limited there before. */
+  /** Whether the cgroup is new, without any limit. */
   readonly fresh: boolean
   readonly tree: Tree
 }
@@ -125,7 +125,7 @@ const cpu = (cpus: Limits["cpus"], limits: CpuLimits): ReadonlyArray<Setting> =>
   if (weight !== undefined) {
     whole("limits.cpu.weight", weight, 1, 10000)
     if (idle === true) invalid("limits.cpu.weight", weight, "no weight where limits.cpu.idle is true")
-    // As the scheduler converts it: kernel/sched/core.c, sched_weight_from_cgroup().
+    // The scheduler's own conversion: kernel/sched/core.c, sched_weight_from_cgroup().
     const shares = String(Math.max(2, Math.round((weight * 1024) / 100)))
     set("limits.cpu.weight", [["cpu.shares", shares]], [["cpu.weight", String(weight)]])
   }
@@ -168,7 +168,7 @@ const cpu = (cpus: Limits["cpus"], limits: CpuLimits): ReadonlyArray<Setting> =>
   return settings
 }
 
-/** The numbers of a list like `0-3,6`; undefined where it is none. */
+/** The numbers of a list like `0-3,6`; undefined for an invalid list. */
 export const parseList = (text: string): ReadonlySet<number> | undefined => {
   const all = new Set<number>()
   for (const part of text.trim().split(",")) {
@@ -221,7 +221,7 @@ const cpuset = ({ cpus, mems }: CpusetLimits): ReadonlyArray<Setting> => {
   ]
 }
 
-// Either BFQ's file or io.cost's exists; the root cgroup has neither, and tells nothing.
+// Either BFQ's file or io.cost's exists; the root cgroup has neither, so it does not show which one is used.
 const weightFile = (above: string): string =>
   existsSync(`${above}/io.bfq.weight`) && !existsSync(`${above}/io.weight`) ? "io.bfq.weight" : "io.weight"
 
@@ -295,7 +295,7 @@ const hugetlb = (size: string, given: Bytes): Setting => {
   }
 }
 
-/** One and the same file on both versions. */
+/** The same file on both versions. */
 const same = (controller: string, option: string, file: string, value: string): Setting => ({
   controller,
   option,

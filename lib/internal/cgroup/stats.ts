@@ -29,7 +29,7 @@ const filesOf = ({ state }: Cgroup, folder: Folder): ReadonlySet<string> => {
   return files
 }
 
-/** The text of a controller's file, by its name on either version; empty where there is no such file. */
+/** The text of a controller's file, by its name on either version; empty if the file does not exist. */
 export type Source = (controller: string, v1: string | undefined, v2: string | undefined) => string
 
 export const sourceOf =
@@ -221,7 +221,7 @@ export const readPressure = (text: string): Pressure | undefined => {
     : { some: times(some), full: full === undefined ? undefined : times(full) }
 }
 
-/** What a cgroup uses now, by the files of all its folders. */
+/** The present use of a cgroup, from the files of all its folders. */
 export const readStats = (cgroup: Cgroup): Stats => {
   const file = sourceOf(cgroup)
   const pressure = (name: string): Pressure | undefined =>

@@ -70,7 +70,7 @@ const subdivide = (folder: string, inner: string): void => {
 
 interface Address {
   readonly path: string
-  /** systemd's own socket, where there is no bus between. */
+  /** systemd's own socket, for a system without a bus. */
   readonly direct: boolean
 }
 
@@ -115,7 +115,7 @@ const withBus = <A>(address: Address, use: (bus: MessageBus) => Promise<A>): Eff
         const { createClient } = (await import("dbus-native")).default
         const bus = createClient({ socket: address.path, direct: address.direct })
         const broken = new Promise<never>((_, reject) => bus.connection.on("error", reject))
-        // The call that breaks reports it; later it does not matter.
+        // The call that fails reports a broken connection; later it does not matter.
         broken.catch(() => {})
         return { bus, broken }
       },
@@ -138,7 +138,7 @@ const startScope = (scope: string, pid: number) => (bus: MessageBus) =>
       ["Description", ["s", "Containers of Berth"]],
       ["PIDs", ["au", [pid]]],
       ["Delegate", ["b", true]],
-      // The scope ends with its last process, and systemd then forgets it, whatever the result.
+      // The scope ends with its last process, and systemd then removes it, whatever the result.
       ["CollectMode", ["s", "inactive-or-failed"]],
       ["TasksMax", ["t", UNLIMITED]]
     ],
@@ -147,7 +147,7 @@ const startScope = (scope: string, pid: number) => (bus: MessageBus) =>
 
 const INNER = "supervisor"
 
-/** Asks one address after the other until one answers; fails with the reasons of all. */
+/** Tries the addresses one after the other until one answers; fails with the errors of all. */
 const ask = <A>(use: (bus: MessageBus) => Promise<A>): Effect.Effect<A, string> => {
   const all = addresses()
   if (all.length === 0)
@@ -217,9 +217,9 @@ const refused = (own: string, why: string): Tree => {
 
 /**
  * The tree in which a supervisor's cgroups are made, in a part of systemd's tree that is delegated: the unit of this
- * process, if it is delegated; else a scope of the system's or the user's manager. The supervisor is moved into that scope,
- * and the scope ends with it. Where systemd does not run the machine, or the tree has hierarchies of version 1, it is the
- * tree of this process.
+ * process, if it is delegated; else a scope of the system's or the user's manager. The supervisor is moved into that
+ * scope, and the scope ends with it. If systemd does not run the machine, or the tree has hierarchies of version 1, it
+ * is the tree of this process.
  *
  * Never fails: without a delegated part, the limits of a container fail and say why.
  */

@@ -12,7 +12,7 @@ export interface Hierarchy {
   readonly passesOnRequest: boolean
 }
 
-/** Why a controller is missing. */
+/** The reason why a controller is missing. */
 export interface Missing {
   readonly reason: "NotMounted" | "NotDelegated" | "NotInKernel"
   readonly path: string
@@ -22,12 +22,12 @@ export interface Missing {
 export interface Tree {
   readonly kind: "v1" | "v2" | "hybrid" | "none"
   /**
-   * By the name that version 2 has for a controller: `memory`, `cpu`, `cpuset`, `pids`, `io` (blkio on version 1) ..., and
-   * `cpuacct`, `freezer`, `devices` and `pressure`, which version 2 has without a controller. A controller that is missing
-   * here cannot be used.
+   * By the controllers' names on version 2: `memory`, `cpu`, `cpuset`, `pids`, `io` (blkio on version 1) ..., and
+   * `cpuacct`, `freezer`, `devices` and `pressure`, which version 2 has without a controller. A controller that is
+   * missing here cannot be used.
    */
   readonly controllers: Readonly<Record<string, Hierarchy>>
-  /** Why a controller is missing, in words. */
+  /** The reason why a controller is missing, in words. */
   readonly missing: (controller: string) => string
   readonly why: (controller: string) => Missing
   /** Whether cgroups below a folder have this file of a limit. The answer for the tree's own folders is kept. */
@@ -67,11 +67,11 @@ const below = (mount: Mounted, path: string): string => {
 const words = (text: string): ReadonlyArray<string> => text.split(/\s+/).filter((word) => word !== "")
 
 /**
- * The cgroup in which Berth makes its own, and the controllers that it passes on to them. On version 1 it is that of this
- * process. On version 2 a cgroup with processes of its own cannot pass controllers on (cgroup-v2.rst, no internal process
- * constraint), so it is the nearest one upwards that passes any on already, or that of this process if none does. The root of
- * a machine with version 2 alone, and without a manager such as systemd, is free of that constraint: it passes on every
- * controller that is asked for.
+ * The cgroup in which Berth makes its own, and the controllers that it passes on to them. On version 1 it is that of
+ * this process. On version 2 a cgroup with processes of its own cannot pass controllers on (cgroup-v2.rst, no internal
+ * process constraint), so it is the nearest one upwards that passes any on already, or that of this process if none
+ * does. The root of a machine with version 2 alone, and without a manager such as systemd, is free of that constraint:
+ * it passes on every requested controller.
  */
 export const parentOf = (
   version: 1 | 2,
@@ -89,7 +89,7 @@ export const parentOf = (
   return { folder: own, controllers: [], passesOnRequest: false }
 }
 
-/** What version 1 calls a controller. */
+/** The name of a controller on version 1. */
 const v1Name = (controller: string): string => (controller === "io" ? "blkio" : controller)
 
 // Features that every cgroup of version 2 has: cgroup-v2.rst, core interface files; devices by eBPF.
@@ -105,7 +105,7 @@ export const unifiedOf = (pid: number | "self"): string | undefined => {
     : below(mount, path)
 }
 
-/** Reads the tree as it is for a process: two small files of /proc, and cgroup.subtree_control of version 2. */
+/** Reads the present tree of a process: two small files of /proc, and cgroup.subtree_control of version 2. */
 export const detect = (pid: number | "self" = "self"): Tree => {
   const mounts = parseMounts(read("/proc/self/mountinfo"))
   const lines = read(`/proc/${pid}/cgroup`).split("\n")

@@ -1,4 +1,4 @@
-/** This program's terminal, connected with that of a process. */
+/** Connects this program's terminal with that of a process. */
 import * as process from "node:process"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -7,7 +7,7 @@ import type { BerthError } from "../../BerthError.ts"
 import type { ExitStatus, Process } from "../../Process.ts"
 import { ownTerminal } from "../util/validate.ts"
 
-/** Takes every key as it is typed, for as long as the scope is open. */
+/** Puts the terminal into raw mode, in which every key is read at once, until the scope closes. */
 const raw: Effect.Effect<void, never, Scope.Scope> = Effect.asVoid(
   Effect.acquireRelease(
     Effect.sync(() => {
@@ -18,7 +18,6 @@ const raw: Effect.Effect<void, never, Scope.Scope> = Effect.asVoid(
     (before) =>
       Effect.sync(() => {
         if (process.stdin.isTTY) process.stdin.setRawMode(before)
-        process.stdin.pause()
       })
   )
 )
@@ -36,10 +35,12 @@ const typed: Stream.Stream<Uint8Array> = Stream.async<Uint8Array>((emit) => {
   return Effect.sync(() => {
     process.stdin.off("data", data)
     process.stdin.off("end", end)
+    // Without a terminal, too: this program would not end while its input is open.
+    process.stdin.pause()
   })
 })
 
-/** Writes, and waits where the reader of this program's output is slow. */
+/** Writes, and waits while the reader of this program's output is slow. */
 const write = (to: NodeJS.WriteStream, bytes: Uint8Array): Effect.Effect<void> =>
   Effect.async((resume) => {
     to.write(bytes, () => resume(Effect.void))

@@ -1,6 +1,6 @@
 /**
- * `@effect/platform`'s CommandExecutor inside a container. What it does, and how it fails, is what platform-node's does
- * on the host, so that a program cannot tell the two apart; where that one throws, this one fails.
+ * `@effect/platform`'s CommandExecutor inside a container. It behaves and fails like platform-node's on the host, so
+ * that a program cannot tell the two apart; where that one throws, this one fails.
  */
 import { existsSync } from "node:fs"
 import { posix } from "node:path"
@@ -26,7 +26,7 @@ import { signalNumber } from "../util/signals.ts"
 import * as check from "../util/validate.ts"
 import { type Execution, launchInside, running } from "./execIn.ts"
 
-/** How long a process has to end by SIGTERM once its scope is closed. */
+/** The time for a process to end by SIGTERM after its scope has closed. */
 const GRACE = "10 seconds"
 
 const printed = (command: Command.StandardCommand): string => `${command.command} ${command.args.join(" ")}`
@@ -51,7 +51,7 @@ const unexpected =
   (error: BerthError): PlatformError.PlatformError =>
     unknown(command, method, error.message, error)
 
-/** Why a command could not be started; platform-node looks at the working directory before it spawns. */
+/** The reason why a command could not be started; platform-node checks the working directory before it spawns. */
 const spawnError =
   (command: Command.StandardCommand, program: string, folder: string) =>
   (error: BerthError): PlatformError.PlatformError => {
@@ -95,7 +95,7 @@ const executionOf = (box: Container, command: Command.StandardCommand): Executio
   }
 }
 
-/** As the container's own first process is: the same user, capabilities and limits, in all of its namespaces. */
+/** Like the container's first process: with the same user, capabilities and limits, in all of its namespaces. */
 const execute = (
   box: Container,
   command: Command.StandardCommand,
@@ -108,7 +108,7 @@ const execute = (
   return launchInside(box, options, execution)
 }
 
-/** Has the shell run a file that is executable but says not by what, as execvp(3) does. */
+/** Has the shell run an executable file without an interpreter line, as execvp(3) does. */
 const byShell = (execution: Execution): Execution => ({
   ...execution,
   arguments: ["/bin/sh", "-c", 'exec "$0" "$@"', ...execution.arguments]
@@ -136,8 +136,8 @@ const spawn = (
   })
 
 /**
- * Signals a process and all of its group, which it leads since before it was executed: whether there was any. The number
- * is the group's for as long as the group has members; once the process has ended, one of its number is another's.
+ * Signals a process with its group, of which it is the leader; returns whether any process was signalled. The group has
+ * the number as long as it has members; afterwards, another process may get the number.
  */
 export const signalGroup = (handle: Process, number: number): Effect.Effect<boolean> =>
   Effect.map(Deferred.isDone(handle.state.ended), (ended) => {
@@ -148,7 +148,7 @@ export const signalGroup = (handle: Process, number: number): Effect.Effect<bool
     }
   })
 
-/** What the scope's end does: platform-node asks the group to end and waits; what does not listen is killed here. */
+/** Ends the process with the scope: signals the group and waits, as platform-node does, and then kills it. */
 const terminate = (handle: Process): Effect.Effect<void> =>
   Effect.gen(function* () {
     if (yield* Deferred.isDone(handle.state.ended)) {
@@ -157,7 +157,7 @@ const terminate = (handle: Process): Effect.Effect<void> =>
       return
     }
     yield* signalGroup(handle, 15)
-    // The scope's end cannot be interrupted, and would wait for a process that is stopped for as long as it is.
+    // The finalizer cannot be interrupted, and without a limit would wait as long as the process is stopped.
     const ended = yield* Effect.timeoutOption(Effect.interruptible(handle.exit), GRACE)
     if (Option.isNone(ended)) yield* signalGroup(handle, 9)
   }).pipe(Effect.ignore)
@@ -208,13 +208,13 @@ const makeProcess = (command: Command.StandardCommand, handle: Process): Command
 type Start = CommandExecutor.CommandExecutor["start"]
 
 const startStandard = (box: Container, command: Command.StandardCommand): ReturnType<Start> =>
-  // Not acquireRelease, in which a start that a container holds up could not be interrupted. What is started ends with the
+  // Not acquireRelease, because a start that a container holds up must be interruptible. The process ends with the
   // scope in any case.
   Effect.tap(spawn(box, command), (handle) => Effect.addFinalizer(() => terminate(handle))).pipe(
     Effect.flatMap((handle) => {
       const made = makeProcess(command, handle)
       if (typeof command.stdin === "string") return Effect.succeed(made)
-      // Its own failure is the end of the input, no more; and when nobody is there to read, it is not asked for any.
+      // A failure of the stream only ends the input; nothing is pulled once the process does not read any more.
       const { stdin, ended } = handle.state
       const wanted = Stream.takeWhile(command.stdin, () => stdin?.closed === false)
       const feed = Effect.raceFirst(Stream.run(wanted, made.stdin), Deferred.await(ended))

@@ -1,4 +1,4 @@
-/** `Container.commit`: the layers of a container's image, one more of what it wrote, and a config that says so. */
+/** `Container.commit`: makes an image of the layers of a container's image, a layer of its changes, and a config. */
 import * as fs from "node:fs"
 import { pipeline, Readable } from "node:stream"
 import { createGzip } from "node:zlib"
@@ -36,27 +36,29 @@ import { attempt } from "../util/fromThrowing.ts"
 
 interface Source {
   readonly image: Image
-  /** The folder of the writable layer, undefined where it is in memory. */
+  /** The folder of the writable layer, undefined if it is in memory. */
   readonly upper: string | undefined
-  /** The ids that its files have, and what they are on the host. */
+  /** The layer of mount targets, which is no part of what it wrote. */
+  readonly targets: string | undefined
+  /** The maps between the ids of its files in the container and on the host. */
   readonly ids: Ids
 }
 
-/** What the container was started from, and where what it wrote is. */
+/** The image that the container was started from, and the location of its changes. */
 const sourceOf = (container: Container): Effect.Effect<Source, BerthError> =>
   Effect.suspend((): Effect.Effect<Source, BerthError> => {
     const { base, root } = container.state
     if (root < 0 || !base.isThere()) return Effect.fail(noFilesError(container))
-    const { image, upper } = base
+    const { ids, image, targets, upper } = base
     if (image.digest === undefined && image !== scratch) {
       const expected =
         "a container of an image with a manifest, or of Image.scratch: Image.import makes one of a folder"
       return Effect.fail(new InvalidOption({ option: "container", value: image.reference, expected }))
     }
-    return Effect.succeed({ image, upper, ids: base.ids })
+    return Effect.succeed({ image, upper, targets, ids })
   })
 
-/** What is known of a layer once all of it has gone by. */
+/** The size and digests of a layer, known at the end of its stream. */
 class Measured {
   private readonly tar = new Hasher()
   private readonly gzip = new Hasher()
@@ -79,10 +81,10 @@ class Measured {
       }
     }
     const transform = createGzip({ level: 6, chunkSize: 64 * 1024 })
-    // An error of either arrives at whoever reads, and a reader that stops closes both.
+    // An error of either stream reaches the reader, and a reader that stops closes both.
     pipeline(Readable.from(hashed()), transform, () => {})
     for await (const part of transform as AsyncIterable<Uint8Array>) {
-      // The one byte of the header that says on which system it was made: unknown.
+      // The byte of the gzip header for the operating system: unknown.
       if (this.size === 0) part[GZIP_SYSTEM_AT] = 255
       this.size += part.length
       this.gzip.update(part)
@@ -93,10 +95,10 @@ class Measured {
 
 const GZIP_SYSTEM_AT = 9
 
-/** The writable layer: its own folder, or where nobody can open that, what the root shows more than the layers below. */
+/** The writable layer: its folder or, if it cannot be opened, the differences between root and lower layers. */
 const partsOf = (
   container: Container,
-  { ids, image, upper }: Source,
+  { ids, image, targets, upper }: Source,
   holes: Holes,
   signal: AbortSignal
 ): Effect.Effect<
@@ -119,11 +121,12 @@ const partsOf = (
       const parts = layerDiff.archive(fd, owner, holes, signal)
       return { parts, isGone: () => fs.statSync(inRoot.via(fd)).nlink === 0 }
     }
-    const lower = image.layers.length === 0 ? undefined : yield* merged(berth, image.layers)
+    const layers = targets === undefined ? image.layers : [...image.layers, targets]
+    const lower = layers.length === 0 ? undefined : yield* merged(berth, layers)
     return { parts: mergedDiff.archive(fd, lower, owner, holes, signal), isGone: () => false }
   })
 
-/** The writable layer, compressed. Fails where it was given back meanwhile, which is no layer without files. */
+/** The compressed writable layer. Fails if it was released in the meantime: an empty layer would be wrong then. */
 const layerOf = (
   container: Container,
   source: Source,
@@ -153,7 +156,7 @@ type Json = Readonly<Record<string, unknown>>
 const objectOf = (value: unknown): Json =>
   typeof value === "object" && value !== null && !Array.isArray(value) ? (value as Json) : {}
 
-/** The variables in their order: those that are there get their new values in place. */
+/** The variables in their order: existing ones get their new values in place. */
 const environmentOf = (
   before: ReadonlyArray<string>,
   added: Readonly<Record<string, string>>
@@ -168,7 +171,7 @@ const environmentOf = (
   ]
 }
 
-/** How to run it, in the specification's names; of what is not said, what the image has. */
+/** The new configuration in the specification's names; an omitted field keeps the image's value. */
 const runOf = (before: Json, run: Oci.Config["config"], changes: Partial<ImageConfig>): Json => {
   const { command, entrypoint, environment, exposedPorts, healthcheck, labels, volumes } = changes
   const { stopSignal, user, workingDirectory } = changes
@@ -187,19 +190,19 @@ const runOf = (before: Json, run: Oci.Config["config"], changes: Partial<ImageCo
   }
 }
 
-/** An entry for each layer, which tools count: where the image has another number of them, they say nothing. */
+/** An entry for each layer, because tools count them: a history with another number of entries is dropped. */
 const historyOf = (raw: unknown, config: Oci.Config): ReadonlyArray<unknown> => {
   const layers = config.rootfs.diff_ids
   const said = config.history?.filter((entry) => entry.empty_layer !== true).length ?? 0
   return said === layers.length && Array.isArray(raw) ? raw : layers.map(() => ({}))
 }
 
-/** An image's documents: the config as it was written, so that what Berth does not know of stays. */
+/** An image's documents: the config in its original form, so that unknown fields are kept. */
 interface Documents {
   readonly layers: ReadonlyArray<Oci.Descriptor>
   readonly config: Oci.Config
   readonly raw: Json
-  /** The layout that has its layers. */
+  /** The layout that has the image's layers. */
   readonly folder: string
 }
 
@@ -246,7 +249,7 @@ const configOf = (
     return yield* encodeConfig(document, "text without NUL, and a config of at most 4 MiB")
   })
 
-/** The layers of the image in the store, under the names that the OCI specification has for them. */
+/** Copies the image's layers into the store, and returns descriptors with the OCI specification's media types. */
 const copyLayers = ({
   folder,
   layers
@@ -274,7 +277,7 @@ const commitTo = (container: Container, options: CommitOptions): Effect.Effect<I
     const source = yield* sourceOf(container)
     const name = options.tag === undefined ? undefined : Reference.print(yield* Reference.parse(options.tag))
     const documents = yield* documentsOf(source.image)
-    // Before anything is read: what is wrong with it would be wrong at the end, too.
+    // Checks come before anything is read: a mistake should not appear only at the end.
     const holes = yield* attempt(() => holesOf(options.maxHoleBytes))
     yield* configOf(documents, "", options)
     const below = yield* copyLayers(documents)

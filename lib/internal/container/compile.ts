@@ -1,6 +1,6 @@
 /**
- * The policy: from a container's description to the operations that make it, in the order that is safe. Pure; what has
- * to be read from the machine is read before.
+ * The policy: compiles a container's description to the operations that make it, in a safe order. It is pure; all data
+ * of the machine is read before.
  */
 
 import type * as Mount from "../../Mount.ts"
@@ -19,6 +19,7 @@ import {
   MOUNT_ATTR_NOSUID,
   MOUNT_ATTR_RDONLY
 } from "../util/mountAttributes.ts"
+import { folder as etcFolder } from "./etcFiles.ts"
 import type { User } from "./passwd.ts"
 
 type Operation = Plan.Operation
@@ -26,13 +27,13 @@ type Operation = Plan.Operation
 const NO_SUID_DEV = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 const NO_SUID_DEV_EXEC = NO_SUID_DEV | MOUNT_ATTR_NOEXEC
 
-/** A namespace that is there already: the descriptor by which it is joined. */
+/** An existing namespace: the descriptor by which it is joined. */
 export interface Joined {
   readonly descriptor: string
   readonly kinds: ReadonlyArray<Kind>
 }
 
-/** What runs, as whom, with what: the part that a container's start and an exec have in common. */
+/** The settings of a process that a container's start and an exec have in common. */
 export interface Settings {
   readonly arguments: ReadonlyArray<string>
   readonly environment: Readonly<Record<string, string>>
@@ -43,16 +44,16 @@ export interface Settings {
   readonly capabilities: bigint
   readonly ambient: bigint
   readonly noNewPrivileges: boolean
-  /** As it was asked for, for what is executed beside it. */
+  /** The option itself, for processes that are executed beside this one. */
   readonly seccompProfile: ProcessOptions["seccomp"]
   readonly seccomp: Filter | undefined
   readonly onSystemCall: ProcessOptions["onSystemCall"]
-  /** The AppArmor profile, undefined for none. */
+  /** The AppArmor profile, undefined without one. */
   readonly appArmor: string | undefined
   /** Whether an init is the first process, and the command its child. */
   readonly init: boolean
   readonly rlimits: ReadonlyArray<Limit>
-  /** What the user should know of what was asked for and cannot be had. */
+  /** Warnings about options that this machine cannot fulfil. */
   readonly warnings: ReadonlyArray<string>
   readonly stdio: {
     readonly stdin: string | null
@@ -60,29 +61,33 @@ export interface Settings {
     readonly stderr: string | null
   }
   readonly terminal: { readonly rows: number; readonly columns: number } | undefined
-  /** Joins the cgroup, whether it was made for this process or was there. */
+  /** Joins the cgroup, which is new or existed before. */
   readonly cgroup: ReadonlyArray<Operation>
   readonly joined: ReadonlyArray<Joined>
 }
 
-/** What is around it: new namespaces and a root. */
+/** The surroundings of a container's first process: new namespaces and a root. */
 export interface Surroundings {
+  /** Its interfaces on networks. */
+  readonly network: ReadonlyArray<Operation>
   readonly memory: Memory
   readonly created: ReadonlySet<Kind>
   /** The supervisor's folder, which has the device nodes. */
   readonly folder: string
-  /** Whether ids are those of a user namespace, which may lack some. */
+  /** Whether ids are those of a user namespace, which may lack some ids. */
   readonly inUserNamespace: boolean
-  /** A folder of its own in the supervisor's, for what tells a sweep of a first process that could hide from it. */
+  /** A folder for the record by which a sweep finds a first process that could hide from it. */
   readonly record: string
-  /** The namespaces that are the host's, of those with files: pid, network and ipc. */
+  /** The pid, network and ipc namespaces that are the host's: containers mount their files. */
   readonly ofHost: ReadonlyArray<Kind>
   readonly idMap: Operation | undefined
   readonly cgroup: ReadonlyArray<Operation>
   readonly scratch: ReadonlyArray<Operation>
   readonly root: Operation
-  /** What is below the root before all else. */
+  /** Operations on the root before all other mounts. */
   readonly content: ReadonlyArray<Operation>
+  /** The files of names that it is given, unless one of its own mounts is in their place. */
+  readonly etcFiles: ReadonlyArray<Operation>
   readonly hostname: string | undefined
   readonly mounts: ReadonlyArray<Mount.Mount>
   readonly maskedPaths: ReadonlyArray<string>
@@ -93,7 +98,7 @@ export interface Surroundings {
   readonly sysctls: Readonly<Record<string, string>>
 }
 
-/** Where a command without a slash is looked for, as execvp(3) does it. */
+/** The search path of a command without a slash, as in execvp(3). */
 export const searchPath = (
   command: string,
   environment: Readonly<Record<string, string>>
@@ -114,8 +119,8 @@ const links: ReadonlyArray<readonly [path: string, target: string]> = [
   ["/dev/stderr", "/proc/self/fd/2"]
 ]
 
-// The supervisor's own nodes on a read-only mount, in a /dev that takes no others: a container with CAP_MKNOD makes none
-// that works, and changes the mode of none that others use.
+// The supervisor's own device nodes on a read-only mount, in a /dev that is mounted `nodev`: a container with CAP_MKNOD
+// cannot make a working node, nor change the mode of a node that others use.
 const bindDevices = (folder: string): ReadonlyArray<Operation> =>
   devices.map((name) => ({
     op: "bind",
@@ -126,7 +131,7 @@ const bindDevices = (folder: string): ReadonlyArray<Operation> =>
     pinned: 0
   }))
 
-// The sweeper knows by it whose a process is. Where the supervisor has device nodes of its own, these say it already.
+// By this mount, a sweep finds the owner of a process. The supervisor's own device nodes, if any, show it too.
 const tag = (folder: string): string => `source=berth.${folder.slice(folder.lastIndexOf("/") + 1)}`
 
 const mqueue: Operation = {
@@ -138,9 +143,9 @@ const mqueue: Operation = {
   pinned: 0
 }
 
-// runtime-spec, config-linux.md, default filesystems; options as Docker has them. /proc, /dev and /sys are pinned: no link
-// leads to them, and what is masked, protected or mounted below them is so whatever another container of the same root
-// renames meanwhile.
+// runtime-spec, config-linux.md, default filesystems; options as Docker has them. /proc, /dev and /sys are pinned: no
+// link leads to them, and masks, read-only paths and mounts below them are effective whatever another container of the
+// same root renames at the same time.
 const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
   kernelFiles(around, "proc", "pid", around.hidepid === undefined ? [] : [`hidepid=${around.hidepid}`], 0),
   {
@@ -157,7 +162,7 @@ const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
     op: "mount",
     type: "devpts",
     target: "/dev/pts",
-    // Without an id for the group tty (5) in the user namespace, the group is the process's own.
+    // If the user namespace has no id for the group tty (5), the terminals belong to the process's own group.
     options: ["newinstance", "ptmxmode=0666", "mode=0620", ...(around.inUserNamespace ? [] : ["gid=5"])],
     attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
     pinned: 0
@@ -165,20 +170,20 @@ const standardMounts = (around: Standard): ReadonlyArray<Operation> => [
   {
     op: "mount",
     type: "tmpfs",
-    target: "/dev/shm",
+    target: etcFolder,
     options: ["mode=1777", `size=${around.shmBytes}`],
     attributes: NO_SUID_DEV_EXEC,
     pinned: 0
   },
-  // Of the host's ipc namespace a user namespace may mount none.
+  // A user namespace may not mount file systems of the host's ipc namespace.
   ...(around.inUserNamespace && around.ofHost.includes("ipc") ? [] : [mqueue]),
   kernelFiles(around, "sys", "network", [], MOUNT_ATTR_RDONLY)
 ]
 
 type Standard = Pick<Surroundings, "folder" | "inUserNamespace" | "ofHost" | "shmBytes" | "hidepid">
 
-// A user namespace may mount the file system of a pid or network namespace that it owns; of the host's there is only the
-// host's own mount, with all that is on it.
+// A user namespace may mount the file system of a pid or network namespace that it owns. For one of the host, only the
+// host's own mount is available, with everything mounted on it.
 const kernelFiles = (
   around: Standard,
   name: string,
@@ -192,7 +197,7 @@ const kernelFiles = (
     : { op: "mount", type: name === "sys" ? "sysfs" : name, target, options, attributes, pinned: 1 }
 }
 
-/** The mounts that nearly every container of a supervisor has alike: they are made, and encoded, once. */
+/** The mounts that nearly all containers of a supervisor have in common are made and encoded once. */
 export interface SharedMounts {
   readonly of: Standard
   readonly operations: ReadonlyArray<Operation>
@@ -253,12 +258,12 @@ const extraMount = (mount: Mount.Mount): Operation =>
         pinned: 0
       }
 
-// Every kernel has these (proc_root_init() in fs/proc/root.c): one that is not found has been missed.
+// Every kernel has these (proc_root_init() in fs/proc/root.c), so a missing one is an error.
 const alwaysThere = new Set(["/proc/bus", "/proc/fs", "/proc/sys"])
 
 type Cover = (paths: ReadonlyArray<string>, required: 0 | 1) => Operation
 
-// Those that have to be there, and those that this kernel or image may lack.
+// The paths that must exist, and those that this kernel or image may lack.
 const covering = (paths: ReadonlyArray<string>, cover: Cover): ReadonlyArray<Operation> =>
   ([1, 0] as const).flatMap((required) => {
     const these = paths.filter((path) => alwaysThere.has(path) === (required === 1))
@@ -268,7 +273,7 @@ const covering = (paths: ReadonlyArray<string>, cover: Cover): ReadonlyArray<Ope
 const readonly: Cover = (paths, required) => ({ op: "readonly", paths, required })
 const defaultReadonly = covering(defaultReadonlyPaths, readonly).map(constant)
 
-// Of what a caller mounts over /proc nothing can be required.
+// If the caller mounts over /proc, no path of it is required.
 const protect = (around: Surroundings): ReadonlyArray<Operation> => {
   const ownProc = around.mounts.some(({ target }) => target === "/proc")
   const of = (paths: ReadonlyArray<string>, cover: Cover): ReadonlyArray<Operation> =>
@@ -287,22 +292,28 @@ const protect = (around: Surroundings): ReadonlyArray<Operation> => {
   ]
 }
 
-const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => [
-  root,
-  ...around.content,
-  ...sharedMounts(around),
-  ...around.mounts.map(extraMount),
-  ...protect(around),
-  pivot,
-  ...(around.readOnly ? [readonlyRoot] : [])
-]
+const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => {
+  const mounts = sharedMounts(around)
+  const covering = mounts.findIndex((operation) => operation.op === "mount" && operation.target === etcFolder)
+  return [
+    root,
+    ...around.content,
+    ...mounts.slice(0, covering),
+    ...around.etcFiles,
+    ...mounts.slice(covering),
+    ...around.mounts.map(extraMount),
+    ...protect(around),
+    pivot,
+    ...(around.readOnly ? [readonlyRoot] : [])
+  ]
+}
 
-/** Whether others are in its pid namespace, who see it once it is there: it enters it last, by a fork. */
+/** Whether the process joins the pid namespace of others, which see it then: it enters last, by a fork. */
 const isSeen = (process: Settings): boolean => process.joined.some(({ kinds }) => kinds.includes("pid"))
 
 const RLIMIT_NPROC = 6
 
-/** A limit that could be too low for the fork: who has it set may have no other process of the same user. */
+/** A limit that could be too low for the fork: the process may be allowed no second process of its user. */
 const isAfterFork = (process: Settings, { resource, soft }: Limit): boolean =>
   isSeen(process) && resource === RLIMIT_NPROC && soft >= 0n && soft < 1024n
 
@@ -310,7 +321,7 @@ const limit = ({ hard, resource, soft }: Limit): Operation => ({ op: "rlimit", r
 
 const joinsUser = (process: Settings): boolean => process.joined.some(({ kinds }) => kinds.includes("user"))
 
-/** Of a pid namespace that is joined, /proc is taken from the container or the holder that it is joined by. */
+/** For a joined pid namespace, /proc is copied from the container or the holder through which it is joined. */
 const takeProc = (process: Settings, { folder }: Surroundings): ReadonlyArray<Operation> =>
   process.joined
     .filter(({ kinds }) => kinds.includes("pid"))
@@ -328,8 +339,8 @@ const join = ({ joined }: Settings): ReadonlyArray<Operation> =>
   }))
 
 /**
- * The clone, and what it is in. A pid namespace of others is joined before a new user namespace is made, in which nobody
- * has the right to.
+ * The clone and its namespaces. The pid namespace of other processes is joined before a new user namespace is made,
+ * because that has no right to join.
  */
 const clone = (process: Settings, namespaces: number, around: Surroundings): ReadonlyArray<Operation> =>
   isSeen(process) && around.idMap !== undefined
@@ -341,7 +352,7 @@ const clone = (process: Settings, namespaces: number, around: Surroundings): Rea
       ]
     : [{ op: "process", namespaces }, ...takeProc(process, around)]
 
-/** The child's operations up to its root: where it is, and what its standard streams are. */
+/** The child's operations before its root: its namespaces and standard streams. */
 const enter = (process: Settings, newMounts: boolean, newUser: boolean): ReadonlyArray<Operation> => [
   ...(process.appArmor === undefined ? [] : [{ op: "apparmor", profile: process.appArmor } as const]),
   ...(newUser && isSeen(process) ? [] : join(process)),
@@ -363,14 +374,14 @@ const filteredLast = (process: Settings): boolean =>
   process.noNewPrivileges && isSeen(process) && process.seccomp?.custom === true
 
 /**
- * The child's last operations, in the order that capabilities(7) and seccomp(2) ask for: the bounding set while there
- * is CAP_SETPCAP, the ids while there is CAP_SETUID, the capabilities themselves, no new ones after, and last the filter,
- * which what is before it would be subject to. Only where new privileges are allowed does loading it need CAP_SYS_ADMIN,
- * so that it comes before that may be gone.
+ * The child's last operations, in the order that capabilities(7) and seccomp(2) require: the bounding set while the
+ * child has CAP_SETPCAP, the ids while it has CAP_SETUID, the capabilities, no_new_privs, and last the filter, because
+ * operations after it are subject to it. Without no_new_privs, loading the filter needs CAP_SYS_ADMIN, so it comes
+ * before the capabilities are dropped.
  *
- * A process that others see enters their pid namespace when all that is done, by a fork, and only begins a session and
- * executes: they may stop it, and with CAP_SYS_PTRACE do with it as they like. A filter that is not known may deny the fork,
- * and so comes behind it where it can.
+ * A process that joins the pid namespace of others enters it after these operations, by a fork, and then only begins a
+ * session and executes: the others may stop it, and with CAP_SYS_PTRACE control it. A custom filter may deny the fork,
+ * so it comes after the fork if possible.
  */
 const become = (process: Settings): ReadonlyArray<Operation> => [
   {
@@ -390,7 +401,7 @@ const become = (process: Settings): ReadonlyArray<Operation> => [
     op: "capabilities",
     effective: process.capabilities,
     permitted: process.capabilities,
-    // An ambient one has to be inheritable; no other is (CVE-2022-29162).
+    // An ambient capability must be inheritable; no other capability is inheritable (CVE-2022-29162).
     inheritable: process.ambient,
     ambient: process.ambient
   },
@@ -401,7 +412,7 @@ const become = (process: Settings): ReadonlyArray<Operation> => [
   ...(filteredLast(process) ? filterOf(process) : [])
 ]
 
-/** The last operation: the command, or an init that runs it. The init tells of the command's failure as this one's. */
+/** The last operation: the command, or an init that runs it. The init reports the command's failure as its own. */
 const execute = (process: Settings, before: ReadonlyArray<Operation>): ReadonlyArray<Operation> => {
   const paths = searchPath(process.arguments[0]!, process.environment)
   const environment = Object.entries(process.environment).map(([name, value]) => `${name}=${value}`)
@@ -417,8 +428,8 @@ const execute = (process: Settings, before: ReadonlyArray<Operation>): ReadonlyA
 const CAP_SYS_ADMIN = 1n << 21n
 
 /**
- * Whether the first process could hide from a sweep: where it may make user or mount namespaces it can leave the mounts that
- * say whose it is. A cgroup says it as well, and an init stays where it is.
+ * Whether the first process could hide from a sweep: if it may make user or mount namespaces, it can leave the mounts
+ * that show its owner. A cgroup also shows the owner, and an init stays in its mount namespace.
  */
 const mayHide = (process: Settings, { created }: Surroundings): boolean =>
   (process.seccomp?.custom !== false || (process.capabilities & CAP_SYS_ADMIN) !== 0n) &&
@@ -426,7 +437,7 @@ const mayHide = (process: Settings, { created }: Surroundings): boolean =>
   !process.init &&
   created.has("pid")
 
-// The file of the domain name is the host's root's, also in a user namespace that may set it (kernel/utsname_sysctl.c).
+// A user namespace may set the domain name, but not write to its file (kernel/utsname_sysctl.c).
 const setParameter = ([key, value]: readonly [key: string, value: string]): Operation =>
   key === "kernel.domainname"
     ? { op: "domainname", name: value }
@@ -434,9 +445,9 @@ const setParameter = ([key, value]: readonly [key: string, value: string]): Oper
 
 /** A process in a root of its own. */
 export const container = (process: Settings, around: Surroundings): ReadonlyArray<Operation> => {
-  // A cgroup namespace shows what the process is in when it is made, so that one comes after the cgroup has been
-  // entered; on version 2 the clone does both. One of mounts is the user namespace's that makes it, which has to be the one
-  // that is joined.
+  // A cgroup namespace shows the cgroup in which it is made, so it comes after the process has entered the cgroup; on
+  // version 2 the clone does both. A mount namespace belongs to the user namespace that makes it, which must be the
+  // joined one.
   const mountsInJoined = around.created.has("mount") && joinsUser(process)
   const atClone = [...around.created]
     .filter((kind) => kind !== "cgroup" && !(kind === "mount" && mountsInJoined))
@@ -447,12 +458,14 @@ export const container = (process: Settings, around: Surroundings): ReadonlyArra
     ...process.cgroup,
     ...(recorded ? [{ op: "scratch", path: around.record, mode: 0o700 } as const] : []),
     ...around.scratch,
-    // In a user namespace of its own the child could not read the layers' trusted.* attributes, so the root is made
-    // before it enters one.
+    // The child in a user namespace of its own could not read the layers' trusted.* attributes, so the root is made
+    // before.
     ...(around.idMap === undefined ? [] : [around.root]),
     ...clone(process, atClone, around),
     ...(recorded ? [{ op: "record", path: `${around.record}/stat` } as const] : []),
     ...(around.idMap === undefined ? [] : [around.idMap, rootUser]),
+    // While the child may still change its own network namespace.
+    ...around.network,
     ...enter(process, mountsInJoined, around.idMap !== undefined),
     ...(around.created.has("cgroup") ? [{ op: "unshare", namespaces: flags.cgroup } as const] : []),
     ...(around.created.has("network") ? [loopback] : []),
@@ -464,7 +477,7 @@ export const container = (process: Settings, around: Surroundings): ReadonlyArra
   ])
 }
 
-/** A process in a root that is there: an exec, or one more process in a namespace that has been set up. */
+/** A process in an existing root: an exec, or another process in a mount namespace that has been set up. */
 export const joining = (process: Settings): ReadonlyArray<Operation> =>
   execute(process, [
     ...process.cgroup,

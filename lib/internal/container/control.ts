@@ -1,4 +1,4 @@
-/** What can be done with any process: signals, its end, its log, its terminal. */
+/** Operations on any process: signals, waiting, its log, its terminal. */
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
@@ -40,7 +40,7 @@ export const resize: {
 export const wait = (process: Process): Effect.Effect<ExitStatus, BerthError> =>
   Effect.withSpan(process.exit, "berth.Container.wait", { attributes: { "container.id": process.id } })
 
-/** The signal that the container's image names. */
+/** The stop signal of the container's image. */
 const stopSignalOf = (process: Process): string =>
   (isContainer(process) ? process.state.base.image.config.stopSignal : undefined) ?? "SIGTERM"
 
@@ -62,10 +62,10 @@ const stopIn = (
   grace: Duration.Duration
 ): Effect.Effect<ExitStatus, BerthError> =>
   signal(process, options.signal ?? stopSignalOf(process)).pipe(
-    // One that is paused hears of it when it goes on.
+    // A paused process receives the signal when it is resumed.
     Effect.zipRight(resume(process)),
     Effect.zipRight(
-      // Also as a finalizer, where nothing else can be interrupted, it waits no longer than that.
+      // Interruptible, so that the wait ends after the grace period even in a finalizer.
       Effect.timeoutTo(Effect.interruptible(process.exit), {
         duration: grace,
         onSuccess: (status) => Effect.succeed(status),

@@ -1,4 +1,4 @@
-/** Running something beside a container's first process, in all that it is in. */
+/** Runs processes beside a container's first process, in all its namespaces. */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -12,7 +12,7 @@ import * as compile from "./compile.ts"
 import { launchProcess } from "./launch.ts"
 import * as prepare from "./prepare.ts"
 
-/** What is executed beside a container's first process, where, and as whom. */
+/** The command of a process beside a container's first one, with its environment, working directory and user. */
 export type Execution = Pick<compile.Settings, "arguments" | "environment" | "workingDirectory" | "user">
 
 const notRunning = (container: Container): ContainerError =>
@@ -22,18 +22,18 @@ const notRunning = (container: Container): ContainerError =>
     detail: "it has ended; start another one"
   })
 
-/** Fails where the container has ended. */
+/** Fails if the container has ended. */
 export const running = (container: Container): Effect.Effect<void, ContainerError> =>
   Effect.flatMap(Deferred.isDone(container.state.ended), (ended) =>
     ended || native().signal(container.state.pidfd, 0) < 0 ? Effect.fail(notRunning(container)) : Effect.void
   )
 
-/** Its namespaces can no longer be joined, nor forked in. */
+/** The container's namespaces can no longer be joined, or no process can be made in them. */
 const isEnding = (error: OperationFailed): boolean =>
   (error.syscall === "setns" && error.errno === ESRCH) ||
   (error.syscall === "clone" && error.errno === ENOMEM)
 
-/** What fails because the container ends meanwhile, and takes with it what it was in, fails by that. */
+/** Replaces an error by `NotRunning` if the container has ended in the meantime. */
 export const unlessEnded =
   (container: Container) =>
   <A, R>(effect: Effect.Effect<A, BerthError, R>): Effect.Effect<A, BerthError, R> =>

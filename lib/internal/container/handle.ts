@@ -25,6 +25,7 @@ import type { Input, Output } from "../system/pipe.ts"
 import { ContainerTypeId, isContainer, ProcessTypeId } from "../typeIds.ts"
 import { signalName } from "../util/signals.ts"
 import type { Settings } from "./compile.ts"
+import type { Names } from "./etcFiles.ts"
 import type { Log } from "./log.ts"
 import type { Terminal } from "./stdio.ts"
 
@@ -33,30 +34,32 @@ export interface Base {
   readonly image: Image
   /** The folder of the writable layer, undefined if it is in memory. */
   readonly upper: string | undefined
+  /** The layer of mount targets between the image's layers and the writable one. */
+  readonly targets: string | undefined
   /** The ids of its files, and the ids on the host that they stand for. */
   readonly ids: Ids
-  /** Whether it has not been given back. */
+  /** Whether it has not been released. */
   readonly isThere: () => boolean
 }
 
-/** What the processes of a container have in common. */
+/** The common state of all processes of a container. */
 export interface Inside {
   /** The `ended` of the container's first process. */
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
-  /** How many processes are about to enter it. */
+  /** The number of processes that are entering it. */
   entering: number
   /** The processes that have been executed in it and not been released. */
   readonly executed: Set<Process>
-  /** Held by the fiber that makes its cgroup: two that need one at once get the same. */
+  /** Held by the fiber that makes its cgroup, so that it is made once. */
   adopting: Effect.Semaphore | undefined
 }
 
-/** What `Process` keeps to itself. */
+/** The internal state of a `Process`. */
 export interface ProcessState {
   readonly berth: Berth
   /** -1 once its scope has closed. */
   readonly pidfd: number
-  /** The cgroup that it is in; it may come later: see pause.ts. */
+  /** The cgroup that it is in; a container may get one later: see pause.ts. */
   readonly cgroup: Cgroup | undefined
   readonly stdin: Input | undefined
   readonly stdout: Output | undefined
@@ -64,24 +67,28 @@ export interface ProcessState {
   readonly terminal: Terminal | undefined
   /** Its log, which has what the outputs have kept and what comes from the first call on. */
   readonly log: () => Log
-  /** The container that it is in. */
+  /** The state of the container that it is in. */
   readonly inside: Inside
-  /** How it ended, once it has. */
+  /** Its exit status, once it has ended. */
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
 }
 
-/** What `Container` keeps to itself. */
+/** The internal state of a `Container`. */
 export interface ContainerState extends ProcessState {
   cgroup: Cgroup | undefined
   /** The descriptor of its root; -1 once its scope has closed, or if it joined a mount namespace that had a root. */
   readonly root: number
   readonly base: Base
-  /** Those of its user namespace, if it has one with ids of its own. */
+  /** The names in its files below /etc; undefined if it has the files of its image. */
+  readonly names: Names | undefined
+  /** The ids of its user namespace, if it has one with its own ids. */
   readonly ids: Ids | undefined
   readonly settings: Settings
-  /** The namespaces that are not the host's: what runs beside its first process joins them. */
+  /** The namespaces that are not the host's: processes beside its first one join them. */
   readonly kinds: ReadonlyArray<Kind>
-  /** The scope that it ends with. */
+  /** Its addresses on networks, the first network's first. */
+  readonly addresses: Array<string>
+  /** The scope that removes it. */
   readonly scope: Scope.Scope
 }
 
@@ -104,7 +111,7 @@ const endOf = (status: number): Pick<ExitStatus, "exitCode" | "signal"> => {
     : { exitCode: 128 + number, signal: signalName(number) }
 }
 
-/** A few words: whether it runs, or how it ended. */
+/** The state in a few words: running, or how it ended. */
 const statusOf = ({ state }: Process): string => {
   const end = Effect.runSync(Deferred.poll(state.ended))
   if (Option.isNone(end)) return freezer.isFrozen(state.cgroup) ? "paused" : "running"
@@ -165,12 +172,12 @@ const exitStatus = (ended: Ended, cgroup: Cgroup | undefined): ExitStatus => {
     userMicros: ended.userMicros,
     systemMicros: ended.systemMicros,
     maxRssBytes: ended.maxRssKiB * 1024,
-    // An init ends with this code where the command has been killed.
+    // An init ends with this code if its command has been killed.
     outOfMemory: outOfMemory(cgroup, end.exitCode)
   }
 }
 
-/** Waits for the end, and keeps the program from ending meanwhile. */
+/** Waits for the end, and keeps the program alive meanwhile. */
 const exitOf = (state: ProcessState): Process["exit"] => {
   let status: ExitStatus | undefined
   return Effect.acquireUseRelease(

@@ -1,7 +1,7 @@
 /**
- * Where Berth's own folders are in the root of the host, by whatever mounts lead there. No container sees them: it may have
- * the same user, who could read what other containers write, and take the locks that Berth waits for (flock(2) needs no
- * right to write).
+ * The paths to Berth's own folders in the host's root, through any mount. Containers do not see them: a container with
+ * the same user could read the files of other containers, and take the locks that Berth waits for (flock(2) does not
+ * need write permission).
  */
 import * as fs from "node:fs"
 import * as path from "node:path/posix"
@@ -11,7 +11,7 @@ import { read } from "../util/readFile.ts"
 
 interface Mounted {
   readonly device: string
-  /** The folder of its file system that is mounted. */
+  /** The folder of the file system that is mounted. */
   readonly root: string
   readonly target: string
 }
@@ -27,23 +27,23 @@ const mounts = (): ReadonlyArray<Mounted> =>
       return target === "" ? [] : [{ device, root: unescaped(root), target: unescaped(target) }]
     })
 
-/** What is left of a path below a folder, `""` for the folder itself; undefined of another. */
+/** The rest of a path below a folder, `""` for the folder itself; undefined for a path outside. */
 const below = (folder: string, at: string): string | undefined => {
   const start = folder === "/" ? "" : folder
   return at === folder || at.startsWith(`${start}/`) ? at.slice(start.length) : undefined
 }
 
-/** Every path that leads to a folder by a mount of its file system. */
+/** Every path to a folder through a mount of its file system. */
 const placesOf = (folder: string): ReadonlyArray<string> => {
   let real: string
   try {
     real = fs.realpathSync(folder)
   } catch {
-    // Once it is there, it is hidden as well.
+    // Once the folder exists, it is hidden as well.
     return [folder]
   }
   const all = mounts()
-  // The longest is the nearest, and of several at one place the last is on top.
+  // The longest target is the nearest mount; of several mounts at one place, the last is on top.
   const on = all.reduce<Mounted | undefined>(
     (best, mount) =>
       below(mount.target, real) !== undefined && mount.target.length >= (best?.target.length ?? 0)
@@ -60,14 +60,14 @@ const placesOf = (folder: string): ReadonlyArray<string> => {
   return [real, ...others]
 }
 
-/** The places of the folder that has a supervisor's state folder, and of the user's usual one; looked for once. */
+/** The paths to this Berth's folder, and to the default folder of the user; computed once. */
 const hostPlaces = (memory: Memory, state: string, rootless: boolean): ReadonlyArray<string> => {
   const own = path.dirname(path.dirname(state))
   memory.hidden ??= [...new Set([own, defaultFolder(rootless)].flatMap(placesOf))]
   return memory.hidden
 }
 
-/** The same in a root that is a folder of the host. */
+/** The same, relative to a root that is a folder of the host. */
 export const hiddenIn = (
   memory: Memory,
   root: string,

@@ -1,4 +1,4 @@
-/** Launches a process: makes its streams, sends its plan, gives its handle, and gives all back with the scope. */
+/** Launches a process: makes its streams, sends its plan, makes its handle, and releases everything with the scope. */
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
@@ -18,6 +18,7 @@ import { releaseUnit } from "../supervisor/scopedUnit.ts"
 import { E2BIG, ENOENT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { type Settings, searchPath } from "./compile.ts"
+import type { Names } from "./etcFiles.ts"
 import { type Base, makeContainer, makeProcess } from "./handle.ts"
 import { Log } from "./log.ts"
 import { forgetExecuted, noteExecuted, processesOf } from "./processes.ts"
@@ -30,24 +31,25 @@ interface Common {
   readonly options: ProcessOptions
   readonly settings: Settings
   readonly operations: ReadonlyArray<Plan.Operation>
-  /** Descriptors that the plan names besides the standard streams'. */
+  /** Descriptors in the plan besides the standard streams. */
   readonly descriptors: Readonly<Record<string, number>>
-  /** Those of its user namespace, if it has one with ids of its own. */
+  /** The ids of its user namespace, if it has one with its own ids. */
   readonly ids: Ids | undefined
 }
 
-/** How a container's first process is launched. */
+/** The description of a container's first process. */
 export interface ContainerLaunch extends Common {
   readonly created: ReadonlyArray<Kind>
   readonly kinds: ReadonlyArray<Kind>
   readonly cgroup: Cgroup | undefined
-  /** Whether the cgroup was made for it, by its own plan. */
+  /** Whether its own plan makes the cgroup. */
   readonly ownsCgroup: boolean
   readonly logs: LogFiles | undefined
   readonly base: Base
+  readonly names: Names | undefined
 }
 
-/** How a process beside the first one of a container is launched. */
+/** The description of a process beside a container's first one. */
 export interface ProcessLaunch extends Common {
   readonly container: Container
 }
@@ -62,7 +64,7 @@ const lazily = <A>(make: () => A): (() => A) => {
   }
 }
 
-/** The command's own failures by name; all others as they are. */
+/** Turns a failure to execute the command into `CommandFailed`; other errors stay. */
 const explainProcess =
   (launch: Launch, plan: Plan.Plan) =>
   (error: BerthError): BerthError => {
@@ -101,7 +103,7 @@ const processHandle = ({ plan, stdio, unit }: Launched, launch: ProcessLaunch): 
     get pidfd() {
       return unit.pidfd()
     },
-    // The one that the container is in by then.
+    // The cgroup that the container is in by then.
     get cgroup() {
       return container.cgroup
     },
@@ -119,7 +121,7 @@ const processHandle = ({ plan, stdio, unit }: Launched, launch: ProcessLaunch): 
 
 /** Throws if its log cannot be kept in the folder that the options name. */
 const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: ContainerLaunch): Container => {
-  const { base, berth, cgroup, ids, kinds, logs, settings } = launch
+  const { base, berth, cgroup, ids, kinds, logs, names, settings } = launch
   const log = lazily(() => new Log(stdio, logs))
   if (logs !== undefined) log()
   if (launch.ownsCgroup) cgroup!.state.owner = { berth, scope, container: unit.ended }
@@ -132,10 +134,12 @@ const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: Contain
       return unit.root()
     },
     base,
+    names,
     ids,
     settings,
     kinds,
     cgroup,
+    addresses: [],
     scope,
     stdin: stdio.stdin,
     stdout: stdio.stdout,
@@ -157,7 +161,7 @@ const paused = (id: string): ContainerError =>
 const cgroupOf = (launch: Launch): Cgroup | undefined =>
   "container" in launch ? launch.container.state.cgroup : launch.cgroup
 
-/** Where it is not alone: the cgroup, and the container that may get one. */
+/** Shared places: the cgroup, and the container, which may get a cgroup later. */
 const placesOf = (launch: Launch): ReadonlyArray<freezer.Entered> => {
   if (!("container" in launch) && launch.ownsCgroup) return []
   const cgroup = cgroupOf(launch)
@@ -165,7 +169,7 @@ const placesOf = (launch: Launch): ReadonlyArray<freezer.Entered> => {
   return cgroup === undefined ? inside : [cgroup.state, ...inside]
 }
 
-/** Into a cgroup that was there before, which may stand still. */
+/** Starts in a cgroup that existed before, which may be frozen. */
 const begin = (launch: Launch, interruptible: Interruptible, scope: Scope.Scope) => {
   const places = placesOf(launch)
   if (places.length === 0) return start(launch, interruptible, scope)
@@ -194,7 +198,7 @@ const start = (
     }
   )
 
-/** Starts a container, whose handle it gives. */
+/** Starts a container and returns its handle. */
 export const launchContainer = (launch: ContainerLaunch): Effect.Effect<Container, BerthError, Scope.Scope> =>
   launchAs(containerHandle, launch)
 
@@ -204,7 +208,7 @@ export const launchProcess = (launch: ProcessLaunch): Effect.Effect<Process, Ber
 
 type MakeHandle<L extends Launch, P extends Process> = (launched: Launched, launch: L) => P
 
-/** Starts a process and gives its handle; it is killed, and its streams are closed, with the scope. */
+/** Starts a process and returns its handle; when the scope closes, it is killed and its streams are closed. */
 const launchAs = <L extends Launch, P extends Process>(
   handle: MakeHandle<L, P>,
   launch: L
@@ -233,8 +237,8 @@ const warn = (id: string, warnings: ReadonlyArray<string>): Effect.Effect<void> 
   Effect.forEach(warnings, (warning) => Effect.logWarning(`container ${id}: ${warning}`), { discard: true })
 
 /**
- * `check` throws where what has been started cannot be used. The finalizer is added by hand, as `Effect.acquireRelease`
- * would carry every FiberRef over to it, which costs more than giving back.
+ * `check` throws if the started process cannot be used. The finalizer is added by hand, because `Effect.acquireRelease`
+ * would copy every FiberRef to it, which costs more than the release.
  */
 const launchQuietly = <L extends Launch, P extends Process>(
   handle: MakeHandle<L, P>,

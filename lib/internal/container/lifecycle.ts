@@ -1,8 +1,10 @@
 import { existsSync } from "node:fs"
 import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
+import * as Exit from "effect/Exit"
 import { dual } from "effect/Function"
 import type * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ContainerError } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
@@ -14,6 +16,8 @@ import * as Memory from "../berth/memory.ts"
 import { lazily } from "../cgroup/tree.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
+import * as networks from "../network/network.ts"
+import { publish } from "../network/publish.ts"
 import { isContainer } from "../typeIds.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { spanIfObserved } from "../util/spanIfObserved.ts"
@@ -23,6 +27,7 @@ import { launchInside, running } from "./execIn.ts"
 import { launchContainer } from "./launch.ts"
 import * as users from "./passwd.ts"
 import * as prepare from "./prepare.ts"
+import { layerFor } from "./targets.ts"
 
 export const start = (
   image: Image,
@@ -46,24 +51,69 @@ const startIn = (
 ): Effect.Effect<Container, BerthError, Scope.Scope> =>
   Effect.suspend(() => {
     const id = prepare.makeId()
+    return options.network === undefined && options.ports === undefined
+      ? startAlone(berth, image, options, userns, id, networks.none)
+      : startOnNetworks(berth, image, options, userns, id)
+  })
+
+/** Its addresses are taken before, and given back when nothing of the container is left. A port that cannot be had ends it. */
+const startOnNetworks = (
+  berth: Berth,
+  image: Image,
+  options: StartOptions,
+  userns: Userns.Mapped | undefined,
+  id: string
+): Effect.Effect<Container, BerthError, Scope.Scope> =>
+  Effect.flatMap(Effect.scope, (outer) =>
+    Effect.acquireUseRelease(
+      Scope.fork(outer, ExecutionStrategy.sequential),
+      (scope) =>
+        Effect.gen(function* () {
+          const joined = yield* Effect.acquireRelease(
+            attempt(() => networks.join(id, options)),
+            ({ leave }) => Effect.sync(leave)
+          )
+          const container = yield* startAlone(berth, image, options, userns, id, joined)
+          joined.done()
+          container.state.addresses.push(...joined.addresses)
+          yield* Effect.forEach(options.ports ?? [], (port) => publish(container, port), { discard: true })
+          return container
+        }).pipe(Scope.extend(scope)),
+      (scope, exit) => (Exit.isSuccess(exit) ? Effect.void : Scope.close(scope, exit))
+    )
+  )
+
+const startAlone = (
+  berth: Berth,
+  image: Image,
+  options: StartOptions,
+  userns: Userns.Mapped | undefined,
+  id: string,
+  network: networks.Joined
+): Effect.Effect<Container, BerthError, Scope.Scope> =>
+  Effect.suspend(() => {
     const { folder, nextId } = berth.supervisor
-    const prepared = attempt(() =>
-      prepare.start(image, options, {
-        memory: berth.memory,
-        folder,
-        unit: nextId(),
-        id,
-        rootless: berth.rootless,
-        ids: berth.ids,
-        userns
-      })
+    const prepared = Effect.flatMap(layerFor(berth, image, options), (targets) =>
+      attempt(() =>
+        prepare.start(image, options, {
+          memory: berth.memory,
+          folder,
+          unit: nextId(),
+          id,
+          rootless: berth.rootless,
+          ids: berth.ids,
+          userns,
+          targets,
+          network
+        })
+      )
     )
     return Effect.flatMap(prepared, (ready) => launchContainer({ ...ready, berth })).pipe(
       spanIfObserved("berth.Container.start", { "container.id": id, "container.image.name": image.reference })
     )
   })
 
-/** For plans that no Berth runs: it only holds what this process would find out again. */
+/** For plans that no Berth runs: a cache of data about this machine. */
 const unattended = Memory.make(lazily())
 
 export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Plan.Plan, BerthError> =>
@@ -76,7 +126,9 @@ export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Pl
       id: "000000000000",
       rootless,
       ids: Ids.all,
-      userns: undefined
+      userns: undefined,
+      network: networks.none,
+      targets: undefined
     }
     return Plan.make(prepare.start(image, options, at).operations)
   })
@@ -110,7 +162,7 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
     return started
   })
 
-/** Who a user is to a running container: by the files that it has now. */
+/** Looks up a user in the present files of a running container. */
 const userInside = (
   container: Container,
   user: string | undefined
@@ -121,7 +173,7 @@ const userInside = (
   return Effect.gen(function* () {
     const passwd = yield* users.readInside(subject, container.pid, "etc/passwd")
     const group = yield* users.readInside(subject, container.pid, "etc/group")
-    // The pid was the container's all the while if the container is still there.
+    // The pid belonged to the container all the time if the container still runs.
     yield* running(container)
     return yield* attempt(() => users.resolve(subject, user, passwd, group))
   })
@@ -224,7 +276,7 @@ const statsOf = (container: Container): Effect.Effect<Cgroup.Stats, BerthError> 
       "it has no cgroup of its own: start it with limits (which may be empty: {}) or with a cgroup"
     return Effect.fail(new ContainerError({ reason: "NoCgroup", container: container.id, detail }))
   }
-  // Of a container that has ended well, the cgroup is gone already.
+  // If the container has ended, its cgroup may be gone: then the error says so.
   return cgroup.folders.every((folder) => existsSync(folder.path))
     ? Cgroup.stats(cgroup)
     : Effect.zipRight(running(container), Cgroup.stats(cgroup))

@@ -1,4 +1,4 @@
-/** A container's log: both outputs, line by line with the time of their coming, kept in memory and, if asked, on disk. */
+/** A container's log: both outputs, line by line with their times, in memory and, if requested, on disk. */
 import {
   appendFileSync,
   closeSync,
@@ -23,17 +23,17 @@ import { Lines } from "../util/text.ts"
 import * as Turn from "../util/turn.ts"
 
 /**
- * What is kept in memory: the newest lines, up to so many characters. Each counts some more than it has, which is what an
- * entry without any takes; of what is too much, more is dropped than has to be, so that it is dropped seldom.
+ * The limits of memory, in characters: above MEMORY_MAX, the oldest lines are dropped down to MEMORY_LEFT, so that
+ * drops are rare. Each line counts as ENTRY more than its length, which is the size of an empty entry.
  */
 const MEMORY_MAX = 4 * 1024 * 1024
 const MEMORY_LEFT = 3 * 1024 * 1024
 const ENTRY = 100
 
-/** A longer line is cut into several entries. */
+/** A longer line is split into several entries. */
 const LINE_MAX = 16 * 1024
 
-/** So many entries, or so many bytes of a file, are one step of a stream. */
+/** The number of entries, or of bytes of a file, in one chunk of a stream. */
 const STEP_ENTRIES = 4096
 const STEP_BYTES = 64 * 1024
 
@@ -42,18 +42,18 @@ const entriesOf = (lines: ReadonlyArray<string>): ReadonlyArray<LogEntry> =>
     try {
       return [JSON.parse(line) as LogEntry]
     } catch {
-      // Where the disk was full, or the program was killed, the rest of it is missing.
+      // After a full disk, or a kill of the program, the rest of the line is missing.
       return []
     }
   })
 
-/** Entries that were there at a time, however late they are read. */
+/** The entries at a certain time, even if they are read later. */
 interface Past {
   readonly entries: Stream.Stream<LogEntry, BerthError>
   readonly close: () => void
 }
 
-/** Lines of JSON in a file that is rotated: `log`, `log.1`, and so on, the highest number the oldest. */
+/** Lines of JSON in rotated files: `log`, `log.1`, and so on, the highest number the oldest. */
 class Files {
   private readonly path: string
   private readonly options: LogFiles
@@ -95,7 +95,7 @@ class Files {
     this.size = 0
   }
 
-  /** What they have now, from the oldest on; it is read when it is asked for. */
+  /** The entries of all files, the oldest first; the files are opened now and read on demand. */
   past(): Past {
     const names = Array.from({ length: this.options.maxFiles ?? 3 }, (_, k) =>
       k === 0 ? this.path : `${this.path}.${k}`
@@ -149,7 +149,7 @@ const failed = (cause: unknown): OperationFailed => {
 
 export class Log {
   private entries: Array<LogEntry> = []
-  /** How many entries have been dropped before the first of `entries`. */
+  /** The number of entries that were dropped before the first of `entries`. */
   private dropped = 0
   private size = 0
   private open = 0
@@ -158,7 +158,7 @@ export class Log {
   private waiting: Array<() => void> = []
   private readonly lookers = new Set<(entry: LogEntry) => void>()
 
-  /** Has what the outputs have kept and what comes, and has them flow. Throws where there can be no files. */
+  /** Has the lines that the outputs have kept and those that arrive, and makes the outputs flow. Throws if the files cannot be made. */
   constructor(
     outputs: Readonly<Record<"stdout" | "stderr", Output | undefined>>,
     files: LogFiles | undefined
@@ -179,7 +179,7 @@ export class Log {
     for (const { lines, output, stream } of open)
       output.listen({
         take: (bytes) => {
-          // Whoever waits for more gets it before there is more of it than is kept.
+          // A waiting reader runs before the next read, so that it sees entries before they are dropped.
           const alone = this.waiting.length === 0
           this.add(stream, lines.take(bytes))
           return alone
@@ -234,12 +234,12 @@ export class Log {
     })
   })
 
-  /** The last lines, for an error's message. */
+  /** The last lines, for the message of an error. */
   tail(count: number): ReadonlyArray<string> {
     return this.entries.slice(-count).map((entry) => entry.line)
   }
 
-  /** There may be much of it, and of its reader's work with it. */
+  /** There may be many entries, so other work runs between them. */
   private past(): Past {
     const entries = this.entries.slice()
     const { close, entries: all } = this.files?.past() ?? {
@@ -249,7 +249,7 @@ export class Log {
     return { entries: Stream.mapChunksEffect(all, (chunk) => Effect.as(Turn.letOthersRun, chunk)), close }
   }
 
-  /** Of what comes, a reader that is slower than the container misses the lines that are no longer kept. */
+  /** Of new entries, a reader that is slower than the container misses those that are dropped before it reads them. */
   stream(options: LogsOptions): Stream.Stream<LogEntry, BerthError> {
     const since = options.since === undefined ? 0 : Number(options.since)
     const begin = Effect.sync(() => ({ past: this.past(), count: this.dropped + this.entries.length }))
@@ -281,8 +281,8 @@ export class Log {
   }
 
   /**
-   * The entry with which so many have matched, of those that there are and those that come, and none where the log ends
-   * before. It misses nothing: what comes is looked at when it comes.
+   * The entry that is the last of so many matches, among past and new entries; none if the log ends before. It misses
+   * no entry: new ones are checked on arrival.
    */
   find(
     matches: (entry: LogEntry) => boolean,

@@ -1,4 +1,4 @@
-/** Users and groups by the container's own passwd(5) and group(5), read without following anything out of its root. */
+/** Users and groups from the container's own passwd(5) and group(5), read without following links out of its root. */
 import { statSync } from "node:fs"
 import * as Effect from "effect/Effect"
 import { type BerthError, ImageError } from "../../BerthError.ts"
@@ -21,7 +21,7 @@ export interface User {
   readonly home: string
 }
 
-/** passwd and group files are read whole, and gone through line by line on the program's own thread. */
+/** The limit in bytes: the files are read whole, and parsed on the program's own thread. */
 const FILE_BYTES_MAX = 1024 * 1024
 
 const tooLarge = (subject: string, path: string, cause?: unknown): ImageError => {
@@ -32,9 +32,9 @@ const tooLarge = (subject: string, path: string, cause?: unknown): ImageError =>
 const utf8 = new TextDecoder()
 
 /**
- * The text of a regular file below a folder, symbolic links resolved inside it; undefined where there is none, null
- * where something else is in its place: in a layer, the whiteout that says it is gone. It is as long as its size says,
- * which for the files of /proc is 0, and waits for nobody.
+ * The text of a regular file below a folder, with symbolic links resolved inside it; undefined if it does not exist,
+ * null for another kind of file: in a layer, the whiteout of a removed file. It reads as many bytes as the file's size,
+ * which is 0 for the files of /proc, and never blocks.
  */
 const readBelow = (subject: string, folder: string, path: string): string | undefined | null => {
   const addon = native()
@@ -62,7 +62,7 @@ const readText = (fd: number, size: number): string => {
   return utf8.decode(bytes.subarray(0, length))
 }
 
-/** Reads a file of an image as the union mount of its layers, lowest first, would show it. */
+/** Reads a file of an image as in the union mount of its layers, lowest first. */
 export const readMerged = (subject: string, folders: ReadonlyArray<string>, path: string): string => {
   for (const folder of folders.toReversed()) {
     const text = readBelow(subject, folder, path)
@@ -72,8 +72,8 @@ export const readMerged = (subject: string, folders: ReadonlyArray<string>, path
 }
 
 /**
- * Reads a file of a running container, which may be anything: on another thread, and "" where it is no regular file that
- * can be opened at once.
+ * Reads a file of a running container, which can be of any kind: on another thread, and "" if it is not a regular file
+ * that can be opened at once.
  */
 export const readInside = (subject: string, pid: number, path: string): Effect.Effect<string, BerthError> =>
   inRoot
@@ -96,14 +96,14 @@ export const readInside = (subject: string, pid: number, path: string): Effect.E
 
 const ID_MAX = 2 ** 32 - 2
 
-/** An id as the files write it, and nothing else: no sign, no space, no leading zero, no more than 2^32 - 2. */
+/** A canonical id: no sign, space or leading zero, at most 2^32 - 2. */
 const parseId = (text: string): number | undefined => {
   if (!/^(0|[1-9]\d{0,9})$/.test(text)) return undefined
   const id = Number(text)
   return id <= ID_MAX ? id : undefined
 }
 
-/** The lines that are entries, one after the other: there can be as many as the file has bytes. */
+/** The entries of the file, one after the other: there can be as many as the file has bytes. */
 export function* records(text: string): Generator<ReadonlyArray<string>> {
   for (let at = 0; at < text.length; ) {
     const newline = text.indexOf("\n", at)
@@ -124,7 +124,7 @@ const find = (
   return undefined
 }
 
-/** `user[:group]` by these files; names or numbers, empty for root. A number need not be in them. */
+/** Resolves `user[:group]` by these files; names or numbers, empty for root. A number need not be in them. */
 export const resolve = (subject: string, user: string, passwd: string, group: string): User => {
   const [name = "", groupName, ...rest] = user.split(":")
   const missing = (what: string, given: string, file: string): never => {

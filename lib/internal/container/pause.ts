@@ -1,4 +1,4 @@
-/** A container's own cgroup, made when it is first needed, and what stands still in it. */
+/** A container's own cgroup, made on first use, and pausing. */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
@@ -28,9 +28,9 @@ const adopt = (
     const release = yield* internal.perform(berth, `cgroup ${cgroup.name}`, made.create)
     yield* Scope.addFinalizer(scope, release)
     cgroup.state.owner = { berth, scope, container: ended }
-    // First, so that what is executed meanwhile is in it.
+    // First, so that new execs start in it.
     container.state.cgroup = cgroup
-    // What is being executed since before is moved with the others, once it is to be found.
+    // Earlier execs are moved with the others, once they are visible.
     yield* freezer.settled(container.state.inside)
     const pids = () => processes.processesOf(container)
     for (const { path } of made.folders)
@@ -43,7 +43,7 @@ const nameFor = (container: Container): string => {
   return internal.nameOf(folder, nextId())
 }
 
-/** The cgroup that it was started in, or one that is made now. */
+/** The cgroup in which the container was started, or a new one. */
 export const cgroupOf = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthError> =>
   Effect.suspend(() => {
     const { cgroup } = container.state
@@ -62,7 +62,7 @@ export const cgroupOf = (container: Container): Effect.Effect<Cgroup.Cgroup, Ber
     ).pipe(unlessEnded(container))
   })
 
-/** One that nothing else is in: below a cgroup that others share, only what stands still is the container's own. */
+/** A cgroup with no other processes: below a shared cgroup, the container only has its own freezer. */
 const ownCgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthError> =>
   Effect.flatMap(cgroupOf(container), (cgroup) => {
     if (isOwn(container)) return Effect.succeed(cgroup)
@@ -73,7 +73,7 @@ const ownCgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthErro
         .folders(container.state.berth.memory.tree(), name, ["freezer"], cgroup.folders)
         .map((folder) => ({ ...folder, controllers: ["freezer"] }))
       const create = folders.map(({ path }) => ({ op: "cgroup-create", path }) as const)
-      // What counts and limits is the shared one's.
+      // The shared cgroup still has the limits and statistics.
       const all = [
         ...cgroup.folders.map((folder) => ({
           ...folder,
@@ -106,7 +106,7 @@ export const resume = (process: Process): Effect.Effect<void, BerthError> =>
     return freezer.isFrozen(cgroup) && isOwn(process) ? freezer.thaw(cgroup!) : Effect.void
   }).pipe(Effect.withSpan("berth.Container.resume", { attributes: { "container.id": process.id } }))
 
-/** What has been told to end must not stand still. */
+/** A process that was told to end must not stay frozen. */
 export const letEnd = (process: Process): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const { cgroup, ended, inside } = process.state

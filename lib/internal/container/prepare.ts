@@ -1,5 +1,6 @@
-/** From options to what a start needs, compiled but not done. All of it is synchronous and throws Berth's errors. */
+/** Compiles options to a start, without performing it. All functions are synchronous and throw Berth's errors. */
 import { randomUUID } from "node:crypto"
+import { hostname as hostsName } from "node:os"
 import { InvalidOption } from "../../BerthError.ts"
 import type * as Cgroup from "../../Cgroup.ts"
 import type { LogFiles, RootOptions, SpawnOptions, StartOptions } from "../../Container.ts"
@@ -12,6 +13,7 @@ import * as cgroupFiles from "../cgroup/cgroup.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
 import * as namespaces from "../ids/namespaceFlags.ts"
+import { type Joined, none } from "../network/network.ts"
 import * as AppArmor from "../security/appArmor.ts"
 import * as Capabilities from "../security/capabilities.ts"
 import { attainable } from "../security/rlimits.ts"
@@ -19,16 +21,18 @@ import * as Seccomp from "../security/seccomp.ts"
 import { defaultPath } from "../util/defaultPath.ts"
 import * as check from "../util/validate.ts"
 import * as compile from "./compile.ts"
+import * as etcFiles from "./etcFiles.ts"
 import type { Base } from "./handle.ts"
 import type { ContainerLaunch } from "./launch.ts"
 import * as users from "./passwd.ts"
 import * as RootFs from "./rootPlan.ts"
 import { stdioNames } from "./stdio.ts"
+import type { Targets } from "./targets.ts"
 
-/** 12 hexadecimal digits; the random ones of a UUID come from a pool that the runtime keeps filled. */
+/** 12 hexadecimal digits; the runtime keeps a pool of random bytes for UUIDs. */
 export const makeId = (): string => randomUUID().replaceAll("-", "").slice(20)
 
-/** What the files of an image say of a user. */
+/** The ids of a user, from the files of an image. */
 const userOf = (memory: Memory, image: Image, user: string): users.User => {
   const known = memory.users.get(image) ?? new Map<string, users.User>()
   memory.users.set(image, known)
@@ -45,7 +49,7 @@ const userOf = (memory: Memory, image: Image, user: string): users.User => {
 export const termOf = (options: ProcessOptions): Readonly<Record<string, string>> =>
   options.terminal === undefined || options.terminal === false ? {} : { TERM: "xterm" }
 
-/** What the options do not decide by themselves. */
+/** The settings that the options alone do not determine. */
 type Decided = Pick<
   compile.Settings,
   "arguments" | "environment" | "workingDirectory" | "createWorkingDirectory" | "user" | "init" | "joined"
@@ -55,8 +59,8 @@ type Decided = Pick<
 }
 
 /**
- * Everything about a process. `like` is the container's first process, which confines a process beside it in the same way
- * unless the options say otherwise.
+ * The settings of a process. `like` is the container's first process, whose confinement a process beside it gets unless
+ * the options say otherwise.
  */
 export const settings = (
   memory: Memory,
@@ -77,7 +81,7 @@ export const settings = (
     seccomp === like?.seccompProfile &&
     onSystemCall === like?.onSystemCall &&
     capabilities === like?.capabilities
-  // Without spreads, each of which takes a microsecond of every start.
+  // Without spreads, each of which adds a microsecond to every start.
   return {
     arguments: decided.arguments,
     environment: decided.environment,
@@ -143,15 +147,16 @@ interface Sources {
   readonly created: ReadonlySet<Kind>
   readonly joined: ReadonlyArray<compile.Joined>
   readonly descriptors: Readonly<Record<string, number>>
-  /** All that are not the host's. */
+  /** The kinds that are not the host's. */
   readonly kinds: ReadonlyArray<Kind>
 }
 
 const defaults: ReadonlyArray<Kind> = ["mount", "pid", "uts", "ipc", "network", "cgroup"]
 
-/** Where each namespace comes from. What is shared by several kinds is joined once. */
+/** The origin of each namespace. A holder of several kinds is joined once. */
 const sources = (options: StartOptions): Sources => {
   const created = new Set<Kind>(defaults)
+  if (check.network(options) === "host") created.delete("network")
   if (options.userns !== undefined) {
     const { user } = options.namespaces ?? {}
     if (user !== undefined && user !== "new") check.invalid("namespaces.user", user, '"new" beside userns')
@@ -177,7 +182,7 @@ const sources = (options: StartOptions): Sources => {
       check.invalid(
         option,
         from,
-        `one that has a ${kind} namespace of its own: it has ${holder.kinds.join(", ")}`
+        `a holder with a ${kind} namespace of its own: this one has ${holder.kinds.join(", ")}`
       )
     joined.set(holder.pidfd, [...(joined.get(holder.pidfd) ?? []), kind])
   }
@@ -194,10 +199,10 @@ const sources = (options: StartOptions): Sources => {
   }
 }
 
-/** Those whose files a container has mounted. */
+/** The kinds whose files a container mounts. */
 const kernelFiles: ReadonlyArray<Kind> = ["pid", "network", "ipc"]
 
-/** Where a container is made: the Berth's memory, the supervisor's folder, and the unit and the container's id in it. */
+/** The location of a container: the Berth's memory, the supervisor's folder, and the ids of unit and container. */
 interface Place {
   readonly memory: Memory
   readonly folder: string
@@ -205,28 +210,56 @@ interface Place {
   readonly id: string
 }
 
-/** What `start` makes, and what `spawn` is given. */
+/** The parts that `start` makes, and `spawn` receives. */
 interface Parts extends Pick<Decided, "cgroup" | "joined" | "inUserNamespace"> {
   readonly descriptors: Readonly<Record<string, number>>
-  /** The namespaces whose host name and kernel parameters are the container's to set. */
+  /** The namespaces whose host name and kernel parameters the container may set. */
   readonly own: ReadonlyArray<Kind>
   readonly kinds: ReadonlyArray<Kind>
   readonly ids: Ids.Ids | undefined
   readonly base: Base
   readonly ownsCgroup: boolean
   readonly logs: LogFiles | undefined
+  /** The names of the container whose network it joins. */
+  readonly shared: etcFiles.Names | undefined
+  /** Its networks. */
+  readonly network: Joined
   /** Whether it joins a mount namespace that has a root. */
   readonly hasRoot: boolean
-  readonly around: Pick<compile.Surroundings, "created" | "idMap" | "cgroup" | "scratch" | "root" | "content">
+  readonly around: Pick<
+    compile.Surroundings,
+    "created" | "idMap" | "cgroup" | "scratch" | "root" | "content" | "network"
+  >
+}
+
+/** What its files of names say. Of a uts namespace that it joins, the hostname is not known. */
+const namesOf = (
+  options: RootOptions,
+  { id }: Place,
+  { around, kinds, network, shared }: Parts
+): etcFiles.Names | undefined => {
+  const own = around.created.has("uts") ? id : kinds.includes("uts") ? undefined : hostsName()
+  const hostname = options.hostname ?? own
+  const given =
+    shared === undefined
+      ? {
+          ...etcFiles.namesOf(hostname, !kinds.includes("network")),
+          ...etcFiles.onNetworks(network, hostname)
+        }
+      : etcFiles.sharing(shared, hostname)
+  return etcFiles.withOptions(given, options)
 }
 
 const surroundings = (
   options: RootOptions,
   at: Place,
-  { around, inUserNamespace, kinds, own }: Parts
+  { around, inUserNamespace, kinds, own }: Parts,
+  names: etcFiles.Names | undefined
 ): compile.Surroundings => {
-  const { maskedPaths, readonlyPaths } = options
+  const { maskedPaths, readonlyPaths, readOnly = false } = options
   const hostname = check.hostname(options.hostname, own)
+  const mounts = check.mounts(options.mounts ?? [])
+  const targets = mounts.map(({ target }) => target)
   return {
     ...around,
     inUserNamespace,
@@ -235,25 +268,27 @@ const surroundings = (
     record: `${at.folder}/${at.unit}.first`,
     ofHost: kernelFiles.filter((kind) => !kinds.includes(kind)),
     hostname: around.created.has("uts") ? (hostname ?? at.id) : hostname,
-    mounts: check.mounts(options.mounts ?? []),
+    mounts,
+    etcFiles: etcFiles.operations(names, options, targets, readOnly),
     maskedPaths:
       maskedPaths === undefined ? Security.defaultMaskedPaths : check.paths("maskedPaths", maskedPaths),
     readonlyPaths:
       readonlyPaths === undefined
         ? Security.defaultReadonlyPaths
         : check.paths("readonlyPaths", readonlyPaths),
-    readOnly: options.readOnly ?? false,
+    readOnly,
     hidepid: check.hidepid(options.hidepid, kinds.includes("pid") && !around.created.has("pid")),
     shmBytes: check.bytes("shmSize", options.shmSize ?? 64 * 1024 * 1024),
     sysctls: check.sysctls(options.sysctls ?? {}, own)
   }
 }
 
-/** Everything about a container's launch. */
+/** The description of a container's launch. */
 const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLaunch, "berth"> => {
   const { cgroup, inUserNamespace, joined } = parts
   const process = firstProcess(at.memory, parts.base.image, options, { cgroup, inUserNamespace, joined })
-  const around = surroundings(options, at, parts)
+  const names = parts.hasRoot ? undefined : namesOf(options, at, parts)
+  const around = surroundings(options, at, parts, names)
   return {
     unit: at.unit,
     id: at.id,
@@ -267,8 +302,14 @@ const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLa
     ownsCgroup: parts.ownsCgroup,
     logs: parts.logs,
     ids: parts.ids,
-    base: parts.base
+    base: parts.base,
+    names
   }
+}
+
+const sharedNames = ({ namespaces }: StartOptions): etcFiles.Names | undefined => {
+  const from = namespaces?.network
+  return typeof from === "object" && !isNamespace(from) ? from.state.names : undefined
 }
 
 export const start = (
@@ -278,18 +319,21 @@ export const start = (
     readonly rootless: boolean
     readonly ids: Ids.Ids
     readonly userns: Userns.Mapped | undefined
+    readonly network: Joined
+    readonly targets: Targets | undefined
   }
 ): Omit<ContainerLaunch, "berth"> => {
   check.start(options)
-  const { created, descriptors, joined, kinds } = sources(options)
-  // In the host's pid namespace nothing ends with the first process: a cgroup says what belongs to the container.
+  const { created, descriptors: named, joined, kinds } = sources(options)
+  const descriptors = { ...named, ...at.network.descriptors }
+  // In the host's pid namespace, the end of the first process kills no others: a cgroup shows which ones to kill.
   const cgroupName = cgroupFiles.nameOf(at.folder, at.unit)
   const made =
     options.cgroup === undefined && (options.limits !== undefined || !kinds.includes("pid"))
       ? cgroupFiles.operations(at.memory.tree(), options.limits ?? {}, cgroupName)
       : undefined
   const upper = { upper: options.upper, size: options.upperSize }
-  const composed = RootFs.compose(image, upper, at.memory, at.folder, at.unit, at.rootless)
+  const composed = RootFs.compose(image, upper, at.memory, at.folder, at.unit, at.rootless, at.targets)
   const root = at.userns === undefined ? composed : RootFs.withIds(composed, at.userns)
   const ids = at.userns?.ids
   return launch(options, at, {
@@ -299,10 +343,18 @@ export const start = (
     own: [...created],
     kinds,
     ids,
-    base: { image, upper: root.upper, ids: ids ?? at.ids, isThere: () => true },
+    base: {
+      image,
+      upper: root.upper,
+      targets: at.targets?.layer,
+      ids: ids ?? at.ids,
+      isThere: () => true
+    },
     cgroup: made === undefined ? options.cgroup : cgroupFiles.unsafeMake(cgroupName, made.folders),
     ownsCgroup: made !== undefined,
     logs: options.logs,
+    shared: sharedNames(options),
+    network: at.network,
     hasRoot: false,
     around: {
       created,
@@ -310,7 +362,8 @@ export const start = (
       cgroup: made?.create ?? [],
       scratch: root.scratch,
       root: root.mount,
-      content: root.content
+      content: root.content,
+      network: at.network.operations
     }
   })
 }
@@ -322,7 +375,7 @@ export const spawn = (
   const { cgroup, namespaces, rootfs } = options
   const { kinds } = namespaces
   if (namespaces.root !== undefined && namespaces.root !== rootfs) {
-    const expected = "the root that the first process in this mount namespace was given"
+    const expected = "the root of the first process in this mount namespace"
     throw new InvalidOption({ option: "rootfs", value: rootfs.image.reference, expected })
   }
   if (!Userns.areFor(rootfs.mapped, namespaces.mapped)) {
@@ -341,12 +394,15 @@ export const spawn = (
     base: {
       image: rootfs.image,
       upper: rootfs.upper,
+      targets: rootfs.targets,
       ids: ids ?? at.ids,
       isThere: () => rootfs.mount >= 0
     },
     cgroup,
     ownsCgroup: false,
     logs: undefined,
+    shared: undefined,
+    network: none,
     hasRoot: namespaces.root === rootfs,
     around: {
       created,
@@ -354,7 +410,8 @@ export const spawn = (
       cgroup: [],
       scratch: [],
       root: { op: "root-mount", mount: "root" },
-      content: rootfs.content
+      content: rootfs.content,
+      network: []
     }
   })
 }

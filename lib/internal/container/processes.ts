@@ -1,4 +1,4 @@
-/** The processes of a container, by /proc: proc_pid_stat(5), proc_pid_status(5), pid_namespaces(7). */
+/** The processes of a container, from /proc: proc_pid_stat(5), proc_pid_status(5), pid_namespaces(7). */
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import type { BerthError } from "../../BerthError.ts"
@@ -13,13 +13,13 @@ import { readInside, records } from "./passwd.ts"
 const all = (): ReadonlyArray<number> =>
   fs.readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? [Number(name)] : []))
 
-// The command's name is in parentheses, and may hold any of them itself.
+// The command's name is in parentheses, and may itself contain parentheses.
 const statOf = (pid: number): ReadonlyArray<string> =>
   read(`/proc/${pid}/stat`)
     .replace(/^.*\) /s, "")
     .split(" ")
 
-/** Takes note of what has been executed in a container, which namespaces that it shares do not tell. */
+/** Records an exec of a container, because shared namespaces do not identify the container's processes. */
 export const noteExecuted = (process: Process): void => {
   process.state.inside.executed.add(process)
 }
@@ -28,13 +28,13 @@ export const forgetExecuted = (process: Process): void => {
   process.state.inside.executed.delete(process)
 }
 
-// Once it has been waited for, its number may be somebody else's.
+// After it has been reaped, another process may get its pid.
 const isThere = (process: Process): boolean => native().signal(process.state.pidfd, 0) >= 0
 
 /**
- * The processes of a container as the host sees them: those of its pid namespace, or where it has none of its own those of
- * its mount namespace, which what is executed in it is in as well; where it has neither, the first, and what was executed
- * in it; and all that came of these, in whatever namespaces.
+ * The host's pids of a container's processes: those in its own pid namespace or, if it has none, in its own mount
+ * namespace, which its execs join; if it has neither, its first process and its execs; and all their descendants, in
+ * any namespaces.
  */
 export const processesOf = (first: Process): ReadonlyArray<number> => {
   if (!isThere(first)) return []
@@ -60,12 +60,12 @@ export const processesOf = (first: Process): ReadonlyArray<number> => {
     else siblings.push(pid)
     if (own.has(pid) || (namespace !== "" && link(`/proc/${pid}/ns/${kind}`) === namespace)) found.add(pid)
   }
-  // A set that grows while it is gone through is gone through to its end.
+  // A loop over a set also visits elements that are added during the loop.
   for (const pid of found) for (const child of children.get(pid) ?? []) found.add(child)
   return [...found]
 }
 
-const TICK_MICROS = 10_000 // USER_HZ is 100 on every architecture that Berth is built for
+const TICK_MICROS = 10_000 // USER_HZ is 100 on every architecture of Berth
 const ARGUMENTS_MAX = 4096
 
 const field = (status: string, name: string): string =>
@@ -113,18 +113,18 @@ const processOf = async (
   ]
 }
 
-/** What runs in it, at this moment; one that has ended meanwhile is not listed. */
+/** The processes at this moment; a process that ends meanwhile is left out. */
 export const top = (
   container: Container,
   pids: ReadonlyArray<number>
 ): Effect.Effect<ReadonlyArray<ProcessInfo>, BerthError> =>
   Effect.gen(function* () {
     const passwd = readInside(`container ${container.id}`, container.pid, "etc/passwd")
-    // A file that is no good takes the users their names, and nothing else.
+    // An invalid passwd file only removes the users' names.
     const names = namesOf(yield* Effect.orElseSucceed(passwd, () => ""))
     const map = read(`/proc/${container.pid}/uid_map`)
     const userOf = (uid: number): string => names.get(idInside(map, uid)) ?? String(idInside(map, uid))
-    // As many namespaces below the host's as the container's own first process is.
+    // At the namespace depth of the container's first process.
     const depth = numbers(read(`/proc/${container.pid}/status`)).length - 1
     return yield* Effect.orDie(
       promised(async (signal) => {

@@ -1,5 +1,5 @@
 import { readdirSync, statSync } from "node:fs"
-import { ImageError } from "../../BerthError.ts"
+import { ImageError, Unsupported } from "../../BerthError.ts"
 import type { Image } from "../../Image.ts"
 import type * as Plan from "../../Plan.ts"
 import type { Options } from "../../RootFs.ts"
@@ -9,22 +9,23 @@ import { outside } from "../ids/idMaps.ts"
 import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "../util/mountAttributes.ts"
 import * as check from "../util/validate.ts"
 import { hiddenIn } from "./hidden.ts"
+import type { Targets } from "./targets.ts"
 
 export interface Composed {
   readonly scratch: ReadonlyArray<Plan.Operation>
   readonly mount: Plan.Operation
-  /** What is attached below the root, by whatever process makes it its root. */
+  /** Operations on the root after its mount, by the process for which it is mounted. */
   readonly content: ReadonlyArray<Plan.Operation>
-  /** The folder of the writable layer, undefined where it is in memory. */
+  /** The folder of the writable layer, undefined if it is in memory. */
   readonly upper: string | undefined
 }
 
 const none: ReadonlyArray<Plan.Operation> = []
 
-// The device nodes of an image, and those that a container makes, cannot be opened.
+// Device nodes of an image, or made by a container, cannot be opened.
 const attributes = MOUNT_ATTR_NODEV
 
-/** The mode of an image's root folder. The merged root has that of the writable layer, which is therefore given this one. */
+/** The mode of an image's root folder. The merged root has that of the writable layer, so that gets this mode. */
 const modeOf = ({ modes }: Memory, image: Image): number => {
   const known = modes.get(image)
   if (known !== undefined) return known
@@ -43,12 +44,13 @@ const modeOf = ({ modes }: Memory, image: Image): number => {
   }
 }
 
-// What a container has of its own, or has to be able to write to.
+// The folders that a container has itself, or must be able to write to.
 const notTheHosts = new Set(["proc", "sys", "dev", "run", "tmp", "root", "lost+found"])
 
 /**
- * The host's root for somebody who may not mount it below an overlay, as other mounts are on it which a user namespace must
- * not uncover (mount_namespaces(7)): each of its folders, read-only, in an empty root.
+ * The host's root for a non-root user, who may not use it as a layer of an overlay, because a user namespace must not
+ * uncover folders below other mounts (mount_namespaces(7)): each of its folders is bound, read-only, into an empty
+ * root.
  */
 const hostFolders = (): ReadonlyArray<Plan.Operation> => [
   ...readdirSync("/").flatMap((name): ReadonlyArray<Plan.Operation> => {
@@ -62,7 +64,7 @@ const hostFolders = (): ReadonlyArray<Plan.Operation> => [
   { op: "directory", path: "/root", mode: 0o700 }
 ]
 
-/** The same for a user namespace: the writable layer begins as its root's, and all that is in it is by then its ids'. */
+/** The same for a user namespace: its root owns the writable layer, and the layers are shown with its ids. */
 export const withIds = (composed: Composed, mapped: Mapped): Composed => {
   const { gids, uids } = mapped.ids
   const [uid, gid] = [outside(uids, 0), outside(gids, 0)]
@@ -81,14 +83,15 @@ export const withIds = (composed: Composed, mapped: Mapped): Composed => {
   }
 }
 
-/** The operations for an image's root with the writable layer that the options ask for; throws. */
+/** The operations for an image's root with the writable layer of the options; throws. */
 export const compose = (
   image: Image,
   options: Options,
   memory: Memory,
   folder: string,
   id: number,
-  rootless: boolean
+  rootless: boolean,
+  targets: Targets | undefined
 ): Composed => {
   const where = options.upper ?? image.upper
   const size = options.size === undefined ? undefined : check.bytes("size", options.size)
@@ -96,20 +99,29 @@ export const compose = (
     const expected = `"memory" for ${image.reference}: overlayfs refuses a writable layer inside a read-only one (ELOOP)`
     check.invalid("upper", where, expected)
   }
+  if (where === "disk" && size !== undefined)
+    throw new Unsupported({
+      feature: `a writable layer of ${size} bytes on disk`,
+      why: "the capacity of a writable layer can be limited in memory only",
+      hint: 'Ask for upper: "memory", or leave out its size'
+    })
   const bound = rootless && image.layers.length === 1 && image.layers[0] === "/"
-  // A folder of the host can have Berth's own in it.
+  // A folder of the host may contain Berth's own folder.
   const hidden = image.layers.flatMap((layer) => hiddenIn(memory, layer, folder, rootless))
   const masked: ReadonlyArray<Plan.Operation> =
     hidden.length === 0 ? none : [{ op: "mask", null: `${folder}/dev/null`, paths: hidden, required: 0 }]
   const mode = bound ? 0o755 : modeOf(memory, image)
-  // A scratch image has no layer: an empty folder stands for it.
-  const lower = image.layers.length === 0 || bound ? [`${folder}/empty`] : image.layers.toReversed()
-  // What is written is thrown away with the container, so nothing waits for the disk (overlayfs.rst, volatile mount).
+  // A scratch image has no layer: an empty folder takes its place.
+  const layers = image.layers.length === 0 || bound ? [`${folder}/empty`] : image.layers.toReversed()
+  const lower = targets === undefined ? layers : [targets.layer, ...layers]
+  const discard: ReadonlyArray<Plan.Operation> =
+    targets?.discard === undefined ? none : [{ op: "discard", path: targets.discard }]
+  // The container's files are removed with it, so they are never synced to disk (overlayfs.rst, volatile mount).
   const overlay = rootless ? ["volatile", "userxattr"] : ["volatile"]
   if (where === "memory") {
     const tmpfs = ["mode=0755", ...(size === undefined ? [] : [`size=${size}`])]
     return {
-      scratch: [],
+      scratch: discard,
       mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes },
       content: [...(bound ? hostFolders() : none), ...masked],
       upper: undefined
@@ -119,6 +131,7 @@ export const compose = (
   const [upper, work] = [`${base}/upper`, `${base}/work`]
   return {
     scratch: [
+      ...discard,
       { op: "scratch", path: base, mode: 0o700 },
       { op: "scratch", path: upper, mode },
       { op: "scratch", path: work, mode: 0o700 }

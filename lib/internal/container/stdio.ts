@@ -1,4 +1,4 @@
-/** A process's standard streams: pipes, a terminal, this program's own, or none. */
+/** A process's standard streams: pipes, a terminal, this program's own, or /dev/null. */
 import { chownSync } from "node:fs"
 import type { ProcessOptions } from "../../Process.ts"
 import { type Ids, outside } from "../ids/idMaps.ts"
@@ -17,9 +17,9 @@ export interface Stdio {
   readonly stdout: Output | undefined
   readonly stderr: Output | undefined
   readonly terminal: Terminal | undefined
-  /** Makes the pipes that user's, by the ids of a user namespace, so that it can open them by name. */
+  /** Gives the pipes to that user, by the ids of a user namespace, so that it can open them by name. */
   readonly give: (ids: Ids, user: { readonly uid: number; readonly gid: number }) => void
-  /** Closes the process's ends: they are its own once it has been started. Throws where its terminal cannot be taken. */
+  /** Closes the process's ends, which the process has after its start. Throws if its terminal cannot be received. */
   readonly handOver: () => void
   /** Has the outputs flow that are not `"pipe"`: the process never waits for a reader that does not come. */
   readonly flow: () => void
@@ -29,7 +29,7 @@ export interface Stdio {
 const isTerminal = (options: ProcessOptions): boolean =>
   options.terminal !== undefined && options.terminal !== false
 
-/** The names that a plan has for standard streams of these options. */
+/** The names of the standard streams in a plan, for these options. */
 export const stdioNames = (options: ProcessOptions): Settings["stdio"] =>
   isTerminal(options)
     ? { stdin: null, stdout: null, stderr: null }
@@ -39,7 +39,7 @@ export const stdioNames = (options: ProcessOptions): Settings["stdio"] =>
         stderr: options.stderr === "null" ? null : "stderr"
       }
 
-/** The socket by which the child sends its terminal; it is taken when the process has been started. */
+/** The child sends its terminal over a socket; it is received after the start of the process. */
 const makeTerminal = (options: ProcessOptions, container: string): Stdio => {
   const [ours, theirs] = makeSocketPair()
   const stdout = new Output(-1, container)

@@ -1,4 +1,4 @@
-/** Conditions of a container: looked at until they hold, until it ends, or until the time is over. */
+/** Conditions of a container: polled until they are true, the container ends, or the timeout is over. */
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -18,6 +18,7 @@ import type {
   Options,
   PollOptions
 } from "../../WaitFor.ts"
+import { open } from "../network/connection.ts"
 import { native } from "../system/addon.ts"
 import { isProcess } from "../typeIds.ts"
 import { concat } from "../util/bytes.ts"
@@ -27,7 +28,6 @@ import { attempt } from "../util/fromThrowing.ts"
 import { readBounded } from "../util/readFile.ts"
 import { lastLines } from "../util/text.ts"
 import * as check from "../util/validate.ts"
-import { connect } from "./connect.ts"
 import { logs } from "./control.ts"
 import { exec } from "./lifecycle.ts"
 
@@ -49,7 +49,7 @@ const stateOf = ({ exitCode, outOfMemory, signal }: ExitStatus): string =>
       ? `was ended by ${signal}`
       : `has ended with exit code ${exitCode}`
 
-/** One wait: what for, and since when. What it waited for may have more to say at its end than at its beginning. */
+/** A wait: its condition and its beginning. The condition's text may have more details at the end. */
 interface Wait {
   readonly process: Process
   readonly condition: () => string
@@ -76,7 +76,7 @@ const failed = (wait: Wait, reason: WaitFailed["reason"], state: string): Effect
     )
   )
 
-/** Until the log has all that the process wrote, which may come after the news of its end. */
+/** Waits until the log has the whole output of the process, which may arrive after its exit status. */
 const logEnd = (process: Process): Effect.Effect<void> =>
   Effect.ignore(Effect.timeoutOption(Stream.runDrain(logs(process, { follow: true })), "1 second"))
 
@@ -87,7 +87,7 @@ const hasEnded = (wait: Wait): Effect.Effect<never, BerthError> =>
 
 const timedOut = (wait: Wait): Effect.Effect<never, WaitFailed> => failed(wait, "TimedOut", "is running")
 
-// A race, as Effect.timeout within a concurrent Effect.all is not interrupted before its time (3.22).
+// A race, because Effect.timeout within a concurrent Effect.all is only interrupted at its end (3.22).
 const bounded = <A>(
   name: string,
   wait: Wait,
@@ -104,7 +104,7 @@ const bounded = <A>(
     })
   )
 
-/** Looks again and again until it is so; that the container has ended is for its end to say. */
+/** Polls until the condition is true; `hasEnded` reports the end of the container. */
 const poll = (
   name: string,
   wait: Wait,
@@ -119,7 +119,7 @@ const poll = (
     }),
     Effect.catchAll((error): Effect.Effect<never, BerthError> => {
       if (error._tag === "ContainerError" && error.reason === "NotRunning") return Effect.never
-      // One that is just ending refuses in ways of its own, and its end is then better news.
+      // An ending container causes various errors, and its exit status is more useful.
       return error._tag === "OperationFailed" ? Effect.delay(Effect.fail(error), ENDING) : Effect.fail(error)
     })
   )
@@ -129,7 +129,7 @@ const poll = (
     wait,
     options,
     Effect.raceFirst(
-      // It is over as well when the schedule is.
+      // The end of the schedule also ends the wait.
       Effect.flatMap(looked, () => (isSo ? Effect.void : timedOut(wait))),
       hasEnded(wait)
     )
@@ -140,7 +140,7 @@ const poll = (
 
 const matcher = (pattern: string | RegExp): ((line: string) => boolean) => {
   if (typeof pattern === "string") return (line) => line.includes(pattern)
-  // Without the flags that make an expression remember where it was.
+  // Without the flags that make an expression stateful.
   const expression = new RegExp(pattern.source, pattern.flags.replace(/[gy]/g, ""))
   return (line) => expression.test(line)
 }
@@ -178,7 +178,7 @@ export const log: {
       const found = process.state
         .log()
         .find((entry) => (stream === undefined || entry.stream === stream) && matches(entry.line), times)
-      // What it wrote last counts, so its end is that of its log.
+      // The last output counts as well, so the wait ends with the log.
       const first = Effect.flatMap(found, (entry) =>
         Option.isSome(entry) ? Effect.succeed(entry.value) : hasEnded(wait)
       )
@@ -188,14 +188,15 @@ export const log: {
 
 // Port
 
-// 150 bytes of each socket: a container may have any number of them.
+// The limit of bytes: 150 for each socket, of which a container may have any number.
 const SOCKETS_BYTES_MAX = 16 * 1024 * 1024
-/** A line of a socket that does not listen: the kernel lists those that do before all others. */
+/** A line of a socket that does not listen: the kernel lists listening sockets first. */
 const OTHER = /: [0-9A-F]+:[0-9A-F]{4} [0-9A-F]+:[0-9A-F]{4} (?!0A)[0-9A-F]{2} /
 
 /**
  * Whether a socket of the process's network namespace listens on the port: state 0A of /proc/PID/net/tcp, proc_net(5).
- * The kernel tells of no socket that begins to listen: sock_diag(7) has groups for those that are destroyed alone.
+ * It must be polled, because the kernel does not report new listening sockets: sock_diag(7) only has groups for
+ * destroyed sockets.
  */
 const isListening = async (pid: number, port: number): Promise<boolean> => {
   const hex = port.toString(16).toUpperCase().padStart(4, "0")
@@ -220,7 +221,7 @@ export const port: {
     }
     const { ended, pidfd } = container.state
     const wait = begin(container, () => `listener on port ${number}`)
-    // The pid was the container's all the while if the container is still there.
+    // The pid belonged to the container all the time if the container still runs.
     const look = Effect.map(
       Effect.zip(
         Effect.promise(() => isListening(container.pid, number)),
@@ -234,17 +235,17 @@ export const port: {
 
 // HTTP
 
-/** As much of an answer as its status needs: "HTTP/1.1 200". */
+/** The part of an answer with its status: "HTTP/1.1 200". */
 const STATUS_BYTES = 12
 
-/** The status of one request; undefined where nobody listens, or what answers is no HTTP. */
+/** The status of one request; undefined if no process listens, or the answer is not HTTP. */
 const statusOf = (
   container: Container,
   options: HttpOptions
 ): Effect.Effect<number | undefined, BerthError> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const { input, output } = yield* connect(container, options.port)
+      const { input, output } = yield* open(container, options.port)
       const host = `${options.host ?? "localhost"}:${options.port}`
       const head = `GET ${options.path ?? "/"} HTTP/1.1\r\nHost: ${host}\r\nConnection: close\r\n\r\n`
       yield* output.write(new TextEncoder().encode(head))
@@ -258,12 +259,12 @@ const statusOf = (
       return status === undefined ? undefined : Number(status)
     })
   ).pipe(
-    // A server that has not begun to listen, or that hangs up, is one that is not ready.
-    Effect.catchTag("OperationFailed", (error) =>
-      error.syscall === "connect" || error.errno === ECONNRESET
-        ? Effect.succeed(undefined)
-        : Effect.fail(error)
-    )
+    // A server that does not listen yet, or that hangs up, is not ready.
+    Effect.catchTags({
+      NetworkError: () => Effect.succeed(undefined),
+      OperationFailed: (error) =>
+        error.errno === ECONNRESET ? Effect.succeed(undefined) : Effect.fail(error)
+    })
   )
 
 export const http: {
@@ -294,7 +295,7 @@ export const http: {
 
 // Command
 
-/** What an attempt that failed said, in few words. */
+/** The output of a failed attempt, in a few words. */
 const lastWords = (text: string): string => {
   const line = lastLines(text, 1)[0]!.slice(0, 200)
   return line === "" ? "" : `: ${line}`
@@ -341,7 +342,7 @@ export const command: {
 
 // Health check
 
-// Where the image says nothing, Docker has these defaults: 30 seconds, 30 seconds, 0 and 3.
+// Docker's defaults for fields that the image omits: 30 seconds, 30 seconds, 0 and 3.
 const RETRIES = 3
 
 /** The health check's durations; undefined and zero are as if left out. Throws. */

@@ -1,4 +1,4 @@
-/** Where Berth keeps what is on disk, unless told otherwise. */
+/** The default of Berth's folder. */
 import * as os from "node:os"
 
 export const defaultFolder = (rootless: boolean): string =>

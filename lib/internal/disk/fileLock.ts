@@ -1,7 +1,6 @@
 /**
- * Locks between processes: flock(2). Whoever can open a file for reading can lock it, a container among them that was given
- * a folder with it, and can keep the lock for as long as it likes. So a lock is waited for as long as its holder gives signs
- * of work, and no longer.
+ * Locks between processes: flock(2). A process that can open a file for reading can lock it for any time, including a
+ * container that has the folder mounted. So a waiter gives up when the holder has given no sign of work for too long.
  */
 import * as fs from "node:fs"
 import type { PlatformError } from "@effect/platform/Error"
@@ -19,7 +18,7 @@ import { storageError } from "./files.ts"
 
 export type Kind = "exclusive" | "shared"
 
-/** Takes the lock of an opened file: 0, EAGAIN where somebody else has it, or another errno. */
+/** Takes the lock of an opened file: 0, EAGAIN if another process has it, or another errno. */
 export const tryLock = (fd: number, kind: Kind): number => {
   const result = native().flock(fd, (kind === "shared" ? LOCK_SH : LOCK_EX) | LOCK_NB)
   return result === -EINTR ? EAGAIN : -result
@@ -32,10 +31,10 @@ const refused = (path: string, errno: number): ImageError =>
     detail: `flock: ${errnoName(errno)} (${describeErrno(errno)})`
   })
 
-/** Longer than anybody who is at work goes without a sign of it. */
+/** A holder that works gives a sign of it more often than this. */
 const PATIENCE_MINUTES = 2
 
-/** How often who holds the lock of a file for long gives a sign of being at work: the file's time changes. */
+/** The interval at which a long-time holder signs that it works, by changing the file's time. */
 const SIGN_MILLIS = 20_000
 
 const identityOf = (path: string): { readonly device: string; readonly inode: string } => {
@@ -45,7 +44,7 @@ const identityOf = (path: string): { readonly device: string; readonly inode: st
   return { device: `${hex(major)}:${hex(minor)}`, inode: String(ino) }
 }
 
-/** Who has a lock of this kind on a file, by proc_locks(5), where some file systems have another number for the device. */
+/** The holder of this kind of lock, from proc_locks(5), where some file systems show another device number. */
 const holderOf = (path: string): string => {
   try {
     const { device, inode } = identityOf(path)
@@ -57,7 +56,7 @@ const holderOf = (path: string): string => {
     const pid = holder?.[4]
     if (pid === undefined || Number(pid) <= 0) return "a process that cannot be seen from here"
     const name = read(`/proc/${pid}/comm`).trim()
-    // What was locked by a process stays so while a child has its descriptor.
+    // A lock stays while a child of the process that took it has its descriptor.
     return name === ""
       ? `a child of process ${pid}, which has ended`
       : `process ${pid} (${JSON.stringify(name)})`
@@ -66,7 +65,7 @@ const holderOf = (path: string): string => {
   }
 }
 
-/** Somebody else has the lock, and gave the last sign of work at that time; 0 where a holder of this lock gives none. */
+/** Another process has the lock: the time of its last sign of work, 0 if holders of this lock give no signs. */
 interface Held {
   readonly sign: number
 }
@@ -78,8 +77,8 @@ const FIRST_DELAY_MILLIS = 1
 const DELAY_MILLIS_MAX = 50
 
 /**
- * Tries again until nobody else has the lock: polling, since a blocking flock(2) would stop the event loop. Fails with
- * `Storage` where the holder gives no sign of work for too long.
+ * Retries until the lock is free: it polls, because a blocking flock(2) would stop the event loop. Fails with `Storage`
+ * if the holder gives no sign of work for too long.
  */
 const polled = <A, E, R>(
   path: string,
@@ -96,7 +95,7 @@ const polled = <A, E, R>(
           })
         : Effect.succeed(outcome)
     )
-  // No time of a file is negative: the first one that is seen is a sign.
+  // File times are never negative, so the first time seen counts as a sign.
   return again(0, -1, FIRST_DELAY_MILLIS)
 }
 
@@ -104,10 +103,10 @@ const keptTooLong = (path: string): ImageError =>
   new ImageError({
     reason: "Storage",
     subject: path,
-    detail: `has been locked by ${holderOf(path)} for more than ${PATIENCE_MINUTES} minutes without a sign of work: end that process, and give no container this folder`
+    detail: `has been locked by ${holderOf(path)} for more than ${PATIENCE_MINUTES} minutes without a sign of work: end that process, and do not mount the folder into a container`
   })
 
-/** Waits for the lock of an opened file or folder, whose path is for errors. */
+/** Waits for the lock of an opened file or folder; the path is for errors. */
 export const lock = (fd: number, path: string, kind: Kind): Effect.Effect<void, ImageError> =>
   polled<void, ImageError, never>(
     path,
@@ -118,7 +117,7 @@ export const lock = (fd: number, path: string, kind: Kind): Effect.Effect<void, 
     })
   )
 
-/** The file, with its lock; "stale" where that is the lock of a file that is no longer at the path. */
+/** The file, with its lock; "stale" if the locked file is not the file at the path any more. */
 const lockFile = (
   fs: FileSystem.FileSystem,
   path: string
@@ -130,7 +129,7 @@ const lockFile = (
       return { sign: Option.match((yield* file.stat).mtime, { onNone: () => 0, onSome: Number }) }
     }
     if (errno !== 0) return yield* refused(path, errno)
-    // Whoever held it before may have renamed or removed the file: then this is a lock on nothing.
+    // The previous holder may have renamed or removed the file: then this lock has no effect.
     const [mine, theirs] = yield* Effect.all([file.stat, Effect.option(fs.stat(path))])
     const same = Option.exists(
       theirs,
@@ -144,7 +143,7 @@ const lockFile = (
     )
   )
 
-/** Until the scope closes, others can see by the file's time that its holder is at work. */
+/** Changes the file's time until the scope closes, so that others can see that its holder works. */
 const giveSigns = (file: FileSystem.File): Effect.Effect<unknown, never, Scope.Scope> =>
   Effect.sync(() => native().setModified(file.fd, Math.floor(Date.now() / 1000), 0)).pipe(
     Effect.delay(SIGN_MILLIS),
@@ -153,7 +152,7 @@ const giveSigns = (file: FileSystem.File): Effect.Effect<unknown, never, Scope.S
     Effect.forkScoped
   )
 
-/** What is done to the file before it is given back, once the lock was held, whatever comes of the use. */
+/** Runs on the file before it is closed, if the lock was held, whether `use` succeeded or not. */
 type After = (exit: Exit.Exit<unknown, unknown>) => Effect.Effect<void>
 
 type Outcome<A> = Held | "stale" | { readonly value: A }
@@ -164,7 +163,7 @@ const attempt = <A, E, R>(
   use: (file: FileSystem.File) => Effect.Effect<A, E, R>,
   after: After
 ): Effect.Effect<Outcome<A>, E | ImageError, R> =>
-  // Nobody is interrupted with the file made, and nothing yet to remove it.
+  // Uninterruptible, so that a created file always has a finalizer that removes it.
   Effect.uninterruptibleMask((restore) =>
     Effect.scoped(
       Effect.flatMap(
@@ -183,8 +182,8 @@ const attempt = <A, E, R>(
 const nothing: After = () => Effect.void
 
 /**
- * Runs `use` while this process holds the lock of the file, which is made if need be. The holder may rename or remove the
- * file, `after` at the latest. Between fibers of one process `oneAtATime` saves the polling.
+ * Runs `use` while this process holds the lock of the file, which is made if it is missing. The holder may rename or
+ * remove the file, in `after` at the latest. Between fibers of one process, `oneAtATime` avoids the polling.
  */
 export const withFileLock = <A, E, R>(
   fs: FileSystem.FileSystem,
@@ -199,7 +198,7 @@ export const withFileLock = <A, E, R>(
   return Effect.map(polled<{ readonly value: A }, E | ImageError, R>(path, once), ({ value }) => value)
 }
 
-/** The same, but does nothing if somebody else holds the lock. */
+/** The same, but does nothing if another process holds the lock. */
 export const tryFileLock = <E, R>(
   fs: FileSystem.FileSystem,
   path: string,

@@ -1,4 +1,4 @@
-/** What the store and the layers do with files: bounded reads, durable writes, turns of fibers. */
+/** File operations of the store and the layers: bounded reads, durable writes, exclusive access between fibers. */
 import { randomBytes } from "node:crypto"
 import type { PlatformError } from "@effect/platform/Error"
 import type * as FileSystem from "@effect/platform/FileSystem"
@@ -9,7 +9,7 @@ import { ImageError } from "../../BerthError.ts"
 import { concat } from "../util/bytes.ts"
 import { tooLarge } from "./tooLarge.ts"
 
-/** The text of an errno that the disk gave, with what to do where that is known. */
+/** The text of a disk's errno, with advice if there is any. */
 export const storageDetail = (code: string, text: string, folder: string): string =>
   code === "ENOSPC" || code === "EDQUOT"
     ? `the disk is full (${code}): make room on the filesystem of ${folder}`
@@ -17,7 +17,7 @@ export const storageDetail = (code: string, text: string, folder: string): strin
       ? `the filesystem of ${folder} is read-only (EROFS): give Berth another folder`
       : text
 
-/** A refusal of the filesystem as an `ImageError`: `NotFound` is for the caller to tell apart before. */
+/** A failure of the file system as an `ImageError` with `Storage`; callers handle `NotFound` before. */
 export const storageError =
   (subject: string, folder: string = subject) =>
   (error: PlatformError): ImageError => {
@@ -31,7 +31,7 @@ export const storageError =
     })
   }
 
-/** Filesystem effects whose failure is a `Storage` error about `subject`. */
+/** Maps the failures of file system effects to `Storage` errors about `subject`. */
 export const io =
   (subject: string, folder: string = subject) =>
   <A, R>(effect: Effect.Effect<A, PlatformError, R>): Effect.Effect<A, ImageError, R> =>
@@ -40,7 +40,7 @@ export const io =
 export const isNotFound = (error: PlatformError): boolean =>
   error._tag === "SystemError" && (error.reason === "NotFound" || error.reason === "BadResource")
 
-/** Reads a regular file of at most `limit` bytes; none where there is no such file. */
+/** Reads a regular file of at most `limit` bytes; none if the file does not exist. */
 export const readBounded = (
   fs: FileSystem.FileSystem,
   path: string,
@@ -66,12 +66,12 @@ export const readBounded = (
     )
   )
 
-/** What is at a path, no link followed; undefined where there is nothing. */
+/** The kind of entry at a path, without following links; undefined if it does not exist. */
 const kindAt = (
   fs: FileSystem.FileSystem,
   path: string
 ): Effect.Effect<FileSystem.File.Type | undefined, PlatformError> =>
-  // A link is what has a target to read.
+  // Only a symbolic link has a target to read.
   Effect.matchEffect(fs.readLink(path), {
     onSuccess: () => Effect.succeed("SymbolicLink" as const),
     onFailure: () =>
@@ -81,7 +81,7 @@ const kindAt = (
       )
   })
 
-/** Moves anything of another kind aside that is where something is to be renamed to: rename(2) replaces its like only. */
+/** Moves an entry of another kind away from the target of a rename(2), which only replaces the same kind. */
 export const clearWay = (
   fs: FileSystem.FileSystem,
   path: string,
@@ -99,11 +99,11 @@ export const isFolder = (fs: FileSystem.FileSystem, path: string): Effect.Effect
     Effect.catchIf(isNotFound, () => Effect.succeed(false))
   )
 
-/** Makes a rename inside the folder survive a power cut. */
+/** Makes a rename inside the folder durable against a power cut. */
 export const syncFolder = (fs: FileSystem.FileSystem, folder: string): Effect.Effect<void, PlatformError> =>
   Effect.scoped(Effect.flatMap(fs.open(folder, { flag: "r" }), (file) => file.sync))
 
-/** Replaces a file so that every reader, at any moment, sees the old or the new one whole. Call under a lock. */
+/** Replaces a file atomically: every reader sees the old or the new content. Call under a lock. */
 export const replaceFile = (
   fs: FileSystem.FileSystem,
   folder: string,
@@ -124,14 +124,14 @@ export const replaceFile = (
   )
 }
 
-/** Writes a part of a stream, which may be empty: the platform's File refuses to write nothing. */
+/** Writes a part of a stream, which may be empty: the platform's File refuses to write zero bytes. */
 export const append = (file: FileSystem.File, bytes: Uint8Array): Effect.Effect<void, PlatformError> =>
   bytes.length === 0 ? Effect.void : file.writeAll(bytes)
 
-/** Who works on a path, and how many wait for that. */
+/** The holder of a key, and the number of waiting fibers. */
 export type Turns = Map<string, { readonly semaphore: Effect.Semaphore; users: number }>
 
-/** One fiber of a Berth at a time for a key; a fiber that is interrupted lets the next one try. */
+/** Runs one fiber of a Berth at a time for a key; if a fiber is interrupted, the next one runs. */
 export const oneAtATime =
   ({ turns }: { readonly turns: Turns }, key: string) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>

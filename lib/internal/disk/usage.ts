@@ -1,16 +1,16 @@
-/** How much of a disk a folder takes. */
+/** The disk space of a folder. */
 import type { Stats } from "node:fs"
 import * as fs from "node:fs/promises"
 import * as Effect from "effect/Effect"
 
-/** stat(2)'s blocks are of this size on every filesystem. */
+/** The unit of stat(2)'s blocks on every file system. */
 const blockBytes = 512
 
 const orNothing = async <A>(promise: Promise<A>, nothing: A): Promise<A> => {
   try {
     return await promise
   } catch {
-    // Gone meanwhile, or not for this user to look into.
+    // Removed in the meantime, or not readable for this user.
     return nothing
   }
 }
@@ -45,5 +45,5 @@ const measure = async (root: string): Promise<number> => {
   return bytes
 }
 
-/** Bytes of the blocks of a folder and all in it, hard links once; no link is followed. What cannot be read counts as 0. */
+/** The disk space of a folder in bytes. Hard links count once, links are not followed, unreadable entries are 0. */
 export const diskUsage = (folder: string): Effect.Effect<number> => Effect.promise(() => measure(folder))

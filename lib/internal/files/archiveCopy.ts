@@ -1,7 +1,7 @@
 /**
- * Files and trees into a container's root and out of it, or as they are on the host, by descriptors on both sides: what
- * a container swaps in the meantime is seen as it is when it is opened, and leads nowhere (CVE-2018-15664,
- * CVE-2019-10152).
+ * Copies files and trees into a container's root, out of it, and on the host, by descriptors on both sides: if a
+ * container replaces a file at the same time, the copy has the file that was opened, and no path leads out of the root
+ * (CVE-2018-15664, CVE-2019-10152).
  */
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
@@ -16,7 +16,7 @@ import { type Metadata, metadataOf, setMetadata } from "./metadata.ts"
 import * as inRoot from "./rooted.ts"
 import { Descent, textsOf, walk } from "./walk.ts"
 
-/** Why the files of a container cannot be reached. */
+/** The reason why the files of a container cannot be reached. */
 export const noFiles =
   "its files cannot be reached: its scope has closed, or it was spawned in a mount namespace that had a root already"
 
@@ -30,17 +30,17 @@ export const rootOf = (container: Container): number => {
   return root
 }
 
-/** One side of a copy: how a path is opened there, and what it is without links. */
+/** One side of a copy: how it opens a path, and how it resolves links. */
 export interface Side {
   readonly open: (path: string, flags: number) => number
   readonly real: (path: string) => string
-  /** Whether a target that is a link is what it leads to. */
+  /** Whether a target that is a link is followed. */
   readonly follows: boolean
 }
 
 /**
- * A link on the host may be one that came out of a container before: it is replaced, and is followed only where the
- * path says so by a slash at its end.
+ * A link on the host may come from an earlier copy out of a container: it is replaced, and only followed if the path
+ * ends in a slash.
  */
 export const host: Side = { open: inRoot.openHost, real: (path) => fs.realpathSync(path), follows: false }
 
@@ -50,14 +50,14 @@ export const inside = (root: number): Side => ({
   follows: true
 })
 
-/** What is to be copied. Without a name it is what is in the folder. */
+/** The source of a copy. Without a name, the contents of the folder are the source. */
 export interface Source {
   readonly folder: number
   readonly name: string | undefined
   readonly path: string
 }
 
-/** Gives the source to `use`: `a` is itself, also where it is a link; `a/` what it leads to; `a/.` what is in that. */
+/** Passes the source to `use`: `a` is the entry, even a link; `a/` is a link's target; `a/.` is its contents. */
 export const fromSource = <A>(side: Side, path: string, use: (source: Source) => Promise<A>): Promise<A> => {
   const { folder, name, slash } = inRoot.split(path)
   if (!inRoot.isName(name))
@@ -77,19 +77,19 @@ export const namesIn = async (
   signal: AbortSignal
 ): Promise<ReadonlyArray<string>> => {
   const names = await textsOf(folder, path, signal)
-  // There is U+FFFD for what is not UTF-8, by which the file could not be found again.
+  // A name that is not UTF-8 contains U+FFFD, and the file could not be found by it.
   const strange = names.find((name) => name.includes("\ufffd"))
   if (strange === undefined) return names
   return inRoot.fail(EINVAL, "readdir", `${inRoot.join(path, strange)} (a name that is not UTF-8)`)
 }
 
-// By a descriptor: a container cannot have put a fifo there that this would wait for.
+// By a descriptor: the container cannot put a fifo there, which would block.
 const READING = inRoot.O_RDONLY | inRoot.O_NONBLOCK | inRoot.O_NOCTTY
 
 const CHUNK_BYTES = 1024 * 1024
 const ENXIO = inRoot.ENXIO
 
-/** To read in a thread of the runtime's; undefined of a file that others alone may open, and the kernel's descriptor is of. */
+/** For reads in a thread of the runtime; undefined for a file that this user may not open by itself. */
 const openOwn = (fd: number): Promise<number | undefined> =>
   inRoot.fsOpen(inRoot.via(fd), READING).catch((error: unknown) => {
     if (inRoot.isErrno(error, EACCES)) return undefined
@@ -111,10 +111,10 @@ export const writeAt = async (fd: number, bytes: Uint8Array, position: number): 
   }
 }
 
-/** What is read and written at once, since a thread's help would cost more than it. */
+/** Up to this size, reads and writes are synchronous, because a thread would cost more. */
 export const SMALL_BYTES = 64 * 1024
 
-/** All of a small file without holes; undefined for another. */
+/** The contents of a small file without holes; undefined for any other file. */
 const smallContents = (fd: number, size: number): Uint8Array | undefined => {
   if (size > SMALL_BYTES) return undefined
   return inRoot.using(inRoot.openHost(inRoot.via(fd), READING), (kernel) => {
@@ -130,7 +130,7 @@ const smallContents = (fd: number, size: number): Uint8Array | undefined => {
   })
 }
 
-/** Writes to a descriptor of the kernel's, from where it is. */
+/** Writes to a descriptor of the kernel at its position. */
 export const writeSmall = (fd: number, bytes: Uint8Array, path: string): void => {
   for (let at = 0; at < bytes.length; ) {
     const n = native().write(fd, bytes, at)
@@ -139,7 +139,7 @@ export const writeSmall = (fd: number, bytes: Uint8Array, path: string): void =>
   }
 }
 
-/** The bytes of a file up to `size`, in parts, by their offsets; holes are left out. */
+/** The bytes of a file up to `size`, in parts with their offsets; holes are skipped. */
 export async function* contents(
   fd: number,
   size: number,
@@ -156,10 +156,10 @@ export async function* contents(
     for (let offset = 0; offset < size; ) {
       const extent = native().extent(kernel, offset)
       if (extent[0] === -ENXIO) return
-      // Where holes are not told of, all is data.
+      // If the file system does not report holes, the whole file is data.
       const [start, end] = extent[0] < 0 ? [offset, size] : extent
       for (offset = start; offset < Math.min(end, size); ) {
-        // A file of the container's can have any number of extents, and what is read at once waits for nobody.
+        // A container's file can have any number of extents, and synchronous reads block other work.
         await inRoot.turn(signal)
         const length = Math.min(buffer.length, end - offset, size - offset)
         const n =
@@ -177,7 +177,7 @@ export async function* contents(
   }
 }
 
-/** A new and empty file at a place, instead of one that is there; a file that is a mount's is emptied. */
+/** Makes a new, empty file at a place and replaces an existing one; a file with a mount on it is emptied. */
 export const makeFile = (at: inRoot.Place): number => {
   const existing = fs.lstatSync(at.at, { throwIfNoEntry: false })
   if (existing?.isDirectory() === true) return inRoot.fail(inRoot.EISDIR, "open", at.path)
@@ -191,14 +191,14 @@ export const makeFile = (at: inRoot.Place): number => {
   return inRoot.openPlace(at, inRoot.O_RDWR | inRoot.O_CREAT | inRoot.O_EXCL | O_NOFOLLOW, "open", 0o600)
 }
 
-/** Takes away what is not a folder, so that a link or a fifo can be put in its place. */
+/** Removes an entry that is not a folder, so that a link or a fifo can take its place. */
 export const clear = (at: inRoot.Place): void => {
   const existing = fs.lstatSync(at.at, { throwIfNoEntry: false })
   if (existing?.isDirectory() === true) inRoot.fail(inRoot.EISDIR, "open", at.path)
   if (existing !== undefined) fs.unlinkSync(at.at)
 }
 
-/** Makes a folder, which is nobody else's until it has its mode, and says whether it was not there. */
+/** Makes a folder, inaccessible to others until its mode is set; returns whether it was missing. */
 export const makeFolder = (at: inRoot.Place): boolean => {
   try {
     fs.mkdirSync(at.at, { mode: 0o700 })
@@ -210,10 +210,10 @@ export const makeFolder = (at: inRoot.Place): boolean => {
   }
 }
 
-// So many names of 255 bytes are a path that the kernel takes.
+// The number of names of 255 bytes in the longest path that the kernel takes.
 const NAMES_AT_ONCE = 15
 
-/** Opens a folder below another, however far. */
+/** Opens a folder below another, at any depth. */
 const openBelow = (top: number, relative: string): number => {
   const names = relative.split("/")
   let fd = native().duplicate(top)
@@ -226,7 +226,7 @@ const openBelow = (top: number, relative: string): number => {
   return fd
 }
 
-/** A second name for what was made at `relative` below an opened folder. */
+/** Makes a hard link to the file that was copied to `relative` below an opened folder. */
 export const linkFrom = (top: number, relative: string, at: inRoot.Place): void => {
   const { folder, name } = inRoot.split(relative)
   inRoot.using(openBelow(top, folder.replace(/\/$/, "")), (fd) =>
@@ -235,19 +235,19 @@ export const linkFrom = (top: number, relative: string, at: inRoot.Place): void 
 }
 
 interface Copy {
-  /** The folder that `relative` is below, on the target's side. */
+  /** The folder on the target's side to which the paths in `links` are relative. */
   readonly top: number
   readonly links: Map<string, string>
   readonly signal: AbortSignal
-  /** What the target gets of the source's metadata. */
+  /** The metadata of the source that the target gets. */
   readonly keep: (metadata: Metadata) => Metadata
 }
 
 const keepAll = (metadata: Metadata): Metadata => metadata
 
 /**
- * Without what the host's kernel gives rights for, or judges by: a container writes it for itself, and its root is
- * nobody on the host.
+ * The metadata without anything from which the host's kernel derives rights: the container sets it for itself, and its
+ * root has no rights on the host.
  */
 const withoutPrivileges = (metadata: Metadata): Metadata => ({
   ...metadata,
@@ -255,7 +255,7 @@ const withoutPrivileges = (metadata: Metadata): Metadata => ({
   xattrs: metadata.xattrs.filter(([name]) => !/^(security|trusted)\./.test(name))
 })
 
-/** From one file to another, both of any kind of descriptor, by its extents: holes stay holes, and cost no time. */
+/** Copies between two files, by descriptors of any kind, extent by extent: holes stay holes and take no time. */
 export const copyContents = async (
   from: number,
   to: number,
@@ -263,7 +263,7 @@ export const copyContents = async (
   path: string,
   signal: AbortSignal
 ): Promise<void> => {
-  // No disk has so much, and JavaScript has no such number.
+  // Larger than any disk, and than JavaScript's exact numbers.
   if (!Number.isSafeInteger(size)) return inRoot.fail(EFBIG, "ftruncate", path)
   await inRoot.usingOwn(await inRoot.openAgain(to, path, inRoot.O_WRONLY | inRoot.O_TRUNC), async (file) => {
     for await (const [offset, bytes] of contents(from, size, signal)) await writeAt(file, bytes, offset)
@@ -271,7 +271,7 @@ export const copyContents = async (
   })
 }
 
-/** Anything but a folder. */
+/** Copies any entry except a folder. */
 const copyLeaf = async (
   copy: Copy,
   from: number,
@@ -308,7 +308,7 @@ const copyLeaf = async (
 /** A place on the target's side. */
 interface Target {
   readonly at: inRoot.Place
-  /** From where the copy began. */
+  /** The path relative to the folder in which the copy began. */
   readonly relative: string
 }
 
@@ -319,7 +319,7 @@ interface Pair {
   readonly relative: string
 }
 
-/** What is in a folder, or one name of it, into `copy.top`; the one name as another. */
+/** Copies the contents of a folder, or one entry of it, into `copy.top`; a single entry may get another name. */
 const copyBelow = async (
   copy: Copy,
   from: number,
@@ -360,7 +360,7 @@ const copyBelow = async (
   }
 }
 
-/** What is at a path, undefined where nothing is. */
+/** The status of a path, undefined if it does not exist. */
 const existing = (side: Side, path: string): number | undefined => {
   try {
     return side.open(path, side.follows ? O_PATH : O_PATH | O_NOFOLLOW)
@@ -384,7 +384,7 @@ const copyTo = async (
     copyBelow(
       { ...how, top: fd, links },
       folder,
-      // Where the name itself is: the walk joins it.
+      // The parents, because the walk appends the name.
       { from: parentOf(source.path), to: parentOf(at), relative: "" },
       { name: name!, as }
     )
@@ -426,7 +426,7 @@ const copy = (
 ): Effect.Effect<void, BerthError> =>
   inRoot
     .promised((signal) =>
-      // Of its own, as the container's may be closed in the meantime.
+      // A duplicate, because the container's descriptor may be closed in the meantime.
       inRoot.using(native().duplicate(rootOf(container)), async (root) => {
         const box = inside(root)
         const [source, target] = way === "in" ? [host, box] : [box, host]

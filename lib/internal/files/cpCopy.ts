@@ -1,4 +1,4 @@
-/** The `copy` of `@effect/platform`'s FileSystem inside one root: what cp of node:fs does, by descriptors. */
+/** The `copy` of `@effect/platform`'s FileSystem inside one root: the behaviour of cp of node:fs, by descriptors. */
 import * as fs from "node:fs"
 import * as path from "node:path/posix"
 import type { CopyOptions } from "@effect/platform/FileSystem"
@@ -33,7 +33,7 @@ const copyFileTo = async (
 const copyLink = (source: inRoot.Place, target: inRoot.Place, existing: fs.Stats | undefined): void => {
   const text = changes.readLink(source)
   if (existing?.isSymbolicLink() === true) changes.unlink(target)
-  // As cp of node:fs does: a relative link becomes an absolute one.
+  // Like cp of node:fs, makes a relative link absolute.
   changes.symlink(path.resolve("/", path.dirname(source.path), text), target)
 }
 
@@ -84,7 +84,7 @@ const copyTree = async (
   }
 }
 
-/** Whether one of the folders on the way to a path is this. */
+/** Whether this folder is one of the folders on the way to a path. */
 const isBelow = (root: number, at: string, identity: string): boolean => {
   for (let folder = path.dirname(path.resolve("/", at)); ; folder = path.dirname(folder)) {
     try {
@@ -126,7 +126,7 @@ const regular = (fd: number, path: string): fs.Stats => {
   return inRoot.checkContents(fd, path, "copyfile")
 }
 
-/** Makes the file if need be, and opens what is there then. */
+/** Makes the file if it is missing, and opens the file at the path. */
 const openTarget = async (root: number, at: string, mode: number): Promise<number> => {
   try {
     return inRoot.open(root, at, O_PATH, "copyfile")
@@ -138,7 +138,7 @@ const openTarget = async (root: number, at: string, mode: number): Promise<numbe
   return inRoot.open(root, at, O_PATH, "copyfile")
 }
 
-/** copyFile of node:fs; of regular files only, so that it waits for nobody. */
+/** copyFile of node:fs, for regular files only, so that it never blocks. */
 export const copyFile = (root: number, from: string, to: string, signal: AbortSignal): Promise<void> =>
   inRoot.using(inRoot.open(root, from, O_PATH, "copyfile"), async (source) => {
     const { mode, size } = regular(source, from)

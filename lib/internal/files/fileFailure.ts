@@ -1,4 +1,4 @@
-/** What becomes of an error of the kernel's or of the runtime's in an operation on files. */
+/** Turns an error of the kernel or of the runtime in an operation on files into `OperationFailed`. */
 import { type BerthError, InvalidOption, isBerthError, OperationFailed } from "../../BerthError.ts"
 import { EIO, ENOENT, ENOTDIR } from "../util/errno.ts"
 import * as inRoot from "./rooted.ts"

@@ -1,4 +1,4 @@
-/** The files of a container as the FileSystem service of `@effect/platform`: what its own for Node does on the host. */
+/** The files of a container as `@effect/platform`'s FileSystem, which behaves as platform-node's on the host. */
 import { randomBytes } from "node:crypto"
 import * as fs from "node:fs"
 import { promisify } from "node:util"
@@ -43,14 +43,14 @@ const flagsOf = (flag: string): number => {
   throw Object.assign(new TypeError(message), { code: "ERR_INVALID_ARG_VALUE" })
 }
 
-/** What an id in the container is on the host. What is no id goes on to node:fs, which says so; -1 leaves it as it is. */
+/** The host's id of an id in the container. node:fs refuses an invalid id; -1 means no change. */
 const hostId = (ranges: Ids["uids"], id: number, path: string): number => {
   if (!Number.isInteger(id) || id < 0) return id
   const isMapped = ranges.some(({ container, size }) => id >= container && id - container < size)
   return isMapped ? outside(ranges, id) : inRoot.fail(EINVAL, "chown", path)
 }
 
-/** What readFile has in memory: a container makes files of any size, and devices and fifos have no end. */
+/** The limit of readFile in memory: a container makes files of any size, and devices and fifos have no end. */
 const READ_BYTES_MAX = 512 * 1024 * 1024
 
 const tooLarge = (path: string): SystemError =>
@@ -84,7 +84,7 @@ export const make = (container: Container): FileSystem.FileSystem => {
     (error: unknown): PlatformError =>
       error instanceof SystemError ? error : platformError(method, path, always)(error)
 
-  // A call of its own is over in microseconds: it is made at once, so that no descriptor outlives it.
+  // Such a call takes microseconds: it is made synchronously, so that its descriptor never outlives it.
   const attempt = <A>(method: string, path: string, body: (root: number) => A): Result<A> =>
     Effect.try({ try: () => body(rootFor(method, path)), catch: mapped(method, path) })
 
@@ -95,14 +95,14 @@ export const make = (container: Container): FileSystem.FileSystem => {
     always = false
   ): Result<A> =>
     Effect.mapError(
-      // Of its own, as the container's may be closed in the meantime.
+      // A duplicate, because the container's descriptor may be closed in the meantime.
       inRoot.promised(async (signal) =>
         inRoot.using(native().duplicate(rootFor(method, path)), (root) => body(root, signal))
       ),
       mapped(method, path, always)
     )
 
-  /** What a path leads to, for calls that follow links. */
+  /** The file at a path, for calls that follow links. */
   const on = <A>(root: number, path: string, syscall: string, use: (fd: number) => A): A =>
     inRoot.using(inRoot.open(root, path, O_PATH, syscall), use)
 
@@ -185,7 +185,7 @@ export const make = (container: Container): FileSystem.FileSystem => {
         const fd = inRoot.openPlace(inRoot.place(folder, name, path), inRoot.O_FOLDER | O_NOFOLLOW)
         enter(fd, `${path}/`)
       } catch (error) {
-        // No folder, or gone by now.
+        // Not a folder, or removed in the meantime.
         if (!inRoot.isErrno(error, ENOENT, ENOTDIR, ELOOP)) throw error
       }
     }

@@ -1,6 +1,6 @@
 /**
- * The changes of a file or folder inside a root, by inotify(7) on a descriptor: the watch of node:fs goes by path, and
- * those of Deno and Bun by the path that the descriptor has, which on the host is another file's.
+ * The changes of a file or folder inside a root, by inotify(7) on a descriptor. The watch of node:fs goes by path, and
+ * those of Deno and Bun by the path of the descriptor, which on the host is another file's.
  */
 import type { PlatformError } from "@effect/platform/Error"
 import { SystemError, type SystemErrorReason } from "@effect/platform/Error"
@@ -17,7 +17,7 @@ import * as inRoot from "./rooted.ts"
 
 const IN_MODIFY = 0x002
 const IN_ATTRIB = 0x004
-// Moved away, moved here, made, deleted; deleted or moved itself. What libuv asks for.
+// Moved away, moved here, created, deleted; the watched entry deleted or moved. The events that libuv uses.
 const MASK = IN_MODIFY | IN_ATTRIB | 0x040 | 0x080 | 0x100 | 0x200 | 0x400 | 0x800
 const IN_Q_OVERFLOW = 0x4000
 const IN_IGNORED = 0x8000
@@ -44,8 +44,8 @@ const decode = (bytes: Uint8Array): ReadonlyArray<Event> => {
 }
 
 /**
- * What has come since, at least one event. It is read when somebody asks for it and not before: what nobody takes waits in
- * the kernel, which keeps a bounded number (fs.inotify.max_queued_events) and then says that some were lost.
+ * The new events, at least one. They are read on demand: unread events wait in the kernel, which keeps a bounded number
+ * (fs.inotify.max_queued_events) and then reports that some were lost.
  */
 const next = (fd: number): Effect.Effect<ReadonlyArray<Event>, inRoot.Failure> =>
   Effect.async((resume) => {
@@ -60,7 +60,7 @@ const next = (fd: number): Effect.Effect<ReadonlyArray<Event>, inRoot.Failure> =
     }
     const wait = (): void => {
       const watching = Loop.watch(fd, EPOLLIN, () => {
-        // Changes without end leave everything else of the program, its timers above all, a turn between two reads.
+        // Endless changes must let other work of the program run between two reads, above all its timers.
         const turn = setImmediate(read)
         cancel = () => clearImmediate(turn)
       })
@@ -82,7 +82,7 @@ const notRecursive = (path: string): SystemError =>
     description: "folders below a container's folder cannot be watched with it: watch each one"
   })
 
-/** An inotify, and what it watches: O_PATH. */
+/** An inotify, and the O_PATH descriptor of the watched entry. */
 interface Watched {
   readonly inotify: number
   readonly target: number
@@ -102,7 +102,7 @@ const close = ({ inotify, target }: Watched): void => {
 }
 
 const eventOf = (target: number, path: string, { mask, name }: Event): FileSystem.WatchEvent => {
-  // Of the file or folder itself there is no name, and where events were lost there is not either.
+  // Events of the watched entry itself have no name, nor has the event that reports lost events.
   const at = name === "" ? inRoot.split(path).name : name
   if ((mask & (IN_MODIFY | IN_ATTRIB | IN_Q_OVERFLOW)) !== 0) return FileSystem.WatchEventUpdate({ path: at })
   return name !== "" && inRoot.statusOf(inRoot.place(target, name, name)) !== undefined

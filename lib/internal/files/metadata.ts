@@ -1,4 +1,4 @@
-/** What a file is besides its contents, read and set by a descriptor of any kind, links included. */
+/** The metadata of a file, read and set by a descriptor of any kind, including links. */
 import * as fs from "node:fs"
 import { native } from "../system/addon.ts"
 import { EPERM } from "../util/errno.ts"
@@ -14,14 +14,14 @@ export interface Metadata {
   readonly xattrs: ReadonlyArray<readonly [name: string, value: Uint8Array]>
 }
 
-// Linux's own bounds for one list and one value (xattr(7)).
+// Linux's limits for a list of attributes and for one value (xattr(7)).
 const XATTR_BYTES_MAX = 64 * 1024
 const ENOTSUP = 95
 const ENODATA = 61
 const scratch = new Uint8Array(XATTR_BYTES_MAX)
 const utf8 = new TextDecoder()
 
-/** What a storage driver writes about its own files is no part of them. */
+/** Attributes that a storage driver writes about its own files do not count as metadata. */
 export const isKept = (name: string): boolean => !/^(trusted|user)\.overlay\./.test(name)
 
 export const xattrsOf = (
@@ -46,7 +46,7 @@ export const metadataOf = (fd: number, status: fs.Stats, path: string): Metadata
   return { mode: mode & 0o7777, uid, gid, seconds, nanoseconds, xattrs: xattrsOf(fd, path) }
 }
 
-/** In the order in which one does not undo another: an owner takes set-user-ID and capabilities away. */
+/** In an order in which no step undoes another: setting an owner clears set-user-ID bits and capabilities. */
 export const setMetadata = (fd: number, metadata: Metadata, path: string): void => {
   const via = inRoot.via(fd)
   const now = fs.statSync(via)
@@ -54,7 +54,7 @@ export const setMetadata = (fd: number, metadata: Metadata, path: string): void 
     try {
       fs.chownSync(via, metadata.uid, metadata.gid)
     } catch (error) {
-      // As with tar, the files are of whoever cannot give them away.
+      // As with tar, a user without the right to give files away owns the copies.
       if (process.geteuid?.() === 0 || !inRoot.isErrno(error, EPERM)) throw error
     }
   }

@@ -1,6 +1,6 @@
 /**
- * Changes of a single name in an opened folder, or of what a descriptor is of: as node:fs makes them, and where they are
- * refused as root of a user namespace (asRoot.ts).
+ * Changes of a single name in an opened folder, or of the file of a descriptor: as node:fs makes them and, if they are
+ * refused, as root of a user namespace (namespaceRoot.ts).
  */
 import * as fs from "node:fs"
 import { native, O_NOFOLLOW } from "../system/addon.ts"
@@ -78,7 +78,7 @@ export const chmod = (fd: number, mode: number, path: string): void =>
     () => asRoot.change("mode", fd, "", { a: mode & 0o7777 })
   )
 
-/** By the ids of the host. */
+/** With the ids of the host. */
 export const chown = (fd: number, uid: number, gid: number, path: string): void =>
   orAsRoot(
     "chown",
@@ -98,7 +98,7 @@ export const utimes = (fd: number, atime: number | Date, mtime: number | Date, p
     () => asRoot.change("times", fd, "", { a: micros(atime), b: micros(mtime) })
   )
 
-/** Where a link leads, with U+FFFD for what is not UTF-8. */
+/** The target of a link, with U+FFFD for bytes that are not UTF-8. */
 export const readLink = (at: inRoot.Place): string => {
   inRoot.checkLink(at)
   try {
@@ -113,11 +113,11 @@ export const readLink = (at: inRoot.Place): string => {
   }
 }
 
-/** lstat(2) of what has to be there. */
+/** lstat(2) of an entry that must exist. */
 export const statusOf = (at: inRoot.Place): fs.Stats =>
   inRoot.statusOf(at) ?? inRoot.fail(ENOENT, "lstat", at.path)
 
-/** mkdir(2), and of the folders on the way with `recursive`, which succeeds where there is one. */
+/** mkdir(2); with `recursive`, also makes the folders on the way, and succeeds if the folder exists. */
 export const makeFolder = (root: number, path: string, mode: number, recursive: boolean): void => {
   const one = (at: string): void => inRoot.inFolder(root, at, EEXIST, "mkdir", (name) => mkdir(name, mode))
   const isFolder = (at: string): boolean => {
@@ -149,10 +149,10 @@ export const makeFolder = (root: number, path: string, mode: number, recursive: 
   }
 }
 
-/** Removes whatever is there; a folder with all that is in it. */
+/** Removes an entry; a folder with all its contents. */
 export const removeTree = async (at: inRoot.Place, signal: AbortSignal): Promise<void> => {
   if (!statusOf(at).isDirectory()) return unlink(at)
-  // What a container has removed meanwhile is gone as well.
+  // An entry that the container has removed in the meantime counts as removed.
   const unlessGone = (body: () => void): void => {
     try {
       body()

@@ -1,8 +1,8 @@
 /**
- * Repeats a system call that the kernel has refused to this process as root of a supervisor's user namespace
- * (native/addon/as_root.c). Without root, the files of a container's other users belong to ids of the user's ranges (subuid(5)),
- * and their modes keep this process out. The root of the namespace has rights over these ids and no others. The files that it
- * makes belong to the user.
+ * Repeats a system call that the kernel has refused to this process, as root of a supervisor's user namespace
+ * (native/addon/as_root.c). Without root, the files of a container's other users belong to ids of the user's ranges
+ * (subuid(5)), and their modes keep this process out. The root of the namespace has rights over these ids and no
+ * others. The files that it makes belong to the user.
  */
 
 import * as Ids from "../ids/idMaps.ts"
@@ -55,6 +55,12 @@ export const xattr = (fd: number, name: string, bytes: Uint8Array): number =>
 export const inotify = (fd: number, mask: number): number =>
   orAsRoot(native().inotify(fd, mask), (namespace) => native().inotifyAsRoot(namespace, fd, mask))
 
+/** As `native().socketIn`. */
+export const socketIn = (pidfd: number, family: number, type: number): number =>
+  orAsRoot(native().socketIn(-1, pidfd, family, type), (namespace) =>
+    native().socketIn(namespace, pidfd, family, type)
+  )
+
 /** As `native().access`. */
 export const access = (fd: number, mode: number): number =>
   orAsRoot(native().access(fd, mode), (namespace) =>
@@ -74,7 +80,7 @@ export const changes = {
   nothing: 8
 } as const
 
-/** Makes the change as root of the namespaces alone: 0, or -errno, which is -EACCES where there is no namespace. */
+/** Makes the change only as root of the namespaces: 0, or -errno, which is -EACCES if there is no namespace. */
 export const change = (
   which: Exclude<keyof typeof changes, "owner">,
   folder: number,
@@ -99,11 +105,11 @@ export const change = (
     )
   )
 
-/** Whether a namespace has an id of the host; chown(2) takes -1 as no change. */
+/** Whether a namespace has an id of the host; -1 means no change, chown(2). */
 const has = (ranges: Ids.Ids["uids"], id: number): boolean =>
   id === -1 || ranges.some(({ host, size }) => id >= host && id - host < size)
 
-/** chown(2) by ids of the host, where it has been refused: as root of a namespace that has both ids. */
+/** chown(2) with ids of the host, after a refusal: as root of a namespace that has both ids. */
 export const chown = (fd: number, uid: number, gid: number): number =>
   orAsRoot(-EPERM, (namespace, { gids, uids }) =>
     has(uids, uid) && has(gids, gid)

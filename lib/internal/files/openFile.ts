@@ -1,4 +1,4 @@
-/** An open file as `@effect/platform` has it, on a descriptor of node:fs. */
+/** A File of `@effect/platform`, on a descriptor of node:fs. */
 import * as fs from "node:fs"
 import { type PlatformError, SystemError } from "@effect/platform/Error"
 import * as FileSystem from "@effect/platform/FileSystem"
@@ -24,7 +24,7 @@ const typeOf = (status: fs.Stats): FileSystem.File.Type =>
                 ? "Socket"
                 : "Unknown"
 
-/** Of a file in a container that has these ids. */
+/** The status of a file, with the ids of a container. */
 export const infoOf = (status: fs.Stats, ids: Ids): FileSystem.File.Info => ({
   type: typeOf(status),
   mtime: Option.fromNullable(status.mtime),
@@ -61,8 +61,8 @@ export class OpenFile implements FileSystem.File {
   }
 
   /**
-   * Closes the descriptor, once no call that was interrupted is still on its way to it: by then the number could be
-   * another file's.
+   * Closes the descriptor after the calls that were interrupted: a later one could reach another file with the same
+   * number.
    */
   close(): void {
     this.closed = true

@@ -1,10 +1,10 @@
-/** What node:fs and `inRoot` throw as the errors of `@effect/platform`, by the rules of its own FileSystem for Node. */
+/** Converts errors of node:fs and `inRoot` to `@effect/platform`'s, by the rules of platform-node's FileSystem. */
 import type { PlatformError, SystemErrorReason } from "@effect/platform/Error"
 import { BadArgument, SystemError } from "@effect/platform/Error"
 import { describeErrno } from "../util/errno.ts"
 import { errnoOf, Failure } from "./rooted.ts"
 
-/** The reason of an errno by its name, as platform-node has it. */
+/** The reason of an errno by its name, as in platform-node. */
 export const reasons: Readonly<Record<string, SystemErrorReason>> = {
   ENOENT: "NotFound",
   EACCES: "PermissionDenied",
@@ -15,7 +15,7 @@ export const reasons: Readonly<Record<string, SystemErrorReason>> = {
   ELOOP: "BadResource"
 }
 
-/** An error that comes from no system call is about an argument, unless `always`. */
+/** An error without a system call is about an argument, unless `always`. */
 export const platformError =
   (method: string, path: string | number, always = false) =>
   (error: unknown): PlatformError => {
@@ -23,7 +23,7 @@ export const platformError =
     const number = errnoOf(error)
     if (number === undefined && !always && !code.startsWith("ERR_FS_"))
       return new BadArgument({ module: "FileSystem", method, cause: error })
-    // The path of node:fs is one of Berth's own descriptors.
+    // The path in an error of node:fs is one of Berth's own descriptors.
     const hint = error instanceof Failure && error.hint !== "" ? `: ${error.hint}` : ""
     const description =
       number === undefined

@@ -1,9 +1,9 @@
 /**
- * Files below a root by descriptors. A path is resolved by openat2(2) inside the root, and what is done is done to the
- * descriptor that came out, or to a single name in an opened folder by a call that follows no link: no symbolic link,
- * `..` or rename in the meantime leads out (CVE-2018-15664, CVE-2019-10152, CVE-2021-30465).
+ * Files below a root, by descriptors. openat2(2) resolves a path inside the root, and every operation is on the
+ * resulting descriptor, or on a single name in an opened folder by a call that follows no link: no symbolic link, `..`
+ * or concurrent rename leads out (CVE-2018-15664, CVE-2019-10152, CVE-2021-30465).
  *
- * All of it throws `Failure`, or what node:fs throws.
+ * All functions throw `Failure`, or an error of node:fs.
  */
 import * as fs from "node:fs"
 import * as os from "node:os"
@@ -54,7 +54,7 @@ export class Failure extends Error {
 
 const SHOWN_MAX = 300
 
-/** A path as messages have it: one that is longer than the kernel takes by its start. */
+/** A path for messages: one longer than the kernel's limit is cut. */
 const shown = (path: string): string =>
   path.length < PATH_MAX
     ? path
@@ -64,7 +64,7 @@ export const fail = (number: number, syscall: string, path: string): never => {
   throw new Failure(number, syscall, shown(path))
 }
 
-/** The number of what node:fs threw, undefined where it is not from a system call. */
+/** The errno of an error of node:fs, undefined if it is not from a system call. */
 export const errnoOf = (error: unknown): number | undefined => {
   const { code, errno: number } = (error ?? {}) as { readonly code?: unknown; readonly errno?: unknown }
   const known = os.constants.errno[code as keyof typeof os.constants.errno] as number | undefined
@@ -74,7 +74,7 @@ export const errnoOf = (error: unknown): number | undefined => {
 export const isErrno = (error: unknown, ...numbers: ReadonlyArray<number>): boolean =>
   numbers.includes(errnoOf(error) ?? 0)
 
-/** The path by which the kernel jumps to what the descriptor is of, whatever is at its name by now. */
+/** A path that the kernel resolves to the file of the descriptor, even if another file has its name by now. */
 export const via = (fd: number): string => `/proc/self/fd/${fd}`
 
 const check = (path: string): void => {
@@ -86,7 +86,7 @@ const check = (path: string): void => {
   }
 }
 
-/** openat2(2) with the folder as the root; throws in the name of `syscall`. */
+/** openat2(2) with the folder as the root; errors name `syscall`. */
 export const open = (folder: number, path: string, flags: number, syscall = "open", mode = 0): number => {
   check(path)
   if (Buffer.byteLength(path) >= PATH_MAX) return fail(errno.ENAMETOOLONG, syscall, path)
@@ -96,7 +96,7 @@ export const open = (folder: number, path: string, flags: number, syscall = "ope
 
 export const SINGLE: number = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
-/** Gives the descriptor to `use` and closes it after, also after what `use` promises. */
+/** Passes the descriptor to `use` and closes it afterwards, after the promise if `use` returns one. */
 export const using = <A>(fd: number, use: (fd: number) => A): A => {
   let result: A
   try {
@@ -110,7 +110,7 @@ export const using = <A>(fd: number, use: (fd: number) => A): A => {
   return result
 }
 
-/** Runs what may take over a descriptor, which is closed where that fails. */
+/** Runs a body that may take over a descriptor, which is closed if the body fails. */
 export const orClose = async <A>(fd: number, body: () => Promise<A>): Promise<A> => {
   try {
     return await body()
@@ -124,9 +124,9 @@ export const orClose = async <A>(fd: number, body: () => Promise<A>): Promise<A>
 export interface Place {
   readonly folder: number
   readonly name: string
-  /** For those calls of node:fs that do not follow a link in the last place. */
+  /** A path for calls of node:fs that do not follow a link in the last place. */
   readonly at: string
-  /** As it would be written inside the root; for messages. */
+  /** The path inside the root, for messages. */
   readonly path: string
 }
 
@@ -140,7 +140,7 @@ export const place = (folder: number, name: string, path: string): Place => ({
   path
 })
 
-/** The object at a place, O_PATH and itself where it is a link; with O_CREAT | O_EXCL, made. */
+/** Opens the entry at a place with O_PATH, without following a link; with O_CREAT | O_EXCL, makes a file. */
 export const openPlace = (
   at: Place,
   flags: number = O_PATH | O_NOFOLLOW,
@@ -151,7 +151,7 @@ export const openPlace = (
   return fd < 0 ? fail(-fd, syscall, at.path) : fd
 }
 
-/** The path without slashes at the end, in two. The name is none of a folder's where it is `""`, `"."` or `".."`. */
+/** Splits a path, without slashes at its end, into folder and name. `""`, `"."` and `".."` are not names. */
 export const split = (
   path: string
 ): { readonly folder: string; readonly name: string; readonly slash: boolean } => {
@@ -165,8 +165,8 @@ export const split = (
 export const isName = (name: string): boolean => name !== "" && name !== "." && name !== ".."
 
 /**
- * Opens the folder of a path and gives the name in it to `use`. Where the path ends in no name (`/`, `a/..`), it fails
- * with `special` if there is such a folder.
+ * Opens the folder of a path and passes the name in it to `use`. If the path does not end in a name (`/`, `a/..`), it
+ * fails with `special` if that folder exists.
  */
 export const inFolder = <A>(
   root: number,
@@ -185,7 +185,7 @@ export const inFolder = <A>(
   return using(open(root, folder, O_FOLDER, syscall), (fd) => use(place(fd, name, path)))
 }
 
-/** The same for a path of which a slash at the end says that it is a folder's. */
+/** The same for a path that may end in a slash, which stands for a folder. */
 export const inFolderOf = <A>(
   root: number,
   path: string,
@@ -198,10 +198,10 @@ export const inFolderOf = <A>(
     return use(at)
   })
 
-/** What says that two descriptors are of the same file: a number of 64 bits is none of JavaScript's. */
+/** Identifies the file of a descriptor, for comparison: a text, because JavaScript's numbers cannot hold 64 bits. */
 export const identity = (fd: number): string => `${fs.statSync(via(fd)).dev}:${native().inode(fd).join(":")}`
 
-/** What the host has at a path, by its own rules. */
+/** Opens a path of the host by the host's rules. */
 export const openHost = (path: string, flags: number): number => {
   check(path)
   if (Buffer.byteLength(path) >= PATH_MAX) return fail(errno.ENAMETOOLONG, "open", path)
@@ -214,7 +214,7 @@ export const fsOpen = (path: string, flags: number, mode?: number): Promise<numb
     fs.open(path, flags, mode, (error, fd) => (error ? reject(error) : resolve(fd)))
   })
 
-/** Gives a descriptor of the runtime's to `use`, and closes it. */
+/** Passes a descriptor of the runtime to `use`, and closes it. */
 export const usingOwn = async <A>(fd: number, use: (fd: number) => Promise<A>): Promise<A> => {
   try {
     return await use(fd)
@@ -229,8 +229,8 @@ export const fsClose = (fd: number): Promise<void> =>
   })
 
 /**
- * A descriptor of the runtime's own node:fs for the file of one of the kernel's, which it closes: Deno's knows only those
- * that it has opened itself. Undefined where its numbers are not the kernel's.
+ * Converts a descriptor of the kernel to one of the runtime's node:fs, and closes it: Deno's node:fs only knows
+ * descriptors that it has opened itself. Undefined if the runtime's numbers are not the kernel's.
  */
 const adopt = async (fd: number): Promise<number | undefined> =>
   using(fd, async () => {
@@ -245,18 +245,19 @@ const adopt = async (fd: number): Promise<number | undefined> =>
 
 const PROC_SUPER_MAGIC = 0x9fa0
 
-/** Whether a descriptor is of proc(5), the files of which are about the process that opens them, or of one that it names. */
+/** Whether a descriptor is in proc(5), whose files describe the process that opens them, or one that they name. */
 export const isProc = (fd: number): boolean => fs.statfsSync(via(fd)).type === PROC_SUPER_MAGIC
 
-/** Fails by the kind of a file that is opened by processes of the container alone. */
+/** Fails for a kind of file that only processes of the container may open. */
 const refuse = (what: string, syscall: string, path: string): never => {
   const hint = `${what} cannot be opened from outside the container: open it with a command inside`
   throw new Failure(errno.EACCES, syscall, path, hint)
 }
 
 /**
- * The status of what may be opened for its contents: a regular file or a folder. A fifo waits for its other end, and a
- * device is the opener's: `/dev/tty` is the terminal of this program. A file of proc(5) can wait, and need not have an end.
+ * The status of a file whose contents may be opened: a regular file or a folder. A fifo blocks until its other end is
+ * open, and a device belongs to the opener: `/dev/tty` is the terminal of this program. A file of proc(5) can block and
+ * may have no end.
  */
 export const checkContents = (fd: number, path: string, syscall = "open"): fs.Stats => {
   const status = fs.statSync(via(fd))
@@ -273,7 +274,7 @@ export const checkLink = (at: Place): void => {
 }
 
 /**
- * open(2) of what an O_PATH descriptor is of, to a descriptor of the runtime's. Nobody is waited for, not even the holder
+ * open(2) of the file of an O_PATH descriptor, as a descriptor of the runtime. It never blocks, not even for the holder
  * of a lease (fcntl(2)): it fails with EAGAIN.
  */
 export const openAgain = async (fd: number, path: string, flags: number): Promise<number> => {
@@ -303,7 +304,7 @@ const makeFile = async (at: Place, flags: number, mode: number): Promise<number>
 
 const ATTEMPTS = 16
 
-/** open(2) inside the root by the rules of `openAgain`, to a descriptor that need not be the kernel's number. */
+/** open(2) inside the root by the rules of `openAgain`; the descriptor may differ from the kernel's number. */
 export const openFile = async (root: number, path: string, flags: number, mode = 0o666): Promise<number> => {
   const rest = flags & ~(O_CREAT | O_EXCL)
   const reopen = (fd: number): Promise<number> => using(fd, (opened) => openAgain(opened, path, rest))
@@ -318,14 +319,14 @@ export const openFile = async (root: number, path: string, flags: number, mode =
     }
     if (split(path).slash) return fail(EISDIR, "open", path)
     try {
-      // O_EXCL follows nothing in the last place.
+      // O_EXCL does not follow a link in the last place.
       return await inFolder(root, path, errno.EEXIST, "open", (at) =>
         makeFile(at, flags | O_EXCL | O_NOFOLLOW, mode)
       )
     } catch (error) {
       if (!isErrno(error, errno.EEXIST) || (flags & O_EXCL) !== 0 || attempt === ATTEMPTS) throw error
     }
-    // There is a link to nothing, or somebody else was faster: what this opens is no fifo that it could wait for.
+    // The path is a dangling link, or another process made the file first. O_NONBLOCK, because that file may be a fifo.
     const fd = asRoot.openIn(
       root,
       path,
@@ -346,12 +347,12 @@ export const readAt = (fd: number, buffer: Uint8Array, length: number, position:
 
 const CHUNK_BYTES = 1024 * 1024
 const WHOLE_BYTES_MAX = 2 ** 31 - 1
-/** Of a file that has no size, as those of the kernel's file systems. */
+/** The limit for a file without a size, as in the kernel's file systems. */
 const UNSIZED_BYTES_MAX = 1024 * 1024
 
 /**
- * All of what an O_PATH descriptor is of, as long as it was when it was opened: one that grows meanwhile has no end. Fails
- * with EFBIG where it is longer than `max`.
+ * The contents of the file of an O_PATH descriptor, up to its size when it was opened: a growing file has no end. Fails
+ * with EFBIG if it is longer than `max`.
  */
 export const readWhole = async (
   fd: number,
@@ -408,14 +409,14 @@ export const realPath = (root: number, path: string): string => {
 
 const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 
-/** Where a link leads, by its own descriptor. */
+/** The target of a link, by the link's own descriptor. */
 export const linkTarget = (fd: number, path: string): Uint8Array => {
   const buffer = new Uint8Array(PATH_MAX)
   const n = native().readLink(fd, buffer)
   return n < 0 ? fail(-n, "readlink", path) : buffer.subarray(0, n)
 }
 
-/** The same with U+FFFD for what is not UTF-8. */
+/** The same, with U+FFFD for bytes that are not UTF-8. */
 export const linkText = (fd: number, path: string): string => utf8.decode(linkTarget(fd, path))
 
 // `struct linux_dirent64`: two numbers of 64 bits, the length of the record, a type, and the name with a NUL.
@@ -427,18 +428,18 @@ const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1
 const DOT = 0x2e
 const isDots = (name: Uint8Array): boolean => name.length <= 2 && name.every((byte) => byte === DOT)
 
-/** A name in a folder. */
+/** An entry of a folder. */
 export interface Entry {
-  /** As it is, which need not be UTF-8. */
+  /** The bytes of the name, which need not be UTF-8. */
   readonly name: Uint8Array
-  /** False where it was something else when it was listed, as far as the file system tells. */
+  /** False if the file system reports that the entry was not a folder when it was listed. */
   readonly mayBeFolder: boolean
 }
 
 const DT_UNKNOWN = 0
 const DT_DIR = 4
 
-/** What is in an opened folder, O_PATH or not, in parts. */
+/** The entries of an opened folder, O_PATH or not, in parts. */
 export function* entryParts(folder: number, path: string): Generator<ReadonlyArray<Entry>> {
   const fd = asRoot.openIn(folder, ".", O_RDONLY | O_DIRECTORY, SINGLE, 0)
   if (fd < 0) return fail(-fd, "open", path)
@@ -463,7 +464,7 @@ export function* entryParts(folder: number, path: string): Generator<ReadonlyArr
   }
 }
 
-/** lstat(2), undefined where nothing is. */
+/** lstat(2), undefined if the entry does not exist. */
 export const statusOf = (at: Place): fs.Stats | undefined => {
   try {
     return fs.lstatSync(at.at, { throwIfNoEntry: false })
@@ -475,7 +476,7 @@ export const statusOf = (at: Place): fs.Stats | undefined => {
   }
 }
 
-/** The names in an opened folder, O_PATH or not, with U+FFFD for what is not UTF-8. */
+/** The names in an opened folder, O_PATH or not, with U+FFFD for bytes that are not UTF-8. */
 export const names = (fd: number): ReadonlyArray<string> => {
   try {
     return fs.readdirSync(via(fd))
@@ -485,13 +486,13 @@ export const names = (fd: number): ReadonlyArray<string> => {
   }
 }
 
-/** Goes on in the next turn of the event loop where this one is over, and stops where the fiber was interrupted. */
+/** Continues in the next turn of the event loop if this one is over, and stops if the fiber was interrupted. */
 export const turn = async (signal: AbortSignal): Promise<void> => {
   if (Turn.isOver()) await new Promise<void>((resolve) => Turn.next(resolve))
   signal.throwIfAborted()
 }
 
-/** An effect of a promise that is told of an interruption, and waited for. */
+/** An effect of a promise that receives a signal of an interruption; the interruption waits for the promise. */
 export const promised = <A>(body: (signal: AbortSignal) => Promise<A>): Effect.Effect<A, unknown> =>
   Effect.async<A, unknown>((resume) => {
     const controller = new AbortController()

@@ -1,6 +1,6 @@
 /**
- * The one walk over a tree that a container may have made: depth first, without recursion, with few descriptors however
- * deep it is, and with turns for others however large its folders are. All of it throws as `inRoot` does.
+ * The only walk over a tree that a container may have made: depth first, without recursion, with few descriptors at any
+ * depth, and with pauses for other work in folders of any size. All functions throw as `inRoot` does.
  */
 
 import { native, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS } from "../system/addon.ts"
@@ -8,24 +8,25 @@ import { ESTALE } from "../util/errno.ts"
 import * as asRoot from "./namespaceRoot.ts"
 import * as inRoot from "./rooted.ts"
 
-/** How many folders of a way down stay open. */
+/** The number of folders of a path that stay open. */
 const KEPT = 32
 
 interface Level {
-  /** -1 while it is closed. */
+  /** -1 while the folder is closed. */
   fd: number
-  /** What it has to be when it is opened again. */
+  /** The identity of the folder, checked when it is opened again. */
   identity: string
 }
 
 /**
- * Opened folders in each other, the last of which is at hand. Of those far down, only that one is open: the one above is
- * opened again by its `..`, and has to be the folder that it was, as a container may have moved it to another.
+ * Nested opened folders; the last one is the current folder. Of a long path, only the lowest stay open: a parent is
+ * opened again by its `..`, and must be the same folder as before, because a container may have moved the lower one
+ * elsewhere.
  */
 export class Descent {
   private readonly levels: Array<Level>
 
-  /** The first folder stays the caller's. */
+  /** The caller keeps the first folder's descriptor. */
   constructor(top: number) {
     this.levels = [{ fd: top, identity: "" }]
   }
@@ -34,7 +35,7 @@ export class Descent {
     return this.levels.at(-1)!.fd
   }
 
-  /** Into a folder of the one at hand, whose descriptor it takes over unless it fails. */
+  /** Enters a folder of the current one. It takes over the descriptor unless it fails. */
   down(fd: number): void {
     const above = this.levels.at(-1)!
     if (this.levels.length >= KEPT) {
@@ -58,30 +59,30 @@ export class Descent {
     })
   }
 
-  /** Closes all but the first. */
+  /** Closes all folders but the first. */
   close(): void {
     for (const { fd } of this.levels.splice(1)) if (fd >= 0) native().close(fd)
   }
 }
 
-/** A name in an opened folder. */
+/** An entry in an opened folder. */
 export interface Visit<Name, State> {
   readonly folder: number
   readonly name: Name
-  /** What is known of the folder. */
+  /** Data about the folder. */
   readonly state: State
   /**
-   * Has the walk go on in the folder that is at the name, whose descriptor it takes over unless it fails; `folder` need not
-   * be open any more after it. `leave` is called with it, opened, when all in there has been visited.
+   * Makes the walk enter the folder at the name. It takes over the descriptor unless it fails; the caller may close
+   * `folder` afterwards. `leave` is called with the opened folder when all its entries have been visited.
    */
   readonly enter: (fd: number, state: State, leave?: (folder: number) => void) => void
 }
 
 export interface Options<Name, State> {
-  /** The opened folder that the walk begins in; it stays the caller's. */
+  /** The opened folder in which the walk begins; the caller keeps it. */
   readonly top: number
   readonly state: State
-  /** The names in it that are visited. */
+  /** The names in it to visit. */
   readonly names: ReadonlyArray<Name>
   /** The names of a folder that is entered. */
   readonly namesIn: (folder: number, state: State) => Promise<ReadonlyArray<Name>>
@@ -123,7 +124,7 @@ export async function* walk<Name, State>(options: Options<Name, State>): AsyncGe
   }
 }
 
-/** What `take` makes of each entry of an opened folder. */
+/** The results of `take` for each entry of an opened folder. */
 const listed = async <A>(
   folder: number,
   path: string,
@@ -138,7 +139,7 @@ const listed = async <A>(
   return all
 }
 
-/** The names in an opened folder, as they are: they need not be UTF-8. */
+/** The names in an opened folder, as bytes, which need not be UTF-8. */
 export const namesOf = (
   folder: number,
   path: string,
@@ -147,11 +148,11 @@ export const namesOf = (
 
 const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 
-/** The same with U+FFFD for what is not UTF-8. */
+/** The same, with U+FFFD for bytes that are not UTF-8. */
 export const textsOf = (folder: number, path: string, signal: AbortSignal): Promise<ReadonlyArray<string>> =>
   listed(folder, path, signal, ({ name }) => utf8.decode(name))
 
-/** The same, and what may be gone into. */
+/** The same, with whether the entry may be a folder. */
 export const entriesOf = (
   folder: number,
   path: string,
@@ -159,7 +160,7 @@ export const entriesOf = (
 ): Promise<ReadonlyArray<{ readonly name: string; readonly mayBeFolder: boolean }>> =>
   listed(folder, path, signal, ({ mayBeFolder, name }) => ({ name: utf8.decode(name), mayBeFolder }))
 
-/** How many names are sorted at once. */
+/** The number of names that are sorted at once. */
 const RUN = 4096
 
 const merged = async (
@@ -176,7 +177,7 @@ const merged = async (
   return all
 }
 
-/** By the order of their bytes. */
+/** Compares names by their bytes. */
 export const sorted = async (
   names: ReadonlyArray<Uint8Array>,
   signal: AbortSignal

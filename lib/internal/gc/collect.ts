@@ -58,13 +58,13 @@ interface Entry extends Pick<Reached, "digest" | "names" | "blobs"> {
   readonly layers: ReadonlySet<string>
 }
 
-/** What the store has, and what is still needed. */
+/** The blobs and layers of the store, and those that can be removed. */
 interface Survey {
   readonly blobs: ReadonlyMap<Digest, number>
   /** Absolute paths of folders. */
   readonly layers: ReadonlySet<string>
   readonly entries: ReadonlyArray<Entry>
-  /** What no name reaches and no process uses. */
+  /** Neither reached by a name nor used by a process. */
   readonly doomed: { readonly blobs: ReadonlyArray<Digest>; readonly layers: ReadonlyArray<string> }
 }
 

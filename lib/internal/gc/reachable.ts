@@ -18,22 +18,22 @@ import * as digests from "../util/digest.ts"
 interface Child {
   readonly digest: Digest
   readonly mediaType: string
-  /** Whether a store may lack it: one platform of an index is enough, and a signature does not need what it signs. */
+  /** Whether the store may lack it: one platform of an index is enough, and a signature does not need its subject. */
   readonly optional: boolean
 }
 
-/** What one document names. */
+/** The descriptors and layers in a document. */
 interface Named {
   readonly children: ReadonlyArray<Child>
   /** The layers of an image, lowest first, if the document is a config. */
   readonly diffIds: ReadonlyArray<Digest>
 }
 
-/** One entry of `index.json`, or several of the same digest, with all that they reach. */
+/** An entry of `index.json`, or several with the same digest, and everything that they reach. */
 export interface Reached {
   readonly digest: string
   readonly names: ReadonlyArray<string>
-  /** Missing ones as well. */
+  /** The reached blobs, including missing ones. */
   readonly blobs: ReadonlySet<string>
   /** The diff ids of each image below, lowest first. */
   readonly images: ReadonlyArray<ReadonlyArray<Digest>>
@@ -63,7 +63,7 @@ const childrenIn = (value: unknown, optional: boolean): Named["children"] =>
 const isDocument = (mediaType: string): boolean =>
   (Object.values(Oci.mediaTypes) as ReadonlyArray<string>).includes(mediaType)
 
-/** Its bytes are verified, because what it names decides what is kept. */
+/** The document is verified, because its references decide which blobs are kept. */
 const read = (berth: Berth, { digest, optional }: Child): Effect.Effect<Named, ImageError> =>
   Effect.gen(function* () {
     const path = Layout.blobPath(Store.folder(berth), digest)
@@ -90,7 +90,7 @@ const read = (berth: Berth, { digest, optional }: Child): Effect.Effect<Named, I
         : new ImageError({
             reason: error.reason,
             subject: error.subject,
-            detail: `${error.detail}. It is not known what it names: pull its image again, or remove the name`,
+            detail: `${error.detail}. Its references are unknown: pull its image again, or remove the name`,
             cause: error
           })
     )

@@ -23,7 +23,7 @@ const SIZE = 65536
 // Below 2^31, and unused in systemd's plan of user ids (UIDS-GIDS.md), which distributions follow.
 const high: ReadonlyArray<Ids.SubIds> = [{ start: 0x70000000, size: 0xfff0000 }]
 
-/** One folder for all Berths that root runs on this machine, whatever their own folders are. */
+/** One folder for all Berths that root runs on this machine, independent of their own folders. */
 const lockFolder = "/run/berth/ids"
 
 /** The first id of each range of SIZE ids that a user has in a file like /etc/subuid. */
@@ -52,7 +52,7 @@ const lockOf = (name: string): number => {
   })
 }
 
-/** The search begins behind the range that was given last, so that ids are not given to another container soon. */
+/** The search begins after the range that was allocated last, so that ids are not reused soon. */
 const anyRange = (owner: string, memory: Berth["memory"]): Mapped => {
   const [uids, gids] = [startsIn("/etc/subuid", owner), startsIn("/etc/subgid", owner)]
   const slots = Math.min(uids.length, gids.length)
@@ -80,7 +80,7 @@ const refuse = (): never => {
   })
 }
 
-/** The ids that the option asks for; throws. The caller closes the lock once the supervisor has it. */
+/** The ids of the option; throws. The caller closes the lock once the supervisor has it. */
 export const acquire = (userns: NonNullable<StartOptions["userns"]>, berth: Berth): Mapped => {
   const explicit =
     userns === "auto"

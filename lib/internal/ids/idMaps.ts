@@ -195,14 +195,14 @@ export const ranges = (): Ids | string => {
   return { uids: withRanges(uid, uids), gids: withRanges(gid, gids) }
 }
 
-/** The ids that this process's user has, as far as they can be found out. */
+/** The ids that this process's user has, as far as they can be determined. */
 export const own = (): Ids => {
   const [uid, gid] = [process.geteuid?.() ?? 0, process.getegid?.() ?? 0]
   const found = uid === 0 ? all : ranges()
   return typeof found === "string" ? single(uid, gid) : found
 }
 
-/** How to get ranges. */
+/** The steps to get ranges. */
 export const rangesHint =
   'Install newuidmap (Debian: uidmap) and give yourself ranges (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME), or use a single id: Berth.layerWith({ ids: "single" })'
 

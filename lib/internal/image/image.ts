@@ -21,8 +21,9 @@ import * as ImageLayer from "../../ImageLayer.ts"
 import type { Phase } from "../../Progress.ts"
 import * as Reference from "../../Reference.ts"
 import type * as Registry from "../../Registry.ts"
-import { io, isNotFound, storageError } from "../disk/files.ts"
+import { isNotFound, storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
+import { orUndone } from "../gc/collect.ts"
 import * as Implicit from "../layer/missingFolders.ts"
 import * as LayerStack from "../layer/stack.ts"
 import * as Descriptors from "../oci/descriptors.ts"
@@ -128,7 +129,7 @@ export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> =>
     return ofFolder(resolved.real, resolved.real)
   })
 
-/** The specification's names into Berth's. */
+/** Converts a config from the specification's names to Berth's. */
 export const toConfig = (config: Oci.Config): ImageConfig => {
   const run = config.config ?? {}
   const environment = (run.Env ?? []).flatMap((entry) => {
@@ -154,7 +155,7 @@ export const toConfig = (config: Oci.Config): ImageConfig => {
 const toHealthcheck = (
   check: NonNullable<NonNullable<Oci.Config["config"]>["Healthcheck"]>
 ): Healthcheck | undefined => {
-  // Nanoseconds, and 0 stands for the default.
+  // Nanoseconds; 0 stands for the default.
   const duration = (nanos: number | undefined) => (nanos ? Duration.millis(nanos / 1e6) : undefined)
   return check.Test === undefined || check.Test.length === 0
     ? undefined
@@ -168,7 +169,7 @@ const toHealthcheck = (
       }
 }
 
-/** Gets every layer's blob, unpacks it, and puts the image together. */
+/** Fetches and unpacks every layer, and puts the image together. */
 export const assemble = <R>(
   reference: string,
   resolved: Layout.Resolved,
@@ -177,7 +178,7 @@ export const assemble = <R>(
   enter: (descriptor: Oci.Descriptor, phase: Phase) => void = () => {}
 ): Effect.Effect<Image, BerthError, Berth | R> =>
   Effect.gen(function* () {
-    // What cannot be unpacked is known before anything is fetched.
+    // Unsupported media types are refused before anything is fetched.
     yield* Effect.forEach(resolved.manifest.layers, Oci.compressionOf, { discard: true })
     const layers = yield* Effect.forEach(
       resolved.manifest.layers,
@@ -205,7 +206,7 @@ export const assemble = <R>(
     })
   })
 
-/** Which entry of a layout's `index.json` is meant. */
+/** Selects the entry of a layout's `index.json`. */
 const chooseEntry = (
   path: string,
   entries: ReadonlyArray<Oci.Descriptor>,
@@ -249,13 +250,20 @@ export const fromLayout = (
       const detail = "is not an OCI image layout: oci-layout or index.json is missing"
       return yield* new ImageError({ reason: "NotFound", subject: path, detail })
     }
-    const entry = yield* chooseEntry(path, layout.value.index.manifests, options.tag, wanted)
+    if (options.tag !== undefined && options.digest !== undefined) {
+      const value = JSON.stringify(options.digest.slice(0, 200))
+      return yield* new InvalidOption({ option: "digest", value, expected: "a tag or a digest, not both" })
+    }
+    const entry =
+      options.digest === undefined
+        ? yield* chooseEntry(path, layout.value.index.manifests, options.tag, wanted)
+        : yield* Layout.descriptorOf(fileSystem, folder, yield* digests.parse(options.digest))
     const resolved = yield* Layout.resolveImage(entry, wanted, (descriptor) =>
       Layout.readDocument(fileSystem, folder, descriptor)
     )
     const name = options.tag ?? entry.annotations?.[Oci.refNameAnnotation]
-    const reference = name === undefined ? folder : `${folder}:${name}`
-    const image = yield* assemble(reference, resolved, options, (layer) =>
+    const which = options.digest !== undefined ? `@${options.digest}` : name === undefined ? "" : `:${name}`
+    const image = yield* assemble(`${folder}${which}`, resolved, options, (layer) =>
       Layout.checkBlob(fileSystem, folder, layer)
     )
     return make({ ...image, layout: folder })
@@ -320,13 +328,13 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
       (layer) => blob(layer),
       (layer, phase) => stepOf(layer).enter(phase)
     ).pipe(Store.healing(berth, resolved.manifest.layers, (layer) => blob(layer, Store.isIntact)))
-    // The manifest of this platform rather than the index: every blob that the layout then names is there.
+    // The manifest of this platform rather than the index, so that the store has every blob that the name reaches.
     yield* Store.repair(berth)
     yield* Store.tag(berth, Reference.print(parsed), Descriptors.ofResolved(resolved))
     return image
-  }).pipe(Effect.scoped, Store.keeping)
+  }).pipe(Effect.scoped, Store.keeping, orUndone)
 
-/** A digest that the store has needs no registry; anything else is asked for. */
+/** A digest in the store needs no registry; other references are sent to it. */
 const startOf = (
   berth: Berth,
   registry: Registry.Registry,
@@ -335,14 +343,7 @@ const startOf = (
   Effect.gen(function* () {
     const { digest } = reference
     if (digest !== undefined && (yield* Store.isIntact(berth, digest))) {
-      const path = Layout.blobPath(Store.folder(berth), digest)
-      const { size } = yield* io(digest)(berth.fileSystem.stat(path))
-      const bytes = yield* Layout.readDocument(berth.fileSystem, Store.folder(berth), {
-        mediaType: "",
-        digest,
-        size: Number(size)
-      })
-      return { mediaType: yield* Oci.mediaTypeOf(digest, bytes), digest, size: bytes.length }
+      return yield* Layout.descriptorOf(berth.fileSystem, Store.folder(berth), digest)
     }
     return yield* resolve(registry, reference)
   })

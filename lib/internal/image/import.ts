@@ -1,4 +1,4 @@
-/** `Image.import`: a root filesystem as an image of one layer. */
+/** `Image.import`: makes an image of one layer from a root filesystem. */
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
@@ -7,6 +7,7 @@ import type { Image, ImageConfig, ImportOptions } from "../../Image.ts"
 import type { Digest } from "../../Reference.ts"
 import * as Reference from "../../Reference.ts"
 import { io, storageError } from "../disk/files.ts"
+import { orUndone } from "../gc/collect.ts"
 import * as layerDiff from "../layer/diff.ts"
 import * as ImageLayer from "../layer/unpack.ts"
 import * as Descriptors from "../oci/descriptors.ts"
@@ -18,11 +19,11 @@ import { defaultPath } from "../util/defaultPath.ts"
 import { kindAt } from "./load.ts"
 import { checkEnvironment, encodeConfig, healthcheckOf, keySet, write } from "./write.ts"
 
-/** Nothing where there is nothing to say, as the specification has it. */
+/** Empty fields are omitted, as in the specification. */
 const unlessEmpty = <A extends object>(value: A | undefined): A | undefined =>
   value === undefined || Object.keys(value).length === 0 ? undefined : value
 
-/** Berth's names into the specification's. */
+/** Converts a config from Berth's names to the specification's. */
 const runOf = (config: Partial<ImageConfig>) => ({
   User: config.user || undefined,
   ExposedPorts: unlessEmpty(keySet(config.exposedPorts ?? [])),
@@ -38,7 +39,7 @@ const runOf = (config: Partial<ImageConfig>) => ({
   Healthcheck: config.healthcheck === undefined ? undefined : healthcheckOf(config.healthcheck)
 })
 
-/** The config as it is stored. */
+/** The config in its stored form. */
 const configOf = (config: Partial<ImageConfig>, diffId: string): Effect.Effect<Uint8Array, InvalidOption> =>
   Effect.suspend(() => {
     const host = Layout.hostPlatform()
@@ -46,12 +47,14 @@ const configOf = (config: Partial<ImageConfig>, diffId: string): Effect.Effect<U
       ...(config.architecture === undefined ? host : { architecture: config.architecture }),
       os: config.os ?? host.os,
       config: runOf(config),
-      rootfs: { type: "layers", diff_ids: [diffId] }
+      rootfs: { type: "layers", diff_ids: [diffId] },
+      // Builders such as buildah need an entry for each layer. Without a time, equal files make equal images.
+      history: [{ created_by: "berth import" }]
     }
     return Effect.zipRight(checkEnvironment(config), encodeConfig(document, "text without NUL"))
   })
 
-/** The layer in the store, and the digest of the tar in it. */
+/** Puts the layer into the store, and returns it with the digest of its tar. */
 const storeLayer = (
   berth: Berth,
   path: string,
@@ -75,7 +78,7 @@ export const importFrom = (path: string, options: ImportOptions): Effect.Effect<
   Effect.gen(function* () {
     const berth = yield* Berth
     const name = options.tag === undefined ? undefined : Reference.print(yield* Reference.parse(options.tag))
-    // Before anything is read: what is wrong with it would be wrong at the end, too.
+    // Checks come before anything is read: a mistake should not appear only at the end.
     yield* configOf(options.config ?? {}, "")
     const limit = options.maxBytes ?? ImageLayer.defaultMaxBytes
     const spooled = (content: Stream.Stream<Uint8Array, BerthError>) =>
@@ -88,4 +91,4 @@ export const importFrom = (path: string, options: ImportOptions): Effect.Effect<
           ? yield* spooled(layerDiff.diff({ upper: path, maxHoleBytes: limit }))
           : yield* spooled(Stream.mapError(berth.fileSystem.stream(path), storageError(path)))
     return yield* write(berth, name, [layer], yield* configOf(options.config ?? {}, diffId), options)
-  }).pipe(Store.keeping)
+  }).pipe(Store.keeping, orUndone)

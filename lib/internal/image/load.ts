@@ -1,4 +1,4 @@
-/** `Image.load`: from an archive into the store, and out of it as any other image. */
+/** `Image.load`: copies the images of an archive into the store, and returns them. */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as ParseResult from "effect/ParseResult"
@@ -10,6 +10,7 @@ import type { Image, LoadOptions } from "../../Image.ts"
 import * as Reference from "../../Reference.ts"
 import { isNotFound, storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
+import { orUndone } from "../gc/collect.ts"
 import * as Descriptors from "../oci/descriptors.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
@@ -22,17 +23,17 @@ import * as image from "./image.ts"
 
 const defaultMaxArchiveBytes = 64 * 1024 ** 3
 
-/** What containerd and docker write beside the standard's tag: the whole name. */
+/** The annotation with the whole name that containerd and docker write beside the standard's tag. */
 const containerdName = "io.containerd.image.name"
 
-/** A name that an archive has for an image. */
+/** A name of an image in an archive. */
 interface Name {
   readonly written: string
-  /** As the store has it: a whole reference, or a bare tag as it is. */
+  /** The name in the store: a whole reference, or a bare tag unchanged. */
   readonly stored: Either.Either<string, ImageError>
 }
 
-/** One image of an archive, whatever the format: where it starts, and where its blobs are. */
+/** An image of an archive of any format: its top descriptor, and its blobs. */
 interface Candidate {
   readonly names: ReadonlyArray<Name>
   readonly start: Effect.Effect<Oci.Descriptor, ImageError>
@@ -55,7 +56,7 @@ const nameOf = (subject: string, written: string): Name => ({
       : Either.left(corrupt(subject, `has an image with the malformed tag ${quote(written)}`))
 })
 
-/** Under which name `tag` picks it, if it does. */
+/** Finds the name of an image that `tag` selects, if there is one. */
 const picking = (tag: string): ((names: ReadonlyArray<Name>) => Name | undefined) => {
   const whole = Either.getOrUndefined(Either.map(Reference.parse(tag), Reference.print))
   return (names) =>
@@ -109,7 +110,7 @@ const fromOci = (
         )
       )
     }
-    // Entries of one name are one image, for one platform each; an entry without both is an image of its own.
+    // Entries of the same name are one image for several platforms; an entry without a name is an image of its own.
     const groups = new Map<string, { name: string | undefined; entries: Array<Oci.Descriptor> }>()
     index.manifests.forEach((entry, i) => {
       const name = entry.annotations?.[containerdName] ?? entry.annotations?.[Oci.refNameAnnotation]
@@ -151,7 +152,7 @@ const decodeDocker = (
   return corrupt(subject, `${path}: ${(issue?.message ?? "is not as expected").slice(0, 300)}`, decoded.left)
 }
 
-/** An image of `docker save` as one of OCI: the config's own bytes, the layers as they are in the archive. */
+/** Converts an image of `docker save` to OCI: the bytes of the config are kept, the layers stay as in the archive. */
 const translate = (
   berth: Berth,
   archive: Archive.Archive,
@@ -167,7 +168,7 @@ const translate = (
     }
     const configBytes = yield* Archive.readSmall(berth, archive, described.Config, Oci.maxDocumentBytes)
     const config = store(Oci.mediaTypes.config, configBytes)
-    // Docker names it by its digest: `<hex>.json`, or as in an OCI layout.
+    // Docker names the config by its digest: `<hex>.json`, or as in an OCI layout.
     const stated = /(?:^|\/)([0-9a-f]{64})(?:\.json)?$/.exec(described.Config)?.[1]
     if (stated !== undefined && config.digest !== digests.of("sha256", stated)) {
       return yield* digests.mismatch(
@@ -191,7 +192,7 @@ const translate = (
       Effect.gen(function* () {
         const part = yield* Archive.find(archive, name)
         const compression = yield* Archive.compressionAt(path, `${subject}: ${name}`, part.offset)
-        // A tar as it is has its diff id as its digest, so that storing it verifies it.
+        // The diff id of an uncompressed tar is its digest, so storing it verifies it.
         const digest =
           compression === "none"
             ? yield* digests.parse(diffIds[i]!)
@@ -227,7 +228,7 @@ const fromDocker = (
     })
   })
 
-/** The blobs into the store, the layers unpacked; what is left to do is to give the names. */
+/** Copies the blobs into the store and unpacks the layers; only the names are missing then. */
 const bring = (
   berth: Berth,
   candidate: Candidate,
@@ -282,7 +283,7 @@ const loadFrom = (
   Effect.gen(function* () {
     const archive = yield* Archive.open(path, subject)
     const { members } = archive
-    // Docker's since version 25 are both; what the standard has says more.
+    // Archives of docker since version 25 have both formats; the standard's has more data.
     const candidates =
       members.has("oci-layout") && members.has("index.json")
         ? yield* fromOci(berth, archive, wanted)
@@ -296,7 +297,7 @@ const loadFrom = (
             })
     const chosen = yield* choose(subject, candidates, options.tag)
     const loaded = yield* Effect.forEach(chosen, (candidate) => bring(berth, candidate, wanted, options))
-    // Names come last: of an archive that is broken somewhere the store shows nothing.
+    // Names come last, so that the store shows nothing of a broken archive.
     yield* Store.tagAll(
       berth,
       loaded.flatMap(({ descriptor, names }) => names.map((name) => [name, descriptor] as const))
@@ -304,7 +305,7 @@ const loadFrom = (
     return loaded.map((each) => each.image) as unknown as readonly [Image, ...Array<Image>]
   })
 
-/** What kind of thing is at a path: a regular file can be read by place, and twice. */
+/** The kind of file at a path: a regular file can be read by offset, and twice. */
 export const kindAt = (
   berth: Berth,
   path: string
@@ -366,4 +367,4 @@ export const load = <E, R>(
           limit,
           fromFile
         )
-  }).pipe(Store.keeping)
+  }).pipe(Store.keeping, orUndone)

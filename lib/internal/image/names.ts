@@ -1,9 +1,9 @@
-/** The images that the store has names for: what `Image` says of them, and how they are named. */
+/** The named images of the store: their descriptions, and changes of their names. */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ImageError, type InvalidData, InvalidOption } from "../../BerthError.ts"
-import type { HistoryEntry, Image, Inspected, NamedImage, NamedOptions } from "../../Image.ts"
+import type { GetOptions, HistoryEntry, Image, Inspected, NamedImage, NamedOptions } from "../../Image.ts"
 import type { Limits } from "../../ImageLayer.ts"
 import * as Reference from "../../Reference.ts"
 import { isUnpacked } from "../layer/unpack.ts"
@@ -11,15 +11,18 @@ import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Holds from "../store/leases.ts"
 import * as Store from "../store/store.ts"
+import { nearest } from "../util/didYouMean.ts"
 import * as digests from "../util/digest.ts"
-import { assemble, toConfig } from "./image.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import * as check from "../util/validate.ts"
+import { assemble, pull, toConfig } from "./image.ts"
 
 interface Found<Entry> {
   readonly name: string
   readonly entries: ReadonlyArray<Entry>
 }
 
-/** The entries of a name: as it is written there, which need not be a reference, or as `pull` would write it. */
+/** The entries of a name: as written, which need not be a reference, or in the form that `pull` writes. */
 export const find = <Entry>(
   all: ReadonlyArray<Entry>,
   nameOf: (entry: Entry) => string | undefined,
@@ -33,7 +36,9 @@ export const find = <Entry>(
     const name = Reference.print(yield* Reference.parse(wanted))
     const entries = all.filter((entry) => nameOf(entry) === name)
     if (entries.length === 0) {
-      const detail = "is not in the store: pull it, or see Image.list for what is there"
+      const names = all.flatMap((entry) => nameOf(entry) ?? [])
+      const similar = names.length === 0 ? "" : `. The most similar name there is ${nearest(name, names)}`
+      const detail = `is not in the store: pull it, or get it with pull: "missing"${similar}`
       return yield* new ImageError({ reason: "NotFound", subject: name, detail })
     }
     return { name, entries }
@@ -59,7 +64,7 @@ export interface Resolved extends Layout.Resolved {
   readonly name: string
 }
 
-/** The image of a name for a platform. Each document is held before it is looked for. */
+/** The image of a name for a platform. Each document is held before it is looked up. */
 export const resolve = (
   berth: Berth,
   wanted: string,
@@ -90,7 +95,30 @@ export const fromStore = (
     )
   }).pipe(Store.keeping)
 
-/** What somebody wrote as a time may be none. */
+/** Whether a pull may get what the store could not give. */
+const isPullable = (error: BerthError): error is ImageError =>
+  error._tag === "ImageError" && ["NotFound", "Platform", "DigestMismatch", "Corrupt"].includes(error.reason)
+
+/** The image of a name, from the store or its registry, as `pull` says. */
+export const get = (name: string, options: GetOptions): Effect.Effect<Image, BerthError, Berth> => {
+  const stored = fromStore(name, options)
+  const pulled = pull(name, options)
+  switch (options.pull ?? "missing") {
+    case "always":
+      return pulled
+    case "never":
+      return stored
+    case "missing":
+      return Effect.catchIf(stored, isPullable, (missing) =>
+        // The registry cannot have an image that was made here: the failure of the store says what is wrong with it.
+        Effect.mapError(pulled, (error) => (missing.reason === "NotFound" ? error : missing))
+      )
+    default:
+      return attempt(() => check.invalid("pull", options.pull, '"missing", "always" or "never"'))
+  }
+}
+
+/** The text of a time may be invalid. */
 const toDate = (text: string | undefined): Date | undefined => {
   const date = new Date(text ?? "")
   return Number.isNaN(date.getTime()) ? undefined : date
@@ -142,7 +170,7 @@ export const history = (
     })
   }).pipe(Store.keeping)
 
-/** A name that an image may be given, as `pull` would write it. */
+/** The new name of an image, in the form that `pull` writes. */
 const newName = (input: string): Either.Either<string, InvalidData | InvalidOption> =>
   Either.filterOrLeft(
     Either.map(Reference.parse(input), (parsed) =>
@@ -161,7 +189,7 @@ export const tag = (
 ): Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth> =>
   Effect.gen(function* () {
     const name = yield* newName(to)
-    // The old name is looked up in the same turn, so that what it reaches has a name all the while.
+    // The old name is looked up under the same lock, so that its blobs have a name at every moment.
     yield* Store.update(yield* Berth, (all) =>
       Effect.map(find(all, nameOfEntry, wanted), ({ entries, name: old }) =>
         old === name ? all.map(({ raw }) => raw) : Store.named(all, name, entries)

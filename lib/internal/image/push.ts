@@ -1,4 +1,4 @@
-/** `Image.push`: which manifest is meant, and where its blobs are. */
+/** `Image.push`: selects the manifest and the layout of its blobs. */
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Option from "effect/Option"
@@ -28,7 +28,7 @@ export const ofImage = (image: Image): Effect.Effect<Source, BerthError, Berth> 
   Effect.gen(function* () {
     const berth = yield* Berth
     if (image.digest === undefined) {
-      const expected = "an image with a manifest: one that was pulled, or read from a layout"
+      const expected = "an image with a manifest: pulled, or read from a layout"
       return yield* new InvalidOption({
         option: "image",
         value: JSON.stringify(image.reference.slice(0, 200)),
@@ -47,12 +47,12 @@ export const ofImage = (image: Image): Effect.Effect<Source, BerthError, Berth> 
     return { folder, descriptor: { mediaType: yield* Oci.mediaTypeOf(digest, bytes.value), digest, size } }
   })
 
-/** What the store has under a name; of several platforms, this machine's. */
+/** The entry of a name in the store; of several platforms, this machine's. */
 const ofName = (name: string): Effect.Effect<Source, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
     const { entries } = yield* Named.find(yield* Store.entries(berth), Store.nameOf, name)
-    // A name of one image stands for that one, whatever it runs on.
+    // A name with one entry stands for that image, whatever its platform is.
     const descriptor =
       entries.length === 1 ? entries[0]! : yield* Layout.selectPlatform(name, entries, Layout.hostPlatform())
     return { folder: Store.folder(berth), descriptor }
@@ -78,7 +78,7 @@ export const push: {
       const source = yield* typeof image === "string" ? ofName(image) : ofImage(image)
       const { digest } = source.descriptor
       if (target.digest !== undefined && target.digest !== digest) {
-        const expected = `a tag, or the digest of what is pushed, which is ${digest}`
+        const expected = `a tag, or the digest of the pushed manifest, ${digest}`
         return yield* new InvalidOption({
           option: "reference",
           value: JSON.stringify(reference.slice(0, 400)),

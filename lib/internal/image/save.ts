@@ -1,4 +1,4 @@
-/** `Image.save`: out of the store into a file or folder that other tools read. */
+/** `Image.save`: writes an image of the store to a file or folder that other tools read. */
 import { randomBytes } from "node:crypto"
 import * as path from "node:path"
 import type * as FileSystem from "@effect/platform/FileSystem"
@@ -22,15 +22,15 @@ import * as digests from "../util/digest.ts"
 import * as ImageStore from "./names.ts"
 import { ofImage } from "./push.ts"
 
-/** An image that is whole in a layout, the store or another. */
+/** An image with all its blobs in a layout, the store or another. */
 interface Source {
-  /** What the store calls it, where that is a name. */
+  /** Its name in the store, if it has one. */
   readonly name: string | undefined
   readonly resolved: Layout.Resolved
   readonly folder: string
 }
 
-/** Which image is meant. Its documents are held before they are read. */
+/** Selects the image. Its documents are held before they are read. */
 const resolve = (
   berth: Berth,
   image: Image | string,
@@ -57,7 +57,7 @@ const resolve = (
     return { name: isNamed ? image.reference : undefined, resolved, folder }
   })
 
-/** The image, each layer of which is there before anything is written. */
+/** Selects the image, and checks that all its layers exist, before anything is written. */
 const sourceOf = (
   berth: Berth,
   image: Image | string,
@@ -70,7 +70,7 @@ const sourceOf = (
       yield* ImageStore.hold(berth, layer)
       yield* Layout.checkBlob(berth.fileSystem, source.folder, layer)
     }
-    // A digest is a name in the store only.
+    // A digest is a name only inside the store.
     const isDigest = Either.isRight(digests.parse(source.name ?? ""))
     return isDigest ? { ...source, name: undefined } : source
   })
@@ -90,12 +90,12 @@ const blobOf = (
     })
   )
 
-/** What is in an archive or a layout, in the order in which it is written. */
+/** A member of an archive or a layout, in the order of writing. */
 type Member =
   | { readonly name: string; readonly folder: true }
   | {
       readonly name: string
-      /** Undefined where only its end tells. */
+      /** Undefined if the size is only known at the end. */
       readonly size: number | undefined
       readonly content: Stream.Stream<Uint8Array, ImageError>
     }
@@ -105,7 +105,7 @@ const small = (name: string, document: unknown): Member => {
   return { name, size: bytes.length, content: Stream.succeed(bytes) }
 }
 
-/** The same for the same image, whenever and by whom it is written. */
+/** The header is the same for equal images, whatever the time and the user. */
 const headerOf = (kind: "file" | "folder", name: string, size: number): Uint8Array =>
   tar.encode({
     kind,
@@ -120,14 +120,14 @@ const headerOf = (kind: "file" | "folder", name: string, size: number): Uint8Arr
     xattrs: []
   })
 
-/** To a place in the file, as not every runtime's File of the platform can go back to one. */
+/** Writes at a position in the file, because the platform's File cannot seek backwards in every runtime. */
 const writeAt = (
   file: FileSystem.File,
   target: string,
   position: number,
   bytes: Uint8Array
 ): Effect.Effect<void, ImageError> =>
-  // A write that were left behind would be to whatever has the number of the descriptor by then.
+  // An abandoned write would reach the next file with the descriptor's number.
   Effect.uninterruptible(
     Effect.tryPromise({
       try: () => copy.writeAt(file.fd, bytes, position),
@@ -135,7 +135,7 @@ const writeAt = (
     })
   )
 
-/** Writes a member from `start` on, and gives where it ends. */
+/** Writes a member from `start` on, and returns its end. */
 const writeMember = (
   file: FileSystem.File,
   target: string,
@@ -168,7 +168,7 @@ const writeMember = (
       return yield* digests.mismatch(target, member.name, `${member.size} bytes`, `${size} bytes`)
     }
     if (header.length !== guess.length) {
-      // From 8 GiB on a size needs a header of its own, for which there is no room.
+      // From 8 GiB on, a size needs an additional header, for which there is no room.
       yield* writeWith(header)
     } else if (member.size === undefined) {
       yield* writeAt(file, target, start, header)
@@ -176,7 +176,7 @@ const writeMember = (
     return start + header.length + size + tar.padding(size)
   })
 
-/** Writes to a name beside the target, which is given to it when all of it is on the disk. */
+/** Writes to a name beside the target, and renames it to the target when everything is on the disk. */
 const replacing = <A, R>(
   fs: FileSystem.FileSystem,
   target: string,
@@ -251,7 +251,7 @@ const ociMembers = (
 ): Effect.Effect<ReadonlyArray<Member>, BerthError> =>
   Effect.gen(function* () {
     const name = tag ?? source.name
-    // The grammar that the specification has for it.
+    // The grammar of the specification.
     if (name !== undefined && !/^[A-Za-z0-9]+(?:(?:[-._:@+/]|--)[A-Za-z0-9]+)*$/.test(name)) {
       const expected = "letters and digits with one of - . _ : @ + / between them"
       return yield* new InvalidOption({ option: "tag", value: JSON.stringify(name.slice(0, 200)), expected })
@@ -277,7 +277,7 @@ const ociMembers = (
     ]
   })
 
-/** `name:tag`, which docker and podman take; none for what the store knows by a bare tag or a digest. */
+/** `name:tag`, the form of docker and podman; undefined if the store only has a bare tag or a digest. */
 const repoTag = (
   name: string | undefined,
   tag: string | undefined
@@ -292,7 +292,7 @@ const repoTag = (
     return parsed?.tag === undefined ? undefined : Reference.print({ ...parsed, digest: undefined })
   })
 
-/** The files of `docker save`, as far as anybody reads them: layers without compression, by their diff ids. */
+/** The files of `docker save` that readers need: uncompressed layers, by their diff ids. */
 const dockerMembers = (
   berth: Berth,
   source: Source,
@@ -337,7 +337,7 @@ const dockerMembers = (
     ]
   })
 
-/** Fails where there is something that a rename would not, or should not, replace. */
+/** Fails if the target has an entry that a rename would not, or should not, replace. */
 const checkTarget = (
   fs: FileSystem.FileSystem,
   target: string,
@@ -357,7 +357,7 @@ const checkTarget = (
       return type === "Directory" ? yield* refuse(`a file for ${format}: this is a folder`) : undefined
     }
     if (type !== "Directory" || (yield* io(target)(fs.readDirectory(target))).length > 0) {
-      return yield* refuse("a path where there is nothing yet, or an empty folder")
+      return yield* refuse("an unused path, or an empty folder")
     }
   })
 
@@ -383,4 +383,13 @@ export const save = (
         return yield* new InvalidOption({ option: "format", value: JSON.stringify(format), expected })
       }
     }
-  }).pipe(Store.keeping)
+  }).pipe(
+    Store.keeping,
+    Effect.withSpan("berth.Image.save", {
+      attributes: {
+        "container.image.name": typeof image === "string" ? image : image.reference,
+        "berth.archive": target,
+        "berth.archive.format": options.format
+      }
+    })
+  )

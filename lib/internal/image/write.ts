@@ -1,4 +1,4 @@
-/** An image that Berth makes: its config in the specification's names, and its documents in the store. */
+/** Writes an image that Berth makes: its config in the specification's names, and its documents in the store. */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
@@ -27,7 +27,7 @@ export const healthcheckOf = (check: Healthcheck) => {
   }
 }
 
-/** Refuses names of variables that could not be read again. */
+/** Refuses variable names that would not be read back unchanged. */
 export const checkEnvironment = ({ environment }: Partial<ImageConfig>): Effect.Effect<void, InvalidOption> =>
   Effect.suspend(() => {
     const wrong = Object.keys(environment ?? {}).find((name) => name === "" || name.includes("="))
@@ -40,7 +40,7 @@ export const checkEnvironment = ({ environment }: Partial<ImageConfig>): Effect.
         })
   })
 
-/** A config's bytes. Fails with `InvalidOption` for what could not be read again. */
+/** A config's bytes. Fails with `InvalidOption` for values that could not be read again. */
 export const encodeConfig = (
   document: unknown,
   expected: string
@@ -52,7 +52,7 @@ export const encodeConfig = (
   })
 }
 
-/** Writes the documents of an image whose layers the store has, and names it; by its digest where it has no name. */
+/** Writes the documents of an image whose layers are in the store, and names it; the default name is its digest. */
 export const write = (
   berth: Berth,
   name: string | undefined,
@@ -71,7 +71,7 @@ export const write = (
     }
     const config = yield* put(Oci.mediaTypes.config, configBytes)
     const start = yield* put(Oci.mediaTypes.manifest, Descriptors.manifestOf(config, layers))
-    // What it is for is what its config says, this machine's or not.
+    // The platform is that of the config, whatever this machine's is.
     const wanted = yield* Oci.decodeConfig(config.digest, configBytes)
     const resolved = yield* Layout.resolveImage(start, wanted, (descriptor) =>
       Layout.readDocument(berth.fileSystem, folder, descriptor)

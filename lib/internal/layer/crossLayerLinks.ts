@@ -1,7 +1,7 @@
 /**
- * Hard links of a layer to files that only a lower layer has. What such a link means depends on what is below, so it is
- * made good where an image is put together: right above the layer comes one more, with the file copied under all its
- * names, and linked. It is made once for each chain of layers.
+ * Hard links of a layer to files that only a lower layer has. The target depends on the layers below, so an image gets
+ * one more layer directly above the layer with the link: it has a copy of the file under all its names, hard-linked. It
+ * is made once for each chain of layers.
  */
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
@@ -37,7 +37,7 @@ import { defaultMaxBytes, unpackInto } from "./unpack.ts"
 const encoder = new TextEncoder()
 const PATH_MAX = 4096
 
-/** The bytes that the unpacker has percent-encoded. */
+/** The bytes of a path that the unpacker has percent-encoded. */
 const bytesOf = (encoded: string): Uint8Array =>
   concat(
     encoded
@@ -49,7 +49,7 @@ const bytesOf = (encoded: string): Uint8Array =>
 
 const nameOf = (folder: string): string => folder.slice(folder.lastIndexOf("/") + 1)
 
-/** Where the layer would be that completes the last of these, lowest first. */
+/** The folder of the layer that completes the last of these, lowest first; it may not exist yet. */
 const targetOf = (berth: Berth, chain: ReadonlyArray<string>): string => {
   const name = createHash("sha256")
     .update(JSON.stringify(["links", ...chain.map(nameOf)]))
@@ -57,7 +57,7 @@ const targetOf = (berth: Berth, chain: ReadonlyArray<string>): string => {
   return `${Implicit.parentFolder(berth)}/${name}`
 }
 
-/** What an image is stacked of. A layer that completes another has folders of its own only for what is in them. */
+/** A layer of an image's stack. A completing layer has folders only as parents of its files. */
 export interface Placed {
   readonly folder: string
   readonly completes?: {
@@ -67,7 +67,7 @@ export interface Placed {
   }
 }
 
-/** The layers, lowest first, each with the one that completes it where it needs one. */
+/** The layers, lowest first, each followed by its completing layer if it needs one. */
 export const placed = (
   berth: Berth,
   layers: ReadonlyArray<string>,
@@ -84,7 +84,7 @@ export const placed = (
   return stack
 }
 
-/** What layers (lowest first) show together, read-only. */
+/** The merged, read-only view of layers (lowest first). */
 export const merged = (berth: Berth, layers: ReadonlyArray<string>) => {
   const plan = Plan.make([
     {
@@ -104,7 +104,7 @@ export const merged = (berth: Berth, layers: ReadonlyArray<string>) => {
 
 const IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
-/** A file with what is to be its names. */
+/** A file and its future names. */
 interface Group {
   readonly root: number
   readonly target: Uint8Array
@@ -119,7 +119,7 @@ const corrupt = (own: string, [target, path]: Link, detail: string): never => {
   })
 }
 
-/** The file itself, nothing but links in the way followed; undefined where there is none. */
+/** Opens the target; links are followed on the way only. Undefined if it does not exist. */
 const openTarget = (root: number, target: Uint8Array, resolve = IN_ROOT): number | undefined => {
   const fd = native().openIn(root, target, O_PATH | O_NOFOLLOW, resolve, 0)
   if (fd === -ENOENT || fd === -ENOTDIR || fd === -ELOOP) return undefined
@@ -129,7 +129,7 @@ const openTarget = (root: number, target: Uint8Array, resolve = IN_ROOT): number
 const slashes = (path: Uint8Array): ReadonlyArray<number> =>
   [...path.keys()].filter((at) => path[at] === 0x2f)
 
-/** Whether the layer has the folder that the link is in: else a later entry of its tar has taken the place. */
+/** Whether the layer has the parent folder of the link; otherwise a later entry of its tar has replaced it. */
 const hasFolder = (root: number, path: Uint8Array): boolean => {
   const last = slashes(path).at(-1)
   if (last === undefined) return true
@@ -144,7 +144,7 @@ const hasFolder = (root: number, path: Uint8Array): boolean => {
   return fd >= 0
 }
 
-/** Where a descriptor is in its root, in bytes, which the text of node:fs is not in every runtime. */
+/** The path of a descriptor in its root, as bytes, because the text of node:fs loses them in some runtimes. */
 const pathOf = (fd: number): Uint8Array =>
   inRoot.using(inRoot.openHost(inRoot.via(fd), O_PATH | O_NOFOLLOW), (link) => {
     const buffer = new Uint8Array(PATH_MAX)
@@ -152,7 +152,7 @@ const pathOf = (fd: number): Uint8Array =>
     return length < 0 ? inRoot.fail(-length, "readlink", inRoot.via(fd)) : buffer.slice(1, length)
   })
 
-/** A whiteout speaks of what is below its layer, but a link can be to what it hides. */
+/** A whiteout hides files of the layers below, but a link can have a hidden file as its target. */
 const findTarget = (target: Uint8Array, whole: number, lower: number | undefined) => {
   const shown = openTarget(whole, target)
   const root = shown === undefined ? lower : whole
@@ -160,7 +160,7 @@ const findTarget = (target: Uint8Array, whole: number, lower: number | undefined
   if (fd === undefined || root === undefined) return undefined
   return inRoot.using(fd, () => {
     const key = inRoot.identity(fd)
-    // Where it is without links in the way: that is one of its names, unless the layer has removed it there.
+    // The resolved path of the target is one of its names, unless the layer has removed it there.
     const place = pathOf(fd)
     const there = openTarget(whole, place, IN_ROOT | RESOLVE_NO_SYMLINKS)
     const isThere = there !== undefined && inRoot.using(there, inRoot.identity) === key
@@ -170,7 +170,7 @@ const findTarget = (target: Uint8Array, whole: number, lower: number | undefined
   })
 }
 
-/** Where a chain of links that wait for each other ends. What one has found, all that lead to it know. */
+/** The end of a chain of links to other pending links. The result is kept for every link of the chain. */
 const endsOf = (own: string, links: ReadonlyArray<Link>): ((link: Link) => string) => {
   const targets = new Map(links.map(([target, path]) => [path, target]))
   const ends = new Map<string, string>()
@@ -187,7 +187,7 @@ const endsOf = (own: string, links: ReadonlyArray<Link>): ((link: Link) => strin
   }
 }
 
-/** Which links are to the same file, whatever path leads there. */
+/** Groups the links to the same file, by whatever path. */
 const groupsOf = (
   own: string,
   links: ReadonlyArray<Link>,
@@ -210,14 +210,14 @@ const groupsOf = (
   return [...groups.values()]
 }
 
-/** The folders of the names, each behind the one that it is in. */
+/** The parent folders of the names, parents first. */
 const foldersOf = (groups: ReadonlyArray<Group>): ReadonlyArray<Uint8Array> => {
   const found = new Map<string, Uint8Array>()
   for (const path of groups.flatMap(({ names }) => names))
     for (const at of slashes(path).toReversed()) {
       const folder = path.subarray(0, at)
       const key = Buffer.from(folder).toString("latin1")
-      // With those above it.
+      // Its parents are in the map as well.
       if (found.has(key)) break
       found.set(key, folder)
     }
@@ -246,7 +246,7 @@ async function* members(
   yield tar.end
 }
 
-/** Makes the layer, where it is not there. */
+/** Makes the layer if it does not exist. */
 export const complete = (
   berth: Berth,
   { completes, folder }: Placed,

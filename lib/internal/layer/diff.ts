@@ -1,6 +1,7 @@
 /**
- * The writable layer of an overlay as a layer of an image (OCI image-spec, layer.md): a tar in which whiteouts are files
- * of special names. The same tree makes the same bytes. Names are bytes throughout, as they need not be UTF-8.
+ * Makes a layer of an image from the writable layer of an overlay (OCI image-spec, layer.md): a tar in which whiteouts
+ * are files with special names. Equal trees make equal bytes. Names are bytes throughout, because they need not be
+ * UTF-8.
  */
 import * as fs from "node:fs"
 import * as process from "node:process"
@@ -30,14 +31,14 @@ const unsupported = (path: Uint8Array, detail: string): never => {
 const startsWith = (name: Uint8Array, prefix: Uint8Array): boolean =>
   name.length >= prefix.length && prefix.every((byte, k) => name[k] === byte)
 
-/** The names in a folder, by the order of their bytes. */
+/** The names in a folder, ordered by their bytes. */
 const namesIn = async (
   folder: number,
   path: string,
   signal: AbortSignal
 ): Promise<ReadonlyArray<Uint8Array>> => walking.sorted(await walking.namesOf(folder, path, signal), signal)
 
-/** The extended attributes that are the file's own, and the mark of a folder that hides what is below it. */
+/** The file's own extended attributes, and the mark of a folder that hides the layers below it. */
 const attributesOf = (rootless: boolean, fd: number, path: Uint8Array) => {
   const overlay = rootless ? "user.overlay." : "trusted.overlay."
   const isOpaque = (name: string): boolean => name === `${overlay}opaque`
@@ -57,7 +58,7 @@ const attributesOf = (rootless: boolean, fd: number, path: Uint8Array) => {
   }
 }
 
-/** A member that says something by its names alone: a link, or a file that is a mark. */
+/** A member without contents: a hard link, or a file that is a mark. */
 export const bare = (kind: "file" | "link", name: Uint8Array, link: Uint8Array): Uint8Array =>
   tar.encode({
     kind,
@@ -74,18 +75,18 @@ export const bare = (kind: "file" | "link", name: Uint8Array, link: Uint8Array):
 
 const empty = (name: Uint8Array): Uint8Array => bare("file", name, members.NOTHING)
 
-/** What says that there is nothing of this name any more. */
+/** The mark of a removed name. */
 export const whiteout = (above: Uint8Array, name: Uint8Array): Uint8Array =>
   empty(members.join(above, concat([WHITEOUT, name])))
 
-/** Whose the files are, and so what is kept of them. */
+/** The rights of the files' reader, which decide which attributes are kept. */
 export interface Owner {
   readonly rootless: boolean
-  /** Whose ids the layer is to have. */
+  /** The maps from the host's ids to the layer's. */
   readonly ids: Ids
 }
 
-/** A layer that is being written. */
+/** The rules of a layer that is being written. */
 export const writingOf = (
   { ids, rootless }: Owner,
   holes: members.Holes,
@@ -97,7 +98,7 @@ export const writingOf = (
   signal,
   links: new Map(),
   resolve,
-  // A container that runs may have removed it by now; and what is mounted is no part of a layer.
+  // A running container may have removed the entry; and a mount is not part of a layer.
   isLeftOut: (errno) => errno === ENOENT || errno === EXDEV,
   instead: (status, above, name) => {
     if (startsWith(name, WHITEOUT))
@@ -106,14 +107,14 @@ export const writingOf = (
         "has a name that stands for a removed file in a layer: rename it first"
       )
     const isWhiteout = status.isCharacterDevice() && status.rdev === 0
-    // A tar has no sockets, and what was in the place of one is not to come back.
+    // A tar has no sockets, but the file that a socket replaced must stay removed.
     return isWhiteout || status.isSocket() ? whiteout(above, name) : undefined
   },
   attributes: (fd, path) => attributesOf(rootless, fd, path),
   shown: (path) => utf8.decode(path)
 })
 
-/** These names of an opened folder, with all that is in them. */
+/** These names of an opened folder, with all their contents. */
 export const below = (
   writing: members.Writing,
   top: number,
@@ -121,14 +122,14 @@ export const below = (
   above: Uint8Array
 ): AsyncGenerator<Uint8Array> => members.below(writing, top, names, above, namesIn)
 
-/** A folder with all that is in it. */
+/** A folder with all its contents. */
 export async function* whole(writing: members.Writing, folder: number): AsyncGenerator<Uint8Array> {
   const { NOTHING } = members
   yield* members.member(writing, folder, fs.statSync(inRoot.via(folder)), NOTHING)
   yield* below(writing, folder, await namesIn(folder, "", writing.signal), NOTHING)
 }
 
-/** One file under a name of its own, or a folder without what is in it; closes the descriptor. Throws. */
+/** One file under a given name, or a folder without its contents; closes the descriptor. Throws. */
 export async function* only(
   fd: number,
   path: Uint8Array,
@@ -146,7 +147,7 @@ export async function* only(
 
 const BATCH_BYTES = 64 * 1024
 
-/** In larger parts, as each one costs its consumer something. */
+/** Joins parts to larger ones, because each part has a cost for its consumer. */
 export async function* batched(parts: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
   let batch: Array<Uint8Array> = []
   let size = 0
@@ -175,7 +176,7 @@ export const archive = (
     })()
   )
 
-/** What an archive throws. */
+/** Converts an error of the archive. */
 export const failed = (upper: string): ((error: unknown) => BerthError) => failedAs(`layer of ${upper}`)
 
 async function* archiveOf(

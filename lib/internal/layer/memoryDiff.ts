@@ -1,8 +1,8 @@
 /**
- * The layer of a container whose writable layer nobody can open, as it is in memory: what its root shows, compared with
- * what the layers below show without it. A file that was written, or whose metadata was, is a copy with a time of change
- * (st_ctime, inode(7)) of its own, which nobody can set; and the folders above it are copies as well, so that all others
- * need not be looked into.
+ * Makes the layer of a container whose writable layer cannot be opened because it is in memory: it compares the root
+ * with the merged layers below it. A file with changed contents or metadata is a copy with its own change time
+ * (st_ctime, inode(7)), which no process can set; the folders above it are copies as well, so all other folders can be
+ * skipped.
  */
 import * as fs from "node:fs"
 import * as asRoot from "../files/namespaceRoot.ts"
@@ -14,7 +14,7 @@ import { type Holes, join, member, NOTHING, type Writing } from "../tar/members.
 import { ENOENT, ENOTDIR, EXDEV } from "../util/errno.ts"
 import * as layerDiff from "./diff.ts"
 
-/** The names of both, by the order of their bytes. */
+/** The names of both folders, ordered by their bytes. */
 const union = async (
   now: number,
   was: number,
@@ -27,7 +27,7 @@ const union = async (
   return names.filter((name, k) => k === 0 || Buffer.compare(names[k - 1]!, name) !== 0)
 }
 
-/** What a folder has under a name: undefined where that is nothing, or a mount. */
+/** Opens an entry of a folder: undefined if it is missing, or a mount. */
 const open = (folder: number, name: Uint8Array): number | undefined => {
   const fd = asRoot.openIn(folder, name, O_PATH | O_NOFOLLOW, inRoot.SINGLE | RESOLVE_NO_XDEV, 0)
   if (fd === -ENOENT || fd === -EXDEV || fd === -ENOTDIR) return undefined
@@ -59,7 +59,7 @@ async function* changes(walk: Writing, now: number, was: number): AsyncGenerator
   }
 }
 
-/** Closes `before`, or goes into it as well. */
+/** Closes `before`, or enters it as well. */
 async function* change(
   walk: Writing,
   { enter, folder, name, state: above }: walking.Visit<Uint8Array, Uint8Array>,
@@ -90,7 +90,7 @@ async function* change(
   }
 }
 
-/** The layer of a root, compared with that of the layers below it, or with none; throws. */
+/** The layer of a root, compared with the layers below it if there are any; throws. */
 export const archive = (
   root: number,
   lower: number | undefined,

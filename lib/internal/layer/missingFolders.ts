@@ -1,7 +1,7 @@
 /**
- * Folders that a layer's tar has files in, but no entry for. The unpacker makes them 0755 and root's, and as the layer is
- * shared by images it has to; but in an image that would hide what a lower layer says of them (`/tmp` is 1777). Where
- * it does, one more layer on top sets it right: these folders, and nothing in them.
+ * Folders that contain files of a layer's tar, but have no entry in it. The unpacker makes them with mode 0755, owned
+ * by root, because several images share the layer; in an image, this would hide the metadata of a lower layer (`/tmp`
+ * has 1777). If it does, a correction on top of the image has these folders with the right metadata, and nothing else.
  */
 import { createHash, randomBytes } from "node:crypto"
 import type { Stats } from "node:fs"
@@ -18,8 +18,8 @@ import * as Holds from "../store/leases.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 
 /**
- * A folder that the supervisor makes and owns: it removes it with the scope, and when this process dies, with the rights
- * that the unpacker had. One that has another name by then is not removed.
+ * A folder that the supervisor makes and owns: it removes the folder, with the rights of the unpacker, when the scope
+ * closes or this process dies. A renamed folder stays.
  */
 export const ownedFolder = (berth: Berth, path: string) =>
   scopedUnit(berth, berth.supervisor.nextId(), path, Plan.make([{ op: "scratch", path, mode: 0o755 }]), {})
@@ -33,7 +33,7 @@ interface Metadata {
 
 export interface Layer {
   readonly folder: string
-  /** Which of its folders no entry speaks of; `all` of one that was made for what is in them. */
+  /** Its folders without an entry in the tar; `all` for a completing layer. */
   readonly implicit: ReadonlySet<string> | "all"
 }
 
@@ -44,7 +44,7 @@ const metadataOf = (stats: Stats): Metadata => ({
   mtime: stats.mtimeMs
 })
 
-/** What a layer has at a path, no link followed: a folder, nothing, or something that hides what is below. */
+/** The entry of a layer at a path, links not followed: a folder, nothing, or an entry that hides the layers below. */
 type Found = Stats | "nothing" | "hidden"
 
 interface Place {
@@ -52,7 +52,7 @@ interface Place {
   readonly inner: Map<string, Place>
 }
 
-/** A layer with what has been looked at in it, so that nothing is twice: layers can name deep folders over and over. */
+/** A layer with a cache of its visited entries: layers can name deep folders repeatedly. */
 interface Looked extends Layer {
   readonly top: Place
 }
@@ -82,7 +82,7 @@ const look = async ({ folder, top }: Looked, parts: ReadonlyArray<string>): Prom
   return place.found
 }
 
-/** What an image shows of a folder, and what it should: the layers are given highest first. */
+/** The metadata of a folder that an image shows, and the right one; the layers are given highest first. */
 const compare = async (
   layers: ReadonlyArray<Looked>,
   path: string
@@ -109,7 +109,7 @@ const differ = (a: Metadata, b: Metadata) => a.mode !== b.mode || a.uid !== b.ui
 const pathsOf = ({ implicit }: Layer): ReadonlyArray<string> =>
   implicit === "all" ? [] : [...implicit].filter(isClean)
 
-/** Every folder of the layer that is needed, with its parents, parents first; none where all is as it should be. */
+/** The folders of the correction with their parents, parents first; empty if no correction is needed. */
 const design = async (
   given: ReadonlyArray<Layer>
 ): Promise<ReadonlyArray<readonly [path: string, metadata: Metadata]>> => {
@@ -122,7 +122,7 @@ const design = async (
     if (shown !== undefined && meant !== undefined && differ(shown, meant)) {
       for (let end = path.length; end > 0; end = path.lastIndexOf("/", end - 1)) {
         const folder = path.slice(0, end)
-        // With those above it.
+        // Its parents are in the set as well.
         if (wrong.has(folder)) break
         wrong.add(folder)
       }
@@ -157,7 +157,7 @@ const build = async (
 // A plan has 4096 operations at most.
 const OWNERS_MAX = 1000
 
-/** Their owners, by the supervisor, who may set those of every id that there is. Parents come first, and are its own by then. */
+/** Sets the owners, by the supervisor, which may set every available id. Parents come first, and are its own then. */
 const giveAway = (
   berth: Berth,
   target: string,
@@ -180,15 +180,15 @@ const giveAway = (
   )
 }
 
-/** Clean relative paths only, as the unpacker has them. */
+/** Only clean relative paths, as from the unpacker. */
 const isClean = (path: string) =>
   path !== "" && path.split("/").every((part) => part !== "" && part !== "." && part !== "..")
 
-/** Overlayfs takes no folder twice. The topmost one decides, and hides all that a lower one of the same would show. */
+/** Overlayfs accepts a folder once. The topmost layer with the folder is effective and hides the same folder below. */
 export const withoutRepeats = (layers: ReadonlyArray<string>): ReadonlyArray<string> =>
   layers.filter((folder, i) => layers.lastIndexOf(folder) === i)
 
-/** Where these layers are. */
+/** The folder of these layers. */
 export const parentFolder = (berth: Berth): string => `${berth.layers}/folders`
 
 const attempt = <A>(berth: Berth, evaluate: () => Promise<A>) =>
@@ -203,7 +203,7 @@ interface Correction {
   readonly folders: Awaited<ReturnType<typeof design>>
 }
 
-/** Which layer is to be put above these (lowest first), and where it is or would be; none where none is needed. */
+/** The correction for these layers (lowest first), with its path, whether it exists or not; none if none is needed. */
 export const wanted = (
   berth: Berth,
   layers: ReadonlyArray<Layer>
@@ -220,13 +220,13 @@ export const wanted = (
     return Option.some({ target: `${parentFolder(berth)}/${name}`, folders })
   })
 
-/** A name beside the layer for one that is not whole. */
+/** A name for an unfinished layer, in the same folder. */
 export const temporaryOf = (target: string): string => {
   const slash = target.lastIndexOf("/")
   return `${target.slice(0, slash)}/.${target.slice(slash + 1)}.${randomBytes(8).toString("hex")}`
 }
 
-/** Gives a layer its name. Somebody else may have been faster. */
+/** Renames a finished layer to its final name, unless another process has done this. */
 export const place = (berth: Berth, temporary: string, target: string): Effect.Effect<void, ImageError> =>
   io(target)(
     Effect.zipRight(
@@ -239,7 +239,7 @@ export const place = (berth: Berth, temporary: string, target: string): Effect.E
     )
   )
 
-/** The layer to put above these (lowest first), where one is needed. */
+/** The correction for these layers (lowest first), if one is needed; makes it if it does not exist. */
 export const correction = (
   berth: Berth,
   layers: ReadonlyArray<Layer>

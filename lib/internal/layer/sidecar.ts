@@ -1,6 +1,6 @@
 /**
- * What a layer leaves to the layers below, which it does not know, as it is shared by images: kept beside its folder, and
- * made good where an image is put together.
+ * Data of a layer about layers below it, which differ between images. It is stored beside the layer's folder, and
+ * applied when an image is put together.
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -10,26 +10,26 @@ import type { Berth } from "../../Berth.ts"
 import { ImageError } from "../../BerthError.ts"
 import { io, readBounded, replaceFile } from "../disk/files.ts"
 
-/** A hard link to a file that the layer does not have. Both paths are percent-encoded, as names need not be UTF-8. */
+/** A hard link to a file that the layer lacks. Both paths are percent-encoded, because names need not be UTF-8. */
 export type Link = readonly [target: string, path: string]
 
 export interface Notes {
-  /** Folders that the tar has no entry for. */
+  /** Folders without an entry in the tar. */
   readonly implicit: ReadonlyArray<string>
   readonly links: ReadonlyArray<Link>
 }
 
-/** What the unpacker has percent-encoded, to be shown or compared. */
+/** Decodes a percent-encoded path of the unpacker, for messages and comparisons. */
 export const decodePath = (text: string): string => {
   try {
     return decodeURIComponent(text)
   } catch {
-    // Not UTF-8, as names of files need not be.
+    // Not UTF-8, which file names need not be.
     return text
   }
 }
 
-/** As much as the unpacker says at most (native/unpack/unpack.c). */
+/** The limit of the unpacker's report (native/unpack/unpack.c). */
 const maxBytes = 16 * 1024 * 1024
 
 const Paths = Schema.Array(Schema.String)
@@ -40,7 +40,7 @@ const File = Schema.parseJson(
   )
 )
 
-/** Remembers them beside the layer whose folder this will be. */
+/** Writes the file beside the layer's folder. */
 export const save = (berth: Berth, folder: string, notes: Notes): Effect.Effect<void, ImageError> => {
   const slash = folder.lastIndexOf("/")
   const { implicit, links } = notes

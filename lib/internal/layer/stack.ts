@@ -1,4 +1,4 @@
-/** The folders that an image is stacked of: its layers, and what makes good what they leave to each other. */
+/** The stack of folders of an image: its layers, with completing layers and a correction on top. */
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type { Berth } from "../../Berth.ts"
@@ -8,7 +8,7 @@ import * as LinkLayer from "./crossLayerLinks.ts"
 import * as Implicit from "./missingFolders.ts"
 import * as Notes from "./sidecar.ts"
 
-/** What is stacked of these layers (lowest first), but for the correction on top. */
+/** The stack of these layers (lowest first), without the correction. */
 const placedOf = (berth: Berth, layers: ReadonlyArray<string>) =>
   Effect.map(
     Effect.forEach(layers, (folder) => Notes.load(berth, folder)),
@@ -29,7 +29,7 @@ const foldersOf = (
   correction: Option.Option<string>
 ): ReadonlyArray<string> => [...placed.map(({ folder }) => folder), ...Option.toArray(correction)]
 
-/** The folders for an image of these layers, lowest first: what is needed between and above them is made. */
+/** The folders for an image of these layers, lowest first; makes completing layers and the correction. */
 export const make = (
   berth: Berth,
   layers: ReadonlyArray<string>,
@@ -37,12 +37,12 @@ export const make = (
 ): Effect.Effect<ReadonlyArray<string>, BerthError, Berth> =>
   Effect.gen(function* () {
     const { folders, placed } = yield* placedOf(berth, layers)
-    // From the lowest up, as one may link to what another has made good.
+    // From the lowest up, because a link may have its target in another completing layer.
     yield* Effect.forEach(placed, (layer) => LinkLayer.complete(berth, layer, limits), { discard: true })
     return foldersOf(placed, yield* Implicit.correction(berth, folders))
   })
 
-/** Which folders `make` gives, for layers that are there. */
+/** The folders that `make` returns, for layers that exist. */
 export const wanted = (
   berth: Berth,
   layers: ReadonlyArray<string>

@@ -1,4 +1,4 @@
-/** The bodies of `ImageLayer`: from a blob to a folder. */
+/** The bodies of `ImageLayer`: unpacks a blob into a folder. */
 import { randomBytes } from "node:crypto"
 import * as Effect from "effect/Effect"
 import { hasProperty } from "effect/Predicate"
@@ -43,12 +43,12 @@ export const defaultMaxBytes = 64 * 1024 ** 3
 const defaultMaxEntries = 10_000_000
 const defaultMaxCpuSeconds = 60
 
-/** What a compressed layer may become unless `maxBytes` says more. Layers of programs and text are 2 to 20 times as long. */
+/** The size limit of a compressed layer without `maxBytes`. Layers of programs and text grow by a factor of 2 to 20. */
 const freeBytes = 1024 ** 3
 const expansionMax = 200
 
 const layersFolder = (berth: Berth) => berth.layers
-/** Where layers are by their diff ids. */
+/** The folder of layers, by diff id. */
 export const siblingsFolder = (berth: Berth): string => `${layersFolder(berth)}/sha256`
 const lockPath = (berth: Berth, hex: string) => `${siblingsFolder(berth)}/${hex}.lock`
 
@@ -56,8 +56,8 @@ const removeLock = (berth: Berth, hex: string): Effect.Effect<void> =>
   Effect.ignore(berth.fileSystem.remove(lockPath(berth, hex), { force: true }))
 
 /**
- * Where a layer is while it is not whole. Beside its place: somebody who is not root can rename a folder that he may not
- * write (`/` is 0555 in some images) within its parent only.
+ * The folder of an unfinished layer. It is beside the final one, because a non-root user can rename a folder without
+ * write permission (`/` is 0555 in some images) only within its parent.
  */
 const temporaryPath = (berth: Berth, hex: string) =>
   `${siblingsFolder(berth)}/.${hex}.${randomBytes(8).toString("hex")}`
@@ -67,14 +67,14 @@ export const layerFolder = (berth: Berth, diffId: Digest): string => {
   return `${layersFolder(berth)}/${algorithm}/${hex}`
 }
 
-/** Setuid programs of images are not for the other users of this machine. */
+/** Makes the folders with mode 0700: other users of this machine must not run set-user-ID programs of images. */
 const makeFolders = (berth: Berth) =>
   Effect.zipRight(
     berth.fileSystem.makeDirectory(layersFolder(berth), { recursive: true, mode: 0o700 }),
     berth.fileSystem.makeDirectory(siblingsFolder(berth), { recursive: true })
   )
 
-/** Complete, since the name is given to a layer only when it is whole. */
+/** The layer is complete, because only complete layers get this name. */
 export const isUnpacked = (berth: Berth, diffId: Digest): Effect.Effect<boolean, ImageError> => {
   const path = layerFolder(berth, diffId)
   return io(path)(isFolder(berth.fileSystem, path))
@@ -118,7 +118,7 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
     return layer
   })
 
-/** Of one layer, one at a time. */
+/** One lock for each layer. */
 const underLock = <A, E, R>(berth: Berth, diffId: Digest, work: Effect.Effect<A, E, R>) => {
   const { hex } = digests.parts(diffId)
   return withFileLock(
@@ -129,7 +129,7 @@ const underLock = <A, E, R>(berth: Berth, diffId: Digest, work: Effect.Effect<A,
   ).pipe(oneAtATime(berth, layerFolder(berth, diffId)))
 }
 
-/** Unpacks a blob into a folder that is made for it, and removed with the scope unless it has another name by then. */
+/** Unpacks a blob into a new folder, which is removed when the scope closes, unless it has been renamed. */
 export const unpackInto = (
   berth: Berth,
   directory: string,
@@ -160,7 +160,7 @@ export const unpackInto = (
     return yield* readReport(subject, directory, text)
   })
 
-/** Unpacks a compressed layer of which nobody has said the diff id, and says it. */
+/** Unpacks a compressed layer whose diff id is unknown, and returns the diff id. */
 export const unpackUnknown = (
   blob: string,
   digest: Digest,
@@ -169,7 +169,7 @@ export const unpackUnknown = (
 ): Effect.Effect<Digest, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    // In the state folder until it has a name: what a killed supervisor leaves there is swept.
+    // In the state folder until it has a name: a sweep removes the files of a killed supervisor.
     const temporary = `${berth.supervisor.folder}/unknown-${randomBytes(8).toString("hex")}`
     const report = yield* unpackInto(berth, temporary, blob, compression, limits, digest)
     const diffId = yield* digests.parse(report.diffId)
@@ -180,7 +180,7 @@ export const unpackUnknown = (
     const place = Effect.gen(function* () {
       if (yield* isUnpacked(berth, diffId)) return
       yield* Notes.save(berth, folder, report)
-      // Where it may not be moved, as by somebody who is not root and a root that is 0555, it is unpacked again.
+      // If the rename is refused, as for a non-root user and a root of mode 0555, the layer is unpacked again.
       yield* Effect.ignore(
         Effect.zipRight(
           clearWay(berth.fileSystem, folder, "Directory"),
@@ -192,7 +192,7 @@ export const unpackUnknown = (
     return diffId
   }).pipe(Effect.scoped)
 
-/** What the unpacker says. */
+/** The unpacker's report. */
 interface Report extends Notes.Notes {
   readonly digest: string
   readonly diffId: string
@@ -206,7 +206,7 @@ const check = (
   report: Report
 ): Effect.Effect<void, ImageError> =>
   Effect.gen(function* () {
-    // The unpacker knows sha256 only.
+    // The unpacker supports only sha256.
     const found =
       digests.parts(digest).algorithm === "sha256"
         ? report.digest
@@ -220,8 +220,8 @@ const check = (
   })
 
 /**
- * Removes the unfinished folders of one layer. Only the holder of its lock may: any other owner is dead then. Its unpacker may
- * be about to die, and still writes.
+ * Removes the unfinished folders of one layer. The caller has the lock of the layer, so any other owner is dead. Its
+ * unpacker may still write until it dies.
  */
 const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> => {
   const unfinished = Effect.map(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) =>
@@ -241,7 +241,7 @@ const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> => {
   )
 }
 
-/** Removes what is kept beside a layer that is not there. Only the holder of its lock may, as of the temporaries. */
+/** Removes the sidecar of a layer that does not exist. The caller has the lock of the layer. */
 const removeImplicit = (berth: Berth, hex: string): Effect.Effect<void> => {
   const folder = `${siblingsFolder(berth)}/${hex}`
   return Effect.flatMap(berth.fileSystem.exists(folder), (there) =>
@@ -249,11 +249,11 @@ const removeImplicit = (berth: Berth, hex: string): Effect.Effect<void> => {
   ).pipe(Effect.ignore)
 }
 
-/** Removes a folder whatever is in it, as the supervisor may: without root, it can have files of several ids. */
+/** Removes a folder with all its contents, by the supervisor: without root, files can have several ids. */
 export const removeTree = (berth: Berth, path: string): Effect.Effect<void, BerthError> =>
   Effect.scoped(scopedUnit(berth, berth.supervisor.nextId(), path, Plan.make([{ op: "discard", path }]), {}))
 
-/** Removes what dead processes have left of layers, and what was discarded; not of `own`, whose lock the caller has. */
+/** Removes unfinished and discarded layers of dead processes, except `own`, whose lock the caller has. */
 export const sweep = (berth: Berth, own?: string): Effect.Effect<void> =>
   Effect.flatMap(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) => {
     const there = new Set(names)
@@ -292,9 +292,7 @@ const reasons = {
   confine: "Storage"
 } as const
 
-/**
- * Reads the unpacker's report. The program is Berth's own, but what it repeats (names, paths) is the layer's.
- */
+/** Parses the unpacker's report. The program is Berth's own, but the names and paths in the report are the layer's. */
 const readReport = (subject: string, directory: string, text: string): Effect.Effect<Report, ImageError> =>
   Effect.suspend(() => {
     const fields = new Map<string, string>()

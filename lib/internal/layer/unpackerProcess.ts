@@ -1,4 +1,4 @@
-/** Runs native/unpack/unpack.c on a blob: as a unit of the supervisor, in namespaces of its own, so that it ends as one does. */
+/** Runs native/unpack/unpack.c on a blob, as a unit of the supervisor, in its own namespaces. */
 import { constants } from "node:fs"
 import * as Effect from "effect/Effect"
 import { type BerthError, OperationFailed } from "../../BerthError.ts"
@@ -13,10 +13,10 @@ import { Captured } from "../util/captured.ts"
 export interface Options {
   /** The blob's path on the host. */
   readonly blob: string
-  /** An empty folder, which becomes the unpacker's whole world. */
+  /** An empty folder, the root of the unpacker. */
   readonly directory: string
   readonly compression: "gzip" | "zstd" | "none"
-  /** Bounds on what comes out: past them it stops. */
+  /** Limits of the output: the unpacker stops above them. */
   readonly maxBytes: number
   readonly maxEntries: number
   readonly maxCpuSeconds: number
@@ -43,7 +43,7 @@ const openBlob = (path: string): Effect.Effect<number, OperationFailed> =>
 const descriptor = (fd: number) =>
   Effect.acquireRelease(Effect.succeed(fd), (owned) => Effect.sync(() => native().close(owned)))
 
-/** Unpacks and gives the unpacker's report, lines of `key value`; native/unpack/unpack.h says what they are. */
+/** Unpacks and returns the unpacker's report, lines of `key value`; native/unpack/unpack.h describes them. */
 export const unpack = (options: Options): Effect.Effect<string, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
@@ -57,7 +57,8 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
     const plan = Plan.make([
       { op: "process", namespaces: flagsOf(["mount", "pid", "uts", "ipc", "network"]) },
       { op: "session" },
-      { op: "stdio", stdin: "blob", stdout: "report", stderr: null },
+      // The dynamic loader says on standard error why it cannot start the program.
+      { op: "stdio", stdin: "blob", stdout: "report", stderr: "report" },
       {
         op: "exec",
         program: null,
@@ -69,7 +70,7 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
           `--max-bytes=${options.maxBytes}`,
           `--max-entries=${options.maxEntries}`,
           `--max-cpu=${options.maxCpuSeconds}`,
-          // With root's id alone, all files can only be root's.
+          // If only root's id is available, all files belong to root.
           ...(berth.rootless && berth.ids.uids.length === 1 ? ["--ignore-chown"] : []),
           options.directory
         ],

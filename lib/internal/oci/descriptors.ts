@@ -1,4 +1,4 @@
-/** Descriptors of what Berth itself writes. */
+/** Descriptors of the documents that Berth writes. */
 import type { Digest } from "../../Reference.ts"
 import type { Compression } from "../store/tarIndex.ts"
 import * as digests from "../util/digest.ts"
@@ -19,7 +19,7 @@ export const ofLayer = (compression: Compression, digest: Digest, size: number):
   size
 })
 
-/** A manifest as an entry of a layout: of one platform, all blobs of which are there. */
+/** A manifest as an entry of a layout: of one platform, with all its blobs in the layout. */
 export const ofResolved = ({ config, descriptor }: Resolved): Oci.Descriptor => {
   const { architecture, os, variant } = config
   const { digest, mediaType, size } = descriptor

@@ -1,6 +1,6 @@
 /**
- * The documents of the OCI image specification and of docker's schema 2, as an attacker may have written them:
- * bounded, decoded by schema, media type and fields checked against each other.
+ * The documents of the OCI image specification and of docker's schema 2, which an attacker may have written: their size
+ * is limited, a schema decodes them, and media type and fields are checked against each other.
  */
 
 import * as Effect from "effect/Effect"
@@ -12,10 +12,10 @@ import type { Digest } from "../../Reference.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as digests from "../util/digest.ts"
 
-/** Bytes of a manifest, index or config; what registries accept, too. */
+/** The limit in bytes of a manifest, index or config, as in registries. */
 export const maxDocumentBytes: number = 4 * 1024 * 1024
 
-/** Layers of one image: overlayfs stacks 500. */
+/** The limit of layers of one image: overlayfs stacks 500. */
 export const maxLayers = 500
 
 export const mediaTypes = {
@@ -35,7 +35,7 @@ const isIndexType = (mediaType: string) =>
 const isManifestType = (mediaType: string) =>
   mediaType === mediaTypes.manifest || mediaType === mediaTypes.dockerManifest
 
-/** What a C string can hold. */
+/** A text that a C string can hold. */
 const Text = Schema.String.pipe(
   Schema.filter((text) => !text.includes("\0"), { message: () => "a string without NUL" })
 )
@@ -57,7 +57,7 @@ const PlatformSchema: Schema.Schema<Platform> = Schema.Struct({
   variant: Schema.optional(Schema.String)
 })
 
-/** A descriptor as it stands in a document. Its digest has not been parsed: `digestOf` does. */
+/** A descriptor in a document. Its digest has not been parsed: `digestOf` does that. */
 export interface Descriptor {
   readonly mediaType: string
   readonly digest: string
@@ -68,7 +68,7 @@ export interface Descriptor {
 
 const Size = Schema.Int.pipe(Schema.nonNegative())
 
-/** The same in JSON, where Go writes `null` for a field that is not set. */
+/** The same in JSON, where Go writes `null` for an unset field. */
 export interface DescriptorJson extends Omit<Descriptor, "platform" | "annotations"> {
   readonly platform?: Platform | null | undefined
   readonly annotations?: Readonly<Record<string, string>> | null | undefined
@@ -161,7 +161,7 @@ const LayoutDocument = Schema.Struct({ imageLayoutVersion: Schema.Literal("1.0.0
 const corrupt = (subject: string, detail: string, cause?: unknown) =>
   new ImageError({ reason: "Corrupt", subject, detail, cause })
 
-/** The digest of a descriptor, fit to become a path. */
+/** The parsed digest of a descriptor, which can be part of a path. */
 export const digestOf = (descriptor: Descriptor): Effect.Effect<Digest, ImageError> =>
   digests.parse(descriptor.digest)
 
@@ -198,8 +198,8 @@ const decode = <A, I>(
 }
 
 /**
- * Decodes an index or a manifest. `mediaType` is what the descriptor or the HTTP header says that it is, where
- * there is one. A document that could be read as both is refused (CVE-2021-41190).
+ * Decodes an index or a manifest. `mediaType` is the media type from the descriptor or the HTTP header, if there is
+ * one. An ambiguous document is refused (CVE-2021-41190).
  */
 export const decodeManifest = (
   subject: string,
@@ -250,7 +250,7 @@ export const decodeManifest = (
     return { _tag: "Manifest", config, layers, annotations }
   })
 
-/** What a document says that it is, where no descriptor does. */
+/** The media type of a document without a descriptor, from its own fields. */
 export const mediaTypeOf = (subject: string, bytes: Uint8Array): Effect.Effect<string, ImageError> =>
   Effect.map(parseObject(subject, bytes), (value) =>
     typeof value.mediaType === "string"
@@ -260,11 +260,11 @@ export const mediaTypeOf = (subject: string, bytes: Uint8Array): Effect.Effect<s
         : mediaTypes.manifest
   )
 
-/** Decodes the config of a manifest, whose descriptor has been seen to say that it is one. */
+/** Decodes the config of a manifest. The caller has checked that its descriptor has a config's media type. */
 export const decodeConfig = (subject: string, bytes: Uint8Array): Effect.Effect<Config, ImageError> =>
   Effect.flatMap(parseObject(subject, bytes), (value) => decode(ConfigDocument, subject, value))
 
-/** Whether a config's media type is an image's; a chart, a signature or a WebAssembly module has another. */
+/** Whether a config's media type is that of an image; a chart, a signature or a WebAssembly module has another. */
 export const isImageConfig = (descriptor: Descriptor): boolean =>
   descriptor.mediaType === mediaTypes.config || descriptor.mediaType === mediaTypes.dockerConfig
 
@@ -274,8 +274,7 @@ export const decodeLayout = (subject: string, bytes: Uint8Array): Effect.Effect<
   )
 
 /**
- * The `index.json` of a layout, and the JSON object that it was: what Berth does not know stays in the file when it
- * is written again.
+ * The decoded `index.json` of a layout, and its JSON object: unknown fields stay in the file when it is written again.
  */
 export const decodeLayoutIndex = (
   subject: string,
@@ -289,7 +288,7 @@ export const decodeLayoutIndex = (
     return { index: document, raw: yield* parseObject(subject, bytes) }
   })
 
-/** How the bytes of a layer are compressed, by its media type. */
+/** The compression of a layer, by its media type. */
 export const compressionOf = (
   descriptor: Descriptor
 ): Effect.Effect<"gzip" | "zstd" | "none", ImageError> => {

@@ -1,4 +1,4 @@
-/** Reading an OCI image layout folder: the store, or one that another tool has made. */
+/** Reads an OCI image layout folder: the store, or one of another tool. */
 import * as process from "node:process"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
@@ -15,7 +15,7 @@ export const blobPath = (folder: string, digest: Digest): string => {
   return `${folder}/blobs/${algorithm}/${hex}`
 }
 
-/** The digest that a file has, by the algorithm of this one. */
+/** The digest of a file, by the algorithm of the expected one. */
 export const hashFile = (
   fs: FileSystem.FileSystem,
   path: string,
@@ -30,11 +30,11 @@ const missing = (digest: Digest, folder: string, cause?: unknown) =>
   new ImageError({
     reason: "NotFound",
     subject: digest,
-    detail: `the blob is not in ${folder}`,
+    detail: `the blob is not in ${folder}: get the image again`,
     cause
   })
 
-/** Where the blob is. Fails with `NotFound`, or `DigestMismatch` if its size is not the descriptor's. */
+/** The path of the blob. Fails with `NotFound`, or `DigestMismatch` if its size differs from the descriptor's. */
 export const checkBlob = (
   fs: FileSystem.FileSystem,
   folder: string,
@@ -75,7 +75,22 @@ export const readDocument = (
     return bytes.value
   })
 
-/** The `index.json` of a folder that is an OCI image layout; none if there is no layout there. */
+/** The descriptor of a manifest or index of which only the digest is known. Fails as `readDocument` does. */
+export const descriptorOf = (
+  fs: FileSystem.FileSystem,
+  folder: string,
+  digest: Digest
+): Effect.Effect<Oci.Descriptor, ImageError> =>
+  Effect.gen(function* () {
+    const bytes = yield* readBounded(fs, blobPath(folder, digest), digest, Oci.maxDocumentBytes)
+    if (Option.isNone(bytes)) {
+      return yield* missing(digest, folder)
+    }
+    yield* digests.verify(digest, bytes.value.length, bytes.value)
+    return { mediaType: yield* Oci.mediaTypeOf(digest, bytes.value), digest, size: bytes.value.length }
+  })
+
+/** The `index.json` of a folder in the OCI image layout; none if the folder is not a layout. */
 export const readIndex = (
   fs: FileSystem.FileSystem,
   folder: string
@@ -107,7 +122,7 @@ const architectures: Readonly<Record<string, string>> = {
   mipsel: "mipsle"
 }
 
-/** What containers on this machine run, whatever the variant of its processor. */
+/** The platform of containers on this machine, without the variant of its processor. */
 export const hostPlatform = (): Oci.Platform => ({
   os: "linux",
   architecture: architectures[process.arch] ?? process.arch,
@@ -139,12 +154,12 @@ const variantNumber = (platform: Oci.Platform): number => {
   return match === null ? -1 : Number(match[1])
 }
 
-/** How well an image fits: below 0 it does not run, else the highest is the best. */
+/** How well an image fits: it cannot run below 0; otherwise the highest value is the best. */
 const score = (wanted: Oci.Platform, offered: Oci.Platform): number => {
   if (wanted.os !== offered.os || wanted.architecture !== offered.architecture) {
     return -1
   }
-  // A processor runs what is made for its own variant or an older one; v8 is the only arm64, v1 the first amd64.
+  // A processor runs code for its own variant or an older one; v8 is the only arm64, v1 the first amd64.
   const base = wanted.architecture === "arm64" ? 8 : wanted.architecture === "arm" ? 7 : 1
   const most = wanted.variant ? variantNumber(wanted) : base
   const has = offered.variant ? variantNumber(offered) : Math.min(base, most)
@@ -166,10 +181,7 @@ export const platformError = (
   return new ImageError({ reason: "Platform", subject, detail })
 }
 
-/**
- * The one entry for the platform, or the only one there is when it does not say for which platform it is: its
- * config will.
- */
+/** The entry for the platform, or a single entry without a platform: its config has the platform. */
 export const selectPlatform = (
   subject: string,
   entries: ReadonlyArray<Oci.Descriptor>,
@@ -203,7 +215,7 @@ export const selectPlatform = (
   )
 }
 
-/** A manifest with its config: everything about an image but its layers' bytes. */
+/** A manifest with its config: all documents of an image. */
 export interface Resolved {
   readonly descriptor: Oci.Descriptor
   readonly manifest: Oci.Manifest
@@ -211,12 +223,12 @@ export interface Resolved {
   readonly diffIds: ReadonlyArray<string>
 }
 
-/** Indexes in indexes: no builder makes more than two levels. */
+/** The limit of nested indexes: no builder makes more than two levels. */
 export const maxDepth = 4
 
 /**
- * From a descriptor to the manifest and config for the platform, through however many indexes. `fetch` gives a
- * document's verified bytes: from a folder, or from a registry.
+ * Follows a descriptor through any indexes to the manifest and config for the platform. `fetch` returns a document's
+ * verified bytes: from a folder, or from a registry.
  */
 export const resolveImage = <E, R>(
   start: Oci.Descriptor,

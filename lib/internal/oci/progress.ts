@@ -1,4 +1,4 @@
-/** Who is told how far a pull or a push has come: a function, bars on a terminal, or nobody. */
+/** Listeners to the progress of a pull or a push: a function, bars on a terminal, or none. */
 import * as process from "node:process"
 import * as Effect from "effect/Effect"
 import * as Mailbox from "effect/Mailbox"
@@ -12,10 +12,10 @@ import { attempt } from "../util/fromThrowing.ts"
 import * as check from "../util/validate.ts"
 import type * as Oci from "./documents.ts"
 
-/** What happens to one blob, said in the order in which it happens. */
+/** The events of one blob, in the order in which they happen. */
 export interface Steps {
   readonly enter: (phase: Phase) => void
-  /** The same where bytes are to move: none have. */
+  /** The same for a blob that must be transferred: it begins at 0 bytes. */
   readonly begin: (phase: Phase) => void
   readonly moved: (bytes: number) => void
 }
@@ -43,7 +43,7 @@ export const stepsOf = (listener: Listener, descriptor: Oci.Descriptor): Steps =
   }
 }
 
-/** The same bytes, counted, each time anew. */
+/** The same bytes, counted; each run counts from 0. */
 export const counted = <E, R>(
   stream: Stream.Stream<Uint8Array, E, R>,
   { begin, moved }: Steps,
@@ -57,7 +57,7 @@ export const counted = <E, R>(
     })
   })
 
-/** What an effect tells its listener, and then what it gives. */
+/** Turns an effect with a listener into a stream of the events, followed by the effect's result. */
 export const told = <A, E, R>(
   work: (listener: Listener) => Effect.Effect<A, E, R>
 ): Stream.Stream<Progress | A, E, R> =>
@@ -75,7 +75,7 @@ export const told = <A, E, R>(
 
 const nobody: Listener = () => {}
 
-/** The listener that the options ask for; bars are drawn until the scope closes. */
+/** The listener of the options; bars are drawn until the scope closes. */
 export const listening = (options: ProgressOptions): Effect.Effect<Listener, BerthError, Scope.Scope> => {
   const { progress = "auto" } = options
   if (typeof progress === "function") return Effect.succeed(progress)
@@ -84,7 +84,7 @@ export const listening = (options: ProgressOptions): Effect.Effect<Listener, Ber
   return progress === "auto" && process.stderr.isTTY ? bars : Effect.succeed(nobody)
 }
 
-// Loaded where it is needed: most programs draw nothing.
+// Loaded on first use: most programs draw no bars.
 const bars: Effect.Effect<Listener, never, Scope.Scope> = Effect.gen(function* () {
   const { MultiBar, Presets } = yield* Effect.promise(async () => (await import("cli-progress")).default)
   const multi = yield* Effect.acquireRelease(

@@ -1,4 +1,4 @@
-/** The bodies of `Reference`: the grammar of names of images. */
+/** The bodies of `Reference`: the grammar of image names. */
 import * as Either from "effect/Either"
 import { hasProperty } from "effect/Predicate"
 import { type ImageError, InvalidData } from "../../BerthError.ts"
@@ -13,7 +13,7 @@ export const isReference = (u: unknown): u is Reference.Reference => hasProperty
 
 type Fields = Pick<Reference.Reference, "registry" | "repository" | "tag" | "digest">
 
-/** Of which repository something is, whatever its tag or digest. */
+/** The repository of a reference, without tag and digest. */
 export type Repository = Pick<Reference.Reference, "registry" | "repository">
 
 export const print = ({ digest, registry, repository, tag }: Fields): string =>
@@ -31,13 +31,13 @@ const Proto = {
 
 const make = (fields: Fields): Reference.Reference => Object.assign(Object.create(Proto), fields)
 
-/** What the repository has under a digest. */
+/** The reference to a digest in a repository. */
 export const atDigest = (
   { registry, repository }: Repository,
   digest: Reference.Digest
 ): Reference.Reference => make({ registry, repository, tag: undefined, digest })
 
-/** What the repository has under a tag that `parseTag` has taken, or that Berth has made. */
+/** The reference to a tag that `parseTag` has accepted, or that Berth has made. */
 export const atTag = ({ registry, repository }: Repository, tag: string): Reference.Reference =>
   make({ registry, repository, tag, digest: undefined })
 
@@ -48,7 +48,7 @@ const tagPattern = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$/
 const maxRepository = 255
 const maxReference = 1024
 
-/** Why a part of a name is refused: what was expected, and the error that it was found by. */
+/** The reason for which a part of a name is refused: the expected form, and the error that found the mistake. */
 interface Refusal {
   readonly expected: string
   readonly cause?: ImageError
@@ -56,7 +56,7 @@ interface Refusal {
 
 const expect = (expected: string): Either.Either<never, Refusal> => Either.left({ expected })
 
-/** Whether the first part of a name is a registry, and not a part of the repository. */
+/** Whether the first part of a name is a registry, and not part of the repository. */
 const namesRegistry = (first: string): boolean => first === "localhost" || /[.:A-Z[]/.test(first)
 
 /** A host, or host:port, as references have it. */
@@ -70,7 +70,7 @@ export const parseRegistry = (input: string): Either.Either<string, Refusal> => 
     : expect("a host name or address, and a port between 1 and 65535, before the first slash")
 }
 
-/** Names with slashes between them, as in a repository. */
+/** Names separated by slashes, as in a repository. */
 export const isPath = (input: string): boolean =>
   input.length <= maxRepository && input.split("/").every((component) => componentPattern.test(component))
 
@@ -104,7 +104,7 @@ const parseDigest = (input: string): Either.Either<Reference.Digest, Refusal> =>
     })
   )
 
-/** What is before the first of these characters, and what is after it, where there is one. */
+/** Splits a text at the first of these characters; the second half is undefined without one. */
 const cut = (input: string, character: string): readonly [before: string, after: string | undefined] => {
   const at = input.indexOf(character)
   return at === -1 ? [input, undefined] : [input.slice(0, at), input.slice(at + 1)]
@@ -129,14 +129,14 @@ export const parse = (input: string): Either.Either<Reference.Reference, Invalid
     return make({ registry, repository, tag: tag ?? (digest === undefined ? "latest" : undefined), digest })
   }).pipe(Either.mapLeft(refused("reference", input)))
 
-/** A repository of a registry, which `parseRegistry` has taken. */
+/** A repository of a registry that `parseRegistry` has accepted. */
 export const inRegistry = (registry: string, repository: string): Either.Either<Repository, InvalidData> =>
   Either.mapBoth(parseRepository(registry, repository), {
     onLeft: () => refused("repository", repository)({ expected: "the path of a repository" }),
     onRight: (parsed) => ({ registry, repository: parsed })
   })
 
-/** What a repository has under a tag or a digest. */
+/** The reference to a tag or a digest in a repository. */
 export const inRepository = (
   repository: Repository,
   tagOrDigest: string

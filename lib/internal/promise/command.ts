@@ -19,6 +19,7 @@ import { signalNumber } from "../util/signals.ts"
 import { Lines, lastLines as lastLinesOf } from "../util/text.ts"
 import { letOthersRun } from "../util/turn.ts"
 import { duration } from "../util/validate.ts"
+import { rejectionOf, siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
 const LAST_LINES = 20
@@ -52,6 +53,49 @@ export const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
         )
     )
   )
+}
+
+/** The stdout of a command, for the one that reads it in place of a program. */
+class Output implements AsyncIterable<Uint8Array> {
+  private readonly bytes: AsyncIterator<Uint8Array, undefined>
+
+  constructor(bytes: AsyncIterator<Uint8Array, undefined>) {
+    this.bytes = bytes
+  }
+
+  [Symbol.asyncIterator](): AsyncIterator<Uint8Array, undefined> {
+    return this.bytes
+  }
+
+  /** Ends the command, and waits for its end. */
+  async close(): Promise<void> {
+    await this.bytes.return?.()
+  }
+}
+
+/** How the stdout of a command that has not begun is had. */
+const outputs = new WeakMap<object, () => Output>()
+
+/** An input, or the stdout of the command that it is. It has to be called in the statement of that command. */
+const inputOf = <I extends Input | undefined>(input: I): I | Output =>
+  (typeof input === "object" ? outputs.get(input)?.() : undefined) ?? input
+
+/** Ends the command whose stdout this input is, if it is one. */
+const closeInput = async (input: Input | undefined): Promise<void> => {
+  if (input instanceof Output) await input.close()
+}
+
+/** Calls `use` with an input, or with the stdout of the command that it is, which ends at last. */
+export const withInput = async <I extends Input | undefined, A>(
+  input: I,
+  use: (input: I | Output) => Promise<A>
+): Promise<A> => {
+  const taken = inputOf(input)
+  try {
+    return await use(taken)
+  } finally {
+    await closeInput(taken)
+  }
 }
 
 /** A command in a scope: at its end nothing is left of it, its children in its process group included. */
@@ -102,6 +146,8 @@ interface Settings {
   lines: Handoff<string> | undefined
   /** Gets the bytes of stdout as they are, at the end. */
   takeBytes: ((bytes: Uint8Array) => void) | undefined
+  /** Where another command reads its stdout. */
+  output: Handoff<Uint8Array> | undefined
   readonly onStart: (started: Process) => Effect.Effect<void, BerthError>
 }
 
@@ -153,7 +199,7 @@ const execOptions = ({ input, ...options }: InsideOptions): Container.ExecOption
 const execute = (
   box: Container.Container,
   words: ReadonlyArray<string>,
-  { lines, onStart, options, takeBytes }: Omit<Settings, "nothrow" | "timeout">,
+  { lines, onStart, options, output, takeBytes }: Omit<Settings, "nothrow" | "timeout">,
   written: Outputs
 ): Effect.Effect<Container.Result, BerthError> =>
   Effect.gen(function* () {
@@ -161,12 +207,13 @@ const execute = (
     const started = yield* startIn(box, words, how)
     yield* onStart(started)
     if (takeBytes !== undefined) written.stdout.keepBytes()
-    const result = yield* buffered(
-      started,
-      how,
-      written,
-      lines === undefined ? undefined : hand(started, options, lines)
-    )
+    const handed =
+      output !== undefined
+        ? Stream.runForEach(started.stdout, (bytes) => output.put([bytes]))
+        : lines !== undefined
+          ? hand(started, options, lines)
+          : undefined
+    const result = yield* buffered(started, how, written, handed)
     takeBytes?.(written.stdout.bytes())
     return result
   }).pipe(Effect.scoped)
@@ -183,7 +230,7 @@ export const exec = (
   execute(
     box,
     words,
-    { options, lines: undefined, takeBytes: undefined, onStart: () => Effect.void },
+    { options, lines: undefined, output: undefined, takeBytes: undefined, onStart: () => Effect.void },
     outputsFor(options)
   )
 
@@ -248,17 +295,19 @@ export const makeCommand = (
   words: () => ReadonlyArray<string>,
   options: InsideOptions
 ): Command => {
+  const site = siteOf(makeCommand)
   const stop = new AbortController()
   let begun = false
   let started: Process | undefined
   let wanted: string | number | undefined
 
   const settings: Settings = {
-    options,
+    options: { ...options, input: inputOf(options.input) },
     nothrow: false,
     timeout: undefined,
     lines: undefined,
     takeBytes: undefined,
+    output: undefined,
     onStart: (it) => {
       started = it
       return wanted === undefined ? Effect.void : send(it, wanted)
@@ -269,26 +318,49 @@ export const makeCommand = (
     // The rest of the statement comes first.
     await undefined
     begun = true
+    const effect = Effect.flatMap(attempt(words), (all) => judge(box, all, settings))
     try {
-      return await shared.run(judge(box, words(), settings), settings.options.signal, stop.signal)
+      return await shared.runFrom(site, effect, settings.options.signal, stop.signal)
     } finally {
       settings.lines?.end()
+      settings.output?.end()
+      await closeInput(settings.options.input)
     }
   }
 
   const configure = (name: string, change: Partial<Settings>): Command => {
     if (begun) {
       const expected = "a call in the statement of the command itself, which has begun by now"
-      throw new InvalidOption({ option: `$.${name}`, value: "a later call", expected })
+      const error = new InvalidOption({ option: `$.${name}`, value: "a later call", expected })
+      throw rejectionOf(error, siteOf(configure))
     }
     Object.assign(settings, change)
     return command
   }
 
+  /** What the command writes, and then its failure; whoever leaves early ends it. */
+  const takenFrom = <A>(handoff: Handoff<A>): AsyncIterator<A, undefined> => {
+    // Whoever reads gets it in the end.
+    command.catch(() => {})
+    return {
+      next: async () => {
+        const next = await handoff.next()
+        if (next.done === true) await command
+        return next
+      },
+      return: async () => {
+        stop.abort()
+        await command.catch(() => {})
+        return { done: true, value: undefined }
+      }
+    }
+  }
+
   const command: Command = Object.assign(begin(), {
     nothrow: () => configure("nothrow", { nothrow: true }),
     quiet: () => configure("quiet", { options: { ...settings.options, verbose: false } }),
-    stdin: (input: Input) => configure("stdin", { options: { ...settings.options, input } }),
+    stdin: (input: Input) => configure("stdin", { options: { ...settings.options, input: inputOf(input) } }),
+    pipe: (reader: Command) => reader.stdin(command),
     timeout: (time: Duration.DurationInput) => configure("timeout", { timeout: duration("$.timeout", time) }),
     bytes: async () => {
       let all: Uint8Array = new Uint8Array(0)
@@ -313,21 +385,13 @@ export const makeCommand = (
     [Symbol.asyncIterator]: (): AsyncIterator<string, undefined> => {
       const lines = new Handoff<string>()
       configure("[Symbol.asyncIterator]", { lines })
-      // Whoever reads gets it in the end.
-      command.catch(() => {})
-      return {
-        next: async () => {
-          const next = await lines.next()
-          if (next.done === true) await command
-          return next
-        },
-        return: async () => {
-          stop.abort()
-          await command.catch(() => {})
-          return { done: true, value: undefined }
-        }
-      }
+      return takenFrom(lines)
     }
+  })
+  outputs.set(command, () => {
+    const output = new Handoff<Uint8Array>()
+    configure("pipe", { output })
+    return new Output(takenFrom(output))
   })
   return command
 }

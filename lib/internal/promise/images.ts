@@ -1,13 +1,56 @@
 /** Images as promises, with what pulls and pushes tell on the way. */
-import type * as Effect from "effect/Effect"
-import type * as Berth from "../../Berth.ts"
-import type { BerthError } from "../../BerthError.ts"
+import * as Effect from "effect/Effect"
+import * as Berth from "../../Berth.ts"
+import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
 import * as Image from "../../Image.ts"
 import type { Listener, Progress, ProgressOptions } from "../../Progress.ts"
-import type { Abortable, Images, Transfer } from "../../promise.ts"
+import type { Abortable, Images, PullPolicy, Transfer } from "../../promise.ts"
 import * as Store from "../../Store.ts"
 import { streamOf } from "./command.ts"
+import { siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
+
+/**
+ * The image of `PATH`, `PATH:TAG` or `PATH@DIGEST`. Paths and tags can have colons themselves: the path is the shortest one
+ * that is a layout, as skopeo ends it at the first colon.
+ */
+const fromLayout = (text: string): Effect.Effect<Image.Image, BerthError, Berth.Berth> =>
+  Effect.gen(function* () {
+    const { fileSystem } = yield* Berth.Berth
+    for (const { index } of text.matchAll(/[:@]|$/g)) {
+      const path = text.slice(0, index)
+      if (path === "" || !(yield* Effect.orElseSucceed(fileSystem.exists(`${path}/oci-layout`), () => false)))
+        continue
+      const rest = text.slice(index + 1)
+      const separator = text[index]
+      return yield* Image.fromLayout(
+        path,
+        separator === ":" ? { tag: rest } : separator === "@" ? { digest: rest } : {}
+      )
+    }
+    return yield* new ImageError({
+      reason: "NotFound",
+      subject: `oci:${text}`,
+      detail:
+        "no OCI image layout is there: write oci:PATH, oci:PATH:TAG or oci:PATH@DIGEST with the folder of one"
+    })
+  })
+
+/** The image that the first argument of `start` and `run` stands for. */
+export const named = (
+  image: string | Image.Image,
+  { pull }: PullPolicy
+): Effect.Effect<Image.Image, BerthError, Berth.Berth> => {
+  const isName = typeof image === "string" && image !== "host" && !/^(?:oci:|\/)/.test(image)
+  if (isName) return Image.get(image, { pull })
+  if (pull === "always") {
+    const expected = "the name of an image with it: this image has no registry"
+    return new InvalidOption({ option: "pull", value: JSON.stringify(pull), expected })
+  }
+  if (typeof image !== "string") return Effect.succeed(image)
+  if (image === "host") return Image.host
+  return image.startsWith("/") ? Image.fromRootfs(image) : fromLayout(image.slice("oci:".length))
+}
 
 /** What was told and not taken yet. Each step is small, so that nobody waits for whoever takes them. */
 class Steps {
@@ -40,6 +83,7 @@ const transfer = <A>(
   options: ProgressOptions & Abortable,
   work: (progress: ProgressOptions["progress"]) => Effect.Effect<A, BerthError, Berth.Berth>
 ): Transfer<A> => {
+  const site = siteOf(transfer)
   const stop = new AbortController()
   const readers = new Set<Steps>()
   const tell: Listener = (progress) => {
@@ -50,7 +94,8 @@ const transfer = <A>(
     await undefined
     await undefined
     try {
-      return await shared.run(work(readers.size > 0 ? tell : options.progress), options.signal, stop.signal)
+      const effect = work(readers.size > 0 ? tell : options.progress)
+      return await shared.runFrom(site, effect, options.signal, stop.signal)
     } finally {
       for (const steps of readers) steps.end()
     }
@@ -80,6 +125,8 @@ const transfer = <A>(
 }
 
 export const make = (shared: Shared): Images => ({
+  get: (name, options = {}) =>
+    transfer(shared, options, (progress) => Image.get(name, { ...options, progress })),
   pull: (reference, options = {}) =>
     transfer(shared, options, (progress) => Image.pull(reference, { ...options, progress })),
   push: (image, reference, options = {}) =>
@@ -91,6 +138,9 @@ export const make = (shared: Shared): Images => ({
     ),
   save: (image, path, options) => shared.run(Image.save(image, path, options), options.signal),
   import: (path, options = {}) => shared.run(Image.import(path, options), options.signal),
+  fromStore: (name, options = {}) => shared.run(Image.fromStore(name, options), options.signal),
+  inspect: (name, options = {}) => shared.run(Image.inspect(name, options), options.signal),
+  history: (name, options = {}) => shared.run(Image.history(name, options), options.signal),
   list: (options = {}) => shared.run(Image.list, options.signal),
   tag: (name, newName, options = {}) => shared.run(Image.tag(name, newName), options.signal),
   remove: (name, options = {}) => shared.run(Image.remove(name), options.signal),

@@ -7,6 +7,7 @@ import * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Berth from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
+import { rejectionOf, type Site, siteOf } from "./rejection.ts"
 
 type Runtime = ManagedRuntime.ManagedRuntime<Berth.Berth, BerthError>
 
@@ -55,7 +56,16 @@ export class Shared {
   }
 
   /** Rejects with a tagged error, or, once what it did is undone, with the reason of the signal that was aborted. */
-  async run<A>(
+  run<A>(
+    effect: Effect.Effect<A, BerthError, Berth.Berth>,
+    ...signals: ReadonlyArray<AbortSignal | undefined>
+  ): Promise<A> {
+    return this.runFrom(siteOf(this.run), effect, ...signals)
+  }
+
+  /** The same, for what a program called at `site`. */
+  async runFrom<A>(
+    site: Site,
     effect: Effect.Effect<A, BerthError, Berth.Berth>,
     ...signals: ReadonlyArray<AbortSignal | undefined>
   ): Promise<A> {
@@ -66,7 +76,7 @@ export class Shared {
       const exit = await settle(this.runtime, effect, signals)
       if (Exit.isSuccess(exit)) return exit.value
       if (Cause.isInterruptedOnly(exit.cause)) for (const signal of signals) signal?.throwIfAborted()
-      throw Cause.squash(exit.cause)
+      throw rejectionOf(Cause.squash(exit.cause), site)
     } finally {
       await release()
     }

@@ -1,4 +1,4 @@
-/** Who Berth is at a registry: anonymous, basic, or by a token that a service gives. */
+/** Authentication at a registry: anonymous, basic, or by a token of a token service. */
 import * as HttpClientRequest from "@effect/platform/HttpClientRequest"
 import type { HttpClientResponse } from "@effect/platform/HttpClientResponse"
 import * as Effect from "effect/Effect"
@@ -14,11 +14,11 @@ import { isLoopback } from "./proxy.ts"
 
 /** The state of authentication at one registry. */
 export interface Auth {
-  /** For errors: `nobody in particular`, `the user jane`. */
+  /** The identity, for errors: `nobody in particular`, `the user jane`. */
   readonly description: string
-  /** The Authorization header to send at once, where a challenge for this scope has been answered before. */
+  /** The Authorization header to send at once, if a challenge for this scope has been answered before. */
   readonly current: (scope: string) => string | undefined
-  /** The Authorization header that answers a 401. Fails where there is none better than what was refused. */
+  /** The Authorization header that answers a 401. Fails if there is no better one than the refused one. */
   readonly answer: (refusal: {
     readonly challenge: string | undefined
     readonly scope: string
@@ -39,7 +39,7 @@ export const parseChallenges = (header: string): ReadonlyArray<Challenge> => {
   const challenges: Array<{ scheme: string; parameters: Map<string, string> }> = []
   const item =
     /[\s,]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?:[ \t]*=[ \t]*(?:"((?:[^"\\]|\\[\s\S])*)"|([^\s,"]*)))?(?=[\s,]|$)/y
-  // A header longer than that is nobody's: what could be parsed of its beginning would be cut anywhere.
+  // A longer header is not parsed: its beginning could end in the middle of a value.
   const text = header.length > longestChallenge ? "" : header
   for (let match = item.exec(text); match !== null; match = item.exec(text)) {
     const [, name, quoted, plain] = match
@@ -79,7 +79,7 @@ export const make = (
       const redacted = Redacted.isRedacted(password) ? password : Redacted.make(password)
       identities.set("", { _tag: "Basic", username, password: redacted })
     }
-    /** What is kept may be for some repositories alone. */
+    /** Stored credentials may be for some repositories only. */
     const ownerOf = (scope: string) => (credentials === undefined ? repositoryOf(scope) : "")
     const identityFor = (repository: string, subject: string): Effect.Effect<Identity, Failure> =>
       Effect.suspend(() => {
@@ -152,7 +152,7 @@ export const make = (
       Effect.gen(function* () {
         const known = current(scope)
         if (known !== undefined && known !== refused) {
-          return known // another fiber has just been through this
+          return known // another fiber has just done this
         }
         if (challenge === undefined) {
           const detail =
@@ -161,7 +161,7 @@ export const make = (
         }
         const challenges = parseChallenges(challenge)
         if (refused !== undefined && credentials === undefined) {
-          identities.delete(ownerOf(scope)) // what is kept may be another by now: helpers give what expires
+          identities.delete(ownerOf(scope)) // a helper may return new credentials
         }
         const identity = yield* identityFor(ownerOf(scope), subject)
         if (identity._tag !== "Anonymous") {
@@ -232,7 +232,7 @@ const tokenRequest = (
   }
   const target = new URL(url)
   for (const [key, value] of fields) {
-    // Token services take one scope in each parameter; only in a form are they one text.
+    // Token services take each scope in a parameter of its own; only in a form are all scopes one text.
     for (const one of key === "scope" ? value.split(" ") : [value]) {
       target.searchParams.append(key, one)
     }
@@ -254,7 +254,7 @@ const readToken = (
     Option.flatMap((bytes) =>
       Schema.decodeUnknownOption(Token)(new TextDecoder().decode(bytes)).pipe(
         Option.flatMapNullable(({ access_token, token }) => token || access_token || undefined),
-        // It becomes a header.
+        // It becomes part of a header.
         Option.filter((token) => /^[\x21-\x7e]+$/.test(token))
       )
     )

@@ -1,4 +1,4 @@
-/** Sending a body to a registry: streamed, its length said before, given up where nothing moves. */
+/** Sends a body to a registry: streamed, with its length in advance, and cancelled when it makes no progress. */
 import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
 import type * as HttpClient from "@effect/platform/HttpClient"
 import type { HttpClientError } from "@effect/platform/HttpClientError"
@@ -25,7 +25,7 @@ export const bytesBody = (mediaType: string, bytes: Uint8Array): Body => ({
   content: Stream.make(bytes)
 })
 
-/** A blob that is read as it is sent: Deno's fetch says no length of any other stream. */
+/** A blob that is read while it is sent: Deno's fetch sends the length of no other stream. */
 class StreamedBlob extends Blob {
   readonly #content: ReadableStream<Uint8Array<ArrayBuffer>>
   override readonly size: number
@@ -39,7 +39,7 @@ class StreamedBlob extends Blob {
   }
 }
 
-/** Effect's client by fetch leaves Content-Length to fetch, which has none for a stream; registries want it. */
+/** Effect's fetch client leaves Content-Length to fetch, which sends none for a stream; registries need it. */
 const withLength =
   (inner: typeof globalThis.fetch, length: number): typeof globalThis.fetch =>
   (input, init) => {
@@ -51,7 +51,7 @@ const withLength =
         })
       : inner(input, {
           ...init,
-          // Any other setting makes Node's fetch keep a copy of what it sends, for where it has to send it again.
+          // With any other setting Node's fetch keeps a copy of the sent bytes, to send them again.
           window: null,
           redirect: "error",
           headers: { ...(init?.headers as object), "content-length": String(length) }
@@ -60,10 +60,10 @@ const withLength =
 
 const stallTimeout = Duration.seconds(60)
 
-/** What has come in whole is hashed, and may be copied to another disk or bucket, before there is an answer. */
+/** The registry hashes the complete content, and may copy it to another disk or bucket, before it answers. */
 const answerTimeout = Duration.minutes(5)
 
-/** The request with the body. Fails with `onStall` where the registry takes nothing for a minute. */
+/** Sends the request with the body. Fails with `onStall` if the registry takes no bytes for a minute. */
 export const sendBody = <E>(
   http: HttpClient.HttpClient.With<HttpClientError, Scope.Scope>,
   request: HttpClientRequest.HttpClientRequest,
@@ -75,7 +75,7 @@ export const sendBody = <E>(
     const fetch = Option.getOrElse(yield* Effect.serviceOption(FetchHttpClient.Fetch), () => globalThis.fetch)
     let sent = 0
     let moved = clock.unsafeCurrentTimeMillis()
-    // A fetch that is given up does not give up a body that has nothing to give just then.
+    // An aborted fetch does not cancel a body that has no bytes at that moment.
     const over = yield* Effect.acquireRelease(Deferred.make<never, "over">(), Deferred.fail("over"))
     const counted = content.pipe(
       Stream.tap((chunk) =>

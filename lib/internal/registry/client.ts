@@ -1,4 +1,4 @@
-/** HTTP as registries speak it: authentication, redirects, retries, and what their answers mean. */
+/** The HTTP of registries: authentication, redirects, retries, and the meaning of answers. */
 import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
 import * as HttpClient from "@effect/platform/HttpClient"
 import type { HttpClientError } from "@effect/platform/HttpClientError"
@@ -17,15 +17,15 @@ import type { Auth } from "./auth.ts"
 import { type Body, sendBody } from "./body.ts"
 import { ProxyRefusal, fetch as proxied } from "./proxy.ts"
 
-/** Where the repositories of a registry are, if not at its root. */
+/** The place of a registry's repositories, if they are not at its root. */
 export interface Place {
-  /** What comes before their names there: `proxy`, or nothing. */
+  /** The prefix of repository names at the place: `proxy`, or empty. */
   readonly path: string
-  /** What that is in place of: `library`, or nothing. */
+  /** The prefix that it replaces: `library`, or empty. */
   readonly replaces: string
 }
 
-/** What a repository is called at the place that is asked. */
+/** The name of a repository at the place. */
 export const nameAt = ({ place: { path, replaces } }: Pick<Client, "place">, repository: string): string => {
   const isBelow = replaces !== "" && `${repository}/`.startsWith(`${replaces}/`)
   const rest = isBelow ? repository.slice(replaces.length + 1) : repository
@@ -33,34 +33,34 @@ export const nameAt = ({ place: { path, replaces } }: Pick<Client, "place">, rep
 }
 
 export interface Client {
-  /** Host and port, for people. */
+  /** Host and port, for messages. */
   readonly name: string
   /** `https://registry-1.docker.io`. */
   readonly origin: string
   readonly http: HttpClient.HttpClient
   readonly auth: Auth
   readonly place: Place
-  /** Of a blob. */
+  /** The time without any byte of a blob after which its download is resumed. */
   readonly stallTimeout: Duration.Duration
-  /** What is tried again, and when. */
+  /** Which failures are retried, and when. */
   readonly retries: Schedule.Schedule<unknown, unknown>
-  /** Until when another is asked instead, in milliseconds since the epoch. */
+  /** The time until which another registry is asked instead, in milliseconds since the epoch. */
   readonly state: { passedOverUntil: number }
 }
 
 export interface Request {
   readonly method: "GET" | "HEAD" | "POST" | "PUT" | "DELETE"
-  /** After the origin, `/v2/library/alpine/manifests/3`, or a URL that the registry has given. */
+  /** The path after the origin, `/v2/library/alpine/manifests/3`, or a URL from the registry. */
   readonly path: string
   readonly headers: Readonly<Record<string, string>>
   readonly body?: Body
-  /** What a token must allow: `repository:library/alpine:pull`. */
+  /** The scope of a token: `repository:library/alpine:pull`. */
   readonly scope: string
-  /** What errors name. */
+  /** The subject of errors. */
   readonly subject: string
 }
 
-/** An error, and whether trying again may help. */
+/** An error, and whether a retry may help. */
 export class Failure {
   readonly error: RegistryError
   readonly retry: boolean
@@ -72,21 +72,21 @@ export class Failure {
   }
 }
 
-/** To the end of the headers, with all redirects. */
+/** The limit of the time until the end of the headers, including all redirects. */
 const headTimeout = Duration.seconds(30)
-/** Of a manifest, a token, a page of a list: all of it. */
+/** The limit of the time of a whole manifest, token or page of a list. */
 const documentTimeout = Duration.seconds(60)
-/** After so long nothing is tried again. */
+/** After this time there are no retries. */
 const retryTimeout = Duration.minutes(1)
 export const defaultStallTimeout: Duration.Duration = Duration.seconds(60)
-/** A registry that asks for more is not waited for. */
+/** A request with a longer Retry-After is not retried. */
 const longestRetryAfter = Duration.seconds(60)
 const maxRedirects = 5
-/** A body that comes more slowly, on average over so many stall timeouts, is given up. */
+/** A body that is slower than this on average over so many stall timeouts fails. */
 const slowestBytesPerSecond = 1024
 const stallsPerAverage = 3
 
-/** So many more tries within some seconds; what a registry says in Retry-After comes first, where it is a minute or less. */
+/** The number of retries, within some seconds; a longer Retry-After, up to a minute, replaces the delay. */
 const retriesOf = (times: number): Schedule.Schedule<unknown, unknown> =>
   Schedule.exponential("100 millis").pipe(
     Schedule.jittered,
@@ -106,7 +106,7 @@ const retriesOf = (times: number): Schedule.Schedule<unknown, unknown> =>
 
 export const retrySchedule: Schedule.Schedule<unknown, unknown> = retriesOf(4)
 
-/** After a mirror there is another to ask: one that is overloaded is not waited for. */
+/** After a mirror there is another registry to ask, so an overloaded mirror is not waited for. */
 export const mirrorSchedule: Schedule.Schedule<unknown, unknown> = retriesOf(1).pipe(
   Schedule.whileInput((failure: unknown) => failure instanceof Failure && failure.after === undefined)
 )
@@ -173,11 +173,11 @@ const timedOut = (name: string, subject: string, what: string, retry = true): Fa
 
 interface Exchanged {
   readonly response: HttpClientResponse
-  /** Whether the registry has answered, and not somebody to whom it has redirected. */
+  /** Whether the answer is from the registry, and not from the target of a redirect. */
   readonly own: boolean
 }
 
-/** One request, redirects followed. Credentials stay with the origin that asked for them. */
+/** Sends one request and follows redirects. Credentials only go to the origin that asked for them. */
 const exchange = (
   client: Client,
   request: Request,
@@ -188,7 +188,7 @@ const exchange = (
     const outgoing = HttpClientRequest.make(request.method)(url.href, {
       headers: {
         "user-agent": "berth",
-        // The bytes are verified as they are sent: no transparent decompression.
+        // The bytes are verified as they are sent, so transparent decompression is off.
         "accept-encoding": "identity",
         ...request.headers,
         ...(own && authorization !== undefined ? { authorization } : {})
@@ -218,7 +218,7 @@ const exchange = (
     : gone
 }
 
-/** One HTTP exchange; the body is read, or given up, before the scope closes. */
+/** One HTTP exchange; the body is read or cancelled before the scope closes. */
 export const execute = (
   client: Pick<Client, "http" | "name">,
   subject: string,
@@ -246,7 +246,7 @@ export const execute = (
       error instanceof Failure ? error : transportFailure(client.name, subject, error)
     ),
     Effect.tap((response) => {
-      // A runtime's fetch decompresses whatever comes, and nobody has asked for that.
+      // A runtime's fetch decompresses every compressed answer, and Berth has not asked for compression.
       const encoding = response.headers["content-encoding"] ?? "identity"
       const isRefused = request.method !== "HEAD" && !/^(identity)?$/i.test(encoding)
       const detail = `answers in the encoding ${JSON.stringify(encoding.slice(0, 100))}, which was not requested`
@@ -270,7 +270,7 @@ export const protocolFailure = (
     retry
   )
 
-/** The body as a stream that fails where nothing comes for so long, or too little on average. */
+/** The body as a stream that fails if no bytes arrive for too long, or too few on average. */
 export const body = (
   name: string,
   subject: string,
@@ -285,7 +285,7 @@ export const body = (
     )
   )
 
-/** Counts the time that is spent on waiting for the stream alone: whoever takes from it may take his time. */
+/** Only counts the time spent waiting for the stream: its consumer may take any time. */
 const fastEnough =
   <E>(millisAveraged: number, tooSlow: (bytes: number, millis: number) => E) =>
   (stream: Stream.Stream<Uint8Array, E>): Stream.Stream<Uint8Array, E> =>
@@ -312,7 +312,7 @@ const fastEnough =
       })
     )
 
-/** The whole body where it has at most `limit` bytes, and none where it is longer: the rest is not read then. */
+/** The whole body if it has at most `limit` bytes; none if it is longer, and then the rest is not read. */
 export const readBody = (
   name: string,
   subject: string,
@@ -346,7 +346,7 @@ const ErrorBody = Schema.parseJson(
   })
 )
 
-/** What the registry says about its refusal, on one printable line. */
+/** The registry's explanation of a refusal, on one printable line. */
 const explain = (client: Client, request: Request, response: HttpClientResponse): Effect.Effect<string> =>
   readBody(client.name, request.subject, response, 64 * 1024).pipe(
     Effect.map(Option.getOrElse(() => new Uint8Array())),
@@ -416,7 +416,7 @@ const statusFailure = (
     }
   })
 
-/** One try: as who the last challenge wanted, and once more if there is a new one. Fails for any status but 2xx. */
+/** One attempt with the credentials of the last challenge, and one after a new challenge. Fails unless 2xx. */
 export const attempt = (
   client: Client,
   request: Request
@@ -425,7 +425,7 @@ export const attempt = (
     const used = client.auth.current(request.scope)
     const first = yield* exchange(client, request, used)
     let { response } = first
-    // Nobody but the registry may say where credentials go.
+    // Only the registry may choose the receiver of credentials.
     if (response.status === 401 && first.own) {
       const challenge = response.headers["www-authenticate"]
       const authorization = yield* client.auth.answer({
@@ -444,7 +444,7 @@ export const attempt = (
 export const toError = (error: Failure | BerthError): BerthError =>
   error instanceof Failure ? error.error : error
 
-/** A request, tried again where that may help, and what `use` makes of the answer. */
+/** Sends a request, with retries if they may help, and passes the answer to `use`. */
 export const send = <A>(
   client: Client,
   request: Request,

@@ -1,4 +1,4 @@
-/** containers-registries.conf(5), version 2: which registry is where, and which mirrors it has. */
+/** containers-registries.conf(5), version 2: the locations of registries, and their mirrors. */
 import * as os from "node:os"
 import * as process from "node:process"
 import * as tls from "node:tls"
@@ -40,7 +40,7 @@ const Entry = Schema.Struct({
 })
 const File = Schema.Struct({ registry: Schema.optionalWith(Schema.Array(Entry), { default: () => [] }) })
 
-/** One `[[registry]]`, and the file that has it. */
+/** One `[[registry]]` table, and its file. */
 interface Known {
   readonly file: string
   readonly prefix: string
@@ -49,7 +49,7 @@ interface Known {
 
 type Path = ReadonlyArray<PropertyKey>
 
-/** The line of a key, or of the header of the table that should have it: of `["registry", 1, "mirror", 0, "location"]`. */
+/** The line of a key, or of the header of the table that should have it: `["registry", 1, "mirror", 0, "location"]`. */
 const lineOf = (content: string, [, registry = -1, key = "", mirror = -1, inner = ""]: Path): number => {
   const isMirror = key === "mirror" && mirror !== -1
   const wanted = isMirror ? `${String(registry)}.${String(mirror)}` : `${String(registry)}.-1`
@@ -116,7 +116,7 @@ const parse = (file: string, content: string): Effect.Effect<ReadonlyArray<Known
       if (known.has(prefix)) {
         return yield* refuse(file, at("prefix"), `${prefix} appears twice`)
       }
-      // In the same grammar, but for the subdomains.
+      // A prefix has the grammar of a name, except for the wildcard of subdomains.
       yield* Effect.mapError(parseLocation("prefix", prefix.replace(/^\*\./, ""), ""), (cause) =>
         refuse(file, at("prefix"), "prefix is not a host with an optional port and path", cause)
       )
@@ -136,7 +136,7 @@ const parse = (file: string, content: string): Effect.Effect<ReadonlyArray<Known
 
 interface Source {
   readonly file: string
-  /** Folders with drop-ins, in this order. */
+  /** Folders of drop-ins, in this order. */
   readonly folders: ReadonlyArray<string>
 }
 
@@ -165,12 +165,12 @@ const readFile = (
       : Effect.asSome(parse(file, new TextDecoder().decode(bytes.value)))
   )
 
-/** What the files say, by prefix: a later one has the last word. */
+/** The tables of all files, by prefix: a later file replaces an earlier one. */
 const read = (berth: Berth, path: string | undefined): Effect.Effect<ReadonlyArray<Known>, BerthError> =>
   Effect.gen(function* () {
     if (path !== undefined) {
       const known = yield* readFile(berth, path)
-      const expected = "the path of a registries.conf: there is no such file"
+      const expected = "the path of an existing registries.conf"
       return Option.isSome(known)
         ? known.value
         : yield* new InvalidOption({ option: "path", value: JSON.stringify(path), expected })
@@ -190,7 +190,7 @@ const read = (berth: Berth, path: string | undefined): Effect.Effect<ReadonlyArr
     return [...all.values()]
   })
 
-/** The part of a name that the prefix is: of a registry's subdomains, the whole host. */
+/** The part of a name that matches the prefix: for a wildcard of subdomains, the whole host. */
 const matched = (prefix: string, { registry, repository }: Reference.Reference): string | undefined => {
   if (prefix.startsWith("*.")) {
     return registry.endsWith(prefix.slice(1)) ? registry : undefined
@@ -200,7 +200,7 @@ const matched = (prefix: string, { registry, repository }: Reference.Reference):
 
 const connectTimeoutMillis = 5000
 
-/** How an insecure registry is spoken to. Where nobody answers, that is for whoever asks in earnest to find out. */
+/** The protocol of an insecure registry. If it does not answer, the later request reports that. */
 const insecurity = (location: string): Effect.Effect<Pick<ConnectOptions, "plainHttp" | "tlsVerify">> => {
   const { hostname, port } = new URL(`https://${location}`)
   return Effect.async<Pick<ConnectOptions, "plainHttp" | "tlsVerify">>((resume) => {

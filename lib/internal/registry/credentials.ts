@@ -1,4 +1,4 @@
-/** Who to be at a registry, by what docker and podman keep: their files, and the credential helpers these name. */
+/** Credentials for a registry, as stored by docker and podman: in files, and in credential helpers. */
 import { execFile } from "node:child_process"
 import * as os from "node:os"
 import * as process from "node:process"
@@ -11,7 +11,7 @@ import type { Berth } from "../../Berth.ts"
 import { RegistryError } from "../../BerthError.ts"
 import { readBounded } from "../disk/files.ts"
 
-/** What can be kept for a registry. */
+/** The stored credentials for a registry. */
 export type Identity =
   | { readonly _tag: "Anonymous" }
   | { readonly _tag: "Basic"; readonly username: string; readonly password: Redacted.Redacted<string> }
@@ -45,11 +45,11 @@ type AuthFile = typeof AuthFile.Type
 
 const maxAuthFile = 1024 * 1024
 
-/** As in containers-auth.json(5): the first one that knows the registry decides. */
+/** As in containers-auth.json(5): the first file that knows the registry is used. */
 const authFiles = (): ReadonlyArray<string> => {
   const { DOCKER_CONFIG, REGISTRY_AUTH_FILE, XDG_CONFIG_HOME, XDG_RUNTIME_DIR } = process.env
   if (REGISTRY_AUTH_FILE) {
-    return [REGISTRY_AUTH_FILE] // to podman and skopeo, too, that one is the only one
+    return [REGISTRY_AUTH_FILE] // podman and skopeo, too, only read this file
   }
   const runtime = XDG_RUNTIME_DIR ? `${XDG_RUNTIME_DIR}/containers` : `/run/containers/${process.getuid!()}`
   return [
@@ -59,7 +59,7 @@ const authFiles = (): ReadonlyArray<string> => {
   ]
 }
 
-/** A file that cannot be read is said, and is no reason not to go on. */
+/** An unreadable file causes a warning, and the next file is read. */
 const readAuthFile = (berth: Berth, path: string): Effect.Effect<Option.Option<AuthFile>> =>
   Effect.gen(function* () {
     const bytes = yield* readBounded(berth.fileSystem, path, path, maxAuthFile)
@@ -67,7 +67,7 @@ const readAuthFile = (berth: Berth, path: string): Effect.Effect<Option.Option<A
       return Option.none()
     }
     const file = yield* Schema.decodeUnknown(AuthFile)(new TextDecoder().decode(bytes.value)).pipe(
-      // The parse error would print what is in the file.
+      // The parse error would print the contents of the file.
       Effect.mapError(() => ({
         message: `${path} is not a file of credentials as docker and podman write it`
       }))
@@ -76,7 +76,7 @@ const readAuthFile = (berth: Berth, path: string): Effect.Effect<Option.Option<A
   }).pipe(
     Effect.catchAll((error) =>
       Effect.zipRight(
-        Effect.logWarning(`berth: no credentials are taken from a file: ${error.message}`),
+        Effect.logWarning(`berth: a file of credentials was ignored: ${error.message}`),
         Effect.succeedNone
       )
     )
@@ -84,7 +84,7 @@ const readAuthFile = (berth: Berth, path: string): Effect.Effect<Option.Option<A
 
 const hubServer = "https://index.docker.io/v1/"
 
-/** `https://index.docker.io/v1/` is a key, too; `registry.example.com/team` is for that path alone. */
+/** `https://index.docker.io/v1/` is a key, too; `registry.example.com/team` is only for that path. */
 const hostOfKey = (key: string): string => {
   const stripped = key.replace(/^https?:\/\//, "")
   const host = stripped === key ? key : stripped.split("/")[0]!
@@ -115,7 +115,7 @@ const toIdentity = (entry: Entry): Identity => {
 const fromAuths = (auths: AuthFile["auths"], host: string, repository: string): Identity => {
   const exact = keysOf(host, repository).flatMap((key) => (Object.hasOwn(auths, key) ? [auths[key]!] : []))
   const others = Object.entries(auths).flatMap(([key, entry]) => (hostOfKey(key) === host ? [entry] : []))
-  // Where a helper has the password, docker leaves an empty entry.
+  // If a helper has the password, docker leaves an empty entry.
   return [...exact, ...others].map(toIdentity).find(({ _tag }) => _tag !== "Anonymous") ?? anonymous
 }
 
@@ -130,7 +130,7 @@ interface Ended {
   readonly stderr: string
 }
 
-/** Runs `docker-credential-NAME get` with the server as its input. Fails with what went wrong, for people. */
+/** Runs `docker-credential-NAME get` with the server as its input. Fails with a description of the problem. */
 export const runHelper = (
   program: string,
   server: string,
@@ -153,7 +153,7 @@ export const runHelper = (
     child.stdin?.end(server)
     return Effect.sync(() => {
       child.kill("SIGKILL")
-      // What it has started may hold the other ends.
+      // Its child processes may hold the other ends.
       child.stdout?.destroy()
       child.stderr?.destroy()
     })
@@ -192,8 +192,8 @@ const askHelper = (name: string, server: string): Effect.Effect<Identity, string
   })
 
 /**
- * What is kept for this repository, the most specific first. Within a file, the helper for the registry comes before the
- * helper for all, and that before what the file itself holds. Fails with why a helper could not be asked.
+ * The stored credentials for this repository, the most specific first. Within a file, the helper for the registry comes
+ * before the helper for all registries, and that before the file's own entries. Fails with the problem of a helper.
  */
 export const lookup = (
   berth: Berth,

@@ -1,4 +1,4 @@
-/** What a registry lists page by page, and what is deleted there. */
+/** Lists of a registry, page by page, and deletion. */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -12,14 +12,14 @@ import * as digests from "../util/digest.ts"
 import * as Client from "./client.ts"
 import { manifest, resolve } from "./reads.ts"
 
-/** No repository that people use is near these. */
+/** Far above the size of any real repository. */
 const maxPages = 1000
 const maxListBytes = 64 * 1024 * 1024
 const pageSize = 1000
-/** For all pages of a list. */
+/** The limit of time for all pages of a list. */
 const listTimeout = Duration.minutes(5)
 
-/** The address of the next page: `</v2/team/app/tags/list?last=1.2&n=1000>; rel="next"`. */
+/** The URL of the next page: `</v2/team/app/tags/list?last=1.2&n=1000>; rel="next"`. */
 const nextOf = (link: string | undefined): string | undefined => {
   for (const [, address, parameters] of (link ?? "").matchAll(/<([^<>]*)>([^<]*)/g)) {
     if (/;\s*rel="?next"?/i.test(parameters!)) {
@@ -29,7 +29,7 @@ const nextOf = (link: string | undefined): string | undefined => {
   return undefined
 }
 
-/** Everything in a list: `decode` reads one page. */
+/** All entries of a list: `decode` reads one page. */
 const pages = <A>(
   self: Registry,
   reference: Reference,
@@ -145,13 +145,13 @@ const ReferrerList = Schema.parseJson(
   })
 )
 
-/** The entries with all that is in them: a list may be written again. */
+/** The entries with all their fields, because a list may be written again. */
 const decodeReferrers = (text: string): Effect.Effect<ReadonlyArray<Referrer>, unknown> =>
   Effect.flatMap(Schema.decodeUnknown(ReferrerList, { onExcessProperty: "preserve" })(text), (list) =>
     Effect.as(Effect.forEach(list.manifests, Oci.digestOf, { discard: true }), list.manifests)
   )
 
-/** What a manifest says about another one. */
+/** The entry of a manifest in a list of referrers. */
 export const Links = Schema.parseJson(
   Schema.Struct({
     subject: Schema.optionalWith(Oci.Descriptor, { nullable: true }),
@@ -163,7 +163,7 @@ export const Links = Schema.parseJson(
   })
 )
 
-/** Where clients keep the list themselves, for a registry that does not: cut as the specification cuts it. */
+/** The tag in which clients keep the list for a registry that does not: truncated as in the specification. */
 const referrersOf = (repository: references.Repository, digest: Digest): Reference => {
   const { algorithm, hex } = digests.parts(digest)
   return references.atTag(repository, `${algorithm.slice(0, 32)}-${hex.slice(0, 64)}`)
@@ -214,11 +214,11 @@ export const referrers = (
     const all = Option.isSome(listed)
       ? listed.value
       : yield* taggedReferrers(self, referrersOf(repository, parsed))
-    // No registry has to filter.
+    // Registries need not filter.
     return artifactType === undefined ? all : all.filter((entry) => entry.artifactType === artifactType)
   })
 
-/** Adds a manifest to the list of those that refer to another, for a registry that has not done so itself. */
+/** Adds a manifest to the list of referrers of another, for a registry that has not done so itself. */
 export const addReferrer = (
   self: Registry,
   repository: references.Repository,
@@ -228,7 +228,7 @@ export const addReferrer = (
 ): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
     const list = referrersOf(repository, yield* Oci.digestOf(subject))
-    // What a mirror has may be older than what is written over here.
+    // A mirror's list may be older than the one that is replaced here.
     const own: Registry = Object.create(self, { mirrors: { value: [] } })
     const before = yield* taggedReferrers(own, list)
     if (before.some(({ digest }) => digest === referrer.digest)) {

@@ -1,4 +1,4 @@
-/** Which of several registries is asked: the mirrors in their order, then the registry itself. */
+/** The order in which registries are asked: the mirrors, then the registry itself. */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
@@ -7,10 +7,10 @@ import * as references from "../oci/reference.ts"
 import { quote } from "../util/text.ts"
 import type { Client, Place } from "./client.ts"
 
-/** A mirror that cannot be reached is not asked for the next blob, too: each would wait for its timeout. */
+/** A mirror that cannot be reached is not asked for the next blobs either, because each would wait for its timeout. */
 const millisPassedOver = 60_000
 
-/** Where something is: its host, and what of the path there stands for what. */
+/** The location of a registry: its host, and the prefix of its repositories. */
 export const parseLocation = (
   option: string,
   location: string,
@@ -18,7 +18,7 @@ export const parseLocation = (
 ): Effect.Effect<{ readonly host: string; readonly place: Place }, InvalidOption> => {
   const host = location.split("/")[0]!
   const path = location.slice(host.length + 1)
-  // Docker Hub's other name is no place: it has nothing there.
+  // Docker Hub's other name has no repositories.
   const isHost = Either.getOrUndefined(references.parseRegistry(host)) === host
   const fits = isHost && (location === host || references.isPath(path))
   return fits
@@ -34,15 +34,15 @@ export const parseLocation = (
 export const usable = (self: Registry): ReadonlyArray<Client> =>
   self.mirrors.filter(({ state }) => Date.now() >= state.passedOverUntil)
 
-/** Why a mirror did not give it is said only to who listens: the next one may. */
+/** The error of a mirror is only logged, because the next one may succeed. */
 export const passOver = (mirror: Client, error: BerthError): Effect.Effect<void> => {
   if (error._tag === "RegistryError" && error.reason === "Unreachable") {
     mirror.state.passedOverUntil = Date.now() + millisPassedOver
   }
-  return Effect.logDebug(`berth: the mirror ${mirror.name} is passed over: ${error.message}`)
+  return Effect.logDebug(`berth: the mirror ${mirror.name} is skipped: ${error.message}`)
 }
 
-/** The answer of the first that gives one; the error of the registry itself where none does. */
+/** The first successful answer; the error of the registry itself if all fail. */
 export const first = <A>(
   self: Registry,
   ask: (client: Client) => Effect.Effect<A, BerthError>
@@ -59,8 +59,8 @@ const withMirrors = (self: Registry, mirrors: ReadonlyArray<Client>): Registry =
   Object.assign(Object.create(Object.getPrototypeOf(self)), self, { mirrors })
 
 /**
- * Once more from the next mirror, and in the end from the registry itself, where the bytes were others than the digest
- * says. Which of several it was that gave them is not known: the first that was asked is taken for it.
+ * After a digest mismatch, repeats with the next mirror, and in the end with the registry itself. Several may have
+ * contributed bytes, and it is unknown which one was wrong: the first one is skipped.
  */
 export const orFromNext = <A, R>(
   self: Registry,

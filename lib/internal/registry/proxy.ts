@@ -1,6 +1,6 @@
 /**
- * The proxies that the environment names: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in either case. Deno's
- * and Bun's fetch know them, Node's does not.
+ * The proxies of the environment: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in upper or lower case. The
+ * fetch of Deno and Bun uses them, Node's does not.
  */
 import type { Agent, ClientRequest } from "node:http"
 import { getProxyForUrl } from "proxy-from-env"
@@ -18,10 +18,10 @@ export const isLoopback = (hostname: string): boolean => {
 
 const isNode = !("Deno" in globalThis || "Bun" in globalThis)
 
-/** The proxy that the environment names for a URL, or nothing; a registry on this machine needs none. */
+/** The proxy of the environment for a URL, undefined if there is none; a registry on this machine needs none. */
 export const proxyFor = (url: URL): string => (isLoopback(url.hostname) ? "" : getProxyForUrl(url.href))
 
-/** What a proxy says of a tunnel that it does not open. It is never taken for the registry's own answer. */
+/** A proxy's answer to a refused tunnel, which must never look like the registry's own answer. */
 export class ProxyRefusal extends Error {
   constructor(proxy: string, status: number, options?: ErrorOptions) {
     const { host } = new URL(proxy)
@@ -31,16 +31,16 @@ export class ProxyRefusal extends Error {
 }
 
 /**
- * An agent for node:https that has the proxy open a tunnel for each connection. The authorities count for a proxy that
- * speaks TLS itself, too.
+ * An agent for node:https that opens a tunnel through the proxy for each connection. The authorities also apply to a
+ * proxy that speaks TLS itself.
  */
 export const makeAgent = async (proxy: string, ca: ReadonlyArray<string>): Promise<Agent> => {
-  // Loaded where it is needed, as few are behind a proxy.
+  // Loaded on first use, because few programs are behind a proxy.
   const { HttpsProxyAgent } = await import("https-proxy-agent")
   return new HttpsProxyAgent(proxy, { keepAlive: true, ca: [...ca] }) as unknown as Agent
 }
 
-/** Fails a request whose tunnel the proxy refuses, as its answer would come out as the registry's. */
+/** Fails a request if the proxy refuses its tunnel; otherwise the proxy's answer would look like the registry's. */
 export const refuseAnswersOf = (
   proxy: string,
   request: ClientRequest,
@@ -55,15 +55,15 @@ export const refuseAnswersOf = (
   })
 }
 
-// The environment's proxies are those of the process. By address: connections to a proxy are kept open, as fetch's own
-// are, and keep no program from ending.
+// The environment's proxies belong to the process. A map by address: connections to a proxy stay open, like those of
+// fetch, and do not keep a program alive.
 const agents = new Map<string, ProxyAgent>()
 
 const throughProxy = async (
   proxy: string,
   ...[input, init]: Parameters<typeof globalThis.fetch>
 ): Promise<Response> => {
-  // Loaded where it is needed: Node has an own one that fetch uses, and does not give away.
+  // Loaded on first use: Node's fetch has its own copy, which it does not export.
   const undici = (await import("undici")).default
   const agent = agents.get(proxy) ?? new undici.ProxyAgent(proxy)
   agents.set(proxy, agent)
@@ -77,7 +77,7 @@ const throughProxy = async (
   }
 }
 
-/** Node's fetch, by way of the proxy that the environment names for the URL. */
+/** Node's fetch, through the proxy of the environment for the URL. */
 export const fetch: typeof globalThis.fetch = (input, init) => {
   const proxy = isNode ? proxyFor(new URL(input instanceof Request ? input.url : input)) : ""
   return proxy === "" ? globalThis.fetch(input, init) : throughProxy(proxy, input, init)

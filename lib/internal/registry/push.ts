@@ -1,4 +1,4 @@
-/** Writing to a registry: blobs, manifests, and whole images out of a layout. */
+/** Writes to a registry: blobs, manifests, and whole images from a layout. */
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
@@ -47,7 +47,7 @@ const hasBlob = (client: Client.Client, target: Reference): Effect.Effect<boolea
     )
   )
 
-/** Where the registry wants the bytes. It may be another host, which then gets no credentials. */
+/** The upload's URL from the registry. It may be on another host, which gets no credentials. */
 const uploadUrl = (
   client: Client.Client,
   subject: string,
@@ -63,12 +63,12 @@ const uploadUrl = (
     const why = "wants the bytes at a place that Berth does not send to (not https, or not a URL)"
     return Effect.fail(Client.protocolFailure(client.name, subject, 202, why))
   }
-  // The query is the registry's own state, as it has written it.
+  // The query is the registry's own state and stays unchanged.
   url.search += `${url.search === "" ? "?" : "&"}digest=${encodeURIComponent(digest)}`
   return Effect.succeed(url.href)
 }
 
-/** A registry may say what it has stored; it is another digest of the same bytes where the algorithm is another. */
+/** A registry may report the stored digest; with another algorithm it is another digest of the same bytes. */
 const checkStored = (
   client: Client.Client,
   subject: string,
@@ -130,7 +130,7 @@ export const putBlob = <E = never, R = never>(
             `?mount=${encodeURIComponent(digest)}&from=${encodeURIComponent(Client.nameAt(client, from.repository))}`,
             `${pushScope(client, target)} repository:${Client.nameAt(client, from.repository)}:pull`
           ).pipe(
-            // Whoever may not read there, or where nothing is there, uploads.
+            // If the source cannot be read or does not exist, the blob is uploaded.
             Effect.catchIf(
               (error) => isRefusal(error, "Unauthorized", "NotFound"),
               () => plain
@@ -170,7 +170,7 @@ export const putBlob = <E = never, R = never>(
           stored: headers["docker-content-digest"]
         }))
       ).pipe(
-        // What could not be read is why nothing more was sent.
+        // The upload stopped because the source could not be read.
         Effect.mapError((error) => broken?.error ?? error)
       )
       yield* checkStored(client, subject, digest, stored)
@@ -246,16 +246,16 @@ export const putManifest = (
     return descriptor
   })
 
-/** A config is no layer, and small. */
+/** A config is small, and not a layer. */
 const nobody: Listener = () => {}
 
-/** Layers that their owner wants to be fetched from elsewhere: no registry has them. */
+/** Layers that are fetched from their owner's server: registries do not store them. */
 const isForeign = (descriptor: Oci.Descriptor): boolean =>
   /nondistributable|foreign/.test(descriptor.mediaType)
 
 /**
- * Pushes what a layout has under a descriptor: each blob that the registry has not, then the manifest that names them.
- * Of an index, each of its manifests, and then the index.
+ * Pushes a descriptor of a layout: each blob that the registry lacks, then the manifest that names them. For an index,
+ * each of its manifests, and then the index.
  */
 export const pushFromLayout = (
   self: Registry,
@@ -264,14 +264,14 @@ export const pushFromLayout = (
     readonly fileSystem: FileSystem.FileSystem
     readonly folder: string
     readonly descriptor: Oci.Descriptor
-    /** Called before a blob is looked for, so that it stays there. */
+    /** Called before a blob is looked up, so that it stays in the layout. */
     readonly hold: (descriptor: Oci.Descriptor) => Effect.Effect<void, ImageError>
   },
   listener: Listener,
   mountFrom?: references.Repository
 ): Effect.Effect<Oci.Descriptor, BerthError> => {
   const { fileSystem, folder } = source
-  // Whatever an index names twice, or goes round in circles, is pushed once.
+  // A document that an index names twice, or that is part of a cycle, is pushed once.
   const pushed = new Set<string>()
 
   const pushBlob = (descriptor: Oci.Descriptor, step: Progress.Steps) => {

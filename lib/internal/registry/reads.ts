@@ -54,7 +54,7 @@ export const connect = (
     onRight: (registry) => connectTo(berth, registry, options)
   })
 
-/** `host` is the registry of a reference. */
+/** Connects to the registry of a reference, `host`. */
 export const connectTo = (
   berth: Berth,
   host: string,
@@ -92,7 +92,7 @@ const open = (
     const name = /:\d+$/.test(address) ? address : `${address}:${plain ? 80 : 443}`
     const origin = `${scheme}://${address}`
     const base = Option.isSome(trust) ? Tls.httpClient(trust.value, origin) : berth.httpClient
-    // No spans of its own: URLs that registries redirect to are bearer secrets, and no registry needs trace ids.
+    // Without spans: URLs of redirects are bearer secrets, and registries do not need trace ids.
     const http = HttpClient.withTracerDisabledWhen(base, () => true)
     const transport = { name, origin, http }
     const auth = yield* Auth.make(berth, host, transport, options.credentials)
@@ -149,7 +149,7 @@ export const resolve = (self: Registry, reference: Reference): Effect.Effect<Oci
 const resolveAt = (client: Client.Client, reference: Reference): Effect.Effect<Oci.Descriptor, BerthError> =>
   Effect.gen(function* () {
     const accept = { accept: manifestTypes }
-    // HEAD does not count against Docker Hub's limit of pulls.
+    // HEAD does not count against Docker Hub's pull limit.
     const head = yield* Client.send(
       client,
       request(client, reference, "HEAD", "manifests", accept),
@@ -161,7 +161,7 @@ const resolveAt = (client: Client.Client, reference: Reference): Effect.Effect<O
         })
     ).pipe(
       Effect.map(Option.some),
-      // Some registries take no HEAD; what else is wrong, GET will say.
+      // Some registries do not support HEAD; GET reports all other errors.
       Effect.catchIf(
         (error) =>
           error._tag === "RegistryError" &&
@@ -226,14 +226,14 @@ export const manifest = (
     )
   })
 
-/** Connections that one blob may take: each tells where it goes on, and none is for nothing for ever. */
+/** The number of connections for one blob: each must make progress, so that no download lasts for ever. */
 const maxResumes = 50
-/** What a connection has to bring for the tries to be counted anew. */
+/** The number of bytes after which the attempts are counted anew. */
 const progressBytes = 64 * 1024
 
 /**
- * The bytes as they come, counted and resumed, but not hashed: `Store.put` does that. Where a mirror stops, the next
- * goes on: it is all one blob.
+ * The bytes as they arrive, counted and resumed, but not hashed: `Store.put` does that. If a mirror fails, the next one
+ * continues, because the blob is the same.
  */
 export const unverifiedBlob = (
   self: Registry,
@@ -317,7 +317,7 @@ export const unverifiedBlob = (
 const shortBody = (client: Client.Client, subject: string, offset: number, size: number): Client.Failure =>
   Client.protocolFailure(client.name, subject, 200, `sent ${offset} of ${size} bytes`, true)
 
-/** From where the registry sends: it need not honour a range. */
+/** The offset at which the registry begins: it may ignore a range. */
 const rangeStart = (response: HttpClientResponse): number | undefined => {
   if (response.status !== 206) {
     return 0
@@ -340,14 +340,14 @@ const skip = <E>(stream: Stream.Stream<Uint8Array, E>, count: number): Stream.St
 
 const pieceBytes = 1024 * 1024
 
-/** A file that is gone when the scope closes; what a killed supervisor leaves there is swept. */
+/** A file that is removed when the scope closes; a sweep removes the files of a killed supervisor. */
 const temporaryFile = (berth: Berth): Effect.Effect<string, never, Scope> =>
   Effect.acquireRelease(
     Effect.sync(() => `${berth.supervisor.folder}/blob-${randomBytes(8).toString("hex")}`),
     (path) => Effect.ignore(berth.fileSystem.remove(path, { force: true }))
   )
 
-/** What has to be right before any of it is given waits on the disk. */
+/** Content that must be verified before its first byte is delivered is stored on the disk. */
 const spooled = (
   berth: Berth,
   subject: string,
@@ -380,7 +380,7 @@ export const blob = (
       }
       const file = yield* temporaryFile(self.berth)
       return yield* Mirrors.orFromNext(self, (source) =>
-        // There is nobody to ask after the registry itself: nothing of it has to wait.
+        // After the registry itself there is nobody to ask, so its content need not wait.
         source.mirrors.length === 0
           ? Effect.succeed(from(source))
           : spooled(self.berth, digest, file, from(source))

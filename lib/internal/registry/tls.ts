@@ -1,4 +1,4 @@
-/** Certificates that a registry needs and the runtime does not know, and an HTTP client that takes them. */
+/** Certificates for registries besides the runtime's, and an HTTP client that uses them. */
 import { createPrivateKey, X509Certificate } from "node:crypto"
 import * as http from "node:http"
 import * as https from "node:https"
@@ -20,20 +20,20 @@ import type { ConnectOptions } from "../../Registry.ts"
 import { readBounded } from "../disk/files.ts"
 import { makeAgent, proxyFor, refuseAnswersOf } from "./proxy.ts"
 
-/** What is trusted beside the runtime's own authorities, and who this is. */
+/** The additional authorities, and the client certificate. */
 export interface Trust {
   readonly ca: ReadonlyArray<string>
   readonly client: { readonly certificate: string; readonly key: Redacted.Redacted<string> } | undefined
   readonly verify: boolean
 }
 
-/** Answers of 1xx before the one that counts. */
+/** The limit of 1xx answers before the final one. */
 const maxInformed = 16
 
 const maxPem = 1024 * 1024
 const pemBlock = /-----BEGIN (?:TRUSTED )?CERTIFICATE-----[\s\S]+?-----END (?:TRUSTED )?CERTIFICATE-----/g
 
-/** PEM text, or what is in the file of that name. The error never shows the text: it may be a key. */
+/** PEM text, given directly or as the path of a file. The error never shows the text: it may be a key. */
 const readPem = (
   berth: Berth,
   option: string,
@@ -82,7 +82,7 @@ const readKey = (berth: Berth, option: string, value: string) =>
     Redacted.make
   )
 
-/** As in containers-certs.d(5): of these folders, the first that is there. */
+/** As in containers-certs.d(5): the first existing one of these folders. */
 const certificateFolders = (host: string): ReadonlyArray<string> => [
   `${process.env.XDG_CONFIG_HOME || `${os.homedir()}/.config`}/containers/certs.d/${host}`,
   `/etc/containers/certs.d/${host}`,
@@ -116,7 +116,7 @@ const fromFolders = (berth: Berth, host: string): Effect.Effect<Trust, InvalidOp
     return { ca: [], client: undefined, verify: true }
   })
 
-/** What the options and the folders for this host say; none where the runtime's own ways are enough. */
+/** The TLS options and the folders for this host; none if the runtime's defaults are enough. */
 export const load = (
   berth: Berth,
   host: string,
@@ -148,15 +148,15 @@ export const load = (
     return trust.ca.length > 0 || client !== undefined || !trust.verify ? Option.some(trust) : Option.none()
   })
 
-/** Those that are given replace the usual ones, so that they have to be named, too: the system's, where that is asked for. */
+/** Given authorities replace the usual ones, so these must be listed as well: the system's, if they are requested. */
 const usualAuthorities = (): ReadonlyArray<string> =>
   (tls as { readonly getCACertificates?: () => ReadonlyArray<string> }).getCACertificates?.() ??
   tls.rootCertificates
 
 /**
- * A client over node:https, since no runtime's fetch takes certificates as another's does. The authorities count for
- * every host that is asked; that no authority is needed, for the registry's own host, where its token service may be; and
- * the client certificate is shown to the registry alone, also where a proxy is in between.
+ * A client over node:https, because the fetch of each runtime takes certificates in another way. The authorities apply
+ * to every host. `verify: false` only applies to the registry's own host, which may also have its token service. The
+ * client certificate is only sent to the registry, also through a proxy.
  */
 export const httpClient = (trust: Trust, origin: string): HttpClient.HttpClient => {
   const own = new URL(origin)
@@ -207,7 +207,7 @@ export const httpClient = (trust: Trust, origin: string): HttpClient.HttpClient 
         signal.addEventListener("abort", () => outgoing.destroy(), { once: true })
         sendBody(request, outgoing, fail)
       })
-    // Without TLS there are only the token services of this machine.
+    // Without TLS, only token services on this machine are allowed.
     const proxy = url.protocol === "https:" ? proxyFor(url) : ""
     return proxy === ""
       ? exchange(proxy, undefined)

@@ -1,4 +1,4 @@
-/** AppArmor, apparmor(7): which profile a process gets, and profiles that are loaded for as long as a scope is open. */
+/** AppArmor, apparmor(7): the profile of a process, and profiles that are loaded while a scope is open. */
 import { execFile } from "node:child_process"
 import { rmSync } from "node:fs"
 import * as Effect from "effect/Effect"
@@ -16,7 +16,7 @@ const off = (): Unsupported =>
     hint: "Leave appArmor out, or boot a kernel that has it with lsm=...,apparmor"
   })
 
-/** The length that the child has room for. */
+/** The longest name that the child can hold. */
 const NAME_MAX = 256
 
 const isName = (name: string): boolean =>
@@ -24,7 +24,7 @@ const isName = (name: string): boolean =>
 
 const NAME = `the name of a profile: no white space, quotes or braces, at most ${NAME_MAX} bytes`
 
-/** The profile that was asked for; throws. */
+/** The profile of the option; throws. */
 export const profile = (name: string | undefined): string | undefined => {
   if (name === undefined) return name
   if (typeof name !== "string" || !isName(name)) invalid("appArmor", name, NAME)
@@ -75,7 +75,7 @@ export const defaultProfile = (name: string): string => {
 
 interface Parsed {
   readonly code: number
-  /** What execFile says of a code other than 0. */
+  /** The error of execFile for an exit code other than 0. */
   readonly cause: Error | undefined
   readonly stdout: string
   readonly stderr: string
@@ -84,7 +84,7 @@ interface Parsed {
 /** Runs apparmor_parser(8) on this text. */
 const parser = (args: ReadonlyArray<string>, text: string): Effect.Effect<Parsed, Unsupported> =>
   Effect.async<Parsed, Unsupported>((resume) => {
-    // Not every PATH has its folder.
+    // A PATH may lack the parser's folder.
     const env = { ...process.env, PATH: `${process.env.PATH ?? ""}:/usr/sbin:/sbin` }
     const child = execFile(
       "apparmor_parser",

@@ -7,7 +7,7 @@ import { link, list, read } from "../util/readFile.ts"
 
 const KERNEL = "/sys/kernel/security/apparmor"
 
-// The kernel decides it when the machine starts.
+// This is decided when the machine starts.
 let enabled: boolean | undefined
 
 /** Whether AppArmor is enabled in this kernel. */
@@ -35,14 +35,14 @@ const PROFILES = `${KERNEL}/policy/profiles`
 
 const nameOf = (entry: string): string => read(`${PROFILES}/${entry}/name`).trim()
 
-/** The entry by which the kernel knows what was loaded; who loads a profile of the same name later gets another one. */
+/** The kernel's entry of a loaded profile; a profile that is loaded later under the same name gets another one. */
 const entryOf = (name: string): string | undefined => list(PROFILES).find((entry) => nameOf(entry) === name)
 
 /** A line of a note; the last one counts. */
 interface Noted {
   /** The entries are numbered anew with each. */
   readonly boot: string
-  /** The entry is empty where the profile is about to be loaded. */
+  /** The entry is empty for a profile that is about to be loaded. */
   readonly profiles: ReadonlyArray<readonly [name: string, entry: string]>
 }
 
@@ -62,7 +62,7 @@ export const note = ({ folder, supervisor }: Berth, names: ReadonlyArray<string>
   return path
 }
 
-/** Notes that these have been loaded. */
+/** Notes that these profiles have been loaded. */
 export const noteLoaded = (path: string, names: ReadonlyArray<string>): void =>
   appendFileSync(path, lineOf(names.map((name) => [name, entryOf(name) ?? ""])))
 
@@ -84,8 +84,8 @@ const isUsed = (name: string): boolean =>
 const LOADING_MILLIS = 60_000
 
 /**
- * Whether this profile is the one that was noted at that time. If the program was killed before it could note the entry, the
- * profile counts as noted if it was loaded soon after.
+ * Whether this profile is the noted one. If the program was killed before it could note the entry, the profile counts
+ * as noted if it was loaded soon after.
  */
 const isNoted = (name: string, entry: string, notedMillis: number): boolean => {
   if (entry !== "") return nameOf(entry) === name

@@ -1,10 +1,10 @@
 /**
- * Makes a seccomp program shorter without changing what it says. libseccomp writes a comparison for each system call; as
- * most that are allowed have neighbours that are too, a search among their ranges is a fifth of that. The kernel checks,
- * translates and tries a program whenever it is loaded, so its length is time at every start.
+ * Makes a seccomp program shorter without a change of its results. libseccomp writes a comparison for each system call;
+ * most allowed calls have allowed neighbours, so a search among their ranges takes a fifth of the instructions. The
+ * kernel checks, translates and tries a program whenever it is loaded, so its length costs time at every start.
  *
- * The program is evaluated for every class of architecture and system call number that it can tell apart, which leaves
- * decisions about arguments alone, and is written again from those.
+ * The program is evaluated for every class of architecture and system call number that it can distinguish. Only
+ * decisions about arguments remain, and a new program is written from them.
  */
 
 /** An instruction of linux/filter.h, as struct sock_filter has it. */
@@ -24,7 +24,7 @@ export const IF_GREATER_OR_EQUAL = 0x35
 export const IF_ANY_BIT = 0x45
 export const RETURN = 0x06
 
-/** Where struct seccomp_data has the number of the system call, and the architecture. */
+/** The offsets of the system call's number and of the architecture in struct seccomp_data. */
 const NUMBER = 0
 const ARCHITECTURE = 4
 
@@ -70,7 +70,7 @@ export const holds = (code: number, a: number, k: number): boolean => {
   }
 }
 
-/** What is decided about a word of the arguments; nodes that say the same are the same. */
+/** The decision about a word of the arguments; equal decisions are the same node. */
 type Decision =
   | { readonly result: number }
   | {
@@ -82,7 +82,7 @@ type Decision =
       readonly otherwise: Decision
     }
 
-/** What the accumulator holds: a value that is known, or a word of the arguments through a mask. */
+/** The contents of the accumulator: a known value, or a word of the arguments through a mask. */
 type Accumulator = { readonly known: number } | { readonly offset: number; readonly mask: number }
 
 class NotSimple extends Error {}
@@ -121,9 +121,9 @@ class Evaluator {
     return this.node(key, () => ({ ...a, code, k, then, otherwise }))
   }
 
-  /** What the program says of a system call. */
+  /** The result of the program for a system call. */
   of(architecture: number, number: number): Decision {
-    // Two ways to the same place with the same accumulator go on alike.
+    // Two paths to the same instruction with the same accumulator have the same result.
     const seen = new Map<string, Decision>()
     const from = (start: number, entry: Accumulator): Decision => {
       let at = start
@@ -163,7 +163,7 @@ const OF_NUMBER = 1
 const OF_ARCHITECTURE = 2
 const OF_ELSE = 4
 
-/** What the accumulator may be of at each instruction; in one pass, as jumps only go forwards. */
+/** The possible contents of the accumulator at each instruction; in one pass, as jumps only go forwards. */
 const sources = (program: ReadonlyArray<Instruction>): ReadonlyArray<number> => {
   const at = program.map((_, index) => (index === 0 ? OF_ELSE : 0))
   program.forEach(({ code, jf, jt, k }, index) => {
@@ -179,12 +179,12 @@ const isComparison = (code: number): boolean =>
   code === IF_EQUAL || code === IF_GREATER || code === IF_GREATER_OR_EQUAL || code === IF_ANY_BIT
 
 interface Classes {
-  /** The first of every class of numbers that the program cannot tell apart: it compares the number with these only. */
+  /** The lowest number of every class that the program cannot distinguish: it only compares the number with these. */
   readonly numbers: ReadonlyArray<number>
   readonly architectures: ReadonlyArray<number>
 }
 
-/** Undefined where more is done to the number and the architecture than to compare them whole. */
+/** Undefined if the program does more with the number and the architecture than to compare them as a whole. */
 const classesOf = (program: ReadonlyArray<Instruction>): Classes | undefined => {
   const numbers = new Set([0])
   const architectures = new Set<number>()
@@ -253,7 +253,7 @@ class Writer {
     return this.push(LOAD, decision.offset)
   }
 
-  /** A search for the number, which has been loaded. */
+  /** A binary search for the number, which has been loaded. */
   search(ranges: ReadonlyArray<Range>): number {
     if (ranges.length === 1) return this.decision(ranges[0]!.decision)
     const middle = ranges.length >> 1
@@ -275,7 +275,7 @@ const rewritten = (
   { architectures, numbers }: Classes
 ): ReadonlyArray<Instruction> => {
   const evaluator = new Evaluator(program)
-  // One that the program never names stands for all of those.
+  // A number that the program never names stands for all such numbers.
   let other = 0
   while (architectures.includes(other)) other++
   const rangesOf = (architecture: number) =>

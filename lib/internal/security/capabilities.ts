@@ -1,10 +1,10 @@
-/** Capabilities by name, and sets of them as the kernel has them. */
+/** Capabilities by name, and as the kernel's bit sets. */
 import { readFileSync } from "node:fs"
 import type { Capability, CapabilityOptions } from "../../Security.ts"
 import { nearest } from "../util/didYouMean.ts"
 import { invalid } from "../util/validate.ts"
 
-/** The place in the list is the number. */
+/** The index in the list is the number. */
 export const names = [
   "CHOWN",
   "DAC_OVERRIDE",
@@ -49,7 +49,7 @@ export const names = [
   "CHECKPOINT_RESTORE"
 ] as const
 
-/** Docker's. */
+/** Docker's default capabilities. */
 export const defaults: ReadonlyArray<Capability> = [
   "CHOWN",
   "DAC_OVERRIDE",
@@ -74,7 +74,7 @@ export const maskOf = (of: ReadonlyArray<Capability>): bigint =>
 
 const defaultMask = maskOf(defaults)
 
-/** What `ALL` adds for root: what it has itself, as nobody can give more. In a user namespace that is everything. */
+/** The capabilities that `ALL` adds for root: those of this process. In a user namespace these are all. */
 const attainable = (): bigint => {
   if (process.geteuid?.() !== 0) return maskOf(names)
   try {
@@ -97,7 +97,7 @@ const bitsOf = (change: "add" | "drop" | "ambient", given: string): bigint => {
       )
 }
 
-/** The set as a mask of 64 bits, and what of it is ambient; throws `InvalidOption`. */
+/** The set and its ambient part as masks of 64 bits; throws `InvalidOption`. */
 export const resolve = (
   options: CapabilityOptions
 ): { readonly capabilities: bigint; readonly ambient: bigint } => {

@@ -1,4 +1,4 @@
-/** Limits that can be had: nobody raises a hard limit without CAP_SYS_RESOURCE in the host's user namespace (getrlimit(2)). */
+/** Limits that this process may set: raising a hard one needs the host's CAP_SYS_RESOURCE (getrlimit(2)). */
 import { readFileSync } from "node:fs"
 import type { Limit } from "../../Security.ts"
 
@@ -28,7 +28,7 @@ const lower = (a: bigint, b: bigint): bigint => (a < b ? a : b)
 
 const shown = (limit: bigint): string => (limit === NO_LIMIT ? "unlimited" : String(limit))
 
-/** The same limits, or the present hard ones where these are higher and cannot be had, which is told. */
+/** The same limits; a limit that is too high is replaced by the present hard one, with a warning. */
 export const attainable = (
   limits: ReadonlyArray<Limit>,
   inUserNamespace: boolean

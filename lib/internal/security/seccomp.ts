@@ -1,4 +1,4 @@
-/** From a seccomp profile in Docker's form to the program that the kernel takes: chosen here, compiled by libseccomp. */
+/** Turns a seccomp profile in Docker's form into a program for the kernel, compiled by libseccomp. */
 import { Buffer } from "node:buffer"
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
@@ -9,7 +9,7 @@ import * as Schema from "effect/Schema"
 import { InvalidData, isBerthError, OperationFailed, Unsupported } from "../../BerthError.ts"
 import { constant, type Operation } from "../../Plan.ts"
 import type { SeccompProfile } from "../../Security.ts"
-import { type Native, native } from "../system/addon.ts"
+import { type Native, native, nativeFix } from "../system/addon.ts"
 import { nearest } from "../util/didYouMean.ts"
 import { ELIBACC, EMFILE, ENOENT, errnoName } from "../util/errno.ts"
 import { invalid } from "../util/validate.ts"
@@ -54,7 +54,7 @@ const architectures =
     .split(" ")
     .map((name) => `SCMP_ARCH_${name.toUpperCase()}`)
 
-/** This machine's architecture, as Docker's rules and as libseccomp call it. */
+/** The names of this machine's architecture in Docker's rules and in libseccomp. */
 const machines: Readonly<Record<string, readonly [rules: string, library: string]>> = {
   x64: ["amd64", "SCMP_ARCH_X86_64"],
   ia32: ["x86", "SCMP_ARCH_X86"],
@@ -120,7 +120,7 @@ const profile = Schema.Struct({
 
 const decodeProfile = Schema.decodeUnknownEither(profile, { onExcessProperty: "error" })
 
-/** Whose error it is where a value is no profile: of an option, or of a text that was parsed. */
+/** Makes the error for an invalid profile: of an option, or of a parsed text. */
 type Refuse = (path: string, value: unknown, expected: string, cause: unknown) => never
 
 const refuseText: Refuse = (path, value, expected, cause) => {
@@ -128,7 +128,7 @@ const refuseText: Refuse = (path, value, expected, cause) => {
   throw new InvalidData({ format: "seccomp profile", value: `${path} ${shown}`.trim(), expected, cause })
 }
 
-/** A value as a profile; throws `InvalidOption`, which says where it is not one. */
+/** Decodes a profile; throws `InvalidOption`, which names the place of the mistake. */
 export const decode = (
   given: unknown,
   refuse: Refuse = (path, ...rest) => invalid(`seccomp${path}`, ...rest)
@@ -350,7 +350,7 @@ const addon = (): Native => {
     throw new Unsupported({
       feature: "seccomp",
       why: `the native part, which compiles the policies, cannot be loaded: ${cause}`,
-      hint: "Build it (node native/setup.mjs in berth's folder), on Linux",
+      hint: nativeFix(),
       cause
     })
   }
@@ -362,7 +362,7 @@ const compile = ({ policy, rules }: Policy): Uint8Array => {
   return length < 0 ? refused(-length, rules[at]) : program.subarray(0, length)
 }
 
-/** The program as libseccomp has it. */
+/** The program in libseccomp's form. */
 export const assemble = (of: SeccompProfile, set: bigint): Uint8Array => compile(policyOf(of, set))
 
 /** A compiled policy for a process. */
@@ -374,7 +374,7 @@ export interface Filter {
   readonly notifies: boolean
 }
 
-/** Compiled filters by what they say. */
+/** Compiled filters, by the digest of their policy. */
 export type Filters = Map<string, Filter>
 
 const FILTERS_MAX = 64
@@ -421,7 +421,7 @@ const compileFilter = (filters: Filters, of: SeccompProfile, set: bigint, custom
 
 const defaultKey = (set: bigint): string => `default ${set}`
 
-/** The filter that an option asks for, for a process with these capabilities; throws `InvalidOption` and `Unsupported`. */
+/** The filter of an option, for a process with these capabilities; throws `InvalidOption` and `Unsupported`. */
 export const filter = (
   filters: Filters,
   asked: "default" | "unconfined" | SeccompProfile | undefined,

@@ -70,7 +70,7 @@ const administration = words(`
   lsm_set_self_attr mount mount_setattr move_mount open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname
   setns syslog umount umount2 unshare`)
 
-/** What a capability allows besides: without it, the kernel would refuse most of it anyway. */
+/** The calls that a capability allows in addition: without it, the kernel would refuse most of them anyway. */
 const byCapability: Readonly<Record<string, ReadonlyArray<string>>> = {
   CAP_DAC_READ_SEARCH: ["open_by_handle_at"],
   CAP_SYS_ADMIN: administration,
@@ -112,22 +112,23 @@ const sockets: ReadonlyArray<Rule> = [
     .map((family) => allow(["socket"], [is(family)]))
 ]
 
-// socketcall(2) has the family in memory, where no filter can look, and with each rule for `socket` libseccomp allows it
-// for all families unless a rule before says otherwise. Since Linux 4.3 each has a system call of its own, which musl tries
-// first, and glibc where it is built for such kernels; s390's distributions have a glibc that is not.
+// socketcall(2) has the family in memory, which a filter cannot read, and with each rule for `socket` libseccomp allows
+// it for all families unless an earlier rule says otherwise. Since Linux 4.3 each operation has a system call of its
+// own, which musl tries first, as does a glibc that was built for such kernels; the glibc of s390's distributions was
+// not.
 const s390 = ["s390", "s390x"]
 const multiplexer: ReadonlyArray<Rule> = [
   { names: ["socketcall"], action: "SCMP_ACT_ERRNO", errnoRet: 38, excludes: { arches: s390 } },
   allow(["socketcall"], [], { includes: { arches: s390 } })
 ]
 
-// personality(2): Linux as it is, PER_LINUX32, each without and with UNAME26, and asking.
+// personality(2): Linux's default and PER_LINUX32, each with and without UNAME26, and a query.
 const personalities: ReadonlyArray<Rule> = [0, 0x8, 0x20000, 0x20008, 0xffffffff].map((value) =>
   allow(["personality"], [is(value)])
 )
 
-// No new namespaces by clone(2). The flags of clone3(2) lie in memory, where no filter can look: without it, programs
-// fall back to clone(2), and for that the error has to be ENOSYS (38).
+// No new namespaces by clone(2). A filter cannot read the flags of clone3(2), which are in memory: without clone3,
+// programs fall back to clone(2) if the error is ENOSYS (38).
 const CLONE_NEW = 0x7e020000
 const cloning = (unless: ReadonlyArray<string>): ReadonlyArray<Rule> => [
   allow(["clone"], [{ index: 0, value: CLONE_NEW, valueTwo: 0, op: "SCMP_CMP_MASKED_EQ" }], {
@@ -142,7 +143,7 @@ const cloning = (unless: ReadonlyArray<string>): ReadonlyArray<Rule> => [
 
 const common = [...files, ...attributes, ...waiting, ...memory, ...processes, ...talking, ...time]
 
-/** Docker's default policy by meaning. */
+/** Docker's default policy, ordered by purpose. */
 export const defaultProfile: SeccompProfile = {
   defaultAction: "SCMP_ACT_ERRNO",
   defaultErrnoRet: 1,

@@ -66,7 +66,7 @@ const answerOne = (
     Effect.map((answer) => void native().seccompAnswer(listener, encodeAnswer(call.id, answer)))
   )
 
-/** Until no process with the filter is left. */
+/** Until no process has the filter any more. */
 const serve = (listener: number, handler: Handler): Effect.Effect<void, never, Scope.Scope> =>
   Effect.gen(function* () {
     const bytes = new Uint8Array(REQUEST_BYTES)
@@ -82,11 +82,11 @@ const serve = (listener: number, handler: Handler): Effect.Effect<void, never, S
   })
 
 interface Attended {
-  /** Where the listener is to be sent to. */
+  /** The socket to which the listener is sent. */
   readonly socket: number
-  /** Once it has been sent. */
+  /** Closes `socket`, after the child has sent the listener. */
   readonly close: Effect.Effect<void>
-  /** Throws where it was sent and could not be taken. */
+  /** Throws if the listener was sent and could not be received. */
   readonly taken: () => void
 }
 

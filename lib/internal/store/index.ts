@@ -1,6 +1,6 @@
 /**
- * The two files that make the store an OCI layout. What is deleted and what is kept follows from them, so one that is
- * missing or cannot be read is an error wherever there are blobs: the names in it cannot be told.
+ * The two files that make the store an OCI layout. They decide which blobs are deleted and which are kept, so a missing
+ * or unreadable file is an error if there are blobs: its names are unknown.
  */
 import { randomBytes } from "node:crypto"
 import type * as FileSystem from "@effect/platform/FileSystem"
@@ -22,7 +22,7 @@ const write = (fs: FileSystem.FileSystem, root: string, name: string, content: u
 
 const corrupt = (subject: string, detail: string) => new ImageError({ reason: "Corrupt", subject, detail })
 
-/** Lists nothing where there is no folder. */
+/** Returns an empty list if the folder does not exist. */
 const namesIn = (
   fs: FileSystem.FileSystem,
   folder: string
@@ -45,7 +45,7 @@ const lostIndex = (root: string): ImageError =>
       `Put ${indexFile} back from a backup, or write ${JSON.stringify(noNames)} there to give all names up`
   )
 
-/** The index of the store; none where there is no store yet. */
+/** The index of the store; none if there is no store yet. */
 export const read = (
   fs: FileSystem.FileSystem,
   root: string
@@ -76,7 +76,7 @@ export const read = (
     )
   )
 
-/** Makes the files where there is no store yet. For whoever has the lock of the index. */
+/** Makes the files if there is no store yet. The caller has the lock of the index. */
 export const make = (fs: FileSystem.FileSystem, root: string): Effect.Effect<void, ImageError> =>
   Effect.gen(function* () {
     const exists = (name: string) => io(root)(fs.exists(`${root}/${name}`))
@@ -88,7 +88,7 @@ export const make = (fs: FileSystem.FileSystem, root: string): Effect.Effect<voi
     if (!isThere) yield* write(fs, root, indexFile, noNames)
   })
 
-/** Whether both files are there. */
+/** Whether both files exist. */
 export const isMade = (fs: FileSystem.FileSystem, root: string): Effect.Effect<boolean, ImageError> =>
   io(root)(
     Effect.zipWith(
@@ -110,8 +110,8 @@ const isBroken = <A>(decoded: Effect.Effect<A, ImageError>): Effect.Effect<boole
   )
 
 /**
- * Moves a file that cannot be read aside, and writes one of its name that says nothing. A version of the layout that is
- * not known is none that cannot be read. For whoever has the lock of the index.
+ * Moves an unreadable file aside, and writes an empty one in its place. An unknown version of the layout does not count
+ * as unreadable. The caller has the lock of the index.
  */
 export const repair = (fs: FileSystem.FileSystem, root: string): Effect.Effect<void, ImageError> =>
   Effect.gen(function* () {
@@ -141,7 +141,7 @@ export const repair = (fs: FileSystem.FileSystem, root: string): Effect.Effect<v
     yield* mend(indexFile, noNames, (bytes) => Oci.decodeLayoutIndex(indexFile, bytes))
   })
 
-/** Fails where an index was moved aside: what its names reached is not known, and is not to be removed. */
+/** Fails if an index was moved aside: the blobs that its names reached are unknown, and must not be removed. */
 export const refuseAside = (fs: FileSystem.FileSystem, root: string): Effect.Effect<void, ImageError> =>
   Effect.flatMap(namesIn(fs, root), (names) => {
     const aside = names.find((name) => name.startsWith(asidePrefix))
@@ -149,7 +149,7 @@ export const refuseAside = (fs: FileSystem.FileSystem, root: string): Effect.Eff
       ? Effect.void
       : corrupt(
           `${root}/${aside}`,
-          "this index could not be read, and was moved aside: what it named is unknown, so nothing is removed. " +
-            "Pull what it named again, then remove this file"
+          "this index could not be read, and was moved aside: its names are unknown, so nothing is removed. " +
+            "Pull the images again, then remove this file"
         )
   })

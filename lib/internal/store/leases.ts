@@ -1,9 +1,9 @@
 /**
- * What of the store and of the unpacked layers is in use, so that a collection leaves it alone: the blobs and layers that
- * pulls and unpacks under way rely on, and the layers of containers. Each Berth says it in a file in its supervisor's
- * state folder, which counts while the supervisor holds that folder's lock: a crash ends that. Lines are added under a
- * shared lock, and a collection has the exclusive one. So what is held and there, stays; what is held and not there, was
- * collected before, and is got again.
+ * Leases: the blobs and layers in use, which a collection must not remove. These are the blobs and layers that running
+ * pulls and unpacks need, and the layers of containers. Each Berth records them in a file in its supervisor's state
+ * folder; the record is valid while the supervisor holds the folder's lock, so a crash ends it. A shared lock is needed
+ * to add lines, an exclusive one to collect. So a held blob that exists stays; a held blob that does not exist was
+ * collected before, and is fetched again.
  */
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
@@ -16,17 +16,17 @@ import { AT_FDCWD, native, O_DIRECTORY } from "../system/addon.ts"
 import { describeErrno, EAGAIN, errnoName } from "../util/errno.ts"
 import { isFolder } from "../util/readFile.ts"
 
-/** What one Berth holds: digests of blobs, and layers by their absolute folders. */
+/** The leases of one Berth: digests of blobs, and layers by their absolute folders. */
 export interface Holds {
   /** Berth's folder. */
   readonly folder: string
-  /** Where the unpacked layers are. */
+  /** The folder of the unpacked layers. */
   readonly layers: string
   /** The supervisor's state folder. */
   readonly state: string
-  /** What the file says: all that is in use, and what was until it was last written anew. */
+  /** The entries in the file: everything in use, and everything used since the file was last rewritten. */
   readonly written: Set<string>
-  /** What operations under way rely on, with how many do. */
+  /** The entries that running operations need, each with the number of operations. */
   readonly counts: Map<string, number>
 }
 
@@ -41,7 +41,7 @@ export const make = (folder: string, layers: string, state: string): Holds => ({
 const fileName = "holds"
 const layersOf = (holds: Holds): string => `${holds.layers}/`
 
-/** `sha256:...` for a blob, `sha256/...` or `folders/...` for a layer, whatever path leads to Berth's folder. */
+/** `sha256:...` for a blob, `sha256/...` or `folders/...` for a layer, independent of the path to Berth's folder. */
 const lineOf = (holds: Holds, item: string): string =>
   `${item.startsWith("/") ? item.slice(layersOf(holds).length) : item}\n`
 
@@ -66,13 +66,13 @@ const underLock =
     )
   }
 
-/** Runs a collection: meanwhile nobody begins to rely on anything that is not held yet. */
+/** Runs a collection: meanwhile, no operation can add a lease. */
 export const exclusive = <A, E, R>(
   holds: Holds,
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | ImageError, R> => underLock(holds, "exclusive")(effect)
 
-/** Adds what the file does not have to it, where `refuse` has nothing against that. */
+/** Adds the missing entries to the file, unless `refuse` objects. */
 const write = (
   holds: Holds,
   items: ReadonlyArray<string>,
@@ -107,7 +107,7 @@ const current: FiberRef.FiberRef<Lease | undefined> = FiberRef.unsafeMake<Lease 
 
 const count = (lease: Lease, items: ReadonlyArray<string>): void => {
   const { counts } = lease.holds
-  // A fiber that was left behind may still be at it.
+  // A fiber that has outlived the effect may still call this.
   if (!lease.open) return
   for (const item of items) counts.set(item, (counts.get(item) ?? 0) + 1)
   lease.items.push(...items)
@@ -121,7 +121,7 @@ const end = (lease: Lease): void => {
     if (left === 0) counts.delete(item)
     else counts.set(item, left)
   }
-  // Layers stay in the file: containers are likely to be started from them, and then need not be written down.
+  // Layers stay in the file: containers will likely start from them, without another write.
   const isOver = (item: string): boolean => !item.startsWith("/") && !counts.has(item)
   if (lease.items.some(isOver)) {
     rewrite(
@@ -131,7 +131,7 @@ const end = (lease: Lease): void => {
   }
 }
 
-/** Says less than before, or the same, which needs no lock. */
+/** Writes the same entries or fewer, which needs no lock. */
 const rewrite = (holds: Holds, items: Iterable<string>): void => {
   const kept = [...items]
   const path = `${holds.state}/${fileName}`
@@ -139,14 +139,14 @@ const rewrite = (holds: Holds, items: Iterable<string>): void => {
     fs.writeFileSync(`${path}.new`, kept.map((item) => lineOf(holds, item)).join(""), { mode: 0o600 })
     fs.renameSync(`${path}.new`, path)
   } catch {
-    // The old file says more, which does no harm; and where the supervisor has ended, none is needed.
+    // The old file has more entries, which is harmless; and if the supervisor has ended, no file is needed.
     return
   }
   holds.written.clear()
   for (const item of kept) holds.written.add(item)
 }
 
-/** What the effect holds is held until it ends, or what it is a part of. */
+/** The effect's leases last until it ends, or until the enclosing `keeping` ends. */
 export const keeping =
   (holds: Holds) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -162,14 +162,14 @@ export const keeping =
           )
     )
 
-/** From here to the end of `keeping`, blobs (digests) and layers (folders) that are there stay. */
+/** From here to the end of `keeping`, existing blobs (digests) and layers (folders) stay. */
 export const hold = (holds: Holds, items: ReadonlyArray<string>): Effect.Effect<void, ImageError> =>
   Effect.flatMap(FiberRef.get(current), (lease) => {
     const counted = Effect.sync(() => {
       if (lease?.holds === holds) count(lease, items)
       return items.every((item) => holds.written.has(item))
     })
-    // Counted first: a collection by this process that comes between writes it down itself.
+    // Counted first: a concurrent collection of this process then records it itself.
     return Effect.flatMap(counted, (known) => (known ? Effect.void : write(holds, items, () => undefined)))
   })
 
@@ -188,7 +188,7 @@ const layersIn = (holds: Holds, plan: Plan.Plan): ReadonlyArray<string> => {
   return found
 }
 
-/** What cannot be read may say that something is in use: only where there is nothing to read, nothing is. */
+/** An unreadable file may contain leases: only a missing file means that nothing is in use. */
 const orIfMissing = <A>(error: unknown, instead: A): A => {
   const { code } = error as { code?: unknown }
   if (code !== "ENOENT" && code !== "ENOTDIR") throw error
@@ -207,15 +207,15 @@ const gone = (layers: ReadonlyArray<string>): ImageError | undefined => {
 }
 
 /**
- * What has to be written down before a plan may run: most often nothing, as the file names every layer that was used
- * before. It is looked at in the same turn of the event loop in which the plan is counted among those that run.
+ * The entries to record before a plan may run: usually none, as the file has every layer that was used before. The
+ * check is in the same turn of the event loop in which the plan is counted as running.
  */
 export const guard = (holds: Holds): Guard => ({
   missing: (plan) => layersIn(holds, plan).filter((layer) => !holds.written.has(layer)),
   hold: (layers) => write(holds, layers, () => gone(layers))
 })
 
-/** Whether the supervisor of a state folder lives. */
+/** Whether the supervisor of a state folder is alive. */
 const isAlive = (state: string): boolean => {
   try {
     const fd = fs.openSync(`${state}/lock`, "r")
@@ -238,8 +238,8 @@ const readLines = (path: string): ReadonlyArray<string> => {
 }
 
 /**
- * All that is in use, by this Berth and others. For whoever has the exclusive lock. With `forget`, what this Berth used
- * once and does not now is no longer written down.
+ * Everything in use, by this Berth and others. The caller has the exclusive lock. With `forget`, entries that this
+ * Berth does not use any more are removed from its file.
  */
 export const collect = (
   holds: Holds,
@@ -247,11 +247,11 @@ export const collect = (
   forget: boolean
 ): Effect.Effect<ReadonlySet<string>, ImageError> =>
   Effect.try({
-    // In one turn of the event loop: what begins to run or to be held later than this is written down first, which waits.
+    // In one turn of the event loop: later plans and leases must be recorded first, which waits for the lock.
     try: () => {
       const own = new Set([...holds.counts.keys(), ...plans().flatMap((plan) => layersIn(holds, plan))])
       if (forget) rewrite(holds, own)
-      // Where that has failed, the file says all that it said.
+      // If the write failed, the file has all its old entries.
       const used = new Set(forget ? holds.written : own)
       for (const name of fs.readdirSync(`${holds.folder}/run`)) {
         const state = `${holds.folder}/run/${name}`

@@ -1,4 +1,4 @@
-/** The bodies of `Store`: writing the layout. */
+/** The bodies of `Store`: writes the layout. */
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -19,10 +19,10 @@ import * as Holds from "./leases.ts"
 
 export const folder = (berth: Berth): string => `${berth.folder}/store`
 
-/** Beside the standard's files; a layout may hold others. */
+/** A folder beside the standard's files; a layout may have others. */
 export const partialFolder = (berth: Berth): string => `${folder(berth)}/.partial`
 
-/** Makes the layout where it is not there. */
+/** Makes the layout if it does not exist. */
 const initialize = (berth: Berth): Effect.Effect<void, ImageError> => {
   const fs = berth.fileSystem
   const root = folder(berth)
@@ -35,7 +35,7 @@ const initialize = (berth: Berth): Effect.Effect<void, ImageError> => {
   })
 }
 
-/** Moves what cannot be read of the layout's own files aside. Names that were in there are lost, so `gc` refuses then. */
+/** Moves the layout's unreadable files aside. Their names are lost, so `gc` refuses then. */
 export const repair = (berth: Berth): Effect.Effect<void, ImageError> =>
   withIndexLock(berth, Index.repair(berth.fileSystem, folder(berth)))
 
@@ -54,7 +54,7 @@ export const has = (berth: Berth, digest: Digest): Effect.Effect<boolean, ImageE
     io(digest, folder(berth))
   )
 
-/** Whether the store has a blob, and its bytes are what its digest says. */
+/** Whether the store has a blob whose bytes match its digest. */
 export const isIntact = (berth: Berth, digest: Digest): Effect.Effect<boolean, ImageError> =>
   Effect.flatMap(has(berth, digest), (there) =>
     there
@@ -65,15 +65,15 @@ export const isIntact = (berth: Berth, digest: Digest): Effect.Effect<boolean, I
       : Effect.succeed(false)
   )
 
-/** Where it is noted which blobs `put` has added, while somebody wants to know. */
+/** Collects the blobs that `put` has added, while an effect wants to know. */
 export const added: FiberRef.FiberRef<Set<Digest> | undefined> = FiberRef.unsafeMake<Set<Digest> | undefined>(
   undefined
 )
 
-/** How `put` finds out that it has nothing to do. */
+/** The check by which `put` finds that the blob exists. */
 export type IsThere = typeof has
 
-/** With `isIntact` for `isThere`, a blob that has rotten on the disk is written again. */
+/** With `isIntact` instead of `isThere`, a corrupted blob is written again. */
 export const put = <E, R>(
   berth: Berth,
   digest: Digest,
@@ -85,7 +85,7 @@ export const put = <E, R>(
   const { algorithm, hex } = digests.parts(digest)
   const target = Layout.blobPath(folder(berth), digest)
   const disk = io(digest, folder(berth))
-  // One name for a digest, and the lock is on the file itself: what a dead process has left is written over.
+  // A digest has a single temporary name, and the lock is on that file: the rest of a dead process is overwritten.
   const temporary = `${partialFolder(berth)}/${algorithm}-${hex}`
   const discard = fs.remove(temporary, { force: true })
   const write = (file: FileSystem.File) =>
@@ -125,13 +125,13 @@ export const put = <E, R>(
   )
 }
 
-/** Runs an effect in which no collection removes what it relies on: see `holds.ts`. */
+/** Runs an effect during which no collection removes the blobs and layers that it needs: see leases.ts. */
 export const keeping = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R | Berth> =>
   Effect.flatMap(Berth, (berth) => Holds.keeping(berth.holds)(effect))
 
 /**
- * Where an effect fails because of blobs that have rotten on the disk, they are fetched again, and it has a second try.
- * Which have is looked for only then, as it takes reading them all.
+ * If an effect fails because of corrupted blobs on the disk, fetches them again and retries once. Blobs are only
+ * checked then, because this reads all of them.
  */
 export const healing =
   <R1>(
@@ -142,7 +142,7 @@ export const healing =
   <A, R>(effect: Effect.Effect<A, BerthError, R>): Effect.Effect<A, BerthError, R | R1> =>
     Effect.catchIf(
       effect,
-      // Broken bytes can look like anything, but what the disk refused is not about them.
+      // Corrupted bytes can cause any error except those of the disk.
       (error) => error._tag === "ImageError" && error.reason !== "Storage",
       (error) =>
         Effect.gen(function* () {
@@ -159,7 +159,7 @@ export const healing =
         })
     )
 
-/** Removes what processes that died while they wrote have left. */
+/** Removes the temporary files of processes that died while they wrote. */
 export const sweep = (berth: Berth): Effect.Effect<void> =>
   Effect.flatMap(berth.fileSystem.readDirectory(partialFolder(berth)), (names) =>
     Effect.forEach(
@@ -169,7 +169,7 @@ export const sweep = (berth: Berth): Effect.Effect<void> =>
     )
   ).pipe(Effect.ignore)
 
-/** An entry of `index.json`: as it was read, whatever other tools have written into it, and as Berth knows it. */
+/** An entry of `index.json`: the original with the fields of other tools, and its decoded form. */
 export interface Entry {
   readonly raw: unknown
   readonly descriptor: Oci.Descriptor
@@ -178,13 +178,13 @@ export interface Entry {
 export const nameOf = ({ annotations }: Oci.Descriptor): string | undefined =>
   annotations?.[Oci.refNameAnnotation]
 
-/** Every entry of `index.json`; none where there is no store yet. */
+/** Every entry of `index.json`; empty if there is no store yet. */
 export const entries = (berth: Berth): Effect.Effect<ReadonlyArray<Oci.Descriptor>, ImageError> =>
   Effect.map(Index.read(berth.fileSystem, folder(berth)), (layout) =>
     Option.isNone(layout) ? [] : layout.value.index.manifests
   )
 
-/** Changes the entries of `index.json`: at any time one does, of all processes. */
+/** Changes the entries of `index.json`, under a lock between all processes. */
 export const update = <E>(
   berth: Berth,
   change: (entries: ReadonlyArray<Entry>) => Effect.Effect<ReadonlyArray<unknown>, E>
@@ -213,7 +213,7 @@ const withName = ({ descriptor, raw }: Entry, name: string): unknown => ({
   annotations: { ...descriptor.annotations, [Oci.refNameAnnotation]: name }
 })
 
-/** The entries once the name stands for these. */
+/** The entries after the name has been set. */
 export const named = (
   entries: ReadonlyArray<Entry>,
   name: string,
@@ -223,7 +223,7 @@ export const named = (
   ...meant.map((entry) => withName(entry, name))
 ]
 
-/** Gives names to descriptors, all of them or none; of one that is given twice, the last counts. */
+/** Names descriptors, all or none; the last one of a repeated name counts. */
 export const tagAll = (
   berth: Berth,
   tags: ReadonlyArray<readonly [name: string, descriptor: Oci.Descriptor]>

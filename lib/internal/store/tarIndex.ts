@@ -1,4 +1,4 @@
-/** Archives as files on disk: how they are compressed, what is in a tar and where, and its parts by their place. */
+/** Archives as files on disk: their compression, the members of a tar and their offsets, and reads by offset. */
 import { randomBytes } from "node:crypto"
 import { createReadStream } from "node:fs"
 import * as fs from "node:fs/promises"
@@ -20,7 +20,7 @@ import * as Store from "./store.ts"
 
 export type Compression = "none" | "gzip" | "zstd"
 
-// An archive of images has a few members for each layer, with short names; what is kept of them is in memory.
+// An archive of images has a few members for each layer, with short names; their index is kept in memory.
 const maxMembers = 65_536
 const maxNameLength = 512
 const maxHeaderBytes = 4 * 1024 * 1024
@@ -29,7 +29,7 @@ const maxLinks = 8
 const corrupt = (subject: string, detail: string, cause?: unknown) =>
   new ImageError({ reason: "Corrupt", subject, detail, cause })
 
-/** What node:fs and node:zlib throw, and what the tar reader does. */
+/** Errors of node:fs, of node:zlib and of the tar reader. */
 export const failedOn =
   (subject: string) =>
   (error: unknown): ImageError => {
@@ -55,7 +55,7 @@ const magics: ReadonlyArray<readonly [format: Compression | "xz" | "bzip2", magi
   ["bzip2", [0x42, 0x5a, 0x68]]
 ]
 
-/** How a file, or what is in it at a place, is compressed. Fails with `Unsupported` for what is neither gzip nor zstd. */
+/** The compression of a file, or of a part of it. Fails with `Unsupported` for an unknown format. */
 export const compressionAt = (
   path: string,
   subject: string,
@@ -85,10 +85,10 @@ export const compressionAt = (
         : Effect.succeed(format)
   )
 
-/** Node has had zstd since 22.15; the types are older. */
+/** Node has zstd since 22.15; the types are older. */
 const zstdDecompress = (zlib as { readonly createZstdDecompress?: () => Transform }).createZstdDecompress
 
-/** Whether `decompressed` can take it. Fails with `Unsupported` where this runtime has no zstd. */
+/** Whether `decompressed` supports the compression. Fails with `Unsupported` if this runtime has no zstd. */
 export const checkDecompression = (
   compression: Compression,
   subject: string,
@@ -103,12 +103,12 @@ export const checkDecompression = (
     : Effect.void
 
 async function* decompressing(path: string, transform: Transform): AsyncGenerator<Uint8Array> {
-  // An error of either arrives at whoever reads, and a reader that stops closes both.
+  // An error of either stream reaches the reader, and a reader that stops closes both.
   pipeline(createReadStream(path, { highWaterMark: 256 * 1024 }), transform, () => {})
   yield* transform as AsyncIterable<Uint8Array>
 }
 
-/** The contents of a file without its compression. */
+/** The decompressed contents of a file. */
 export const decompressed = (
   path: string,
   compression: Exclude<Compression, "none">,
@@ -124,7 +124,7 @@ export const decompressed = (
     )
   )
 
-/** A stream as a file while `use` runs, in the store's folder for what is not whole: the dead's are removed there. */
+/** Makes a file of a stream while `use` runs, in the folder of temporary files, which sweeps clean up. */
 export const spooled = <E0, R0, A, E, R>(
   berth: Berth,
   subject: string,
@@ -165,7 +165,7 @@ export const digestOf = (
   part: Part
 ): Effect.Effect<Digest, ImageError> => digests.ofStream(read(berth, path, subject, part))
 
-/** Where something is in a file. */
+/** A range of a file. */
 export interface Part {
   readonly offset: number
   readonly size: number
@@ -184,10 +184,10 @@ export const read = (
         failedOn(subject)
       )
 
-/** A tar on disk. No name in it is ever a path of this machine: they are looked up here and nowhere else. */
+/** A tar on disk. Its names are never used as paths of this machine: they are looked up only here. */
 export interface Archive {
   readonly path: string
-  /** As the caller knows it. */
+  /** The archive's name for the caller. */
   readonly subject: string
   readonly members: ReadonlyMap<string, Part | { readonly link: string }>
 }
@@ -215,7 +215,7 @@ const nameOf = (subject: string, name: string): string => {
   return resolveName(subject, [], name)
 }
 
-/** What is in a tar, by its headers alone: contents are passed over. */
+/** The index of a tar, from its headers: contents are skipped. */
 const readMembers = async (path: string, subject: string, signal: AbortSignal): Promise<Archive> => {
   const file = await fs.open(path)
   try {
@@ -236,7 +236,7 @@ const readMembers = async (path: string, subject: string, signal: AbortSignal): 
       signal.throwIfAborted()
       const { bytesRead } = await file.read(block, 0, tar.BLOCK, at)
       const isWhole = bytesRead === tar.BLOCK
-      // That the last two blocks are missing is not minded, as by tar(1).
+      // As in tar(1), the last two blocks may be missing.
       if (at === start && (bytesRead === 0 || (isWhole && block.every((byte) => byte === 0))))
         return { path, subject, members }
       if (!isWhole) throw corrupt(subject, "is cut off in a header")
@@ -250,7 +250,7 @@ const readMembers = async (path: string, subject: string, signal: AbortSignal): 
       if (count++ === maxMembers) throw corrupt(subject, `has more than ${maxMembers} members`)
       const name = nameOf(subject, entry.name)
       if (at + entry.size > total) throw corrupt(subject, `is cut off in ${JSON.stringify(name)}`)
-      // Of links and files only: nothing else could be a part of an image.
+      // Only links and files: no other entry can be part of an image.
       if (entry.kind === "file") add(name, { offset: at, size: entry.size })
       else if (entry.kind === "link") add(name, { link: nameOf(subject, entry.link) })
       else if (entry.kind === "symlink")
@@ -263,18 +263,18 @@ const readMembers = async (path: string, subject: string, signal: AbortSignal): 
   }
 }
 
-/** Finds out what is in a tar, by its headers alone. */
+/** Reads the index of a tar, from its headers. */
 export const open = (path: string, subject: string): Effect.Effect<Archive, ImageError> =>
   Effect.tryPromise({ try: (signal) => readMembers(path, subject, signal), catch: failedOn(subject) })
 
-/** Where a member is, through the links that docker makes between equal layers. */
+/** The range of a member, through the links that docker makes between equal layers. */
 export const find = (archive: Archive, name: string): Effect.Effect<Part, ImageError> =>
   Effect.suspend(() => {
     const { subject } = archive
     try {
       let found = archive.members.get(nameOf(subject, name))
       for (let links = 0; found !== undefined && "link" in found; links++) {
-        if (links === maxLinks) return corrupt(subject, `${name.slice(0, 200)} is a link to too many links`)
+        if (links === maxLinks) return corrupt(subject, `${name.slice(0, 200)} is a chain of too many links`)
         found = archive.members.get(found.link)
       }
       const detail = `has no member ${JSON.stringify(name.slice(0, 200))}, or is cut off before it`
@@ -286,7 +286,7 @@ export const find = (archive: Archive, name: string): Effect.Effect<Part, ImageE
     }
   })
 
-/** A small member as a whole. */
+/** The whole contents of a small member. */
 export const readSmall = (
   berth: Berth,
   archive: Archive,

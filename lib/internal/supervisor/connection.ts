@@ -1,4 +1,4 @@
-/** The JavaScript end of native/supervisor/protocol.h: starts and releases units over one socket, and hears of their ends. */
+/** The JavaScript end of native/supervisor/protocol.h: starts and releases units, and reports their ends. */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -35,7 +35,7 @@ import {
   readReply
 } from "./protocol.ts"
 
-/** Why a unit was not released completely. */
+/** The reason why a unit was not released completely. */
 export interface Leftover {
   readonly syscall: string
   readonly errno: number
@@ -76,7 +76,7 @@ export interface Supervisor {
   readonly stop: Effect.Effect<void>
 }
 
-/** What `Effect.uninterruptibleMask` gives. */
+/** The parameter of `Effect.uninterruptibleMask`'s body. */
 export type Interruptible = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
 /** Layers that must be recorded as used before a plan may run. */
@@ -91,7 +91,7 @@ const SIGCONT = 18
 /** A supervisor that has not answered for so long may have been stopped by a signal, and gets SIGCONT. */
 const PATIENCE_MILLIS = 200
 
-/** How long things may take, in milliseconds. */
+/** Time limits, in milliseconds. */
 export interface TimeLimits {
   /** A start, until the command is executed. */
   readonly start: number
@@ -205,7 +205,7 @@ class Connection {
     this.cancel()
     const cancel = Loop.watch(this.socket, events, () => this.serve())
     if (typeof cancel !== "number") this.cancel = cancel
-    // Not at once: the constructor has not returned yet.
+    // Deferred, because the constructor has not returned yet.
     else queueMicrotask(() => this.end(refused("epoll_ctl", -cancel, "supervisor")))
   }
 

@@ -44,7 +44,6 @@ export const operations = {
   "no-new-privileges": {},
   seccomp: { program: "b", flags: "i", listener: "f" },
   exec: { program: "f", paths: "l", arguments: "l", environment: "l" },
-  connect: { socket: "f", ipVersion: "i", port: "i" },
   "exec-self": { arguments: "l", environment: "l" },
   "cgroup-devices": { path: "s", program: "b" },
   apparmor: { profile: "s" },
@@ -57,5 +56,10 @@ export const operations = {
   fork: {},
   "controlling-terminal": {},
   "empty-root": { path: "s", proc: "i" },
-  "take-proc": { process: "f", paths: "l" }
+  "take-proc": { process: "f", paths: "l" },
+  targets: { folders: "l", files: "l" },
+  files: { folder: "s", targets: "l", contents: "l", attributes: "i", required: "i" },
+  netlink: { socket: "f", messages: "b", pidAt: "i" },
+  "name-sockets": { responder: "f", message: "s" },
+  exit: {}
 } as const

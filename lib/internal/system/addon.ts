@@ -1,9 +1,10 @@
 /**
- * The addon, loaded on first use so that the import of the library works on every system, and its constants.
- * Every function returns what the system call does, or -errno.
+ * The addon, loaded on first use so that the library can be imported on every system, and its constants. Every function
+ * returns the result of the system call, or -errno.
  */
 import { constants, existsSync } from "node:fs"
 import { createRequire } from "node:module"
+import { resolve } from "node:path"
 import { fileURLToPath } from "node:url"
 
 export interface Native {
@@ -14,9 +15,9 @@ export interface Native {
     inherited: ReadonlyArray<number>,
     mode: "root" | "single-id" | "ranges"
   ) => readonly [number, number]
-  /** `[ours, theirs]`, SOCK_SEQPACKET; ours does not block. */
+  /** `[ours, theirs]`, SOCK_SEQPACKET; ours is non-blocking. */
   readonly socketpair: () => readonly [number, number]
-  /** `[read end, write end]`; the end numbered `ours` does not block. */
+  /** `[read end, write end]`; the end numbered `ours` is non-blocking. */
   readonly pipe: (ours: 0 | 1, bytes: number) => readonly [number, number]
   readonly enlargePipe: (fd: number, bytes: number) => number
   readonly send: (socket: number, bytes: Uint8Array, descriptors: ReadonlyArray<number>) => number
@@ -26,7 +27,7 @@ export interface Native {
   readonly write: (fd: number, bytes: Uint8Array, offset: number) => number
   /** close(2), after the loop has forgotten the descriptor. */
   readonly close: (fd: number) => number
-  /** close(2) of what may be the last descriptor of a mount, on another thread. */
+  /** close(2) on another thread, for a descriptor that may be the last one of a mount. */
   readonly closeRoot: (fd: number) => number
   /** openat2(2): `folder` is a descriptor or AT_FDCWD, `resolve` of RESOLVE_*; `mode` is for O_CREAT. */
   readonly openIn: (
@@ -36,7 +37,7 @@ export interface Native {
     resolve: number,
     mode: number
   ) => number
-  /** The same as root of a user namespace, a descriptor, that this process's user has made; waits for nobody. */
+  /** The same as root of a user namespace, given by a descriptor, that this process's user has made; never blocks. */
   readonly openAsRoot: (
     namespace: number,
     folder: number,
@@ -58,7 +59,7 @@ export interface Native {
   ) => number
   /** `[seconds, nanoseconds]` of the last change of the contents, or `[-errno, -1]`. This and the next eight take O_PATH. */
   readonly modified: (fd: number) => readonly [number, number]
-  /** Its number in two halves of 32 bits, the high one first, or `[-errno, 0]`. */
+  /** The inode number in two halves of 32 bits, the high one first, or `[-errno, 0]`. */
   readonly inode: (fd: number) => readonly [number, number]
   readonly setModified: (fd: number, seconds: number, nanoseconds: number) => number
   /** listxattr(2): the names, each ended by a NUL. */
@@ -68,45 +69,61 @@ export interface Native {
   readonly xattrAsRoot: (namespace: number, fd: number, name: string, bytes: Uint8Array) => number
   readonly setXattr: (fd: number, name: string, bytes: Uint8Array) => number
   readonly access: (fd: number, mode: number) => number
-  /** An inotify(7) that watches one file or folder, and does not block. */
+  /** A non-blocking inotify(7) that watches one file or folder. */
   readonly inotify: (fd: number, mask: number) => number
   readonly inotifyAsRoot: (namespace: number, fd: number, mask: number) => number
-  /** A new eventfd(2), which does not block. */
+  /** A new non-blocking eventfd(2). */
   readonly eventfd: () => number
-  /** `[start, end]` of the next bytes that are no hole, which are read next, or `[-errno, 0]`: ENXIO where there are none. */
+  /** `[start, end]` of the next data in a file, which is read next, or `[-errno, 0]`: ENXIO if only holes follow. */
   readonly extent: (fd: number, offset: number) => readonly [number, number]
-  /** mkfifoat(2), of a single name. */
+  /** mkfifoat(2), for a single name. */
   readonly makeFifo: (folder: number, name: string, mode: number) => number
   /** getdents64(2) of a folder that is open for reading; 0 at its end. */
   readonly entries: (fd: number, bytes: Uint8Array) => number
-  /** readlinkat(2) of a link's own descriptor. */
+  /** readlinkat(2) by the descriptor of the link itself. */
   readonly readLink: (fd: number, bytes: Uint8Array) => number
   readonly duplicate: (fd: number) => number
-  /** dup3(2): has `fd` be what `by` is, without its being closed in between. */
+  /** dup3(2): makes `fd` a duplicate of `by`, without a moment in which it is closed. */
   readonly replace: (fd: number, by: number) => number
-  /** TIOCSWINSZ of a terminal. */
+  /** TIOCSWINSZ: sets the size of a terminal. */
   readonly resize: (terminal: number, rows: number, columns: number) => number
   readonly memfd: (bytes: Uint8Array) => number
   readonly flock: (fd: number, operation: number) => number
   readonly signal: (pidfd: number, number: number) => number
-  /** Waits for a child of this process that has ended, by its pidfd. */
+  /** Reaps a child of this process that has ended, by its pidfd. */
   readonly reap: (pidfd: number) => number
-  /** `[bytes of the program, 0]`, or `[-errno, the rule that is at fault]`; native/addon/seccomp.h has the policy's form. */
+  /** `[bytes of the program, 0]`, or `[-errno, index of the faulty rule]`; native/addon/seccomp.h has the form. */
   readonly seccompCompile: (policy: Uint8Array, program: Uint8Array) => readonly [number, number]
-  /** The name of a system call of this architecture, or "" where libseccomp knows none. */
+  /** The name of a system call of this architecture, or "" if libseccomp does not know it. */
   readonly seccompName: (number: number) => string
-  /** SECCOMP_IOCTL_NOTIF_RECV and SECCOMP_IOCTL_NOTIF_SEND: struct seccomp_notif, which is zero before, and its response. */
+  /** SECCOMP_IOCTL_NOTIF_RECV and _SEND, with struct seccomp_notif, zeroed before, and its response. */
   readonly seccompReceive: (listener: number, request: Uint8Array) => number
   readonly seccompAnswer: (listener: number, answer: Uint8Array) => number
+  /** socket(2), which does not block, in the network namespace of a process; -1 for this process's own. */
+  readonly socketIn: (namespace: number, pidfd: number, family: number, type: number) => number
+  /** connect(2) to a `struct sockaddr`; -EINPROGRESS where the result is not known yet. */
+  readonly connect: (fd: number, address: Uint8Array) => number
+  /** The result of a connect that was in progress: 0, or -errno, -EINPROGRESS where it still is. */
+  readonly connected: (fd: number) => number
+  /** bind(2), with SO_REUSEADDR, and IPV6_V6ONLY. */
+  readonly bind: (fd: number, address: Uint8Array) => number
+  /** listen(2), with as long a queue as the kernel allows. */
+  readonly listen: (fd: number) => number
+  /** getsockname(2): the length of the address that is written to `address`. */
+  readonly socketAddress: (fd: number, address: Uint8Array) => number
+  /** shutdown(2) of the sending half. */
+  readonly shutdown: (fd: number) => number
+  /** Leaves the closing of a descriptor to the runtime, which has taken it over. */
+  readonly disown: (fd: number) => number
   readonly startLoop: (ready: (token: number, events: number) => void) => number
   readonly watch: (fd: number, events: number, token: number) => number
   readonly keepAlive: (alive: boolean) => number
 }
 
-/** What open(2), openat2(2), flock(2) and epoll(7) call these. */
+/** Constants of open(2), openat2(2), flock(2) and epoll(7). */
 export const AT_FDCWD = -100
 export const O_PATH = 0o10000000
-/** Of this architecture; on a system that lacks them nothing here is ever called. */
+/** Values for this architecture; on a system that lacks them they are never used. */
 export const O_DIRECTORY = constants.O_DIRECTORY ?? 0
 export const O_NOFOLLOW = constants.O_NOFOLLOW ?? 0
 export const RESOLVE_NO_XDEV = 0x01
@@ -124,31 +141,41 @@ export const EPOLLOUT = 0x004
 export const EPOLLERR = 0x008
 export const EPOLLHUP = 0x010
 
-/** A module of the source is deeper in the package than one of the bundle. */
-const ofThePackage = (): string => {
-  const places = ["../../native/build/", "../../../native/build/"]
-  const paths = places.map((place) => fileURLToPath(new URL(place, import.meta.url)))
-  return paths.find((path) => existsSync(path)) ?? paths[0]!
+/**
+ * The folder of the package: a module of the source is one folder deeper in it than a module of `dist/bundle`. A CommonJS
+ * bundle has no `import.meta.url`.
+ */
+const packageFolder = (): string => {
+  const here = import.meta.url ?? "file:///"
+  const paths = ["../../", "../../../"].map((place) => fileURLToPath(new URL(place, here)))
+  return paths.find((path) => existsSync(`${path}native/setup.mjs`)) ?? paths[0]!
 }
 
 const folder = (): string => {
   const configured = process.env.BERTH_NATIVE
-  return configured === undefined
-    ? ofThePackage()
-    : `${process.cwd()}/${configured}/`.replace(`${process.cwd()}//`, "/")
+  return configured === undefined ? `${packageFolder()}native/build/` : `${resolve(configured)}/`
 }
 
-/** Where a program of the native part is: `berth-supervisor`, `berth-unpack`. */
+/** The path of a program of the native part: `berth-supervisor`, `berth-unpack`. */
 export const programPath = (name: string): string => `${folder()}${name}`
 
-/** Whether the native part has been built. */
-export const isBuilt = (): boolean => existsSync(programPath("berth.node"))
+/** What to do if a file of the native part is missing or cannot be loaded. */
+export const nativeFix = (): string => {
+  if (process.env.BERTH_NATIVE !== undefined)
+    return `Set BERTH_NATIVE, which is ${process.env.BERTH_NATIVE}, to the folder native/build of the package berth, or unset it`
+  const at = packageFolder()
+  if (existsSync(`${at}package-lock.json`)) return `Build it: node ${at}native/setup.mjs`
+  if (existsSync(`${at}native/setup.mjs`))
+    return "Install a berth that was built for this processor and C library: run npm pack in a clone of berth on such a machine, and npm install the file that it writes"
+  return "Keep berth out of the bundle (esbuild: --external:berth), or set BERTH_NATIVE to the folder native/build of the package berth"
+}
 
-// A library is loaded once into a process.
+// A process loads a library once.
 let loaded: Native | undefined
 
-/** The addon; throws where it cannot be loaded, which only `Berth.layer` has to expect. */
+/** The addon; throws if it cannot be loaded, which only `Berth.layer` handles. */
 export const native = (): Native => {
-  if (loaded === undefined) loaded = createRequire(import.meta.url)(programPath("berth.node")) as Native
+  if (loaded === undefined)
+    loaded = createRequire(programPath("berth.node"))(programPath("berth.node")) as Native
   return loaded
 }

@@ -1,16 +1,16 @@
-/** The JavaScript side of the epoll thread: it knows which function waits for which descriptor. */
+/** The JavaScript side of the epoll thread: it maps each descriptor to the function that waits for it. */
 
 import * as Turn from "../util/turn.ts"
 import { native } from "./addon.ts"
 
-// The addon has one epoll thread for each JavaScript thread, so this state is one for all Berths on a thread. A token belongs
-// to one watch; no other watch has it.
+// The addon has one epoll thread for each JavaScript thread, so all Berths on a thread share this state. A token
+// belongs to one watch.
 const waiting = new Map<number, (events: number) => void>()
 let nextToken = 1
 let holds = 0
 let started = false
 
-/** Events that came when the turn was over. */
+/** Events that arrived after the end of the turn. */
 let late: Array<readonly [token: number, events: number]> = []
 
 const tell = (token: number, events: number): void => {
@@ -33,8 +33,8 @@ const catchUp = (): void => {
   }
 }
 
-// A runtime calls this again and again, without a turn of its own loop, while something is ready: a container that writes
-// without end would keep it from everything else.
+// A runtime calls this repeatedly, without running its own loop, while a descriptor is ready: a container that writes
+// without end would block everything else.
 const ready = (token: number, events: number): void => {
   if (late.length === 0 && !Turn.isOver()) return tell(token, events)
   if (late.push([token, events]) === 1) Turn.next(catchUp)
@@ -68,7 +68,7 @@ export const watch = (
   }
 }
 
-/** Keeps the process alive until `release` has been called as often: something waits for a descriptor. */
+/** Keeps the process alive until `release` has been called as many times: a caller waits for a descriptor. */
 export const retain = (): void => {
   if (++holds === 1 && started) native().keepAlive(true)
 }

@@ -1,4 +1,4 @@
-/** A container's standard streams: pipes, which are read when a consumer asks for bytes, or kept flowing without one. */
+/** A container's standard streams: pipes, which are read on demand, or kept flowing without a reader. */
 import { Buffer } from "node:buffer"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
@@ -13,25 +13,25 @@ import { EPOLLIN, EPOLLOUT, native } from "./addon.ts"
 import * as Loop from "./eventLoop.ts"
 import { type Part, RING_BYTES, Ring } from "./ring.ts"
 
-/** The least room for one read, and the size of a buffer. */
+/** The minimum room for one read, and the size of a buffer. */
 const READ_BYTES = 64 * 1024
 const BUFFER_BYTES = 256 * 1024
 
-/** How often a ready pipe is read before others have their turn. */
+/** The number of consecutive reads from a ready pipe before other work runs. */
 const READS_MAX = 16
 
-// The size of a pipe: a pipe that fills up less often wakes its two ends less often.
+// The size of a pipe: a larger pipe is full less often, and wakes its two ends less often.
 const PIPE_BYTES = 256 * 1024
 
-// The size of one read for a log: the work on it is short, even if each byte is a line.
+// The size of one read for a log: processing it is short, even if each byte is a line.
 const PUMP_BYTES = 8 * 1024
 
-// Output of so many bytes at once is a flood: what follows gathers in a pipe of this size until a timer fires. A wake-up for
-// each small write would cost more than the reads.
+// Output of so many bytes at once is a flood: later output collects in a pipe of this size until a timer fires, because
+// a wake-up for each small write would cost more than the reads.
 const FLOOD_BYTES = 64 * 1024
 const FLOOD_PIPE_BYTES = 1024 * 1024
 
-// The number of parts in one step of a stream, which share the cost of the step.
+// The number of parts in one chunk of a stream, which share the overhead of the chunk.
 const PARTS_MAX = 4
 
 const failed = (syscall: string, errno: number): OperationFailed =>
@@ -66,7 +66,7 @@ abstract class End {
     this.wake?.()
   }
 
-  /** Calls `wake` once the descriptor is ready; returns a function that cancels that, or -errno. */
+  /** Calls `wake` once the descriptor is ready; returns a function that cancels the wait, or -errno. */
   protected whenReady(events: number): (wake: () => void) => (() => void) | number {
     return (wake) => Loop.watch(this.fd, events, wake)
   }
@@ -98,8 +98,8 @@ abstract class End {
   }
 }
 
-// Bytes are read into the rest of one buffer of this thread and handed out where they lie: nothing is copied, or cleared
-// first. No part is handed out twice. There is a new buffer when too little is left.
+// Bytes are read into the rest of one buffer of this thread and passed on without copying or clearing. Each part of the
+// buffer is used once; a new buffer replaces it when too little is left.
 const newBuffer = (): Uint8Array => {
   const { buffer } = Buffer.allocUnsafeSlow(BUFFER_BYTES)
   return new Uint8Array(buffer)
@@ -132,9 +132,9 @@ export class Output extends End {
   /** Cancels the wait of the flow. */
   private standStill: () => void = () => {}
   private ended: { readonly error: BerthError | undefined } | undefined
-  /** Whether the last read emptied the pipe: the next read first waits for more. */
+  /** Whether the last read emptied the pipe: then the next read waits first. */
   private emptied = false
-  /** How many bytes have come since the last wait. */
+  /** The number of bytes since the last wait. */
   private came = 0
   private enlarged = false
 
@@ -144,8 +144,9 @@ export class Output extends End {
   }
 
   /**
-   * Reads until the pipe is empty and gives the bytes to `take`, which returns false when it has enough. After some reads, or
-   * some time, it stops although the pipe is ready, so that a container that writes without end gets its turns like any other.
+   * Reads until the pipe is empty and gives the bytes to `take`, which returns false when it has enough. After some
+   * reads, or some time, it stops although the pipe is ready, so that a container that writes without end does not
+   * block other work.
    */
   private drain(
     take: (bytes: Uint8Array) => boolean,
@@ -170,7 +171,7 @@ export class Output extends End {
         ? 0
         : native().read(this.fd, room < buffer.length ? buffer.subarray(0, room) : buffer)
       if (read === -EAGAIN) return
-      // A terminal that no process has open any more fails with EIO: that is its end.
+      // A terminal that no process has open any more fails with EIO, which is the end of its output.
       const n = read === -EIO ? 0 : read
       if (n <= 0) {
         const error = n < 0 ? failed("read", -n) : undefined
@@ -189,14 +190,14 @@ export class Output extends End {
   }
 
   private gathered(wake: () => void): () => void {
-    // A refusal (pipe-user-pages-soft of pipe(7)) leaves the pipe as it is.
+    // If the kernel refuses (pipe-user-pages-soft, pipe(7)), the pipe keeps its size.
     if (!this.enlarged) native().enlargePipe(this.fd, FLOOD_PIPE_BYTES)
     this.enlarged = true
     const timer = setTimeout(wake, 0)
     return () => clearTimeout(timer)
   }
 
-  /** Calls `attempt` when there is more to read. */
+  /** Calls `attempt` when there are more bytes to read. */
   private more(attempt: () => void, held = true): () => void {
     const flood = held && this.came >= FLOOD_BYTES
     this.came = 0
@@ -234,7 +235,7 @@ export class Output extends End {
         if (parts.length > 0) return resume(Effect.succeed(Chunk.unsafeFromArray(parts)))
         cancel = this.more(attempt)
       }
-      // A reader that always finds more gets its turns too: the time of its work counts.
+      // A reader that always finds more bytes must let other work run too: the time of its work counts.
       if (this.busy || !Turn.isOver()) attempt()
       else cancel = this.wait(Turn.next, attempt)
       return Effect.sync(() => cancel())
@@ -267,21 +268,21 @@ export class Output extends End {
     return this.ring.parts
   }
 
-  /** Has the output flow, from the next turn on: a start does not wait for it, and a reader may come before. */
+  /** Makes the output flow from the next turn on: a start does not wait for it, and a reader may come before. */
   flow(): void {
     if (this.flowing) return
     this.flowing = true
     if (this.readers === 0) this.standStill = this.wait(Turn.next, () => this.pump(), false)
   }
 
-  /** Has the output flow, and gives all that comes to a listener. There is one. */
+  /** Makes the output flow, and passes all bytes that arrive to the only listener. */
   listen(listener: Listener): void {
     this.listener = listener
     if (this.ended === undefined) this.flow()
     else listener.end(this.ended.error)
   }
 
-  /** Reads what comes while it has no reader. It does not keep the program alive. */
+  /** Reads the bytes that arrive while the output has no reader. It does not keep the program alive. */
   private pump(): void {
     if (!this.flowing || this.ended !== undefined || this.readers > 0) return
     this.drain(
@@ -365,7 +366,7 @@ export class Input extends End {
   }
 }
 
-/** The typing end of a terminal: closing it writes the terminal's end-of-file character, termios(3). */
+/** The input side of a terminal: closing it writes the terminal's end-of-file character, termios(3). */
 export class Typing extends Input {
   override close(): void {
     if (!this.closed) native().write(this.fd, VEOF, 0)

@@ -1,4 +1,4 @@
-/** A container's files as a tar archive, and an archive into them. */
+/** Writes a container's files as a tar archive, and extracts an archive into them. */
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
@@ -19,12 +19,12 @@ import { EEXIST, ENOENT, ENOTDIR } from "../util/errno.ts"
 import * as tar from "./format.ts"
 import * as members from "./members.ts"
 
-/** Whose ids an archive has: the container's, which on the host may be others. */
+/** The maps between the ids in an archive, which are the container's, and those on the host. */
 const idsOf = ({ state }: Container): Ids => state.base.ids
 
 const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 
-/** A socket is of no use without its process, and a device belongs to the host. */
+/** A socket is useless without its process, and a device belongs to the host. */
 const isNoMember = (status: fs.Stats): boolean =>
   status.isSocket() || status.isCharacterDevice() || status.isBlockDevice()
 
@@ -88,9 +88,9 @@ const isZero = (bytes: Uint8Array): boolean => {
   return Buffer.compare(bytes, members.ZEROS.subarray(0, bytes.length)) === 0
 }
 
-/** Takes the members of an archive into a folder of a root. */
+/** Extracts the members of an archive into a folder of a root. */
 class Unpacking implements tar.Handler {
-  /** A descriptor of its own. */
+  /** A duplicate, which the extraction closes. */
   private readonly root: number
   private readonly folder: string
   private readonly ids: Ids
@@ -102,7 +102,7 @@ class Unpacking implements tar.Handler {
         position: number
       }
     | undefined
-  /** Folders that were made, whose times are set when nothing changes them any more. */
+  /** New folders, whose times are set at the end, after their last change. */
   private readonly folders: Array<readonly [fd: string, metadata: Metadata]> = []
 
   constructor(root: number, folder: string, ids: Ids) {
@@ -168,7 +168,7 @@ class Unpacking implements tar.Handler {
         const result = native().makeFifo(at.folder, at.name, 0o600)
         if (result < 0) inRoot.fail(-result, "mkfifo", path)
       } else {
-        const expected = "no devices: the root of a container opens none"
+        const expected = "no device: devices cannot be opened in a container's root"
         throw new InvalidData({ format: "tar", value: JSON.stringify(entry.name), expected })
       }
       inRoot.using(inRoot.openPlace(at), (fd) => setMetadata(fd, kept, path))
@@ -181,7 +181,7 @@ class Unpacking implements tar.Handler {
       try {
         return copy.makeFolder(at)
       } catch (error) {
-        // A link to a folder stays what it is, as where /lib is usr/lib.
+        // An existing link to a folder stays, for example /lib to usr/lib.
         if (!inRoot.isErrno(error, ENOTDIR)) throw error
         native().close(inRoot.open(this.root, path, inRoot.O_FOLDER, "mkdir"))
         return false
@@ -194,7 +194,7 @@ class Unpacking implements tar.Handler {
     const { file } = this
     if (file === undefined) return
     if (file.handle === undefined) return copy.writeSmall(file.fd, bytes, file.entry.name)
-    // Aligned parts of nothing but zeros become holes: `start` is where the data began that is not written yet.
+    // Aligned blocks of zeros become holes: `start` is the beginning of the unwritten data.
     let start = 0
     for (let at = 0; at < bytes.length; ) {
       const next = Math.min(bytes.length, at + HOLE_BYTES - ((file.position + at) % HOLE_BYTES))
@@ -231,13 +231,13 @@ class Unpacking implements tar.Handler {
             setMetadata(fd, metadata, path)
           )
         } catch (error) {
-          // The archive itself, or the container, may have put something else there.
+          // The archive itself, or the container, may have replaced the entry.
           if (!inRoot.isErrno(error, ENOENT, ENOTDIR)) throw error
         }
       })
   }
 
-  /** Closes what is open. */
+  /** Closes all descriptors. */
   async release(): Promise<void> {
     native().close(this.root)
     if (this.file === undefined) return
@@ -253,7 +253,7 @@ export const tarIn: {
   const failed = failedAs(`unpack into ${path}`)
   return Sink.unwrapScoped(
     Effect.gen(function* () {
-      // A sink has no withSpan: its span is that of each of its effects.
+      // A sink has no withSpan, so each of its effects gets the span.
       const inSpan = Effect.withParentSpan(
         yield* Effect.makeSpanScoped("berth.Container.tarIn", {
           attributes: { "container.id": container.id },

@@ -1,6 +1,6 @@
 /**
- * The POSIX pax format (pax(1)), written, and read with GNU's own long names. It is here because the libraries for it
- * take the values of pax for text, and an xattr is bytes: a `security.capability` would come back another.
+ * The POSIX pax format (pax(1)), written, and read together with GNU's long names. Libraries for it treat the values of
+ * pax as text, but an xattr is bytes: a `security.capability` would be corrupted.
  */
 import { InvalidData } from "../../BerthError.ts"
 import type { Metadata } from "../files/metadata.ts"
@@ -10,11 +10,11 @@ export type Kind = "file" | "link" | "symlink" | "character" | "block" | "folder
 
 export interface Entry extends Metadata {
   readonly kind: Kind
-  /** Without slashes at the end. */
+  /** The name, without slashes at the end. */
   readonly name: string
-  /** Of the contents of a file. */
+  /** The size of a file's contents. */
   readonly size: number
-  /** Where a link leads; `""` of anything else. */
+  /** The target of a link; `""` for other entries. */
   readonly link: string
 }
 
@@ -22,15 +22,15 @@ export interface Entry extends Metadata {
 export interface Member extends Omit<Entry, "name" | "link"> {
   readonly name: string | Uint8Array
   readonly link: string | Uint8Array
-  /** Of a character or block device. */
+  /** The number of a character or block device. */
   readonly device?: readonly [major: number, minor: number] | undefined
 }
 
 export const BLOCK = 512
 const kinds: ReadonlyArray<Kind> = ["file", "link", "symlink", "character", "block", "folder", "fifo"]
-// Long names and attributes are kept in memory: no more than this of them (an xattr is at most 64 KiB, a path 4096).
+// The limit of long names and attributes, which are kept in memory (an xattr is at most 64 KiB, a path 4096).
 const EXTENDED_BYTES_MAX = 1024 * 1024
-// The one that is left means "as it is" to chown(2).
+// The highest id; 2^32 - 1 means "no change" to chown(2).
 const ID_MAX = 2 ** 32 - 2
 
 const encoder = new TextEncoder()
@@ -40,7 +40,7 @@ const invalid = (value: string, expected: string): never => {
   throw new InvalidData({ format: "tar", value, expected })
 }
 
-/** What is missing to whole blocks. */
+/** The number of padding bytes up to a whole block. */
 export const padding = (size: number): number => (BLOCK - (size % BLOCK)) % BLOCK
 
 const octal = (value: number, digits: number): Uint8Array =>
@@ -79,7 +79,7 @@ const block = (
   return header
 }
 
-/** `length key=value\n`, where the length counts its own digits. */
+/** `length key=value\n`, where the length includes its own digits. */
 const record = (key: string, value: Uint8Array): Uint8Array => {
   const rest = encoder.encode(` ${key}=`)
   const size = rest.length + value.length + 1
@@ -89,7 +89,7 @@ const record = (key: string, value: Uint8Array): Uint8Array => {
 }
 
 const time = (seconds: number, nanoseconds: number): string => {
-  // The fraction counts away from zero: half a second before 1970 is -0.5.
+  // The fraction has the sign of the number: half a second before 1970 is -0.5.
   const negative = seconds < 0 && nanoseconds > 0
   const whole = negative ? seconds + 1 : seconds
   const fraction = String(negative ? 1e9 - nanoseconds : nanoseconds).padStart(9, "0")
@@ -100,7 +100,7 @@ const time = (seconds: number, nanoseconds: number): string => {
 const bytesOf = (name: string | Uint8Array): Uint8Array =>
   typeof name === "string" ? encoder.encode(name) : name
 
-/** The header of an entry, the contents of which follow. */
+/** The header of an entry, which its contents follow. */
 export const encode = (entry: Member): Uint8Array => {
   const path = bytesOf(entry.name)
   const name = entry.kind === "folder" ? concat([path, encoder.encode("/")]) : path
@@ -153,7 +153,7 @@ const integer = (value: number, what: string): number =>
 const id = (value: number): number =>
   value >= 0 && value <= ID_MAX ? value : invalid(String(value), `an owner from 0 to ${ID_MAX}`)
 
-/** Octal, or in base 256 where the first bit says so. */
+/** Octal, or in base 256 if the first bit is set. */
 const numberAt = (header: Uint8Array, at: number, length: number): number => {
   const bytes = header.subarray(at, at + length)
   if (((bytes[0] ?? 0) & 0x80) !== 0) {
@@ -189,16 +189,16 @@ const records = (bytes: Uint8Array, into: Records): void => {
   }
 }
 
-/** What takes the entries of an archive. */
+/** Receives the entries of an archive. */
 export interface Handler {
   readonly entry: (entry: Entry) => Promise<void>
-  /** A part of the contents of the entry; the bytes are the caller's again when it is done. */
+  /** A part of the contents of the entry; the caller reuses the bytes afterwards. */
   readonly contents: (bytes: Uint8Array) => Promise<void>
-  /** After all of the contents, also where there are none. */
+  /** Called after the contents, even if they are empty. */
   readonly done: () => Promise<void>
 }
 
-/** Reads an archive in whatever parts it comes. */
+/** Reads an archive in parts of any size. */
 export class Reader {
   private readonly handler: Handler
   private readonly header = new Uint8Array(BLOCK)
@@ -239,7 +239,7 @@ export class Reader {
     }
   }
 
-  /** Passes over the contents of a member, and gives how many bytes of the archive these are. */
+  /** Skips the contents of a member, and returns their number of bytes in the archive. */
   skip(): number {
     const bytes = this.left + this.pad
     this.left = 0
@@ -247,7 +247,7 @@ export class Reader {
     return bytes
   }
 
-  /** Fails where the archive is cut off; that its last two blocks are missing is not minded, as by tar(1). */
+  /** Fails if the archive is truncated; as in tar(1), the last two blocks may be missing. */
   end(): void {
     if (this.left > 0 || this.filled > 0 || this.extended !== undefined)
       invalid("an archive that is cut off", "a whole one")
@@ -310,14 +310,14 @@ export class Reader {
       return invalid(path, "no sparse member: make the archive without --sparse")
     const kind = type === "7" ? "file" : kinds[Number(type)]
     if (!/^[0-7]$/.test(type) || kind === undefined)
-      return invalid(path, `a member of a type that pax(1) has: this is ${JSON.stringify(type)}`)
+      return invalid(path, `a member of a type of pax(1), not ${JSON.stringify(type)}`)
     const isFolder = kind === "folder" || (kind === "file" && path.endsWith("/"))
     const size = number("size", plainSize)
-    if (size < 0) return invalid(path, "a member of a size")
+    if (size < 0) return invalid(path, "a member with a size of 0 or more")
     return {
       kind: isFolder ? "folder" : kind,
       name: path.replace(/\/+$/, ""),
-      // A folder or a link may say a size, which is of nothing that follows.
+      // A folder or a link may have a size in its header, but has no contents.
       size: kind === "file" && !isFolder ? size : 0,
       link: value("linkpath") ?? text(field(header, 157, 100)),
       mode: numberAt(header, 100, 8) & 0o7777,

@@ -1,6 +1,6 @@
 /**
- * The one walk that makes a tar of a tree, of a container's files as well as of a layer. Names are bytes throughout, as they
- * need not be UTF-8. All of it throws as `inRoot` does.
+ * The only walk that makes a tar of a tree, both for a container's files and for a layer. Names are bytes throughout,
+ * because they need not be UTF-8. All functions throw as `inRoot` does.
  */
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
@@ -22,48 +22,48 @@ export const NOTHING: Uint8Array = new Uint8Array(0)
 export const ZEROS: Uint8Array = new Uint8Array(64 * 1024)
 const SLASH = new TextEncoder().encode("/")
 
-/** How many zeros an archive may yet have for holes. */
+/** The remaining number of zeros that an archive may have for holes. */
 export interface Holes {
   readonly max: number
   left: number
 }
 
-/** A hole costs the container nothing, and its zeros cost the reader time: no archive has more of them unless asked. */
+/** The default limit: a hole costs the container nothing, but its zeros cost the reader time. */
 const HOLE_BYTES_DEFAULT = 16 * 1024 ** 3
 
-/** What the option allows; throws. */
+/** The limit of the option; throws. */
 export const holesOf = (maxHoleBytes: number | string = HOLE_BYTES_DEFAULT): Holes => {
   const max = checkBytes("maxHoleBytes", maxHoleBytes)
   return { max, left: max }
 }
 
-/** An archive that is being written, and the rules of its kind. */
+/** An archive in progress, and the rules of its kind. */
 export interface Writing {
-  /** The archive has ids as they are in these maps. */
+  /** The maps from the host's ids to those in the archive. */
   readonly ids: Ids
   readonly holes: Holes
   readonly signal: AbortSignal
-  /** The first name of a file that has several, by its identity. Undefined: every file is written by itself. */
+  /** The first name of each file with several names, by its identity. Undefined: each name is a file of its own. */
   readonly links: Map<string, Uint8Array> | undefined
-  /** Of openat2(2), for one name in a folder. */
+  /** The resolve flags of openat2(2) for one name in a folder. */
   readonly resolve: number
-  /** Whether a name that cannot be opened for this reason is left out. */
+  /** Whether an entry that cannot be opened with this errno is skipped. */
   readonly isLeftOut: (errno: number) => boolean
-  /** What is written for a file that cannot be a member itself: nothing, or a mark. Undefined for a member. */
+  /** The bytes written for a file that cannot be a member: none, or a mark. Undefined for a member. */
   readonly instead: (status: fs.Stats, above: Uint8Array, name: Uint8Array) => Uint8Array | undefined
-  /** The attributes of a member, and the mark that follows it where `links` are known. */
+  /** The attributes of a member, and the mark that follows it if `links` is defined. */
   readonly attributes: (
     fd: number,
     path: Uint8Array
   ) => { readonly xattrs: Metadata["xattrs"]; readonly mark: Uint8Array }
-  /** A path of the archive as errors name it. */
+  /** A path of the archive, for errors. */
   readonly shown: (path: Uint8Array) => string
 }
 
 export const join = (folder: Uint8Array, name: Uint8Array): Uint8Array =>
   folder.length === 0 ? name : concat([folder, SLASH, name])
 
-/** The zeros of a hole, in parts, between which others have their turn. */
+/** The zeros of a hole, in parts, with pauses for other work. */
 async function* hole({ holes, signal }: Writing, count: number, path: string): AsyncGenerator<Uint8Array> {
   if (count > holes.left)
     throw new OperationFailed({
@@ -80,19 +80,19 @@ async function* hole({ holes, signal }: Writing, count: number, path: string): A
   }
 }
 
-/** Exactly `size` bytes to whole blocks, whatever the file has become by now. */
+/** Exactly `size` bytes, padded to whole blocks, even if the file has changed. */
 async function* contents(
   writing: Writing,
   fd: number,
   size: number,
   path: string
 ): AsyncGenerator<Uint8Array> {
-  // More than any archive may have, and than JavaScript can tell the offsets of.
+  // More than any archive may have, and than JavaScript's exact numbers.
   if (!Number.isSafeInteger(size)) yield* hole(writing, size, path)
   let at = 0
   for await (const [offset, bytes] of copy.contents(fd, size, writing.signal)) {
     yield* hole(writing, offset - at, path)
-    // A consumer may keep what it was given, and the buffer is used again.
+    // A consumer may keep a chunk, and the buffer is used again.
     yield bytes.slice()
     at = offset + bytes.length
   }
@@ -115,13 +115,13 @@ const kindOf = (status: fs.Stats): tar.Kind | undefined =>
               ? "block"
               : undefined
 
-// The kernel's 12 and 20 bits, as glibc has them in one number.
+// The kernel's 12 and 20 bits, combined as in glibc.
 const deviceOf = (rdev: number): readonly [number, number] => [
   (rdev >>> 8) & 0xfff,
   (rdev & 0xff) | ((rdev >>> 12) & 0xfff00)
 ]
 
-/** A file, or a folder without what is in it. */
+/** One entry: a file, or a folder without its contents. */
 export async function* member(
   writing: Writing,
   fd: number,
@@ -186,10 +186,10 @@ async function* entry(
   }
 }
 
-/** How the names of a folder are listed: as they come, or in an order. */
+/** The order of the names of a folder: as listed, or sorted. */
 export type Names = (folder: number, path: string, signal: AbortSignal) => Promise<ReadonlyArray<Uint8Array>>
 
-/** These names of an opened folder, with all that is in them. */
+/** These names of an opened folder, with all their contents. */
 export async function* below(
   writing: Writing,
   top: number,
@@ -202,7 +202,7 @@ export async function* below(
   for await (const visit of walk({ top, state: above, names, namesIn, signal })) yield* entry(writing, visit)
 }
 
-/** An archive as a stream. A consumer that stops early ends the walk. */
+/** An archive as a stream. If the consumer stops early, the walk ends. */
 export const streamed = (
   parts: (signal: AbortSignal) => AsyncIterable<Uint8Array>,
   failed: (error: unknown) => BerthError

@@ -15,7 +15,7 @@ const units: Readonly<Record<string, number>> = {
   tib: 1024 ** 4
 }
 
-/** Bytes out of a number or of text with a unit; undefined where it is neither. */
+/** Parses bytes from a number or from text with a unit; undefined for any other value. */
 export const parseBytes = (value: number | string): number | undefined => {
   const match =
     typeof value === "number"
@@ -27,7 +27,7 @@ export const parseBytes = (value: number | string): number | undefined => {
   return Number.isFinite(bytes) ? Math.floor(bytes) : undefined
 }
 
-/** All of these bytes, one after another. */
+/** Concatenates byte arrays. */
 export const concat = (chunks: Iterable<Uint8Array>): Uint8Array => {
   let length = 0
   for (const chunk of chunks) {

@@ -3,26 +3,27 @@ import { InvalidOption } from "../../BerthError.ts"
 const refuse = (text: string, expected: string): InvalidOption =>
   new InvalidOption({ option: "$", value: JSON.stringify(text), expected })
 
-const noShell = "words: there is no shell here, so quote it, or run sh -c with it as an argument"
+const noShell = "words without operators of a shell: quote the operator, or pass the text to sh -c"
 
-const carried = "text without NUL, a number, or an array of those: what can be an argument as it is"
+const carried = "text without NUL, a number, or an array of these"
 
-/** A value's text; what has none that would arrive unchanged is refused. */
+/** A value as text; a value that an argument cannot hold unchanged is refused. */
 const textOf = (value: unknown): string => {
   const text = typeof value === "number" ? String(value) : value
-  // An unpaired surrogate has no UTF-8 (node's and every other encoder put U+FFFD in its place).
+  // An unpaired surrogate has no UTF-8; Node and all other encoders put U+FFFD in its place.
   if (typeof text !== "string" || /[\0\p{Surrogate}]/u.test(text))
     throw new InvalidOption({ option: "$", value: JSON.stringify(value) ?? String(value), expected: carried })
   return text
 }
 
-/** Words as one line that a shell would take apart into the same. */
+/** Words as one line that a shell splits into the same words. */
 export const printWords = (all: ReadonlyArray<string>): string =>
   all.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(" ")
 
 /**
- * Splits a template into words: white space between, '…' as it is, "…" with \" and \\, and \x for x. A value is never
- * split, an array is one word for each element. What a shell would act upon is refused rather than passed on as text.
+ * Splits a template into words, with a shell's quoting: white space separates, '…' is literal, "…" may have \", \\ and
+ * \x stands for x. A value is never split; an array is one word for each element. Operators of a shell are refused
+ * instead of being passed on as text.
  */
 export const words = (
   texts: ReadonlyArray<string>,

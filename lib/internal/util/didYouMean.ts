@@ -11,7 +11,7 @@ const distance = (a: string, b: string): number => {
   return row[b.length]!
 }
 
-/** The candidate that is written most like `word`. */
+/** The candidate with the smallest distance to `word`. */
 export const nearest = (word: string, candidates: ReadonlyArray<string>): string =>
   candidates.reduce((best, candidate) =>
     distance(word, candidate) < distance(word, best) ? candidate : best

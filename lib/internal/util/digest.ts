@@ -1,4 +1,4 @@
-/** Content digests: how they are parsed, how bytes get theirs, and how bytes are checked against one. */
+/** Content digests: parsing, computing and checking them. */
 import { createHash } from "node:crypto"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -9,14 +9,14 @@ import { quote } from "./text.ts"
 
 export type Algorithm = "sha256" | "sha512"
 
-/** Hexadecimal digits of a digest. */
+/** The number of hexadecimal digits of a digest. */
 const lengths: Readonly<Record<Algorithm, number>> = { sha256: 64, sha512: 128 }
 
 export const algorithms: ReadonlyArray<Algorithm> = ["sha256", "sha512"]
 
 const isAlgorithm = (name: string): name is Algorithm => Object.hasOwn(lengths, name)
 
-/** Whether a text is the hexadecimal half of a digest. */
+/** Whether a text can be the hexadecimal half of a digest. */
 export const isHex = (text: string, algorithm: Algorithm = "sha256"): boolean =>
   text.length === lengths[algorithm] && /^[0-9a-f]*$/.test(text)
 
@@ -44,13 +44,13 @@ export const parts = (digest: Digest): { readonly algorithm: Algorithm; readonly
   return { algorithm: digest.slice(0, colon) as Algorithm, hex: digest.slice(colon + 1) }
 }
 
-/** `sha256:0123456789ab`: enough for people to tell one from another. */
+/** `sha256:0123456789ab`: short enough for messages. */
 export const shortened = (digest: string): string => digest.slice(0, digest.indexOf(":") + 1 + 12)
 
-/** A digest of its two halves, the second of which `isHex`. */
+/** Makes a digest of its two halves; the second must satisfy `isHex`. */
 export const of = (algorithm: Algorithm, hex: string): Digest => `${algorithm}:${hex}` as Digest
 
-/** Takes bytes in parts, and gives the digest of all that it has taken so far. */
+/** Hashes bytes in parts. */
 export class Hasher {
   private readonly algorithm: Algorithm
   private readonly hash: ReturnType<typeof createHash>
@@ -96,14 +96,14 @@ export const mismatch = (subject: string, what: string, wanted: string, found: s
     detail: `${what} should be ${wanted}, but is ${found}`
   })
 
-/** What bytes have to be, and how an error names them. */
+/** The expected size and digest of bytes, and their names in errors. */
 export interface Expected {
   readonly digest: Digest
-  /** Undefined where only the digest is known. */
+  /** The size in bytes, undefined if only the digest is known. */
   readonly size: number | undefined
-  /** The digest unless given. */
+  /** The name of the bytes in errors. Default: the digest. */
   readonly subject?: string
-  /** `its digest` unless given. */
+  /** The name of the digest in errors. Default: `its digest`. */
   readonly what?: string
 }
 
@@ -118,7 +118,7 @@ export class Verifier {
     this.hasher = new Hasher(parts(expected.digest).algorithm)
   }
 
-  /** Fails for bytes past the size, and for the last bytes where the digest is another one. */
+  /** Hashes a part. Fails if the bytes exceed the size, and for the last bytes if the digest is wrong. */
   take(bytes: Uint8Array): Effect.Effect<void, ImageError> {
     const { size } = this.expected
     this.length += bytes.length
@@ -127,11 +127,11 @@ export class Verifier {
     return bytes.length > 0 && this.length === size ? this.check() : Effect.void
   }
 
-  /** To be asked after the last bytes: fails where some are missing. */
+  /** Call after the last bytes: fails if bytes are missing. */
   end(): Effect.Effect<void, ImageError> {
     const { size } = this.expected
     if (size !== undefined && this.length < size) return this.wrongSize(`${this.length} bytes`)
-    // Of any other size, `take` has seen the last bytes.
+    // For any other size, `take` has seen the last bytes.
     return size === undefined || size === 0 ? this.check() : Effect.void
   }
 
@@ -158,8 +158,8 @@ export const verify = (digest: Digest, size: number, bytes: Uint8Array): Effect.
   })
 
 /**
- * The bytes of a stream, as long as they are as expected. Where the size is known, the last of them are not given
- * otherwise, so that whoever has all has the right ones.
+ * The bytes of a stream, checked. If the size is known, the last bytes are withheld on a wrong digest, so that a reader
+ * with all bytes has the right ones.
  */
 export const verified = <E, R>(
   content: Stream.Stream<Uint8Array, E, R>,

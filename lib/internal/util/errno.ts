@@ -1,4 +1,4 @@
-/** errno(3): the numbers are the same on every architecture that Berth is built for. The only table of them. */
+/** errno(3): the numbers are the same on every architecture of Berth. The only table of them. */
 const table = {
   EPERM: [1, "operation not permitted"],
   ENOENT: [2, "no such file or directory"],
@@ -41,12 +41,17 @@ const table = {
   ELIBACC: [79, "cannot access a shared library"],
   EMSGSIZE: [90, "message too long"],
   ENOTSUP: [95, "not supported"],
+  EAFNOSUPPORT: [97, "address family not supported"],
   EADDRINUSE: [98, "address in use"],
+  EADDRNOTAVAIL: [99, "address not available"],
+  ENETUNREACH: [101, "network unreachable"],
   ECONNRESET: [104, "connection reset"],
   ENOTCONN: [107, "not connected"],
   ETOOMANYREFS: [109, "too many open files in unread messages"],
   ETIMEDOUT: [110, "timed out"],
   ECONNREFUSED: [111, "connection refused"],
+  EHOSTUNREACH: [113, "host unreachable"],
+  EINPROGRESS: [115, "in progress"],
   ESTALE: [116, "stale file handle"],
   EDQUOT: [122, "disk quota exceeded"]
 } as const satisfies Readonly<Record<string, readonly [errno: number, text: string]>>
@@ -100,5 +105,12 @@ const advice: Readonly<Record<number, string>> = {
     "The processes of this user, including those in its containers, have reached the limit of open files in unread messages: end the senders, or raise the limit of open files (ulimit -n)"
 }
 
-/** What to do about a limit of the machine or of the program, whichever operation has reached it. */
+/** Advice for limits of the machine or of the program, which any operation can reach. */
 export const adviceOf = (errno: number): string | undefined => advice[errno]
+export const EAFNOSUPPORT = table.EAFNOSUPPORT[0]
+export const EADDRINUSE = table.EADDRINUSE[0]
+export const EADDRNOTAVAIL = table.EADDRNOTAVAIL[0]
+export const ENETUNREACH = table.ENETUNREACH[0]
+export const ECONNREFUSED = table.ECONNREFUSED[0]
+export const EHOSTUNREACH = table.EHOSTUNREACH[0]
+export const EINPROGRESS = table.EINPROGRESS[0]

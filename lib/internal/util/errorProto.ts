@@ -1,16 +1,16 @@
-/** What the errors of Berth have in common: the symbol that tells them from other errors, and how they print. */
+/** The common parts of Berth's errors: the symbol that marks them, and their printed form. */
 import { NodeInspectSymbol } from "effect/Inspectable"
 import type { BerthErrorTypeId } from "../../BerthError.ts"
 
 export const TypeId: BerthErrorTypeId = Symbol.for("berth/BerthError") as BerthErrorTypeId
 
-/** The part of an error that its printed line is made of. */
+/** The fields of an error from which its printed line is made. */
 interface Printed extends Error {
   readonly _tag: string
   readonly reason?: string
 }
 
-// A cause may quote what a registry or an archive holds.
+// A cause may quote a registry or an archive.
 const CAUSE_CHARACTERS_MAX = 300
 
 const indented = (text: string): string => text.replaceAll("\n", "\n  ")
@@ -35,7 +35,7 @@ export const printing = {
     const reason = this.reason === undefined ? "" : ` (${this.reason})`
     return `${this._tag}${reason}: ${this.message}`
   },
-  /** The same line, and below it one for each cause; their stacks are in `cause.stack`. */
+  /** The same line, followed by one for each cause; their stacks are in `cause.stack`. */
   [NodeInspectSymbol](this: Printed): string {
     return printed(this, DEPTH)
   },

@@ -2,7 +2,7 @@ import * as Effect from "effect/Effect"
 import { type BerthError, isBerthError, OperationFailed } from "../../BerthError.ts"
 import { EMFILE, ENFILE } from "./errno.ts"
 
-/** Any call of node:fs may meet the limit of open files, whatever it is for. */
+/** Any call of node:fs may reach the limit of open files. */
 const limitOf = (error: unknown): OperationFailed | undefined => {
   const {
     code,
@@ -15,9 +15,10 @@ const limitOf = (error: unknown): OperationFailed | undefined => {
 }
 
 /**
- * Runs a synchronous body, which may throw errors of Berth, as an effect that fails with them. The code that checks options and
- * compiles a plan throws, as every start runs it: 50 checks take 1 µs as functions that throw and 6 µs as effects of a
- * generator, of 130 µs for a plan. The gain is small, and such code can also be called in callbacks and constructors.
+ * Runs a synchronous body, which may throw errors of Berth, as an effect that fails with them. The code that checks
+ * options and compiles a plan throws, because every start runs it: 50 checks take 1 µs as functions that throw and 6 µs
+ * as effects of a generator, in a total of 130 µs for a plan. The gain is small, but such code can also be called in
+ * callbacks and constructors.
  */
 export const attempt = <A>(body: () => A): Effect.Effect<A, BerthError> =>
   Effect.suspend(() => {

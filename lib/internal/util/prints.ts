@@ -1,19 +1,19 @@
-/** How values of Berth print: as one line for people, and as JSON with an `_id`. */
+/** The printed form of Berth's values: one line for people, and JSON with an `_id`. */
 import { NodeInspectSymbol } from "effect/Inspectable"
 import * as Pipeable from "effect/Pipeable"
 
 interface Prints<A> {
-  /** `berth/Image`: what JSON has as `_id`, and the line begins with the last part of. */
+  /** `berth/Image`: the `_id` in JSON; the printed line begins with the last part. */
   readonly id: `berth/${string}`
-  /** The fields that tell one value from another; no secrets. */
+  /** The fields that identify a value; they contain no secrets. */
   readonly json: (self: A) => Readonly<Record<string, unknown>>
-  /** What is between the brackets of `Image(...)`. */
+  /** The text between the brackets of `Image(...)`. */
   readonly line: (self: A) => string
-  /** The text of the value, where that is not the line. */
+  /** The text of the value. Default: the printed line. */
   readonly text?: (self: A) => string
 }
 
-/** The methods of a value that prints well, for its prototype. */
+/** The printing methods, for the prototype of a value. */
 export const prints = <A>({ id, json, line, text }: Prints<A>) => {
   const printed = (self: A): string => `${id.slice("berth/".length)}(${line(self)})`
   return {

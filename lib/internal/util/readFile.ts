@@ -1,4 +1,4 @@
-/** What the host's files say, of processes and cgroups that may be gone by then: nothing, where they cannot be read. */
+/** Reads files of the host about processes and cgroups that may have ended: a file that cannot be read is empty. */
 import * as fs from "node:fs"
 
 export const read = (path: string): string => {
@@ -10,8 +10,8 @@ export const read = (path: string): string => {
 }
 
 /**
- * What a container has a file of the kernel say, read in a thread of the runtime's: up to `max` bytes, or as far as
- * `isEnough` of the part that was read last.
+ * Reads a file of the kernel about a container, in a thread of the runtime: up to `max` bytes, or until `isEnough` is
+ * true of the part that was read last.
  */
 export const readBounded = async (
   path: string,

@@ -36,7 +36,7 @@ const names = [
 const RTMIN = 34
 const RTMAX = 64
 
-/** `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`: its number, or undefined. */
+/** The number of `SIGTERM`, `TERM`, `15` or `SIGRTMIN+3`; undefined for any other text. */
 export const signalNumber = (signal: string | number): number | undefined => {
   if (typeof signal === "number" || /^\d+$/.test(signal)) {
     const number = Number(signal)

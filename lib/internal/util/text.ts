@@ -1,20 +1,20 @@
-/** Text that somebody else wrote. A container writes as much as it likes, in parts as small as it likes, and any bytes. */
+/** Text of other programs. A container writes any bytes, any number of them, in parts of any size. */
 
 /** At most 200 characters, on one line. */
 export const quote = (text: string): string =>
   JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}...` : text)
 
-/** Of the end of a text so many characters are looked at. */
+/** The number of characters that are examined at the end of a text. */
 const LAST_CHARACTERS = 64 * 1024
 
-/** The last lines, of which there may be millions. */
+/** The last lines of a text, which may have millions. */
 export const lastLines = (text: string, count: number): ReadonlyArray<string> =>
   text.trimEnd().slice(-LAST_CHARACTERS).split("\n").slice(-count)
 
-// Smaller parts are put together first: an object for each would be a hundred times its bytes.
+// Smaller parts are joined first: an object for each would take a hundred times as many bytes.
 const PART_BYTES = 4 * 1024
 
-/** Bytes as UTF-8, decoded as they come: all at once takes long where there are many. */
+/** Decodes bytes as UTF-8 while they arrive: decoding many bytes at once takes long. */
 export class Text {
   private readonly decoder = new TextDecoder()
   private text = ""
@@ -36,7 +36,7 @@ export class Text {
     this.used = 0
   }
 
-  /** What there is; a character whose bytes are not all there is U+FFFD, so nothing can be added any more. */
+  /** The text so far. An incomplete character at the end becomes U+FFFD, so nothing can be added any more. */
   soFar(): string {
     this.decodeParts()
     this.text += this.decoder.decode()
@@ -44,14 +44,14 @@ export class Text {
   }
 }
 
-/** From bytes to lines; a character may come in two parts, a line in many. One without an end is not waited for. */
+/** Splits bytes into lines, which may come in any parts. A line without an end is split once it is too long. */
 export class Lines {
   private readonly decoder = new TextDecoder()
   private readonly max: number
   private readonly exceeded: () => void
   private rest = ""
 
-  /** A line of more than `max` characters is cut into several, where `exceeded` does not throw. */
+  /** A line of more than `max` characters is split into several, unless `exceeded` throws. */
   constructor(max: number, exceeded: () => void = () => {}) {
     this.max = max
     this.exceeded = exceeded
@@ -69,7 +69,7 @@ export class Lines {
   }
 
   private split(text: string): ReadonlyArray<string> {
-    // What there is of a long line is not looked through again with each part of it.
+    // The beginning of a long line is not searched again with each part of it.
     const lines = text.includes("\n") ? (this.rest + text).split("\n") : [this.rest + text]
     const cut = lines.some((line) => line.length > this.max) ? lines.flatMap((line) => this.cut(line)) : lines
     this.rest = cut.pop()!

@@ -1,13 +1,13 @@
 /**
- * Turns of the event loop. What a container gives (output, changes of files, system calls to be answered) comes as fast as it
- * likes, and is never let keep the program's timers and sockets from their turn.
+ * Turns of the event loop. A container's data (output, changes of files, system calls to be answered) arrives at any
+ * rate, and must not delay the program's timers and sockets.
  */
 import * as Effect from "effect/Effect"
 
-/** So long, in milliseconds, a turn may take before others have theirs. */
+/** The length of a turn in milliseconds, after which other work runs. */
 const TURN_MS = 4
 
-// Of this thread's event loop, which all Berths on it share: one turn is one turn for all of them.
+// The state of this thread's event loop, shared by all Berths on it: a turn is the same for all of them.
 let begun = false
 let ends = 0
 
@@ -15,7 +15,7 @@ const over = (): void => {
   begun = false
 }
 
-/** Whether this turn has taken as long as it may: what is left to do is for `next`. It counts from the first question. */
+/** Whether this turn is over: the remaining work must wait for `next`. The turn begins with the first call. */
 export const isOver = (): boolean => {
   if (begun) return performance.now() >= ends
   begun = true
@@ -24,13 +24,13 @@ export const isOver = (): boolean => {
   return false
 }
 
-/** Calls `resume` in the next turn; gives what cancels that. */
+/** Calls `resume` in the next turn; returns a function that cancels the call. */
 export const next = (resume: () => void): (() => void) => {
   const immediate = setImmediate(resume)
   return () => clearImmediate(immediate)
 }
 
-/** Goes on in the next turn where this one is over. */
+/** Continues in the next turn if this one is over. */
 export const letOthersRun: Effect.Effect<void> = Effect.suspend(() =>
   isOver() ? Effect.async<void>((resume) => Effect.sync(next(() => resume(Effect.void)))) : Effect.void
 )

@@ -1,6 +1,7 @@
 /**
- * Checks of options at the edge: a value that passes can be put into a plan, and any other throws `InvalidOption`. They are written
- * by hand, as a message then names the option and what it takes; `fromThrowing.ts` has the cost of the alternative.
+ * Checks of options at the edge: a value that passes can be put into a plan, any other throws `InvalidOption`. They are
+ * written by hand, so that a message names the option and its accepted values; `fromThrowing.ts` has the cost of the
+ * alternative.
  */
 import { posix } from "node:path"
 import * as Duration from "effect/Duration"
@@ -42,7 +43,7 @@ const absolute = (option: string, path: string): string =>
     ? path
     : invalid(option, path, "an absolute path inside the container, shorter than 4096 bytes")
 
-// A path that has one spelling: by it one sees that it is below /proc, /sys or /dev.
+// An absolute path in its only spelling, so that a prefix shows whether it is below /proc, /sys or /dev.
 const inContainer = (option: string, path: string): string => {
   const normal = posix.normalize(absolute(option, path))
   return normal.length > 1 && normal.endsWith("/") ? normal.slice(0, -1) : normal
@@ -58,7 +59,7 @@ const environment = (env: Readonly<Record<string, string>>): void => {
   }
 }
 
-/** What an image's configuration says, as far as a plan holds it: JSON can have what no system call takes. */
+/** The parts of an image's configuration that a plan contains: JSON can have values that no system call takes. */
 export const config = (given: {
   readonly environment: Readonly<Record<string, string>>
   readonly workingDirectory: string
@@ -114,11 +115,11 @@ export const umask = (value: number | undefined): number =>
     ? (value ?? 0o022)
     : invalid("umask", value, "permission bits, from 0 to 0o777")
 
-/** gethostname(2): at most 64 bytes, and only of a uts namespace that is not the host's. */
+/** A host name: gethostname(2), at most 64 bytes. Only for a uts namespace that is not the host's. */
 export const hostname = (name: string | undefined, own: ReadonlyArray<Kind>): string | undefined => {
   if (name === undefined) return name
   if (!own.includes("uts"))
-    return invalid("hostname", name, "no hostname where the container has no uts namespace of its own")
+    return invalid("hostname", name, "no hostname in a container without a uts namespace of its own")
   return /^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$/.test(name) && name.length <= 64
     ? name
     : invalid("hostname", name, "letters, digits, dots and hyphens, at most 64 of them")
@@ -130,7 +131,7 @@ export const ownTerminal = (): TerminalSize => {
   return { rows: rows ?? 24, columns: columns ?? 80 }
 }
 
-/** The size of a terminal, undefined for none. */
+/** The size of a terminal, undefined without a terminal. */
 export const terminal = (asked: ProcessOptions["terminal"]): TerminalSize | undefined => {
   if (asked === undefined || asked === false) return undefined
   const size = asked === true ? ownTerminal() : { rows: asked.rows, columns: asked.columns }
@@ -140,9 +141,23 @@ export const terminal = (asked: ProcessOptions["terminal"]): TerminalSize | unde
     : invalid("terminal", asked, "rows and columns, from 0 to 65535")
 }
 
+/** Checks the option `network` beside `namespaces`, and gives the namespace that it stands for. */
+export const network = (options: {
+  readonly network?: unknown
+  readonly namespaces?: { readonly network?: unknown } | undefined
+}): "new" | "host" | undefined => {
+  const { namespaces, network: asked } = options
+  if (asked === undefined) return undefined
+  if (namespaces?.network !== undefined)
+    invalid("namespaces.network", String(namespaces.network), "nothing beside the option network")
+  if (typeof asked === "string" && asked !== "none" && asked !== "host")
+    invalid("network", asked, '"none", "host", a network of Network.make, or a list of networks')
+  return asked === "host" ? "host" : "new"
+}
+
 const hiding = ["off", "noaccess", "invisible", "ptraceable"]
 
-/** The option of procfs, undefined for its own default. `joined` says that the pid namespace is another container's. */
+/** The option of procfs, undefined for its default. `joined`: the pid namespace is another container's. */
 export const hidepid = (asked: string | undefined, joined: boolean): string | undefined => {
   if (asked === undefined || asked === "off") return undefined
   if (joined)
@@ -176,7 +191,7 @@ export const mounts = (list: ReadonlyArray<Mount>): ReadonlyArray<Mount> =>
     return { ...mount, target }
   })
 
-// Parameters that belong to a namespace; a write to any other would be one to the host (sysctl(8), namespaces(7)).
+// Kernel parameters that belong to a namespace; a write to any other would change the host (sysctl(8), namespaces(7)).
 const namespaced: ReadonlyArray<readonly [name: RegExp, kind: Kind]> = [
   [/^net\./, "network"],
   [/^fs\.mqueue\./, "ipc"],

@@ -1,0 +1,147 @@
+/** HTTP to a server in a container, by the runtime's own `fetch` or, where that takes no sockets, by undici's. */
+import * as fs from "node:fs"
+import * as net from "node:net"
+import * as os from "node:os"
+import * as tls from "node:tls"
+import type * as HttpClient from "@effect/platform/HttpClient"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { type BerthError, InvalidOption, isBerthError, NetworkError } from "../../BerthError.ts"
+import type { Container } from "../../Container.ts"
+import { isContainer } from "../typeIds.ts"
+import { ECONNRESET } from "../util/errno.ts"
+import { netSocket } from "./netSocket.ts"
+
+type Fetch = typeof globalThis.fetch
+
+const portOf = (url: URL): number => Number(url.port || (url.protocol === "https:" ? 443 : 80))
+
+// A `fetch` of Bun's takes no socket, and its `undici` is that `fetch` again, but both take the path of a Unix socket.
+const overUnixSocket = (container: Container) =>
+  Effect.gen(function* () {
+    const folder = yield* Effect.acquireRelease(
+      Effect.sync(() => fs.mkdtempSync(`${os.tmpdir()}/berth-fetch-`)),
+      (path) => Effect.sync(() => fs.rmSync(path, { recursive: true, force: true }))
+    )
+    const relay = (port: number): Promise<string> =>
+      new Promise((resolve, reject) => {
+        const unix = `${folder}/${port}`
+        if (fs.existsSync(unix)) return resolve(unix)
+        const server = net.createServer({ allowHalfOpen: true }, (near) => {
+          const far = netSocket(container, port)
+          near.on("error", () => far.destroy())
+          far.on("error", (error) => {
+            failure = error
+            near.destroy()
+          })
+          near.pipe(far).pipe(near)
+        })
+        servers.push(server)
+        server.on("error", reject).listen(unix, () => resolve(unix))
+        server.unref()
+      })
+    const servers: Array<net.Server> = []
+    let failure: Error | undefined
+    yield* Effect.addFinalizer(() => Effect.sync(() => servers.forEach((server) => server.close())))
+    return (async (input, init) => {
+      const unix = await relay(portOf(new URL(new Request(input).url)))
+      failure = undefined
+      return globalThis.fetch(input, { ...init, unix } as unknown as RequestInit).catch((error) => {
+        throw failure ?? error
+      })
+    }) as Fetch
+  })
+
+const overSockets = (container: Container) =>
+  Effect.gen(function* () {
+    const undici = yield* Effect.promise(async () => (await import("undici")).default)
+    const agent = new undici.Agent({
+      pipelining: 0, // no connection outlives its request
+      connect: ({ hostname, port, protocol, servername }, callback) => {
+        const secure = protocol === "https:"
+        const plain = netSocket(container, Number(port || (secure ? 443 : 80)))
+        const socket = secure ? tls.connect({ socket: plain, servername: servername ?? hostname }) : plain
+        plain.once("error", (error) => callback(error, null))
+        if (secure) socket.once("error", (error) => callback(error, null))
+        socket.once(secure ? "secureConnect" : "connect", () => callback(null, socket))
+      }
+    })
+    yield* Effect.addFinalizer(() => Effect.promise(() => agent.destroy()))
+    return (async (input, init) => {
+      const { body, headers, status, statusText } = await undici.fetch(
+        input as never,
+        { ...init, dispatcher: agent } as never
+      )
+      return new Response(body as ReadableStream | null, {
+        status,
+        statusText,
+        headers: [...headers]
+      })
+    }) as Fetch
+  })
+
+/** See `Container.fetcher`. */
+export const fetcher = (container: Container): Effect.Effect<Fetch, never, Scope.Scope> =>
+  Effect.suspend(() => ("Bun" in globalThis ? overUnixSocket(container) : overSockets(container)))
+
+const causeOf = (error: unknown): unknown =>
+  error instanceof Error && error.cause !== undefined ? causeOf(error.cause) : error
+
+const failed = (container: Container, url: URL, error: unknown): BerthError => {
+  const cause = causeOf(error)
+  if (isBerthError(cause)) return cause
+  return new NetworkError({
+    reason: "Reset",
+    subject: `container ${container.id}`,
+    address: url.host,
+    errno: ECONNRESET,
+    detail: `${url.href} gave no response: ${cause instanceof Error ? cause.message : String(cause)}`
+  })
+}
+
+const parse = (url: string | URL): Effect.Effect<URL, InvalidOption> =>
+  Effect.try({
+    try: () => new URL(url),
+    catch: () => {
+      const expected = "an absolute URL of http or https"
+      return new InvalidOption({ option: "url", value: JSON.stringify(String(url)), expected })
+    }
+  })
+
+/** See `Container.fetch`. */
+export const fetch: {
+  (
+    url: string | URL,
+    init?: RequestInit
+  ): (container: Container) => Effect.Effect<Response, BerthError, Scope.Scope>
+  (
+    container: Container,
+    url: string | URL,
+    init?: RequestInit
+  ): Effect.Effect<Response, BerthError, Scope.Scope>
+} = dual(
+  (args) => isContainer(args[0]),
+  (container: Container, given: string | URL, init: RequestInit = {}) =>
+    Effect.gen(function* () {
+      const url = yield* parse(given)
+      const request = yield* fetcher(container)
+      return yield* Effect.tryPromise({
+        try: (interrupted) => {
+          const signal = init.signal == null ? interrupted : AbortSignal.any([interrupted, init.signal])
+          return request(url, { ...init, signal })
+        },
+        catch: (error) => failed(container, url, error)
+      })
+    }).pipe(Effect.withSpan("berth.Container.fetch", { attributes: { "container.id": container.id } }))
+)
+
+/** See `Container.httpClient`. */
+export const httpClient = (container: Container): Layer.Layer<HttpClient.HttpClient> =>
+  Layer.unwrapScoped(
+    Effect.gen(function* () {
+      const client = yield* Effect.promise(() => import("@effect/platform/FetchHttpClient"))
+      return Layer.provide(client.layer, Layer.succeed(client.Fetch, yield* fetcher(container)))
+    })
+  )

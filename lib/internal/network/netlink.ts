@@ -1,0 +1,209 @@
+/** Messages of rtnetlink(7), as the kernel reads them. Every interface has a number that is chosen here, so none is looked up. */
+import { v4Bytes, v6Bytes } from "./address.ts"
+
+const littleEndian = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1
+
+/** Bytes in the machine's own order. */
+class Writer {
+  private readonly parts: Array<number> = []
+
+  u8(...values: ReadonlyArray<number>): this {
+    this.parts.push(...values)
+    return this
+  }
+
+  u16(value: number): this {
+    const low = value & 0xff
+    const high = (value >> 8) & 0xff
+    return littleEndian ? this.u8(low, high) : this.u8(high, low)
+  }
+
+  u32(value: number): this {
+    const low = value & 0xffff
+    const high = value >>> 16
+    return littleEndian ? this.u16(low).u16(high) : this.u16(high).u16(low)
+  }
+
+  get bytes(): ReadonlyArray<number> {
+    return this.parts
+  }
+}
+
+type Bytes = ReadonlyArray<number>
+
+const u32 = (value: number): Bytes => new Writer().u32(value).bytes
+const text = (value: string): Bytes => [...new TextEncoder().encode(value), 0]
+
+/** Each begins on a multiple of 4: NLMSG_ALIGN and RTA_ALIGN. */
+const aligned = (bytes: Bytes): Bytes => [...bytes, ...Array.from({ length: -bytes.length & 3 }, () => 0)]
+
+const attribute = (type: number, value: Bytes): Bytes =>
+  aligned([...new Writer().u16(value.length + 4).u16(type).bytes, ...value])
+
+const nested = (type: number, ...attributes: ReadonlyArray<Bytes>): Bytes =>
+  attribute(type, attributes.flat())
+
+const NLM_F_REQUEST = 0x001
+const NLM_F_ACK = 0x004
+const NLM_F_EXCL = 0x200
+const NLM_F_CREATE = 0x400
+
+const message = (type: number, flags: number, header: Bytes, ...attributes: ReadonlyArray<Bytes>): Bytes => {
+  const body = [...aligned(header), ...attributes.flat()]
+  const head = new Writer()
+    .u32(16 + body.length)
+    .u16(type)
+    .u16(NLM_F_REQUEST | NLM_F_ACK | flags)
+  return [...head.u32(0).u32(0).bytes, ...body]
+}
+
+const creating = NLM_F_CREATE | NLM_F_EXCL
+
+const AF_INET = 2
+const AF_INET6 = 10
+
+/** An IP address with its family. */
+export interface Ip {
+  readonly family: number
+  readonly bytes: Bytes
+}
+
+export const ip = (address: string): Ip =>
+  address.includes(":")
+    ? { family: AF_INET6, bytes: v6Bytes(address) }
+    : { family: AF_INET, bytes: v4Bytes(address) }
+
+/** `struct ifinfomsg`. */
+const interfaceHeader = (index: number, flags: number, change: number): Bytes =>
+  new Writer().u8(0, 0).u16(0).u32(index).u32(flags).u32(change).bytes
+
+const IFF_UP = 1
+
+export interface Veth {
+  readonly index: number
+  readonly name: string
+  /** A MAC address of 6 bytes. */
+  readonly mac: Bytes
+}
+
+/**
+ * A pair of interfaces (veth(4)): `near` in the namespace of the socket, up, and `far` in that of a process. The pid is
+ * filled in by who sends it, 4 bytes at the offset.
+ */
+export const veth = (near: Veth, far: Veth): { readonly bytes: Bytes; readonly pidAt: number } => {
+  const describe = ({ mac, name }: Veth): ReadonlyArray<Bytes> => [
+    attribute(3, text(name)),
+    attribute(1, mac)
+  ]
+  const process = attribute(19, u32(0))
+  const peer = [...interfaceHeader(far.index, 0, 0), ...describe(far).flat(), ...process]
+  const bytes = message(
+    16,
+    creating,
+    interfaceHeader(near.index, IFF_UP, IFF_UP),
+    ...describe(near),
+    nested(18, attribute(1, text("veth")), nested(2, attribute(1, peer)))
+  )
+  return { bytes, pidAt: bytes.length - 4 }
+}
+
+/** Takes an interface up. */
+export const up = (index: number): Bytes => message(16, 0, interfaceHeader(index, IFF_UP, IFF_UP))
+
+/**
+ * Asks for an interface, which needs no privileges. The kernel first finishes what it has put off since the other end of a pair
+ * went up (linkwatch): until then it drops what is sent by the interface. Since Linux 6.8.
+ */
+export const look = (index: number): Bytes => message(18, 0, interfaceHeader(index, 0, 0))
+
+/** Removes an interface, and with a veth the other end of the pair. */
+export const remove = (index: number): Bytes => message(17, 0, interfaceHeader(index, 0, 0))
+
+const IFA_F_NODAD = 0x02
+
+/** Gives an interface an address, of which nobody else is asked first. */
+export const address = (index: number, { bytes, family }: Ip): Bytes =>
+  message(
+    20,
+    creating,
+    new Writer().u8(family, bytes.length * 8, 0, 0).u32(index).bytes,
+    attribute(2, bytes),
+    attribute(1, bytes),
+    attribute(8, u32(family === AF_INET6 ? IFA_F_NODAD : 0))
+  )
+
+const RT_TABLE_MAIN = 254
+const RTPROT_STATIC = 4
+const RT_SCOPE_UNIVERSE = 0
+const RT_SCOPE_LINK = 253
+const RTN_UNICAST = 1
+const RTNH_F_ONLINK = 4
+
+/** The route to one host. */
+export const hostRoute = (index: number, { bytes, family }: Ip): Bytes =>
+  message(
+    24,
+    creating,
+    new Writer()
+      .u8(family, bytes.length * 8, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_LINK, RTN_UNICAST)
+      .u32(0).bytes,
+    attribute(1, bytes),
+    attribute(4, u32(index))
+  )
+
+/** The route to a range of addresses, or, with a length of 0, to all others, by a gateway that is on the link. */
+export const gatewayRoute = (index: number, to: Ip, length: number, gateway: Ip, source: Ip): Bytes =>
+  message(
+    24,
+    creating,
+    new Writer()
+      .u8(to.family, length, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST)
+      .u32(RTNH_F_ONLINK).bytes,
+    ...(length === 0 ? [] : [attribute(1, to.bytes)]),
+    attribute(4, u32(index)),
+    attribute(5, gateway.bytes),
+    attribute(7, source.bytes)
+  )
+
+const NUD_PERMANENT = 0x80
+
+/** Who has an address on a link: nobody is asked, and no answer is believed. */
+export const neighbor = (index: number, { bytes, family }: Ip, mac: Bytes): Bytes =>
+  message(
+    28,
+    creating,
+    new Writer().u8(family, 0).u16(0).u32(index).u16(NUD_PERMANENT).u8(0, 0).bytes,
+    attribute(1, bytes),
+    attribute(2, mac)
+  )
+
+const FR_ACT_TO_TBL = 1
+const FR_ACT_BLACKHOLE = 6
+
+/** A rule for packets that come in by an interface, from an address or from any: ip-rule(8). */
+export const rule = (options: {
+  readonly priority: number
+  readonly family: number
+  readonly interface?: string
+  readonly from?: Ip
+  readonly to?: Ip
+  readonly action: "route" | "drop"
+}): Bytes => {
+  const { action, family, from, priority, to } = options
+  const size = (one: Ip | undefined): number => (one === undefined ? 0 : one.bytes.length * 8)
+  const routed = action === "route"
+  return message(
+    32,
+    NLM_F_CREATE,
+    new Writer()
+      .u8(family, size(to), size(from), 0, routed ? RT_TABLE_MAIN : 0, 0, 0)
+      .u8(routed ? FR_ACT_TO_TBL : FR_ACT_BLACKHOLE)
+      .u32(0).bytes,
+    attribute(6, u32(priority)),
+    ...(to === undefined ? [] : [attribute(1, to.bytes)]),
+    ...(from === undefined ? [] : [attribute(2, from.bytes)]),
+    ...(options.interface === undefined ? [] : [attribute(3, text(options.interface))])
+  )
+}
+
+export const concat = (messages: ReadonlyArray<Bytes>): Uint8Array => new Uint8Array(messages.flat())

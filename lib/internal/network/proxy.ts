@@ -1,0 +1,71 @@
+/** Runs native/proxy/proxy.c in a container's network namespace, as a unit of the supervisor's. */
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { type BerthError, OperationFailed } from "../../BerthError.ts"
+import type { Container } from "../../Container.ts"
+import * as Plan from "../../Plan.ts"
+import { flagsOf } from "../ids/namespaceFlags.ts"
+import { scopedUnit } from "../supervisor/scopedUnit.ts"
+import { native, programPath } from "../system/addon.ts"
+import { makeSocketPair } from "../system/pipe.ts"
+import { attempt } from "../util/fromThrowing.ts"
+
+/** The targets as the proxy reads them: the container's addresses on networks, and loopback. */
+const targetsOf = ({ state }: Container, port: number): string =>
+  [...state.addresses.slice(0, 2), "127.0.0.1", "::1"]
+    .map((host) => `v${host.includes(":") ? 6 : 4}:${port}:${host}`)
+    .join(" ")
+
+const refused = (errno: number): BerthError =>
+  new OperationFailed({ operation: "a message to the proxy", index: -1, syscall: "sendmsg", errno, hint: "" })
+
+/** A proxy, which ends with the scope. */
+export interface Proxy {
+  /** Has it accept on a bound socket, from when something listens on the port; takes the descriptor. Throws. */
+  readonly add: (socket: number, port: number) => void
+}
+
+/** What takes all capabilities of a helper of the network, which gains none by its execution. */
+export const confined: ReadonlyArray<Plan.Operation> = [
+  { op: "session" },
+  { op: "bounding", capabilities: 0 },
+  { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
+  { op: "no-new-privileges" }
+]
+
+export const makeProxy = (container: Container): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const { berth, kinds, pidfd } = container.state
+    const [ours, theirs] = yield* attempt(makeSocketPair)
+    yield* Effect.addFinalizer(() => Effect.sync(() => native().close(ours)))
+    const own = kinds.includes("network") ? kinds.filter((kind) => kind === "network" || kind === "user") : []
+    const plan = Plan.make([
+      { op: "process", namespaces: 0 },
+      ...(own.length === 0 ? [] : [{ op: "join", process: "container", namespaces: flagsOf(own) } as const]),
+      { op: "stdio", stdin: "control", stdout: null, stderr: null },
+      ...confined,
+      {
+        op: "exec",
+        program: null,
+        paths: [programPath("berth-proxy")],
+        // The folder says, in a list of processes, whose proxy it is.
+        arguments: ["berth-proxy", berth.supervisor.folder],
+        environment: []
+      }
+    ])
+    const name = `proxy of container ${container.id}`
+    const descriptors = { container: pidfd, control: theirs }
+    yield* Effect.ensuring(
+      scopedUnit(berth, berth.supervisor.nextId(), name, plan, descriptors),
+      Effect.sync(() => native().close(theirs))
+    )
+    let id = 0
+    return {
+      add: (socket, port) => {
+        const message = new TextEncoder().encode(`add ${++id} ${targetsOf(container, port)}`)
+        const sent = native().send(ours, message, [socket])
+        native().close(socket)
+        if (sent < 0) throw refused(-sent)
+      }
+    }
+  })

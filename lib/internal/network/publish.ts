@@ -1,0 +1,143 @@
+/** Ports of the host's that lead into a container. */
+import * as fs from "node:fs"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import type * as Scope from "effect/Scope"
+import { type BerthError, InvalidOption, NetworkError, OperationFailed } from "../../BerthError.ts"
+import type { Container } from "../../Container.ts"
+import type { PublishedPort, PublishOptions } from "../../Network.ts"
+import { native } from "../system/addon.ts"
+import { EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT } from "../util/errno.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import { candidates, parsePort, portOf, type SocketAddress } from "./address.ts"
+import { makeProxy } from "./proxy.ts"
+import { SOCK_STREAM } from "./socket.ts"
+
+/** How many free ports of IPv4 are tried until the same one is free of IPv6. */
+const ATTEMPTS = 32
+
+const TCP_LISTEN = "0A"
+
+/** The processes that listen on a TCP port, by /proc/net/tcp of proc(5), as far as this process may see them. */
+const holdersOf = (port: number): ReadonlyArray<string> => {
+  const hex = port.toString(16).toUpperCase().padStart(4, "0")
+  const inodes = ["tcp", "tcp6"].flatMap((name) => {
+    try {
+      const lines = fs.readFileSync(`/proc/self/net/${name}`, "utf8").split("\n").slice(1)
+      const words = lines.map((line) => line.trim().split(/\s+/))
+      return words
+        .filter(([, local, , state]) => local?.endsWith(`:${hex}`) && state === TCP_LISTEN)
+        .map((fields) => `socket:[${fields[9]}]`)
+    } catch {
+      return [] // without IPv6
+    }
+  })
+  if (inodes.length === 0) return []
+  return fs.readdirSync("/proc").flatMap((pid) => {
+    if (!/^\d+$/.test(pid)) return []
+    try {
+      const links = fs.readdirSync(`/proc/${pid}/fd`).map((fd) => {
+        try {
+          return fs.readlinkSync(`/proc/${pid}/fd/${fd}`)
+        } catch {
+          return ""
+        }
+      })
+      if (!links.some((link) => inodes.includes(link))) return []
+      return [`${fs.readFileSync(`/proc/${pid}/comm`, "utf8").trim()} (pid ${pid})`]
+    } catch {
+      return [] // another user's, or gone
+    }
+  })
+}
+
+const failed = (container: Container, address: SocketAddress, syscall: string, errno: number): BerthError => {
+  const subject = `container ${container.id}`
+  if (errno === EADDRINUSE) {
+    const holders = holdersOf(portOf(address.bytes))
+    const by = holders.length === 0 ? "" : ` by ${holders.join(", ")}`
+    const detail = `the port is taken${by}; choose another one, or 0 for one that is free`
+    return new NetworkError({ reason: "AddressInUse", subject, address: address.text, errno, detail })
+  }
+  if (errno === EADDRNOTAVAIL)
+    return new NetworkError({
+      reason: "Unreachable",
+      subject,
+      address: address.text,
+      errno,
+      detail: "this machine does not have the address; choose one that `ip address` lists"
+    })
+  return new OperationFailed({ operation: `publish ${address.text}`, index: -1, syscall, errno, hint: "" })
+}
+
+/** A socket that is bound on the host, and its port; throws. */
+const bind = (container: Container, address: SocketAddress): readonly [fd: number, port: number] => {
+  const fd = native().socketIn(-1, -1, address.family, SOCK_STREAM)
+  if (fd < 0) throw failed(container, address, "socket", -fd)
+  const bound = native().bind(fd, address.bytes)
+  if (bound < 0) {
+    native().close(fd)
+    throw failed(container, address, "bind", -bound)
+  }
+  const name = new Uint8Array(28)
+  native().socketAddress(fd, name)
+  return [fd, portOf(name)]
+}
+
+const isWithoutIPv6 = (error: unknown): boolean =>
+  (error instanceof NetworkError && error.errno === EADDRNOTAVAIL) ||
+  (error instanceof OperationFailed && error.errno === EAFNOSUPPORT)
+
+const isTaken = (error: unknown): boolean => error instanceof NetworkError && error.errno === EADDRINUSE
+
+/** The same port on all addresses of the host; throws. */
+const bindAll = (
+  container: Container,
+  host: string | undefined,
+  port: number
+): readonly [Array<number>, number] => {
+  for (let attempt = 1; ; attempt++) {
+    const [first, second] = candidates({ port, ...(host === undefined ? {} : { host }) }, 0)
+    const [fd, chosen] = bind(container, first!)
+    if (second === undefined) return [[fd], chosen]
+    try {
+      const sixth = candidates({ port: chosen, ...(host === undefined ? {} : { host }) })[1]!
+      return [[fd, bind(container, sixth)[0]], chosen]
+    } catch (error) {
+      if (isWithoutIPv6(error)) return [[fd], chosen]
+      native().close(fd)
+      if (port !== 0 || attempt === ATTEMPTS || !isTaken(error)) throw error
+    }
+  }
+}
+
+/** See `Container.publish`. */
+export const publish: {
+  (
+    port: number | PublishOptions
+  ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
+  (container: Container, port: number | PublishOptions): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
+} = dual(2, (container: Container, given: number | PublishOptions) =>
+  Effect.gen(function* () {
+    const options = typeof given === "number" ? { container: given } : given
+    const { host = 0, hostname } = options
+    const port = yield* attempt(() => parsePort("container", options.container))
+    yield* attempt(() => parsePort("host", host, 0))
+    if (hostname === "") {
+      const expected = "localhost or an IP address of this machine"
+      return yield* Effect.fail(new InvalidOption({ option: "hostname", value: '""', expected }))
+    }
+    const [left, chosen] = yield* Effect.acquireRelease(
+      attempt(() => bindAll(container, hostname, host)),
+      ([fds]) => Effect.sync(() => fds.forEach((fd) => native().close(fd)))
+    )
+    const proxy = yield* makeProxy(container)
+    yield* attempt(() => {
+      while (left.length > 0) proxy.add(left.shift()!, port)
+    })
+    return {
+      hostname: hostname === undefined || hostname === "localhost" ? "127.0.0.1" : hostname,
+      port: chosen
+    }
+  }).pipe(Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))
+)

@@ -1,0 +1,150 @@
+/** Sockets of a container's network namespace, which stay in it whoever has their descriptor. */
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { type BerthError, ContainerError, NetworkError, OperationFailed } from "../../BerthError.ts"
+import type { Container } from "../../Container.ts"
+import type { Address } from "../../Network.ts"
+import { openIn, socketIn } from "../files/namespaceRoot.ts"
+import { EPOLLOUT, native, O_PATH, RESOLVE_IN_ROOT } from "../system/addon.ts"
+import * as Loop from "../system/eventLoop.ts"
+import {
+  ECONNREFUSED,
+  ECONNRESET,
+  EHOSTUNREACH,
+  EINPROGRESS,
+  ENETUNREACH,
+  ENOENT,
+  ESRCH,
+  ETIMEDOUT
+} from "../util/errno.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import { abstractName, candidates, type SocketAddress, unix } from "./address.ts"
+
+export const SOCK_STREAM = 1
+
+const failed = (container: Container, syscall: string, errno: number): BerthError =>
+  errno === ESRCH
+    ? new ContainerError({
+        reason: "NotRunning",
+        container: container.id,
+        detail: "it has ended, and nothing can connect to it"
+      })
+    : new OperationFailed({
+        operation: `a socket in container ${container.id}`,
+        index: -1,
+        syscall,
+        errno,
+        hint: ""
+      })
+
+/** A socket in the network namespace of a container; throws. */
+export const makeSocket = (container: Container, family: number): number => {
+  const { kinds, pidfd } = container.state
+  if (pidfd < 0) throw failed(container, "setns", ESRCH)
+  const fd = socketIn(kinds.includes("network") ? pidfd : -1, family, SOCK_STREAM)
+  if (fd < 0) throw failed(container, "socket", -fd)
+  return fd
+}
+
+const reasons = {
+  [ECONNREFUSED]: ["Refused", "nothing listens there"],
+  [ENOENT]: ["Refused", "there is no such socket"],
+  [ETIMEDOUT]: ["TimedOut", "the server did not accept the connection in time; its queue may be full"],
+  [ECONNRESET]: ["Reset", "the server broke the connection"],
+  [ENETUNREACH]: ["Unreachable", "the container's network has no route to it"],
+  [EHOSTUNREACH]: ["Unreachable", "the container's network has no such host"]
+} as const
+
+/** The error of a connection that failed. */
+export const refused = (container: Container, address: string, errno: number): BerthError => {
+  const known = reasons[errno as keyof typeof reasons]
+  if (known === undefined) return failed(container, "connect", errno)
+  const [reason, detail] = known
+  return new NetworkError({ reason, subject: `container ${container.id}`, address, errno, detail })
+}
+
+/** A path is resolved in the container's root, whatever its links say (CVE-2024-21626 has their kind of attack). */
+const inRoot = <A>(container: Container, path: string, use: (address: SocketAddress) => A): A => {
+  const { root } = container.state
+  const fd = root < 0 ? -ESRCH : openIn(root, path, O_PATH, RESOLVE_IN_ROOT, 0)
+  if (fd < 0) throw root < 0 ? failed(container, "openat2", ESRCH) : refused(container, path, -fd)
+  try {
+    return use({ ...unix(`/proc/self/fd/${fd}`), text: path })
+  } finally {
+    native().close(fd)
+  }
+}
+
+/** A socket that is connected, or on its way. */
+export interface Connecting {
+  readonly fd: number
+  readonly address: string
+  /** 0, or -EINPROGRESS. */
+  readonly result: number
+}
+
+const begin = (container: Container, { bytes, family, text }: SocketAddress): Connecting => {
+  const fd = makeSocket(container, family)
+  const begun = native().connect(fd, bytes)
+  const result = begun === -EINPROGRESS ? native().connected(fd) : begun
+  if (result === 0 || result === -EINPROGRESS) return { fd, address: text, result }
+  native().close(fd)
+  throw refused(container, text, -result)
+}
+
+/**
+ * Begins to connect; throws where that fails at once. On one machine it nearly always succeeds or fails at once: only a
+ * server whose queue is full lets it wait.
+ */
+export const beginConnect = (container: Container, address: Address): Connecting => {
+  const given = typeof address === "number" ? { port: address } : address
+  if ("path" in given) {
+    const name = abstractName(given.path)
+    return name === undefined
+      ? inRoot(container, given.path, (found) => begin(container, found))
+      : begin(container, name)
+  }
+  let first: unknown
+  for (const candidate of candidates(given, 1, container.state.addresses)) {
+    try {
+      return begin(container, candidate)
+    } catch (error) {
+      first ??= error
+    }
+  }
+  throw first
+}
+
+const finish = (
+  container: Container,
+  { address, fd, result }: Connecting
+): Effect.Effect<number, BerthError> =>
+  result === 0
+    ? Effect.succeed(fd)
+    : Effect.async((resume) => {
+        Loop.retain()
+        const cancel = Loop.watch(fd, EPOLLOUT, () => {
+          Loop.release()
+          const error = native().connected(fd)
+          resume(error === 0 ? Effect.succeed(fd) : Effect.fail(refused(container, address, -error)))
+        })
+        if (typeof cancel === "number") {
+          Loop.release()
+          resume(Effect.fail(failed(container, "epoll_ctl", -cancel)))
+        }
+        return Effect.sync(() => {
+          if (typeof cancel === "number") return
+          cancel()
+          Loop.release()
+        })
+      })
+
+/** A connected socket, closed with the scope. */
+export const connectSocket = (
+  container: Container,
+  address: Address
+): Effect.Effect<number, BerthError, Scope.Scope> =>
+  Effect.acquireRelease(
+    attempt(() => beginConnect(container, address)),
+    ({ fd }) => Effect.sync(() => native().close(fd))
+  ).pipe(Effect.flatMap((connecting) => finish(container, connecting)))

@@ -1,0 +1,156 @@
+/** A container as an object with promises: its commands, files, conditions and lifetime. */
+import type { PlatformError } from "@effect/platform/Error"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
+import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
+import * as Cgroup from "../../Cgroup.ts"
+import * as Container from "../../Container.ts"
+import type { Abortable, Box, Conditions, Files, Inside, InsideOptions, StartOptions } from "../../promise.ts"
+import * as WaitFor from "../../WaitFor.ts"
+import { feed } from "../container/buffered.ts"
+import { errnoOf, Failure } from "../files/rooted.ts"
+import { words } from "../util/commandTemplate.ts"
+import { EIO } from "../util/errno.ts"
+import { exec, makeCommand, streamOf, withInput } from "./command.ts"
+import { iterableOf } from "./rejection.ts"
+import type { Shared } from "./runtime.ts"
+
+/** The containers of the boxes of this program, for options that take a box. */
+const containers = new WeakMap<Box, Container.Container>()
+
+/** The options of a start, with the containers of boxes whose namespaces are shared. */
+export const withContainers = ({ namespaces, ...options }: StartOptions): Container.StartOptions => {
+  if (namespaces === undefined) return options
+  const entries = Object.entries(namespaces).map(([kind, from]) => [
+    kind,
+    containers.get(from as Box) ?? from
+  ])
+  return { ...options, namespaces: Object.fromEntries(entries) }
+}
+
+const inside = (shared: Shared, container: Container.Container, options: InsideOptions): Inside => {
+  const merged = (more: InsideOptions): InsideOptions => ({
+    ...options,
+    ...more,
+    env: { ...options.env, ...more.env }
+  })
+  return {
+    $: (text, ...values) => makeCommand(shared, container, () => words(text.raw, values), options),
+    exec: (command, more = {}) => {
+      const all = merged(more)
+      return withInput(all.input, (input) =>
+        shared.run(exec(container, command, { ...all, input }), all.signal)
+      )
+    },
+    with: (more) => inside(shared, container, merged(more))
+  }
+}
+
+/** An operation on a file, with the failures of Berth. */
+const failedAs =
+  (operation: string) =>
+  (error: PlatformError): BerthError => {
+    const { cause } = error
+    const errno = errnoOf(cause)
+    if (errno === undefined && error._tag === "BadArgument")
+      return new InvalidOption({ option: "path", value: operation, expected: "text without NUL", cause })
+    const { syscall = "open" } = (cause ?? {}) as NodeJS.ErrnoException
+    const hint = cause instanceof Failure ? cause.hint : errno === undefined ? error.message : ""
+    return new OperationFailed({ operation, index: -1, syscall, errno: errno ?? EIO, hint, cause })
+  }
+
+const filesOf = (shared: Shared, container: Container.Container): Files => {
+  const system = Container.fileSystem(container)
+  const asBerth = <A>(
+    name: string,
+    path: string,
+    effect: Effect.Effect<A, PlatformError>
+  ): Effect.Effect<A, BerthError> => Effect.mapError(effect, failedAs(`${name} ${path}`))
+  return {
+    readFile: (path, { signal } = {}) => shared.run(asBerth("readFile", path, system.readFile(path)), signal),
+    readText: (path, { signal } = {}) =>
+      shared.run(asBerth("readText", path, system.readFileString(path)), signal),
+    writeFile: (path, data, { mode, signal } = {}) => {
+      const options = mode === undefined ? {} : { mode }
+      const written =
+        typeof data === "string"
+          ? system.writeFileString(path, data, options)
+          : system.writeFile(path, data, options)
+      return shared.run(asBerth("writeFile", path, written), signal)
+    },
+    makeFolder: (path, { recursive = false, signal } = {}) =>
+      shared.run(asBerth("makeFolder", path, system.makeDirectory(path, { recursive })), signal),
+    list: (path, { signal } = {}) => shared.run(asBerth("list", path, system.readDirectory(path)), signal),
+    remove: (path, { force = false, recursive = false, signal } = {}) =>
+      shared.run(asBerth("remove", path, system.remove(path, { force, recursive })), signal),
+    rename: (from, to, { signal } = {}) =>
+      shared.run(asBerth("rename", `${from} -> ${to}`, system.rename(from, to)), signal),
+    exists: (path, { signal } = {}) => shared.run(asBerth("exists", path, system.exists(path)), signal),
+    stat: (path, { signal } = {}) => {
+      const status = Effect.map(asBerth("stat", path, system.stat(path)), (info) => ({
+        type: info.type,
+        size: Number(info.size),
+        mode: info.mode,
+        uid: Option.getOrUndefined(info.uid),
+        gid: Option.getOrUndefined(info.gid),
+        modified: Option.getOrUndefined(info.mtime)
+      }))
+      return shared.run(status, signal)
+    }
+  }
+}
+
+const conditionsOf = (shared: Shared, container: Container.Container): Conditions => ({
+  log: (pattern, options = {}) => shared.run(WaitFor.log(container, pattern, options), options.signal),
+  port: (port, options = {}) => shared.run(WaitFor.port(container, port, options), options.signal),
+  http: (options) => shared.run(WaitFor.http(container, options), options.signal),
+  command: (command, options = {}) =>
+    shared.run(WaitFor.command(container, command, options), options.signal),
+  healthCheck: (options = {}) => shared.run(WaitFor.healthCheck(container, options), options.signal)
+})
+
+export const makeBox = (shared: Shared, container: Container.Container, scope: Scope.CloseableScope): Box => {
+  const release = shared.hold()
+  let closed: Promise<void> | undefined
+  const end = async (): Promise<void> => {
+    await shared.run(Scope.close(scope, Exit.void))
+    await release()
+  }
+  const close = (): Promise<void> => {
+    closed ??= end()
+    return closed
+  }
+  const box: Box = {
+    ...inside(shared, container, {}),
+    id: container.id,
+    pid: container.pid,
+    stdout: iterableOf(container.stdout),
+    stderr: iterableOf(container.stderr),
+    files: filesOf(shared, container),
+    waitFor: conditionsOf(shared, container),
+    logs: (options) => iterableOf(Container.logs(container, options)),
+    stdin: (input, options) =>
+      withInput(input, (given) => shared.run(feed(container, streamOf(given)), options?.signal)),
+    attach: (options: Abortable = {}) => shared.run(Container.attach(container), options.signal),
+    resize: (size) => shared.run(Container.resize(container, size)),
+    copyIn: (hostPath, path, options: Abortable = {}) =>
+      shared.run(Container.copyIn(container, hostPath, path), options.signal),
+    copyOut: (path, hostPath, options = {}) =>
+      shared.run(Container.copyOut(container, path, hostPath, options), options.signal),
+    wait: (options) => shared.run(container.exit, options?.signal),
+    kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),
+    pause: () => shared.run(Container.pause(container)),
+    resume: () => shared.run(Container.resume(container)),
+    top: () => shared.run(Container.top(container)),
+    stats: () => shared.run(Container.stats(container)),
+    update: (limits) => shared.run(Effect.flatMap(Container.cgroup(container), Cgroup.update(limits))),
+    stop: (options = {}) => shared.run(Container.stop(container, options), options.signal),
+    commit: (options = {}) => shared.run(Container.commit(container, options), options.signal),
+    close,
+    [Symbol.asyncDispose]: close
+  }
+  containers.set(box, container)
+  return box
+}

@@ -1,0 +1,180 @@
+// The proxy: accepts connections on sockets that it is given and connects each to a target in its own network namespace,
+// so that a port of the host's leads into a container. It runs as a unit of the supervisor's, without capabilities, and
+// ends with its control socket, which is its standard input. lib/internal/network/proxy.ts sends the messages:
+//
+//   add ID TARGET...   with a bound socket: from when a target listens, the socket does too. A target is `v4:PORT:ADDRESS`,
+//                      `v6:PORT:ADDRESS`; they are tried in turn.
+//   remove ID          closes the socket. Its connections go on.
+//
+// It answers `listening ID` once the socket does.
+#include "../common/descriptor.h"
+#include "pair.h"
+#include "target.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define EVENTS_MAX 64
+#define MESSAGE_MAX 4096
+#define BACKLOG 4096
+#define ACCEPTS_MAX 64
+// A port that does not listen yet is looked at so often, in milliseconds: first, and at most.
+#define LOOK_FIRST_MS 2
+#define LOOK_MOST_MS 25
+// Where no more descriptors can be had, those that wait are left so long.
+#define FULL_MS 50
+
+struct listener {
+    enum watched kind;
+    int fd;
+    uint32_t id;
+    bool listening, paused, removed;
+    struct targets targets;
+    struct listener *next;
+};
+
+static struct listener *listeners;
+static int epoll, control;
+static enum watched control_kind = WATCHED_CONTROL;
+
+static void watch(struct listener *listener) {
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = listener};
+    listener->paused = epoll_ctl(epoll, EPOLL_CTL_ADD, listener->fd, &event) < 0;
+}
+
+// A message that does not fit is lost: whoever wrote it is gone, or does not read.
+static void tell_listening(uint32_t id) {
+    char text[32];
+    int length = snprintf(text, sizeof text, "listening %u", id);
+    descriptors_send(control, text, (size_t)length, NULL, 0);
+}
+
+static void look(struct listener *listener) {
+    if (!targets_listen(&listener->targets) || listen(listener->fd, BACKLOG) < 0) return;
+    listener->listening = true;
+    watch(listener);
+    tell_listening(listener->id);
+}
+
+static void add(const char *text, int fd) {
+    struct listener *listener = calloc(1, sizeof *listener);
+    int at = 0;
+    if (!listener || fd < 0 || sscanf(text, "add %u %n", &listener->id, &at) != 1 || !targets_parse(&listener->targets, text + at)) {
+        if (fd >= 0) close(fd);
+        free(listener);
+        return;
+    }
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    listener->kind = WATCHED_LISTENER;
+    listener->fd = fd;
+    listener->next = listeners;
+    listeners = listener;
+    look(listener);
+}
+
+// An event of it may have been received already, so that it is freed later.
+static void forget(uint32_t id) {
+    for (struct listener *listener = listeners; listener; listener = listener->next)
+        if (listener->id == id) listener->removed = true;
+}
+
+static void free_removed(void) {
+    for (struct listener **at = &listeners; *at;) {
+        struct listener *listener = *at;
+        if (!listener->removed) {
+            at = &listener->next;
+            continue;
+        }
+        *at = listener->next;
+        // Another process may hold the socket: then closing it here would leave it registered (epoll(7)).
+        epoll_ctl(epoll, EPOLL_CTL_DEL, listener->fd, NULL);
+        close(listener->fd);
+        free(listener);
+    }
+}
+
+static void take_message(void) {
+    char text[MESSAGE_MAX];
+    int fd;
+    ssize_t length = descriptor_receive(control, text, sizeof text - 1, &fd);
+    if (length < 0 && (errno == EAGAIN || errno == EMFILE || errno == EMSGSIZE)) return;
+    if (length <= 0) exit(0);
+    text[length] = '\0';
+    uint32_t id;
+    if (sscanf(text, "remove %u", &id) == 1) {
+        forget(id);
+        if (fd >= 0) close(fd);
+    } else {
+        add(text, fd);
+    }
+}
+
+static void take_connections(struct listener *listener) {
+    for (int k = 0; k < ACCEPTS_MAX; k++) {
+        int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0) {
+            if (pair_open(epoll, fd, &listener->targets)) continue;
+        } else if (errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS) {
+            if (errno == EAGAIN || errno == EWOULDBLOCK) return;
+            continue; // of one that was gone again
+        }
+        epoll_ctl(epoll, EPOLL_CTL_DEL, listener->fd, NULL);
+        listener->paused = true;
+        return;
+    }
+}
+
+// Milliseconds until something has to be looked at again, or -1.
+static int look_around(int wait) {
+    bool waits = false, full = false;
+    for (struct listener *listener = listeners; listener; listener = listener->next) {
+        if (!listener->listening) look(listener);
+        if (listener->listening && listener->paused) watch(listener);
+        waits |= !listener->listening;
+        full |= listener->paused;
+    }
+    return waits ? wait : full ? FULL_MS : -1;
+}
+
+static void raise_limit(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+int main(void) {
+    struct epoll_event events[EVENTS_MAX];
+    struct epoll_event told = {.events = EPOLLIN, .data.ptr = &control_kind};
+    int wait = LOOK_FIRST_MS, until = -1;
+    raise_limit();
+    control = STDIN_FILENO;
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, control, &told) < 0) return 1;
+    for (;;) {
+        int count = epoll_wait(epoll, events, EVENTS_MAX, until);
+        if (count < 0 && errno != EINTR) return 1;
+        for (int k = 0; k < count; k++) {
+            switch (*(enum watched *)events[k].data.ptr) {
+            case WATCHED_CONTROL:
+                take_message();
+                wait = LOOK_FIRST_MS;
+                break;
+            case WATCHED_LISTENER: take_connections(events[k].data.ptr); break;
+            case WATCHED_SIDE: pair_serve(events[k].data.ptr, events[k].events); break;
+            }
+        }
+        pairs_free();
+        free_removed();
+        until = look_around(wait);
+        if (count == 0 && until == wait && wait < LOOK_MOST_MS) wait++;
+    }
+}

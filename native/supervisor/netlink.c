@@ -1,0 +1,68 @@
+#include "netlink.h"
+#include "../common/util.h"
+
+#include <linux/netlink.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define MESSAGES_MAX 256
+
+static int failed(struct failure *failure, unsigned message, int error) {
+    char call[sizeof failure->syscall];
+    snprintf(call, sizeof call, "netlink(%u)", message);
+    return fail_with(failure, call, error);
+}
+
+// Numbers the messages, whose lengths may be wrong; returns how many there are, or -1.
+static int number(uint8_t *bytes, size_t length) {
+    int count = 0;
+    for (size_t at = 0; at < length; count++) {
+        struct nlmsghdr head;
+        if (length - at < sizeof head || count == MESSAGES_MAX) return -1;
+        memcpy(&head, bytes + at, sizeof head);
+        if (head.nlmsg_len < sizeof head || head.nlmsg_len > length - at) return -1;
+        head.nlmsg_seq = (uint32_t)count;
+        head.nlmsg_flags |= NLM_F_REQUEST | NLM_F_ACK;
+        memcpy(bytes + at, &head, sizeof head);
+        at += NLMSG_ALIGN(head.nlmsg_len);
+    }
+    return count;
+}
+
+static int read_acknowledgements(int socket, int count, struct failure *failure) {
+    union {
+        struct nlmsghdr head;
+        uint8_t bytes[8192];
+    } reply;
+    for (int k = 0; k < count;) {
+        ssize_t n = recv(socket, &reply, sizeof reply, MSG_DONTWAIT);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return fail(failure, "recv");
+        if ((size_t)n < NLMSG_LENGTH(sizeof(struct nlmsgerr)) || reply.head.nlmsg_type != NLMSG_ERROR) continue; // an answer that nobody needs
+        const struct nlmsgerr *result = NLMSG_DATA(&reply.head);
+        if (result->error != 0) return failed(failure, reply.head.nlmsg_seq, -result->error);
+        k++;
+    }
+    return 0;
+}
+
+int netlink_request(int socket, void *messages, size_t length, int64_t pid_at, pid_t pid, struct failure *failure) {
+    const struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
+    uint32_t process = (uint32_t)pid;
+    if (pid_at != NO_PID) {
+        if (pid_at < 0 || (uint64_t)pid_at + sizeof process > length) return fail_with(failure, "netlink", EINVAL);
+        memcpy((uint8_t *)messages + pid_at, &process, sizeof process);
+    }
+    int count = number(messages, length);
+    if (count < 0) return fail_with(failure, "netlink", EBADMSG);
+    if (sendto(socket, messages, length, MSG_NOSIGNAL, (const struct sockaddr *)&kernel, sizeof kernel) < 0) return fail(failure, "sendto");
+    return read_acknowledgements(socket, count, failure);
+}
+
+int netlink_request_here(void *messages, size_t length, struct failure *failure) {
+    cleanup_close int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    if (fd < 0) return fail(failure, "socket");
+    return netlink_request(fd, messages, length, NO_PID, 0, failure);
+}

@@ -1,0 +1,201 @@
+import assert from "node:assert/strict"
+import * as fs from "node:fs"
+import { inspect } from "node:util"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import { BerthError, Container, Image, Namespace, Network, WaitFor } from "../../lib/index.ts"
+import { echoImage, spoofImage } from "../support/attack.ts"
+import { failure, suite, whyNotRoot } from "../support/effect.ts"
+import { whyNoBusybox } from "../support/rootfs.ts"
+
+const modes: ReadonlyArray<readonly [name: string, options: Container.StartOptions]> = [
+  ["containers", {}],
+  ...(whyNotRoot ? [] : [['containers with userns: "auto"', { userns: "auto" }] as const])
+]
+
+/** A container in which `echo` listens on port 7 of all addresses. */
+const echoing = (options: Container.StartOptions) =>
+  Effect.gen(function* () {
+    const command = ["/bin/echo", "any4:7", "any6:7"]
+    const box = yield* Container.start(yield* echoImage, { ...options, command })
+    yield* WaitFor.log(box, "listening")
+    return box
+  })
+
+const idle = (options: Container.StartOptions) =>
+  Effect.flatMap(echoImage, (image) => Container.start(image, { ...options, command: ["sleep", "1000"] }))
+
+/** What a container gets from port 7 of an address: the text and "bye", or nothing. */
+const ask = (box: Container.Container, address: string) =>
+  Effect.map(
+    Container.exec(box, ["sh", "-c", `echo hello | timeout 5 nc -w 2 ${address} 7`]),
+    ({ stdout }) => stdout
+  )
+
+const ANSWER = "hello\nbye"
+
+const skip = { skip: whyNoBusybox }
+
+/** The links, routes and sockets of the network namespace of this process. */
+const hostNetwork = (): ReadonlyArray<string> =>
+  ["dev", "route", "ipv6_route", "if_inet6"].map((name) => {
+    const text = fs.readFileSync(`/proc/self/net/${name}`, "utf8")
+    return name === "dev"
+      ? text.replaceAll(/:.*/g, "")
+      : text.replaceAll(/\s[0-9a-f]{8}\s+[0-9a-f]{8}\s/g, " ")
+  })
+
+suite("a network", (effect) => {
+  for (const [name, options] of modes) {
+    effect(
+      `${name} on it reach each other by IPv4 and IPv6, and those of another network do not`,
+      function* () {
+        const before = hostNetwork()
+        const [one, other] = [yield* Network.make(), yield* Network.make()]
+        const server = yield* echoing({ ...options, network: one })
+        const client = yield* idle({ ...options, network: one })
+        const stranger = yield* idle({ ...options, network: other })
+        assert.equal(server.state.addresses.length, fs.existsSync("/proc/sys/net/ipv6") ? 2 : 1)
+        for (const address of server.state.addresses) {
+          assert.equal(yield* ask(client, address), ANSWER, address)
+          assert.equal(yield* ask(stranger, address), "", address)
+        }
+        assert.deepEqual(hostNetwork(), before)
+      },
+      skip
+    )
+
+    effect(
+      `${name} on it reach neither the host nor any other address`,
+      function* () {
+        const network = yield* Network.make()
+        const box = yield* idle({ ...options, network })
+        const gateways = [`${network.range.replace(/\.0\.0\/16$/, "")}.0.1`, "169.254.1.1"]
+        for (const address of [...gateways, "192.0.2.1", "127.0.0.2"])
+          assert.equal(yield* ask(box, address), "", address)
+      },
+      skip
+    )
+
+    effect(
+      `${name} on two networks reach the others of both, and route nothing between them`,
+      function* () {
+        const [one, two] = [yield* Network.make(), yield* Network.make()]
+        const both = yield* idle({ ...options, network: [one, two] })
+        const first = yield* echoing({ ...options, network: one })
+        const second = yield* echoing({ ...options, network: two })
+        assert.equal(yield* ask(both, first.state.addresses[0]!), ANSWER)
+        assert.equal(yield* ask(both, second.state.addresses[0]!), ANSWER)
+        assert.equal(yield* ask(first, second.state.addresses[0]!), "")
+      },
+      skip
+    )
+  }
+
+  effect(
+    "a connection by the program goes to the container's own address, and else to its loopback",
+    function* () {
+      const network = yield* Network.make()
+      const box = yield* echoing({ network })
+      yield* Container.exec(box, ["true"])
+      yield* Container.connect(box, 7)
+      const looping = yield* Container.start(yield* echoImage, { network, command: ["/bin/echo", "v4:7"] })
+      yield* WaitFor.log(looping, "listening")
+      yield* Container.connect(looping, 7)
+    },
+    skip
+  )
+
+  effect(
+    "a container cannot send with the address of another",
+    function* () {
+      const network = yield* Network.make()
+      const image = yield* spoofImage
+      const raw = { network, capabilities: { add: ["NET_RAW"] } } as const
+      const attacker = yield* Container.start(image, { ...raw, command: ["sleep", "1000"] })
+      const other = yield* Container.start(image, { network, command: ["sleep", "1000"] })
+      const victim = yield* Container.start(image, { network, command: ["/bin/spoof", "receive", "9"] })
+      yield* WaitFor.log(victim, "ready")
+      const send = (from: Container.Container, place: number) => {
+        const [sender, target] = [from.state.addresses[place]!, victim.state.addresses[place]!]
+        return Container.exec(attacker, ["/bin/spoof", place === 0 ? "4" : "6", sender, target, "9"])
+      }
+      for (const place of victim.state.addresses.keys()) {
+        assert.equal((yield* send(other, place)).stdout, "sent\n")
+        assert.equal((yield* send(attacker, place)).stdout, "sent\n")
+        // The attacker's own address arrives: so would the other, which was sent before.
+        yield* WaitFor.log(victim, attacker.state.addresses[place]!)
+        const log = yield* Stream.runCollect(Container.logs(victim, { follow: false }))
+        const text = [...log].map(({ line }) => line).join(" ")
+        assert.ok(!text.includes(`${other.state.addresses[place]} `), text)
+      }
+    },
+    skip
+  )
+
+  effect(
+    "ports of a start are published until the scope closes, and a port that is taken ends the container",
+    function* () {
+      const network = yield* Network.make()
+      const box = yield* echoing({ network })
+      const { port } = yield* Container.publish(box, 7)
+      const error = yield* failure(
+        "NetworkError",
+        Effect.scoped(echoing({ network, ports: [{ container: 7, host: port }] }))
+      )
+      assert.equal(error.reason, "AddressInUse")
+      assert.equal(network.state.members.size, 1)
+      yield* echoing({ network, ports: [7, { container: 7 }] })
+    },
+    skip
+  )
+
+  effect(
+    "an address is free again when its container's scope has closed",
+    function* () {
+      const network = yield* Network.make({ name: "lab" })
+      yield* Effect.scoped(idle({ network }))
+      assert.equal(inspect(network), `Network(lab, ${network.range}, 0 containers)`)
+      assert.deepEqual(network.toJSON(), {
+        _id: "berth/Network",
+        name: "lab",
+        range: network.range,
+        containers: []
+      })
+      assert.ok(Network.isNetwork(network))
+    },
+    skip
+  )
+
+  effect("what cannot be a network, a name or an alias is refused by name", function* () {
+    const network = yield* Network.make()
+    const image = yield* Image.host
+    const holder = yield* Namespace.make(["network"])
+    const wrong: ReadonlyArray<readonly [Container.StartOptions, RegExp]> = [
+      [{ network: "bridge" as never }, /network: "?bridge/],
+      [{ network: [network, network] }, /network: .*without repetition/],
+      [{ network: [{}] as never }, /network/],
+      [{ network, namespaces: { network: holder } }, /namespaces\.network/],
+      [{ network, name: "-x" }, /name: "-x"/],
+      [{ network, aliases: ["a b"] }, /aliases: "a b"/]
+    ]
+    for (const [options, message] of wrong) {
+      const start = Effect.scoped(Container.start(image, { ...options, command: ["true"] }))
+      assert.match((yield* failure("InvalidOption", start)).message, message)
+    }
+    assert.equal(network.state.members.size, 0)
+    const taken = yield* Container.start(image, { network, name: "db", command: ["sleep", "100"] })
+    const twice = Effect.scoped(Container.start(image, { network, name: "DB", command: ["true"] }))
+    assert.match(
+      (yield* failure("InvalidOption", twice)).message,
+      new RegExp(`name: "db" .*container ${taken.id} has it on network ${network.name}`)
+    )
+    const name = yield* Effect.flip(Effect.scoped(Network.make({ name: "a/b" })))
+    assert.ok(name instanceof BerthError.InvalidOption)
+  })
+
+  effect('network: "host" is the host\'s own network', function* () {
+    const box = yield* Container.start(yield* Image.host, { network: "host", command: ["sleep", "100"] })
+    assert.equal(fs.readlinkSync(`/proc/${box.pid}/ns/net`), fs.readlinkSync("/proc/self/ns/net"))
+  })
+})

@@ -1,0 +1,90 @@
+// Sends a UDP datagram with the address of another as its sender, by a raw socket (CAP_NET_RAW), or prints the sender of each
+// datagram that it receives.
+//
+//   spoof 4|6 SENDER TARGET PORT
+//   spoof receive PORT
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/ip.h>
+#include <netinet/ip6.h>
+#include <netinet/udp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+static int send4(const char *sender, const char *target, unsigned short port) {
+    struct {
+        struct iphdr ip;
+        struct udphdr udp;
+        char text[8];
+    } __attribute__((packed)) packet = {.ip = {.version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_UDP}, .text = "spoofed"};
+    struct sockaddr_in to = {.sin_family = AF_INET};
+    inet_pton(AF_INET, target, &to.sin_addr);
+    inet_pton(AF_INET, sender, &packet.ip.saddr);
+    packet.ip.daddr = to.sin_addr.s_addr;
+    packet.ip.tot_len = htons(sizeof packet);
+    packet.udp.source = htons(9999);
+    packet.udp.dest = htons(port);
+    packet.udp.len = htons(sizeof packet.udp + sizeof packet.text);
+    int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+    return fd < 0 ? -1 : (int)sendto(fd, &packet, sizeof packet, 0, (void *)&to, sizeof to);
+}
+
+static unsigned short checksum6(const struct ip6_hdr *ip, const void *data, size_t length) {
+    unsigned sum = 0;
+    const unsigned short *words = (const void *)&ip->ip6_src;
+    for (int k = 0; k < 16; k++) sum += ntohs(words[k]);
+    sum += (unsigned)length + IPPROTO_UDP;
+    const unsigned char *bytes = data;
+    for (size_t k = 0; k < length; k++) sum += k % 2 ? bytes[k] : (unsigned)bytes[k] << 8;
+    while (sum >> 16) sum = (sum & 0xffff) + (sum >> 16);
+    return htons((unsigned short)~sum);
+}
+
+static int send6(const char *sender, const char *target, unsigned short port) {
+    struct {
+        struct ip6_hdr ip;
+        struct udphdr udp;
+        char text[8];
+    } packet = {.text = "spoofed"};
+    struct sockaddr_in6 to = {.sin6_family = AF_INET6};
+    size_t length = sizeof packet.udp + sizeof packet.text;
+    inet_pton(AF_INET6, target, &to.sin6_addr);
+    inet_pton(AF_INET6, sender, &packet.ip.ip6_src);
+    packet.ip.ip6_dst = to.sin6_addr;
+    packet.ip.ip6_flow = htonl(6u << 28);
+    packet.ip.ip6_plen = htons((unsigned short)length);
+    packet.ip.ip6_nxt = IPPROTO_UDP;
+    packet.ip.ip6_hlim = 64;
+    packet.udp.source = htons(9999);
+    packet.udp.dest = htons(port);
+    packet.udp.len = htons((unsigned short)length);
+    packet.udp.check = checksum6(&packet.ip, &packet.udp, length);
+    int fd = socket(AF_INET6, SOCK_RAW, IPPROTO_RAW);
+    return fd < 0 ? -1 : (int)sendto(fd, &packet, sizeof packet, 0, (void *)&to, sizeof to);
+}
+
+static int receive(unsigned short port) {
+    struct sockaddr_in6 here = {.sin6_family = AF_INET6, .sin6_port = htons(port)}, sender;
+    char bytes[100], text[INET6_ADDRSTRLEN];
+    int fd = socket(AF_INET6, SOCK_DGRAM, 0);
+    if (bind(fd, (void *)&here, sizeof here) < 0) return 1;
+    puts("ready");
+    fflush(stdout);
+    for (;;) {
+        socklen_t length = sizeof sender;
+        if (recvfrom(fd, bytes, sizeof bytes, 0, (void *)&sender, &length) < 0) return 1;
+        printf("from %s\n", inet_ntop(AF_INET6, &sender.sin6_addr, text, sizeof text));
+        fflush(stdout);
+    }
+}
+
+int main(int count, char **arguments) {
+    if (count == 3) return receive((unsigned short)atoi(arguments[2]));
+    if (count != 5) return 2;
+    unsigned short port = (unsigned short)atoi(arguments[4]);
+    int sent = atoi(arguments[1]) == 4 ? send4(arguments[2], arguments[3], port) : send6(arguments[2], arguments[3], port);
+    printf("%s\n", sent < 0 ? strerror(errno) : "sent");
+    return 0;
+}
