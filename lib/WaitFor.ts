@@ -72,7 +72,7 @@ export interface CommandOptions
     Pick<ExecOptions, "env" | "cwd" | "user" | "capabilities" | "rlimits" | "umask"> {}
 
 /**
- * How a container is asked whether it is well, with Docker's defaults: an `Image.Healthcheck` is one.
+ * A health check with Docker's defaults. An image's `Image.Healthcheck` can be used as one.
  *
  * @since 0.1.0
  * @category models
@@ -80,15 +80,15 @@ export interface CommandOptions
 export interface Healthcheck {
   /** `["CMD", ...arguments]`, or `["CMD-SHELL", command]`. */
   readonly test: ReadonlyArray<string>
-  /** How far apart the failures are that count. Default 30 seconds. */
+  /** The minimum time between two failures that count. Default 30 seconds. */
   readonly interval?: Duration.DurationInput | undefined
-  /** After so long a check has failed. Default 30 seconds. */
+  /** The time after which a check counts as failed. Default 30 seconds. */
   readonly timeout?: Duration.DurationInput | undefined
-  /** For so long failures do not count. Default 0. */
+  /** The time from the start in which failures do not count. Default 0. */
   readonly startPeriod?: Duration.DurationInput | undefined
-  /** How far apart the checks are until the first success. Default: as in `PollOptions.schedule`. */
+  /** The time between two checks until the first success. Default: as in `PollOptions.schedule`. */
   readonly startInterval?: Duration.DurationInput | undefined
-  /** So many failures in a row make the container unhealthy. Default 3. */
+  /** The number of consecutive failures that make the container unhealthy. Default 3. */
   readonly retries?: number | undefined
 }
 
