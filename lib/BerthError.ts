@@ -285,6 +285,8 @@ export class ContainerError extends tagged<ContainerError>()("ContainerError", {
     "OutputTooLong",
     /** The stream has a reader already. */
     "AlreadyRead",
+    /** Output that nobody read in time has been dropped: a second read gives the rest. */
+    "OutputDropped",
     /** The container was started without a cgroup of its own. */
     "NoCgroup",
     /** The container is paused: a command started in it would be paused as well. */
@@ -292,7 +294,10 @@ export class ContainerError extends tagged<ContainerError>()("ContainerError", {
   ),
   /** The container's id. */
   container: Schema.String,
-  detail: Schema.String
+  detail: Schema.String,
+  /** What it had written by then, for `OutputTooLong`: as much of each output as its limit allows, as UTF-8. */
+  stdout: Schema.optional(Schema.String),
+  stderr: Schema.optional(Schema.String)
 }) {
   override get message(): string {
     return `container ${this.container}: ${this.detail}`
@@ -392,7 +397,10 @@ export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
   /** The duration of the wait, in milliseconds. */
   millis: Schema.Number,
   /** The last lines of the container's output. */
-  log: Schema.Array(Schema.String)
+  log: Schema.Array(Schema.String),
+  /** The output so far of a command of `berth/promise` that exceeded its own time. */
+  stdout: Schema.optional(Schema.String),
+  stderr: Schema.optional(Schema.String)
 }) {
   override get message(): string {
     const why =

@@ -131,7 +131,7 @@ export interface RootOptions extends ProcessOptions {
 export interface StartOptions extends RootOptions {
   /** Makes a cgroup with these limits. Without `limits` and `cgroup`, the container has no cgroup of its own. */
   readonly limits?: Cgroup.Limits | undefined
-  /** An existing cgroup, in place of `limits`. */
+  /** An existing cgroup, in place of `limits`: both together are refused. */
   readonly cgroup?: Cgroup.Cgroup | undefined
   /**
    * The origin of each namespace: `"new"`, `"host"`, or another container or a `Namespace` that holds it. Default: new
@@ -165,7 +165,7 @@ export interface StartOptions extends RootOptions {
   readonly aliases?: ReadonlyArray<string> | undefined
   /** Ports of the host that lead to the container's, as `Container.publish` makes them, until the scope closes. */
   readonly ports?: ReadonlyArray<number | PublishOptions> | undefined
-  /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, from the first call of `logs` on. */
+  /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, the newest of it. */
   readonly logs?: LogFiles | undefined
   /** The writable layer: see `RootFs.Options`. `upperSize` fails with `Unsupported` for a layer on disk. */
   readonly upper?: "disk" | "memory" | undefined

@@ -45,12 +45,16 @@ export interface Process extends Pipeable, Inspectable.Inspectable {
   /** Waits for the end of the process and returns its exit status. */
   readonly exit: Effect.Effect<ExitStatus, BerthError>
   /**
-   * The process's output, from the first byte. Bytes are read on demand: a process whose output has no reader waits
-   * once the pipe is full (256 KiB), and loses nothing. Each byte is delivered once.
+   * The process's output, from the first byte; each byte is delivered once. While the output has a reader, the process waits
+   * for it. Without one, the process never waits, and Berth keeps the newest 1 MiB: a reader that comes after more than that
+   * has been dropped fails with `ContainerError` (`OutputDropped`), and a second read delivers the rest. With
+   * `stdout: "pipe"` nothing is dropped: the process waits for a reader once the pipe is full (256 KiB).
    */
   readonly stdout: Stream.Stream<Uint8Array, BerthError>
   readonly stderr: Stream.Stream<Uint8Array, BerthError>
-  /** The process's input, with `stdin: "pipe"`; it ends when the sink ends. Otherwise the sink drops its input. */
+  /**
+   * The process's input, with `stdin: "pipe"`; it ends when the sink ends. Otherwise the sink fails with `InvalidOption`.
+   */
   readonly stdin: Sink.Sink<void, Uint8Array, never, BerthError>
   /** The operations by which the supervisor started it. */
   readonly plan: Plan
@@ -81,7 +85,7 @@ export interface ProcessOptions extends Security.Options {
   readonly appArmor?: string | undefined
   /**
    * Whether the standard streams are a pseudo-terminal, pty(7). `true` gives it the size of this program's own terminal, or
-   * 24 rows and 80 columns. All output is then on `stdout`, and `stdin` takes the keys.
+   * 24 rows and 80 columns. All output is then on `stdout`, and `stdin` takes the keys: `"inherit"` and `"null"` are refused.
    */
   readonly terminal?: boolean | TerminalSize | undefined
   /**
@@ -90,11 +94,12 @@ export interface ProcessOptions extends Security.Options {
    */
   readonly stdin?: "null" | "pipe" | "inherit" | undefined
   /**
-   * `"pipe"`: the output goes to the stream of the same name. `"inherit"`: it goes to this program's own output.
-   * `"null"`: it is dropped. Default `"pipe"`.
+   * `"log"`: the process runs on without a reader; Berth keeps the newest 1 MiB for `logs`, for errors and for a reader of
+   * the stream of the same name. `"pipe"`: the process waits until the stream is read, and nothing is dropped. `"inherit"`:
+   * the output goes to this program's own output. `"null"`: it is dropped. Default `"log"`.
    */
-  readonly stdout?: "pipe" | "inherit" | "null" | undefined
-  readonly stderr?: "pipe" | "inherit" | "null" | undefined
+  readonly stdout?: "log" | "pipe" | "inherit" | "null" | undefined
+  readonly stderr?: "log" | "pipe" | "inherit" | "null" | undefined
 }
 
 /**
@@ -131,8 +136,15 @@ export interface ExitStatus {
  * @category models
  */
 export interface BufferOptions {
-  /** The limit of stdout, and of stderr, in bytes; more output fails the call. Default 16 MiB. */
+  /** What the process reads, and then the end. Default: the end at once. */
+  readonly input?: string | Uint8Array | Stream.Stream<Uint8Array, BerthError> | undefined
+  /** The limit of stdout, and of stderr, in bytes. Default 16 MiB. */
   readonly maxOutputBytes?: number | undefined
+  /**
+   * What more output does. `"fail"`: it ends the process, and the call fails with `ContainerError` (`OutputTooLong`), which has
+   * the output up to the limit. `"truncate"`: the process goes on, and the rest of its output is dropped. Default `"fail"`.
+   */
+  readonly onOverflow?: "fail" | "truncate" | undefined
 }
 
 /**
@@ -145,6 +157,8 @@ export interface Result extends ExitStatus {
   /** Decoded as UTF-8; invalid bytes become U+FFFD. */
   readonly stdout: string
   readonly stderr: string
+  /** Whether one of them is cut, with `onOverflow: "truncate"`. */
+  readonly truncated: boolean
 }
 
 /**
@@ -226,10 +240,13 @@ export const stop: {
 export const wait: (process: Process) => Effect.Effect<ExitStatus, BerthError> = internal.wait
 
 /**
- * Both outputs of a process, line by line, each line with its time. From the first call on, the log reads the outputs:
- * the process never waits for a reader, and `stdout` and `stderr` deliver nothing more. The log keeps the newest lines
- * in memory: 3 to 4 MiB of text, where each line counts as 100 bytes more than its length. With `StartOptions.logs` it
- * is on disk, from the beginning, within the limits of that option. A line of more than 16 KiB is split.
+ * Both outputs of a process, line by line, each line with its time. The first call has what Berth keeps: the newest 1 MiB
+ * of each output. The log keeps the newest lines in memory: 3 to 4 MiB of text, where each line counts as 100 bytes more
+ * than its length. With `StartOptions.logs` it is on disk, from the beginning, within the limits of that option. A line of
+ * more than 16 KiB is split. From the first call on, the process does not wait for a reader of a `"pipe"` output either.
+ *
+ * `stdout` and `stderr` deliver the same bytes: a log and a reader take nothing from each other. While an output has a
+ * reader, the process waits for it, and the log has its lines when the reader has its bytes.
  *
  * The log does not wait for a slow reader either: with `follow`, a reader misses the lines that are dropped from memory
  * before it reads them.

@@ -2,8 +2,8 @@
  * Readiness conditions: effects that succeed once a container is ready. They compose like all effects. Each fails at
  * once if the container ends, and with the last lines of its output if the timeout is over.
  *
- * A container whose output has no reader waits once the pipe is full (256 KiB), and then never becomes ready: read its
- * output, or wait for its log.
+ * A container that was started with `stdout: "pipe"` and has no reader waits once the pipe is full (256 KiB), and then never
+ * becomes ready: read its output, or wait for its log.
  *
  * @since 0.1.0
  */
@@ -12,7 +12,6 @@ import type * as Effect from "effect/Effect"
 import type * as Schedule from "effect/Schedule"
 import type { BerthError } from "./BerthError.ts"
 import type { Container, ExecOptions, LogEntry } from "./Container.ts"
-import type { Healthcheck } from "./Image.ts"
 import * as internal from "./internal/container/waitFor.ts"
 import type { Process } from "./Process.ts"
 
@@ -73,20 +72,41 @@ export interface CommandOptions
     Pick<ExecOptions, "env" | "cwd" | "user" | "capabilities" | "rlimits" | "umask"> {}
 
 /**
+ * A health check with Docker's defaults. An image's `Image.Healthcheck` can be used as one.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Healthcheck {
+  /** `["CMD", ...arguments]`, or `["CMD-SHELL", command]`. */
+  readonly test: ReadonlyArray<string>
+  /** The minimum time between two failures that count. Default 30 seconds. */
+  readonly interval?: Duration.DurationInput | undefined
+  /** The time after which a check counts as failed. Default 30 seconds. */
+  readonly timeout?: Duration.DurationInput | undefined
+  /** The time from the start in which failures do not count. Default 0. */
+  readonly startPeriod?: Duration.DurationInput | undefined
+  /** The time between two checks until the first success. Default: as in `PollOptions.schedule`. */
+  readonly startInterval?: Duration.DurationInput | undefined
+  /** The number of consecutive failures that make the container unhealthy. Default 3. */
+  readonly retries?: number | undefined
+}
+
+/**
  * @since 0.1.0
  * @category models
  */
 export interface HealthCheckOptions extends PollOptions {
-  /** Replaces the timeout of the image's health check. */
+  /** Replaces the image's health check: `{ test: ["CMD", "pg_isready"], interval: "5 seconds" }`. */
   readonly healthcheck?: Healthcheck | undefined
 }
 
 /**
  * Waits for a line in a process's log, from its beginning on, that contains this text or matches this expression.
- * Returns the line. From then on, the log reads the outputs: see `Container.logs`. No line is missed; a line of more
- * than 16 KiB is matched in parts of that length. An expression that backtracks takes its time for each part.
+ * Returns the line. It examines the lines that Berth has kept, see `Container.logs`, and each new one; a line of more than
+ * 16 KiB is matched in parts of that length. An expression that backtracks takes its time for each part.
  *
- * Fails with `WaitFailed`, and as `Container.logs` does.
+ * Fails with `WaitFailed`, as `Container.logs` does, and with `InvalidOption` where the output is not kept.
  *
  * @since 0.1.0
  * @category conditions
@@ -147,11 +167,13 @@ export const command: {
 } = internal.command
 
 /**
- * Waits until the container is healthy by its image's health check. The first check runs at once, the next ones at the
- * image's interval, each with the image's timeout. As many consecutive failures as the image allows, not counting the
- * start period, fail with `WaitFailed` and the reason `Unhealthy`. There is no other limit unless `timeout` is given.
+ * Waits until the container is healthy by its image's health check. The first check runs at once, and the next ones soon,
+ * however long the image's interval is: after 10 ms, and ever later up to 250 ms, or every `startInterval` if there is
+ * one. A failure counts if the interval has passed since the last one that counted; as many as the image allows, not
+ * counting the start period, fail with `WaitFailed` and the reason `Unhealthy`. There is no other limit unless `timeout` is
+ * given.
  *
- * Fails with `InvalidOption` if the image has no health check.
+ * Fails with `InvalidOption` if the image has no health check, or for a duration that cannot be parsed.
  *
  * @since 0.1.0
  * @category conditions

@@ -21,6 +21,7 @@ import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { makeBox, withContainers } from "./internal/promise/box.ts"
+import { streamOf, withInput } from "./internal/promise/command.ts"
 import { make as makeImages, named } from "./internal/promise/images.ts"
 import { Shared } from "./internal/promise/runtime.ts"
 import { restarted } from "./internal/promise/supervised.ts"
@@ -138,18 +139,32 @@ export type Value = string | number | ReadonlyArray<string | number>
  * @category models
  */
 export interface InsideOptions
-  extends Omit<Container.ExecOptions, "stdin" | "stdout" | "stderr" | "terminal">,
+  extends Omit<Container.ExecOptions, "input" | "stdin" | "stdout" | "stderr" | "terminal">,
     Abortable {
+  /** What a command reads, and then the end. Default: the end at once. */
+  readonly input?: Input | undefined
   /** Whether what a command writes is also shown, on this program's own stdout and stderr. Default false. */
   readonly verbose?: boolean | undefined
 }
+
+/**
+ * How `run` runs a container.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface RunOptions
+  extends StartOptions,
+    Omit<Container.BufferOptions, "input">,
+    Pick<InsideOptions, "input">,
+    Abortable {}
 
 /**
  * A command that runs inside. Awaited, it gives all that it wrote, and rejects with `NonZeroExit` where its exit code is
  * another than 0. Iterated, it gives the lines of stdout as they come and no faster than they are taken, and throws that
  * at the end; whoever leaves the loop early ends the command.
  *
- * It begins after the statement that it is in: `nothrow`, `quiet`, `stdin` and `timeout` are called there, and throw
+ * It begins after the statement that it is in: `nothrow`, `quiet`, `stdin`, `timeout` and `bytes` are called there, and throw
  * `InvalidOption` later.
  *
  * @since 0.1.0
@@ -160,16 +175,21 @@ export interface Command extends Promise<Container.Result>, AsyncIterable<string
   readonly nothrow: () => Command
   /** What it writes is not shown, though the box be `verbose`. */
   readonly quiet: () => Command
-  /** What it reads. Default: nothing, its end at once. */
+  /** What it reads, as the option `input`. */
   readonly stdin: (input: Input) => Command
   /**
    * Gives its stdout to another command of the same statement, and returns that one, which rejects where this one fails:
    * `` box.$`dmesg`.pipe(box.$`grep usb`) ``. This command ends when the other one does.
    */
   readonly pipe: (reader: Command) => Command
-  /** How long it has, in milliseconds or as `"5 seconds"`; it is then killed, and rejects with `WaitFailed`. */
+  /**
+   * How long it has, in milliseconds or as `"5 seconds"`; it is then killed, and rejects with `WaitFailed`,
+   * which has the output so far.
+   */
   readonly timeout: (duration: Duration.DurationInput) => Command
-  /** Its stdout, as it is. */
+  /** Its stdout, byte for byte. It is called in the command's own statement. */
+  readonly bytes: () => Promise<Uint8Array>
+  /** Its stdout, as text. */
   readonly text: () => Promise<string>
   /** The lines of its stdout. */
   readonly lines: () => Promise<Array<string>>
@@ -277,15 +297,18 @@ export interface Box extends Inside, AsyncDisposable {
   readonly id: string
   /** Its first process, as the host sees it. */
   readonly pid: number
-  /** What it writes, from byte zero; each byte is given once. */
+  /**
+   * What it writes, from byte zero; each byte is given once. Berth keeps the newest 1 MiB for a reader that comes late, and what
+   * `stdout: "pipe"` changes about that is in `Process.stdout`.
+   */
   readonly stdout: AsyncIterable<Uint8Array>
   readonly stderr: AsyncIterable<Uint8Array>
   readonly files: Files
   /** Waits until the container is ready: `box.waitFor.port(8080)`. */
   readonly waitFor: Conditions
-  /** Both, line by line with the time of their coming; they are then read by the log alone: see `Container.logs`. */
+  /** Both, line by line with the time of their coming: see `Container.logs`. */
   readonly logs: (options?: Container.LogsOptions) => AsyncIterable<Container.LogEntry>
-  /** Gives it all of this to read, and then the end. For one that was started with `stdin: "pipe"`. */
+  /** Gives it all of this to read, and then the end. It has to be started with `stdin: "pipe"`. */
   readonly stdin: (input: Input, options?: Abortable) => Promise<void>
   /** Connects this program's terminal with the container's until it ends: see `Container.attach`. */
   readonly attach: (options?: Abortable) => Promise<Container.ExitStatus>
@@ -410,13 +433,17 @@ const startWith =
 
 const runWith =
   (shared: Shared) =>
-  (
-    image: string | Image.Image,
-    options: StartOptions & Container.BufferOptions & Abortable = {}
-  ): Promise<Container.Result> =>
-    shared.run(
-      Effect.flatMap(named(image, options), (from) => Container.run(from, withContainers(options))),
-      options.signal
+  (image: string | Image.Image, { input, ...options }: RunOptions = {}): Promise<Container.Result> =>
+    withInput(input, (given) =>
+      shared.run(
+        Effect.flatMap(named(image, options), (from) =>
+          Container.run(from, {
+            ...withContainers(options),
+            input: given === undefined ? undefined : streamOf(given)
+          })
+        ),
+        options.signal
+      )
     )
 
 const shared = new Shared({})
@@ -441,10 +468,8 @@ export const start: (image: string | Image.Image, options?: StartOptions & Abort
  * @since 0.1.0
  * @category constructors
  */
-export const run: (
-  image: string | Image.Image,
-  options?: StartOptions & Container.BufferOptions & Abortable
-) => Promise<Container.Result> = runWith(shared)
+export const run: (image: string | Image.Image, options?: RunOptions) => Promise<Container.Result> =
+  runWith(shared)
 
 /**
  * Starts a container, and another one whenever it has ended, for as long as `restart` says so. Gives how the last one ended.

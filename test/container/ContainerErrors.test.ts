@@ -62,6 +62,20 @@ const refused: Readonly<Record<string, ReadonlyArray<Refused>>> = {
     ...oneOf([0, -1, Number.NaN, Number.POSITIVE_INFINITY], (cpus) => ({ limits: { cpus } }), "limits.cpus"),
     ...oneOf([0, -1, 1.5, 2 ** 31], (pids) => ({ limits: { pids } }), "limits.pids")
   ],
+  "an option that cannot be honoured is refused by name": [
+    [{ terminal: true, stdin: "inherit" }, "stdin"],
+    [{ terminal: true, stdout: "inherit" }, "stdout"],
+    [{ terminal: true, stderr: "null" }, "stderr"],
+    [{ stdin: "pipe" }, "stdin"],
+    [{ stdin: "inherit", input: "x" } as never, "stdin"],
+    [{ stdout: "file" as never }, "stdout"],
+    [{ maxOutputBytes: Number.NaN } as never, "maxOutputBytes"],
+    [{ onOverflow: "drop" } as never, "onOverflow"],
+    [{ limits: {}, cgroup: {} as never }, "limits"],
+    [{ logs: { folder: "/tmp/logs" }, stdout: "inherit", stderr: "null" }, "logs"],
+    [{ logs: { folder: "/tmp/logs", maxFiles: 0 } }, "logs.maxFiles"],
+    [{ logs: { folder: "/tmp/logs", maxBytes: -1 } }, "logs.maxBytes"]
+  ],
   "an unknown namespace is refused": [
     [{ namespaces: { planet: "new" } as never }, "namespaces"],
     [{ namespaces: { network: "mine" } as never }, "namespaces.network"]

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
-import { BerthError, type Box, open, type Session } from "../../lib/promise.ts"
+import { BerthError, type Box, open, run, type Session } from "../../lib/promise.ts"
 import { allowTime, makeTemporaryFolder, rejection, remove, whyNoContainers } from "../support/effect.ts"
 import { isAlive, leftovers, type Snapshot, snapshot, until } from "../support/leftovers.ts"
 import { ended, program } from "../support/program.ts"
@@ -145,6 +145,19 @@ describe("a box of berth/promise", { skip: whyNoContainers }, () => {
     const missing = await rejection(box.$`yes`.pipe(box.$`no-such-command`))
     assert.ok(missing instanceof BerthError && missing._tag === "CommandFailed")
     await until("the end of every writer", isGone)
+  })
+
+  test("the option input takes a command, which ends with its reader", async () => {
+    const text = await box.exec(["sort"], { input: box.$`printf 'b\na\n'` })
+    assert.equal(text.stdout, "a\nb\n")
+    assert.equal((await run("host", { command: ["wc", "-l"], input: box.$`seq 3` })).stdout, "3\n")
+    assert.equal(await box.with({ input: box.$`seq 3` }).$`wc -l`.text(), "3\n")
+    assert.equal((await box.exec(["head", "-n1"], { input: box.$`yes` })).stdout, "y\n")
+    const writer = box.$`yes`
+    const refused = await rejection(box.exec(["cat"], { input: writer, maxOutputBytes: -1 }))
+    assert.ok(refused instanceof BerthError && refused._tag === "InvalidOption")
+    await rejection(writer)
+    await rejection(box.stdin(box.$`yes`))
   })
 
   test("a command that has begun cannot be read by another one", async () => {

@@ -188,7 +188,39 @@ suite("WaitFor", (effect, folder) => {
       error.message,
       /health check .*exit code 1: sick.* reported that the container is unhealthy; it is running/
     )
-    assert.equal((yield* Container.exec(box, ["cat", "/tmp/checks"])).stdout, "x\nx\n")
+    assert.match((yield* Container.exec(box, ["cat", "/tmp/checks"])).stdout, /^(x\n){2,}$/)
+    // It runs at once, and the second failure counts only after the interval.
+    const slow = { test: ["CMD", "false"], interval: "300 millis", retries: 2 } as const
+    const unhealthy = yield* failedWait("Unhealthy", WaitFor.healthCheck(box, { healthcheck: slow }))
+    assert.ok(unhealthy.millis >= 300, String(unhealthy.millis))
+  })
+
+  effect("WaitFor.healthCheck notices the first success soon, however long the interval is", function* () {
+    const box = yield* start("sleep 0.3; touch /tmp/ready; exec sleep 1000")
+    const begun = performance.now()
+    yield* WaitFor.healthCheck(box, { healthcheck: { test: ["CMD", "test", "-e", "/tmp/ready"] } })
+    assert.ok(performance.now() - begun < 5000)
+  })
+
+  effect("WaitFor refuses a duration that cannot be parsed, by name", function* () {
+    const box = yield* sleeper
+    const soon = "soon" as never
+    const test = ["CMD", "true"]
+    const named = (option: string, wait: Effect.Effect<unknown, BerthError.BerthError>) =>
+      Effect.map(failure("InvalidOption", wait), (error) => assert.equal(error.option, option))
+    yield* named("timeout", WaitFor.port(box, 80, { timeout: soon }))
+    yield* named("healthcheck.interval", WaitFor.healthCheck(box, { healthcheck: { test, interval: soon } }))
+    yield* named("times", WaitFor.log(box, "x", { times: 0 }))
+    yield* named("grace", Container.stop(box, { grace: soon }))
+  })
+
+  effect("WaitFor.log refuses an output that has no log", function* () {
+    const none = yield* start("exec sleep 1000", { stdout: "null", stderr: "null" })
+    yield* failure("InvalidOption", WaitFor.log(none, "x"))
+    const half = yield* start("echo x; exec sleep 1000", { stderr: "null" })
+    const error = yield* failure("InvalidOption", WaitFor.log(half, "x", { stream: "stderr" }))
+    assert.equal(error.option, "stderr")
+    yield* WaitFor.log(half, "x")
   })
 
   effect("WaitFor.healthCheck does not count failures in the start period", function* () {

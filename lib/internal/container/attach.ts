@@ -67,7 +67,7 @@ export const attach = (to: Process): Effect.Effect<ExitStatus, BerthError> =>
   Effect.gen(function* () {
     if (to.state.terminal !== undefined) yield* raw
     yield* sizes(to)
-    yield* Effect.forkScoped(Stream.run(typed, to.stdin))
+    if (to.state.stdin !== undefined) yield* Effect.forkScoped(Stream.run(typed, to.stdin))
     yield* Effect.all(
       [
         Stream.runForEach(to.stdout, (bytes) => write(process.stdout, bytes)),

@@ -1,4 +1,5 @@
 /** Operations on any process: signals, waiting, its log, its terminal. */
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Stream from "effect/Stream"
@@ -6,8 +7,10 @@ import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { ExitStatus, LogEntry, LogsOptions, Process, StopOptions, TerminalSize } from "../../Process.ts"
 import { native } from "../system/addon.ts"
 import { isContainer, isProcess } from "../typeIds.ts"
+import { attempt } from "../util/fromThrowing.ts"
 import { signalNumber } from "../util/signals.ts"
 import { spanIfObserved } from "../util/spanIfObserved.ts"
+import { duration } from "../util/validate.ts"
 import { letEnd, resume } from "./pause.ts"
 
 const SIGKILL = 9
@@ -47,21 +50,30 @@ export const stop: {
 } = dual(
   (args) => isProcess(args[0]),
   (process: Process, options: StopOptions = {}): Effect.Effect<ExitStatus, BerthError> =>
-    signal(process, options.signal ?? stopSignalOf(process)).pipe(
-      // A paused process receives the signal when it is resumed.
-      Effect.zipRight(resume(process)),
-      Effect.zipRight(
-        // Interruptible, so that the wait ends after the grace period even in a finalizer.
-        Effect.timeoutTo(Effect.interruptible(process.exit), {
-          duration: options.grace ?? "10 seconds",
-          onSuccess: (status) => Effect.succeed(status),
-          onTimeout: () => Effect.zipRight(signal(process, "SIGKILL"), process.exit)
-        })
-      ),
-      Effect.flatten,
-      Effect.withSpan("berth.Container.stop", { attributes: { "container.id": process.id } })
-    )
+    Effect.flatMap(
+      attempt(() => duration("grace", options.grace ?? "10 seconds")),
+      (grace) => stopIn(process, options, grace)
+    ).pipe(Effect.withSpan("berth.Container.stop", { attributes: { "container.id": process.id } }))
 )
+
+const stopIn = (
+  process: Process,
+  options: StopOptions,
+  grace: Duration.Duration
+): Effect.Effect<ExitStatus, BerthError> =>
+  signal(process, options.signal ?? stopSignalOf(process)).pipe(
+    // A paused process receives the signal when it is resumed.
+    Effect.zipRight(resume(process)),
+    Effect.zipRight(
+      // Interruptible, so that the wait ends after the grace period even in a finalizer.
+      Effect.timeoutTo(Effect.interruptible(process.exit), {
+        duration: grace,
+        onSuccess: (status) => Effect.succeed(status),
+        onTimeout: () => Effect.zipRight(signal(process, "SIGKILL"), process.exit)
+      })
+    ),
+    Effect.flatten
+  )
 
 export const logs = (process: Process, options: LogsOptions = {}): Stream.Stream<LogEntry, BerthError> =>
   Stream.suspend(() => process.state.log().stream(options)).pipe(

@@ -9,7 +9,7 @@ import type * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
-import type { SupervisorError } from "../../BerthError.ts"
+import { type BerthError, InvalidOption, type SupervisorError } from "../../BerthError.ts"
 import type { Cgroup } from "../../Cgroup.ts"
 import type { Container } from "../../Container.ts"
 import type { Image } from "../../Image.ts"
@@ -65,7 +65,7 @@ export interface ProcessState {
   readonly stdout: Output | undefined
   readonly stderr: Output | undefined
   readonly terminal: Terminal | undefined
-  /** Its log, which reads both outputs from the first call on. */
+  /** Its log, which has what the outputs have kept and what comes from the first call on. */
   readonly log: () => Log
   /** The state of the container that it is in. */
   readonly inside: Inside
@@ -93,7 +93,15 @@ export interface ContainerState extends ProcessState {
 }
 
 const NO_STREAM: Stream.Stream<Uint8Array> = Stream.empty
-const NO_SINK: Sink.Sink<void, Uint8Array> = Sink.drain
+const noSink: Sink.Sink<void, Uint8Array, never, BerthError> = Sink.suspend(() => Sink.fail(withoutPipe()))
+
+/** The failure of a write to a process that was not started with a pipe for its input. */
+export const withoutPipe = (): InvalidOption =>
+  new InvalidOption({
+    option: "stdin",
+    value: "an input for a process that was started without a pipe",
+    expected: 'stdin: "pipe" at the start of the process'
+  })
 
 /** The exit code and the signal of a wait status, wait(2). */
 const endOf = (status: number): Pick<ExitStatus, "exitCode" | "signal"> => {
@@ -136,7 +144,7 @@ const ProcessProto = {
     return (this as unknown as Process).state.stderr?.stream ?? NO_STREAM
   },
   get stdin(): Process["stdin"] {
-    return (this as unknown as Process).state.stdin?.sink ?? NO_SINK
+    return (this as unknown as Process).state.stdin?.sink ?? noSink
   },
   pipe() {
     // biome-ignore lint/complexity/noArguments: this is how Effect's handles pipe

@@ -270,6 +270,7 @@ const launchQuietly = <L extends Launch, P extends Process>(
               stdio.handOver()
               check()
               process = handle(launched, launch)
+              stdio.flow()
               return process
             }),
             () => letDie

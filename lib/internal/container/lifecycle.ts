@@ -22,6 +22,7 @@ import { isContainer } from "../typeIds.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { spanIfObserved } from "../util/spanIfObserved.ts"
 import * as check from "../util/validate.ts"
+import { buffered, bufferedOptions } from "./buffered.ts"
 import { launchInside, running } from "./execIn.ts"
 import { launchContainer } from "./launch.ts"
 import * as users from "./passwd.ts"
@@ -132,39 +133,14 @@ export const plan = (image: Image, options: StartOptions = {}): Effect.Effect<Pl
     return Plan.make(prepare.start(image, options, at).operations)
   })
 
-const OUTPUT_BYTES_MAX = 16 * 1024 * 1024
-
-/** Reads both streams to their ends while the process runs; fails if either exceeds the limit. */
-const buffered = (process: Process, options: BufferOptions): Effect.Effect<Result, BerthError> => {
-  const max = options.maxOutputBytes ?? OUTPUT_BYTES_MAX
-  const { stdout, stderr } = process.state
-  const read = (output: typeof stdout, name: string): Effect.Effect<string, BerthError> =>
-    output === undefined
-      ? Effect.succeed("")
-      : output.collect(
-          max,
-          () =>
-            new ContainerError({
-              reason: "OutputTooLong",
-              container: process.id,
-              detail: `more than ${max} bytes on ${name}: raise maxOutputBytes, or read it as a stream`
-            })
-        )
-  return Effect.map(
-    Effect.all([read(stdout, "stdout"), read(stderr, "stderr"), process.exit], {
-      concurrency: "unbounded"
-    }),
-    ([out, err, status]) => ({ ...status, stdout: out, stderr: err })
-  )
-}
-
 export const run = (
   image: Image,
   options: StartOptions & BufferOptions = {}
 ): Effect.Effect<Result, BerthError, Berth> =>
-  Effect.scoped(Effect.flatMap(start(image, options), (container) => buffered(container, options))).pipe(
-    spanIfObserved("berth.Container.run", { "container.image.name": image.reference })
-  )
+  Effect.flatMap(
+    attempt(() => bufferedOptions(options)),
+    (how) => Effect.scoped(Effect.flatMap(start(image, how), (container) => buffered(container, how)))
+  ).pipe(spanIfObserved("berth.Container.run", { "container.image.name": image.reference }))
 
 export const spawn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Berth | Scope.Scope> =>
   Effect.suspend(() => {
@@ -260,8 +236,10 @@ export const exec: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, command: ReadonlyArray<string>, options: ExecOptions = {}) =>
-    Effect.scoped(
-      Effect.flatMap(execIn(container, command, options), (process) => buffered(process, options))
+    Effect.flatMap(
+      attempt(() => bufferedOptions(options)),
+      (how) =>
+        Effect.scoped(Effect.flatMap(execIn(container, command, how), (process) => buffered(process, how)))
     ).pipe(spanIfObserved("berth.Container.exec", { "container.id": container.id }))
 )
 

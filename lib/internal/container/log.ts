@@ -158,7 +158,7 @@ export class Log {
   private waiting: Array<() => void> = []
   private readonly lookers = new Set<(entry: LogEntry) => void>()
 
-  /** From here on, the log reads the outputs, and no other reader gets them. Throws if the files cannot be made. */
+  /** Has the lines that the outputs have kept and those that arrive, and makes the outputs flow. Throws if the files cannot be made. */
   constructor(
     outputs: Readonly<Record<"stdout" | "stderr", Output | undefined>>,
     files: LogFiles | undefined
@@ -168,31 +168,33 @@ export class Log {
     } catch (cause) {
       throw failed(cause)
     }
-    for (const stream of ["stdout", "stderr"] as const) {
+    const open = (["stdout", "stderr"] as const).flatMap((stream) => {
       const output = outputs[stream]
-      if (output === undefined) continue
-      const lines = new Lines(LINE_MAX)
-      this.open++
-      output.pump(
-        (bytes) => {
+      return output === undefined ? [] : [{ stream, output, lines: new Lines(LINE_MAX) }]
+    })
+    this.open = open.length
+    const earlier = open.flatMap((of) => of.output.kept.map((part) => ({ ...of, part })))
+    for (const { lines, part, stream } of earlier.sort((a, b) => a.part.order - b.part.order))
+      this.add(stream, lines.take(part.bytes), part.time)
+    for (const { lines, output, stream } of open)
+      output.listen({
+        take: (bytes) => {
           // A waiting reader runs before the next read, so that it sees entries before they are dropped.
           const alone = this.waiting.length === 0
           this.add(stream, lines.take(bytes))
           return alone
         },
-        (error) => {
+        end: (error) => {
           this.add(stream, lines.end())
           this.failure ??= error
           this.open--
           this.wake()
         }
-      )
-    }
+      })
   }
 
-  private add(stream: LogEntry["stream"], lines: ReadonlyArray<string>): void {
+  private add(stream: LogEntry["stream"], lines: ReadonlyArray<string>, time = Date.now()): void {
     if (lines.length === 0) return
-    const time = Date.now()
     const added = lines.map((line): LogEntry => ({ time, stream, line }))
     for (const entry of added) {
       this.size += ENTRY + entry.line.length

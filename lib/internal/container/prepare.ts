@@ -323,6 +323,7 @@ export const start = (
     readonly targets: Targets | undefined
   }
 ): Omit<ContainerLaunch, "berth"> => {
+  check.start(options)
   const { created, descriptors: named, joined, kinds } = sources(options)
   const descriptors = { ...named, ...at.network.descriptors }
   // In the host's pid namespace, the end of the first process kills no others: a cgroup shows which ones to kill.

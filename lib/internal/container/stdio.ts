@@ -21,6 +21,8 @@ export interface Stdio {
   readonly give: (ids: Ids, user: { readonly uid: number; readonly gid: number }) => void
   /** Closes the process's ends, which the process has after its start. Throws if its terminal cannot be received. */
   readonly handOver: () => void
+  /** Has the outputs flow that are not `"pipe"`: the process never waits for a reader that does not come. */
+  readonly flow: () => void
   readonly close: () => void
 }
 
@@ -38,7 +40,7 @@ export const stdioNames = (options: ProcessOptions): Settings["stdio"] =>
       }
 
 /** The child sends its terminal over a socket; it is received after the start of the process. */
-const makeTerminal = (container: string): Stdio => {
+const makeTerminal = (options: ProcessOptions, container: string): Stdio => {
   const [ours, theirs] = makeSocketPair()
   const stdout = new Output(-1, container)
   const stdin = new Typing(-1)
@@ -68,6 +70,9 @@ const makeTerminal = (container: string): Stdio => {
     },
     give: () => {},
     handOver,
+    flow: () => {
+      if (options.stdout !== "pipe") stdout.flow()
+    },
     close: () => {
       if (!handedOver) for (const end of [ours, theirs]) native().close(end)
       handedOver = true
@@ -78,7 +83,7 @@ const makeTerminal = (container: string): Stdio => {
 }
 
 export const makeStdio = (options: ProcessOptions, container: string): Stdio => {
-  if (isTerminal(options)) return makeTerminal(container)
+  if (isTerminal(options)) return makeTerminal(options, container)
   const descriptors: Record<string, number> = {}
   const theirs: Array<number> = []
   const opened: Array<Input | Output> = []
@@ -119,7 +124,11 @@ export const makeStdio = (options: ProcessOptions, container: string): Stdio => 
     const stdin = input()
     const stdout = output("stdout", 1)
     const stderr = output("stderr", 2)
-    return { descriptors, stdin, stdout, stderr, terminal: undefined, give, handOver, close }
+    const flow = (): void => {
+      if (options.stdout !== "pipe") stdout?.flow()
+      if (options.stderr !== "pipe") stderr?.flow()
+    }
+    return { descriptors, stdin, stdout, stderr, terminal: undefined, give, handOver, flow, close }
   } catch (error) {
     close()
     throw error

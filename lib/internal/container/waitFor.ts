@@ -8,11 +8,11 @@ import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { type BerthError, InvalidOption, WaitFailed } from "../../BerthError.ts"
 import type { Container } from "../../Container.ts"
-import type { Healthcheck } from "../../Image.ts"
 import type { ExitStatus, LogEntry, Process, ProcessOptions } from "../../Process.ts"
 import type {
   CommandOptions,
   HealthCheckOptions,
+  Healthcheck,
   HttpOptions,
   LogOptions,
   Options,
@@ -24,8 +24,10 @@ import { isProcess } from "../typeIds.ts"
 import { concat } from "../util/bytes.ts"
 import { printWords } from "../util/commandTemplate.ts"
 import { ECONNRESET } from "../util/errno.ts"
+import { attempt } from "../util/fromThrowing.ts"
 import { readBounded } from "../util/readFile.ts"
 import { lastLines } from "../util/text.ts"
+import * as check from "../util/validate.ts"
 import { logs } from "./control.ts"
 import { exec } from "./lifecycle.ts"
 
@@ -89,19 +91,24 @@ const timedOut = (wait: Wait): Effect.Effect<never, WaitFailed> => failed(wait, 
 const bounded = <A>(
   name: string,
   wait: Wait,
-  timeout: Duration.DurationInput,
+  { timeout = TIMEOUT }: Options,
   effect: Effect.Effect<A, BerthError>
 ): Effect.Effect<A, BerthError> =>
-  Effect.withSpan(Effect.raceFirst(effect, Effect.delay(timedOut(wait), timeout)), `berth.WaitFor.${name}`, {
-    attributes: { "container.id": wait.process.id },
-    captureStackTrace: false
-  })
+  Effect.flatMap(
+    attempt(() => check.duration("timeout", timeout)),
+    (time) => Effect.raceFirst(effect, Effect.delay(timedOut(wait), time))
+  ).pipe(
+    Effect.withSpan(`berth.WaitFor.${name}`, {
+      attributes: { "container.id": wait.process.id },
+      captureStackTrace: false
+    })
+  )
 
 /** Polls until the condition is true; `hasEnded` reports the end of the container. */
 const poll = (
   name: string,
   wait: Wait,
-  options: PollOptions & { readonly timeout: Duration.DurationInput },
+  options: PollOptions,
   look: Effect.Effect<boolean, BerthError>
 ): Effect.Effect<void, BerthError> => {
   let isSo = false
@@ -120,7 +127,7 @@ const poll = (
   return bounded(
     name,
     wait,
-    options.timeout,
+    options,
     Effect.raceFirst(
       // The end of the schedule also ends the wait.
       Effect.flatMap(looked, () => (isSo ? Effect.void : timedOut(wait))),
@@ -128,8 +135,6 @@ const poll = (
     )
   )
 }
-
-const timeoutOf = (options: Options): Duration.DurationInput => options.timeout ?? TIMEOUT
 
 // Log
 
@@ -151,19 +156,33 @@ export const log: {
     options: LogOptions = {}
   ): Effect.Effect<LogEntry, BerthError> =>
     Effect.suspend(() => {
+      const { stream, times = 1 } = options
+      const { stderr, stdout } = process.state
+      if (!Number.isInteger(times) || times < 1)
+        return Effect.fail(
+          new InvalidOption({ option: "times", value: String(times), expected: "a whole number, from 1 on" })
+        )
+      if (
+        (stream === "stderr" ? undefined : stdout) === undefined &&
+        (stream === "stdout" ? undefined : stderr) === undefined
+      )
+        return Effect.fail(
+          new InvalidOption({
+            option: stream ?? "stdout",
+            value: "an output without a log",
+            expected: 'a process that was started with "log" or "pipe" for it; a terminal has stdout alone'
+          })
+        )
       const wait = begin(process, () => `line with ${pattern}`)
       const matches = matcher(pattern)
       const found = process.state
         .log()
-        .find(
-          ({ line, stream }) => (options.stream === undefined || stream === options.stream) && matches(line),
-          options.times ?? 1
-        )
+        .find((entry) => (stream === undefined || entry.stream === stream) && matches(entry.line), times)
       // The last output counts as well, so the wait ends with the log.
       const first = Effect.flatMap(found, (entry) =>
         Option.isSome(entry) ? Effect.succeed(entry.value) : hasEnded(wait)
       )
-      return bounded("log", wait, timeoutOf(options), first)
+      return bounded("log", wait, options, first)
     })
 )
 
@@ -210,7 +229,7 @@ export const port: {
       ),
       ([listening, isOver]) => listening && !isOver && native().signal(pidfd, 0) >= 0
     )
-    return poll("port", wait, { ...options, timeout: timeoutOf(options) }, look)
+    return poll("port", wait, options, look)
   })
 )
 
@@ -270,7 +289,7 @@ export const http: {
         answer !== undefined && (status === undefined ? answer >= 200 && answer < 400 : answer === status)
       )
     })
-    return poll("http", wait, { ...options, timeout: timeoutOf(options) }, look)
+    return poll("http", wait, options, look)
   })
 )
 
@@ -287,7 +306,7 @@ interface Attempt {
   readonly look: Effect.Effect<boolean, BerthError>
 }
 
-const attempt = (
+const attemptOf = (
   container: Container,
   command: ReadonlyArray<string>,
   condition: string,
@@ -316,24 +335,30 @@ export const command: {
 } = dual(isSubjectFirst, (container: Container, words: ReadonlyArray<string>, options: CommandOptions = {}) =>
   Effect.suspend(() => {
     const { schedule, timeout, ...rest } = options
-    const { wait, look } = attempt(container, words, `exit code 0 of ${printWords(words)}`, rest)
-    return poll("command", wait, { schedule, timeout: timeout ?? TIMEOUT }, look)
+    const { wait, look } = attemptOf(container, words, `exit code 0 of ${printWords(words)}`, rest)
+    return poll("command", wait, { schedule, timeout }, look)
   })
 )
 
 // Health check
 
-/** Docker's defaults for fields that the image omits. */
-const defaults = {
-  interval: Duration.seconds(30),
-  timeout: Duration.seconds(30),
-  startPeriod: Duration.zero,
-  startInterval: Duration.seconds(5),
-  retries: 3
-}
+// Docker's defaults for fields that the image omits: 30 seconds, 30 seconds, 0 and 3.
+const RETRIES = 3
 
-const given = (duration: Duration.Duration | undefined, otherwise: Duration.Duration): Duration.Duration =>
-  duration === undefined || Duration.equals(duration, Duration.zero) ? otherwise : duration
+/** The health check's durations; undefined and zero are as if left out. Throws. */
+const durationsOf = (healthcheck: Healthcheck) => {
+  const given = (name: "interval" | "timeout" | "startPeriod" | "startInterval") => {
+    const value = healthcheck[name]
+    const duration = value === undefined ? Duration.zero : check.duration(`healthcheck.${name}`, value)
+    return Duration.equals(duration, Duration.zero) ? undefined : duration
+  }
+  return {
+    interval: given("interval") ?? Duration.seconds(30),
+    timeout: given("timeout") ?? Duration.seconds(30),
+    startPeriod: given("startPeriod") ?? Duration.zero,
+    startInterval: given("startInterval")
+  }
+}
 
 const commandOf = ({ test }: Healthcheck): ReadonlyArray<string> | undefined => {
   const [kind, ...rest] = test
@@ -346,34 +371,42 @@ const checked = (
   healthcheck: Healthcheck,
   words: ReadonlyArray<string>,
   options: HealthCheckOptions
-): Effect.Effect<void, BerthError> => {
-  const startPeriod = given(healthcheck.startPeriod, defaults.startPeriod)
-  const interval = given(healthcheck.interval, defaults.interval)
-  const early = Duration.min(given(healthcheck.startInterval, defaults.startInterval), interval)
-  const retries = healthcheck.retries || defaults.retries
-  const { look, wait } = attempt(container, words, `health check ${printWords(words)}`, {})
-  let failures = 0
-  const probe = look.pipe(
-    Effect.catchTag("CommandFailed", () => Effect.succeed(false)),
-    Effect.raceFirst(Effect.delay(Effect.succeed(false), given(healthcheck.timeout, defaults.timeout))),
-    Effect.flatMap((healthy) => {
-      if (healthy) return Effect.succeed(true)
-      const counts = performance.now() - wait.begun >= Duration.toMillis(startPeriod)
-      failures = counts ? failures + 1 : 0
-      return failures >= retries ? failed(wait, "Unhealthy", "is running") : Effect.succeed(false)
-    })
+): Effect.Effect<void, BerthError> =>
+  Effect.flatMap(
+    attempt(() => durationsOf(healthcheck)),
+    ({ interval, startInterval, startPeriod, timeout }) => {
+      const { look, wait } = attemptOf(container, words, `health check ${printWords(words)}`, {})
+      const begins = Duration.toMillis(startPeriod)
+      let failures = 0
+      // The check is asked more often than the image says, which must not use up its retries sooner.
+      let counts = wait.begun + begins
+      const probe = look.pipe(
+        Effect.catchTag("CommandFailed", () => Effect.succeed(false)),
+        Effect.raceFirst(Effect.delay(Effect.succeed(false), timeout)),
+        Effect.flatMap((healthy) => {
+          if (healthy) return Effect.succeed(true)
+          const now = performance.now()
+          if (now >= counts) {
+            failures++
+            counts = now + Duration.toMillis(interval)
+          }
+          return failures >= (healthcheck.retries || RETRIES)
+            ? failed(wait, "Unhealthy", "is running")
+            : Effect.succeed(false)
+        })
+      )
+      const asked = startInterval === undefined ? often : Schedule.spaced(startInterval)
+      return poll(
+        "healthCheck",
+        wait,
+        {
+          schedule: options.schedule ?? Schedule.union(asked, Schedule.spaced(interval)),
+          timeout: options.timeout ?? Duration.infinity
+        },
+        probe
+      )
+    }
   )
-  const asTheImageSays = Schedule.andThen(
-    Schedule.upTo(Schedule.spaced(early), startPeriod),
-    Schedule.spaced(interval)
-  )
-  return poll(
-    "healthCheck",
-    wait,
-    { schedule: options.schedule ?? asTheImageSays, timeout: options.timeout ?? Duration.infinity },
-    probe
-  )
-}
 
 export const healthCheck: {
   (options?: HealthCheckOptions): (container: Container) => Effect.Effect<void, BerthError>

@@ -8,6 +8,7 @@ import { Berth } from "../service.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { AT_FDCWD, native, programPath } from "../system/addon.ts"
 import { makePipe, Output } from "../system/pipe.ts"
+import { Captured } from "../util/captured.ts"
 
 export interface Options {
   /** The blob's path on the host. */
@@ -83,8 +84,9 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
       }),
       Effect.sync(() => native().close(theirs))
     )
-    return yield* output.collect(
-      REPORT_BYTES_MAX,
+    const report = new Captured(REPORT_BYTES_MAX)
+    yield* output.collect(
+      report,
       () =>
         new OperationFailed({
           operation: `unpack ${options.blob}`,
@@ -94,4 +96,5 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
           hint: ""
         })
     )
+    return report.soFar()
   }).pipe(Effect.scoped)

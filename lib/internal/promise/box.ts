@@ -9,10 +9,11 @@ import * as Cgroup from "../../Cgroup.ts"
 import * as Container from "../../Container.ts"
 import type { Abortable, Box, Conditions, Files, Inside, InsideOptions, StartOptions } from "../../promise.ts"
 import * as WaitFor from "../../WaitFor.ts"
+import { feed } from "../container/buffered.ts"
 import { errnoOf, Failure } from "../files/rooted.ts"
 import { words } from "../util/commandTemplate.ts"
 import { EIO } from "../util/errno.ts"
-import { exec, feed, inputOf, makeCommand } from "./command.ts"
+import { exec, makeCommand, streamOf, withInput } from "./command.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
@@ -37,7 +38,12 @@ const inside = (shared: Shared, container: Container.Container, options: InsideO
   })
   return {
     $: (text, ...values) => makeCommand(shared, container, () => words(text.raw, values), options),
-    exec: (command, more = {}) => shared.run(exec(container, command, merged(more)), merged(more).signal),
+    exec: (command, more = {}) => {
+      const all = merged(more)
+      return withInput(all.input, (input) =>
+        shared.run(exec(container, command, { ...all, input }), all.signal)
+      )
+    },
     with: (more) => inside(shared, container, merged(more))
   }
 }
@@ -125,7 +131,8 @@ export const makeBox = (shared: Shared, container: Container.Container, scope: S
     files: filesOf(shared, container),
     waitFor: conditionsOf(shared, container),
     logs: (options) => iterableOf(Container.logs(container, options)),
-    stdin: (input, options) => shared.run(feed(container, inputOf(input)), options?.signal),
+    stdin: (input, options) =>
+      withInput(input, (given) => shared.run(feed(container, streamOf(given)), options?.signal)),
     attach: (options: Abortable = {}) => shared.run(Container.attach(container), options.signal),
     resize: (size) => shared.run(Container.resize(container, size)),
     copyIn: (hostPath, path, options: Abortable = {}) =>

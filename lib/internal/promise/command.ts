@@ -10,16 +10,18 @@ import { type BerthError, ContainerError, InvalidOption, NonZeroExit, WaitFailed
 import * as Container from "../../Container.ts"
 import type { Process } from "../../Process.ts"
 import type { Command, Input, InsideOptions } from "../../promise.ts"
+import { buffered, bufferedOptions } from "../container/buffered.ts"
 import { signalGroup } from "../container/commandExecutor.ts"
+import { captureBoth, OUTPUT_BYTES_MAX, type Outputs, type Show } from "../util/captured.ts"
 import { printWords } from "../util/commandTemplate.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { signalNumber } from "../util/signals.ts"
-import { Lines, lastLines as lastLinesOf, Text } from "../util/text.ts"
+import { Lines, lastLines as lastLinesOf } from "../util/text.ts"
 import { letOthersRun } from "../util/turn.ts"
+import { duration } from "../util/validate.ts"
 import { rejectionOf, siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
-const OUTPUT_BYTES_MAX = 16 * 1024 * 1024
 const LAST_LINES = 20
 
 const encoder = new TextEncoder()
@@ -75,69 +77,49 @@ class Output implements AsyncIterable<Uint8Array> {
 const outputs = new WeakMap<object, () => Output>()
 
 /** An input, or the stdout of the command that it is. It has to be called in the statement of that command. */
-export const inputOf = (input: Input): Input =>
+const inputOf = <I extends Input | undefined>(input: I): I | Output =>
   (typeof input === "object" ? outputs.get(input)?.() : undefined) ?? input
 
-/** Gives a process its input. Whoever has ended needs no more of it. */
-export const feed = (to: Process, input: Input): Effect.Effect<void, BerthError> =>
-  Effect.raceFirst(Stream.run(streamOf(input), to.stdin), Effect.asVoid(to.exit))
+/** Ends the command whose stdout this input is, if it is one. */
+const closeInput = async (input: Input | undefined): Promise<void> => {
+  if (input instanceof Output) await input.close()
+}
+
+/** Calls `use` with an input, or with the stdout of the command that it is, which ends at last. */
+export const withInput = async <I extends Input | undefined, A>(
+  input: I,
+  use: (input: I | Output) => Promise<A>
+): Promise<A> => {
+  const taken = inputOf(input)
+  try {
+    return await use(taken)
+  } finally {
+    await closeInput(taken)
+  }
+}
 
 /** A command in a scope: at its end nothing is left of it, its children in its process group included. */
 const startIn = (
   box: Container.Container,
   words: ReadonlyArray<string>,
-  options: InsideOptions,
-  input: Input | undefined
+  options: Container.ExecOptions
 ): Effect.Effect<Process, BerthError, Scope.Scope> =>
   // Not acquireRelease, in which a start that a container holds up could not be aborted.
-  Effect.tap(
-    Container.execStream(box, words, { ...options, stdin: input === undefined ? "null" : "pipe" }),
-    (started) => Effect.addFinalizer((exit) => (Exit.isFailure(exit) ? signalGroup(started, 9) : Effect.void))
+  Effect.tap(Container.execStream(box, words, options), (started) =>
+    Effect.addFinalizer((exit) => (Exit.isFailure(exit) ? signalGroup(started, 9) : Effect.void))
   )
-
-/** What a command has written so far. */
-interface Written {
-  readonly stdout: Text
-  readonly stderr: Text
-}
-
-const nothingWritten = (): Written => ({ stdout: new Text(), stderr: new Text() })
-
-const tooLong = (from: Process, { maxOutputBytes }: InsideOptions, what: string): ContainerError =>
-  new ContainerError({
-    reason: "OutputTooLong",
-    container: from.id,
-    detail: `more than ${maxOutputBytes ?? OUTPUT_BYTES_MAX} bytes ${what}`
-  })
-
-/** Kept until its end, and shown on the way where that is asked for. */
-const keep = (
-  from: Process,
-  name: "stdout" | "stderr",
-  options: InsideOptions,
-  written: Written
-): Effect.Effect<string, BerthError> => {
-  const max = options.maxOutputBytes ?? OUTPUT_BYTES_MAX
-  const text = written[name]
-  const shown = options.verbose !== true ? undefined : name === "stdout" ? process.stdout : process.stderr
-  return Stream.runForEach(from[name], (bytes) => {
-    shown?.write(bytes)
-    return text.add(bytes) <= max
-      ? Effect.void
-      : Effect.fail(tooLong(from, options, `on ${name}: raise maxOutputBytes, or read it line by line`))
-  }).pipe(Effect.map(() => text.soFar()))
-}
 
 const LINES_BYTES = 8 * 1024
 
 /** Line by line, as fast as they are taken; one that does not end is too long at last. */
 const hand = (
   from: Process,
-  options: InsideOptions,
+  { maxOutputBytes = OUTPUT_BYTES_MAX }: InsideOptions,
   to: Handoff<string>
 ): Effect.Effect<void, BerthError> => {
-  const lines = new Lines(options.maxOutputBytes ?? OUTPUT_BYTES_MAX, () => {
-    throw tooLong(from, options, "in a line on stdout: raise maxOutputBytes")
+  const lines = new Lines(maxOutputBytes, () => {
+    const detail = `more than ${maxOutputBytes} bytes in a line on stdout: raise maxOutputBytes`
+    throw new ContainerError({ reason: "OutputTooLong", container: from.id, detail })
   })
   const put = (take: () => ReadonlyArray<string>): Effect.Effect<void, BerthError> =>
     Effect.flatMap(Effect.zipRight(letOthersRun, attempt(take)), (all) =>
@@ -156,26 +138,16 @@ const hand = (
   )
 }
 
-/** Runs while `input` is read; a failure of the input is the command's, its end is not. */
-const fed = <A>(
-  started: Process,
-  input: Input | undefined,
-  effect: Effect.Effect<A, BerthError>
-): Effect.Effect<A, BerthError> =>
-  input === undefined
-    ? effect
-    : Effect.raceFirst(effect, Effect.zipRight(feed(started, input), Effect.never as Effect.Effect<A>))
-
 /** How a command of a template is to be run. */
 interface Settings {
   options: InsideOptions
-  input: Input | undefined
   nothrow: boolean
   timeout: Duration.Duration | undefined
   lines: Handoff<string> | undefined
+  /** Gets the bytes of stdout as they are, at the end. */
+  takeBytes: ((bytes: Uint8Array) => void) | undefined
   /** Where another command reads its stdout. */
   output: Handoff<Uint8Array> | undefined
-  readonly written: Written
   readonly onStart: (started: Process) => Effect.Effect<void, BerthError>
 }
 
@@ -214,27 +186,40 @@ class Handoff<A> {
   }
 }
 
+const showing: Readonly<Record<keyof Outputs, Show>> = {
+  stdout: (bytes) => process.stdout.write(bytes),
+  stderr: (bytes) => process.stderr.write(bytes)
+}
+
+/** A command's options and its input as those of an exec; throws. */
+const execOptions = ({ input, ...options }: InsideOptions): Container.ExecOptions =>
+  bufferedOptions({ ...options, input: input === undefined ? undefined : streamOf(input) })
+
 /** Runs a command and gives all that it wrote; where somebody reads stdout line by line, it goes there. */
 const execute = (
   box: Container.Container,
   words: ReadonlyArray<string>,
-  { options, input, lines, output, written, onStart }: Settings
+  { lines, onStart, options, output, takeBytes }: Omit<Settings, "nothrow" | "timeout">,
+  written: Outputs
 ): Effect.Effect<Container.Result, BerthError> =>
   Effect.gen(function* () {
-    const started = yield* startIn(box, words, options, input)
+    const how = yield* attempt(() => execOptions(options))
+    const started = yield* startIn(box, words, how)
     yield* onStart(started)
+    if (takeBytes !== undefined) written.stdout.keepBytes()
     const handed =
       output !== undefined
         ? Stream.runForEach(started.stdout, (bytes) => output.put([bytes]))
-        : lines !== undefined && hand(started, options, lines)
-    const out = handed ? Effect.as(handed, "") : keep(started, "stdout", options, written)
-    const [stdout, stderr, status] = yield* fed(
-      started,
-      input,
-      Effect.all([out, keep(started, "stderr", options, written), started.exit], { concurrency: "unbounded" })
-    )
-    return { ...status, stdout, stderr }
+        : lines !== undefined
+          ? hand(started, options, lines)
+          : undefined
+    const result = yield* buffered(started, how, written, handed)
+    takeBytes?.(written.stdout.bytes())
+    return result
   }).pipe(Effect.scoped)
+
+const outputsFor = ({ maxOutputBytes, verbose }: InsideOptions): Outputs =>
+  captureBoth(maxOutputBytes, verbose === true ? showing : undefined)
 
 /** Runs a command and gives all that it wrote. */
 export const exec = (
@@ -242,19 +227,15 @@ export const exec = (
   words: ReadonlyArray<string>,
   options: InsideOptions
 ): Effect.Effect<Container.Result, BerthError> =>
-  execute(box, words, {
-    options,
-    input: undefined,
-    nothrow: true,
-    timeout: undefined,
-    lines: undefined,
-    output: undefined,
-    written: nothingWritten(),
-    onStart: () => Effect.void
-  })
+  execute(
+    box,
+    words,
+    { options, lines: undefined, output: undefined, takeBytes: undefined, onStart: () => Effect.void },
+    outputsFor(options)
+  )
 
-const lastLines = ({ stdout, stderr }: Written): ReadonlyArray<string> =>
-  [stdout.soFar(), stderr.soFar()].flatMap((all) => (all === "" ? [] : lastLinesOf(all, LAST_LINES)))
+const lastLines = (texts: ReadonlyArray<string>): ReadonlyArray<string> =>
+  texts.flatMap((all) => (all === "" ? [] : lastLinesOf(all, LAST_LINES)))
 
 /** Runs a command of a template: in the time that it is given, and for a failure where it gives one. */
 const judge = (
@@ -263,21 +244,27 @@ const judge = (
   settings: Settings
 ): Effect.Effect<Container.Result, BerthError> => {
   const { timeout } = settings
-  const whole = execute(box, words, settings)
+  const written = outputsFor(settings.options)
+  const whole = execute(box, words, settings, written)
   const bounded =
     timeout === undefined
       ? whole
       : Effect.timeoutFail(whole, {
           duration: timeout,
-          onTimeout: () =>
-            new WaitFailed({
+          onTimeout: () => {
+            const stdout = written.stdout.soFar()
+            const stderr = written.stderr.soFar()
+            return new WaitFailed({
               reason: "TimedOut",
               condition: `end of ${printWords(words)}`,
               container: box.id,
               state: "is running",
               millis: Duration.toMillis(timeout),
-              log: lastLines(settings.written)
+              log: lastLines([stdout, stderr]),
+              stdout,
+              stderr
             })
+          }
         })
   return Effect.flatMap(bounded, (result) => {
     const { exitCode, signal, stdout, stderr } = result
@@ -315,13 +302,12 @@ export const makeCommand = (
   let wanted: string | number | undefined
 
   const settings: Settings = {
-    options,
-    input: undefined,
+    options: { ...options, input: inputOf(options.input) },
     nothrow: false,
     timeout: undefined,
     lines: undefined,
+    takeBytes: undefined,
     output: undefined,
-    written: nothingWritten(),
     onStart: (it) => {
       started = it
       return wanted === undefined ? Effect.void : send(it, wanted)
@@ -338,7 +324,7 @@ export const makeCommand = (
     } finally {
       settings.lines?.end()
       settings.output?.end()
-      if (settings.input instanceof Output) await settings.input.close()
+      await closeInput(settings.options.input)
     }
   }
 
@@ -373,10 +359,19 @@ export const makeCommand = (
   const command: Command = Object.assign(begin(), {
     nothrow: () => configure("nothrow", { nothrow: true }),
     quiet: () => configure("quiet", { options: { ...settings.options, verbose: false } }),
-    stdin: (input: Input) => configure("stdin", { input: inputOf(input) }),
+    stdin: (input: Input) => configure("stdin", { options: { ...settings.options, input: inputOf(input) } }),
     pipe: (reader: Command) => reader.stdin(command),
-    timeout: (duration: Duration.DurationInput) =>
-      configure("timeout", { timeout: Duration.decode(duration) }),
+    timeout: (time: Duration.DurationInput) => configure("timeout", { timeout: duration("$.timeout", time) }),
+    bytes: async () => {
+      let all: Uint8Array = new Uint8Array(0)
+      configure("bytes", {
+        takeBytes: (bytes) => {
+          all = bytes
+        }
+      })
+      await command
+      return all
+    },
     text: async () => (await command).stdout,
     lines: async () => {
       const { stdout } = await command

@@ -1,4 +1,4 @@
-/** A container's standard streams: pipes, which are read on demand. */
+/** A container's standard streams: pipes, which are read on demand, or kept flowing without a reader. */
 import { Buffer } from "node:buffer"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
@@ -6,11 +6,12 @@ import * as Option from "effect/Option"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import { type BerthError, ContainerError, OperationFailed } from "../../BerthError.ts"
+import type { Captured } from "../util/captured.ts"
 import { EAGAIN, EIO, ENODATA, EPIPE } from "../util/errno.ts"
-import { Text } from "../util/text.ts"
 import * as Turn from "../util/turn.ts"
 import { EPOLLIN, EPOLLOUT, native } from "./addon.ts"
 import * as Loop from "./eventLoop.ts"
+import { type Part, RING_BYTES, Ring } from "./ring.ts"
 
 /** The minimum room for one read, and the size of a buffer. */
 const READ_BYTES = 64 * 1024
@@ -22,7 +23,7 @@ const READS_MAX = 16
 // The size of a pipe: a larger pipe is full less often, and wakes its two ends less often.
 const PIPE_BYTES = 256 * 1024
 
-// The size of one read of a pump: processing it is short, even if each byte is a line.
+// The size of one read for a log: processing it is short, even if each byte is a line.
 const PUMP_BYTES = 8 * 1024
 
 // Output of so many bytes at once is a flood: later output collects in a pipe of this size until a timer fires, because
@@ -71,14 +72,14 @@ abstract class End {
   }
 
   /**
-   * Calls `attempt` once `until` wakes it or the descriptor is closed; returns an effect that cancels the wait. The wait keeps
+   * Calls `attempt` once `until` wakes it or the descriptor is closed; returns a function that cancels the wait. The wait keeps
    * the program alive if it is `held`.
    */
   protected wait(
     until: (wake: () => void) => (() => void) | number,
     attempt: () => void,
     held = true
-  ): Effect.Effect<void> {
+  ): () => void {
     const done = (): void => {
       if (this.wake !== wake) return
       this.wake = undefined
@@ -93,7 +94,7 @@ abstract class End {
     if (held) Loop.retain()
     const cancel = until(wake)
     if (typeof cancel === "number") queueMicrotask(wake)
-    return Effect.sync(done)
+    return done
   }
 }
 
@@ -112,9 +113,25 @@ const taken = (length: number): Uint8Array => {
   return part
 }
 
-/** An end that Berth reads. */
+/** Who gets each part of an output beside its reader. `take` returns false to let others have their turn. */
+export interface Listener {
+  readonly take: (bytes: Uint8Array) => boolean
+  readonly end: (error?: BerthError) => void
+}
+
+/**
+ * An end that Berth reads. Without more, it is read for a reader alone: the process waits where there is none. Once it flows, it is
+ * read whether or not there is a reader, and its newest bytes are kept; while there is a reader, the process waits for it.
+ */
 export class Output extends End {
   private readonly container: string
+  private readonly ring = new Ring()
+  private listener: Listener | undefined
+  private flowing = false
+  private readers = 0
+  /** Cancels the wait of the flow. */
+  private standStill: () => void = () => {}
+  private ended: { readonly error: BerthError | undefined } | undefined
   /** Whether the last read emptied the pipe: then the next read waits first. */
   private emptied = false
   /** The number of bytes since the last wait. */
@@ -157,13 +174,18 @@ export class Output extends End {
       // A terminal that no process has open any more fails with EIO, which is the end of its output.
       const n = read === -EIO ? 0 : read
       if (n <= 0) {
+        const error = n < 0 ? failed("read", -n) : undefined
+        this.finish(error)
         this.close()
-        end(n < 0 ? failed("read", -n) : undefined)
+        end(error)
         return
       }
       this.emptied = n < room
       this.came += n
-      if (!take(taken(n))) return
+      const bytes = taken(n)
+      if (this.flowing) this.ring.add(bytes, this.readers > 0)
+      const goesOn = this.listener?.take(bytes) ?? true
+      if (!take(bytes) || !goesOn) return
     }
   }
 
@@ -176,7 +198,7 @@ export class Output extends End {
   }
 
   /** Calls `attempt` when there are more bytes to read. */
-  private more(attempt: () => void, held = true): Effect.Effect<void> {
+  private more(attempt: () => void, held = true): () => void {
     const flood = held && this.came >= FLOOD_BYTES
     this.came = 0
     return this.wait(
@@ -192,8 +214,12 @@ export class Output extends End {
   /** The next bytes, as many as the pipe has up to a limit; fails with `None` at the end. */
   private next(): Effect.Effect<Chunk.Chunk<Uint8Array>, Option.Option<BerthError>> {
     return Effect.async((resume) => {
-      let cancel: Effect.Effect<void> = Effect.void
+      let cancel = (): void => {}
       const attempt = (): void => {
+        const missed = this.ring.skip()
+        if (missed > 0) return resume(Effect.fail(Option.some(this.dropped(missed))))
+        const unread = this.ring.unread()
+        if (unread.length > 0) return resume(Effect.succeed(Chunk.of(unread)))
         const parts: Array<Uint8Array> = []
         let ended = false
         this.drain(
@@ -212,55 +238,94 @@ export class Output extends End {
       // A reader that always finds more bytes must let other work run too: the time of its work counts.
       if (this.busy || !Turn.isOver()) attempt()
       else cancel = this.wait(Turn.next, attempt)
-      return Effect.suspend(() => cancel)
+      return Effect.sync(() => cancel())
+    })
+  }
+
+  private dropped(missed: number): ContainerError {
+    return new ContainerError({
+      reason: "OutputDropped",
+      container: this.container,
+      detail: `${missed} bytes of output were dropped before they were read, as Berth keeps the newest ${RING_BYTES} only: start it with "pipe" for this output, or read it from the start; a second read gives the bytes that are left`
     })
   }
 
   get stream(): Stream.Stream<Uint8Array, BerthError> {
-    return Stream.repeatEffectChunkOption(this.next())
-  }
-
-  /**
-   * Passes all bytes to `take` as they arrive, until the end or until it is closed; `take` returns false to let other
-   * work run. It does not keep the program alive.
-   */
-  pump(take: (bytes: Uint8Array) => boolean, end: (error?: BerthError) => void): void {
-    let done = false
-    this.drain(
-      take,
-      (error) => {
-        done = true
-        end(error)
-      },
-      PUMP_BYTES
+    const reader = Effect.acquireRelease(
+      Effect.sync(() => {
+        if (this.readers++ === 0) this.standStill()
+      }),
+      () =>
+        Effect.sync(() => {
+          if (--this.readers === 0) this.pump()
+        })
     )
-    if (done) return
-    this.more(() => this.pump(take, end), false)
+    return Stream.unwrapScoped(Effect.as(reader, Stream.repeatEffectChunkOption(this.next())))
   }
 
-  /** All output until the end, as UTF-8; fails with `exceeded` above `max` bytes. */
-  collect(max: number, exceeded: () => BerthError): Effect.Effect<string, BerthError> {
+  /** The newest output, once it flows. */
+  get kept(): ReadonlyArray<Part> {
+    return this.ring.parts
+  }
+
+  /** Makes the output flow from the next turn on: a start does not wait for it, and a reader may come before. */
+  flow(): void {
+    if (this.flowing) return
+    this.flowing = true
+    if (this.readers === 0) this.standStill = this.wait(Turn.next, () => this.pump(), false)
+  }
+
+  /** Makes the output flow, and passes all bytes that arrive to the only listener. */
+  listen(listener: Listener): void {
+    this.listener = listener
+    if (this.ended === undefined) this.flow()
+    else listener.end(this.ended.error)
+  }
+
+  /** Reads the bytes that arrive while the output has no reader. It does not keep the program alive. */
+  private pump(): void {
+    if (!this.flowing || this.ended !== undefined || this.readers > 0) return
+    this.drain(
+      () => true,
+      () => {},
+      this.listener === undefined ? BUFFER_BYTES : PUMP_BYTES
+    )
+    if (this.ended === undefined) this.standStill = this.more(() => this.pump(), false)
+  }
+
+  private finish(error?: BerthError): void {
+    if (this.ended !== undefined) return
+    this.ended = { error }
+    this.listener?.end(error)
+  }
+
+  override close(): void {
+    super.close()
+    this.finish()
+  }
+
+  /** Takes all output until the end; what `captured` has no room for fails with `exceeded`, or is dropped without it. */
+  collect(captured: Captured, exceeded?: () => BerthError): Effect.Effect<void, BerthError> {
     return Effect.async((resume) => {
-      let cancel: Effect.Effect<void> = Effect.void
-      const text = new Text()
+      let cancel = (): void => {}
       const attempt = (): void => {
         let done = false
         this.drain(
           (bytes) => {
-            if (text.add(bytes) <= max) return true
+            if (captured.add(bytes) || exceeded === undefined) return true
             done = true
             resume(Effect.fail(exceeded()))
             return false
           },
           (error) => {
             done = true
-            resume(error === undefined ? Effect.succeed(text.soFar()) : Effect.fail(error))
+            resume(error === undefined ? Effect.void : Effect.fail(error))
           }
         )
         if (!done) cancel = this.more(attempt)
       }
       attempt()
-      return Effect.suspend(() => cancel)
+      return Effect.sync(() => cancel())
     })
   }
 }
@@ -270,7 +335,7 @@ export class Input extends End {
   /** Writes all bytes. If no process reads them any more, the rest is dropped without an error. */
   write(bytes: Uint8Array): Effect.Effect<void, BerthError> {
     return Effect.async((resume) => {
-      let cancel: Effect.Effect<void> = Effect.void
+      let cancel = (): void => {}
       let at = 0
       const attempt = (): void => {
         while (at < bytes.length) {
@@ -289,7 +354,7 @@ export class Input extends End {
         resume(Effect.void)
       }
       attempt()
-      return Effect.suspend(() => cancel)
+      return Effect.sync(() => cancel())
     })
   }
 

@@ -18,13 +18,10 @@ const PART_BYTES = 4 * 1024
 export class Text {
   private readonly decoder = new TextDecoder()
   private text = ""
-  private total = 0
   private parts: Uint8Array | undefined
   private used = 0
 
-  /** Adds bytes and returns the total so far. */
-  add(bytes: Uint8Array): number {
-    this.total += bytes.length
+  add(bytes: Uint8Array): void {
     if (this.used + bytes.length > PART_BYTES) this.decodeParts()
     if (bytes.length > PART_BYTES) this.text += this.decoder.decode(bytes, { stream: true })
     else {
@@ -32,7 +29,6 @@ export class Text {
       this.parts.set(bytes, this.used)
       this.used += bytes.length
     }
-    return this.total
   }
 
   private decodeParts(): void {

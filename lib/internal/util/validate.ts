@@ -4,8 +4,10 @@
  * alternative.
  */
 import { posix } from "node:path"
+import * as Duration from "effect/Duration"
+import * as Option from "effect/Option"
 import { InvalidOption } from "../../BerthError.ts"
-import type { ProcessOptions, TerminalSize } from "../../Container.ts"
+import type { ProcessOptions, StartOptions, TerminalSize } from "../../Container.ts"
 import type { Mount } from "../../Mount.ts"
 import type { Kind } from "../../Namespace.ts"
 import { parseBytes } from "./bytes.ts"
@@ -70,7 +72,43 @@ export const config = (given: {
 export const process = (options: ProcessOptions): void => {
   if (options.env !== undefined) environment(options.env)
   if (options.cwd !== undefined) absolute("cwd", options.cwd)
+  const isTerminal = options.terminal !== undefined && options.terminal !== false
+  for (const [stream, accepted] of streams) {
+    const how = options[stream]
+    if (how === undefined) continue
+    if (!accepted.includes(how)) invalid(stream, how, `one of ${accepted.join(", ")}`)
+    if (isTerminal && (how === "inherit" || how === "null"))
+      invalid(stream, how, "no such stream beside terminal, which takes the place of all three")
+  }
 }
+
+const outputs: ReadonlyArray<string> = ["log", "pipe", "inherit", "null"]
+const streams: ReadonlyArray<readonly ["stdin" | "stdout" | "stderr", ReadonlyArray<string>]> = [
+  ["stdin", ["null", "pipe", "inherit"]],
+  ["stdout", outputs],
+  ["stderr", outputs]
+]
+
+/** The options of a start that exclude each other, and those of its log. */
+export const start = ({ cgroup, limits, logs, stderr, stdout }: StartOptions): void => {
+  if (cgroup !== undefined && limits !== undefined)
+    invalid("limits", limits, "no limits beside cgroup: make the cgroup with them, or use Cgroup.update")
+  if (logs === undefined) return
+  const atLeastOne = (option: string, value = 1): void => {
+    if (!Number.isInteger(value) || value < 1) invalid(option, value, "a whole number, from 1 on")
+  }
+  atLeastOne("logs.maxBytes", logs.maxBytes)
+  atLeastOne("logs.maxFiles", logs.maxFiles)
+  const isKept = (how: ProcessOptions["stdout"]): boolean => how !== "inherit" && how !== "null"
+  if (!isKept(stdout) && !isKept(stderr))
+    invalid("logs", logs.folder, 'stdout or stderr that is "log" or "pipe", else there is nothing to keep')
+}
+
+/** A span of time, as a number of milliseconds or as text like "5 seconds". */
+export const duration = (option: string, value: Duration.DurationInput): Duration.Duration =>
+  Option.getOrElse(Duration.decodeUnknown(value), () =>
+    invalid(option, value, 'a duration: milliseconds as a number, or text like "5 seconds"')
+  )
 
 export const umask = (value: number | undefined): number =>
   value === undefined || (Number.isInteger(value) && value >= 0 && value <= 0o777)
