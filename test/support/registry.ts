@@ -164,9 +164,7 @@ export const startFront = async (
         response.writeHead(answer.statusCode!, answer.headers)
         let left = limit
         answer.on("data", (chunk: Uint8Array) => {
-          if (left <= 0) {
-            return
-          }
+          if (left <= 0) return
           response.write(chunk.subarray(0, Math.min(left, chunk.length)))
           left -= chunk.length
           if (left <= 0) {

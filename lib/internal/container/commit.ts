@@ -233,9 +233,8 @@ const configOf = (
     const changes = options.config ?? {}
     yield* checkEnvironment(changes)
     const created = options.created ?? new Date()
-    if (Number.isNaN(created.getTime())) {
+    if (Number.isNaN(created.getTime()))
       return yield* new InvalidOption({ option: "created", value: "an invalid Date", expected: "a time" })
-    }
     const { author, comment } = options
     const entry = { created: created.toISOString(), created_by: "berth commit", author, comment }
     const document = {

@@ -125,9 +125,8 @@ const lockFile = (
   Effect.gen(function* () {
     const file = yield* fs.open(path, { flag: "a", mode: 0o600 })
     const errno = tryLock(file.fd, "exclusive")
-    if (errno === EAGAIN) {
+    if (errno === EAGAIN)
       return { sign: Option.match((yield* file.stat).mtime, { onNone: () => 0, onSome: Number }) }
-    }
     if (errno !== 0) return yield* refused(path, errno)
     // The previous holder may have renamed or removed the file: then this lock has no effect.
     const [mine, theirs] = yield* Effect.all([file.stat, Effect.option(fs.stat(path))])

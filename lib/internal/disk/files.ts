@@ -53,9 +53,7 @@ export const readBounded = (
       const detail = `${path} is not a regular file: move it away, and pull or load the image again`
       return yield* new ImageError({ reason: "Corrupt", subject, detail })
     }
-    if (info.size > limit) {
-      return yield* tooLarge(subject, Number(info.size), limit)
-    }
+    if (info.size > limit) return yield* tooLarge(subject, Number(info.size), limit)
     const chunks = yield* Stream.runCollect(fs.stream(path, { bytesToRead: limit + 1 }))
     const bytes = concat(chunks)
     return bytes.length > limit ? yield* tooLarge(subject, bytes.length, limit) : Option.some(bytes)

@@ -48,9 +48,7 @@ const layersOf = (
   Effect.gen(function* () {
     const layers = Implicit.withoutRepeats(diffIds.map((diffId) => ImageLayer.layerFolder(berth, diffId)))
     const corrected = [...there].some((folder) => folder.startsWith(`${Implicit.parentFolder(berth)}/`))
-    if (!corrected || !layers.every((folder) => there.has(folder))) {
-      return layers
-    }
+    if (!corrected || !layers.every((folder) => there.has(folder))) return layers
     return yield* LayerStack.wanted(berth, layers)
   })
 

@@ -112,9 +112,7 @@ export const reach = (berth: Berth): Effect.Effect<ReadonlyArray<Reached>, Image
         for (let next = left.pop(); next !== undefined; next = left.pop()) {
           blobs.add(next.digest)
           // A blob can be a manifest in one document and a layer in another.
-          if (!isDocument(next.mediaType) || followed.has(next.digest)) {
-            continue
-          }
+          if (!isDocument(next.mediaType) || followed.has(next.digest)) continue
           followed.add(next.digest)
           const named = documents.get(next.digest) ?? (yield* read(berth, next))
           if (named !== nothing) documents.set(next.digest, named)

@@ -123,9 +123,8 @@ export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> =>
             : new ImageError({ reason: "Storage", subject: path, detail: String(cause), cause })
       }
     })
-    if (!resolved.isDirectory) {
+    if (!resolved.isDirectory)
       return yield* new InvalidOption({ option: "path", value: JSON.stringify(path), expected: "a folder" })
-    }
     return ofFolder(resolved.real, resolved.real)
   })
 
@@ -216,13 +215,10 @@ const chooseEntry = (
   const nameOf = (entry: Oci.Descriptor) => entry.annotations?.[Oci.refNameAnnotation]
   const names = [...new Set(entries.flatMap((entry) => nameOf(entry) ?? []))].sort()
   const shown = names.slice(0, 50).join(", ")
-  if (tag === undefined && names.length > 1) {
+  if (tag === undefined && names.length > 1)
     return new InvalidOption({ option: "tag", value: "none", expected: `one of ${path}'s tags: ${shown}` })
-  }
   const candidates = tag === undefined ? entries : entries.filter((entry) => nameOf(entry) === tag)
-  if (candidates.length > 0) {
-    return Layout.selectPlatform(path, candidates, wanted)
-  }
+  if (candidates.length > 0) return Layout.selectPlatform(path, candidates, wanted)
   const what = names.length === 0 ? "it has no tags" : `its tags are ${shown}`
   const detail = tag === undefined ? "there is no image in it" : `there is no tag ${tag}: ${what}`
   return new ImageError({ reason: "NotFound", subject: path, detail })
@@ -282,9 +278,8 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
     const document = (descriptor: Oci.Descriptor, kind: "manifest" | "config") =>
       Effect.gen(function* () {
         const digest = yield* Oci.digestOf(descriptor)
-        if (descriptor.size > Oci.maxDocumentBytes) {
+        if (descriptor.size > Oci.maxDocumentBytes)
           return yield* tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
-        }
         const content = (source: Registry.Registry) =>
           kind === "manifest"
             ? Stream.fromEffect(manifest(source, parsed, descriptor))
@@ -342,8 +337,7 @@ const startOf = (
 ): Effect.Effect<Oci.Descriptor, BerthError, Berth> =>
   Effect.gen(function* () {
     const { digest } = reference
-    if (digest !== undefined && (yield* Store.isIntact(berth, digest))) {
+    if (digest !== undefined && (yield* Store.isIntact(berth, digest)))
       return yield* Layout.descriptorOf(berth.fileSystem, Store.folder(berth), digest)
-    }
     return yield* resolve(registry, reference)
   })

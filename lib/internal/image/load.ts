@@ -79,9 +79,7 @@ const choose = (
           const name = pick(candidate.names)
           return name === undefined ? [] : [{ ...candidate, names: [name] }]
         })
-  if (chosen.length > 0) {
-    return Effect.succeed(chosen)
-  }
+  if (chosen.length > 0) return Effect.succeed(chosen)
   const names = candidates.flatMap((candidate) => candidate.names.map(({ written }) => written)).slice(0, 50)
   const what = names.length === 0 ? "it has no tags" : `its tags are ${names.join(", ").slice(0, 2000)}`
   const detail = tag === undefined ? "there is no image in it" : `there is no tag ${tag}: ${what}`
@@ -144,9 +142,7 @@ const decodeDocker = (
   bytes: Uint8Array
 ): Effect.Effect<ReadonlyArray<DockerImage>, ImageError> => {
   const decoded = Schema.decodeUnknownEither(DockerManifest)(new TextDecoder().decode(bytes))
-  if (Either.isRight(decoded)) {
-    return Effect.succeed(decoded.right)
-  }
+  if (Either.isRight(decoded)) return Effect.succeed(decoded.right)
   const issue = ParseResult.ArrayFormatter.formatErrorSync(decoded.left)[0]
   const path = issue === undefined || issue.path.length === 0 ? "the document" : issue.path.join(".")
   return corrupt(subject, `${path}: ${(issue?.message ?? "is not as expected").slice(0, 300)}`, decoded.left)
@@ -338,9 +334,7 @@ export const load = <E, R>(
     const fromFile = (path: string): Effect.Effect<readonly [Image, ...Array<Image>], BerthError, Berth> =>
       Effect.gen(function* () {
         const compression = yield* Archive.compressionAt(path, subject)
-        if (compression === "none") {
-          return yield* loadFrom(berth, path, subject, wanted, options)
-        }
+        if (compression === "none") return yield* loadFrom(berth, path, subject, wanted, options)
         yield* Archive.checkDecompression(compression, subject, "decompress it first (zstd -d)")
         return yield* Archive.spooled(
           berth,
@@ -350,9 +344,7 @@ export const load = <E, R>(
           (plain) => loadFrom(berth, plain, subject, wanted, options)
         )
       })
-    if (typeof source !== "string") {
-      return yield* Archive.spooled(berth, subject, source, limit, fromFile)
-    }
+    if (typeof source !== "string") return yield* Archive.spooled(berth, subject, source, limit, fromFile)
     const kind = yield* kindAt(berth, source)
     if (kind === "folder") {
       const expected = "an archive: a folder in the OCI layout is for Image.fromLayout"

@@ -30,9 +30,7 @@ export const find = <Entry>(
 ): Effect.Effect<Found<Entry>, ImageError | InvalidData | InvalidOption> =>
   Effect.gen(function* () {
     const exact = all.filter((entry) => nameOf(entry) === wanted)
-    if (exact.length > 0) {
-      return { name: wanted, entries: exact }
-    }
+    if (exact.length > 0) return { name: wanted, entries: exact }
     const name = Reference.print(yield* Reference.parse(wanted))
     const entries = all.filter((entry) => nameOf(entry) === name)
     if (entries.length === 0) {

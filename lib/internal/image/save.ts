@@ -164,9 +164,8 @@ const writeMember = (
     const guess = headerOf("file", member.name, member.size ?? 0)
     const size = yield* writeWith(guess)
     const header = headerOf("file", member.name, size)
-    if (member.size !== undefined && member.size !== size) {
+    if (member.size !== undefined && member.size !== size)
       return yield* digests.mismatch(target, member.name, `${member.size} bytes`, `${size} bytes`)
-    }
     if (header.length !== guess.length) {
       // From 8 GiB on, a size needs an additional header, for which there is no room.
       yield* writeWith(header)
@@ -346,19 +345,14 @@ const checkTarget = (
   Effect.gen(function* () {
     const refuse = (expected: string) =>
       new InvalidOption({ option: "path", value: JSON.stringify(target), expected })
-    if (target === "" || target.includes("\0") || path.basename(target) === "") {
+    if (target === "" || target.includes("\0") || path.basename(target) === "")
       return yield* refuse("the path of a file or folder to make")
-    }
-    if (!(yield* io(target)(fs.exists(target)))) {
-      return
-    }
+    if (!(yield* io(target)(fs.exists(target)))) return
     const { type } = yield* io(target)(fs.stat(target))
-    if (format !== "oci-layout") {
+    if (format !== "oci-layout")
       return type === "Directory" ? yield* refuse(`a file for ${format}: this is a folder`) : undefined
-    }
-    if (type !== "Directory" || (yield* io(target)(fs.readDirectory(target))).length > 0) {
+    if (type !== "Directory" || (yield* io(target)(fs.readDirectory(target))).length > 0)
       return yield* refuse("an unused path, or an empty folder")
-    }
   })
 
 export const save = (

@@ -62,9 +62,7 @@ const lookAt = async (path: string): Promise<Found> => {
     const stats = await fs.lstat(path)
     return stats.isDirectory() ? stats : "hidden"
   } catch (cause) {
-    if ((cause as { code?: unknown }).code === "ENOENT") {
-      return "nothing"
-    }
+    if ((cause as { code?: unknown }).code === "ENOENT") return "nothing"
     throw cause
   }
 }
@@ -91,14 +89,10 @@ const compare = async (
   let shown: Metadata | undefined
   for (const layer of layers) {
     const found = await look(layer, parts)
-    if (found === "hidden") {
-      break
-    }
+    if (found === "hidden") break
     if (found !== "nothing") {
       shown ??= metadataOf(found)
-      if (layer.implicit !== "all" && !layer.implicit.has(path)) {
-        return { shown, meant: metadataOf(found) }
-      }
+      if (layer.implicit !== "all" && !layer.implicit.has(path)) return { shown, meant: metadataOf(found) }
     }
   }
   return { shown, meant: shown }
@@ -209,13 +203,9 @@ export const wanted = (
   layers: ReadonlyArray<Layer>
 ): Effect.Effect<Option.Option<Correction>, ImageError> =>
   Effect.gen(function* () {
-    if (layers.every((layer) => pathsOf(layer).length === 0)) {
-      return Option.none()
-    }
+    if (layers.every((layer) => pathsOf(layer).length === 0)) return Option.none()
     const folders = yield* attempt(berth, () => design(layers.toReversed()))
-    if (folders.length === 0) {
-      return Option.none()
-    }
+    if (folders.length === 0) return Option.none()
     const name = createHash("sha256").update(JSON.stringify(folders)).digest("hex")
     return Option.some({ target: `${parentFolder(berth)}/${name}`, folders })
   })
@@ -246,14 +236,10 @@ export const correction = (
 ): Effect.Effect<Option.Option<string>, BerthError> =>
   Effect.gen(function* () {
     const correction = yield* wanted(berth, layers)
-    if (Option.isNone(correction)) {
-      return Option.none()
-    }
+    if (Option.isNone(correction)) return Option.none()
     const { folders, target } = correction.value
     yield* Holds.hold(berth.holds, [target])
-    if (yield* io(target)(isFolder(berth.fileSystem, target))) {
-      return Option.some(target)
-    }
+    if (yield* io(target)(isFolder(berth.fileSystem, target))) return Option.some(target)
     yield* io(target)(berth.fileSystem.makeDirectory(parentFolder(berth), { recursive: true }))
     const temporary = temporaryOf(target)
     yield* ownedFolder(berth, temporary)

@@ -97,16 +97,12 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
     const folder = layerFolder(berth, diffId)
     const layer = make({ digest, diffId, mediaType: descriptor.mediaType, folder })
     yield* Holds.hold(berth.holds, [folder])
-    if (yield* isUnpacked(berth, diffId)) {
-      return layer
-    }
+    if (yield* isUnpacked(berth, diffId)) return layer
     const { hex } = digests.parts(diffId)
     yield* io(folder)(makeFolders(berth))
     yield* sweep(berth, hex)
     const work = Effect.gen(function* () {
-      if (yield* isUnpacked(berth, diffId)) {
-        return
-      }
+      if (yield* isUnpacked(berth, diffId)) return
       yield* removeTemporaries(berth, hex)
       const temporary = temporaryPath(berth, hex)
       const report = yield* unpackInto(berth, temporary, options.blob, compression, options, digest)
@@ -211,12 +207,9 @@ const check = (
       digests.parts(digest).algorithm === "sha256"
         ? report.digest
         : yield* hashFile(berth.fileSystem, blob, digest)
-    if (found !== digest) {
-      return yield* digests.mismatch(digest, "the layer's digest", digest, found)
-    }
-    if (report.diffId !== diffId) {
+    if (found !== digest) return yield* digests.mismatch(digest, "the layer's digest", digest, found)
+    if (report.diffId !== diffId)
       return yield* digests.mismatch(digest, "the layer's diff id", diffId, report.diffId)
-    }
   })
 
 /**

@@ -170,9 +170,7 @@ export const parseObject = (
   bytes: Uint8Array
 ): Effect.Effect<Record<string, unknown>, ImageError> =>
   Effect.suspend(() => {
-    if (bytes.length > maxDocumentBytes) {
-      return tooLarge(subject, bytes.length, maxDocumentBytes)
-    }
+    if (bytes.length > maxDocumentBytes) return tooLarge(subject, bytes.length, maxDocumentBytes)
     try {
       const value: unknown = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes))
       return typeof value === "object" && value !== null && !Array.isArray(value)
@@ -189,9 +187,7 @@ const decode = <A, I>(
   value: unknown
 ): Effect.Effect<A, ImageError> => {
   const decoded = Schema.decodeUnknownEither(schema)(value)
-  if (Either.isRight(decoded)) {
-    return Effect.succeed(decoded.right)
-  }
+  if (Either.isRight(decoded)) return Effect.succeed(decoded.right)
   const issue = ParseResult.ArrayFormatter.formatErrorSync(decoded.left)[0]
   const path = issue === undefined || issue.path.length === 0 ? "the document" : issue.path.join(".")
   return corrupt(subject, `${path}: ${(issue?.message ?? "is not as specified").slice(0, 300)}`, decoded.left)
@@ -209,18 +205,16 @@ export const decodeManifest = (
   Effect.gen(function* () {
     const value = yield* parseObject(subject, bytes)
     const stated = value.mediaType
-    if (stated !== undefined && typeof stated !== "string") {
+    if (stated !== undefined && typeof stated !== "string")
       return yield* corrupt(subject, "mediaType is not a string")
-    }
     if (stated !== undefined && mediaType !== undefined && stated !== mediaType) {
       const detail = `states the media type ${JSON.stringify(stated.slice(0, 200))}; its descriptor states ${mediaType}`
       return yield* corrupt(subject, detail)
     }
     const asIndex = "manifests" in value
     const asManifest = "layers" in value || "config" in value
-    if (asIndex && (asManifest || "fsLayers" in value)) {
+    if (asIndex && (asManifest || "fsLayers" in value))
       return yield* corrupt(subject, "has the fields of an index and of a manifest")
-    }
     const type = mediaType ?? stated ?? (asIndex ? mediaTypes.index : mediaTypes.manifest)
     if (value.schemaVersion === 1) {
       const detail =
@@ -228,9 +222,7 @@ export const decodeManifest = (
       return yield* new ImageError({ reason: "Unsupported", subject, detail })
     }
     if (isIndexType(type)) {
-      if (!asIndex) {
-        return yield* corrupt(subject, "should be an index, but has no manifests")
-      }
+      if (!asIndex) return yield* corrupt(subject, "should be an index, but has no manifests")
       const index = yield* decode(IndexDocument, subject, value)
       return { _tag: "Index", manifests: index.manifests }
     }
@@ -238,9 +230,7 @@ export const decodeManifest = (
       const detail = `media type ${JSON.stringify(type.slice(0, 200))} is neither an image manifest nor an index`
       return yield* new ImageError({ reason: "Unsupported", subject, detail })
     }
-    if (asIndex) {
-      return yield* corrupt(subject, "should be a manifest, but is an index")
-    }
+    if (asIndex) return yield* corrupt(subject, "should be a manifest, but is an index")
     const manifest = yield* decode(ManifestDocument, subject, value)
     if (manifest.layers.length > maxLayers) {
       const detail = `has ${manifest.layers.length} layers; the limit is ${maxLayers}`
@@ -282,9 +272,7 @@ export const decodeLayoutIndex = (
 ): Effect.Effect<{ readonly index: Index; readonly raw: Record<string, unknown> }, ImageError> =>
   Effect.gen(function* () {
     const document = yield* decodeManifest(subject, bytes)
-    if (document._tag !== "Index") {
-      return yield* corrupt(subject, "should be an index")
-    }
+    if (document._tag !== "Index") return yield* corrupt(subject, "should be an index")
     return { index: document, raw: yield* parseObject(subject, bytes) }
   })
 

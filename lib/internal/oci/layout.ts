@@ -50,9 +50,8 @@ export const checkBlob = (
       const detail = `${path} is not a file: move it away, and pull or load the image again`
       return yield* new ImageError({ reason: "Corrupt", subject: digest, detail })
     }
-    if (Number(info.size) !== descriptor.size) {
+    if (Number(info.size) !== descriptor.size)
       return yield* digests.mismatch(digest, "its size", `${descriptor.size} bytes`, `${info.size} bytes`)
-    }
     return path
   })
 
@@ -64,13 +63,10 @@ export const readDocument = (
 ): Effect.Effect<Uint8Array, ImageError> =>
   Effect.gen(function* () {
     const digest = yield* Oci.digestOf(descriptor)
-    if (descriptor.size > Oci.maxDocumentBytes) {
+    if (descriptor.size > Oci.maxDocumentBytes)
       return yield* tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
-    }
     const bytes = yield* readBounded(fs, blobPath(folder, digest), digest, Oci.maxDocumentBytes)
-    if (Option.isNone(bytes)) {
-      return yield* missing(digest, folder)
-    }
+    if (Option.isNone(bytes)) return yield* missing(digest, folder)
     yield* digests.verify(digest, descriptor.size, bytes.value)
     return bytes.value
   })
@@ -83,9 +79,7 @@ export const descriptorOf = (
 ): Effect.Effect<Oci.Descriptor, ImageError> =>
   Effect.gen(function* () {
     const bytes = yield* readBounded(fs, blobPath(folder, digest), digest, Oci.maxDocumentBytes)
-    if (Option.isNone(bytes)) {
-      return yield* missing(digest, folder)
-    }
+    if (Option.isNone(bytes)) return yield* missing(digest, folder)
     yield* digests.verify(digest, bytes.value.length, bytes.value)
     return { mediaType: yield* Oci.mediaTypeOf(digest, bytes.value), digest, size: bytes.value.length }
   })
@@ -103,9 +97,7 @@ export const readIndex = (
       readBounded(fs, `${folder}/${name}`, `${folder}/${name}`, Oci.maxDocumentBytes)
     const version = yield* read("oci-layout")
     const index = yield* read("index.json")
-    if (Option.isNone(version) || Option.isNone(index)) {
-      return Option.none()
-    }
+    if (Option.isNone(version) || Option.isNone(index)) return Option.none()
     yield* Oci.decodeLayout(`${folder}/oci-layout`, version.value)
     return Option.some(yield* Oci.decodeLayoutIndex(`${folder}/index.json`, index.value))
   })
@@ -134,9 +126,7 @@ export const printPlatform = (platform: Oci.Platform): string =>
 
 /** Parses `os/architecture[/variant]`. */
 export const parsePlatform = (input: string | undefined): Effect.Effect<Oci.Platform, InvalidOption> => {
-  if (input === undefined) {
-    return Effect.sync(hostPlatform)
-  }
+  if (input === undefined) return Effect.sync(hostPlatform)
   const match = /^([a-z0-9]{1,32})\/([a-z0-9_]{1,32})(?:\/([a-z0-9.]{1,32}))?$/.exec(input)
   if (match === null) {
     const expected = "os/architecture[/variant], as in linux/arm64 or linux/arm/v7"
@@ -156,16 +146,12 @@ const variantNumber = (platform: Oci.Platform): number => {
 
 /** How well an image fits: it cannot run below 0; otherwise the highest value is the best. */
 const score = (wanted: Oci.Platform, offered: Oci.Platform): number => {
-  if (wanted.os !== offered.os || wanted.architecture !== offered.architecture) {
-    return -1
-  }
+  if (wanted.os !== offered.os || wanted.architecture !== offered.architecture) return -1
   // A processor runs code for its own variant or an older one; v8 is the only arm64, v1 the first amd64.
   const base = wanted.architecture === "arm64" ? 8 : wanted.architecture === "arm" ? 7 : 1
   const most = wanted.variant ? variantNumber(wanted) : base
   const has = offered.variant ? variantNumber(offered) : Math.min(base, most)
-  if (most === -1 || has === -1) {
-    return wanted.variant === offered.variant ? 0 : -1
-  }
+  if (most === -1 || has === -1) return wanted.variant === offered.variant ? 0 : -1
   return has <= most ? has : -1
 }
 
@@ -201,12 +187,8 @@ export const selectPlatform = (
       bestScore = s
     }
   }
-  if (best !== undefined) {
-    return Effect.succeed(best)
-  }
-  if (unnamed.length > 0) {
-    return Effect.succeed(unnamed[0]!)
-  }
+  if (best !== undefined) return Effect.succeed(best)
+  if (unnamed.length > 0) return Effect.succeed(unnamed[0]!)
   const offered = entries.flatMap((entry) => (entry.platform === undefined ? [] : [entry.platform]))
   return platformError(
     subject,
@@ -255,9 +237,7 @@ export const resolveImage = <E, R>(
       const config = yield* Effect.flatMap(fetch(document.config, "config"), (bytes) =>
         Oci.decodeConfig(document.config.digest, bytes)
       )
-      if (!runsOn(wanted, config)) {
-        return yield* platformError(descriptor.digest, wanted, [config])
-      }
+      if (!runsOn(wanted, config)) return yield* platformError(descriptor.digest, wanted, [config])
       const diffIds = config.rootfs.diff_ids
       if (diffIds.length !== document.layers.length) {
         const detail = `has ${document.layers.length} layers, but its config ${diffIds.length} diff ids`

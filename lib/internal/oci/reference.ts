@@ -75,16 +75,12 @@ export const isPath = (input: string): boolean =>
   input.length <= maxRepository && input.split("/").every((component) => componentPattern.test(component))
 
 const parseRepository = (registry: string, input: string): Either.Either<string, Refusal> => {
-  if (/[A-Z]/.test(input)) {
-    return expect("a repository name in lower case")
-  }
-  if (registry === "docker.io" && digests.isHex(input)) {
+  if (/[A-Z]/.test(input)) return expect("a repository name in lower case")
+  if (registry === "docker.io" && digests.isHex(input))
     return expect("a name: 64 hexadecimal digits are an image id, which no registry knows")
-  }
   const repository = registry === "docker.io" && !input.includes("/") ? `library/${input}` : input
-  if (repository.length > maxRepository) {
+  if (repository.length > maxRepository)
     return expect(`a repository name of at most ${maxRepository} characters`)
-  }
   return isPath(input) ? Either.right(repository) : expect("[host[:port]/]path[:tag][@digest]")
 }
 
@@ -115,9 +111,7 @@ const refused = (format: string, input: string) => (refusal: Refusal) =>
 
 export const parse = (input: string): Either.Either<Reference.Reference, InvalidData> =>
   Either.gen(function* () {
-    if (input.length > maxReference) {
-      return yield* expect(`at most ${maxReference} characters`)
-    }
+    if (input.length > maxReference) return yield* expect(`at most ${maxReference} characters`)
     const [name, digestPart] = cut(input, "@")
     const digest = digestPart === undefined ? undefined : yield* parseDigest(digestPart)
     const [first, others] = cut(name, "/")

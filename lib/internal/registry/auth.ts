@@ -141,9 +141,7 @@ export const make = (
             )
           )
         }
-        if (response.status !== 200) {
-          return yield* refuse("gives no token")
-        }
+        if (response.status !== 200) return yield* refuse("gives no token")
         const token = yield* readToken(name, subject, response)
         return Option.isNone(token) ? yield* refuse("answers without a token") : token.value
       }).pipe(Effect.scoped)
@@ -151,9 +149,7 @@ export const make = (
     const answer: Auth["answer"] = ({ challenge, refused, scope, subject }) =>
       Effect.gen(function* () {
         const known = current(scope)
-        if (known !== undefined && known !== refused) {
-          return known // another fiber has just done this
-        }
+        if (known !== undefined && known !== refused) return known // another fiber has just done this
         if (challenge === undefined) {
           const detail =
             "the registry wants credentials, but does not name a scheme (no WWW-Authenticate header)"
@@ -188,9 +184,8 @@ export const make = (
           return yield* Effect.fail(unauthorized(subject, detail))
         }
         const header = basic(identity)
-        if (header === refused) {
+        if (header === refused)
           return yield* Effect.fail(unauthorized(subject, `the registry refuses ${description}`))
-        }
         answers.set(`basic ${ownerOf(scope)}`, Redacted.make(header))
         return header
       }).pipe(semaphore.withPermits(1))
@@ -237,9 +232,7 @@ const tokenRequest = (
       target.searchParams.append(key, one)
     }
   }
-  if (identity._tag === "Anonymous") {
-    return HttpClientRequest.get(target.href, { headers })
-  }
+  if (identity._tag === "Anonymous") return HttpClientRequest.get(target.href, { headers })
   target.searchParams.append("account", identity.username)
   return HttpClientRequest.get(target.href, { headers: { ...headers, authorization: basic(identity) } })
 }

@@ -115,9 +115,7 @@ const codeOf = (cause: unknown): string | undefined => {
   let current = cause
   for (let depth = 0; depth < 5 && typeof current === "object" && current !== null; depth++) {
     const { code, errors } = current as { code?: unknown; errors?: unknown }
-    if (typeof code === "string" && code !== "") {
-      return code
-    }
+    if (typeof code === "string" && code !== "") return code
     current = Array.isArray(errors) ? errors[0] : (current as { cause?: unknown }).cause
   }
   return undefined
@@ -196,9 +194,8 @@ const exchange = (
     })
     return Effect.flatMap(execute(client, request.subject, outgoing, request.body), (response) => {
       const location = response.headers.location
-      if (![301, 302, 303, 307, 308].includes(response.status) || location === undefined) {
+      if (![301, 302, 303, 307, 308].includes(response.status) || location === undefined)
         return Effect.succeed({ response, own })
-      }
       const next = URL.canParse(location, url.href) ? new URL(location, url) : undefined
       const downgrade = next?.protocol !== "https:" && url.protocol === "https:"
       if (next === undefined || downgrade || !/^https?:$/.test(next.protocol) || hops === 0) {
@@ -320,9 +317,7 @@ export const readBody = (
   limit: number
 ): Effect.Effect<Option.Option<Uint8Array>, Failure> =>
   Effect.suspend(() => {
-    if (Number(response.headers["content-length"] ?? 0) > limit) {
-      return Effect.succeedNone
-    }
+    if (Number(response.headers["content-length"] ?? 0) > limit) return Effect.succeedNone
     let length = 0
     return body(name, subject, response).pipe(
       Stream.takeUntil((chunk) => {
@@ -359,9 +354,7 @@ const explain = (client: Client, request: Request, response: HttpClientResponse)
 
 const retryAfter = (response: HttpClientResponse): Duration.Duration | undefined => {
   const value = response.headers["retry-after"]
-  if (value === undefined) {
-    return undefined
-  }
+  if (value === undefined) return undefined
   const millis = /^\d{1,9}$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now()
   return Number.isFinite(millis) ? Duration.millis(Math.max(0, millis)) : undefined
 }

@@ -103,9 +103,8 @@ const parse = (file: string, content: string): Effect.Effect<ReadonlyArray<Known
     for (const [i, entry] of decoded.right.registry.entries()) {
       const at = (...path: Path) => lineOf(content, ["registry", i, ...path])
       const prefix = (entry.prefix || entry.location).replace(/\/+$/, "")
-      if (entry.location === "" && !prefix.startsWith("*.")) {
+      if (entry.location === "" && !prefix.startsWith("*."))
         return yield* refuse(file, at("location"), "location is missing")
-      }
       if (/@|\/.*:/.test(prefix)) {
         return yield* refuse(
           file,
@@ -113,9 +112,7 @@ const parse = (file: string, content: string): Effect.Effect<ReadonlyArray<Known
           "a prefix with a tag or a digest, which Berth does not support"
         )
       }
-      if (known.has(prefix)) {
-        return yield* refuse(file, at("prefix"), `${prefix} appears twice`)
-      }
+      if (known.has(prefix)) return yield* refuse(file, at("prefix"), `${prefix} appears twice`)
       // A prefix has the grammar of a name, except for the wildcard of subdomains.
       yield* Effect.mapError(parseLocation("prefix", prefix.replace(/^\*\./, ""), ""), (cause) =>
         refuse(file, at("prefix"), "prefix is not a host with an optional port and path", cause)
@@ -192,9 +189,7 @@ const read = (berth: Berth, path: string | undefined): Effect.Effect<ReadonlyArr
 
 /** The part of a name that matches the prefix: for a wildcard of subdomains, the whole host. */
 const matched = (prefix: string, { registry, repository }: Reference.Reference): string | undefined => {
-  if (prefix.startsWith("*.")) {
-    return registry.endsWith(prefix.slice(1)) ? registry : undefined
-  }
+  if (prefix.startsWith("*.")) return registry.endsWith(prefix.slice(1)) ? registry : undefined
   return `${registry}/${repository}/`.startsWith(`${prefix}/`) ? prefix : undefined
 }
 
@@ -235,9 +230,7 @@ export const optionsFor = (
       .map((known) => ({ ...known, match: matched(known.prefix, reference) }))
       .sort((a, b) => b.prefix.length - a.prefix.length)
       .find(({ match }) => match !== undefined)
-    if (found === undefined) {
-      return {}
-    }
+    if (found === undefined) return {}
     const { entry, file, match } = found
     if (entry.blocked) {
       const value = JSON.stringify(Reference.print(reference))

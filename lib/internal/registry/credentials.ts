@@ -48,9 +48,7 @@ const maxAuthFile = 1024 * 1024
 /** As in containers-auth.json(5): the first file that knows the registry is used. */
 const authFiles = (): ReadonlyArray<string> => {
   const { DOCKER_CONFIG, REGISTRY_AUTH_FILE, XDG_CONFIG_HOME, XDG_RUNTIME_DIR } = process.env
-  if (REGISTRY_AUTH_FILE) {
-    return [REGISTRY_AUTH_FILE] // podman and skopeo, too, only read this file
-  }
+  if (REGISTRY_AUTH_FILE) return [REGISTRY_AUTH_FILE] // podman and skopeo, too, only read this file
   const runtime = XDG_RUNTIME_DIR ? `${XDG_RUNTIME_DIR}/containers` : `/run/containers/${process.getuid!()}`
   return [
     `${runtime}/auth.json`,
@@ -63,9 +61,7 @@ const authFiles = (): ReadonlyArray<string> => {
 const readAuthFile = (berth: Berth, path: string): Effect.Effect<Option.Option<AuthFile>> =>
   Effect.gen(function* () {
     const bytes = yield* readBounded(berth.fileSystem, path, path, maxAuthFile)
-    if (Option.isNone(bytes)) {
-      return Option.none()
-    }
+    if (Option.isNone(bytes)) return Option.none()
     const file = yield* Schema.decodeUnknown(AuthFile)(new TextDecoder().decode(bytes.value)).pipe(
       // The parse error would print the contents of the file.
       Effect.mapError(() => ({
@@ -100,9 +96,7 @@ const keysOf = (host: string, repository: string): ReadonlyArray<string> => {
 type Entry = AuthFile["auths"][string]
 
 const toIdentity = (entry: Entry): Identity => {
-  if (entry.identitytoken) {
-    return { _tag: "IdentityToken", token: Redacted.make(entry.identitytoken) }
-  }
+  if (entry.identitytoken) return { _tag: "IdentityToken", token: Redacted.make(entry.identitytoken) }
   const decoded = entry.auth ? Buffer.from(entry.auth, "base64").toString("utf8").replace(/\0+$/, "") : ""
   const colon = decoded.indexOf(":")
   const username = colon === -1 ? entry.username : decoded.slice(0, colon)
@@ -166,9 +160,8 @@ export const runHelper = (
 
 const askHelper = (name: string, server: string): Effect.Effect<Identity, string> =>
   Effect.gen(function* () {
-    if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/.test(name)) {
+    if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/.test(name))
       return yield* Effect.fail("is not the name of a credential helper")
-    }
     const { code, stderr, stdout } = yield* runHelper(`docker-credential-${name}`, server)
     if (code !== 0) {
       // Helpers write their errors to stdout.
@@ -204,9 +197,7 @@ export const lookup = (
   Effect.gen(function* () {
     for (const path of authFiles()) {
       const file = yield* readAuthFile(berth, path)
-      if (Option.isNone(file)) {
-        continue
-      }
+      if (Option.isNone(file)) continue
       const { auths, credHelpers, credsStore } = file.value
       const own = Object.entries(credHelpers).find(([key]) => hostOfKey(key) === host)
       const [server, helper] = own ?? [host === "docker.io" ? hubServer : host, credsStore]
@@ -223,9 +214,7 @@ export const lookup = (
           )
         : anonymous
       const identity = kept._tag === "Anonymous" ? fromAuths(auths, host, repository) : kept
-      if (identity._tag !== "Anonymous") {
-        return identity
-      }
+      if (identity._tag !== "Anonymous") return identity
     }
     return anonymous
   })

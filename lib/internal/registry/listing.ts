@@ -22,9 +22,7 @@ const listTimeout = Duration.minutes(5)
 /** The URL of the next page: `</v2/team/app/tags/list?last=1.2&n=1000>; rel="next"`. */
 const nextOf = (link: string | undefined): string | undefined => {
   for (const [, address, parameters] of (link ?? "").matchAll(/<([^<>]*)>([^<]*)/g)) {
-    if (/;\s*rel="?next"?/i.test(parameters!)) {
-      return address
-    }
+    if (/;\s*rel="?next"?/i.test(parameters!)) return address
   }
   return undefined
 }
@@ -51,9 +49,7 @@ const pages = <A>(
         detail: `the list is longer than ${maxPages} pages or ${maxListBytes} bytes`
       })
     while (path !== undefined) {
-      if (seen.has(path) || seen.size === maxPages) {
-        return yield* tooLong()
-      }
+      if (seen.has(path) || seen.size === maxPages) return yield* tooLong()
       seen.add(path)
       const url: URL = new URL(path, client.origin)
       const request: Client.Request = {
@@ -66,9 +62,7 @@ const pages = <A>(
       const page = yield* Client.send(client, request, (response) =>
         Effect.gen(function* () {
           const content = yield* Client.readBody(client.name, subject, response, Oci.maxDocumentBytes)
-          if (Option.isNone(content)) {
-            return yield* tooLong()
-          }
+          if (Option.isNone(content)) return yield* tooLong()
           const items = yield* Effect.mapError(decode(new TextDecoder().decode(content.value)), (cause) => {
             const detail = "the answer is not a list"
             return Client.protocolFailure(client.name, subject, response.status, detail, false, cause)
@@ -77,9 +71,7 @@ const pages = <A>(
         })
       )
       bytes += page.length
-      if (bytes > maxListBytes) {
-        return yield* tooLong()
-      }
+      if (bytes > maxListBytes) return yield* tooLong()
       all.push(...page.items)
       path = page.next
       const next: URL | undefined =
@@ -183,9 +175,7 @@ const taggedReferrers = (
 ): Effect.Effect<ReadonlyArray<Referrer>, BerthError> =>
   Effect.gen(function* () {
     const descriptor = yield* noneIfNotFound(resolve(self, list))
-    if (Option.isNone(descriptor)) {
-      return []
-    }
+    if (Option.isNone(descriptor)) return []
     const bytes = yield* manifest(self, list, descriptor.value)
     return yield* Effect.mapError(
       decodeReferrers(new TextDecoder().decode(bytes)),
@@ -231,9 +221,7 @@ export const addReferrer = (
     // A mirror's list may be older than the one that is replaced here.
     const own: Registry = Object.create(self, { mirrors: { value: [] } })
     const before = yield* taggedReferrers(own, list)
-    if (before.some(({ digest }) => digest === referrer.digest)) {
-      return
-    }
+    if (before.some(({ digest }) => digest === referrer.digest)) return
     const manifests = [...before, referrer]
     const index = { schemaVersion: 2, mediaType: Oci.mediaTypes.index, manifests }
     yield* put(list, new TextEncoder().encode(JSON.stringify(index)))

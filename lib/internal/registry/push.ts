@@ -100,9 +100,7 @@ export const putBlob = <E = never, R = never>(
     const digest = yield* Oci.digestOf(descriptor)
     const target = references.atDigest(repository, digest)
     const subject = references.print(target)
-    if (yield* hasBlob(client, target)) {
-      return "present"
-    }
+    if (yield* hasBlob(client, target)) return "present"
     const context = yield* Effect.context<R>()
 
     const open = (query: string, scope: string) =>
@@ -201,9 +199,8 @@ export const putManifest = (
   Effect.gen(function* () {
     const { client } = self
     const subject = references.print(target)
-    if (bytes.length > Oci.maxDocumentBytes) {
+    if (bytes.length > Oci.maxDocumentBytes)
       return yield* tooLarge(subject, bytes.length, Oci.maxDocumentBytes)
-    }
     const type = mediaType ?? (yield* Oci.mediaTypeOf(subject, bytes))
     const links = yield* Effect.mapError(
       Schema.decodeUnknown(Links)(new TextDecoder().decode(bytes)),

@@ -212,9 +212,8 @@ export const manifest = (
 ): Effect.Effect<Uint8Array, BerthError> =>
   Effect.gen(function* () {
     const digest = yield* Oci.digestOf(descriptor)
-    if (descriptor.size > Oci.maxDocumentBytes) {
+    if (descriptor.size > Oci.maxDocumentBytes)
       return yield* tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
-    }
     const reference = references.atDigest(repository, digest)
     const accept = { accept: descriptor.mediaType === "" ? manifestTypes : descriptor.mediaType }
     return yield* Mirrors.first(self, (client) =>
@@ -285,9 +284,8 @@ export const unverifiedBlob = (
               Stream.catchAll(connection(client), (error) =>
                 Stream.unwrap(
                   Effect.gen(function* () {
-                    if (!(error instanceof Client.Failure) || !error.retry || ++resumes > maxResumes) {
+                    if (!(error instanceof Client.Failure) || !error.retry || ++resumes > maxResumes)
                       return yield* Effect.fail(error)
-                    }
                     if (offset - start >= progressBytes) {
                       retries = yield* Schedule.driver(client.retries)
                     }
@@ -319,17 +317,13 @@ const shortBody = (client: Client.Client, subject: string, offset: number, size:
 
 /** The offset at which the registry begins: it may ignore a range. */
 const rangeStart = (response: HttpClientResponse): number | undefined => {
-  if (response.status !== 206) {
-    return 0
-  }
+  if (response.status !== 206) return 0
   const match = /^bytes (\d{1,15})-/.exec(response.headers["content-range"] ?? "")
   return match === null ? undefined : Number(match[1])
 }
 
 const skip = <E>(stream: Stream.Stream<Uint8Array, E>, count: number): Stream.Stream<Uint8Array, E> => {
-  if (count === 0) {
-    return stream
-  }
+  if (count === 0) return stream
   let left = count
   return Stream.filterMap(stream, (chunk) => {
     const dropped = Math.min(left, chunk.length)
@@ -375,9 +369,7 @@ export const blob = (
       const digest = yield* Oci.digestOf(descriptor)
       const from = (source: Registry) =>
         digests.verified(unverifiedBlob(source, repository, descriptor), { digest, size: descriptor.size })
-      if (Mirrors.usable(self).length === 0) {
-        return from(self)
-      }
+      if (Mirrors.usable(self).length === 0) return from(self)
       const file = yield* temporaryFile(self.berth)
       return yield* Mirrors.orFromNext(self, (source) =>
         // After the registry itself there is nobody to ask, so its content need not wait.

@@ -56,9 +56,7 @@ const readPem = (
       : yield* Effect.mapError(readBounded(berth.fileSystem, value, value, maxPem), (error) =>
           refuse(error.detail, error)
         )
-    if (Option.isNone(bytes)) {
-      return yield* refuse("there is no such file")
-    }
+    if (Option.isNone(bytes)) return yield* refuse("there is no such file")
     const pem = new TextDecoder().decode(bytes.value)
     // Without its cause, which could quote the text.
     yield* Effect.try({ try: () => check(pem), catch: () => refuse("cannot be parsed") })
@@ -67,9 +65,7 @@ const readPem = (
 
 const checkCertificates = (pem: string) => {
   const blocks = pem.match(pemBlock) ?? []
-  if (blocks.length === 0) {
-    throw new Error("no certificate")
-  }
+  if (blocks.length === 0) throw new Error("no certificate")
   return blocks.map((block) => new X509Certificate(block))
 }
 
@@ -93,16 +89,12 @@ const fromFolders = (berth: Berth, host: string): Effect.Effect<Trust, InvalidOp
   Effect.gen(function* () {
     for (const folder of certificateFolders(host)) {
       const names = yield* Effect.option(berth.fileSystem.readDirectory(folder))
-      if (Option.isNone(names)) {
-        continue
-      }
+      if (Option.isNone(names)) continue
       const paths = (suffix: string) =>
         names.value.filter((name) => name.endsWith(suffix)).map((name) => `${folder}/${name}`)
       const ca = yield* Effect.forEach(paths(".crt"), (path) => readCertificate(berth, "ca", path))
       const [certificate] = paths(".cert").sort()
-      if (certificate === undefined) {
-        return { ca, client: undefined, verify: true }
-      }
+      if (certificate === undefined) return { ca, client: undefined, verify: true }
       const key = certificate.replace(/\.cert$/, ".key")
       return {
         ca,

@@ -55,9 +55,7 @@ export const read = (
 > =>
   Effect.gen(function* () {
     const layout = yield* Layout.readIndex(fs, root)
-    if (Option.isSome(layout)) {
-      return layout
-    }
+    if (Option.isSome(layout)) return layout
     if (yield* io(root)(fs.exists(`${root}/${indexFile}`))) {
       const detail = `${versionFile} is missing: pull an image, which writes it, or write ${JSON.stringify(version)} there`
       return yield* corrupt(root, detail)
@@ -81,9 +79,7 @@ export const make = (fs: FileSystem.FileSystem, root: string): Effect.Effect<voi
   Effect.gen(function* () {
     const exists = (name: string) => io(root)(fs.exists(`${root}/${name}`))
     const isThere = yield* exists(indexFile)
-    if (!isThere && (yield* hasBlobs(fs, root))) {
-      return yield* lostIndex(root)
-    }
+    if (!isThere && (yield* hasBlobs(fs, root))) return yield* lostIndex(root)
     if (!(yield* exists(versionFile))) yield* write(fs, root, versionFile, version)
     if (!isThere) yield* write(fs, root, indexFile, noNames)
   })

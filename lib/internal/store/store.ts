@@ -27,9 +27,7 @@ const initialize = (berth: Berth): Effect.Effect<void, ImageError> => {
   const fs = berth.fileSystem
   const root = folder(berth)
   return Effect.gen(function* () {
-    if (yield* Index.isMade(fs, root)) {
-      return
-    }
+    if (yield* Index.isMade(fs, root)) return
     yield* io(root)(fs.makeDirectory(`${root}/blobs/sha256`, { recursive: true }))
     yield* withIndexLock(berth, Index.make(fs, root))
   })
@@ -90,9 +88,7 @@ export const put = <E, R>(
   const discard = fs.remove(temporary, { force: true })
   const write = (file: FileSystem.File) =>
     Effect.gen(function* () {
-      if (yield* isThere(berth, digest)) {
-        return yield* disk(discard)
-      }
+      if (yield* isThere(berth, digest)) return yield* disk(discard)
       yield* disk(file.truncate(0))
       const verifier = new digests.Verifier({ digest, size })
       yield* Stream.runForEach(content, (chunk) =>
@@ -108,9 +104,7 @@ export const put = <E, R>(
     })
   return Effect.gen(function* () {
     yield* Holds.hold(berth.holds, [digest])
-    if (yield* isThere(berth, digest)) {
-      return
-    }
+    if (yield* isThere(berth, digest)) return
     yield* initialize(berth)
     yield* disk(fs.makeDirectory(partialFolder(berth), { recursive: true, mode: 0o700 }))
     yield* disk(fs.makeDirectory(`${folder(berth)}/blobs/${algorithm}`, { recursive: true }))
@@ -151,9 +145,7 @@ export const healing =
               Effect.zipWith(has(berth, digest), isIntact(berth, digest), (there, intact) => there && !intact)
             )
           )
-          if (rotten.length === 0) {
-            return yield* Effect.fail(error)
-          }
+          if (rotten.length === 0) return yield* Effect.fail(error)
           yield* Effect.forEach(rotten, fetch, { discard: true })
           return yield* effect
         })
@@ -192,16 +184,14 @@ export const update = <E>(
   const root = folder(berth)
   const work = Effect.gen(function* () {
     const layout = yield* Index.read(berth.fileSystem, root)
-    if (Option.isNone(layout)) {
+    if (Option.isNone(layout))
       return yield* new ImageError({ reason: "Storage", subject: root, detail: "the store is gone" })
-    }
     const { raw, index } = layout.value
     const read = (Array.isArray(raw.manifests) ? raw.manifests : []) as ReadonlyArray<unknown>
     const manifests = yield* change(index.manifests.map((descriptor, i) => ({ raw: read[i], descriptor })))
     const bytes = new TextEncoder().encode(JSON.stringify({ ...raw, manifests }))
-    if (bytes.length > Oci.maxDocumentBytes) {
+    if (bytes.length > Oci.maxDocumentBytes)
       return yield* tooLarge(`${root}/index.json`, bytes.length, Oci.maxDocumentBytes)
-    }
     yield* io(root)(replaceFile(berth.fileSystem, root, "index.json", bytes))
   })
   return Effect.zipRight(initialize(berth), withIndexLock(berth, work))

@@ -140,9 +140,7 @@ export const spooled = <E0, R0, A, E, R>(
       let written = 0
       return Stream.runForEach(content, (chunk): Effect.Effect<void, ImageError> => {
         written += chunk.length
-        if (written > limit) {
-          return tooLarge(subject, written, limit)
-        }
+        if (written > limit) return tooLarge(subject, written, limit)
         return disk(append(file, chunk))
       })
     }

@@ -24,13 +24,10 @@ export const parse = (input: string): Either.Either<Digest, ImageError> => {
   const refuse = (reason: "Corrupt" | "Unsupported", detail: string) =>
     Either.left(new ImageError({ reason, subject: quote(input), detail }))
   const match = /^([a-z0-9]+(?:[+._-][a-z0-9]+)*):([A-Za-z0-9=_-]+)$/.exec(input.slice(0, 300))
-  if (match === null || input.length > 299) {
-    return refuse("Corrupt", "is not a digest")
-  }
+  if (match === null || input.length > 299) return refuse("Corrupt", "is not a digest")
   const [, algorithm, hex] = match as unknown as readonly [string, string, string]
-  if (!isAlgorithm(algorithm)) {
+  if (!isAlgorithm(algorithm))
     return refuse("Unsupported", `digest algorithm ${algorithm} is not supported: only sha256 and sha512 are`)
-  }
   return isHex(hex, algorithm)
     ? Either.right(input as Digest)
     : refuse(
@@ -150,9 +147,7 @@ export class Verifier {
 /** Fails unless the bytes have this digest and size. */
 export const verify = (digest: Digest, size: number, bytes: Uint8Array): Effect.Effect<void, ImageError> =>
   Effect.suspend(() => {
-    if (bytes.length !== size) {
-      return mismatch(digest, "its size", `${size} bytes`, `${bytes.length} bytes`)
-    }
+    if (bytes.length !== size) return mismatch(digest, "its size", `${size} bytes`, `${bytes.length} bytes`)
     const found = ofBytes(bytes, parts(digest).algorithm)
     return found === digest ? Effect.void : mismatch(digest, "its digest", digest, found)
   })
