@@ -9,6 +9,7 @@
  *
  * @since 0.1.0
  */
+import type * as net from "node:net"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -20,12 +21,13 @@ import * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
-import { makeBox, withContainers } from "./internal/promise/box.ts"
+import { closing, makeBox, withContainers } from "./internal/promise/box.ts"
 import { streamOf, withInput } from "./internal/promise/command.ts"
 import { make as makeImages, named } from "./internal/promise/images.ts"
 import { Shared } from "./internal/promise/runtime.ts"
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
+import * as Network from "./Network.ts"
 import type { Progress } from "./Progress.ts"
 import type * as Store from "./Store.ts"
 import type * as WaitFor from "./WaitFor.ts"
@@ -90,6 +92,17 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
   readonly namespaces?:
     | Partial<Record<Exclude<Namespace.Kind, "mount">, "new" | "host" | Box | NamespaceSource>>
     | undefined
+}
+
+/**
+ * A network, which is there until it is closed.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ClosableNetwork extends Network.Network, AsyncDisposable {
+  /** The same as the end of `await using`. */
+  readonly close: () => Promise<void>
 }
 
 /**
@@ -322,6 +335,12 @@ export interface Box extends Inside, AsyncDisposable {
     hostPath: string,
     options?: Container.CopyOutOptions & Abortable
   ) => Promise<void>
+  /** A socket of `node:net` to a server in the container, for a client that takes one: see `Container.netSocket`. */
+  readonly netSocket: (address: Network.Address) => net.Socket
+  /** `fetch` to a server in the container: see `Container.fetch`. A response can be read until the box closes. */
+  readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
+  /** Has a port of the host lead into the container until the box closes: see `Container.publish`. */
+  readonly publish: (port: number | Network.PublishOptions) => Promise<Network.PublishedPort>
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
   /** Sends a signal to its first process, by name or number. Default SIGTERM. */
@@ -405,6 +424,7 @@ export interface Images {
  * @category models
  */
 export interface Session extends AsyncDisposable {
+  readonly network: typeof network
   readonly start: typeof start
   readonly run: typeof run
   readonly supervised: typeof supervised
@@ -412,6 +432,25 @@ export interface Session extends AsyncDisposable {
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
+
+const networkWith =
+  (shared: Shared) =>
+  ({ signal, ...options }: Network.NetworkOptions & Abortable = {}): Promise<ClosableNetwork> =>
+    shared.run(
+      Effect.uninterruptibleMask((restore) =>
+        Effect.flatMap(Scope.make(), (scope) =>
+          restore(Network.make(options)).pipe(
+            Scope.extend(scope),
+            Effect.map((made) => {
+              const close = closing(shared, scope)
+              return Object.assign(made, { close, [Symbol.asyncDispose]: close })
+            }),
+            Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+          )
+        )
+      ),
+      signal
+    )
 
 const startWith =
   (shared: Shared) =>
@@ -461,6 +500,18 @@ const shared = new Shared({})
  */
 export const start: (image: string | Image.Image, options?: StartOptions & Abortable) => Promise<Box> =
   startWith(shared)
+
+/**
+ * Makes a network of containers, until it is closed: see `Network.make`.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * await using own = await network()
+ * await using db = await start("db:1", { network: own, name: "db" })
+ */
+export const network: (options?: Network.NetworkOptions & Abortable) => Promise<ClosableNetwork> =
+  networkWith(shared)
 
 /**
  * Starts a container, waits for its end and gives all that it wrote. A command that fails is no error: see `exitCode`.
@@ -519,6 +570,7 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
   }
   const start = startWith(own)
   return {
+    network: networkWith(own),
     start,
     run: runWith(own),
     supervised: restarted(own, start),

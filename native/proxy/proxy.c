@@ -6,7 +6,7 @@
 //                      `v6:PORT:ADDRESS`; they are tried in turn.
 //   remove ID          closes the socket. Its connections go on.
 //
-// It answers `listening ID` once the socket does.
+// It answers `listening ID`, or `waiting ID` while no target listens.
 #include "../common/descriptor.h"
 #include "pair.h"
 #include "target.h"
@@ -51,9 +51,9 @@ static void watch(struct listener *listener) {
 }
 
 // A message that does not fit is lost: whoever wrote it is gone, or does not read.
-static void tell_listening(uint32_t id) {
+static void answer(const struct listener *listener) {
     char text[32];
-    int length = snprintf(text, sizeof text, "listening %u", id);
+    int length = snprintf(text, sizeof text, "%s %u", listener->listening ? "listening" : "waiting", listener->id);
     descriptors_send(control, text, (size_t)length, NULL, 0);
 }
 
@@ -61,7 +61,6 @@ static void look(struct listener *listener) {
     if (!targets_listen(&listener->targets) || listen(listener->fd, BACKLOG) < 0) return;
     listener->listening = true;
     watch(listener);
-    tell_listening(listener->id);
 }
 
 static void add(const char *text, int fd) {
@@ -78,6 +77,7 @@ static void add(const char *text, int fd) {
     listener->next = listeners;
     listeners = listener;
     look(listener);
+    answer(listener);
 }
 
 // An event of it may have been received already, so that it is freed later.

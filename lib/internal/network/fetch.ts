@@ -14,7 +14,7 @@ import { isContainer } from "../typeIds.ts"
 import { ECONNRESET } from "../util/errno.ts"
 import { netSocket } from "./netSocket.ts"
 
-type Fetch = typeof globalThis.fetch
+export type Fetch = typeof globalThis.fetch
 
 const portOf = (url: URL): number => Number(url.port || (url.protocol === "https:" ? 443 : 80))
 
@@ -101,13 +101,28 @@ const failed = (container: Container, url: URL, error: unknown): BerthError => {
   })
 }
 
-const parse = (url: string | URL): Effect.Effect<URL, InvalidOption> =>
+export const parseUrl = (url: string | URL): Effect.Effect<URL, InvalidOption> =>
   Effect.try({
     try: () => new URL(url),
     catch: () => {
       const expected = "an absolute URL of http or https"
       return new InvalidOption({ option: "url", value: JSON.stringify(String(url)), expected })
     }
+  })
+
+/** A request by a fetcher of the container. */
+export const fetchBy = (
+  container: Container,
+  request: Fetch,
+  url: URL,
+  init: RequestInit
+): Effect.Effect<Response, BerthError> =>
+  Effect.tryPromise({
+    try: (interrupted) => {
+      const signal = init.signal == null ? interrupted : AbortSignal.any([interrupted, init.signal])
+      return request(url, { ...init, signal })
+    },
+    catch: (error) => failed(container, url, error)
   })
 
 /** See `Container.fetch`. */
@@ -125,15 +140,9 @@ export const fetch: {
   (args) => isContainer(args[0]),
   (container: Container, given: string | URL, init: RequestInit = {}) =>
     Effect.gen(function* () {
-      const url = yield* parse(given)
+      const url = yield* parseUrl(given)
       const request = yield* fetcher(container)
-      return yield* Effect.tryPromise({
-        try: (interrupted) => {
-          const signal = init.signal == null ? interrupted : AbortSignal.any([interrupted, init.signal])
-          return request(url, { ...init, signal })
-        },
-        catch: (error) => failed(container, url, error)
-      })
+      return yield* fetchBy(container, request, url, init)
     }).pipe(Effect.withSpan("berth.Container.fetch", { attributes: { "container.id": container.id } }))
 )
 

@@ -6,9 +6,13 @@ import type { Container } from "../../Container.ts"
 import * as Plan from "../../Plan.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
-import { native, programPath } from "../system/addon.ts"
+import { EPOLLIN, native, programPath } from "../system/addon.ts"
+import * as Loop from "../system/eventLoop.ts"
 import { makeSocketPair } from "../system/pipe.ts"
+import { ECONNRESET } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+
+const ANSWER_BYTES_MAX = 64
 
 /** The targets as the proxy reads them: the container's addresses on networks, and loopback. */
 const targetsOf = ({ state }: Container, port: number): string =>
@@ -16,13 +20,36 @@ const targetsOf = ({ state }: Container, port: number): string =>
     .map((host) => `v${host.includes(":") ? 6 : 4}:${port}:${host}`)
     .join(" ")
 
-const refused = (errno: number): BerthError =>
-  new OperationFailed({ operation: "a message to the proxy", index: -1, syscall: "sendmsg", errno, hint: "" })
+const failed = (syscall: string, errno: number): BerthError =>
+  new OperationFailed({ operation: "a message to the proxy", index: -1, syscall, errno, hint: "" })
+
+/** Waits for the proxy's answer to a message. */
+const answer = (socket: number): Effect.Effect<void, BerthError> =>
+  Effect.async((resume) => {
+    Loop.retain()
+    const end = (result: Effect.Effect<void, BerthError>): void => {
+      Loop.release()
+      resume(result)
+    }
+    const cancel = Loop.watch(socket, EPOLLIN, () => {
+      const [length] = native().receive(socket, new Uint8Array(ANSWER_BYTES_MAX))
+      end(length > 0 ? Effect.void : Effect.fail(failed("recvmsg", length < 0 ? -length : ECONNRESET)))
+    })
+    if (typeof cancel === "number") end(Effect.fail(failed("epoll_ctl", -cancel)))
+    return Effect.sync(() => {
+      if (typeof cancel === "number") return
+      cancel()
+      Loop.release()
+    })
+  })
 
 /** A proxy, which ends with the scope. */
 export interface Proxy {
-  /** Has it accept on a bound socket, from when something listens on the port; takes the descriptor. Throws. */
-  readonly add: (socket: number, port: number) => void
+  /**
+   * Has it accept on a bound socket, which it takes, from when something listens on the port: at once, if something does
+   * already when this succeeds.
+   */
+  readonly add: (socket: number, port: number) => Effect.Effect<void, BerthError>
 }
 
 /** What takes all capabilities of a helper of the network, which gains none by its execution. */
@@ -61,11 +88,12 @@ export const makeProxy = (container: Container): Effect.Effect<Proxy, BerthError
     )
     let id = 0
     return {
-      add: (socket, port) => {
-        const message = new TextEncoder().encode(`add ${++id} ${targetsOf(container, port)}`)
-        const sent = native().send(ours, message, [socket])
-        native().close(socket)
-        if (sent < 0) throw refused(-sent)
-      }
+      add: (socket, port) =>
+        Effect.suspend(() => {
+          const message = new TextEncoder().encode(`add ${++id} ${targetsOf(container, port)}`)
+          const sent = native().send(ours, message, [socket])
+          native().close(socket)
+          return sent < 0 ? Effect.fail(failed("sendmsg", -sent)) : answer(ours)
+        })
     }
   })

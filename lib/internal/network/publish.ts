@@ -132,9 +132,7 @@ export const publish: {
       ([fds]) => Effect.sync(() => fds.forEach((fd) => native().close(fd)))
     )
     const proxy = yield* makeProxy(container)
-    yield* attempt(() => {
-      while (left.length > 0) proxy.add(left.shift()!, port)
-    })
+    while (left.length > 0) yield* proxy.add(left.shift()!, port)
     return {
       hostname: hostname === undefined || hostname === "localhost" ? "127.0.0.1" : hostname,
       port: chosen

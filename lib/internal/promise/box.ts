@@ -11,6 +11,7 @@ import type { Abortable, Box, Conditions, Files, Inside, InsideOptions, StartOpt
 import * as WaitFor from "../../WaitFor.ts"
 import { feed } from "../container/buffered.ts"
 import { errnoOf, Failure } from "../files/rooted.ts"
+import * as http from "../network/fetch.ts"
 import { words } from "../util/commandTemplate.ts"
 import { EIO } from "../util/errno.ts"
 import { exec, makeCommand, streamOf, withInput } from "./command.ts"
@@ -111,17 +112,25 @@ const conditionsOf = (shared: Shared, container: Container.Container): Condition
   healthCheck: (options = {}) => shared.run(WaitFor.healthCheck(container, options), options.signal)
 })
 
-export const makeBox = (shared: Shared, container: Container.Container, scope: Scope.CloseableScope): Box => {
+/** What closes a scope, once, and lets go of the supervisor, which is held until then. */
+export const closing = (shared: Shared, scope: Scope.CloseableScope): (() => Promise<void>) => {
   const release = shared.hold()
   let closed: Promise<void> | undefined
   const end = async (): Promise<void> => {
     await shared.run(Scope.close(scope, Exit.void))
     await release()
   }
-  const close = (): Promise<void> => {
+  return () => {
     closed ??= end()
     return closed
   }
+}
+
+export const makeBox = (shared: Shared, container: Container.Container, scope: Scope.CloseableScope): Box => {
+  const close = closing(shared, scope)
+  const within = <A>(effect: Effect.Effect<A, BerthError, Scope.Scope>): Promise<A> =>
+    shared.run(Scope.extend(effect, scope))
+  let fetcher: Promise<http.Fetch> | undefined
   const box: Box = {
     ...inside(shared, container, {}),
     id: container.id,
@@ -139,6 +148,15 @@ export const makeBox = (shared: Shared, container: Container.Container, scope: S
       shared.run(Container.copyIn(container, hostPath, path), options.signal),
     copyOut: (path, hostPath, options = {}) =>
       shared.run(Container.copyOut(container, path, hostPath, options), options.signal),
+    netSocket: (address) => Container.netSocket(container, address),
+    fetch: async (url, init = {}) => {
+      fetcher ??= within(http.fetcher(container))
+      const request = await fetcher
+      return shared.run(
+        Effect.flatMap(http.parseUrl(url), (to) => http.fetchBy(container, request, to, init))
+      )
+    },
+    publish: (port) => within(Container.publish(container, port)),
     wait: (options) => shared.run(container.exit, options?.signal),
     kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),
     pause: () => shared.run(Container.pause(container)),

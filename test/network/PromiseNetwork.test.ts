@@ -1,0 +1,62 @@
+import assert from "node:assert/strict"
+import * as fs from "node:fs"
+import { after, before, describe, test } from "node:test"
+import { network, open, type Session } from "../../lib/promise.ts"
+import { compile } from "../support/attack.ts"
+import { allowTime, makeTemporaryFolder, remove, whyNoContainers } from "../support/effect.ts"
+import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+
+allowTime()
+
+describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox }, () => {
+  let folder = ""
+  let berth: Session
+  before(async () => {
+    if (whyNoContainers || whyNoBusybox) return
+    folder = makeTemporaryFolder()
+    compile(`${makeRoot(`${folder}/root`)}/bin/echo`, "echo.c")
+    fs.mkdirSync(`${folder}/root/www`)
+    fs.writeFileSync(`${folder}/root/www/file`, "text\n")
+    berth = await open({ folder: `${folder}/berth` })
+  })
+  after(async () => {
+    await berth?.close()
+    if (folder !== "") remove(folder)
+  })
+
+  test("containers on a network reach each other by name, and the program reaches each of them", async () => {
+    await using own = await berth.network({ name: "lab" })
+    await using server = await berth.start(`${folder}/root`, {
+      network: own,
+      name: "server",
+      command: ["sh", "-c", "/bin/echo any4:7 any6:7 & exec busybox httpd -f -p 80 -h /www"]
+    })
+    await server.waitFor.port(7)
+    await server.waitFor.port(80)
+    await using client = await berth.start(`${folder}/root`, { network: own, command: ["sleep", "100"] })
+    assert.equal(await client.$`wget -q -O - http://server/file`.text(), "text\n")
+
+    const response = await server.fetch("http://server/file")
+    assert.equal(await response.text(), "text\n")
+    await assert.rejects(server.fetch("http://server:81/"), { _tag: "NetworkError", reason: "Refused" })
+
+    const socket = server.netSocket(7)
+    socket.end("hello")
+    let text = ""
+    for await (const bytes of socket) text += bytes
+    assert.equal(text, "hellobye")
+
+    const { hostname, port } = await server.publish(80)
+    const published = await fetch(`http://${hostname}:${port}/file`)
+    assert.equal(await published.text(), "text\n")
+    await server.close()
+    await assert.rejects(fetch(`http://${hostname}:${port}/file`))
+  })
+
+  test("a network of the default session holds no program open once it is closed", async () => {
+    const own = await network()
+    assert.match(String(own), /^Network\(net-/)
+    await own.close()
+    await own.close()
+  })
+})
