@@ -12,7 +12,7 @@ import { ImageError } from "./BerthError.ts"
 import { readBounded } from "./internal/disk/files.ts"
 import * as storeGc from "./internal/gc/collect.ts"
 import type * as Oci from "./internal/oci/documents.ts"
-import { maxDocumentBytes } from "./internal/oci/documents.ts"
+import { DOCUMENT_BYTES_MAX } from "./internal/oci/documents.ts"
 import * as Layout from "./internal/oci/layout.ts"
 import * as internal from "./internal/store/store.ts"
 import * as digests from "./internal/util/digest.ts"
@@ -99,15 +99,14 @@ export const read: (
   function* (digest, options) {
     const berth = yield* Berth
     const path = internal.folder(berth)
-    const limit = options?.maxBytes ?? maxDocumentBytes
+    const limit = options?.maxBytes ?? DOCUMENT_BYTES_MAX
     const bytes = yield* readBounded(berth.fileSystem, Layout.blobPath(path, digest), digest, limit)
-    if (Option.isNone(bytes)) {
+    if (Option.isNone(bytes))
       return yield* new ImageError({
         reason: "NotFound",
         subject: digest,
         detail: "is not in the store: pull its image, or put it there"
       })
-    }
     yield* digests.verify(digest, bytes.value.length, bytes.value)
     return bytes.value
   }

@@ -60,7 +60,7 @@ const answerTo = (asked: Buffer, address = [192, 0, 2, 1]): Buffer => {
   return answer
 }
 
-const nobody = 1 // a port that nothing has
+const CLOSED_PORT = 1 // no program listens on it
 
 suite("questions that the responder for names passes on", (effect) => {
   effect("passes on what it does not know, under another id and from another port each time", function* () {
@@ -148,7 +148,7 @@ suite("questions that the responder for names passes on", (effect) => {
     )
     const port = serve(1)
     yield* promise(async () => {
-      tell(`forward 127.0.0.1 ${nobody} 127.0.0.1 ${other.port}`)
+      tell(`forward 127.0.0.1 ${CLOSED_PORT} 127.0.0.1 ${other.port}`)
       const begun = Date.now()
       const cut = await ask(port, "example.com")
       assert.deepEqual([brief(cut), cut.truncated], ["NOERROR ", true])
@@ -157,7 +157,7 @@ suite("questions that the responder for names passes on", (effect) => {
       tell(`forward 127.0.0.1 ${silent.port} 127.0.0.1 ${other.port}`)
       assert.equal((await ask(port, "example.com")).truncated, true)
       assert.equal(brief((await askByTcp(port, question("example.com")))[0]!), "NOERROR 192.0.2.1")
-      tell(`forward 127.0.0.1 ${nobody}`)
+      tell(`forward 127.0.0.1 ${CLOSED_PORT}`)
       assert.equal(brief(await ask(port, "example.com")), "SERVFAIL ")
     })
   })

@@ -18,12 +18,12 @@ import { startRegistry, whyNoRegistry } from "../support/registry.ts"
 allowTime()
 
 const MB = 1024 * 1024
-const size = 400 * MB
+const LAYER_BYTES = 400 * MB
 
 /** Makes a layer of zeros only, as at a tar's end. Its file is one hole, which takes no space on the disk. */
 const makeLarge = (layout: string): void => {
   const hash = createHash("sha256")
-  for (let k = 0; k < size / MB; k++) hash.update(new Uint8Array(MB))
+  for (let k = 0; k < LAYER_BYTES / MB; k++) hash.update(new Uint8Array(MB))
   const digest = `sha256:${hash.digest("hex")}`
   const config = JSON.stringify({
     architecture: goArchitecture,
@@ -34,10 +34,10 @@ const makeLarge = (layout: string): void => {
     schemaVersion: 2,
     mediaType: types.manifest,
     config: writeBlob(layout, types.config, config),
-    layers: [{ mediaType: types.tar, digest, size }]
+    layers: [{ mediaType: types.tar, digest, size: LAYER_BYTES }]
   }
   fs.writeFileSync(blobFile(layout, digest), "")
-  fs.truncateSync(blobFile(layout, digest), size)
+  fs.truncateSync(blobFile(layout, digest), LAYER_BYTES)
   writeIndex(layout, [writeBlob(layout, types.manifest, JSON.stringify(manifest))])
 }
 

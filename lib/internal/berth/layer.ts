@@ -30,7 +30,7 @@ import { recordOwner, removeSwept, sweep } from "./sweep.ts"
 
 /** Fails if no Berth can run on this system. */
 export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() => {
-  if (process.platform !== "linux") {
+  if (process.platform !== "linux")
     return Effect.fail(
       new Unsupported({
         feature: "containers",
@@ -38,9 +38,8 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
         hint: "Run the program on Linux: in a virtual machine, or in WSL 2"
       })
     )
-  }
   const flags = missingFlags()
-  if (flags.length > 0) {
+  if (flags.length > 0)
     return Effect.fail(
       new Unsupported({
         feature: "containers",
@@ -48,7 +47,6 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
         hint: "Run it with --allow-all and without --deny flags: Deno refuses the files of /proc to a program that lacks a permission"
       })
     )
-  }
   try {
     native()
     return Effect.void

@@ -21,7 +21,7 @@ import { checkEnvironment, encodeConfig, healthcheckOf, keySet, write } from "..
 import { merged } from "../layer/crossLayerLinks.ts"
 import * as layerDiff from "../layer/diff.ts"
 import * as mergedDiff from "../layer/memoryDiff.ts"
-import { defaultMaxBytes } from "../layer/unpack.ts"
+import { DEFAULT_LAYER_BYTES_MAX } from "../layer/unpack.ts"
 import * as Descriptors from "../oci/descriptors.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
@@ -286,7 +286,7 @@ const commitTo = (container: Container, options: CommitOptions): Effect.Effect<I
       berth,
       subject,
       layerOf(container, source, measured, holes),
-      defaultMaxBytes,
+      DEFAULT_LAYER_BYTES_MAX,
       (path) => {
         const { digest, size } = measured
         const content = Archive.read(berth, path, subject, { offset: 0, size })

@@ -23,7 +23,7 @@ export interface Composed {
 const none: ReadonlyArray<Plan.Operation> = []
 
 // Device nodes of an image, or made by a container, cannot be opened.
-const attributes = MOUNT_ATTR_NODEV
+const ROOT_ATTRIBUTES = MOUNT_ATTR_NODEV
 
 /** The mode of an image's root folder. The merged root has that of the writable layer, so that gets this mode. */
 const modeOf = ({ modes }: Memory, image: Image): number => {
@@ -122,7 +122,7 @@ export const compose = (
     const tmpfs = ["mode=0755", ...(size === undefined ? [] : [`size=${size}`])]
     return {
       scratch: discard,
-      mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes },
+      mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes: ROOT_ATTRIBUTES },
       content: [...(bound ? hostFolders() : none), ...masked],
       upper: undefined
     }
@@ -136,7 +136,7 @@ export const compose = (
       { op: "scratch", path: upper, mode },
       { op: "scratch", path: work, mode: 0o700 }
     ],
-    mount: { op: "overlay", lower, upper, work, options: overlay, attributes },
+    mount: { op: "overlay", lower, upper, work, options: overlay, attributes: ROOT_ATTRIBUTES },
     content: masked,
     upper
   }

@@ -415,7 +415,7 @@ export const healthCheck: {
   Effect.suspend(() => {
     const healthcheck = options.healthcheck ?? container.state.base.image.config.healthcheck
     const words = healthcheck === undefined ? undefined : commandOf(healthcheck)
-    if (healthcheck === undefined || words === undefined) {
+    if (healthcheck === undefined || words === undefined)
       return Effect.fail(
         new InvalidOption({
           option: "healthcheck",
@@ -423,7 +423,6 @@ export const healthCheck: {
           expected: 'an image with a health check, ["CMD", ...] or ["CMD-SHELL", command], or one given here'
         })
       )
-    }
     return checked(container, healthcheck, words, options)
   })
 )

@@ -4,7 +4,7 @@ import * as fs from "node:fs/promises"
 import * as Effect from "effect/Effect"
 
 /** The unit of stat(2)'s blocks on every file system. */
-const blockBytes = 512
+const BLOCK_BYTES = 512
 
 const orNothing = async <A>(promise: Promise<A>, nothing: A): Promise<A> => {
   try {
@@ -24,7 +24,7 @@ const measure = async (root: string): Promise<number> => {
       if (linked.has(inode)) return
       linked.add(inode)
     }
-    bytes += stats.blocks * blockBytes
+    bytes += stats.blocks * BLOCK_BYTES
   }
   const folders = [root]
   const top = await orNothing(fs.lstat(root), undefined)

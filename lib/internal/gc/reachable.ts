@@ -67,7 +67,7 @@ const isDocument = (mediaType: string): boolean =>
 const read = (berth: Berth, { digest, optional }: Child): Effect.Effect<Named, ImageError> =>
   Effect.gen(function* () {
     const path = Layout.blobPath(Store.folder(berth), digest)
-    const bytes = yield* readBounded(berth.fileSystem, path, digest, Oci.maxDocumentBytes)
+    const bytes = yield* readBounded(berth.fileSystem, path, digest, Oci.DOCUMENT_BYTES_MAX)
     if (Option.isNone(bytes)) {
       const detail = "is missing from the store"
       return optional ? nothing : yield* new ImageError({ reason: "Corrupt", subject: digest, detail })

@@ -41,7 +41,7 @@ export const TypeId: ImageTypeId = Symbol.for("berth/Image") as ImageTypeId
 
 export const isImage = (u: unknown): u is Image => hasProperty(u, TypeId)
 
-const layerConcurrency = 4
+const LAYERS_AT_ONCE = 4
 
 const Proto = {
   ...prints<Image>({
@@ -193,7 +193,7 @@ export const assemble = <R>(
             blob: path
           })
         }).pipe(Effect.tap(() => Effect.sync(() => enter(descriptor, "done")))),
-      { concurrency: layerConcurrency }
+      { concurrency: LAYERS_AT_ONCE }
     )
     const folders = Implicit.withoutRepeats(layers.map((layer) => layer.folder))
     return make({
@@ -278,8 +278,8 @@ export const pull = (reference: string, options: PullOptions): Effect.Effect<Ima
     const document = (descriptor: Oci.Descriptor, kind: "manifest" | "config") =>
       Effect.gen(function* () {
         const digest = yield* Oci.digestOf(descriptor)
-        if (descriptor.size > Oci.maxDocumentBytes)
-          return yield* tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
+        if (descriptor.size > Oci.DOCUMENT_BYTES_MAX)
+          return yield* tooLarge(digest, descriptor.size, Oci.DOCUMENT_BYTES_MAX)
         const content = (source: Registry.Registry) =>
           kind === "manifest"
             ? Stream.fromEffect(manifest(source, parsed, descriptor))

@@ -80,7 +80,7 @@ export const importFrom = (path: string, options: ImportOptions): Effect.Effect<
     const name = options.tag === undefined ? undefined : Reference.print(yield* Reference.parse(options.tag))
     // Checks come before anything is read: a mistake should not appear only at the end.
     yield* configOf(options.config ?? {}, "")
-    const limit = options.maxBytes ?? ImageLayer.defaultMaxBytes
+    const limit = options.maxBytes ?? ImageLayer.DEFAULT_LAYER_BYTES_MAX
     const spooled = (content: Stream.Stream<Uint8Array, BerthError>) =>
       Archive.spooled(berth, path, content, limit, (spool) => storeLayer(berth, spool, path, options))
     const kind = yield* kindAt(berth, path)

@@ -21,7 +21,7 @@ import * as digests from "../util/digest.ts"
 import { quote } from "../util/text.ts"
 import * as image from "./image.ts"
 
-const defaultMaxArchiveBytes = 64 * 1024 ** 3
+const DEFAULT_ARCHIVE_BYTES_MAX = 64 * 1024 ** 3
 
 /** The annotation with the whole name that containerd and docker write beside the standard's tag. */
 const containerdName = "io.containerd.image.name"
@@ -93,7 +93,7 @@ const fromOci = (
 ): Effect.Effect<ReadonlyArray<Candidate>, ImageError> =>
   Effect.gen(function* () {
     const { path, subject } = archive
-    const document = (name: string) => Archive.readSmall(berth, archive, name, Oci.maxDocumentBytes)
+    const document = (name: string) => Archive.readSmall(berth, archive, name, Oci.DOCUMENT_BYTES_MAX)
     yield* Effect.flatMap(document("oci-layout"), (bytes) =>
       Oci.decodeLayout(`${subject}: oci-layout`, bytes)
     )
@@ -162,26 +162,25 @@ const translate = (
       blobs.set(descriptor.digest, bytes)
       return descriptor
     }
-    const configBytes = yield* Archive.readSmall(berth, archive, described.Config, Oci.maxDocumentBytes)
+    const configBytes = yield* Archive.readSmall(berth, archive, described.Config, Oci.DOCUMENT_BYTES_MAX)
     const config = store(Oci.mediaTypes.config, configBytes)
     // Docker names the config by its digest: `<hex>.json`, or as in an OCI layout.
     const stated = /(?:^|\/)([0-9a-f]{64})(?:\.json)?$/.exec(described.Config)?.[1]
-    if (stated !== undefined && config.digest !== digests.of("sha256", stated)) {
+    if (stated !== undefined && config.digest !== digests.of("sha256", stated))
       return yield* digests.mismatch(
         subject,
         "its config's digest",
         digests.of("sha256", stated),
         config.digest
       )
-    }
     const decoded = yield* Oci.decodeConfig(`${subject}: ${described.Config.slice(0, 200)}`, configBytes)
     const diffIds = decoded.rootfs.diff_ids
     if (diffIds.length !== described.Layers.length) {
       const detail = `has ${described.Layers.length} layers, but its config ${diffIds.length} diff ids`
       return yield* corrupt(subject, detail)
     }
-    if (diffIds.length > Oci.maxLayers) {
-      const detail = `has ${diffIds.length} layers; the limit is ${Oci.maxLayers}`
+    if (diffIds.length > Oci.LAYERS_MAX) {
+      const detail = `has ${diffIds.length} layers; the limit is ${Oci.LAYERS_MAX}`
       return yield* new ImageError({ reason: "TooLarge", subject, detail })
     }
     const layers = yield* Effect.forEach(described.Layers, (name, i) =>
@@ -205,7 +204,7 @@ const fromDocker = (
   archive: Archive.Archive
 ): Effect.Effect<ReadonlyArray<Candidate>, ImageError> =>
   Effect.gen(function* () {
-    const bytes = yield* Archive.readSmall(berth, archive, "manifest.json", Oci.maxDocumentBytes)
+    const bytes = yield* Archive.readSmall(berth, archive, "manifest.json", Oci.DOCUMENT_BYTES_MAX)
     const images = yield* decodeDocker(`${archive.subject}: manifest.json`, bytes)
     return images.map((described): Candidate => {
       const blobs = new Map<string, Uint8Array | Archive.Part>()
@@ -241,8 +240,8 @@ const bring = (
     const again = (descriptor: Oci.Descriptor) => put(descriptor, Store.isIntact)
     const start = yield* candidate.start
     const resolved = yield* Layout.resolveImage(start, wanted, (descriptor) =>
-      descriptor.size > Oci.maxDocumentBytes
-        ? tooLarge(descriptor.digest.slice(0, 300), descriptor.size, Oci.maxDocumentBytes)
+      descriptor.size > Oci.DOCUMENT_BYTES_MAX
+        ? tooLarge(descriptor.digest.slice(0, 300), descriptor.size, Oci.DOCUMENT_BYTES_MAX)
         : Effect.zipRight(
             put(descriptor),
             Layout.readDocument(berth.fileSystem, folder, descriptor).pipe(
@@ -329,7 +328,7 @@ export const load = <E, R>(
   Effect.gen(function* () {
     const berth = yield* Berth
     const wanted = yield* Layout.parsePlatform(options.platform)
-    const limit = options.maxArchiveBytes ?? defaultMaxArchiveBytes
+    const limit = options.maxArchiveBytes ?? DEFAULT_ARCHIVE_BYTES_MAX
     const subject = typeof source === "string" ? source : "the archive"
     const fromFile = (path: string): Effect.Effect<readonly [Image, ...Array<Image>], BerthError, Berth> =>
       Effect.gen(function* () {

@@ -38,7 +38,7 @@ export const ofImage = (image: Image): Effect.Effect<Source, BerthError, Berth> 
     const folder = image.layout ?? Store.folder(berth)
     const digest = yield* digests.parse(image.digest)
     const path = Layout.blobPath(folder, digest)
-    const bytes = yield* readBounded(berth.fileSystem, path, digest, Oci.maxDocumentBytes)
+    const bytes = yield* readBounded(berth.fileSystem, path, digest, Oci.DOCUMENT_BYTES_MAX)
     if (Option.isNone(bytes)) {
       const detail = `its manifest ${digest} is no longer in ${folder}: get the image again`
       return yield* new ImageError({ reason: "NotFound", subject: image.reference, detail })

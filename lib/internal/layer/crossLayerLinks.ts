@@ -32,7 +32,7 @@ import { ELOOP, ENOENT, ENOTDIR } from "../util/errno.ts"
 import * as layerDiff from "./diff.ts"
 import * as Implicit from "./missingFolders.ts"
 import { decodePath, type Link, type Notes } from "./sidecar.ts"
-import { defaultMaxBytes, unpackInto } from "./unpack.ts"
+import { DEFAULT_LAYER_BYTES_MAX, unpackInto } from "./unpack.ts"
 
 const encoder = new TextEncoder()
 const PATH_MAX = 4096
@@ -266,7 +266,7 @@ export const complete = (
     yield* io(folder)(berth.fileSystem.makeDirectory(Implicit.parentFolder(berth), { recursive: true }))
     const temporary = Implicit.temporaryOf(folder)
     const subject = digests.of("sha256", nameOf(own))
-    yield* Archive.spooled(berth, subject, content, limits.maxBytes ?? defaultMaxBytes, (blob) =>
+    yield* Archive.spooled(berth, subject, content, limits.maxBytes ?? DEFAULT_LAYER_BYTES_MAX, (blob) =>
       Effect.zipRight(
         unpackInto(berth, temporary, blob, "none", limits, subject),
         Implicit.place(berth, temporary, folder)

@@ -30,7 +30,7 @@ export const decodePath = (text: string): string => {
 }
 
 /** The limit of the unpacker's report (native/unpack/unpack.c). */
-const maxBytes = 16 * 1024 * 1024
+const REPORT_BYTES_MAX = 16 * 1024 * 1024
 
 const Paths = Schema.Array(Schema.String)
 const File = Schema.parseJson(
@@ -53,7 +53,7 @@ export const save = (berth: Berth, folder: string, notes: Notes): Effect.Effect<
 
 export const load = (berth: Berth, folder: string): Effect.Effect<Notes, ImageError> => {
   const path = `${folder}.implicit`
-  return Effect.flatMap(readBounded(berth.fileSystem, path, folder, maxBytes), (bytes) => {
+  return Effect.flatMap(readBounded(berth.fileSystem, path, folder, REPORT_BYTES_MAX), (bytes) => {
     if (Option.isNone(bytes)) return Effect.succeed({ implicit: [], links: [] })
     const notes = Schema.decodeUnknownEither(File)(new TextDecoder().decode(bytes.value))
     if (Either.isLeft(notes)) {

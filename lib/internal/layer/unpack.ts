@@ -39,13 +39,13 @@ const Proto = {
 const make = (fields: Pick<ImageLayer, "digest" | "diffId" | "mediaType" | "folder">): ImageLayer =>
   Object.assign(Object.create(Proto), fields)
 
-export const defaultMaxBytes = 64 * 1024 ** 3
-const defaultMaxEntries = 10_000_000
-const defaultMaxCpuSeconds = 60
+export const DEFAULT_LAYER_BYTES_MAX = 64 * 1024 ** 3
+const DEFAULT_ENTRIES_MAX = 10_000_000
+const DEFAULT_CPU_SECONDS_MAX = 60
 
 /** The size limit of a compressed layer without `maxBytes`. Layers of programs and text grow by a factor of 2 to 20. */
-const freeBytes = 1024 ** 3
-const expansionMax = 200
+const EXPANSION_FREE_BYTES = 1024 ** 3
+const EXPANSION_FACTOR_MAX = 200
 
 const layersFolder = (berth: Berth) => berth.layers
 /** The folder of layers, by diff id. */
@@ -139,12 +139,13 @@ export const unpackInto = (
     const maxBytes =
       limits.maxBytes ??
       (compression === "none"
-        ? defaultMaxBytes
+        ? DEFAULT_LAYER_BYTES_MAX
         : Math.min(
-            defaultMaxBytes,
-            freeBytes + expansionMax * Number((yield* io(blob)(berth.fileSystem.stat(blob))).size)
+            DEFAULT_LAYER_BYTES_MAX,
+            EXPANSION_FREE_BYTES +
+              EXPANSION_FACTOR_MAX * Number((yield* io(blob)(berth.fileSystem.stat(blob))).size)
           ))
-    const { maxCpuSeconds = defaultMaxCpuSeconds, maxEntries = defaultMaxEntries } = limits
+    const { maxCpuSeconds = DEFAULT_CPU_SECONDS_MAX, maxEntries = DEFAULT_ENTRIES_MAX } = limits
     const text = yield* Unpacker.unpack({
       blob,
       directory,
@@ -319,11 +320,10 @@ const failure = (
   [kind = "", number = "", syscall = "", member = "", ...rest]: ReadonlyArray<string>
 ): ImageError => {
   const reason = Object.hasOwn(reasons, kind) ? reasons[kind as keyof typeof reasons] : undefined
-  if (reason === undefined) {
+  if (reason === undefined)
     return broken(
       `failed in an unknown way: ${JSON.stringify([kind, number, ...rest].join(" ").slice(0, 200))}`
     )
-  }
   const errno = Number(number)
   const code = errno > 0 ? errnoName(errno) : ""
   const message = Notes.decodePath(rest.join(" "))

@@ -57,7 +57,7 @@ const message = (type: number, flags: number, header: Bytes, ...attributes: Read
   return [...head.u32(0).u32(0).bytes, ...body]
 }
 
-const creating = NLM_F_CREATE | NLM_F_EXCL
+const CREATE_FLAGS = NLM_F_CREATE | NLM_F_EXCL
 
 const AF_INET = 2
 const AF_INET6 = 10
@@ -99,7 +99,7 @@ export const veth = (near: Veth, far: Veth): { readonly bytes: Bytes; readonly p
   const peer = [...interfaceHeader(far.index, 0, 0), ...describe(far).flat(), ...process]
   const bytes = message(
     16,
-    creating,
+    CREATE_FLAGS,
     interfaceHeader(near.index, IFF_UP, IFF_UP),
     ...describe(near),
     nested(18, attribute(1, text("veth")), nested(2, attribute(1, peer)))
@@ -125,7 +125,7 @@ const IFA_F_NODAD = 0x02
 export const address = (index: number, { bytes, family }: Ip): Bytes =>
   message(
     20,
-    creating,
+    CREATE_FLAGS,
     new Writer().u8(family, bytes.length * 8, 0, 0).u32(index).bytes,
     attribute(2, bytes),
     attribute(1, bytes),
@@ -143,7 +143,7 @@ const RTNH_F_ONLINK = 4
 export const hostRoute = (index: number, { bytes, family }: Ip): Bytes =>
   message(
     24,
-    creating,
+    CREATE_FLAGS,
     new Writer()
       .u8(family, bytes.length * 8, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_LINK, RTN_UNICAST)
       .u32(0).bytes,
@@ -155,7 +155,7 @@ export const hostRoute = (index: number, { bytes, family }: Ip): Bytes =>
 export const gatewayRoute = (index: number, to: Ip, length: number, gateway: Ip, source: Ip): Bytes =>
   message(
     24,
-    creating,
+    CREATE_FLAGS,
     new Writer()
       .u8(to.family, length, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST)
       .u32(RTNH_F_ONLINK).bytes,
@@ -171,7 +171,7 @@ const NUD_PERMANENT = 0x80
 export const neighbor = (index: number, { bytes, family }: Ip, mac: Bytes): Bytes =>
   message(
     28,
-    creating,
+    CREATE_FLAGS,
     new Writer().u8(family, 0).u16(0).u32(index).u16(NUD_PERMANENT).u8(0, 0).bytes,
     attribute(1, bytes),
     attribute(2, mac)

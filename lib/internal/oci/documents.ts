@@ -13,10 +13,10 @@ import { tooLarge } from "../disk/tooLarge.ts"
 import * as digests from "../util/digest.ts"
 
 /** The limit in bytes of a manifest, index or config, as in registries. */
-export const maxDocumentBytes: number = 4 * 1024 * 1024
+export const DOCUMENT_BYTES_MAX: number = 4 * 1024 * 1024
 
 /** The limit of layers of one image: overlayfs stacks 500. */
-export const maxLayers = 500
+export const LAYERS_MAX = 500
 
 export const mediaTypes = {
   index: "application/vnd.oci.image.index.v1+json",
@@ -170,7 +170,7 @@ export const parseObject = (
   bytes: Uint8Array
 ): Effect.Effect<Record<string, unknown>, ImageError> =>
   Effect.suspend(() => {
-    if (bytes.length > maxDocumentBytes) return tooLarge(subject, bytes.length, maxDocumentBytes)
+    if (bytes.length > DOCUMENT_BYTES_MAX) return tooLarge(subject, bytes.length, DOCUMENT_BYTES_MAX)
     try {
       const value: unknown = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes))
       return typeof value === "object" && value !== null && !Array.isArray(value)
@@ -232,8 +232,8 @@ export const decodeManifest = (
     }
     if (asIndex) return yield* corrupt(subject, "should be a manifest, but is an index")
     const manifest = yield* decode(ManifestDocument, subject, value)
-    if (manifest.layers.length > maxLayers) {
-      const detail = `has ${manifest.layers.length} layers; the limit is ${maxLayers}`
+    if (manifest.layers.length > LAYERS_MAX) {
+      const detail = `has ${manifest.layers.length} layers; the limit is ${LAYERS_MAX}`
       return yield* new ImageError({ reason: "TooLarge", subject, detail })
     }
     const { annotations, config, layers } = manifest

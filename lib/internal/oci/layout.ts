@@ -63,9 +63,9 @@ export const readDocument = (
 ): Effect.Effect<Uint8Array, ImageError> =>
   Effect.gen(function* () {
     const digest = yield* Oci.digestOf(descriptor)
-    if (descriptor.size > Oci.maxDocumentBytes)
-      return yield* tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
-    const bytes = yield* readBounded(fs, blobPath(folder, digest), digest, Oci.maxDocumentBytes)
+    if (descriptor.size > Oci.DOCUMENT_BYTES_MAX)
+      return yield* tooLarge(digest, descriptor.size, Oci.DOCUMENT_BYTES_MAX)
+    const bytes = yield* readBounded(fs, blobPath(folder, digest), digest, Oci.DOCUMENT_BYTES_MAX)
     if (Option.isNone(bytes)) return yield* missing(digest, folder)
     yield* digests.verify(digest, descriptor.size, bytes.value)
     return bytes.value
@@ -78,7 +78,7 @@ export const descriptorOf = (
   digest: Digest
 ): Effect.Effect<Oci.Descriptor, ImageError> =>
   Effect.gen(function* () {
-    const bytes = yield* readBounded(fs, blobPath(folder, digest), digest, Oci.maxDocumentBytes)
+    const bytes = yield* readBounded(fs, blobPath(folder, digest), digest, Oci.DOCUMENT_BYTES_MAX)
     if (Option.isNone(bytes)) return yield* missing(digest, folder)
     yield* digests.verify(digest, bytes.value.length, bytes.value)
     return { mediaType: yield* Oci.mediaTypeOf(digest, bytes.value), digest, size: bytes.value.length }
@@ -94,7 +94,7 @@ export const readIndex = (
 > =>
   Effect.gen(function* () {
     const read = (name: string) =>
-      readBounded(fs, `${folder}/${name}`, `${folder}/${name}`, Oci.maxDocumentBytes)
+      readBounded(fs, `${folder}/${name}`, `${folder}/${name}`, Oci.DOCUMENT_BYTES_MAX)
     const version = yield* read("oci-layout")
     const index = yield* read("index.json")
     if (Option.isNone(version) || Option.isNone(index)) return Option.none()
@@ -206,7 +206,7 @@ export interface Resolved {
 }
 
 /** The limit of nested indexes: no builder makes more than two levels. */
-export const maxDepth = 4
+export const INDEX_DEPTH_MAX = 4
 
 /**
  * Follows a descriptor through any indexes to the manifest and config for the platform. `fetch` returns a document's
@@ -223,8 +223,8 @@ export const resolveImage = <E, R>(
       const bytes = yield* fetch(descriptor, "manifest")
       const document = yield* Oci.decodeManifest(descriptor.digest, bytes, descriptor.mediaType)
       if (document._tag === "Index") {
-        if (depth === maxDepth) {
-          const detail = `is nested in more than ${maxDepth} indexes`
+        if (depth === INDEX_DEPTH_MAX) {
+          const detail = `is nested in more than ${INDEX_DEPTH_MAX} indexes`
           return yield* new ImageError({ reason: "TooLarge", subject: descriptor.digest, detail })
         }
         descriptor = yield* selectPlatform(descriptor.digest, document.manifests, wanted)

@@ -45,8 +45,8 @@ const label = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 const registryPattern = new RegExp(`^(?:${label}(?:\\.${label})*|\\[[0-9A-Fa-f:]{2,45}\\])(?::[0-9]{1,5})?$`)
 const componentPattern = /^[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*$/
 const tagPattern = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$/
-const maxRepository = 255
-const maxReference = 1024
+const REPOSITORY_CHARACTERS_MAX = 255
+const REFERENCE_CHARACTERS_MAX = 1024
 
 /** The reason for which a part of a name is refused: the expected form, and the error that found the mistake. */
 interface Refusal {
@@ -62,7 +62,7 @@ const namesRegistry = (first: string): boolean => first === "localhost" || /[.:A
 /** A host, or host:port, as references have it. */
 export const parseRegistry = (input: string): Either.Either<string, Refusal> => {
   const port = /:([0-9]+)$/.exec(input)?.[1]
-  return input.length <= maxReference &&
+  return input.length <= REFERENCE_CHARACTERS_MAX &&
     namesRegistry(input) &&
     registryPattern.test(input) &&
     (port === undefined || (Number(port) >= 1 && Number(port) <= 65535))
@@ -72,15 +72,16 @@ export const parseRegistry = (input: string): Either.Either<string, Refusal> => 
 
 /** Names separated by slashes, as in a repository. */
 export const isPath = (input: string): boolean =>
-  input.length <= maxRepository && input.split("/").every((component) => componentPattern.test(component))
+  input.length <= REPOSITORY_CHARACTERS_MAX &&
+  input.split("/").every((component) => componentPattern.test(component))
 
 const parseRepository = (registry: string, input: string): Either.Either<string, Refusal> => {
   if (/[A-Z]/.test(input)) return expect("a repository name in lower case")
   if (registry === "docker.io" && digests.isHex(input))
     return expect("a name: 64 hexadecimal digits are an image id, which no registry knows")
   const repository = registry === "docker.io" && !input.includes("/") ? `library/${input}` : input
-  if (repository.length > maxRepository)
-    return expect(`a repository name of at most ${maxRepository} characters`)
+  if (repository.length > REPOSITORY_CHARACTERS_MAX)
+    return expect(`a repository name of at most ${REPOSITORY_CHARACTERS_MAX} characters`)
   return isPath(input) ? Either.right(repository) : expect("[host[:port]/]path[:tag][@digest]")
 }
 
@@ -111,7 +112,8 @@ const refused = (format: string, input: string) => (refusal: Refusal) =>
 
 export const parse = (input: string): Either.Either<Reference.Reference, InvalidData> =>
   Either.gen(function* () {
-    if (input.length > maxReference) return yield* expect(`at most ${maxReference} characters`)
+    if (input.length > REFERENCE_CHARACTERS_MAX)
+      return yield* expect(`at most ${REFERENCE_CHARACTERS_MAX} characters`)
     const [name, digestPart] = cut(input, "@")
     const digest = digestPart === undefined ? undefined : yield* parseDigest(digestPart)
     const [first, others] = cut(name, "/")

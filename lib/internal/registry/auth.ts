@@ -32,7 +32,7 @@ export interface Challenge {
   readonly parameters: ReadonlyMap<string, string>
 }
 
-const longestChallenge = 8192
+const CHALLENGE_CHARACTERS_MAX = 8192
 
 /** Parses WWW-Authenticate: `Bearer realm="https://auth.docker.io/token",service="registry.docker.io", Basic ...`. */
 export const parseChallenges = (header: string): ReadonlyArray<Challenge> => {
@@ -40,7 +40,7 @@ export const parseChallenges = (header: string): ReadonlyArray<Challenge> => {
   const item =
     /[\s,]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?:[ \t]*=[ \t]*(?:"((?:[^"\\]|\\[\s\S])*)"|([^\s,"]*)))?(?=[\s,]|$)/y
   // A longer header is not parsed: its beginning could end in the middle of a value.
-  const text = header.length > longestChallenge ? "" : header
+  const text = header.length > CHALLENGE_CHARACTERS_MAX ? "" : header
   for (let match = item.exec(text); match !== null; match = item.exec(text)) {
     const [, name, quoted, plain] = match
     if (quoted === undefined && plain === undefined) {
@@ -60,7 +60,7 @@ const Token = Schema.parseJson(
   })
 )
 
-const maxToken = 256 * 1024
+const TOKEN_ANSWER_BYTES_MAX = 256 * 1024
 
 /** `team/app`, of `repository:team/app:pull`. */
 const repositoryOf = (scope: string): string => /^repository:([^:\s]+):/.exec(scope)?.[1] ?? ""
@@ -243,7 +243,7 @@ const readToken = (
   response: HttpClientResponse
 ): Effect.Effect<Option.Option<string>, Failure> =>
   Effect.map(
-    readBody(name, subject, response, maxToken),
+    readBody(name, subject, response, TOKEN_ANSWER_BYTES_MAX),
     Option.flatMap((bytes) =>
       Schema.decodeUnknownOption(Token)(new TextDecoder().decode(bytes)).pipe(
         Option.flatMapNullable(({ access_token, token }) => token || access_token || undefined),

@@ -81,10 +81,10 @@ const retryTimeout = Duration.minutes(1)
 export const defaultStallTimeout: Duration.Duration = Duration.seconds(60)
 /** A request with a longer Retry-After is not retried. */
 const longestRetryAfter = Duration.seconds(60)
-const maxRedirects = 5
+const REDIRECTS_MAX = 5
 /** A body that is slower than this on average over so many stall timeouts fails. */
-const slowestBytesPerSecond = 1024
-const stallsPerAverage = 3
+const BYTES_PER_SECOND_MIN = 1024
+const STALLS_PER_AVERAGE = 3
 
 /** The number of retries, within some seconds; a longer Retry-After, up to a minute, replaces the delay. */
 const retriesOf = (times: number): Schedule.Schedule<unknown, unknown> =>
@@ -206,7 +206,7 @@ const exchange = (
       return go(next, hops - 1)
     })
   }
-  const gone = go(new URL(request.path, client.origin), maxRedirects)
+  const gone = go(new URL(request.path, client.origin), REDIRECTS_MAX)
   return request.body === undefined
     ? Effect.timeoutFail(gone, {
         duration: headTimeout,
@@ -277,7 +277,7 @@ export const body = (
   response.stream.pipe(
     Stream.mapError((error) => transportFailure(name, subject, error)),
     Stream.timeoutFail(() => timedOut(name, subject, "stopped sending"), stallTimeout),
-    fastEnough(Duration.toMillis(stallTimeout) * stallsPerAverage, (bytes, millis) =>
+    fastEnough(Duration.toMillis(stallTimeout) * STALLS_PER_AVERAGE, (bytes, millis) =>
       timedOut(name, subject, `is too slow: it has sent ${bytes} bytes in ${Math.round(millis)} ms`, false)
     )
   )
@@ -298,7 +298,7 @@ const fastEnough =
             waited += clock.unsafeCurrentTimeMillis() - began
             for (const part of chunk) bytes += part.length
             if (waited < millisAveraged) return Effect.succeed(chunk)
-            if (bytes < (slowestBytesPerSecond * waited) / 1000)
+            if (bytes < (BYTES_PER_SECOND_MIN * waited) / 1000)
               return Effect.fail(Option.some(tooSlow(bytes, waited)))
             waited = 0
             bytes = 0

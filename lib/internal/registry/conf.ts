@@ -15,7 +15,7 @@ import type { ConnectOptions } from "../../Registry.ts"
 import { readBounded } from "../disk/files.ts"
 import { parseLocation } from "./mirrors.ts"
 
-const maxBytes = 1024 * 1024
+const CONF_BYTES_MAX = 1024 * 1024
 
 const text = Schema.optionalWith(Schema.String, { default: () => "" })
 const flag = Schema.optionalWith(Schema.Boolean, { default: () => false })
@@ -105,13 +105,12 @@ const parse = (file: string, content: string): Effect.Effect<ReadonlyArray<Known
       const prefix = (entry.prefix || entry.location).replace(/\/+$/, "")
       if (entry.location === "" && !prefix.startsWith("*."))
         return yield* refuse(file, at("location"), "location is missing")
-      if (/@|\/.*:/.test(prefix)) {
+      if (/@|\/.*:/.test(prefix))
         return yield* refuse(
           file,
           at("prefix"),
           "a prefix with a tag or a digest, which Berth does not support"
         )
-      }
       if (known.has(prefix)) return yield* refuse(file, at("prefix"), `${prefix} appears twice`)
       // A prefix has the grammar of a name, except for the wildcard of subdomains.
       yield* Effect.mapError(parseLocation("prefix", prefix.replace(/^\*\./, ""), ""), (cause) =>
@@ -156,7 +155,7 @@ const readFile = (
   berth: Berth,
   file: string
 ): Effect.Effect<Option.Option<ReadonlyArray<Known>>, BerthError> =>
-  Effect.flatMap(readBounded(berth.fileSystem, file, file, maxBytes), (bytes) =>
+  Effect.flatMap(readBounded(berth.fileSystem, file, file, CONF_BYTES_MAX), (bytes) =>
     Option.isNone(bytes)
       ? Effect.succeedNone
       : Effect.asSome(parse(file, new TextDecoder().decode(bytes.value)))
@@ -193,7 +192,7 @@ const matched = (prefix: string, { registry, repository }: Reference.Reference):
   return `${registry}/${repository}/`.startsWith(`${prefix}/`) ? prefix : undefined
 }
 
-const connectTimeoutMillis = 5000
+const CONNECT_TIMEOUT_MILLIS = 5000
 
 /** The protocol of an insecure registry. If it does not answer, the later request reports that. */
 const insecurity = (location: string): Effect.Effect<Pick<ConnectOptions, "plainHttp" | "tlsVerify">> => {
@@ -212,7 +211,7 @@ const insecurity = (location: string): Effect.Effect<Pick<ConnectOptions, "plain
     return Effect.sync(() => socket.destroy())
   }).pipe(
     Effect.timeoutTo({
-      duration: connectTimeoutMillis,
+      duration: CONNECT_TIMEOUT_MILLIS,
       onSuccess: (found) => found,
       onTimeout: () => ({ tlsVerify: false })
     })

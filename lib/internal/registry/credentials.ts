@@ -43,7 +43,7 @@ const AuthFile = Schema.parseJson(
 
 type AuthFile = typeof AuthFile.Type
 
-const maxAuthFile = 1024 * 1024
+const AUTH_FILE_BYTES_MAX = 1024 * 1024
 
 /** As in containers-auth.json(5): the first file that knows the registry is used. */
 const authFiles = (): ReadonlyArray<string> => {
@@ -60,7 +60,7 @@ const authFiles = (): ReadonlyArray<string> => {
 /** An unreadable file causes a warning, and the next file is read. */
 const readAuthFile = (berth: Berth, path: string): Effect.Effect<Option.Option<AuthFile>> =>
   Effect.gen(function* () {
-    const bytes = yield* readBounded(berth.fileSystem, path, path, maxAuthFile)
+    const bytes = yield* readBounded(berth.fileSystem, path, path, AUTH_FILE_BYTES_MAX)
     if (Option.isNone(bytes)) return Option.none()
     const file = yield* Schema.decodeUnknown(AuthFile)(new TextDecoder().decode(bytes.value)).pipe(
       // The parse error would print the contents of the file.
@@ -115,7 +115,7 @@ const fromAuths = (auths: AuthFile["auths"], host: string, repository: string): 
 
 const HelperAnswer = Schema.parseJson(Schema.Struct({ Username: Schema.String, Secret: Schema.String }))
 
-const maxHelperAnswer = 256 * 1024
+const HELPER_ANSWER_BYTES_MAX = 256 * 1024
 const helperTimeout = Duration.seconds(30)
 
 interface Ended {
@@ -131,7 +131,7 @@ export const runHelper = (
   timeout: Duration.Duration = helperTimeout
 ): Effect.Effect<Ended, string> =>
   Effect.async<Ended, string>((resume) => {
-    const options = { maxBuffer: maxHelperAnswer, killSignal: "SIGKILL" } as const
+    const options = { maxBuffer: HELPER_ANSWER_BYTES_MAX, killSignal: "SIGKILL" } as const
     const child = execFile(program, ["get"], options, (error, stdout, stderr) => {
       const code = error === null ? 0 : (error.code ?? null)
       if (typeof code !== "string") return resume(Effect.succeed({ code, stdout, stderr }))
@@ -139,7 +139,7 @@ export const runHelper = (
         code === "ENOENT"
           ? "is not in PATH"
           : code === "ERR_CHILD_PROCESS_STDIO_MAXBUFFER"
-            ? `writes more than ${maxHelperAnswer} bytes`
+            ? `writes more than ${HELPER_ANSWER_BYTES_MAX} bytes`
             : `cannot be started: ${error!.message}`
       resume(Effect.fail(why))
     })

@@ -13,9 +13,9 @@ import * as Client from "./client.ts"
 import { manifest, resolve } from "./reads.ts"
 
 /** Far above the size of any real repository. */
-const maxPages = 1000
-const maxListBytes = 64 * 1024 * 1024
-const pageSize = 1000
+const PAGES_MAX = 1000
+const LIST_BYTES_MAX = 64 * 1024 * 1024
+const PAGE_TAGS = 1000
 /** The limit of time for all pages of a list. */
 const listTimeout = Duration.minutes(5)
 
@@ -46,10 +46,10 @@ const pages = <A>(
       new ImageError({
         reason: "TooLarge",
         subject,
-        detail: `the list is longer than ${maxPages} pages or ${maxListBytes} bytes`
+        detail: `the list is longer than ${PAGES_MAX} pages or ${LIST_BYTES_MAX} bytes`
       })
     while (path !== undefined) {
-      if (seen.has(path) || seen.size === maxPages) return yield* tooLong()
+      if (seen.has(path) || seen.size === PAGES_MAX) return yield* tooLong()
       seen.add(path)
       const url: URL = new URL(path, client.origin)
       const request: Client.Request = {
@@ -61,7 +61,7 @@ const pages = <A>(
       }
       const page = yield* Client.send(client, request, (response) =>
         Effect.gen(function* () {
-          const content = yield* Client.readBody(client.name, subject, response, Oci.maxDocumentBytes)
+          const content = yield* Client.readBody(client.name, subject, response, Oci.DOCUMENT_BYTES_MAX)
           if (Option.isNone(content)) return yield* tooLong()
           const items = yield* Effect.mapError(decode(new TextDecoder().decode(content.value)), (cause) => {
             const detail = "the answer is not a list"
@@ -71,7 +71,7 @@ const pages = <A>(
         })
       )
       bytes += page.length
-      if (bytes > maxListBytes) return yield* tooLong()
+      if (bytes > LIST_BYTES_MAX) return yield* tooLong()
       all.push(...page.items)
       path = page.next
       const next: URL | undefined =
@@ -120,7 +120,7 @@ export const tags = (
   pages(
     self,
     references.atTag(repository, "latest"),
-    `/v2/${Client.nameAt(self.client, repository.repository)}/tags/list?n=${pageSize}`,
+    `/v2/${Client.nameAt(self.client, repository.repository)}/tags/list?n=${PAGE_TAGS}`,
     "application/json",
     (page) => Effect.map(Schema.decodeUnknown(TagList)(page), (list) => list.tags)
   )

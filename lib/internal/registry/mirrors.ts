@@ -8,7 +8,7 @@ import { quote } from "../util/text.ts"
 import type { Client, Place } from "./client.ts"
 
 /** A mirror that cannot be reached is not asked for the next blobs either, because each would wait for its timeout. */
-const millisPassedOver = 60_000
+const PASSED_OVER_MILLIS = 60_000
 
 /** The location of a registry: its host, and the prefix of its repositories. */
 export const parseLocation = (
@@ -37,7 +37,7 @@ export const usable = (self: Registry): ReadonlyArray<Client> =>
 /** The error of a mirror is only logged, because the next one may succeed. */
 export const passOver = (mirror: Client, error: BerthError): Effect.Effect<void> => {
   if (error._tag === "RegistryError" && error.reason === "Unreachable") {
-    mirror.state.passedOverUntil = Date.now() + millisPassedOver
+    mirror.state.passedOverUntil = Date.now() + PASSED_OVER_MILLIS
   }
   return Effect.logDebug(`berth: the mirror ${mirror.name} is skipped: ${error.message}`)
 }

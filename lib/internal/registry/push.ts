@@ -19,7 +19,7 @@ import * as Client from "./client.ts"
 import { addReferrer, Links } from "./listing.ts"
 import { blob } from "./reads.ts"
 
-const blobConcurrency = 4
+const BLOBS_AT_ONCE = 4
 
 const pushScope = (client: Client.Client, { repository }: references.Repository) =>
   `repository:${Client.nameAt(client, repository)}:pull,push`
@@ -199,8 +199,8 @@ export const putManifest = (
   Effect.gen(function* () {
     const { client } = self
     const subject = references.print(target)
-    if (bytes.length > Oci.maxDocumentBytes)
-      return yield* tooLarge(subject, bytes.length, Oci.maxDocumentBytes)
+    if (bytes.length > Oci.DOCUMENT_BYTES_MAX)
+      return yield* tooLarge(subject, bytes.length, Oci.DOCUMENT_BYTES_MAX)
     const type = mediaType ?? (yield* Oci.mediaTypeOf(subject, bytes))
     const links = yield* Effect.mapError(
       Schema.decodeUnknown(Links)(new TextDecoder().decode(bytes)),
@@ -303,8 +303,8 @@ export const pushFromLayout = (
           : [document.config, ...document.layers.filter((layer) => !isForeign(layer))]
       const left = parts.filter(({ digest }) => !pushed.has(digest) && pushed.add(digest))
       if (document._tag === "Index") {
-        if (depth === Layout.maxDepth) {
-          const detail = `is nested in more than ${Layout.maxDepth} indexes`
+        if (depth === Layout.INDEX_DEPTH_MAX) {
+          const detail = `is nested in more than ${Layout.INDEX_DEPTH_MAX} indexes`
           return yield* new ImageError({ reason: "TooLarge", subject: descriptor.digest, detail })
         }
         yield* Effect.forEach(left, (child) => pushChild(child, depth + 1), { discard: true })
@@ -313,7 +313,7 @@ export const pushFromLayout = (
         const steps = left.map((part) => Progress.stepsOf(part.digest === config ? nobody : listener, part))
         for (const step of steps) step.enter("waiting")
         yield* Effect.forEach(left, (part, i) => pushBlob(part, steps[i]!), {
-          concurrency: blobConcurrency,
+          concurrency: BLOBS_AT_ONCE,
           discard: true
         })
       }

@@ -173,14 +173,13 @@ const resolveAt = (client: Client.Client, reference: Reference): Effect.Effect<O
     if (Option.isSome(head) && head.value.digest !== undefined && head.value.size >= 0) {
       const { mediaType, size } = head.value
       const digest = yield* digests.parse(head.value.digest)
-      if (reference.digest !== undefined && digest !== reference.digest) {
+      if (reference.digest !== undefined && digest !== reference.digest)
         return yield* digests.mismatch(
           references.print(reference),
           "the manifest's digest",
           reference.digest,
           digest
         )
-      }
       return { mediaType, digest, size }
     }
     return yield* Client.send(client, request(client, reference, "GET", "manifests", accept), (response) =>
@@ -195,13 +194,13 @@ const resolveAt = (client: Client.Client, reference: Reference): Effect.Effect<O
 const readManifest = (client: Client.Client, reference: Reference, response: HttpClientResponse) =>
   Effect.gen(function* () {
     const subject = references.print(reference)
-    const bytes = yield* Client.readBody(client.name, subject, response, Oci.maxDocumentBytes)
+    const bytes = yield* Client.readBody(client.name, subject, response, Oci.DOCUMENT_BYTES_MAX)
     return Option.isSome(bytes)
       ? bytes.value
       : yield* new ImageError({
           reason: "TooLarge",
           subject,
-          detail: `the manifest is larger than ${Oci.maxDocumentBytes} bytes`
+          detail: `the manifest is larger than ${Oci.DOCUMENT_BYTES_MAX} bytes`
         })
   })
 
@@ -212,8 +211,8 @@ export const manifest = (
 ): Effect.Effect<Uint8Array, BerthError> =>
   Effect.gen(function* () {
     const digest = yield* Oci.digestOf(descriptor)
-    if (descriptor.size > Oci.maxDocumentBytes)
-      return yield* tooLarge(digest, descriptor.size, Oci.maxDocumentBytes)
+    if (descriptor.size > Oci.DOCUMENT_BYTES_MAX)
+      return yield* tooLarge(digest, descriptor.size, Oci.DOCUMENT_BYTES_MAX)
     const reference = references.atDigest(repository, digest)
     const accept = { accept: descriptor.mediaType === "" ? manifestTypes : descriptor.mediaType }
     return yield* Mirrors.first(self, (client) =>
@@ -226,9 +225,9 @@ export const manifest = (
   })
 
 /** The number of connections for one blob: each must make progress, so that no download lasts for ever. */
-const maxResumes = 50
+const RESUMES_MAX = 50
 /** The number of bytes after which the attempts are counted anew. */
-const progressBytes = 64 * 1024
+const PROGRESS_BYTES = 64 * 1024
 
 /**
  * The bytes as they arrive, counted and resumed, but not hashed: `Store.put` does that. If a mirror fails, the next one
@@ -284,9 +283,9 @@ export const unverifiedBlob = (
               Stream.catchAll(connection(client), (error) =>
                 Stream.unwrap(
                   Effect.gen(function* () {
-                    if (!(error instanceof Client.Failure) || !error.retry || ++resumes > maxResumes)
+                    if (!(error instanceof Client.Failure) || !error.retry || ++resumes > RESUMES_MAX)
                       return yield* Effect.fail(error)
-                    if (offset - start >= progressBytes) {
+                    if (offset - start >= PROGRESS_BYTES) {
                       retries = yield* Schedule.driver(client.retries)
                     }
                     yield* Effect.mapError(retries.next(error), () => error)
@@ -332,7 +331,7 @@ const skip = <E>(stream: Stream.Stream<Uint8Array, E>, count: number): Stream.St
   })
 }
 
-const pieceBytes = 1024 * 1024
+const PIECE_BYTES = 1024 * 1024
 
 /** A file that is removed when the scope closes; a sweep removes the files of a killed supervisor. */
 const temporaryFile = (berth: Berth): Effect.Effect<string, never, Scope> =>
@@ -353,7 +352,7 @@ const spooled = (
     const file = yield* disk(berth.fileSystem.open(path, { flag: "w", mode: 0o600 }))
     yield* Stream.runForEach(content, (chunk) => disk(append(file, chunk)))
     return Stream.mapError(
-      berth.fileSystem.stream(path, { chunkSize: pieceBytes }),
+      berth.fileSystem.stream(path, { chunkSize: PIECE_BYTES }),
       storageError(subject, berth.folder)
     )
   }).pipe(Effect.scoped)

@@ -28,9 +28,9 @@ export interface Trust {
 }
 
 /** The limit of 1xx answers before the final one. */
-const maxInformed = 16
+const INFORMATIONAL_ANSWERS_MAX = 16
 
-const maxPem = 1024 * 1024
+const PEM_BYTES_MAX = 1024 * 1024
 const pemBlock = /-----BEGIN (?:TRUSTED )?CERTIFICATE-----[\s\S]+?-----END (?:TRUSTED )?CERTIFICATE-----/g
 
 /** PEM text, given directly or as the path of a file. The error never shows the text: it may be a key. */
@@ -53,7 +53,7 @@ const readPem = (
       })
     const bytes = isText
       ? Option.some(new TextEncoder().encode(value))
-      : yield* Effect.mapError(readBounded(berth.fileSystem, value, value, maxPem), (error) =>
+      : yield* Effect.mapError(readBounded(berth.fileSystem, value, value, PEM_BYTES_MAX), (error) =>
           refuse(error.detail, error)
         )
     if (Option.isNone(bytes)) return yield* refuse("there is no such file")
@@ -182,7 +182,8 @@ export const httpClient = (trust: Trust, origin: string): HttpClient.HttpClient 
         outgoing.on("error", fail)
         let informed = 0
         outgoing.on("information", () => {
-          if (++informed > maxInformed) outgoing.destroy(new Error(`more than ${maxInformed} answers of 1xx`))
+          if (++informed > INFORMATIONAL_ANSWERS_MAX)
+            outgoing.destroy(new Error(`more than ${INFORMATIONAL_ANSWERS_MAX} answers of 1xx`))
         })
         if (agent !== undefined) {
           refuseAnswersOf(proxy, outgoing, fail)

@@ -118,7 +118,7 @@ export const repair = (fs: FileSystem.FileSystem, root: string): Effect.Effect<v
     ) =>
       Effect.gen(function* () {
         const path = `${root}/${name}`
-        const decoded = Effect.flatMap(readBounded(fs, path, path, Oci.maxDocumentBytes), (bytes) =>
+        const decoded = Effect.flatMap(readBounded(fs, path, path, Oci.DOCUMENT_BYTES_MAX), (bytes) =>
           Option.isNone(bytes) ? Effect.void : decode(bytes.value)
         )
         if (!(yield* isBroken(decoded))) return

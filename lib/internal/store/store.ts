@@ -190,8 +190,8 @@ export const update = <E>(
     const read = (Array.isArray(raw.manifests) ? raw.manifests : []) as ReadonlyArray<unknown>
     const manifests = yield* change(index.manifests.map((descriptor, i) => ({ raw: read[i], descriptor })))
     const bytes = new TextEncoder().encode(JSON.stringify({ ...raw, manifests }))
-    if (bytes.length > Oci.maxDocumentBytes)
-      return yield* tooLarge(`${root}/index.json`, bytes.length, Oci.maxDocumentBytes)
+    if (bytes.length > Oci.DOCUMENT_BYTES_MAX)
+      return yield* tooLarge(`${root}/index.json`, bytes.length, Oci.DOCUMENT_BYTES_MAX)
     yield* io(root)(replaceFile(berth.fileSystem, root, "index.json", bytes))
   })
   return Effect.zipRight(initialize(berth), withIndexLock(berth, work))

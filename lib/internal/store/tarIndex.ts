@@ -21,10 +21,10 @@ import * as Store from "./store.ts"
 export type Compression = "none" | "gzip" | "zstd"
 
 // An archive of images has a few members for each layer, with short names; their index is kept in memory.
-const maxMembers = 65_536
-const maxNameLength = 512
-const maxHeaderBytes = 4 * 1024 * 1024
-const maxLinks = 8
+const MEMBERS_MAX = 65_536
+const NAME_CHARACTERS_MAX = 512
+const HEADER_BYTES_MAX = 4 * 1024 * 1024
+const LINKS_MAX = 8
 
 const corrupt = (subject: string, detail: string, cause?: unknown) =>
   new ImageError({ reason: "Corrupt", subject, detail, cause })
@@ -197,7 +197,7 @@ const escape = (subject: string, name: string) => {
 
 /** A name or link in an archive as a path below its root. */
 const resolveName = (subject: string, folder: ReadonlyArray<string>, name: string): string => {
-  if (name.length > maxNameLength) throw corrupt(subject, `has a name of ${name.length} characters`)
+  if (name.length > NAME_CHARACTERS_MAX) throw corrupt(subject, `has a name of ${name.length} characters`)
   if (name.startsWith("/") || name.includes("\0")) throw escape(subject, name)
   const parts = [...folder]
   for (const part of name.split("/")) {
@@ -242,10 +242,10 @@ const readMembers = async (path: string, subject: string, signal: AbortSignal): 
       at += tar.BLOCK
       const entry = found.pop()
       if (entry === undefined) {
-        if (at - start <= maxHeaderBytes) continue
-        throw corrupt(subject, `has a header of more than ${maxHeaderBytes} bytes`)
+        if (at - start <= HEADER_BYTES_MAX) continue
+        throw corrupt(subject, `has a header of more than ${HEADER_BYTES_MAX} bytes`)
       }
-      if (count++ === maxMembers) throw corrupt(subject, `has more than ${maxMembers} members`)
+      if (count++ === MEMBERS_MAX) throw corrupt(subject, `has more than ${MEMBERS_MAX} members`)
       const name = nameOf(subject, entry.name)
       if (at + entry.size > total) throw corrupt(subject, `is cut off in ${JSON.stringify(name)}`)
       // Only links and files: no other entry can be part of an image.
@@ -272,7 +272,7 @@ export const find = (archive: Archive, name: string): Effect.Effect<Part, ImageE
     try {
       let found = archive.members.get(nameOf(subject, name))
       for (let links = 0; found !== undefined && "link" in found; links++) {
-        if (links === maxLinks) return corrupt(subject, `${name.slice(0, 200)} is a chain of too many links`)
+        if (links === LINKS_MAX) return corrupt(subject, `${name.slice(0, 200)} is a chain of too many links`)
         found = archive.members.get(found.link)
       }
       const detail = `has no member ${JSON.stringify(name.slice(0, 200))}, or is cut off before it`
