@@ -3,13 +3,9 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
-import * as Plan from "../../Plan.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
-import { scopedUnit } from "../supervisor/scopedUnit.ts"
-import { native, programPath } from "../system/addon.ts"
-import { makeSocketPair } from "../system/pipe.ts"
-import { attempt } from "../util/fromThrowing.ts"
-import { confined } from "./proxy.ts"
+import { native } from "../system/addon.ts"
+import { startHelper } from "./helper.ts"
 
 export interface Names {
   /** The socket to the responder. */
@@ -24,31 +20,15 @@ export const RESOLVER = "127.0.0.11"
 
 export const makeNames = (berth: Berth, network: string): Effect.Effect<Names, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const [ours, theirs] = yield* attempt(makeSocketPair)
-    yield* Effect.addFinalizer(() => Effect.sync(() => native().close(ours)))
-    const plan = Plan.make([
-      { op: "process", namespaces: flagsOf(["pid", "network", "ipc", "uts"]) },
-      { op: "stdio", stdin: "control", stdout: null, stderr: null },
-      ...confined,
-      {
-        op: "exec",
-        program: null,
-        paths: [programPath("berth-names")],
-        arguments: ["berth-names", berth.supervisor.folder],
-        environment: []
-      }
-    ])
-    const unit = scopedUnit(berth, berth.supervisor.nextId(), `names of ${network}`, plan, {
-      control: theirs
+    const socket = yield* startHelper(berth, {
+      program: "berth-names",
+      name: `names of ${network}`,
+      place: [{ op: "process", namespaces: flagsOf(["pid", "network", "ipc", "uts"]) }]
     })
-    yield* Effect.ensuring(
-      unit,
-      Effect.sync(() => native().close(theirs))
-    )
     // A responder that does not read is dead or stopped, and takes the names with it.
-    const tell = (message: string): void => void native().send(ours, new TextEncoder().encode(message), [])
+    const tell = (message: string): void => void native().send(socket, new TextEncoder().encode(message), [])
     return {
-      socket: ours,
+      socket,
       add: (number, names, addresses) => {
         for (const name of names) tell(`name ${number} ${name} ${addresses.join(" ")}`)
       },

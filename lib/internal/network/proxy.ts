@@ -3,14 +3,11 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { type BerthError, OperationFailed } from "../../BerthError.ts"
 import type { Container } from "../../Container.ts"
-import * as Plan from "../../Plan.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
-import { scopedUnit } from "../supervisor/scopedUnit.ts"
-import { EPOLLIN, native, programPath } from "../system/addon.ts"
+import { EPOLLIN, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
-import { makeSocketPair } from "../system/pipe.ts"
 import { ECONNRESET } from "../util/errno.ts"
-import { attempt } from "../util/fromThrowing.ts"
+import { startHelper } from "./helper.ts"
 
 const ANSWER_BYTES_MAX = 64
 
@@ -49,51 +46,30 @@ export interface Proxy {
    * Has it accept on a bound socket, which it takes, from when something listens on the port: at once, if something does
    * already when this succeeds.
    */
-  readonly add: (socket: number, port: number) => Effect.Effect<void, BerthError>
+  readonly add: (bound: number, port: number) => Effect.Effect<void, BerthError>
 }
-
-/** What takes all capabilities of a helper of the network, which gains none by its execution. */
-export const confined: ReadonlyArray<Plan.Operation> = [
-  { op: "session" },
-  { op: "bounding", capabilities: 0 },
-  { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
-  { op: "no-new-privileges" }
-]
 
 export const makeProxy = (container: Container): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const { berth, kinds, pidfd } = container.state
-    const [ours, theirs] = yield* attempt(makeSocketPair)
-    yield* Effect.addFinalizer(() => Effect.sync(() => native().close(ours)))
     const own = kinds.includes("network") ? kinds.filter((kind) => kind === "network" || kind === "user") : []
-    const plan = Plan.make([
-      { op: "process", namespaces: 0 },
-      ...(own.length === 0 ? [] : [{ op: "join", process: "container", namespaces: flagsOf(own) } as const]),
-      { op: "stdio", stdin: "control", stdout: null, stderr: null },
-      ...confined,
-      {
-        op: "exec",
-        program: null,
-        paths: [programPath("berth-proxy")],
-        // The folder says, in a list of processes, whose proxy it is.
-        arguments: ["berth-proxy", berth.supervisor.folder],
-        environment: []
-      }
-    ])
-    const name = `proxy of container ${container.id}`
-    const descriptors = { container: pidfd, control: theirs }
-    yield* Effect.ensuring(
-      scopedUnit(berth, berth.supervisor.nextId(), name, plan, descriptors),
-      Effect.sync(() => native().close(theirs))
-    )
+    const socket = yield* startHelper(berth, {
+      program: "berth-proxy",
+      name: `proxy of container ${container.id}`,
+      place: [
+        { op: "process", namespaces: 0 },
+        ...(own.length === 0 ? [] : [{ op: "join", process: "container", namespaces: flagsOf(own) } as const])
+      ],
+      descriptors: { container: pidfd }
+    })
     let id = 0
     return {
-      add: (socket, port) =>
+      add: (bound, port) =>
         Effect.suspend(() => {
           const message = new TextEncoder().encode(`add ${++id} ${targetsOf(container, port)}`)
-          const sent = native().send(ours, message, [socket])
-          native().close(socket)
-          return sent < 0 ? Effect.fail(failed("sendmsg", -sent)) : answer(ours)
+          const sent = native().send(socket, message, [bound])
+          native().close(bound)
+          return sent < 0 ? Effect.fail(failed("sendmsg", -sent)) : answer(socket)
         })
     }
   })
