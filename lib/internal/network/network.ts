@@ -51,11 +51,13 @@ let ranges = randomBytes(1)[0]!
 const LOWEST = 128
 const COUNT = 100
 
+/** A range of IPv4, and one of the unique local addresses of IPv6 (RFC 4193), written as inet_ntop(3) writes it. */
 const nextRange = () => {
-  const id = randomBytes(7).toString("hex")
+  const id = randomBytes(8)
+  const groups = [0xfd00 | id.readUInt8(0), id.readUInt16BE(2), id.readUInt16BE(4), id.readUInt16BE(6)]
   return {
     prefix4: `10.${LOWEST + (ranges++ % COUNT)}`,
-    prefix6: `fd${id.slice(0, 2)}:${id.slice(2, 6)}:${id.slice(6, 10)}:${id.slice(10, 14)}`
+    prefix6: groups.map((group) => group.toString(16)).join(":")
   }
 }
 
