@@ -19,6 +19,7 @@ import * as Ids from "../ids/idMaps.ts"
 import { flags, idMap } from "../ids/namespaceFlags.ts"
 import * as Supervisor from "../supervisor/connection.ts"
 import { native, nativeFix, programPath } from "../system/addon.ts"
+import { missingFlags } from "../system/denoPermissions.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as look from "./inspect.ts"
 import { checkSystem, makeState } from "./layer.ts"
@@ -280,7 +281,9 @@ export const doctor: Effect.Effect<Doctor.Report> = Effect.flatMap(
         detail: message,
         fix: hint
       }
-      const checks = process.platform === "linux" ? [look.kernel(), look.addon(), look.unpacker()] : [check]
+      // Without the native part there is more to look at; a system or a permission that is missing is all there is to say.
+      const canLook = process.platform === "linux" && missingFlags().length === 0
+      const checks = canLook ? [look.kernel(), look.addon(), look.unpacker()] : [check]
       return Effect.succeed(Doctor.unsafeMake(look.isRootless(), checks))
     }
     return Effect.map(tried, (checks) =>
