@@ -33,9 +33,13 @@ interface Wanted {
 
 const kernelFolders = ["/proc", "/sys", "/dev"]
 
+/** The kind of target for a source; undefined if the source cannot be read, which the start reports. */
 const kindOf = (source: string): "folders" | "files" | undefined => {
-  const status = fs.statSync(source, { throwIfNoEntry: false })
-  return status === undefined ? undefined : status.isDirectory() ? "folders" : "files"
+  try {
+    return fs.statSync(source).isDirectory() ? "folders" : "files"
+  } catch {
+    return undefined
+  }
 }
 
 /** What a start needs in its root, without what is below a mount; throws. */
