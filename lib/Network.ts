@@ -160,7 +160,7 @@ export const connect: {
  * @since 0.2.0
  * @category network
  * @example
- * const client = new pg.Client({ stream: () => Container.netSocket(db, 5432), user: "postgres" })
+ * const client = new pg.Client({ stream: () => Container.netSocket(db, 5432), user: "postgres", password: "x" })
  */
 export const netSocket: (container: Container, address: Address) => net.Socket = sockets.netSocket
 
