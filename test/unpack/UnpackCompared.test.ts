@@ -467,6 +467,21 @@ const expectation = ({ by, differs, refused }: Case): string => {
     : "gives the tree of umoci but for a known difference"
 }
 
+/** The places that Berth makes in a root for the mounts of a container, if the image lacks them. */
+const places = ["proc", "sys", "dev", "etc", "etc/hosts", "etc/hostname", "etc/resolv.conf"]
+
+/** The tree without these places. A folder in which some of them are made has the time of that. */
+const withoutPlaces = (ours: Tree, theirs: Tree): Tree =>
+  Object.fromEntries(
+    Object.entries(ours).flatMap(([path, node]) =>
+      !places.includes(path)
+        ? [[path, node]]
+        : theirs[path] === undefined
+          ? []
+          : [[path, path === "etc" ? { ...node, mtime: theirs[path].mtime ?? "" } : node]]
+    )
+  )
+
 suite("unpacking, compared with umoci", (effect) => {
   for (const [name, each] of Object.entries(cases))
     effect(
@@ -491,7 +506,8 @@ suite("unpacking, compared with umoci", (effect) => {
           sh("tar", "-C", other, "--same-owner", "-xpf", `${folder}/layer.tar`)
         }
         const theirs = rooted(treeOf(other))
-        assert.deepEqual(ours, each.differs === undefined ? theirs : each.differs.expected(theirs))
+        const expected = each.differs === undefined ? theirs : each.differs.expected(theirs)
+        assert.deepEqual(withoutPlaces(ours, expected), expected)
       },
       { skip: whyNoImages }
     )
