@@ -1,7 +1,7 @@
 /** What a round of the soak does until it is cut short: containers with everything that Berth offers, and a slow pull. */
 import * as fs from "node:fs"
 import { createServer } from "node:http"
-import type { AddressInfo } from "node:net"
+import * as net from "node:net"
 import { gzipSync } from "node:zlib"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -78,7 +78,7 @@ export const slowRegistry = async (): Promise<Slow> => {
   })
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
   return {
-    reference: `127.0.0.1:${(server.address() as AddressInfo).port}/soak:latest`,
+    reference: `127.0.0.1:${(server.address() as net.AddressInfo).port}/soak:latest`,
     stop: () =>
       new Promise((resolve) => {
         server.closeAllConnections()
@@ -209,9 +209,14 @@ export const work = (options: Work): Effect.Effect<never, never, Berth.Berth | S
       env
     })
     const { hostname, port } = yield* Container.publish(box, 80)
-    const byPort = Effect.tryPromise((signal) => fetch(`http://${hostname}:${port}/`, { signal }))
+    const byPort = Effect.async<void>((resume) => {
+      const socket = net.connect(port, hostname, () => socket.write("GET / HTTP/1.0\r\n\r\n"))
+      socket.on("error", () => {}).on("close", () => resume(Effect.void))
+      socket.resume()
+      return Effect.sync(() => socket.destroy())
+    })
     const byProgram = Effect.scoped(Container.connect(box, 80))
-    for (const use of [Effect.ignore(byProgram), Effect.ignore(byPort)])
+    for (const use of [Effect.ignore(byProgram), byPort])
       yield* Effect.forkScoped(Effect.forever(Effect.delay(use, 2)))
     return yield* Effect.never
   })
