@@ -358,6 +358,8 @@ export interface Box extends Inside, AsyncDisposable {
   readonly stop: (options?: Container.StopOptions & Abortable) => Promise<Container.ExitStatus>
   /** Makes an image of what it was started from and what it has written since: see `Container.commit`. */
   readonly commit: (options?: Container.CommitOptions & Abortable) => Promise<Image.Image>
+  /** Makes its writable layer a layer of the store, once it has ended; its files are gone then: see `Container.keep`. */
+  readonly keep: (options?: Container.KeepOptions) => Promise<Image.Image>
   /** Ends it, with everything in it; the same as the end of `await using`. It can be repeated. */
   readonly close: () => Promise<void>
 }
