@@ -24,7 +24,7 @@ import type { Limits } from "./ImageLayer.ts"
 import { closing, makeBox, withContainers } from "./internal/promise/box.ts"
 import { streamOf, withInput } from "./internal/promise/command.ts"
 import { make as makeImages, named } from "./internal/promise/images.ts"
-import { Shared } from "./internal/promise/runtime.ts"
+import { Shared, shared } from "./internal/promise/runtime.ts"
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
 import * as Network from "./Network.ts"
@@ -486,8 +486,6 @@ const runWith =
         options.signal
       )
     )
-
-const shared = new Shared({})
 
 /**
  * Starts a container: of the machine's own root (`"host"`), a folder (an absolute path), an OCI layout (`"oci:PATH"`,

@@ -82,3 +82,6 @@ export class Shared {
     }
   }
 }
+
+/** The supervisor of all that is not in a session. */
+export const shared: Shared = new Shared({})
