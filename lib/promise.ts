@@ -99,6 +99,8 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
  * @category models
  */
 export interface ClosableNetwork extends Network.Network, AsyncDisposable {
+  /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
+  readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
@@ -442,7 +444,9 @@ const networkWith =
             Scope.extend(scope),
             Effect.map((made) => {
               const close = closing(shared, scope)
-              return Object.assign(made, { close, [Symbol.asyncDispose]: close })
+              const expose = (options: Network.ExposeOptions) =>
+                shared.run(Scope.extend(Network.expose(made, options), scope))
+              return Object.assign(made, { expose, close, [Symbol.asyncDispose]: close })
             }),
             Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
           )

@@ -10,7 +10,7 @@ import { native } from "../system/addon.ts"
 import { EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { candidates, parsePort, portOf, type SocketAddress } from "./address.ts"
-import { makeProxy } from "./proxy.ts"
+import { addressesIn, makeProxy } from "./proxy.ts"
 import { SOCK_STREAM } from "./socket.ts"
 
 /** How many free ports of IPv4 are tried until the same one is free of IPv6. */
@@ -132,7 +132,7 @@ export const publish: {
       ([fds]) => Effect.sync(() => fds.forEach((fd) => native().close(fd)))
     )
     const proxy = yield* makeProxy(container)
-    while (left.length > 0) yield* proxy.add(left.shift()!, port)
+    while (left.length > 0) yield* proxy.add(left.shift()!, addressesIn(container), port)
     return {
       hostname: hostname === undefined || hostname === "localhost" ? "127.0.0.1" : hostname,
       port: chosen
