@@ -359,6 +359,8 @@ export interface Box extends Inside, AsyncDisposable {
   readonly stop: (options?: Container.StopOptions & Abortable) => Promise<Container.ExitStatus>
   /** Makes an image of its image and its changes: see `Container.commit`. */
   readonly commit: (options?: Container.CommitOptions & Abortable) => Promise<Image.Image>
+  /** Makes its writable layer a layer of the store, once it has ended; its files are gone then: see `Container.keep`. */
+  readonly keep: (options?: Container.KeepOptions) => Promise<Image.Image>
   /** Kills and removes it; the same as the end of `await using`. A second call does nothing. */
   readonly close: () => Promise<void>
 }

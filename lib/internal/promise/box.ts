@@ -166,6 +166,7 @@ export const makeBox = (shared: Shared, container: Container.Container, scope: S
     update: (limits) => shared.run(Effect.flatMap(Container.cgroup(container), Cgroup.update(limits))),
     stop: (options = {}) => shared.run(Container.stop(container, options), options.signal),
     commit: (options = {}) => shared.run(Container.commit(container, options), options.signal),
+    keep: (options) => shared.run(Container.keep(container, options)),
     close,
     [Symbol.asyncDispose]: close
   }
