@@ -111,7 +111,8 @@ export interface Connection {
 }
 
 /**
- * What `Container.publish` takes.
+ * What `Container.publish` takes, besides a port of the container and Docker's text for one: `"8080:80"`, `"127.0.0.1:8080:80/udp"`,
+ * `"80"`. Unlike Docker's, a text without an address is published on `localhost` alone; `"0.0.0.0:8080:80"` is for every address.
  *
  * @since 0.2.0
  * @category models
@@ -123,6 +124,8 @@ export interface PublishOptions {
   readonly host?: number
   /** The host's address: an IP address, or `localhost`, which is 127.0.0.1 and ::1. Default: `localhost`. */
   readonly hostname?: string
+  /** Default: `"tcp"`. */
+  readonly protocol?: "tcp" | "udp"
 }
 
 /**
@@ -208,7 +211,10 @@ export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpCl
  */
 export const publish: {
   (
-    port: number | PublishOptions
+    port: number | string | PublishOptions
   ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-  (container: Container, port: number | PublishOptions): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
+  (
+    container: Container,
+    port: number | string | PublishOptions
+  ): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
 } = publishing.publish

@@ -10,6 +10,7 @@ import { native } from "../system/addon.ts"
 import { EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { candidates, parsePort, portOf, type SocketAddress } from "./address.ts"
+import { parseOnePort } from "./ports.ts"
 import { makeProxy } from "./proxy.ts"
 import { SOCK_STREAM } from "./socket.ts"
 
@@ -114,13 +115,20 @@ const bindAll = (
 /** See `Container.publish`. */
 export const publish: {
   (
-    port: number | PublishOptions
+    port: number | string | PublishOptions
   ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-  (container: Container, port: number | PublishOptions): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-} = dual(2, (container: Container, given: number | PublishOptions) =>
+  (
+    container: Container,
+    port: number | string | PublishOptions
+  ): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
+} = dual(2, (container: Container, given: number | string | PublishOptions) =>
   Effect.gen(function* () {
-    const options = typeof given === "number" ? { container: given } : given
-    const { host = 0, hostname } = options
+    const options = yield* attempt(() => parseOnePort(given))
+    const { host = 0, hostname, protocol = "tcp" } = options
+    if (protocol !== "tcp")
+      return yield* Effect.fail(
+        new InvalidOption({ option: "protocol", value: JSON.stringify(protocol), expected: '"tcp"' })
+      )
     const port = yield* attempt(() => parsePort("container", options.container))
     yield* attempt(() => parsePort("host", host, 0))
     if (hostname === "") {
