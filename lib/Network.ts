@@ -118,7 +118,7 @@ export interface Connection {
  * @category models
  */
 export interface PublishOptions {
-  /** The TCP port of the server, on the container's loopback. */
+  /** The port of the server in the container. */
   readonly container: number
   /** The port of the host. Default: `0`, one that is free. */
   readonly host?: number
@@ -199,8 +199,11 @@ export const fetch: {
 export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpClient> = http.httpClient
 
 /**
- * Has a port of the host lead to a TCP port on the container's loopback, until the scope closes. Both 127.0.0.1 and ::1
- * have the port, and it refuses connections until the container's server listens.
+ * Has a port of the host lead to a server's port in the container, until the scope closes. Both 127.0.0.1 and ::1 have the port. A
+ * TCP port refuses connections until the server listens.
+ *
+ * A UDP port drops datagrams while no socket of the container has the server's port. Answers go to the peer that asked; at most 1024
+ * peers are known at a time, and one is forgotten when it has been idle for 60 seconds, or for longest when another comes.
  *
  * Fails with `NetworkError` for a port that is taken, naming its holder where that can be seen.
  *
