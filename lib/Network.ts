@@ -112,18 +112,21 @@ export interface Connection {
 }
 
 /**
- * What `Container.publish` takes.
+ * What `Container.publish` takes, besides a port of the container and Docker's text for one: `"8080:80"`, `"127.0.0.1:8080:80/udp"`,
+ * `"80"`. Unlike Docker's, a text without an address is published on `localhost` alone; `"0.0.0.0:8080:80"` is for every address.
  *
  * @since 0.2.0
  * @category models
  */
 export interface PublishOptions {
-  /** The TCP port of the server, on the container's loopback. */
+  /** The port of the server in the container. */
   readonly container: number
   /** The port of the host. Default: `0`, one that is free. */
   readonly host?: number
   /** The host's address: an IP address, or `localhost`, which is 127.0.0.1 and ::1. Default: `localhost`. */
   readonly hostname?: string
+  /** Default: `"tcp"`. */
+  readonly protocol?: "tcp" | "udp"
 }
 
 /**
@@ -197,8 +200,11 @@ export const fetch: {
 export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpClient> = http.httpClient
 
 /**
- * Has a port of the host lead to a TCP port on the container's loopback, until the scope closes. Both 127.0.0.1 and ::1
- * have the port, and it refuses connections until the container's server listens.
+ * Has a port of the host lead to a server's port in the container, until the scope closes. Both 127.0.0.1 and ::1 have the port. A
+ * TCP port refuses connections until the server listens.
+ *
+ * A UDP port drops datagrams while no socket of the container has the server's port. Answers go to the peer that asked; at most 1024
+ * peers are known at a time, and one is forgotten when it has been idle for 60 seconds, or for longest when another comes.
  *
  * Fails with `NetworkError` for a port that is taken, naming its holder where that can be seen.
  *
@@ -209,9 +215,12 @@ export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpCl
  */
 export const publish: {
   (
-    port: number | PublishOptions
+    port: number | string | PublishOptions
   ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-  (container: Container, port: number | PublishOptions): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
+  (
+    container: Container,
+    port: number | string | PublishOptions
+  ): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
 } = publishing.publish
 
 /**

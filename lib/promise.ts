@@ -341,7 +341,7 @@ export interface Box extends Inside, AsyncDisposable {
   /** `fetch` to a server in the container: see `Container.fetch`. A response can be read until the box closes. */
   readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
   /** Has a port of the host lead into the container until the box closes: see `Container.publish`. */
-  readonly publish: (port: number | Network.PublishOptions) => Promise<Network.PublishedPort>
+  readonly publish: (port: number | string | Network.PublishOptions) => Promise<Network.PublishedPort>
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
   /** Sends a signal to its first process, by name or number. Default SIGTERM. */

@@ -48,6 +48,8 @@ export interface Proxy {
     addresses: ReadonlyArray<string>,
     port: number
   ) => Effect.Effect<void, BerthError>
+  /** Has it pass on the datagrams of a bound UDP socket, which it takes. */
+  readonly addDatagrams: Proxy["add"]
 }
 
 /** Runs a proxy that connects in the network namespace of `place`. */
@@ -61,16 +63,17 @@ export const startProxy = (
 ): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
   Effect.map(startHelper(berth, { program: "berth-proxy", ...options }), (socket) => {
     let id = 0
-    return {
-      add: (bound, addresses, port) =>
+    const add =
+      (verb: string): Proxy["add"] =>
+      (bound, addresses, port) =>
         Effect.suspend(() => {
           const targets = addresses.map((host) => `v${host.includes(":") ? 6 : 4}:${port}:${host}`)
-          const message = new TextEncoder().encode(`add ${++id} ${targets.join(" ")}`)
+          const message = new TextEncoder().encode(`${verb} ${++id} ${targets.join(" ")}`)
           const sent = native().send(socket, message, [bound])
           native().close(bound)
           return sent < 0 ? Effect.fail(failed("sendmsg", -sent)) : answer(socket)
         })
-    }
+    return { add: add("add"), addDatagrams: add("datagrams") }
   })
 
 /** The addresses at which a container's servers are looked for. */
