@@ -164,8 +164,8 @@ export interface StartOptions extends RootOptions {
   readonly name?: string | undefined
   /** More names. */
   readonly aliases?: ReadonlyArray<string> | undefined
-  /** Ports of the host that lead to the container's, as `Container.publish` makes them, until the scope closes. */
-  readonly ports?: ReadonlyArray<number | PublishOptions> | undefined
+  /** Ports of the host that lead to the container's, as `Container.publish` makes them; also ranges: `"8000-8002:80-82"`. */
+  readonly ports?: ReadonlyArray<number | string | PublishOptions> | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, the newest of it. */
   readonly logs?: LogFiles | undefined
   /** The writable layer: see `RootFs.Options`. `upperSize` fails with `Unsupported` for a layer on disk. */

@@ -12,7 +12,7 @@ import { makeFixture } from "./internal/promise/fixture.ts"
 import { named } from "./internal/promise/images.ts"
 import { lazyClient } from "./internal/promise/postgresClient.ts"
 import { shared } from "./internal/promise/runtime.ts"
-import type { Abortable, Box } from "./promise.ts"
+import type { Box, CallOptions } from "./promise.ts"
 
 export type { Postgres, Redis } from "./fixtures.ts"
 
@@ -41,7 +41,7 @@ export type Server<A> = A & { readonly box: Box }
  * @since 0.2.0
  * @category models
  */
-export interface ForkOptions extends BerthFixture.ForkOptions, Abortable {}
+export interface ForkOptions extends BerthFixture.ForkOptions, CallOptions {}
 
 /**
  * A fixture. Nothing starts before the first `fork`. What its forks share (with `fork: "database"` a server) ends with the program, or

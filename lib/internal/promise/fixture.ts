@@ -35,7 +35,7 @@ const filling =
   (fill) =>
   ({ container, ...client }) =>
     Effect.acquireUseRelease(
-      Effect.map(Scope.make(), (scope) => makeBox(shared, container, scope)),
+      Effect.map(Scope.make(), (scope) => makeBox(shared, container, scope, undefined)),
       (box) =>
         Effect.tryPromise({
           try: () => fill({ ...client, box } as never),
@@ -56,7 +56,7 @@ export const makeFixture = <A extends object>(
   let opened: Promise<Opened<A>> | undefined
   const fork = async (options: ForkOptions = {}): Promise<Fork<A>> => {
     const site = siteOf(fork)
-    const { signal, ...rest } = options
+    const { linger, signal, ...rest } = options
     signal?.throwIfAborted()
     if (opened === undefined) {
       const opening = shared.runFrom(
@@ -64,8 +64,9 @@ export const makeFixture = <A extends object>(
         Effect.flatMap(
           Effect.sync(() => make(filling(shared))),
           ({ open }) =>
-            inScope(open, (source, scope): Opened<A> => ({ source, close: closing(shared, scope) }))
-        )
+            inScope(open, (source, scope): Opened<A> => ({ source, close: closing(shared, scope, linger) }))
+        ),
+        { linger }
       )
       opened = opening
       // The next fork tries again.
@@ -77,10 +78,10 @@ export const makeFixture = <A extends object>(
     return shared.runFrom(
       site,
       inScope(source.fork(rest), ({ container, ...client }, scope) => {
-        const box = makeBox(shared, container, scope)
+        const box = makeBox(shared, container, scope, linger)
         return { ...client, box, close: box.close, [Symbol.asyncDispose]: box.close } as never
       }),
-      signal
+      { linger, signal }
     )
   }
   const close = async (): Promise<void> => {
