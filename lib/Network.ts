@@ -15,6 +15,7 @@ import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Container } from "./Container.ts"
 import * as connecting from "./internal/network/connection.ts"
+import * as exposing from "./internal/network/expose.ts"
 import * as http from "./internal/network/fetch.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
@@ -221,3 +222,48 @@ export const publish: {
     port: number | string | PublishOptions
   ): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
 } = publishing.publish
+
+/**
+ * What `Network.expose` takes.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ExposeOptions {
+  /** The TCP port on this machine's loopback, 127.0.0.1 or ::1, on which a server of this program, or of any other, listens. */
+  readonly host: number
+  /** The name by which the network's containers find it. */
+  readonly name: string
+  /** The port that containers use. Default: `host`. */
+  readonly port?: number
+}
+
+/**
+ * A port of this machine that the containers of a network reach.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ExposedPort {
+  readonly name: string
+  readonly port: number
+  /** The addresses of the name on the network. */
+  readonly addresses: ReadonlyArray<string>
+}
+
+/**
+ * Has the containers of a network reach one TCP port of this machine's loopback by a name, and nothing else of this machine,
+ * until the scope closes. The containers may run already. The port refuses connections until something listens on `host`.
+ * The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
+ *
+ * Fails with `InvalidOption` for a name that a container or another exposed port of the network has, and for a wrong port.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Network.expose(network, { host: 3000, name: "mock.test" }) // a container gets http://mock.test:3000
+ */
+export const expose: {
+  (options: ExposeOptions): (network: Network) => Effect.Effect<ExposedPort, BerthError, Scope.Scope>
+  (network: Network, options: ExposeOptions): Effect.Effect<ExposedPort, BerthError, Scope.Scope>
+} = exposing.expose

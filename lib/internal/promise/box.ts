@@ -18,10 +18,10 @@ import { exec, makeCommand, streamOf, withInput } from "./command.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
-/** The containers of the boxes of this program, for options that take a box. */
+/** The container of each box, for options that take a box. */
 const containers = new WeakMap<Box, Container.Container>()
 
-/** The options of a start, with the containers of boxes whose namespaces are shared. */
+/** The options of `Container.start`, in which containers stand for boxes. */
 export const withContainers = ({ namespaces, ...options }: StartOptions): Container.StartOptions => {
   if (namespaces === undefined) return options
   const entries = Object.entries(namespaces).map(([kind, from]) => [
@@ -49,7 +49,7 @@ const inside = (shared: Shared, container: Container.Container, options: InsideO
   }
 }
 
-/** An operation on a file, with the failures of Berth. */
+/** Turns a PlatformError of a file operation into an error of Berth. */
 const failedAs =
   (operation: string) =>
   (error: PlatformError): BerthError => {
@@ -112,7 +112,7 @@ const conditionsOf = (shared: Shared, container: Container.Container): Condition
   healthCheck: (options = {}) => shared.run(WaitFor.healthCheck(container, options), options.signal)
 })
 
-/** What closes a scope, once, and lets go of the supervisor, which is held until then. */
+/** Holds the supervisor until the scope is closed by the function that this gives. */
 export const closing = (shared: Shared, scope: Scope.CloseableScope): (() => Promise<void>) => {
   const release = shared.hold()
   let closed: Promise<void> | undefined
@@ -166,6 +166,7 @@ export const makeBox = (shared: Shared, container: Container.Container, scope: S
     update: (limits) => shared.run(Effect.flatMap(Container.cgroup(container), Cgroup.update(limits))),
     stop: (options = {}) => shared.run(Container.stop(container, options), options.signal),
     commit: (options = {}) => shared.run(Container.commit(container, options), options.signal),
+    keep: (options) => shared.run(Container.keep(container, options)),
     close,
     [Symbol.asyncDispose]: close
   }

@@ -1,4 +1,4 @@
-/** Images as promises, with what pulls and pushes tell on the way. */
+/** The functions of images as promises, with the progress of pulls and pushes. */
 import * as Effect from "effect/Effect"
 import * as Berth from "../../Berth.ts"
 import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
@@ -36,7 +36,7 @@ const fromLayout = (text: string): Effect.Effect<Image.Image, BerthError, Berth.
     })
   })
 
-/** The image that the first argument of `start` and `run` stands for. */
+/** The image of the first argument of `start` and `run`. */
 export const named = (
   image: string | Image.Image,
   { pull }: PullPolicy
@@ -52,7 +52,7 @@ export const named = (
   return image.startsWith("/") ? Image.fromRootfs(image) : fromLayout(image.slice("oci:".length))
 }
 
-/** What was told and not taken yet. Each step is small, so that nobody waits for whoever takes them. */
+/** The steps of a transfer that its reader has not taken yet. They are small, so the transfer does not wait for the reader. */
 class Steps {
   private readonly told: Array<Progress> = []
   private asked: (() => void) | undefined
@@ -77,7 +77,7 @@ class Steps {
   }
 }
 
-/** Begins once the statement that it is in has said whether somebody wants to know how far it has come. */
+/** Begins after the statement of its call, in which a reader may ask for its steps. */
 const transfer = <A>(
   shared: Shared,
   options: ProgressOptions & Abortable,
@@ -105,7 +105,7 @@ const transfer = <A>(
     [Symbol.asyncIterator]: (): AsyncIterator<Progress, undefined> => {
       const steps = new Steps()
       readers.add(steps)
-      // Whoever reads gets it in the end.
+      // The iterator throws it at the end.
       promise.catch(() => {})
       return {
         next: async () => {

@@ -1,4 +1,4 @@
-/** Effects as promises, on a supervisor that is there for as long as it is needed and no longer. */
+/** Runs effects as promises, on a supervisor that lives only while a call or a box needs it. */
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as Cause from "effect/Cause"
 import type * as Effect from "effect/Effect"
@@ -11,7 +11,7 @@ import { rejectionOf, type Site, siteOf } from "./rejection.ts"
 
 type Runtime = ManagedRuntime.ManagedRuntime<Berth.Berth, BerthError>
 
-/** Runs an effect until its end; an abort interrupts it, and is waited for as well. */
+/** Runs an effect until its end. An abort interrupts it, and this waits for the end of the interruption. */
 const settle = <A>(
   runtime: Runtime,
   effect: Effect.Effect<A, BerthError, Berth.Berth>,
@@ -29,8 +29,8 @@ const settle = <A>(
   })
 
 /**
- * One supervisor, counted: it is started for the first who needs it and ends with the last, who waits for that, so that
- * a program which has given back all that it took has nothing open.
+ * A supervisor with a count of its users: the first one starts it; the last one ends it and waits for its end, so that a program
+ * without boxes has nothing open.
  */
 export class Shared {
   private readonly options: Berth.Options
@@ -41,7 +41,7 @@ export class Shared {
     this.options = options
   }
 
-  /** Holds the supervisor until what this returns is called. */
+  /** Holds the supervisor until the function that this gives is called. */
   hold(): () => Promise<void> {
     this.holders++
     let held = true
@@ -55,7 +55,7 @@ export class Shared {
     }
   }
 
-  /** Rejects with a tagged error, or, once what it did is undone, with the reason of the signal that was aborted. */
+  /** Rejects with a tagged error; after an abort with the signal's reason, once the effect is undone. */
   run<A>(
     effect: Effect.Effect<A, BerthError, Berth.Berth>,
     ...signals: ReadonlyArray<AbortSignal | undefined>
@@ -63,7 +63,7 @@ export class Shared {
     return this.runFrom(siteOf(this.run), effect, ...signals)
   }
 
-  /** The same, for what a program called at `site`. */
+  /** The same for a call that the program made at `site`. */
   async runFrom<A>(
     site: Site,
     effect: Effect.Effect<A, BerthError, Berth.Berth>,
