@@ -18,6 +18,7 @@ import * as connecting from "./internal/network/connection.ts"
 import * as http from "./internal/network/fetch.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
+import * as partitions from "./internal/network/partition.ts"
 import * as publishing from "./internal/network/publish.ts"
 import * as Namespace from "./Namespace.ts"
 
@@ -212,3 +213,39 @@ export const publish: {
   ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
   (container: Container, port: number | PublishOptions): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
 } = publishing.publish
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface PartitionOptions {
+  /** Drops only what `a` sends to `b`: `b` still reaches `a`, as far as no answer is needed. Default: false. */
+  readonly oneWay?: boolean
+}
+
+/**
+ * Keeps containers of a network apart until the scope closes: packets between a container of `a` and one of `b` are dropped, without a
+ * word to their senders (a rule of ip-rule(8) for each pair). Connections stop, and go on afterwards once TCP sends again.
+ * Partitions may overlap. The network of the program itself is not affected: `Container.connect` and published ports
+ * reach each container.
+ *
+ * Fails with `InvalidOption` for a container that is not on the network, or in both groups.
+ *
+ * @since 0.2.0
+ * @category chaos
+ * @example
+ * yield* Effect.scoped(Effect.zipRight(Network.partition(network, leader, [follower, other]), check))
+ */
+export const partition: {
+  (
+    a: Container | ReadonlyArray<Container>,
+    b: Container | ReadonlyArray<Container>,
+    options?: PartitionOptions
+  ): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    network: Network,
+    a: Container | ReadonlyArray<Container>,
+    b: Container | ReadonlyArray<Container>,
+    options?: PartitionOptions
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = partitions.partition

@@ -22,9 +22,12 @@ export const isNetwork = (u: unknown): u is Network => hasProperty(u, TypeId)
 export interface Member {
   readonly container: string
   readonly name: string | undefined
+  /** The place of the network among those of the container. */
+  readonly place: number
 }
 
 export interface State {
+  readonly berth: Berth
   readonly router: Router
   readonly names: Names
   readonly members: Map<number, Member>
@@ -80,7 +83,7 @@ export const make = (
     const router = makeRouter(holder, nextRange())
     yield* configure(berth, holder, router.range)
     const names = yield* makeNames(berth, name)
-    const state: State = { router, names, members: new Map() }
+    const state: State = { berth, router, names, members: new Map() }
     return Object.assign(Object.create(Proto), { name, range: `${router.range.prefix4}.0.0/16`, state })
   })
 
@@ -157,7 +160,7 @@ export const join = (container: string, options: StartOptions): Joined => {
       const attachment = attach(network.state.router, place)
       joined.push([network, attachment])
       const { addresses, number } = attachment
-      network.state.members.set(number, { container, name })
+      network.state.members.set(number, { container, name, place })
       network.state.names.add(
         number,
         [...(name === undefined ? [] : [name]), ...aliases, container],
