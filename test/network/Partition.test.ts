@@ -196,6 +196,8 @@ suite("a partition", (effect) => {
       )
       yield* Network.partition(short, ...boxes)
       yield* Scope.close(scope, Exit.void)
+      const closed = Effect.scoped(Network.partition(short, ...boxes))
+      assert.match((yield* failure("InvalidOption", closed)).message, /^network: .*scope is open/)
     },
     skip
   )

@@ -7,7 +7,7 @@ import type { Container } from "../../Container.ts"
 import type { Network, PartitionOptions } from "../../Network.ts"
 import type * as Plan from "../../Plan.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { isOpen, memberOf } from "./member.ts"
+import { memberOf, undone } from "./member.ts"
 import * as netlink from "./netlink.ts"
 import { isNetwork } from "./network.ts"
 import { addressesOf, checkByRules, near, netlinkOperation, perform } from "./router.ts"
@@ -87,8 +87,10 @@ export const partition: {
       const begin = Effect.tap(apply([...checks, ...operations(rules.map(netlink.rule))]), () =>
         Effect.sync(() => oneWay && other.forEach((number) => router.ruled4.add(number)))
       )
-      const end = Effect.suspend(() =>
-        isOpen(network) ? apply(operations(rules.map(netlink.removeRule))) : Effect.void
+      const end = undone(
+        network,
+        "a partition",
+        Effect.suspend(() => apply(operations(rules.map(netlink.removeRule))))
       )
       // The rules name numbers, which no other container may get meanwhile.
       const held = [...one, ...other]
@@ -96,6 +98,6 @@ export const partition: {
         Effect.sync(() => held.forEach((number) => router.numbers.hold(number))),
         () => Effect.sync(() => held.forEach((number) => router.numbers.give(number)))
       )
-      yield* Effect.acquireRelease(begin, () => Effect.ignore(end))
+      yield* Effect.acquireRelease(begin, () => end)
     }).pipe(Effect.withSpan("berth.Network.partition", { attributes: { network: network.name } }))
 )
