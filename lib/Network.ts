@@ -6,6 +6,7 @@
 import type * as net from "node:net"
 import type * as HttpClient from "@effect/platform/HttpClient"
 import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
 import type * as Inspectable from "effect/Inspectable"
 import type * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
@@ -114,21 +115,52 @@ export interface Connection {
 }
 
 /**
- * What `Container.publish` takes, besides a port of the container and Docker's text for one: `"8080:80"`, `"127.0.0.1:8080:80/udp"`,
- * `"80"`. Unlike Docker's, a text without an address is published on `localhost` alone; `"0.0.0.0:8080:80"` is for every address.
+ * What `Container.publish` takes: a TCP port of the container; Docker's text for one, `"8080:80"`, `"127.0.0.1:8080:80/udp"`, `"80"`;
+ * or options. Unlike Docker's, a text without an address is published on `localhost` alone; `"0.0.0.0:8080:80"` is for every address.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Publishable = number | string | PublishOptions | PublishPathOptions
+
+/**
+ * The options of a port of the host.
  *
  * @since 0.2.0
  * @category models
  */
 export interface PublishOptions {
-  /** The port of the server in the container. */
-  readonly container: number
+  /**
+   * The port of the server in the container; or the path of its Unix socket in the container's root, which is resolved for each
+   * connection, so that a server can start anew; or, after `@`, its name in the abstract namespace. The socket must be writable for
+   * everybody, as those of Postgres and MySQL are, or for root of a container without `userns`. A server of a Unix socket sees a
+   * connection that ends at once when it begins to listen: nothing else tells Berth.
+   */
+  readonly container: number | { readonly path: string }
   /** The port of the host. Default: `0`, one that is free. */
   readonly host?: number
   /** The host's address: an IP address, or `localhost`, which is 127.0.0.1 and ::1. Default: `localhost`. */
   readonly hostname?: string
   /** Default: `"tcp"`. */
   readonly protocol?: "tcp" | "udp"
+}
+
+/**
+ * The options of a Unix socket of the host.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface PublishPathOptions {
+  /** The server in the container, as in `PublishOptions`. */
+  readonly container: number | { readonly path: string }
+  /**
+   * An absolute path in a folder that exists, of at most 107 bytes. The file is removed with the scope. When the program is killed, the
+   * file stays; the next `publish` to the path takes its place, as a socket that no process holds is in nobody's way.
+   */
+  readonly path: string
+  /** The mode of the file, which says who may connect (unix(7)). Default: `0o600`, the program's own user. */
+  readonly mode?: number
 }
 
 /**
@@ -140,6 +172,16 @@ export interface PublishOptions {
 export interface PublishedPort {
   readonly hostname: string
   readonly port: number
+}
+
+/**
+ * A Unix socket of the host that leads into a container.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface PublishedPath {
+  readonly path: string
 }
 
 /**
@@ -202,28 +244,31 @@ export const fetch: {
 export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpClient> = http.httpClient
 
 /**
- * Has a port of the host lead to a server's port in the container, until the scope closes. Both 127.0.0.1 and ::1 have the port. A
- * TCP port refuses connections until the server listens.
+ * Has a port or a Unix socket of the host lead to a server in the container, until the scope closes. Both 127.0.0.1 and ::1 have
+ * the port. It refuses connections until the server listens.
  *
  * A UDP port drops datagrams while no socket of the container has the server's port. Answers go to the peer that asked; at most 1024
  * peers are known at a time, and one is forgotten when it has been idle for 60 seconds, or for longest when another comes.
  *
- * Fails with `NetworkError` for a port that is taken, naming its holder where that can be seen.
+ * Fails with `NetworkError` for a port or a path that is taken, naming its holder where that can be seen.
  *
  * @since 0.2.0
  * @category network
  * @example
  * const { hostname, port } = yield* Container.publish(api, 8080)
+ * const { path } = yield* Container.publish(db, { container: 5432, path: "/tmp/db.sock" })
  */
 export const publish: {
+  (port: PublishPathOptions): (container: Container) => Effect.Effect<PublishedPath, BerthError, Scope.Scope>
   (
     port: number | string | PublishOptions
   ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
+  (container: Container, port: PublishPathOptions): Effect.Effect<PublishedPath, BerthError, Scope.Scope>
   (
     container: Container,
     port: number | string | PublishOptions
   ): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-} = publishing.publish
+} = dual(2, publishing.publish)
 
 /**
  * What `Network.expose` takes.
