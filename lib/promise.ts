@@ -355,8 +355,11 @@ export interface Box extends Inside, AsyncDisposable {
   readonly netSocket: (address: Network.Address) => net.Socket
   /** `fetch` to a server in the container: see `Container.fetch`. A response can be read until the box closes. */
   readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
-  /** Has a port of the host lead into the container until the box closes: see `Container.publish`. */
-  readonly publish: (port: number | string | Network.PublishOptions) => Promise<Network.PublishedPort>
+  /** Has a port or a Unix socket of the host lead into the container until the box closes: see `Container.publish`. */
+  readonly publish: {
+    (port: Network.PublishPathOptions): Promise<Network.PublishedPath>
+    (port: number | string | Network.PublishOptions): Promise<Network.PublishedPort>
+  }
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
   /** Sends a signal to its first process, by name or number. Default SIGTERM. */

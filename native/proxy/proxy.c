@@ -3,7 +3,8 @@
 // ends with its control socket, which is its standard input. lib/internal/network/proxy.ts sends the messages:
 //
 //   add ID TARGET...   with a bound socket: from when a target listens, the socket does too. A target is `v4:PORT:ADDRESS`,
-//                      `v6:PORT:ADDRESS`; they are tried in turn.
+//                      `v6:PORT:ADDRESS`; they are tried in turn. Or there is one alone: `abstract:NAME`, or `unix:PATH`, for which
+//                      the descriptor of a root comes after the socket.
 //   datagrams ID TARGET...   with a bound UDP socket.
 //
 // It answers each with its ID.
@@ -16,6 +17,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +28,7 @@
 #include <unistd.h>
 
 #define EVENTS_MAX 64
-#define MESSAGE_MAX 4096
+#define MESSAGE_MAX (PATH_MAX + 64)
 #define BACKLOG 4096
 #define ACCEPTS_MAX 64
 // A port that does not listen yet is looked at so often, in milliseconds: first, and at most.
@@ -80,15 +82,16 @@ static void add(uint32_t id, int fd, const struct targets *targets) {
 
 static void take_message(void) {
     char text[MESSAGE_MAX], verb[16];
-    cleanup_close int fd = -1;
+    int fds[2];
     struct targets targets;
     uint32_t id;
     int at = 0;
-    ssize_t length = descriptor_receive(control, text, sizeof text - 1, &fd);
+    ssize_t length = descriptors_receive(control, text, sizeof text - 1, fds, countof(fds));
     if (length < 0 && (errno == EAGAIN || errno == EMFILE || errno == EMSGSIZE)) return;
     if (length <= 0) exit(0);
     text[length] = '\0';
-    if (sscanf(text, "%15s %u %n", verb, &id, &at) != 2 || fd < 0 || !targets_parse(&targets, text + at)) return;
+    cleanup_close int fd = fds[0], root = fds[1];
+    if (sscanf(text, "%15s %u %n", verb, &id, &at) != 2 || fd < 0 || !targets_parse(&targets, text + at, &root)) return;
     fcntl(fd, F_SETFL, O_NONBLOCK);
     if (strcmp(verb, "add") == 0) add(id, steal_fd(&fd), &targets);
     else if (strcmp(verb, "datagrams") == 0) datagrams_open(epoll, steal_fd(&fd), &targets);

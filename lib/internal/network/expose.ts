@@ -9,7 +9,7 @@ import { native } from "../system/addon.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { candidates, LOOPBACK, parsePort, type SocketAddress } from "./address.ts"
 import { checkFree, parseName } from "./network.ts"
-import { startProxy } from "./proxy.ts"
+import { startProxy, toPort } from "./proxy.ts"
 import { ownAddress } from "./router.ts"
 import { SOCK_STREAM } from "./socket.ts"
 
@@ -69,7 +69,7 @@ export const expose: {
       name: `proxy of ${name} on network ${network.name}`,
       place: [{ op: "process", namespaces: 0 }]
     })
-    while (left.length > 0) yield* proxy.add(left.shift()!, LOOPBACK, host)
+    while (left.length > 0) yield* proxy.add(left.shift()!, toPort(LOOPBACK, host))
     yield* Effect.acquireRelease(
       Effect.sync(() => names.add(number, [name], addresses)),
       () => Effect.sync(() => names.remove(number))
