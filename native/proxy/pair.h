@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 // What epoll's data points to begins with one.
-enum watched { WATCHED_CONTROL, WATCHED_LISTENER, WATCHED_SIDE };
+enum watched { WATCHED_CONTROL, WATCHED_LISTENER, WATCHED_SIDE, WATCHED_TEACHER };
 
 struct side;
 

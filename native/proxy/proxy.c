@@ -5,9 +5,15 @@
 //   add ID TARGET...   with a bound socket: from when a target listens, the socket does too. A target is `v4:PORT:ADDRESS`,
 //                      `v6:PORT:ADDRESS`; they are tried in turn.
 //   remove ID          closes the socket. Its connections go on.
+//   outbound ID        with a listening socket in a network's namespace, to which the connections that leave the network are
+//                      redirected: each goes on to where it was going to, if the rules allow that; else it is reset at once.
+//   rules RULE...      adds such rules: see outbound.h
+//   learn              with a socket that tells addresses of allowed names
 //
-// It answers `listening ID`, or `waiting ID` while no target listens.
+// It answers `listening ID`, or `waiting ID` while no target listens. Of each connection that the rules refuse it tells
+// `refused FROM ADDRESS PORT`.
 #include "../common/descriptor.h"
+#include "outbound.h"
 #include "pair.h"
 #include "target.h"
 
@@ -37,6 +43,7 @@ struct listener {
     int fd;
     uint32_t id;
     bool listening, paused, removed;
+    bool outbound; // each connection has a target of its own
     struct targets targets;
     struct listener *next;
 };
@@ -80,6 +87,18 @@ static void add(const char *text, int fd) {
     answer(listener);
 }
 
+static void add_outbound(uint32_t id, int fd) {
+    struct listener *listener = calloc(1, sizeof *listener);
+    if (!listener) {
+        close(fd);
+        return;
+    }
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .id = id, .listening = true, .outbound = true, .next = listeners};
+    listeners = listener;
+    watch(listener);
+}
+
 // An event of it may have been received already, so that it is freed later.
 static void forget(uint32_t id) {
     for (struct listener *listener = listeners; listener; listener = listener->next)
@@ -109,7 +128,13 @@ static void take_message(void) {
     if (length <= 0) exit(0);
     text[length] = '\0';
     uint32_t id;
-    if (sscanf(text, "remove %u", &id) == 1) {
+    if (!strncmp(text, "rules ", 6)) {
+        outbound_rules(text + 6);
+    } else if (!strcmp(text, "learn")) {
+        outbound_learn_from(epoll, fd);
+    } else if (sscanf(text, "outbound %u", &id) == 1 && fd >= 0) {
+        add_outbound(id, fd);
+    } else if (sscanf(text, "remove %u", &id) == 1) {
         forget(id);
         if (fd >= 0) close(fd);
     } else {
@@ -117,11 +142,30 @@ static void take_message(void) {
     }
 }
 
+// Resets the connection, and tells of it; a message that does not fit is lost, as a container may flood.
+static void refuse(int fd, const char *why) {
+    const struct linger linger = {.l_onoff = 1};
+    char text[160];
+    int length = snprintf(text, sizeof text, "refused %s", why);
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    close(fd);
+    if (*why) descriptors_send(control, text, (size_t)length, NULL, 0);
+}
+
+static bool pass_on(struct listener *listener, int fd) {
+    struct targets target;
+    char why[128];
+    if (!listener->outbound) return pair_open(epoll, fd, &listener->targets);
+    if (outbound_target(fd, &target, why)) return pair_open(epoll, fd, &target);
+    refuse(fd, why);
+    return true;
+}
+
 static void take_connections(struct listener *listener) {
     for (int k = 0; k < ACCEPTS_MAX; k++) {
         int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            if (pair_open(epoll, fd, &listener->targets)) continue;
+            if (pass_on(listener, fd)) continue;
         } else if (errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS) {
             if (errno == EAGAIN || errno == EWOULDBLOCK) return;
             continue; // of one that was gone again
@@ -169,6 +213,7 @@ int main(void) {
                 wait = LOOK_FIRST_MS;
                 break;
             case WATCHED_LISTENER: take_connections(events[k].data.ptr); break;
+            case WATCHED_TEACHER: outbound_learn(); break;
             case WATCHED_SIDE: pair_serve(events[k].data.ptr, events[k].events); break;
             }
         }

@@ -59,7 +59,7 @@ export const startProxy = (
     readonly descriptors?: Readonly<Record<string, number>>
   }
 ): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
-  Effect.map(startHelper(berth, { program: "berth-proxy", ...options }), (socket) => {
+  Effect.map(startHelper(berth, { program: "berth-proxy", ...options }), ({ socket }) => {
     let id = 0
     return {
       add: (bound, addresses, port) =>
