@@ -1,7 +1,7 @@
 #include "outbound.h"
 #include "../common/descriptor.h"
 #include "../common/util.h"
-#include "pair.h"
+#include "watched.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

@@ -8,7 +8,7 @@ import { native } from "../system/addon.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { candidates, LOOPBACK, parsePort } from "./address.ts"
 import { checkFree, parseName } from "./network.ts"
-import { startProxy } from "./proxy.ts"
+import { startProxy, toPort } from "./proxy.ts"
 import { bindInside, ownAddress, type Router } from "./router.ts"
 
 const bindAll = (router: Router, addresses: ReadonlyArray<string>, port: number): Array<number> => {
@@ -49,7 +49,7 @@ export const expose: {
       name: `proxy of ${name} on network ${network.name}`,
       place: [{ op: "process", namespaces: 0 }]
     })
-    while (left.length > 0) yield* proxy.add(left.shift()!, LOOPBACK, host)
+    while (left.length > 0) yield* proxy.add(left.shift()!, toPort(LOOPBACK, host))
     yield* Effect.acquireRelease(
       Effect.sync(() => names.add(number, [name], addresses)),
       () => Effect.sync(() => names.remove(number))

@@ -238,13 +238,13 @@ export const openOutbound = (
     })
     yield* attempt(() => {
       tell(socket, "rules", rules.rules)
-      sockets.forEach((fd, place) => tell(socket, "outbound", [String(place + 1)], [fd]))
+      for (const fd of sockets) tell(socket, "outbound", [], [fd])
       closeAll(sockets)
     })
     const refusals = yield* readRefusals(network, socket)
     yield* forwardNames(network, rules, servers ?? hostServers(), socket)
     const messages = new Uint8Array(redirect(listeners).flat())
-    yield* perform(berth, router.holder, "outbound of a network", [{ op: "netfilter", messages }]).pipe(
+    yield* perform(berth, router.holder.pidfd, "outbound of a network", [{ op: "netfilter", messages }]).pipe(
       Effect.mapError(unsupported)
     )
     return refusals

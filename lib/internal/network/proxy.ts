@@ -9,8 +9,9 @@ import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
 import { ECONNRESET } from "../util/errno.ts"
-import { LOOPBACK } from "./address.ts"
+import { abstractName, LOOPBACK } from "./address.ts"
 import { startHelper } from "./helper.ts"
+import { withoutRoot } from "./socket.ts"
 
 const ANSWER_BYTES_MAX = 64
 
@@ -37,17 +38,35 @@ const answer = (socket: number): Effect.Effect<void, BerthError> =>
     })
   })
 
+/** Where a proxy connects to, as native/proxy/proxy.c reads it. */
+export interface Target {
+  readonly verb: "add" | "datagrams"
+  readonly text: string
+  /** The descriptor of the root in which a path is resolved. */
+  readonly root?: number
+}
+
+/** A port, at the first of the addresses that accepts a connection, or that a UDP socket has. */
+export const toPort = (addresses: ReadonlyArray<string>, port: number, protocol = "tcp"): Target => ({
+  verb: protocol === "tcp" ? "add" : "datagrams",
+  text: addresses.map((host) => `v${host.includes(":") ? 6 : 4}:${port}:${host}`).join(" ")
+})
+
+/** A Unix socket of a container, by its path or its abstract name; throws. */
+export const toPath = (container: Container, path: string): Target => {
+  if (abstractName(path) !== undefined) return { verb: "add", text: `abstract:${path.slice(1)}` }
+  const { root } = container.state
+  if (root < 0) throw withoutRoot(container)
+  return { verb: "add", text: `unix:${path}`, root }
+}
+
 /** A proxy, which ends with the scope. */
 export interface Proxy {
   /**
-   * Has it accept on a bound socket, which it takes, from when something listens on the port: at once, if something does
-   * already when this succeeds. The connections go to the first of the addresses that accepts one.
+   * Has it serve a bound socket, which it takes: it accepts connections from when something listens at the target, at once
+   * if something does already when this succeeds; datagrams it passes on.
    */
-  readonly add: (
-    bound: number,
-    addresses: ReadonlyArray<string>,
-    port: number
-  ) => Effect.Effect<void, BerthError>
+  readonly add: (bound: number, target: Target) => Effect.Effect<void, BerthError>
 }
 
 /** Runs a proxy that connects in the network namespace of `place`. */
@@ -62,11 +81,10 @@ export const startProxy = (
   Effect.map(startHelper(berth, { program: "berth-proxy", ...options }), ({ socket }) => {
     let id = 0
     return {
-      add: (bound, addresses, port) =>
+      add: (bound, { root, text, verb }) =>
         Effect.suspend(() => {
-          const targets = addresses.map((host) => `v${host.includes(":") ? 6 : 4}:${port}:${host}`)
-          const message = new TextEncoder().encode(`add ${++id} ${targets.join(" ")}`)
-          const sent = native().send(socket, message, [bound])
+          const message = new TextEncoder().encode(`${verb} ${++id} ${text}`)
+          const sent = native().send(socket, message, root === undefined ? [bound] : [bound, root])
           native().close(bound)
           return sent < 0 ? Effect.fail(failed("sendmsg", -sent)) : answer(socket)
         })
