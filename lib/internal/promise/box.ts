@@ -151,6 +151,7 @@ export const makeBox = (shared: Shared, container: Container.Container, scope: S
     copyOut: (path, hostPath, options = {}) =>
       shared.run(Container.copyOut(container, path, hostPath, options), options.signal),
     netSocket: (address) => Container.netSocket(container, address),
+    netServer: (address, onConnection) => Container.netServer(container, address, onConnection),
     fetch: async (url, init = {}) => {
       fetcher ??= within(http.fetcher(container))
       const request = await fetcher
