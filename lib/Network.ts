@@ -6,6 +6,7 @@
 import type * as net from "node:net"
 import type * as HttpClient from "@effect/platform/HttpClient"
 import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
 import type * as Inspectable from "effect/Inspectable"
 import type * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
@@ -14,10 +15,13 @@ import type * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Container } from "./Container.ts"
+import * as captures from "./internal/network/capture.ts"
 import * as connecting from "./internal/network/connection.ts"
+import * as exposing from "./internal/network/expose.ts"
 import * as http from "./internal/network/fetch.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
+import * as partitions from "./internal/network/partition.ts"
 import * as publishing from "./internal/network/publish.ts"
 import * as Namespace from "./Namespace.ts"
 
@@ -111,18 +115,52 @@ export interface Connection {
 }
 
 /**
- * What `Container.publish` takes.
+ * What `Container.publish` takes: a TCP port of the container; Docker's text for one, `"8080:80"`, `"127.0.0.1:8080:80/udp"`, `"80"`;
+ * or options. Unlike Docker's, a text without an address is published on `localhost` alone; `"0.0.0.0:8080:80"` is for every address.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Publishable = number | string | PublishOptions | PublishPathOptions
+
+/**
+ * The options of a port of the host.
  *
  * @since 0.2.0
  * @category models
  */
 export interface PublishOptions {
-  /** The TCP port of the server, on the container's loopback. */
-  readonly container: number
+  /**
+   * The port of the server in the container; or the path of its Unix socket in the container's root, which is resolved for each
+   * connection, so that a server can start anew; or, after `@`, its name in the abstract namespace. The socket must be writable for
+   * everybody, as those of Postgres and MySQL are, or for root of a container without `userns`. A server of a Unix socket sees a
+   * connection that ends at once when it begins to listen: nothing else tells Berth.
+   */
+  readonly container: number | { readonly path: string }
   /** The port of the host. Default: `0`, one that is free. */
   readonly host?: number
   /** The host's address: an IP address, or `localhost`, which is 127.0.0.1 and ::1. Default: `localhost`. */
   readonly hostname?: string
+  /** Default: `"tcp"`. */
+  readonly protocol?: "tcp" | "udp"
+}
+
+/**
+ * The options of a Unix socket of the host.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface PublishPathOptions {
+  /** The server in the container, as in `PublishOptions`. */
+  readonly container: number | { readonly path: string }
+  /**
+   * An absolute path in a folder that exists, of at most 107 bytes. The file is removed with the scope. When the program is killed, the
+   * file stays; the next `publish` to the path takes its place, as a socket that no process holds is in nobody's way.
+   */
+  readonly path: string
+  /** The mode of the file, which says who may connect (unix(7)). Default: `0o600`, the program's own user. */
+  readonly mode?: number
 }
 
 /**
@@ -134,6 +172,16 @@ export interface PublishOptions {
 export interface PublishedPort {
   readonly hostname: string
   readonly port: number
+}
+
+/**
+ * A Unix socket of the host that leads into a container.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface PublishedPath {
+  readonly path: string
 }
 
 /**
@@ -199,19 +247,184 @@ export const fetch: {
 export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpClient> = http.httpClient
 
 /**
- * Has a port of the host lead to a TCP port on the container's loopback, until the scope closes. Both 127.0.0.1 and ::1
- * have the port, and it refuses connections until the container's server listens.
+ * Has a port or a Unix socket of the host lead to a server in the container, until the scope closes. Both 127.0.0.1 and ::1 have
+ * the port. It refuses connections until the server listens.
  *
- * Fails with `NetworkError` for a port that is taken, naming its holder where that can be seen.
+ * A UDP port drops datagrams while no socket of the container has the server's port. Answers go to the peer that asked; at most 1024
+ * peers are known at a time, and one is forgotten when it has been idle for 60 seconds, or for longest when another comes.
+ *
+ * Fails with `NetworkError` for a port or a path that is taken, naming its holder where that can be seen.
  *
  * @since 0.2.0
  * @category network
  * @example
  * const { hostname, port } = yield* Container.publish(api, 8080)
+ * const { path } = yield* Container.publish(db, { container: 5432, path: "/tmp/db.sock" })
  */
 export const publish: {
+  (port: PublishPathOptions): (container: Container) => Effect.Effect<PublishedPath, BerthError, Scope.Scope>
   (
-    port: number | PublishOptions
+    port: number | string | PublishOptions
   ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-  (container: Container, port: number | PublishOptions): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-} = publishing.publish
+  (container: Container, port: PublishPathOptions): Effect.Effect<PublishedPath, BerthError, Scope.Scope>
+  (
+    container: Container,
+    port: number | string | PublishOptions
+  ): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
+} = dual(2, publishing.publish)
+
+/**
+ * What `Network.expose` takes.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ExposeOptions {
+  /** The TCP port on this machine's loopback, 127.0.0.1 or ::1, on which a server of this program, or of any other, listens. */
+  readonly host: number
+  /** The name by which the network's containers find it. */
+  readonly name: string
+  /** The port that containers use. Default: `host`. */
+  readonly port?: number
+}
+
+/**
+ * A port of this machine that the containers of a network reach.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ExposedPort {
+  readonly name: string
+  readonly port: number
+  /** The addresses of the name on the network. */
+  readonly addresses: ReadonlyArray<string>
+}
+
+/**
+ * Has the containers of a network reach one TCP port of this machine's loopback by a name, and nothing else of this machine,
+ * until the scope closes. The containers may run already. The port refuses connections until something listens on `host`.
+ * The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
+ *
+ * Fails with `InvalidOption` for a name that a container or another exposed port of the network has, and for a wrong port.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Network.expose(network, { host: 3000, name: "mock.test" }) // a container gets http://mock.test:3000
+ */
+export const expose: {
+  (options: ExposeOptions): (network: Network) => Effect.Effect<ExposedPort, BerthError, Scope.Scope>
+  (network: Network, options: ExposeOptions): Effect.Effect<ExposedPort, BerthError, Scope.Scope>
+} = exposing.expose
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface PartitionOptions {
+  /** Drops only what `a` sends to `b`: `b` still reaches `a`, as far as no answer is needed. Default: false. */
+  readonly oneWay?: boolean
+}
+
+/**
+ * Keeps containers of a network apart until the scope closes: packets between a container of `a` and one of `b` are dropped, without a
+ * word to their senders (a rule of ip-rule(8) for each pair). Connections stop, and go on afterwards once TCP sends again.
+ * Partitions may overlap. The network of the program itself is not affected: `Container.connect` and published ports
+ * reach each container.
+ *
+ * Fails with `InvalidOption` for a container that is not on the network, or in both groups.
+ *
+ * @since 0.2.0
+ * @category chaos
+ * @example
+ * yield* Effect.scoped(Effect.zipRight(Network.partition(network, leader, [follower, other]), check))
+ */
+export const partition: {
+  (
+    a: Container | ReadonlyArray<Container>,
+    b: Container | ReadonlyArray<Container>,
+    options?: PartitionOptions
+  ): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    network: Network,
+    a: Container | ReadonlyArray<Container>,
+    b: Container | ReadonlyArray<Container>,
+    options?: PartitionOptions
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = partitions.partition
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface CaptureStatistics {
+  /** The number of packets in the capture. */
+  readonly packets: number
+  /** How many are missing, because what came before them had not been read. */
+  readonly dropped: number
+}
+
+/**
+ * A capture that is written to a file.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface FileCapture {
+  /** Until now, or, once the scope has closed, until then. */
+  readonly statistics: Effect.Effect<CaptureStatistics>
+}
+
+/**
+ * A capture.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Capture extends FileCapture {
+  /**
+   * The bytes of a pcap file, which tcpdump(8) and Wireshark read: whole Ethernet frames, with times in nanoseconds. It ends when the
+   * capture's scope closes or the container's, after the packets until then. It can be read once, and keeps the program alive while it
+   * is read.
+   */
+  readonly stream: Stream.Stream<Uint8Array, BerthError>
+}
+
+/**
+ * Captures what a container sends and receives on a network, from now until the scope closes. The socket (packet(7)) is at the network's
+ * end of the container's interface: nothing in the container can see or stop it. The kernel keeps 8 MiB of
+ * packets that are not read yet, and without root as many as net.core.rmem_max allows; it drops further ones, and the container
+ * is not slowed down. Dropped packets are counted, and logged as a warning when the scope closes. Needs no root.
+ *
+ * Checksums may look wrong and packets larger than the link allows: the kernel leaves both to hardware, which is not there.
+ *
+ * Fails with `InvalidOption` for a container that is not on the network.
+ *
+ * @since 0.2.0
+ * @category sight
+ * @example
+ * const { stream } = yield* Network.capture(network, api)
+ */
+export const capture: {
+  (container: Container): (network: Network) => Effect.Effect<Capture, BerthError, Scope.Scope>
+  (network: Network, container: Container): Effect.Effect<Capture, BerthError, Scope.Scope>
+} = captures.capture
+
+/**
+ * The same to a file of the host, which is replaced if it exists, and is complete once the scope has closed.
+ *
+ * Fails also with `OperationFailed` if the file cannot be opened; a file that cannot be written later is told by a warning.
+ *
+ * @since 0.2.0
+ * @category sight
+ * @example
+ * yield* Network.captureToFile(network, api, "api.pcap")
+ */
+export const captureToFile: {
+  (
+    container: Container,
+    path: string
+  ): (network: Network) => Effect.Effect<FileCapture, BerthError, Scope.Scope>
+  (network: Network, container: Container, path: string): Effect.Effect<FileCapture, BerthError, Scope.Scope>
+} = captures.captureToFile

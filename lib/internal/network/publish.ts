@@ -1,61 +1,46 @@
-/** Ports of the host's that lead into a container. */
-import * as fs from "node:fs"
+/** Ports of the host that lead into a container. */
 import * as Effect from "effect/Effect"
-import { dual } from "effect/Function"
 import type * as Scope from "effect/Scope"
-import { type BerthError, InvalidOption, NetworkError, OperationFailed } from "../../BerthError.ts"
+import { type BerthError, NetworkError, OperationFailed } from "../../BerthError.ts"
 import type { Container } from "../../Container.ts"
-import type { PublishedPort, PublishOptions } from "../../Network.ts"
+import type {
+  Publishable,
+  PublishedPath,
+  PublishedPort,
+  PublishOptions,
+  PublishPathOptions
+} from "../../Network.ts"
 import { native } from "../system/addon.ts"
 import { EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { invalid } from "../util/validate.ts"
 import { candidates, parsePort, portOf, type SocketAddress } from "./address.ts"
-import { makeProxy } from "./proxy.ts"
-import { SOCK_STREAM } from "./socket.ts"
+import { heldBy, portInodes } from "./holders.ts"
+import { bindPath } from "./hostPath.ts"
+import { parseOnePort } from "./ports.ts"
+import { addressesIn, makeProxy, type Target, toPath, toPort } from "./proxy.ts"
+import { SOCK_DGRAM, SOCK_STREAM } from "./socket.ts"
 
 /** How many free ports of IPv4 are tried until the same one is free of IPv6. */
 const ATTEMPTS = 32
 
-const TCP_LISTEN = "0A"
+type Protocol = "tcp" | "udp"
 
-/** The processes that listen on a TCP port, by /proc/net/tcp of proc(5), as far as this process may see them. */
-const holdersOf = (port: number): ReadonlyArray<string> => {
-  const hex = port.toString(16).toUpperCase().padStart(4, "0")
-  const inodes = ["tcp", "tcp6"].flatMap((name) => {
-    try {
-      const lines = fs.readFileSync(`/proc/self/net/${name}`, "utf8").split("\n").slice(1)
-      const words = lines.map((line) => line.trim().split(/\s+/))
-      return words
-        .filter(([, local, , state]) => local?.endsWith(`:${hex}`) && state === TCP_LISTEN)
-        .map((fields) => `socket:[${fields[9]}]`)
-    } catch {
-      return [] // without IPv6
-    }
-  })
-  if (inodes.length === 0) return []
-  return fs.readdirSync("/proc").flatMap((pid) => {
-    if (!/^\d+$/.test(pid)) return []
-    try {
-      const links = fs.readdirSync(`/proc/${pid}/fd`).map((fd) => {
-        try {
-          return fs.readlinkSync(`/proc/${pid}/fd/${fd}`)
-        } catch {
-          return ""
-        }
-      })
-      if (!links.some((link) => inodes.includes(link))) return []
-      return [`${fs.readFileSync(`/proc/${pid}/comm`, "utf8").trim()} (pid ${pid})`]
-    } catch {
-      return [] // another user's, or gone
-    }
-  })
+/** What is published: the container and the protocol. */
+interface Subject {
+  readonly container: Container
+  readonly protocol: Protocol
 }
 
-const failed = (container: Container, address: SocketAddress, syscall: string, errno: number): BerthError => {
+const failed = (
+  { container, protocol }: Subject,
+  address: SocketAddress,
+  syscall: string,
+  errno: number
+): BerthError => {
   const subject = `container ${container.id}`
   if (errno === EADDRINUSE) {
-    const holders = holdersOf(portOf(address.bytes))
-    const by = holders.length === 0 ? "" : ` by ${holders.join(", ")}`
+    const by = heldBy(portInodes(portOf(address.bytes), protocol))
     const detail = `the port is taken${by}; choose another one, or 0 for one that is free`
     return new NetworkError({ reason: "AddressInUse", subject, address: address.text, errno, detail })
   }
@@ -71,13 +56,14 @@ const failed = (container: Container, address: SocketAddress, syscall: string, e
 }
 
 /** A socket that is bound on the host, and its port; throws. */
-const bind = (container: Container, address: SocketAddress): readonly [fd: number, port: number] => {
-  const fd = native().socketIn(-1, -1, address.family, SOCK_STREAM)
-  if (fd < 0) throw failed(container, address, "socket", -fd)
+const bind = (subject: Subject, address: SocketAddress): readonly [fd: number, port: number] => {
+  const type = subject.protocol === "tcp" ? SOCK_STREAM : SOCK_DGRAM
+  const fd = native().socketIn(-1, -1, address.family, type)
+  if (fd < 0) throw failed(subject, address, "socket", -fd)
   const bound = native().bind(fd, address.bytes)
   if (bound < 0) {
     native().close(fd)
-    throw failed(container, address, "bind", -bound)
+    throw failed(subject, address, "bind", -bound)
   }
   const name = new Uint8Array(28)
   native().socketAddress(fd, name)
@@ -92,17 +78,17 @@ const isTaken = (error: unknown): boolean => error instanceof NetworkError && er
 
 /** The same port on all addresses of the host; throws. */
 const bindAll = (
-  container: Container,
+  subject: Subject,
   host: string | undefined,
   port: number
 ): readonly [Array<number>, number] => {
   for (let attempt = 1; ; attempt++) {
     const [first, second] = candidates({ port, ...(host === undefined ? {} : { host }) }, 0)
-    const [fd, chosen] = bind(container, first!)
+    const [fd, chosen] = bind(subject, first!)
     if (second === undefined) return [[fd], chosen]
     try {
       const sixth = candidates({ port: chosen, ...(host === undefined ? {} : { host }) })[1]!
-      return [[fd, bind(container, sixth)[0]], chosen]
+      return [[fd, bind(subject, sixth)[0]], chosen]
     } catch (error) {
       if (isWithoutIPv6(error)) return [[fd], chosen]
       native().close(fd)
@@ -111,31 +97,60 @@ const bindAll = (
   }
 }
 
-/** See `Container.publish`. */
-export const publish: {
-  (
-    port: number | PublishOptions
-  ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-  (container: Container, port: number | PublishOptions): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-} = dual(2, (container: Container, given: number | PublishOptions) =>
+/** The server in the container; throws. */
+const targetOf = (container: Container, to: PublishOptions["container"], protocol: Protocol): Target => {
+  if (typeof to !== "object") return toPort(addressesIn(container), parsePort("container", to), protocol)
+  if (protocol === "udp") invalid("container", to, "a port: a Unix socket has no UDP")
+  return toPath(container, to.path)
+}
+
+const publishPort = (
+  container: Container,
+  { container: to, host = 0, hostname, protocol = "tcp" }: PublishOptions
+): Effect.Effect<PublishedPort, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const options = typeof given === "number" ? { container: given } : given
-    const { host = 0, hostname } = options
-    const port = yield* attempt(() => parsePort("container", options.container))
-    yield* attempt(() => parsePort("host", host, 0))
-    if (hostname === "") {
-      const expected = "localhost or an IP address of this machine"
-      return yield* Effect.fail(new InvalidOption({ option: "hostname", value: '""', expected }))
-    }
+    const target = yield* attempt(() => {
+      if (protocol !== "tcp" && protocol !== "udp") invalid("protocol", protocol, '"tcp" or "udp"')
+      parsePort("host", host, 0)
+      if (hostname === "") invalid("hostname", hostname, "localhost or an IP address of this machine")
+      return targetOf(container, to, protocol)
+    })
     const [left, chosen] = yield* Effect.acquireRelease(
-      attempt(() => bindAll(container, hostname, host)),
+      attempt(() => bindAll({ container, protocol }, hostname, host)),
       ([fds]) => Effect.sync(() => fds.forEach((fd) => native().close(fd)))
     )
     const proxy = yield* makeProxy(container)
-    while (left.length > 0) yield* proxy.add(left.shift()!, port)
+    while (left.length > 0) yield* proxy.add(left.shift()!, target)
     return {
       hostname: hostname === undefined || hostname === "localhost" ? "127.0.0.1" : hostname,
       port: chosen
     }
-  }).pipe(Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))
-)
+  })
+
+const publishPath = (
+  container: Container,
+  options: PublishPathOptions
+): Effect.Effect<PublishedPath, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const { container: to, path } = options
+    const target = yield* attempt(() => {
+      for (const other of ["host", "hostname", "protocol"])
+        if (other in options) invalid(other, (options as never)[other], "nothing beside `path`")
+      return targetOf(container, to, "tcp")
+    })
+    const left = yield* bindPath(container, options)
+    const proxy = yield* makeProxy(container)
+    while (left.length > 0) yield* proxy.add(left.shift()!, target)
+    return { path }
+  })
+
+/** See `Container.publish`. */
+export const publish = (
+  container: Container,
+  given: Publishable
+): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
+  Effect.flatMap(
+    attempt(() => parseOnePort(given)),
+    (options): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
+      "path" in options ? publishPath(container, options) : publishPort(container, options)
+  ).pipe(Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))

@@ -21,6 +21,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import { abstractName, candidates, type SocketAddress, unix } from "./address.ts"
 
 export const SOCK_STREAM = 1
+export const SOCK_DGRAM = 2
 
 const failed = (container: Container, syscall: string, errno: number): BerthError =>
   errno === ESRCH
@@ -63,11 +64,13 @@ export const refused = (container: Container, address: string, errno: number): B
   return new NetworkError({ reason, subject: `container ${container.id}`, address, errno, detail })
 }
 
+export const withoutRoot = (container: Container): BerthError => failed(container, "openat2", ESRCH)
+
 /** A path is resolved in the container's root, whatever its links say (CVE-2024-21626 has their kind of attack). */
 const inRoot = <A>(container: Container, path: string, use: (address: SocketAddress) => A): A => {
   const { root } = container.state
   const fd = root < 0 ? -ESRCH : openIn(root, path, O_PATH, RESOLVE_IN_ROOT, 0)
-  if (fd < 0) throw root < 0 ? failed(container, "openat2", ESRCH) : refused(container, path, -fd)
+  if (fd < 0) throw root < 0 ? withoutRoot(container) : refused(container, path, -fd)
   try {
     return use({ ...unix(`/proc/self/fd/${fd}`), text: path })
   } finally {

@@ -105,7 +105,7 @@ export interface Native {
   readonly connect: (fd: number, address: Uint8Array) => number
   /** The result of a connect that was in progress: 0, or -errno, -EINPROGRESS where it still is. */
   readonly connected: (fd: number) => number
-  /** bind(2), with SO_REUSEADDR, and IPV6_V6ONLY. */
+  /** bind(2), with SO_REUSEADDR for a stream, and IPV6_V6ONLY. */
   readonly bind: (fd: number, address: Uint8Array) => number
   /** listen(2), with as long a queue as the kernel allows. */
   readonly listen: (fd: number) => number
@@ -115,6 +115,15 @@ export interface Native {
   readonly shutdown: (fd: number) => number
   /** Leaves the closing of a descriptor to the runtime, which has taken it over. */
   readonly disown: (fd: number) => number
+  /** Binds a packet(7) socket to an interface; the kernel keeps at most so many bytes of packets for it. */
+  readonly capture: (fd: number, index: number, buffer: number) => number
+  /**
+   * Writes packets as records of a pcap file, of each at most so many bytes: `[length, reason]`, where the reason why there are no more
+   * is 0 for lack of room, or -errno: -EAGAIN where no packet is left.
+   */
+  readonly packets: (fd: number, bytes: Uint8Array, most: number) => readonly [number, number]
+  /** `[packets, of which dropped]` since the last call, or `[-errno, 0]`. */
+  readonly packetStatistics: (fd: number) => readonly [number, number]
   readonly startLoop: (ready: (token: number, events: number) => void) => number
   readonly watch: (fd: number, events: number, token: number) => number
   readonly keepAlive: (alive: boolean) => number
