@@ -250,6 +250,9 @@ export const connect: {
  * The same as a socket of `node:net`, for a client that is given one. Its `connect` method stays on the connection that
  * there is, whatever address it is called with, and failures come as its event `error`. Whoever asks for a socket closes it.
  *
+ * In Node, Deno and Bun these take it: `pg` (`stream`), `postgres` (`socket`), `mysql2` (`stream`), `ioredis` (a `Connector`
+ * whose `connect` gives it) and `tls.connect` (`socket`). For clients that take none, such as `redis` and `mongodb`, there is `publish`.
+ *
  * @since 0.2.0
  * @category network
  * @example

@@ -20,7 +20,7 @@ import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
-import { Shared } from "./internal/promise/runtime.ts"
+import { Shared, shared } from "./internal/promise/runtime.ts"
 import { networkWith, runWith, startWith } from "./internal/promise/start.ts"
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
@@ -458,8 +458,6 @@ export interface Session extends AsyncDisposable {
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
-
-const shared = new Shared({}, { lingers: true })
 
 /**
  * Starts a container from the machine's own root (`"host"`), a folder (an absolute path), an OCI layout (`"oci:PATH"`,
