@@ -3,6 +3,7 @@ import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import type * as Effect from "effect/Effect"
 import { cgroup } from "./cgroup.ts"
 import { exec } from "./exec.ts"
+import { fixtures } from "./fixtures.ts"
 import { output } from "./output.ts"
 import { pull } from "./pull.ts"
 import { seccomp } from "./seccomp.ts"
@@ -24,6 +25,12 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   exec: {
     usage: ["exec [--rounds N]      a command in a running container"],
     run: exec
+  },
+  fixtures: {
+    usage: [
+      "fixtures [--rounds N]  a database for a test, against a postgres of the host on a copied folder"
+    ],
+    run: fixtures
   },
   cgroup: {
     usage: ["cgroup [--rounds N]    limits in a start, statistics, and those of 500 every second"],
