@@ -15,12 +15,14 @@ import type * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Container } from "./Container.ts"
+import * as captures from "./internal/network/capture.ts"
 import * as connecting from "./internal/network/connection.ts"
 import * as exposing from "./internal/network/expose.ts"
 import * as http from "./internal/network/fetch.ts"
 import * as listening from "./internal/network/listen.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
+import * as partitions from "./internal/network/partition.ts"
 import * as publishing from "./internal/network/publish.ts"
 import * as Namespace from "./Namespace.ts"
 
@@ -389,3 +391,114 @@ export const expose: {
   (options: ExposeOptions): (network: Network) => Effect.Effect<ExposedPort, BerthError, Scope.Scope>
   (network: Network, options: ExposeOptions): Effect.Effect<ExposedPort, BerthError, Scope.Scope>
 } = exposing.expose
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface PartitionOptions {
+  /** Drops only what `a` sends to `b`: `b` still reaches `a`, as far as no answer is needed. Default: false. */
+  readonly oneWay?: boolean
+}
+
+/**
+ * Keeps containers of a network apart until the scope closes: packets between a container of `a` and one of `b` are dropped, without a
+ * word to their senders (a rule of ip-rule(8) for each pair). Connections stop, and go on afterwards once TCP sends again.
+ * Partitions may overlap. The network of the program itself is not affected: `Container.connect` and published ports
+ * reach each container.
+ *
+ * Fails with `InvalidOption` for a container that is not on the network, or in both groups.
+ *
+ * @since 0.2.0
+ * @category chaos
+ * @example
+ * yield* Effect.scoped(Effect.zipRight(Network.partition(network, leader, [follower, other]), check))
+ */
+export const partition: {
+  (
+    a: Container | ReadonlyArray<Container>,
+    b: Container | ReadonlyArray<Container>,
+    options?: PartitionOptions
+  ): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    network: Network,
+    a: Container | ReadonlyArray<Container>,
+    b: Container | ReadonlyArray<Container>,
+    options?: PartitionOptions
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = partitions.partition
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface CaptureStatistics {
+  /** The number of packets in the capture. */
+  readonly packets: number
+  /** How many are missing, because what came before them had not been read. */
+  readonly dropped: number
+}
+
+/**
+ * A capture that is written to a file.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface FileCapture {
+  /** Until now, or, once the scope has closed, until then. */
+  readonly statistics: Effect.Effect<CaptureStatistics>
+}
+
+/**
+ * A capture.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Capture extends FileCapture {
+  /**
+   * The bytes of a pcap file, which tcpdump(8) and Wireshark read: whole Ethernet frames, with times in nanoseconds. It ends when the
+   * capture's scope closes or the container's, after the packets until then. It can be read once, and keeps the program alive while it
+   * is read.
+   */
+  readonly stream: Stream.Stream<Uint8Array, BerthError>
+}
+
+/**
+ * Captures what a container sends and receives on a network, from now until the scope closes. The socket (packet(7)) is at the network's
+ * end of the container's interface: nothing in the container can see or stop it. The kernel keeps 8 MiB of
+ * packets that are not read yet, and without root as many as net.core.rmem_max allows; it drops further ones, and the container
+ * is not slowed down. Dropped packets are counted, and logged as a warning when the scope closes. Needs no root.
+ *
+ * Checksums may look wrong and packets larger than the link allows: the kernel leaves both to hardware, which is not there.
+ *
+ * Fails with `InvalidOption` for a container that is not on the network.
+ *
+ * @since 0.2.0
+ * @category sight
+ * @example
+ * const { stream } = yield* Network.capture(network, api)
+ */
+export const capture: {
+  (container: Container): (network: Network) => Effect.Effect<Capture, BerthError, Scope.Scope>
+  (network: Network, container: Container): Effect.Effect<Capture, BerthError, Scope.Scope>
+} = captures.capture
+
+/**
+ * The same to a file of the host, which is replaced if it exists, and is complete once the scope has closed.
+ *
+ * Fails also with `OperationFailed` if the file cannot be opened; a file that cannot be written later is told by a warning.
+ *
+ * @since 0.2.0
+ * @category sight
+ * @example
+ * yield* Network.captureToFile(network, api, "api.pcap")
+ */
+export const captureToFile: {
+  (
+    container: Container,
+    path: string
+  ): (network: Network) => Effect.Effect<FileCapture, BerthError, Scope.Scope>
+  (network: Network, container: Container, path: string): Effect.Effect<FileCapture, BerthError, Scope.Scope>
+} = captures.captureToFile

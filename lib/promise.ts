@@ -3,30 +3,28 @@
  * with a tagged error, an `instanceof BerthError`. In npm's package this is one module without dependencies on Effect; as source it
  * needs `@effect/platform-node`.
  *
- * A program has one supervisor. The first call starts it, and it ends once the last box is closed and no call runs. Its start
- * and end take about 12 ms; a program that runs many containers one after the other keeps it with `open`.
+ * A program has one supervisor. The first call starts it. Once the last box is closed and no call runs, it stays for a second,
+ * so that a program that runs one container after the other starts it once: see `CallOptions.linger`. It does not keep the program
+ * alive, and nothing is left when the program ends.
  *
  * @since 0.1.0
  */
 import type * as net from "node:net"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Scope from "effect/Scope"
 import * as Berth from "./Berth.ts"
 import * as Errors from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
-import * as Container from "./Container.ts"
+import type * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
-import { closing, makeBox, withContainers } from "./internal/promise/box.ts"
-import { streamOf, withInput } from "./internal/promise/command.ts"
-import { make as makeImages, named } from "./internal/promise/images.ts"
+import { make as makeImages } from "./internal/promise/images.ts"
 import { Shared } from "./internal/promise/runtime.ts"
+import { networkWith, runWith, startWith } from "./internal/promise/start.ts"
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
-import * as Network from "./Network.ts"
+import type * as Network from "./Network.ts"
 import type { Progress } from "./Progress.ts"
 import type * as Store from "./Store.ts"
 import type * as WaitFor from "./WaitFor.ts"
@@ -64,6 +62,23 @@ export const BerthError: (abstract new () => Errors.BerthError) & {
  */
 export interface Abortable {
   readonly signal?: AbortSignal | undefined
+}
+
+/**
+ * The options of each function that needs a supervisor.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface CallOptions extends Abortable {
+  /**
+   * The time that the program's supervisor stays once nothing needs it, in milliseconds or as `"5 seconds"`. Default: one
+   * second. The call or the box that ends last decides. With 0, the supervisor has ended when the promise settles, or the box
+   * is closed; Deno's test sanitizers need that. A supervisor that stays has no container and does not keep the program alive:
+   * a program with nothing else to do ends it and exits. It serves another call only if Berth's folder and the user of the
+   * program are still the same. Sessions of `open` ignore `linger`: their supervisors end with them.
+   */
+  readonly linger?: Duration.DurationInput | undefined
 }
 
 /**
@@ -119,7 +134,7 @@ export type NamespaceSource = Namespace.Namespace | Container.Container
  * @since 0.1.0
  * @category models
  */
-export interface SupervisedOptions extends StartOptions, Abortable {
+export interface SupervisedOptions extends StartOptions, CallOptions {
   /**
    * The delay until the next container starts, or `false` to stop. It receives the exit status of the last container, and the number of
    * containers that have run.
@@ -171,7 +186,7 @@ export interface RunOptions
   extends StartOptions,
     Omit<Container.BufferOptions, "input">,
     Pick<InsideOptions, "input">,
-    Abortable {}
+    CallOptions {}
 
 /**
  * A command inside a container. Awaited, it gives its whole output, and rejects with `NonZeroExit` for any exit code but 0.
@@ -394,38 +409,38 @@ export interface Transfer<A> extends Promise<A>, AsyncIterable<Progress> {}
  * @category models
  */
 export interface Images {
-  readonly get: (name: string, options?: Image.GetOptions & Abortable) => Transfer<Image.Image>
-  readonly pull: (reference: string, options?: Image.PullOptions & Abortable) => Transfer<Image.Image>
+  readonly get: (name: string, options?: Image.GetOptions & CallOptions) => Transfer<Image.Image>
+  readonly pull: (reference: string, options?: Image.PullOptions & CallOptions) => Transfer<Image.Image>
   readonly fromStore: (
     name: string,
-    options?: Image.NamedOptions & Limits & Abortable
+    options?: Image.NamedOptions & Limits & CallOptions
   ) => Promise<Image.Image>
   /** Gives the descriptor of the manifest. */
   readonly push: (
     image: Image.Image | string,
     reference: string,
-    options?: Image.PushOptions & Abortable
+    options?: Image.PushOptions & CallOptions
   ) => Transfer<Store.Descriptor>
   /** Loads an archive from its path, or from its bytes. */
   readonly load: (
     archive: string | Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
-    options?: Image.LoadOptions & Abortable
+    options?: Image.LoadOptions & CallOptions
   ) => Promise<readonly [Image.Image, ...Array<Image.Image>]>
   readonly save: (
     image: Image.Image | string,
     path: string,
-    options: Image.SaveOptions & Abortable
+    options: Image.SaveOptions & CallOptions
   ) => Promise<void>
-  readonly import: (path: string, options?: Image.ImportOptions & Abortable) => Promise<Image.Image>
-  readonly list: (options?: Abortable) => Promise<ReadonlyArray<Image.NamedImage>>
-  readonly inspect: (name: string, options?: Image.NamedOptions & Abortable) => Promise<Image.Inspected>
+  readonly import: (path: string, options?: Image.ImportOptions & CallOptions) => Promise<Image.Image>
+  readonly list: (options?: CallOptions) => Promise<ReadonlyArray<Image.NamedImage>>
+  readonly inspect: (name: string, options?: Image.NamedOptions & CallOptions) => Promise<Image.Inspected>
   readonly history: (
     name: string,
-    options?: Image.NamedOptions & Abortable
+    options?: Image.NamedOptions & CallOptions
   ) => Promise<ReadonlyArray<Image.HistoryEntry>>
-  readonly tag: (name: string, newName: string, options?: Abortable) => Promise<void>
-  readonly remove: (name: string, options?: Abortable) => Promise<void>
-  readonly gc: (options?: { readonly dryRun?: boolean | undefined } & Abortable) => Promise<Store.Collected>
+  readonly tag: (name: string, newName: string, options?: CallOptions) => Promise<void>
+  readonly remove: (name: string, options?: CallOptions) => Promise<void>
+  readonly gc: (options?: { readonly dryRun?: boolean | undefined } & CallOptions) => Promise<Store.Collected>
 }
 
 /**
@@ -444,61 +459,7 @@ export interface Session extends AsyncDisposable {
   readonly close: () => Promise<void>
 }
 
-const networkWith =
-  (shared: Shared) =>
-  ({ signal, ...options }: Network.NetworkOptions & Abortable = {}): Promise<ClosableNetwork> =>
-    shared.run(
-      Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(Scope.make(), (scope) =>
-          restore(Network.make(options)).pipe(
-            Scope.extend(scope),
-            Effect.map((made) => {
-              const close = closing(shared, scope)
-              const expose = (options: Network.ExposeOptions) =>
-                shared.run(Scope.extend(Network.expose(made, options), scope))
-              return Object.assign(made, { expose, close, [Symbol.asyncDispose]: close })
-            }),
-            Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-          )
-        )
-      ),
-      signal
-    )
-
-const startWith =
-  (shared: Shared) =>
-  (image: string | Image.Image, options: StartOptions & Abortable = {}): Promise<Box> =>
-    shared.run(
-      Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(Scope.make(), (scope) =>
-          restore(
-            Effect.flatMap(named(image, options), (from) => Container.start(from, withContainers(options)))
-          ).pipe(
-            Scope.extend(scope),
-            Effect.map((container) => makeBox(shared, container, scope)),
-            Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-          )
-        )
-      ),
-      options.signal
-    )
-
-const runWith =
-  (shared: Shared) =>
-  (image: string | Image.Image, { input, ...options }: RunOptions = {}): Promise<Container.Result> =>
-    withInput(input, (given) =>
-      shared.run(
-        Effect.flatMap(named(image, options), (from) =>
-          Container.run(from, {
-            ...withContainers(options),
-            input: given === undefined ? undefined : streamOf(given)
-          })
-        ),
-        options.signal
-      )
-    )
-
-const shared = new Shared({})
+const shared = new Shared({}, { lingers: true })
 
 /**
  * Starts a container from the machine's own root (`"host"`), a folder (an absolute path), an OCI layout (`"oci:PATH"`,
@@ -511,7 +472,7 @@ const shared = new Shared({})
  * await using box = await start("host", { command: ["sleep", "infinity"] })
  * const name = await box.$`uname -n`.text()
  */
-export const start: (image: string | Image.Image, options?: StartOptions & Abortable) => Promise<Box> =
+export const start: (image: string | Image.Image, options?: StartOptions & CallOptions) => Promise<Box> =
   startWith(shared)
 
 /**
@@ -523,7 +484,7 @@ export const start: (image: string | Image.Image, options?: StartOptions & Abort
  * await using own = await network()
  * await using db = await start("db:1", { network: own, name: "db" })
  */
-export const network: (options?: Network.NetworkOptions & Abortable) => Promise<ClosableNetwork> =
+export const network: (options?: Network.NetworkOptions & CallOptions) => Promise<ClosableNetwork> =
   networkWith(shared)
 
 /**
@@ -572,10 +533,10 @@ export const images: Images = makeImages(shared)
  * for (const file of files) await berth.run("host", { command: ["wc", file] })
  */
 export const open = async (options: Berth.Options & Abortable = {}): Promise<Session> => {
-  const own = new Shared(options)
-  const release = own.hold()
+  const own = new Shared(options, { lingers: false })
+  const release = own.hold(0)
   try {
-    await own.run(Effect.void, options.signal)
+    await own.run(Effect.void, options)
   } catch (error) {
     await release()
     throw error

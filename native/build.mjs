@@ -32,6 +32,7 @@ const targets = {
       "addon/as_root.c",
       "addon/environment.c",
       "addon/loop.c",
+      "addon/packet.c",
       "addon/process.c",
       "common/descriptor.c",
       "addon/seccomp.c",

@@ -124,3 +124,8 @@ napi_value js_accept_socket(napi_env env, napi_callback_info info);
 napi_value js_socket_address(napi_env env, napi_callback_info info);
 napi_value js_end_socket(napi_env env, napi_callback_info info);
 napi_value js_disown(napi_env env, napi_callback_info info);
+
+// Of packet.c.
+napi_value js_capture_packets(napi_env env, napi_callback_info info);
+napi_value js_take_packets(napi_env env, napi_callback_info info);
+napi_value js_packet_statistics(napi_env env, napi_callback_info info);

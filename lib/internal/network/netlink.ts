@@ -191,20 +191,22 @@ const FR_ACT_TO_TBL = 1
 const FR_ACT_BLACKHOLE = 6
 
 /** A rule for packets that come in by an interface, from an address or from any: ip-rule(8). */
-export const rule = (options: {
+export interface Rule {
   readonly priority: number
   readonly family: number
   readonly interface?: string
   readonly from?: Ip
   readonly to?: Ip
   readonly action: "route" | "drop"
-}): Bytes => {
+}
+
+const ruleMessage = (type: number, flags: number, options: Rule): Bytes => {
   const { action, family, from, priority, to } = options
   const size = (one: Ip | undefined): number => (one === undefined ? 0 : one.bytes.length * 8)
   const routed = action === "route"
   return message(
-    32,
-    NLM_F_CREATE,
+    type,
+    flags,
     new Writer()
       .u8(family, size(to), size(from), 0, routed ? RT_TABLE_MAIN : 0, 0, 0)
       .u8(routed ? FR_ACT_TO_TBL : FR_ACT_BLACKHOLE)
@@ -215,5 +217,10 @@ export const rule = (options: {
     ...(options.interface === undefined ? [] : [attribute(3, text(options.interface))])
   )
 }
+
+export const rule = (options: Rule): Bytes => ruleMessage(32, NLM_F_CREATE, options)
+
+/** Removes one rule that is equal. */
+export const removeRule = (options: Rule): Bytes => ruleMessage(33, 0, options)
 
 export const concat = (messages: ReadonlyArray<Bytes>): Uint8Array => new Uint8Array(messages.flat())

@@ -22,6 +22,8 @@ export const isNetwork = (u: unknown): u is Network => hasProperty(u, TypeId)
 export interface Member {
   readonly container: string
   readonly name: string | undefined
+  /** The place of the network among those of the container. */
+  readonly place: number
 }
 
 export interface State {
@@ -162,7 +164,7 @@ export const join = (container: string, options: StartOptions): Joined => {
       const attachment = attach(network.state.router, place)
       joined.push([network, attachment])
       const { addresses, number } = attachment
-      network.state.members.set(number, { container, name })
+      network.state.members.set(number, { container, name, place })
       network.state.names.add(
         number,
         [...(name === undefined ? [] : [name]), ...aliases, container],

@@ -320,7 +320,7 @@ export const makeCommand = (
     begun = true
     const effect = Effect.flatMap(attempt(words), (all) => judge(box, all, settings))
     try {
-      return await shared.runFrom(site, effect, settings.options.signal, stop.signal)
+      return await shared.runFrom(site, effect, settings.options, stop.signal)
     } finally {
       settings.lines?.end()
       settings.output?.end()

@@ -4,7 +4,7 @@ import * as Berth from "../../Berth.ts"
 import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
 import * as Image from "../../Image.ts"
 import type { Listener, Progress, ProgressOptions } from "../../Progress.ts"
-import type { Abortable, Images, PullPolicy, Transfer } from "../../promise.ts"
+import type { CallOptions, Images, PullPolicy, Transfer } from "../../promise.ts"
 import * as Store from "../../Store.ts"
 import { streamOf } from "./command.ts"
 import { siteOf } from "./rejection.ts"
@@ -80,7 +80,7 @@ class Steps {
 /** Begins after the statement of its call, in which a reader may ask for its steps. */
 const transfer = <A>(
   shared: Shared,
-  options: ProgressOptions & Abortable,
+  options: ProgressOptions & CallOptions,
   work: (progress: ProgressOptions["progress"]) => Effect.Effect<A, BerthError, Berth.Berth>
 ): Transfer<A> => {
   const site = siteOf(transfer)
@@ -95,7 +95,7 @@ const transfer = <A>(
     await undefined
     try {
       const effect = work(readers.size > 0 ? tell : options.progress)
-      return await shared.runFrom(site, effect, options.signal, stop.signal)
+      return await shared.runFrom(site, effect, options, stop.signal)
     } finally {
       for (const steps of readers) steps.end()
     }
@@ -132,17 +132,14 @@ export const make = (shared: Shared): Images => ({
   push: (image, reference, options = {}) =>
     transfer(shared, options, (progress) => Image.push(image, reference, { ...options, progress })),
   load: (archive, options = {}) =>
-    shared.run(
-      Image.load(typeof archive === "string" ? archive : streamOf(archive), options),
-      options.signal
-    ),
-  save: (image, path, options) => shared.run(Image.save(image, path, options), options.signal),
-  import: (path, options = {}) => shared.run(Image.import(path, options), options.signal),
-  fromStore: (name, options = {}) => shared.run(Image.fromStore(name, options), options.signal),
-  inspect: (name, options = {}) => shared.run(Image.inspect(name, options), options.signal),
-  history: (name, options = {}) => shared.run(Image.history(name, options), options.signal),
-  list: (options = {}) => shared.run(Image.list, options.signal),
-  tag: (name, newName, options = {}) => shared.run(Image.tag(name, newName), options.signal),
-  remove: (name, options = {}) => shared.run(Image.remove(name), options.signal),
-  gc: (options = {}) => shared.run(Store.gc(options), options.signal)
+    shared.run(Image.load(typeof archive === "string" ? archive : streamOf(archive), options), options),
+  save: (image, path, options) => shared.run(Image.save(image, path, options), options),
+  import: (path, options = {}) => shared.run(Image.import(path, options), options),
+  fromStore: (name, options = {}) => shared.run(Image.fromStore(name, options), options),
+  inspect: (name, options = {}) => shared.run(Image.inspect(name, options), options),
+  history: (name, options = {}) => shared.run(Image.history(name, options), options),
+  list: (options = {}) => shared.run(Image.list, options),
+  tag: (name, newName, options = {}) => shared.run(Image.tag(name, newName), options),
+  remove: (name, options = {}) => shared.run(Image.remove(name), options),
+  gc: (options = {}) => shared.run(Store.gc(options), options)
 })

@@ -27,7 +27,7 @@ const ended = async (
 export const restarted =
   (shared: Shared, startBox: typeof start) =>
   async (image: string | Image, { onStart, restart, ...options }: SupervisedOptions): Promise<ExitStatus> => {
-    const release = shared.hold()
+    const release = shared.hold(options.linger)
     try {
       for (let times = 1; ; times++) {
         const status = await ended(await startBox(image, options), onStart, options.signal)
