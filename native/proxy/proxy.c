@@ -6,6 +6,8 @@
 //                      `v6:PORT:ADDRESS`; they are tried in turn. Or there is one alone: `abstract:NAME`, or `unix:PATH`, for which
 //                      the descriptor of a root comes after the socket.
 //   datagrams ID TARGET...   with a bound UDP socket.
+//   toxic ID UP DOWN   the faults of what `add` has added, for each direction: `LATENCY:JITTER:RATE:BYTES:AFTER:HALF_OPEN`, the
+//                      members of struct toxic.
 //
 // It answers each with its ID.
 #include "../common/descriptor.h"
@@ -13,6 +15,7 @@
 #include "datagram.h"
 #include "pair.h"
 #include "target.h"
+#include "timer.h"
 #include "watched.h"
 
 #include <errno.h>
@@ -43,6 +46,7 @@ struct listener {
     uint32_t id;
     bool listening, paused;
     struct targets targets;
+    struct shape shape;
     struct listener *next;
 };
 
@@ -75,9 +79,18 @@ static void add(uint32_t id, int fd, const struct targets *targets) {
         close(fd);
         return;
     }
-    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .id = id, .targets = *targets, .next = listeners};
+    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .id = id, .targets = *targets, .shape = NO_SHAPE, .next = listeners};
     listeners = listener;
     look(listener);
+}
+
+static void reshape(uint32_t id, const char *text) {
+    struct toxic toxics[2];
+    struct listener *listener = listeners;
+    while (listener && listener->id != id) listener = listener->next;
+    if (!listener || !toxics_parse(toxics, text)) return;
+    memcpy(listener->shape.toxics, toxics, sizeof toxics);
+    pairs_reshape(&listener->shape);
 }
 
 static void take_message(void) {
@@ -91,10 +104,14 @@ static void take_message(void) {
     if (length <= 0) exit(0);
     text[length] = '\0';
     cleanup_close int fd = fds[0], root = fds[1];
-    if (sscanf(text, "%15s %u %n", verb, &id, &at) != 2 || fd < 0 || !targets_parse(&targets, text + at, &root)) return;
-    fcntl(fd, F_SETFL, O_NONBLOCK);
-    if (strcmp(verb, "add") == 0) add(id, steal_fd(&fd), &targets);
-    else if (strcmp(verb, "datagrams") == 0) datagrams_open(epoll, steal_fd(&fd), &targets);
+    if (sscanf(text, "%15s %u %n", verb, &id, &at) != 2) return;
+    if (strcmp(verb, "toxic") == 0) {
+        reshape(id, text + at);
+    } else if (fd >= 0 && targets_parse(&targets, text + at, &root)) {
+        fcntl(fd, F_SETFL, O_NONBLOCK);
+        if (strcmp(verb, "add") == 0) add(id, steal_fd(&fd), &targets);
+        else if (strcmp(verb, "datagrams") == 0) datagrams_open(epoll, steal_fd(&fd), &targets);
+    }
     answer(id);
 }
 
@@ -102,7 +119,7 @@ static void take_connections(struct listener *listener) {
     for (int k = 0; k < ACCEPTS_MAX; k++) {
         int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            if (pair_open(epoll, fd, &listener->targets)) continue;
+            if (pair_open(epoll, fd, &listener->targets, &listener->shape)) continue;
         } else if (errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS) {
             if (errno == EAGAIN || errno == EWOULDBLOCK) return;
             continue; // of one that was gone again
@@ -160,9 +177,10 @@ int main(void) {
             case WATCHED_PEER: datagrams_serve_peer(events[k].data.ptr); break;
             }
         }
+        pairs_serve_due();
         pairs_free();
         int look = look_around(wait);
         if (count == 0 && look == wait && wait < LOOK_MOST_MS) wait++;
-        until = sooner(look, datagrams_tidy());
+        until = sooner(sooner(look, datagrams_tidy()), timer_wait());
     }
 }
