@@ -1,5 +1,6 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
+import * as net from "node:net"
 import { inspect } from "node:util"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
@@ -30,6 +31,12 @@ const ask = (box: Container.Container, address: string) =>
   Effect.map(
     Container.exec(box, ["sh", "-c", `echo hello | timeout 5 nc -w 2 ${address} 7`]),
     ({ stdout }) => stdout
+  )
+
+/** The IPv4 addresses of a name, as a container looks them up. */
+const lookUp = (box: Container.Container, name: string) =>
+  Effect.map(Container.exec(box, ["busybox", "nslookup", "-type=a", name]), ({ stdout }) =>
+    [...stdout.matchAll(/^Address: (\d[\d.]+)$/gm)].map(([, address]) => address).sort()
   )
 
 const ANSWER = "hello\nbye"
@@ -91,6 +98,44 @@ suite("a network", (effect) => {
       skip
     )
   }
+
+  effect(
+    "a container knows the names of all its networks, and nothing of any other network",
+    function* () {
+      const [one, two] = [yield* Network.make(), yield* Network.make()]
+      const first = yield* idle({ network: one, name: "db", aliases: ["one"] })
+      const second = yield* idle({ network: two, name: "db", aliases: ["two"] })
+      const both = yield* idle({ network: [one, two], name: "both" })
+      const address = (box: Container.Container, place = 0): string => box.state.addresses[place]!
+      const reverse = (of: string): string => `${of.split(".").reverse().join(".")}.in-addr.arpa`
+      assert.deepEqual(yield* lookUp(both, "db"), [address(first), address(second)].sort())
+      assert.deepEqual(yield* lookUp(both, "one"), [address(first)])
+      assert.deepEqual(yield* lookUp(both, second.id), [address(second)])
+      assert.deepEqual(yield* lookUp(first, "db"), [address(first)])
+      assert.deepEqual(yield* lookUp(second, "db"), [address(second)])
+      assert.deepEqual(yield* lookUp(second, "both"), [both.state.addresses.filter(net.isIPv4)[1]])
+      for (const name of ["two", second.id, "DB.two", `${"x.".repeat(20)}two`])
+        assert.deepEqual(yield* lookUp(first, name), [], name)
+      const named = (box: Container.Container, of: Container.Container) =>
+        Effect.map(
+          Container.exec(box, ["busybox", "nslookup", "-type=ptr", reverse(address(of))]),
+          ({ stdout }) => /name = (\S+)/.exec(stdout)?.[1]
+        )
+      assert.equal(yield* named(both, first), "db")
+      assert.equal(yield* named(both, second), "db")
+      assert.equal(yield* named(first, second), undefined)
+      // One responder serves both networks, and forgets a container with its scope.
+      assert.equal(one.state.names.responder, two.state.names.responder)
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const other = yield* idle({ network: two, name: "other" })
+          assert.deepEqual(yield* lookUp(both, "other"), [address(other)])
+        })
+      )
+      assert.deepEqual(yield* lookUp(both, "other"), [])
+    },
+    skip
+  )
 
   effect(
     "a connection by the program goes to the container's own address, and else to its loopback",

@@ -19,7 +19,7 @@ const confined: ReadonlyArray<Plan.Operation> = [
 
 /** Starts the program, and gives the socket to its standard input, with which it ends: at the latest with the scope. */
 export const startHelper = (
-  berth: Berth,
+  berth: Pick<Berth, "supervisor">,
   options: {
     readonly program: "berth-proxy" | "berth-names"
     /** The name of its unit in messages. */

@@ -9,25 +9,37 @@ import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { StartOptions } from "../../Container.ts"
 import type { Namespace } from "../../Namespace.ts"
 import type { Network, NetworkOptions, TypeId as PublicTypeId } from "../../Network.ts"
-import type { Operation } from "../../Plan.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { makeNames, type Names, RESOLVER } from "./names.ts"
+import { makeNames, type Names, NETWORKS_MAX, RESOLVER, type Responder } from "./names.ts"
 import { type Attachment, attach, configure, makeRouter, type Router } from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
 
 export const isNetwork = (u: unknown): u is Network => hasProperty(u, TypeId)
 
-/** A container on a network. */
-export interface Member {
+/** A network namespace that is on networks: a container's. */
+export interface Station {
+  /** The id of the container. */
   readonly container: string
+  /** Its name on each of its networks, besides the id. */
   readonly name: string | undefined
+  /** Its interfaces, by their places. */
+  readonly interfaces: Map<number, Interface>
+  /** The number under which it asks for names, once it has the sockets for that. */
+  asker: number | undefined
+}
+
+/** An interface on a network. */
+export interface Interface {
+  readonly network: Network
+  readonly attachment: Attachment
 }
 
 export interface State {
   readonly router: Router
   readonly names: Names
-  readonly members: Map<number, Member>
+  /** The containers on it, by their numbers there. */
+  readonly members: Map<number, Station>
 }
 
 const Proto = {
@@ -79,13 +91,15 @@ export const make = (
     )
     const router = makeRouter(holder, nextRange())
     yield* configure(berth, holder, router.range)
-    const names = yield* makeNames(berth, name)
+    const names = yield* makeNames(berth)
     const state: State = { router, names, members: new Map() }
     return Object.assign(Object.create(Proto), { name, range: `${router.range.prefix4}.0.0/16`, state })
   })
 
-/** A container's interfaces on networks, until it is given back. */
+/** What a start makes of its networks. */
 export interface Joined {
+  /** Undefined without any. */
+  readonly station: Station | undefined
   readonly operations: Attachment["operations"]
   readonly descriptors: Attachment["descriptors"]
   readonly addresses: ReadonlyArray<string>
@@ -97,6 +111,7 @@ export interface Joined {
 }
 
 export const none: Joined = {
+  station: undefined,
   operations: [],
   descriptors: {},
   addresses: [],
@@ -111,29 +126,68 @@ export const networksOf = ({ network }: StartOptions): ReadonlyArray<Network> =>
 
 const check = (networks: ReadonlyArray<Network>): void => {
   networks.forEach((network, place) => {
-    if (!isNetwork(network) || networks.indexOf(network) !== place)
+    if (!isNetwork(network) || networks.indexOf(network) !== place || place >= NETWORKS_MAX)
       throw new InvalidOption({
         option: "network",
         value: String(network),
-        expected: '"none", "host", a network of Network.make, or a list of networks without repetition'
+        expected: `"none", "host", a network of Network.make, or a list of at most ${NETWORKS_MAX} networks without repetition`
       })
   })
 }
 
-/** A container asks one responder, which is that of its first network. */
-const serve = (number: number): Operation => ({
-  op: "name-sockets",
-  responder: "names",
-  message: `serve ${number}`
-})
+const checkFree = (network: Network, name: string): void => {
+  for (const member of network.state.members.values())
+    if (member.name === name) {
+      const expected = `another name: container ${member.container} has it on network ${network.name}; an alias may be shared`
+      throw new InvalidOption({ option: "name", value: JSON.stringify(name), expected })
+    }
+}
 
-const checkFree = (networks: ReadonlyArray<Network>, name: string): void => {
-  for (const network of networks)
-    for (const member of network.state.members.values())
-      if (member.name === name) {
-        const expected = `another name: container ${member.container} has it on network ${network.name}; an alias may be shared`
-        throw new InvalidOption({ option: "name", value: JSON.stringify(name), expected })
-      }
+const parseAliases = (aliases: ReadonlyArray<string> = []): ReadonlyArray<string> =>
+  aliases.map((alias) => parseName("aliases", alias))
+
+const numbersOf = ({ interfaces }: Station): ReadonlyArray<number> =>
+  [...interfaces.values()].map(({ network }) => network.state.names.network)
+
+/** Takes an address on a network, and names for it; throws, and then has taken none. */
+const enter = (station: Station, network: Network, aliases: ReadonlyArray<string>): Interface => {
+  const { members, names, router } = network.state
+  const { container, interfaces, name } = station
+  if (name !== undefined) checkFree(network, name)
+  let place = 0
+  while (interfaces.has(place)) place++
+  const attachment = attach(router, place)
+  const entered = { network, attachment }
+  interfaces.set(place, entered)
+  members.set(attachment.number, station)
+  names.add(
+    attachment.number,
+    [...(name === undefined ? [] : [name]), ...aliases, container],
+    attachment.addresses
+  )
+  return entered
+}
+
+/** Gives the address back, which nobody may use any more. */
+const exit = (station: Station, { attachment, network: { state } }: Interface): void => {
+  attachment.close()
+  station.interfaces.delete(attachment.place)
+  state.members.delete(attachment.number)
+  state.names.remove(attachment.number)
+  state.router.numbers.give(attachment.number)
+}
+
+/** The operation by which a station gets the sockets on which it asks for names. */
+const serve = (station: Station, { nextNumber, socket }: Responder) => {
+  station.asker = nextNumber()
+  return {
+    operation: {
+      op: "name-sockets",
+      responder: "names",
+      message: ["serve", station.asker, ...numbersOf(station)].join(" ")
+    } as const,
+    descriptors: { names: socket() }
+  }
 }
 
 /** Takes an address on each network; throws, and then has taken none. */
@@ -141,52 +195,38 @@ export const join = (container: string, options: StartOptions): Joined => {
   const networks = networksOf(options)
   check(networks)
   const name = options.name === undefined ? undefined : parseName("name", options.name)
-  if (name !== undefined) checkFree(networks, name)
-  const aliases = (options.aliases ?? []).map((alias) => parseName("aliases", alias))
-  const joined: Array<readonly [Network, Attachment]> = []
+  const aliases = parseAliases(options.aliases)
+  const station: Station = { container, name, interfaces: new Map(), asker: undefined }
   const leave = (): void => {
-    for (const [{ state }, { close, number }] of joined) {
-      close()
-      state.members.delete(number)
-      state.names.remove(number)
-      state.router.numbers.give(number)
-    }
+    for (const entered of [...station.interfaces.values()]) exit(station, entered)
+    if (station.asker !== undefined) networks[0]!.state.names.responder.tell(`leave ${station.asker}`)
   }
   try {
-    networks.forEach((network, place) => {
-      const attachment = attach(network.state.router, place)
-      joined.push([network, attachment])
-      const { addresses, number } = attachment
-      network.state.members.set(number, { container, name })
-      network.state.names.add(
-        number,
-        [...(name === undefined ? [] : [name]), ...aliases, container],
-        addresses
-      )
-    })
+    const attachments = networks.map((network) => enter(station, network, aliases).attachment)
+    const first = networks[0]
+    const served = first === undefined ? undefined : serve(station, first.state.names.responder)
+    return {
+      station,
+      operations: [
+        ...attachments.flatMap(({ operations }) => operations),
+        ...(served === undefined ? [] : [served.operation])
+      ],
+      descriptors: Object.assign(
+        { ...served?.descriptors },
+        ...attachments.map(({ descriptors }) => descriptors)
+      ),
+      addresses: attachments.flatMap(({ addresses }) => addresses),
+      nameservers: first === undefined ? [] : [RESOLVER],
+      done: () => {
+        for (const { attachment, network } of station.interfaces.values()) {
+          attachment.close()
+          network.state.router.ruled.add(attachment.number)
+        }
+      },
+      leave
+    }
   } catch (error) {
     leave()
     throw error
-  }
-  const attachments = joined.map(([, attachment]) => attachment)
-  const first = joined[0]
-  return {
-    operations: [
-      ...attachments.flatMap(({ operations }) => operations),
-      ...(first === undefined ? [] : [serve(first[1].number)])
-    ],
-    descriptors: Object.assign(
-      first === undefined ? {} : { names: first[0].state.names.socket },
-      ...attachments.map(({ descriptors }) => descriptors)
-    ),
-    addresses: attachments.flatMap(({ addresses }) => addresses),
-    nameservers: first === undefined ? [] : [RESOLVER],
-    done: () => {
-      for (const [{ state }, { close, number }] of joined) {
-        close()
-        state.router.ruled.add(number)
-      }
-    },
-    leave
   }
 }

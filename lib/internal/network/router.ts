@@ -130,6 +130,7 @@ export const configure = (
 /** How a container is on a network. */
 export interface Attachment {
   readonly number: number
+  readonly place: number
   readonly addresses: ReadonlyArray<string>
   readonly operations: ReadonlyArray<Plan.Operation>
   readonly descriptors: Readonly<Record<string, number>>
@@ -204,6 +205,7 @@ export const attach = (router: Router, place: number): Attachment => {
   let open = true
   return {
     number,
+    place,
     addresses: addressesOf(range, number),
     operations: [
       { op: "netlink", socket: name, messages: netlink.concat(outside), pidAt: pair.pidAt },
