@@ -15,9 +15,12 @@ import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Container } from "./Container.ts"
 import * as connecting from "./internal/network/connection.ts"
+import * as exposing from "./internal/network/expose.ts"
 import * as http from "./internal/network/fetch.ts"
+import * as joining from "./internal/network/join.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
+import * as pods from "./internal/network/pod.ts"
 import * as publishing from "./internal/network/publish.ts"
 import * as Namespace from "./Namespace.ts"
 
@@ -82,6 +85,119 @@ export const make = (options: NetworkOptions = {}): Effect.Effect<Network, Berth
   }).pipe(Effect.withSpan("berth.Network.make"))
 
 /**
+ * @since 0.2.0
+ * @category symbols
+ */
+export const PodTypeId: unique symbol = internal.PodTypeId
+
+/**
+ * @since 0.2.0
+ * @category symbols
+ */
+export type PodTypeId = typeof PodTypeId
+
+/**
+ * Containers that share a network namespace: they reach each other at `localhost`, and have the same addresses and names on
+ * networks. Everything else of the containers is their own.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Pod extends Inspectable.Inspectable {
+  readonly [PodTypeId]: PodTypeId
+  /** Its name on its networks. */
+  readonly name: string
+  /** @internal */
+  readonly state: pods.State
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface PodOptions {
+  /** The networks that it is on. Default: none; its containers then have loopback alone. */
+  readonly network?: Network | ReadonlyArray<Network> | undefined
+  /** Its name on its networks. Default: a random one. */
+  readonly name?: string | undefined
+  /** More names. */
+  readonly aliases?: ReadonlyArray<string> | undefined
+  /** Ports of the host that lead to servers of the pod's containers, as `Container.publish` makes them, until the scope closes. */
+  readonly ports?: ReadonlyArray<number | string | PublishOptions> | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category guards
+ */
+export const isPod: (u: unknown) => u is Pod = internal.isPod
+
+/**
+ * Makes a pod, which is there until the scope closes. A container is in it by its option `network`, from its start to its end.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * const pod = yield* Network.pod({ network, name: "web", ports: ["8080:80"] })
+ * const server = yield* Container.start(nginx, { network: pod })
+ * const cache = yield* Container.start(redis, { network: pod }) // the server reaches it at localhost:6379
+ */
+export const pod = (options: PodOptions = {}): Effect.Effect<Pod, BerthError, Berth | Scope.Scope> =>
+  Effect.gen(function* () {
+    const holder = yield* Namespace.make(["network"])
+    return yield* pods.make(yield* Berth, holder, options)
+  }).pipe(Effect.withSpan("berth.Network.pod"))
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface JoinOptions {
+  /** Names on this network, besides the container's name and id. */
+  readonly aliases?: ReadonlyArray<string> | undefined
+}
+
+/**
+ * Has a running container join a network, until the scope closes: it gets one more interface, addresses and names, and knows the
+ * names of the network at once. `Container.connect` uses its new address; a port that was published before goes where it went.
+ * The container's `/etc/hosts` stays as it is.
+ *
+ * Fails with `InvalidOption` for a container that has no network namespace of its own, that is on the network already, or whose
+ * name is taken there; with `ContainerError` for one that has ended; and with `NetworkError` for one that was started without a
+ * network if a process in it has port 53 of 127.0.0.11, at which names are asked for.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Network.join(network, box, { aliases: ["db"] })
+ */
+export const join: {
+  (
+    container: Container | Pod,
+    options?: JoinOptions
+  ): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    network: Network,
+    container: Container | Pod,
+    options?: JoinOptions
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = joining.join
+
+/**
+ * Has a container leave a network: one of its start, or one that it has joined. Its interface, addresses and names there are gone
+ * at once. Nothing goes over its connections on the network any more; they fail when their programs give them up.
+ *
+ * Fails with `InvalidOption` for a container that is not on the network.
+ *
+ * @since 0.2.0
+ * @category network
+ */
+export const leave: {
+  (container: Container | Pod): (network: Network) => Effect.Effect<void, BerthError>
+  (network: Network, container: Container | Pod): Effect.Effect<void, BerthError>
+} = joining.leave
+
+/**
  * Where a server in a container listens: a TCP port, by default on the container's loopback, over IPv4 or else IPv6; or a
  * Unix socket, by its path in the container's root, or, after `@`, by its name in the abstract namespace.
  *
@@ -111,18 +227,21 @@ export interface Connection {
 }
 
 /**
- * What `Container.publish` takes.
+ * What `Container.publish` takes, besides a port of the container and Docker's text for one: `"8080:80"`, `"127.0.0.1:8080:80/udp"`,
+ * `"80"`. Unlike Docker's, a text without an address is published on `localhost` alone; `"0.0.0.0:8080:80"` is for every address.
  *
  * @since 0.2.0
  * @category models
  */
 export interface PublishOptions {
-  /** The TCP port of the server, on the container's loopback. */
+  /** The port of the server in the container. */
   readonly container: number
   /** The port of the host. Default: `0`, one that is free. */
   readonly host?: number
   /** The host's address: an IP address, or `localhost`, which is 127.0.0.1 and ::1. Default: `localhost`. */
   readonly hostname?: string
+  /** Default: `"tcp"`. */
+  readonly protocol?: "tcp" | "udp"
 }
 
 /**
@@ -196,8 +315,11 @@ export const fetch: {
 export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpClient> = http.httpClient
 
 /**
- * Has a port of the host lead to a TCP port on the container's loopback, until the scope closes. Both 127.0.0.1 and ::1
- * have the port, and it refuses connections until the container's server listens.
+ * Has a port of the host lead to a server's port in the container, until the scope closes. Both 127.0.0.1 and ::1 have the port. A
+ * TCP port refuses connections until the server listens.
+ *
+ * A UDP port drops datagrams while no socket of the container has the server's port. Answers go to the peer that asked; at most 1024
+ * peers are known at a time, and one is forgotten when it has been idle for 60 seconds, or for longest when another comes.
  *
  * Fails with `NetworkError` for a port that is taken, naming its holder where that can be seen.
  *
@@ -208,7 +330,55 @@ export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpCl
  */
 export const publish: {
   (
-    port: number | PublishOptions
+    port: number | string | PublishOptions
   ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-  (container: Container, port: number | PublishOptions): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
+  (
+    container: Container,
+    port: number | string | PublishOptions
+  ): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
 } = publishing.publish
+
+/**
+ * What `Network.expose` takes.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ExposeOptions {
+  /** The TCP port on this machine's loopback, 127.0.0.1 or ::1, on which a server of this program, or of any other, listens. */
+  readonly host: number
+  /** The name by which the network's containers find it. */
+  readonly name: string
+  /** The port that containers use. Default: `host`. */
+  readonly port?: number
+}
+
+/**
+ * A port of this machine that the containers of a network reach.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ExposedPort {
+  readonly name: string
+  readonly port: number
+  /** The addresses of the name on the network. */
+  readonly addresses: ReadonlyArray<string>
+}
+
+/**
+ * Has the containers of a network reach one TCP port of this machine's loopback by a name, and nothing else of this machine,
+ * until the scope closes. The containers may run already. The port refuses connections until something listens on `host`.
+ * The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
+ *
+ * Fails with `InvalidOption` for a name that a container or another exposed port of the network has, and for a wrong port.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Network.expose(network, { host: 3000, name: "mock.test" }) // a container gets http://mock.test:3000
+ */
+export const expose: {
+  (options: ExposeOptions): (network: Network) => Effect.Effect<ExposedPort, BerthError, Scope.Scope>
+  (network: Network, options: ExposeOptions): Effect.Effect<ExposedPort, BerthError, Scope.Scope>
+} = exposing.expose

@@ -6,40 +6,9 @@ import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { BerthError, Container, Image, Namespace, Network, WaitFor } from "../../lib/index.ts"
 import { echoImage, spoofImage } from "../support/attack.ts"
-import { failure, suite, whyNotRoot } from "../support/effect.ts"
+import { failure, suite } from "../support/effect.ts"
+import { ANSWER, ask, echoing, idle, lookUp, modes } from "../support/networks.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
-
-const modes: ReadonlyArray<readonly [name: string, options: Container.StartOptions]> = [
-  ["containers", {}],
-  ...(whyNotRoot ? [] : [['containers with userns: "auto"', { userns: "auto" }] as const])
-]
-
-/** A container in which `echo` listens on port 7 of all addresses. */
-const echoing = (options: Container.StartOptions) =>
-  Effect.gen(function* () {
-    const command = ["/bin/echo", "any4:7", "any6:7"]
-    const box = yield* Container.start(yield* echoImage, { ...options, command })
-    yield* WaitFor.log(box, "listening")
-    return box
-  })
-
-const idle = (options: Container.StartOptions) =>
-  Effect.flatMap(echoImage, (image) => Container.start(image, { ...options, command: ["sleep", "1000"] }))
-
-/** What a container gets from port 7 of an address: the text and "bye", or nothing. */
-const ask = (box: Container.Container, address: string) =>
-  Effect.map(
-    Container.exec(box, ["sh", "-c", `echo hello | timeout 5 nc -w 2 ${address} 7`]),
-    ({ stdout }) => stdout
-  )
-
-/** The IPv4 addresses of a name, as a container looks them up. */
-const lookUp = (box: Container.Container, name: string) =>
-  Effect.map(Container.exec(box, ["busybox", "nslookup", "-type=a", name]), ({ stdout }) =>
-    [...stdout.matchAll(/^Address: (\d[\d.]+)$/gm)].map(([, address]) => address).sort()
-  )
-
-const ANSWER = "hello\nbye"
 
 const skip = { skip: whyNoBusybox }
 

@@ -19,6 +19,7 @@ import type { ExitStatus, Process } from "../../Process.ts"
 import * as freezer from "../cgroup/freezer.ts"
 import { readMemoryEvents, readMemoryLimit, sourceOf } from "../cgroup/stats.ts"
 import type { Ids } from "../ids/idMaps.ts"
+import type { Station } from "../network/network.ts"
 import type { Ended } from "../supervisor/protocol.ts"
 import * as Loop from "../system/eventLoop.ts"
 import type { Input, Output } from "../system/pipe.ts"
@@ -40,6 +41,8 @@ export interface Base {
   readonly ids: Ids
   /** Whether it has not been released. */
   readonly isThere: () => boolean
+  /** Whether nothing can write to it once its container has been released, and nothing else has a part in it. */
+  readonly isOwn: boolean
 }
 
 /** The common state of all processes of a container. */
@@ -87,9 +90,13 @@ export interface ContainerState extends ProcessState {
   /** The namespaces that are not the host's: processes beside its first one join them. */
   readonly kinds: ReadonlyArray<Kind>
   /** Its addresses on networks, the first network's first. */
-  readonly addresses: Array<string>
+  readonly addresses: ReadonlyArray<string>
+  /** What joins networks: its network namespace, or the pod that it is in; undefined for other namespaces. */
+  readonly station: Station | undefined
   /** The scope that removes it. */
   readonly scope: Scope.Scope
+  /** Removes it before its scope does; runs once. */
+  readonly release: Effect.Effect<void>
 }
 
 const NO_STREAM: Stream.Stream<Uint8Array> = Stream.empty

@@ -13,7 +13,8 @@ import * as cgroupFiles from "../cgroup/cgroup.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
 import * as namespaces from "../ids/namespaceFlags.ts"
-import { type Joined, none } from "../network/network.ts"
+import { type Joined, none } from "../network/join.ts"
+import { makeStation, type Station } from "../network/network.ts"
 import * as AppArmor from "../security/appArmor.ts"
 import * as Capabilities from "../security/capabilities.ts"
 import { attainable } from "../security/rlimits.ts"
@@ -224,6 +225,7 @@ interface Parts extends Pick<Decided, "cgroup" | "joined" | "inUserNamespace"> {
   readonly shared: etcFiles.Names | undefined
   /** Its networks. */
   readonly network: Joined
+  readonly station: Station | undefined
   /** Whether it joins a mount namespace that has a root. */
   readonly hasRoot: boolean
   readonly around: Pick<
@@ -303,7 +305,8 @@ const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLa
     logs: parts.logs,
     ids: parts.ids,
     base: parts.base,
-    names
+    names,
+    station: parts.station
   }
 }
 
@@ -311,6 +314,10 @@ const sharedNames = ({ namespaces }: StartOptions): etcFiles.Names | undefined =
   const from = namespaces?.network
   return typeof from === "object" && !isNamespace(from) ? from.state.names : undefined
 }
+
+/** Its own, or that of the pod whose network namespace it joins. */
+const stationOf = ({ station }: Joined, id: string, isOwn: boolean): Station | undefined =>
+  isOwn ? (station ?? makeStation(id, undefined)) : station?.container === id ? undefined : station
 
 export const start = (
   image: Image,
@@ -348,13 +355,15 @@ export const start = (
       upper: root.upper,
       targets: at.targets?.layer,
       ids: ids ?? at.ids,
-      isThere: () => true
+      isThere: () => true,
+      isOwn: [...created].includes("pid")
     },
     cgroup: made === undefined ? options.cgroup : cgroupFiles.unsafeMake(cgroupName, made.folders),
     ownsCgroup: made !== undefined,
     logs: options.logs,
     shared: sharedNames(options),
     network: at.network,
+    station: stationOf(at.network, at.id, created.has("network")),
     hasRoot: false,
     around: {
       created,
@@ -396,13 +405,15 @@ export const spawn = (
       upper: rootfs.upper,
       targets: rootfs.targets,
       ids: ids ?? at.ids,
-      isThere: () => rootfs.mount >= 0
+      isThere: () => rootfs.mount >= 0,
+      isOwn: false
     },
     cgroup,
     ownsCgroup: false,
     logs: undefined,
     shared: undefined,
     network: none,
+    station: undefined,
     hasRoot: namespaces.root === rootfs,
     around: {
       created,

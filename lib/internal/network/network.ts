@@ -6,40 +6,71 @@ import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
-import type { StartOptions } from "../../Container.ts"
 import type { Namespace } from "../../Namespace.ts"
-import type { Network, NetworkOptions, TypeId as PublicTypeId } from "../../Network.ts"
+import type {
+  Network,
+  NetworkOptions,
+  Pod,
+  PodTypeId as PublicPodTypeId,
+  TypeId as PublicTypeId
+} from "../../Network.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { makeNames, type Names, NETWORKS_MAX, RESOLVER, type Responder } from "./names.ts"
+import { makeNames, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { type Attachment, attach, configure, makeRouter, type Router } from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
 
 export const isNetwork = (u: unknown): u is Network => hasProperty(u, TypeId)
 
-/** A network namespace that is on networks: a container's. */
+export const PodTypeId: PublicPodTypeId = Symbol.for("berth/Pod") as PublicPodTypeId
+
+export const isPod = (u: unknown): u is Pod => hasProperty(u, PodTypeId)
+
+/** What can be on networks: the network namespace of a container, or of a pod. */
 export interface Station {
-  /** The id of the container. */
+  /** The id of the container, or the name of the pod. */
   readonly container: string
-  /** Its name on each of its networks, besides the id. */
+  /** The name of the container on each of its networks, besides the id. */
   readonly name: string | undefined
-  /** Its interfaces, by their places. */
+  /** Its interfaces, by their places: interface 2 is eth2. */
   readonly interfaces: Map<number, Interface>
   /** The number under which it asks for names, once it has the sockets for that. */
   asker: number | undefined
+  /** Held while it joins a network, or leaves one. */
+  changing: Effect.Semaphore | undefined
+  /** Whether it leaves all networks at its own end. */
+  isReleased: boolean
 }
 
 /** An interface on a network. */
 export interface Interface {
   readonly network: Network
   readonly attachment: Attachment
+  /** Whether the route to all other addresses is by this interface. */
+  isDefault: boolean
 }
 
+export const makeStation = (container: string, name: string | undefined): Station => ({
+  container,
+  name,
+  interfaces: new Map(),
+  asker: undefined,
+  changing: undefined,
+  isReleased: false
+})
+
+/** The addresses of a station, those of its first interface first. */
+export const addressesOf = ({ interfaces }: Station): ReadonlyArray<string> =>
+  [...interfaces.keys()].sort((a, b) => a - b).flatMap((place) => interfaces.get(place)!.attachment.addresses)
+
 export interface State {
+  readonly berth: Berth
   readonly router: Router
   readonly names: Names
   /** The containers on it, by their numbers there. */
   readonly members: Map<number, Station>
+  /** The names of `Network.expose`. */
+  readonly exposed: Set<string>
 }
 
 const Proto = {
@@ -73,7 +104,7 @@ const nextRange = () => {
   }
 }
 
-const parseName = (option: string, name: string): string => {
+export const parseName = (option: string, name: string): string => {
   if (/^(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*$/i.test(name) && name.length <= 253)
     return name.toLowerCase()
   const expected = "a host name: labels of letters, digits, - and _, at most 253 characters"
@@ -92,72 +123,54 @@ export const make = (
     const router = makeRouter(holder, nextRange())
     yield* configure(berth, holder, router.range)
     const names = yield* makeNames(berth)
-    const state: State = { router, names, members: new Map() }
+    const state: State = { berth, router, names, members: new Map(), exposed: new Set() }
+    // The kernel removes the interfaces with the network's namespace.
+    yield* Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        for (const station of [...state.members.values()]) {
+          for (const one of [...station.interfaces.values()])
+            if (one.network.state === state) exit(station, one)
+          see(station, names.responder)
+        }
+      })
+    )
     return Object.assign(Object.create(Proto), { name, range: `${router.range.prefix4}.0.0/16`, state })
   })
 
-/** What a start makes of its networks. */
-export interface Joined {
-  /** Undefined without any. */
-  readonly station: Station | undefined
-  readonly operations: Attachment["operations"]
-  readonly descriptors: Attachment["descriptors"]
-  readonly addresses: ReadonlyArray<string>
-  /** The addresses of name servers. */
-  readonly nameservers: ReadonlyArray<string>
-  /** Says that the operations have been performed. */
-  readonly done: () => void
-  readonly leave: () => void
+export const checkFree = (networks: ReadonlyArray<Network>, name: string): void => {
+  for (const network of networks) {
+    const { exposed, members } = network.state
+    const member = [...members.values()].find((member) => member.name === name)
+    const holder = member === undefined ? "an exposed port" : `container ${member.container}`
+    if (member === undefined && !exposed.has(name)) continue
+    const expected = `another name: ${holder} has it on network ${network.name}; an alias may be shared`
+    throw new InvalidOption({ option: "name", value: JSON.stringify(name), expected })
+  }
 }
 
-export const none: Joined = {
-  station: undefined,
-  operations: [],
-  descriptors: {},
-  addresses: [],
-  nameservers: [],
-  done: () => {},
-  leave: () => {}
+const checkNetwork = ({ container, interfaces }: Station, network: Network): void => {
+  const refuse = (expected: string): never => {
+    throw new InvalidOption({ option: "network", value: String(network), expected })
+  }
+  if (interfaces.size >= NETWORKS_MAX) refuse(`at most ${NETWORKS_MAX} networks of one container`)
+  for (const one of interfaces.values()) {
+    if (one.network === network) refuse(`another network, as ${container} is on this one already`)
+    if (one.network.range === network.range)
+      refuse(`a network of another range than that of ${one.network.name}, which ${container} is on already`)
+  }
 }
-
-/** The networks that the option of a start names. */
-export const networksOf = ({ network }: StartOptions): ReadonlyArray<Network> =>
-  network === undefined || typeof network === "string" ? [] : isNetwork(network) ? [network] : network
-
-const check = (networks: ReadonlyArray<Network>): void => {
-  networks.forEach((network, place) => {
-    if (!isNetwork(network) || networks.indexOf(network) !== place || place >= NETWORKS_MAX)
-      throw new InvalidOption({
-        option: "network",
-        value: String(network),
-        expected: `"none", "host", a network of Network.make, or a list of at most ${NETWORKS_MAX} networks without repetition`
-      })
-  })
-}
-
-const checkFree = (network: Network, name: string): void => {
-  for (const member of network.state.members.values())
-    if (member.name === name) {
-      const expected = `another name: container ${member.container} has it on network ${network.name}; an alias may be shared`
-      throw new InvalidOption({ option: "name", value: JSON.stringify(name), expected })
-    }
-}
-
-const parseAliases = (aliases: ReadonlyArray<string> = []): ReadonlyArray<string> =>
-  aliases.map((alias) => parseName("aliases", alias))
-
-const numbersOf = ({ interfaces }: Station): ReadonlyArray<number> =>
-  [...interfaces.values()].map(({ network }) => network.state.names.network)
 
 /** Takes an address on a network, and names for it; throws, and then has taken none. */
-const enter = (station: Station, network: Network, aliases: ReadonlyArray<string>): Interface => {
+export const enter = (station: Station, network: Network, aliases: ReadonlyArray<string>): Interface => {
   const { members, names, router } = network.state
   const { container, interfaces, name } = station
-  if (name !== undefined) checkFree(network, name)
+  checkNetwork(station, network)
+  if (name !== undefined) checkFree([network], name)
   let place = 0
   while (interfaces.has(place)) place++
-  const attachment = attach(router, place)
-  const entered = { network, attachment }
+  const isDefault = ![...interfaces.values()].some((one) => one.isDefault)
+  const attachment = attach(router, place, isDefault)
+  const entered: Interface = { network, attachment, isDefault }
   interfaces.set(place, entered)
   members.set(attachment.number, station)
   names.add(
@@ -168,65 +181,40 @@ const enter = (station: Station, network: Network, aliases: ReadonlyArray<string
   return entered
 }
 
-/** Gives the address back, which nobody may use any more. */
-const exit = (station: Station, { attachment, network: { state } }: Interface): void => {
+/** Gives the address back, which nobody may use any more; a second time it does nothing. */
+export const exit = ({ interfaces }: Station, left: Interface): void => {
+  const { attachment, network } = left
+  if (interfaces.get(attachment.place) !== left) return
   attachment.close()
-  station.interfaces.delete(attachment.place)
-  state.members.delete(attachment.number)
-  state.names.remove(attachment.number)
-  state.router.numbers.give(attachment.number)
+  interfaces.delete(attachment.place)
+  network.state.members.delete(attachment.number)
+  network.state.names.remove(attachment.number)
+  network.state.router.numbers.give(attachment.number)
 }
 
 /** The operation by which a station gets the sockets on which it asks for names. */
-const serve = (station: Station, { nextNumber, socket }: Responder) => {
+export const serve = (station: Station, { nextNumber, socket }: Responder) => {
   station.asker = nextNumber()
   return {
     operation: {
       op: "name-sockets",
       responder: "names",
-      message: ["serve", station.asker, ...numbersOf(station)].join(" ")
+      message: `serve ${station.asker}${networksSeen(station)}`
     } as const,
     descriptors: { names: socket() }
   }
 }
 
-/** Takes an address on each network; throws, and then has taken none. */
-export const join = (container: string, options: StartOptions): Joined => {
-  const networks = networksOf(options)
-  check(networks)
-  const name = options.name === undefined ? undefined : parseName("name", options.name)
-  const aliases = parseAliases(options.aliases)
-  const station: Station = { container, name, interfaces: new Map(), asker: undefined }
-  const leave = (): void => {
-    for (const entered of [...station.interfaces.values()]) exit(station, entered)
-    if (station.asker !== undefined) networks[0]!.state.names.responder.tell(`leave ${station.asker}`)
-  }
-  try {
-    const attachments = networks.map((network) => enter(station, network, aliases).attachment)
-    const first = networks[0]
-    const served = first === undefined ? undefined : serve(station, first.state.names.responder)
-    return {
-      station,
-      operations: [
-        ...attachments.flatMap(({ operations }) => operations),
-        ...(served === undefined ? [] : [served.operation])
-      ],
-      descriptors: Object.assign(
-        { ...served?.descriptors },
-        ...attachments.map(({ descriptors }) => descriptors)
-      ),
-      addresses: attachments.flatMap(({ addresses }) => addresses),
-      nameservers: first === undefined ? [] : [RESOLVER],
-      done: () => {
-        for (const { attachment, network } of station.interfaces.values()) {
-          attachment.close()
-          network.state.router.ruled.add(attachment.number)
-        }
-      },
-      leave
-    }
-  } catch (error) {
-    leave()
-    throw error
-  }
+const networksSeen = ({ interfaces }: Station): string =>
+  [...interfaces.values()].map(({ network }) => ` ${network.state.names.network}`).join("")
+
+/** Has the responder know which networks a station is on. */
+export const see = (station: Station, { tell }: Responder): void => {
+  if (station.asker !== undefined) tell(`see ${station.asker}${networksSeen(station)}`)
+}
+
+/** Has the responder close the sockets of a station. */
+export const stopAsking = (station: Station, { tell }: Responder): void => {
+  if (station.asker !== undefined) tell(`leave ${station.asker}`)
+  station.asker = undefined
 }

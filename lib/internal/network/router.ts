@@ -5,6 +5,7 @@
  */
 import { existsSync } from "node:fs"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
 import type * as Namespace from "../../Namespace.ts"
@@ -20,6 +21,8 @@ const SOCK_RAW = 3
 
 /** So many milliseconds an address stays unused when its container is gone, whose interfaces the kernel removes later. */
 const QUARANTINE_MS = 2000
+
+const LOOPBACK_INDEX = 1
 
 /** The interfaces of a network are numbered from here, those of a container from the second. */
 const ROUTER_INDEX = 1000
@@ -97,20 +100,45 @@ const mac = (side: number, number: number): ReadonlyArray<number> => [
 
 const sysctl = (key: string, value: string) => ({ op: "sysctl", key, value }) as const
 
+/** Performs operations in the network's namespace. */
+const perform = (
+  berth: Berth,
+  holder: Namespace.Namespace,
+  name: string,
+  operations: ReadonlyArray<Plan.Operation>
+): Effect.Effect<void, BerthError> => {
+  const plan = Plan.make([
+    { op: "process", namespaces: flagsOf(["pid"]) },
+    { op: "join", process: "holder", namespaces: flagsOf(["network"]) },
+    ...operations,
+    { op: "exit" }
+  ])
+  return Effect.scoped(
+    Effect.asVoid(scopedUnit(berth, berth.supervisor.nextId(), name, plan, { holder: holder.pidfd }))
+  )
+}
+
+/** Messages about the network namespace that the process is in. */
+const toKernel = (messages: ReadonlyArray<ReadonlyArray<number>>): Plan.Operation => ({
+  op: "netlink",
+  socket: null,
+  messages: netlink.concat(messages),
+  pidAt: -1
+})
+
 /** Has the namespace route, and believe no packet whose sender is elsewhere (rp_filter: ip-sysctl.rst). */
 export const configure = (
   berth: Berth,
   holder: Namespace.Namespace,
   range: Range
-): Effect.Effect<void, BerthError> => {
-  const own = addressesOf(range, 1).map((text) => netlink.address(1, netlink.ip(text)))
-  const plan = Plan.make([
-    { op: "process", namespaces: flagsOf(["pid"]) },
-    { op: "join", process: "holder", namespaces: flagsOf(["network"]) },
+): Effect.Effect<void, BerthError> =>
+  perform(berth, holder, "configuration of a network", [
     sysctl("net/ipv4/ip_forward", "1"),
     sysctl("net/ipv4/conf/all/rp_filter", "1"),
     sysctl("net/ipv4/conf/all/accept_redirects", "0"),
     sysctl("net/ipv4/conf/all/send_redirects", "0"),
+    // No container has a process here: without root, the program binds any port for what it exposes.
+    sysctl("net/ipv4/ip_unprivileged_port_start", "0"),
     ...(range.prefix6 === undefined
       ? []
       : [
@@ -118,22 +146,58 @@ export const configure = (
           sysctl("net/ipv6/conf/default/accept_ra", "0"),
           sysctl("net/ipv6/conf/default/accept_redirects", "0")
         ]),
-    { op: "netlink", socket: null, messages: netlink.concat(own), pidAt: -1 },
-    { op: "exit" }
+    toKernel(addressesOf(range, 1).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text))))
   ])
-  const name = "configuration of a network"
-  return Effect.scoped(
-    Effect.asVoid(scopedUnit(berth, berth.supervisor.nextId(), name, plan, { holder: holder.pidfd }))
-  )
+
+const noFreeAddress = ({ range }: Router): InvalidOption =>
+  new InvalidOption({
+    option: "network",
+    value: `${range.prefix4}.0.0/16`,
+    expected: "a network with a free address: all are in use"
+  })
+
+/** Addresses that the network itself has. */
+export interface OwnAddress {
+  readonly number: number
+  readonly addresses: ReadonlyArray<string>
 }
+
+/** Gives the network's namespace addresses of its own range, until the scope closes. */
+export const ownAddress = (
+  berth: Berth,
+  router: Router
+): Effect.Effect<OwnAddress, BerthError, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.suspend(() => {
+      const number = router.numbers.take()
+      if (number === undefined) return Effect.fail(noFreeAddress(router))
+      const addresses = addressesOf(router.range, number)
+      const add = addresses.map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
+      return perform(berth, router.holder, "address of a network", [toKernel(add)]).pipe(
+        Effect.tapError(() => Effect.sync(() => router.numbers.give(number))),
+        Effect.as({ number, addresses })
+      )
+    }),
+    ({ addresses, number }) => {
+      const remove = addresses.map((text) => netlink.removeAddress(LOOPBACK_INDEX, netlink.ip(text)))
+      // A number whose addresses stay is not given to a container. The addresses of a network that is gone are gone as well.
+      return perform(berth, router.holder, "address of a network", [toKernel(remove)]).pipe(
+        Effect.tap(() => Effect.sync(() => router.numbers.give(number))),
+        Effect.ignore
+      )
+    }
+  )
 
 /** How a container is on a network. */
 export interface Attachment {
   readonly number: number
   readonly place: number
   readonly addresses: ReadonlyArray<string>
+  /** What gives the container its interface. */
   readonly operations: ReadonlyArray<Plan.Operation>
   readonly descriptors: Readonly<Record<string, number>>
+  /** What has the container reach all other addresses by the interface. */
+  readonly defaultRoute: Plan.Operation
   /** Closes the socket that the operations need; a second time it does nothing. */
   readonly close: () => void
 }
@@ -148,26 +212,40 @@ const rules = (number: number, from: string): ReadonlyArray<ReadonlyArray<number
   ]
 }
 
-/** Operations that give a container an interface on a network: `place` is the interface's place among its own. Throws. */
-export const attach = (router: Router, place: number): Attachment => {
-  const number = router.numbers.take()
-  if (number === undefined)
-    throw new InvalidOption({
-      option: "network",
-      value: `${router.range.prefix4}.0.0/16`,
-      expected: "a network with a free address: all are in use"
-    })
-  const socket = socketIn(router.holder.pidfd, AF_NETLINK, SOCK_RAW)
-  if (socket < 0) {
-    router.numbers.give(number)
+/** A socket for messages to the kernel about the network's namespace, and what closes it, once; throws. */
+const openSocket = ({ holder }: Router) => {
+  const socket = socketIn(holder.pidfd, AF_NETLINK, SOCK_RAW)
+  if (socket < 0)
     throw new OperationFailed({
-      operation: "attach to a network",
+      operation: "a socket of a network",
       index: -1,
       syscall: "socket",
       errno: -socket,
       hint: ""
     })
+  let open = true
+  const close = (): void => {
+    if (open) native().close(socket)
+    open = false
   }
+  return { socket, close }
+}
+
+/**
+ * Operations that give a container an interface on a network: `place` is the interface's place among its own, `isDefault` whether
+ * it reaches all other addresses by this interface. Throws.
+ */
+export const attach = (router: Router, place: number, isDefault: boolean): Attachment => {
+  const number = router.numbers.take()
+  if (number === undefined) throw noFreeAddress(router)
+  let opened: ReturnType<typeof openSocket>
+  try {
+    opened = openSocket(router)
+  } catch (error) {
+    router.numbers.give(number)
+    throw error
+  }
+  const { close, socket } = opened
   const { range } = router
   const addresses = addressesOf(range, number).map(netlink.ip)
   const near = { index: ROUTER_INDEX + number, name: `v${number}`, mac: mac(1, number) }
@@ -182,41 +260,52 @@ export const attach = (router: Router, place: number): Attachment => {
     ]),
     ...(sixth === undefined || router.ruled.has(number) ? [] : rules(number, sixth))
   ]
+  const gateway = ({ family }: netlink.Ip) => netlink.ip(family === 2 ? GATEWAY[4] : GATEWAY[6])
+  const route = (one: netlink.Ip, toAll: boolean): ReadonlyArray<number> => {
+    const [to, length] = toAll
+      ? [one, 0]
+      : one.family === 2
+        ? [netlink.ip(`${range.prefix4}.0.0`), BITS]
+        : [netlink.ip(`${range.prefix6}::`), 64]
+    return netlink.gatewayRoute(far.index, to, length, gateway(one), one)
+  }
   const inside = [
     // Loopback as well: the sockets of names are bound there.
-    netlink.up(1),
+    netlink.up(LOOPBACK_INDEX),
     netlink.up(far.index),
-    ...addresses.flatMap((one) => {
-      const gateway = netlink.ip(one.family === 2 ? GATEWAY[4] : GATEWAY[6])
-      const [to, length] =
-        place === 0
-          ? [one, 0]
-          : one.family === 2
-            ? [netlink.ip(`${range.prefix4}.0.0`), BITS]
-            : [netlink.ip(`${range.prefix6}::`), 64]
-      return [
-        netlink.address(far.index, one),
-        netlink.neighbor(far.index, gateway, near.mac),
-        netlink.gatewayRoute(far.index, to, length, gateway, one)
-      ]
-    })
+    ...addresses.flatMap((one) => [
+      netlink.address(far.index, one),
+      netlink.neighbor(far.index, gateway(one), near.mac),
+      route(one, isDefault)
+    ])
   ]
   const name = `network${place}`
-  let open = true
   return {
     number,
     place,
     addresses: addressesOf(range, number),
     operations: [
       { op: "netlink", socket: name, messages: netlink.concat(outside), pidAt: pair.pidAt },
-      { op: "netlink", socket: null, messages: netlink.concat(inside), pidAt: -1 },
+      toKernel(inside),
       { op: "netlink", socket: name, messages: netlink.concat([netlink.look(near.index)]), pidAt: -1 }
     ],
     descriptors: { [name]: socket },
-    close: () => {
-      if (open) native().close(socket)
-      open = false
-    }
+    defaultRoute: toKernel(addresses.map((one) => route(one, true))),
+    close
+  }
+}
+
+/** What removes a container's interface from a network. */
+export type Removal = Pick<Attachment, "operations" | "descriptors" | "close">
+
+/** Operations that remove a container's interface, and with it all routes by it; throws. */
+export const detach = (router: Router, { number }: Attachment): Removal => {
+  const { close, socket } = openSocket(router)
+  const messages = netlink.concat([netlink.remove(ROUTER_INDEX + number)])
+  return {
+    operations: [{ op: "netlink", socket: "network", messages, pidAt: -1 }],
+    descriptors: { network: socket },
+    close
   }
 }
 
