@@ -19,6 +19,7 @@ import * as captures from "./internal/network/capture.ts"
 import * as connecting from "./internal/network/connection.ts"
 import * as exposing from "./internal/network/expose.ts"
 import * as http from "./internal/network/fetch.ts"
+import * as listening from "./internal/network/listen.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
 import * as leaving from "./internal/network/outbound.ts"
@@ -249,6 +250,9 @@ export const connect: {
  * The same as a socket of `node:net`, for a client that is given one. Its `connect` method stays on the connection that
  * there is, whatever address it is called with, and failures come as its event `error`. Whoever asks for a socket closes it.
  *
+ * In Node, Deno and Bun these take it: `pg` (`stream`), `postgres` (`socket`), `mysql2` (`stream`), `ioredis` (a `Connector`
+ * whose `connect` gives it) and `tls.connect` (`socket`). For clients that take none, such as `redis` and `mongodb`, there is `publish`.
+ *
  * @since 0.2.0
  * @category network
  * @example
@@ -286,6 +290,82 @@ export const fetch: {
  * @category network
  */
 export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpClient> = http.httpClient
+
+/**
+ * Where a server of this program listens inside a container.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type ListenOptions =
+  | {
+      /** `0` takes one that is free. */
+      readonly port: number
+      /** An IP address of the container. Default: `127.0.0.1`; for containers on its networks, `0.0.0.0` or `::`. */
+      readonly host?: string
+    }
+  | {
+      /**
+       * A path in the container's root, in a folder that exists: the file belongs to this program's user, every process of the container
+       * may connect, and it is removed with the scope. Or, after `@`, a name in the abstract namespace.
+       */
+      readonly path: string
+    }
+
+/**
+ * A server of this program inside a container.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Listening {
+  /** `127.0.0.1:3000`, `/run/mock.sock`, `@mock`. */
+  readonly address: string
+  /** Undefined for a Unix socket. */
+  readonly port: number | undefined
+}
+
+/**
+ * Listens inside a container, until the scope closes: processes of the container connect to this program as to a server of their
+ * own, and nothing of the host listens. Runs the handler with each connection, at most 1024 at a time, and closes the connection when
+ * the handler ends. A handler that fails is logged as a warning. By default the server is on the container's loopback.
+ *
+ * Fails with `NetworkError` for an address that is taken or that the container lacks, `InvalidOption` for a wrong one, `ContainerError`
+ * for a container that has ended.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Container.listen(box, 3000, ({ sink, stream }) => Stream.run(stream, sink))
+ */
+export const listen: {
+  <E, R>(
+    address: number | ListenOptions,
+    handler: (connection: Connection) => Effect.Effect<unknown, E, R>
+  ): (container: Container) => Effect.Effect<Listening, BerthError, R | Scope.Scope>
+  <E, R>(
+    container: Container,
+    address: number | ListenOptions,
+    handler: (connection: Connection) => Effect.Effect<unknown, E, R>
+  ): Effect.Effect<Listening, BerthError, R | Scope.Scope>
+} = listening.listen
+
+/**
+ * The same as a server of `node:net`, which listens when this returns; failures come as its event `error`. Whoever asks for a server
+ * closes it. For HTTP, give its connections to a server of `node:http`, which does not listen itself; in Bun, whose server of
+ * `node:http` takes no connections, use `Container.listen` or publish a port of this program to the container's network.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * const web = http.createServer((_, response) => response.end("hello"))
+ * const server = Container.netServer(box, 3000, (socket) => web.emit("connection", socket))
+ */
+export const netServer: (
+  container: Container,
+  address: number | ListenOptions,
+  onConnection?: (socket: net.Socket) => void
+) => net.Server = listening.netServer
 
 /**
  * Has a port or a Unix socket of the host lead to a server in the container, until the scope closes. Both 127.0.0.1 and ::1 have
