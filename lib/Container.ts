@@ -33,7 +33,7 @@ import type { RootFs } from "./RootFs.ts"
 import type * as Security from "./Security.ts"
 
 // A container is a process: every function on a `Process` also takes a `Container`.
-export { connect, fetch, httpClient, netSocket, publish } from "./Network.ts"
+export { connect, fetch, httpClient, listen, netServer, netSocket, publish } from "./Network.ts"
 export type {
   BufferOptions,
   ExitStatus,

@@ -19,8 +19,10 @@ import * as captures from "./internal/network/capture.ts"
 import * as connecting from "./internal/network/connection.ts"
 import * as exposing from "./internal/network/expose.ts"
 import * as http from "./internal/network/fetch.ts"
+import * as listening from "./internal/network/listen.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
+import * as leaving from "./internal/network/outbound.ts"
 import * as partitions from "./internal/network/partition.ts"
 import * as publishing from "./internal/network/publish.ts"
 import * as Namespace from "./Namespace.ts"
@@ -60,6 +62,48 @@ export interface Network extends Inspectable.Inspectable {
 export interface NetworkOptions {
   /** A name for messages. Default: a random one. */
   readonly name?: string
+  /** What its containers may reach outside of it. Default: `"none"`. */
+  readonly outbound?: Outbound
+  /**
+   * The servers that are asked for the names of other machines, with `outbound`: addresses, with a port or without, as
+   * `"[2001:db8::53]:5353"`. Default: those of this machine's /etc/resolv.conf.
+   */
+  readonly dns?: ReadonlyArray<string>
+}
+
+/**
+ * What the containers of a network may reach outside of it by TCP, and by name. Nothing else leaves the network: no UDP, no ICMP.
+ *
+ * - `"none"`: nothing, and names of other machines do not exist.
+ * - `"proxy"`: every address that this program reaches, but for those below.
+ * - `{ allow }`: what the entries name, each of which may end with a port: names (`registry.npmjs.org`), all names below one
+ *   (`*.debian.org:443`), addresses and ranges (`10.0.0.0/8`, `[2001:db8::]/32:443`). Other names do not exist. An address that a name of the
+ *   list had once stays allowed.
+ *
+ * Refused in any case are this machine's loopback, to which `Network.expose` is the way, and the network's own range. Refused
+ * unless an entry names the very address are the other addresses of this machine; unless one names the address or a range within, those that are
+ * link-local, multicast or reserved, and those at which clouds hand out credentials, such as 169.254.169.254.
+ *
+ * A process of the program's own network namespace makes the connections (see `refusals` for those that it refuses). A container that
+ * connects to a refused address sees the connection accepted, and reset at once.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Outbound = "none" | "proxy" | { readonly allow: ReadonlyArray<string> }
+
+/**
+ * A connection that `outbound` does not allow.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Refusal {
+  /** The id of the container; undefined if it has left the network. */
+  readonly container: string | undefined
+  /** Where it was going to. */
+  readonly address: string
+  readonly port: number
 }
 
 /**
@@ -69,14 +113,15 @@ export interface NetworkOptions {
 export const isNetwork: (u: unknown) => u is Network = internal.isNetwork
 
 /**
- * Makes a network, which is there until the scope closes. Its containers reach each other by their addresses, and nothing else.
+ * Makes a network, which is there until the scope closes. Its containers reach each other, and outside what `outbound` allows.
  *
- * Fails with `OperationFailed` where the kernel lacks veth(4).
+ * Fails with `OperationFailed` where the kernel lacks veth(4), with `Unsupported` where `outbound` needs NAT of nf_tables that the kernel
+ * lacks, and with `InvalidOption` for a wrong entry of `outbound`.
  *
  * @since 0.2.0
  * @category constructors
  * @example
- * const network = yield* Network.make()
+ * const network = yield* Network.make({ outbound: { allow: ["registry.npmjs.org:443", "*.debian.org"] } })
  * const db = yield* Container.start(postgres, { network, name: "db" })
  */
 export const make = (options: NetworkOptions = {}): Effect.Effect<Network, BerthError, Berth | Scope.Scope> =>
@@ -247,6 +292,82 @@ export const fetch: {
 export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpClient> = http.httpClient
 
 /**
+ * Where a server of this program listens inside a container.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type ListenOptions =
+  | {
+      /** `0` takes one that is free. */
+      readonly port: number
+      /** An IP address of the container. Default: `127.0.0.1`; for containers on its networks, `0.0.0.0` or `::`. */
+      readonly host?: string
+    }
+  | {
+      /**
+       * A path in the container's root, in a folder that exists: the file belongs to this program's user, every process of the container
+       * may connect, and it is removed with the scope. Or, after `@`, a name in the abstract namespace.
+       */
+      readonly path: string
+    }
+
+/**
+ * A server of this program inside a container.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Listening {
+  /** `127.0.0.1:3000`, `/run/mock.sock`, `@mock`. */
+  readonly address: string
+  /** Undefined for a Unix socket. */
+  readonly port: number | undefined
+}
+
+/**
+ * Listens inside a container, until the scope closes: processes of the container connect to this program as to a server of their
+ * own, and nothing of the host listens. Runs the handler with each connection, at most 1024 at a time, and closes the connection when
+ * the handler ends. A handler that fails is logged as a warning. By default the server is on the container's loopback.
+ *
+ * Fails with `NetworkError` for an address that is taken or that the container lacks, `InvalidOption` for a wrong one, `ContainerError`
+ * for a container that has ended.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Container.listen(box, 3000, ({ sink, stream }) => Stream.run(stream, sink))
+ */
+export const listen: {
+  <E, R>(
+    address: number | ListenOptions,
+    handler: (connection: Connection) => Effect.Effect<unknown, E, R>
+  ): (container: Container) => Effect.Effect<Listening, BerthError, R | Scope.Scope>
+  <E, R>(
+    container: Container,
+    address: number | ListenOptions,
+    handler: (connection: Connection) => Effect.Effect<unknown, E, R>
+  ): Effect.Effect<Listening, BerthError, R | Scope.Scope>
+} = listening.listen
+
+/**
+ * The same as a server of `node:net`, which listens when this returns; failures come as its event `error`. Whoever asks for a server
+ * closes it. For HTTP, give its connections to a server of `node:http`, which does not listen itself; in Bun, whose server of
+ * `node:http` takes no connections, use `Container.listen` or publish a port of this program to the container's network.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * const web = http.createServer((_, response) => response.end("hello"))
+ * const server = Container.netServer(box, 3000, (socket) => web.emit("connection", socket))
+ */
+export const netServer: (
+  container: Container,
+  address: number | ListenOptions,
+  onConnection?: (socket: net.Socket) => void
+) => net.Server = listening.netServer
+
+/**
  * Has a port or a Unix socket of the host lead to a server in the container, until the scope closes. Both 127.0.0.1 and ::1 have
  * the port. It refuses connections until the server listens.
  *
@@ -317,6 +438,18 @@ export const expose: {
   (options: ExposeOptions): (network: Network) => Effect.Effect<ExposedPort, BerthError, Scope.Scope>
   (network: Network, options: ExposeOptions): Effect.Effect<ExposedPort, BerthError, Scope.Scope>
 } = exposing.expose
+
+/**
+ * The connections that `outbound` refuses: the last 256 before, and those to come, until the network closes. A flood may lose some.
+ *
+ * Fails with `InvalidOption` for a network without `outbound`, which does not see them.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Network.refusals(network).pipe(Stream.runForEach(({ address, port }) => Console.log(address, port)), Effect.forkScoped)
+ */
+export const refusals: (network: Network) => Stream.Stream<Refusal, BerthError> = leaving.refusals
 
 /**
  * @since 0.2.0

@@ -353,6 +353,11 @@ export interface Box extends Inside, AsyncDisposable {
   ) => Promise<void>
   /** A socket of `node:net` to a server in the container, for a client that takes one: see `Container.netSocket`. */
   readonly netSocket: (address: Network.Address) => net.Socket
+  /** A server of `node:net` inside the container: see `Container.netServer`. */
+  readonly netServer: (
+    address: number | Network.ListenOptions,
+    onConnection?: (socket: net.Socket) => void
+  ) => net.Server
   /** `fetch` to a server in the container: see `Container.fetch`. A response can be read until the box closes. */
   readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
   /** Has a port or a Unix socket of the host lead into the container until the box closes: see `Container.publish`. */

@@ -7,11 +7,10 @@ import type { Container } from "../../Container.ts"
 import type * as Plan from "../../Plan.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
-import * as Loop from "../system/eventLoop.ts"
 import { ECONNRESET } from "../util/errno.ts"
 import { abstractName, LOOPBACK } from "./address.ts"
 import { startHelper } from "./helper.ts"
-import { withoutRoot } from "./socket.ts"
+import { whenReady, withoutRoot } from "./socket.ts"
 
 const ANSWER_BYTES_MAX = 64
 
@@ -20,22 +19,9 @@ const failed = (syscall: string, errno: number): BerthError =>
 
 /** Waits for the proxy's answer to a message. */
 const answer = (socket: number): Effect.Effect<void, BerthError> =>
-  Effect.async((resume) => {
-    Loop.retain()
-    const end = (result: Effect.Effect<void, BerthError>): void => {
-      Loop.release()
-      resume(result)
-    }
-    const cancel = Loop.watch(socket, EPOLLIN, () => {
-      const [length] = native().receive(socket, new Uint8Array(ANSWER_BYTES_MAX))
-      end(length > 0 ? Effect.void : Effect.fail(failed("recvmsg", length < 0 ? -length : ECONNRESET)))
-    })
-    if (typeof cancel === "number") end(Effect.fail(failed("epoll_ctl", -cancel)))
-    return Effect.sync(() => {
-      if (typeof cancel === "number") return
-      cancel()
-      Loop.release()
-    })
+  Effect.flatMap(whenReady(socket, EPOLLIN, failed), () => {
+    const [length] = native().receive(socket, new Uint8Array(ANSWER_BYTES_MAX))
+    return length > 0 ? Effect.void : Effect.fail(failed("recvmsg", length < 0 ? -length : ECONNRESET))
   })
 
 /** Where a proxy connects to, as native/proxy/proxy.c reads it. */
@@ -78,7 +64,7 @@ export const startProxy = (
     readonly descriptors?: Readonly<Record<string, number>>
   }
 ): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
-  Effect.map(startHelper(berth, { program: "berth-proxy", ...options }), (socket) => {
+  Effect.map(startHelper(berth, { program: "berth-proxy", ...options }), ({ socket }) => {
     let id = 0
     return {
       add: (bound, { root, text, verb }) =>

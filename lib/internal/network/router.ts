@@ -14,13 +14,18 @@ import { socketIn } from "../files/namespaceRoot.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { native } from "../system/addon.ts"
+import type { SocketAddress } from "./address.ts"
 import * as netlink from "./netlink.ts"
+import { SOCK_STREAM } from "./socket.ts"
 
 const AF_NETLINK = 16
 const SOCK_RAW = 3
 
 /** So many milliseconds an address stays unused when its container is gone, whose interfaces the kernel removes later. */
 const QUARANTINE_MS = 2000
+
+/** The number of the network itself; those of containers follow. */
+const ROUTER_NUMBER = 1
 
 const LOOPBACK_INDEX = 1
 
@@ -43,7 +48,7 @@ class Numbers {
   private readonly holders = new Map<number, number>()
   private readonly freed: Array<readonly [number: number, since: number]> = []
   private readonly size: number
-  private next = 2
+  private next = ROUTER_NUMBER + 1
 
   constructor(size: number) {
     this.size = size
@@ -168,7 +173,9 @@ export const configure = (
           sysctl("net/ipv6/conf/default/accept_ra", "0"),
           sysctl("net/ipv6/conf/default/accept_redirects", "0")
         ]),
-    netlinkOperation(addressesOf(range, 1).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text))))
+    netlinkOperation(
+      addressesOf(range, ROUTER_NUMBER).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
+    )
   ])
 
 const noFreeAddress = ({ range }: Router): InvalidOption =>
@@ -209,6 +216,27 @@ export const ownAddress = (
       )
     }
   )
+
+/** A socket in the network's namespace, which no container enters, bound to one of its addresses; throws. */
+export const bindInside = (router: Router, { bytes, family, text }: SocketAddress): number => {
+  const failed = (syscall: string, errno: number): BerthError =>
+    new OperationFailed({ operation: `bind ${text} on a network`, index: -1, syscall, errno, hint: "" })
+  const fd = socketIn(router.holder.pidfd, family, SOCK_STREAM)
+  if (fd < 0) throw failed("socket", -fd)
+  const bound = native().bind(fd, bytes)
+  if (bound >= 0) return fd
+  native().close(fd)
+  throw failed("bind", -bound)
+}
+
+/** The addresses of the network itself. */
+export const gatewaysOf = ({ range }: Router): ReadonlyArray<string> => addressesOf(range, ROUTER_NUMBER)
+
+/** The number of the container that has an address of the network. */
+export const numberOf = (address: string): number =>
+  address.includes(":")
+    ? Number.parseInt(address.slice(address.lastIndexOf(":") + 1), 16)
+    : address.split(".").reduce((number, byte) => ((number << 8) | Number(byte)) & 0xffff, 0)
 
 /** How a container is on a network. */
 export interface Attachment {

@@ -168,6 +168,7 @@ export const makeBox = (
     copyOut: (path, hostPath, options = {}) =>
       shared.run(Container.copyOut(container, path, hostPath, options), options),
     netSocket: (address) => Container.netSocket(container, address),
+    netServer: (address, onConnection) => Container.netServer(container, address, onConnection),
     fetch: async (url, init = {}) => {
       fetcher ??= within(http.fetcher(container))
       const request = await fetcher
