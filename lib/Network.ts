@@ -20,10 +20,13 @@ import * as captures from "./internal/network/capture.ts"
 import * as connecting from "./internal/network/connection.ts"
 import * as exposing from "./internal/network/expose.ts"
 import * as http from "./internal/network/fetch.ts"
+import * as joining from "./internal/network/join.ts"
 import * as listening from "./internal/network/listen.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
+import * as leaving from "./internal/network/outbound.ts"
 import * as partitions from "./internal/network/partition.ts"
+import * as pods from "./internal/network/pod.ts"
 import * as publishing from "./internal/network/publish.ts"
 import * as toxics from "./internal/network/toxic.ts"
 import * as Namespace from "./Namespace.ts"
@@ -63,6 +66,48 @@ export interface Network extends Inspectable.Inspectable {
 export interface NetworkOptions {
   /** A name for messages. Default: a random one. */
   readonly name?: string
+  /** What its containers may reach outside of it. Default: `"none"`. */
+  readonly outbound?: Outbound
+  /**
+   * The servers that are asked for the names of other machines, with `outbound`: addresses, with a port or without, as
+   * `"[2001:db8::53]:5353"`. Default: those of this machine's /etc/resolv.conf.
+   */
+  readonly dns?: ReadonlyArray<string>
+}
+
+/**
+ * What the containers of a network may reach outside of it by TCP, and by name. Nothing else leaves the network: no UDP, no ICMP.
+ *
+ * - `"none"`: nothing, and names of other machines do not exist.
+ * - `"proxy"`: every address that this program reaches, but for those below.
+ * - `{ allow }`: what the entries name, each of which may end with a port: names (`registry.npmjs.org`), all names below one
+ *   (`*.debian.org:443`), addresses and ranges (`10.0.0.0/8`, `[2001:db8::]/32:443`). Other names do not exist. An address that a name of the
+ *   list had once stays allowed.
+ *
+ * Refused in any case are this machine's loopback, to which `Network.expose` is the way, and the network's own range. Refused
+ * unless an entry names the very address are the other addresses of this machine; unless one names the address or a range within, those that are
+ * link-local, multicast or reserved, and those at which clouds hand out credentials, such as 169.254.169.254.
+ *
+ * A process of the program's own network namespace makes the connections (see `refusals` for those that it refuses). A container that
+ * connects to a refused address sees the connection accepted, and reset at once.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Outbound = "none" | "proxy" | { readonly allow: ReadonlyArray<string> }
+
+/**
+ * A connection that `outbound` does not allow.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Refusal {
+  /** The id of the container; undefined if it has left the network. */
+  readonly container: string | undefined
+  /** Where it was going to. */
+  readonly address: string
+  readonly port: number
 }
 
 /**
@@ -72,14 +117,15 @@ export interface NetworkOptions {
 export const isNetwork: (u: unknown) => u is Network = internal.isNetwork
 
 /**
- * Makes a network, which is there until the scope closes. Its containers reach each other by their addresses, and nothing else.
+ * Makes a network, which is there until the scope closes. Its containers reach each other, and outside what `outbound` allows.
  *
- * Fails with `OperationFailed` where the kernel lacks veth(4).
+ * Fails with `OperationFailed` where the kernel lacks veth(4), with `Unsupported` where `outbound` needs NAT of nf_tables that the kernel
+ * lacks, and with `InvalidOption` for a wrong entry of `outbound`.
  *
  * @since 0.2.0
  * @category constructors
  * @example
- * const network = yield* Network.make()
+ * const network = yield* Network.make({ outbound: { allow: ["registry.npmjs.org:443", "*.debian.org"] } })
  * const db = yield* Container.start(postgres, { network, name: "db" })
  */
 export const make = (options: NetworkOptions = {}): Effect.Effect<Network, BerthError, Berth | Scope.Scope> =>
@@ -87,6 +133,119 @@ export const make = (options: NetworkOptions = {}): Effect.Effect<Network, Berth
     const holder = yield* Namespace.make(["network"])
     return yield* internal.make(yield* Berth, holder, options)
   }).pipe(Effect.withSpan("berth.Network.make"))
+
+/**
+ * @since 0.2.0
+ * @category symbols
+ */
+export const PodTypeId: unique symbol = internal.PodTypeId
+
+/**
+ * @since 0.2.0
+ * @category symbols
+ */
+export type PodTypeId = typeof PodTypeId
+
+/**
+ * Containers that share a network namespace: they reach each other at `localhost`, and have the same addresses and names on
+ * networks. Everything else of the containers is their own.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Pod extends Inspectable.Inspectable {
+  readonly [PodTypeId]: PodTypeId
+  /** Its name on its networks. */
+  readonly name: string
+  /** @internal */
+  readonly state: pods.State
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface PodOptions {
+  /** The networks that it is on. Default: none; its containers then have loopback alone. */
+  readonly network?: Network | ReadonlyArray<Network> | undefined
+  /** Its name on its networks. Default: a random one. */
+  readonly name?: string | undefined
+  /** More names. */
+  readonly aliases?: ReadonlyArray<string> | undefined
+  /** Ports of the host that lead to servers of the pod's containers, as `Container.publish` makes them, until the scope closes. */
+  readonly ports?: ReadonlyArray<number | string | PublishOptions> | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category guards
+ */
+export const isPod: (u: unknown) => u is Pod = internal.isPod
+
+/**
+ * Makes a pod, which is there until the scope closes. A container is in it by its option `network`, from its start to its end.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * const pod = yield* Network.pod({ network, name: "web", ports: ["8080:80"] })
+ * const server = yield* Container.start(nginx, { network: pod })
+ * const cache = yield* Container.start(redis, { network: pod }) // the server reaches it at localhost:6379
+ */
+export const pod = (options: PodOptions = {}): Effect.Effect<Pod, BerthError, Berth | Scope.Scope> =>
+  Effect.gen(function* () {
+    const holder = yield* Namespace.make(["network"])
+    return yield* pods.make(yield* Berth, holder, options)
+  }).pipe(Effect.withSpan("berth.Network.pod"))
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface JoinOptions {
+  /** Names on this network, besides the container's name and id. */
+  readonly aliases?: ReadonlyArray<string> | undefined
+}
+
+/**
+ * Has a running container join a network, until the scope closes: it gets one more interface, addresses and names, and knows the
+ * names of the network at once. `Container.connect` uses its new address; a port that was published before goes where it went.
+ * The container's `/etc/hosts` stays as it is.
+ *
+ * Fails with `InvalidOption` for a container that has no network namespace of its own, that is on the network already, or whose
+ * name is taken there; with `ContainerError` for one that has ended; and with `NetworkError` for one that was started without a
+ * network if a process in it has port 53 of 127.0.0.11, at which names are asked for.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Network.join(network, box, { aliases: ["db"] })
+ */
+export const join: {
+  (
+    container: Container | Pod,
+    options?: JoinOptions
+  ): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    network: Network,
+    container: Container | Pod,
+    options?: JoinOptions
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = joining.join
+
+/**
+ * Has a container leave a network: one of its start, or one that it has joined. Its interface, addresses and names there are gone
+ * at once. Nothing goes over its connections on the network any more; they fail when their programs give them up.
+ *
+ * Fails with `InvalidOption` for a container that is not on the network.
+ *
+ * @since 0.2.0
+ * @category network
+ */
+export const leave: {
+  (container: Container | Pod): (network: Network) => Effect.Effect<void, BerthError>
+  (network: Network, container: Container | Pod): Effect.Effect<void, BerthError>
+} = joining.leave
 
 /**
  * Where a server in a container listens: a TCP port, by default on the container's loopback, over IPv4 or else IPv6; or a
@@ -207,6 +366,9 @@ export const connect: {
 /**
  * The same as a socket of `node:net`, for a client that is given one. Its `connect` method stays on the connection that
  * there is, whatever address it is called with, and failures come as its event `error`. Whoever asks for a socket closes it.
+ *
+ * In Node, Deno and Bun these take it: `pg` (`stream`), `postgres` (`socket`), `mysql2` (`stream`), `ioredis` (a `Connector`
+ * whose `connect` gives it) and `tls.connect` (`socket`). For clients that take none, such as `redis` and `mongodb`, there is `publish`.
  *
  * @since 0.2.0
  * @category network
@@ -393,6 +555,18 @@ export const expose: {
   (options: ExposeOptions): (network: Network) => Effect.Effect<ExposedPort, BerthError, Scope.Scope>
   (network: Network, options: ExposeOptions): Effect.Effect<ExposedPort, BerthError, Scope.Scope>
 } = exposing.expose
+
+/**
+ * The connections that `outbound` refuses: the last 256 before, and those to come, until the network closes. A flood may lose some.
+ *
+ * Fails with `InvalidOption` for a network without `outbound`, which does not see them.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Network.refusals(network).pipe(Stream.runForEach(({ address, port }) => Console.log(address, port)), Effect.forkScoped)
+ */
+export const refusals: (network: Network) => Stream.Stream<Refusal, BerthError> = leaving.refusals
 
 /**
  * @since 0.2.0

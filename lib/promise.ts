@@ -20,7 +20,7 @@ import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
-import { Shared } from "./internal/promise/runtime.ts"
+import { Shared, shared } from "./internal/promise/runtime.ts"
 import { networkWith, runWith, startWith } from "./internal/promise/start.ts"
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
@@ -116,6 +116,8 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
 export interface ClosableNetwork extends Network.Network, AsyncDisposable {
   /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
   readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
+  /** The connections that `outbound` refuses: see `Network.refusals`. */
+  readonly refusals: () => AsyncIterable<Network.Refusal>
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
@@ -458,8 +460,6 @@ export interface Session extends AsyncDisposable {
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
-
-const shared = new Shared({}, { lingers: true })
 
 /**
  * Starts a container from the machine's own root (`"host"`), a folder (an absolute path), an OCI layout (`"oci:PATH"`,

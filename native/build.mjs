@@ -75,6 +75,7 @@ const targets = {
   "berth-proxy": {
     sources: [
       "proxy/proxy.c",
+      "proxy/outbound.c",
       "proxy/pair.c",
       "proxy/toxic.c",
       "proxy/timer.c",
@@ -87,6 +88,7 @@ const targets = {
   "berth-names": {
     sources: [
       "names/names.c",
+      "names/allowed.c",
       "names/server.c",
       "names/forward.c",
       "names/message.c",

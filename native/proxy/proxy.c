@@ -9,10 +9,18 @@
 //   toxic ID UP DOWN   the faults of what `add` has added, for each direction: `LATENCY:JITTER:RATE:BYTES:AFTER:HALF_OPEN`, the
 //                      members of struct toxic.
 //
-// It answers each with its ID.
+// It answers each with its ID. For the way out of a network, which has a proxy of its own:
+//
+//   outbound           with a listening socket in the network's namespace, to which the connections that leave the network are
+//                      redirected: each goes on to where it was going to, if the rules allow that; else it is reset at once
+//   rules RULE...      adds such rules: see outbound.h
+//   learn              with a socket that tells addresses of allowed names
+//
+// Of each connection that the rules refuse it tells `refused FROM ADDRESS PORT`.
 #include "../common/descriptor.h"
 #include "../common/util.h"
 #include "datagram.h"
+#include "outbound.h"
 #include "pair.h"
 #include "target.h"
 #include "timer.h"
@@ -45,6 +53,7 @@ struct listener {
     int fd;
     uint32_t id;
     bool listening, paused;
+    bool outbound; // each connection has a target of its own
     struct targets targets;
     struct shape shape;
     struct listener *next;
@@ -72,16 +81,30 @@ static void look(struct listener *listener) {
     watch(listener);
 }
 
-// Takes the socket, which is closed where there is no memory.
-static void add(uint32_t id, int fd, const struct targets *targets) {
-    struct listener *listener = calloc(1, sizeof *listener);
+// Takes the socket, and listens on it as it is told; NULL where there is no memory, and the socket is closed.
+static struct listener *make_listener(int fd, struct listener wanted) {
+    struct listener *listener = malloc(sizeof *listener);
     if (!listener) {
         close(fd);
-        return;
+        return NULL;
     }
-    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .id = id, .targets = *targets, .shape = NO_SHAPE, .next = listeners};
-    listeners = listener;
-    look(listener);
+    *listener = wanted;
+    listener->kind = WATCHED_LISTENER;
+    listener->fd = fd;
+    listener->shape = (struct shape)NO_SHAPE;
+    listener->next = listeners;
+    return listeners = listener;
+}
+
+static void add(uint32_t id, int fd, const struct targets *targets) {
+    struct listener *listener = make_listener(fd, (struct listener){.id = id, .targets = *targets});
+    if (listener) look(listener);
+}
+
+static void add_outbound(int fd) {
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    struct listener *listener = make_listener(fd, (struct listener){.listening = true, .outbound = true});
+    if (listener) watch(listener);
 }
 
 static void reshape(uint32_t id, const char *text) {
@@ -104,6 +127,9 @@ static void take_message(void) {
     if (length <= 0) exit(0);
     text[length] = '\0';
     cleanup_close int fd = fds[0], root = fds[1];
+    if (strncmp(text, "rules ", 6) == 0) return outbound_rules(text + 6);
+    if (strcmp(text, "learn") == 0) return outbound_learn_from(epoll, steal_fd(&fd));
+    if (strcmp(text, "outbound") == 0 && fd >= 0) return add_outbound(steal_fd(&fd));
     if (sscanf(text, "%15s %u %n", verb, &id, &at) != 2) return;
     if (strcmp(verb, "toxic") == 0) {
         reshape(id, text + at);
@@ -115,11 +141,30 @@ static void take_message(void) {
     answer(id);
 }
 
+// Resets the connection, and tells of it; a message that does not fit is lost, as a container may flood.
+static void refuse(int fd, const char *why) {
+    const struct linger linger = {.l_onoff = 1};
+    char text[160];
+    int length = snprintf(text, sizeof text, "refused %s", why);
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    close(fd);
+    if (*why) descriptors_send(control, text, (size_t)length, NULL, 0);
+}
+
+static bool pass_on(struct listener *listener, int fd) {
+    struct targets target;
+    char why[128];
+    if (!listener->outbound) return pair_open(epoll, fd, &listener->targets, &listener->shape);
+    if (outbound_target(fd, &target, why)) return pair_open(epoll, fd, &target, &listener->shape);
+    refuse(fd, why);
+    return true;
+}
+
 static void take_connections(struct listener *listener) {
     for (int k = 0; k < ACCEPTS_MAX; k++) {
         int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            if (pair_open(epoll, fd, &listener->targets, &listener->shape)) continue;
+            if (pass_on(listener, fd)) continue;
         } else if (errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS) {
             if (errno == EAGAIN || errno == EWOULDBLOCK) return;
             continue; // of one that was gone again
@@ -172,6 +217,7 @@ int main(void) {
                 wait = LOOK_FIRST_MS;
                 break;
             case WATCHED_LISTENER: take_connections(events[k].data.ptr); break;
+            case WATCHED_TEACHER: outbound_learn(); break;
             case WATCHED_SIDE: pair_serve(events[k].data.ptr, events[k].events); break;
             case WATCHED_BOUND: datagrams_serve_bound(events[k].data.ptr); break;
             case WATCHED_PEER: datagrams_serve_peer(events[k].data.ptr); break;

@@ -14,13 +14,18 @@ import { socketIn } from "../files/namespaceRoot.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { native } from "../system/addon.ts"
+import type { SocketAddress } from "./address.ts"
 import * as netlink from "./netlink.ts"
+import { SOCK_STREAM } from "./socket.ts"
 
 const AF_NETLINK = 16
 const SOCK_RAW = 3
 
 /** So many milliseconds an address stays unused when its container is gone, whose interfaces the kernel removes later. */
 const QUARANTINE_MS = 2000
+
+/** The number of the network itself; those of containers follow. */
+const ROUTER_NUMBER = 1
 
 const LOOPBACK_INDEX = 1
 
@@ -43,7 +48,7 @@ class Numbers {
   private readonly holders = new Map<number, number>()
   private readonly freed: Array<readonly [number: number, since: number]> = []
   private readonly size: number
-  private next = 2
+  private next = ROUTER_NUMBER + 1
 
   constructor(size: number) {
     this.size = size
@@ -168,7 +173,9 @@ export const configure = (
           sysctl("net/ipv6/conf/default/accept_ra", "0"),
           sysctl("net/ipv6/conf/default/accept_redirects", "0")
         ]),
-    netlinkOperation(addressesOf(range, 1).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text))))
+    netlinkOperation(
+      addressesOf(range, ROUTER_NUMBER).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
+    )
   ])
 
 const noFreeAddress = ({ range }: Router): InvalidOption =>
@@ -210,12 +217,37 @@ export const ownAddress = (
     }
   )
 
+/** A socket in the network's namespace, which no container enters, bound to one of its addresses; throws. */
+export const bindInside = (router: Router, { bytes, family, text }: SocketAddress): number => {
+  const failed = (syscall: string, errno: number): BerthError =>
+    new OperationFailed({ operation: `bind ${text} on a network`, index: -1, syscall, errno, hint: "" })
+  const fd = socketIn(router.holder.pidfd, family, SOCK_STREAM)
+  if (fd < 0) throw failed("socket", -fd)
+  const bound = native().bind(fd, bytes)
+  if (bound >= 0) return fd
+  native().close(fd)
+  throw failed("bind", -bound)
+}
+
+/** The addresses of the network itself. */
+export const gatewaysOf = ({ range }: Router): ReadonlyArray<string> => addressesOf(range, ROUTER_NUMBER)
+
+/** The number of the container that has an address of the network. */
+export const numberOf = (address: string): number =>
+  address.includes(":")
+    ? Number.parseInt(address.slice(address.lastIndexOf(":") + 1), 16)
+    : address.split(".").reduce((number, byte) => ((number << 8) | Number(byte)) & 0xffff, 0)
+
 /** How a container is on a network. */
 export interface Attachment {
   readonly number: number
+  readonly place: number
   readonly addresses: ReadonlyArray<string>
+  /** What gives the container its interface. */
   readonly operations: ReadonlyArray<Plan.Operation>
   readonly descriptors: Readonly<Record<string, number>>
+  /** What has the container reach all other addresses by the interface. */
+  readonly defaultRoute: Plan.Operation
   /** Closes the socket that the operations need; a second time it does nothing. */
   readonly close: () => void
 }
@@ -240,21 +272,40 @@ export const checkByRules = (router: Router, number: number): ReadonlyArray<Plan
   return [...checks, sysctl(`net/ipv4/conf/${near(number).name}/rp_filter`, "0")]
 }
 
-/** Operations that give a container an interface on a network: `place` is the interface's place among its own. Throws. */
-export const attach = (router: Router, place: number): Attachment => {
-  const number = router.numbers.take()
-  if (number === undefined) throw noFreeAddress(router)
-  const socket = socketIn(router.holder.pidfd, AF_NETLINK, SOCK_RAW)
-  if (socket < 0) {
-    router.numbers.give(number)
+/** A socket for messages to the kernel about the network's namespace, and what closes it, once; throws. */
+const openSocket = ({ holder }: Router) => {
+  const socket = socketIn(holder.pidfd, AF_NETLINK, SOCK_RAW)
+  if (socket < 0)
     throw new OperationFailed({
-      operation: "attach to a network",
+      operation: "a socket of a network",
       index: -1,
       syscall: "socket",
       errno: -socket,
       hint: ""
     })
+  let open = true
+  const close = (): void => {
+    if (open) native().close(socket)
+    open = false
   }
+  return { socket, close }
+}
+
+/**
+ * Operations that give a container an interface on a network: `place` is the interface's place among its own, `isDefault` whether
+ * it reaches all other addresses by this interface. Throws.
+ */
+export const attach = (router: Router, place: number, isDefault: boolean): Attachment => {
+  const number = router.numbers.take()
+  if (number === undefined) throw noFreeAddress(router)
+  let opened: ReturnType<typeof openSocket>
+  try {
+    opened = openSocket(router)
+  } catch (error) {
+    router.numbers.give(number)
+    throw error
+  }
+  const { close, socket } = opened
   const { range } = router
   const addresses = addressesOf(range, number).map(netlink.ip)
   const outer = { ...near(number), mac: mac(1, number) }
@@ -269,29 +320,29 @@ export const attach = (router: Router, place: number): Attachment => {
     ]),
     ...(sixth === undefined || router.ruled.has(number) ? [] : rules(number, sixth))
   ]
+  const gateway = ({ family }: netlink.Ip) => netlink.ip(family === 2 ? GATEWAY[4] : GATEWAY[6])
+  const route = (one: netlink.Ip, toAll: boolean): ReadonlyArray<number> => {
+    const [to, length] = toAll
+      ? [one, 0]
+      : one.family === 2
+        ? [netlink.ip(`${range.prefix4}.0.0`), BITS]
+        : [netlink.ip(`${range.prefix6}::`), 64]
+    return netlink.gatewayRoute(inner.index, to, length, gateway(one), one)
+  }
   const inside = [
     // Loopback as well: the sockets of names are bound there.
     netlink.up(LOOPBACK_INDEX),
     netlink.up(inner.index),
-    ...addresses.flatMap((one) => {
-      const gateway = netlink.ip(one.family === 2 ? GATEWAY[4] : GATEWAY[6])
-      const [to, length] =
-        place === 0
-          ? [one, 0]
-          : one.family === 2
-            ? [netlink.ip(`${range.prefix4}.0.0`), BITS]
-            : [netlink.ip(`${range.prefix6}::`), 64]
-      return [
-        netlink.address(inner.index, one),
-        netlink.neighbor(inner.index, gateway, outer.mac),
-        netlink.gatewayRoute(inner.index, to, length, gateway, one)
-      ]
-    })
+    ...addresses.flatMap((one) => [
+      netlink.address(inner.index, one),
+      netlink.neighbor(inner.index, gateway(one), outer.mac),
+      route(one, isDefault)
+    ])
   ]
   const name = `network${place}`
-  let open = true
   return {
     number,
+    place,
     addresses: addressesOf(range, number),
     operations: [
       { op: "netlink", socket: name, messages: netlink.concat(outside), pidAt: pair.pidAt },
@@ -299,10 +350,22 @@ export const attach = (router: Router, place: number): Attachment => {
       { op: "netlink", socket: name, messages: netlink.concat([netlink.look(outer.index)]), pidAt: -1 }
     ],
     descriptors: { [name]: socket },
-    close: () => {
-      if (open) native().close(socket)
-      open = false
-    }
+    defaultRoute: netlinkOperation(addresses.map((one) => route(one, true))),
+    close
+  }
+}
+
+/** What removes a container's interface from a network. */
+export type Removal = Pick<Attachment, "operations" | "descriptors" | "close">
+
+/** Operations that remove a container's interface, and with it all routes by it; throws. */
+export const detach = (router: Router, { number }: Attachment): Removal => {
+  const { close, socket } = openSocket(router)
+  const messages = netlink.concat([netlink.remove(ROUTER_INDEX + number)])
+  return {
+    operations: [{ op: "netlink", socket: "network", messages, pidAt: -1 }],
+    descriptors: { network: socket },
+    close
   }
 }
 

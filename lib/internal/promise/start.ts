@@ -9,6 +9,7 @@ import type { Box, CallOptions, ClosableNetwork, RunOptions, StartOptions } from
 import { closing, makeBox, withContainers } from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
 import { named } from "./images.ts"
+import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
 export const networkWith =
@@ -23,7 +24,8 @@ export const networkWith =
               const close = closing(shared, scope, linger)
               const expose = (options: Network.ExposeOptions) =>
                 shared.run(Scope.extend(Network.expose(made, options), scope))
-              return Object.assign(made, { expose, close, [Symbol.asyncDispose]: close })
+              const refusals = () => iterableOf(Network.refusals(made))
+              return Object.assign(made, { expose, refusals, close, [Symbol.asyncDispose]: close })
             }),
             Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
           )
