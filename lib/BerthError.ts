@@ -281,6 +281,8 @@ export class ContainerError extends tagged<ContainerError>()("ContainerError", {
   reason: Schema.Literal(
     /** The process has exited. */
     "NotRunning",
+    /** The container has not ended, which the operation needs. */
+    "Running",
     /** The output exceeded the limit of a buffering call. */
     "OutputTooLong",
     /** The stream has a reader already. */

@@ -18,6 +18,7 @@ import type { Image, ImageConfig } from "./Image.ts"
 import * as executor from "./internal/container/commandExecutor.ts"
 import * as committing from "./internal/container/commit.ts"
 import type { ContainerState } from "./internal/container/handle.ts"
+import * as keeping from "./internal/container/keep.ts"
 import * as internal from "./internal/container/lifecycle.ts"
 import * as copying from "./internal/files/archiveCopy.ts"
 import * as files from "./internal/files/fileSystem.ts"
@@ -163,8 +164,8 @@ export interface StartOptions extends RootOptions {
   readonly name?: string | undefined
   /** More names. */
   readonly aliases?: ReadonlyArray<string> | undefined
-  /** Ports of the host that lead to the container's, as `Container.publish` makes them, until the scope closes. */
-  readonly ports?: ReadonlyArray<number | PublishOptions> | undefined
+  /** Ports of the host that lead to the container's, as `Container.publish` makes them; also ranges: `"8000-8002:80-82"`. */
+  readonly ports?: ReadonlyArray<number | string | PublishOptions> | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, the newest of it. */
   readonly logs?: LogFiles | undefined
   /** The writable layer: see `RootFs.Options`. `upperSize` fails with `Unsupported` for a layer on disk. */
@@ -246,6 +247,18 @@ export interface CommitOptions extends ArchiveOptions {
   readonly created?: Date | undefined
   /** The new configuration. `environment` and `labels` are added to the image's; other omitted fields are kept. */
   readonly config?: Partial<Omit<ImageConfig, "architecture" | "os">> | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface KeepOptions {
+  /**
+   * The name by which `Image.kept` finds the layer again, in this program and in others: 1 to 1024 characters. It should say all
+   * that made the layer. Default: none; the layer is there as long as something uses it.
+   */
+  readonly key?: string | undefined
 }
 
 /**
@@ -577,6 +590,29 @@ export const commit: {
   (options?: CommitOptions): (container: Container) => Effect.Effect<Image, BerthError>
   (container: Container, options?: CommitOptions): Effect.Effect<Image, BerthError>
 } = committing.commit
+
+/**
+ * Makes the writable layer of an ended container a read-only layer of the store, by a rename, and returns the container's image with
+ * that layer on top. It costs no copy, whatever the layer's size; what was written is synced to disk (syncfs(2)). The container's
+ * files are gone then, as at the end of its scope.
+ *
+ * A layer that exists under the same key for the same image stays, and is returned: the new one is dropped. `Store.gc` removes a kept
+ * layer that nothing uses: without a key at once, with a key when it has not been used for seven days. The image has no manifest, so
+ * it cannot be pushed, saved or committed to.
+ *
+ * Fails with `ContainerError` if the container runs or its scope has closed; `InvalidOption` for a writable layer in memory, as of
+ * `Image.host`, a container of `spawn`, or one that shares a pid namespace; `Unsupported` for a container with `userns`; and
+ * `ImageError` if the disk refuses. After a failure nothing is in the store.
+ *
+ * @since 0.2.0
+ * @category images
+ * @example
+ * const ready = Effect.zipRight(Container.stop(box), Container.keep(box, { key: "app with dependencies 1" }))
+ */
+export const keep: {
+  (options?: KeepOptions): (container: Container) => Effect.Effect<Image, BerthError>
+  (container: Container, options?: KeepOptions): Effect.Effect<Image, BerthError>
+} = keeping.keep
 
 /**
  * A CommandExecutor of `@effect/platform` whose commands run inside the container with the user, environment, working

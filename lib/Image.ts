@@ -8,6 +8,7 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type * as Inspectable from "effect/Inspectable"
+import type * as Option from "effect/Option"
 import type { Pipeable } from "effect/Pipeable"
 import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
@@ -15,6 +16,7 @@ import type { BerthError, ImageError, InvalidData, InvalidOption } from "./Berth
 import type { Limits } from "./ImageLayer.ts"
 import * as internal from "./internal/image/image.ts"
 import * as imageImport from "./internal/image/import.ts"
+import * as imageKept from "./internal/image/kept.ts"
 import * as imageLoad from "./internal/image/load.ts"
 import * as imageStore from "./internal/image/names.ts"
 import * as pushing from "./internal/image/push.ts"
@@ -138,6 +140,22 @@ export const fromRootfs = (path: string): Effect.Effect<Image, BerthError> =>
  * @category constructors
  */
 export const scratch: Image = internal.scratch
+
+/**
+ * The image with the layer on top that `Container.keep` has kept under this key for a container of the same image; none if there is
+ * none. Fails with `InvalidOption` for an empty or too long key, and with `ImageError`.
+ *
+ * @since 0.2.0
+ * @category constructors
+ */
+export const kept: {
+  (key: string): (image: Image) => Effect.Effect<Option.Option<Image>, BerthError, Berth>
+  (image: Image, key: string): Effect.Effect<Option.Option<Image>, BerthError, Berth>
+} = dual(2, (image: Image, key: string) =>
+  Effect.withSpan(imageKept.kept(image, key), "berth.Image.kept", {
+    attributes: { "container.image.name": image.reference }
+  })
+)
 
 /**
  * Which image of a name is meant.

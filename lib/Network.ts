@@ -16,6 +16,7 @@ import type { BerthError } from "./BerthError.ts"
 import type { Container } from "./Container.ts"
 import * as captures from "./internal/network/capture.ts"
 import * as connecting from "./internal/network/connection.ts"
+import * as exposing from "./internal/network/expose.ts"
 import * as http from "./internal/network/fetch.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
@@ -113,18 +114,21 @@ export interface Connection {
 }
 
 /**
- * What `Container.publish` takes.
+ * What `Container.publish` takes, besides a port of the container and Docker's text for one: `"8080:80"`, `"127.0.0.1:8080:80/udp"`,
+ * `"80"`. Unlike Docker's, a text without an address is published on `localhost` alone; `"0.0.0.0:8080:80"` is for every address.
  *
  * @since 0.2.0
  * @category models
  */
 export interface PublishOptions {
-  /** The TCP port of the server, on the container's loopback. */
+  /** The port of the server in the container. */
   readonly container: number
   /** The port of the host. Default: `0`, one that is free. */
   readonly host?: number
   /** The host's address: an IP address, or `localhost`, which is 127.0.0.1 and ::1. Default: `localhost`. */
   readonly hostname?: string
+  /** Default: `"tcp"`. */
+  readonly protocol?: "tcp" | "udp"
 }
 
 /**
@@ -198,8 +202,11 @@ export const fetch: {
 export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpClient> = http.httpClient
 
 /**
- * Has a port of the host lead to a TCP port on the container's loopback, until the scope closes. Both 127.0.0.1 and ::1
- * have the port, and it refuses connections until the container's server listens.
+ * Has a port of the host lead to a server's port in the container, until the scope closes. Both 127.0.0.1 and ::1 have the port. A
+ * TCP port refuses connections until the server listens.
+ *
+ * A UDP port drops datagrams while no socket of the container has the server's port. Answers go to the peer that asked; at most 1024
+ * peers are known at a time, and one is forgotten when it has been idle for 60 seconds, or for longest when another comes.
  *
  * Fails with `NetworkError` for a port that is taken, naming its holder where that can be seen.
  *
@@ -210,9 +217,12 @@ export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpCl
  */
 export const publish: {
   (
-    port: number | PublishOptions
+    port: number | string | PublishOptions
   ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-  (container: Container, port: number | PublishOptions): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
+  (
+    container: Container,
+    port: number | string | PublishOptions
+  ): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
 } = publishing.publish
 
 /**
@@ -325,3 +335,48 @@ export const captureToFile: {
   ): (network: Network) => Effect.Effect<FileCapture, BerthError, Scope.Scope>
   (network: Network, container: Container, path: string): Effect.Effect<FileCapture, BerthError, Scope.Scope>
 } = captures.captureToFile
+
+/**
+ * What `Network.expose` takes.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ExposeOptions {
+  /** The TCP port on this machine's loopback, 127.0.0.1 or ::1, on which a server of this program, or of any other, listens. */
+  readonly host: number
+  /** The name by which the network's containers find it. */
+  readonly name: string
+  /** The port that containers use. Default: `host`. */
+  readonly port?: number
+}
+
+/**
+ * A port of this machine that the containers of a network reach.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ExposedPort {
+  readonly name: string
+  readonly port: number
+  /** The addresses of the name on the network. */
+  readonly addresses: ReadonlyArray<string>
+}
+
+/**
+ * Has the containers of a network reach one TCP port of this machine's loopback by a name, and nothing else of this machine,
+ * until the scope closes. The containers may run already. The port refuses connections until something listens on `host`.
+ * The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
+ *
+ * Fails with `InvalidOption` for a name that a container or another exposed port of the network has, and for a wrong port.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Network.expose(network, { host: 3000, name: "mock.test" }) // a container gets http://mock.test:3000
+ */
+export const expose: {
+  (options: ExposeOptions): (network: Network) => Effect.Effect<ExposedPort, BerthError, Scope.Scope>
+  (network: Network, options: ExposeOptions): Effect.Effect<ExposedPort, BerthError, Scope.Scope>
+} = exposing.expose

@@ -184,7 +184,8 @@ export interface Collected {
 
 /**
  * Removes unused blobs and layers: blobs that no entry of `index.json` reaches, and unpacked layers that neither a
- * named image nor a running container uses. Blobs and layers that running pulls and unpacks need stay, in this process
+ * named image nor a running container uses; a layer that `Container.keep` kept under a key is named until seven days after its last
+ * use. Blobs and layers that running pulls and unpacks need stay, in this process
  * and in others, and so do the layers from which another Berth has started containers since its own last collection. An
  * `Image` whose layers were removed cannot be started any more: get it again.
  *

@@ -1,39 +1,36 @@
 /**
- * Berth for programs that do not use Effect: promises, `await using`, `AbortSignal` and async iterables. What fails
- * rejects with a tagged error, an `instanceof BerthError`. In npm's package it is one
- * module that needs no other; as source it needs `@effect/platform-node`.
+ * Berth for programs that do not use Effect: promises, `await using`, `AbortSignal` and async iterables. A failure rejects
+ * with a tagged error, an `instanceof BerthError`. In npm's package this is one module without dependencies on Effect; as source it
+ * needs `@effect/platform-node`.
  *
- * There is one supervisor for the program. It is started for the first that needs it and ends with the last: when the
- * last box has been disposed of and nothing runs, nothing is open. That start and end take about 12 ms; a program that
- * runs many containers one after the other keeps it with `open`.
+ * A program has one supervisor. The first call starts it. Once the last box is closed and no call runs, it stays for a second,
+ * so that a program that runs one container after the other starts it once: see `CallOptions.linger`. It does not keep the program
+ * alive, and nothing is left when the program ends.
  *
  * @since 0.1.0
  */
 import type * as net from "node:net"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Scope from "effect/Scope"
 import * as Berth from "./Berth.ts"
 import * as Errors from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
-import * as Container from "./Container.ts"
+import type * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
-import { closing, makeBox, withContainers } from "./internal/promise/box.ts"
-import { streamOf, withInput } from "./internal/promise/command.ts"
-import { make as makeImages, named } from "./internal/promise/images.ts"
+import { make as makeImages } from "./internal/promise/images.ts"
 import { Shared } from "./internal/promise/runtime.ts"
+import { networkWith, runWith, startWith } from "./internal/promise/start.ts"
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
-import * as Network from "./Network.ts"
+import type * as Network from "./Network.ts"
 import type { Progress } from "./Progress.ts"
 import type * as Store from "./Store.ts"
 import type * as WaitFor from "./WaitFor.ts"
 
 /**
- * Any error of Berth: `error instanceof BerthError` tells them from all others, and `error._tag` from each other.
+ * Any error of Berth: `error instanceof BerthError` tells it from other errors, and `error._tag` says which one it is.
  *
  * @since 0.1.0
  * @category errors
@@ -47,7 +44,7 @@ export type BerthError = Errors.BerthError
 export const BerthError: (abstract new () => Errors.BerthError) & {
   readonly [Symbol.hasInstance]: (u: unknown) => u is Errors.BerthError
 } = (() => {
-  // Each error has a class of its own, which Effect makes: this one only knows them.
+  // Each error has a class of its own, made by Effect; this class only recognizes them.
   abstract class BerthError extends Error {
     static override [Symbol.hasInstance](u: unknown): u is Errors.BerthError {
       return Errors.isBerthError(u)
@@ -57,8 +54,8 @@ export const BerthError: (abstract new () => Errors.BerthError) & {
 })()
 
 /**
- * What can be aborted: the promise then rejects with the signal's reason, an `AbortError` unless another was given, and
- * what had been started is gone.
+ * The option to abort a call. The promise then rejects with the signal's reason, by default an `AbortError`, after
+ * everything that the call started has ended.
  *
  * @since 0.1.0
  * @category models
@@ -68,7 +65,24 @@ export interface Abortable {
 }
 
 /**
- * When `start` and `run` ask the registry of an image that is given by its name, and by nothing else.
+ * The options of each function that needs a supervisor.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface CallOptions extends Abortable {
+  /**
+   * The time that the program's supervisor stays once nothing needs it, in milliseconds or as `"5 seconds"`. Default: one
+   * second. The call or the box that ends last decides. With 0, the supervisor has ended when the promise settles, or the box
+   * is closed; Deno's test sanitizers need that. A supervisor that stays has no container and does not keep the program alive:
+   * a program with nothing else to do ends it and exits. It serves another call only if Berth's folder and the user of the
+   * program are still the same. Sessions of `open` ignore `linger`: their supervisors end with them.
+   */
+  readonly linger?: Duration.DurationInput | undefined
+}
+
+/**
+ * When `start` and `run` ask the registry for an image that is given by its name.
  *
  * @since 0.1.0
  * @category models
@@ -82,8 +96,7 @@ export interface PullPolicy {
 }
 
 /**
- * How a container is started: as `Container.start` has it, and with the namespaces of another box, too:
- * `{ namespaces: { network: box } }`.
+ * The options of `Container.start`; `namespaces` also takes another box: `{ namespaces: { network: box } }`.
  *
  * @since 0.1.0
  * @category models
@@ -95,18 +108,20 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
 }
 
 /**
- * A network, which is there until it is closed.
+ * A network that exists until it is closed.
  *
  * @since 0.2.0
  * @category models
  */
 export interface ClosableNetwork extends Network.Network, AsyncDisposable {
+  /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
+  readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
 
 /**
- * What else has namespaces that a container can share.
+ * A holder of namespaces that a container can share, besides a box.
  *
  * @since 0.1.0
  * @category models
@@ -114,23 +129,24 @@ export interface ClosableNetwork extends Network.Network, AsyncDisposable {
 export type NamespaceSource = Namespace.Namespace | Container.Container
 
 /**
- * How a container is started again when it has ended.
+ * The options of `supervised`.
  *
  * @since 0.1.0
  * @category models
  */
-export interface SupervisedOptions extends StartOptions, Abortable {
+export interface SupervisedOptions extends StartOptions, CallOptions {
   /**
-   * After how long the next container starts, or `false` for no other. It gets how the last one ended, and how many have run.
+   * The delay until the next container starts, or `false` to stop. It receives the exit status of the last container, and the number of
+   * containers that have run.
    */
   readonly restart: (status: Container.ExitStatus, times: number) => Duration.DurationInput | false
-  /** What is done with each container while it runs; an error ends the container, and is what `supervised` rejects with. */
+  /** Called with each container while it runs. Its error ends the container, and `supervised` rejects with it. */
   readonly onStart?: ((box: Box) => unknown) | undefined
 }
 
 /**
- * What a command can be given to read. A stream of Node, or a ReadableStream, is an async iterable. Another command, of the same
- * statement, is read byte by byte: see `Command.pipe`.
+ * The input of a command. A stream of Node and a ReadableStream are async iterables. Another command of the same statement
+ * gives its stdout: see `Command.pipe`.
  *
  * @since 0.1.0
  * @category models
@@ -138,7 +154,7 @@ export interface SupervisedOptions extends StartOptions, Abortable {
 export type Input = string | Uint8Array | Iterable<string | Uint8Array> | AsyncIterable<string | Uint8Array>
 
 /**
- * What can stand in a command's `${}`: one argument or a part of one, or an array with an argument for each element.
+ * A value in a command's `${}`: one argument or a part of one, or an array with an argument for each element.
  *
  * @since 0.1.0
  * @category models
@@ -146,7 +162,7 @@ export type Input = string | Uint8Array | Iterable<string | Uint8Array> | AsyncI
 export type Value = string | number | ReadonlyArray<string | number>
 
 /**
- * How commands run inside.
+ * The options of commands inside a container.
  *
  * @since 0.1.0
  * @category models
@@ -154,14 +170,14 @@ export type Value = string | number | ReadonlyArray<string | number>
 export interface InsideOptions
   extends Omit<Container.ExecOptions, "input" | "stdin" | "stdout" | "stderr" | "terminal">,
     Abortable {
-  /** What a command reads, and then the end. Default: the end at once. */
+  /** The command's input, followed by the end of file. Default: no input. */
   readonly input?: Input | undefined
-  /** Whether what a command writes is also shown, on this program's own stdout and stderr. Default false. */
+  /** Whether the command's output also appears on this program's stdout and stderr. Default false. */
   readonly verbose?: boolean | undefined
 }
 
 /**
- * How `run` runs a container.
+ * The options of `run`.
  *
  * @since 0.1.0
  * @category models
@@ -170,68 +186,68 @@ export interface RunOptions
   extends StartOptions,
     Omit<Container.BufferOptions, "input">,
     Pick<InsideOptions, "input">,
-    Abortable {}
+    CallOptions {}
 
 /**
- * A command that runs inside. Awaited, it gives all that it wrote, and rejects with `NonZeroExit` where its exit code is
- * another than 0. Iterated, it gives the lines of stdout as they come and no faster than they are taken, and throws that
- * at the end; whoever leaves the loop early ends the command.
+ * A command inside a container. Awaited, it gives its whole output, and rejects with `NonZeroExit` for any exit code but 0.
+ * Iterated, it gives the lines of stdout as they arrive, waits for a slow reader, and throws that error at the end; leaving the
+ * loop early ends the command.
  *
- * It begins after the statement that it is in: `nothrow`, `quiet`, `stdin`, `timeout` and `bytes` are called there, and throw
- * `InvalidOption` later.
+ * It begins after its statement: call `nothrow`, `quiet`, `stdin`, `timeout` and `bytes` in that statement; later they throw
+ * `InvalidOption`.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Command extends Promise<Container.Result>, AsyncIterable<string> {
-  /** Any exit code is fine: see `exitCode`. */
+  /** Resolves whatever the exit code: see `exitCode`. */
   readonly nothrow: () => Command
-  /** What it writes is not shown, though the box be `verbose`. */
+  /** Hides its output even with the option `verbose`. */
   readonly quiet: () => Command
-  /** What it reads, as the option `input`. */
+  /** Sets its input, as the option `input`. */
   readonly stdin: (input: Input) => Command
   /**
-   * Gives its stdout to another command of the same statement, and returns that one, which rejects where this one fails:
-   * `` box.$`dmesg`.pipe(box.$`grep usb`) ``. This command ends when the other one does.
+   * Gives its stdout to another command of the same statement, and returns that command, which rejects if this one fails:
+   * `` box.$`dmesg`.pipe(box.$`grep usb`) ``. This command ends with the other one.
    */
   readonly pipe: (reader: Command) => Command
   /**
-   * How long it has, in milliseconds or as `"5 seconds"`; it is then killed, and rejects with `WaitFailed`,
-   * which has the output so far.
+   * Kills it after a time, in milliseconds or as `"5 seconds"`. It then rejects with `WaitFailed`, which has the output
+   * so far.
    */
   readonly timeout: (duration: Duration.DurationInput) => Command
-  /** Its stdout, byte for byte. It is called in the command's own statement. */
+  /** Its stdout, byte for byte. Call it in the command's own statement. */
   readonly bytes: () => Promise<Uint8Array>
   /** Its stdout, as text. */
   readonly text: () => Promise<string>
   /** The lines of its stdout. */
   readonly lines: () => Promise<Array<string>>
-  /** Its stdout, parsed. */
+  /** Its stdout, parsed as JSON. */
   readonly json: <A = unknown>() => Promise<A>
-  /** Sends a signal to it and to its children, by name or number. Default SIGTERM. Does not wait for what comes of it. */
+  /** Sends a signal, by name or number, to it and to its children. Default SIGTERM. Does not wait for their end. */
   readonly kill: (signal?: string | number) => Promise<void>
 }
 
 /**
- * Commands inside a container, run in a certain way.
+ * Runs commands inside a container with certain defaults.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Inside {
   /**
-   * Runs a command. The text is split into words as a shell would, quotes included, but there is no shell: a value in
-   * `${}` is, or is part of, one word whatever it holds, and an array is a word for each of its elements.
+   * Runs a command. The text is split into words with the quoting rules of a shell, but no shell runs: a value in `${}` is one
+   * word, or a part of one, whatever characters it has, and an array is a word for each element.
    */
   readonly $: (text: TemplateStringsArray, ...values: ReadonlyArray<Value>) => Command
-  /** Runs a command and gives what it wrote, whatever its exit code. */
+  /** Runs a command and gives its output, whatever its exit code. */
   readonly exec: (command: ReadonlyArray<string>, options?: InsideOptions) => Promise<Container.Result>
   /** The same with other defaults: `` box.with({ cwd: "/srv", env: { DEBUG: "1" } }).$`npm test` ``. */
   readonly with: (options: InsideOptions) => Inside
 }
 
 /**
- * What a path of a container leads to.
+ * The status of a file in a container: stat(2).
  *
  * @since 0.1.0
  * @category models
@@ -241,17 +257,17 @@ export interface FileStatus {
   readonly type: string
   /** In bytes. */
   readonly size: number
-  /** With the bits of its type, as in stat(2). */
+  /** With the bits of its type. */
   readonly mode: number
-  /** Its owner and group, as the container numbers them. */
+  /** Its owner and group, as ids of the container. */
   readonly uid: number | undefined
   readonly gid: number | undefined
   readonly modified: Date | undefined
 }
 
 /**
- * The files of a container, whether it runs, is paused or has ended; `Container.fileSystem` says what is refused. A failure is
- * `OperationFailed`, with the `code` of the system call.
+ * The files of a container, which may run, be paused or have ended; `Container.fileSystem` has the limits. A failure is
+ * `OperationFailed` with the `code` of the system call.
  *
  * @since 0.1.0
  * @category models
@@ -286,8 +302,8 @@ export interface Files {
 type Wait<Options> = Omit<Options, "schedule"> & Abortable
 
 /**
- * Conditions to wait for, each as its namesake in `WaitFor`: a promise rejects with `WaitFailed` where the container ends before,
- * or the time is over (`timeout`, default 30 seconds). `Promise.all` and `Promise.any` combine them.
+ * Conditions to wait for, as the functions of the same names in `WaitFor`. A promise rejects with `WaitFailed` if the container ends
+ * first or the time is over (`timeout`, default 30 seconds). `Promise.all` and `Promise.any` combine them.
  *
  * @since 0.1.0
  * @category models
@@ -301,27 +317,27 @@ export interface Conditions {
 }
 
 /**
- * A running container. It is gone when it is disposed of.
+ * A container, which is removed when the box is closed.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Box extends Inside, AsyncDisposable {
   readonly id: string
-  /** Its first process, as the host sees it. */
+  /** The pid of its first process on the host. */
   readonly pid: number
   /**
-   * What it writes, from byte zero; each byte is given once. Berth keeps the newest 1 MiB for a reader that comes late, and what
-   * `stdout: "pipe"` changes about that is in `Process.stdout`.
+   * Its output from the first byte; each byte is read once. Berth keeps the newest 1 MiB for a late reader; `Process.stdout` says
+   * what `stdout: "pipe"` changes.
    */
   readonly stdout: AsyncIterable<Uint8Array>
   readonly stderr: AsyncIterable<Uint8Array>
   readonly files: Files
   /** Waits until the container is ready: `box.waitFor.port(8080)`. */
   readonly waitFor: Conditions
-  /** Both, line by line with the time of their coming: see `Container.logs`. */
+  /** The lines of both, each with its time: see `Container.logs`. */
   readonly logs: (options?: Container.LogsOptions) => AsyncIterable<Container.LogEntry>
-  /** Gives it all of this to read, and then the end. It has to be started with `stdin: "pipe"`. */
+  /** Writes all of this to its stdin, and then the end. Needs a start with `stdin: "pipe"`. */
   readonly stdin: (input: Input, options?: Abortable) => Promise<void>
   /** Connects this program's terminal with the container's until it ends: see `Container.attach`. */
   readonly attach: (options?: Abortable) => Promise<Container.ExitStatus>
@@ -340,31 +356,33 @@ export interface Box extends Inside, AsyncDisposable {
   /** `fetch` to a server in the container: see `Container.fetch`. A response can be read until the box closes. */
   readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
   /** Has a port of the host lead into the container until the box closes: see `Container.publish`. */
-  readonly publish: (port: number | Network.PublishOptions) => Promise<Network.PublishedPort>
+  readonly publish: (port: number | string | Network.PublishOptions) => Promise<Network.PublishedPort>
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
   /** Sends a signal to its first process, by name or number. Default SIGTERM. */
   readonly kill: (signal?: string | number) => Promise<void>
-  /** Has everything in it stand still, and go on: see `Container.pause`. */
+  /** Stops all its processes until `resume`: see `Container.pause`. */
   readonly pause: () => Promise<void>
   readonly resume: () => Promise<void>
-  /** The processes in it. */
+  /** Its processes. */
   readonly top: () => Promise<ReadonlyArray<Container.ProcessInfo>>
-  /** What it uses, where it was started with `limits`. */
+  /** Its use of memory, CPU and more. Needs a start with `limits`. */
   readonly stats: () => Promise<Cgroup.Stats>
   /** Changes its limits while it runs. */
   readonly update: (limits: Cgroup.Limits) => Promise<void>
-  /** Asks it to stop, and kills it when the grace is over. */
+  /** Sends its stop signal, and kills it after the grace period. */
   readonly stop: (options?: Container.StopOptions & Abortable) => Promise<Container.ExitStatus>
-  /** Makes an image of what it was started from and what it has written since: see `Container.commit`. */
+  /** Makes an image of its image and its changes: see `Container.commit`. */
   readonly commit: (options?: Container.CommitOptions & Abortable) => Promise<Image.Image>
-  /** Ends it, with everything in it; the same as the end of `await using`. It can be repeated. */
+  /** Makes its writable layer a layer of the store, once it has ended; its files are gone then: see `Container.keep`. */
+  readonly keep: (options?: Container.KeepOptions) => Promise<Image.Image>
+  /** Kills and removes it; the same as the end of `await using`. A second call does nothing. */
   readonly close: () => Promise<void>
 }
 
 /**
- * A pull or a push under way. Awaited, it gives what came of it; iterated, it gives the steps of each layer, and whoever
- * leaves the loop early stops it. Bars are drawn on a terminal only where nobody iterates, nor says otherwise by `progress`.
+ * A pull or a push that runs. Awaited, it gives its result; iterated, it gives the steps of each layer, and leaving the loop
+ * early stops it. On a terminal it draws bars, unless it is iterated or the option `progress` says otherwise.
  *
  * @since 0.1.0
  * @category models
@@ -376,49 +394,49 @@ export interface Box extends Inside, AsyncDisposable {
 export interface Transfer<A> extends Promise<A>, AsyncIterable<Progress> {}
 
 /**
- * Images, in the store and on their way there and back. Each does as its namesake in `Image` and `Store`, and takes a
- * signal. `get` pulls what the store lacks, `pull` asks the registry each time, `fromStore` never.
+ * Images in the store, in registries and in files. The functions are those of the same names in `Image` and `Store`, and take a
+ * signal. `get` pulls an image that the store lacks, `pull` always asks the registry, `fromStore` never does.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Images {
-  readonly get: (name: string, options?: Image.GetOptions & Abortable) => Transfer<Image.Image>
-  readonly pull: (reference: string, options?: Image.PullOptions & Abortable) => Transfer<Image.Image>
+  readonly get: (name: string, options?: Image.GetOptions & CallOptions) => Transfer<Image.Image>
+  readonly pull: (reference: string, options?: Image.PullOptions & CallOptions) => Transfer<Image.Image>
   readonly fromStore: (
     name: string,
-    options?: Image.NamedOptions & Limits & Abortable
+    options?: Image.NamedOptions & Limits & CallOptions
   ) => Promise<Image.Image>
   /** Gives the descriptor of the manifest. */
   readonly push: (
     image: Image.Image | string,
     reference: string,
-    options?: Image.PushOptions & Abortable
+    options?: Image.PushOptions & CallOptions
   ) => Transfer<Store.Descriptor>
-  /** Of a file, or of its bytes. */
+  /** Loads an archive from its path, or from its bytes. */
   readonly load: (
     archive: string | Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
-    options?: Image.LoadOptions & Abortable
+    options?: Image.LoadOptions & CallOptions
   ) => Promise<readonly [Image.Image, ...Array<Image.Image>]>
   readonly save: (
     image: Image.Image | string,
     path: string,
-    options: Image.SaveOptions & Abortable
+    options: Image.SaveOptions & CallOptions
   ) => Promise<void>
-  readonly import: (path: string, options?: Image.ImportOptions & Abortable) => Promise<Image.Image>
-  readonly list: (options?: Abortable) => Promise<ReadonlyArray<Image.NamedImage>>
-  readonly inspect: (name: string, options?: Image.NamedOptions & Abortable) => Promise<Image.Inspected>
+  readonly import: (path: string, options?: Image.ImportOptions & CallOptions) => Promise<Image.Image>
+  readonly list: (options?: CallOptions) => Promise<ReadonlyArray<Image.NamedImage>>
+  readonly inspect: (name: string, options?: Image.NamedOptions & CallOptions) => Promise<Image.Inspected>
   readonly history: (
     name: string,
-    options?: Image.NamedOptions & Abortable
+    options?: Image.NamedOptions & CallOptions
   ) => Promise<ReadonlyArray<Image.HistoryEntry>>
-  readonly tag: (name: string, newName: string, options?: Abortable) => Promise<void>
-  readonly remove: (name: string, options?: Abortable) => Promise<void>
-  readonly gc: (options?: { readonly dryRun?: boolean | undefined } & Abortable) => Promise<Store.Collected>
+  readonly tag: (name: string, newName: string, options?: CallOptions) => Promise<void>
+  readonly remove: (name: string, options?: CallOptions) => Promise<void>
+  readonly gc: (options?: { readonly dryRun?: boolean | undefined } & CallOptions) => Promise<Store.Collected>
 }
 
 /**
- * A supervisor that is kept, and what it starts.
+ * A supervisor of one's own, and the functions that use it.
  *
  * @since 0.1.0
  * @category models
@@ -433,64 +451,12 @@ export interface Session extends AsyncDisposable {
   readonly close: () => Promise<void>
 }
 
-const networkWith =
-  (shared: Shared) =>
-  ({ signal, ...options }: Network.NetworkOptions & Abortable = {}): Promise<ClosableNetwork> =>
-    shared.run(
-      Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(Scope.make(), (scope) =>
-          restore(Network.make(options)).pipe(
-            Scope.extend(scope),
-            Effect.map((made) => {
-              const close = closing(shared, scope)
-              return Object.assign(made, { close, [Symbol.asyncDispose]: close })
-            }),
-            Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-          )
-        )
-      ),
-      signal
-    )
-
-const startWith =
-  (shared: Shared) =>
-  (image: string | Image.Image, options: StartOptions & Abortable = {}): Promise<Box> =>
-    shared.run(
-      Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(Scope.make(), (scope) =>
-          restore(
-            Effect.flatMap(named(image, options), (from) => Container.start(from, withContainers(options)))
-          ).pipe(
-            Scope.extend(scope),
-            Effect.map((container) => makeBox(shared, container, scope)),
-            Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-          )
-        )
-      ),
-      options.signal
-    )
-
-const runWith =
-  (shared: Shared) =>
-  (image: string | Image.Image, { input, ...options }: RunOptions = {}): Promise<Container.Result> =>
-    withInput(input, (given) =>
-      shared.run(
-        Effect.flatMap(named(image, options), (from) =>
-          Container.run(from, {
-            ...withContainers(options),
-            input: given === undefined ? undefined : streamOf(given)
-          })
-        ),
-        options.signal
-      )
-    )
-
-const shared = new Shared({})
+const shared = new Shared({}, { lingers: true })
 
 /**
- * Starts a container: of the machine's own root (`"host"`), a folder (an absolute path), an OCI layout (`"oci:PATH"`,
- * `"oci:PATH:TAG"` or `"oci:PATH@DIGEST"`; PATH ends where a layout's folder is, and may have colons), or the image of a
- * name, which the store has or its registry gives. It is gone when it is disposed of, or when the program ends.
+ * Starts a container from the machine's own root (`"host"`), a folder (an absolute path), an OCI layout (`"oci:PATH"`,
+ * `"oci:PATH:TAG"` or `"oci:PATH@DIGEST"`; PATH ends at the folder of a layout, and may have colons), or an image by its name
+ * in the store or in its registry. The container is removed when the box is closed, or when the program ends.
  *
  * @since 0.1.0
  * @category constructors
@@ -498,11 +464,11 @@ const shared = new Shared({})
  * await using box = await start("host", { command: ["sleep", "infinity"] })
  * const name = await box.$`uname -n`.text()
  */
-export const start: (image: string | Image.Image, options?: StartOptions & Abortable) => Promise<Box> =
+export const start: (image: string | Image.Image, options?: StartOptions & CallOptions) => Promise<Box> =
   startWith(shared)
 
 /**
- * Makes a network of containers, until it is closed: see `Network.make`.
+ * Makes a network of containers, which exists until it is closed: see `Network.make`.
  *
  * @since 0.2.0
  * @category constructors
@@ -510,11 +476,11 @@ export const start: (image: string | Image.Image, options?: StartOptions & Abort
  * await using own = await network()
  * await using db = await start("db:1", { network: own, name: "db" })
  */
-export const network: (options?: Network.NetworkOptions & Abortable) => Promise<ClosableNetwork> =
+export const network: (options?: Network.NetworkOptions & CallOptions) => Promise<ClosableNetwork> =
   networkWith(shared)
 
 /**
- * Starts a container, waits for its end and gives all that it wrote. A command that fails is no error: see `exitCode`.
+ * Starts a container, waits for its end and gives its output. A command that fails is no error: see `exitCode`.
  *
  * @since 0.1.0
  * @category constructors
@@ -523,7 +489,7 @@ export const run: (image: string | Image.Image, options?: RunOptions) => Promise
   runWith(shared)
 
 /**
- * Starts a container, and another one whenever it has ended, for as long as `restart` says so. Gives how the last one ended.
+ * Starts a container, and another one whenever it ends, until `restart` gives `false`. Gives the exit status of the last one.
  *
  * @since 0.1.0
  * @category constructors
@@ -540,7 +506,7 @@ export const supervised: (
 ) => Promise<Container.ExitStatus> = restarted(shared, start)
 
 /**
- * Images, in the store of the folder that is the default.
+ * Images, with the store in the default folder.
  *
  * @since 0.1.0
  * @category images
@@ -550,8 +516,7 @@ export const supervised: (
 export const images: Images = makeImages(shared)
 
 /**
- * A supervisor of one's own, with its own folder where that is given; it is there until this and all of its boxes have
- * been disposed of.
+ * Starts a supervisor of one's own, in the folder of the options. It ends once the session and all its boxes are closed.
  *
  * @since 0.1.0
  * @category constructors
@@ -560,10 +525,10 @@ export const images: Images = makeImages(shared)
  * for (const file of files) await berth.run("host", { command: ["wc", file] })
  */
 export const open = async (options: Berth.Options & Abortable = {}): Promise<Session> => {
-  const own = new Shared(options)
-  const release = own.hold()
+  const own = new Shared(options, { lingers: false })
+  const release = own.hold(0)
   try {
-    await own.run(Effect.void, options.signal)
+    await own.run(Effect.void, options)
   } catch (error) {
     await release()
     throw error
@@ -581,7 +546,7 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
 }
 
 /**
- * What Berth can use on this machine, and the fix for what is missing: `console.log(String(await doctor()))`.
+ * Reports the features of this machine that Berth can use, and how to get the missing ones: `console.log(String(await doctor()))`.
  *
  * @since 0.1.0
  * @category diagnosis

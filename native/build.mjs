@@ -73,7 +73,7 @@ const targets = {
     shared: { "libisal.so.2": "libisal.so.2" }
   },
   "berth-proxy": {
-    sources: ["proxy/proxy.c", "proxy/pair.c", "proxy/target.c", "common/descriptor.c"],
+    sources: ["proxy/proxy.c", "proxy/pair.c", "proxy/datagram.c", "proxy/target.c", "common/descriptor.c"],
     static: true
   },
   "berth-names": {

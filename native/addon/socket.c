@@ -58,14 +58,18 @@ static napi_value connect_result(struct call *call, napi_env env) {
 }
 FUNCTION(connect_result)
 
-// bind(fd, address): bind(2), also where connections of an earlier socket there are not over yet; of IPv6 alone.
+// bind(fd, address): bind(2), also where connections of an earlier socket there are not over yet; of IPv6 alone. Two datagram sockets
+// with SO_REUSEADDR would share the address.
 static napi_value bind_socket(struct call *call, napi_env env) {
     int fd;
     const int on = 1;
+    int type = 0;
+    socklen_t size = sizeof type;
     uint8_t *address;
     size_t length;
     if (!take_fd(call, 0, &fd) || !take_bytes(call, 1, &address, &length)) return misuse(env);
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size);
+    if (type == SOCK_STREAM) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
     return number(env, bind(fd, (struct sockaddr *)address, (socklen_t)length) < 0 ? -errno : 0);
 }

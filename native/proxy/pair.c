@@ -1,4 +1,5 @@
 #include "pair.h"
+#include "watched.h"
 #include "../common/util.h"
 
 #include <errno.h>

@@ -6,9 +6,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-// What epoll's data points to begins with one.
-enum watched { WATCHED_CONTROL, WATCHED_LISTENER, WATCHED_SIDE };
-
 struct side;
 
 // Connects to a target, and takes the accepted socket; false where no descriptor can be had, and the socket is closed.

@@ -4,12 +4,15 @@
 //
 //   add ID TARGET...   with a bound socket: from when a target listens, the socket does too. A target is `v4:PORT:ADDRESS`,
 //                      `v6:PORT:ADDRESS`; they are tried in turn.
-//   remove ID          closes the socket. Its connections go on.
+//   datagrams ID TARGET...   with a bound UDP socket.
 //
-// It answers `listening ID`, or `waiting ID` while no target listens.
+// It answers each with its ID.
 #include "../common/descriptor.h"
+#include "../common/util.h"
+#include "datagram.h"
 #include "pair.h"
 #include "target.h"
+#include "watched.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -36,7 +39,7 @@ struct listener {
     enum watched kind;
     int fd;
     uint32_t id;
-    bool listening, paused, removed;
+    bool listening, paused;
     struct targets targets;
     struct listener *next;
 };
@@ -50,10 +53,10 @@ static void watch(struct listener *listener) {
     listener->paused = epoll_ctl(epoll, EPOLL_CTL_ADD, listener->fd, &event) < 0;
 }
 
-// A message that does not fit is lost: whoever wrote it is gone, or does not read.
-static void answer(const struct listener *listener) {
-    char text[32];
-    int length = snprintf(text, sizeof text, "%s %u", listener->listening ? "listening" : "waiting", listener->id);
+// An answer that does not fit is lost: whoever asked is gone, or does not read.
+static void answer(uint32_t id) {
+    char text[16];
+    int length = snprintf(text, sizeof text, "%u", id);
     descriptors_send(control, text, (size_t)length, NULL, 0);
 }
 
@@ -63,58 +66,33 @@ static void look(struct listener *listener) {
     watch(listener);
 }
 
-static void add(const char *text, int fd) {
+// Takes the socket, which is closed where there is no memory.
+static void add(uint32_t id, int fd, const struct targets *targets) {
     struct listener *listener = calloc(1, sizeof *listener);
-    int at = 0;
-    if (!listener || fd < 0 || sscanf(text, "add %u %n", &listener->id, &at) != 1 || !targets_parse(&listener->targets, text + at)) {
-        if (fd >= 0) close(fd);
-        free(listener);
+    if (!listener) {
+        close(fd);
         return;
     }
-    fcntl(fd, F_SETFL, O_NONBLOCK);
-    listener->kind = WATCHED_LISTENER;
-    listener->fd = fd;
-    listener->next = listeners;
+    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .id = id, .targets = *targets, .next = listeners};
     listeners = listener;
     look(listener);
-    answer(listener);
-}
-
-// An event of it may have been received already, so that it is freed later.
-static void forget(uint32_t id) {
-    for (struct listener *listener = listeners; listener; listener = listener->next)
-        if (listener->id == id) listener->removed = true;
-}
-
-static void free_removed(void) {
-    for (struct listener **at = &listeners; *at;) {
-        struct listener *listener = *at;
-        if (!listener->removed) {
-            at = &listener->next;
-            continue;
-        }
-        *at = listener->next;
-        // Another process may hold the socket: then closing it here would leave it registered (epoll(7)).
-        epoll_ctl(epoll, EPOLL_CTL_DEL, listener->fd, NULL);
-        close(listener->fd);
-        free(listener);
-    }
 }
 
 static void take_message(void) {
-    char text[MESSAGE_MAX];
-    int fd;
+    char text[MESSAGE_MAX], verb[16];
+    cleanup_close int fd = -1;
+    struct targets targets;
+    uint32_t id;
+    int at = 0;
     ssize_t length = descriptor_receive(control, text, sizeof text - 1, &fd);
     if (length < 0 && (errno == EAGAIN || errno == EMFILE || errno == EMSGSIZE)) return;
     if (length <= 0) exit(0);
     text[length] = '\0';
-    uint32_t id;
-    if (sscanf(text, "remove %u", &id) == 1) {
-        forget(id);
-        if (fd >= 0) close(fd);
-    } else {
-        add(text, fd);
-    }
+    if (sscanf(text, "%15s %u %n", verb, &id, &at) != 2 || fd < 0 || !targets_parse(&targets, text + at)) return;
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    if (strcmp(verb, "add") == 0) add(id, steal_fd(&fd), &targets);
+    else if (strcmp(verb, "datagrams") == 0) datagrams_open(epoll, steal_fd(&fd), &targets);
+    answer(id);
 }
 
 static void take_connections(struct listener *listener) {
@@ -151,6 +129,11 @@ static void raise_limit(void) {
     setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+// Of two times in milliseconds, of which -1 is never.
+static int sooner(int a, int b) {
+    return a < 0 || (b >= 0 && b < a) ? b : a;
+}
+
 int main(void) {
     struct epoll_event events[EVENTS_MAX];
     struct epoll_event told = {.events = EPOLLIN, .data.ptr = &control_kind};
@@ -170,11 +153,13 @@ int main(void) {
                 break;
             case WATCHED_LISTENER: take_connections(events[k].data.ptr); break;
             case WATCHED_SIDE: pair_serve(events[k].data.ptr, events[k].events); break;
+            case WATCHED_BOUND: datagrams_serve_bound(events[k].data.ptr); break;
+            case WATCHED_PEER: datagrams_serve_peer(events[k].data.ptr); break;
             }
         }
         pairs_free();
-        free_removed();
-        until = look_around(wait);
-        if (count == 0 && until == wait && wait < LOOK_MOST_MS) wait++;
+        int look = look_around(wait);
+        if (count == 0 && look == wait && wait < LOOK_MOST_MS) wait++;
+        until = sooner(look, datagrams_tidy());
     }
 }

@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#define TCP_STATE_LISTEN 0x0a
+// Of tcp(7), as proc(5) has them.
+#define STATE_LISTEN 0x0a
+#define STATE_UNCONNECTED 0x07
 
 static bool parse_one(struct sockaddr_storage *out, const char *word) {
     unsigned version, port;
@@ -38,38 +40,73 @@ bool targets_parse(struct targets *targets, const char *text) {
     return targets->count > 0;
 }
 
-static in_port_t port_of(const struct sockaddr_storage *address) {
+in_port_t address_port(const struct sockaddr_storage *address) {
     return address->ss_family == AF_INET ? ((const struct sockaddr_in *)address)->sin_port : ((const struct sockaddr_in6 *)address)->sin6_port;
 }
 
-// A line: `  0: 0100007F:1F90 00000000:0000 0A …`, the address in hexadecimal, longer in tcp6.
-static bool listens(const char *path, in_port_t wanted) {
+// The words of an address as IPv6 has it, which for IPv4 is the mapped form, ::ffff:127.0.0.1.
+static void words_of(uint32_t words[4], const struct sockaddr_storage *address) {
+    const uint32_t mapped[4] = {0, 0, htonl(0xffff), ((const struct sockaddr_in *)address)->sin_addr.s_addr};
+    memcpy(words, address->ss_family == AF_INET ? mapped : ((const struct sockaddr_in6 *)address)->sin6_addr.s6_addr32, sizeof mapped);
+}
+
+// Whether a socket of a file of proc(5) has the address, or its port on every address of its family, in the state. A line:
+// `  0: 0100007F:1F90 00000000:0000 0A …`; each word of the address is in the machine's own byte order, one for IPv4 and four for IPv6.
+static bool has_socket(const char *path, const struct sockaddr_storage *wanted, unsigned state) {
+    const uint32_t every[4] = {0, 0, wanted->ss_family == AF_INET ? htonl(0xffff) : 0, 0};
+    uint32_t words[4];
     char line[512];
     bool found = false;
     FILE *file = fopen(path, "re");
+    words_of(words, wanted);
     while (file && !found && fgets(line, sizeof line, file)) {
-        unsigned port, state;
-        found = sscanf(line, "%*d: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x", &port, &state) == 2 && state == TCP_STATE_LISTEN && port == wanted;
+        uint32_t its[4] = {0, 0, htonl(0xffff), 0};
+        char host[33];
+        unsigned port, its_state;
+        if (sscanf(line, "%*d: %32[0-9A-F]:%x %*[0-9A-F]:%*x %x", host, &port, &its_state) != 3) continue;
+        if (its_state != state || port != ntohs(address_port(wanted))) continue;
+        if (sscanf(host, "%8x%8x%8x%8x", &its[0], &its[1], &its[2], &its[3]) == 1) {
+            its[3] = its[0];
+            its[0] = 0;
+        }
+        found = memcmp(its, words, sizeof its) == 0 || memcmp(its, every, sizeof its) == 0;
     }
     if (file) fclose(file);
     return found;
 }
 
+// Whether a socket has one of the addresses, of the files of a protocol for both families: those of IPv6 also have the mapped form.
+static bool bound(const struct sockaddr_storage *address, const char *of4, const char *of6, unsigned state) {
+    return has_socket(of4, address, state) || has_socket(of6, address, state);
+}
+
 bool targets_listen(const struct targets *targets) {
-    for (unsigned k = 0; k < targets->count; k++) {
-        in_port_t port = ntohs(port_of(&targets->address[k]));
-        if (listens("/proc/thread-self/net/tcp", port) || listens("/proc/thread-self/net/tcp6", port)) return true;
-    }
+    for (unsigned k = 0; k < targets->count; k++)
+        if (bound(&targets->address[k], "/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6", STATE_LISTEN)) return true;
     return false;
 }
 
-int target_connect(const struct targets *targets, unsigned at) {
-    const struct sockaddr_storage *address = &targets->address[at];
-    int on = 1;
-    cleanup_close int fd = socket(address->ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+static int begin_connect(const struct sockaddr_storage *address, int type) {
+    cleanup_close int fd = socket(address->ss_family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) return -1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     socklen_t length = address->ss_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
     if (connect(fd, (const struct sockaddr *)address, length) < 0 && errno != EINPROGRESS) return -1;
     return steal_fd(&fd);
+}
+
+int target_connect(const struct targets *targets, unsigned at) {
+    const int on = 1;
+    int fd = begin_connect(&targets->address[at], SOCK_STREAM);
+    if (fd >= 0) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    return fd;
+}
+
+int target_datagrams(const struct targets *targets) {
+    for (unsigned k = 0; k < targets->count; k++) {
+        const struct sockaddr_storage *address = &targets->address[k];
+        if (!bound(address, "/proc/thread-self/net/udp", "/proc/thread-self/net/udp6", STATE_UNCONNECTED)) continue;
+        return begin_connect(address, SOCK_DGRAM);
+    }
+    errno = ECONNREFUSED;
+    return -1;
 }

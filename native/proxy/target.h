@@ -21,3 +21,8 @@ bool targets_listen(const struct targets *targets);
 
 // A socket that is connecting to the target number `at`, without waiting; -1 where that fails at once.
 int target_connect(const struct targets *targets, unsigned at);
+
+in_port_t address_port(const struct sockaddr_storage *address);
+
+// A UDP socket that is connected to the first target whose port a socket has; -1 where there is none.
+int target_datagrams(const struct targets *targets);

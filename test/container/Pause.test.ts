@@ -166,9 +166,10 @@ suite("Container.pause", (effect, folder) => {
           const before = new Map(names.map((name) => [name, of(name)]))
           const moved = () => names.filter((name) => of(name) > before.get(name)!)
           await until(`${expected.join(", ")} go on`, () => expected.every((name) => moved().includes(name)))
-          // As in standsStill.
+          // As in standsStill. A counter may be read while it is empty, just before its next number is in it.
           await sleep(200)
-          assert.deepEqual(moved(), expected)
+          const resumed = moved().filter((name) => !expected.includes(name))
+          assert.deepEqual(resumed, [])
         })
       yield* waitUntil("all three count", () =>
         names.every((name) => fs.existsSync(`/proc/${container.pid}/root/tmp/${name}`))

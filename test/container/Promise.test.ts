@@ -15,23 +15,11 @@ import {
   type Snapshot,
   sleep,
   snapshot,
+  supervisors,
   until
 } from "../support/leftovers.ts"
 
 const sleeper = { command: ["sleep", "infinity"] }
-
-/** The supervisors of this process. Only its own children count: a clone has the supervisor's name until it executes. */
-const supervisors = (): ReadonlyArray<number> =>
-  descendants(process.pid).filter((pid) => {
-    try {
-      return (
-        fs.readFileSync(`/proc/${pid}/cmdline`, "utf8").startsWith("berth-supervisor") &&
-        fs.readFileSync(`/proc/${pid}/status`, "utf8").includes(`\nPPid:\t${process.pid}\n`)
-      )
-    } catch {
-      return false
-    }
-  })
 
 /** The command lines of a box's processes that begin with `sleep`; that of the box itself is always among them. */
 const commands = async (box: Box): Promise<ReadonlyArray<string>> =>
@@ -48,7 +36,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
   before(async () => {
     if (whyNoContainers !== false) return
     folder = makeTemporaryFolder()
-    await run("host", { command: ["true"] })
+    await run("host", { command: ["true"], linger: 0 })
     earlier = snapshot()
     berth = await open({ folder: `${folder}/berth` })
     box = await berth.start("host", sleeper)
@@ -384,7 +372,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
         const controller = new AbortController()
         setTimeout(() => controller.abort(), millis)
         try {
-          const started = await start("host", { ...sleeper, signal: controller.signal })
+          const started = await start("host", { ...sleeper, signal: controller.signal, linger: 0 })
           await started[Symbol.asyncDispose]()
         } catch (error) {
           assert.equal((error as Error).name, "AbortError")
@@ -400,7 +388,7 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
         await rejection(start("/no/such/folder")),
         await rejection(start("host", { limits: { memory: "12 parsecs" } })),
         await rejection(start("UPPER/case")),
-        await rejection(run("host", { command: ["/no/such"] }))
+        await rejection(run("host", { command: ["/no/such"], linger: 0 }))
       ]
       for (const error of errors)
         assert.ok(error instanceof BerthError && error instanceof Error, String(error))
@@ -415,17 +403,17 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
   })
 
   describe("the supervisor", () => {
-    test("the supervisor ends with the last box, and the next start begins another", async () => {
+    test("without a linger, the supervisor ends with the last box, and the next start begins another", async () => {
       const before = supervisors().length
-      const first = await start("host", sleeper)
-      const second = await start("host", sleeper)
+      const first = await start("host", { ...sleeper, linger: 0 })
+      const second = await start("host", { ...sleeper, linger: 0 })
       assert.equal(supervisors().length, before + 1)
       await first[Symbol.asyncDispose]()
       assert.equal(await second.$`echo 1`.text(), "1\n")
       assert.equal(supervisors().length, before + 1)
       await second[Symbol.asyncDispose]()
       assert.equal(supervisors().length, before)
-      assert.equal((await run("host", { command: ["echo", "2"] })).stdout, "2\n")
+      assert.equal((await run("host", { command: ["echo", "2"], linger: 0 })).stdout, "2\n")
       assert.equal(supervisors().length, before)
     })
 
@@ -435,7 +423,9 @@ describe("berth/promise", { skip: whyNoContainers }, () => {
       const timer = setInterval(() => {
         most = Math.max(most, supervisors().length)
       }, 5)
-      await Promise.all(Array.from({ length: 8 }, () => run("host", { command: ["sleep", "0.1"] })))
+      await Promise.all(
+        Array.from({ length: 8 }, () => run("host", { command: ["sleep", "0.1"], linger: 0 }))
+      )
       clearInterval(timer)
       assert.equal(most, before + 1)
       assert.equal(supervisors().length, before)

@@ -19,13 +19,13 @@ const test = (name: string, fn: () => Promise<void>): void =>
 const folder = Deno.env.get("BERTH_TEST_FOLDER")!
 
 test("a box and its commands leave nothing open", async () => {
-  await using box = await start("host", { command: ["sleep", "infinity"] })
+  await using box = await start("host", { command: ["sleep", "infinity"], linger: 0 })
   assert.equal(await box.$`echo ${"a b"}`.text(), "a b\n")
   await assert.rejects(box.$`false`, (error) => error instanceof BerthError)
 })
 
 test("a run leaves nothing open", async () => {
-  assert.equal((await run("host", { command: ["echo", "hello"] })).stdout, "hello\n")
+  assert.equal((await run("host", { command: ["echo", "hello"], linger: 0 })).stdout, "hello\n")
 })
 
 test("a session in its own folder leaves nothing open", async () => {
@@ -38,12 +38,12 @@ test("a session in its own folder leaves nothing open", async () => {
 })
 
 test("a loop over lines that ends early leaves nothing open", async () => {
-  await using box = await start("host", { command: ["sleep", "infinity"] })
+  await using box = await start("host", { command: ["sleep", "infinity"], linger: 0 })
   for await (const line of box.$`seq 1000000`) if (line === "3") break
 })
 
 test("commands that are aborted, killed or too slow leave nothing open", async () => {
-  await using box = await start("host", { command: ["sleep", "infinity"] })
+  await using box = await start("host", { command: ["sleep", "infinity"], linger: 0 })
   const signal = AbortSignal.abort()
   await assert.rejects(box.with({ signal }).$`sleep 100`, { name: "AbortError" })
   const controller = new AbortController()
@@ -57,7 +57,7 @@ test("commands that are aborted, killed or too slow leave nothing open", async (
 })
 
 test("a container that is read, written to and stopped leaves nothing open", async () => {
-  await using box = await start("host", { command: ["cat"], stdin: "pipe" })
+  await using box = await start("host", { command: ["cat"], stdin: "pipe", linger: 0 })
   await box.stdin("through")
   let text = ""
   for await (const bytes of box.stdout) text += new TextDecoder().decode(bytes)
@@ -66,5 +66,5 @@ test("a container that is read, written to and stopped leaves nothing open", asy
 })
 
 test("a start that fails leaves nothing open", async () => {
-  await assert.rejects(start("host", { command: ["/no/such/command"] }), { _tag: "CommandFailed" })
+  await assert.rejects(start("host", { command: ["/no/such/command"], linger: 0 }), { _tag: "CommandFailed" })
 })

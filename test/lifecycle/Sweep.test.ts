@@ -55,6 +55,15 @@ suite("Sweep", (effect, folder) => {
     }
   )
 
+  effect("a folder that a supervisor has not removed to the end is swept", function* () {
+    const at = `${folder()}/half-removed`
+    const state = makeStale(at)
+    fs.rmSync(`${state}/lock`)
+    fs.writeFileSync(`${state}/holds`, "")
+    yield* another(at, Effect.void)
+    assert.deepEqual(fs.readdirSync(`${at}/run`), [])
+  })
+
   effect("the mounts of a container's devices name its supervisor", function* () {
     const { supervisor } = yield* Berth.Berth
     const name = supervisor.folder.slice(supervisor.folder.lastIndexOf("/") + 1)

@@ -1,5 +1,7 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
+import * as http from "node:http"
+import type { AddressInfo } from "node:net"
 import { after, before, describe, test } from "node:test"
 import { network, open, type Session } from "../../lib/promise.ts"
 import { compile } from "../support/attack.ts"
@@ -51,6 +53,23 @@ describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox },
     assert.equal(await published.text(), "text\n")
     await server.close()
     await assert.rejects(fetch(`http://${hostname}:${port}/file`))
+  })
+
+  test("a container fetches from a server of this program by the name that exposes it", async () => {
+    const mock = http.createServer((_, response) => response.end("mocked\n"))
+    await new Promise<void>((resolve) => mock.listen(0, "127.0.0.1", resolve))
+    try {
+      await using own = await berth.network()
+      await using client = await berth.start(`${folder}/root`, { network: own, command: ["sleep", "100"] })
+      const { port } = mock.address() as AddressInfo
+      const at = await own.expose({ host: port, name: "mock.test", port: 80 })
+      assert.equal(at.port, 80)
+      assert.equal(await client.$`wget -q -O - http://mock.test/`.text(), "mocked\n")
+      await assert.rejects(own.expose({ host: port, name: "mock.test" }), { _tag: "InvalidOption" })
+    } finally {
+      mock.closeAllConnections()
+      mock.close()
+    }
   })
 
   test("a network of the default session holds no program open once it is closed", async () => {

@@ -1,7 +1,8 @@
 // A server for tests of connections: sends back what it reads, and "bye" after the end of that. A connection whose bytes
 // begin with "reset" is broken off, one whose bytes begin with "flood" gets bytes without end.
 //
-//   echo ADDRESS...   v4:PORT, v6:PORT (loopback), any4:PORT, any6:PORT, unix:PATH, abstract:NAME; prints "listening" once all do
+//   echo ADDRESS...   v4:PORT, v6:PORT (loopback), any4:PORT, any6:PORT, unix:PATH, abstract:NAME; prints "listening" once all do;
+//                     udp:v4:PORT and so on: sends each datagram back
 #include <arpa/inet.h>
 #include <poll.h>
 #include <signal.h>
@@ -16,6 +17,8 @@
 #define SERVERS_MAX 16
 
 static int serve(const char *address) {
+    int type = strncmp(address, "udp:", 4) ? SOCK_STREAM : SOCK_DGRAM;
+    if (type == SOCK_DGRAM) address += 4;
     struct sockaddr_storage storage = {0};
     socklen_t length;
     unsigned port;
@@ -44,10 +47,10 @@ static int serve(const char *address) {
         strcpy(local->sun_path + abstract, text);
         length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(text));
     }
-    int fd = socket(storage.ss_family, SOCK_STREAM, 0), on = 1;
+    int fd = socket(storage.ss_family, type, 0), on = 1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-    if (bind(fd, (void *)&storage, length) < 0 || listen(fd, 4096) < 0) {
+    if (bind(fd, (void *)&storage, length) < 0 || (type == SOCK_STREAM && listen(fd, 4096) < 0)) {
         perror(address);
         exit(1);
     }
@@ -72,6 +75,14 @@ static void talk(int fd) {
     _exit(0);
 }
 
+static void send_back(int fd) {
+    static char bytes[65536];
+    struct sockaddr_storage from;
+    socklen_t length = sizeof from;
+    ssize_t n = recvfrom(fd, bytes, sizeof bytes, MSG_DONTWAIT, (void *)&from, &length);
+    if (n >= 0) sendto(fd, bytes, (size_t)n, 0, (void *)&from, length);
+}
+
 int main(int count, char **arguments) {
     struct pollfd servers[SERVERS_MAX];
     signal(SIGCHLD, SIG_IGN);
@@ -82,6 +93,10 @@ int main(int count, char **arguments) {
         poll(servers, (nfds_t)count - 1, -1);
         for (int k = 0; k < count - 1; k++) {
             if (!servers[k].revents) continue;
+            if (!strncmp(arguments[k + 1], "udp:", 4)) {
+                send_back(servers[k].fd);
+                continue;
+            }
             int fd = accept(servers[k].fd, NULL, NULL);
             if (fd < 0) continue;
             if (fork() == 0) talk(fd);

@@ -46,6 +46,14 @@ export const descendants = (root: number): ReadonlyArray<number> => {
   return [...all.keys()].filter(isBelow)
 }
 
+/** The supervisors of this process. Only its own children count: a clone has the supervisor's name until it executes. */
+export const supervisors = (): ReadonlyArray<number> =>
+  descendants(process.pid).filter(
+    (pid) =>
+      read(`/proc/${pid}/cmdline`).startsWith("berth-supervisor") &&
+      read(`/proc/${pid}/status`).includes(`\nPPid:\t${process.pid}\n`)
+  )
+
 const PF_EXITING = 0x4
 
 /**

@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
-import { basename, resolve } from "node:path"
+import { basename } from "node:path"
 import * as FileSystem from "@effect/platform/FileSystem"
 import * as HttpClient from "@effect/platform/HttpClient"
 import * as Context from "effect/Context"
@@ -11,7 +11,7 @@ import type { Berth, Options, TypeId } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../../BerthError.ts"
 import * as systemd from "../cgroup/systemdScope.ts"
 import { lazily, type Tree } from "../cgroup/tree.ts"
-import { defaultFolder } from "../disk/defaultFolder.ts"
+import { folderOf } from "../disk/defaultFolder.ts"
 import { tryLock } from "../disk/fileLock.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/unpack.ts"
@@ -252,7 +252,7 @@ export const make = (
   Effect.gen(function* () {
     yield* checkSystem
     const rootless = process.geteuid!() !== 0
-    const folder = resolve(options.folder ?? defaultFolder(rootless))
+    const folder = folderOf(options)
     yield* checkOwner(folder)
     const ids = yield* idsOf(options.ids)
     const fileSystem = yield* FileSystem.FileSystem

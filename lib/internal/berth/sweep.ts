@@ -188,6 +188,8 @@ const takeOne = (tree: () => Tree, folder: string, name: string, into: string): 
     const state = `${folder}/run/${name}`
     const take = Effect.sync(() => fs.renameSync(state, into))
     if (name.startsWith(".")) return isAbandoned(state) ? take : Effect.void
+    // A supervisor removes its folder last, and its lock with it; a file that this program wrote meanwhile keeps the folder.
+    if (!fs.existsSync(`${state}/lock`)) return take
     return Effect.flatMap(takeLock(state), (lock) =>
       lock === undefined
         ? Effect.void

@@ -40,6 +40,8 @@ export interface Base {
   readonly ids: Ids
   /** Whether it has not been released. */
   readonly isThere: () => boolean
+  /** Whether nothing can write to it once its container has been released, and nothing else has a part in it. */
+  readonly isOwn: boolean
 }
 
 /** The common state of all processes of a container. */
@@ -90,6 +92,8 @@ export interface ContainerState extends ProcessState {
   readonly addresses: Array<string>
   /** The scope that removes it. */
   readonly scope: Scope.Scope
+  /** Removes it before its scope does; runs once. */
+  readonly release: Effect.Effect<void>
 }
 
 const NO_STREAM: Stream.Stream<Uint8Array> = Stream.empty

@@ -141,6 +141,7 @@ const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: Contain
     cgroup,
     addresses: [],
     scope,
+    release: releaseUnit(`container ${launch.id}`, unit),
     stdin: stdio.stdin,
     stdout: stdio.stdout,
     stderr: stdio.stderr,

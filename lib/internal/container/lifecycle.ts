@@ -17,6 +17,7 @@ import { lazily } from "../cgroup/tree.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
 import * as networks from "../network/network.ts"
+import { parsePorts } from "../network/ports.ts"
 import { publish } from "../network/publish.ts"
 import { isContainer } from "../typeIds.ts"
 import { attempt } from "../util/fromThrowing.ts"
@@ -69,6 +70,9 @@ const startOnNetworks = (
       Scope.fork(outer, ExecutionStrategy.sequential),
       (scope) =>
         Effect.gen(function* () {
+          const ports = yield* attempt(() =>
+            (options.ports ?? []).flatMap((port) => parsePorts("ports", port))
+          )
           const joined = yield* Effect.acquireRelease(
             attempt(() => networks.join(id, options)),
             ({ leave }) => Effect.sync(leave)
@@ -76,7 +80,7 @@ const startOnNetworks = (
           const container = yield* startAlone(berth, image, options, userns, id, joined)
           joined.done()
           container.state.addresses.push(...joined.addresses)
-          yield* Effect.forEach(options.ports ?? [], (port) => publish(container, port), { discard: true })
+          yield* Effect.forEach(ports, (port) => publish(container, port), { discard: true })
           return container
         }).pipe(Scope.extend(scope)),
       (scope, exit) => (Exit.isSuccess(exit) ? Effect.void : Scope.close(scope, exit))

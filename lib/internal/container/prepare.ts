@@ -348,7 +348,8 @@ export const start = (
       upper: root.upper,
       targets: at.targets?.layer,
       ids: ids ?? at.ids,
-      isThere: () => true
+      isThere: () => true,
+      isOwn: [...created].includes("pid")
     },
     cgroup: made === undefined ? options.cgroup : cgroupFiles.unsafeMake(cgroupName, made.folders),
     ownsCgroup: made !== undefined,
@@ -396,7 +397,8 @@ export const spawn = (
       upper: rootfs.upper,
       targets: rootfs.targets,
       ids: ids ?? at.ids,
-      isThere: () => rootfs.mount >= 0
+      isThere: () => rootfs.mount >= 0,
+      isOwn: false
     },
     cgroup,
     ownsCgroup: false,

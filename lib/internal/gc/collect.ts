@@ -7,6 +7,7 @@ import type { Digest } from "../../Reference.ts"
 import type { Collected, Usage } from "../../Store.ts"
 import { io, isNotFound, oneAtATime } from "../disk/files.ts"
 import { diskUsage } from "../disk/usage.ts"
+import * as Kept from "../layer/kept.ts"
 import * as Implicit from "../layer/missingFolders.ts"
 import * as LayerStack from "../layer/stack.ts"
 import * as ImageLayer from "../layer/unpack.ts"
@@ -83,8 +84,13 @@ const survey = (berth: Berth, forget: boolean): Effect.Effect<Survey, ImageError
         (lists): Entry => ({ digest, names, blobs, layers: new Set(lists.flat()) })
       )
     )
+    const kept = yield* Kept.list(berth)
+    for (const { folder } of kept) layers.add(folder)
+    const named = new Set(kept.flatMap((layer) => layer.named ?? []))
     const isDoomed = (item: string): boolean =>
-      !used.has(item) && !entries.some((entry) => entry.blobs.has(item) || entry.layers.has(item))
+      !used.has(item) &&
+      !named.has(item) &&
+      !entries.some((entry) => entry.blobs.has(item) || entry.layers.has(item))
     const doomed = { blobs: [...blobs.keys()].filter(isDoomed), layers: [...layers].filter(isDoomed) }
     return { blobs, layers, entries, doomed }
   })
@@ -171,6 +177,7 @@ export const gc = (berth: Berth, dryRun: boolean): Effect.Effect<Collected, Imag
     if (!dryRun) {
       yield* Effect.forEach(left, (path) => Effect.ignore(ImageLayer.removeTree(berth, path)))
       yield* ImageLayer.sweep(berth)
+      yield* Kept.sweep(berth)
       yield* Store.sweep(berth)
     }
     return collected(found, new Map(discarded.map(([layer, path]) => [layer, bytes.get(path)!])))

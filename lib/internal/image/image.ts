@@ -61,6 +61,10 @@ const make = (
   fields: Pick<Image, "reference" | "digest" | "layers" | "config" | "upper" | "layout">
 ): Image => Object.assign(Object.create(Proto), fields)
 
+/** The same image with another layer on top. It has no manifest: the layer has never been a tar. */
+export const withLayer = (image: Image, layer: string): Image =>
+  make({ ...image, digest: undefined, layout: undefined, layers: [...image.layers, layer] })
+
 const plainConfig = (environment: Readonly<Record<string, string>>): ImageConfig => {
   const { architecture, os } = Layout.hostPlatform()
   return {

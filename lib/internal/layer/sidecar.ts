@@ -30,7 +30,7 @@ export const decodePath = (text: string): string => {
 }
 
 /** The limit of the unpacker's report (native/unpack/unpack.c). */
-const REPORT_BYTES_MAX = 16 * 1024 * 1024
+export const REPORT_BYTES_MAX = 16 * 1024 * 1024
 
 const Paths = Schema.Array(Schema.String)
 const File = Schema.parseJson(

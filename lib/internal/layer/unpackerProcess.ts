@@ -9,6 +9,7 @@ import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { AT_FDCWD, native, programPath } from "../system/addon.ts"
 import { makePipe, Output } from "../system/pipe.ts"
 import { Captured } from "../util/captured.ts"
+import { REPORT_BYTES_MAX } from "./sidecar.ts"
 
 export interface Options {
   /** The blob's path on the host. */
@@ -21,8 +22,6 @@ export interface Options {
   readonly maxEntries: number
   readonly maxCpuSeconds: number
 }
-
-const REPORT_BYTES_MAX = 16 * 1024 * 1024
 
 const openBlob = (path: string): Effect.Effect<number, OperationFailed> =>
   Effect.suspend(() => {

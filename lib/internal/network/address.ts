@@ -89,7 +89,7 @@ export const abstractName = (path: string): SocketAddress | undefined => {
   return unix(`\0${path.slice(1)}`)
 }
 
-const LOOPBACK = ["127.0.0.1", "::1"]
+export const LOOPBACK: ReadonlyArray<string> = ["127.0.0.1", "::1"]
 
 /** The addresses to try for a port, in order: without a host, the container's own before loopback's. */
 export const candidates = (

@@ -132,6 +132,16 @@ export const address = (index: number, { bytes, family }: Ip): Bytes =>
     attribute(8, u32(family === AF_INET6 ? IFA_F_NODAD : 0))
   )
 
+/** Takes an address from an interface. */
+export const removeAddress = (index: number, { bytes, family }: Ip): Bytes =>
+  message(
+    21,
+    0,
+    new Writer().u8(family, bytes.length * 8, 0, 0).u32(index).bytes,
+    attribute(2, bytes),
+    attribute(1, bytes)
+  )
+
 const RT_TABLE_MAIN = 254
 const RTPROT_STATIC = 4
 const RT_SCOPE_UNIVERSE = 0

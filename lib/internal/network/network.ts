@@ -31,6 +31,8 @@ export interface State {
   readonly router: Router
   readonly names: Names
   readonly members: Map<number, Member>
+  /** The names of `Network.expose`. */
+  readonly exposed: Set<string>
 }
 
 const Proto = {
@@ -64,7 +66,7 @@ const nextRange = () => {
   }
 }
 
-const parseName = (option: string, name: string): string => {
+export const parseName = (option: string, name: string): string => {
   if (/^(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*$/i.test(name) && name.length <= 253)
     return name.toLowerCase()
   const expected = "a host name: labels of letters, digits, - and _, at most 253 characters"
@@ -83,7 +85,7 @@ export const make = (
     const router = makeRouter(holder, nextRange())
     yield* configure(berth, holder, router.range)
     const names = yield* makeNames(berth, name)
-    const state: State = { berth, router, names, members: new Map() }
+    const state: State = { berth, router, names, members: new Map(), exposed: new Set() }
     return Object.assign(Object.create(Proto), { name, range: `${router.range.prefix4}.0.0/16`, state })
   })
 
@@ -130,13 +132,15 @@ const serve = (number: number): Operation => ({
   message: `serve ${number}`
 })
 
-const checkFree = (networks: ReadonlyArray<Network>, name: string): void => {
-  for (const network of networks)
-    for (const member of network.state.members.values())
-      if (member.name === name) {
-        const expected = `another name: container ${member.container} has it on network ${network.name}; an alias may be shared`
-        throw new InvalidOption({ option: "name", value: JSON.stringify(name), expected })
-      }
+export const checkFree = (networks: ReadonlyArray<Network>, name: string): void => {
+  for (const network of networks) {
+    const { exposed, members } = network.state
+    const member = [...members.values()].find((member) => member.name === name)
+    const holder = member === undefined ? "an exposed port" : `container ${member.container}`
+    if (member === undefined && !exposed.has(name)) continue
+    const expected = `another name: ${holder} has it on network ${network.name}; an alias may be shared`
+    throw new InvalidOption({ option: "name", value: JSON.stringify(name), expected })
+  }
 }
 
 /** Takes an address on each network; throws, and then has taken none. */

@@ -5,6 +5,7 @@
  */
 import { existsSync } from "node:fs"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
 import type * as Namespace from "../../Namespace.ts"
@@ -20,6 +21,8 @@ const SOCK_RAW = 3
 
 /** So many milliseconds an address stays unused when its container is gone, whose interfaces the kernel removes later. */
 const QUARANTINE_MS = 2000
+
+const LOOPBACK_INDEX = 1
 
 /** The interfaces of a network are numbered from here, those of a container from the second. */
 const ROUTER_INDEX = 1000
@@ -117,46 +120,46 @@ const mac = (side: number, number: number): ReadonlyArray<number> => [
 
 const sysctl = (key: string, value: string) => ({ op: "sysctl", key, value }) as const
 
-/** Sends messages in the namespace of the process that performs it. */
-export const netlinkOperation = (messages: ReadonlyArray<ReadonlyArray<number>>): Plan.Operation => ({
+/** Performs operations in a network namespace: a network's, or that of a container's state. `name` is for messages. */
+export const perform = (
+  berth: Berth,
+  holder: Pick<Namespace.Namespace, "pidfd">,
+  name: string,
+  operations: ReadonlyArray<Plan.Operation>
+): Effect.Effect<void, BerthError> => {
+  const plan = Plan.make([
+    { op: "process", namespaces: flagsOf(["pid"]) },
+    { op: "join", process: "holder", namespaces: flagsOf(["network"]) },
+    ...operations,
+    { op: "exit" }
+  ])
+  return Effect.scoped(
+    Effect.asVoid(scopedUnit(berth, berth.supervisor.nextId(), name, plan, { holder: holder.pidfd }))
+  )
+}
+
+/** Sends messages in that namespace. */
+export const toRouter = (messages: ReadonlyArray<ReadonlyArray<number>>): Plan.Operation => ({
   op: "netlink",
   socket: null,
   messages: netlink.concat(messages),
   pidAt: -1
 })
 
-/** Performs operations in the network namespace of a process, by its pidfd; `name` is for messages. */
-export const perform = (
-  berth: Berth,
-  pidfd: number,
-  name: string,
-  operations: ReadonlyArray<Plan.Operation>
-): Effect.Effect<void, BerthError> =>
-  Effect.suspend(() => {
-    const plan = Plan.make([
-      { op: "process", namespaces: flagsOf(["pid"]) },
-      { op: "join", process: "process", namespaces: flagsOf(["network"]) },
-      ...operations,
-      { op: "exit" }
-    ])
-    return Effect.scoped(
-      Effect.asVoid(scopedUnit(berth, berth.supervisor.nextId(), name, plan, { process: pidfd }))
-    )
-  })
-
 /** Has the namespace route, and believe no packet whose sender is elsewhere (rp_filter: ip-sysctl.rst). */
 export const configure = (
   berth: Berth,
   holder: Namespace.Namespace,
   range: Range
-): Effect.Effect<void, BerthError> => {
-  const own = addressesOf(range, 1).map((text) => netlink.address(1, netlink.ip(text)))
-  return perform(berth, holder.pidfd, "configuration of a network", [
+): Effect.Effect<void, BerthError> =>
+  perform(berth, holder, "configuration of a network", [
     sysctl("net/ipv4/ip_forward", "1"),
     sysctl("net/ipv4/conf/all/rp_filter", "0"),
     sysctl("net/ipv4/conf/default/rp_filter", "1"),
     sysctl("net/ipv4/conf/all/accept_redirects", "0"),
     sysctl("net/ipv4/conf/all/send_redirects", "0"),
+    // No container has a process here: without root, the program binds any port for what it exposes.
+    sysctl("net/ipv4/ip_unprivileged_port_start", "0"),
     ...(range.prefix6 === undefined
       ? []
       : [
@@ -164,9 +167,47 @@ export const configure = (
           sysctl("net/ipv6/conf/default/accept_ra", "0"),
           sysctl("net/ipv6/conf/default/accept_redirects", "0")
         ]),
-    netlinkOperation(own)
+    toRouter(addressesOf(range, 1).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text))))
   ])
+
+const noFreeAddress = ({ range }: Router): InvalidOption =>
+  new InvalidOption({
+    option: "network",
+    value: `${range.prefix4}.0.0/16`,
+    expected: "a network with a free address: all are in use"
+  })
+
+/** Addresses that the network itself has. */
+export interface OwnAddress {
+  readonly number: number
+  readonly addresses: ReadonlyArray<string>
 }
+
+/** Gives the network's namespace addresses of its own range, until the scope closes. */
+export const ownAddress = (
+  berth: Berth,
+  router: Router
+): Effect.Effect<OwnAddress, BerthError, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.suspend(() => {
+      const number = router.numbers.take()
+      if (number === undefined) return Effect.fail(noFreeAddress(router))
+      const addresses = addressesOf(router.range, number)
+      const add = addresses.map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
+      return perform(berth, router.holder, "address of a network", [toRouter(add)]).pipe(
+        Effect.tapError(() => Effect.sync(() => router.numbers.give(number))),
+        Effect.as({ number, addresses })
+      )
+    }),
+    ({ addresses, number }) => {
+      const remove = addresses.map((text) => netlink.removeAddress(LOOPBACK_INDEX, netlink.ip(text)))
+      // A number whose addresses stay is not given to a container. The addresses of a network that is gone are gone as well.
+      return perform(berth, router.holder, "address of a network", [toRouter(remove)]).pipe(
+        Effect.tap(() => Effect.sync(() => router.numbers.give(number))),
+        Effect.ignore
+      )
+    }
+  )
 
 /** How a container is on a network. */
 export interface Attachment {
@@ -194,19 +235,14 @@ const rules = (number: number, from: string): ReadonlyArray<ReadonlyArray<number
  */
 export const checkByRules = (router: Router, number: number): ReadonlyArray<Plan.Operation> => {
   const address = address4(router.range, number)
-  const checks = router.ruled4.has(number) ? [] : [netlinkOperation(rules(number, address))]
+  const checks = router.ruled4.has(number) ? [] : [toRouter(rules(number, address))]
   return [...checks, sysctl(`net/ipv4/conf/${near(number).name}/rp_filter`, "0")]
 }
 
 /** Operations that give a container an interface on a network: `place` is the interface's place among its own. Throws. */
 export const attach = (router: Router, place: number): Attachment => {
   const number = router.numbers.take()
-  if (number === undefined)
-    throw new InvalidOption({
-      option: "network",
-      value: `${router.range.prefix4}.0.0/16`,
-      expected: "a network with a free address: all are in use"
-    })
+  if (number === undefined) throw noFreeAddress(router)
   const socket = socketIn(router.holder.pidfd, AF_NETLINK, SOCK_RAW)
   if (socket < 0) {
     router.numbers.give(number)
@@ -234,7 +270,7 @@ export const attach = (router: Router, place: number): Attachment => {
   ]
   const inside = [
     // Loopback as well: the sockets of names are bound there.
-    netlink.up(1),
+    netlink.up(LOOPBACK_INDEX),
     netlink.up(inner.index),
     ...addresses.flatMap((one) => {
       const gateway = netlink.ip(one.family === 2 ? GATEWAY[4] : GATEWAY[6])
@@ -258,7 +294,7 @@ export const attach = (router: Router, place: number): Attachment => {
     addresses: addressesOf(range, number),
     operations: [
       { op: "netlink", socket: name, messages: netlink.concat(outside), pidAt: pair.pidAt },
-      netlinkOperation(inside),
+      toRouter(inside),
       { op: "netlink", socket: name, messages: netlink.concat([netlink.look(outer.index)]), pidAt: -1 }
     ],
     descriptors: { [name]: socket },

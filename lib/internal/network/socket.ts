@@ -21,6 +21,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import { abstractName, candidates, type SocketAddress, unix } from "./address.ts"
 
 export const SOCK_STREAM = 1
+export const SOCK_DGRAM = 2
 
 const failed = (container: Container, syscall: string, errno: number): BerthError =>
   errno === ESRCH

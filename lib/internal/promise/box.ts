@@ -7,7 +7,16 @@ import * as Scope from "effect/Scope"
 import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
 import * as Container from "../../Container.ts"
-import type { Abortable, Box, Conditions, Files, Inside, InsideOptions, StartOptions } from "../../promise.ts"
+import type {
+  Abortable,
+  Box,
+  CallOptions,
+  Conditions,
+  Files,
+  Inside,
+  InsideOptions,
+  StartOptions
+} from "../../promise.ts"
 import * as WaitFor from "../../WaitFor.ts"
 import { feed } from "../container/buffered.ts"
 import { errnoOf, Failure } from "../files/rooted.ts"
@@ -18,10 +27,10 @@ import { exec, makeCommand, streamOf, withInput } from "./command.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
-/** The containers of the boxes of this program, for options that take a box. */
+/** The container of each box, for options that take a box. */
 const containers = new WeakMap<Box, Container.Container>()
 
-/** The options of a start, with the containers of boxes whose namespaces are shared. */
+/** The options of `Container.start`, in which containers stand for boxes. */
 export const withContainers = ({ namespaces, ...options }: StartOptions): Container.StartOptions => {
   if (namespaces === undefined) return options
   const entries = Object.entries(namespaces).map(([kind, from]) => [
@@ -41,15 +50,13 @@ const inside = (shared: Shared, container: Container.Container, options: InsideO
     $: (text, ...values) => makeCommand(shared, container, () => words(text.raw, values), options),
     exec: (command, more = {}) => {
       const all = merged(more)
-      return withInput(all.input, (input) =>
-        shared.run(exec(container, command, { ...all, input }), all.signal)
-      )
+      return withInput(all.input, (input) => shared.run(exec(container, command, { ...all, input }), all))
     },
     with: (more) => inside(shared, container, merged(more))
   }
 }
 
-/** An operation on a file, with the failures of Berth. */
+/** Turns a PlatformError of a file operation into an error of Berth. */
 const failedAs =
   (operation: string) =>
   (error: PlatformError): BerthError => {
@@ -70,25 +77,27 @@ const filesOf = (shared: Shared, container: Container.Container): Files => {
     effect: Effect.Effect<A, PlatformError>
   ): Effect.Effect<A, BerthError> => Effect.mapError(effect, failedAs(`${name} ${path}`))
   return {
-    readFile: (path, { signal } = {}) => shared.run(asBerth("readFile", path, system.readFile(path)), signal),
+    readFile: (path, { signal } = {}) =>
+      shared.run(asBerth("readFile", path, system.readFile(path)), { signal }),
     readText: (path, { signal } = {}) =>
-      shared.run(asBerth("readText", path, system.readFileString(path)), signal),
+      shared.run(asBerth("readText", path, system.readFileString(path)), { signal }),
     writeFile: (path, data, { mode, signal } = {}) => {
       const options = mode === undefined ? {} : { mode }
       const written =
         typeof data === "string"
           ? system.writeFileString(path, data, options)
           : system.writeFile(path, data, options)
-      return shared.run(asBerth("writeFile", path, written), signal)
+      return shared.run(asBerth("writeFile", path, written), { signal })
     },
     makeFolder: (path, { recursive = false, signal } = {}) =>
-      shared.run(asBerth("makeFolder", path, system.makeDirectory(path, { recursive })), signal),
-    list: (path, { signal } = {}) => shared.run(asBerth("list", path, system.readDirectory(path)), signal),
+      shared.run(asBerth("makeFolder", path, system.makeDirectory(path, { recursive })), { signal }),
+    list: (path, { signal } = {}) =>
+      shared.run(asBerth("list", path, system.readDirectory(path)), { signal }),
     remove: (path, { force = false, recursive = false, signal } = {}) =>
-      shared.run(asBerth("remove", path, system.remove(path, { force, recursive })), signal),
+      shared.run(asBerth("remove", path, system.remove(path, { force, recursive })), { signal }),
     rename: (from, to, { signal } = {}) =>
-      shared.run(asBerth("rename", `${from} -> ${to}`, system.rename(from, to)), signal),
-    exists: (path, { signal } = {}) => shared.run(asBerth("exists", path, system.exists(path)), signal),
+      shared.run(asBerth("rename", `${from} -> ${to}`, system.rename(from, to)), { signal }),
+    exists: (path, { signal } = {}) => shared.run(asBerth("exists", path, system.exists(path)), { signal }),
     stat: (path, { signal } = {}) => {
       const status = Effect.map(asBerth("stat", path, system.stat(path)), (info) => ({
         type: info.type,
@@ -98,23 +107,26 @@ const filesOf = (shared: Shared, container: Container.Container): Files => {
         gid: Option.getOrUndefined(info.gid),
         modified: Option.getOrUndefined(info.mtime)
       }))
-      return shared.run(status, signal)
+      return shared.run(status, { signal })
     }
   }
 }
 
 const conditionsOf = (shared: Shared, container: Container.Container): Conditions => ({
-  log: (pattern, options = {}) => shared.run(WaitFor.log(container, pattern, options), options.signal),
-  port: (port, options = {}) => shared.run(WaitFor.port(container, port, options), options.signal),
-  http: (options) => shared.run(WaitFor.http(container, options), options.signal),
-  command: (command, options = {}) =>
-    shared.run(WaitFor.command(container, command, options), options.signal),
-  healthCheck: (options = {}) => shared.run(WaitFor.healthCheck(container, options), options.signal)
+  log: (pattern, options = {}) => shared.run(WaitFor.log(container, pattern, options), options),
+  port: (port, options = {}) => shared.run(WaitFor.port(container, port, options), options),
+  http: (options) => shared.run(WaitFor.http(container, options), options),
+  command: (command, options = {}) => shared.run(WaitFor.command(container, command, options), options),
+  healthCheck: (options = {}) => shared.run(WaitFor.healthCheck(container, options), options)
 })
 
-/** What closes a scope, once, and lets go of the supervisor, which is held until then. */
-export const closing = (shared: Shared, scope: Scope.CloseableScope): (() => Promise<void>) => {
-  const release = shared.hold()
+/** Holds the supervisor until the scope is closed by the function that this gives. */
+export const closing = (
+  shared: Shared,
+  scope: Scope.CloseableScope,
+  linger: CallOptions["linger"]
+): (() => Promise<void>) => {
+  const release = shared.hold(linger)
   let closed: Promise<void> | undefined
   const end = async (): Promise<void> => {
     await shared.run(Scope.close(scope, Exit.void))
@@ -126,8 +138,13 @@ export const closing = (shared: Shared, scope: Scope.CloseableScope): (() => Pro
   }
 }
 
-export const makeBox = (shared: Shared, container: Container.Container, scope: Scope.CloseableScope): Box => {
-  const close = closing(shared, scope)
+export const makeBox = (
+  shared: Shared,
+  container: Container.Container,
+  scope: Scope.CloseableScope,
+  linger: CallOptions["linger"]
+): Box => {
+  const close = closing(shared, scope, linger)
   const within = <A>(effect: Effect.Effect<A, BerthError, Scope.Scope>): Promise<A> =>
     shared.run(Scope.extend(effect, scope))
   let fetcher: Promise<http.Fetch> | undefined
@@ -141,13 +158,13 @@ export const makeBox = (shared: Shared, container: Container.Container, scope: S
     waitFor: conditionsOf(shared, container),
     logs: (options) => iterableOf(Container.logs(container, options)),
     stdin: (input, options) =>
-      withInput(input, (given) => shared.run(feed(container, streamOf(given)), options?.signal)),
-    attach: (options: Abortable = {}) => shared.run(Container.attach(container), options.signal),
+      withInput(input, (given) => shared.run(feed(container, streamOf(given)), options)),
+    attach: (options: Abortable = {}) => shared.run(Container.attach(container), options),
     resize: (size) => shared.run(Container.resize(container, size)),
     copyIn: (hostPath, path, options: Abortable = {}) =>
-      shared.run(Container.copyIn(container, hostPath, path), options.signal),
+      shared.run(Container.copyIn(container, hostPath, path), options),
     copyOut: (path, hostPath, options = {}) =>
-      shared.run(Container.copyOut(container, path, hostPath, options), options.signal),
+      shared.run(Container.copyOut(container, path, hostPath, options), options),
     netSocket: (address) => Container.netSocket(container, address),
     fetch: async (url, init = {}) => {
       fetcher ??= within(http.fetcher(container))
@@ -157,15 +174,16 @@ export const makeBox = (shared: Shared, container: Container.Container, scope: S
       )
     },
     publish: (port) => within(Container.publish(container, port)),
-    wait: (options) => shared.run(container.exit, options?.signal),
+    wait: (options) => shared.run(container.exit, options),
     kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),
     pause: () => shared.run(Container.pause(container)),
     resume: () => shared.run(Container.resume(container)),
     top: () => shared.run(Container.top(container)),
     stats: () => shared.run(Container.stats(container)),
     update: (limits) => shared.run(Effect.flatMap(Container.cgroup(container), Cgroup.update(limits))),
-    stop: (options = {}) => shared.run(Container.stop(container, options), options.signal),
-    commit: (options = {}) => shared.run(Container.commit(container, options), options.signal),
+    stop: (options = {}) => shared.run(Container.stop(container, options), options),
+    commit: (options = {}) => shared.run(Container.commit(container, options), options),
+    keep: (options) => shared.run(Container.keep(container, options)),
     close,
     [Symbol.asyncDispose]: close
   }

@@ -1,4 +1,4 @@
-/** Commands inside a container as promises: run at once, waited for as a whole, or read line by line. */
+/** Commands inside a container as promises: awaited as a whole, or read line by line. */
 import * as process from "node:process"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -29,7 +29,7 @@ const encoder = new TextEncoder()
 const bytesOf = (part: string | Uint8Array): Uint8Array =>
   typeof part === "string" ? encoder.encode(part) : part
 
-/** What a program gives to read; what its iterator throws is the stream's defect. It is never waited for at the end. */
+/** The input of a command as a stream. An error of its iterator is a defect of the stream; the end waits for no iterator. */
 export const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
   if (typeof input === "string" || input instanceof Uint8Array) return Stream.succeed(bytesOf(input))
   return Stream.unwrapScoped(
@@ -43,7 +43,7 @@ export const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
       (iterator) =>
         Stream.repeatEffectOption(
           Effect.flatMap(
-            // What a program has at hand is taken without ever going through the event loop, where others wait.
+            // Values that are there at once are taken without a turn of the event loop, so others would starve.
             Effect.zipRight(
               letOthersRun,
               Effect.promise(async () => iterator.next())
@@ -55,7 +55,7 @@ export const streamOf = (input: Input): Stream.Stream<Uint8Array> => {
   )
 }
 
-/** The stdout of a command, for the one that reads it in place of a program. */
+/** The stdout of a command, for the command that reads it. */
 class Output implements AsyncIterable<Uint8Array> {
   private readonly bytes: AsyncIterator<Uint8Array, undefined>
 
@@ -73,19 +73,19 @@ class Output implements AsyncIterable<Uint8Array> {
   }
 }
 
-/** How the stdout of a command that has not begun is had. */
+/** Asks a command that has not begun for its stdout. */
 const outputs = new WeakMap<object, () => Output>()
 
-/** An input, or the stdout of the command that it is. It has to be called in the statement of that command. */
+/** An input; for a command, its stdout. Call it in the statement of that command. */
 const inputOf = <I extends Input | undefined>(input: I): I | Output =>
   (typeof input === "object" ? outputs.get(input)?.() : undefined) ?? input
 
-/** Ends the command whose stdout this input is, if it is one. */
+/** Ends the command whose stdout is this input. */
 const closeInput = async (input: Input | undefined): Promise<void> => {
   if (input instanceof Output) await input.close()
 }
 
-/** Calls `use` with an input, or with the stdout of the command that it is, which ends at last. */
+/** Calls `use` with an input, or with the stdout of a command, which ends afterwards. */
 export const withInput = async <I extends Input | undefined, A>(
   input: I,
   use: (input: I | Output) => Promise<A>
@@ -98,20 +98,20 @@ export const withInput = async <I extends Input | undefined, A>(
   }
 }
 
-/** A command in a scope: at its end nothing is left of it, its children in its process group included. */
+/** A command in a scope, whose end kills it and its children in its process group. */
 const startIn = (
   box: Container.Container,
   words: ReadonlyArray<string>,
   options: Container.ExecOptions
 ): Effect.Effect<Process, BerthError, Scope.Scope> =>
-  // Not acquireRelease, in which a start that a container holds up could not be aborted.
+  // Not acquireRelease: a container may hold up a start, which must stay interruptible.
   Effect.tap(Container.execStream(box, words, options), (started) =>
     Effect.addFinalizer((exit) => (Exit.isFailure(exit) ? signalGroup(started, 9) : Effect.void))
   )
 
 const LINES_BYTES = 8 * 1024
 
-/** Line by line, as fast as they are taken; one that does not end is too long at last. */
+/** Splits stdout into lines, as fast as the reader takes them. A line without an end fails at the limit. */
 const hand = (
   from: Process,
   { maxOutputBytes = OUTPUT_BYTES_MAX }: InsideOptions,
@@ -125,7 +125,7 @@ const hand = (
     Effect.flatMap(Effect.zipRight(letOthersRun, attempt(take)), (all) =>
       to.put(all.map((line) => (line.endsWith("\r") ? line.slice(0, -1) : line)))
     )
-  // A part that is all ends of lines gives as many lines as it has bytes.
+  // A part of nothing but line ends has a line for each byte.
   const parts = (bytes: Uint8Array): ReadonlyArray<Uint8Array> =>
     Array.from({ length: Math.ceil(bytes.length / LINES_BYTES) }, (_, k) =>
       bytes.subarray(k * LINES_BYTES, (k + 1) * LINES_BYTES)
@@ -138,27 +138,27 @@ const hand = (
   )
 }
 
-/** How a command of a template is to be run. */
+/** The options of a command of a template. */
 interface Settings {
   options: InsideOptions
   nothrow: boolean
   timeout: Duration.Duration | undefined
   lines: Handoff<string> | undefined
-  /** Gets the bytes of stdout as they are, at the end. */
+  /** Receives the bytes of stdout at the end. */
   takeBytes: ((bytes: Uint8Array) => void) | undefined
-  /** Where another command reads its stdout. */
+  /** The other command that reads its stdout. */
   output: Handoff<Uint8Array> | undefined
   readonly onStart: (started: Process) => Effect.Effect<void, BerthError>
 }
 
-/** Hands items from one who makes them to one who asks for them, and lets neither get ahead of the other. */
+/** Hands items from a producer to a consumer; each waits for the other. */
 class Handoff<A> {
   private items: Array<A> = []
   private asked: (() => void) | undefined
   private taken: (() => void) | undefined
   private ended = false
 
-  /** Waits until all of them have been taken. */
+  /** Waits until the consumer has taken all of them. */
   put(items: ReadonlyArray<A>): Effect.Effect<void> {
     return Effect.async((resume) => {
       if (this.ended || items.length === 0) return resume(Effect.void)
@@ -191,11 +191,11 @@ const showing: Readonly<Record<keyof Outputs, Show>> = {
   stderr: (bytes) => process.stderr.write(bytes)
 }
 
-/** A command's options and its input as those of an exec; throws. */
+/** The options of an exec for a command with an input; throws. */
 const execOptions = ({ input, ...options }: InsideOptions): Container.ExecOptions =>
   bufferedOptions({ ...options, input: input === undefined ? undefined : streamOf(input) })
 
-/** Runs a command and gives all that it wrote; where somebody reads stdout line by line, it goes there. */
+/** Runs a command and gives its output; a reader of lines or another command gets stdout instead. */
 const execute = (
   box: Container.Container,
   words: ReadonlyArray<string>,
@@ -221,7 +221,7 @@ const execute = (
 const outputsFor = ({ maxOutputBytes, verbose }: InsideOptions): Outputs =>
   captureBoth(maxOutputBytes, verbose === true ? showing : undefined)
 
-/** Runs a command and gives all that it wrote. */
+/** Runs a command and gives its output. */
 export const exec = (
   box: Container.Container,
   words: ReadonlyArray<string>,
@@ -237,7 +237,7 @@ export const exec = (
 const lastLines = (texts: ReadonlyArray<string>): ReadonlyArray<string> =>
   texts.flatMap((all) => (all === "" ? [] : lastLinesOf(all, LAST_LINES)))
 
-/** Runs a command of a template: in the time that it is given, and for a failure where it gives one. */
+/** Runs a command of a template within its time, and fails for its exit code unless told not to. */
 const judge = (
   box: Container.Container,
   words: ReadonlyArray<string>,
@@ -288,7 +288,7 @@ const send = (to: Process, signal: string | number): Effect.Effect<void, Invalid
     : Effect.asVoid(signalGroup(to, number))
 }
 
-/** The command of a template, which begins once the statement that it is in has said how. */
+/** The command of a template. It begins after its statement, which may still set options. */
 export const makeCommand = (
   shared: Shared,
   box: Container.Container,
@@ -320,7 +320,7 @@ export const makeCommand = (
     begun = true
     const effect = Effect.flatMap(attempt(words), (all) => judge(box, all, settings))
     try {
-      return await shared.runFrom(site, effect, settings.options.signal, stop.signal)
+      return await shared.runFrom(site, effect, settings.options, stop.signal)
     } finally {
       settings.lines?.end()
       settings.output?.end()
@@ -338,9 +338,9 @@ export const makeCommand = (
     return command
   }
 
-  /** What the command writes, and then its failure; whoever leaves early ends it. */
+  /** The lines of the command, and then its failure. Leaving early ends it. */
   const takenFrom = <A>(handoff: Handoff<A>): AsyncIterator<A, undefined> => {
-    // Whoever reads gets it in the end.
+    // The iterator throws it at the end.
     command.catch(() => {})
     return {
       next: async () => {

@@ -1,10 +1,10 @@
-/** Images as promises, with what pulls and pushes tell on the way. */
+/** The functions of images as promises, with the progress of pulls and pushes. */
 import * as Effect from "effect/Effect"
 import * as Berth from "../../Berth.ts"
 import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
 import * as Image from "../../Image.ts"
 import type { Listener, Progress, ProgressOptions } from "../../Progress.ts"
-import type { Abortable, Images, PullPolicy, Transfer } from "../../promise.ts"
+import type { CallOptions, Images, PullPolicy, Transfer } from "../../promise.ts"
 import * as Store from "../../Store.ts"
 import { streamOf } from "./command.ts"
 import { siteOf } from "./rejection.ts"
@@ -36,7 +36,7 @@ const fromLayout = (text: string): Effect.Effect<Image.Image, BerthError, Berth.
     })
   })
 
-/** The image that the first argument of `start` and `run` stands for. */
+/** The image of the first argument of `start` and `run`. */
 export const named = (
   image: string | Image.Image,
   { pull }: PullPolicy
@@ -52,7 +52,7 @@ export const named = (
   return image.startsWith("/") ? Image.fromRootfs(image) : fromLayout(image.slice("oci:".length))
 }
 
-/** What was told and not taken yet. Each step is small, so that nobody waits for whoever takes them. */
+/** The steps of a transfer that its reader has not taken yet. They are small, so the transfer does not wait for the reader. */
 class Steps {
   private readonly told: Array<Progress> = []
   private asked: (() => void) | undefined
@@ -77,10 +77,10 @@ class Steps {
   }
 }
 
-/** Begins once the statement that it is in has said whether somebody wants to know how far it has come. */
+/** Begins after the statement of its call, in which a reader may ask for its steps. */
 const transfer = <A>(
   shared: Shared,
-  options: ProgressOptions & Abortable,
+  options: ProgressOptions & CallOptions,
   work: (progress: ProgressOptions["progress"]) => Effect.Effect<A, BerthError, Berth.Berth>
 ): Transfer<A> => {
   const site = siteOf(transfer)
@@ -95,7 +95,7 @@ const transfer = <A>(
     await undefined
     try {
       const effect = work(readers.size > 0 ? tell : options.progress)
-      return await shared.runFrom(site, effect, options.signal, stop.signal)
+      return await shared.runFrom(site, effect, options, stop.signal)
     } finally {
       for (const steps of readers) steps.end()
     }
@@ -105,7 +105,7 @@ const transfer = <A>(
     [Symbol.asyncIterator]: (): AsyncIterator<Progress, undefined> => {
       const steps = new Steps()
       readers.add(steps)
-      // Whoever reads gets it in the end.
+      // The iterator throws it at the end.
       promise.catch(() => {})
       return {
         next: async () => {
@@ -132,17 +132,14 @@ export const make = (shared: Shared): Images => ({
   push: (image, reference, options = {}) =>
     transfer(shared, options, (progress) => Image.push(image, reference, { ...options, progress })),
   load: (archive, options = {}) =>
-    shared.run(
-      Image.load(typeof archive === "string" ? archive : streamOf(archive), options),
-      options.signal
-    ),
-  save: (image, path, options) => shared.run(Image.save(image, path, options), options.signal),
-  import: (path, options = {}) => shared.run(Image.import(path, options), options.signal),
-  fromStore: (name, options = {}) => shared.run(Image.fromStore(name, options), options.signal),
-  inspect: (name, options = {}) => shared.run(Image.inspect(name, options), options.signal),
-  history: (name, options = {}) => shared.run(Image.history(name, options), options.signal),
-  list: (options = {}) => shared.run(Image.list, options.signal),
-  tag: (name, newName, options = {}) => shared.run(Image.tag(name, newName), options.signal),
-  remove: (name, options = {}) => shared.run(Image.remove(name), options.signal),
-  gc: (options = {}) => shared.run(Store.gc(options), options.signal)
+    shared.run(Image.load(typeof archive === "string" ? archive : streamOf(archive), options), options),
+  save: (image, path, options) => shared.run(Image.save(image, path, options), options),
+  import: (path, options = {}) => shared.run(Image.import(path, options), options),
+  fromStore: (name, options = {}) => shared.run(Image.fromStore(name, options), options),
+  inspect: (name, options = {}) => shared.run(Image.inspect(name, options), options),
+  history: (name, options = {}) => shared.run(Image.history(name, options), options),
+  list: (options = {}) => shared.run(Image.list, options),
+  tag: (name, newName, options = {}) => shared.run(Image.tag(name, newName), options),
+  remove: (name, options = {}) => shared.run(Image.remove(name), options),
+  gc: (options = {}) => shared.run(Store.gc(options), options)
 })

@@ -1,4 +1,4 @@
-/** What promises reject with: plain errors whose stack begins at the call that the program made. */
+/** The errors that promises reject with: plain ones, whose stack begins at the program's call. */
 import * as Cause from "effect/Cause"
 import { NodeInspectSymbol } from "effect/Inspectable"
 import * as Stream from "effect/Stream"
@@ -52,15 +52,15 @@ const copyOf = (error: BerthError, frames: string): BerthError => {
 }
 
 /**
- * What a promise rejects with for this failure; without a site, the error keeps its own frames. Errors that are not Berth's,
- * such as those of a program's own input, stay as they are.
+ * The plain error for a failure; without a site, it keeps its own frames. Other errors than Berth's, such as those of a program's own
+ * input, stay as they are.
  */
 export const rejectionOf = (failure: unknown, site?: Site): unknown => {
   const original = Cause.originalError(failure)
   return isBerthError(original) ? copyOf(original, framesOf(site ?? original)) : original
 }
 
-/** A stream as an async iterable, whose failures are plain errors as well. */
+/** A stream as an async iterable that throws plain errors. */
 export const iterableOf = <A>(
   stream: Stream.Stream<A, BerthError>,
   site: Site | undefined = undefined

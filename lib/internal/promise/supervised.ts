@@ -1,4 +1,4 @@
-/** Containers that are started again when they have ended. */
+/** Starts a container again each time it ends. */
 import { setTimeout as sleep } from "node:timers/promises"
 import * as Duration from "effect/Duration"
 import type { Image } from "../../Image.ts"
@@ -6,7 +6,7 @@ import type { ExitStatus } from "../../Process.ts"
 import type { Box, SupervisedOptions, start } from "../../promise.ts"
 import type { Shared } from "./runtime.ts"
 
-/** Waits for the end of a box, while `onStart` has its turn. */
+/** Waits for the end of a box, while `onStart` runs. */
 const ended = async (
   box: Box,
   onStart: SupervisedOptions["onStart"],
@@ -27,7 +27,7 @@ const ended = async (
 export const restarted =
   (shared: Shared, startBox: typeof start) =>
   async (image: string | Image, { onStart, restart, ...options }: SupervisedOptions): Promise<ExitStatus> => {
-    const release = shared.hold()
+    const release = shared.hold(options.linger)
     try {
       for (let times = 1; ; times++) {
         const status = await ended(await startBox(image, options), onStart, options.signal)

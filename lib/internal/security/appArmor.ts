@@ -149,8 +149,8 @@ const remove = (names: ReadonlyArray<string>, noted: string): Effect.Effect<void
     )
   )
 
-export const load = (text: string): Effect.Effect<ReadonlyArray<string>, BerthError, Berth | Scope.Scope> =>
-  Effect.gen(function* () {
+export const load: (text: string) => Effect.Effect<ReadonlyArray<string>, BerthError, Berth | Scope.Scope> =
+  Effect.fn("berth.Security.appArmor")(function* (text) {
     if (!isEnabled()) return yield* off()
     if (process.geteuid?.() !== 0)
       return yield* new Unsupported({
@@ -172,4 +172,4 @@ export const load = (text: string): Effect.Effect<ReadonlyArray<string>, BerthEr
     )
     yield* Effect.acquireRelease(loaded, (path) => remove(names, path))
     return names
-  }).pipe(Effect.withSpan("berth.Security.appArmor"))
+  })

@@ -41,7 +41,7 @@ export const make = (folder: string, layers: string, state: string): Holds => ({
 const fileName = "holds"
 const layersOf = (holds: Holds): string => `${holds.layers}/`
 
-/** `sha256:...` for a blob, `sha256/...` or `folders/...` for a layer, independent of the path to Berth's folder. */
+/** `sha256:...` for a blob; `sha256/...`, `folders/...` or `kept/...` for a layer, independent of the path to Berth's folder. */
 const lineOf = (holds: Holds, item: string): string =>
   `${item.startsWith("/") ? item.slice(layersOf(holds).length) : item}\n`
 
@@ -177,13 +177,14 @@ export const hold = (holds: Holds, items: ReadonlyArray<string>): Effect.Effect<
 const layersIn = (holds: Holds, plan: Plan.Plan): ReadonlyArray<string> => {
   const prefix = layersOf(holds)
   const found: Array<string> = []
+  const add = (path: string): void => {
+    if (!path.startsWith(prefix)) return
+    const [kind, name] = path.slice(prefix.length).split("/")
+    if (name !== undefined) found.push(`${prefix}${kind}/${name}`)
+  }
   for (const operation of plan.operations) {
-    if (operation.op === "overlay" || operation.op === "overlay-memory") {
-      for (const folder of operation.lower) if (folder.startsWith(prefix)) found.push(folder)
-    } else if (operation.op === "bind" && operation.source.startsWith(prefix)) {
-      const [algorithm, name] = operation.source.slice(prefix.length).split("/")
-      if (name !== undefined) found.push(`${prefix}${algorithm}/${name}`)
-    }
+    if (operation.op === "overlay" || operation.op === "overlay-memory") operation.lower.forEach(add)
+    else if (operation.op === "bind") add(operation.source)
   }
   return found
 }
@@ -258,7 +259,7 @@ export const collect = (
         if (name.startsWith(".") || state === holds.state || !isAlive(state)) continue
         for (const line of readLines(`${state}/${fileName}`)) {
           if (/^sha(256|512):[0-9a-f]+$/.test(line)) used.add(line)
-          else if (/^(sha256|folders)\/[0-9a-f]{64}$/.test(line)) used.add(layersOf(holds) + line)
+          else if (/^(sha256|folders|kept)\/[0-9a-f]{64}$/.test(line)) used.add(layersOf(holds) + line)
         }
       }
       return used

@@ -72,6 +72,8 @@ export interface Supervisor {
   ) => Effect.Effect<Unit, BerthError>
   /** The plans of all units that have not been released. */
   readonly plans: () => ReadonlyArray<Plan.Plan>
+  /** Whether the connection is open at this moment. */
+  readonly isRunning: () => boolean
   /** Closes the connection and waits until the supervisor has released everything and ended. */
   readonly stop: Effect.Effect<void>
 }
@@ -227,6 +229,12 @@ class Connection {
       sent(n)
     }
     if (!this.closed && !this.gone) this.listen()
+  }
+
+  /** Looks at the socket, because the loop may not have reported its end yet. */
+  isOpen(): boolean {
+    this.serve()
+    return !this.gone
   }
 
   send(bytes: Uint8Array, descriptors: ReadonlyArray<number>, sent: (n: number) => void): void {
@@ -526,6 +534,7 @@ export const start = (
             start: (id, plan, descriptors, interruptible = identity) =>
               startUnit(connection, guard, id, plan, descriptors, interruptible),
             plans: () => [...connection.units.values()].map((unit) => unit.plan),
+            isRunning: () => connection.isOpen(),
             stop: Effect.suspend(() => {
               Loop.retain()
               forgetNamespace()

@@ -105,7 +105,7 @@ export interface Native {
   readonly connect: (fd: number, address: Uint8Array) => number
   /** The result of a connect that was in progress: 0, or -errno, -EINPROGRESS where it still is. */
   readonly connected: (fd: number) => number
-  /** bind(2), with SO_REUSEADDR, and IPV6_V6ONLY. */
+  /** bind(2), with SO_REUSEADDR for a stream, and IPV6_V6ONLY. */
   readonly bind: (fd: number, address: Uint8Array) => number
   /** listen(2), with as long a queue as the kernel allows. */
   readonly listen: (fd: number) => number

@@ -1,0 +1,167 @@
+/**
+ * Kept layers: the writable layers of ended containers, each in a folder that came into the store by one rename. The folder has the
+ * layer (`upper`) and a record of its key and of the layers below it. It is named after both, so a key has another layer for another
+ * image. A layer without a key lives as long as something uses it.
+ */
+import { createHash, randomBytes } from "node:crypto"
+import * as fs from "node:fs/promises"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import type { Berth } from "../../Berth.ts"
+import { ImageError } from "../../BerthError.ts"
+import type { Image } from "../../Image.ts"
+import { tryFileLock, withFileLock } from "../disk/fileLock.ts"
+import { io, isFolder, oneAtATime, readBounded, storageDetail } from "../disk/files.ts"
+import * as Holds from "../store/leases.ts"
+import * as digests from "../util/digest.ts"
+import { removeTree } from "./unpack.ts"
+
+/** Without a use for so long, a collection removes the layer of a key. */
+const UNUSED_DAYS_MAX = 7
+
+const RECORD_BYTES_MAX = 1024 * 1024
+
+const Record = Schema.parseJson(
+  Schema.Struct({ key: Schema.NullOr(Schema.String), layers: Schema.Array(Schema.String) })
+)
+
+export const parentFolder = (berth: Berth): string => `${berth.layers}/kept`
+
+export const layerIn = (folder: string): string => `${folder}/upper`
+
+/** Layers of the store by their paths below its folder of layers, so that the store can move. */
+const relative = (berth: Berth, layers: ReadonlyArray<string>): ReadonlyArray<string> =>
+  layers.map((layer) => (layer.startsWith(`${berth.layers}/`) ? layer.slice(berth.layers.length + 1) : layer))
+
+/** The folder of the layer with this key on top of an image; without a key, of one that nothing else names. */
+export const folderOf = (berth: Berth, image: Image, key: string | undefined): string => {
+  const named = key === undefined ? randomBytes(32) : JSON.stringify([key, relative(berth, image.layers)])
+  return `${parentFolder(berth)}/${createHash("sha256").update(named).digest("hex")}`
+}
+
+const attempt = <A>(folder: string, evaluate: () => Promise<A>): Effect.Effect<A, ImageError> =>
+  Effect.tryPromise({
+    try: evaluate,
+    catch: (cause) => {
+      const { code = "" } = cause as NodeJS.ErrnoException
+      return new ImageError({
+        reason: "Storage",
+        subject: folder,
+        detail: storageDetail(code, String(cause), folder),
+        cause
+      })
+    }
+  })
+
+/** Whether the layer is there, which this keeps so until the enclosing `keeping` ends, and counts as its use. */
+export const use = (berth: Berth, folder: string): Effect.Effect<boolean, ImageError> =>
+  Effect.gen(function* () {
+    yield* Holds.hold(berth.holds, [folder])
+    if (!(yield* io(folder)(isFolder(berth.fileSystem, layerIn(folder))))) return false
+    const now = new Date()
+    yield* attempt(folder, () => fs.utimes(folder, now, now))
+    return true
+  })
+
+/**
+ * Puts a prepared folder with a layer into the store; nothing writes to it any more. If another process was first, its layer stays,
+ * and the prepared folder is left to the caller.
+ */
+export const place = (
+  berth: Berth,
+  prepared: string,
+  folder: string,
+  image: Image,
+  key: string | undefined
+): Effect.Effect<void, ImageError> =>
+  Effect.gen(function* () {
+    const record = { key: key ?? null, layers: relative(berth, image.layers) }
+    yield* attempt(folder, async () => {
+      await fs.writeFile(`${prepared}/record.json`, JSON.stringify(record), { mode: 0o600 })
+      await fs.mkdir(parentFolder(berth), { recursive: true, mode: 0o700 })
+    })
+    yield* Holds.hold(berth.holds, [folder])
+    yield* attempt(folder, () =>
+      fs.rename(prepared, folder).catch((error: NodeJS.ErrnoException) => {
+        if (error.code !== "ENOTEMPTY" && error.code !== "EEXIST") throw error
+      })
+    )
+  })
+
+/** Runs `use` for one process at a time, for those that would make the same layer. */
+export const exclusive = <A, E, R>(
+  berth: Berth,
+  folder: string,
+  use: Effect.Effect<A, E, R>
+): Effect.Effect<A, E | ImageError, R> => {
+  const path = `${folder}.lock`
+  return attempt(folder, () => fs.mkdir(parentFolder(berth), { recursive: true, mode: 0o700 })).pipe(
+    Effect.zipRight(
+      withFileLock(
+        berth.fileSystem,
+        path,
+        () => use,
+        () => Effect.ignore(berth.fileSystem.remove(path, { force: true }))
+      )
+    ),
+    oneAtATime(berth, path)
+  )
+}
+
+const namesIn = (berth: Berth): Effect.Effect<ReadonlyArray<string>> =>
+  Effect.orElseSucceed(berth.fileSystem.readDirectory(parentFolder(berth)), () => [])
+
+/** A kept layer, with the layers that it needs if a collection has to keep it for its key. */
+export interface Found {
+  readonly folder: string
+  readonly named: ReadonlyArray<string> | undefined
+}
+
+export const list = (berth: Berth): Effect.Effect<ReadonlyArray<Found>, ImageError> =>
+  Effect.gen(function* () {
+    const folders = (yield* namesIn(berth))
+      .filter((name) => digests.isHex(name))
+      .map((name) => `${parentFolder(berth)}/${name}`)
+    return yield* Effect.forEach(folders, (folder) =>
+      Effect.gen(function* () {
+        const path = `${folder}/record.json`
+        const bytes = yield* readBounded(berth.fileSystem, path, folder, RECORD_BYTES_MAX)
+        const record = Option.flatMap(bytes, (found) =>
+          Schema.decodeUnknownOption(Record)(new TextDecoder().decode(found))
+        )
+        // Without a record that can be read, no key leads to it.
+        if (Option.isNone(record) || record.value.key === null) return { folder, named: undefined }
+        const used = yield* attempt(folder, async () => (await fs.stat(folder)).mtimeMs)
+        if (Date.now() - used > UNUSED_DAYS_MAX * 24 * 3600 * 1000) return { folder, named: undefined }
+        const below = record.value.layers.map((layer) =>
+          layer.startsWith("/") ? layer : `${berth.layers}/${layer}`.replace(/\/upper$/, "")
+        )
+        return { folder, named: [...below, folder] }
+      })
+    )
+  })
+
+/** Removes what collections have discarded and dead processes have locked. */
+export const sweep = (berth: Berth): Effect.Effect<void> =>
+  Effect.flatMap(namesIn(berth), (names) =>
+    Effect.forEach(
+      names,
+      (name) => {
+        const path = `${parentFolder(berth)}/${name}`
+        if (name.startsWith(".")) return Effect.ignore(removeTree(berth, path))
+        const unlock = Effect.ignore(berth.fileSystem.remove(path, { force: true }))
+        return name.endsWith(".lock")
+          ? Effect.ignore(
+              tryFileLock(
+                berth.fileSystem,
+                path,
+                () => Effect.void,
+                () => unlock
+              )
+            )
+          : Effect.void
+      },
+      { discard: true }
+    )
+  )
