@@ -4,7 +4,7 @@ import { v4Bytes, v6Bytes } from "./address.ts"
 const littleEndian = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1
 
 /** Bytes in the machine's own order. */
-class Writer {
+export class Writer {
   private readonly parts: Array<number> = []
 
   u8(...values: ReadonlyArray<number>): this {
@@ -24,31 +24,42 @@ class Writer {
     return littleEndian ? this.u16(low).u16(high) : this.u16(high).u16(low)
   }
 
+  u64(value: number): this {
+    const [low, high] = [value % 2 ** 32, Math.floor(value / 2 ** 32)]
+    return littleEndian ? this.u32(low).u32(high) : this.u32(high).u32(low)
+  }
+
   get bytes(): ReadonlyArray<number> {
     return this.parts
   }
 }
 
-type Bytes = ReadonlyArray<number>
+export type Bytes = ReadonlyArray<number>
 
 const u32 = (value: number): Bytes => new Writer().u32(value).bytes
-const text = (value: string): Bytes => [...new TextEncoder().encode(value), 0]
+export const text = (value: string): Bytes => [...new TextEncoder().encode(value), 0]
 
 /** Each begins on a multiple of 4: NLMSG_ALIGN and RTA_ALIGN. */
 const aligned = (bytes: Bytes): Bytes => [...bytes, ...Array.from({ length: -bytes.length & 3 }, () => 0)]
 
-const attribute = (type: number, value: Bytes): Bytes =>
+export const attribute = (type: number, value: Bytes): Bytes =>
   aligned([...new Writer().u16(value.length + 4).u16(type).bytes, ...value])
 
-const nested = (type: number, ...attributes: ReadonlyArray<Bytes>): Bytes =>
+export const nested = (type: number, ...attributes: ReadonlyArray<Bytes>): Bytes =>
   attribute(type, attributes.flat())
 
 const NLM_F_REQUEST = 0x001
 const NLM_F_ACK = 0x004
+export const NLM_F_REPLACE = 0x100
 const NLM_F_EXCL = 0x200
-const NLM_F_CREATE = 0x400
+export const NLM_F_CREATE = 0x400
 
-const message = (type: number, flags: number, header: Bytes, ...attributes: ReadonlyArray<Bytes>): Bytes => {
+export const message = (
+  type: number,
+  flags: number,
+  header: Bytes,
+  ...attributes: ReadonlyArray<Bytes>
+): Bytes => {
   const body = [...aligned(header), ...attributes.flat()]
   const head = new Writer()
     .u32(16 + body.length)
