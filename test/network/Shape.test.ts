@@ -27,7 +27,8 @@ const send = (from: Container.Container, to: Container.Container, bytes: number)
   Effect.gen(function* () {
     const begun = performance.now()
     const flood = `echo flood | timeout 60 nc ${from.state.addresses[0]} 7 | head -c ${bytes} | wc -c`
-    assert.equal((yield* Container.exec(to, ["sh", "-c", flood])).stdout, `${bytes}\n`)
+    const { exitCode, stderr, stdout } = yield* Container.exec(to, ["sh", "-c", flood])
+    assert.equal(stdout, `${bytes}\n`, `exit code ${exitCode}: ${stdout} ${stderr}`)
     return performance.now() - begun
   })
 
