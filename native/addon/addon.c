@@ -476,6 +476,7 @@ NAPI_MODULE_INIT() {
         {"connected", js_connect_result},
         {"bind", js_bind_socket},
         {"listen", js_listen_socket},
+        {"accept", js_accept_socket},
         {"socketAddress", js_socket_address},
         {"shutdown", js_end_socket},
         {"disown", js_disown},

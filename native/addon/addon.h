@@ -120,6 +120,7 @@ napi_value js_connect_socket(napi_env env, napi_callback_info info);
 napi_value js_connect_result(napi_env env, napi_callback_info info);
 napi_value js_bind_socket(napi_env env, napi_callback_info info);
 napi_value js_listen_socket(napi_env env, napi_callback_info info);
+napi_value js_accept_socket(napi_env env, napi_callback_info info);
 napi_value js_socket_address(napi_env env, napi_callback_info info);
 napi_value js_end_socket(napi_env env, napi_callback_info info);
 napi_value js_disown(napi_env env, napi_callback_info info);

@@ -10,7 +10,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import { memberOf, undone } from "./member.ts"
 import * as netlink from "./netlink.ts"
 import { isNetwork } from "./network.ts"
-import { addressesOf, checkByRules, near, perform, toRouter } from "./router.ts"
+import { addressesOf, checkByRules, near, netlinkOperation, perform } from "./router.ts"
 
 /** Before the rules of the router, and after the one of its own addresses, which is 0. */
 const PRIORITY = 50
@@ -49,7 +49,7 @@ const rulesOf = (
 
 const operations = (messages: ReadonlyArray<ReadonlyArray<number>>): ReadonlyArray<Plan.Operation> =>
   Array.from({ length: Math.ceil(messages.length / MESSAGES_MAX) }, (_, k) =>
-    toRouter(messages.slice(k * MESSAGES_MAX, (k + 1) * MESSAGES_MAX))
+    netlinkOperation(messages.slice(k * MESSAGES_MAX, (k + 1) * MESSAGES_MAX))
   )
 
 /** See `Network.partition`. */
@@ -82,7 +82,7 @@ export const partition: {
       })
       const rules = [...rulesOf(network, one, other), ...(oneWay ? [] : rulesOf(network, other, one))]
       const apply = (changes: ReadonlyArray<Plan.Operation>) =>
-        perform(berth, router.holder, `partition of network ${network.name}`, changes)
+        perform(berth, router.holder.pidfd, `partition of network ${network.name}`, changes)
       const checks = oneWay ? other.flatMap((number) => checkByRules(router, number)) : []
       const begin = Effect.tap(apply([...checks, ...operations(rules.map(netlink.rule))]), () =>
         Effect.sync(() => oneWay && other.forEach((number) => router.ruled4.add(number)))

@@ -14,13 +14,18 @@ import { socketIn } from "../files/namespaceRoot.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { native } from "../system/addon.ts"
+import type { SocketAddress } from "./address.ts"
 import * as netlink from "./netlink.ts"
+import { SOCK_STREAM } from "./socket.ts"
 
 const AF_NETLINK = 16
 const SOCK_RAW = 3
 
 /** So many milliseconds an address stays unused when its container is gone, whose interfaces the kernel removes later. */
 const QUARANTINE_MS = 2000
+
+/** The number of the network itself; those of containers follow. */
+const ROUTER_NUMBER = 1
 
 const LOOPBACK_INDEX = 1
 
@@ -43,7 +48,7 @@ class Numbers {
   private readonly holders = new Map<number, number>()
   private readonly freed: Array<readonly [number: number, since: number]> = []
   private readonly size: number
-  private next = 2
+  private next = ROUTER_NUMBER + 1
 
   constructor(size: number) {
     this.size = size
@@ -120,31 +125,32 @@ const mac = (side: number, number: number): ReadonlyArray<number> => [
 
 const sysctl = (key: string, value: string) => ({ op: "sysctl", key, value }) as const
 
-/** Performs operations in a network namespace: a network's, or that of a container's state. `name` is for messages. */
-export const perform = (
-  berth: Berth,
-  holder: Pick<Namespace.Namespace, "pidfd">,
-  name: string,
-  operations: ReadonlyArray<Plan.Operation>
-): Effect.Effect<void, BerthError> => {
-  const plan = Plan.make([
-    { op: "process", namespaces: flagsOf(["pid"]) },
-    { op: "join", process: "holder", namespaces: flagsOf(["network"]) },
-    ...operations,
-    { op: "exit" }
-  ])
-  return Effect.scoped(
-    Effect.asVoid(scopedUnit(berth, berth.supervisor.nextId(), name, plan, { holder: holder.pidfd }))
-  )
-}
-
-/** Sends messages in that namespace. */
-export const toRouter = (messages: ReadonlyArray<ReadonlyArray<number>>): Plan.Operation => ({
+/** Sends messages in the namespace of the process that performs it. */
+export const netlinkOperation = (messages: ReadonlyArray<ReadonlyArray<number>>): Plan.Operation => ({
   op: "netlink",
   socket: null,
   messages: netlink.concat(messages),
   pidAt: -1
 })
+
+/** Performs operations in the network namespace of a process, by its pidfd; `name` is for messages. */
+export const perform = (
+  berth: Berth,
+  pidfd: number,
+  name: string,
+  operations: ReadonlyArray<Plan.Operation>
+): Effect.Effect<void, BerthError> =>
+  Effect.suspend(() => {
+    const plan = Plan.make([
+      { op: "process", namespaces: flagsOf(["pid"]) },
+      { op: "join", process: "process", namespaces: flagsOf(["network"]) },
+      ...operations,
+      { op: "exit" }
+    ])
+    return Effect.scoped(
+      Effect.asVoid(scopedUnit(berth, berth.supervisor.nextId(), name, plan, { process: pidfd }))
+    )
+  })
 
 /** Has the namespace route, and believe no packet whose sender is elsewhere (rp_filter: ip-sysctl.rst). */
 export const configure = (
@@ -152,7 +158,7 @@ export const configure = (
   holder: Namespace.Namespace,
   range: Range
 ): Effect.Effect<void, BerthError> =>
-  perform(berth, holder, "configuration of a network", [
+  perform(berth, holder.pidfd, "configuration of a network", [
     sysctl("net/ipv4/ip_forward", "1"),
     sysctl("net/ipv4/conf/all/rp_filter", "0"),
     sysctl("net/ipv4/conf/default/rp_filter", "1"),
@@ -167,7 +173,9 @@ export const configure = (
           sysctl("net/ipv6/conf/default/accept_ra", "0"),
           sysctl("net/ipv6/conf/default/accept_redirects", "0")
         ]),
-    toRouter(addressesOf(range, 1).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text))))
+    netlinkOperation(
+      addressesOf(range, ROUTER_NUMBER).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
+    )
   ])
 
 const noFreeAddress = ({ range }: Router): InvalidOption =>
@@ -194,7 +202,7 @@ export const ownAddress = (
       if (number === undefined) return Effect.fail(noFreeAddress(router))
       const addresses = addressesOf(router.range, number)
       const add = addresses.map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
-      return perform(berth, router.holder, "address of a network", [toRouter(add)]).pipe(
+      return perform(berth, router.holder.pidfd, "address of a network", [netlinkOperation(add)]).pipe(
         Effect.tapError(() => Effect.sync(() => router.numbers.give(number))),
         Effect.as({ number, addresses })
       )
@@ -202,12 +210,33 @@ export const ownAddress = (
     ({ addresses, number }) => {
       const remove = addresses.map((text) => netlink.removeAddress(LOOPBACK_INDEX, netlink.ip(text)))
       // A number whose addresses stay is not given to a container. The addresses of a network that is gone are gone as well.
-      return perform(berth, router.holder, "address of a network", [toRouter(remove)]).pipe(
+      return perform(berth, router.holder.pidfd, "address of a network", [netlinkOperation(remove)]).pipe(
         Effect.tap(() => Effect.sync(() => router.numbers.give(number))),
         Effect.ignore
       )
     }
   )
+
+/** A socket in the network's namespace, which no container enters, bound to one of its addresses; throws. */
+export const bindInside = (router: Router, { bytes, family, text }: SocketAddress): number => {
+  const failed = (syscall: string, errno: number): BerthError =>
+    new OperationFailed({ operation: `bind ${text} on a network`, index: -1, syscall, errno, hint: "" })
+  const fd = socketIn(router.holder.pidfd, family, SOCK_STREAM)
+  if (fd < 0) throw failed("socket", -fd)
+  const bound = native().bind(fd, bytes)
+  if (bound >= 0) return fd
+  native().close(fd)
+  throw failed("bind", -bound)
+}
+
+/** The addresses of the network itself. */
+export const gatewaysOf = ({ range }: Router): ReadonlyArray<string> => addressesOf(range, ROUTER_NUMBER)
+
+/** The number of the container that has an address of the network. */
+export const numberOf = (address: string): number =>
+  address.includes(":")
+    ? Number.parseInt(address.slice(address.lastIndexOf(":") + 1), 16)
+    : address.split(".").reduce((number, byte) => ((number << 8) | Number(byte)) & 0xffff, 0)
 
 /** How a container is on a network. */
 export interface Attachment {
@@ -235,7 +264,7 @@ const rules = (number: number, from: string): ReadonlyArray<ReadonlyArray<number
  */
 export const checkByRules = (router: Router, number: number): ReadonlyArray<Plan.Operation> => {
   const address = address4(router.range, number)
-  const checks = router.ruled4.has(number) ? [] : [toRouter(rules(number, address))]
+  const checks = router.ruled4.has(number) ? [] : [netlinkOperation(rules(number, address))]
   return [...checks, sysctl(`net/ipv4/conf/${near(number).name}/rp_filter`, "0")]
 }
 
@@ -294,7 +323,7 @@ export const attach = (router: Router, place: number): Attachment => {
     addresses: addressesOf(range, number),
     operations: [
       { op: "netlink", socket: name, messages: netlink.concat(outside), pidAt: pair.pidAt },
-      toRouter(inside),
+      netlinkOperation(inside),
       { op: "netlink", socket: name, messages: netlink.concat([netlink.look(outer.index)]), pidAt: -1 }
     ],
     descriptors: { [name]: socket },

@@ -13,7 +13,7 @@ import { memberOf, undone } from "./member.ts"
 import type { Bytes } from "./netlink.ts"
 import * as queues from "./netlinkQueue.ts"
 import type { Member } from "./network.ts"
-import { far, near, perform, toRouter } from "./router.ts"
+import { far, near, netlinkOperation, perform } from "./router.ts"
 
 /** The way of packets: from the container, or to it. */
 type Way = "up" | "down"
@@ -91,9 +91,9 @@ const shape = (
     const [holder, index] =
       way === "up" ? [container.state, far(member.place).index] : [router.holder, near(number).index]
     const apply = (next: Shape): Effect.Effect<void, BerthError> =>
-      perform(berth, holder, `links of container ${container.id}`, [toRouter(messages(index, next))]).pipe(
-        Effect.tap(() => Effect.sync(() => (shapes[way] = next)))
-      )
+      perform(berth, holder.pidfd, `links of container ${container.id}`, [
+        netlinkOperation(messages(index, next))
+      ]).pipe(Effect.tap(() => Effect.sync(() => (shapes[way] = next))))
     const begin = Effect.suspend(() => {
       const taken = (Object.keys(added) as ReadonlyArray<keyof Shape>).find(
         (key) => shapes[way][key] !== undefined

@@ -109,6 +109,8 @@ export interface Native {
   readonly bind: (fd: number, address: Uint8Array) => number
   /** listen(2), with as long a queue as the kernel allows. */
   readonly listen: (fd: number) => number
+  /** accept4(2): a connection, which does not block. */
+  readonly accept: (fd: number) => number
   /** getsockname(2): the length of the address that is written to `address`. */
   readonly socketAddress: (fd: number, address: Uint8Array) => number
   /** shutdown(2) of the sending half. */
