@@ -29,6 +29,7 @@ import * as partitions from "./internal/network/partition.ts"
 import * as pods from "./internal/network/pod.ts"
 import * as publishing from "./internal/network/publish.ts"
 import * as shapes from "./internal/network/shape.ts"
+import * as toxics from "./internal/network/toxic.ts"
 import * as Namespace from "./Namespace.ts"
 
 /**
@@ -754,3 +755,49 @@ export const captureToFile: {
   ): (network: Network) => Effect.Effect<FileCapture, BerthError, Scope.Scope>
   (network: Network, container: Container, path: string): Effect.Effect<FileCapture, BerthError, Scope.Scope>
 } = captures.captureToFile
+
+/**
+ * Faults of the connections of a published port. Times are at most an hour.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ToxicOptions {
+  /**
+   * The delay of each byte and of the end of a connection. Each direction of a connection has at most 512 KiB on its way, so that a
+   * delay of a second also limits the rate to 512 KiB a second.
+   */
+  readonly latency?: Duration.DurationInput
+  /** The most that a delay is shorter or longer than `latency`, at random. The order of bytes stays. */
+  readonly jitter?: Duration.DurationInput
+  /** The bytes of each connection that pass in a second, as a number or as text like `"64KiB"`. */
+  readonly rate?: number | string
+  /** When a connection breaks, for both of its ends (ECONNRESET): after so many bytes of a direction, or after some time. */
+  readonly reset?: { readonly bytes?: number | string; readonly after?: Duration.DurationInput }
+  /** Whether nothing passes, neither bytes nor ends nor resets: to each end the other one seems to be silent. Default false. */
+  readonly halfOpen?: boolean
+  /** `"up"` is from who has connected to the server, `"down"` back. Default: `"both"`. */
+  readonly direction?: "both" | "up" | "down"
+}
+
+/**
+ * Gives a published TCP port or path faults, until the scope closes. They apply to the connections that there are, from now on, and to
+ * new ones; afterwards the connections go on without faults. Of several at a time the delays add up, and the lowest limit counts.
+ *
+ * Fails with `InvalidOption` for a wrong option, and for what `Container.publish` has not given.
+ *
+ * @since 0.2.0
+ * @category faults
+ * @example
+ * const port = yield* Container.publish(db, 5432)
+ * yield* Effect.scoped(Effect.zipRight(Network.toxic(port, { latency: "200 millis", jitter: "50 millis" }), check))
+ */
+export const toxic: {
+  (
+    options: ToxicOptions
+  ): (published: PublishedPort | PublishedPath) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    published: PublishedPort | PublishedPath,
+    options: ToxicOptions
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = toxics.toxic
