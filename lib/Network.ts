@@ -28,6 +28,7 @@ import * as leaving from "./internal/network/outbound.ts"
 import * as partitions from "./internal/network/partition.ts"
 import * as pods from "./internal/network/pod.ts"
 import * as publishing from "./internal/network/publish.ts"
+import * as shapes from "./internal/network/shape.ts"
 import * as toxics from "./internal/network/toxic.ts"
 import * as Namespace from "./Namespace.ts"
 
@@ -603,6 +604,82 @@ export const partition: {
     options?: PartitionOptions
   ): Effect.Effect<void, BerthError, Scope.Scope>
 } = partitions.partition
+
+/**
+ * What `Network.rate` takes: bits a second, as a number or as text like `"10mbit"` (`bit`, `kbit`, `mbit` and `gbit`, of 1000 each).
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Rates {
+  /** What the container sends. */
+  readonly up?: number | string
+  /** What the container receives. */
+  readonly down?: number | string
+}
+
+/**
+ * Limits how fast a container sends to and receives from a network, until the scope closes: tc-tbf(8). Packets wait for about
+ * a tenth of a second; what comes then is dropped, as by a slow router, and TCP finds the rate. The limit is outside the reach of the
+ * container. Its loopback, `Container.connect` and published ports are not limited.
+ *
+ * Fails with `InvalidOption` for another rate than from 8kbit to 100gbit, a container that is not on the network, or a direction that has a
+ * rate already; with `Unsupported` where the kernel lacks sch_tbf.
+ *
+ * @since 0.2.0
+ * @category chaos
+ * @example
+ * yield* Network.rate(network, phone, { down: "10mbit", up: "1mbit" })
+ */
+export const rate: {
+  (container: Container, rates: Rates): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (network: Network, container: Container, rates: Rates): Effect.Effect<void, BerthError, Scope.Scope>
+} = shapes.rate
+
+/**
+ * What `Network.impair` does to packets.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Impairment {
+  /** How long each packet is kept back, one hour at most. */
+  readonly delay?: Duration.DurationInput
+  /** By how much the delay varies, up and down. Packets may overtake each other. */
+  readonly jitter?: Duration.DurationInput
+  /** The share of packets that are lost, from 0 to 1. */
+  readonly loss?: number
+  /** The share that arrives twice. */
+  readonly duplicate?: number
+  /** The share of which one bit is wrong. */
+  readonly corrupt?: number
+  /** What the container sends (`"up"`), receives (`"down"`), or both: then a `delay` adds twice to a round trip. Default: `"both"`. */
+  readonly direction?: "up" | "down" | "both"
+}
+
+/**
+ * Makes the link of a container to a network a bad one until the scope closes: tc-netem(8). It can be together with a rate.
+ * The container's loopback, `Container.connect` and published ports are not affected.
+ *
+ * Fails with `InvalidOption` for a value out of its range, a container that is not on the network, or a direction that is impaired already;
+ * with `Unsupported` where the kernel lacks sch_netem.
+ *
+ * @since 0.2.0
+ * @category chaos
+ * @example
+ * yield* Network.impair(network, phone, { delay: "80 millis", jitter: "20 millis", loss: 0.01 })
+ */
+export const impair: {
+  (
+    container: Container,
+    impairment: Impairment
+  ): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    network: Network,
+    container: Container,
+    impairment: Impairment
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = shapes.impair
 
 /**
  * @since 0.2.0
