@@ -61,5 +61,11 @@ export const operations = {
   files: { folder: "s", targets: "l", contents: "l", attributes: "i", required: "i" },
   netlink: { socket: "f", messages: "b", pidAt: "i" },
   "name-sockets": { responder: "f", message: "s" },
-  exit: {}
+  exit: {},
+  filesystem: { type: "s", image: "s", options: "l", attributes: "i" },
+  tree: { path: "s", mapped: "i", attributes: "i" },
+  attach: { path: "s" },
+  "copy-attributes": { from: "s", path: "s" },
+  "hand-over": {},
+  place: { target: "s" }
 } as const
