@@ -20,7 +20,7 @@ import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
-import { Shared } from "./internal/promise/runtime.ts"
+import { Shared, shared } from "./internal/promise/runtime.ts"
 import { networkWith, runWith, startWith, volumesWith, volumeWith } from "./internal/promise/start.ts"
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
@@ -130,19 +130,6 @@ export interface ClosableNetwork extends Network.Network, AsyncDisposable {
 export interface ClosableVolume extends Volume.Volume, AsyncDisposable {
   /** The same as the end of `await using`: removes the volume, or lets go of it if it has a name. */
   readonly close: () => Promise<void>
-}
-
-/**
- * The volumes in Berth's folder.
- *
- * @since 0.2.0
- * @category volumes
- */
-export interface Volumes {
-  /** See `Volume.list`. */
-  readonly list: (options?: CallOptions) => Promise<ReadonlyArray<Volume.Stored>>
-  /** See `Volume.remove`. */
-  readonly remove: (name: string, options?: CallOptions) => Promise<void>
 }
 
 /**
@@ -378,10 +365,18 @@ export interface Box extends Inside, AsyncDisposable {
   ) => Promise<void>
   /** A socket of `node:net` to a server in the container, for a client that takes one: see `Container.netSocket`. */
   readonly netSocket: (address: Network.Address) => net.Socket
+  /** A server of `node:net` inside the container: see `Container.netServer`. */
+  readonly netServer: (
+    address: number | Network.ListenOptions,
+    onConnection?: (socket: net.Socket) => void
+  ) => net.Server
   /** `fetch` to a server in the container: see `Container.fetch`. A response can be read until the box closes. */
   readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
-  /** Has a port of the host lead into the container until the box closes: see `Container.publish`. */
-  readonly publish: (port: number | string | Network.PublishOptions) => Promise<Network.PublishedPort>
+  /** Has a port or a Unix socket of the host lead into the container until the box closes: see `Container.publish`. */
+  readonly publish: {
+    (port: Network.PublishPathOptions): Promise<Network.PublishedPath>
+    (port: number | string | Network.PublishOptions): Promise<Network.PublishedPort>
+  }
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
   /** Sends a signal to its first process, by name or number. Default SIGTERM. */
@@ -469,7 +464,7 @@ export interface Images {
 export interface Session extends AsyncDisposable {
   readonly network: typeof network
   readonly volume: typeof volume
-  readonly volumes: Volumes
+  readonly volumes: typeof volumes
   readonly start: typeof start
   readonly run: typeof run
   readonly supervised: typeof supervised
@@ -477,8 +472,6 @@ export interface Session extends AsyncDisposable {
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
-
-const shared = new Shared({}, { lingers: true })
 
 /**
  * Starts a container from the machine's own root (`"host"`), a folder (an absolute path), an OCI layout (`"oci:PATH"`,
@@ -518,12 +511,15 @@ export const network: (options?: Network.NetworkOptions & CallOptions) => Promis
 export const volume: (options?: Volume.Options & CallOptions) => Promise<ClosableVolume> = volumeWith(shared)
 
 /**
- * The volumes in the default folder.
+ * The volumes in the default folder: see `Volume.list` and `Volume.remove`.
  *
  * @since 0.2.0
  * @category volumes
  */
-export const volumes: Volumes = volumesWith(shared)
+export const volumes: {
+  readonly list: (options?: CallOptions) => Promise<ReadonlyArray<Volume.Stored>>
+  readonly remove: (name: string, options?: CallOptions) => Promise<void>
+} = volumesWith(shared)
 
 /**
  * Starts a container, waits for its end and gives its output. A command that fails is no error: see `exitCode`.

@@ -9,10 +9,13 @@
 //                             may have one name: all addresses are answered, in turns
 //   domain NAME               the containers' search domain: X.NAME is known as X; without a name there is none
 //   forward ADDRESS PORT ...  asks these servers, three at most, in turns for what is unknown; without any, the answer is NXDOMAIN
+//   allow NAME PORT ...       passes on no question for other names than these from now on, in addition to those before: see allowed.h
+//   tell                      with a socket to the proxy, which is told the addresses of these names
 //
 // An ID is a number from 1 to 4294967295.
 #include "../common/descriptor.h"
 #include "../common/util.h"
+#include "allowed.h"
 #include "forward.h"
 
 #include <errno.h>
@@ -78,6 +81,8 @@ static void take_message(char *text, int fds[2]) {
     if (!strcmp(verb, "name")) return set_name();
     if (!strcmp(verb, "domain")) return set_domain();
     if (!strcmp(verb, "forward")) return forward_set(strtok(NULL, ""));
+    if (!strcmp(verb, "allow")) return allowed_add(strtok(NULL, ""));
+    if (!strcmp(verb, "tell")) return allowed_tell(steal_fd(&fds[0]));
     uint32_t id = parse_id(strtok(NULL, " "));
     if (id == OWN_ID || strtok(NULL, " ")) return;
     if (!strcmp(verb, "serve") && fds[0] >= 0 && fds[1] >= 0) {

@@ -1,5 +1,6 @@
 #include "server.h"
 #include "../common/util.h"
+#include "allowed.h"
 #include "forward.h"
 
 #include <errno.h>
@@ -100,7 +101,7 @@ static void answer_message(const struct asker *asker, const uint8_t *bytes, size
     if (code > 0) {
         size = answer_empty(&question, code, false, answer);
     } else {
-        size = answer_from_table(&question, asker->connection ? ANSWER_MAX_BYTES : question.limit, forward_exists(), answer);
+        size = answer_from_table(&question, asker->connection ? ANSWER_MAX_BYTES : question.limit, forward_exists() && allowed_matches(&question.name), answer);
         if (size == 0 && forward_pass(asker, &question)) return;
         if (size == 0) size = answer_empty(&question, SERVFAIL, false, answer);
     }

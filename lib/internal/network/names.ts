@@ -13,6 +13,10 @@ export interface Names {
   /** The names of a container, by its number on the network. */
   readonly add: (number: number, names: ReadonlyArray<string>, addresses: ReadonlyArray<string>) => void
   readonly remove: (number: number) => void
+  /** A process in the network namespace from which the responder asks other servers. */
+  readonly pidfd: () => number
+  /** Has it ask a server in its own network namespace for all that it does not know. */
+  readonly forward: (address: string, port: number) => void
 }
 
 /** What a container that the responder serves has in its resolv.conf. */
@@ -20,15 +24,17 @@ export const RESOLVER = "127.0.0.11"
 
 export const makeNames = (berth: Berth, network: string): Effect.Effect<Names, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const socket = yield* startHelper(berth, {
+    const { pidfd, socket } = yield* startHelper(berth, {
       program: "berth-names",
       name: `names of ${network}`,
-      place: [{ op: "process", namespaces: flagsOf(["pid", "network", "ipc", "uts"]) }]
+      place: [{ op: "process", namespaces: flagsOf(["pid", "network", "ipc", "uts"]) }, { op: "loopback" }]
     })
     // A responder that does not read is dead or stopped, and takes the names with it.
     const tell = (message: string): void => void native().send(socket, new TextEncoder().encode(message), [])
     return {
       socket,
+      pidfd,
+      forward: (address, port) => tell(`forward ${address} ${port}`),
       add: (number, names, addresses) => {
         for (const name of names) tell(`name ${number} ${name} ${addresses.join(" ")}`)
       },

@@ -3,15 +3,17 @@ import { randomBytes } from "node:crypto"
 import * as Effect from "effect/Effect"
 import * as Inspectable from "effect/Inspectable"
 import { hasProperty } from "effect/Predicate"
+import type * as PubSub from "effect/PubSub"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { StartOptions } from "../../Container.ts"
 import type { Namespace } from "../../Namespace.ts"
-import type { Network, NetworkOptions, TypeId as PublicTypeId } from "../../Network.ts"
+import type { Network, NetworkOptions, TypeId as PublicTypeId, Refusal } from "../../Network.ts"
 import type { Operation } from "../../Plan.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { makeNames, type Names, RESOLVER } from "./names.ts"
+import { openOutbound } from "./outbound.ts"
 import { type Attachment, attach, configure, makeRouter, type Router } from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
@@ -22,6 +24,8 @@ export const isNetwork = (u: unknown): u is Network => hasProperty(u, TypeId)
 export interface Member {
   readonly container: string
   readonly name: string | undefined
+  /** The place of the network among those of the container. */
+  readonly place: number
 }
 
 export interface State {
@@ -31,6 +35,8 @@ export interface State {
   readonly members: Map<number, Member>
   /** The names of `Network.expose`. */
   readonly exposed: Set<string>
+  /** Undefined without `outbound`. */
+  refusals: PubSub.PubSub<Refusal> | undefined
 }
 
 const Proto = {
@@ -83,8 +89,11 @@ export const make = (
     const router = makeRouter(holder, nextRange())
     yield* configure(berth, holder, router.range)
     const names = yield* makeNames(berth, name)
-    const state: State = { berth, router, names, members: new Map(), exposed: new Set() }
-    return Object.assign(Object.create(Proto), { name, range: `${router.range.prefix4}.0.0/16`, state })
+    const state: State = { berth, router, names, members: new Map(), exposed: new Set(), refusals: undefined }
+    const range = `${router.range.prefix4}.0.0/16`
+    const network: Network = Object.assign(Object.create(Proto), { name, range, state })
+    state.refusals = yield* openOutbound(network, options)
+    return network
   })
 
 /** A container's interfaces on networks, until it is given back. */
@@ -162,7 +171,7 @@ export const join = (container: string, options: StartOptions): Joined => {
       const attachment = attach(network.state.router, place)
       joined.push([network, attachment])
       const { addresses, number } = attachment
-      network.state.members.set(number, { container, name })
+      network.state.members.set(number, { container, name, place })
       network.state.names.add(
         number,
         [...(name === undefined ? [] : [name]), ...aliases, container],

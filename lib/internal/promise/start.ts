@@ -14,7 +14,7 @@ import type {
   ClosableVolume,
   RunOptions,
   StartOptions,
-  Volumes
+  volumes
 } from "../../promise.ts"
 import * as Volume from "../../Volume.ts"
 import { closing, makeBox, withContainers } from "./box.ts"
@@ -61,7 +61,7 @@ export const volumeWith =
       { linger, signal }
     )
 
-export const volumesWith = (shared: Shared): Volumes => ({
+export const volumesWith = (shared: Shared): typeof volumes => ({
   list: (options) => shared.run(Volume.list, options),
   remove: (name, options) => shared.run(Volume.remove(name), options)
 })

@@ -62,6 +62,7 @@ export const operations = {
   netlink: { socket: "f", messages: "b", pidAt: "i" },
   "name-sockets": { responder: "f", message: "s" },
   exit: {},
+  netfilter: { messages: "b" },
   filesystem: { type: "s", image: "s", options: "l", attributes: "i" },
   tree: { path: "s", mapped: "i", attributes: "i" },
   attach: { path: "s" },
