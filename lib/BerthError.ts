@@ -415,6 +415,33 @@ export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
 }
 
 /**
+ * A fixture could not be prepared. Nothing of it was kept: the next fork prepares it again.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
+  reason: Schema.Literal(
+    /** What fills the server failed, such as a migration; `cause` is its error. */
+    "Prepare",
+    /** The server did not stop cleanly, so its files may be incomplete. */
+    "Stop"
+  ),
+  /** The fixture's name. */
+  fixture: Schema.String,
+  detail: Schema.String,
+  /** The last lines of the server's log. */
+  log: Schema.Array(Schema.String)
+}) {
+  override get message(): string {
+    const what =
+      this.reason === "Prepare" ? "its preparation failed: " : "its server did not stop cleanly: it "
+    const log = this.log.length === 0 ? "" : `. Last lines of its log:\n${this.log.join("\n")}`
+    return `fixture ${this.fixture}: ${what}${this.detail}${log}`
+  }
+}
+
+/**
  * A connection to, from or between containers cannot be made.
  *
  * @since 0.2.0
@@ -496,6 +523,7 @@ export type BerthError =
   | NonZeroExit
   | NetworkError
   | WaitFailed
+  | FixtureFailed
 
 /**
  * Whether a value is an error of Berth.

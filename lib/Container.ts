@@ -26,14 +26,14 @@ import * as archive from "./internal/tar/containerTar.ts"
 import * as typeIds from "./internal/typeIds.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
-import type { Network, Pod, PublishOptions } from "./Network.ts"
+import type { Network, Pod, Publishable } from "./Network.ts"
 import type { Plan } from "./Plan.ts"
 import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "./Process.ts"
 import type { RootFs } from "./RootFs.ts"
 import type * as Security from "./Security.ts"
 
 // A container is a process: every function on a `Process` also takes a `Container`.
-export { connect, fetch, httpClient, netSocket, publish } from "./Network.ts"
+export { connect, fetch, httpClient, listen, netServer, netSocket, publish } from "./Network.ts"
 export type {
   BufferOptions,
   ExitStatus,
@@ -165,7 +165,7 @@ export interface StartOptions extends RootOptions {
   /** More names. */
   readonly aliases?: ReadonlyArray<string> | undefined
   /** Ports of the host that lead to the container's, as `Container.publish` makes them; also ranges: `"8000-8002:80-82"`. */
-  readonly ports?: ReadonlyArray<number | string | PublishOptions> | undefined
+  readonly ports?: ReadonlyArray<Publishable> | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, the newest of it. */
   readonly logs?: LogFiles | undefined
   /** The writable layer: see `RootFs.Options`. `upperSize` fails with `Unsupported` for a layer on disk. */

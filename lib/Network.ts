@@ -6,6 +6,7 @@
 import type * as net from "node:net"
 import type * as HttpClient from "@effect/platform/HttpClient"
 import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
 import type * as Inspectable from "effect/Inspectable"
 import type * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
@@ -14,12 +15,16 @@ import type * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Container } from "./Container.ts"
+import * as captures from "./internal/network/capture.ts"
 import * as connecting from "./internal/network/connection.ts"
 import * as exposing from "./internal/network/expose.ts"
 import * as http from "./internal/network/fetch.ts"
 import * as joining from "./internal/network/join.ts"
+import * as listening from "./internal/network/listen.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
+import * as leaving from "./internal/network/outbound.ts"
+import * as partitions from "./internal/network/partition.ts"
 import * as pods from "./internal/network/pod.ts"
 import * as publishing from "./internal/network/publish.ts"
 import * as Namespace from "./Namespace.ts"
@@ -59,6 +64,48 @@ export interface Network extends Inspectable.Inspectable {
 export interface NetworkOptions {
   /** A name for messages. Default: a random one. */
   readonly name?: string
+  /** What its containers may reach outside of it. Default: `"none"`. */
+  readonly outbound?: Outbound
+  /**
+   * The servers that are asked for the names of other machines, with `outbound`: addresses, with a port or without, as
+   * `"[2001:db8::53]:5353"`. Default: those of this machine's /etc/resolv.conf.
+   */
+  readonly dns?: ReadonlyArray<string>
+}
+
+/**
+ * What the containers of a network may reach outside of it by TCP, and by name. Nothing else leaves the network: no UDP, no ICMP.
+ *
+ * - `"none"`: nothing, and names of other machines do not exist.
+ * - `"proxy"`: every address that this program reaches, but for those below.
+ * - `{ allow }`: what the entries name, each of which may end with a port: names (`registry.npmjs.org`), all names below one
+ *   (`*.debian.org:443`), addresses and ranges (`10.0.0.0/8`, `[2001:db8::]/32:443`). Other names do not exist. An address that a name of the
+ *   list had once stays allowed.
+ *
+ * Refused in any case are this machine's loopback, to which `Network.expose` is the way, and the network's own range. Refused
+ * unless an entry names the very address are the other addresses of this machine; unless one names the address or a range within, those that are
+ * link-local, multicast or reserved, and those at which clouds hand out credentials, such as 169.254.169.254.
+ *
+ * A process of the program's own network namespace makes the connections (see `refusals` for those that it refuses). A container that
+ * connects to a refused address sees the connection accepted, and reset at once.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Outbound = "none" | "proxy" | { readonly allow: ReadonlyArray<string> }
+
+/**
+ * A connection that `outbound` does not allow.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Refusal {
+  /** The id of the container; undefined if it has left the network. */
+  readonly container: string | undefined
+  /** Where it was going to. */
+  readonly address: string
+  readonly port: number
 }
 
 /**
@@ -68,14 +115,15 @@ export interface NetworkOptions {
 export const isNetwork: (u: unknown) => u is Network = internal.isNetwork
 
 /**
- * Makes a network, which is there until the scope closes. Its containers reach each other by their addresses, and nothing else.
+ * Makes a network, which is there until the scope closes. Its containers reach each other, and outside what `outbound` allows.
  *
- * Fails with `OperationFailed` where the kernel lacks veth(4).
+ * Fails with `OperationFailed` where the kernel lacks veth(4), with `Unsupported` where `outbound` needs NAT of nf_tables that the kernel
+ * lacks, and with `InvalidOption` for a wrong entry of `outbound`.
  *
  * @since 0.2.0
  * @category constructors
  * @example
- * const network = yield* Network.make()
+ * const network = yield* Network.make({ outbound: { allow: ["registry.npmjs.org:443", "*.debian.org"] } })
  * const db = yield* Container.start(postgres, { network, name: "db" })
  */
 export const make = (options: NetworkOptions = {}): Effect.Effect<Network, BerthError, Berth | Scope.Scope> =>
@@ -123,7 +171,7 @@ export interface PodOptions {
   /** More names. */
   readonly aliases?: ReadonlyArray<string> | undefined
   /** Ports of the host that lead to servers of the pod's containers, as `Container.publish` makes them, until the scope closes. */
-  readonly ports?: ReadonlyArray<number | string | PublishOptions> | undefined
+  readonly ports?: ReadonlyArray<Publishable> | undefined
 }
 
 /**
@@ -227,21 +275,52 @@ export interface Connection {
 }
 
 /**
- * What `Container.publish` takes, besides a port of the container and Docker's text for one: `"8080:80"`, `"127.0.0.1:8080:80/udp"`,
- * `"80"`. Unlike Docker's, a text without an address is published on `localhost` alone; `"0.0.0.0:8080:80"` is for every address.
+ * What `Container.publish` takes: a TCP port of the container; Docker's text for one, `"8080:80"`, `"127.0.0.1:8080:80/udp"`, `"80"`;
+ * or options. Unlike Docker's, a text without an address is published on `localhost` alone; `"0.0.0.0:8080:80"` is for every address.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Publishable = number | string | PublishOptions | PublishPathOptions
+
+/**
+ * The options of a port of the host.
  *
  * @since 0.2.0
  * @category models
  */
 export interface PublishOptions {
-  /** The port of the server in the container. */
-  readonly container: number
+  /**
+   * The port of the server in the container; or the path of its Unix socket in the container's root, which is resolved for each
+   * connection, so that a server can start anew; or, after `@`, its name in the abstract namespace. The socket must be writable for
+   * everybody, as those of Postgres and MySQL are, or for root of a container without `userns`. A server of a Unix socket sees a
+   * connection that ends at once when it begins to listen: nothing else tells Berth.
+   */
+  readonly container: number | { readonly path: string }
   /** The port of the host. Default: `0`, one that is free. */
   readonly host?: number
   /** The host's address: an IP address, or `localhost`, which is 127.0.0.1 and ::1. Default: `localhost`. */
   readonly hostname?: string
   /** Default: `"tcp"`. */
   readonly protocol?: "tcp" | "udp"
+}
+
+/**
+ * The options of a Unix socket of the host.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface PublishPathOptions {
+  /** The server in the container, as in `PublishOptions`. */
+  readonly container: number | { readonly path: string }
+  /**
+   * An absolute path in a folder that exists, of at most 107 bytes. The file is removed with the scope. When the program is killed, the
+   * file stays; the next `publish` to the path takes its place, as a socket that no process holds is in nobody's way.
+   */
+  readonly path: string
+  /** The mode of the file, which says who may connect (unix(7)). Default: `0o600`, the program's own user. */
+  readonly mode?: number
 }
 
 /**
@@ -253,6 +332,16 @@ export interface PublishOptions {
 export interface PublishedPort {
   readonly hostname: string
   readonly port: number
+}
+
+/**
+ * A Unix socket of the host that leads into a container.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface PublishedPath {
+  readonly path: string
 }
 
 /**
@@ -275,6 +364,9 @@ export const connect: {
 /**
  * The same as a socket of `node:net`, for a client that is given one. Its `connect` method stays on the connection that
  * there is, whatever address it is called with, and failures come as its event `error`. Whoever asks for a socket closes it.
+ *
+ * In Node, Deno and Bun these take it: `pg` (`stream`), `postgres` (`socket`), `mysql2` (`stream`), `ioredis` (a `Connector`
+ * whose `connect` gives it) and `tls.connect` (`socket`). For clients that take none, such as `redis` and `mongodb`, there is `publish`.
  *
  * @since 0.2.0
  * @category network
@@ -315,28 +407,107 @@ export const fetch: {
 export const httpClient: (container: Container) => Layer.Layer<HttpClient.HttpClient> = http.httpClient
 
 /**
- * Has a port of the host lead to a server's port in the container, until the scope closes. Both 127.0.0.1 and ::1 have the port. A
- * TCP port refuses connections until the server listens.
+ * Where a server of this program listens inside a container.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type ListenOptions =
+  | {
+      /** `0` takes one that is free. */
+      readonly port: number
+      /** An IP address of the container. Default: `127.0.0.1`; for containers on its networks, `0.0.0.0` or `::`. */
+      readonly host?: string
+    }
+  | {
+      /**
+       * A path in the container's root, in a folder that exists: the file belongs to this program's user, every process of the container
+       * may connect, and it is removed with the scope. Or, after `@`, a name in the abstract namespace.
+       */
+      readonly path: string
+    }
+
+/**
+ * A server of this program inside a container.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Listening {
+  /** `127.0.0.1:3000`, `/run/mock.sock`, `@mock`. */
+  readonly address: string
+  /** Undefined for a Unix socket. */
+  readonly port: number | undefined
+}
+
+/**
+ * Listens inside a container, until the scope closes: processes of the container connect to this program as to a server of their
+ * own, and nothing of the host listens. Runs the handler with each connection, at most 1024 at a time, and closes the connection when
+ * the handler ends. A handler that fails is logged as a warning. By default the server is on the container's loopback.
+ *
+ * Fails with `NetworkError` for an address that is taken or that the container lacks, `InvalidOption` for a wrong one, `ContainerError`
+ * for a container that has ended.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Container.listen(box, 3000, ({ sink, stream }) => Stream.run(stream, sink))
+ */
+export const listen: {
+  <E, R>(
+    address: number | ListenOptions,
+    handler: (connection: Connection) => Effect.Effect<unknown, E, R>
+  ): (container: Container) => Effect.Effect<Listening, BerthError, R | Scope.Scope>
+  <E, R>(
+    container: Container,
+    address: number | ListenOptions,
+    handler: (connection: Connection) => Effect.Effect<unknown, E, R>
+  ): Effect.Effect<Listening, BerthError, R | Scope.Scope>
+} = listening.listen
+
+/**
+ * The same as a server of `node:net`, which listens when this returns; failures come as its event `error`. Whoever asks for a server
+ * closes it. For HTTP, give its connections to a server of `node:http`, which does not listen itself; in Bun, whose server of
+ * `node:http` takes no connections, use `Container.listen` or publish a port of this program to the container's network.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * const web = http.createServer((_, response) => response.end("hello"))
+ * const server = Container.netServer(box, 3000, (socket) => web.emit("connection", socket))
+ */
+export const netServer: (
+  container: Container,
+  address: number | ListenOptions,
+  onConnection?: (socket: net.Socket) => void
+) => net.Server = listening.netServer
+
+/**
+ * Has a port or a Unix socket of the host lead to a server in the container, until the scope closes. Both 127.0.0.1 and ::1 have
+ * the port. It refuses connections until the server listens.
  *
  * A UDP port drops datagrams while no socket of the container has the server's port. Answers go to the peer that asked; at most 1024
  * peers are known at a time, and one is forgotten when it has been idle for 60 seconds, or for longest when another comes.
  *
- * Fails with `NetworkError` for a port that is taken, naming its holder where that can be seen.
+ * Fails with `NetworkError` for a port or a path that is taken, naming its holder where that can be seen.
  *
  * @since 0.2.0
  * @category network
  * @example
  * const { hostname, port } = yield* Container.publish(api, 8080)
+ * const { path } = yield* Container.publish(db, { container: 5432, path: "/tmp/db.sock" })
  */
 export const publish: {
+  (port: PublishPathOptions): (container: Container) => Effect.Effect<PublishedPath, BerthError, Scope.Scope>
   (
     port: number | string | PublishOptions
   ): (container: Container) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
+  (container: Container, port: PublishPathOptions): Effect.Effect<PublishedPath, BerthError, Scope.Scope>
   (
     container: Container,
     port: number | string | PublishOptions
   ): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-} = publishing.publish
+} = dual(2, publishing.publish)
 
 /**
  * What `Network.expose` takes.
@@ -382,3 +553,126 @@ export const expose: {
   (options: ExposeOptions): (network: Network) => Effect.Effect<ExposedPort, BerthError, Scope.Scope>
   (network: Network, options: ExposeOptions): Effect.Effect<ExposedPort, BerthError, Scope.Scope>
 } = exposing.expose
+
+/**
+ * The connections that `outbound` refuses: the last 256 before, and those to come, until the network closes. A flood may lose some.
+ *
+ * Fails with `InvalidOption` for a network without `outbound`, which does not see them.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Network.refusals(network).pipe(Stream.runForEach(({ address, port }) => Console.log(address, port)), Effect.forkScoped)
+ */
+export const refusals: (network: Network) => Stream.Stream<Refusal, BerthError> = leaving.refusals
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface PartitionOptions {
+  /** Drops only what `a` sends to `b`: `b` still reaches `a`, as far as no answer is needed. Default: false. */
+  readonly oneWay?: boolean
+}
+
+/**
+ * Keeps containers of a network apart until the scope closes: packets between a container of `a` and one of `b` are dropped, without a
+ * word to their senders (a rule of ip-rule(8) for each pair). Connections stop, and go on afterwards once TCP sends again.
+ * Partitions may overlap. The network of the program itself is not affected: `Container.connect` and published ports
+ * reach each container.
+ *
+ * Fails with `InvalidOption` for a container that is not on the network, or in both groups.
+ *
+ * @since 0.2.0
+ * @category chaos
+ * @example
+ * yield* Effect.scoped(Effect.zipRight(Network.partition(network, leader, [follower, other]), check))
+ */
+export const partition: {
+  (
+    a: Container | ReadonlyArray<Container>,
+    b: Container | ReadonlyArray<Container>,
+    options?: PartitionOptions
+  ): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    network: Network,
+    a: Container | ReadonlyArray<Container>,
+    b: Container | ReadonlyArray<Container>,
+    options?: PartitionOptions
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = partitions.partition
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface CaptureStatistics {
+  /** The number of packets in the capture. */
+  readonly packets: number
+  /** How many are missing, because what came before them had not been read. */
+  readonly dropped: number
+}
+
+/**
+ * A capture that is written to a file.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface FileCapture {
+  /** Until now, or, once the scope has closed, until then. */
+  readonly statistics: Effect.Effect<CaptureStatistics>
+}
+
+/**
+ * A capture.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Capture extends FileCapture {
+  /**
+   * The bytes of a pcap file, which tcpdump(8) and Wireshark read: whole Ethernet frames, with times in nanoseconds. It ends when the
+   * capture's scope closes or the container's, after the packets until then. It can be read once, and keeps the program alive while it
+   * is read.
+   */
+  readonly stream: Stream.Stream<Uint8Array, BerthError>
+}
+
+/**
+ * Captures what a container sends and receives on a network, from now until the scope closes. The socket (packet(7)) is at the network's
+ * end of the container's interface: nothing in the container can see or stop it. The kernel keeps 8 MiB of
+ * packets that are not read yet, and without root as many as net.core.rmem_max allows; it drops further ones, and the container
+ * is not slowed down. Dropped packets are counted, and logged as a warning when the scope closes. Needs no root.
+ *
+ * Checksums may look wrong and packets larger than the link allows: the kernel leaves both to hardware, which is not there.
+ *
+ * Fails with `InvalidOption` for a container that is not on the network.
+ *
+ * @since 0.2.0
+ * @category sight
+ * @example
+ * const { stream } = yield* Network.capture(network, api)
+ */
+export const capture: {
+  (container: Container): (network: Network) => Effect.Effect<Capture, BerthError, Scope.Scope>
+  (network: Network, container: Container): Effect.Effect<Capture, BerthError, Scope.Scope>
+} = captures.capture
+
+/**
+ * The same to a file of the host, which is replaced if it exists, and is complete once the scope has closed.
+ *
+ * Fails also with `OperationFailed` if the file cannot be opened; a file that cannot be written later is told by a warning.
+ *
+ * @since 0.2.0
+ * @category sight
+ * @example
+ * yield* Network.captureToFile(network, api, "api.pcap")
+ */
+export const captureToFile: {
+  (
+    container: Container,
+    path: string
+  ): (network: Network) => Effect.Effect<FileCapture, BerthError, Scope.Scope>
+  (network: Network, container: Container, path: string): Effect.Effect<FileCapture, BerthError, Scope.Scope>
+} = captures.captureToFile

@@ -77,6 +77,7 @@ export type OperationName = keyof Table
  * - `terminal` opens a pty of the container's devpts, pts(4), and sends its master to `socket`.
  * - `netlink` sends messages of rtnetlink(7) over a socket of another network namespace, or, without a socket, in the child's
  *   own. The child's pid is written at `pidAt`, unless that is -1; the supervisor sends these for a child with `id-map`.
+ * - `netfilter` sends a batch of messages of nf_tables, NETLINK_NETFILTER of netlink(7), in the child's own network namespace.
  * - `name-sockets` sends the sockets at 127.0.0.11:53, UDP and TCP, to a responder of names, with a message.
  * - `exec`: execve(2) of the first of `paths` that exists. `exec-self` executes the supervisor's own program, which holds
  *   namespaces open or is a container's init. `exit` ends the process with 0.

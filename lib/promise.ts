@@ -20,7 +20,7 @@ import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
-import { Shared } from "./internal/promise/runtime.ts"
+import { Shared, shared } from "./internal/promise/runtime.ts"
 import { networkWith, runWith, startWith } from "./internal/promise/start.ts"
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
@@ -353,10 +353,18 @@ export interface Box extends Inside, AsyncDisposable {
   ) => Promise<void>
   /** A socket of `node:net` to a server in the container, for a client that takes one: see `Container.netSocket`. */
   readonly netSocket: (address: Network.Address) => net.Socket
+  /** A server of `node:net` inside the container: see `Container.netServer`. */
+  readonly netServer: (
+    address: number | Network.ListenOptions,
+    onConnection?: (socket: net.Socket) => void
+  ) => net.Server
   /** `fetch` to a server in the container: see `Container.fetch`. A response can be read until the box closes. */
   readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
-  /** Has a port of the host lead into the container until the box closes: see `Container.publish`. */
-  readonly publish: (port: number | string | Network.PublishOptions) => Promise<Network.PublishedPort>
+  /** Has a port or a Unix socket of the host lead into the container until the box closes: see `Container.publish`. */
+  readonly publish: {
+    (port: Network.PublishPathOptions): Promise<Network.PublishedPath>
+    (port: number | string | Network.PublishOptions): Promise<Network.PublishedPort>
+  }
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
   /** Sends a signal to its first process, by name or number. Default SIGTERM. */
@@ -450,8 +458,6 @@ export interface Session extends AsyncDisposable {
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
-
-const shared = new Shared({}, { lingers: true })
 
 /**
  * Starts a container from the machine's own root (`"host"`), a folder (an absolute path), an OCI layout (`"oci:PATH"`,

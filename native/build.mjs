@@ -32,6 +32,7 @@ const targets = {
       "addon/as_root.c",
       "addon/environment.c",
       "addon/loop.c",
+      "addon/packet.c",
       "addon/process.c",
       "common/descriptor.c",
       "addon/seccomp.c",
@@ -72,12 +73,20 @@ const targets = {
     shared: { "libisal.so.2": "libisal.so.2" }
   },
   "berth-proxy": {
-    sources: ["proxy/proxy.c", "proxy/pair.c", "proxy/datagram.c", "proxy/target.c", "common/descriptor.c"],
+    sources: [
+      "proxy/proxy.c",
+      "proxy/outbound.c",
+      "proxy/pair.c",
+      "proxy/datagram.c",
+      "proxy/target.c",
+      "common/descriptor.c"
+    ],
     static: true
   },
   "berth-names": {
     sources: [
       "names/names.c",
+      "names/allowed.c",
       "names/server.c",
       "names/forward.c",
       "names/message.c",

@@ -120,6 +120,12 @@ napi_value js_connect_socket(napi_env env, napi_callback_info info);
 napi_value js_connect_result(napi_env env, napi_callback_info info);
 napi_value js_bind_socket(napi_env env, napi_callback_info info);
 napi_value js_listen_socket(napi_env env, napi_callback_info info);
+napi_value js_accept_socket(napi_env env, napi_callback_info info);
 napi_value js_socket_address(napi_env env, napi_callback_info info);
 napi_value js_end_socket(napi_env env, napi_callback_info info);
 napi_value js_disown(napi_env env, napi_callback_info info);
+
+// Of packet.c.
+napi_value js_capture_packets(napi_env env, napi_callback_info info);
+napi_value js_take_packets(napi_env env, napi_callback_info info);
+napi_value js_packet_statistics(napi_env env, napi_callback_info info);

@@ -83,6 +83,15 @@ static napi_value listen_socket(struct call *call, napi_env env) {
 }
 FUNCTION(listen_socket)
 
+// accept(fd): accept4(2) of a connection, which does not block.
+static napi_value accept_socket(struct call *call, napi_env env) {
+    int fd;
+    if (!take_fd(call, 0, &fd)) return misuse(env);
+    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    return opened(call, accepted < 0 ? -errno : accepted);
+}
+FUNCTION(accept_socket)
+
 // socketAddress(fd, address): getsockname(2): as many bytes as it returns.
 static napi_value socket_address(struct call *call, napi_env env) {
     int fd;

@@ -1,4 +1,5 @@
 #include "forward.h"
+#include "allowed.h"
 #include "../common/util.h"
 
 #include <arpa/inet.h>
@@ -187,6 +188,7 @@ void forward_forget(const struct server *server, const struct connection *connec
 
 // The asker gets its own id and its own spelling of the question, and no more bytes than it takes.
 static void pass_back(struct passed *passed, uint8_t *message, size_t length) {
+    if (!allowed_learn(&passed->question, message, length)) return fail(passed);
     const struct asker asker = passed->asker;
     const struct question *question = &passed->question;
     if (!asker.connection && length > question->limit) {

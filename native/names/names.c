@@ -14,10 +14,14 @@
 //   forget NETWORK [OWNER]           removes all names of the owner; without one, of the network, with the servers of `forward`
 //   forward NETWORK ADDRESS PORT...  asks these servers, three at most, in turns for what is unknown; without any, the answer is
 //                                    NXDOMAIN
+//   allow NAME PORT...               passes on no question for other names than these, besides those that it was told before:
+//                                    see allowed.h
+//   tell                             with a socket to the proxy, which is told the addresses of these names
 //
 // ID, NETWORK and OWNER are numbers from 1 to 4294967295.
 #include "../common/descriptor.h"
 #include "../common/util.h"
+#include "allowed.h"
 #include "forward.h"
 
 #include <errno.h>
@@ -90,7 +94,10 @@ static bool read_view(struct view *view) {
 static void take_message(char *text, int fds[2]) {
     struct view view;
     const char *verb = strtok(text, " ");
-    uint32_t number = verb ? parse_number(strtok(NULL, " ")) : NO_NUMBER;
+    if (!verb) return;
+    if (!strcmp(verb, "allow")) return allowed_add(strtok(NULL, ""));
+    if (!strcmp(verb, "tell")) return allowed_tell(steal_fd(&fds[0]));
+    uint32_t number = parse_number(strtok(NULL, " "));
     if (number == NO_NUMBER) return;
     if (!strcmp(verb, "name")) return set_names(number);
     if (!strcmp(verb, "forget")) return forget(number);

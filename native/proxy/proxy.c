@@ -3,19 +3,29 @@
 // ends with its control socket, which is its standard input. lib/internal/network/proxy.ts sends the messages:
 //
 //   add ID TARGET...   with a bound socket: from when a target listens, the socket does too. A target is `v4:PORT:ADDRESS`,
-//                      `v6:PORT:ADDRESS`; they are tried in turn.
+//                      `v6:PORT:ADDRESS`; they are tried in turn. Or there is one alone: `abstract:NAME`, or `unix:PATH`, for which
+//                      the descriptor of a root comes after the socket.
 //   datagrams ID TARGET...   with a bound UDP socket.
 //
-// It answers each with its ID.
+// It answers each with its ID. For the way out of a network, which has a proxy of its own:
+//
+//   outbound           with a listening socket in the network's namespace, to which the connections that leave the network are
+//                      redirected: each goes on to where it was going to, if the rules allow that; else it is reset at once
+//   rules RULE...      adds such rules: see outbound.h
+//   learn              with a socket that tells addresses of allowed names
+//
+// Of each connection that the rules refuse it tells `refused FROM ADDRESS PORT`.
 #include "../common/descriptor.h"
 #include "../common/util.h"
 #include "datagram.h"
+#include "outbound.h"
 #include "pair.h"
 #include "target.h"
 #include "watched.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +36,7 @@
 #include <unistd.h>
 
 #define EVENTS_MAX 64
-#define MESSAGE_MAX 4096
+#define MESSAGE_MAX (PATH_MAX + 64)
 #define BACKLOG 4096
 #define ACCEPTS_MAX 64
 // A port that does not listen yet is looked at so often, in milliseconds: first, and at most.
@@ -40,6 +50,7 @@ struct listener {
     int fd;
     uint32_t id;
     bool listening, paused;
+    bool outbound; // each connection has a target of its own
     struct targets targets;
     struct listener *next;
 };
@@ -78,28 +89,63 @@ static void add(uint32_t id, int fd, const struct targets *targets) {
     look(listener);
 }
 
+static void add_outbound(int fd) {
+    struct listener *listener = calloc(1, sizeof *listener);
+    if (!listener) {
+        close(fd);
+        return;
+    }
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .listening = true, .outbound = true, .next = listeners};
+    listeners = listener;
+    watch(listener);
+}
+
 static void take_message(void) {
     char text[MESSAGE_MAX], verb[16];
-    cleanup_close int fd = -1;
+    int fds[2];
     struct targets targets;
     uint32_t id;
     int at = 0;
-    ssize_t length = descriptor_receive(control, text, sizeof text - 1, &fd);
+    ssize_t length = descriptors_receive(control, text, sizeof text - 1, fds, countof(fds));
     if (length < 0 && (errno == EAGAIN || errno == EMFILE || errno == EMSGSIZE)) return;
     if (length <= 0) exit(0);
     text[length] = '\0';
-    if (sscanf(text, "%15s %u %n", verb, &id, &at) != 2 || fd < 0 || !targets_parse(&targets, text + at)) return;
+    cleanup_close int fd = fds[0], root = fds[1];
+    if (strncmp(text, "rules ", 6) == 0) return outbound_rules(text + 6);
+    if (strcmp(text, "learn") == 0) return outbound_learn_from(epoll, steal_fd(&fd));
+    if (strcmp(text, "outbound") == 0 && fd >= 0) return add_outbound(steal_fd(&fd));
+    if (sscanf(text, "%15s %u %n", verb, &id, &at) != 2 || fd < 0 || !targets_parse(&targets, text + at, &root)) return;
     fcntl(fd, F_SETFL, O_NONBLOCK);
     if (strcmp(verb, "add") == 0) add(id, steal_fd(&fd), &targets);
     else if (strcmp(verb, "datagrams") == 0) datagrams_open(epoll, steal_fd(&fd), &targets);
     answer(id);
 }
 
+// Resets the connection, and tells of it; a message that does not fit is lost, as a container may flood.
+static void refuse(int fd, const char *why) {
+    const struct linger linger = {.l_onoff = 1};
+    char text[160];
+    int length = snprintf(text, sizeof text, "refused %s", why);
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    close(fd);
+    if (*why) descriptors_send(control, text, (size_t)length, NULL, 0);
+}
+
+static bool pass_on(struct listener *listener, int fd) {
+    struct targets target;
+    char why[128];
+    if (!listener->outbound) return pair_open(epoll, fd, &listener->targets);
+    if (outbound_target(fd, &target, why)) return pair_open(epoll, fd, &target);
+    refuse(fd, why);
+    return true;
+}
+
 static void take_connections(struct listener *listener) {
     for (int k = 0; k < ACCEPTS_MAX; k++) {
         int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            if (pair_open(epoll, fd, &listener->targets)) continue;
+            if (pass_on(listener, fd)) continue;
         } else if (errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS) {
             if (errno == EAGAIN || errno == EWOULDBLOCK) return;
             continue; // of one that was gone again
@@ -152,6 +198,7 @@ int main(void) {
                 wait = LOOK_FIRST_MS;
                 break;
             case WATCHED_LISTENER: take_connections(events[k].data.ptr); break;
+            case WATCHED_TEACHER: outbound_learn(); break;
             case WATCHED_SIDE: pair_serve(events[k].data.ptr, events[k].events); break;
             case WATCHED_BOUND: datagrams_serve_bound(events[k].data.ptr); break;
             case WATCHED_PEER: datagrams_serve_peer(events[k].data.ptr); break;

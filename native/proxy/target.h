@@ -1,4 +1,4 @@
-// Where a connection is made to: addresses in this network namespace, tried in turn.
+// Where a connection is made to: addresses in this network namespace, tried in turn, or a Unix socket in the root of a container.
 #pragma once
 
 #include <netinet/in.h>
@@ -10,13 +10,17 @@
 struct targets {
     struct sockaddr_storage address[TARGETS_MAX];
     unsigned count;
+    // A path, resolved in the root for each connection: a server that starts anew makes another socket. NULL for addresses.
+    char *path;
+    int root;
 };
 
-// From text, as the head of proxy.c has it; false where it is anything else.
-bool targets_parse(struct targets *targets, const char *text);
+// From text, as the head of proxy.c has it, and the descriptor of a root, which it takes where there is a path; false where the text is
+// anything else.
+bool targets_parse(struct targets *targets, const char *text, int *root);
 
 // Whether something listens at one of them, by what /proc/net/tcp and tcp6 say (proc(5)): a connection would be one more
-// that the server has to serve, and to refuse.
+// that the server has to serve, and to refuse. Of a Unix socket nothing says so but a connection, which ends at once.
 bool targets_listen(const struct targets *targets);
 
 // A socket that is connecting to the target number `at`, without waiting; -1 where that fails at once.

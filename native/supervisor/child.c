@@ -8,6 +8,7 @@
 #include "terminal.h"
 #include "../common/util.h"
 
+#include <linux/netlink.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -191,7 +192,7 @@ static int send_name_sockets(const struct child *child, const struct operation *
 // its own has no rights over the other one: the supervisor sends them for it, with its id maps.
 static int send_netlink(const struct child *child, const struct operation *operation, struct failure *failure) {
     const union field *messages = &operation->netlink.messages;
-    if (operation->netlink.socket.fd == NO_FD) return netlink_request_here((void *)messages->b.bytes, messages->b.length, failure);
+    if (operation->netlink.socket.fd == NO_FD) return netlink_request_here(NETLINK_ROUTE, (void *)messages->b.bytes, messages->b.length, failure);
     if (child->netlink_sent && operation->netlink.pid_at.i != NO_PID) return 0;
     return netlink_request(descriptor(child, &operation->netlink.socket), (void *)messages->b.bytes, messages->b.length, operation->netlink.pid_at.i, getpid(), failure);
 }
@@ -345,6 +346,7 @@ static int perform(struct state *state, const struct operation *o) {
     case OP_NAME_SOCKETS: return send_name_sockets(child, o, failure);
     case OP_EXIT: _exit(0);
     case OP_NETLINK: return send_netlink(child, o, failure);
+    case OP_NETFILTER: return netlink_request_here(NETLINK_NETFILTER, (void *)o->netfilter.messages.b.bytes, o->netfilter.messages.b.length, failure);
     case OP_EXEC_SELF: return execute_self(child, o, failure);
     default: return fail_with(failure, "plan", EINVAL);
     }

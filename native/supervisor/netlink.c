@@ -15,20 +15,22 @@ static int failed(struct failure *failure, unsigned message, int error) {
     return fail_with(failure, call, error);
 }
 
-// Numbers the messages, whose lengths may be wrong; returns how many there are, or -1.
+// Numbers the messages, whose lengths may be wrong; returns how many of them ask for an acknowledgement, or -1. The first and the last
+// message of a batch ask for none: kernels before 6.10 give them none.
 static int number(uint8_t *bytes, size_t length) {
-    int count = 0;
+    int count = 0, asking = 0;
     for (size_t at = 0; at < length; count++) {
         struct nlmsghdr head;
         if (length - at < sizeof head || count == MESSAGES_MAX) return -1;
         memcpy(&head, bytes + at, sizeof head);
         if (head.nlmsg_len < sizeof head || head.nlmsg_len > length - at) return -1;
         head.nlmsg_seq = (uint32_t)count;
-        head.nlmsg_flags |= NLM_F_REQUEST | NLM_F_ACK;
+        head.nlmsg_flags |= NLM_F_REQUEST;
+        if (head.nlmsg_flags & NLM_F_ACK) asking++;
         memcpy(bytes + at, &head, sizeof head);
         at += NLMSG_ALIGN(head.nlmsg_len);
     }
-    return count;
+    return asking;
 }
 
 static int read_acknowledgements(int socket, int count, struct failure *failure) {
@@ -61,8 +63,8 @@ int netlink_request(int socket, void *messages, size_t length, int64_t pid_at, p
     return read_acknowledgements(socket, count, failure);
 }
 
-int netlink_request_here(void *messages, size_t length, struct failure *failure) {
-    cleanup_close int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+int netlink_request_here(int protocol, void *messages, size_t length, struct failure *failure) {
+    cleanup_close int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
     if (fd < 0) return fail(failure, "socket");
     return netlink_request(fd, messages, length, NO_PID, 0, failure);
 }

@@ -7,10 +7,10 @@
 
 #define NO_PID (-1) // no message names a process
 
-// Sends messages over a netlink socket of any network namespace, and reads an acknowledgement for each, which the kernel has ready by
-// then: nothing is waited for. `pid` is written at `pid_at` first, unless that is NO_PID. The syscall of a failure is `netlink(N)`,
+// Sends messages over a netlink socket of any network namespace, and reads an acknowledgement for each that asks for one, which the kernel
+// has ready by then: nothing is waited for. `pid` is written at `pid_at` first, unless that is NO_PID. The syscall of a failure is `netlink(N)`,
 // with the number of the message, counted from 0.
 int netlink_request(int socket, void *messages, size_t length, int64_t pid_at, pid_t pid, struct failure *failure);
 
-// The same in this process's own network namespace, over a socket of its own.
-int netlink_request_here(void *messages, size_t length, struct failure *failure);
+// The same in this process's own network namespace, over a socket of its own: NETLINK_ROUTE or NETLINK_NETFILTER.
+int netlink_request_here(int protocol, void *messages, size_t length, struct failure *failure);

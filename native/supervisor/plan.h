@@ -83,7 +83,8 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(FILES, files, CHILD, "sllii", folder, targets, contents, attributes, required) \
     X(NETLINK, netlink, CHILD, "fbi", socket, messages, pid_at) \
     X(NAME_SOCKETS, name_sockets, CHILD, "fs", responder, message) \
-    X(EXIT, exit, LAST, "")
+    X(EXIT, exit, LAST, "") \
+    X(NETFILTER, netfilter, CHILD, "b", messages)
 
 enum operation_code {
 #define X(code, ...) OP_##code,

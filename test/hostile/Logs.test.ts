@@ -42,7 +42,7 @@ const watched = <A, E, R>(body: Effect.Effect<A, E, R>) =>
   )
 
 // Far above the usual values, and far below those of unbounded code.
-const LATE_MAX = 500
+const LATE_MAX = 2000
 const GROWN_MAX = 1024 * MEBIBYTE
 /** For so long a test lets the container write. */
 const FLOOD = "3 seconds"

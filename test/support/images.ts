@@ -192,7 +192,8 @@ export const makeTar = (files: Readonly<Record<string, string>>): Uint8Array => 
   }
 }
 
-export const zstd = (bytes: Uint8Array): Uint8Array => execFileSync("zstd", ["-q", "-c"], { input: bytes })
+export const zstd = (bytes: Uint8Array): Uint8Array =>
+  execFileSync("zstd", ["-q", "-c"], { input: bytes, maxBuffer: 2 ** 30 })
 
 export const goArchitecture: string = { x64: "amd64", arm64: "arm64" }[process.arch as string] ?? process.arch
 

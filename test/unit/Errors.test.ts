@@ -108,6 +108,10 @@ const each: ReadonlyArray<readonly [error: BerthError.BerthError, line: string]>
       cause
     }),
     "WaitFailed (TimedOut): container 0123: no port 80 within 10 ms; it is running"
+  ],
+  [
+    new BerthError.FixtureFailed({ reason: "Prepare", fixture: "db", detail: "no table", log: [], cause }),
+    "FixtureFailed (Prepare): fixture db: its preparation failed: no table"
   ]
 ]
 

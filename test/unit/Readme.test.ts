@@ -43,7 +43,12 @@ const argumentsFor = (file: string): ReadonlyArray<string> => {
 
 /** Makes a project in which `berth` is this checkout, with its packages, for all three runtimes. */
 const makeProject = (folder: string): string => {
-  const imports = { berth: `${root}lib/index.ts`, "berth/promise": `${root}lib/promise.ts` }
+  const imports = {
+    berth: `${root}lib/index.ts`,
+    "berth/fixtures": `${root}lib/fixtures.ts`,
+    "berth/promise": `${root}lib/promise.ts`,
+    "berth/promise/fixtures": `${root}lib/promiseFixtures.ts`
+  }
   const files = {
     "package.json": { type: "module" },
     "tsconfig.json": { extends: `${root}tsconfig.json`, include: ["*.ts"] },

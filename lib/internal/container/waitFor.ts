@@ -42,7 +42,7 @@ const often: Schedule.Schedule<unknown> = Schedule.union(
 
 const isSubjectFirst = (args: IArguments): boolean => isProcess(args[0])
 
-const stateOf = ({ exitCode, outOfMemory, signal }: ExitStatus): string =>
+export const stateOf = ({ exitCode, outOfMemory, signal }: ExitStatus): string =>
   outOfMemory !== undefined
     ? "was ended by the OOM killer"
     : signal !== undefined

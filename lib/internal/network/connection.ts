@@ -26,27 +26,44 @@ const half = <A extends Input | Output>(fd: number, make: (copy: number) => A) =
     (made) => Effect.sync(() => made.close())
   )
 
-export const open = (
-  container: Container,
-  address: Address
-): Effect.Effect<Halves, BerthError, Scope.Scope> =>
+/** The halves of a connected socket, which whoever has it closes after them. */
+const halvesOf = (container: Container, fd: number): Effect.Effect<Halves, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const fd = yield* connectSocket(container, address)
     const input = yield* half(fd, (copy) => new Output(copy, container.id))
     const output = yield* half(fd, (copy) => new Input(copy))
     return { input, output, end: Effect.sync(() => native().shutdown(fd)) }
   })
+
+export const open = (
+  container: Container,
+  address: Address
+): Effect.Effect<Halves, BerthError, Scope.Scope> =>
+  Effect.flatMap(connectSocket(container, address), (fd) => halvesOf(container, fd))
+
+const asConnection = ({ end, input, output }: Halves): Connection => ({
+  stream: input.stream,
+  sink: Sink.ensuring(
+    Sink.forEach((bytes: Uint8Array) => output.write(bytes)),
+    end
+  )
+})
+
+/** A socket that has been accepted, as a connection; the scope closes it. */
+export const accepted = (
+  container: Container,
+  fd: number
+): Effect.Effect<Connection, BerthError, Scope.Scope> =>
+  Effect.zipRight(
+    Effect.addFinalizer(() => Effect.sync(() => native().close(fd))),
+    Effect.map(halvesOf(container, fd), asConnection)
+  )
 
 /** See `Container.connect`. */
 export const connect: {
   (address: Address): (container: Container) => Effect.Effect<Connection, BerthError, Scope.Scope>
   (container: Container, address: Address): Effect.Effect<Connection, BerthError, Scope.Scope>
 } = dual(2, (container: Container, address: Address) =>
-  Effect.map(open(container, address), ({ end, input, output }) => ({
-    stream: input.stream,
-    sink: Sink.ensuring(
-      Sink.forEach((bytes: Uint8Array) => output.write(bytes)),
-      end
-    )
-  })).pipe(spanIfObserved("berth.Container.connect", { "container.id": container.id }))
+  Effect.map(open(container, address), asConnection).pipe(
+    spanIfObserved("berth.Container.connect", { "container.id": container.id })
+  )
 )

@@ -17,7 +17,13 @@ const confined: ReadonlyArray<Plan.Operation> = [
   { op: "no-new-privileges" }
 ]
 
-/** Starts the program, and gives the socket to its standard input, with which it ends: at the latest with the scope. */
+export interface Helper {
+  /** The socket to its standard input, with which it ends. */
+  readonly socket: number
+  readonly pidfd: () => number
+}
+
+/** Starts the program, which ends at the latest with the scope. */
 export const startHelper = (
   berth: Pick<Berth, "supervisor">,
   options: {
@@ -28,7 +34,7 @@ export const startHelper = (
     readonly place: ReadonlyArray<Plan.Operation>
     readonly descriptors?: Readonly<Record<string, number>>
   }
-): Effect.Effect<number, BerthError, Scope.Scope> =>
+): Effect.Effect<Helper, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const { descriptors, name, place, program } = options
     const [ours, theirs] = yield* Effect.acquireRelease(attempt(makeSocketPair), ([socket]) =>
@@ -47,9 +53,9 @@ export const startHelper = (
         environment: []
       }
     ])
-    yield* Effect.ensuring(
+    const { pidfd } = yield* Effect.ensuring(
       scopedUnit(berth, berth.supervisor.nextId(), name, plan, { ...descriptors, control: theirs }),
       Effect.sync(() => native().close(theirs))
     )
-    return ours
+    return { socket: ours, pidfd }
   })

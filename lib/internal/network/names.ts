@@ -26,6 +26,8 @@ const NAMES_MAX_BYTES = 7000
 export interface Responder {
   /** The socket to the responder; -1 once the Berth is closed. */
   readonly socket: () => number
+  /** A process in the network namespace from which it asks other servers. */
+  readonly pidfd: () => number
   /** Sends a message, in the order of the calls. To a responder that has ended it does nothing. */
   readonly tell: (message: string) => void
   /** A number that no network and no container of this Berth has. */
@@ -34,10 +36,10 @@ export interface Responder {
 
 const start = (at: Pick<Berth, "supervisor">): Effect.Effect<Responder, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const socket = yield* startHelper(at, {
+    const { pidfd, socket } = yield* startHelper(at, {
       program: "berth-names",
       name: "the responder for names",
-      place: [{ op: "process", namespaces: flagsOf(["pid", "network", "ipc", "uts"]) }]
+      place: [{ op: "process", namespaces: flagsOf(["pid", "network", "ipc", "uts"]) }, { op: "loopback" }]
     })
     let open = true
     let number = 0
@@ -61,6 +63,7 @@ const start = (at: Pick<Berth, "supervisor">): Effect.Effect<Responder, BerthErr
     )
     return {
       socket: () => (open ? socket : -1),
+      pidfd,
       tell: (message) => {
         if (!open) return
         waiting.push(new TextEncoder().encode(message))
@@ -100,6 +103,8 @@ export interface Names {
   /** Gives names to the owner of a number on the network. */
   readonly add: (owner: number, names: ReadonlyArray<string>, addresses: ReadonlyArray<string>) => void
   readonly remove: (owner: number) => void
+  /** Has it ask a server, in the responder's network namespace, for what it does not know. */
+  readonly forward: (address: string, port: number) => void
 }
 
 const inMessages = (names: ReadonlyArray<string>): ReadonlyArray<string> => {
@@ -122,7 +127,8 @@ export const makeNames = (berth: Berth): Effect.Effect<Names, BerthError, Scope.
         for (const list of inMessages(given))
           responder.tell(`name ${network} ${owner} ${list} ${addresses.join(" ")}`)
       },
-      remove: (owner) => responder.tell(`forget ${network} ${owner}`)
+      remove: (owner) => responder.tell(`forget ${network} ${owner}`),
+      forward: (address, port) => responder.tell(`forward ${network} ${address} ${port}`)
     }
     return Effect.as(
       Effect.addFinalizer(() => Effect.sync(() => responder.tell(`forget ${network}`))),

@@ -49,10 +49,16 @@ const open = (container: Container, address: Address): net.Socket => {
 /** See `Container.netSocket`. */
 export const netSocket = (container: Container, address: Address): net.Socket => {
   const socket = open(container, address)
-  // A client that is given a socket calls this with an address of its own: the socket is where it has to be already.
+  let told = false
+  socket.once("connect", () => {
+    told = true
+  })
+  // A client that is given a socket calls this with an address of its own: the socket is where it has to be already. One
+  // that calls it late waits for an event which it has missed.
   socket.connect = ((...given: ReadonlyArray<unknown>) => {
     const listener = given.at(-1)
     if (typeof listener === "function") socket.once("connect", listener as () => void)
+    if (told) setImmediate(() => socket.destroyed || socket.emit("connect"))
     return socket
   }) as never
   return socket

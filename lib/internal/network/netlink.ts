@@ -4,7 +4,7 @@ import { v4Bytes, v6Bytes } from "./address.ts"
 const littleEndian = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1
 
 /** Bytes in the machine's own order. */
-class Writer {
+export class Writer {
   private readonly parts: Array<number> = []
 
   u8(...values: ReadonlyArray<number>): this {
@@ -29,18 +29,18 @@ class Writer {
   }
 }
 
-type Bytes = ReadonlyArray<number>
+export type Bytes = ReadonlyArray<number>
 
 const u32 = (value: number): Bytes => new Writer().u32(value).bytes
-const text = (value: string): Bytes => [...new TextEncoder().encode(value), 0]
+export const text = (value: string): Bytes => [...new TextEncoder().encode(value), 0]
 
 /** Each begins on a multiple of 4: NLMSG_ALIGN and RTA_ALIGN. */
 const aligned = (bytes: Bytes): Bytes => [...bytes, ...Array.from({ length: -bytes.length & 3 }, () => 0)]
 
-const attribute = (type: number, value: Bytes): Bytes =>
+export const attribute = (type: number, value: Bytes): Bytes =>
   aligned([...new Writer().u16(value.length + 4).u16(type).bytes, ...value])
 
-const nested = (type: number, ...attributes: ReadonlyArray<Bytes>): Bytes =>
+export const nested = (type: number, ...attributes: ReadonlyArray<Bytes>): Bytes =>
   attribute(type, attributes.flat())
 
 const NLM_F_REQUEST = 0x001
@@ -48,7 +48,12 @@ const NLM_F_ACK = 0x004
 const NLM_F_EXCL = 0x200
 const NLM_F_CREATE = 0x400
 
-const message = (type: number, flags: number, header: Bytes, ...attributes: ReadonlyArray<Bytes>): Bytes => {
+export const message = (
+  type: number,
+  flags: number,
+  header: Bytes,
+  ...attributes: ReadonlyArray<Bytes>
+): Bytes => {
   const body = [...aligned(header), ...attributes.flat()]
   const head = new Writer()
     .u32(16 + body.length)
@@ -191,20 +196,22 @@ const FR_ACT_TO_TBL = 1
 const FR_ACT_BLACKHOLE = 6
 
 /** A rule for packets that come in by an interface, from an address or from any: ip-rule(8). */
-export const rule = (options: {
+export interface Rule {
   readonly priority: number
   readonly family: number
   readonly interface?: string
   readonly from?: Ip
   readonly to?: Ip
   readonly action: "route" | "drop"
-}): Bytes => {
+}
+
+const ruleMessage = (type: number, flags: number, options: Rule): Bytes => {
   const { action, family, from, priority, to } = options
   const size = (one: Ip | undefined): number => (one === undefined ? 0 : one.bytes.length * 8)
   const routed = action === "route"
   return message(
-    32,
-    NLM_F_CREATE,
+    type,
+    flags,
     new Writer()
       .u8(family, size(to), size(from), 0, routed ? RT_TABLE_MAIN : 0, 0, 0)
       .u8(routed ? FR_ACT_TO_TBL : FR_ACT_BLACKHOLE)
@@ -215,5 +222,10 @@ export const rule = (options: {
     ...(options.interface === undefined ? [] : [attribute(3, text(options.interface))])
   )
 }
+
+export const rule = (options: Rule): Bytes => ruleMessage(32, NLM_F_CREATE, options)
+
+/** Removes one rule that is equal. */
+export const removeRule = (options: Rule): Bytes => ruleMessage(33, 0, options)
 
 export const concat = (messages: ReadonlyArray<Bytes>): Uint8Array => new Uint8Array(messages.flat())

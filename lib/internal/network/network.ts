@@ -3,6 +3,7 @@ import { randomBytes } from "node:crypto"
 import * as Effect from "effect/Effect"
 import * as Inspectable from "effect/Inspectable"
 import { hasProperty } from "effect/Predicate"
+import type * as PubSub from "effect/PubSub"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
@@ -12,10 +13,12 @@ import type {
   NetworkOptions,
   Pod,
   PodTypeId as PublicPodTypeId,
-  TypeId as PublicTypeId
+  TypeId as PublicTypeId,
+  Refusal
 } from "../../Network.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { makeNames, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
+import { openOutbound } from "./outbound.ts"
 import { type Attachment, attach, configure, makeRouter, type Router } from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
@@ -71,6 +74,8 @@ export interface State {
   readonly members: Map<number, Station>
   /** The names of `Network.expose`. */
   readonly exposed: Set<string>
+  /** Undefined without `outbound`. */
+  refusals: PubSub.PubSub<Refusal> | undefined
 }
 
 const Proto = {
@@ -123,7 +128,7 @@ export const make = (
     const router = makeRouter(holder, nextRange())
     yield* configure(berth, holder, router.range)
     const names = yield* makeNames(berth)
-    const state: State = { berth, router, names, members: new Map(), exposed: new Set() }
+    const state: State = { berth, router, names, members: new Map(), exposed: new Set(), refusals: undefined }
     // The kernel removes the interfaces with the network's namespace.
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
@@ -134,7 +139,10 @@ export const make = (
         }
       })
     )
-    return Object.assign(Object.create(Proto), { name, range: `${router.range.prefix4}.0.0/16`, state })
+    const range = `${router.range.prefix4}.0.0/16`
+    const network: Network = Object.assign(Object.create(Proto), { name, range, state })
+    state.refusals = yield* openOutbound(network, options)
+    return network
   })
 
 export const checkFree = (networks: ReadonlyArray<Network>, name: string): void => {

@@ -1,13 +1,9 @@
 /** Ports in Docker's spelling: `[[ADDRESS:][HOST]:]CONTAINER[/PROTOCOL]`, each of the two a port or a range of them. */
-import { InvalidOption } from "../../BerthError.ts"
-import type { PublishOptions } from "../../Network.ts"
+import type { Publishable, PublishOptions, PublishPathOptions } from "../../Network.ts"
+import { invalid } from "../util/validate.ts"
 
 const SHAPE =
   /^(?:(?<address>\[[^\]]+\]|[^:[\]]+):(?<free>\d*(?:-\d+)?):|(?<host>\d+(?:-\d+)?):)?(?<container>\d+(?:-\d+)?)(?:\/(?<protocol>tcp|udp))?$/
-
-const invalid = (option: string, text: string, expected: string): never => {
-  throw new InvalidOption({ option, value: JSON.stringify(text), expected })
-}
 
 /** The ports of `80` or `80-82`. */
 const rangeOf = (option: string, text: string, range: string): ReadonlyArray<number> => {
@@ -40,10 +36,10 @@ const parseText = (option: string, text: string): ReadonlyArray<PublishOptions> 
 }
 
 /** The typed form of what `ports` takes, one for each port; throws. */
-export const parsePorts = <A extends object>(
+export const parsePorts = (
   option: string,
-  given: number | string | A
-): ReadonlyArray<A | PublishOptions> =>
+  given: Publishable
+): ReadonlyArray<PublishOptions | PublishPathOptions> =>
   typeof given === "number"
     ? [{ container: given }]
     : typeof given === "string"
@@ -51,9 +47,8 @@ export const parsePorts = <A extends object>(
       : [given]
 
 /** The same for what `Container.publish` takes, which is one port; throws. */
-export const parseOnePort = <A extends object>(given: number | string | A): A | PublishOptions => {
+export const parseOnePort = (given: Publishable): PublishOptions | PublishPathOptions => {
   const [one, another] = parsePorts("port", given)
-  if (another !== undefined)
-    invalid("port", String(given), "one port; a range is for the option `ports` of a start")
+  if (another !== undefined) invalid("port", given, "one port; a range is for the option `ports` of a start")
   return one!
 }

@@ -7,10 +7,10 @@ import type { Container } from "../../Container.ts"
 import type * as Plan from "../../Plan.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
-import * as Loop from "../system/eventLoop.ts"
 import { ECONNRESET } from "../util/errno.ts"
-import { LOOPBACK } from "./address.ts"
+import { abstractName, LOOPBACK } from "./address.ts"
 import { startHelper } from "./helper.ts"
+import { whenReady, withoutRoot } from "./socket.ts"
 
 const ANSWER_BYTES_MAX = 64
 
@@ -19,37 +19,40 @@ const failed = (syscall: string, errno: number): BerthError =>
 
 /** Waits for the proxy's answer to a message. */
 const answer = (socket: number): Effect.Effect<void, BerthError> =>
-  Effect.async((resume) => {
-    Loop.retain()
-    const end = (result: Effect.Effect<void, BerthError>): void => {
-      Loop.release()
-      resume(result)
-    }
-    const cancel = Loop.watch(socket, EPOLLIN, () => {
-      const [length] = native().receive(socket, new Uint8Array(ANSWER_BYTES_MAX))
-      end(length > 0 ? Effect.void : Effect.fail(failed("recvmsg", length < 0 ? -length : ECONNRESET)))
-    })
-    if (typeof cancel === "number") end(Effect.fail(failed("epoll_ctl", -cancel)))
-    return Effect.sync(() => {
-      if (typeof cancel === "number") return
-      cancel()
-      Loop.release()
-    })
+  Effect.flatMap(whenReady(socket, EPOLLIN, failed), () => {
+    const [length] = native().receive(socket, new Uint8Array(ANSWER_BYTES_MAX))
+    return length > 0 ? Effect.void : Effect.fail(failed("recvmsg", length < 0 ? -length : ECONNRESET))
   })
+
+/** Where a proxy connects to, as native/proxy/proxy.c reads it. */
+export interface Target {
+  readonly verb: "add" | "datagrams"
+  readonly text: string
+  /** The descriptor of the root in which a path is resolved. */
+  readonly root?: number
+}
+
+/** A port, at the first of the addresses that accepts a connection, or that a UDP socket has. */
+export const toPort = (addresses: ReadonlyArray<string>, port: number, protocol = "tcp"): Target => ({
+  verb: protocol === "tcp" ? "add" : "datagrams",
+  text: addresses.map((host) => `v${host.includes(":") ? 6 : 4}:${port}:${host}`).join(" ")
+})
+
+/** A Unix socket of a container, by its path or its abstract name; throws. */
+export const toPath = (container: Served, path: string): Target => {
+  if (abstractName(path) !== undefined) return { verb: "add", text: `abstract:${path.slice(1)}` }
+  const { root } = container.state
+  if (root < 0) throw withoutRoot(container)
+  return { verb: "add", text: `unix:${path}`, root }
+}
 
 /** A proxy, which ends with the scope. */
 export interface Proxy {
   /**
-   * Has it accept on a bound socket, which it takes, from when something listens on the port: at once, if something does
-   * already when this succeeds. The connections go to the first of the addresses that accepts one.
+   * Has it serve a bound socket, which it takes: it accepts connections from when something listens at the target, at once
+   * if something does already when this succeeds; datagrams it passes on.
    */
-  readonly add: (
-    bound: number,
-    addresses: ReadonlyArray<string>,
-    port: number
-  ) => Effect.Effect<void, BerthError>
-  /** Has it pass on the datagrams of a bound UDP socket, which it takes. */
-  readonly addDatagrams: Proxy["add"]
+  readonly add: (bound: number, target: Target) => Effect.Effect<void, BerthError>
 }
 
 /** Runs a proxy that connects in the network namespace of `place`. */
@@ -61,25 +64,23 @@ export const startProxy = (
     readonly descriptors?: Readonly<Record<string, number>>
   }
 ): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
-  Effect.map(startHelper(berth, { program: "berth-proxy", ...options }), (socket) => {
+  Effect.map(startHelper(berth, { program: "berth-proxy", ...options }), ({ socket }) => {
     let id = 0
-    const add =
-      (verb: string): Proxy["add"] =>
-      (bound, addresses, port) =>
+    return {
+      add: (bound, { root, text, verb }) =>
         Effect.suspend(() => {
-          const targets = addresses.map((host) => `v${host.includes(":") ? 6 : 4}:${port}:${host}`)
-          const message = new TextEncoder().encode(`${verb} ${++id} ${targets.join(" ")}`)
-          const sent = native().send(socket, message, [bound])
+          const message = new TextEncoder().encode(`${verb} ${++id} ${text}`)
+          const sent = native().send(socket, message, root === undefined ? [bound] : [bound, root])
           native().close(bound)
           return sent < 0 ? Effect.fail(failed("sendmsg", -sent)) : answer(socket)
         })
-    return { add: add("add"), addDatagrams: add("datagrams") }
+    }
   })
 
-/** What has servers: a container, or the network namespace that the containers of a pod share. */
+/** What has servers: a container, or the network namespace that the containers of a pod share, which has no root. */
 export interface Served {
   readonly id: string
-  readonly state: Pick<Container["state"], "addresses" | "berth" | "kinds" | "pidfd">
+  readonly state: Pick<Container["state"], "addresses" | "berth" | "kinds" | "pidfd" | "root">
 }
 
 /** The addresses at which the servers are looked for. */

@@ -1,58 +1,29 @@
 /** Ports of the host that lead into a container. */
-import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import { dual } from "effect/Function"
 import type * as Scope from "effect/Scope"
-import { type BerthError, InvalidOption, NetworkError, OperationFailed } from "../../BerthError.ts"
-import type { PublishedPort, PublishOptions } from "../../Network.ts"
+import { type BerthError, NetworkError, OperationFailed } from "../../BerthError.ts"
+import type {
+  Publishable,
+  PublishedPath,
+  PublishedPort,
+  PublishOptions,
+  PublishPathOptions
+} from "../../Network.ts"
 import { native } from "../system/addon.ts"
 import { EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { invalid } from "../util/validate.ts"
 import { candidates, parsePort, portOf, type SocketAddress } from "./address.ts"
+import { heldBy, portInodes } from "./holders.ts"
+import { bindPath } from "./hostPath.ts"
 import { parseOnePort } from "./ports.ts"
-import { addressesIn, makeProxy, type Served } from "./proxy.ts"
+import { addressesIn, makeProxy, type Served, type Target, toPath, toPort } from "./proxy.ts"
 import { SOCK_DGRAM, SOCK_STREAM } from "./socket.ts"
 
 /** How many free ports of IPv4 are tried until the same one is free of IPv6. */
 const ATTEMPTS = 32
 
 type Protocol = "tcp" | "udp"
-
-/** The states, of proc(5), in which a socket has a port for itself: TCP_LISTEN, TCP_CLOSE. */
-const HOLDING = { tcp: "0A", udp: "07" }
-
-/** The processes that have a port, by /proc/net of proc(5), as far as this process may see them. */
-const holdersOf = (port: number, protocol: Protocol): ReadonlyArray<string> => {
-  const hex = port.toString(16).toUpperCase().padStart(4, "0")
-  const inodes = [protocol, `${protocol}6`].flatMap((name) => {
-    try {
-      const lines = fs.readFileSync(`/proc/self/net/${name}`, "utf8").split("\n").slice(1)
-      const words = lines.map((line) => line.trim().split(/\s+/))
-      return words
-        .filter(([, local, , state]) => local?.endsWith(`:${hex}`) && state === HOLDING[protocol])
-        .map((fields) => `socket:[${fields[9]}]`)
-    } catch {
-      return [] // without IPv6
-    }
-  })
-  if (inodes.length === 0) return []
-  return fs.readdirSync("/proc").flatMap((pid) => {
-    if (!/^\d+$/.test(pid)) return []
-    try {
-      const links = fs.readdirSync(`/proc/${pid}/fd`).map((fd) => {
-        try {
-          return fs.readlinkSync(`/proc/${pid}/fd/${fd}`)
-        } catch {
-          return ""
-        }
-      })
-      if (!links.some((link) => inodes.includes(link))) return []
-      return [`${fs.readFileSync(`/proc/${pid}/comm`, "utf8").trim()} (pid ${pid})`]
-    } catch {
-      return [] // another user's, or gone
-    }
-  })
-}
 
 /** What is published: the container and the protocol. */
 interface Subject {
@@ -68,8 +39,7 @@ const failed = (
 ): BerthError => {
   const subject = `container ${container.id}`
   if (errno === EADDRINUSE) {
-    const holders = holdersOf(portOf(address.bytes), protocol)
-    const by = holders.length === 0 ? "" : ` by ${holders.join(", ")}`
+    const by = heldBy(portInodes(portOf(address.bytes), protocol))
     const detail = `the port is taken${by}; choose another one, or 0 for one that is free`
     return new NetworkError({ reason: "AddressInUse", subject, address: address.text, errno, detail })
   }
@@ -126,39 +96,60 @@ const bindAll = (
   }
 }
 
-/** See `Container.publish`. */
-export const publish: {
-  (
-    port: number | string | PublishOptions
-  ): (container: Served) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-  (
-    container: Served,
-    port: number | string | PublishOptions
-  ): Effect.Effect<PublishedPort, BerthError, Scope.Scope>
-} = dual(2, (container: Served, given: number | string | PublishOptions) =>
+/** The server in the container; throws. */
+const targetOf = (container: Served, to: PublishOptions["container"], protocol: Protocol): Target => {
+  if (typeof to !== "object") return toPort(addressesIn(container), parsePort("container", to), protocol)
+  if (protocol === "udp") invalid("container", to, "a port: a Unix socket has no UDP")
+  return toPath(container, to.path)
+}
+
+const publishPort = (
+  container: Served,
+  { container: to, host = 0, hostname, protocol = "tcp" }: PublishOptions
+): Effect.Effect<PublishedPort, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const options = yield* attempt(() => parseOnePort(given))
-    const { host = 0, hostname, protocol = "tcp" } = options
-    if (protocol !== "tcp" && protocol !== "udp")
-      return yield* Effect.fail(
-        new InvalidOption({ option: "protocol", value: JSON.stringify(protocol), expected: '"tcp" or "udp"' })
-      )
-    const port = yield* attempt(() => parsePort("container", options.container))
-    yield* attempt(() => parsePort("host", host, 0))
-    if (hostname === "") {
-      const expected = "localhost or an IP address of this machine"
-      return yield* Effect.fail(new InvalidOption({ option: "hostname", value: '""', expected }))
-    }
+    const target = yield* attempt(() => {
+      if (protocol !== "tcp" && protocol !== "udp") invalid("protocol", protocol, '"tcp" or "udp"')
+      parsePort("host", host, 0)
+      if (hostname === "") invalid("hostname", hostname, "localhost or an IP address of this machine")
+      return targetOf(container, to, protocol)
+    })
     const [left, chosen] = yield* Effect.acquireRelease(
       attempt(() => bindAll({ container, protocol }, hostname, host)),
       ([fds]) => Effect.sync(() => fds.forEach((fd) => native().close(fd)))
     )
     const proxy = yield* makeProxy(container)
-    const add = protocol === "tcp" ? proxy.add : proxy.addDatagrams
-    while (left.length > 0) yield* add(left.shift()!, addressesIn(container), port)
+    while (left.length > 0) yield* proxy.add(left.shift()!, target)
     return {
       hostname: hostname === undefined || hostname === "localhost" ? "127.0.0.1" : hostname,
       port: chosen
     }
-  }).pipe(Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))
-)
+  })
+
+const publishPath = (
+  container: Served,
+  options: PublishPathOptions
+): Effect.Effect<PublishedPath, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const { container: to, path } = options
+    const target = yield* attempt(() => {
+      for (const other of ["host", "hostname", "protocol"])
+        if (other in options) invalid(other, (options as never)[other], "nothing beside `path`")
+      return targetOf(container, to, "tcp")
+    })
+    const left = yield* bindPath(container, options)
+    const proxy = yield* makeProxy(container)
+    while (left.length > 0) yield* proxy.add(left.shift()!, target)
+    return { path }
+  })
+
+/** See `Container.publish`. */
+export const publish = (
+  container: Served,
+  given: Publishable
+): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
+  Effect.flatMap(
+    attempt(() => parseOnePort(given)),
+    (options): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
+      "path" in options ? publishPath(container, options) : publishPort(container, options)
+  ).pipe(Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))

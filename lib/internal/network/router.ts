@@ -14,7 +14,9 @@ import { socketIn } from "../files/namespaceRoot.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { native } from "../system/addon.ts"
+import type { SocketAddress } from "./address.ts"
 import * as netlink from "./netlink.ts"
+import { SOCK_STREAM } from "./socket.ts"
 
 const AF_NETLINK = 16
 const SOCK_RAW = 3
@@ -22,21 +24,31 @@ const SOCK_RAW = 3
 /** So many milliseconds an address stays unused when its container is gone, whose interfaces the kernel removes later. */
 const QUARANTINE_MS = 2000
 
+/** The number of the network itself; those of containers follow. */
+const ROUTER_NUMBER = 1
+
 const LOOPBACK_INDEX = 1
 
 /** The interfaces of a network are numbered from here, those of a container from the second. */
 const ROUTER_INDEX = 1000
 const CONTAINER_INDEX = 100
 
+/** The interface of a container in the router's namespace. */
+export const near = (number: number) => ({ index: ROUTER_INDEX + number, name: `v${number}` })
+
+/** Its other end, in the container's namespace. */
+export const far = (place: number) => ({ index: CONTAINER_INDEX + place, name: `eth${place}` })
+
 /** Nobody has them: they are the next hop of every container. */
 const GATEWAY = { 4: "169.254.1.1", 6: "fe80::1" } as const
 
 /** The numbers of a network's containers: the lowest that has been free for a while. */
 class Numbers {
-  private readonly used = new Set<number>()
+  /** How many hold each number: its container, and the rules that name it. */
+  private readonly holders = new Map<number, number>()
   private readonly freed: Array<readonly [number: number, since: number]> = []
   private readonly size: number
-  private next = 2
+  private next = ROUTER_NUMBER + 1
 
   constructor(size: number) {
     this.size = size
@@ -47,12 +59,23 @@ class Numbers {
     const reused = oldest !== undefined && performance.now() - oldest[1] > QUARANTINE_MS
     const number = reused ? this.freed.shift()![0] : this.next
     if (!reused && this.next++ >= this.size) return undefined
-    this.used.add(number)
+    this.hold(number)
     return number
   }
 
+  /** Keeps the number from others until it has been given back once more. */
+  hold(number: number): void {
+    this.holders.set(number, (this.holders.get(number) ?? 0) + 1)
+  }
+
   give(number: number): void {
-    if (this.used.delete(number)) this.freed.push([number, performance.now()])
+    const left = this.holders.get(number)! - 1
+    if (left > 0) {
+      this.holders.set(number, left)
+      return
+    }
+    this.holders.delete(number)
+    this.freed.push([number, performance.now()])
   }
 }
 
@@ -71,6 +94,8 @@ export interface Router {
   readonly numbers: Numbers
   /** The numbers whose rules are there: they stay, for the next container of that number. */
   readonly ruled: Set<number>
+  /** The same for IPv4: see `checkByRules`. */
+  readonly ruled4: Set<number>
 }
 
 const hasIPv6 = (): boolean => existsSync("/proc/sys/net/ipv6")
@@ -83,7 +108,7 @@ const address4 = ({ prefix4 }: Range, number: number): string =>
 const address6 = ({ prefix6 }: Range, number: number): string | undefined =>
   prefix6 === undefined ? undefined : `${prefix6}::${number.toString(16)}`
 
-const addressesOf = (range: Range, number: number): ReadonlyArray<string> => {
+export const addressesOf = (range: Range, number: number): ReadonlyArray<string> => {
   const sixth = address6(range, number)
   return sixth === undefined ? [address4(range, number)] : [address4(range, number), sixth]
 }
@@ -100,31 +125,35 @@ const mac = (side: number, number: number): ReadonlyArray<number> => [
 
 const sysctl = (key: string, value: string) => ({ op: "sysctl", key, value }) as const
 
-/** Performs operations in the network's namespace. */
-const perform = (
-  berth: Berth,
-  holder: Namespace.Namespace,
-  name: string,
-  operations: ReadonlyArray<Plan.Operation>
-): Effect.Effect<void, BerthError> => {
-  const plan = Plan.make([
-    { op: "process", namespaces: flagsOf(["pid"]) },
-    { op: "join", process: "holder", namespaces: flagsOf(["network"]) },
-    ...operations,
-    { op: "exit" }
-  ])
-  return Effect.scoped(
-    Effect.asVoid(scopedUnit(berth, berth.supervisor.nextId(), name, plan, { holder: holder.pidfd }))
-  )
-}
-
-/** Messages about the network namespace that the process is in. */
-const toKernel = (messages: ReadonlyArray<ReadonlyArray<number>>): Plan.Operation => ({
+/** Sends messages in the namespace of the process that performs it. */
+export const netlinkOperation = (messages: ReadonlyArray<ReadonlyArray<number>>): Plan.Operation => ({
   op: "netlink",
   socket: null,
   messages: netlink.concat(messages),
   pidAt: -1
 })
+
+/** Performs operations in the network namespace of a process, by its pidfd; `name` is for messages. */
+export const perform = (
+  berth: Berth,
+  pidfd: number,
+  name: string,
+  operations: ReadonlyArray<Plan.Operation>,
+  descriptors: Readonly<Record<string, number>> = {}
+): Effect.Effect<void, BerthError> =>
+  Effect.suspend(() => {
+    const plan = Plan.make([
+      { op: "process", namespaces: flagsOf(["pid"]) },
+      { op: "join", process: "process", namespaces: flagsOf(["network"]) },
+      ...operations,
+      { op: "exit" }
+    ])
+    return Effect.scoped(
+      Effect.asVoid(
+        scopedUnit(berth, berth.supervisor.nextId(), name, plan, { ...descriptors, process: pidfd })
+      )
+    )
+  })
 
 /** Has the namespace route, and believe no packet whose sender is elsewhere (rp_filter: ip-sysctl.rst). */
 export const configure = (
@@ -132,9 +161,10 @@ export const configure = (
   holder: Namespace.Namespace,
   range: Range
 ): Effect.Effect<void, BerthError> =>
-  perform(berth, holder, "configuration of a network", [
+  perform(berth, holder.pidfd, "configuration of a network", [
     sysctl("net/ipv4/ip_forward", "1"),
-    sysctl("net/ipv4/conf/all/rp_filter", "1"),
+    sysctl("net/ipv4/conf/all/rp_filter", "0"),
+    sysctl("net/ipv4/conf/default/rp_filter", "1"),
     sysctl("net/ipv4/conf/all/accept_redirects", "0"),
     sysctl("net/ipv4/conf/all/send_redirects", "0"),
     // No container has a process here: without root, the program binds any port for what it exposes.
@@ -146,7 +176,9 @@ export const configure = (
           sysctl("net/ipv6/conf/default/accept_ra", "0"),
           sysctl("net/ipv6/conf/default/accept_redirects", "0")
         ]),
-    toKernel(addressesOf(range, 1).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text))))
+    netlinkOperation(
+      addressesOf(range, ROUTER_NUMBER).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
+    )
   ])
 
 const noFreeAddress = ({ range }: Router): InvalidOption =>
@@ -173,7 +205,7 @@ export const ownAddress = (
       if (number === undefined) return Effect.fail(noFreeAddress(router))
       const addresses = addressesOf(router.range, number)
       const add = addresses.map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
-      return perform(berth, router.holder, "address of a network", [toKernel(add)]).pipe(
+      return perform(berth, router.holder.pidfd, "address of a network", [netlinkOperation(add)]).pipe(
         Effect.tapError(() => Effect.sync(() => router.numbers.give(number))),
         Effect.as({ number, addresses })
       )
@@ -181,12 +213,33 @@ export const ownAddress = (
     ({ addresses, number }) => {
       const remove = addresses.map((text) => netlink.removeAddress(LOOPBACK_INDEX, netlink.ip(text)))
       // A number whose addresses stay is not given to a container. The addresses of a network that is gone are gone as well.
-      return perform(berth, router.holder, "address of a network", [toKernel(remove)]).pipe(
+      return perform(berth, router.holder.pidfd, "address of a network", [netlinkOperation(remove)]).pipe(
         Effect.tap(() => Effect.sync(() => router.numbers.give(number))),
         Effect.ignore
       )
     }
   )
+
+/** A socket in the network's namespace, which no container enters, bound to one of its addresses; throws. */
+export const bindInside = (router: Router, { bytes, family, text }: SocketAddress): number => {
+  const failed = (syscall: string, errno: number): BerthError =>
+    new OperationFailed({ operation: `bind ${text} on a network`, index: -1, syscall, errno, hint: "" })
+  const fd = socketIn(router.holder.pidfd, family, SOCK_STREAM)
+  if (fd < 0) throw failed("socket", -fd)
+  const bound = native().bind(fd, bytes)
+  if (bound >= 0) return fd
+  native().close(fd)
+  throw failed("bind", -bound)
+}
+
+/** The addresses of the network itself. */
+export const gatewaysOf = ({ range }: Router): ReadonlyArray<string> => addressesOf(range, ROUTER_NUMBER)
+
+/** The number of the container that has an address of the network. */
+export const numberOf = (address: string): number =>
+  address.includes(":")
+    ? Number.parseInt(address.slice(address.lastIndexOf(":") + 1), 16)
+    : address.split(".").reduce((number, byte) => ((number << 8) | Number(byte)) & 0xffff, 0)
 
 /** How a container is on a network. */
 export interface Attachment {
@@ -202,33 +255,24 @@ export interface Attachment {
   readonly close: () => void
 }
 
-/** IPv6 has no rp_filter: packets that come in by an interface have its container's address, or go nowhere. */
+/** What rp_filter does for IPv4: packets that come in by an interface have its container's address, or go nowhere. */
 const rules = (number: number, from: string): ReadonlyArray<ReadonlyArray<number>> => {
   const { bytes, family } = netlink.ip(from)
-  const name = `v${number}`
+  const { name } = near(number)
   return [
     netlink.rule({ priority: 100, family, interface: name, from: { bytes, family }, action: "route" }),
     netlink.rule({ priority: 101, family, interface: name, action: "drop" })
   ]
 }
 
-/** A socket for messages to the kernel about the network's namespace, and what closes it, once; throws. */
-const openSocket = ({ holder }: Router) => {
-  const socket = socketIn(holder.pidfd, AF_NETLINK, SOCK_RAW)
-  if (socket < 0)
-    throw new OperationFailed({
-      operation: "a socket of a network",
-      index: -1,
-      syscall: "socket",
-      errno: -socket,
-      hint: ""
-    })
-  let open = true
-  const close = (): void => {
-    if (open) native().close(socket)
-    open = false
-  }
-  return { socket, close }
+/**
+ * Has rules check the senders of a container's IPv4 packets in place of rp_filter, which would drop the packets from whoever
+ * cannot be answered. The rules stay, as those of IPv6 do.
+ */
+export const checkByRules = (router: Router, number: number): ReadonlyArray<Plan.Operation> => {
+  const address = address4(router.range, number)
+  const checks = router.ruled4.has(number) ? [] : [netlinkOperation(rules(number, address))]
+  return [...checks, sysctl(`net/ipv4/conf/${near(number).name}/rp_filter`, "0")]
 }
 
 /**
@@ -238,80 +282,84 @@ const openSocket = ({ holder }: Router) => {
 export const attach = (router: Router, place: number, isDefault: boolean): Attachment => {
   const number = router.numbers.take()
   if (number === undefined) throw noFreeAddress(router)
-  let opened: ReturnType<typeof openSocket>
-  try {
-    opened = openSocket(router)
-  } catch (error) {
+  const socket = socketIn(router.holder.pidfd, AF_NETLINK, SOCK_RAW)
+  if (socket < 0) {
     router.numbers.give(number)
-    throw error
+    throw new OperationFailed({
+      operation: "attach to a network",
+      index: -1,
+      syscall: "socket",
+      errno: -socket,
+      hint: ""
+    })
   }
-  const { close, socket } = opened
   const { range } = router
   const addresses = addressesOf(range, number).map(netlink.ip)
-  const near = { index: ROUTER_INDEX + number, name: `v${number}`, mac: mac(1, number) }
-  const far = { index: CONTAINER_INDEX + place, name: `eth${place}`, mac: mac(0, number) }
-  const pair = netlink.veth(near, far)
+  const outer = { ...near(number), mac: mac(1, number) }
+  const inner = { ...far(place), mac: mac(0, number) }
+  const pair = netlink.veth(outer, inner)
   const sixth = address6(range, number)
   const outside = [
     pair.bytes,
     ...addresses.flatMap((one) => [
-      netlink.hostRoute(near.index, one),
-      netlink.neighbor(near.index, one, far.mac)
+      netlink.hostRoute(outer.index, one),
+      netlink.neighbor(outer.index, one, inner.mac)
     ]),
     ...(sixth === undefined || router.ruled.has(number) ? [] : rules(number, sixth))
   ]
-  const gateway = ({ family }: netlink.Ip) => netlink.ip(family === 2 ? GATEWAY[4] : GATEWAY[6])
+  const gateway = ({ family }: netlink.Ip): netlink.Ip => netlink.ip(family === 2 ? GATEWAY[4] : GATEWAY[6])
   const route = (one: netlink.Ip, toAll: boolean): ReadonlyArray<number> => {
     const [to, length] = toAll
       ? [one, 0]
       : one.family === 2
         ? [netlink.ip(`${range.prefix4}.0.0`), BITS]
         : [netlink.ip(`${range.prefix6}::`), 64]
-    return netlink.gatewayRoute(far.index, to, length, gateway(one), one)
+    return netlink.gatewayRoute(inner.index, to, length, gateway(one), one)
   }
   const inside = [
     // Loopback as well: the sockets of names are bound there.
     netlink.up(LOOPBACK_INDEX),
-    netlink.up(far.index),
+    netlink.up(inner.index),
     ...addresses.flatMap((one) => [
-      netlink.address(far.index, one),
-      netlink.neighbor(far.index, gateway(one), near.mac),
+      netlink.address(inner.index, one),
+      netlink.neighbor(inner.index, gateway(one), outer.mac),
       route(one, isDefault)
     ])
   ]
   const name = `network${place}`
+  let open = true
   return {
     number,
     place,
     addresses: addressesOf(range, number),
     operations: [
       { op: "netlink", socket: name, messages: netlink.concat(outside), pidAt: pair.pidAt },
-      toKernel(inside),
-      { op: "netlink", socket: name, messages: netlink.concat([netlink.look(near.index)]), pidAt: -1 }
+      netlinkOperation(inside),
+      { op: "netlink", socket: name, messages: netlink.concat([netlink.look(outer.index)]), pidAt: -1 }
     ],
     descriptors: { [name]: socket },
-    defaultRoute: toKernel(addresses.map((one) => route(one, true))),
-    close
+    defaultRoute: netlinkOperation(addresses.map((one) => route(one, true))),
+    close: () => {
+      if (open) native().close(socket)
+      open = false
+    }
   }
 }
 
-/** What removes a container's interface from a network. */
-export type Removal = Pick<Attachment, "operations" | "descriptors" | "close">
-
-/** Operations that remove a container's interface, and with it all routes by it; throws. */
-export const detach = (router: Router, { number }: Attachment): Removal => {
-  const { close, socket } = openSocket(router)
-  const messages = netlink.concat([netlink.remove(ROUTER_INDEX + number)])
-  return {
-    operations: [{ op: "netlink", socket: "network", messages, pidAt: -1 }],
-    descriptors: { network: socket },
-    close
-  }
-}
+/** Removes a container's interface: the kernel removes its other end with it, and all routes by both. */
+export const detach = (
+  berth: Berth,
+  { holder }: Router,
+  { number }: Attachment
+): Effect.Effect<void, BerthError> =>
+  perform(berth, holder.pidfd, "an interface of a network", [
+    netlinkOperation([netlink.remove(near(number).index)])
+  ])
 
 export const makeRouter = (holder: Namespace.Namespace, range: Range): Router => ({
   holder,
   range: hasIPv6() ? range : { ...range, prefix6: undefined },
   numbers: new Numbers(2 ** BITS - 1),
-  ruled: new Set()
+  ruled: new Set(),
+  ruled4: new Set()
 })

@@ -23,7 +23,7 @@ import { abstractName, candidates, type SocketAddress, unix } from "./address.ts
 export const SOCK_STREAM = 1
 export const SOCK_DGRAM = 2
 
-const failed = (container: Container, syscall: string, errno: number): BerthError =>
+const failed = (container: Pick<Container, "id">, syscall: string, errno: number): BerthError =>
   errno === ESRCH
     ? new ContainerError({
         reason: "NotRunning",
@@ -64,11 +64,14 @@ export const refused = (container: Container, address: string, errno: number): B
   return new NetworkError({ reason, subject: `container ${container.id}`, address, errno, detail })
 }
 
+export const withoutRoot = (container: Pick<Container, "id">): BerthError =>
+  failed(container, "openat2", ESRCH)
+
 /** A path is resolved in the container's root, whatever its links say (CVE-2024-21626 has their kind of attack). */
 const inRoot = <A>(container: Container, path: string, use: (address: SocketAddress) => A): A => {
   const { root } = container.state
   const fd = root < 0 ? -ESRCH : openIn(root, path, O_PATH, RESOLVE_IN_ROOT, 0)
-  if (fd < 0) throw root < 0 ? failed(container, "openat2", ESRCH) : refused(container, path, -fd)
+  if (fd < 0) throw root < 0 ? withoutRoot(container) : refused(container, path, -fd)
   try {
     return use({ ...unix(`/proc/self/fd/${fd}`), text: path })
   } finally {
@@ -116,29 +119,41 @@ export const beginConnect = (container: Container, address: Address): Connecting
   throw first
 }
 
+/** Waits until a socket is ready for `events` of epoll(7). */
+export const whenReady = (
+  fd: number,
+  events: number,
+  failed: (syscall: string, errno: number) => BerthError
+): Effect.Effect<void, BerthError> =>
+  Effect.async((resume) => {
+    Loop.retain()
+    const cancel = Loop.watch(fd, events, () => {
+      Loop.release()
+      resume(Effect.void)
+    })
+    if (typeof cancel === "number") {
+      Loop.release()
+      return resume(Effect.fail(failed("epoll_ctl", -cancel)))
+    }
+    return Effect.sync(() => {
+      cancel()
+      Loop.release()
+    })
+  })
+
 const finish = (
   container: Container,
   { address, fd, result }: Connecting
 ): Effect.Effect<number, BerthError> =>
   result === 0
     ? Effect.succeed(fd)
-    : Effect.async((resume) => {
-        Loop.retain()
-        const cancel = Loop.watch(fd, EPOLLOUT, () => {
-          Loop.release()
+    : Effect.flatMap(
+        whenReady(fd, EPOLLOUT, (syscall, errno) => failed(container, syscall, errno)),
+        () => {
           const error = native().connected(fd)
-          resume(error === 0 ? Effect.succeed(fd) : Effect.fail(refused(container, address, -error)))
-        })
-        if (typeof cancel === "number") {
-          Loop.release()
-          resume(Effect.fail(failed(container, "epoll_ctl", -cancel)))
+          return error === 0 ? Effect.succeed(fd) : Effect.fail(refused(container, address, -error))
         }
-        return Effect.sync(() => {
-          if (typeof cancel === "number") return
-          cancel()
-          Loop.release()
-        })
-      })
+      )
 
 /** A connected socket, closed with the scope. */
 export const connectSocket = (

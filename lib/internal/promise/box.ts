@@ -7,6 +7,7 @@ import * as Scope from "effect/Scope"
 import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
 import * as Container from "../../Container.ts"
+import type * as Network from "../../Network.ts"
 import type {
   Abortable,
   Box,
@@ -21,6 +22,7 @@ import * as WaitFor from "../../WaitFor.ts"
 import { feed } from "../container/buffered.ts"
 import { errnoOf, Failure } from "../files/rooted.ts"
 import * as http from "../network/fetch.ts"
+import { publish } from "../network/publish.ts"
 import { words } from "../util/commandTemplate.ts"
 import { EIO } from "../util/errno.ts"
 import { exec, makeCommand, streamOf, withInput } from "./command.ts"
@@ -166,6 +168,7 @@ export const makeBox = (
     copyOut: (path, hostPath, options = {}) =>
       shared.run(Container.copyOut(container, path, hostPath, options), options),
     netSocket: (address) => Container.netSocket(container, address),
+    netServer: (address, onConnection) => Container.netServer(container, address, onConnection),
     fetch: async (url, init = {}) => {
       fetcher ??= within(http.fetcher(container))
       const request = await fetcher
@@ -173,7 +176,7 @@ export const makeBox = (
         Effect.flatMap(http.parseUrl(url), (to) => http.fetchBy(container, request, to, init))
       )
     },
-    publish: (port) => within(Container.publish(container, port)),
+    publish: ((port: Network.Publishable) => within(publish(container, port))) as Box["publish"],
     wait: (options) => shared.run(container.exit, options),
     kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),
     pause: () => shared.run(Container.pause(container)),

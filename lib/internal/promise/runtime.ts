@@ -175,3 +175,6 @@ export class Shared {
     }
   }
 }
+
+/** The supervisor of all that is not in a session. */
+export const shared: Shared = new Shared({}, { lingers: true })

@@ -61,5 +61,6 @@ export const operations = {
   files: { folder: "s", targets: "l", contents: "l", attributes: "i", required: "i" },
   netlink: { socket: "f", messages: "b", pidAt: "i" },
   "name-sockets": { responder: "f", message: "s" },
-  exit: {}
+  exit: {},
+  netfilter: { messages: "b" }
 } as const

@@ -109,12 +109,23 @@ export interface Native {
   readonly bind: (fd: number, address: Uint8Array) => number
   /** listen(2), with as long a queue as the kernel allows. */
   readonly listen: (fd: number) => number
+  /** accept4(2): a connection, which does not block. */
+  readonly accept: (fd: number) => number
   /** getsockname(2): the length of the address that is written to `address`. */
   readonly socketAddress: (fd: number, address: Uint8Array) => number
   /** shutdown(2) of the sending half. */
   readonly shutdown: (fd: number) => number
   /** Leaves the closing of a descriptor to the runtime, which has taken it over. */
   readonly disown: (fd: number) => number
+  /** Binds a packet(7) socket to an interface; the kernel keeps at most so many bytes of packets for it. */
+  readonly capture: (fd: number, index: number, buffer: number) => number
+  /**
+   * Writes packets as records of a pcap file, of each at most so many bytes: `[length, reason]`, where the reason why there are no more
+   * is 0 for lack of room, or -errno: -EAGAIN where no packet is left.
+   */
+  readonly packets: (fd: number, bytes: Uint8Array, most: number) => readonly [number, number]
+  /** `[packets, of which dropped]` since the last call, or `[-errno, 0]`. */
+  readonly packetStatistics: (fd: number) => readonly [number, number]
   readonly startLoop: (ready: (token: number, events: number) => void) => number
   readonly watch: (fd: number, events: number, token: number) => number
   readonly keepAlive: (alive: boolean) => number

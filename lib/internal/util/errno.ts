@@ -44,6 +44,7 @@ const table = {
   EAFNOSUPPORT: [97, "address family not supported"],
   EADDRINUSE: [98, "address in use"],
   EADDRNOTAVAIL: [99, "address not available"],
+  ENETDOWN: [100, "network is down"],
   ENETUNREACH: [101, "network unreachable"],
   ECONNRESET: [104, "connection reset"],
   ENOTCONN: [107, "not connected"],
@@ -110,6 +111,7 @@ export const adviceOf = (errno: number): string | undefined => advice[errno]
 export const EAFNOSUPPORT = table.EAFNOSUPPORT[0]
 export const EADDRINUSE = table.EADDRINUSE[0]
 export const EADDRNOTAVAIL = table.EADDRNOTAVAIL[0]
+export const ENETDOWN = table.ENETDOWN[0]
 export const ENETUNREACH = table.ENETUNREACH[0]
 export const ECONNREFUSED = table.ECONNREFUSED[0]
 export const EHOSTUNREACH = table.EHOSTUNREACH[0]

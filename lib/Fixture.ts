@@ -1,0 +1,154 @@
+/**
+ * Fixtures: servers for tests. A fixture is prepared once: its server is started, filled with data and stopped, and its writable layer
+ * becomes a layer of the store. Each test then forks it: a container on top of that layer, which costs no copy of the data. Later
+ * runs and other programs find the prepared layer by the digest of all that made it.
+ *
+ * @since 0.2.0
+ */
+import type * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import type { Berth } from "./Berth.ts"
+import type { BerthError } from "./BerthError.ts"
+import type { Container, StartOptions } from "./Container.ts"
+import type { Image } from "./Image.ts"
+import * as internal from "./internal/fixtures/fixture.ts"
+
+/**
+ * A port of the host that leads to a fixture's server.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Address {
+  readonly hostname: string
+  readonly port: number
+}
+
+/**
+ * A running server of a fixture: its container, and what its clients need.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Server<A> = A & { readonly container: Container }
+
+/**
+ * The origin of a fixture's image: a name for `Image.get`, an image, or an effect that gets one.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type ImageSource = string | Image | Effect.Effect<Image, BerthError, Berth>
+
+/**
+ * A kind of server as data and two functions: what its clients need, and what prepares it.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Definition<A, R = never> {
+  /** For messages and spans. */
+  readonly name: string
+  readonly image: ImageSource
+  /** How its container starts, to be prepared and in each fork. */
+  readonly start: Pick<StartOptions, "command" | "entrypoint" | "env" | "user" | "cwd" | "mounts" | "init">
+  /** The text of the log line, or an expression for it, by which the server says that it accepts connections. */
+  readonly ready: string | RegExp
+  /** The limit of the time until that line. Default: 60 seconds. */
+  readonly timeout?: Duration.DurationInput | undefined
+  /** The TCP port of the server in its container. */
+  readonly port: number
+  /** What clients need to reach the server at this address, such as a URL. */
+  readonly client: (address: Address) => A
+  /**
+   * Fills a new server. It runs once for all forks that have the same image, `start` and `key`; the server is then stopped, and its
+   * files are kept. Without it, a fork is a container of the image itself.
+   */
+  readonly prepare?: ((server: Server<A>) => Effect.Effect<unknown, unknown, R>) | undefined
+  /** All that `prepare` depends on, as text: another key prepares again. Default: the text of the function `prepare`. */
+  readonly key?: string | Effect.Effect<string, BerthError> | undefined
+  /** The signal that stops the server cleanly. Default: the image's, else SIGTERM. */
+  readonly stopSignal?: string | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface ForkOptions
+  extends Pick<StartOptions, "network" | "name" | "aliases" | "limits" | "userns" | "extraHosts" | "upper"> {}
+
+/**
+ * An opened fixture, which can be forked. `fork` is a server of its own until its scope closes.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Source<A> {
+  readonly fork: (options?: ForkOptions) => Effect.Effect<Server<A>, BerthError, Berth | Scope.Scope>
+}
+
+/**
+ * A fixture. Nothing starts until it is opened.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Fixture<A, R = never> {
+  readonly name: string
+  /** Prepares the fixture, unless that has been done. What its forks share is there until the scope closes. */
+  readonly open: Effect.Effect<Source<A>, BerthError, Berth | Scope.Scope | R>
+}
+
+/**
+ * A fixture of any server that tells in its log that it is ready. `open` and `fork` fail with `FixtureFailed` if `prepare` fails or the
+ * server does not stop cleanly, and nothing is kept then; with `WaitFailed`, which has the end of the log, if the server ends or does
+ * not become ready; and as `Container.start` does.
+ *
+ * Programs that prepare the same fixture at the same time do it once: one does it, the others wait.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * const kafka = Fixture.make({
+ *   name: "kafka",
+ *   image: "apache/kafka:3.9.0",
+ *   start: {},
+ *   ready: "Kafka Server started",
+ *   port: 9092,
+ *   client: ({ hostname, port }) => ({ brokers: [`${hostname}:${port}`] })
+ * })
+ */
+export const make: <A extends object, R = never>(definition: Definition<A, R>) => Fixture<A, R> =
+  internal.make
+
+/**
+ * Opens a fixture and forks it once. Several forks of one program share more if they come from one `open`.
+ *
+ * @since 0.2.0
+ * @category constructors
+ */
+export const fork = <A, R>(
+  fixture: Fixture<A, R>,
+  options?: ForkOptions
+): Effect.Effect<Server<A>, BerthError, Berth | Scope.Scope | R> =>
+  Effect.flatMap(fixture.open, (source) => source.fork(options))
+
+/**
+ * A layer with a fork of a fixture as a service. As every layer, it is built once where it is provided, whoever uses it.
+ *
+ * @since 0.2.0
+ * @category layers
+ * @example
+ * class Database extends Context.Tag("Database")<Database, Fixture.Server<Postgres>>() {}
+ *
+ * const live = Fixture.layer(Database, postgres({ version: "15" }))
+ */
+export const layer = <I, A, R>(
+  tag: Context.Tag<I, Server<A>>,
+  fixture: Fixture<A, R>,
+  options?: ForkOptions
+): Layer.Layer<I, BerthError, Berth | R> => Layer.scoped(tag, fork(fixture, options)) as never

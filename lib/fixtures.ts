@@ -1,0 +1,124 @@
+/**
+ * Fixtures of common servers, for programs that use Effect: see `Fixture`. `berth/promise/fixtures` has them for others. Each takes the
+ * official image of its server, and images with Debian's packages.
+ *
+ * @since 0.2.0
+ */
+import type * as Effect from "effect/Effect"
+import type { Fixture, ImageSource, Server } from "./Fixture.ts"
+import * as internalPostgres from "./internal/fixtures/postgres.ts"
+import * as internalRedis from "./internal/fixtures/redis.ts"
+
+/**
+ * What the fixtures have in common.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface PresetOptions<A, R = never> {
+  /** The tag of the official image, such as `"17"` or `"17-alpine"`. Required without `image`. */
+  readonly version?: string | undefined
+  /** The image, in place of the official one. */
+  readonly image?: ImageSource | undefined
+  /**
+   * Fills the new server. It runs once: all forks have its result. It runs again when its text changes, or `key`, or another option,
+   * or the image.
+   */
+  readonly migrate?: ((server: Server<A>) => Effect.Effect<unknown, unknown, R>) | undefined
+  /** All that `migrate` depends on, in place of its text: what it imports and the values that it uses are not in its text. */
+  readonly key?: string | undefined
+}
+
+/**
+ * How clients reach a PostgreSQL server.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Postgres {
+  /** `postgres://USER:PASSWORD@HOST:PORT/DATABASE` */
+  readonly url: string
+  /** The options of `pg` and `postgres`. */
+  readonly connection: {
+    readonly host: string
+    readonly port: number
+    readonly user: string
+    readonly password: string
+    readonly database: string
+  }
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface PostgresOptions<R = never> extends PresetOptions<Postgres, R> {
+  /** The superuser's name. Default `postgres`. */
+  readonly user?: string | undefined
+  /** Default `postgres`. Clients need it from everywhere but within the container. */
+  readonly password?: string | undefined
+  /** Default: the user's name. */
+  readonly database?: string | undefined
+  /**
+   * Settings of postgresql.conf. The defaults are for data that no crash has to survive: `fsync`, `full_page_writes` and
+   * `synchronous_commit` are off, and `shared_buffers` is 16 MB.
+   */
+  readonly configuration?: Readonly<Record<string, string | number>> | undefined
+  /** Files of the host that run before `migrate`, in their order: `.sql`, `.sql.gz`, and `.sh` in the container. */
+  readonly init?: ReadonlyArray<string> | undefined
+  /**
+   * What a fork is. `"container"`: a server of its own. `"database"`: a database of one server, which lives as long as the opened
+   * fixture. It is made faster and needs less memory, but all forks share roles and settings, and the options of a fork have no effect.
+   * Default: `"container"`.
+   */
+  readonly fork?: "container" | "database" | undefined
+}
+
+/**
+ * PostgreSQL. The image needs a user `postgres`, a shell, and the programs in the folders of Debian's packages or in
+ * `/usr/local/bin`. The data is in `/var/lib/postgresql/berth`.
+ *
+ * @since 0.2.0
+ * @category presets
+ * @example
+ * const database = postgres({ version: "17", init: ["schema.sql"] })
+ * const program = Effect.flatMap(Fixture.fork(database), ({ url }) => test(url))
+ */
+export const postgres: <R = never>(options: PostgresOptions<R>) => Fixture<Postgres, R> =
+  internalPostgres.postgres
+
+/**
+ * How clients reach a Redis server.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Redis {
+  /** `redis://:PASSWORD@HOST:PORT` */
+  readonly url: string
+  /** The options of `ioredis`. */
+  readonly connection: {
+    readonly host: string
+    readonly port: number
+    readonly password?: string | undefined
+  }
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface RedisOptions<R = never> extends PresetOptions<Redis, R> {
+  /** Default: none. */
+  readonly password?: string | undefined
+  /** Settings of redis.conf. */
+  readonly configuration?: Readonly<Record<string, string | number>> | undefined
+}
+
+/**
+ * Redis.
+ *
+ * @since 0.2.0
+ * @category presets
+ */
+export const redis: <R = never>(options: RedisOptions<R>) => Fixture<Redis, R> = internalRedis.redis

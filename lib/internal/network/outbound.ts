@@ -1,0 +1,266 @@
+/**
+ * The way out of a network. The kernel redirects each TCP connection that leaves the network's range to a socket in the network's
+ * namespace (nftables.ts). There native/proxy accepts it, asks where it was going to, and connects from the program's own network
+ * namespace, if the rules allow that (outboundRules.ts). A second native/names asks the servers of the program's machine for the names
+ * that the network's responder does not know, on a socket in the responder's namespace; it tells the proxy the addresses of allowed names
+ * before anybody can use them.
+ */
+import { randomInt } from "node:crypto"
+import { readFileSync } from "node:fs"
+import { isIP } from "node:net"
+import * as Effect from "effect/Effect"
+import * as PubSub from "effect/PubSub"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { type BerthError, InvalidOption, OperationFailed, Unsupported } from "../../BerthError.ts"
+import type { Network, NetworkOptions, Refusal } from "../../Network.ts"
+import { socketIn } from "../files/namespaceRoot.ts"
+import { flagsOf } from "../ids/namespaceFlags.ts"
+import { EPOLLIN, native } from "../system/addon.ts"
+import * as Loop from "../system/eventLoop.ts"
+import { makeSocketPair } from "../system/pipe.ts"
+import { EAGAIN } from "../util/errno.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import { AF_INET, candidates, portOf, type SocketAddress } from "./address.ts"
+import { startHelper } from "./helper.ts"
+import type { Names } from "./names.ts"
+import { ip } from "./netlink.ts"
+import { type Listener, redirect } from "./nftables.ts"
+import { type Rules, rulesOf } from "./outboundRules.ts"
+import { bindInside, gatewaysOf, numberOf, perform } from "./router.ts"
+import { SOCK_STREAM } from "./socket.ts"
+
+const SOCK_DGRAM = 2
+
+/** So many refusals are kept for who asks later, and for who reads slowly. */
+const REFUSALS_MAX = 256
+
+/** The proxy reads messages of 4095 bytes at most, the responder of 8192. */
+const MESSAGE_BYTES_MAX = 4000
+
+const REFUSAL_BYTES_MAX = 256
+
+/** So many messages are read before others have their turn. */
+const REFUSALS_IN_TURN = 64
+
+const failed = (operation: string, syscall: string, errno: number): BerthError =>
+  new OperationFailed({ operation, index: -1, syscall, errno, hint: "" })
+
+/** Sends words in as few messages as fit, each after the verb; throws. */
+const tell = (
+  socket: number,
+  verb: string,
+  words: ReadonlyArray<string>,
+  fds: ReadonlyArray<number> = []
+) => {
+  const lines: Array<string> = []
+  for (const word of words) {
+    const last = lines.at(-1)
+    if (last === undefined || last.length + word.length >= MESSAGE_BYTES_MAX) lines.push(`${verb} ${word}`)
+    else lines[lines.length - 1] = `${last} ${word}`
+  }
+  for (const line of words.length === 0 ? [verb] : lines) {
+    const sent = native().send(socket, new TextEncoder().encode(line), fds)
+    if (sent < 0) throw failed(`the message "${verb}"`, "sendmsg", -sent)
+  }
+}
+
+/** Descriptors that are closed with the scope, unless that is done before. */
+const scopedFds = (open: () => Array<number>) =>
+  Effect.acquireRelease(attempt(open), (fds) =>
+    Effect.sync(() => fds.splice(0).forEach((fd) => native().close(fd)))
+  )
+
+const closeAll = (fds: Array<number>): void => fds.splice(0).forEach((fd) => native().close(fd))
+
+const boundPort = (fd: number): number => {
+  const name = new Uint8Array(28)
+  native().socketAddress(fd, name)
+  return portOf(name)
+}
+
+const parseServer = (text: string, index: number): string => {
+  const bracketed = /^\[(.*)\]:(\d{1,5})$/.exec(text)
+  const plain = /^([\d.]+):(\d{1,5})$/.exec(text)
+  const [address, port] = bracketed?.slice(1) ?? plain?.slice(1) ?? [text, "53"]
+  if (isIP(address!) !== 0 && !address!.includes("%") && Number(port) >= 1 && Number(port) <= 65535)
+    return `${address} ${port}`
+  throw new InvalidOption({
+    option: `dns[${index}]`,
+    value: JSON.stringify(text),
+    expected: 'the address of a name server, with a port or without: "192.0.2.53", "[2001:db8::53]:5353"'
+  })
+}
+
+/** The name servers of this machine, resolv.conf(5); without any, the one on its loopback. */
+const hostServers = (): ReadonlyArray<string> => {
+  let text = ""
+  try {
+    text = readFileSync("/etc/resolv.conf", "utf8")
+  } catch {
+    // The file may be missing.
+  }
+  const found = [...text.matchAll(/^\s*nameserver\s+(\S+)/gm)]
+    .map((match) => match[1]!)
+    .filter((address) => isIP(address) !== 0 && !address.includes("%"))
+  return (found.length === 0 ? ["127.0.0.1"] : found).map(parseServer)
+}
+
+/** A socket in the namespace of the responder; throws. */
+const bindBeside = (names: Names, type: number, { bytes, text }: SocketAddress): number => {
+  const fd = socketIn(names.responder.pidfd(), AF_INET, type)
+  if (fd < 0) throw failed("a socket of the responder for names", "socket", -fd)
+  const bound = native().bind(fd, bytes)
+  if (bound >= 0) return fd
+  native().close(fd)
+  throw failed(`bind ${text} beside the responder for names`, "bind", -bound)
+}
+
+/** Has the network's responder ask the servers, for names that the rules allow. */
+const forwardNames = (network: Network, rules: Rules, servers: ReadonlyArray<string>, proxy: number) =>
+  Effect.gen(function* () {
+    const { berth, names } = network.state
+    if (rules.names?.length === 0) return
+    const { socket } = yield* startHelper(berth, {
+      program: "berth-names",
+      name: `outbound names of network ${network.name}`,
+      place: [{ op: "process", namespaces: flagsOf(["pid", "ipc", "uts"]) }]
+    })
+    // Each network has a loopback address of its own there, on which every port is free.
+    const host = `127.${randomInt(1, 255)}.${randomInt(1, 255)}.${randomInt(1, 255)}`
+    const sockets = yield* scopedFds(() => {
+      const fds: Array<number> = []
+      try {
+        fds.push(bindBeside(names, SOCK_DGRAM, candidates({ host, port: 0 }, 0)[0]!))
+        fds.push(bindBeside(names, SOCK_STREAM, candidates({ host, port: boundPort(fds[0]!) })[0]!))
+        const listening = native().listen(fds[1]!)
+        if (listening < 0) throw failed("a socket of the responder for names", "listen", -listening)
+        return fds
+      } catch (error) {
+        closeAll(fds)
+        throw error
+      }
+    })
+    yield* attempt(() => {
+      if (rules.names !== undefined) {
+        const pair = [...makeSocketPair()]
+        try {
+          tell(proxy, "learn", [], [pair[0]!])
+          tell(socket, "tell", [], [pair[1]!])
+        } finally {
+          closeAll(pair)
+        }
+        tell(socket, "allow", rules.names)
+      }
+      tell(socket, "forward 1", servers)
+      const port = boundPort(sockets[0]!)
+      tell(socket, "serve", ["1 1"], sockets)
+      closeAll(sockets)
+      names.forward(host, port)
+    })
+  })
+
+/** Reads what the proxy tells, until the scope closes. */
+const readRefusals = (network: Network, socket: number) =>
+  Effect.gen(function* () {
+    const refusals = yield* Effect.acquireRelease(
+      PubSub.sliding<Refusal>({ capacity: REFUSALS_MAX, replay: REFUSALS_MAX }),
+      PubSub.shutdown
+    )
+    const bytes = new Uint8Array(REFUSAL_BYTES_MAX)
+    let cancel: (() => void) | number = 0
+    const take = (): void => {
+      for (let k = 0; k < REFUSALS_IN_TURN; k++) {
+        const [length] = native().receive(socket, bytes)
+        if (length === -EAGAIN) break
+        if (length <= 0) return
+        const [, from, address, port] = new TextDecoder().decode(bytes.subarray(0, length)).split(" ")
+        const member = network.state.members.get(numberOf(from!))
+        refusals.unsafeOffer({ container: member?.container, address: address!, port: Number(port) })
+      }
+      cancel = Loop.watch(socket, EPOLLIN, take)
+    }
+    take()
+    yield* Effect.addFinalizer(() => Effect.sync(() => typeof cancel === "number" || cancel()))
+    return refusals
+  })
+
+const unsupported = (error: BerthError): BerthError =>
+  error._tag === "OperationFailed" && /^(netlink|socket)/.test(error.syscall)
+    ? new Unsupported({
+        feature: "outbound of networks",
+        why: `the kernel refuses to redirect connections by nf_tables: ${error.syscall} fails with ${error.code}`,
+        hint: "It needs nf_tables with NAT, for IPv6 as well: modprobe nft_chain_nat nft_nat (CONFIG_NF_TABLES, CONFIG_NFT_NAT, CONFIG_NF_TABLES_IPV4, CONFIG_NF_TABLES_IPV6)",
+        cause: error
+      })
+    : error
+
+/** Opens the way out of a network until the scope closes. */
+export const openOutbound = (
+  network: Network,
+  { dns, outbound = "none" }: NetworkOptions
+): Effect.Effect<PubSub.PubSub<Refusal> | undefined, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const servers = yield* attempt(() => dns?.map(parseServer))
+    if (outbound === "none") return undefined
+    const { berth, router } = network.state
+    const { prefix4, prefix6 } = router.range
+    const own = [`${prefix4}.0.0/16`, ...(prefix6 === undefined ? [] : [`${prefix6}::/64`])]
+    const rules = yield* attempt(() => rulesOf(outbound, own))
+    const gateways = gatewaysOf(router)
+    const sockets = yield* scopedFds(() => {
+      const fds: Array<number> = []
+      try {
+        for (const host of gateways) {
+          const fd = bindInside(router, candidates({ host, port: 0 }, 0)[0]!)
+          fds.push(fd)
+          const listening = native().listen(fd)
+          if (listening < 0) throw failed("the socket of outbound connections", "listen", -listening)
+        }
+        return fds
+      } catch (error) {
+        closeAll(fds)
+        throw error
+      }
+    })
+    const listeners = gateways.map((host, place): Listener => {
+      const address = ip(host)
+      return {
+        address,
+        port: boundPort(sockets[place]!),
+        prefix: address.bytes.slice(0, host.includes(":") ? 8 : 2)
+      }
+    })
+    const { socket } = yield* startHelper(berth, {
+      program: "berth-proxy",
+      name: `outbound of network ${network.name}`,
+      place: [{ op: "process", namespaces: 0 }]
+    })
+    yield* attempt(() => {
+      tell(socket, "rules", rules.rules)
+      for (const fd of sockets) tell(socket, "outbound", [], [fd])
+      closeAll(sockets)
+    })
+    const refusals = yield* readRefusals(network, socket)
+    yield* forwardNames(network, rules, servers ?? hostServers(), socket)
+    const messages = new Uint8Array(redirect(listeners).flat())
+    yield* perform(berth, router.holder.pidfd, "outbound of a network", [{ op: "netfilter", messages }]).pipe(
+      Effect.mapError(unsupported)
+    )
+    return refusals
+  })
+
+/** See `Network.refusals`. */
+export const refusals = (network: Network): Stream.Stream<Refusal, BerthError> =>
+  Stream.suspend(() => {
+    const { refusals } = network.state
+    if (refusals !== undefined) return Stream.fromPubSub(refusals)
+    return Stream.fail(
+      new InvalidOption({
+        option: "network",
+        value: network.name,
+        expected:
+          "a network that was made with outbound: nothing leaves the others, and nothing is told of it"
+      })
+    )
+  })

@@ -1,0 +1,93 @@
+/** A fixture with promises. */
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import type { Berth } from "../../Berth.ts"
+import type { BerthError } from "../../BerthError.ts"
+import type * as BerthFixture from "../../Fixture.ts"
+import type { Fixture, Fork, ForkOptions, Server } from "../../promiseFixtures.ts"
+import { closing, makeBox } from "./box.ts"
+import { siteOf } from "./rejection.ts"
+import type { Shared } from "./runtime.ts"
+
+/** Runs an effect in a scope of its own, which `use` gets; a failure closes it. */
+const inScope = <A, B>(
+  effect: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
+  use: (value: A, scope: Scope.CloseableScope) => B
+): Effect.Effect<B, BerthError, Berth> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(Scope.make(), (scope) =>
+      restore(effect).pipe(
+        Scope.extend(scope),
+        Effect.map((value) => use(value, scope)),
+        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+      )
+    )
+  )
+
+/** The effect of a function that fills a server. */
+type Filling = <A extends object>(
+  fill: (server: Server<A>) => Promise<unknown>
+) => (server: BerthFixture.Server<A>) => Effect.Effect<unknown, unknown>
+
+const filling =
+  (shared: Shared): Filling =>
+  (fill) =>
+  ({ container, ...client }) =>
+    Effect.acquireUseRelease(
+      Effect.map(Scope.make(), (scope) => makeBox(shared, container, scope, undefined)),
+      (box) =>
+        Effect.tryPromise({
+          try: () => fill({ ...client, box } as never),
+          catch: (error) => error
+        }),
+      (box) => Effect.promise(box.close)
+    )
+
+interface Opened<A> {
+  readonly source: BerthFixture.Source<A>
+  readonly close: () => Promise<void>
+}
+
+export const makeFixture = <A extends object>(
+  shared: Shared,
+  make: (filling: Filling) => BerthFixture.Fixture<A>
+): Fixture<A> => {
+  let opened: Promise<Opened<A>> | undefined
+  const fork = async (options: ForkOptions = {}): Promise<Fork<A>> => {
+    const site = siteOf(fork)
+    const { linger, signal, ...rest } = options
+    signal?.throwIfAborted()
+    if (opened === undefined) {
+      const opening = shared.runFrom(
+        site,
+        Effect.flatMap(
+          Effect.sync(() => make(filling(shared))),
+          ({ open }) =>
+            inScope(open, (source, scope): Opened<A> => ({ source, close: closing(shared, scope, linger) }))
+        ),
+        { linger }
+      )
+      opened = opening
+      // The next fork tries again.
+      opening.catch(() => {
+        if (opened === opening) opened = undefined
+      })
+    }
+    const { source } = await opened
+    return shared.runFrom(
+      site,
+      inScope(source.fork(rest), ({ container, ...client }, scope) => {
+        const box = makeBox(shared, container, scope, linger)
+        return { ...client, box, close: box.close, [Symbol.asyncDispose]: box.close } as never
+      }),
+      { linger, signal }
+    )
+  }
+  const close = async (): Promise<void> => {
+    const closed = opened
+    opened = undefined
+    await (await closed?.catch(() => undefined))?.close()
+  }
+  return { fork, close, [Symbol.asyncDispose]: close }
+}
