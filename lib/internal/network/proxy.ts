@@ -95,7 +95,7 @@ export const startProxy = (
     }
   })
 
-/** What has servers: a container, or the network namespace that the containers of a pod share. */
+/** What has servers: a container, or the network namespace that the containers of a pod share, which has no root. */
 export interface Served {
   readonly id: string
   readonly state: Pick<Container["state"], "addresses" | "berth" | "kinds" | "pidfd"> & {
