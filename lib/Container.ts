@@ -171,7 +171,7 @@ export interface StartOptions extends RootOptions {
   readonly ports?: ReadonlyArray<Publishable> | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, the newest of it. */
   readonly logs?: LogFiles | undefined
-  /** The writable layer: see `RootFs.Options`. `upperSize` fails with `Unsupported` for a layer on disk. */
+  /** Where the writable layer is, and its capacity, so that a container cannot fill the host's disk: see `RootFs.Options`. */
   readonly upper?: "disk" | "memory" | undefined
   readonly upperSize?: number | string | undefined
 }

@@ -174,7 +174,7 @@ export interface PodOptions {
   /** More names. */
   readonly aliases?: ReadonlyArray<string> | undefined
   /** Ports of the host that lead to servers of the pod's containers, as `Container.publish` makes them, until the scope closes. */
-  readonly ports?: ReadonlyArray<number | string | PublishOptions> | undefined
+  readonly ports?: ReadonlyArray<Publishable> | undefined
 }
 
 /**

@@ -56,6 +56,7 @@ const targets = {
       "supervisor/init.c",
       "supervisor/terminal.c",
       "supervisor/overlay.c",
+      "supervisor/volume.c",
       "supervisor/pid_namespace.c",
       "supervisor/privilege.c",
       "supervisor/cgroup.c",
