@@ -19,11 +19,13 @@ import * as captures from "./internal/network/capture.ts"
 import * as connecting from "./internal/network/connection.ts"
 import * as exposing from "./internal/network/expose.ts"
 import * as http from "./internal/network/fetch.ts"
+import * as joining from "./internal/network/join.ts"
 import * as listening from "./internal/network/listen.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
 import * as leaving from "./internal/network/outbound.ts"
 import * as partitions from "./internal/network/partition.ts"
+import * as pods from "./internal/network/pod.ts"
 import * as publishing from "./internal/network/publish.ts"
 import * as Namespace from "./Namespace.ts"
 
@@ -129,6 +131,119 @@ export const make = (options: NetworkOptions = {}): Effect.Effect<Network, Berth
     const holder = yield* Namespace.make(["network"])
     return yield* internal.make(yield* Berth, holder, options)
   }).pipe(Effect.withSpan("berth.Network.make"))
+
+/**
+ * @since 0.2.0
+ * @category symbols
+ */
+export const PodTypeId: unique symbol = internal.PodTypeId
+
+/**
+ * @since 0.2.0
+ * @category symbols
+ */
+export type PodTypeId = typeof PodTypeId
+
+/**
+ * Containers that share a network namespace: they reach each other at `localhost`, and have the same addresses and names on
+ * networks. Everything else of the containers is their own.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Pod extends Inspectable.Inspectable {
+  readonly [PodTypeId]: PodTypeId
+  /** Its name on its networks. */
+  readonly name: string
+  /** @internal */
+  readonly state: pods.State
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface PodOptions {
+  /** The networks that it is on. Default: none; its containers then have loopback alone. */
+  readonly network?: Network | ReadonlyArray<Network> | undefined
+  /** Its name on its networks. Default: a random one. */
+  readonly name?: string | undefined
+  /** More names. */
+  readonly aliases?: ReadonlyArray<string> | undefined
+  /** Ports of the host that lead to servers of the pod's containers, as `Container.publish` makes them, until the scope closes. */
+  readonly ports?: ReadonlyArray<number | string | PublishOptions> | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category guards
+ */
+export const isPod: (u: unknown) => u is Pod = internal.isPod
+
+/**
+ * Makes a pod, which is there until the scope closes. A container is in it by its option `network`, from its start to its end.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * const pod = yield* Network.pod({ network, name: "web", ports: ["8080:80"] })
+ * const server = yield* Container.start(nginx, { network: pod })
+ * const cache = yield* Container.start(redis, { network: pod }) // the server reaches it at localhost:6379
+ */
+export const pod = (options: PodOptions = {}): Effect.Effect<Pod, BerthError, Berth | Scope.Scope> =>
+  Effect.gen(function* () {
+    const holder = yield* Namespace.make(["network"])
+    return yield* pods.make(yield* Berth, holder, options)
+  }).pipe(Effect.withSpan("berth.Network.pod"))
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface JoinOptions {
+  /** Names on this network, besides the container's name and id. */
+  readonly aliases?: ReadonlyArray<string> | undefined
+}
+
+/**
+ * Has a running container join a network, until the scope closes: it gets one more interface, addresses and names, and knows the
+ * names of the network at once. `Container.connect` uses its new address; a port that was published before goes where it went.
+ * The container's `/etc/hosts` stays as it is.
+ *
+ * Fails with `InvalidOption` for a container that has no network namespace of its own, that is on the network already, or whose
+ * name is taken there; with `ContainerError` for one that has ended; and with `NetworkError` for one that was started without a
+ * network if a process in it has port 53 of 127.0.0.11, at which names are asked for.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Network.join(network, box, { aliases: ["db"] })
+ */
+export const join: {
+  (
+    container: Container | Pod,
+    options?: JoinOptions
+  ): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    network: Network,
+    container: Container | Pod,
+    options?: JoinOptions
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = joining.join
+
+/**
+ * Has a container leave a network: one of its start, or one that it has joined. Its interface, addresses and names there are gone
+ * at once. Nothing goes over its connections on the network any more; they fail when their programs give them up.
+ *
+ * Fails with `InvalidOption` for a container that is not on the network.
+ *
+ * @since 0.2.0
+ * @category network
+ */
+export const leave: {
+  (container: Container | Pod): (network: Network) => Effect.Effect<void, BerthError>
+  (network: Network, container: Container | Pod): Effect.Effect<void, BerthError>
+} = joining.leave
 
 /**
  * Where a server in a container listens: a TCP port, by default on the container's loopback, over IPv4 or else IPv6; or a

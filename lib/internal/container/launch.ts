@@ -12,6 +12,7 @@ import * as cgroups from "../cgroup/cgroup.ts"
 import * as freezer from "../cgroup/freezer.ts"
 import type { Ids } from "../ids/idMaps.ts"
 import { explain } from "../ids/namespaceFlags.ts"
+import { addressesOf, type Station } from "../network/network.ts"
 import { attend, type Handler } from "../security/seccompNotify.ts"
 import type { Interruptible, Unit } from "../supervisor/connection.ts"
 import { releaseUnit } from "../supervisor/scopedUnit.ts"
@@ -47,6 +48,7 @@ export interface ContainerLaunch extends Common {
   readonly logs: LogFiles | undefined
   readonly base: Base
   readonly names: Names | undefined
+  readonly station: Station | undefined
 }
 
 /** The description of a process beside a container's first one. */
@@ -121,7 +123,7 @@ const processHandle = ({ plan, stdio, unit }: Launched, launch: ProcessLaunch): 
 
 /** Throws if its log cannot be kept in the folder that the options name. */
 const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: ContainerLaunch): Container => {
-  const { base, berth, cgroup, ids, kinds, logs, names, settings } = launch
+  const { base, berth, cgroup, ids, kinds, logs, names, settings, station } = launch
   const log = lazily(() => new Log(stdio, logs))
   if (logs !== undefined) log()
   if (launch.ownsCgroup) cgroup!.state.owner = { berth, scope, container: unit.ended }
@@ -139,7 +141,10 @@ const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: Contain
     settings,
     kinds,
     cgroup,
-    addresses: [],
+    station,
+    get addresses() {
+      return station === undefined ? [] : addressesOf(station)
+    },
     scope,
     release: releaseUnit(`container ${launch.id}`, unit),
     stdin: stdio.stdin,

@@ -21,9 +21,10 @@ export const memberOf = (
       expected: "a network whose scope is open"
     })
   if (isContainer(container))
-    for (const [number, member] of network.state.members)
-      if (member.container === container.id) return { number, place: member.place }
-  const expected = `a container that was started with this network, ${network.name}, and whose scope is open`
+    for (const [number, { container: id, interfaces }] of network.state.members)
+      for (const [place, one] of interfaces)
+        if (id === container.id && one.network === network) return { number, place }
+  const expected = `a container that is on this network, ${network.name}, and whose scope is open`
   throw new InvalidOption({ option, value: String(container), expected })
 }
 

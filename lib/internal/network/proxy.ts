@@ -8,6 +8,7 @@ import type * as Plan from "../../Plan.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
 import { ECONNRESET } from "../util/errno.ts"
+import { invalid } from "../util/validate.ts"
 import { abstractName, LOOPBACK } from "./address.ts"
 import { startHelper } from "./helper.ts"
 import { whenReady, withoutRoot } from "./socket.ts"
@@ -39,9 +40,11 @@ export const toPort = (addresses: ReadonlyArray<string>, port: number, protocol 
 })
 
 /** A Unix socket of a container, by its path or its abstract name; throws. */
-export const toPath = (container: Container, path: string): Target => {
+export const toPath = (container: Served, path: string): Target => {
   if (abstractName(path) !== undefined) return { verb: "add", text: `abstract:${path.slice(1)}` }
   const { root } = container.state
+  if (root === undefined)
+    return invalid("container", path, "a port, or @ and the name of an abstract socket: a pod has no root")
   if (root < 0) throw withoutRoot(container)
   return { verb: "add", text: `unix:${path}`, root }
 }
@@ -77,14 +80,23 @@ export const startProxy = (
     }
   })
 
-/** The addresses at which a container's servers are looked for. */
-export const addressesIn = ({ state }: Container): ReadonlyArray<string> => [
+/** What has servers: a container, or the network namespace that the containers of a pod share. */
+export interface Served {
+  readonly id: string
+  readonly state: Pick<Container["state"], "addresses" | "berth" | "kinds" | "pidfd"> & {
+    /** A pod has no root. */
+    readonly root?: number
+  }
+}
+
+/** The addresses at which the servers are looked for. */
+export const addressesIn = ({ state }: Served): ReadonlyArray<string> => [
   ...state.addresses.slice(0, 2),
   ...LOOPBACK
 ]
 
 /** Runs a proxy that connects to servers of a container. */
-export const makeProxy = (container: Container): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
+export const makeProxy = (container: Served): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
   Effect.suspend(() => {
     const { berth, kinds, pidfd } = container.state
     const own = kinds.includes("network") ? kinds.filter((kind) => kind === "network" || kind === "user") : []

@@ -2,7 +2,6 @@
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { type BerthError, NetworkError, OperationFailed } from "../../BerthError.ts"
-import type { Container } from "../../Container.ts"
 import type {
   Publishable,
   PublishedPath,
@@ -18,7 +17,7 @@ import { candidates, parsePort, portOf, type SocketAddress } from "./address.ts"
 import { heldBy, portInodes } from "./holders.ts"
 import { bindPath } from "./hostPath.ts"
 import { parseOnePort } from "./ports.ts"
-import { addressesIn, makeProxy, type Target, toPath, toPort } from "./proxy.ts"
+import { addressesIn, makeProxy, type Served, type Target, toPath, toPort } from "./proxy.ts"
 import { SOCK_DGRAM, SOCK_STREAM } from "./socket.ts"
 
 /** How many free ports of IPv4 are tried until the same one is free of IPv6. */
@@ -28,7 +27,7 @@ type Protocol = "tcp" | "udp"
 
 /** What is published: the container and the protocol. */
 interface Subject {
-  readonly container: Container
+  readonly container: Served
   readonly protocol: Protocol
 }
 
@@ -98,14 +97,14 @@ const bindAll = (
 }
 
 /** The server in the container; throws. */
-const targetOf = (container: Container, to: PublishOptions["container"], protocol: Protocol): Target => {
+const targetOf = (container: Served, to: PublishOptions["container"], protocol: Protocol): Target => {
   if (typeof to !== "object") return toPort(addressesIn(container), parsePort("container", to), protocol)
   if (protocol === "udp") invalid("container", to, "a port: a Unix socket has no UDP")
   return toPath(container, to.path)
 }
 
 const publishPort = (
-  container: Container,
+  container: Served,
   { container: to, host = 0, hostname, protocol = "tcp" }: PublishOptions
 ): Effect.Effect<PublishedPort, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
@@ -128,7 +127,7 @@ const publishPort = (
   })
 
 const publishPath = (
-  container: Container,
+  container: Served,
   options: PublishPathOptions
 ): Effect.Effect<PublishedPath, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
@@ -146,7 +145,7 @@ const publishPath = (
 
 /** See `Container.publish`. */
 export const publish = (
-  container: Container,
+  container: Served,
   given: Publishable
 ): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
   Effect.flatMap(

@@ -241,9 +241,13 @@ export const numberOf = (address: string): number =>
 /** How a container is on a network. */
 export interface Attachment {
   readonly number: number
+  readonly place: number
   readonly addresses: ReadonlyArray<string>
+  /** What gives the container its interface. */
   readonly operations: ReadonlyArray<Plan.Operation>
   readonly descriptors: Readonly<Record<string, number>>
+  /** What has the container reach all other addresses by the interface. */
+  readonly defaultRoute: Plan.Operation
   /** Closes the socket that the operations need; a second time it does nothing. */
   readonly close: () => void
 }
@@ -268,21 +272,40 @@ export const checkByRules = (router: Router, number: number): ReadonlyArray<Plan
   return [...checks, sysctl(`net/ipv4/conf/${near(number).name}/rp_filter`, "0")]
 }
 
-/** Operations that give a container an interface on a network: `place` is the interface's place among its own. Throws. */
-export const attach = (router: Router, place: number): Attachment => {
-  const number = router.numbers.take()
-  if (number === undefined) throw noFreeAddress(router)
-  const socket = socketIn(router.holder.pidfd, AF_NETLINK, SOCK_RAW)
-  if (socket < 0) {
-    router.numbers.give(number)
+/** A socket for messages to the kernel about the network's namespace, and what closes it, once; throws. */
+const openSocket = ({ holder }: Router) => {
+  const socket = socketIn(holder.pidfd, AF_NETLINK, SOCK_RAW)
+  if (socket < 0)
     throw new OperationFailed({
-      operation: "attach to a network",
+      operation: "a socket of a network",
       index: -1,
       syscall: "socket",
       errno: -socket,
       hint: ""
     })
+  let open = true
+  const close = (): void => {
+    if (open) native().close(socket)
+    open = false
   }
+  return { socket, close }
+}
+
+/**
+ * Operations that give a container an interface on a network: `place` is the interface's place among its own, `isDefault` whether
+ * it reaches all other addresses by this interface. Throws.
+ */
+export const attach = (router: Router, place: number, isDefault: boolean): Attachment => {
+  const number = router.numbers.take()
+  if (number === undefined) throw noFreeAddress(router)
+  let opened: ReturnType<typeof openSocket>
+  try {
+    opened = openSocket(router)
+  } catch (error) {
+    router.numbers.give(number)
+    throw error
+  }
+  const { close, socket } = opened
   const { range } = router
   const addresses = addressesOf(range, number).map(netlink.ip)
   const outer = { ...near(number), mac: mac(1, number) }
@@ -297,29 +320,29 @@ export const attach = (router: Router, place: number): Attachment => {
     ]),
     ...(sixth === undefined || router.ruled.has(number) ? [] : rules(number, sixth))
   ]
+  const gateway = ({ family }: netlink.Ip) => netlink.ip(family === 2 ? GATEWAY[4] : GATEWAY[6])
+  const route = (one: netlink.Ip, toAll: boolean): ReadonlyArray<number> => {
+    const [to, length] = toAll
+      ? [one, 0]
+      : one.family === 2
+        ? [netlink.ip(`${range.prefix4}.0.0`), BITS]
+        : [netlink.ip(`${range.prefix6}::`), 64]
+    return netlink.gatewayRoute(inner.index, to, length, gateway(one), one)
+  }
   const inside = [
     // Loopback as well: the sockets of names are bound there.
     netlink.up(LOOPBACK_INDEX),
     netlink.up(inner.index),
-    ...addresses.flatMap((one) => {
-      const gateway = netlink.ip(one.family === 2 ? GATEWAY[4] : GATEWAY[6])
-      const [to, length] =
-        place === 0
-          ? [one, 0]
-          : one.family === 2
-            ? [netlink.ip(`${range.prefix4}.0.0`), BITS]
-            : [netlink.ip(`${range.prefix6}::`), 64]
-      return [
-        netlink.address(inner.index, one),
-        netlink.neighbor(inner.index, gateway, outer.mac),
-        netlink.gatewayRoute(inner.index, to, length, gateway, one)
-      ]
-    })
+    ...addresses.flatMap((one) => [
+      netlink.address(inner.index, one),
+      netlink.neighbor(inner.index, gateway(one), outer.mac),
+      route(one, isDefault)
+    ])
   ]
   const name = `network${place}`
-  let open = true
   return {
     number,
+    place,
     addresses: addressesOf(range, number),
     operations: [
       { op: "netlink", socket: name, messages: netlink.concat(outside), pidAt: pair.pidAt },
@@ -327,10 +350,22 @@ export const attach = (router: Router, place: number): Attachment => {
       { op: "netlink", socket: name, messages: netlink.concat([netlink.look(outer.index)]), pidAt: -1 }
     ],
     descriptors: { [name]: socket },
-    close: () => {
-      if (open) native().close(socket)
-      open = false
-    }
+    defaultRoute: netlinkOperation(addresses.map((one) => route(one, true))),
+    close
+  }
+}
+
+/** What removes a container's interface from a network. */
+export type Removal = Pick<Attachment, "operations" | "descriptors" | "close">
+
+/** Operations that remove a container's interface, and with it all routes by it; throws. */
+export const detach = (router: Router, { number }: Attachment): Removal => {
+  const { close, socket } = openSocket(router)
+  const messages = netlink.concat([netlink.remove(ROUTER_INDEX + number)])
+  return {
+    operations: [{ op: "netlink", socket: "network", messages, pidAt: -1 }],
+    descriptors: { network: socket },
+    close
   }
 }
 
