@@ -2,7 +2,6 @@
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Scope from "effect/Scope"
-import type { Berth } from "../../Berth.ts"
 import {
   type BerthError,
   ContainerError,
@@ -12,9 +11,7 @@ import {
 } from "../../BerthError.ts"
 import type { Container, StartOptions } from "../../Container.ts"
 import type { JoinOptions, Network, Pod } from "../../Network.ts"
-import * as Plan from "../../Plan.ts"
-import { flagsOf } from "../ids/namespaceFlags.ts"
-import { scopedUnit } from "../supervisor/scopedUnit.ts"
+import type { Operation } from "../../Plan.ts"
 import { isContainer } from "../typeIds.ts"
 import { EADDRINUSE, ENODEV, ESRCH } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
@@ -32,13 +29,13 @@ import {
   serve,
   stopAsking
 } from "./network.ts"
-import { detach, type Removal } from "./router.ts"
+import { detach, perform } from "./router.ts"
 
 /** What a start makes of its networks. */
 export interface Joined {
   /** Undefined for a container that no network was named for. */
   readonly station: Station | undefined
-  readonly operations: ReadonlyArray<Plan.Operation>
+  readonly operations: ReadonlyArray<Operation>
   readonly descriptors: Readonly<Record<string, number>>
   readonly addresses: ReadonlyArray<string>
   /** Says that the operations have been performed. */
@@ -165,35 +162,6 @@ const explain =
     })
   }
 
-/** Performs operations in a process that is in the network namespace of a target and in no other of its namespaces. */
-const perform = (
-  berth: Berth,
-  target: Target,
-  operations: ReadonlyArray<Plan.Operation>,
-  descriptors: Readonly<Record<string, number>>,
-  before: ReadonlyArray<Plan.Operation> = []
-): Effect.Effect<void, BerthError> => {
-  const { pidfd } = target.state
-  const plan = Plan.make([
-    { op: "process", namespaces: flagsOf(["pid"]) },
-    ...before,
-    ...(operations.length === 0
-      ? []
-      : [{ op: "join", process: "target", namespaces: flagsOf(["network"]) } as const]),
-    ...operations,
-    { op: "exit" }
-  ])
-  const name = `a network of ${nameOf(target)}`
-  return Effect.scoped(
-    Effect.asVoid(
-      scopedUnit(berth, berth.supervisor.nextId(), name, plan, {
-        ...descriptors,
-        ...(operations.length === 0 ? {} : { target: pidfd })
-      })
-    )
-  )
-}
-
 const alone = <A, E>(station: Station, change: Effect.Effect<A, E>): Effect.Effect<A, E> => {
   station.changing ??= Effect.unsafeMakeSemaphore(1)
   return station.changing.withPermits(1)(change)
@@ -224,7 +192,8 @@ const joinNow = (
         const { descriptors, operations } = one.attachment
         const served = station.asker === undefined ? serve(station, names.responder) : undefined
         const all = served === undefined ? operations : [...operations, served.operation]
-        yield* perform(berth, target, all, { ...descriptors, ...served?.descriptors }).pipe(
+        const what = `a network of ${nameOf(target)}`
+        yield* perform(berth, target.state.pidfd, what, all, { ...descriptors, ...served?.descriptors }).pipe(
           Effect.mapError(explain(target)),
           // A part of it may have succeeded.
           Effect.tapError(() => Effect.ignore(drop(station, target, one))),
@@ -245,23 +214,17 @@ const joinNow = (
 /** What the kernel has removed already: the container has ended, or the network is gone. */
 const isGone = ({ errno }: OperationFailed): boolean => errno === ENODEV || errno === ESRCH
 
-/** The interface's other end goes with it, and one that remains has the route to all other addresses from now on. */
+/** Removes the interface; one that remains has the route to all other addresses from then on. */
 const removeInterface = (station: Station, target: Target, one: Interface): Effect.Effect<void, BerthError> =>
   Effect.gen(function* () {
     const { berth, router } = one.network.state
+    yield* detach(berth, router, one.attachment)
     const places = [...station.interfaces.keys()].sort((a, b) => a - b)
-    const heir = one.isDefault
-      ? places.map((place) => station.interfaces.get(place)!).find((other) => other !== one)
-      : undefined
-    const removal = yield* Effect.acquireRelease(
-      attempt((): Removal => detach(router, one.attachment)),
-      ({ close }) => Effect.sync(close)
-    )
-    const routes = heir === undefined ? [] : [heir.attachment.defaultRoute]
-    yield* perform(berth, target, routes, removal.descriptors, removal.operations)
-    if (heir !== undefined) heir.isDefault = true
+    const heir = places.map((place) => station.interfaces.get(place)!).find((other) => other !== one)
+    if (!one.isDefault || heir === undefined) return
+    yield* perform(berth, target.state.pidfd, `a route of ${nameOf(target)}`, [heir.attachment.defaultRoute])
+    heir.isDefault = true
   }).pipe(
-    Effect.scoped,
     Effect.catchIf(
       (error) => error._tag === "OperationFailed" && isGone(error),
       () => Effect.void

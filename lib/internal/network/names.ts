@@ -103,6 +103,8 @@ export interface Names {
   /** Gives names to the owner of a number on the network. */
   readonly add: (owner: number, names: ReadonlyArray<string>, addresses: ReadonlyArray<string>) => void
   readonly remove: (owner: number) => void
+  /** Has it ask a server, in the responder's network namespace, for what it does not know. */
+  readonly forward: (address: string, port: number) => void
 }
 
 const inMessages = (names: ReadonlyArray<string>): ReadonlyArray<string> => {
@@ -125,7 +127,8 @@ export const makeNames = (berth: Berth): Effect.Effect<Names, BerthError, Scope.
         for (const list of inMessages(given))
           responder.tell(`name ${network} ${owner} ${list} ${addresses.join(" ")}`)
       },
-      remove: (owner) => responder.tell(`forget ${network} ${owner}`)
+      remove: (owner) => responder.tell(`forget ${network} ${owner}`),
+      forward: (address, port) => responder.tell(`forward ${network} ${address} ${port}`)
     }
     return Effect.as(
       Effect.addFinalizer(() => Effect.sync(() => responder.tell(`forget ${network}`))),

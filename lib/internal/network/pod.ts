@@ -7,15 +7,14 @@ import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { StartOptions } from "../../Container.ts"
 import type { Namespace } from "../../Namespace.ts"
-import type { Pod, PodOptions } from "../../Network.ts"
-import * as Plan from "../../Plan.ts"
-import { flagsOf } from "../ids/namespaceFlags.ts"
-import { scopedUnit } from "../supervisor/scopedUnit.ts"
+import type { Pod, PodOptions, Publishable } from "../../Network.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { invalid } from "../util/validate.ts"
 import { type Joined, joinAtStart } from "./join.ts"
 import { addressesOf, isPod, PodTypeId, parseName, type Station } from "./network.ts"
 import { parsePorts } from "./ports.ts"
 import { publish } from "./publish.ts"
+import { perform } from "./router.ts"
 
 export interface State {
   readonly berth: Berth
@@ -23,6 +22,8 @@ export interface State {
   readonly station: Station
   readonly addresses: ReadonlyArray<string>
   readonly kinds: ReadonlyArray<"network">
+  /** No root: the containers have their own. */
+  readonly root: -1
   /** That of the process that holds its network namespace; -1 once its scope has closed. */
   readonly pidfd: number
   readonly scope: Scope.Scope
@@ -42,24 +43,15 @@ const Proto = {
   }
 }
 
-/** Gives the namespace its interfaces. */
-const configure = (berth: Berth, holder: Namespace, { descriptors, operations }: Joined) =>
-  operations.length === 0
-    ? Effect.void
-    : Effect.scoped(
-        scopedUnit(
-          berth,
-          berth.supervisor.nextId(),
-          "the networks of a pod",
-          Plan.make([
-            { op: "process", namespaces: flagsOf(["pid"]) },
-            { op: "join", process: "holder", namespaces: flagsOf(["network"]) },
-            ...operations,
-            { op: "exit" }
-          ]),
-          { ...descriptors, holder: holder.pidfd }
-        )
-      )
+/** A pod has no root in which a Unix socket could be; throws. */
+const parseOwnPorts = (ports: NonNullable<PodOptions["ports"]>): ReadonlyArray<Publishable> =>
+  ports
+    .flatMap((port) => parsePorts("ports", port))
+    .map((port) =>
+      typeof port === "object" && typeof port.container === "object"
+        ? invalid("ports", port.container, "a port: a pod has no root, and no Unix socket at a path")
+        : port
+    )
 
 /** See `Network.pod`. `holder` is a network namespace that nothing else uses. */
 export const make = (
@@ -71,12 +63,14 @@ export const make = (
     const scope = yield* Effect.scope
     const given = options.name ?? `pod-${randomBytes(4).toString("hex")}`
     const name = yield* attempt(() => parseName("name", given))
-    const ports = yield* attempt(() => (options.ports ?? []).flatMap((port) => parsePorts("ports", port)))
+    const ports = yield* attempt(() => parseOwnPorts(options.ports ?? []))
     const joined = yield* Effect.acquireRelease(
       attempt(() => joinAtStart(name, { ...options, name })),
       ({ leave }) => Effect.sync(leave)
     )
-    yield* configure(berth, holder, joined)
+    const { descriptors, operations } = joined
+    if (operations.length > 0)
+      yield* perform(berth, holder.pidfd, "the networks of a pod", operations, descriptors)
     joined.done()
     const station = joined.station!
     const state: State = {
@@ -87,6 +81,7 @@ export const make = (
         return addressesOf(station)
       },
       kinds: ["network"],
+      root: -1,
       get pidfd() {
         return holder.pidfd
       },

@@ -138,7 +138,8 @@ export const perform = (
   berth: Berth,
   pidfd: number,
   name: string,
-  operations: ReadonlyArray<Plan.Operation>
+  operations: ReadonlyArray<Plan.Operation>,
+  descriptors: Readonly<Record<string, number>> = {}
 ): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const plan = Plan.make([
@@ -148,7 +149,9 @@ export const perform = (
       { op: "exit" }
     ])
     return Effect.scoped(
-      Effect.asVoid(scopedUnit(berth, berth.supervisor.nextId(), name, plan, { process: pidfd }))
+      Effect.asVoid(
+        scopedUnit(berth, berth.supervisor.nextId(), name, plan, { ...descriptors, process: pidfd })
+      )
     )
   })
 
@@ -272,25 +275,6 @@ export const checkByRules = (router: Router, number: number): ReadonlyArray<Plan
   return [...checks, sysctl(`net/ipv4/conf/${near(number).name}/rp_filter`, "0")]
 }
 
-/** A socket for messages to the kernel about the network's namespace, and what closes it, once; throws. */
-const openSocket = ({ holder }: Router) => {
-  const socket = socketIn(holder.pidfd, AF_NETLINK, SOCK_RAW)
-  if (socket < 0)
-    throw new OperationFailed({
-      operation: "a socket of a network",
-      index: -1,
-      syscall: "socket",
-      errno: -socket,
-      hint: ""
-    })
-  let open = true
-  const close = (): void => {
-    if (open) native().close(socket)
-    open = false
-  }
-  return { socket, close }
-}
-
 /**
  * Operations that give a container an interface on a network: `place` is the interface's place among its own, `isDefault` whether
  * it reaches all other addresses by this interface. Throws.
@@ -298,14 +282,17 @@ const openSocket = ({ holder }: Router) => {
 export const attach = (router: Router, place: number, isDefault: boolean): Attachment => {
   const number = router.numbers.take()
   if (number === undefined) throw noFreeAddress(router)
-  let opened: ReturnType<typeof openSocket>
-  try {
-    opened = openSocket(router)
-  } catch (error) {
+  const socket = socketIn(router.holder.pidfd, AF_NETLINK, SOCK_RAW)
+  if (socket < 0) {
     router.numbers.give(number)
-    throw error
+    throw new OperationFailed({
+      operation: "attach to a network",
+      index: -1,
+      syscall: "socket",
+      errno: -socket,
+      hint: ""
+    })
   }
-  const { close, socket } = opened
   const { range } = router
   const addresses = addressesOf(range, number).map(netlink.ip)
   const outer = { ...near(number), mac: mac(1, number) }
@@ -320,7 +307,7 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
     ]),
     ...(sixth === undefined || router.ruled.has(number) ? [] : rules(number, sixth))
   ]
-  const gateway = ({ family }: netlink.Ip) => netlink.ip(family === 2 ? GATEWAY[4] : GATEWAY[6])
+  const gateway = ({ family }: netlink.Ip): netlink.Ip => netlink.ip(family === 2 ? GATEWAY[4] : GATEWAY[6])
   const route = (one: netlink.Ip, toAll: boolean): ReadonlyArray<number> => {
     const [to, length] = toAll
       ? [one, 0]
@@ -340,6 +327,7 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
     ])
   ]
   const name = `network${place}`
+  let open = true
   return {
     number,
     place,
@@ -351,23 +339,22 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
     ],
     descriptors: { [name]: socket },
     defaultRoute: netlinkOperation(addresses.map((one) => route(one, true))),
-    close
+    close: () => {
+      if (open) native().close(socket)
+      open = false
+    }
   }
 }
 
-/** What removes a container's interface from a network. */
-export type Removal = Pick<Attachment, "operations" | "descriptors" | "close">
-
-/** Operations that remove a container's interface, and with it all routes by it; throws. */
-export const detach = (router: Router, { number }: Attachment): Removal => {
-  const { close, socket } = openSocket(router)
-  const messages = netlink.concat([netlink.remove(ROUTER_INDEX + number)])
-  return {
-    operations: [{ op: "netlink", socket: "network", messages, pidAt: -1 }],
-    descriptors: { network: socket },
-    close
-  }
-}
+/** Removes a container's interface: the kernel removes its other end with it, and all routes by both. */
+export const detach = (
+  berth: Berth,
+  { holder }: Router,
+  { number }: Attachment
+): Effect.Effect<void, BerthError> =>
+  perform(berth, holder.pidfd, "an interface of a network", [
+    netlinkOperation([netlink.remove(near(number).index)])
+  ])
 
 export const makeRouter = (holder: Namespace.Namespace, range: Range): Router => ({
   holder,
