@@ -89,6 +89,8 @@ export interface NetworkOptions {
  * unless an entry names the very address are the other addresses of this machine; unless one names the address or a range within, those that are
  * link-local, multicast or reserved, and those at which clouds hand out credentials, such as 169.254.169.254.
  *
+ * A container on several networks leaves by the first of them.
+ *
  * A process of the program's own network namespace makes the connections (see `refusals` for those that it refuses). A container that
  * connects to a refused address sees the connection accepted, and reset at once.
  *
@@ -519,11 +521,14 @@ export const publish: {
  * @category models
  */
 export interface ExposeOptions {
-  /** The TCP port on this machine's loopback, 127.0.0.1 or ::1, on which a server of this program, or of any other, listens. */
-  readonly host: number
+  /**
+   * Where a server of this program, or of any other, listens: a TCP port on this machine's loopback, 127.0.0.1 or ::1, or a Unix socket,
+   * by its path or, after `@`, by its name in the abstract namespace.
+   */
+  readonly host: number | { readonly path: string }
   /** The name by which the network's containers find it. */
   readonly name: string
-  /** The port that containers use. Default: `host`. */
+  /** The port that containers use. Default: `host`, if that is a port. */
   readonly port?: number
 }
 
@@ -541,9 +546,9 @@ export interface ExposedPort {
 }
 
 /**
- * Has the containers of a network reach one TCP port of this machine's loopback by a name, and nothing else of this machine,
- * until the scope closes. The containers may run already. The port refuses connections until something listens on `host`.
- * The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
+ * Has the containers of a network reach one server of this machine by a name, and nothing else of this machine, until the scope
+ * closes. The containers may run already. The port refuses connections until something listens on the port `host`; one that
+ * leads to a Unix socket breaks connections instead. The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
  *
  * Fails with `InvalidOption` for a name that a container or another exposed port of the network has, and for a wrong port.
  *
