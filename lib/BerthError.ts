@@ -480,6 +480,33 @@ export class NetworkError extends tagged<NetworkError>()("NetworkError", {
 }
 
 /**
+ * A volume cannot be made, used or removed in this way. Nothing of it was changed.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class VolumeError extends tagged<VolumeError>()("VolumeError", {
+  reason: Schema.Literal(
+    /** Berth's folder has no volume of this name. */
+    "NotFound",
+    /** Containers, programs or copies use the volume, which the operation excludes. */
+    "InUse",
+    /** The volume of this name has another size, or is a copy of another volume. */
+    "Mismatch",
+    /** The volume's folder is not as Berth has made it. */
+    "Broken"
+  ),
+  /** The name of the volume, or a description if it has none. */
+  volume: Schema.String,
+  /** What is wrong, and what to do about it. */
+  detail: Schema.String
+}) {
+  override get message(): string {
+    return `volume ${this.volume}: ${this.detail}`
+  }
+}
+
+/**
  * A resource could not be released when its scope closed, or in a sweep. It is logged as a warning and fails nothing;
  * the next Berth that starts in the same folder removes the resource.
  *
@@ -527,6 +554,7 @@ export type BerthError =
   | CgroupError
   | NonZeroExit
   | NetworkError
+  | VolumeError
   | WaitFailed
   | FixtureFailed
 
