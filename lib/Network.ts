@@ -27,7 +27,6 @@ import * as leaving from "./internal/network/outbound.ts"
 import * as partitions from "./internal/network/partition.ts"
 import * as publishing from "./internal/network/publish.ts"
 import * as shapes from "./internal/network/shape.ts"
-import * as Namespace from "./Namespace.ts"
 
 /**
  * @since 0.2.0
@@ -127,10 +126,7 @@ export const isNetwork: (u: unknown) => u is Network = internal.isNetwork
  * const db = yield* Container.start(postgres, { network, name: "db" })
  */
 export const make = (options: NetworkOptions = {}): Effect.Effect<Network, BerthError, Berth | Scope.Scope> =>
-  Effect.gen(function* () {
-    const holder = yield* Namespace.make(["network"])
-    return yield* internal.make(yield* Berth, holder, options)
-  }).pipe(Effect.withSpan("berth.Network.make"))
+  Effect.flatMap(Berth, (berth) => internal.make(berth, options)).pipe(Effect.withSpan("berth.Network.make"))
 
 /**
  * Where a server in a container listens: a TCP port, by default on the container's loopback, over IPv4 or else IPv6; or a

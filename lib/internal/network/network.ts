@@ -8,13 +8,12 @@ import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { StartOptions } from "../../Container.ts"
-import type { Namespace } from "../../Namespace.ts"
 import type { Network, NetworkOptions, TypeId as PublicTypeId, Refusal } from "../../Network.ts"
 import type { Operation } from "../../Plan.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { makeNames, type Names, RESOLVER } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
-import { type Attachment, attach, configure, makeRouter, type Router } from "./router.ts"
+import { type Attachment, attach, makeRouter, type Router } from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
 
@@ -79,15 +78,13 @@ export const parseName = (option: string, name: string): string => {
 
 export const make = (
   berth: Berth,
-  holder: Namespace,
   options: NetworkOptions
 ): Effect.Effect<Network, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const name = yield* attempt(() =>
       parseName("name", options.name ?? `net-${randomBytes(4).toString("hex")}`)
     )
-    const router = makeRouter(holder, nextRange())
-    yield* configure(berth, holder, router.range)
+    const router = yield* makeRouter(berth, nextRange())
     const names = yield* makeNames(berth, name)
     const state: State = { berth, router, names, members: new Map(), exposed: new Set(), refusals: undefined }
     const range = `${router.range.prefix4}.0.0/16`
