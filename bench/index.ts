@@ -3,6 +3,7 @@ import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import type * as Effect from "effect/Effect"
 import { cgroup } from "./cgroup.ts"
 import { exec } from "./exec.ts"
+import { first } from "./first.ts"
 import { network } from "./network.ts"
 import { output } from "./output.ts"
 import { pull } from "./pull.ts"
@@ -25,6 +26,12 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   exec: {
     usage: ["exec [--rounds N]      a command in a running container"],
     run: exec
+  },
+  first: {
+    usage: [
+      "first [--rounds N] [--runtimes node,deno,bun]   from the start of a runtime to the end of a first container"
+    ],
+    run: first
   },
   cgroup: {
     usage: ["cgroup [--rounds N]    limits in a start, statistics, and those of 500 every second"],

@@ -12,7 +12,7 @@ import * as validate from "../util/validate.ts"
 import { memberOf, undone } from "./member.ts"
 import type { Bytes } from "./netlink.ts"
 import * as queues from "./netlinkQueue.ts"
-import type { Member } from "./network.ts"
+import type { Interface } from "./network.ts"
 import { far, near, netlinkOperation, perform } from "./router.ts"
 
 /** The way of packets: from the container, or to it. */
@@ -25,18 +25,18 @@ interface Shape {
   readonly impair?: queues.Faults | undefined
 }
 
-/** The shapes of a container on a network, which change one after the other. */
+/** The shapes of a container's interface, which change one after the other. */
 interface Shapes {
   readonly lock: Effect.Semaphore
   up: Shape
   down: Shape
 }
 
-const known = new WeakMap<Member, Shapes>()
+const known = new WeakMap<Interface, Shapes>()
 
-const shapesOf = (member: Member): Shapes => {
-  const shapes = known.get(member) ?? { lock: Effect.unsafeMakeSemaphore(1), up: {}, down: {} }
-  known.set(member, shapes)
+const shapesOf = (link: Interface): Shapes => {
+  const shapes = known.get(link) ?? { lock: Effect.unsafeMakeSemaphore(1), up: {}, down: {} }
+  known.set(link, shapes)
   return shapes
 }
 
@@ -85,11 +85,11 @@ const shape = (
   added: Shape
 ): Effect.Effect<void, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const { member, number } = yield* attempt(() => memberOf(network, "container", container))
+    const { link, number, place } = yield* attempt(() => memberOf(network, "container", container))
     const { berth, members, router } = network.state
-    const shapes = shapesOf(member)
+    const shapes = shapesOf(link)
     const [holder, index] =
-      way === "up" ? [container.state, far(member.place).index] : [router.holder, near(number).index]
+      way === "up" ? [container.state, far(place).index] : [router.holder, near(number).index]
     const apply = (next: Shape): Effect.Effect<void, BerthError> =>
       perform(berth, holder.pidfd, `links of container ${container.id}`, [
         netlinkOperation(messages(index, next))
@@ -103,7 +103,7 @@ const shape = (
       return Effect.fail(new InvalidOption({ option: `${taken} ${way}`, value: String(container), expected }))
     })
     const end = Effect.suspend(() => {
-      if (members.get(number) !== member) return Effect.void
+      if (members.get(number)?.interfaces.get(place) !== link) return Effect.void
       const left = Object.entries(shapes[way]).filter(([key]) => !(key in added))
       return Effect.catchIf(apply(Object.fromEntries(left)), isGone, () => Effect.void)
     })
