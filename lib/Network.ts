@@ -132,10 +132,7 @@ export const isNetwork: (u: unknown) => u is Network = internal.isNetwork
  * const db = yield* Container.start(postgres, { network, name: "db" })
  */
 export const make = (options: NetworkOptions = {}): Effect.Effect<Network, BerthError, Berth | Scope.Scope> =>
-  Effect.gen(function* () {
-    const holder = yield* Namespace.make(["network"])
-    return yield* internal.make(yield* Berth, holder, options)
-  }).pipe(Effect.withSpan("berth.Network.make"))
+  Effect.flatMap(Berth, (berth) => internal.make(berth, options)).pipe(Effect.withSpan("berth.Network.make"))
 
 /**
  * @since 0.2.0
