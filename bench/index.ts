@@ -4,6 +4,7 @@ import type * as Effect from "effect/Effect"
 import { cgroup } from "./cgroup.ts"
 import { exec } from "./exec.ts"
 import { first } from "./first.ts"
+import { network } from "./network.ts"
 import { output } from "./output.ts"
 import { pull } from "./pull.ts"
 import { seccomp } from "./seccomp.ts"
@@ -35,6 +36,10 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   cgroup: {
     usage: ["cgroup [--rounds N]    limits in a start, statistics, and those of 500 every second"],
     run: cgroup
+  },
+  network: {
+    usage: ["network [--rounds N]   starts with networks, connections, throughput and names, against podman"],
+    run: network
   },
   output: {
     usage: ["output [--rounds N]    how fast a container's output comes"],

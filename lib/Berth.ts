@@ -13,6 +13,7 @@ import type * as Doctor from "./Doctor.ts"
 import * as internal from "./internal/berth/layer.ts"
 import type { Memory } from "./internal/berth/memory.ts"
 import type { Turns } from "./internal/disk/files.ts"
+import type { Responder } from "./internal/network/names.ts"
 import * as tag from "./internal/service.ts"
 import type { Holds } from "./internal/store/leases.ts"
 import type { Supervisor, TimeLimits } from "./internal/supervisor/connection.ts"
@@ -64,6 +65,8 @@ export interface Berth extends Inspectable.Inspectable {
   readonly memory: Memory
   /** @internal */
   readonly turns: Turns
+  /** @internal the responder for the names of its networks, which the first one starts */
+  readonly responder: Effect.Effect<Responder, BerthError>
 }
 
 /**

@@ -26,7 +26,7 @@ import * as typeIds from "./internal/typeIds.ts"
 import { later } from "./internal/util/later.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
-import type { Network, Publishable } from "./Network.ts"
+import type { Network, Pod, Publishable } from "./Network.ts"
 import type { Plan } from "./Plan.ts"
 import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "./Process.ts"
 import type { RootFs } from "./RootFs.ts"
@@ -92,9 +92,9 @@ export interface RootOptions extends ProcessOptions {
   readonly hostname?: string | undefined
   /**
    * Whether the container gets files `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of its own, whatever its image has.
-   * They name `localhost` and the hostname; without a network they name no server. On a network of `Network.make` they name the
-   * network's, on the host's network the host's, and on the network of another container that container's. A file that
-   * `mounts` cover is not made. Commits do not contain the files. Default true; false shows the image's files.
+   * They name `localhost` and the hostname, and the server 127.0.0.11, which knows the names of the container's networks; without
+   * any, nothing answers there. On the host's network they name the host's servers, and on the network of another container that
+   * container's. A file that `mounts` cover is not made. Commits do not contain the files. Default true; false shows the image's files.
    */
   readonly etcFiles?: boolean | undefined
   /** Lines that are added to `/etc/hosts`, as names with addresses: `["db:10.0.0.2", "db:[fd00::2]"]`. */
@@ -160,9 +160,9 @@ export interface StartOptions extends RootOptions {
   /**
    * The networks that it is on: `"none"` has loopback alone, `"host"` is the host's own, in place of
    * `namespaces: { network: "host" }`. Its interfaces are `eth0`, `eth1` and so on; other addresses than the networks' are
-   * reached by the first. Default: `"none"`.
+   * reached by the first. In a pod of `Network.pod` it has the pod's interfaces, addresses and names. Default: `"none"`.
    */
-  readonly network?: "none" | "host" | Network | ReadonlyArray<Network> | undefined
+  readonly network?: "none" | "host" | Network | ReadonlyArray<Network> | Pod | undefined
   /** Its name on its networks, besides its id. */
   readonly name?: string | undefined
   /** More names. */
@@ -171,7 +171,7 @@ export interface StartOptions extends RootOptions {
   readonly ports?: ReadonlyArray<Publishable> | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, the newest of it. */
   readonly logs?: LogFiles | undefined
-  /** The writable layer: see `RootFs.Options`. `upperSize` fails with `Unsupported` for a layer on disk. */
+  /** Where the writable layer is, and its capacity, so that a container cannot fill the host's disk: see `RootFs.Options`. */
   readonly upper?: "disk" | "memory" | undefined
   readonly upperSize?: number | string | undefined
 }

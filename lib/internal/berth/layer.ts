@@ -13,6 +13,7 @@ import { folderOf } from "../disk/defaultFolder.ts"
 import { tryLock } from "../disk/fileLock.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/sweep.ts"
+import { makeResponder } from "../network/names.ts"
 import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
 import * as Seccomp from "../security/seccomp.ts"
 import { Proto } from "../service.ts"
@@ -282,7 +283,8 @@ export const make = (
       holds,
       layers,
       memory: Memory.make(tree, filters),
-      turns: new Map()
+      turns: new Map(),
+      responder: yield* makeResponder({ supervisor })
     }
     const berth: Berth = Object.assign(Object.create(Proto), fields)
     // Layers that a dead supervisor has not unpacked to the end.

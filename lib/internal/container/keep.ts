@@ -30,7 +30,7 @@ const upperOf = (container: Container): Effect.Effect<string, BerthError> =>
       return yield* new InvalidOption({
         option: "container",
         value: container.id,
-        expected: `a container with its writable layer on disk: start it with upper: "disk"${
+        expected: `a container with its writable layer on disk: start it with upper: "disk" and without upperSize${
           base.image.upper === "memory" ? ", of another image than the host's root" : ""
         }`
       })
