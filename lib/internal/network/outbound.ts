@@ -156,7 +156,7 @@ const forwardNames = (network: Network, rules: Rules, servers: ReadonlyArray<str
       const port = boundPort(sockets[0]!)
       tell(socket, "serve", ["1 1"], sockets)
       closeAll(sockets)
-      names.responder.tell(`forward ${names.network} ${host} ${port}`)
+      names.forward(host, port)
     })
   })
 

@@ -8,7 +8,6 @@ import type * as Plan from "../../Plan.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
 import { ECONNRESET } from "../util/errno.ts"
-import { invalid } from "../util/validate.ts"
 import { abstractName, LOOPBACK } from "./address.ts"
 import { startHelper } from "./helper.ts"
 import { whenReady, withoutRoot } from "./socket.ts"
@@ -43,8 +42,6 @@ export const toPort = (addresses: ReadonlyArray<string>, port: number, protocol 
 export const toPath = (container: Served, path: string): Target => {
   if (abstractName(path) !== undefined) return { verb: "add", text: `abstract:${path.slice(1)}` }
   const { root } = container.state
-  if (root === undefined)
-    return invalid("container", path, "a port, or @ and the name of an abstract socket: a pod has no root")
   if (root < 0) throw withoutRoot(container)
   return { verb: "add", text: `unix:${path}`, root }
 }
@@ -98,10 +95,7 @@ export const startProxy = (
 /** What has servers: a container, or the network namespace that the containers of a pod share, which has no root. */
 export interface Served {
   readonly id: string
-  readonly state: Pick<Container["state"], "addresses" | "berth" | "kinds" | "pidfd"> & {
-    /** A pod has no root. */
-    readonly root?: number
-  }
+  readonly state: Pick<Container["state"], "addresses" | "berth" | "kinds" | "pidfd" | "root">
 }
 
 /** The addresses at which the servers are looked for. */

@@ -275,25 +275,6 @@ export const checkByRules = (router: Router, number: number): ReadonlyArray<Plan
   return [...checks, sysctl(`net/ipv4/conf/${near(number).name}/rp_filter`, "0")]
 }
 
-/** A socket for messages to the kernel about the network's namespace, and what closes it, once; throws. */
-const openSocket = ({ holder }: Router) => {
-  const socket = socketIn(holder.pidfd, AF_NETLINK, SOCK_RAW)
-  if (socket < 0)
-    throw new OperationFailed({
-      operation: "a socket of a network",
-      index: -1,
-      syscall: "socket",
-      errno: -socket,
-      hint: ""
-    })
-  let open = true
-  const close = (): void => {
-    if (open) native().close(socket)
-    open = false
-  }
-  return { socket, close }
-}
-
 /**
  * Operations that give a container an interface on a network: `place` is the interface's place among its own, `isDefault` whether
  * it reaches all other addresses by this interface. Throws.
@@ -358,7 +339,10 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
     ],
     descriptors: { [name]: socket },
     defaultRoute: netlinkOperation(addresses.map((one) => route(one, true))),
-    close
+    close: () => {
+      if (open) native().close(socket)
+      open = false
+    }
   }
 }
 
