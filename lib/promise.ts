@@ -117,6 +117,8 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
 export interface ClosableNetwork extends Network.Network, AsyncDisposable {
   /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
   readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
+  /** The connections that `outbound` refuses: see `Network.refusals`. */
+  readonly refusals: () => AsyncIterable<Network.Refusal>
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }

@@ -78,6 +78,8 @@ const targets = {
       "proxy/proxy.c",
       "proxy/outbound.c",
       "proxy/pair.c",
+      "proxy/toxic.c",
+      "proxy/timer.c",
       "proxy/datagram.c",
       "proxy/target.c",
       "common/descriptor.c"

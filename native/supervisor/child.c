@@ -181,7 +181,11 @@ static int send_name_sockets(const struct child *child, const struct operation *
     cleanup_close int connections = bound_socket(SOCK_STREAM, failure);
     if (connections < 0) return -1;
     const int sockets[] = {datagrams, connections};
-    if (descriptors_send(descriptor(child, &operation->name_sockets.responder), message->s.text, message->s.length, sockets, 2) < 0) return fail(failure, "sendmsg");
+    struct pollfd responder = {.fd = descriptor(child, &operation->name_sockets.responder), .events = POLLOUT};
+    while (descriptors_send(responder.fd, message->s.text, message->s.length, sockets, 2) < 0) {
+        if (errno != EAGAIN) return fail(failure, "sendmsg");
+        poll(&responder, 1, -1); // until it has read some of what others have sent
+    }
     return 0;
 }
 

@@ -16,7 +16,8 @@ import * as Memory from "../berth/memory.ts"
 import { lazily } from "../cgroup/tree.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
-import * as networks from "../network/network.ts"
+import * as networks from "../network/join.ts"
+import { inPod, podOf } from "../network/pod.ts"
 import { parsePorts } from "../network/ports.ts"
 import { publish } from "../network/publish.ts"
 import { isContainer } from "../typeIds.ts"
@@ -54,10 +55,19 @@ const startIn = (
 ): Effect.Effect<Container, BerthError, Scope.Scope> =>
   Effect.suspend(() => {
     const id = prepare.makeId()
-    return options.network === undefined && options.ports === undefined
+    return options.network === undefined && options.ports === undefined && options.name === undefined
       ? startAlone(berth, image, options, userns, id, networks.none)
       : startOnNetworks(berth, image, options, userns, id)
   })
+
+const joinAtStart = (
+  id: string,
+  options: StartOptions
+): Effect.Effect<networks.Joined, BerthError, Scope.Scope> =>
+  Effect.acquireRelease(
+    attempt(() => networks.joinAtStart(id, options)),
+    ({ leave }) => Effect.sync(leave)
+  )
 
 /** Its addresses are taken before, and given back when nothing of the container is left. A port that cannot be had ends it. */
 const startOnNetworks = (
@@ -70,13 +80,13 @@ const startOnNetworks = (
   whileStarted(
     Effect.gen(function* () {
       const ports = yield* attempt(() => (options.ports ?? []).flatMap((port) => parsePorts("ports", port)))
-      const joined = yield* Effect.acquireRelease(
-        attempt(() => networks.join(id, options)),
-        ({ leave }) => Effect.sync(leave)
-      )
-      const container = yield* startAlone(berth, image, options, userns, id, joined)
+      const pod = podOf(options)
+      const { joined, options: own } =
+        pod === undefined
+          ? { joined: yield* joinAtStart(id, options), options }
+          : yield* attempt(() => inPod(pod, options))
+      const container = yield* startAlone(berth, image, own, userns, id, joined)
       joined.done()
-      container.state.addresses.push(...joined.addresses)
       yield* Effect.forEach(ports, (port) => publish(container, port), { discard: true })
       return container
     })

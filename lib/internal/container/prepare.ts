@@ -13,7 +13,8 @@ import * as cgroupFiles from "../cgroup/cgroup.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
 import * as namespaces from "../ids/namespaceFlags.ts"
-import { type Joined, none } from "../network/network.ts"
+import { type Joined, none } from "../network/join.ts"
+import { makeStation, type Station } from "../network/network.ts"
 import * as AppArmor from "../security/appArmor.ts"
 import * as Capabilities from "../security/capabilities.ts"
 import { attainable } from "../security/rlimits.ts"
@@ -228,6 +229,7 @@ interface Parts extends Pick<Decided, "cgroup" | "joined" | "inUserNamespace"> {
   readonly shared: etcFiles.Names | undefined
   /** Its networks. */
   readonly network: Joined
+  readonly station: Station | undefined
   /** Whether it joins a mount namespace that has a root. */
   readonly hasRoot: boolean
   readonly around: Pick<
@@ -309,7 +311,8 @@ const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLa
     ids: parts.mapped?.ids,
     base: parts.base,
     disk: parts.disk,
-    names
+    names,
+    station: parts.station
   }
 }
 
@@ -317,6 +320,10 @@ const sharedNames = ({ namespaces }: StartOptions): etcFiles.Names | undefined =
   const from = namespaces?.network
   return typeof from === "object" && !isNamespace(from) ? from.state.names : undefined
 }
+
+/** Its own, or that of the pod whose network namespace it joins. */
+const stationOf = ({ station }: Joined, id: string, isOwn: boolean): Station | undefined =>
+  isOwn ? (station ?? makeStation(id, undefined)) : station?.container === id ? undefined : station
 
 export const start = (
   image: Image,
@@ -363,6 +370,7 @@ export const start = (
     logs: options.logs,
     shared: sharedNames(options),
     network: at.network,
+    station: stationOf(at.network, at.id, created.has("network")),
     hasRoot: false,
     around: {
       created,
@@ -413,6 +421,7 @@ export const spawn = (
     logs: undefined,
     shared: undefined,
     network: none,
+    station: undefined,
     hasRoot: namespaces.root === rootfs,
     around: {
       created,

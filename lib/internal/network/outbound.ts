@@ -108,7 +108,7 @@ const hostServers = (): ReadonlyArray<string> => {
 
 /** A socket in the namespace of the responder; throws. */
 const bindBeside = (names: Names, type: number, { bytes, text }: SocketAddress): number => {
-  const fd = socketIn(names.pidfd(), AF_INET, type)
+  const fd = socketIn(names.responder.pidfd(), AF_INET, type)
   if (fd < 0) throw failed("a socket of the responder for names", "socket", -fd)
   const bound = native().bind(fd, bytes)
   if (bound >= 0) return fd
@@ -152,11 +152,11 @@ const forwardNames = (network: Network, rules: Rules, servers: ReadonlyArray<str
         }
         tell(socket, "allow", rules.names)
       }
-      tell(socket, "forward", servers)
+      tell(socket, "forward 1", servers)
       const port = boundPort(sockets[0]!)
-      tell(socket, "serve", ["1"], sockets)
+      tell(socket, "serve", ["1 1"], sockets)
       closeAll(sockets)
-      names.forward(host, port)
+      names.responder.tell(`forward ${names.network} ${host} ${port}`)
     })
   })
 

@@ -23,7 +23,7 @@ import { abstractName, candidates, type SocketAddress, unix } from "./address.ts
 export const SOCK_STREAM = 1
 export const SOCK_DGRAM = 2
 
-const failed = (container: Container, syscall: string, errno: number): BerthError =>
+const failed = (container: Pick<Container, "id">, syscall: string, errno: number): BerthError =>
   errno === ESRCH
     ? new ContainerError({
         reason: "NotRunning",
@@ -64,7 +64,8 @@ export const refused = (container: Container, address: string, errno: number): B
   return new NetworkError({ reason, subject: `container ${container.id}`, address, errno, detail })
 }
 
-export const withoutRoot = (container: Container): BerthError => failed(container, "openat2", ESRCH)
+export const withoutRoot = (container: Pick<Container, "id">): BerthError =>
+  failed(container, "openat2", ESRCH)
 
 /** A path is resolved in the container's root, whatever its links say (CVE-2024-21626 has their kind of attack). */
 const inRoot = <A>(container: Container, path: string, use: (address: SocketAddress) => A): A => {

@@ -20,6 +20,7 @@ import * as Volume from "../../Volume.ts"
 import { closing, makeBox, withContainers } from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
 import { named } from "./images.ts"
+import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
 /** Runs an effect in a scope of its own, which closes if it fails; `use` gets its value and the scope. */
@@ -45,7 +46,8 @@ export const networkWith =
         const close = closing(shared, scope, linger)
         const expose = (options: Network.ExposeOptions) =>
           shared.run(Scope.extend(Network.expose(made, options), scope))
-        return Object.assign(made, { expose, close, [Symbol.asyncDispose]: close })
+        const refusals = () => iterableOf(Network.refusals(made))
+        return Object.assign(made, { expose, refusals, close, [Symbol.asyncDispose]: close })
       }),
       { linger, signal }
     )
