@@ -5,6 +5,7 @@
  */
 import type * as net from "node:net"
 import type * as HttpClient from "@effect/platform/HttpClient"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type * as Inspectable from "effect/Inspectable"
@@ -19,12 +20,16 @@ import * as captures from "./internal/network/capture.ts"
 import * as connecting from "./internal/network/connection.ts"
 import * as exposing from "./internal/network/expose.ts"
 import * as http from "./internal/network/fetch.ts"
+import * as joining from "./internal/network/join.ts"
 import * as listening from "./internal/network/listen.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as internal from "./internal/network/network.ts"
 import * as leaving from "./internal/network/outbound.ts"
 import * as partitions from "./internal/network/partition.ts"
+import * as pods from "./internal/network/pod.ts"
 import * as publishing from "./internal/network/publish.ts"
+import * as shapes from "./internal/network/shape.ts"
+import * as toxics from "./internal/network/toxic.ts"
 import * as Namespace from "./Namespace.ts"
 
 /**
@@ -84,6 +89,8 @@ export interface NetworkOptions {
  * unless an entry names the very address are the other addresses of this machine; unless one names the address or a range within, those that are
  * link-local, multicast or reserved, and those at which clouds hand out credentials, such as 169.254.169.254.
  *
+ * A container on several networks leaves by the first of them.
+ *
  * A process of the program's own network namespace makes the connections (see `refusals` for those that it refuses). A container that
  * connects to a refused address sees the connection accepted, and reset at once.
  *
@@ -125,10 +132,120 @@ export const isNetwork: (u: unknown) => u is Network = internal.isNetwork
  * const db = yield* Container.start(postgres, { network, name: "db" })
  */
 export const make = (options: NetworkOptions = {}): Effect.Effect<Network, BerthError, Berth | Scope.Scope> =>
+  Effect.flatMap(Berth, (berth) => internal.make(berth, options)).pipe(Effect.withSpan("berth.Network.make"))
+
+/**
+ * @since 0.2.0
+ * @category symbols
+ */
+export const PodTypeId: unique symbol = internal.PodTypeId
+
+/**
+ * @since 0.2.0
+ * @category symbols
+ */
+export type PodTypeId = typeof PodTypeId
+
+/**
+ * Containers that share a network namespace: they reach each other at `localhost`, and have the same addresses and names on
+ * networks. Everything else of the containers is their own.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Pod extends Inspectable.Inspectable {
+  readonly [PodTypeId]: PodTypeId
+  /** Its name on its networks. */
+  readonly name: string
+  /** @internal */
+  readonly state: pods.State
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface PodOptions {
+  /** The networks that it is on. Default: none; its containers then have loopback alone. */
+  readonly network?: Network | ReadonlyArray<Network> | undefined
+  /** Its name on its networks. Default: a random one. */
+  readonly name?: string | undefined
+  /** More names. */
+  readonly aliases?: ReadonlyArray<string> | undefined
+  /** Ports of the host that lead to servers of the pod's containers, as `Container.publish` makes them, until the scope closes. */
+  readonly ports?: ReadonlyArray<Publishable> | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category guards
+ */
+export const isPod: (u: unknown) => u is Pod = internal.isPod
+
+/**
+ * Makes a pod, which is there until the scope closes. A container is in it by its option `network`, from its start to its end.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * const pod = yield* Network.pod({ network, name: "web", ports: ["8080:80"] })
+ * const server = yield* Container.start(nginx, { network: pod })
+ * const cache = yield* Container.start(redis, { network: pod }) // the server reaches it at localhost:6379
+ */
+export const pod = (options: PodOptions = {}): Effect.Effect<Pod, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
     const holder = yield* Namespace.make(["network"])
-    return yield* internal.make(yield* Berth, holder, options)
-  }).pipe(Effect.withSpan("berth.Network.make"))
+    return yield* pods.make(yield* Berth, holder, options)
+  }).pipe(Effect.withSpan("berth.Network.pod"))
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface JoinOptions {
+  /** Names on this network, besides the container's name and id. */
+  readonly aliases?: ReadonlyArray<string> | undefined
+}
+
+/**
+ * Has a running container join a network, until the scope closes: it gets one more interface, addresses and names, and knows the
+ * names of the network at once. `Container.connect` uses its new address; a port that was published before goes where it went.
+ * The container's `/etc/hosts` stays as it is.
+ *
+ * Fails with `InvalidOption` for a container that has no network namespace of its own, that is on the network already, or whose
+ * name is taken there; with `ContainerError` for one that has ended; and with `NetworkError` for one that was started without a
+ * network if a process in it has port 53 of 127.0.0.11, at which names are asked for.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * yield* Network.join(network, box, { aliases: ["db"] })
+ */
+export const join: {
+  (
+    container: Container | Pod,
+    options?: JoinOptions
+  ): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    network: Network,
+    container: Container | Pod,
+    options?: JoinOptions
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = joining.join
+
+/**
+ * Has a container leave a network: one of its start, or one that it has joined. Its interface, addresses and names there are gone
+ * at once. Nothing goes over its connections on the network any more; they fail when their programs give them up.
+ *
+ * Fails with `InvalidOption` for a container that is not on the network.
+ *
+ * @since 0.2.0
+ * @category network
+ */
+export const leave: {
+  (container: Container | Pod): (network: Network) => Effect.Effect<void, BerthError>
+  (network: Network, container: Container | Pod): Effect.Effect<void, BerthError>
+} = joining.leave
 
 /**
  * Where a server in a container listens: a TCP port, by default on the container's loopback, over IPv4 or else IPv6; or a
@@ -401,11 +518,14 @@ export const publish: {
  * @category models
  */
 export interface ExposeOptions {
-  /** The TCP port on this machine's loopback, 127.0.0.1 or ::1, on which a server of this program, or of any other, listens. */
-  readonly host: number
+  /**
+   * Where a server of this program, or of any other, listens: a TCP port on this machine's loopback, 127.0.0.1 or ::1, or a Unix socket,
+   * by its path or, after `@`, by its name in the abstract namespace.
+   */
+  readonly host: number | { readonly path: string }
   /** The name by which the network's containers find it. */
   readonly name: string
-  /** The port that containers use. Default: `host`. */
+  /** The port that containers use. Default: `host`, if that is a port. */
   readonly port?: number
 }
 
@@ -423,9 +543,9 @@ export interface ExposedPort {
 }
 
 /**
- * Has the containers of a network reach one TCP port of this machine's loopback by a name, and nothing else of this machine,
- * until the scope closes. The containers may run already. The port refuses connections until something listens on `host`.
- * The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
+ * Has the containers of a network reach one server of this machine by a name, and nothing else of this machine, until the scope
+ * closes. The containers may run already. The port refuses connections until something listens on the port `host`; one that
+ * leads to a Unix socket breaks connections instead. The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
  *
  * Fails with `InvalidOption` for a name that a container or another exposed port of the network has, and for a wrong port.
  *
@@ -486,6 +606,82 @@ export const partition: {
     options?: PartitionOptions
   ): Effect.Effect<void, BerthError, Scope.Scope>
 } = partitions.partition
+
+/**
+ * What `Network.rate` takes: bits a second, as a number or as text like `"10mbit"` (`bit`, `kbit`, `mbit` and `gbit`, of 1000 each).
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Rates {
+  /** What the container sends. */
+  readonly up?: number | string
+  /** What the container receives. */
+  readonly down?: number | string
+}
+
+/**
+ * Limits how fast a container sends to and receives from a network, until the scope closes: tc-tbf(8). Packets wait for about
+ * a tenth of a second; what comes then is dropped, as by a slow router, and TCP finds the rate. The limit is outside the reach of the
+ * container. Its loopback, `Container.connect` and published ports are not limited.
+ *
+ * Fails with `InvalidOption` for another rate than from 8kbit to 100gbit, a container that is not on the network, or a direction that has a
+ * rate already; with `Unsupported` where the kernel lacks sch_tbf.
+ *
+ * @since 0.2.0
+ * @category chaos
+ * @example
+ * yield* Network.rate(network, phone, { down: "10mbit", up: "1mbit" })
+ */
+export const rate: {
+  (container: Container, rates: Rates): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (network: Network, container: Container, rates: Rates): Effect.Effect<void, BerthError, Scope.Scope>
+} = shapes.rate
+
+/**
+ * What `Network.impair` does to packets.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Impairment {
+  /** How long each packet is kept back, one hour at most. */
+  readonly delay?: Duration.DurationInput
+  /** By how much the delay varies, up and down. Packets may overtake each other. */
+  readonly jitter?: Duration.DurationInput
+  /** The share of packets that are lost, from 0 to 1. */
+  readonly loss?: number
+  /** The share that arrives twice. */
+  readonly duplicate?: number
+  /** The share of which one bit is wrong. */
+  readonly corrupt?: number
+  /** What the container sends (`"up"`), receives (`"down"`), or both: then a `delay` adds twice to a round trip. Default: `"both"`. */
+  readonly direction?: "up" | "down" | "both"
+}
+
+/**
+ * Makes the link of a container to a network a bad one until the scope closes: tc-netem(8). It can be together with a rate.
+ * The container's loopback, `Container.connect` and published ports are not affected.
+ *
+ * Fails with `InvalidOption` for a value out of its range, a container that is not on the network, or a direction that is impaired already;
+ * with `Unsupported` where the kernel lacks sch_netem.
+ *
+ * @since 0.2.0
+ * @category chaos
+ * @example
+ * yield* Network.impair(network, phone, { delay: "80 millis", jitter: "20 millis", loss: 0.01 })
+ */
+export const impair: {
+  (
+    container: Container,
+    impairment: Impairment
+  ): (network: Network) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    network: Network,
+    container: Container,
+    impairment: Impairment
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = shapes.impair
 
 /**
  * @since 0.2.0
@@ -561,3 +757,49 @@ export const captureToFile: {
   ): (network: Network) => Effect.Effect<FileCapture, BerthError, Scope.Scope>
   (network: Network, container: Container, path: string): Effect.Effect<FileCapture, BerthError, Scope.Scope>
 } = captures.captureToFile
+
+/**
+ * Faults of the connections of a published port. Times are at most an hour.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ToxicOptions {
+  /**
+   * The delay of each byte and of the end of a connection. Each direction of a connection has at most 512 KiB on its way, so that a
+   * delay of a second also limits the rate to 512 KiB a second.
+   */
+  readonly latency?: Duration.DurationInput
+  /** The most that a delay is shorter or longer than `latency`, at random. The order of bytes stays. */
+  readonly jitter?: Duration.DurationInput
+  /** The bytes of each connection that pass in a second, as a number or as text like `"64KiB"`. */
+  readonly rate?: number | string
+  /** When a connection breaks, for both of its ends (ECONNRESET): after so many bytes of a direction, or after some time. */
+  readonly reset?: { readonly bytes?: number | string; readonly after?: Duration.DurationInput }
+  /** Whether nothing passes, neither bytes nor ends nor resets: to each end the other one seems to be silent. Default false. */
+  readonly halfOpen?: boolean
+  /** `"up"` is from who has connected to the server, `"down"` back. Default: `"both"`. */
+  readonly direction?: "both" | "up" | "down"
+}
+
+/**
+ * Gives a published TCP port or path faults, until the scope closes. They apply to the connections that there are, from now on, and to
+ * new ones; afterwards the connections go on without faults. Of several at a time the delays add up, and the lowest limit counts.
+ *
+ * Fails with `InvalidOption` for a wrong option, and for what `Container.publish` has not given.
+ *
+ * @since 0.2.0
+ * @category faults
+ * @example
+ * const port = yield* Container.publish(db, 5432)
+ * yield* Effect.scoped(Effect.zipRight(Network.toxic(port, { latency: "200 millis", jitter: "50 millis" }), check))
+ */
+export const toxic: {
+  (
+    options: ToxicOptions
+  ): (published: PublishedPort | PublishedPath) => Effect.Effect<void, BerthError, Scope.Scope>
+  (
+    published: PublishedPort | PublishedPath,
+    options: ToxicOptions
+  ): Effect.Effect<void, BerthError, Scope.Scope>
+} = toxics.toxic

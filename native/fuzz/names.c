@@ -9,6 +9,7 @@
 static int fuzz_clock(struct timespec *time);
 #include "../names/names.c"
 #include "../names/table.c"
+#include "../names/forward.c"
 #undef main
 #undef clock_gettime
 
@@ -73,7 +74,7 @@ static void hang_up(struct client *client) {
 
 static void serve_client(unsigned id) {
     char text[16];
-    int fds[2], size = snprintf(text, sizeof text, "serve %u", id + 1);
+    int fds[2], size = snprintf(text, sizeof text, "serve %u 1 2", id + 1);
     hang_up(&clients[id]);
     clients[id].address = make_both(&fds[0], &fds[1]);
     descriptors_send(told, text, (size_t)size, fds, 2);
@@ -141,7 +142,7 @@ static void forward(void) {
     struct sockaddr_in address;
     socklen_t size = sizeof address;
     if (getsockname(other_udp, (struct sockaddr *)&address, &size) < 0) abort();
-    int length = snprintf(text, sizeof text, "forward 127.0.0.1 %u", ntohs(address.sin_port));
+    int length = snprintf(text, sizeof text, "forward 1 127.0.0.1 %u", ntohs(address.sin_port));
     descriptors_send(told, text, (size_t)length, NULL, 0);
 }
 
@@ -183,8 +184,7 @@ static void forget_all(void) {
         clients[k].address.sin_port = 0;
         step(TELL, 0, (const uint8_t *)text, strlen(text));
     }
-    step(TELL, 0, (const uint8_t *)"forward", 7);
-    step(TELL, 0, (const uint8_t *)"domain", 6);
+    while (all_upstreams) forward_set(all_upstreams->network, NULL);
     for (size_t k = 0; k < BUCKETS; k++)
         while (by_name[k]) remove_at(&by_name[k]);
     if (records != 0) abort();

@@ -18,20 +18,30 @@
 #define PORT_FIRST 1024
 #define BINDS_MAX 8
 
+// The servers that are asked for the containers of a network.
+struct upstreams {
+    uint32_t network;
+    size_t count; // at least one
+    size_t first; // is asked first: the others have not answered in time
+    struct sockaddr_storage address[UPSTREAMS_MAX];
+    struct upstreams *next;
+};
+
 struct passed {
     enum watched kind;
     bool used; // otherwise this place is free
     bool connecting;
+    uint32_t network;
     int fd;
     uint16_t id;
     unsigned tried; // so often; the servers take turns
+    size_t asked;   // the place of the last one
     uint64_t until;  // the next try
     struct asker asker;
     struct question question;
 };
 
-static struct sockaddr_storage upstreams[UPSTREAMS_MAX];
-static size_t upstream_count;
+static struct upstreams *all_upstreams;
 static struct passed passed_on[PASSED_MAX];
 static uint8_t bytes[2 + ANSWER_MAX_BYTES];
 
@@ -56,17 +66,34 @@ static bool parse(struct sockaddr_storage *out, const char *text, const char *po
     return true;
 }
 
-void forward_set(char *words) {
-    struct sockaddr_storage parsed[UPSTREAMS_MAX];
-    size_t count = 0;
-    for (char *word = words ? strtok(words, " ") : NULL; word && count < UPSTREAMS_MAX; word = strtok(NULL, " "), count++)
-        if (!parse(&parsed[count], word, strtok(NULL, " "))) return;
-    memcpy(upstreams, parsed, count * sizeof *parsed);
-    upstream_count = count;
+static struct upstreams **find(uint32_t network) {
+    struct upstreams **at = &all_upstreams;
+    while (*at && (*at)->network != network) at = &(*at)->next;
+    return at;
 }
 
-bool forward_exists(void) {
-    return upstream_count > 0;
+void forward_set(uint32_t network, char *words) {
+    struct upstreams parsed = {.network = network}, **at = find(network);
+    for (char *word = words ? strtok(words, " ") : NULL; word && parsed.count < UPSTREAMS_MAX; word = strtok(NULL, " "), parsed.count++)
+        if (!parse(&parsed.address[parsed.count], word, strtok(NULL, " "))) return;
+    struct upstreams *old = *at, *new = parsed.count == 0 ? NULL : malloc(sizeof *new);
+    if (parsed.count > 0 && !new) return;
+    if (old) *at = old->next;
+    free(old);
+    if (!new) return;
+    *new = parsed;
+    new->next = all_upstreams;
+    all_upstreams = new;
+}
+
+static const struct upstreams *find_of(const struct view *view) {
+    const struct upstreams *found = NULL;
+    for (size_t k = 0; k < view->count && !found; k++) found = *find(view->networks[k]);
+    return found;
+}
+
+bool forward_exists(const struct view *view) {
+    return find_of(view) != NULL;
 }
 
 static uint16_t random16(void) {
@@ -119,11 +146,14 @@ static void fail(struct passed *passed) {
 }
 
 static void ask_next(struct passed *passed) {
-    while (passed->tried < TRIES && upstream_count > 0)
-        if (ask(passed, &upstreams[passed->tried++ % upstream_count])) {
+    const struct upstreams *upstreams = *find(passed->network);
+    while (upstreams && passed->tried < TRIES) {
+        passed->asked = (upstreams->first + passed->tried++) % upstreams->count;
+        if (ask(passed, &upstreams->address[passed->asked])) {
             passed->until = now + TRY_MS;
             return look_by(passed->until);
         }
+    }
     fail(passed);
 }
 
@@ -142,9 +172,10 @@ static struct passed *take_place(const struct server *server) {
 }
 
 bool forward_pass(const struct asker *asker, const struct question *question) {
-    struct passed *passed = take_place(asker->server);
+    const struct upstreams *upstreams = find_of(&asker->server->view);
+    struct passed *passed = upstreams ? take_place(asker->server) : NULL;
     if (!passed) return false;
-    *passed = (struct passed){.kind = WATCHED_UPSTREAM, .used = true, .fd = -1, .asker = *asker, .question = *question};
+    *passed = (struct passed){.kind = WATCHED_UPSTREAM, .used = true, .network = upstreams->network, .fd = -1, .asker = *asker, .question = *question};
     asker->server->passed_on++;
     if (asker->connection) watch(asker->connection->fd, &asker->connection->kind, 0); // one question at a time
     ask_next(passed);
@@ -203,11 +234,18 @@ void forward_serve(struct passed *passed, uint32_t events) {
     if (!send_question(passed) || !watch(passed->fd, &passed->kind, EPOLLIN | EPOLLRDHUP)) ask_next(passed);
 }
 
+// The next question goes to another server at once: an asker that waits no longer than this would never get to it.
+static void give_up(struct passed *passed) {
+    struct upstreams *upstreams = *find(passed->network);
+    if (upstreams && upstreams->first == passed->asked) upstreams->first = (upstreams->first + 1) % upstreams->count;
+    ask_next(passed);
+}
+
 void forward_look(void) {
     for (size_t k = 0; k < PASSED_MAX; k++) {
         struct passed *passed = &passed_on[k];
         if (!passed->used) continue;
-        if (passed->until <= now) ask_next(passed);
+        if (passed->until <= now) give_up(passed);
         else look_by(passed->until);
     }
 }

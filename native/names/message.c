@@ -26,8 +26,6 @@ static const uint8_t loopback[] = "\003127\007in-addr\004arpa";
 static const uint8_t of_v4[] = "\007in-addr\004arpa";
 static const uint8_t of_v6[] = "\003ip6\004arpa";
 
-static struct name domain;
-
 static uint16_t get16(const uint8_t *at) {
     return (uint16_t)(at[0] << 8 | at[1]);
 }
@@ -163,19 +161,12 @@ static ssize_t find_ending(const struct name *name, const uint8_t *ending, size_
     return -1;
 }
 
-// The records of a name, of the same without the domain, or of localhost, of which every name below is one (RFC 6761, 6.3). `ours`:
-// no other server is to be asked.
-static const struct record *find_name(const struct name *asked, bool *ours) {
-    ssize_t at = find_ending(asked, localhost, sizeof localhost);
-    *ours = at >= 0 || find_ending(asked, loopback, sizeof loopback) >= 0;
-    if (at >= 0) return table_named(localhost, sizeof localhost);
-    const struct record *found = table_named(asked->bytes, asked->length);
-    at = domain.length ? find_ending(asked, domain.bytes, domain.length) : -1;
-    *ours |= found || at >= 0;
-    if (found || at <= 0) return found;
-    struct name within = *asked;
-    within.bytes[at] = 0;
-    return table_named(within.bytes, (size_t)at + 1);
+// The records of a name, or of localhost, of which every name below is one (RFC 6761, 6.3). `ours`: no other server is to be asked.
+static const struct record *find_name(const struct view *view, const struct name *asked, bool *ours) {
+    bool local = find_ending(asked, localhost, sizeof localhost) >= 0;
+    const struct record *found = local ? table_named(view, localhost, sizeof localhost) : table_named(view, asked->bytes, asked->length);
+    *ours = found || local || find_ending(asked, loopback, sizeof loopback) >= 0;
+    return found;
 }
 
 // Reads labels of one to three digits, the last byte of the address first.
@@ -213,42 +204,38 @@ static bool read_address(const struct name *name, struct address *address) {
 }
 
 // All addresses of the name, from another one each time, so that its containers take turns.
-static void put_addresses(struct writer *writer, const struct record *first, unsigned type) {
+static void put_addresses(struct writer *writer, const struct view *view, const struct record *first, unsigned type) {
     static unsigned turn;
     uint8_t length = type == TYPE_A ? 4 : 16;
     unsigned count = 0, at = 0;
-    for (const struct record *record = first; record; record = table_next_named(record)) count += record->address.length == length;
+    for (const struct record *record = first; record; record = table_next_named(view, record)) count += record->address.length == length;
     if (count == 0) return;
     unsigned start = turn++ % count;
     for (unsigned pass = 0; pass < 2; pass++, at = 0)
-        for (const struct record *record = first; record; record = table_next_named(record)) {
+        for (const struct record *record = first; record; record = table_next_named(view, record)) {
             if (record->address.length != length) continue;
             bool before = at++ < start;
             if (before == (pass == 1)) put_record(writer, type, record->address.bytes, length);
         }
 }
 
-size_t answer_from_table(const struct question *question, size_t limit, bool others, uint8_t *out) {
+size_t answer_from_table(const struct question *question, const struct view *view, size_t limit, bool others, uint8_t *out) {
     bool ours;
     struct address address;
-    const struct record *named = find_name(&question->name, &ours), *addressed = NULL;
-    if (!named && read_address(&question->name, &address)) addressed = table_addressed(&address);
+    const struct record *named = find_name(view, &question->name, &ours), *addressed = NULL;
+    if (!named && read_address(&question->name, &address)) addressed = table_addressed(view, &address);
     if (!named && !addressed && !ours && others) return 0;
 
     struct writer writer = {.out = out, .at = out + HEADER_BYTES + question->length};
     writer.end = out + limit - (question->extended ? OPT_BYTES : 0);
     put_header(out, question->id, 0, question);
-    if (named && (question->type == TYPE_A || question->type == TYPE_AAAA)) put_addresses(&writer, named, question->type);
+    if (named && (question->type == TYPE_A || question->type == TYPE_AAAA)) put_addresses(&writer, view, named, question->type);
     if (question->type == TYPE_PTR)
-        for (const struct record *record = addressed; record; record = table_next_addressed(record))
+        for (const struct record *record = addressed; record; record = table_next_addressed(view, record))
             put_record(&writer, TYPE_PTR, record->name, record->length);
     if (writer.answers == 0 && !writer.full) put_authority(&writer);
     unsigned code = named || addressed ? NOERROR : NXDOMAIN;
     put16(out + 2, QR | AA | RA | (question->flags & RD) | (writer.full ? TC : 0) | code);
     put16(out + 6, writer.answers);
     return (size_t)(put_extension(writer.at, question, UDP_MOST, 0) - out);
-}
-
-void answer_domain(const struct name *name) {
-    domain = name ? *name : (struct name){.length = 0};
 }

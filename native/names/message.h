@@ -34,8 +34,5 @@ bool question_is_answered(const struct question *question, uint16_t id, const ui
 // Writes an answer without records; `truncated` tells the container to ask by TCP.
 size_t answer_empty(const struct question *question, int code, bool truncated, uint8_t *out);
 
-// Writes the answer from the table, of at most `limit` bytes; 0 where only others may know one.
-size_t answer_from_table(const struct question *question, size_t limit, bool others, uint8_t *out);
-
-// The domain that containers search: a name that ends with it is known without it. NULL: there is none.
-void answer_domain(const struct name *domain);
+// Writes the answer from the names that the asker sees, of at most `limit` bytes; 0 where only others may know one.
+size_t answer_from_table(const struct question *question, const struct view *view, size_t limit, bool others, uint8_t *out);

@@ -1,18 +1,24 @@
-// The responder for the names of one network. It answers the questions that containers ask on sockets in their own network
-// namespaces, which it is given, and passes on the questions that it cannot answer, where that is allowed. It runs as a unit of the
-// supervisor, without capabilities, and ends with its control socket, which is its standard input. The messages there are text, and
-// a message of any other form changes nothing:
+// The responder for the names of all networks of a Berth. It answers the questions that containers ask on sockets in their own
+// network namespaces, which it is given, with the names of the networks that the container is on and of no others. It passes on the
+// questions that it cannot answer, where that is allowed. It runs as a unit of the supervisor, without capabilities, and ends with its
+// control socket, which is its standard input. The messages there are text, and a message of any other form changes nothing:
 //
-//   serve ID                  with two descriptors, a bound socket of UDP and a listening one of TCP: container ID asks there
-//   leave ID                  closes these, and removes all names of the container
-//   name ID NAME ADDRESS...   NAME of container ID has these addresses, and no others; without any it is removed. Several containers
-//                             may have one name: all addresses are answered, in turns
-//   domain NAME               the containers' search domain: X.NAME is known as X; without a name there is none
-//   forward ADDRESS PORT ...  asks these servers, three at most, in turns for what is unknown; without any, the answer is NXDOMAIN
-//   allow NAME PORT ...       passes on no question for other names than these from now on, in addition to those before: see allowed.h
-//   tell                      with a socket to the proxy, which is told the addresses of these names
+//   serve ID NETWORK...              with two descriptors, a bound socket of UDP and a listening one of TCP: container ID asks there,
+//                                    and sees the names of these networks, 64 at most
+//   see ID NETWORK...                container ID sees the names of these networks from now on, and of no others
+//   leave ID                         closes the sockets of container ID
+//   name NETWORK OWNER NAMES ADDRESS...
+//                                    each of the NAMES, which commas separate, has these addresses by this owner, and no others;
+//                                    without any it is removed. A name may have several owners, and be on several networks: all
+//                                    addresses are answered, in turns
+//   forget NETWORK [OWNER]           removes all names of the owner; without one, of the network, with the servers of `forward`
+//   forward NETWORK ADDRESS PORT...  asks these servers, three at most, in turns for what is unknown; without any, the answer is
+//                                    NXDOMAIN
+//   allow NAME PORT ...              passes on no question for other names than these from now on, in addition to those before: see
+//                                    allowed.h
+//   tell                             with a socket to the proxy, which is told the addresses of these names
 //
-// An ID is a number from 1 to 4294967295.
+// ID, NETWORK and OWNER are numbers from 1 to 4294967295.
 #include "../common/descriptor.h"
 #include "../common/util.h"
 #include "allowed.h"
@@ -29,7 +35,7 @@
 #define EVENTS_MAX 64
 #define MESSAGE_MAX 8192
 #define ADDRESSES_MAX 64
-#define OWN_ID 0
+#define NO_NUMBER 0
 
 uint64_t now;
 static uint64_t look_at = UINT64_MAX;
@@ -49,48 +55,59 @@ void look_by(uint64_t time) {
     if (time < look_at) look_at = time;
 }
 
-static uint32_t parse_id(const char *word) {
+static uint32_t parse_number(const char *word) {
     char *end;
-    if (!word || *word < '1' || *word > '9') return OWN_ID;
-    unsigned long long id = strtoull(word, &end, 10);
-    return *end || id > UINT32_MAX ? OWN_ID : (uint32_t)id;
+    if (!word || *word < '1' || *word > '9') return NO_NUMBER;
+    unsigned long long number = strtoull(word, &end, 10);
+    return *end || number > UINT32_MAX ? NO_NUMBER : (uint32_t)number;
 }
 
-static void set_name(void) {
+static void set_names(uint32_t network) {
     struct address addresses[ADDRESSES_MAX];
     struct name name;
     size_t count = 0;
-    uint32_t id = parse_id(strtok(NULL, " "));
-    const char *text = strtok(NULL, " ");
-    if (id == OWN_ID || !text || !name_parse(&name, text)) return;
+    uint32_t owner = parse_number(strtok(NULL, " "));
+    char *names = strtok(NULL, " ");
+    if (owner == NO_NUMBER || !names) return;
     for (const char *word; (word = strtok(NULL, " ")); count++)
         if (count == ADDRESSES_MAX || !address_parse(&addresses[count], word)) return;
-    table_set(id, &name, addresses, count);
+    for (const char *word = strtok(names, ","); word; word = strtok(NULL, ","))
+        if (name_parse(&name, word)) table_set(network, owner, &name, addresses, count);
 }
 
-static void set_domain(void) {
-    struct name name;
-    const char *text = strtok(NULL, " ");
-    if (!text) answer_domain(NULL);
-    else if (name_parse(&name, text)) answer_domain(&name);
+static void forget(uint32_t network) {
+    const char *word = strtok(NULL, " ");
+    uint32_t owner = parse_number(word);
+    if (word && owner == NO_NUMBER) return;
+    table_remove(network, owner);
+    if (!word) forward_set(network, NULL);
+}
+
+// The words that are left. false: they are not numbers of networks.
+static bool read_view(struct view *view) {
+    view->count = 0;
+    for (const char *word; (word = strtok(NULL, " ")); view->count++)
+        if (view->count == VIEW_MAX || (view->networks[view->count] = parse_number(word)) == NO_NUMBER) return false;
+    return true;
 }
 
 static void take_message(char *text, int fds[2]) {
+    struct view view;
     const char *verb = strtok(text, " ");
     if (!verb) return;
-    if (!strcmp(verb, "name")) return set_name();
-    if (!strcmp(verb, "domain")) return set_domain();
-    if (!strcmp(verb, "forward")) return forward_set(strtok(NULL, ""));
     if (!strcmp(verb, "allow")) return allowed_add(strtok(NULL, ""));
     if (!strcmp(verb, "tell")) return allowed_tell(steal_fd(&fds[0]));
-    uint32_t id = parse_id(strtok(NULL, " "));
-    if (id == OWN_ID || strtok(NULL, " ")) return;
+    uint32_t number = parse_number(strtok(NULL, " "));
+    if (number == NO_NUMBER) return;
+    if (!strcmp(verb, "name")) return set_names(number);
+    if (!strcmp(verb, "forget")) return forget(number);
+    if (!strcmp(verb, "forward")) return forward_set(number, strtok(NULL, ""));
+    if (!read_view(&view)) return;
+    if (!strcmp(verb, "see")) return server_see(number, &view);
+    if (!strcmp(verb, "leave") && view.count == 0) return server_close(number);
     if (!strcmp(verb, "serve") && fds[0] >= 0 && fds[1] >= 0) {
-        server_open(id, fds[0], fds[1]);
+        server_open(number, &view, fds[0], fds[1]);
         fds[0] = fds[1] = -1;
-    } else if (!strcmp(verb, "leave")) {
-        server_close(id);
-        table_remove(id);
     }
 }
 
@@ -149,7 +166,7 @@ static bool begin(int socket) {
     name_parse(&localhost, "localhost");
     address_parse(&loopback[0], "127.0.0.1");
     address_parse(&loopback[1], "::1");
-    table_set(OWN_ID, &localhost, loopback, 2);
+    table_set(EVERYWHERE, 0, &localhost, loopback, 2);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     return epoll >= 0 && watch(control, &control_kind, EPOLLIN);
 }

@@ -27,14 +27,14 @@ static bool is_socket(int fd, int type, int listens) {
     return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &its_listens, &length) == 0 && its_listens == listens;
 }
 
-void server_open(uint32_t id, int udp, int listener) {
+void server_open(uint32_t id, const struct view *view, int udp, int listener) {
     cleanup_close int datagrams = udp, connections = listener;
     struct server *server = is_socket(udp, SOCK_DGRAM, 0) && is_socket(listener, SOCK_STREAM, 1) ? calloc(1, sizeof *server) : NULL;
     if (!server) return;
     server_close(id);
     fcntl(udp, F_SETFL, O_NONBLOCK);
     fcntl(listener, F_SETFL, O_NONBLOCK);
-    *server = (struct server){.udp_kind = WATCHED_UDP, .listener_kind = WATCHED_LISTENER, .id = id, .udp = udp, .listener = listener, .next = servers};
+    *server = (struct server){.udp_kind = WATCHED_UDP, .listener_kind = WATCHED_LISTENER, .id = id, .view = *view, .udp = udp, .listener = listener, .next = servers};
     for (size_t k = 0; k < CONNECTIONS_MAX; k++)
         server->connections[k] = (struct connection){.kind = WATCHED_CONNECTION, .fd = -1, .server = server};
     if (!watch(udp, &server->udp_kind, EPOLLIN) || !watch(listener, &server->listener_kind, EPOLLIN)) {
@@ -44,6 +44,11 @@ void server_open(uint32_t id, int udp, int listener) {
     }
     datagrams = connections = -1;
     servers = server;
+}
+
+void server_see(uint32_t id, const struct view *view) {
+    for (struct server *server = servers; server; server = server->next)
+        if (server->id == id && !server->removed) server->view = *view;
 }
 
 static void close_connection(struct connection *connection) {
@@ -101,7 +106,9 @@ static void answer_message(const struct asker *asker, const uint8_t *bytes, size
     if (code > 0) {
         size = answer_empty(&question, code, false, answer);
     } else {
-        size = answer_from_table(&question, asker->connection ? ANSWER_MAX_BYTES : question.limit, forward_exists() && allowed_matches(&question.name), answer);
+        const struct view *view = &asker->server->view;
+        bool forwards = forward_exists(view) && allowed_matches(&question.name);
+        size = answer_from_table(&question, view, asker->connection ? ANSWER_MAX_BYTES : question.limit, forwards, answer);
         if (size == 0 && forward_pass(asker, &question)) return;
         if (size == 0) size = answer_empty(&question, SERVFAIL, false, answer);
     }

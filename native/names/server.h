@@ -18,6 +18,7 @@ struct connection {
 struct server {
     enum watched udp_kind, listener_kind;
     uint32_t id;
+    struct view view; // the networks whose names the container sees
     int udp, listener;
     bool removed, paused;
     unsigned passed_on; // questions that other servers are to answer
@@ -34,7 +35,10 @@ struct asker {
 };
 
 // Answers a container on these two sockets from now on, and owns them: one of UDP and a listening one of TCP. It closes any others.
-void server_open(uint32_t id, int udp, int listener);
+void server_open(uint32_t id, const struct view *view, int udp, int listener);
+
+// Has a container see the names of these networks from now on, and of no others.
+void server_see(uint32_t id, const struct view *view);
 
 // Closes a container's sockets, if it has any. Its memory is freed by servers_free, as an event that has been received may be for it.
 void server_close(uint32_t id);

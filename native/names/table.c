@@ -43,6 +43,12 @@ static size_t bucket_of(const uint8_t *bytes, size_t length) {
     return hash % BUCKETS;
 }
 
+static bool sees(const struct view *view, const struct record *record) {
+    for (size_t k = 0; k < view->count; k++)
+        if (view->networks[k] == record->network) return true;
+    return record->network == EVERYWHERE;
+}
+
 static bool is_named(const struct record *record, const uint8_t *name, size_t length) {
     return record->length == length && memcmp(record->name, name, length) == 0;
 }
@@ -51,11 +57,15 @@ static bool is_addressed(const struct record *record, const struct address *addr
     return record->address.length == address->length && memcmp(record->address.bytes, address->bytes, address->length) == 0;
 }
 
-static void add(uint32_t owner, const struct name *name, const struct address *address) {
+static bool is_of(const struct record *record, uint32_t network, uint32_t owner) {
+    return record->network == network && (owner == 0 || record->owner == owner);
+}
+
+static void add(uint32_t network, uint32_t owner, const struct name *name, const struct address *address) {
     if (records >= RECORDS_MAX) return;
     struct record *record = malloc(sizeof *record + name->length);
     if (!record) return;
-    *record = (struct record){.owner = owner, .address = *address, .length = (uint8_t)name->length};
+    *record = (struct record){.network = network, .owner = owner, .address = *address, .length = (uint8_t)name->length};
     memcpy(record->name, name->bytes, name->length);
     struct record **at = &by_name[bucket_of(name->bytes, name->length)];
     while (*at) at = &(*at)->next_of_name;
@@ -77,44 +87,44 @@ static void remove_at(struct record **at) {
     records--;
 }
 
-void table_set(uint32_t owner, const struct name *name, const struct address *addresses, size_t count) {
+void table_set(uint32_t network, uint32_t owner, const struct name *name, const struct address *addresses, size_t count) {
     for (struct record **at = &by_name[bucket_of(name->bytes, name->length)]; *at;) {
-        if ((*at)->owner == owner && is_named(*at, name->bytes, name->length)) remove_at(at);
+        if (is_of(*at, network, owner) && is_named(*at, name->bytes, name->length)) remove_at(at);
         else at = &(*at)->next_of_name;
     }
-    for (size_t k = 0; k < count; k++) add(owner, name, &addresses[k]);
+    for (size_t k = 0; k < count; k++) add(network, owner, name, &addresses[k]);
 }
 
-void table_remove(uint32_t owner) {
+void table_remove(uint32_t network, uint32_t owner) {
     for (size_t k = 0; k < BUCKETS; k++)
         for (struct record **at = &by_name[k]; *at;) {
-            if ((*at)->owner == owner) remove_at(at);
+            if (is_of(*at, network, owner)) remove_at(at);
             else at = &(*at)->next_of_name;
         }
 }
 
-static const struct record *find_named(const struct record *record, const uint8_t *name, size_t length) {
-    while (record && !is_named(record, name, length)) record = record->next_of_name;
+static const struct record *find_named(const struct view *view, const struct record *record, const uint8_t *name, size_t length) {
+    while (record && !(is_named(record, name, length) && sees(view, record))) record = record->next_of_name;
     return record;
 }
 
-static const struct record *find_addressed(const struct record *record, const struct address *address) {
-    while (record && !is_addressed(record, address)) record = record->next_of_address;
+static const struct record *find_addressed(const struct view *view, const struct record *record, const struct address *address) {
+    while (record && !(is_addressed(record, address) && sees(view, record))) record = record->next_of_address;
     return record;
 }
 
-const struct record *table_named(const uint8_t *name, size_t length) {
-    return find_named(by_name[bucket_of(name, length)], name, length);
+const struct record *table_named(const struct view *view, const uint8_t *name, size_t length) {
+    return find_named(view, by_name[bucket_of(name, length)], name, length);
 }
 
-const struct record *table_next_named(const struct record *record) {
-    return find_named(record->next_of_name, record->name, record->length);
+const struct record *table_next_named(const struct view *view, const struct record *record) {
+    return find_named(view, record->next_of_name, record->name, record->length);
 }
 
-const struct record *table_addressed(const struct address *address) {
-    return find_addressed(by_address[bucket_of(address->bytes, address->length)], address);
+const struct record *table_addressed(const struct view *view, const struct address *address) {
+    return find_addressed(view, by_address[bucket_of(address->bytes, address->length)], address);
 }
 
-const struct record *table_next_addressed(const struct record *record) {
-    return find_addressed(record->next_of_address, &record->address);
+const struct record *table_next_addressed(const struct view *view, const struct record *record) {
+    return find_addressed(view, record->next_of_address, &record->address);
 }

@@ -32,6 +32,7 @@ struct state {
     int null;     // the null device that masks files, if it was opened beforehand, else -1
     int *sources; // of binds, in the order of the plan, if they were opened beforehand
     size_t opened, used;
+    size_t placed; // of the mounts that the supervisor has given
     int empty; // the mount that all masked folders share
     int proc;  // the procfs that `take-proc` has copied, or -1
 };
@@ -180,7 +181,11 @@ static int send_name_sockets(const struct child *child, const struct operation *
     cleanup_close int connections = bound_socket(SOCK_STREAM, failure);
     if (connections < 0) return -1;
     const int sockets[] = {datagrams, connections};
-    if (descriptors_send(descriptor(child, &operation->name_sockets.responder), message->s.text, message->s.length, sockets, 2) < 0) return fail(failure, "sendmsg");
+    struct pollfd responder = {.fd = descriptor(child, &operation->name_sockets.responder), .events = POLLOUT};
+    while (descriptors_send(responder.fd, message->s.text, message->s.length, sockets, 2) < 0) {
+        if (errno != EAGAIN) return fail(failure, "sendmsg");
+        poll(&responder, 1, -1); // until it has read some of what others have sent
+    }
     return 0;
 }
 
@@ -196,13 +201,17 @@ static int send_netlink(const struct child *child, const struct operation *opera
 // Through a procfs of its own that is attached nowhere, never through the container's /proc, where anything may be mounted
 // (CVE-2019-19921, CVE-2025-52881).
 static int write_sysctl(const struct operation *operation, struct failure *failure) {
+    // Kept for the operations that follow, as the end of a mount costs more than all else here: exec closes it.
+    static int proc = -1;
     const union field *key = &operation->sysctl.key, *value = &operation->sysctl.value;
     struct statfs kind;
     char path[256] = "sys/";
-    cleanup_close int fs = sys_fsopen("proc", FSOPEN_CLOEXEC);
-    if (fs < 0) return fail(failure, "fsopen");
-    if (sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0) return fail(failure, "fsconfig");
-    cleanup_close int proc = sys_fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+    if (proc < 0) {
+        cleanup_close int fs = sys_fsopen("proc", FSOPEN_CLOEXEC);
+        if (fs < 0) return fail(failure, "fsopen");
+        if (sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0) return fail(failure, "fsconfig");
+        proc = sys_fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+    }
     if (proc < 0) return fail(failure, "fsmount");
     if (fstatfs(proc, &kind) < 0 || kind.f_type != PROC_SUPER_MAGIC) return fail_with(failure, "fstatfs", ENODEV);
     if (key->s.length >= sizeof path - 4) return fail_with(failure, "openat2", ENAMETOOLONG);
@@ -293,6 +302,13 @@ static int take_proc(struct state *state, const struct operation *operation, str
     return state->proc < 0 ? -1 : 0;
 }
 
+static int place(struct state *state, const struct operation *operation) {
+    const struct child *child = state->child;
+    if (state->placed == child->given_count) return fail_with(&state->failure, "plan", EINVAL);
+    int mount = child->given[state->placed++];
+    return mount_place(&state->root, mount, operation->place.target.s.text, &state->failure);
+}
+
 static int perform(struct state *state, const struct operation *o) {
     const struct child *child = state->child;
     struct failure *failure = &state->failure;
@@ -319,6 +335,7 @@ static int perform(struct state *state, const struct operation *o) {
     case OP_ATTACH_ROOT: return attach_root(state, failure);
     case OP_MOUNT: return mount_filesystem(&state->root, &state->proc, o, failure);
     case OP_BIND: return mount_bind(&state->root, state->used < state->opened ? state->sources[state->used++] : -1, o, failure);
+    case OP_PLACE: return place(state, o);
     case OP_FILES: return mount_files(&state->root, o, failure);
     case OP_DIRECTORY: return mount_directory(&state->root, o->directory.path.s.text, (unsigned)o->directory.mode.i, failure);
     case OP_SYMLINK: return mount_symlink(&state->root, o->symlink.target.s.text, o->symlink.path.s.text, failure);

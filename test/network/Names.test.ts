@@ -71,8 +71,8 @@ suite("the responder for names", (effect, folder) => {
     function* () {
       const { serve, tell } = yield* makeResponder
       const port = serve(1)
-      tell("name 1 db 10.89.0.2 fd00::2")
-      tell("name 2 mock.test 10.89.0.3")
+      tell("name 1 1 db 10.89.0.2 fd00::2")
+      tell("name 1 2 mock.test 10.89.0.3")
       const expected: ReadonlyArray<readonly [string, Type, string]> = [
         ["db", "A", "NOERROR 10.89.0.2"],
         ["db", "AAAA", "NOERROR fd00::2"],
@@ -121,13 +121,14 @@ suite("the responder for names", (effect, folder) => {
       const other = serve(2)
       yield* promise(async () => {
         for (let k = 0; k < 100; k++) {
-          tell(`name 2 box${k} 10.89.0.${k}`)
+          tell(`name 1 2 box${k} 10.89.0.${k}`)
           assert.equal(brief(await ask(port, `box${k}`)), `NOERROR 10.89.0.${k}`)
         }
-        tell("name 2 box1 10.89.1.1")
-        tell("name 2 box2")
+        tell("name 1 2 box1 10.89.1.1")
+        tell("name 1 2 box2")
         assert.equal(brief(await ask(port, "box1")), "NOERROR 10.89.1.1")
         assert.equal(brief(await ask(port, "box2")), "NXDOMAIN -")
+        tell("forget 1 2")
         tell("leave 2")
         for (const name of ["box0", "box1", "box99"]) assert.equal(brief(await ask(port, name)), "NXDOMAIN -")
         assert.equal(brief(await ask(port, "1.1.89.10.in-addr.arpa", "PTR")), "NXDOMAIN -")
@@ -147,10 +148,10 @@ suite("the responder for names", (effect, folder) => {
         native().close(udp)
       })
     )
-    tell("name 1 db 10.89.0.2")
+    tell("name 1 1 db 10.89.0.2")
     yield* promise(async () => {
       for (const end of ["leave 2", "serve 2"]) {
-        tell("serve 2", [udp, listener])
+        tell("serve 2 1", [udp, listener])
         assert.equal(brief(await ask(own, "db")), "NOERROR 10.89.0.2")
         if (end === "leave 2") tell(end)
         else serve(2)
@@ -166,40 +167,87 @@ suite("the responder for names", (effect, folder) => {
   effect("all containers of a name are answered, each of them first in turn", function* () {
     const { serve, tell } = yield* makeResponder
     const port = serve(1)
-    for (const id of [1, 2, 3]) tell(`name ${id} web 10.89.0.${id}`)
+    for (const id of [1, 2, 3]) tell(`name 1 ${id} web 10.89.0.${id}`)
     yield* promise(async () => {
       const answers = [await ask(port, "web"), await ask(port, "web"), await ask(port, "web")]
       for (const answer of answers) assert.equal(brief(answer), "NOERROR 10.89.0.1 10.89.0.2 10.89.0.3")
       assert.equal(new Set(answers.map(({ answers }) => answers[0])).size, 3)
-      tell("leave 2")
+      tell("forget 1 2")
       assert.equal(brief(await ask(port, "web")), "NOERROR 10.89.0.1 10.89.0.3")
     })
   })
 
-  effect("a name below the search domain is known without it", function* () {
-    const { serve, tell } = yield* makeResponder
-    const port = serve(1)
-    tell("name 1 db 10.89.0.2")
-    tell("name 1 a.db 10.89.0.3")
-    yield* promise(async () => {
-      assert.equal(brief(await ask(port, "db.my.net")), "NXDOMAIN -")
-      tell("domain my.net")
-      assert.equal(brief(await ask(port, "db.MY.net")), "NOERROR 10.89.0.2")
-      assert.equal(brief(await ask(port, "a.db.my.net")), "NOERROR 10.89.0.3")
-      assert.equal(brief(await ask(port, "db.my.net", "AAAA")), "NOERROR -")
-      for (const name of ["my.net", "b.my.net", "dbmy.net", "db.my.net.my.net"])
-        assert.equal(brief(await ask(port, name)), "NXDOMAIN -", name)
-      tell("domain")
-      assert.equal(brief(await ask(port, "db.my.net")), "NXDOMAIN -")
-    })
-  })
+  effect(
+    "a container sees the names of its networks and no others, whatever it asks, and however often they change",
+    function* () {
+      const { serve, tell } = yield* makeResponder
+      const [one, two, both, none] = [
+        serve(1, { networks: [1] }),
+        serve(2, { networks: [2] }),
+        serve(3, { networks: [2, 1] }),
+        serve(4, { networks: [] })
+      ] as const
+      const reverse = (last: number): string => `${last}.0.89.10.in-addr.arpa`
+      tell("name 1 1 db,first 10.89.0.1 fd00::1")
+      tell("name 2 1 db,second 10.89.0.2")
+      // The same address on two networks: each has the name of its own.
+      tell("name 1 7 here 10.89.0.7")
+      tell("name 2 8 there 10.89.0.7")
+      const expect = async (port: number, answers: Readonly<Record<string, string>>): Promise<void> => {
+        for (const [name, answer] of Object.entries(answers)) {
+          const type: Type = name.endsWith(".arpa") ? "PTR" : "A"
+          assert.equal(brief(await ask(port, name, type)), answer, name)
+          const [tcp] = await askByTcp(port, question(name, type))
+          assert.equal(brief(tcp!), answer, `${name} by TCP`)
+        }
+      }
+      yield* promise(async () => {
+        await expect(one, {
+          db: "NOERROR 10.89.0.1",
+          first: "NOERROR 10.89.0.1",
+          second: "NXDOMAIN -",
+          there: "NXDOMAIN -",
+          [reverse(1)]: "NOERROR db first",
+          [reverse(2)]: "NXDOMAIN -",
+          [reverse(7)]: "NOERROR here"
+        })
+        // Another type of a name that is not seen does not tell that it exists.
+        for (const type of ["AAAA", "TXT", "PTR"] as const)
+          assert.equal(brief(await ask(two, "first", type)), "NXDOMAIN -", type)
+        await expect(two, { db: "NOERROR 10.89.0.2", first: "NXDOMAIN -", [reverse(7)]: "NOERROR there" })
+        await expect(both, {
+          db: "NOERROR 10.89.0.1 10.89.0.2",
+          first: "NOERROR 10.89.0.1",
+          second: "NOERROR 10.89.0.2",
+          [reverse(7)]: "NOERROR here there"
+        })
+        await expect(none, { db: "NXDOMAIN -", localhost: "NOERROR 127.0.0.1", [reverse(1)]: "NXDOMAIN -" })
+        tell("see 1 2")
+        tell("see 3 1")
+        tell("see 4 1 2")
+        await expect(one, { db: "NOERROR 10.89.0.2", first: "NXDOMAIN -" })
+        await expect(both, { db: "NOERROR 10.89.0.1", second: "NXDOMAIN -" })
+        await expect(none, { db: "NOERROR 10.89.0.1 10.89.0.2" })
+        tell("forget 2 1")
+        await expect(none, { db: "NOERROR 10.89.0.1", there: "NOERROR 10.89.0.7" })
+        tell("forget 2")
+        await expect(none, { db: "NOERROR 10.89.0.1", there: "NXDOMAIN -", [reverse(7)]: "NOERROR here" })
+        // What is no list of networks changes nothing.
+        for (const list of ["x", "0", "4294967296", Array.from({ length: 65 }, (_, k) => k + 1).join(" ")])
+          tell(`see 4 ${list}`)
+        await expect(none, { db: "NOERROR 10.89.0.1" })
+        tell("see 4")
+        await expect(none, { db: "NXDOMAIN -" })
+      })
+    }
+  )
 
   effect(
     "an answer that is larger than the asker takes is cut and says so; by TCP it is whole",
     function* () {
       const { serve, tell } = yield* makeResponder
       const port = serve(1)
-      for (let id = 1; id <= 200; id++) tell(`name ${id} web 10.89.0.${id}`)
+      for (let id = 1; id <= 200; id++) tell(`name 1 ${id} web 10.89.0.${id}`)
       yield* promise(async () => {
         const sizes = [undefined, 0, 512, 1232, 4096, 65535]
         for (const size of sizes) {
@@ -214,7 +262,7 @@ suite("the responder for names", (effect, folder) => {
         assert.equal(new Set(whole!.answers).size, 200)
         assert.equal(whole!.truncated, false)
         for (let id = 1; id <= 80; id++)
-          tell(`name ${id} huge ${Array.from({ length: 64 }, (_, k) => `10.90.${id}.${k}`).join(" ")}`)
+          tell(`name 1 ${id} huge ${Array.from({ length: 64 }, (_, k) => `10.90.${id}.${k}`).join(" ")}`)
         const [huge] = await askByTcp(port, question("huge"))
         assert.equal(new Set(huge!.answers).size, Math.floor((65535 - 12 - 10) / 16))
         assert.equal(huge!.truncated, true)
@@ -225,7 +273,7 @@ suite("the responder for names", (effect, folder) => {
   effect("refuses what is no plain question, and does not answer answers", function* () {
     const { serve, tell } = yield* makeResponder
     const port = serve(1)
-    tell("name 1 db 10.89.0.2")
+    tell("name 1 1 db 10.89.0.2")
     const good = question("db")
     const changed = (at: number, value: number): Buffer => {
       const bytes = Buffer.from(good)
@@ -294,7 +342,7 @@ suite("the responder for names", (effect, folder) => {
     yield* promise(() =>
       fc.assert(
         fc.asyncProperty(records, names, async (known, other) => {
-          for (const { addresses, name } of known) tell(`name 2 ${name} ${addresses.join(" ")}`)
+          for (const { addresses, name } of known) tell(`name 1 2 ${name} ${addresses.join(" ")}`)
           for (const { addresses, name } of known) {
             const of = (isRight: (address: string) => boolean) => addresses.filter(isRight).sort()
             assert.deepEqual([...(await ask(port, name, "A")).answers].sort(), of(net.isIPv4))
@@ -305,7 +353,7 @@ suite("the responder for names", (effect, folder) => {
           }
           const expected = known.some(({ name }) => name === other) ? "NOERROR" : "NXDOMAIN"
           assert.equal((await ask(port, other, "TXT")).code, expected)
-          tell("leave 2")
+          tell("forget 1 2")
           for (const { name } of known) assert.equal((await ask(port, name)).code, "NXDOMAIN")
         }),
         { numRuns: 60 }
@@ -318,7 +366,7 @@ suite("the responder for names", (effect, folder) => {
     function* () {
       const { serve, tell } = yield* makeResponder
       const port = serve(1)
-      tell("name 1 db 10.89.0.2")
+      tell("name 1 1 db 10.89.0.2")
       const bytes = fc.oneof(
         fc.uint8Array({ maxLength: 300 }),
         fc
@@ -334,7 +382,8 @@ suite("the responder for names", (effect, folder) => {
           "serve",
           "name",
           "leave",
-          "domain",
+          "see",
+          "forget",
           "forward",
           "2",
           "0",
@@ -354,8 +403,9 @@ suite("the responder for names", (effect, folder) => {
             const { socket } = await connect(port)
             socket.end(message)
             if (words.length > 0) tell(` ${words.join(" ")}`)
-            tell("forward")
-            tell("domain")
+            tell("see 1 1")
+            tell("name 1 1 db 10.89.0.2")
+            tell("forward 1")
             assert.match(brief(await ask(port, "db")), /^NOERROR .*10\.89\.0\.2/)
             socket.destroy()
           }),
@@ -373,7 +423,7 @@ suite("the responder for names", (effect, folder) => {
   effect("by TCP: questions one after the other, in parts, and after the other half has ended", function* () {
     const { serve, tell } = yield* makeResponder
     const port = serve(1)
-    tell("name 1 db 10.89.0.2")
+    tell("name 1 1 db 10.89.0.2")
     yield* promise(async () => {
       const many = Array.from({ length: 50 }, (_, id) => question(id % 2 ? "db" : "no", "A", { id }))
       assert.deepEqual(
@@ -403,7 +453,7 @@ suite("the responder for names", (effect, folder) => {
   effect("a container has 16 connections, of which the idle ones make room, and each for 10 s", function* () {
     const { serve, tell, unit } = yield* makeResponder
     const port = serve(1)
-    tell("name 1 db 10.89.0.2")
+    tell("name 1 1 db 10.89.0.2")
     yield* promise(async () => {
       const descriptors = (): number => fs.readdirSync(`/proc/${unit.pid}/fd`).length
       await ask(port, "db")
@@ -432,7 +482,7 @@ suite("the responder for names", (effect, folder) => {
     const { serve, tell } = yield* makeResponder
     const port = serve(1)
     for (let id = 1; id <= 64; id++)
-      tell(`name ${id} web ${Array.from({ length: 50 }, (_, k) => `10.90.${id}.${k}`).join(" ")}`)
+      tell(`name 1 ${id} web ${Array.from({ length: 50 }, (_, k) => `10.90.${id}.${k}`).join(" ")}`)
     yield* promise(async () => {
       const { socket } = await connect(port)
       socket.on("error", () => {})
@@ -447,7 +497,7 @@ suite("the responder for names", (effect, folder) => {
   effect("a flood of one container's delays no other's lookups, and memory does not grow", function* () {
     const { serve, tell, unit } = yield* makeResponder
     const [port, flooded, passing] = [serve(1), serve(2), serve(3)]
-    tell("name 1 db 10.89.0.2")
+    tell("name 1 1 db 10.89.0.2")
     const resident = (): number =>
       Number(/VmRSS:\s+(\d+)/.exec(fs.readFileSync(`/proc/${unit.pid}/status`, "utf8"))![1])
     const lookups = promise(async () => {
@@ -477,7 +527,7 @@ suite("the responder for names", (effect, folder) => {
   effect("node:dns asks it", function* () {
     const { serve, tell } = yield* makeResponder
     const port = serve(1)
-    tell("name 1 db 10.89.0.2 10.89.0.3 fd00::2")
+    tell("name 1 1 db 10.89.0.2 10.89.0.3 fd00::2")
     const resolver = new dns.promises.Resolver({ timeout: 2000, tries: 1 })
     resolver.setServers([`127.0.0.1:${port}`])
     yield* promise(async () => {
@@ -493,21 +543,19 @@ suite("the responder for names", (effect, folder) => {
     "glibc and busybox ask it in a container, at 127.0.0.11",
     function* () {
       const resolvConf = `${folder()}/resolv.conf`
-      fs.writeFileSync(resolvConf, "nameserver 127.0.0.11\nsearch my.net\noptions ndots:1\n")
+      fs.writeFileSync(resolvConf, "nameserver 127.0.0.11\n")
       const { serve, tell } = yield* makeResponder
       const box = yield* Container.start(yield* Image.host, {
         command: ["sleep", "100"],
         mounts: [Mount.bind(resolvConf, "/etc/resolv.conf")]
       })
       serve(1, { pidfd: box.state.pidfd, host: "127.0.0.11", port: 53 })
-      tell("domain my.net")
-      tell("name 1 db 10.89.0.2")
-      tell("name 1 six fd00::2")
-      for (let id = 1; id <= 60; id++) tell(`name ${id} web 10.89.1.${id}`)
+      tell("name 1 1 db 10.89.0.2")
+      tell("name 1 1 six fd00::2")
+      for (let id = 1; id <= 60; id++) tell(`name 1 ${id} web 10.89.1.${id}`)
       const output = (...command: ReadonlyArray<string>) =>
         Effect.map(Container.exec(box, command), ({ exitCode, stdout }) => `${exitCode} ${stdout}`)
       assert.match(yield* output("getent", "ahosts", "db"), /^0 10\.89\.0\.2 +STREAM db/)
-      assert.match(yield* output("getent", "ahosts", "db.my.net"), /^0 10\.89\.0\.2 +STREAM db\.my\.net/)
       assert.match(yield* output("getent", "ahosts", "six"), /^0 fd00::2 +STREAM six/)
       assert.match(yield* output("getent", "hosts", "10.89.0.2"), /^0 10\.89\.0\.2 +db/)
       assert.equal((yield* output("getent", "ahosts", "web")).match(/STREAM/g)?.length, 60, "by TCP")
@@ -525,7 +573,7 @@ suite("the responder for names", (effect, folder) => {
     function* () {
       const { serve, tell } = yield* makeResponder
       const port = serve(1, { host: "0.0.0.0" })
-      tell("name 1 db 10.89.0.2")
+      tell("name 1 1 db 10.89.0.2")
       const own = Object.values(os.networkInterfaces())
         .flat()
         .find((at) => at?.family === "IPv4" && !at.internal)

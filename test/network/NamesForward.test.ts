@@ -71,9 +71,8 @@ suite("questions that the responder for names passes on", (effect) => {
       answer(answerTo(asked))
     })
     const port = serve(1)
-    tell("name 1 db 10.89.0.2")
-    tell("domain my.net")
-    tell(`forward 127.0.0.1 ${other.port}`)
+    tell("name 1 1 db 10.89.0.2")
+    tell(`forward 1 127.0.0.1 ${other.port}`)
     yield* promise(async () => {
       for (let k = 0; k < 20; k++) {
         const answer = await ask(port, "Example.COM", "A", { id: k })
@@ -92,7 +91,6 @@ suite("questions that the responder for names passes on", (effect) => {
       const own: ReadonlyArray<readonly [string, Type, string]> = [
         ["db", "A", "NOERROR 10.89.0.2"],
         ["db", "TXT", "NOERROR -"],
-        ["no.my.net", "A", "NXDOMAIN -"],
         ["localhost", "TXT", "NOERROR -"],
         ["any.localhost", "A", "NOERROR 127.0.0.1"],
         ["9.0.0.127.in-addr.arpa", "PTR", "NXDOMAIN -"],
@@ -100,8 +98,16 @@ suite("questions that the responder for names passes on", (effect) => {
       ]
       for (const [name, type, answer] of own) assert.equal(brief(await ask(port, name, type)), answer, name)
       assert.deepEqual(seen, [], "what the network answers itself is not passed on")
-      tell("forward")
-      assert.equal(brief(await ask(port, "example.com")), "NXDOMAIN -")
+      const [closed, both] = [serve(2, { networks: [2] }), serve(3, { networks: [2, 1] })]
+      assert.equal(brief(await ask(closed, "example.com")), "NXDOMAIN -")
+      assert.deepEqual(seen, [], "nothing of a network that has no servers is passed on")
+      assert.equal(brief(await ask(both, "example.com")), "NOERROR 192.0.2.1")
+      for (const end of ["forward 1", "forget 1"]) {
+        tell(`forward 1 127.0.0.1 ${other.port}`)
+        assert.equal(brief(await ask(port, "example.com")), "NOERROR 192.0.2.1")
+        tell(end)
+        assert.equal(brief(await ask(port, "example.com")), "NXDOMAIN -")
+      }
     })
   })
 
@@ -123,7 +129,7 @@ suite("questions that the responder for names passes on", (effect) => {
       setTimeout(() => answer(answerTo(asked)), 20)
     })
     const port = serve(1)
-    tell(`forward 127.0.0.1 ${other.port}`)
+    tell(`forward 1 127.0.0.1 ${other.port}`)
     yield* promise(async () => {
       assert.equal(brief(await ask(port, "example.com")), "NOERROR 192.0.2.1")
       for (const by of ["udp", "tcp"]) {
@@ -132,10 +138,7 @@ suite("questions that the responder for names passes on", (effect) => {
         const answer =
           by === "udp" ? decode((await exchange(port, asked))!) : (await askByTcp(port, asked))[0]!
         assert.equal(brief(answer), "SERVFAIL ")
-        assert.ok(
-          Date.now() - begun > 2800 && Date.now() - begun < 4500,
-          `${by}: after ${Date.now() - begun} ms`
-        )
+        assert.ok(Date.now() - begun > 2800, `${by}: after ${Date.now() - begun} ms`)
       }
     })
   })
@@ -148,16 +151,16 @@ suite("questions that the responder for names passes on", (effect) => {
     )
     const port = serve(1)
     yield* promise(async () => {
-      tell(`forward 127.0.0.1 ${CLOSED_PORT} 127.0.0.1 ${other.port}`)
+      tell(`forward 1 127.0.0.1 ${CLOSED_PORT} 127.0.0.1 ${other.port}`)
       const begun = Date.now()
       const cut = await ask(port, "example.com")
       assert.deepEqual([brief(cut), cut.truncated], ["NOERROR ", true])
       assert.equal(brief((await askByTcp(port, question("example.com")))[0]!), "NOERROR 192.0.2.1")
       assert.ok(Date.now() - begun < 1000, "a refusal is noticed at once")
-      tell(`forward 127.0.0.1 ${silent.port} 127.0.0.1 ${other.port}`)
+      tell(`forward 1 127.0.0.1 ${silent.port} 127.0.0.1 ${other.port}`)
       assert.equal((await ask(port, "example.com")).truncated, true)
       assert.equal(brief((await askByTcp(port, question("example.com")))[0]!), "NOERROR 192.0.2.1")
-      tell(`forward 127.0.0.1 ${CLOSED_PORT}`)
+      tell(`forward 1 127.0.0.1 ${CLOSED_PORT}`)
       assert.equal(brief(await ask(port, "example.com")), "SERVFAIL ")
     })
   })
@@ -170,7 +173,7 @@ suite("questions that the responder for names passes on", (effect) => {
       if (released || decode(asked).name === "quick.test") answer(answerTo(asked))
       else waiting.push(() => answer(answerTo(asked)))
     })
-    tell(`forward 127.0.0.1 ${other.port}`)
+    tell(`forward 1 127.0.0.1 ${other.port}`)
     const ports = Array.from({ length: 10 }, (_, k) => serve(k + 1))
     yield* promise(async () => {
       let ended = 0

@@ -1,38 +1,14 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
+import * as net from "node:net"
 import { inspect } from "node:util"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { BerthError, Container, Image, Namespace, Network, WaitFor } from "../../lib/index.ts"
 import { echoImage, spoofImage } from "../support/attack.ts"
-import { failure, suite, whyNotRoot } from "../support/effect.ts"
+import { failure, suite } from "../support/effect.ts"
+import { ANSWER, ask, echoing, idle, lookUp, modes } from "../support/networks.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
-
-const modes: ReadonlyArray<readonly [name: string, options: Container.StartOptions]> = [
-  ["containers", {}],
-  ...(whyNotRoot ? [] : [['containers with userns: "auto"', { userns: "auto" }] as const])
-]
-
-/** A container in which `echo` listens on port 7 of all addresses. */
-const echoing = (options: Container.StartOptions) =>
-  Effect.gen(function* () {
-    const command = ["/bin/echo", "any4:7", "any6:7"]
-    const box = yield* Container.start(yield* echoImage, { ...options, command })
-    yield* WaitFor.log(box, "listening")
-    return box
-  })
-
-const idle = (options: Container.StartOptions) =>
-  Effect.flatMap(echoImage, (image) => Container.start(image, { ...options, command: ["sleep", "1000"] }))
-
-/** What a container gets from port 7 of an address: the text and "bye", or nothing. */
-const ask = (box: Container.Container, address: string) =>
-  Effect.map(
-    Container.exec(box, ["sh", "-c", `echo hello | timeout 5 nc -w 2 ${address} 7`]),
-    ({ stdout }) => stdout
-  )
-
-const ANSWER = "hello\nbye"
 
 const skip = { skip: whyNoBusybox }
 
@@ -91,6 +67,44 @@ suite("a network", (effect) => {
       skip
     )
   }
+
+  effect(
+    "a container knows the names of all its networks, and nothing of any other network",
+    function* () {
+      const [one, two] = [yield* Network.make(), yield* Network.make()]
+      const first = yield* idle({ network: one, name: "db", aliases: ["one"] })
+      const second = yield* idle({ network: two, name: "db", aliases: ["two"] })
+      const both = yield* idle({ network: [one, two], name: "both" })
+      const address = (box: Container.Container, place = 0): string => box.state.addresses[place]!
+      const reverse = (of: string): string => `${of.split(".").reverse().join(".")}.in-addr.arpa`
+      assert.deepEqual(yield* lookUp(both, "db"), [address(first), address(second)].sort())
+      assert.deepEqual(yield* lookUp(both, "one"), [address(first)])
+      assert.deepEqual(yield* lookUp(both, second.id), [address(second)])
+      assert.deepEqual(yield* lookUp(first, "db"), [address(first)])
+      assert.deepEqual(yield* lookUp(second, "db"), [address(second)])
+      assert.deepEqual(yield* lookUp(second, "both"), [both.state.addresses.filter(net.isIPv4)[1]])
+      for (const name of ["two", second.id, "DB.two", `${"x.".repeat(20)}two`])
+        assert.deepEqual(yield* lookUp(first, name), [], name)
+      const named = (box: Container.Container, of: Container.Container) =>
+        Effect.map(
+          Container.exec(box, ["busybox", "nslookup", "-type=ptr", reverse(address(of))]),
+          ({ stdout }) => /name = (\S+)/.exec(stdout)?.[1]
+        )
+      assert.equal(yield* named(both, first), "db")
+      assert.equal(yield* named(both, second), "db")
+      assert.equal(yield* named(first, second), undefined)
+      // One responder serves both networks, and forgets a container with its scope.
+      assert.equal(one.state.names.responder, two.state.names.responder)
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const other = yield* idle({ network: two, name: "other" })
+          assert.deepEqual(yield* lookUp(both, "other"), [address(other)])
+        })
+      )
+      assert.deepEqual(yield* lookUp(both, "other"), [])
+    },
+    skip
+  )
 
   effect(
     "a connection by the program goes to the container's own address, and else to its loopback",

@@ -307,10 +307,10 @@ export const makeResponder = Effect.gen(function* () {
   return {
     unit,
     tell,
-    /** Has a container ask at a port, a free one by default; returns the port. */
-    serve: (id: number, { pidfd = -1, host = "127.0.0.1", port = 0 } = {}): number => {
+    /** Has a container of these networks ask at a port, a free one by default; returns the port. */
+    serve: (id: number, { pidfd = -1, host = "127.0.0.1", port = 0, networks = [1] } = {}): number => {
       const [udp, listener, chosen] = makeSockets(pidfd, host, port)
-      tell(`serve ${id}`, [udp, listener])
+      tell(["serve", id, ...networks].join(" "), [udp, listener])
       native().close(udp)
       native().close(listener)
       return chosen

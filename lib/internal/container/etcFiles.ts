@@ -5,7 +5,8 @@
 import { isIP } from "node:net"
 import type { RootOptions } from "../../Container.ts"
 import type * as Plan from "../../Plan.ts"
-import type { Joined } from "../network/network.ts"
+import type { Joined } from "../network/join.ts"
+import { RESOLVER } from "../network/names.ts"
 import { MOUNT_ATTR_RDONLY } from "../util/mountAttributes.ts"
 import { read } from "../util/readFile.ts"
 import { invalid } from "../util/validate.ts"
@@ -49,27 +50,26 @@ export const sharing = (other: Names, hostname: string | undefined): Names => ({
   hosts: []
 })
 
-/** Without a network there are loopback's names and no server; a network of the host's has the host's names. */
+/**
+ * A network of the host's has the host's names. Any other one has loopback's, and the server of Berth's networks: it answers from
+ * when the container joins the first of them, whether programs have read the file before or not.
+ */
 export const namesOf = (hostname: string | undefined, usesHostNetwork: boolean): Names => ({
   hostname,
   baseHosts: usesHostNetwork ? ofHost("/etc/hosts") : loopbackHosts,
   hosts: [],
   baseResolvConf: usesHostNetwork ? ofHost("/etc/resolv.conf") : "",
-  nameservers: undefined,
+  nameservers: usesHostNetwork ? undefined : [RESOLVER],
   search: undefined
 })
 
-/** The parts that networks decide: their responder, and the container's own addresses. */
+/** The container's own addresses on networks. */
 export const onNetworks = (
-  { addresses, nameservers }: Pick<Joined, "addresses" | "nameservers">,
+  { addresses }: Pick<Joined, "addresses">,
   hostname: string | undefined
-): Partial<Names> =>
-  addresses.length === 0
-    ? {}
-    : {
-        nameservers,
-        hosts: hostname === undefined ? [] : addresses.map((address) => `${address}\t${hostname}`)
-      }
+): Pick<Names, "hosts"> => ({
+  hosts: hostname === undefined ? [] : addresses.map((address) => `${address}\t${hostname}`)
+})
 
 const lines = (text: string): ReadonlyArray<string> => text.split("\n").filter((line) => line !== "")
 
@@ -99,7 +99,7 @@ const resolvConfOf = ({ baseResolvConf, nameservers, search }: Names): string =>
     ...(nameservers ?? []).map((address) => `nameserver ${address}`),
     ...(search === undefined || search.length === 0 ? [] : [`search ${search.join(" ")}`])
   ]
-  return all.length === 0 ? "# This container has no network, and no name server.\n" : `${all.join("\n")}\n`
+  return all.length === 0 ? "# There is no name server.\n" : `${all.join("\n")}\n`
 }
 
 /** The texts of the three files. */

@@ -19,6 +19,7 @@ import type { ExitStatus, Process } from "../../Process.ts"
 import * as freezer from "../cgroup/freezer.ts"
 import { readMemoryEvents, readMemoryLimit, sourceOf } from "../cgroup/stats.ts"
 import type { Ids } from "../ids/idMaps.ts"
+import type { Station } from "../network/network.ts"
 import type { Ended } from "../supervisor/protocol.ts"
 import * as Loop from "../system/eventLoop.ts"
 import type { Input, Output } from "../system/pipe.ts"
@@ -89,7 +90,9 @@ export interface ContainerState extends ProcessState {
   /** The namespaces that are not the host's: processes beside its first one join them. */
   readonly kinds: ReadonlyArray<Kind>
   /** Its addresses on networks, the first network's first. */
-  readonly addresses: Array<string>
+  readonly addresses: ReadonlyArray<string>
+  /** What joins networks: its network namespace, or the pod that it is in; undefined for other namespaces. */
+  readonly station: Station | undefined
   /** The scope that removes it. */
   readonly scope: Scope.Scope
   /** Removes it before its scope does; runs once. */

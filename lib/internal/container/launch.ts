@@ -12,11 +12,13 @@ import * as cgroups from "../cgroup/cgroup.ts"
 import * as freezer from "../cgroup/freezer.ts"
 import type { Ids } from "../ids/idMaps.ts"
 import { explain } from "../ids/namespaceFlags.ts"
+import { addressesOf, type Station } from "../network/network.ts"
 import { attend, type Handler } from "../security/seccompNotify.ts"
 import type { Interruptible, Unit } from "../supervisor/connection.ts"
 import { releaseUnit } from "../supervisor/scopedUnit.ts"
 import { E2BIG, ENOENT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import type { SizedDisk } from "../volume/image.ts"
 import { type Settings, searchPath } from "./compile.ts"
 import type { Names } from "./etcFiles.ts"
 import { type Base, makeContainer, makeProcess } from "./handle.ts"
@@ -46,7 +48,10 @@ export interface ContainerLaunch extends Common {
   readonly ownsCgroup: boolean
   readonly logs: LogFiles | undefined
   readonly base: Base
+  /** The file that is to be made before. */
+  readonly disk: SizedDisk | undefined
   readonly names: Names | undefined
+  readonly station: Station | undefined
 }
 
 /** The description of a process beside a container's first one. */
@@ -121,7 +126,7 @@ const processHandle = ({ plan, stdio, unit }: Launched, launch: ProcessLaunch): 
 
 /** Throws if its log cannot be kept in the folder that the options name. */
 const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: ContainerLaunch): Container => {
-  const { base, berth, cgroup, ids, kinds, logs, names, settings } = launch
+  const { base, berth, cgroup, ids, kinds, logs, names, settings, station } = launch
   const log = lazily(() => new Log(stdio, logs))
   if (logs !== undefined) log()
   if (launch.ownsCgroup) cgroup!.state.owner = { berth, scope, container: unit.ended }
@@ -139,7 +144,10 @@ const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: Contain
     settings,
     kinds,
     cgroup,
-    addresses: [],
+    station,
+    get addresses() {
+      return station === undefined ? [] : addressesOf(station)
+    },
     scope,
     release: releaseUnit(`container ${launch.id}`, unit),
     stdin: stdio.stdin,

@@ -13,13 +13,16 @@ import * as cgroupFiles from "../cgroup/cgroup.ts"
 import * as Userns from "../ids/allocation.ts"
 import * as Ids from "../ids/idMaps.ts"
 import * as namespaces from "../ids/namespaceFlags.ts"
-import { type Joined, none } from "../network/network.ts"
+import { type Joined, none } from "../network/join.ts"
+import { makeStation, type Station } from "../network/network.ts"
 import * as AppArmor from "../security/appArmor.ts"
 import * as Capabilities from "../security/capabilities.ts"
 import { attainable } from "../security/rlimits.ts"
 import * as Seccomp from "../security/seccomp.ts"
 import { defaultPath } from "../util/defaultPath.ts"
 import * as check from "../util/validate.ts"
+import type { SizedDisk } from "../volume/image.ts"
+import * as volumes from "../volume/inContainer.ts"
 import * as compile from "./compile.ts"
 import * as etcFiles from "./etcFiles.ts"
 import type { Base } from "./handle.ts"
@@ -216,14 +219,17 @@ interface Parts extends Pick<Decided, "cgroup" | "joined" | "inUserNamespace"> {
   /** The namespaces whose host name and kernel parameters the container may set. */
   readonly own: ReadonlyArray<Kind>
   readonly kinds: ReadonlyArray<Kind>
-  readonly ids: Ids.Ids | undefined
+  /** The ids of its user namespace, if they are its own. */
+  readonly mapped: Userns.Mapped | undefined
   readonly base: Base
+  readonly disk: SizedDisk | undefined
   readonly ownsCgroup: boolean
   readonly logs: LogFiles | undefined
   /** The names of the container whose network it joins. */
   readonly shared: etcFiles.Names | undefined
   /** Its networks. */
   readonly network: Joined
+  readonly station: Station | undefined
   /** Whether it joins a mount namespace that has a root. */
   readonly hasRoot: boolean
   readonly around: Pick<
@@ -253,15 +259,16 @@ const namesOf = (
 const surroundings = (
   options: RootOptions,
   at: Place,
-  { around, inUserNamespace, kinds, own }: Parts,
+  { around, inUserNamespace, kinds, mapped, own }: Parts,
   names: etcFiles.Names | undefined
 ): compile.Surroundings => {
   const { maskedPaths, readonlyPaths, readOnly = false } = options
   const hostname = check.hostname(options.hostname, own)
-  const mounts = check.mounts(options.mounts ?? [])
+  const { mounts, scratch } = volumes.bound(check.mounts(options.mounts ?? []), mapped)
   const targets = mounts.map(({ target }) => target)
   return {
     ...around,
+    scratch: [...around.scratch, ...scratch],
     inUserNamespace,
     memory: at.memory,
     folder: at.folder,
@@ -301,9 +308,11 @@ const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLa
     cgroup,
     ownsCgroup: parts.ownsCgroup,
     logs: parts.logs,
-    ids: parts.ids,
+    ids: parts.mapped?.ids,
     base: parts.base,
-    names
+    disk: parts.disk,
+    names,
+    station: parts.station
   }
 }
 
@@ -311,6 +320,10 @@ const sharedNames = ({ namespaces }: StartOptions): etcFiles.Names | undefined =
   const from = namespaces?.network
   return typeof from === "object" && !isNamespace(from) ? from.state.names : undefined
 }
+
+/** Its own, or that of the pod whose network namespace it joins. */
+const stationOf = ({ station }: Joined, id: string, isOwn: boolean): Station | undefined =>
+  isOwn ? (station ?? makeStation(id, undefined)) : station?.container === id ? undefined : station
 
 export const start = (
   image: Image,
@@ -342,7 +355,7 @@ export const start = (
     descriptors: at.userns === undefined ? descriptors : { ...descriptors, ...Userns.descriptors(at.userns) },
     own: [...created],
     kinds,
-    ids,
+    mapped: at.userns,
     base: {
       image,
       upper: root.upper,
@@ -351,11 +364,13 @@ export const start = (
       isThere: () => true,
       isOwn: [...created].includes("pid")
     },
+    disk: root.disk,
     cgroup: made === undefined ? options.cgroup : cgroupFiles.unsafeMake(cgroupName, made.folders),
     ownsCgroup: made !== undefined,
     logs: options.logs,
     shared: sharedNames(options),
     network: at.network,
+    station: stationOf(at.network, at.id, created.has("network")),
     hasRoot: false,
     around: {
       created,
@@ -391,7 +406,7 @@ export const spawn = (
     descriptors: { namespace: namespaces.pidfd, root: rootfs.mount },
     own: kinds,
     kinds: [...kinds, ...created],
-    ids,
+    mapped: rootfs.mapped,
     base: {
       image: rootfs.image,
       upper: rootfs.upper,
@@ -400,11 +415,13 @@ export const spawn = (
       isThere: () => rootfs.mount >= 0,
       isOwn: false
     },
+    disk: undefined,
     cgroup,
     ownsCgroup: false,
     logs: undefined,
     shared: undefined,
     network: none,
+    station: undefined,
     hasRoot: namespaces.root === rootfs,
     around: {
       created,

@@ -25,7 +25,7 @@ export interface Helper {
 
 /** Starts the program, which ends at the latest with the scope. */
 export const startHelper = (
-  berth: Berth,
+  berth: Pick<Berth, "supervisor">,
   options: {
     readonly program: "berth-proxy" | "berth-names"
     /** The name of its unit in messages. */

@@ -3,7 +3,6 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { type BerthError, InvalidOption, NetworkError, OperationFailed } from "../../BerthError.ts"
-import type { Container } from "../../Container.ts"
 import type { PublishPathOptions } from "../../Network.ts"
 import { AT_FDCWD, native, O_NOFOLLOW, O_PATH } from "../system/addon.ts"
 import { EADDRINUSE, ECONNREFUSED, ENOENT, ENOTDIR } from "../util/errno.ts"
@@ -11,6 +10,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import { invalid } from "../util/validate.ts"
 import { AF_UNIX, unix } from "./address.ts"
 import { heldBy, pathInodes } from "./holders.ts"
+import type { Served } from "./proxy.ts"
 import { SOCK_STREAM } from "./socket.ts"
 
 /** `sun_path` of unix(7), without the NUL at its end. */
@@ -25,7 +25,7 @@ const check = ({ mode = MODE, path }: PublishPathOptions): void => {
   if (!Number.isInteger(mode) || mode < 0 || mode > 0o777) invalid("mode", mode, "from 0 to 0o777")
 }
 
-const failed = (container: Container, path: string, syscall: string, errno: number): BerthError => {
+const failed = (container: Served, path: string, syscall: string, errno: number): BerthError => {
   if (errno === ENOENT || errno === ENOTDIR)
     return new InvalidOption({ option: "path", value: path, expected: "a path in a folder that exists" })
   if (errno !== EADDRINUSE)
@@ -57,7 +57,7 @@ interface Bound {
 }
 
 /** The kernel takes the mode of the socket, less the umask, so nobody can connect who may not; then the rest of it. */
-const bind = (container: Container, path: string, mode: number): Bound => {
+const bind = (container: Served, path: string, mode: number): Bound => {
   const fd = native().socketIn(-1, -1, AF_UNIX, SOCK_STREAM)
   if (fd < 0) throw failed(container, path, "socket", -fd)
   let made = -1
@@ -86,7 +86,7 @@ const isTaken = (error: unknown): boolean => error instanceof NetworkError && er
 
 /** A bound socket, whose file is there until the scope closes. Whoever takes it out of the list closes it. */
 export const bindPath = (
-  container: Container,
+  container: Served,
   options: PublishPathOptions
 ): Effect.Effect<Array<number>, BerthError, Scope.Scope> =>
   Effect.acquireRelease(

@@ -7,32 +7,70 @@ import type * as PubSub from "effect/PubSub"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
-import type { StartOptions } from "../../Container.ts"
-import type { Namespace } from "../../Namespace.ts"
-import type { Network, NetworkOptions, TypeId as PublicTypeId, Refusal } from "../../Network.ts"
-import type { Operation } from "../../Plan.ts"
+import type {
+  Network,
+  NetworkOptions,
+  Pod,
+  PodTypeId as PublicPodTypeId,
+  TypeId as PublicTypeId,
+  Refusal
+} from "../../Network.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { makeNames, type Names, RESOLVER } from "./names.ts"
+import { makeNames, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
-import { type Attachment, attach, configure, makeRouter, type Router } from "./router.ts"
+import { type Attachment, attach, makeRouter, type Router } from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
 
 export const isNetwork = (u: unknown): u is Network => hasProperty(u, TypeId)
 
-/** A container on a network. */
-export interface Member {
+export const PodTypeId: PublicPodTypeId = Symbol.for("berth/Pod") as PublicPodTypeId
+
+export const isPod = (u: unknown): u is Pod => hasProperty(u, PodTypeId)
+
+/** What can be on networks: the network namespace of a container, or of a pod. */
+export interface Station {
+  /** The id of the container, or the name of the pod. */
   readonly container: string
+  /** The name of the container on each of its networks, besides the id. */
   readonly name: string | undefined
-  /** The place of the network among those of the container. */
-  readonly place: number
+  /** Its interfaces, by their places: interface 2 is eth2. */
+  readonly interfaces: Map<number, Interface>
+  /** The number under which it asks for names, once it has the sockets for that. */
+  asker: number | undefined
+  /** Held while it joins a network, or leaves one. */
+  changing: Effect.Semaphore | undefined
+  /** Whether it leaves all networks at its own end. */
+  isReleased: boolean
 }
+
+/** An interface on a network. */
+export interface Interface {
+  readonly network: Network
+  readonly attachment: Attachment
+  /** Whether the route to all other addresses is by this interface. */
+  isDefault: boolean
+}
+
+export const makeStation = (container: string, name: string | undefined): Station => ({
+  container,
+  name,
+  interfaces: new Map(),
+  asker: undefined,
+  changing: undefined,
+  isReleased: false
+})
+
+/** The addresses of a station, those of its first interface first. */
+export const addressesOf = ({ interfaces }: Station): ReadonlyArray<string> =>
+  [...interfaces.keys()].sort((a, b) => a - b).flatMap((place) => interfaces.get(place)!.attachment.addresses)
 
 export interface State {
   readonly berth: Berth
   readonly router: Router
   readonly names: Names
-  readonly members: Map<number, Member>
+  /** The containers on it, by their numbers there. */
+  readonly members: Map<number, Station>
   /** The names of `Network.expose`. */
   readonly exposed: Set<string>
   /** Undefined without `outbound`. */
@@ -79,65 +117,30 @@ export const parseName = (option: string, name: string): string => {
 
 export const make = (
   berth: Berth,
-  holder: Namespace,
   options: NetworkOptions
 ): Effect.Effect<Network, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const name = yield* attempt(() =>
       parseName("name", options.name ?? `net-${randomBytes(4).toString("hex")}`)
     )
-    const router = makeRouter(holder, nextRange())
-    yield* configure(berth, holder, router.range)
-    const names = yield* makeNames(berth, name)
+    const router = yield* makeRouter(berth, nextRange())
+    const names = yield* makeNames(berth)
     const state: State = { berth, router, names, members: new Map(), exposed: new Set(), refusals: undefined }
+    // The kernel removes the interfaces with the network's namespace.
+    yield* Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        for (const station of [...state.members.values()]) {
+          for (const one of [...station.interfaces.values()])
+            if (one.network.state === state) exit(station, one)
+          see(station, names.responder)
+        }
+      })
+    )
     const range = `${router.range.prefix4}.0.0/16`
     const network: Network = Object.assign(Object.create(Proto), { name, range, state })
     state.refusals = yield* openOutbound(network, options)
     return network
   })
-
-/** A container's interfaces on networks, until it is given back. */
-export interface Joined {
-  readonly operations: Attachment["operations"]
-  readonly descriptors: Attachment["descriptors"]
-  readonly addresses: ReadonlyArray<string>
-  /** The addresses of name servers. */
-  readonly nameservers: ReadonlyArray<string>
-  /** Says that the operations have been performed. */
-  readonly done: () => void
-  readonly leave: () => void
-}
-
-export const none: Joined = {
-  operations: [],
-  descriptors: {},
-  addresses: [],
-  nameservers: [],
-  done: () => {},
-  leave: () => {}
-}
-
-/** The networks that the option of a start names. */
-export const networksOf = ({ network }: StartOptions): ReadonlyArray<Network> =>
-  network === undefined || typeof network === "string" ? [] : isNetwork(network) ? [network] : network
-
-const check = (networks: ReadonlyArray<Network>): void => {
-  networks.forEach((network, place) => {
-    if (!isNetwork(network) || networks.indexOf(network) !== place)
-      throw new InvalidOption({
-        option: "network",
-        value: String(network),
-        expected: '"none", "host", a network of Network.make, or a list of networks without repetition'
-      })
-  })
-}
-
-/** A container asks one responder, which is that of its first network. */
-const serve = (number: number): Operation => ({
-  op: "name-sockets",
-  responder: "names",
-  message: `serve ${number}`
-})
 
 export const checkFree = (networks: ReadonlyArray<Network>, name: string): void => {
   for (const network of networks) {
@@ -150,57 +153,73 @@ export const checkFree = (networks: ReadonlyArray<Network>, name: string): void 
   }
 }
 
-/** Takes an address on each network; throws, and then has taken none. */
-export const join = (container: string, options: StartOptions): Joined => {
-  const networks = networksOf(options)
-  check(networks)
-  const name = options.name === undefined ? undefined : parseName("name", options.name)
-  if (name !== undefined) checkFree(networks, name)
-  const aliases = (options.aliases ?? []).map((alias) => parseName("aliases", alias))
-  const joined: Array<readonly [Network, Attachment]> = []
-  const leave = (): void => {
-    for (const [{ state }, { close, number }] of joined) {
-      close()
-      state.members.delete(number)
-      state.names.remove(number)
-      state.router.numbers.give(number)
-    }
+const checkNetwork = ({ container, interfaces }: Station, network: Network): void => {
+  const refuse = (expected: string): never => {
+    throw new InvalidOption({ option: "network", value: String(network), expected })
   }
-  try {
-    networks.forEach((network, place) => {
-      const attachment = attach(network.state.router, place)
-      joined.push([network, attachment])
-      const { addresses, number } = attachment
-      network.state.members.set(number, { container, name, place })
-      network.state.names.add(
-        number,
-        [...(name === undefined ? [] : [name]), ...aliases, container],
-        addresses
-      )
-    })
-  } catch (error) {
-    leave()
-    throw error
+  if (interfaces.size >= NETWORKS_MAX) refuse(`at most ${NETWORKS_MAX} networks of one container`)
+  for (const one of interfaces.values()) {
+    if (one.network === network) refuse(`another network, as ${container} is on this one already`)
+    if (one.network.range === network.range)
+      refuse(`a network of another range than that of ${one.network.name}, which ${container} is on already`)
   }
-  const attachments = joined.map(([, attachment]) => attachment)
-  const first = joined[0]
+}
+
+/** Takes an address on a network, and names for it; throws, and then has taken none. */
+export const enter = (station: Station, network: Network, aliases: ReadonlyArray<string>): Interface => {
+  const { members, names, router } = network.state
+  const { container, interfaces, name } = station
+  checkNetwork(station, network)
+  if (name !== undefined) checkFree([network], name)
+  let place = 0
+  while (interfaces.has(place)) place++
+  const isDefault = ![...interfaces.values()].some((one) => one.isDefault)
+  const attachment = attach(router, place, isDefault)
+  const entered: Interface = { network, attachment, isDefault }
+  interfaces.set(place, entered)
+  members.set(attachment.number, station)
+  names.add(
+    attachment.number,
+    [...(name === undefined ? [] : [name]), ...aliases, container],
+    attachment.addresses
+  )
+  return entered
+}
+
+/** Gives the address back, which nobody may use any more; a second time it does nothing. */
+export const exit = ({ interfaces }: Station, left: Interface): void => {
+  const { attachment, network } = left
+  if (interfaces.get(attachment.place) !== left) return
+  attachment.close()
+  interfaces.delete(attachment.place)
+  network.state.members.delete(attachment.number)
+  network.state.names.remove(attachment.number)
+  network.state.router.numbers.give(attachment.number)
+}
+
+/** The operation by which a station gets the sockets on which it asks for names. */
+export const serve = (station: Station, { nextNumber, socket }: Responder) => {
+  station.asker = nextNumber()
   return {
-    operations: [
-      ...attachments.flatMap(({ operations }) => operations),
-      ...(first === undefined ? [] : [serve(first[1].number)])
-    ],
-    descriptors: Object.assign(
-      first === undefined ? {} : { names: first[0].state.names.socket },
-      ...attachments.map(({ descriptors }) => descriptors)
-    ),
-    addresses: attachments.flatMap(({ addresses }) => addresses),
-    nameservers: first === undefined ? [] : [RESOLVER],
-    done: () => {
-      for (const [{ state }, { close, number }] of joined) {
-        close()
-        state.router.ruled.add(number)
-      }
-    },
-    leave
+    operation: {
+      op: "name-sockets",
+      responder: "names",
+      message: `serve ${station.asker}${networksSeen(station)}`
+    } as const,
+    descriptors: { names: socket() }
   }
+}
+
+const networksSeen = ({ interfaces }: Station): string =>
+  [...interfaces.values()].map(({ network }) => ` ${network.state.names.network}`).join("")
+
+/** Has the responder know which networks a station is on. */
+export const see = (station: Station, { tell }: Responder): void => {
+  if (station.asker !== undefined) tell(`see ${station.asker}${networksSeen(station)}`)
+}
+
+/** Has the responder close the sockets of a station. */
+export const stopAsking = (station: Station, { tell }: Responder): void => {
+  if (station.asker !== undefined) tell(`leave ${station.asker}`)
+  station.asker = undefined
 }

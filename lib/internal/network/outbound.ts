@@ -108,7 +108,7 @@ const hostServers = (): ReadonlyArray<string> => {
 
 /** A socket in the namespace of the responder; throws. */
 const bindBeside = (names: Names, type: number, { bytes, text }: SocketAddress): number => {
-  const fd = socketIn(names.pidfd(), AF_INET, type)
+  const fd = socketIn(names.responder.pidfd(), AF_INET, type)
   if (fd < 0) throw failed("a socket of the responder for names", "socket", -fd)
   const bound = native().bind(fd, bytes)
   if (bound >= 0) return fd
@@ -152,9 +152,9 @@ const forwardNames = (network: Network, rules: Rules, servers: ReadonlyArray<str
         }
         tell(socket, "allow", rules.names)
       }
-      tell(socket, "forward", servers)
+      tell(socket, "forward 1", servers)
       const port = boundPort(sockets[0]!)
-      tell(socket, "serve", ["1"], sockets)
+      tell(socket, "serve", ["1 1"], sockets)
       closeAll(sockets)
       names.forward(host, port)
     })
@@ -202,7 +202,11 @@ export const openOutbound = (
 ): Effect.Effect<PubSub.PubSub<Refusal> | undefined, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const servers = yield* attempt(() => dns?.map(parseServer))
-    if (outbound === "none") return undefined
+    if (outbound === "none") {
+      if (dns === undefined) return undefined
+      const expected = "undefined without outbound: no other machine's names are asked for"
+      return yield* Effect.fail(new InvalidOption({ option: "dns", value: JSON.stringify(dns), expected }))
+    }
     const { berth, router } = network.state
     const { prefix4, prefix6 } = router.range
     const own = [`${prefix4}.0.0/16`, ...(prefix6 === undefined ? [] : [`${prefix6}::/64`])]

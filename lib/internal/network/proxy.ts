@@ -7,10 +7,11 @@ import type { Container } from "../../Container.ts"
 import type * as Plan from "../../Plan.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
+import { isContainer } from "../typeIds.ts"
 import { ECONNRESET } from "../util/errno.ts"
 import { abstractName, LOOPBACK } from "./address.ts"
 import { startHelper } from "./helper.ts"
-import { whenReady, withoutRoot } from "./socket.ts"
+import { notRunning, whenReady, withoutRoot } from "./socket.ts"
 
 const ANSWER_BYTES_MAX = 64
 
@@ -39,10 +40,10 @@ export const toPort = (addresses: ReadonlyArray<string>, port: number, protocol 
 })
 
 /** A Unix socket of a container, by its path or its abstract name; throws. */
-export const toPath = (container: Container, path: string): Target => {
+export const toPath = (container: Served, path: string): Target => {
   if (abstractName(path) !== undefined) return { verb: "add", text: `abstract:${path.slice(1)}` }
   const { root } = container.state
-  if (root < 0) throw withoutRoot(container)
+  if (root < 0) throw withoutRoot(container, path)
   return { verb: "add", text: `unix:${path}`, root }
 }
 
@@ -50,9 +51,11 @@ export const toPath = (container: Container, path: string): Target => {
 export interface Proxy {
   /**
    * Has it serve a bound socket, which it takes: it accepts connections from when something listens at the target, at once
-   * if something does already when this succeeds; datagrams it passes on.
+   * if something does already when this succeeds; datagrams it passes on. Gives the number of the socket.
    */
-  readonly add: (bound: number, target: Target) => Effect.Effect<void, BerthError>
+  readonly add: (bound: number, target: Target) => Effect.Effect<number, BerthError>
+  /** Sets the faults of a socket's connections, in the proxy's terms. After the proxy's end it does nothing. */
+  readonly toxic: (id: number, text: string) => Effect.Effect<void, BerthError>
 }
 
 /** Runs a proxy that connects in the network namespace of `place`. */
@@ -64,29 +67,50 @@ export const startProxy = (
     readonly descriptors?: Readonly<Record<string, number>>
   }
 ): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
-  Effect.map(startHelper(berth, { program: "berth-proxy", ...options }), ({ socket }) => {
+  Effect.gen(function* () {
+    const { socket } = yield* startHelper(berth, { program: "berth-proxy", ...options })
+    const turn = yield* Effect.makeSemaphore(1)
     let id = 0
+    let ended = false
+    // One message at a time, to the end: an answer that nobody has read would be taken for the next one.
+    const inTurn = <A, E>(effect: Effect.Effect<A, E>) => turn.withPermits(1)(Effect.uninterruptible(effect))
+    yield* Effect.addFinalizer(() => inTurn(Effect.sync(() => (ended = true))))
+    const ask = (message: string, descriptors: ReadonlyArray<number>): Effect.Effect<void, BerthError> =>
+      Effect.suspend(() => {
+        const sent = native().send(socket, new TextEncoder().encode(message), descriptors)
+        return sent < 0 ? Effect.fail(failed("sendmsg", -sent)) : answer(socket)
+      })
     return {
       add: (bound, { root, text, verb }) =>
-        Effect.suspend(() => {
-          const message = new TextEncoder().encode(`${verb} ${++id} ${text}`)
-          const sent = native().send(socket, message, root === undefined ? [bound] : [bound, root])
-          native().close(bound)
-          return sent < 0 ? Effect.fail(failed("sendmsg", -sent)) : answer(socket)
-        })
+        inTurn(
+          Effect.suspend(() => {
+            const own = ++id
+            return Effect.as(ask(`${verb} ${own} ${text}`, root === undefined ? [bound] : [bound, root]), own)
+          })
+        ).pipe(Effect.ensuring(Effect.sync(() => native().close(bound)))),
+      toxic: (id, text) =>
+        inTurn(Effect.suspend(() => (ended ? Effect.void : ask(`toxic ${id} ${text}`, []))))
     }
   })
 
-/** The addresses at which a container's servers are looked for. */
-export const addressesIn = ({ state }: Container): ReadonlyArray<string> => [
+/** What has servers: a container, or the network namespace that the containers of a pod share, which has no root. */
+export interface Served {
+  readonly id: string
+  readonly state: Pick<Container["state"], "addresses" | "berth" | "kinds" | "pidfd" | "root">
+}
+
+/** The addresses at which the servers are looked for. */
+export const addressesIn = ({ state }: Served): ReadonlyArray<string> => [
   ...state.addresses.slice(0, 2),
   ...LOOPBACK
 ]
 
 /** Runs a proxy that connects to servers of a container. */
-export const makeProxy = (container: Container): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
+export const makeProxy = (container: Served): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
   Effect.suspend(() => {
     const { berth, kinds, pidfd } = container.state
+    if (isContainer(container) && (pidfd < 0 || native().signal(pidfd, 0) < 0))
+      return Effect.fail(notRunning(container))
     const own = kinds.includes("network") ? kinds.filter((kind) => kind === "network" || kind === "user") : []
     return startProxy(berth, {
       name: `proxy of container ${container.id}`,

@@ -2,7 +2,6 @@
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { type BerthError, NetworkError, OperationFailed } from "../../BerthError.ts"
-import type { Container } from "../../Container.ts"
 import type {
   Publishable,
   PublishedPath,
@@ -18,8 +17,9 @@ import { candidates, parsePort, portOf, type SocketAddress } from "./address.ts"
 import { heldBy, portInodes } from "./holders.ts"
 import { bindPath } from "./hostPath.ts"
 import { parseOnePort } from "./ports.ts"
-import { addressesIn, makeProxy, type Target, toPath, toPort } from "./proxy.ts"
+import { addressesIn, makeProxy, type Proxy, type Served, type Target, toPath, toPort } from "./proxy.ts"
 import { SOCK_DGRAM, SOCK_STREAM } from "./socket.ts"
+import { shape } from "./toxic.ts"
 
 /** How many free ports of IPv4 are tried until the same one is free of IPv6. */
 const ATTEMPTS = 32
@@ -28,7 +28,7 @@ type Protocol = "tcp" | "udp"
 
 /** What is published: the container and the protocol. */
 interface Subject {
-  readonly container: Container
+  readonly container: Served
   readonly protocol: Protocol
 }
 
@@ -98,14 +98,26 @@ const bindAll = (
 }
 
 /** The server in the container; throws. */
-const targetOf = (container: Container, to: PublishOptions["container"], protocol: Protocol): Target => {
+const targetOf = (container: Served, to: PublishOptions["container"], protocol: Protocol): Target => {
   if (typeof to !== "object") return toPort(addressesIn(container), parsePort("container", to), protocol)
   if (protocol === "udp") invalid("container", to, "a port: a Unix socket has no UDP")
   return toPath(container, to.path)
 }
 
+/** Hands the sockets over to the proxy, and gives their numbers. */
+const addAll = (
+  proxy: Proxy,
+  left: Array<number>,
+  target: Target
+): Effect.Effect<ReadonlyArray<number>, BerthError> =>
+  Effect.gen(function* () {
+    const ids: Array<number> = []
+    while (left.length > 0) ids.push(yield* proxy.add(left.shift()!, target))
+    return ids
+  })
+
 const publishPort = (
-  container: Container,
+  container: Served,
   { container: to, host = 0, hostname, protocol = "tcp" }: PublishOptions
 ): Effect.Effect<PublishedPort, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
@@ -120,15 +132,16 @@ const publishPort = (
       ([fds]) => Effect.sync(() => fds.forEach((fd) => native().close(fd)))
     )
     const proxy = yield* makeProxy(container)
-    while (left.length > 0) yield* proxy.add(left.shift()!, target)
-    return {
+    const ids = yield* addAll(proxy, left, target)
+    const published = {
       hostname: hostname === undefined || hostname === "localhost" ? "127.0.0.1" : hostname,
       port: chosen
     }
+    return protocol === "tcp" ? shape(published, proxy, ids) : published
   })
 
 const publishPath = (
-  container: Container,
+  container: Served,
   options: PublishPathOptions
 ): Effect.Effect<PublishedPath, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
@@ -140,13 +153,12 @@ const publishPath = (
     })
     const left = yield* bindPath(container, options)
     const proxy = yield* makeProxy(container)
-    while (left.length > 0) yield* proxy.add(left.shift()!, target)
-    return { path }
+    return shape({ path }, proxy, yield* addAll(proxy, left, target))
   })
 
 /** See `Container.publish`. */
 export const publish = (
-  container: Container,
+  container: Served,
   given: Publishable
 ): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
   Effect.flatMap(

@@ -8,10 +8,9 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
-import type * as Namespace from "../../Namespace.ts"
 import * as Plan from "../../Plan.ts"
 import { socketIn } from "../files/namespaceRoot.ts"
-import { flagsOf } from "../ids/namespaceFlags.ts"
+import { explain, flagsOf } from "../ids/namespaceFlags.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { native } from "../system/addon.ts"
 import type { SocketAddress } from "./address.ts"
@@ -89,7 +88,7 @@ export interface Range {
 
 /** What a network keeps to itself. */
 export interface Router {
-  readonly holder: Namespace.Namespace
+  readonly holder: Holder
   readonly range: Range
   readonly numbers: Numbers
   /** The numbers whose rules are there: they stay, for the next container of that number. */
@@ -138,7 +137,8 @@ export const perform = (
   berth: Berth,
   pidfd: number,
   name: string,
-  operations: ReadonlyArray<Plan.Operation>
+  operations: ReadonlyArray<Plan.Operation>,
+  descriptors: Readonly<Record<string, number>> = {}
 ): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
     const plan = Plan.make([
@@ -148,35 +148,69 @@ export const perform = (
       { op: "exit" }
     ])
     return Effect.scoped(
-      Effect.asVoid(scopedUnit(berth, berth.supervisor.nextId(), name, plan, { process: pidfd }))
+      Effect.asVoid(
+        scopedUnit(berth, berth.supervisor.nextId(), name, plan, { ...descriptors, process: pidfd })
+      )
     )
   })
 
-/** Has the namespace route, and believe no packet whose sender is elsewhere (rp_filter: ip-sysctl.rst). */
-export const configure = (
-  berth: Berth,
-  holder: Namespace.Namespace,
-  range: Range
-): Effect.Effect<void, BerthError> =>
-  perform(berth, holder.pidfd, "configuration of a network", [
-    sysctl("net/ipv4/ip_forward", "1"),
-    sysctl("net/ipv4/conf/all/rp_filter", "0"),
-    sysctl("net/ipv4/conf/default/rp_filter", "1"),
-    sysctl("net/ipv4/conf/all/accept_redirects", "0"),
-    sysctl("net/ipv4/conf/all/send_redirects", "0"),
-    // No container has a process here: without root, the program binds any port for what it exposes.
-    sysctl("net/ipv4/ip_unprivileged_port_start", "0"),
-    ...(range.prefix6 === undefined
-      ? []
-      : [
-          sysctl("net/ipv6/conf/all/forwarding", "1"),
-          sysctl("net/ipv6/conf/default/accept_ra", "0"),
-          sysctl("net/ipv6/conf/default/accept_redirects", "0")
-        ]),
-    netlinkOperation(
-      addressesOf(range, ROUTER_NUMBER).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
-    )
+/** The process that has a network's namespace: it does nothing, and ends with the scope. */
+export interface Holder {
+  readonly pid: number
+  /** -1 once its scope has closed. */
+  readonly pidfd: number
+}
+
+/** Has a namespace route, and believe no packet whose sender is elsewhere (rp_filter: ip-sysctl.rst). */
+const routing = (range: Range): ReadonlyArray<Plan.Operation> => [
+  // For the interfaces to come: the one for all interfaces waits for whatever the kernel does with others.
+  sysctl("net/ipv4/conf/default/forwarding", "1"),
+  sysctl("net/ipv4/conf/all/rp_filter", "0"),
+  sysctl("net/ipv4/conf/default/rp_filter", "1"),
+  sysctl("net/ipv4/conf/all/accept_redirects", "0"),
+  sysctl("net/ipv4/conf/all/send_redirects", "0"),
+  // No container has a process here: without root, the program binds any port for what it exposes.
+  sysctl("net/ipv4/ip_unprivileged_port_start", "0"),
+  ...(range.prefix6 === undefined
+    ? []
+    : [
+        sysctl("net/ipv6/conf/all/forwarding", "1"),
+        sysctl("net/ipv6/conf/default/accept_ra", "0"),
+        sysctl("net/ipv6/conf/default/accept_redirects", "0")
+      ]),
+  netlinkOperation([
+    netlink.up(LOOPBACK_INDEX),
+    ...addressesOf(range, ROUTER_NUMBER).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
   ])
+]
+
+/** Makes the namespace of a network in one unit, as each further unit would add a millisecond to a start with a network of its own. */
+const hold = (berth: Berth, range: Range): Effect.Effect<Holder, BerthError, Scope.Scope> =>
+  Effect.map(
+    scopedUnit(
+      berth,
+      berth.supervisor.nextId(),
+      "network",
+      Plan.make([
+        // Without root, sysctls need a procfs, and that a pid namespace of its own.
+        { op: "process", namespaces: flagsOf(["network", "pid"]) },
+        { op: "session" },
+        { op: "stdio", stdin: null, stdout: null, stderr: null },
+        ...routing(range),
+        { op: "bounding", capabilities: 0 },
+        { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
+        { op: "no-new-privileges" },
+        { op: "exec-self", arguments: ["berth-hold"], environment: [] }
+      ]),
+      {}
+    ).pipe(Effect.mapError(explain(["network"]))),
+    (unit) => ({
+      pid: unit.pid,
+      get pidfd() {
+        return unit.pidfd()
+      }
+    })
+  )
 
 const noFreeAddress = ({ range }: Router): InvalidOption =>
   new InvalidOption({
@@ -241,9 +275,13 @@ export const numberOf = (address: string): number =>
 /** How a container is on a network. */
 export interface Attachment {
   readonly number: number
+  readonly place: number
   readonly addresses: ReadonlyArray<string>
+  /** What gives the container its interface. */
   readonly operations: ReadonlyArray<Plan.Operation>
   readonly descriptors: Readonly<Record<string, number>>
+  /** What has the container reach all other addresses by the interface. */
+  readonly defaultRoute: Plan.Operation
   /** Closes the socket that the operations need; a second time it does nothing. */
   readonly close: () => void
 }
@@ -268,8 +306,11 @@ export const checkByRules = (router: Router, number: number): ReadonlyArray<Plan
   return [...checks, sysctl(`net/ipv4/conf/${near(number).name}/rp_filter`, "0")]
 }
 
-/** Operations that give a container an interface on a network: `place` is the interface's place among its own. Throws. */
-export const attach = (router: Router, place: number): Attachment => {
+/**
+ * Operations that give a container an interface on a network: `place` is the interface's place among its own, `isDefault` whether
+ * it reaches all other addresses by this interface. Throws.
+ */
+export const attach = (router: Router, place: number, isDefault: boolean): Attachment => {
   const number = router.numbers.take()
   if (number === undefined) throw noFreeAddress(router)
   const socket = socketIn(router.holder.pidfd, AF_NETLINK, SOCK_RAW)
@@ -297,29 +338,30 @@ export const attach = (router: Router, place: number): Attachment => {
     ]),
     ...(sixth === undefined || router.ruled.has(number) ? [] : rules(number, sixth))
   ]
+  const gateway = ({ family }: netlink.Ip): netlink.Ip => netlink.ip(family === 2 ? GATEWAY[4] : GATEWAY[6])
+  const route = (one: netlink.Ip, toAll: boolean): ReadonlyArray<number> => {
+    const [to, length] = toAll
+      ? [one, 0]
+      : one.family === 2
+        ? [netlink.ip(`${range.prefix4}.0.0`), BITS]
+        : [netlink.ip(`${range.prefix6}::`), 64]
+    return netlink.gatewayRoute(inner.index, to, length, gateway(one), one)
+  }
   const inside = [
     // Loopback as well: the sockets of names are bound there.
     netlink.up(LOOPBACK_INDEX),
     netlink.up(inner.index),
-    ...addresses.flatMap((one) => {
-      const gateway = netlink.ip(one.family === 2 ? GATEWAY[4] : GATEWAY[6])
-      const [to, length] =
-        place === 0
-          ? [one, 0]
-          : one.family === 2
-            ? [netlink.ip(`${range.prefix4}.0.0`), BITS]
-            : [netlink.ip(`${range.prefix6}::`), 64]
-      return [
-        netlink.address(inner.index, one),
-        netlink.neighbor(inner.index, gateway, outer.mac),
-        netlink.gatewayRoute(inner.index, to, length, gateway, one)
-      ]
-    })
+    ...addresses.flatMap((one) => [
+      netlink.address(inner.index, one),
+      netlink.neighbor(inner.index, gateway(one), outer.mac),
+      route(one, isDefault)
+    ])
   ]
   const name = `network${place}`
   let open = true
   return {
     number,
+    place,
     addresses: addressesOf(range, number),
     operations: [
       { op: "netlink", socket: name, messages: netlink.concat(outside), pidAt: pair.pidAt },
@@ -327,6 +369,7 @@ export const attach = (router: Router, place: number): Attachment => {
       { op: "netlink", socket: name, messages: netlink.concat([netlink.look(outer.index)]), pidAt: -1 }
     ],
     descriptors: { [name]: socket },
+    defaultRoute: netlinkOperation(addresses.map((one) => route(one, true))),
     close: () => {
       if (open) native().close(socket)
       open = false
@@ -334,10 +377,23 @@ export const attach = (router: Router, place: number): Attachment => {
   }
 }
 
-export const makeRouter = (holder: Namespace.Namespace, range: Range): Router => ({
-  holder,
-  range: hasIPv6() ? range : { ...range, prefix6: undefined },
-  numbers: new Numbers(2 ** BITS - 1),
-  ruled: new Set(),
-  ruled4: new Set()
-})
+export const makeRouter = (berth: Berth, given: Range): Effect.Effect<Router, BerthError, Scope.Scope> => {
+  const range = hasIPv6() ? given : { ...given, prefix6: undefined }
+  return Effect.map(hold(berth, range), (holder) => ({
+    holder,
+    range,
+    numbers: new Numbers(2 ** BITS - 1),
+    ruled: new Set(),
+    ruled4: new Set()
+  }))
+}
+
+/** Removes a container's interface: the kernel removes its other end with it, and all routes by both. */
+export const detach = (
+  berth: Berth,
+  { holder }: Router,
+  { number }: Attachment
+): Effect.Effect<void, BerthError> =>
+  perform(berth, holder.pidfd, "an interface of a network", [
+    netlinkOperation([netlink.remove(near(number).index)])
+  ])

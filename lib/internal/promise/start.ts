@@ -2,50 +2,79 @@
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
+import type { Berth } from "../../Berth.ts"
+import type { BerthError } from "../../BerthError.ts"
 import * as Container from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import * as Network from "../../Network.ts"
-import type { Box, CallOptions, ClosableNetwork, RunOptions, StartOptions } from "../../promise.ts"
+import type {
+  Box,
+  CallOptions,
+  ClosableNetwork,
+  ClosableVolume,
+  RunOptions,
+  StartOptions,
+  volumes
+} from "../../promise.ts"
+import * as Volume from "../../Volume.ts"
 import { closing, makeBox, withContainers } from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
 import { named } from "./images.ts"
+import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
+
+/** Runs an effect in a scope of its own, which closes if it fails; `use` gets its value and the scope. */
+const inScope = <A, B>(
+  effect: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
+  use: (value: A, scope: Scope.CloseableScope) => B
+): Effect.Effect<B, BerthError, Berth> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(Scope.make(), (scope) =>
+      restore(effect).pipe(
+        Scope.extend(scope),
+        Effect.map((value) => use(value, scope)),
+        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+      )
+    )
+  )
 
 export const networkWith =
   (shared: Shared) =>
   ({ linger, signal, ...options }: Network.NetworkOptions & CallOptions = {}): Promise<ClosableNetwork> =>
     shared.run(
-      Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(Scope.make(), (scope) =>
-          restore(Network.make(options)).pipe(
-            Scope.extend(scope),
-            Effect.map((made) => {
-              const close = closing(shared, scope, linger)
-              const expose = (options: Network.ExposeOptions) =>
-                shared.run(Scope.extend(Network.expose(made, options), scope))
-              return Object.assign(made, { expose, close, [Symbol.asyncDispose]: close })
-            }),
-            Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-          )
-        )
-      ),
+      inScope(Network.make(options), (made, scope) => {
+        const close = closing(shared, scope, linger)
+        const expose = (options: Network.ExposeOptions) =>
+          shared.run(Scope.extend(Network.expose(made, options), scope))
+        const refusals = () => iterableOf(Network.refusals(made))
+        return Object.assign(made, { expose, refusals, close, [Symbol.asyncDispose]: close })
+      }),
       { linger, signal }
     )
+
+export const volumeWith =
+  (shared: Shared) =>
+  ({ linger, signal, ...options }: Volume.Options & CallOptions = {}): Promise<ClosableVolume> =>
+    shared.run(
+      inScope(Volume.make(options), (made, scope) => {
+        const close = closing(shared, scope, linger)
+        return Object.assign(made, { close, [Symbol.asyncDispose]: close })
+      }),
+      { linger, signal }
+    )
+
+export const volumesWith = (shared: Shared): typeof volumes => ({
+  list: (options) => shared.run(Volume.list, options),
+  remove: (name, options) => shared.run(Volume.remove(name), options)
+})
 
 export const startWith =
   (shared: Shared) =>
   (image: string | Image, options: StartOptions & CallOptions = {}): Promise<Box> =>
     shared.run(
-      Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(Scope.make(), (scope) =>
-          restore(
-            Effect.flatMap(named(image, options), (from) => Container.start(from, withContainers(options)))
-          ).pipe(
-            Scope.extend(scope),
-            Effect.map((container) => makeBox(shared, container, scope, options.linger)),
-            Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-          )
-        )
+      inScope(
+        Effect.flatMap(named(image, options), (from) => Container.start(from, withContainers(options))),
+        (container, scope) => makeBox(shared, container, scope, options.linger)
       ),
       options
     )

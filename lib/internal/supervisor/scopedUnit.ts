@@ -17,7 +17,7 @@ export const releaseUnit = (name: string, unit: Unit): Effect.Effect<void> =>
 
 /** Starts a unit and releases it when the scope closes. */
 export const scopedUnit = (
-  berth: Berth,
+  berth: Pick<Berth, "supervisor">,
   id: number,
   name: string,
   plan: Plan.Plan,

@@ -1,0 +1,45 @@
+/** Containers that ask each other, over networks. */
+import assert from "node:assert/strict"
+import * as Effect from "effect/Effect"
+import { Container, WaitFor } from "../../lib/index.ts"
+import { echoImage } from "./attack.ts"
+import { whyNotRoot } from "./effect.ts"
+
+export const modes: ReadonlyArray<readonly [name: string, options: Container.StartOptions]> = [
+  ["containers", {}],
+  ...(whyNotRoot ? [] : [['containers with userns: "auto"', { userns: "auto" }] as const])
+]
+
+/** A container in which `echo` listens on port 7 of all addresses. */
+export const echoing = (options: Container.StartOptions) =>
+  Effect.gen(function* () {
+    const command = ["/bin/echo", "any4:7", "any6:7"]
+    const box = yield* Container.start(yield* echoImage, { ...options, command })
+    yield* WaitFor.log(box, "listening")
+    return box
+  })
+
+export const idle = (options: Container.StartOptions) =>
+  Effect.flatMap(echoImage, (image) => Container.start(image, { ...options, command: ["sleep", "1000"] }))
+
+/** What a container gets from port 7 of an address: the text and "bye", or nothing. */
+export const ask = (box: Container.Container, address: string) =>
+  Effect.map(
+    Container.exec(box, ["sh", "-c", `echo hello | timeout 5 nc -w 2 ${address} 7`]),
+    ({ stdout }) => stdout
+  )
+
+/** The IPv4 addresses of a name, as a container looks them up. */
+export const lookUp = (box: Container.Container, name: string) =>
+  Effect.map(Container.exec(box, ["busybox", "nslookup", "-type=a", name]), ({ stdout }) =>
+    [...stdout.matchAll(/^Address: (\d[\d.]+)$/gm)].map(([, address]) => address).sort()
+  )
+
+export const ANSWER = "hello\nbye"
+
+/** Checks until it is so, for 15 seconds. */
+export const eventually = <E>(what: string, check: Effect.Effect<boolean, E>) =>
+  Effect.gen(function* () {
+    for (const limit = Date.now() + 15_000; !(yield* check); yield* Effect.sleep(5))
+      assert.ok(Date.now() < limit, `${what}: not within 15 s`)
+  })
