@@ -21,7 +21,7 @@ import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
 import { Shared, shared } from "./internal/promise/runtime.ts"
-import { networkWith, runWith, startWith } from "./internal/promise/start.ts"
+import { networkWith, podWith, runWith, startWith } from "./internal/promise/start.ts"
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
 import type * as Network from "./Network.ts"
@@ -116,9 +116,32 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
 export interface ClosableNetwork extends Network.Network, AsyncDisposable {
   /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
   readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
+  /** Has a running container or a pod join it, until the result is closed: see `Network.join`. */
+  readonly join: (box: Box | Network.Pod, options?: Network.JoinOptions & CallOptions) => Promise<Closable>
+  /** Has a container or a pod leave it: see `Network.leave`. */
+  readonly leave: (box: Box | Network.Pod) => Promise<void>
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
+
+/**
+ * Something that exists until it is closed.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Closable extends AsyncDisposable {
+  /** The same as the end of `await using`. */
+  readonly close: () => Promise<void>
+}
+
+/**
+ * A pod that exists until it is closed.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ClosablePod extends Network.Pod, Closable {}
 
 /**
  * A holder of namespaces that a container can share, besides a box.
@@ -451,6 +474,7 @@ export interface Images {
  */
 export interface Session extends AsyncDisposable {
   readonly network: typeof network
+  readonly pod: typeof pod
   readonly start: typeof start
   readonly run: typeof run
   readonly supervised: typeof supervised
@@ -484,6 +508,17 @@ export const start: (image: string | Image.Image, options?: StartOptions & CallO
  */
 export const network: (options?: Network.NetworkOptions & CallOptions) => Promise<ClosableNetwork> =
   networkWith(shared)
+
+/**
+ * Makes a pod, whose containers share a network namespace, which exists until it is closed: see `Network.pod`.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * await using web = await pod({ ports: ["8080:80"] })
+ * await using server = await start("server:1", { network: web })
+ */
+export const pod: (options?: Network.PodOptions & CallOptions) => Promise<ClosablePod> = podWith(shared)
 
 /**
  * Starts a container, waits for its end and gives its output. A command that fails is no error: see `exitCode`.
@@ -542,6 +577,7 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
   const start = startWith(own)
   return {
     network: networkWith(own),
+    pod: podWith(own),
     start,
     run: runWith(own),
     supervised: restarted(own, start),

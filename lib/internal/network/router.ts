@@ -98,7 +98,7 @@ export interface Router {
   readonly ruled4: Set<number>
 }
 
-const hasIPv6 = (): boolean => existsSync("/proc/sys/net/ipv6")
+export const hasIPv6 = (): boolean => existsSync("/proc/sys/net/ipv6")
 
 const BITS = 16
 
@@ -170,7 +170,9 @@ export const configure = (
     // No container has a process here: without root, the program binds any port for what it exposes.
     sysctl("net/ipv4/ip_unprivileged_port_start", "0"),
     ...(range.prefix6 === undefined
-      ? []
+      ? hasIPv6()
+        ? ["all", "default"].map((name) => sysctl(`net/ipv6/conf/${name}/disable_ipv6`, "1"))
+        : []
       : [
           sysctl("net/ipv6/conf/all/forwarding", "1"),
           sysctl("net/ipv6/conf/default/accept_ra", "0"),
@@ -358,7 +360,7 @@ export const detach = (
 
 export const makeRouter = (holder: Namespace.Namespace, range: Range): Router => ({
   holder,
-  range: hasIPv6() ? range : { ...range, prefix6: undefined },
+  range,
   numbers: new Numbers(2 ** BITS - 1),
   ruled: new Set(),
   ruled4: new Set()

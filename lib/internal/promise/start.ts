@@ -2,34 +2,72 @@
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
+import type { Berth } from "../../Berth.ts"
+import type { BerthError } from "../../BerthError.ts"
 import * as Container from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import * as Network from "../../Network.ts"
-import type { Box, CallOptions, ClosableNetwork, RunOptions, StartOptions } from "../../promise.ts"
-import { closing, makeBox, withContainers } from "./box.ts"
+import type {
+  Box,
+  CallOptions,
+  ClosableNetwork,
+  ClosablePod,
+  RunOptions,
+  StartOptions
+} from "../../promise.ts"
+import { closing, containerOf, makeBox, withContainers } from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
 import { named } from "./images.ts"
 import type { Shared } from "./runtime.ts"
 
+/** Makes a value that exists until the function that `use` gets is called. */
+const opened = <A, B>(
+  shared: Shared,
+  { linger, signal }: CallOptions,
+  make: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
+  use: (made: A, close: () => Promise<void>, scope: Scope.CloseableScope) => B
+): Promise<B> =>
+  shared.run(
+    Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(Scope.make(), (scope) =>
+        restore(make).pipe(
+          Scope.extend(scope),
+          Effect.map((made) => use(made, closing(shared, scope, linger), scope)),
+          Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+        )
+      )
+    ),
+    { linger, signal }
+  )
+
+const target = (of: Box | Network.Pod): Container.Container | Network.Pod =>
+  Network.isPod(of) ? of : containerOf(of)
+
 export const networkWith =
   (shared: Shared) =>
   ({ linger, signal, ...options }: Network.NetworkOptions & CallOptions = {}): Promise<ClosableNetwork> =>
-    shared.run(
-      Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(Scope.make(), (scope) =>
-          restore(Network.make(options)).pipe(
-            Scope.extend(scope),
-            Effect.map((made) => {
-              const close = closing(shared, scope, linger)
-              const expose = (options: Network.ExposeOptions) =>
-                shared.run(Scope.extend(Network.expose(made, options), scope))
-              return Object.assign(made, { expose, close, [Symbol.asyncDispose]: close })
-            }),
-            Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-          )
-        )
-      ),
-      { linger, signal }
+    opened(shared, { linger, signal }, Network.make(options), (made, close, scope) => {
+      const functions: Omit<ClosableNetwork, keyof Network.Network> = {
+        expose: (options) => shared.run(Scope.extend(Network.expose(made, options), scope)),
+        join: (box, { linger, signal, ...options } = {}) =>
+          opened(
+            shared,
+            { linger, signal },
+            Effect.suspend(() => Network.join(made, target(box), options)),
+            (_, close) => ({ close, [Symbol.asyncDispose]: close })
+          ),
+        leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box)))),
+        close,
+        [Symbol.asyncDispose]: close
+      }
+      return Object.assign(made, functions)
+    })
+
+export const podWith =
+  (shared: Shared) =>
+  ({ linger, signal, ...options }: Network.PodOptions & CallOptions = {}): Promise<ClosablePod> =>
+    opened(shared, { linger, signal }, Network.pod(options), (made, close) =>
+      Object.assign(made, { close, [Symbol.asyncDispose]: close })
     )
 
 export const startWith =
