@@ -156,7 +156,7 @@ const forwardNames = (network: Network, rules: Rules, servers: ReadonlyArray<str
       const port = boundPort(sockets[0]!)
       tell(socket, "serve", ["1 1"], sockets)
       closeAll(sockets)
-      names.responder.tell(`forward ${names.network} ${host} ${port}`)
+      names.forward(host, port)
     })
   })
 
@@ -202,7 +202,11 @@ export const openOutbound = (
 ): Effect.Effect<PubSub.PubSub<Refusal> | undefined, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const servers = yield* attempt(() => dns?.map(parseServer))
-    if (outbound === "none") return undefined
+    if (outbound === "none") {
+      if (dns === undefined) return undefined
+      const expected = "undefined without outbound: no other machine's names are asked for"
+      return yield* Effect.fail(new InvalidOption({ option: "dns", value: JSON.stringify(dns), expected }))
+    }
     const { berth, router } = network.state
     const { prefix4, prefix6 } = router.range
     const own = [`${prefix4}.0.0/16`, ...(prefix6 === undefined ? [] : [`${prefix6}::/64`])]

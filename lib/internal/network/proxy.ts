@@ -7,11 +7,11 @@ import type { Container } from "../../Container.ts"
 import type * as Plan from "../../Plan.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
+import { isContainer } from "../typeIds.ts"
 import { ECONNRESET } from "../util/errno.ts"
-import { invalid } from "../util/validate.ts"
 import { abstractName, LOOPBACK } from "./address.ts"
 import { startHelper } from "./helper.ts"
-import { whenReady, withoutRoot } from "./socket.ts"
+import { notRunning, whenReady, withoutRoot } from "./socket.ts"
 
 const ANSWER_BYTES_MAX = 64
 
@@ -43,9 +43,7 @@ export const toPort = (addresses: ReadonlyArray<string>, port: number, protocol 
 export const toPath = (container: Served, path: string): Target => {
   if (abstractName(path) !== undefined) return { verb: "add", text: `abstract:${path.slice(1)}` }
   const { root } = container.state
-  if (root === undefined)
-    return invalid("container", path, "a port, or @ and the name of an abstract socket: a pod has no root")
-  if (root < 0) throw withoutRoot(container)
+  if (root < 0) throw withoutRoot(container, path)
   return { verb: "add", text: `unix:${path}`, root }
 }
 
@@ -98,10 +96,7 @@ export const startProxy = (
 /** What has servers: a container, or the network namespace that the containers of a pod share, which has no root. */
 export interface Served {
   readonly id: string
-  readonly state: Pick<Container["state"], "addresses" | "berth" | "kinds" | "pidfd"> & {
-    /** A pod has no root. */
-    readonly root?: number
-  }
+  readonly state: Pick<Container["state"], "addresses" | "berth" | "kinds" | "pidfd" | "root">
 }
 
 /** The addresses at which the servers are looked for. */
@@ -114,6 +109,8 @@ export const addressesIn = ({ state }: Served): ReadonlyArray<string> => [
 export const makeProxy = (container: Served): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
   Effect.suspend(() => {
     const { berth, kinds, pidfd } = container.state
+    if (isContainer(container) && (pidfd < 0 || native().signal(pidfd, 0) < 0))
+      return Effect.fail(notRunning(container))
     const own = kinds.includes("network") ? kinds.filter((kind) => kind === "network" || kind === "user") : []
     return startProxy(berth, {
       name: `proxy of container ${container.id}`,
