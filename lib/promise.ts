@@ -20,6 +20,7 @@ import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
+import type { Closable, NetworkFaults } from "./internal/promise/networkFaults.ts"
 import { Shared, shared } from "./internal/promise/runtime.ts"
 import { networkWith, runWith, startWith, volumesWith, volumeWith } from "./internal/promise/start.ts"
 import { restarted } from "./internal/promise/supervised.ts"
@@ -29,6 +30,8 @@ import type { Progress } from "./Progress.ts"
 import type * as Store from "./Store.ts"
 import type * as Volume from "./Volume.ts"
 import type * as WaitFor from "./WaitFor.ts"
+
+export type * from "./internal/promise/networkFaults.ts"
 
 /**
  * Any error of Berth: `error instanceof BerthError` tells it from other errors, and `error._tag` says which one it is.
@@ -114,25 +117,20 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
  * @since 0.2.0
  * @category models
  */
-export interface ClosableNetwork extends Network.Network, AsyncDisposable {
+export interface ClosableNetwork extends Network.Network, NetworkFaults, Closable {
   /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
   readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
   /** The connections that `outbound` refuses: see `Network.refusals`. */
   readonly refusals: () => AsyncIterable<Network.Refusal>
-  /** The same as the end of `await using`. */
-  readonly close: () => Promise<void>
 }
 
 /**
- * A volume that is held until it is closed.
+ * A volume that is held until it is closed, which removes it unless it has a name.
  *
  * @since 0.2.0
  * @category models
  */
-export interface ClosableVolume extends Volume.Volume, AsyncDisposable {
-  /** The same as the end of `await using`: removes the volume, or lets go of it if it has a name. */
-  readonly close: () => Promise<void>
-}
+export interface ClosableVolume extends Volume.Volume, Closable {}
 
 /**
  * A holder of namespaces that a container can share, besides a box.

@@ -32,6 +32,9 @@ import type { Shared } from "./runtime.ts"
 /** The container of each box, for options that take a box. */
 const containers = new WeakMap<Box, Container.Container>()
 
+/** The container of a box; another value stays as it is, for the error that names it. */
+export const containerOf = (box: Box): Container.Container => containers.get(box) ?? (box as never)
+
 /** The options of `Container.start`, in which containers stand for boxes. */
 export const withContainers = ({ namespaces, ...options }: StartOptions): Container.StartOptions => {
   if (namespaces === undefined) return options

@@ -17,9 +17,10 @@ import type {
   volumes
 } from "../../promise.ts"
 import * as Volume from "../../Volume.ts"
-import { closing, makeBox, withContainers } from "./box.ts"
+import { closing, containerOf, makeBox, withContainers } from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
 import { named } from "./images.ts"
+import type { Closable, NetworkFaults } from "./networkFaults.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
@@ -38,6 +39,35 @@ const inScope = <A, B>(
     )
   )
 
+const group = (boxes: Box | ReadonlyArray<Box>) =>
+  Array.isArray(boxes) ? boxes.map(containerOf) : containerOf(boxes as Box)
+
+const faultsOf = (shared: Shared, network: Network.Network): NetworkFaults => {
+  const until = <A, B extends object>(
+    effect: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
+    give: (value: A) => B
+  ): Promise<B & Closable> =>
+    shared.run(
+      inScope(effect, (value, scope) => {
+        const close = closing(shared, scope, undefined)
+        return Object.assign(give(value), { close, [Symbol.asyncDispose]: close })
+      })
+    )
+  const counted = ({ statistics }: Network.FileCapture) => ({ statistics: () => shared.run(statistics) })
+  const nothing = () => ({})
+  return {
+    partition: (a, b, options) => until(Network.partition(network, group(a), group(b), options), nothing),
+    rate: (box, rates) => until(Network.rate(network, containerOf(box), rates), nothing),
+    impair: (box, impairment) => until(Network.impair(network, containerOf(box), impairment), nothing),
+    capture: (box) =>
+      until(Network.capture(network, containerOf(box)), (capture) => ({
+        ...counted(capture),
+        stream: iterableOf(capture.stream)
+      })),
+    captureToFile: (box, path) => until(Network.captureToFile(network, containerOf(box), path), counted)
+  }
+}
+
 export const networkWith =
   (shared: Shared) =>
   ({ linger, signal, ...options }: Network.NetworkOptions & CallOptions = {}): Promise<ClosableNetwork> =>
@@ -47,7 +77,8 @@ export const networkWith =
         const expose = (options: Network.ExposeOptions) =>
           shared.run(Scope.extend(Network.expose(made, options), scope))
         const refusals = () => iterableOf(Network.refusals(made))
-        return Object.assign(made, { expose, refusals, close, [Symbol.asyncDispose]: close })
+        const faults = faultsOf(shared, made)
+        return Object.assign(made, faults, { expose, refusals, close, [Symbol.asyncDispose]: close })
       }),
       { linger, signal }
     )
