@@ -32,9 +32,6 @@ import type { Shared } from "./runtime.ts"
 /** The container of each box, for options that take a box. */
 const containers = new WeakMap<Box, Container.Container>()
 
-/** The container of a box; another value stays as it is, for the error that names it. */
-export const containerOf = (box: Box): Container.Container => containers.get(box) ?? (box as never)
-
 /** The options of `Container.start`, in which containers stand for boxes. */
 export const withContainers = ({ namespaces, ...options }: StartOptions): Container.StartOptions => {
   if (namespaces === undefined) return options
@@ -44,6 +41,9 @@ export const withContainers = ({ namespaces, ...options }: StartOptions): Contai
   ])
   return { ...options, namespaces: Object.fromEntries(entries) }
 }
+
+/** The container of a box. Something that is no box stays as it is, and is refused where it is used. */
+export const containerOf = (box: Box): Container.Container => containers.get(box) ?? (box as never)
 
 const inside = (shared: Shared, container: Container.Container, options: InsideOptions): Inside => {
   const merged = (more: InsideOptions): InsideOptions => ({

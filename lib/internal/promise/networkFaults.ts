@@ -1,17 +1,6 @@
 /** What a network of `berth/promise` does to its boxes, as types. */
 import type * as Network from "../../Network.ts"
-import type { Box } from "../../promise.ts"
-
-/**
- * What lasts until it is closed.
- *
- * @since 0.2.0
- * @category models
- */
-export interface Closable extends AsyncDisposable {
-  /** The same as the end of `await using`. */
-  readonly close: () => Promise<void>
-}
+import type { Box, Closable } from "../../promise.ts"
 
 /**
  * A capture: see `Network.captureToFile`.
