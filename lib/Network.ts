@@ -67,6 +67,13 @@ export interface Network extends Inspectable.Inspectable {
 export interface NetworkOptions {
   /** A name for messages. Default: a random one. */
   readonly name?: string
+  /**
+   * The IPv4 addresses of its containers: a range of 16 bits, such as `"10.5.0.0/16"`. It may be one that the host uses, as nothing of
+   * the network is on the host. Default: one between 10.128.0.0/16 and 10.227.0.0/16.
+   */
+  readonly range?: string
+  /** Whether its containers have IPv6 addresses. Default: true if the kernel has IPv6. */
+  readonly ipv6?: boolean
   /** What its containers may reach outside of it. Default: `"none"`. */
   readonly outbound?: Outbound
   /**
@@ -134,10 +141,7 @@ export const isNetwork: (u: unknown) => u is Network = internal.isNetwork
  * const db = yield* Container.start(postgres, { network, name: "db" })
  */
 export const make = (options: NetworkOptions = {}): Effect.Effect<Network, BerthError, Berth | Scope.Scope> =>
-  Effect.gen(function* () {
-    const holder = yield* Namespace.make(["network"])
-    return yield* internal.make(yield* Berth, holder, options)
-  }).pipe(Effect.withSpan("berth.Network.make"))
+  Effect.flatMap(Berth, (berth) => internal.make(berth, options)).pipe(Effect.withSpan("berth.Network.make"))
 
 /**
  * @since 0.2.0
@@ -189,6 +193,7 @@ export const isPod: (u: unknown) => u is Pod = internal.isPod
 
 /**
  * Makes a pod, which is there until the scope closes. A container is in it by its option `network`, from its start to its end.
+ * It cannot have `userns`, or names of its own.
  *
  * @since 0.2.0
  * @category constructors

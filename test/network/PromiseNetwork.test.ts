@@ -90,6 +90,31 @@ describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox },
     await assert.rejects(berth.network({ outbound: { allow: ["*"] } }), { _tag: "InvalidOption" })
   })
 
+  test("a running container joins a network and leaves it, and containers of a pod share localhost", async () => {
+    await using own = await berth.network()
+    await using web = await berth.pod({ network: own, name: "web" })
+    await using server = await berth.start(`${folder}/root`, {
+      network: web,
+      command: ["busybox", "httpd", "-f", "-p", "80", "-h", "/www"]
+    })
+    await server.waitFor.port(80)
+    await using beside = await berth.start(`${folder}/root`, { network: web, command: ["sleep", "100"] })
+    assert.equal(await beside.$`wget -q -O - http://localhost/file`.text(), "text\n")
+
+    await using late = await berth.start(`${folder}/root`, { command: ["sleep", "100"] })
+    const joined = await own.join(late, { aliases: ["late"] })
+    assert.equal(await late.$`wget -q -O - http://web/file`.text(), "text\n")
+    assert.match(await beside.$`nslookup late`.text(), /Address: /)
+    await joined.close()
+    await assert.rejects(late.$`wget -q -O - http://web/file`.text(), { _tag: "NonZeroExit" })
+    await joined.close()
+    await own.join(late)
+    await own.leave(late)
+    await assert.rejects(own.leave(late), { _tag: "InvalidOption" })
+    await assert.rejects(own.join(beside), { _tag: "InvalidOption" })
+    await assert.rejects(own.join({} as never), { _tag: "InvalidOption" })
+  })
+
   test("a network of the default session holds no program open once it is closed", async () => {
     const own = await network()
     assert.match(String(own), /^Network\(net-/)

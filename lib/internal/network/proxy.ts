@@ -9,7 +9,6 @@ import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
 import { isContainer } from "../typeIds.ts"
 import { ECONNRESET } from "../util/errno.ts"
-import { invalid } from "../util/validate.ts"
 import { abstractName, LOOPBACK } from "./address.ts"
 import { startHelper } from "./helper.ts"
 import { notRunning, whenReady, withoutRoot } from "./socket.ts"
@@ -44,8 +43,6 @@ export const toPort = (addresses: ReadonlyArray<string>, port: number, protocol 
 export const toPath = (container: Served, path: string): Target => {
   if (abstractName(path) !== undefined) return { verb: "add", text: `abstract:${path.slice(1)}` }
   const { root } = container.state
-  if (root === undefined)
-    return invalid("container", path, "a port, or @ and the name of an abstract socket: a pod has no root")
   if (root < 0) throw withoutRoot(container, path)
   return { verb: "add", text: `unix:${path}`, root }
 }

@@ -11,13 +11,14 @@ import type {
   Box,
   CallOptions,
   ClosableNetwork,
+  ClosablePod,
   ClosableVolume,
   RunOptions,
   StartOptions,
   volumes
 } from "../../promise.ts"
 import * as Volume from "../../Volume.ts"
-import { closing, makeBox, withContainers } from "./box.ts"
+import { closing, containerOf, makeBox, withContainers } from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
 import { named } from "./images.ts"
 import { iterableOf } from "./rejection.ts"
@@ -38,29 +39,54 @@ const inScope = <A, B>(
     )
   )
 
+/** Makes a value that exists until the function that `use` gets is called. */
+const opened = <A, B>(
+  shared: Shared,
+  { linger, signal }: CallOptions,
+  make: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
+  use: (made: A, close: () => Promise<void>, scope: Scope.CloseableScope) => B
+): Promise<B> =>
+  shared.run(
+    inScope(make, (made, scope) => use(made, closing(shared, scope, linger), scope)),
+    { linger, signal }
+  )
+
+const target = (of: Box | Network.Pod): Container.Container | Network.Pod =>
+  Network.isPod(of) ? of : containerOf(of)
+
 export const networkWith =
   (shared: Shared) =>
   ({ linger, signal, ...options }: Network.NetworkOptions & CallOptions = {}): Promise<ClosableNetwork> =>
-    shared.run(
-      inScope(Network.make(options), (made, scope) => {
-        const close = closing(shared, scope, linger)
-        const expose = (options: Network.ExposeOptions) =>
-          shared.run(Scope.extend(Network.expose(made, options), scope))
-        const refusals = () => iterableOf(Network.refusals(made))
-        return Object.assign(made, { expose, refusals, close, [Symbol.asyncDispose]: close })
-      }),
-      { linger, signal }
+    opened(shared, { linger, signal }, Network.make(options), (made, close, scope) => {
+      const functions: Omit<ClosableNetwork, keyof Network.Network> = {
+        expose: (options) => shared.run(Scope.extend(Network.expose(made, options), scope)),
+        join: (box, { linger, signal, ...options } = {}) =>
+          opened(
+            shared,
+            { linger, signal },
+            Effect.suspend(() => Network.join(made, target(box), options)),
+            (_, close) => ({ close, [Symbol.asyncDispose]: close })
+          ),
+        refusals: () => iterableOf(Network.refusals(made)),
+        leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box)))),
+        close,
+        [Symbol.asyncDispose]: close
+      }
+      return Object.assign(made, functions)
+    })
+
+export const podWith =
+  (shared: Shared) =>
+  ({ linger, signal, ...options }: Network.PodOptions & CallOptions = {}): Promise<ClosablePod> =>
+    opened(shared, { linger, signal }, Network.pod(options), (made, close) =>
+      Object.assign(made, { close, [Symbol.asyncDispose]: close })
     )
 
 export const volumeWith =
   (shared: Shared) =>
   ({ linger, signal, ...options }: Volume.Options & CallOptions = {}): Promise<ClosableVolume> =>
-    shared.run(
-      inScope(Volume.make(options), (made, scope) => {
-        const close = closing(shared, scope, linger)
-        return Object.assign(made, { close, [Symbol.asyncDispose]: close })
-      }),
-      { linger, signal }
+    opened(shared, { linger, signal }, Volume.make(options), (made, close) =>
+      Object.assign(made, { close, [Symbol.asyncDispose]: close })
     )
 
 export const volumesWith = (shared: Shared): typeof volumes => ({
