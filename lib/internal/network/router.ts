@@ -97,7 +97,7 @@ export interface Router {
   readonly ruled4: Set<number>
 }
 
-const hasIPv6 = (): boolean => existsSync("/proc/sys/net/ipv6")
+export const hasIPv6 = (): boolean => existsSync("/proc/sys/net/ipv6")
 
 const BITS = 16
 
@@ -172,7 +172,9 @@ const routing = (range: Range): ReadonlyArray<Plan.Operation> => [
   // No container has a process here: without root, the program binds any port for what it exposes.
   sysctl("net/ipv4/ip_unprivileged_port_start", "0"),
   ...(range.prefix6 === undefined
-    ? []
+    ? hasIPv6()
+      ? ["all", "default"].map((name) => sysctl(`net/ipv6/conf/${name}/disable_ipv6`, "1"))
+      : []
     : [
         sysctl("net/ipv6/conf/all/forwarding", "1"),
         sysctl("net/ipv6/conf/default/accept_ra", "0"),
@@ -377,16 +379,14 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
   }
 }
 
-export const makeRouter = (berth: Berth, given: Range): Effect.Effect<Router, BerthError, Scope.Scope> => {
-  const range = hasIPv6() ? given : { ...given, prefix6: undefined }
-  return Effect.map(hold(berth, range), (holder) => ({
+export const makeRouter = (berth: Berth, range: Range): Effect.Effect<Router, BerthError, Scope.Scope> =>
+  Effect.map(hold(berth, range), (holder) => ({
     holder,
     range,
     numbers: new Numbers(2 ** BITS - 1),
     ruled: new Set(),
     ruled4: new Set()
   }))
-}
 
 /** Removes a container's interface: the kernel removes its other end with it, and all routes by both. */
 export const detach = (
