@@ -8,8 +8,9 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Container, Image, Namespace, Network, WaitFor } from "../../lib/index.ts"
 import { echoImage } from "../support/attack.ts"
+import { echoing, idle } from "../support/boxes.ts"
 import { berthIn, failure, suite } from "../support/effect.ts"
-import { ANSWER, ask, echoing, eventually, idle, lookUp, modes } from "../support/networks.ts"
+import { ANSWER, ask, eventually, lookUp, modes } from "../support/networks.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = { skip: whyNoBusybox }

@@ -8,8 +8,9 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Berth, BerthError, Container, Image, Namespace, Network, WaitFor } from "../../lib/index.ts"
 import { echoImage, spoofImage } from "../support/attack.ts"
+import { echoing, idle } from "../support/boxes.ts"
 import { failure, suite } from "../support/effect.ts"
-import { ANSWER, ask, echoing, idle, lookUp, modes } from "../support/networks.ts"
+import { ANSWER, ask, lookUp, modes } from "../support/networks.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = { skip: whyNoBusybox }

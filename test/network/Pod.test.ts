@@ -6,8 +6,9 @@ import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import { type Berth, type BerthError, Container, Network, WaitFor } from "../../lib/index.ts"
 import { echoImage } from "../support/attack.ts"
+import { echoing, idle } from "../support/boxes.ts"
 import { failure, suite, whyNotRoot } from "../support/effect.ts"
-import { ANSWER, ask, echoing, eventually, idle, lookUp } from "../support/networks.ts"
+import { ANSWER, ask, eventually, lookUp } from "../support/networks.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = { skip: whyNoBusybox }

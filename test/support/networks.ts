@@ -1,26 +1,13 @@
 /** Containers that ask each other, over networks. */
 import assert from "node:assert/strict"
 import * as Effect from "effect/Effect"
-import { Container, WaitFor } from "../../lib/index.ts"
-import { echoImage } from "./attack.ts"
+import { Container } from "../../lib/index.ts"
 import { whyNotRoot } from "./effect.ts"
 
 export const modes: ReadonlyArray<readonly [name: string, options: Container.StartOptions]> = [
   ["containers", {}],
   ...(whyNotRoot ? [] : [['containers with userns: "auto"', { userns: "auto" }] as const])
 ]
-
-/** A container in which `echo` listens on port 7 of all addresses. */
-export const echoing = (options: Container.StartOptions) =>
-  Effect.gen(function* () {
-    const command = ["/bin/echo", "any4:7", "any6:7"]
-    const box = yield* Container.start(yield* echoImage, { ...options, command })
-    yield* WaitFor.log(box, "listening")
-    return box
-  })
-
-export const idle = (options: Container.StartOptions) =>
-  Effect.flatMap(echoImage, (image) => Container.start(image, { ...options, command: ["sleep", "1000"] }))
 
 /** What a container gets from port 7 of an address: the text and "bye", or nothing. */
 export const ask = (box: Container.Container, address: string) =>

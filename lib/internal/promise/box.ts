@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
+import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
 import * as Container from "../../Container.ts"
@@ -124,6 +125,21 @@ const conditionsOf = (shared: Shared, container: Container.Container): Condition
   command: (command, options = {}) => shared.run(WaitFor.command(container, command, options), options),
   healthCheck: (options = {}) => shared.run(WaitFor.healthCheck(container, options), options)
 })
+
+/** Runs an effect in a scope of its own, which closes if it fails; `use` gets its value and the scope. */
+export const inScope = <A, B>(
+  effect: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
+  use: (value: A, scope: Scope.CloseableScope) => B
+): Effect.Effect<B, BerthError, Berth> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(Scope.make(), (scope) =>
+      restore(effect).pipe(
+        Scope.extend(scope),
+        Effect.map((value) => use(value, scope)),
+        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+      )
+    )
+  )
 
 /** Holds the supervisor until the scope is closed by the function that this gives. */
 export const closing = (

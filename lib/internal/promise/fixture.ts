@@ -1,29 +1,11 @@
 /** A fixture with promises. */
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
-import type { Berth } from "../../Berth.ts"
-import type { BerthError } from "../../BerthError.ts"
 import type * as BerthFixture from "../../Fixture.ts"
 import type { Fixture, Fork, ForkOptions, Server } from "../../promiseFixtures.ts"
-import { closing, makeBox } from "./box.ts"
+import { closing, inScope, makeBox } from "./box.ts"
 import { siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
-
-/** Runs an effect in a scope of its own, which `use` gets; a failure closes it. */
-const inScope = <A, B>(
-  effect: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
-  use: (value: A, scope: Scope.CloseableScope) => B
-): Effect.Effect<B, BerthError, Berth> =>
-  Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(Scope.make(), (scope) =>
-      restore(effect).pipe(
-        Scope.extend(scope),
-        Effect.map((value) => use(value, scope)),
-        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-      )
-    )
-  )
 
 /** The effect of a function that fills a server. */
 type Filling = <A extends object>(

@@ -1,6 +1,5 @@
 /** The functions of a session: they start, run and connect containers on a shared supervisor. */
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
@@ -19,27 +18,12 @@ import type {
   volumes
 } from "../../promise.ts"
 import * as Volume from "../../Volume.ts"
-import { closing, containerOf, makeBox, withContainers } from "./box.ts"
+import { closing, containerOf, inScope, makeBox, withContainers } from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
 import { named } from "./images.ts"
 import type { NetworkFaults } from "./networkFaults.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
-
-/** Runs an effect in a scope of its own, which closes if it fails; `use` gets its value and the scope. */
-const inScope = <A, B>(
-  effect: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
-  use: (value: A, scope: Scope.CloseableScope) => B
-): Effect.Effect<B, BerthError, Berth> =>
-  Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(Scope.make(), (scope) =>
-      restore(effect).pipe(
-        Scope.extend(scope),
-        Effect.map((value) => use(value, scope)),
-        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-      )
-    )
-  )
 
 /** Makes a value that exists until the function that `use` gets is called. */
 const opened = <A, B>(
