@@ -201,14 +201,32 @@ export const work = (options: Work): Effect.Effect<never, never, Berth.Berth | S
     })
   }
   /** A server on a network, with a published port, and connections to it, by the program and by the port. */
+  const outbound = below(2) === 0 ? "proxy" : "none"
+  const isUsed = Array.from({ length: 8 }, () => below(3) === 0)
   const network: Running = Effect.gen(function* () {
     const image = yield* Image.fromRootfs(options.root)
+    const own = yield* Network.make({ outbound })
     const box = yield* Container.start(image, {
-      network: [yield* Network.make(), yield* Network.make()],
+      network: [own, yield* Network.make()],
       command: sh("mkdir /tmp/www; exec busybox httpd -f -p 80 -h /tmp/www"),
       env
     })
-    const { hostname, port } = yield* Container.publish(box, 80)
+    const published = yield* Container.publish(box, 80)
+    const { hostname, port } = published
+    const sleeper = (settings: Container.StartOptions) =>
+      Container.start(image, { command: ["sleep", "1000"], env, ...settings })
+    const uses: ReadonlyArray<Running> = [
+      Network.expose(own, { host: port, name: "mock" }),
+      Effect.flatMap(Network.capture(own, box), ({ stream }) => Stream.runDrain(stream)),
+      Effect.flatMap(sleeper({ network: own }), (other) => Network.partition(own, box, other)),
+      Network.rate(own, box, { up: "10mbit", down: "10mbit" }),
+      Network.toxic(published, { latency: "20 millis", rate: "64KiB" }),
+      Container.publish(box, { container: 80, path: `${options.folder}/published` }),
+      Effect.flatMap(sleeper({}), (late) => Effect.forever(Effect.scoped(Network.join(own, late)))),
+      Effect.flatMap(Network.pod({ network: own }), (pod) => sleeper({ network: pod }))
+    ]
+    for (const [k, use] of uses.entries())
+      if (isUsed[k]) yield* Effect.forkScoped(Effect.ignore(Effect.zipRight(use, Effect.never)))
     const byPort = Effect.async<void>((resume) => {
       const socket = net.connect(port, hostname, () => socket.write("GET / HTTP/1.0\r\n\r\n"))
       socket.on("error", () => {}).on("close", () => resume(Effect.void))
