@@ -10,6 +10,7 @@ static int fuzz_clock(struct timespec *time);
 #include "../names/names.c"
 #include "../names/table.c"
 #include "../names/forward.c"
+#include "../names/allowed.c"
 #undef main
 #undef clock_gettime
 
@@ -208,6 +209,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
         at += size;
     }
     forget_all();
+    free(patterns);
+    patterns = NULL;
+    pattern_count = 0;
     const int fds[] = {epoll, pair[0], pair[1], other_udp, other_tcp};
     for (size_t k = 0; k < countof(fds); k++) close(fds[k]);
     if (count_descriptors() != before) abort(); // a descriptor has leaked

@@ -65,13 +65,11 @@ const tell = (
   }
 }
 
+const closeAll = (fds: Array<number>): void => fds.splice(0).forEach((fd) => native().close(fd))
+
 /** Descriptors that are closed with the scope, unless that is done before. */
 const scopedFds = (open: () => Array<number>) =>
-  Effect.acquireRelease(attempt(open), (fds) =>
-    Effect.sync(() => fds.splice(0).forEach((fd) => native().close(fd)))
-  )
-
-const closeAll = (fds: Array<number>): void => fds.splice(0).forEach((fd) => native().close(fd))
+  Effect.acquireRelease(attempt(open), (fds) => Effect.sync(() => closeAll(fds)))
 
 const boundPort = (fd: number): number => {
   const name = new Uint8Array(28)
