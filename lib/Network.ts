@@ -67,6 +67,13 @@ export interface Network extends Inspectable.Inspectable {
 export interface NetworkOptions {
   /** A name for messages. Default: a random one. */
   readonly name?: string
+  /**
+   * The IPv4 addresses of its containers: a range of 16 bits, such as `"10.5.0.0/16"`. It may be one that the host uses, as nothing of
+   * the network is on the host. Default: one between 10.128.0.0/16 and 10.227.0.0/16.
+   */
+  readonly range?: string
+  /** Whether its containers have IPv6 addresses. Default: true if the kernel has IPv6. */
+  readonly ipv6?: boolean
   /** What its containers may reach outside of it. Default: `"none"`. */
   readonly outbound?: Outbound
   /**
@@ -89,6 +96,8 @@ export interface NetworkOptions {
  * unless an entry names the very address are the other addresses of this machine; unless one names the address or a range within, those that are
  * link-local, multicast or reserved, and those at which clouds hand out credentials, such as 169.254.169.254.
  *
+ * A container on several networks leaves by the first of them. It has at most 1024 connections of IPv4, and as many of IPv6, at a time.
+ *
  * A process of the program's own network namespace makes the connections (see `refusals` for those that it refuses). A container that
  * connects to a refused address sees the connection accepted, and reset at once.
  *
@@ -98,12 +107,14 @@ export interface NetworkOptions {
 export type Outbound = "none" | "proxy" | { readonly allow: ReadonlyArray<string> }
 
 /**
- * A connection that `outbound` does not allow.
+ * A connection that was reset in place of being made.
  *
  * @since 0.2.0
  * @category models
  */
 export interface Refusal {
+  /** `outbound` does not allow it, or its container had 1024 connections already. */
+  readonly reason: "NotAllowed" | "TooMany"
   /** The id of the container; undefined if it has left the network. */
   readonly container: string | undefined
   /** Where it was going to. */
@@ -130,10 +141,7 @@ export const isNetwork: (u: unknown) => u is Network = internal.isNetwork
  * const db = yield* Container.start(postgres, { network, name: "db" })
  */
 export const make = (options: NetworkOptions = {}): Effect.Effect<Network, BerthError, Berth | Scope.Scope> =>
-  Effect.gen(function* () {
-    const holder = yield* Namespace.make(["network"])
-    return yield* internal.make(yield* Berth, holder, options)
-  }).pipe(Effect.withSpan("berth.Network.make"))
+  Effect.flatMap(Berth, (berth) => internal.make(berth, options)).pipe(Effect.withSpan("berth.Network.make"))
 
 /**
  * @since 0.2.0
@@ -185,6 +193,7 @@ export const isPod: (u: unknown) => u is Pod = internal.isPod
 
 /**
  * Makes a pod, which is there until the scope closes. A container is in it by its option `network`, from its start to its end.
+ * It cannot have `userns`, or names of its own.
  *
  * @since 0.2.0
  * @category constructors
@@ -536,11 +545,14 @@ export const published: {
  * @category models
  */
 export interface ExposeOptions {
-  /** The TCP port on this machine's loopback, 127.0.0.1 or ::1, on which a server of this program, or of any other, listens. */
-  readonly host: number
+  /**
+   * Where a server of this program, or of any other, listens: a TCP port on this machine's loopback, 127.0.0.1 or ::1, or a Unix socket,
+   * by its path or, after `@`, by its name in the abstract namespace.
+   */
+  readonly host: number | { readonly path: string }
   /** The name by which the network's containers find it. */
   readonly name: string
-  /** The port that containers use. Default: `host`. */
+  /** The port that containers use. Default: `host`, if that is a port. */
   readonly port?: number
 }
 
@@ -558,9 +570,9 @@ export interface ExposedPort {
 }
 
 /**
- * Has the containers of a network reach one TCP port of this machine's loopback by a name, and nothing else of this machine,
- * until the scope closes. The containers may run already. The port refuses connections until something listens on `host`.
- * The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
+ * Has the containers of a network reach one server of this machine by a name, and nothing else of this machine, until the scope
+ * closes. The containers may run already. The port refuses connections until something listens on the port `host`; one that
+ * leads to a Unix socket breaks connections instead. The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
  *
  * Fails with `InvalidOption` for a name that a container or another exposed port of the network has, and for a wrong port.
  *

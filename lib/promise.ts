@@ -20,8 +20,16 @@ import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
+import type { NetworkFaults } from "./internal/promise/networkFaults.ts"
 import { Shared, shared } from "./internal/promise/runtime.ts"
-import { networkWith, runWith, startWith, volumesWith, volumeWith } from "./internal/promise/start.ts"
+import {
+  networkWith,
+  podWith,
+  runWith,
+  startWith,
+  volumesWith,
+  volumeWith
+} from "./internal/promise/start.ts"
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
 import type * as Network from "./Network.ts"
@@ -29,6 +37,8 @@ import type { Progress } from "./Progress.ts"
 import type * as Store from "./Store.ts"
 import type * as Volume from "./Volume.ts"
 import type * as WaitFor from "./WaitFor.ts"
+
+export type * from "./internal/promise/networkFaults.ts"
 
 /**
  * Any error of Berth: `error instanceof BerthError` tells it from other errors, and `error._tag` says which one it is.
@@ -114,25 +124,43 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
  * @since 0.2.0
  * @category models
  */
-export interface ClosableNetwork extends Network.Network, AsyncDisposable {
+export interface ClosableNetwork extends Network.Network, NetworkFaults, Closable {
   /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
   readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
   /** The connections that `outbound` refuses: see `Network.refusals`. */
   readonly refusals: () => AsyncIterable<Network.Refusal>
+  /** Has a running container or a pod join it, until the result is closed: see `Network.join`. */
+  readonly join: (box: Box | Network.Pod, options?: Network.JoinOptions & CallOptions) => Promise<Closable>
+  /** Has a container or a pod leave it: see `Network.leave`. */
+  readonly leave: (box: Box | Network.Pod) => Promise<void>
+}
+
+/**
+ * Something that exists until it is closed.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Closable extends AsyncDisposable {
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
 
 /**
- * A volume that is held until it is closed.
+ * A pod that exists until it is closed.
  *
  * @since 0.2.0
  * @category models
  */
-export interface ClosableVolume extends Volume.Volume, AsyncDisposable {
-  /** The same as the end of `await using`: removes the volume, or lets go of it if it has a name. */
-  readonly close: () => Promise<void>
-}
+export interface ClosablePod extends Network.Pod, Closable {}
+
+/**
+ * A volume that is held until it is closed: closing it removes the volume, or lets go of it if it has a name.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ClosableVolume extends Volume.Volume, Closable {}
 
 /**
  * A holder of namespaces that a container can share, besides a box.
@@ -467,6 +495,7 @@ export interface Session extends AsyncDisposable {
   readonly network: typeof network
   readonly volume: typeof volume
   readonly volumes: typeof volumes
+  readonly pod: typeof pod
   readonly start: typeof start
   readonly run: typeof run
   readonly supervised: typeof supervised
@@ -500,6 +529,17 @@ export const start: (image: string | Image.Image, options?: StartOptions & CallO
  */
 export const network: (options?: Network.NetworkOptions & CallOptions) => Promise<ClosableNetwork> =
   networkWith(shared)
+
+/**
+ * Makes a pod, whose containers share a network namespace, which exists until it is closed: see `Network.pod`.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * await using web = await pod({ ports: ["8080:80"] })
+ * await using server = await start("server:1", { network: web })
+ */
+export const pod: (options?: Network.PodOptions & CallOptions) => Promise<ClosablePod> = podWith(shared)
 
 /**
  * Makes a volume, or opens the one of that name: see `Volume.make`.
@@ -582,6 +622,7 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
     network: networkWith(own),
     volume: volumeWith(own),
     volumes: volumesWith(own),
+    pod: podWith(own),
     start,
     run: runWith(own),
     supervised: restarted(own, start),

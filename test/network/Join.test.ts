@@ -3,11 +3,12 @@ import * as fs from "node:fs"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Container, Image, Namespace, Network, WaitFor } from "../../lib/index.ts"
 import { echoImage } from "../support/attack.ts"
-import { failure, suite } from "../support/effect.ts"
+import { berthIn, failure, suite } from "../support/effect.ts"
 import { ANSWER, ask, echoing, eventually, idle, lookUp, modes } from "../support/networks.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
@@ -22,7 +23,7 @@ const interfaces = (box: Container.Container) =>
     names.split(/\s+/).filter((name) => /^eth/.test(name))
   )
 
-suite("a running container", (effect) => {
+suite("a running container", (effect, folder) => {
   for (const [name, options] of modes) {
     effect(
       `${name}: one that was started without a network joins one, and leaves it with the scope`,
@@ -171,6 +172,12 @@ suite("a running container", (effect) => {
       )
       assert.equal(network.state.members.size, 1)
       assert.equal(other.state.members.size, 0)
+
+      const closed = yield* Effect.scoped(Network.make())
+      assert.match(yield* refused(member, closed), /network: .*a network whose scope is open/)
+      const elsewhere = yield* Layer.build(berthIn(`${folder()}-other`))
+      const foreign = yield* Effect.provide(Network.make(), elsewhere)
+      assert.match(yield* refused(member, foreign), /network: .*a network of the same Berth/)
 
       const short = yield* Container.start(yield* echoImage, { command: ["true"] })
       yield* short.exit

@@ -1,10 +1,12 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import * as net from "node:net"
+import * as os from "node:os"
 import { inspect } from "node:util"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { BerthError, Container, Image, Namespace, Network, WaitFor } from "../../lib/index.ts"
+import { type Berth, BerthError, Container, Image, Namespace, Network, WaitFor } from "../../lib/index.ts"
 import { echoImage, spoofImage } from "../support/attack.ts"
 import { failure, suite } from "../support/effect.ts"
 import { ANSWER, ask, echoing, idle, lookUp, modes } from "../support/networks.ts"
@@ -206,6 +208,78 @@ suite("a network", (effect) => {
     )
     const name = yield* Effect.flip(Effect.scoped(Network.make({ name: "a/b" })))
     assert.ok(name instanceof BerthError.InvalidOption)
+  })
+
+  effect(
+    "a range is the network's own: the host and other networks may have the same",
+    function* () {
+      const own = Object.values(os.networkInterfaces())
+        .flat()
+        .find((at) => at?.family === "IPv4" && !at.internal)?.address
+      const range = `${(own ?? "10.5.0.1").split(".").slice(0, 2).join(".")}.0.0/16`
+      const before = hostNetwork()
+      const [one, two] = [yield* Network.make({ range }), yield* Network.make({ range })]
+      assert.equal(one.range, range)
+      const first = yield* echoing({ network: one, name: "db" })
+      const second = yield* idle({ network: two, name: "db" })
+      assert.equal(first.state.addresses[0], second.state.addresses[0])
+      const client = yield* idle({ network: one })
+      const stranger = yield* idle({ network: two })
+      assert.equal(yield* ask(client, first.state.addresses[0]!), ANSWER)
+      assert.equal(yield* ask(stranger, first.state.addresses[0]!), "")
+      if (own !== undefined) assert.equal(yield* ask(client, own), "")
+      assert.deepEqual(hostNetwork(), before)
+      for (const start of [idle({ network: [one, two] }), Network.join(two, client)])
+        assert.match(
+          (yield* failure(
+            "InvalidOption",
+            Effect.scoped(start as Effect.Effect<unknown, BerthError.BerthError, Berth.Berth | Scope.Scope>)
+          )).message,
+          new RegExp(`network: .*a network of another range than that of ${one.name}`)
+        )
+      assert.deepEqual([one.state.members.size, two.state.members.size], [2, 2])
+    },
+    skip
+  )
+
+  effect(
+    "without IPv6, containers have addresses of IPv4 alone",
+    function* () {
+      const network = yield* Network.make({ ipv6: false })
+      const server = yield* echoing({ network, name: "server" })
+      const client = yield* idle({ network })
+      assert.equal(server.state.addresses.length, 1)
+      assert.equal(yield* ask(client, server.state.addresses[0]!), ANSWER)
+      const { stdout } = yield* Container.exec(client, ["cat", "/proc/net/if_inet6"])
+      const global = stdout.split("\n").filter((line) => / eth0$/.test(line) && !line.startsWith("fe80"))
+      assert.deepEqual(global, [])
+    },
+    skip
+  )
+
+  effect("a range that is not one of 16 bits for containers is refused by name", function* () {
+    const wrong = [
+      "",
+      "10.5.0.0",
+      "10.5.0.0/24",
+      "10.5.1.0/16",
+      "10.05.0.0/16",
+      "010.5.0.0/16",
+      "300.5.0.0/16",
+      "10.256.0.0/16",
+      "127.0.0.0/16",
+      "0.0.0.0/16",
+      "169.254.0.0/16",
+      "224.0.0.0/16",
+      "255.255.0.0/16",
+      "fd00::/64",
+      " 10.5.0.0/16",
+      "10.5.0.0/16\n"
+    ]
+    for (const range of wrong) {
+      const { message } = yield* failure("InvalidOption", Effect.scoped(Network.make({ range })))
+      assert.ok(message.includes(`range: ${JSON.stringify(range)}`), message)
+    }
   })
 
   effect('network: "host" is the host\'s own network', function* () {

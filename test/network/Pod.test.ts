@@ -6,7 +6,7 @@ import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import { type Berth, type BerthError, Container, Network, WaitFor } from "../../lib/index.ts"
 import { echoImage } from "../support/attack.ts"
-import { failure, suite } from "../support/effect.ts"
+import { failure, suite, whyNotRoot } from "../support/effect.ts"
 import { ANSWER, ask, echoing, eventually, idle, lookUp } from "../support/networks.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
@@ -140,6 +140,9 @@ suite("a pod", (effect) => {
         [idle({ network: pod, name: "own" }), /name: .*has the pod's names/],
         [idle({ network: pod, aliases: ["own"] }), /aliases: .*has the pod's names/],
         [idle({ network: pod, namespaces: { network: "new" } }), /namespaces\.network/],
+        ...(whyNotRoot
+          ? []
+          : [[idle({ network: pod, userns: "auto" }), /userns: "auto" .*in a pod/] as const]),
         [idle({ network: [pod] as never }), /network: /]
       ]
       for (const [made, message] of wrong)

@@ -92,10 +92,8 @@ export const joinAtStart = (container: string, options: Named): Joined => {
   const responder = networks[0]?.state.names.responder
   // Those that it has joined in the meantime as well.
   const leave = (): void => {
-    const left = [...station.interfaces.values()]
-    for (const one of left) exit(station, one)
-    const { responder } = left[0]?.network.state.names ?? {}
-    if (responder !== undefined) stopAsking(station, responder)
+    for (const one of [...station.interfaces.values()]) exit(station, one)
+    stopAsking(station)
   }
   try {
     const attachments = networks.map((network) => enter(station, network, aliases).attachment)
@@ -123,10 +121,14 @@ export const joinAtStart = (container: string, options: Named): Joined => {
 /** A container or a pod that joins a network. */
 type Target = Container | Pod
 
+const isTarget = (u: unknown): u is Target => isContainer(u) || isPod(u)
+
 const nameOf = (target: Target): string => (isContainer(target) ? `container ${target.id}` : String(target))
 
 /** The station of a target, if it has one of its own; throws. */
 const stationOf = (target: Target): Station => {
+  if (!isTarget(target))
+    throw new InvalidOption({ option: "container", value: String(target), expected: "a container or a pod" })
   const { station } = target.state
   if (station !== undefined && (!isContainer(target) || station.container === target.id)) return station
   const expected =
@@ -197,14 +199,10 @@ const joinNow = (
           Effect.mapError(explain(target)),
           // A part of it may have succeeded.
           Effect.tapError(() => Effect.ignore(drop(station, target, one))),
-          Effect.tapError(() =>
-            Effect.sync(() => {
-              if (served !== undefined) stopAsking(station, names.responder)
-            })
-          )
+          Effect.tapError(() => Effect.sync(() => served !== undefined && stopAsking(station)))
         )
         entered(one)
-        see(station, names.responder)
+        see(station)
         yield* releaseWith(target, station)
         return one
       })
@@ -237,7 +235,7 @@ const drop = (station: Station, target: Target, one: Interface): Effect.Effect<v
     removeInterface(station, target, one),
     Effect.sync(() => {
       exit(station, one)
-      see(station, one.network.state.names.responder)
+      see(station)
     })
   )
 
@@ -260,12 +258,9 @@ const releaseWith = (target: Target, station: Station): Effect.Effect<void> => {
     const left = [...station.interfaces.values()]
     return Effect.forEach(left, (one) => Effect.ignore(leaveNow(target, station, one)), { discard: true })
   })
-  const { responder } = [...station.interfaces.values()][0]!.network.state.names
-  const stop = Effect.sync(() => stopAsking(station, responder))
+  const stop = Effect.sync(() => stopAsking(station))
   return Scope.addFinalizer(target.state.scope, Effect.zipRight(leaveAll, stop))
 }
-
-const isTarget = (u: unknown): boolean => isContainer(u) || isPod(u)
 
 /** See `Network.join`. */
 export const join: {
@@ -284,11 +279,11 @@ export const leave: {
   (target: Target): (network: Network) => Effect.Effect<void, BerthError>
   (network: Network, target: Target): Effect.Effect<void, BerthError>
 } = dual(2, (network: Network, target: Target) =>
-  Effect.suspend(() => {
-    const { station } = target.state
-    const one = [...(station?.interfaces.values() ?? [])].find((one) => one.network === network)
-    if (station !== undefined && one !== undefined) return leaveNow(target, station, one)
+  Effect.gen(function* () {
+    const station = yield* attempt(() => stationOf(target))
+    const one = [...station.interfaces.values()].find((one) => one.network === network)
+    if (one !== undefined) return yield* leaveNow(target, station, one)
     const expected = `a network that ${nameOf(target)} is on`
-    return Effect.fail(new InvalidOption({ option: "network", value: String(network), expected }))
+    return yield* Effect.fail(new InvalidOption({ option: "network", value: String(network), expected }))
   }).pipe(Effect.withSpan("berth.Network.leave", { attributes: { network: network.name } }))
 )

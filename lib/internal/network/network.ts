@@ -7,7 +7,6 @@ import type * as PubSub from "effect/PubSub"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
-import type { Namespace } from "../../Namespace.ts"
 import type {
   Network,
   NetworkOptions,
@@ -19,7 +18,7 @@ import type {
 import { attempt } from "../util/fromThrowing.ts"
 import { makeNames, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
-import { type Attachment, attach, configure, makeRouter, type Router } from "./router.ts"
+import { type Attachment, attach, hasIPv6, makeRouter, type Range, type Router } from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
 
@@ -37,8 +36,8 @@ export interface Station {
   readonly name: string | undefined
   /** Its interfaces, by their places: interface 2 is eth2. */
   readonly interfaces: Map<number, Interface>
-  /** The number under which it asks for names, once it has the sockets for that. */
-  asker: number | undefined
+  /** Where it asks for names, and its number there, once it has the sockets for that. */
+  asker: { readonly number: number; readonly responder: Responder } | undefined
   /** Held while it joins a network, or leaves one. */
   changing: Effect.Semaphore | undefined
   /** Whether it leaves all networks at its own end. */
@@ -109,6 +108,24 @@ const nextRange = () => {
   }
 }
 
+/** The range of the options: of addresses that a container can have, RFC 6890; throws. */
+const rangeOf = ({ ipv6, range }: NetworkOptions): Range => {
+  const next = nextRange()
+  const prefix6 = (ipv6 ?? hasIPv6()) ? next.prefix6 : undefined
+  if (ipv6 === true && !hasIPv6()) {
+    const expected = "false or nothing, as this kernel has no IPv6 (/proc/sys/net/ipv6)"
+    throw new InvalidOption({ option: "ipv6", value: "true", expected })
+  }
+  if (range === undefined) return { ...next, prefix6 }
+  const [, first, second] = /^([1-9]\d{0,2})\.(0|[1-9]\d{0,2})\.0\.0\/16$/.exec(range) ?? []
+  const [a, b] = [Number(first), Number(second)]
+  const isUsable = a > 0 && a < 224 && b < 256 && a !== 127 && !(a === 169 && b === 254)
+  if (isUsable) return { prefix4: `${a}.${b}`, prefix6 }
+  const expected =
+    'an IPv4 range of 16 bits, such as "10.5.0.0/16", that is not loopback, link-local, multicast or reserved'
+  throw new InvalidOption({ option: "range", value: JSON.stringify(range), expected })
+}
+
 export const parseName = (option: string, name: string): string => {
   if (/^(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*$/i.test(name) && name.length <= 253)
     return name.toLowerCase()
@@ -118,15 +135,14 @@ export const parseName = (option: string, name: string): string => {
 
 export const make = (
   berth: Berth,
-  holder: Namespace,
   options: NetworkOptions
 ): Effect.Effect<Network, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const name = yield* attempt(() =>
       parseName("name", options.name ?? `net-${randomBytes(4).toString("hex")}`)
     )
-    const router = makeRouter(holder, nextRange())
-    yield* configure(berth, holder, router.range)
+    const range = yield* attempt(() => rangeOf(options))
+    const router = yield* makeRouter(berth, range)
     const names = yield* makeNames(berth)
     const state: State = { berth, router, names, members: new Map(), exposed: new Set(), refusals: undefined }
     // The kernel removes the interfaces with the network's namespace.
@@ -135,12 +151,15 @@ export const make = (
         for (const station of [...state.members.values()]) {
           for (const one of [...station.interfaces.values()])
             if (one.network.state === state) exit(station, one)
-          see(station, names.responder)
+          see(station)
         }
       })
     )
-    const range = `${router.range.prefix4}.0.0/16`
-    const network: Network = Object.assign(Object.create(Proto), { name, range, state })
+    const network: Network = Object.assign(Object.create(Proto), {
+      name,
+      range: `${range.prefix4}.0.0/16`,
+      state
+    })
     state.refusals = yield* openOutbound(network, options)
     return network
   })
@@ -156,10 +175,15 @@ export const checkFree = (networks: ReadonlyArray<Network>, name: string): void 
   }
 }
 
-const checkNetwork = ({ container, interfaces }: Station, network: Network): void => {
+const checkNetwork = ({ asker, container, interfaces }: Station, network: Network): void => {
   const refuse = (expected: string): never => {
     throw new InvalidOption({ option: "network", value: String(network), expected })
   }
+  const { names, router } = network.state
+  if (router.holder.pidfd < 0) refuse("a network whose scope is open")
+  const responder = asker?.responder ?? [...interfaces.values()][0]?.network.state.names.responder
+  if (responder !== undefined && responder !== names.responder)
+    refuse(`a network of the same Berth as the other networks of ${container}`)
   if (interfaces.size >= NETWORKS_MAX) refuse(`at most ${NETWORKS_MAX} networks of one container`)
   for (const one of interfaces.values()) {
     if (one.network === network) refuse(`another network, as ${container} is on this one already`)
@@ -201,15 +225,16 @@ export const exit = ({ interfaces }: Station, left: Interface): void => {
 }
 
 /** The operation by which a station gets the sockets on which it asks for names. */
-export const serve = (station: Station, { nextNumber, socket }: Responder) => {
-  station.asker = nextNumber()
+export const serve = (station: Station, responder: Responder) => {
+  const number = responder.nextNumber()
+  station.asker = { number, responder }
   return {
     operation: {
       op: "name-sockets",
       responder: "names",
-      message: `serve ${station.asker}${networksSeen(station)}`
+      message: `serve ${number}${networksSeen(station)}`
     } as const,
-    descriptors: { names: socket() }
+    descriptors: { names: responder.socket() }
   }
 }
 
@@ -217,12 +242,11 @@ const networksSeen = ({ interfaces }: Station): string =>
   [...interfaces.values()].map(({ network }) => ` ${network.state.names.network}`).join("")
 
 /** Has the responder know which networks a station is on. */
-export const see = (station: Station, { tell }: Responder): void => {
-  if (station.asker !== undefined) tell(`see ${station.asker}${networksSeen(station)}`)
-}
+export const see = (station: Station): void =>
+  station.asker?.responder.tell(`see ${station.asker.number}${networksSeen(station)}`)
 
-/** Has the responder close the sockets of a station. */
-export const stopAsking = (station: Station, { tell }: Responder): void => {
-  if (station.asker !== undefined) tell(`leave ${station.asker}`)
+/** Has the responder close the sockets of a station, which would keep its network namespace. */
+export const stopAsking = (station: Station): void => {
+  station.asker?.responder.tell(`leave ${station.asker.number}`)
   station.asker = undefined
 }

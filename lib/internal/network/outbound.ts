@@ -174,9 +174,14 @@ const readRefusals = (network: Network, socket: number) =>
         const [length] = native().receive(socket, bytes)
         if (length === -EAGAIN) break
         if (length <= 0) return
-        const [, from, address, port] = new TextDecoder().decode(bytes.subarray(0, length)).split(" ")
+        const [why, from, address, port] = new TextDecoder().decode(bytes.subarray(0, length)).split(" ")
         const member = network.state.members.get(numberOf(from!))
-        refusals.unsafeOffer({ container: member?.container, address: address!, port: Number(port) })
+        refusals.unsafeOffer({
+          reason: why === "full" ? "TooMany" : "NotAllowed",
+          container: member?.container,
+          address: address!,
+          port: Number(port)
+        })
       }
       cancel = Loop.watch(socket, EPOLLIN, take)
     }
@@ -202,7 +207,11 @@ export const openOutbound = (
 ): Effect.Effect<PubSub.PubSub<Refusal> | undefined, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const servers = yield* attempt(() => dns?.map(parseServer))
-    if (outbound === "none") return undefined
+    if (outbound === "none") {
+      if (dns === undefined) return undefined
+      const expected = "undefined without outbound: no other machine's names are asked for"
+      return yield* Effect.fail(new InvalidOption({ option: "dns", value: JSON.stringify(dns), expected }))
+    }
     const { berth, router } = network.state
     const { prefix4, prefix6 } = router.range
     const own = [`${prefix4}.0.0/16`, ...(prefix6 === undefined ? [] : [`${prefix6}::/64`])]

@@ -107,6 +107,13 @@ export const inPod = (
       value: JSON.stringify(refused[1]),
       expected: "undefined for a container in a pod, which has the pod's names and networks"
     })
+  if (options.userns !== undefined)
+    throw new InvalidOption({
+      option: "userns",
+      value: JSON.stringify(options.userns),
+      expected:
+        "undefined for a container in a pod: a user namespace of its own has no rights over the pod's network namespace"
+    })
   if (holder.pidfd < 0)
     throw new InvalidOption({
       option: "network",

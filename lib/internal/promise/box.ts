@@ -42,6 +42,9 @@ export const withContainers = ({ namespaces, ...options }: StartOptions): Contai
   return { ...options, namespaces: Object.fromEntries(entries) }
 }
 
+/** The container of a box. Something that is no box stays as it is, and is refused where it is used. */
+export const containerOf = (box: Box): Container.Container => containers.get(box) ?? (box as never)
+
 const inside = (shared: Shared, container: Container.Container, options: InsideOptions): Inside => {
   const merged = (more: InsideOptions): InsideOptions => ({
     ...options,

@@ -10,16 +10,19 @@ import * as Network from "../../Network.ts"
 import type {
   Box,
   CallOptions,
+  Closable,
   ClosableNetwork,
+  ClosablePod,
   ClosableVolume,
   RunOptions,
   StartOptions,
   volumes
 } from "../../promise.ts"
 import * as Volume from "../../Volume.ts"
-import { closing, makeBox, withContainers } from "./box.ts"
+import { closing, containerOf, makeBox, withContainers } from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
 import { named } from "./images.ts"
+import type { NetworkFaults } from "./networkFaults.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
@@ -38,29 +41,85 @@ const inScope = <A, B>(
     )
   )
 
+/** Makes a value that exists until the function that `use` gets is called. */
+const opened = <A, B>(
+  shared: Shared,
+  { linger, signal }: CallOptions,
+  make: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
+  use: (made: A, close: () => Promise<void>, scope: Scope.CloseableScope) => B
+): Promise<B> =>
+  shared.run(
+    inScope(make, (made, scope) => use(made, closing(shared, scope, linger), scope)),
+    { linger, signal }
+  )
+
+const target = (of: Box | Network.Pod): Container.Container | Network.Pod =>
+  Network.isPod(of) ? of : containerOf(of)
+
+const group = (boxes: Box | ReadonlyArray<Box>) =>
+  Array.isArray(boxes) ? boxes.map(containerOf) : containerOf(boxes as Box)
+
+const faultsOf = (shared: Shared, network: Network.Network): NetworkFaults => {
+  const until = <A, B extends object>(
+    effect: () => Effect.Effect<A, BerthError, Berth | Scope.Scope>,
+    give: (value: A) => B
+  ): Promise<B & Closable> =>
+    opened(shared, {}, Effect.suspend(effect), (value, close) =>
+      Object.assign(give(value), { close, [Symbol.asyncDispose]: close })
+    )
+  const counted = ({ statistics }: Network.FileCapture) => ({ statistics: () => shared.run(statistics) })
+  const nothing = () => ({})
+  return {
+    partition: (a, b, options) =>
+      until(() => Network.partition(network, group(a), group(b), options), nothing),
+    rate: (box, rates) => until(() => Network.rate(network, containerOf(box), rates), nothing),
+    impair: (box, impairment) => until(() => Network.impair(network, containerOf(box), impairment), nothing),
+    capture: (box) =>
+      until(
+        () => Network.capture(network, containerOf(box)),
+        (capture) => ({
+          ...counted(capture),
+          stream: iterableOf(capture.stream)
+        })
+      ),
+    captureToFile: (box, path) => until(() => Network.captureToFile(network, containerOf(box), path), counted)
+  }
+}
+
 export const networkWith =
   (shared: Shared) =>
   ({ linger, signal, ...options }: Network.NetworkOptions & CallOptions = {}): Promise<ClosableNetwork> =>
-    shared.run(
-      inScope(Network.make(options), (made, scope) => {
-        const close = closing(shared, scope, linger)
-        const expose = (options: Network.ExposeOptions) =>
-          shared.run(Scope.extend(Network.expose(made, options), scope))
-        const refusals = () => iterableOf(Network.refusals(made))
-        return Object.assign(made, { expose, refusals, close, [Symbol.asyncDispose]: close })
-      }),
-      { linger, signal }
+    opened(shared, { linger, signal }, Network.make(options), (made, close, scope) => {
+      const functions: Omit<ClosableNetwork, keyof Network.Network> = {
+        ...faultsOf(shared, made),
+        expose: (options) => shared.run(Scope.extend(Network.expose(made, options), scope)),
+        join: (box, { linger, signal, ...options } = {}) =>
+          opened(
+            shared,
+            { linger, signal },
+            Effect.suspend(() => Network.join(made, target(box), options)),
+            (_, close) => ({ close, [Symbol.asyncDispose]: close })
+          ),
+        refusals: () => iterableOf(Network.refusals(made)),
+        leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box)))),
+        close,
+        [Symbol.asyncDispose]: close
+      }
+      return Object.assign(made, functions)
+    })
+
+export const podWith =
+  (shared: Shared) =>
+  ({ linger, signal, ...options }: Network.PodOptions & CallOptions = {}): Promise<ClosablePod> =>
+    opened(shared, { linger, signal }, Network.pod(options), (made, close) =>
+      Object.assign(made, { close, [Symbol.asyncDispose]: close })
     )
 
 export const volumeWith =
   (shared: Shared) =>
   ({ linger, signal, ...options }: Volume.Options & CallOptions = {}): Promise<ClosableVolume> =>
-    shared.run(
-      inScope(Volume.make(options), (made, scope) => {
-        const close = closing(shared, scope, linger)
-        return Object.assign(made, { close, [Symbol.asyncDispose]: close })
-      }),
-      { linger, signal }
+    opened(shared, { linger, signal }, Volume.make(options), (made, close) =>
+      Object.assign(made, { close, [Symbol.asyncDispose]: close })
     )
 
 export const volumesWith = (shared: Shared): typeof volumes => ({

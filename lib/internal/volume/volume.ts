@@ -71,7 +71,7 @@ const isOpen = (state: State, berth: Berth): boolean =>
 export const stateOf = (option: string, volume: Volume, berth: Berth): State =>
   isVolume(volume) && isOpen(volume.state, berth)
     ? volume.state
-    : check.invalid(option, String(volume), "a volume of this Berth in an open scope")
+    : check.invalid(option, volume, "a volume of this Berth in an open scope")
 
 const wantedBy = (options: Options, berth: Berth): Wanted => {
   const { from, mode = 0o1777, storage = "disk" } = options
@@ -99,11 +99,14 @@ const wantedBy = (options: Options, berth: Berth): Wanted => {
   return { name, size, storage, mode, source }
 }
 
-/** The file system that has the volume's folders `data` and `work`, at a folder of the unit. */
+/**
+ * The file system that has the volume's folders `data` and `work`, at a folder of the unit. `origin` is the folder or the file that
+ * has them already.
+ */
 const disk = (
   wanted: Wanted,
   base: string,
-  stored: string | undefined
+  origin: string | undefined
 ): { readonly operations: ReadonlyArray<Plan.Operation>; readonly folder: string } => {
   const at = `${base}/disk`
   const point: Plan.Operation = { op: "scratch", path: at, mode: 0o700 }
@@ -120,13 +123,13 @@ const disk = (
       options,
       attributes: ATTRIBUTES
     }
-    return { folder: at, operations: [point, tmpfs, { op: "attach", path: at }, ...folders] }
+    return { folder: at, operations: [point, tmpfs, { op: "attach", path: at, discard: 0 }, ...folders] }
   }
+  if (origin === undefined) return { folder: at, operations: [point, ...folders] }
   if (wanted.size !== undefined)
-    return { folder: at, operations: [point, ...mounted(stored ?? `${base}.disk`, at)] }
-  if (stored === undefined) return { folder: at, operations: [point, ...folders] }
-  const tree: Plan.Operation = { op: "tree", path: stored, mapped: 0, attributes: ATTRIBUTES }
-  return { folder: at, operations: [point, tree, { op: "attach", path: at }] }
+    return { folder: at, operations: [point, ...mounted(origin, at, wanted.name !== undefined)] }
+  const tree: Plan.Operation = { op: "tree", path: origin, mapped: 0, attributes: ATTRIBUTES }
+  return { folder: at, operations: [point, tree, { op: "attach", path: at, discard: 0 }] }
 }
 
 /** The operations of a copy: an overlay of its own files on those of its source. */
@@ -145,12 +148,11 @@ const merged = (
     lower: source.layers,
     upper: `${own}/data`,
     work: `${own}/work`,
-    // What ends with the program is never synced to disk.
-    // With an index, a copy of a copy would be refused, as a lower layer of it is the writable layer of another mount.
+    // What ends with the program is never synced to disk. With an index, a copy of a copy would be refused, as a lower layer of it is the writable layer of another mount.
     options: [...(isScoped ? ["volatile"] : []), "index=off", ...(rootless ? ["userxattr"] : [])],
     attributes: ATTRIBUTES
   },
-  { op: "attach", path: at }
+  { op: "attach", path: at, discard: 0 }
 ]
 
 /** Opens the volume: starts the unit that has its mounts. */
@@ -350,6 +352,12 @@ const openStoredCopy = (
         volume: name,
         detail: `${users.join(" and ")}: a copy can be open in one program at a time`
       })
+    if ((yield* attempt(() => named.propertiesOf(berth, from))) === undefined)
+      return yield* new VolumeError({
+        reason: "Broken",
+        volume: name,
+        detail: `is a copy of volume ${from}, which is missing: remove the copy`
+      })
     const source = yield* openNamed(berth, from, existing)
     return yield* Effect.ensuring(openCopy(source, name, make(source)), end(source))
   })
@@ -396,8 +404,8 @@ export const make = (berth: Berth, options: Options): Effect.Effect<Volume, Bert
 export const use = (
   state: State,
   container: string,
-  use: named.Use
+  how: named.Use
 ): Effect.Effect<void, BerthError, Scope.Scope> =>
-  Effect.acquireRelease(lockedIfNamed(state)(begin(state, `container ${container}`, use)), () =>
+  Effect.acquireRelease(lockedIfNamed(state)(begin(state, `container ${container}`, how)), () =>
     letGo(state, `container ${container}`)
   )
