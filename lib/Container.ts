@@ -36,7 +36,7 @@ const committing = later(() => import("./internal/container/commit.ts"))
 const keeping = later(() => import("./internal/container/keep.ts"))
 
 // A container is a process: every function on a `Process` also takes a `Container`.
-export { connect, fetch, httpClient, listen, netServer, netSocket, publish } from "./Network.ts"
+export { connect, fetch, httpClient, listen, netServer, netSocket, publish, published } from "./Network.ts"
 export type {
   BufferOptions,
   ExitStatus,
@@ -167,7 +167,7 @@ export interface StartOptions extends RootOptions {
   readonly name?: string | undefined
   /** More names. */
   readonly aliases?: ReadonlyArray<string> | undefined
-  /** Ports of the host that lead to the container's, as `Container.publish` makes them; also ranges: `"8000-8002:80-82"`. */
+  /** Ports of the host that lead to the container's, as `Container.publish` makes them and `Container.published` finds them; also ranges: `"80-82"`. */
   readonly ports?: ReadonlyArray<Publishable> | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, the newest of it. */
   readonly logs?: LogFiles | undefined

@@ -522,6 +522,23 @@ export const publish: {
 } = dual(2, publishing.publish)
 
 /**
+ * The port of the host that leads to a port of the container, as `ports` of its start or `Container.publish` has made it; the newest of
+ * several. The protocol is `"tcp"` by default.
+ *
+ * Fails with `InvalidOption`, which lists the published ports, for one that is not published.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * const api = yield* Container.start(image, { ports: [8080] })
+ * const { hostname, port } = yield* Container.published(api, 8080)
+ */
+export const published: {
+  (port: number, protocol?: "tcp" | "udp"): (container: Container) => Effect.Effect<PublishedPort, BerthError>
+  (container: Container, port: number, protocol?: "tcp" | "udp"): Effect.Effect<PublishedPort, BerthError>
+} = publishing.published
+
+/**
  * What `Network.expose` takes.
  *
  * @since 0.2.0

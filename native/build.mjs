@@ -82,6 +82,7 @@ const targets = {
       "proxy/timer.c",
       "proxy/datagram.c",
       "proxy/target.c",
+      "proxy/sockets.c",
       "common/descriptor.c"
     ],
     static: true

@@ -37,6 +37,7 @@ struct bound {
     enum watched kind;
     int fd, epoll;
     struct targets targets;
+    unsigned target; // where the server is; TARGETS_MAX: not known
     unsigned count;
     struct peer *buckets[BUCKETS];
     struct peer *newest, *oldest;
@@ -87,6 +88,12 @@ static void forget(struct peer *peer) {
     removed_peers = peer;
 }
 
+// An error is one of an earlier datagram, such as ECONNREFUSED by ICMP: a server that has started anew may be elsewhere.
+static void give_up(struct peer *peer) {
+    peer->bound->target = TARGETS_MAX;
+    forget(peer);
+}
+
 static struct peer *find(struct bound *bound, const struct sockaddr_storage *address, socklen_t length) {
     struct peer *peer = *bucket_of(bound, address);
     while (peer && (peer->length != length || memcmp(&peer->address, address, length) != 0)) peer = peer->next;
@@ -96,10 +103,10 @@ static struct peer *find(struct bound *bound, const struct sockaddr_storage *add
 // NULL where no socket has the server's port, or no descriptor can be had: the datagram is lost, as on any network.
 static struct peer *introduce(struct bound *bound, const struct sockaddr_storage *address, socklen_t length) {
     if (bound->count == PEERS_MAX) forget(bound->oldest);
-    int fd = target_datagrams(&bound->targets);
+    int fd = target_datagrams(&bound->targets, &bound->target);
     if (fd < 0 && (errno == EMFILE || errno == ENFILE) && bound->oldest) {
         forget(bound->oldest);
-        fd = target_datagrams(&bound->targets);
+        fd = target_datagrams(&bound->targets, &bound->target);
     }
     struct peer *peer = fd < 0 ? NULL : calloc(1, sizeof *peer);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = peer};
@@ -127,7 +134,7 @@ bool datagrams_open(int epoll, int fd, const struct targets *targets) {
     }
     setsockopt(fd, IPPROTO_IP, IP_PKTINFO, &on, sizeof on);
     setsockopt(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, &on, sizeof on);
-    *bound = (struct bound){.kind = WATCHED_BOUND, .fd = fd, .epoll = epoll, .targets = *targets, .next = all};
+    *bound = (struct bound){.kind = WATCHED_BOUND, .fd = fd, .epoll = epoll, .targets = *targets, .target = TARGETS_MAX, .next = all};
     all = bound;
     return true;
 }
@@ -144,7 +151,6 @@ static void note_destination(struct peer *peer, struct msghdr *message) {
     }
 }
 
-// An error is one of an earlier datagram, such as ECONNREFUSED by ICMP: a server that has started anew may be elsewhere.
 static void to_server(struct bound *bound, struct msghdr *message, size_t length) {
     const struct sockaddr_storage *from = message->msg_name;
     for (int attempt = 0; attempt < 2; attempt++) {
@@ -153,7 +159,7 @@ static void to_server(struct bound *bound, struct msghdr *message, size_t length
         else if (!(peer = introduce(bound, from, message->msg_namelen))) return;
         note_destination(peer, message);
         if (send(peer->fd, buffer, length, MSG_NOSIGNAL) >= 0 || errno == EAGAIN || errno == EMSGSIZE) return;
-        forget(peer);
+        give_up(peer);
     }
 }
 
@@ -201,7 +207,7 @@ static void to_peer(struct peer *peer, size_t length) {
 void datagrams_serve_peer(struct peer *peer) {
     for (int k = 0; k < DATAGRAMS_MAX && peer->fd >= 0; k++) {
         ssize_t length = recv(peer->fd, buffer, sizeof buffer, MSG_DONTWAIT);
-        if (length < 0 && errno != EAGAIN && errno != EINTR) forget(peer);
+        if (length < 0 && errno != EAGAIN && errno != EINTR) give_up(peer);
         if (length < 0) return;
         touch(peer);
         to_peer(peer, (size_t)length);

@@ -60,6 +60,7 @@ struct listener {
 };
 
 static struct listener *listeners;
+static struct sockets listening; // when they were looked at last
 static int epoll, control;
 static enum watched control_kind = WATCHED_CONTROL;
 
@@ -76,7 +77,7 @@ static void answer(uint32_t id) {
 }
 
 static void look(struct listener *listener) {
-    if (!targets_listen(&listener->targets) || listen(listener->fd, BACKLOG) < 0) return;
+    if (!targets_listen(&listener->targets, &listening) || listen(listener->fd, BACKLOG) < 0) return;
     listener->listening = true;
     watch(listener);
 }
@@ -98,6 +99,7 @@ static struct listener *make_listener(int fd, struct listener wanted) {
 
 static void add(uint32_t id, int fd, const struct targets *targets) {
     struct listener *listener = make_listener(fd, (struct listener){.id = id, .targets = *targets});
+    sockets_listening(&listening);
     if (listener) look(listener);
 }
 
@@ -182,6 +184,9 @@ static void take_connections(struct listener *listener) {
 // Milliseconds until something has to be looked at again, or -1.
 static int look_around(int wait) {
     bool waits = false, full = false;
+    for (struct listener *listener = listeners; listener; listener = listener->next) waits |= !listener->listening;
+    if (waits) sockets_listening(&listening);
+    waits = false;
     for (struct listener *listener = listeners; listener; listener = listener->next) {
         if (!listener->listening) look(listener);
         if (listener->listening && listener->paused) watch(listener);

@@ -11,9 +11,6 @@
 #include <string.h>
 #include <sys/un.h>
 
-// Of tcp(7), as proc(5) has them.
-#define STATE_LISTEN 0x0a
-#define STATE_UNCONNECTED 0x07
 
 static bool parse_one(struct sockaddr_storage *out, const char *word) {
     unsigned version, port;
@@ -62,57 +59,17 @@ bool targets_parse(struct targets *targets, const char *text, int *root) {
     return targets->count > 0;
 }
 
-in_port_t address_port(const struct sockaddr_storage *address) {
-    return address->ss_family == AF_INET ? ((const struct sockaddr_in *)address)->sin_port : ((const struct sockaddr_in6 *)address)->sin6_port;
-}
-
-// The words of an address as IPv6 has it, which for IPv4 is the mapped form, ::ffff:127.0.0.1.
-static void words_of(uint32_t words[4], const struct sockaddr_storage *address) {
-    const uint32_t mapped[4] = {0, 0, htonl(0xffff), ((const struct sockaddr_in *)address)->sin_addr.s_addr};
-    memcpy(words, address->ss_family == AF_INET ? mapped : ((const struct sockaddr_in6 *)address)->sin6_addr.s6_addr32, sizeof mapped);
-}
-
-// Whether a socket of a file of proc(5) has the address, or its port on every address of its family, in the state. A line:
-// `  0: 0100007F:1F90 00000000:0000 0A …`; each word of the address is in the machine's own byte order, one for IPv4 and four for IPv6.
-static bool has_socket(const char *path, const struct sockaddr_storage *wanted, unsigned state) {
-    const uint32_t every[4] = {0, 0, wanted->ss_family == AF_INET ? htonl(0xffff) : 0, 0};
-    uint32_t words[4];
-    char line[512];
-    bool found = false;
-    FILE *file = fopen(path, "re");
-    words_of(words, wanted);
-    while (file && !found && fgets(line, sizeof line, file)) {
-        uint32_t its[4] = {0, 0, htonl(0xffff), 0};
-        char host[33];
-        unsigned port, its_state;
-        if (sscanf(line, "%*d: %32[0-9A-F]:%x %*[0-9A-F]:%*x %x", host, &port, &its_state) != 3) continue;
-        if (its_state != state || port != ntohs(address_port(wanted))) continue;
-        if (sscanf(host, "%8x%8x%8x%8x", &its[0], &its[1], &its[2], &its[3]) == 1) {
-            its[3] = its[0];
-            its[0] = 0;
-        }
-        found = memcmp(its, words, sizeof its) == 0 || memcmp(its, every, sizeof its) == 0;
-    }
-    if (file) fclose(file);
-    return found;
-}
-
-// Whether a socket has one of the addresses, of the files of a protocol for both families: those of IPv6 also have the mapped form.
-static bool bound(const struct sockaddr_storage *address, const char *of4, const char *of6, unsigned state) {
-    return has_socket(of4, address, state) || has_socket(of6, address, state);
-}
-
 static bool is_unix(const struct targets *targets) {
     return targets->path || targets->address[0].ss_family == AF_UNIX;
 }
 
-bool targets_listen(const struct targets *targets) {
+bool targets_listen(const struct targets *targets, const struct sockets *listening) {
     if (is_unix(targets)) {
         cleanup_close int fd = target_connect(targets, 0);
         return fd >= 0;
     }
     for (unsigned k = 0; k < targets->count; k++)
-        if (bound(&targets->address[k], "/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6", STATE_LISTEN)) return true;
+        if (sockets_have(listening, &targets->address[k])) return true;
     return false;
 }
 
@@ -150,11 +107,14 @@ int target_connect(const struct targets *targets, unsigned at) {
     return fd;
 }
 
-int target_datagrams(const struct targets *targets) {
+int target_datagrams(const struct targets *targets, unsigned *at) {
+    static struct sockets sockets;
+    if (*at < targets->count) return begin_connect(&targets->address[*at], SOCK_DGRAM);
+    sockets_of_datagrams(&sockets);
     for (unsigned k = 0; k < targets->count; k++) {
-        const struct sockaddr_storage *address = &targets->address[k];
-        if (!bound(address, "/proc/thread-self/net/udp", "/proc/thread-self/net/udp6", STATE_UNCONNECTED)) continue;
-        return begin_connect(address, SOCK_DGRAM);
+        if (!sockets_have(&sockets, &targets->address[k])) continue;
+        *at = k;
+        return begin_connect(&targets->address[k], SOCK_DGRAM);
     }
     errno = ECONNREFUSED;
     return -1;

@@ -3,7 +3,7 @@ import * as dgram from "node:dgram"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { Container, WaitFor } from "../../lib/index.ts"
+import { Container, Network, WaitFor } from "../../lib/index.ts"
 import { echoImage } from "../support/attack.ts"
 import { failure, suite, whyNotRoot } from "../support/effect.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
@@ -42,6 +42,17 @@ const ask = (socket: dgram.Socket, port: number, text: string, host = "127.0.0.1
     }
     socket.on("message", take)
     socket.send(text, port, host)
+  })
+
+/** The pids of the proxies of the container's Berth. */
+const proxiesOf = (box: Container.Container): ReadonlyArray<string> =>
+  fs.readdirSync("/proc").filter((pid) => {
+    try {
+      const [program, folder] = fs.readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0")
+      return program === "berth-proxy" && folder === box.state.berth.supervisor.folder
+    } catch {
+      return false // gone, or no process
+    }
   })
 
 const hasIPv6 = fs.existsSync("/proc/sys/net/ipv6") && fs.readFileSync("/proc/net/if_inet6", "utf8") !== ""
@@ -111,15 +122,7 @@ suite("a published UDP port", (effect) => {
           })
         )
       assert.equal(yield* promise(() => ask(first, port, "last")), "last")
-      const proxies = fs.readdirSync("/proc").filter((pid) => {
-        try {
-          return /^\d+$/.test(pid) && fs.readFileSync(`/proc/${pid}/comm`, "utf8") === "berth-proxy\n"
-        } catch {
-          return false // gone
-        }
-      })
-      const folder = box.state.berth.supervisor.folder
-      const own = proxies.filter((pid) => fs.readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(folder))
+      const own = proxiesOf(box)
       assert.equal(own.length, 1)
       if (!whyNotRoot) {
         const open = fs.readdirSync(`/proc/${own[0]}/fd`).length
@@ -175,6 +178,16 @@ suite("the ports of a start", (effect) => {
       yield* WaitFor.log(box, "listening")
       const socket = yield* udpSocket()
       assert.equal(yield* promise(() => ask(socket, free, "hello")), "hello")
+      assert.deepEqual(yield* Container.published(box, 7), { hostname: "127.0.0.1", port: free })
+      assert.deepEqual(yield* Container.published(box, 7, "udp"), { hostname: "127.0.0.1", port: free })
+      const many = yield* Container.start(image, {
+        command: ["/bin/echo", "v4:80"],
+        ports: ["0.0.0.0::60-99"]
+      })
+      assert.equal(proxiesOf(box).length, 2)
+      yield* Network.toxic(yield* Container.published(many, 80), { halfOpen: true })
+      const none = yield* failure("InvalidOption", Container.published(box, 8))
+      assert.match(none.message, /port: "8\/tcp".*of container [0-9a-f]+: 7\/udp, 7\/tcp/)
       const wrong = Container.start(image, { command: ["true"], ports: ["80", "8080:70000"] })
       const error = yield* failure("InvalidOption", Effect.scoped(wrong))
       assert.match(error.message, /ports: "8080:70000"/)

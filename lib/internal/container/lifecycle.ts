@@ -19,7 +19,7 @@ import * as Ids from "../ids/idMaps.ts"
 import * as networks from "../network/join.ts"
 import { inPod, podOf } from "../network/pod.ts"
 import { parsePorts } from "../network/ports.ts"
-import { publish } from "../network/publish.ts"
+import { publishAll } from "../network/publish.ts"
 import { isContainer } from "../typeIds.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { spanIfObserved } from "../util/spanIfObserved.ts"
@@ -87,7 +87,7 @@ const startOnNetworks = (
           : yield* attempt(() => inPod(pod, options))
       const container = yield* startAlone(berth, image, own, userns, id, joined)
       joined.done()
-      yield* Effect.forEach(ports, (port) => publish(container, port), { discard: true })
+      yield* publishAll(container, ports)
       return container
     })
   )

@@ -13,7 +13,7 @@ import { invalid } from "../util/validate.ts"
 import { type Joined, joinAtStart } from "./join.ts"
 import { addressesOf, isPod, PodTypeId, parseName, type Station } from "./network.ts"
 import { parsePorts } from "./ports.ts"
-import { publish } from "./publish.ts"
+import { publishAll } from "./publish.ts"
 import { perform } from "./router.ts"
 
 export interface State {
@@ -88,7 +88,7 @@ export const make = (
       scope
     }
     const pod: Pod = Object.assign(Object.create(Proto), { name, state })
-    yield* Effect.forEach(ports, (port) => publish({ id: name, state }, port), { discard: true })
+    yield* publishAll({ id: name, state }, ports)
     return pod
   })
 

@@ -1,7 +1,9 @@
 /** Ports of the host that lead into a container. */
 import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
 import type * as Scope from "effect/Scope"
 import { type BerthError, NetworkError, OperationFailed } from "../../BerthError.ts"
+import type { Container } from "../../Container.ts"
 import type {
   Publishable,
   PublishedPath,
@@ -10,6 +12,7 @@ import type {
   PublishPathOptions
 } from "../../Network.ts"
 import { native } from "../system/addon.ts"
+import { isContainer } from "../typeIds.ts"
 import { EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { invalid } from "../util/validate.ts"
@@ -116,9 +119,33 @@ const addAll = (
     return ids
   })
 
+/** Starts the proxy, or gives the one that there is. */
+type GetProxy = Effect.Effect<Proxy, BerthError, Scope.Scope>
+
+/** The ports of the host by the container's: `80/tcp`. */
+const ports = new WeakMap<Served["state"], Map<string, PublishedPort>>()
+
+const keyOf = (port: number, protocol: Protocol): string => `${port}/${protocol}`
+
+/** Lets `published` find a port until the scope closes. */
+const remember = (
+  container: Served,
+  key: string,
+  port: PublishedPort
+): Effect.Effect<void, never, Scope.Scope> => {
+  const known = ports.get(container.state) ?? new Map<string, PublishedPort>()
+  ports.set(container.state, known.set(key, port))
+  return Effect.addFinalizer(() =>
+    Effect.sync(() => {
+      if (known.get(key) === port) known.delete(key)
+    })
+  )
+}
+
 const publishPort = (
   container: Served,
-  { container: to, host = 0, hostname, protocol = "tcp" }: PublishOptions
+  { container: to, host = 0, hostname, protocol = "tcp" }: PublishOptions,
+  getProxy: GetProxy
 ): Effect.Effect<PublishedPort, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const target = yield* attempt(() => {
@@ -131,18 +158,20 @@ const publishPort = (
       attempt(() => bindAll({ container, protocol }, hostname, host)),
       ([fds]) => Effect.sync(() => fds.forEach((fd) => native().close(fd)))
     )
-    const proxy = yield* makeProxy(container)
+    const proxy = yield* getProxy
     const ids = yield* addAll(proxy, left, target)
     const published = {
       hostname: hostname === undefined || hostname === "localhost" ? "127.0.0.1" : hostname,
       port: chosen
     }
+    if (typeof to === "number") yield* remember(container, keyOf(to, protocol), published)
     return protocol === "tcp" ? shape(published, proxy, ids) : published
   })
 
 const publishPath = (
   container: Served,
-  options: PublishPathOptions
+  options: PublishPathOptions,
+  getProxy: GetProxy
 ): Effect.Effect<PublishedPath, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const { container: to, path } = options
@@ -152,17 +181,56 @@ const publishPath = (
       return targetOf(container, to, "tcp")
     })
     const left = yield* bindPath(container, options)
-    const proxy = yield* makeProxy(container)
+    const proxy = yield* getProxy
     return shape({ path }, proxy, yield* addAll(proxy, left, target))
   })
+
+const publishBy = (
+  container: Served,
+  given: Publishable,
+  getProxy: GetProxy
+): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
+  Effect.flatMap(
+    attempt(() => parseOnePort(given)),
+    (options): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
+      "path" in options
+        ? publishPath(container, options, getProxy)
+        : publishPort(container, options, getProxy)
+  ).pipe(Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))
 
 /** See `Container.publish`. */
 export const publish = (
   container: Served,
   given: Publishable
 ): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
-  Effect.flatMap(
-    attempt(() => parseOnePort(given)),
-    (options): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
-      "path" in options ? publishPath(container, options) : publishPort(container, options)
-  ).pipe(Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))
+  publishBy(container, given, makeProxy(container))
+
+/** Publishes all ports of a start, by one proxy. */
+export const publishAll = (
+  container: Served,
+  list: ReadonlyArray<Publishable>
+): Effect.Effect<void, BerthError, Scope.Scope> =>
+  Effect.flatMap(Effect.cached(makeProxy(container)), (getProxy) =>
+    Effect.forEach(list, (given) => publishBy(container, given, getProxy), { discard: true })
+  )
+
+/** See `Container.published`. */
+export const published: {
+  (port: number, protocol?: Protocol): (container: Container) => Effect.Effect<PublishedPort, BerthError>
+  (container: Container, port: number, protocol?: Protocol): Effect.Effect<PublishedPort, BerthError>
+} = dual(
+  (args) => isContainer(args[0]),
+  (container: Container, port: number, protocol: Protocol = "tcp") =>
+    attempt(() => {
+      const known = ports.get(container.state)
+      const there = known === undefined || known.size === 0 ? "none" : [...known.keys()].join(", ")
+      return (
+        known?.get(keyOf(port, protocol)) ??
+        invalid(
+          "port",
+          keyOf(port, protocol),
+          `a port that is published; of container ${container.id}: ${there}`
+        )
+      )
+    })
+)
