@@ -110,12 +110,10 @@ exec mariadbd --bind-address=:: --skip-name-resolve --socket=/run/mysqld/mysqld.
 
 export type ServerName = keyof typeof servers
 
-/** What the scripts of the servers use: a package never depends on those that every Debian has. */
-const essential = [
-  ...["dash", "bash", "coreutils", "sed", "grep", "mawk", "findutils", "hostname", "procps", "libc-bin"]
-]
+/** Packages that the servers' scripts need. Every Debian has them, so no package says that it depends on them. */
+const essential = "dash bash coreutils sed grep mawk findutils hostname procps libc-bin".split(" ")
 
-/** Dependencies of maintainer scripts and of what no test uses, which are most of the bytes. */
+/** Packages that only maintainer scripts need, or features that no test uses. They are most of the bytes. */
 const unneeded = /^(perl|lib.*perl|python|libpython|libllvm|libz3|locales|libc-l10n|usrmerge|dpkg_)/
 
 const users = ["postgres", "mysql", "redis", "www-data", "rabbitmq"]
@@ -207,7 +205,7 @@ const forgetOld = (folder: string): void => {
 const cached = (name: ServerName, versions: string) =>
   Effect.gen(function* () {
     const server = servers[name]
-    // Another user's would be writable for them.
+    // Each user has a folder, so that no other one can change the images.
     const folder = `${os.tmpdir()}/berth-test-servers-${process.getuid?.()}`
     const inputs = JSON.stringify([versions, essential, common, unpack, unneeded.source, server])
     const key = createHash("sha256").update(inputs).digest("hex").slice(0, 16)
