@@ -3,6 +3,8 @@ import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import type * as Effect from "effect/Effect"
 import { cgroup } from "./cgroup.ts"
 import { exec } from "./exec.ts"
+import { first } from "./first.ts"
+import { network } from "./network.ts"
 import { output } from "./output.ts"
 import { pull } from "./pull.ts"
 import { seccomp } from "./seccomp.ts"
@@ -25,9 +27,19 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
     usage: ["exec [--rounds N]      a command in a running container"],
     run: exec
   },
+  first: {
+    usage: [
+      "first [--rounds N] [--runtimes node,deno,bun]   from the start of a runtime to the end of a first container"
+    ],
+    run: first
+  },
   cgroup: {
     usage: ["cgroup [--rounds N]    limits in a start, statistics, and those of 500 every second"],
     run: cgroup
+  },
+  network: {
+    usage: ["network [--rounds N]   starts with networks, connections, throughput and names, against podman"],
+    run: network
   },
   output: {
     usage: ["output [--rounds N]    how fast a container's output comes"],

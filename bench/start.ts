@@ -20,6 +20,7 @@ import {
   type Contender,
   capture,
   interleave,
+  isMet,
   lineProgram,
   type Measured,
   machine,
@@ -31,7 +32,9 @@ import {
   type Summaries,
   shareFilter,
   summarize,
+  type Target,
   table,
+  targetsTable,
   temporaryFolder,
   timed,
   timesTable,
@@ -242,27 +245,6 @@ const leaks: Effect.Effect<ReadonlyArray<Leak>, Unmeasured, Berth.Berth> = Effec
 })
 
 // Reports
-
-interface Target {
-  readonly what: string
-  readonly value: number
-  readonly atMost?: number
-  readonly atLeast?: number
-}
-
-const isMet = ({ value, atMost, atLeast }: Target): boolean =>
-  value <= (atMost ?? Number.POSITIVE_INFINITY) && value >= (atLeast ?? Number.NEGATIVE_INFINITY)
-
-const targetsTable = (targets: ReadonlyArray<Target>): string =>
-  table([
-    ["ratio of medians", "value", "target", ""],
-    ...targets.map((target) => [
-      target.what,
-      Number.isNaN(target.value) ? "-" : target.value.toFixed(2),
-      target.atMost === undefined ? `>= ${target.atLeast}` : `<= ${target.atMost}`,
-      Number.isNaN(target.value) ? "not measured" : isMet(target) ? "met" : "not met"
-    ])
-  ])
 
 const leakTable = (found: ReadonlyArray<Leak>): string =>
   table([

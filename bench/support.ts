@@ -315,6 +315,28 @@ export const timesTable = (summaries: Summaries, base: string): string =>
     ])
   ])
 
+/** A figure that a benchmark is to reach. */
+export interface Target {
+  readonly what: string
+  readonly value: number
+  readonly atMost?: number
+  readonly atLeast?: number
+}
+
+export const isMet = ({ value, atMost, atLeast }: Target): boolean =>
+  value <= (atMost ?? Number.POSITIVE_INFINITY) && value >= (atLeast ?? Number.NEGATIVE_INFINITY)
+
+export const targetsTable = (targets: ReadonlyArray<Target>, title = "ratio of medians"): string =>
+  table([
+    [title, "value", "target", ""],
+    ...targets.map((target) => [
+      target.what,
+      Number.isNaN(target.value) ? "-" : target.value.toFixed(2),
+      target.atMost === undefined ? `>= ${target.atLeast}` : `<= ${target.atMost}`,
+      Number.isNaN(target.value) ? "not measured" : isMet(target) ? "met" : "not met"
+    ])
+  ])
+
 export interface Machine {
   readonly kernel: string
   readonly architecture: string

@@ -3,16 +3,13 @@
  *
  * @since 0.1.0
  */
-import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
 import type * as FileSystem from "@effect/platform/FileSystem"
-import type * as HttpClient from "@effect/platform/HttpClient"
 import type * as Context from "effect/Context"
-import * as Effect from "effect/Effect"
+import type * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import * as Layer from "effect/Layer"
 import type { BerthError } from "./BerthError.ts"
 import type * as Doctor from "./Doctor.ts"
-import * as examination from "./internal/berth/doctor.ts"
 import * as internal from "./internal/berth/layer.ts"
 import type { Memory } from "./internal/berth/memory.ts"
 import type { Turns } from "./internal/disk/files.ts"
@@ -20,7 +17,10 @@ import type { Responder } from "./internal/network/names.ts"
 import * as tag from "./internal/service.ts"
 import type { Holds } from "./internal/store/leases.ts"
 import type { Supervisor, TimeLimits } from "./internal/supervisor/connection.ts"
+import { later } from "./internal/util/later.ts"
 import type { IdRange } from "./Namespace.ts"
+
+const examining = later(() => import("./internal/berth/doctor.ts"))
 
 /**
  * @since 0.1.0
@@ -53,8 +53,6 @@ export interface Berth extends Inspectable.Inspectable {
   readonly ids: { readonly uids: ReadonlyArray<IdRange>; readonly gids: ReadonlyArray<IdRange> }
   /** @internal */
   readonly fileSystem: FileSystem.FileSystem
-  /** @internal */
-  readonly httpClient: HttpClient.HttpClient
   /** @internal */
   readonly supervisor: Supervisor
   /** @internal */
@@ -113,7 +111,7 @@ export interface Options {
  * @category layers
  */
 export const layerWith = (options: Options): Layer.Layer<Berth, BerthError, FileSystem.FileSystem> =>
-  Layer.scoped(Berth, internal.make(options)).pipe(Layer.provide(FetchHttpClient.layer))
+  Layer.scoped(Berth, internal.make(options))
 
 /**
  * Berth with the default options, for root and for any other user.
@@ -130,4 +128,4 @@ export const layer: Layer.Layer<Berth, BerthError, FileSystem.FileSystem> = laye
  * @since 0.1.0
  * @category diagnosis
  */
-export const doctor: Effect.Effect<Doctor.Report> = Effect.suspend(() => examination.doctor)
+export const doctor: Effect.Effect<Doctor.Report> = examining((module) => module.doctor)

@@ -415,13 +415,15 @@ export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
 }
 
 /**
- * A fixture could not be prepared. Nothing of it was kept: the next fork prepares it again.
+ * A fixture could not be prepared or forked. After a failed preparation nothing was kept: the next fork prepares it again.
  *
  * @since 0.2.0
  * @category errors
  */
 export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
   reason: Schema.Literal(
+    /** `announce` failed, which tells the server its address; `cause` is its error. */
+    "Announce",
     /** What fills the server failed, such as a migration; `cause` is its error. */
     "Prepare",
     /** The server did not stop cleanly, so its files may be incomplete. */
@@ -434,8 +436,11 @@ export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
   log: Schema.Array(Schema.String)
 }) {
   override get message(): string {
-    const what =
-      this.reason === "Prepare" ? "its preparation failed: " : "its server did not stop cleanly: it "
+    const what = {
+      Announce: "its server could not be told its address: ",
+      Prepare: "its preparation failed: ",
+      Stop: "its server did not stop cleanly: it "
+    }[this.reason]
     const log = this.log.length === 0 ? "" : `. Last lines of its log:\n${this.log.join("\n")}`
     return `fixture ${this.fixture}: ${what}${this.detail}${log}`
   }
@@ -471,6 +476,33 @@ export class NetworkError extends tagged<NetworkError>()("NetworkError", {
 }) {
   override get message(): string {
     return `${this.subject}: ${this.address}: ${this.detail} (${errnoName(this.errno)})`
+  }
+}
+
+/**
+ * A volume cannot be made, used or removed in this way. Nothing of it was changed.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class VolumeError extends tagged<VolumeError>()("VolumeError", {
+  reason: Schema.Literal(
+    /** Berth's folder has no volume of this name. */
+    "NotFound",
+    /** Containers, programs or copies use the volume, which the operation excludes. */
+    "InUse",
+    /** The volume of this name has another size, or is a copy of another volume. */
+    "Mismatch",
+    /** The volume's folder is not as Berth has made it. */
+    "Broken"
+  ),
+  /** The name of the volume, or a description if it has none. */
+  volume: Schema.String,
+  /** What is wrong, and what to do about it. */
+  detail: Schema.String
+}) {
+  override get message(): string {
+    return `volume ${this.volume}: ${this.detail}`
   }
 }
 
@@ -522,6 +554,7 @@ export type BerthError =
   | CgroupError
   | NonZeroExit
   | NetworkError
+  | VolumeError
   | WaitFailed
   | FixtureFailed
 

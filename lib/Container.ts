@@ -7,6 +7,7 @@
 import type * as CommandExecutor from "@effect/platform/CommandExecutor"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Sink from "effect/Sink"
@@ -16,14 +17,13 @@ import type { BerthError } from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
 import type { Image, ImageConfig } from "./Image.ts"
 import * as executor from "./internal/container/commandExecutor.ts"
-import * as committing from "./internal/container/commit.ts"
 import type { ContainerState } from "./internal/container/handle.ts"
-import * as keeping from "./internal/container/keep.ts"
 import * as internal from "./internal/container/lifecycle.ts"
 import * as copying from "./internal/files/archiveCopy.ts"
 import * as files from "./internal/files/fileSystem.ts"
 import * as archive from "./internal/tar/containerTar.ts"
 import * as typeIds from "./internal/typeIds.ts"
+import { later } from "./internal/util/later.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
 import type { Network, Pod, Publishable } from "./Network.ts"
@@ -31,6 +31,9 @@ import type { Plan } from "./Plan.ts"
 import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "./Process.ts"
 import type { RootFs } from "./RootFs.ts"
 import type * as Security from "./Security.ts"
+
+const committing = later(() => import("./internal/container/commit.ts"))
+const keeping = later(() => import("./internal/container/keep.ts"))
 
 // A container is a process: every function on a `Process` also takes a `Container`.
 export { connect, fetch, httpClient, listen, netServer, netSocket, publish } from "./Network.ts"
@@ -168,7 +171,7 @@ export interface StartOptions extends RootOptions {
   readonly ports?: ReadonlyArray<Publishable> | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, the newest of it. */
   readonly logs?: LogFiles | undefined
-  /** The writable layer: see `RootFs.Options`. `upperSize` fails with `Unsupported` for a layer on disk. */
+  /** Where the writable layer is, and its capacity, so that a container cannot fill the host's disk: see `RootFs.Options`. */
   readonly upper?: "disk" | "memory" | undefined
   readonly upperSize?: number | string | undefined
 }
@@ -589,7 +592,11 @@ export const tarIn: {
 export const commit: {
   (options?: CommitOptions): (container: Container) => Effect.Effect<Image, BerthError>
   (container: Container, options?: CommitOptions): Effect.Effect<Image, BerthError>
-} = committing.commit
+} = dual(
+  (args) => typeIds.isContainer(args[0]),
+  (container: Container, options?: CommitOptions) =>
+    committing((module) => module.commit(container, options ?? {}))
+)
 
 /**
  * Makes the writable layer of an ended container a read-only layer of the store, by a rename, and returns the container's image with
@@ -612,7 +619,10 @@ export const commit: {
 export const keep: {
   (options?: KeepOptions): (container: Container) => Effect.Effect<Image, BerthError>
   (container: Container, options?: KeepOptions): Effect.Effect<Image, BerthError>
-} = keeping.keep
+} = dual(
+  (args) => typeIds.isContainer(args[0]),
+  (container: Container, options?: KeepOptions) => keeping((module) => module.keep(container, options ?? {}))
+)
 
 /**
  * A CommandExecutor of `@effect/platform` whose commands run inside the container with the user, environment, working

@@ -64,6 +64,11 @@ export interface Definition<A, R = never> {
   /** What clients need to reach the server at this address, such as a URL. */
   readonly client: (address: Address) => A
   /**
+   * Tells each started server the address that its clients use, before it is ready, if the server itself has to give clients that
+   * address. What it writes for this belongs below `/dev/shm`: files elsewhere are kept with the preparation.
+   */
+  readonly announce?: ((server: Server<A>) => Effect.Effect<unknown, unknown>) | undefined
+  /**
    * Fills a new server. It runs once for all forks that have the same image, `start` and `key`; the server is then stopped, and its
    * files are kept. Without it, a fork is a container of the image itself.
    */
@@ -113,13 +118,13 @@ export interface Fixture<A, R = never> {
  * @since 0.2.0
  * @category constructors
  * @example
- * const kafka = Fixture.make({
- *   name: "kafka",
- *   image: "apache/kafka:3.9.0",
- *   start: {},
- *   ready: "Kafka Server started",
- *   port: 9092,
- *   client: ({ hostname, port }) => ({ brokers: [`${hostname}:${port}`] })
+ * const memcached = Fixture.make({
+ *   name: "memcached",
+ *   image: "docker.io/library/memcached:1",
+ *   start: { command: ["memcached", "-vv"] },
+ *   ready: "server listening",
+ *   port: 11211,
+ *   client: ({ hostname, port }) => ({ server: `${hostname}:${port}` })
  * })
  */
 export const make: <A extends object, R = never>(definition: Definition<A, R>) => Fixture<A, R> =

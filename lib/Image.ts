@@ -15,16 +15,20 @@ import type { Berth } from "./Berth.ts"
 import type { BerthError, ImageError, InvalidData, InvalidOption } from "./BerthError.ts"
 import type { Limits } from "./ImageLayer.ts"
 import * as internal from "./internal/image/image.ts"
-import * as imageImport from "./internal/image/import.ts"
-import * as imageKept from "./internal/image/kept.ts"
-import * as imageLoad from "./internal/image/load.ts"
-import * as imageStore from "./internal/image/names.ts"
-import * as pushing from "./internal/image/push.ts"
-import * as imageSave from "./internal/image/save.ts"
 import { told } from "./internal/oci/progress.ts"
+import { later } from "./internal/util/later.ts"
 import type { Progress, ProgressOptions } from "./Progress.ts"
 import type { ConnectOptions } from "./Registry.ts"
 import type { Descriptor } from "./Store.ts"
+
+const assembling = later(() => import("./internal/image/assemble.ts"))
+const importing = later(() => import("./internal/image/import.ts"))
+const keeping = later(() => import("./internal/image/kept.ts"))
+const loading = later(() => import("./internal/image/load.ts"))
+const names = later(() => import("./internal/image/names.ts"))
+const pulling = later(() => import("./internal/image/pull.ts"))
+const pushing = later(() => import("./internal/image/push.ts"))
+const saving = later(() => import("./internal/image/save.ts"))
 
 /**
  * @since 0.1.0
@@ -152,9 +156,13 @@ export const kept: {
   (key: string): (image: Image) => Effect.Effect<Option.Option<Image>, BerthError, Berth>
   (image: Image, key: string): Effect.Effect<Option.Option<Image>, BerthError, Berth>
 } = dual(2, (image: Image, key: string) =>
-  Effect.withSpan(imageKept.kept(image, key), "berth.Image.kept", {
-    attributes: { "container.image.name": image.reference }
-  })
+  Effect.withSpan(
+    keeping((module) => module.kept(image, key)),
+    "berth.Image.kept",
+    {
+      attributes: { "container.image.name": image.reference }
+    }
+  )
 )
 
 /**
@@ -194,7 +202,7 @@ export const fromLayout = (
   path: string,
   options?: FromLayoutOptions
 ): Effect.Effect<Image, BerthError, Berth> =>
-  internal.fromLayout(path, options ?? {}).pipe(
+  assembling((module) => module.fromLayout(path, options ?? {})).pipe(
     Effect.withSpan("berth.Image.fromLayout", {
       attributes: { "berth.layout": path, "berth.image.tag": options?.tag }
     })
@@ -223,7 +231,7 @@ export interface PullOptions extends NamedOptions, Limits, ConnectOptions, Progr
  * const program = Image.pull("127.0.0.1:5000/library/alpine:3")
  */
 export const pull = (reference: string, options?: PullOptions): Effect.Effect<Image, BerthError, Berth> =>
-  internal.pull(reference, options ?? {}).pipe(named("pull", reference))
+  pulling((module) => module.pull(reference, options ?? {})).pipe(named("pull", reference))
 
 /**
  * Options of `get`.
@@ -247,7 +255,7 @@ export interface GetOptions extends PullOptions {
  * @category constructors
  */
 export const get = (name: string, options?: GetOptions): Effect.Effect<Image, BerthError, Berth> =>
-  imageStore.get(name, options ?? {}).pipe(named("get", name))
+  names((module) => module.get(name, options ?? {})).pipe(named("get", name))
 
 /**
  * The image, once it is there: the result of the last event of `pullEvents`.
@@ -313,7 +321,7 @@ export const load = <E = never, R = never>(
   source: string | Stream.Stream<Uint8Array, E, R>,
   options?: LoadOptions
 ): Effect.Effect<readonly [Image, ...Array<Image>], BerthError | E, Berth | R> =>
-  imageLoad.load(source, options ?? {}).pipe(
+  loading((module) => module.load(source, options ?? {})).pipe(
     Effect.withSpan("berth.Image.load", {
       attributes: {
         "berth.archive": typeof source === "string" ? source : "a stream",
@@ -359,7 +367,9 @@ export interface SaveOptions {
 export const save: {
   (path: string, options: SaveOptions): (image: Image | string) => Effect.Effect<void, BerthError, Berth>
   (image: Image | string, path: string, options: SaveOptions): Effect.Effect<void, BerthError, Berth>
-} = dual(3, imageSave.save)
+} = dual(3, (image: Image | string, path: string, options: SaveOptions) =>
+  saving((module) => module.save(image, path, options))
+)
 
 /**
  * Options of `import`.
@@ -375,9 +385,9 @@ export interface ImportOptions extends Limits {
 }
 
 const import_ = (path: string, options?: ImportOptions): Effect.Effect<Image, BerthError, Berth> =>
-  imageImport
-    .importFrom(path, options ?? {})
-    .pipe(Effect.withSpan("berth.Image.import", { attributes: { "berth.rootfs": path } }))
+  importing((module) => module.importFrom(path, options ?? {})).pipe(
+    Effect.withSpan("berth.Image.import", { attributes: { "berth.rootfs": path } })
+  )
 
 export {
   /**
@@ -436,7 +446,11 @@ export const push: {
     reference: string,
     options?: PushOptions
   ): Effect.Effect<Descriptor, BerthError, Berth>
-} = pushing.push
+} = dual(
+  (args) => isImage(args[0]) || typeof args[1] === "string",
+  (image: Image | string, reference: string, options?: PushOptions) =>
+    pushing((module) => module.push(image, reference, options ?? {})).pipe(named("push", reference))
+)
 
 /**
  * The manifest's descriptor, once it is there: the result of the last event of `pushEvents`.
@@ -493,7 +507,7 @@ export interface NamedImage {
  * @category store
  */
 export const list: Effect.Effect<ReadonlyArray<NamedImage>, ImageError, Berth> = Effect.withSpan(
-  imageStore.list,
+  names((module) => module.list),
   "berth.Image.list"
 )
 
@@ -511,7 +525,7 @@ export const fromStore = (
   name: string,
   options?: NamedOptions & Limits
 ): Effect.Effect<Image, BerthError, Berth> =>
-  imageStore.fromStore(name, options ?? {}).pipe(named("fromStore", name))
+  names((module) => module.fromStore(name, options ?? {})).pipe(named("fromStore", name))
 
 /**
  * The parts of an image in the store. Texts are unchanged from the author of the image.
@@ -554,7 +568,7 @@ export const inspect = (
   name: string,
   options?: NamedOptions
 ): Effect.Effect<Inspected, ImageError | InvalidData | InvalidOption, Berth> =>
-  imageStore.inspect(name, options ?? {}).pipe(named("inspect", name))
+  names((module) => module.inspect(name, options ?? {})).pipe(named("inspect", name))
 
 /**
  * One build step of an image.
@@ -583,7 +597,7 @@ export const history = (
   name: string,
   options?: NamedOptions
 ): Effect.Effect<ReadonlyArray<HistoryEntry>, ImageError | InvalidData | InvalidOption, Berth> =>
-  imageStore.history(name, options ?? {}).pipe(named("history", name))
+  names((module) => module.history(name, options ?? {})).pipe(named("history", name))
 
 /**
  * Gives the image of a name in the store another name; a previous image of the new name loses it. The new name is
@@ -602,7 +616,9 @@ export const history = (
 export const tag: {
   (newName: string): (name: string) => Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth>
   (name: string, newName: string): Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth>
-} = dual(2, (name: string, newName: string) => imageStore.tag(name, newName).pipe(named("tag", name)))
+} = dual(2, (name: string, newName: string) =>
+  names((module) => module.tag(name, newName)).pipe(named("tag", name))
+)
 
 /**
  * Removes a name from the store. Blobs and layers that no other name reaches stay on the disk until `Store.gc`; running
@@ -614,4 +630,4 @@ export const tag: {
  * @category store
  */
 export const remove = (name: string): Effect.Effect<void, ImageError | InvalidData | InvalidOption, Berth> =>
-  imageStore.remove(name).pipe(named("remove", name))
+  names((module) => module.remove(name)).pipe(named("remove", name))

@@ -1,8 +1,9 @@
 /**
- * Mounts of a container besides its root: binds of host paths, and file systems in memory.
+ * Mounts of a container besides its root: binds of host paths, file systems in memory, and volumes.
  *
  * @since 0.1.0
  */
+import type { Volume } from "./Volume.ts"
 
 /**
  * A host path, visible inside the container.
@@ -39,10 +40,25 @@ export interface Tmpfs {
 }
 
 /**
+ * A volume of `Volume.make`, nosuid and nodev. What the image has at the target is hidden, not copied into the volume.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface OfVolume {
+  readonly type: "volume"
+  readonly volume: Volume
+  /** The path in the container; made if it is missing. */
+  readonly target: string
+  /** Whether the mount is read-only in the container. Default false. */
+  readonly readOnly?: boolean | undefined
+}
+
+/**
  * @since 0.1.0
  * @category models
  */
-export type Mount = Bind | Tmpfs
+export type Mount = Bind | Tmpfs | OfVolume
 
 /**
  * Shows a host path inside the container: a folder or a file, nosuid and nodev.
@@ -66,3 +82,15 @@ export const tmpfs = (
   target: string,
   options?: { readonly size?: number | string | undefined; readonly mode?: number | undefined }
 ): Mount => ({ type: "tmpfs", target, ...options })
+
+/**
+ * A volume, nosuid and nodev.
+ *
+ * @since 0.2.0
+ * @category constructors
+ */
+export const volume = (
+  volume: Volume,
+  target: string,
+  options?: { readonly readOnly?: boolean | undefined }
+): Mount => ({ type: "volume", volume, target, ...options })

@@ -13,17 +13,20 @@ import { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import * as references from "./internal/oci/reference.ts"
 import type { Client } from "./internal/registry/client.ts"
-import * as registriesConf from "./internal/registry/conf.ts"
-import * as listing from "./internal/registry/listing.ts"
-import * as pushing from "./internal/registry/push.ts"
-import * as internal from "./internal/registry/reads.ts"
+import * as typeIds from "./internal/typeIds.ts"
+import { later } from "./internal/util/later.ts"
 import type { Descriptor } from "./Store.ts"
+
+const configuring = later(() => import("./internal/registry/conf.ts"))
+const listing = later(() => import("./internal/registry/listing.ts"))
+const pushing = later(() => import("./internal/registry/push.ts"))
+const reading = later(() => import("./internal/registry/reads.ts"))
 
 /**
  * @since 0.1.0
  * @category symbols
  */
-export const TypeId: unique symbol = internal.TypeId
+export const TypeId: unique symbol = typeIds.RegistryTypeId
 
 /**
  * @since 0.1.0
@@ -144,7 +147,7 @@ export interface Mirror extends Omit<ConnectOptions, "mirrors" | "location"> {
  * @since 0.1.0
  * @category guards
  */
-export const isRegistry: (u: unknown) => u is Registry = internal.isRegistry
+export const isRegistry: (u: unknown) => u is Registry = typeIds.isRegistry
 
 /**
  * A client for the registry with this host and, if it is not the scheme's default, port. Sends nothing yet. Fails with
@@ -154,7 +157,7 @@ export const isRegistry: (u: unknown) => u is Registry = internal.isRegistry
  * @category constructors
  */
 export const connect = (host: string, options?: ConnectOptions): Effect.Effect<Registry, BerthError, Berth> =>
-  Effect.flatMap(Berth, (berth) => internal.connect(berth, host, options ?? {})).pipe(
+  Effect.flatMap(Berth, (berth) => reading((module) => module.connect(berth, host, options ?? {}))).pipe(
     Effect.withSpan("berth.Registry.connect", { attributes: { "server.address": host } })
   )
 
@@ -194,7 +197,7 @@ export const fromRegistriesConf = (
   reference: string,
   path?: string
 ): Effect.Effect<ConnectOptions, BerthError, Berth> =>
-  Effect.flatMap(Berth, (berth) => registriesConf.optionsFor(berth, reference, path)).pipe(
+  Effect.flatMap(Berth, (berth) => configuring((module) => module.optionsFor(berth, reference, path))).pipe(
     Effect.withSpan("berth.Registry.fromRegistriesConf", {
       attributes: { "container.image.name": reference }
     })
@@ -218,7 +221,7 @@ export const resolve = (
   tagOrDigest: string
 ): Effect.Effect<Descriptor, BerthError> =>
   Effect.flatMap(inRepository(self, repository, tagOrDigest), (reference) =>
-    internal.resolve(self, reference)
+    reading((module) => module.resolve(self, reference))
   ).pipe(Effect.withSpan(...request("resolve", self, repository, { "berth.tag": tagOrDigest })))
 
 /**
@@ -233,7 +236,7 @@ export const manifest = (
   descriptor: Descriptor
 ): Effect.Effect<Uint8Array, BerthError> =>
   Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
-    internal.manifest(self, parsed, descriptor)
+    reading((module) => module.manifest(self, parsed, descriptor))
   ).pipe(Effect.withSpan(...request("manifest", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
@@ -253,8 +256,8 @@ export const blob = (
   descriptor: Descriptor
 ): Stream.Stream<Uint8Array, BerthError> =>
   Stream.unwrap(
-    Effect.map(references.inRegistry(self.host, repository), (parsed) =>
-      internal.blob(self, parsed, descriptor)
+    Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
+      reading((module) => Effect.succeed(module.blob(self, parsed, descriptor)))
     )
   ).pipe(Stream.withSpan(...request("blob", self, repository, { "berth.digest": descriptor.digest })))
 
@@ -265,9 +268,9 @@ export const blob = (
  * @category requests
  */
 export const tags = (self: Registry, repository: string): Effect.Effect<ReadonlyArray<string>, BerthError> =>
-  Effect.flatMap(references.inRegistry(self.host, repository), (parsed) => listing.tags(self, parsed)).pipe(
-    Effect.withSpan(...request("tags", self, repository))
-  )
+  Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
+    listing((module) => module.tags(self, parsed))
+  ).pipe(Effect.withSpan(...request("tags", self, repository)))
 
 /**
  * A manifest that refers to another one: a signature, a bill of materials.
@@ -294,7 +297,7 @@ export const referrers = (
   options?: { readonly artifactType?: string | undefined }
 ): Effect.Effect<ReadonlyArray<Referrer>, BerthError> =>
   Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
-    listing.referrers(self, parsed, digest, options?.artifactType)
+    listing((module) => module.referrers(self, parsed, digest, options?.artifactType))
   ).pipe(Effect.withSpan(...request("referrers", self, repository, { "berth.digest": digest })))
 
 /**
@@ -323,7 +326,7 @@ export const putBlob = <E, R>(
   content: Stream.Stream<Uint8Array, E, R>
 ): Effect.Effect<Placed, E | BerthError, R> =>
   Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
-    pushing.putBlob(self, parsed, descriptor, content)
+    pushing((module) => module.putBlob(self, parsed, descriptor, content))
   ).pipe(Effect.withSpan(...request("putBlob", self, repository, { "berth.digest": descriptor.digest })))
 
 /**
@@ -341,7 +344,7 @@ export const mount = (
 ): Effect.Effect<Placed, BerthError> =>
   Effect.flatMap(references.inRegistry(self.host, repository), (parsed) =>
     Effect.flatMap(references.inRegistry(self.host, from), (source) =>
-      pushing.mount(self, parsed, descriptor, source)
+      pushing((module) => module.mount(self, parsed, descriptor, source))
     )
   ).pipe(Effect.withSpan(...request("mount", self, repository, { "berth.digest": descriptor.digest })))
 
@@ -363,7 +366,7 @@ export const putManifest = (
   options?: { readonly mediaType?: string | undefined }
 ): Effect.Effect<Descriptor, BerthError> =>
   Effect.flatMap(inRepository(self, repository, tagOrDigest), (reference) =>
-    pushing.putManifest(self, reference, bytes, options?.mediaType)
+    pushing((module) => module.putManifest(self, reference, bytes, options?.mediaType))
   ).pipe(Effect.withSpan(...request("putManifest", self, repository, { "berth.tag": tagOrDigest })))
 
 /**
@@ -379,5 +382,5 @@ export const deleteManifest = (
   tagOrDigest: string
 ): Effect.Effect<void, BerthError> =>
   Effect.flatMap(inRepository(self, repository, tagOrDigest), (reference) =>
-    listing.deleteManifest(self, reference)
+    listing((module) => module.deleteManifest(self, reference))
   ).pipe(Effect.withSpan(...request("deleteManifest", self, repository, { "berth.tag": tagOrDigest })))

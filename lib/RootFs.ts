@@ -16,6 +16,7 @@ import { layerFor } from "./internal/container/targets.ts"
 import * as Userns from "./internal/ids/allocation.ts"
 import { scopedUnit } from "./internal/supervisor/scopedUnit.ts"
 import { attempt } from "./internal/util/fromThrowing.ts"
+import { format } from "./internal/volume/image.ts"
 import type { Namespace } from "./Namespace.ts"
 import * as Plan from "./Plan.ts"
 
@@ -40,7 +41,7 @@ export type TypeId = typeof TypeId
 export interface RootFs extends Inspectable.Inspectable {
   readonly [TypeId]: TypeId
   readonly image: Image
-  /** The folder of the writable layer on disk, undefined if it is in memory. */
+  /** The folder of the writable layer on disk, undefined if it is in memory or has a size. */
   readonly upper: string | undefined
   /** @internal */
   readonly mount: number
@@ -63,8 +64,9 @@ export interface Options {
    */
   readonly upper?: "disk" | "memory" | undefined
   /**
-   * The capacity of a writable layer in memory, as in `Limits.memory`. Default: half of the machine's memory. Fails with
-   * `Unsupported` for a layer on disk, whose size cannot be limited.
+   * The capacity of the writable layer, as in `Limits.memory`: a write beyond it fails with ENOSPC. On disk at least 4 MiB, of which
+   * the file system's own data takes some percent; it needs root, loop(4) and `mkfs.ext4`, else the start fails with
+   * `Unsupported`, and `Container.keep` refuses such a layer. Default: no limit on disk, half of the machine's memory in memory.
    */
   readonly size?: number | string | undefined
   /**
@@ -126,6 +128,7 @@ export const overlay = (
     const root = mapped === undefined ? plain : internal.withIds(plain, mapped)
     const plan = Plan.make([...root.scratch, root.mount])
     const descriptors = mapped === undefined ? {} : Userns.descriptors(mapped)
+    if (root.disk !== undefined) yield* format(root.disk)
     const unit = yield* scopedUnit(berth, id, `root file system of ${image.reference}`, plan, descriptors)
     const fields = {
       image,

@@ -10,13 +10,15 @@ import type * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
 import { ImageError } from "./BerthError.ts"
 import { readBounded } from "./internal/disk/files.ts"
-import * as storeGc from "./internal/gc/collect.ts"
 import type * as Oci from "./internal/oci/documents.ts"
 import { DOCUMENT_BYTES_MAX } from "./internal/oci/documents.ts"
 import * as Layout from "./internal/oci/layout.ts"
 import * as internal from "./internal/store/store.ts"
 import * as digests from "./internal/util/digest.ts"
+import { later } from "./internal/util/later.ts"
 import type { Digest } from "./Reference.ts"
+
+const collecting = later(() => import("./internal/gc/collect.ts"))
 
 /**
  * The descriptor of a blob: its media type, digest and size in bytes, as in the OCI specification.
@@ -203,7 +205,7 @@ export const gc = (options?: {
   /** Whether to report only, without removing anything. Default: false. */
   readonly dryRun?: boolean | undefined
 }): Effect.Effect<Collected, ImageError, Berth> =>
-  Effect.flatMap(Berth, (berth) => storeGc.gc(berth, options?.dryRun ?? false))
+  Effect.flatMap(Berth, (berth) => collecting((module) => module.gc(berth, options?.dryRun ?? false)))
 
 /**
  * The disk space of an image in bytes: its blobs and its unpacked layers.
@@ -245,4 +247,6 @@ export interface Usage {
  * @since 0.1.0
  * @category collecting
  */
-export const usage: Effect.Effect<Usage, ImageError, Berth> = Effect.flatMap(Berth, storeGc.usage)
+export const usage: Effect.Effect<Usage, ImageError, Berth> = Effect.flatMap(Berth, (berth) =>
+  collecting((module) => module.usage(berth))
+)

@@ -6,7 +6,10 @@
  */
 import type * as Effect from "effect/Effect"
 import type { Fixture, ImageSource, Server } from "./Fixture.ts"
+import * as internalMariadb from "./internal/fixtures/mariadb.ts"
+import * as internalNginx from "./internal/fixtures/nginx.ts"
 import * as internalPostgres from "./internal/fixtures/postgres.ts"
+import * as internalRabbitmq from "./internal/fixtures/rabbitmq.ts"
 import * as internalRedis from "./internal/fixtures/redis.ts"
 
 /**
@@ -122,3 +125,130 @@ export interface RedisOptions<R = never> extends PresetOptions<Redis, R> {
  * @category presets
  */
 export const redis: <R = never>(options: RedisOptions<R>) => Fixture<Redis, R> = internalRedis.redis
+
+/**
+ * How clients reach a MariaDB server.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface MariaDb {
+  /** `mysql://USER:PASSWORD@HOST:PORT/DATABASE` */
+  readonly url: string
+  /** The options of `mysql2` and `mariadb`. */
+  readonly connection: {
+    readonly host: string
+    readonly port: number
+    readonly user: string
+    readonly password: string
+    readonly database: string
+  }
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface MariaDbOptions<R = never> extends PresetOptions<MariaDb, R> {
+  /** A user with all privileges. Default `root`. */
+  readonly user?: string | undefined
+  /** Default `root`. Clients need it from everywhere but within the container, where root needs none. */
+  readonly password?: string | undefined
+  /** A database that is made. Default `test`. */
+  readonly database?: string | undefined
+  /**
+   * Settings of mariadbd, which reads no file of the image. The defaults are for data that no crash has to survive: nothing is synced, the
+   * doublewrite buffer is off, and the buffer pool is 32 MB.
+   */
+  readonly configuration?: Readonly<Record<string, string | number>> | undefined
+  /** Files of the host that run before `migrate`, in their order: `.sql`, `.sql.gz`, and `.sh` in the container. */
+  readonly init?: ReadonlyArray<string> | undefined
+}
+
+/**
+ * MariaDB 10.4 and later. The image needs a user `mysql`, a shell, and the programs `mariadbd`, `mariadb-install-db` and, for `init`,
+ * `mariadb`. The data is in `/var/lib/mysql/berth`.
+ *
+ * @since 0.2.0
+ * @category presets
+ * @example
+ * const database = mariadb({ version: "11.4", init: ["schema.sql"] })
+ */
+export const mariadb: <R = never>(options: MariaDbOptions<R>) => Fixture<MariaDb, R> = internalMariadb.mariadb
+
+/**
+ * How clients reach a RabbitMQ server.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface RabbitMq {
+  /** `amqp://USER:PASSWORD@HOST:PORT/VIRTUAL-HOST` */
+  readonly url: string
+  /** The options of `amqplib`. */
+  readonly connection: {
+    readonly hostname: string
+    readonly port: number
+    readonly username: string
+    readonly password: string
+    readonly vhost: string
+  }
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface RabbitMqOptions<R = never> extends PresetOptions<RabbitMq, R> {
+  /** Default `guest`. */
+  readonly user?: string | undefined
+  /** Default `guest`. */
+  readonly password?: string | undefined
+  /** Default `/`. */
+  readonly virtualHost?: string | undefined
+  /** Settings of rabbitmq.conf. */
+  readonly configuration?: Readonly<Record<string, string | number>> | undefined
+}
+
+/**
+ * RabbitMQ. The image needs a user `rabbitmq` and a shell. The node is `rabbit@localhost`.
+ *
+ * @since 0.2.0
+ * @category presets
+ * @example
+ * const broker = rabbitmq({ version: "4.1" })
+ */
+export const rabbitmq: <R = never>(options: RabbitMqOptions<R>) => Fixture<RabbitMq, R> =
+  internalRabbitmq.rabbitmq
+
+/**
+ * How clients reach an nginx.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Nginx {
+  /** `http://HOST:PORT` */
+  readonly url: string
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface NginxOptions extends Pick<PresetOptions<Nginx>, "image" | "version"> {
+  /** A folder of the host that is served as it is, from `/srv/berth`. The workers' user must be able to read it. */
+  readonly files?: string | undefined
+  /** Directives of the `server` block in place of `root /srv/berth;`, such as `location / { return 204; }`. */
+  readonly server?: string | undefined
+}
+
+/**
+ * nginx. Nothing is prepared: a fork is a container of the image.
+ *
+ * @since 0.2.0
+ * @category presets
+ * @example
+ * const upstream = nginx({ version: "1.29", server: "location / { return 503; }" })
+ */
+export const nginx: (options: NginxOptions) => Fixture<Nginx> = internalNginx.nginx

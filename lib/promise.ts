@@ -21,12 +21,20 @@ import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
 import { Shared, shared } from "./internal/promise/runtime.ts"
-import { networkWith, podWith, runWith, startWith } from "./internal/promise/start.ts"
+import {
+  networkWith,
+  podWith,
+  runWith,
+  startWith,
+  volumesWith,
+  volumeWith
+} from "./internal/promise/start.ts"
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
 import type * as Network from "./Network.ts"
 import type { Progress } from "./Progress.ts"
 import type * as Store from "./Store.ts"
+import type * as Volume from "./Volume.ts"
 import type * as WaitFor from "./WaitFor.ts"
 
 /**
@@ -116,10 +124,12 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
 export interface ClosableNetwork extends Network.Network, AsyncDisposable {
   /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
   readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
-  /** Has a running container or a pod join it, until the result is closed: see `Network.join`. */
-  readonly join: (box: Box | Network.Pod, options?: Network.JoinOptions & CallOptions) => Promise<Closable>
+  /** Has a running container or a pod join it, until the result, or the network, is closed: see `Network.join`. */
+  readonly join: (box: Box | Network.Pod, options?: Network.JoinOptions & Abortable) => Promise<Closable>
   /** Has a container or a pod leave it: see `Network.leave`. */
   readonly leave: (box: Box | Network.Pod) => Promise<void>
+  /** The connections that `outbound` refuses: see `Network.refusals`. */
+  readonly refusals: () => AsyncIterable<Network.Refusal>
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
@@ -142,6 +152,17 @@ export interface Closable extends AsyncDisposable {
  * @category models
  */
 export interface ClosablePod extends Network.Pod, Closable {}
+
+/**
+ * A volume that is held until it is closed.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ClosableVolume extends Volume.Volume, AsyncDisposable {
+  /** The same as the end of `await using`: removes the volume, or lets go of it if it has a name. */
+  readonly close: () => Promise<void>
+}
 
 /**
  * A holder of namespaces that a container can share, besides a box.
@@ -475,6 +496,8 @@ export interface Images {
 export interface Session extends AsyncDisposable {
   readonly network: typeof network
   readonly pod: typeof pod
+  readonly volume: typeof volume
+  readonly volumes: typeof volumes
   readonly start: typeof start
   readonly run: typeof run
   readonly supervised: typeof supervised
@@ -519,6 +542,28 @@ export const network: (options?: Network.NetworkOptions & CallOptions) => Promis
  * await using server = await start("server:1", { network: web })
  */
 export const pod: (options?: Network.PodOptions & CallOptions) => Promise<ClosablePod> = podWith(shared)
+
+/**
+ * Makes a volume, or opens the one of that name: see `Volume.make`.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * await using data = await volume({ size: "1GiB" })
+ * await run("db:1", { mounts: [{ type: "volume", volume: data, target: "/data" }] })
+ */
+export const volume: (options?: Volume.Options & CallOptions) => Promise<ClosableVolume> = volumeWith(shared)
+
+/**
+ * The volumes in the default folder: see `Volume.list` and `Volume.remove`.
+ *
+ * @since 0.2.0
+ * @category volumes
+ */
+export const volumes: {
+  readonly list: (options?: CallOptions) => Promise<ReadonlyArray<Volume.Stored>>
+  readonly remove: (name: string, options?: CallOptions) => Promise<void>
+} = volumesWith(shared)
 
 /**
  * Starts a container, waits for its end and gives its output. A command that fails is no error: see `exitCode`.
@@ -578,6 +623,8 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
   return {
     network: networkWith(own),
     pod: podWith(own),
+    volume: volumeWith(own),
+    volumes: volumesWith(own),
     start,
     run: runWith(own),
     supervised: restarted(own, start),

@@ -56,6 +56,7 @@ const targets = {
       "supervisor/init.c",
       "supervisor/terminal.c",
       "supervisor/overlay.c",
+      "supervisor/volume.c",
       "supervisor/pid_namespace.c",
       "supervisor/privilege.c",
       "supervisor/cgroup.c",
@@ -77,6 +78,8 @@ const targets = {
       "proxy/proxy.c",
       "proxy/outbound.c",
       "proxy/pair.c",
+      "proxy/toxic.c",
+      "proxy/timer.c",
       "proxy/datagram.c",
       "proxy/target.c",
       "common/descriptor.c"

@@ -2,6 +2,7 @@
 import { hasProperty } from "effect/Predicate"
 import type * as Container from "../Container.ts"
 import type * as Process from "../Process.ts"
+import type * as Registry from "../Registry.ts"
 
 export const ProcessTypeId: Process.TypeId = Symbol.for("berth/Process") as Process.TypeId
 
@@ -10,3 +11,7 @@ export const ContainerTypeId: Container.TypeId = Symbol.for("berth/Container") a
 export const isProcess = (u: unknown): u is Process.Process => hasProperty(u, ProcessTypeId)
 
 export const isContainer = (u: unknown): u is Container.Container => hasProperty(u, ContainerTypeId)
+
+export const RegistryTypeId: Registry.TypeId = Symbol.for("berth/Registry") as Registry.TypeId
+
+export const isRegistry = (u: unknown): u is Registry.Registry => hasProperty(u, RegistryTypeId)

@@ -14,8 +14,8 @@
 //   forget NETWORK [OWNER]           removes all names of the owner; without one, of the network, with the servers of `forward`
 //   forward NETWORK ADDRESS PORT...  asks these servers, three at most, in turns for what is unknown; without any, the answer is
 //                                    NXDOMAIN
-//   allow NAME PORT...               passes on no question for other names than these, besides those that it was told before:
-//                                    see allowed.h
+//   allow NAME PORT ...              passes on no question for other names than these from now on, in addition to those before: see
+//                                    allowed.h
 //   tell                             with a socket to the proxy, which is told the addresses of these names
 //
 // ID, NETWORK and OWNER are numbers from 1 to 4294967295.

@@ -107,8 +107,8 @@ static void answer_message(const struct asker *asker, const uint8_t *bytes, size
         size = answer_empty(&question, code, false, answer);
     } else {
         const struct view *view = &asker->server->view;
-        bool others = forward_exists(view) && allowed_matches(&question.name);
-        size = answer_from_table(&question, view, asker->connection ? ANSWER_MAX_BYTES : question.limit, others, answer);
+        bool forwards = forward_exists(view) && allowed_matches(&question.name);
+        size = answer_from_table(&question, view, asker->connection ? ANSWER_MAX_BYTES : question.limit, forwards, answer);
         if (size == 0 && forward_pass(asker, &question)) return;
         if (size == 0) size = answer_empty(&question, SERVFAIL, false, answer);
     }

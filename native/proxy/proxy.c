@@ -6,6 +6,8 @@
 //                      `v6:PORT:ADDRESS`; they are tried in turn. Or there is one alone: `abstract:NAME`, or `unix:PATH`, for which
 //                      the descriptor of a root comes after the socket.
 //   datagrams ID TARGET...   with a bound UDP socket.
+//   toxic ID UP DOWN   the faults of what `add` has added, for each direction: `LATENCY:JITTER:RATE:BYTES:AFTER:HALF_OPEN`, the
+//                      members of struct toxic.
 //
 // It answers each with its ID. For the way out of a network, which has a proxy of its own:
 //
@@ -21,6 +23,7 @@
 #include "outbound.h"
 #include "pair.h"
 #include "target.h"
+#include "timer.h"
 #include "watched.h"
 
 #include <errno.h>
@@ -52,6 +55,7 @@ struct listener {
     bool listening, paused;
     bool outbound; // each connection has a target of its own
     struct targets targets;
+    struct shape shape;
     struct listener *next;
 };
 
@@ -84,7 +88,7 @@ static void add(uint32_t id, int fd, const struct targets *targets) {
         close(fd);
         return;
     }
-    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .id = id, .targets = *targets, .next = listeners};
+    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .id = id, .targets = *targets, .shape = NO_SHAPE, .next = listeners};
     listeners = listener;
     look(listener);
 }
@@ -96,9 +100,18 @@ static void add_outbound(int fd) {
         return;
     }
     fcntl(fd, F_SETFL, O_NONBLOCK);
-    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .listening = true, .outbound = true, .next = listeners};
+    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .listening = true, .outbound = true, .shape = NO_SHAPE, .next = listeners};
     listeners = listener;
     watch(listener);
+}
+
+static void reshape(uint32_t id, const char *text) {
+    struct toxic toxics[2];
+    struct listener *listener = listeners;
+    while (listener && listener->id != id) listener = listener->next;
+    if (!listener || !toxics_parse(toxics, text)) return;
+    memcpy(listener->shape.toxics, toxics, sizeof toxics);
+    pairs_reshape(&listener->shape);
 }
 
 static void take_message(void) {
@@ -115,10 +128,14 @@ static void take_message(void) {
     if (strncmp(text, "rules ", 6) == 0) return outbound_rules(text + 6);
     if (strcmp(text, "learn") == 0) return outbound_learn_from(epoll, steal_fd(&fd));
     if (strcmp(text, "outbound") == 0 && fd >= 0) return add_outbound(steal_fd(&fd));
-    if (sscanf(text, "%15s %u %n", verb, &id, &at) != 2 || fd < 0 || !targets_parse(&targets, text + at, &root)) return;
-    fcntl(fd, F_SETFL, O_NONBLOCK);
-    if (strcmp(verb, "add") == 0) add(id, steal_fd(&fd), &targets);
-    else if (strcmp(verb, "datagrams") == 0) datagrams_open(epoll, steal_fd(&fd), &targets);
+    if (sscanf(text, "%15s %u %n", verb, &id, &at) != 2) return;
+    if (strcmp(verb, "toxic") == 0) {
+        reshape(id, text + at);
+    } else if (fd >= 0 && targets_parse(&targets, text + at, &root)) {
+        fcntl(fd, F_SETFL, O_NONBLOCK);
+        if (strcmp(verb, "add") == 0) add(id, steal_fd(&fd), &targets);
+        else if (strcmp(verb, "datagrams") == 0) datagrams_open(epoll, steal_fd(&fd), &targets);
+    }
     answer(id);
 }
 
@@ -135,8 +152,8 @@ static void refuse(int fd, const char *why) {
 static bool pass_on(struct listener *listener, int fd) {
     struct targets target;
     char why[128];
-    if (!listener->outbound) return pair_open(epoll, fd, &listener->targets);
-    if (outbound_target(fd, &target, why)) return pair_open(epoll, fd, &target);
+    if (!listener->outbound) return pair_open(epoll, fd, &listener->targets, &listener->shape);
+    if (outbound_target(fd, &target, why)) return pair_open(epoll, fd, &target, &listener->shape);
     refuse(fd, why);
     return true;
 }
@@ -204,9 +221,10 @@ int main(void) {
             case WATCHED_PEER: datagrams_serve_peer(events[k].data.ptr); break;
             }
         }
+        pairs_serve_due();
         pairs_free();
         int look = look_around(wait);
         if (count == 0 && look == wait && wait < LOOK_MOST_MS) wait++;
-        until = sooner(look, datagrams_tidy());
+        until = sooner(sooner(look, datagrams_tidy()), timer_wait());
     }
 }

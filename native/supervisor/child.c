@@ -32,6 +32,7 @@ struct state {
     int null;     // the null device that masks files, if it was opened beforehand, else -1
     int *sources; // of binds, in the order of the plan, if they were opened beforehand
     size_t opened, used;
+    size_t placed; // of the mounts that the supervisor has given
     int empty; // the mount that all masked folders share
     int proc;  // the procfs that `take-proc` has copied, or -1
 };
@@ -297,6 +298,13 @@ static int take_proc(struct state *state, const struct operation *operation, str
     return state->proc < 0 ? -1 : 0;
 }
 
+static int place(struct state *state, const struct operation *operation) {
+    const struct child *child = state->child;
+    if (state->placed == child->given_count) return fail_with(&state->failure, "plan", EINVAL);
+    int mount = child->given[state->placed++];
+    return mount_place(&state->root, mount, operation->place.target.s.text, &state->failure);
+}
+
 static int perform(struct state *state, const struct operation *o) {
     const struct child *child = state->child;
     struct failure *failure = &state->failure;
@@ -323,6 +331,7 @@ static int perform(struct state *state, const struct operation *o) {
     case OP_ATTACH_ROOT: return attach_root(state, failure);
     case OP_MOUNT: return mount_filesystem(&state->root, &state->proc, o, failure);
     case OP_BIND: return mount_bind(&state->root, state->used < state->opened ? state->sources[state->used++] : -1, o, failure);
+    case OP_PLACE: return place(state, o);
     case OP_FILES: return mount_files(&state->root, o, failure);
     case OP_DIRECTORY: return mount_directory(&state->root, o->directory.path.s.text, (unsigned)o->directory.mode.i, failure);
     case OP_SYMLINK: return mount_symlink(&state->root, o->symlink.target.s.text, o->symlink.path.s.text, failure);

@@ -16,6 +16,8 @@ struct child {
     int lock;               // the lock of the supervisor's state folder, which the child must not hold
     int supervisor;         // pidfd of the supervisor
     int null;               // /dev/null
+    const int *given; // mounts to be placed in the root
+    size_t given_count;
     int root;               // the root that the supervisor has made, or -1 if the child makes it
     char *arguments;        // the supervisor's own, which everybody can read in /proc/PID/cmdline
     size_t arguments_length;

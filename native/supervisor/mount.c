@@ -200,16 +200,26 @@ int mount_filesystem(struct root *root, int *proc, const struct operation *opera
     return pin(root, path, pinned, &mount, failure);
 }
 
-int mount_bind(struct root *root, int source, const struct operation *operation, struct failure *failure) {
+// Attaches a mount, and takes its descriptor.
+static int place(struct root *root, int *mount, const char *path, int pinned, struct failure *failure) {
     struct stat status;
-    const char *path = operation->bind.target.s.text, *from = source >= 0 ? "" : operation->bind.source.s.text;
-    int dir = source >= 0 ? source : AT_FDCWD, pinned = operation->bind.pinned.i != 0;
+    if (fstat(*mount, &status) < 0) return fail(failure, "fstat");
+    cleanup_close int target = resolve_target(root, path, !S_ISDIR(status.st_mode), pinned ? RESOLVE_NO_SYMLINKS : 0, 0, failure);
+    if (target < 0 || attach(*mount, target, failure) < 0) return -1;
+    return pin(root, path, pinned, mount, failure);
+}
+
+int mount_place(struct root *root, int mount, const char *path, struct failure *failure) {
+    cleanup_close int own = mount;
+    return place(root, &own, path, 0, failure);
+}
+
+int mount_bind(struct root *root, int source, const struct operation *operation, struct failure *failure) {
+    const char *from = source >= 0 ? "" : operation->bind.source.s.text;
+    int dir = source >= 0 ? source : AT_FDCWD;
     cleanup_close int tree = clone_tree(dir, from, (unsigned)operation->bind.attributes.i, operation->bind.recursive.i != 0, failure);
     if (tree < 0) return -1;
-    if (fstat(tree, &status) < 0) return fail(failure, "fstat");
-    cleanup_close int target = resolve_target(root, path, !S_ISDIR(status.st_mode), pinned ? RESOLVE_NO_SYMLINKS : 0, 0, failure);
-    if (target < 0 || attach(tree, target, failure) < 0) return -1;
-    return pin(root, path, pinned, &tree, failure);
+    return place(root, &tree, operation->bind.target.s.text, operation->bind.pinned.i != 0, failure);
 }
 
 void mount_targets(int root, const struct operation *operation) {

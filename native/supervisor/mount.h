@@ -44,6 +44,8 @@ struct root {
 // copied, or -1; it is mounted instead of a new one, and replaced by -1.
 int mount_filesystem(struct root *root, int *proc, const struct operation *operation, struct failure *failure);
 int mount_bind(struct root *root, int source, const struct operation *operation, struct failure *failure);
+// Attaches a mount that the supervisor has made, and closes its descriptor.
+int mount_place(struct root *root, int mount, const char *path, struct failure *failure);
 int mount_directory(const struct root *root, const char *path, unsigned mode, struct failure *failure);
 // Makes what is missing of the folders and the empty files, for mounts. Leaves out what cannot be made.
 void mount_targets(int root, const struct operation *operation);

@@ -84,7 +84,13 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(NETLINK, netlink, CHILD, "fbi", socket, messages, pid_at) \
     X(NAME_SOCKETS, name_sockets, CHILD, "fs", responder, message) \
     X(EXIT, exit, LAST, "") \
-    X(NETFILTER, netfilter, CHILD, "b", messages)
+    X(NETFILTER, netfilter, CHILD, "b", messages) \
+    X(FILESYSTEM, filesystem, SUPERVISOR, "ssli", type, image, options, attributes) \
+    X(TREE, tree, SUPERVISOR, "sii", path, mapped, attributes) \
+    X(ATTACH, attach, SUPERVISOR, "s", path) \
+    X(COPY_ATTRIBUTES, copy_attributes, SUPERVISOR, "ss", from, path) \
+    X(HAND_OVER, hand_over, SUPERVISOR, "") \
+    X(PLACE, place, CHILD, "s", target)
 
 enum operation_code {
 #define X(code, ...) OP_##code,

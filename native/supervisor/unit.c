@@ -8,6 +8,7 @@
 #include "../common/syscalls.h"
 #include "../common/util.h"
 #include "program.h"
+#include "volume.h"
 
 #include <sched.h>
 #include <signal.h>
@@ -25,6 +26,7 @@
 // If no process can be made, the supervisor removes so many entries at each retry.
 #define REMOVE_IN_TURN 4096
 #define CGROUPS_MAX 16
+#define GIVEN_MAX 128
 
 // The cgroups that the child enters: one of version 2 by the clone, those of version 1 by itself.
 struct entrances {
@@ -37,20 +39,23 @@ struct entrances {
 struct preparation {
     struct entrances entrances;
     int layer_map; // the user namespace that translates the ids of lower layers, or -1
+    size_t given_count;
+    int given[GIVEN_MAX]; // mounts for the child
 };
 
 static void close_preparation(struct preparation *made) {
     close_descriptor(&made->layer_map);
+    while (made->given_count > 0) close_descriptor(&made->given[--made->given_count]);
     close_descriptor(&made->entrances.unified);
     while (made->entrances.count > 0) close_descriptor(&made->entrances.tasks[--made->entrances.count]);
 }
 
-static int own(struct unit *unit, const char *path, bool cgroup, struct failure *failure) {
+static int own(struct unit *unit, const char *path, enum owned_kind kind, struct failure *failure) {
     size_t length = strlen(path) + 1;
     struct owned *owned = malloc(sizeof *owned + length);
     if (!owned) return fail(failure, "malloc");
     memcpy(owned->path, path, length);
-    owned->cgroup = cgroup;
+    owned->kind = kind;
     owned->next = unit->owned;
     unit->owned = owned;
     return 0;
@@ -58,7 +63,7 @@ static int own(struct unit *unit, const char *path, bool cgroup, struct failure 
 
 static int make_scratch(struct unit *unit, const char *path, mode_t mode, struct failure *failure) {
     if (mkdir(path, 0700) < 0) return fail(failure, "mkdir");
-    if (own(unit, path, false, failure) < 0) return -1;
+    if (own(unit, path, FOLDER, failure) < 0) return -1;
     return chmod(path, mode) < 0 ? fail(failure, "chmod") : 0;
 }
 
@@ -133,11 +138,32 @@ static int keep_open(struct unit *unit, int fd, struct failure *failure) {
 }
 
 static int make_cgroup(struct unit *unit, const char *path, struct failure *failure) {
-    return cgroup_create(path, failure) < 0 ? -1 : own(unit, path, true, failure);
+    return cgroup_create(path, failure) < 0 ? -1 : own(unit, path, CGROUP, failure);
+}
+
+static int attach(struct unit *unit, const char *path, struct failure *failure) {
+    if (sys_move_mount(unit->mount, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) < 0) return fail(failure, "move_mount");
+    close_descriptor(&unit->mount);
+    if (own(unit, path, MOUNT_POINT, failure) == 0) return 0;
+    sys_umount2(path, MNT_DETACH);
+    return -1;
 }
 
 static int change_owner(const struct operation *o, struct failure *failure) {
     return lchown(o->owner.path.s.text, (uid_t)o->owner.uid.i, (gid_t)o->owner.gid.i) < 0 ? fail(failure, "lchown") : 0;
+}
+
+static int hand_over(struct unit *unit, struct preparation *made) {
+    if (made->given_count == GIVEN_MAX) return fail_with(&unit->failure, "plan", E2BIG);
+    made->given[made->given_count++] = steal_fd(&unit->mount);
+    return 0;
+}
+
+static int copy_attributes(const char *from, const char *path, struct failure *failure) {
+    struct stat status;
+    if (lstat(from, &status) < 0) return fail(failure, "lstat");
+    if (lchown(path, status.st_uid, status.st_gid) < 0) return fail(failure, "lchown");
+    return chmod(path, status.st_mode & 07777) < 0 ? fail(failure, "chmod") : 0;
 }
 
 static int prepare(struct unit *unit, const struct operation *o, const int *descriptors, struct preparation *made) {
@@ -153,8 +179,13 @@ static int prepare(struct unit *unit, const struct operation *o, const int *desc
     case OP_TARGETS: mount_targets(unit->mount, o); return 0;
     case OP_KEEP_OPEN: return keep_open(unit, o->keep_open.descriptor.fd == NO_FD ? -1 : descriptors[o->keep_open.descriptor.fd], failure);
     case OP_LAYER_MAP: return make_layer_map(&made->layer_map, o, failure);
-    case OP_DISCARD: return own(unit, o->discard.path.s.text, false, failure);
+    case OP_DISCARD: return own(unit, o->discard.path.s.text, FOLDER, failure);
     case OP_OWNER: return change_owner(o, failure);
+    case OP_FILESYSTEM: return take_mount(unit, volume_filesystem(o, failure));
+    case OP_TREE: return take_mount(unit, volume_tree(o, made->layer_map, failure));
+    case OP_COPY_ATTRIBUTES: return copy_attributes(o->copy_attributes.from.s.text, o->copy_attributes.path.s.text, failure);
+    case OP_HAND_OVER: return hand_over(unit, made);
+    case OP_ATTACH: return attach(unit, o->attach.path.s.text, failure);
     default: return fail_with(failure, "plan", EINVAL);
     }
 }
@@ -231,7 +262,8 @@ static int keep_letters(struct unit *unit, const struct plan *plan, const int *d
 }
 
 static int start_process(struct unit *unit, struct supervisor *supervisor, const struct plan *plan,
-                         const int *descriptors, const struct entrances *entrances) {
+                         const int *descriptors, const struct preparation *made) {
+    const struct entrances *entrances = &made->entrances;
     const struct operation *maps = find(plan, OP_ID_MAP);
     struct failure *failure = &unit->failure;
     uint64_t flags = (uint64_t)plan->operations[plan->process].process.namespaces.i;
@@ -264,6 +296,8 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
         .supervisor = supervisor->pidfd,
         .null = supervisor->null,
         .root = unit->mount,
+        .given = made->given,
+        .given_count = made->given_count,
         .arguments = supervisor->arguments,
         .arguments_length = supervisor->arguments_length,
         .program = supervisor->program,
@@ -300,7 +334,7 @@ bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct p
     }
     // On an older kernel, a first way to make a mount may have failed before another succeeded.
     unit->failure = (struct failure){0};
-    return plan->process == plan->count || start_process(unit, supervisor, plan, descriptors, &made.entrances) == 0;
+    return plan->process == plan->count || start_process(unit, supervisor, plan, descriptors, &made) == 0;
 }
 
 // A container may be able to write to the child's pipe: the message affects its own unit alone.
@@ -372,13 +406,13 @@ void unit_kill(struct unit *unit, struct supervisor *supervisor) {
     // Each process begins a session, so all that it has started is in its process group, unless it has left for another.
     if (unit->pid > 0) kill(-unit->pid, SIGKILL);
     for (struct owned *owned = unit->owned; owned; owned = owned->next)
-        if (owned->cgroup) cgroup_kill(owned->path);
+        if (owned->kind == CGROUP) cgroup_kill(owned->path);
 }
 
 bool unit_settle(struct unit *unit) {
     for (struct owned **link = &unit->owned; *link;) {
         struct owned *owned = *link;
-        if (!owned->cgroup || rmdir(owned->path) < 0) {
+        if (owned->kind != CGROUP || rmdir(owned->path) < 0) {
             link = &owned->next;
             continue;
         }
@@ -410,9 +444,18 @@ static void disown(struct unit *unit) {
     free(owned);
 }
 
+// Below a mount that is still there are files that a later unit of the same volume needs: the folders around it stay as well, for
+// a sweep, which has another mount namespace.
+static int unmount(struct unit *unit, const char *path) {
+    if (sys_umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0 || errno == EINVAL || errno == ENOENT) return 0;
+    fail(&unit->leftover, "umount2");
+    while (unit->owned->next) disown(unit);
+    return -1;
+}
+
 void unit_give_up(struct unit *unit, int error) {
     errno = error;
-    if (unit->leftover.error == 0) fail(&unit->leftover, unit->owned->cgroup ? "rmdir" : "unlinkat");
+    if (unit->leftover.error == 0) fail(&unit->leftover, unit->owned->kind == CGROUP ? "rmdir" : "unlinkat");
     disown(unit);
 }
 
@@ -425,9 +468,11 @@ int unit_remove(struct unit *unit) {
     while (unit->owned) {
         struct owned *owned = unit->owned;
         if (unit->remover > 0) return 1;
-        int result = owned->cgroup ? cgroup_remove(owned->path) : remove_scratch(unit, owned->path);
+        int result = owned->kind == CGROUP        ? cgroup_remove(owned->path)
+                     : owned->kind == MOUNT_POINT ? unmount(unit, owned->path)
+                                                  : remove_scratch(unit, owned->path);
         if (result == 1) return 1;
-        if (result < 0 && owned->cgroup && errno == EBUSY) {
+        if (result < 0 && owned->kind == CGROUP && errno == EBUSY) {
             cgroup_kill(owned->path);
             return 1;
         }

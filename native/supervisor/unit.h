@@ -9,10 +9,12 @@
 #include <sys/resource.h>
 #include <sys/types.h>
 
-// A folder that the unit has made. The unit removes its folders in the reverse order.
+enum owned_kind { FOLDER, CGROUP, MOUNT_POINT };
+
+// A folder that the unit has made, or has mounted on. The unit removes them in the reverse order.
 struct owned {
     struct owned *next;
-    bool cgroup;
+    enum owned_kind kind;
     char path[];
 };
 

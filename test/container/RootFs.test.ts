@@ -141,25 +141,20 @@ suite("RootFs", (effect, folder) => {
   })
 
   effect(
-    "a size is refused for a writable layer on disk, and the error names what can be done",
+    "without root a size is refused for a writable layer on disk, and the error names what can be done",
     function* () {
       const image = yield* makeImage(`${folder()}/sized`)
-      const fill = "head -c 50000000 /dev/zero > /fill"
       const refused = [
-        sh(image, fill, { upperSize: "16MiB" }),
-        sh(image, fill, { upper: "disk", upperSize: "16MiB" }),
+        sh(image, "true", { upperSize: "16MiB" }),
+        sh(image, "true", { upper: "disk", upperSize: "16MiB" }),
         RootFs.overlay(image, { size: "16MiB" })
       ]
-      for (const start of refused)
-        assert.match((yield* failure("Unsupported", start)).message, /upper: "memory"/)
-      const full = yield* Container.run(image, {
-        command: ["sh", "-c", fill],
-        upper: "memory",
-        upperSize: "16MiB"
-      })
+      for (const start of refused) assert.match((yield* failure("Unsupported", start)).message, /in memory/)
+      const fill = ["sh", "-c", "head -c 50000000 /dev/zero > /fill"]
+      const full = yield* Container.run(image, { command: fill, upper: "memory", upperSize: "16MiB" })
       assert.notEqual(full.exitCode, 0)
     },
-    { skip: whyNoBusybox }
+    { skip: whyNoBusybox || (process.getuid?.() === 0 ? "root may mount files" : false) }
   )
 
   effect(

@@ -125,9 +125,15 @@ const common: Readonly<Record<string, string>> = {
   "etc/passwd": [
     "root:x:0:0:root:/root:/bin/sh",
     ...users.map((name, k) => `${name}:x:${FIRST_ID + k}:${FIRST_ID + k}::/nonexistent:/bin/sh`),
+    "nobody:x:65534:65534::/nonexistent:/bin/false",
     ""
   ].join("\n"),
-  "etc/group": ["root:x:0:", ...users.map((name, k) => `${name}:x:${FIRST_ID + k}:`), ""].join("\n"),
+  "etc/group": [
+    "root:x:0:",
+    ...users.map((name, k) => `${name}:x:${FIRST_ID + k}:`),
+    "nogroup:x:65534:",
+    ""
+  ].join("\n"),
   "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n"
 }
 

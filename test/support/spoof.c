@@ -3,9 +3,12 @@
 //
 //   spoof 4|6 SENDER TARGET PORT
 //   spoof receive PORT
+//   spoof advertise      sends a router advertisement (RFC 4861) to all on the link, with the prefix 2001:db8:bad::/64
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/ip.h>
+#include <net/if.h>
+#include <netinet/icmp6.h>
 #include <netinet/ip6.h>
 #include <netinet/udp.h>
 #include <stdio.h>
@@ -80,7 +83,34 @@ static int receive(unsigned short port) {
     }
 }
 
+static int advertise(void) {
+    struct {
+        struct nd_router_advert head;
+        struct nd_opt_prefix_info prefix;
+    } message = {
+        .head = {.nd_ra_type = ND_ROUTER_ADVERT, .nd_ra_curhoplimit = 64, .nd_ra_router_lifetime = htons(1800)},
+        .prefix = {
+            .nd_opt_pi_type = ND_OPT_PREFIX_INFORMATION,
+            .nd_opt_pi_len = 4,
+            .nd_opt_pi_prefix_len = 64,
+            .nd_opt_pi_flags_reserved = ND_OPT_PI_FLAG_ONLINK | ND_OPT_PI_FLAG_AUTO,
+            .nd_opt_pi_valid_time = htonl(3600),
+            .nd_opt_pi_preferred_time = htonl(3600),
+        },
+    };
+    struct sockaddr_in6 to = {.sin6_family = AF_INET6, .sin6_scope_id = if_nametoindex("eth0")};
+    int hops = 255;
+    inet_pton(AF_INET6, "ff02::1", &to.sin6_addr);
+    inet_pton(AF_INET6, "2001:db8:bad::", &message.prefix.nd_opt_pi_prefix);
+    int fd = socket(AF_INET6, SOCK_RAW, IPPROTO_ICMPV6);
+    setsockopt(fd, IPPROTO_IPV6, IPV6_MULTICAST_HOPS, &hops, sizeof hops);
+    int sent = (int)sendto(fd, &message, sizeof message, 0, (void *)&to, sizeof to);
+    printf("%s\n", sent < 0 ? strerror(errno) : "sent");
+    return 0;
+}
+
 int main(int count, char **arguments) {
+    if (count == 2) return advertise();
     if (count == 3) return receive((unsigned short)atoi(arguments[2]));
     if (count != 5) return 2;
     unsigned short port = (unsigned short)atoi(arguments[4]);

@@ -98,6 +98,10 @@ const each: ReadonlyArray<readonly [error: BerthError.BerthError, line: string]>
     "NetworkError (Refused): container 0123: 127.0.0.1:80: nothing listens there (ECONNREFUSED)"
   ],
   [
+    new BerthError.VolumeError({ reason: "NotFound", volume: "data", detail: "does not exist", cause }),
+    "VolumeError (NotFound): volume data: does not exist"
+  ],
+  [
     new BerthError.WaitFailed({
       reason: "TimedOut",
       condition: "port 80",

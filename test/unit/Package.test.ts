@@ -120,8 +120,10 @@ describe("the npm package", () => {
     }
     assert.equal(resolved("berth"), "index.js")
     assert.equal(resolved("berth/promise"), "promise.js")
+    assert.equal(resolved("berth/fixtures"), "fixtures.js")
+    assert.equal(resolved("berth/promise/fixtures"), "promiseFixtures.js")
     for (const name of ["Container", "WaitFor"]) assert.equal(resolved(`berth/${name}`), `${name}.js`)
-    for (const name of ["internal/typeIds", "bundle/promise", "bin", "index"])
+    for (const name of ["internal/typeIds", "bundle/promise", "bin", "index", "promiseFixtures"])
       assert.equal(resolved(`berth/${name}`), undefined)
   })
 
@@ -131,6 +133,12 @@ describe("the npm package", () => {
       assert.equal(exports[`./${name}`], `./lib/${name}.ts`)
       assert.equal(imports[`berth/${name}`], `./lib/${name}.ts`)
     }
-    assert.equal(Object.keys(exports).length, modules.length + 2)
+    const others = [".", "./fixtures", "./promise", "./promise/fixtures"]
+    assert.deepEqual(
+      Object.keys(exports)
+        .filter((name) => !modules.includes(name.slice(2)))
+        .sort(),
+      others
+    )
   })
 })

@@ -11,6 +11,7 @@ import { makeTemporaryFolder, remove, run } from "../support/images.ts"
 import { root } from "../support/program.ts"
 import { type RunningRegistry, startRegistry, whyNoServer, withoutDockerConfig } from "../support/registry.ts"
 import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+import { service } from "../support/services.ts"
 
 interface Program {
   /** The heading above it. */
@@ -70,6 +71,8 @@ const inEmptyFolder = (folder: string, cwd: string, command: ReadonlyArray<strin
   return spawnSync("unshare", ["--mount", "sh", "-c", script, folder, ...command], options)
 }
 
+const database = await service("postgres")
+
 allowTime()
 
 describe("README.md", { skip: whyNoContainers || whyNotRoot }, () => {
@@ -86,6 +89,8 @@ describe("README.md", { skip: whyNoContainers || whyNotRoot }, () => {
       registry = await startRegistry()
       const image = Image.import(makeRoot(`${folder}/root`))
       await run(`${folder}/berth`, Effect.flatMap(image, Image.push(`${registry.host}/library/alpine:3`)))
+      const postgres = Effect.flatMap(database.image, Image.push(`${registry.host}/library/postgres:15`))
+      if (database.missing === false) await run(`${folder}/berth`, postgres)
     }
     for (const { file, source } of programs)
       fs.writeFileSync(`${project}/${file}`, source.replaceAll(REGISTRY, registry?.host ?? REGISTRY))
@@ -111,7 +116,8 @@ describe("README.md", { skip: whyNoContainers || whyNotRoot }, () => {
   for (const { file, name, source } of programs) {
     const whyNot =
       (source.includes("busybox") && whyNoBusybox) ||
-      (source.includes(REGISTRY) && (whyNoServer || whyNoBusybox))
+      (source.includes(REGISTRY) && (whyNoServer || whyNoBusybox)) ||
+      (source.includes("library/postgres") && database.missing)
     test(`the program of "${name}" runs`, { skip: whyNot }, () => {
       const own = fs.mkdtempSync(`${folder}/own-`)
       const command = [process.execPath, ...argumentsFor(file)]

@@ -37,7 +37,14 @@ const harnesses = [
   {
     name: "names",
     title: "the responder for names",
-    sources: ["fuzz/names.c", "names/server.c", "names/message.c", "names/allowed.c", "common/descriptor.c"]
+    sources: [
+      "fuzz/names.c",
+      "names/server.c",
+      "names/forward.c",
+      "names/message.c",
+      "names/allowed.c",
+      "common/descriptor.c"
+    ]
   },
   { name: "path", title: "the paths of a tar", sources: ["fuzz/path.c", "common/remove.c"] }
 ] as const

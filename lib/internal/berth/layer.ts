@@ -2,8 +2,6 @@ import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import { basename } from "node:path"
 import * as FileSystem from "@effect/platform/FileSystem"
-import * as HttpClient from "@effect/platform/HttpClient"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import type * as Scope from "effect/Scope"
@@ -14,7 +12,7 @@ import { lazily, type Tree } from "../cgroup/tree.ts"
 import { folderOf } from "../disk/defaultFolder.ts"
 import { tryLock } from "../disk/fileLock.ts"
 import * as Ids from "../ids/idMaps.ts"
-import { sweep as sweepLayers } from "../layer/unpack.ts"
+import { sweep as sweepLayers } from "../layer/sweep.ts"
 import { makeResponder } from "../network/names.ts"
 import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
 import * as Seccomp from "../security/seccomp.ts"
@@ -249,7 +247,7 @@ const supervised = (
 export const make = (
   options: Options,
   before: () => Tree = lazily()
-): Effect.Effect<Berth, BerthError, FileSystem.FileSystem | HttpClient.HttpClient | Scope.Scope> =>
+): Effect.Effect<Berth, BerthError, FileSystem.FileSystem | Scope.Scope> =>
   Effect.gen(function* () {
     yield* checkSystem
     const rootless = process.geteuid!() !== 0
@@ -257,15 +255,12 @@ export const make = (
     yield* checkOwner(folder)
     const ids = yield* idsOf(options.ids)
     const fileSystem = yield* FileSystem.FileSystem
-    const httpClient = yield* HttpClient.HttpClient
-    // Not the whole context: its scope is closed when this runs.
-    const services = Context.make(FileSystem.FileSystem, fileSystem).pipe(
-      Context.add(HttpClient.HttpClient, httpClient)
-    )
     let tree = before
-    const again = Effect.provide(
+    // Not with the whole context: its scope is closed when this runs.
+    const again = Effect.provideService(
       Effect.suspend(() => make(options, tree)),
-      services
+      FileSystem.FileSystem,
+      fileSystem
     )
     const filters: Seccomp.Filters = new Map()
     const { supervisor, holds, layers } = yield* supervised(
@@ -284,7 +279,6 @@ export const make = (
       ids,
       idOwner: options.idOwner ?? "containers",
       fileSystem,
-      httpClient,
       supervisor,
       holds,
       layers,

@@ -3,7 +3,6 @@ import * as fs from "node:fs"
 import { pipeline, Readable } from "node:stream"
 import { createGzip } from "node:zlib"
 import * as Effect from "effect/Effect"
-import { dual } from "effect/Function"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
@@ -16,7 +15,7 @@ import { storageError } from "../disk/files.ts"
 import { noFilesError } from "../files/archiveCopy.ts"
 import * as inRoot from "../files/rooted.ts"
 import type { Ids } from "../ids/idMaps.ts"
-import { ofImage } from "../image/push.ts"
+import { ofImage } from "../image/source.ts"
 import { checkEnvironment, encodeConfig, healthcheckOf, keySet, write } from "../image/write.ts"
 import { merged } from "../layer/crossLayerLinks.ts"
 import * as layerDiff from "../layer/diff.ts"
@@ -25,12 +24,12 @@ import { DEFAULT_LAYER_BYTES_MAX } from "../layer/unpack.ts"
 import * as Descriptors from "../oci/descriptors.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
+import { hostPlatform } from "../oci/platform.ts"
 import * as Holds from "../store/leases.ts"
 import * as Store from "../store/store.ts"
 import * as Archive from "../store/tarIndex.ts"
 import { native } from "../system/addon.ts"
 import { type Holes, holesOf } from "../tar/members.ts"
-import { isContainer } from "../typeIds.ts"
 import { Hasher } from "../util/digest.ts"
 import { attempt } from "../util/fromThrowing.ts"
 
@@ -210,7 +209,7 @@ const documentsOf = (image: Image): Effect.Effect<Documents, BerthError, Berth> 
   Effect.gen(function* () {
     const berth = yield* Berth
     if (image === scratch) {
-      const raw = { ...Layout.hostPlatform(), rootfs: { type: "layers", diff_ids: [] } }
+      const raw = { ...hostPlatform(), rootfs: { type: "layers", diff_ids: [] } }
       const bytes = new TextEncoder().encode(JSON.stringify(raw))
       const config = yield* Oci.decodeConfig(image.reference, bytes)
       return { layers: [], config, raw, folder: Store.folder(berth) }
@@ -297,19 +296,13 @@ const commitTo = (container: Container, options: CommitOptions): Effect.Effect<I
     return yield* write(berth, name, [...below, layer], config, {})
   })
 
-export const commit: {
-  (options?: CommitOptions): (container: Container) => Effect.Effect<Image, BerthError>
-  (container: Container, options?: CommitOptions): Effect.Effect<Image, BerthError>
-} = dual(
-  (args) => isContainer(args[0]),
-  (container: Container, options: CommitOptions = {}): Effect.Effect<Image, BerthError> => {
-    const { berth } = container.state
-    return commitTo(container, options).pipe(
-      Holds.keeping(berth.holds),
-      Effect.provideService(Berth, berth),
-      Effect.withSpan("berth.Container.commit", {
-        attributes: { "container.id": container.id, "container.image.name": options.tag }
-      })
-    )
-  }
-)
+export const commit = (container: Container, options: CommitOptions): Effect.Effect<Image, BerthError> => {
+  const { berth } = container.state
+  return commitTo(container, options).pipe(
+    Holds.keeping(berth.holds),
+    Effect.provideService(Berth, berth),
+    Effect.withSpan("berth.Container.commit", {
+      attributes: { "container.id": container.id, "container.image.name": options.tag }
+    })
+  )
+}

@@ -3,7 +3,6 @@
  * of the machine is read before.
  */
 
-import type * as Mount from "../../Mount.ts"
 import type { Kind } from "../../Namespace.ts"
 import type * as Plan from "../../Plan.ts"
 import { constant } from "../../Plan.ts"
@@ -19,6 +18,7 @@ import {
   MOUNT_ATTR_NOSUID,
   MOUNT_ATTR_RDONLY
 } from "../util/mountAttributes.ts"
+import type { Bound } from "../volume/inContainer.ts"
 import { folder as etcFolder } from "./etcFiles.ts"
 import type { User } from "./passwd.ts"
 
@@ -89,7 +89,7 @@ export interface Surroundings {
   /** The files of names that it is given, unless one of its own mounts is in their place. */
   readonly etcFiles: ReadonlyArray<Operation>
   readonly hostname: string | undefined
-  readonly mounts: ReadonlyArray<Mount.Mount>
+  readonly mounts: Bound["mounts"]
   readonly maskedPaths: ReadonlyArray<string>
   readonly readonlyPaths: ReadonlyArray<string>
   readonly readOnly: boolean
@@ -236,20 +236,25 @@ const root = constant({ op: "attach-root" })
 const pivot = constant({ op: "pivot" })
 const readonlyRoot = constant({ op: "root-readonly" })
 const noNewPrivileges = constant({ op: "no-new-privileges" })
-const extraMount = (mount: Mount.Mount): Operation =>
-  mount.type === "bind"
-    ? {
+const extraMount = (mount: Bound["mounts"][number]): Operation => {
+  const { target } = mount
+  switch (mount.type) {
+    case "placed":
+      return { op: "place", target }
+    case "bind":
+      return {
         op: "bind",
         source: mount.source,
-        target: mount.target,
+        target,
         attributes: NO_SUID_DEV | (mount.readOnly === true ? MOUNT_ATTR_RDONLY : 0),
         recursive: mount.recursive === false ? 0 : 1,
         pinned: 0
       }
-    : {
+    case "tmpfs":
+      return {
         op: "mount",
         type: "tmpfs",
-        target: mount.target,
+        target,
         options: [
           `mode=${(mount.mode ?? 0o1777).toString(8).padStart(4, "0")}`,
           ...(mount.size === undefined ? [] : [`size=${mount.size}`])
@@ -257,6 +262,8 @@ const extraMount = (mount: Mount.Mount): Operation =>
         attributes: NO_SUID_DEV_EXEC,
         pinned: 0
       }
+  }
+}
 
 // Every kernel has these (proc_root_init() in fs/proc/root.c), so a missing one is an error.
 const alwaysThere = new Set(["/proc/bus", "/proc/fs", "/proc/sys"])

@@ -4,7 +4,6 @@ import * as fs from "node:fs/promises"
 import { dirname } from "node:path"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import { dual } from "effect/Function"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ContainerError, ImageError, InvalidOption, Unsupported } from "../../BerthError.ts"
 import type { Container, KeepOptions } from "../../Container.ts"
@@ -13,9 +12,8 @@ import { storageDetail } from "../disk/files.ts"
 import { noFilesError } from "../files/archiveCopy.ts"
 import { checkKey, imageOf } from "../image/kept.ts"
 import * as Kept from "../layer/kept.ts"
-import { removeTree } from "../layer/unpack.ts"
+import { removeTree } from "../layer/sweep.ts"
 import * as Holds from "../store/leases.ts"
-import { isContainer } from "../typeIds.ts"
 
 /** The folder of the writable layer, once nothing but this program has the container's files. */
 const upperOf = (container: Container): Effect.Effect<string, BerthError> =>
@@ -32,7 +30,7 @@ const upperOf = (container: Container): Effect.Effect<string, BerthError> =>
       return yield* new InvalidOption({
         option: "container",
         value: container.id,
-        expected: `a container with its writable layer on disk: start it with upper: "disk"${
+        expected: `a container with its writable layer on disk: start it with upper: "disk" and without upperSize${
           base.image.upper === "memory" ? ", of another image than the host's root" : ""
         }`
       })
@@ -96,17 +94,11 @@ const keepIn = (container: Container, { key }: KeepOptions): Effect.Effect<Image
     return imageOf(image, folder)
   }).pipe(Effect.uninterruptible)
 
-export const keep: {
-  (options?: KeepOptions): (container: Container) => Effect.Effect<Image, BerthError>
-  (container: Container, options?: KeepOptions): Effect.Effect<Image, BerthError>
-} = dual(
-  (args) => isContainer(args[0]),
-  (container: Container, options: KeepOptions = {}): Effect.Effect<Image, BerthError> => {
-    const { berth } = container.state
-    return keepIn(container, options).pipe(
-      Holds.keeping(berth.holds),
-      Effect.provideService(Berth, berth),
-      Effect.withSpan("berth.Container.keep", { attributes: { "container.id": container.id } })
-    )
-  }
-)
+export const keep = (container: Container, options: KeepOptions): Effect.Effect<Image, BerthError> => {
+  const { berth } = container.state
+  return keepIn(container, options).pipe(
+    Holds.keeping(berth.holds),
+    Effect.provideService(Berth, berth),
+    Effect.withSpan("berth.Container.keep", { attributes: { "container.id": container.id } })
+  )
+}

@@ -18,6 +18,7 @@ import type { Interruptible, Unit } from "../supervisor/connection.ts"
 import { releaseUnit } from "../supervisor/scopedUnit.ts"
 import { E2BIG, ENOENT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import type { SizedDisk } from "../volume/image.ts"
 import { type Settings, searchPath } from "./compile.ts"
 import type { Names } from "./etcFiles.ts"
 import { type Base, makeContainer, makeProcess } from "./handle.ts"
@@ -47,6 +48,8 @@ export interface ContainerLaunch extends Common {
   readonly ownsCgroup: boolean
   readonly logs: LogFiles | undefined
   readonly base: Base
+  /** The file that is to be made before. */
+  readonly disk: SizedDisk | undefined
   readonly names: Names | undefined
   readonly station: Station | undefined
 }

@@ -8,7 +8,7 @@ import * as Scope from "effect/Scope"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ContainerError } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
-import type { Container, ExecOptions, SpawnOptions, StartOptions } from "../../Container.ts"
+import type { Container, ExecOptions, RootOptions, SpawnOptions, StartOptions } from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import * as Plan from "../../Plan.ts"
 import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "../../Process.ts"
@@ -24,6 +24,8 @@ import { isContainer } from "../typeIds.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { spanIfObserved } from "../util/spanIfObserved.ts"
 import * as check from "../util/validate.ts"
+import { format } from "../volume/image.ts"
+import { hasVolumes, hold as holdVolumes } from "../volume/inContainer.ts"
 import { buffered, bufferedOptions } from "./buffered.ts"
 import { launchInside, running } from "./execIn.ts"
 import { launchContainer } from "./launch.ts"
@@ -75,26 +77,19 @@ const startOnNetworks = (
   userns: Userns.Mapped | undefined,
   id: string
 ): Effect.Effect<Container, BerthError, Scope.Scope> =>
-  Effect.flatMap(Effect.scope, (outer) =>
-    Effect.acquireUseRelease(
-      Scope.fork(outer, ExecutionStrategy.sequential),
-      (scope) =>
-        Effect.gen(function* () {
-          const ports = yield* attempt(() =>
-            (options.ports ?? []).flatMap((port) => parsePorts("ports", port))
-          )
-          const pod = podOf(options)
-          const { joined, options: own } =
-            pod === undefined
-              ? { joined: yield* joinAtStart(id, options), options }
-              : yield* attempt(() => inPod(pod, options))
-          const container = yield* startAlone(berth, image, own, userns, id, joined)
-          joined.done()
-          yield* Effect.forEach(ports, (port) => publish(container, port), { discard: true })
-          return container
-        }).pipe(Scope.extend(scope)),
-      (scope, exit) => (Exit.isSuccess(exit) ? Effect.void : Scope.close(scope, exit))
-    )
+  whileStarted(
+    Effect.gen(function* () {
+      const ports = yield* attempt(() => (options.ports ?? []).flatMap((port) => parsePorts("ports", port)))
+      const pod = podOf(options)
+      const { joined, options: own } =
+        pod === undefined
+          ? { joined: yield* joinAtStart(id, options), options }
+          : yield* attempt(() => inPod(pod, options))
+      const container = yield* startAlone(berth, image, own, userns, id, joined)
+      joined.done()
+      yield* Effect.forEach(ports, (port) => publish(container, port), { discard: true })
+      return container
+    })
   )
 
 const startAlone = (
@@ -122,10 +117,41 @@ const startAlone = (
         })
       )
     )
-    return Effect.flatMap(prepared, (ready) => launchContainer({ ...ready, berth })).pipe(
+    return launchPrepared(berth, options, prepared, id).pipe(
       spanIfObserved("berth.Container.start", { "container.id": id, "container.image.name": image.reference })
     )
   })
+
+type Prepared = ReturnType<typeof prepare.start>
+
+const launchPrepared = (
+  berth: Berth,
+  { mounts }: RootOptions,
+  prepared: Effect.Effect<Prepared, BerthError>,
+  id: string
+): Effect.Effect<Container, BerthError, Scope.Scope> =>
+  hasVolumes(mounts)
+    ? whileStarted(Effect.zipRight(holdVolumes(berth, mounts, id), launching(berth, prepared)))
+    : launching(berth, prepared)
+
+const launching = (berth: Berth, prepared: Effect.Effect<Prepared, BerthError>) =>
+  Effect.flatMap(prepared, (ready) =>
+    ready.disk === undefined
+      ? launchContainer({ ...ready, berth })
+      : Effect.zipRight(format(ready.disk), launchContainer({ ...ready, berth }))
+  )
+
+/** Releases at once what a start has acquired, if it fails; else at the end of the scope. */
+const whileStarted = <A>(
+  effect: Effect.Effect<A, BerthError, Scope.Scope>
+): Effect.Effect<A, BerthError, Scope.Scope> =>
+  Effect.flatMap(Effect.scope, (outer) =>
+    Effect.acquireUseRelease(
+      Scope.fork(outer, ExecutionStrategy.sequential),
+      (scope) => Scope.extend(effect, scope),
+      (scope, exit) => (Exit.isSuccess(exit) ? Effect.void : Scope.close(scope, exit))
+    )
+  )
 
 /** For plans that no Berth runs: a cache of data about this machine. */
 const unattended = Memory.make(lazily())
@@ -170,8 +196,8 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
     const { ids, memory, rootless } = berth
     const { folder, nextId } = berth.supervisor
     const at = { memory, folder, unit: nextId(), id: prepare.makeId(), rootless, ids }
-    const ready = yield* attempt(() => prepare.spawn(options, at))
-    const started = yield* launchContainer({ ...ready, berth })
+    const prepared = attempt(() => prepare.spawn(options, at))
+    const started = yield* launchPrepared(berth, options, prepared, at.id)
     if (namespaces.kinds.includes("mount")) namespaces.root = rootfs
     return started
   })

@@ -21,6 +21,8 @@ import { attainable } from "../security/rlimits.ts"
 import * as Seccomp from "../security/seccomp.ts"
 import { defaultPath } from "../util/defaultPath.ts"
 import * as check from "../util/validate.ts"
+import type { SizedDisk } from "../volume/image.ts"
+import * as volumes from "../volume/inContainer.ts"
 import * as compile from "./compile.ts"
 import * as etcFiles from "./etcFiles.ts"
 import type { Base } from "./handle.ts"
@@ -217,8 +219,10 @@ interface Parts extends Pick<Decided, "cgroup" | "joined" | "inUserNamespace"> {
   /** The namespaces whose host name and kernel parameters the container may set. */
   readonly own: ReadonlyArray<Kind>
   readonly kinds: ReadonlyArray<Kind>
-  readonly ids: Ids.Ids | undefined
+  /** The ids of its user namespace, if they are its own. */
+  readonly mapped: Userns.Mapped | undefined
   readonly base: Base
+  readonly disk: SizedDisk | undefined
   readonly ownsCgroup: boolean
   readonly logs: LogFiles | undefined
   /** The names of the container whose network it joins. */
@@ -255,15 +259,16 @@ const namesOf = (
 const surroundings = (
   options: RootOptions,
   at: Place,
-  { around, inUserNamespace, kinds, own }: Parts,
+  { around, inUserNamespace, kinds, mapped, own }: Parts,
   names: etcFiles.Names | undefined
 ): compile.Surroundings => {
   const { maskedPaths, readonlyPaths, readOnly = false } = options
   const hostname = check.hostname(options.hostname, own)
-  const mounts = check.mounts(options.mounts ?? [])
+  const { mounts, scratch } = volumes.bound(check.mounts(options.mounts ?? []), mapped)
   const targets = mounts.map(({ target }) => target)
   return {
     ...around,
+    scratch: [...around.scratch, ...scratch],
     inUserNamespace,
     memory: at.memory,
     folder: at.folder,
@@ -303,8 +308,9 @@ const launch = (options: RootOptions, at: Place, parts: Parts): Omit<ContainerLa
     cgroup,
     ownsCgroup: parts.ownsCgroup,
     logs: parts.logs,
-    ids: parts.ids,
+    ids: parts.mapped?.ids,
     base: parts.base,
+    disk: parts.disk,
     names,
     station: parts.station
   }
@@ -349,7 +355,7 @@ export const start = (
     descriptors: at.userns === undefined ? descriptors : { ...descriptors, ...Userns.descriptors(at.userns) },
     own: [...created],
     kinds,
-    ids,
+    mapped: at.userns,
     base: {
       image,
       upper: root.upper,
@@ -358,6 +364,7 @@ export const start = (
       isThere: () => true,
       isOwn: [...created].includes("pid")
     },
+    disk: root.disk,
     cgroup: made === undefined ? options.cgroup : cgroupFiles.unsafeMake(cgroupName, made.folders),
     ownsCgroup: made !== undefined,
     logs: options.logs,
@@ -399,7 +406,7 @@ export const spawn = (
     descriptors: { namespace: namespaces.pidfd, root: rootfs.mount },
     own: kinds,
     kinds: [...kinds, ...created],
-    ids,
+    mapped: rootfs.mapped,
     base: {
       image: rootfs.image,
       upper: rootfs.upper,
@@ -408,6 +415,7 @@ export const spawn = (
       isThere: () => rootfs.mount >= 0,
       isOwn: false
     },
+    disk: undefined,
     cgroup,
     ownsCgroup: false,
     logs: undefined,

@@ -1,5 +1,5 @@
 import { readdirSync, statSync } from "node:fs"
-import { ImageError, Unsupported } from "../../BerthError.ts"
+import { ImageError } from "../../BerthError.ts"
 import type { Image } from "../../Image.ts"
 import type * as Plan from "../../Plan.ts"
 import type { Options } from "../../RootFs.ts"
@@ -8,6 +8,7 @@ import { type Mapped, mapLayers } from "../ids/allocation.ts"
 import { outside } from "../ids/idMaps.ts"
 import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "../util/mountAttributes.ts"
 import * as check from "../util/validate.ts"
+import { checkBytes, checkMachine, mounted, type SizedDisk } from "../volume/image.ts"
 import { hiddenIn } from "./hidden.ts"
 import type { Targets } from "./targets.ts"
 
@@ -16,8 +17,10 @@ export interface Composed {
   readonly mount: Plan.Operation
   /** Operations on the root after its mount, by the process for which it is mounted. */
   readonly content: ReadonlyArray<Plan.Operation>
-  /** The folder of the writable layer, undefined if it is in memory. */
+  /** The folder of the writable layer, undefined if this program cannot see it: in memory, or in a file of a fixed size. */
   readonly upper: string | undefined
+  /** The file that is to be made first. */
+  readonly disk: SizedDisk | undefined
 }
 
 const none: ReadonlyArray<Plan.Operation> = []
@@ -68,12 +71,12 @@ const hostFolders = (): ReadonlyArray<Plan.Operation> => [
 export const withIds = (composed: Composed, mapped: Mapped): Composed => {
   const { gids, uids } = mapped.ids
   const [uid, gid] = [outside(uids, 0), outside(gids, 0)]
-  const { mount, upper } = composed
+  const { mount } = composed
   return {
     ...composed,
     scratch: [
       ...composed.scratch,
-      ...(upper === undefined ? [] : [{ op: "owner", path: upper, uid, gid } as const]),
+      ...(mount.op === "overlay" ? [{ op: "owner", path: mount.upper, uid, gid } as const] : []),
       ...mapLayers(mapped)
     ],
     mount:
@@ -99,12 +102,6 @@ export const compose = (
     const expected = `"memory" for ${image.reference}: overlayfs refuses a writable layer inside a read-only one (ELOOP)`
     check.invalid("upper", where, expected)
   }
-  if (where === "disk" && size !== undefined)
-    throw new Unsupported({
-      feature: `a writable layer of ${size} bytes on disk`,
-      why: "the capacity of a writable layer can be limited in memory only",
-      hint: 'Ask for upper: "memory", or leave out its size'
-    })
   const bound = rootless && image.layers.length === 1 && image.layers[0] === "/"
   // A folder of the host may contain Berth's own folder.
   const hidden = image.layers.flatMap((layer) => hiddenIn(memory, layer, folder, rootless))
@@ -124,20 +121,35 @@ export const compose = (
       scratch: discard,
       mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes: ROOT_ATTRIBUTES },
       content: [...(bound ? hostFolders() : none), ...masked],
-      upper: undefined
+      upper: undefined,
+      disk: undefined
     }
   }
   const base = `${folder}/${id}`
   const [upper, work] = [`${base}/upper`, `${base}/work`]
+  const disk = size === undefined ? undefined : sizedDisk(`${base}.disk`, size, mode, rootless)
   return {
     scratch: [
       ...discard,
+      ...(disk === undefined ? [] : [{ op: "discard", path: `${base}.disk` } as const]),
       { op: "scratch", path: base, mode: 0o700 },
-      { op: "scratch", path: upper, mode },
-      { op: "scratch", path: work, mode: 0o700 }
+      ...(disk === undefined
+        ? ([
+            { op: "scratch", path: upper, mode },
+            { op: "scratch", path: work, mode: 0o700 }
+          ] as const)
+        : mounted(disk.path, base))
     ],
     mount: { op: "overlay", lower, upper, work, options: overlay, attributes: ROOT_ATTRIBUTES },
     content: masked,
-    upper
+    upper: disk === undefined ? upper : undefined,
+    disk
   }
+}
+
+/** A file of a fixed size for the writable layer; throws where there can be none. */
+const sizedDisk = (folder: string, size: number, mode: number, rootless: boolean): SizedDisk => {
+  checkMachine(rootless)
+  const bytes = checkBytes("size", size)
+  return { folder, path: `${folder}/image`, bytes, folders: { upper: mode, work: 0o700 }, durable: false }
 }

@@ -11,7 +11,7 @@ import type * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import { ImageError } from "../../BerthError.ts"
-import { LOCK_EX, LOCK_NB, LOCK_SH, native } from "../system/addon.ts"
+import { AT_FDCWD, LOCK_EX, LOCK_NB, LOCK_SH, native, O_DIRECTORY } from "../system/addon.ts"
 import { describeErrno, EAGAIN, EINTR, errnoName } from "../util/errno.ts"
 import { read } from "../util/readFile.ts"
 import { storageError } from "./files.ts"
@@ -116,6 +116,21 @@ export const lock = (fd: number, path: string, kind: Kind): Effect.Effect<void, 
       return errno === 0 ? Effect.void : refused(path, errno)
     })
   )
+
+/** Runs an effect while this process holds the lock of a folder. */
+export const withFolderLock =
+  (path: string, kind: Kind) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | ImageError, R> =>
+    Effect.acquireUseRelease(
+      Effect.suspend(() => {
+        const fd = native().openIn(AT_FDCWD, path, O_DIRECTORY, 0, 0)
+        if (fd >= 0) return Effect.succeed(fd)
+        const detail = `open: ${errnoName(-fd)} (${describeErrno(-fd)})`
+        return Effect.fail(new ImageError({ reason: "Storage", subject: path, detail }))
+      }),
+      (fd) => Effect.zipRight(lock(fd, path, kind), effect),
+      (fd) => Effect.sync(() => native().close(fd))
+    )
 
 /** The file, with its lock; "stale" if the locked file is not the file at the path any more. */
 const lockFile = (

@@ -10,6 +10,7 @@ import { diskUsage } from "../disk/usage.ts"
 import * as Kept from "../layer/kept.ts"
 import * as Implicit from "../layer/missingFolders.ts"
 import * as LayerStack from "../layer/stack.ts"
+import * as Sweep from "../layer/sweep.ts"
 import * as ImageLayer from "../layer/unpack.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Holds from "../store/leases.ts"
@@ -74,7 +75,7 @@ const survey = (berth: Berth, forget: boolean): Effect.Effect<Survey, ImageError
     const reached = yield* reach(berth)
     const blobs = yield* blobsIn(berth)
     const layers = new Set<string>()
-    for (const parent of [ImageLayer.siblingsFolder(berth), Implicit.parentFolder(berth)]) {
+    for (const parent of [Sweep.siblingsFolder(berth), Implicit.parentFolder(berth)]) {
       for (const name of yield* namesIn(berth, parent))
         if (digests.isHex(name)) layers.add(`${parent}/${name}`)
     }
@@ -175,8 +176,8 @@ export const gc = (berth: Berth, dryRun: boolean): Effect.Effect<Collected, Imag
     )
     const bytes = yield* measured(discarded.map(([, path]) => path))
     if (!dryRun) {
-      yield* Effect.forEach(left, (path) => Effect.ignore(ImageLayer.removeTree(berth, path)))
-      yield* ImageLayer.sweep(berth)
+      yield* Effect.forEach(left, (path) => Effect.ignore(Sweep.removeTree(berth, path)))
+      yield* Sweep.sweep(berth)
       yield* Kept.sweep(berth)
       yield* Store.sweep(berth)
     }

@@ -100,10 +100,14 @@ export const hold = ({ lock }: Mapped): ReadonlyArray<Plan.Operation> =>
   lock < 0 ? [] : [{ op: "keep-open", descriptor: "ids" }]
 
 /** The operations that map the layers of a root. No other container gets the ids until all files with them are gone. */
-export const mapLayers = (mapped: Mapped): ReadonlyArray<Plan.Operation> => [
-  ...hold(mapped),
-  { op: "layer-map", uids: Ids.print(mapped.ids.uids), gids: Ids.print(mapped.ids.gids) }
-]
+export const mapLayers = (mapped: Mapped): ReadonlyArray<Plan.Operation> => [...hold(mapped), mapping(mapped)]
+
+/** The operation that sets the ids for the operations after it. */
+export const mapping = ({ ids }: Mapped): Plan.Operation => ({
+  op: "layer-map",
+  uids: Ids.print(ids.uids),
+  gids: Ids.print(ids.gids)
+})
 
 /** The descriptors that these operations name. */
 export const descriptors = ({ lock }: Mapped): Readonly<Record<string, number>> =>

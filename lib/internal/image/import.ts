@@ -13,6 +13,7 @@ import * as ImageLayer from "../layer/unpack.ts"
 import * as Descriptors from "../oci/descriptors.ts"
 import type * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
+import { hostPlatform } from "../oci/platform.ts"
 import * as Store from "../store/store.ts"
 import * as Archive from "../store/tarIndex.ts"
 import { defaultPath } from "../util/defaultPath.ts"
@@ -42,7 +43,7 @@ const runOf = (config: Partial<ImageConfig>) => ({
 /** The config in its stored form. */
 const configOf = (config: Partial<ImageConfig>, diffId: string): Effect.Effect<Uint8Array, InvalidOption> =>
   Effect.suspend(() => {
-    const host = Layout.hostPlatform()
+    const host = hostPlatform()
     const document = {
       ...(config.architecture === undefined ? host : { architecture: config.architecture }),
       os: config.os ?? host.os,

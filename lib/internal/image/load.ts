@@ -19,7 +19,7 @@ import * as Store from "../store/store.ts"
 import * as Archive from "../store/tarIndex.ts"
 import * as digests from "../util/digest.ts"
 import { quote } from "../util/text.ts"
-import * as image from "./image.ts"
+import { assemble } from "./assemble.ts"
 
 const DEFAULT_ARCHIVE_BYTES_MAX = 64 * 1024 ** 3
 
@@ -250,11 +250,9 @@ const bring = (
           )
     )
     const name = names[0] ?? resolved.descriptor.digest
-    const loaded = yield* image
-      .assemble(name, resolved, options, (layer) =>
-        Effect.zipRight(put(layer), Layout.checkBlob(berth.fileSystem, folder, layer))
-      )
-      .pipe(Store.healing(berth, resolved.manifest.layers, again))
+    const loaded = yield* assemble(name, resolved, options, (layer) =>
+      Effect.zipRight(put(layer), Layout.checkBlob(berth.fileSystem, folder, layer))
+    ).pipe(Store.healing(berth, resolved.manifest.layers, again))
     return {
       image: loaded,
       names: names.length === 0 ? [name] : names,

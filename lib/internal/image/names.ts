@@ -14,8 +14,11 @@ import * as Store from "../store/store.ts"
 import { nearest } from "../util/didYouMean.ts"
 import * as digests from "../util/digest.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { later } from "../util/later.ts"
 import * as check from "../util/validate.ts"
-import { assemble, pull, toConfig } from "./image.ts"
+import { assemble, toConfig } from "./assemble.ts"
+
+const pulling = later(() => import("./pull.ts"))
 
 interface Found<Entry> {
   readonly name: string
@@ -100,7 +103,7 @@ const isPullable = (error: BerthError): error is ImageError =>
 /** The image of a name, from the store or its registry, as `pull` says. */
 export const get = (name: string, options: GetOptions): Effect.Effect<Image, BerthError, Berth> => {
   const stored = fromStore(name, options)
-  const pulled = pull(name, options)
+  const pulled = pulling((module) => module.pull(name, options))
   switch (options.pull ?? "missing") {
     case "always":
       return pulled

@@ -20,7 +20,7 @@ import * as Archive from "../store/tarIndex.ts"
 import * as tar from "../tar/format.ts"
 import * as digests from "../util/digest.ts"
 import * as ImageStore from "./names.ts"
-import { ofImage } from "./push.ts"
+import { ofImage } from "./source.ts"
 
 /** An image with all its blobs in a layout, the store or another. */
 interface Source {

@@ -10,7 +10,7 @@ import * as Descriptors from "../oci/descriptors.ts"
 import * as Oci from "../oci/documents.ts"
 import * as Layout from "../oci/layout.ts"
 import * as Store from "../store/store.ts"
-import { assemble } from "./image.ts"
+import { assemble } from "./assemble.ts"
 
 export const keySet = (keys: ReadonlyArray<string>) => Object.fromEntries(keys.map((key) => [key, {}]))
 

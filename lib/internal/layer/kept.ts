@@ -15,7 +15,7 @@ import { tryFileLock, withFileLock } from "../disk/fileLock.ts"
 import { io, isFolder, oneAtATime, readBounded, storageDetail } from "../disk/files.ts"
 import * as Holds from "../store/leases.ts"
 import * as digests from "../util/digest.ts"
-import { removeTree } from "./unpack.ts"
+import { removeTree } from "./sweep.ts"
 
 /** Without a use for so long, a collection removes the layer of a key. */
 const UNUSED_DAYS_MAX = 7

@@ -2,25 +2,23 @@
 import { randomBytes } from "node:crypto"
 import * as Effect from "effect/Effect"
 import { hasProperty } from "effect/Predicate"
-import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { type BerthError, ImageError } from "../../BerthError.ts"
 import type { ImageLayer, TypeId as ImageLayerTypeId, Limits, UnpackOptions } from "../../ImageLayer.ts"
-import * as Plan from "../../Plan.ts"
 import type { Digest } from "../../Reference.ts"
-import { tryFileLock, withFileLock } from "../disk/fileLock.ts"
+import { withFileLock } from "../disk/fileLock.ts"
 import { clearWay, io, isFolder, oneAtATime, storageDetail } from "../disk/files.ts"
 import * as Oci from "../oci/documents.ts"
 import { hashFile } from "../oci/layout.ts"
 import { Berth } from "../service.ts"
 import * as Holds from "../store/leases.ts"
 import type { Compression } from "../store/tarIndex.ts"
-import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import * as digests from "../util/digest.ts"
 import { describeErrno, errnoName } from "../util/errno.ts"
 import { prints } from "../util/prints.ts"
 import * as Implicit from "./missingFolders.ts"
 import * as Notes from "./sidecar.ts"
+import { lockPath, removeLock, removeTemporaries, siblingsFolder, sweep } from "./sweep.ts"
 import * as Unpacker from "./unpackerProcess.ts"
 
 export const TypeId: ImageLayerTypeId = Symbol.for("berth/ImageLayer") as ImageLayerTypeId
@@ -48,13 +46,6 @@ const EXPANSION_FREE_BYTES = 1024 ** 3
 const EXPANSION_FACTOR_MAX = 200
 
 const layersFolder = (berth: Berth) => berth.layers
-/** The folder of layers, by diff id. */
-export const siblingsFolder = (berth: Berth): string => `${layersFolder(berth)}/sha256`
-const lockPath = (berth: Berth, hex: string) => `${siblingsFolder(berth)}/${hex}.lock`
-
-const removeLock = (berth: Berth, hex: string): Effect.Effect<void> =>
-  Effect.ignore(berth.fileSystem.remove(lockPath(berth, hex), { force: true }))
-
 /**
  * The folder of an unfinished layer. It is beside the final one, because a non-root user can rename a folder without
  * write permission (`/` is 0555 in some images) only within its parent.
@@ -212,67 +203,6 @@ const check = (
     if (report.diffId !== diffId)
       return yield* digests.mismatch(digest, "the layer's diff id", diffId, report.diffId)
   })
-
-/**
- * Removes the unfinished folders of one layer. The caller has the lock of the layer, so any other owner is dead. Its
- * unpacker may still write until it dies.
- */
-const removeTemporaries = (berth: Berth, hex: string): Effect.Effect<void> => {
-  const unfinished = Effect.map(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) =>
-    names.filter((name) => name.startsWith(`.${hex}.`))
-  )
-  return unfinished.pipe(
-    Effect.tap((names) =>
-      Effect.forEach(names, (name) => removeTree(berth, `${siblingsFolder(berth)}/${name}`), {
-        discard: true
-      })
-    ),
-    Effect.repeat({
-      until: (names) => names.length === 0,
-      schedule: Schedule.upTo(Schedule.spaced("10 millis"), "2 seconds")
-    }),
-    Effect.ignore
-  )
-}
-
-/** Removes the sidecar of a layer that does not exist. The caller has the lock of the layer. */
-const removeImplicit = (berth: Berth, hex: string): Effect.Effect<void> => {
-  const folder = `${siblingsFolder(berth)}/${hex}`
-  return Effect.flatMap(berth.fileSystem.exists(folder), (there) =>
-    there ? Effect.void : berth.fileSystem.remove(`${folder}.implicit`, { force: true })
-  ).pipe(Effect.ignore)
-}
-
-/** Removes a folder with all its contents, by the supervisor: without root, files can have several ids. */
-export const removeTree = (berth: Berth, path: string): Effect.Effect<void, BerthError> =>
-  Effect.scoped(scopedUnit(berth, berth.supervisor.nextId(), path, Plan.make([{ op: "discard", path }]), {}))
-
-/** Removes unfinished and discarded layers of dead processes, except `own`, whose lock the caller has. */
-export const sweep = (berth: Berth, own?: string): Effect.Effect<void> =>
-  Effect.flatMap(berth.fileSystem.readDirectory(siblingsFolder(berth)), (names) => {
-    const there = new Set(names)
-    const others = new Set(
-      names.flatMap((name) => {
-        const match = /^\.([0-9a-f]{64})\.|^([0-9a-f]{64})\.(lock|implicit)$/.exec(name)
-        const hex = match?.[1] ?? match?.[2]
-        return hex === undefined || (match?.[3] === "implicit" && there.has(hex)) ? [] : hex
-      })
-    )
-    if (own !== undefined) others.delete(own)
-    return Effect.forEach(
-      others,
-      (hex) =>
-        Effect.ignore(
-          tryFileLock(
-            berth.fileSystem,
-            lockPath(berth, hex),
-            () => Effect.all([removeTemporaries(berth, hex), removeImplicit(berth, hex)]),
-            () => removeLock(berth, hex)
-          )
-        ),
-      { discard: true }
-    )
-  }).pipe(Effect.ignore)
 
 const broken = (detail: string): ImageError =>
   new ImageError({ reason: "Storage", subject: "the unpacker", detail })

@@ -2,7 +2,6 @@
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as os from "node:os"
-import * as tls from "node:tls"
 import type * as HttpClient from "@effect/platform/HttpClient"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
@@ -56,7 +55,9 @@ const overUnixSocket = (container: Container) =>
 
 const overSockets = (container: Container) =>
   Effect.gen(function* () {
-    const undici = yield* Effect.promise(async () => (await import("undici")).default)
+    const [{ default: undici }, tls] = yield* Effect.promise(() =>
+      Promise.all([import("undici"), import("node:tls")])
+    )
     const agent = new undici.Agent({
       pipelining: 0, // no connection outlives its request
       connect: ({ hostname, port, protocol, servername }, callback) => {

@@ -4,16 +4,17 @@ import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { Container } from "../../Container.ts"
 import type { Network } from "../../Network.ts"
 import { isContainer } from "../typeIds.ts"
+import type { Interface } from "./network.ts"
 
 /** Whether a network's scope is open: else its namespace is gone, with all that was done in it. */
 export const isOpen = ({ state }: Network): boolean => state.router.holder.pidfd >= 0
 
-/** The number of a container on a network, and the place of the network among those of the container; throws. */
+/** A container's interface on a network, with the container's number there and the interface's place in the container; throws. */
 export const memberOf = (
   network: Network,
   option: string,
   container: Container
-): { readonly number: number; readonly place: number } => {
+): { readonly number: number; readonly place: number; readonly link: Interface } => {
   if (!isOpen(network))
     throw new InvalidOption({
       option: "network",
@@ -21,10 +22,10 @@ export const memberOf = (
       expected: "a network whose scope is open"
     })
   if (isContainer(container))
-    for (const [number, member] of network.state.members)
-      for (const { attachment, network: on } of member.interfaces.values())
-        if (member.container === container.id && on === network) return { number, place: attachment.place }
-  const expected = `a container that was started with this network, ${network.name}, and whose scope is open`
+    for (const [number, { container: id, interfaces }] of network.state.members)
+      for (const [place, link] of interfaces)
+        if (id === container.id && link.network === network) return { number, place, link }
+  const expected = `a container that is on this network, ${network.name}, and whose scope is open`
   throw new InvalidOption({ option, value: String(container), expected })
 }
 

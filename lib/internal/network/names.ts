@@ -26,7 +26,7 @@ const NAMES_MAX_BYTES = 7000
 export interface Responder {
   /** The socket to the responder; -1 once the Berth is closed. */
   readonly socket: () => number
-  /** A process in the network namespace from which it asks other servers. */
+  /** The responder's process, in whose network namespace it asks other servers. */
   readonly pidfd: () => number
   /** Sends a message, in the order of the calls. To a responder that has ended it does nothing. */
   readonly tell: (message: string) => void

@@ -24,6 +24,11 @@ export class Writer {
     return littleEndian ? this.u16(low).u16(high) : this.u16(high).u16(low)
   }
 
+  u64(value: number): this {
+    const [low, high] = [value % 2 ** 32, Math.floor(value / 2 ** 32)]
+    return littleEndian ? this.u32(low).u32(high) : this.u32(high).u32(low)
+  }
+
   get bytes(): ReadonlyArray<number> {
     return this.parts
   }
@@ -45,8 +50,9 @@ export const nested = (type: number, ...attributes: ReadonlyArray<Bytes>): Bytes
 
 const NLM_F_REQUEST = 0x001
 const NLM_F_ACK = 0x004
+export const NLM_F_REPLACE = 0x100
 const NLM_F_EXCL = 0x200
-const NLM_F_CREATE = 0x400
+export const NLM_F_CREATE = 0x400
 
 export const message = (
   type: number,

@@ -50,9 +50,11 @@ export const toPath = (container: Served, path: string): Target => {
 export interface Proxy {
   /**
    * Has it serve a bound socket, which it takes: it accepts connections from when something listens at the target, at once
-   * if something does already when this succeeds; datagrams it passes on.
+   * if something does already when this succeeds; datagrams it passes on. Gives the number of the socket.
    */
-  readonly add: (bound: number, target: Target) => Effect.Effect<void, BerthError>
+  readonly add: (bound: number, target: Target) => Effect.Effect<number, BerthError>
+  /** Sets the faults of a socket's connections, in the proxy's terms. After the proxy's end it does nothing. */
+  readonly toxic: (id: number, text: string) => Effect.Effect<void, BerthError>
 }
 
 /** Runs a proxy that connects in the network namespace of `place`. */
@@ -64,16 +66,29 @@ export const startProxy = (
     readonly descriptors?: Readonly<Record<string, number>>
   }
 ): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
-  Effect.map(startHelper(berth, { program: "berth-proxy", ...options }), ({ socket }) => {
+  Effect.gen(function* () {
+    const { socket } = yield* startHelper(berth, { program: "berth-proxy", ...options })
+    const turn = yield* Effect.makeSemaphore(1)
     let id = 0
+    let ended = false
+    // One message at a time, to the end: an answer that nobody has read would be taken for the next one.
+    const inTurn = <A, E>(effect: Effect.Effect<A, E>) => turn.withPermits(1)(Effect.uninterruptible(effect))
+    yield* Effect.addFinalizer(() => inTurn(Effect.sync(() => (ended = true))))
+    const ask = (message: string, descriptors: ReadonlyArray<number>): Effect.Effect<void, BerthError> =>
+      Effect.suspend(() => {
+        const sent = native().send(socket, new TextEncoder().encode(message), descriptors)
+        return sent < 0 ? Effect.fail(failed("sendmsg", -sent)) : answer(socket)
+      })
     return {
       add: (bound, { root, text, verb }) =>
-        Effect.suspend(() => {
-          const message = new TextEncoder().encode(`${verb} ${++id} ${text}`)
-          const sent = native().send(socket, message, root === undefined ? [bound] : [bound, root])
-          native().close(bound)
-          return sent < 0 ? Effect.fail(failed("sendmsg", -sent)) : answer(socket)
-        })
+        inTurn(
+          Effect.suspend(() => {
+            const own = ++id
+            return Effect.as(ask(`${verb} ${own} ${text}`, root === undefined ? [bound] : [bound, root]), own)
+          })
+        ).pipe(Effect.ensuring(Effect.sync(() => native().close(bound)))),
+      toxic: (id, text) =>
+        inTurn(Effect.suspend(() => (ended ? Effect.void : ask(`toxic ${id} ${text}`, []))))
     }
   })
 

@@ -17,8 +17,9 @@ import { candidates, parsePort, portOf, type SocketAddress } from "./address.ts"
 import { heldBy, portInodes } from "./holders.ts"
 import { bindPath } from "./hostPath.ts"
 import { parseOnePort } from "./ports.ts"
-import { addressesIn, makeProxy, type Served, type Target, toPath, toPort } from "./proxy.ts"
+import { addressesIn, makeProxy, type Proxy, type Served, type Target, toPath, toPort } from "./proxy.ts"
 import { SOCK_DGRAM, SOCK_STREAM } from "./socket.ts"
+import { shape } from "./toxic.ts"
 
 /** How many free ports of IPv4 are tried until the same one is free of IPv6. */
 const ATTEMPTS = 32
@@ -103,6 +104,18 @@ const targetOf = (container: Served, to: PublishOptions["container"], protocol: 
   return toPath(container, to.path)
 }
 
+/** Hands the sockets over to the proxy, and gives their numbers. */
+const addAll = (
+  proxy: Proxy,
+  left: Array<number>,
+  target: Target
+): Effect.Effect<ReadonlyArray<number>, BerthError> =>
+  Effect.gen(function* () {
+    const ids: Array<number> = []
+    while (left.length > 0) ids.push(yield* proxy.add(left.shift()!, target))
+    return ids
+  })
+
 const publishPort = (
   container: Served,
   { container: to, host = 0, hostname, protocol = "tcp" }: PublishOptions
@@ -119,11 +132,12 @@ const publishPort = (
       ([fds]) => Effect.sync(() => fds.forEach((fd) => native().close(fd)))
     )
     const proxy = yield* makeProxy(container)
-    while (left.length > 0) yield* proxy.add(left.shift()!, target)
-    return {
+    const ids = yield* addAll(proxy, left, target)
+    const published = {
       hostname: hostname === undefined || hostname === "localhost" ? "127.0.0.1" : hostname,
       port: chosen
     }
+    return protocol === "tcp" ? shape(published, proxy, ids) : published
   })
 
 const publishPath = (
@@ -139,8 +153,7 @@ const publishPath = (
     })
     const left = yield* bindPath(container, options)
     const proxy = yield* makeProxy(container)
-    while (left.length > 0) yield* proxy.add(left.shift()!, target)
-    return { path }
+    return shape({ path }, proxy, yield* addAll(proxy, left, target))
   })
 
 /** See `Container.publish`. */

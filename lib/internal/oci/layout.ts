@@ -1,5 +1,4 @@
 /** Reads an OCI image layout folder: the store, or one of another tool. */
-import * as process from "node:process"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -9,6 +8,7 @@ import { isNotFound, readBounded, storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as digests from "../util/digest.ts"
 import * as Oci from "./documents.ts"
+import { hostPlatform } from "./platform.ts"
 
 export const blobPath = (folder: string, digest: Digest): string => {
   const { algorithm, hex } = digests.parts(digest)
@@ -101,25 +101,6 @@ export const readIndex = (
     yield* Oci.decodeLayout(`${folder}/oci-layout`, version.value)
     return Option.some(yield* Oci.decodeLayoutIndex(`${folder}/index.json`, index.value))
   })
-
-const architectures: Readonly<Record<string, string>> = {
-  x64: "amd64",
-  ia32: "386",
-  arm64: "arm64",
-  arm: "arm",
-  ppc64: "ppc64le",
-  s390x: "s390x",
-  riscv64: "riscv64",
-  loong64: "loong64",
-  mipsel: "mipsle"
-}
-
-/** The platform of containers on this machine, without the variant of its processor. */
-export const hostPlatform = (): Oci.Platform => ({
-  os: "linux",
-  architecture: architectures[process.arch] ?? process.arch,
-  ...(process.arch === "arm" ? { variant: "v7" } : {})
-})
 
 export const printPlatform = (platform: Oci.Platform): string =>
   [platform.os, platform.architecture, ...(platform.variant ? [platform.variant] : [])].join("/")

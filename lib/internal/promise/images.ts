@@ -5,10 +5,12 @@ import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
 import * as Image from "../../Image.ts"
 import type { Listener, Progress, ProgressOptions } from "../../Progress.ts"
 import type { CallOptions, Images, PullPolicy, Transfer } from "../../promise.ts"
-import * as Store from "../../Store.ts"
+import { later } from "../util/later.ts"
 import { streamOf } from "./command.ts"
 import { siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
+
+const storing = later(() => import("../../Store.ts"))
 
 /**
  * The image of `PATH`, `PATH:TAG` or `PATH@DIGEST`. Paths and tags can have colons themselves: the path is the shortest one
@@ -141,5 +143,9 @@ export const make = (shared: Shared): Images => ({
   list: (options = {}) => shared.run(Image.list, options),
   tag: (name, newName, options = {}) => shared.run(Image.tag(name, newName), options),
   remove: (name, options = {}) => shared.run(Image.remove(name), options),
-  gc: (options = {}) => shared.run(Store.gc(options), options)
+  gc: (options = {}) =>
+    shared.run(
+      storing((module) => module.gc(options)),
+      options
+    )
 })

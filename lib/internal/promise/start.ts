@@ -1,5 +1,6 @@
 /** The functions of a session: they start, run and connect containers on a shared supervisor. */
 import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
@@ -12,15 +13,35 @@ import type {
   CallOptions,
   ClosableNetwork,
   ClosablePod,
+  ClosableVolume,
   RunOptions,
-  StartOptions
+  StartOptions,
+  volumes
 } from "../../promise.ts"
+import * as Volume from "../../Volume.ts"
 import { closing, containerOf, makeBox, withContainers } from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
 import { named } from "./images.ts"
+import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
-/** Makes a value that exists until the function that `use` gets is called. */
+/** Runs an effect in a scope that is made for it and closes if it fails; `use` gets its value and the scope. */
+const inScope = <A, B>(
+  effect: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
+  use: (value: A, scope: Scope.CloseableScope) => B,
+  makeScope: Effect.Effect<Scope.CloseableScope> = Scope.make()
+): Effect.Effect<B, BerthError, Berth> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(makeScope, (scope) =>
+      restore(effect).pipe(
+        Scope.extend(scope),
+        Effect.map((value) => use(value, scope)),
+        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+      )
+    )
+  )
+
+/** Makes a value that exists until it is closed. */
 const opened = <A, B>(
   shared: Shared,
   { linger, signal }: CallOptions,
@@ -28,15 +49,7 @@ const opened = <A, B>(
   use: (made: A, close: () => Promise<void>, scope: Scope.CloseableScope) => B
 ): Promise<B> =>
   shared.run(
-    Effect.uninterruptibleMask((restore) =>
-      Effect.flatMap(Scope.make(), (scope) =>
-        restore(make).pipe(
-          Scope.extend(scope),
-          Effect.map((made) => use(made, closing(shared, scope, linger), scope)),
-          Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-        )
-      )
-    ),
+    inScope(make, (made, scope) => use(made, closing(shared, scope, linger), scope)),
     { linger, signal }
   )
 
@@ -49,12 +62,18 @@ export const networkWith =
     opened(shared, { linger, signal }, Network.make(options), (made, close, scope) => {
       const functions: Omit<ClosableNetwork, keyof Network.Network> = {
         expose: (options) => shared.run(Scope.extend(Network.expose(made, options), scope)),
-        join: (box, { linger, signal, ...options } = {}) =>
-          opened(
-            shared,
-            { linger, signal },
-            Effect.suspend(() => Network.join(made, target(box), options)),
-            (_, close) => ({ close, [Symbol.asyncDispose]: close })
+        refusals: () => iterableOf(Network.refusals(made)),
+        join: (box, { signal, ...options } = {}) =>
+          shared.run(
+            inScope(
+              Effect.suspend(() => Network.join(made, target(box), options)),
+              (_, own) => {
+                const close = () => Effect.runPromise(Scope.close(own, Exit.void))
+                return { close, [Symbol.asyncDispose]: close }
+              },
+              Scope.fork(scope, ExecutionStrategy.sequential)
+            ),
+            { signal }
           ),
         leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box)))),
         close,
@@ -70,20 +89,25 @@ export const podWith =
       Object.assign(made, { close, [Symbol.asyncDispose]: close })
     )
 
+export const volumeWith =
+  (shared: Shared) =>
+  ({ linger, signal, ...options }: Volume.Options & CallOptions = {}): Promise<ClosableVolume> =>
+    opened(shared, { linger, signal }, Volume.make(options), (made, close) =>
+      Object.assign(made, { close, [Symbol.asyncDispose]: close })
+    )
+
+export const volumesWith = (shared: Shared): typeof volumes => ({
+  list: (options) => shared.run(Volume.list, options),
+  remove: (name, options) => shared.run(Volume.remove(name), options)
+})
+
 export const startWith =
   (shared: Shared) =>
   (image: string | Image, options: StartOptions & CallOptions = {}): Promise<Box> =>
     shared.run(
-      Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(Scope.make(), (scope) =>
-          restore(
-            Effect.flatMap(named(image, options), (from) => Container.start(from, withContainers(options)))
-          ).pipe(
-            Scope.extend(scope),
-            Effect.map((container) => makeBox(shared, container, scope, options.linger)),
-            Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-          )
-        )
+      inScope(
+        Effect.flatMap(named(image, options), (from) => Container.start(from, withContainers(options))),
+        (container, scope) => makeBox(shared, container, scope, options.linger)
       ),
       options
     )

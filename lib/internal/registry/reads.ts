@@ -1,23 +1,24 @@
 /** The bodies of `Registry`. */
 import { randomBytes } from "node:crypto"
+import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
 import * as HttpClient from "@effect/platform/HttpClient"
 import type { HttpClientResponse } from "@effect/platform/HttpClientResponse"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Option from "effect/Option"
-import { hasProperty } from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import type { Scope } from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, ImageError, InvalidOption } from "../../BerthError.ts"
 import type { Reference } from "../../Reference.ts"
-import type { ConnectOptions, Mirror, Registry, TypeId as RegistryTypeId } from "../../Registry.ts"
+import type { ConnectOptions, Mirror, Registry } from "../../Registry.ts"
 import { append, io, storageError } from "../disk/files.ts"
 import { tooLarge } from "../disk/tooLarge.ts"
 import * as Oci from "../oci/documents.ts"
 import * as references from "../oci/reference.ts"
+import { RegistryTypeId } from "../typeIds.ts"
 import * as digests from "../util/digest.ts"
 import { prints } from "../util/prints.ts"
 import { quote } from "../util/text.ts"
@@ -26,10 +27,6 @@ import * as Client from "./client.ts"
 import * as Mirrors from "./mirrors.ts"
 import { isLoopback } from "./proxy.ts"
 import * as Tls from "./tls.ts"
-
-export const TypeId: RegistryTypeId = Symbol.for("berth/Registry") as RegistryTypeId
-
-export const isRegistry = (u: unknown): u is Registry => hasProperty(u, TypeId)
 
 const namesOf = ({ mirrors }: Registry): ReadonlyArray<string> => mirrors.map(({ name }) => name)
 
@@ -40,7 +37,7 @@ const Proto = {
     line: (self) =>
       [self.host, self.client.origin, ...namesOf(self).map((name) => `mirror ${name}`)].join(", ")
   }),
-  [TypeId]: TypeId
+  [RegistryTypeId]: RegistryTypeId
 }
 
 export const connect = (
@@ -76,6 +73,8 @@ export const connectTo = (
     return Object.assign(Object.create(Proto), { host, client, mirrors, berth })
   })
 
+const fetching = Effect.provide(HttpClient.HttpClient, FetchHttpClient.layer)
+
 const open = (
   berth: Berth,
   host: string,
@@ -91,7 +90,7 @@ const open = (
     const scheme = plain ? "http" : "https"
     const name = /:\d+$/.test(address) ? address : `${address}:${plain ? 80 : 443}`
     const origin = `${scheme}://${address}`
-    const base = Option.isSome(trust) ? Tls.httpClient(trust.value, origin) : berth.httpClient
+    const base = Option.isSome(trust) ? Tls.httpClient(trust.value, origin) : yield* fetching
     // Without spans: URLs of redirects are bearer secrets, and registries do not need trace ids.
     const http = HttpClient.withTracerDisabledWhen(base, () => true)
     const transport = { name, origin, http }

@@ -79,46 +79,53 @@ const maybe = <A, I>(schema: Schema.Schema<A, I>) => Schema.optional(Schema.Null
 /** As in native/addon/seccomp.h. */
 export const SECCOMP_NAME_MAX = 63
 
-const name = Schema.String.pipe(Schema.maxLength(SECCOMP_NAME_MAX), Schema.pattern(/^\w+$/))
-const action = literals(actions)
-const errno = Schema.Int.pipe(Schema.between(0, 4095))
-const value = Schema.Int.pipe(Schema.between(0, Number.MAX_SAFE_INTEGER))
+/** Made for the first profile that a program gives: the default policies need no check. */
+const makeDecoder = () => {
+  const name = Schema.String.pipe(Schema.maxLength(SECCOMP_NAME_MAX), Schema.pattern(/^\w+$/))
+  const action = literals(actions)
+  const errno = Schema.Int.pipe(Schema.between(0, 4095))
+  const value = Schema.Int.pipe(Schema.between(0, Number.MAX_SAFE_INTEGER))
 
-const condition = Schema.Struct({
-  index: Schema.Int.pipe(Schema.between(0, 5)),
-  value,
-  valueTwo: maybe(value),
-  op: literals(comparisons)
-})
+  const condition = Schema.Struct({
+    index: Schema.Int.pipe(Schema.between(0, 5)),
+    value,
+    valueTwo: maybe(value),
+    op: literals(comparisons)
+  })
 
-const scope = Schema.Struct({
-  caps: maybe(list(name, 64)),
-  arches: maybe(list(name, 64)),
-  minKernel: maybe(Schema.String.pipe(Schema.pattern(/^\d{1,4}\.\d{1,4}$/)))
-})
+  const scope = Schema.Struct({
+    caps: maybe(list(name, 64)),
+    arches: maybe(list(name, 64)),
+    minKernel: maybe(Schema.String.pipe(Schema.pattern(/^\d{1,4}\.\d{1,4}$/)))
+  })
 
-const rule = Schema.Struct({
-  names: list(name, 2048),
-  action,
-  errnoRet: maybe(errno),
-  args: maybe(list(condition, 64)),
-  includes: maybe(scope),
-  excludes: maybe(scope),
-  comment: maybe(Schema.String)
-})
+  const rule = Schema.Struct({
+    names: list(name, 2048),
+    action,
+    errnoRet: maybe(errno),
+    args: maybe(list(condition, 64)),
+    includes: maybe(scope),
+    excludes: maybe(scope),
+    comment: maybe(Schema.String)
+  })
 
-const architecture = name
+  const architecture = name
 
-const profile = Schema.Struct({
-  defaultAction: action,
-  defaultErrnoRet: maybe(errno),
-  architectures: maybe(list(architecture, 32)),
-  archMap: maybe(list(Schema.Struct({ architecture, subArchitectures: maybe(list(architecture, 32)) }), 32)),
-  flags: maybe(list(literals(flags), 16)),
-  syscalls: maybe(list(rule, 2048))
-})
+  const profile = Schema.Struct({
+    defaultAction: action,
+    defaultErrnoRet: maybe(errno),
+    architectures: maybe(list(architecture, 32)),
+    archMap: maybe(
+      list(Schema.Struct({ architecture, subArchitectures: maybe(list(architecture, 32)) }), 32)
+    ),
+    flags: maybe(list(literals(flags), 16)),
+    syscalls: maybe(list(rule, 2048))
+  })
 
-const decodeProfile = Schema.decodeUnknownEither(profile, { onExcessProperty: "error" })
+  return Schema.decodeUnknownEither(profile, { onExcessProperty: "error" })
+}
+
+let decodeProfile: ReturnType<typeof makeDecoder> | undefined
 
 /** Makes the error for an invalid profile: of an option, or of a parsed text. */
 type Refuse = (path: string, value: unknown, expected: string, cause: unknown) => never
@@ -133,6 +140,7 @@ export const decode = (
   given: unknown,
   refuse: Refuse = (path, ...rest) => invalid(`seccomp${path}`, ...rest)
 ): SeccompProfile => {
+  decodeProfile ??= makeDecoder()
   const decoded = decodeProfile(given)
   if (Either.isRight(decoded)) return decoded.right
   const [issue] = ParseResult.ArrayFormatter.formatErrorSync(decoded.left)

@@ -12,8 +12,7 @@ import { ImageError } from "../../BerthError.ts"
 import type * as Plan from "../../Plan.ts"
 import * as fileLock from "../disk/fileLock.ts"
 import type { Guard } from "../supervisor/connection.ts"
-import { AT_FDCWD, native, O_DIRECTORY } from "../system/addon.ts"
-import { describeErrno, EAGAIN, errnoName } from "../util/errno.ts"
+import { EAGAIN } from "../util/errno.ts"
 import { isFolder } from "../util/readFile.ts"
 
 /** The leases of one Berth: digests of blobs, and layers by their absolute folders. */
@@ -45,26 +44,11 @@ const layersOf = (holds: Holds): string => `${holds.layers}/`
 const lineOf = (holds: Holds, item: string): string =>
   `${item.startsWith("/") ? item.slice(layersOf(holds).length) : item}\n`
 
-const storage = (subject: string, detail: string): ImageError =>
-  new ImageError({ reason: "Storage", subject, detail })
-
 const thrown = (subject: string, cause: unknown): ImageError =>
   new ImageError({ reason: "Storage", subject, detail: String(cause), cause })
 
 /** The lock is on the folder of the supervisors' states, which every Berth has. */
-const underLock =
-  (holds: Holds, kind: fileLock.Kind) =>
-  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | ImageError, R> => {
-    const path = `${holds.folder}/run`
-    return Effect.acquireUseRelease(
-      Effect.suspend(() => {
-        const fd = native().openIn(AT_FDCWD, path, O_DIRECTORY, 0, 0)
-        return fd < 0 ? storage(path, `open: ${errnoName(-fd)} (${describeErrno(-fd)})`) : Effect.succeed(fd)
-      }),
-      (fd) => Effect.zipRight(fileLock.lock(fd, path, kind), effect),
-      (fd) => Effect.sync(() => native().close(fd))
-    )
-  }
+const underLock = (holds: Holds, kind: fileLock.Kind) => fileLock.withFolderLock(`${holds.folder}/run`, kind)
 
 /** Runs a collection: meanwhile, no operation can add a lease. */
 export const exclusive = <A, E, R>(
@@ -217,7 +201,7 @@ export const guard = (holds: Holds): Guard => ({
 })
 
 /** Whether the supervisor of a state folder is alive. */
-const isAlive = (state: string): boolean => {
+export const isAlive = (state: string): boolean => {
   try {
     const fd = fs.openSync(`${state}/lock`, "r")
     try {

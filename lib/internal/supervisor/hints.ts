@@ -13,6 +13,12 @@ export const hint = (operation: Plan.Operation, errno: number): string => {
   if ((operation.op === "mount" || operation.op === "bind") && operation.pinned === 1 && errno === ELOOP)
     return `${operation.target} is a symbolic link in this root, and another container could redirect its protection through it: replace it with a folder`
   if (operation.op === "bind" && errno === ENOENT) return "The source of a bind mount must exist on the host"
+  if ((operation.op === "tree" || operation.op === "filesystem") && errno === ELOOP)
+    return "A symbolic link is in the path to a volume, and Berth follows none there: remove the volume, or what replaced its folder"
+  if (operation.op === "tree" && operation.mapped === 1 && errno === EINVAL)
+    return "The file system of this volume has no idmapped mounts in this kernel (in memory since Linux 6.3): use the volume in containers without userns"
+  if (operation.op === "filesystem" && operation.image !== "" && (errno === ENODEV || errno === EPERM))
+    return "This machine does not allow file systems in files, which limit a size on disk: load the modules loop and ext4, allow loop devices, or leave out the size"
   const noFolder = isOverlay(operation) ? operation.lower.find((folder) => !isFolder(folder)) : undefined
   if (noFolder !== undefined)
     return `${noFolder} is not a folder: get the image again (Image.pull, load or fromStore) to unpack the layer again`

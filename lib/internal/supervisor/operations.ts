@@ -62,5 +62,11 @@ export const operations = {
   netlink: { socket: "f", messages: "b", pidAt: "i" },
   "name-sockets": { responder: "f", message: "s" },
   exit: {},
-  netfilter: { messages: "b" }
+  netfilter: { messages: "b" },
+  filesystem: { type: "s", image: "s", options: "l", attributes: "i" },
+  tree: { path: "s", mapped: "i", attributes: "i" },
+  attach: { path: "s" },
+  "copy-attributes": { from: "s", path: "s" },
+  "hand-over": {},
+  place: { target: "s" }
 } as const

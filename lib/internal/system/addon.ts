@@ -153,8 +153,8 @@ export const EPOLLERR = 0x008
 export const EPOLLHUP = 0x010
 
 /**
- * The folder of the package: a module of the source is one folder deeper in it than a module of `dist/bundle`. A CommonJS
- * bundle has no `import.meta.url`.
+ * The folder of the package: a module of the source is one folder deeper in it than a module of `dist/bundle` or
+ * `dist/chunks`. A CommonJS bundle has no `import.meta.url`.
  */
 const packageFolder = (): string => {
   const here = import.meta.url ?? "file:///"

@@ -186,6 +186,7 @@ export const mounts = (list: ReadonlyArray<Mount>): ReadonlyArray<Mount> =>
       const size = mount.size === undefined ? {} : { size: bytes(`${at}.size`, mount.size) }
       return { ...mount, ...size, target }
     }
+    if (mount.type === "volume") return { ...mount, target }
     if (!mount.source.startsWith("/") || hasNul(mount.source))
       invalid(`${at}.source`, mount.source, "an absolute path on the host")
     return { ...mount, target }

@@ -1,0 +1,77 @@
+import assert from "node:assert/strict"
+import { execFileSync } from "node:child_process"
+import * as fs from "node:fs"
+import { after, before, describe, test } from "node:test"
+import { makeTemporaryFolder, whyNoContainers } from "../support/effect.ts"
+import { ended, program, root } from "../support/program.ts"
+
+interface Metafile {
+  readonly inputs: Readonly<
+    Record<string, { readonly imports: ReadonlyArray<{ readonly kind: string; readonly path: string }> }>
+  >
+}
+
+/** What only some programs need: it loads when it is first needed. */
+const rooms = /^lib\/internal\/(registry|gc)\/|^lib\/internal\/berth\/doctor\.ts$/
+const images = /^lib\/internal\/(image\/(?!image\.ts)|layer\/(?!sweep\.ts)|oci\/documents\.ts)/
+const packages =
+  /^(undici|https-proxy-agent|proxy-from-env|dbus-native|cli-progress|smol-toml|@effect\/platform\/(Fetch)?HttpClient.*|node:(http|https|http2|tls|dns))$/
+/** All of a package, where a program needs some modules of it. */
+const barrels = /^(effect|@effect\/platform|@effect\/platform-node)$/
+
+describe("what an import loads", () => {
+  let folder = ""
+  const loaded = new Map<string, ReadonlyArray<string>>()
+
+  /** The modules that the import of one loads; packages are not looked into. */
+  const closure = ({ inputs }: Metafile, entry: string): ReadonlyArray<string> => {
+    const all = new Set([entry])
+    for (const module of all)
+      for (const { kind, path } of inputs[module]?.imports ?? [])
+        if (kind === "import-statement") all.add(path)
+    return [...all]
+  }
+
+  before(() => {
+    folder = makeTemporaryFolder()
+    const entries = ["lib/promise.ts", "lib/Container.ts", "lib/Image.ts", "lib/index.ts"]
+    const flags = ["--bundle", "--splitting", "--format=esm", "--platform=node", "--packages=external"]
+    const output = [`--outdir=${folder}/out`, `--metafile=${folder}/meta.json`, "--log-level=error"]
+    execFileSync(`${root}node_modules/.bin/esbuild`, [...entries, ...flags, ...output], { cwd: root })
+    const metafile = JSON.parse(fs.readFileSync(`${folder}/meta.json`, "utf8")) as Metafile
+    for (const entry of entries) loaded.set(entry, closure(metafile, entry))
+  })
+
+  after(() => fs.rmSync(folder, { recursive: true, force: true }))
+
+  const found = (entry: string, pattern: RegExp): ReadonlyArray<string> => {
+    const all = loaded.get(entry)!
+    assert.ok(all.includes("lib/internal/container/launch.ts") || entry === "lib/Image.ts", entry)
+    return all.filter((module) => pattern.test(module))
+  }
+
+  for (const entry of ["lib/promise.ts", "lib/Container.ts", "lib/Image.ts", "lib/index.ts"]) {
+    test(`${entry} loads no registry, doctor, HTTP, TLS, proxy or D-Bus, and no package as a whole`, () => {
+      for (const pattern of [rooms, packages, barrels]) assert.deepEqual(found(entry, pattern), [])
+    })
+  }
+
+  for (const entry of ["lib/promise.ts", "lib/Container.ts", "lib/Image.ts"]) {
+    test(`${entry} loads neither the decoders of documents nor what moves, unpacks or makes images`, () =>
+      assert.deepEqual(found(entry, images), []))
+  }
+
+  test("a program that runs a container loads no HTTP and no TLS", {
+    skip: "Deno" in globalThis || "Bun" in globalThis ? "only Node lists its own modules" : whyNoContainers
+  }, async () => {
+    const { code, stdout } = await ended(program("loaded.ts", []))
+    assert.equal(code, 0)
+    const modules = stdout.trim().split("\n")
+    assert.ok(modules.includes("NativeModule fs"), stdout)
+    const heavy = /^NativeModule (_http_.*|http|https|http2|_tls_.*|tls|internal\/deps\/undici\/undici)$/
+    assert.deepEqual(
+      modules.filter((module) => heavy.test(module)),
+      []
+    )
+  })
+})
