@@ -9,7 +9,7 @@ import { hasProperty } from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import { adviceOf, describeErrno, errnoName } from "./internal/util/errno.ts"
 import * as internal from "./internal/util/errorProto.ts"
-import { lastLines } from "./internal/util/text.ts"
+import { lastLines, printLog } from "./internal/util/text.ts"
 
 /**
  * Marks the errors of Berth.
@@ -299,10 +299,12 @@ export class ContainerError extends tagged<ContainerError>()("ContainerError", {
   detail: Schema.String,
   /** What it had written by then, for `OutputTooLong`: as much of each output as its limit allows, as UTF-8. */
   stdout: Schema.optional(Schema.String),
-  stderr: Schema.optional(Schema.String)
+  stderr: Schema.optional(Schema.String),
+  /** The last lines of its output, for a connection to a container that has ended. */
+  log: Schema.optional(Schema.Array(Schema.String))
 }) {
   override get message(): string {
-    return `container ${this.container}: ${this.detail}`
+    return `container ${this.container}: ${this.detail}${printLog(this.log)}`
   }
 }
 
@@ -409,8 +411,7 @@ export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
       this.reason === "Unhealthy"
         ? `${this.condition} reported that the container is unhealthy`
         : `no ${this.condition} within ${Math.round(this.millis)} ms`
-    const log = this.log.length === 0 ? "" : `. Last lines of its log:\n${this.log.join("\n")}`
-    return `container ${this.container}: ${why}; it ${this.state}${log}`
+    return `container ${this.container}: ${why}; it ${this.state}${printLog(this.log)}`
   }
 }
 
@@ -441,8 +442,7 @@ export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
       Prepare: "its preparation failed: ",
       Stop: "its server did not stop cleanly: it "
     }[this.reason]
-    const log = this.log.length === 0 ? "" : `. Last lines of its log:\n${this.log.join("\n")}`
-    return `fixture ${this.fixture}: ${what}${this.detail}${log}`
+    return `fixture ${this.fixture}: ${what}${this.detail}${printLog(this.log)}`
   }
 }
 
@@ -472,10 +472,12 @@ export class NetworkError extends tagged<NetworkError>()("NetworkError", {
   /** The error number that the kernel gave. */
   errno: Schema.Int,
   /** What is wrong, and what to do about it. */
-  detail: Schema.String
+  detail: Schema.String,
+  /** The last lines of the container's output, for a connection to a container. */
+  log: Schema.optional(Schema.Array(Schema.String))
 }) {
   override get message(): string {
-    return `${this.subject}: ${this.address}: ${this.detail} (${errnoName(this.errno)})`
+    return `${this.subject}: ${this.address}: ${this.detail} (${errnoName(this.errno)})${printLog(this.log)}`
   }
 }
 

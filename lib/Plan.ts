@@ -167,7 +167,8 @@ const printField = (field: string, type: string, value: unknown): string => {
   if (field === "namespaces") return names(namespaceNames, Number(value))
   if (field === "attributes") return names(attributeNames, Number(value))
   if (field === "mode" || field === "mask") return `0${Number(value).toString(8)}`
-  if (/^(recursive|pinned|required|create|proc)$/.test(field)) return Number(value) === 0 ? "no" : "yes"
+  if (/^(recursive|pinned|required|create|proc|mapped)$/.test(field))
+    return Number(value) === 0 ? "no" : "yes"
   if (/^(capabilities|effective|permitted|inheritable|ambient)$/.test(field))
     return `0x${BigInt(value as bigint).toString(16)}`
   switch (type) {

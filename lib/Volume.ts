@@ -54,7 +54,7 @@ export interface Options {
   /**
    * Its capacity, as in `Limits.memory`: a write beyond it fails with ENOSPC. On disk at least 4 MiB, of which the file system's
    * own data takes some percent; it is a sparse file with an ext4 (loop(4)), which takes room on the host's disk as files are
-   * written, and needs root and `mkfs.ext4`. Default: no limit on disk, half of the machine's memory in memory (tmpfs(5)).
+   * written (where that is full, a write fails with EIO), and needs root and `mkfs.ext4`. Default: no limit on disk, half of the machine's memory in memory (tmpfs(5)).
    */
   readonly size?: number | string | undefined
   /** Default: `"disk"`. In memory only without a name; its contents count as memory of the containers that write them. */

@@ -14,7 +14,7 @@ import { lazyClient } from "./internal/promise/postgresClient.ts"
 import { shared } from "./internal/promise/runtime.ts"
 import type { Box, CallOptions } from "./promise.ts"
 
-export type { Postgres, Redis } from "./fixtures.ts"
+export type { MariaDb, Nginx, Postgres, RabbitMq, Redis } from "./fixtures.ts"
 
 /**
  * A running server: what clients need, and its container. It is gone when it is disposed of.
@@ -94,6 +94,30 @@ export interface RedisOptions extends Options<presets.RedisOptions> {
   readonly migrate?: ((server: Server<presets.Redis>) => unknown) | undefined
 }
 
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface MariaDbOptions extends Options<presets.MariaDbOptions> {
+  /** Fills the new server. See `PresetOptions.migrate`. */
+  readonly migrate?: ((server: Server<presets.MariaDb>) => unknown) | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface RabbitMqOptions extends Options<presets.RabbitMqOptions> {
+  /** Fills the new server. See `PresetOptions.migrate`. */
+  readonly migrate?: ((server: Server<presets.RabbitMq>) => unknown) | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface NginxOptions extends Options<presets.NginxOptions> {}
+
 const imageOf = (image: string | Image | undefined) =>
   image === undefined ? {} : { image: Effect.suspend(() => named(image, {})) }
 
@@ -128,18 +152,55 @@ export const postgres = ({ image, migrate, ...options }: PostgresOptions): Fixtu
     })
   )
 
+interface Filled<A> extends Options<presets.PresetOptions<A>> {
+  readonly migrate?: ((server: Server<A>) => unknown) | undefined
+}
+
+/** A fixture of a preset, filled by a function with promises. */
+const filled = <A extends object, O extends Filled<A>>(
+  preset: (options: presets.PresetOptions<A>) => BerthFixture.Fixture<A>,
+  { image, migrate, ...options }: O
+): Fixture<A> =>
+  makeFixture(shared, (server) =>
+    preset({
+      ...options,
+      ...imageOf(image),
+      key: options.key ?? String(migrate ?? ""),
+      migrate:
+        migrate === undefined ? undefined : server(async (running: Server<A>) => await migrate(running))
+    })
+  )
+
 /**
  * Redis: see `redis` of `berth/fixtures`.
  *
  * @since 0.2.0
  * @category presets
  */
-export const redis = ({ image, migrate, ...options }: RedisOptions): Fixture<presets.Redis> =>
-  makeFixture(shared, (server) =>
-    presets.redis({
-      ...options,
-      ...imageOf(image),
-      key: options.key ?? String(migrate ?? ""),
-      migrate: migrate === undefined ? undefined : server(async (running) => await migrate(running))
-    })
-  )
+export const redis = (options: RedisOptions): Fixture<presets.Redis> => filled(presets.redis, options)
+
+/**
+ * MariaDB: see `mariadb` of `berth/fixtures`.
+ *
+ * @since 0.2.0
+ * @category presets
+ */
+export const mariadb = (options: MariaDbOptions): Fixture<presets.MariaDb> => filled(presets.mariadb, options)
+
+/**
+ * RabbitMQ: see `rabbitmq` of `berth/fixtures`.
+ *
+ * @since 0.2.0
+ * @category presets
+ */
+export const rabbitmq = (options: RabbitMqOptions): Fixture<presets.RabbitMq> =>
+  filled(presets.rabbitmq, options)
+
+/**
+ * nginx: see `nginx` of `berth/fixtures`.
+ *
+ * @since 0.2.0
+ * @category presets
+ */
+export const nginx = ({ image, ...options }: NginxOptions): Fixture<presets.Nginx> =>
+  makeFixture(shared, () => presets.nginx({ ...options, ...imageOf(image) }))

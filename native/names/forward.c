@@ -22,6 +22,7 @@
 struct upstreams {
     uint32_t network;
     size_t count; // at least one
+    size_t first; // is asked first: the others have not answered in time
     struct sockaddr_storage address[UPSTREAMS_MAX];
     struct upstreams *next;
 };
@@ -34,6 +35,7 @@ struct passed {
     int fd;
     uint16_t id;
     unsigned tried; // so often; the servers take turns
+    size_t asked;   // the place of the last one
     uint64_t until;  // the next try
     struct asker asker;
     struct question question;
@@ -145,11 +147,13 @@ static void fail(struct passed *passed) {
 
 static void ask_next(struct passed *passed) {
     const struct upstreams *upstreams = *find(passed->network);
-    while (upstreams && passed->tried < TRIES)
-        if (ask(passed, &upstreams->address[passed->tried++ % upstreams->count])) {
+    while (upstreams && passed->tried < TRIES) {
+        passed->asked = (upstreams->first + passed->tried++) % upstreams->count;
+        if (ask(passed, &upstreams->address[passed->asked])) {
             passed->until = now + TRY_MS;
             return look_by(passed->until);
         }
+    }
     fail(passed);
 }
 
@@ -230,11 +234,18 @@ void forward_serve(struct passed *passed, uint32_t events) {
     if (!send_question(passed) || !watch(passed->fd, &passed->kind, EPOLLIN | EPOLLRDHUP)) ask_next(passed);
 }
 
+// The next question goes to another server at once: an asker that waits no longer than this would never get to it.
+static void give_up(struct passed *passed) {
+    struct upstreams *upstreams = *find(passed->network);
+    if (upstreams && upstreams->first == passed->asked) upstreams->first = (upstreams->first + 1) % upstreams->count;
+    ask_next(passed);
+}
+
 void forward_look(void) {
     for (size_t k = 0; k < PASSED_MAX; k++) {
         struct passed *passed = &passed_on[k];
         if (!passed->used) continue;
-        if (passed->until <= now) ask_next(passed);
+        if (passed->until <= now) give_up(passed);
         else look_by(passed->until);
     }
 }

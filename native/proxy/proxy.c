@@ -81,28 +81,30 @@ static void look(struct listener *listener) {
     watch(listener);
 }
 
-// Takes the socket, which is closed where there is no memory.
-static void add(uint32_t id, int fd, const struct targets *targets) {
-    struct listener *listener = calloc(1, sizeof *listener);
+// Takes the socket, and listens on it as it is told; NULL where there is no memory, and the socket is closed.
+static struct listener *make_listener(int fd, struct listener wanted) {
+    struct listener *listener = malloc(sizeof *listener);
     if (!listener) {
         close(fd);
-        return;
+        return NULL;
     }
-    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .id = id, .targets = *targets, .shape = NO_SHAPE, .next = listeners};
-    listeners = listener;
-    look(listener);
+    *listener = wanted;
+    listener->kind = WATCHED_LISTENER;
+    listener->fd = fd;
+    listener->shape = (struct shape)NO_SHAPE;
+    listener->next = listeners;
+    return listeners = listener;
+}
+
+static void add(uint32_t id, int fd, const struct targets *targets) {
+    struct listener *listener = make_listener(fd, (struct listener){.id = id, .targets = *targets});
+    if (listener) look(listener);
 }
 
 static void add_outbound(int fd) {
-    struct listener *listener = calloc(1, sizeof *listener);
-    if (!listener) {
-        close(fd);
-        return;
-    }
     fcntl(fd, F_SETFL, O_NONBLOCK);
-    *listener = (struct listener){.kind = WATCHED_LISTENER, .fd = fd, .listening = true, .outbound = true, .shape = NO_SHAPE, .next = listeners};
-    listeners = listener;
-    watch(listener);
+    struct listener *listener = make_listener(fd, (struct listener){.listening = true, .outbound = true});
+    if (listener) watch(listener);
 }
 
 static void reshape(uint32_t id, const char *text) {

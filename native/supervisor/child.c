@@ -201,13 +201,17 @@ static int send_netlink(const struct child *child, const struct operation *opera
 // Through a procfs of its own that is attached nowhere, never through the container's /proc, where anything may be mounted
 // (CVE-2019-19921, CVE-2025-52881).
 static int write_sysctl(const struct operation *operation, struct failure *failure) {
+    // Kept for the operations that follow, as the end of a mount costs more than all else here: exec closes it.
+    static int proc = -1;
     const union field *key = &operation->sysctl.key, *value = &operation->sysctl.value;
     struct statfs kind;
     char path[256] = "sys/";
-    cleanup_close int fs = sys_fsopen("proc", FSOPEN_CLOEXEC);
-    if (fs < 0) return fail(failure, "fsopen");
-    if (sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0) return fail(failure, "fsconfig");
-    cleanup_close int proc = sys_fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+    if (proc < 0) {
+        cleanup_close int fs = sys_fsopen("proc", FSOPEN_CLOEXEC);
+        if (fs < 0) return fail(failure, "fsopen");
+        if (sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0) return fail(failure, "fsconfig");
+        proc = sys_fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+    }
     if (proc < 0) return fail(failure, "fsmount");
     if (fstatfs(proc, &kind) < 0 || kind.f_type != PROC_SUPER_MAGIC) return fail_with(failure, "fstatfs", ENODEV);
     if (key->s.length >= sizeof path - 4) return fail_with(failure, "openat2", ENAMETOOLONG);

@@ -449,7 +449,11 @@ static void disown(struct unit *unit) {
 static int unmount(struct unit *unit, const char *path) {
     if (sys_umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0 || errno == EINVAL || errno == ENOENT) return 0;
     fail(&unit->leftover, "umount2");
-    while (unit->owned->next) disown(unit);
+    struct owned **rest = &unit->owned->next;
+    for (struct owned *next; *rest; *rest = next) {
+        next = (*rest)->next;
+        free(*rest);
+    }
     return -1;
 }
 

@@ -7,29 +7,12 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { Container, Network, WaitFor } from "../../lib/index.ts"
-import { echoImage } from "../support/attack.ts"
-import { failure, suite, whyNotRoot } from "../support/effect.ts"
+import { Container, Network } from "../../lib/index.ts"
+import { echoing, idle, modes } from "../support/boxes.ts"
+import { failure, suite } from "../support/effect.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = { skip: whyNoBusybox }
-
-const modes: ReadonlyArray<readonly [name: string, options: Container.StartOptions]> = [
-  ["a container", {}],
-  ...(whyNotRoot ? [] : [['a container with userns: "auto"', { userns: "auto" }] as const])
-]
-
-/** A container in which `echo` listens on port 7 of all addresses. */
-const echoing = (options: Container.StartOptions) =>
-  Effect.gen(function* () {
-    const command = ["/bin/echo", "any4:7", "any6:7"]
-    const box = yield* Container.start(yield* echoImage, { ...options, command })
-    yield* WaitFor.log(box, "listening")
-    return box
-  })
-
-const idle = (options: Container.StartOptions) =>
-  Effect.flatMap(echoImage, (image) => Container.start(image, { ...options, command: ["sleep", "1000"] }))
 
 const ask = (box: Container.Container, address: string, text: string) =>
   Container.exec(box, ["sh", "-c", `echo ${text} | timeout 15 nc -w 15 ${address} 7`])

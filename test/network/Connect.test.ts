@@ -123,11 +123,50 @@ suite("a connection into a container", (effect) => {
       )
   })
 
+  effect(
+    "the errors of a refused connection and of an ended container have the last lines of its log",
+    function* () {
+      const script = "seq 20; echo starting >&2; read go; echo cannot start >&2; exit 3"
+      const command = ["sh", "-c", script]
+      const box = yield* Container.start(yield* echoImage, { command, stdin: "pipe" })
+      yield* WaitFor.log(box, "starting")
+      const refused = [
+        yield* failure("NetworkError", Effect.scoped(Container.connect(box, 8))),
+        yield* failure("NetworkError", Effect.scoped(Container.fetch(box, "http://localhost:8/")))
+      ]
+      for (const error of refused) {
+        assert.equal(error.reason, "Refused")
+        assert.equal(error.log?.length, 10)
+        assert.match(
+          error.message,
+          /127\.0\.0\.1:8: nothing listens there .*Last lines of its log:\n12\n(.*\n)*starting$/
+        )
+      }
+      yield* Stream.run(Stream.make(bytes("go\n")), box.stdin)
+      yield* box.exit
+      yield* WaitFor.log(box, "cannot start")
+      const ended = [
+        yield* failure("ContainerError", Effect.scoped(Container.connect(box, 8))),
+        yield* failure("ContainerError", Effect.scoped(Container.publish(box, 8)))
+      ]
+      for (const error of ended) {
+        assert.equal(error.reason, "NotRunning")
+        assert.match(
+          error.message,
+          /it has ended with exit code 3, and nothing can .*:\n(.*\n)*cannot start$/
+        )
+      }
+    },
+    { skip: whyNoBusybox }
+  )
+
   effect("a container that has ended cannot be connected to", function* () {
-    const box = yield* Container.start(yield* Image.host, { command: ["true"] })
+    const box = yield* Container.start(yield* Image.host, { command: ["sleep", "100"] })
+    yield* Container.signal(box, "SIGKILL")
     yield* box.exit
     const error = yield* failure("ContainerError", Effect.scoped(Container.connect(box, 7)))
     assert.equal(error.reason, "NotRunning")
+    assert.match(error.message, /it has been ended by SIGKILL, and nothing can connect to it$/)
   })
 
   effect(

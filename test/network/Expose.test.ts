@@ -1,4 +1,5 @@
 import assert from "node:assert/strict"
+import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
@@ -7,6 +8,8 @@ import * as Scope from "effect/Scope"
 import { Container, Network } from "../../lib/index.ts"
 import { echoImage } from "../support/attack.ts"
 import { failure, suite, whyNotRoot } from "../support/effect.ts"
+import { killedAfter } from "../support/killedAfter.ts"
+import { firstLine } from "../support/program.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
 const modes: ReadonlyArray<readonly [name: string, options: Container.StartOptions]> = [
@@ -18,14 +21,14 @@ const skip = { skip: whyNoBusybox }
 
 const hasIPv6 = fs.existsSync("/proc/sys/net/ipv6") && fs.readFileSync("/proc/net/if_inet6", "utf8") !== ""
 
-const listening = (server: net.Server, port: number, host: string): Promise<number> =>
+const listening = (server: net.Server, ...where: ReadonlyArray<unknown>): Promise<void> =>
   new Promise((resolve, reject) => {
     server.once("error", reject)
-    server.listen(port, host, () => resolve((server.address() as net.AddressInfo).port))
+    server.listen(...(where as [string]), () => resolve())
   })
 
-/** A server of this program on its loopback, which answers with a text and what it has read. */
-const serve = (text: string, host = "127.0.0.1", port = 0) =>
+/** A server of this program, which answers with a text and what it has read. */
+const serveAt = (text: string, ...where: ReadonlyArray<unknown>) =>
   Effect.acquireRelease(
     Effect.promise(async () => {
       const server = net.createServer({ allowHalfOpen: true }, (socket) => {
@@ -33,10 +36,15 @@ const serve = (text: string, host = "127.0.0.1", port = 0) =>
         socket.write(text)
         socket.pipe(socket)
       })
-      return { server, port: await listening(server, port, host) }
+      await listening(server, ...where)
+      return server
     }),
-    ({ server }) => Effect.promise(() => new Promise((resolve) => server.close(resolve)))
+    (server) => Effect.promise(() => new Promise((resolve) => server.close(resolve)))
   )
+
+/** The same on this machine's loopback. */
+const serve = (text: string, host = "127.0.0.1", port = 0) =>
+  Effect.map(serveAt(text, port, host), (server) => ({ port: (server.address() as net.AddressInfo).port }))
 
 /** A port of this machine on which nothing listens. */
 const freePort = Effect.scoped(Effect.map(serve(""), ({ port }) => port))
@@ -67,7 +75,7 @@ const askUntil = (box: Container.Container, host: string, port: number, expected
     }
   })
 
-suite("an exposed port", (effect) => {
+suite("an exposed port", (effect, folder) => {
   for (const [name, options] of modes)
     effect(
       `${name} reach it by name and address, on a port of its own, and nothing else of the host's loopback`,
@@ -117,6 +125,28 @@ suite("an exposed port", (effect) => {
   )
 
   effect(
+    "leads to a Unix socket of the host, which may listen later",
+    function* () {
+      const network = yield* Network.make()
+      const box = yield* idle({ network })
+      const path = `${folder()}/exposed`
+      yield* Network.expose(network, { host: { path }, name: "file", port: 80 })
+      assert.equal(yield* ask(box, "file", 80), "")
+      const abstract = `berth-exposed-${process.pid}`
+      yield* Network.expose(network, { host: { path: `@${abstract}` }, name: "abstract", port: 80 })
+      yield* serveAt("file ", path)
+      yield* askUntil(box, "file", 80, "file hello\n")
+      const echo = `${folder()}/echo/bin/echo`
+      const server = yield* killedAfter(() =>
+        spawn(echo, [`abstract:${abstract}`], { stdio: ["ignore", "pipe", "inherit"] })
+      )
+      yield* Effect.promise(() => firstLine(server))
+      yield* askUntil(box, "abstract", 80, "hello\nbye")
+    },
+    skip
+  )
+
+  effect(
     "several have the same port, by their names",
     function* () {
       const network = yield* Network.make()
@@ -152,6 +182,8 @@ suite("an exposed port", (effect) => {
       assert.match((yield* expose({ host: 70_000 })).message, /host: 70000/)
       assert.match((yield* expose({ host: "3000" as never })).message, /host: 3000/)
       assert.match((yield* expose({ port: 0 })).message, /port: 0/)
+      assert.match((yield* expose({ host: { path: "x" }, port: 1 })).message, /path: "x"/)
+      assert.match((yield* expose({ host: { path: "/run/x" } })).message, /port: .*a port, from 1/)
       yield* Network.expose(network, { host: 3000, name: "x" })
     },
     skip

@@ -1,36 +1,12 @@
 import assert from "node:assert/strict"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { type BerthError, Container, Network, WaitFor } from "../../lib/index.ts"
-import { echoImage } from "../support/attack.ts"
-import { failure, suite, whyNotRoot } from "../support/effect.ts"
+import { type BerthError, Container, Network } from "../../lib/index.ts"
+import { echoing, flood, modes } from "../support/boxes.ts"
+import { failure, suite } from "../support/effect.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = { skip: whyNoBusybox }
-
-const modes: ReadonlyArray<readonly [name: string, options: Container.StartOptions]> = [
-  ["a container", {}],
-  ...(whyNotRoot ? [] : [['a container with userns: "auto"', { userns: "auto" }] as const])
-]
-
-/** A container in which `echo` listens on port 7 of all addresses. */
-const echoing = (options: Container.StartOptions) =>
-  Effect.gen(function* () {
-    const command = ["/bin/echo", "any4:7", "any6:7"]
-    const box = yield* Container.start(yield* echoImage, { ...options, command })
-    yield* WaitFor.log(box, "listening")
-    return box
-  })
-
-/** The milliseconds until so many bytes of one container have come to another. */
-const send = (from: Container.Container, to: Container.Container, bytes: number) =>
-  Effect.gen(function* () {
-    const begun = performance.now()
-    const flood = `echo flood | timeout 60 nc ${from.state.addresses[0]} 7 | head -c ${bytes} | wc -c`
-    const { exitCode, stderr, stdout } = yield* Container.exec(to, ["sh", "-c", flood])
-    assert.equal(stdout, `${bytes}\n`, `exit code ${exitCode}: ${stdout} ${stderr}`)
-    return performance.now() - begun
-  })
 
 type Change = Effect.Effect<void, BerthError.BerthError, Scope.Scope>
 
@@ -50,13 +26,13 @@ suite("a slow link", (effect) => {
             Effect.gen(function* () {
               // 20,000 bytes a second, of which 3,028 come at once.
               yield* Network.rate(network, box, { [way]: "160kbit" })
-              const taken = yield* send(...slow, 40_000)
+              const taken = yield* flood(...slow, 40_000)
               assert.ok(taken > 1500, `${way}: ${taken} ms`)
               // At the rate of the other way, this would take 25 seconds.
-              yield* Effect.timeout(send(slow[1], slow[0], 500_000), "15 seconds")
+              yield* Effect.timeout(flood(slow[1], slow[0], 500_000), "15 seconds")
             })
           )
-          yield* Effect.timeout(send(...slow, 500_000), "15 seconds")
+          yield* Effect.timeout(flood(...slow, 500_000), "15 seconds")
         }
       },
       skip
@@ -106,46 +82,6 @@ suite("a slow link", (effect) => {
         Effect.scoped(Network.rate(network, other, { up: "1mbit" }))
       )
       assert.equal(error.reason, "NotRunning")
-    },
-    skip
-  )
-})
-
-suite("a bad link", (effect) => {
-  effect(
-    "delays and loses packets both ways, beside a rate, until the scope closes; and is Unsupported where the kernel has none",
-    function* () {
-      const network = yield* Network.make()
-      const [box, other] = [yield* echoing({ network }), yield* echoing({ network })]
-      yield* Network.rate(network, box, { up: "100mbit", down: "100mbit" })
-      const lossy = yield* Effect.either(Effect.scoped(Network.impair(network, box, { loss: 1 })))
-      if (lossy._tag === "Left") {
-        assert.equal(lossy.left._tag, "Unsupported")
-        assert.match(lossy.left.message, /sch_netem/)
-        // The rate is still there, and nothing else.
-        yield* Effect.timeout(send(other, box, 10_000), "15 seconds")
-        return
-      }
-      for (const [direction, millis] of [
-        ["up", 300],
-        ["down", 300],
-        ["both", 600]
-      ] as const)
-        yield* Effect.scoped(
-          Effect.gen(function* () {
-            yield* Network.impair(network, box, { delay: "300 millis", direction })
-            // A connection takes a round trip, and an answer another one.
-            assert.ok((yield* send(other, box, 10)) >= 2 * millis)
-          })
-        )
-      yield* Effect.scoped(
-        Effect.gen(function* () {
-          yield* Network.impair(network, box, { loss: 1, direction: "down" })
-          const ask = `echo hello | timeout 1 nc ${other.state.addresses[0]} 7`
-          assert.equal((yield* Container.exec(box, ["sh", "-c", ask])).stdout, "")
-        })
-      )
-      yield* Effect.timeout(send(other, box, 10_000), "15 seconds")
     },
     skip
   )

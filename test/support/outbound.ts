@@ -160,7 +160,8 @@ const listed = Effect.gen(function* () {
 
 /** The program does nothing at all while a container asks and connects. */
 const blocked = Effect.gen(function* () {
-  const network = yield* Network.make({ outbound: { allow: ["mirror.test"] }, dns })
+  // The first server does not answer.
+  const network = yield* Network.make({ outbound: { allow: ["mirror.test"] }, dns: ["10.99.0.99", ...dns] })
   const shared = `${folder}/shared`
   fs.mkdirSync(shared)
   fs.chmodSync(shared, 0o777)

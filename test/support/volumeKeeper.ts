@@ -1,7 +1,7 @@
-/** A program that makes volumes of each kind in a Berth at a folder, writes to them, and waits to be killed: `volumeKeeper.ts FOLDER`. */
+/** A program that makes volumes of each kind in a Berth at a folder, writes to them, prints the pid of its supervisor, and waits to be killed: `volumeKeeper.ts FOLDER`. */
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
-import { Container, Image, Mount, Volume } from "../../lib/index.ts"
+import { Berth, Container, Image, Mount, Volume } from "../../lib/index.ts"
 import { berthIn } from "./effect.ts"
 
 const [folder] = process.argv.slice(2) as [string]
@@ -17,6 +17,6 @@ await Effect.gen(function* () {
     mounts: volumes.map((volume, k) => Mount.volume(volume, `/volume${k}`))
   })
   yield* Stream.runHead(box.stdout)
-  console.log("ready")
+  console.log((yield* Berth.Berth).supervisor.pid)
   return yield* Effect.never
 }).pipe(Effect.scoped, Effect.provide(berthIn(folder)), Effect.runPromise)

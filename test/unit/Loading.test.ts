@@ -1,9 +1,9 @@
 import assert from "node:assert/strict"
-import { execFileSync } from "node:child_process"
+import { execFileSync, spawn } from "node:child_process"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
 import { makeTemporaryFolder, whyNoContainers } from "../support/effect.ts"
-import { ended, program, root } from "../support/program.ts"
+import { commandOf, ended, program, root } from "../support/program.ts"
 
 interface Metafile {
   readonly inputs: Readonly<
@@ -60,6 +60,16 @@ describe("what an import loads", () => {
     test(`${entry} loads neither the decoders of documents nor what moves, unpacks or makes images`, () =>
       assert.deepEqual(found(entry, images), []))
   }
+
+  test("a part of Berth that cannot be loaded is named by a tagged error", {
+    skip: "Deno" in globalThis || "Bun" in globalThis ? "only Node reports the limit" : whyNoContainers
+  }, async () => {
+    const { args, command } = commandOf("exhausted.ts", [])
+    const child = spawn("sh", ["-c", 'ulimit -n 64 && exec "$@"', "sh", command, ...args], { cwd: root })
+    const { code, stderr, stdout } = await ended(child)
+    assert.equal(code, 0, stderr)
+    assert.match(stdout, /^OperationFailed .*\.(js|ts): open: EMFILE \(/)
+  })
 
   test("a program that runs a container loads no HTTP and no TLS", {
     skip: "Deno" in globalThis || "Bun" in globalThis ? "only Node lists its own modules" : whyNoContainers

@@ -10,7 +10,8 @@ export const suites: Readonly<Record<Mode, ReadonlyArray<string>>> = {
     "container/Pause",
     "container/AppArmor",
     "container/Container",
-    "hostile/OtherCalls"
+    "hostile/OtherCalls",
+    "network/Impair"
   ].map((name) => `test/${name}.test.ts`),
   systemd: ["cgroup/Cgroup", "cgroup/Systemd"].map((name) => `test/${name}.test.ts`),
   user: ["cgroup/Cgroup", "cgroup/Systemd", "container/Rootless"].map((name) => `test/${name}.test.ts`)

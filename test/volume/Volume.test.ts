@@ -5,9 +5,10 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
-import { Berth, Container, Mount, Namespace, RootFs, Volume } from "../../lib/index.ts"
+import { Berth, Container, Image, Mount, Namespace, RootFs, Volume } from "../../lib/index.ts"
+import { open } from "../../lib/promise.ts"
 import { out, run, start, waitUntil } from "../support/containers.ts"
-import { berthIn, failure, suite } from "../support/effect.ts"
+import { berthIn, failure, rejection, suite } from "../support/effect.ts"
 import { killedAfter } from "../support/killedAfter.ts"
 import { firstLine, program } from "../support/program.ts"
 import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
@@ -379,30 +380,75 @@ suite("Volume", (effect, folder) => {
     fs.rmSync(outside, { recursive: true })
   })
 
-  effect(
-    "volumes of a killed program are swept, with their loop devices, and those with a name stay",
-    function* () {
-      const home = `${folder()}-killed`
-      yield* Effect.scoped(
-        Effect.gen(function* () {
-          const child = yield* killedAfter(() => program("volumeKeeper.ts", [home]))
-          assert.equal(yield* Effect.promise(() => firstLine(child)), "ready")
+  for (const both of [false, true]) {
+    effect(
+      `volumes of a killed program ${both ? "and supervisor " : ""}are gone, with their loop devices, and those with a name stay`,
+      function* () {
+        const home = `${folder()}-killed-${both}`
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const child = yield* killedAfter(() => program("volumeKeeper.ts", [home]))
+            const supervisor = Number(yield* Effect.promise(() => firstLine(child)))
+            assert.ok(supervisor > 1)
+            if (both) process.kill(supervisor, "SIGKILL")
+          })
+        )
+        const on = yield* another(home)
+        yield* noLoopsIn(home)
+        for (const { name } of yield* on(Volume.list)) {
+          const kept = Effect.flatMap(Volume.make({ name }), (v) => out("cat /data/file", at(v)))
+          assert.equal(yield* on(Effect.scoped(kept)), "kept\n")
+          yield* on(Volume.remove(name))
+        }
+        const own = yield* on(Berth.Berth)
+        yield* waitUntil("the sweep", () => {
+          const states = fs.readdirSync(`${home}/run`)
+          return states.length === 1 && volumesOf(own.supervisor.folder).length === 0
         })
-      )
-      const on = yield* another(home)
-      yield* noLoopsIn(home)
-      for (const { name } of yield* on(Volume.list)) {
-        const kept = Effect.flatMap(Volume.make({ name }), (v) => out("cat /data/file", at(v)))
-        assert.equal(yield* on(Effect.scoped(kept)), "kept\n")
-        yield* on(Volume.remove(name))
       }
-      const own = yield* on(Berth.Berth)
-      yield* waitUntil("the sweep", () => {
-        const states = fs.readdirSync(`${home}/run`)
-        return states.length === 1 && volumesOf(own.supervisor.folder).length === 0
-      })
-    }
-  )
+    )
+  }
+
+  effect("a copy whose source was taken away cannot be opened, but removed", function* () {
+    const { folder: home } = yield* Berth.Berth
+    yield* Effect.scoped(
+      Effect.flatMap(Volume.make({ name: "gone" }), (from) => Volume.make({ name: "orphan", from }))
+    )
+    fs.rmSync(`${home}/volumes/gone`, { recursive: true })
+    const error = yield* failure("VolumeError", Effect.scoped(Volume.make({ name: "orphan" })))
+    assert.equal(error.reason, "Broken")
+    assert.ok(!fs.existsSync(`${home}/volumes/gone`))
+    yield* Volume.remove("orphan")
+  })
+
+  effect("a plan shows a volume, and refuses what is no volume", function* () {
+    const volume = yield* Volume.make()
+    const host = yield* Image.host
+    const plan = String(yield* Container.plan(host, { command: ["true"], ...at(volume, true) }))
+    assert.match(plan, /tree path=\S+\/data mapped=no attributes=ro,nosuid,nodev\n.* hand-over\n/)
+    assert.match(plan, /place target=\/data\n/)
+    const nothing = { mounts: [Mount.volume({} as Volume.Volume, "/data")] }
+    for (const refused of [run("true", nothing), Container.plan(host, { command: ["true"], ...nothing })])
+      assert.equal((yield* failure("InvalidOption", refused)).option, "mounts[0].volume")
+  })
+
+  effect("berth/promise makes volumes, lists them and removes them", function* () {
+    const session = yield* Effect.acquireRelease(
+      Effect.promise(() => open({ folder: `${folder()}-promise` })),
+      (opened) => Effect.promise(() => opened.close())
+    )
+    yield* Effect.promise(async () => {
+      const data = await session.volume({ name: "data" })
+      const mounts = [{ type: "volume", volume: data, target: "/data" }] as const
+      const command = ["sh", "-c", "echo one >> /data/file; cat /data/file"]
+      assert.equal((await session.run("host", { mounts, command })).stdout, "one\n")
+      const error = await rejection(session.volumes.remove("data"))
+      assert.equal((error as { reason?: string }).reason, "InUse")
+      await data.close()
+      assert.deepEqual(await session.volumes.list(), [{ name: "data", size: undefined, from: undefined }])
+      await session.volumes.remove("data")
+    })
+  })
 
   effect.asRoot(
     "a size limits a writable layer on disk, also with userns and for a root of its own",

@@ -2,13 +2,13 @@
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type * as Scope from "effect/Scope"
-import type { BerthError } from "../../BerthError.ts"
+import { type BerthError, OperationFailed } from "../../BerthError.ts"
 import type { ExposedPort, ExposeOptions, Network } from "../../Network.ts"
-import { native } from "../system/addon.ts"
+import { AT_FDCWD, native, O_DIRECTORY, O_PATH } from "../system/addon.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { candidates, LOOPBACK, parsePort } from "./address.ts"
+import { abstractName, candidates, LOOPBACK, parsePort } from "./address.ts"
 import { checkFree, parseName } from "./network.ts"
-import { startProxy, toPort } from "./proxy.ts"
+import { startProxy, type Target, toPort } from "./proxy.ts"
 import { bindInside, ownAddress, type Router } from "./router.ts"
 
 const bindAll = (router: Router, addresses: ReadonlyArray<string>, port: number): Array<number> => {
@@ -22,6 +22,23 @@ const bindAll = (router: Router, addresses: ReadonlyArray<string>, port: number)
   return fds
 }
 
+/** A server of this machine: a port of its loopback, or the path of a Unix socket, which is resolved below `root`; throws. */
+const targetOf = (host: ExposeOptions["host"], root: number): Target => {
+  if (typeof host !== "object") return toPort(LOOPBACK, parsePort("host", host))
+  if (abstractName(host.path) !== undefined) return { verb: "add", text: `abstract:${host.path.slice(1)}` }
+  return { verb: "add", text: `unix:${host.path}`, root }
+}
+
+/** The root of this program, whose paths the proxy gets. */
+const openRoot = Effect.acquireRelease(
+  attempt(() => {
+    const fd = native().openIn(AT_FDCWD, "/", O_PATH | O_DIRECTORY, 0, 0)
+    if (fd >= 0) return fd
+    throw new OperationFailed({ operation: "open /", index: -1, syscall: "openat2", errno: -fd, hint: "" })
+  }),
+  (fd) => Effect.sync(() => native().close(fd))
+)
+
 /** See `Network.expose`. */
 export const expose: {
   (options: ExposeOptions): (network: Network) => Effect.Effect<ExposedPort, BerthError, Scope.Scope>
@@ -29,8 +46,8 @@ export const expose: {
 } = dual(2, (network: Network, options: ExposeOptions) =>
   Effect.gen(function* () {
     const { berth, exposed, names, router } = network.state
-    const host = yield* attempt(() => parsePort("host", options.host))
-    const port = yield* attempt(() => parsePort("port", options.port ?? host))
+    const target = yield* Effect.flatMap(openRoot, (root) => attempt(() => targetOf(options.host, root)))
+    const port = yield* attempt(() => parsePort("port", options.port ?? (options.host as number)))
     const name = yield* Effect.acquireRelease(
       attempt(() => {
         const name = parseName("name", options.name)
@@ -49,7 +66,7 @@ export const expose: {
       name: `proxy of ${name} on network ${network.name}`,
       place: [{ op: "process", namespaces: 0 }]
     })
-    while (left.length > 0) yield* proxy.add(left.shift()!, toPort(LOOPBACK, host))
+    while (left.length > 0) yield* proxy.add(left.shift()!, target)
     yield* Effect.acquireRelease(
       Effect.sync(() => names.add(number, [name], addresses)),
       () => Effect.sync(() => names.remove(number))

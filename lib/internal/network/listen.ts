@@ -89,7 +89,7 @@ const bindAddress = (container: Container, address: SocketAddress): Bound => {
 /** The folder is resolved in the container's root and then kept, so that nothing leads out of it; the name is no link (unix(7)). */
 const bindPath = (container: Container, at: string): Bound => {
   const { root } = container.state
-  if (root < 0) throw withoutRoot(container)
+  if (root < 0) throw withoutRoot(container, at)
   const name = path.basename(at)
   if (at.endsWith("/") || name === "." || name === ".." || Buffer.byteLength(name) > NAME_BYTES_MAX)
     invalid("path", at, `a path that ends in a name, of at most ${NAME_BYTES_MAX} bytes`)

@@ -7,7 +7,6 @@ import type * as PubSub from "effect/PubSub"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
-import type { Namespace } from "../../Namespace.ts"
 import type {
   Network,
   NetworkOptions,
@@ -19,7 +18,7 @@ import type {
 import { attempt } from "../util/fromThrowing.ts"
 import { makeNames, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
-import { type Attachment, attach, configure, hasIPv6, makeRouter, type Range, type Router } from "./router.ts"
+import { type Attachment, attach, hasIPv6, makeRouter, type Range, type Router } from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
 
@@ -136,7 +135,6 @@ export const parseName = (option: string, name: string): string => {
 
 export const make = (
   berth: Berth,
-  holder: Namespace,
   options: NetworkOptions
 ): Effect.Effect<Network, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
@@ -144,8 +142,7 @@ export const make = (
       parseName("name", options.name ?? `net-${randomBytes(4).toString("hex")}`)
     )
     const range = yield* attempt(() => rangeOf(options))
-    const router = makeRouter(holder, range)
-    yield* configure(berth, holder, router.range)
+    const router = yield* makeRouter(berth, range)
     const names = yield* makeNames(berth)
     const state: State = { berth, router, names, members: new Map(), exposed: new Set(), refusals: undefined }
     // The kernel removes the interfaces with the network's namespace.

@@ -202,7 +202,11 @@ export const openOutbound = (
 ): Effect.Effect<PubSub.PubSub<Refusal> | undefined, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const servers = yield* attempt(() => dns?.map(parseServer))
-    if (outbound === "none") return undefined
+    if (outbound === "none") {
+      if (dns === undefined) return undefined
+      const expected = "undefined without outbound: no other machine's names are asked for"
+      return yield* Effect.fail(new InvalidOption({ option: "dns", value: JSON.stringify(dns), expected }))
+    }
     const { berth, router } = network.state
     const { prefix4, prefix6 } = router.range
     const own = [`${prefix4}.0.0/16`, ...(prefix6 === undefined ? [] : [`${prefix6}::/64`])]

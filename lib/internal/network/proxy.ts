@@ -7,10 +7,11 @@ import type { Container } from "../../Container.ts"
 import type * as Plan from "../../Plan.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
+import { isContainer } from "../typeIds.ts"
 import { ECONNRESET } from "../util/errno.ts"
 import { abstractName, LOOPBACK } from "./address.ts"
 import { startHelper } from "./helper.ts"
-import { whenReady, withoutRoot } from "./socket.ts"
+import { notRunning, whenReady, withoutRoot } from "./socket.ts"
 
 const ANSWER_BYTES_MAX = 64
 
@@ -42,7 +43,7 @@ export const toPort = (addresses: ReadonlyArray<string>, port: number, protocol 
 export const toPath = (container: Served, path: string): Target => {
   if (abstractName(path) !== undefined) return { verb: "add", text: `abstract:${path.slice(1)}` }
   const { root } = container.state
-  if (root < 0) throw withoutRoot(container)
+  if (root < 0) throw withoutRoot(container, path)
   return { verb: "add", text: `unix:${path}`, root }
 }
 
@@ -108,6 +109,8 @@ export const addressesIn = ({ state }: Served): ReadonlyArray<string> => [
 export const makeProxy = (container: Served): Effect.Effect<Proxy, BerthError, Scope.Scope> =>
   Effect.suspend(() => {
     const { berth, kinds, pidfd } = container.state
+    if (isContainer(container) && (pidfd < 0 || native().signal(pidfd, 0) < 0))
+      return Effect.fail(notRunning(container))
     const own = kinds.includes("network") ? kinds.filter((kind) => kind === "network" || kind === "user") : []
     return startProxy(berth, {
       name: `proxy of container ${container.id}`,

@@ -8,10 +8,9 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
-import type * as Namespace from "../../Namespace.ts"
 import * as Plan from "../../Plan.ts"
 import { socketIn } from "../files/namespaceRoot.ts"
-import { flagsOf } from "../ids/namespaceFlags.ts"
+import { explain, flagsOf } from "../ids/namespaceFlags.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { native } from "../system/addon.ts"
 import type { SocketAddress } from "./address.ts"
@@ -89,7 +88,7 @@ export interface Range {
 
 /** What a network keeps to itself. */
 export interface Router {
-  readonly holder: Namespace.Namespace
+  readonly holder: Holder
   readonly range: Range
   readonly numbers: Numbers
   /** The numbers whose rules are there: they stay, for the next container of that number. */
@@ -155,33 +154,65 @@ export const perform = (
     )
   })
 
-/** Has the namespace route, and believe no packet whose sender is elsewhere (rp_filter: ip-sysctl.rst). */
-export const configure = (
-  berth: Berth,
-  holder: Namespace.Namespace,
-  range: Range
-): Effect.Effect<void, BerthError> =>
-  perform(berth, holder.pidfd, "configuration of a network", [
-    sysctl("net/ipv4/ip_forward", "1"),
-    sysctl("net/ipv4/conf/all/rp_filter", "0"),
-    sysctl("net/ipv4/conf/default/rp_filter", "1"),
-    sysctl("net/ipv4/conf/all/accept_redirects", "0"),
-    sysctl("net/ipv4/conf/all/send_redirects", "0"),
-    // No container has a process here: without root, the program binds any port for what it exposes.
-    sysctl("net/ipv4/ip_unprivileged_port_start", "0"),
-    ...(range.prefix6 === undefined
-      ? hasIPv6()
-        ? ["all", "default"].map((name) => sysctl(`net/ipv6/conf/${name}/disable_ipv6`, "1"))
-        : []
-      : [
-          sysctl("net/ipv6/conf/all/forwarding", "1"),
-          sysctl("net/ipv6/conf/default/accept_ra", "0"),
-          sysctl("net/ipv6/conf/default/accept_redirects", "0")
-        ]),
-    netlinkOperation(
-      addressesOf(range, ROUTER_NUMBER).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
-    )
+/** The process that has a network's namespace: it does nothing, and ends with the scope. */
+export interface Holder {
+  readonly pid: number
+  /** -1 once its scope has closed. */
+  readonly pidfd: number
+}
+
+/** Has a namespace route, and believe no packet whose sender is elsewhere (rp_filter: ip-sysctl.rst). */
+const routing = (range: Range): ReadonlyArray<Plan.Operation> => [
+  // For the interfaces to come: the one for all interfaces waits for whatever the kernel does with others.
+  sysctl("net/ipv4/conf/default/forwarding", "1"),
+  sysctl("net/ipv4/conf/all/rp_filter", "0"),
+  sysctl("net/ipv4/conf/default/rp_filter", "1"),
+  sysctl("net/ipv4/conf/all/accept_redirects", "0"),
+  sysctl("net/ipv4/conf/all/send_redirects", "0"),
+  // No container has a process here: without root, the program binds any port for what it exposes.
+  sysctl("net/ipv4/ip_unprivileged_port_start", "0"),
+  ...(range.prefix6 === undefined
+    ? hasIPv6()
+      ? ["all", "default"].map((name) => sysctl(`net/ipv6/conf/${name}/disable_ipv6`, "1"))
+      : []
+    : [
+        sysctl("net/ipv6/conf/all/forwarding", "1"),
+        sysctl("net/ipv6/conf/default/accept_ra", "0"),
+        sysctl("net/ipv6/conf/default/accept_redirects", "0")
+      ]),
+  netlinkOperation([
+    netlink.up(LOOPBACK_INDEX),
+    ...addressesOf(range, ROUTER_NUMBER).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
   ])
+]
+
+/** Makes the namespace of a network in one unit, as each further unit would add a millisecond to a start with a network of its own. */
+const hold = (berth: Berth, range: Range): Effect.Effect<Holder, BerthError, Scope.Scope> =>
+  Effect.map(
+    scopedUnit(
+      berth,
+      berth.supervisor.nextId(),
+      "network",
+      Plan.make([
+        // Without root, sysctls need a procfs, and that a pid namespace of its own.
+        { op: "process", namespaces: flagsOf(["network", "pid"]) },
+        { op: "session" },
+        { op: "stdio", stdin: null, stdout: null, stderr: null },
+        ...routing(range),
+        { op: "bounding", capabilities: 0 },
+        { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
+        { op: "no-new-privileges" },
+        { op: "exec-self", arguments: ["berth-hold"], environment: [] }
+      ]),
+      {}
+    ).pipe(Effect.mapError(explain(["network"]))),
+    (unit) => ({
+      pid: unit.pid,
+      get pidfd() {
+        return unit.pidfd()
+      }
+    })
+  )
 
 const noFreeAddress = ({ range }: Router): InvalidOption =>
   new InvalidOption({
@@ -348,6 +379,15 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
   }
 }
 
+export const makeRouter = (berth: Berth, range: Range): Effect.Effect<Router, BerthError, Scope.Scope> =>
+  Effect.map(hold(berth, range), (holder) => ({
+    holder,
+    range,
+    numbers: new Numbers(2 ** BITS - 1),
+    ruled: new Set(),
+    ruled4: new Set()
+  }))
+
 /** Removes a container's interface: the kernel removes its other end with it, and all routes by both. */
 export const detach = (
   berth: Berth,
@@ -357,11 +397,3 @@ export const detach = (
   perform(berth, holder.pidfd, "an interface of a network", [
     netlinkOperation([netlink.remove(near(number).index)])
   ])
-
-export const makeRouter = (holder: Namespace.Namespace, range: Range): Router => ({
-  holder,
-  range,
-  numbers: new Numbers(2 ** BITS - 1),
-  ruled: new Set(),
-  ruled4: new Set()
-})

@@ -1,12 +1,19 @@
 /** Sockets of a container's network namespace, which stay in it whoever has their descriptor. */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { type BerthError, ContainerError, NetworkError, OperationFailed } from "../../BerthError.ts"
+import {
+  type BerthError,
+  ContainerError,
+  InvalidOption,
+  NetworkError,
+  OperationFailed
+} from "../../BerthError.ts"
 import type { Container } from "../../Container.ts"
 import type { Address } from "../../Network.ts"
 import { openIn, socketIn } from "../files/namespaceRoot.ts"
 import { EPOLLOUT, native, O_PATH, RESOLVE_IN_ROOT } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
+import { isContainer } from "../typeIds.ts"
 import {
   ECONNREFUSED,
   ECONNRESET,
@@ -19,16 +26,19 @@ import {
 } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { abstractName, candidates, type SocketAddress, unix } from "./address.ts"
+import { ended, lastLog } from "./circumstances.ts"
+import type { Served } from "./proxy.ts"
 
 export const SOCK_STREAM = 1
 export const SOCK_DGRAM = 2
 
-const failed = (container: Pick<Container, "id">, syscall: string, errno: number): BerthError =>
+const failed = (container: Container, syscall: string, errno: number): BerthError =>
   errno === ESRCH
     ? new ContainerError({
         reason: "NotRunning",
         container: container.id,
-        detail: "it has ended, and nothing can connect to it"
+        detail: `${ended(container)}, and nothing can connect to it`,
+        log: lastLog(container)
       })
     : new OperationFailed({
         operation: `a socket in container ${container.id}`,
@@ -41,7 +51,7 @@ const failed = (container: Pick<Container, "id">, syscall: string, errno: number
 /** A socket in the network namespace of a container; throws. */
 export const makeSocket = (container: Container, family: number): number => {
   const { kinds, pidfd } = container.state
-  if (pidfd < 0) throw failed(container, "setns", ESRCH)
+  if (pidfd < 0) throw notRunning(container)
   const fd = socketIn(kinds.includes("network") ? pidfd : -1, family, SOCK_STREAM)
   if (fd < 0) throw failed(container, "socket", -fd)
   return fd
@@ -61,17 +71,28 @@ export const refused = (container: Container, address: string, errno: number): B
   const known = reasons[errno as keyof typeof reasons]
   if (known === undefined) return failed(container, "connect", errno)
   const [reason, detail] = known
-  return new NetworkError({ reason, subject: `container ${container.id}`, address, errno, detail })
+  const log = lastLog(container)
+  return new NetworkError({ reason, subject: `container ${container.id}`, address, errno, detail, log })
 }
 
-export const withoutRoot = (container: Pick<Container, "id">): BerthError =>
-  failed(container, "openat2", ESRCH)
+/** The error of what needs a container that runs. */
+export const notRunning = (container: Container): BerthError => failed(container, "setns", ESRCH)
+
+/** The error of a path in what has no root of its own, or none any more. */
+export const withoutRoot = (container: Served, path: string): BerthError =>
+  isContainer(container) && container.state.pidfd < 0
+    ? notRunning(container)
+    : new InvalidOption({
+        option: "path",
+        value: JSON.stringify(path),
+        expected: "a port or an abstract name, as there is no root of its own in which a path could be"
+      })
 
 /** A path is resolved in the container's root, whatever its links say (CVE-2024-21626 has their kind of attack). */
 const inRoot = <A>(container: Container, path: string, use: (address: SocketAddress) => A): A => {
   const { root } = container.state
   const fd = root < 0 ? -ESRCH : openIn(root, path, O_PATH, RESOLVE_IN_ROOT, 0)
-  if (fd < 0) throw root < 0 ? withoutRoot(container) : refused(container, path, -fd)
+  if (fd < 0) throw root < 0 ? withoutRoot(container, path) : refused(container, path, -fd)
   try {
     return use({ ...unix(`/proc/self/fd/${fd}`), text: path })
   } finally {

@@ -2,8 +2,8 @@ import * as Effect from "effect/Effect"
 import { type BerthError, isBerthError, OperationFailed } from "../../BerthError.ts"
 import { EMFILE, ENFILE } from "./errno.ts"
 
-/** Any call of node:fs may reach the limit of open files. */
-const limitOf = (error: unknown): OperationFailed | undefined => {
+/** The error of a call that has reached the limit of open files, as any call of node:fs may. */
+export const limitOf = (error: unknown): OperationFailed | undefined => {
   const {
     code,
     path = "file",

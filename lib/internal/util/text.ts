@@ -11,6 +11,10 @@ const LAST_CHARACTERS = 64 * 1024
 export const lastLines = (text: string, count: number): ReadonlyArray<string> =>
   text.trimEnd().slice(-LAST_CHARACTERS).split("\n").slice(-count)
 
+/** The last lines of a log, for the end of a message. */
+export const printLog = (lines: ReadonlyArray<string> = []): string =>
+  lines.length === 0 ? "" : `. Last lines of its log:\n${lines.join("\n")}`
+
 // Smaller parts are joined first: an object for each would take a hundred times as many bytes.
 const PART_BYTES = 4 * 1024
 

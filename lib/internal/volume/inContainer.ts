@@ -8,7 +8,8 @@ import type { Operation } from "../../Plan.ts"
 import { type Mapped, mapping } from "../ids/allocation.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "../util/mountAttributes.ts"
-import { type State, stateOf, use } from "./volume.ts"
+import { invalid } from "../util/validate.ts"
+import { isVolume, type State, stateOf, use } from "./volume.ts"
 
 type Mounts = ReadonlyArray<Mount.Mount> | undefined
 
@@ -49,8 +50,10 @@ export interface Bound {
 /** The mounts of a container, which sees the files of volumes with the ids of its user namespace; throws. */
 export const bound = (mounts: ReadonlyArray<Mount.Mount>, mapped: Mapped | undefined): Bound => {
   const scratch: Array<Operation> = []
-  const all = mounts.map((mount) => {
+  const all = mounts.map((mount, index) => {
     if (mount.type !== "volume") return mount
+    if (!isVolume(mount.volume))
+      return invalid(`mounts[${index}].volume`, mount.volume, "a volume of Volume.make")
     const { folder, label, source } = mount.volume.state
     if (mapped !== undefined && source !== undefined)
       throw new Unsupported({

@@ -143,7 +143,14 @@ const usersOf = (berth: Berth, name: string, own: boolean): ReadonlyArray<Users>
     .map((state) => `${run}/${state}`)
     .filter((state) => (state === berth.supervisor.folder ? own : true))
     .filter((state) => fs.existsSync(recordOf(state, name)) && isAlive(state))
-    .map((state): Users => JSON.parse(read(recordOf(state, name))))
+    .flatMap((state) => {
+      try {
+        return [JSON.parse(read(recordOf(state, name))) as Users]
+      } catch {
+        // It has ended meanwhile.
+        return []
+      }
+    })
 }
 
 const describe = ({ pid, uses }: Users): string => {
@@ -186,19 +193,24 @@ export const stored = (berth: Berth): ReadonlyArray<Stored> =>
       return properties === undefined ? [] : [{ name, ...properties }]
     })
 
-/** Removes the folder of a volume; the caller has the lock of all volumes. */
-export const discard = (berth: Berth, name: string): Effect.Effect<void, BerthError> => {
+/** Takes the folder of a volume away, to a path that is to be removed; the caller has the lock of all volumes. */
+const takeAway = (berth: Berth, name: string): Effect.Effect<string, ImageError> => {
   const path = pathOf(berth, name)
   const discarded = `${berth.supervisor.folder}/removed-${berth.supervisor.nextId()}`
-  // A link, or anything else in the place of the folder, has nothing below it.
-  const renamed = onDisk(path, () =>
-    fs.lstatSync(path).isDirectory() ? fs.renameSync(path, discarded) : fs.unlinkSync(path)
-  )
-  return Effect.zipRight(renamed, removeTree(berth, discarded))
+  return onDisk(path, () => {
+    // A link, or anything else in the place of the folder, has nothing below it.
+    if (fs.lstatSync(path).isDirectory()) fs.renameSync(path, discarded)
+    else fs.unlinkSync(path)
+    return discarded
+  })
 }
 
+/** Undoes `create`. */
+export const discard = (berth: Berth, name: string): Effect.Effect<void, BerthError> =>
+  Effect.flatMap(takeAway(berth, name), (path) => removeTree(berth, path))
+
 export const remove = (berth: Berth, name: string): Effect.Effect<void, BerthError> =>
-  Effect.suspend((): Effect.Effect<void, BerthError> => {
+  Effect.suspend((): Effect.Effect<string, VolumeError | ImageError> => {
     if (fs.lstatSync(pathOf(berth, name), { throwIfNoEntry: false }) === undefined)
       return new VolumeError({
         reason: "NotFound",
@@ -209,11 +221,16 @@ export const remove = (berth: Berth, name: string): Effect.Effect<void, BerthErr
       ...usersOf(berth, name, true).map(describe),
       ...copiesOf(berth, name).map((copy) => `its copy ${copy}`)
     ]
-    if (users.length > 0)
-      return new VolumeError({
-        reason: "InUse",
-        volume: name,
-        detail: `is used by ${users.join(" and by ")}: end these first`
-      })
-    return discard(berth, name)
-  }).pipe(locked(berth))
+    return users.length === 0
+      ? takeAway(berth, name)
+      : new VolumeError({
+          reason: "InUse",
+          volume: name,
+          detail: `is used by ${users.join(" and by ")}: end these first`
+        })
+  }).pipe(
+    locked(berth),
+    // Without the lock, as it may take long.
+    Effect.flatMap((path) => removeTree(berth, path)),
+    Effect.uninterruptible
+  )

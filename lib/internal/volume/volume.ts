@@ -71,7 +71,7 @@ const isOpen = (state: State, berth: Berth): boolean =>
 export const stateOf = (option: string, volume: Volume, berth: Berth): State =>
   isVolume(volume) && isOpen(volume.state, berth)
     ? volume.state
-    : check.invalid(option, String(volume), "a volume of this Berth in an open scope")
+    : check.invalid(option, volume, "a volume of this Berth in an open scope")
 
 const wantedBy = (options: Options, berth: Berth): Wanted => {
   const { from, mode = 0o1777, storage = "disk" } = options
@@ -145,8 +145,7 @@ const merged = (
     lower: source.layers,
     upper: `${own}/data`,
     work: `${own}/work`,
-    // What ends with the program is never synced to disk.
-    // With an index, a copy of a copy would be refused, as a lower layer of it is the writable layer of another mount.
+    // What ends with the program is never synced to disk. With an index, a copy of a copy would be refused, as a lower layer of it is the writable layer of another mount.
     options: [...(isScoped ? ["volatile"] : []), "index=off", ...(rootless ? ["userxattr"] : [])],
     attributes: ATTRIBUTES
   },
@@ -350,6 +349,12 @@ const openStoredCopy = (
         volume: name,
         detail: `${users.join(" and ")}: a copy can be open in one program at a time`
       })
+    if ((yield* attempt(() => named.propertiesOf(berth, from))) === undefined)
+      return yield* new VolumeError({
+        reason: "Broken",
+        volume: name,
+        detail: `is a copy of volume ${from}, which is missing: remove the copy`
+      })
     const source = yield* openNamed(berth, from, existing)
     return yield* Effect.ensuring(openCopy(source, name, make(source)), end(source))
   })
@@ -396,8 +401,8 @@ export const make = (berth: Berth, options: Options): Effect.Effect<Volume, Bert
 export const use = (
   state: State,
   container: string,
-  use: named.Use
+  how: named.Use
 ): Effect.Effect<void, BerthError, Scope.Scope> =>
-  Effect.acquireRelease(lockedIfNamed(state)(begin(state, `container ${container}`, use)), () =>
+  Effect.acquireRelease(lockedIfNamed(state)(begin(state, `container ${container}`, how)), () =>
     letGo(state, `container ${container}`)
   )
