@@ -124,12 +124,12 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
 export interface ClosableNetwork extends Network.Network, AsyncDisposable {
   /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
   readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
+  /** The connections that `outbound` refuses: see `Network.refusals`. */
+  readonly refusals: () => AsyncIterable<Network.Refusal>
   /** Has a running container or a pod join it, until the result, or the network, is closed: see `Network.join`. */
   readonly join: (box: Box | Network.Pod, options?: Network.JoinOptions & Abortable) => Promise<Closable>
   /** Has a container or a pod leave it: see `Network.leave`. */
   readonly leave: (box: Box | Network.Pod) => Promise<void>
-  /** The connections that `outbound` refuses: see `Network.refusals`. */
-  readonly refusals: () => AsyncIterable<Network.Refusal>
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
@@ -154,15 +154,12 @@ export interface Closable extends AsyncDisposable {
 export interface ClosablePod extends Network.Pod, Closable {}
 
 /**
- * A volume that is held until it is closed.
+ * A volume that is held until it is closed: closing it removes the volume, or lets go of it if it has a name.
  *
  * @since 0.2.0
  * @category models
  */
-export interface ClosableVolume extends Volume.Volume, AsyncDisposable {
-  /** The same as the end of `await using`: removes the volume, or lets go of it if it has a name. */
-  readonly close: () => Promise<void>
-}
+export interface ClosableVolume extends Volume.Volume, Closable {}
 
 /**
  * A holder of namespaces that a container can share, besides a box.
@@ -495,9 +492,9 @@ export interface Images {
  */
 export interface Session extends AsyncDisposable {
   readonly network: typeof network
-  readonly pod: typeof pod
   readonly volume: typeof volume
   readonly volumes: typeof volumes
+  readonly pod: typeof pod
   readonly start: typeof start
   readonly run: typeof run
   readonly supervised: typeof supervised
@@ -622,9 +619,9 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
   const start = startWith(own)
   return {
     network: networkWith(own),
-    pod: podWith(own),
     volume: volumeWith(own),
     volumes: volumesWith(own),
+    pod: podWith(own),
     start,
     run: runWith(own),
     supervised: restarted(own, start),

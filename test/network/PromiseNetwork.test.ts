@@ -72,6 +72,19 @@ describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox },
     }
   })
 
+  test("a connection that outbound refuses is reset and told", async () => {
+    await using own = await berth.network({ outbound: { allow: ["10.0.0.0/8"] } })
+    await using client = await berth.start(`${folder}/root`, { network: own, command: ["sleep", "100"] })
+    await assert.rejects(async () => client.$`wget -q -O - http://169.254.169.254/latest/`, {
+      _tag: "NonZeroExit"
+    })
+    for await (const refusal of own.refusals()) {
+      assert.deepEqual(refusal, { container: client.id, address: "169.254.169.254", port: 80 })
+      break
+    }
+    await assert.rejects(berth.network({ outbound: { allow: ["*"] } }), { _tag: "InvalidOption" })
+  })
+
   test("a running container joins a network and leaves it, and containers of a pod share localhost", async () => {
     await using own = await berth.network()
     await using web = await berth.pod({ network: own, name: "web" })
@@ -95,19 +108,6 @@ describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox },
     await assert.rejects(own.leave(late), { _tag: "InvalidOption" })
     await assert.rejects(own.join(beside), { _tag: "InvalidOption" })
     await assert.rejects(own.join({} as never), { _tag: "InvalidOption" })
-  })
-
-  test("a connection that outbound refuses is reset and told", async () => {
-    await using own = await berth.network({ outbound: { allow: ["10.0.0.0/8"] } })
-    await using client = await berth.start(`${folder}/root`, { network: own, command: ["sleep", "100"] })
-    await assert.rejects(async () => client.$`wget -q -O - http://169.254.169.254/latest/`, {
-      _tag: "NonZeroExit"
-    })
-    for await (const refusal of own.refusals()) {
-      assert.deepEqual(refusal, { container: client.id, address: "169.254.169.254", port: 80 })
-      break
-    }
-    await assert.rejects(berth.network({ outbound: { allow: ["*"] } }), { _tag: "InvalidOption" })
   })
 
   test("a network of the default session holds no program open once it is closed", async () => {

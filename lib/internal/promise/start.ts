@@ -62,7 +62,6 @@ export const networkWith =
     opened(shared, { linger, signal }, Network.make(options), (made, close, scope) => {
       const functions: Omit<ClosableNetwork, keyof Network.Network> = {
         expose: (options) => shared.run(Scope.extend(Network.expose(made, options), scope)),
-        refusals: () => iterableOf(Network.refusals(made)),
         join: (box, { signal, ...options } = {}) =>
           shared.run(
             inScope(
@@ -75,6 +74,7 @@ export const networkWith =
             ),
             { signal }
           ),
+        refusals: () => iterableOf(Network.refusals(made)),
         leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box)))),
         close,
         [Symbol.asyncDispose]: close
