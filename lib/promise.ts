@@ -20,6 +20,7 @@ import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
+import type { NetworkFaults } from "./internal/promise/networkFaults.ts"
 import { Shared, shared } from "./internal/promise/runtime.ts"
 import {
   networkWith,
@@ -36,6 +37,8 @@ import type { Progress } from "./Progress.ts"
 import type * as Store from "./Store.ts"
 import type * as Volume from "./Volume.ts"
 import type * as WaitFor from "./WaitFor.ts"
+
+export type * from "./internal/promise/networkFaults.ts"
 
 /**
  * Any error of Berth: `error instanceof BerthError` tells it from other errors, and `error._tag` says which one it is.
@@ -121,7 +124,7 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
  * @since 0.2.0
  * @category models
  */
-export interface ClosableNetwork extends Network.Network, AsyncDisposable {
+export interface ClosableNetwork extends Network.Network, NetworkFaults, Closable {
   /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
   readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
   /** The connections that `outbound` refuses: see `Network.refusals`. */
@@ -130,8 +133,6 @@ export interface ClosableNetwork extends Network.Network, AsyncDisposable {
   readonly join: (box: Box | Network.Pod, options?: Network.JoinOptions & Abortable) => Promise<Closable>
   /** Has a container or a pod leave it: see `Network.leave`. */
   readonly leave: (box: Box | Network.Pod) => Promise<void>
-  /** The same as the end of `await using`. */
-  readonly close: () => Promise<void>
 }
 
 /**

@@ -79,7 +79,12 @@ describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox },
       _tag: "NonZeroExit"
     })
     for await (const refusal of own.refusals()) {
-      assert.deepEqual(refusal, { container: client.id, address: "169.254.169.254", port: 80 })
+      assert.deepEqual(refusal, {
+        reason: "NotAllowed",
+        container: client.id,
+        address: "169.254.169.254",
+        port: 80
+      })
       break
     }
     await assert.rejects(berth.network({ outbound: { allow: ["*"] } }), { _tag: "InvalidOption" })
@@ -115,5 +120,31 @@ describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox },
     assert.match(String(own), /^Network\(net-/)
     await own.close()
     await own.close()
+  })
+
+  test("a partition, a rate and a capture last until they are closed", async () => {
+    await using own = await berth.network()
+    const options = { network: own, command: ["/bin/echo", "any4:7", "any6:7"] }
+    await using server = await berth.start(`${folder}/root`, { ...options, name: "server" })
+    await using client = await berth.start(`${folder}/root`, options)
+    await server.waitFor.port(7)
+    const ask = (seconds: number) =>
+      client.$`sh -c ${`echo hello | timeout ${seconds} nc server 7 || true`}`.text()
+    const partition = await own.partition(client, [server])
+    assert.equal(await ask(1), "")
+    await partition.close()
+    await using _ = await own.rate(server, { up: "10mbit" })
+    const file = await own.captureToFile(server, `${folder}/server.pcap`)
+    const { close, statistics, stream } = await own.capture(client)
+    assert.equal(await ask(15), "hello\nbye")
+    await file.close()
+    await close()
+    const parts: Array<Uint8Array> = []
+    for await (const bytes of stream) parts.push(bytes)
+    for (const bytes of [Buffer.concat(parts), fs.readFileSync(`${folder}/server.pcap`)])
+      assert.ok(bytes.includes("hello\n"))
+    assert.ok((await statistics()).packets > 0)
+    await assert.rejects(own.rate(client, {}), { _tag: "InvalidOption" })
+    await assert.rejects(own.partition(client, {} as never), { _tag: "InvalidOption" })
   })
 })

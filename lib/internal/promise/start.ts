@@ -11,6 +11,7 @@ import * as Network from "../../Network.ts"
 import type {
   Box,
   CallOptions,
+  Closable,
   ClosableNetwork,
   ClosablePod,
   ClosableVolume,
@@ -22,6 +23,7 @@ import * as Volume from "../../Volume.ts"
 import { closing, containerOf, makeBox, withContainers } from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
 import { named } from "./images.ts"
+import type { NetworkFaults } from "./networkFaults.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
@@ -56,11 +58,42 @@ const opened = <A, B>(
 const target = (of: Box | Network.Pod): Container.Container | Network.Pod =>
   Network.isPod(of) ? of : containerOf(of)
 
+const group = (boxes: Box | ReadonlyArray<Box>) =>
+  Array.isArray(boxes) ? boxes.map(containerOf) : containerOf(boxes as Box)
+
+const faultsOf = (shared: Shared, network: Network.Network): NetworkFaults => {
+  const until = <A, B extends object>(
+    effect: () => Effect.Effect<A, BerthError, Berth | Scope.Scope>,
+    give: (value: A) => B
+  ): Promise<B & Closable> =>
+    opened(shared, {}, Effect.suspend(effect), (value, close) =>
+      Object.assign(give(value), { close, [Symbol.asyncDispose]: close })
+    )
+  const counted = ({ statistics }: Network.FileCapture) => ({ statistics: () => shared.run(statistics) })
+  const nothing = () => ({})
+  return {
+    partition: (a, b, options) =>
+      until(() => Network.partition(network, group(a), group(b), options), nothing),
+    rate: (box, rates) => until(() => Network.rate(network, containerOf(box), rates), nothing),
+    impair: (box, impairment) => until(() => Network.impair(network, containerOf(box), impairment), nothing),
+    capture: (box) =>
+      until(
+        () => Network.capture(network, containerOf(box)),
+        (capture) => ({
+          ...counted(capture),
+          stream: iterableOf(capture.stream)
+        })
+      ),
+    captureToFile: (box, path) => until(() => Network.captureToFile(network, containerOf(box), path), counted)
+  }
+}
+
 export const networkWith =
   (shared: Shared) =>
   ({ linger, signal, ...options }: Network.NetworkOptions & CallOptions = {}): Promise<ClosableNetwork> =>
     opened(shared, { linger, signal }, Network.make(options), (made, close, scope) => {
       const functions: Omit<ClosableNetwork, keyof Network.Network> = {
+        ...faultsOf(shared, made),
         expose: (options) => shared.run(Scope.extend(Network.expose(made, options), scope)),
         join: (box, { signal, ...options } = {}) =>
           shared.run(
