@@ -129,8 +129,8 @@ export interface ClosableNetwork extends Network.Network, NetworkFaults, Closabl
   readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
   /** The connections that `outbound` refuses: see `Network.refusals`. */
   readonly refusals: () => AsyncIterable<Network.Refusal>
-  /** Has a running container or a pod join it, until the result is closed: see `Network.join`. */
-  readonly join: (box: Box | Network.Pod, options?: Network.JoinOptions & CallOptions) => Promise<Closable>
+  /** Has a running container or a pod join it, until the result, or the network, is closed: see `Network.join`. */
+  readonly join: (box: Box | Network.Pod, options?: Network.JoinOptions & Abortable) => Promise<Closable>
   /** Has a container or a pod leave it: see `Network.leave`. */
   readonly leave: (box: Box | Network.Pod) => Promise<void>
 }

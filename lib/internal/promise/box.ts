@@ -126,13 +126,14 @@ const conditionsOf = (shared: Shared, container: Container.Container): Condition
   healthCheck: (options = {}) => shared.run(WaitFor.healthCheck(container, options), options)
 })
 
-/** Runs an effect in a scope of its own, which closes if it fails; `use` gets its value and the scope. */
+/** Runs an effect in a scope that is made for it and closes if it fails; `use` gets its value and the scope. */
 export const inScope = <A, B>(
   effect: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
-  use: (value: A, scope: Scope.CloseableScope) => B
+  use: (value: A, scope: Scope.CloseableScope) => B,
+  makeScope: Effect.Effect<Scope.CloseableScope> = Scope.make()
 ): Effect.Effect<B, BerthError, Berth> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(Scope.make(), (scope) =>
+    Effect.flatMap(makeScope, (scope) =>
       restore(effect).pipe(
         Scope.extend(scope),
         Effect.map((value) => use(value, scope)),

@@ -1,5 +1,7 @@
 /** The functions of a session: they start, run and connect containers on a shared supervisor. */
 import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
+import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
@@ -77,12 +79,17 @@ export const networkWith =
       const functions: Omit<ClosableNetwork, keyof Network.Network> = {
         ...faultsOf(shared, made),
         expose: (options) => shared.run(Scope.extend(Network.expose(made, options), scope)),
-        join: (box, { linger, signal, ...options } = {}) =>
-          opened(
-            shared,
-            { linger, signal },
-            Effect.suspend(() => Network.join(made, target(box), options)),
-            (_, close) => ({ close, [Symbol.asyncDispose]: close })
+        join: (box, { signal, ...options } = {}) =>
+          shared.run(
+            inScope(
+              Effect.suspend(() => Network.join(made, target(box), options)),
+              (_, own) => {
+                const close = () => Effect.runPromise(Scope.close(own, Exit.void))
+                return { close, [Symbol.asyncDispose]: close }
+              },
+              Scope.fork(scope, ExecutionStrategy.sequential)
+            ),
+            { signal }
           ),
         refusals: () => iterableOf(Network.refusals(made)),
         leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box)))),
