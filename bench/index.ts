@@ -4,6 +4,7 @@ import type * as Effect from "effect/Effect"
 import { cgroup } from "./cgroup.ts"
 import { exec } from "./exec.ts"
 import { first } from "./first.ts"
+import { fixtures } from "./fixtures.ts"
 import { network } from "./network.ts"
 import { output } from "./output.ts"
 import { pull } from "./pull.ts"
@@ -26,6 +27,12 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   exec: {
     usage: ["exec [--rounds N]      a command in a running container"],
     run: exec
+  },
+  fixtures: {
+    usage: [
+      "fixtures [--rounds N]  a database for a test, against a postgres of the host on a copied folder"
+    ],
+    run: fixtures
   },
   first: {
     usage: [

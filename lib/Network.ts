@@ -96,7 +96,7 @@ export interface NetworkOptions {
  * unless an entry names the very address are the other addresses of this machine; unless one names the address or a range within, those that are
  * link-local, multicast or reserved, and those at which clouds hand out credentials, such as 169.254.169.254.
  *
- * A container on several networks leaves by the first of them.
+ * A container on several networks leaves by the first of them. It has at most 1024 connections of IPv4, and as many of IPv6, at a time.
  *
  * A process of the program's own network namespace makes the connections (see `refusals` for those that it refuses). A container that
  * connects to a refused address sees the connection accepted, and reset at once.
@@ -107,12 +107,14 @@ export interface NetworkOptions {
 export type Outbound = "none" | "proxy" | { readonly allow: ReadonlyArray<string> }
 
 /**
- * A connection that `outbound` does not allow.
+ * A connection that was reset in place of being made.
  *
  * @since 0.2.0
  * @category models
  */
 export interface Refusal {
+  /** `outbound` does not allow it, or its container had 1024 connections already. */
+  readonly reason: "NotAllowed" | "TooMany"
   /** The id of the container; undefined if it has left the network. */
   readonly container: string | undefined
   /** Where it was going to. */

@@ -44,7 +44,7 @@ export type OperationName = keyof Table
 
 /**
  * One operation: its name in `op`, and its fields. Fields that answer a question (`recursive`, `pinned`, `required`,
- * `create`, `proc`, `mapped`) are 1 for yes and 0 for no.
+ * `create`, `proc`, `mapped`, `discard`) are 1 for yes and 0 for no.
  *
  * - `cgroup-create`, `cgroup-write`, `cgroup-join`: cgroups(7); `version` is 1 or 2. `cgroup-devices` replaces the eBPF
  *   program that decides which devices may be opened (version 2 only, Linux 4.15).
@@ -58,8 +58,8 @@ export type OperationName = keyof Table
  * - `filesystem`: a new mount, fsopen(2); of the file system in a file if there is an `image`, through a loop device, loop(4),
  *   which the kernel frees with the last mount. `tree` takes a folder as a mount; no component of its path may be a symbolic
  *   link. If it is `mapped`, the ids of the `layer-map` translate its owners. `attach` mounts what the operation before it
- *   made at a folder of the supervisor's own mount namespace, until the unit is released.
- *   `hand-over` gives it to the child instead, and each `place` attaches the next of these in the root.
+ *   made at a folder of the supervisor's own mount namespace, until the unit is released; with `discard`, what
+ *   an ext4 has not written yet is dropped then. `hand-over` gives it to the child instead, and each `place` attaches the next of these in the root.
  * - `copy-attributes` gives a folder the owner and the mode of another.
  * - `record` writes the child's line of /proc/PID/stat into a new file, by which a sweep finds the process.
  * - `id-map`: user_namespaces(7). `root-user`: the child becomes root of its user namespace. `join`: setns(2). `unshare`:
@@ -167,7 +167,7 @@ const printField = (field: string, type: string, value: unknown): string => {
   if (field === "namespaces") return names(namespaceNames, Number(value))
   if (field === "attributes") return names(attributeNames, Number(value))
   if (field === "mode" || field === "mask") return `0${Number(value).toString(8)}`
-  if (/^(recursive|pinned|required|create|proc|mapped)$/.test(field))
+  if (/^(recursive|pinned|required|create|proc|mapped|discard)$/.test(field))
     return Number(value) === 0 ? "no" : "yes"
   if (/^(capabilities|effective|permitted|inheritable|ambient)$/.test(field))
     return `0x${BigInt(value as bigint).toString(16)}`

@@ -15,6 +15,8 @@
 
 #define RULES_MAX 4096
 #define LEARNED_MAX 4096
+// Of one container, for each version of IP: the memory of a connection here is not its container's.
+#define CONNECTIONS_MAX 1024
 #define ORIGINAL_DST 80 // SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST of linux/netfilter
 
 struct address {
@@ -34,6 +36,14 @@ struct learned {
     uint16_t port;
 };
 
+// Whose connections are counted together. There are as many as the network has addresses, at most.
+struct source {
+    struct address address;
+    struct shape shape;
+    struct source *next;
+};
+
+static struct source *sources;
 static struct rule *rules;
 static size_t rule_count;
 // The newest ones: each replaces the oldest.
@@ -198,7 +208,15 @@ static void print(const struct address *address, char text[static INET6_ADDRSTRL
     inet_ntop(address->length == 4 ? AF_INET : AF_INET6, address->bytes, text, INET6_ADDRSTRLEN);
 }
 
-bool outbound_target(int accepted, struct targets *target, char text[static 128]) {
+static struct source *find_source(const struct address *address) {
+    struct source *source = sources;
+    while (source && !is_same(&source->address, address)) source = source->next;
+    if (source || !(source = malloc(sizeof *source))) return source;
+    *source = (struct source){.address = *address, .shape = NO_SHAPE, .next = sources};
+    return sources = source;
+}
+
+enum outbound outbound_decide(int accepted, struct targets *target, struct shape **shape, char text[static 128]) {
     struct sockaddr_storage own = {0}, peer = {0};
     struct sockaddr_storage *to = &target->address[0];
     socklen_t own_size = sizeof own, peer_size = sizeof peer;
@@ -207,18 +225,23 @@ bool outbound_target(int accepted, struct targets *target, char text[static 128]
     char from_text[INET6_ADDRSTRLEN], address_text[INET6_ADDRSTRLEN];
     *target = (struct targets){.count = 1};
     text[0] = '\0';
-    if (getsockname(accepted, (struct sockaddr *)&own, &own_size) < 0 || !read_address(&own, &listening, &listening_port)) return false;
-    if (getpeername(accepted, (struct sockaddr *)&peer, &peer_size) < 0 || !read_address(&peer, &from, &from_port)) return false;
+    if (getsockname(accepted, (struct sockaddr *)&own, &own_size) < 0 || !read_address(&own, &listening, &listening_port)) return OUTBOUND_REFUSED;
+    if (getpeername(accepted, (struct sockaddr *)&peer, &peer_size) < 0 || !read_address(&peer, &from, &from_port)) return OUTBOUND_REFUSED;
     bool v4 = own.ss_family == AF_INET;
     socklen_t size = v4 ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
     // The kernel's record of the connection may be gone; then nobody knows where it was going to.
-    if (getsockopt(accepted, v4 ? IPPROTO_IP : IPPROTO_IPV6, ORIGINAL_DST, to, &size) < 0 || !read_address(to, &address, &port)) return false;
+    if (getsockopt(accepted, v4 ? IPPROTO_IP : IPPROTO_IPV6, ORIGINAL_DST, to, &size) < 0 || !read_address(to, &address, &port)) return OUTBOUND_REFUSED;
     print(&from, from_text);
     print(&address, address_text);
     snprintf(text, 128, "%s %s %u", from_text, address_text, port);
     // A connection to this socket itself was not redirected.
-    if (port == listening_port && is_same(&address, &listening)) return false;
-    if (is_allowed(&address, port)) return true;
-    outbound_learn();
-    return is_allowed(&address, port);
+    if (port == listening_port && is_same(&address, &listening)) return OUTBOUND_REFUSED;
+    if (!is_allowed(&address, port)) {
+        outbound_learn();
+        if (!is_allowed(&address, port)) return OUTBOUND_REFUSED;
+    }
+    struct source *source = find_source(&from);
+    if (!source || source->shape.count >= CONNECTIONS_MAX) return OUTBOUND_FULL;
+    *shape = &source->shape;
+    return OUTBOUND_ALLOWED;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "target.h"
+#include "toxic.h"
 
 #include <stdbool.h>
 
@@ -22,6 +23,8 @@ void outbound_learn_from(int epoll, int fd);
 // Receives what it has told.
 void outbound_learn(void);
 
-// The place of the address that an accepted connection was going to; false: it may not go there. `text` says, in both cases, from
-// where to where it goes, as `FROM ADDRESS PORT`.
-bool outbound_target(int accepted, struct targets *target, char text[static 128]);
+enum outbound { OUTBOUND_ALLOWED, OUTBOUND_REFUSED, OUTBOUND_FULL };
+
+// Decides about an accepted connection: where it was going to, and with which others it is counted. It is refused by the rules, or as its
+// container has too many already. `text` says where it comes from and was going to, as `FROM ADDRESS PORT`, or nothing where nobody knows.
+enum outbound outbound_decide(int accepted, struct targets *target, struct shape **shape, char text[static 128]);

@@ -83,6 +83,7 @@ static void close_pair(struct pair *pair, bool reset) {
         timer_set(&side->timer, NEVER);
     }
     pair->over = true;
+    pair->shape->count--;
     *pair->before = pair->next;
     if (pair->next) pair->next->before = pair->before;
     pair->next = ended;
@@ -255,6 +256,7 @@ bool pair_open(int epoll, int accepted, const struct targets *targets, struct sh
     };
     if (shape->pairs) shape->pairs->before = &pair->next;
     shape->pairs = pair;
+    shape->count++;
     follow(pair, now_us());
     bool made = connect_far(pair);
     bool full = !made && (errno == EMFILE || errno == ENFILE);

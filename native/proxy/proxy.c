@@ -16,7 +16,7 @@
 //   rules RULE...      adds such rules: see outbound.h
 //   learn              with a socket that tells addresses of allowed names
 //
-// Of each connection that the rules refuse it tells `refused FROM ADDRESS PORT`.
+// Of each connection that the rules refuse it tells `refused FROM ADDRESS PORT`, and of one too many `full FROM ADDRESS PORT`.
 #include "../common/descriptor.h"
 #include "../common/util.h"
 #include "datagram.h"
@@ -141,22 +141,26 @@ static void take_message(void) {
     answer(id);
 }
 
-// Resets the connection, and tells of it; a message that does not fit is lost, as a container may flood.
-static void refuse(int fd, const char *why) {
+// Resets a connection, and tells of it; a message that does not fit is lost, as a container may flood.
+static void refuse(int fd, const char *why, const char *what) {
     const struct linger linger = {.l_onoff = 1};
     char text[160];
-    int length = snprintf(text, sizeof text, "refused %s", why);
+    int length = snprintf(text, sizeof text, "%s %s", why, what);
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
     close(fd);
-    if (*why) descriptors_send(control, text, (size_t)length, NULL, 0);
+    if (*what) descriptors_send(control, text, (size_t)length, NULL, 0);
 }
 
 static bool pass_on(struct listener *listener, int fd) {
     struct targets target;
-    char why[128];
+    struct shape *shape;
+    char what[128];
     if (!listener->outbound) return pair_open(epoll, fd, &listener->targets, &listener->shape);
-    if (outbound_target(fd, &target, why)) return pair_open(epoll, fd, &target, &listener->shape);
-    refuse(fd, why);
+    switch (outbound_decide(fd, &target, &shape, what)) {
+    case OUTBOUND_ALLOWED: return pair_open(epoll, fd, &target, shape);
+    case OUTBOUND_REFUSED: refuse(fd, "refused", what); break;
+    case OUTBOUND_FULL: refuse(fd, "full", what); break;
+    }
     return true;
 }
 

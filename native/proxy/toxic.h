@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct toxic {
@@ -20,6 +21,7 @@ struct pair;
 struct shape {
     struct toxic toxics[2];
     struct pair *pairs;
+    size_t count; // of them
 };
 
 #define NO_TOXIC {.reset_bytes = UINT64_MAX, .reset_after = UINT64_MAX}

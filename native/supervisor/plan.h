@@ -87,7 +87,7 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(NETFILTER, netfilter, CHILD, "b", messages) \
     X(FILESYSTEM, filesystem, SUPERVISOR, "ssli", type, image, options, attributes) \
     X(TREE, tree, SUPERVISOR, "sii", path, mapped, attributes) \
-    X(ATTACH, attach, SUPERVISOR, "s", path) \
+    X(ATTACH, attach, SUPERVISOR, "si", path, discard) \
     X(COPY_ATTRIBUTES, copy_attributes, SUPERVISOR, "ss", from, path) \
     X(HAND_OVER, hand_over, SUPERVISOR, "") \
     X(PLACE, place, CHILD, "s", target)

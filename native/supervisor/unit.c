@@ -54,9 +54,8 @@ static int own(struct unit *unit, const char *path, enum owned_kind kind, struct
     size_t length = strlen(path) + 1;
     struct owned *owned = malloc(sizeof *owned + length);
     if (!owned) return fail(failure, "malloc");
+    *owned = (struct owned){.next = unit->owned, .kind = kind};
     memcpy(owned->path, path, length);
-    owned->kind = kind;
-    owned->next = unit->owned;
     unit->owned = owned;
     return 0;
 }
@@ -141,12 +140,16 @@ static int make_cgroup(struct unit *unit, const char *path, struct failure *fail
     return cgroup_create(path, failure) < 0 ? -1 : own(unit, path, CGROUP, failure);
 }
 
-static int attach(struct unit *unit, const char *path, struct failure *failure) {
+static int attach(struct unit *unit, const struct operation *operation, struct failure *failure) {
+    const char *path = operation->attach.path.s.text;
     if (sys_move_mount(unit->mount, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) < 0) return fail(failure, "move_mount");
     close_descriptor(&unit->mount);
-    if (own(unit, path, MOUNT_POINT, failure) == 0) return 0;
-    sys_umount2(path, MNT_DETACH);
-    return -1;
+    if (own(unit, path, MOUNT_POINT, failure) < 0) {
+        sys_umount2(path, MNT_DETACH);
+        return -1;
+    }
+    unit->owned->discard = operation->attach.discard.i != 0;
+    return 0;
 }
 
 static int change_owner(const struct operation *o, struct failure *failure) {
@@ -185,7 +188,7 @@ static int prepare(struct unit *unit, const struct operation *o, const int *desc
     case OP_TREE: return take_mount(unit, volume_tree(o, made->layer_map, failure));
     case OP_COPY_ATTRIBUTES: return copy_attributes(o->copy_attributes.from.s.text, o->copy_attributes.path.s.text, failure);
     case OP_HAND_OVER: return hand_over(unit, made);
-    case OP_ATTACH: return attach(unit, o->attach.path.s.text, failure);
+    case OP_ATTACH: return attach(unit, o, failure);
     default: return fail_with(failure, "plan", EINVAL);
     }
 }
@@ -422,19 +425,21 @@ bool unit_settle(struct unit *unit) {
     return !unit->owned;
 }
 
+// As fork(2). A remover that outlives the supervisor would hold the lock of the state folder, which could not be swept.
+static pid_t fork_remover(struct unit *unit) {
+    pid_t supervisor = getpid(), remover = fork();
+    if (remover == 0 && (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != supervisor)) _exit(1);
+    unit->remover = remover > 0 ? remover : 0;
+    return remover;
+}
+
 static int remove_scratch(struct unit *unit, const char *path) {
-    pid_t supervisor = getpid();
     int result = remove_tree(AT_FDCWD, path, REMOVE_AT_ONCE);
     if (result != 1) return result;
-    unit->remover = fork();
-    if (unit->remover < 0) {
-        // Containers may use up all processes. The supervisor then removes the folder in parts, so that no other unit waits for it.
-        unit->remover = 0;
-        return remove_tree(AT_FDCWD, path, REMOVE_IN_TURN);
-    }
-    if (unit->remover > 0) return 1;
-    // A remover that outlives the supervisor would hold the lock of the state folder, which could not be swept.
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != supervisor) _exit(1);
+    pid_t remover = fork_remover(unit);
+    // Containers may use up all processes. The supervisor then removes the folder in parts, so that no other unit waits for it.
+    if (remover < 0) return remove_tree(AT_FDCWD, path, REMOVE_IN_TURN);
+    if (remover > 0) return 1;
     _exit(remove_tree(AT_FDCWD, path, __LONG_MAX__) == 0 ? 0 : 1);
 }
 
@@ -444,16 +449,27 @@ static void disown(struct unit *unit) {
     free(owned);
 }
 
+// The last unmount of a file system writes what is not written yet, which a container can make much: a process of its own waits for it.
 // Below a mount that is still there are files that a later unit of the same volume needs: the folders around it stay as well, for
 // a sweep, which has another mount namespace.
-static int unmount(struct unit *unit, const char *path) {
-    if (sys_umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0 || errno == EINVAL || errno == ENOENT) return 0;
-    fail(&unit->leftover, "umount2");
-    struct owned **rest = &unit->owned->next;
-    for (struct owned *next; *rest; *rest = next) {
-        next = (*rest)->next;
-        free(*rest);
+static int unmount(struct unit *unit, struct owned *point) {
+    if (!point->tried) {
+        point->tried = true;
+        if (point->discard) volume_discard(point->path);
+        pid_t remover = fork_remover(unit);
+        if (remover > 0) return 1;
+        if (remover == 0) {
+            sys_umount2(point->path, MNT_DETACH | UMOUNT_NOFOLLOW);
+            _exit(0);
+        }
     }
+    if (sys_umount2(point->path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0 || errno == EINVAL || errno == ENOENT) return 0;
+    fail(&unit->leftover, "umount2");
+    for (struct owned *rest = point->next, *next; rest; rest = next) {
+        next = rest->next;
+        free(rest);
+    }
+    point->next = NULL;
     return -1;
 }
 
@@ -465,7 +481,7 @@ void unit_give_up(struct unit *unit, int error) {
 
 void unit_remover_done(struct unit *unit, int status) {
     unit->remover = 0;
-    if (status != 0) unit_give_up(unit, EIO);
+    if (status != 0 && unit->owned->kind == FOLDER) unit_give_up(unit, EIO);
 }
 
 int unit_remove(struct unit *unit) {
@@ -473,7 +489,7 @@ int unit_remove(struct unit *unit) {
         struct owned *owned = unit->owned;
         if (unit->remover > 0) return 1;
         int result = owned->kind == CGROUP        ? cgroup_remove(owned->path)
-                     : owned->kind == MOUNT_POINT ? unmount(unit, owned->path)
+                     : owned->kind == MOUNT_POINT ? unmount(unit, owned)
                                                   : remove_scratch(unit, owned->path);
         if (result == 1) return 1;
         if (result < 0 && owned->kind == CGROUP && errno == EBUSY) {

@@ -15,6 +15,8 @@ enum owned_kind { FOLDER, CGROUP, MOUNT_POINT };
 struct owned {
     struct owned *next;
     enum owned_kind kind;
+    bool discard; // what a mount has not written yet
+    bool tried;   // a remover has tried to unmount it
     char path[];
 };
 

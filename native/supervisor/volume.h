@@ -8,3 +8,6 @@
 // the owners of a mapped tree.
 int volume_filesystem(const struct operation *operation, struct failure *failure);
 int volume_tree(const struct operation *operation, int layer_map, struct failure *failure);
+
+// Drops what an ext4 at this path has not written yet, before its last unmount; other file systems stay as they are.
+void volume_discard(const char *path);

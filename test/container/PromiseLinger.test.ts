@@ -84,6 +84,17 @@ describe("the supervisor of a program's promises", { skip: whyNoContainers }, ()
     assert.notEqual(lingering(), supervisor)
   })
 
+  test("a supervisor whose folder was removed while it lingered is replaced", async () => {
+    await runTrue("1 hour")
+    const supervisor = lingering()
+    const state = fs.readFileSync(`/proc/${supervisor}/cmdline`, "utf8").split("\0")[1]!
+    assert.match(state, /\/run\/\d+-\w+$/)
+    fs.rmSync(state, { recursive: true })
+    assert.equal((await runTrue("1 hour")).exitCode, 0)
+    await isGone(supervisor)
+    assert.notEqual(lingering(), supervisor)
+  })
+
   test("a call that cannot be made leaves no supervisor", async () => {
     await runTrue(0)
     const error = await rejection(runTrue("5 parsecs" as never))

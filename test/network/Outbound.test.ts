@@ -5,7 +5,7 @@ import * as net from "node:net"
 import * as os from "node:os"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
-import { Container, Network } from "../../lib/index.ts"
+import { Container, Image, Network, WaitFor } from "../../lib/index.ts"
 import { rulesOf } from "../../lib/internal/network/outboundRules.ts"
 import { echoImage } from "../support/attack.ts"
 import { failure, suite, whyNotRoot } from "../support/effect.ts"
@@ -76,6 +76,43 @@ const listening = ({ state }: Network.Network): ReadonlyArray<number> => {
 }
 
 const whyNoOutside = whyNotRoot || whyNoBusybox || (fs.existsSync("/sbin/ip") ? false : "needs iproute2")
+
+const whyNoAddress =
+  whyNoBusybox || (own.some((one) => net.isIPv4(one)) ? false : "this machine has no address")
+
+/** A server on all addresses of this machine whose connections stay open. */
+const serveForever = Effect.acquireRelease(
+  Effect.promise(
+    () =>
+      new Promise<{ server: net.Server; sockets: Set<net.Socket> }>((resolve, reject) => {
+        const sockets = new Set<net.Socket>()
+        const server = net.createServer((socket) => {
+          sockets.add(socket.on("error", () => {}))
+          socket.write("served\n")
+        })
+        server.once("error", reject).listen({ port: 0, backlog: 4096 }, () => resolve({ server, sockets }))
+      })
+  ),
+  ({ server, sockets }) =>
+    Effect.promise(() => {
+      for (const socket of sockets) socket.destroy()
+      return new Promise((resolve) => server.close(resolve))
+    })
+).pipe(Effect.map(({ server }) => (server.address() as net.AddressInfo).port))
+
+/** A program that makes connections, and says how many of them have been answered and how many broken. */
+const connecting = (address: string, port: number): string => `
+  let connected = 0, reset = 0
+  const say = () => connected + reset === 1034 && console.log(connected + " connected, " + reset + " reset")
+  const next = (left) => {
+    if (left === 0) return
+    const socket = require("node:net").connect(${port}, "${address}")
+    let settled = false
+    const settle = (count) => { if (settled) return; settled = true; count(); say(); next(left - 1) }
+    socket.once("data", () => settle(() => connected++))
+    socket.once("error", () => settle(() => reset++))
+  }
+  next(1034)`
 
 const none = "no such name"
 
@@ -197,9 +234,31 @@ suite("outbound", (effect, folder) => {
       const box = yield* idle(network)
       assert.equal(yield* ask(box, address, port), "served\n")
       assert.equal(yield* ask(box, address, other), "")
-      assert.deepEqual(yield* told(network, box), [{ container: box.id, address, port: other }])
+      assert.deepEqual(yield* told(network, box), [
+        { reason: "NotAllowed", container: box.id, address, port: other }
+      ])
     },
-    { skip: whyNoBusybox || (own.some((one) => net.isIPv4(one)) ? false : "this machine has no address") }
+    { skip: whyNoAddress }
+  )
+
+  effect(
+    "a container has at most 1024 connections at a time, and another one is not held up by them",
+    function* () {
+      const port = yield* serveForever
+      const address = own.find((one) => net.isIPv4(one))!
+      const network = yield* Network.make({ outbound: { allow: [`${address}:${port}`] } })
+      const many = yield* Container.start(yield* Image.host, {
+        network,
+        command: ["node", "--eval", connecting(address, port)]
+      })
+      yield* WaitFor.log(many, "1024 connected, 10 reset")
+      const [first] = yield* told(network, yield* idle(network))
+      assert.deepEqual(first, { reason: "TooMany", container: many.id, address, port })
+      const other = yield* idle(network)
+      const asked = yield* Container.exec(other, ["sh", "-c", `timeout 15 nc ${address} ${port} | head -c 6`])
+      assert.equal(asked.stdout, "served")
+    },
+    { skip: whyNoAddress }
   )
 
   effect(

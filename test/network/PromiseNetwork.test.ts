@@ -79,7 +79,12 @@ describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox },
       _tag: "NonZeroExit"
     })
     for await (const refusal of own.refusals()) {
-      assert.deepEqual(refusal, { container: client.id, address: "169.254.169.254", port: 80 })
+      assert.deepEqual(refusal, {
+        reason: "NotAllowed",
+        container: client.id,
+        address: "169.254.169.254",
+        port: 80
+      })
       break
     }
     await assert.rejects(berth.network({ outbound: { allow: ["*"] } }), { _tag: "InvalidOption" })

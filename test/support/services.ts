@@ -261,6 +261,7 @@ export const service = async (name: ServerName): Promise<Service> => {
     )
     return { missing: false, image: Image.fromLayout(layout) }
   } catch (error) {
+    if (!/Command failed: apt-get/.test(String(error))) throw error
     return absent(`no packages of ${name}: ${String(error).slice(0, 500)}`)
   }
 }

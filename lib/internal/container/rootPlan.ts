@@ -138,7 +138,7 @@ export const compose = (
             { op: "scratch", path: upper, mode },
             { op: "scratch", path: work, mode: 0o700 }
           ] as const)
-        : mounted(disk.path, base))
+        : mounted(disk.path, base, disk.durable))
     ],
     mount: { op: "overlay", lower, upper, work, options: overlay, attributes: ROOT_ATTRIBUTES },
     content: masked,

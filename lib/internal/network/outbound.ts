@@ -174,9 +174,14 @@ const readRefusals = (network: Network, socket: number) =>
         const [length] = native().receive(socket, bytes)
         if (length === -EAGAIN) break
         if (length <= 0) return
-        const [, from, address, port] = new TextDecoder().decode(bytes.subarray(0, length)).split(" ")
+        const [why, from, address, port] = new TextDecoder().decode(bytes.subarray(0, length)).split(" ")
         const member = network.state.members.get(numberOf(from!))
-        refusals.unsafeOffer({ container: member?.container, address: address!, port: Number(port) })
+        refusals.unsafeOffer({
+          reason: why === "full" ? "TooMany" : "NotAllowed",
+          container: member?.container,
+          address: address!,
+          port: Number(port)
+        })
       }
       cancel = Loop.watch(socket, EPOLLIN, take)
     }

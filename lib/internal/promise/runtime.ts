@@ -1,4 +1,5 @@
 /** Runs effects as promises, on a supervisor that lives while a call or a box needs it, and for a moment more. */
+import { existsSync } from "node:fs"
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -101,6 +102,7 @@ export class Shared {
     return (
       started?.berth.supervisor.isRunning() === true &&
       started.berth.folder === folderOf(this.options) &&
+      existsSync(started.berth.supervisor.folder) &&
       started.identity === identity()
     )
   }

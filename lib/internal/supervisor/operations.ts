@@ -65,7 +65,7 @@ export const operations = {
   netfilter: { messages: "b" },
   filesystem: { type: "s", image: "s", options: "l", attributes: "i" },
   tree: { path: "s", mapped: "i", attributes: "i" },
-  attach: { path: "s" },
+  attach: { path: "s", discard: "i" },
   "copy-attributes": { from: "s", path: "s" },
   "hand-over": {},
   place: { target: "s" }

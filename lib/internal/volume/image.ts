@@ -94,7 +94,7 @@ export const format = (disk: SizedDisk): Effect.Effect<void, BerthError> => {
 }
 
 /** Mounts the file at a folder. Room of removed files is given back to the host's disk. */
-export const mounted = (image: string, at: string): ReadonlyArray<Operation> => [
+export const mounted = (image: string, at: string, durable: boolean): ReadonlyArray<Operation> => [
   {
     op: "filesystem",
     type: "ext4",
@@ -102,5 +102,5 @@ export const mounted = (image: string, at: string): ReadonlyArray<Operation> => 
     options: ["discard"],
     attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
   },
-  { op: "attach", path: at }
+  { op: "attach", path: at, discard: durable ? 0 : 1 }
 ]

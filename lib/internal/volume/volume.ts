@@ -99,11 +99,14 @@ const wantedBy = (options: Options, berth: Berth): Wanted => {
   return { name, size, storage, mode, source }
 }
 
-/** The file system that has the volume's folders `data` and `work`, at a folder of the unit. */
+/**
+ * The file system that has the volume's folders `data` and `work`, at a folder of the unit. `origin` is the folder or the file that
+ * has them already.
+ */
 const disk = (
   wanted: Wanted,
   base: string,
-  stored: string | undefined
+  origin: string | undefined
 ): { readonly operations: ReadonlyArray<Plan.Operation>; readonly folder: string } => {
   const at = `${base}/disk`
   const point: Plan.Operation = { op: "scratch", path: at, mode: 0o700 }
@@ -120,13 +123,13 @@ const disk = (
       options,
       attributes: ATTRIBUTES
     }
-    return { folder: at, operations: [point, tmpfs, { op: "attach", path: at }, ...folders] }
+    return { folder: at, operations: [point, tmpfs, { op: "attach", path: at, discard: 0 }, ...folders] }
   }
+  if (origin === undefined) return { folder: at, operations: [point, ...folders] }
   if (wanted.size !== undefined)
-    return { folder: at, operations: [point, ...mounted(stored ?? `${base}.disk`, at)] }
-  if (stored === undefined) return { folder: at, operations: [point, ...folders] }
-  const tree: Plan.Operation = { op: "tree", path: stored, mapped: 0, attributes: ATTRIBUTES }
-  return { folder: at, operations: [point, tree, { op: "attach", path: at }] }
+    return { folder: at, operations: [point, ...mounted(origin, at, wanted.name !== undefined)] }
+  const tree: Plan.Operation = { op: "tree", path: origin, mapped: 0, attributes: ATTRIBUTES }
+  return { folder: at, operations: [point, tree, { op: "attach", path: at, discard: 0 }] }
 }
 
 /** The operations of a copy: an overlay of its own files on those of its source. */
@@ -149,7 +152,7 @@ const merged = (
     options: [...(isScoped ? ["volatile"] : []), "index=off", ...(rootless ? ["userxattr"] : [])],
     attributes: ATTRIBUTES
   },
-  { op: "attach", path: at }
+  { op: "attach", path: at, discard: 0 }
 ]
 
 /** Opens the volume: starts the unit that has its mounts. */
