@@ -15,7 +15,9 @@ export class Writer {
   u16(value: number): this {
     const low = value & 0xff
     const high = (value >> 8) & 0xff
-    return littleEndian ? this.u8(low, high) : this.u8(high, low)
+    if (littleEndian) this.parts.push(low, high)
+    else this.parts.push(high, low)
+    return this
   }
 
   u32(value: number): this {
@@ -37,16 +39,25 @@ export class Writer {
 export type Bytes = ReadonlyArray<number>
 
 const u32 = (value: number): Bytes => new Writer().u32(value).bytes
-export const text = (value: string): Bytes => [...new TextEncoder().encode(value), 0]
+const encoder = new TextEncoder()
+
+export const text = (value: string): Bytes => [...encoder.encode(value), 0]
+
+// An array's own flat() takes three times as long, which each start on a network would pay.
+const joined = (parts: ReadonlyArray<Bytes>): Bytes => {
+  const all: Array<number> = []
+  for (const part of parts) for (const byte of part) all.push(byte)
+  return all
+}
 
 /** Each begins on a multiple of 4: NLMSG_ALIGN and RTA_ALIGN. */
-const aligned = (bytes: Bytes): Bytes => [...bytes, ...Array.from({ length: -bytes.length & 3 }, () => 0)]
+const aligned = (bytes: Bytes): Bytes => (bytes.length % 4 === 0 ? bytes : aligned([...bytes, 0]))
 
 export const attribute = (type: number, value: Bytes): Bytes =>
   aligned([...new Writer().u16(value.length + 4).u16(type).bytes, ...value])
 
 export const nested = (type: number, ...attributes: ReadonlyArray<Bytes>): Bytes =>
-  attribute(type, attributes.flat())
+  attribute(type, joined(attributes))
 
 const NLM_F_REQUEST = 0x001
 const NLM_F_ACK = 0x004
@@ -60,12 +71,12 @@ export const message = (
   header: Bytes,
   ...attributes: ReadonlyArray<Bytes>
 ): Bytes => {
-  const body = [...aligned(header), ...attributes.flat()]
+  const body = joined([aligned(header), ...attributes])
   const head = new Writer()
     .u32(16 + body.length)
     .u16(type)
     .u16(NLM_F_REQUEST | NLM_F_ACK | flags)
-  return [...head.u32(0).u32(0).bytes, ...body]
+  return joined([head.u32(0).u32(0).bytes, body])
 }
 
 const CREATE_FLAGS = NLM_F_CREATE | NLM_F_EXCL
@@ -234,4 +245,4 @@ export const rule = (options: Rule): Bytes => ruleMessage(32, NLM_F_CREATE, opti
 /** Removes one rule that is equal. */
 export const removeRule = (options: Rule): Bytes => ruleMessage(33, 0, options)
 
-export const concat = (messages: ReadonlyArray<Bytes>): Uint8Array => new Uint8Array(messages.flat())
+export const concat = (messages: ReadonlyArray<Bytes>): Uint8Array => new Uint8Array(joined(messages))
