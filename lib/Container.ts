@@ -15,6 +15,7 @@ import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
+import type { Publishable } from "./Connection.ts"
 import type { Image, ImageConfig } from "./Image.ts"
 import * as executor from "./internal/container/commandExecutor.ts"
 import type { ContainerState } from "./internal/container/handle.ts"
@@ -26,7 +27,7 @@ import * as typeIds from "./internal/typeIds.ts"
 import { later } from "./internal/util/later.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
-import type { Network, Pod, Publishable } from "./Network.ts"
+import type { Network, Pod } from "./Network.ts"
 import type { Plan } from "./Plan.ts"
 import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "./Process.ts"
 import type { RootFs } from "./RootFs.ts"
@@ -36,7 +37,7 @@ const committing = later(() => import("./internal/container/commit.ts"))
 const keeping = later(() => import("./internal/container/keep.ts"))
 
 // A container is a process: every function on a `Process` also takes a `Container`.
-export { connect, fetch, httpClient, listen, netServer, netSocket, publish, published } from "./Network.ts"
+export { connect, fetch, httpClient, listen, netServer, netSocket, publish, published } from "./Connection.ts"
 export type {
   BufferOptions,
   ExitStatus,

@@ -15,6 +15,7 @@ import * as Effect from "effect/Effect"
 import * as Berth from "./Berth.ts"
 import * as Errors from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
+import type * as Connection from "./Connection.ts"
 import type * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
 import type * as Image from "./Image.ts"
@@ -394,18 +395,18 @@ export interface Box extends Inside, AsyncDisposable {
     options?: Container.CopyOutOptions & Abortable
   ) => Promise<void>
   /** A socket of `node:net` to a server in the container, for a client that takes one: see `Container.netSocket`. */
-  readonly netSocket: (address: Network.Address) => net.Socket
+  readonly netSocket: (address: Connection.Address) => net.Socket
   /** A server of `node:net` inside the container: see `Container.netServer`. */
   readonly netServer: (
-    address: number | Network.ListenOptions,
+    address: number | Connection.ListenOptions,
     onConnection?: (socket: net.Socket) => void
   ) => net.Server
   /** `fetch` to a server in the container: see `Container.fetch`. A response can be read until the box closes. */
   readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
   /** Has a port or a Unix socket of the host lead into the container until the box closes: see `Container.publish`. */
   readonly publish: {
-    (port: Network.PublishPathOptions): Promise<Network.PublishedPath>
-    (port: number | string | Network.PublishOptions): Promise<Network.PublishedPort>
+    (port: Connection.PublishPathOptions): Promise<Connection.PublishedPath>
+    (port: number | string | Connection.PublishOptions): Promise<Connection.PublishedPort>
   }
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>

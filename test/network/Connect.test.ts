@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
-import { Container, Image, type Network, WaitFor } from "../../lib/index.ts"
+import { type Connection, Container, Image, WaitFor } from "../../lib/index.ts"
 import { echoImage } from "../support/attack.ts"
 import { failure, suite, whyNotRoot } from "../support/effect.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
@@ -22,7 +22,7 @@ const echoing = (options: Container.StartOptions = {}) =>
   })
 
 /** Sends a text, ends the sending half, and gives all that comes back. */
-const exchange = (box: Container.Container, address: Network.Address, text: string) =>
+const exchange = (box: Container.Container, address: Connection.Address, text: string) =>
   Effect.scoped(
     Effect.gen(function* () {
       const { sink, stream } = yield* Container.connect(box, address)
@@ -53,7 +53,7 @@ suite("a connection into a container", (effect) => {
       `${name}: TCP over IPv4 and IPv6, a Unix socket by its path and by its abstract name`,
       function* () {
         const box = yield* echoing(options)
-        const addresses: ReadonlyArray<Network.Address> = [
+        const addresses: ReadonlyArray<Connection.Address> = [
           7,
           77,
           { port: 7, host: "127.0.0.1" },
@@ -107,7 +107,7 @@ suite("a connection into a container", (effect) => {
 
   effect("a port, a host or a path that cannot be is named by the error", function* () {
     const box = yield* Container.start(yield* Image.host, { command: ["sleep", "100"] })
-    const wrong: ReadonlyArray<readonly [Network.Address, RegExp]> = [
+    const wrong: ReadonlyArray<readonly [Connection.Address, RegExp]> = [
       [0, /port: 0/],
       [70000, /port: 70000/],
       [1.5, /port: 1\.5/],

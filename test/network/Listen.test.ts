@@ -4,7 +4,7 @@ import * as http from "node:http"
 import type * as net from "node:net"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
-import { Container, Image, Network } from "../../lib/index.ts"
+import { type Connection, Container, Image, Network } from "../../lib/index.ts"
 import { echoImage } from "../support/attack.ts"
 import { failure, suite, whyNotRoot } from "../support/effect.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
@@ -20,7 +20,7 @@ const ask = (box: Container.Container, port: number | undefined, text: string, h
   )
 
 /** The same by a connection of this program's. */
-const exchange = (box: Container.Container, address: Network.Address, text: string) =>
+const exchange = (box: Container.Container, address: Connection.Address, text: string) =>
   Effect.scoped(
     Effect.gen(function* () {
       const { sink, stream } = yield* Container.connect(box, address)
@@ -29,7 +29,7 @@ const exchange = (box: Container.Container, address: Network.Address, text: stri
     })
   )
 
-const echo = ({ sink, stream }: Network.Connection) => Stream.run(stream, sink)
+const echo = ({ sink, stream }: Connection.Connection) => Stream.run(stream, sink)
 
 /** The inodes of the sockets of this process that listen on the host. */
 const listeningOnHost = (): ReadonlyArray<string> => {
@@ -195,7 +195,7 @@ suite("a server of the program inside a container", (effect) => {
       assert.match(event.message, /127\.0\.0\.1:3000/)
       const elsewhere = Container.listen(box, { port: 1, host: "192.0.2.1" }, echo)
       assert.equal((yield* failure("NetworkError", Effect.scoped(elsewhere))).reason, "Unreachable")
-      const wrong: ReadonlyArray<readonly [number | Network.ListenOptions, RegExp]> = [
+      const wrong: ReadonlyArray<readonly [number | Connection.ListenOptions, RegExp]> = [
         [70000, /port: 70000/],
         [{ port: 1, host: "example.com" }, /host: "example\.com"/],
         [{ path: "relative" }, /path: "relative"/],

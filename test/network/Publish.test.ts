@@ -3,7 +3,7 @@ import * as fs from "node:fs"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { Container, Image, type Network, WaitFor } from "../../lib/index.ts"
+import { type Connection, Container, Image, WaitFor } from "../../lib/index.ts"
 import { echoImage } from "../support/attack.ts"
 import { failure, suite, whyNotRoot } from "../support/effect.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
@@ -45,8 +45,8 @@ const promise = <A>(body: () => Promise<A>): Effect.Effect<A> => Effect.promise(
 /** Published, from when it accepts. */
 const published = (
   box: Container.Container,
-  port: number | Network.PublishOptions
-): Effect.Effect<Network.PublishedPort, unknown, Scope.Scope> =>
+  port: number | Connection.PublishOptions
+): Effect.Effect<Connection.PublishedPort, unknown, Scope.Scope> =>
   Effect.tap(Container.publish(box, port), (at) =>
     promise(async () => {
       for (const limit = Date.now() + 10_000; ; await new Promise((resolve) => setTimeout(resolve, 2))) {
@@ -227,7 +227,7 @@ suite("a published port", (effect) => {
 
   effect("that cannot be is refused by name", function* () {
     const box = yield* Container.start(yield* Image.host, { command: ["sleep", "100"] })
-    const wrong: ReadonlyArray<readonly [number | Network.PublishOptions, RegExp]> = [
+    const wrong: ReadonlyArray<readonly [number | Connection.PublishOptions, RegExp]> = [
       [0, /container: 0/],
       [70000, /container: 70000/],
       [{ container: 7, host: -1 }, /host: -1/],

@@ -3,7 +3,7 @@ import * as fs from "node:fs"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { Container, type Network, WaitFor } from "../../lib/index.ts"
+import { type Connection, Container, WaitFor } from "../../lib/index.ts"
 import { echoImage } from "../support/attack.ts"
 import { failure, makeTemporaryFolder, remove, suite, whyNotRoot } from "../support/effect.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
@@ -49,7 +49,7 @@ const exchangeSoon = async (to: net.NetConnectOpts, text: string): Promise<strin
   }
 }
 
-const at = ({ hostname, port }: Network.PublishedPort): net.NetConnectOpts => ({ host: hostname, port })
+const at = ({ hostname, port }: Connection.PublishedPort): net.NetConnectOpts => ({ host: hostname, port })
 
 const modes: ReadonlyArray<readonly [name: string, options: Container.StartOptions]> = [
   ["a container", {}],
@@ -196,7 +196,7 @@ suite("a published path", (effect) => {
         [{ container: { path: "/tmp/echo" }, protocol: "udp" }, /a Unix socket has no UDP/]
       ]
       for (const [options, message] of wrong) {
-        const refused = Effect.scoped(Container.publish(box, options as Network.PublishOptions))
+        const refused = Effect.scoped(Container.publish(box, options as Connection.PublishOptions))
         assert.match((yield* failure("InvalidOption", refused)).message, message)
       }
       assert.deepEqual(fs.readdirSync(folder), [])

@@ -4,7 +4,7 @@ import * as net from "node:net"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
-import { Container, Network } from "../../lib/index.ts"
+import { type Connection, Container, Network } from "../../lib/index.ts"
 import { echoImage } from "../support/attack.ts"
 import { failure, makeTemporaryFolder, remove, suite } from "../support/effect.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
@@ -52,7 +52,7 @@ const connect = (to: net.NetConnectOpts): Effect.Effect<Client, unknown, Scope.S
   )
 
 /** Has a client connected, its bytes and the server's taken through once. */
-const connected = (port: Network.PublishedPort) =>
+const connected = (port: Connection.PublishedPort) =>
   Effect.gen(function* () {
     const client = yield* connect({ host: port.hostname, port: port.port })
     client.socket.write("first ")
@@ -311,7 +311,7 @@ suite("faults of a published port", (effect) => {
     function* () {
       const { box, port } = yield* published
       const udp = yield* Container.publish(box, "7/udp")
-      const wrong: ReadonlyArray<readonly [Network.PublishedPort, object, RegExp]> = [
+      const wrong: ReadonlyArray<readonly [Connection.PublishedPort, object, RegExp]> = [
         [udp, { latency: 1 }, /published: .*what `Container.publish` has given for a TCP port/],
         [{ ...port }, { latency: 1 }, /published: /],
         [port, { latency: "soon" }, /latency: "soon".*a duration/],

@@ -1,7 +1,7 @@
 /** Addresses of sockets, as `struct sockaddr` of the kernel: ip(7), ipv6(7), unix(7). */
 import * as net from "node:net"
 import { InvalidOption } from "../../BerthError.ts"
-import type { Address } from "../../Network.ts"
+import type { Address } from "../../Connection.ts"
 
 export const AF_UNIX = 1
 export const AF_INET = 2

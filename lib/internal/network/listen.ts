@@ -13,8 +13,8 @@ import {
   NetworkError,
   OperationFailed
 } from "../../BerthError.ts"
+import type { Connection, Listening, ListenOptions } from "../../Connection.ts"
 import type { Container } from "../../Container.ts"
-import type { Connection, Listening, ListenOptions } from "../../Network.ts"
 import { openIn } from "../files/namespaceRoot.ts"
 import {
   EPOLLIN,

@@ -1,8 +1,8 @@
 /** A connection to a container as a socket of node:net, for libraries that take one. */
 import * as net from "node:net"
 import { isBerthError, NetworkError } from "../../BerthError.ts"
+import type { Address } from "../../Connection.ts"
 import type { Container } from "../../Container.ts"
-import type { Address } from "../../Network.ts"
 import { EPOLLOUT, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
 import { beginConnect } from "./socket.ts"

@@ -1,5 +1,5 @@
 /** Ports in Docker's spelling: `[[ADDRESS:][HOST]:]CONTAINER[/PROTOCOL]`, each of the two a port or a range of them. */
-import type { Publishable, PublishOptions, PublishPathOptions } from "../../Network.ts"
+import type { Publishable, PublishOptions, PublishPathOptions } from "../../Connection.ts"
 import { invalid } from "../util/validate.ts"
 
 const SHAPE =

@@ -3,14 +3,14 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type * as Scope from "effect/Scope"
 import { type BerthError, NetworkError, OperationFailed } from "../../BerthError.ts"
-import type { Container } from "../../Container.ts"
 import type {
   Publishable,
   PublishedPath,
   PublishedPort,
   PublishOptions,
   PublishPathOptions
-} from "../../Network.ts"
+} from "../../Connection.ts"
+import type { Container } from "../../Container.ts"
 import { native } from "../system/addon.ts"
 import { isContainer } from "../typeIds.ts"
 import { EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT } from "../util/errno.ts"

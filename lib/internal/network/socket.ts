@@ -8,8 +8,8 @@ import {
   NetworkError,
   OperationFailed
 } from "../../BerthError.ts"
+import type { Address } from "../../Connection.ts"
 import type { Container } from "../../Container.ts"
-import type { Address } from "../../Network.ts"
 import { openIn, socketIn } from "../files/namespaceRoot.ts"
 import { EPOLLOUT, native, O_PATH, RESOLVE_IN_ROOT } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"

@@ -7,8 +7,8 @@ import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
+import type * as Connection from "../../Connection.ts"
 import * as Container from "../../Container.ts"
-import type * as Network from "../../Network.ts"
 import type {
   Abortable,
   Box,
@@ -196,7 +196,7 @@ export const makeBox = (
         Effect.flatMap(http.parseUrl(url), (to) => http.fetchBy(container, request, to, init))
       )
     },
-    publish: ((port: Network.Publishable) => within(publish(container, port))) as Box["publish"],
+    publish: ((port: Connection.Publishable) => within(publish(container, port))) as Box["publish"],
     wait: (options) => shared.run(container.exit, options),
     kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),
     pause: () => shared.run(Container.pause(container)),
