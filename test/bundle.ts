@@ -52,8 +52,6 @@ export const bundle = async (
     target: "node20",
     sourcemap: true,
     sourcesContent: false,
-    // As the benchmarks import it.
-    alias: { berth: "./lib/index.ts" },
     // What packages of CommonJS call to have Node's own modules.
     banner: {
       js: 'import { createRequire as $createRequire } from "node:module"; const require = $createRequire(import.meta.url);'
