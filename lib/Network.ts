@@ -188,11 +188,12 @@ export const isPod: (u: unknown) => u is Pod = internal.isPod
  * const server = yield* Container.start(nginx, { network: pod })
  * const cache = yield* Container.start(redis, { network: pod }) // the server reaches it at localhost:6379
  */
-export const pod = (options: PodOptions = {}): Effect.Effect<Pod, BerthError, Berth | Scope.Scope> =>
-  Effect.gen(function* () {
-    const holder = yield* Namespace.make(["network"])
-    return yield* pods.make(yield* Berth, holder, options)
-  }).pipe(Effect.withSpan("berth.Network.pod"))
+export const pod: (options?: PodOptions) => Effect.Effect<Pod, BerthError, Berth | Scope.Scope> = Effect.fn(
+  "berth.Network.pod"
+)(function* (options: PodOptions = {}) {
+  const holder = yield* Namespace.make(["network"])
+  return yield* pods.make(yield* Berth, holder, options)
+})
 
 /**
  * @since 0.2.0

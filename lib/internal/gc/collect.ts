@@ -217,8 +217,8 @@ export const orUndone = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect
     )
   })
 
-export const usage = (berth: Berth): Effect.Effect<Usage, ImageError> =>
-  Effect.gen(function* () {
+export const usage: (berth: Berth) => Effect.Effect<Usage, ImageError> = Effect.fn("berth.Store.usage")(
+  function* (berth) {
     const found = yield* Holds.exclusive(berth.holds, survey(berth, false))
     const layers = yield* measured(found.layers)
     const { blobs, entries } = found
@@ -242,4 +242,5 @@ export const usage = (berth: Berth): Effect.Effect<Usage, ImageError> =>
         }
       })
     }
-  }).pipe(Effect.withSpan("berth.Store.usage"))
+  }
+)

@@ -108,8 +108,12 @@ export const toxic: {
     published: PublishedPort | PublishedPath,
     options: ToxicOptions
   ): Effect.Effect<void, BerthError, Scope.Scope>
-} = dual(2, (published: PublishedPort | PublishedPath, options: ToxicOptions) =>
-  Effect.gen(function* () {
+} = dual(
+  2,
+  Effect.fn("berth.Network.toxic")(function* (
+    published: PublishedPort | PublishedPath,
+    options: ToxicOptions
+  ) {
     const toxics = yield* attempt(() => parse(options))
     const found = yield* attempt(
       () =>
@@ -127,5 +131,5 @@ export const toxic: {
           return Effect.ignore(tell(found))
         })
     )
-  }).pipe(Effect.withSpan("berth.Network.toxic"))
+  })
 )
