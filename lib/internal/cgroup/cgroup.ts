@@ -1,6 +1,6 @@
 /** Cgroups as the supervisor's units: their folders, operations that make and limit them, and errors. */
 import * as fs from "node:fs"
-import { dirname } from "node:path"
+import { basename, dirname } from "node:path"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
@@ -236,8 +236,11 @@ export const failed = (
   const because = (reason: CgroupError["reason"], detail: string): CgroupError =>
     new CgroupError({ reason, controller, path, errno, detail, cause })
   const gone = "the cgroup is gone: its scope has closed, or another program has removed it"
-  // A cgroup that failed to be made has been removed by now.
-  const isThere = at === "made" || (at !== "create" && fs.existsSync(dirname(path)))
+  // A cgroup that failed to be made has been removed by now. When a cgroup is removed, its folder is the last to go; freezer.state,
+  // which each cgroup of that hierarchy has, goes before cgroup.procs.
+  const isThere =
+    at === "made" ||
+    (at !== "create" && basename(path) !== "freezer.state" && fs.existsSync(`${dirname(path)}/cgroup.procs`))
   switch (errno) {
     case EROFS:
       return because(
