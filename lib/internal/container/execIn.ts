@@ -33,6 +33,15 @@ const isEnding = (error: OperationFailed): boolean =>
   (error.syscall === "setns" && error.errno === ESRCH) ||
   (error.syscall === "clone" && error.errno === ENOMEM)
 
+/** The time that the end of a container may take to be known once its cgroup has been removed. */
+const END_PATIENCE = "1 second"
+
+/** Waits for the end of a container whose cgroup has been removed: that begins by killing all its processes. */
+const ending = (container: Container, error: BerthError): Effect.Effect<unknown> =>
+  error._tag === "CgroupError" && error.reason === "Gone"
+    ? Effect.timeoutOption(Effect.exit(Deferred.await(container.state.ended)), END_PATIENCE)
+    : Effect.void
+
 /** Replaces an error by `NotRunning` if the container has ended in the meantime. */
 export const unlessEnded =
   (container: Container) =>
@@ -43,7 +52,10 @@ export const unlessEnded =
       (error) =>
         error._tag === "OperationFailed" && isEnding(error)
           ? Effect.fail(notRunning(container))
-          : Effect.zipRight(running(container), Effect.fail(error))
+          : ending(container, error).pipe(
+              Effect.zipRight(running(container)),
+              Effect.zipRight(Effect.fail(error))
+            )
     )
 
 /** Starts a process beside the first one, confined in the same way unless the options say otherwise. */
