@@ -186,10 +186,10 @@ const joinNow = (
     const station = yield* attempt(() => stationOf(target))
     const parsed = yield* attempt(() => parseAliases(aliases))
     const { berth, names } = network.state
-    return yield* alone(
+    const joined = yield* alone(
       station,
       Effect.gen(function* () {
-        if (target.state.pidfd < 0) return yield* Effect.fail(ended(target))
+        if (target.state.pidfd < 0 || station.isLeaving) return yield* Effect.fail(ended(target))
         const one = yield* attempt(() => enter(station, network, parsed))
         const { descriptors, operations } = one.attachment
         const served = station.asker === undefined ? serve(station, names.responder) : undefined
@@ -203,10 +203,12 @@ const joinNow = (
         )
         entered(one)
         see(station)
-        yield* releaseWith(target, station)
         return one
       })
     )
+    // Not alone any more: if the scope has closed meanwhile, it leaves at once.
+    yield* releaseWith(target, station)
+    return joined
   })
 
 /** What the kernel has removed already: the container has ended, or the network is gone. */
@@ -255,6 +257,8 @@ const releaseWith = (target: Target, station: Station): Effect.Effect<void> => {
   if (station.isReleased) return Effect.void
   station.isReleased = true
   const leaveAll = Effect.suspend(() => {
+    // A semaphore is not fair: whoever joins and leaves in a loop would keep this waiting.
+    station.isLeaving = true
     const left = [...station.interfaces.values()]
     return Effect.forEach(left, (one) => Effect.ignore(leaveNow(target, station, one)), { discard: true })
   })

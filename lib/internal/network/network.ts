@@ -42,6 +42,8 @@ export interface Station {
   changing: Effect.Semaphore | undefined
   /** Whether it leaves all networks at its own end. */
   isReleased: boolean
+  /** Whether that has begun: it joins no network any more. */
+  isLeaving: boolean
 }
 
 /** An interface on a network. */
@@ -58,7 +60,8 @@ export const makeStation = (container: string, name: string | undefined): Statio
   interfaces: new Map(),
   asker: undefined,
   changing: undefined,
-  isReleased: false
+  isReleased: false,
+  isLeaving: false
 })
 
 /** The addresses of a station, those of its first interface first. */
