@@ -3,6 +3,7 @@ import * as fs from "node:fs"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -271,6 +272,25 @@ suite("a running container", (effect, folder) => {
       // The others go on.
       yield* Network.join(kept, late)
       assert.equal(yield* ask(late, member.state.addresses[0]!), ANSWER)
+    },
+    skip
+  )
+
+  effect(
+    "a container ends while it joins and leaves a network without a pause",
+    function* () {
+      const network = yield* Network.make()
+      const scope = yield* Scope.make()
+      const box = yield* idle({}).pipe(Scope.extend(scope))
+      const joining = yield* Effect.fork(Effect.forever(Effect.scoped(Network.join(network, box))))
+      yield* eventually(
+        "joined",
+        Effect.sync(() => box.state.addresses.length > 0)
+      )
+      yield* Effect.timeout(Scope.close(scope, Exit.void), "15 seconds")
+      const error = yield* failure("ContainerError", Fiber.join(joining))
+      assert.equal(error.reason, "NotRunning")
+      assert.equal(network.state.members.size, 0)
     },
     skip
   )
