@@ -8,7 +8,7 @@ import type * as Plan from "../../Plan.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
 import { isContainer } from "../typeIds.ts"
-import { ECONNRESET } from "../util/errno.ts"
+import { ECONNRESET, EPIPE } from "../util/errno.ts"
 import { abstractName, LOOPBACK } from "./address.ts"
 import { startHelper } from "./helper.ts"
 import { notRunning, whenReady, withoutRoot } from "./socket.ts"
@@ -77,6 +77,8 @@ export const startProxy = (
     yield* Effect.addFinalizer(() => inTurn(Effect.sync(() => (ended = true))))
     const ask = (message: string, descriptors: ReadonlyArray<number>): Effect.Effect<void, BerthError> =>
       Effect.suspend(() => {
+        // The scope may have closed while a fiber still uses the proxy: the socket's number may be another file's by now.
+        if (ended) return Effect.fail(failed("sendmsg", EPIPE))
         const sent = native().send(socket, new TextEncoder().encode(message), descriptors)
         return sent < 0 ? Effect.fail(failed("sendmsg", -sent)) : answer(socket)
       })
