@@ -25,6 +25,9 @@ const own = Object.values(os.networkInterfaces())
   .filter(({ address, internal }) => !internal && !address.startsWith("fe80:"))
   .map(({ address }) => address)
 
+const whyDeno =
+  "Deno" in globalThis ? "a server of Deno sends nothing to a client that has ended its half" : false
+
 const idle = (network: Network.Network, options: Container.StartOptions = {}) =>
   Effect.flatMap(echoImage, (image) =>
     Container.start(image, { ...options, network, command: ["sleep", "1000"] })
@@ -238,7 +241,7 @@ suite("outbound", (effect, folder) => {
         { reason: "NotAllowed", container: box.id, address, port: other }
       ])
     },
-    { skip: whyNoAddress }
+    { skip: whyNoAddress || whyDeno }
   )
 
   effect(
@@ -258,7 +261,7 @@ suite("outbound", (effect, folder) => {
       const asked = yield* Container.exec(other, ["sh", "-c", `timeout 15 nc ${address} ${port} | head -c 6`])
       assert.equal(asked.stdout, "served")
     },
-    { skip: whyNoAddress }
+    { skip: whyNoAddress || whyDeno }
   )
 
   effect(
