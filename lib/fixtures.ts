@@ -33,6 +33,20 @@ export interface PresetOptions<A, R = never> {
 }
 
 /**
+ * The options by which clients of SQL databases connect.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface DatabaseConnection {
+  readonly host: string
+  readonly port: number
+  readonly user: string
+  readonly password: string
+  readonly database: string
+}
+
+/**
  * How clients reach a PostgreSQL server.
  *
  * @since 0.2.0
@@ -42,13 +56,7 @@ export interface Postgres {
   /** `postgres://USER:PASSWORD@HOST:PORT/DATABASE` */
   readonly url: string
   /** The options of `pg` and `postgres`. */
-  readonly connection: {
-    readonly host: string
-    readonly port: number
-    readonly user: string
-    readonly password: string
-    readonly database: string
-  }
+  readonly connection: DatabaseConnection
 }
 
 /**
@@ -136,13 +144,7 @@ export interface MariaDb {
   /** `mysql://USER:PASSWORD@HOST:PORT/DATABASE` */
   readonly url: string
   /** The options of `mysql2` and `mariadb`. */
-  readonly connection: {
-    readonly host: string
-    readonly port: number
-    readonly user: string
-    readonly password: string
-    readonly database: string
-  }
+  readonly connection: DatabaseConnection
 }
 
 /**
