@@ -16,7 +16,7 @@ const MAX_MILLIS = 60_000
 /** A blocked event loop is later by far; the machine may have other work. */
 const LATE_MILLIS_MAX = 3000
 /** Includes garbage that is not collected yet. */
-const GROWN_BYTES_MAX = 256 * 1024 * 1024
+const GROWN_BYTES_MAX = 1024 ** 3
 
 interface Found<A> {
   readonly result: A

@@ -18,7 +18,7 @@ import { startRegistry, whyNoRegistry } from "../support/registry.ts"
 allowTime()
 
 const MB = 1024 * 1024
-const LAYER_BYTES = 400 * MB
+const LAYER_BYTES = 600 * MB
 
 /** Makes a layer of zeros only, as at a tar's end. Its file is one hole, which takes no space on the disk. */
 const makeLarge = (layout: string): void => {
