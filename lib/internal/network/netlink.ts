@@ -106,6 +106,18 @@ export interface Veth {
   readonly mac: Bytes
 }
 
+const IFLA_NUM_TX_QUEUES = 31
+const IFLA_NUM_RX_QUEUES = 32
+
+/**
+ * One queue for each direction. Veth takes no lock for a queue, so that more do not make it faster. Without these the kernel makes one for
+ * each CPU, with files in sysfs, which takes longer than all else here: 0.3 of 0.45 ms with two CPUs.
+ */
+const oneQueue: ReadonlyArray<Bytes> = [
+  attribute(IFLA_NUM_TX_QUEUES, u32(1)),
+  attribute(IFLA_NUM_RX_QUEUES, u32(1))
+]
+
 /**
  * A pair of interfaces (veth(4)): `near` in the namespace of the socket, up, and `far` in that of a process. The pid is
  * filled in by who sends it, 4 bytes at the offset.
@@ -113,7 +125,8 @@ export interface Veth {
 export const veth = (near: Veth, far: Veth): { readonly bytes: Bytes; readonly pidAt: number } => {
   const describe = ({ mac, name }: Veth): ReadonlyArray<Bytes> => [
     attribute(3, text(name)),
-    attribute(1, mac)
+    attribute(1, mac),
+    ...oneQueue
   ]
   const process = attribute(19, u32(0))
   const peer = [...interfaceHeader(far.index, 0, 0), ...describe(far).flat(), ...process]

@@ -183,7 +183,7 @@ const checkNetwork = ({ asker, container, interfaces }: Station, network: Networ
     throw new InvalidOption({ option: "network", value: String(network), expected })
   }
   const { names, router } = network.state
-  if (router.holder.pidfd < 0) refuse("a network whose scope is open")
+  if (router.namespace.fd < 0) refuse("a network whose scope is open")
   const responder = asker?.responder ?? [...interfaces.values()][0]?.network.state.names.responder
   if (responder !== undefined && responder !== names.responder)
     refuse(`a network of the same Berth as the other networks of ${container}`)

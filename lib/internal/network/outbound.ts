@@ -251,7 +251,7 @@ export const openOutbound = (
     const refusals = yield* readRefusals(network, socket)
     yield* forwardNames(network, rules, servers ?? hostServers(), socket)
     const messages = new Uint8Array(redirect(listeners).flat())
-    yield* perform(berth, router.holder.pidfd, "outbound of a network", [{ op: "netfilter", messages }]).pipe(
+    yield* perform(berth, router.namespace.fd, "outbound of a network", [{ op: "netfilter", messages }]).pipe(
       Effect.mapError(unsupported)
     )
     return refusals
