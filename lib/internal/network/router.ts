@@ -39,7 +39,7 @@ export const near = (number: number) => ({ index: ROUTER_INDEX + number, name: `
 export const far = (place: number) => ({ index: CONTAINER_INDEX + place, name: `eth${place}` })
 
 /** Nobody has them: they are the next hop of every container. */
-const GATEWAY = { 4: "169.254.1.1", 6: "fe80::1" } as const
+const GATEWAYS = [netlink.ip("169.254.1.1"), netlink.ip("fe80::1")] as const
 
 /** The numbers of a network's containers: the lowest that has been free for a while. */
 class Numbers {
@@ -340,7 +340,7 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
     ]),
     ...(sixth === undefined || router.ruled.has(number) ? [] : rules(number, sixth))
   ]
-  const gateway = ({ family }: netlink.Ip): netlink.Ip => netlink.ip(family === 2 ? GATEWAY[4] : GATEWAY[6])
+  const gateway = ({ family }: netlink.Ip): netlink.Ip => GATEWAYS[family === 2 ? 0 : 1]
   const route = (one: netlink.Ip, toAll: boolean): ReadonlyArray<number> => {
     const [to, length] = toAll
       ? [one, 0]
