@@ -15,6 +15,7 @@ import type {
   ClosableNetwork,
   ClosablePod,
   ClosableVolume,
+  OpenNetwork,
   RunOptions,
   StartOptions,
   volumes
@@ -28,7 +29,7 @@ import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
 /** Makes a value that exists until the function that `use` gets is called. */
-const opened = <A, B>(
+export const opened = <A, B>(
   shared: Shared,
   { linger, signal }: CallOptions,
   make: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
@@ -72,32 +73,39 @@ const faultsOf = (shared: Shared, network: Network.Network): NetworkFaults => {
   }
 }
 
+/** A network with its functions, until the scope closes. */
+export const withFunctions = (
+  shared: Shared,
+  made: Network.Network,
+  scope: Scope.CloseableScope
+): OpenNetwork => {
+  const functions: Omit<OpenNetwork, keyof Network.Network> = {
+    ...faultsOf(shared, made),
+    expose: (options) => shared.run(Scope.extend(Network.expose(made, options), scope)),
+    join: (box, { signal, ...options } = {}) =>
+      shared.run(
+        inScope(
+          Effect.suspend(() => Network.join(made, target(box), options)),
+          (_, own) => {
+            const close = () => Effect.runPromise(Scope.close(own, Exit.void))
+            return { close, [Symbol.asyncDispose]: close }
+          },
+          Scope.fork(scope, ExecutionStrategy.sequential)
+        ),
+        { signal }
+      ),
+    refusals: () => iterableOf(Network.refusals(made)),
+    leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box))))
+  }
+  return Object.assign(made, functions)
+}
+
 export const networkWith =
   (shared: Shared) =>
   ({ linger, signal, ...options }: Network.NetworkOptions & CallOptions = {}): Promise<ClosableNetwork> =>
-    opened(shared, { linger, signal }, Network.make(options), (made, close, scope) => {
-      const functions: Omit<ClosableNetwork, keyof Network.Network> = {
-        ...faultsOf(shared, made),
-        expose: (options) => shared.run(Scope.extend(Network.expose(made, options), scope)),
-        join: (box, { signal, ...options } = {}) =>
-          shared.run(
-            inScope(
-              Effect.suspend(() => Network.join(made, target(box), options)),
-              (_, own) => {
-                const close = () => Effect.runPromise(Scope.close(own, Exit.void))
-                return { close, [Symbol.asyncDispose]: close }
-              },
-              Scope.fork(scope, ExecutionStrategy.sequential)
-            ),
-            { signal }
-          ),
-        refusals: () => iterableOf(Network.refusals(made)),
-        leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box)))),
-        close,
-        [Symbol.asyncDispose]: close
-      }
-      return Object.assign(made, functions)
-    })
+    opened(shared, { linger, signal }, Network.make(options), (made, close, scope) =>
+      Object.assign(withFunctions(shared, made, scope), { close, [Symbol.asyncDispose]: close })
+    )
 
 export const podWith =
   (shared: Shared) =>
