@@ -18,7 +18,15 @@ import type {
 import { attempt } from "../util/fromThrowing.ts"
 import { makeNames, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
-import { type Attachment, attach, hasIPv6, makeRouter, type Range, type Router } from "./router.ts"
+import {
+  type Attachment,
+  attach,
+  hasIPv6,
+  hostAddressesOf,
+  makeRouter,
+  type Range,
+  type Router
+} from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
 
@@ -67,6 +75,12 @@ export const makeStation = (container: string, name: string | undefined): Statio
 /** The addresses of a station, those of its first interface first. */
 export const addressesOf = ({ interfaces }: Station): ReadonlyArray<string> =>
   [...interfaces.keys()].sort((a, b) => a - b).flatMap((place) => interfaces.get(place)!.attachment.addresses)
+
+/** The addresses that stand for the program's machine on the first network of a station. */
+export const hostAddressesAt = ({ interfaces }: Station): ReadonlyArray<string> => {
+  const first = interfaces.get(Math.min(...interfaces.keys()))
+  return first === undefined ? [] : hostAddressesOf(first.network.state.router)
+}
 
 export interface State {
   readonly berth: Berth
