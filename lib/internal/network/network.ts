@@ -22,6 +22,7 @@ import {
   type Attachment,
   attach,
   hasIPv6,
+  hostAddressesOf,
   makeNamespace,
   makeRouter,
   nextRange,
@@ -76,6 +77,12 @@ export const makeStation = (container: string, name: string | undefined): Statio
 /** The addresses of a station, those of its first interface first. */
 export const addressesOf = ({ interfaces }: Station): ReadonlyArray<string> =>
   [...interfaces.keys()].sort((a, b) => a - b).flatMap((place) => interfaces.get(place)!.attachment.addresses)
+
+/** The addresses that stand for the program's machine on the first network of a station. */
+export const hostAddressesAt = ({ interfaces }: Station): ReadonlyArray<string> => {
+  const first = interfaces.get(Math.min(...interfaces.keys()))
+  return first === undefined ? [] : hostAddressesOf(first.network.state.router)
+}
 
 export interface State {
   readonly berth: Berth

@@ -24,8 +24,9 @@ const SOCK_RAW = 3
 /** So many milliseconds an address stays unused when its container is gone, whose interfaces the kernel removes later. */
 const QUARANTINE_MS = 2000
 
-/** The number of the network itself; those of containers follow. */
+/** The number of the network itself, and that of the program's machine, at which ports are exposed; those of containers follow. */
 const ROUTER_NUMBER = 1
+const HOST_NUMBER = 2
 
 const LOOPBACK_INDEX = 1
 
@@ -48,7 +49,7 @@ class Numbers {
   private readonly holders = new Map<number, number>()
   private readonly freed: Array<readonly [number: number, since: number]> = []
   private readonly size: number
-  private next = ROUTER_NUMBER + 1
+  private next = HOST_NUMBER + 1
 
   constructor(size: number) {
     this.size = size
@@ -205,7 +206,9 @@ const routing = (range: Range): ReadonlyArray<Plan.Operation> => [
       ]),
   netlinkOperation([
     netlink.up(LOOPBACK_INDEX),
-    ...addressesOf(range, ROUTER_NUMBER).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
+    ...[ROUTER_NUMBER, HOST_NUMBER]
+      .flatMap((number) => addressesOf(range, number))
+      .map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
   ])
 ]
 
@@ -292,6 +295,9 @@ export const bindInside = (router: Router, { bytes, family, text }: SocketAddres
 
 /** The addresses of the network itself. */
 export const gatewaysOf = ({ range }: Router): ReadonlyArray<string> => addressesOf(range, ROUTER_NUMBER)
+
+/** The addresses that stand for the program's machine: nothing but exposed ports is there. */
+export const hostAddressesOf = ({ range }: Router): ReadonlyArray<string> => addressesOf(range, HOST_NUMBER)
 
 /** The number of the container that has an address of the network. */
 export const numberOf = (address: string): number =>
