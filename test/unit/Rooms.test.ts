@@ -60,6 +60,17 @@ describe("the rooms of the house", () => {
     })
   }
 
+  test("the command line imports public modules of the house alone", () => {
+    const files = fs.readdirSync(`${root}lib/cli`).map((name) => `lib/cli/${name}`)
+    assert.ok(files.length > 5)
+    assert.match(fs.readFileSync(`${root}README.md`, "utf8"), /^\| `lib\/cli\/` \|/m)
+    for (const file of files)
+      for (const to of importsOf(file)) {
+        const folder = path.dirname(path.join("lib/cli", to))
+        assert.ok(folder === "lib" || folder === "lib/cli", `${file} imports ${to}`)
+      }
+  })
+
   test("an import against the order of rooms is reported with the names of both files", () => {
     const wrong = ["lib/internal/util/bytes.ts", "lib/internal/container/launch.ts"] as const
     const right = ["lib/internal/container/launch.ts", "lib/internal/util/bytes.ts"] as const
