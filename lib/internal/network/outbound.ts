@@ -3,7 +3,7 @@
  * namespace (nftables.ts). There native/proxy accepts it, asks where it was going to, and connects from the program's own network
  * namespace, if the rules allow that (outboundRules.ts). A second native/names asks the servers of the program's machine for the names
  * that the network's responder does not know, on a socket in the responder's namespace; it tells the proxy the addresses of allowed names
- * before anybody can use them.
+ * before anybody can use them. What is not TCP leaves by pasta, if at all (pasta.ts).
  */
 import { randomInt } from "node:crypto"
 import { readFileSync } from "node:fs"
@@ -27,6 +27,7 @@ import type { Names } from "./names.ts"
 import { ip } from "./netlink.ts"
 import { type Listener, redirect } from "./nftables.ts"
 import { type Rules, rulesOf } from "./outboundRules.ts"
+import { joinUplink } from "./pasta.ts"
 import { bindInside, gatewaysOf, numberOf, perform } from "./router.ts"
 import { SOCK_STREAM } from "./socket.ts"
 
@@ -213,7 +214,7 @@ export const openOutbound = (
     const { berth, router } = network.state
     const { prefix4, prefix6 } = router.range
     const own = [`${prefix4}.0.0/16`, ...(prefix6 === undefined ? [] : [`${prefix6}::/64`])]
-    const rules = yield* attempt(() => rulesOf(outbound, own))
+    const rules = yield* attempt(() => rulesOf(outbound === "pasta" ? "proxy" : outbound, own))
     const gateways = gatewaysOf(router)
     const sockets = yield* scopedFds(() => {
       const fds: Array<number> = []
@@ -252,6 +253,7 @@ export const openOutbound = (
     yield* forwardNames(network, rules, servers ?? hostServers(), socket)
     const messages = new Uint8Array(redirect(listeners).flat())
     yield* perform(berth, router.holder.pidfd, "outbound of a network", [{ op: "netfilter", messages }]).pipe(
+      Effect.zipRight(outbound === "pasta" ? joinUplink(network) : Effect.void),
       Effect.mapError(unsupported)
     )
     return refusals
@@ -266,8 +268,7 @@ export const refusals = (network: Network): Stream.Stream<Refusal, BerthError> =
       new InvalidOption({
         option: "network",
         value: network.name,
-        expected:
-          "a network that was made with outbound: nothing leaves the others, and nothing is told of it"
+        expected: 'a network whose outbound is "proxy" or { allow }: nothing is refused and told on others'
       })
     )
   })

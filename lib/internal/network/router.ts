@@ -132,9 +132,20 @@ export const netlinkOperation = (messages: ReadonlyArray<ReadonlyArray<number>>)
   pidAt: -1
 })
 
+/** The supervisor sends fewer than 256 messages at a time. */
+const MESSAGES_MAX = 128
+
+/** The same for many messages. */
+export const netlinkOperations = (
+  messages: ReadonlyArray<ReadonlyArray<number>>
+): ReadonlyArray<Plan.Operation> =>
+  Array.from({ length: Math.ceil(messages.length / MESSAGES_MAX) }, (_, k) =>
+    netlinkOperation(messages.slice(k * MESSAGES_MAX, (k + 1) * MESSAGES_MAX))
+  )
+
 /** Performs operations in the network namespace of a process, by its pidfd; `name` is for messages. */
 export const perform = (
-  berth: Berth,
+  berth: Pick<Berth, "supervisor">,
   pidfd: number,
   name: string,
   operations: ReadonlyArray<Plan.Operation>,
@@ -187,7 +198,10 @@ const routing = (range: Range): ReadonlyArray<Plan.Operation> => [
 ]
 
 /** Makes the namespace of a network in one unit, as each further unit would add a millisecond to a start with a network of its own. */
-const hold = (berth: Berth, range: Range): Effect.Effect<Holder, BerthError, Scope.Scope> =>
+const hold = (
+  berth: Pick<Berth, "supervisor">,
+  range: Range
+): Effect.Effect<Holder, BerthError, Scope.Scope> =>
   Effect.map(
     scopedUnit(
       berth,
@@ -379,7 +393,10 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
   }
 }
 
-export const makeRouter = (berth: Berth, range: Range): Effect.Effect<Router, BerthError, Scope.Scope> =>
+export const makeRouter = (
+  berth: Pick<Berth, "supervisor">,
+  range: Range
+): Effect.Effect<Router, BerthError, Scope.Scope> =>
   Effect.map(hold(berth, range), (holder) => ({
     holder,
     range,
