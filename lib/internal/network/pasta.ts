@@ -10,13 +10,12 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
-import { type BerthError, OperationFailed, Unsupported } from "../../BerthError.ts"
+import { type BerthError, Unsupported } from "../../BerthError.ts"
 import type { Network } from "../../Network.ts"
 import * as Plan from "../../Plan.ts"
-import { openIn } from "../files/namespaceRoot.ts"
 import { maskOf } from "../security/capabilities.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
-import { AT_FDCWD, EPOLLIN, native } from "../system/addon.ts"
+import { EPOLLIN, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
 import { makePipe } from "../system/pipe.ts"
 import { defaultPath } from "../util/defaultPath.ts"
@@ -30,7 +29,6 @@ import { refusedRanges } from "./outboundRules.ts"
 import {
   attach,
   far,
-  type Holder,
   hasIPv6,
   makeRouter,
   netlinkOperations,
@@ -123,23 +121,8 @@ const firstLine = (said: string): string =>
     .filter((line) => line !== "" && !/^\d+$/.test(line) && !/ bytes to syslog$/.test(line))[0] ??
   "it says nothing"
 
-/** Opens the namespace of the process, to which the descriptor leads even after its end. */
-const openNamespace = ({ pid, pidfd }: Holder): number => {
-  const fd = openIn(AT_FDCWD, `/proc/${pid}/ns/net`, 0, 0, 0)
-  const ended = fd < 0 ? fd : native().signal(pidfd, 0)
-  if (ended >= 0) return fd
-  if (fd >= 0) native().close(fd)
-  throw new OperationFailed({
-    operation: "the uplink of networks",
-    index: -1,
-    syscall: "openat2",
-    errno: -ended,
-    hint: ""
-  })
-}
-
 /** Runs pasta on the namespace. Its standard input is the namespace: newer versions close all descriptors but the standard streams. */
-const startPasta = (at: Pick<Berth, "supervisor">, holder: Holder) =>
+const startPasta = (at: Pick<Berth, "supervisor">, namespace: number) =>
   Effect.gen(function* () {
     const [ours, theirs] = yield* attempt(() => makePipe(0))
     yield* Effect.addFinalizer(() => Effect.sync(() => native().close(ours)))
@@ -168,11 +151,8 @@ const startPasta = (at: Pick<Berth, "supervisor">, holder: Holder) =>
         environment: []
       }
     ])
-    const unit = yield* Effect.acquireUseRelease(
-      attempt(() => openNamespace(holder)),
-      (namespace) => scopedUnit(at, at.supervisor.nextId(), "pasta", plan, { namespace, output: theirs }),
-      (namespace) => Effect.sync(() => native().close(namespace))
-    ).pipe(
+    const descriptors = { namespace, output: theirs }
+    const unit = yield* scopedUnit(at, at.supervisor.nextId(), "pasta", plan, descriptors).pipe(
       Effect.mapError((error) =>
         error._tag === "OperationFailed" && error.syscall.startsWith("exec")
           ? unsupported(
@@ -196,15 +176,15 @@ export interface Uplink {
 
 const families = [AF_INET, ...(RANGE.prefix6 === undefined ? [] : [AF_INET6])]
 
-const hideBehind = (at: Pick<Berth, "supervisor">, { holder }: Router, interfaceName: string) =>
-  perform(at, holder.pidfd, "outbound of a network", [
+const hideBehind = (at: Pick<Berth, "supervisor">, { namespace }: Router, interfaceName: string) =>
+  perform(at, namespace.fd, "outbound of a network", [
     { op: "netfilter", messages: new Uint8Array(masquerade(interfaceName, families).flat()) }
   ])
 
 const start = (at: Pick<Berth, "supervisor">): Effect.Effect<Uplink, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const router = yield* makeRouter(at, RANGE)
-    const { pidfd } = yield* startPasta(at, router.holder)
+    const { pidfd } = yield* startPasta(at, router.namespace.fd)
     yield* hideBehind(at, router, INTERFACE)
     return { router, pidfd }
   })
@@ -244,7 +224,7 @@ export const joinUplink = ({ state }: Network): Effect.Effect<void, BerthError, 
     )
     yield* perform(
       berth,
-      router.holder.pidfd,
+      router.namespace.fd,
       "outbound of a network",
       [...place.operations, ...netlinkOperations(refused)],
       place.descriptors
