@@ -14,6 +14,7 @@ import { tryLock } from "../disk/fileLock.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/sweep.ts"
 import { makeResponder } from "../network/names.ts"
+import { makeUplink } from "../network/pasta.ts"
 import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
 import * as Seccomp from "../security/seccomp.ts"
 import { Proto } from "../service.ts"
@@ -314,7 +315,8 @@ export const make = (
       layers,
       memory: Memory.make(tree, filters),
       turns: new Map(),
-      responder: yield* makeResponder({ supervisor })
+      responder: yield* makeResponder({ supervisor }),
+      uplink: yield* makeUplink({ supervisor })
     }
     const berth: Berth = Object.assign(Object.create(Proto), fields)
     // Layers that a dead supervisor has not unpacked to the end.
