@@ -17,7 +17,8 @@ import type { Tree } from "../cgroup/tree.ts"
 import { defaultFolder } from "../disk/defaultFolder.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { flags, idMap } from "../ids/namespaceFlags.ts"
-import * as Supervisor from "../supervisor/connection.ts"
+import type { Supervisor } from "../supervisor/connection.ts"
+import { start } from "../supervisor/start.ts"
 import { native, nativeFix, programPath } from "../system/addon.ts"
 import { missingFlags } from "../system/denoPermissions.ts"
 import { attempt } from "../util/fromThrowing.ts"
@@ -28,7 +29,7 @@ import { checkSystem, makeState } from "./layer.ts"
 type Try = (operations: ReadonlyArray<Plan.Operation>) => Effect.Effect<BerthError | undefined>
 
 const trying =
-  (supervisor: Supervisor.Supervisor): Try =>
+  (supervisor: Supervisor): Try =>
   (operations) =>
     Effect.flatMap(
       Effect.either(supervisor.start(supervisor.nextId(), Plan.make(operations), {})),
@@ -212,14 +213,14 @@ const nearestFolder = (folder: string): string => {
 }
 
 /** A temporary supervisor, in a folder beside the one that Berth would use. */
-const supervisor: Effect.Effect<Supervisor.Supervisor, BerthError, Scope.Scope> = Effect.gen(function* () {
+const supervisor: Effect.Effect<Supervisor, BerthError, Scope.Scope> = Effect.gen(function* () {
   const folder = yield* Effect.acquireRelease(
     Effect.sync(() => mkdtempSync(`${nearestFolder(defaultFolder(look.isRootless()))}/.berth-doctor-`)),
     (made) => Effect.sync(() => rmSync(made, { recursive: true, force: true }))
   )
   const { lock, state } = yield* makeState(folder)
   return yield* Effect.acquireRelease(
-    Supervisor.start(state, lock, {
+    start(state, lock, {
       mode: look.isRootless() ? "single-id" : "root",
       ids: ownIds(),
       guard: { missing: () => [], hold: () => Effect.void }

@@ -8,12 +8,13 @@ import { resolve } from "node:path"
 import { fileURLToPath } from "node:url"
 
 export interface Native {
-  /** `[pid, pidfd]`, or `[-errno, 0]`. */
+  /** `[pid, pidfd]`, or `[-errno, 0]`. With a gate, the process that it starts ends at once, and leaves the supervisor alone. */
   readonly startSupervisor: (
     program: string,
     folder: string,
     inherited: ReadonlyArray<number>,
-    mode: "root" | "single-id" | "ranges"
+    mode: "root" | "single-id" | "ranges",
+    gate: string
   ) => readonly [number, number]
   /** `[ours, theirs]`, SOCK_SEQPACKET; ours is non-blocking. */
   readonly socketpair: () => readonly [number, number]
