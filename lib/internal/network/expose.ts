@@ -8,8 +8,9 @@ import { AT_FDCWD, native, O_DIRECTORY, O_PATH } from "../system/addon.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { abstractName, candidates, LOOPBACK, parsePort } from "./address.ts"
 import { checkFree, parseName } from "./network.ts"
-import { startProxy, type Target, toPort } from "./proxy.ts"
+import { addAll, startProxy, type Target, toPort } from "./proxy.ts"
 import { bindInside, ownAddress, type Router } from "./router.ts"
+import { shape } from "./toxic.ts"
 
 const bindAll = (router: Router, addresses: ReadonlyArray<string>, port: number): Array<number> => {
   const fds: Array<number> = []
@@ -66,11 +67,11 @@ export const expose: {
       name: `proxy of ${name} on network ${network.name}`,
       place: [{ op: "process", namespaces: 0 }]
     })
-    while (left.length > 0) yield* proxy.add(left.shift()!, target)
+    const ids = yield* addAll(proxy, left, target)
     yield* Effect.acquireRelease(
       Effect.sync(() => names.add(number, [name], addresses)),
       () => Effect.sync(() => names.remove(number))
     )
-    return { name, port, addresses }
+    return shape({ name, port, addresses }, proxy, ids)
   }).pipe(Effect.withSpan("berth.Network.expose", { attributes: { network: network.name } }))
 )

@@ -1,7 +1,5 @@
 /** Messages of rtnetlink(7), as the kernel reads them. Every interface has a number that is chosen here, so none is looked up. */
-import { v4Bytes, v6Bytes } from "./address.ts"
-
-const littleEndian = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1
+import { littleEndian, v4Bytes, v6Bytes } from "./address.ts"
 
 /** Bytes in the machine's own order. */
 export class Writer {
