@@ -5,8 +5,9 @@ import * as Option from "effect/Option"
 import { type BerthError, NotReleased, SupervisorError } from "../../BerthError.ts"
 import { useNamespace } from "../files/namespaceRoot.ts"
 import * as Ids from "../ids/idMaps.ts"
-import { EPOLLIN, native, programPath } from "../system/addon.ts"
+import { EPOLLIN, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
+import { programPath } from "../system/nativePart.ts"
 import { EMFILE, ETIMEDOUT, errnoName } from "../util/errno.ts"
 import {
   attachUnit,
