@@ -19,7 +19,8 @@ import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
 import * as Seccomp from "../security/seccomp.ts"
 import { Proto } from "../service.ts"
 import * as Holds from "../store/leases.ts"
-import * as Supervisor from "../supervisor/connection.ts"
+import type { Supervisor } from "../supervisor/connection.ts"
+import { start } from "../supervisor/start.ts"
 import { AT_FDCWD, native } from "../system/addon.ts"
 import { missingFlags } from "../system/denoPermissions.ts"
 import { whyNotLoaded } from "../system/nativePart.ts"
@@ -215,7 +216,7 @@ const explain = (error: BerthError): BerthError =>
     : error
 
 interface Supervised {
-  readonly supervisor: Supervisor.Supervisor
+  readonly supervisor: Supervisor
   readonly holds: Holds.Holds
   readonly layers: string
 }
@@ -255,7 +256,7 @@ const supervised = (
     const holds = Holds.make(folder, layers, state)
     const mode = !rootless ? "root" : ids.uids.length > 1 ? "ranges" : "single-id"
     const guard = Holds.guard(holds)
-    const starting = Supervisor.start(state, lock, { mode, ids, guard, limits: options.timeLimits }).pipe(
+    const starting = start(state, lock, { mode, ids, guard, limits: options.timeLimits }).pipe(
       Effect.mapError(explain),
       Effect.tap(({ pid }) => attempt(() => recordOwner(state, pid)))
     )
