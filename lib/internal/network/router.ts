@@ -156,9 +156,20 @@ export const netlinkOperation = (messages: ReadonlyArray<ReadonlyArray<number>>)
   pidAt: -1
 })
 
+/** The supervisor sends fewer than 256 messages at a time. */
+const MESSAGES_MAX = 128
+
+/** The same for many messages. */
+export const netlinkOperations = (
+  messages: ReadonlyArray<ReadonlyArray<number>>
+): ReadonlyArray<Plan.Operation> =>
+  Array.from({ length: Math.ceil(messages.length / MESSAGES_MAX) }, (_, k) =>
+    netlinkOperation(messages.slice(k * MESSAGES_MAX, (k + 1) * MESSAGES_MAX))
+  )
+
 /** Performs operations in a network namespace: of a descriptor of it, or of the pidfd of a process; `name` is for messages. */
 export const perform = (
-  berth: Berth,
+  berth: Pick<Berth, "supervisor">,
   namespace: number,
   name: string,
   operations: ReadonlyArray<Plan.Operation>,
