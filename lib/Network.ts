@@ -280,6 +280,9 @@ export interface ExposedPort {
  * closes. The containers may run already. The port refuses connections until something listens on the port `host`; one that
  * leads to a Unix socket breaks connections instead. The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
  *
+ * Containers that have `host-gateway` in their `extraHosts` reach the port by that name as well; of several exposed ports with the same
+ * number, the first.
+ *
  * Fails with `InvalidOption` for a name that a container or another exposed port of the network has, and for a wrong port.
  *
  * @since 0.2.0
