@@ -171,8 +171,8 @@ export interface StartOptions extends RootOptions {
   readonly network?: "none" | "host" | Network | ReadonlyArray<Network> | Pod | undefined
   /** Its name on its networks, besides its id. */
   readonly name?: string | undefined
-  /** More names. */
-  readonly aliases?: ReadonlyArray<string> | undefined
+  /** More names, on each of its networks, or by network. */
+  readonly aliases?: ReadonlyArray<string> | ReadonlyMap<Network, ReadonlyArray<string>> | undefined
   /** Ports of the host that lead to the container's, as `Container.publish` makes them and `Container.published` finds them; also ranges: `"80-82"`. */
   readonly ports?: ReadonlyArray<Publishable> | undefined
   /** Keeps the log from the beginning, on disk; see `logs`. Default: in memory, the newest of it. */

@@ -16,10 +16,17 @@ import * as Errors from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
 import type * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
+import type * as BerthFixture from "./Fixture.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
+import { groupWith } from "./internal/promise/group.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
-import type { BoxNetwork, ClosableNetwork, ClosablePod } from "./internal/promise/networkTypes.ts"
+import type {
+  BoxNetwork,
+  ClosableNetwork,
+  ClosablePod,
+  OpenNetwork
+} from "./internal/promise/networkTypes.ts"
 import { Shared, shared } from "./internal/promise/runtime.ts"
 import {
   networkWith,
@@ -33,6 +40,7 @@ import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
 import type * as Network from "./Network.ts"
 import type { Progress } from "./Progress.ts"
+import type { Fixture, Server } from "./promiseFixtures.ts"
 import type * as Store from "./Store.ts"
 import type * as Volume from "./Volume.ts"
 import type * as WaitFor from "./WaitFor.ts"
@@ -135,6 +143,58 @@ export interface Closable extends AsyncDisposable {
  * @category models
  */
 export interface ClosableVolume extends Volume.Volume, Closable {}
+
+/**
+ * A service of an image in a group: see `Fixture.ImageService`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ImageService<Others extends PropertyKey = string>
+  extends Omit<BerthFixture.ImageService<Others>, "image" | "ready" | "restart" | "namespaces">,
+    Pick<StartOptions, "namespaces" | "pull"> {
+  /** As the first argument of `start`. */
+  readonly image: string | Image.Image
+  /** The text of a log line or an expression for it, or a function that waits until it is ready. */
+  readonly ready?: string | RegExp | ((box: Box) => unknown) | undefined
+  /** As the option of `supervised`. Default: it is not started again. */
+  readonly restart?: SupervisedOptions["restart"] | undefined
+}
+
+/**
+ * A fork of a fixture of `berth/promise/fixtures` in a group: see `Fixture.FixtureService`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface FixtureService<Others extends PropertyKey = string>
+  extends Omit<BerthFixture.FixtureService<Others>, "fixture"> {
+  readonly fixture: Fixture<unknown>
+}
+
+/**
+ * The services of a group: see `Fixture.Services`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Services<S> = {
+  readonly [Name in keyof S]: ImageService<Exclude<keyof S, Name>> | FixtureService<Exclude<keyof S, Name>>
+}
+
+/**
+ * Services that run until the group is closed: see `Fixture.Group`. Closing the box of a service ends its
+ * container alone.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Group<S> extends Closable {
+  readonly services: {
+    readonly [Name in keyof S]: S[Name] extends { readonly fixture: Fixture<infer A> } ? Server<A> : Box
+  }
+  readonly networks: Readonly<Record<string, OpenNetwork>>
+}
 
 /**
  * A holder of namespaces that a container can share, besides a box.
@@ -460,6 +520,7 @@ export interface Session extends AsyncDisposable {
   readonly volume: typeof volume
   readonly volumes: typeof volumes
   readonly pod: typeof pod
+  readonly group: typeof group
   readonly start: typeof start
   readonly run: typeof run
   readonly supervised: typeof supervised
@@ -504,6 +565,24 @@ export const network: (options?: Network.NetworkOptions & CallOptions) => Promis
  * await using server = await start("server:1", { network: web })
  */
 export const pod: (options?: Network.PodOptions & CallOptions) => Promise<ClosablePod> = podWith(shared)
+
+/**
+ * Starts services that belong together, on networks where they find each other by their names: see `Fixture.group`.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * await using app = await group({
+ *   services: {
+ *     db: { fixture: postgres({ version: "17" }) },
+ *     api: { image: "api:1", dependsOn: { db: "healthy" }, ready: "listening" }
+ *   }
+ * })
+ * const response = await app.services.api.fetch("http://api:8080/")
+ */
+export const group: <const S extends Services<S>>(
+  options: BerthFixture.GroupOptions<S> & CallOptions
+) => Promise<Group<S>> = groupWith(shared)
 
 /**
  * Makes a volume, or opens the one of that name: see `Volume.make`.
@@ -587,6 +666,7 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
     volume: volumeWith(own),
     volumes: volumesWith(own),
     pod: podWith(own),
+    group: groupWith(own),
     start,
     run: runWith(own),
     supervised: restarted(own, start),

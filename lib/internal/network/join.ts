@@ -76,6 +76,12 @@ const check = (networks: ReadonlyArray<Network>): void => {
 const parseAliases = (aliases: ReadonlyArray<string> = []): ReadonlyArray<string> =>
   aliases.map((alias) => parseName("aliases", alias))
 
+/** The names of a start on one of its networks. */
+const aliasesOn = (network: Network, { aliases = [] }: Named): ReadonlyArray<string> =>
+  parseAliases(
+    Array.isArray(aliases) ? aliases : (aliases as ReadonlyMap<Network, Array<string>>).get(network)
+  )
+
 const entered = ({ attachment, network }: Interface): void => {
   attachment.close()
   network.state.router.ruled.add(attachment.number)
@@ -86,7 +92,7 @@ export const joinAtStart = (container: string, options: Named): Joined => {
   const networks = networksOf(options)
   check(networks)
   const name = options.name === undefined ? undefined : parseName("name", options.name)
-  const aliases = parseAliases(options.aliases)
+  const aliases = networks.map((network) => aliasesOn(network, options))
   const station = makeStation(container, name)
   station.isReleased = true
   const responder = networks[0]?.state.names.responder
@@ -96,7 +102,7 @@ export const joinAtStart = (container: string, options: Named): Joined => {
     stopAsking(station)
   }
   try {
-    const attachments = networks.map((network) => enter(station, network, aliases).attachment)
+    const attachments = networks.map((network, k) => enter(station, network, aliases[k]!).attachment)
     const served = responder === undefined ? undefined : serve(station, responder)
     return {
       station,

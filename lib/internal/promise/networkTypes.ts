@@ -70,12 +70,12 @@ export interface BoxNetwork {
 }
 
 /**
- * A network that exists until it is closed.
+ * A network, and what its containers can do.
  *
  * @since 0.2.0
  * @category models
  */
-export interface ClosableNetwork extends Network.Network, NetworkFaults, Closable {
+export interface OpenNetwork extends Network.Network, NetworkFaults {
   /** Has its containers reach a port of this machine by a name, until the result or the network is closed: see `Network.expose`. */
   readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort & Faulty & Closable>
   /** The connections that `outbound` refuses: see `Network.refusals`. */
@@ -85,6 +85,14 @@ export interface ClosableNetwork extends Network.Network, NetworkFaults, Closabl
   /** Has a container or a pod leave it: see `Network.leave`. */
   readonly leave: (box: Box | Network.Pod) => Promise<void>
 }
+
+/**
+ * A network that exists until it is closed.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ClosableNetwork extends OpenNetwork, Closable {}
 
 /**
  * A pod that exists until it is closed.

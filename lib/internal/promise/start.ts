@@ -14,6 +14,7 @@ import type {
   ClosablePod,
   ClosableVolume,
   NetworkFaults,
+  OpenNetwork,
   RunOptions,
   StartOptions,
   volumes
@@ -35,7 +36,7 @@ import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
 /** Makes a value that exists until the function that `use` gets is called. */
-const opened = <A, B>(
+export const opened = <A, B>(
   shared: Shared,
   { linger, signal }: CallOptions,
   make: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
@@ -79,29 +80,36 @@ const faultsOf = (shared: Shared, network: Network.Network): Omit<NetworkFaults,
   }
 }
 
+/** A network with its functions, until the scope closes. */
+export const withFunctions = (
+  shared: Shared,
+  made: Network.Network,
+  scope: Scope.CloseableScope
+): OpenNetwork => {
+  const functions: Omit<OpenNetwork, keyof Network.Network | "toxic"> = {
+    ...faultsOf(shared, made),
+    expose: (options) =>
+      closableIn(shared, scope, Network.expose(made, options), (port) => faulty(shared, scope, port)),
+    join: (box, { signal, ...options } = {}) =>
+      closableIn(
+        shared,
+        scope,
+        Effect.suspend(() => Network.join(made, target(box), options)),
+        () => ({}),
+        { signal }
+      ),
+    refusals: () => iterableOf(Network.refusals(made)),
+    leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box))))
+  }
+  return Object.assign(faulty(shared, scope, made), functions)
+}
+
 export const networkWith =
   (shared: Shared) =>
   ({ linger, signal, ...options }: Network.NetworkOptions & CallOptions = {}): Promise<ClosableNetwork> =>
-    opened(shared, { linger, signal }, Network.make(options), (made, close, scope) => {
-      const functions: Omit<ClosableNetwork, keyof Network.Network | "toxic"> = {
-        ...faultsOf(shared, made),
-        expose: (options) =>
-          closableIn(shared, scope, Network.expose(made, options), (port) => faulty(shared, scope, port)),
-        join: (box, { signal, ...options } = {}) =>
-          closableIn(
-            shared,
-            scope,
-            Effect.suspend(() => Network.join(made, target(box), options)),
-            () => ({}),
-            { signal }
-          ),
-        refusals: () => iterableOf(Network.refusals(made)),
-        leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box)))),
-        close,
-        [Symbol.asyncDispose]: close
-      }
-      return Object.assign(faulty(shared, scope, made), functions)
-    })
+    opened(shared, { linger, signal }, Network.make(options), (made, close, scope) =>
+      Object.assign(withFunctions(shared, made, scope), { close, [Symbol.asyncDispose]: close })
+    )
 
 export const podWith =
   (shared: Shared) =>
