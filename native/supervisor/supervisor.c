@@ -479,6 +479,9 @@ int main(int argc, char **argv) {
     connection = atoi(argv[2]);
     shared.lock = atoi(argv[3]);
     shared.self = atoi(argv[4]);
+#ifdef __SANITIZE_ADDRESS__
+    shared.self = open(INSIDE, O_RDONLY | O_CLOEXEC);
+#endif
     if (set_up(argv[1], argc > 5 ? argv[5] : "root", &failure) < 0) {
         send_failure(REPLY_FAILED, 0, &failure);
         return 1;
