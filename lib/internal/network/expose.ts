@@ -86,7 +86,7 @@ export const expose: {
     })
     const ids = [...(yield* addAll(proxy, left, target)), ...(yield* addAll(proxy, ofHost, target))]
     yield* Effect.acquireRelease(
-      Effect.sync(() => names.add(number, [name], addresses)),
+      Effect.sync(() => names.introductions(number, [name], addresses).forEach(names.responder.tell)),
       () => Effect.sync(() => names.remove(number))
     )
     return shape({ name, port, addresses }, proxy, ids)

@@ -253,7 +253,7 @@ export const openOutbound = (
     shape(network, proxy, yield* addAll(proxy, fds, wherever))
     yield* forwardNames(network, rules, servers ?? hostServers(), proxy)
     const messages = new Uint8Array(redirect(listeners).flat())
-    yield* perform(berth, router.holder.pidfd, "outbound of a network", [{ op: "netfilter", messages }]).pipe(
+    yield* perform(berth, router.namespace.fd, "outbound of a network", [{ op: "netfilter", messages }]).pipe(
       Effect.mapError(unsupported)
     )
     return refusals
