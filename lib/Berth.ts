@@ -70,10 +70,10 @@ export interface Berth extends Inspectable.Inspectable {
   readonly turns: Turns
   /** @internal the responder for the names of its networks, which the first one starts */
   readonly responder: Effect.Effect<Responder, BerthError>
-  /** @internal the namespace of a network without options, which may have been made in advance */
-  readonly usualNamespace: Effect.Effect<NetworkNamespace, BerthError, Scope.Scope>
   /** @internal the way out of its networks by pasta, which the first one with `outbound: "pasta"` starts */
   readonly uplink: Effect.Effect<Uplink, BerthError>
+  /** @internal the namespace of a network without options, which may have been made in advance */
+  readonly usualNamespace: Effect.Effect<NetworkNamespace, BerthError, Scope.Scope>
 }
 
 /**

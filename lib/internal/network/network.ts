@@ -16,6 +16,7 @@ import type {
   Refusal
 } from "../../Network.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { whole } from "../util/whole.ts"
 import { makeNames, NAMES_MAX_BYTES, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
 import {
@@ -166,7 +167,7 @@ export const make = (
     })
     state.refusals = yield* openOutbound(network, options)
     return network
-  })
+  }).pipe(whole)
 
 export const checkFree = (networks: ReadonlyArray<Network>, name: string): void => {
   for (const network of networks) {
