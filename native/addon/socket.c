@@ -24,8 +24,9 @@ static int socket_of_process(int pidfd, int family, int type) {
     return result;
 }
 
-// socketIn(namespace, pidfd, family, type): a new socket(2) in the network namespace of a process, which does not block. By
-// the root of a user namespace, where this process itself may not enter; -1 is none. A pidfd of -1: this process's own.
+// socketIn(namespace, pidfd, family, type): a new socket(2), which does not block, in the network namespace of a process, or in that
+// which a descriptor leads to. By the root of a user namespace, where this process itself may not enter; -1 is none. A pidfd of -1: this
+// process's own.
 static napi_value socket_in(struct call *call, napi_env env) {
     int namespace, pidfd, family, type;
     if (!take_fd(call, 0, &namespace) || !take_fd(call, 1, &pidfd) || !take_fd(call, 2, &family) || !take_fd(call, 3, &type)) return misuse(env);

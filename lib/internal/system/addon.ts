@@ -99,7 +99,7 @@ export interface Native {
   /** SECCOMP_IOCTL_NOTIF_RECV and _SEND, with struct seccomp_notif, zeroed before, and its response. */
   readonly seccompReceive: (listener: number, request: Uint8Array) => number
   readonly seccompAnswer: (listener: number, answer: Uint8Array) => number
-  /** socket(2), which does not block, in the network namespace of a process; -1 for this process's own. */
+  /** socket(2), which does not block, in the network namespace of a process, or of a descriptor of one; -1 for this process's own. */
   readonly socketIn: (namespace: number, pidfd: number, family: number, type: number) => number
   /** connect(2) to a `struct sockaddr`; -EINPROGRESS where the result is not known yet. */
   readonly connect: (fd: number, address: Uint8Array) => number
