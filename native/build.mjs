@@ -67,12 +67,20 @@ const targets = {
     static: true
   },
   "berth-unpack": {
-    sources: ["unpack/unpack.c", "unpack/source.c", "unpack/path.c", "unpack/tree.c", "common/remove.c"],
+    sources: [
+      "unpack/unpack.c",
+      "unpack/source.c",
+      "unpack/path.c",
+      "unpack/tree.c",
+      "common/confine.c",
+      "common/remove.c"
+    ],
     flags: ["-ffunction-sections", "-Wl,--gc-sections", "-Wl,-rpath,$ORIGIN"],
     libraries: ["-Wl,-Bstatic", "-larchive", "-lzstd", "-lcrypto", "-Wl,-Bdynamic", "-lisal", "-lpthread"],
     // Debian has no static ISA-L: the program finds its library beside itself.
     shared: { "libisal.so.2": "libisal.so.2" }
   },
+  "berth-copy": { sources: ["copy/copy.c", "common/confine.c"], static: true },
   "berth-proxy": {
     sources: [
       "proxy/proxy.c",

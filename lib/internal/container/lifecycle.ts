@@ -87,6 +87,8 @@ const startOnNetworks = (
           : yield* attempt(() => inPod(pod, options))
       const container = yield* startAlone(berth, image, own, userns, id, joined)
       joined.done()
+      // In a pod it was started with others.
+      container.state.started = options
       yield* publishAll(container, ports)
       return container
     })
@@ -142,7 +144,7 @@ const launching = (berth: Berth, prepared: Effect.Effect<Prepared, BerthError>) 
   )
 
 /** Releases at once what a start has acquired, if it fails; else at the end of the scope. */
-const whileStarted = <A>(
+export const whileStarted = <A>(
   effect: Effect.Effect<A, BerthError, Scope.Scope>
 ): Effect.Effect<A, BerthError, Scope.Scope> =>
   Effect.flatMap(Effect.scope, (outer) =>

@@ -359,6 +359,7 @@ export const start = (
     base: {
       image,
       upper: root.upper,
+      mountedUpper: root.mountedUpper,
       targets: at.targets?.layer,
       ids: ids ?? at.ids,
       isThere: () => true,
@@ -410,6 +411,7 @@ export const spawn = (
     base: {
       image: rootfs.image,
       upper: rootfs.upper,
+      mountedUpper: undefined,
       targets: rootfs.targets,
       ids: ids ?? at.ids,
       isThere: () => rootfs.mount >= 0,

@@ -1,6 +1,7 @@
 /** A container as an object with promises: its commands, files, conditions and lifetime. */
 import type { PlatformError } from "@effect/platform/Error"
 import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
@@ -15,6 +16,7 @@ import type {
   CallOptions,
   Conditions,
   Files,
+  ForkOptions,
   Inside,
   InsideOptions,
   StartOptions
@@ -26,9 +28,12 @@ import * as http from "../network/fetch.ts"
 import { publish } from "../network/publish.ts"
 import { words } from "../util/commandTemplate.ts"
 import { EIO } from "../util/errno.ts"
+import { later } from "../util/later.ts"
 import { exec, makeCommand, streamOf, withInput } from "./command.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
+
+const snapshotting = later(() => import("../container/snapshot.ts"))
 
 /** The container of each box, for options that take a box. */
 const containers = new WeakMap<Box, Container.Container>()
@@ -160,6 +165,35 @@ export const closing = (
   }
 }
 
+/** Starts forks, each in a scope of its own; the layer that they share goes with the last. */
+const forked = (
+  shared: Shared,
+  container: Container.Container,
+  { count, linger, signal: _, ...options }: ForkOptions
+): Effect.Effect<ReadonlyArray<Box>, BerthError, Berth> =>
+  inScope(
+    Effect.flatMap(Effect.scope, (whole) => {
+      let left = 0
+      const counted = Effect.acquireRelease(
+        Effect.sync(() => left++),
+        () =>
+          Effect.suspend(() =>
+            --left === 0 ? Scope.close(whole as Scope.CloseableScope, Exit.void) : Effect.void
+          )
+      )
+      return snapshotting(({ forkEach }) =>
+        forkEach(container, { ...withContainers(options), count }, (start) =>
+          inScope(
+            Effect.zipRight(counted, start),
+            (made, scope) => makeBox(shared, made, scope, linger),
+            Scope.fork(whole, ExecutionStrategy.sequential)
+          )
+        )
+      )
+    }),
+    (boxes) => boxes
+  )
+
 export const makeBox = (
   shared: Shared,
   container: Container.Container,
@@ -207,6 +241,8 @@ export const makeBox = (
     stop: (options = {}) => shared.run(Container.stop(container, options), options),
     commit: (options = {}) => shared.run(Container.commit(container, options), options),
     keep: (options) => shared.run(Container.keep(container, options)),
+    snapshot: (options = {}) => shared.run(Container.snapshot(container, options), options),
+    fork: (options = {}) => shared.run(forked(shared, container, options), options),
     close,
     [Symbol.asyncDispose]: close
   }
