@@ -447,6 +447,37 @@ export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
 }
 
 /**
+ * A service of a group did not come as far as the group needs it. The other services have ended.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class ServiceFailed extends tagged<ServiceFailed>()("ServiceFailed", {
+  reason: Schema.Literal(
+    /** There is no image to start it from; `cause` is the error of the image. */
+    "Image",
+    /** It cannot be started; `cause` says why. */
+    "Start",
+    /** It did not become ready or healthy. */
+    "Unhealthy",
+    /** It ended too early, or with another exit code than 0. */
+    "Ended"
+  ),
+  /** The name of the service. */
+  service: Schema.String,
+  detail: Schema.String,
+  /** The last lines of its log. */
+  log: Schema.Array(Schema.String)
+}) {
+  override get message(): string {
+    const what = { Image: "it has no image: ", Start: "it was not started: ", Unhealthy: "", Ended: "it " }[
+      this.reason
+    ]
+    return `service ${this.service}: ${what}${this.detail}${printLog(this.log)}`
+  }
+}
+
+/**
  * A connection to, from or between containers cannot be made.
  *
  * @since 0.2.0
@@ -559,6 +590,7 @@ export type BerthError =
   | VolumeError
   | WaitFailed
   | FixtureFailed
+  | ServiceFailed
 
 /**
  * Whether a value is an error of Berth.

@@ -9,12 +9,18 @@ import type * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
-import type { Container, StartOptions } from "./Container.ts"
+import type { Container, ExitStatus, StartOptions, StopOptions } from "./Container.ts"
 import type { Image } from "./Image.ts"
 import * as internal from "./internal/fixtures/fixture.ts"
+import * as groups from "./internal/fixtures/group.ts"
+import type { Mount } from "./Mount.ts"
+import type { Network, NetworkOptions } from "./Network.ts"
+import type * as Volume from "./Volume.ts"
+import type { Healthcheck } from "./WaitFor.ts"
 
 /**
  * A port of the host that leads to a fixture's server.
@@ -157,3 +163,153 @@ export const layer = <I, A, R>(
   fixture: Fixture<A, R>,
   options?: ForkOptions
 ): Layer.Layer<I, BerthError, Berth | R> => Layer.scoped(tag, fork(fixture, options)) as never
+
+/**
+ * What a service waits for before it starts: that another one runs, that it is healthy (`ready` and its health check), or that it has ended
+ * with exit code 0.
+ *
+ * @since 0.2.0
+ * @category groups
+ */
+export type Condition = "started" | "healthy" | "completed"
+
+/**
+ * What all services of a group have.
+ *
+ * @since 0.2.0
+ * @category groups
+ */
+export interface Member<Others extends PropertyKey = string> {
+  /** The services that this one starts after: `{ db: "healthy" }`. It ends before them. */
+  readonly dependsOn?: { readonly [Name in Others]?: Condition | undefined } | undefined
+  /**
+   * The group's networks that it is on, by their names, under its own name and these aliases. Default: the network `default`, which a
+   * group has unless none of its services is on it.
+   */
+  readonly networks?:
+    | Readonly<Record<string, { readonly aliases?: ReadonlyArray<string> | undefined }>>
+    | undefined
+}
+
+/**
+ * A mount of a service: one of `Mount`, or of a volume of the group by its name.
+ *
+ * @since 0.2.0
+ * @category groups
+ */
+export type ServiceMount =
+  | Mount
+  | {
+      readonly type: "volume"
+      readonly volume: string
+      readonly target: string
+      readonly readOnly?: boolean | undefined
+    }
+
+/**
+ * A service of an image: how its container starts, and when it is ready.
+ *
+ * @since 0.2.0
+ * @category groups
+ */
+export interface ImageService<Others extends PropertyKey = string>
+  extends Member<Others>,
+    Omit<StartOptions, "network" | "name" | "aliases" | "mounts"> {
+  readonly image: ImageSource
+  readonly mounts?: ReadonlyArray<ServiceMount> | undefined
+  /** The text of a log line or an expression for it, or an effect, by which the service says that it is ready. */
+  readonly ready?: string | RegExp | ((container: Container) => Effect.Effect<unknown, unknown>) | undefined
+  /** The limit of the time until that log line. Default: 60 seconds. An effect and a health check have limits of their own. */
+  readonly timeout?: Duration.DurationInput | undefined
+  /** Replaces the health check of the image; `"none"` removes it. */
+  readonly healthcheck?: Healthcheck | "none" | undefined
+  /**
+   * Starts another container of the service whenever one has ended, as long as the schedule continues; see `Container.supervised`. Default:
+   * none.
+   */
+  readonly restart?: Schedule.Schedule<unknown, ExitStatus> | undefined
+  /** Has the service stop by itself at the end of the group, `{}` with the defaults of `Container.stop`. Default: it is killed. */
+  readonly stop?: StopOptions | undefined
+}
+
+/**
+ * A fork of a fixture as a service. It is healthy once it has started.
+ *
+ * @since 0.2.0
+ * @category groups
+ */
+export interface FixtureService<Others extends PropertyKey = string>
+  extends Member<Others>,
+    Omit<ForkOptions, "network" | "name" | "aliases"> {
+  readonly fixture: Fixture<unknown>
+}
+
+/**
+ * A service of a group that has these other services.
+ *
+ * @since 0.2.0
+ * @category groups
+ */
+export type Service<Others extends PropertyKey = string> = ImageService<Others> | FixtureService<Others>
+
+/**
+ * The services of a group by their names, each of which can depend on the others alone: another name does not compile.
+ *
+ * @since 0.2.0
+ * @category groups
+ */
+export type Services<S> = { readonly [Name in keyof S]: Service<Exclude<keyof S, Name>> }
+
+/**
+ * @since 0.2.0
+ * @category groups
+ */
+export interface GroupOptions<S> {
+  readonly services: S
+  /** The options of the networks by their names. Default: `{ default: {} }`. */
+  readonly networks?: Readonly<Record<string, NetworkOptions>> | undefined
+  /** The volumes that `mounts` of services name: `{ data: {} }`. One without an option `name` is removed with the group. */
+  readonly volumes?: Readonly<Record<string, Volume.Options>> | undefined
+}
+
+/**
+ * Services that run, by their names.
+ *
+ * @since 0.2.0
+ * @category groups
+ */
+export interface Group<S> {
+  /**
+   * The container of each service, and of a fixture its server. With `restart` it is the present container, or the last one: ask again
+   * after a restart.
+   */
+  readonly services: {
+    readonly [Name in keyof S]: S[Name] extends { readonly fixture: Fixture<infer A> } ? Server<A> : Container
+  }
+  readonly networks: Readonly<Record<string, Network>>
+}
+
+/**
+ * Starts services that belong together, on networks where they find each other by their names. Each starts as soon as those that it depends on
+ * are as far as it needs them. The group is there when all its services are: started, healthy if they have `ready` or a health check,
+ * and ended with exit code 0 if another service waits for that. When the scope closes, each service ends after those that depend on
+ * it.
+ *
+ * Fails with `ServiceFailed`, which names the service and has the end of its log, if one cannot be started, does not become healthy, or ends
+ * with another exit code than 0 before the group is there and has no `restart`; the others end then. Fails with `InvalidOption` for services that depend on each other
+ * in a circle, and for names of networks and volumes that the group lacks.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * const app = yield* Fixture.group({
+ *   services: {
+ *     db: { fixture: postgres({ version: "17" }) },
+ *     api: { image: "api:1", dependsOn: { db: "healthy" }, ready: "listening" }
+ *   }
+ * })
+ * const response = yield* Container.fetch(app.services.api, "http://api:8080/")
+ */
+export const group: <const S extends Services<S>>(
+  options: GroupOptions<S>
+) => Effect.Effect<Group<S>, BerthError, Berth | Scope.Scope> = groups.make

@@ -280,6 +280,9 @@ export interface ExposedPort {
  * closes. The containers may run already. The port refuses connections until something listens on the port `host`; one that
  * leads to a Unix socket breaks connections instead. The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
  *
+ * Containers that have `host-gateway` in their `extraHosts` reach the port by that name as well; of several exposed ports with the same
+ * number, the first.
+ *
  * Fails with `InvalidOption` for a name that a container or another exposed port of the network has, and for a wrong port.
  *
  * @since 0.2.0
@@ -492,7 +495,7 @@ export const captureToFile: {
 } = captures.captureToFile
 
 /**
- * Faults of the connections of a published port. Times are at most an hour.
+ * Faults of connections. Times are at most an hour.
  *
  * @since 0.2.0
  * @category models
@@ -516,10 +519,21 @@ export interface ToxicOptions {
 }
 
 /**
- * Gives a published TCP port or path faults, until the scope closes. They apply to the connections that there are, from now on, and to
- * new ones; afterwards the connections go on without faults. Of several at a time the delays add up, and the lowest limit counts.
+ * The connections that `Network.toxic` gives faults: those of a published TCP port or path, those of an exposed port, or those that
+ * leave a network by its `outbound`.
  *
- * Fails with `InvalidOption` for a wrong option, and for what `Container.publish` has not given.
+ * @since 0.2.0
+ * @category models
+ */
+export type ToxicTarget = PublishedPort | PublishedPath | ExposedPort | Network
+
+/**
+ * Gives connections faults, until the scope closes. The faults apply to the connections that exist, from now on, and to
+ * new ones; afterwards the connections go on without faults. Of several faults at a time the delays add up, and the lowest limit counts.
+ * A network stands for all connections that its containers make to other machines; containers of the network still reach each other
+ * without faults (see `rate` and `impair` for these).
+ *
+ * Fails with `InvalidOption` for a wrong option, and for something that is no target.
  *
  * @since 0.2.0
  * @category faults
@@ -528,11 +542,6 @@ export interface ToxicOptions {
  * yield* Effect.scoped(Effect.zipRight(Network.toxic(port, { latency: "200 millis", jitter: "50 millis" }), check))
  */
 export const toxic: {
-  (
-    options: ToxicOptions
-  ): (published: PublishedPort | PublishedPath) => Effect.Effect<void, BerthError, Scope.Scope>
-  (
-    published: PublishedPort | PublishedPath,
-    options: ToxicOptions
-  ): Effect.Effect<void, BerthError, Scope.Scope>
+  (options: ToxicOptions): (target: ToxicTarget) => Effect.Effect<void, BerthError, Scope.Scope>
+  (target: ToxicTarget, options: ToxicOptions): Effect.Effect<void, BerthError, Scope.Scope>
 } = toxics.toxic

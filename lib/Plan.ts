@@ -85,6 +85,7 @@ export type OperationName = keyof Table
  *   own. The child's pid is written at `pidAt`, unless that is -1; the supervisor sends these for a child with `id-map`.
  * - `netfilter` sends a batch of messages of nf_tables, NETLINK_NETFILTER of netlink(7), in the child's own network namespace.
  * - `name-sockets` sends the sockets at 127.0.0.11:53, UDP and TCP, to a responder of names, with a message.
+ * - `send-network` gives the child's network namespace to whoever has started the plan, as a descriptor.
  * - `exec`: execve(2) of the first of `paths` that exists. `exec-self` executes the supervisor's own program, which holds
  *   namespaces open or is a container's init. `exit` ends the process with 0.
  *

@@ -9,19 +9,24 @@
  *
  * @since 0.1.0
  */
-import type * as net from "node:net"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Berth from "./Berth.ts"
 import * as Errors from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
-import type * as Connection from "./Connection.ts"
 import type * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
+import type * as BerthFixture from "./Fixture.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
+import { groupWith } from "./internal/promise/group.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
-import type { NetworkFaults } from "./internal/promise/networkFaults.ts"
+import type {
+  BoxNetwork,
+  ClosableNetwork,
+  ClosablePod,
+  OpenNetwork
+} from "./internal/promise/networkTypes.ts"
 import { Shared, shared } from "./internal/promise/runtime.ts"
 import {
   networkWith,
@@ -35,11 +40,12 @@ import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
 import type * as Network from "./Network.ts"
 import type { Progress } from "./Progress.ts"
+import type { Fixture, Server } from "./promiseFixtures.ts"
 import type * as Store from "./Store.ts"
 import type * as Volume from "./Volume.ts"
 import type * as WaitFor from "./WaitFor.ts"
 
-export type * from "./internal/promise/networkFaults.ts"
+export type * from "./internal/promise/networkTypes.ts"
 
 /**
  * Any error of Berth: `error instanceof BerthError` tells it from other errors, and `error._tag` says which one it is.
@@ -129,23 +135,6 @@ export interface ForkOptions extends Omit<StartOptions, "pull">, CallOptions {
 }
 
 /**
- * A network that exists until it is closed.
- *
- * @since 0.2.0
- * @category models
- */
-export interface ClosableNetwork extends Network.Network, NetworkFaults, Closable {
-  /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
-  readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
-  /** The connections that `outbound` refuses: see `Network.refusals`. */
-  readonly refusals: () => AsyncIterable<Network.Refusal>
-  /** Has a running container or a pod join it, until the result, or the network, is closed: see `Network.join`. */
-  readonly join: (box: Box | Network.Pod, options?: Network.JoinOptions & Abortable) => Promise<Closable>
-  /** Has a container or a pod leave it: see `Network.leave`. */
-  readonly leave: (box: Box | Network.Pod) => Promise<void>
-}
-
-/**
  * Something that exists until it is closed.
  *
  * @since 0.2.0
@@ -157,20 +146,64 @@ export interface Closable extends AsyncDisposable {
 }
 
 /**
- * A pod that exists until it is closed.
- *
- * @since 0.2.0
- * @category models
- */
-export interface ClosablePod extends Network.Pod, Closable {}
-
-/**
  * A volume that is held until it is closed: closing it removes the volume, or lets go of it if it has a name.
  *
  * @since 0.2.0
  * @category models
  */
 export interface ClosableVolume extends Volume.Volume, Closable {}
+
+/**
+ * A service of an image in a group: see `Fixture.ImageService`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ImageService<Others extends PropertyKey = string>
+  extends Omit<BerthFixture.ImageService<Others>, "image" | "ready" | "restart" | "namespaces">,
+    Pick<StartOptions, "namespaces" | "pull"> {
+  /** As the first argument of `start`. */
+  readonly image: string | Image.Image
+  /** The text of a log line or an expression for it, or a function that waits until it is ready. */
+  readonly ready?: string | RegExp | ((box: Box) => unknown) | undefined
+  /** As the option of `supervised`. Default: it is not started again. */
+  readonly restart?: SupervisedOptions["restart"] | undefined
+}
+
+/**
+ * A fork of a fixture of `berth/promise/fixtures` in a group: see `Fixture.FixtureService`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface FixtureService<Others extends PropertyKey = string>
+  extends Omit<BerthFixture.FixtureService<Others>, "fixture"> {
+  readonly fixture: Fixture<unknown>
+}
+
+/**
+ * The services of a group: see `Fixture.Services`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Services<S> = {
+  readonly [Name in keyof S]: ImageService<Exclude<keyof S, Name>> | FixtureService<Exclude<keyof S, Name>>
+}
+
+/**
+ * Services that run until the group is closed: see `Fixture.Group`. Closing the box of a service ends its
+ * container alone.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Group<S> extends Closable {
+  readonly services: {
+    readonly [Name in keyof S]: S[Name] extends { readonly fixture: Fixture<infer A> } ? Server<A> : Box
+  }
+  readonly networks: Readonly<Record<string, OpenNetwork>>
+}
 
 /**
  * A holder of namespaces that a container can share, besides a box.
@@ -374,7 +407,7 @@ export interface Conditions {
  * @since 0.1.0
  * @category models
  */
-export interface Box extends Inside, AsyncDisposable {
+export interface Box extends Inside, BoxNetwork, AsyncDisposable {
   readonly id: string
   /** The pid of its first process on the host. */
   readonly pid: number
@@ -403,20 +436,10 @@ export interface Box extends Inside, AsyncDisposable {
     hostPath: string,
     options?: Container.CopyOutOptions & Abortable
   ) => Promise<void>
-  /** A socket of `node:net` to a server in the container, for a client that takes one: see `Container.netSocket`. */
-  readonly netSocket: (address: Connection.Address) => net.Socket
-  /** A server of `node:net` inside the container: see `Container.netServer`. */
-  readonly netServer: (
-    address: number | Connection.ListenOptions,
-    onConnection?: (socket: net.Socket) => void
-  ) => net.Server
-  /** `fetch` to a server in the container: see `Container.fetch`. A response can be read until the box closes. */
-  readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
-  /** Has a port or a Unix socket of the host lead into the container until the box closes: see `Container.publish`. */
-  readonly publish: {
-    (port: Connection.PublishPathOptions): Promise<Connection.PublishedPath>
-    (port: number | string | Connection.PublishOptions): Promise<Connection.PublishedPort>
-  }
+  /** Extracts an uncompressed tar archive into a folder of the container: see `Container.tarIn`. */
+  readonly tarIn: (path: string, archive: Input, options?: Abortable) => Promise<void>
+  /** A file or a tree of the container as a tar archive: see `Container.tarOut`. */
+  readonly tarOut: (path: string, options?: Container.ArchiveOptions) => AsyncIterable<Uint8Array>
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
   /** Sends a signal to its first process, by name or number. Default SIGTERM. */
@@ -510,6 +533,7 @@ export interface Session extends AsyncDisposable {
   readonly volume: typeof volume
   readonly volumes: typeof volumes
   readonly pod: typeof pod
+  readonly group: typeof group
   readonly start: typeof start
   readonly run: typeof run
   readonly supervised: typeof supervised
@@ -554,6 +578,24 @@ export const network: (options?: Network.NetworkOptions & CallOptions) => Promis
  * await using server = await start("server:1", { network: web })
  */
 export const pod: (options?: Network.PodOptions & CallOptions) => Promise<ClosablePod> = podWith(shared)
+
+/**
+ * Starts services that belong together, on networks where they find each other by their names: see `Fixture.group`.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * await using app = await group({
+ *   services: {
+ *     db: { fixture: postgres({ version: "17" }) },
+ *     api: { image: "api:1", dependsOn: { db: "healthy" }, ready: "listening" }
+ *   }
+ * })
+ * const response = await app.services.api.fetch("http://api:8080/")
+ */
+export const group: <const S extends Services<S>>(
+  options: BerthFixture.GroupOptions<S> & CallOptions
+) => Promise<Group<S>> = groupWith(shared)
 
 /**
  * Makes a volume, or opens the one of that name: see `Volume.make`.
@@ -637,6 +679,7 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
     volume: volumeWith(own),
     volumes: volumesWith(own),
     pod: podWith(own),
+    group: groupWith(own),
     start,
     run: runWith(own),
     supervised: restarted(own, start),

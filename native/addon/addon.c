@@ -276,7 +276,7 @@ static napi_value list_entries(struct call *call, napi_env env) {
     uint8_t *bytes;
     size_t length;
     if (!take_fd(call, 0, &fd) || !take_bytes(call, 1, &bytes, &length)) return misuse(env);
-    ssize_t n = getdents64(fd, bytes, length);
+    ssize_t n = getdents64(fd, (void *)bytes, length);
     return number(env, n < 0 ? -errno : n);
 }
 FUNCTION(list_entries)

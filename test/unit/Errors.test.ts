@@ -116,6 +116,10 @@ const each: ReadonlyArray<readonly [error: BerthError.BerthError, line: string]>
   [
     new BerthError.FixtureFailed({ reason: "Prepare", fixture: "db", detail: "no table", log: [], cause }),
     "FixtureFailed (Prepare): fixture db: its preparation failed: no table"
+  ],
+  [
+    new BerthError.ServiceFailed({ reason: "Ended", service: "api", detail: "has ended", log: [], cause }),
+    "ServiceFailed (Ended): service api: it has ended"
   ]
 ]
 

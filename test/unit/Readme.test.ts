@@ -1,6 +1,6 @@
 /** README.md's programs: each type-checks and runs as it stands, in the runtime that runs this test. */
 import assert from "node:assert/strict"
-import { spawnSync } from "node:child_process"
+import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as path from "node:path"
 import { after, before, describe, test } from "node:test"
@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import { Image } from "../../lib/index.ts"
 import { allowTime, whyNoContainers, whyNotRoot } from "../support/effect.ts"
 import { makeTemporaryFolder, remove, run } from "../support/images.ts"
-import { root } from "../support/program.ts"
+import { type Ended, ended, root } from "../support/program.ts"
 import { type RunningRegistry, startRegistry, whyNoServer, withoutDockerConfig } from "../support/registry.ts"
 import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
 import { service } from "../support/services.ts"
@@ -63,19 +63,19 @@ const makeProject = (folder: string): string => {
 }
 
 /** Runs a command in `cwd` on an empty folder in place of Berth's own, in a mount namespace of its own. */
-const inEmptyFolder = (folder: string, cwd: string, command: ReadonlyArray<string>) => {
+const inEmptyFolder = (folder: string, cwd: string, command: ReadonlyArray<string>): Promise<Ended> => {
   const script = 'mkdir -p /var/lib/berth && mount --bind "$0" /var/lib/berth && exec "$@"'
   // A relative path is relative to the checkout.
   const env = { ...process.env, BERTH_NATIVE: path.resolve(root, process.env.BERTH_NATIVE ?? "native/build") }
-  const options = { cwd, env, encoding: "utf8", timeout: 50_000 } as const
-  return spawnSync("unshare", ["--mount", "sh", "-c", script, folder, ...command], options)
+  const options = { cwd, env, timeout: 50_000 }
+  return ended(spawn("unshare", ["--mount", "sh", "-c", script, folder, ...command], options))
 }
 
 const database = await service("postgres")
 
 allowTime()
 
-describe("README.md", { skip: whyNoContainers || whyNotRoot }, () => {
+describe("README.md", { skip: whyNoContainers || whyNotRoot, concurrency: 2 }, () => {
   withoutDockerConfig()
   let folder = ""
   let project = ""
@@ -118,11 +118,11 @@ describe("README.md", { skip: whyNoContainers || whyNotRoot }, () => {
       (source.includes("busybox") && whyNoBusybox) ||
       (source.includes(REGISTRY) && (whyNoServer || whyNoBusybox)) ||
       (source.includes("library/postgres") && database.missing)
-    test(`the program of "${name}" runs`, { skip: whyNot }, () => {
+    test(`the program of "${name}" runs`, { skip: whyNot }, async () => {
       const own = fs.mkdtempSync(`${folder}/own-`)
       const command = [process.execPath, ...argumentsFor(file)]
-      const { signal, status, stderr, stdout } = inEmptyFolder(own, project, command)
-      assert.equal(status, 0, `${signal}\n${stdout}\n${stderr}`)
+      const { code, signal, stderr, stdout } = await inEmptyFolder(own, project, command)
+      assert.equal(code, 0, `${signal}\n${stdout}\n${stderr}`)
       assert.notEqual(stdout + stderr, "")
     })
   }

@@ -6,7 +6,8 @@ import type { Check } from "../../Doctor.ts"
 import type { Kind } from "../../Namespace.ts"
 import type { Tree } from "../cgroup/tree.ts"
 import { isEnabled } from "../security/appArmorProfiles.ts"
-import { AT_FDCWD, native, nativeFix, O_PATH, programPath } from "../system/addon.ts"
+import { AT_FDCWD, native, O_PATH } from "../system/addon.ts"
+import { nativeFix, programPath, whyNotLoaded } from "../system/nativePart.ts"
 
 /** Whether this is not root, as far as the runtime tells: Deno throws without --allow-sys. */
 export const isRootless = (): boolean => {
@@ -94,12 +95,16 @@ export const kernel = (): Check => {
   }
 }
 
-const part = (name: "addon" | "unpacker", file: string, failure: string | undefined): Check => ({
+const part = (
+  name: "addon" | "unpacker",
+  file: string,
+  failure: { readonly why: string; readonly hint: string } | undefined
+): Check => ({
   name,
   required: name === "addon",
   status: failure === undefined ? "ok" : "missing",
-  detail: failure === undefined ? file : fs.existsSync(file) ? failure : `${file} is missing`,
-  fix: failure === undefined ? undefined : nativeFix()
+  detail: failure?.why ?? file,
+  fix: failure?.hint
 })
 
 export const addon = (): Check => {
@@ -108,7 +113,7 @@ export const addon = (): Check => {
     native()
     return part("addon", file, undefined)
   } catch (cause) {
-    return part("addon", file, String(cause))
+    return part("addon", file, whyNotLoaded(cause))
   }
 }
 
@@ -116,12 +121,12 @@ export const addon = (): Check => {
 export const unpacker = (): Check => {
   const file = programPath("berth-unpack")
   const { error, stderr, stdout } = spawnSync(file, [], { encoding: "utf8", timeout: 5000 })
-  const works = stdout?.startsWith("error confine ")
-  return part(
-    "unpacker",
-    file,
-    works ? undefined : (error?.message ?? `${file} fails: ${stderr.trim().replaceAll("\n", "; ")}`)
-  )
+  if (stdout?.startsWith("error confine ")) return part("unpacker", file, undefined)
+  const failed = error?.message ?? `${file} fails: ${stderr.trim().replaceAll("\n", "; ")}`
+  return part("unpacker", file, {
+    why: fs.existsSync(file) ? failed : `${file} is missing`,
+    hint: nativeFix()
+  })
 }
 
 /** The path of a program, searched as a shell does, and in folders of helpers that no PATH names. */

@@ -144,9 +144,9 @@ const launching = (berth: Berth, prepared: Effect.Effect<Prepared, BerthError>) 
   )
 
 /** Releases at once what a start has acquired, if it fails; else at the end of the scope. */
-export const whileStarted = <A>(
-  effect: Effect.Effect<A, BerthError, Scope.Scope>
-): Effect.Effect<A, BerthError, Scope.Scope> =>
+export const whileStarted = <A, R>(
+  effect: Effect.Effect<A, BerthError, R | Scope.Scope>
+): Effect.Effect<A, BerthError, R | Scope.Scope> =>
   Effect.flatMap(Effect.scope, (outer) =>
     Effect.acquireUseRelease(
       Scope.fork(outer, ExecutionStrategy.sequential),

@@ -77,7 +77,7 @@ const failed = (wait: Wait, reason: WaitFailed["reason"], state: string): Effect
   )
 
 /** Waits until the log has the whole output of the process, which may arrive after its exit status. */
-const logEnd = (process: Process): Effect.Effect<void> =>
+export const logEnd = (process: Process): Effect.Effect<void> =>
   Effect.ignore(Effect.timeoutOption(Stream.runDrain(logs(process, { follow: true })), "1 second"))
 
 const hasEnded = (wait: Wait): Effect.Effect<never, BerthError> =>

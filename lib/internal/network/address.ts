@@ -7,6 +7,8 @@ export const AF_UNIX = 1
 export const AF_INET = 2
 export const AF_INET6 = 10
 
+export const littleEndian = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1
+
 /** `sun_path` of unix(7), with the NUL at its end. */
 const UNIX_PATH_BYTES = 108
 
@@ -17,19 +19,24 @@ export interface SocketAddress {
   readonly text: string
 }
 
-const withFamily = (family: number, length: number): { bytes: Uint8Array; view: DataView } => {
+/** `struct sockaddr` with its family, in the machine's own byte order. */
+const withFamily = (family: number, length: number): Uint8Array => {
   const bytes = new Uint8Array(length)
-  const view = new DataView(bytes.buffer)
-  new Uint16Array(bytes.buffer, 0, 1)[0] = family // in the machine's own byte order
-  return { bytes, view }
+  bytes[littleEndian ? 0 : 1] = family
+  return bytes
+}
+
+const setPort = (bytes: Uint8Array, port: number): void => {
+  bytes[2] = port >> 8
+  bytes[3] = port & 0xff
 }
 
 /** The 4 bytes of an address that `net.isIPv4` accepts. */
 export const v4Bytes = (host: string): ReadonlyArray<number> => host.split(".").map(Number)
 
 const v4 = (host: string, port: number): SocketAddress => {
-  const { bytes, view } = withFamily(AF_INET, 16)
-  view.setUint16(2, port)
+  const bytes = withFamily(AF_INET, 16)
+  setPort(bytes, port)
   bytes.set(v4Bytes(host), 4)
   return { family: AF_INET, bytes, text: `${host}:${port}` }
 }
@@ -52,8 +59,8 @@ export const v6Bytes = (host: string): ReadonlyArray<number> => {
 }
 
 const v6 = (host: string, port: number): SocketAddress => {
-  const { bytes, view } = withFamily(AF_INET6, 28)
-  view.setUint16(2, port)
+  const bytes = withFamily(AF_INET6, 28)
+  setPort(bytes, port)
   bytes.set(v6Bytes(host), 8)
   return { family: AF_INET6, bytes, text: `[${host}]:${port}` }
 }
@@ -61,7 +68,7 @@ const v6 = (host: string, port: number): SocketAddress => {
 /** A Unix socket at a path, or by a name that begins with a NUL in the abstract namespace. */
 export const unix = (path: string): SocketAddress => {
   const name = new TextEncoder().encode(path)
-  const { bytes } = withFamily(AF_UNIX, 2 + name.length + (path.startsWith("\0") ? 0 : 1))
+  const bytes = withFamily(AF_UNIX, 2 + name.length + (path.startsWith("\0") ? 0 : 1))
   bytes.set(name, 2)
   return { family: AF_UNIX, bytes, text: path.replace(/^\0/, "@") }
 }
@@ -91,23 +98,26 @@ export const abstractName = (path: string): SocketAddress | undefined => {
 
 export const LOOPBACK: ReadonlyArray<string> = ["127.0.0.1", "::1"]
 
-/** The addresses to try for a port, in order: without a host, the container's own before loopback's. */
-export const candidates = (
-  address: Extract<Address, { readonly port: number }>,
-  lowest = 1,
-  own: ReadonlyArray<string> = []
-): ReadonlyArray<SocketAddress> => {
+type Port = Extract<Address, { readonly port: number }>
+
+/** The hosts to try for a port, in order: without a host, the container's own addresses before loopback's. */
+export const hostsOf = ({ host }: Port, own: ReadonlyArray<string> = []): ReadonlyArray<string> =>
+  host === undefined ? [...own, ...LOOPBACK] : host === "localhost" ? LOOPBACK : [host]
+
+/** The address of a port of a host; throws. */
+export const socketAddress = (host: string, port: number): SocketAddress => {
+  const version = host.includes("%") ? 0 : net.isIP(host)
+  if (version === 0)
+    throw new InvalidOption({
+      option: "host",
+      value: JSON.stringify(host),
+      expected: "localhost or an IP address"
+    })
+  return version === 4 ? v4(host, port) : v6(host, port)
+}
+
+/** The addresses to try for a port, in order. */
+export const candidates = (address: Port, lowest = 1): ReadonlyArray<SocketAddress> => {
   const port = parsePort("port", address.port, lowest)
-  const { host } = address
-  const hosts = host === undefined ? [...own, ...LOOPBACK] : host === "localhost" ? LOOPBACK : [host]
-  return hosts.map((host) => {
-    const version = host.includes("%") ? 0 : net.isIP(host)
-    if (version === 0)
-      throw new InvalidOption({
-        option: "host",
-        value: JSON.stringify(host),
-        expected: "localhost or an IP address"
-      })
-    return version === 4 ? v4(host, port) : v6(host, port)
-  })
+  return hostsOf(address).map((host) => socketAddress(host, port))
 }

@@ -76,7 +76,13 @@ const check = (networks: ReadonlyArray<Network>): void => {
 const parseAliases = (aliases: ReadonlyArray<string> = []): ReadonlyArray<string> =>
   aliases.map((alias) => parseName("aliases", alias))
 
-const entered = ({ attachment, network }: Interface): void => {
+/** The names of a start on one of its networks. */
+const aliasesOn = (network: Network, { aliases = [] }: Named): ReadonlyArray<string> =>
+  parseAliases(
+    Array.isArray(aliases) ? aliases : (aliases as ReadonlyMap<Network, Array<string>>).get(network)
+  )
+
+const connected = ({ attachment, network }: Interface): void => {
   attachment.close()
   network.state.router.ruled.add(attachment.number)
 }
@@ -86,7 +92,7 @@ export const joinAtStart = (container: string, options: Named): Joined => {
   const networks = networksOf(options)
   check(networks)
   const name = options.name === undefined ? undefined : parseName("name", options.name)
-  const aliases = parseAliases(options.aliases)
+  const aliases = networks.map((network) => aliasesOn(network, options))
   const station = makeStation(container, name)
   station.isReleased = true
   const responder = networks[0]?.state.names.responder
@@ -96,8 +102,10 @@ export const joinAtStart = (container: string, options: Named): Joined => {
     stopAsking(station)
   }
   try {
-    const attachments = networks.map((network) => enter(station, network, aliases).attachment)
-    const served = responder === undefined ? undefined : serve(station, responder)
+    const entered = networks.map((network, k) => enter(station, network, aliases[k]!))
+    const attachments = entered.map(({ one }) => one.attachment)
+    const introductions = entered.flatMap(({ introductions }) => introductions)
+    const served = responder === undefined ? undefined : serve(station, responder, introductions)
     return {
       station,
       operations: [
@@ -109,7 +117,7 @@ export const joinAtStart = (container: string, options: Named): Joined => {
         ...attachments.map(({ descriptors }) => descriptors)
       ),
       addresses: attachments.flatMap(({ addresses }) => addresses),
-      done: () => [...station.interfaces.values()].forEach(entered),
+      done: () => [...station.interfaces.values()].forEach(connected),
       leave
     }
   } catch (error) {
@@ -190,7 +198,8 @@ const joinNow = (
       station,
       Effect.gen(function* () {
         if (target.state.pidfd < 0 || station.isLeaving) return yield* Effect.fail(ended(target))
-        const one = yield* attempt(() => enter(station, network, parsed))
+        const { introductions, one } = yield* attempt(() => enter(station, network, parsed))
+        introductions.forEach(names.responder.tell)
         const { descriptors, operations } = one.attachment
         const served = station.asker === undefined ? serve(station, names.responder) : undefined
         const all = served === undefined ? operations : [...operations, served.operation]
@@ -201,7 +210,7 @@ const joinNow = (
           Effect.tapError(() => Effect.ignore(drop(station, target, one))),
           Effect.tapError(() => Effect.sync(() => served !== undefined && stopAsking(station)))
         )
-        entered(one)
+        connected(one)
         see(station)
         return one
       })

@@ -16,9 +16,17 @@ import type {
   Refusal
 } from "../../Network.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { makeNames, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
+import { makeNames, NAMES_MAX_BYTES, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
-import { type Attachment, attach, hasIPv6, makeRouter, type Range, type Router } from "./router.ts"
+import {
+  type Attachment,
+  attach,
+  hasIPv6,
+  hostAddressesOf,
+  makeRouter,
+  type Range,
+  type Router
+} from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
 
@@ -67,6 +75,12 @@ export const makeStation = (container: string, name: string | undefined): Statio
 /** The addresses of a station, those of its first interface first. */
 export const addressesOf = ({ interfaces }: Station): ReadonlyArray<string> =>
   [...interfaces.keys()].sort((a, b) => a - b).flatMap((place) => interfaces.get(place)!.attachment.addresses)
+
+/** The addresses that stand for the program's machine on the first network of a station. */
+export const hostAddressesAt = ({ interfaces }: Station): ReadonlyArray<string> => {
+  const first = interfaces.get(Math.min(...interfaces.keys()))
+  return first === undefined ? [] : hostAddressesOf(first.network.state.router)
+}
 
 export interface State {
   readonly berth: Berth
@@ -183,7 +197,7 @@ const checkNetwork = ({ asker, container, interfaces }: Station, network: Networ
     throw new InvalidOption({ option: "network", value: String(network), expected })
   }
   const { names, router } = network.state
-  if (router.holder.pidfd < 0) refuse("a network whose scope is open")
+  if (router.namespace.fd < 0) refuse("a network whose scope is open")
   const responder = asker?.responder ?? [...interfaces.values()][0]?.network.state.names.responder
   if (responder !== undefined && responder !== names.responder)
     refuse(`a network of the same Berth as the other networks of ${container}`)
@@ -195,8 +209,14 @@ const checkNetwork = ({ asker, container, interfaces }: Station, network: Networ
   }
 }
 
-/** Takes an address on a network, and names for it; throws, and then has taken none. */
-export const enter = (station: Station, network: Network, aliases: ReadonlyArray<string>): Interface => {
+/** An interface, and the messages to the network's responder that give names to its addresses. */
+interface Entered {
+  readonly one: Interface
+  readonly introductions: ReadonlyArray<string>
+}
+
+/** Takes an address on a network; throws, and then has taken none. */
+export const enter = (station: Station, network: Network, aliases: ReadonlyArray<string>): Entered => {
   const { members, names, router } = network.state
   const { container, interfaces, name } = station
   checkNetwork(station, network)
@@ -205,15 +225,11 @@ export const enter = (station: Station, network: Network, aliases: ReadonlyArray
   while (interfaces.has(place)) place++
   const isDefault = ![...interfaces.values()].some((one) => one.isDefault)
   const attachment = attach(router, place, isDefault)
-  const entered: Interface = { network, attachment, isDefault }
-  interfaces.set(place, entered)
+  const one: Interface = { network, attachment, isDefault }
+  interfaces.set(place, one)
   members.set(attachment.number, station)
-  names.add(
-    attachment.number,
-    [...(name === undefined ? [] : [name]), ...aliases, container],
-    attachment.addresses
-  )
-  return entered
+  const given = [...(name === undefined ? [] : [name]), ...aliases, container]
+  return { one, introductions: names.introductions(attachment.number, given, attachment.addresses) }
 }
 
 /** Gives the address back, which nobody may use any more; a second time it does nothing. */
@@ -227,15 +243,20 @@ export const exit = ({ interfaces }: Station, left: Interface): void => {
   network.state.router.numbers.give(attachment.number)
 }
 
-/** The operation by which a station gets the sockets on which it asks for names. */
-export const serve = (station: Station, responder: Responder) => {
+/**
+ * The operation by which a station gets the sockets on which it asks for names. What fits of the introductions goes with the sockets, so that
+ * a start wakes the responder once.
+ */
+export const serve = (station: Station, responder: Responder, introductions: ReadonlyArray<string> = []) => {
   const number = responder.nextNumber()
   station.asker = { number, responder }
+  const fits = introductions.reduce((bytes, { length }) => bytes + length, 0) < NAMES_MAX_BYTES
+  if (!fits) introductions.forEach(responder.tell)
   return {
     operation: {
       op: "name-sockets",
       responder: "names",
-      message: `serve ${number}${networksSeen(station)}`
+      message: [`serve ${number}${networksSeen(station)}`, ...(fits ? introductions : [])].join("\n")
     } as const,
     descriptors: { names: responder.socket() }
   }

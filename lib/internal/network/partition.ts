@@ -82,7 +82,7 @@ export const partition: {
       })
       const rules = [...rulesOf(network, one, other), ...(oneWay ? [] : rulesOf(network, other, one))]
       const apply = (changes: ReadonlyArray<Plan.Operation>) =>
-        perform(berth, router.holder.pidfd, `partition of network ${network.name}`, changes)
+        perform(berth, router.namespace.fd, `partition of network ${network.name}`, changes)
       const checks = oneWay ? other.flatMap((number) => checkByRules(router, number)) : []
       const begin = Effect.tap(apply([...checks, ...operations(rules.map(netlink.rule))]), () =>
         Effect.sync(() => oneWay && other.forEach((number) => router.ruled4.add(number)))

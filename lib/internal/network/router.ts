@@ -23,8 +23,9 @@ const SOCK_RAW = 3
 /** So many milliseconds an address stays unused when its container is gone, whose interfaces the kernel removes later. */
 const QUARANTINE_MS = 2000
 
-/** The number of the network itself; those of containers follow. */
+/** The number of the network itself, and that of the program's machine, at which ports are exposed; those of containers follow. */
 const ROUTER_NUMBER = 1
+const HOST_NUMBER = 2
 
 const LOOPBACK_INDEX = 1
 
@@ -39,7 +40,7 @@ export const near = (number: number) => ({ index: ROUTER_INDEX + number, name: `
 export const far = (place: number) => ({ index: CONTAINER_INDEX + place, name: `eth${place}` })
 
 /** Nobody has them: they are the next hop of every container. */
-const GATEWAY = { 4: "169.254.1.1", 6: "fe80::1" } as const
+const GATEWAYS = [netlink.ip("169.254.1.1"), netlink.ip("fe80::1")] as const
 
 /** The numbers of a network's containers: the lowest that has been free for a while. */
 class Numbers {
@@ -47,7 +48,7 @@ class Numbers {
   private readonly holders = new Map<number, number>()
   private readonly freed: Array<readonly [number: number, since: number]> = []
   private readonly size: number
-  private next = ROUTER_NUMBER + 1
+  private next = HOST_NUMBER + 1
 
   constructor(size: number) {
     this.size = size
@@ -88,7 +89,7 @@ export interface Range {
 
 /** What a network keeps to itself. */
 export interface Router {
-  readonly holder: Holder
+  readonly namespace: NetworkNamespace
   readonly range: Range
   readonly numbers: Numbers
   /** The numbers whose rules are there: they stay, for the next container of that number. */
@@ -132,10 +133,10 @@ export const netlinkOperation = (messages: ReadonlyArray<ReadonlyArray<number>>)
   pidAt: -1
 })
 
-/** Performs operations in the network namespace of a process, by its pidfd; `name` is for messages. */
+/** Performs operations in a network namespace: of a descriptor of it, or of the pidfd of a process; `name` is for messages. */
 export const perform = (
   berth: Berth,
-  pidfd: number,
+  namespace: number,
   name: string,
   operations: ReadonlyArray<Plan.Operation>,
   descriptors: Readonly<Record<string, number>> = {}
@@ -149,16 +150,15 @@ export const perform = (
     ])
     return Effect.scoped(
       Effect.asVoid(
-        scopedUnit(berth, berth.supervisor.nextId(), name, plan, { ...descriptors, process: pidfd })
+        scopedUnit(berth, berth.supervisor.nextId(), name, plan, { ...descriptors, process: namespace })
       )
     )
   })
 
-/** The process that has a network's namespace: it does nothing, and ends with the scope. */
-export interface Holder {
-  readonly pid: number
+/** The namespace of a network. No process is in it: it ends with the last descriptor of it, and of a socket in it. */
+export interface NetworkNamespace {
   /** -1 once its scope has closed. */
-  readonly pidfd: number
+  readonly fd: number
 }
 
 /** Has a namespace route, and believe no packet whose sender is elsewhere (rp_filter: ip-sysctl.rst). */
@@ -182,12 +182,20 @@ const routing = (range: Range): ReadonlyArray<Plan.Operation> => [
       ]),
   netlinkOperation([
     netlink.up(LOOPBACK_INDEX),
-    ...addressesOf(range, ROUTER_NUMBER).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
+    ...[ROUTER_NUMBER, HOST_NUMBER]
+      .flatMap((number) => addressesOf(range, number))
+      .map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
   ])
 ]
 
-/** Makes the namespace of a network in one unit, as each further unit would add a millisecond to a start with a network of its own. */
-const hold = (berth: Berth, range: Range): Effect.Effect<Holder, BerthError, Scope.Scope> =>
+/**
+ * Makes the namespace of a network in one unit, as each further unit would add a millisecond to a start with a network of its own. The process
+ * of the unit ends at once; the unit keeps the descriptor.
+ */
+const makeNamespace = (
+  berth: Berth,
+  range: Range
+): Effect.Effect<NetworkNamespace, BerthError, Scope.Scope> =>
   Effect.map(
     scopedUnit(
       berth,
@@ -196,20 +204,15 @@ const hold = (berth: Berth, range: Range): Effect.Effect<Holder, BerthError, Sco
       Plan.make([
         // Without root, sysctls need a procfs, and that a pid namespace of its own.
         { op: "process", namespaces: flagsOf(["network", "pid"]) },
-        { op: "session" },
-        { op: "stdio", stdin: null, stdout: null, stderr: null },
         ...routing(range),
-        { op: "bounding", capabilities: 0 },
-        { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
-        { op: "no-new-privileges" },
-        { op: "exec-self", arguments: ["berth-hold"], environment: [] }
+        { op: "send-network" },
+        { op: "exit" }
       ]),
       {}
     ).pipe(Effect.mapError(explain(["network"]))),
     (unit) => ({
-      pid: unit.pid,
-      get pidfd() {
-        return unit.pidfd()
+      get fd() {
+        return unit.root()
       }
     })
   )
@@ -238,7 +241,7 @@ export const ownAddress = (
       if (number === undefined) return Effect.fail(noFreeAddress(router))
       const addresses = addressesOf(router.range, number)
       const add = addresses.map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
-      return perform(berth, router.holder.pidfd, "address of a network", [netlinkOperation(add)]).pipe(
+      return perform(berth, router.namespace.fd, "address of a network", [netlinkOperation(add)]).pipe(
         Effect.tapError(() => Effect.sync(() => router.numbers.give(number))),
         Effect.as({ number, addresses })
       )
@@ -246,7 +249,7 @@ export const ownAddress = (
     ({ addresses, number }) => {
       const remove = addresses.map((text) => netlink.removeAddress(LOOPBACK_INDEX, netlink.ip(text)))
       // A number whose addresses stay is not given to a container. The addresses of a network that is gone are gone as well.
-      return perform(berth, router.holder.pidfd, "address of a network", [netlinkOperation(remove)]).pipe(
+      return perform(berth, router.namespace.fd, "address of a network", [netlinkOperation(remove)]).pipe(
         Effect.tap(() => Effect.sync(() => router.numbers.give(number))),
         Effect.ignore
       )
@@ -257,7 +260,7 @@ export const ownAddress = (
 export const bindInside = (router: Router, { bytes, family, text }: SocketAddress): number => {
   const failed = (syscall: string, errno: number): BerthError =>
     new OperationFailed({ operation: `bind ${text} on a network`, index: -1, syscall, errno, hint: "" })
-  const fd = socketIn(router.holder.pidfd, family, SOCK_STREAM)
+  const fd = socketIn(router.namespace.fd, family, SOCK_STREAM)
   if (fd < 0) throw failed("socket", -fd)
   const bound = native().bind(fd, bytes)
   if (bound >= 0) return fd
@@ -267,6 +270,9 @@ export const bindInside = (router: Router, { bytes, family, text }: SocketAddres
 
 /** The addresses of the network itself. */
 export const gatewaysOf = ({ range }: Router): ReadonlyArray<string> => addressesOf(range, ROUTER_NUMBER)
+
+/** The addresses that stand for the program's machine: nothing but exposed ports is there. */
+export const hostAddressesOf = ({ range }: Router): ReadonlyArray<string> => addressesOf(range, HOST_NUMBER)
 
 /** The number of the container that has an address of the network. */
 export const numberOf = (address: string): number =>
@@ -315,7 +321,7 @@ export const checkByRules = (router: Router, number: number): ReadonlyArray<Plan
 export const attach = (router: Router, place: number, isDefault: boolean): Attachment => {
   const number = router.numbers.take()
   if (number === undefined) throw noFreeAddress(router)
-  const socket = socketIn(router.holder.pidfd, AF_NETLINK, SOCK_RAW)
+  const socket = socketIn(router.namespace.fd, AF_NETLINK, SOCK_RAW)
   if (socket < 0) {
     router.numbers.give(number)
     throw new OperationFailed({
@@ -340,7 +346,7 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
     ]),
     ...(sixth === undefined || router.ruled.has(number) ? [] : rules(number, sixth))
   ]
-  const gateway = ({ family }: netlink.Ip): netlink.Ip => netlink.ip(family === 2 ? GATEWAY[4] : GATEWAY[6])
+  const gateway = ({ family }: netlink.Ip): netlink.Ip => GATEWAYS[family === 2 ? 0 : 1]
   const route = (one: netlink.Ip, toAll: boolean): ReadonlyArray<number> => {
     const [to, length] = toAll
       ? [one, 0]
@@ -380,8 +386,8 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
 }
 
 export const makeRouter = (berth: Berth, range: Range): Effect.Effect<Router, BerthError, Scope.Scope> =>
-  Effect.map(hold(berth, range), (holder) => ({
-    holder,
+  Effect.map(makeNamespace(berth, range), (namespace) => ({
+    namespace,
     range,
     numbers: new Numbers(2 ** BITS - 1),
     ruled: new Set(),
@@ -391,9 +397,9 @@ export const makeRouter = (berth: Berth, range: Range): Effect.Effect<Router, Be
 /** Removes a container's interface: the kernel removes its other end with it, and all routes by both. */
 export const detach = (
   berth: Berth,
-  { holder }: Router,
+  { namespace }: Router,
   { number }: Attachment
 ): Effect.Effect<void, BerthError> =>
-  perform(berth, holder.pidfd, "an interface of a network", [
+  perform(berth, namespace.fd, "an interface of a network", [
     netlinkOperation([netlink.remove(near(number).index)])
   ])

@@ -1,6 +1,5 @@
 /** Sockets of a container's network namespace, which stay in it whoever has their descriptor. */
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
 import {
   type BerthError,
   ContainerError,
@@ -24,8 +23,7 @@ import {
   ESRCH,
   ETIMEDOUT
 } from "../util/errno.ts"
-import { attempt } from "../util/fromThrowing.ts"
-import { abstractName, candidates, type SocketAddress, unix } from "./address.ts"
+import { abstractName, hostsOf, parsePort, type SocketAddress, socketAddress, unix } from "./address.ts"
 import { ended, lastLog } from "./circumstances.ts"
 import type { Served } from "./proxy.ts"
 
@@ -129,8 +127,11 @@ export const beginConnect = (container: Container, address: Address): Connecting
       ? inRoot(container, given.path, (found) => begin(container, found))
       : begin(container, name)
   }
+  const port = parsePort("port", given.port)
   let first: unknown
-  for (const candidate of candidates(given, 1, container.state.addresses)) {
+  for (const host of hostsOf(given, container.state.addresses)) {
+    // Nearly always the first host is the right one, so the addresses of the others are not made before.
+    const candidate = socketAddress(host, port)
     try {
       return begin(container, candidate)
     } catch (error) {
@@ -162,26 +163,17 @@ export const whenReady = (
     })
   })
 
-const finish = (
+/** Waits until a socket that has begun to connect is connected. */
+export const connected = (
   container: Container,
   { address, fd, result }: Connecting
-): Effect.Effect<number, BerthError> =>
+): Effect.Effect<void, BerthError> =>
   result === 0
-    ? Effect.succeed(fd)
+    ? Effect.void
     : Effect.flatMap(
         whenReady(fd, EPOLLOUT, (syscall, errno) => failed(container, syscall, errno)),
         () => {
           const error = native().connected(fd)
-          return error === 0 ? Effect.succeed(fd) : Effect.fail(refused(container, address, -error))
+          return error === 0 ? Effect.void : Effect.fail(refused(container, address, -error))
         }
       )
-
-/** A connected socket, closed with the scope. */
-export const connectSocket = (
-  container: Container,
-  address: Address
-): Effect.Effect<number, BerthError, Scope.Scope> =>
-  Effect.acquireRelease(
-    attempt(() => beginConnect(container, address)),
-    ({ fd }) => Effect.sync(() => native().close(fd))
-  ).pipe(Effect.flatMap((connecting) => finish(container, connecting)))

@@ -1,11 +1,29 @@
 /** A fixture with promises. */
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
+import type { Container } from "../../Container.ts"
 import type * as BerthFixture from "../../Fixture.ts"
+import type { Box } from "../../promise.ts"
 import type { Fixture, Fork, ForkOptions, Server } from "../../promiseFixtures.ts"
 import { closing, inScope, makeBox } from "./box.ts"
 import { siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
+
+/** The effect of a function that uses the box of a container. */
+export const withBox = (
+  shared: Shared,
+  container: Container,
+  use: (box: Box) => unknown
+): Effect.Effect<unknown, unknown> =>
+  Effect.acquireUseRelease(
+    Effect.map(Scope.make(), (scope) => makeBox(shared, container, scope, undefined)),
+    (box) =>
+      Effect.tryPromise({
+        try: async () => await use(box),
+        catch: (error) => error
+      }),
+    (box) => Effect.promise(box.close)
+  )
 
 /** The effect of a function that fills a server. */
 type Filling = <A extends object>(
@@ -16,15 +34,16 @@ const filling =
   (shared: Shared): Filling =>
   (fill) =>
   ({ container, ...client }) =>
-    Effect.acquireUseRelease(
-      Effect.map(Scope.make(), (scope) => makeBox(shared, container, scope, undefined)),
-      (box) =>
-        Effect.tryPromise({
-          try: () => fill({ ...client, box } as never),
-          catch: (error) => error
-        }),
-      (box) => Effect.promise(box.close)
-    )
+    withBox(shared, container, (box) => fill({ ...client, box } as never))
+
+/** What makes the effects of each fixture, on a supervisor that is given. */
+const makers = new WeakMap<object, (shared: Shared) => BerthFixture.Fixture<object>>()
+
+/** The effects of a fixture; undefined for something else. */
+export const effectsOf = (
+  shared: Shared,
+  fixture: Fixture<unknown>
+): BerthFixture.Fixture<object> | undefined => makers.get(fixture)?.(shared)
 
 interface Opened<A> {
   readonly source: BerthFixture.Source<A>
@@ -71,5 +90,7 @@ export const makeFixture = <A extends object>(
     opened = undefined
     await (await closed?.catch(() => undefined))?.close()
   }
-  return { fork, close, [Symbol.asyncDispose]: close }
+  const fixture: Fixture<A> = { fork, close, [Symbol.asyncDispose]: close }
+  makers.set(fixture, (on) => make(filling(on)))
+  return fixture
 }

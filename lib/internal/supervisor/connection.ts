@@ -10,8 +10,9 @@ import { NotReleased, OperationFailed, SupervisorError } from "../../BerthError.
 import * as Plan from "../../Plan.ts"
 import { useNamespace } from "../files/namespaceRoot.ts"
 import * as Ids from "../ids/idMaps.ts"
-import { EPOLLIN, EPOLLOUT, native, programPath } from "../system/addon.ts"
+import { EPOLLIN, EPOLLOUT, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
+import { programPath } from "../system/nativePart.ts"
 import { E2BIG, EAGAIN, EMFILE, EPIPE, ETIMEDOUT, errnoName } from "../util/errno.ts"
 import { hint } from "./hints.ts"
 import {
