@@ -478,6 +478,41 @@ export class ServiceFailed extends tagged<ServiceFailed>()("ServiceFailed", {
 }
 
 /**
+ * A build failed at one of its steps. What the steps before it made stays in the store, so the next build goes on from there.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class BuildFailed extends tagged<BuildFailed>()("BuildFailed", {
+  reason: Schema.Literal(
+    /** The command of the step ended with an exit code other than 0. */
+    "Command",
+    /** The OOM killer ended the command of the step. */
+    "OutOfMemory",
+    /** The step ran past its time. */
+    "TimedOut",
+    /** A path or pattern has no file. */
+    "NoMatch",
+    /** A file of the context changed while the step copied it. */
+    "Changed"
+  ),
+  /** The step: `RUN npm ci`. */
+  step: Schema.String,
+  /** The file and line that have the step, if it comes from a file: `Dockerfile:12`. */
+  place: Schema.UndefinedOr(Schema.String),
+  /** What is wrong, and what to do about it. */
+  detail: Schema.String,
+  exitCode: Schema.UndefinedOr(Schema.Int),
+  /** The last lines of the output of the step. */
+  log: Schema.Array(Schema.String)
+}) {
+  override get message(): string {
+    const at = this.place === undefined ? "" : `${this.place}: `
+    return `${at}${this.step}: ${this.detail}${printLog(this.log)}`
+  }
+}
+
+/**
  * A connection to, from or between containers cannot be made.
  *
  * @since 0.2.0
@@ -591,6 +626,7 @@ export type BerthError =
   | WaitFailed
   | FixtureFailed
   | ServiceFailed
+  | BuildFailed
 
 /**
  * Whether a value is an error of Berth.

@@ -165,6 +165,9 @@ const names = (all: typeof attributeNames, flags: number): string => {
 const quote = (text: string): string => (/^[\w@%+=:,./<>-]+$/.test(text) ? text : JSON.stringify(text))
 
 const printField = (field: string, type: string, value: unknown): string => {
+  // They may be secret.
+  if (field === "contents")
+    return `[${(value as ReadonlyArray<string>).map((text) => `${Buffer.byteLength(text)} bytes`).join(", ")}]`
   if (field === "namespaces") return names(namespaceNames, Number(value))
   if (field === "attributes") return names(attributeNames, Number(value))
   if (field === "mode" || field === "mask") return `0${Number(value).toString(8)}`

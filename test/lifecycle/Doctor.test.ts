@@ -145,14 +145,6 @@ describe("berth doctor", { skip: whyNoContainers }, () => {
     assert.match(stdout, /^ok +kernel +Linux /)
   })
 
-  test("berth doctor prints its usage when it is called with unknown arguments", async () => {
-    for (const args of [["docter"], ["doctor", "--yaml"]]) {
-      const { code, stderr, stdout } = await ended(program(bin, args, { stdio: ["ignore", "pipe", "pipe"] }))
-      assert.deepEqual([code, stdout], [2, ""], args.join(" "))
-      assert.match(stderr, /Usage: berth doctor/)
-    }
-  })
-
   const doctorAsNobody = async (first: string) => {
     const home = `${folder}/home-${first === "" ? "free" : "bound"}`
     const { code, stderr, stdout } = await asNobody(home, first, commandOf(bin, ["doctor", "--json"]))

@@ -4,6 +4,7 @@
  */
 import { isIP } from "node:net"
 import type { RootOptions } from "../../Container.ts"
+import type { File } from "../../Mount.ts"
 import type * as Plan from "../../Plan.ts"
 import type { Joined } from "../network/join.ts"
 import { RESOLVER } from "../network/names.ts"
@@ -200,3 +201,18 @@ export const operations = (
     ]
   })
 }
+
+/**
+ * The operations for files with a given text among the mounts. Each is written in a folder of its own beside the files of names, as
+ * their names may be equal.
+ */
+export const ofMounts = (files: ReadonlyArray<File>): ReadonlyArray<Plan.Operation> =>
+  files.flatMap(({ target, text }, index): ReadonlyArray<Plan.Operation> => {
+    const own = `${folder}/${index}`
+    const contents = [text as string]
+    const attributes = MOUNT_ATTR_RDONLY
+    return [
+      { op: "directory", path: own, mode: 0o700 },
+      { op: "files", folder: own, targets: [target], contents, attributes, required: 1 }
+    ]
+  })

@@ -1,6 +1,6 @@
 /** `Container.keep`: an ended container's writable layer becomes a layer of the store, by a rename where that is possible. */
 import * as fs from "node:fs/promises"
-import { dirname } from "node:path"
+import { basename, dirname } from "node:path"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import { Berth } from "../../Berth.ts"
@@ -52,19 +52,35 @@ const rename = (from: string, to: string): Effect.Effect<void, ImageError> =>
     }
   })
 
-/** Takes the folder of the writable layer from the container. */
-const renamed = (container: Container, upper: string) =>
+/** A writable layer that nothing else writes to, with what ends the use of its files. */
+interface Ended {
+  readonly image: Image
+  /** The folder of the layer. */
+  readonly upper: string
+  readonly release: Effect.Effect<void>
+}
+
+/** Makes a writable layer a layer of the store, by a rename. */
+export const place = (
+  berth: Berth,
+  { image, release, upper }: Ended,
+  key: string | undefined
+): Effect.Effect<Image, BerthError> =>
   Effect.gen(function* () {
-    const { berth, release } = container.state
+    const folder = Kept.folderOf(berth, image, key)
+    const base = dirname(upper)
     // In the state folder until it has a name: a sweep removes the files of a killed supervisor.
-    const prepared = `${berth.supervisor.folder}/kept-${container.id}`
-    yield* rename(dirname(upper), prepared)
-    yield* Effect.addFinalizer(() => Effect.ignore(removeTree(berth, prepared)))
+    const prepared = `${berth.supervisor.folder}/kept-${basename(base)}`
+    yield* rename(base, prepared)
     // From here on nothing has the files open, not even this program.
     yield* release
-    yield* removeTree(berth, `${prepared}/work`)
-    return prepared
-  })
+    yield* Effect.gen(function* () {
+      yield* removeTree(berth, `${prepared}/work`)
+      yield* Kept.place(berth, prepared, folder, image, key)
+    }).pipe(Effect.ensuring(Effect.ignore(removeTree(berth, prepared))))
+    yield* Kept.use(berth, folder)
+    return imageOf(image, folder)
+  }).pipe(Effect.uninterruptible)
 
 /** A copy of the writable layer of a container whose files stand still, in a folder that is removed when the scope closes. */
 export const copied = (container: Container, upper: string, maxBytes = DEFAULT_LAYER_BYTES_MAX) => {
@@ -72,28 +88,36 @@ export const copied = (container: Container, upper: string, maxBytes = DEFAULT_L
   return copyLayer(berth, { container: container.id, upper, ids, maxBytes })
 }
 
+/** The same by a copy, as the ids of a user namespace are not those of the next, and a file of a fixed size is a file system of its own. */
+const placeCopy = (
+  container: Container,
+  upper: string,
+  key: string | undefined
+): Effect.Effect<Image, BerthError> =>
+  Effect.gen(function* () {
+    const { base, berth, release } = container.state
+    const folder = Kept.folderOf(berth, base.image, key)
+    const prepared = yield* copied(container, upper)
+    yield* Kept.place(berth, prepared, folder, base.image, key)
+    yield* Kept.use(berth, folder)
+    yield* release
+    return imageOf(base.image, folder)
+  }).pipe(Effect.scoped)
+
 const keepIn = (container: Container, { key }: KeepOptions): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
     if (key !== undefined) yield* checkKey(key)
     const upper = yield* ownUpper(container)
-    const { base, ended, ids } = container.state
+    const { base, ended, ids, release } = container.state
     if (!(yield* Deferred.isDone(ended))) {
       const detail =
         "it still runs, and its files still change: stop it, or wait for its end, and then keep its layer; or use Container.snapshot"
       return yield* new ContainerError({ reason: "Running", container: container.id, detail })
     }
-    const folder = Kept.folderOf(berth, base.image, key)
-    // Ids of a user namespace are not those of the next, and a file of a fixed size is a file system of its own.
-    const canRename = ids === undefined && base.upper !== undefined
-    const make = Effect.gen(function* () {
-      const prepared = yield* canRename ? renamed(container, upper) : copied(container, upper)
-      yield* Kept.place(berth, prepared, folder, base.image, key)
-      yield* container.state.release
-      yield* Kept.use(berth, folder)
-      return imageOf(base.image, folder)
-    })
-    return yield* Effect.scoped(canRename ? Effect.uninterruptible(make) : make)
+    return ids === undefined && base.upper !== undefined
+      ? yield* place(berth, { image: base.image, upper, release }, key)
+      : yield* placeCopy(container, upper, key)
   })
 
 export const keep = (container: Container, options: KeepOptions): Effect.Effect<Image, BerthError> => {

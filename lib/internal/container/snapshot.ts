@@ -2,6 +2,7 @@
 import { availableParallelism } from "node:os"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import type * as Scope from "effect/Scope"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ContainerError } from "../../BerthError.ts"
@@ -96,9 +97,19 @@ export const forkEach = <A>(
     const count = yield* attempt(() => countOf(options))
     const image = yield* template(container)
     const begin = start(image, optionsOf(container, options))
-    return yield* Effect.forEach(Array.from({ length: count }), () => take(begin), {
+    // A failure of Effect.forEach would not wait for the end of the other starts, whose layer is removed then.
+    let failed: BerthError | undefined
+    const one = Effect.suspend(() =>
+      failed === undefined ? Effect.either(take(begin)) : Effect.succeed(Either.left(failed))
+    ).pipe(
+      Effect.tap((made) => {
+        if (Either.isLeft(made)) failed = made.left
+      })
+    )
+    const all = yield* Effect.forEach(Array.from({ length: count }), () => one, {
       concurrency: availableParallelism()
     })
+    return yield* Either.all(all)
   })
   // The layer's lease ends before its release, which a failure runs.
   return forks.pipe(
