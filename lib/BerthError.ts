@@ -478,6 +478,40 @@ export class ServiceFailed extends tagged<ServiceFailed>()("ServiceFailed", {
 }
 
 /**
+ * A compose file cannot be used. Nothing was started.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class ComposeError extends tagged<ComposeError>()("ComposeError", {
+  reason: Schema.Literal(
+    /** It is no YAML, or its aliases grow without end. */
+    "Syntax",
+    /** Berth does not support this part of the Compose specification. */
+    "Unsupported",
+    /** A key or a value is not one of the Compose specification, or refers to something that the file lacks. */
+    "Invalid",
+    /** A variable has no value, or is written wrongly. */
+    "Variable",
+    /** A file cannot be read: the compose file, or one that it names. */
+    "File"
+  ),
+  file: Schema.String,
+  /** Counted from 1. */
+  line: Schema.Int,
+  column: Schema.Int,
+  /** The keys that lead to the value: `services.db.ports[0]`. Empty for the whole file. */
+  path: Schema.String,
+  /** What is wrong, and what to do about it. */
+  detail: Schema.String
+}) {
+  override get message(): string {
+    const path = this.path === "" ? "" : `${this.path}: `
+    return `${this.file}:${this.line}:${this.column}: ${path}${this.detail}`
+  }
+}
+
+/**
  * A connection to, from or between containers cannot be made.
  *
  * @since 0.2.0
@@ -591,6 +625,7 @@ export type BerthError =
   | WaitFailed
   | FixtureFailed
   | ServiceFailed
+  | ComposeError
 
 /**
  * Whether a value is an error of Berth.

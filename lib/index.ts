@@ -4,6 +4,7 @@
 export * as Berth from "./Berth.ts"
 export * as BerthError from "./BerthError.ts"
 export * as Cgroup from "./Cgroup.ts"
+export * as Compose from "./Compose.ts"
 export * as Connection from "./Connection.ts"
 export * as Container from "./Container.ts"
 export * as Doctor from "./Doctor.ts"
