@@ -427,6 +427,8 @@ export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
     "Announce",
     /** What fills the server failed, such as a migration; `cause` is its error. */
     "Prepare",
+    /** The server that programs share cannot be reached: `detail` names the process that prevents it. */
+    "Share",
     /** The server did not stop cleanly, so its files may be incomplete. */
     "Stop"
   ),
@@ -440,6 +442,7 @@ export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
     const what = {
       Announce: "its server could not be told its address: ",
       Prepare: "its preparation failed: ",
+      Share: "its shared server cannot be reached: ",
       Stop: "its server did not stop cleanly: it "
     }[this.reason]
     return `fixture ${this.fixture}: ${what}${this.detail}${printLog(this.log)}`
@@ -474,6 +477,45 @@ export class ServiceFailed extends tagged<ServiceFailed>()("ServiceFailed", {
       this.reason
     ]
     return `service ${this.service}: ${what}${this.detail}${printLog(this.log)}`
+  }
+}
+
+/**
+ * A build failed at one of its steps. What the steps before it made stays in the store, so the next build goes on from there.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class BuildFailed extends tagged<BuildFailed>()("BuildFailed", {
+  reason: Schema.Literal(
+    /** The command of the step ended with an exit code other than 0. */
+    "Command",
+    /** The OOM killer ended the command of the step. */
+    "OutOfMemory",
+    /** The step ran past its time. */
+    "TimedOut",
+    /** A path or pattern has no file. */
+    "NoMatch",
+    /** A file of the context changed while the step copied it. */
+    "Changed",
+    /** The Dockerfile cannot be read at this place. */
+    "Syntax",
+    /** The Dockerfile asks for something that Berth does not do. */
+    "Unsupported"
+  ),
+  /** The step: `RUN npm ci`. */
+  step: Schema.String,
+  /** The file and line that have the step, if it comes from a file: `Dockerfile:12`. */
+  place: Schema.UndefinedOr(Schema.String),
+  /** What is wrong, and what to do about it. */
+  detail: Schema.String,
+  exitCode: Schema.UndefinedOr(Schema.Int),
+  /** The last lines of the output of the step. */
+  log: Schema.Array(Schema.String)
+}) {
+  override get message(): string {
+    const at = this.place === undefined ? "" : `${this.place}: `
+    return `${at}${this.step}: ${this.detail}${printLog(this.log)}`
   }
 }
 
@@ -626,6 +668,7 @@ export type BerthError =
   | FixtureFailed
   | ServiceFailed
   | ComposeError
+  | BuildFailed
 
 /**
  * Whether a value is an error of Berth.

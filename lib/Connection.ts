@@ -19,6 +19,7 @@ import * as http from "./internal/network/fetch.ts"
 import * as listening from "./internal/network/listen.ts"
 import * as sockets from "./internal/network/netSocket.ts"
 import * as publishing from "./internal/network/publish.ts"
+import type { Pod } from "./Network.ts"
 
 /**
  * Where a server in a container listens: a TCP port, by default on the container's loopback, over IPv4 or else IPv6; or a
@@ -286,7 +287,7 @@ export const publish: {
 
 /**
  * The port of the host that leads to a port of the container, as `ports` of its start or `Container.publish` has made it; the newest of
- * several. The protocol is `"tcp"` by default.
+ * several. For `ports` of `Network.pod`, give the pod. The protocol is `"tcp"` by default.
  *
  * Fails with `InvalidOption`, which lists the published ports, for one that is not published.
  *
@@ -297,6 +298,13 @@ export const publish: {
  * const { hostname, port } = yield* Container.published(api, 8080)
  */
 export const published: {
-  (port: number, protocol?: "tcp" | "udp"): (container: Container) => Effect.Effect<PublishedPort, BerthError>
-  (container: Container, port: number, protocol?: "tcp" | "udp"): Effect.Effect<PublishedPort, BerthError>
+  (
+    port: number,
+    protocol?: "tcp" | "udp"
+  ): (container: Container | Pod) => Effect.Effect<PublishedPort, BerthError>
+  (
+    container: Container | Pod,
+    port: number,
+    protocol?: "tcp" | "udp"
+  ): Effect.Effect<PublishedPort, BerthError>
 } = publishing.published

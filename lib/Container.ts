@@ -98,7 +98,12 @@ export interface RootOptions extends ProcessOptions {
    * container's. A file that `mounts` cover is not made. Commits do not contain the files. Default true; false shows the image's files.
    */
   readonly etcFiles?: boolean | undefined
-  /** Lines that are added to `/etc/hosts`, as names with addresses: `["db:10.0.0.2", "db:[fd00::2]"]`. */
+  /**
+   * Lines that are added to `/etc/hosts`, as names with addresses: `["db:10.0.0.2", "db:[fd00::2]"]`. As with Docker, `host-gateway`
+   * stands for the program's machine: with `["host.docker.internal:host-gateway"]`, a container reaches at
+   * `host.docker.internal:3000` the port 3000 that `Network.expose` has exposed on the container's first network, before or
+   * after the start. All other ports of the name refuse connections at once. On the host's own network it is 127.0.0.1.
+   */
   readonly extraHosts?: ReadonlyArray<string> | undefined
   /** The addresses of the name servers in `/etc/resolv.conf`, in place of the default ones; `[]` for none. */
   readonly dns?: ReadonlyArray<string> | undefined

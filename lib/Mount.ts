@@ -1,8 +1,9 @@
 /**
- * Mounts of a container besides its root: binds of host paths, file systems in memory, and volumes.
+ * Mounts of a container besides its root: binds of host paths, file systems in memory, volumes, and files with a given text.
  *
  * @since 0.1.0
  */
+import type * as Redacted from "effect/Redacted"
 import type { Volume } from "./Volume.ts"
 
 /**
@@ -55,10 +56,25 @@ export interface OfVolume {
 }
 
 /**
+ * A file with a given text, such as a configuration or a secret. It is in the container's memory and never on a disk, owned by
+ * root, read-only, and readable by every user of the container. It is mounted before all other mounts.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface File {
+  readonly type: "file"
+  /** The path in the container; made if it is missing. */
+  readonly target: string
+  /** At most 1 MiB, without NUL. */
+  readonly text: string | Redacted.Redacted<string>
+}
+
+/**
  * @since 0.1.0
  * @category models
  */
-export type Mount = Bind | Tmpfs | OfVolume
+export type Mount = Bind | Tmpfs | OfVolume | File
 
 /**
  * Shows a host path inside the container: a folder or a file, nosuid and nodev.
@@ -94,3 +110,15 @@ export const volume = (
   target: string,
   options?: { readonly readOnly?: boolean | undefined }
 ): Mount => ({ type: "volume", volume, target, ...options })
+
+/**
+ * A file with a given text.
+ *
+ * @since 0.2.0
+ * @category constructors
+ */
+export const file = (target: string, text: string | Redacted.Redacted<string>): Mount => ({
+  type: "file",
+  target,
+  text
+})

@@ -70,10 +70,14 @@ export interface NetworkOptions {
 }
 
 /**
- * What the containers of a network may reach outside of it by TCP, and by name. Nothing else leaves the network: no UDP, no ICMP.
+ * What the containers of a network may reach outside of it by TCP, and by name. UDP and ICMP leave the network with `"pasta"` alone.
  *
  * - `"none"`: nothing, and names of other machines do not exist.
  * - `"proxy"`: every address that this program reaches, but for those below.
+ * - `"pasta"`: the same, and by UDP and by echo requests of ICMP (ping) as well, which pasta(1) of Debian's package `passt` passes on. All
+ *   such networks of a Berth share one pasta, which ends with the Berth. It needs /dev/net/tun, a default route of
+ *   this machine, and for ICMP a range of groups in net.ipv4.ping_group_range that the program is in (icmp(7)). For UDP and ICMP, the
+ *   addresses of this machine are those that it has when the network is made.
  * - `{ allow }`: what the entries name, each of which may end with a port: names (`registry.npmjs.org`), all names below one
  *   (`*.debian.org:443`), addresses and ranges (`10.0.0.0/8`, `[2001:db8::]/32:443`). Other names do not exist. An address that a name of the
  *   list had once stays allowed.
@@ -90,7 +94,7 @@ export interface NetworkOptions {
  * @since 0.2.0
  * @category models
  */
-export type Outbound = "none" | "proxy" | { readonly allow: ReadonlyArray<string> }
+export type Outbound = "none" | "proxy" | "pasta" | { readonly allow: ReadonlyArray<string> }
 
 /**
  * A connection that was reset in place of being made.
@@ -118,7 +122,7 @@ export const isNetwork: (u: unknown) => u is Network = internal.isNetwork
  * Makes a network, which is there until the scope closes. Its containers reach each other, and outside what `outbound` allows.
  *
  * Fails with `OperationFailed` where the kernel lacks veth(4), with `Unsupported` where `outbound` needs NAT of nf_tables that the kernel
- * lacks, and with `InvalidOption` for a wrong entry of `outbound`.
+ * lacks, or `"pasta"` a program that is missing or too old, and with `InvalidOption` for a wrong entry of `outbound`.
  *
  * @since 0.2.0
  * @category constructors
@@ -279,6 +283,9 @@ export interface ExposedPort {
  * Has the containers of a network reach one server of this machine by a name, and nothing else of this machine, until the scope
  * closes. The containers may run already. The port refuses connections until something listens on the port `host`; one that
  * leads to a Unix socket breaks connections instead. The server sees connections that come from its own loopback address, 127.0.0.1 or ::1.
+ *
+ * Containers that have `host-gateway` in their `extraHosts` reach the port by that name as well; of several exposed ports with the same
+ * number, the first.
  *
  * Fails with `InvalidOption` for a name that a container or another exposed port of the network has, and for a wrong port.
  *
@@ -492,7 +499,7 @@ export const captureToFile: {
 } = captures.captureToFile
 
 /**
- * Faults of the connections of a published port. Times are at most an hour.
+ * Faults of connections. Times are at most an hour.
  *
  * @since 0.2.0
  * @category models
@@ -516,10 +523,21 @@ export interface ToxicOptions {
 }
 
 /**
- * Gives a published TCP port or path faults, until the scope closes. They apply to the connections that there are, from now on, and to
- * new ones; afterwards the connections go on without faults. Of several at a time the delays add up, and the lowest limit counts.
+ * The connections that `Network.toxic` gives faults: those of a published TCP port or path, those of an exposed port, or those that
+ * leave a network by its `outbound`.
  *
- * Fails with `InvalidOption` for a wrong option, and for what `Container.publish` has not given.
+ * @since 0.2.0
+ * @category models
+ */
+export type ToxicTarget = PublishedPort | PublishedPath | ExposedPort | Network
+
+/**
+ * Gives connections faults, until the scope closes. The faults apply to the connections that exist, from now on, and to
+ * new ones; afterwards the connections go on without faults. Of several faults at a time the delays add up, and the lowest limit counts.
+ * A network stands for all connections that its containers make to other machines; containers of the network still reach each other
+ * without faults (see `rate` and `impair` for these).
+ *
+ * Fails with `InvalidOption` for a wrong option, and for something that is no target.
  *
  * @since 0.2.0
  * @category faults
@@ -528,11 +546,6 @@ export interface ToxicOptions {
  * yield* Effect.scoped(Effect.zipRight(Network.toxic(port, { latency: "200 millis", jitter: "50 millis" }), check))
  */
 export const toxic: {
-  (
-    options: ToxicOptions
-  ): (published: PublishedPort | PublishedPath) => Effect.Effect<void, BerthError, Scope.Scope>
-  (
-    published: PublishedPort | PublishedPath,
-    options: ToxicOptions
-  ): Effect.Effect<void, BerthError, Scope.Scope>
+  (options: ToxicOptions): (target: ToxicTarget) => Effect.Effect<void, BerthError, Scope.Scope>
+  (target: ToxicTarget, options: ToxicOptions): Effect.Effect<void, BerthError, Scope.Scope>
 } = toxics.toxic

@@ -85,6 +85,7 @@ export type OperationName = keyof Table
  *   own. The child's pid is written at `pidAt`, unless that is -1; the supervisor sends these for a child with `id-map`.
  * - `netfilter` sends a batch of messages of nf_tables, NETLINK_NETFILTER of netlink(7), in the child's own network namespace.
  * - `name-sockets` sends the sockets at 127.0.0.11:53, UDP and TCP, to a responder of names, with a message.
+ * - `send-network` gives the child's network namespace to whoever has started the plan, as a descriptor.
  * - `exec`: execve(2) of the first of `paths` that exists. `exec-self` executes the supervisor's own program, which holds
  *   namespaces open or is a container's init. `exit` ends the process with 0.
  *
@@ -164,6 +165,9 @@ const names = (all: typeof attributeNames, flags: number): string => {
 const quote = (text: string): string => (/^[\w@%+=:,./<>-]+$/.test(text) ? text : JSON.stringify(text))
 
 const printField = (field: string, type: string, value: unknown): string => {
+  // They may be secret.
+  if (field === "contents")
+    return `[${(value as ReadonlyArray<string>).map((text) => `${Buffer.byteLength(text)} bytes`).join(", ")}]`
   if (field === "namespaces") return names(namespaceNames, Number(value))
   if (field === "attributes") return names(attributeNames, Number(value))
   if (field === "mode" || field === "mask") return `0${Number(value).toString(8)}`

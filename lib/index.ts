@@ -3,6 +3,7 @@
  */
 export * as Berth from "./Berth.ts"
 export * as BerthError from "./BerthError.ts"
+export * as Build from "./Build.ts"
 export * as Cgroup from "./Cgroup.ts"
 export * as Compose from "./Compose.ts"
 export * as Connection from "./Connection.ts"

@@ -9,14 +9,12 @@
  *
  * @since 0.1.0
  */
-import type * as net from "node:net"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Berth from "./Berth.ts"
 import * as Errors from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
 import type * as Compose from "./Compose.ts"
-import type * as Connection from "./Connection.ts"
 import type * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
 import type * as BerthFixture from "./Fixture.ts"
@@ -24,7 +22,12 @@ import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
 import { composeWith, groupWith } from "./internal/promise/group.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
-import type { NetworkFaults } from "./internal/promise/networkFaults.ts"
+import type {
+  BoxNetwork,
+  ClosableNetwork,
+  ClosablePod,
+  OpenNetwork
+} from "./internal/promise/networkTypes.ts"
 import { Shared, shared } from "./internal/promise/runtime.ts"
 import {
   networkWith,
@@ -43,7 +46,7 @@ import type * as Store from "./Store.ts"
 import type * as Volume from "./Volume.ts"
 import type * as WaitFor from "./WaitFor.ts"
 
-export type * from "./internal/promise/networkFaults.ts"
+export type * from "./internal/promise/networkTypes.ts"
 
 /**
  * Any error of Berth: `error instanceof BerthError` tells it from other errors, and `error._tag` says which one it is.
@@ -124,31 +127,6 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
 }
 
 /**
- * A network, and what its containers can do.
- *
- * @since 0.2.0
- * @category models
- */
-export interface OpenNetwork extends Network.Network, NetworkFaults {
-  /** Has its containers reach a port of this machine by a name, until the network closes: see `Network.expose`. */
-  readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort>
-  /** The connections that `outbound` refuses: see `Network.refusals`. */
-  readonly refusals: () => AsyncIterable<Network.Refusal>
-  /** Has a running container or a pod join it, until the result, or the network, is closed: see `Network.join`. */
-  readonly join: (box: Box | Network.Pod, options?: Network.JoinOptions & Abortable) => Promise<Closable>
-  /** Has a container or a pod leave it: see `Network.leave`. */
-  readonly leave: (box: Box | Network.Pod) => Promise<void>
-}
-
-/**
- * A network that exists until it is closed.
- *
- * @since 0.2.0
- * @category models
- */
-export interface ClosableNetwork extends OpenNetwork, Closable {}
-
-/**
  * Something that exists until it is closed.
  *
  * @since 0.2.0
@@ -158,14 +136,6 @@ export interface Closable extends AsyncDisposable {
   /** The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }
-
-/**
- * A pod that exists until it is closed.
- *
- * @since 0.2.0
- * @category models
- */
-export interface ClosablePod extends Network.Pod, Closable {}
 
 /**
  * A volume that is held until it is closed: closing it removes the volume, or lets go of it if it has a name.
@@ -429,7 +399,7 @@ export interface Conditions {
  * @since 0.1.0
  * @category models
  */
-export interface Box extends Inside, AsyncDisposable {
+export interface Box extends Inside, BoxNetwork, AsyncDisposable {
   readonly id: string
   /** The pid of its first process on the host. */
   readonly pid: number
@@ -458,20 +428,10 @@ export interface Box extends Inside, AsyncDisposable {
     hostPath: string,
     options?: Container.CopyOutOptions & Abortable
   ) => Promise<void>
-  /** A socket of `node:net` to a server in the container, for a client that takes one: see `Container.netSocket`. */
-  readonly netSocket: (address: Connection.Address) => net.Socket
-  /** A server of `node:net` inside the container: see `Container.netServer`. */
-  readonly netServer: (
-    address: number | Connection.ListenOptions,
-    onConnection?: (socket: net.Socket) => void
-  ) => net.Server
-  /** `fetch` to a server in the container: see `Container.fetch`. A response can be read until the box closes. */
-  readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
-  /** Has a port or a Unix socket of the host lead into the container until the box closes: see `Container.publish`. */
-  readonly publish: {
-    (port: Connection.PublishPathOptions): Promise<Connection.PublishedPath>
-    (port: number | string | Connection.PublishOptions): Promise<Connection.PublishedPort>
-  }
+  /** Extracts an uncompressed tar archive into a folder of the container: see `Container.tarIn`. */
+  readonly tarIn: (path: string, archive: Input, options?: Abortable) => Promise<void>
+  /** A file or a tree of the container as a tar archive: see `Container.tarOut`. */
+  readonly tarOut: (path: string, options?: Container.ArchiveOptions) => AsyncIterable<Uint8Array>
   /** Waits for its end. */
   readonly wait: (options?: Abortable) => Promise<Container.ExitStatus>
   /** Sends a signal to its first process, by name or number. Default SIGTERM. */

@@ -21,8 +21,9 @@ const cflags = [
 const sanitizers = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 /**
- * What is built: name → sources, flags, and copies of shared libraries beside it (name of the copy → library). Under the sanitizers, `static` targets become dynamic, as AddressSanitizer
- * needs it; the addon has UndefinedBehaviorSanitizer alone, as AddressSanitizer would have to be in the runtime first.
+ * What is built: name → sources, flags, and copies of shared libraries beside it (name of the copy → library). Under the sanitizers,
+ * `static` targets become dynamic, as AddressSanitizer needs it; the addon has UndefinedBehaviorSanitizer alone, as AddressSanitizer would
+ * have to be in the runtime first.
  */
 const targets = {
   "berth.node": {
@@ -31,6 +32,7 @@ const targets = {
       "addon/addon_as_root.c",
       "addon/as_root.c",
       "addon/environment.c",
+      "addon/fprintf.c",
       "addon/loop.c",
       "addon/packet.c",
       "addon/process.c",
@@ -38,14 +40,14 @@ const targets = {
       "addon/seccomp.c",
       "addon/socket.c"
     ],
-    flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`, "-Wl,-rpath,$ORIGIN"],
-    libraries: ["-lpthread", "-ldl"],
-    // For systems without libseccomp.
-    shared: { "libseccomp-copy.so.2": "libseccomp.so.2" }
+    flags: ["-fPIC", "-shared", "-fvisibility=hidden", `-I${headers}`],
+    libraries: ["-Wl,--exclude-libs,ALL", "-l:libseccomp.a", "-lpthread", "-ldl"]
   },
   "berth-supervisor": {
     sources: [
       "supervisor/supervisor.c",
+      "supervisor/connection.c",
+      "supervisor/lease.c",
       "common/descriptor.c",
       "supervisor/unit.c",
       "supervisor/child.c",
@@ -68,10 +70,8 @@ const targets = {
   },
   "berth-unpack": {
     sources: ["unpack/unpack.c", "unpack/source.c", "unpack/path.c", "unpack/tree.c", "common/remove.c"],
-    flags: ["-ffunction-sections", "-Wl,--gc-sections", "-Wl,-rpath,$ORIGIN"],
-    libraries: ["-Wl,-Bstatic", "-larchive", "-lzstd", "-lcrypto", "-Wl,-Bdynamic", "-lisal", "-lpthread"],
-    // Debian has no static ISA-L: the program finds its library beside itself.
-    shared: { "libisal.so.2": "libisal.so.2" }
+    flags: ["-ffunction-sections", "-Wl,--gc-sections"],
+    libraries: ["-l:libarchive.a", "-l:libzstd.a", "-l:libcrypto.a", "-lpthread"]
   },
   "berth-proxy": {
     sources: [
@@ -102,17 +102,35 @@ const targets = {
   "plan-dump": { sources: ["fuzz/plan_dump.c", "supervisor/plan.c"] }
 }
 
-const plan = (name, target, sanitize, out) => [
+/** What the sanitized supervisor executes inside of containers, where AddressSanitizer's libraries are missing. */
+const INSIDE = "berth-supervisor-inside"
+
+const isPlain = (name) => name.endsWith(".node") || name === INSIDE
+
+/** Debian has no static ISA-L: unless `isal` is one, the unpacker finds a copy of the shared library beside itself. */
+const withIsal = (target, isal) =>
+  isal === undefined
+    ? {
+        ...target,
+        flags: [...target.flags, "-Wl,-rpath,$ORIGIN"],
+        libraries: [...target.libraries, "-lisal"],
+        shared: { "libisal.so.2": "libisal.so.2" }
+      }
+    : { ...target, libraries: [...target.libraries, isal], static: true }
+
+const plan = (name, target, { flags, libraries, out, sanitize }) => [
   ...cflags,
   ...(sanitize
-    ? [...sanitizers, `-fsanitize=${name.endsWith(".node") ? "undefined" : "address,undefined"}`]
+    ? [...sanitizers, `-fsanitize=${isPlain(name) ? "" : "address,"}undefined`, `-DINSIDE="${out}/${INSIDE}"`]
     : ["-D_FORTIFY_SOURCE=2"]),
   ...(target.flags ?? []),
-  ...(target.static && !sanitize ? ["-static"] : []),
+  ...(target.static && (!sanitize || name === INSIDE) ? ["-static"] : []),
+  ...flags,
   "-o",
   `${out}/${name}`,
   ...target.sources.map((source) => `${here}${source}`),
-  ...(target.libraries ?? [])
+  ...(target.libraries ?? []),
+  ...libraries
 ]
 
 const compile = (cc, args) =>
@@ -127,18 +145,28 @@ const compile = (cc, args) =>
   })
 
 /**
- * @param {{ sanitize?: boolean }} options
+ * Builds the targets that are named, by default all of them, into the folder `out`; ends the process if one fails.
+ *
+ * @param {{ sanitize?: boolean, cc?: string, out?: string, names?: string[], flags?: string[], libraries?: string[], isal?: string }} options
  */
-export const build = async ({ sanitize = false } = {}) => {
-  const cc = process.env.CC ?? "cc"
-  const out = `${here}build${sanitize ? "/sanitize" : ""}`
+export const build = async ({
+  sanitize = false,
+  cc = process.env.CC ?? "cc",
+  out = `${here}build${sanitize ? "/sanitize" : ""}`,
+  names = Object.keys(targets),
+  flags = [],
+  libraries = [],
+  isal
+} = {}) => {
   mkdirSync(out, { recursive: true })
   const headerContents = readdirSync(here, { recursive: true })
-    .filter((file) => file.endsWith(".h"))
+    .filter((file) => file.endsWith(".h") && !file.startsWith("build/"))
     .sort()
     .map((file) => readFileSync(`${here}${file}`))
-  const jobs = Object.entries(targets).map(async ([name, target]) => {
-    const args = plan(name, target, sanitize, out)
+  const jobs = [...names, ...(sanitize ? [INSIDE] : [])].map(async (name) => {
+    const own = targets[name === INSIDE ? "berth-supervisor" : name]
+    const target = name === "berth-unpack" ? withIsal(own, isal) : own
+    const args = plan(name, target, { flags, libraries, out, sanitize })
     const hash = createHash("sha256").update(JSON.stringify([cc, args]))
     for (const content of [...headerContents, ...target.sources.map((s) => readFileSync(`${here}${s}`))])
       hash.update(content)

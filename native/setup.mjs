@@ -69,12 +69,6 @@ if (process.platform !== "linux") {
   console.error(`setup: the native part is for Linux, this is ${process.platform}: nothing was built.`)
   process.exit(0)
 }
-if (!existsSync(`${root}/package-lock.json`)) {
-  console.error(
-    "setup: this is the package berth, not a clone: it has been built already. To build it for this machine, run npm pack in a clone."
-  )
-  process.exit(1)
-}
 installPackages()
 installLibraries()
 copyLicenses()

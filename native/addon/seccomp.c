@@ -12,7 +12,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+// The functions of the libseccomp that is used: this addon's own, which is linked in, or the system's.
 static struct {
+    typeof(seccomp_version) *version;
     typeof(seccomp_init) *init;
     typeof(seccomp_release) *release;
     typeof(seccomp_attr_set) *attr_set;
@@ -24,42 +26,46 @@ static struct {
     typeof(seccomp_syscall_resolve_num_arch) *syscall_resolve_num_arch;
     typeof(seccomp_rule_add_array) *rule_add_array;
     typeof(seccomp_export_bpf) *export_bpf;
-} library;
+} library = {
+    seccomp_version,         seccomp_init,         seccomp_release,         seccomp_attr_set,
+    seccomp_arch_resolve_name, seccomp_arch_exist, seccomp_arch_add,        seccomp_arch_native,
+    seccomp_syscall_resolve_name, seccomp_syscall_resolve_num_arch, seccomp_rule_add_array, seccomp_export_bpf,
+};
 
-static bool load_once(void **handle) {
-    if (*handle) return true;
-    // The system's library first, as it may know newer system calls. The other is a copy beside the addon.
-    void *loaded = dlopen("libseccomp.so.2", RTLD_NOW | RTLD_LOCAL) ?: dlopen("libseccomp-copy.so.2", RTLD_NOW | RTLD_LOCAL);
-    if (!loaded) return false;
-#define FIND(name)                                                                                           \
-    if (!(library.name = (typeof(library.name))dlsym(loaded, "seccomp_" #name))) {                           \
-        dlclose(loaded);                                                                                     \
-        return false;                                                                                        \
-    }
-    FIND(init)
-    FIND(release)
-    FIND(attr_set)
-    FIND(arch_resolve_name)
-    FIND(arch_exist)
-    FIND(arch_add)
-    FIND(arch_native)
-    FIND(syscall_resolve_name)
-    FIND(syscall_resolve_num_arch)
-    FIND(rule_add_array)
-    FIND(export_bpf)
+static bool is_older(const struct scmp_version *one, const struct scmp_version *other) {
+    if (one->major != other->major) return one->major < other->major;
+    if (one->minor != other->minor) return one->minor < other->minor;
+    return one->micro < other->micro;
+}
+
+// Uses the system's library if it is not older, as it may know newer system calls.
+static void choose(void) {
+    void *loaded = dlopen("libseccomp.so.2", RTLD_NOW | RTLD_LOCAL);
+    if (!loaded) return;
+    typeof(library) found;
+    bool complete = true;
+#define FIND(name) complete &= (found.name = (typeof(found.name))dlsym(loaded, "seccomp_" #name)) != NULL
+    FIND(version);
+    FIND(init);
+    FIND(release);
+    FIND(attr_set);
+    FIND(arch_resolve_name);
+    FIND(arch_exist);
+    FIND(arch_add);
+    FIND(arch_native);
+    FIND(syscall_resolve_name);
+    FIND(syscall_resolve_num_arch);
+    FIND(rule_add_array);
+    FIND(export_bpf);
 #undef FIND
-    *handle = loaded;
-    return true;
+    if (complete && !is_older(found.version(), library.version())) library = found;
+    else dlclose(loaded);
 }
 
 // Several threads of the process may have loaded this addon, and share the library.
-static bool load(void) {
-    static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
-    static void *handle;
-    pthread_mutex_lock(&one_at_a_time);
-    bool loaded = load_once(&handle);
-    pthread_mutex_unlock(&one_at_a_time);
-    return loaded;
+static void load(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, choose);
 }
 
 struct reader {
@@ -156,7 +162,7 @@ int seccomp_compile(const uint8_t *policy, size_t length, uint8_t *program, size
     uint32_t action, count;
     size_t head = 0;
     *rule = UINT32_MAX;
-    if (!load()) return -ELIBACC;
+    load();
     if (take(&reader, &action, sizeof action) < 0) return -EBADMSG;
     scmp_filter_ctx context = library.init(action);
     if (!context) return -EINVAL;
@@ -180,5 +186,6 @@ int seccomp_compile(const uint8_t *policy, size_t length, uint8_t *program, size
 }
 
 char *seccomp_name(int number) {
-    return load() ? library.syscall_resolve_num_arch(library.arch_native(), number) : NULL;
+    load();
+    return library.syscall_resolve_num_arch(library.arch_native(), number);
 }

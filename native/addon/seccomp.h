@@ -1,5 +1,4 @@
-// Compiles a seccomp policy to a BPF program by libseccomp. The library is loaded on first use, so that the addon also loads on a
-// machine without it.
+// Compiles a seccomp policy to a BPF program by libseccomp, which is linked in. A system's own library is used if it is not older.
 //
 // A policy, little endian, as lib/internal/security/seccomp.ts writes it:
 //
@@ -20,8 +19,8 @@
 // From 424 on, a system call has the same number on every architecture. No number is as large as this one.
 #define SECCOMP_NUMBERS_END 1024
 
-// Writes the program and returns its length in bytes, or -errno with the index of the faulty rule in `rule`: ELIBACC without libseccomp,
-// ENOENT for a system call that libseccomp does not know and that may not be left out, E2BIG for a program that no kernel accepts.
+// Writes the program and returns its length in bytes, or -errno with the index of the faulty rule in `rule`: ENOENT for a system
+// call that libseccomp does not know and that may not be left out, E2BIG for a program that no kernel accepts.
 int seccomp_compile(const uint8_t *policy, size_t length, uint8_t *program, size_t room, uint32_t *rule);
 
 // The name of a system call of this machine's architecture, or NULL. The caller frees it.

@@ -1,7 +1,8 @@
 // The responder for the names of all networks of a Berth. It answers the questions that containers ask on sockets in their own
 // network namespaces, which it is given, with the names of the networks that the container is on and of no others. It passes on the
 // questions that it cannot answer, where that is allowed. It runs as a unit of the supervisor, without capabilities, and ends with its
-// control socket, which is its standard input. The messages there are text, and a message of any other form changes nothing:
+// control socket, which is its standard input. The messages there are text, of one or more lines, and a line of any other form changes
+// nothing. A line may use the descriptors of its message:
 //
 //   serve ID NETWORK...              with two descriptors, a bound socket of UDP and a listening one of TCP: container ID asks there,
 //                                    and sees the names of these networks, 64 at most
@@ -111,6 +112,14 @@ static void take_message(char *text, int fds[2]) {
     }
 }
 
+static void take_lines(char *text, int fds[2]) {
+    for (char *line = text, *next; line; line = next) {
+        next = strchr(line, '\n');
+        if (next) *next++ = '\0';
+        take_message(line, fds);
+    }
+}
+
 void take_messages(void) {
     char text[MESSAGE_MAX + 1];
     for (;;) {
@@ -120,7 +129,7 @@ void take_messages(void) {
         if (length < 0 && (errno == EMFILE || errno == EMSGSIZE)) continue; // the message is lost
         if (length <= 0) exit(0);
         text[length] = '\0';
-        if (strlen(text) == (size_t)length) take_message(text, fds);
+        if (strlen(text) == (size_t)length) take_lines(text, fds);
         for (int k = 0; k < 2; k++) close_descriptor(&fds[k]);
     }
 }

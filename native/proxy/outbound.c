@@ -39,7 +39,7 @@ struct learned {
 // Whose connections are counted together. There are as many as the network has addresses, at most.
 struct source {
     struct address address;
-    struct shape shape;
+    size_t count;
     struct source *next;
 };
 
@@ -212,11 +212,11 @@ static struct source *find_source(const struct address *address) {
     struct source *source = sources;
     while (source && !is_same(&source->address, address)) source = source->next;
     if (source || !(source = malloc(sizeof *source))) return source;
-    *source = (struct source){.address = *address, .shape = NO_SHAPE, .next = sources};
+    *source = (struct source){.address = *address, .next = sources};
     return sources = source;
 }
 
-enum outbound outbound_decide(int accepted, struct targets *target, struct shape **shape, char text[static 128]) {
+enum outbound outbound_decide(int accepted, struct targets *target, size_t **count, char text[static 128]) {
     struct sockaddr_storage own = {0}, peer = {0};
     struct sockaddr_storage *to = &target->address[0];
     socklen_t own_size = sizeof own, peer_size = sizeof peer;
@@ -241,7 +241,7 @@ enum outbound outbound_decide(int accepted, struct targets *target, struct shape
         if (!is_allowed(&address, port)) return OUTBOUND_REFUSED;
     }
     struct source *source = find_source(&from);
-    if (!source || source->shape.count >= CONNECTIONS_MAX) return OUTBOUND_FULL;
-    *shape = &source->shape;
+    if (!source || source->count >= CONNECTIONS_MAX) return OUTBOUND_FULL;
+    *count = &source->count;
     return OUTBOUND_ALLOWED;
 }

@@ -3,9 +3,9 @@
 #pragma once
 
 #include "target.h"
-#include "toxic.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 
 // Adds rules to the end of the list, from words; text that is anything else adds those in front of it:
 //
@@ -27,4 +27,4 @@ enum outbound { OUTBOUND_ALLOWED, OUTBOUND_REFUSED, OUTBOUND_FULL };
 
 // Decides about an accepted connection: where it was going to, and with which others it is counted. It is refused by the rules, or as its
 // container has too many already. `text` says where it comes from and was going to, as `FROM ADDRESS PORT`, or nothing where nobody knows.
-enum outbound outbound_decide(int accepted, struct targets *target, struct shape **shape, char text[static 128]);
+enum outbound outbound_decide(int accepted, struct targets *target, size_t **count, char text[static 128]);

@@ -51,6 +51,7 @@ struct pair {
     struct targets targets;
     unsigned tried;
     struct shape *shape;
+    size_t *count; // of pairs that are counted together, or NULL
     uint64_t reset_at;
     bool over, unwatched;
     struct pair *next, **before; // of its shape; `next` also of those that have ended
@@ -83,7 +84,7 @@ static void close_pair(struct pair *pair, bool reset) {
         timer_set(&side->timer, NEVER);
     }
     pair->over = true;
-    pair->shape->count--;
+    if (pair->count) --*pair->count;
     *pair->before = pair->next;
     if (pair->next) pair->next->before = pair->before;
     pair->next = ended;
@@ -237,7 +238,7 @@ void pairs_reshape(struct shape *shape) {
     }
 }
 
-bool pair_open(int epoll, int accepted, const struct targets *targets, struct shape *shape) {
+bool pair_open(int epoll, int accepted, const struct targets *targets, struct shape *shape, size_t *count) {
     struct pair *pair = calloc(1, sizeof *pair);
     if (!pair) {
         close(accepted);
@@ -251,12 +252,13 @@ bool pair_open(int epoll, int accepted, const struct targets *targets, struct sh
         .epoll = epoll,
         .targets = *targets,
         .shape = shape,
+        .count = count,
         .next = shape->pairs,
         .before = &shape->pairs,
     };
     if (shape->pairs) shape->pairs->before = &pair->next;
     shape->pairs = pair;
-    shape->count++;
+    if (count) ++*count;
     follow(pair, now_us());
     bool made = connect_far(pair);
     bool full = !made && (errno == EMFILE || errno == ENFILE);

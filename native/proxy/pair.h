@@ -10,8 +10,9 @@
 
 struct side;
 
-// Connects to a target, and takes the accepted socket; false where no descriptor can be had, and the socket is closed.
-bool pair_open(int epoll, int accepted, const struct targets *targets, struct shape *shape);
+// Connects to a target, and takes the accepted socket; false where no descriptor can be had, and the socket is closed. `count` is NULL, or
+// counts the pair as long as there is one.
+bool pair_open(int epoll, int accepted, const struct targets *targets, struct shape *shape, size_t *count);
 
 // Goes on with one whose socket is ready, by events of epoll(7).
 void pair_serve(struct side *side, uint32_t events);

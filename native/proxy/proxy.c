@@ -6,17 +6,19 @@
 //                      `v6:PORT:ADDRESS`; they are tried in turn. Or there is one alone: `abstract:NAME`, or `unix:PATH`, for which
 //                      the descriptor of a root comes after the socket.
 //   datagrams ID TARGET...   with a bound UDP socket.
-//   toxic ID UP DOWN   the faults of what `add` has added, for each direction: `LATENCY:JITTER:RATE:BYTES:AFTER:HALF_OPEN`, the
-//                      members of struct toxic.
+//   toxic ID UP DOWN   the faults of what `add` or `outbound` has added, for each direction: `LATENCY:JITTER:RATE:BYTES:AFTER:HALF_OPEN`,
+//                      the members of struct toxic.
 //
-// It answers each with its ID. For the way out of a network, which has a proxy of its own:
+// For the way out of a network, which has a proxy of its own:
 //
-//   outbound           with a listening socket in the network's namespace, to which the connections that leave the network are
+//   outbound ID        with a listening socket in the network's namespace, to which the connections that leave the network are
 //                      redirected: each goes on to where it was going to, if the rules allow that; else it is reset at once
-//   rules RULE...      adds such rules: see outbound.h
-//   learn              with a socket that tells addresses of allowed names
+//   rules ID RULE...   adds such rules: see outbound.h
+//   learn ID           with a socket that tells addresses of allowed names
+//   refusals ID        with a socket that is told `refused FROM ADDRESS PORT` of each connection that the rules refuse, and of one too
+//                      many `full FROM ADDRESS PORT`
 //
-// Of each connection that the rules refuse it tells `refused FROM ADDRESS PORT`, and of one too many `full FROM ADDRESS PORT`.
+// It answers each with its ID.
 #include "../common/descriptor.h"
 #include "../common/util.h"
 #include "datagram.h"
@@ -61,7 +63,7 @@ struct listener {
 
 static struct listener *listeners;
 static struct sockets listening; // when they were looked at last
-static int epoll, control;
+static int epoll, control, told_refusals = -1;
 static enum watched control_kind = WATCHED_CONTROL;
 
 static void watch(struct listener *listener) {
@@ -103,9 +105,9 @@ static void add(uint32_t id, int fd, const struct targets *targets) {
     if (listener) look(listener);
 }
 
-static void add_outbound(int fd) {
+static void add_outbound(uint32_t id, int fd) {
     fcntl(fd, F_SETFL, O_NONBLOCK);
-    struct listener *listener = make_listener(fd, (struct listener){.listening = true, .outbound = true});
+    struct listener *listener = make_listener(fd, (struct listener){.id = id, .listening = true, .outbound = true});
     if (listener) watch(listener);
 }
 
@@ -129,12 +131,18 @@ static void take_message(void) {
     if (length <= 0) exit(0);
     text[length] = '\0';
     cleanup_close int fd = fds[0], root = fds[1];
-    if (strncmp(text, "rules ", 6) == 0) return outbound_rules(text + 6);
-    if (strcmp(text, "learn") == 0) return outbound_learn_from(epoll, steal_fd(&fd));
-    if (strcmp(text, "outbound") == 0 && fd >= 0) return add_outbound(steal_fd(&fd));
     if (sscanf(text, "%15s %u %n", verb, &id, &at) != 2) return;
     if (strcmp(verb, "toxic") == 0) {
         reshape(id, text + at);
+    } else if (strcmp(verb, "rules") == 0) {
+        outbound_rules(text + at);
+    } else if (strcmp(verb, "learn") == 0) {
+        outbound_learn_from(epoll, steal_fd(&fd));
+    } else if (strcmp(verb, "refusals") == 0) {
+        close_descriptor(&told_refusals);
+        told_refusals = steal_fd(&fd);
+    } else if (strcmp(verb, "outbound") == 0 && fd >= 0) {
+        add_outbound(id, steal_fd(&fd));
     } else if (fd >= 0 && targets_parse(&targets, text + at, &root)) {
         fcntl(fd, F_SETFL, O_NONBLOCK);
         if (strcmp(verb, "add") == 0) add(id, steal_fd(&fd), &targets);
@@ -150,16 +158,16 @@ static void refuse(int fd, const char *why, const char *what) {
     int length = snprintf(text, sizeof text, "%s %s", why, what);
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
     close(fd);
-    if (*what) descriptors_send(control, text, (size_t)length, NULL, 0);
+    if (*what) descriptors_send(told_refusals, text, (size_t)length, NULL, 0);
 }
 
 static bool pass_on(struct listener *listener, int fd) {
     struct targets target;
-    struct shape *shape;
+    size_t *count;
     char what[128];
-    if (!listener->outbound) return pair_open(epoll, fd, &listener->targets, &listener->shape);
-    switch (outbound_decide(fd, &target, &shape, what)) {
-    case OUTBOUND_ALLOWED: return pair_open(epoll, fd, &target, shape);
+    if (!listener->outbound) return pair_open(epoll, fd, &listener->targets, &listener->shape, NULL);
+    switch (outbound_decide(fd, &target, &count, what)) {
+    case OUTBOUND_ALLOWED: return pair_open(epoll, fd, &target, &listener->shape, count);
     case OUTBOUND_REFUSED: refuse(fd, "refused", what); break;
     case OUTBOUND_FULL: refuse(fd, "full", what); break;
     }

@@ -21,7 +21,6 @@ struct pair;
 struct shape {
     struct toxic toxics[2];
     struct pair *pairs;
-    size_t count; // of them
 };
 
 #define NO_TOXIC {.reset_bytes = UINT64_MAX, .reset_after = UINT64_MAX}

@@ -291,6 +291,13 @@ static int attach_root(const struct state *state, struct failure *failure) {
     return descriptor_send(state->child->socket, "", 1, state->root.mount) < 0 ? fail(failure, "sendmsg") : 0;
 }
 
+// The supervisor passes the descriptor on, as it does that of a root. The namespace exists as long as somebody has it.
+static int send_network(const struct child *child, struct failure *failure) {
+    cleanup_close int namespace = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+    if (namespace < 0) return fail(failure, "open");
+    return descriptor_send(child->socket, "", 1, namespace) < 0 ? fail(failure, "sendmsg") : 0;
+}
+
 static int take_root(struct state *state, int mount) {
     if (mount < 0) return -1;
     state->root.mount = mount;
@@ -357,6 +364,7 @@ static int perform(struct state *state, const struct operation *o) {
     case OP_SECCOMP: return privilege_seccomp(o, o->seccomp.listener.fd == NO_FD ? -1 : child->descriptors[o->seccomp.listener.fd], failure);
     case OP_EXEC: return execute(child, o, failure);
     case OP_NAME_SOCKETS: return send_name_sockets(child, o, failure);
+    case OP_SEND_NETWORK: return send_network(child, failure);
     case OP_EXIT: _exit(0);
     case OP_NETLINK: return send_netlink(child, o, failure);
     case OP_NETFILTER: return netlink_request_here(NETLINK_NETFILTER, (void *)o->netfilter.messages.b.bytes, o->netfilter.messages.b.length, failure);

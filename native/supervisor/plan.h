@@ -90,7 +90,8 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(ATTACH, attach, SUPERVISOR, "si", path, discard) \
     X(COPY_ATTRIBUTES, copy_attributes, SUPERVISOR, "ss", from, path) \
     X(HAND_OVER, hand_over, SUPERVISOR, "") \
-    X(PLACE, place, CHILD, "s", target)
+    X(PLACE, place, CHILD, "s", target) \
+    X(SEND_NETWORK, send_network, CHILD, "")
 
 enum operation_code {
 #define X(code, ...) OP_##code,

@@ -280,7 +280,7 @@ static int start_process(struct unit *unit, struct supervisor *supervisor, const
     if (maps && !(unit->maps = copy_maps(&maps->id_map.uids, &maps->id_map.gids))) return fail(failure, "malloc");
     if (maps) unit->maps_operation = (uint32_t)(maps - plan->operations);
     if (maps && keep_letters(unit, plan, descriptors, failure) < 0) return -1;
-    if (maps || find(plan, OP_ATTACH_ROOT)) {
+    if (maps || find(plan, OP_ATTACH_ROOT) || find(plan, OP_SEND_NETWORK)) {
         if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) < 0) return fail(failure, "socketpair");
         unit->socket = sockets[0];
         childs_socket = sockets[1];
@@ -513,5 +513,6 @@ void unit_free(struct unit *unit, struct supervisor *supervisor) {
     close_descriptor(&unit->socket);
     close_descriptor(&unit->mount);
     close_descriptor(&unit->kept_open);
+    for (size_t k = 0; k < countof(unit->outputs); k++) close_descriptor(&unit->outputs[k]);
     free(unit);
 }

@@ -28,6 +28,7 @@ const refused: Readonly<Record<string, ReadonlyArray<Refused>>> = {
     [{ maskedPaths: ["/a\0"] }, "maskedPaths[0]"],
     [{ mounts: [Mount.bind("/a\0", "/b")] }, "mounts[0].source"],
     [{ mounts: [Mount.bind("/a", "/b\0")] }, "mounts[0].target"],
+    [{ mounts: [Mount.file("/b", "a\0")] }, "mounts[0].text"],
     [{ sysctls: { "net.ipv4.ip_forward": "1\0" } }, "sysctls.net.ipv4.ip_forward"]
   ],
   "a malformed name or path is refused by name": [

@@ -4,6 +4,8 @@ import * as fs from "node:fs"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as Stream from "effect/Stream"
 import { Berth, Container, Image, Mount } from "../../lib/index.ts"
 import { out, run } from "../support/containers.ts"
 import { berthIn, failure, suite } from "../support/effect.ts"
@@ -130,6 +132,23 @@ suite("Container: files and mounts", (effect) => {
     fs.writeFileSync(`${source}/file`, "x\n")
     const mounts = [Mount.tmpfs("/a"), Mount.bind(source, "/a/b"), Mount.bind("/etc/hosts", "/a/b/hosts")]
     assert.equal(yield* out("cat /a/b/file; ls /a /a/b", { mounts }), "x\n/a:\nb\n\n/a/b:\nfile\nhosts\n")
+  })
+
+  effect("a file with a given text is read-only, in memory, and not in the printed plan", function* () {
+    const { folder } = yield* Berth.Berth
+    const image = yield* makeImage(`${folder}/given`)
+    const mounts = [
+      Mount.file("/run/secrets/one/hosts", Redacted.make("hidden words\n")),
+      Mount.file("/etc/hosts", "hers\n")
+    ]
+    const script = "cat /run/secrets/one/hosts /etc/hosts; echo x > /run/secrets/one/hosts; ls /dev/shm"
+    const box = yield* Container.start(image, { mounts, command: ["sh", "-c", script] })
+    const text = Stream.mkString(Stream.decodeText(box.stdout))
+    assert.equal(yield* text, "hidden words\nhers\n")
+    assert.match(yield* Stream.mkString(Stream.decodeText(box.stderr)), /Read-only file system/)
+    assert.ok(!String(box.plan).includes("hidden"))
+    assert.ok(!JSON.stringify(box.plan).includes("hidden"))
+    assert.deepEqual(fs.readdirSync(box.state.base.upper!, { recursive: true }), [])
   })
 
   effect("a read-only root cannot be written to, and the mounts in it can", function* () {

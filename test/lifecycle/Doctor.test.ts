@@ -4,7 +4,7 @@ import { after, before, describe, test } from "node:test"
 import { gzipSync } from "node:zlib"
 import * as Effect from "effect/Effect"
 import { Berth, Container, type Doctor, Image } from "../../lib/index.ts"
-import { programPath } from "../../lib/internal/system/addon.ts"
+import { programPath } from "../../lib/internal/system/nativePart.ts"
 import { list } from "../../lib/internal/util/readFile.ts"
 import { asNobody, whyNotNobody } from "../support/asNobody.ts"
 import { allowTime, makeTemporaryFolder, remove, suite, whyNoContainers } from "../support/effect.ts"
@@ -67,8 +67,8 @@ suite("Doctor", (effect) => {
     for (const { fix, name, status } of report.checks)
       assert.equal(fix !== undefined, status !== "ok", `${name} is ${status}: ${fix}`)
     const pasta = of(report, "pasta")
-    if (pasta.status !== "ok") assert.equal(pasta.fix, "apt-get install passt")
-    assert.equal(pasta.status === "ok", installed("/usr/bin/pasta", "/usr/local/bin/pasta"))
+    if (pasta.status === "missing") assert.equal(pasta.fix, "apt-get install passt")
+    assert.equal(pasta.status !== "missing", installed("/usr/bin/pasta", "/usr/local/bin/pasta"))
   })
 
   effect("the doctor has a line for each native part", function* () {
@@ -143,14 +143,6 @@ describe("berth doctor", { skip: whyNoContainers }, () => {
     const { code, stdout } = await ended(program(bin, ["doctor"]))
     assert.equal(code, 0, stdout)
     assert.match(stdout, /^ok +kernel +Linux /)
-  })
-
-  test("berth doctor prints its usage when it is called with unknown arguments", async () => {
-    for (const args of [["docter"], ["doctor", "--yaml"]]) {
-      const { code, stderr, stdout } = await ended(program(bin, args, { stdio: ["ignore", "pipe", "pipe"] }))
-      assert.deepEqual([code, stdout], [2, ""], args.join(" "))
-      assert.match(stderr, /Usage: berth doctor/)
-    }
   })
 
   const doctorAsNobody = async (first: string) => {

@@ -6,7 +6,8 @@ import { join } from "node:path"
 import * as Effect from "effect/Effect"
 import { Berth, BerthError, Plan } from "../../lib/index.ts"
 import { ranges } from "../../lib/internal/ids/idMaps.ts"
-import { native, programPath } from "../../lib/internal/system/addon.ts"
+import { native } from "../../lib/internal/system/addon.ts"
+import { programPath } from "../../lib/internal/system/nativePart.ts"
 import { EBUSY } from "../../lib/internal/util/errno.ts"
 import { gone, sleeper, start, waitUntil } from "../support/containers.ts"
 import { berthIn, failure, suite } from "../support/effect.ts"
@@ -224,7 +225,13 @@ suite("Sweep", (effect, folder) => {
     fs.mkdirSync(`${state}/dev`)
     const lock = fs.openSync(`${state}/lock`, "r+")
     const [ours, theirs] = addon.socketpair()
-    const [pid, pidfd] = addon.startSupervisor(programPath("berth-supervisor"), state, [theirs, lock], "root")
+    const [pid, pidfd] = addon.startSupervisor(
+      programPath("berth-supervisor"),
+      state,
+      [theirs, lock],
+      "root",
+      ""
+    )
     addon.close(theirs)
     fs.closeSync(lock)
     assert.ok(pid > 0)

@@ -160,6 +160,59 @@ suite("an exposed port", (effect, folder) => {
     skip
   )
 
+  for (const [name, options] of modes)
+    effect(
+      `${name} reach it at host-gateway, which refuses all other connections`,
+      function* () {
+        const network = yield* Network.make()
+        const extraHosts = ["host.docker.internal:host-gateway"]
+        const box = yield* idle({ ...options, network: [network, yield* Network.make()], extraHosts })
+        const [one, two] = [yield* serve("one "), yield* serve("two ")]
+        const refused = Effect.gen(function* () {
+          const command = ["nc", "-w", "10", "host.docker.internal", String(one.port)]
+          assert.match((yield* Container.exec(box, command)).stderr, /refused/i)
+        })
+        yield* refused
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            yield* Network.expose(network, { host: one.port, name: "one" })
+            yield* Network.expose(network, { host: two.port, name: "two", port: one.port })
+            yield* Network.expose(network, { host: two.port, name: "three", port: 80 })
+            assert.equal(yield* ask(box, "host.docker.internal", one.port), "one hello\n")
+            assert.equal(yield* ask(box, "host.docker.internal", 80), "two hello\n")
+            const hosts = yield* Container.exec(box, ["cat", "/etc/hosts"])
+            const own = [...hosts.stdout.matchAll(/^(\S+)\thost\.docker\.internal$/gm)]
+            assert.equal(own.length, hasIPv6 ? 2 : 1)
+            for (const [, address] of own) assert.equal(yield* ask(box, address!, 80), "two hello\n")
+          })
+        )
+        yield* refused
+      },
+      skip
+    )
+
+  effect(
+    "host-gateway is the network's of a pod and of another container, loopback on the host's network, and nothing without one",
+    function* () {
+      const network = yield* Network.make()
+      const { port } = yield* serve("mock ")
+      yield* Network.expose(network, { host: port, name: "mock" })
+      const extraHosts = ["machine:host-gateway"]
+      const pod = yield* Network.pod({ network })
+      const inPod = yield* idle({ network: pod, extraHosts })
+      const first = yield* idle({ network })
+      const beside = yield* idle({ namespaces: { network: first }, extraHosts })
+      for (const box of [inPod, beside]) assert.equal(yield* ask(box, "machine", port), "mock hello\n")
+      const onHost = yield* idle({ network: "host", extraHosts })
+      assert.equal(yield* ask(onHost, "machine", port), "mock hello\n")
+      for (const options of [{}, { network: yield* Network.pod() }]) {
+        const error = yield* failure("InvalidOption", Effect.scoped(idle({ ...options, extraHosts })))
+        assert.match(error.message, /extraHosts\[0\]: "machine:host-gateway".*needs `network`/)
+      }
+    },
+    skip
+  )
+
   effect(
     "its name is not given twice, and what is no name or port is refused by name",
     function* () {

@@ -66,10 +66,102 @@ describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox },
       assert.equal(at.port, 80)
       assert.equal(await client.$`wget -q -O - http://mock.test/`.text(), "mocked\n")
       await assert.rejects(own.expose({ host: port, name: "mock.test" }), { _tag: "InvalidOption" })
+      const toxic = await at.toxic({ reset: { after: 0 } })
+      await assert.rejects(client.$`wget -q -O - http://mock.test/`.text(), { _tag: "NonZeroExit" })
+      await toxic.close()
+      assert.equal(await client.$`wget -q -O - http://mock.test/`.text(), "mocked\n")
+      await at.close()
+      await assert.rejects(client.$`wget -q -O - http://mock.test/`.text(), { _tag: "NonZeroExit" })
+      await own.expose({ host: port, name: "mock.test" })
     } finally {
       mock.closeAllConnections()
       mock.close()
     }
+  })
+
+  test("published ports are found, given faults and closed, and a pod's are found as well", async () => {
+    const command = ["busybox", "httpd", "-f", "-p", "80", "-h", "/www"]
+    await using server = await berth.start(`${folder}/root`, { command, ports: [80] })
+    await server.waitFor.port(80)
+    const found = await server.published(80)
+    const made = await server.publish({ container: 80 })
+    const path = await server.publish({ container: 80, path: `${folder}/published` })
+    const get = async ({ hostname, port }: { hostname: string; port: number }) =>
+      (await fetch(`http://${hostname}:${port}/file`)).text()
+    // The proxy looks again and again whether the server listens.
+    const getUntil = async (at: { hostname: string; port: number }): Promise<string> => {
+      for (const end = Date.now() + 15_000; ; ) {
+        try {
+          return await get(at)
+        } catch (error) {
+          if (Date.now() > end) throw error
+        }
+      }
+    }
+    for (const port of [found, made]) {
+      assert.equal(await getUntil(port), "text\n")
+      const toxic = await port.toxic({ reset: { after: 0 } })
+      await assert.rejects(get(port))
+      await toxic.close()
+      assert.equal(await getUntil(port), "text\n")
+    }
+    await made.close()
+    await assert.rejects(get(made))
+    assert.equal(await getUntil(found), "text\n")
+    await path.close()
+    assert.equal(fs.existsSync(path.path), false)
+    await assert.rejects(server.published(81), { _tag: "InvalidOption" })
+    await assert.rejects(found.toxic({ rate: 0 }), { _tag: "InvalidOption" })
+
+    await using web = await berth.pod({ name: "web", ports: [80] })
+    await using inPod = await berth.start(`${folder}/root`, { network: web, command })
+    await inPod.waitFor.port(80)
+    assert.equal(await getUntil(await web.published(80)), "text\n")
+    await assert.rejects(web.published(81), /of pod web: 80\/tcp/)
+  })
+
+  test("the program connects to a server in a container, and is a server in one", async () => {
+    await using box = await berth.start(`${folder}/root`, { command: ["/bin/echo", "v4:7"] })
+    await box.waitFor.port(7)
+    const textOf = async (parts: AsyncIterable<Uint8Array>): Promise<string> => {
+      let text = ""
+      for await (const part of parts) text += new TextDecoder().decode(part)
+      return text
+    }
+    {
+      await using connection = await box.connect(7)
+      const received = textOf(connection.stream)
+      await connection.send(["hel", "lo"])
+      assert.equal(await received, "hellobye")
+    }
+    await assert.rejects(box.connect(8), { _tag: "NetworkError", reason: "Refused" })
+
+    const listening = await box.listen(3000, async ({ send, stream }) => send(`got ${await textOf(stream)}`))
+    assert.deepEqual([listening.address, listening.port], ["127.0.0.1:3000", 3000])
+    const ask = () => box.$`sh -c ${"echo hello | timeout 15 nc 127.0.0.1 3000"}`.text()
+    assert.equal(await ask(), "got hello\n")
+    await assert.rejects(
+      box.listen(3000, () => {}),
+      { _tag: "NetworkError", reason: "AddressInUse" }
+    )
+    await listening.close()
+    await assert.rejects(ask(), { _tag: "NonZeroExit" })
+    // A connection that is there when the listening ends is over, for both.
+    const late = await box.listen(3000, async ({ stream }) => textOf(stream))
+    const socket = box.netSocket(3000)
+    await new Promise((resolve) => socket.once("connect", resolve))
+    socket.on("error", () => {}).resume()
+    const closed = new Promise((resolve) => socket.once("close", resolve))
+    await late.close()
+    socket.end()
+    await closed
+  })
+
+  test("a file of a container goes out and in as a tar archive", async () => {
+    await using box = await berth.start(`${folder}/root`, { command: ["sleep", "100"] })
+    await box.tarIn("/tmp", box.tarOut("/www"))
+    assert.equal(await box.$`cat /tmp/www/file`.text(), "text\n")
+    await assert.rejects(box.tarIn("/tmp", "no archive".repeat(100)), { _tag: "InvalidData" })
   })
 
   test("a connection that outbound refuses is reset and told", async () => {
@@ -87,7 +179,10 @@ describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox },
       })
       break
     }
+    await (await own.toxic({ latency: "1 second" })).close()
     await assert.rejects(berth.network({ outbound: { allow: ["*"] } }), { _tag: "InvalidOption" })
+    await using closed = await berth.network()
+    await assert.rejects(closed.toxic({ latency: 1 }), { _tag: "InvalidOption" })
   })
 
   test("a running container joins a network and leaves it, and containers of a pod share localhost", async () => {

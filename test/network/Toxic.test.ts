@@ -312,8 +312,8 @@ suite("faults of a published port", (effect) => {
       const { box, port } = yield* published
       const udp = yield* Container.publish(box, "7/udp")
       const wrong: ReadonlyArray<readonly [Connection.PublishedPort, object, RegExp]> = [
-        [udp, { latency: 1 }, /published: .*what `Container.publish` has given for a TCP port/],
-        [{ ...port }, { latency: 1 }, /published: /],
+        [udp, { latency: 1 }, /target: .*what `Container.publish`, .* has given, for TCP/],
+        [{ ...port }, { latency: 1 }, /target: /],
         [port, { latency: "soon" }, /latency: "soon".*a duration/],
         [port, { latency: "2 hours" }, /latency: "2 hours".*at most an hour/],
         [port, { jitter: "2 hours" }, /jitter: /],

@@ -5,7 +5,8 @@ import * as Effect from "effect/Effect"
 import { Berth, Plan } from "../../lib/index.ts"
 import { AF_INET, candidates, portOf } from "../../lib/internal/network/address.ts"
 import { scopedUnit } from "../../lib/internal/supervisor/scopedUnit.ts"
-import { native, programPath } from "../../lib/internal/system/addon.ts"
+import { native } from "../../lib/internal/system/addon.ts"
+import { programPath } from "../../lib/internal/system/nativePart.ts"
 import { makeSocketPair } from "../../lib/internal/system/pipe.ts"
 
 export const types = {

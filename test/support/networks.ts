@@ -1,7 +1,8 @@
 /** Containers that ask each other, over networks. */
 import assert from "node:assert/strict"
+import { spawnSync } from "node:child_process"
 import * as Effect from "effect/Effect"
-import { Container } from "../../lib/index.ts"
+import { Container, type Network } from "../../lib/index.ts"
 import { whyNotRoot } from "./effect.ts"
 
 export const modes: ReadonlyArray<readonly [name: string, options: Container.StartOptions]> = [
@@ -21,6 +22,14 @@ export const lookUp = (box: Container.Container, name: string) =>
   Effect.map(Container.exec(box, ["busybox", "nslookup", "-type=a", name]), ({ stdout }) =>
     [...stdout.matchAll(/^Address: (\d[\d.]+)$/gm)].map(([, address]) => address).sort()
   )
+
+/** A file of /proc/net in the namespace of a network, proc(5); undefined without root, which cannot enter it. */
+export const readInside = ({ state }: Network.Network, name: string): string | undefined => {
+  const namespace = `/proc/${process.pid}/fd/${state.router.namespace.fd}`
+  const command = [`--net=${namespace}`, "cat", `/proc/self/net/${name}`]
+  const { status, stdout } = spawnSync("nsenter", command, { encoding: "utf8" })
+  return status === 0 ? stdout : undefined
+}
 
 export const ANSWER = "hello\nbye"
 

@@ -87,6 +87,18 @@ const each: ReadonlyArray<readonly [error: BerthError.BerthError, line: string]>
     "NonZeroExit: false: exit code 1"
   ],
   [
+    new BerthError.BuildFailed({
+      reason: "Command",
+      step: "RUN false",
+      place: "Dockerfile:2",
+      detail: "has ended with exit code 1",
+      exitCode: 1,
+      log: [],
+      cause
+    }),
+    "BuildFailed (Command): Dockerfile:2: RUN false: has ended with exit code 1"
+  ],
+  [
     new BerthError.NetworkError({
       reason: "Refused",
       subject: "container 0123",

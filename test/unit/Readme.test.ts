@@ -67,13 +67,13 @@ const inEmptyFolder = (folder: string, cwd: string, command: ReadonlyArray<strin
   const script = 'mkdir -p /var/lib/berth && mount --bind "$0" /var/lib/berth && exec "$@"'
   // A relative path is relative to the checkout.
   const env = { ...process.env, BERTH_NATIVE: path.resolve(root, process.env.BERTH_NATIVE ?? "native/build") }
-  const options = { cwd, env, timeout: 50_000 }
+  const options = { cwd, env, timeout: 100_000 }
   return ended(spawn("unshare", ["--mount", "sh", "-c", script, folder, ...command], options))
 }
 
 const database = await service("postgres")
 
-allowTime()
+allowTime(120_000)
 
 describe("README.md", { skip: whyNoContainers || whyNotRoot, concurrency: 2 }, () => {
   withoutDockerConfig()

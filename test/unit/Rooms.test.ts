@@ -7,7 +7,7 @@ import { root } from "../support/program.ts"
 /** Each room imports from rooms before it, and from its own. Types may come from anywhere. */
 const orders: Readonly<Record<string, ReadonlyArray<string>>> = {
   "lib/internal":
-    "util system disk ids security files oci registry supervisor network tar cgroup store layer berth gc image volume container fixtures compose promise".split(
+    "util system disk ids security files oci registry supervisor network tar cgroup store layer berth gc image volume container fixtures compose build dockerfile promise".split(
       " "
     ),
   native: ["common", "supervisor", "addon", "proxy", "names", "unpack", "fuzz"]
@@ -35,7 +35,7 @@ const against = (house: string, edges: ReadonlyArray<readonly [from: string, to:
 const rooms = (house: string): ReadonlyArray<string> =>
   fs
     .readdirSync(`${root}${house}`, { withFileTypes: true })
-    .filter((entry) => entry.isDirectory() && entry.name !== "build")
+    .filter((entry) => entry.isDirectory() && `${house}/${entry.name}` !== "native/build")
     .map(({ name }) => name)
 
 const filesOf = (house: string): ReadonlyArray<string> =>
@@ -59,6 +59,17 @@ describe("the rooms of the house", () => {
       assert.deepEqual(against(house, edges), [])
     })
   }
+
+  test("the command line imports public modules of the house alone", () => {
+    const files = fs.readdirSync(`${root}lib/cli`).map((name) => `lib/cli/${name}`)
+    assert.ok(files.length > 5)
+    assert.match(fs.readFileSync(`${root}README.md`, "utf8"), /^\| `lib\/cli\/` \|/m)
+    for (const file of files)
+      for (const to of importsOf(file)) {
+        const folder = path.dirname(path.join("lib/cli", to))
+        assert.ok(folder === "lib" || folder === "lib/cli", `${file} imports ${to}`)
+      }
+  })
 
   test("an import against the order of rooms is reported with the names of both files", () => {
     const wrong = ["lib/internal/util/bytes.ts", "lib/internal/container/launch.ts"] as const

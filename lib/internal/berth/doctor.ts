@@ -17,18 +17,18 @@ import type { Tree } from "../cgroup/tree.ts"
 import { defaultFolder } from "../disk/defaultFolder.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { flags, idMap } from "../ids/namespaceFlags.ts"
-import * as Supervisor from "../supervisor/connection.ts"
-import { native, nativeFix, programPath } from "../system/addon.ts"
-import { missingFlags } from "../system/denoPermissions.ts"
+import type { Supervisor } from "../supervisor/connection.ts"
+import { start } from "../supervisor/start.ts"
+import { nativeFix, programPath } from "../system/nativePart.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as look from "./inspect.ts"
-import { checkSystem, makeState } from "./layer.ts"
+import { checkSystem, makeState, NATIVE_PART } from "./layer.ts"
 
 /** Tries a plan and releases what it made: the error, or undefined if it works. */
 type Try = (operations: ReadonlyArray<Plan.Operation>) => Effect.Effect<BerthError | undefined>
 
 const trying =
-  (supervisor: Supervisor.Supervisor): Try =>
+  (supervisor: Supervisor): Try =>
   (operations) =>
     Effect.flatMap(
       Effect.either(supervisor.start(supervisor.nextId(), Plan.make(operations), {})),
@@ -159,14 +159,6 @@ const idmapped = (run: Try, folder: string): Effect.Effect<Doctor.Check> => {
 }
 
 const seccomp = (run: Try): Effect.Effect<Doctor.Check> => {
-  if (native().seccompName(0) === "")
-    return Effect.succeed({
-      name: "seccomp",
-      required: false,
-      status: "missing",
-      detail: "libseccomp.so.2, which compiles policies, is not installed",
-      fix: "apt-get install libseccomp2"
-    })
   // struct sock_filter: BPF_RET | BPF_K, SECCOMP_RET_ALLOW.
   const program = new Uint8Array([0x06, 0, 0, 0, 0, 0, 0xff, 0x7f])
   return Effect.map(
@@ -212,14 +204,14 @@ const nearestFolder = (folder: string): string => {
 }
 
 /** A temporary supervisor, in a folder beside the one that Berth would use. */
-const supervisor: Effect.Effect<Supervisor.Supervisor, BerthError, Scope.Scope> = Effect.gen(function* () {
+const supervisor: Effect.Effect<Supervisor, BerthError, Scope.Scope> = Effect.gen(function* () {
   const folder = yield* Effect.acquireRelease(
     Effect.sync(() => mkdtempSync(`${nearestFolder(defaultFolder(look.isRootless()))}/.berth-doctor-`)),
     (made) => Effect.sync(() => rmSync(made, { recursive: true, force: true }))
   )
   const { lock, state } = yield* makeState(folder)
   return yield* Effect.acquireRelease(
-    Supervisor.start(state, lock, {
+    start(state, lock, {
       mode: look.isRootless() ? "single-id" : "root",
       ids: ownIds(),
       guard: { missing: () => [], hold: () => Effect.void }
@@ -273,7 +265,7 @@ export const doctor: Effect.Effect<Doctor.Report> = Effect.flatMap(
   Effect.suspend(() => Effect.either(checkSystem)),
   (system) => {
     if (system._tag === "Left") {
-      const { hint, message } = system.left
+      const { feature, hint, message } = system.left
       const check: Doctor.Check = {
         name: "system",
         required: true,
@@ -281,9 +273,8 @@ export const doctor: Effect.Effect<Doctor.Report> = Effect.flatMap(
         detail: message,
         fix: hint
       }
-      // Without the native part there is more to look at; a system or a permission that is missing is all there is to say.
-      const canLook = process.platform === "linux" && missingFlags().length === 0
-      const checks = canLook ? [look.kernel(), look.addon(), look.unpacker()] : [check]
+      // Without the native part there is more to look at; a missing system, runtime or permission is all there is to say.
+      const checks = feature === NATIVE_PART ? [look.kernel(), look.addon(), look.unpacker()] : [check]
       return Effect.succeed(Doctor.unsafeMake(look.isRootless(), checks))
     }
     return Effect.map(tried, (checks) =>

@@ -5,8 +5,10 @@ import * as os from "node:os"
 import type { Check } from "../../Doctor.ts"
 import type { Kind } from "../../Namespace.ts"
 import type { Tree } from "../cgroup/tree.ts"
+import { options as pastaOptions } from "../network/pasta.ts"
 import { isEnabled } from "../security/appArmorProfiles.ts"
-import { AT_FDCWD, native, nativeFix, O_PATH, programPath } from "../system/addon.ts"
+import { AT_FDCWD, native, O_PATH } from "../system/addon.ts"
+import { nativeFix, programPath, whyNotLoaded } from "../system/nativePart.ts"
 
 /** Whether this is not root, as far as the runtime tells: Deno throws without --allow-sys. */
 export const isRootless = (): boolean => {
@@ -94,12 +96,16 @@ export const kernel = (): Check => {
   }
 }
 
-const part = (name: "addon" | "unpacker", file: string, failure: string | undefined): Check => ({
+const part = (
+  name: "addon" | "unpacker",
+  file: string,
+  failure: { readonly why: string; readonly hint: string } | undefined
+): Check => ({
   name,
   required: name === "addon",
   status: failure === undefined ? "ok" : "missing",
-  detail: failure === undefined ? file : fs.existsSync(file) ? failure : `${file} is missing`,
-  fix: failure === undefined ? undefined : nativeFix()
+  detail: failure?.why ?? file,
+  fix: failure?.hint
 })
 
 export const addon = (): Check => {
@@ -108,7 +114,7 @@ export const addon = (): Check => {
     native()
     return part("addon", file, undefined)
   } catch (cause) {
-    return part("addon", file, String(cause))
+    return part("addon", file, whyNotLoaded(cause))
   }
 }
 
@@ -116,12 +122,12 @@ export const addon = (): Check => {
 export const unpacker = (): Check => {
   const file = programPath("berth-unpack")
   const { error, stderr, stdout } = spawnSync(file, [], { encoding: "utf8", timeout: 5000 })
-  const works = stdout?.startsWith("error confine ")
-  return part(
-    "unpacker",
-    file,
-    works ? undefined : (error?.message ?? `${file} fails: ${stderr.trim().replaceAll("\n", "; ")}`)
-  )
+  if (stdout?.startsWith("error confine ")) return part("unpacker", file, undefined)
+  const failed = error?.message ?? `${file} fails: ${stderr.trim().replaceAll("\n", "; ")}`
+  return part("unpacker", file, {
+    why: fs.existsSync(file) ? failed : `${file} is missing`,
+    hint: nativeFix()
+  })
 }
 
 /** The path of a program, searched as a shell does, and in folders of helpers that no PATH names. */
@@ -154,6 +160,32 @@ const program = (name: "pasta" | "netavark", folders: ReadonlyArray<string>, pac
         : `${path} --version fails: ${run?.error?.message ?? run?.stderr}`,
     fix: works ? undefined : `apt-get install ${packages}`
   }
+}
+
+const TUN = "/dev/net/tun"
+
+const pasta = (): Check => {
+  const check = program("pasta", [], "passt")
+  if (check.status !== "ok") return check
+  const { stderr, stdout } = spawnSync(find("pasta")!, ["--help"], { encoding: "utf8", timeout: 5000 })
+  const lacking = pastaOptions.filter(
+    (option) => option.startsWith("--") && !`${stdout}${stderr}`.includes(option)
+  )
+  if (lacking.length > 0)
+    return {
+      ...check,
+      status: "missing",
+      detail: `${check.detail}: too old, it has no ${lacking.join(", ")}`,
+      fix: "apt-get install passt"
+    }
+  return isWritable(TUN)
+    ? check
+    : {
+        ...check,
+        status: "limited",
+        detail: `${check.detail}: this user cannot open ${TUN}`,
+        fix: `modprobe tun && chmod 0666 ${TUN}`
+      }
 }
 
 /** Whether a program has privileges that its user lacks: by its mode, or by capabilities of the file. */
@@ -232,6 +264,6 @@ export const cgroupFix = (kind: Tree["kind"]): string =>
 export const others = (): ReadonlyArray<Check> => [
   rangesOfIds(),
   appArmor(),
-  program("pasta", [], "passt"),
+  pasta(),
   program("netavark", ["/usr/lib/podman", "/usr/libexec/podman"], "netavark aardvark-dns")
 ]

@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
-import { basename } from "node:path"
+import { basename, dirname } from "node:path"
 import * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
@@ -14,18 +14,34 @@ import { tryLock } from "../disk/fileLock.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/sweep.ts"
 import { makeResponder } from "../network/names.ts"
+import { makeUplink } from "../network/pasta.ts"
+import { makeSpares } from "../network/spareNamespace.ts"
 import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
 import * as Seccomp from "../security/seccomp.ts"
 import { Proto } from "../service.ts"
 import * as Holds from "../store/leases.ts"
-import * as Supervisor from "../supervisor/connection.ts"
-import { AT_FDCWD, native, nativeFix, programPath } from "../system/addon.ts"
+import type { Supervisor } from "../supervisor/connection.ts"
+import { start } from "../supervisor/start.ts"
+import { AT_FDCWD, native } from "../system/addon.ts"
 import { missingFlags } from "../system/denoPermissions.ts"
+import { whyNotLoaded } from "../system/nativePart.ts"
 import { EPERM } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { isInChroot, noUserNamespaces } from "./inspect.ts"
 import * as Memory from "./memory.ts"
 import { recordOwner, removeSwept, sweep } from "./sweep.ts"
+
+/** The feature that is missing if the addon cannot be loaded. */
+export const NATIVE_PART = "the native part"
+
+/** The oldest Node, as `engines` in package.json says; npm only warns of an older one. */
+const OLDEST_NODE = [20, 17] as const
+
+const isOldNode = (): boolean => {
+  if ("Deno" in globalThis || "Bun" in globalThis) return false
+  const [major, minor] = process.versions.node.split(".").map(Number)
+  return major! < OLDEST_NODE[0] || (major === OLDEST_NODE[0] && minor! < OLDEST_NODE[1])
+}
 
 /** Fails if no Berth can run on this system. */
 export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() => {
@@ -35,6 +51,14 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
         feature: "containers",
         why: `they need Linux namespaces, and this is ${process.platform}`,
         hint: "Run the program on Linux: in a virtual machine, or in WSL 2"
+      })
+    )
+  if (isOldNode())
+    return Effect.fail(
+      new Unsupported({
+        feature: `Node ${process.versions.node}`,
+        why: `Berth needs Node ${OLDEST_NODE.join(".")} or later`,
+        hint: "Run the program with a newer Node, with Deno or with Bun"
       })
     )
   const flags = missingFlags()
@@ -52,11 +76,8 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
   } catch (cause) {
     return Effect.fail(
       new Unsupported({
-        feature: "the native part",
-        why: fs.existsSync(programPath("berth.node"))
-          ? String(cause)
-          : `${programPath("berth.node")} is missing`,
-        hint: nativeFix(),
+        feature: NATIVE_PART,
+        ...whyNotLoaded(cause),
         cause
       })
     )
@@ -104,9 +125,21 @@ const storage = (operation: string, cause: unknown): BerthError => {
     index: -1,
     syscall: syscall ?? "unknown",
     errno: Math.abs(errno ?? 0),
-    hint: "Berth keeps its state there: choose another folder with Berth.layerWith({ folder })",
+    hint: "Berth keeps its state there: choose another folder with Berth.layerWith({ folder }), or without root with XDG_DATA_HOME",
     cause
   })
+}
+
+/** Makes a folder and those above it. Node's error for a read-only file system is ENOENT, so the first missing folder is tried alone. */
+const makeFolders = (path: string): void => {
+  try {
+    fs.mkdirSync(path, { recursive: true, mode: 0o700 })
+  } catch (cause) {
+    let missing = path
+    while (!fs.existsSync(dirname(missing))) missing = dirname(missing)
+    fs.mkdirSync(missing, { mode: 0o700 })
+    throw cause
+  }
 }
 
 /**
@@ -118,7 +151,7 @@ export const makeState = (
 ): Effect.Effect<{ readonly state: string; readonly lock: number }, BerthError> =>
   Effect.try({
     try: () => {
-      fs.mkdirSync(`${folder}/run`, { recursive: true, mode: 0o700 })
+      makeFolders(`${folder}/run`)
       const made = fs.mkdtempSync(`${folder}/run/.${process.pid}-`)
       // The addon opens it, because the addon closes it: a runtime may keep a table of the descriptors that it opened.
       const lock = native().openIn(
@@ -184,7 +217,7 @@ const explain = (error: BerthError): BerthError =>
     : error
 
 interface Supervised {
-  readonly supervisor: Supervisor.Supervisor
+  readonly supervisor: Supervisor
   readonly holds: Holds.Holds
   readonly layers: string
 }
@@ -224,7 +257,7 @@ const supervised = (
     const holds = Holds.make(folder, layers, state)
     const mode = !rootless ? "root" : ids.uids.length > 1 ? "ranges" : "single-id"
     const guard = Holds.guard(holds)
-    const starting = Supervisor.start(state, lock, { mode, ids, guard, limits: options.timeLimits }).pipe(
+    const starting = start(state, lock, { mode, ids, guard, limits: options.timeLimits }).pipe(
       Effect.mapError(explain),
       Effect.tap(({ pid }) => attempt(() => recordOwner(state, pid)))
     )
@@ -284,7 +317,9 @@ export const make = (
       layers,
       memory: Memory.make(tree, filters),
       turns: new Map(),
-      responder: yield* makeResponder({ supervisor })
+      responder: yield* makeResponder({ supervisor }),
+      uplink: yield* makeUplink({ supervisor }),
+      usualNamespace: yield* makeSpares({ supervisor })
     }
     const berth: Berth = Object.assign(Object.create(Proto), fields)
     // Layers that a dead supervisor has not unpacked to the end.

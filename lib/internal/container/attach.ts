@@ -23,8 +23,13 @@ const raw: Effect.Effect<void, never, Scope.Scope> = Effect.asVoid(
 )
 
 const typed: Stream.Stream<Uint8Array> = Stream.async<Uint8Array>((emit) => {
+  let reading = true
+  // No more is read from a file or a pipe than the process takes.
   const data = (bytes: Uint8Array): void => {
-    emit.single(bytes)
+    process.stdin.pause()
+    void emit.single(bytes).then(() => {
+      if (reading) process.stdin.resume()
+    })
   }
   const end = (): void => {
     emit.end()
@@ -33,6 +38,7 @@ const typed: Stream.Stream<Uint8Array> = Stream.async<Uint8Array>((emit) => {
   process.stdin.on("end", end)
   process.stdin.resume()
   return Effect.sync(() => {
+    reading = false
     process.stdin.off("data", data)
     process.stdin.off("end", end)
     // Without a terminal, too: this program would not end while its input is open.

@@ -3,6 +3,7 @@
  * of the machine is read before.
  */
 
+import type { File } from "../../Mount.ts"
 import type { Kind } from "../../Namespace.ts"
 import type * as Plan from "../../Plan.ts"
 import { constant } from "../../Plan.ts"
@@ -19,7 +20,7 @@ import {
   MOUNT_ATTR_RDONLY
 } from "../util/mountAttributes.ts"
 import type { Bound } from "../volume/inContainer.ts"
-import { folder as etcFolder } from "./etcFiles.ts"
+import { folder as etcFolder, ofMounts as filesOfMounts } from "./etcFiles.ts"
 import type { User } from "./passwd.ts"
 
 type Operation = Plan.Operation
@@ -236,7 +237,7 @@ const root = constant({ op: "attach-root" })
 const pivot = constant({ op: "pivot" })
 const readonlyRoot = constant({ op: "root-readonly" })
 const noNewPrivileges = constant({ op: "no-new-privileges" })
-const extraMount = (mount: Bound["mounts"][number]): Operation => {
+const extraMount = (mount: Exclude<Bound["mounts"][number], File>): Operation => {
   const { target } = mount
   switch (mount.type) {
     case "placed":
@@ -307,8 +308,9 @@ const makeRoot = (around: Surroundings): ReadonlyArray<Operation> => {
     ...around.content,
     ...mounts.slice(0, covering),
     ...around.etcFiles,
+    ...filesOfMounts(around.mounts.filter((mount) => mount.type === "file")),
     ...mounts.slice(covering),
-    ...around.mounts.map(extraMount),
+    ...around.mounts.flatMap((mount) => (mount.type === "file" ? [] : extraMount(mount))),
     ...protect(around),
     pivot,
     ...(around.readOnly ? [readonlyRoot] : [])

@@ -4,9 +4,11 @@
  */
 import { isIP } from "node:net"
 import type { RootOptions } from "../../Container.ts"
+import type { File } from "../../Mount.ts"
 import type * as Plan from "../../Plan.ts"
 import type { Joined } from "../network/join.ts"
 import { RESOLVER } from "../network/names.ts"
+import { hostAddressesAt } from "../network/network.ts"
 import { MOUNT_ATTR_RDONLY } from "../util/mountAttributes.ts"
 import { read } from "../util/readFile.ts"
 import { invalid } from "../util/validate.ts"
@@ -22,6 +24,8 @@ export interface Names {
   readonly baseHosts: string
   /** Lines of /etc/hosts: an address and its names. The hostname is a name of loopback unless a line has it. */
   readonly hosts: ReadonlyArray<string>
+  /** The addresses that stand for the program's machine; none where there is no network. */
+  readonly machine: ReadonlyArray<string>
   /** The /etc/resolv.conf that the two below change; empty without a network of the host's. */
   readonly baseResolvConf: string
   /** Addresses of name servers, and domains that are searched; undefined: those of `baseResolvConf`. */
@@ -58,17 +62,20 @@ export const namesOf = (hostname: string | undefined, usesHostNetwork: boolean):
   hostname,
   baseHosts: usesHostNetwork ? ofHost("/etc/hosts") : loopbackHosts,
   hosts: [],
+  machine: usesHostNetwork ? ["127.0.0.1"] : [],
   baseResolvConf: usesHostNetwork ? ofHost("/etc/resolv.conf") : "",
   nameservers: usesHostNetwork ? undefined : [RESOLVER],
   search: undefined
 })
 
-/** The container's own addresses on networks. */
+/** The container's own addresses on networks, and those of the program's machine. */
 export const onNetworks = (
-  { addresses }: Pick<Joined, "addresses">,
-  hostname: string | undefined
-): Pick<Names, "hosts"> => ({
-  hosts: hostname === undefined ? [] : addresses.map((address) => `${address}\t${hostname}`)
+  { addresses, station }: Pick<Joined, "addresses" | "station">,
+  names: Names
+): Names => ({
+  ...names,
+  hosts: names.hostname === undefined ? [] : addresses.map((address) => `${address}\t${names.hostname}`),
+  machine: addresses.length === 0 || station === undefined ? names.machine : hostAddressesAt(station)
 })
 
 const lines = (text: string): ReadonlyArray<string> => text.split("\n").filter((line) => line !== "")
@@ -109,12 +116,19 @@ export const textsOf = (names: Names): readonly [hosts: string, hostname: string
   resolvConfOf(names)
 ]
 
-const extraHost = (entry: string, index: number): string => {
+/** The lines of an entry of `extraHosts`; throws. */
+const extraHost = (machine: ReadonlyArray<string>, entry: string, index: number): ReadonlyArray<string> => {
   const [, name = "", address = ""] = /^([^:=\s#]+)[:=](.*)$/.exec(entry) ?? []
   const bare = address.replace(/^\[(.*)\]$/, "$1")
-  return name !== "" && isIP(bare) !== 0
-    ? `${bare}\t${name}`
-    : invalid(`extraHosts[${index}]`, entry, 'a name and an address, as "db:10.0.0.2" or "db:[fd00::2]"')
+  const refuse = (expected: string) => invalid(`extraHosts[${index}]`, entry, expected)
+  if (name === "" || (isIP(bare) === 0 && bare !== "host-gateway"))
+    return refuse('a name and an address, as "db:10.0.0.2" or "db:[fd00::2]", or "host-gateway"')
+  if (bare !== "host-gateway") return [`${bare}\t${name}`]
+  if (machine.length === 0)
+    return refuse(
+      "an address: host-gateway needs `network`, a network of Network.make on which Network.expose gives ports of this machine"
+    )
+  return machine.map((one) => `${one}\t${name}`)
 }
 
 const server = (address: string, index: number): string =>
@@ -138,7 +152,10 @@ export const withOptions = (given: Names, options: Options): Names | undefined =
   if (extraHosts === undefined && dns === undefined && dnsSearch === undefined) return given
   return {
     ...given,
-    hosts: [...given.hosts, ...(extraHosts ?? []).map(extraHost)],
+    hosts: [
+      ...given.hosts,
+      ...(extraHosts ?? []).flatMap((entry, index) => extraHost(given.machine, entry, index))
+    ],
     nameservers: dns?.map(server) ?? given.nameservers,
     search: dnsSearch?.map(domain) ?? given.search
   }
@@ -184,3 +201,18 @@ export const operations = (
     ]
   })
 }
+
+/**
+ * The operations for files with a given text among the mounts. Each is written in a folder of its own beside the files of names, as
+ * their names may be equal.
+ */
+export const ofMounts = (files: ReadonlyArray<File>): ReadonlyArray<Plan.Operation> =>
+  files.flatMap(({ target, text }, index): ReadonlyArray<Plan.Operation> => {
+    const own = `${folder}/${index}`
+    const contents = [text as string]
+    const attributes = MOUNT_ATTR_RDONLY
+    return [
+      { op: "directory", path: own, mode: 0o700 },
+      { op: "files", folder: own, targets: [target], contents, attributes, required: 1 }
+    ]
+  })

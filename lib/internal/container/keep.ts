@@ -1,7 +1,7 @@
 /** `Container.keep`: an ended container's writable layer becomes a layer of the store, by a rename. */
 import { execFile } from "node:child_process"
 import * as fs from "node:fs/promises"
-import { dirname } from "node:path"
+import { basename, dirname } from "node:path"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import { Berth } from "../../Berth.ts"
@@ -73,18 +73,28 @@ const rename = (from: string, to: string): Effect.Effect<void, ImageError> =>
     }
   })
 
-const keepIn = (container: Container, { key }: KeepOptions): Effect.Effect<Image, BerthError, Berth> =>
+/** A writable layer that nothing else writes to, with what ends the use of its files. */
+interface Ended {
+  readonly image: Image
+  /** The folder of the layer. */
+  readonly upper: string
+  readonly release: Effect.Effect<void>
+}
+
+/** Makes a writable layer a layer of the store. */
+export const place = (
+  berth: Berth,
+  { image, release, upper }: Ended,
+  key: string | undefined
+): Effect.Effect<Image, BerthError> =>
   Effect.gen(function* () {
-    const berth = yield* Berth
-    if (key !== undefined) yield* checkKey(key)
-    const upper = yield* upperOf(container)
-    const { image } = container.state.base
     const folder = Kept.folderOf(berth, image, key)
+    const base = dirname(upper)
     // In the state folder until it has a name: a sweep removes the files of a killed supervisor.
-    const prepared = `${berth.supervisor.folder}/kept-${container.id}`
-    yield* rename(dirname(upper), prepared)
+    const prepared = `${berth.supervisor.folder}/kept-${basename(base)}`
+    yield* rename(base, prepared)
     // From here on nothing has the files open, not even this program.
-    yield* container.state.release
+    yield* release
     yield* Effect.gen(function* () {
       yield* removeTree(berth, `${prepared}/work`)
       yield* sync(prepared)
@@ -93,6 +103,15 @@ const keepIn = (container: Container, { key }: KeepOptions): Effect.Effect<Image
     yield* Kept.use(berth, folder)
     return imageOf(image, folder)
   }).pipe(Effect.uninterruptible)
+
+const keepIn = (container: Container, { key }: KeepOptions): Effect.Effect<Image, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    if (key !== undefined) yield* checkKey(key)
+    const upper = yield* upperOf(container)
+    const { base, release } = container.state
+    return yield* place(berth, { image: base.image, upper, release }, key)
+  })
 
 export const keep = (container: Container, options: KeepOptions): Effect.Effect<Image, BerthError> => {
   const { berth } = container.state

@@ -248,10 +248,7 @@ const namesOf = (
   const hostname = options.hostname ?? own
   const given =
     shared === undefined
-      ? {
-          ...etcFiles.namesOf(hostname, !kinds.includes("network")),
-          ...etcFiles.onNetworks(network, hostname)
-        }
+      ? etcFiles.onNetworks(network, etcFiles.namesOf(hostname, !kinds.includes("network")))
       : etcFiles.sharing(shared, hostname)
   return etcFiles.withOptions(given, options)
 }

@@ -59,7 +59,7 @@ const wantedBy = (
   if (workingDirectory.startsWith("/") && !workingDirectory.includes("\0"))
     wanted.folders.push(posix.normalize(workingDirectory))
   for (const mount of own) {
-    const kind = mount.type === "bind" ? kindOf(mount.source) : "folders"
+    const kind = mount.type === "bind" ? kindOf(mount.source) : mount.type === "file" ? "files" : "folders"
     if (kind !== undefined) wanted[kind].push(mount.target)
   }
   return { folders: wanted.folders.filter(isInRoot), files: wanted.files.filter(isInRoot) }

@@ -241,6 +241,10 @@ interface Copy {
   readonly signal: AbortSignal
   /** The metadata of the source that the target gets. */
   readonly keep: (metadata: Metadata) => Metadata
+  /** Whether an entry at a path of the source is copied. Default: all are. */
+  readonly isTaken?: (path: string) => boolean
+  /** Whether copies of a user without root get owners of the user's subordinate ids. Default: the user owns them. */
+  readonly gives?: boolean
 }
 
 const keepAll = (metadata: Metadata): Metadata => metadata
@@ -291,7 +295,7 @@ const copyLeaf = async (
       const small = smallContents(from, status.size)
       if (small !== undefined) writeSmall(to, small, at.path)
       else await copyContents(from, to, status.size, at.path, copy.signal)
-      setMetadata(to, metadata, at.path)
+      setMetadata(to, metadata, at.path, copy.gives)
     })
   } else {
     clear(at)
@@ -300,7 +304,7 @@ const copyLeaf = async (
       const result = native().makeFifo(at.folder, at.name, 0o600)
       if (result < 0) inRoot.fail(-result, "mkfifo", at.path)
     } else inRoot.fail(EINVAL, "mknod", `${source.path} (a device, which is not copied)`)
-    inRoot.using(inRoot.openPlace(at), (to) => setMetadata(to, metadata, at.path))
+    inRoot.using(inRoot.openPlace(at), (to) => setMetadata(to, metadata, at.path, copy.gives))
   }
   if (key !== undefined) copy.links.set(key, relative)
 }
@@ -335,6 +339,7 @@ const copyBelow = async (
       const { enter, folder, state } = visit
       const name = only !== undefined && state === start ? only.as : visit.name
       const source = inRoot.place(folder, visit.name, inRoot.join(state.from, visit.name))
+      if (copy.isTaken?.(source.path) === false) continue
       const at = inRoot.place(into.fd, name, inRoot.join(state.to, name))
       const relative = state.relative === "" ? name : `${state.relative}/${name}`
       const opened = inRoot.openPlace(source)
@@ -348,7 +353,7 @@ const copyBelow = async (
         const isNew = makeFolder(at)
         into.down(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW))
         enter(opened, { from: source.path, to: at.path, relative }, () => {
-          if (isNew) setMetadata(into.fd, metadata, at.path)
+          if (isNew) setMetadata(into.fd, metadata, at.path, copy.gives)
           into.up()
         })
         return true
@@ -372,11 +377,11 @@ const existing = (side: Side, path: string): number | undefined => {
 
 const parentOf = (path: string): string => inRoot.split(path).folder
 
-const copyTo = async (
+export const copyTo = async (
   source: Source,
   side: Side,
   path: string,
-  how: Pick<Copy, "keep" | "signal">
+  how: Omit<Copy, "top" | "links">
 ): Promise<void> => {
   const links = new Map<string, string>()
   const { folder, name } = source
@@ -405,7 +410,12 @@ const copyTo = async (
       makeFolder(place)
       await inRoot.using(inRoot.openPlace(place, inRoot.O_FOLDER | O_NOFOLLOW), async (to) => {
         await all(to, at)
-        setMetadata(to, how.keep(metadataOf(folder, fs.statSync(inRoot.via(folder)), source.path)), at)
+        setMetadata(
+          to,
+          how.keep(metadataOf(folder, fs.statSync(inRoot.via(folder)), source.path)),
+          at,
+          how.gives
+        )
       })
     })
   }

@@ -46,23 +46,33 @@ export const metadataOf = (fd: number, status: fs.Stats, path: string): Metadata
   return { mode: mode & 0o7777, uid, gid, seconds, nanoseconds, xattrs: xattrsOf(fd, path) }
 }
 
-/** In an order in which no step undoes another: setting an owner clears set-user-ID bits and capabilities. */
-export const setMetadata = (fd: number, metadata: Metadata, path: string): void => {
+/**
+ * In an order in which no step undoes another: setting an owner clears set-user-ID bits and capabilities. A user without the right
+ * to give files away stays the owner, as with tar, unless `gives` lets root of a user namespace give them to ids of the user's.
+ */
+export const setMetadata = (fd: number, metadata: Metadata, path: string, gives = false): void => {
   const via = inRoot.via(fd)
   const now = fs.statSync(via)
-  if (now.uid !== metadata.uid || now.gid !== metadata.gid) {
+  const { gid, mode, uid } = metadata
+  let isGiven = true
+  if (now.uid !== uid || now.gid !== gid) {
     try {
-      fs.chownSync(via, metadata.uid, metadata.gid)
+      fs.chownSync(via, uid, gid)
     } catch (error) {
-      // As with tar, a user without the right to give files away owns the copies.
       if (process.geteuid?.() === 0 || !inRoot.isErrno(error, EPERM)) throw error
+      isGiven = false
     }
   }
-  if (!now.isSymbolicLink()) fs.chmodSync(via, metadata.mode)
+  if (!now.isSymbolicLink()) fs.chmodSync(via, mode)
   for (const [name, value] of metadata.xattrs) {
     const result = native().setXattr(fd, name, value)
     if (result < 0 && result !== -ENOTSUP) inRoot.fail(-result, `setxattr ${name}`, path)
   }
   const result = native().setModified(fd, metadata.seconds, metadata.nanoseconds)
   if (result < 0) inRoot.fail(-result, "utimensat", path)
+  // Last, because the file is no longer this user's afterwards.
+  if (isGiven || !gives) return
+  const given = asRoot.chown(fd, uid, gid)
+  if (given < 0) inRoot.fail(-given, "chown", path)
+  if (!now.isSymbolicLink()) asRoot.change("mode", fd, "", { a: mode })
 }

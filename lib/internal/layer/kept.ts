@@ -40,6 +40,20 @@ export const folderOf = (berth: Berth, image: Image, key: string | undefined): s
   return `${parentFolder(berth)}/${createHash("sha256").update(named).digest("hex")}`
 }
 
+/** What tells layers that are folders of the host from other ones at the same paths. Layers of the store are named after their content. */
+export const identityOf = (berth: Berth, image: Image): Effect.Effect<string, ImageError> => {
+  const folders = image.layers.filter((layer) => !layer.startsWith(`${berth.layers}/`))
+  return Effect.map(
+    Effect.forEach(folders, (folder) =>
+      attempt(folder, async () => {
+        const { ctimeNs, dev, ino } = await fs.stat(folder, { bigint: true })
+        return [dev, ino, ctimeNs].join(":")
+      })
+    ),
+    (identities) => identities.join(" ")
+  )
+}
+
 const attempt = <A>(folder: string, evaluate: () => Promise<A>): Effect.Effect<A, ImageError> =>
   Effect.tryPromise({
     try: evaluate,

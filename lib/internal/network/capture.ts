@@ -159,7 +159,7 @@ class Packets {
 const begin = (network: Network, container: Container): Effect.Effect<Packets, BerthError> =>
   attempt(() => {
     const { number } = memberOf(network, "container", container)
-    const fd = socketIn(network.state.router.holder.pidfd, AF_PACKET, SOCK_RAW)
+    const fd = socketIn(network.state.router.namespace.fd, AF_PACKET, SOCK_RAW)
     if (fd < 0) throw failed(container.id, "socket", -fd)
     const result = native().capture(fd, near(number).index, KERNEL_BYTES)
     if (result === 0) return new Packets(fd, container.id)

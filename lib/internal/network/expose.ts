@@ -5,11 +5,14 @@ import type * as Scope from "effect/Scope"
 import { type BerthError, OperationFailed } from "../../BerthError.ts"
 import type { ExposedPort, ExposeOptions, Network } from "../../Network.ts"
 import { AT_FDCWD, native, O_DIRECTORY, O_PATH } from "../system/addon.ts"
+import { EADDRINUSE } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { whole } from "../util/whole.ts"
 import { abstractName, candidates, LOOPBACK, parsePort } from "./address.ts"
 import { checkFree, parseName } from "./network.ts"
-import { startProxy, type Target, toPort } from "./proxy.ts"
-import { bindInside, ownAddress, type Router } from "./router.ts"
+import { addAll, startProxy, type Target, toPort } from "./proxy.ts"
+import { bindInside, hostAddressesOf, ownAddress, type Router } from "./router.ts"
+import { shape } from "./toxic.ts"
 
 const bindAll = (router: Router, addresses: ReadonlyArray<string>, port: number): Array<number> => {
   const fds: Array<number> = []
@@ -21,6 +24,23 @@ const bindAll = (router: Router, addresses: ReadonlyArray<string>, port: number)
   }
   return fds
 }
+
+/**
+ * The same port at the addresses that stand for this machine. The first of several exposed ports with one number has it, as each name has
+ * addresses of its own; throws.
+ */
+const bindOfHost = (router: Router, port: number): Array<number> => {
+  try {
+    return bindAll(router, hostAddressesOf(router), port)
+  } catch (error) {
+    if (error instanceof OperationFailed && error.errno === EADDRINUSE) return []
+    throw error
+  }
+}
+
+/** Sockets that are closed with the scope, but for those that are taken out of the list. */
+const scoped = (bind: () => Array<number>) =>
+  Effect.acquireRelease(attempt(bind), (fds) => Effect.sync(() => fds.forEach((fd) => native().close(fd))))
 
 /** A server of this machine: a port of its loopback, or the path of a Unix socket, which is resolved below `root`; throws. */
 const targetOf = (host: ExposeOptions["host"], root: number): Target => {
@@ -58,19 +78,17 @@ export const expose: {
       (name) => Effect.sync(() => exposed.delete(name))
     )
     const { addresses, number } = yield* ownAddress(berth, router)
-    const left = yield* Effect.acquireRelease(
-      attempt(() => bindAll(router, addresses, port)),
-      (fds) => Effect.sync(() => fds.forEach((fd) => native().close(fd)))
-    )
+    const left = yield* scoped(() => bindAll(router, addresses, port))
+    const ofHost = yield* scoped(() => bindOfHost(router, port))
     const proxy = yield* startProxy(berth, {
       name: `proxy of ${name} on network ${network.name}`,
       place: [{ op: "process", namespaces: 0 }]
     })
-    while (left.length > 0) yield* proxy.add(left.shift()!, target)
+    const ids = [...(yield* addAll(proxy, left, target)), ...(yield* addAll(proxy, ofHost, target))]
     yield* Effect.acquireRelease(
-      Effect.sync(() => names.add(number, [name], addresses)),
+      Effect.sync(() => names.introductions(number, [name], addresses).forEach(names.responder.tell)),
       () => Effect.sync(() => names.remove(number))
     )
-    return { name, port, addresses }
-  }).pipe(Effect.withSpan("berth.Network.expose", { attributes: { network: network.name } }))
+    return shape({ name, port, addresses }, proxy, ids)
+  }).pipe(whole, Effect.withSpan("berth.Network.expose", { attributes: { network: network.name } }))
 )

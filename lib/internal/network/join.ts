@@ -82,7 +82,7 @@ const aliasesOn = (network: Network, { aliases = [] }: Named): ReadonlyArray<str
     Array.isArray(aliases) ? aliases : (aliases as ReadonlyMap<Network, Array<string>>).get(network)
   )
 
-const entered = ({ attachment, network }: Interface): void => {
+const connected = ({ attachment, network }: Interface): void => {
   attachment.close()
   network.state.router.ruled.add(attachment.number)
 }
@@ -102,8 +102,10 @@ export const joinAtStart = (container: string, options: Named): Joined => {
     stopAsking(station)
   }
   try {
-    const attachments = networks.map((network, k) => enter(station, network, aliases[k]!).attachment)
-    const served = responder === undefined ? undefined : serve(station, responder)
+    const entered = networks.map((network, k) => enter(station, network, aliases[k]!))
+    const attachments = entered.map(({ one }) => one.attachment)
+    const introductions = entered.flatMap(({ introductions }) => introductions)
+    const served = responder === undefined ? undefined : serve(station, responder, introductions)
     return {
       station,
       operations: [
@@ -115,7 +117,7 @@ export const joinAtStart = (container: string, options: Named): Joined => {
         ...attachments.map(({ descriptors }) => descriptors)
       ),
       addresses: attachments.flatMap(({ addresses }) => addresses),
-      done: () => [...station.interfaces.values()].forEach(entered),
+      done: () => [...station.interfaces.values()].forEach(connected),
       leave
     }
   } catch (error) {
@@ -196,7 +198,8 @@ const joinNow = (
       station,
       Effect.gen(function* () {
         if (target.state.pidfd < 0 || station.isLeaving) return yield* Effect.fail(ended(target))
-        const one = yield* attempt(() => enter(station, network, parsed))
+        const { introductions, one } = yield* attempt(() => enter(station, network, parsed))
+        introductions.forEach(names.responder.tell)
         const { descriptors, operations } = one.attachment
         const served = station.asker === undefined ? serve(station, names.responder) : undefined
         const all = served === undefined ? operations : [...operations, served.operation]
@@ -207,7 +210,7 @@ const joinNow = (
           Effect.tapError(() => Effect.ignore(drop(station, target, one))),
           Effect.tapError(() => Effect.sync(() => served !== undefined && stopAsking(station)))
         )
-        entered(one)
+        connected(one)
         see(station)
         return one
       })

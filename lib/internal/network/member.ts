@@ -7,7 +7,7 @@ import { isContainer } from "../typeIds.ts"
 import type { Interface } from "./network.ts"
 
 /** Whether a network's scope is open: else its namespace is gone, with all that was done in it. */
-export const isOpen = ({ state }: Network): boolean => state.router.holder.pidfd >= 0
+export const isOpen = ({ state }: Network): boolean => state.router.namespace.fd >= 0
 
 /** A container's interface on a network, with the container's number there and the interface's place in the container; throws. */
 export const memberOf = (

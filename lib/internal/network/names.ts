@@ -3,15 +3,14 @@
  * It knows which names each network has, and which networks each container is on.
  */
 import * as Effect from "effect/Effect"
-import * as ExecutionStrategy from "effect/ExecutionStrategy"
-import * as Exit from "effect/Exit"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLOUT, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
 import { EAGAIN } from "../util/errno.ts"
+import { startOnce } from "../util/startOnce.ts"
 import { startHelper } from "./helper.ts"
 
 /** What a container that the responder serves has in its resolv.conf. */
@@ -21,14 +20,14 @@ export const RESOLVER = "127.0.0.11"
 export const NETWORKS_MAX = 64
 
 /** The responder reads messages of 8192 bytes at most: names beyond these go into another one. */
-const NAMES_MAX_BYTES = 7000
+export const NAMES_MAX_BYTES = 7000
 
 export interface Responder {
   /** The socket to the responder; -1 once the Berth is closed. */
   readonly socket: () => number
   /** The responder's process, in whose network namespace it asks other servers. */
   readonly pidfd: () => number
-  /** Sends a message, in the order of the calls. To a responder that has ended it does nothing. */
+  /** Sends a message, of one line or several, in the order of the calls. To a responder that has ended it does nothing. */
   readonly tell: (message: string) => void
   /** A number that no network and no container of this Berth has. */
   readonly nextNumber: () => number
@@ -76,32 +75,19 @@ const start = (at: Pick<Berth, "supervisor">): Effect.Effect<Responder, BerthErr
 /** Starts the responder when it is first asked for; it ends with the scope. */
 export const makeResponder = (
   at: Pick<Berth, "supervisor">
-): Effect.Effect<Effect.Effect<Responder, BerthError>, never, Scope.Scope> =>
-  Effect.map(Effect.scope, (scope) => {
-    const starting = Effect.unsafeMakeSemaphore(1)
-    let started: Responder | undefined
-    const begin = Effect.uninterruptible(
-      Effect.flatMap(Scope.fork(scope, ExecutionStrategy.sequential), (own) =>
-        start(at).pipe(
-          Scope.extend(own),
-          Effect.tap((responder) => Effect.sync(() => (started = responder))),
-          Effect.onError((cause) => Scope.close(own, Exit.failCause(cause)))
-        )
-      )
-    )
-    const found = Effect.suspend(() => (started === undefined ? begin : Effect.succeed(started)))
-    return Effect.suspend(() =>
-      started === undefined ? starting.withPermits(1)(found) : Effect.succeed(started)
-    )
-  })
+): Effect.Effect<Effect.Effect<Responder, BerthError>, never, Scope.Scope> => startOnce(start(at))
 
 /** The names of a network. */
 export interface Names {
   /** The number of the network. */
   readonly network: number
   readonly responder: Responder
-  /** Gives names to the owner of a number on the network. */
-  readonly add: (owner: number, names: ReadonlyArray<string>, addresses: ReadonlyArray<string>) => void
+  /** The messages that give names to the owner of a number on the network. */
+  readonly introductions: (
+    owner: number,
+    names: ReadonlyArray<string>,
+    addresses: ReadonlyArray<string>
+  ) => ReadonlyArray<string>
   readonly remove: (owner: number) => void
   /** Has it ask a server, in the responder's network namespace, for what it does not know. */
   readonly forward: (address: string, port: number) => void
@@ -123,10 +109,8 @@ export const makeNames = (berth: Berth): Effect.Effect<Names, BerthError, Scope.
     const names: Names = {
       network,
       responder,
-      add: (owner, given, addresses) => {
-        for (const list of inMessages(given))
-          responder.tell(`name ${network} ${owner} ${list} ${addresses.join(" ")}`)
-      },
+      introductions: (owner, given, addresses) =>
+        inMessages(given).map((list) => `name ${network} ${owner} ${list} ${addresses.join(" ")}`),
       remove: (owner) => responder.tell(`forget ${network} ${owner}`),
       forward: (address, port) => responder.tell(`forward ${network} ${address} ${port}`)
     }

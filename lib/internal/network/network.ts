@@ -16,9 +16,20 @@ import type {
   Refusal
 } from "../../Network.ts"
 import { attempt } from "../util/fromThrowing.ts"
-import { makeNames, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
+import { whole } from "../util/whole.ts"
+import { makeNames, NAMES_MAX_BYTES, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
-import { type Attachment, attach, hasIPv6, makeRouter, type Range, type Router } from "./router.ts"
+import {
+  type Attachment,
+  attach,
+  hasIPv6,
+  hostAddressesOf,
+  makeNamespace,
+  makeRouter,
+  nextRange,
+  type Range,
+  type Router
+} from "./router.ts"
 
 export const TypeId: PublicTypeId = Symbol.for("berth/Network") as PublicTypeId
 
@@ -68,6 +79,12 @@ export const makeStation = (container: string, name: string | undefined): Statio
 export const addressesOf = ({ interfaces }: Station): ReadonlyArray<string> =>
   [...interfaces.keys()].sort((a, b) => a - b).flatMap((place) => interfaces.get(place)!.attachment.addresses)
 
+/** The addresses that stand for the program's machine on the first network of a station. */
+export const hostAddressesAt = ({ interfaces }: Station): ReadonlyArray<string> => {
+  const first = interfaces.get(Math.min(...interfaces.keys()))
+  return first === undefined ? [] : hostAddressesOf(first.network.state.router)
+}
+
 export interface State {
   readonly berth: Berth
   readonly router: Router
@@ -95,24 +112,9 @@ const Proto = {
   }
 }
 
-// Ranges differ between the networks of a program, as a container may be on several.
-let ranges = randomBytes(1)[0]!
-
-const LOWEST = 128
-const COUNT = 100
-
-/** A range of IPv4, and one of the unique local addresses of IPv6 (RFC 4193), written as inet_ntop(3) writes it. */
-const nextRange = () => {
-  const id = randomBytes(8)
-  const groups = [0xfd00 | id.readUInt8(0), id.readUInt16BE(2), id.readUInt16BE(4), id.readUInt16BE(6)]
-  return {
-    prefix4: `10.${LOWEST + (ranges++ % COUNT)}`,
-    prefix6: groups.map((group) => group.toString(16)).join(":")
-  }
-}
-
-/** The range of the options: of addresses that a container can have, RFC 6890; throws. */
-const rangeOf = ({ ipv6, range }: NetworkOptions): Range => {
+/** The range of the options: of addresses that a container can have, RFC 6890; undefined for the usual one. Throws. */
+const rangeOf = ({ ipv6, range }: NetworkOptions): Range | undefined => {
+  if (range === undefined && (ipv6 === undefined || ipv6 === hasIPv6())) return undefined
   const next = nextRange()
   const prefix6 = (ipv6 ?? hasIPv6()) ? next.prefix6 : undefined
   if (ipv6 === true && !hasIPv6()) {
@@ -145,7 +147,7 @@ export const make = (
       parseName("name", options.name ?? `net-${randomBytes(4).toString("hex")}`)
     )
     const range = yield* attempt(() => rangeOf(options))
-    const router = yield* makeRouter(berth, range)
+    const router = makeRouter(yield* range === undefined ? berth.usualNamespace : makeNamespace(berth, range))
     const names = yield* makeNames(berth)
     const state: State = { berth, router, names, members: new Map(), exposed: new Set(), refusals: undefined }
     // The kernel removes the interfaces with the network's namespace.
@@ -160,12 +162,12 @@ export const make = (
     )
     const network: Network = Object.assign(Object.create(Proto), {
       name,
-      range: `${range.prefix4}.0.0/16`,
+      range: `${router.range.prefix4}.0.0/16`,
       state
     })
     state.refusals = yield* openOutbound(network, options)
     return network
-  })
+  }).pipe(whole)
 
 export const checkFree = (networks: ReadonlyArray<Network>, name: string): void => {
   for (const network of networks) {
@@ -183,7 +185,7 @@ const checkNetwork = ({ asker, container, interfaces }: Station, network: Networ
     throw new InvalidOption({ option: "network", value: String(network), expected })
   }
   const { names, router } = network.state
-  if (router.holder.pidfd < 0) refuse("a network whose scope is open")
+  if (router.namespace.fd < 0) refuse("a network whose scope is open")
   const responder = asker?.responder ?? [...interfaces.values()][0]?.network.state.names.responder
   if (responder !== undefined && responder !== names.responder)
     refuse(`a network of the same Berth as the other networks of ${container}`)
@@ -195,8 +197,14 @@ const checkNetwork = ({ asker, container, interfaces }: Station, network: Networ
   }
 }
 
-/** Takes an address on a network, and names for it; throws, and then has taken none. */
-export const enter = (station: Station, network: Network, aliases: ReadonlyArray<string>): Interface => {
+/** An interface, and the messages to the network's responder that give names to its addresses. */
+interface Entered {
+  readonly one: Interface
+  readonly introductions: ReadonlyArray<string>
+}
+
+/** Takes an address on a network; throws, and then has taken none. */
+export const enter = (station: Station, network: Network, aliases: ReadonlyArray<string>): Entered => {
   const { members, names, router } = network.state
   const { container, interfaces, name } = station
   checkNetwork(station, network)
@@ -205,15 +213,11 @@ export const enter = (station: Station, network: Network, aliases: ReadonlyArray
   while (interfaces.has(place)) place++
   const isDefault = ![...interfaces.values()].some((one) => one.isDefault)
   const attachment = attach(router, place, isDefault)
-  const entered: Interface = { network, attachment, isDefault }
-  interfaces.set(place, entered)
+  const one: Interface = { network, attachment, isDefault }
+  interfaces.set(place, one)
   members.set(attachment.number, station)
-  names.add(
-    attachment.number,
-    [...(name === undefined ? [] : [name]), ...aliases, container],
-    attachment.addresses
-  )
-  return entered
+  const given = [...(name === undefined ? [] : [name]), ...aliases, container]
+  return { one, introductions: names.introductions(attachment.number, given, attachment.addresses) }
 }
 
 /** Gives the address back, which nobody may use any more; a second time it does nothing. */
@@ -227,15 +231,20 @@ export const exit = ({ interfaces }: Station, left: Interface): void => {
   network.state.router.numbers.give(attachment.number)
 }
 
-/** The operation by which a station gets the sockets on which it asks for names. */
-export const serve = (station: Station, responder: Responder) => {
+/**
+ * The operation by which a station gets the sockets on which it asks for names. What fits of the introductions goes with the sockets, so that
+ * a start wakes the responder once.
+ */
+export const serve = (station: Station, responder: Responder, introductions: ReadonlyArray<string> = []) => {
   const number = responder.nextNumber()
   station.asker = { number, responder }
+  const fits = introductions.reduce((bytes, { length }) => bytes + length, 0) < NAMES_MAX_BYTES
+  if (!fits) introductions.forEach(responder.tell)
   return {
     operation: {
       op: "name-sockets",
       responder: "names",
-      message: `serve ${number}${networksSeen(station)}`
+      message: [`serve ${number}${networksSeen(station)}`, ...(fits ? introductions : [])].join("\n")
     } as const,
     descriptors: { names: responder.socket() }
   }

@@ -3,7 +3,7 @@
  * namespace (nftables.ts). There native/proxy accepts it, asks where it was going to, and connects from the program's own network
  * namespace, if the rules allow that (outboundRules.ts). A second native/names asks the servers of the program's machine for the names
  * that the network's responder does not know, on a socket in the responder's namespace; it tells the proxy the addresses of allowed names
- * before anybody can use them.
+ * before anybody can use them. What is not TCP leaves by pasta, if at all (pasta.ts).
  */
 import { randomInt } from "node:crypto"
 import { readFileSync } from "node:fs"
@@ -19,7 +19,7 @@ import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
 import { makeSocketPair } from "../system/pipe.ts"
-import { EAGAIN } from "../util/errno.ts"
+import { EAGAIN, EPIPE } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { AF_INET, candidates, portOf, type SocketAddress } from "./address.ts"
 import { startHelper } from "./helper.ts"
@@ -27,15 +27,16 @@ import type { Names } from "./names.ts"
 import { ip } from "./netlink.ts"
 import { type Listener, redirect } from "./nftables.ts"
 import { type Rules, rulesOf } from "./outboundRules.ts"
+import { joinUplink } from "./pasta.ts"
+import { addAll, type Proxy, startProxy, wherever } from "./proxy.ts"
 import { bindInside, gatewaysOf, numberOf, perform } from "./router.ts"
-import { SOCK_STREAM } from "./socket.ts"
-
-const SOCK_DGRAM = 2
+import { SOCK_DGRAM, SOCK_STREAM } from "./socket.ts"
+import { shape } from "./toxic.ts"
 
 /** So many refusals are kept for who asks later, and for who reads slowly. */
 const REFUSALS_MAX = 256
 
-/** The proxy reads messages of 4095 bytes at most, the responder of 8192. */
+/** The proxy reads messages of 4159 bytes at most, the responder of 8192. */
 const MESSAGE_BYTES_MAX = 4000
 
 const REFUSAL_BYTES_MAX = 256
@@ -46,35 +47,66 @@ const REFUSALS_IN_TURN = 64
 const failed = (operation: string, syscall: string, errno: number): BerthError =>
   new OperationFailed({ operation, index: -1, syscall, errno, hint: "" })
 
-/** Sends words in as few messages as fit, each after the verb; throws. */
-const tell = (
-  socket: number,
-  verb: string,
-  words: ReadonlyArray<string>,
-  fds: ReadonlyArray<number> = []
-) => {
+/** Words in as few lines as messages have room for. */
+const linesOf = (words: ReadonlyArray<string>): ReadonlyArray<string> => {
   const lines: Array<string> = []
   for (const word of words) {
     const last = lines.at(-1)
-    if (last === undefined || last.length + word.length >= MESSAGE_BYTES_MAX) lines.push(`${verb} ${word}`)
+    if (last === undefined || last.length + word.length >= MESSAGE_BYTES_MAX) lines.push(word)
     else lines[lines.length - 1] = `${last} ${word}`
   }
-  for (const line of words.length === 0 ? [verb] : lines) {
-    const sent = native().send(socket, new TextEncoder().encode(line), fds)
-    if (sent < 0) throw failed(`the message "${verb}"`, "sendmsg", -sent)
-  }
+  return lines
 }
 
-const closeAll = (fds: Array<number>): void => fds.splice(0).forEach((fd) => native().close(fd))
+/** Two connected sockets, which are closed with the scope. */
+const socketPair = Effect.acquireRelease(attempt(makeSocketPair), (pair) =>
+  Effect.sync(() => pair.forEach((fd) => native().close(fd)))
+)
 
-/** Descriptors that are closed with the scope, unless that is done before. */
-const scopedFds = (open: () => Array<number>) =>
-  Effect.acquireRelease(attempt(open), (fds) => Effect.sync(() => closeAll(fds)))
+/** Starts a responder that asks other servers. Gives what sends it a message, and throws. */
+const startForwarder = (network: Network) =>
+  Effect.gen(function* () {
+    const { socket } = yield* startHelper(network.state.berth, {
+      program: "berth-names",
+      name: `outbound names of network ${network.name}`,
+      place: [{ op: "process", namespaces: flagsOf(["pid", "ipc", "uts"]) }]
+    })
+    let ended = false
+    yield* Effect.addFinalizer(() => Effect.sync(() => (ended = true)))
+    return (message: string, fds: ReadonlyArray<number> = []): void => {
+      // The scope may have closed while the network is made: the socket's number may be another file's by now.
+      const sent = ended ? -EPIPE : native().send(socket, new TextEncoder().encode(message), fds)
+      if (sent < 0) throw failed("a message to the responder for outbound names", "sendmsg", -sent)
+    }
+  })
+
+const closeAll = (fds: Array<number>): void => fds.splice(0).forEach((fd) => native().close(fd))
 
 const boundPort = (fd: number): number => {
   const name = new Uint8Array(28)
   native().socketAddress(fd, name)
   return portOf(name)
+}
+
+/** Bound sockets with their ports. They are closed with the scope, unless that is done before. */
+const scopedSockets = (open: (fds: Array<number>) => void) =>
+  Effect.acquireRelease(
+    attempt(() => {
+      const fds: Array<number> = []
+      try {
+        open(fds)
+        return { fds, ports: fds.map(boundPort) }
+      } catch (error) {
+        closeAll(fds)
+        throw error
+      }
+    }),
+    ({ fds }) => Effect.sync(() => closeAll(fds))
+  )
+
+const listenAt = (fd: number, what: string): void => {
+  const listening = native().listen(fd)
+  if (listening < 0) throw failed(what, "listen", -listening)
 }
 
 const parseServer = (text: string, index: number): string => {
@@ -115,52 +147,39 @@ const bindBeside = (names: Names, type: number, { bytes, text }: SocketAddress):
 }
 
 /** Has the network's responder ask the servers, for names that the rules allow. */
-const forwardNames = (network: Network, rules: Rules, servers: ReadonlyArray<string>, proxy: number) =>
+const forwardNames = (network: Network, rules: Rules, servers: ReadonlyArray<string>, proxy: Proxy) =>
   Effect.gen(function* () {
-    const { berth, names } = network.state
+    const { names } = network.state
     if (rules.names?.length === 0) return
-    const { socket } = yield* startHelper(berth, {
-      program: "berth-names",
-      name: `outbound names of network ${network.name}`,
-      place: [{ op: "process", namespaces: flagsOf(["pid", "ipc", "uts"]) }]
-    })
+    const tell = yield* startForwarder(network)
     // Each network has a loopback address of its own there, on which every port is free.
     const host = `127.${randomInt(1, 255)}.${randomInt(1, 255)}.${randomInt(1, 255)}`
-    const sockets = yield* scopedFds(() => {
-      const fds: Array<number> = []
-      try {
-        fds.push(bindBeside(names, SOCK_DGRAM, candidates({ host, port: 0 }, 0)[0]!))
-        fds.push(bindBeside(names, SOCK_STREAM, candidates({ host, port: boundPort(fds[0]!) })[0]!))
-        const listening = native().listen(fds[1]!)
-        if (listening < 0) throw failed("a socket of the responder for names", "listen", -listening)
-        return fds
-      } catch (error) {
-        closeAll(fds)
-        throw error
-      }
+    const { fds, ports } = yield* scopedSockets((fds) => {
+      fds.push(bindBeside(names, SOCK_DGRAM, candidates({ host, port: 0 }, 0)[0]!))
+      fds.push(bindBeside(names, SOCK_STREAM, candidates({ host, port: boundPort(fds[0]!) })[0]!))
+      listenAt(fds[1]!, "a socket of the responder for names")
     })
+    if (rules.names !== undefined) {
+      const [learning, telling] = yield* socketPair
+      yield* proxy.tell("learn", "", [learning])
+      yield* attempt(() => {
+        tell("tell", [telling])
+        for (const line of linesOf(rules.names!)) tell(`allow ${line}`)
+      })
+    }
     yield* attempt(() => {
-      if (rules.names !== undefined) {
-        const pair = [...makeSocketPair()]
-        try {
-          tell(proxy, "learn", [], [pair[0]!])
-          tell(socket, "tell", [], [pair[1]!])
-        } finally {
-          closeAll(pair)
-        }
-        tell(socket, "allow", rules.names)
-      }
-      tell(socket, "forward 1", servers)
-      const port = boundPort(sockets[0]!)
-      tell(socket, "serve", ["1 1"], sockets)
-      closeAll(sockets)
-      names.forward(host, port)
+      for (const line of linesOf(servers)) tell(`forward 1 ${line}`)
+      tell("serve 1 1", fds)
+      closeAll(fds)
+      names.forward(host, ports[0]!)
     })
   })
 
 /** Reads what the proxy tells, until the scope closes. */
-const readRefusals = (network: Network, socket: number) =>
+const readRefusals = (network: Network, proxy: Proxy) =>
   Effect.gen(function* () {
+    const [socket, theirs] = yield* socketPair
+    yield* proxy.tell("refusals", "", [theirs])
     const refusals = yield* Effect.acquireRelease(
       PubSub.sliding<Refusal>({ capacity: REFUSALS_MAX, replay: REFUSALS_MAX }),
       PubSub.shutdown
@@ -213,45 +232,30 @@ export const openOutbound = (
     const { berth, router } = network.state
     const { prefix4, prefix6 } = router.range
     const own = [`${prefix4}.0.0/16`, ...(prefix6 === undefined ? [] : [`${prefix6}::/64`])]
-    const rules = yield* attempt(() => rulesOf(outbound, own))
+    const rules = yield* attempt(() => rulesOf(outbound === "pasta" ? "proxy" : outbound, own))
     const gateways = gatewaysOf(router)
-    const sockets = yield* scopedFds(() => {
-      const fds: Array<number> = []
-      try {
-        for (const host of gateways) {
-          const fd = bindInside(router, candidates({ host, port: 0 }, 0)[0]!)
-          fds.push(fd)
-          const listening = native().listen(fd)
-          if (listening < 0) throw failed("the socket of outbound connections", "listen", -listening)
-        }
-        return fds
-      } catch (error) {
-        closeAll(fds)
-        throw error
+    const { fds, ports } = yield* scopedSockets((fds) => {
+      for (const host of gateways) {
+        const fd = bindInside(router, candidates({ host, port: 0 }, 0)[0]!)
+        fds.push(fd)
+        listenAt(fd, "the socket of outbound connections")
       }
     })
     const listeners = gateways.map((host, place): Listener => {
       const address = ip(host)
-      return {
-        address,
-        port: boundPort(sockets[place]!),
-        prefix: address.bytes.slice(0, host.includes(":") ? 8 : 2)
-      }
+      return { address, port: ports[place]!, prefix: address.bytes.slice(0, host.includes(":") ? 8 : 2) }
     })
-    const { socket } = yield* startHelper(berth, {
-      program: "berth-proxy",
+    const proxy = yield* startProxy(berth, {
       name: `outbound of network ${network.name}`,
       place: [{ op: "process", namespaces: 0 }]
     })
-    yield* attempt(() => {
-      tell(socket, "rules", rules.rules)
-      for (const fd of sockets) tell(socket, "outbound", [], [fd])
-      closeAll(sockets)
-    })
-    const refusals = yield* readRefusals(network, socket)
-    yield* forwardNames(network, rules, servers ?? hostServers(), socket)
+    for (const line of linesOf(rules.rules)) yield* proxy.tell("rules", line)
+    const refusals = yield* readRefusals(network, proxy)
+    shape(network, proxy, yield* addAll(proxy, fds, wherever))
+    yield* forwardNames(network, rules, servers ?? hostServers(), proxy)
     const messages = new Uint8Array(redirect(listeners).flat())
-    yield* perform(berth, router.holder.pidfd, "outbound of a network", [{ op: "netfilter", messages }]).pipe(
+    yield* perform(berth, router.namespace.fd, "outbound of a network", [{ op: "netfilter", messages }]).pipe(
+      Effect.zipRight(outbound === "pasta" ? joinUplink(network) : Effect.void),
       Effect.mapError(unsupported)
     )
     return refusals

@@ -27,11 +27,14 @@ const answer = (socket: number): Effect.Effect<void, BerthError> =>
 
 /** Where a proxy connects to, as native/proxy/proxy.c reads it. */
 export interface Target {
-  readonly verb: "add" | "datagrams"
+  readonly verb: "add" | "datagrams" | "outbound"
   readonly text: string
   /** The descriptor of the root in which a path is resolved. */
   readonly root?: number
 }
+
+/** Where each connection was going to before it was redirected. */
+export const wherever: Target = { verb: "outbound", text: "" }
 
 /** A port, at the first of the addresses that accepts a connection, or that a UDP socket has. */
 export const toPort = (addresses: ReadonlyArray<string>, port: number, protocol = "tcp"): Target => ({
@@ -54,6 +57,12 @@ export interface Proxy {
    * if something does already when this succeeds; datagrams it passes on. Gives the number of the socket.
    */
   readonly add: (bound: number, target: Target) => Effect.Effect<number, BerthError>
+  /** Sends another message with descriptors, which stay open here. */
+  readonly tell: (
+    verb: string,
+    text: string,
+    descriptors?: ReadonlyArray<number>
+  ) => Effect.Effect<void, BerthError>
   /** Sets the faults of a socket's connections, in the proxy's terms. After the proxy's end it does nothing. */
   readonly toxic: (id: number, text: string) => Effect.Effect<void, BerthError>
 }
@@ -75,7 +84,7 @@ export const startProxy = (
     // One message at a time, to the end: an answer that nobody has read would be taken for the next one.
     const inTurn = <A, E>(effect: Effect.Effect<A, E>) => turn.withPermits(1)(Effect.uninterruptible(effect))
     yield* Effect.addFinalizer(() => inTurn(Effect.sync(() => (ended = true))))
-    const ask = (message: string, descriptors: ReadonlyArray<number>): Effect.Effect<void, BerthError> =>
+    const ask = (message: string, descriptors: ReadonlyArray<number> = []): Effect.Effect<void, BerthError> =>
       Effect.suspend(() => {
         // The scope may have closed while a fiber still uses the proxy: the socket's number may be another file's by now.
         if (ended) return Effect.fail(failed("sendmsg", EPIPE))
@@ -90,9 +99,22 @@ export const startProxy = (
             return Effect.as(ask(`${verb} ${own} ${text}`, root === undefined ? [bound] : [bound, root]), own)
           })
         ).pipe(Effect.ensuring(Effect.sync(() => native().close(bound)))),
-      toxic: (id, text) =>
-        inTurn(Effect.suspend(() => (ended ? Effect.void : ask(`toxic ${id} ${text}`, []))))
+      tell: (verb, text, descriptors) =>
+        inTurn(Effect.suspend(() => ask(`${verb} ${++id} ${text}`, descriptors))),
+      toxic: (id, text) => inTurn(Effect.suspend(() => (ended ? Effect.void : ask(`toxic ${id} ${text}`))))
     }
+  })
+
+/** Has a proxy serve sockets, each of which it takes out of the list, and gives their numbers. */
+export const addAll = (
+  proxy: Proxy,
+  left: Array<number>,
+  target: Target
+): Effect.Effect<ReadonlyArray<number>, BerthError> =>
+  Effect.gen(function* () {
+    const ids: Array<number> = []
+    while (left.length > 0) ids.push(yield* proxy.add(left.shift()!, target))
+    return ids
   })
 
 /** What has servers: a container, or the network namespace that the containers of a pod share, which has no root. */

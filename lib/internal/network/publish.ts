@@ -11,16 +11,28 @@ import type {
   PublishPathOptions
 } from "../../Connection.ts"
 import type { Container } from "../../Container.ts"
+import type { Pod } from "../../Network.ts"
 import { native } from "../system/addon.ts"
 import { isContainer } from "../typeIds.ts"
 import { EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { invalid } from "../util/validate.ts"
+import { whole } from "../util/whole.ts"
 import { candidates, parsePort, portOf, type SocketAddress } from "./address.ts"
 import { heldBy, portInodes } from "./holders.ts"
 import { bindPath } from "./hostPath.ts"
+import { isPod } from "./network.ts"
 import { parseOnePort } from "./ports.ts"
-import { addressesIn, makeProxy, type Proxy, type Served, type Target, toPath, toPort } from "./proxy.ts"
+import {
+  addAll,
+  addressesIn,
+  makeProxy,
+  type Proxy,
+  type Served,
+  type Target,
+  toPath,
+  toPort
+} from "./proxy.ts"
 import { SOCK_DGRAM, SOCK_STREAM } from "./socket.ts"
 import { shape } from "./toxic.ts"
 
@@ -107,18 +119,6 @@ const targetOf = (container: Served, to: PublishOptions["container"], protocol: 
   return toPath(container, to.path)
 }
 
-/** Hands the sockets over to the proxy, and gives their numbers. */
-const addAll = (
-  proxy: Proxy,
-  left: Array<number>,
-  target: Target
-): Effect.Effect<ReadonlyArray<number>, BerthError> =>
-  Effect.gen(function* () {
-    const ids: Array<number> = []
-    while (left.length > 0) ids.push(yield* proxy.add(left.shift()!, target))
-    return ids
-  })
-
 /** Starts the proxy, or gives the one that there is. */
 type GetProxy = Effect.Effect<Proxy, BerthError, Scope.Scope>
 
@@ -196,7 +196,7 @@ const publishBy = (
       "path" in options
         ? publishPath(container, options, getProxy)
         : publishPort(container, options, getProxy)
-  ).pipe(Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))
+  ).pipe(whole, Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))
 
 /** See `Container.publish`. */
 export const publish = (
@@ -212,15 +212,18 @@ export const publishAll = (
 ): Effect.Effect<void, BerthError, Scope.Scope> =>
   Effect.flatMap(Effect.cached(makeProxy(container)), (getProxy) =>
     Effect.forEach(list, (given) => publishBy(container, given, getProxy), { discard: true })
-  )
+  ).pipe(whole)
 
 /** See `Container.published`. */
 export const published: {
-  (port: number, protocol?: Protocol): (container: Container) => Effect.Effect<PublishedPort, BerthError>
-  (container: Container, port: number, protocol?: Protocol): Effect.Effect<PublishedPort, BerthError>
+  (
+    port: number,
+    protocol?: Protocol
+  ): (container: Container | Pod) => Effect.Effect<PublishedPort, BerthError>
+  (container: Container | Pod, port: number, protocol?: Protocol): Effect.Effect<PublishedPort, BerthError>
 } = dual(
-  (args) => isContainer(args[0]),
-  (container: Container, port: number, protocol: Protocol = "tcp") =>
+  (args) => isContainer(args[0]) || isPod(args[0]),
+  (container: Container | Pod, port: number, protocol: Protocol = "tcp") =>
     attempt(() => {
       const known = ports.get(container.state)
       const there = known === undefined || known.size === 0 ? "none" : [...known.keys()].join(", ")
@@ -229,7 +232,7 @@ export const published: {
         invalid(
           "port",
           keyOf(port, protocol),
-          `a port that is published; of container ${container.id}: ${there}`
+          `a port that is published; of ${isPod(container) ? `pod ${container.name}` : `container ${container.id}`}: ${there}`
         )
       )
     })

@@ -3,6 +3,7 @@
  * there, its own address, and routes and neighbours that are all fixed: no container is asked for an address, and no answer
  * is believed. The kernel is the teardown: the interfaces go with their namespaces.
  */
+import { randomBytes } from "node:crypto"
 import { existsSync } from "node:fs"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -23,8 +24,9 @@ const SOCK_RAW = 3
 /** So many milliseconds an address stays unused when its container is gone, whose interfaces the kernel removes later. */
 const QUARANTINE_MS = 2000
 
-/** The number of the network itself; those of containers follow. */
+/** The number of the network itself, and that of the program's machine, at which ports are exposed; those of containers follow. */
 const ROUTER_NUMBER = 1
+const HOST_NUMBER = 2
 
 const LOOPBACK_INDEX = 1
 
@@ -39,7 +41,7 @@ export const near = (number: number) => ({ index: ROUTER_INDEX + number, name: `
 export const far = (place: number) => ({ index: CONTAINER_INDEX + place, name: `eth${place}` })
 
 /** Nobody has them: they are the next hop of every container. */
-const GATEWAY = { 4: "169.254.1.1", 6: "fe80::1" } as const
+const GATEWAYS = [netlink.ip("169.254.1.1"), netlink.ip("fe80::1")] as const
 
 /** The numbers of a network's containers: the lowest that has been free for a while. */
 class Numbers {
@@ -47,7 +49,7 @@ class Numbers {
   private readonly holders = new Map<number, number>()
   private readonly freed: Array<readonly [number: number, since: number]> = []
   private readonly size: number
-  private next = ROUTER_NUMBER + 1
+  private next = HOST_NUMBER + 1
 
   constructor(size: number) {
     this.size = size
@@ -88,13 +90,35 @@ export interface Range {
 
 /** What a network keeps to itself. */
 export interface Router {
-  readonly holder: Holder
+  readonly namespace: NetworkNamespace
   readonly range: Range
   readonly numbers: Numbers
   /** The numbers whose rules are there: they stay, for the next container of that number. */
   readonly ruled: Set<number>
   /** The same for IPv4: see `checkByRules`. */
   readonly ruled4: Set<number>
+}
+
+// Ranges differ between the networks of a program, as a container may be on several.
+let ranges = randomBytes(1)[0]!
+
+const LOWEST = 128
+const COUNT = 100
+
+/** A range of IPv4, and one of the unique local addresses of IPv6 (RFC 4193), written as inet_ntop(3) writes it. */
+export const nextRange = () => {
+  const id = randomBytes(8)
+  const groups = [0xfd00 | id.readUInt8(0), id.readUInt16BE(2), id.readUInt16BE(4), id.readUInt16BE(6)]
+  return {
+    prefix4: `10.${LOWEST + (ranges++ % COUNT)}`,
+    prefix6: groups.map((group) => group.toString(16)).join(":")
+  }
+}
+
+/** The range of a network without options. */
+export const usualRange = (): Range => {
+  const next = nextRange()
+  return hasIPv6() ? next : { ...next, prefix6: undefined }
 }
 
 export const hasIPv6 = (): boolean => existsSync("/proc/sys/net/ipv6")
@@ -132,10 +156,21 @@ export const netlinkOperation = (messages: ReadonlyArray<ReadonlyArray<number>>)
   pidAt: -1
 })
 
-/** Performs operations in the network namespace of a process, by its pidfd; `name` is for messages. */
+/** The supervisor sends fewer than 256 messages at a time. */
+const MESSAGES_MAX = 128
+
+/** The same for many messages. */
+export const netlinkOperations = (
+  messages: ReadonlyArray<ReadonlyArray<number>>
+): ReadonlyArray<Plan.Operation> =>
+  Array.from({ length: Math.ceil(messages.length / MESSAGES_MAX) }, (_, k) =>
+    netlinkOperation(messages.slice(k * MESSAGES_MAX, (k + 1) * MESSAGES_MAX))
+  )
+
+/** Performs operations in a network namespace: of a descriptor of it, or of the pidfd of a process; `name` is for messages. */
 export const perform = (
-  berth: Berth,
-  pidfd: number,
+  berth: Pick<Berth, "supervisor">,
+  namespace: number,
   name: string,
   operations: ReadonlyArray<Plan.Operation>,
   descriptors: Readonly<Record<string, number>> = {}
@@ -149,16 +184,16 @@ export const perform = (
     ])
     return Effect.scoped(
       Effect.asVoid(
-        scopedUnit(berth, berth.supervisor.nextId(), name, plan, { ...descriptors, process: pidfd })
+        scopedUnit(berth, berth.supervisor.nextId(), name, plan, { ...descriptors, process: namespace })
       )
     )
   })
 
-/** The process that has a network's namespace: it does nothing, and ends with the scope. */
-export interface Holder {
-  readonly pid: number
+/** The namespace of a network. No process is in it: it ends with the last descriptor of it, and of a socket in it. */
+export interface NetworkNamespace {
+  readonly range: Range
   /** -1 once its scope has closed. */
-  readonly pidfd: number
+  readonly fd: number
 }
 
 /** Has a namespace route, and believe no packet whose sender is elsewhere (rp_filter: ip-sysctl.rst). */
@@ -182,12 +217,20 @@ const routing = (range: Range): ReadonlyArray<Plan.Operation> => [
       ]),
   netlinkOperation([
     netlink.up(LOOPBACK_INDEX),
-    ...addressesOf(range, ROUTER_NUMBER).map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
+    ...[ROUTER_NUMBER, HOST_NUMBER]
+      .flatMap((number) => addressesOf(range, number))
+      .map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
   ])
 ]
 
-/** Makes the namespace of a network in one unit, as each further unit would add a millisecond to a start with a network of its own. */
-const hold = (berth: Berth, range: Range): Effect.Effect<Holder, BerthError, Scope.Scope> =>
+/**
+ * Makes the namespace of a network in one unit, as each further unit would add a millisecond to a start with a network of its own. The process
+ * of the unit ends at once; the unit keeps the descriptor.
+ */
+export const makeNamespace = (
+  berth: Pick<Berth, "supervisor">,
+  range: Range
+): Effect.Effect<NetworkNamespace, BerthError, Scope.Scope> =>
   Effect.map(
     scopedUnit(
       berth,
@@ -196,20 +239,16 @@ const hold = (berth: Berth, range: Range): Effect.Effect<Holder, BerthError, Sco
       Plan.make([
         // Without root, sysctls need a procfs, and that a pid namespace of its own.
         { op: "process", namespaces: flagsOf(["network", "pid"]) },
-        { op: "session" },
-        { op: "stdio", stdin: null, stdout: null, stderr: null },
         ...routing(range),
-        { op: "bounding", capabilities: 0 },
-        { op: "capabilities", effective: 0, permitted: 0, inheritable: 0, ambient: 0 },
-        { op: "no-new-privileges" },
-        { op: "exec-self", arguments: ["berth-hold"], environment: [] }
+        { op: "send-network" },
+        { op: "exit" }
       ]),
       {}
     ).pipe(Effect.mapError(explain(["network"]))),
     (unit) => ({
-      pid: unit.pid,
-      get pidfd() {
-        return unit.pidfd()
+      range,
+      get fd() {
+        return unit.root()
       }
     })
   )
@@ -238,7 +277,7 @@ export const ownAddress = (
       if (number === undefined) return Effect.fail(noFreeAddress(router))
       const addresses = addressesOf(router.range, number)
       const add = addresses.map((text) => netlink.address(LOOPBACK_INDEX, netlink.ip(text)))
-      return perform(berth, router.holder.pidfd, "address of a network", [netlinkOperation(add)]).pipe(
+      return perform(berth, router.namespace.fd, "address of a network", [netlinkOperation(add)]).pipe(
         Effect.tapError(() => Effect.sync(() => router.numbers.give(number))),
         Effect.as({ number, addresses })
       )
@@ -246,7 +285,7 @@ export const ownAddress = (
     ({ addresses, number }) => {
       const remove = addresses.map((text) => netlink.removeAddress(LOOPBACK_INDEX, netlink.ip(text)))
       // A number whose addresses stay is not given to a container. The addresses of a network that is gone are gone as well.
-      return perform(berth, router.holder.pidfd, "address of a network", [netlinkOperation(remove)]).pipe(
+      return perform(berth, router.namespace.fd, "address of a network", [netlinkOperation(remove)]).pipe(
         Effect.tap(() => Effect.sync(() => router.numbers.give(number))),
         Effect.ignore
       )
@@ -257,7 +296,7 @@ export const ownAddress = (
 export const bindInside = (router: Router, { bytes, family, text }: SocketAddress): number => {
   const failed = (syscall: string, errno: number): BerthError =>
     new OperationFailed({ operation: `bind ${text} on a network`, index: -1, syscall, errno, hint: "" })
-  const fd = socketIn(router.holder.pidfd, family, SOCK_STREAM)
+  const fd = socketIn(router.namespace.fd, family, SOCK_STREAM)
   if (fd < 0) throw failed("socket", -fd)
   const bound = native().bind(fd, bytes)
   if (bound >= 0) return fd
@@ -267,6 +306,9 @@ export const bindInside = (router: Router, { bytes, family, text }: SocketAddres
 
 /** The addresses of the network itself. */
 export const gatewaysOf = ({ range }: Router): ReadonlyArray<string> => addressesOf(range, ROUTER_NUMBER)
+
+/** The addresses that stand for the program's machine: nothing but exposed ports is there. */
+export const hostAddressesOf = ({ range }: Router): ReadonlyArray<string> => addressesOf(range, HOST_NUMBER)
 
 /** The number of the container that has an address of the network. */
 export const numberOf = (address: string): number =>
@@ -315,7 +357,7 @@ export const checkByRules = (router: Router, number: number): ReadonlyArray<Plan
 export const attach = (router: Router, place: number, isDefault: boolean): Attachment => {
   const number = router.numbers.take()
   if (number === undefined) throw noFreeAddress(router)
-  const socket = socketIn(router.holder.pidfd, AF_NETLINK, SOCK_RAW)
+  const socket = socketIn(router.namespace.fd, AF_NETLINK, SOCK_RAW)
   if (socket < 0) {
     router.numbers.give(number)
     throw new OperationFailed({
@@ -340,7 +382,7 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
     ]),
     ...(sixth === undefined || router.ruled.has(number) ? [] : rules(number, sixth))
   ]
-  const gateway = ({ family }: netlink.Ip): netlink.Ip => netlink.ip(family === 2 ? GATEWAY[4] : GATEWAY[6])
+  const gateway = ({ family }: netlink.Ip): netlink.Ip => GATEWAYS[family === 2 ? 0 : 1]
   const route = (one: netlink.Ip, toAll: boolean): ReadonlyArray<number> => {
     const [to, length] = toAll
       ? [one, 0]
@@ -379,21 +421,20 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
   }
 }
 
-export const makeRouter = (berth: Berth, range: Range): Effect.Effect<Router, BerthError, Scope.Scope> =>
-  Effect.map(hold(berth, range), (holder) => ({
-    holder,
-    range,
-    numbers: new Numbers(2 ** BITS - 1),
-    ruled: new Set(),
-    ruled4: new Set()
-  }))
+export const makeRouter = (namespace: NetworkNamespace): Router => ({
+  namespace,
+  range: namespace.range,
+  numbers: new Numbers(2 ** BITS - 1),
+  ruled: new Set(),
+  ruled4: new Set()
+})
 
 /** Removes a container's interface: the kernel removes its other end with it, and all routes by both. */
 export const detach = (
   berth: Berth,
-  { holder }: Router,
+  { namespace }: Router,
   { number }: Attachment
 ): Effect.Effect<void, BerthError> =>
-  perform(berth, holder.pidfd, "an interface of a network", [
+  perform(berth, namespace.fd, "an interface of a network", [
     netlinkOperation([netlink.remove(near(number).index)])
   ])

@@ -88,10 +88,10 @@ const shape = (
     const { link, number, place } = yield* attempt(() => memberOf(network, "container", container))
     const { berth, members, router } = network.state
     const shapes = shapesOf(link)
-    const [holder, index] =
-      way === "up" ? [container.state, far(place).index] : [router.holder, near(number).index]
+    const [namespace, index] =
+      way === "up" ? [container.state.pidfd, far(place).index] : [router.namespace.fd, near(number).index]
     const apply = (next: Shape): Effect.Effect<void, BerthError> =>
-      perform(berth, holder.pidfd, `links of container ${container.id}`, [
+      perform(berth, namespace, `links of container ${container.id}`, [
         netlinkOperation(messages(index, next))
       ]).pipe(Effect.tap(() => Effect.sync(() => (shapes[way] = next))))
     const begin = Effect.suspend(() => {

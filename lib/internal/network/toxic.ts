@@ -1,11 +1,10 @@
-/** Faults of published ports: TypeScript adds up those that are in force, native/proxy/pair.c has them. */
+/** Faults of what a proxy serves: TypeScript adds up those that are in force, native/proxy/pair.c has them. */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type * as Scope from "effect/Scope"
 import type { BerthError } from "../../BerthError.ts"
-import type { PublishedPath, PublishedPort } from "../../Connection.ts"
-import type { ToxicOptions } from "../../Network.ts"
+import type { ToxicTarget as Target, ToxicOptions } from "../../Network.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as check from "../util/validate.ts"
 import type { Proxy } from "./proxy.ts"
@@ -29,7 +28,7 @@ const none: Toxic = {
   halfOpen: false
 }
 
-/** What has been published, with the faults that are in force. */
+/** What a proxy serves, with the faults that are in force. */
 interface Shaped {
   readonly proxy: Proxy
   readonly ids: ReadonlyArray<number>
@@ -39,9 +38,9 @@ interface Shaped {
 const shaped = new WeakMap<object, Shaped>()
 
 /** Lets faults be given to what a proxy has been told to accept, by the numbers of its sockets. */
-export const shape = <A extends object>(published: A, proxy: Proxy, ids: ReadonlyArray<number>): A => {
-  shaped.set(published, { proxy, ids, inForce: new Set() })
-  return published
+export const shape = <A extends Target>(target: A, proxy: Proxy, ids: ReadonlyArray<number>): A => {
+  shaped.set(target, { proxy, ids, inForce: new Set() })
+  return target
 }
 
 const MICROS_MAX = 3_600_000_000
@@ -99,27 +98,18 @@ const tell = ({ ids, inForce, proxy }: Shaped): Effect.Effect<void, BerthError> 
   return Effect.forEach(ids, (id) => proxy.toxic(id, directions.join(" ")), { discard: true })
 }
 
+const EXPECTED =
+  "what `Container.publish`, `Container.published` or `Network.expose` has given, for TCP, or a network with outbound"
+
 /** See `Network.toxic`. */
 export const toxic: {
-  (
-    options: ToxicOptions
-  ): (published: PublishedPort | PublishedPath) => Effect.Effect<void, BerthError, Scope.Scope>
-  (
-    published: PublishedPort | PublishedPath,
-    options: ToxicOptions
-  ): Effect.Effect<void, BerthError, Scope.Scope>
+  (options: ToxicOptions): (target: Target) => Effect.Effect<void, BerthError, Scope.Scope>
+  (target: Target, options: ToxicOptions): Effect.Effect<void, BerthError, Scope.Scope>
 } = dual(
   2,
-  Effect.fn("berth.Network.toxic")(function* (
-    published: PublishedPort | PublishedPath,
-    options: ToxicOptions
-  ) {
+  Effect.fn("berth.Network.toxic")(function* (target: Target, options: ToxicOptions) {
     const toxics = yield* attempt(() => parse(options))
-    const found = yield* attempt(
-      () =>
-        shaped.get(published) ??
-        check.invalid("published", published, "what `Container.publish` has given for a TCP port or a path")
-    )
+    const found = yield* attempt(() => shaped.get(target) ?? check.invalid("target", target, EXPECTED))
     yield* Effect.acquireRelease(
       Effect.suspend(() => {
         found.inForce.add(toxics)

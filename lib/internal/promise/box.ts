@@ -1,19 +1,26 @@
 /** A container as an object with promises: its commands, files, conditions and lifetime. */
 import type { PlatformError } from "@effect/platform/Error"
 import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
 import * as Cgroup from "../../Cgroup.ts"
 import type * as Connection from "../../Connection.ts"
 import * as Container from "../../Container.ts"
+import * as Network from "../../Network.ts"
 import type {
   Abortable,
   Box,
+  BoxConnection,
+  BoxNetwork,
   CallOptions,
+  Closable,
   Conditions,
+  Faulty,
   Files,
   Inside,
   InsideOptions,
@@ -26,6 +33,7 @@ import * as http from "../network/fetch.ts"
 import { publish } from "../network/publish.ts"
 import { words } from "../util/commandTemplate.ts"
 import { EIO } from "../util/errno.ts"
+import { whole } from "../util/whole.ts"
 import { exec, makeCommand, streamOf, withInput } from "./command.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
@@ -142,6 +150,91 @@ export const inScope = <A, B>(
     )
   )
 
+/** Makes a value that exists until it is closed, or `scope`. */
+export const closableIn = <A, B extends object>(
+  shared: Shared,
+  scope: Scope.Scope,
+  effect: Effect.Effect<A, BerthError, Berth | Scope.Scope>,
+  give: (value: A) => B,
+  options: Abortable = {}
+): Promise<B & Closable> =>
+  shared.run(
+    inScope(
+      whole(effect),
+      (value, own) => {
+        const close = (): Promise<void> => Effect.runPromise(Scope.close(own, Exit.void))
+        return Object.assign(give(value), { close, [Symbol.asyncDispose]: close })
+      },
+      Scope.fork(scope, ExecutionStrategy.sequential)
+    ),
+    options
+  )
+
+/** Adds `toxic` to something that a proxy serves. */
+export const faulty = <A extends Network.ToxicTarget>(
+  shared: Shared,
+  scope: Scope.Scope,
+  target: A
+): A & Faulty =>
+  Object.assign(target, {
+    toxic: (options: Network.ToxicOptions) =>
+      closableIn(shared, scope, Network.toxic(target, options), () => ({}))
+  })
+
+/** Finds published ports: see `Container.published`. */
+export const publishedOf =
+  (shared: Shared, scope: Scope.Scope, of: Container.Container | Network.Pod): BoxNetwork["published"] =>
+  (port, protocol) =>
+    shared.run(Effect.map(Container.published(of, port, protocol), (found) => faulty(shared, scope, found)))
+
+const connectionOf = (shared: Shared, { sink, stream }: Connection.Connection): BoxConnection => ({
+  stream: iterableOf(stream),
+  send: (input, options) =>
+    withInput(input, (given) => shared.run(Stream.run(streamOf(given), sink), options))
+})
+
+const networkOf = (
+  shared: Shared,
+  container: Container.Container,
+  scope: Scope.CloseableScope
+): BoxNetwork => {
+  let fetcher: Promise<http.Fetch> | undefined
+  return {
+    connect: (address, options) =>
+      closableIn(
+        shared,
+        scope,
+        Container.connect(container, address),
+        (connection) => connectionOf(shared, connection),
+        options
+      ),
+    netSocket: (address) => Container.netSocket(container, address),
+    listen: (address, handler) => {
+      const handle = (connection: Connection.Connection) =>
+        Effect.tryPromise({
+          try: async () => handler(connectionOf(shared, connection)),
+          catch: (error) => error
+        })
+      return closableIn(shared, scope, Container.listen(container, address, handle), (listening) => ({
+        ...listening
+      }))
+    },
+    netServer: (address, onConnection) => Container.netServer(container, address, onConnection),
+    fetch: async (url, init = {}) => {
+      fetcher ??= shared.run(Scope.extend(http.fetcher(container), scope))
+      const request = await fetcher
+      return shared.run(
+        Effect.flatMap(http.parseUrl(url), (to) => http.fetchBy(container, request, to, init))
+      )
+    },
+    publish: ((port: Connection.Publishable) =>
+      closableIn(shared, scope, publish(container, port), (published) =>
+        faulty(shared, scope, published)
+      )) as Box["publish"],
+    published: publishedOf(shared, scope, container)
+  }
+}
+
 /** Holds the supervisor until the scope is closed by the function that this gives. */
 export const closing = (
   shared: Shared,
@@ -167,11 +260,9 @@ export const makeBox = (
   linger: CallOptions["linger"]
 ): Box => {
   const close = closing(shared, scope, linger)
-  const within = <A>(effect: Effect.Effect<A, BerthError, Scope.Scope>): Promise<A> =>
-    shared.run(Scope.extend(effect, scope))
-  let fetcher: Promise<http.Fetch> | undefined
   const box: Box = {
     ...inside(shared, container, {}),
+    ...networkOf(shared, container, scope),
     id: container.id,
     pid: container.pid,
     stdout: iterableOf(container.stdout),
@@ -187,16 +278,11 @@ export const makeBox = (
       shared.run(Container.copyIn(container, hostPath, path), options),
     copyOut: (path, hostPath, options = {}) =>
       shared.run(Container.copyOut(container, path, hostPath, options), options),
-    netSocket: (address) => Container.netSocket(container, address),
-    netServer: (address, onConnection) => Container.netServer(container, address, onConnection),
-    fetch: async (url, init = {}) => {
-      fetcher ??= within(http.fetcher(container))
-      const request = await fetcher
-      return shared.run(
-        Effect.flatMap(http.parseUrl(url), (to) => http.fetchBy(container, request, to, init))
-      )
-    },
-    publish: ((port: Connection.Publishable) => within(publish(container, port))) as Box["publish"],
+    tarIn: (path, archive, options) =>
+      withInput(archive, (given) =>
+        shared.run(Stream.run(streamOf(given), Container.tarIn(container, path)), options)
+      ),
+    tarOut: (path, options = {}) => iterableOf(Container.tarOut(container, path, options)),
     wait: (options) => shared.run(container.exit, options),
     kill: (signal = "SIGTERM") => shared.run(Container.signal(container, signal)),
     pause: () => shared.run(Container.pause(container)),

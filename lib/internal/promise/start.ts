@@ -1,8 +1,6 @@
 /** The functions of a session: they start, run and connect containers on a shared supervisor. */
 import * as Effect from "effect/Effect"
-import * as ExecutionStrategy from "effect/ExecutionStrategy"
-import * as Exit from "effect/Exit"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
 import * as Container from "../../Container.ts"
@@ -15,16 +13,25 @@ import type {
   ClosableNetwork,
   ClosablePod,
   ClosableVolume,
+  NetworkFaults,
   OpenNetwork,
   RunOptions,
   StartOptions,
   volumes
 } from "../../promise.ts"
 import * as Volume from "../../Volume.ts"
-import { closing, containerOf, inScope, makeBox, withContainers } from "./box.ts"
+import {
+  closableIn,
+  closing,
+  containerOf,
+  faulty,
+  inScope,
+  makeBox,
+  publishedOf,
+  withContainers
+} from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
 import { named } from "./images.ts"
-import type { NetworkFaults } from "./networkFaults.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
@@ -46,7 +53,7 @@ const target = (of: Box | Network.Pod): Container.Container | Network.Pod =>
 const group = (boxes: Box | ReadonlyArray<Box>) =>
   Array.isArray(boxes) ? boxes.map(containerOf) : containerOf(boxes as Box)
 
-const faultsOf = (shared: Shared, network: Network.Network): NetworkFaults => {
+const faultsOf = (shared: Shared, network: Network.Network): Omit<NetworkFaults, "toxic"> => {
   const until = <A, B extends object>(
     effect: () => Effect.Effect<A, BerthError, Berth | Scope.Scope>,
     give: (value: A) => B
@@ -79,25 +86,22 @@ export const withFunctions = (
   made: Network.Network,
   scope: Scope.CloseableScope
 ): OpenNetwork => {
-  const functions: Omit<OpenNetwork, keyof Network.Network> = {
+  const functions: Omit<OpenNetwork, keyof Network.Network | "toxic"> = {
     ...faultsOf(shared, made),
-    expose: (options) => shared.run(Scope.extend(Network.expose(made, options), scope)),
+    expose: (options) =>
+      closableIn(shared, scope, Network.expose(made, options), (port) => faulty(shared, scope, port)),
     join: (box, { signal, ...options } = {}) =>
-      shared.run(
-        inScope(
-          Effect.suspend(() => Network.join(made, target(box), options)),
-          (_, own) => {
-            const close = () => Effect.runPromise(Scope.close(own, Exit.void))
-            return { close, [Symbol.asyncDispose]: close }
-          },
-          Scope.fork(scope, ExecutionStrategy.sequential)
-        ),
+      closableIn(
+        shared,
+        scope,
+        Effect.suspend(() => Network.join(made, target(box), options)),
+        () => ({}),
         { signal }
       ),
     refusals: () => iterableOf(Network.refusals(made)),
     leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box))))
   }
-  return Object.assign(made, functions)
+  return Object.assign(faulty(shared, scope, made), functions)
 }
 
 export const networkWith =
@@ -110,8 +114,12 @@ export const networkWith =
 export const podWith =
   (shared: Shared) =>
   ({ linger, signal, ...options }: Network.PodOptions & CallOptions = {}): Promise<ClosablePod> =>
-    opened(shared, { linger, signal }, Network.pod(options), (made, close) =>
-      Object.assign(made, { close, [Symbol.asyncDispose]: close })
+    opened(shared, { linger, signal }, Network.pod(options), (made, close, scope) =>
+      Object.assign(made, {
+        published: publishedOf(shared, scope, made),
+        close,
+        [Symbol.asyncDispose]: close
+      })
     )
 
 export const volumeWith =

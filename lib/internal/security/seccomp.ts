@@ -9,9 +9,10 @@ import * as Schema from "effect/Schema"
 import { InvalidData, isBerthError, OperationFailed, Unsupported } from "../../BerthError.ts"
 import { constant, type Operation } from "../../Plan.ts"
 import type { SeccompProfile } from "../../Security.ts"
-import { type Native, native, nativeFix } from "../system/addon.ts"
+import { type Native, native } from "../system/addon.ts"
+import { nativeFix } from "../system/nativePart.ts"
 import { nearest } from "../util/didYouMean.ts"
-import { ELIBACC, EMFILE, ENOENT, errnoName } from "../util/errno.ts"
+import { EMFILE, ENOENT, errnoName } from "../util/errno.ts"
 import { invalid } from "../util/validate.ts"
 import { shorten } from "./bpfSearch.ts"
 import * as Capabilities from "./capabilities.ts"
@@ -316,12 +317,6 @@ const encode = (usual: number, archs: ReadonlyArray<string>, rules: ReadonlyArra
 export const SECCOMP_PROGRAM_MAX = 4096 * 8
 
 const refused = (errno: number, rule: Single | undefined): never => {
-  if (errno === ELIBACC)
-    throw new Unsupported({
-      feature: "seccomp",
-      why: "libseccomp.so.2, which compiles the policies, is not installed",
-      hint: 'Install it (apt-get install libseccomp2), or go without: seccomp: "unconfined"'
-    })
   if (errno === EMFILE)
     throw new OperationFailed({
       operation: "seccomp policy",

@@ -68,5 +68,6 @@ export const operations = {
   attach: { path: "s", discard: "i" },
   "copy-attributes": { from: "s", path: "s" },
   "hand-over": {},
-  place: { target: "s" }
+  place: { target: "s" },
+  "send-network": {}
 } as const

@@ -2,18 +2,18 @@
  * The addon, loaded on first use so that the library can be imported on every system, and its constants. Every function
  * returns the result of the system call, or -errno.
  */
-import { constants, existsSync } from "node:fs"
+import { constants } from "node:fs"
 import { createRequire } from "node:module"
-import { resolve } from "node:path"
-import { fileURLToPath } from "node:url"
+import { programPath } from "./nativePart.ts"
 
 export interface Native {
-  /** `[pid, pidfd]`, or `[-errno, 0]`. */
+  /** `[pid, pidfd]`, or `[-errno, 0]`. With a gate, the process that it starts ends at once, and leaves the supervisor alone. */
   readonly startSupervisor: (
     program: string,
     folder: string,
     inherited: ReadonlyArray<number>,
-    mode: "root" | "single-id" | "ranges"
+    mode: "root" | "single-id" | "ranges",
+    gate: string
   ) => readonly [number, number]
   /** `[ours, theirs]`, SOCK_SEQPACKET; ours is non-blocking. */
   readonly socketpair: () => readonly [number, number]
@@ -151,35 +151,6 @@ export const EPOLLPRI = 0x002
 export const EPOLLOUT = 0x004
 export const EPOLLERR = 0x008
 export const EPOLLHUP = 0x010
-
-/**
- * The folder of the package: a module of the source is one folder deeper in it than a module of `dist/bundle` or
- * `dist/chunks`. A CommonJS bundle has no `import.meta.url`.
- */
-const packageFolder = (): string => {
-  const here = import.meta.url ?? "file:///"
-  const paths = ["../../", "../../../"].map((place) => fileURLToPath(new URL(place, here)))
-  return paths.find((path) => existsSync(`${path}native/setup.mjs`)) ?? paths[0]!
-}
-
-const folder = (): string => {
-  const configured = process.env.BERTH_NATIVE
-  return configured === undefined ? `${packageFolder()}native/build/` : `${resolve(configured)}/`
-}
-
-/** The path of a program of the native part: `berth-supervisor`, `berth-unpack`. */
-export const programPath = (name: string): string => `${folder()}${name}`
-
-/** What to do if a file of the native part is missing or cannot be loaded. */
-export const nativeFix = (): string => {
-  if (process.env.BERTH_NATIVE !== undefined)
-    return `Set BERTH_NATIVE, which is ${process.env.BERTH_NATIVE}, to the folder native/build of the package berth, or unset it`
-  const at = packageFolder()
-  if (existsSync(`${at}package-lock.json`)) return `Build it: node ${at}native/setup.mjs`
-  if (existsSync(`${at}native/setup.mjs`))
-    return "Install a berth that was built for this processor and C library: run npm pack in a clone of berth on such a machine, and npm install the file that it writes"
-  return "Keep berth out of the bundle (esbuild: --external:berth), or set BERTH_NATIVE to the folder native/build of the package berth"
-}
 
 // A process loads a library once.
 let loaded: Native | undefined

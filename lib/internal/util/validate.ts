@@ -6,6 +6,7 @@
 import { posix } from "node:path"
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
 import { InvalidOption } from "../../BerthError.ts"
 import type { ProcessOptions, StartOptions, TerminalSize } from "../../Container.ts"
 import type { Mount } from "../../Mount.ts"
@@ -172,6 +173,8 @@ export const bytes = (option: string, value: number | string): number => {
     : invalid(option, value, 'bytes, as a number or as text like "256MiB"')
 }
 
+const FILE_BYTES_MAX = 1024 * 1024
+
 export const mounts = (list: ReadonlyArray<Mount>): ReadonlyArray<Mount> =>
   list.map((mount, index) => {
     const at = `mounts[${index}]`
@@ -187,6 +190,12 @@ export const mounts = (list: ReadonlyArray<Mount>): ReadonlyArray<Mount> =>
       return { ...mount, ...size, target }
     }
     if (mount.type === "volume") return { ...mount, target }
+    if (mount.type === "file") {
+      const text = Redacted.isRedacted(mount.text) ? Redacted.value(mount.text) : mount.text
+      if (typeof text !== "string" || hasNul(text) || Buffer.byteLength(text) > FILE_BYTES_MAX)
+        invalid(`${at}.text`, "a text that is not shown", "at most 1 MiB of text without NUL")
+      return { ...mount, target, text }
+    }
     if (!mount.source.startsWith("/") || hasNul(mount.source))
       invalid(`${at}.source`, mount.source, "an absolute path on the host")
     return { ...mount, target }

@@ -42,7 +42,7 @@ export interface Placed {
 }
 
 export interface Bound {
-  readonly mounts: ReadonlyArray<Mount.Bind | Mount.Tmpfs | Placed>
+  readonly mounts: ReadonlyArray<Mount.Bind | Mount.Tmpfs | Mount.File | Placed>
   /** Operations before the container's process, which may be in a mount namespace that lacks the volumes. */
   readonly scratch: ReadonlyArray<Operation>
 }

@@ -1,0 +1,310 @@
+/**
+ * Builds of images: steps as values, each on top of the one before it. Nothing runs until `image` is run, and then only what has not
+ * been made before: a step is known by its definition, its inputs and the layers below it, in all programs that share a store.
+ *
+ * @since 0.2.0
+ */
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Inspectable from "effect/Inspectable"
+import type { Pipeable } from "effect/Pipeable"
+import type * as Redacted from "effect/Redacted"
+import type { Berth } from "./Berth.ts"
+import type { BerthError } from "./BerthError.ts"
+import type { Limits } from "./Cgroup.ts"
+import type { StartOptions } from "./Container.ts"
+import type { GetOptions, Image, ImageConfig } from "./Image.ts"
+import * as internal from "./internal/build/build.ts"
+import type { Node } from "./internal/build/node.ts"
+import { later } from "./internal/util/later.ts"
+import type { Bind, File, Tmpfs } from "./Mount.ts"
+
+const reading = later(() => import("./internal/dockerfile/dockerfile.ts"))
+
+/**
+ * @since 0.2.0
+ * @category symbols
+ */
+export const TypeId: unique symbol = internal.TypeId
+
+/**
+ * @since 0.2.0
+ * @category symbols
+ */
+export type TypeId = typeof TypeId
+
+/**
+ * The steps of an image. It is a value: the same steps can be the beginning of several builds.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Build extends Pipeable, Inspectable.Inspectable {
+  readonly [TypeId]: TypeId
+  /** @internal */
+  readonly node: Node
+}
+
+/**
+ * A folder of the host whose files `copy` takes.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Context {
+  readonly _tag: "Context"
+  /** An absolute path. */
+  readonly folder: string
+  readonly ignore: ReadonlyArray<string>
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface RunOptions {
+  /** Variables of this step alone. Variables of the image are set by `config`. */
+  readonly env?: Readonly<Record<string, string>> | undefined
+  /** Default: the image's user. */
+  readonly user?: string | undefined
+  /** The network of the step. Default: that of `ImageOptions`, else none. */
+  readonly network?: StartOptions["network"]
+  /**
+   * Folders that steps of all builds of a store share under a name, and that are in no layer: `{ "/root/.npm": "npm" }`. What is in
+   * them is no part of the step's key. They are volumes with the names `build-cache.NAME`, which `Volume.remove` removes.
+   */
+  readonly cache?: Readonly<Record<string, string>> | undefined
+  /**
+   * Texts that the command finds at `/run/secrets/NAME`. They are in the memory of the step alone: in no layer, history, key or
+   * message. Another value does not run the step again.
+   */
+  readonly secret?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
+  /** More mounts. Their definition is part of the step's key, also the text of a file; the contents of a bind are not. */
+  readonly mounts?: ReadonlyArray<Bind | Tmpfs | File> | undefined
+  readonly limits?: Limits | undefined
+  /** The step fails with `BuildFailed` (`TimedOut`) when this time is over. Default: none. */
+  readonly timeout?: Duration.DurationInput | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface CopyOptions {
+  /** Where the files are from: a folder of the host, or the files of another build. */
+  readonly from: Context | Build
+  /**
+   * Files and folders, from the top of `from`; of a folder, what is in it. Patterns are those of Go's `filepath.Match`: `*`, `?` and
+   * `[a-z]` within a name. A link that is named here is followed, within `from`; other links are copied as links.
+   */
+  readonly paths: ReadonlyArray<string>
+  /**
+   * The target, relative to the working directory. It is a folder if it ends with a slash, or is one in the image already, or if
+   * `paths` names several files; else it is the name of the copied file. Missing folders are made. Default: the working directory.
+   */
+  readonly to?: string | undefined
+  /**
+   * `user[:group]` of the copies, names or numbers; names are those of the image. Default: root for files of the host, and the
+   * same ids for files of another build.
+   */
+  readonly owner?: string | undefined
+  /** The mode of all copies. Default: each has that of its source. */
+  readonly mode?: number | undefined
+}
+
+/**
+ * The configuration that a step sets. `environment` and `labels` are added to those of the image; other fields replace the image's.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ConfigOptions extends Partial<Omit<ImageConfig, "architecture" | "os" | "exposedPorts">> {
+  /** Ports that are added to those of the image: `8080`, `"53/udp"`. */
+  readonly expose?: ReadonlyArray<number | string> | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface ImageOptions extends Pick<GetOptions, "pull" | "platform"> {
+  /**
+   * The image's name in the store, in the form that `Image.pull` writes; its layers then become blobs, which `Image.push` and `Image.save`
+   * need. Default: none, and the image exists to start containers from it, and as the beginning of further builds.
+   */
+  readonly tag?: string | undefined
+  /** The network of all steps that choose none. Default: `"none"`. */
+  readonly network?: StartOptions["network"]
+  /** Whether steps that have been made before are taken from the store. Default true. */
+  readonly cache?: boolean | undefined
+  /** How many steps run at once. Default: the number of processors. */
+  readonly concurrency?: number | undefined
+  /** The time that a named image says it was made. Default: `SOURCE_DATE_EPOCH` of the environment in seconds, else now. */
+  readonly created?: Date | undefined
+  /** Gets each event of the build. */
+  readonly onEvent?: ((event: BuildEvent) => void) | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export type BuildEvent = {
+  /** The number of the step, in the order in which the build came to it. */
+  readonly step: number
+  /** The step as its author wrote it: `RUN npm ci`. */
+  readonly text: string
+  /** The file and line that have the step: `Dockerfile:12`. */
+  readonly place: string | undefined
+} & (
+  | { readonly _tag: "Started" | "Failed" }
+  /** The step had been made before. */
+  | { readonly _tag: "Cached" }
+  | { readonly _tag: "Output"; readonly stream: "stdout" | "stderr"; readonly line: string }
+  | { readonly _tag: "Done"; readonly millis: number }
+)
+
+/**
+ * @since 0.2.0
+ * @category guards
+ */
+export const isBuild: (u: unknown) => u is Build = internal.isBuild
+
+/**
+ * The beginning of a build: the name of an image as `Image.get` takes it, an image, or an effect that gets one.
+ *
+ * @since 0.2.0
+ * @category constructors
+ */
+export const from: (image: string | Image | Effect.Effect<Image, BerthError, Berth>) => Build = internal.from
+
+/**
+ * A folder of the host, with patterns of files that are left out, as in a `.dockerignore`: the last pattern that matches decides, and one
+ * that begins with `!` is an exception. The path is relative to this program's working directory.
+ *
+ * @since 0.2.0
+ * @category constructors
+ */
+export const local: (
+  path: string,
+  options?: { readonly ignore?: ReadonlyArray<string> | undefined }
+) => Context = internal.local
+
+/**
+ * Runs a command in a container; what it writes is a layer of the image. A text is a command of the image's `/bin/sh`.
+ *
+ * @since 0.2.0
+ * @category steps
+ */
+export const run: {
+  (command: string | ReadonlyArray<string>, options?: RunOptions): (build: Build) => Build
+  (build: Build, command: string | ReadonlyArray<string>, options?: RunOptions): Build
+} = internal.run
+
+/**
+ * Copies files of a folder of the host, or of another build, into the image.
+ *
+ * @since 0.2.0
+ * @category steps
+ */
+export const copy: {
+  (options: CopyOptions): (build: Build) => Build
+  (build: Build, options: CopyOptions): Build
+} = internal.copy
+
+/**
+ * Sets the working directory of later steps and of containers, relative to the one before; it is made if the image lacks it.
+ *
+ * @since 0.2.0
+ * @category steps
+ */
+export const workdir: {
+  (path: string): (build: Build) => Build
+  (build: Build, path: string): Build
+} = internal.workdir
+
+/**
+ * Changes the configuration of the image.
+ *
+ * @since 0.2.0
+ * @category steps
+ */
+export const config: {
+  (options: ConfigOptions): (build: Build) => Build
+  (build: Build, options: ConfigOptions): Build
+} = internal.config
+
+/**
+ * Builds the image: runs the steps that have not been made before, those that do not depend on each other at the same time.
+ *
+ * Fails with `BuildFailed` for a step that fails, as `Image.get` does for the first image, and as `Container.start` does. What steps made
+ * before the failure stays in the store, until a collection (`Store.gc`) finds it unused for seven days.
+ *
+ * @since 0.2.0
+ * @category running
+ * @example
+ * import { Build } from "berth"
+ *
+ * const app = Build.from("127.0.0.1:5000/library/alpine:3").pipe(
+ *   Build.workdir("/app"),
+ *   Build.copy({ from: Build.local("."), paths: ["package.json"] }),
+ *   Build.run("wc -c package.json > size"),
+ *   Build.config({ command: ["cat", "size"] })
+ * )
+ * const program = Build.image(app, { tag: "team/app:1" })
+ */
+export const image: {
+  (options?: ImageOptions): (build: Build) => Effect.Effect<Image, BerthError, Berth>
+  (build: Build, options?: ImageOptions): Effect.Effect<Image, BerthError, Berth>
+} = internal.image
+
+/**
+ * Options of `dockerfile`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface DockerfileOptions extends ImageOptions {
+  /** The folder that COPY and ADD copy from. Its `.dockerignore`, or `NAME.dockerignore` beside the Dockerfile, leaves files out. */
+  readonly context: string
+  /** The path of the Dockerfile, relative to the context. Default: `Dockerfile`. */
+  readonly file?: string | undefined
+  /** The text of the Dockerfile, in place of a file. */
+  readonly text?: string | undefined
+  /** The name or the number of the stage to build. Default: the last one. */
+  readonly target?: string | undefined
+  /** The values of ARG instructions. */
+  readonly args?: Readonly<Record<string, string>> | undefined
+  /** Folders and builds that FROM and `COPY --from` find by these names. */
+  readonly contexts?: Readonly<Record<string, string | Build>> | undefined
+  /** The values of `RUN --mount=type=secret`, by their ids. */
+  readonly secrets?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
+}
+
+/**
+ * The build of a Dockerfile: its steps as a value, which more steps can follow.
+ *
+ * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for `ADD` of an address or of an
+ * archive, `RUN --mount` of the types `bind` and `ssh`, `--security=insecure`, `COPY --parents` and `--exclude`, and `MAINTAINER`. No flag
+ * is ignored. Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
+ *
+ * @since 0.2.0
+ * @category constructors
+ */
+export const fromDockerfile = (options: DockerfileOptions): Effect.Effect<Build, BerthError, Berth> =>
+  reading((module) => module.dockerfile(options)).pipe(
+    Effect.withSpan("berth.Build.fromDockerfile", { attributes: { "berth.build.context": options.context } })
+  )
+
+/**
+ * Builds the image of a Dockerfile: `fromDockerfile`, and then `image`.
+ *
+ * @since 0.2.0
+ * @category running
+ * @example
+ * import { Build } from "berth"
+ *
+ * const program = Build.dockerfile({ context: ".", target: "production", args: { VERSION: "1" }, tag: "team/app:1" })
+ */
+export const dockerfile = (options: DockerfileOptions): Effect.Effect<Image, BerthError, Berth> =>
+  Effect.flatMap(fromDockerfile(options), (build) => image(build, options))

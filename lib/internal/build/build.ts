@@ -1,0 +1,154 @@
+/** The values of `Build`, and their evaluation. */
+import * as os from "node:os"
+import * as path from "node:path"
+import * as process from "node:process"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import { hasProperty } from "effect/Predicate"
+import { Berth } from "../../Berth.ts"
+import type { BerthError } from "../../BerthError.ts"
+import type {
+  Build,
+  TypeId as BuildTypeId,
+  ConfigOptions,
+  Context,
+  CopyOptions,
+  ImageOptions,
+  RunOptions
+} from "../../Build.ts"
+import type { Image, ImageConfig } from "../../Image.ts"
+import * as Store from "../store/store.ts"
+import { later } from "../util/later.ts"
+import { prints } from "../util/prints.ts"
+import type { Node, Source } from "./node.ts"
+
+const evaluation = later(() => import("./evaluate.ts"))
+const exporting = later(() => import("./export.ts"))
+
+export const TypeId: BuildTypeId = Symbol.for("berth/Build") as BuildTypeId
+
+export const isBuild = (u: unknown): u is Build => hasProperty(u, TypeId)
+
+const textOf = (node: Node): string => (node._tag === "From" ? "FROM" : node.text)
+
+const Proto = {
+  ...prints<Build>({
+    id: "berth/Build",
+    json: ({ node }) => ({ last: textOf(node) }),
+    line: ({ node }) => textOf(node)
+  }),
+  [TypeId]: TypeId
+}
+
+export const of = (node: Node): Build => Object.assign(Object.create(Proto), { node })
+
+export const from = (source: Source): Build => of({ _tag: "From", source })
+
+export const local = (
+  folder: string,
+  options: { readonly ignore?: ReadonlyArray<string> | undefined } = {}
+): Context => ({ _tag: "Context", folder: path.resolve(folder), ignore: options.ignore ?? [] })
+
+const isDataFirst = (args: IArguments): boolean => isBuild(args[0])
+
+export const run = dual<
+  (command: string | ReadonlyArray<string>, options?: RunOptions) => (build: Build) => Build,
+  (build: Build, command: string | ReadonlyArray<string>, options?: RunOptions) => Build
+>(isDataFirst, (build, command, options = {}) =>
+  of({
+    _tag: "Run",
+    parent: build.node,
+    command: typeof command === "string" ? ["/bin/sh", "-c", command] : command,
+    options,
+    text: `RUN ${typeof command === "string" ? command : JSON.stringify(command)}`,
+    place: undefined
+  })
+)
+
+export const copy = dual<
+  (options: CopyOptions) => (build: Build) => Build,
+  (build: Build, options: CopyOptions) => Build
+>(2, (build, options) => {
+  const { from: source, ...rest } = options
+  return of({
+    _tag: "Copy",
+    parent: build.node,
+    from: isBuild(source) ? source.node : source,
+    options: rest,
+    text: `COPY ${[...options.paths, options.to ?? "."].join(" ")}`,
+    place: undefined
+  })
+})
+
+export const workdir = dual<(path: string) => (build: Build) => Build, (build: Build, path: string) => Build>(
+  2,
+  (build, to) =>
+    of({ _tag: "Workdir", parent: build.node, path: to, text: `WORKDIR ${to}`, place: undefined })
+)
+
+const changeOf =
+  ({ environment, expose, labels, ...rest }: ConfigOptions) =>
+  (before: ImageConfig): Partial<ImageConfig> => ({
+    ...rest,
+    ...(environment === undefined ? {} : { environment: { ...before.environment, ...environment } }),
+    ...(labels === undefined ? {} : { labels: { ...before.labels, ...labels } }),
+    ...(expose === undefined
+      ? {}
+      : {
+          exposedPorts: [
+            ...new Set([
+              ...before.exposedPorts,
+              ...expose.map((port) => (/\//.test(String(port)) ? String(port) : `${port}/tcp`))
+            ])
+          ]
+        })
+  })
+
+export const config = dual<
+  (options: ConfigOptions) => (build: Build) => Build,
+  (build: Build, options: ConfigOptions) => Build
+>(2, (build, options) =>
+  of({
+    _tag: "Configure",
+    parent: build.node,
+    change: changeOf(options),
+    text: `CONFIG ${Object.keys(options).join(" ")}`,
+    place: undefined
+  })
+)
+
+/** `SOURCE_DATE_EPOCH`, in seconds. */
+const epoch = (): Date | undefined => {
+  const text = process.env.SOURCE_DATE_EPOCH ?? ""
+  return /^\d{1,12}$/.test(text) ? new Date(Number(text) * 1000) : undefined
+}
+
+const built = (build: Build, options: ImageOptions): Effect.Effect<Image, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const berth = yield* Berth
+    const slots = yield* Effect.makeSemaphore(options.concurrency ?? os.availableParallelism())
+    const state = yield* evaluation((module) =>
+      module.evaluate(
+        {
+          berth,
+          options,
+          tell: options.onEvent ?? (() => {}),
+          slots,
+          known: new Map(),
+          numbers: new Map()
+        },
+        build.node
+      )
+    )
+    const { tag } = options
+    if (tag === undefined) return state.image
+    return yield* exporting((module) => module.named(state, { tag, created: options.created ?? epoch() }))
+  }).pipe(
+    Store.keeping,
+    Effect.withSpan("berth.Build.image", { attributes: { "container.image.name": options.tag } })
+  )
+
+export const image = dual<
+  (options?: ImageOptions) => (build: Build) => Effect.Effect<Image, BerthError, Berth>,
+  (build: Build, options?: ImageOptions) => Effect.Effect<Image, BerthError, Berth>
+>(isDataFirst, (build, options = {}) => built(build, options))

@@ -1,0 +1,188 @@
+/**
+ * Evaluates the steps of a build. A step with a layer is looked up by its key, which says all that it depends on besides the layers
+ * below it; without a layer of that key in the store, it runs. Equal steps run once, also in programs that build at the same time.
+ */
+import { createHash } from "node:crypto"
+import { posix } from "node:path"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import type { Berth } from "../../Berth.ts"
+import type { BerthError } from "../../BerthError.ts"
+import type { BuildEvent, ImageOptions } from "../../Build.ts"
+import * as Image from "../../Image.ts"
+import type { History } from "../image/derive.ts"
+import { make } from "../image/image.ts"
+import { kept } from "../image/kept.ts"
+import * as Kept from "../layer/kept.ts"
+import * as copying from "./copy.ts"
+import type { From, Node } from "./node.ts"
+import * as running from "./run.ts"
+
+/** Another number makes the layers of earlier versions unknown. */
+const VERSION = 1
+
+/** An image as it is after a step. */
+export interface State {
+  readonly image: Image.Image
+  /** The image that the first step is from. */
+  readonly base: Image.Image
+  /** What each step since then adds to the history, with the layer that it made. */
+  /** What tells base layers that are folders of the host from other ones at the same paths. */
+  readonly identity: string
+  /** Fields of the configuration that Berth does not use. */
+  readonly raw: Readonly<Record<string, unknown>>
+  readonly steps: ReadonlyArray<{ readonly history: History; readonly layer: string | undefined }>
+}
+
+/** What a step that makes a layer needs. */
+export interface Made {
+  /** All that it depends on, except for the layers below it. */
+  readonly key: unknown
+  /** Makes the layer with this key on top of the image; gives none if the step changes nothing. */
+  readonly make: (key: string) => Effect.Effect<Image.Image | undefined, BerthError, Berth>
+}
+
+export interface Evaluation {
+  readonly berth: Berth
+  readonly options: ImageOptions
+  readonly tell: (event: BuildEvent) => void
+  /** Limits how many steps run at once. */
+  readonly slots: Effect.Semaphore
+  /** The result of each step, for all that need it. */
+  readonly known: Map<Node, Effect.Effect<State, BerthError, Berth>>
+  readonly numbers: Map<Node, number>
+}
+
+const withConfig = (image: Image.Image, config: Partial<Image.ImageConfig>): Image.Image =>
+  make({ ...image, config: { ...image.config, ...config } })
+
+const baseOf = (
+  { platform, source }: From,
+  { options }: Evaluation
+): Effect.Effect<Image.Image, BerthError, Berth> =>
+  typeof source === "string"
+    ? Image.get(source, { pull: options.pull, platform: platform ?? options.platform })
+    : Image.isImage(source)
+      ? Effect.succeed(source)
+      : source
+
+const keyOf = (parts: unknown): string =>
+  `build ${createHash("sha256")
+    .update(JSON.stringify([VERSION, parts]))
+    .digest("hex")}`
+
+/** The state after a step that makes a layer, which comes from the store if it has been made before. */
+const layered = (
+  evaluation: Evaluation,
+  node: Exclude<Node, From>,
+  state: State,
+  { key, make: makeLayer }: Made
+): Effect.Effect<State, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const { berth, numbers, options, slots, tell } = evaluation
+    const { image } = state
+    const name = keyOf([state.identity, key])
+    const event = { step: numbers.get(node)!, text: node.text, place: node.place }
+    const find = kept(image, name)
+    const run = Effect.suspend(() => {
+      tell({ _tag: "Started", ...event })
+      const began = performance.now()
+      return makeLayer(name).pipe(
+        slots.withPermits(1),
+        Effect.tap(() =>
+          Effect.sync(() => tell({ _tag: "Done", ...event, millis: performance.now() - began }))
+        ),
+        Effect.tapErrorCause(() => Effect.sync(() => tell({ _tag: "Failed", ...event })))
+      )
+    })
+    const cached = Effect.tap(find, (found) =>
+      Effect.sync(() => {
+        if (Option.isSome(found)) tell({ _tag: "Cached", ...event })
+      })
+    )
+    const first = options.cache === false ? Option.none<Image.Image>() : yield* cached
+    const made = Option.isSome(first)
+      ? first.value
+      : yield* Kept.exclusive(
+          berth,
+          Kept.folderOf(berth, image, name),
+          options.cache === false
+            ? run
+            : // Another program may have made it meanwhile.
+              Effect.flatMap(cached, Option.match({ onNone: () => run, onSome: Effect.succeed }))
+        )
+    const isNew = made !== undefined && made.layers.length > image.layers.length
+    const history: History = { created_by: node.text, ...(isNew ? {} : { empty_layer: true }) }
+    return {
+      ...state,
+      image: isNew ? make({ ...image, digest: undefined, layout: undefined, layers: made.layers }) : image,
+      steps: [...state.steps, { history, layer: isNew ? made.layers.at(-1) : undefined }]
+    }
+  })
+
+const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthError, Berth> =>
+  Effect.gen(function* () {
+    if (node._tag === "From") {
+      const image = yield* baseOf(node, evaluation)
+      return {
+        image,
+        base: image,
+        identity: yield* Kept.identityOf(evaluation.berth, image),
+        raw: {},
+        steps: []
+      }
+    }
+    if (node._tag === "Copy") {
+      const { from } = node
+      const [state, source] = yield* Effect.all(
+        [
+          evaluate(evaluation, node.parent),
+          from._tag === "Context"
+            ? Effect.succeed(undefined)
+            : Effect.map(evaluate(evaluation, from), ({ image }) => image)
+        ],
+        { concurrency: "unbounded" }
+      )
+      return yield* Effect.scoped(
+        Effect.flatMap(copying.copy(evaluation, node, state.image, source), (made) =>
+          layered(evaluation, node, state, made)
+        )
+      )
+    }
+    const state = yield* evaluate(evaluation, node.parent)
+    const { config } = state.image
+    switch (node._tag) {
+      case "Configure": {
+        const image = withConfig(state.image, node.change(config))
+        return {
+          ...state,
+          image,
+          raw: { ...state.raw, ...node.raw },
+          steps: [...state.steps, { history: { created_by: node.text, empty_layer: true }, layer: undefined }]
+        }
+      }
+      case "Workdir": {
+        const workingDirectory = posix.resolve("/", config.workingDirectory, node.path)
+        const made = copying.folder(evaluation, state.image, workingDirectory)
+        const next = yield* layered(evaluation, node, state, made)
+        return { ...next, image: withConfig(next.image, { workingDirectory }) }
+      }
+      case "Run":
+        return yield* layered(evaluation, node, state, running.run(evaluation, node, state.image))
+    }
+  })
+
+/** The state after a step, which is evaluated once. */
+export const evaluate = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthError, Berth> =>
+  Effect.suspend(() => {
+    const { known, numbers } = evaluation
+    const found = known.get(node)
+    if (found !== undefined) return found
+    if (node._tag !== "From") numbers.set(node, numbers.size + 1)
+    return Effect.flatMap(Effect.cached(after(evaluation, node)), (effect) => {
+      // A branch that was evaluated meanwhile has it already.
+      const first = known.get(node) ?? effect
+      known.set(node, first)
+      return first
+    })
+  })

@@ -1,0 +1,318 @@
+/**
+ * The files that a step copies: which they are, a digest of all that a copy takes from them, and the copy itself. Paths are resolved
+ * below an opened folder, so that no link leads out of it, and a link that is itself in a folder is copied as a link.
+ */
+import { createHash, type Hash } from "node:crypto"
+import * as fs from "node:fs"
+import { contents, copyTo, inside } from "../files/archiveCopy.ts"
+import { type Metadata, metadataOf } from "../files/metadata.ts"
+import { makeFolder } from "../files/mutations.ts"
+import * as inRoot from "../files/rooted.ts"
+import { textsOf, walk } from "../files/walk.ts"
+import { native, O_NOFOLLOW, O_PATH } from "../system/addon.ts"
+import { ENOENT, ENOTDIR } from "../util/errno.ts"
+import { cleaned, expressionOf, type Ignore } from "./ignore.ts"
+
+/** A file or folder that a pattern names. */
+export interface Source {
+  /** Its path without links, from the top. */
+  readonly path: string
+  /** Its name where the pattern found it: the copy of a file has this name. */
+  readonly name: string
+  readonly isFolder: boolean
+}
+
+export interface Selection {
+  readonly sources: ReadonlyArray<Source>
+  /** The state of each entry when it was read, by its path from the top. */
+  readonly taken: ReadonlyMap<string, string>
+  /** Of the paths below the sources, and for each the type, mode, content or target, and extended attributes. */
+  readonly digest: string
+}
+
+/** A pattern has no file. */
+export class NoMatch extends Error {
+  readonly pattern: string
+  constructor(pattern: string) {
+    super(`there is no file ${pattern}`)
+    this.pattern = pattern
+  }
+}
+
+/** A file has changed between its digest and the end of its copy. */
+export class Changed extends Error {
+  readonly path: string
+  constructor(path: string) {
+    super(`${path} changed while it was copied`)
+    this.path = path
+  }
+}
+
+/** A file is an archive. */
+export class Archive extends Error {
+  constructor(path: string) {
+    super(`${path} is an archive`)
+  }
+}
+
+/** The beginnings of tar archives, and of what compresses them, with their offsets. */
+const archives: ReadonlyArray<readonly [offset: number, magic: string]> = [
+  [0, "1f8b"],
+  [0, "425a68"],
+  [0, "fd377a585a00"],
+  [0, "28b52ffd"],
+  [257, "7573746172"]
+]
+
+const isArchive = (fd: number): boolean => {
+  const bytes = Buffer.alloc(512)
+  const file = fs.openSync(inRoot.via(fd), "r")
+  try {
+    fs.readSync(file, bytes, 0, bytes.length, 0)
+  } finally {
+    fs.closeSync(file)
+  }
+  return archives.some(([offset, magic]) => bytes.toString("hex").startsWith(magic, offset * 2))
+}
+
+/** Digests of files by their states, so that a file is read once as long as it does not change. */
+export interface Index {
+  readonly get: (state: string) => string | undefined
+  readonly set: (state: string, digest: string, changedMillis: number) => void
+}
+
+const magic = /[*?[\\]/
+
+const existing = (top: number, path: string): number | undefined => {
+  try {
+    return inRoot.open(top, path === "" ? "." : path, O_PATH)
+  } catch (error) {
+    if (inRoot.isErrno(error, ENOENT, ENOTDIR)) return undefined
+    throw error
+  }
+}
+
+/** The paths that match a pattern, in the order of their names. A pattern without special characters is one path. */
+const expand = async (top: number, pattern: string, signal: AbortSignal): Promise<ReadonlyArray<string>> => {
+  let paths: ReadonlyArray<string> = [""]
+  for (const segment of cleaned(pattern).split("/")) {
+    const below: Array<string> = []
+    for (const path of paths) {
+      const at = (name: string): string => (path === "" ? name : `${path}/${name}`)
+      if (!magic.test(segment)) {
+        below.push(at(segment))
+        continue
+      }
+      const folder = existing(top, path)
+      if (folder === undefined) continue
+      const isMatch = new RegExp(`^${expressionOf(segment)}$`, "su")
+      const names = await inRoot.using(folder, async (fd) =>
+        fs.statSync(inRoot.via(fd)).isDirectory()
+          ? inRoot.using(inRoot.openHost(inRoot.via(fd), inRoot.O_FOLDER), (opened) =>
+              textsOf(opened, path, signal)
+            )
+          : []
+      )
+      below.push(
+        ...names
+          .filter((name) => isMatch.test(name))
+          .sort()
+          .map(at)
+      )
+    }
+    paths = below
+  }
+  return paths.filter((path) => {
+    const found = existing(top, path)
+    if (found !== undefined) native().close(found)
+    return found !== undefined
+  })
+}
+
+/** What changes when a file is written to. */
+const stateOf = (fd: number): string => {
+  const { ctimeNs, dev, ino, mtimeNs, size } = fs.statSync(inRoot.via(fd), { bigint: true })
+  return [dev, ino, size, mtimeNs, ctimeNs].join(":")
+}
+
+const contentDigest = async (
+  fd: number,
+  status: fs.Stats,
+  state: string,
+  index: Index,
+  signal: AbortSignal
+): Promise<string> => {
+  const known = index.get(state)
+  if (known !== undefined) return known
+  const hash = createHash("sha256")
+  for await (const [offset, bytes] of contents(fd, status.size, signal)) {
+    hash.update(`${offset}:${bytes.length}\0`)
+    hash.update(bytes)
+  }
+  const digest = hash.digest("hex")
+  index.set(state, digest, Math.max(status.mtimeMs, status.ctimeMs))
+  return digest
+}
+
+const typeOf = (status: fs.Stats): string =>
+  status.isFile() ? "file" : status.isDirectory() ? "folder" : status.isSymbolicLink() ? "link" : "fifo"
+
+interface Reading {
+  readonly taken: Map<string, string>
+  readonly index: Index
+  readonly signal: AbortSignal
+  readonly hash: Hash
+  /** Whether owners are copied, and so count. */
+  readonly withOwners: boolean
+}
+
+/** Adds one entry to the digest. */
+const take = async (
+  { hash, index, signal, taken, withOwners }: Reading,
+  fd: number,
+  path: string,
+  relative: string
+): Promise<fs.Stats> => {
+  const status = fs.statSync(inRoot.via(fd))
+  const state = stateOf(fd)
+  const { gid, mode, uid, xattrs } = metadataOf(fd, status, path)
+  const content = status.isFile()
+    ? await contentDigest(fd, status, state, index, signal)
+    : status.isSymbolicLink()
+      ? inRoot.linkText(fd, path)
+      : ""
+  taken.set(path, state)
+  const attributes = xattrs.map(([name, value]) => [name, Buffer.from(value).toString("base64")])
+  const owner = withOwners ? [uid, gid] : []
+  hash.update(
+    `${JSON.stringify([relative, typeOf(status), mode, owner, attributes, content, status.size])}\n`
+  )
+  return status
+}
+
+/** Adds all entries of a folder that are not ignored. */
+const takeBelow = async (reading: Reading, top: number, folder: string, ignore: Ignore): Promise<void> => {
+  const { signal } = reading
+  // Folders that are ignored, and are part of it after all if an exception is below them.
+  const waiting = new Map<string, number>()
+  const namesIn = async (fd: number, path: string) => [...(await textsOf(fd, path, signal))].sort()
+  const start = cleaned(folder)
+  const relativeTo = (path: string): string => (start === "" ? path : path.slice(start.length + 1))
+  try {
+    for await (const { enter, folder: at, name, state } of walk({
+      top,
+      state: start,
+      names: await namesIn(top, start),
+      namesIn,
+      signal
+    })) {
+      const path = state === "" ? name : `${state}/${name}`
+      const isIgnored = ignore.isIgnored(path)
+      if (isIgnored && !ignore.hasExceptions) continue
+      const fd = inRoot.openPlace(inRoot.place(at, name, path))
+      await inRoot.orClose(fd, async () => {
+        const isFolder = fs.statSync(inRoot.via(fd)).isDirectory()
+        if (isIgnored && isFolder) waiting.set(path, native().duplicate(fd))
+        if (!isIgnored) {
+          for (const [above, waited] of waiting)
+            if (path.startsWith(`${above}/`)) {
+              await take(reading, waited, above, relativeTo(above))
+              native().close(waited)
+              waiting.delete(above)
+            }
+          if (!fs.statSync(inRoot.via(fd)).isSocket()) await take(reading, fd, path, relativeTo(path))
+        }
+        if (isFolder)
+          enter(fd, path, () => {
+            const waited = waiting.get(path)
+            if (waited !== undefined) native().close(waited)
+            waiting.delete(path)
+          })
+        else native().close(fd)
+      })
+    }
+  } finally {
+    for (const waited of waiting.values()) native().close(waited)
+  }
+}
+
+/** Selects the files of patterns below an opened folder, and reads them. Throws `NoMatch`, `SyntaxError`, `Failure`. */
+export const select = async (
+  top: number,
+  patterns: ReadonlyArray<string>,
+  ignore: Ignore,
+  options: Pick<Reading, "index" | "withOwners" | "signal"> & { readonly refusesArchives: boolean }
+): Promise<Selection> => {
+  const reading: Reading = { ...options, taken: new Map(), hash: createHash("sha256") }
+  const sources: Array<Source> = []
+  for (const pattern of patterns) {
+    const before = sources.length
+    for (const found of await expand(top, pattern, options.signal)) {
+      const path = cleaned(inRoot.realPath(top, found === "" ? "/" : found))
+      const isIgnored = path !== "" && (ignore.isIgnored(path) || ignore.isIgnored(found))
+      if (isIgnored && !ignore.hasExceptions) continue
+      const name = inRoot.split(found).name
+      const { taken } = reading
+      const count = taken.size
+      reading.hash.update(`${JSON.stringify(name)}\n`)
+      await inRoot.using(inRoot.open(top, path === "" ? "." : path, O_PATH | O_NOFOLLOW), async (fd) => {
+        const isFolder = fs.statSync(inRoot.via(fd)).isDirectory()
+        if (isFolder)
+          await inRoot.using(inRoot.openHost(inRoot.via(fd), inRoot.O_FOLDER), (folder) =>
+            takeBelow(reading, folder, path, ignore)
+          )
+        else if (!isIgnored) {
+          const status = await take(reading, fd, path, name)
+          if (options.refusesArchives && status.isFile() && isArchive(fd)) throw new Archive(path)
+        }
+        if (!isIgnored || taken.size > count) sources.push({ path, name, isFolder })
+      })
+    }
+    if (sources.length === before) throw new NoMatch(pattern)
+  }
+  return { sources, taken: reading.taken, digest: reading.hash.digest("hex") }
+}
+
+export interface Target {
+  /** The opened root. */
+  readonly root: number
+  /** An absolute path in it; with a slash at the end, a folder. */
+  readonly path: string
+  readonly keep: (metadata: Metadata) => Metadata
+  readonly signal: AbortSignal
+}
+
+const isFolderIn = (root: number, path: string): boolean => {
+  const found = existing(root, path)
+  return found !== undefined && inRoot.using(found, (fd) => fs.statSync(inRoot.via(fd)).isDirectory())
+}
+
+/** Copies a selection. Throws `Changed` if a file is not as it was when its digest was taken. */
+export const copy = async (top: number, { sources, taken }: Selection, target: Target): Promise<void> => {
+  const { keep, path, root, signal } = target
+  const how = { keep, signal, gives: true, isTaken: (at: string) => taken.has(cleaned(at)) }
+  const isFolder = path.endsWith("/") || sources.length > 1
+  for (const source of sources) {
+    if (source.isFolder) {
+      makeFolder(root, path, 0o755, true)
+      await inRoot.using(
+        inRoot.open(top, source.path === "" ? "." : source.path, inRoot.O_FOLDER),
+        (folder) => copyTo({ folder, name: undefined, path: `/${source.path}` }, inside(root), path, how)
+      )
+      continue
+    }
+    const isInto = isFolder || isFolderIn(root, path)
+    const at = isInto ? inRoot.join(path, source.name) : path
+    makeFolder(root, isInto ? path : inRoot.split(at).folder, 0o755, true)
+    if (isFolderIn(root, at)) return inRoot.fail(inRoot.EISDIR, "open", at)
+    const { folder, name } = inRoot.split(`/${source.path}`)
+    await inRoot.using(inRoot.open(top, folder, inRoot.O_FOLDER), (opened) =>
+      copyTo({ folder: opened, name, path: `/${source.path}` }, inside(root), at, how)
+    )
+  }
+  for (const [path, state] of taken) {
+    await inRoot.turn(signal)
+    const found = inRoot.open(top, path, O_PATH | O_NOFOLLOW)
+    if (inRoot.using(found, stateOf) !== state) throw new Changed(path)
+  }
+}

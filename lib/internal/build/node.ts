@@ -1,0 +1,67 @@
+/** The steps of a build as data, each with the step before it. */
+import type * as Effect from "effect/Effect"
+import type * as Redacted from "effect/Redacted"
+import type { Berth } from "../../Berth.ts"
+import type { BerthError } from "../../BerthError.ts"
+import type { CopyOptions, RunOptions } from "../../Build.ts"
+import type { Image, ImageConfig } from "../../Image.ts"
+
+/** A folder of the host whose files steps copy. */
+export interface Context {
+  readonly _tag: "Context"
+  readonly folder: string
+  /** Patterns of files that are no part of it, as in a .dockerignore. */
+  readonly ignore: ReadonlyArray<string>
+}
+
+export type Source = string | Image | Effect.Effect<Image, BerthError, Berth>
+
+interface Step {
+  /** The step as its author wrote it: the message of an error and the history of the image show it. */
+  readonly text: string
+  /** The file and line that have the step: `Dockerfile:12`. */
+  readonly place: string | undefined
+}
+
+export interface From {
+  readonly _tag: "From"
+  readonly source: Source
+  /** For the name of an image. Default: the platform of the build. */
+  readonly platform?: string | undefined
+}
+
+export interface Run extends Step {
+  readonly _tag: "Run"
+  readonly parent: Node
+  readonly command: ReadonlyArray<string>
+  readonly options: RunOptions
+}
+
+export interface Copy extends Step {
+  readonly _tag: "Copy"
+  readonly parent: Node
+  readonly from: Context | Node
+  readonly options: Omit<CopyOptions, "from">
+  /** Whether archives among the files are refused, as their contents would have to be copied. */
+  readonly refusesArchives?: boolean | undefined
+}
+
+export interface Workdir extends Step {
+  readonly _tag: "Workdir"
+  readonly parent: Node
+  readonly path: string
+}
+
+export interface Configure extends Step {
+  readonly _tag: "Configure"
+  readonly parent: Node
+  /** What the step changes, given the configuration before it. */
+  readonly change: (config: ImageConfig) => Partial<ImageConfig>
+  /** Fields of the configuration that Berth does not use, in the specification's names; `undefined` removes one. */
+  readonly raw?: Readonly<Record<string, unknown>> | undefined
+}
+
+export type Node = From | Run | Copy | Workdir | Configure
+
+/** The value of a secret, which is in no key, message or history. */
+export type Secret = string | Redacted.Redacted<string>
