@@ -575,6 +575,46 @@ export class BuildFailed extends BuildFailedClass {
   }
 }
 
+const composeError = {
+  reason: [
+    /** It is no YAML, or its aliases grow without end. */
+    "Syntax",
+    /** Berth does not support this part of the Compose specification. */
+    "Unsupported",
+    /** A key or a value is not one of the Compose specification, or refers to something that the file lacks. */
+    "Invalid",
+    /** A variable has no value, or is written wrongly. */
+    "Variable",
+    /** A file cannot be read: the compose file, or one that it names. */
+    "File"
+  ],
+  file: "string",
+  /** Counted from 1. */
+  line: "integer",
+  column: "integer",
+  /** The keys that lead to the value: `services.db.ports[0]`. Empty for the whole file. */
+  path: "string",
+  /** What is wrong, and what to do about it. */
+  detail: "string"
+} as const
+const ComposeErrorClass: ErrorClass<ComposeError, "ComposeError", typeof composeError> = error(
+  "ComposeError",
+  composeError
+)
+
+/**
+ * A compose file cannot be used. Nothing was started.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class ComposeError extends ComposeErrorClass {
+  override get message(): string {
+    const path = this.path === "" ? "" : `${this.path}: `
+    return `${this.file}:${this.line}:${this.column}: ${path}${this.detail}`
+  }
+}
+
 const networkError = {
   reason: [
     /** Nothing listens at that address. */
@@ -703,6 +743,7 @@ export type BerthError =
   | FixtureFailed
   | ServiceFailed
   | BuildFailed
+  | ComposeError
 
 /**
  * Whether a value is an error of Berth.

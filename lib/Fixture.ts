@@ -14,7 +14,7 @@ import type * as Scope from "effect/Scope"
 import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Container, ExitStatus, StartOptions, StopOptions } from "./Container.ts"
-import type { Image } from "./Image.ts"
+import type { GetOptions, Image } from "./Image.ts"
 import * as internal from "./internal/fixtures/fixture.ts"
 import * as groups from "./internal/fixtures/group.ts"
 import type { Mount } from "./Mount.ts"
@@ -224,6 +224,8 @@ export interface ImageService<Others extends PropertyKey = string>
   extends Member<Others>,
     Omit<StartOptions, "network" | "name" | "aliases" | "mounts"> {
   readonly image: ImageSource
+  /** When an image that is given by its name is pulled: see `Image.GetOptions`. */
+  readonly pull?: GetOptions["pull"]
   readonly mounts?: ReadonlyArray<ServiceMount> | undefined
   /** The text of a log line or an expression for it, or an effect, by which the service says that it is ready. */
   readonly ready?: string | RegExp | ((container: Container) => Effect.Effect<unknown, unknown>) | undefined

@@ -14,12 +14,13 @@ import * as Effect from "effect/Effect"
 import * as Berth from "./Berth.ts"
 import * as Errors from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
+import type * as Compose from "./Compose.ts"
 import type * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
 import type * as BerthFixture from "./Fixture.ts"
 import type * as Image from "./Image.ts"
 import type { Limits } from "./ImageLayer.ts"
-import { groupWith } from "./internal/promise/group.ts"
+import { composeWith, groupWith } from "./internal/promise/group.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
 import type {
   BoxNetwork,
@@ -534,6 +535,7 @@ export interface Session extends AsyncDisposable {
   readonly volumes: typeof volumes
   readonly pod: typeof pod
   readonly group: typeof group
+  readonly compose: typeof compose
   readonly start: typeof start
   readonly run: typeof run
   readonly supervised: typeof supervised
@@ -596,6 +598,21 @@ export const pod: (options?: Network.PodOptions & CallOptions) => Promise<Closab
 export const group: <const S extends Services<S>>(
   options: BerthFixture.GroupOptions<S> & CallOptions
 ) => Promise<Group<S>> = groupWith(shared)
+
+/**
+ * Brings up the services of a compose file, by its path or as `{ text }`: see `Compose.up`, and the module `Compose` for what is
+ * supported.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * await using app = await compose("compose.yaml", { profiles: ["test"] })
+ * const response = await app.services.api!.fetch("http://api:8080/")
+ */
+export const compose: (
+  source: string | Compose.Text | Compose.Project,
+  options?: Compose.Options & CallOptions
+) => Promise<Group<Readonly<Record<string, ImageService>>>> = composeWith(shared)
 
 /**
  * Makes a volume, or opens the one of that name: see `Volume.make`.
@@ -680,6 +697,7 @@ export const open = async (options: Berth.Options & Abortable = {}): Promise<Ses
     volumes: volumesWith(own),
     pod: podWith(own),
     group: groupWith(own),
+    compose: composeWith(own),
     start,
     run: runWith(own),
     supervised: restarted(own, start),

@@ -132,6 +132,18 @@ const each: ReadonlyArray<readonly [error: BerthError.BerthError, line: string]>
   [
     new BerthError.ServiceFailed({ reason: "Ended", service: "api", detail: "has ended", log: [], cause }),
     "ServiceFailed (Ended): service api: it has ended"
+  ],
+  [
+    new BerthError.ComposeError({
+      reason: "Invalid",
+      file: "compose.yaml",
+      line: 2,
+      column: 3,
+      path: "services.db",
+      detail: "expected a mapping",
+      cause
+    }),
+    "ComposeError (Invalid): compose.yaml:2:3: services.db: expected a mapping"
   ]
 ]
 

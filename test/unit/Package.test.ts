@@ -41,7 +41,7 @@ const compilerOptions = {
 
 /** A program without Effect: a wrong use is an error, so the types are not `any`. The fields of errors alone have types of Effect. */
 const withoutEffect = `
-import { BerthError, images, run, start } from "berth/promise"
+import { BerthError, compose, group, images, run, start } from "berth/promise"
 export const used = async (): Promise<number> => {
   const box = await start("host", { command: ["sleep", "1"], limits: { memory: "1GiB" } })
   const text: string = await box.$\`uname\`.pipe(box.$\`cat\`).timeout("5 seconds").text()
@@ -52,6 +52,13 @@ export const used = async (): Promise<number> => {
   const wrong: string = await box.files.readFile("/etc/hostname")
   const beside = await start("host", { namespaces: { network: box } })
   await beside.close()
+  await using app = await group({
+    services: { db: { image: "db:1", ready: (db) => db.waitFor.port(1) }, api: { image: "api:1", dependsOn: { db: "healthy" } } }
+  })
+  // @ts-expect-error the group has no such service
+  await group({ services: { db: { image: "db:1" }, api: { image: "api:1", dependsOn: { bd: "healthy" } } } })
+  await app.services.api.$\`true\`
+  await (await compose("compose.yaml")).close()
   const { exitCode }: { exitCode: number } = await run("host", { command: [text, wrong] })
   try {
     await images.list()

@@ -9,11 +9,11 @@ import type * as Fixture from "../../Fixture.ts"
 import type {
   Box,
   CallOptions,
+  compose,
   FixtureService,
   Group,
   group,
   ImageService,
-  OpenNetwork,
   SupervisedOptions
 } from "../../promise.ts"
 import { attempt } from "../util/fromThrowing.ts"
@@ -25,6 +25,7 @@ import type { Shared } from "./runtime.ts"
 import { opened, withFunctions } from "./start.ts"
 
 const grouping = later(() => import("../fixtures/group.ts"))
+const composing = later(() => import("../../Compose.ts"))
 
 type Services = Readonly<Record<string, ImageService | FixtureService>>
 
@@ -96,8 +97,8 @@ class Boxes {
 const kill = (container: Container.Container): Effect.Effect<void> =>
   Effect.zipRight(Container.signal(container, "SIGKILL"), container.exit).pipe(Effect.ignore)
 
-/** The promise's form of a group of effects. */
-export const asPromises = (
+/** A group with promises in place of effects. */
+const asPromises = (
   shared: Shared,
   linger: CallOptions["linger"],
   made: Fixture.Group<Readonly<Record<string, Fixture.Service>>>,
@@ -119,9 +120,9 @@ export const asPromises = (
     }
     Object.defineProperty(services, name, { enumerable: true, get })
   }
-  const networks: Record<string, OpenNetwork> = {}
-  for (const [name, network] of Object.entries(made.networks))
-    networks[name] = withFunctions(shared, network, scope)
+  const networks = Object.fromEntries(
+    Object.entries(made.networks).map(([name, network]) => [name, withFunctions(shared, network, scope)])
+  )
   const close = async (): Promise<void> => {
     await closeGroup()
     await boxes.close()
@@ -140,3 +141,13 @@ export const groupWith = (shared: Shared): typeof group =>
       ),
       (made, close, scope) => asPromises(shared, linger, made, close, scope)
     )) as never
+
+export const composeWith =
+  (shared: Shared): typeof compose =>
+  (source, { linger, signal, ...options } = {}) =>
+    opened(
+      shared,
+      { linger, signal },
+      composing(({ up }) => up(source, options)),
+      (made, close, scope) => asPromises(shared, linger, made, close, scope)
+    ) as ReturnType<typeof compose>
