@@ -14,6 +14,7 @@ import * as internal from "./internal/berth/layer.ts"
 import type { Memory } from "./internal/berth/memory.ts"
 import type { Turns } from "./internal/disk/files.ts"
 import type { Responder } from "./internal/network/names.ts"
+import type { Uplink } from "./internal/network/pasta.ts"
 import * as tag from "./internal/service.ts"
 import type { Holds } from "./internal/store/leases.ts"
 import type { Supervisor, TimeLimits } from "./internal/supervisor/connection.ts"
@@ -67,6 +68,8 @@ export interface Berth extends Inspectable.Inspectable {
   readonly turns: Turns
   /** @internal the responder for the names of its networks, which the first one starts */
   readonly responder: Effect.Effect<Responder, BerthError>
+  /** @internal the way out of its networks by pasta, which the first one with `outbound: "pasta"` starts */
+  readonly uplink: Effect.Effect<Uplink, BerthError>
 }
 
 /**

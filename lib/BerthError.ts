@@ -427,6 +427,8 @@ export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
     "Announce",
     /** What fills the server failed, such as a migration; `cause` is its error. */
     "Prepare",
+    /** The server that programs share cannot be reached: `detail` names the process that prevents it. */
+    "Share",
     /** The server did not stop cleanly, so its files may be incomplete. */
     "Stop"
   ),
@@ -440,6 +442,7 @@ export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
     const what = {
       Announce: "its server could not be told its address: ",
       Prepare: "its preparation failed: ",
+      Share: "its shared server cannot be reached: ",
       Stop: "its server did not stop cleanly: it "
     }[this.reason]
     return `fixture ${this.fixture}: ${what}${this.detail}${printLog(this.log)}`

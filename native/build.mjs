@@ -46,6 +46,8 @@ const targets = {
   "berth-supervisor": {
     sources: [
       "supervisor/supervisor.c",
+      "supervisor/connection.c",
+      "supervisor/lease.c",
       "common/descriptor.c",
       "supervisor/unit.c",
       "supervisor/child.c",

@@ -14,11 +14,13 @@ import { tryLock } from "../disk/fileLock.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/sweep.ts"
 import { makeResponder } from "../network/names.ts"
+import { makeUplink } from "../network/pasta.ts"
 import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
 import * as Seccomp from "../security/seccomp.ts"
 import { Proto } from "../service.ts"
 import * as Holds from "../store/leases.ts"
-import * as Supervisor from "../supervisor/connection.ts"
+import type { Supervisor } from "../supervisor/connection.ts"
+import { start } from "../supervisor/start.ts"
 import { AT_FDCWD, native } from "../system/addon.ts"
 import { missingFlags } from "../system/denoPermissions.ts"
 import { whyNotLoaded } from "../system/nativePart.ts"
@@ -214,7 +216,7 @@ const explain = (error: BerthError): BerthError =>
     : error
 
 interface Supervised {
-  readonly supervisor: Supervisor.Supervisor
+  readonly supervisor: Supervisor
   readonly holds: Holds.Holds
   readonly layers: string
 }
@@ -254,7 +256,7 @@ const supervised = (
     const holds = Holds.make(folder, layers, state)
     const mode = !rootless ? "root" : ids.uids.length > 1 ? "ranges" : "single-id"
     const guard = Holds.guard(holds)
-    const starting = Supervisor.start(state, lock, { mode, ids, guard, limits: options.timeLimits }).pipe(
+    const starting = start(state, lock, { mode, ids, guard, limits: options.timeLimits }).pipe(
       Effect.mapError(explain),
       Effect.tap(({ pid }) => attempt(() => recordOwner(state, pid)))
     )
@@ -314,7 +316,8 @@ export const make = (
       layers,
       memory: Memory.make(tree, filters),
       turns: new Map(),
-      responder: yield* makeResponder({ supervisor })
+      responder: yield* makeResponder({ supervisor }),
+      uplink: yield* makeUplink({ supervisor })
     }
     const berth: Berth = Object.assign(Object.create(Proto), fields)
     // Layers that a dead supervisor has not unpacked to the end.

@@ -133,9 +133,20 @@ export const netlinkOperation = (messages: ReadonlyArray<ReadonlyArray<number>>)
   pidAt: -1
 })
 
+/** The supervisor sends fewer than 256 messages at a time. */
+const MESSAGES_MAX = 128
+
+/** The same for many messages. */
+export const netlinkOperations = (
+  messages: ReadonlyArray<ReadonlyArray<number>>
+): ReadonlyArray<Plan.Operation> =>
+  Array.from({ length: Math.ceil(messages.length / MESSAGES_MAX) }, (_, k) =>
+    netlinkOperation(messages.slice(k * MESSAGES_MAX, (k + 1) * MESSAGES_MAX))
+  )
+
 /** Performs operations in a network namespace: of a descriptor of it, or of the pidfd of a process; `name` is for messages. */
 export const perform = (
-  berth: Berth,
+  berth: Pick<Berth, "supervisor">,
   namespace: number,
   name: string,
   operations: ReadonlyArray<Plan.Operation>,
@@ -193,7 +204,7 @@ const routing = (range: Range): ReadonlyArray<Plan.Operation> => [
  * of the unit ends at once; the unit keeps the descriptor.
  */
 const makeNamespace = (
-  berth: Berth,
+  berth: Pick<Berth, "supervisor">,
   range: Range
 ): Effect.Effect<NetworkNamespace, BerthError, Scope.Scope> =>
   Effect.map(
@@ -385,7 +396,10 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
   }
 }
 
-export const makeRouter = (berth: Berth, range: Range): Effect.Effect<Router, BerthError, Scope.Scope> =>
+export const makeRouter = (
+  berth: Pick<Berth, "supervisor">,
+  range: Range
+): Effect.Effect<Router, BerthError, Scope.Scope> =>
   Effect.map(makeNamespace(berth, range), (namespace) => ({
     namespace,
     range,
