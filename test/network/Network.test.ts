@@ -258,6 +258,22 @@ suite("a network", (effect) => {
     skip
   )
 
+  effect(
+    "a container whose sysctl disables IPv6 is on a network by IPv4",
+    function* () {
+      const network = yield* Network.make()
+      const command = ["/bin/echo", "any4:7"]
+      yield* Effect.flatMap(echoImage, (image) =>
+        Container.start(image, { network, name: "server", command })
+      )
+      const sysctls = fs.existsSync("/proc/sys/net/ipv6") ? { "net.ipv6.conf.all.disable_ipv6": "1" } : {}
+      const box = yield* idle({ network, sysctls })
+      const asked = yield* Container.exec(box, ["sh", "-c", "echo hello | timeout 15 nc server 7"])
+      assert.equal(asked.stdout, "hello\nbye")
+    },
+    skip
+  )
+
   effect("a range that is not one of 16 bits for containers is refused by name", function* () {
     const wrong = [
       "",
