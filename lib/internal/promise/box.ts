@@ -35,6 +35,7 @@ import { publish } from "../network/publish.ts"
 import { words } from "../util/commandTemplate.ts"
 import { EIO } from "../util/errno.ts"
 import { later } from "../util/later.ts"
+import { whole } from "../util/whole.ts"
 import { exec, makeCommand, streamOf, withInput } from "./command.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
@@ -163,7 +164,7 @@ export const closableIn = <A, B extends object>(
 ): Promise<B & Closable> =>
   shared.run(
     inScope(
-      effect,
+      whole(effect),
       (value, own) => {
         const close = (): Promise<void> => Effect.runPromise(Scope.close(own, Exit.void))
         return Object.assign(give(value), { close, [Symbol.asyncDispose]: close })
@@ -263,14 +264,14 @@ const forked = (
   { count, linger, signal: _, ...options }: ForkOptions
 ): Effect.Effect<ReadonlyArray<Box>, BerthError, Berth> =>
   inScope(
-    Effect.flatMap(Effect.scope, (whole) => {
+    Effect.flatMap(Effect.scope, (outer) => {
       // One for the start of all.
       let left = 1
       const counted = Effect.acquireRelease(
         Effect.sync(() => left++),
         () =>
           Effect.suspend(() =>
-            --left === 0 ? Scope.close(whole as Scope.CloseableScope, Exit.void) : Effect.void
+            --left === 0 ? Scope.close(outer as Scope.CloseableScope, Exit.void) : Effect.void
           )
       )
       const forks = snapshotting(({ forkEach }) =>
@@ -278,7 +279,7 @@ const forked = (
           inScope(
             Effect.zipRight(counted, start),
             (made, scope) => makeBox(shared, made, scope, linger),
-            Scope.fork(whole, ExecutionStrategy.sequential)
+            Scope.fork(outer, ExecutionStrategy.sequential)
           )
         )
       )
