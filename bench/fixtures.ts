@@ -6,21 +6,26 @@ import { execFileSync, spawn } from "node:child_process"
 import { randomBytes } from "node:crypto"
 import * as fs from "node:fs"
 import { createServer } from "node:net"
+import { availableParallelism } from "node:os"
 import { parseArgs } from "node:util"
-import type { Berth } from "berth"
-import { postgres } from "berth/fixtures"
+import { Berth, Container, type Fixture, WaitFor } from "berth"
+import { type Postgres, postgres } from "berth/fixtures"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import pg from "pg"
+import { diskUsage } from "../lib/internal/disk/usage.ts"
+import { descendants } from "../test/support/leftovers.ts"
 import { service } from "../test/support/services.ts"
 import {
   interleave,
   machine,
+  milliseconds,
   onBerth,
   onThisBerth,
   ratio,
   temporaryFolder,
+  timed,
   timesTable,
   type Unmeasured,
   unmeasured,
@@ -31,7 +36,12 @@ const BARE = "postgres of the host"
 const COPIED = "postgres of the host, on a copy"
 const FORK = "Berth, fork"
 const DATABASE = "Berth, fork: database"
+const RUNNING = "Berth, fork of a running server"
 const COLD = "Berth, prepared and forked"
+
+/** So many forks at once have this much memory. */
+const MANY = 50
+const MANY_BYTES_MAX = 1.5e9
 
 const targets = [
   { name: FORK, base: BARE, most: 1.3 },
@@ -74,7 +84,7 @@ const host = (folder: string) => {
     data: string
   ): Promise<{ connection: Connection; stop: (signal: NodeJS.Signals) => Promise<void> }> => {
     const port = await freePort()
-    const settings = ["fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=16MB"]
+    const settings = ["fsync=off", "full_page_writes=off", "shared_buffers=16MB"]
     const options = [...settings, `port=${port}`, `unix_socket_directories=${folder}`]
     const child = spawn(`${bin}/postgres`, ["-D", data, ...options.flatMap((option) => ["-c", option])], {
       ...as,
@@ -125,6 +135,38 @@ const host = (folder: string) => {
   }
 }
 
+/** The proportional set size of a process, proc_pid_smaps(5), in bytes. */
+const pss = (pid: number): number => {
+  try {
+    return Number(/^Pss:\s+(\d+)/m.exec(fs.readFileSync(`/proc/${pid}/smaps_rollup`, "utf8"))?.[1]) * 1024
+  } catch {
+    return 0 // it has ended
+  }
+}
+
+/** The time of many forks at once, and the memory of all processes and the disk that each takes. */
+const measureMany = (source: Fixture.Source<Postgres>) =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const { supervisor } = yield* Berth.Berth
+      const before = yield* diskUsage(supervisor.folder)
+      const millis = yield* timed(
+        Effect.forEach(Array.from({ length: MANY }), () => source.fork(), {
+          concurrency: availableParallelism()
+        })
+      )
+      const bytes = [supervisor.pid, ...descendants(supervisor.pid)].reduce((sum, pid) => sum + pss(pid), 0)
+      const disk = ((yield* diskUsage(supervisor.folder)) - before) / MANY
+      const verdict = bytes <= MANY_BYTES_MAX ? "met" : "not met"
+      yield* Console.log(
+        `${MANY} forks at once: ${milliseconds(millis)} ms; ${(bytes / 1e6).toFixed(0)} MB of memory (PSS), target <= ${
+          MANY_BYTES_MAX / 1e6
+        }: ${verdict}; ${(disk / 1e6).toFixed(1)} MB of disk each, of what has blocks by then`
+      )
+      return { millis, bytes, disk }
+    })
+  )
+
 const measure = (rounds: number) =>
   Effect.gen(function* () {
     const { image, missing } = yield* Effect.promise(() => service("postgres"))
@@ -144,6 +186,15 @@ const measure = (rounds: number) =>
     const cold = Effect.suspend(() =>
       Effect.scoped(Effect.flatMap(of({ key: randomBytes(8).toString("hex") }).open, forked))
     )
+    const running = yield* mapped(servers.fork())
+    const recovered = Effect.scoped(
+      Effect.gen(function* () {
+        const [fork] = yield* Container.fork(running.container)
+        yield* WaitFor.log(fork!, ready)
+        const { hostname, port } = yield* Container.publish(fork!, 5432)
+        yield* asking({ ...running.connection, host: hostname, port }, question)
+      })
+    )
     const contender = (name: string, effect: Effect.Effect<void, unknown, Berth.Berth>) =>
       onThisBerth(name, mapped(effect))
     const bare = host(yield* temporaryFolder)
@@ -151,6 +202,7 @@ const measure = (rounds: number) =>
     const contenders = [
       yield* contender(COLD, cold),
       yield* contender(FORK, forked(servers)),
+      yield* contender(RUNNING, recovered),
       yield* contender(DATABASE, forked(databases))
     ]
     if (prepared._tag === "Left") yield* Console.log(`skipped ${BARE}: ${prepared.left.message}`)
@@ -179,7 +231,10 @@ const measure = (rounds: number) =>
         `${name} / ${base}: ${value.toFixed(2)}, target <= ${most}: ${value <= most ? "met" : "not met"}`
       )
     }
-    yield* Console.log(`written: ${writeResults("fixtures", { machine: machine(), rounds, summaries })}`)
+    const many = yield* mapped(measureMany(servers))
+    yield* Console.log(
+      `written: ${writeResults("fixtures", { machine: machine(), rounds, summaries, many })}`
+    )
   }) as Effect.Effect<void, Unmeasured, Berth.Berth | Scope.Scope>
 
 export const fixtures = (args: ReadonlyArray<string>): Effect.Effect<void> => {

@@ -264,14 +264,14 @@ const forked = (
   { count, linger, signal: _, ...options }: ForkOptions
 ): Effect.Effect<ReadonlyArray<Box>, BerthError, Berth> =>
   inScope(
-    Effect.flatMap(Effect.scope, (whole) => {
+    Effect.flatMap(Effect.scope, (outer) => {
       // One for the start of all.
       let left = 1
       const counted = Effect.acquireRelease(
         Effect.sync(() => left++),
         () =>
           Effect.suspend(() =>
-            --left === 0 ? Scope.close(whole as Scope.CloseableScope, Exit.void) : Effect.void
+            --left === 0 ? Scope.close(outer as Scope.CloseableScope, Exit.void) : Effect.void
           )
       )
       const forks = snapshotting(({ forkEach }) =>
@@ -279,7 +279,7 @@ const forked = (
           inScope(
             Effect.zipRight(counted, start),
             (made, scope) => makeBox(shared, made, scope, linger),
-            Scope.fork(whole, ExecutionStrategy.sequential)
+            Scope.fork(outer, ExecutionStrategy.sequential)
           )
         )
       )
