@@ -134,6 +134,8 @@ export class OperationFailed extends tagged<OperationFailed>()("OperationFailed"
   syscall: Schema.String,
   /** The error number of the system call, errno(3). */
   errno: Schema.Int,
+  /** What the kernel says about it, which it does for some messages of netlink(7) (NETLINK_EXT_ACK). Since 0.2.0. */
+  text: Schema.optional(Schema.String),
   /** What to do about it, if Berth knows. */
   hint: Schema.String
 }) {
@@ -143,8 +145,9 @@ export class OperationFailed extends tagged<OperationFailed>()("OperationFailed"
   }
   override get message(): string {
     const hint = adviceOf(this.errno) ?? this.hint
+    const said = this.text === undefined || this.text === "" ? "" : `: ${this.text}`
     const todo = hint === "" ? "" : `. ${hint}`
-    return `${this.operation}: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})${todo}`
+    return `${this.operation}: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})${said}${todo}`
   }
 }
 

@@ -18,6 +18,7 @@ import type {
 import { attempt } from "../util/fromThrowing.ts"
 import { makeNames, NAMES_MAX_BYTES, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
+import { UPLINK_MTU } from "./pasta.ts"
 import {
   type Attachment,
   attach,
@@ -159,7 +160,7 @@ export const make = (
       parseName("name", options.name ?? `net-${randomBytes(4).toString("hex")}`)
     )
     const range = yield* attempt(() => rangeOf(options))
-    const router = yield* makeRouter(berth, range)
+    const router = yield* makeRouter(berth, range, options.outbound === "pasta" ? UPLINK_MTU : undefined)
     const names = yield* makeNames(berth)
     const state: State = { berth, router, names, members: new Map(), exposed: new Set(), refusals: undefined }
     // The kernel removes the interfaces with the network's namespace.
