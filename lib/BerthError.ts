@@ -430,6 +430,8 @@ export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
     "Announce",
     /** What fills the server failed, such as a migration; `cause` is its error. */
     "Prepare",
+    /** The server that programs share cannot be reached: `detail` names the process that prevents it. */
+    "Share",
     /** The server did not stop cleanly, so its files may be incomplete. */
     "Stop"
   ),
@@ -443,6 +445,7 @@ export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
     const what = {
       Announce: "its server could not be told its address: ",
       Prepare: "its preparation failed: ",
+      Share: "its shared server cannot be reached: ",
       Stop: "its server did not stop cleanly: it "
     }[this.reason]
     return `fixture ${this.fixture}: ${what}${this.detail}${printLog(this.log)}`
@@ -497,7 +500,11 @@ export class BuildFailed extends tagged<BuildFailed>()("BuildFailed", {
     /** A path or pattern has no file. */
     "NoMatch",
     /** A file of the context changed while the step copied it. */
-    "Changed"
+    "Changed",
+    /** The Dockerfile cannot be read at this place. */
+    "Syntax",
+    /** The Dockerfile asks for something that Berth does not do. */
+    "Unsupported"
   ),
   /** The step: `RUN npm ci`. */
   step: Schema.String,

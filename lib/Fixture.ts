@@ -83,6 +83,14 @@ export interface Definition<A, R = never> {
   readonly key?: string | Effect.Effect<string, BerthError> | undefined
   /** The signal that stops the server cleanly. Default: the image's, else SIGTERM. */
   readonly stopSignal?: string | undefined
+  /**
+   * `"run"`: one server for all programs, and all threads of programs, that have opened the fixture at the same time, such as the
+   * workers of a test runner. The first one starts it, and the others wait; it ends within a second after the last one closes the
+   * fixture or dies, in whatever way. They know each other by the folder of Berth, the image, `name`, `start`, `port` and `key`: another
+   * one of these is another server. Each fork is that same server, at an address that ends with its program, and the options of a fork
+   * have no effect. Its log is in the first program alone. It cannot be combined with `announce`, or with volumes.
+   */
+  readonly shared?: "run" | undefined
 }
 
 /**
@@ -116,7 +124,7 @@ export interface Fixture<A, R = never> {
 
 /**
  * A fixture of any server that tells in its log that it is ready. `open` and `fork` fail with `FixtureFailed` if `prepare` fails or the
- * server does not stop cleanly, and nothing is kept then; with `WaitFailed`, which has the end of the log, if the server ends or does
+ * server does not stop cleanly, and nothing is kept then, or if the program that starts a shared server is stopped by a signal; with `WaitFailed`, which has the end of the log, if the server ends or does
  * not become ready; and as `Container.start` does.
  *
  * Programs that prepare the same fixture at the same time do it once: one does it, the others wait.

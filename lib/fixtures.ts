@@ -80,9 +80,15 @@ export interface PostgresOptions<R = never> extends PresetOptions<Postgres, R> {
   /**
    * What a fork is. `"container"`: a server of its own. `"database"`: a database of one server, which lives as long as the opened
    * fixture. It is made faster and needs less memory, but all forks share roles and settings, and the options of a fork have no effect.
-   * Default: `"container"`.
+   * Default: `"container"`; with `shared`, `"database"`.
    */
   readonly fork?: "container" | "database" | undefined
+  /**
+   * `"run"`: the databases of all programs that have opened the fixture at the same time, such as the workers of a test runner, are in
+   * one server, which ends within a second after the last program: see `Fixture.Definition`. The databases of a program that dies stay
+   * until then. Containers as forks share the prepared data in any case, and nothing more.
+   */
+  readonly shared?: "run" | undefined
 }
 
 /**
@@ -122,6 +128,11 @@ export interface Redis {
 export interface RedisOptions<R = never> extends PresetOptions<Redis, R> {
   /** Default: none. */
   readonly password?: string | undefined
+  /**
+   * `"run"`: each fork is the same server, also in other programs: see `Fixture.Definition`. All see the same keys, so each has to use
+   * names, or a number of a database, of its own.
+   */
+  readonly shared?: "run" | undefined
   /** Settings of redis.conf. */
   readonly configuration?: Readonly<Record<string, string | number>> | undefined
 }

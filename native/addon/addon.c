@@ -28,14 +28,14 @@
 #include <sys/wait.h>
 #include <sys/xattr.h>
 
-// startSupervisor(path, folder, [socket, lock], mode): [pid, pidfd] or [-errno, 0]. The supervisor gets the socket as
+// startSupervisor(path, folder, [socket, lock], mode, gate or ""): [pid, pidfd] or [-errno, 0]. The supervisor gets the socket as
 // descriptor 3, the lock as 4 and its own sealed copy as 5.
 static napi_value start_supervisor(struct call *call, napi_env env) {
-    char path[PATH_MAX], folder[PATH_MAX], mode[PATH_MAX];
+    char path[PATH_MAX], folder[PATH_MAX], mode[PATH_MAX], gate[PATH_MAX];
     int fds[FDS_MAX], pidfd = 0;
     uint32_t count;
-    if (!take_path(call, 0, path) || !take_path(call, 1, folder) || !take_fds(call, 2, fds, &count) || !take_path(call, 3, mode) || count != 2) return misuse(env);
-    char *argv[] = {"berth-supervisor", folder, "3", "4", "5", mode, NULL};
+    if (!take_path(call, 0, path) || !take_path(call, 1, folder) || !take_fds(call, 2, fds, &count) || !take_path(call, 3, mode) || !take_path(call, 4, gate) || count != 2) return misuse(env);
+    char *argv[] = {"berth-supervisor", folder, "3", "4", "5", mode, gate[0] ? gate : NULL, NULL};
     pid_t pid = process_start(path, argv, fds, (int)count, &pidfd);
     return pair(env, pid, pid < 0 ? 0 : environment_note(call->environment, pidfd, OF_CHILD));
 }

@@ -30,6 +30,7 @@ bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct p
     (void)supervisor, (void)descriptors;
     for (size_t k = 0; k < plan->count; k++)
         if (plan->operations[k].code >= sizeof operation_kinds / sizeof *operation_kinds) abort();
+    unit->pid = unit->id % 4 == 0; // only a process can be shared
     return unit->id % 2 == 0;
 }
 void unit_listen(struct unit *unit) { (void)unit; }
@@ -45,6 +46,8 @@ void unit_remover_done(struct unit *unit, int status) { (void)unit, (void)status
 void unit_give_up(struct unit *unit, int error) { (void)unit, (void)error; }
 void unit_free(struct unit *unit, struct supervisor *supervisor) {
     (void)supervisor;
+    close_descriptor(&unit->mount);
+    for (size_t k = 0; k < countof(unit->outputs); k++) close_descriptor(&unit->outputs[k]);
     free(unit);
 }
 
@@ -56,8 +59,11 @@ static int count_descriptors(void) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
     int pair[2], before = count_descriptors();
+    lease.gate = length > 0 && bytes[0] % 2 ? "gate" : NULL;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0) abort();
-    connection = pair[0];
+    int watch = epoll_create1(EPOLL_CLOEXEC);
+    if (watch < 0) abort();
+    connections = connection_make(pair[0], watch, 0);
     for (size_t at = 0; at + 3 <= length;) {
         int fds[DESCRIPTORS_MAX];
         size_t count = bytes[at] % 5, size = (size_t)bytes[at + 1] | (size_t)bytes[at + 2] << 8;
@@ -70,7 +76,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
         }
         if (descriptors_send(pair[1], bytes + at, size, fds, count) < 0) break; // the socket is full
         for (size_t k = 0; k < count; k++) close(fds[k]);
-        if (!receive()) abort();
+        if (!receive(connections)) abort();
         at += size;
         struct reply reply;
         int received[2];
@@ -79,7 +85,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
                 if (received[k] >= 0) close(received[k]);
     }
     while (units) forget(units);
-    close(pair[0]);
+    connection_close(connections);
+    forget_lost();
+    close(watch);
     close(pair[1]);
     if (count_descriptors() != before) abort(); // a descriptor has leaked
     return 0;

@@ -13,6 +13,9 @@ enum request_type {
     REQUEST_START = 1,   // make a unit; the plan follows, or is in a memfd, the first of the descriptors
     REQUEST_RELEASE = 2, // kill all processes of the unit and remove everything that it owns
     REQUEST_MAPPED = 3,  // the id maps of the supervisor's user namespace have been written
+    REQUEST_SHARE = 4,   // keep the unit, which other connections then can attach, until the last of them closes; carries its root
+                         // and the read ends of its outputs
+    REQUEST_ATTACH = 5,  // show a unit that another connection has shared
 };
 
 struct request {
@@ -24,7 +27,8 @@ struct request {
 _Static_assert(sizeof(struct request) == REQUEST_BYTES, "struct request");
 
 enum reply_type {
-    REPLY_READY = 1,    // the supervisor is ready; carries its user namespace if it has one of its own
+    REPLY_READY = 1,    // the supervisor is ready; carries its user namespace if it has one of its own. With leases: to each connection,
+                        // whose units have ids above `id`; carries the supervisor's pidfd first
     REPLY_STARTED = 2,  // the unit exists; carries the pidfd of its process and its root, or its root alone; if they could not be
                         // sent, `failure` has the reason
     REPLY_FAILED = 3,   // the plan failed; nothing of the unit is left
@@ -32,6 +36,7 @@ enum reply_type {
     REPLY_RELEASED = 5, // nothing of the unit is left, except what `failure` names
     REPLY_UNMAPPED = 6, // the supervisor is in a user namespace of its own, and waits for its id maps
     REPLY_ENDED = 7,    // the unit's process has ended, and nothing of the unit is left
+    REPLY_SHARED = 8,   // the unit is shared
 };
 
 struct reply {

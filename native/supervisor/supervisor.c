@@ -1,14 +1,17 @@
 // The supervisor: the single-threaded parent of every container of one Berth. When its socket closes, for whatever reason, it removes
 // everything that it owns and ends.
 //
-//   berth-supervisor FOLDER SOCKET LOCK SELF [single-id|ranges]
+//   berth-supervisor FOLDER SOCKET LOCK SELF root|single-id|ranges [GATE]
 //
 // FOLDER is its state folder, which it removes at the end. SOCKET, LOCK and SELF are inherited descriptors: its end of the socket
 // pair, the lock of the state folder, and its own executable, which nobody can write. With `single-id` it first enters a user
-// namespace in which it is root and which maps no other id; with `ranges`, one whose id maps the JavaScript process writes.
+// namespace in which it is root and which maps no other id; with `ranges`, one whose id maps the JavaScript process writes. With GATE,
+// other processes can connect to it, and it ends with the last connection (lease.h). It is no child of the first one then.
 #include "child.h"
+#include "connection.h"
 #include "../common/descriptor.h"
 #include "init.h"
+#include "lease.h"
 #include "mount.h"
 #include "nodes.h"
 #include "plan.h"
@@ -44,70 +47,27 @@
 // No unit is started with the last descriptors: the removal of units needs them.
 #define DESCRIPTORS_RESERVED 64
 
-// A reply that waits for room in the socket.
-struct queued {
-    struct queued *next;
-    struct reply reply;
-    int fds[2];
-};
-
 static struct supervisor shared = {.program = -1};
 static struct unit *units;
-static struct queued *queue, **queue_end = &queue;
-static int connection, events, signals;
+static struct connection *connections;
+static struct lease lease = {.listener = -1, .lock = -1};
+static int events, signals;
 static bool closing;
+static bool over; // a unit that was shared has ended
 static bool incomplete; // something could not be removed
 static int descriptors_max = INT_MAX; // descriptors from this number on are reserved
 
 // Replies
 
-// A reply with a failure carries no descriptors. If they cannot be sent, the JavaScript process gets the reason and releases the unit.
-static bool send_now(struct reply *reply, const int *fds) {
-    for (;;) {
-        size_t count = reply->failure.error != 0 || fds[0] < 0 ? 0 : fds[1] < 0 ? 1 : 2;
-        if (descriptors_send(connection, reply, sizeof *reply, fds, count) >= 0) return true;
-        // Any other error means that the other end is gone, which the socket reports by itself.
-        if (errno != ETOOMANYREFS) return errno != EAGAIN;
-        // The kernel limits the descriptors in transit of one user to the number that a process may have open. Without root, the
-        // processes in a container have the same user.
-        fail(&reply->failure, "sendmsg");
-    }
-}
-
-static void watch_connection(uint32_t wanted) {
-    struct epoll_event event = {.events = wanted, .data.ptr = &connection};
-    epoll_ctl(events, EPOLL_CTL_MOD, connection, &event);
-}
-
-// With up to two descriptors, or -1. The caller keeps them.
-static void send_reply(struct reply *reply, int first, int second) {
-    int fds[2] = {first, second};
-    if (closing) return;
-    if (!queue && send_now(reply, fds)) return;
-    struct queued *queued = malloc(sizeof *queued);
-    if (!queued) abort(); // a lost reply would be a lost container
-    *queued = (struct queued){.reply = *reply, .fds = {-1, -1}};
-    for (int k = 0; k < 2; k++)
-        if (fds[k] >= 0 && (queued->fds[k] = fcntl(fds[k], F_DUPFD_CLOEXEC, 3)) < 0) fail(&queued->reply.failure, "fcntl");
-    if (!queue) watch_connection(EPOLLIN | EPOLLOUT);
-    *queue_end = queued;
-    queue_end = &queued->next;
-}
-
-static void flush_queue(void) {
-    while (queue) {
-        struct queued *first = queue;
-        if (!closing && !send_now(&first->reply, first->fds)) return;
-        if (!(queue = first->next)) queue_end = &queue;
-        for (int k = 0; k < 2; k++) close_descriptor(&first->fds[k]);
-        free(first);
-    }
-    if (!closing) watch_connection(EPOLLIN);
-}
-
-static void send_failure(enum reply_type type, uint32_t id, const struct failure *failure) {
+static void send_failure(struct connection *to, enum reply_type type, uint32_t id, const struct failure *failure) {
     struct reply reply = {.type = type, .id = id, .failure = *failure};
-    send_reply(&reply, -1, -1);
+    connection_reply(to, &reply, -1, -1);
+}
+
+static void refuse(struct connection *from, uint32_t id, const char *call) {
+    struct failure failure = {.operation = NO_OPERATION};
+    fail_with(&failure, call, EBADMSG);
+    send_failure(from, REPLY_FAILED, id, &failure);
 }
 
 // Units
@@ -144,8 +104,8 @@ static void give_back(struct unit *unit) {
     }
     if (left == 1) return;
     if (unit->leftover.error != 0) incomplete = true;
-    if (unit->failed) send_failure(REPLY_FAILED, unit->id, &unit->failure);
-    if (unit->releasing && !unit->told) send_failure(REPLY_RELEASED, unit->id, &unit->leftover);
+    if (unit->failed) send_failure(unit->connection, REPLY_FAILED, unit->id, &unit->failure);
+    if (unit->releasing && !unit->told) send_failure(unit->connection, REPLY_RELEASED, unit->id, &unit->leftover);
     forget(unit);
 }
 
@@ -156,7 +116,7 @@ static void take_outcome(struct unit *unit) {
     if (!unit_executed(unit)) return;
     unit_find_successor(unit, &shared);
     struct reply reply = {.type = REPLY_STARTED, .id = unit->id, .pid = unit->pid, .failure = unit->failure};
-    send_reply(&reply, unit->pidfd, unit->mount);
+    connection_reply(unit->connection, &reply, unit->pidfd, unit->mount);
     close_descriptor(&unit->mount);
 }
 
@@ -191,22 +151,27 @@ static void begin(struct unit *unit, const struct plan *plan, const int *descrip
         watch_child(unit);
     } else {
         struct reply reply = {.type = REPLY_STARTED, .id = unit->id};
-        send_reply(&reply, unit->mount, -1);
+        connection_reply(unit->connection, &reply, unit->mount, -1);
         close_descriptor(&unit->mount);
     }
 }
 
-static void start(uint32_t id, const uint8_t *bytes, size_t length, const int *descriptors, size_t count) {
+static bool may_have(const struct connection *connection, uint32_t id) {
+    return !lease.gate || id / SLOT_UNITS == connection->slot;
+}
+
+static void start(struct connection *from, uint32_t id, const uint8_t *bytes, size_t length, const int *descriptors, size_t count) {
     struct plan plan;
-    struct failure failure = {.operation = NO_OPERATION, .error = EBADMSG, .syscall = "plan"};
     const char *wrong = plan_decode(&plan, bytes, length, count);
-    struct unit *unit = wrong || find_unit(id) ? NULL : malloc(sizeof *unit);
+    struct unit *unit = wrong || find_unit(id) || !may_have(from, id) ? NULL : malloc(sizeof *unit);
     if (unit) {
-        *unit = (struct unit){.next = units, .id = id, .pidfd = -1, .failures = -1, .socket = -1, .mount = -1, .kept_open = -1, .slot = -1};
+        *unit = (struct unit){.next = units, .connection = from, .id = id, .slot = -1};
+        for (size_t k = 0; k < countof(unit->outputs); k++) unit->outputs[k] = -1;
+        unit->pidfd = unit->failures = unit->socket = unit->mount = unit->kept_open = -1;
         units = unit;
         begin(unit, &plan, descriptors);
     } else {
-        send_failure(REPLY_FAILED, id, &failure);
+        refuse(from, id, "plan");
     }
     plan_free(&plan);
 }
@@ -215,6 +180,42 @@ static void release(struct unit *unit) {
     unit->releasing = true;
     unit_kill(unit, &shared);
     give_back(unit);
+}
+
+// From now on, the unit ends with the supervisor alone. Others get its root, which this takes, as it takes the outputs.
+static void share(struct unit *unit, int *descriptors, size_t count) {
+    struct reply reply = {.type = REPLY_SHARED, .id = unit->id};
+    unit->shared = true;
+    for (size_t k = 0; k < count; k++) *(k == 0 ? &unit->mount : &unit->outputs[k - 1]) = steal_fd(&descriptors[k]);
+    connection_reply(unit->connection, &reply, -1, -1);
+}
+
+static void show(struct connection *to, const struct unit *unit) {
+    struct reply reply = {.type = REPLY_STARTED, .id = unit->id, .pid = unit->pid};
+    connection_reply(to, &reply, unit->pidfd, unit->mount);
+}
+
+// Reads the outputs of a shared unit, whose reader is gone, so that it never waits for one.
+static void watch_outputs(struct unit *unit) {
+    for (size_t k = 0; k < countof(unit->outputs); k++) {
+        struct epoll_event written = {.events = EPOLLIN, .data.ptr = &unit->outputs[k]};
+        if (unit->outputs[k] >= 0) epoll_ctl(events, EPOLL_CTL_ADD, unit->outputs[k], &written);
+    }
+}
+
+// Returns whether the source of an event is such an output.
+static bool drain(const void *source) {
+    static char bytes[64 << 10];
+    for (struct unit *unit = units; unit; unit = unit->next)
+        for (size_t k = 0; k < countof(unit->outputs); k++) {
+            if (source != &unit->outputs[k]) continue;
+            ssize_t n = read(unit->outputs[k], bytes, sizeof bytes);
+            if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR))) return true;
+            epoll_ctl(events, EPOLL_CTL_DEL, unit->outputs[k], NULL);
+            close_descriptor(&unit->outputs[k]);
+            return true;
+        }
+    return false;
 }
 
 static struct unit *unit_of(pid_t pid) {
@@ -237,12 +238,13 @@ static void take_end(struct unit *unit, int status, const struct rusage *usage) 
     // The child's end of the socket is closed by now, so all its messages can be read.
     if (unit->failures >= 0) take_outcome(unit);
     unit->pid = 0;
+    if (unit->shared) over = true;
     if (unit->failed) return;
     // A unit whose process succeeded is removed at once if that is possible, and one message reports both, so that no request is needed.
     // After a failure, the JavaScript process still reads the cgroup.
     if (status == 0 && !unit->releasing && unit->maker == 0 && unit_settle(unit)) unit->releasing = unit->told = true;
     reply.type = unit->told ? REPLY_ENDED : REPLY_EXITED;
-    send_reply(&reply, -1, -1);
+    connection_reply(unit->connection, &reply, -1, -1);
 }
 
 static void reap(void) {
@@ -279,33 +281,37 @@ static uint8_t *read_memfd(int fd, size_t length) {
     return bytes;
 }
 
-static void handle(const struct request *request, const uint8_t *body, size_t length, int *descriptors, size_t count) {
+static void handle(struct connection *from, const struct request *request, const uint8_t *body, size_t length, int *descriptors, size_t count) {
     struct unit *unit = find_unit(request->id);
+    bool own = unit && unit->connection == from && !unit->shared;
     if (request->type == REQUEST_RELEASE) {
         struct failure none = {0};
-        if (unit) release(unit);
-        else send_failure(REPLY_RELEASED, request->id, &none);
+        if (own) release(unit);
+        else send_failure(from, REPLY_RELEASED, request->id, &none);
     } else if (request->type == REQUEST_START && request->plan_bytes == 0) {
-        start(request->id, body, length, descriptors, count);
+        start(from, request->id, body, length, descriptors, count);
     } else if (request->type == REQUEST_START && count > 0 && request->plan_bytes <= PLAN_BYTES_MAX) {
         uint8_t *plan = read_memfd(descriptors[0], request->plan_bytes);
-        start(request->id, plan, plan ? request->plan_bytes : 0, descriptors + 1, count - 1);
+        start(from, request->id, plan, plan ? request->plan_bytes : 0, descriptors + 1, count - 1);
         if (plan) explicit_bzero(plan, request->plan_bytes);
         free(plan);
+    } else if (request->type == REQUEST_SHARE && lease.gate && own && unit->pid > 0 && unit->mount < 0 && count <= 1 + countof(unit->outputs)) {
+        share(unit, descriptors, count);
+    } else if (request->type == REQUEST_ATTACH && unit && unit->shared) {
+        show(from, unit);
     } else {
-        struct failure failure = {.operation = NO_OPERATION, .error = EBADMSG, .syscall = "recvmsg"};
-        send_failure(REPLY_FAILED, request->id, &failure);
+        refuse(from, request->id, "recvmsg");
     }
 }
 
 // Returns false once the other end is gone.
-static bool receive(void) {
+static bool receive(struct connection *from) {
     static uint8_t bytes[MESSAGE_BYTES_MAX];
     int descriptors[DESCRIPTORS_MAX];
     struct request request;
 
     memset(bytes, 0, sizeof request);
-    ssize_t n = descriptors_receive(connection, bytes, sizeof bytes, descriptors, countof(descriptors));
+    ssize_t n = descriptors_receive(from->socket, bytes, sizeof bytes, descriptors, countof(descriptors));
     if (n == 0) {
         // An empty message looks like the end, and is treated as one. Its descriptors are dropped.
         for (size_t k = 0; k < countof(descriptors); k++) close_descriptor(&descriptors[k]);
@@ -315,15 +321,15 @@ static bool receive(void) {
     if (n < 0 && (errno == EMSGSIZE || errno == EMFILE)) {
         // A message that was truncated, or whose descriptors this process may not open, fails its unit.
         struct failure failure = {.operation = NO_OPERATION, .error = errno, .syscall = "recvmsg"};
-        send_failure(REPLY_FAILED, request.id, &failure);
+        send_failure(from, REPLY_FAILED, request.id, &failure);
         return true;
     }
     if (n < 0) return errno == EAGAIN;
     size_t count = 0;
     while (count < countof(descriptors) && descriptors[count] >= 0) count++;
     // A message that is shorter than its head names no unit to answer for.
-    if ((size_t)n >= sizeof request) handle(&request, bytes + sizeof request, (size_t)n - sizeof request, descriptors, count);
-    for (size_t k = 0; k < count; k++) close(descriptors[k]);
+    if ((size_t)n >= sizeof request) handle(from, &request, bytes + sizeof request, (size_t)n - sizeof request, descriptors, count);
+    for (size_t k = 0; k < count; k++) close_descriptor(&descriptors[k]);
     // A child has a copy of the supervisor's memory. It must find no plan but its own there.
     explicit_bzero(bytes, (size_t)n);
     return true;
@@ -333,13 +339,98 @@ static bool receive(void) {
 
 static void close_down(void) {
     closing = true;
-    flush_queue();
-    epoll_ctl(events, EPOLL_CTL_DEL, connection, NULL);
-    close(connection);
+    epoll_ctl(events, EPOLL_CTL_DEL, lease.listener, NULL);
+    close_descriptor(&lease.listener);
+    for (struct connection *connection = connections; connection; connection = connection->next) {
+        if (connection->socket < 0) continue;
+        connection_flush(connection);
+        connection_close(connection);
+    }
     for (struct unit *unit = units, *next; unit; unit = next) {
         next = unit->next; // release() may free the unit
         release(unit);
     }
+}
+
+// The other end of a connection is gone. What it has not shared goes as well.
+static void lose(struct connection *connection) {
+    if (!lease.gate) return close_down();
+    connection_close(connection);
+    for (struct unit *unit = units, *next; unit; unit = next) {
+        next = unit->next;
+        if (unit->connection != connection) continue;
+        unit->connection = NULL;
+        if (unit->shared) watch_outputs(unit);
+        else release(unit);
+    }
+}
+
+// An event of this round may name a connection until its end.
+static void forget_lost(void) {
+    for (struct connection **link = &connections; *link;) {
+        struct connection *connection = *link;
+        if (connection->socket >= 0) {
+            link = &connection->next;
+            continue;
+        }
+        *link = connection->next;
+        free(connection);
+    }
+}
+
+static struct connection *connection_of(const void *source) {
+    struct connection *connection = connections;
+    while (connection && connection != source) connection = connection->next;
+    return connection;
+}
+
+// A slot without a connection, and without units that are still being removed.
+static uint32_t free_slot(void) {
+    static uint32_t slot;
+    for (uint32_t k = 0; k < SLOTS_MAX; k++) {
+        bool used = false;
+        slot = (slot + 1) % SLOTS_MAX;
+        for (struct connection *connection = connections; connection; connection = connection->next) used |= connection->slot == slot;
+        for (struct unit *unit = units; unit; unit = unit->next) used |= unit->id / SLOT_UNITS == slot;
+        if (!used) return slot;
+    }
+    return SLOTS_MAX;
+}
+
+static void send_ready(struct connection *to) {
+    // The addon reaches files as root of the supervisor's own user namespace (as_root.h).
+    cleanup_close int namespace = shared.rootless ? open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC) : -1;
+    struct reply reply = {.type = REPLY_READY, .id = to->slot * SLOT_UNITS, .pid = getpid()};
+    if (lease.gate) connection_reply(to, &reply, shared.pidfd, namespace);
+    else connection_reply(to, &reply, namespace, -1);
+}
+
+// A process that is not let in finds its connection closed.
+static void let_in(void) {
+    for (int socket; (socket = lease_accept(&lease)) >= 0;) {
+        uint32_t slot = socket < descriptors_max ? free_slot() : SLOTS_MAX;
+        if (slot == SLOTS_MAX) {
+            close(socket);
+            continue;
+        }
+        struct connection *connection = connection_make(socket, events, slot);
+        connection->next = connections;
+        connections = connection;
+        send_ready(connection);
+    }
+}
+
+// Without a connection, the supervisor ends, unless somebody is entering: then it tries again.
+static void leave(void) {
+    if (!lease_shut(&lease)) return;
+    let_in(); // whoever has entered before
+    if (connections) lease_open(&lease);
+    else close_down();
+}
+
+static void serve(struct connection *connection, uint32_t happened) {
+    if (connection->socket >= 0 && happened & EPOLLOUT) connection_flush(connection);
+    if (connection->socket >= 0 && !receive(connection) && !closing) lose(connection);
 }
 
 static bool retrying(void) {
@@ -352,31 +443,37 @@ static void run(void) {
     struct epoll_event ready[64];
     struct signalfd_siginfo information[16];
     while (!closing || units) {
-        bool spare_time = shared.network.wanted && !closing;
-        int n = epoll_wait(events, ready, countof(ready), retrying() ? RETRY_MS : spare_time ? QUIET_MS : -1);
+        bool spare_time = shared.network.wanted && !closing, left = !connections && !closing;
+        int n = epoll_wait(events, ready, countof(ready), retrying() ? RETRY_MS : spare_time || left ? QUIET_MS : -1);
         if (n == 0 && spare_time) network_make_spare(&shared.network);
         bool children = false;
         for (int k = 0; k < n; k++) {
             void *source = ready[k].data.ptr;
-            if (source == &connection) {
-                if (ready[k].events & EPOLLOUT) flush_queue();
-                if (!receive() && !closing) close_down();
+            struct connection *connection = connection_of(source);
+            if (connection) {
+                serve(connection, ready[k].events);
+            } else if (source == &lease) {
+                if (!closing) let_in();
             } else if (source == &signals) {
                 ssize_t length = read(signals, information, sizeof information);
                 for (size_t s = 0; length > 0 && s < (size_t)length / sizeof *information; s++) {
                     if (information[s].ssi_signo == SIGCHLD) children = true;
                     else if (!closing) close_down();
                 }
-            } else {
+            } else if (!lease.gate || !drain(source)) {
                 hear(source, ready[k].events);
             }
         }
+        forget_lost();
         // Last, as it may free units that an event of this round names.
         if (children) reap();
         for (struct unit *unit = units, *next; unit; unit = next) {
             next = unit->next;
             if (unit->remover == 0) give_back(unit);
         }
+        if (closing) continue;
+        if (over) close_down();
+        else if (!connections) leave();
     }
 }
 
@@ -386,12 +483,12 @@ static void run(void) {
 // dumpable until then. The JavaScript process has not waited for this process, so its pid cannot have been reused.
 static int await_id_maps(struct failure *failure) {
     struct reply unmapped = {.type = REPLY_UNMAPPED, .pid = getpid()};
-    struct pollfd answer = {.fd = connection, .events = POLLIN};
+    struct pollfd answer = {.fd = connections->socket, .events = POLLIN};
     struct request request;
     if (unshare(CLONE_NEWUSER) < 0) return fail(failure, "unshare");
-    send_reply(&unmapped, -1, -1);
+    connection_reply(connections, &unmapped, -1, -1);
     if (poll(&answer, 1, -1) < 0) return fail(failure, "poll");
-    if (recv(connection, &request, sizeof request, 0) == sizeof request && request.type == REQUEST_MAPPED) return 0;
+    if (recv(connections->socket, &request, sizeof request, 0) == sizeof request && request.type == REQUEST_MAPPED) return 0;
     return fail_with(failure, "recv", EPROTO);
 }
 
@@ -429,9 +526,14 @@ static int set_up(const char *folder, const char *mode, struct failure *failure)
     if (unshare(CLONE_NEWNS) < 0) return fail(failure, "unshare");
     if (mount_leave_chroot(failure) < 0) return -1;
     if (sys_mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return fail(failure, "mount");
+    if (lease.gate) {
+        if (chdir(folder) < 0) return fail(failure, "chdir");
+        if (lease_listen(&lease, failure) < 0) return -1;
+        // A runner waits for all processes that have the output of one of its workers.
+        if (dup2(shared.null, STDERR_FILENO) < 0) return fail(failure, "dup2");
+    }
     if (chdir("/") < 0) return fail(failure, "chdir");
     snprintf(nodes, sizeof nodes, "%s/dev", folder);
-    if ((shared.null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0) return fail(failure, "open");
     shared.rootless = single_id || ranges;
     if (nodes_make(nodes, shared.rootless, failure) < 0) return -1;
     shared.successors = mmap(NULL, SUCCESSORS_MAX * sizeof *shared.successors, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -443,11 +545,10 @@ static int set_up(const char *folder, const char *mode, struct failure *failure)
     if (files.rlim_cur > DESCRIPTORS_RESERVED && files.rlim_cur < INT_MAX) descriptors_max = (int)files.rlim_cur - DESCRIPTORS_RESERVED;
     if ((shared.pidfd = sys_pidfd_open(getpid())) < 0) return fail(failure, "pidfd_open");
     if ((signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return fail(failure, "signalfd");
-    if ((events = epoll_create1(EPOLL_CLOEXEC)) < 0) return fail(failure, "epoll_create1");
-    struct epoll_event from_connection = {.events = EPOLLIN, .data.ptr = &connection};
     struct epoll_event from_signals = {.events = EPOLLIN, .data.ptr = &signals};
-    if (epoll_ctl(events, EPOLL_CTL_ADD, connection, &from_connection) < 0) return fail(failure, "epoll_ctl");
+    struct epoll_event from_lease = {.events = EPOLLIN, .data.ptr = &lease};
     if (epoll_ctl(events, EPOLL_CTL_ADD, signals, &from_signals) < 0) return fail(failure, "epoll_ctl");
+    if (lease.gate && epoll_ctl(events, EPOLL_CTL_ADD, lease.listener, &from_lease) < 0) return fail(failure, "epoll_ctl");
     return 0;
 }
 
@@ -458,6 +559,7 @@ static void take_down(const char *folder) {
     sys_umount2(nodes, MNT_DETACH);
     // If something is left, a sweep needs the folder to find it.
     if (!incomplete) remove_tree(AT_FDCWD, folder, __LONG_MAX__);
+    lease_remove(&lease);
 }
 
 #ifdef __SANITIZE_ADDRESS__
@@ -476,18 +578,22 @@ int main(int argc, char **argv) {
     }
     shared.arguments = argv[0];
     shared.arguments_length = (size_t)(argv[argc - 1] + strlen(argv[argc - 1]) - argv[0]);
-    connection = atoi(argv[2]);
     shared.lock = atoi(argv[3]);
     shared.self = atoi(argv[4]);
+    if (argc > 6) lease.gate = argv[6];
+    // The end of the process, or of the thread, that started it is nothing to a supervisor with leases.
+    if (lease.gate && fork() != 0) _exit(0);
+#ifdef __SANITIZE_ADDRESS__
+    shared.self = open(INSIDE, O_RDONLY | O_CLOEXEC);
+#endif
+    // First, as a runtime may have left standard error closed.
+    if ((shared.null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0 || (events = epoll_create1(EPOLL_CLOEXEC)) < 0) return 1;
+    connections = connection_make(atoi(argv[2]), events, 0);
     if (set_up(argv[1], argc > 5 ? argv[5] : "root", &failure) < 0) {
-        send_failure(REPLY_FAILED, 0, &failure);
+        send_failure(connections, REPLY_FAILED, 0, &failure);
         return 1;
     }
-    // The addon reaches files as root of the supervisor's own user namespace (as_root.h).
-    int namespace = shared.rootless ? open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC) : -1;
-    struct reply ready = {.type = REPLY_READY, .pid = getpid()};
-    send_reply(&ready, namespace, -1);
-    close_descriptor(&namespace);
+    send_ready(connections);
     run();
     take_down(argv[1]);
     return 0;

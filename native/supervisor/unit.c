@@ -514,5 +514,6 @@ void unit_free(struct unit *unit, struct supervisor *supervisor) {
     close_descriptor(&unit->socket);
     close_descriptor(&unit->mount);
     close_descriptor(&unit->kept_open);
+    for (size_t k = 0; k < countof(unit->outputs); k++) close_descriptor(&unit->outputs[k]);
     free(unit);
 }

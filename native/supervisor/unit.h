@@ -1,6 +1,7 @@
 // A unit: everything that one plan makes. The supervisor owns it until all of it has been removed.
 #pragma once
 
+#include "connection.h"
 #include "network.h"
 #include "plan.h"
 #include "protocol.h"
@@ -32,6 +33,7 @@ struct letter {
 
 struct unit {
     struct unit *next;
+    struct connection *connection; // whom to tell about it, or NULL
     uint32_t id;
     pid_t pid;     // of its process, until it has been waited for, else 0
     int pidfd;
@@ -42,7 +44,9 @@ struct unit {
     char *maps;    // the id maps that the child waits for, gid_map's behind the NUL of uid_map's, or NULL
     uint32_t maps_operation;
     struct letter *letters; // sent before the maps are written
-    int mount;     // the root that the plan made, until the JavaScript process has it
+    int mount;     // the root that the plan made, until the JavaScript process has it; that of a shared unit always
+    bool shared;   // it ends with the supervisor alone
+    int outputs[2]; // the read ends of a shared unit's output and errors, or -1
     int kept_open; // a descriptor that is closed with the unit, as it has a lock; or -1
     bool own_pids; // its process is the first of a pid namespace, all of which ends with it
     pid_t remover; // the process that removes a large folder, or 0

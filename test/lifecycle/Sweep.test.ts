@@ -225,7 +225,13 @@ suite("Sweep", (effect, folder) => {
     fs.mkdirSync(`${state}/dev`)
     const lock = fs.openSync(`${state}/lock`, "r+")
     const [ours, theirs] = addon.socketpair()
-    const [pid, pidfd] = addon.startSupervisor(programPath("berth-supervisor"), state, [theirs, lock], "root")
+    const [pid, pidfd] = addon.startSupervisor(
+      programPath("berth-supervisor"),
+      state,
+      [theirs, lock],
+      "root",
+      ""
+    )
     addon.close(theirs)
     fs.closeSync(lock)
     assert.ok(pid > 0)

@@ -32,7 +32,13 @@ const harnesses = [
   {
     name: "message",
     title: "the supervisor's reader of messages",
-    sources: ["fuzz/message.c", "supervisor/plan.c", "common/descriptor.c"]
+    sources: [
+      "fuzz/message.c",
+      "supervisor/connection.c",
+      "supervisor/lease.c",
+      "supervisor/plan.c",
+      "common/descriptor.c"
+    ]
   },
   {
     name: "names",

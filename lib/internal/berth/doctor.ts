@@ -17,7 +17,8 @@ import type { Tree } from "../cgroup/tree.ts"
 import { defaultFolder } from "../disk/defaultFolder.ts"
 import * as Ids from "../ids/idMaps.ts"
 import { flags, idMap } from "../ids/namespaceFlags.ts"
-import * as Supervisor from "../supervisor/connection.ts"
+import type { Supervisor } from "../supervisor/connection.ts"
+import { start } from "../supervisor/start.ts"
 import { nativeFix, programPath } from "../system/nativePart.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as look from "./inspect.ts"
@@ -27,7 +28,7 @@ import { checkSystem, makeState, NATIVE_PART } from "./layer.ts"
 type Try = (operations: ReadonlyArray<Plan.Operation>) => Effect.Effect<BerthError | undefined>
 
 const trying =
-  (supervisor: Supervisor.Supervisor): Try =>
+  (supervisor: Supervisor): Try =>
   (operations) =>
     Effect.flatMap(
       Effect.either(supervisor.start(supervisor.nextId(), Plan.make(operations), {})),
@@ -203,14 +204,14 @@ const nearestFolder = (folder: string): string => {
 }
 
 /** A temporary supervisor, in a folder beside the one that Berth would use. */
-const supervisor: Effect.Effect<Supervisor.Supervisor, BerthError, Scope.Scope> = Effect.gen(function* () {
+const supervisor: Effect.Effect<Supervisor, BerthError, Scope.Scope> = Effect.gen(function* () {
   const folder = yield* Effect.acquireRelease(
     Effect.sync(() => mkdtempSync(`${nearestFolder(defaultFolder(look.isRootless()))}/.berth-doctor-`)),
     (made) => Effect.sync(() => rmSync(made, { recursive: true, force: true }))
   )
   const { lock, state } = yield* makeState(folder)
   return yield* Effect.acquireRelease(
-    Supervisor.start(state, lock, {
+    start(state, lock, {
       mode: look.isRootless() ? "single-id" : "root",
       ids: ownIds(),
       guard: { missing: () => [], hold: () => Effect.void }

@@ -15,11 +15,13 @@ import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/sweep.ts"
 import { makeResponder } from "../network/names.ts"
 import { makeUplink } from "../network/pasta.ts"
+import { makeSpares } from "../network/spareNamespace.ts"
 import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
 import * as Seccomp from "../security/seccomp.ts"
 import { Proto } from "../service.ts"
 import * as Holds from "../store/leases.ts"
-import * as Supervisor from "../supervisor/connection.ts"
+import type { Supervisor } from "../supervisor/connection.ts"
+import { start } from "../supervisor/start.ts"
 import { AT_FDCWD, native } from "../system/addon.ts"
 import { missingFlags } from "../system/denoPermissions.ts"
 import { whyNotLoaded } from "../system/nativePart.ts"
@@ -215,7 +217,7 @@ const explain = (error: BerthError): BerthError =>
     : error
 
 interface Supervised {
-  readonly supervisor: Supervisor.Supervisor
+  readonly supervisor: Supervisor
   readonly holds: Holds.Holds
   readonly layers: string
 }
@@ -255,7 +257,7 @@ const supervised = (
     const holds = Holds.make(folder, layers, state)
     const mode = !rootless ? "root" : ids.uids.length > 1 ? "ranges" : "single-id"
     const guard = Holds.guard(holds)
-    const starting = Supervisor.start(state, lock, { mode, ids, guard, limits: options.timeLimits }).pipe(
+    const starting = start(state, lock, { mode, ids, guard, limits: options.timeLimits }).pipe(
       Effect.mapError(explain),
       Effect.tap(({ pid }) => attempt(() => recordOwner(state, pid)))
     )
@@ -316,7 +318,8 @@ export const make = (
       memory: Memory.make(tree, filters),
       turns: new Map(),
       responder: yield* makeResponder({ supervisor }),
-      uplink: yield* makeUplink({ supervisor })
+      uplink: yield* makeUplink({ supervisor }),
+      usualNamespace: yield* makeSpares({ supervisor })
     }
     const berth: Berth = Object.assign(Object.create(Proto), fields)
     // Layers that a dead supervisor has not unpacked to the end.

@@ -12,6 +12,7 @@ import type { Tree } from "../cgroup/tree.ts"
 import { tryLock } from "../disk/fileLock.ts"
 import type { Supervisor } from "../supervisor/connection.ts"
 import { releaseUnit } from "../supervisor/scopedUnit.ts"
+import { AT_FDCWD, native, RESOLVE_NO_SYMLINKS } from "../system/addon.ts"
 import { EBUSY } from "../util/errno.ts"
 import { link, list, read } from "../util/readFile.ts"
 
@@ -95,13 +96,23 @@ export const recordOwner = (state: string, supervisor: number): void => {
   })
 }
 
+/** Records a supervisor with leases, which belongs to no program. */
+export const recordLeased = (state: string, supervisor: number): void => {
+  const stat = read(`/proc/${supervisor}/stat`)
+  fs.writeFileSync(ownerFile(state), `${stat}${stat}`, { mode: 0o600 })
+}
+
+/** The pid of the supervisor that was recorded in its folder, if it still lives. */
+export const pidIn = (state: string): number | undefined =>
+  stillThere(read(ownerFile(state)).split("\n")[1] ?? "")
+
 /**
  * The pid of a supervisor whose program is dead. Such a supervisor ends by itself unless something holds it up. A supervisor
  * of another pid namespace is not found, and is left alone.
  */
 const orphanIn = (state: string): number | undefined => {
-  const [program = "", supervisor = ""] = read(ownerFile(state)).split("\n")
-  const pid = stillThere(supervisor)
+  const [program = ""] = read(ownerFile(state)).split("\n")
+  const pid = pidIn(state)
   return pid !== undefined && stillThere(program) === undefined ? pid : undefined
 }
 
@@ -203,6 +214,22 @@ const takeOne = (tree: () => Tree, folder: string, name: string, into: string): 
     Effect.catchAllDefect((cause) => Effect.logDebug(`${folder}/run/${name} was not swept: ${cause}`))
   )
 
+/** The folder of the gates of shared supervisors: files with the names of their state folders. */
+export const gatesFolder = (folder: string): string => `${folder}/leases`
+
+/** Removes the gates of supervisors that were killed. */
+const removeGates = (folder: string): void => {
+  for (const name of list(gatesFolder(folder))) {
+    const gate = `${gatesFolder(folder)}/${name}`
+    const fd = native().openIn(AT_FDCWD, gate, fs.constants.O_RDWR, RESOLVE_NO_SYMLINKS, 0)
+    if (fd < 0) continue
+    // Only who has the lock of a gate writes a name, or removes the file, after which another one may have its place.
+    const isMine = tryLock(fd, "exclusive") === 0 && link(`/proc/self/fd/${fd}`) === fs.realpathSync(gate)
+    if (isMine && !fs.existsSync(`${folder}/run/${read(gate)}/lock`)) fs.rmSync(gate)
+    native().close(fd)
+  }
+}
+
 const STALE = "stale-"
 
 /**
@@ -214,7 +241,7 @@ export const sweep = (folder: string, state: string, tree: () => Tree): Effect.E
     list(`${folder}/run`).filter((name) => `${folder}/run/${name}` !== state),
     (name, k) => takeOne(tree, folder, name, `${state}/${STALE}${k}`),
     { discard: true }
-  )
+  ).pipe(Effect.zipRight(Effect.ignore(Effect.try(() => removeGates(folder)))))
 
 /**
  * Removes the folders that `sweep` has moved, of any size and depth, in the background. The supervisor does that, with

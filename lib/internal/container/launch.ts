@@ -125,7 +125,10 @@ const processHandle = ({ plan, stdio, unit }: Launched, launch: ProcessLaunch): 
 }
 
 /** Throws if its log cannot be kept in the folder that the options name. */
-const containerHandle = ({ plan, scope, stdio, unit }: Launched, launch: ContainerLaunch): Container => {
+export const containerHandle = (
+  { plan, scope, stdio, unit }: Launched,
+  launch: ContainerLaunch
+): Container => {
   const { base, berth, cgroup, ids, kinds, logs, names, settings, station } = launch
   const log = lazily(() => new Log(stdio, logs))
   if (logs !== undefined) log()

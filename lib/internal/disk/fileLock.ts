@@ -44,8 +44,11 @@ const identityOf = (path: string): { readonly device: string; readonly inode: st
   return { device: `${hex(major)}:${hex(minor)}`, inode: String(ino) }
 }
 
-/** The holder of this kind of lock, from proc_locks(5), where some file systems show another device number. */
-const holderOf = (path: string): string => {
+/**
+ * The process that has this kind of lock, from proc_locks(5), where some file systems show another device number; undefined if it
+ * cannot be seen from here.
+ */
+export const holderPid = (path: string): number | undefined => {
   try {
     const { device, inode } = identityOf(path)
     const holders = read("/proc/locks")
@@ -53,16 +56,21 @@ const holderOf = (path: string): string => {
       .map((line) => line.trim().split(/\s+/))
       .filter(([, kind, , , , file = ""]) => kind === "FLOCK" && file.endsWith(`:${inode}`))
     const holder = holders.find(([, , , , , file]) => file === `${device}:${inode}`) ?? holders[0]
-    const pid = holder?.[4]
-    if (pid === undefined || Number(pid) <= 0) return "a process that cannot be seen from here"
-    const name = read(`/proc/${pid}/comm`).trim()
-    // A lock stays while a child of the process that took it has its descriptor.
-    return name === ""
-      ? `a child of process ${pid}, which has ended`
-      : `process ${pid} (${JSON.stringify(name)})`
+    const pid = Number(holder?.[4])
+    return pid > 0 ? pid : undefined
   } catch {
-    return "a process that cannot be seen from here"
+    return undefined
   }
+}
+
+const holderOf = (path: string): string => {
+  const pid = holderPid(path)
+  if (pid === undefined) return "a process that cannot be seen from here"
+  const name = read(`/proc/${pid}/comm`).trim()
+  // A lock stays while a child of the process that took it has its descriptor.
+  return name === ""
+    ? `a child of process ${pid}, which has ended`
+    : `process ${pid} (${JSON.stringify(name)})`
 }
 
 /** Another process has the lock: the time of its last sign of work, 0 if holders of this lock give no signs. */

@@ -4,16 +4,12 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import { identity } from "effect/Function"
-import * as Option from "effect/Option"
 import type { BerthError } from "../../BerthError.ts"
-import { NotReleased, OperationFailed, SupervisorError } from "../../BerthError.ts"
+import { OperationFailed, SupervisorError } from "../../BerthError.ts"
 import * as Plan from "../../Plan.ts"
-import { useNamespace } from "../files/namespaceRoot.ts"
-import * as Ids from "../ids/idMaps.ts"
 import { EPOLLIN, EPOLLOUT, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
-import { programPath } from "../system/nativePart.ts"
-import { E2BIG, EAGAIN, EMFILE, EPIPE, ETIMEDOUT, errnoName } from "../util/errno.ts"
+import { E2BIG, EAGAIN, EMFILE, EPIPE, ETIMEDOUT } from "../util/errno.ts"
 import { hint } from "./hints.ts"
 import {
   type Ended,
@@ -24,13 +20,14 @@ import {
   REPLY_ENDED,
   REPLY_EXITED,
   REPLY_FAILED,
-  REPLY_READY,
   REPLY_RELEASED,
+  REPLY_SHARED,
   REPLY_STARTED,
   REPLY_UNMAPPED,
+  REQUEST_ATTACH,
   REQUEST_BYTES,
-  REQUEST_MAPPED,
   REQUEST_RELEASE,
+  REQUEST_SHARE,
   REQUEST_START,
   type Reply,
   readReply
@@ -75,8 +72,22 @@ export interface Supervisor {
   readonly plans: () => ReadonlyArray<Plan.Plan>
   /** Whether the connection is open at this moment. */
   readonly isRunning: () => boolean
-  /** Closes the connection and waits until the supervisor has released everything and ended. */
+  /**
+   * Closes the connection and waits until the supervisor has released everything and ended. A supervisor with leases is not waited
+   * for: it ends after its last connection.
+   */
   readonly stop: Effect.Effect<void>
+}
+
+/** A connection to a supervisor with leases, which others may have as well. */
+export interface Leased extends Supervisor {
+  /**
+   * Keeps the unit of a process for all connections, until the last one closes, and gives its number. It is not released before. The
+   * supervisor gets its root and the read ends of its outputs, which it empties when this connection is gone.
+   */
+  readonly share: (pid: number, descriptors: ReadonlyArray<number>) => Effect.Effect<number, BerthError>
+  /** A unit that another connection has shared. Its release gives back its descriptors alone. Call it in an uninterruptible region. */
+  readonly attach: (unit: number, interruptible?: Interruptible) => Effect.Effect<Unit, BerthError>
 }
 
 /** The parameter of `Effect.uninterruptibleMask`'s body. */
@@ -89,10 +100,10 @@ export interface Guard {
 }
 
 const SIGKILL = 9
-const SIGCONT = 18
+export const SIGCONT = 18
 
 /** A supervisor that has not answered for so long may have been stopped by a signal, and gets SIGCONT. */
-const PATIENCE_MILLIS = 200
+export const PATIENCE_MILLIS = 200
 
 /** Time limits, in milliseconds. */
 export interface TimeLimits {
@@ -105,7 +116,7 @@ export interface TimeLimits {
 }
 
 /** A lease on the command's file holds up its execution for 45 seconds, fcntl(2). */
-const timeLimits: TimeLimits = { start: 60_000, release: 30_000, end: 20_000 }
+export const timeLimits: TimeLimits = { start: 60_000, release: 30_000, end: 20_000 }
 
 interface Pending {
   readonly plan: Plan.Plan
@@ -116,6 +127,7 @@ interface Pending {
   /** Whether the supervisor owns no part of it any more. */
   gone: boolean
   started: ((result: Effect.Effect<void, BerthError>) => void) | undefined
+  shared: ((result: Effect.Effect<void, BerthError>) => void) | undefined
   released: ((leftover: Leftover | undefined) => void) | undefined
   /** The time limit of its start or its release, in milliseconds since 1970. */
   deadline: number
@@ -125,7 +137,7 @@ const closeAll = (descriptors: ReadonlyArray<number>): void => {
   for (const fd of descriptors) if (fd >= 0) native().closeRoot(fd)
 }
 
-const refused = (syscall: string, errno: number, operation = "start"): OperationFailed =>
+export const refused = (syscall: string, errno: number, operation = "start"): OperationFailed =>
   new OperationFailed({ operation, index: -1, syscall, errno, hint: "" })
 
 const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
@@ -143,7 +155,7 @@ const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
 }
 
 /** The connection to a supervisor. Replies are handled in plain callbacks, because they are on the path of every start. */
-class Connection {
+export class Connection {
   readonly units = new Map<number, Pending>()
   private readonly reply = new Uint8Array(REPLY_BYTES)
   private readonly view = new DataView(this.reply.buffer)
@@ -158,7 +170,8 @@ class Connection {
   private closed = false
   private patience: NodeJS.Timeout | undefined
   private readonly socket: number
-  private readonly pidfd: number
+  /** Of the supervisor; -1 until it is known. */
+  pidfd: number
   readonly limits: TimeLimits
 
   constructor(
@@ -244,7 +257,16 @@ class Connection {
     this.expect()
     const n = this.unsent.length > 0 ? -EAGAIN : native().send(this.socket, bytes, descriptors)
     if (n !== -EAGAIN) return sent(n)
-    this.unsent.push({ bytes, descriptors, sent })
+    // Their owners may close them while the message waits.
+    const copies = descriptors.map((fd) => (fd < 0 ? fd : native().duplicate(fd)))
+    this.unsent.push({
+      bytes,
+      descriptors: copies,
+      sent: (n) => {
+        closeAll(copies)
+        sent(n)
+      }
+    })
     this.listen()
   }
 
@@ -267,7 +289,10 @@ class Connection {
         unit.pid = reply.pid
         unit.descriptors = reply.descriptors
         return unit.started?.(Effect.void)
+      case REPLY_SHARED:
+        return unit.shared?.(Effect.void)
       case REPLY_FAILED:
+        if (unit.shared !== undefined) return unit.shared(Effect.fail(failureOf(unit.plan, reply)))
         this.units.delete(reply.id)
         unit.gone = true
         unit.released?.(undefined)
@@ -297,6 +322,7 @@ class Connection {
     for (const { sent } of this.unsent.splice(0)) sent(-32)
     for (const unit of this.units.values()) {
       unit.started?.(Effect.fail(error))
+      unit.shared?.(Effect.fail(error))
       // A process that has changed its parent-death signal does not end by itself.
       if (unit.pid > 0) native().signal(unit.descriptors[0], SIGKILL)
       unit.released?.(undefined)
@@ -306,7 +332,7 @@ class Connection {
   }
 }
 
-const nothing = new Uint8Array(0)
+export const nothing = new Uint8Array(0)
 
 const tookTooLong = (millis: number): OperationFailed =>
   new OperationFailed({
@@ -319,6 +345,35 @@ const tookTooLong = (millis: number): OperationFailed =>
 
 const gone = (detail: string): SupervisorError => new SupervisorError({ reason: "Gone", detail })
 
+const notRunning = (): SupervisorError => gone("it is no longer running")
+
+/** Asks for a unit, and waits until it is started. `sent` is called when the message has left. */
+const ask = (
+  connection: Connection,
+  id: number,
+  unit: Pending,
+  message: Uint8Array,
+  fds: ReadonlyArray<number>,
+  resume: (result: Effect.Effect<void, BerthError>) => void,
+  sent: () => void = () => {}
+): void => {
+  unit.deadline = Date.now() + connection.limits.start
+  unit.started = (result) => {
+    unit.started = undefined
+    Loop.release()
+    resume(result)
+  }
+  connection.units.set(id, unit)
+  Loop.retain()
+  connection.send(message, fds, (n) => {
+    sent()
+    if (n >= 0) return
+    connection.units.delete(id)
+    unit.gone = true
+    unit.started?.(Effect.fail(n === -EPIPE ? notRunning() : refused("sendmsg", -n)))
+  })
+}
+
 const beginUnit = (
   connection: Connection,
   guard: Guard,
@@ -327,7 +382,7 @@ const beginUnit = (
   descriptors: Readonly<Record<string, number>>
 ): Effect.Effect<void, BerthError> =>
   Effect.async<void, BerthError>((resume) => {
-    if (connection.gone) return resume(Effect.fail(gone("it is no longer running")))
+    if (connection.gone) return resume(Effect.fail(notRunning()))
     const { plan } = unit
     const missing = guard.missing(plan)
     if (missing.length > 0) {
@@ -349,20 +404,8 @@ const beginUnit = (
     const message = large
       ? encodeRequest(REQUEST_START, id, encoded.bytes.length, nothing)
       : encodeRequest(REQUEST_START, id, 0, encoded.bytes)
-    unit.deadline = Date.now() + connection.limits.start
-    unit.started = (result) => {
-      unit.started = undefined
-      Loop.release()
-      resume(result)
-    }
-    connection.units.set(id, unit)
-    Loop.retain()
-    connection.send(message, large ? [memfd, ...fds] : fds, (n) => {
+    ask(connection, id, unit, message, large ? [memfd, ...fds] : fds, resume, () => {
       if (large) native().close(memfd)
-      if (n >= 0) return
-      connection.units.delete(id)
-      unit.gone = true
-      unit.started?.(Effect.fail(n === -EPIPE ? gone("it is no longer running") : refused("sendmsg", -n)))
     })
   })
 
@@ -391,29 +434,77 @@ const releaseUnit = (
     })
   })
 
-const startUnit = (
+const pendingOf = (plan: Plan.Plan): Pending => ({
+  plan,
+  ended: Deferred.unsafeMake(FiberId.none),
+  pid: 0,
+  descriptors: [-1, -1],
+  gone: false,
+  started: undefined,
+  shared: undefined,
+  released: undefined,
+  deadline: 0
+})
+
+/** The unit, once `begin` has got it. */
+const got = (
+  connection: Connection,
+  id: number,
+  pending: Pending,
+  begin: Effect.Effect<void, BerthError>
+): Effect.Effect<Unit, BerthError> =>
+  begin.pipe(
+    Effect.tapErrorCause(() => releaseUnit(connection, id, pending)),
+    Effect.map(() => unitOf(connection, id, pending))
+  )
+
+/** See `Supervisor.start`. */
+export const startUnit = (
   connection: Connection,
   guard: Guard,
   id: number,
   plan: Plan.Plan,
   descriptors: Readonly<Record<string, number>>,
-  interruptible: Interruptible
+  interruptible: Interruptible = identity
 ): Effect.Effect<Unit, BerthError> =>
   Effect.suspend(() => {
-    const pending: Pending = {
-      plan,
-      ended: Deferred.unsafeMake(FiberId.none),
-      pid: 0,
-      descriptors: [-1, -1],
-      gone: false,
-      started: undefined,
-      released: undefined,
-      deadline: 0
+    const pending = pendingOf(plan)
+    return got(connection, id, pending, interruptible(beginUnit(connection, guard, id, pending, descriptors)))
+  })
+
+/** See `Leased.attach`. */
+export const attachUnit = (
+  connection: Connection,
+  id: number,
+  interruptible: Interruptible = identity
+): Effect.Effect<Unit, BerthError> =>
+  Effect.suspend(() => {
+    const pending = pendingOf(Plan.make([]))
+    const begin = Effect.async<void, BerthError>((resume) => {
+      if (connection.gone) return resume(Effect.fail(notRunning()))
+      ask(connection, id, pending, encodeRequest(REQUEST_ATTACH, id, 0, nothing), [], resume)
+    })
+    return got(connection, id, pending, interruptible(begin))
+  })
+
+/** See `Leased.share`. */
+export const shareUnit = (
+  connection: Connection,
+  pid: number,
+  descriptors: ReadonlyArray<number>
+): Effect.Effect<number, BerthError> =>
+  Effect.async<number, BerthError>((resume) => {
+    const [id, unit] = [...connection.units].find(([, { gone, pid: its }]) => its === pid && !gone) ?? []
+    if (id === undefined || unit === undefined) return resume(Effect.fail(notRunning()))
+    unit.shared = (result) => {
+      unit.shared = undefined
+      Loop.release()
+      resume(Effect.as(result, id))
     }
-    return interruptible(beginUnit(connection, guard, id, pending, descriptors)).pipe(
-      Effect.tapErrorCause(() => releaseUnit(connection, id, pending)),
-      Effect.map(() => unitOf(connection, id, pending))
-    )
+    Loop.retain()
+    connection.send(encodeRequest(REQUEST_SHARE, id, 0, nothing), descriptors, (n) => {
+      if (n < 0) unit.shared?.(Effect.fail(n === -EPIPE ? notRunning() : refused("sendmsg", -n)))
+    })
   })
 
 const unitOf = (connection: Connection, id: number, pending: Pending): Unit => {
@@ -432,128 +523,3 @@ const unitOf = (connection: Connection, id: number, pending: Pending): Unit => {
     })
   }
 }
-
-/** Waits, for this long at most, until a pidfd reports the end of its process; returns whether it ended. */
-const awaitEnd = (pidfd: number, millis: number): Effect.Effect<boolean> =>
-  Effect.async<void>((resume) => {
-    const going = setInterval(() => native().signal(pidfd, SIGCONT), PATIENCE_MILLIS)
-    const cancel = Loop.watch(pidfd, EPOLLIN, () => {
-      clearInterval(going)
-      resume(Effect.void)
-    })
-    if (typeof cancel === "number") {
-      clearInterval(going)
-      return resume(Effect.void)
-    }
-    return Effect.sync(() => {
-      clearInterval(going)
-      cancel()
-    })
-    // The region of a closing scope cannot be interrupted, and would wait without a limit.
-  }).pipe(Effect.interruptible, Effect.timeoutOption(millis), Effect.map(Option.isSome))
-
-export interface Options {
-  /** Whether it has root's rights, or a user namespace of its own: of the user alone, or with ranges of ids as well. */
-  readonly mode: "root" | "single-id" | "ranges"
-  /** The ids of its user namespace. With the mode `ranges` it waits until these are written. */
-  readonly ids: Ids.Ids
-  readonly guard: Guard
-  readonly limits?: Partial<TimeLimits> | undefined
-}
-
-/** Starts a supervisor that owns `folder`, whose lock (a descriptor, which becomes the supervisor's) is held. */
-export const start = (
-  folder: string,
-  lock: number,
-  { guard, ids, limits: given, mode }: Options
-): Effect.Effect<Supervisor, BerthError> =>
-  Effect.async<Supervisor, BerthError>((resume) => {
-    const limits = { ...timeLimits, ...given }
-    const addon = native()
-    const notStarted = (detail: string) => new SupervisorError({ reason: "NotStarted", detail })
-    const program = programPath("berth-supervisor")
-    const [ours, theirs] = addon.socketpair()
-    if (ours < 0) {
-      addon.close(lock)
-      return resume(Effect.fail(refused("socketpair", -ours, "supervisor")))
-    }
-    const [pid, pidfd] = addon.startSupervisor(program, folder, [theirs, lock], mode)
-    addon.close(theirs)
-    addon.close(lock)
-    if (pid < 0) {
-      addon.close(ours)
-      return resume(
-        Effect.fail(
-          pid === -EMFILE
-            ? refused("clone", EMFILE, "supervisor")
-            : notStarted(`${program} cannot be executed: ${errnoName(-pid)}`)
-        )
-      )
-    }
-    let unitId = 0
-    const awaited = Effect.suspend(() => awaitEnd(pidfd, limits.end))
-    const reap = (): void => {
-      addon.reap(pidfd)
-      addon.close(pidfd)
-    }
-    const end = Effect.flatMap(awaited, (ended) => {
-      if (ended) reap()
-      // Otherwise it would stay a zombie after its end.
-      else if (typeof Loop.watch(pidfd, EPOLLIN, reap) === "number") reap()
-      Loop.release()
-      return ended
-        ? Effect.void
-        : Effect.logWarning(
-            new NotReleased({
-              resource: `supervisor ${pid} of ${folder}`,
-              syscall: "waitid",
-              errno: ETIMEDOUT
-            })
-          )
-    })
-    let unmapped: Effect.Effect<never, BerthError> | undefined
-    Loop.retain()
-    const connection: Connection = new Connection(ours, pidfd, limits, (reply, lost) => {
-      if (reply?.type === REPLY_UNMAPPED) {
-        // Nobody has waited for the supervisor, so the pid is its own even if it was killed.
-        Effect.runCallback(Ids.writeMaps(pid, ids), {
-          onExit: (exit) => {
-            if (Exit.isSuccess(exit))
-              return connection.send(encodeRequest(REQUEST_MAPPED, 0, 0, nothing), [], () => {})
-            unmapped = Effect.failCause(exit.cause)
-            connection.close()
-          }
-        })
-        return
-      }
-      Loop.release()
-      if (reply?.type === REPLY_READY && lost === undefined && reply.errno === 0) {
-        const forgetNamespace = useNamespace(reply.descriptors[0], ids)
-        return resume(
-          Effect.succeed({
-            pid,
-            folder,
-            nextId: () => ++unitId,
-            start: (id, plan, descriptors, interruptible = identity) =>
-              startUnit(connection, guard, id, plan, descriptors, interruptible),
-            plans: () => [...connection.units.values()].map((unit) => unit.plan),
-            isRunning: () => connection.isOpen(),
-            stop: Effect.suspend(() => {
-              Loop.retain()
-              forgetNamespace()
-              connection.close()
-              return end
-            })
-          })
-        )
-      }
-      Loop.retain()
-      connection.close()
-      const error =
-        lost ??
-        (reply === undefined
-          ? notStarted("it ended before it was ready")
-          : refused(reply.syscall(), reply.errno, "supervisor"))
-      resume(Effect.zipRight(end, unmapped ?? Effect.fail(error)))
-    })
-  })

@@ -12,6 +12,8 @@ export interface Ended {
 export const REQUEST_START = 1
 export const REQUEST_RELEASE = 2
 export const REQUEST_MAPPED = 3
+export const REQUEST_SHARE = 4
+export const REQUEST_ATTACH = 5
 export const REPLY_READY = 1
 export const REPLY_STARTED = 2
 export const REPLY_FAILED = 3
@@ -19,6 +21,7 @@ export const REPLY_EXITED = 4
 export const REPLY_RELEASED = 5
 export const REPLY_UNMAPPED = 6
 export const REPLY_ENDED = 7
+export const REPLY_SHARED = 8
 export const REQUEST_BYTES = 16
 export const REPLY_BYTES = 152
 export const MESSAGE_BYTES_MAX = 160 * 1024

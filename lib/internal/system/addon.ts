@@ -7,12 +7,13 @@ import { createRequire } from "node:module"
 import { programPath } from "./nativePart.ts"
 
 export interface Native {
-  /** `[pid, pidfd]`, or `[-errno, 0]`. */
+  /** `[pid, pidfd]`, or `[-errno, 0]`. With a gate, the process that it starts ends at once, and leaves the supervisor alone. */
   readonly startSupervisor: (
     program: string,
     folder: string,
     inherited: ReadonlyArray<number>,
-    mode: "root" | "single-id" | "ranges"
+    mode: "root" | "single-id" | "ranges",
+    gate: string
   ) => readonly [number, number]
   /** `[ours, theirs]`, SOCK_SEQPACKET; ours is non-blocking. */
   readonly socketpair: () => readonly [number, number]

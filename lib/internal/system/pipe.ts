@@ -55,6 +55,11 @@ abstract class End {
     return this.fd < 0
   }
 
+  /** For the supervisor, which can keep a duplicate. */
+  get descriptor(): number {
+    return this.fd
+  }
+
   get busy(): boolean {
     return this.wake !== undefined
   }
