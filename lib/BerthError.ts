@@ -112,6 +112,8 @@ const operationFailed = {
   syscall: "string",
   /** The error number of the system call, errno(3). */
   errno: "integer",
+  /** What the kernel says about it, which it does for some messages of netlink(7) (NETLINK_EXT_ACK). Since 0.2.0. */
+  text: "string?",
   /** What to do about it, if Berth knows. */
   hint: "string"
 } as const
@@ -133,8 +135,9 @@ export class OperationFailed extends OperationFailedClass {
   }
   override get message(): string {
     const hint = adviceOf(this.errno) ?? this.hint
+    const said = this.text === undefined || this.text === "" ? "" : `: ${this.text}`
     const todo = hint === "" ? "" : `. ${hint}`
-    return `${this.operation}: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})${todo}`
+    return `${this.operation}: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})${said}${todo}`
   }
 }
 

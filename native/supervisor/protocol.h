@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #define REQUEST_BYTES 16
-#define REPLY_BYTES 72
+#define REPLY_BYTES 152
 #define MESSAGE_BYTES_MAX (160u << 10) // below net.core.wmem_default, so that one message can always be sent
 
 enum request_type {

@@ -344,6 +344,7 @@ bool unit_start(struct unit *unit, struct supervisor *supervisor, const struct p
 static void take_failure(struct unit *unit, const struct failure *failure) {
     unit->failure = *failure;
     unit->failure.syscall[sizeof failure->syscall - 1] = '\0';
+    unit->failure.text[sizeof failure->text - 1] = '\0';
     unit->failed = true;
 }
 

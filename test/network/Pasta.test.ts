@@ -68,6 +68,7 @@ suite("outbound by pasta", (effect) => {
             "no.test 80": "no such name"
           },
           sent: [both, both, both],
+          large: both.map((text) => String(60_000 + text.length - "hello".length)),
           pinged: [true, true],
           stranger: "stranger",
           refused: [],

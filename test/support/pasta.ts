@@ -130,6 +130,7 @@ const containers = Effect.gen(function* () {
     sent: yield* Effect.forEach([box, neighbour, stranger], (one) =>
       Effect.forEach(there, (host) => send(one, host, 80))
     ),
+    large: yield* Effect.forEach(there, (host) => shell(box, `datagram ${host} 80 15 60000`)),
     pinged: yield* Effect.forEach(there, (host) => ping(box, host)),
     stranger: yield* connect(stranger, "stranger", 80),
     refused: [

@@ -112,6 +112,7 @@ export interface Veth {
   readonly mac: Bytes
 }
 
+const IFLA_MTU = 4
 const IFLA_NUM_TX_QUEUES = 31
 const IFLA_NUM_RX_QUEUES = 32
 
@@ -128,10 +129,15 @@ const oneQueue: ReadonlyArray<Bytes> = [
  * A pair of interfaces (veth(4)): `near` in the namespace of the socket, up, and `far` in that of a process. The pid is
  * filled in by who sends it, 4 bytes at the offset.
  */
-export const veth = (near: Veth, far: Veth): { readonly bytes: Bytes; readonly pidAt: number } => {
+export const veth = (
+  near: Veth,
+  far: Veth,
+  mtu?: number
+): { readonly bytes: Bytes; readonly pidAt: number } => {
   const describe = ({ mac, name }: Veth): ReadonlyArray<Bytes> => [
     attribute(3, text(name)),
     attribute(1, mac),
+    ...(mtu === undefined ? [] : [attribute(IFLA_MTU, u32(mtu))]),
     ...oneQueue
   ]
   const process = attribute(19, u32(0))

@@ -19,6 +19,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import { whole } from "../util/whole.ts"
 import { makeNames, NAMES_MAX_BYTES, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
+import { UPLINK_MTU } from "./pasta.ts"
 import {
   type Attachment,
   attach,
@@ -147,7 +148,8 @@ export const make = (
       parseName("name", options.name ?? `net-${randomBytes(4).toString("hex")}`)
     )
     const range = yield* attempt(() => rangeOf(options))
-    const router = makeRouter(yield* range === undefined ? berth.usualNamespace : makeNamespace(berth, range))
+    const namespace = yield* range === undefined ? berth.usualNamespace : makeNamespace(berth, range)
+    const router = makeRouter(namespace, options.outbound === "pasta" ? UPLINK_MTU : undefined)
     const names = yield* makeNames(berth)
     const state: State = { berth, router, names, members: new Map(), exposed: new Set(), refusals: undefined }
     // The kernel removes the interfaces with the network's namespace.

@@ -44,6 +44,9 @@ const UPLINK_RANGE_6 = "fd62:6572:7468::/48"
 
 const INTERFACE = "pasta0"
 
+/** The largest packet of pasta. It takes the first fragment of a datagram for the whole, so that no link before it may make any. */
+export const UPLINK_MTU = 65520
+
 const addresses: ReadonlyArray<string> = [
   ...["-a", "240.1.0.2", "-n", "24", "-g", "240.1.0.1"],
   ...(RANGE.prefix6 === undefined ? ["-4"] : ["-a", "fd62:6572:7468:2::2", "-g", "fd62:6572:7468:2::1"])
@@ -54,6 +57,7 @@ export const options: ReadonlyArray<string> = [
   ...["--foreground", "--quiet", "--config-net", "--no-netns-quit", "--no-dhcp", "--no-dhcpv6", "--no-ra"],
   // Pasta of Debian 12 repeats bytes of a connection whose one half has ended: connections go by the proxy.
   "--no-tcp",
+  ...["--mtu", String(UPLINK_MTU)],
   // Else the address of the gateway leads to the loopback of this machine.
   "--no-map-gw",
   // It gives up the rights of root in any case. As another user than root it cannot enter the uplink.
@@ -184,7 +188,7 @@ const hideBehind = (at: Pick<Berth, "supervisor">, { namespace }: Router, interf
 
 const start = (at: Pick<Berth, "supervisor">): Effect.Effect<Uplink, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const router = makeRouter(yield* makeNamespace(at, RANGE))
+    const router = makeRouter(yield* makeNamespace(at, RANGE), UPLINK_MTU)
     const { pidfd } = yield* startPasta(at, router.namespace.fd)
     yield* hideBehind(at, router, INTERFACE)
     return { router, pidfd }

@@ -92,6 +92,8 @@ export interface Range {
 export interface Router {
   readonly namespace: NetworkNamespace
   readonly range: Range
+  /** How many bytes a packet has at most; undefined for the kernel's own limit, 1500. */
+  readonly mtu: number | undefined
   readonly numbers: Numbers
   /** The numbers whose rules are there: they stay, for the next container of that number. */
   readonly ruled: Set<number>
@@ -372,7 +374,7 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
   const addresses = addressesOf(range, number).map(netlink.ip)
   const outer = { ...near(number), mac: mac(1, number) }
   const inner = { ...far(place), mac: mac(0, number) }
-  const pair = netlink.veth(outer, inner)
+  const pair = netlink.veth(outer, inner, router.mtu)
   const sixth = address6(range, number)
   const outside = [
     pair.bytes,
@@ -421,9 +423,10 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
   }
 }
 
-export const makeRouter = (namespace: NetworkNamespace): Router => ({
+export const makeRouter = (namespace: NetworkNamespace, mtu?: number): Router => ({
   namespace,
   range: namespace.range,
+  mtu,
   numbers: new Numbers(2 ** BITS - 1),
   ruled: new Set(),
   ruled4: new Set()

@@ -143,11 +143,13 @@ export const refused = (syscall: string, errno: number, operation = "start"): Op
 const failureOf = (plan: Plan.Plan, reply: Reply): OperationFailed => {
   const operation = plan.operations[reply.operation]
   if (operation === undefined) return refused(reply.syscall(), reply.errno)
+  const text = reply.text()
   return new OperationFailed({
     operation: Plan.printOperation(operation),
     index: reply.operation,
     syscall: reply.syscall(),
     errno: reply.errno,
+    ...(text === "" ? {} : { text }),
     hint: hint(operation, reply.errno)
   })
 }

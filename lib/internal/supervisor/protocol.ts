@@ -23,7 +23,7 @@ export const REPLY_UNMAPPED = 6
 export const REPLY_ENDED = 7
 export const REPLY_SHARED = 8
 export const REQUEST_BYTES = 16
-export const REPLY_BYTES = 72
+export const REPLY_BYTES = 152
 export const MESSAGE_BYTES_MAX = 160 * 1024
 export const PLAN_BYTES_MAX = 32 * 1024 * 1024
 export const PLAN_MAGIC = 0x4e4c5042
@@ -41,6 +41,8 @@ export interface Reply {
   readonly operation: number
   readonly errno: number
   readonly syscall: () => string
+  /** What the kernel says about the failure; empty if it says nothing. */
+  readonly text: () => string
 }
 
 const ascii = new TextDecoder("latin1")
@@ -60,7 +62,8 @@ export const readReply = (view: DataView, descriptors: readonly [number, number]
   errno: view.getInt32(44, true),
   // The name of a failed system call, out of the last reply. A container may have written the bytes, so nothing that a
   // terminal would interpret passes.
-  syscall: () => ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/[^\w()].*$/s, "")
+  syscall: () => ascii.decode(new Uint8Array(view.buffer, 48, 24)).replace(/[^\w()].*$/s, ""),
+  text: () => ascii.decode(new Uint8Array(view.buffer, 72, 80)).replace(/[^ -~].*$/s, "")
 })
 
 export const encodeRequest = (type: number, id: number, planBytes: number, body: Uint8Array): Uint8Array => {
