@@ -70,10 +70,14 @@ export interface NetworkOptions {
 }
 
 /**
- * What the containers of a network may reach outside of it by TCP, and by name. Nothing else leaves the network: no UDP, no ICMP.
+ * What the containers of a network may reach outside of it by TCP, and by name. UDP and ICMP leave the network with `"pasta"` alone.
  *
  * - `"none"`: nothing, and names of other machines do not exist.
  * - `"proxy"`: every address that this program reaches, but for those below.
+ * - `"pasta"`: the same, and by UDP and by echo requests of ICMP (ping) as well, which pasta(1) of Debian's package `passt` passes on. All
+ *   such networks of a Berth share one pasta, which ends with the Berth. It needs /dev/net/tun, a default route of
+ *   this machine, and for ICMP a range of groups in net.ipv4.ping_group_range that the program is in (icmp(7)). For UDP and ICMP, the
+ *   addresses of this machine are those that it has when the network is made.
  * - `{ allow }`: what the entries name, each of which may end with a port: names (`registry.npmjs.org`), all names below one
  *   (`*.debian.org:443`), addresses and ranges (`10.0.0.0/8`, `[2001:db8::]/32:443`). Other names do not exist. An address that a name of the
  *   list had once stays allowed.
@@ -90,7 +94,7 @@ export interface NetworkOptions {
  * @since 0.2.0
  * @category models
  */
-export type Outbound = "none" | "proxy" | { readonly allow: ReadonlyArray<string> }
+export type Outbound = "none" | "proxy" | "pasta" | { readonly allow: ReadonlyArray<string> }
 
 /**
  * A connection that was reset in place of being made.
@@ -118,7 +122,7 @@ export const isNetwork: (u: unknown) => u is Network = internal.isNetwork
  * Makes a network, which is there until the scope closes. Its containers reach each other, and outside what `outbound` allows.
  *
  * Fails with `OperationFailed` where the kernel lacks veth(4), with `Unsupported` where `outbound` needs NAT of nf_tables that the kernel
- * lacks, and with `InvalidOption` for a wrong entry of `outbound`.
+ * lacks, or `"pasta"` a program that is missing or too old, and with `InvalidOption` for a wrong entry of `outbound`.
  *
  * @since 0.2.0
  * @category constructors

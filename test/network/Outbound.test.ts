@@ -286,7 +286,7 @@ suite("outbound", (effect, folder) => {
       }
       const make = (options: object) =>
         failure("InvalidOption", Effect.scoped(Network.make(options as Network.NetworkOptions)))
-      assert.match((yield* make({ outbound: "pasta" })).message, /outbound: "pasta"/)
+      assert.match((yield* make({ outbound: "vpn" })).message, /outbound: "vpn"/)
       assert.match((yield* make({ outbound: { allow: "x" } })).message, /outbound\.allow: x/)
       assert.match((yield* make({ dns: ["x"], outbound: "proxy" })).message, /dns\[0\]: "x"/)
       assert.match((yield* make({ dns: ["192.0.2.1"] })).message, /dns: .*without outbound/)

@@ -10,12 +10,11 @@ import { makeRoot } from "./rootfs.ts"
 const compiledBefore = (source: string): string => source.replace(/\.c$/, "")
 
 /** Compiles a program of this folder to `path`: statically, because the images have no libraries. */
-export const compile = (path: string, name = "attack.c"): void => {
+export const compile = (path: string, name = "attack.c", cc = process.env.CC ?? "cc"): void => {
   const source = fileURLToPath(new URL(name, import.meta.url))
   // The path may be a link to busybox.
   fs.rmSync(path, { force: true })
   if (fs.existsSync(compiledBefore(source))) return fs.copyFileSync(compiledBefore(source), path)
-  const cc = process.env.CC ?? "cc"
   execFileSync(cc, ["-O1", "-std=gnu17", "-D_GNU_SOURCE", "-static", "-o", path, source])
 }
 

@@ -9,6 +9,7 @@ export const killedAfter = <Child extends ChildProcess>(
 ): Effect.Effect<Child, never, Scope.Scope> =>
   Effect.acquireRelease(Effect.sync(start), (child) =>
     Effect.promise(async () => {
+      if (child.exitCode !== null || child.signalCode !== null) return
       const gone = once(child, "exit")
       child.kill("SIGKILL")
       await gone

@@ -2,15 +2,13 @@
  * Containers that reach outside: a program in a network namespace of its own, which is its machine, with a link to the machines of
  * `outside.ts`. Its arguments are an empty folder, and `auto` or `host` for the ids of the containers. It prints what happened as one line of JSON.
  */
-import { type ChildProcess, execFileSync, spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { Container, Image, Network } from "../../lib/index.ts"
 import { berthIn } from "./effect.ts"
-import { machine6, machines, own } from "./outside.ts"
-import { commandOf } from "./program.ts"
+import { machine6, machines, own, startOutside } from "./outside.ts"
 import { makeRoot } from "./rootfs.ts"
 
 const [, , folder, ids] = process.argv as [string, string, string, string]
@@ -19,49 +17,6 @@ const options: Container.StartOptions = ids === "auto" ? { userns: "auto" } : {}
 const HIDDEN_PORT = 7777
 
 const asked: Array<string> = []
-
-/** Waits for a line of the program's output; the others are questions for names. */
-const line = (child: ChildProcess, wanted: string): Promise<void> =>
-  new Promise((resolve, reject) => {
-    child.on("exit", (code) => reject(new Error(`the outside ended with ${code}`)))
-    child.stdout!.on("data", (data) => {
-      for (const one of String(data).split("\n").filter(Boolean)) {
-        if (one === wanted) resolve()
-        else asked.push(one)
-      }
-    })
-  })
-
-const outside = Effect.acquireRelease(
-  Effect.promise(async () => {
-    const { args, command } = commandOf("outside.ts", ["outside"])
-    const child = spawn("unshare", ["--net", command, ...args], { stdio: ["pipe", "pipe", "inherit"] })
-    const ready = line(child, "ready for a link")
-    const ip = (...words: ReadonlyArray<string>) => execFileSync("ip", words)
-    ip("link", "set", "lo", "up")
-    await ready
-    ip("link", "add", "veth0", "type", "veth", "peer", "name", "outside", "netns", String(child.pid))
-    for (const address of own)
-      ip(
-        "address",
-        "add",
-        address.includes(":") ? `${address}/64` : `${address}/24`,
-        "dev",
-        "veth0",
-        ...(address.includes(":") ? ["nodad"] : [])
-      )
-    ip("link", "set", "veth0", "up")
-    const listening = line(child, "listening")
-    child.stdin!.write("go\n")
-    await listening
-    return child
-  }),
-  (child) =>
-    Effect.promise(
-      () =>
-        new Promise((resolve) => child.removeAllListeners("exit").once("exit", resolve) && child.stdin!.end())
-    )
-)
 
 /** A server of this machine on all of its addresses. */
 const hidden = Effect.acquireRelease(
@@ -184,7 +139,7 @@ const none = Effect.gen(function* () {
 })
 
 const main = Effect.gen(function* () {
-  yield* outside
+  yield* startOutside((name) => asked.push(name))
   return {
     everything: yield* Effect.scoped(everything),
     listed: yield* Effect.scoped(listed),

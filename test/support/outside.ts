@@ -1,13 +1,15 @@
 /**
  * The machines outside, for tests of what leaves a network: a program in a network namespace of its own, which `outbound.ts` starts. It
  * has the addresses of `machines`. Each connection to a port of `ports` gets a line with the address and the port that it reached, and
- * then the bytes that it sends. A name server on port 53 knows `names`; its questions are written to standard output, one a line. It
+ * then the bytes that it sends. A datagram to port 80 comes back behind the address and the port that sent it. A name server on port 53 knows `names`; its questions are written to standard output, one a line. It
  * ends with its standard input.
  */
-import { execFileSync } from "node:child_process"
+import { type ChildProcess, execFileSync, spawn } from "node:child_process"
 import * as dgram from "node:dgram"
 import * as net from "node:net"
+import * as Effect from "effect/Effect"
 import { decode, nameBytes, prefixed, types } from "./dns.ts"
+import { commandOf } from "./program.ts"
 
 export const machines = ["10.99.0.2", "10.99.0.3", "10.99.0.4"]
 export const machine6 = "fd99::2"
@@ -72,11 +74,58 @@ const answerTo = (message: Buffer): Buffer => {
   ])
 }
 
+const ip = (...words: ReadonlyArray<string>) => execFileSync("ip", words)
+
+/** Waits for a line of the program's output; the others are questions for names. */
+const line = (child: ChildProcess, wanted: string, asked: (name: string) => void): Promise<void> =>
+  new Promise((resolve, reject) => {
+    child.on("exit", (code) => reject(new Error(`the outside ended with ${code}`)))
+    child.stdout!.on("data", (data) => {
+      for (const one of String(data).split("\n").filter(Boolean)) {
+        if (one === wanted) resolve()
+        else asked(one)
+      }
+    })
+  })
+
+/** Gives this network namespace a link to the machines, until the scope closes; `asked` gets the names that they are asked for. */
+export const startOutside = (asked: (name: string) => void) =>
+  Effect.acquireRelease(
+    Effect.promise(async () => {
+      const { args, command } = commandOf("outside.ts", ["outside"])
+      const child = spawn("unshare", ["--net", command, ...args], { stdio: ["pipe", "pipe", "inherit"] })
+      const ready = line(child, "ready for a link", asked)
+      ip("link", "set", "lo", "up")
+      await ready
+      ip("link", "add", "veth0", "type", "veth", "peer", "name", "outside", "netns", String(child.pid))
+      for (const address of own)
+        ip(
+          "address",
+          "add",
+          address.includes(":") ? `${address}/64` : `${address}/24`,
+          "dev",
+          "veth0",
+          ...(address.includes(":") ? ["nodad"] : [])
+        )
+      ip("link", "set", "veth0", "up")
+      const listening = line(child, "listening", asked)
+      child.stdin!.write("go\n")
+      await listening
+      return child
+    }),
+    (child) =>
+      Effect.promise(
+        () =>
+          new Promise(
+            (resolve) => child.removeAllListeners("exit").once("exit", resolve) && child.stdin!.end()
+          )
+      )
+  )
+
 const listen = (server: net.Server, port: number): Promise<void> =>
   new Promise((resolve, reject) => server.once("error", reject).listen(port, "::", resolve))
 
 const main = async (): Promise<void> => {
-  const ip = (...args: ReadonlyArray<string>) => execFileSync("ip", args)
   ip("link", "set", "lo", "up")
   console.log("ready for a link")
   await new Promise((resolve) => process.stdin.once("data", resolve))
@@ -98,6 +147,11 @@ const main = async (): Promise<void> => {
     }),
     53
   )
+  const echo = dgram.createSocket("udp6")
+  echo.on("message", (message, { address, port }) =>
+    echo.send(`${address.replace("::ffff:", "")}, ${message}`, port, address)
+  )
+  await new Promise<void>((resolve) => echo.bind(ports[0], () => resolve()))
   const udp = dgram.createSocket("udp4")
   udp.on("message", (message, from) => udp.send(answerTo(message), from.port, from.address))
   udp.bind(53, () => console.log("listening"))

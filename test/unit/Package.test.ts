@@ -108,6 +108,14 @@ describe("the npm package", () => {
     assert.equal(status, 0, stdout)
   })
 
+  test("the types have the docstrings of the source", () => {
+    const counted = (file: string): number => fs.readFileSync(file, "utf8").split("@since").length
+    for (const name of modules) {
+      const types = `${project}/node_modules/berth/dist/${name}.d.ts`
+      assert.equal(counted(types), counted(`${root}lib/${name}.ts`), name)
+    }
+  })
+
   test("every public module is an export of the package, and nothing internal is", () => {
     const resolved = (name: string): string | undefined => {
       const program = `process.stdout.write(import.meta.resolve("${name}"))`

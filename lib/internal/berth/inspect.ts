@@ -5,6 +5,7 @@ import * as os from "node:os"
 import type { Check } from "../../Doctor.ts"
 import type { Kind } from "../../Namespace.ts"
 import type { Tree } from "../cgroup/tree.ts"
+import { options as pastaOptions } from "../network/pasta.ts"
 import { isEnabled } from "../security/appArmorProfiles.ts"
 import { AT_FDCWD, native, O_PATH } from "../system/addon.ts"
 import { nativeFix, programPath, whyNotLoaded } from "../system/nativePart.ts"
@@ -161,6 +162,32 @@ const program = (name: "pasta" | "netavark", folders: ReadonlyArray<string>, pac
   }
 }
 
+const TUN = "/dev/net/tun"
+
+const pasta = (): Check => {
+  const check = program("pasta", [], "passt")
+  if (check.status !== "ok") return check
+  const { stderr, stdout } = spawnSync(find("pasta")!, ["--help"], { encoding: "utf8", timeout: 5000 })
+  const lacking = pastaOptions.filter(
+    (option) => option.startsWith("--") && !`${stdout}${stderr}`.includes(option)
+  )
+  if (lacking.length > 0)
+    return {
+      ...check,
+      status: "missing",
+      detail: `${check.detail}: too old, it has no ${lacking.join(", ")}`,
+      fix: "apt-get install passt"
+    }
+  return isWritable(TUN)
+    ? check
+    : {
+        ...check,
+        status: "limited",
+        detail: `${check.detail}: this user cannot open ${TUN}`,
+        fix: `modprobe tun && chmod 0666 ${TUN}`
+      }
+}
+
 /** Whether a program has privileges that its user lacks: by its mode, or by capabilities of the file. */
 const isPrivileged = (path: string): boolean => {
   const { mode, uid } = fs.statSync(path)
@@ -237,6 +264,6 @@ export const cgroupFix = (kind: Tree["kind"]): string =>
 export const others = (): ReadonlyArray<Check> => [
   rangesOfIds(),
   appArmor(),
-  program("pasta", [], "passt"),
+  pasta(),
   program("netavark", ["/usr/lib/podman", "/usr/libexec/podman"], "netavark aardvark-dns")
 ]

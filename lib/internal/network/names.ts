@@ -3,15 +3,14 @@
  * It knows which names each network has, and which networks each container is on.
  */
 import * as Effect from "effect/Effect"
-import * as ExecutionStrategy from "effect/ExecutionStrategy"
-import * as Exit from "effect/Exit"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
 import { flagsOf } from "../ids/namespaceFlags.ts"
 import { EPOLLOUT, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
 import { EAGAIN } from "../util/errno.ts"
+import { startOnce } from "../util/startOnce.ts"
 import { startHelper } from "./helper.ts"
 
 /** What a container that the responder serves has in its resolv.conf. */
@@ -76,24 +75,7 @@ const start = (at: Pick<Berth, "supervisor">): Effect.Effect<Responder, BerthErr
 /** Starts the responder when it is first asked for; it ends with the scope. */
 export const makeResponder = (
   at: Pick<Berth, "supervisor">
-): Effect.Effect<Effect.Effect<Responder, BerthError>, never, Scope.Scope> =>
-  Effect.map(Effect.scope, (scope) => {
-    const starting = Effect.unsafeMakeSemaphore(1)
-    let started: Responder | undefined
-    const begin = Effect.uninterruptible(
-      Effect.flatMap(Scope.fork(scope, ExecutionStrategy.sequential), (own) =>
-        start(at).pipe(
-          Scope.extend(own),
-          Effect.tap((responder) => Effect.sync(() => (started = responder))),
-          Effect.onError((cause) => Scope.close(own, Exit.failCause(cause)))
-        )
-      )
-    )
-    const found = Effect.suspend(() => (started === undefined ? begin : Effect.succeed(started)))
-    return Effect.suspend(() =>
-      started === undefined ? starting.withPermits(1)(found) : Effect.succeed(started)
-    )
-  })
+): Effect.Effect<Effect.Effect<Responder, BerthError>, never, Scope.Scope> => startOnce(start(at))
 
 /** The names of a network. */
 export interface Names {

@@ -186,6 +186,7 @@ const RTPROT_STATIC = 4
 const RT_SCOPE_UNIVERSE = 0
 const RT_SCOPE_LINK = 253
 const RTN_UNICAST = 1
+const RTN_PROHIBIT = 8
 const RTNH_F_ONLINK = 4
 
 /** The route to one host. */
@@ -212,6 +213,17 @@ export const gatewayRoute = (index: number, to: Ip, length: number, gateway: Ip,
     attribute(4, u32(index)),
     attribute(5, gateway.bytes),
     attribute(7, source.bytes)
+  )
+
+/** Refuses packets to a range of addresses, which their senders are told at once, but for those to smaller ranges with routes of their own. */
+export const refuse = ({ bytes, family }: Ip, length: number): Bytes =>
+  message(
+    24,
+    NLM_F_CREATE | NLM_F_REPLACE,
+    new Writer()
+      .u8(family, length, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_PROHIBIT)
+      .u32(0).bytes,
+    attribute(1, bytes)
   )
 
 const NUD_PERMANENT = 0x80

@@ -24,17 +24,22 @@ const create = (type: number, family: number, ...attributes: ReadonlyArray<Bytes
 
 const table = (family: number, name: string): Bytes => create(0, family, attribute(1, text(name)))
 
-const NF_INET_PRE_ROUTING = 0
-const NF_IP_PRI_NAT_DST = -100
+interface Hook {
+  readonly number: number
+  readonly priority: number
+}
 
-/** A chain that may change where a connection goes to, before it is routed. */
-const natChain = (family: number, tableName: string, name: string): Bytes =>
+/** Where a chain may change the destination of a connection, before it is routed, and where its source, afterwards. */
+const PRE_ROUTING: Hook = { number: 0, priority: -100 }
+const POST_ROUTING: Hook = { number: 4, priority: 100 }
+
+const natChain = (family: number, tableName: string, name: string, { number, priority }: Hook): Bytes =>
   create(
     3,
     family,
     attribute(1, text(tableName)),
     attribute(3, text(name)),
-    nested(4, attribute(1, be32(NF_INET_PRE_ROUTING)), attribute(2, be32(NF_IP_PRI_NAT_DST))),
+    nested(4, attribute(1, be32(number)), attribute(2, be32(priority))),
     attribute(7, text("nat"))
   )
 
@@ -50,6 +55,7 @@ const rule = (
   create(6, family, attribute(1, text(tableName)), attribute(2, text(chain)), nested(4, ...expressions))
 
 const REGISTERS = [1, 2] as const
+const NFT_META_OIFNAME = 7
 const NFT_META_L4PROTO = 16
 const NFT_PAYLOAD_NETWORK_HEADER = 1
 const NFT_CMP_EQ = 0
@@ -64,6 +70,29 @@ const compare = (how: number, bytes: Bytes): Bytes =>
 const load = (place: 0 | 1, bytes: Bytes): Bytes =>
   expression("immediate", register(1, place), nested(2, value(bytes)))
 
+const IFNAMSIZ = 16
+
+/** Gives what leaves by an interface the address of the interface as its source, for versions of IP by their families. */
+export const masquerade = (interfaceName: string, families: ReadonlyArray<number>): ReadonlyArray<Bytes> => {
+  const name = [...text(interfaceName), ...new Array(IFNAMSIZ).fill(0)].slice(0, IFNAMSIZ)
+  return [
+    mark(0x10),
+    ...families.flatMap((family) => [
+      table(family, "berth"),
+      natChain(family, "berth", "masquerade", POST_ROUTING),
+      rule(
+        family,
+        "berth",
+        "masquerade",
+        expression("meta", register(1, 0), attribute(2, be32(NFT_META_OIFNAME))),
+        compare(NFT_CMP_EQ, name),
+        expression("masq")
+      )
+    ]),
+    mark(0x11)
+  ]
+}
+
 /** A listening socket of the network's namespace. */
 export interface Listener {
   readonly address: Ip
@@ -77,7 +106,7 @@ export const redirect = (listeners: ReadonlyArray<Listener>): ReadonlyArray<Byte
   mark(0x10),
   ...listeners.flatMap(({ address: { bytes, family }, port, prefix }) => [
     table(family, "berth"),
-    natChain(family, "berth", "outbound"),
+    natChain(family, "berth", "outbound", PRE_ROUTING),
     rule(
       family,
       "berth",

@@ -3,7 +3,7 @@
  * namespace (nftables.ts). There native/proxy accepts it, asks where it was going to, and connects from the program's own network
  * namespace, if the rules allow that (outboundRules.ts). A second native/names asks the servers of the program's machine for the names
  * that the network's responder does not know, on a socket in the responder's namespace; it tells the proxy the addresses of allowed names
- * before anybody can use them.
+ * before anybody can use them. What is not TCP leaves by pasta, if at all (pasta.ts).
  */
 import { randomInt } from "node:crypto"
 import { readFileSync } from "node:fs"
@@ -27,6 +27,7 @@ import type { Names } from "./names.ts"
 import { ip } from "./netlink.ts"
 import { type Listener, redirect } from "./nftables.ts"
 import { type Rules, rulesOf } from "./outboundRules.ts"
+import { joinUplink } from "./pasta.ts"
 import { addAll, type Proxy, startProxy, wherever } from "./proxy.ts"
 import { bindInside, gatewaysOf, numberOf, perform } from "./router.ts"
 import { SOCK_DGRAM, SOCK_STREAM } from "./socket.ts"
@@ -231,7 +232,7 @@ export const openOutbound = (
     const { berth, router } = network.state
     const { prefix4, prefix6 } = router.range
     const own = [`${prefix4}.0.0/16`, ...(prefix6 === undefined ? [] : [`${prefix6}::/64`])]
-    const rules = yield* attempt(() => rulesOf(outbound, own))
+    const rules = yield* attempt(() => rulesOf(outbound === "pasta" ? "proxy" : outbound, own))
     const gateways = gatewaysOf(router)
     const { fds, ports } = yield* scopedSockets((fds) => {
       for (const host of gateways) {
@@ -254,6 +255,7 @@ export const openOutbound = (
     yield* forwardNames(network, rules, servers ?? hostServers(), proxy)
     const messages = new Uint8Array(redirect(listeners).flat())
     yield* perform(berth, router.namespace.fd, "outbound of a network", [{ op: "netfilter", messages }]).pipe(
+      Effect.zipRight(outbound === "pasta" ? joinUplink(network) : Effect.void),
       Effect.mapError(unsupported)
     )
     return refusals

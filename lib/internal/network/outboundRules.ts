@@ -8,7 +8,7 @@ import type { Outbound } from "../../Network.ts"
 import { v4Bytes, v6Bytes } from "./address.ts"
 
 /** A range of addresses in CIDR notation. */
-interface Range {
+export interface Range {
   readonly address: string
   readonly bits: number
 }
@@ -61,6 +61,10 @@ const embedded = (of: Range): ReadonlyArray<Range> => {
 
 const withEmbedded = (ranges: ReadonlyArray<Range>): ReadonlyArray<Range> =>
   ranges.flatMap((one) => (one.address.includes(":") ? [one] : [one, ...embedded(one)]))
+
+/** What is refused whoever asks: the ranges `own`, this machine's loopback, and special addresses. */
+export const refusedRanges = (own: ReadonlyArray<string>): ReadonlyArray<Range> =>
+  withEmbedded([...own.map(range), ...loopback, ...special])
 
 interface Allowed extends Range {
   readonly port: number
@@ -131,12 +135,18 @@ const parseEntry = (entry: string, index: number): Allowed | string => {
 const ENTRIES_MAX = 1000
 
 /** The rules for a network with its own ranges; throws. */
-export const rulesOf = (outbound: Exclude<Outbound, "none">, own: ReadonlyArray<string>): Rules => {
+export const rulesOf = (outbound: Exclude<Outbound, "none" | "pasta">, own: ReadonlyArray<string>): Rules => {
   if (outbound !== "proxy" && typeof outbound !== "object")
     throw new InvalidOption({
       option: "outbound",
       value: JSON.stringify(outbound),
-      expected: '"none", "proxy" or { allow: [...] }'
+      expected: '"none", "proxy", "pasta" or { allow: [...] }'
+    })
+  if (typeof outbound === "object" && Object.keys(outbound).some((key) => key !== "allow"))
+    throw new InvalidOption({
+      option: "outbound",
+      value: JSON.stringify(outbound),
+      expected: '{ allow: [...] } and no other field: "pasta" has no list, as it leads to every address'
     })
   const allow = outbound === "proxy" ? undefined : outbound.allow
   if (allow !== undefined && (!Array.isArray(allow) || allow.length > ENTRIES_MAX))

@@ -10,13 +10,10 @@ import { attempt } from "../util/fromThrowing.ts"
 import { memberOf, undone } from "./member.ts"
 import * as netlink from "./netlink.ts"
 import { isNetwork } from "./network.ts"
-import { addressesOf, checkByRules, near, netlinkOperation, perform } from "./router.ts"
+import { addressesOf, checkByRules, near, netlinkOperations, perform } from "./router.ts"
 
 /** Before the rules of the router, and after the one of its own addresses, which is 0. */
 const PRIORITY = 50
-
-/** The supervisor sends fewer than 256 messages at a time. */
-const MESSAGES_MAX = 128
 
 type Group = Container | ReadonlyArray<Container>
 
@@ -45,11 +42,6 @@ const rulesOf = (
           action: "drop"
         }))
     )
-  )
-
-const operations = (messages: ReadonlyArray<ReadonlyArray<number>>): ReadonlyArray<Plan.Operation> =>
-  Array.from({ length: Math.ceil(messages.length / MESSAGES_MAX) }, (_, k) =>
-    netlinkOperation(messages.slice(k * MESSAGES_MAX, (k + 1) * MESSAGES_MAX))
   )
 
 /** See `Network.partition`. */
@@ -84,13 +76,13 @@ export const partition: {
       const apply = (changes: ReadonlyArray<Plan.Operation>) =>
         perform(berth, router.namespace.fd, `partition of network ${network.name}`, changes)
       const checks = oneWay ? other.flatMap((number) => checkByRules(router, number)) : []
-      const begin = Effect.tap(apply([...checks, ...operations(rules.map(netlink.rule))]), () =>
+      const begin = Effect.tap(apply([...checks, ...netlinkOperations(rules.map(netlink.rule))]), () =>
         Effect.sync(() => oneWay && other.forEach((number) => router.ruled4.add(number)))
       )
       const end = undone(
         network,
         "a partition",
-        Effect.suspend(() => apply(operations(rules.map(netlink.removeRule))))
+        Effect.suspend(() => apply(netlinkOperations(rules.map(netlink.removeRule))))
       )
       // The rules name numbers, which no other container may get meanwhile.
       const held = [...one, ...other]
