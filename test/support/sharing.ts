@@ -33,7 +33,7 @@ const answerOf = async (port: number, hostname: string): Promise<string> => {
   return text.trim()
 }
 
-export const sharedServer = (root: string, folder: string, line = "now serving") =>
+const sharedServer = (root: string, folder: string, line = "now serving") =>
   Fixture.make({
     name: "lines",
     image: Effect.suspend(() => Image.fromRootfs(root)),
@@ -73,7 +73,7 @@ if (parentPort !== null) {
   const port = parentPort
   const over = new Promise<void>((resolve) => port.once("message", () => resolve()))
   await work(workerData as ReadonlyArray<string>, (said) => port.postMessage(said), over)
-} else if (process.argv[1]?.includes("sharing")) {
+} else {
   const over = new Promise<void>((resolve) => process.stdin.on("end", resolve).resume())
   await work(process.argv.slice(2), (said) => console.log(JSON.stringify(said)), over)
 }

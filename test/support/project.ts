@@ -1,0 +1,46 @@
+/** A project of its own, in `project` of a folder. Its programs use `berth/promise/fixtures`, and the Berth in `data/berth` of the folder. */
+import { type ChildProcess, spawn } from "node:child_process"
+import * as fs from "node:fs"
+import { root } from "./program.ts"
+
+export const runtime = "Deno" in globalThis ? "deno" : "Bun" in globalThis ? "bun" : "node"
+
+export const makeProject = (folder: string): string => {
+  const project = `${folder}/project`
+  fs.mkdirSync(project)
+  fs.symlinkSync(`${root}node_modules`, `${project}/node_modules`)
+  const imports = { "berth/promise/fixtures": `${root}lib/promiseFixtures.ts` }
+  for (const [name, content] of Object.entries({
+    "package.json": { type: "module" },
+    "tsconfig.json": { extends: `${root}tsconfig.json`, include: ["*.ts"] },
+    "deno.json": { nodeModulesDir: "manual", imports }
+  }))
+    fs.writeFileSync(`${project}/${name}`, JSON.stringify(content))
+  return project
+}
+
+/** Starts the runtime in the project, with a Berth's folder of its own in place of the default one. */
+export const startIn = (
+  folder: string,
+  args: ReadonlyArray<string>,
+  { before = "true", env = {} }: { readonly before?: string; readonly env?: NodeJS.ProcessEnv } = {}
+): ChildProcess => {
+  fs.mkdirSync(`${folder}/data/berth`, { recursive: true })
+  const command = [process.execPath, ...args]
+  const place = `${before} && mkdir -p /var/lib/berth && mount --bind "$0" /var/lib/berth && exec "$@"`
+  const [program, ...rest] =
+    process.getuid?.() === 0
+      ? ["unshare", "--mount", "sh", "-c", place, `${folder}/data/berth`, ...command]
+      : command
+  const native = process.env.BERTH_NATIVE
+  return spawn(program!, rest, {
+    cwd: `${folder}/project`,
+    env: {
+      ...process.env,
+      XDG_DATA_HOME: `${folder}/data`,
+      BERTH_NATIVE: native?.startsWith("/") ? native : `${root}${native ?? "native/build"}`,
+      ...env
+    },
+    stdio: ["ignore", "pipe", "pipe"]
+  })
+}
