@@ -1,6 +1,5 @@
 /** The tests that run in a machine of another processor, in `bare`. */
 export const foreign: ReadonlyArray<string> = [
-  "container/Container",
   "container/Seccomp",
   "network/Publish",
   "unpack/UnpackLinks"
