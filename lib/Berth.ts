@@ -8,6 +8,7 @@ import type * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
 import type { BerthError } from "./BerthError.ts"
 import type * as Doctor from "./Doctor.ts"
 import * as internal from "./internal/berth/layer.ts"
@@ -15,6 +16,7 @@ import type { Memory } from "./internal/berth/memory.ts"
 import type { Turns } from "./internal/disk/files.ts"
 import type { Responder } from "./internal/network/names.ts"
 import type { Uplink } from "./internal/network/pasta.ts"
+import type { NetworkNamespace } from "./internal/network/router.ts"
 import * as tag from "./internal/service.ts"
 import type { Holds } from "./internal/store/leases.ts"
 import type { Supervisor, TimeLimits } from "./internal/supervisor/connection.ts"
@@ -70,6 +72,8 @@ export interface Berth extends Inspectable.Inspectable {
   readonly responder: Effect.Effect<Responder, BerthError>
   /** @internal the way out of its networks by pasta, which the first one with `outbound: "pasta"` starts */
   readonly uplink: Effect.Effect<Uplink, BerthError>
+  /** @internal the namespace of a network without options, which may have been made in advance */
+  readonly usualNamespace: Effect.Effect<NetworkNamespace, BerthError, Scope.Scope>
 }
 
 /**

@@ -497,7 +497,11 @@ export class BuildFailed extends tagged<BuildFailed>()("BuildFailed", {
     /** A path or pattern has no file. */
     "NoMatch",
     /** A file of the context changed while the step copied it. */
-    "Changed"
+    "Changed",
+    /** The Dockerfile cannot be read at this place. */
+    "Syntax",
+    /** The Dockerfile asks for something that Berth does not do. */
+    "Unsupported"
   ),
   /** The step: `RUN npm ci`. */
   step: Schema.String,

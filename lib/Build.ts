@@ -5,7 +5,7 @@
  * @since 0.2.0
  */
 import type * as Duration from "effect/Duration"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import type * as Redacted from "effect/Redacted"
@@ -16,7 +16,10 @@ import type { StartOptions } from "./Container.ts"
 import type { GetOptions, Image, ImageConfig } from "./Image.ts"
 import * as internal from "./internal/build/build.ts"
 import type { Node } from "./internal/build/node.ts"
-import type { Bind, Tmpfs } from "./Mount.ts"
+import { later } from "./internal/util/later.ts"
+import type { Bind, File, Tmpfs } from "./Mount.ts"
+
+const reading = later(() => import("./internal/dockerfile/dockerfile.ts"))
 
 /**
  * @since 0.2.0
@@ -76,8 +79,8 @@ export interface RunOptions {
    * message. Another value does not run the step again.
    */
   readonly secret?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
-  /** More mounts. Their definition is part of the step's key, their contents are not. */
-  readonly mounts?: ReadonlyArray<Bind | Tmpfs> | undefined
+  /** More mounts. Their definition is part of the step's key, also the text of a file; the contents of a bind are not. */
+  readonly mounts?: ReadonlyArray<Bind | Tmpfs | File> | undefined
   readonly limits?: Limits | undefined
   /** The step fails with `BuildFailed` (`TimedOut`) when this time is over. Default: none. */
   readonly timeout?: Duration.DurationInput | undefined
@@ -254,3 +257,54 @@ export const image: {
   (options?: ImageOptions): (build: Build) => Effect.Effect<Image, BerthError, Berth>
   (build: Build, options?: ImageOptions): Effect.Effect<Image, BerthError, Berth>
 } = internal.image
+
+/**
+ * Options of `dockerfile`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface DockerfileOptions extends ImageOptions {
+  /** The folder that COPY and ADD copy from. Its `.dockerignore`, or `NAME.dockerignore` beside the Dockerfile, leaves files out. */
+  readonly context: string
+  /** The path of the Dockerfile, relative to the context. Default: `Dockerfile`. */
+  readonly file?: string | undefined
+  /** The text of the Dockerfile, in place of a file. */
+  readonly text?: string | undefined
+  /** The name or the number of the stage to build. Default: the last one. */
+  readonly target?: string | undefined
+  /** The values of ARG instructions. */
+  readonly args?: Readonly<Record<string, string>> | undefined
+  /** Folders and builds that FROM and `COPY --from` find by these names. */
+  readonly contexts?: Readonly<Record<string, string | Build>> | undefined
+  /** The values of `RUN --mount=type=secret`, by their ids. */
+  readonly secrets?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
+}
+
+/**
+ * The build of a Dockerfile: its steps as a value, which more steps can follow.
+ *
+ * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for `ADD` of an address or of an
+ * archive, `RUN --mount` of the types `bind` and `ssh`, `--security=insecure`, `COPY --parents` and `--exclude`, and `MAINTAINER`. No flag
+ * is ignored. Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
+ *
+ * @since 0.2.0
+ * @category constructors
+ */
+export const fromDockerfile = (options: DockerfileOptions): Effect.Effect<Build, BerthError, Berth> =>
+  reading((module) => module.dockerfile(options)).pipe(
+    Effect.withSpan("berth.Build.fromDockerfile", { attributes: { "berth.build.context": options.context } })
+  )
+
+/**
+ * Builds the image of a Dockerfile: `fromDockerfile`, and then `image`.
+ *
+ * @since 0.2.0
+ * @category running
+ * @example
+ * import { Build } from "berth"
+ *
+ * const program = Build.dockerfile({ context: ".", target: "production", args: { VERSION: "1" }, tag: "team/app:1" })
+ */
+export const dockerfile = (options: DockerfileOptions): Effect.Effect<Image, BerthError, Berth> =>
+  Effect.flatMap(fromDockerfile(options), (build) => image(build, options))

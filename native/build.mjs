@@ -102,6 +102,11 @@ const targets = {
   "plan-dump": { sources: ["fuzz/plan_dump.c", "supervisor/plan.c"] }
 }
 
+/** What the sanitized supervisor executes inside of containers, where AddressSanitizer's libraries are missing. */
+const INSIDE = "berth-supervisor-inside"
+
+const isPlain = (name) => name.endsWith(".node") || name === INSIDE
+
 /** Debian has no static ISA-L: unless `isal` is one, the unpacker finds a copy of the shared library beside itself. */
 const withIsal = (target, isal) =>
   isal === undefined
@@ -116,10 +121,10 @@ const withIsal = (target, isal) =>
 const plan = (name, target, { flags, libraries, out, sanitize }) => [
   ...cflags,
   ...(sanitize
-    ? [...sanitizers, `-fsanitize=${name.endsWith(".node") ? "undefined" : "address,undefined"}`]
+    ? [...sanitizers, `-fsanitize=${isPlain(name) ? "" : "address,"}undefined`, `-DINSIDE="${out}/${INSIDE}"`]
     : ["-D_FORTIFY_SOURCE=2"]),
   ...(target.flags ?? []),
-  ...(target.static && !sanitize ? ["-static"] : []),
+  ...(target.static && (!sanitize || name === INSIDE) ? ["-static"] : []),
   ...flags,
   "-o",
   `${out}/${name}`,
@@ -158,8 +163,9 @@ export const build = async ({
     .filter((file) => file.endsWith(".h") && !file.startsWith("build/"))
     .sort()
     .map((file) => readFileSync(`${here}${file}`))
-  const jobs = names.map(async (name) => {
-    const target = name === "berth-unpack" ? withIsal(targets[name], isal) : targets[name]
+  const jobs = [...names, ...(sanitize ? [INSIDE] : [])].map(async (name) => {
+    const own = targets[name === INSIDE ? "berth-supervisor" : name]
+    const target = name === "berth-unpack" ? withIsal(own, isal) : own
     const args = plan(name, target, { flags, libraries, out, sanitize })
     const hash = createHash("sha256").update(JSON.stringify([cc, args]))
     for (const content of [...headerContents, ...target.sources.map((s) => readFileSync(`${here}${s}`))])

@@ -583,6 +583,9 @@ int main(int argc, char **argv) {
     if (argc > 6) lease.gate = argv[6];
     // The end of the process, or of the thread, that started it is nothing to a supervisor with leases.
     if (lease.gate && fork() != 0) _exit(0);
+#ifdef __SANITIZE_ADDRESS__
+    shared.self = open(INSIDE, O_RDONLY | O_CLOEXEC);
+#endif
     // First, as a runtime may have left standard error closed.
     if ((shared.null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0 || (events = epoll_create1(EPOLL_CLOEXEC)) < 0) return 1;
     connections = connection_make(atoi(argv[2]), events, 0);

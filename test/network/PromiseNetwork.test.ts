@@ -88,16 +88,26 @@ describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox },
     const path = await server.publish({ container: 80, path: `${folder}/published` })
     const get = async ({ hostname, port }: { hostname: string; port: number }) =>
       (await fetch(`http://${hostname}:${port}/file`)).text()
+    // The proxy looks again and again whether the server listens.
+    const getUntil = async (at: { hostname: string; port: number }): Promise<string> => {
+      for (const end = Date.now() + 15_000; ; ) {
+        try {
+          return await get(at)
+        } catch (error) {
+          if (Date.now() > end) throw error
+        }
+      }
+    }
     for (const port of [found, made]) {
-      assert.equal(await get(port), "text\n")
+      assert.equal(await getUntil(port), "text\n")
       const toxic = await port.toxic({ reset: { after: 0 } })
       await assert.rejects(get(port))
       await toxic.close()
-      assert.equal(await get(port), "text\n")
+      assert.equal(await getUntil(port), "text\n")
     }
     await made.close()
     await assert.rejects(get(made))
-    assert.equal(await get(found), "text\n")
+    assert.equal(await getUntil(found), "text\n")
     await path.close()
     assert.equal(fs.existsSync(path.path), false)
     await assert.rejects(server.published(81), { _tag: "InvalidOption" })
@@ -106,7 +116,7 @@ describe("networks of berth/promise", { skip: whyNoContainers || whyNoBusybox },
     await using web = await berth.pod({ name: "web", ports: [80] })
     await using inPod = await berth.start(`${folder}/root`, { network: web, command })
     await inPod.waitFor.port(80)
-    assert.equal(await get(await web.published(80)), "text\n")
+    assert.equal(await getUntil(await web.published(80)), "text\n")
     await assert.rejects(web.published(81), /of pod web: 80\/tcp/)
   })
 

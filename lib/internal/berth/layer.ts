@@ -15,6 +15,7 @@ import * as Ids from "../ids/idMaps.ts"
 import { sweep as sweepLayers } from "../layer/sweep.ts"
 import { makeResponder } from "../network/names.ts"
 import { makeUplink } from "../network/pasta.ts"
+import { makeSpares } from "../network/spareNamespace.ts"
 import { sweep as sweepProfiles } from "../security/appArmorProfiles.ts"
 import * as Seccomp from "../security/seccomp.ts"
 import { Proto } from "../service.ts"
@@ -317,7 +318,8 @@ export const make = (
       memory: Memory.make(tree, filters),
       turns: new Map(),
       responder: yield* makeResponder({ supervisor }),
-      uplink: yield* makeUplink({ supervisor })
+      uplink: yield* makeUplink({ supervisor }),
+      usualNamespace: yield* makeSpares({ supervisor })
     }
     const berth: Berth = Object.assign(Object.create(Proto), fields)
     // Layers that a dead supervisor has not unpacked to the end.

@@ -91,6 +91,11 @@ const failedCopy =
         "NoMatch",
         `${from} has no file ${error.pattern}, or its patterns of ignored files leave it out`
       )
+    if (error instanceof files.Archive)
+      return failed(
+        "Unsupported",
+        `${error.message}: Berth does not unpack it. Use COPY for the archive itself, or unpack it in a RUN`
+      )
     if (error instanceof files.Changed)
       return failed("Changed", `${error.message}: build again when nothing writes to ${from}`)
     if (error instanceof SyntaxError)
@@ -133,7 +138,8 @@ export const copy = (
     const select = (source: number) =>
       Effect.mapError(
         inRoot.promised(async (signal) => {
-          const options = { index, withOwners: context === undefined, signal }
+          const { refusesArchives = false } = node
+          const options = { index, withOwners: context === undefined, refusesArchives, signal }
           const selected = await files.select(source, paths, ignore, options)
           await index.save()
           return selected

@@ -29,6 +29,8 @@ export interface State {
   /** What each step since then adds to the history, with the layer that it made. */
   /** What tells base layers that are folders of the host from other ones at the same paths. */
   readonly identity: string
+  /** Fields of the configuration that Berth does not use. */
+  readonly raw: Readonly<Record<string, unknown>>
   readonly steps: ReadonlyArray<{ readonly history: History; readonly layer: string | undefined }>
 }
 
@@ -54,9 +56,12 @@ export interface Evaluation {
 const withConfig = (image: Image.Image, config: Partial<Image.ImageConfig>): Image.Image =>
   make({ ...image, config: { ...image.config, ...config } })
 
-const baseOf = ({ source }: From, { options }: Evaluation): Effect.Effect<Image.Image, BerthError, Berth> =>
+const baseOf = (
+  { platform, source }: From,
+  { options }: Evaluation
+): Effect.Effect<Image.Image, BerthError, Berth> =>
   typeof source === "string"
-    ? Image.get(source, { pull: options.pull, platform: options.platform })
+    ? Image.get(source, { pull: options.pull, platform: platform ?? options.platform })
     : Image.isImage(source)
       ? Effect.succeed(source)
       : source
@@ -119,7 +124,13 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
   Effect.gen(function* () {
     if (node._tag === "From") {
       const image = yield* baseOf(node, evaluation)
-      return { image, base: image, identity: yield* Kept.identityOf(evaluation.berth, image), steps: [] }
+      return {
+        image,
+        base: image,
+        identity: yield* Kept.identityOf(evaluation.berth, image),
+        raw: {},
+        steps: []
+      }
     }
     if (node._tag === "Copy") {
       const { from } = node
@@ -146,6 +157,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         return {
           ...state,
           image,
+          raw: { ...state.raw, ...node.raw },
           steps: [...state.steps, { history: { created_by: node.text, empty_layer: true }, layer: undefined }]
         }
       }

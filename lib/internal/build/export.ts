@@ -85,7 +85,7 @@ const blobOf = (berth: Berth, layer: string): Effect.Effect<LayerBlob.LayerBlob,
 
 /** The image of a build with a manifest, under a name or under its digest. */
 export const named = (
-  { base, image, steps }: State,
+  { base, image, raw, steps }: State,
   options: { readonly tag: string | undefined; readonly created: Date | undefined }
 ): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
@@ -101,7 +101,8 @@ export const named = (
       history: steps.map(({ history }) => history),
       config,
       created: options.created,
-      author: undefined
+      author: undefined,
+      raw
     })
     return yield* write(berth, name, [...below, ...blobs.map(({ descriptor }) => descriptor)], bytes, {})
   })

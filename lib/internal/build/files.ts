@@ -48,6 +48,33 @@ export class Changed extends Error {
   }
 }
 
+/** A file is an archive. */
+export class Archive extends Error {
+  constructor(path: string) {
+    super(`${path} is an archive`)
+  }
+}
+
+/** The beginnings of tar archives, and of what compresses them, with their offsets. */
+const archives: ReadonlyArray<readonly [offset: number, magic: string]> = [
+  [0, "1f8b"],
+  [0, "425a68"],
+  [0, "fd377a585a00"],
+  [0, "28b52ffd"],
+  [257, "7573746172"]
+]
+
+const isArchive = (fd: number): boolean => {
+  const bytes = Buffer.alloc(512)
+  const file = fs.openSync(inRoot.via(fd), "r")
+  try {
+    fs.readSync(file, bytes, 0, bytes.length, 0)
+  } finally {
+    fs.closeSync(file)
+  }
+  return archives.some(([offset, magic]) => bytes.toString("hex").startsWith(magic, offset * 2))
+}
+
 /** Digests of files by their states, so that a file is read once as long as it does not change. */
 export interface Index {
   readonly get: (state: string) => string | undefined
@@ -214,7 +241,7 @@ export const select = async (
   top: number,
   patterns: ReadonlyArray<string>,
   ignore: Ignore,
-  options: { readonly index: Index; readonly withOwners: boolean; readonly signal: AbortSignal }
+  options: Pick<Reading, "index" | "withOwners" | "signal"> & { readonly refusesArchives: boolean }
 ): Promise<Selection> => {
   const reading: Reading = { ...options, taken: new Map(), hash: createHash("sha256") }
   const sources: Array<Source> = []
@@ -234,7 +261,10 @@ export const select = async (
           await inRoot.using(inRoot.openHost(inRoot.via(fd), inRoot.O_FOLDER), (folder) =>
             takeBelow(reading, folder, path, ignore)
           )
-        else if (!isIgnored) await take(reading, fd, path, name)
+        else if (!isIgnored) {
+          const status = await take(reading, fd, path, name)
+          if (options.refusesArchives && status.isFile() && isArchive(fd)) throw new Archive(path)
+        }
         if (!isIgnored || taken.size > count) sources.push({ path, name, isFolder })
       })
     }

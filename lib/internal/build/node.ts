@@ -26,6 +26,8 @@ interface Step {
 export interface From {
   readonly _tag: "From"
   readonly source: Source
+  /** For the name of an image. Default: the platform of the build. */
+  readonly platform?: string | undefined
 }
 
 export interface Run extends Step {
@@ -40,6 +42,8 @@ export interface Copy extends Step {
   readonly parent: Node
   readonly from: Context | Node
   readonly options: Omit<CopyOptions, "from">
+  /** Whether archives among the files are refused, as their contents would have to be copied. */
+  readonly refusesArchives?: boolean | undefined
 }
 
 export interface Workdir extends Step {
@@ -53,6 +57,8 @@ export interface Configure extends Step {
   readonly parent: Node
   /** What the step changes, given the configuration before it. */
   readonly change: (config: ImageConfig) => Partial<ImageConfig>
+  /** Fields of the configuration that Berth does not use, in the specification's names; `undefined` removes one. */
+  readonly raw?: Readonly<Record<string, unknown>> | undefined
 }
 
 export type Node = From | Run | Copy | Workdir | Configure

@@ -86,6 +86,12 @@ export const documentsOf = (image: Image): Effect.Effect<Documents, BerthError, 
     return { layers: resolved.manifest.layers, config: resolved.config, raw, folder }
   })
 
+/** The configuration of an image in the specification's names; empty for one without a manifest. */
+export const rawConfigOf = (image: Image): Effect.Effect<Json, BerthError, Berth> =>
+  image.digest === undefined
+    ? Effect.succeed({})
+    : Effect.map(documentsOf(image), ({ raw }) => objectOf(raw.config))
+
 /** Copies the image's layers into the store, and returns descriptors with the OCI specification's media types. */
 export const copyLayers = ({
   folder,
@@ -123,6 +129,8 @@ export interface Changes {
   readonly config: Partial<ImageConfig>
   readonly created: Date | undefined
   readonly author: string | undefined
+  /** Fields that `config` does not have, in the specification's names. */
+  readonly raw?: Readonly<Record<string, unknown>> | undefined
 }
 
 /** The bytes of the new configuration. */
@@ -141,7 +149,7 @@ export const configOf = (
       ...raw,
       created,
       ...(author === undefined ? {} : { author }),
-      config: runOf(objectOf(raw.config), config.config, changes.config),
+      config: { ...runOf(objectOf(raw.config), config.config, changes.config), ...changes.raw },
       rootfs: { type: "layers", diff_ids: [...config.rootfs.diff_ids, ...changes.diffIds] },
       history: [
         ...historyOf(raw.history, config),

@@ -56,12 +56,20 @@ export const open = (
   container: Container,
   address: Address
 ): Effect.Effect<Halves, BerthError, Scope.Scope> =>
-  Effect.flatMap(
-    scoped(() => {
-      const connecting = beginConnect(container, address)
-      return { ...halvesOf(container, connecting.fd), connecting }
-    }),
-    (opened) => Effect.as(connected(container, opened.connecting), opened)
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(
+      attempt(() => beginConnect(container, address)),
+      (connecting) => {
+        const { fd, result } = connecting
+        const opened = scoped(() => halvesOf(container, fd))
+        if (result === 0) return opened
+        // The scope gets the socket once it is connected: nothing would tell who waits for it that it has been closed.
+        return restore(connected(container, connecting)).pipe(
+          Effect.onError(() => Effect.sync(() => native().close(fd))),
+          Effect.zipRight(opened)
+        )
+      }
+    )
   )
 
 const asConnection = ({ end, input, output }: Halves): Connection => ({

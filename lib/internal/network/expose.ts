@@ -7,6 +7,7 @@ import type { ExposedPort, ExposeOptions, Network } from "../../Network.ts"
 import { AT_FDCWD, native, O_DIRECTORY, O_PATH } from "../system/addon.ts"
 import { EADDRINUSE } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { whole } from "../util/whole.ts"
 import { abstractName, candidates, LOOPBACK, parsePort } from "./address.ts"
 import { checkFree, parseName } from "./network.ts"
 import { addAll, startProxy, type Target, toPort } from "./proxy.ts"
@@ -89,5 +90,5 @@ export const expose: {
       () => Effect.sync(() => names.remove(number))
     )
     return shape({ name, port, addresses }, proxy, ids)
-  }).pipe(Effect.withSpan("berth.Network.expose", { attributes: { network: network.name } }))
+  }).pipe(whole, Effect.withSpan("berth.Network.expose", { attributes: { network: network.name } }))
 )

@@ -16,6 +16,7 @@ import type {
   Refusal
 } from "../../Network.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { whole } from "../util/whole.ts"
 import { makeNames, NAMES_MAX_BYTES, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
 import {
@@ -23,7 +24,9 @@ import {
   attach,
   hasIPv6,
   hostAddressesOf,
+  makeNamespace,
   makeRouter,
+  nextRange,
   type Range,
   type Router
 } from "./router.ts"
@@ -109,24 +112,9 @@ const Proto = {
   }
 }
 
-// Ranges differ between the networks of a program, as a container may be on several.
-let ranges = randomBytes(1)[0]!
-
-const LOWEST = 128
-const COUNT = 100
-
-/** A range of IPv4, and one of the unique local addresses of IPv6 (RFC 4193), written as inet_ntop(3) writes it. */
-const nextRange = () => {
-  const id = randomBytes(8)
-  const groups = [0xfd00 | id.readUInt8(0), id.readUInt16BE(2), id.readUInt16BE(4), id.readUInt16BE(6)]
-  return {
-    prefix4: `10.${LOWEST + (ranges++ % COUNT)}`,
-    prefix6: groups.map((group) => group.toString(16)).join(":")
-  }
-}
-
-/** The range of the options: of addresses that a container can have, RFC 6890; throws. */
-const rangeOf = ({ ipv6, range }: NetworkOptions): Range => {
+/** The range of the options: of addresses that a container can have, RFC 6890; undefined for the usual one. Throws. */
+const rangeOf = ({ ipv6, range }: NetworkOptions): Range | undefined => {
+  if (range === undefined && (ipv6 === undefined || ipv6 === hasIPv6())) return undefined
   const next = nextRange()
   const prefix6 = (ipv6 ?? hasIPv6()) ? next.prefix6 : undefined
   if (ipv6 === true && !hasIPv6()) {
@@ -159,7 +147,7 @@ export const make = (
       parseName("name", options.name ?? `net-${randomBytes(4).toString("hex")}`)
     )
     const range = yield* attempt(() => rangeOf(options))
-    const router = yield* makeRouter(berth, range)
+    const router = makeRouter(yield* range === undefined ? berth.usualNamespace : makeNamespace(berth, range))
     const names = yield* makeNames(berth)
     const state: State = { berth, router, names, members: new Map(), exposed: new Set(), refusals: undefined }
     // The kernel removes the interfaces with the network's namespace.
@@ -174,12 +162,12 @@ export const make = (
     )
     const network: Network = Object.assign(Object.create(Proto), {
       name,
-      range: `${range.prefix4}.0.0/16`,
+      range: `${router.range.prefix4}.0.0/16`,
       state
     })
     state.refusals = yield* openOutbound(network, options)
     return network
-  })
+  }).pipe(whole)
 
 export const checkFree = (networks: ReadonlyArray<Network>, name: string): void => {
   for (const network of networks) {

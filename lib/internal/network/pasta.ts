@@ -30,6 +30,7 @@ import {
   attach,
   far,
   hasIPv6,
+  makeNamespace,
   makeRouter,
   netlinkOperations,
   perform,
@@ -183,7 +184,7 @@ const hideBehind = (at: Pick<Berth, "supervisor">, { namespace }: Router, interf
 
 const start = (at: Pick<Berth, "supervisor">): Effect.Effect<Uplink, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const router = yield* makeRouter(at, RANGE)
+    const router = makeRouter(yield* makeNamespace(at, RANGE))
     const { pidfd } = yield* startPasta(at, router.namespace.fd)
     yield* hideBehind(at, router, INTERFACE)
     return { router, pidfd }

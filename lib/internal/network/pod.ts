@@ -11,6 +11,7 @@ import type { Namespace } from "../../Namespace.ts"
 import type { Pod, PodOptions } from "../../Network.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { invalid } from "../util/validate.ts"
+import { whole } from "../util/whole.ts"
 import { type Joined, joinAtStart } from "./join.ts"
 import { addressesOf, isPod, PodTypeId, parseName, type Station } from "./network.ts"
 import { parsePorts } from "./ports.ts"
@@ -91,7 +92,7 @@ export const make = (
     const pod: Pod = Object.assign(Object.create(Proto), { name, state })
     yield* publishAll({ id: name, state }, ports)
     return pod
-  })
+  }).pipe(whole)
 
 /** The options of a start in a pod, and what the start makes of them; throws. */
 export const inPod = (

@@ -17,6 +17,7 @@ import { isContainer } from "../typeIds.ts"
 import { EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { invalid } from "../util/validate.ts"
+import { whole } from "../util/whole.ts"
 import { candidates, parsePort, portOf, type SocketAddress } from "./address.ts"
 import { heldBy, portInodes } from "./holders.ts"
 import { bindPath } from "./hostPath.ts"
@@ -195,7 +196,7 @@ const publishBy = (
       "path" in options
         ? publishPath(container, options, getProxy)
         : publishPort(container, options, getProxy)
-  ).pipe(Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))
+  ).pipe(whole, Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))
 
 /** See `Container.publish`. */
 export const publish = (
@@ -211,7 +212,7 @@ export const publishAll = (
 ): Effect.Effect<void, BerthError, Scope.Scope> =>
   Effect.flatMap(Effect.cached(makeProxy(container)), (getProxy) =>
     Effect.forEach(list, (given) => publishBy(container, given, getProxy), { discard: true })
-  )
+  ).pipe(whole)
 
 /** See `Container.published`. */
 export const published: {

@@ -3,6 +3,7 @@
  * there, its own address, and routes and neighbours that are all fixed: no container is asked for an address, and no answer
  * is believed. The kernel is the teardown: the interfaces go with their namespaces.
  */
+import { randomBytes } from "node:crypto"
 import { existsSync } from "node:fs"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -98,6 +99,28 @@ export interface Router {
   readonly ruled4: Set<number>
 }
 
+// Ranges differ between the networks of a program, as a container may be on several.
+let ranges = randomBytes(1)[0]!
+
+const LOWEST = 128
+const COUNT = 100
+
+/** A range of IPv4, and one of the unique local addresses of IPv6 (RFC 4193), written as inet_ntop(3) writes it. */
+export const nextRange = () => {
+  const id = randomBytes(8)
+  const groups = [0xfd00 | id.readUInt8(0), id.readUInt16BE(2), id.readUInt16BE(4), id.readUInt16BE(6)]
+  return {
+    prefix4: `10.${LOWEST + (ranges++ % COUNT)}`,
+    prefix6: groups.map((group) => group.toString(16)).join(":")
+  }
+}
+
+/** The range of a network without options. */
+export const usualRange = (): Range => {
+  const next = nextRange()
+  return hasIPv6() ? next : { ...next, prefix6: undefined }
+}
+
 export const hasIPv6 = (): boolean => existsSync("/proc/sys/net/ipv6")
 
 const BITS = 16
@@ -168,6 +191,7 @@ export const perform = (
 
 /** The namespace of a network. No process is in it: it ends with the last descriptor of it, and of a socket in it. */
 export interface NetworkNamespace {
+  readonly range: Range
   /** -1 once its scope has closed. */
   readonly fd: number
 }
@@ -203,7 +227,7 @@ const routing = (range: Range): ReadonlyArray<Plan.Operation> => [
  * Makes the namespace of a network in one unit, as each further unit would add a millisecond to a start with a network of its own. The process
  * of the unit ends at once; the unit keeps the descriptor.
  */
-const makeNamespace = (
+export const makeNamespace = (
   berth: Pick<Berth, "supervisor">,
   range: Range
 ): Effect.Effect<NetworkNamespace, BerthError, Scope.Scope> =>
@@ -222,6 +246,7 @@ const makeNamespace = (
       {}
     ).pipe(Effect.mapError(explain(["network"]))),
     (unit) => ({
+      range,
       get fd() {
         return unit.root()
       }
@@ -396,17 +421,13 @@ export const attach = (router: Router, place: number, isDefault: boolean): Attac
   }
 }
 
-export const makeRouter = (
-  berth: Pick<Berth, "supervisor">,
-  range: Range
-): Effect.Effect<Router, BerthError, Scope.Scope> =>
-  Effect.map(makeNamespace(berth, range), (namespace) => ({
-    namespace,
-    range,
-    numbers: new Numbers(2 ** BITS - 1),
-    ruled: new Set(),
-    ruled4: new Set()
-  }))
+export const makeRouter = (namespace: NetworkNamespace): Router => ({
+  namespace,
+  range: namespace.range,
+  numbers: new Numbers(2 ** BITS - 1),
+  ruled: new Set(),
+  ruled4: new Set()
+})
 
 /** Removes a container's interface: the kernel removes its other end with it, and all routes by both. */
 export const detach = (

@@ -33,6 +33,7 @@ import * as http from "../network/fetch.ts"
 import { publish } from "../network/publish.ts"
 import { words } from "../util/commandTemplate.ts"
 import { EIO } from "../util/errno.ts"
+import { whole } from "../util/whole.ts"
 import { exec, makeCommand, streamOf, withInput } from "./command.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
@@ -159,7 +160,7 @@ export const closableIn = <A, B extends object>(
 ): Promise<B & Closable> =>
   shared.run(
     inScope(
-      effect,
+      whole(effect),
       (value, own) => {
         const close = (): Promise<void> => Effect.runPromise(Scope.close(own, Exit.void))
         return Object.assign(give(value), { close, [Symbol.asyncDispose]: close })

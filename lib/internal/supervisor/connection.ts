@@ -255,7 +255,16 @@ export class Connection {
     this.expect()
     const n = this.unsent.length > 0 ? -EAGAIN : native().send(this.socket, bytes, descriptors)
     if (n !== -EAGAIN) return sent(n)
-    this.unsent.push({ bytes, descriptors, sent })
+    // Their owners may close them while the message waits.
+    const copies = descriptors.map((fd) => (fd < 0 ? fd : native().duplicate(fd)))
+    this.unsent.push({
+      bytes,
+      descriptors: copies,
+      sent: (n) => {
+        closeAll(copies)
+        sent(n)
+      }
+    })
     this.listen()
   }
 
