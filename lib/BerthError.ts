@@ -4,10 +4,9 @@
  *
  * @since 0.1.0
  */
-import type * as Cause from "effect/Cause"
 import { hasProperty } from "effect/Predicate"
-import * as Schema from "effect/Schema"
 import { adviceOf, describeErrno, errnoName } from "./internal/util/errno.ts"
+import { type ErrorClass, error, type WarningClass, warning } from "./internal/util/errorClass.ts"
 import * as internal from "./internal/util/errorProto.ts"
 import { lastLines, printLog } from "./internal/util/text.ts"
 
@@ -25,38 +24,18 @@ export const BerthErrorTypeId: unique symbol = internal.TypeId
  */
 export type BerthErrorTypeId = typeof BerthErrorTypeId
 
-/** The fields that every error has besides its own. */
-const common = {
-  /** The error that caused this one, with its stack. */
-  cause: Schema.optional(Schema.Defect)
-}
-
-type All<Tag extends string, Fields> = { readonly _tag: Schema.tag<Tag> } & Fields & typeof common
-
-interface ErrorClass<Self, Tag extends string, Fields extends Schema.Struct.Fields>
-  extends Schema.Class<
-    Self,
-    All<Tag, Fields>,
-    Schema.Struct.Encoded<All<Tag, Fields>>,
-    Schema.Struct.Context<All<Tag, Fields>>,
-    Schema.Struct.Constructor<Omit<All<Tag, Fields>, "_tag">>,
-    {},
-    Cause.YieldableError & { readonly [BerthErrorTypeId]: BerthErrorTypeId }
-  > {
-  readonly _tag: Tag
-}
-
-const tagged =
-  <Self>() =>
-  <Tag extends string, Fields extends Schema.Struct.Fields>(
-    tag: Tag,
-    fields: Fields
-  ): ErrorClass<Self, Tag, Fields> => {
-    const made = Schema.TaggedError<Self>(`berth/BerthError/${tag}`)(tag, { ...fields, ...common })
-    const { prototype } = made as unknown as { readonly prototype: object }
-    Object.assign(prototype, internal.printing, { [BerthErrorTypeId]: BerthErrorTypeId })
-    return made as never
-  }
+const invalidOption = {
+  /** The option, as the caller wrote it: `limits.memory`. */
+  option: "string",
+  /** The value, printed. */
+  value: "string",
+  /** The accepted values. */
+  expected: "string"
+} as const
+const InvalidOptionClass: ErrorClass<InvalidOption, "InvalidOption", typeof invalidOption> = error(
+  "InvalidOption",
+  invalidOption
+)
 
 /**
  * Berth does not accept the value of an option: a limit of `"12 parsecs"`, a reference in upper case, an unknown
@@ -65,18 +44,24 @@ const tagged =
  * @since 0.1.0
  * @category errors
  */
-export class InvalidOption extends tagged<InvalidOption>()("InvalidOption", {
-  /** The option, as the caller wrote it: `limits.memory`. */
-  option: Schema.String,
-  /** The value, printed. */
-  value: Schema.String,
-  /** The accepted values. */
-  expected: Schema.String
-}) {
+export class InvalidOption extends InvalidOptionClass {
   override get message(): string {
     return `${this.option}: ${this.value} is not acceptable: expected ${this.expected}`
   }
 }
+
+const invalidData = {
+  /** The kind of data: `reference`, `tar`, `registries.conf`, `seccomp profile`, `AppArmor profile`. */
+  format: "string",
+  /** The invalid part, printed, or its file and line. */
+  value: "string",
+  /** The expected form. */
+  expected: "string"
+} as const
+const InvalidDataClass: ErrorClass<InvalidData, "InvalidData", typeof invalidData> = error(
+  "InvalidData",
+  invalidData
+)
 
 /**
  * Data cannot be parsed: a reference, a tar, registries.conf, a profile. Nothing was done with it, except that the
@@ -86,18 +71,24 @@ export class InvalidOption extends tagged<InvalidOption>()("InvalidOption", {
  * @since 0.1.0
  * @category errors
  */
-export class InvalidData extends tagged<InvalidData>()("InvalidData", {
-  /** The kind of data: `reference`, `tar`, `registries.conf`, `seccomp profile`, `AppArmor profile`. */
-  format: Schema.String,
-  /** The invalid part, printed, or its file and line. */
-  value: Schema.String,
-  /** The expected form. */
-  expected: Schema.String
-}) {
+export class InvalidData extends InvalidDataClass {
   override get message(): string {
     return `${this.format}: ${this.value} cannot be parsed: expected ${this.expected}`
   }
 }
+
+const unsupported = {
+  /** The missing feature: `user namespaces`, `cgroup controller memory`. */
+  feature: "string",
+  /** The reason why it is missing. */
+  why: "string",
+  /** How to add it. */
+  hint: "string"
+} as const
+const UnsupportedClass: ErrorClass<Unsupported, "Unsupported", typeof unsupported> = error(
+  "Unsupported",
+  unsupported
+)
 
 /**
  * This machine lacks a feature: another operating system, a kernel without the feature, an unmounted controller, no
@@ -106,18 +97,28 @@ export class InvalidData extends tagged<InvalidData>()("InvalidData", {
  * @since 0.1.0
  * @category errors
  */
-export class Unsupported extends tagged<Unsupported>()("Unsupported", {
-  /** The missing feature: `user namespaces`, `cgroup controller memory`. */
-  feature: Schema.String,
-  /** The reason why it is missing. */
-  why: Schema.String,
-  /** How to add it. */
-  hint: Schema.String
-}) {
+export class Unsupported extends UnsupportedClass {
   override get message(): string {
     return `${this.feature}: ${this.why}. ${this.hint}`
   }
 }
+
+const operationFailed = {
+  /** The operation as `Plan.print` shows it: `bind /data -> /mnt`. */
+  operation: "string",
+  /** The index of the operation in the plan, from 0; -1 if it was not part of a plan. */
+  index: "integer",
+  /** The system call that failed: `move_mount`. */
+  syscall: "string",
+  /** The error number of the system call, errno(3). */
+  errno: "integer",
+  /** What to do about it, if Berth knows. */
+  hint: "string"
+} as const
+const OperationFailedClass: ErrorClass<OperationFailed, "OperationFailed", typeof operationFailed> = error(
+  "OperationFailed",
+  operationFailed
+)
 
 /**
  * The kernel refused one operation of a plan. Everything that the plan had made before is undone.
@@ -125,18 +126,7 @@ export class Unsupported extends tagged<Unsupported>()("Unsupported", {
  * @since 0.1.0
  * @category errors
  */
-export class OperationFailed extends tagged<OperationFailed>()("OperationFailed", {
-  /** The operation as `Plan.print` shows it: `bind /data -> /mnt`. */
-  operation: Schema.String,
-  /** The index of the operation in the plan, from 0; -1 if it was not part of a plan. */
-  index: Schema.Int,
-  /** The system call that failed: `move_mount`. */
-  syscall: Schema.String,
-  /** The error number of the system call, errno(3). */
-  errno: Schema.Int,
-  /** What to do about it, if Berth knows. */
-  hint: Schema.String
-}) {
+export class OperationFailed extends OperationFailedClass {
   /** The name of the errno: `ENOENT`. */
   get code(): string {
     return errnoName(this.errno)
@@ -148,6 +138,20 @@ export class OperationFailed extends tagged<OperationFailed>()("OperationFailed"
   }
 }
 
+const commandFailed = {
+  reason: ["NotFound", "NotExecutable", "WorkingDirectory", "ArgumentsTooLong"],
+  /** The command, as the caller wrote it. */
+  command: "string",
+  /** The paths that were tried, inside the container. */
+  searched: "strings",
+  /** The error number of execve(2) or chdir(2). */
+  errno: "integer"
+} as const
+const CommandFailedClass: ErrorClass<CommandFailed, "CommandFailed", typeof commandFailed> = error(
+  "CommandFailed",
+  commandFailed
+)
+
 /**
  * The command could not be executed inside the container. `NotFound` corresponds to exit code 127 of a shell,
  * `NotExecutable` to 126.
@@ -155,15 +159,7 @@ export class OperationFailed extends tagged<OperationFailed>()("OperationFailed"
  * @since 0.1.0
  * @category errors
  */
-export class CommandFailed extends tagged<CommandFailed>()("CommandFailed", {
-  reason: Schema.Literal("NotFound", "NotExecutable", "WorkingDirectory", "ArgumentsTooLong"),
-  /** The command, as the caller wrote it. */
-  command: Schema.String,
-  /** The paths that were tried, inside the container. */
-  searched: Schema.Array(Schema.String),
-  /** The error number of execve(2) or chdir(2). */
-  errno: Schema.Int
-}) {
+export class CommandFailed extends CommandFailedClass {
   /** The exit code that a shell would give: 127 for `NotFound`, else 126. */
   get exitCode(): number {
     return this.reason === "NotFound" ? 127 : 126
@@ -183,14 +179,8 @@ export class CommandFailed extends tagged<CommandFailed>()("CommandFailed", {
   }
 }
 
-/**
- * An image, or a part of it, cannot be used.
- *
- * @since 0.1.0
- * @category errors
- */
-export class ImageError extends tagged<ImageError>()("ImageError", {
-  reason: Schema.Literal(
+const imageError = {
+  reason: [
     /** The layout, tag, manifest or blob does not exist. */
     "NotFound",
     /** The bytes do not match their descriptor: digest, diff id or size. */
@@ -209,25 +199,31 @@ export class ImageError extends tagged<ImageError>()("ImageError", {
     "NoSuchUser",
     /** The disk refused an operation: it is full, read-only, or belongs to another user. */
     "Storage"
-  ),
+  ],
   /** The image, layer or file: a reference, a digest or a path. */
-  subject: Schema.String,
+  subject: "string",
   /** What went wrong, and what to do about it. */
-  detail: Schema.String
-}) {
+  detail: "string"
+} as const
+const ImageErrorClass: ErrorClass<ImageError, "ImageError", typeof imageError> = error(
+  "ImageError",
+  imageError
+)
+
+/**
+ * An image, or a part of it, cannot be used.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ImageError extends ImageErrorClass {
   override get message(): string {
     return `${this.subject}: ${this.detail}`
   }
 }
 
-/**
- * A request to a registry failed.
- *
- * @since 0.1.0
- * @category errors
- */
-export class RegistryError extends tagged<RegistryError>()("RegistryError", {
-  reason: Schema.Literal(
+const registryError = {
+  reason: [
     /** The host and port do not answer, or the connection broke and retries failed. */
     "Unreachable",
     /** Status 401 or 403, or the token service refused. */
@@ -240,21 +236,42 @@ export class RegistryError extends tagged<RegistryError>()("RegistryError", {
     "Unsupported",
     /** An answer that violates the OCI distribution specification, or a status of 5xx after the retries. */
     "Protocol"
-  ),
+  ],
   /** The registry's host and port. */
-  registry: Schema.String,
+  registry: "string",
   /** The requested reference or digest. */
-  subject: Schema.String,
+  subject: "string",
   /** The HTTP status, 0 if there was no answer. */
-  status: Schema.Int,
+  status: "integer",
   /** What went wrong, and what to do about it. */
-  detail: Schema.String
-}) {
+  detail: "string"
+} as const
+const RegistryErrorClass: ErrorClass<RegistryError, "RegistryError", typeof registryError> = error(
+  "RegistryError",
+  registryError
+)
+
+/**
+ * A request to a registry failed.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class RegistryError extends RegistryErrorClass {
   override get message(): string {
     const status = this.status === 0 ? "" : ` (HTTP ${this.status})`
     return `${this.registry}: ${this.subject}: ${this.detail}${status}`
   }
 }
+
+const supervisorError = {
+  reason: ["NotStarted", "Gone", "Protocol"],
+  detail: "string"
+} as const
+const SupervisorErrorClass: ErrorClass<SupervisorError, "SupervisorError", typeof supervisorError> = error(
+  "SupervisorError",
+  supervisorError
+)
 
 /**
  * The supervisor has ended or cannot be started. The containers of this `Berth` layer are dead or dying.
@@ -262,23 +279,14 @@ export class RegistryError extends tagged<RegistryError>()("RegistryError", {
  * @since 0.1.0
  * @category errors
  */
-export class SupervisorError extends tagged<SupervisorError>()("SupervisorError", {
-  reason: Schema.Literal("NotStarted", "Gone", "Protocol"),
-  detail: Schema.String
-}) {
+export class SupervisorError extends SupervisorErrorClass {
   override get message(): string {
     return `supervisor: ${this.detail}`
   }
 }
 
-/**
- * The container's state does not allow the operation, or its output exceeded the limit.
- *
- * @since 0.1.0
- * @category errors
- */
-export class ContainerError extends tagged<ContainerError>()("ContainerError", {
-  reason: Schema.Literal(
+const containerError = {
+  reason: [
     /** The process has exited. */
     "NotRunning",
     /** The container has not ended, which the operation needs. */
@@ -293,30 +301,35 @@ export class ContainerError extends tagged<ContainerError>()("ContainerError", {
     "NoCgroup",
     /** The container is paused: a command started in it would be paused as well. */
     "Paused"
-  ),
+  ],
   /** The container's id. */
-  container: Schema.String,
-  detail: Schema.String,
+  container: "string",
+  detail: "string",
   /** What it had written by then, for `OutputTooLong`: as much of each output as its limit allows, as UTF-8. */
-  stdout: Schema.optional(Schema.String),
-  stderr: Schema.optional(Schema.String),
+  stdout: "string?",
+  stderr: "string?",
   /** The last lines of its output, for a connection to a container that has ended. */
-  log: Schema.optional(Schema.Array(Schema.String))
-}) {
+  log: "strings?"
+} as const
+const ContainerErrorClass: ErrorClass<ContainerError, "ContainerError", typeof containerError> = error(
+  "ContainerError",
+  containerError
+)
+
+/**
+ * The container's state does not allow the operation, or its output exceeded the limit.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ContainerError extends ContainerErrorClass {
   override get message(): string {
     return `container ${this.container}: ${this.detail}${printLog(this.log)}`
   }
 }
 
-/**
- * A cgroup cannot be made, limited, read or waited on in this way. A limit that the tree cannot enforce is an error,
- * never ignored.
- *
- * @since 0.1.0
- * @category errors
- */
-export class CgroupError extends tagged<CgroupError>()("CgroupError", {
-  reason: Schema.Literal(
+const cgroupError = {
+  reason: [
     /** The kernel has the controller, but no mounted hierarchy has it. */
     "NotMounted",
     /** The controller is in a hierarchy of version 1, which lacks this function. */
@@ -335,21 +348,52 @@ export class CgroupError extends tagged<CgroupError>()("CgroupError", {
     "ReadOnly",
     /** The kernel refuses the value. */
     "Refused"
-  ),
+  ],
   /** `memory`, `cpu`, `cpuset`, `pids`, `io`, `hugetlb`, `devices`, `freezer`, `rdma`, `misc`, `pressure`; or `cgroup`. */
-  controller: Schema.String,
+  controller: "string",
   /** The file or folder. */
-  path: Schema.String,
+  path: "string",
   /** The kernel's error number, 0 if no system call was made. */
-  errno: Schema.Int,
+  errno: "integer",
   /** What went wrong, and what to do about it. */
-  detail: Schema.String
-}) {
+  detail: "string"
+} as const
+const CgroupErrorClass: ErrorClass<CgroupError, "CgroupError", typeof cgroupError> = error(
+  "CgroupError",
+  cgroupError
+)
+
+/**
+ * A cgroup cannot be made, limited, read or waited on in this way. A limit that the tree cannot enforce is an error,
+ * never ignored.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CgroupError extends CgroupErrorClass {
   override get message(): string {
     const why = this.errno === 0 ? "" : ` (${errnoName(this.errno)})`
     return `cgroup controller ${this.controller}: ${this.path}: ${this.detail}${why}`
   }
 }
+
+const nonZeroExit = {
+  /** The container's id. */
+  container: "string",
+  /** The command, quoted for a shell. */
+  command: "string",
+  /** The argument of its exit(3), or 128 plus the number of the signal that ended it. */
+  exitCode: "integer",
+  /** The signal that ended it: `SIGKILL`. */
+  signal: "string | undefined",
+  /** The whole output, decoded as UTF-8. */
+  stdout: "string",
+  stderr: "string"
+} as const
+const NonZeroExitClass: ErrorClass<NonZeroExit, "NonZeroExit", typeof nonZeroExit> = error(
+  "NonZeroExit",
+  nonZeroExit
+)
 
 /**
  * A command has ended with an exit code other than 0, in an API that treats this as a failure: `$` of `berth/promise`.
@@ -357,19 +401,7 @@ export class CgroupError extends tagged<CgroupError>()("CgroupError", {
  * @since 0.1.0
  * @category errors
  */
-export class NonZeroExit extends tagged<NonZeroExit>()("NonZeroExit", {
-  /** The container's id. */
-  container: Schema.String,
-  /** The command, quoted for a shell. */
-  command: Schema.String,
-  /** The argument of its exit(3), or 128 plus the number of the signal that ended it. */
-  exitCode: Schema.Int,
-  /** The signal that ended it: `SIGKILL`. */
-  signal: Schema.UndefinedOr(Schema.String),
-  /** The whole output, decoded as UTF-8. */
-  stdout: Schema.String,
-  stderr: Schema.String
-}) {
+export class NonZeroExit extends NonZeroExitClass {
   override get message(): string {
     const how = this.signal === undefined ? `exit code ${this.exitCode}` : `ended by ${this.signal}`
     const last = lastLines(this.stderr, 5).join("\n")
@@ -377,35 +409,41 @@ export class NonZeroExit extends tagged<NonZeroExit>()("NonZeroExit", {
   }
 }
 
-/**
- * A condition did not come true.
- *
- * @since 0.1.0
- * @category errors
- */
-export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
-  reason: Schema.Literal(
+const waitFailed = {
+  reason: [
     /** The timeout is over. */
     "TimedOut",
     /** The container has ended, so the condition cannot come true. */
     "Ended",
     /** The health check has failed as many times in a row as the image allows. */
     "Unhealthy"
-  ),
+  ],
   /** The condition: `port 5432`. */
-  condition: Schema.String,
+  condition: "string",
   /** The container's id. */
-  container: Schema.String,
+  container: "string",
   /** The state of the container: `is running`, `has ended with exit code 1`, `was ended by SIGKILL`. */
-  state: Schema.String,
+  state: "string",
   /** The duration of the wait, in milliseconds. */
-  millis: Schema.Number,
+  millis: "number",
   /** The last lines of the container's output. */
-  log: Schema.Array(Schema.String),
+  log: "strings",
   /** The output so far of a command of `berth/promise` that exceeded its own time. */
-  stdout: Schema.optional(Schema.String),
-  stderr: Schema.optional(Schema.String)
-}) {
+  stdout: "string?",
+  stderr: "string?"
+} as const
+const WaitFailedClass: ErrorClass<WaitFailed, "WaitFailed", typeof waitFailed> = error(
+  "WaitFailed",
+  waitFailed
+)
+
+/**
+ * A condition did not come true.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class WaitFailed extends WaitFailedClass {
   override get message(): string {
     const why =
       this.reason === "Unhealthy"
@@ -415,14 +453,8 @@ export class WaitFailed extends tagged<WaitFailed>()("WaitFailed", {
   }
 }
 
-/**
- * A fixture could not be prepared or forked. After a failed preparation nothing was kept: the next fork prepares it again.
- *
- * @since 0.2.0
- * @category errors
- */
-export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
-  reason: Schema.Literal(
+const fixtureFailed = {
+  reason: [
     /** `announce` failed, which tells the server its address; `cause` is its error. */
     "Announce",
     /** What fills the server failed, such as a migration; `cause` is its error. */
@@ -431,13 +463,25 @@ export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
     "Share",
     /** The server did not stop cleanly, so its files may be incomplete. */
     "Stop"
-  ),
+  ],
   /** The fixture's name. */
-  fixture: Schema.String,
-  detail: Schema.String,
+  fixture: "string",
+  detail: "string",
   /** The last lines of the server's log. */
-  log: Schema.Array(Schema.String)
-}) {
+  log: "strings"
+} as const
+const FixtureFailedClass: ErrorClass<FixtureFailed, "FixtureFailed", typeof fixtureFailed> = error(
+  "FixtureFailed",
+  fixtureFailed
+)
+
+/**
+ * A fixture could not be prepared or forked. After a failed preparation nothing was kept: the next fork prepares it again.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class FixtureFailed extends FixtureFailedClass {
   override get message(): string {
     const what = {
       Announce: "its server could not be told its address: ",
@@ -449,14 +493,8 @@ export class FixtureFailed extends tagged<FixtureFailed>()("FixtureFailed", {
   }
 }
 
-/**
- * A service of a group did not come as far as the group needs it. The other services have ended.
- *
- * @since 0.2.0
- * @category errors
- */
-export class ServiceFailed extends tagged<ServiceFailed>()("ServiceFailed", {
-  reason: Schema.Literal(
+const serviceFailed = {
+  reason: [
     /** There is no image to start it from; `cause` is the error of the image. */
     "Image",
     /** It cannot be started; `cause` says why. */
@@ -465,13 +503,25 @@ export class ServiceFailed extends tagged<ServiceFailed>()("ServiceFailed", {
     "Unhealthy",
     /** It ended too early, or with another exit code than 0. */
     "Ended"
-  ),
+  ],
   /** The name of the service. */
-  service: Schema.String,
-  detail: Schema.String,
+  service: "string",
+  detail: "string",
   /** The last lines of its log. */
-  log: Schema.Array(Schema.String)
-}) {
+  log: "strings"
+} as const
+const ServiceFailedClass: ErrorClass<ServiceFailed, "ServiceFailed", typeof serviceFailed> = error(
+  "ServiceFailed",
+  serviceFailed
+)
+
+/**
+ * A service of a group did not come as far as the group needs it. The other services have ended.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class ServiceFailed extends ServiceFailedClass {
   override get message(): string {
     const what = { Image: "it has no image: ", Start: "it was not started: ", Unhealthy: "", Ended: "it " }[
       this.reason
@@ -480,14 +530,8 @@ export class ServiceFailed extends tagged<ServiceFailed>()("ServiceFailed", {
   }
 }
 
-/**
- * A build failed at one of its steps. What the steps before it made stays in the store, so the next build goes on from there.
- *
- * @since 0.2.0
- * @category errors
- */
-export class BuildFailed extends tagged<BuildFailed>()("BuildFailed", {
-  reason: Schema.Literal(
+const buildFailed = {
+  reason: [
     /** The command of the step ended with an exit code other than 0. */
     "Command",
     /** The OOM killer ended the command of the step. */
@@ -502,31 +546,37 @@ export class BuildFailed extends tagged<BuildFailed>()("BuildFailed", {
     "Syntax",
     /** The Dockerfile asks for something that Berth does not do. */
     "Unsupported"
-  ),
+  ],
   /** The step: `RUN npm ci`. */
-  step: Schema.String,
+  step: "string",
   /** The file and line that have the step, if it comes from a file: `Dockerfile:12`. */
-  place: Schema.UndefinedOr(Schema.String),
+  place: "string | undefined",
   /** What is wrong, and what to do about it. */
-  detail: Schema.String,
-  exitCode: Schema.UndefinedOr(Schema.Int),
+  detail: "string",
+  exitCode: "integer | undefined",
   /** The last lines of the output of the step. */
-  log: Schema.Array(Schema.String)
-}) {
+  log: "strings"
+} as const
+const BuildFailedClass: ErrorClass<BuildFailed, "BuildFailed", typeof buildFailed> = error(
+  "BuildFailed",
+  buildFailed
+)
+
+/**
+ * A build failed at one of its steps. What the steps before it made stays in the store, so the next build goes on from there.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class BuildFailed extends BuildFailedClass {
   override get message(): string {
     const at = this.place === undefined ? "" : `${this.place}: `
     return `${at}${this.step}: ${this.detail}${printLog(this.log)}`
   }
 }
 
-/**
- * A connection to, from or between containers cannot be made.
- *
- * @since 0.2.0
- * @category errors
- */
-export class NetworkError extends tagged<NetworkError>()("NetworkError", {
-  reason: Schema.Literal(
+const networkError = {
+  reason: [
     /** Nothing listens at that address. */
     "Refused",
     /** The connection was not accepted in the kernel's time for it: tcp(7), `tcp_syn_retries`. */
@@ -537,31 +587,37 @@ export class NetworkError extends tagged<NetworkError>()("NetworkError", {
     "Unreachable",
     /** Something else has the address. */
     "AddressInUse"
-  ),
+  ],
   /** The container's id, or the network's name. */
-  subject: Schema.String,
+  subject: "string",
   /** `127.0.0.1:5432`, or the path of a Unix socket. */
-  address: Schema.String,
+  address: "string",
   /** The error number that the kernel gave. */
-  errno: Schema.Int,
+  errno: "integer",
   /** What is wrong, and what to do about it. */
-  detail: Schema.String,
+  detail: "string",
   /** The last lines of the container's output, for a connection to a container. */
-  log: Schema.optional(Schema.Array(Schema.String))
-}) {
+  log: "strings?"
+} as const
+const NetworkErrorClass: ErrorClass<NetworkError, "NetworkError", typeof networkError> = error(
+  "NetworkError",
+  networkError
+)
+
+/**
+ * A connection to, from or between containers cannot be made.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class NetworkError extends NetworkErrorClass {
   override get message(): string {
     return `${this.subject}: ${this.address}: ${this.detail} (${errnoName(this.errno)})${printLog(this.log)}`
   }
 }
 
-/**
- * A volume cannot be made, used or removed in this way. Nothing of it was changed.
- *
- * @since 0.2.0
- * @category errors
- */
-export class VolumeError extends tagged<VolumeError>()("VolumeError", {
-  reason: Schema.Literal(
+const volumeError = {
+  reason: [
     /** Berth's folder has no volume of this name. */
     "NotFound",
     /** Containers, programs or copies use the volume, which the operation excludes. */
@@ -570,16 +626,41 @@ export class VolumeError extends tagged<VolumeError>()("VolumeError", {
     "Mismatch",
     /** The volume's folder is not as Berth has made it. */
     "Broken"
-  ),
+  ],
   /** The name of the volume, or a description if it has none. */
-  volume: Schema.String,
+  volume: "string",
   /** What is wrong, and what to do about it. */
-  detail: Schema.String
-}) {
+  detail: "string"
+} as const
+const VolumeErrorClass: ErrorClass<VolumeError, "VolumeError", typeof volumeError> = error(
+  "VolumeError",
+  volumeError
+)
+
+/**
+ * A volume cannot be made, used or removed in this way. Nothing of it was changed.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class VolumeError extends VolumeErrorClass {
   override get message(): string {
     return `volume ${this.volume}: ${this.detail}`
   }
 }
+
+const notReleased = {
+  /** The resource: `container 0123456789ab`, the path of a folder or of a cgroup, `supervisor 4711`. */
+  resource: "string",
+  /** The system call that failed, or `release` if the supervisor did not answer in time. */
+  syscall: "string",
+  /** The error number of the system call, errno(3). */
+  errno: "integer"
+} as const
+const NotReleasedClass: WarningClass<NotReleased, "NotReleased", typeof notReleased> = warning(
+  "NotReleased",
+  notReleased
+)
 
 /**
  * A resource could not be released when its scope closed, or in a sweep. It is logged as a warning and fails nothing;
@@ -588,17 +669,7 @@ export class VolumeError extends tagged<VolumeError>()("VolumeError", {
  * @since 0.1.0
  * @category warnings
  */
-export class NotReleased extends Schema.TaggedError<NotReleased>("berth/BerthError/NotReleased")(
-  "NotReleased",
-  {
-    /** The resource: `container 0123456789ab`, the path of a folder or of a cgroup, `supervisor 4711`. */
-    resource: Schema.String,
-    /** The system call that failed, or `release` if the supervisor did not answer in time. */
-    syscall: Schema.String,
-    /** The error number of the system call, errno(3). */
-    errno: Schema.Int
-  }
-) {
+export class NotReleased extends NotReleasedClass {
   /** The name of the errno: `EBUSY`. */
   get code(): string {
     return errnoName(this.errno)
@@ -607,8 +678,6 @@ export class NotReleased extends Schema.TaggedError<NotReleased>("berth/BerthErr
     return `${this.resource} was not released: ${this.syscall}: ${this.code} (${describeErrno(this.errno)})`
   }
 }
-
-Object.assign(NotReleased.prototype, internal.printing)
 
 /**
  * Any error of Berth.

@@ -7,7 +7,6 @@
 import type * as CommandExecutor from "@effect/platform/CommandExecutor"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
-import { dual } from "effect/Function"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Sink from "effect/Sink"
@@ -16,7 +15,7 @@ import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type * as Cgroup from "./Cgroup.ts"
 import type { Publishable } from "./Connection.ts"
-import type { Image, ImageConfig } from "./Image.ts"
+import type { Image } from "./Image.ts"
 import * as executor from "./internal/container/commandExecutor.ts"
 import type { ContainerState } from "./internal/container/handle.ts"
 import * as internal from "./internal/container/lifecycle.ts"
@@ -24,7 +23,6 @@ import * as copying from "./internal/files/archiveCopy.ts"
 import * as files from "./internal/files/fileSystem.ts"
 import * as archive from "./internal/tar/containerTar.ts"
 import * as typeIds from "./internal/typeIds.ts"
-import { later } from "./internal/util/later.ts"
 import type { Mount } from "./Mount.ts"
 import type * as Namespace from "./Namespace.ts"
 import type { Network, Pod } from "./Network.ts"
@@ -32,9 +30,6 @@ import type { Plan } from "./Plan.ts"
 import type { BufferOptions, ExitStatus, Process, ProcessOptions, Result } from "./Process.ts"
 import type { RootFs } from "./RootFs.ts"
 import type * as Security from "./Security.ts"
-
-const committing = later(() => import("./internal/container/commit.ts"))
-const keeping = later(() => import("./internal/container/keep.ts"))
 
 // A container is a process: every function on a `Process` also takes a `Container`.
 export { connect, fetch, httpClient, listen, netServer, netSocket, publish, published } from "./Connection.ts"
@@ -49,6 +44,8 @@ export type {
   TerminalSize
 } from "./Process.ts"
 export { attach, logs, resize, signal, stop, wait } from "./Process.ts"
+export type { CommitOptions, ForkOptions, KeepOptions, SnapshotOptions } from "./Snapshot.ts"
+export { commit, fork, keep, snapshot } from "./Snapshot.ts"
 
 /**
  * @since 0.1.0
@@ -240,34 +237,6 @@ export interface ArchiveOptions {
    * name. Default: 16 GiB.
    */
   readonly maxHoleBytes?: number | string | undefined
-}
-
-/**
- * @since 0.1.0
- * @category models
- */
-export interface CommitOptions extends ArchiveOptions {
-  /** The image's name in the store, in the form that `Image.pull` writes. Default: its digest. */
-  readonly tag?: string | undefined
-  readonly author?: string | undefined
-  /** The description of the new layer in the image's history. */
-  readonly comment?: string | undefined
-  /** Default: now. The same files, options and time make the same image. */
-  readonly created?: Date | undefined
-  /** The new configuration. `environment` and `labels` are added to the image's; other omitted fields are kept. */
-  readonly config?: Partial<Omit<ImageConfig, "architecture" | "os">> | undefined
-}
-
-/**
- * @since 0.2.0
- * @category models
- */
-export interface KeepOptions {
-  /**
-   * The name by which `Image.kept` finds the layer again, in this program and in others: 1 to 1024 characters. It should say all
-   * that made the layer. Default: none; the layer is there as long as something uses it.
-   */
-  readonly key?: string | undefined
 }
 
 /**
@@ -580,55 +549,6 @@ export const tarIn: {
   (path: string): (container: Container) => Sink.Sink<void, Uint8Array, never, BerthError>
   (container: Container, path: string): Sink.Sink<void, Uint8Array, never, BerthError>
 } = archive.tarIn
-
-/**
- * Makes an image in the store from the container's image and one more layer, compressed with gzip: the container's
- * changes, as `ImageLayer.diff` reports them. Mounts are not included. If the container runs, the layer has the
- * contents of each file at the time of reading; a container that has ended can be committed until its scope closes.
- *
- * Fails with `InvalidOption` for a container of `Image.host` or `Image.fromRootfs`, which have no manifest;
- * `ContainerError` after the scope has closed; `ImageError` and `OperationFailed` as `ImageLayer.diff` does. After a
- * failure, the names in the store are unchanged.
- *
- * @since 0.1.0
- * @category images
- * @example
- * const image = Container.commit(box, { tag: "mine:1", config: { command: ["/usr/bin/serve"] } })
- */
-export const commit: {
-  (options?: CommitOptions): (container: Container) => Effect.Effect<Image, BerthError>
-  (container: Container, options?: CommitOptions): Effect.Effect<Image, BerthError>
-} = dual(
-  (args) => typeIds.isContainer(args[0]),
-  (container: Container, options?: CommitOptions) =>
-    committing((module) => module.commit(container, options ?? {}))
-)
-
-/**
- * Makes the writable layer of an ended container a read-only layer of the store, by a rename, and returns the container's image with
- * that layer on top. It costs no copy, whatever the layer's size; what was written is synced to disk (syncfs(2)). The container's
- * files are gone then, as at the end of its scope.
- *
- * A layer that exists under the same key for the same image stays, and is returned: the new one is dropped. `Store.gc` removes a kept
- * layer that nothing uses: without a key at once, with a key when it has not been used for seven days. The image has no manifest, so
- * it cannot be pushed, saved or committed to.
- *
- * Fails with `ContainerError` if the container runs or its scope has closed; `InvalidOption` for a writable layer in memory, as of
- * `Image.host`, a container of `spawn`, or one that shares a pid namespace; `Unsupported` for a container with `userns`; and
- * `ImageError` if the disk refuses. After a failure nothing is in the store.
- *
- * @since 0.2.0
- * @category images
- * @example
- * const ready = Effect.zipRight(Container.stop(box), Container.keep(box, { key: "app with dependencies 1" }))
- */
-export const keep: {
-  (options?: KeepOptions): (container: Container) => Effect.Effect<Image, BerthError>
-  (container: Container, options?: KeepOptions): Effect.Effect<Image, BerthError>
-} = dual(
-  (args) => typeIds.isContainer(args[0]),
-  (container: Container, options?: KeepOptions) => keeping((module) => module.keep(container, options ?? {}))
-)
 
 /**
  * A CommandExecutor of `@effect/platform` whose commands run inside the container with the user, environment, working

@@ -71,8 +71,8 @@ export interface PostgresOptions<R = never> extends PresetOptions<Postgres, R> {
   /** Default: the user's name. */
   readonly database?: string | undefined
   /**
-   * Settings of postgresql.conf. The defaults are for data that no crash has to survive: `fsync`, `full_page_writes` and
-   * `synchronous_commit` are off, and `shared_buffers` is 16 MB.
+   * Settings of postgresql.conf. The defaults are for data that no crash of the machine has to survive: `fsync` and
+   * `full_page_writes` are off, and `shared_buffers` is 16 MB.
    */
   readonly configuration?: Readonly<Record<string, string | number>> | undefined
   /** Files of the host that run before `migrate`, in their order: `.sql`, `.sql.gz`, and `.sh` in the container. */

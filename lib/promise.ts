@@ -126,6 +126,15 @@ export interface StartOptions extends Omit<Container.StartOptions, "namespaces">
 }
 
 /**
+ * @since 0.2.0
+ * @category models
+ */
+export interface ForkOptions extends Omit<StartOptions, "pull">, CallOptions {
+  /** The number of forks, 1 to 1000. Default: 1. */
+  readonly count?: number | undefined
+}
+
+/**
  * Something that exists until it is closed.
  *
  * @since 0.2.0
@@ -450,6 +459,10 @@ export interface Box extends Inside, BoxNetwork, AsyncDisposable {
   readonly commit: (options?: Container.CommitOptions & Abortable) => Promise<Image.Image>
   /** Makes its writable layer a layer of the store, once it has ended; its files are gone then: see `Container.keep`. */
   readonly keep: (options?: Container.KeepOptions) => Promise<Image.Image>
+  /** Copies its writable layer to a layer of the store, while it stands still: see `Container.snapshot`. */
+  readonly snapshot: (options?: Container.SnapshotOptions & Abortable) => Promise<Image.Image>
+  /** Starts boxes from a snapshot of it, with its options or with these: see `Container.fork`. */
+  readonly fork: (options?: ForkOptions) => Promise<ReadonlyArray<Box>>
   /** Kills and removes it; the same as the end of `await using`. A second call does nothing. */
   readonly close: () => Promise<void>
 }

@@ -69,10 +69,18 @@ const targets = {
     static: true
   },
   "berth-unpack": {
-    sources: ["unpack/unpack.c", "unpack/source.c", "unpack/path.c", "unpack/tree.c", "common/remove.c"],
+    sources: [
+      "unpack/unpack.c",
+      "unpack/source.c",
+      "unpack/path.c",
+      "unpack/tree.c",
+      "common/confine.c",
+      "common/remove.c"
+    ],
     flags: ["-ffunction-sections", "-Wl,--gc-sections"],
     libraries: ["-l:libarchive.a", "-l:libzstd.a", "-l:libcrypto.a", "-lpthread"]
   },
+  "berth-copy": { sources: ["copy/copy.c", "common/confine.c"], static: true },
   "berth-proxy": {
     sources: [
       "proxy/proxy.c",

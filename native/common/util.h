@@ -5,6 +5,15 @@
 #include <stddef.h>
 #include <unistd.h>
 
+// AddressSanitizer's shadow memory needs more than a limit of memory allows.
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#define SANITIZED __has_feature(address_sanitizer)
+#else
+#define SANITIZED 0
+#endif
+
 #define cleanup_close __attribute__((cleanup(close_descriptor)))
 #define countof(array) (sizeof(array) / sizeof((array)[0]))
 

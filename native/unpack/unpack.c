@@ -29,6 +29,8 @@
 // The caller gives the program namespaces of its own if possible, removes DIRECTORY after a failure, and checks the digests.
 #include "unpack.h"
 
+#include "../common/confine.h"
+#include "../common/percent.h"
 #include "../common/syscalls.h"
 #include "../common/util.h"
 
@@ -38,28 +40,17 @@
 #include <fcntl.h>
 #include <iconv.h>
 #include <langinfo.h>
-#include <linux/capability.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <unistd.h>
-
-#if defined(__SANITIZE_ADDRESS__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#define SANITIZED __has_feature(address_sanitizer)
-#else
-#define SANITIZED 0
-#endif
 
 enum {
     MAX_REPORT = 16 << 20,
@@ -86,16 +77,6 @@ static uint64_t fed; // bytes of the tar that the reader has received
 
 // ---- the report
 
-static void encode(FILE *stream, const char *text) {
-    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._/-~+,:=@";
-    bool dash = strcmp(text, "-") == 0; // in the report, "-" stands for an empty value
-    for (; *text; text++)
-        if (strchr(plain, *text) && !dash)
-            fputc(*text, stream);
-        else
-            fprintf(stream, "%%%02X", (unsigned char)*text);
-}
-
 static void flush_report(void) {
     reported = true;
     fclose(report_stream);
@@ -117,11 +98,11 @@ void fail(enum kind kind, int error, const char *call, const char *path, const c
     rewind(report_stream);
     fprintf(report_stream, "error %s %d %s ", kinds[kind], error, call ?: "-");
     if (path && *path)
-        encode(report_stream, path);
+        percent_encode(report_stream, path);
     else
         fputc('-', report_stream);
     fputc(' ', report_stream);
-    encode(report_stream, message);
+    percent_encode(report_stream, message);
     fputc('\n', report_stream);
     flush_report();
     _exit(1);
@@ -129,10 +110,10 @@ void fail(enum kind kind, int error, const char *call, const char *path, const c
 
 void report(const char *key, const char *first, const char *second) {
     fprintf(report_stream, "%s ", key);
-    encode(report_stream, first);
+    percent_encode(report_stream, first);
     if (second) {
         fputc(' ', report_stream);
-        encode(report_stream, second);
+        percent_encode(report_stream, second);
     }
     fputc('\n', report_stream);
     if (ftell(report_stream) > MAX_REPORT) fail(LIMIT, 0, NULL, NULL, "the report is longer than 16 MiB");
@@ -178,55 +159,16 @@ static void load_conversions(void) {
     if (iconv_open(nl_langinfo(CODESET), "UTF-8") == (iconv_t)-1) fail_confine("iconv_open");
 }
 
-// Makes the directory at `path` the root of a mount namespace that has nothing else.
-static void enter(const char *path) {
-    if (unshare(CLONE_NEWNS | CLONE_NEWNET) < 0) fail_confine("unshare");
-    if (sys_mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0) fail_confine("mount");
-    // After the unshare: open_tree(2) and move_mount(2) refuse a mount of another namespace.
-    cleanup_close int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (directory < 0) fail(CONFINE, errno, "open", path, "%s", strerror(errno));
-    cleanup_close int world = sys_open_tree(directory, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
-    if (world < 0) fail_confine("open_tree");
-    struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC};
-    if (sys_mount_setattr(world, "", AT_EMPTY_PATH, &attributes) < 0) fail_confine("mount_setattr");
-    if (sys_move_mount(world, "", directory, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
-        fail_confine("move_mount");
-    // pivot_root(2), NOTES: the old root ends up on top of the new one, and is detached from there.
-    if (fchdir(world) < 0) fail_confine("fchdir");
-    if (sys_pivot_root(".", ".") < 0) fail_confine("pivot_root");
-    if (sys_umount2(".", MNT_DETACH) < 0) fail_confine("umount2");
-    if (chdir("/") < 0) fail_confine("chdir");
-}
-
-static void drop_privileges(bool trusted) {
-    uint64_t keep = 1ull << CAP_CHOWN | 1ull << CAP_DAC_OVERRIDE | 1ull << CAP_FOWNER | 1ull << CAP_FSETID |
-                    1ull << CAP_MKNOD | 1ull << CAP_SETFCAP;
-    if (trusted) keep |= 1ull << CAP_SYS_ADMIN; // setting trusted.* (xattr(7))
-    for (unsigned long cap = 0; cap < 64; cap++)
-        if (!(keep >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno == EINVAL) break;
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct sets[2];
-    if (syscall(SYS_capget, &header, sets) < 0) fail_confine("capget");
-    for (int half = 0; half < 2; half++) {
-        sets[half].permitted &= (uint32_t)(keep >> 32 * half);
-        sets[half].effective = sets[half].permitted;
-        sets[half].inheritable = 0;
-    }
-    if (syscall(SYS_capset, &header, sets) < 0) fail_confine("capset");
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) fail_confine("prctl");
-    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) fail_confine("prctl");
-}
-
 static void confine(const char *directory, bool trusted) {
-    enter(directory);
+    const char *failed = confine_root(directory, false);
+    if (failed) fail(CONFINE, errno, failed, directory, "%s", strerror(errno));
     if (sys_close_range(3, ~0u, 0) < 0) fail_confine("close_range");
     const struct rlimit none = {0}, memory = {MAX_MEMORY, MAX_MEMORY};
     if (setrlimit(RLIMIT_CORE, &none) < 0) fail_confine("setrlimit");
     if (!SANITIZED && setrlimit(RLIMIT_DATA, &memory) < 0) fail_confine("setrlimit");
     signal(SIGXFSZ, SIG_IGN); // a file beyond RLIMIT_FSIZE is then reported as EFBIG
     umask(0);
-    drop_privileges(trusted);
+    if ((failed = confine_capabilities(trusted))) fail_confine(failed);
 }
 
 // ---- limits

@@ -231,14 +231,21 @@ suite("Container.keep", (effect, berthFolder) => {
     { skip }
   )
 
-  effect(
-    "a container with userns is refused",
-    function* () {
-      const box = yield* ended(yield* image, "true", { userns: "auto" })
-      assert.match((yield* failure("Unsupported", Container.keep(box))).message, /without userns/)
-    },
-    { skip: skip || whyNotRoot }
-  )
+  for (const [name, options] of [
+    ["with userns", { userns: "auto" }],
+    ["with upperSize", { upperSize: "16MiB" }]
+  ] as ReadonlyArray<readonly [string, Container.StartOptions]>)
+    effect(
+      `the layer of a container ${name} is kept as one without`,
+      function* () {
+        const box = yield* ended(yield* image, changes, options)
+        const made = yield* Container.keep(box)
+        assert.equal(yield* out(made, shown), expected)
+        assert.equal(yield* out(made, shown, { userns: "auto" }), expected)
+        assert.equal((yield* failure("ContainerError", Container.keep(box))).reason, "NotRunning")
+      },
+      { skip: skip || whyNotRoot }
+    )
 
   effect(
     "an image with a kept layer is not saved, pushed or committed to",

@@ -1,10 +1,16 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
+import * as Effect from "effect/Effect"
+import { detect } from "../../lib/internal/cgroup/tree.ts"
 import { BerthError, type Box, open, run, type Session } from "../../lib/promise.ts"
 import { allowTime, makeTemporaryFolder, rejection, remove, whyNoContainers } from "../support/effect.ts"
 import { isAlive, leftovers, type Snapshot, snapshot, until } from "../support/leftovers.ts"
 import { ended, program } from "../support/program.ts"
+import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
+
+const whyNoSnapshots: string | false =
+  whyNoBusybox || (detect().controllers.freezer === undefined ? "no freezer" : false)
 
 allowTime()
 
@@ -191,5 +197,27 @@ describe("a box of berth/promise", { skip: whyNoContainers }, () => {
       throw new RangeError("not wanted")
     }
     assert.ok((await rejection(berth.supervised("host", { ...options, onStart }))) instanceof RangeError)
+  })
+
+  test("a snapshot and forks of a box are boxes with its files", { skip: whyNoSnapshots }, async () => {
+    const image = await Effect.runPromise(makeImage(`${folder}/root`))
+    await using first = await berth.start(image, { command: ["/bin/cat"], stdin: "pipe" })
+    await first.$`sh -c ${"echo 1 > /n"}`
+    const made = await first.snapshot()
+    const forks = await first.fork({ count: 2, env: { NAME: "fork" } })
+    await first.$`sh -c ${"echo 2 > /n"}`
+    for (const fork of forks) assert.equal(await fork.$`sh -c ${"cat /n; echo $NAME"}`.text(), "1\nfork\n")
+    assert.equal((await berth.run(made, { command: ["/bin/cat", "/n"] })).stdout, "1\n")
+    const layers = () => fs.readdirSync(`${folder}/berth/layers/kept`).length
+    assert.equal(layers(), 2)
+    await forks[0]!.close()
+    assert.equal(await forks[1]!.$`cat /n`.text(), "1\n")
+    assert.equal(layers(), 2)
+    await forks[1]!.close()
+    assert.equal(layers(), 1)
+    await assert.rejects(first.fork({ count: 2, command: ["/nowhere"] }), { _tag: "CommandFailed" })
+    assert.equal(layers(), 1)
+    const reason = new Error("enough")
+    assert.equal(await rejection(first.snapshot({ signal: AbortSignal.abort(reason) })), reason)
   })
 })

@@ -135,8 +135,9 @@ describe("the npm package", () => {
       assert.equal(resolved(`berth/${name}`), undefined)
   })
 
-  test("deno.json has the same modules", () => {
-    const { exports, imports } = JSON.parse(fs.readFileSync(`${root}deno.json`, "utf8"))
+  test("deno.json has the same version and modules", () => {
+    const { exports, imports, version } = JSON.parse(fs.readFileSync(`${root}deno.json`, "utf8"))
+    assert.equal(version, JSON.parse(fs.readFileSync(`${root}package.json`, "utf8")).version)
     for (const name of modules) {
       assert.equal(exports[`./${name}`], `./lib/${name}.ts`)
       assert.equal(imports[`berth/${name}`], `./lib/${name}.ts`)

@@ -11,7 +11,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import { signalNumber } from "../util/signals.ts"
 import { spanIfObserved } from "../util/spanIfObserved.ts"
 import { duration } from "../util/validate.ts"
-import { letEnd, resume } from "./pause.ts"
+import { letEnd, thaw } from "./pause.ts"
 
 const SIGKILL = 9
 
@@ -63,7 +63,7 @@ const stopIn = (
 ): Effect.Effect<ExitStatus, BerthError> =>
   signal(process, options.signal ?? stopSignalOf(process)).pipe(
     // A paused process receives the signal when it is resumed.
-    Effect.zipRight(resume(process)),
+    Effect.zipRight(thaw(process)),
     Effect.zipRight(
       // Interruptible, so that the wait ends after the grace period even in a finalizer.
       Effect.timeoutTo(Effect.interruptible(process.exit), {

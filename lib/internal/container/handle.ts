@@ -11,7 +11,7 @@ import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption, type SupervisorError } from "../../BerthError.ts"
 import type { Cgroup } from "../../Cgroup.ts"
-import type { Container } from "../../Container.ts"
+import type { Container, StartOptions } from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import type { Kind } from "../../Namespace.ts"
 import type { Plan } from "../../Plan.ts"
@@ -33,8 +33,10 @@ import type { Terminal } from "./stdio.ts"
 /** What a root is made of. */
 export interface Base {
   readonly image: Image
-  /** The folder of the writable layer, undefined if it is in memory. */
+  /** The folder of the writable layer, undefined if it is in memory, or in a file of a fixed size. */
   readonly upper: string | undefined
+  /** The same in the supervisor's mount namespace, undefined if it is in memory. */
+  readonly mountedUpper: string | undefined
   /** The layer of mount targets between the image's layers and the writable one. */
   readonly targets: string | undefined
   /** The ids of its files, and the ids on the host that they stand for. */
@@ -55,7 +57,24 @@ export interface Inside {
   readonly executed: Set<Process>
   /** Held by the fiber that makes its cgroup, so that it is made once. */
   adopting: Effect.Semaphore | undefined
+  /** There while a snapshot has it frozen, and done afterwards. */
+  copying: Deferred.Deferred<void> | undefined
 }
+
+/** Runs the effect once no snapshot has the container frozen. The wait can be interrupted in a region where `interruptible` says so. */
+export const afterCopy = <A, E, R>(
+  inside: Inside,
+  effect: Effect.Effect<A, E, R>,
+  interruptible: <B, F, S>(wait: Effect.Effect<B, F, S>) => Effect.Effect<B, F, S> = (wait) => wait
+): Effect.Effect<A, E, R> =>
+  Effect.suspend(() =>
+    inside.copying === undefined
+      ? effect
+      : Effect.zipRight(
+          interruptible(Deferred.await(inside.copying)),
+          afterCopy(inside, effect, interruptible)
+        )
+  )
 
 /** The internal state of a `Process`. */
 export interface ProcessState {
@@ -86,6 +105,8 @@ export interface ContainerState extends ProcessState {
   readonly names: Names | undefined
   /** The ids of its user namespace, if it has one with its own ids. */
   readonly ids: Ids | undefined
+  /** The options that it was started with. */
+  started: StartOptions
   readonly settings: Settings
   /** The namespaces that are not the host's: processes beside its first one join them. */
   readonly kinds: ReadonlyArray<Kind>

@@ -1,62 +1,41 @@
-/** `Container.keep`: an ended container's writable layer becomes a layer of the store, by a rename. */
-import { execFile } from "node:child_process"
+/** `Container.keep`: an ended container's writable layer becomes a layer of the store, by a rename where that is possible. */
 import * as fs from "node:fs/promises"
 import { basename, dirname } from "node:path"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import { Berth } from "../../Berth.ts"
-import { type BerthError, ContainerError, ImageError, InvalidOption, Unsupported } from "../../BerthError.ts"
+import { type BerthError, ContainerError, ImageError, InvalidOption } from "../../BerthError.ts"
 import type { Container, KeepOptions } from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import { storageDetail } from "../disk/files.ts"
 import { noFilesError } from "../files/archiveCopy.ts"
 import { checkKey, imageOf } from "../image/kept.ts"
+import { copyLayer } from "../layer/copy.ts"
 import * as Kept from "../layer/kept.ts"
 import { removeTree } from "../layer/sweep.ts"
+import { DEFAULT_LAYER_BYTES_MAX } from "../layer/unpack.ts"
 import * as Holds from "../store/leases.ts"
 
-/** The folder of the writable layer, once nothing but this program has the container's files. */
-const upperOf = (container: Container): Effect.Effect<string, BerthError> =>
-  Effect.gen(function* () {
-    const { base, ended, ids, root } = container.state
+/** The writable layer in the supervisor's mount namespace, if nothing but the container writes to it. */
+export const ownUpper = (container: Container): Effect.Effect<string, BerthError> =>
+  Effect.suspend((): Effect.Effect<string, BerthError> => {
+    const { base, root } = container.state
     if (!base.isOwn)
-      return yield* new InvalidOption({
+      return new InvalidOption({
         option: "container",
         value: container.id,
         expected:
           "a container of Container.start with a pid namespace of its own: its end is the end of all that writes to the layer"
       })
-    if (base.upper === undefined)
-      return yield* new InvalidOption({
+    if (base.mountedUpper === undefined)
+      return new InvalidOption({
         option: "container",
         value: container.id,
-        expected: `a container with its writable layer on disk: start it with upper: "disk" and without upperSize${
+        expected: `a container with its writable layer on disk: start it with upper: "disk"${
           base.image.upper === "memory" ? ", of another image than the host's root" : ""
         }`
       })
-    if (ids !== undefined)
-      return yield* new Unsupported({
-        feature: "keeping the layer of a container with userns",
-        why: "its files are owned by the ids of that user namespace, which later containers do not have",
-        hint: "Make the layer in a container without userns; containers with userns can start from it"
-      })
-    if (!(yield* Deferred.isDone(ended))) {
-      const detail =
-        "it still runs, and its files still change: stop it, or wait for its end, and then keep its layer"
-      return yield* new ContainerError({ reason: "Running", container: container.id, detail })
-    }
-    return root < 0 ? yield* noFilesError(container) : base.upper
-  })
-
-/** Writes the file system of a folder to disk: the layer came from a `volatile` overlay, which writes nothing by itself. */
-const sync = (folder: string): Effect.Effect<void, ImageError> =>
-  Effect.async((resume) => {
-    execFile("sync", ["-f", folder], (cause, _, stderr) => {
-      const detail = `sync -f: ${stderr.trim() || cause?.message}`
-      resume(
-        cause === null ? Effect.void : new ImageError({ reason: "Storage", subject: folder, detail, cause })
-      )
-    })
+    return root < 0 ? noFilesError(container) : Effect.succeed(base.mountedUpper)
   })
 
 const rename = (from: string, to: string): Effect.Effect<void, ImageError> =>
@@ -81,7 +60,7 @@ interface Ended {
   readonly release: Effect.Effect<void>
 }
 
-/** Makes a writable layer a layer of the store. */
+/** Makes a writable layer a layer of the store, by a rename. */
 export const place = (
   berth: Berth,
   { image, release, upper }: Ended,
@@ -97,20 +76,48 @@ export const place = (
     yield* release
     yield* Effect.gen(function* () {
       yield* removeTree(berth, `${prepared}/work`)
-      yield* sync(prepared)
       yield* Kept.place(berth, prepared, folder, image, key)
     }).pipe(Effect.ensuring(Effect.ignore(removeTree(berth, prepared))))
     yield* Kept.use(berth, folder)
     return imageOf(image, folder)
   }).pipe(Effect.uninterruptible)
 
+/** A copy of the writable layer of a container whose files stand still, in a folder that is removed when the scope closes. */
+export const copied = (container: Container, upper: string, maxBytes = DEFAULT_LAYER_BYTES_MAX) => {
+  const { berth, ids } = container.state
+  return copyLayer(berth, { container: container.id, upper, ids, maxBytes })
+}
+
+/** The same by a copy, as the ids of a user namespace are not those of the next, and a file of a fixed size is a file system of its own. */
+const placeCopy = (
+  container: Container,
+  upper: string,
+  key: string | undefined
+): Effect.Effect<Image, BerthError> =>
+  Effect.gen(function* () {
+    const { base, berth, release } = container.state
+    const folder = Kept.folderOf(berth, base.image, key)
+    const prepared = yield* copied(container, upper)
+    yield* Kept.place(berth, prepared, folder, base.image, key)
+    yield* Kept.use(berth, folder)
+    yield* release
+    return imageOf(base.image, folder)
+  }).pipe(Effect.scoped)
+
 const keepIn = (container: Container, { key }: KeepOptions): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
     if (key !== undefined) yield* checkKey(key)
-    const upper = yield* upperOf(container)
-    const { base, release } = container.state
-    return yield* place(berth, { image: base.image, upper, release }, key)
+    const upper = yield* ownUpper(container)
+    const { base, ended, ids, release } = container.state
+    if (!(yield* Deferred.isDone(ended))) {
+      const detail =
+        "it still runs, and its files still change: stop it, or wait for its end, and then keep its layer; or use Container.snapshot"
+      return yield* new ContainerError({ reason: "Running", container: container.id, detail })
+    }
+    return ids === undefined && base.upper !== undefined
+      ? yield* place(berth, { image: base.image, upper, release }, key)
+      : yield* placeCopy(container, upper, key)
   })
 
 export const keep = (container: Container, options: KeepOptions): Effect.Effect<Image, BerthError> => {

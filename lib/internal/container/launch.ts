@@ -4,7 +4,7 @@ import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, CommandFailed, ContainerError } from "../../BerthError.ts"
 import type { Cgroup } from "../../Cgroup.ts"
-import type { Container, LogFiles } from "../../Container.ts"
+import type { Container, LogFiles, StartOptions } from "../../Container.ts"
 import type { Kind } from "../../Namespace.ts"
 import * as Plan from "../../Plan.ts"
 import type { Process, ProcessOptions } from "../../Process.ts"
@@ -21,7 +21,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import type { SizedDisk } from "../volume/image.ts"
 import { type Settings, searchPath } from "./compile.ts"
 import type { Names } from "./etcFiles.ts"
-import { type Base, makeContainer, makeProcess } from "./handle.ts"
+import { afterCopy, type Base, makeContainer, makeProcess } from "./handle.ts"
 import { Log } from "./log.ts"
 import { forgetExecuted, noteExecuted, processesOf } from "./processes.ts"
 import { makeStdio, type Stdio } from "./stdio.ts"
@@ -41,6 +41,7 @@ interface Common {
 
 /** The description of a container's first process. */
 export interface ContainerLaunch extends Common {
+  readonly options: StartOptions
   readonly created: ReadonlyArray<Kind>
   readonly kinds: ReadonlyArray<Kind>
   readonly cgroup: Cgroup | undefined
@@ -144,6 +145,7 @@ export const containerHandle = (
     base,
     names,
     ids,
+    started: launch.options,
     settings,
     kinds,
     cgroup,
@@ -158,7 +160,7 @@ export const containerHandle = (
     stderr: stdio.stderr,
     terminal: stdio.terminal,
     log,
-    inside: { ended: unit.ended, entering: 0, executed: new Set(), adopting: undefined },
+    inside: { ended: unit.ended, entering: 0, executed: new Set(), adopting: undefined, copying: undefined },
     ended: unit.ended
   })
 }
@@ -185,8 +187,12 @@ const placesOf = (launch: Launch): ReadonlyArray<freezer.Entered> => {
 const begin = (launch: Launch, interruptible: Interruptible, scope: Scope.Scope) => {
   const places = placesOf(launch)
   if (places.length === 0) return start(launch, interruptible, scope)
-  if (freezer.isFrozen(cgroupOf(launch))) return Effect.fail(paused(launch.id))
-  return freezer.enter(places)(start(launch, interruptible, scope))
+  const entering = Effect.suspend(() =>
+    freezer.isFrozen(cgroupOf(launch))
+      ? Effect.fail(paused(launch.id))
+      : freezer.enter(places)(start(launch, interruptible, scope))
+  )
+  return "container" in launch ? afterCopy(launch.container.state.inside, entering, interruptible) : entering
 }
 
 const start = (

@@ -87,6 +87,8 @@ const startOnNetworks = (
           : yield* attempt(() => inPod(pod, options))
       const container = yield* startAlone(berth, image, own, userns, id, joined)
       joined.done()
+      // In a pod it was started with others.
+      container.state.started = options
       yield* publishAll(container, ports)
       return container
     })

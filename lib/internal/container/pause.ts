@@ -1,15 +1,18 @@
 /** A container's own cgroup, made on first use, and pausing. */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as FiberId from "effect/FiberId"
 import * as Scope from "effect/Scope"
-import type { BerthError } from "../../BerthError.ts"
+import { type BerthError, ContainerError } from "../../BerthError.ts"
 import type * as Cgroup from "../../Cgroup.ts"
 import type { Container, ProcessInfo } from "../../Container.ts"
 import type { Process } from "../../Process.ts"
 import * as internal from "../cgroup/cgroup.ts"
 import * as freezer from "../cgroup/freezer.ts"
+import { noFilesError } from "../files/archiveCopy.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { running, unlessEnded } from "./execIn.ts"
+import { afterCopy } from "./handle.ts"
 import * as processes from "./processes.ts"
 
 const isOwn = (process: Process): boolean => {
@@ -86,7 +89,7 @@ const ownCgroup = (container: Container): Effect.Effect<Cgroup.Cgroup, BerthErro
     return internal.inTurn(container.state.inside, "adopting").withPermits(1)(make)
   })
 
-export const pause = (container: Container): Effect.Effect<void, BerthError> =>
+const freeze = (container: Container): Effect.Effect<void, BerthError> =>
   running(container).pipe(
     Effect.zipRight(
       Effect.flatMap(ownCgroup(container), (cgroup) =>
@@ -96,15 +99,66 @@ export const pause = (container: Container): Effect.Effect<void, BerthError> =>
         )
       )
     ),
-    unlessEnded(container),
+    unlessEnded(container)
+  )
+
+const isPaused = (process: Process): boolean => freezer.isFrozen(process.state.cgroup) && isOwn(process)
+
+/** Lets it go on, also during a snapshot, which fails then. */
+export const thaw = (process: Process): Effect.Effect<void, BerthError> =>
+  Effect.suspend(() => (isPaused(process) ? freezer.thaw(process.state.cgroup!) : Effect.void))
+
+export const pause = (container: Container): Effect.Effect<void, BerthError> =>
+  afterCopy(container.state.inside, freeze(container)).pipe(
     Effect.withSpan("berth.Container.pause", { attributes: { "container.id": container.id } })
   )
 
 export const resume = (process: Process): Effect.Effect<void, BerthError> =>
+  afterCopy(process.state.inside, thaw(process)).pipe(
+    Effect.withSpan("berth.Container.resume", { attributes: { "container.id": process.id } })
+  )
+
+const resumed = (container: Container): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => {
-    const { cgroup } = process.state
-    return freezer.isFrozen(cgroup) && isOwn(process) ? freezer.thaw(cgroup!) : Effect.void
-  }).pipe(Effect.withSpan("berth.Container.resume", { attributes: { "container.id": process.id } }))
+    if (container.state.root < 0) return noFilesError(container)
+    if (isPaused(container)) return Effect.void
+    const detail = "it was stopped or resumed while its files were copied, so the copy was dropped: try again"
+    return Effect.zipRight(
+      running(container),
+      new ContainerError({ reason: "Running", container: container.id, detail })
+    )
+  })
+
+/**
+ * Copies files of the container while it stands still, one copy at a time. A container that was paused before stays paused. Others
+ * who pause, resume or enter it wait for the end; if it was let go nevertheless, the copy fails.
+ */
+export const whileFrozen = <A, R>(
+  container: Container,
+  copy: Effect.Effect<A, BerthError, R>
+): Effect.Effect<A, BerthError, R> => {
+  const { inside } = container.state
+  const begin = Effect.sync(() => {
+    inside.copying = Deferred.unsafeMake<void>(FiberId.none)
+    return { done: inside.copying, before: isPaused(container) }
+  })
+  return afterCopy(
+    inside,
+    Effect.acquireUseRelease(
+      begin,
+      () => Effect.zipRight(freeze(container), Effect.zipLeft(copy, resumed(container))),
+      ({ before, done }) => {
+        const letGo = before
+          ? Effect.void
+          : Effect.catchAll(thaw(container), (error) => Effect.logWarning(error))
+        return Effect.map(letGo, () => {
+          inside.copying = undefined
+          Deferred.unsafeDone(done, Effect.void)
+        })
+      }
+    )
+  )
+}
 
 /** A process that was told to end must not stay frozen. */
 export const letEnd = (process: Process): Effect.Effect<void, BerthError> =>

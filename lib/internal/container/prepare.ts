@@ -356,6 +356,7 @@ export const start = (
     base: {
       image,
       upper: root.upper,
+      mountedUpper: root.mountedUpper,
       targets: at.targets?.layer,
       ids: ids ?? at.ids,
       isThere: () => true,
@@ -407,6 +408,7 @@ export const spawn = (
     base: {
       image: rootfs.image,
       upper: rootfs.upper,
+      mountedUpper: undefined,
       targets: rootfs.targets,
       ids: ids ?? at.ids,
       isThere: () => rootfs.mount >= 0,

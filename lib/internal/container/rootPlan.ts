@@ -19,6 +19,8 @@ export interface Composed {
   readonly content: ReadonlyArray<Plan.Operation>
   /** The folder of the writable layer, undefined if this program cannot see it: in memory, or in a file of a fixed size. */
   readonly upper: string | undefined
+  /** The same in the supervisor's mount namespace, undefined if it is in memory. */
+  readonly mountedUpper: string | undefined
   /** The file that is to be made first. */
   readonly disk: SizedDisk | undefined
 }
@@ -122,6 +124,7 @@ export const compose = (
       mount: { op: "overlay-memory", lower, mode, tmpfs, options: overlay, attributes: ROOT_ATTRIBUTES },
       content: [...(bound ? hostFolders() : none), ...masked],
       upper: undefined,
+      mountedUpper: undefined,
       disk: undefined
     }
   }
@@ -143,6 +146,7 @@ export const compose = (
     mount: { op: "overlay", lower, upper, work, options: overlay, attributes: ROOT_ATTRIBUTES },
     content: masked,
     upper: disk === undefined ? upper : undefined,
+    mountedUpper: upper,
     disk
   }
 }

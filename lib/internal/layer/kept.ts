@@ -1,15 +1,17 @@
 /**
- * Kept layers: the writable layers of ended containers, each in a folder that came into the store by one rename. The folder has the
+ * Kept layers: the writable layers of containers, each in a folder that came into the store by one rename. The folder has the
  * layer (`upper`) and a record of its key and of the layers below it. It is named after both, so a key has another layer for another
  * image. A layer without a key lives as long as something uses it.
  */
+import { execFile } from "node:child_process"
 import { createHash, randomBytes } from "node:crypto"
 import * as fs from "node:fs/promises"
+import { basename } from "node:path"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type { Berth } from "../../Berth.ts"
-import { ImageError } from "../../BerthError.ts"
+import { type BerthError, ImageError } from "../../BerthError.ts"
 import type { Image } from "../../Image.ts"
 import { tryFileLock, withFileLock } from "../disk/fileLock.ts"
 import { io, isFolder, oneAtATime, readBounded, storageDetail } from "../disk/files.ts"
@@ -78,9 +80,20 @@ export const use = (berth: Berth, folder: string): Effect.Effect<boolean, ImageE
     return true
   })
 
+/** Writes the file system of a folder to disk: the overlay of a layer was `volatile`, and wrote nothing by itself. */
+const sync = (folder: string): Effect.Effect<void, ImageError> =>
+  Effect.async((resume) => {
+    execFile("sync", ["-f", folder], (cause, _, stderr) => {
+      const detail = `sync -f: ${stderr.trim() || cause?.message}`
+      resume(
+        cause === null ? Effect.void : new ImageError({ reason: "Storage", subject: folder, detail, cause })
+      )
+    })
+  })
+
 /**
  * Puts a prepared folder with a layer into the store; nothing writes to it any more. If another process was first, its layer stays,
- * and the prepared folder is left to the caller.
+ * and the prepared folder is left to the caller. Only a layer with a key, which may be found after a crash, has to be on disk.
  */
 export const place = (
   berth: Berth,
@@ -95,6 +108,7 @@ export const place = (
       await fs.writeFile(`${prepared}/record.json`, JSON.stringify(record), { mode: 0o600 })
       await fs.mkdir(parentFolder(berth), { recursive: true, mode: 0o700 })
     })
+    if (key !== undefined) yield* sync(prepared)
     yield* Holds.hold(berth.holds, [folder])
     yield* attempt(folder, () =>
       fs.rename(prepared, folder).catch((error: NodeJS.ErrnoException) => {
@@ -154,6 +168,22 @@ export const list = (berth: Berth): Effect.Effect<ReadonlyArray<Found>, ImageErr
         return { folder, named: [...below, folder] }
       })
     )
+  })
+
+/** Removes a layer without a key, unless a process uses it, or a layer with a key is on top of it. */
+export const drop = (berth: Berth, folder: string): Effect.Effect<void, BerthError> =>
+  Effect.gen(function* () {
+    const discarded = `${parentFolder(berth)}/.${basename(folder)}`
+    yield* Holds.exclusive(
+      berth.holds,
+      Effect.gen(function* () {
+        const used = yield* Holds.collect(berth.holds, berth.supervisor.plans, false)
+        const named = (yield* list(berth)).flatMap((found) => found.named ?? [])
+        if (!used.has(folder) && !named.includes(folder))
+          yield* attempt(folder, () => fs.rename(folder, discarded))
+      })
+    )
+    yield* removeTree(berth, discarded)
   })
 
 /** Removes what collections have discarded and dead processes have locked. */

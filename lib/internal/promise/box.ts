@@ -22,6 +22,7 @@ import type {
   Conditions,
   Faulty,
   Files,
+  ForkOptions,
   Inside,
   InsideOptions,
   StartOptions
@@ -33,10 +34,13 @@ import * as http from "../network/fetch.ts"
 import { publish } from "../network/publish.ts"
 import { words } from "../util/commandTemplate.ts"
 import { EIO } from "../util/errno.ts"
+import { later } from "../util/later.ts"
 import { whole } from "../util/whole.ts"
 import { exec, makeCommand, streamOf, withInput } from "./command.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
+
+const snapshotting = later(() => import("../container/snapshot.ts"))
 
 /** The container of each box, for options that take a box. */
 const containers = new WeakMap<Box, Container.Container>()
@@ -253,6 +257,37 @@ export const closing = (
   }
 }
 
+/** Starts forks, each in a scope of its own; the layer that they share goes with the last. */
+const forked = (
+  shared: Shared,
+  container: Container.Container,
+  { count, linger, signal: _, ...options }: ForkOptions
+): Effect.Effect<ReadonlyArray<Box>, BerthError, Berth> =>
+  inScope(
+    Effect.flatMap(Effect.scope, (whole) => {
+      // One for the start of all.
+      let left = 1
+      const counted = Effect.acquireRelease(
+        Effect.sync(() => left++),
+        () =>
+          Effect.suspend(() =>
+            --left === 0 ? Scope.close(whole as Scope.CloseableScope, Exit.void) : Effect.void
+          )
+      )
+      const forks = snapshotting(({ forkEach }) =>
+        forkEach(container, { ...withContainers(options), count }, (start) =>
+          inScope(
+            Effect.zipRight(counted, start),
+            (made, scope) => makeBox(shared, made, scope, linger),
+            Scope.fork(whole, ExecutionStrategy.sequential)
+          )
+        )
+      )
+      return Effect.tap(forks, () => Effect.sync(() => left--))
+    }),
+    (boxes) => boxes
+  )
+
 export const makeBox = (
   shared: Shared,
   container: Container.Container,
@@ -293,6 +328,8 @@ export const makeBox = (
     stop: (options = {}) => shared.run(Container.stop(container, options), options),
     commit: (options = {}) => shared.run(Container.commit(container, options), options),
     keep: (options) => shared.run(Container.keep(container, options)),
+    snapshot: (options = {}) => shared.run(Container.snapshot(container, options), options),
+    fork: (options = {}) => shared.run(forked(shared, container, options), options),
     close,
     [Symbol.asyncDispose]: close
   }

@@ -1,0 +1,61 @@
+/** Runs a program of the native part that writes a layer, as a unit of the supervisor in its own namespaces, and reads its report. */
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { Berth } from "../../Berth.ts"
+import { type BerthError, OperationFailed } from "../../BerthError.ts"
+import * as Plan from "../../Plan.ts"
+import { flagsOf } from "../ids/namespaceFlags.ts"
+import { scopedUnit } from "../supervisor/scopedUnit.ts"
+import { native } from "../system/addon.ts"
+import { programPath } from "../system/nativePart.ts"
+import { makePipe, Output } from "../system/pipe.ts"
+import { Captured } from "../util/captured.ts"
+import { EFBIG } from "../util/errno.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import { REPORT_BYTES_MAX } from "./sidecar.ts"
+
+export interface Program {
+  readonly name: "berth-unpack" | "berth-copy"
+  /** The work in messages: `unpack PATH`. */
+  readonly work: string
+  /** Operations before the process, whose results live as long as the scope. */
+  readonly before: ReadonlyArray<Plan.Operation>
+  readonly arguments: ReadonlyArray<string>
+  /** The descriptor that it reads, which the caller keeps; none for nothing. */
+  readonly input: number | undefined
+}
+
+/** Succeeds with the report at the program's end. The program is killed when the scope closes. */
+export const reportOf = (berth: Berth, program: Program): Effect.Effect<string, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const { before, input, name, work } = program
+    const [ours, theirs] = yield* attempt(() => makePipe(0))
+    const output = new Output(ours, name)
+    yield* Effect.addFinalizer(() => Effect.sync(() => output.close()))
+    const plan = Plan.make([
+      ...before,
+      { op: "process", namespaces: flagsOf(["mount", "pid", "uts", "ipc", "network"]) },
+      { op: "session" },
+      // The dynamic loader says on standard error why it cannot start the program.
+      { op: "stdio", stdin: input === undefined ? null : "input", stdout: "report", stderr: "report" },
+      {
+        op: "exec",
+        program: null,
+        paths: [programPath(name)],
+        arguments: [name, `--xattr=${berth.rootless ? "user" : "trusted"}`, ...program.arguments],
+        environment: []
+      }
+    ])
+    yield* Effect.ensuring(
+      scopedUnit(berth, berth.supervisor.nextId(), work, plan, {
+        ...(input === undefined ? {} : { input }),
+        report: theirs
+      }),
+      Effect.sync(() => native().close(theirs))
+    )
+    const report = new Captured(REPORT_BYTES_MAX)
+    const tooLong = () =>
+      new OperationFailed({ operation: work, index: -1, syscall: "read", errno: EFBIG, hint: "" })
+    yield* output.collect(report, tooLong)
+    return report.soFar()
+  })
