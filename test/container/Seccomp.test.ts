@@ -535,7 +535,8 @@ describe("Seccomp: a shortened program", { skip: whyNoContainers }, () => {
         )
       )
       same(long, calls)
-      assert.ok(Bpf.shorten(long).length * 3 <= long.length + 8)
+      // Other processors have fewer architectures, and shorter programs.
+      if (process.arch === "x64") assert.ok(Bpf.shorten(long).length * 3 <= long.length + 8)
     }
   })
 
