@@ -4,6 +4,7 @@
  *
  * @since 0.1.0
  */
+
 import { hasProperty } from "effect/Predicate"
 import { adviceOf, describeErrno, errnoName } from "./internal/util/errno.ts"
 import { type ErrorClass, error, type WarningClass, warning } from "./internal/util/errorClass.ts"

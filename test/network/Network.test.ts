@@ -266,7 +266,9 @@ suite("a network", (effect) => {
       yield* Effect.flatMap(echoImage, (image) =>
         Container.start(image, { network, name: "server", command })
       )
-      const sysctls = fs.existsSync("/proc/sys/net/ipv6") ? { "net.ipv6.conf.all.disable_ipv6": "1" } : {}
+      const sysctls: Readonly<Record<string, string>> = fs.existsSync("/proc/sys/net/ipv6")
+        ? { "net.ipv6.conf.all.disable_ipv6": "1" }
+        : {}
       const box = yield* idle({ network, sysctls })
       const asked = yield* Container.exec(box, ["sh", "-c", "echo hello | timeout 15 nc server 7"])
       assert.equal(asked.stdout, "hello\nbye")
