@@ -19,9 +19,9 @@ import type * as Container from "./Container.ts"
 import type * as Doctor from "./Doctor.ts"
 import type * as BerthFixture from "./Fixture.ts"
 import type * as Image from "./Image.ts"
-import type { Limits } from "./ImageLayer.ts"
 import { composeWith, groupWith } from "./internal/promise/group.ts"
 import { make as makeImages } from "./internal/promise/images.ts"
+import type { Images } from "./internal/promise/imageTypes.ts"
 import type {
   BoxNetwork,
   ClosableNetwork,
@@ -40,12 +40,11 @@ import {
 import { restarted } from "./internal/promise/supervised.ts"
 import type * as Namespace from "./Namespace.ts"
 import type * as Network from "./Network.ts"
-import type { Progress } from "./Progress.ts"
 import type { Fixture, Server } from "./promiseFixtures.ts"
-import type * as Store from "./Store.ts"
 import type * as Volume from "./Volume.ts"
 import type * as WaitFor from "./WaitFor.ts"
 
+export type * from "./internal/promise/imageTypes.ts"
 export type * from "./internal/promise/networkTypes.ts"
 
 /**
@@ -466,61 +465,6 @@ export interface Box extends Inside, BoxNetwork, AsyncDisposable {
   readonly fork: (options?: ForkOptions) => Promise<ReadonlyArray<Box>>
   /** Kills and removes it; the same as the end of `await using`. A second call does nothing. */
   readonly close: () => Promise<void>
-}
-
-/**
- * A pull or a push that runs. Awaited, it gives its result; iterated, it gives the steps of each layer, and leaving the loop
- * early stops it. On a terminal it draws bars, unless it is iterated or the option `progress` says otherwise.
- *
- * @since 0.1.0
- * @category models
- * @example
- * const pulling = images.pull("alpine:3")
- * for await (const { digest, phase } of pulling) console.log(digest, phase)
- * const image = await pulling
- */
-export interface Transfer<A> extends Promise<A>, AsyncIterable<Progress> {}
-
-/**
- * Images in the store, in registries and in files. The functions are those of the same names in `Image` and `Store`, and take a
- * signal. `get` pulls an image that the store lacks, `pull` always asks the registry, `fromStore` never does.
- *
- * @since 0.1.0
- * @category models
- */
-export interface Images {
-  readonly get: (name: string, options?: Image.GetOptions & CallOptions) => Transfer<Image.Image>
-  readonly pull: (reference: string, options?: Image.PullOptions & CallOptions) => Transfer<Image.Image>
-  readonly fromStore: (
-    name: string,
-    options?: Image.NamedOptions & Limits & CallOptions
-  ) => Promise<Image.Image>
-  /** Gives the descriptor of the manifest. */
-  readonly push: (
-    image: Image.Image | string,
-    reference: string,
-    options?: Image.PushOptions & CallOptions
-  ) => Transfer<Store.Descriptor>
-  /** Loads an archive from its path, or from its bytes. */
-  readonly load: (
-    archive: string | Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
-    options?: Image.LoadOptions & CallOptions
-  ) => Promise<readonly [Image.Image, ...Array<Image.Image>]>
-  readonly save: (
-    image: Image.Image | string,
-    path: string,
-    options: Image.SaveOptions & CallOptions
-  ) => Promise<void>
-  readonly import: (path: string, options?: Image.ImportOptions & CallOptions) => Promise<Image.Image>
-  readonly list: (options?: CallOptions) => Promise<ReadonlyArray<Image.NamedImage>>
-  readonly inspect: (name: string, options?: Image.NamedOptions & CallOptions) => Promise<Image.Inspected>
-  readonly history: (
-    name: string,
-    options?: Image.NamedOptions & CallOptions
-  ) => Promise<ReadonlyArray<Image.HistoryEntry>>
-  readonly tag: (name: string, newName: string, options?: CallOptions) => Promise<void>
-  readonly remove: (name: string, options?: CallOptions) => Promise<void>
-  readonly gc: (options?: { readonly dryRun?: boolean | undefined } & CallOptions) => Promise<Store.Collected>
 }
 
 /**

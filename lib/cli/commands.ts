@@ -173,6 +173,46 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
     load: async () => (await import("./doctor.ts")).doctor
   }),
   command({
+    name: "build",
+    summary: "Builds the image of a Dockerfile.",
+    parts: {
+      context: word("CONTEXT", "The folder whose files COPY and ADD take."),
+      tag: text({
+        name: "t, tag",
+        value: "NAME",
+        help: "The image's name in the store. Default: none, and the steps are kept for the next build."
+      }),
+      file: text({
+        name: "f, file",
+        value: "PATH",
+        help: "The Dockerfile, relative to CONTEXT. Default: Dockerfile."
+      }),
+      target: text({ name: "target", value: "STAGE", help: "The stage to build. Default: the last one." }),
+      buildArg: texts({
+        name: "build-arg",
+        value: "KEY=VALUE",
+        help: "The value of an ARG. KEY alone has the value that it has here."
+      }),
+      secret: texts({
+        name: "secret",
+        value: "id=NAME,src=FILE",
+        help: "A secret for RUN --mount=type=secret, from a file, or with env=VARIABLE from the environment."
+      }),
+      network: choice(
+        "network",
+        ["none", "host"],
+        "What the steps reach: nothing, or what this machine reaches."
+      ),
+      noCache: flag("no-cache", "Runs all steps, also those that have been made before."),
+      platform
+    },
+    examples: [
+      "berth build --tag team/app:1 .",
+      "berth build --network host --build-arg VERSION=2 --tag app ."
+    ],
+    load: async () => (await import("./build.ts")).build
+  }),
+  command({
     name: "images",
     summary: "Lists the images of the store.",
     parts: {},

@@ -1,12 +1,12 @@
 /** `berth run`: a container whose streams, signals and exit code are those of this program. */
 import * as path from "node:path"
 import process from "node:process"
-import { InvalidOption } from "../BerthError.ts"
 import type { ExitStatus, StartOptions } from "../Container.ts"
 import type { Image } from "../Image.ts"
 import type { Mount } from "../Mount.ts"
 import type { Progress } from "../Progress.ts"
 import type { Box, Session } from "../promise.ts"
+import { environment, invalid } from "./given.ts"
 import { type Invocation, openBerth, printEvent, remark } from "./invocation.ts"
 
 export interface Options {
@@ -31,20 +31,6 @@ export interface Options {
   readonly platform: string | undefined
   readonly pull: "missing" | "always" | "never"
 }
-
-const invalid = (option: string, value: string, expected: string): never => {
-  throw new InvalidOption({ option, value: JSON.stringify(value), expected })
-}
-
-/** `KEY=VALUE`, or `KEY` with the value of this program's own environment. */
-const environment = (texts: ReadonlyArray<string>): Readonly<Record<string, string>> =>
-  Object.fromEntries(
-    texts.flatMap((text) => {
-      const [, key, value] = /^([^=]+)(?:=(.*))?$/s.exec(text) ?? invalid("--env", text, "KEY=VALUE or KEY")
-      const found = value ?? process.env[key!]
-      return found === undefined ? [] : [[key!, found]]
-    })
-  )
 
 /** `SOURCE:TARGET[:ro]` or `TARGET`; makes the volumes that it names. */
 const mountOf = async (
@@ -81,7 +67,7 @@ const startOptions = (options: Options, command: ReadonlyArray<string>): Omit<St
   return {
     command: command.length === 0 ? undefined : command,
     entrypoint: entrypoint === undefined ? undefined : entrypoint === "" ? [] : [entrypoint],
-    env: environment(options.env),
+    env: environment("--env", options.env),
     cwd: workdir,
     user,
     hostname,

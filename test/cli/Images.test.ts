@@ -96,4 +96,33 @@ suite("the commands of images", (effect, folder) => {
     assert.match(stderr, /^berth: 127\.0\.0\.1:1: [^\n]*\n$/)
     assert.equal((yield* call("pull", "NOT A NAME")).code, 2)
   })
+
+  effect(
+    "a Dockerfile is built, its steps are shown, and a failed step is a line with its place",
+    function* () {
+      const context = `${work}/context`
+      fs.mkdirSync(context, { recursive: true })
+      yield* Image.import(makeRoot(`${work}/base`), { tag: "local/base:1" })
+      fs.writeFileSync(
+        `${context}/Dockerfile`,
+        "FROM local/base:1\nARG WORD=none\nRUN echo said; echo $WORD > /word\nCMD cat /word\n"
+      )
+      const built = yield* call("build", "--tag", "local/app:1", "--build-arg", "WORD=mine", context)
+      assert.equal(built.code, 0, built.stderr)
+      assert.match(built.stdout, /^docker.io\/local\/app:1 sha256:[0-9a-f]{64}\n$/)
+      assert.match(built.stderr, /^berth: #1 RUN echo said; .*\nberth: #1 \| said\nberth: #1 done in /)
+      assert.equal((yield* call("run", "local/app:1")).stdout, "mine\n")
+
+      const again = yield* call("build", "--json", "--build-arg", "WORD=mine", context)
+      assert.deepEqual(
+        events(again.stdout).map(({ type }) => type),
+        ["cached", "image"]
+      )
+      fs.writeFileSync(`${context}/Dockerfile`, "FROM local/base:1\nRUN echo bad; exit 3\n")
+      const failed = yield* call("build", context)
+      assert.equal(failed.code, 1)
+      assert.match(failed.stderr, /Dockerfile:2: RUN echo bad; exit 3: has ended with exit code 3/)
+    },
+    { skip: whyNoBusybox }
+  )
 })

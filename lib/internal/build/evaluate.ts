@@ -50,6 +50,7 @@ export interface Evaluation {
   readonly slots: Effect.Semaphore
   /** The result of each step, for all that need it. */
   readonly known: Map<Node, Effect.Effect<State, BerthError, Berth>>
+  /** The numbers of the steps that make layers, in the order in which the build came to them. */
   readonly numbers: Map<Node, number>
 }
 
@@ -82,6 +83,7 @@ const layered = (
     const { berth, numbers, options, slots, tell } = evaluation
     const { image } = state
     const name = keyOf([state.identity, key])
+    numbers.set(node, numbers.size + 1)
     const event = { step: numbers.get(node)!, text: node.text, place: node.place }
     const find = kept(image, name)
     const run = Effect.suspend(() => {
@@ -175,10 +177,9 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
 /** The state after a step, which is evaluated once. */
 export const evaluate = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthError, Berth> =>
   Effect.suspend(() => {
-    const { known, numbers } = evaluation
+    const { known } = evaluation
     const found = known.get(node)
     if (found !== undefined) return found
-    if (node._tag !== "From") numbers.set(node, numbers.size + 1)
     return Effect.flatMap(Effect.cached(after(evaluation, node)), (effect) => {
       // A branch that was evaluated meanwhile has it already.
       const first = known.get(node) ?? effect

@@ -10,6 +10,7 @@ import { streamOf } from "./command.ts"
 import { siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
+const building = later(() => import("../../Build.ts"))
 const storing = later(() => import("../../Store.ts"))
 
 /**
@@ -136,6 +137,11 @@ export const make = (shared: Shared): Images => ({
   load: (archive, options = {}) =>
     shared.run(Image.load(typeof archive === "string" ? archive : streamOf(archive), options), options),
   save: (image, path, options) => shared.run(Image.save(image, path, options), options),
+  build: (options) =>
+    shared.run(
+      building((module) => module.dockerfile(options)),
+      options
+    ),
   import: (path, options = {}) => shared.run(Image.import(path, options), options),
   fromStore: (name, options = {}) => shared.run(Image.fromStore(name, options), options),
   inspect: (name, options = {}) => shared.run(Image.inspect(name, options), options),
