@@ -348,6 +348,7 @@ static void close_down(void) {
     }
     for (struct unit *unit = units, *next; unit; unit = next) {
         next = unit->next; // release() may free the unit
+        unit->connection = NULL;
         release(unit);
     }
 }

@@ -239,7 +239,8 @@ suite("berth run", (effect, folder) => {
   })
 
   effect("a signal before the container runs ends the command", function* () {
-    const silent = net.createServer(() => {})
+    // It reads what it is asked, as it would not notice the end of a connection otherwise.
+    const silent = net.createServer((socket) => socket.on("error", () => {}).resume())
     yield* Effect.promise(() => new Promise<void>((resolve) => silent.listen(0, "127.0.0.1", resolve)))
     const { port } = silent.address() as net.AddressInfo
     const asked = new Promise((resolve) => silent.once("connection", resolve))

@@ -39,7 +39,7 @@ import {
 } from "./router.ts"
 
 /** Nobody reaches these addresses outside: the first are reserved (RFC 1112), and the second are this network's alone (RFC 4193). */
-const RANGE: Range = { prefix4: "240.0", prefix6: hasIPv6() ? "fd62:6572:7468:1" : undefined }
+const rangeOf = (): Range => ({ prefix4: "240.0", prefix6: hasIPv6() ? "fd62:6572:7468:1" : undefined })
 const UPLINK_RANGE_6 = "fd62:6572:7468::/48"
 
 const INTERFACE = "pasta0"
@@ -47,9 +47,9 @@ const INTERFACE = "pasta0"
 /** The largest packet of pasta. It takes the first fragment of a datagram for the whole, so that no link before it may make any. */
 export const UPLINK_MTU = 65520
 
-const addresses: ReadonlyArray<string> = [
+const addressesOf = ({ prefix6 }: Range): ReadonlyArray<string> => [
   ...["-a", "240.1.0.2", "-n", "24", "-g", "240.1.0.1"],
-  ...(RANGE.prefix6 === undefined ? ["-4"] : ["-a", "fd62:6572:7468:2::2", "-g", "fd62:6572:7468:2::1"])
+  ...(prefix6 === undefined ? ["-4"] : ["-a", "fd62:6572:7468:2::2", "-g", "fd62:6572:7468:2::1"])
 ]
 
 /** The options that Berth needs besides. An older pasta lacks some of them. */
@@ -147,7 +147,7 @@ const startPasta = (at: Pick<Berth, "supervisor">, namespace: number) =>
           ...options,
           "--ns-ifname",
           INTERFACE,
-          ...addresses,
+          ...addressesOf(rangeOf()),
           "--netns",
           "/proc/self/fd/0",
           "--pid",
@@ -179,16 +179,16 @@ export interface Uplink {
   readonly pidfd: () => number
 }
 
-const families = [AF_INET, ...(RANGE.prefix6 === undefined ? [] : [AF_INET6])]
-
-const hideBehind = (at: Pick<Berth, "supervisor">, { namespace }: Router, interfaceName: string) =>
-  perform(at, namespace.fd, "outbound of a network", [
+const hideBehind = (at: Pick<Berth, "supervisor">, { namespace }: Router, interfaceName: string) => {
+  const families = [AF_INET, ...(hasIPv6() ? [AF_INET6] : [])]
+  return perform(at, namespace.fd, "outbound of a network", [
     { op: "netfilter", messages: new Uint8Array(masquerade(interfaceName, families).flat()) }
   ])
+}
 
 const start = (at: Pick<Berth, "supervisor">): Effect.Effect<Uplink, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const router = makeRouter(yield* makeNamespace(at, RANGE), UPLINK_MTU)
+    const router = makeRouter(yield* makeNamespace(at, rangeOf()), UPLINK_MTU)
     const { pidfd } = yield* startPasta(at, router.namespace.fd)
     yield* hideBehind(at, router, INTERFACE)
     return { router, pidfd }
