@@ -1,6 +1,7 @@
 /** `npm run bench -- NAME [options]`: one module for each benchmark. */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import type * as Effect from "effect/Effect"
+import { build } from "./build.ts"
 import { cgroup } from "./cgroup.ts"
 import { exec } from "./exec.ts"
 import { first } from "./first.ts"
@@ -39,6 +40,10 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
       "first [--rounds N] [--runtimes node,deno,bun]   from the start of a runtime to the end of a first container"
     ],
     run: first
+  },
+  build: {
+    usage: ["build [--rounds N]     a Dockerfile of ten steps, against buildah; a commit of 100 MB"],
+    run: build
   },
   cgroup: {
     usage: ["cgroup [--rounds N]    limits in a start, statistics, and those of 500 every second"],

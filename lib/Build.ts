@@ -135,7 +135,7 @@ export interface ImageOptions extends Pick<GetOptions, "pull" | "platform"> {
   readonly tag?: string | undefined
   /** The network of all steps that choose none. Default: `"none"`. */
   readonly network?: StartOptions["network"]
-  /** Whether steps that have been made before are taken from the store. Default true. */
+  /** Whether steps that have been made before are taken from the store. Without, other builds do not take these steps either. Default true. */
   readonly cache?: boolean | undefined
   /** How many steps run at once. Default: the number of processors. */
   readonly concurrency?: number | undefined

@@ -75,6 +75,10 @@ suite("Build", (effect, folder) => {
       assert.deepEqual(second.ran, [])
       assert.equal(second.cached.length, 4)
       assert.deepEqual(second.image.layers, first.image.layers)
+      const third = yield* built(app, { cache: false })
+      assert.equal(third.ran.length, 4)
+      assert.equal((yield* Container.run(third.image)).stdout, "2\nmain\n")
+      assert.ok(third.image.layers.every((layer) => !first.image.layers.slice(1).includes(layer)))
     },
     skip
   )

@@ -2,7 +2,7 @@
  * Evaluates the steps of a build. A step with a layer is looked up by its key, which says all that it depends on besides the layers
  * below it; without a layer of that key in the store, it runs. Equal steps run once, also in programs that build at the same time.
  */
-import { createHash } from "node:crypto"
+import { createHash, randomUUID } from "node:crypto"
 import { posix } from "node:path"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -82,10 +82,11 @@ const layered = (
   Effect.gen(function* () {
     const { berth, numbers, options, slots, tell } = evaluation
     const { image } = state
-    const name = keyOf([state.identity, key])
+    const isCached = options.cache !== false
+    // A layer that is in the store under its key stays there, so what runs anew gets a key of its own.
+    const name = keyOf([state.identity, key, ...(isCached ? [] : [randomUUID()])])
     numbers.set(node, numbers.size + 1)
     const event = { step: numbers.get(node)!, text: node.text, place: node.place }
-    const find = kept(image, name)
     const run = Effect.suspend(() => {
       tell({ _tag: "Started", ...event })
       const began = performance.now()
@@ -97,22 +98,20 @@ const layered = (
         Effect.tapErrorCause(() => Effect.sync(() => tell({ _tag: "Failed", ...event })))
       )
     })
-    const cached = Effect.tap(find, (found) =>
+    const find = Effect.tap(kept(image, name), (found) =>
       Effect.sync(() => {
         if (Option.isSome(found)) tell({ _tag: "Cached", ...event })
       })
     )
-    const first = options.cache === false ? Option.none<Image.Image>() : yield* cached
-    const made = Option.isSome(first)
-      ? first.value
-      : yield* Kept.exclusive(
-          berth,
-          Kept.folderOf(berth, image, name),
-          options.cache === false
-            ? run
-            : // Another program may have made it meanwhile.
-              Effect.flatMap(cached, Option.match({ onNone: () => run, onSome: Effect.succeed }))
-        )
+    const orRun = (otherwise: typeof run) =>
+      Effect.flatMap(
+        find,
+        Option.match({ onNone: () => otherwise, onSome: (found) => Effect.succeed(found) })
+      )
+    // Looked up again once nobody else makes it.
+    const made = yield* isCached
+      ? orRun(Kept.exclusive(berth, Kept.folderOf(berth, image, name), orRun(run)))
+      : run
     const isNew = made !== undefined && made.layers.length > image.layers.length
     const history: History = { created_by: node.text, ...(isNew ? {} : { empty_layer: true }) }
     return {
