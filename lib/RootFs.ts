@@ -66,7 +66,7 @@ export interface Options {
   /**
    * The capacity of the writable layer, as in `Limits.memory`: a write beyond it fails with ENOSPC. On disk at least 4 MiB, of which
    * the file system's own data takes some percent; it needs root, loop(4) and `mkfs.ext4`, else the start fails with
-   * `Unsupported`, and `Container.keep` refuses such a layer. Default: no limit on disk, half of the machine's memory in memory.
+   * `Unsupported`, and `Container.keep` copies such a layer. Default: no limit on disk, half of the machine's memory in memory.
    */
   readonly size?: number | string | undefined
   /**

@@ -6,6 +6,7 @@ import { join } from "node:path"
 import * as Effect from "effect/Effect"
 import { Berth, BerthError, Plan } from "../../lib/index.ts"
 import { ranges } from "../../lib/internal/ids/idMaps.ts"
+import { REPLY_BYTES } from "../../lib/internal/supervisor/protocol.ts"
 import { native } from "../../lib/internal/system/addon.ts"
 import { programPath } from "../../lib/internal/system/nativePart.ts"
 import { EBUSY } from "../../lib/internal/util/errno.ts"
@@ -235,7 +236,7 @@ suite("Sweep", (effect, folder) => {
     addon.close(theirs)
     fs.closeSync(lock)
     assert.ok(pid > 0)
-    const reply = new Uint8Array(72)
+    const reply = new Uint8Array(REPLY_BYTES)
     const next = async () => {
       let n = -11
       for (const end = Date.now() + 20_000; n === -11 && Date.now() < end; await sleep(2))
@@ -270,7 +271,7 @@ suite("Sweep", (effect, folder) => {
       // A message without a whole header gets no answer.
       addon.send(ours, bytes.subarray(0, 7), [])
       assert.equal(addon.send(ours, bytes, fds), bytes.length)
-      assert.deepEqual(yield* Effect.promise(next), { n: 72, ...expected })
+      assert.deepEqual(yield* Effect.promise(next), { n: REPLY_BYTES, ...expected })
     }
     addon.close(ours)
     yield* waitUntil("the supervisor's end", () => addon.reap(pidfd) === pid)
