@@ -53,15 +53,15 @@ const runFiles = (programs: ReadonlyArray<string>, concurrency: number): Promise
     child.on("exit", (code) => resolve(code ?? 1))
   })
 
-/** Rooms whose files look at nothing that a neighbour disturbs: they mostly unpack, parse, and talk to a registry. */
-const QUIET_ROOMS = ["image", "registry", "unit", "unpack", "vm"]
-const isQuiet = (program: string): boolean => QUIET_ROOMS.some((room) => program.includes(`/test/${room}/`))
+/** Rooms whose files look at how long others keep them waiting, or fill the machine. */
+const ALONE = ["cve", "hostile", "lifecycle"]
+const isAlone = (program: string): boolean => ALONE.some((room) => program.includes(`/test/${room}/`))
 
 const codes = [
-  await runFiles(programs.filter(isQuiet), 2),
   await runFiles(
-    programs.filter((program) => !isQuiet(program)),
-    1
-  )
+    programs.filter((program) => !isAlone(program)),
+    2
+  ),
+  await runFiles(programs.filter(isAlone), 1)
 ]
 process.exitCode = Math.max(...codes)
