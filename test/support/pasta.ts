@@ -83,8 +83,8 @@ const shell = (box: Container.Container, script: string) =>
     /bad address/.test(stderr) ? "no such name" : stdout.trim().replaceAll("\n", ", ")
   )
 
-const connect = (box: Container.Container, host: string, port: number) =>
-  shell(box, `echo hello | timeout 15 nc -w 10 ${host} ${port}`)
+const connect = (box: Container.Container, host: string, port: number, seconds = 15) =>
+  shell(box, `echo hello | timeout ${seconds} nc -w ${seconds} ${host} ${port}`)
 
 const send = (box: Container.Container, host: string, port: number, seconds = 15) =>
   shell(box, `datagram ${host} ${port} ${seconds}`)
@@ -99,7 +99,7 @@ const answers = <E, R>(places: Places, ask: (host: string, port: number) => Effe
     Effect.forEach(
       places,
       ([host, port]) => Effect.map(ask(host, port), (text) => [`${host} ${port}`, text] as const),
-      { concurrency: 8 }
+      { concurrency: 32 }
     ),
     Object.fromEntries
   )
@@ -134,7 +134,7 @@ const containers = Effect.gen(function* () {
     pinged: yield* Effect.forEach(there, (host) => ping(box, host)),
     stranger: yield* connect(stranger, "stranger", 80),
     refused: [
-      ...Object.values(yield* answers([...here, ...strange], (host, port) => connect(box, host, port))),
+      ...Object.values(yield* answers([...here, ...strange], (host, port) => connect(box, host, port, 3))),
       ...Object.values(yield* answers([...here, ...strange], (host, port) => send(box, host, port, 1)))
     ].filter((text) => /hello|stranger/.test(text as string)),
     pastas: pastasOf((yield* Berth.Berth).supervisor.pid).length
