@@ -129,7 +129,7 @@ suite("Cgroup: events and statistics", (effect) => {
             : [])
         ]
         // Time for each to wait for its file: without it, this would test a stream that begins after the end.
-        yield* Effect.sleep("20 millis")
+        yield* Effect.sleep("500 millis")
         return fibers
       })
     )
