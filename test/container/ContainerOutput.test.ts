@@ -268,4 +268,13 @@ suite("Container: output", (effect) => {
     const container = yield* Container.start(image, { command })
     assert.deepEqual([...(yield* bytesOf(container.stdout))], [97, 255, 98, 240, 159, 144, 179])
   })
+
+  effect("the log of a process that has just ended has all its lines", function* () {
+    const image = yield* Image.host
+    for (let k = 0; k < 20; k++) {
+      const box = yield* Container.start(image, { command: ["seq", "1", "3000"] })
+      yield* box.exit
+      assert.equal((yield* Stream.runCollect(Container.logs(box))).length, 3000)
+    }
+  })
 })

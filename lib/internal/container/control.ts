@@ -1,4 +1,5 @@
 /** Operations on any process: signals, waiting, its log, its terminal. */
+import * as Deferred from "effect/Deferred"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
@@ -76,6 +77,11 @@ const stopIn = (
   )
 
 export const logs = (process: Process, options: LogsOptions = {}): Stream.Stream<LogEntry, BerthError> =>
-  Stream.suspend(() => process.state.log().stream(options)).pipe(
-    Stream.withSpan("berth.Container.logs", { attributes: { "container.id": process.id } })
-  )
+  Stream.unwrap(
+    Effect.suspend(() => {
+      const { ended, log } = process.state
+      const all = log()
+      const isOver = options.follow !== true && Effect.runSync(Deferred.isDone(ended))
+      return Effect.as(isOver ? all.whole : Effect.void, all.stream(options))
+    })
+  ).pipe(Stream.withSpan("berth.Container.logs", { attributes: { "container.id": process.id } }))

@@ -37,6 +37,8 @@ const LINE_MAX = 16 * 1024
 const STEP_ENTRIES = 4096
 const STEP_BYTES = 64 * 1024
 
+const WHOLE_TIMEOUT = "1 second"
+
 const entriesOf = (lines: ReadonlyArray<string>): ReadonlyArray<LogEntry> =>
   lines.flatMap((line) => {
     try {
@@ -233,6 +235,11 @@ export class Log {
       Loop.release()
     })
   })
+
+  /** Waits for the last lines of a process that has ended, which may still be in its pipes; another process can keep these open. */
+  readonly whole: Effect.Effect<void> = Effect.suspend(() =>
+    this.open === 0 || this.failure !== undefined ? Effect.void : Effect.zipRight(this.changed, this.whole)
+  ).pipe(Effect.timeoutOption(WHOLE_TIMEOUT), Effect.asVoid)
 
   /** The last lines, for the message of an error. */
   tail(count: number): ReadonlyArray<string> {
