@@ -78,8 +78,8 @@ export interface NetworkOptions {
  *   such networks of a Berth share one pasta, which ends with the Berth. It needs /dev/net/tun, a default route of
  *   this machine, and for ICMP a range of groups in net.ipv4.ping_group_range that the program is in (icmp(7)). For UDP and ICMP, the
  *   addresses of this machine are those that it has when the network is made.
- * - `{ allow }`: what the entries name, each of which may end with a port: names (`registry.npmjs.org`), all names below one
- *   (`*.debian.org:443`), addresses and ranges (`10.0.0.0/8`, `[2001:db8::]/32:443`). Other names do not exist. An address that a name of the
+ * - `{ allow }`: what the entries name, each of which may end with a port: names (`registry.example.com`), all names below one
+ *   (`*.example.org:443`), addresses and ranges (`10.0.0.0/8`, `[2001:db8::]/32:443`). Other names do not exist. An address that a name of the
  *   list had once stays allowed.
  *
  * Refused in any case are this machine's loopback, to which `Network.expose` is the way, and the network's own range. Refused
@@ -127,7 +127,7 @@ export const isNetwork: (u: unknown) => u is Network = internal.isNetwork
  * @since 0.2.0
  * @category constructors
  * @example
- * const network = yield* Network.make({ outbound: { allow: ["registry.npmjs.org:443", "*.debian.org"] } })
+ * const network = yield* Network.make({ outbound: { allow: ["registry.example.com:443", "*.example.org"] } })
  * const db = yield* Container.start(postgres, { network, name: "db" })
  */
 export const make = (options: NetworkOptions = {}): Effect.Effect<Network, BerthError, Berth | Scope.Scope> =>

@@ -118,7 +118,7 @@ const running = {
   allow: texts({
     name: "allow",
     value: "NAME[:PORT]",
-    help: "A network that reaches this name, such as *.debian.org:443, address or range, and no other. Can be repeated."
+    help: "A network that reaches this name, such as *.example.org:443, address or range, and no other. Can be repeated."
   }),
   publish: texts({
     name: "p, publish",

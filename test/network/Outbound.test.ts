@@ -270,11 +270,11 @@ suite("outbound", (effect, folder) => {
         ["10.0.0.1/8", /zero after its 8 bits/],
         ["10.0.0.0/33", /10\.0\.0\.0\/33/],
         ["10.0.0", /"10\.0\.0"/],
-        ["npmjs.org:0", /a port, from 1 to 65535/],
-        ["npmjs.org:70000", /a port/],
+        ["example.com:0", /a port, from 1 to 65535/],
+        ["example.com:70000", /a port/],
         ["*", /"\*"/],
         ["a.*.org", /a\.\*\.org/],
-        ["https://npmjs.org", /https/],
+        ["https://example.com", /https/],
         ["127.0.0.1:80", /Network\.expose/],
         ["[::1]:80", /Network\.expose/],
         ["::ffff:127.0.0.1", /Network\.expose/],
@@ -304,12 +304,12 @@ suite("outbound", (effect, folder) => {
           "169.254.169.254:80",
           "Registry.NPMJS.org:443",
           "[2001:db8::]/32:1",
-          "*.debian.org."
+          "*.example.org."
         ]
       },
       ["10.128.0.0/16"]
     )
-    assert.deepEqual(names, ["registry.npmjs.org 443", "*.debian.org 0"])
+    assert.deepEqual(names, ["registry.example.com 443", "*.example.org 0"])
     const at = (rule: string) => {
       assert.ok(rules.includes(rule), `${rule} in ${rules.join(", ")}`)
       return rules.indexOf(rule)

@@ -111,7 +111,7 @@ suite("outbound by pasta", (effect) => {
   })
 
   effect("a list is refused beside it", function* () {
-    const outbound = { allow: ["registry.npmjs.org"], pasta: true }
+    const outbound = { allow: ["registry.example.com"], pasta: true }
     const { message } = yield* failure("InvalidOption", Effect.scoped(Network.make({ outbound })))
     assert.match(message, /outbound: .*pasta.*no list/)
   })

@@ -74,7 +74,8 @@ const flagsOf = (text: string) => {
   return { flags, rest }
 }
 
-const jsonOf = (text: string): ReadonlyArray<string> | undefined => {
+/** The strings of the JSON form; undefined for any other text. */
+export const jsonOf = (text: string): ReadonlyArray<string> | undefined => {
   if (!text.startsWith("[")) return undefined
   try {
     const value: unknown = JSON.parse(text)

@@ -6,7 +6,7 @@ import type { File } from "../../Mount.ts"
 import * as Mount from "../../Mount.ts"
 import type { Context, Node, Secret } from "../build/node.ts"
 import { flagsOf, millisOf, mountOf, Unsupported } from "./options.ts"
-import { type Instruction, SyntaxFailure } from "./parse.ts"
+import { type Instruction, jsonOf, SyntaxFailure } from "./parse.ts"
 import * as words from "./words.ts"
 
 /** Arguments that every build has without ARG, for the commands of a RUN alone. */
@@ -257,7 +257,7 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
     if (kind.toUpperCase() === "NONE") return { test: ["NONE"], ...timing }
     if (kind.toUpperCase() !== "CMD" || after === "")
       throw new SyntaxFailure(line, "HEALTHCHECK needs CMD with a command, or NONE")
-    const exec = jsonStrings(after)
+    const exec = jsonOf(after)
     return { test: exec === undefined ? ["CMD-SHELL", after] : ["CMD", ...exec], ...timing }
   }
 
@@ -359,15 +359,5 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
       throw new Unsupported("MAINTAINER is not supported: use LABEL org.opencontainers.image.authors")
     default:
       throw new SyntaxFailure(line, `${keyword} is no instruction`)
-  }
-}
-
-const jsonStrings = (text: string): ReadonlyArray<string> | undefined => {
-  if (!text.startsWith("[")) return undefined
-  try {
-    const value: unknown = JSON.parse(text)
-    return Array.isArray(value) && value.every((item) => typeof item === "string") ? value : undefined
-  } catch {
-    return undefined
   }
 }

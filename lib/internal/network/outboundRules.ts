@@ -78,7 +78,7 @@ export interface Rules {
 }
 
 const EXPECTED =
-  'a name ("registry.npmjs.org", "*.debian.org"), an address or a range ("10.0.0.0/8", "2001:db8::/32"), each with a port or without ("[2001:db8::1]:443")'
+  'a name ("registry.example.com", "*.example.org"), an address or a range ("10.0.0.0/8", "2001:db8::/32"), each with a port or without ("[2001:db8::1]:443")'
 
 const refuse = (entry: unknown, index: number, expected = EXPECTED): never => {
   throw new InvalidOption({ option: `outbound.allow[${index}]`, value: JSON.stringify(entry), expected })
