@@ -188,3 +188,27 @@ test("ignored files are those of a .dockerignore", () => {
   ] as const)
     assert.equal(compile(patterns).isIgnored(path), ignored, `${patterns} ${path}`)
 })
+
+test("a pattern takes no more time for many stars", () => {
+  const { isIgnored } = compile([`${"*a".repeat(40)}b`, `${"**/".repeat(40)}x`, `${"**".repeat(40)}y`])
+  const path = "a/".repeat(1000)
+  assert.equal(isIgnored(`${"a".repeat(250)}c`), false)
+  assert.equal(isIgnored(`${path}z`), false)
+  assert.equal(isIgnored(`${path}x`), true)
+})
+
+test("patterns match as a shell's do, where both have the same", () => {
+  const pattern = fc.stringMatching(/^[ab*?]{1,5}$/).filter((text) => !text.includes("**"))
+  const name = fc.stringMatching(/^[abc]{1,6}$/)
+  fc.assert(
+    fc.property(fc.array(fc.tuple(pattern, name), { minLength: 30, maxLength: 30 }), (pairs) => {
+      const script = pairs
+        .map(([of, text]) => `case ${text} in ${of}) echo yes;; *) echo no;; esac`)
+        .join("\n")
+      const { stdout } = spawnSync("sh", ["-c", script], { encoding: "utf8" })
+      const found = pairs.map(([of, text]) => (compile([of]).isIgnored(text) ? "yes" : "no"))
+      assert.deepEqual(found, stdout.trim().split("\n"))
+    }),
+    { numRuns: 20 }
+  )
+})

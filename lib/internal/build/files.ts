@@ -11,7 +11,7 @@ import * as inRoot from "../files/rooted.ts"
 import { textsOf, walk } from "../files/walk.ts"
 import { native, O_NOFOLLOW, O_PATH } from "../system/addon.ts"
 import { ENOENT, ENOTDIR } from "../util/errno.ts"
-import { cleaned, expressionOf, type Ignore } from "./ignore.ts"
+import { cleaned, type Ignore, matcherOf } from "./ignore.ts"
 
 /** A file or folder that a pattern names. */
 export interface Source {
@@ -105,7 +105,7 @@ const expand = async (top: number, pattern: string, signal: AbortSignal): Promis
       }
       const folder = existing(top, path)
       if (folder === undefined) continue
-      const isMatch = new RegExp(`^${expressionOf(segment)}$`, "su")
+      const isMatch = matcherOf(segment)
       const names = await inRoot.using(folder, async (fd) =>
         fs.statSync(inRoot.via(fd)).isDirectory()
           ? inRoot.using(inRoot.openHost(inRoot.via(fd), inRoot.O_FOLDER), (opened) =>
@@ -113,12 +113,7 @@ const expand = async (top: number, pattern: string, signal: AbortSignal): Promis
             )
           : []
       )
-      below.push(
-        ...names
-          .filter((name) => isMatch.test(name))
-          .sort()
-          .map(at)
-      )
+      below.push(...names.filter(isMatch).sort().map(at))
     }
     paths = below
   }
