@@ -9,20 +9,68 @@ export interface Lexer {
 /** A word cannot be read, or a variable is required and not set. */
 export class WordFailure extends Error {}
 
-/** An expression for a pattern of a shell: `*` and `?`, the shortest match if `isShort`. */
-const patternOf = (pattern: string, isShort: boolean): string =>
-  pattern.replace(/\\(.)|[\s\S]/g, (all, escaped: string | undefined) => {
-    if (escaped !== undefined) return escaped.replace(/[^\w]/g, "\\$&")
-    if (all === "*") return isShort ? "[\\s\\S]*?" : "[\\s\\S]*"
-    return all === "?" ? "[\\s\\S]" : all.replace(/[^\w]/g, "\\$&")
-  })
+/** A character of a pattern of a shell; undefined stands for any one, and `many` for any number of any. */
+interface Part {
+  readonly character: string | undefined
+  readonly many: boolean
+}
 
-/** Removes what a pattern matches at the end: from the end, as an expression matches from the left. */
+const partsOf = (pattern: string): ReadonlyArray<Part> =>
+  [...pattern.matchAll(/\\([\s\S])|[\s\S]/g)].map(([all, escaped]) =>
+    escaped === undefined && (all === "*" || all === "?")
+      ? { character: undefined, many: all === "*" }
+      : { character: escaped ?? all, many: false }
+  )
+
+/** The ends of all matches that begin at a place, in their order; in time proportional to both lengths, which an expression is not. */
+const endsFrom = (parts: ReadonlyArray<Part>, value: string, start: number): ReadonlyArray<number> => {
+  const enter = (states: Set<number>, state: number): void => {
+    states.add(state)
+    if (parts[state]?.many === true) enter(states, state + 1)
+  }
+  let states = new Set<number>()
+  enter(states, 0)
+  const ends: Array<number> = []
+  for (let at = start; states.size > 0; at++) {
+    if (states.has(parts.length)) ends.push(at)
+    if (at === value.length) break
+    const next = new Set<number>()
+    for (const state of states) {
+      const part = parts[state]
+      if (part === undefined || (part.character !== undefined && part.character !== value[at])) continue
+      enter(next, part.many ? state : state + 1)
+    }
+    states = next
+  }
+  return ends
+}
+
+const withoutStart = (value: string, pattern: string, isShort: boolean): string => {
+  const ends = endsFrom(partsOf(pattern), value, 0)
+  return value.slice((isShort ? ends[0] : ends.at(-1)) ?? 0)
+}
+
 const withoutEnd = (value: string, pattern: string, isShort: boolean): string => {
-  const expression = new RegExp(`^${patternOf(pattern, false)}$`)
-  const cuts = Array.from({ length: value.length + 1 }, (_, k) => (isShort ? value.length - k : k))
-  const cut = cuts.find((at) => expression.test(value.slice(at)))
-  return cut === undefined ? value : value.slice(0, cut)
+  const parts = partsOf(pattern)
+  const starts = Array.from({ length: value.length + 1 }, (_, k) => (isShort ? value.length - k : k))
+  const start = starts.find((at) => endsFrom(parts, value, at).at(-1) === value.length)
+  return value.slice(0, start)
+}
+
+/** Replaces the first match, or all of them, each as long as it can be. */
+const replaced = (value: string, pattern: string, replacement: string, isAll: boolean): string => {
+  const parts = partsOf(pattern)
+  let result = ""
+  for (let at = 0; at < value.length; ) {
+    const end = endsFrom(parts, value, at).at(-1) ?? at
+    if (end === at) result += value[at++]
+    else {
+      result += replacement
+      at = end
+      if (!isAll) return result + value.slice(at)
+    }
+  }
+  return result
 }
 
 class Reader {
@@ -115,16 +163,14 @@ class Reader {
       const pattern = this.raw("/}")
       if (text[this.at] === "/") this.at++
       const replacement = this.until("}")
-      if (value === undefined) return ""
-      const expression = new RegExp(patternOf(pattern, false), operator === "//" ? "g" : "")
-      return pattern === "" ? value : value.replace(expression, () => replacement)
+      return value === undefined ? "" : replaced(value, pattern, replacement, operator === "//")
     }
     if (/^[#%]/.test(operator)) {
       const pattern = this.raw("}")
       if (value === undefined) return ""
       const isShort = operator.length === 1
       return operator.startsWith("#")
-        ? value.replace(new RegExp(`^${patternOf(pattern, isShort)}`), "")
+        ? withoutStart(value, pattern, isShort)
         : withoutEnd(value, pattern, isShort)
     }
     const word = this.until("}")
