@@ -256,7 +256,10 @@ export const bound = (pidfd: number, type: number, host: string, port: number): 
   const fd = native().socketIn(-1, pidfd, AF_INET, type)
   const [address] = candidates({ port, host }, 0)
   const result = fd < 0 ? fd : native().bind(fd, address!.bytes)
-  if (result < 0) throw new Error(`bind ${host}:${port}: errno ${-result}`)
+  if (result < 0) {
+    if (fd >= 0) native().close(fd)
+    throw new Error(`bind ${host}:${port}: errno ${-result}`)
+  }
   if (type === SOCK_STREAM) native().listen(fd)
   const name = new Uint8Array(28)
   native().socketAddress(fd, name)
