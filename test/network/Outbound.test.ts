@@ -302,7 +302,7 @@ suite("outbound", (effect, folder) => {
         allow: [
           "10.0.0.0/8",
           "169.254.169.254:80",
-          "Registry.NPMJS.org:443",
+          "Registry.EXAMPLE.com:443",
           "[2001:db8::]/32:1",
           "*.example.org."
         ]
