@@ -211,7 +211,7 @@ suite("Container.commit", (effect, berthFolder) => {
               command: [command],
               user: "root",
               upper,
-              cwd: "/work/deep",
+              cwd: "/jobs/deep",
               mounts: [
                 Mount.tmpfs("/data/cache"),
                 Mount.bind(here, "/srv/host"),
@@ -227,12 +227,12 @@ suite("Container.commit", (effect, berthFolder) => {
         const changing = yield* start("echo mine > made; busybox chmod 700 /data; echo mine > /etc/mine")
         assert.equal((yield* changing.exit).exitCode, 0)
         const made = yield* Container.commit(changing)
-        const changed = ["./", "data/", "etc/", "etc/mine", "work/", "work/deep/", "work/deep/made"]
+        const changed = ["./", "data/", "etc/", "etc/mine", "jobs/", "jobs/deep/", "jobs/deep/made"]
         assert.deepEqual(yield* membersOf(made), changed)
-        const next = yield* run(made, "busybox stat -c '%a %n' /data /work/deep /etc; ls /srv", {
+        const next = yield* run(made, "busybox stat -c '%a %n' /data /jobs/deep /etc; ls /srv", {
           user: "root"
         })
-        assert.match(next.stdout, /^700 \/data\n755 \/work\/deep\n755 \/etc\n/, next.stderr)
+        assert.match(next.stdout, /^700 \/data\n755 \/jobs\/deep\n755 \/etc\n/, next.stderr)
         assert.doesNotMatch(next.stdout, /host/)
       },
       { skip }

@@ -26,11 +26,11 @@ export interface State {
   readonly image: Image.Image
   /** The image that the first step is from. */
   readonly base: Image.Image
-  /** What each step since then adds to the history, with the layer that it made. */
   /** What tells base layers that are folders of the host from other ones at the same paths. */
   readonly identity: string
   /** Fields of the configuration that Berth does not use. */
   readonly raw: Readonly<Record<string, unknown>>
+  /** What each step since then adds to the history, with the layer that it made. */
   readonly steps: ReadonlyArray<{ readonly history: History; readonly layer: string | undefined }>
 }
 
