@@ -1,5 +1,5 @@
 import assert from "node:assert/strict"
-import { type ChildProcess, spawn } from "node:child_process"
+import type { ChildProcess } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
@@ -7,7 +7,8 @@ import { berth, events, startBerth } from "../support/cli.ts"
 import { waitUntil } from "../support/containers.ts"
 import { suite } from "../support/effect.ts"
 import { descendants, isAlive } from "../support/leftovers.ts"
-import { commandOf, ended, firstLine, root } from "../support/program.ts"
+import { commandOf, ended, firstLine } from "../support/program.ts"
+import { typedOnTerminal } from "../support/terminal.ts"
 
 /** Sends a signal. In Deno, `child.kill` sends no second one. */
 const kill = (child: ChildProcess, signal: NodeJS.Signals): boolean => process.kill(child.pid!, signal)
@@ -293,32 +294,7 @@ suite("berth run", (effect, folder) => {
         "-c",
         script
       ])
-      const words = [command, ...args].map((word) => `'${word.replaceAll("'", "'\\''")}'`).join(" ")
-      const child = yield* Effect.acquireRelease(
-        Effect.sync(() =>
-          spawn("script", ["-qfec", `tty; stty rows 12 cols 34; exec ${words}`, "/dev/null"], {
-            cwd: root,
-            env: { ...process.env, SHELL: "/bin/sh" },
-            stdio: ["pipe", "pipe", "inherit"]
-          })
-        ),
-        (started) => Effect.sync(() => started.kill())
-      )
-      const exited = new Promise<number | null>((resolve) => child.on("exit", resolve))
-      let text = ""
-      child.stdout.on("data", (bytes) => {
-        text += bytes
-      })
-      const says = (what: RegExp) => waitUntil(`${what} on the terminal`, () => what.test(text))
-      yield* says(/12 34\r+\n/)
-      child.stdin.write("echo hello\n")
-      yield* says(/\nhello\r+\n/)
-      child.stdin.write("\x03")
-      yield* says(/interrupted\r+\n/)
-      spawn("stty", ["-F", /^\/dev\/\S+/.exec(text)![0], "rows", "13", "cols", "35"])
-      yield* says(/13 35\r+\n/)
-      child.stdin.write("exit 7\n")
-      assert.equal(yield* Effect.promise(() => exited), 7)
+      yield* typedOnTerminal([command, ...args])
     },
     { skip: fs.existsSync("/usr/bin/script") ? false : "script(1) is not installed" }
   )

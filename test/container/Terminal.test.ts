@@ -1,5 +1,4 @@
 import assert from "node:assert/strict"
-import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -7,8 +6,9 @@ import * as Stream from "effect/Stream"
 import { Container, Image, type Process } from "../../lib/index.ts"
 import { repeatUntil, waitUntil } from "../support/containers.ts"
 import { suite } from "../support/effect.ts"
-import { commandOf, root } from "../support/program.ts"
+import { commandOf } from "../support/program.ts"
 import { makeImage, whyNoBusybox } from "../support/rootfs.ts"
+import { typedOnTerminal } from "../support/terminal.ts"
 
 const type = (box: Container.Container, keys: string) =>
   box.state.stdin!.write(new TextEncoder().encode(keys))
@@ -82,32 +82,7 @@ suite("Terminal", (effect, folder) => {
     "Container.attach connects the calling program's terminal: its size, keys, resizes and exit code",
     function* () {
       const { args, command } = commandOf("attached.ts", [`${folder()}/attached`])
-      const words = [command, ...args].map((word) => `'${word}'`).join(" ")
-      const child = yield* Effect.acquireRelease(
-        Effect.sync(() =>
-          spawn("script", ["-qfec", `tty; stty rows 12 cols 34; exec ${words}`, "/dev/null"], {
-            cwd: root,
-            env: { ...process.env, SHELL: "/bin/sh" },
-            stdio: ["pipe", "pipe", "inherit"]
-          })
-        ),
-        (started) => Effect.sync(() => started.kill())
-      )
-      const exited = new Promise<number | null>((resolve) => child.on("exit", resolve))
-      let text = ""
-      child.stdout.on("data", (bytes) => {
-        text += bytes
-      })
-      const says = (what: RegExp) => waitUntil(`${what} on the terminal`, () => what.test(text))
-      yield* says(/12 34\r+\n/)
-      child.stdin.write("echo hello\n")
-      yield* says(/\nhello\r+\n/)
-      child.stdin.write("\x03")
-      yield* says(/interrupted\r+\n/)
-      spawn("stty", ["-F", /^\/dev\/\S+/.exec(text)![0], "rows", "13", "cols", "35"])
-      yield* says(/13 35\r+\n/)
-      child.stdin.write("exit 7\n")
-      assert.equal(yield* Effect.promise(() => exited), 7)
+      yield* typedOnTerminal([command, ...args])
     },
     { skip: fs.existsSync("/usr/bin/script") ? false : "script(1) is not installed" }
   )
