@@ -77,6 +77,20 @@ static void fail_io(const char *call) {
 
 static void fail_changed(void) { fail("changed", 0, "-", "it was replaced while it was copied, by a process outside of the container"); }
 
+// Of a call that names an entry of the listing: what a replaced entry gives, and an entry that was listed twice as it moved meanwhile.
+static void fail_entry(const char *call) {
+    switch (errno) {
+    case EEXIST:
+    case EINVAL: // readlinkat, of what is no link any more
+    case ELOOP:
+    case ENODATA:
+    case ENOENT:
+    case ENOTDIR:
+    case ENXIO: fail_changed();
+    }
+    fail_io(call);
+}
+
 static void *grow(void *memory, size_t size) {
     memory = realloc(memory, size);
     if (!memory) fail("limit", ENOMEM, "realloc", "the layer needs too much memory");
@@ -108,12 +122,12 @@ static bool is_same(const struct stat *one, const struct stat *other) {
 static void copy_attributes(const char *name) {
     if (fchdir(from) < 0) fail_io("fchdir");
     ssize_t length = llistxattr(name, list, sizeof list);
-    if (length < 0 && errno != ENOTSUP) fail_io("llistxattr");
+    if (length < 0 && errno != ENOTSUP) fail_entry("llistxattr");
     for (const char *key = list; key < list + length; key += strlen(key) + 1) {
         if (strcmp(key, "security.selinux") == 0) continue;
         if (fchdir(from) < 0) fail_io("fchdir");
         ssize_t size = lgetxattr(name, key, value, sizeof value);
-        if (size < 0) fail_io("lgetxattr");
+        if (size < 0) fail_entry("lgetxattr");
         if (fchdir(to) < 0) fail_io("fchdir");
         if (lsetxattr(name, key, value, (size_t)size, 0) < 0) fail_io("lsetxattr");
     }
@@ -152,7 +166,7 @@ static void copy_data(int source, int target, const struct stat *status) {
     if (errno == EOPNOTSUPP || errno == ENOTTY || errno == EXDEV) shares = false;
     for (off_t at = 0, end; at < status->st_size; at = end) {
         if ((at = lseek(source, at, SEEK_DATA)) < 0 && errno == ENXIO) break;
-        if (at < 0 || (end = lseek(source, at, SEEK_HOLE)) < 0) fail_io("lseek");
+        if (at < 0 || (end = lseek(source, at, SEEK_HOLE)) < 0) fail_entry("lseek");
         if (end > status->st_size) end = status->st_size;
         copy_piece(source, target, at, end);
     }
@@ -163,20 +177,19 @@ static void copy_file(const char *name, const struct stat *status) {
     struct stat now;
     // Nothing that has taken the file's place may block, or be opened with an effect.
     cleanup_close int source = openat(from, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-    if (source < 0 && (errno == ELOOP || errno == ENOENT || errno == ENXIO)) fail_changed();
-    if (source < 0 || fstat(source, &now) < 0) fail_io("openat");
+    if (source < 0) fail_entry("openat");
+    if (fstat(source, &now) < 0) fail_io("fstat");
     if (!is_same(status, &now)) fail_changed();
     cleanup_close int target = openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (target < 0) fail_io("openat");
+    if (target < 0) fail_entry("openat");
     copy_data(source, target, &now);
 }
 
 static void copy_symlink(const char *name) {
     ssize_t length = readlinkat(from, name, buffer, sizeof buffer - 1);
-    if (length < 0 && (errno == EINVAL || errno == ENOENT)) fail_changed();
-    if (length < 0) fail_io("readlinkat");
+    if (length < 0) fail_entry("readlinkat");
     buffer[length] = '\0';
-    if (symlinkat(buffer, to, name) < 0) fail_io("symlinkat");
+    if (symlinkat(buffer, to, name) < 0) fail_entry("symlinkat");
 }
 
 static bool is_whiteout(const struct stat *status) { return S_ISCHR(status->st_mode) && status->st_rdev == 0; }
@@ -187,7 +200,7 @@ static bool link_again(const char *name, const struct stat *status, const char *
     struct stat waiting;
     if (fstatat(links, inode, &waiting, AT_SYMLINK_NOFOLLOW) < 0) return false;
     bool last = waiting.st_nlink >= status->st_nlink;
-    if ((last ? renameat(links, inode, to, name) : linkat(links, inode, to, name, 0)) < 0) fail_io(last ? "renameat" : "linkat");
+    if ((last ? renameat(links, inode, to, name) : linkat(links, inode, to, name, 0)) < 0) fail_entry(last ? "renameat" : "linkat");
     return true;
 }
 
@@ -198,9 +211,9 @@ static void copy_entry(const char *name, const struct stat *status) {
     if (linked && link_again(name, status, inode)) return;
     if (S_ISREG(status->st_mode)) copy_file(name, status);
     else if (S_ISLNK(status->st_mode)) copy_symlink(name);
-    else if (mknodat(to, name, (status->st_mode & S_IFMT) | 0600, status->st_rdev) < 0) fail_io("mknodat");
+    else if (mknodat(to, name, (status->st_mode & S_IFMT) | 0600, status->st_rdev) < 0) fail_entry("mknodat");
     copy_metadata(name, status);
-    if (linked && linkat(to, name, links, inode, 0) < 0) fail_io("linkat");
+    if (linked && linkat(to, name, links, inode, 0) < 0) fail_entry("linkat");
 }
 
 // Copies all of the folder but its folders, which it notes.
@@ -208,17 +221,14 @@ static void copy_entries(void) {
     _Alignas(struct dirent64) static char page[65536];
     if (lseek(from, 0, SEEK_SET) < 0) fail_io("lseek");
     for (ssize_t n; (n = syscall(SYS_getdents64, from, page, sizeof page)) != 0;) {
-        if (n < 0) fail_io("getdents64");
+        if (n < 0) fail_entry("getdents64");
         for (ssize_t at = 0; at < n; at += ((struct dirent64 *)(page + at))->d_reclen) {
             const char *name = ((struct dirent64 *)(page + at))->d_name;
             struct stat status;
             if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) continue;
             blame = name;
             if (entries++ == max_entries) fail("limit", 0, "-", "the layer has more files than a snapshot may have");
-            if (fstatat(from, name, &status, AT_SYMLINK_NOFOLLOW) < 0) {
-                if (errno == ENOENT) fail_changed();
-                fail_io("fstatat");
-            }
+            if (fstatat(from, name, &status, AT_SYMLINK_NOFOLLOW) < 0) fail_entry("fstatat");
             if (S_ISDIR(status.st_mode)) note_folder(name);
             else copy_entry(name, &status);
         }
@@ -227,7 +237,7 @@ static void copy_entries(void) {
 }
 
 static void move_to(int *folder, int next) {
-    if (next < 0) fail_io("openat");
+    if (next < 0) fail_entry("openat");
     close(*folder);
     *folder = next;
 }
@@ -239,10 +249,8 @@ static void enter(struct level *level) {
     const char *name = names + level->entered;
     level->next += strlen(name) + 1;
     blame = name;
-    int source = openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (source < 0 && (errno == ENOTDIR || errno == ELOOP || errno == ENOENT)) fail_changed();
-    move_to(&from, source);
-    if (mkdirat(to, name, 0700) < 0) fail_io("mkdirat");
+    move_to(&from, openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (mkdirat(to, name, 0700) < 0) fail_entry("mkdirat");
     move_to(&to, openat(to, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     if (fstat(from, &status) < 0) fail_io("fstat");
     push(&status); // `level` may have moved
