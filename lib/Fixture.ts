@@ -5,6 +5,7 @@
  *
  * @since 0.2.0
  */
+import * as Cause from "effect/Cause"
 import type * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -15,6 +16,7 @@ import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Container, ExitStatus, StartOptions, StopOptions } from "./Container.ts"
 import type { GetOptions, Image } from "./Image.ts"
+import { addLog } from "./internal/fixtures/addLog.ts"
 import * as internal from "./internal/fixtures/fixture.ts"
 import * as groups from "./internal/fixtures/group.ts"
 import type { Mount } from "./Mount.ts"
@@ -155,6 +157,31 @@ export const fork = <A, R>(
   options?: ForkOptions
 ): Effect.Effect<Server<A>, BerthError, Berth | Scope.Scope | R> =>
   Effect.flatMap(fixture.open, (source) => source.fork(options))
+
+/**
+ * Uses a fork of a fixture, which ends with the effect. If `body` fails, its errors and defects have the last 20 lines of the server's log
+ * at the end of their messages, where every test runner shows them.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * const counted = Fixture.use(database, ({ url }) => countRows(url))
+ */
+export const use = <A, R, B, E, R2>(
+  fixture: Fixture<A, R>,
+  body: (server: Server<A>) => Effect.Effect<B, E, R2>,
+  options?: ForkOptions
+): Effect.Effect<B, E | BerthError, Berth | R | Exclude<R2, Scope.Scope>> =>
+  Effect.scoped(
+    Effect.flatMap(fork(fixture, options), (server) =>
+      Effect.tapErrorCause(body(server), (cause) =>
+        Effect.sync(() => {
+          for (const error of [...Cause.failures(cause), ...Cause.defects(cause)])
+            addLog(error, fixture.name, server.container)
+        })
+      )
+    )
+  ) as never
 
 /**
  * A layer with a fork of a fixture as a service. As every layer, it is built once where it is provided, whoever uses it.

@@ -53,6 +53,11 @@ export interface ForkOptions extends BerthFixture.ForkOptions, CallOptions {}
 export interface Fixture<A> extends AsyncDisposable {
   /** Rejects as `Fixture.make` fails. */
   readonly fork: (options?: ForkOptions) => Promise<Fork<A>>
+  /**
+   * Calls `body` with a fork, and closes it when the result is there. If `body` fails, its error has the last 20 lines of the server's log
+   * at the end of its message, where every test runner shows them. A server with `shared: "run"` has its log in the first program alone.
+   */
+  readonly use: <T>(body: (fork: Fork<A>) => T, options?: ForkOptions) => Promise<Awaited<T>>
   /** Ends what the forks share. The same as the end of `await using`. */
   readonly close: () => Promise<void>
 }

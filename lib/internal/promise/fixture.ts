@@ -5,8 +5,9 @@ import type { Container } from "../../Container.ts"
 import type * as BerthFixture from "../../Fixture.ts"
 import type { Box } from "../../promise.ts"
 import type { Fixture, Fork, ForkOptions, Server } from "../../promiseFixtures.ts"
+import { addLog } from "../fixtures/addLog.ts"
 import { closing, inScope, makeBox } from "./box.ts"
-import { siteOf } from "./rejection.ts"
+import { type Site, siteOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
 /** The effect of a function that uses the box of a container. */
@@ -46,8 +47,16 @@ export const effectsOf = (
 ): BerthFixture.Fixture<object> | undefined => makers.get(fixture)?.(shared)
 
 interface Opened<A> {
+  readonly name: string
   readonly source: BerthFixture.Source<A>
   readonly close: () => Promise<void>
+}
+
+/** A fork, with what its log is found by. */
+interface Forked<A> {
+  readonly name: string
+  readonly container: Container
+  readonly fork: Fork<A>
 }
 
 export const makeFixture = <A extends object>(
@@ -55,8 +64,7 @@ export const makeFixture = <A extends object>(
   make: (filling: Filling) => BerthFixture.Fixture<A>
 ): Fixture<A> => {
   let opened: Promise<Opened<A>> | undefined
-  const fork = async (options: ForkOptions = {}): Promise<Fork<A>> => {
-    const site = siteOf(fork)
+  const begin = async (site: Site, options: ForkOptions): Promise<Forked<A>> => {
     const { linger, signal, ...rest } = options
     signal?.throwIfAborted()
     if (opened === undefined) {
@@ -64,8 +72,11 @@ export const makeFixture = <A extends object>(
         site,
         Effect.flatMap(
           Effect.sync(() => make(filling(shared))),
-          ({ open }) =>
-            inScope(open, (source, scope): Opened<A> => ({ source, close: closing(shared, scope, linger) }))
+          ({ name, open }) =>
+            inScope(
+              open,
+              (source, scope): Opened<A> => ({ name, source, close: closing(shared, scope, linger) })
+            )
         ),
         { linger }
       )
@@ -75,22 +86,36 @@ export const makeFixture = <A extends object>(
         if (opened === opening) opened = undefined
       })
     }
-    const { source } = await opened
+    const { name, source } = await opened
     return shared.runFrom(
       site,
       inScope(source.fork(rest), ({ container, ...client }, scope) => {
         const box = makeBox(shared, container, scope, linger)
-        return { ...client, box, close: box.close, [Symbol.asyncDispose]: box.close } as never
+        const fork = { ...client, box, close: box.close, [Symbol.asyncDispose]: box.close }
+        return { name, container, fork: fork as never }
       }),
       { linger, signal }
     )
+  }
+  const fork = async (options: ForkOptions = {}): Promise<Fork<A>> =>
+    (await begin(siteOf(fork), options)).fork
+  const use = async <T>(body: (fork: Fork<A>) => T, options: ForkOptions = {}): Promise<Awaited<T>> => {
+    const { container, fork, name } = await begin(siteOf(use), options)
+    try {
+      return await body(fork)
+    } catch (error) {
+      addLog(error, name, container)
+      throw error
+    } finally {
+      await fork.close()
+    }
   }
   const close = async (): Promise<void> => {
     const closed = opened
     opened = undefined
     await (await closed?.catch(() => undefined))?.close()
   }
-  const fixture: Fixture<A> = { fork, close, [Symbol.asyncDispose]: close }
+  const fixture: Fixture<A> = { fork, use, close, [Symbol.asyncDispose]: close }
   makers.set(fixture, (on) => make(filling(on)))
   return fixture
 }
