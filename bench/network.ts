@@ -85,7 +85,11 @@ const podmanLoop = `
   done
 `
 
-const podmans = (folder: string): Effect.Effect<ReadonlyArray<Contender>, never, Scope.Scope> =>
+/** A start of podman's in this machine's own root, for each of these networks; none if podman is not installed. */
+export const podmans = (
+  folder: string,
+  networks: ReadonlyArray<string>
+): Effect.Effect<ReadonlyArray<Contender>, never, Scope.Scope> =>
   Effect.gen(function* () {
     const podman = findProgram("podman")
     if (podman === undefined) return []
@@ -101,7 +105,7 @@ const podmans = (folder: string): Effect.Effect<ReadonlyArray<Contender>, never,
         )
       )
     })
-    return ["none", "bridge", "pasta"].map(run)
+    return networks.map(run)
   })
 
 // Traffic
@@ -250,10 +254,13 @@ const measure = (rounds: number) =>
       `Linux ${host.kernel} ${host.architecture}, ${host.cpus} CPUs, ${host.runtime}, load ${host.load.toFixed(1)}; ${rounds} rounds\n`
     )
     const path = yield* build("network")
-    const begun = yield* interleave([...(yield* starts), ...(yield* podmans(yield* temporaryFolder))], {
-      rounds,
-      warmups: WARMUPS
-    })
+    const begun = yield* interleave(
+      [...(yield* starts), ...(yield* podmans(yield* temporaryFolder, ["none", "bridge", "pasta"]))],
+      {
+        rounds,
+        warmups: WARMUPS
+      }
+    )
     for (const [name, why] of begun.skipped) yield* Console.log(`skipped: ${name}: ${why}`)
     yield* Console.log(`${timesTable(begun.summaries, NONE)}\n`)
 
