@@ -9,7 +9,7 @@ import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { build } from "esbuild"
-import { podmans } from "./network.ts"
+import { podmanStarts } from "./networkRivals.ts"
 import {
   type Contender,
   capture,
@@ -359,7 +359,7 @@ const measure = (
       ...Object.keys(scripts).map((script) => contender(runtime, script, folder, phases)),
       ...["promise", "effect"].map((script) => contender(runtime, script, folder, phases, true))
     ])
-    const others = [...(yield* podmans(yield* temporaryFolder, ["none"])), yield* docker(folder)]
+    const others = [...(yield* podmanStarts(yield* temporaryFolder, ["none"])), yield* docker(folder)]
     const { summaries, skipped } = yield* interleave([...scriptsIn, ...others], { rounds, warmups: 1 })
     for (const [name, why] of skipped) yield* Console.log(`skipped ${name}: ${why}`)
     yield* Console.log(`${timesTable(summaries, "node bare")}\n\n${phasesTable(phases)}\n`)

@@ -9,14 +9,13 @@ import { type Berth, Container, Image, Network, WaitFor } from "berth"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { podmanStarts, type Rival, rival } from "./networkRivals.ts"
 import {
   build,
   type Contender,
   capture,
-  findProgram,
   interleave,
   isMet,
-  lineProgram,
   machine,
   median,
   milliseconds,
@@ -32,7 +31,7 @@ import {
   temporaryFolder,
   timed,
   timesTable,
-  Unmeasured,
+  type Unmeasured,
   unmeasured,
   writeResults
 } from "./support.ts"
@@ -66,47 +65,6 @@ const starts: Effect.Effect<ReadonlyArray<Contender>, Unmeasured, Berth.Berth | 
     ]
   }
 )
-
-// podman, in namespaces of its own: it adds a bridge and rules of a firewall to the network that it runs in.
-const podmanLoop = `
-  umount /sys/fs/cgroup/unified 2>/dev/null
-  folder=$1 podman=$2
-  mkdir -p "$folder/memory" "$folder/rootfs" &&
-  mount -t tmpfs tmpfs "$folder/memory" && mkdir "$folder/memory/upper" "$folder/memory/work" &&
-  mount -t overlay -o "lowerdir=/,upperdir=$folder/memory/upper,workdir=$folder/memory/work" overlay "$folder/rootfs" &&
-  mkdir "$folder/etc" && mount --bind "$folder/etc" /etc/cni/net.d 2>/dev/null
-  while read -r network; do
-    if "$podman" --storage-driver vfs --root "$folder/root" --runroot "$folder/run" --tmpdir "$folder/tmp" run --rm --runtime=crun \\
-      --cgroups=disabled --network="$network" --ulimit=nofile=1024:1024 --ulimit=nproc=1024:1024 --rootfs "$folder/rootfs" \\
-      true </dev/null >/dev/null 2>"$folder/errors"
-    then echo ok
-    else tr '\\n' ' ' <"$folder/errors"; echo
-    fi
-  done
-`
-
-/** A start of podman's in this machine's own root, for each of these networks; none if podman is not installed. */
-export const podmans = (
-  folder: string,
-  networks: ReadonlyArray<string>
-): Effect.Effect<ReadonlyArray<Contender>, never, Scope.Scope> =>
-  Effect.gen(function* () {
-    const podman = findProgram("podman")
-    if (podman === undefined) return []
-    const { ask } = yield* lineProgram("unshare", [
-      ...["--mount", "--net", "sh", "-c", podmanLoop, "sh"],
-      ...[folder, podman]
-    ])
-    const run = (network: string): Contender => ({
-      name: `podman --network=${network}`,
-      run: timed(
-        Effect.flatMap(ask(network), (answer) =>
-          answer === "ok" ? Effect.void : new Unmeasured({ message: answer })
-        )
-      )
-    })
-    return networks.map(run)
-  })
 
 // Traffic
 
@@ -235,10 +193,10 @@ const MEGABITS = (MEBIBYTES * 2 ** 20 * 8) / 1e6
 
 const gigabits = (millis: number): string => (MEGABITS / millis).toFixed(2)
 
-const rates = (bytes: Summaries, connections: Summaries): string =>
+const rates = (ways: ReadonlyArray<string>, bytes: Summaries, connections: Summaries): string =>
   table([
     ["by", "Gbit/s, p50", `to ${LOOPBACK}`, "connection and a byte, µs", `to ${LOOPBACK}`],
-    ...[LOOPBACK, PUBLISHED, BETWEEN].map((way) => [
+    ...ways.map((way) => [
       way,
       gigabits(bytes[way]?.median ?? Number.NaN),
       ratio(bytes, LOOPBACK, way).toFixed(2),
@@ -254,13 +212,10 @@ const measure = (rounds: number) =>
       `Linux ${host.kernel} ${host.architecture}, ${host.cpus} CPUs, ${host.runtime}, load ${host.load.toFixed(1)}; ${rounds} rounds\n`
     )
     const path = yield* build("network")
-    const begun = yield* interleave(
-      [...(yield* starts), ...(yield* podmans(yield* temporaryFolder, ["none", "bridge", "pasta"]))],
-      {
-        rounds,
-        warmups: WARMUPS
-      }
-    )
+    const begun = yield* interleave([...(yield* starts), ...(yield* podmanStarts(yield* temporaryFolder))], {
+      rounds,
+      warmups: WARMUPS
+    })
     for (const [name, why] of begun.skipped) yield* Console.log(`skipped: ${name}: ${why}`)
     yield* Console.log(`${timesTable(begun.summaries, NONE)}\n`)
 
@@ -270,9 +225,21 @@ const measure = (rounds: number) =>
         for (const [name, why] of skipped) console.log(`skipped: ${name}: ${why}`)
         return summaries
       })
-    const bytes = yield* once(ways(there, "bytes", MEBIBYTES), Math.ceil(rounds / 10))
-    const connections = yield* once(ways(there, "connections", CONNECTIONS), Math.ceil(rounds / 10))
-    yield* Console.log(`${rates(bytes, connections)}\n`)
+    const rivals: Array<Rival> = []
+    for (const engine of ["podman", "docker"] as const)
+      yield* Effect.match(rival(engine, yield* temporaryFolder, path), {
+        onFailure: ({ message }) => console.log(`skipped: traffic of ${engine}: ${message}`),
+        onSuccess: (made) => rivals.push(made)
+      })
+    const traffic = (kind: string, count: number) =>
+      once(
+        [...ways(there, kind, count), ...rivals.flatMap(({ contenders }) => contenders(kind, count))],
+        Math.ceil(rounds / 10)
+      )
+    const bytes = yield* traffic("bytes", MEBIBYTES)
+    const connections = yield* traffic("connections", CONNECTIONS)
+    const named = [LOOPBACK, PUBLISHED, BETWEEN, ...rivals.flatMap((made) => made.ways)]
+    yield* Console.log(`${rates(named, bytes, connections)}\n`)
     const connected = yield* once(connects(there), CONNECTS)
     const looked = yield* once(lookups(there), Math.ceil(rounds / 10))
     yield* Console.log(`${timesTable({ ...connected, ...looked }, NODE_CONNECT)}\n`)
@@ -295,6 +262,12 @@ const measure = (rounds: number) =>
       `100 containers on one network: ${scale(containers)}; 20 networks: ${scale(networks)}\n`
     )
 
+    const beside = (way: string, place: number): ReadonlyArray<Target> =>
+      rivals.map((made) => ({
+        what: `throughput: ${way} / ${made.ways[place]}`,
+        value: ratio(bytes, made.ways[place]!, way),
+        atLeast: 1
+      }))
     const targets: ReadonlyArray<Target> = [
       { what: `start: ${OWN} / ${NONE}`, value: ratio(begun.summaries, OWN, NONE), atMost: 1.5 },
       { what: `start: ${JOINED} / ${NONE}`, value: ratio(begun.summaries, JOINED, NONE), atMost: 1.25 },
@@ -304,6 +277,8 @@ const measure = (rounds: number) =>
         value: ratio(bytes, LOOPBACK, PUBLISHED),
         atLeast: 0.6
       },
+      ...beside(PUBLISHED, 0),
+      ...beside(BETWEEN, 1),
       { what: `${KNOWN}, µs`, value: (looked[KNOWN]?.median ?? Number.NaN) * 1000, atMost: 200 },
       { what: `${UNKNOWN}, µs`, value: (looked[UNKNOWN]?.median ?? Number.NaN) * 1000, atMost: 1000 },
       { what: `first connects above ${SLOW_MS} ms`, value: slow, atMost: 0 }

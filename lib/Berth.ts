@@ -15,8 +15,7 @@ import * as internal from "./internal/berth/layer.ts"
 import type { Memory } from "./internal/berth/memory.ts"
 import type { Turns } from "./internal/disk/files.ts"
 import type { Responder } from "./internal/network/names.ts"
-import type { Uplink } from "./internal/network/pasta.ts"
-import type { NetworkNamespace } from "./internal/network/router.ts"
+import type { NetworkNamespace, Router } from "./internal/network/router.ts"
 import * as tag from "./internal/service.ts"
 import type { Holds } from "./internal/store/leases.ts"
 import type { Supervisor, TimeLimits } from "./internal/supervisor/connection.ts"
@@ -71,7 +70,7 @@ export interface Berth extends Inspectable.Inspectable {
   /** @internal the responder for the names of its networks, which the first one starts */
   readonly responder: Effect.Effect<Responder, BerthError>
   /** @internal the way out of its networks by pasta, which the first one with `outbound: "pasta"` starts */
-  readonly uplink: Effect.Effect<Uplink, BerthError>
+  readonly uplink: Effect.Effect<Router, BerthError>
   /** @internal the namespace of a network without options, which may have been made in advance */
   readonly usualNamespace: Effect.Effect<NetworkNamespace, BerthError, Scope.Scope>
 }

@@ -1,6 +1,10 @@
 /**
- * `npm test [-- [--test-OPTION ...] [FILE ...]]`: the test files, or these of them, under Node. They and the programs that
- * they start are bundled first; `tsx --test FILE` does without.
+ * `npm test [-- [--deno] [--again] [OPTION ...] [FILE ...]]`: the test files, or these of them, each in a process of its own, under Node
+ * or Deno, with the other options of `node` or `deno test`. For Node they and the programs that they start are bundled first;
+ * `tsx --test FILE` does without.
+ *
+ * With `--again` a file that fails runs a second time, when the others have ended. A file that fails twice fails the run; one that
+ * passes only the second time is named at the end: it has a fault to look for.
  */
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
@@ -15,53 +19,129 @@ const listed = (folder: string, ending: string): ReadonlyArray<string> =>
     .filter((name) => name.endsWith(ending))
     .map((name) => `${folder}/${name}`)
 
-const options = process.argv.slice(2).filter((argument) => argument.startsWith("-"))
+const OWN_OPTIONS = ["--deno", "--again"]
+const given = process.argv.slice(2).filter((argument) => argument.startsWith("-"))
+const [isDeno, runsAgain] = OWN_OPTIONS.map((option) => given.includes(option))
+const options = given.filter((option) => !OWN_OPTIONS.includes(option))
 const named = process.argv.slice(2).filter((argument) => !argument.startsWith("-"))
 const rooms = fs.readdirSync(`${root}test`, { withFileTypes: true }).filter((entry) => entry.isDirectory())
 const files = named.length > 0 ? named : rooms.flatMap(({ name }) => listed(`test/${name}`, ".test.ts"))
 
-const out = fs.mkdtempSync(`${os.tmpdir()}/berth-tests-`)
-// Some of them are run as nobody.
-fs.chmodSync(out, 0o755)
-process.on("exit", () => fs.rmSync(out, { recursive: true, force: true }))
+/** The time after which a file is taken to hang. */
+const FILE_LIMIT_MS = 15 * 60_000
+
+/** Rooms whose files look at how long others keep them waiting, or fill the machine: each has the machine to itself. */
+const ALONE = ["cve", "hostile", "lifecycle"]
+const isAlone = (file: string): boolean => ALONE.some((room) => file.includes(`test/${room}/`))
+
+/** Puts the files as JavaScript in a folder that is removed at the end. */
+const bundled = async (): Promise<string> => {
+  const out = fs.mkdtempSync(`${os.tmpdir()}/berth-tests-`)
+  // Some of them are run as nobody.
+  fs.chmodSync(out, 0o755)
+  process.on("exit", () => fs.rmSync(out, { recursive: true, force: true }))
+  await bundle(root, [...files, ...listed("test/support", ".ts")], root, out)
+  await stop()
+  return out
+}
+
+const out = isDeno ? undefined : await bundled()
+const reporter = process.stdout.isTTY ? "spec" : "tap"
+const commandOf = (file: string): readonly [string, ReadonlyArray<string>] =>
+  isDeno
+    ? ["deno", ["test", "--allow-all", "--no-check", ...options, file]]
+    : [
+        process.execPath,
+        [
+          "--enable-source-maps",
+          `--test-reporter=${reporter}`,
+          ...options,
+          `${out}/${file.replace(/ts$/, "js")}`
+        ]
+      ]
+
+/** What the last lines of Node and Deno count. */
+const COUNTED = isDeno
+  ? /(\d+) (passed|steps|failed|ignored)/g
+  : /^\W*(tests|suites|pass|fail|cancelled|skipped|todo) (\d+)$/gm
+const totals = new Map<string, number>()
+const count = (output: string): void => {
+  const lines = output
+    .trimEnd()
+    .split("\n")
+    .slice(isDeno ? -6 : -15)
+    .join("\n")
+  for (const [, first, second] of lines.matchAll(COUNTED)) {
+    const [name, number] = isDeno ? [second, first] : [first, second]
+    totals.set(name!, (totals.get(name!) ?? 0) + Number(number))
+  }
+}
+
+const isStopped = new AbortController()
 // Ctrl-C reaches the tests as well, which end then.
-process.on("SIGINT", () => {})
+process.on("SIGINT", () => isStopped.abort())
+process.on("SIGTERM", () => isStopped.abort())
 
-await bundle(root, [...files, ...listed("test/support", ".ts")], root, out)
-await stop()
-const programs = files.map((file) => `${out}/${file.replace(/ts$/, "js")}`)
-const env = { ...process.env, BERTH_BUNDLED: out }
+/** The time for the end of what a file has started and has not ended, once it has ended itself: it has its output open. */
+const REST_LIMIT_MS = 30_000
 
-let isStopped = false
-
-/** Runs files, `concurrency` of them at a time, and gives the exit code of the runner. */
-const runFiles = (programs: ReadonlyArray<string>, concurrency: number): Promise<number> =>
+/** Runs a file, prints what it says when it has ended, and gives whether it passed. */
+const runFile = (file: string): Promise<boolean> =>
   new Promise((resolve) => {
-    if (programs.length === 0 || isStopped) return resolve(0)
-    const node = [
-      "--enable-source-maps",
-      "--test",
-      `--test-concurrency=${concurrency}`,
-      ...options,
-      ...programs
-    ]
-    const child = spawn(process.execPath, node, { cwd: root, stdio: "inherit", env })
-    process.once("SIGTERM", () => {
-      isStopped = true
-      child.kill()
+    const [command, args] = commandOf(file)
+    const env = out === undefined ? process.env : { ...process.env, BERTH_BUNDLED: out }
+    const child = spawn(command, args, { cwd: root, stdio: ["inherit", "pipe", "pipe"], env })
+    const said: Array<Buffer> = []
+    let isLate = false
+    const end = () => child.kill()
+    const endLate = (what: string, ms: number) =>
+      setTimeout(() => {
+        isLate = true
+        said.push(Buffer.from(`\n${what} after ${ms / 1000} s\n`))
+        child.kill("SIGKILL")
+        for (const stream of [child.stdout, child.stderr]) stream.destroy()
+      }, ms)
+    let limit = endLate(`${file} has not ended`, FILE_LIMIT_MS)
+    isStopped.signal.addEventListener("abort", end)
+    for (const stream of [child.stdout, child.stderr]) stream.on("data", (data: Buffer) => said.push(data))
+    child.on("error", ({ message }) => said.push(Buffer.from(`${message}\n`)))
+    child.on("exit", () => {
+      clearTimeout(limit)
+      limit = endLate(`${file} has ended, and a process that it has started has not`, REST_LIMIT_MS)
     })
-    child.on("exit", (code) => resolve(code ?? 1))
+    child.on("close", (code) => {
+      clearTimeout(limit)
+      isStopped.signal.removeEventListener("abort", end)
+      const output = Buffer.concat(said)
+      console.log(`\n# ${file}\n${output}`)
+      count(`${output}`)
+      resolve(code === 0 && !isLate)
+    })
   })
 
-/** Rooms whose files look at how long others keep them waiting, or fill the machine. */
-const ALONE = ["cve", "hostile", "lifecycle"]
-const isAlone = (program: string): boolean => ALONE.some((room) => program.includes(`/test/${room}/`))
+/** Runs files, so many at a time, and gives those that failed. */
+const runFiles = async (files: ReadonlyArray<string>, concurrency: number): Promise<Array<string>> => {
+  const queue = [...files]
+  const failed: Array<string> = []
+  const work = async () => {
+    for (let file = queue.shift(); file !== undefined && !isStopped.signal.aborted; file = queue.shift())
+      if (!(await runFile(file))) failed.push(file)
+  }
+  await Promise.all(Array.from({ length: concurrency }, work))
+  return failed
+}
 
-const codes = [
-  await runFiles(
-    programs.filter((program) => !isAlone(program)),
+const failed = [
+  ...(await runFiles(
+    files.filter((file) => !isAlone(file)),
     2
-  ),
-  await runFiles(programs.filter(isAlone), 1)
+  )),
+  ...(await runFiles(files.filter(isAlone), 1))
 ]
-process.exitCode = Math.max(...codes)
+const failedTwice = runsAgain ? await runFiles(failed, 1) : failed
+
+console.log()
+for (const [name, number] of totals) console.log(`# ${name} ${number}`)
+for (const file of failed)
+  console.log(failedTwice.includes(file) ? `# failed: ${file}` : `# passed only the second time: ${file}`)
+process.exitCode = failedTwice.length > 0 || isStopped.signal.aborted ? 1 : 0

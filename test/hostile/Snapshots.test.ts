@@ -2,7 +2,8 @@
 import assert from "node:assert/strict"
 import { execFileSync, spawn } from "node:child_process"
 import * as Effect from "effect/Effect"
-import { Container, type Image, Store } from "../../lib/index.ts"
+import * as Either from "effect/Either"
+import { Berth, type BerthError, Container, type Image, Store } from "../../lib/index.ts"
 import { detect } from "../../lib/internal/cgroup/tree.ts"
 import { plantImage } from "../support/attack.ts"
 import { allowTime, suite } from "../support/effect.ts"
@@ -16,6 +17,25 @@ const skip: string | false =
   whyNoBusybox || (tree.controllers.freezer === undefined ? `no freezer: ${tree.missing("freezer")}` : false)
 
 const TiB = 2 ** 40
+
+const isChange = (error: BerthError.BerthError): void => {
+  assert.equal(error._tag, "ContainerError", error.message)
+  assert.match(error.message, /replaced while it was copied/)
+}
+
+/** Runs a program outside of all containers, from its first line until the scope closes. */
+const outside = (program: string, args: ReadonlyArray<string>) =>
+  Effect.gen(function* () {
+    const child = yield* Effect.acquireRelease(
+      Effect.sync(() => spawn(program, args, { stdio: ["ignore", "pipe", "ignore"], detached: true })),
+      (made) =>
+        Effect.async<void>((resume) => {
+          made.once("exit", () => resume(Effect.void))
+          process.kill(-made.pid!, "SIGKILL")
+        })
+    )
+    yield* Effect.promise(() => new Promise((resolve) => child.stdout.once("data", resolve)))
+  })
 
 suite("hostile writable layers of a snapshot", (effect) => {
   for (const { name, options } of modes) {
@@ -115,22 +135,11 @@ cat "$(printf '\\377\\n\\t')" ./- ' '`
       const at = `/proc/${box.pid}/root/t`
       const script = `cd "$1" || exit 1; echo; while :; do for k in 1 2 3 4 5 6 7 8; do
 mv $k/a $k/moved; ln -s / $k/a; rm $k/a; mv $k/moved moved-$k; mv moved-$k $k/a; done; done`
-      const child = yield* Effect.acquireRelease(
-        Effect.sync(() =>
-          spawn("sh", ["-c", script, "sh", at], { stdio: ["ignore", "pipe", "ignore"], detached: true })
-        ),
-        (made) =>
-          Effect.async<void>((resume) => {
-            made.once("exit", () => resume(Effect.void))
-            process.kill(-made.pid!, "SIGKILL")
-          })
-      )
-      yield* Effect.promise(() => new Promise((resolve) => child.stdout.once("data", resolve)))
+      yield* outside("sh", ["-c", script, "sh", at])
       for (let round = 0; round < 20; round++) {
         const made = yield* Effect.either(Container.snapshot(box))
         if (made._tag === "Left") {
-          assert.equal(made.left._tag, "ContainerError", made.left.message)
-          assert.match(made.left.message, /replaced while it was copied/)
+          isChange(made.left)
           continue
         }
         const layer = `${made.right.layers.at(-1)}/t`
@@ -138,6 +147,19 @@ mv $k/a $k/moved; ln -s / $k/a; rm $k/a; mv $k/moved moved-$k; mv moved-$k $k/a;
         for (const path of found.split("\n"))
           assert.match(path, /^(t|\d|moved-\d)?(\/(a|moved))?(\/(b|\d+))?$/)
       }
+    },
+    { skip }
+  )
+
+  effect.asRoot(
+    "an entry that a process outside replaces at any moment of the copy is named as replaced",
+    function* () {
+      const { folder } = yield* Berth.Berth
+      const box = yield* Container.start(yield* plantImage, { command: ["/bin/sleep", "1000"] })
+      yield* Container.exec(box, ["/bin/mkdir", "/t"])
+      yield* outside(`${folder}/plant/bin/plant`, ["swap", `/proc/${box.pid}/root/t`])
+      for (let round = 0; round < 100; round++)
+        Either.match(yield* Effect.either(Container.snapshot(box)), { onLeft: isChange, onRight: () => {} })
     },
     { skip }
   )

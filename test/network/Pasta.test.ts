@@ -54,7 +54,7 @@ const place = Effect.acquireRelease(
 suite("outbound by pasta", (effect) => {
   for (const ids of ["host", "auto", "nobody"])
     effect(
-      `with the ids of ${ids}: UDP, ICMP, TCP and names lead outside, and nothing to this machine or other networks`,
+      `with the ids of ${ids}: UDP, ICMP, TCP and names lead outside, and nothing to this machine or other networks, and so by a second pasta after the end of the first`,
       function* () {
         const child = onItsOwn("pasta.ts", [yield* place, ids])
         const { code, stdout } = yield* Effect.promise(() => ended(child))
@@ -70,6 +70,10 @@ suite("outbound by pasta", (effect) => {
           sent: [both, both, both],
           large: both.map((text) => String(60_000 + text.length - "hello".length)),
           pinged: [true, true],
+          again: [both[0], both[0]],
+          warned: [
+            "pasta, by which UDP and ICMP leave networks, has ended (status 9 of wait(2)); it starts again"
+          ],
           stranger: "stranger",
           refused: [],
           heard: [],

@@ -8,6 +8,8 @@ import * as dgram from "node:dgram"
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import { Berth, Container, Image, Network } from "../../lib/index.ts"
 import { asNobody } from "./asNobody.ts"
 import { compile } from "./attack.ts"
@@ -113,6 +115,12 @@ const here: Places = [
   ...["fd62:6572:7468:2::1", "fd62:6572:7468:2::2"]
 ].map((address) => [address, HIDDEN_PORT])
 
+const warned: Array<string> = []
+const logging = Logger.replace(
+  Logger.defaultLogger,
+  Logger.make(({ message }) => warned.push(String(message)))
+)
+
 const containers = Effect.gen(function* () {
   compile(`${makeRoot(`${folder}/root`)}/bin/datagram`, "datagram.c")
   const make = Network.make({ outbound: "pasta", dns: [machines[0]!] })
@@ -125,7 +133,17 @@ const containers = Effect.gen(function* () {
   const there = [machines[0]!, machine6]
   const strange: Places = stranger.state.addresses.map((address) => [address, 80])
   const reached: Places = [...there.map((host) => [host, 80] as const), ["mirror.test", 81], ["no.test", 80]]
+  const pastas = pastasOf((yield* Berth.Berth).supervisor.pid)
+  const before = yield* send(box, there[0]!, 80)
+  pastas.forEach((pid) => process.kill(pid, "SIGKILL"))
+  // A datagram is lost as long as no pasta is there.
+  const later = yield* Effect.repeat(send(box, there[0]!, 80, 1), {
+    until: (answer) => answer === before,
+    times: 30
+  })
   return {
+    again: [before, later],
+    warned,
     connected: yield* answers(reached, (host, port) => connect(box, host, port)),
     sent: yield* Effect.forEach([box, neighbour, stranger], (one) =>
       Effect.forEach(there, (host) => send(one, host, 80))
@@ -137,8 +155,8 @@ const containers = Effect.gen(function* () {
       ...Object.values(yield* answers([...here, ...strange], (host, port) => connect(box, host, port, 3))),
       ...Object.values(yield* answers([...here, ...strange], (host, port) => send(box, host, port, 1)))
     ].filter((text) => /hello|stranger/.test(text as string)),
-    pastas: pastasOf((yield* Berth.Berth).supervisor.pid).length
+    pastas: pastas.length
   }
-}).pipe(Effect.provide(berthIn(`${folder}/berth`)))
+}).pipe(Effect.provide(Layer.merge(berthIn(`${folder}/berth`), logging)))
 
 console.log(JSON.stringify(await Effect.runPromise(Effect.scoped(part === undefined ? machine : containers))))

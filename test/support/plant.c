@@ -61,6 +61,26 @@ static int lock(const char *path) {
     return pause();
 }
 
+// Makes, moves and removes entries of each kind in the folder, until it is killed: what a name is changes at any time.
+static int swap(const char *path) {
+    char name[16], other[16];
+    if (chdir(path) < 0) return fail("chdir");
+    if (write(1, "ready\n", 6) != 6) return fail("write");
+    for (unsigned n = 0;; n++) {
+        snprintf(name, sizeof name, "%u", n % 61);
+        snprintf(other, sizeof other, "%u", n * 7 % 61);
+        if (unlink(name) < 0) rmdir(name);
+        switch (n % 7) {
+        case 0: mkdir(name, 0755); break;
+        case 1: symlink("/", name); break;
+        case 2: mkfifo(name, 0644); break;
+        case 3: link(other, name); break;
+        case 4: rename(other, name); break;
+        default: close(open(name, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0644)); truncate(name, n % 2 * 8192);
+        }
+    }
+}
+
 int main(int argc, char **argv) {
     long number = argc > 3 ? atol(argv[3]) : 0;
     if (argc < 3) return 2;
@@ -68,6 +88,7 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "many")) return many(argv[2], number);
     if (!strcmp(argv[1], "hole")) return hole(argv[2], number);
     if (!strcmp(argv[1], "capability")) return capability(argv[2]);
+    if (!strcmp(argv[1], "swap")) return swap(argv[2]);
     if (!strcmp(argv[1], "lock")) return lock(argv[2]);
     return 2;
 }

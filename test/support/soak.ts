@@ -84,7 +84,7 @@ const processesOf = (mark: string, folder: string): ReadonlyArray<number> =>
         pid > 1 &&
         pid !== process.pid &&
         (read(`/proc/${pid}/environ`).includes(`BERTH_SOAK=${mark}`) ||
-          read(`/proc/${pid}/cmdline`).includes(`${folder}/`)) &&
+          ["cmdline", "environ"].some((file) => read(`/proc/${pid}/${file}`).includes(`${folder}/`))) &&
         isAlive(pid)
     )
 

@@ -153,7 +153,8 @@ const startPasta = (at: Pick<Berth, "supervisor">, namespace: number) =>
           "--pid",
           "/proc/self/fd/1"
         ],
-        environment: []
+        // A list of processes says by it whose pasta it is, as it takes no argument for that.
+        environment: [`BERTH_FOLDER=${at.supervisor.folder}`]
       }
     ])
     const descriptors = { namespace, output: theirs }
@@ -168,16 +169,49 @@ const startPasta = (at: Pick<Berth, "supervisor">, namespace: number) =>
       ),
       Effect.ensuring(Effect.sync(() => native().close(theirs)))
     )
-    yield* Effect.flatten(hear(ours))
+    const working = yield* hear(ours)
+    yield* Effect.interruptible(working)
     return unit
   })
 
-/** The network that leads outside. */
-export interface Uplink {
-  readonly router: Router
-  /** The process of pasta; -1 once it is released. */
-  readonly pidfd: () => number
-}
+/** The time between the end of a pasta and the start of the next, which may end as well. */
+const PAUSE = "1 second"
+
+/**
+ * Runs pasta on the namespace until the scope closes. One that ends is followed by another, with the same interface: a packet of a
+ * container may end it. Fails if the first does not start.
+ */
+const keepPasta = (
+  at: Pick<Berth, "supervisor">,
+  namespace: number
+): Effect.Effect<void, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const begun = yield* Deferred.make<void, BerthError>()
+    const run = Effect.scoped(
+      Effect.gen(function* () {
+        const { ended } = yield* startPasta(at, namespace)
+        yield* Deferred.succeed(begun, undefined)
+        const { status } = yield* Effect.interruptible(Deferred.await(ended))
+        yield* Effect.logWarning(
+          `pasta, by which UDP and ICMP leave networks, has ended (status ${status} of wait(2)); it starts again`
+        )
+      })
+    )
+    const again = Effect.interruptible(Effect.sleep(PAUSE)).pipe(
+      Effect.zipRight(run),
+      Effect.catchTag("Unsupported", (error) => Effect.logWarning(error)),
+      Effect.forever
+    )
+    yield* run.pipe(
+      Effect.tapError((error) => Deferred.fail(begun, error)),
+      Effect.zipRight(again),
+      // Without its supervisor nothing of the Berth is there.
+      Effect.ignore,
+      Effect.uninterruptible,
+      Effect.forkScoped
+    )
+    yield* Deferred.await(begun)
+  })
 
 const hideBehind = (at: Pick<Berth, "supervisor">, { namespace }: Router, interfaceName: string) => {
   const families = [AF_INET, ...(hasIPv6() ? [AF_INET6] : [])]
@@ -186,17 +220,17 @@ const hideBehind = (at: Pick<Berth, "supervisor">, { namespace }: Router, interf
   ])
 }
 
-const start = (at: Pick<Berth, "supervisor">): Effect.Effect<Uplink, BerthError, Scope.Scope> =>
+/** The network that leads outside. */
+const start = (at: Pick<Berth, "supervisor">): Effect.Effect<Router, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const router = makeRouter(yield* makeNamespace(at, rangeOf()), UPLINK_MTU)
-    const { pidfd } = yield* startPasta(at, router.namespace.fd)
+    yield* keepPasta(at, router.namespace.fd)
     yield* hideBehind(at, router, INTERFACE)
-    return { router, pidfd }
+    return router
   })
 
-/** Starts the uplink when it is first asked for, and again if its pasta has ended; it ends with the scope. */
-export const makeUplink = (at: Pick<Berth, "supervisor">) =>
-  startOnce(start(at), ({ pidfd }) => native().signal(pidfd(), 0) >= 0)
+/** Starts the uplink when it is first asked for; it ends with the scope. */
+export const makeUplink = (at: Pick<Berth, "supervisor">) => startOnce(start(at))
 
 /** The addresses of this machine that are there now. */
 const ownRanges = (): ReadonlyArray<string> =>
@@ -215,11 +249,11 @@ export const joinUplink = ({ state }: Network): Effect.Effect<void, BerthError, 
     const { prefix4, prefix6 } = router.range
     const own = [`${prefix4}.0.0/16`, ...(prefix6 === undefined ? [] : [`${prefix6}::/64`, UPLINK_RANGE_6])]
     const place = yield* Effect.acquireRelease(
-      attempt(() => attach(without6(uplink.router, prefix6 === undefined), 0, true)),
+      attempt(() => attach(without6(uplink, prefix6 === undefined), 0, true)),
       ({ close, number }) =>
         Effect.sync(() => {
           close()
-          uplink.router.numbers.give(number)
+          uplink.numbers.give(number)
         })
     )
     const refused = yield* attempt(() =>
@@ -234,6 +268,6 @@ export const joinUplink = ({ state }: Network): Effect.Effect<void, BerthError, 
       [...place.operations, ...netlinkOperations(refused)],
       place.descriptors
     )
-    if (prefix6 !== undefined) uplink.router.ruled.add(place.number)
+    if (prefix6 !== undefined) uplink.ruled.add(place.number)
     yield* hideBehind(berth, router, far(place.place).name)
   })

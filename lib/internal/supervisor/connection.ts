@@ -9,7 +9,9 @@ import { OperationFailed, SupervisorError } from "../../BerthError.ts"
 import * as Plan from "../../Plan.ts"
 import { EPOLLIN, EPOLLOUT, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
+import { duplicate } from "../system/pipe.ts"
 import { E2BIG, EAGAIN, EMFILE, EPIPE, ETIMEDOUT } from "../util/errno.ts"
+import { attempt } from "../util/fromThrowing.ts"
 import { hint } from "./hints.ts"
 import {
   type Ended,
@@ -374,6 +376,20 @@ const ask = (
   })
 }
 
+/** Whoever has a descriptor may close it while something is waited for; its number is another file's then. */
+const withDuplicates = (
+  descriptors: Readonly<Record<string, number>>,
+  use: (duplicates: Readonly<Record<string, number>>) => Effect.Effect<void, BerthError>
+): Effect.Effect<void, BerthError> => {
+  const made: Record<string, number> = {}
+  const make = attempt(() => {
+    for (const [name, fd] of Object.entries(descriptors)) made[name] = duplicate(fd)
+    return made
+  })
+  const close = Effect.sync(() => Object.values(made).forEach((fd) => native().close(fd)))
+  return Effect.ensuring(Effect.flatMap(make, use), close)
+}
+
 const beginUnit = (
   connection: Connection,
   guard: Guard,
@@ -386,8 +402,8 @@ const beginUnit = (
     const { plan } = unit
     const missing = guard.missing(plan)
     if (missing.length > 0) {
-      const again = beginUnit(connection, guard, id, unit, descriptors)
-      return resume(Effect.zipRight(guard.hold(missing), again))
+      const again = (held: typeof descriptors) => beginUnit(connection, guard, id, unit, held)
+      return resume(withDuplicates(descriptors, (held) => Effect.zipRight(guard.hold(missing), again(held))))
     }
     const encoded = Plan.encode(plan)
     if (encoded.bytes.length > PLAN_BYTES_MAX) {

@@ -1,0 +1,129 @@
+/**
+ * The networks of podman and Docker, for bench/network.ts. Each engine runs in network, mount and pid namespaces of its own: it adds a
+ * bridge and rules of a firewall to the network that it runs in, and what it starts ends with it.
+ */
+
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { type Contender, findProgram, lineProgram, timed, Unmeasured } from "./support.ts"
+
+const inNamespaces = ["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+/** Runs one of these scripts, which begin with what podman needs: its own folders, and netavark where it is there. */
+const script = (text: string, args: ReadonlyArray<string>) =>
+  lineProgram("unshare", [...inNamespaces, "sh", "-c", `${common}${text}`, "sh", ...args])
+
+const common = `
+  folder=$1
+  ip link set lo up
+  umount /sys/fs/cgroup/unified 2>/dev/null
+  mkdir -p "$folder/etc"
+  backend=cni
+  [ ! -e /usr/lib/podman/netavark ] || backend=netavark
+  printf '[network]\\nnetwork_backend = "%s"\\nnetwork_config_dir = "%s"\\n' "$backend" "$folder/etc" >"$folder/containers.conf"
+  export CONTAINERS_CONF="$folder/containers.conf"
+  podman() {
+    command podman --storage-driver vfs --root "$folder/root" --runroot "$folder/run" --tmpdir "$folder/tmp" "$@"
+  }
+`
+
+const podmanLoop = `
+  mkdir -p "$folder/memory" "$folder/rootfs" &&
+  mount -t tmpfs tmpfs "$folder/memory" && mkdir "$folder/memory/upper" "$folder/memory/work" &&
+  mount -t overlay -o "lowerdir=/,upperdir=$folder/memory/upper,workdir=$folder/memory/work" overlay "$folder/rootfs"
+  while read -r network; do
+    if podman run --rm --runtime=crun --cgroups=disabled --network="$network" --ulimit=nofile=1024:1024 \\
+      --ulimit=nproc=1024:1024 --rootfs "$folder/rootfs" true </dev/null >/dev/null 2>"$folder/errors"
+    then echo ok
+    else tr '\\n' ' ' <"$folder/errors"; echo
+    fi
+  done
+`
+
+/** Starts of podman's containers with each of these networks. */
+export const podmanStarts = (
+  folder: string,
+  networks: ReadonlyArray<string> = ["none", "bridge", "pasta"]
+): Effect.Effect<ReadonlyArray<Contender>, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    if (findProgram("podman") === undefined) return []
+    const { ask } = yield* script(podmanLoop, [folder])
+    const run = (network: string): Contender => ({
+      name: `podman --network=${network}`,
+      run: timed(
+        Effect.flatMap(ask(network), (answer) =>
+          answer === "ok" ? Effect.void : new Unmeasured({ message: answer })
+        )
+      )
+    })
+    return networks.map(run)
+  })
+
+// Prints a line when a server and another container run, and then, for each line "WAY KIND COUNT", what the client measures.
+const trafficLoop = `
+  client=$2 engine=$3
+  group=/berth-bench-$$
+  end() {
+    engine rm -f server client
+    [ -z "$daemon" ] || { kill "$daemon"; wait "$daemon"; }
+    for tree in /sys/fs/cgroup/*; do rmdir "$tree$group"; done
+  } >/dev/null 2>&1
+  trap end EXIT
+  daemon=
+  if [ "$engine" = docker ]; then
+    engine() { command docker -H "unix://$folder/socket" "$@"; }
+    dockerd --data-root "$folder/data" --exec-root "$folder/exec" --pidfile "$folder/pid" -H "unix://$folder/socket" \\
+      --storage-driver vfs --cgroup-parent "$group" >"$folder/log" 2>&1 &
+    daemon=$!
+    for k in $(seq 100); do engine version >/dev/null 2>&1 && break; sleep 0.1; done
+  else
+    engine() { podman "$@"; }
+    options=--cgroups=disabled
+  fi
+  mkdir "$folder/image" && cp "$client" "$folder/image/client" || exit 1
+  {
+    tar -C "$folder/image" -c . | engine import - bench &&
+    engine run -d --name server $options -p 127.0.0.1:7007:7 bench /client serve 7 &&
+    engine run -d --name client $options bench /client serve 8
+  } >"$folder/errors" 2>&1 </dev/null || { tr '\\n' ' ' <"$folder/errors"; echo; exit 1; }
+  address=$(engine inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' server)
+  for k in $(seq 100); do "$client" connect 127.0.0.1 7007 >/dev/null 2>&1 && break; sleep 0.1; done
+  echo ready
+  while read -r way kind count; do
+    case $way in
+      published) "$client" "$kind" 127.0.0.1 7007 "$count" </dev/null ;;
+      between) engine exec client /client "$kind" "$address" 7 "$count" </dev/null ;;
+    esac || echo failed
+  done
+`
+
+/** What a client measures, in milliseconds, by a port of the host and from another container. */
+export interface Rival {
+  readonly ways: ReadonlyArray<string>
+  readonly contenders: (kind: string, count: number) => ReadonlyArray<Contender>
+}
+
+/** An engine with a server and a client in containers of its own; or why there is none. */
+export const rival = (
+  engine: "podman" | "docker",
+  folder: string,
+  client: string
+): Effect.Effect<Rival, Unmeasured, Scope.Scope> =>
+  Effect.gen(function* () {
+    const program = engine === "docker" ? "dockerd" : engine
+    if (findProgram(program) === undefined) return yield* new Unmeasured({ message: `no ${program}` })
+    const { ask } = yield* script(trafficLoop, [folder, client, engine])
+    const ready = yield* ask("")
+    if (ready !== "ready") return yield* new Unmeasured({ message: ready })
+    const ways = [`${engine}, published port`, `${engine}, container to container`]
+    const contenders = (kind: string, count: number) =>
+      ["published", "between"].map((way, place) => ({
+        name: ways[place]!,
+        run: Effect.flatMap(ask(`${way} ${kind} ${count}`), (answer) =>
+          Number.isFinite(Number.parseFloat(answer))
+            ? Effect.succeed(Number.parseFloat(answer) / 1000)
+            : new Unmeasured({ message: answer })
+        )
+      }))
+    return { ways, contenders }
+  })
