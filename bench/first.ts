@@ -9,8 +9,11 @@ import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { build } from "esbuild"
+import { podmanStarts } from "./networkRivals.ts"
 import {
   type Contender,
+  capture,
+  findProgram,
   interleave,
   machine,
   median,
@@ -33,6 +36,7 @@ const root = fileURLToPath(new URL("..", import.meta.url))
 const PROMISE_OVER_BARE_MILLIS = 130
 const EFFECT_OVER_IMPORTS_MILLIS = 100
 const SECOND_RUN_RATIO = 1.2
+const UNPACKED_MEGABYTES = 8.8
 
 /** The modules of Effect that the programs of both Effect contenders import. */
 const effectImports = `
@@ -171,6 +175,92 @@ const contender = (
   }
 }
 
+/** `docker run` of a busybox, if docker has a daemon here. */
+const docker = (folder: string): Effect.Effect<Contender, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const image = `berth-bench-${process.pid}`
+    const name = "docker run"
+    const archive = `${folder}/busybox.tar`
+    const make = Effect.gen(function* () {
+      const program = findProgram("docker")
+      const busybox = findProgram("busybox")
+      if (program === undefined) return yield* Effect.fail(unmeasured("docker is not installed"))
+      if (busybox === undefined) return yield* Effect.fail(unmeasured("busybox is not installed"))
+      yield* capture("tar", ["-cf", archive, "-C", busybox.replace(/\/busybox$/, ""), "busybox"])
+      yield* capture(program, ["import", archive, image])
+      return program
+    })
+    const made = yield* Effect.either(
+      Effect.acquireRelease(make, (program) => Effect.ignore(capture(program, ["rmi", image])))
+    )
+    if (made._tag === "Left") return { name, run: Effect.fail(made.left) }
+    const words = ["run", "--rm", "--network=none", image, "/busybox", "true"]
+    return { name, run: timed(capture(made.right, words)) }
+  })
+
+interface Profile {
+  readonly nodes: ReadonlyArray<{
+    readonly id: number
+    readonly callFrame: { readonly functionName: string; readonly url: string }
+  }>
+  readonly samples: ReadonlyArray<number>
+  readonly timeDeltas: ReadonlyArray<number>
+}
+
+/** What a function of a profile does. */
+const taskOf = ({ functionName, url }: Profile["nodes"][number]["callFrame"]): string => {
+  if (functionName === "compileSourceTextModule") return "compiling modules"
+  if (url.includes("/dist/") || url.includes("/node_modules/"))
+    return functionName === "" ? "evaluating modules, and callbacks" : "functions of Berth and Effect"
+  if (url.startsWith("node:")) return "Node's own modules"
+  return functionName.startsWith("(") ? functionName.slice(1, -1) : "the rest"
+}
+
+/** Where the time of a program in Node goes, by its profile. */
+const profileTable = (script: string, folder: string): Effect.Effect<string, Unmeasured> =>
+  Effect.gen(function* () {
+    const profiles = `${folder}/profile-${script}`
+    const options = ["--cpu-prof", "--cpu-prof-interval=200", `--cpu-prof-dir=${profiles}`]
+    yield* whole([process.execPath, ...options, `${script}.mjs`, `${folder}/node-${script}`], folder)
+    const [file] = fs.readdirSync(profiles)
+    const { nodes, samples, timeDeltas }: Profile = JSON.parse(fs.readFileSync(`${profiles}/${file}`, "utf8"))
+    const tasks = new Map(nodes.map(({ id, callFrame }) => [id, taskOf(callFrame)]))
+    const times = new Map<string, number>()
+    for (const [index, id] of samples.entries()) {
+      const task = tasks.get(id)!
+      times.set(task, (times.get(task) ?? 0) + timeDeltas[index]! / 1000)
+    }
+    const rows = [...times].sort(([, a], [, b]) => b - a)
+    return table([
+      [`profile of node ${script}`, "milliseconds"],
+      ...rows.map(([task, millis]) => [task, milliseconds(millis)])
+    ])
+  })
+
+interface Packed {
+  readonly unpackedSize: number
+  readonly files: ReadonlyArray<{ readonly path: string; readonly size: number }>
+}
+
+/** What `npm pack` puts into the package. */
+const packed: Effect.Effect<Packed, Unmeasured> = Effect.map(
+  capture("npm", ["pack", root, "--dry-run", "--json", "--ignore-scripts"]),
+  (text) => JSON.parse(text)[0]
+)
+
+const packedTable = ({ files, unpackedSize }: Packed): string => {
+  const sizes = new Map<string, number>()
+  for (const { path, size } of files) {
+    const folder = /^(?:dist\/[^/]+|native\/build|[^/]+)(?=\/)/.exec(path)?.[0] ?? "."
+    sizes.set(folder, (sizes.get(folder) ?? 0) + size)
+  }
+  const rows = [...sizes].sort(([, a], [, b]) => b - a)
+  return table([
+    ["npm pack, unpacked", "MB"],
+    ...[...rows, ["all", unpackedSize] as const].map(([folder, size]) => [folder, (size / 1e6).toFixed(2)])
+  ])
+}
+
 const phasesTable = (phases: ReadonlyMap<string, ReadonlyArray<Phases>>): string => {
   const between = (all: ReadonlyArray<Phases>, to: keyof Phases, from?: keyof Phases): string => {
     const millis = median(all.map((one) => Number(one[to]) - (from === undefined ? 0 : Number(one[from]))))
@@ -191,7 +281,7 @@ const phasesTable = (phases: ReadonlyMap<string, ReadonlyArray<Phases>>): string
   ])
 }
 
-/** The KiB of a module's own room, or of its package. */
+/** A module's own room, or its package. */
 const roomOf = (module: string): string =>
   /^node_modules\/(?:@[^/]+\/)?[^/]+/.exec(module)?.[0].replace("node_modules/", "") ??
   /^lib\/internal\/[^/]+/.exec(module)?.[0] ??
@@ -213,7 +303,7 @@ const loadsTable = (entry: string): Effect.Effect<string, Unmeasured> =>
           write: false,
           metafile: true,
           logLevel: "silent",
-          external: ["undici", "https-proxy-agent", "dbus-native", "cli-progress"]
+          external: ["undici", "https-proxy-agent", "dbus-native", "cli-progress", "yaml"]
         }),
       catch: unmeasured
     }),
@@ -256,7 +346,7 @@ const second = (rounds: number): Effect.Effect<Summaries, Unmeasured, Berth.Bert
   })
 
 const verdict = (what: string, value: number, most: number, unit: string): string =>
-  `${what}: ${value.toFixed(unit === "" ? 2 : 0)}${unit}, target <= ${most}${unit}: ${value <= most ? "met" : "not met"}`
+  `${what}: ${value.toFixed(unit === " ms" ? 0 : 2)}${unit}, target <= ${most}${unit}: ${value <= most ? "met" : "not met"}`
 
 const measure = (
   rounds: number,
@@ -265,17 +355,23 @@ const measure = (
   Effect.gen(function* () {
     const folder = yield* prepare
     const phases = new Map<string, Array<Phases>>()
-    const contenders = names.flatMap((runtime) => [
+    const scriptsIn = names.flatMap((runtime) => [
       ...Object.keys(scripts).map((script) => contender(runtime, script, folder, phases)),
       ...["promise", "effect"].map((script) => contender(runtime, script, folder, phases, true))
     ])
-    const { summaries, skipped } = yield* interleave(contenders, { rounds, warmups: 1 })
+    const others = [...(yield* podmanStarts(yield* temporaryFolder, ["none"])), yield* docker(folder)]
+    const { summaries, skipped } = yield* interleave([...scriptsIn, ...others], { rounds, warmups: 1 })
     for (const [name, why] of skipped) yield* Console.log(`skipped ${name}: ${why}`)
     yield* Console.log(`${timesTable(summaries, "node bare")}\n\n${phasesTable(phases)}\n`)
     const seconds = yield* second(rounds * 10)
     yield* Console.log(`${timesTable(seconds, IN_LAYER)}\n`)
+    if (names.includes("node"))
+      for (const script of ["promise", "effect"])
+        yield* Console.log(`${yield* profileTable(script, folder)}\n`)
     for (const entry of ["lib/promise.ts", "lib/Container.ts"])
       yield* Console.log(`${yield* loadsTable(entry)}\n`)
+    const pack = yield* packed
+    yield* Console.log(`${packedTable(pack)}\n`)
     const over = (runtime: string, a: string, b: string): number =>
       (summaries[`${runtime} ${a}`]?.median ?? Number.NaN) -
       (summaries[`${runtime} ${b}`]?.median ?? Number.NaN)
@@ -288,6 +384,7 @@ const measure = (
       )
     }
     yield* Console.log(verdict("run / Container.run", ratio(seconds, RUN, IN_LAYER), SECOND_RUN_RATIO, ""))
+    yield* Console.log(verdict("npm pack, unpacked", pack.unpackedSize / 1e6, UNPACKED_MEGABYTES, " MB"))
     const results = { machine: machine(), rounds, summaries, phases: Object.fromEntries(phases), seconds }
     yield* Console.log(`written: ${writeResults("first", results)}`)
   })

@@ -40,8 +40,11 @@ const podmanLoop = `
   done
 `
 
-/** Starts of podman's containers with each of its networks. */
-export const podmanStarts = (folder: string): Effect.Effect<ReadonlyArray<Contender>, never, Scope.Scope> =>
+/** Starts of podman's containers with each of these networks. */
+export const podmanStarts = (
+  folder: string,
+  networks: ReadonlyArray<string> = ["none", "bridge", "pasta"]
+): Effect.Effect<ReadonlyArray<Contender>, never, Scope.Scope> =>
   Effect.gen(function* () {
     if (findProgram("podman") === undefined) return []
     const { ask } = yield* script(podmanLoop, [folder])
@@ -53,7 +56,7 @@ export const podmanStarts = (folder: string): Effect.Effect<ReadonlyArray<Conten
         )
       )
     })
-    return ["none", "bridge", "pasta"].map(run)
+    return networks.map(run)
   })
 
 // Prints a line when a server and another container run, and then, for each line "WAY KIND COUNT", what the client measures.
