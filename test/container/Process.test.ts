@@ -8,7 +8,7 @@ import { Container, Image, Namespace, Process, RootFs, WaitFor } from "../../lib
 import { failure, suite } from "../support/effect.ts"
 
 /** Never called: it is compiled, and an expected error that is missing fails the type check. */
-export const onlyForContainers = (process: Process.Process, stdin: Sink.Sink<void, Uint8Array>) => [
+const onlyForContainers = (process: Process.Process, stdin: Sink.Sink<void, Uint8Array>) => [
   // @ts-expect-error a process starts no other
   Container.exec(process, ["true"]),
   // @ts-expect-error
@@ -44,6 +44,7 @@ export const onlyForContainers = (process: Process.Process, stdin: Sink.Sink<voi
   Process.attach(process),
   Stream.run(Stream.empty, stdin)
 ]
+void onlyForContainers
 
 suite("Process", (effect) => {
   const start = (options: Container.StartOptions = {}) =>
