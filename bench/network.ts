@@ -40,7 +40,8 @@ const WARMUPS = 5
 const SERVER_PORT = 7
 const MEBIBYTES = 256
 const CONNECTIONS = 500
-const CONNECTS = 1000
+// So many that the code of both is compiled in most of them.
+const CONNECTS = 3000
 const LOOKUPS = 1000
 const FIRSTS = 1000
 const SLOW_MS = 20

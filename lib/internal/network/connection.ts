@@ -44,31 +44,34 @@ const halvesOf = (container: Container, fd: number): Opened => {
 }
 
 /**
- * Closes with the scope what `open` returns; `open` may throw. `Effect.acquireRelease` would copy every FiberRef for the release: with one
- * for each descriptor, that took more than half of the time of `Container.connect`.
+ * Closes the halves of a socket with the scope. `Effect.acquireRelease` would copy every FiberRef for the release: with one for each
+ * descriptor, that took more than half of the time of `Container.connect`.
  */
-const scoped = <A extends Opened>(open: () => A): Effect.Effect<A, BerthError, Scope.Scope> =>
-  Effect.flatMap(Effect.scope, (scope) =>
-    Effect.tap(attempt(open), ({ close }) => Scope.addFinalizer(scope, Effect.sync(close)))
-  ).pipe(Effect.uninterruptible)
+const closing = (scope: Scope.Scope, container: Container, fd: number): Effect.Effect<Halves, BerthError> =>
+  Effect.flatMap(
+    attempt(() => halvesOf(container, fd)),
+    (opened) => Effect.as(Scope.addFinalizer(scope, Effect.sync(opened.close)), opened)
+  )
 
 export const open = (
   container: Container,
   address: Address
 ): Effect.Effect<Halves, BerthError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(
-      attempt(() => beginConnect(container, address)),
-      (connecting) => {
-        const { fd, result } = connecting
-        const opened = scoped(() => halvesOf(container, fd))
-        if (result === 0) return opened
-        // The scope gets the socket once it is connected: nothing would tell who waits for it that it has been closed.
-        return restore(connected(container, connecting)).pipe(
-          Effect.onError(() => Effect.sync(() => native().close(fd))),
-          Effect.zipRight(opened)
-        )
-      }
+    Effect.flatMap(Effect.scope, (scope) =>
+      Effect.flatten(
+        attempt(() => {
+          const connecting = beginConnect(container, address)
+          const { fd, result } = connecting
+          const opened = closing(scope, container, fd)
+          if (result === 0) return opened
+          // The scope gets the socket once it is connected: nothing would tell who waits for it that it has been closed.
+          return restore(connected(container, connecting)).pipe(
+            Effect.onError(() => Effect.sync(() => native().close(fd))),
+            Effect.zipRight(opened)
+          )
+        })
+      )
     )
   )
 
@@ -88,7 +91,7 @@ export const accepted = (
   fd: number
 ): Effect.Effect<Connection, BerthError, Scope.Scope> =>
   Effect.map(
-    scoped(() => halvesOf(container, fd)),
+    Effect.uninterruptible(Effect.flatMap(Effect.scope, (scope) => closing(scope, container, fd))),
     asConnection
   )
 
