@@ -17,6 +17,7 @@ import pg from "pg"
 import { diskUsage } from "../lib/internal/disk/usage.ts"
 import { descendants } from "../test/support/leftovers.ts"
 import { service } from "../test/support/services.ts"
+import { podmanPostgres } from "./rivals.ts"
 import {
   interleave,
   machine,
@@ -43,7 +44,10 @@ const COLD = "Berth, prepared and forked"
 const MANY = 50
 const MANY_BYTES_MAX = 1.5e9
 
+const PODMAN = "podman run -p"
+
 const targets = [
+  { name: FORK, base: PODMAN, most: 0.1 },
   { name: FORK, base: BARE, most: 1.3 },
   { name: FORK, base: COPIED, most: 1 },
   { name: DATABASE, base: BARE, most: 0.5 }
@@ -221,6 +225,9 @@ const measure = (rounds: number) =>
         yield* contender(COPIED, Effect.tryPromise(copied))
       )
     }
+    const { layout } = yield* mapped(image)
+    if (layout !== undefined)
+      contenders.push(...(yield* podmanPostgres(PODMAN, yield* temporaryFolder, layout)))
     const { skipped, summaries } = yield* interleave(contenders, { rounds, warmups: 1 })
     for (const [name, why] of skipped) yield* Console.log(`skipped ${name}: ${why}`)
     yield* Console.log(timesTable(summaries, BARE))
