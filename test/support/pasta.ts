@@ -133,9 +133,9 @@ const containers = Effect.gen(function* () {
   const there = [machines[0]!, machine6]
   const strange: Places = stranger.state.addresses.map((address) => [address, 80])
   const reached: Places = [...there.map((host) => [host, 80] as const), ["mirror.test", 81], ["no.test", 80]]
-  const pastas = pastasOf((yield* Berth.Berth).supervisor.pid)
+  const { supervisor } = yield* Berth.Berth
   const before = yield* send(box, there[0]!, 80)
-  pastas.forEach((pid) => process.kill(pid, "SIGKILL"))
+  pastasOf(supervisor.pid).forEach((pid) => process.kill(pid, "SIGKILL"))
   // A datagram is lost as long as no pasta is there.
   const later = yield* Effect.repeat(send(box, there[0]!, 80, 1), {
     until: (answer) => answer === before,
@@ -155,7 +155,7 @@ const containers = Effect.gen(function* () {
       ...Object.values(yield* answers([...here, ...strange], (host, port) => connect(box, host, port, 3))),
       ...Object.values(yield* answers([...here, ...strange], (host, port) => send(box, host, port, 1)))
     ].filter((text) => /hello|stranger/.test(text as string)),
-    pastas: pastas.length
+    pastas: pastasOf(supervisor.pid).length
   }
 }).pipe(Effect.provide(Layer.merge(berthIn(`${folder}/berth`), logging)))
 

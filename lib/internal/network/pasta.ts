@@ -199,13 +199,16 @@ const keepPasta = (
     )
     const again = Effect.interruptible(Effect.sleep(PAUSE)).pipe(
       Effect.zipRight(run),
-      Effect.catchTag("Unsupported", (error) => Effect.logWarning(error)),
+      // Without its supervisor nothing of the Berth is there; all else may be over at the next try.
+      Effect.catchIf(
+        (error) => error._tag !== "SupervisorError",
+        (error) => Effect.logWarning(error)
+      ),
       Effect.forever
     )
     yield* run.pipe(
       Effect.tapError((error) => Deferred.fail(begun, error)),
       Effect.zipRight(again),
-      // Without its supervisor nothing of the Berth is there.
       Effect.ignore,
       Effect.uninterruptible,
       Effect.forkScoped
