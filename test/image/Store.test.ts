@@ -1,11 +1,15 @@
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
 import { after, before, describe, test } from "node:test"
+import * as FileSystem from "@effect/platform/FileSystem"
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
+import { make, read as readIndex } from "../../lib/internal/store/index.ts"
 import { type Digest, parseDigest } from "../../lib/Reference.ts"
 import * as Store from "../../lib/Store.ts"
 import {
@@ -50,6 +54,26 @@ describe("Store", () => {
     assert.equal(new TextDecoder().decode(read), "hello")
     assert.equal(fs.readFileSync(path, "utf8"), "hello")
     assert.equal(fs.statSync(path).mode & 0o777, 0o644)
+  })
+
+  test("a store that another process makes while its index is read is no corrupt one", async () => {
+    const root = `${folder}/made-meanwhile`
+    fs.mkdirSync(root)
+    const read = Effect.gen(function* () {
+      const disk = yield* FileSystem.FileSystem
+      // The first look at the index finds none; the next question comes when it is there.
+      const late = {
+        ...disk,
+        exists: (path: string) => Effect.zipRight(Effect.orDie(make(disk, root)), disk.exists(path))
+      }
+      return yield* readIndex(late, root)
+    })
+    const found = await Effect.runPromise(Effect.provide(Effect.orDie(read), NodeFileSystem.layer))
+    assert.ok(Option.isSome(found))
+    fs.rmSync(`${root}/oci-layout`)
+    const lost = Effect.flatMap(FileSystem.FileSystem, (disk) => Effect.flip(readIndex(disk, root)))
+    const error = await Effect.runPromise(Effect.provide(lost, NodeFileSystem.layer))
+    assert.match(error.message, /oci-layout is missing/)
   })
 
   test("put does not run the stream for a blob that is in the store", async () => {
