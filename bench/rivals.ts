@@ -1,6 +1,7 @@
 /**
- * Podman and Docker beside Berth, for bench/network.ts and bench/fixtures.ts. Each engine runs in network, mount and pid namespaces of its own: it adds a
- * bridge and rules of a firewall to the network that it runs in, and what it starts ends with it.
+ * Podman and Docker beside Berth, for the other benchmarks. Each engine runs in network, mount and pid namespaces of its own: it adds a
+ * bridge and rules of a firewall to the network that it runs in, and what it starts ends with it. Where podman is missing, its scripts
+ * answer with what the shell says of that.
  */
 
 import * as Effect from "effect/Effect"
@@ -22,6 +23,7 @@ const common = `
   [ ! -e /usr/lib/podman/netavark ] || backend=netavark
   printf '[network]\\nnetwork_backend = "%s"\\nnetwork_config_dir = "%s"\\n' "$backend" "$folder/etc" >"$folder/containers.conf"
   export CONTAINERS_CONF="$folder/containers.conf"
+  crun="--runtime=crun --cgroups=disabled --ulimit=nofile=1024:1024 --ulimit=nproc=1024:1024"
   podman() {
     command podman --storage-driver "\${driver:-vfs}" --root "$folder/root" --runroot "$folder/run" --tmpdir "$folder/tmp" "$@"
   }
@@ -32,8 +34,7 @@ const podmanLoop = `
   mount -t tmpfs tmpfs "$folder/memory" && mkdir "$folder/memory/upper" "$folder/memory/work" &&
   mount -t overlay -o "lowerdir=/,upperdir=$folder/memory/upper,workdir=$folder/memory/work" overlay "$folder/rootfs"
   while read -r network; do
-    if podman run --rm --runtime=crun --cgroups=disabled --network="$network" --ulimit=nofile=1024:1024 \\
-      --ulimit=nproc=1024:1024 --rootfs "$folder/rootfs" true </dev/null >/dev/null 2>"$folder/errors"
+    if podman run --rm $crun --network="$network" --rootfs "$folder/rootfs" true </dev/null >/dev/null 2>"$folder/errors"
     then echo ok
     else tr '\\n' ' ' <"$folder/errors"; echo
     fi
@@ -45,19 +46,16 @@ export const podmanStarts = (
   folder: string,
   networks: ReadonlyArray<string> = ["none", "bridge", "pasta"]
 ): Effect.Effect<ReadonlyArray<Contender>, never, Scope.Scope> =>
-  Effect.gen(function* () {
-    if (findProgram("podman") === undefined) return []
-    const { ask } = yield* script(podmanLoop, [folder])
-    const run = (network: string): Contender => ({
+  Effect.map(script(podmanLoop, [folder]), ({ ask }) =>
+    networks.map((network) => ({
       name: `podman --network=${network}`,
       run: timed(
         Effect.flatMap(ask(network), (answer) =>
           answer === "ok" ? Effect.void : new Unmeasured({ message: answer })
         )
       )
-    })
-    return networks.map(run)
-  })
+    }))
+  )
 
 // Prints a line when a server and another container run, and then, for each line "WAY KIND COUNT", what the client measures.
 const trafficLoop = `
@@ -139,8 +137,7 @@ const postgresLoop = `
   export PGPASSWORD=postgres
   while read -r line; do
     begun=$(date +%s%N)
-    if podman run -d --name server --runtime=crun --cgroups=disabled --ulimit=nofile=1024:1024 --ulimit=nproc=1024:1024 \\
-      -p 127.0.0.1:7432:5432 "$(cat "$folder/image")" >"$folder/errors" 2>&1 </dev/null
+    if podman run -d --name server $crun -p 127.0.0.1:7432:5432 "$(cat "$folder/image")" >"$folder/errors" 2>&1 </dev/null
     then
       for k in $(seq 3000); do
         psql -h 127.0.0.1 -p 7432 -U postgres -c "select 1" >"$folder/errors" 2>&1 </dev/null && break
@@ -158,12 +155,10 @@ export const podmanPostgres = (
   name: string,
   folder: string,
   layout: string
-): Effect.Effect<ReadonlyArray<Contender>, never, Scope.Scope> =>
-  Effect.gen(function* () {
-    if (findProgram("podman") === undefined) return []
-    const { ask } = yield* script(postgresLoop, [folder, layout])
-    const run = Effect.flatMap(ask("go"), (answer) =>
+): Effect.Effect<Contender, never, Scope.Scope> =>
+  Effect.map(script(postgresLoop, [folder, layout]), ({ ask }) => ({
+    name,
+    run: Effect.flatMap(ask("go"), (answer) =>
       Number(answer) > 0 ? Effect.succeed(Number(answer) / 1000) : new Unmeasured({ message: answer })
     )
-    return [{ name, run }]
-  })
+  }))
