@@ -77,10 +77,10 @@ const count = (output: string): void => {
   }
 }
 
-const isStopped = new AbortController()
+const stopping = new AbortController()
 // Ctrl-C reaches the tests as well, which end then.
-process.on("SIGINT", () => isStopped.abort())
-process.on("SIGTERM", () => isStopped.abort())
+process.on("SIGINT", () => stopping.abort())
+process.on("SIGTERM", () => stopping.abort())
 
 /** The time for the end of what a file has started and has not ended, once it has ended itself: it has its output open. */
 const REST_LIMIT_MS = 30_000
@@ -102,7 +102,7 @@ const runFile = (file: string): Promise<boolean> =>
         for (const stream of [child.stdout, child.stderr]) stream.destroy()
       }, ms)
     let limit = endLate(`${file} has not ended`, FILE_LIMIT_MS)
-    isStopped.signal.addEventListener("abort", end)
+    stopping.signal.addEventListener("abort", end)
     for (const stream of [child.stdout, child.stderr]) stream.on("data", (data: Buffer) => said.push(data))
     child.on("error", ({ message }) => said.push(Buffer.from(`${message}\n`)))
     child.on("exit", () => {
@@ -111,7 +111,7 @@ const runFile = (file: string): Promise<boolean> =>
     })
     child.on("close", (code) => {
       clearTimeout(limit)
-      isStopped.signal.removeEventListener("abort", end)
+      stopping.signal.removeEventListener("abort", end)
       const output = Buffer.concat(said)
       console.log(`\n# ${file}\n${output}`)
       count(`${output}`)
@@ -124,7 +124,7 @@ const runFiles = async (files: ReadonlyArray<string>, concurrency: number): Prom
   const queue = [...files]
   const failed: Array<string> = []
   const work = async () => {
-    for (let file = queue.shift(); file !== undefined && !isStopped.signal.aborted; file = queue.shift())
+    for (let file = queue.shift(); file !== undefined && !stopping.signal.aborted; file = queue.shift())
       if (!(await runFile(file))) failed.push(file)
   }
   await Promise.all(Array.from({ length: concurrency }, work))
@@ -144,4 +144,4 @@ console.log()
 for (const [name, number] of totals) console.log(`# ${name} ${number}`)
 for (const file of failed)
   console.log(failedTwice.includes(file) ? `# failed: ${file}` : `# passed only the second time: ${file}`)
-process.exitCode = failedTwice.length > 0 || isStopped.signal.aborted ? 1 : 0
+process.exitCode = failedTwice.length > 0 || stopping.signal.aborted ? 1 : 0

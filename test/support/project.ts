@@ -1,11 +1,15 @@
 /** A project of its own, in `project` of a folder. Its programs use `berth/promise/fixtures`, and the Berth in `data/berth` of the folder. */
+import assert from "node:assert/strict"
 import { type ChildProcess, spawn } from "node:child_process"
 import * as fs from "node:fs"
+import { after, before } from "node:test"
+import { makeTemporaryFolder, remove } from "./effect.ts"
+import { leftovers, type Snapshot, snapshot } from "./leftovers.ts"
 import { root } from "./program.ts"
 
 export const runtime = "Deno" in globalThis ? "deno" : "Bun" in globalThis ? "bun" : "node"
 
-export const makeProject = (folder: string): string => {
+const makeProject = (folder: string): string => {
   const project = `${folder}/project`
   fs.mkdirSync(project)
   fs.symlinkSync(`${root}node_modules`, `${project}/node_modules`)
@@ -17,6 +21,37 @@ export const makeProject = (folder: string): string => {
   }))
     fs.writeFileSync(`${project}/${name}`, JSON.stringify(content))
   return project
+}
+
+interface Place {
+  readonly folder: string
+  readonly project: string
+}
+
+/** The project of a suite that is not skipped, which `fill` completes. After the tests nothing of what they started may be left. */
+export const suiteProject = (skip: string | false, fill: (place: Place) => Promise<void>): Place => {
+  const place = { folder: "", project: "" }
+  let earlier: Snapshot
+
+  before(async () => {
+    if (skip !== false) return
+    place.folder = makeTemporaryFolder()
+    place.project = makeProject(place.folder)
+    await fill(place)
+    earlier = snapshot()
+  })
+
+  after(async () => {
+    if (skip !== false) return
+    const berth = `${place.folder}/data/berth`
+    const left = await leftovers(earlier, berth)
+    // Of servers that programs share.
+    const gates = fs.existsSync(`${berth}/leases`) ? fs.readdirSync(`${berth}/leases`) : []
+    remove(place.folder)
+    assert.deepEqual([left, gates], [[], []])
+  })
+
+  return place
 }
 
 /** Starts the runtime in the project, with a Berth's folder of its own in place of the default one. */
