@@ -2,15 +2,14 @@
 import * as path from "node:path"
 import * as Build from "../../Build.ts"
 import type { ImageSource } from "../../Fixture.ts"
+import type { ServiceContext } from "./service.ts"
 import { fail, type Node } from "./tree.ts"
-import { mapping, only, readKeys, unsupported, type Values } from "./values.ts"
+import { type Changeable, mapping, only, readKeys, setter, unsupported, type Values } from "./values.ts"
 
 const UNSUPPORTED =
   "cache_from cache_to entitlements extra_hosts isolation labels no_cache_filter privileged provenance pull sbom secrets shm_size ssh tags ulimits".split(
     " "
   )
-
-type Changeable<A> = { -readonly [Key in keyof A]: A[Key] }
 
 /** A folder, by a path that begins at the folder of the file. */
 const readFolder = (node: Node, values: Values, folder: string): string => {
@@ -26,62 +25,42 @@ const readFolder = (node: Node, values: Values, folder: string): string => {
  */
 export const readBuild = (
   node: Node,
-  {
-    folder,
-    lookup,
-    values
-  }: {
-    readonly folder: string
-    readonly values: Values
-    readonly lookup: (name: string) => string | undefined
-  },
+  { lookup, mounts: { folder }, values }: ServiceContext,
   tag: string | undefined
 ): ImageSource => {
   const options: Changeable<Build.DockerfileOptions> = { context: folder, tag }
-  if (node.kind === "scalar") options.context = readFolder(node, values, folder)
+  const set = setter<Build.DockerfileOptions>(options)
+  const setContext = set("context", (value) => readFolder(value, values, folder))
+  if (node.kind === "scalar") setContext(node)
   else
     readKeys(
       mapping(node),
       {
-        context: (value) => {
-          options.context = readFolder(value, values, folder)
-        },
-        dockerfile: (value) => {
-          options.file = values.text(value)
-        },
-        dockerfile_inline: (value) => {
-          options.text = values.text(value)
-        },
-        target: (value) => {
-          options.target = values.text(value)
-        },
-        args: (value) => {
+        context: setContext,
+        dockerfile: set("file", (value) => values.text(value)),
+        dockerfile_inline: set("text", (value) => values.text(value)),
+        target: set("target", (value) => values.text(value)),
+        args: set("args", (value) => {
           const pairs = values.pairs(value).map(([name, given]) => [name, given ?? lookup(name)] as const)
-          options.args = Object.fromEntries(
-            pairs.filter((pair): pair is [string, string] => pair[1] !== undefined)
+          return Object.fromEntries(pairs.filter((pair): pair is [string, string] => pair[1] !== undefined))
+        }),
+        additional_contexts: set("contexts", (value) =>
+          Object.fromEntries(
+            values
+              .pairs(value)
+              .map(([name, given, at]) =>
+                given === undefined || /^(docker-image|oci-layout|service|target):/.test(given)
+                  ? only(at.at, "a folder")
+                  : [name, path.resolve(folder, given)]
+              )
           )
-        },
-        additional_contexts: (value) => {
-          const pairs = values.pairs(value)
-          options.contexts = Object.fromEntries(
-            pairs.map(([name, given, at]) =>
-              given === undefined || /^(docker-image|oci-layout|service|target):/.test(given)
-                ? only(at.at, "a folder")
-                : [name, path.resolve(folder, given)]
-            )
-          )
-        },
-        platforms: (value) => {
+        ),
+        platforms: set("platform", (value) => {
           const [platform, second] = values.texts(value)
-          if (second !== undefined) only(value.at, "one platform")
-          options.platform = platform
-        },
-        network: (value) => {
-          options.network = values.choice(value, ["none", "host"] as const)
-        },
-        no_cache: (value) => {
-          options.cache = !values.boolean(value)
-        }
+          return second === undefined ? platform : only(value.at, "one platform")
+        }),
+        network: set("network", (value) => values.choice(value, ["none", "host"] as const)),
+        no_cache: set("cache", (value) => !values.boolean(value))
       },
       UNSUPPORTED
     )

@@ -14,7 +14,7 @@ import { signalNumber } from "../util/signals.ts"
 import { readBuild } from "./build.ts"
 import { type MountContext, readMounts, readTmpfs } from "./mounts.ts"
 import { fail, keyOf, type MapNode, type Node, type Place } from "./tree.ts"
-import { get, mapping, only, readKeys, unsupported, type Values } from "./values.ts"
+import { type Changeable, get, mapping, only, readKeys, setter, unsupported, type Values } from "./values.ts"
 
 /** What a service reads of its file, besides its own keys. */
 export interface ServiceContext {
@@ -35,8 +35,6 @@ export interface ReadService {
   readonly service: ImageService
   readonly dependencies: ReadonlyMap<string, Node>
 }
-
-type Changeable<A> = { -readonly [Key in keyof A]: A[Key] }
 
 /** Docker's: a delay of 100 ms that doubles up to a minute, and begins anew after a container that ran for ten seconds. */
 export const always: Schedule.Schedule<unknown, ExitStatus> = Schedule.exponential("100 millis").pipe(
@@ -323,11 +321,7 @@ export const readService = (name: string, node: MapNode, context: ServiceContext
   const memory = limit("memory", (value) => values.bytes(value))
   const cpus = limit("cpus", (value) => values.number(value))
   const pids = limit("pids", (value) => (values.word(value) === "-1" ? "max" : values.integer(value)))
-  const set =
-    <Key extends keyof ImageService>(key: Key, read: (value: Node) => ImageService[Key]) =>
-    (value: Node) => {
-      service[key] = read(value)
-    }
+  const set = setter<Partial<ImageService>>(service)
 
   let tag: string | undefined
   let build: Node | undefined
@@ -442,11 +436,7 @@ export const readService = (name: string, node: MapNode, context: ServiceContext
     UNSUPPORTED
   )
 
-  const {
-    lookup,
-    mounts: { folder }
-  } = context
-  const image = build === undefined ? tag : readBuild(build, { values, lookup, folder }, tag)
+  const image = build === undefined ? tag : readBuild(build, context, tag)
   if (image === undefined) return fail(node.at, "Invalid", "a service has to have an image, or a build")
   const env = [...new Map<string, string | undefined>([...fromFiles, ...environment])].filter(
     (pair): pair is [string, string] => pair[1] !== undefined

@@ -159,6 +159,17 @@ export class Values {
   }
 }
 
+/** What is filled key by key. */
+export type Changeable<A> = { -readonly [Key in keyof A]: A[Key] }
+
+/** Gives the readers of keys that set a field of `target` each. */
+export const setter =
+  <A extends object>(target: Changeable<A>) =>
+  <Key extends keyof A>(key: Key, read: (value: Node) => A[Key]) =>
+  (value: Node): void => {
+    target[key] = read(value)
+  }
+
 export const mapping = (node: Node): MapNode => (node.kind === "map" ? node : wrong(node, "a mapping"))
 
 /** The value of a key, unless it is missing or null. */
