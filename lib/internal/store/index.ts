@@ -56,11 +56,13 @@ export const read = (
   Effect.gen(function* () {
     const layout = yield* Layout.readIndex(fs, root)
     if (Option.isSome(layout)) return layout
-    if (yield* io(root)(fs.exists(`${root}/${indexFile}`))) {
-      const detail = `${versionFile} is missing: pull an image, which writes it, or write ${JSON.stringify(version)} there`
-      return yield* corrupt(root, detail)
-    }
-    return (yield* hasBlobs(fs, root)) ? yield* lostIndex(root) : Option.none()
+    const isLayoutLost = yield* io(root)(fs.exists(`${root}/${indexFile}`))
+    if (!isLayoutLost && !(yield* hasBlobs(fs, root))) return Option.none()
+    // Another process may have made the store meanwhile, and put blobs there.
+    const made = yield* Layout.readIndex(fs, root)
+    if (Option.isSome(made)) return made
+    const detail = `${versionFile} is missing: pull an image, which writes it, or write ${JSON.stringify(version)} there`
+    return yield* isLayoutLost ? corrupt(root, detail) : lostIndex(root)
   }).pipe(
     Effect.mapError((error) =>
       error.reason === "Corrupt" && error.subject !== root
