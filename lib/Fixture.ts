@@ -60,8 +60,11 @@ export interface Definition<A, R = never> {
   /** For messages and spans. */
   readonly name: string
   readonly image: ImageSource
-  /** How its container starts, to be prepared and in each fork. */
-  readonly start: Pick<StartOptions, "command" | "entrypoint" | "env" | "user" | "cwd" | "mounts" | "init">
+  /** How its container starts, to be prepared and in each fork. `upper` is for forks alone: the preparation is on disk. */
+  readonly start: Pick<
+    StartOptions,
+    "command" | "entrypoint" | "env" | "user" | "cwd" | "mounts" | "init" | "upper"
+  >
   /** The text of the log line, or an expression for it, by which the server says that it accepts connections. */
   readonly ready: string | RegExp
   /** The limit of the time until that line. Default: 60 seconds. */

@@ -84,6 +84,12 @@ export interface PostgresOptions<R = never> extends PresetOptions<Postgres, R> {
    */
   readonly fork?: "container" | "database" | undefined
   /**
+   * Where the writable layer of a server is. On disk, a new database of 300 files waits for the journal of the file system while other
+   * programs write: 80 to 240 ms, in memory 12 to 16; on an idle disk both take 20. Databases in memory can fill half of the machine's memory.
+   * Default: `"memory"` for databases, `"disk"` for containers, as `Container.snapshot` needs it.
+   */
+  readonly upper?: "disk" | "memory" | undefined
+  /**
    * `"run"`: the databases of all programs that have opened the fixture at the same time, such as the workers of a test runner, are in
    * one server, which ends within a second after the last program: see `Fixture.Definition`. The databases of a program that dies stay
    * until then. Containers as forks share the prepared data in any case, and nothing more.
@@ -94,6 +100,11 @@ export interface PostgresOptions<R = never> extends PresetOptions<Postgres, R> {
 /**
  * PostgreSQL. The image needs a user `postgres`, a shell, and the programs in the folders of Debian's packages or in
  * `/usr/local/bin`. The data is in `/var/lib/postgresql/berth`.
+ *
+ * A container's first answer takes 1.2 to 1.3 times as long as that of a `postgres` on the host, on 2 cores 38 ms: 3 for the
+ * container, 20 for the server's own start, 8 for the connection, 5 for the statement. The server opens each file of a table for writing,
+ * which copies 45 files, 5 MB. With `upper: "memory"` it is 1.1 times; while other programs write to the disk, 1.0 times instead of 1.6.
+ * As a crash of the machine may lose the data of a test, nothing is synced; WAL segments have 1 MB, since the first write copies one.
  *
  * @since 0.2.0
  * @category presets

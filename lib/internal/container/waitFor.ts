@@ -42,9 +42,14 @@ const often: Schedule.Schedule<unknown> = Schedule.union(
 
 const isSubjectFirst = (args: IArguments): boolean => isProcess(args[0])
 
+const memoryOf = ({ limit }: NonNullable<ExitStatus["outOfMemory"]>): string =>
+  limit === undefined
+    ? "the machine has no memory left"
+    : `it needs more than its limit of ${limit} bytes, limits.memory`
+
 export const stateOf = ({ exitCode, outOfMemory, signal }: ExitStatus): string =>
   outOfMemory !== undefined
-    ? "was ended by the OOM killer"
+    ? `was ended by the OOM killer: ${memoryOf(outOfMemory)}`
     : signal !== undefined
       ? `was ended by ${signal}`
       : `has ended with exit code ${exitCode}`

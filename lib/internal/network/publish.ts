@@ -205,6 +205,14 @@ export const publish = (
 ): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
   publishBy(container, given, makeProxy(container))
 
+/** The same of a TCP port, by a proxy that has been started before. */
+export const publishFrom = (
+  proxy: Proxy,
+  container: Served,
+  port: number
+): Effect.Effect<PublishedPort, BerthError, Scope.Scope> =>
+  publishPort(container, { container: port }, Effect.succeed(proxy)).pipe(whole)
+
 /** Publishes all ports of a start, by one proxy. */
 export const publishAll = (
   container: Served,
