@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/keyctl.h>
+#include <linux/sched.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -33,8 +34,8 @@
 #define CAPABILITIES 0xa80425fbull
 
 static int container, null;
-static char tasks[8][512];
-static int tasks_count;
+static char tasks[8][512]; // of version 1; the process enters a cgroup of version 2 by its clone
+static int tasks_count, unified = -1;
 
 static _Noreturn void die(const char *what) {
     fprintf(stderr, "%s: %s\n", what, strerror(errno));
@@ -114,9 +115,14 @@ static double once(void) {
     if (pipe2(out, O_CLOEXEC) < 0 || pipe2(err, O_CLOEXEC) < 0) die("pipe2");
     for (int k = 0; k < tasks_count; k++)
         if ((entrances[k] = open(tasks[k], O_WRONLY | O_CLOEXEC)) < 0) die(tasks[k]);
-    pid_t pid = (pid_t)syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
+    struct clone_args arguments = {.exit_signal = SIGCHLD};
+    if (unified >= 0) {
+        arguments.flags = CLONE_INTO_CGROUP;
+        arguments.cgroup = (uint64_t)unified;
+    }
+    pid_t pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
     if (pid == 0) child(entrances, out[1], err[1]);
-    if (pid < 0) die("clone");
+    if (pid < 0) die("clone3");
     for (int k = 0; k < tasks_count; k++) close(entrances[k]);
     close(out[1]);
     close(err[1]);
@@ -137,7 +143,11 @@ int main(int argc, char **argv) {
     null = open("/dev/null", O_RDWR | O_CLOEXEC);
     container = (int)syscall(SYS_pidfd_open, atoi(argv[1]), 0);
     if (null < 0 || container < 0) die("open");
-    for (int k = 2; k < argc && tasks_count < 8; k++) snprintf(tasks[tasks_count++], sizeof *tasks, "%s/tasks", argv[k]);
+    for (int k = 2; k < argc && tasks_count < 8; k++) {
+        snprintf(tasks[tasks_count], sizeof *tasks, "%s/tasks", argv[k]);
+        if (access(tasks[tasks_count], F_OK) == 0) tasks_count++;
+        else if ((unified = open(argv[k], O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0) die(argv[k]);
+    }
     while (fgets(line, sizeof line, stdin)) {
         printf("%.1f\n", once());
         fflush(stdout);

@@ -319,6 +319,10 @@ static _Noreturn void child(int out, int err) {
     CALL(move_mount, root, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH);
     mark(OVERLAY);
 
+    int empty = -1;
+    mask(root, &empty, "/var/lib/berth"); // a container of the host's files does not see Berth's folder
+    mark(MASK);
+
     int proc = mount_pinned(root, (int)CALL(fsopen, "proc", FSOPEN_CLOEXEC), NO_SUID_DEV_EXEC, "/proc");
     mark(PROC_SYS);
 
@@ -353,7 +357,6 @@ static _Noreturn void child(int out, int err) {
     int sys = mount_pinned(root, (int)CALL(fsopen, "sysfs", FSOPEN_CLOEXEC), MOUNT_ATTR_RDONLY | NO_SUID_DEV_EXEC, "/sys");
     mark(PROC_SYS);
 
-    int empty = -1;
     mask(proc, &empty, "acpi");
     mask(proc, &empty, "asound");
     mask(proc, &empty, "interrupts");

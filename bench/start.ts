@@ -67,7 +67,7 @@ const berth: Effect.Effect<Contender, never, Berth.Berth> = onThisBerth(BERTH, o
 
 // bench/limit.c does what these do, besides the cgroup's.
 const mirrored =
-  "process session keyring stdio unshare loopback hostname overlay-memory root mount mount bind bind bind bind bind bind " +
+  "process session keyring stdio unshare loopback hostname overlay-memory attach-root mask mount mount bind bind bind bind bind bind " +
   "symlink symlink symlink symlink symlink mount files mount mount mount mask readonly readonly pivot working-directory umask " +
   "bounding user capabilities no-new-privileges seccomp exec"
 

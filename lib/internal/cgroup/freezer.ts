@@ -19,26 +19,41 @@ export interface Entered {
   entering: number
 }
 
-const count = (all: ReadonlyArray<Entered>, change: 1 | -1): Effect.Effect<void> =>
-  Effect.sync(() => {
-    for (const one of all) one.entering += change
-  })
+const count = (all: ReadonlyArray<Entered>, change: 1 | -1): void => {
+  for (const one of all) one.entering += change
+}
 
-/** Starts a process in places that could be frozen meanwhile: a freeze waits until the process executes its command. */
+/**
+ * Starts a process in places that could be frozen meanwhile: a freeze waits until the process executes its command. Call it in an
+ * uninterruptible region, where one step does what `Effect.ensuring` needs several for.
+ */
 export const enter =
   (all: ReadonlyArray<Entered>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.zipRight(count(all, 1), Effect.ensuring(effect, count(all, -1)))
+    Effect.suspend(() => {
+      count(all, 1)
+      return Effect.matchCauseEffect(effect, {
+        onFailure: (cause) => {
+          count(all, -1)
+          return Effect.failCause(cause)
+        },
+        onSuccess: (value) => {
+          count(all, -1)
+          return Effect.succeed(value)
+        }
+      })
+    })
 
 /** Lets a freeze wait for a killed process, which would stay if it were frozen before its end. */
 export const leave = (
   all: ReadonlyArray<Entered>,
   gone: Effect.Effect<unknown, unknown>
 ): Effect.Effect<void> =>
-  Effect.zipRight(
-    count(all, 1),
-    Effect.asVoid(Effect.forkDaemon(Effect.ensuring(Effect.exit(gone), count(all, -1))))
-  ).pipe(Effect.uninterruptible)
+  Effect.suspend(() => {
+    count(all, 1)
+    const left = Effect.sync(() => count(all, -1))
+    return Effect.asVoid(Effect.forkDaemon(Effect.ensuring(Effect.exit(gone), left)))
+  }).pipe(Effect.uninterruptible)
 
 const entered = (all: ReadonlyArray<Entered>): Effect.Effect<void> =>
   Effect.suspend(() =>

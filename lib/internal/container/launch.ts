@@ -1,4 +1,5 @@
 /** Launches a process: makes its streams, sends its plan, makes its handle, and releases everything with the scope. */
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
@@ -206,12 +207,15 @@ const start = (
       const plan = Plan.make(launch.operations)
       const descriptors = { ...launch.descriptors, ...stdio.descriptors }
       if (launch.ids !== undefined) stdio.give(launch.ids, launch.settings.user)
-      return launch.berth.supervisor.start(launch.unit, plan, descriptors, interruptible).pipe(
-        Effect.tapErrorCause(() => Effect.sync(stdio.close)),
-        Effect.mapBoth({
-          onFailure: explainProcess(launch, plan),
-          onSuccess: (unit) => ({ unit, stdio, plan, scope })
-        })
+      return Effect.matchCauseEffect(
+        launch.berth.supervisor.start(launch.unit, plan, descriptors, interruptible),
+        {
+          onFailure: (cause) => {
+            stdio.close()
+            return Effect.failCause(Cause.map(cause, explainProcess(launch, plan)))
+          },
+          onSuccess: (unit) => Effect.succeed({ unit, stdio, plan, scope })
+        }
       )
     }
   )

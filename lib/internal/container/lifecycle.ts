@@ -205,46 +205,45 @@ const spawnIn = (options: SpawnOptions): Effect.Effect<Container, BerthError, Be
   })
 
 /** Looks up a user in the present files of a running container. */
-const userInside = (
-  container: Container,
-  user: string | undefined
-): Effect.Effect<users.User, BerthError> => {
-  const { settings } = container.state
-  if (user === undefined) return Effect.succeed(settings.user)
-  const subject = `container ${container.id}`
-  return Effect.gen(function* () {
+const userInside = (container: Container, user: string): Effect.Effect<users.User, BerthError> =>
+  Effect.gen(function* () {
+    const subject = `container ${container.id}`
     const passwd = yield* users.readInside(subject, container.pid, "etc/passwd")
     const group = yield* users.readInside(subject, container.pid, "etc/group")
     // The pid belonged to the container all the time if the container still runs.
     yield* running(container)
     return yield* attempt(() => users.resolve(subject, user, passwd, group))
   })
-}
 
 const execIn = (
   container: Container,
   command: ReadonlyArray<string>,
   options: ProcessOptions
 ): Effect.Effect<Process, BerthError, Scope.Scope> =>
-  Effect.gen(function* () {
-    const { state } = container
-    yield* running(container)
-    yield* attempt(() => {
-      check.process(options)
-      check.command(command)
-    })
-    const user = yield* userInside(container, options.user)
-    return yield* launchInside(container, options, {
-      arguments: command,
-      environment: {
-        ...state.settings.environment,
-        ...(options.user === undefined ? {} : { HOME: user.home }),
-        ...prepare.termOf(options),
-        ...options.env
-      },
-      workingDirectory: options.cwd ?? state.settings.workingDirectory,
-      user
-    })
+  Effect.flatMap(running(container), () => {
+    const { settings } = container.state
+    const launched = (user: users.User) =>
+      launchInside(container, options, {
+        arguments: command,
+        environment: {
+          ...settings.environment,
+          ...(options.user === undefined ? {} : { HOME: user.home }),
+          ...prepare.termOf(options),
+          ...options.env
+        },
+        workingDirectory: options.cwd ?? settings.workingDirectory,
+        user
+      })
+    return Effect.flatMap(
+      attempt(() => {
+        check.process(options)
+        check.command(command)
+      }),
+      () =>
+        options.user === undefined
+          ? launched(settings.user)
+          : Effect.flatMap(userInside(container, options.user), launched)
+    )
   })
 
 export const execStream: {

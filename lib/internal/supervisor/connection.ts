@@ -434,8 +434,12 @@ const releaseUnit = (
   Effect.async<Leftover | undefined>((resume) => {
     const finish = (leftover: Leftover | undefined): void => {
       unit.released = undefined
-      // A number that outlived its descriptor could become the number of another one.
-      closeAll(unit.descriptors)
+      // A number that outlived its descriptor could become the number of another one. The close of a root may wait, that of a
+      // pidfd does not.
+      const [first, second] = unit.descriptors
+      if (unit.pid > 0 && first >= 0) native().close(first)
+      else closeAll([first])
+      closeAll([second])
       unit.descriptors = [-1, -1]
       Loop.release()
       resume(Effect.succeed(leftover))
@@ -469,10 +473,10 @@ const got = (
   pending: Pending,
   begin: Effect.Effect<void, BerthError>
 ): Effect.Effect<Unit, BerthError> =>
-  begin.pipe(
-    Effect.tapErrorCause(() => releaseUnit(connection, id, pending)),
-    Effect.map(() => unitOf(connection, id, pending))
-  )
+  Effect.matchCauseEffect(begin, {
+    onFailure: (cause) => Effect.zipRight(releaseUnit(connection, id, pending), Effect.failCause(cause)),
+    onSuccess: () => Effect.succeed(unitOf(connection, id, pending))
+  })
 
 /** See `Supervisor.start`. */
 export const startUnit = (
