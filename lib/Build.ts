@@ -139,8 +139,13 @@ export interface ImageOptions extends Pick<GetOptions, "pull" | "platform"> {
   readonly cache?: boolean | undefined
   /** How many steps run at once. Default: the number of processors. */
   readonly concurrency?: number | undefined
-  /** The time that a named image says it was made. Default: `SOURCE_DATE_EPOCH` of the environment in seconds, else now. */
+  /**
+   * The time that a named image says it was made, and the latest that its new files have. Default: `SOURCE_DATE_EPOCH` of the
+   * environment in seconds, else now. Equal steps on an equal base with an equal time make an equal image.
+   */
   readonly created?: Date | undefined
+  /** How new layers of a named image are compressed. Default: `"gzip"`, which every registry and tool reads. */
+  readonly compression?: "gzip" | "zstd" | undefined
   /** Gets each event of the build. */
   readonly onEvent?: ((event: BuildEvent) => void) | undefined
 }

@@ -142,7 +142,9 @@ const built = (build: Build, options: ImageOptions): Effect.Effect<Image, BerthE
     )
     const { tag } = options
     if (tag === undefined) return state.image
-    return yield* exporting((module) => module.named(state, { tag, created: options.created ?? epoch() }))
+    return yield* exporting((module) =>
+      module.named(state, { ...options, created: options.created ?? epoch() })
+    )
   }).pipe(
     Store.keeping,
     Effect.withSpan("berth.Build.image", { attributes: { "container.image.name": options.tag } })
