@@ -9,7 +9,7 @@ import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { build } from "esbuild"
-import { podmanStarts } from "./networkRivals.ts"
+import { podmanStarts } from "./rivals.ts"
 import {
   type Contender,
   capture,

@@ -9,14 +9,18 @@ import { createServer } from "node:net"
 import { availableParallelism } from "node:os"
 import { parseArgs } from "node:util"
 import { Berth, Container, type Fixture, WaitFor } from "berth"
-import { type Postgres, postgres } from "berth/fixtures"
+import { mariadb, type Postgres, postgres, redis } from "berth/fixtures"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import type * as Scope from "effect/Scope"
+import { Redis } from "ioredis"
+import { createConnection } from "mysql2/promise"
 import pg from "pg"
 import { diskUsage } from "../lib/internal/disk/usage.ts"
 import { descendants } from "../test/support/leftovers.ts"
 import { service } from "../test/support/services.ts"
+import { podmanPostgres } from "./rivals.ts"
 import {
   interleave,
   machine,
@@ -24,6 +28,8 @@ import {
   onBerth,
   onThisBerth,
   ratio,
+  type Target,
+  targetsTable,
   temporaryFolder,
   timed,
   timesTable,
@@ -36,18 +42,16 @@ const BARE = "postgres of the host"
 const COPIED = "postgres of the host, on a copy"
 const FORK = "Berth, fork"
 const DATABASE = "Berth, fork: database"
+const AHEAD = "Berth, database for a test that follows one of 300 ms"
+const ON_DEMAND = "Berth, database that nothing has made ahead"
 const RUNNING = "Berth, fork of a running server"
 const COLD = "Berth, prepared and forked"
 
-/** So many forks at once have this much memory. */
 const MANY = 50
-const MANY_BYTES_MAX = 1.5e9
 
-const targets = [
-  { name: FORK, base: BARE, most: 1.3 },
-  { name: FORK, base: COPIED, most: 1 },
-  { name: DATABASE, base: BARE, most: 0.5 }
-]
+const REDIS = "Berth, fork of Redis"
+const MARIADB = "Berth, fork of MariaDB"
+const PODMAN = "podman run -p"
 
 const ready = "database system is ready to accept connections"
 
@@ -157,15 +161,45 @@ const measureMany = (source: Fixture.Source<Postgres>) =>
       )
       const bytes = [supervisor.pid, ...descendants(supervisor.pid)].reduce((sum, pid) => sum + pss(pid), 0)
       const disk = ((yield* diskUsage(supervisor.folder)) - before) / MANY
-      const verdict = bytes <= MANY_BYTES_MAX ? "met" : "not met"
       yield* Console.log(
-        `${MANY} forks at once: ${milliseconds(millis)} ms; ${(bytes / 1e6).toFixed(0)} MB of memory (PSS), target <= ${
-          MANY_BYTES_MAX / 1e6
-        }: ${verdict}; ${(disk / 1e6).toFixed(1)} MB of disk each, of what has blocks by then`
+        `${MANY} forks at once: ${milliseconds(millis)} ms; ${(disk / 1e6).toFixed(1)} MB of disk each, of what has blocks by then\n`
       )
       return { millis, bytes, disk }
     })
   )
+
+/** A fork of an empty server of another kind, to its first answer and its end; or why there is none. */
+const otherServer = (name: "redis" | "mariadb") =>
+  Effect.gen(function* () {
+    const { image, missing } = yield* Effect.promise(() => service(name))
+    if (missing !== false) return Either.left(missing)
+    if (name === "redis") {
+      const source = yield* redis({ image, migrate: () => Effect.void, key: "bench" }).open
+      return Either.right(
+        Effect.scoped(
+          Effect.flatMap(source.fork(), ({ url }) =>
+            Effect.tryPromise(async () => {
+              const client = new Redis(url)
+              await client.ping()
+              client.disconnect()
+            })
+          )
+        )
+      )
+    }
+    const source = yield* mariadb({ image, migrate: () => Effect.void, key: "bench" }).open
+    return Either.right(
+      Effect.scoped(
+        Effect.flatMap(source.fork(), ({ url }) =>
+          Effect.tryPromise(async () => {
+            const client = await createConnection(url)
+            await client.query("select 1")
+            await client.end()
+          })
+        )
+      )
+    )
+  })
 
 const measure = (rounds: number) =>
   Effect.gen(function* () {
@@ -197,13 +231,24 @@ const measure = (rounds: number) =>
     )
     const contender = (name: string, effect: Effect.Effect<void, unknown, Berth.Berth>) =>
       onThisBerth(name, mapped(effect))
+    const timedAfter = (
+      name: string,
+      before: Effect.Effect<unknown, Unmeasured, Berth.Berth | Scope.Scope>,
+      effect: Effect.Effect<unknown, Unmeasured, Berth.Berth | Scope.Scope>
+    ) =>
+      Effect.map(Effect.context<Berth.Berth>(), (context) => ({
+        name,
+        run: Effect.provide(Effect.scoped(Effect.zipRight(before, timed(effect))), context)
+      }))
     const bare = host(yield* temporaryFolder)
     const prepared = yield* Effect.either(Effect.tryPromise({ try: bare.prepare, catch: unmeasured }))
     const contenders = [
       yield* contender(COLD, cold),
       yield* contender(FORK, forked(servers)),
       yield* contender(RUNNING, recovered),
-      yield* contender(DATABASE, forked(databases))
+      yield* contender(DATABASE, forked(databases)),
+      yield* timedAfter(AHEAD, mapped(Effect.sleep("300 millis")), mapped(databases.fork())),
+      yield* timedAfter(ON_DEMAND, mapped(databases.fork()), mapped(databases.fork()))
     ]
     if (prepared._tag === "Left") yield* Console.log(`skipped ${BARE}: ${prepared.left.message}`)
     else {
@@ -221,17 +266,27 @@ const measure = (rounds: number) =>
         yield* contender(COPIED, Effect.tryPromise(copied))
       )
     }
+    for (const [name, other] of [
+      [REDIS, yield* mapped(otherServer("redis"))],
+      [MARIADB, yield* mapped(otherServer("mariadb"))]
+    ] as const)
+      if (other._tag === "Left") yield* Console.log(`skipped ${name}: ${other.left}`)
+      else contenders.push(yield* contender(name, other.right))
+    const { layout } = yield* mapped(image)
+    if (layout !== undefined)
+      contenders.push(...(yield* podmanPostgres(PODMAN, yield* temporaryFolder, layout)))
     const { skipped, summaries } = yield* interleave(contenders, { rounds, warmups: 1 })
     for (const [name, why] of skipped) yield* Console.log(`skipped ${name}: ${why}`)
     yield* Console.log(timesTable(summaries, BARE))
-    for (const { base, most, name } of targets) {
-      const value = ratio(summaries, name, base)
-      if (Number.isNaN(value)) continue
-      yield* Console.log(
-        `${name} / ${base}: ${value.toFixed(2)}, target <= ${most}: ${value <= most ? "met" : "not met"}`
-      )
-    }
     const many = yield* mapped(measureMany(servers))
+    const targets: ReadonlyArray<Target> = [
+      { what: `${FORK} / ${BARE}`, value: ratio(summaries, FORK, BARE), atMost: 1.3 },
+      { what: `${FORK} / ${PODMAN}`, value: ratio(summaries, FORK, PODMAN), atMost: 0.1 },
+      { what: `${ON_DEMAND}, ms`, value: summaries[ON_DEMAND]!.median, atMost: 60 },
+      { what: `${AHEAD}, ms`, value: summaries[AHEAD]!.median, atMost: 5 },
+      { what: `memory of ${MANY} forks, MB (PSS)`, value: many.bytes / 1e6, atMost: 1500 }
+    ]
+    yield* Console.log(targetsTable(targets, "medians"))
     yield* Console.log(
       `written: ${writeResults("fixtures", { machine: machine(), rounds, summaries, many })}`
     )

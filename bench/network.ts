@@ -9,7 +9,7 @@ import { type Berth, Container, Image, Network, WaitFor } from "berth"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { podmanStarts, type Rival, rival } from "./networkRivals.ts"
+import { podmanStarts, type Rival, rival } from "./rivals.ts"
 import {
   build,
   type Contender,

@@ -5,7 +5,6 @@
  *
  * @since 0.2.0
  */
-import * as Cause from "effect/Cause"
 import type * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -16,7 +15,7 @@ import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Container, ExitStatus, StartOptions, StopOptions } from "./Container.ts"
 import type { GetOptions, Image } from "./Image.ts"
-import { addLog } from "./internal/fixtures/addLog.ts"
+import { withLog } from "./internal/fixtures/addLog.ts"
 import * as internal from "./internal/fixtures/fixture.ts"
 import * as groups from "./internal/fixtures/group.ts"
 import type { Mount } from "./Mount.ts"
@@ -173,14 +172,7 @@ export const use = <A, R, B, E, R2>(
   options?: ForkOptions
 ): Effect.Effect<B, E | BerthError, Berth | R | Exclude<R2, Scope.Scope>> =>
   Effect.scoped(
-    Effect.flatMap(fork(fixture, options), (server) =>
-      Effect.tapErrorCause(body(server), (cause) =>
-        Effect.sync(() => {
-          for (const error of [...Cause.failures(cause), ...Cause.defects(cause)])
-            addLog(error, fixture.name, server.container)
-        })
-      )
-    )
+    Effect.flatMap(fork(fixture, options), (server) => withLog(fixture.name, server.container)(body(server)))
   ) as never
 
 /**

@@ -192,6 +192,18 @@ RUN ls /cache /scratch /run/secrets /other.txt 2>/dev/null > /left || true
     ["an unknown mount", "FROM scratch\nRUN --mount=type=ssh x", "Unsupported", ":2: .*ssh"],
     ["an address", "FROM scratch\nADD https://example.test/x /", "Unsupported", ":2: .*https"],
     ["an invalid port", "FROM scratch\nEXPOSE x", "Syntax", ":2: .*EXPOSE x"],
+    [
+      "a check besides NONE",
+      "FROM scratch\nHEALTHCHECK NONE CMD x",
+      "Syntax",
+      ":2: .*NONE takes nothing else"
+    ],
+    [
+      "a time of no health check",
+      "FROM scratch\nHEALTHCHECK --timeout=1s NONE",
+      "Syntax",
+      ":2: .*NONE takes nothing else"
+    ],
     ["an ONBUILD of an ONBUILD", "FROM scratch\nONBUILD ONBUILD RUN x", "Syntax", ":2: .*ONBUILD"]
   ] as const)
     effect(

@@ -441,7 +441,8 @@ describe("a store shared by processes", { skip: whyNoRegistry }, () => {
     const folder = `${root}/killed`
     const name = `${registry.host}/team/app:1`
     let seen = 0
-    for (let round = 0; round < 5; round++) {
+    // On a busy machine some kills come before the first name.
+    for (let round = 0; round < 5 || (seen === 0 && round < 50); round++) {
       const other = child("churn", folder, name)
       const exit = ended(other)
       assert.equal(await firstLine(other), "churning")

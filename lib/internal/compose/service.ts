@@ -11,6 +11,7 @@ import { parseName } from "../network/network.ts"
 import { parsePorts } from "../network/ports.ts"
 import { nearest } from "../util/didYouMean.ts"
 import { signalNumber } from "../util/signals.ts"
+import { readBuild } from "./build.ts"
 import { type MountContext, readMounts, readTmpfs } from "./mounts.ts"
 import { fail, keyOf, type MapNode, type Node, type Place } from "./tree.ts"
 import { get, mapping, only, readKeys, unsupported, type Values } from "./values.ts"
@@ -286,7 +287,6 @@ const readNetworks = (
 
 /** The keys that Berth does not have, each with a hint or without. */
 const UNSUPPORTED: Readonly<Record<string, string | undefined>> = {
-  build: "images are not built yet. Build it with another tool, and name the image with the key image",
   extends: "repeat the other service, or use an anchor and <<",
   links: "services find each other by their names; depends_on and aliases of networks say the rest",
   secrets: "mount a file",
@@ -329,10 +329,17 @@ export const readService = (name: string, node: MapNode, context: ServiceContext
       service[key] = read(value)
     }
 
+  let tag: string | undefined
+  let build: Node | undefined
   readKeys(
     node,
     {
-      image: set("image", (value) => values.text(value)),
+      image: (value) => {
+        tag = values.text(value)
+      },
+      build: (value) => {
+        build = value
+      },
       pull_policy: set("pull", (value) => {
         const policy = values.text(value)
         if (policy === "missing" || policy === "if_not_present") return "missing"
@@ -435,8 +442,12 @@ export const readService = (name: string, node: MapNode, context: ServiceContext
     UNSUPPORTED
   )
 
-  const { image } = service
-  if (image === undefined) return fail(node.at, "Invalid", "a service has to have an image")
+  const {
+    lookup,
+    mounts: { folder }
+  } = context
+  const image = build === undefined ? tag : readBuild(build, { values, lookup, folder }, tag)
+  if (image === undefined) return fail(node.at, "Invalid", "a service has to have an image, or a build")
   const env = [...new Map<string, string | undefined>([...fromFiles, ...environment])].filter(
     (pair): pair is [string, string] => pair[1] !== undefined
   )

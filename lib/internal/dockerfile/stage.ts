@@ -254,7 +254,11 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
       startInterval: duration("start-interval"),
       retries: retries === undefined ? undefined : Number(retries)
     }
-    if (kind.toUpperCase() === "NONE") return { test: ["NONE"], ...timing }
+    if (kind.toUpperCase() === "NONE") {
+      if (after !== "" || Object.values(timing).some((value) => value !== undefined))
+        throw new SyntaxFailure(line, "HEALTHCHECK NONE takes nothing else")
+      return { test: ["NONE"], ...timing }
+    }
     if (kind.toUpperCase() !== "CMD" || after === "")
       throw new SyntaxFailure(line, "HEALTHCHECK needs CMD with a command, or NONE")
     const exec = jsonOf(after)

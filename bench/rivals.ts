@@ -1,5 +1,5 @@
 /**
- * The networks of podman and Docker, for bench/network.ts. Each engine runs in network, mount and pid namespaces of its own: it adds a
+ * Podman and Docker beside Berth, for bench/network.ts and bench/fixtures.ts. Each engine runs in network, mount and pid namespaces of its own: it adds a
  * bridge and rules of a firewall to the network that it runs in, and what it starts ends with it.
  */
 
@@ -23,7 +23,7 @@ const common = `
   printf '[network]\\nnetwork_backend = "%s"\\nnetwork_config_dir = "%s"\\n' "$backend" "$folder/etc" >"$folder/containers.conf"
   export CONTAINERS_CONF="$folder/containers.conf"
   podman() {
-    command podman --storage-driver vfs --root "$folder/root" --runroot "$folder/run" --tmpdir "$folder/tmp" "$@"
+    command podman --storage-driver "\${driver:-vfs}" --root "$folder/root" --runroot "$folder/run" --tmpdir "$folder/tmp" "$@"
   }
 `
 
@@ -126,4 +126,44 @@ export const rival = (
         )
       }))
     return { ways, contenders }
+  })
+
+// For each line, a new server of the image, until psql by a port of the host has an answer, and until it is gone: microseconds.
+const postgresLoop = `
+  layout=$2
+  driver=overlay
+  mkdir "$folder/root" && mount -t tmpfs tmpfs "$folder/root" &&
+  podman pull --quiet "oci:$layout" >"$folder/image" 2>"$folder/errors" </dev/null || {
+    tr '\\n' ' ' <"$folder/errors"; echo; exit 1
+  }
+  export PGPASSWORD=postgres
+  while read -r line; do
+    begun=$(date +%s%N)
+    if podman run -d --name server --runtime=crun --cgroups=disabled --ulimit=nofile=1024:1024 --ulimit=nproc=1024:1024 \\
+      -p 127.0.0.1:7432:5432 "$(cat "$folder/image")" >"$folder/errors" 2>&1 </dev/null
+    then
+      for k in $(seq 3000); do
+        psql -h 127.0.0.1 -p 7432 -U postgres -c "select 1" >"$folder/errors" 2>&1 </dev/null && break
+        sleep 0.01
+      done
+      podman rm -f -t 0 server >/dev/null 2>&1
+      echo $((($(date +%s%N) - begun) / 1000))
+    else tr '\\n' ' ' <"$folder/errors"; echo
+    fi
+  done
+`
+
+/** A new PostgreSQL of an OCI layout by podman with a published port, to the first answer and its end. */
+export const podmanPostgres = (
+  name: string,
+  folder: string,
+  layout: string
+): Effect.Effect<ReadonlyArray<Contender>, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    if (findProgram("podman") === undefined) return []
+    const { ask } = yield* script(postgresLoop, [folder, layout])
+    const run = Effect.flatMap(ask("go"), (answer) =>
+      Number(answer) > 0 ? Effect.succeed(Number(answer) / 1000) : new Unmeasured({ message: answer })
+    )
+    return [{ name, run }]
   })
