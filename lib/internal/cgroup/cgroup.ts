@@ -397,14 +397,15 @@ export const moveTo = (folder: string, pid: number): void => {
 const PASSES_MAX = 100
 
 /** Moves all of these and their new children, until there are none left. */
-export const moveAll = (folder: string, pids: () => ReadonlyArray<number>): void => {
-  for (let pass = 0; pass < PASSES_MAX; pass++) {
-    const there = new Set(members(folder))
-    const rest = pids().filter((pid) => !there.has(pid))
-    if (rest.length === 0) return
-    for (const pid of rest) moveTo(folder, pid)
-  }
-}
+export const moveAll = (folder: string, pids: () => ReadonlyArray<number>): Effect.Effect<void, BerthError> =>
+  filesOf("cgroup", `${folder}/cgroup.procs`, () => {
+    for (let pass = 0; pass < PASSES_MAX; pass++) {
+      const there = new Set(members(folder))
+      const rest = pids().filter((pid) => !there.has(pid))
+      if (rest.length === 0) return
+      for (const pid of rest) moveTo(folder, pid)
+    }
+  })
 
 /** Runs operations as a unit of their own, and returns the effect that releases the unit. */
 export const perform = (berth: Berth, name: string, list: ReadonlyArray<Plan.Operation>) => {
@@ -471,7 +472,7 @@ const grow = (
         const to = cgroup.folders as Array<Folder>
         // First, so that processes that start meanwhile enter them.
         to.push(...added)
-        for (const { path } of added) yield* filesOf("cgroup", path, () => moveAll(path, pids))
+        for (const { path } of added) yield* moveAll(path, pids)
       })
     )
   })

@@ -36,8 +36,7 @@ const adopt = (
     // Earlier execs are moved with the others, once they are visible.
     yield* freezer.settled(container.state.inside)
     const pids = () => processes.processesOf(container)
-    for (const { path } of made.folders)
-      yield* internal.filesOf("cgroup", path, () => internal.moveAll(path, pids))
+    for (const { path } of made.folders) yield* internal.moveAll(path, pids)
     return cgroup
   }).pipe(Effect.uninterruptible)
 
