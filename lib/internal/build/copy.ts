@@ -175,6 +175,7 @@ export const copy = (
     const names = selection.sources.map(({ isFolder, name }) => [name, isFolder])
     return {
       key: ["copy", options, names, selection.digest],
+      files: selection.files,
       make: (key) => copied(key, source, selection)
     }
   })
