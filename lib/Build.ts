@@ -165,7 +165,7 @@ export type BuildEvent = {
 } & (
   | {
       readonly _tag: "Started"
-      /** Why the step runs: the inputs that have changed since its last build, as in `Explanation`. */
+      /** Why the step runs: the inputs that have changed since its last build, as in `Explanation`. Empty if none is recorded. */
       readonly reasons: ReadonlyArray<string>
     }
   | { readonly _tag: "Failed" }

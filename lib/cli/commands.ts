@@ -204,11 +204,33 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
         "What the steps reach: nothing, or what this machine reaches."
       ),
       noCache: flag("no-cache", "Runs all steps, also those that have been made before."),
-      platform
+      platform,
+      compression: choice(
+        "compression",
+        ["gzip", "zstd"],
+        "How new layers of an image with a name are compressed."
+      ),
+      output: text({
+        name: "o, output",
+        value: "PATH",
+        help: "Writes the result to this file or folder, in place of an image in the store."
+      }),
+      format: choice(
+        "format",
+        ["folder", "tar", "oci-archive", "oci-layout", "docker-archive"],
+        "What --output writes: files, an archive of them, or the image."
+      ),
+      path: text({
+        name: "path",
+        value: "PATH",
+        help: "The file or folder of the result that --output writes. Default: all files, /."
+      }),
+      explain: flag("explain", "Says which steps would run, and why, and runs none of them.")
     },
     examples: [
       "berth build --tag team/app:1 .",
-      "berth build --network host --build-arg VERSION=2 --tag app ."
+      "berth build --network host --build-arg VERSION=2 --tag app .",
+      "berth build --output dist --path /app/dist/. ."
     ],
     load: async () => (await import("./build.ts")).build
   }),

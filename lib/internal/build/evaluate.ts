@@ -103,13 +103,15 @@ const layered = (
     if (explain !== undefined) {
       const found = yield* kept(image, name)
       const isMade = Option.isSome(found)
-      explain({ ...event, isMade, reasons: isMade ? [] : Inputs.reasonsOf(berth, place, inputs()) })
+      const unknown = ["no build of this step, after the same steps, is recorded"]
+      const reasons = isMade ? [] : (Inputs.reasonsOf(berth, place, inputs()) ?? unknown)
+      explain({ ...event, isMade, reasons })
       const layers = isMade ? found.value.layers : image.layers
       return { ...state, image: make({ ...image, layers }), isUnknown: !isMade }
     }
     const run = Effect.suspend(() => {
-      const reasons = isCached ? Inputs.reasonsOf(berth, place, inputs()) : ["the cache is not used"]
-      tell({ _tag: "Started", ...event, reasons })
+      const reasons = isCached ? Inputs.reasonsOf(berth, place, inputs()) : undefined
+      tell({ _tag: "Started", ...event, reasons: reasons ?? [] })
       const began = performance.now()
       return makeLayer(name).pipe(
         slots.withPermits(1),

@@ -106,10 +106,10 @@ const named = (names: ReadonlyArray<string>, what: string): ReadonlyArray<string
         `${names.length - NAMES_SHOWN} more inputs like these`
       ]
 
-/** Why a step has no layer yet: what changed since its inputs were recorded. */
-export const reasonsOf = (berth: Berth, place: string, inputs: Inputs): ReadonlyArray<string> => {
+/** Why a step has no layer yet: what changed since its inputs were recorded; undefined if they were not. */
+export const reasonsOf = (berth: Berth, place: string, inputs: Inputs): ReadonlyArray<string> | undefined => {
   const before = read(berth, place)?.inputs
-  if (before === undefined) return ["no build of this step, after the same steps, is recorded"]
+  if (before === undefined) return undefined
   const has = (all: Inputs, name: string) => Object.hasOwn(all, name)
   const reasons = [
     ...named(
