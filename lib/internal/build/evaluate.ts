@@ -15,6 +15,7 @@ import { make } from "../image/image.ts"
 import { kept } from "../image/kept.ts"
 import * as Kept from "../layer/kept.ts"
 import * as copying from "./copy.ts"
+import { alias, unlessEqual } from "./equal.ts"
 import * as Inputs from "./inputs.ts"
 import type { From, Node } from "./node.ts"
 import * as running from "./run.ts"
@@ -43,6 +44,8 @@ export interface Made {
   readonly key: unknown
   /** What the key has of each file that is copied, by its path. */
   readonly files?: ReadonlyMap<string, string> | undefined
+  /** A key that more layers have in common, if it takes longer to find. */
+  readonly refined?: Effect.Effect<Pick<Made, "key" | "files">, BerthError, Berth> | undefined
   /** Makes the layer with this key on top of the image; gives none if the step changes nothing. */
   readonly make: (key: string) => Effect.Effect<Image.Image | undefined, BerthError, Berth>
 }
@@ -88,7 +91,7 @@ const layered = (
   evaluation: Evaluation,
   node: Step,
   state: State,
-  { files, key, make: makeLayer }: Made
+  { files, key, make: makeLayer, refined }: Made
 ): Effect.Effect<State, BerthError, Berth> =>
   Effect.gen(function* () {
     const { berth, explain, numbers, options, slots, tell } = evaluation
@@ -101,7 +104,9 @@ const layered = (
     const place = Inputs.placeOf(node)
     const inputs = () => Inputs.inputsOf(node, image, state.identity, files, options.network)
     if (explain !== undefined) {
-      const found = yield* kept(image, name)
+      const common = refined === undefined ? undefined : keyOf([state.identity, (yield* refined).key])
+      const own = yield* kept(image, name)
+      const found = Option.isNone(own) && common !== undefined ? yield* kept(image, common) : own
       const isMade = Option.isSome(found)
       const unknown = ["no build of this step, after the same steps, is recorded"]
       const reasons = isMade ? [] : (Inputs.reasonsOf(berth, place, inputs()) ?? unknown)
@@ -109,32 +114,45 @@ const layered = (
       const layers = isMade ? found.value.layers : image.layers
       return { ...state, image: make({ ...image, layers }), isUnknown: !isMade }
     }
-    const run = Effect.suspend(() => {
-      const reasons = isCached ? Inputs.reasonsOf(berth, place, inputs()) : undefined
-      tell({ _tag: "Started", ...event, reasons: reasons ?? [] })
-      const began = performance.now()
-      return makeLayer(name).pipe(
-        slots.withPermits(1),
-        Effect.tap(() =>
-          Effect.sync(() => tell({ _tag: "Done", ...event, millis: performance.now() - began }))
-        ),
-        Effect.tapErrorCause(() => Effect.sync(() => tell({ _tag: "Failed", ...event })))
-      )
-    })
+    const before = isCached ? Inputs.lastName(berth, place) : undefined
+    const run = (as: string) =>
+      Effect.suspend(() => {
+        const reasons = isCached ? Inputs.reasonsOf(berth, place, inputs()) : undefined
+        tell({ _tag: "Started", ...event, reasons: reasons ?? [] })
+        const began = performance.now()
+        return unlessEqual(berth, image, { as, before, makeLayer }).pipe(
+          slots.withPermits(1),
+          Effect.tap(() =>
+            Effect.sync(() => tell({ _tag: "Done", ...event, millis: performance.now() - began }))
+          ),
+          Effect.tapErrorCause(() => Effect.sync(() => tell({ _tag: "Failed", ...event })))
+        )
+      })
     const find = Effect.tap(kept(image, name), (found) =>
       Effect.sync(() => {
         if (Option.isSome(found)) tell({ _tag: "Cached", ...event })
       })
     )
-    const orRun = (otherwise: typeof run) =>
+    const orRun = (otherwise: ReturnType<typeof run>) =>
       Effect.flatMap(
         find,
         Option.match({ onNone: () => otherwise, onSome: (found) => Effect.succeed(found) })
       )
+    /** Takes the layer of the refined key, or makes it under that. */
+    const byRefined = (effect: NonNullable<typeof refined>) =>
+      Effect.gen(function* () {
+        const common = keyOf([state.identity, (yield* effect).key])
+        const found = yield* kept(image, common)
+        if (Option.isSome(found)) tell({ _tag: "Cached", ...event })
+        const made = Option.isSome(found) ? found.value : yield* run(common)
+        if (made !== undefined) yield* alias(berth, image, name, made)
+        return made
+      })
+    const orMake = refined === undefined ? run(name) : byRefined(refined)
     // Looked up again once nobody else makes it.
     const made = yield* isCached
-      ? orRun(Kept.exclusive(berth, Kept.folderOf(berth, image, name), orRun(run)))
-      : run
+      ? orRun(Kept.exclusive(berth, Kept.folderOf(berth, image, name), orRun(orMake)))
+      : run(name)
     if (isCached) Inputs.record(berth, place, name, inputs)
     const isNew = made !== undefined && made.layers.length > image.layers.length
     const history: History = { created_by: node.text, ...(isNew ? {} : { empty_layer: true }) }

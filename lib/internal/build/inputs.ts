@@ -128,6 +128,9 @@ export const reasonsOf = (berth: Berth, place: string, inputs: Inputs): Readonly
   return reasons.length > 0 ? reasons : ["its layer is not in the store any more, or it has failed before"]
 }
 
+/** The name of the layer that a step had last. */
+export const lastName = (berth: Berth, place: string): string | undefined => read(berth, place)?.name
+
 /** Records the inputs of a step whose layer is there under a name. Without room for it, no reason can be told later. */
 export const record = (berth: Berth, place: string, name: string, inputs: () => Inputs): void => {
   if (read(berth, place)?.name === name) return

@@ -1,4 +1,5 @@
 /** Makes the blob of an image layer of a writable layer, by native/pack. */
+import { closeSync, openSync } from "node:fs"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
@@ -11,7 +12,7 @@ import { reportOf, type Source, sourceAt } from "./nativeProgram.ts"
 import { decodePath } from "./sidecar.ts"
 import { DEFAULT_LAYER_BYTES_MAX } from "./unpack.ts"
 
-export type Compression = "gzip" | "zstd"
+export type Compression = "gzip" | "zstd" | "none"
 
 export interface Options {
   readonly compression: Compression
@@ -97,3 +98,15 @@ export const pack = (
       detail: `berth-pack ended without a report: ${JSON.stringify(text.slice(-200))}`
     })
   })
+
+/** A digest of all files of a layer without their times: equal for layers that differ in nothing else. */
+export const contentOf = (berth: Berth, layer: string): Effect.Effect<Digest, BerthError> =>
+  Effect.gen(function* () {
+    const nowhere = yield* Effect.acquireRelease(
+      Effect.sync(() => openSync("/dev/null", "w")),
+      (fd) => Effect.sync(() => closeSync(fd))
+    )
+    const options = { compression: "none", maxHoleBytes: DEFAULT_LAYER_BYTES_MAX, latest: 0 } as const
+    const packed = yield* pack(berth, `layer ${layer}`, { upper: layer, ids: undefined }, options, nowhere)
+    return packed.diffId
+  }).pipe(Effect.scoped)
