@@ -312,8 +312,15 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
   command({
     name: "gc",
     summary: "Removes the blobs and layers that no name reaches and no container uses.",
-    parts: { dryRun: flag("dry-run", "Only tells what would be removed.") },
-    examples: ["berth gc --dry-run"],
+    parts: {
+      dryRun: flag("dry-run", "Only tells what would be removed."),
+      keep: text({
+        name: "keep",
+        value: "SIZE",
+        help: "The size that layers of builds and fixtures, and caches of builds, may have together, as 10GiB. Default: no limit."
+      })
+    },
+    examples: ["berth gc --dry-run", "berth gc --keep 10GiB"],
     load: async () => (await store()).gc
   }),
   command({

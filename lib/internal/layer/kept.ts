@@ -199,6 +199,8 @@ const namesIn = (berth: Berth): Effect.Effect<ReadonlyArray<string>> =>
 export interface Found {
   readonly folder: string
   readonly named: ReadonlyArray<string> | undefined
+  /** The time of its last use; 0 if nothing names it. */
+  readonly usedMillis: number
 }
 
 export const list = (berth: Berth): Effect.Effect<ReadonlyArray<Found>, ImageError> =>
@@ -208,18 +210,19 @@ export const list = (berth: Berth): Effect.Effect<ReadonlyArray<Found>, ImageErr
       .map((name) => `${parentFolder(berth)}/${name}`)
     return yield* Effect.forEach(folders, (folder) =>
       Effect.gen(function* () {
+        const unnamed = { folder, named: undefined, usedMillis: 0 }
         const own = yield* readRecord(berth, folder, "record.json")
         const record = Option.isSome(own) ? own : yield* readRecord(berth, folder, "alias.json")
         // Without a record that can be read, no key leads to it.
-        if (Option.isNone(record) || record.value.key === null) return { folder, named: undefined }
+        if (Option.isNone(record) || record.value.key === null) return unnamed
         const used = yield* attempt(folder, async () => (await fs.stat(folder)).mtimeMs)
-        if (Date.now() - used > UNUSED_DAYS_MAX * 24 * 3600 * 1000) return { folder, named: undefined }
+        if (Date.now() - used > UNUSED_DAYS_MAX * 24 * 3600 * 1000) return unnamed
         const below = record.value.layers.map((layer) =>
           layer.startsWith("/") ? layer : `${berth.layers}/${layer}`.replace(/\/upper$/, "")
         )
         const { same } = record.value
         const named = [...below, folder, ...(same === undefined ? [] : [`${parentFolder(berth)}/${same}`])]
-        return { folder, named }
+        return { folder, named, usedMillis: used }
       })
     )
   })

@@ -66,5 +66,10 @@ export interface Images {
   ) => Promise<ReadonlyArray<Image.HistoryEntry>>
   readonly tag: (name: string, newName: string, options?: CallOptions) => Promise<void>
   readonly remove: (name: string, options?: CallOptions) => Promise<void>
-  readonly gc: (options?: { readonly dryRun?: boolean | undefined } & CallOptions) => Promise<Store.Collected>
+  readonly gc: (
+    options?: {
+      readonly dryRun?: boolean | undefined
+      readonly keep?: number | string | undefined
+    } & CallOptions
+  ) => Promise<Store.Collected>
 }
