@@ -9,10 +9,11 @@ import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import type * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
 import type { Berth } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Limits } from "./Cgroup.ts"
-import type { StartOptions } from "./Container.ts"
+import type { Container, StartOptions } from "./Container.ts"
 import type { GetOptions, Image, ImageConfig } from "./Image.ts"
 import * as internal from "./internal/build/build.ts"
 import type { Node } from "./internal/build/node.ts"
@@ -139,8 +140,13 @@ export interface ImageOptions extends Pick<GetOptions, "pull" | "platform"> {
   readonly cache?: boolean | undefined
   /** How many steps run at once. Default: the number of processors. */
   readonly concurrency?: number | undefined
-  /** The time that a named image says it was made. Default: `SOURCE_DATE_EPOCH` of the environment in seconds, else now. */
+  /**
+   * The time that a named image says it was made, and the latest that its new files have. Default: `SOURCE_DATE_EPOCH` of the
+   * environment in seconds, else now. Equal steps on an equal base with an equal time make an equal image.
+   */
   readonly created?: Date | undefined
+  /** How new layers of a named image are compressed. Default: `"gzip"`, which every registry and tool reads. */
+  readonly compression?: "gzip" | "zstd" | undefined
   /** Gets each event of the build. */
   readonly onEvent?: ((event: BuildEvent) => void) | undefined
 }
@@ -157,12 +163,80 @@ export type BuildEvent = {
   /** The file and line that have the step: `Dockerfile:12`. */
   readonly place: string | undefined
 } & (
-  | { readonly _tag: "Started" | "Failed" }
+  | {
+      readonly _tag: "Started"
+      /** Why the step runs: the inputs that have changed since its last build, as in `Explanation`. Empty if none is recorded. */
+      readonly reasons: ReadonlyArray<string>
+    }
+  | { readonly _tag: "Failed" }
   /** The step had been made before. */
   | { readonly _tag: "Cached" }
   | { readonly _tag: "Output"; readonly stream: "stdout" | "stderr"; readonly line: string }
   | { readonly _tag: "Done"; readonly millis: number }
 )
+
+/**
+ * What a build would do with a step that makes a layer.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Explanation {
+  /** The number of the step, in the order in which the build comes to it. */
+  readonly step: number
+  /** The step as its author wrote it. */
+  readonly text: string
+  /** The file and line that have the step. */
+  readonly place: string | undefined
+  /** Whether its layer is in the store, so that it does not run. */
+  readonly isMade: boolean
+  /** Why it would run: `the file package.json has changed`, `the variable VERSION is new`. Empty if it would not. */
+  readonly reasons: ReadonlyArray<string>
+}
+
+/**
+ * Options of `export`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ExportOptions extends ImageOptions {
+  /** The file or folder of the host, relative to this program's working directory. */
+  readonly to: string
+  /**
+   * `"folder"` copies files, owned by the user of this program, without set-user-ID bits and capabilities; an existing folder gets them
+   * beside its own. `"tar"` is an archive of them, with owners and modes. The others are the image, as `Image.save` writes it. Default:
+   * `"folder"`.
+   */
+  readonly format?: "folder" | "tar" | "oci-archive" | "oci-layout" | "docker-archive" | undefined
+  /**
+   * For `"folder"` and `"tar"`: a file or folder of the image; the contents of a folder if it ends in `/.`. Default: all files, `"/."`.
+   */
+  readonly path?: string | undefined
+}
+
+/**
+ * Options of `shell`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface ShellOptions extends ImageOptions {
+  /** Options of the container. Default: those of the failed step, with the command `/bin/sh`. */
+  readonly start?: StartOptions | undefined
+}
+
+/**
+ * A container on the files before the step that fails.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Shell {
+  readonly container: Container
+  /** The failure; undefined if no step fails, and then the container has the files of the result. */
+  readonly failure: BerthError | undefined
+}
 
 /**
  * @since 0.2.0
@@ -257,6 +331,58 @@ export const image: {
   (options?: ImageOptions): (build: Build) => Effect.Effect<Image, BerthError, Berth>
   (build: Build, options?: ImageOptions): Effect.Effect<Image, BerthError, Berth>
 } = internal.image
+
+const exported: {
+  (options: ExportOptions): (build: Build) => Effect.Effect<void, BerthError, Berth>
+  (build: Build, options: ExportOptions): Effect.Effect<void, BerthError, Berth>
+} = internal.exported
+
+export {
+  /**
+   * Builds, and writes the result to the host: its files, an archive of them or one of them, or the image for other tools. A file appears
+   * completely or not at all.
+   *
+   * Fails as `image` does, with `InvalidOption` for a format that is unknown and a target that `Image.save` refuses, and with
+   * `OperationFailed` for a path that the image lacks.
+   *
+   * @since 0.2.0
+   * @category running
+   * @example
+   * import { Build } from "berth"
+   *
+   * const program = Build.from("127.0.0.1:5000/library/alpine:3").pipe(
+   *   Build.run("mkdir /out; date > /out/made"),
+   *   Build.export({ path: "/out/.", to: "dist" })
+   * )
+   */
+  exported as export
+}
+
+/**
+ * Tells which steps a build would run, and why: which input has changed since the last build with the same steps before it. Nothing
+ * runs. A step after one that runs is told to run, even if an equal result of the one before would end the change there.
+ *
+ * @since 0.2.0
+ * @category getters
+ */
+export const explain: {
+  (options?: ImageOptions): (build: Build) => Effect.Effect<ReadonlyArray<Explanation>, BerthError, Berth>
+  (build: Build, options?: ImageOptions): Effect.Effect<ReadonlyArray<Explanation>, BerthError, Berth>
+} = internal.explain
+
+/**
+ * Builds, and starts a container on the files before the step that fails, with the user, variables, mounts and network of that step: to
+ * look for the reason. It lives as long as the scope.
+ *
+ * Fails as `Container.start` does.
+ *
+ * @since 0.2.0
+ * @category running
+ */
+export const shell: {
+  (options?: ShellOptions): (build: Build) => Effect.Effect<Shell, BerthError, Berth | Scope.Scope>
+  (build: Build, options?: ShellOptions): Effect.Effect<Shell, BerthError, Berth | Scope.Scope>
+} = internal.shell
 
 /**
  * Options of `dockerfile`.

@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type * as Stream from "effect/Stream"
 import { Berth } from "./Berth.ts"
-import { ImageError } from "./BerthError.ts"
+import { type BerthError, ImageError } from "./BerthError.ts"
 import { readBounded } from "./internal/disk/files.ts"
 import type * as Oci from "./internal/oci/documents.ts"
 import { DOCUMENT_BYTES_MAX } from "./internal/oci/documents.ts"
@@ -18,6 +18,7 @@ import * as digests from "./internal/util/digest.ts"
 import { later } from "./internal/util/later.ts"
 import type { Digest } from "./Reference.ts"
 
+const pruning = later(() => import("./internal/build/prune.ts"))
 const collecting = later(() => import("./internal/gc/collect.ts"))
 
 /**
@@ -180,7 +181,7 @@ export interface Collected {
   readonly blobs: number
   /** The number of unpacked layers. */
   readonly layers: number
-  /** The bytes of both on the disk. */
+  /** The bytes of both on the disk, and of caches of builds. */
   readonly bytes: number
 }
 
@@ -193,7 +194,7 @@ export interface Collected {
  *
  * Other tools that write into the layout do not use Berth's lock: run this after they have ended.
  *
- * Fails with an `ImageError`, and removes nothing: `Corrupt`, `DigestMismatch` or `TooLarge` if `oci-layout`,
+ * Fails with `InvalidOption` for `keep`, and with an `ImageError`, and removes nothing: `Corrupt`, `DigestMismatch` or `TooLarge` if `oci-layout`,
  * `index.json`, or a manifest, index or config is missing or cannot be read, because its references are unknown then,
  * or if a pull has moved such an `index.json` aside (`index.json.broken-...`), until that file is removed; `Storage` if
  * the disk refuses.
@@ -204,8 +205,21 @@ export interface Collected {
 export const gc = (options?: {
   /** Whether to report only, without removing anything. Default: false. */
   readonly dryRun?: boolean | undefined
-}): Effect.Effect<Collected, ImageError, Berth> =>
-  Effect.flatMap(Berth, (berth) => collecting((module) => module.gc(berth, options?.dryRun ?? false)))
+  /**
+   * The size that the layers of keys (of builds, fixtures and `Container.keep`) and the caches of builds may have on the disk together,
+   * as a number or as text like "10GiB". Beyond it, the layers that were unused for longest are removed, and then the largest caches;
+   * what is in use stays. Default: no limit.
+   *
+   * @since 0.2.0
+   */
+  readonly keep?: number | string | undefined
+}): Effect.Effect<Collected, BerthError, Berth> =>
+  Effect.flatMap(Berth, (berth) => {
+    const { dryRun = false, keep } = options ?? {}
+    return keep === undefined
+      ? collecting((module) => module.gc(berth, dryRun))
+      : pruning((module) => module.gc(berth, dryRun, keep))
+  })
 
 /**
  * The disk space of an image in bytes: its blobs and its unpacked layers.

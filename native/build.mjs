@@ -80,6 +80,11 @@ const targets = {
     flags: ["-ffunction-sections", "-Wl,--gc-sections"],
     libraries: ["-l:libarchive.a", "-l:libzstd.a", "-l:libcrypto.a", "-lpthread"]
   },
+  "berth-pack": {
+    sources: ["pack/pack.c", "pack/member.c", "pack/sink.c", "common/confine.c"],
+    flags: ["-ffunction-sections", "-Wl,--gc-sections"],
+    libraries: ["-l:libzstd.a", "-l:libcrypto.a", "-lpthread"]
+  },
   "berth-copy": { sources: ["copy/copy.c", "common/confine.c"], static: true },
   "berth-proxy": {
     sources: [
@@ -115,7 +120,10 @@ const INSIDE = "berth-supervisor-inside"
 
 const isPlain = (name) => name.endsWith(".node") || name === INSIDE
 
-/** Debian has no static ISA-L: unless `isal` is one, the unpacker finds a copy of the shared library beside itself. */
+/** These link ISA-L. */
+const compressing = ["berth-unpack", "berth-pack"]
+
+/** Debian has no static ISA-L: unless `isal` is one, a program finds a copy of the shared library beside itself. */
 const withIsal = (target, isal) =>
   isal === undefined
     ? {
@@ -173,7 +181,7 @@ export const build = async ({
     .map((file) => readFileSync(`${here}${file}`))
   const jobs = [...names, ...(sanitize ? [INSIDE] : [])].map(async (name) => {
     const own = targets[name === INSIDE ? "berth-supervisor" : name]
-    const target = name === "berth-unpack" ? withIsal(own, isal) : own
+    const target = compressing.includes(name) ? withIsal(own, isal) : own
     const args = plan(name, target, { flags, libraries, out, sanitize })
     const hash = createHash("sha256").update(JSON.stringify([cc, args]))
     for (const content of [...headerContents, ...target.sources.map((s) => readFileSync(`${here}${s}`))])

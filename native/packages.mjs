@@ -21,7 +21,14 @@ const processors = {
 }
 
 /** These are static, and the same for both C libraries. */
-const programs = ["berth-supervisor", "berth-unpack", "berth-proxy", "berth-names", "berth-copy"]
+const programs = [
+  "berth-supervisor",
+  "berth-unpack",
+  "berth-proxy",
+  "berth-names",
+  "berth-copy",
+  "berth-pack"
+]
 
 /** The Debian packages whose code is in the native part. Their licenses ask for their text. */
 const libraries = [

@@ -2,9 +2,10 @@
 import * as fs from "node:fs"
 import process from "node:process"
 import type { BuildEvent } from "../Build.ts"
+import { live, plain } from "./buildView.ts"
 import { messageOf } from "./failure.ts"
 import { environment, invalid } from "./given.ts"
-import { type Invocation, openBerth, print, printEvent, remark } from "./invocation.ts"
+import { type Invocation, openBerth, print, printEvent } from "./invocation.ts"
 
 export interface BuildOptions {
   readonly context: string
@@ -16,6 +17,11 @@ export interface BuildOptions {
   readonly network: "none" | "host"
   readonly noCache: boolean
   readonly platform: string | undefined
+  readonly compression: "gzip" | "zstd"
+  readonly output: string | undefined
+  readonly format: "folder" | "tar" | "oci-archive" | "oci-layout" | "docker-archive"
+  readonly path: string | undefined
+  readonly explain: boolean
 }
 
 /** `id=NAME,src=FILE`, `id=NAME,env=VARIABLE`, or `id=NAME` with the variable of that name. */
@@ -28,34 +34,36 @@ const secretOf = (text: string): readonly [id: string, value: string] => {
   return [id, process.env[variable] ?? invalid("--secret", text, `a variable ${variable} in the environment`)]
 }
 
-/** A line for each step, and its output. */
-const show = (event: BuildEvent): void => {
-  const step = `#${event.step}`
-  switch (event._tag) {
-    case "Started":
-      return remark(`${step} ${messageOf(event.text)}`)
-    case "Cached":
-      return remark(`${step} ${messageOf(event.text)} (made before)`)
-    case "Output":
-      return remark(`${step} | ${messageOf(event.line)}`)
-    case "Done":
-      return remark(`${step} done in ${(event.millis / 1000).toFixed(1)} s`)
-    case "Failed":
-      return remark(`${step} failed`)
-  }
-}
-
 export const build = async (options: BuildOptions, invocation: Invocation): Promise<void> => {
-  const { buildArg, context, file, network, noCache, platform, secret, tag, target } = options
+  const { buildArg, compression, context, explain, file, format, network, noCache } = options
+  const { output, path, platform, secret, tag, target } = options
   const args = environment("--build-arg", buildArg)
   const secrets = Object.fromEntries(secret.map(secretOf))
   await using berth = await openBerth(invocation)
   const { json, signal } = invocation
-  const image = await berth.images.build({
-    ...{ context, file, tag, target, args, secrets, network, platform, signal },
-    cache: !noCache,
-    onEvent: json ? ({ _tag, ...event }) => printEvent(_tag.toLowerCase(), event) : show
-  })
+  const given = {
+    ...{ context, file, tag, target, args, secrets, network, platform, signal, compression },
+    cache: !noCache
+  }
+  if (explain) {
+    const steps = await berth.images.explain(given)
+    if (json) for (const step of steps) printEvent("step", step)
+    else
+      for (const { isMade, reasons, step, text } of steps)
+        print(`#${step} ${messageOf(text)}: ${isMade ? "made before" : messageOf(reasons.join(", "))}`)
+    return
+  }
+  const view = process.stderr.isTTY ? live(process.stderr) : plain(process.stderr)
+  const watched = {
+    ...given,
+    onEvent: json ? ({ _tag, ...event }: BuildEvent) => printEvent(_tag.toLowerCase(), event) : view.show
+  }
+  // The view is gone before the result or the error is written.
+  if (output !== undefined) {
+    await berth.images.export({ ...watched, to: output, format, path }).finally(view.close)
+    return json ? printEvent("exported", { to: output }) : print(output)
+  }
+  const image = await berth.images.build(watched).finally(view.close)
   const { config, digest, reference } = image
   if (json) printEvent("image", { reference, digest, config })
   else print(digest === undefined ? `built, without a name: give it one by --tag` : `${reference} ${digest}`)

@@ -204,11 +204,33 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
         "What the steps reach: nothing, or what this machine reaches."
       ),
       noCache: flag("no-cache", "Runs all steps, also those that have been made before."),
-      platform
+      platform,
+      compression: choice(
+        "compression",
+        ["gzip", "zstd"],
+        "How new layers of an image with a name are compressed."
+      ),
+      output: text({
+        name: "o, output",
+        value: "PATH",
+        help: "Writes the result to this file or folder, in place of an image in the store."
+      }),
+      format: choice(
+        "format",
+        ["folder", "tar", "oci-archive", "oci-layout", "docker-archive"],
+        "What --output writes: files, an archive of them, or the image."
+      ),
+      path: text({
+        name: "path",
+        value: "PATH",
+        help: "The file or folder of the result that --output writes. Default: all files, /."
+      }),
+      explain: flag("explain", "Says which steps would run, and why, and runs none of them.")
     },
     examples: [
       "berth build --tag team/app:1 .",
-      "berth build --network host --build-arg VERSION=2 --tag app ."
+      "berth build --network host --build-arg VERSION=2 --tag app .",
+      "berth build --output dist --path /app/dist/. ."
     ],
     load: async () => (await import("./build.ts")).build
   }),
@@ -290,8 +312,15 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
   command({
     name: "gc",
     summary: "Removes the blobs and layers that no name reaches and no container uses.",
-    parts: { dryRun: flag("dry-run", "Only tells what would be removed.") },
-    examples: ["berth gc --dry-run"],
+    parts: {
+      dryRun: flag("dry-run", "Only tells what would be removed."),
+      keep: text({
+        name: "keep",
+        value: "SIZE",
+        help: "The size that layers of builds and fixtures, and caches of builds, may have together, as 10GiB. Default: no limit."
+      })
+    },
+    examples: ["berth gc --dry-run", "berth gc --keep 10GiB"],
     load: async () => (await store()).gc
   }),
   command({

@@ -131,9 +131,12 @@ export const rm = async (
   if (invocation.json) printJson({ removed: names })
 }
 
-export const gc = async ({ dryRun }: { readonly dryRun: boolean }, invocation: Invocation): Promise<void> => {
+export const gc = async (
+  { dryRun, keep }: { readonly dryRun: boolean; readonly keep: string | undefined },
+  invocation: Invocation
+): Promise<void> => {
   await using berth = await openBerth(invocation)
-  const collected = await berth.images.gc({ dryRun, signal: invocation.signal })
+  const collected = await berth.images.gc({ dryRun, keep, signal: invocation.signal })
   if (invocation.json) return printJson({ ...collected, dryRun })
   const { blobs, bytes, layers } = collected
   print(`${dryRun ? "would remove" : "removed"} ${blobs} blobs and ${layers} layers: ${megabytes(bytes)}`)

@@ -84,6 +84,36 @@ suite("Build", (effect, folder) => {
   )
 
   effect(
+    "equal steps with an equal time make an equal image, with gzip and with zstd, and its layers are not unpacked again",
+    function* () {
+      const app = Build.from(yield* busybox).pipe(Build.run("echo made > /made"), Build.workdir("/app"))
+      const created = new Date("2020-01-02T03:04:05Z")
+      for (const compression of ["gzip", "zstd"] as const) {
+        const [one, other] = [
+          yield* Build.image(app, { tag: "team/one:1", created, compression, cache: false }),
+          yield* Build.image(app, { tag: "team/other:1", created, compression })
+        ]
+        assert.equal(other.digest, one.digest)
+        assert.ok(one.layers.slice(1).every((layer) => layer.includes("/kept/")))
+        assert.equal(yield* output(one, "cat", "/made"), "made\n")
+        const read = (digest: string) =>
+          JSON.parse(fs.readFileSync(`${folder()}/store/blobs/${digest.replace(":", "/")}`, "utf8"))
+        const { layers } = read(one.digest!)
+        assert.match(layers.at(-1).mediaType, compression === "gzip" ? /tar\+gzip$/ : /tar\+zstd$/)
+        const again = yield* Image.fromStore("team/one:1")
+        assert.deepEqual(
+          again.layers.filter((layer) => layer.includes("/kept/")),
+          []
+        )
+        assert.equal(yield* output(again, "stat", "-c", "%Y", "/made"), `${created.getTime() / 1000}\n`)
+      }
+      const wrong = { tag: "team/one:1", compression: "xz" as "gzip" }
+      assert.equal((yield* failure("InvalidOption", Build.image(app, wrong))).option, "compression")
+    },
+    skip
+  )
+
+  effect(
     "a change of a copied file runs the copy and what is after it, a new time of change runs nothing",
     function* () {
       const context = yield* contextOf("changed", { a: "1", b: "1" })

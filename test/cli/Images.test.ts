@@ -3,8 +3,9 @@ import * as fs from "node:fs"
 import { after, before } from "node:test"
 import * as Effect from "effect/Effect"
 import { Image } from "../../lib/index.ts"
-import { berth, events } from "../support/cli.ts"
+import { berth, events, startBerth } from "../support/cli.ts"
 import { makeTemporaryFolder, remove, suite } from "../support/effect.ts"
+import { ended } from "../support/program.ts"
 import { startRegistry, whyNoServer, withoutDockerConfig } from "../support/registry.ts"
 import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
 
@@ -118,6 +119,31 @@ suite("the commands of images", (effect, folder) => {
         events(again.stdout).map(({ type }) => type),
         ["cached", "image"]
       )
+      const explained = yield* call("build", "--explain", "--build-arg", "WORD=other", context)
+      assert.equal(explained.stdout, "#1 RUN echo said; echo $WORD > /word: the variable WORD has changed\n")
+      const exported = yield* call(
+        "build",
+        "-o",
+        `${work}/out`,
+        "--path",
+        "/word",
+        "--build-arg",
+        "WORD=mine",
+        context
+      )
+      assert.deepEqual([exported.code, exported.stdout], [0, `${work}/out\n`])
+      assert.equal(fs.readFileSync(`${work}/out`, "utf8"), "mine\n")
+      fs.writeFileSync(`${context}/Dockerfile`, "FROM local/base:1\nRUN echo begun; sleep 1000\n")
+      const child = startBerth(["build", "--folder", folder(), context])
+      let said = ""
+      child.stderr!.on("data", (bytes) => {
+        said += bytes
+        if (said.includes("begun")) child.kill("SIGINT")
+      })
+      const interrupted = yield* Effect.promise(() => ended(child))
+      assert.equal(interrupted.code, 130, interrupted.stderr)
+      const rest = yield* call("build", "--explain", context)
+      assert.match(rest.stdout, /^#1 RUN echo begun; sleep 1000: no build /)
       fs.writeFileSync(`${context}/Dockerfile`, "FROM local/base:1\nRUN echo bad; exit 3\n")
       const failed = yield* call("build", context)
       assert.equal(failed.code, 1)

@@ -283,6 +283,32 @@ suite("Container.commit", (effect, berthFolder) => {
     { skip }
   )
 
+  for (const [what, options] of [
+    ["of a fixed size", { upperSize: "16MiB" }],
+    ["of a container with userns", { userns: "auto" }]
+  ] as const)
+    effect.asRoot(
+      `a commit has the files, ids and attributes inside of a writable layer ${what}`,
+      function* () {
+        const box = yield* Container.start(yield* image, {
+          entrypoint: ["/bin/busybox", "sh", "-c"],
+          command: [
+            "echo a > /tmp/a; busybox chown 5:6 /tmp/a; busybox chmod 4711 /tmp/a; busybox rm /etc/motd"
+          ],
+          user: "root",
+          upper: "disk",
+          cwd: "/",
+          ...options
+        })
+        assert.equal((yield* box.exit).exitCode, 0)
+        const made = yield* Container.commit(box)
+        assert.deepEqual(yield* membersOf(made), ["./", "etc/", "etc/.wh.motd", "tmp/", "tmp/a"])
+        const shown = yield* run(made, "busybox stat -c '%u:%g %a' / /etc /tmp/a", { user: "root" })
+        assert.equal(shown.stdout, "0:0 755\n0:0 755\n5:6 4711\n")
+      },
+      { skip }
+    )
+
   effect(
     "a commit of a running container with its layer in memory has only the files that it wrote",
     function* () {

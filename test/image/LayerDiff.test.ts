@@ -12,6 +12,7 @@ import * as inRoot from "../../lib/internal/files/rooted.ts"
 import { native } from "../../lib/internal/system/addon.ts"
 import { concat } from "../../lib/internal/util/bytes.ts"
 import { failure, makeTemporaryFolder, remove, suite } from "../support/effect.ts"
+import { pack } from "../support/pack.ts"
 import { makeRoot, whyNoBusybox, withConfig, withLayers } from "../support/rootfs.ts"
 import { binary, env } from "../support/unpack.ts"
 
@@ -265,6 +266,8 @@ suite("ImageLayer.diff", (effect) => {
           const other = yield* mounted(lower, [lower, `${here}/layer`])
           assert.deepEqual(describe(other.root), wanted)
           assert.ok(Buffer.from(yield* diff(one.upper)).equals(archive), "twice the same bytes")
+          const packed = pack(one.upper, ["--compression=none"])
+          assert.ok(packed.blob.equals(archive), `native/pack makes the same tar: ${packed.report.join(" ")}`)
         }).pipe(Effect.scoped)
       yield* Effect.promise(() =>
         fc.assert(

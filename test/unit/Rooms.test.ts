@@ -10,7 +10,7 @@ const orders: Readonly<Record<string, ReadonlyArray<string>>> = {
     "util system disk ids security files oci registry supervisor network tar cgroup store layer berth gc image volume container fixtures compose build dockerfile promise".split(
       " "
     ),
-  native: ["common", "supervisor", "addon", "proxy", "names", "unpack", "copy", "fuzz"]
+  native: ["common", "supervisor", "addon", "proxy", "names", "unpack", "copy", "pack", "fuzz"]
 }
 
 const importsOf = (file: string): ReadonlyArray<string> => {

@@ -5,6 +5,7 @@ import * as process from "node:process"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import { hasProperty } from "effect/Predicate"
+import type * as Scope from "effect/Scope"
 import { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
 import type {
@@ -13,17 +14,24 @@ import type {
   ConfigOptions,
   Context,
   CopyOptions,
+  Explanation,
+  ExportOptions,
   ImageOptions,
-  RunOptions
+  RunOptions,
+  Shell,
+  ShellOptions
 } from "../../Build.ts"
 import type { Image, ImageConfig } from "../../Image.ts"
 import * as Store from "../store/store.ts"
 import { later } from "../util/later.ts"
 import { prints } from "../util/prints.ts"
+import type { Evaluation, State } from "./evaluate.ts"
 import type { Node, Source } from "./node.ts"
 
 const evaluation = later(() => import("./evaluate.ts"))
 const exporting = later(() => import("./export.ts"))
+const writing = later(() => import("./output.ts"))
+const shells = later(() => import("./shell.ts"))
 
 export const TypeId: BuildTypeId = Symbol.for("berth/Build") as BuildTypeId
 
@@ -123,26 +131,28 @@ const epoch = (): Date | undefined => {
   return /^\d{1,12}$/.test(text) ? new Date(Number(text) * 1000) : undefined
 }
 
-const built = (build: Build, options: ImageOptions): Effect.Effect<Image, BerthError, Berth> =>
+/** The state after the last step. */
+const evaluated = (
+  build: Build,
+  options: ImageOptions,
+  watched: Pick<Evaluation, "explain" | "failed"> = {}
+): Effect.Effect<State, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
     const slots = yield* Effect.makeSemaphore(options.concurrency ?? os.availableParallelism())
-    const state = yield* evaluation((module) =>
-      module.evaluate(
-        {
-          berth,
-          options,
-          tell: options.onEvent ?? (() => {}),
-          slots,
-          known: new Map(),
-          numbers: new Map()
-        },
-        build.node
-      )
-    )
+    const tell = options.onEvent ?? (() => {})
+    const how = { berth, options, tell, slots, known: new Map(), numbers: new Map(), ...watched }
+    return yield* evaluation((module) => module.evaluate(how, build.node))
+  })
+
+const built = (build: Build, options: ImageOptions): Effect.Effect<Image, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const state = yield* evaluated(build, options)
     const { tag } = options
     if (tag === undefined) return state.image
-    return yield* exporting((module) => module.named(state, { tag, created: options.created ?? epoch() }))
+    return yield* exporting((module) =>
+      module.named(state, { ...options, created: options.created ?? epoch() })
+    )
   }).pipe(
     Store.keeping,
     Effect.withSpan("berth.Build.image", { attributes: { "container.image.name": options.tag } })
@@ -152,3 +162,42 @@ export const image = dual<
   (options?: ImageOptions) => (build: Build) => Effect.Effect<Image, BerthError, Berth>,
   (build: Build, options?: ImageOptions) => Effect.Effect<Image, BerthError, Berth>
 >(isDataFirst, (build, options = {}) => built(build, options))
+
+export const exported = dual<
+  (options: ExportOptions) => (build: Build) => Effect.Effect<void, BerthError, Berth>,
+  (build: Build, options: ExportOptions) => Effect.Effect<void, BerthError, Berth>
+>(2, (build, options) =>
+  writing((module) =>
+    Effect.gen(function* () {
+      yield* module.check(options)
+      const state = yield* evaluated(build, options)
+      yield* module.output(state, options, options.created ?? epoch())
+    })
+  ).pipe(
+    Store.keeping,
+    Effect.withSpan("berth.Build.export", { attributes: { "berth.build.target": options.to } })
+  )
+)
+
+export const explain = dual<
+  (options?: ImageOptions) => (build: Build) => Effect.Effect<ReadonlyArray<Explanation>, BerthError, Berth>,
+  (build: Build, options?: ImageOptions) => Effect.Effect<ReadonlyArray<Explanation>, BerthError, Berth>
+>(isDataFirst, (build, options = {}) =>
+  Effect.suspend(() => {
+    const explained: Array<Explanation> = []
+    return Effect.as(
+      evaluated(build, { ...options, cache: true }, { explain: (one) => explained.push(one) }),
+      explained
+    )
+  }).pipe(Store.keeping, Effect.withSpan("berth.Build.explain"))
+)
+
+export const shell = dual<
+  (options?: ShellOptions) => (build: Build) => Effect.Effect<Shell, BerthError, Berth | Scope.Scope>,
+  (build: Build, options?: ShellOptions) => Effect.Effect<Shell, BerthError, Berth | Scope.Scope>
+>(isDataFirst, (build, options = {}) =>
+  shells((module) => module.shell((failed) => evaluated(build, options, { failed }), options)).pipe(
+    Store.keeping,
+    Effect.withSpan("berth.Build.shell")
+  )
+)

@@ -148,6 +148,10 @@ export const copy = (
       )
     const keep = (metadata: Metadata): Metadata => ({ ...metadata, ...ids, mode: mode ?? metadata.mode })
     const options = [path, owner ?? null, mode ?? null]
+    const keyed = ({ digest, files, sources }: files.Selection) => ({
+      key: ["copy", options, sources.map(({ isFolder, name }) => [name, isFolder]), digest],
+      files
+    })
     const copied = (key: string, source: number, selection: files.Selection) =>
       written(
         evaluation,
@@ -163,6 +167,10 @@ export const copy = (
     if (fromImage?.layers.every((layer) => layer.startsWith(`${berth.layers}/`)) === true)
       return {
         key: ["copy", options, paths, fromImage.layers],
+        // Other layers can have equal files.
+        refined: Effect.scoped(
+          Effect.map(Effect.flatMap(sourceOf(fromImage, node), select), (selection) => keyed(selection))
+        ),
         make: (key) =>
           Effect.scoped(
             Effect.flatMap(sourceOf(fromImage, node), (source) =>
@@ -172,9 +180,8 @@ export const copy = (
       }
     const source = yield* sourceOf(context ?? fromImage!, node)
     const selection = yield* select(source)
-    const names = selection.sources.map(({ isFolder, name }) => [name, isFolder])
     return {
-      key: ["copy", options, names, selection.digest],
+      ...keyed(selection),
       make: (key) => copied(key, source, selection)
     }
   })

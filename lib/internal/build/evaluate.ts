@@ -8,13 +8,15 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
-import type { BuildEvent, ImageOptions } from "../../Build.ts"
+import type { BuildEvent, Explanation, ImageOptions } from "../../Build.ts"
 import * as Image from "../../Image.ts"
 import type { History } from "../image/derive.ts"
 import { make } from "../image/image.ts"
 import { kept } from "../image/kept.ts"
 import * as Kept from "../layer/kept.ts"
 import * as copying from "./copy.ts"
+import { alias, unlessEqual } from "./equal.ts"
+import * as Inputs from "./inputs.ts"
 import type { From, Node } from "./node.ts"
 import * as running from "./run.ts"
 
@@ -32,12 +34,18 @@ export interface State {
   readonly raw: Readonly<Record<string, unknown>>
   /** What each step since then adds to the history, with the layer that it made. */
   readonly steps: ReadonlyArray<{ readonly history: History; readonly layer: string | undefined }>
+  /** Whether a step that has not been made is among them, so that the files are not known; only if nothing runs. */
+  readonly isUnknown: boolean
 }
 
 /** What a step that makes a layer needs. */
 export interface Made {
   /** All that it depends on, except for the layers below it. */
   readonly key: unknown
+  /** What the key has of each file that is copied, by its path. */
+  readonly files?: ReadonlyMap<string, string> | undefined
+  /** A key that more layers have in common, if it takes longer to find. */
+  readonly refined?: Effect.Effect<Pick<Made, "key" | "files">, BerthError, Berth> | undefined
   /** Makes the layer with this key on top of the image; gives none if the step changes nothing. */
   readonly make: (key: string) => Effect.Effect<Image.Image | undefined, BerthError, Berth>
 }
@@ -52,7 +60,13 @@ export interface Evaluation {
   readonly known: Map<Node, Effect.Effect<State, BerthError, Berth>>
   /** The numbers of the steps that make layers, in the order in which the build came to them. */
   readonly numbers: Map<Node, number>
+  /** If it is there, nothing runs: it gets the steps that would, with the reasons. */
+  readonly explain?: ((explanation: Explanation) => void) | undefined
+  /** Gets each step that fails, with the image before it. */
+  readonly failed?: ((node: Step, image: Image.Image) => void) | undefined
 }
+
+type Step = Exclude<Node, From>
 
 const withConfig = (image: Image.Image, config: Partial<Image.ImageConfig>): Image.Image =>
   make({ ...image, config: { ...image.config, ...config } })
@@ -75,43 +89,71 @@ const keyOf = (parts: unknown): string =>
 /** The state after a step that makes a layer, which comes from the store if it has been made before. */
 const layered = (
   evaluation: Evaluation,
-  node: Exclude<Node, From>,
+  node: Step,
   state: State,
-  { key, make: makeLayer }: Made
+  { files, key, make: makeLayer, refined }: Made
 ): Effect.Effect<State, BerthError, Berth> =>
   Effect.gen(function* () {
-    const { berth, numbers, options, slots, tell } = evaluation
+    const { berth, explain, numbers, options, slots, tell } = evaluation
     const { image } = state
     const isCached = options.cache !== false
     // A layer that is in the store under its key stays there, so what runs anew gets a key of its own.
     const name = keyOf([state.identity, key, ...(isCached ? [] : [randomUUID()])])
     numbers.set(node, numbers.size + 1)
     const event = { step: numbers.get(node)!, text: node.text, place: node.place }
-    const run = Effect.suspend(() => {
-      tell({ _tag: "Started", ...event })
-      const began = performance.now()
-      return makeLayer(name).pipe(
-        slots.withPermits(1),
-        Effect.tap(() =>
-          Effect.sync(() => tell({ _tag: "Done", ...event, millis: performance.now() - began }))
-        ),
-        Effect.tapErrorCause(() => Effect.sync(() => tell({ _tag: "Failed", ...event })))
-      )
-    })
+    const place = Inputs.placeOf(node)
+    const inputs = () => Inputs.inputsOf(node, image, state.identity, files, options.network)
+    if (explain !== undefined) {
+      const common = refined === undefined ? undefined : keyOf([state.identity, (yield* refined).key])
+      const own = yield* kept(image, name)
+      const found = Option.isNone(own) && common !== undefined ? yield* kept(image, common) : own
+      const isMade = Option.isSome(found)
+      const unknown = ["no build of this step, after the same steps, is recorded"]
+      const reasons = isMade ? [] : (Inputs.reasonsOf(berth, place, inputs()) ?? unknown)
+      explain({ ...event, isMade, reasons })
+      const layers = isMade ? found.value.layers : image.layers
+      return { ...state, image: make({ ...image, layers }), isUnknown: !isMade }
+    }
+    const before = isCached ? Inputs.lastName(berth, place) : undefined
+    const run = (as: string) =>
+      Effect.suspend(() => {
+        const reasons = isCached ? Inputs.reasonsOf(berth, place, inputs()) : undefined
+        tell({ _tag: "Started", ...event, reasons: reasons ?? [] })
+        const began = performance.now()
+        return unlessEqual(berth, image, { as, before, makeLayer }).pipe(
+          slots.withPermits(1),
+          Effect.tap(() =>
+            Effect.sync(() => tell({ _tag: "Done", ...event, millis: performance.now() - began }))
+          ),
+          Effect.tapErrorCause(() => Effect.sync(() => tell({ _tag: "Failed", ...event })))
+        )
+      })
     const find = Effect.tap(kept(image, name), (found) =>
       Effect.sync(() => {
         if (Option.isSome(found)) tell({ _tag: "Cached", ...event })
       })
     )
-    const orRun = (otherwise: typeof run) =>
+    const orRun = (otherwise: ReturnType<typeof run>) =>
       Effect.flatMap(
         find,
         Option.match({ onNone: () => otherwise, onSome: (found) => Effect.succeed(found) })
       )
+    /** Takes the layer of the refined key, or makes it under that. */
+    const byRefined = (effect: NonNullable<typeof refined>) =>
+      Effect.gen(function* () {
+        const common = keyOf([state.identity, (yield* effect).key])
+        const found = yield* kept(image, common)
+        if (Option.isSome(found)) tell({ _tag: "Cached", ...event })
+        const made = Option.isSome(found) ? found.value : yield* run(common)
+        if (made !== undefined) yield* alias(berth, image, name, made)
+        return made
+      })
+    const orMake = refined === undefined ? run(name) : byRefined(refined)
     // Looked up again once nobody else makes it.
     const made = yield* isCached
-      ? orRun(Kept.exclusive(berth, Kept.folderOf(berth, image, name), orRun(run)))
-      : run
+      ? orRun(Kept.exclusive(berth, Kept.folderOf(berth, image, name), orRun(orMake)))
+      : run(name)
+    if (isCached) Inputs.record(berth, place, name, inputs)
     const isNew = made !== undefined && made.layers.length > image.layers.length
     const history: History = { created_by: node.text, ...(isNew ? {} : { empty_layer: true }) }
     return {
@@ -130,23 +172,36 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         base: image,
         identity: yield* Kept.identityOf(evaluation.berth, image),
         raw: {},
-        steps: []
+        steps: [],
+        isUnknown: false
       }
+    }
+    const failing = <A, E, R>(image: Image.Image, effect: Effect.Effect<A, E, R>) =>
+      Effect.tapError(effect, () => Effect.sync(() => evaluation.failed?.(node, image)))
+    /** A step after one that has not been made. */
+    const unknown = (state: State): State => {
+      const { numbers } = evaluation
+      numbers.set(node, numbers.size + 1)
+      const event = { step: numbers.get(node)!, text: node.text, place: node.place }
+      evaluation.explain?.({ ...event, isMade: false, reasons: ["a step before it runs"] })
+      return { ...state, isUnknown: true }
     }
     if (node._tag === "Copy") {
       const { from } = node
       const [state, source] = yield* Effect.all(
         [
           evaluate(evaluation, node.parent),
-          from._tag === "Context"
-            ? Effect.succeed(undefined)
-            : Effect.map(evaluate(evaluation, from), ({ image }) => image)
+          from._tag === "Context" ? Effect.succeed(undefined) : evaluate(evaluation, from)
         ],
         { concurrency: "unbounded" }
       )
-      return yield* Effect.scoped(
-        Effect.flatMap(copying.copy(evaluation, node, state.image, source), (made) =>
-          layered(evaluation, node, state, made)
+      if (state.isUnknown || source?.isUnknown === true) return unknown(state)
+      return yield* failing(
+        state.image,
+        Effect.scoped(
+          Effect.flatMap(copying.copy(evaluation, node, state.image, source?.image), (made) =>
+            layered(evaluation, node, state, made)
+          )
         )
       )
     }
@@ -165,11 +220,17 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
       case "Workdir": {
         const workingDirectory = posix.resolve("/", config.workingDirectory, node.path)
         const made = copying.folder(evaluation, state.image, workingDirectory)
-        const next = yield* layered(evaluation, node, state, made)
+        const next = state.isUnknown
+          ? unknown(state)
+          : yield* failing(state.image, layered(evaluation, node, state, made))
         return { ...next, image: withConfig(next.image, { workingDirectory }) }
       }
       case "Run":
-        return yield* layered(evaluation, node, state, running.run(evaluation, node, state.image))
+        if (state.isUnknown) return unknown(state)
+        return yield* failing(
+          state.image,
+          layered(evaluation, node, state, running.run(evaluation, node, state.image))
+        )
     }
   })
 

@@ -26,6 +26,8 @@ export interface Selection {
   readonly sources: ReadonlyArray<Source>
   /** The state of each entry when it was read, by its path from the top. */
   readonly taken: ReadonlyMap<string, string>
+  /** What the digest has of each entry, by its path from the top. */
+  readonly files: ReadonlyMap<string, string>
   /** Of the paths below the sources, and for each the type, mode, content or target, and extended attributes. */
   readonly digest: string
 }
@@ -154,6 +156,7 @@ const typeOf = (status: fs.Stats): string =>
 
 interface Reading {
   readonly taken: Map<string, string>
+  readonly files: Map<string, string>
   readonly index: Index
   readonly signal: AbortSignal
   readonly hash: Hash
@@ -163,7 +166,7 @@ interface Reading {
 
 /** Adds one entry to the digest. */
 const take = async (
-  { hash, index, signal, taken, withOwners }: Reading,
+  { files, hash, index, signal, taken, withOwners }: Reading,
   fd: number,
   path: string,
   relative: string
@@ -179,9 +182,9 @@ const take = async (
   taken.set(path, state)
   const attributes = xattrs.map(([name, value]) => [name, Buffer.from(value).toString("base64")])
   const owner = withOwners ? [uid, gid] : []
-  hash.update(
-    `${JSON.stringify([relative, typeOf(status), mode, owner, attributes, content, status.size])}\n`
-  )
+  const entry = JSON.stringify([relative, typeOf(status), mode, owner, attributes, content, status.size])
+  files.set(path, entry)
+  hash.update(`${entry}\n`)
   return status
 }
 
@@ -238,7 +241,7 @@ export const select = async (
   ignore: Ignore,
   options: Pick<Reading, "index" | "withOwners" | "signal"> & { readonly refusesArchives: boolean }
 ): Promise<Selection> => {
-  const reading: Reading = { ...options, taken: new Map(), hash: createHash("sha256") }
+  const reading: Reading = { ...options, taken: new Map(), files: new Map(), hash: createHash("sha256") }
   const sources: Array<Source> = []
   for (const pattern of patterns) {
     const before = sources.length
@@ -265,7 +268,7 @@ export const select = async (
     }
     if (sources.length === before) throw new NoMatch(pattern)
   }
-  return { sources, taken: reading.taken, digest: reading.hash.digest("hex") }
+  return { sources, taken: reading.taken, files: reading.files, digest: reading.hash.digest("hex") }
 }
 
 export interface Target {

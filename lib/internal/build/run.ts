@@ -30,7 +30,7 @@ const checkSecret = (name: string): string => {
 }
 
 /** The mounts of a step. Caches are volumes of the store. */
-const mountsOf = ({ cache = {}, mounts = [], secret = {} }: Run["options"]) =>
+export const mountsOf = ({ cache = {}, mounts = [], secret = {} }: Run["options"]) =>
   Effect.gen(function* () {
     const secrets = Object.entries(secret).map(([name, text]) =>
       Mount.file(`${secretsFolder}/${checkSecret(name)}`, text)

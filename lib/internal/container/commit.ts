@@ -1,7 +1,5 @@
 /** `Container.commit`: makes an image of the layers of a container's image, a layer of its changes, and a config. */
-import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
@@ -9,7 +7,6 @@ import type { CommitOptions, Container } from "../../Container.ts"
 import { type Image, scratch } from "../../Image.ts"
 import * as Reference from "../../Reference.ts"
 import { noFilesError } from "../files/archiveCopy.ts"
-import * as inRoot from "../files/rooted.ts"
 import type { Ids } from "../ids/idMaps.ts"
 import { configOf, copyLayers, documentsOf } from "../image/derive.ts"
 import * as LayerBlob from "../image/layerBlob.ts"
@@ -24,7 +21,7 @@ import { attempt } from "../util/fromThrowing.ts"
 
 interface Source {
   readonly image: Image
-  /** The folder of the writable layer, undefined if it is in memory. */
+  /** The folder of the writable layer in the supervisor's mount namespace, undefined if it is in memory. */
   readonly upper: string | undefined
   /** The layer of mount targets, which is no part of what it wrote. */
   readonly targets: string | undefined
@@ -37,7 +34,8 @@ const sourceOf = (container: Container): Effect.Effect<Source, BerthError> =>
   Effect.suspend((): Effect.Effect<Source, BerthError> => {
     const { base, root } = container.state
     if (root < 0 || !base.isThere()) return Effect.fail(noFilesError(container))
-    const { ids, image, targets, upper } = base
+    const { ids, image, mountedUpper, targets } = base
+    const upper = mountedUpper ?? base.upper
     if (image.digest === undefined && image !== scratch) {
       const expected =
         "a container of an image with a manifest, or of Image.scratch: Image.import makes one of a folder"
@@ -46,61 +44,60 @@ const sourceOf = (container: Container): Effect.Effect<Source, BerthError> =>
     return Effect.succeed({ image, upper, targets, ids })
   })
 
-/** The writable layer: its folder or, if it cannot be opened, the differences between root and lower layers. */
-const partsOf = (
+/** A writable layer in memory: the differences between the root and the lower layers. */
+const inMemory = (
   container: Container,
-  { ids, image, targets, upper }: Source,
-  holes: Holes,
-  signal: AbortSignal
-): Effect.Effect<
-  { readonly parts: AsyncIterable<Uint8Array>; readonly isGone: () => boolean },
-  BerthError,
-  Scope.Scope
-> =>
-  Effect.gen(function* () {
-    const { berth, root } = container.state
-    const owner = { rootless: berth.rootless, ids }
-    const failed = layerDiff.failed(`container ${container.id}`)
-    const fd = yield* Effect.acquireRelease(
-      Effect.try({
-        try: () => (upper === undefined ? native().duplicate(root) : inRoot.openHost(upper, inRoot.O_FOLDER)),
-        catch: failed
-      }),
-      (opened) => Effect.sync(() => native().close(opened))
+  { ids, image, targets }: Source,
+  holes: Holes
+): Effect.Effect<LayerBlob.LayerBlob, BerthError> => {
+  const { berth, root } = container.state
+  const subject = `container ${container.id}`
+  const failed = layerDiff.failed(subject)
+  return LayerBlob.put(berth, subject, (compressed) =>
+    Stream.unwrapScoped(
+      Effect.gen(function* () {
+        const controller = new AbortController()
+        const fd = yield* Effect.acquireRelease(
+          Effect.try({ try: () => native().duplicate(root), catch: failed }),
+          (opened) => Effect.sync(() => native().close(opened))
+        )
+        const layers = targets === undefined ? image.layers : [...image.layers, targets]
+        const lower = layers.length === 0 ? undefined : yield* merged(berth, layers)
+        yield* Effect.addFinalizer(() => Effect.sync(() => controller.abort()))
+        const owner = { rootless: berth.rootless, ids }
+        const tar = mergedDiff.archive(fd, lower, owner, holes, controller.signal)
+        return Stream.fromAsyncIterable(compressed(tar), failed)
+      })
     )
-    if (upper !== undefined) {
-      const parts = layerDiff.archive(fd, owner, holes, signal)
-      return { parts, isGone: () => fs.statSync(inRoot.via(fd)).nlink === 0 }
-    }
-    const layers = targets === undefined ? image.layers : [...image.layers, targets]
-    const lower = layers.length === 0 ? undefined : yield* merged(berth, layers)
-    return { parts: mergedDiff.archive(fd, lower, owner, holes, signal), isGone: () => false }
-  })
+  )
+}
 
-/** The compressed writable layer. Fails if it was released in the meantime: an empty layer would be wrong then. */
+/** The blob of the writable layer. Fails if that was released in the meantime: an empty layer would be wrong then. */
 const layerOf = (
   container: Container,
   source: Source,
-  holes: Holes,
-  compressed: (tar: AsyncIterable<Uint8Array>) => AsyncIterable<Uint8Array>
-): Stream.Stream<Uint8Array, BerthError> =>
-  Stream.unwrapScoped(
-    Effect.gen(function* () {
-      const controller = new AbortController()
-      const { isGone, parts } = yield* partsOf(container, source, holes, controller.signal)
-      yield* Effect.addFinalizer(() => Effect.sync(() => controller.abort()))
-      return Stream.concat(
-        Stream.fromAsyncIterable(compressed(parts), layerDiff.failed(`container ${container.id}`)),
-        Stream.execute(
-          Effect.suspend(() =>
-            container.state.root < 0 || !container.state.base.isThere() || isGone()
-              ? Effect.fail(noFilesError(container))
-              : Effect.void
+  holes: Holes
+): Effect.Effect<LayerBlob.LayerBlob, BerthError> =>
+  Effect.suspend(() => {
+    const { base, berth, ids } = container.state
+    const { upper } = source
+    const isGone = Effect.suspend(() =>
+      container.state.root < 0 || !base.isThere() ? Effect.fail(noFilesError(container)) : Effect.void
+    )
+    const made =
+      upper === undefined
+        ? inMemory(container, source, holes)
+        : LayerBlob.packed(
+            berth,
+            `container ${container.id}`,
+            { upper, ids },
+            { compression: "gzip", maxHoleBytes: holes.left, latest: undefined }
           )
-        )
-      )
-    })
-  )
+    return Effect.zipLeft(
+      Effect.tapError(made, () => isGone),
+      isGone
+    )
+  })
 
 const commitTo = (container: Container, options: CommitOptions): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
@@ -115,9 +112,7 @@ const commitTo = (container: Container, options: CommitOptions): Effect.Effect<I
     const holes = yield* attempt(() => holesOf(options.maxHoleBytes))
     yield* configOf(documents, { ...changes, diffIds: [""] })
     const below = yield* copyLayers(documents)
-    const { descriptor, diffId } = yield* LayerBlob.put(berth, `container ${container.id}`, (compressed) =>
-      layerOf(container, source, holes, compressed)
-    )
+    const { descriptor, diffId } = yield* layerOf(container, source, holes)
     const bytes = yield* configOf(documents, { ...changes, diffIds: [diffId] })
     return yield* write(berth, name, [...below, descriptor], bytes, {})
   })

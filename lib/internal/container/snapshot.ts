@@ -3,6 +3,7 @@ import { availableParallelism } from "node:os"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, ContainerError } from "../../BerthError.ts"
@@ -44,7 +45,9 @@ const makeLayer = (
         Kept.place(berth, prepared, folder, base.image, key)
       )
     )
-    const unlessThere = Effect.flatMap(Kept.use(berth, folder), (there) => (there ? Effect.void : make))
+    const unlessThere = Effect.flatMap(Kept.use(berth, folder), (there) =>
+      Option.isSome(there) ? Effect.void : make
+    )
     yield* key === undefined ? make : Kept.exclusive(berth, folder, unlessThere)
     yield* Kept.use(berth, folder)
     return imageOf(base.image, folder)

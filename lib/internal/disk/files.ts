@@ -1,5 +1,6 @@
 /** File operations of the store and the layers: bounded reads, durable writes, exclusive access between fibers. */
 import { randomBytes } from "node:crypto"
+import { closeSync, constants, fstatSync, openSync, readSync, statSync } from "node:fs"
 import type { PlatformError } from "@effect/platform/Error"
 import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
@@ -40,6 +41,28 @@ export const io =
 export const isNotFound = (error: PlatformError): boolean =>
   error._tag === "SystemError" && (error.reason === "NotFound" || error.reason === "BadResource")
 
+/** Up to this size, a file is read at once: each step of an asynchronous read takes longer than all of it. */
+const SMALL_BYTES = 64 * 1024
+
+/** The bytes of a small regular file; undefined for any other, and if something fails. */
+const readSmall = (path: string, limit: number): Uint8Array | undefined => {
+  try {
+    const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY)
+    try {
+      const info = fstatSync(fd)
+      if (!info.isFile() || info.size > Math.min(limit, SMALL_BYTES)) return undefined
+      const bytes = new Uint8Array(info.size + 1)
+      const length = readSync(fd, bytes, 0, bytes.length, 0)
+      // It may be growing.
+      return length === info.size ? bytes.subarray(0, length) : undefined
+    } finally {
+      closeSync(fd)
+    }
+  } catch {
+    return undefined
+  }
+}
+
 /** Reads a regular file of at most `limit` bytes; none if the file does not exist. */
 export const readBounded = (
   fs: FileSystem.FileSystem,
@@ -48,6 +71,8 @@ export const readBounded = (
   limit: number
 ): Effect.Effect<Option.Option<Uint8Array>, ImageError> =>
   Effect.gen(function* () {
+    const small = readSmall(path, limit)
+    if (small !== undefined) return Option.some(small)
     const info = yield* fs.stat(path)
     if (info.type !== "File") {
       const detail = `${path} is not a regular file: move it away, and pull or load the image again`
@@ -92,10 +117,14 @@ export const clearWay = (
   )
 
 export const isFolder = (fs: FileSystem.FileSystem, path: string): Effect.Effect<boolean, PlatformError> =>
-  fs.stat(path).pipe(
-    Effect.map(({ type }) => type === "Directory"),
-    Effect.catchIf(isNotFound, () => Effect.succeed(false))
-  )
+  Effect.suspend(() => {
+    try {
+      return Effect.succeed(statSync(path, { throwIfNoEntry: false })?.isDirectory() === true)
+    } catch {
+      // For the error in the platform's form.
+      return Effect.map(fs.stat(path), ({ type }) => type === "Directory")
+    }
+  }).pipe(Effect.catchIf(isNotFound, () => Effect.succeed(false)))
 
 /** Makes a rename inside the folder durable against a power cut. */
 export const syncFolder = (fs: FileSystem.FileSystem, folder: string): Effect.Effect<void, PlatformError> =>

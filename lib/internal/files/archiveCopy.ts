@@ -253,7 +253,7 @@ const keepAll = (metadata: Metadata): Metadata => metadata
  * The metadata without anything from which the host's kernel derives rights: the container sets it for itself, and its
  * root has no rights on the host.
  */
-const withoutPrivileges = (metadata: Metadata): Metadata => ({
+export const withoutPrivileges = (metadata: Metadata): Metadata => ({
   ...metadata,
   mode: metadata.mode & 0o1777,
   xattrs: metadata.xattrs.filter(([name]) => !/^(security|trusted)\./.test(name))

@@ -69,7 +69,11 @@ interface Survey {
 }
 
 /** The caller has the exclusive lock. */
-const survey = (berth: Berth, forget: boolean): Effect.Effect<Survey, ImageError> =>
+const survey = (
+  berth: Berth,
+  forget: boolean,
+  unwanted: ReadonlySet<string> = new Set()
+): Effect.Effect<Survey, ImageError> =>
   Effect.gen(function* () {
     const used = yield* Holds.collect(berth.holds, berth.supervisor.plans, forget)
     const reached = yield* reach(berth)
@@ -87,7 +91,7 @@ const survey = (berth: Berth, forget: boolean): Effect.Effect<Survey, ImageError
     )
     const kept = yield* Kept.list(berth)
     for (const { folder } of kept) layers.add(folder)
-    const named = new Set(kept.flatMap((layer) => layer.named ?? []))
+    const named = new Set(kept.flatMap(({ folder, named }) => (unwanted.has(folder) ? [] : (named ?? []))))
     const isDoomed = (item: string): boolean =>
       !used.has(item) &&
       !named.has(item) &&
@@ -162,12 +166,17 @@ const unfinished = (berth: Berth): Effect.Effect<ReadonlyArray<string>, ImageErr
       .map((name) => `${parent}/${name}`)
   })
 
-export const gc = (berth: Berth, dryRun: boolean): Effect.Effect<Collected, ImageError> =>
+/** Kept layers that are `unwanted` are removed unless something needs them. */
+export const gc = (
+  berth: Berth,
+  dryRun: boolean,
+  unwanted?: ReadonlySet<string>
+): Effect.Effect<Collected, ImageError> =>
   Effect.gen(function* () {
     const { discarded, found, left } = yield* Holds.exclusive(
       berth.holds,
       Effect.gen(function* () {
-        const found = yield* survey(berth, !dryRun)
+        const found = yield* survey(berth, !dryRun, unwanted)
         const discarded = dryRun
           ? found.doomed.layers.map((layer) => [layer, layer] as const)
           : yield* discardAll(berth, found)

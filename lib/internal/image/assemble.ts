@@ -65,15 +65,18 @@ export const assemble = <R>(
   resolved: Layout.Resolved,
   limits: Limits,
   blob: (descriptor: Oci.Descriptor) => Effect.Effect<string, BerthError, R>,
-  enter: (descriptor: Oci.Descriptor, phase: Phase) => void = () => {}
+  enter: (descriptor: Oci.Descriptor, phase: Phase) => void = () => {},
+  unpacked: ReadonlyMap<string, string> = new Map()
 ): Effect.Effect<Image, BerthError, Berth | R> =>
   Effect.gen(function* () {
     // Unsupported media types are refused before anything is fetched.
     yield* Effect.forEach(resolved.manifest.layers, Oci.compressionOf, { discard: true })
     const layers = yield* Effect.forEach(
       resolved.manifest.layers,
-      (descriptor, i) =>
-        Effect.flatMap(blob(descriptor), (path) => {
+      (descriptor, i) => {
+        const folder = unpacked.get(resolved.diffIds[i]!)
+        if (folder !== undefined) return Effect.succeed({ folder })
+        return Effect.flatMap(blob(descriptor), (path) => {
           enter(descriptor, "unpacking")
           return ImageLayer.unpack({
             maxBytes: limits.maxBytes,
@@ -83,7 +86,8 @@ export const assemble = <R>(
             diffId: resolved.diffIds[i]!,
             blob: path
           })
-        }).pipe(Effect.tap(() => Effect.sync(() => enter(descriptor, "done")))),
+        }).pipe(Effect.tap(() => Effect.sync(() => enter(descriptor, "done"))))
+      },
       { concurrency: LAYERS_AT_ONCE }
     )
     const folders = Implicit.withoutRepeats(layers.map((layer) => layer.folder))

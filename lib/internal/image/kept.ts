@@ -27,5 +27,5 @@ export const kept = (image: Image, key: string): Effect.Effect<Option.Option<Ima
     yield* checkKey(key)
     const berth = yield* Berth
     const folder = Kept.folderOf(berth, image, key)
-    return (yield* Kept.use(berth, folder)) ? Option.some(imageOf(image, folder)) : Option.none()
+    return Option.map(yield* Kept.use(berth, folder), (found) => imageOf(image, found))
   }).pipe(Store.keeping)

@@ -1,4 +1,4 @@
-/** A new layer as a blob of the store: its tar is compressed, and both digests are taken as it passes. */
+/** New layers as blobs of the store. */
 import { pipeline, Readable } from "node:stream"
 import { createGzip } from "node:zlib"
 import * as Effect from "effect/Effect"
@@ -6,6 +6,8 @@ import type * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
 import type { Digest } from "../../Reference.ts"
+import type { Source } from "../layer/nativeProgram.ts"
+import * as Pack from "../layer/pack.ts"
 import { DEFAULT_LAYER_BYTES_MAX } from "../layer/unpack.ts"
 import * as Descriptors from "../oci/descriptors.ts"
 import type * as Oci from "../oci/documents.ts"
@@ -56,7 +58,24 @@ class Measured {
 
 const GZIP_SYSTEM_AT = 9
 
-/** Compresses the tar of a layer. `content` gives the stream of the compressed bytes, and fails if the tar is not whole. */
+/** The layer of a folder, by native/pack. */
+export const packed = (
+  berth: Berth,
+  subject: string,
+  source: Source,
+  options: Pack.Options
+): Effect.Effect<LayerBlob, BerthError> =>
+  Archive.temporary(berth, subject, (path, file) =>
+    Effect.gen(function* () {
+      const { diffId, digest, size } = yield* Effect.scoped(
+        Pack.pack(berth, subject, source, options, file.fd)
+      )
+      yield* Store.adopt(berth, digest, path, file)
+      return { descriptor: Descriptors.ofLayer(options.compression, digest, size), diffId }
+    })
+  )
+
+/** The layer of a tar that is made in this program, as it is for a layer in memory, which nothing else can see. `content` gives the stream of the compressed bytes, and fails if the tar is not whole. */
 export const put = <R>(
   berth: Berth,
   subject: string,

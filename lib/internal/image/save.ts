@@ -176,11 +176,11 @@ const writeMember = (
   })
 
 /** Writes to a name beside the target, and renames it to the target when everything is on the disk. */
-const replacing = <A, R>(
+const replacing = <A, E, R>(
   fs: FileSystem.FileSystem,
   target: string,
-  write: (temporary: string) => Effect.Effect<A, ImageError, R>
-): Effect.Effect<void, ImageError, R> => {
+  write: (temporary: string) => Effect.Effect<A, E, R>
+): Effect.Effect<void, E | ImageError, R> => {
   const folder = path.dirname(target)
   const temporary = path.join(folder, `.${path.basename(target)}.${randomBytes(8).toString("hex")}`)
   return write(temporary).pipe(
@@ -190,18 +190,30 @@ const replacing = <A, R>(
   )
 }
 
-const inFile = <A, R>(
+const inFile = <A, E, R>(
   fs: FileSystem.FileSystem,
   target: string,
   at: string,
-  use: (file: FileSystem.File) => Effect.Effect<A, ImageError, R>
-): Effect.Effect<void, ImageError, Exclude<R, Scope.Scope>> =>
+  use: (file: FileSystem.File) => Effect.Effect<A, E, R>
+): Effect.Effect<void, E | ImageError, Exclude<R, Scope.Scope>> =>
   Effect.scoped(
     Effect.gen(function* () {
       const file = yield* io(target)(fs.open(at, { flag: "wx" }))
       yield* use(file)
       yield* io(target)(file.sync)
     })
+  )
+
+/** Writes a stream to a file, which appears completely or not at all. */
+export const writeFile = (
+  fs: FileSystem.FileSystem,
+  target: string,
+  content: Stream.Stream<Uint8Array, BerthError>
+): Effect.Effect<void, BerthError> =>
+  replacing(fs, target, (temporary) =>
+    inFile(fs, target, temporary, (file) =>
+      Stream.runForEach(content, (chunk) => io(target)(append(file, chunk)))
+    )
   )
 
 const writeArchive = (

@@ -52,13 +52,14 @@ export const encodeConfig = (
   })
 }
 
-/** Writes the documents of an image whose layers are in the store, and names it; the default name is its digest. */
+/** Writes the documents of an image whose layers are in the store, and names it; the default name is its digest. Layers that are folders already are not unpacked: `unpacked` has them by their diff ids. */
 export const write = (
   berth: Berth,
   name: string | undefined,
   layers: ReadonlyArray<Oci.Descriptor>,
   configBytes: Uint8Array,
-  limits: Limits
+  limits: Limits,
+  unpacked?: ReadonlyMap<string, string>
 ): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const folder = Store.folder(berth)
@@ -76,8 +77,13 @@ export const write = (
     const resolved = yield* Layout.resolveImage(start, wanted, (descriptor) =>
       Layout.readDocument(berth.fileSystem, folder, descriptor)
     )
-    const made = yield* assemble(name ?? start.digest, resolved, limits, (descriptor) =>
-      Layout.checkBlob(berth.fileSystem, folder, descriptor)
+    const made = yield* assemble(
+      name ?? start.digest,
+      resolved,
+      limits,
+      (descriptor) => Layout.checkBlob(berth.fileSystem, folder, descriptor),
+      () => {},
+      unpacked
     )
     yield* Store.tag(berth, name ?? start.digest, Descriptors.ofResolved(resolved))
     return made

@@ -3,50 +3,20 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, ContainerError, ImageError } from "../../BerthError.ts"
-import type { IdRange } from "../../Namespace.ts"
-import type * as Plan from "../../Plan.ts"
 import { storageDetail } from "../disk/files.ts"
-import * as Ids from "../ids/idMaps.ts"
 import { errnoName } from "../util/errno.ts"
-import {
-  MOUNT_ATTR_NODEV,
-  MOUNT_ATTR_NOEXEC,
-  MOUNT_ATTR_NOSUID,
-  MOUNT_ATTR_RDONLY
-} from "../util/mountAttributes.ts"
-import { reportOf } from "./nativeProgram.ts"
+import { reportOf, type Source, sourceAt } from "./nativeProgram.ts"
 import { decodePath } from "./sidecar.ts"
 
 const ENTRIES_MAX = 10_000_000
 
-export interface Source {
+export interface Copied extends Source {
   /** The container's id, for errors. */
   readonly container: string
-  /** The folder of the writable layer, in the supervisor's mount namespace. */
-  readonly upper: string
-  /** The ids of the container's user namespace, with which its files are on disk; undefined if they are Berth's own. */
-  readonly ids: Ids.Ids | undefined
   readonly maxBytes: number
 }
 
-const inverse = (ranges: ReadonlyArray<IdRange>): ReadonlyArray<IdRange> =>
-  ranges.map(({ container, host, size }) => ({ container: host, host: container, size }))
-
-/** The source as a mount of its own, which shows the files of a container with userns with the ids that they have inside. */
-const mountAt = (at: string, { ids, upper }: Source): ReadonlyArray<Plan.Operation> => [
-  ...(ids === undefined
-    ? []
-    : [{ op: "layer-map", uids: Ids.print(inverse(ids.uids)), gids: Ids.print(inverse(ids.gids)) } as const]),
-  {
-    op: "tree",
-    path: upper,
-    mapped: ids === undefined ? 0 : 1,
-    attributes: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-  },
-  { op: "attach", path: at, discard: 0 }
-]
-
-const failed = (source: Source, folder: string, words: ReadonlyArray<string>): BerthError => {
+const failed = (source: Copied, folder: string, words: ReadonlyArray<string>): BerthError => {
   const [kind, number, syscall = "", path = "", message = ""] = words
   const errno = Number(number)
   const code = errno > 0 ? errnoName(errno) : ""
@@ -66,7 +36,7 @@ const failed = (source: Source, folder: string, words: ReadonlyArray<string>): B
 }
 
 /** Copies the layer to `upper` in a new folder, which it succeeds with. The folder is removed when the scope closes, unless it was renamed. */
-export const copyLayer = (berth: Berth, source: Source): Effect.Effect<string, BerthError, Scope.Scope> =>
+export const copyLayer = (berth: Berth, source: Copied): Effect.Effect<string, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const { folder, nextId } = berth.supervisor
     // In the state folder until it has a name: a sweep removes the files of a killed supervisor.
@@ -77,7 +47,7 @@ export const copyLayer = (berth: Berth, source: Source): Effect.Effect<string, B
       work: `copying the files of container ${source.container}`,
       before: [
         ...[work, kept, `${work}/from`].map((path) => ({ op: "scratch", path, mode: 0o700 }) as const),
-        ...mountAt(`${work}/from`, source)
+        ...sourceAt(`${work}/from`, source)
       ],
       arguments: [`--max-bytes=${source.maxBytes}`, `--max-entries=${ENTRIES_MAX}`, work],
       input: undefined

@@ -24,8 +24,13 @@ const UNUSED_DAYS_MAX = 7
 
 const RECORD_BYTES_MAX = 1024 * 1024
 
+/** In `alias.json` it is that of a key whose layer another folder has, `same`. */
 const Record = Schema.parseJson(
-  Schema.Struct({ key: Schema.NullOr(Schema.String), layers: Schema.Array(Schema.String) })
+  Schema.Struct({
+    key: Schema.NullOr(Schema.String),
+    layers: Schema.Array(Schema.String),
+    same: Schema.optional(Schema.String)
+  })
 )
 
 export const parentFolder = (berth: Berth): string => `${berth.layers}/kept`
@@ -70,8 +75,13 @@ const attempt = <A>(folder: string, evaluate: () => Promise<A>): Effect.Effect<A
     }
   })
 
-/** Whether the layer is there, which this keeps so until the enclosing `keeping` ends, and counts as its use. */
-export const use = (berth: Berth, folder: string): Effect.Effect<boolean, ImageError> =>
+const readRecord = (berth: Berth, folder: string, name: string) =>
+  Effect.map(
+    readBounded(berth.fileSystem, `${folder}/${name}`, folder, RECORD_BYTES_MAX),
+    Option.flatMap((found) => Schema.decodeUnknownOption(Record)(new TextDecoder().decode(found)))
+  )
+
+const isThere = (berth: Berth, folder: string): Effect.Effect<boolean, ImageError> =>
   Effect.gen(function* () {
     yield* Holds.hold(berth.holds, [folder])
     if (!(yield* io(folder)(isFolder(berth.fileSystem, layerIn(folder))))) return false
@@ -79,6 +89,51 @@ export const use = (berth: Berth, folder: string): Effect.Effect<boolean, ImageE
     yield* attempt(folder, () => fs.utimes(folder, now, now))
     return true
   })
+
+/**
+ * The folder that has the layer of a key's folder: itself, or that of an equal layer. This keeps it there until the enclosing `keeping`
+ * ends, and counts as its use.
+ */
+export const use = (berth: Berth, folder: string): Effect.Effect<Option.Option<string>, ImageError> =>
+  Effect.gen(function* () {
+    if (yield* isThere(berth, folder)) return Option.some(folder)
+    const alias = yield* readRecord(berth, folder, "alias.json")
+    if (Option.isNone(alias)) return Option.none()
+    const same = `${parentFolder(berth)}/${alias.value.same ?? ""}`
+    if (digests.isHex(basename(same)) && (yield* isThere(berth, same))) {
+      const now = new Date()
+      yield* attempt(folder, () => fs.utimes(folder, now, now))
+      return Option.some(same)
+    }
+    // A collection has removed the other layer. A layer that has this name by now stays.
+    yield* Effect.promise(() =>
+      fs
+        .rm(`${folder}/alias.json`)
+        .then(() => fs.rmdir(folder))
+        .catch(() => {})
+    )
+    return Option.none()
+  })
+
+/** Has a key lead to the layer of another folder on top of the same image. If it leads to a layer already, that stays. */
+export const alias = (
+  berth: Berth,
+  image: Image,
+  key: string,
+  folder: string
+): Effect.Effect<void, ImageError> => {
+  const target = folderOf(berth, image, key)
+  const prepared = `${berth.supervisor.folder}/alias-${randomBytes(8).toString("hex")}`
+  const record = { key, layers: relative(berth, image.layers), same: basename(folder) }
+  return attempt(target, async () => {
+    await fs.mkdir(prepared, { mode: 0o700 })
+    await fs.writeFile(`${prepared}/alias.json`, JSON.stringify(record), { mode: 0o600 })
+    await fs.rename(prepared, target).catch(async (error: NodeJS.ErrnoException) => {
+      await fs.rm(prepared, { recursive: true, force: true })
+      if (error.code !== "ENOTEMPTY" && error.code !== "EEXIST") throw error
+    })
+  })
+}
 
 /** Writes the file system of a folder to disk: the overlay of a layer was `volatile`, and wrote nothing by itself. */
 const sync = (folder: string): Effect.Effect<void, ImageError> =>
@@ -144,6 +199,8 @@ const namesIn = (berth: Berth): Effect.Effect<ReadonlyArray<string>> =>
 export interface Found {
   readonly folder: string
   readonly named: ReadonlyArray<string> | undefined
+  /** The time of its last use; 0 if nothing names it. */
+  readonly usedMillis: number
 }
 
 export const list = (berth: Berth): Effect.Effect<ReadonlyArray<Found>, ImageError> =>
@@ -153,19 +210,19 @@ export const list = (berth: Berth): Effect.Effect<ReadonlyArray<Found>, ImageErr
       .map((name) => `${parentFolder(berth)}/${name}`)
     return yield* Effect.forEach(folders, (folder) =>
       Effect.gen(function* () {
-        const path = `${folder}/record.json`
-        const bytes = yield* readBounded(berth.fileSystem, path, folder, RECORD_BYTES_MAX)
-        const record = Option.flatMap(bytes, (found) =>
-          Schema.decodeUnknownOption(Record)(new TextDecoder().decode(found))
-        )
+        const unnamed = { folder, named: undefined, usedMillis: 0 }
+        const own = yield* readRecord(berth, folder, "record.json")
+        const record = Option.isSome(own) ? own : yield* readRecord(berth, folder, "alias.json")
         // Without a record that can be read, no key leads to it.
-        if (Option.isNone(record) || record.value.key === null) return { folder, named: undefined }
+        if (Option.isNone(record) || record.value.key === null) return unnamed
         const used = yield* attempt(folder, async () => (await fs.stat(folder)).mtimeMs)
-        if (Date.now() - used > UNUSED_DAYS_MAX * 24 * 3600 * 1000) return { folder, named: undefined }
+        if (Date.now() - used > UNUSED_DAYS_MAX * 24 * 3600 * 1000) return unnamed
         const below = record.value.layers.map((layer) =>
           layer.startsWith("/") ? layer : `${berth.layers}/${layer}`.replace(/\/upper$/, "")
         )
-        return { folder, named: [...below, folder] }
+        const { same } = record.value
+        const named = [...below, folder, ...(same === undefined ? [] : [`${parentFolder(berth)}/${same}`])]
+        return { folder, named, usedMillis: used }
       })
     )
   })

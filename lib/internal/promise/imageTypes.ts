@@ -51,6 +51,12 @@ export interface Images {
   ) => Promise<void>
   /** Builds the image of a Dockerfile: see `Build.dockerfile`. */
   readonly build: (options: Build.DockerfileOptions & CallOptions) => Promise<Image.Image>
+  /** Builds a Dockerfile, and writes the result to the host: see `Build.export`. */
+  readonly export: (options: Build.DockerfileOptions & Build.ExportOptions & CallOptions) => Promise<void>
+  /** Tells which steps of a Dockerfile would run, and why: see `Build.explain`. */
+  readonly explain: (
+    options: Build.DockerfileOptions & CallOptions
+  ) => Promise<ReadonlyArray<Build.Explanation>>
   readonly import: (path: string, options?: Image.ImportOptions & CallOptions) => Promise<Image.Image>
   readonly list: (options?: CallOptions) => Promise<ReadonlyArray<Image.NamedImage>>
   readonly inspect: (name: string, options?: Image.NamedOptions & CallOptions) => Promise<Image.Inspected>
@@ -60,5 +66,10 @@ export interface Images {
   ) => Promise<ReadonlyArray<Image.HistoryEntry>>
   readonly tag: (name: string, newName: string, options?: CallOptions) => Promise<void>
   readonly remove: (name: string, options?: CallOptions) => Promise<void>
-  readonly gc: (options?: { readonly dryRun?: boolean | undefined } & CallOptions) => Promise<Store.Collected>
+  readonly gc: (
+    options?: {
+      readonly dryRun?: boolean | undefined
+      readonly keep?: number | string | undefined
+    } & CallOptions
+  ) => Promise<Store.Collected>
 }

@@ -142,6 +142,20 @@ export const make = (shared: Shared): Images => ({
       building((module) => module.dockerfile(options)),
       options
     ),
+  export: (options) =>
+    shared.run(
+      building((module) =>
+        Effect.flatMap(module.fromDockerfile(options), (build) => module.export(build, options))
+      ),
+      options
+    ),
+  explain: (options) =>
+    shared.run(
+      building((module) =>
+        Effect.flatMap(module.fromDockerfile(options), (build) => module.explain(build, options))
+      ),
+      options
+    ),
   import: (path, options = {}) => shared.run(Image.import(path, options), options),
   fromStore: (name, options = {}) => shared.run(Image.fromStore(name, options), options),
   inspect: (name, options = {}) => shared.run(Image.inspect(name, options), options),

@@ -119,6 +119,41 @@ export const put = <E, R>(
   )
 }
 
+/** Makes a whole file that this process has locked, within `partialFolder`, the blob of its digest. Its bytes are not read again. */
+export const adopt = (
+  berth: Berth,
+  digest: Digest,
+  path: string,
+  file: FileSystem.File
+): Effect.Effect<void, ImageError> => {
+  const fs = berth.fileSystem
+  const { algorithm } = digests.parts(digest)
+  const target = Layout.blobPath(folder(berth), digest)
+  return Effect.gen(function* () {
+    yield* Holds.hold(berth.holds, [digest])
+    if (yield* has(berth, digest)) return
+    yield* initialize(berth)
+    yield* io(
+      digest,
+      folder(berth)
+    )(
+      Effect.gen(function* () {
+        yield* fs.makeDirectory(`${folder(berth)}/blobs/${algorithm}`, { recursive: true })
+        yield* fs.chmod(path, 0o644)
+        yield* file.sync
+        yield* clearWay(fs, target, "File")
+        yield* fs.rename(path, target)
+        yield* syncFolder(fs, `${folder(berth)}/blobs/${algorithm}`)
+      })
+    )
+    ;(yield* FiberRef.get(added))?.add(digest)
+  }).pipe(
+    Holds.keeping(berth.holds),
+    oneAtATime(berth, target),
+    Effect.withSpan("berth.Store.put", { attributes: { "berth.digest": digest } })
+  )
+}
+
 /** Runs an effect during which no collection removes the blobs and layers that it needs: see leases.ts. */
 export const keeping = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R | Berth> =>
   Effect.flatMap(Berth, (berth) => Holds.keeping(berth.holds)(effect))

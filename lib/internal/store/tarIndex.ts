@@ -124,7 +124,22 @@ export const decompressed = (
     )
   )
 
-/** Makes a file of a stream while `use` runs, in the folder of temporary files, which sweeps clean up. */
+/** Makes an empty file while `use` runs, in the folder of temporary files, which sweeps clean up. It is locked, and `use` may rename it. */
+export const temporary = <A, E, R>(
+  berth: Berth,
+  subject: string,
+  use: (path: string, file: FileSystem.File) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | ImageError, R> =>
+  Effect.suspend(() => {
+    const partial = Store.partialFolder(berth)
+    const path = `${partial}/archive-${randomBytes(8).toString("hex")}`
+    return Effect.zipRight(
+      io(subject, partial)(berth.fileSystem.makeDirectory(partial, { recursive: true, mode: 0o700 })),
+      withFileLock(berth.fileSystem, path, (file) => use(path, file))
+    ).pipe(Effect.ensuring(Effect.ignore(berth.fileSystem.remove(path, { force: true }))))
+  })
+
+/** Makes a temporary file of a stream while `use` runs. */
 export const spooled = <E0, R0, A, E, R>(
   berth: Berth,
   subject: string,
@@ -132,27 +147,18 @@ export const spooled = <E0, R0, A, E, R>(
   limit: number,
   use: (path: string) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E0 | E | ImageError, R0 | R> =>
-  Effect.suspend(() => {
-    const partial = Store.partialFolder(berth)
-    const path = `${partial}/archive-${randomBytes(8).toString("hex")}`
-    const disk = io(subject, partial)
-    const write = (file: FileSystem.File) => {
-      let written = 0
-      return Stream.runForEach(content, (chunk): Effect.Effect<void, ImageError> => {
-        written += chunk.length
-        if (written > limit) return tooLarge(subject, written, limit)
-        return disk(append(file, chunk))
-      })
-    }
+  temporary(berth, subject, (path, file) => {
+    const disk = io(subject, Store.partialFolder(berth))
+    let written = 0
+    const write = Stream.runForEach(content, (chunk): Effect.Effect<void, ImageError> => {
+      written += chunk.length
+      if (written > limit) return tooLarge(subject, written, limit)
+      return disk(append(file, chunk))
+    })
     return Effect.zipRight(
-      disk(berth.fileSystem.makeDirectory(partial, { recursive: true, mode: 0o700 })),
-      withFileLock(berth.fileSystem, path, (file) =>
-        Effect.zipRight(
-          write(file),
-          Effect.suspend(() => use(path))
-        )
-      )
-    ).pipe(Effect.ensuring(Effect.ignore(berth.fileSystem.remove(path, { force: true }))))
+      write,
+      Effect.suspend(() => use(path))
+    )
   })
 
 /** The sha256 of a part of a file. */

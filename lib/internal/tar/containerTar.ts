@@ -28,14 +28,21 @@ const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 const isNoMember = (status: fs.Stats): boolean =>
   status.isSocket() || status.isCharacterDevice() || status.isBlockDevice()
 
-async function* archive(
-  container: Container,
+/** An opened root, and the ids of its files. */
+interface Root {
+  readonly root: number
+  readonly ids: Ids
+}
+
+/** The archive of a path in a root; throws. */
+export async function* archiveOf(
+  { ids, root }: Root,
   path: string,
   options: ArchiveOptions,
   signal: AbortSignal
 ): AsyncGenerator<Uint8Array> {
   const holes = members.holesOf(options.maxHoleBytes)
-  const side = copy.inside(copy.rootOf(container))
+  const side = copy.inside(root)
   const opened = await copy.fromSource(side, path, async (source) => ({
     ...source,
     folder: native().duplicate(source.folder)
@@ -45,7 +52,7 @@ async function* archive(
   const shown = (member: Uint8Array): string =>
     member.length === 0 ? above : inRoot.join(above, utf8.decode(member))
   const writing: members.Writing = {
-    ids: idsOf(container),
+    ids,
     holes,
     signal,
     links: new Map(),
@@ -71,7 +78,10 @@ export const tarOut: {
   (args) => isContainer(args[0]),
   (container: Container, path: string, options: ArchiveOptions = {}) =>
     members
-      .streamed((signal) => archive(container, path, options, signal), failedAs(`archive ${path}`))
+      .streamed(
+        (signal) => archiveOf({ root: copy.rootOf(container), ids: idsOf(container) }, path, options, signal),
+        failedAs(`archive ${path}`)
+      )
       .pipe(
         Stream.withSpan("berth.Container.tarOut", {
           attributes: { "container.id": container.id },

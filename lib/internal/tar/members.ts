@@ -63,16 +63,19 @@ export interface Writing {
 export const join = (folder: Uint8Array, name: Uint8Array): Uint8Array =>
   folder.length === 0 ? name : concat([folder, SLASH, name])
 
+/** The error of a file whose holes are too large. */
+export const tooManyHoles = (path: string, max: number): OperationFailed =>
+  new OperationFailed({
+    operation: `archive ${path}`,
+    index: -1,
+    syscall: "read",
+    errno: EFBIG,
+    hint: `Holes are written as zeros, and with this file they exceed ${max} bytes: raise maxHoleBytes, or leave the file out`
+  })
+
 /** The zeros of a hole, in parts, with pauses for other work. */
 async function* hole({ holes, signal }: Writing, count: number, path: string): AsyncGenerator<Uint8Array> {
-  if (count > holes.left)
-    throw new OperationFailed({
-      operation: `archive ${path}`,
-      index: -1,
-      syscall: "read",
-      errno: EFBIG,
-      hint: `Holes are written as zeros, and with this file they exceed ${holes.max} bytes: raise maxHoleBytes, or leave the file out`
-    })
+  if (count > holes.left) throw tooManyHoles(path, holes.max)
   holes.left -= count
   for (let left = count; left > 0; left -= ZEROS.length) {
     await inRoot.turn(signal)

@@ -44,7 +44,7 @@ export const checkName = (name: string): string =>
 
 export const folderOf = (berth: Berth): string => `${berth.folder}/volumes`
 
-const pathOf = (berth: Berth, name: string): string => `${folderOf(berth)}/${name}`
+export const pathOf = (berth: Berth, name: string): string => `${folderOf(berth)}/${name}`
 
 const storage = (subject: string, cause: unknown): ImageError => {
   const { code = "", message } = cause as NodeJS.ErrnoException
