@@ -1,4 +1,5 @@
 import assert from "node:assert/strict"
+import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as os from "node:os"
@@ -9,8 +10,9 @@ import * as Stream from "effect/Stream"
 import { type Berth, BerthError, Container, Image, Namespace, Network, WaitFor } from "../../lib/index.ts"
 import { echoImage, spoofImage } from "../support/attack.ts"
 import { echoing, idle } from "../support/boxes.ts"
-import { failure, suite } from "../support/effect.ts"
+import { failure, makeTemporaryFolder, remove, suite, whyNotRoot } from "../support/effect.ts"
 import { ANSWER, ask, lookUp, modes } from "../support/networks.ts"
+import { commandOf, ended } from "../support/program.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = { skip: whyNoBusybox }
@@ -300,6 +302,30 @@ suite("a network", (effect) => {
       assert.ok(message.includes(`range: ${JSON.stringify(range)}`), message)
     }
   })
+
+  effect(
+    "with outbound, a range that hides a network of the machine, or what outbound allows, is refused, and none such is chosen",
+    function* () {
+      const folder = makeTemporaryFolder()
+      yield* Effect.addFinalizer(() => Effect.sync(() => remove(folder)))
+      const { args, command } = commandOf("ranges.ts", [`${folder}/berth`])
+      const child = spawn("unshare", ["--net", "--mount", command, ...args], {
+        stdio: ["ignore", "pipe", "inherit"]
+      })
+      const { code, stdout } = yield* Effect.promise(() => ended(child))
+      assert.equal(code, 0, stdout)
+      const refused =
+        'range: "10.5.0.0/16" is not acceptable: expected another range, because the containers could not reach'
+      assert.deepEqual(JSON.parse(stdout), [
+        `${refused} 10.5.3.0/24, to which this machine has a route by lead`,
+        "10.5.0.0/16",
+        "172.17.0.0/16",
+        "10.200.0.0/16",
+        `${refused.replace("10.5", "10.6")} 10.6.1.0/24, which outbound allows`
+      ])
+    },
+    { skip: whyNotRoot || (fs.existsSync("/sbin/ip") ? false : "needs iproute2") }
+  )
 
   effect('network: "host" is the host\'s own network', function* () {
     const box = yield* Container.start(yield* Image.host, { network: "host", command: ["sleep", "100"] })
