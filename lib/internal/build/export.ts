@@ -77,7 +77,7 @@ const blobOf = (
 
 /** The image of a build with a manifest, under a name or under its digest. */
 export const named = (
-  { base, image, raw, steps }: State,
+  { author, base, image, raw, steps }: State,
   options: Pick<ImageOptions, "tag" | "created" | "compression">
 ): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
@@ -103,7 +103,7 @@ export const named = (
       history: steps.map(({ history }) => history),
       config,
       created,
-      author: undefined,
+      author,
       raw
     })
     const unpacked = new Map(layers.map((layer, k) => [blobs[k]!.diffId, layer]))
