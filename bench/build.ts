@@ -4,6 +4,8 @@ import { parseArgs } from "node:util"
 import { Build, Container, Image } from "berth"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
+import { largeBuilds } from "./buildLarge.ts"
+import { dockerBuild } from "./rivals.ts"
 import {
   type Contender,
   capture,
@@ -38,6 +40,26 @@ const makeBase = (folder: string) => {
 }
 
 let nonce = 0
+
+/** Docker's BuildKit, with the same base. */
+const buildKits = (folder: string, context: string) =>
+  Effect.gen(function* () {
+    const archive = `${folder}/docker.tar`
+    yield* Effect.mapError(
+      Image.save("bench/base", archive, { format: "docker-archive", tag: "bench/base:latest" }),
+      unmeasured
+    )
+    fs.mkdirSync(`${folder}/docker`)
+    const ask = yield* dockerBuild(`${folder}/docker`, archive, context)
+    return [
+      { name: "BuildKit, cold", run: Effect.suspend(() => ask(String(nonce++))) },
+      { name: "BuildKit, all made before", run: ask("0") }
+    ] satisfies ReadonlyArray<Contender>
+  }).pipe(
+    Effect.catchAll(({ message }) =>
+      Effect.as(Console.log(`BuildKit is not measured: ${message}`), [] as ReadonlyArray<Contender>)
+    )
+  )
 
 /** buildah in a store of its own, with the same base. */
 const buildahs = (folder: string, context: string) =>
@@ -109,18 +131,24 @@ const measure = (rounds: number) =>
         })
       )
     ])
-    const others = yield* buildahs(folder, context)
+    const others = [...(yield* buildahs(folder, context)), ...(yield* buildKits(folder, context))]
     const { summaries, skipped } = yield* interleave([...own, ...others], { rounds, warmups: 1 })
     for (const [name, why] of skipped) yield* Console.log(`${name} is not measured: ${why}`)
     yield* Console.log(timesTable(summaries, "Berth, cold"))
     const { summaries: committing } = yield* interleave([yield* commits], { rounds: 3, warmups: 0 })
     yield* Console.log(timesTable(committing, Object.keys(committing)[0]!))
+    const { summaries: large } = yield* interleave(yield* largeBuilds(folder), {
+      rounds: Math.min(rounds, 3),
+      warmups: 0
+    })
+    yield* Console.log(timesTable(large, Object.keys(large)[0]!))
     const targets = [
       { what: "cold, to buildah", value: ratio(summaries, "Berth, cold", "buildah, cold"), atMost: 0.1 },
+      { what: "cold, to BuildKit", value: ratio(summaries, "Berth, cold", "BuildKit, cold"), atMost: 0.2 },
       { what: "all made before, in ms", value: summaries["Berth, all made before"]!.median, atMost: 30 }
     ]
     yield* Console.log(targetsTable(targets, "value"))
-    const results = { machine: machine(), rounds, summaries, committing }
+    const results = { machine: machine(), rounds, summaries, committing, large }
     yield* Console.log(`written: ${writeResults("build", results)}`)
   })
 

@@ -24,6 +24,20 @@ const common = `
   printf '[network]\\nnetwork_backend = "%s"\\nnetwork_config_dir = "%s"\\n' "$backend" "$folder/etc" >"$folder/containers.conf"
   export CONTAINERS_CONF="$folder/containers.conf"
   crun="--runtime=crun --cgroups=disabled --ulimit=nofile=1024:1024 --ulimit=nproc=1024:1024"
+  # Docker's engine, as the function "docker", until "end_docker".
+  start_docker() {
+    group=/berth-bench-$$
+    docker() { command docker -H "unix://$folder/socket" "$@"; }
+    dockerd --data-root "$folder/data" --exec-root "$folder/exec" --pidfile "$folder/pid" -H "unix://$folder/socket" \\
+      --storage-driver "$1" --cgroup-parent "$group" >"$folder/log" 2>&1 &
+    daemon=$!
+    for k in $(seq 100); do docker version >/dev/null 2>&1 && break; sleep 0.1; done
+  }
+  end_docker() {
+    kill "$daemon"
+    wait "$daemon"
+    for tree in /sys/fs/cgroup/*; do rmdir "$tree$group"; done
+  }
   podman() {
     command podman --storage-driver "\${driver:-vfs}" --root "$folder/root" --runroot "$folder/run" --tmpdir "$folder/tmp" "$@"
   }
@@ -60,20 +74,14 @@ export const podmanStarts = (
 // Prints a line when a server and another container run, and then, for each line "WAY KIND COUNT", what the client measures.
 const trafficLoop = `
   client=$2 engine=$3
-  group=/berth-bench-$$
   end() {
     engine rm -f server client
-    [ -z "$daemon" ] || { kill "$daemon"; wait "$daemon"; }
-    for tree in /sys/fs/cgroup/*; do rmdir "$tree$group"; done
+    [ "$engine" != docker ] || end_docker
   } >/dev/null 2>&1
   trap end EXIT
-  daemon=
   if [ "$engine" = docker ]; then
-    engine() { command docker -H "unix://$folder/socket" "$@"; }
-    dockerd --data-root "$folder/data" --exec-root "$folder/exec" --pidfile "$folder/pid" -H "unix://$folder/socket" \\
-      --storage-driver vfs --cgroup-parent "$group" >"$folder/log" 2>&1 &
-    daemon=$!
-    for k in $(seq 100); do engine version >/dev/null 2>&1 && break; sleep 0.1; done
+    engine() { docker "$@"; }
+    start_docker vfs
   else
     engine() { podman "$@"; }
     options=--cgroups=disabled
@@ -162,3 +170,33 @@ export const podmanPostgres = (
       Number(answer) > 0 ? Effect.succeed(Number(answer) / 1000) : new Unmeasured({ message: answer })
     )
   }))
+
+// For each line, a build with this value of NONCE: microseconds.
+const buildLoop = `
+  archive=$2 context=$3
+  trap 'end_docker >/dev/null 2>&1' EXIT
+  mkdir "$folder/data" && mount -t tmpfs tmpfs "$folder/data" && start_docker overlay2
+  docker load --quiet --input "$archive" >"$folder/errors" 2>&1 </dev/null || { tr '\\n' ' ' <"$folder/errors"; echo; exit 1; }
+  while read -r nonce; do
+    begun=$(date +%s%N)
+    if DOCKER_BUILDKIT=1 docker build --quiet --build-arg "NONCE=$nonce" "$context" >"$folder/errors" 2>&1 </dev/null
+    then echo $((($(date +%s%N) - begun) / 1000))
+    else tr '\\n' ' ' <"$folder/errors"; echo
+    fi
+  done
+`
+
+/** Docker's BuildKit with an image of `archive`: a build of a context, by a value of its variable NONCE. */
+export const dockerBuild = (
+  folder: string,
+  archive: string,
+  context: string
+): Effect.Effect<(nonce: string) => Effect.Effect<number, Unmeasured>, Unmeasured, Scope.Scope> =>
+  Effect.gen(function* () {
+    if (findProgram("dockerd") === undefined) return yield* new Unmeasured({ message: "no dockerd" })
+    const { ask } = yield* script(buildLoop, [folder, archive, context])
+    return (nonce) =>
+      Effect.flatMap(ask(nonce), (answer) =>
+        Number(answer) > 0 ? Effect.succeed(Number(answer) / 1000) : new Unmeasured({ message: answer })
+      )
+  })

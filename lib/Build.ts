@@ -125,6 +125,15 @@ export interface ConfigOptions extends Partial<Omit<ImageConfig, "architecture" 
 }
 
 /**
+ * A place for the layers of builds: the name of an image in a registry, as `Image.push` takes it, or a folder of the host, which is
+ * then an OCI image layout.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type CachePlace = string | { readonly folder: string }
+
+/**
  * @since 0.2.0
  * @category models
  */
@@ -138,6 +147,16 @@ export interface ImageOptions extends Pick<GetOptions, "pull" | "platform"> {
   readonly network?: StartOptions["network"]
   /** Whether steps that have been made before are taken from the store. Without, other builds do not take these steps either. Default true. */
   readonly cache?: boolean | undefined
+  /**
+   * Where layers that the store lacks may come from: what a build has written by `cacheTo`. A cache that is not there or cannot be read is
+   * no error: the steps run, and a warning is logged. Who can write to it decides what the image contains. Default: none.
+   */
+  readonly cacheFrom?: CachePlace | ReadonlyArray<CachePlace> | undefined
+  /**
+   * Where the layers of all steps are written after the build, in place of what is there: for `cacheFrom` on another machine. Their images
+   * below have to be equal there. Of more than 500 layers, it has the last ones. Default: nowhere.
+   */
+  readonly cacheTo?: CachePlace | undefined
   /** How many steps run at once. Default: the number of processors. */
   readonly concurrency?: number | undefined
   /**
@@ -169,8 +188,12 @@ export type BuildEvent = {
       readonly reasons: ReadonlyArray<string>
     }
   | { readonly _tag: "Failed" }
-  /** The step had been made before. */
-  | { readonly _tag: "Cached" }
+  | {
+      /** The step had been made before. */
+      readonly _tag: "Cached"
+      /** The cache of `cacheFrom` that has its layer; undefined if the store has it. */
+      readonly from: string | undefined
+    }
   | { readonly _tag: "Output"; readonly stream: "stdout" | "stderr"; readonly line: string }
   | { readonly _tag: "Done"; readonly millis: number }
 )

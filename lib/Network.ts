@@ -76,8 +76,8 @@ export interface NetworkOptions {
  * - `"proxy"`: every address that this program reaches, but for those below.
  * - `"pasta"`: the same, and by UDP and by echo requests of ICMP (ping) as well, which pasta(1) of Debian's package `passt` passes on. All
  *   such networks of a Berth share one pasta, which ends with the Berth; if it ends before, a warning says so, and the next one starts after
- *   a second. It needs /dev/net/tun, a default route of this machine, and for ICMP a range of groups in net.ipv4.ping_group_range that the
- *   program is in (icmp(7)). For UDP and ICMP, the addresses of this machine are those that it has when the network is made.
+ *   a second. It needs /dev/net/tun, a default route of this machine, and for ICMP a range of groups in net.ipv4.ping_group_range (icmp(7)) that
+ *   pasta is in: as root, that of nobody, 65534; without root, the program's. For UDP and ICMP, the addresses of this machine are those that it has when the network is made.
  * - `{ allow }`: what the entries name, each of which may end with a port: names (`registry.example.com`), all names below one
  *   (`*.example.org:443`), addresses and ranges (`10.0.0.0/8`, `[2001:db8::]/32:443`). Other names do not exist. An address that a name of the
  *   list had once stays allowed.

@@ -63,7 +63,7 @@ export type OperationName = keyof Table
  * - `copy-attributes` gives a folder the owner and the mode of another.
  * - `record` writes the child's line of /proc/PID/stat into a new file, by which a sweep finds the process.
  * - `id-map`: user_namespaces(7). `root-user`: the child becomes root of its user namespace. `join`: setns(2). `unshare`:
- *   unshare(2).
+ *   unshare(2). `join-owner`: setns(2) into the user namespace that owns a namespace, ioctl_ns(2).
  * - `fork`: a child of the process, in the pid namespace that the process has joined, performs the operations after it; the
  *   process itself ends. `controlling-terminal`: TIOCSCTTY of standard input, ioctl_tty(2).
  * - `empty-root` makes an empty mount the root of the process: at `path`, or in place of all other mounts of the namespace

@@ -1,7 +1,7 @@
 /** `berth build`: builds the image of a Dockerfile, and shows its steps. */
 import * as fs from "node:fs"
 import process from "node:process"
-import type { BuildEvent } from "../Build.ts"
+import type { BuildEvent, CachePlace } from "../Build.ts"
 import { live, plain } from "./buildView.ts"
 import { messageOf } from "./failure.ts"
 import { environment, invalid } from "./given.ts"
@@ -16,6 +16,8 @@ export interface BuildOptions {
   readonly secret: ReadonlyArray<string>
   readonly network: "none" | "host"
   readonly noCache: boolean
+  readonly cacheFrom: ReadonlyArray<string>
+  readonly cacheTo: string | undefined
   readonly platform: string | undefined
   readonly compression: "gzip" | "zstd"
   readonly output: string | undefined
@@ -34,8 +36,12 @@ const secretOf = (text: string): readonly [id: string, value: string] => {
   return [id, process.env[variable] ?? invalid("--secret", text, `a variable ${variable} in the environment`)]
 }
 
+/** A path begins with `/` or `.`; the name of an image begins with neither. */
+const cacheOf = (text: string): CachePlace => (/^[/.]/.test(text) ? { folder: text } : text)
+
 export const build = async (options: BuildOptions, invocation: Invocation): Promise<void> => {
-  const { buildArg, compression, context, explain, file, format, network, noCache } = options
+  const { buildArg, cacheFrom, cacheTo, compression, context, explain, file, format, network, noCache } =
+    options
   const { output, path, platform, secret, tag, target } = options
   const args = environment("--build-arg", buildArg)
   const secrets = Object.fromEntries(secret.map(secretOf))
@@ -43,7 +49,9 @@ export const build = async (options: BuildOptions, invocation: Invocation): Prom
   const { json, signal } = invocation
   const given = {
     ...{ context, file, tag, target, args, secrets, network, platform, signal, compression },
-    cache: !noCache
+    cache: !noCache,
+    cacheFrom: cacheFrom.map(cacheOf),
+    cacheTo: cacheTo === undefined ? undefined : cacheOf(cacheTo)
   }
   if (explain) {
     const steps = await berth.images.explain(given)

@@ -35,6 +35,9 @@ const reasonsOf = (reasons: ReadonlyArray<string>): string => {
   return reasons.length === 0 ? "" : ` (${reasons.slice(0, REASONS_SHOWN).map(lineOf).join(", ")}${more})`
 }
 
+const madeBefore = ({ from }: Extract<BuildEvent, { readonly _tag: "Cached" }>): string =>
+  from === undefined ? "made before" : `from ${messageOf(from)}`
+
 /** A line for each event, for a log or a pipe. */
 export const plain = (screen: Screen): View => {
   const say = (text: string) => screen.write(`berth: ${text}\n`)
@@ -45,7 +48,7 @@ export const plain = (screen: Screen): View => {
         case "Started":
           return say(`${step} ${messageOf(event.text)}${reasonsOf(event.reasons)}`)
         case "Cached":
-          return say(`${step} ${messageOf(event.text)} (made before)`)
+          return say(`${step} ${messageOf(event.text)} (${madeBefore(event)})`)
         case "Output":
           return say(`${step} | ${messageOf(event.line)}`)
         case "Done":
@@ -95,7 +98,7 @@ export const live = (screen: Screen): View => {
           timer ??= setInterval(() => draw(), REDRAW_MILLIS).unref()
           return draw(event.reasons.length === 0 ? [] : [cut(`${title}${reasonsOf(event.reasons)}`)])
         case "Cached":
-          return draw([cut(`${title} (made before)`)])
+          return draw([cut(`${title} (${madeBefore(event)})`)])
         case "Output": {
           const output = running.get(event.step)?.output
           output?.push(lineOf(event.line))

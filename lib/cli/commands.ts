@@ -204,6 +204,16 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
         "What the steps reach: nothing, or what this machine reaches."
       ),
       noCache: flag("no-cache", "Runs all steps, also those that have been made before."),
+      cacheFrom: texts({
+        name: "cache-from",
+        value: "PLACE",
+        help: "Takes layers that the store lacks from there: the name of an image in a registry, or a path that begins with / or a dot."
+      }),
+      cacheTo: text({
+        name: "cache-to",
+        value: "PLACE",
+        help: "Writes the layers of all steps there, for --cache-from on another machine."
+      }),
       platform,
       compression: choice(
         "compression",

@@ -9,6 +9,7 @@
 #include "../common/util.h"
 
 #include <linux/netlink.h>
+#include <linux/nsfs.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -77,12 +78,21 @@ static int root_user(struct state *state, const struct operation *operation, str
 
 // setns(2) into a pid namespace takes effect for later children only (pid_namespaces(7)): `fork` makes one. setns(2) into a user
 // namespace makes the process dumpable again (CVE-2016-9962), which is undone at once.
-static int join(const struct child *child, const struct operation *operation, struct failure *failure) {
-    int64_t flags = operation->join.namespaces.i;
-    if (setns(descriptor(child, &operation->join.process), (int)flags) < 0) return fail(failure, "setns");
+static int join_namespaces(const struct child *child, int fd, int flags, struct failure *failure) {
+    if (setns(fd, flags) < 0) return fail(failure, "setns");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return fail(failure, "prctl");
     // The kernel clears the parent-death signal as well.
     return flags & CLONE_NEWUSER ? privilege_die_with(child->supervisor, failure) : 0;
+}
+
+static int join(const struct child *child, const struct operation *operation, struct failure *failure) {
+    return join_namespaces(child, descriptor(child, &operation->join.process), (int)operation->join.namespaces.i, failure);
+}
+
+static int join_owner(const struct child *child, const struct operation *operation, struct failure *failure) {
+    cleanup_close int owner = ioctl(descriptor(child, &operation->join_owner.namespace), NS_GET_USERNS);
+    if (owner < 0) return fail(failure, "ioctl");
+    return join_namespaces(child, owner, CLONE_NEWUSER, failure);
 }
 
 #define KEPT_MAX 8
@@ -333,6 +343,7 @@ static int perform(struct state *state, const struct operation *o) {
     case OP_ID_MAP: return await_id_map(child, failure);
     case OP_ROOT_USER: return root_user(state, o, failure);
     case OP_JOIN: return join(child, o, failure);
+    case OP_JOIN_OWNER: return join_owner(child, o, failure);
     case OP_SESSION: return setsid() < 0 ? fail(failure, "setsid") : 0;
     case OP_KEYRING: return privilege_keyring(failure);
     case OP_STDIO: return place_stdio(child, o->field, failure);

@@ -46,6 +46,10 @@ int nodes_make(const char *folder, int in_user_namespace, struct failure *failur
         if (mknodat(tmpfs, nodes[k].name, S_IFCHR | 0666, makedev(nodes[k].major, nodes[k].minor)) < 0) return fail(failure, "mknodat");
         if (fchmodat(tmpfs, nodes[k].name, 0666, 0) < 0) return fail(failure, "fchmodat"); // mknod(2) applies the umask
     }
+    // For pasta (lib/internal/network/pasta.ts), which has no right to open a device that only root may open. Not every machine lets
+    // root make it.
+    if (!in_user_namespace && mknodat(tmpfs, "tun", S_IFCHR | 0666, makedev(10, 200)) == 0 && fchmodat(tmpfs, "tun", 0666, 0) < 0)
+        return fail(failure, "fchmodat");
     struct mount_attr readonly = {.attr_set = MOUNT_ATTR_RDONLY};
     return sys_mount_setattr(tmpfs, "", AT_EMPTY_PATH, &readonly) < 0 ? fail(failure, "mount_setattr") : 0;
 }

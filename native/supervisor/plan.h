@@ -91,7 +91,8 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(COPY_ATTRIBUTES, copy_attributes, SUPERVISOR, "ss", from, path) \
     X(HAND_OVER, hand_over, SUPERVISOR, "") \
     X(PLACE, place, CHILD, "s", target) \
-    X(SEND_NETWORK, send_network, CHILD, "")
+    X(SEND_NETWORK, send_network, CHILD, "") \
+    X(JOIN_OWNER, join_owner, CHILD, "f", namespace)
 
 enum operation_code {
 #define X(code, ...) OP_##code,

@@ -54,13 +54,22 @@ const place = Effect.acquireRelease(
 suite("outbound by pasta", (effect) => {
   for (const ids of ["host", "auto", "nobody"])
     effect(
-      `with the ids of ${ids}: UDP, ICMP, TCP and names lead outside, and nothing to this machine or other networks, and so by a second pasta after the end of the first`,
+      `with the ids of ${ids}: UDP, ICMP, TCP and names lead outside, and nothing to this machine or other networks, and so by a second pasta after the end of the first, which has no capability over the machine`,
       function* () {
         const child = onItsOwn("pasta.ts", [yield* place, ids])
         const { code, stdout } = yield* Effect.promise(() => ended(child))
         assert.equal(code, 0, stdout)
         const both = ["10.99.0.1, hello", "fd99::1, hello"]
         assert.deepEqual(JSON.parse(stdout), {
+          // It is an unprivileged user of the machine, and has rights over the namespaces of its own user namespace alone.
+          confined: {
+            ids: ["65534"],
+            maps: ["0 65534 1", "0 65534 1"],
+            more: [],
+            noNewPrivileges: "1",
+            filtered: "2",
+            otherNamespaces: ["user", "mnt", "ipc", "uts"]
+          },
           connected: {
             "10.99.0.2 80": "10.99.0.2 80, hello",
             "fd99::2 80": "fd99::2 80, hello",
@@ -102,6 +111,16 @@ suite("outbound by pasta", (effect) => {
       },
       { skip: whyNoMachine }
     )
+
+  effect(
+    "without /dev/net/tun the error says so, and no file is made in its place",
+    function* () {
+      const child = onItsOwn("pastaWithoutDevice.ts", [`${yield* place}/berth`])
+      const { stdout } = yield* Effect.promise(() => ended(child))
+      assert.match(stdout, /^Unsupported: .*this machine has no \/dev\/net\/tun: \w+.*\n\n$/)
+    },
+    { skip: whyNoMachine }
+  )
 
   effect("without pasta, or with one that is too old, the error names the package", function* () {
     const made = yield* place

@@ -15,7 +15,7 @@ import { asNobody } from "./asNobody.ts"
 import { compile } from "./attack.ts"
 import { berthIn } from "./effect.ts"
 import { machine6, machines, own, startOutside } from "./outside.ts"
-import { pastasOf } from "./pastas.ts"
+import { confinementOf, pastasOf } from "./pastas.ts"
 import { commandOf, ended } from "./program.ts"
 import { makeRoot } from "./rootfs.ts"
 
@@ -134,6 +134,7 @@ const containers = Effect.gen(function* () {
   const strange: Places = stranger.state.addresses.map((address) => [address, 80])
   const reached: Places = [...there.map((host) => [host, 80] as const), ["mirror.test", 81], ["no.test", 80]]
   const { supervisor } = yield* Berth.Berth
+  const confined = confinementOf(pastasOf(supervisor.pid)[0]!)
   const before = yield* send(box, there[0]!, 80)
   pastasOf(supervisor.pid).forEach((pid) => process.kill(pid, "SIGKILL"))
   // A datagram is lost as long as no pasta is there.
@@ -142,6 +143,7 @@ const containers = Effect.gen(function* () {
     times: 30
   })
   return {
+    confined,
     again: [before, later],
     warned,
     connected: yield* answers(reached, (host, port) => connect(box, host, port)),

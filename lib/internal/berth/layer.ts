@@ -318,7 +318,7 @@ export const make = (
       memory: Memory.make(tree, filters),
       turns: new Map(),
       responder: yield* makeResponder({ supervisor }),
-      uplink: yield* makeUplink({ supervisor }),
+      uplink: yield* makeUplink({ supervisor, rootless }),
       usualNamespace: yield* makeSpares({ supervisor })
     }
     const berth: Berth = Object.assign(Object.create(Proto), fields)

@@ -29,6 +29,8 @@ import type { Evaluation, State } from "./evaluate.ts"
 import type { Node, Source } from "./node.ts"
 
 const evaluation = later(() => import("./evaluate.ts"))
+const caching = later(() => import("./cache.ts"))
+const cacheWriting = later(() => import("./cacheWrite.ts"))
 const exporting = later(() => import("./export.ts"))
 const writing = later(() => import("./output.ts"))
 const shells = later(() => import("./shell.ts"))
@@ -141,8 +143,29 @@ const evaluated = (
     const berth = yield* Berth
     const slots = yield* Effect.makeSemaphore(options.concurrency ?? os.availableParallelism())
     const tell = options.onEvent ?? (() => {})
-    const how = { berth, options, tell, slots, known: new Map(), numbers: new Map(), ...watched }
-    return yield* evaluation((module) => module.evaluate(how, build.node))
+    const { cacheFrom = [], cacheTo } = options
+    const places = Array.isArray(cacheFrom) ? cacheFrom : [cacheFrom]
+    // A place that cannot be one is told before the build.
+    if (cacheTo !== undefined) yield* cacheWriting((module) => module.check(berth, cacheTo))
+    const caches = yield* Effect.forEach(places, (place) => caching((module) => module.open(berth, place)))
+    const made = new Set<string>()
+    const how = {
+      berth,
+      options,
+      tell,
+      slots,
+      known: new Map(),
+      numbers: new Map(),
+      caches,
+      made,
+      ...watched
+    }
+    const state = yield* evaluation((module) => module.evaluate(how, build.node))
+    if (cacheTo !== undefined && watched.explain === undefined)
+      yield* cacheWriting((module) =>
+        module.write(berth, cacheTo, made, { ...options, created: options.created ?? epoch() })
+      )
+    return state
   })
 
 const built = (build: Build, options: ImageOptions): Effect.Effect<Image, BerthError, Berth> =>

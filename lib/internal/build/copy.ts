@@ -13,6 +13,7 @@ import { failedAs } from "../files/fileFailure.ts"
 import type { Metadata } from "../files/metadata.ts"
 import * as inRoot from "../files/rooted.ts"
 import { outside, own } from "../ids/idMaps.ts"
+import * as Kept from "../layer/kept.ts"
 import { ENOENT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import type { Evaluation, Made } from "./evaluate.ts"
@@ -170,7 +171,7 @@ export const copy = (
     // The layers of an image in the store never change: they say what its files are without a look at them.
     if (fromImage?.layers.every((layer) => layer.startsWith(`${berth.layers}/`)) === true)
       return {
-        key: ["copy", options, paths, fromImage.layers],
+        key: ["copy", options, paths, Kept.relative(berth, fromImage.layers)],
         // Other layers can have equal files.
         refined: Effect.scoped(
           Effect.map(Effect.flatMap(sourceOf(fromImage, node), select), (selection) => keyed(selection))

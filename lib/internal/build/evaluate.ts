@@ -14,6 +14,7 @@ import type { History } from "../image/derive.ts"
 import { make } from "../image/image.ts"
 import { kept } from "../image/kept.ts"
 import * as Kept from "../layer/kept.ts"
+import type { Cache } from "./cache.ts"
 import * as copying from "./copy.ts"
 import { alias, unlessEqual } from "./equal.ts"
 import * as Inputs from "./inputs.ts"
@@ -21,7 +22,7 @@ import type { From, Node } from "./node.ts"
 import * as running from "./run.ts"
 
 /** Another number makes the layers of earlier versions unknown. */
-const VERSION = 1
+const VERSION = 2
 
 /** An image as it is after a step. */
 export interface State {
@@ -61,6 +62,10 @@ export interface Evaluation {
   readonly known: Map<Node, Effect.Effect<State, BerthError, Berth>>
   /** The numbers of the steps that make layers, in the order in which the build came to them. */
   readonly numbers: Map<Node, number>
+  /** Where layers that the store lacks may come from. */
+  readonly caches: ReadonlyArray<Cache>
+  /** The folders of the keys that led to layers, in the order in which the steps ended. */
+  readonly made: Set<string>
   /** If it is there, nothing runs: it gets the steps that would, with the reasons. */
   readonly explain?: ((explanation: Explanation) => void) | undefined
   /** Gets each step that fails, with the image before it. */
@@ -95,7 +100,7 @@ const layered = (
   { files, key, make: makeLayer, refined }: Made
 ): Effect.Effect<State, BerthError, Berth> =>
   Effect.gen(function* () {
-    const { berth, explain, numbers, options, slots, tell } = evaluation
+    const { berth, caches, explain, numbers, options, slots, tell } = evaluation
     const { image } = state
     const isCached = options.cache !== false
     // A layer that is in the store under its key stays there, so what runs anew gets a key of its own.
@@ -129,32 +134,47 @@ const layered = (
           Effect.tapErrorCause(() => Effect.sync(() => tell({ _tag: "Failed", ...event })))
         )
       })
-    const find = Effect.tap(kept(image, name), (found) =>
-      Effect.sync(() => {
-        if (Option.isSome(found)) tell({ _tag: "Cached", ...event })
-      })
-    )
-    const orRun = (otherwise: ReturnType<typeof run>) =>
+    const inStore = (key: string) =>
+      Effect.tap(kept(image, key), (found) =>
+        Effect.sync(() => {
+          if (Option.isSome(found)) tell({ _tag: "Cached", ...event, from: undefined })
+        })
+      )
+    const anywhere = (key: string) =>
+      caches.reduce(
+        (before, cache) =>
+          Effect.flatMap(before, (found) =>
+            Option.isSome(found)
+              ? Effect.succeed(found)
+              : Effect.tap(cache.get(image, key), (got) =>
+                  Effect.sync(() => {
+                    if (Option.isSome(got)) tell({ _tag: "Cached", ...event, from: cache.name })
+                  })
+                )
+          ),
+        inStore(key)
+      )
+    const orElse = (found: ReturnType<typeof inStore>, otherwise: ReturnType<typeof run>) =>
       Effect.flatMap(
-        find,
-        Option.match({ onNone: () => otherwise, onSome: (found) => Effect.succeed(found) })
+        found,
+        Option.match({ onNone: () => otherwise, onSome: (image) => Effect.succeed(image) })
       )
     /** Takes the layer of the refined key, or makes it under that. */
     const byRefined = (effect: NonNullable<typeof refined>) =>
       Effect.gen(function* () {
         const common = keyOf([state.identity, (yield* effect).key])
-        const found = yield* kept(image, common)
-        if (Option.isSome(found)) tell({ _tag: "Cached", ...event })
-        const made = Option.isSome(found) ? found.value : yield* run(common)
+        const made = yield* orElse(anywhere(common), run(common))
         if (made !== undefined) yield* alias(berth, image, name, made)
         return made
       })
     const orMake = refined === undefined ? run(name) : byRefined(refined)
+    const folder = Kept.folderOf(berth, image, name)
     // Looked up again once nobody else makes it.
     const made = yield* isCached
-      ? orRun(Kept.exclusive(berth, Kept.folderOf(berth, image, name), orRun(orMake)))
+      ? orElse(inStore(name), Kept.exclusive(berth, folder, orElse(anywhere(name), orMake)))
       : run(name)
     if (isCached) Inputs.record(berth, place, name, inputs)
+    if (made !== undefined) evaluation.made.add(folder)
     const isNew = made !== undefined && made.layers.length > image.layers.length
     const history: History = { created_by: node.text, ...(isNew ? {} : { empty_layer: true }) }
     return {

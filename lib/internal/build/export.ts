@@ -27,8 +27,26 @@ const Record = Schema.parseJson(
 
 const RECORD_BYTES_MAX = 4096
 
+type BlobOptions = Pick<Options, "compression" | "latest">
+
+/** How the layers of a build become blobs. Fails with `InvalidOption` for a compression that is unknown. */
+export const packingOf = ({
+  compression = "gzip",
+  created
+}: Pick<ImageOptions, "created" | "compression">): Effect.Effect<Options, InvalidOption> => {
+  if (compression !== "gzip" && compression !== "zstd")
+    return new InvalidOption({
+      option: "compression",
+      value: String(compression),
+      expected: `"gzip" or "zstd"`
+    })
+  // No file of an image is newer than the image says that it is itself.
+  const latest = created === undefined ? undefined : Math.max(0, Math.floor(created.getTime() / 1000))
+  return Effect.succeed({ compression, latest, maxHoleBytes: holesOf(undefined).left })
+}
+
 /** What is known of the blob of a layer, beside the layer: a file for all options that change the blob. */
-const recordOf = (layer: string, { compression, latest }: Options): string =>
+const recordOf = (layer: string, { compression, latest }: BlobOptions): string =>
   `${path.dirname(layer)}/blob.${compression}${latest === undefined ? "" : `.${latest}`}.json`
 
 /** The blob that a layer already has in the store. */
@@ -52,8 +70,24 @@ const known = (
     })
   })
 
-/** Makes the blob of a layer. */
-const blobOf = (
+/** Records which blob a layer has. */
+export const record = (
+  layer: string,
+  options: BlobOptions,
+  { descriptor, diffId }: LayerBlob.LayerBlob
+): Effect.Effect<void, ImageError> =>
+  Effect.tryPromise({
+    try: async () => {
+      const file = recordOf(layer, options)
+      const { digest, size } = descriptor
+      await fs.writeFile(`${file}.new`, JSON.stringify({ digest, size, diffId }), { mode: 0o600 })
+      await fs.rename(`${file}.new`, file)
+    },
+    catch: (cause) => new ImageError({ reason: "Storage", subject: layer, detail: String(cause), cause })
+  })
+
+/** The blob of a layer, which is made if the store lacks it. */
+export const blobOf = (
   berth: Berth,
   layer: string,
   options: Options
@@ -62,16 +96,7 @@ const blobOf = (
     const found = yield* known(berth, layer, options)
     if (Option.isSome(found)) return found.value
     const made = yield* LayerBlob.packed(berth, `layer ${layer}`, { upper: layer, ids: undefined }, options)
-    const { descriptor, diffId } = made
-    const record = JSON.stringify({ digest: descriptor.digest, size: descriptor.size, diffId })
-    yield* Effect.tryPromise({
-      try: async () => {
-        const file = recordOf(layer, options)
-        await fs.writeFile(`${file}.new`, record, { mode: 0o600 })
-        await fs.rename(`${file}.new`, file)
-      },
-      catch: (cause) => new ImageError({ reason: "Storage", subject: layer, detail: String(cause), cause })
-    })
+    yield* record(layer, options, made)
     return made
   })
 
@@ -86,23 +111,14 @@ export const named = (
     const documents = yield* documentsOf(base)
     const below = yield* copyLayers(documents)
     const layers = steps.flatMap(({ layer }) => layer ?? [])
-    const { compression = "gzip", created } = options
-    if (compression !== "gzip" && compression !== "zstd")
-      return yield* new InvalidOption({
-        option: "compression",
-        value: String(compression),
-        expected: `"gzip" or "zstd"`
-      })
-    // No file of an image is newer than the image says that it is itself.
-    const latest = created === undefined ? undefined : Math.max(0, Math.floor(created.getTime() / 1000))
-    const packing = { compression, latest, maxHoleBytes: holesOf(undefined).left }
+    const packing = yield* packingOf(options)
     const blobs = yield* Effect.forEach(layers, (layer) => blobOf(berth, layer, packing), { concurrency: 2 })
     const { architecture: _, os: __, ...config } = image.config
     const bytes = yield* configOf(documents, {
       diffIds: blobs.map(({ diffId }) => diffId),
       history: steps.map(({ history }) => history),
       config,
-      created,
+      created: options.created,
       author,
       raw
     })

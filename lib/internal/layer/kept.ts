@@ -38,14 +38,18 @@ export const parentFolder = (berth: Berth): string => `${berth.layers}/kept`
 export const layerIn = (folder: string): string => `${folder}/upper`
 
 /** Layers of the store by their paths below its folder of layers, so that the store can move. */
-const relative = (berth: Berth, layers: ReadonlyArray<string>): ReadonlyArray<string> =>
+export const relative = (berth: Berth, layers: ReadonlyArray<string>): ReadonlyArray<string> =>
   layers.map((layer) => (layer.startsWith(`${berth.layers}/`) ? layer.slice(berth.layers.length + 1) : layer))
 
+/** The name of the folder of the layer with this key on top of these, which are as `relative` gives them. */
+export const nameOf = (key: string, layers: ReadonlyArray<string>): string =>
+  createHash("sha256")
+    .update(JSON.stringify([key, layers]))
+    .digest("hex")
+
 /** The folder of the layer with this key on top of an image; without a key, of one that nothing else names. */
-export const folderOf = (berth: Berth, image: Image, key: string | undefined): string => {
-  const named = key === undefined ? randomBytes(32) : JSON.stringify([key, relative(berth, image.layers)])
-  return `${parentFolder(berth)}/${createHash("sha256").update(named).digest("hex")}`
-}
+export const folderOf = (berth: Berth, image: Image, key: string | undefined): string =>
+  `${parentFolder(berth)}/${key === undefined ? randomBytes(32).toString("hex") : nameOf(key, relative(berth, image.layers))}`
 
 /** What tells layers that are folders of the host from other ones at the same paths. Layers of the store are named after their content. */
 export const identityOf = (berth: Berth, image: Image): Effect.Effect<string, ImageError> => {
@@ -79,6 +83,12 @@ const readRecord = (berth: Berth, folder: string, name: string) =>
   Effect.map(
     readBounded(berth.fileSystem, `${folder}/${name}`, folder, RECORD_BYTES_MAX),
     Option.flatMap((found) => Schema.decodeUnknownOption(Record)(new TextDecoder().decode(found)))
+  )
+
+/** What is recorded of the key of a folder. */
+export const recorded = (berth: Berth, folder: string) =>
+  Effect.flatMap(readRecord(berth, folder, "record.json"), (own) =>
+    Option.isSome(own) ? Effect.succeed(own) : readRecord(berth, folder, "alias.json")
   )
 
 const isThere = (berth: Berth, folder: string): Effect.Effect<boolean, ImageError> =>
@@ -211,8 +221,7 @@ export const list = (berth: Berth): Effect.Effect<ReadonlyArray<Found>, ImageErr
     return yield* Effect.forEach(folders, (folder) =>
       Effect.gen(function* () {
         const unnamed = { folder, named: undefined, usedMillis: 0 }
-        const own = yield* readRecord(berth, folder, "record.json")
-        const record = Option.isSome(own) ? own : yield* readRecord(berth, folder, "alias.json")
+        const record = yield* recorded(berth, folder)
         // Without a record that can be read, no key leads to it.
         if (Option.isNone(record) || record.value.key === null) return unnamed
         const used = yield* attempt(folder, async () => (await fs.stat(folder)).mtimeMs)

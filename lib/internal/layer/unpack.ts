@@ -96,8 +96,10 @@ const unpackIn = (berth: Berth, options: UnpackOptions): Effect.Effect<ImageLaye
       if (yield* isUnpacked(berth, diffId)) return
       yield* removeTemporaries(berth, hex)
       const temporary = temporaryPath(berth, hex)
-      const report = yield* unpackInto(berth, temporary, options.blob, compression, options, digest)
-      yield* check(berth, options.blob, digest, diffId, report)
+      const report = yield* unpackVerified(berth, temporary, options.blob, compression, options, {
+        digest,
+        diffId
+      })
       yield* Notes.save(berth, folder, report)
       yield* io(folder)(Effect.zipRight(clearWay(fs, folder, "Directory"), fs.rename(temporary, folder)))
     }).pipe(Effect.scoped)
@@ -147,6 +149,19 @@ export const unpackInto = (
     })
     return yield* readReport(subject, directory, text)
   })
+
+/** The same, of a blob that has to have these digests. */
+export const unpackVerified = (
+  berth: Berth,
+  directory: string,
+  blob: string,
+  compression: Compression,
+  limits: Limits,
+  { diffId, digest }: { readonly digest: Digest; readonly diffId: Digest }
+): Effect.Effect<Report, BerthError, Berth | Scope.Scope> =>
+  Effect.tap(unpackInto(berth, directory, blob, compression, limits, digest), (report) =>
+    check(berth, blob, digest, diffId, report)
+  )
 
 /** Unpacks a compressed layer whose diff id is unknown, and returns the diff id. */
 export const unpackUnknown = (

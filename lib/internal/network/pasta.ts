@@ -4,6 +4,7 @@
  * on the uplink as a container is on a network, so that its packets go there, and what its containers may not reach is unreachable
  * by its own routes. Both routers hide who has sent a packet behind an address of theirs (masquerade).
  */
+import * as fs from "node:fs"
 import { networkInterfaces } from "node:os"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -13,6 +14,8 @@ import type { Berth } from "../../Berth.ts"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
 import type { Network } from "../../Network.ts"
 import * as Plan from "../../Plan.ts"
+import * as Ids from "../ids/idMaps.ts"
+import { flagsOf } from "../ids/namespaceFlags.ts"
 import { maskOf } from "../security/capabilities.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { EPOLLIN, native } from "../system/addon.ts"
@@ -21,6 +24,7 @@ import { makePipe } from "../system/pipe.ts"
 import { defaultPath } from "../util/defaultPath.ts"
 import { EAGAIN, ENOENT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
+import { MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY } from "../util/mountAttributes.ts"
 import { startOnce } from "../util/startOnce.ts"
 import { AF_INET, AF_INET6 } from "./address.ts"
 import { ip, refuse } from "./netlink.ts"
@@ -30,7 +34,7 @@ import {
   attach,
   far,
   hasIPv6,
-  makeNamespace,
+  makeOwnedNamespace,
   makeRouter,
   netlinkOperations,
   perform,
@@ -60,14 +64,45 @@ export const options: ReadonlyArray<string> = [
   ...["--mtu", String(UPLINK_MTU)],
   // Else the address of the gateway leads to the loopback of this machine.
   "--no-map-gw",
-  // It gives up the rights of root in any case. As another user than root it cannot enter the uplink.
-  ...["--runas", "0"],
   // No port of the one side leads to the other.
   ...["--udp-ports", "none", "--udp-ns", "none"]
 ]
 
-/** What pasta has until it has confined itself: it enters the uplink, and mounts an empty root. */
-const capabilities = Number(maskOf(["SETGID", "SETUID", "NET_ADMIN", "SYS_ADMIN"]))
+/** What a network with pasta needs of its Berth. */
+type At = Pick<Berth, "supervisor" | "rootless">
+
+const NOBODY = 65534
+
+/** The ids of the user namespace that owns the uplink and in which pasta is root: outside it is an unprivileged user. */
+const idsOf = ({ rootless }: At) => (rootless ? Ids.single(0, 0) : Ids.single(NOBODY, NOBODY))
+
+/** Rights over the uplink and over namespaces of its own, which pasta needs to enter the one and to mount an empty root in the others. */
+const capabilities = Number(maskOf(["NET_ADMIN", "SYS_ADMIN"]))
+
+const DEVICE = "/dev/net/tun"
+
+/**
+ * A root where /dev/net/tun is a device that everybody may open, as the machine's may be root's alone. Without root, Berth
+ * can make no device.
+ */
+const withDevice = ({ rootless, supervisor }: At): ReadonlyArray<Plan.Operation> =>
+  rootless
+    ? [{ op: "process", namespaces: 0 }]
+    : [
+        { op: "process", namespaces: flagsOf(["mount"]) },
+        // What is read-only gets no file for a device that is missing.
+        { op: "root-bind", path: "/", attributes: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, recursive: 1 },
+        {
+          op: "bind",
+          source: `${supervisor.folder}/dev/tun`,
+          target: DEVICE,
+          attributes: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+          recursive: 0,
+          pinned: 0
+        },
+        { op: "attach-root" },
+        { op: "pivot" }
+      ]
 
 const PACKAGE = "apt-get install passt"
 
@@ -75,7 +110,7 @@ const unsupported = (why: string, cause?: unknown): Unsupported =>
   new Unsupported({
     feature: 'outbound: "pasta"',
     why,
-    hint: `It needs pasta(1) of 2023 or later (${PACKAGE}), /dev/net/tun that this user may open (chmod 0666 /dev/net/tun), and a default route of this machine`,
+    hint: `It needs pasta(1) of 2023 or later (${PACKAGE}), ${DEVICE} that this user may open (chmod 0666 ${DEVICE}), and a default route of this machine`,
     ...(cause === undefined ? {} : { cause })
   })
 
@@ -127,14 +162,18 @@ const firstLine = (said: string): string =>
   "it says nothing"
 
 /** Runs pasta on the namespace. Its standard input is the namespace: newer versions close all descriptors but the standard streams. */
-const startPasta = (at: Pick<Berth, "supervisor">, namespace: number) =>
+const startPasta = (at: At, namespace: number) =>
   Effect.gen(function* () {
     const [ours, theirs] = yield* attempt(() => makePipe(0))
+    // Pasta opens it by its path, as another user.
+    yield* attempt(() => fs.chmodSync(`/proc/self/fd/${theirs}`, 0o666))
     yield* Effect.addFinalizer(() => Effect.sync(() => native().close(ours)))
     const plan = Plan.make([
-      { op: "process", namespaces: 0 },
+      ...withDevice(at),
       { op: "stdio", stdin: "namespace", stdout: "output", stderr: "output" },
       { op: "session" },
+      { op: "join-owner", namespace: "namespace" },
+      { op: "root-user" },
       { op: "bounding", capabilities },
       { op: "capabilities", effective: capabilities, permitted: capabilities, inheritable: 0, ambient: 0 },
       { op: "no-new-privileges" },
@@ -159,14 +198,15 @@ const startPasta = (at: Pick<Berth, "supervisor">, namespace: number) =>
     ])
     const descriptors = { namespace, output: theirs }
     const unit = yield* scopedUnit(at, at.supervisor.nextId(), "pasta", plan, descriptors).pipe(
-      Effect.mapError((error) =>
-        error._tag === "OperationFailed" && error.syscall.startsWith("exec")
-          ? unsupported(
-              error.errno === ENOENT ? "pasta is not installed" : `pasta cannot be executed: ${error.code}`,
-              error
-            )
-          : error
-      ),
+      Effect.mapError((error) => {
+        if (error._tag !== "OperationFailed") return error
+        if (plan.operations[error.index]?.op === "bind")
+          return unsupported(`this machine has no ${DEVICE}: ${error.code}`, error)
+        if (!error.syscall.startsWith("exec")) return error
+        const why =
+          error.errno === ENOENT ? "pasta is not installed" : `pasta cannot be executed: ${error.code}`
+        return unsupported(why, error)
+      }),
       Effect.ensuring(Effect.sync(() => native().close(theirs)))
     )
     const working = yield* hear(ours)
@@ -181,10 +221,7 @@ const PAUSE = "1 second"
  * Runs pasta on the namespace until the scope closes. One that ends is followed by another, with the same interface: a packet of a
  * container may end it. Fails if the first does not start.
  */
-const keepPasta = (
-  at: Pick<Berth, "supervisor">,
-  namespace: number
-): Effect.Effect<void, BerthError, Scope.Scope> =>
+const keepPasta = (at: At, namespace: number): Effect.Effect<void, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const begun = yield* Deferred.make<void, BerthError>()
     const run = Effect.scoped(
@@ -224,16 +261,16 @@ const hideBehind = (at: Pick<Berth, "supervisor">, { namespace }: Router, interf
 }
 
 /** The network that leads outside. */
-const start = (at: Pick<Berth, "supervisor">): Effect.Effect<Router, BerthError, Scope.Scope> =>
+const start = (at: At): Effect.Effect<Router, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const router = makeRouter(yield* makeNamespace(at, rangeOf()), UPLINK_MTU)
+    const router = makeRouter(yield* makeOwnedNamespace(at, rangeOf(), idsOf(at)), UPLINK_MTU)
     yield* keepPasta(at, router.namespace.fd)
     yield* hideBehind(at, router, INTERFACE)
     return router
   })
 
 /** Starts the uplink when it is first asked for; it ends with the scope. */
-export const makeUplink = (at: Pick<Berth, "supervisor">) => startOnce(start(at))
+export const makeUplink = (at: At) => startOnce(start(at))
 
 /** The addresses of this machine that are there now. */
 const ownRanges = (): ReadonlyArray<string> =>

@@ -11,7 +11,9 @@ import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
 import * as Plan from "../../Plan.ts"
 import { socketIn } from "../files/namespaceRoot.ts"
-import { explain, flagsOf } from "../ids/namespaceFlags.ts"
+import type { Ids } from "../ids/idMaps.ts"
+import { explain, flagsOf, idMap } from "../ids/namespaceFlags.ts"
+import type { Unit } from "../supervisor/connection.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { native } from "../system/addon.ts"
 import type { SocketAddress } from "./address.ts"
@@ -198,6 +200,13 @@ export interface NetworkNamespace {
   readonly fd: number
 }
 
+const namespaceOf = (unit: Unit, range: Range): NetworkNamespace => ({
+  range,
+  get fd() {
+    return unit.root()
+  }
+})
+
 /** Has a namespace route, and believe no packet whose sender is elsewhere (rp_filter: ip-sysctl.rst). */
 const routing = (range: Range): ReadonlyArray<Plan.Operation> => [
   // For the interfaces to come: the one for all interfaces waits for whatever the kernel does with others.
@@ -247,12 +256,32 @@ export const makeNamespace = (
       ]),
       {}
     ).pipe(Effect.mapError(explain(["network"]))),
-    (unit) => ({
-      range,
-      get fd() {
-        return unit.root()
-      }
-    })
+    (unit) => namespaceOf(unit, range)
+  )
+
+/** The same, owned by a user namespace of its own with these ids: whoever is in that has rights over this network alone. */
+export const makeOwnedNamespace = (
+  berth: Pick<Berth, "supervisor">,
+  range: Range,
+  ids: Ids
+): Effect.Effect<NetworkNamespace, BerthError, Scope.Scope> =>
+  Effect.map(
+    scopedUnit(
+      berth,
+      berth.supervisor.nextId(),
+      "network",
+      Plan.make([
+        { op: "process", namespaces: flagsOf(["network", "user"]) },
+        idMap(ids),
+        { op: "send-network" },
+        { op: "exit" }
+      ]),
+      {}
+    ).pipe(
+      Effect.mapError(explain(["network", "user"])),
+      Effect.tap((unit) => perform(berth, unit.root(), "network", routing(range)))
+    ),
+    (unit) => namespaceOf(unit, range)
   )
 
 const noFreeAddress = ({ range }: Router): InvalidOption =>

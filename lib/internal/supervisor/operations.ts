@@ -69,5 +69,6 @@ export const operations = {
   "copy-attributes": { from: "s", path: "s" },
   "hand-over": {},
   place: { target: "s" },
-  "send-network": {}
+  "send-network": {},
+  "join-owner": { namespace: "f" }
 } as const
