@@ -43,6 +43,7 @@ export interface State {
   readonly identity: string
   /** Fields of the configuration that Berth does not use. */
   readonly raw: Readonly<Record<string, unknown>>
+  readonly author: string | undefined
   readonly steps: ReadonlyArray<StateStep>
   /** Whether a step that has not been made is among them, so that the files are not known; only if nothing runs. */
   readonly isUnknown: boolean
@@ -202,12 +203,14 @@ const layered = (
 const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthError, Berth> =>
   Effect.gen(function* () {
     if (node._tag === "From") {
-      const image = yield* baseOf(node, evaluation)
+      const base = yield* baseOf(node, evaluation)
+      const environment = { ...base.config.environment, ...node.environment }
       return {
-        image,
-        base: image,
-        identity: yield* Kept.identityOf(evaluation.berth, image),
+        image: node.environment === undefined ? base : withConfig(base, { environment }),
+        base,
+        identity: yield* Kept.identityOf(evaluation.berth, base),
         raw: {},
+        author: undefined,
         steps: [],
         isUnknown: false
       }
@@ -250,6 +253,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
           ...state,
           image,
           raw: { ...state.raw, ...node.raw },
+          author: node.author ?? state.author,
           steps: [...state.steps, { history: { created_by: node.text, empty_layer: true }, layer: undefined }]
         }
       }

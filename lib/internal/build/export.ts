@@ -108,7 +108,7 @@ export const named = (
 ): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    const { base, image, raw, steps } = state
+    const { author, base, image, raw, steps } = state
     const name = options.tag === undefined ? undefined : Reference.print(yield* Reference.parse(options.tag))
     const documents = yield* documentsOf(base)
     const below = yield* copyLayers(documents)
@@ -121,7 +121,7 @@ export const named = (
       history: steps.map(({ history }) => history),
       config,
       created: options.created,
-      author: undefined,
+      author,
       raw
     })
     const unpacked = new Map(layers.map((layer, k) => [blobs[k]!.diffId, layer]))
