@@ -198,6 +198,12 @@ export interface ImageOptions extends Pick<GetOptions, "pull" | "platform"> {
   readonly created?: Date | undefined
   /** How new layers of a named image are compressed. Default: `"gzip"`, which every registry and tool reads. */
   readonly compression?: "gzip" | "zstd" | undefined
+  /**
+   * Whether the manifest of a named image says what the image was made of, in annotations: the first image
+   * (`org.opencontainers.image.base.name` and `.base.digest`), and in `vnd.berth.build.steps`, as JSON, each step with a digest of each of its
+   * inputs by its name. Names of secrets are among them, and no values. Default false.
+   */
+  readonly provenance?: boolean | undefined
   /** Gets each event of the build. */
   readonly onEvent?: ((event: BuildEvent) => void) | undefined
 }

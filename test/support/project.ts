@@ -23,6 +23,18 @@ const makeProject = (folder: string): string => {
   return project
 }
 
+export const vitest = `${root}node_modules/vitest/vitest.mjs`
+
+/** Lets vitest run the files with these names in a project, with three workers. */
+export const configureVitest = (project: string, include: string): void => {
+  const alias = { "berth/promise/fixtures": `${root}lib/promiseFixtures.ts` }
+  const test = { include: [include], testTimeout: 60_000, hookTimeout: 60_000, minWorkers: 3, maxWorkers: 3 }
+  fs.writeFileSync(
+    `${project}/vitest.config.mjs`,
+    `export default ${JSON.stringify({ resolve: { alias }, test })}`
+  )
+}
+
 interface Place {
   readonly folder: string
   readonly project: string
@@ -54,14 +66,15 @@ export const suiteProject = (skip: string | false, fill: (place: Place) => Promi
   return place
 }
 
-/** Starts the runtime in the project, with a Berth's folder of its own in place of the default one. */
+/** Starts the runtime, or another command, in the project, with a Berth's folder of its own in place of the default one. */
 export const startIn = (
   folder: string,
   args: ReadonlyArray<string>,
-  { before = "true", env = {} }: { readonly before?: string; readonly env?: NodeJS.ProcessEnv } = {}
+  options: { readonly before?: string; readonly command?: string; readonly env?: NodeJS.ProcessEnv } = {}
 ): ChildProcess => {
+  const { before = "true", command: interpreter = process.execPath, env = {} } = options
   fs.mkdirSync(`${folder}/data/berth`, { recursive: true })
-  const command = [process.execPath, ...args]
+  const command = [interpreter, ...args]
   const place = `${before} && mkdir -p /var/lib/berth && mount --bind "$0" /var/lib/berth && exec "$@"`
   const [program, ...rest] =
     process.getuid?.() === 0

@@ -23,7 +23,7 @@ import * as Holds from "../store/leases.ts"
 import type { Supervisor } from "../supervisor/connection.ts"
 import { start } from "../supervisor/start.ts"
 import { AT_FDCWD, native } from "../system/addon.ts"
-import { missingFlags } from "../system/denoPermissions.ts"
+import { whyNotAllowed } from "../system/denoPermissions.ts"
 import { whyNotLoaded } from "../system/nativePart.ts"
 import { EPERM } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
@@ -61,13 +61,13 @@ export const checkSystem: Effect.Effect<void, Unsupported> = Effect.suspend(() =
         hint: "Run the program with a newer Node, with Deno or with Bun"
       })
     )
-  const flags = missingFlags()
-  if (flags.length > 0)
+  const notAllowed = whyNotAllowed()
+  if (notAllowed !== undefined)
     return Effect.fail(
       new Unsupported({
         feature: "containers",
-        why: `Deno runs this program without ${flags.join(", ")}`,
-        hint: "Run it with --allow-all and without --deny flags: Deno refuses the files of /proc to a program that lacks a permission"
+        why: `Deno runs this program ${notAllowed}`,
+        hint: "Run it with --allow-all and without --deny flags: Deno refuses the files of /proc to a program that lacks a permission, or a part of one"
       })
     )
   try {

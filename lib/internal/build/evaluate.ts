@@ -24,6 +24,16 @@ import * as running from "./run.ts"
 /** Another number makes the layers of earlier versions unknown. */
 const VERSION = 2
 
+/** A step since the first image. */
+export interface StateStep {
+  /** What it adds to the history. */
+  readonly history: History
+  /** The layer that it made. */
+  readonly layer: string | undefined
+  /** What it was made of, if the provenance is asked for. */
+  readonly inputs?: Inputs.Inputs | undefined
+}
+
 /** An image as it is after a step. */
 export interface State {
   readonly image: Image.Image
@@ -34,8 +44,7 @@ export interface State {
   /** Fields of the configuration that Berth does not use. */
   readonly raw: Readonly<Record<string, unknown>>
   readonly author: string | undefined
-  /** What each step since then adds to the history, with the layer that it made. */
-  readonly steps: ReadonlyArray<{ readonly history: History; readonly layer: string | undefined }>
+  readonly steps: ReadonlyArray<StateStep>
   /** Whether a step that has not been made is among them, so that the files are not known; only if nothing runs. */
   readonly isUnknown: boolean
 }
@@ -180,7 +189,14 @@ const layered = (
     return {
       ...state,
       image: isNew ? make({ ...image, digest: undefined, layout: undefined, layers: made.layers }) : image,
-      steps: [...state.steps, { history, layer: isNew ? made.layers.at(-1) : undefined }]
+      steps: [
+        ...state.steps,
+        {
+          history,
+          layer: isNew ? made.layers.at(-1) : undefined,
+          inputs: options.provenance === true ? inputs() : undefined
+        }
+      ]
     }
   })
 
