@@ -64,6 +64,11 @@ export interface Context {
  * @category models
  */
 export interface RunOptions {
+  /**
+   * Files that the command sees at a path, and that are in no layer: of a folder of the host, or of another build. They are part of the
+   * step's key: files of the host by path, mode and content, and those of a build by its layers.
+   */
+  readonly bind?: ReadonlyArray<BindOptions> | undefined
   /** Variables of this step alone. Variables of the image are set by `config`. */
   readonly env?: Readonly<Record<string, string>> | undefined
   /** Default: the image's user. */
@@ -82,9 +87,36 @@ export interface RunOptions {
   readonly secret?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
   /** More mounts. Their definition is part of the step's key, also the text of a file; the contents of a bind are not. */
   readonly mounts?: ReadonlyArray<Bind | Tmpfs | File> | undefined
+  /**
+   * Sockets of SSH agents by their paths in the container: `{ "/run/ssh-agent": process.env.SSH_AUTH_SOCK }`. The variable `SSH_AUTH_SOCK`
+   * of the command is the first path. The keys stay with the agent; which agent it is does not run the step again.
+   */
+  readonly ssh?: Readonly<Record<string, string>> | undefined
+  /**
+   * `"insecure"` gives the command all capabilities and system calls, and hides nothing of `/proc` and `/sys`: it can take over the
+   * machine if Berth runs as root. Default: `"sandbox"`, the security of a container.
+   */
+  readonly security?: "sandbox" | "insecure" | undefined
   readonly limits?: Limits | undefined
   /** The step fails with `BuildFailed` (`TimedOut`) when this time is over. Default: none. */
   readonly timeout?: Duration.DurationInput | undefined
+}
+
+/**
+ * Files that a step sees while it runs.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface BindOptions {
+  /** A folder of the host, without what its patterns leave out, or the files of another build. */
+  readonly from: Context | Build
+  /** The file or folder, from the top of `from`. Links are followed, within `from`. Default: all of it. */
+  readonly path?: string | undefined
+  /** The path in the container, relative to the working directory. */
+  readonly target: string
+  /** Whether the command can write there. What it writes is dropped at the end of the step. Default false. */
+  readonly writable?: boolean | undefined
 }
 
 /**
@@ -434,13 +466,20 @@ export interface DockerfileOptions extends ImageOptions {
   readonly contexts?: Readonly<Record<string, string | Build>> | undefined
   /** The values of `RUN --mount=type=secret`, by their ids. */
   readonly secrets?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
+  /** The sockets of SSH agents for `RUN --mount=type=ssh`, by their ids: `{ default: process.env.SSH_AUTH_SOCK }`. */
+  readonly ssh?: Readonly<Record<string, string>> | undefined
+  /**
+   * What instructions may ask for besides the rights of a container: `"network.host"` for `RUN --network=host`, which `network: "host"` is
+   * as well, and `"security.insecure"` for `RUN --security=insecure`. Default: nothing.
+   */
+  readonly allow?: ReadonlyArray<"network.host" | "security.insecure"> | undefined
 }
 
 /**
  * The build of a Dockerfile: its steps as a value, which more steps can follow.
  *
  * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for `ADD` of an address or of an
- * archive, `RUN --mount` of the types `bind` and `ssh`, `--security=insecure`, `COPY --parents` and `--exclude`. No flag is ignored.
+ * archive, `COPY --parents` and `--exclude`, and rights that `allow` does not name. No flag is ignored.
  * Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
  *
  * @since 0.2.0

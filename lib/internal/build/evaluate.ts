@@ -77,8 +77,8 @@ export interface Evaluation {
   readonly made: Set<string>
   /** If it is there, nothing runs: it gets the steps that would, with the reasons. */
   readonly explain?: ((explanation: Explanation) => void) | undefined
-  /** Gets each step that fails, with the image before it. */
-  readonly failed?: ((node: Step, image: Image.Image) => void) | undefined
+  /** Gets each step that fails, with the image before it, and those of its binds. */
+  readonly failed?: ((node: Step, image: Image.Image, seen: ReadonlyArray<Image.Image>) => void) | undefined
 }
 
 type Step = Exclude<Node, From>
@@ -215,8 +215,11 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         isUnknown: false
       }
     }
-    const failing = <A, E, R>(image: Image.Image, effect: Effect.Effect<A, E, R>) =>
-      Effect.tapError(effect, () => Effect.sync(() => evaluation.failed?.(node, image)))
+    const failing = <A, E, R>(
+      image: Image.Image,
+      effect: Effect.Effect<A, E, R>,
+      seen: ReadonlyArray<Image.Image> = []
+    ) => Effect.tapError(effect, () => Effect.sync(() => evaluation.failed?.(node, image, seen)))
     /** A step after one that has not been made. */
     const unknown = (state: State): State => {
       const { numbers } = evaluation
@@ -244,7 +247,13 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         )
       )
     }
-    const state = yield* evaluate(evaluation, node.parent)
+    const [state, ...seen] = yield* Effect.all(
+      [
+        evaluate(evaluation, node.parent),
+        ...(node._tag === "Run" ? node.binds.map(({ from }) => evaluate(evaluation, from)) : [])
+      ],
+      { concurrency: "unbounded" }
+    )
     const { config } = state.image
     switch (node._tag) {
       case "Configure": {
@@ -266,10 +275,11 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         return { ...next, image: withConfig(next.image, { workingDirectory }) }
       }
       case "Run":
-        if (state.isUnknown) return unknown(state)
+        if (state.isUnknown || seen.some(({ isUnknown }) => isUnknown)) return unknown(state)
         return yield* failing(
           state.image,
-          layered(evaluation, node, state, running.run(evaluation, node, state.image))
+          layered(evaluation, node, state, running.run(evaluation, node, state.image, seen)),
+          seen.map(({ image }) => image)
         )
     }
   })

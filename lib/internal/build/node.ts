@@ -36,7 +36,17 @@ export interface Run extends Step {
   readonly _tag: "Run"
   readonly parent: Node
   readonly command: ReadonlyArray<string>
-  readonly options: RunOptions
+  readonly options: Omit<RunOptions, "bind">
+  readonly binds: ReadonlyArray<Bind>
+}
+
+/** Files of another build that a command sees. */
+export interface Bind {
+  readonly from: Node
+  /** From the root of its files. */
+  readonly path: string
+  readonly target: string
+  readonly writable: boolean
 }
 
 export interface Copy extends Step {

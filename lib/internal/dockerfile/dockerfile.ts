@@ -15,6 +15,7 @@ import { hostPlatform } from "../oci/platform.ts"
 import * as Store from "../store/store.ts"
 import { defaultPath } from "../util/defaultPath.ts"
 import { nearest } from "../util/didYouMean.ts"
+import { fieldsOf } from "./mounts.ts"
 import { flagsOf, Unsupported } from "./options.ts"
 import { type Instruction, parse, SyntaxFailure } from "./parse.ts"
 import { add, type Stage, type Surroundings, stageOf } from "./stage.ts"
@@ -157,7 +158,16 @@ const textsIn =
 export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    const { args = {}, contexts = {}, file: given, secrets = {}, target, text } = options
+    const {
+      allow = [],
+      args = {},
+      contexts = {},
+      file: given,
+      secrets = {},
+      ssh = {},
+      target,
+      text
+    } = options
     const folder = path.resolve(options.context)
     const full = path.resolve(folder, given ?? "Dockerfile")
     const file = path.relative(process.cwd(), full).startsWith("..")
@@ -185,7 +195,9 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
       const named = [
         headers[index]!.source,
         ...stages[index]!.flatMap(({ flags }) =>
-          flags.flatMap(({ name, value }) => (name === "from" ? [value ?? ""] : []))
+          flags.flatMap(({ name, value = "" }) =>
+            name === "from" ? [value] : name === "mount" ? (fieldsOf(value).get("from") ?? []) : []
+          )
         )
       ]
       return named.flatMap((name) => {
@@ -251,6 +263,8 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
           args,
           globals,
           secrets,
+          ssh,
+          allow: new Set([...allow, ...(options.network === "host" ? ["network.host"] : [])]),
           texts: textsIn(berth),
           sourceOf: sourceOf(index)
         }
