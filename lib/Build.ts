@@ -105,8 +105,8 @@ export interface CopyOptions {
    */
   readonly to?: string | undefined
   /**
-   * `user[:group]` of the copies, names or numbers; names are those of the image. Default: root for files of the host, and the
-   * same ids for files of another build.
+   * `user[:group]` of the copies, and of folders that are made for them: names or numbers. Names are those of the image, and a number
+   * alone is that of the group too. Default: root for files of the host, and the same ids for files of another build.
    */
   readonly owner?: string | undefined
   /** The mode of all copies. Default: each has that of its source. */
@@ -166,6 +166,12 @@ export interface ImageOptions extends Pick<GetOptions, "pull" | "platform"> {
   readonly created?: Date | undefined
   /** How new layers of a named image are compressed. Default: `"gzip"`, which every registry and tool reads. */
   readonly compression?: "gzip" | "zstd" | undefined
+  /**
+   * Whether the manifest of a named image says what the image was made of, in annotations: the first image
+   * (`org.opencontainers.image.base.name` and `.base.digest`), and in `vnd.berth.build.steps`, as JSON, each step with a digest of each of its
+   * inputs by its name. Names of secrets are among them, and no values. Default false.
+   */
+  readonly provenance?: boolean | undefined
   /** Gets each event of the build. */
   readonly onEvent?: ((event: BuildEvent) => void) | undefined
 }
@@ -310,7 +316,7 @@ export const copy: {
 } = internal.copy
 
 /**
- * Sets the working directory of later steps and of containers, relative to the one before; it is made if the image lacks it.
+ * Sets the working directory of later steps and of containers, relative to the one before; it is made for the image's user if the image lacks it.
  *
  * @since 0.2.0
  * @category steps
@@ -434,8 +440,8 @@ export interface DockerfileOptions extends ImageOptions {
  * The build of a Dockerfile: its steps as a value, which more steps can follow.
  *
  * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for `ADD` of an address or of an
- * archive, `RUN --mount` of the types `bind` and `ssh`, `--security=insecure`, `COPY --parents` and `--exclude`, and `MAINTAINER`. No flag
- * is ignored. Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
+ * archive, `RUN --mount` of the types `bind` and `ssh`, `--security=insecure`, `COPY --parents` and `--exclude`. No flag is ignored.
+ * Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
  *
  * @since 0.2.0
  * @category constructors

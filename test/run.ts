@@ -30,9 +30,9 @@ const files = named.length > 0 ? named : rooms.flatMap(({ name }) => listed(`tes
 /** The time after which a file is taken to hang. */
 const FILE_LIMIT_MS = 15 * 60_000
 
-/** Rooms whose files look at how long others keep them waiting, or fill the machine: each has the machine to itself. */
-const ALONE = ["cve", "hostile", "lifecycle"]
-const isAlone = (file: string): boolean => ALONE.some((room) => file.includes(`test/${room}/`))
+/** Files that look at how long others keep them waiting, or fill the machine: each has the machine to itself. */
+const ALONE = /^test\/(lifecycle\/|hostile\/(Files|Images|Joining|Locks|Logs|LoopDelay|Registry|Trees)\.)/
+const isAlone = (file: string): boolean => ALONE.test(file)
 
 /** Puts the files as JavaScript in a folder that is removed at the end. */
 const bundled = async (): Promise<string> => {
@@ -90,6 +90,7 @@ const runFile = (file: string): Promise<boolean> =>
   new Promise((resolve) => {
     const [command, args] = commandOf(file)
     const env = out === undefined ? process.env : { ...process.env, BERTH_BUNDLED: out }
+    const began = performance.now()
     const child = spawn(command, args, { cwd: root, stdio: ["inherit", "pipe", "pipe"], env })
     const said: Array<Buffer> = []
     let isLate = false
@@ -113,7 +114,7 @@ const runFile = (file: string): Promise<boolean> =>
       clearTimeout(limit)
       stopping.signal.removeEventListener("abort", end)
       const output = Buffer.concat(said)
-      console.log(`\n# ${file}\n${output}`)
+      console.log(`\n# ${file}, ${Math.round((performance.now() - began) / 1000)} s\n${output}`)
       count(`${output}`)
       resolve(code === 0 && !isLate)
     })

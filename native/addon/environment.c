@@ -1,6 +1,7 @@
 #include "environment.h"
 #include "../common/syscalls.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -55,8 +56,10 @@ struct environment *environment_make(napi_env env) {
     struct environment *environment = calloc(1, sizeof *environment);
     // A cleanup hook without a finalizer: the runtimes differ in which of the two they call first.
     if (environment && napi_set_instance_data(env, environment, NULL, NULL) == napi_ok &&
-        napi_add_env_cleanup_hook(env, end, environment) == napi_ok)
+        napi_add_env_cleanup_hook(env, end, environment) == napi_ok) {
+        environment->home = (int)environment_note(environment, open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC), OURS);
         return environment;
+    }
     free(environment);
     return NULL;
 }

@@ -11,6 +11,7 @@ struct environment {
     struct loop *loop;
     uint8_t *descriptors; // by number, an enum descriptor for each
     size_t size;
+    int home; // the network namespace of its thread, or -1
 };
 
 enum descriptor { NOT_OURS, OURS, OF_CHILD };

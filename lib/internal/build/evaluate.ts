@@ -24,6 +24,16 @@ import * as running from "./run.ts"
 /** Another number makes the layers of earlier versions unknown. */
 const VERSION = 2
 
+/** A step since the first image. */
+export interface StateStep {
+  /** What it adds to the history. */
+  readonly history: History
+  /** The layer that it made. */
+  readonly layer: string | undefined
+  /** What it was made of, if the provenance is asked for. */
+  readonly inputs?: Inputs.Inputs | undefined
+}
+
 /** An image as it is after a step. */
 export interface State {
   readonly image: Image.Image
@@ -33,8 +43,8 @@ export interface State {
   readonly identity: string
   /** Fields of the configuration that Berth does not use. */
   readonly raw: Readonly<Record<string, unknown>>
-  /** What each step since then adds to the history, with the layer that it made. */
-  readonly steps: ReadonlyArray<{ readonly history: History; readonly layer: string | undefined }>
+  readonly author: string | undefined
+  readonly steps: ReadonlyArray<StateStep>
   /** Whether a step that has not been made is among them, so that the files are not known; only if nothing runs. */
   readonly isUnknown: boolean
 }
@@ -179,19 +189,28 @@ const layered = (
     return {
       ...state,
       image: isNew ? make({ ...image, digest: undefined, layout: undefined, layers: made.layers }) : image,
-      steps: [...state.steps, { history, layer: isNew ? made.layers.at(-1) : undefined }]
+      steps: [
+        ...state.steps,
+        {
+          history,
+          layer: isNew ? made.layers.at(-1) : undefined,
+          inputs: options.provenance === true ? inputs() : undefined
+        }
+      ]
     }
   })
 
 const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthError, Berth> =>
   Effect.gen(function* () {
     if (node._tag === "From") {
-      const image = yield* baseOf(node, evaluation)
+      const base = yield* baseOf(node, evaluation)
+      const environment = { ...base.config.environment, ...node.environment }
       return {
-        image,
-        base: image,
-        identity: yield* Kept.identityOf(evaluation.berth, image),
+        image: node.environment === undefined ? base : withConfig(base, { environment }),
+        base,
+        identity: yield* Kept.identityOf(evaluation.berth, base),
         raw: {},
+        author: undefined,
         steps: [],
         isUnknown: false
       }
@@ -234,6 +253,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
           ...state,
           image,
           raw: { ...state.raw, ...node.raw },
+          author: node.author ?? state.author,
           steps: [...state.steps, { history: { created_by: node.text, empty_layer: true }, layer: undefined }]
         }
       }

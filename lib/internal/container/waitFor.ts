@@ -250,12 +250,12 @@ const statusOf = (
 ): Effect.Effect<number | undefined, BerthError> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const { input, output } = yield* open(container, options.port)
+      const socket = yield* open(container, options.port)
       const host = `${options.host ?? "localhost"}:${options.port}`
       const head = `GET ${options.path ?? "/"} HTTP/1.1\r\nHost: ${host}\r\nConnection: close\r\n\r\n`
-      yield* output.write(new TextEncoder().encode(head))
+      yield* socket.write(new TextEncoder().encode(head))
       const bytes = yield* Stream.runFoldWhile(
-        input.stream,
+        socket.stream,
         new Uint8Array(0) as Uint8Array,
         (read) => read.length < STATUS_BYTES,
         (read, more) => concat([read, more.subarray(0, STATUS_BYTES)])

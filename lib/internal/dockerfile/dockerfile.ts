@@ -13,6 +13,7 @@ import type { Context, From, Node } from "../build/node.ts"
 import { rawConfigOf } from "../image/derive.ts"
 import { hostPlatform } from "../oci/platform.ts"
 import * as Store from "../store/store.ts"
+import { defaultPath } from "../util/defaultPath.ts"
 import { nearest } from "../util/didYouMean.ts"
 import { flagsOf, Unsupported } from "./options.ts"
 import { type Instruction, parse, SyntaxFailure } from "./parse.ts"
@@ -224,7 +225,10 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
           )
           return yield* Effect.fail(failedAt(file, `FROM ${name}`, line)(wrong))
         }
-        if (name === "scratch") return stageOf({ _tag: "From", source: Image.scratch }, {})
+        if (name === "scratch") {
+          const environment = { PATH: defaultPath }
+          return stageOf({ _tag: "From", source: Image.scratch, environment }, { environment })
+        }
         const image = yield* Image.get(name, { pull: options.pull, platform: platform ?? options.platform })
         const raw = yield* rawConfigOf(image)
         const strings = (value: unknown): ReadonlyArray<string> | undefined =>

@@ -360,7 +360,16 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
       return configure(() => ({}), { OnBuild: stage.onBuild })
     }
     case "MAINTAINER":
-      throw new Unsupported("MAINTAINER is not supported: use LABEL org.opencontainers.image.authors")
+      noFlags()
+      stage.node = {
+        _tag: "Configure",
+        parent: stage.node,
+        change: () => ({}),
+        author: expand(rest),
+        text,
+        place
+      }
+      return
     default:
       throw new SyntaxFailure(line, `${keyword} is no instruction`)
   }

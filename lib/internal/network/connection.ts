@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
+import * as Stream from "effect/Stream"
 import type { BerthError } from "../../BerthError.ts"
 import type { Address, Connection } from "../../Connection.ts"
 import type { Container } from "../../Container.ts"
@@ -12,95 +13,95 @@ import { attempt } from "../util/fromThrowing.ts"
 import { spanIfObserved } from "../util/spanIfObserved.ts"
 import { beginConnect, connected } from "./socket.ts"
 
-/** The two halves of a connection; each waits for a descriptor of its own, as epoll(7) has one entry for each. */
-export interface Halves {
-  readonly input: Output
-  readonly output: Input
-  /** Ends the sending half: shutdown(2). */
-  readonly end: Effect.Effect<void>
-}
+/**
+ * A connected socket. Each half waits for a descriptor of its own, as epoll(7) has one entry for each. It gets the descriptor when it is
+ * first used: two more for each connection took a tenth of the time of `Container.connect`.
+ */
+export class Socket implements Connection {
+  private readonly container: Container
+  private fd: number
+  private input: Output | undefined
+  private output: Input | undefined
 
-interface Opened extends Halves {
-  readonly close: () => void
-}
+  constructor(container: Container, fd: number) {
+    this.container = container
+    this.fd = fd
+  }
 
-/** The halves of a socket, which closes with them; throws, and then has closed it. */
-const halvesOf = (container: Container, fd: number): Opened => {
-  const input = new Output(-1, container.id)
-  const output = new Input(-1)
-  const close = (): void => {
-    input.close()
-    output.close()
-    native().close(fd)
+  get stream(): Connection["stream"] {
+    return Stream.unwrap(
+      attempt(() => {
+        this.input ??= new Output(this.fd < 0 ? -1 : duplicate(this.fd), this.container.id)
+        return this.input.stream
+      })
+    )
   }
-  try {
-    input.open(duplicate(fd))
-    output.open(duplicate(fd))
-  } catch (error) {
-    close()
-    throw error
+
+  get sink(): Connection["sink"] {
+    const write = Sink.forEach((bytes: Uint8Array) => this.write(bytes))
+    const end = Effect.sync(() => this.fd < 0 || native().shutdown(this.fd))
+    return Sink.ensuring(write, end)
   }
-  return { input, output, end: Effect.sync(() => native().shutdown(fd)), close }
+
+  write(bytes: Uint8Array): Effect.Effect<void, BerthError> {
+    return Effect.flatten(
+      attempt(() => {
+        this.output ??= new Input(this.fd < 0 ? -1 : duplicate(this.fd))
+        return this.output.write(bytes)
+      })
+    )
+  }
+
+  close(): void {
+    this.input?.close()
+    this.output?.close()
+    native().close(this.fd)
+    this.fd = -1
+  }
 }
 
 /**
- * Closes the halves of a socket with the scope. `Effect.acquireRelease` would copy every FiberRef for the release: with one for each
- * descriptor, that took more than half of the time of `Container.connect`.
+ * Closes a socket with the scope. `Effect.acquireRelease` would copy every FiberRef for the release: that took more than half of the
+ * time of `Container.connect`.
  */
-const closing = (scope: Scope.Scope, container: Container, fd: number): Effect.Effect<Halves, BerthError> =>
-  Effect.flatMap(
-    attempt(() => halvesOf(container, fd)),
-    (opened) => Effect.as(Scope.addFinalizer(scope, Effect.sync(opened.close)), opened)
-  )
+const closing = (scope: Scope.Scope, container: Container, fd: number): Effect.Effect<Socket> => {
+  const socket = new Socket(container, fd)
+  const close = Effect.sync(() => socket.close())
+  return Effect.as(Scope.addFinalizer(scope, close), socket)
+}
 
 export const open = (
   container: Container,
   address: Address
-): Effect.Effect<Halves, BerthError, Scope.Scope> =>
+): Effect.Effect<Socket, BerthError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(Effect.scope, (scope) =>
       Effect.flatten(
         attempt(() => {
           const connecting = beginConnect(container, address)
           const { fd, result } = connecting
-          const opened = closing(scope, container, fd)
-          if (result === 0) return opened
+          if (result === 0) return closing(scope, container, fd)
           // The scope gets the socket once it is connected: nothing would tell who waits for it that it has been closed.
           return restore(connected(container, connecting)).pipe(
             Effect.onError(() => Effect.sync(() => native().close(fd))),
-            Effect.zipRight(opened)
+            Effect.zipRight(closing(scope, container, fd))
           )
         })
       )
     )
   )
 
-const asConnection = ({ end, input, output }: Halves): Connection => ({
-  get stream() {
-    return input.stream
-  },
-  get sink() {
-    const write = Sink.forEach((bytes: Uint8Array) => output.write(bytes))
-    return Sink.ensuring(write, end)
-  }
-})
-
 /** A socket that has been accepted, as a connection; the scope closes it. */
 export const accepted = (
   container: Container,
   fd: number
 ): Effect.Effect<Connection, BerthError, Scope.Scope> =>
-  Effect.map(
-    Effect.uninterruptible(Effect.flatMap(Effect.scope, (scope) => closing(scope, container, fd))),
-    asConnection
-  )
+  Effect.uninterruptible(Effect.flatMap(Effect.scope, (scope) => closing(scope, container, fd)))
 
 /** See `Container.connect`. */
 export const connect: {
   (address: Address): (container: Container) => Effect.Effect<Connection, BerthError, Scope.Scope>
   (container: Container, address: Address): Effect.Effect<Connection, BerthError, Scope.Scope>
 } = dual(2, (container: Container, address: Address) =>
-  Effect.map(open(container, address), asConnection).pipe(
-    spanIfObserved("berth.Container.connect", { "container.id": container.id })
-  )
+  open(container, address).pipe(spanIfObserved("berth.Container.connect", { "container.id": container.id }))
 )
