@@ -64,6 +64,11 @@ export interface Context {
  * @category models
  */
 export interface RunOptions {
+  /**
+   * Files that the command sees at a path, and that are in no layer: of a folder of the host, or of another build. They are part of the
+   * step's key: files of the host by path, mode and content, and those of a build by its layers.
+   */
+  readonly bind?: ReadonlyArray<BindOptions> | undefined
   /** Variables of this step alone. Variables of the image are set by `config`. */
   readonly env?: Readonly<Record<string, string>> | undefined
   /** Default: the image's user. */
@@ -82,9 +87,36 @@ export interface RunOptions {
   readonly secret?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
   /** More mounts. Their definition is part of the step's key, also the text of a file; the contents of a bind are not. */
   readonly mounts?: ReadonlyArray<Bind | Tmpfs | File> | undefined
+  /**
+   * Sockets of SSH agents by their paths in the container: `{ "/run/ssh-agent": process.env.SSH_AUTH_SOCK }`. The variable `SSH_AUTH_SOCK`
+   * of the command is the first path. The keys stay with the agent; which agent it is does not run the step again.
+   */
+  readonly ssh?: Readonly<Record<string, string>> | undefined
+  /**
+   * `"insecure"` gives the command all capabilities and system calls, and hides nothing of `/proc` and `/sys`: it can take over the
+   * machine if Berth runs as root. Default: `"sandbox"`, the security of a container.
+   */
+  readonly security?: "sandbox" | "insecure" | undefined
   readonly limits?: Limits | undefined
   /** The step fails with `BuildFailed` (`TimedOut`) when this time is over. Default: none. */
   readonly timeout?: Duration.DurationInput | undefined
+}
+
+/**
+ * Files that a step sees while it runs.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface BindOptions {
+  /** A folder of the host, without what its patterns leave out, or the files of another build. */
+  readonly from: Context | Build
+  /** The file or folder, from the top of `from`. Links are followed, within `from`. Default: all of it. */
+  readonly path?: string | undefined
+  /** The path in the container, relative to the working directory. */
+  readonly target: string
+  /** Whether the command can write there. What it writes is dropped at the end of the step. Default false. */
+  readonly writable?: boolean | undefined
 }
 
 /**
@@ -105,8 +137,8 @@ export interface CopyOptions {
    */
   readonly to?: string | undefined
   /**
-   * `user[:group]` of the copies, names or numbers; names are those of the image. Default: root for files of the host, and the
-   * same ids for files of another build.
+   * `user[:group]` of the copies, and of folders that are made for them: names or numbers. Names are those of the image, and a number
+   * alone is that of the group too. Default: root for files of the host, and the same ids for files of another build.
    */
   readonly owner?: string | undefined
   /** The mode of all copies. Default: each has that of its source. */
@@ -166,6 +198,12 @@ export interface ImageOptions extends Pick<GetOptions, "pull" | "platform"> {
   readonly created?: Date | undefined
   /** How new layers of a named image are compressed. Default: `"gzip"`, which every registry and tool reads. */
   readonly compression?: "gzip" | "zstd" | undefined
+  /**
+   * Whether the manifest of a named image says what the image was made of, in annotations: the first image
+   * (`org.opencontainers.image.base.name` and `.base.digest`), and in `vnd.berth.build.steps`, as JSON, each step with a digest of each of its
+   * inputs by its name. Names of secrets are among them, and no values. Default false.
+   */
+  readonly provenance?: boolean | undefined
   /** Gets each event of the build. */
   readonly onEvent?: ((event: BuildEvent) => void) | undefined
 }
@@ -310,7 +348,7 @@ export const copy: {
 } = internal.copy
 
 /**
- * Sets the working directory of later steps and of containers, relative to the one before; it is made if the image lacks it.
+ * Sets the working directory of later steps and of containers, relative to the one before; it is made for the image's user if the image lacks it.
  *
  * @since 0.2.0
  * @category steps
@@ -428,14 +466,21 @@ export interface DockerfileOptions extends ImageOptions {
   readonly contexts?: Readonly<Record<string, string | Build>> | undefined
   /** The values of `RUN --mount=type=secret`, by their ids. */
   readonly secrets?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
+  /** The sockets of SSH agents for `RUN --mount=type=ssh`, by their ids: `{ default: process.env.SSH_AUTH_SOCK }`. */
+  readonly ssh?: Readonly<Record<string, string>> | undefined
+  /**
+   * What instructions may ask for besides the rights of a container: `"network.host"` for `RUN --network=host`, which `network: "host"` is
+   * as well, and `"security.insecure"` for `RUN --security=insecure`. Default: nothing.
+   */
+  readonly allow?: ReadonlyArray<"network.host" | "security.insecure"> | undefined
 }
 
 /**
  * The build of a Dockerfile: its steps as a value, which more steps can follow.
  *
  * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for `ADD` of an address or of an
- * archive, `RUN --mount` of the types `bind` and `ssh`, `--security=insecure`, `COPY --parents` and `--exclude`, and `MAINTAINER`. No flag
- * is ignored. Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
+ * archive, `COPY --parents` and `--exclude`, and rights that `allow` does not name. No flag is ignored.
+ * Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
  *
  * @since 0.2.0
  * @category constructors

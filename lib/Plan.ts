@@ -56,7 +56,7 @@ export type OperationName = keyof Table
  *   `root-mount`, `root-bind`: an existing root. `attributes` are MOUNT_ATTR_* of mount_setattr(2).
  * - `process`: the clone, with the namespaces of clone(2) that are new. The child performs the operations after it.
  * - `filesystem`: a new mount, fsopen(2); of the file system in a file if there is an `image`, through a loop device, loop(4),
- *   which the kernel frees with the last mount. `tree` takes a folder as a mount; no component of its path may be a symbolic
+ *   which the kernel frees with the last mount. `tree` takes a folder or a file as a mount; no component of its path may be a symbolic
  *   link. If it is `mapped`, the ids of the `layer-map` translate its owners. `attach` mounts what the operation before it
  *   made at a folder of the supervisor's own mount namespace, until the unit is released; with `discard`, what
  *   an ext4 has not written yet is dropped then. `hand-over` gives it to the child instead, and each `place` attaches the next of these in the root.

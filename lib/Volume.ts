@@ -108,7 +108,7 @@ export const isVolume: (u: unknown) => u is Volume = internal.isVolume
  * @category constructors
  */
 export const make = (options: Options = {}): Effect.Effect<Volume, BerthError, Berth | Scope.Scope> =>
-  Effect.flatMap(Berth, (berth) => internal.make(berth, options)).pipe(
+  Effect.flatMap(Berth, (berth) => internal.open(berth, options)).pipe(
     Effect.withSpan("berth.Volume.make", { attributes: { "berth.volume.name": options.name } })
   )
 

@@ -16,6 +16,7 @@ export interface BuildOptions {
   readonly secret: ReadonlyArray<string>
   readonly network: "none" | "host"
   readonly noCache: boolean
+  readonly provenance: boolean
   readonly cacheFrom: ReadonlyArray<string>
   readonly cacheTo: string | undefined
   readonly platform: string | undefined
@@ -42,13 +43,13 @@ const cacheOf = (text: string): CachePlace => (/^[/.]/.test(text) ? { folder: te
 export const build = async (options: BuildOptions, invocation: Invocation): Promise<void> => {
   const { buildArg, cacheFrom, cacheTo, compression, context, explain, file, format, network, noCache } =
     options
-  const { output, path, platform, secret, tag, target } = options
+  const { output, path, platform, provenance, secret, tag, target } = options
   const args = environment("--build-arg", buildArg)
   const secrets = Object.fromEntries(secret.map(secretOf))
   await using berth = await openBerth(invocation)
   const { json, signal } = invocation
   const given = {
-    ...{ context, file, tag, target, args, secrets, network, platform, signal, compression },
+    ...{ context, file, tag, target, args, secrets, network, platform, signal, compression, provenance },
     cache: !noCache,
     cacheFrom: cacheFrom.map(cacheOf),
     cacheTo: cacheTo === undefined ? undefined : cacheOf(cacheTo)

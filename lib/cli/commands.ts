@@ -204,6 +204,7 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
         "What the steps reach: nothing, or what this machine reaches."
       ),
       noCache: flag("no-cache", "Runs all steps, also those that have been made before."),
+      provenance: flag("provenance", "The image's manifest says what it was made of, in annotations."),
       cacheFrom: texts({
         name: "cache-from",
         value: "PLACE",

@@ -74,7 +74,7 @@ int volume_filesystem(const struct operation *operation, struct failure *failure
 
 int volume_tree(const struct operation *operation, int layer_map, struct failure *failure) {
     struct mount_attr set = {.attr_set = (uint64_t)operation->tree.attributes.i, .propagation = MS_PRIVATE};
-    cleanup_close int folder = sys_openat2(AT_FDCWD, operation->tree.path.s.text, O_PATH | O_DIRECTORY, 0, RESOLVE_NO_SYMLINKS);
+    cleanup_close int folder = sys_openat2(AT_FDCWD, operation->tree.path.s.text, O_PATH, 0, RESOLVE_NO_SYMLINKS);
     if (folder < 0) return fail(failure, "openat2");
     cleanup_close int tree = sys_open_tree(folder, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
     if (tree < 0) return fail(failure, "open_tree");

@@ -272,7 +272,7 @@ suite("Build", (effect, folder) => {
           })
         )
       yield* busybox
-      const { events, image } = yield* built(app(words), { tag: "test/secret:1" })
+      const { events, image } = yield* built(app(words), { tag: "test/secret:1", provenance: true })
       assert.equal(
         yield* output(image, "sh", "-c", "cat /length; ls /run /run/secrets 2>/dev/null; true"),
         "11\n"

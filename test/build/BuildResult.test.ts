@@ -168,4 +168,42 @@ suite("the result of a Build", (effect) => {
     },
     skip
   )
+
+  effect(
+    "the manifest of a named image says what it was made of, if that is asked for",
+    function* () {
+      const { folder } = yield* Berth.Berth
+      const context = yield* emptyFolder("facts")
+      fs.writeFileSync(`${context}/file`, "one")
+      const base = yield* busybox
+      const app = Build.from(base).pipe(
+        Build.copy({ from: Build.local(context), paths: ["file"], to: "/" }),
+        Build.run("true", { env: { LEVEL: "1" }, secret: { token: "hidden" } }),
+        Build.config({ labels: { team: "app" } })
+      )
+      const annotations = (options: Build.ImageOptions) =>
+        Effect.map(Build.image(app, { ...options, tag: "team/facts:1" }), ({ digest }) => {
+          const file = `${folder}/store/blobs/sha256/${digest!.slice("sha256:".length)}`
+          return JSON.parse(fs.readFileSync(file, "utf8")).annotations
+        })
+      assert.equal(yield* annotations({}), undefined)
+      const facts = yield* annotations({ provenance: true })
+      assert.equal(facts["org.opencontainers.image.base.digest"], base.digest)
+      assert.equal(facts["org.opencontainers.image.base.name"], base.reference)
+      const steps = JSON.parse(facts["vnd.berth.build.steps"])
+      assert.deepEqual(
+        steps.map(({ step }: { step: string }) => step),
+        ["COPY file /", "RUN true", "CONFIG labels"]
+      )
+      const [copy, run] = steps.map(({ inputs }: { inputs: Record<string, string> }) => inputs)
+      assert.ok("the file file" in copy && "the variable LEVEL" in run && "the secrets' names" in run)
+      assert.ok(!JSON.stringify(facts).includes("hidden"))
+      // Only the file has changed.
+      fs.writeFileSync(`${context}/file`, "two")
+      const later = JSON.parse((yield* annotations({ provenance: true }))["vnd.berth.build.steps"])
+      assert.notEqual(later[0].inputs["the file file"], copy["the file file"])
+      assert.equal(later[1].inputs["the variable LEVEL"], run["the variable LEVEL"])
+    },
+    skip
+  )
 })

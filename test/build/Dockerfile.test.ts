@@ -189,7 +189,7 @@ RUN ls /cache /scratch /run/secrets /other.txt 2>/dev/null > /left || true
       "Unsupported",
       ":2: .*insecure"
     ],
-    ["an unknown mount", "FROM scratch\nRUN --mount=type=ssh x", "Unsupported", ":2: .*ssh"],
+    ["an unknown mount", "FROM scratch\nRUN --mount=type=image x", "Unsupported", ":2: .*image"],
     ["an address", "FROM scratch\nADD https://example.test/x /", "Unsupported", ":2: .*https"],
     ["an invalid port", "FROM scratch\nEXPOSE x", "Syntax", ":2: .*EXPOSE x"],
     [

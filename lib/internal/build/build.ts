@@ -22,11 +22,12 @@ import type {
   ShellOptions
 } from "../../Build.ts"
 import type { Image, ImageConfig } from "../../Image.ts"
+import { scratch } from "../image/image.ts"
 import * as Store from "../store/store.ts"
 import { later } from "../util/later.ts"
 import { prints } from "../util/prints.ts"
 import type { Evaluation, State } from "./evaluate.ts"
-import type { Node, Source } from "./node.ts"
+import type { Bind, Node, Source } from "./node.ts"
 
 const evaluation = later(() => import("./evaluate.ts"))
 const caching = later(() => import("./cache.ts"))
@@ -61,15 +62,40 @@ export const local = (
 
 const isDataFirst = (args: IArguments): boolean => isBuild(args[0])
 
+/** Where the layer of a context's files has them. */
+const COPIED = "/files"
+
+/** What a command sees while it runs. Files of a context are copied into a layer of their own, so that they cannot change meanwhile. */
+export const bindOf = (
+  from: Context | Node,
+  path: string,
+  rest: Pick<Bind, "target" | "writable">,
+  place?: string
+): Bind => {
+  if (from._tag !== "Context") return { from, path, ...rest }
+  const copied: Node = {
+    _tag: "Copy",
+    parent: { _tag: "From", source: scratch },
+    from,
+    options: { paths: [path], to: COPIED },
+    text: `MOUNT ${path}`,
+    place
+  }
+  return { from: copied, path: COPIED, ...rest }
+}
+
 export const run = dual<
   (command: string | ReadonlyArray<string>, options?: RunOptions) => (build: Build) => Build,
   (build: Build, command: string | ReadonlyArray<string>, options?: RunOptions) => Build
->(isDataFirst, (build, command, options = {}) =>
+>(isDataFirst, (build, command, { bind = [], ...options } = {}) =>
   of({
     _tag: "Run",
     parent: build.node,
     command: typeof command === "string" ? ["/bin/sh", "-c", command] : command,
     options,
+    binds: bind.map(({ from: source, path: shown = "/", target, writable = false }) =>
+      bindOf(isBuild(source) ? source.node : source, shown, { target, writable })
+    ),
     text: `RUN ${typeof command === "string" ? command : JSON.stringify(command)}`,
     place: undefined
   })

@@ -11,7 +11,6 @@ import { place } from "../container/keep.ts"
 import * as users from "../container/passwd.ts"
 import { failedAs } from "../files/fileFailure.ts"
 import type { Metadata } from "../files/metadata.ts"
-import { makeFolder } from "../files/mutations.ts"
 import * as inRoot from "../files/rooted.ts"
 import { outside, own } from "../ids/idMaps.ts"
 import * as Kept from "../layer/kept.ts"
@@ -47,22 +46,24 @@ const written = (
     (scope, exit) => Scope.close(scope, exit)
   )
 
-/** A folder that is made unless the image has it. */
+/** A folder that is made unless the image has it, for the image's user. */
 export const folder = (evaluation: Evaluation, image: Image, path: string): Made => ({
-  key: ["folder", path],
+  key: ["folder", path, image.config.user],
   make: (key) => {
     const operation = `make the folder ${path}`
-    const write = async (root: number): Promise<"changed" | "unchanged"> => {
+    const write = async (root: number, owner: files.Owner | undefined): Promise<"changed" | "unchanged"> => {
       try {
         inRoot.using(inRoot.open(root, path, inRoot.O_FOLDER), () => {})
         return "unchanged"
       } catch (error) {
         if (!inRoot.isErrno(error, ENOENT)) throw error
       }
-      makeFolder(root, path, 0o755, true)
+      files.makeFolders(root, path, owner)
       return "changed"
     }
-    return written(evaluation, image, key, write, failedAs(operation))
+    return Effect.flatMap(ownerOf(image, image.config.user || undefined, false), (owner) =>
+      written(evaluation, image, key, (root) => write(root, owner), failedAs(operation))
+    )
   }
 })
 
@@ -71,14 +72,16 @@ const ownerOf = (
   image: Image,
   owner: string | undefined,
   isContext: boolean
-): Effect.Effect<{ readonly uid: number; readonly gid: number } | undefined, BerthError> =>
+): Effect.Effect<files.Owner | undefined, BerthError> =>
   attempt(() => {
     const { gids, uids } = own()
     if (owner === undefined) return isContext ? { uid: outside(uids, 0), gid: outside(gids, 0) } : undefined
     const [passwd, group] = ["etc/passwd", "etc/group"].map((path) =>
       users.readMerged(image.reference, image.layers, path)
     )
-    const { gid, uid } = users.resolve(image.reference, owner, passwd!, group!)
+    // As in Docker, a number alone is that of the group too.
+    const both = /^\d+$/.test(owner) ? `${owner}:${owner}` : owner
+    const { gid, uid } = users.resolve(image.reference, both, passwd!, group!)
     return { uid: outside(uids, uid), gid: outside(gids, gid) }
   })
 
@@ -159,7 +162,8 @@ export const copy = (
         image,
         key,
         async (root, signal) => {
-          await files.copy(source, selection, { root, path, keep, signal })
+          const made = owner === undefined ? undefined : ids
+          await files.copy(source, selection, { root, path, keep, owner: made, signal })
           return "changed"
         },
         failed

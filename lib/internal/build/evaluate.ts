@@ -24,6 +24,16 @@ import * as running from "./run.ts"
 /** Another number makes the layers of earlier versions unknown. */
 const VERSION = 2
 
+/** A step since the first image. */
+export interface StateStep {
+  /** What it adds to the history. */
+  readonly history: History
+  /** The layer that it made. */
+  readonly layer: string | undefined
+  /** What it was made of, if the provenance is asked for. */
+  readonly inputs?: Inputs.Inputs | undefined
+}
+
 /** An image as it is after a step. */
 export interface State {
   readonly image: Image.Image
@@ -33,8 +43,8 @@ export interface State {
   readonly identity: string
   /** Fields of the configuration that Berth does not use. */
   readonly raw: Readonly<Record<string, unknown>>
-  /** What each step since then adds to the history, with the layer that it made. */
-  readonly steps: ReadonlyArray<{ readonly history: History; readonly layer: string | undefined }>
+  readonly author: string | undefined
+  readonly steps: ReadonlyArray<StateStep>
   /** Whether a step that has not been made is among them, so that the files are not known; only if nothing runs. */
   readonly isUnknown: boolean
 }
@@ -67,8 +77,8 @@ export interface Evaluation {
   readonly made: Set<string>
   /** If it is there, nothing runs: it gets the steps that would, with the reasons. */
   readonly explain?: ((explanation: Explanation) => void) | undefined
-  /** Gets each step that fails, with the image before it. */
-  readonly failed?: ((node: Step, image: Image.Image) => void) | undefined
+  /** Gets each step that fails, with the image before it, and those of its binds. */
+  readonly failed?: ((node: Step, image: Image.Image, seen: ReadonlyArray<Image.Image>) => void) | undefined
 }
 
 type Step = Exclude<Node, From>
@@ -179,25 +189,37 @@ const layered = (
     return {
       ...state,
       image: isNew ? make({ ...image, digest: undefined, layout: undefined, layers: made.layers }) : image,
-      steps: [...state.steps, { history, layer: isNew ? made.layers.at(-1) : undefined }]
+      steps: [
+        ...state.steps,
+        {
+          history,
+          layer: isNew ? made.layers.at(-1) : undefined,
+          inputs: options.provenance === true ? inputs() : undefined
+        }
+      ]
     }
   })
 
 const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthError, Berth> =>
   Effect.gen(function* () {
     if (node._tag === "From") {
-      const image = yield* baseOf(node, evaluation)
+      const base = yield* baseOf(node, evaluation)
+      const environment = { ...base.config.environment, ...node.environment }
       return {
-        image,
-        base: image,
-        identity: yield* Kept.identityOf(evaluation.berth, image),
+        image: node.environment === undefined ? base : withConfig(base, { environment }),
+        base,
+        identity: yield* Kept.identityOf(evaluation.berth, base),
         raw: {},
+        author: undefined,
         steps: [],
         isUnknown: false
       }
     }
-    const failing = <A, E, R>(image: Image.Image, effect: Effect.Effect<A, E, R>) =>
-      Effect.tapError(effect, () => Effect.sync(() => evaluation.failed?.(node, image)))
+    const failing = <A, E, R>(
+      image: Image.Image,
+      effect: Effect.Effect<A, E, R>,
+      seen: ReadonlyArray<Image.Image> = []
+    ) => Effect.tapError(effect, () => Effect.sync(() => evaluation.failed?.(node, image, seen)))
     /** A step after one that has not been made. */
     const unknown = (state: State): State => {
       const { numbers } = evaluation
@@ -225,7 +247,13 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         )
       )
     }
-    const state = yield* evaluate(evaluation, node.parent)
+    const [state, ...seen] = yield* Effect.all(
+      [
+        evaluate(evaluation, node.parent),
+        ...(node._tag === "Run" ? node.binds.map(({ from }) => evaluate(evaluation, from)) : [])
+      ],
+      { concurrency: "unbounded" }
+    )
     const { config } = state.image
     switch (node._tag) {
       case "Configure": {
@@ -234,6 +262,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
           ...state,
           image,
           raw: { ...state.raw, ...node.raw },
+          author: node.author ?? state.author,
           steps: [...state.steps, { history: { created_by: node.text, empty_layer: true }, layer: undefined }]
         }
       }
@@ -246,10 +275,11 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         return { ...next, image: withConfig(next.image, { workingDirectory }) }
       }
       case "Run":
-        if (state.isUnknown) return unknown(state)
+        if (state.isUnknown || seen.some(({ isUnknown }) => isUnknown)) return unknown(state)
         return yield* failing(
           state.image,
-          layered(evaluation, node, state, running.run(evaluation, node, state.image))
+          layered(evaluation, node, state, running.run(evaluation, node, state.image, seen)),
+          seen.map(({ image }) => image)
         )
     }
   })

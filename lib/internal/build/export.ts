@@ -20,6 +20,7 @@ import * as Holds from "../store/leases.ts"
 import * as Store from "../store/store.ts"
 import { holesOf } from "../tar/members.ts"
 import type { State } from "./evaluate.ts"
+import { annotationsOf } from "./provenance.ts"
 
 const Record = Schema.parseJson(
   Schema.Struct({ digest: Schema.String, size: Schema.Number, diffId: Schema.String })
@@ -102,11 +103,12 @@ export const blobOf = (
 
 /** The image of a build with a manifest, under a name or under its digest. */
 export const named = (
-  { base, image, raw, steps }: State,
-  options: Pick<ImageOptions, "tag" | "created" | "compression">
+  state: State,
+  options: Pick<ImageOptions, "tag" | "created" | "compression" | "provenance">
 ): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
+    const { author, base, image, raw, steps } = state
     const name = options.tag === undefined ? undefined : Reference.print(yield* Reference.parse(options.tag))
     const documents = yield* documentsOf(base)
     const below = yield* copyLayers(documents)
@@ -119,7 +121,7 @@ export const named = (
       history: steps.map(({ history }) => history),
       config,
       created: options.created,
-      author: undefined,
+      author,
       raw
     })
     const unpacked = new Map(layers.map((layer, k) => [blobs[k]!.diffId, layer]))
@@ -129,6 +131,6 @@ export const named = (
       [...below, ...blobs.map(({ descriptor }) => descriptor)],
       bytes,
       {},
-      unpacked
+      { unpacked, annotations: options.provenance === true ? annotationsOf(state) : undefined }
     )
   })

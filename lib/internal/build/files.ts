@@ -6,7 +6,7 @@ import { createHash, type Hash } from "node:crypto"
 import * as fs from "node:fs"
 import { contents, copyTo, inside } from "../files/archiveCopy.ts"
 import { type Metadata, metadataOf } from "../files/metadata.ts"
-import { makeFolder } from "../files/mutations.ts"
+import { chown, makeFolder } from "../files/mutations.ts"
 import * as inRoot from "../files/rooted.ts"
 import { textsOf, walk } from "../files/walk.ts"
 import { native, O_NOFOLLOW, O_PATH } from "../system/addon.ts"
@@ -277,8 +277,22 @@ export interface Target {
   /** An absolute path in it; with a slash at the end, a folder. */
   readonly path: string
   readonly keep: (metadata: Metadata) => Metadata
+  /** The owner of folders that are made for the copies, with ids of the host. Default: root of the image. */
+  readonly owner: Owner | undefined
   readonly signal: AbortSignal
 }
+
+export interface Owner {
+  readonly uid: number
+  readonly gid: number
+}
+
+/** Makes a folder and those above it that are missing. */
+export const makeFolders = (root: number, path: string, owner: Owner | undefined): void =>
+  makeFolder(root, path, 0o755, true, (made) => {
+    if (owner !== undefined)
+      inRoot.using(inRoot.open(root, made, inRoot.O_FOLDER), (fd) => chown(fd, owner.uid, owner.gid, made))
+  })
 
 const isFolderIn = (root: number, path: string): boolean => {
   const found = existing(root, path)
@@ -287,12 +301,12 @@ const isFolderIn = (root: number, path: string): boolean => {
 
 /** Copies a selection. Throws `Changed` if a file is not as it was when its digest was taken. */
 export const copy = async (top: number, { sources, taken }: Selection, target: Target): Promise<void> => {
-  const { keep, path, root, signal } = target
+  const { keep, owner, path, root, signal } = target
   const how = { keep, signal, gives: true, isTaken: (at: string) => taken.has(cleaned(at)) }
   const isFolder = path.endsWith("/") || sources.length > 1
   for (const source of sources) {
     if (source.isFolder) {
-      makeFolder(root, path, 0o755, true)
+      makeFolders(root, path, owner)
       await inRoot.using(
         inRoot.open(top, source.path === "" ? "." : source.path, inRoot.O_FOLDER),
         (folder) => copyTo({ folder, name: undefined, path: `/${source.path}` }, inside(root), path, how)
@@ -301,7 +315,7 @@ export const copy = async (top: number, { sources, taken }: Selection, target: T
     }
     const isInto = isFolder || isFolderIn(root, path)
     const at = isInto ? inRoot.join(path, source.name) : path
-    makeFolder(root, isInto ? path : inRoot.split(at).folder, 0o755, true)
+    makeFolders(root, isInto ? path : inRoot.split(at).folder, owner)
     if (isFolderIn(root, at)) return inRoot.fail(inRoot.EISDIR, "open", at)
     const { folder, name } = inRoot.split(`/${source.path}`)
     await inRoot.using(inRoot.open(top, folder, inRoot.O_FOLDER), (opened) =>

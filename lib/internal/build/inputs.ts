@@ -47,7 +47,7 @@ export const placeOf = (node: Node): string => {
 const each = (prefix: string, values: Iterable<readonly [name: string, value: unknown]>): Inputs =>
   Object.fromEntries([...values].map(([name, value]) => [`${prefix} ${name}`, digestOf(value)]))
 
-/** The inputs of a step that makes a layer. `files` are digests of the files that it copies. */
+/** The inputs of a step that makes a layer. `files` are digests of the files that it copies, or of what a command sees at a path. */
 export const inputsOf = (
   node: Exclude<Node, { readonly _tag: "From" }>,
   image: Image,
@@ -68,6 +68,7 @@ export const inputsOf = (
         "the network": digestOf(typeof network === "object" ? "a network" : network),
         "the caches": digestOf(cache),
         "the mounts": digestOf(mounts),
+        ...each("what is at", files ?? []),
         "the secrets' names": digestOf(Object.keys(secret ?? {})),
         ...each("the variable", Object.entries({ ...environment, ...env }))
       }

@@ -28,13 +28,25 @@ export interface From {
   readonly source: Source
   /** For the name of an image. Default: the platform of the build. */
   readonly platform?: string | undefined
+  /** Variables that are added to those of the image. */
+  readonly environment?: Readonly<Record<string, string>> | undefined
 }
 
 export interface Run extends Step {
   readonly _tag: "Run"
   readonly parent: Node
   readonly command: ReadonlyArray<string>
-  readonly options: RunOptions
+  readonly options: Omit<RunOptions, "bind">
+  readonly binds: ReadonlyArray<Bind>
+}
+
+/** Files of another build that a command sees. */
+export interface Bind {
+  readonly from: Node
+  /** From the root of its files. */
+  readonly path: string
+  readonly target: string
+  readonly writable: boolean
 }
 
 export interface Copy extends Step {
@@ -59,6 +71,8 @@ export interface Configure extends Step {
   readonly change: (config: ImageConfig) => Partial<ImageConfig>
   /** Fields of the configuration that Berth does not use, in the specification's names; `undefined` removes one. */
   readonly raw?: Readonly<Record<string, unknown>> | undefined
+  /** The author of the image. */
+  readonly author?: string | undefined
 }
 
 export type Node = From | Run | Copy | Workdir | Configure

@@ -1,4 +1,5 @@
 /** A step that runs a command in a container, whose writable layer is the step's layer. */
+import { posix } from "node:path"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
@@ -10,7 +11,9 @@ import * as Mount from "../../Mount.ts"
 import * as Process from "../../Process.ts"
 import * as Volume from "../../Volume.ts"
 import { stateOf } from "../container/waitFor.ts"
-import type { Evaluation, Made } from "./evaluate.ts"
+import * as Kept from "../layer/kept.ts"
+import { mountOf } from "./bind.ts"
+import type { Evaluation, Made, State } from "./evaluate.ts"
 import type { Run } from "./node.ts"
 
 const LOG_LINES = 20
@@ -30,26 +33,59 @@ const checkSecret = (name: string): string => {
 }
 
 /** The mounts of a step. Caches are volumes of the store. */
-export const mountsOf = ({ cache = {}, mounts = [], secret = {} }: Run["options"]) =>
+export const mountsOf = (node: Run, image: Image, seen: ReadonlyArray<Image>) =>
   Effect.gen(function* () {
+    const { cache = {}, mounts = [], secret = {}, ssh = {} } = node.options
+    const { workingDirectory } = image.config
     const secrets = Object.entries(secret).map(([name, text]) =>
       Mount.file(`${secretsFolder}/${checkSecret(name)}`, text)
     )
     const caches = yield* Effect.forEach(Object.entries(cache), ([target, name]) =>
-      Effect.map(Volume.make({ name: cacheVolume(name) }), (volume) => Mount.volume(volume, target))
+      Effect.map(Volume.make({ name: cacheVolume(name) }), (volume) =>
+        Mount.volume(volume, posix.resolve("/", workingDirectory, target))
+      )
     )
-    return [...secrets, ...mounts, ...caches]
+    const binds = yield* Effect.forEach(node.binds, (bind, k) =>
+      mountOf(node, bind, seen[k]!, workingDirectory)
+    )
+    const agents = Object.entries(ssh).map(([target, socket]) => Mount.bind(socket, target))
+    const own = mounts.map((mount) => ({
+      ...mount,
+      target: posix.resolve("/", workingDirectory, mount.target)
+    }))
+    return [...secrets, ...own, ...binds, ...caches, ...agents]
   })
+
+/** What of a step's options a start takes as it is. */
+export const startOf = ({ options }: Run) => {
+  const { env, limits, security, ssh = {}, user } = options
+  const [agent] = Object.keys(ssh)
+  return {
+    env: agent === undefined ? env : { ...env, SSH_AUTH_SOCK: agent },
+    limits,
+    user,
+    ...(security === "insecure" ? insecure : {})
+  }
+}
+
+const insecure = {
+  capabilities: { add: ["ALL"] },
+  seccomp: "unconfined",
+  noNewPrivileges: false,
+  maskedPaths: [],
+  readonlyPaths: []
+} as const
 
 const execute = (
   { numbers, options: given, tell }: Evaluation,
   node: Run,
   image: Image,
+  seen: ReadonlyArray<Image>,
   key: string
 ): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const { command, options, place, text } = node
-    const { env, limits, network = given.network, timeout, user } = options
+    const { network = given.network, timeout } = options
     const failed = (
       box: Container.Container,
       reason: BuildFailed["reason"],
@@ -67,11 +103,9 @@ const execute = (
     const box = yield* Container.start(image, {
       entrypoint: [],
       command,
-      env,
-      user,
-      limits,
+      ...startOf(node),
       network,
-      mounts: yield* mountsOf(options),
+      mounts: yield* mountsOf(node, image, seen),
       upper: "disk"
     })
     const event = { step: numbers.get(node)!, text, place }
@@ -105,18 +139,27 @@ const execute = (
     Effect.withSpan("berth.Build.run", { attributes: { "berth.build.step": node.text } })
   )
 
-/** What a command sees of its image's configuration and of its options; not the values of secrets, nor the contents of caches. */
-export const run = (evaluation: Evaluation, node: Run, image: Image): Made => {
+/**
+ * What a command sees of its image's configuration and of its options; not the values of secrets, nor the contents of caches. `seen` are
+ * the images of its binds, whose layers say what the files are.
+ */
+export const run = (evaluation: Evaluation, node: Run, image: Image, seen: ReadonlyArray<State>): Made => {
   const {
     cache = {},
     env = {},
     mounts = [],
     network = evaluation.options.network,
     secret = {},
+    security = "sandbox",
+    ssh = {},
     user
   } = node.options
   const { environment, user: ownUser, workingDirectory } = image.config
   const shown = typeof network === "string" || network === undefined ? (network ?? "none") : "a network"
+  const binds = node.binds.map(({ path, target, writable }, k) => {
+    const { identity, image } = seen[k]!
+    return { path, target, writable, identity, layers: Kept.relative(evaluation.berth, image.layers) }
+  })
   return {
     key: [
       "run",
@@ -127,8 +170,18 @@ export const run = (evaluation: Evaluation, node: Run, image: Image): Made => {
       shown,
       Object.entries(cache),
       Object.keys(secret),
-      mounts
+      mounts,
+      binds,
+      [security, Object.keys(ssh)]
     ],
-    make: (key) => execute(evaluation, node, image, key)
+    files: new Map(binds.map((bind) => [bind.target, JSON.stringify(bind)])),
+    make: (key) =>
+      execute(
+        evaluation,
+        node,
+        image,
+        seen.map((state) => state.image),
+        key
+      )
   }
 }

@@ -9,18 +9,27 @@ import * as Container from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import type { Evaluation, State } from "./evaluate.ts"
 import type { Node } from "./node.ts"
-import { mountsOf } from "./run.ts"
+import * as running from "./run.ts"
+
+/** A step that failed, with the image before it, and those of its binds. */
+interface Failed {
+  readonly node: Node
+  readonly image: Image
+  readonly seen: ReadonlyArray<Image>
+}
 
 /** How the command of a step would be started. */
 const startOf = (
-  node: Node | undefined,
+  failed: Failed | undefined,
   { network }: ShellOptions
 ): Effect.Effect<Container.StartOptions, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
     const shell = { entrypoint: [], command: ["/bin/sh"], network }
+    const node = failed?.node
     if (node?._tag !== "Run") return shell
-    const { env, limits, network: own = network, user } = node.options
-    return { ...shell, env, limits, network: own, user, mounts: yield* mountsOf(node.options) }
+    const { network: own = network } = node.options
+    const mounts = yield* running.mountsOf(node, failed!.image, failed!.seen)
+    return { ...shell, ...running.startOf(node), network: own, mounts }
   })
 
 export const shell = (
@@ -28,16 +37,16 @@ export const shell = (
   options: ShellOptions
 ): Effect.Effect<Shell, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
-    let first: { readonly node: Node; readonly image: Image } | undefined
+    let first: Failed | undefined
     const result = yield* Effect.either(
-      evaluate((node, image) => {
-        first ??= { node, image }
+      evaluate((node, image, seen) => {
+        first ??= { node, image, seen }
       })
     )
     // What is no step's failure, such as that of the first image, leaves nothing to look at.
     if (Either.isLeft(result) && first === undefined) return yield* result.left
     const image = Either.isRight(result) ? result.right.image : first!.image
-    const start = yield* startOf(Either.isRight(result) ? undefined : first?.node, options)
+    const start = yield* startOf(Either.isRight(result) ? undefined : first, options)
     const container = yield* Container.start(image, { ...start, ...options.start })
     return { container, failure: Either.isLeft(result) ? result.left : undefined }
   })

@@ -9,10 +9,12 @@ import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
 import type { StartOptions } from "../../Container.ts"
 import type { Image } from "../../Image.ts"
+import type { Mount } from "../../Mount.ts"
 import * as Plan from "../../Plan.ts"
 import { scopedUnit } from "../supervisor/scopedUnit.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as check from "../util/validate.ts"
+import { isVolume } from "../volume/volume.ts"
 import * as etcFiles from "./etcFiles.ts"
 import { hiddenIn } from "./hidden.ts"
 
@@ -33,12 +35,21 @@ interface Wanted {
 
 const kernelFolders = ["/proc", "/sys", "/dev"]
 
-/** The kind of target for a source; undefined if the source cannot be read, which the start reports. */
-const kindOf = (source: string): "folders" | "files" | undefined => {
-  try {
-    return fs.statSync(source).isDirectory() ? "folders" : "files"
-  } catch {
-    return undefined
+/** The kind of target for a mount; undefined if its source cannot be read, which the start reports. */
+const kindOf = (mount: Mount): "folders" | "files" | undefined => {
+  switch (mount.type) {
+    case "bind":
+      try {
+        return fs.statSync(mount.source).isDirectory() ? "folders" : "files"
+      } catch {
+        return undefined
+      }
+    case "file":
+      return "files"
+    case "volume":
+      return isVolume(mount.volume) && mount.volume.state.isFile ? "files" : "folders"
+    case "tmpfs":
+      return "folders"
   }
 }
 
@@ -59,7 +70,7 @@ const wantedBy = (
   if (workingDirectory.startsWith("/") && !workingDirectory.includes("\0"))
     wanted.folders.push(posix.normalize(workingDirectory))
   for (const mount of own) {
-    const kind = mount.type === "bind" ? kindOf(mount.source) : mount.type === "file" ? "files" : "folders"
+    const kind = kindOf(mount)
     if (kind !== undefined) wanted[kind].push(mount.target)
   }
   return { folders: wanted.folders.filter(isInRoot), files: wanted.files.filter(isInRoot) }

@@ -13,7 +13,9 @@ import type { Context, From, Node } from "../build/node.ts"
 import { rawConfigOf } from "../image/derive.ts"
 import { hostPlatform } from "../oci/platform.ts"
 import * as Store from "../store/store.ts"
+import { defaultPath } from "../util/defaultPath.ts"
 import { nearest } from "../util/didYouMean.ts"
+import { fieldsOf } from "./mounts.ts"
 import { flagsOf, Unsupported } from "./options.ts"
 import { type Instruction, parse, SyntaxFailure } from "./parse.ts"
 import { add, type Stage, type Surroundings, stageOf } from "./stage.ts"
@@ -156,7 +158,16 @@ const textsIn =
 export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    const { args = {}, contexts = {}, file: given, secrets = {}, target, text } = options
+    const {
+      allow = [],
+      args = {},
+      contexts = {},
+      file: given,
+      secrets = {},
+      ssh = {},
+      target,
+      text
+    } = options
     const folder = path.resolve(options.context)
     const full = path.resolve(folder, given ?? "Dockerfile")
     const file = path.relative(process.cwd(), full).startsWith("..")
@@ -184,7 +195,9 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
       const named = [
         headers[index]!.source,
         ...stages[index]!.flatMap(({ flags }) =>
-          flags.flatMap(({ name, value }) => (name === "from" ? [value ?? ""] : []))
+          flags.flatMap(({ name, value = "" }) =>
+            name === "from" ? [value] : name === "mount" ? (fieldsOf(value).get("from") ?? []) : []
+          )
         )
       ]
       return named.flatMap((name) => {
@@ -224,7 +237,10 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
           )
           return yield* Effect.fail(failedAt(file, `FROM ${name}`, line)(wrong))
         }
-        if (name === "scratch") return stageOf({ _tag: "From", source: Image.scratch }, {})
+        if (name === "scratch") {
+          const environment = { PATH: defaultPath }
+          return stageOf({ _tag: "From", source: Image.scratch, environment }, { environment })
+        }
         const image = yield* Image.get(name, { pull: options.pull, platform: platform ?? options.platform })
         const raw = yield* rawConfigOf(image)
         const strings = (value: unknown): ReadonlyArray<string> | undefined =>
@@ -247,6 +263,8 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
           args,
           globals,
           secrets,
+          ssh,
+          allow: new Set([...allow, ...(options.network === "host" ? ["network.host"] : [])]),
           texts: textsIn(berth),
           sourceOf: sourceOf(index)
         }

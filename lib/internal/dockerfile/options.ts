@@ -28,20 +28,6 @@ export const flagsOf = (
   return { one: (name) => found.get(name)?.[0], all: (name) => found.get(name) ?? [] }
 }
 
-/** A mount of a RUN: `type=cache,target=/root/.npm`. Values may be in quotes, as in a line of CSV. */
-export const mountOf = (text: string): ReadonlyMap<string, string> => {
-  const fields = text.match(/(?:"(?:[^"]|"")*"|[^,"])+/g) ?? []
-  return new Map(
-    fields.map((field) => {
-      const plain = field.replace(/^"([\s\S]*)"$/, (_, inner: string) => inner.replaceAll('""', '"'))
-      const equals = plain.indexOf("=")
-      return equals < 0
-        ? ([plain.trim().toLowerCase(), "true"] as const)
-        : ([plain.slice(0, equals).trim().toLowerCase(), plain.slice(equals + 1)] as const)
-    })
-  )
-}
-
 /** Go's durations, in milliseconds: `1m30s`, `500ms`; undefined for any other text. */
 export const millisOf = (text: string): number | undefined => {
   const units: Readonly<Record<string, number>> = {

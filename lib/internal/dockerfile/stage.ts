@@ -1,11 +1,11 @@
 /** One stage of a Dockerfile while its instructions become steps of a build. */
-import { posix } from "node:path"
 import * as Duration from "effect/Duration"
 import type { Healthcheck, ImageConfig } from "../../Image.ts"
 import type { File } from "../../Mount.ts"
 import * as Mount from "../../Mount.ts"
-import type { Context, Node, Secret } from "../build/node.ts"
-import { flagsOf, millisOf, mountOf, Unsupported } from "./options.ts"
+import type { Context, Node } from "../build/node.ts"
+import { mountsOf, type Sources } from "./mounts.ts"
+import { flagsOf, millisOf, Unsupported } from "./options.ts"
 import { type Instruction, jsonOf, SyntaxFailure } from "./parse.ts"
 import * as words from "./words.ts"
 
@@ -15,20 +15,18 @@ const proxies = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROX
   name.toLowerCase()
 ])
 
-export interface Surroundings {
+export interface Surroundings extends Sources {
   readonly escape: string
   /** The name of the file, for places. */
   readonly file: string
-  readonly context: Context
   /** The values of arguments that the caller gives. */
   readonly args: Readonly<Record<string, string>>
   /** The arguments before the first FROM, and those of the platform. */
   readonly globals: ReadonlyMap<string, string | undefined>
-  readonly secrets: Readonly<Record<string, Secret>>
+  /** What instructions may ask for besides the rights of a container. */
+  readonly allow: ReadonlySet<string>
   /** A context with these texts as its files. */
   readonly texts: (files: Readonly<Record<string, string>>) => Context
-  /** The source of a COPY --from: an earlier stage, a named context or an image. */
-  readonly sourceOf: (name: string, line: number) => Context | Node
 }
 
 export interface Stage {
@@ -103,55 +101,24 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
 
   const run = (): void => {
     const flags = flagsOf(instruction, ["mount", "network", "security"], ["mount"])
-    const security = flags.one("security")
-    if (security !== undefined && security !== "sandbox")
-      throw new Unsupported(
-        `--security=${security} is not supported: a step has the security of a container, sandbox`
-      )
+    const security = flags.one("security") ?? "sandbox"
+    if (security !== "sandbox" && security !== "insecure")
+      throw new SyntaxFailure(line, `--security=${security}: expected sandbox or insecure`)
     const network = flags.one("network")
-    if (network !== undefined && !["default", "none", "host"].includes(network))
+    if (network !== undefined && network !== "default" && network !== "none" && network !== "host")
       throw new SyntaxFailure(line, `--network=${network}: expected default, none or host`)
-    const mounts: Array<File | Mount.Tmpfs> = []
-    const cache: Record<string, string> = {}
-    const secret: Record<string, Secret> = {}
-    const secretFiles: Array<File> = []
-    const known = (fields: ReadonlyMap<string, string>, names: ReadonlyArray<string>): void => {
-      for (const name of fields.keys())
-        if (!["type", ...names].includes(name))
-          throw new Unsupported(`--mount: ${name} of type=${fields.get("type") ?? "bind"} is not supported`)
+    const allowed = (what: string, flag: string): void => {
+      if (!around.allow.has(what))
+        throw new Unsupported(`${flag} needs the consent of who builds: give ${what} in allow`)
     }
-    for (const given of flags.all("mount")) {
-      const fields = mountOf(expand(given))
-      const type = fields.get("type") ?? "bind"
-      const targetOf = (or?: string): string => {
-        const target = fields.get("target") ?? fields.get("dst") ?? fields.get("destination") ?? or
-        if (target === undefined) throw new SyntaxFailure(line, `--mount=${given}: target is missing`)
-        return target
-      }
-      if (type === "cache") {
-        known(fields, ["id", "target", "dst", "destination", "sharing"])
-        const { sharing = "shared" } = Object.fromEntries(fields)
-        if (sharing !== "shared")
-          throw new Unsupported(`--mount: sharing=${sharing} is not supported: caches are shared`)
-        const target = posix.resolve("/", targetOf())
-        cache[target] = (fields.get("id") ?? target).replace(/[^\w.-]+/g, "_").replace(/^_/, "")
-      } else if (type === "tmpfs") {
-        known(fields, ["target", "dst", "destination", "size"])
-        mounts.push(Mount.tmpfs(posix.resolve("/", targetOf()), { size: fields.get("size") }) as Mount.Tmpfs)
-      } else if (type === "secret") {
-        known(fields, ["id", "target", "dst", "destination", "required"])
-        const target = fields.get("target") ?? fields.get("dst") ?? fields.get("destination")
-        const id = fields.get("id") ?? (target === undefined ? undefined : posix.basename(target))
-        if (id === undefined) throw new SyntaxFailure(line, `--mount=${given}: id is missing`)
-        const value = Object.hasOwn(around.secrets, id) ? around.secrets[id] : undefined
-        if (value === undefined) {
-          if (fields.get("required") === "true")
-            throw new Unsupported(`the secret ${id} is required: give it in secrets`)
-        } else if (target === undefined) secret[id] = value
-        else secretFiles.push(Mount.file(posix.resolve("/run/secrets", target), value) as File)
-      } else
-        throw new Unsupported(`--mount=type=${type} is not supported: the types are cache, secret and tmpfs`)
-    }
+    if (security === "insecure") allowed("security.insecure", "--security=insecure")
+    if (network === "host") allowed("network.host", "--network=host")
+    const { binds, cache, mounts, secret, ssh } = mountsOf(
+      flags.all("mount").map(expand),
+      around,
+      line,
+      place
+    )
     const declared = [...stage.declared].filter((pair): pair is [string, string] => pair[1] !== undefined)
     const given = proxies.flatMap((name) =>
       Object.hasOwn(around.args, name) ? [[name, around.args[name]!] as const] : []
@@ -178,9 +145,12 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
         env,
         cache,
         secret,
-        mounts: [...mounts, ...secretFiles],
+        mounts,
+        ssh,
+        security,
         ...(network === "none" || network === "host" ? { network } : {})
       },
+      binds,
       text,
       place
     }
@@ -360,7 +330,16 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
       return configure(() => ({}), { OnBuild: stage.onBuild })
     }
     case "MAINTAINER":
-      throw new Unsupported("MAINTAINER is not supported: use LABEL org.opencontainers.image.authors")
+      noFlags()
+      stage.node = {
+        _tag: "Configure",
+        parent: stage.node,
+        change: () => ({}),
+        author: expand(rest),
+        text,
+        place
+      }
+      return
     default:
       throw new SyntaxFailure(line, `${keyword} is no instruction`)
   }

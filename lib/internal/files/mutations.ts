@@ -117,9 +117,21 @@ export const readLink = (at: inRoot.Place): string => {
 export const statusOf = (at: inRoot.Place): fs.Stats =>
   inRoot.statusOf(at) ?? inRoot.fail(ENOENT, "lstat", at.path)
 
-/** mkdir(2); with `recursive`, also makes the folders on the way, and succeeds if the folder exists. */
-export const makeFolder = (root: number, path: string, mode: number, recursive: boolean): void => {
-  const one = (at: string): void => inRoot.inFolder(root, at, EEXIST, "mkdir", (name) => mkdir(name, mode))
+/**
+ * mkdir(2); with `recursive`, also makes the folders on the way, and succeeds if the folder exists. `made` gets the path of each folder
+ * that was missing.
+ */
+export const makeFolder = (
+  root: number,
+  path: string,
+  mode: number,
+  recursive: boolean,
+  made: (at: string) => void = () => {}
+): void => {
+  const one = (at: string): void => {
+    inRoot.inFolder(root, at, EEXIST, "mkdir", (name) => mkdir(name, mode))
+    made(at)
+  }
   const isFolder = (at: string): boolean => {
     try {
       native().close(inRoot.open(root, at, inRoot.O_FOLDER, "mkdir"))

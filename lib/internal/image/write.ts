@@ -52,14 +52,21 @@ export const encodeConfig = (
   })
 }
 
-/** Writes the documents of an image whose layers are in the store, and names it; the default name is its digest. Layers that are folders already are not unpacked: `unpacked` has them by their diff ids. */
+export interface More {
+  /** Layers that are folders already and are not unpacked, by their diff ids. */
+  readonly unpacked?: ReadonlyMap<string, string> | undefined
+  /** Annotations of the manifest. */
+  readonly annotations?: Readonly<Record<string, string>> | undefined
+}
+
+/** Writes the documents of an image whose layers are in the store, and names it; the default name is its digest. */
 export const write = (
   berth: Berth,
   name: string | undefined,
   layers: ReadonlyArray<Oci.Descriptor>,
   configBytes: Uint8Array,
   limits: Limits,
-  unpacked?: ReadonlyMap<string, string>
+  { annotations, unpacked }: More = {}
 ): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const folder = Store.folder(berth)
@@ -71,7 +78,7 @@ export const write = (
       )
     }
     const config = yield* put(Oci.mediaTypes.config, configBytes)
-    const start = yield* put(Oci.mediaTypes.manifest, Descriptors.manifestOf(config, layers))
+    const start = yield* put(Oci.mediaTypes.manifest, Descriptors.manifestOf(config, layers, annotations))
     // The platform is that of the config, whatever this machine's is.
     const wanted = yield* Oci.decodeConfig(config.digest, configBytes)
     const resolved = yield* Layout.resolveImage(start, wanted, (descriptor) =>

@@ -27,7 +27,11 @@ export const ofResolved = ({ config, descriptor }: Resolved): Oci.Descriptor => 
   return { mediaType, digest, size, platform }
 }
 
-export const manifestOf = (config: Oci.Descriptor, layers: ReadonlyArray<Oci.Descriptor>): Uint8Array =>
+export const manifestOf = (
+  config: Oci.Descriptor,
+  layers: ReadonlyArray<Oci.Descriptor>,
+  annotations?: Readonly<Record<string, string>>
+): Uint8Array =>
   new TextEncoder().encode(
-    JSON.stringify({ schemaVersion: 2, mediaType: Oci.mediaTypes.manifest, config, layers })
+    JSON.stringify({ schemaVersion: 2, mediaType: Oci.mediaTypes.manifest, config, layers, annotations })
   )

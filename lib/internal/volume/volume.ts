@@ -33,6 +33,8 @@ export interface State {
   readonly storage: "disk" | "memory"
   /** The folder that containers bind, in the supervisor's mount namespace. */
   readonly folder: string
+  /** Whether it is a single file, which only a part of an image can be. */
+  readonly isFile: boolean
   /** The layers of its copies, uppermost first. */
   readonly layers: ReadonlyArray<string>
   /** The volume of which it is a copy. */
@@ -156,7 +158,7 @@ const merged = (
 ]
 
 /** Opens the volume: starts the unit that has its mounts. */
-const open = (
+const start = (
   berth: Berth,
   wanted: Wanted,
   id: number,
@@ -197,6 +199,7 @@ const open = (
       properties: { size, from: source?.name },
       storage,
       folder,
+      isFile: false,
       layers: [`${own.folder}/data`, ...(source?.layers ?? [])],
       source,
       uses: new Map(),
@@ -286,7 +289,7 @@ const openCopy = (
 const makeUnnamed = (berth: Berth, wanted: Wanted): Effect.Effect<State, BerthError> => {
   const id = berth.supervisor.nextId()
   const { source } = wanted
-  const made = open(berth, wanted, id, `${id}`, true)
+  const made = start(berth, wanted, id, `${id}`, true)
   return source === undefined ? made : lockedIfNamed(source)(openCopy(source, `${id}`, made))
 }
 
@@ -378,7 +381,7 @@ const openStored = (
   properties: named.Properties,
   isNew: boolean
 ): Effect.Effect<State, BerthError> => {
-  const opening = open(berth, { ...wanted, name }, berth.supervisor.nextId(), name, isNew)
+  const opening = start(berth, { ...wanted, name }, berth.supervisor.nextId(), name, isNew)
   return isNew
     ? Effect.zipRight(
         named.create(berth, name, properties, wanted.mode),
@@ -387,8 +390,13 @@ const openStored = (
     : opening
 }
 
+export const make = (state: State): Volume => {
+  const { name, properties, storage } = state
+  return Object.assign(Object.create(Proto), { name, size: properties.size, storage, state })
+}
+
 /** Makes or opens a volume, which the scope holds. */
-export const make = (berth: Berth, options: Options): Effect.Effect<Volume, BerthError, Scope.Scope> =>
+export const open = (berth: Berth, options: Options): Effect.Effect<Volume, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
     const wanted = yield* attempt(() => wantedBy(options, berth))
     const { name } = wanted
@@ -396,8 +404,7 @@ export const make = (berth: Berth, options: Options): Effect.Effect<Volume, Bert
       name === undefined ? makeUnnamed(berth, wanted) : named.locked(berth)(openNamed(berth, name, wanted)),
       (made) => letGo(made)
     )
-    const fields = { name, size: state.properties.size, storage: state.storage, state }
-    return Object.assign(Object.create(Proto), fields) as Volume
+    return make(state)
   })
 
 /** Holds a volume for a container until the scope closes. */
