@@ -2,9 +2,14 @@ import assert from "node:assert/strict"
 import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
 import { Network } from "../../lib/index.ts"
 import { whyNotNobody } from "../support/asNobody.ts"
-import { failure, makeTemporaryFolder, remove, suite, whyNotRoot } from "../support/effect.ts"
+import { berthIn, failure, makeTemporaryFolder, remove, suite, whyNotRoot } from "../support/effect.ts"
 import { killedAfter } from "../support/killedAfter.ts"
 import { eventually } from "../support/leftovers.ts"
 import { commandOf, ended, firstLine } from "../support/program.ts"
@@ -131,6 +136,27 @@ suite("outbound by pasta", (effect) => {
     fs.writeFileSync(`${made}/pasta`, script, { mode: 0o755 })
     const old = yield* failure("Unsupported", withPath(made, make))
     assert.match(old.message, /unrecognized option '--no-map-gw'.*apt-get install passt/)
+  })
+
+  effect("a network that waits for pasta fails when the Berth closes", function* () {
+    const made = yield* place
+    const seconds = `1000.${process.pid}`
+    fs.writeFileSync(`${made}/pasta`, `#!/bin/sh\nexec /bin/sleep ${seconds}\n`, { mode: 0o755 })
+    const isWaiting = () => spawnSync("/usr/bin/pgrep", ["-fx", `/bin/sleep ${seconds}`]).status === 0
+    const scope = yield* Scope.make()
+    const context = yield* Layer.buildWithScope(berthIn(`${made}/berth`), scope)
+    const make = Network.make({ outbound: "pasta" }).pipe(Effect.scoped, Effect.provide(context))
+    const making = yield* withPath(
+      made,
+      Effect.zipLeft(
+        Effect.forkDaemon(make),
+        Effect.promise(async () => assert.ok(await eventually(isWaiting)))
+      )
+    )
+    yield* Scope.close(scope, Exit.void)
+    const exit = yield* Effect.timeoutOption(Fiber.await(making), "15 seconds")
+    assert.ok(Option.isSome(exit) && Exit.isFailure(exit.value), String(exit))
+    assert.ok(!isWaiting())
   })
 
   effect("a list is refused beside it", function* () {

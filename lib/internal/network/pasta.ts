@@ -244,7 +244,8 @@ const keepPasta = (at: At, namespace: number): Effect.Effect<void, BerthError, S
       Effect.forever
     )
     yield* run.pipe(
-      Effect.tapError((error) => Deferred.fail(begun, error)),
+      // Also if the scope closes meanwhile.
+      Effect.tapErrorCause((cause) => Deferred.failCause(begun, cause)),
       Effect.zipRight(again),
       Effect.ignore,
       Effect.uninterruptible,
