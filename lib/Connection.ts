@@ -138,7 +138,8 @@ export interface PublishedPath {
  * Connects to a server in the container without a port of the host's: the socket is made inside the container's network
  * namespace (network_namespaces(7)). The connection is closed with its scope.
  *
- * By UDP, each chunk that the sink takes is a datagram, of at most 65,507 bytes, and so is each element of the stream, which ends with the scope.
+ * By UDP, each chunk that the sink takes is a datagram, of at most 65,507 bytes, and so is each element of the stream, which ends with
+ * the scope. The sink may be used again and again.
  *
  * Fails with `NetworkError` where nothing listens at the address (by UDP, the stream or the sink does so after the first datagram),
  * `InvalidOption` for a wrong one, `ContainerError` for a container that has ended.

@@ -77,7 +77,8 @@ suite("a connection into a container", (effect) => {
         const sent = [bytes("hello"), bytes(""), new Uint8Array(65_507).fill(7), bytes("bye")]
         for (const address of [{ port: 7 }, { port: 77, host: "::1" }]) {
           const { sink, stream } = yield* Container.connect(box, { ...address, protocol: "udp" })
-          yield* Stream.run(Stream.fromIterable(sent), sink)
+          yield* Stream.run(Stream.fromIterable(sent.slice(0, 2)), sink)
+          yield* Stream.run(Stream.fromIterable(sent.slice(2)), sink)
           const came = yield* Stream.runCollect(Stream.take(stream, sent.length))
           assert.deepEqual(Chunk.toReadonlyArray(came).map(String), sent.map(String))
         }
@@ -130,8 +131,14 @@ suite("a connection into a container", (effect) => {
       })
       yield* WaitFor.log(box, "no server")
       const { sink, stream } = yield* Container.connect(box, { port: 8, protocol: "udp" })
-      yield* Stream.run(Stream.make(bytes("hello")), sink)
+      const send = Stream.run(Stream.make(bytes("hello")), sink)
+      yield* send
       const error = yield* failure("NetworkError", Stream.runDrain(stream))
+      // The answer to a datagram is an error of the next one, and that of one after it.
+      yield* send
+      assert.equal((yield* failure("NetworkError", send)).reason, "Refused")
+      yield* send
+      assert.equal((yield* failure("NetworkError", send)).reason, "Refused")
       assert.equal(error.reason, "Refused")
       assert.match(error.message, /127\.0\.0\.1:8: nothing listens there.*no server here/s)
       const sctp = Container.connect(box, { port: 8, protocol: "sctp" as "udp" })

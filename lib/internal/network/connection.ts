@@ -45,13 +45,16 @@ export class Socket implements Connection {
   get sink(): Connection["sink"] {
     const write = Sink.forEach((bytes: Uint8Array) => this.write(bytes))
     const end = Effect.sync(() => this.fd < 0 || native().shutdown(this.fd))
-    return Sink.ensuring(write, end)
+    // Datagrams have no end, and more may follow.
+    return this.datagrams === undefined ? Sink.ensuring(write, end) : write
   }
 
   write(bytes: Uint8Array): Effect.Effect<void, BerthError> {
     return Effect.flatten(
       attempt(() => {
-        this.output ??= new Input(this.fd < 0 ? -1 : duplicate(this.fd))
+        // After a refusal, a server may listen by now.
+        if (this.output === undefined || (this.datagrams !== undefined && this.output.closed))
+          this.output = new Input(this.fd < 0 ? -1 : duplicate(this.fd))
         return this.output.write(bytes)
       })
     ).pipe(Effect.mapError(this.explain))
