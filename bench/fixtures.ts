@@ -1,6 +1,6 @@
 /**
- * A database for a test: from nothing to the answer to its first query, and its end. Forks of a prepared server, and databases of one
- * server, beside a `postgres` of the host on a copy of a prepared folder.
+ * A database for a test: from nothing, or from something prepared, to the answer to its first query. Beside forks of a prepared server and
+ * databases of one server, a `postgres` of the host on a prepared folder, and podman. What happens after the answer is not measured.
  */
 import { execFileSync, spawn } from "node:child_process"
 import { randomBytes } from "node:crypto"
@@ -9,24 +9,32 @@ import { createServer } from "node:net"
 import { availableParallelism } from "node:os"
 import { parseArgs } from "node:util"
 import { Berth, Container, type Fixture, WaitFor } from "berth"
-import { mariadb, type Postgres, postgres, redis } from "berth/fixtures"
+import {
+  type MariaDb,
+  mariadb,
+  type Postgres,
+  type PostgresOptions,
+  postgres,
+  type Redis,
+  redis
+} from "berth/fixtures"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
-import * as Either from "effect/Either"
 import type * as Scope from "effect/Scope"
-import { Redis } from "ioredis"
+import { Redis as RedisClient } from "ioredis"
 import { createConnection } from "mysql2/promise"
 import pg from "pg"
 import { diskUsage } from "../lib/internal/disk/usage.ts"
 import { descendants } from "../test/support/leftovers.ts"
-import { service } from "../test/support/services.ts"
+import { type ServerName, type Service, service } from "../test/support/services.ts"
 import { podmanPostgres } from "./rivals.ts"
 import {
+  berthOfItsOwn,
+  type Contender,
   interleave,
   machine,
   milliseconds,
   onBerth,
-  onThisBerth,
   ratio,
   type Target,
   targetsTable,
@@ -38,34 +46,44 @@ import {
   writeResults
 } from "./support.ts"
 
-const BARE = "postgres of the host"
-const COPIED = "postgres of the host, on a copy"
-const FORK = "Berth, fork"
-const DATABASE = "Berth, fork: database"
-const AHEAD = "Berth, database for a test that follows one of 300 ms"
-const ON_DEMAND = "Berth, database that nothing has made ahead"
-const RUNNING = "Berth, fork of a running server"
-const COLD = "Berth, prepared and forked"
+const BARE = "postgres of the host, on a prepared folder"
+const COPIED = "postgres of the host, on a copy of the folder"
+const forkOf = (name: ServerName): string => `${name}, fork`
+const DATABASE = "postgres, fork: database"
+const AHEAD = "postgres, database alone, for a test that follows one of 300 ms"
+const ON_DEMAND = "postgres, database alone, that nothing has made ahead"
+const RUNNING = "postgres, fork of a running server"
+const PODMAN = "podman run -p"
+const PODMAN_VOLUME = "podman run -p, with a prepared volume"
 
 const MANY = 50
 
-const REDIS = "Berth, fork of Redis"
-const MARIADB = "Berth, fork of MariaDB"
-const PODMAN = "podman run -p"
+/** Of what is prepared once for all rounds. */
+const KEY = "bench"
 
 const ready = "database system is ready to accept connections"
 
 type Connection = pg.ClientConfig
 
-const query = async (connection: Connection, sql: string): Promise<void> => {
-  const client = new pg.Client(connection)
-  await client.connect()
-  await client.query(sql)
-  await client.end()
-}
+const promised = <A>(run: () => Promise<A>): Effect.Effect<A, Unmeasured> =>
+  Effect.tryPromise({ try: run, catch: unmeasured })
 
-const asking = (connection: Connection, sql: string): Effect.Effect<void, Unmeasured> =>
-  Effect.tryPromise({ try: () => query(connection, sql), catch: unmeasured })
+/** What a client of a server gives, until the scope closes. */
+const client = <C>(open: () => Promise<C>, close: (client: C) => unknown) =>
+  Effect.acquireRelease(promised(open), (opened) => Effect.promise(async () => close(opened)))
+
+const asking = (connection: Connection, sql: string): Effect.Effect<void, Unmeasured, Scope.Scope> =>
+  Effect.gen(function* () {
+    const opened = yield* client(
+      async () => {
+        const made = new pg.Client(connection)
+        await made.connect()
+        return made
+      },
+      (made) => made.end()
+    )
+    yield* promised(() => opened.query(sql))
+  })
 
 const migration = "create table t as select n, md5(n::text) as text from generate_series(1, 10000) n"
 const question = "insert into t select max(n) + 1, 'one more' from t"
@@ -78,15 +96,15 @@ const freePort = (): Promise<number> =>
     })
   })
 
-/** The programs of Debian's package, as its user. */
+const PASSWORD = "postgres"
+
+/** The programs of Debian's package, as its user. Clients log in as those of a fork do. */
 const host = (folder: string) => {
   const [version = "15"] = fs.readdirSync("/usr/lib/postgresql")
   const bin = `/usr/lib/postgresql/${version}/bin`
   const [uid, gid] = ["-u", "-g"].map((flag) => Number(execFileSync("id", [flag, "postgres"])))
   const as = { uid: uid!, gid: gid!, cwd: "/" }
-  const serve = async (
-    data: string
-  ): Promise<{ connection: Connection; stop: (signal: NodeJS.Signals) => Promise<void> }> => {
+  const serve = async (data: string) => {
     const port = await freePort()
     const settings = ["fsync=off", "full_page_writes=off", "shared_buffers=16MB"]
     const options = [...settings, `port=${port}`, `unix_socket_directories=${folder}`]
@@ -104,38 +122,51 @@ const host = (folder: string) => {
       child.on("exit", () => reject(new Error(log)))
     })
     const ended = new Promise<void>((resolve) => child.on("close", () => resolve()))
-    const stop = (signal: NodeJS.Signals): Promise<void> => {
-      child.kill(signal)
+    const stop = (): Promise<void> => {
+      child.kill("SIGINT")
       return ended
     }
-    return { connection: { host: "127.0.0.1", port, user: "postgres", database: "postgres" }, stop }
+    const login = { host: "127.0.0.1", port, user: "postgres", password: PASSWORD, database: "postgres" }
+    return { connection: login as Connection, stop }
   }
+  /** The answer to a statement of a server on this folder. */
+  const ask = (data: string, sql: string): Effect.Effect<void, Unmeasured, Scope.Scope> =>
+    Effect.flatMap(
+      client(
+        () => serve(data),
+        ({ stop }) => stop()
+      ),
+      ({ connection }) => asking(connection, sql)
+    )
   return {
-    prepare: async (): Promise<string> => {
+    ask,
+    prepare: Effect.gen(function* () {
       const data = `${folder}/prepared`
-      fs.chownSync(folder, uid!, gid!)
-      execFileSync(
-        `${bin}/initdb`,
-        ["-D", data, "--auth=trust", "--wal-segsize=1", "--no-sync", "-U", "postgres"],
-        as
-      )
-      const { connection, stop } = await serve(data)
-      await query(connection, migration)
-      await stop("SIGINT")
-      return data
-    },
-    once: async (data: string): Promise<void> => {
-      const { connection, stop } = await serve(data)
-      await query(connection, question)
-      await stop("SIGINT")
-    },
-    copy: (prepared: string): Promise<string> =>
-      new Promise((resolve, reject) => {
-        const data = `${folder}/${randomBytes(4).toString("hex")}`
-        spawn("cp", ["-a", prepared, data]).on("close", (code) =>
-          code === 0 ? resolve(data) : reject(new Error(`cp ended with exit code ${code}`))
+      yield* promised(async () => {
+        fs.chownSync(folder, uid!, gid!)
+        fs.writeFileSync(`${folder}/password`, PASSWORD)
+        const login = ["--auth-local=trust", "--auth-host=scram-sha-256", `--pwfile=${folder}/password`]
+        execFileSync(
+          `${bin}/initdb`,
+          ["-D", data, ...login, "--wal-segsize=1", "--no-sync", "-U", "postgres"],
+          as
         )
       })
+      yield* Effect.scoped(ask(data, migration))
+      return data
+    }),
+    /** A copy of a folder, until the scope closes. */
+    copy: (prepared: string): Effect.Effect<string, Unmeasured, Scope.Scope> =>
+      client(
+        () =>
+          new Promise((resolve, reject) => {
+            const data = `${folder}/${randomBytes(4).toString("hex")}`
+            spawn("cp", ["-a", prepared, data]).on("close", (code) =>
+              code === 0 ? resolve(data) : reject(new Error(`cp ended with exit code ${code}`))
+            )
+          }),
+        (data) => fs.promises.rm(data, { recursive: true })
+      )
   }
 }
 
@@ -148,139 +179,186 @@ const pss = (pid: number): number => {
   }
 }
 
-/** The time of many forks at once, and the memory of all processes and the disk that each takes. */
+/** The blocks of a file system that are in use, once all of it is written. */
+const usedBytes = (folder: string): number => {
+  execFileSync("sync", ["--file-system", folder])
+  const { bfree, blocks, bsize } = fs.statfsSync(folder)
+  return (blocks - bfree) * bsize
+}
+
+/**
+ * The time of many forks at once, to the answers to their first queries, and the memory of all processes and the disk that each fork
+ * takes: the blocks of its files, and for comparison what the whole file system has less, which other programs use as well.
+ */
 const measureMany = (source: Fixture.Source<Postgres>) =>
   Effect.scoped(
     Effect.gen(function* () {
       const { supervisor } = yield* Berth.Berth
+      const used = usedBytes(supervisor.folder)
       const before = yield* diskUsage(supervisor.folder)
       const millis = yield* timed(
-        Effect.forEach(Array.from({ length: MANY }), () => source.fork(), {
-          concurrency: availableParallelism()
-        })
+        Effect.forEach(
+          Array.from({ length: MANY }),
+          () => Effect.flatMap(source.fork(), ({ connection }) => asking(connection, question)),
+          { concurrency: availableParallelism() }
+        )
       )
       const bytes = [supervisor.pid, ...descendants(supervisor.pid)].reduce((sum, pid) => sum + pss(pid), 0)
+      const fileSystem = (usedBytes(supervisor.folder) - used) / MANY
       const disk = ((yield* diskUsage(supervisor.folder)) - before) / MANY
+      const [own, all] = [disk, fileSystem].map((value) => (value / 1e6).toFixed(1))
       yield* Console.log(
-        `${MANY} forks at once: ${milliseconds(millis)} ms; ${(disk / 1e6).toFixed(1)} MB of disk each, of what has blocks by then\n`
+        `${MANY} forks at once, to the last answer: ${milliseconds(millis)} ms; disk of each: ${own} MB, by the file system's free blocks ${all}\n`
       )
-      return { millis, bytes, disk }
+      return { millis, bytes, disk, fileSystem }
     })
   )
 
-/** A fork of an empty server of another kind, to its first answer and its end; or why there is none. */
-const otherServer = (name: "redis" | "mariadb") =>
+type Scoped<A> = Effect.Effect<A, unknown, Berth.Berth | Scope.Scope>
+
+/** An effect after another one, in a scope of its own: only the effect is measured, and neither what comes before nor the scope's end. */
+const contender = (name: string, effect: Scoped<unknown>, before: Scoped<unknown> = Effect.void) =>
+  Effect.map(
+    Effect.context<Berth.Berth>(),
+    (context): Contender => ({
+      name,
+      run: Effect.mapError(
+        Effect.provide(Effect.scoped(Effect.zipRight(before, timed(effect))), context),
+        unmeasured
+      )
+    })
+  )
+
+/** A kind of server. */
+interface Kind<A> {
+  readonly name: ServerName
+  readonly of: (image: Service["image"], key: string) => Fixture.Fixture<A>
+  /** Its answer to a first query. */
+  readonly ask: (server: A) => Scoped<unknown>
+}
+
+const optionsOf = (image: Service["image"], key: string): PostgresOptions => ({
+  image,
+  key,
+  migrate: ({ connection }) => Effect.scoped(asking(connection, migration))
+})
+
+const postgresServer: Kind<Postgres> = {
+  name: "postgres",
+  of: (image, key) => postgres(optionsOf(image, key)),
+  ask: ({ connection }) => asking(connection, question)
+}
+
+const mariadbServer: Kind<MariaDb> = {
+  name: "mariadb",
+  of: (image, key) => mariadb({ image, key, migrate: () => Effect.void }),
+  ask: ({ url }) =>
+    Effect.flatMap(
+      client(
+        () => createConnection(url),
+        (opened) => opened.end()
+      ),
+      (opened) => promised(() => opened.query("select 1"))
+    )
+}
+
+const redisServer: Kind<Redis> = {
+  name: "redis",
+  of: (image, key) => redis({ image, key, migrate: () => Effect.void }),
+  ask: ({ url }) =>
+    Effect.flatMap(
+      client(
+        async () => new RedisClient(url),
+        (opened) => opened.disconnect()
+      ),
+      (opened) => promised(() => opened.ping())
+    )
+}
+
+/** The ways to a first answer of a server of this kind; none where there is no image. */
+const waysTo = <A>({ ask, name, of }: Kind<A>) =>
   Effect.gen(function* () {
     const { image, missing } = yield* Effect.promise(() => service(name))
-    if (missing !== false) return Either.left(missing)
-    if (name === "redis") {
-      const source = yield* redis({ image, migrate: () => Effect.void, key: "bench" }).open
-      return Either.right(
-        Effect.scoped(
-          Effect.flatMap(source.fork(), ({ url }) =>
-            Effect.tryPromise(async () => {
-              const client = new Redis(url)
-              await client.ping()
-              client.disconnect()
-            })
-          )
-        )
-      )
+    if (missing !== false) {
+      yield* Console.log(`skipped ${name}: ${missing}`)
+      return []
     }
-    const source = yield* mariadb({ image, migrate: () => Effect.void, key: "bench" }).open
-    return Either.right(
-      Effect.scoped(
-        Effect.flatMap(source.fork(), ({ url }) =>
-          Effect.tryPromise(async () => {
-            const client = await createConnection(url)
-            await client.query("select 1")
-            await client.end()
-          })
-        )
-      )
-    )
+    const forked = (source: Fixture.Source<A>) => Effect.flatMap(source.fork(), ask)
+    const opened = (key: string) => Effect.flatMap(of(image, key).open, forked)
+    const source = yield* of(image, KEY).open
+    return yield* Effect.all([
+      contender(
+        `${name}, from nothing: image, preparation, fork`,
+        Effect.flatMap(berthOfItsOwn, (own) => Effect.provide(opened(KEY), own))
+      ),
+      contender(
+        `${name}, from its image: preparation, fork`,
+        Effect.suspend(() => opened(randomBytes(8).toString("hex")))
+      ),
+      contender(`${name}, from its template: open, fork`, opened(KEY)),
+      contender(forkOf(name), forked(source))
+    ])
   })
+
+/** The ways to a database that only PostgreSQL has. */
+const waysToDatabases = (servers: Fixture.Source<Postgres>, databases: Fixture.Source<Postgres>) =>
+  Effect.gen(function* () {
+    const running = yield* servers.fork()
+    const recovered = Effect.gen(function* () {
+      const [fork] = yield* Container.fork(running.container)
+      yield* WaitFor.log(fork!, ready)
+      const { hostname, port } = yield* Container.publish(fork!, 5432)
+      yield* asking({ ...running.connection, host: hostname, port }, question)
+    })
+    return yield* Effect.all([
+      contender(RUNNING, recovered),
+      contender(DATABASE, Effect.flatMap(databases.fork(), postgresServer.ask)),
+      contender(AHEAD, databases.fork(), Effect.sleep("300 millis")),
+      contender(ON_DEMAND, databases.fork(), databases.fork())
+    ])
+  })
+
+/** A `postgres` of the host, on a folder that was prepared and on a copy of it. */
+const waysToBare = Effect.gen(function* () {
+  const place = yield* temporaryFolder
+  const bare = yield* Effect.try({ try: () => host(place), catch: unmeasured })
+  const folder = yield* bare.prepare
+  return yield* Effect.all([
+    contender(BARE, bare.ask(folder, question)),
+    contender(
+      COPIED,
+      Effect.flatMap(bare.copy(folder), (data) => bare.ask(data, question))
+    )
+  ])
+}).pipe(
+  Effect.catchTag("Unmeasured", ({ message }) => Effect.as(Console.log(`skipped ${BARE}: ${message}`), []))
+)
 
 const measure = (rounds: number) =>
   Effect.gen(function* () {
     const { image, missing } = yield* Effect.promise(() => service("postgres"))
     if (missing !== false) return yield* Effect.fail(unmeasured(missing))
-    const of = (options: { readonly fork?: "database"; readonly key?: string }) =>
-      postgres({
-        image,
-        key: "bench",
-        ...options,
-        migrate: ({ connection }) => asking(connection, migration)
-      })
-    const mapped = <A, R>(effect: Effect.Effect<A, unknown, R>) => Effect.mapError(effect, unmeasured)
-    const servers = yield* mapped(of({}).open)
-    const databases = yield* mapped(of({ fork: "database" }).open)
-    const forked = (source: Effect.Effect.Success<ReturnType<typeof of>["open"]>) =>
-      Effect.scoped(Effect.flatMap(source.fork(), ({ connection }) => asking(connection, question)))
-    const cold = Effect.suspend(() =>
-      Effect.scoped(Effect.flatMap(of({ key: randomBytes(8).toString("hex") }).open, forked))
-    )
-    const running = yield* mapped(servers.fork())
-    const recovered = Effect.scoped(
-      Effect.gen(function* () {
-        const [fork] = yield* Container.fork(running.container)
-        yield* WaitFor.log(fork!, ready)
-        const { hostname, port } = yield* Container.publish(fork!, 5432)
-        yield* asking({ ...running.connection, host: hostname, port }, question)
-      })
-    )
-    const contender = (name: string, effect: Effect.Effect<void, unknown, Berth.Berth>) =>
-      onThisBerth(name, mapped(effect))
-    const timedAfter = (
-      name: string,
-      before: Effect.Effect<unknown, Unmeasured, Berth.Berth | Scope.Scope>,
-      effect: Effect.Effect<unknown, Unmeasured, Berth.Berth | Scope.Scope>
-    ) =>
-      Effect.map(Effect.context<Berth.Berth>(), (context) => ({
-        name,
-        run: Effect.provide(Effect.scoped(Effect.zipRight(before, timed(effect))), context)
-      }))
-    const bare = host(yield* temporaryFolder)
-    const prepared = yield* Effect.either(Effect.tryPromise({ try: bare.prepare, catch: unmeasured }))
+    const servers = yield* postgresServer.of(image, KEY).open
+    const databases = yield* postgres({ ...optionsOf(image, KEY), fork: "database" }).open
+    const { layout } = yield* image
     const contenders = [
-      yield* contender(COLD, cold),
-      yield* contender(FORK, forked(servers)),
-      yield* contender(RUNNING, recovered),
-      yield* contender(DATABASE, forked(databases)),
-      yield* timedAfter(AHEAD, mapped(Effect.sleep("300 millis")), mapped(databases.fork())),
-      yield* timedAfter(ON_DEMAND, mapped(databases.fork()), mapped(databases.fork()))
+      ...(yield* waysTo(postgresServer)),
+      ...(yield* waysToDatabases(servers, databases)),
+      ...(yield* waysToBare),
+      ...(layout === undefined
+        ? []
+        : yield* podmanPostgres([PODMAN, PODMAN_VOLUME], yield* temporaryFolder, layout)),
+      ...(yield* waysTo(mariadbServer)),
+      ...(yield* waysTo(redisServer))
     ]
-    if (prepared._tag === "Left") yield* Console.log(`skipped ${BARE}: ${prepared.left.message}`)
-    else {
-      const folder = prepared.right
-      const copied = async () => {
-        const data = await bare.copy(folder)
-        await bare.once(data)
-        await fs.promises.rm(data, { recursive: true })
-      }
-      contenders.push(
-        yield* contender(
-          BARE,
-          Effect.tryPromise(() => bare.once(folder))
-        ),
-        yield* contender(COPIED, Effect.tryPromise(copied))
-      )
-    }
-    for (const [name, other] of [
-      [REDIS, yield* mapped(otherServer("redis"))],
-      [MARIADB, yield* mapped(otherServer("mariadb"))]
-    ] as const)
-      if (other._tag === "Left") yield* Console.log(`skipped ${name}: ${other.left}`)
-      else contenders.push(yield* contender(name, other.right))
-    const { layout } = yield* mapped(image)
-    if (layout !== undefined) contenders.push(yield* podmanPostgres(PODMAN, yield* temporaryFolder, layout))
     const { skipped, summaries } = yield* interleave(contenders, { rounds, warmups: 1 })
     for (const [name, why] of skipped) yield* Console.log(`skipped ${name}: ${why}`)
     yield* Console.log(timesTable(summaries, BARE))
-    const many = yield* mapped(measureMany(servers))
+    const many = yield* measureMany(servers)
+    const fork = forkOf("postgres")
     const targets: ReadonlyArray<Target> = [
-      { what: `${FORK} / ${BARE}`, value: ratio(summaries, FORK, BARE), atMost: 1.3 },
-      { what: `${FORK} / ${PODMAN}`, value: ratio(summaries, FORK, PODMAN), atMost: 0.1 },
+      { what: `${fork} / ${BARE}`, value: ratio(summaries, fork, BARE), atMost: 1.3 },
+      { what: `${fork} / ${PODMAN}`, value: ratio(summaries, fork, PODMAN), atMost: 0.1 },
       { what: `${ON_DEMAND}, ms`, value: summaries[ON_DEMAND]!.median, atMost: 60 },
       { what: `${AHEAD}, ms`, value: summaries[AHEAD]!.median, atMost: 5 },
       { what: `memory of ${MANY} forks, MB (PSS)`, value: many.bytes / 1e6, atMost: 1500 }
@@ -289,7 +367,7 @@ const measure = (rounds: number) =>
     yield* Console.log(
       `written: ${writeResults("fixtures", { machine: machine(), rounds, summaries, many })}`
     )
-  }) as Effect.Effect<void, Unmeasured, Berth.Berth | Scope.Scope>
+  }).pipe(Effect.mapError(unmeasured))
 
 export const fixtures = (args: ReadonlyArray<string>): Effect.Effect<void> => {
   const { values } = parseArgs({ args: [...args], options: { rounds: { type: "string", default: "20" } } })

@@ -134,7 +134,8 @@ export const rival = (
     return { ways, contenders }
   })
 
-// For each line, a new server of the image, until psql by a port of the host has an answer, and until it is gone: microseconds.
+// For each line "go VOLUME", a new server of the image with its data in that volume, or without one: microseconds until psql by a port of
+// the host has an answer.
 const postgresLoop = `
   layout=$2
   driver=overlay
@@ -143,33 +144,43 @@ const postgresLoop = `
     tr '\\n' ' ' <"$folder/errors"; echo; exit 1
   }
   export PGPASSWORD=postgres
-  while read -r line; do
+  while read -r go volume; do
     begun=$(date +%s%N)
-    if podman run -d --name server $crun -p 127.0.0.1:7432:5432 "$(cat "$folder/image")" >"$folder/errors" 2>&1 </dev/null
+    if podman run -d --name server $crun \${volume:+-v $volume:/var/lib/postgresql} -p 127.0.0.1:7432:5432 \\
+      "$(cat "$folder/image")" >"$folder/errors" 2>&1 </dev/null
     then
       for k in $(seq 3000); do
         psql -h 127.0.0.1 -p 7432 -U postgres -c "select 1" >"$folder/errors" 2>&1 </dev/null && break
         sleep 0.01
       done
-      podman rm -f -t 0 server >/dev/null 2>&1
-      echo $((($(date +%s%N) - begun) / 1000))
+      took=$((($(date +%s%N) - begun) / 1000))
+      podman rm -f -t 20 server >/dev/null 2>&1 </dev/null
+      echo $took
     else tr '\\n' ' ' <"$folder/errors"; echo
     fi
   done
 `
 
-/** A new PostgreSQL of an OCI layout by podman with a published port, to the first answer and its end. */
+/**
+ * A new PostgreSQL of an OCI layout by podman with a published port, to the first answer; and the same with a volume that the first one has
+ * prepared, and each leaves as it stopped.
+ */
 export const podmanPostgres = (
-  name: string,
+  [name, withVolume]: readonly [string, string],
   folder: string,
   layout: string
-): Effect.Effect<Contender, never, Scope.Scope> =>
-  Effect.map(script(postgresLoop, [folder, layout]), ({ ask }) => ({
-    name,
-    run: Effect.flatMap(ask("go"), (answer) =>
-      Number(answer) > 0 ? Effect.succeed(Number(answer) / 1000) : new Unmeasured({ message: answer })
-    )
-  }))
+): Effect.Effect<ReadonlyArray<Contender>, never, Scope.Scope> =>
+  Effect.map(script(postgresLoop, [folder, layout]), ({ ask }) =>
+    [
+      { name, line: "go" },
+      { name: withVolume, line: "go prepared" }
+    ].map(({ line, name }) => ({
+      name,
+      run: Effect.flatMap(ask(line), (answer) =>
+        Number(answer) > 0 ? Effect.succeed(Number(answer) / 1000) : new Unmeasured({ message: answer })
+      )
+    }))
+  )
 
 // For each line, a build with this value of NONCE: microseconds.
 const buildLoop = `

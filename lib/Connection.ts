@@ -38,6 +38,20 @@ export type Address =
   | { readonly path: string }
 
 /**
+ * Where a server of UDP in a container listens. Without a host, this is the address of the container on its first network, or else
+ * 127.0.0.1.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface DatagramAddress {
+  readonly port: number
+  readonly protocol: "udp"
+  /** `localhost` or an IP address. */
+  readonly host?: string
+}
+
+/**
  * A connection to a server in a container, closed with its scope.
  *
  * @since 0.2.0
@@ -124,17 +138,25 @@ export interface PublishedPath {
  * Connects to a server in the container without a port of the host's: the socket is made inside the container's network
  * namespace (network_namespaces(7)). The connection is closed with its scope.
  *
- * Fails with `NetworkError` where nothing listens at the address, `InvalidOption` for a wrong one, `ContainerError` for a
- * container that has ended.
+ * By UDP, each chunk that the sink takes is a datagram, of at most 65,507 bytes, and so is each element of the stream, which ends with the scope.
+ *
+ * Fails with `NetworkError` where nothing listens at the address (by UDP, the stream or the sink does so after the first datagram),
+ * `InvalidOption` for a wrong one, `ContainerError` for a container that has ended.
  *
  * @since 0.2.0
  * @category network
  * @example
  * const { sink, stream } = yield* Container.connect(db, 5432)
+ * const dns = yield* Container.connect(server, { port: 53, protocol: "udp" })
  */
 export const connect: {
-  (address: Address): (container: Container) => Effect.Effect<Connection, BerthError, Scope.Scope>
-  (container: Container, address: Address): Effect.Effect<Connection, BerthError, Scope.Scope>
+  (
+    address: Address | DatagramAddress
+  ): (container: Container) => Effect.Effect<Connection, BerthError, Scope.Scope>
+  (
+    container: Container,
+    address: Address | DatagramAddress
+  ): Effect.Effect<Connection, BerthError, Scope.Scope>
 } = connecting.connect
 
 /**

@@ -55,7 +55,8 @@ export interface NetworkOptions {
   readonly name?: string
   /**
    * The IPv4 addresses of its containers: a range of 16 bits, such as `"10.5.0.0/16"`. It may be one that the host uses, as nothing of
-   * the network is on the host. Default: one between 10.128.0.0/16 and 10.227.0.0/16.
+   * the network is on the host; with `outbound`, none that has a whole network of the host or addresses of `allow` within, as containers could
+   * not reach these. Default: one between 10.128.0.0/16 and 10.227.0.0/16.
    */
   readonly range?: string
   /** Whether its containers have IPv6 addresses. Default: true if the kernel has IPv6. */

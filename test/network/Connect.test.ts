@@ -69,6 +69,23 @@ suite("a connection into a container", (effect) => {
     )
 
     effect(
+      `${name}: UDP, over IPv4 and IPv6, a datagram at a time`,
+      function* () {
+        const command = ["/bin/echo", "udp:any4:7", "udp:v6:77"]
+        const box = yield* Container.start(yield* echoImage, { ...options, command })
+        yield* WaitFor.log(box, "listening")
+        const sent = [bytes("hello"), bytes(""), new Uint8Array(65_507).fill(7), bytes("bye")]
+        for (const address of [{ port: 7 }, { port: 77, host: "::1" }]) {
+          const { sink, stream } = yield* Container.connect(box, { ...address, protocol: "udp" })
+          yield* Stream.run(Stream.fromIterable(sent), sink)
+          const came = yield* Stream.runCollect(Stream.take(stream, sent.length))
+          assert.deepEqual(Chunk.toReadonlyArray(came).map(String), sent.map(String))
+        }
+      },
+      { skip: whyNoBusybox }
+    )
+
+    effect(
       `${name}: a socket of node:net connects inside, whatever address its client names`,
       function* () {
         const box = yield* echoing(options)
@@ -103,6 +120,23 @@ suite("a connection into a container", (effect) => {
       assert.match(String((thrown as { error: Error }).error.message), /nothing listens there/)
     },
     { skip: whyNoBusybox }
+  )
+
+  effect(
+    "a port of UDP that nobody listens on is refused after the first datagram, with the last lines of the log",
+    function* () {
+      const box = yield* Container.start(yield* Image.host, {
+        command: ["sh", "-c", "echo no server here; exec sleep 100"]
+      })
+      yield* WaitFor.log(box, "no server")
+      const { sink, stream } = yield* Container.connect(box, { port: 8, protocol: "udp" })
+      yield* Stream.run(Stream.make(bytes("hello")), sink)
+      const error = yield* failure("NetworkError", Stream.runDrain(stream))
+      assert.equal(error.reason, "Refused")
+      assert.match(error.message, /127\.0\.0\.1:8: nothing listens there.*no server here/s)
+      const sctp = Container.connect(box, { port: 8, protocol: "sctp" as "udp" })
+      assert.match((yield* failure("InvalidOption", Effect.scoped(sctp))).message, /protocol: sctp/)
+    }
   )
 
   effect("a port, a host or a path that cannot be is named by the error", function* () {

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict"
+import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as os from "node:os"
@@ -9,20 +10,13 @@ import * as Stream from "effect/Stream"
 import { type Berth, BerthError, Container, Image, Namespace, Network, WaitFor } from "../../lib/index.ts"
 import { echoImage, spoofImage } from "../support/attack.ts"
 import { echoing, idle } from "../support/boxes.ts"
-import { failure, suite } from "../support/effect.ts"
+import { failure, makeTemporaryFolder, remove, suite, whyNotRoot } from "../support/effect.ts"
+import { hostNetwork } from "../support/hostNetwork.ts"
 import { ANSWER, ask, lookUp, modes } from "../support/networks.ts"
+import { commandOf, ended } from "../support/program.ts"
 import { whyNoBusybox } from "../support/rootfs.ts"
 
 const skip = { skip: whyNoBusybox }
-
-/** The links, routes and sockets of the network namespace of this process. */
-const hostNetwork = (): ReadonlyArray<string> =>
-  ["dev", "route", "ipv6_route", "if_inet6"].map((name) => {
-    const text = fs.readFileSync(`/proc/self/net/${name}`, "utf8")
-    return name === "dev"
-      ? text.replaceAll(/:.*/g, "")
-      : text.replaceAll(/\s[0-9a-f]{8}\s+[0-9a-f]{8}\s/g, " ")
-  })
 
 suite("a network", (effect) => {
   for (const [name, options] of modes) {
@@ -145,6 +139,34 @@ suite("a network", (effect) => {
         const log = yield* Stream.runCollect(Container.logs(victim, { follow: false }))
         const text = [...log].map(({ line }) => line).join(" ")
         assert.ok(!text.includes(`${other.state.addresses[place]} `), text)
+      }
+    },
+    skip
+  )
+
+  effect(
+    "a container sees no packet of others, whatever it listens to",
+    function* () {
+      const network = yield* Network.make()
+      const image = yield* spoofImage
+      const raw = { network, capabilities: { add: ["NET_RAW"] } } as const
+      const attacker = yield* Container.start(image, { ...raw, command: ["/bin/spoof", "sniff"] })
+      const other = yield* Container.start(image, { ...raw, command: ["sleep", "1000"] })
+      const victim = yield* Container.start(image, { network, command: ["/bin/spoof", "receive", "9"] })
+      yield* WaitFor.log(attacker, "ready")
+      yield* WaitFor.log(victim, "ready")
+      for (const [place, target] of victim.state.addresses.entries()) {
+        const sender = other.state.addresses[place]!
+        const send = (to: string) =>
+          Container.exec(other, ["/bin/spoof", place === 0 ? "4" : "6", sender, to, "9"])
+        yield* send(target)
+        yield* WaitFor.log(victim, sender)
+        // What is for the attacker is seen, and comes after all else.
+        yield* send(attacker.state.addresses[place]!)
+        yield* WaitFor.log(attacker, `to ${attacker.state.addresses[place]}`)
+        const log = yield* Stream.runCollect(Container.logs(attacker, { follow: false }))
+        const text = [...log].map(({ line }) => line).join("\n")
+        assert.ok(!text.includes(`to ${target}\n`), text)
       }
     },
     skip
@@ -300,6 +322,30 @@ suite("a network", (effect) => {
       assert.ok(message.includes(`range: ${JSON.stringify(range)}`), message)
     }
   })
+
+  effect(
+    "with outbound, a range that hides a network of the machine, or what outbound allows, is refused, and none such is chosen",
+    function* () {
+      const folder = makeTemporaryFolder()
+      yield* Effect.addFinalizer(() => Effect.sync(() => remove(folder)))
+      const { args, command } = commandOf("ranges.ts", [`${folder}/berth`])
+      const child = spawn("unshare", ["--net", "--mount", command, ...args], {
+        stdio: ["ignore", "pipe", "inherit"]
+      })
+      const { code, stdout } = yield* Effect.promise(() => ended(child))
+      assert.equal(code, 0, stdout)
+      const refused =
+        'range: "10.5.0.0/16" is not acceptable: expected another range, because the containers could not reach'
+      assert.deepEqual(JSON.parse(stdout), [
+        `${refused} 10.5.3.0/24, to which this machine has a route by lead`,
+        "10.5.0.0/16",
+        "172.17.0.0/16",
+        "10.200.0.0/16",
+        `${refused.replace("10.5", "10.6")} 10.6.1.0/24, which outbound allows`
+      ])
+    },
+    { skip: whyNotRoot || (fs.existsSync("/sbin/ip") ? false : "needs iproute2") }
+  )
 
   effect('network: "host" is the host\'s own network', function* () {
     const box = yield* Container.start(yield* Image.host, { network: "host", command: ["sleep", "100"] })

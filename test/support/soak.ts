@@ -17,6 +17,7 @@ import * as Scope from "effect/Scope"
 import { Berth } from "../../lib/index.ts"
 import { compile } from "./attack.ts"
 import { berthIn } from "./effect.ts"
+import { hostNetwork } from "./hostNetwork.ts"
 import { cgroupsOf, descriptors, isAlive, sleep } from "./leftovers.ts"
 import { firstLine, program } from "./program.ts"
 import { makeRoot } from "./rootfs.ts"
@@ -105,6 +106,7 @@ interface Place {
   readonly owner: number
   readonly killed: boolean
   readonly descriptors: ReadonlyArray<string>
+  readonly network: ReadonlyArray<string>
 }
 
 const more = (before: ReadonlyArray<string>, now: ReadonlyArray<string>): ReadonlyArray<string> => {
@@ -137,7 +139,7 @@ const awaitNothing = async (place: Place): Promise<Pick<Round, "took" | "left">>
   for (;;) {
     const left = leftIn(place)
     const took = performance.now() - start
-    if (left.length === 0) return { took, left }
+    if (left.length === 0) return { took, left: more(place.network, hostNetwork()) }
     if (took > limit) return { took, left: await stillThere(left, place, start) }
     await sleep(5)
   }
@@ -328,7 +330,7 @@ export const round = async (soak: Soak, seed: number, chosen?: Fault): Promise<R
     attack
   }
   fs.mkdirSync(base)
-  const before = descriptors()
+  const before = { descriptors: descriptors(), network: hostNetwork() }
   let owner = process.pid
   if (isOfProgram(ending)) owner = await there(ending, at, folder, options)
   else await here(ending, at, folder, options)
@@ -337,7 +339,7 @@ export const round = async (soak: Soak, seed: number, chosen?: Fault): Promise<R
     folder,
     owner,
     killed: isOfProgram(ending) || fault === "kill the supervisor",
-    descriptors: before
+    ...before
   })
   if (result.left.length === 0) fs.rmSync(base, { recursive: true, force: true })
   return { seed, fault, ending, at, ...result }

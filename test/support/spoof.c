@@ -3,10 +3,13 @@
 //
 //   spoof 4|6 SENDER TARGET PORT
 //   spoof receive PORT
+//   spoof sniff          prints the addresses of each packet that comes by its interface, in promiscuous mode
 //   spoof advertise      sends a router advertisement (RFC 4861) to all on the link, with the prefix 2001:db8:bad::/64
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/ip.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <net/if.h>
 #include <netinet/icmp6.h>
 #include <netinet/ip6.h>
@@ -83,6 +86,27 @@ static int receive(unsigned short port) {
     }
 }
 
+static int sniff(void) {
+    unsigned char bytes[2048];
+    char from[INET6_ADDRSTRLEN], to[INET6_ADDRSTRLEN];
+    struct packet_mreq all = {.mr_ifindex = (int)if_nametoindex("eth0"), .mr_type = PACKET_MR_PROMISC};
+    int fd = socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL));
+    if (fd < 0 || setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &all, sizeof all) < 0) return 1;
+    puts("ready");
+    for (;;) {
+        fflush(stdout);
+        ssize_t n = recv(fd, bytes, sizeof bytes, 0);
+        if (n < 0) return 1;
+        const unsigned char *ip = bytes + ETH_HLEN;
+        int four = bytes[12] == 8 && bytes[13] == 0;
+        if (n < ETH_HLEN + 40 && !(four && n >= ETH_HLEN + 20)) continue;
+        int family = four ? AF_INET : AF_INET6;
+        inet_ntop(family, ip + (four ? 12 : 8), from, sizeof from);
+        inet_ntop(family, ip + (four ? 16 : 24), to, sizeof to);
+        printf("from %s to %s\n", from, to);
+    }
+}
+
 static int advertise(void) {
     struct {
         struct nd_router_advert head;
@@ -110,7 +134,7 @@ static int advertise(void) {
 }
 
 int main(int count, char **arguments) {
-    if (count == 2) return advertise();
+    if (count == 2) return strcmp(arguments[1], "sniff") ? advertise() : sniff();
     if (count == 3) return receive((unsigned short)atoi(arguments[2]));
     if (count != 5) return 2;
     unsigned short port = (unsigned short)atoi(arguments[4]);

@@ -5,13 +5,14 @@ import * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import type { BerthError } from "../../BerthError.ts"
-import type { Address, Connection } from "../../Connection.ts"
+import type { Address, Connection, DatagramAddress } from "../../Connection.ts"
 import type { Container } from "../../Container.ts"
 import { native } from "../system/addon.ts"
 import { duplicate, Input, Output } from "../system/pipe.ts"
+import { ECONNREFUSED } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { spanIfObserved } from "../util/spanIfObserved.ts"
-import { beginConnect, connected } from "./socket.ts"
+import { beginConnect, connectDatagrams, connected, refused } from "./socket.ts"
 
 /**
  * A connected socket. Each half waits for a descriptor of its own, as epoll(7) has one entry for each. It gets the descriptor when it is
@@ -19,22 +20,26 @@ import { beginConnect, connected } from "./socket.ts"
  */
 export class Socket implements Connection {
   private readonly container: Container
+  /** The address of datagrams; undefined for a stream. */
+  private readonly datagrams: string | undefined
   private fd: number
   private input: Output | undefined
   private output: Input | undefined
 
-  constructor(container: Container, fd: number) {
+  constructor(container: Container, fd: number, datagrams?: string) {
     this.container = container
+    this.datagrams = datagrams
     this.fd = fd
   }
 
   get stream(): Connection["stream"] {
     return Stream.unwrap(
       attempt(() => {
-        this.input ??= new Output(this.fd < 0 ? -1 : duplicate(this.fd), this.container.id)
+        const isDatagrams = this.datagrams !== undefined
+        this.input ??= new Output(this.fd < 0 ? -1 : duplicate(this.fd), this.container.id, isDatagrams)
         return this.input.stream
       })
-    )
+    ).pipe(Stream.mapError(this.explain))
   }
 
   get sink(): Connection["sink"] {
@@ -49,8 +54,14 @@ export class Socket implements Connection {
         this.output ??= new Input(this.fd < 0 ? -1 : duplicate(this.fd))
         return this.output.write(bytes)
       })
-    )
+    ).pipe(Effect.mapError(this.explain))
   }
+
+  /** Nothing tells that nobody listens for datagrams before one has been sent. */
+  private readonly explain = (error: BerthError): BerthError =>
+    this.datagrams !== undefined && error._tag === "OperationFailed" && error.errno === ECONNREFUSED
+      ? refused(this.container, this.datagrams, ECONNREFUSED)
+      : error
 
   close(): void {
     this.input?.close()
@@ -64,20 +75,29 @@ export class Socket implements Connection {
  * Closes a socket with the scope. `Effect.acquireRelease` would copy every FiberRef for the release: that took more than half of the
  * time of `Container.connect`.
  */
-const closing = (scope: Scope.Scope, container: Container, fd: number): Effect.Effect<Socket> => {
-  const socket = new Socket(container, fd)
+const closing = (
+  scope: Scope.Scope,
+  container: Container,
+  fd: number,
+  datagrams?: string
+): Effect.Effect<Socket> => {
+  const socket = new Socket(container, fd, datagrams)
   const close = Effect.sync(() => socket.close())
   return Effect.as(Scope.addFinalizer(scope, close), socket)
 }
 
 export const open = (
   container: Container,
-  address: Address
+  address: Address | DatagramAddress
 ): Effect.Effect<Socket, BerthError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(Effect.scope, (scope) =>
       Effect.flatten(
         attempt(() => {
+          if (typeof address === "object" && "protocol" in address) {
+            const { address: datagrams, fd } = connectDatagrams(container, address)
+            return closing(scope, container, fd, datagrams)
+          }
           const connecting = beginConnect(container, address)
           const { fd, result } = connecting
           if (result === 0) return closing(scope, container, fd)
@@ -100,8 +120,13 @@ export const accepted = (
 
 /** See `Container.connect`. */
 export const connect: {
-  (address: Address): (container: Container) => Effect.Effect<Connection, BerthError, Scope.Scope>
-  (container: Container, address: Address): Effect.Effect<Connection, BerthError, Scope.Scope>
-} = dual(2, (container: Container, address: Address) =>
+  (
+    address: Address | DatagramAddress
+  ): (container: Container) => Effect.Effect<Connection, BerthError, Scope.Scope>
+  (
+    container: Container,
+    address: Address | DatagramAddress
+  ): Effect.Effect<Connection, BerthError, Scope.Scope>
+} = dual(2, (container: Container, address: Address | DatagramAddress) =>
   open(container, address).pipe(spanIfObserved("berth.Container.connect", { "container.id": container.id }))
 )

@@ -2,7 +2,7 @@
 import * as fs from "node:fs"
 
 /** The fields of each line of a file of /proc/net, proc(5). */
-export const socketLines = (name: string): ReadonlyArray<ReadonlyArray<string>> => {
+export const netLines = (name: string): ReadonlyArray<ReadonlyArray<string>> => {
   try {
     const lines = fs.readFileSync(`/proc/self/net/${name}`, "utf8").split("\n").slice(1)
     return lines.map((line) => line.trim().split(/\s+/))
@@ -18,7 +18,7 @@ const HOLDING = { tcp: "0A", udp: "07" }
 export const portInodes = (port: number, protocol: "tcp" | "udp"): ReadonlyArray<string> => {
   const hex = port.toString(16).toUpperCase().padStart(4, "0")
   return [protocol, `${protocol}6`]
-    .flatMap(socketLines)
+    .flatMap(netLines)
     .filter(([, local, , state]) => local?.endsWith(`:${hex}`) && state === HOLDING[protocol])
     .map((fields) => fields[9]!)
 }
@@ -26,7 +26,7 @@ export const portInodes = (port: number, protocol: "tcp" | "udp"): ReadonlyArray
 /** The inodes of the Unix sockets that are bound to a path: those whose path ends in the same name. */
 export const pathInodes = (path: string): ReadonlyArray<string> => {
   const name = path.slice(path.lastIndexOf("/"))
-  return socketLines("unix")
+  return netLines("unix")
     .filter((fields) => `/${fields.slice(7).join(" ")}`.endsWith(name))
     .map((fields) => fields[6]!)
 }

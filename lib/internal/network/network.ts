@@ -19,6 +19,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import { whole } from "../util/whole.ts"
 import { makeNames, NAMES_MAX_BYTES, type Names, NETWORKS_MAX, type Responder } from "./names.ts"
 import { openOutbound } from "./outbound.ts"
+import { hiddenBy } from "./outboundRules.ts"
 import { UPLINK_MTU } from "./pasta.ts"
 import {
   type Attachment,
@@ -114,9 +115,11 @@ const Proto = {
 }
 
 /** The range of the options: of addresses that a container can have, RFC 6890; undefined for the usual one. Throws. */
-const rangeOf = ({ ipv6, range }: NetworkOptions): Range | undefined => {
-  if (range === undefined && (ipv6 === undefined || ipv6 === hasIPv6())) return undefined
-  const next = nextRange()
+const rangeOf = ({ ipv6, outbound = "none", range }: NetworkOptions): Range | undefined => {
+  const isUsual = range === undefined && (ipv6 === undefined || ipv6 === hasIPv6())
+  if (isUsual && outbound === "none") return undefined
+  const hidden = (prefix4: string) => (outbound === "none" ? undefined : hiddenBy(prefix4, outbound))
+  const next = nextRange((prefix4) => hidden(prefix4) !== undefined)
   const prefix6 = (ipv6 ?? hasIPv6()) ? next.prefix6 : undefined
   if (ipv6 === true && !hasIPv6()) {
     const expected = "false or nothing, as this kernel has no IPv6 (/proc/sys/net/ipv6)"
@@ -126,9 +129,12 @@ const rangeOf = ({ ipv6, range }: NetworkOptions): Range | undefined => {
   const [, first, second] = /^([1-9]\d{0,2})\.(0|[1-9]\d{0,2})\.0\.0\/16$/.exec(range) ?? []
   const [a, b] = [Number(first), Number(second)]
   const isUsable = a > 0 && a < 224 && b < 256 && a !== 127 && !(a === 169 && b === 254)
-  if (isUsable) return { prefix4: `${a}.${b}`, prefix6 }
+  const lost = isUsable ? hidden(`${a}.${b}`) : undefined
+  if (isUsable && lost === undefined) return { prefix4: `${a}.${b}`, prefix6 }
   const expected =
-    'an IPv4 range of 16 bits, such as "10.5.0.0/16", that is not loopback, link-local, multicast or reserved'
+    lost === undefined
+      ? 'an IPv4 range of 16 bits, such as "10.5.0.0/16", that is not loopback, link-local, multicast or reserved'
+      : `another range, because the containers could not reach ${lost}`
   throw new InvalidOption({ option: "range", value: JSON.stringify(range), expected })
 }
 

@@ -5,7 +5,8 @@
 import * as net from "node:net"
 import { InvalidOption } from "../../BerthError.ts"
 import type { Outbound } from "../../Network.ts"
-import { v4Bytes, v6Bytes } from "./address.ts"
+import { littleEndian, v4Bytes, v6Bytes } from "./address.ts"
+import { netLines } from "./holders.ts"
 
 /** A range of addresses in CIDR notation. */
 export interface Range {
@@ -130,6 +131,32 @@ const parseEntry = (entry: string, index: number): Allowed | string => {
   if (bracketed !== null || !NAME.test(name) || name.length > 253 || /(^|\.)\d+$/.test(name))
     return refuse(entry, index)
   return `${name} ${number}`
+}
+
+/** The bytes of a number of 32 bits in a file of /proc/net, which are in the machine's own order. */
+const procBytes = (text: string): ReadonlyArray<number> => {
+  const bytes = [0, 2, 4, 6].map((at) => Number.parseInt(text.slice(at, at + 2), 16))
+  return littleEndian ? bytes.reverse() : bytes
+}
+
+/** The IPv4 routes of the program's machine: proc(5). */
+const hostRoutes = (): ReadonlyArray<Range & { readonly link: string }> =>
+  netLines("route").flatMap(([link, to, , , , , , mask]) => {
+    if (link === undefined || to === undefined || mask === undefined) return []
+    const bits = procBytes(mask).reduce((sum, byte) => sum + byte.toString(2).replaceAll("0", "").length, 0)
+    return [{ link, address: procBytes(to).join("."), bits }]
+  })
+
+/** What is outside in the range of 16 bits with these first two bytes, where containers could not reach it; undefined for nothing known. */
+export const hiddenBy = (prefix4: string, outbound: Outbound): string | undefined => {
+  const own = range(`${prefix4}.0.0/16`)
+  const route = hostRoutes().find((one) => isWithin(one, own))
+  if (route !== undefined)
+    return `${route.address}/${route.bits}, to which this machine has a route by ${route.link}`
+  const allow = typeof outbound === "object" && Array.isArray(outbound.allow) ? outbound.allow : []
+  const entries = allow.map(parseEntry).filter((entry) => typeof entry !== "string")
+  const entry = entries.find((one) => isWithin(one, own))
+  return entry === undefined ? undefined : `${entry.address}/${entry.bits}, which outbound allows`
 }
 
 const ENTRIES_MAX = 1000

@@ -109,12 +109,19 @@ let ranges = randomBytes(1)[0]!
 const LOWEST = 128
 const COUNT = 100
 
-/** A range of IPv4, and one of the unique local addresses of IPv6 (RFC 4193), written as inet_ntop(3) writes it. */
-export const nextRange = () => {
+const nextPrefix4 = (): string => `10.${LOWEST + (ranges++ % COUNT)}`
+
+/**
+ * A range of IPv4, if possible none that is taken, and one of the unique local addresses of IPv6 (RFC 4193), written as
+ * inet_ntop(3) writes it.
+ */
+export const nextRange = (isTaken: (prefix4: string) => boolean = () => false) => {
   const id = randomBytes(8)
+  let prefix4 = nextPrefix4()
+  for (let tried = 1; tried < COUNT && isTaken(prefix4); tried++) prefix4 = nextPrefix4()
   const groups = [0xfd00 | id.readUInt8(0), id.readUInt16BE(2), id.readUInt16BE(4), id.readUInt16BE(6)]
   return {
-    prefix4: `10.${LOWEST + (ranges++ % COUNT)}`,
+    prefix4,
     prefix6: groups.map((group) => group.toString(16)).join(":")
   }
 }

@@ -7,7 +7,7 @@ import {
   NetworkError,
   OperationFailed
 } from "../../BerthError.ts"
-import type { Address } from "../../Connection.ts"
+import type { Address, DatagramAddress } from "../../Connection.ts"
 import type { Container } from "../../Container.ts"
 import { openIn, socketIn } from "../files/namespaceRoot.ts"
 import { EPOLLOUT, native, O_PATH, RESOLVE_IN_ROOT } from "../system/addon.ts"
@@ -47,10 +47,10 @@ const failed = (container: Container, syscall: string, errno: number): BerthErro
       })
 
 /** A socket in the network namespace of a container; throws. */
-export const makeSocket = (container: Container, family: number): number => {
+export const makeSocket = (container: Container, family: number, type = SOCK_STREAM): number => {
   const { kinds, pidfd } = container.state
   if (pidfd < 0) throw notRunning(container)
-  const fd = socketIn(kinds.includes("network") ? pidfd : -1, family, SOCK_STREAM)
+  const fd = socketIn(kinds.includes("network") ? pidfd : -1, family, type)
   if (fd < 0) throw failed(container, "socket", -fd)
   return fd
 }
@@ -106,8 +106,12 @@ export interface Connecting {
   readonly result: number
 }
 
-const begin = (container: Container, { bytes, family, text }: SocketAddress): Connecting => {
-  const fd = makeSocket(container, family)
+const begin = (
+  container: Container,
+  { bytes, family, text }: SocketAddress,
+  type = SOCK_STREAM
+): Connecting => {
+  const fd = makeSocket(container, family, type)
   const begun = native().connect(fd, bytes)
   const result = begun === -EINPROGRESS ? native().connected(fd) : begun
   if (result === 0 || result === -EINPROGRESS) return { fd, address: text, result }
@@ -139,6 +143,18 @@ export const beginConnect = (container: Container, address: Address): Connecting
     }
   }
   throw first
+}
+
+/** A socket for datagrams, which has an address to send to at once: nobody is asked whether something listens there. Throws. */
+export const connectDatagrams = (container: Container, { host, port, protocol }: DatagramAddress) => {
+  if (protocol !== "udp")
+    throw new InvalidOption({
+      option: "protocol",
+      value: String(protocol),
+      expected: '"udp", or nothing for TCP'
+    })
+  const [first] = hostsOf({ port, ...(host === undefined ? {} : { host }) }, container.state.addresses)
+  return begin(container, socketAddress(first!, parsePort("port", port)), SOCK_DGRAM)
 }
 
 /** Waits until a socket is ready for `events` of epoll(7). */

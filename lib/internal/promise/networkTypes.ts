@@ -39,7 +39,10 @@ export interface BoxConnection {
  */
 export interface BoxNetwork {
   /** Connects to a server in the container, until the result or the box is closed: see `Container.connect`. */
-  readonly connect: (address: Connection.Address, options?: Abortable) => Promise<BoxConnection & Closable>
+  readonly connect: (
+    address: Connection.Address | Connection.DatagramAddress,
+    options?: Abortable
+  ) => Promise<BoxConnection & Closable>
   /** A socket of `node:net` to a server in the container, for a client that takes one: see `Container.netSocket`. */
   readonly netSocket: (address: Connection.Address) => net.Socket
   /**

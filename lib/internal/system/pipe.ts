@@ -130,6 +130,7 @@ export interface Listener {
  */
 export class Output extends End {
   private readonly container: string
+  private readonly isDatagrams: boolean
   private readonly ring = new Ring()
   private listener: Listener | undefined
   private flowing = false
@@ -143,9 +144,11 @@ export class Output extends End {
   private came = 0
   private enlarged = false
 
-  constructor(fd: number, container: string) {
+  /** Of datagrams, each is a part of its own, and an empty one is no end. */
+  constructor(fd: number, container: string, isDatagrams = false) {
     super(fd)
     this.container = container
+    this.isDatagrams = isDatagrams
   }
 
   /**
@@ -178,7 +181,7 @@ export class Output extends End {
       if (read === -EAGAIN) return
       // A terminal that no process has open any more fails with EIO, which is the end of its output.
       const n = read === -EIO ? 0 : read
-      if (n <= 0) {
+      if (n < 0 || (n === 0 && (this.closed || !this.isDatagrams))) {
         const error = n < 0 ? failed("read", -n) : undefined
         this.finish(error)
         this.close()
@@ -343,7 +346,8 @@ export class Input extends End {
       let cancel = (): void => {}
       let at = 0
       const attempt = (): void => {
-        while (at < bytes.length) {
+        // An empty datagram is sent as well.
+        do {
           if (this.closed) return resume(Effect.void)
           const n = native().write(this.fd, bytes, at)
           if (n === -EAGAIN) {
@@ -355,7 +359,7 @@ export class Input extends End {
             return resume(n === -EPIPE ? Effect.void : Effect.fail(failed("write", -n)))
           }
           at += n
-        }
+        } while (at < bytes.length)
         resume(Effect.void)
       }
       attempt()
