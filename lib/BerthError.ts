@@ -546,6 +546,8 @@ const buildFailed = {
     "NoMatch",
     /** A file of the context changed while the step copied it. */
     "Changed",
+    /** A file of an address cannot be had, or is not the one of its checksum. */
+    "Unavailable",
     /** The Dockerfile cannot be read at this place. */
     "Syntax",
     /** The Dockerfile asks for something that Berth does not do. */

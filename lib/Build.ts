@@ -60,6 +60,18 @@ export interface Context {
 }
 
 /**
+ * A file at an HTTP address, with the name that ends the address, and the mode 0600.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Remote {
+  readonly _tag: "Remote"
+  readonly url: string
+  readonly checksum: string | undefined
+}
+
+/**
  * @since 0.2.0
  * @category models
  */
@@ -124,13 +136,13 @@ export interface BindOptions {
  * @category models
  */
 export interface CopyOptions {
-  /** Where the files are from: a folder of the host, or the files of another build. */
-  readonly from: Context | Build
+  /** Where the files are from: a folder of the host, the files of another build, or an address. */
+  readonly from: Context | Build | Remote
   /**
    * Files and folders, from the top of `from`; of a folder, what is in it. Patterns are those of Go's `filepath.Match`: `*`, `?` and
-   * `[a-z]` within a name. A link that is named here is followed, within `from`; other links are copied as links.
+   * `[a-z]` within a name. A link that is named here is followed, within `from`; other links are copied as links. Default: all files.
    */
-  readonly paths: ReadonlyArray<string>
+  readonly paths?: ReadonlyArray<string> | undefined
   /**
    * The target, relative to the working directory. It is a folder if it ends with a slash, or is one in the image already, or if
    * `paths` names several files; else it is the name of the copied file. Missing folders are made. Default: the working directory.
@@ -141,8 +153,20 @@ export interface CopyOptions {
    * alone is that of the group too. Default: root for files of the host, and the same ids for files of another build.
    */
   readonly owner?: string | undefined
-  /** The mode of all copies. Default: each has that of its source. */
-  readonly mode?: number | undefined
+  /** The mode of all copies, or symbols of chmod(1), as `u=rwX,go=rX`. Default: each has that of its source. */
+  readonly mode?: number | string | undefined
+  /** Patterns of files that are not copied, as in a `.dockerignore`: relative to a folder of `paths`, or the name of a file. Default: none. */
+  readonly exclude?: ReadonlyArray<string> | undefined
+  /**
+   * Whether the copy of `a/b/c` is `a/b/c` in the target; of `a/./b/c` it is `b/c`. In `paths`, `**` then stands for any number of
+   * folders. Default false: it is `c`.
+   */
+  readonly parents?: boolean | undefined
+  /**
+   * Whether the contents of tar archives among the files are copied in place of the archives, whatever their names are: without
+   * compression, or with gzip, bzip2, xz or zstd. They keep their owners unless `owner` is given. Default false.
+   */
+  readonly unpack?: boolean | undefined
 }
 
 /**
@@ -326,6 +350,17 @@ export const local: (
 ) => Context = internal.local
 
 /**
+ * A file at an HTTP address, for `copy`. With a checksum, `sha256:` and 64 digits, it is fetched if no step has copied it before, and the
+ * step fails for other contents; without one, each build fetches it. This program fetches it, through the proxy of its environment, and
+ * not a container. At most 5 redirects are followed, none from https to http, and it is at most 16 GiB.
+ *
+ * @since 0.2.0
+ * @category constructors
+ */
+export const remote: (url: string, options?: { readonly checksum?: string | undefined }) => Remote =
+  internal.remote
+
+/**
  * Runs a command in a container; what it writes is a layer of the image. A text is a command of the image's `/bin/sh`.
  *
  * @since 0.2.0
@@ -478,8 +513,9 @@ export interface DockerfileOptions extends ImageOptions {
 /**
  * The build of a Dockerfile: its steps as a value, which more steps can follow.
  *
- * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for `ADD` of an address or of an
- * archive, `COPY --parents` and `--exclude`, and rights that `allow` does not name. No flag is ignored.
+ * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for `ADD` of a git repository,
+ * mounts of other types and options than Docker's documentation of `RUN --mount` has, some of those (`sharing=locked` of a cache, `env` of
+ * a secret, owners of sockets and caches), and rights that `allow` does not name. No flag is ignored.
  * Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
  *
  * @since 0.2.0

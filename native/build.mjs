@@ -78,7 +78,10 @@ const targets = {
       "common/remove.c"
     ],
     flags: ["-ffunction-sections", "-Wl,--gc-sections"],
-    libraries: ["-l:libarchive.a", "-l:libzstd.a", "-l:libcrypto.a", "-lpthread"]
+    libraries: [
+      ..."-l:libarchive.a -l:libzstd.a -l:liblzma.a -l:libbz2.a -l:libcrypto.a".split(" "),
+      "-lpthread"
+    ]
   },
   "berth-pack": {
     sources: ["pack/pack.c", "pack/member.c", "pack/sink.c", "common/confine.c"],

@@ -34,6 +34,8 @@ const programs = [
 const libraries = [
   "libarchive-dev",
   "libzstd-dev",
+  "liblzma-dev",
+  "libbz2-dev",
   "libssl-dev",
   "libseccomp-dev",
   "libisal-dev",

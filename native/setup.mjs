@@ -13,6 +13,8 @@ const libraries = {
   "libseccomp-dev": "seccomp.h",
   "libisal-dev": "isa-l/igzip_lib.h",
   "libzstd-dev": "zstd.h",
+  "liblzma-dev": "lzma.h",
+  "libbz2-dev": "bzlib.h",
   "libssl-dev": "openssl/evp.h"
 }
 

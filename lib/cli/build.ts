@@ -14,6 +14,8 @@ export interface BuildOptions {
   readonly target: string | undefined
   readonly buildArg: ReadonlyArray<string>
   readonly secret: ReadonlyArray<string>
+  readonly ssh: ReadonlyArray<string>
+  readonly allow: ReadonlyArray<string>
   readonly network: "none" | "host"
   readonly noCache: boolean
   readonly provenance: boolean
@@ -37,6 +39,17 @@ const secretOf = (text: string): readonly [id: string, value: string] => {
   return [id, process.env[variable] ?? invalid("--secret", text, `a variable ${variable} in the environment`)]
 }
 
+/** `ID=SOCKET`, or `ID` with the agent of this user. */
+const agentOf = (text: string): readonly [id: string, socket: string] => {
+  const [id = "", socket = process.env.SSH_AUTH_SOCK] = text.split(/=(.*)/s)
+  return [id, socket || invalid("--ssh", text, "ID=SOCKET, or ID with SSH_AUTH_SOCK in the environment")]
+}
+
+const rightOf = (text: string) =>
+  text === "network.host" || text === "security.insecure"
+    ? text
+    : invalid("--allow", text, "network.host or security.insecure")
+
 /** A path begins with `/` or `.`; the name of an image begins with neither. */
 const cacheOf = (text: string): CachePlace => (/^[/.]/.test(text) ? { folder: text } : text)
 
@@ -50,6 +63,8 @@ export const build = async (options: BuildOptions, invocation: Invocation): Prom
   const { json, signal } = invocation
   const given = {
     ...{ context, file, tag, target, args, secrets, network, platform, signal, compression, provenance },
+    ssh: Object.fromEntries(options.ssh.map(agentOf)),
+    allow: options.allow.map(rightOf),
     cache: !noCache,
     cacheFrom: cacheFrom.map(cacheOf),
     cacheTo: cacheTo === undefined ? undefined : cacheOf(cacheTo)

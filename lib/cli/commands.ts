@@ -198,6 +198,16 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
         value: "id=NAME,src=FILE",
         help: "A secret for RUN --mount=type=secret, from a file, or with env=VARIABLE from the environment."
       }),
+      ssh: texts({
+        name: "ssh",
+        value: "ID[=SOCKET]",
+        help: "An SSH agent for RUN --mount=type=ssh. Without SOCKET, that of SSH_AUTH_SOCK."
+      }),
+      allow: texts({
+        name: "allow",
+        value: "RIGHT",
+        help: "Lets steps ask for a right: network.host or security.insecure."
+      }),
       network: choice(
         "network",
         ["none", "host"],

@@ -7,8 +7,10 @@
 // configuration and no providers.
 #define OPENSSL_SUPPRESS_DEPRECATED
 
+#include <bzlib.h>
 #include <errno.h>
 #include <isa-l/igzip_lib.h>
+#include <lzma.h>
 #include <openssl/sha.h>
 #include <pthread.h>
 #include <string.h>
@@ -20,6 +22,7 @@ enum {
     SLOT = 256 * 1024, // the main thread writes straight from a slot: one write(2) per slot
     SLOTS = 16,
     INPUT = 256 * 1024,
+    XZ_MEMORY = 128 << 20, // `xz -9` takes 65 MiB
     WINDOW_LOG = 27, // the limit of zstd's own tool without --long: 128 MiB, which are allocated only if a frame needs them
 };
 
@@ -199,8 +202,87 @@ static bool read_zstd(void) {
     return hand_over(out.pos);
 }
 
+// What liblzma and libbz2 have in common: `step` decompresses from the input into the slot, and says whether the data has ended.
+static bool read_by(bool (*step)(size_t *in, size_t *out, bool ended, bool *end)) {
+    size_t in = 0, out = SLOT;
+    for (bool ended = false, end = false; !end;) {
+        if (in == 0 && !ended) {
+            if (!read_blob(source.input, INPUT, &in)) return false;
+            ended = in == 0;
+        }
+        if (!step(&in, &out, ended, &end)) return false;
+        if (out > 0) continue;
+        if (!hand_over(SLOT)) return false;
+        out = SLOT;
+    }
+    if (!hand_over(SLOT - out)) return false;
+    for (size_t got = 1; got > 0;)
+        if (!read_blob(source.input, INPUT, &got)) return false;
+    return true;
+}
+
+static lzma_stream xz = LZMA_STREAM_INIT;
+
+static bool step_xz(size_t *in, size_t *out, bool ended, bool *end) {
+    if (xz.avail_in == 0) xz.next_in = source.input;
+    xz.avail_in = *in;
+    xz.next_out = source.out + SLOT - *out;
+    xz.avail_out = *out;
+    lzma_ret result = lzma_code(&xz, ended ? LZMA_FINISH : LZMA_RUN);
+    *in = xz.avail_in;
+    *out = xz.avail_out;
+    *end = result == LZMA_STREAM_END;
+    switch (result) {
+    case LZMA_OK:
+    case LZMA_STREAM_END: return true;
+    case LZMA_FORMAT_ERROR: return give_up(CORRUPT, 0, NULL, "not xz data");
+    case LZMA_MEMLIMIT_ERROR: return give_up(LIMIT, 0, NULL, "the xz data needs more than 128 MiB of memory");
+    case LZMA_MEM_ERROR: return give_up(LIMIT, ENOMEM, NULL, "no memory for xz");
+    case LZMA_BUF_ERROR: return give_up(CORRUPT, 0, NULL, "xz data ends early");
+    default: return give_up(CORRUPT, 0, NULL, "invalid xz data");
+    }
+}
+
+static bool read_xz(void) {
+    if (lzma_stream_decoder(&xz, XZ_MEMORY, LZMA_CONCATENATED) != LZMA_OK) return give_up(LIMIT, ENOMEM, NULL, "no memory for xz");
+    return read_by(step_xz);
+}
+
+static bz_stream bzip2;
+
+// A file can have several streams. After the last one, other bytes are ignored, as by bzip2(1).
+static bool step_bzip2(size_t *in, size_t *out, bool ended, bool *end) {
+    static bool between = true, several;
+    if (*in == 0 && ended) {
+        *end = between && several;
+        return *end || give_up(CORRUPT, 0, NULL, "bzip2 data ends early");
+    }
+    if (bzip2.avail_in == 0) bzip2.next_in = (char *)source.input;
+    bzip2.avail_in = (unsigned)*in;
+    if (between && several && *bzip2.next_in != 'B') return *end = true;
+    if (between && BZ2_bzDecompressInit(&bzip2, 0, 0) != BZ_OK) return give_up(LIMIT, ENOMEM, NULL, "no memory for bzip2");
+    between = false;
+    bzip2.next_out = (char *)source.out + SLOT - *out;
+    bzip2.avail_out = (unsigned)*out;
+    int result = BZ2_bzDecompress(&bzip2);
+    *in = bzip2.avail_in;
+    *out = bzip2.avail_out;
+    if (result == BZ_STREAM_END) {
+        char *next = bzip2.next_in; // kept by neither of the next two calls
+        BZ2_bzDecompressEnd(&bzip2);
+        bzip2.next_in = next;
+        return between = several = true;
+    }
+    if (result == BZ_OK) return true;
+    if (result == BZ_MEM_ERROR) return give_up(LIMIT, ENOMEM, NULL, "no memory for bzip2");
+    return give_up(CORRUPT, 0, NULL, result == BZ_DATA_ERROR_MAGIC ? "not bzip2 data" : "invalid bzip2 data");
+}
+
+static bool read_bzip2(void) { return read_by(step_bzip2); }
+
 static void *run(void *unused) {
-    static bool (*const readers[])(void) = {[NONE] = read_plain, [GZIP] = read_gzip, [ZSTD] = read_zstd};
+    static bool (*const readers[])(void) = {
+        [NONE] = read_plain, [GZIP] = read_gzip, [ZSTD] = read_zstd, [XZ] = read_xz, [BZIP2] = read_bzip2};
     wait_for_slot();
     if (readers[source.compression]()) {
         SHA256_Final(source.totals.digest, &source.blob_hash);

@@ -262,6 +262,7 @@ static void add_link(const struct member *member, const struct folder *in, const
 
 // A whiteout applies to lower layers only, wherever it is in the tar, so all of them wait for the end.
 static void add_whiteout(const struct folder *in, const char *name) {
+    if (options.plain) fail(UNSUPPORTED, 0, NULL, blame, "a name that begins with .wh., which hides files in an image");
     if (strcmp(name, ".wh..wh..opq") == 0) {
         push(opaque_requests) = copy(in->path, strlen(in->path));
         return;

@@ -1,4 +1,4 @@
-// berth-unpack [--compression=gzip|zstd|none] [--xattr=trusted|user] [--max-bytes=N] [--max-entries=N]
+// berth-unpack [--compression=gzip|zstd|xz|bzip2|none] [--plain] [--xattr=trusted|user] [--max-bytes=N] [--max-entries=N]
 //              [--max-cpu=SECONDS] [--ignore-chown] DIRECTORY
 //
 // Unpacks the layer blob on fd 0 into the empty DIRECTORY, and writes a report to fd 1, a line per fact. Paths and messages
@@ -16,7 +16,10 @@
 //
 // or, alone and with exit status 1:
 //
-//   error corrupt|escape|unsupported|limit|io|confine ERRNO SYSCALL|- PATH|- MESSAGE|-
+//   error corrupt|format|escape|unsupported|limit|io|confine ERRNO SYSCALL|- PATH|- MESSAGE|-
+//
+// With --plain the data is an archive and no layer: a name that begins with .wh. is refused, and data that fails before its first entry
+// has the kind `format`, as it may be no archive at all.
 //
 // The limits. Each ends the program with an error of kind limit that names it:
 //
@@ -64,7 +67,7 @@ enum {
 static const struct {
     enum compression compression;
     const char *name;
-} compressions[] = {{NONE, "none"}, {GZIP, "gzip"}, {ZSTD, "zstd"}};
+} compressions[] = {{NONE, "none"}, {GZIP, "gzip"}, {ZSTD, "zstd"}, {XZ, "xz"}, {BZIP2, "bzip2"}};
 
 static struct archive *reader;
 static struct archive_entry *current;
@@ -72,6 +75,7 @@ static FILE *report_stream;
 static char *report_text;
 static size_t report_size;
 static bool reported;
+static bool plain, has_entry; // whether the data may be no archive, and whether the reader has found an entry
 static uint64_t max_bytes = UINT64_MAX, max_entries = UINT64_MAX, max_cpu = 60;
 static uint64_t fed; // bytes of the tar that the reader has received
 
@@ -89,8 +93,10 @@ static void flush_report(void) {
 
 void fail(enum kind kind, int error, const char *call, const char *path, const char *format, ...) {
     static const char *const kinds[] = {[CORRUPT] = "corrupt", [ESCAPE] = "escape", [UNSUPPORTED] = "unsupported",
-                                        [LIMIT] = "limit",     [IO] = "io",         [CONFINE] = "confine"};
+                                        [LIMIT] = "limit",     [IO] = "io",         [CONFINE] = "confine",
+                                        [FORMAT] = "format"};
     char message[512];
+    if (kind == CORRUPT && plain && !has_entry) kind = FORMAT;
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
@@ -326,6 +332,7 @@ static uint64_t unpack(void) {
         int result = archive_read_next_header2(reader, current);
         if (result == ARCHIVE_EOF) return entries;
         check(result, NULL);
+        has_entry = true;
         count_entry();
         unpack_entry();
     }
@@ -344,7 +351,7 @@ static uint64_t parse_count(const char *option, const char *text) {
 static enum compression parse_compression(const char *option, const char *text) {
     for (size_t k = 0; k < countof(compressions); k++)
         if (strcmp(text, compressions[k].name) == 0) return compressions[k].compression;
-    fail(CONFINE, EINVAL, NULL, NULL, "%s is not gzip, zstd or none", option);
+    fail(CONFINE, EINVAL, NULL, NULL, "%s is not gzip, zstd, xz, bzip2 or none", option);
 }
 
 int main(int count, char **arguments) {
@@ -367,6 +374,8 @@ int main(int count, char **arguments) {
             options.trusted = true;
         else if (strcmp(option, "--xattr=user") == 0)
             options.trusted = false;
+        else if (strcmp(option, "--plain") == 0)
+            options.plain = plain = true;
         else if (strcmp(option, "--ignore-chown") == 0)
             options.ignore_chown = true;
         else

@@ -16,7 +16,7 @@
 #include <time.h>
 
 // The kind of a failure; the report has these in lower case.
-enum kind { CORRUPT, ESCAPE, UNSUPPORTED, LIMIT, IO, CONFINE };
+enum kind { CORRUPT, ESCAPE, UNSUPPORTED, LIMIT, IO, CONFINE, FORMAT };
 
 // Writes the line `error KIND ERRNO SYSCALL PATH MESSAGE`, drops all earlier lines of the report, and exits with 1. Only the main thread
 // may call it. `call` and `path` may be NULL, `error` may be 0.
@@ -42,7 +42,7 @@ char *copy(const char *text, size_t length);
 
 // ---- source.c
 
-enum compression { NONE, GZIP, ZSTD };
+enum compression { NONE, GZIP, ZSTD, XZ, BZIP2 }; // layers have the first three
 
 struct totals {
     unsigned char digest[32]; // of the blob
@@ -113,6 +113,7 @@ struct member {
 
 struct tree_options {
     bool trusted;      // mark opaque folders with trusted.overlay.opaque, else with user.overlay.opaque
+    bool plain;        // an archive that is no layer: names of whiteouts are refused
     bool ignore_chown; // ignore an owner that cannot be set, in a user namespace that maps a single id
 };
 

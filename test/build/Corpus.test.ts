@@ -4,6 +4,8 @@
  */
 import assert from "node:assert/strict"
 import * as fs from "node:fs"
+import * as http from "node:http"
+import type { AddressInfo } from "node:net"
 import { isDeepStrictEqual } from "node:util"
 import * as Effect from "effect/Effect"
 import { Berth, Build, Image } from "../../lib/index.ts"
@@ -64,6 +66,19 @@ const differences = (ours: Built, theirs: Built, allowed: Case["differs"]) => {
   )
 }
 
+/** The folder that the server gives files of. */
+let served = ""
+
+const server = http.createServer(({ url = "" }, response) => {
+  response.setHeader("connection", "close")
+  const redirected = url.replace(/^\/redirect/, "")
+  if (redirected !== url) response.writeHead(302, { location: redirected }).end()
+  else fs.createReadStream(`${served}${url}`).pipe(response)
+})
+await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
+server.unref()
+const address = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+
 suite("Dockerfiles as buildah builds them", (effect, folder) => {
   let buildah: Promise<Buildah> | undefined
   const context = () => `${folder()}/context`
@@ -73,6 +88,7 @@ suite("Dockerfiles as buildah builds them", (effect, folder) => {
     for (const name of ["dev", "proc", "sys", "run"]) fs.mkdirSync(`${root}/${name}`)
     for (const name of ["hosts", "hostname", "resolv.conf"]) fs.writeFileSync(`${root}/etc/${name}`, "")
     makeContext(context())
+    served = context()
     const made = buildahIn(`${folder()}/buildah`)
     await made.base(root)
     return made
@@ -86,7 +102,7 @@ suite("Dockerfiles as buildah builds them", (effect, folder) => {
       if (one === undefined || begun.has(at)) return
       const { args = {}, instead, target, text } = one
       const file = `${folder()}/Dockerfile-${at}`
-      fs.writeFileSync(file, instead?.text ?? text)
+      fs.writeFileSync(file, (instead?.text ?? text).replaceAll("URL", address))
       const options = [
         ...["--file", file],
         ...(target === undefined ? [] : ["--target", target]),
@@ -113,7 +129,13 @@ suite("Dockerfiles as buildah builds them", (effect, folder) => {
           yield* Image.import(root, { tag: "base" })
         }
         const other = yield* Effect.promise(() => buildah!)
-        const ours = Build.dockerfile({ context: context(), text, args, target, tag: `case-${index}` })
+        const ours = Build.dockerfile({
+          context: context(),
+          text: text.replaceAll("URL", address),
+          args,
+          target,
+          tag: `case-${index}`
+        })
         const [own, expected] = yield* Effect.all(
           [Effect.flatMap(ours, builtBy), Effect.promise(() => byBuildah(other, index))],
           { concurrency: "unbounded" }

@@ -81,6 +81,38 @@ test("expansions are those of a shell", () => {
   )
 })
 
+test("replacements are those of bash", () => {
+  const name = fc.constantFrom("A", "PATHS", "WORDS")
+  const replacement = fc
+    .tuple(
+      name,
+      fc.constantFrom("/", "//"),
+      fc.stringMatching(/^[a-z.*?]{1,4}$/),
+      fc.stringMatching(/^[a-z. ]{0,3}$/)
+    )
+    .map(([of, operator, pattern, by]) => `\${${of}${operator}${pattern}/${by}}`)
+  fc.assert(
+    fc.property(fc.array(replacement, { minLength: 30, maxLength: 30 }), (texts) => {
+      const script = texts.map((text) => `printf '%s\\n' "${text}"`).join("\n")
+      const { stdout } = spawnSync("bash", ["-c", script], { env: { ...variables }, encoding: "utf8" })
+      assert.deepEqual(texts.map((text) => expand(`"${text}"`, lexer)).join("\n"), stdout.slice(0, -1))
+    }),
+    { numRuns: 20 }
+  )
+})
+
+test("the escape character of the directive is that of patterns too", () => {
+  const other = { escape: "`", get: (name: string) => ({ S: "a*b*c", D: "c:\\x\\y" })[name] }
+  for (const [text, expected] of [
+    ["${S#*`*}", "b*c"],
+    ["${S%`**}", "a*b"],
+    ["${S//`*/-}", "a-b-c"],
+    ["${D##*\\}", "y"],
+    ["${D%\\*}", "c:\\x"]
+  ] as const)
+    assert.equal(expand(text, other), expected, text)
+})
+
 test("instructions have their flags, their JSON form, here-documents and lines", () => {
   const { escape, instructions } = parse(
     [

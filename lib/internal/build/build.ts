@@ -27,7 +27,7 @@ import * as Store from "../store/store.ts"
 import { later } from "../util/later.ts"
 import { prints } from "../util/prints.ts"
 import type { Evaluation, State } from "./evaluate.ts"
-import type { Bind, Node, Source } from "./node.ts"
+import type { Bind, Node, Remote, Source } from "./node.ts"
 
 const evaluation = later(() => import("./evaluate.ts"))
 const caching = later(() => import("./cache.ts"))
@@ -60,6 +60,12 @@ export const local = (
   options: { readonly ignore?: ReadonlyArray<string> | undefined } = {}
 ): Context => ({ _tag: "Context", folder: path.resolve(folder), ignore: options.ignore ?? [] })
 
+export const remote = (url: string, options: { readonly checksum?: string | undefined } = {}): Remote => ({
+  _tag: "Remote",
+  url,
+  checksum: options.checksum
+})
+
 const isDataFirst = (args: IArguments): boolean => isBuild(args[0])
 
 /** Where the layer of a context's files has them. */
@@ -76,8 +82,8 @@ export const bindOf = (
   const copied: Node = {
     _tag: "Copy",
     parent: { _tag: "From", source: scratch },
-    from,
-    options: { paths: [path], to: COPIED },
+    parts: [{ from, paths: [path], unpack: false }],
+    options: { to: COPIED },
     text: `MOUNT ${path}`,
     place
   }
@@ -105,13 +111,13 @@ export const copy = dual<
   (options: CopyOptions) => (build: Build) => Build,
   (build: Build, options: CopyOptions) => Build
 >(2, (build, options) => {
-  const { from: source, ...rest } = options
+  const { from: source, paths = ["."], unpack = false, ...rest } = options
   return of({
     _tag: "Copy",
     parent: build.node,
-    from: isBuild(source) ? source.node : source,
+    parts: [{ from: isBuild(source) ? source.node : source, paths, unpack }],
     options: rest,
-    text: `COPY ${[...options.paths, options.to ?? "."].join(" ")}`,
+    text: `COPY ${[...("url" in source ? [source.url] : paths), options.to ?? "."].join(" ")}`,
     place: undefined
   })
 })

@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
-import { type BerthError, BuildFailed, InvalidOption } from "../../BerthError.ts"
+import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { Image } from "../../Image.ts"
 import * as RootFs from "../../RootFs.ts"
 import { place } from "../container/keep.ts"
@@ -13,14 +13,13 @@ import { failedAs } from "../files/fileFailure.ts"
 import type { Metadata } from "../files/metadata.ts"
 import * as inRoot from "../files/rooted.ts"
 import { outside, own } from "../ids/idMaps.ts"
-import * as Kept from "../layer/kept.ts"
 import { ENOENT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import type { Evaluation, Made } from "./evaluate.ts"
-import * as fileIndex from "./fileIndex.ts"
 import * as files from "./files.ts"
-import { compile } from "./ignore.ts"
-import type { Context, Copy } from "./node.ts"
+import { changeOf } from "./mode.ts"
+import type { Copy } from "./node.ts"
+import { failedCopy, isBuildPart, type Opened, type Prepared, prepare } from "./part.ts"
 
 /** Lets `write` change the root of an image, and makes a layer of what it wrote. */
 const written = (
@@ -85,108 +84,71 @@ const ownerOf = (
     return { uid: outside(uids, uid), gid: outside(gids, gid) }
   })
 
-const failedCopy =
-  ({ place, text }: Copy, from: string) =>
-  (error: unknown): BerthError => {
-    const failed = (reason: BuildFailed["reason"], detail: string) =>
-      new BuildFailed({ reason, step: text, place, detail, exitCode: undefined, log: [], cause: error })
-    if (error instanceof files.NoMatch)
-      return failed(
-        "NoMatch",
-        `${from} has no file ${error.pattern}, or its patterns of ignored files leave it out`
-      )
-    if (error instanceof files.Archive)
-      return failed(
-        "Unsupported",
-        `${error.message}: Berth does not unpack it. Use COPY for the archive itself, or unpack it in a RUN`
-      )
-    if (error instanceof files.Changed)
-      return failed("Changed", `${error.message}: build again when nothing writes to ${from}`)
-    if (error instanceof SyntaxError)
-      return new InvalidOption({ option: "paths", value: text, expected: error.message, cause: error })
-    return failedAs(text)(error)
-  }
+/** The target of a step: with a slash at the end, it is a folder. */
+const targetOf = (image: Image, to: string): string =>
+  `${posix.resolve("/", image.config.workingDirectory, to)}${/(^|\/)\.?$/.test(to) ? "/" : ""}`
 
-/** The opened folder that a step copies from, until the scope closes. */
-const sourceOf = (
-  from: Context | Image,
-  step: Copy
-): Effect.Effect<number, BerthError, Berth | Scope.Scope> =>
-  "_tag" in from
-    ? Effect.acquireRelease(
-        Effect.try({
-          try: () => inRoot.openHost(from.folder, inRoot.O_FOLDER),
-          catch: failedAs(`${step.text}: ${from.folder}`)
-        }),
-        (fd) => Effect.sync(() => inRoot.using(fd, () => {}))
-      )
-    : Effect.map(RootFs.overlay(from, { upper: "memory" }), ({ mount }) => mount)
-
-/** Copies files of a context or of an image. */
+/** Copies files of contexts, of addresses and of images. `images` are those of the parts that are builds. */
 export const copy = (
   evaluation: Evaluation,
   node: Copy,
   image: Image,
-  fromImage: Image | undefined
+  images: ReadonlyArray<Image | undefined>
 ): Effect.Effect<Made, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
-    const { berth } = evaluation
-    const { mode, owner, paths, to = "." } = node.options
-    const context = node.from._tag === "Context" ? node.from : undefined
-    const shown = context?.folder ?? fromImage!.reference
-    const failed = failedCopy(node, shown)
-    const ignore = yield* Effect.try({ try: () => compile(context?.ignore ?? []), catch: failed })
-    const ids = yield* ownerOf(image, owner, context !== undefined)
-    const path = `${posix.resolve("/", image.config.workingDirectory, to)}${/(^|\/)\.?$/.test(to) ? "/" : ""}`
-    const index = yield* Effect.promise(() => fileIndex.open(berth, shown))
-    const select = (source: number) =>
-      Effect.mapError(
-        inRoot.promised(async (signal) => {
-          const { refusesArchives = false } = node
-          const options = { index, withOwners: context === undefined, refusesArchives, signal }
-          const selected = await files.select(source, paths, ignore, options)
-          await index.save()
-          return selected
-        }),
-        failed
-      )
-    const keep = (metadata: Metadata): Metadata => ({ ...metadata, ...ids, mode: mode ?? metadata.mode })
-    const options = [path, owner ?? null, mode ?? null]
-    const keyed = ({ digest, files, sources }: files.Selection) => ({
-      key: ["copy", options, sources.map(({ isFolder, name }) => [name, isFolder]), digest],
-      files
+    const { exclude = [], mode, owner, parents = false, to = "." } = node.options
+    const change =
+      mode === undefined ? undefined : changeOf(typeof mode === "number" ? mode.toString(8) : mode)
+    if (mode !== undefined && change === undefined)
+      return yield* new InvalidOption({
+        option: "mode",
+        value: JSON.stringify(mode),
+        expected: "a mode, from 0 to 0o7777, or the symbols of chmod(1), as u=rwX,go=rX"
+      })
+    const given = yield* ownerOf(image, owner, false)
+    const root = yield* ownerOf(image, undefined, true)
+    const path = targetOf(image, to)
+    const keepAs =
+      (ids: files.Owner | undefined) =>
+      (metadata: Metadata, isFolder: boolean): Metadata => ({
+        ...metadata,
+        ...ids,
+        mode: change === undefined ? metadata.mode : change(metadata.mode, isFolder)
+      })
+    const parts = yield* Effect.forEach(node.parts, (part, k) => prepare(evaluation, node, part, images[k]))
+    const options = [path, owner ?? null, mode ?? null, exclude, parents]
+    const keyed = (of: ReadonlyArray<Pick<Prepared, "key" | "files">>) => ({
+      key: ["copy", options, of.map(({ key }) => key)],
+      files: new Map(of.flatMap(({ files = [] }) => [...files]))
     })
-    const copied = (key: string, source: number, selection: files.Selection) =>
-      written(
-        evaluation,
-        image,
-        key,
-        async (root, signal) => {
-          const made = owner === undefined ? undefined : ids
-          await files.copy(source, selection, { root, path, keep, owner: made, signal })
-          return "changed"
-        },
-        failed
-      )
-    // The layers of an image in the store never change: they say what its files are without a look at them.
-    if (fromImage?.layers.every((layer) => layer.startsWith(`${berth.layers}/`)) === true)
-      return {
-        key: ["copy", options, paths, Kept.relative(berth, fromImage.layers)],
-        // Other layers can have equal files.
-        refined: Effect.scoped(
-          Effect.map(Effect.flatMap(sourceOf(fromImage, node), select), (selection) => keyed(selection))
-        ),
-        make: (key) =>
-          Effect.scoped(
-            Effect.flatMap(sourceOf(fromImage, node), (source) =>
-              Effect.flatMap(select(source), (selection) => copied(key, source, selection))
-            )
-          )
+    const write = (opened: ReadonlyArray<Opened>) => async (to: number, signal: AbortSignal) => {
+      const count = opened.reduce((sum, { selection }) => sum + selection.sources.length, 0)
+      const target = { root: to, path, owner: given, signal, isFolder: path.endsWith("/") || count > 1 }
+      for (const [k, { selection, top, unpacked }] of opened.entries()) {
+        const keep = keepAs(given ?? (isBuildPart(node.parts[k]!) ? undefined : root))
+        for (const source of selection.sources) {
+          const archive = unpacked.get(source)
+          if (archive === undefined) await files.copy(top, selection, source, { ...target, keep })
+          else await files.copyContents(archive, { ...target, keep: keepAs(given) })
+        }
+        await files.checkUnchanged(top, selection, signal)
       }
-    const source = yield* sourceOf(context ?? fromImage!, node)
-    const selection = yield* select(source)
+      return "changed" as const
+    }
     return {
-      ...keyed(selection),
-      make: (key) => copied(key, source, selection)
+      ...keyed(parts),
+      refined: parts.every(({ refined }) => refined === undefined)
+        ? undefined
+        : Effect.map(
+            Effect.forEach(parts, (part) => part.refined ?? Effect.succeed(part)),
+            keyed
+          ),
+      make: (key) =>
+        Effect.scoped(
+          Effect.flatMap(
+            Effect.forEach(parts, ({ open }) => open),
+            (opened) => written(evaluation, image, key, write(opened), failedCopy(node, "its source"))
+          )
+        )
     }
   })

@@ -229,20 +229,24 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
       return { ...state, isUnknown: true }
     }
     if (node._tag === "Copy") {
-      const { from } = node
-      const [state, source] = yield* Effect.all(
+      const [state, ...sources] = yield* Effect.all(
         [
           evaluate(evaluation, node.parent),
-          from._tag === "Context" ? Effect.succeed(undefined) : evaluate(evaluation, from)
+          ...node.parts.map(({ from }) =>
+            from._tag === "Context" || from._tag === "Remote"
+              ? Effect.succeed(undefined)
+              : evaluate(evaluation, from)
+          )
         ],
         { concurrency: "unbounded" }
       )
-      if (state.isUnknown || source?.isUnknown === true) return unknown(state)
+      if (state!.isUnknown || sources.some((source) => source?.isUnknown === true)) return unknown(state!)
+      const images = sources.map((source) => source?.image)
       return yield* failing(
-        state.image,
+        state!.image,
         Effect.scoped(
-          Effect.flatMap(copying.copy(evaluation, node, state.image, source?.image), (made) =>
-            layered(evaluation, node, state, made)
+          Effect.flatMap(copying.copy(evaluation, node, state!.image, images), (made) =>
+            layered(evaluation, node, state!, made)
           )
         )
       )

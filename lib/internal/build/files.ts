@@ -5,7 +5,7 @@
 import { createHash, type Hash } from "node:crypto"
 import * as fs from "node:fs"
 import { contents, copyTo, inside } from "../files/archiveCopy.ts"
-import { type Metadata, metadataOf } from "../files/metadata.ts"
+import { type Metadata, metadataOf, setMetadata } from "../files/metadata.ts"
 import { chown, makeFolder } from "../files/mutations.ts"
 import * as inRoot from "../files/rooted.ts"
 import { textsOf, walk } from "../files/walk.ts"
@@ -20,6 +20,18 @@ export interface Source {
   /** Its name where the pattern found it: the copy of a file has this name. */
   readonly name: string
   readonly isFolder: boolean
+  /** The folders that the copy is in, below the target, with the paths that have their metadata; for a folder, itself the last. */
+  readonly above: ReadonlyArray<{ readonly name: string; readonly path: string }>
+}
+
+/** Which files of a context a step copies. */
+export interface Wanted {
+  readonly patterns: ReadonlyArray<string>
+  readonly ignore: Ignore
+  /** Patterns of files that are not copied, from the copied folder. */
+  readonly exclude: Ignore
+  /** Whether copies keep the folders that their patterns name, after `/./` if it is there. */
+  readonly parents: boolean
 }
 
 export interface Selection {
@@ -50,33 +62,6 @@ export class Changed extends Error {
   }
 }
 
-/** A file is an archive. */
-export class Archive extends Error {
-  constructor(path: string) {
-    super(`${path} is an archive`)
-  }
-}
-
-/** The beginnings of tar archives, and of what compresses them, with their offsets. */
-const archives: ReadonlyArray<readonly [offset: number, magic: string]> = [
-  [0, "1f8b"],
-  [0, "425a68"],
-  [0, "fd377a585a00"],
-  [0, "28b52ffd"],
-  [257, "7573746172"]
-]
-
-const isArchive = (fd: number): boolean => {
-  const bytes = Buffer.alloc(512)
-  const file = fs.openSync(inRoot.via(fd), "r")
-  try {
-    fs.readSync(file, bytes, 0, bytes.length, 0)
-  } finally {
-    fs.closeSync(file)
-  }
-  return archives.some(([offset, magic]) => bytes.toString("hex").startsWith(magic, offset * 2))
-}
-
 /** Digests of files by their states, so that a file is read once as long as it does not change. */
 export interface Index {
   readonly get: (state: string) => string | undefined
@@ -94,30 +79,52 @@ const existing = (top: number, path: string): number | undefined => {
   }
 }
 
-/** The paths that match a pattern, in the order of their names. A pattern without special characters is one path. */
-const expand = async (top: number, pattern: string, signal: AbortSignal): Promise<ReadonlyArray<string>> => {
-  let paths: ReadonlyArray<string> = [""]
+/** The names in a folder; none if it is no folder. */
+const namesAt = (top: number, path: string, signal: AbortSignal): Promise<ReadonlyArray<string>> => {
+  const folder = existing(top, path)
+  if (folder === undefined) return Promise.resolve([])
+  return inRoot.using(folder, async (fd) =>
+    fs.statSync(inRoot.via(fd)).isDirectory()
+      ? inRoot.using(inRoot.openHost(inRoot.via(fd), inRoot.O_FOLDER), (opened) =>
+          textsOf(opened, path, signal)
+        )
+      : []
+  )
+}
+
+const isLinkAt = (top: number, path: string): boolean =>
+  inRoot.using(inRoot.open(top, path, O_PATH | O_NOFOLLOW), (fd) =>
+    fs.statSync(inRoot.via(fd)).isSymbolicLink()
+  )
+
+/**
+ * The paths that match a pattern below one of these, in the order of their names. A pattern without special characters is one path. `**`
+ * stands for any number of folders, if it is wanted.
+ */
+const expand = async (
+  top: number,
+  starts: ReadonlyArray<string>,
+  pattern: string,
+  hasDeep: boolean,
+  signal: AbortSignal
+): Promise<ReadonlyArray<string>> => {
+  let paths = starts
   for (const segment of cleaned(pattern).split("/")) {
     const below: Array<string> = []
-    for (const path of paths) {
-      const at = (name: string): string => (path === "" ? name : `${path}/${name}`)
-      if (!magic.test(segment)) {
-        below.push(at(segment))
-        continue
+    const deep = async (path: string): Promise<void> => {
+      below.push(path)
+      for (const name of [...(await namesAt(top, path, signal))].sort()) {
+        const at = path === "" ? name : `${path}/${name}`
+        if (!isLinkAt(top, at) && isFolderIn(top, at)) await deep(at)
       }
-      const folder = existing(top, path)
-      if (folder === undefined) continue
-      const isMatch = matcherOf(segment)
-      const names = await inRoot.using(folder, async (fd) =>
-        fs.statSync(inRoot.via(fd)).isDirectory()
-          ? inRoot.using(inRoot.openHost(inRoot.via(fd), inRoot.O_FOLDER), (opened) =>
-              textsOf(opened, path, signal)
-            )
-          : []
-      )
-      below.push(...names.filter(isMatch).sort().map(at))
     }
-    paths = below
+    for (const path of paths) {
+      const at = (name: string): string => (path === "" || name === "" ? `${path}${name}` : `${path}/${name}`)
+      if (hasDeep && segment === "**") await deep(path)
+      else if (!magic.test(segment)) below.push(at(segment))
+      else below.push(...(await namesAt(top, path, signal)).filter(matcherOf(segment)).sort().map(at))
+    }
+    paths = [...new Set(below)]
   }
   return paths.filter((path) => {
     const found = existing(top, path)
@@ -234,41 +241,83 @@ const takeBelow = async (reading: Reading, top: number, folder: string, ignore: 
   }
 }
 
+/** Where the files of a pattern begin that keep their folders, and the pattern from there. */
+const pivotOf = (pattern: string): readonly [start: string, rest: string] => {
+  const at = pattern.indexOf("/./")
+  return at < 0 ? ["", pattern] : [pattern.slice(0, at), pattern.slice(at + 3)]
+}
+
+/** The paths that a pattern matches, each with the path where its kept folders begin; undefined if it keeps none. */
+const matchesOf = async (
+  top: number,
+  pattern: string,
+  parents: boolean,
+  signal: AbortSignal
+): Promise<ReadonlyArray<{ readonly found: string; readonly start: string | undefined }>> => {
+  if (!parents)
+    return (await expand(top, [""], pattern, false, signal)).map((found) => ({ found, start: undefined }))
+  const [before, rest] = pivotOf(pattern)
+  const matches = []
+  for (const start of await expand(top, [""], before, true, signal))
+    for (const found of await expand(top, [start], rest, true, signal)) matches.push({ found, start })
+  return matches
+}
+
 /** Selects the files of patterns below an opened folder, and reads them. Throws `NoMatch`, `SyntaxError`, `Failure`. */
 export const select = async (
   top: number,
-  patterns: ReadonlyArray<string>,
-  ignore: Ignore,
-  options: Pick<Reading, "index" | "withOwners" | "signal"> & { readonly refusesArchives: boolean }
+  { exclude, ignore, parents, patterns }: Wanted,
+  options: Pick<Reading, "index" | "withOwners" | "signal">
 ): Promise<Selection> => {
   const reading: Reading = { ...options, taken: new Map(), files: new Map(), hash: createHash("sha256") }
   const sources: Array<Source> = []
+  const { hash, taken } = reading
   for (const pattern of patterns) {
-    const before = sources.length
-    for (const found of await expand(top, pattern, options.signal)) {
+    let isFound = false
+    for (const { found, start } of await matchesOf(top, pattern, parents, options.signal)) {
       const path = cleaned(inRoot.realPath(top, found === "" ? "/" : found))
       const isIgnored = path !== "" && (ignore.isIgnored(path) || ignore.isIgnored(found))
       if (isIgnored && !ignore.hasExceptions) continue
-      const name = inRoot.split(found).name
-      const { taken } = reading
+      const { name } = inRoot.split(found)
+      const relative = start === undefined ? name : cleaned(found.slice(start.length))
       const count = taken.size
-      reading.hash.update(`${JSON.stringify(name)}\n`)
       await inRoot.using(inRoot.open(top, path === "" ? "." : path, O_PATH | O_NOFOLLOW), async (fd) => {
         const isFolder = fs.statSync(inRoot.via(fd)).isDirectory()
+        const isKept = start !== undefined && relative !== ""
+        if (!isFolder && exclude.isIgnored(relative)) {
+          isFound ||= !isIgnored
+          return
+        }
+        const names = isKept ? relative.split("/") : []
+        const above = (isFolder ? names : names.slice(0, -1)).map((one, k) => ({
+          name: one,
+          path: cleaned(inRoot.realPath(top, [start, ...names.slice(0, k + 1)].join("/")))
+        }))
+        hash.update(`${JSON.stringify([name, isKept ? relative : ""])}\n`)
+        for (const folder of above)
+          await inRoot.using(inRoot.open(top, folder.path, O_PATH | O_NOFOLLOW), (opened) =>
+            take(reading, opened, folder.path, folder.name)
+          )
         if (isFolder)
           await inRoot.using(inRoot.openHost(inRoot.via(fd), inRoot.O_FOLDER), (folder) =>
-            takeBelow(reading, folder, path, ignore)
+            takeBelow(reading, folder, path, {
+              // Patterns are from the copied folder, or from where the kept folders begin.
+              isIgnored: (at) => {
+                const below = at.slice(path === "" ? 0 : path.length + 1)
+                return ignore.isIgnored(at) || exclude.isIgnored(isKept ? `${relative}/${below}` : below)
+              },
+              hasExceptions: ignore.hasExceptions || exclude.hasExceptions
+            })
           )
-        else if (!isIgnored) {
-          const status = await take(reading, fd, path, name)
-          if (options.refusesArchives && status.isFile() && isArchive(fd)) throw new Archive(path)
-        }
-        if (!isIgnored || taken.size > count) sources.push({ path, name, isFolder })
+        else if (!isIgnored) await take(reading, fd, path, name)
+        if (isIgnored && taken.size === count) return
+        isFound = true
+        sources.push({ path, name, isFolder, above })
       })
     }
-    if (sources.length === before) throw new NoMatch(pattern)
+    if (!isFound) throw new NoMatch(pattern)
   }
-  return { sources, taken: reading.taken, files: reading.files, digest: reading.hash.digest("hex") }
+  return { sources, taken, files: reading.files, digest: hash.digest("hex") }
 }
 
 export interface Target {
@@ -276,7 +325,9 @@ export interface Target {
   readonly root: number
   /** An absolute path in it; with a slash at the end, a folder. */
   readonly path: string
-  readonly keep: (metadata: Metadata) => Metadata
+  /** Whether the path is a folder because several files are copied, or it ends with a slash. */
+  readonly isFolder: boolean
+  readonly keep: (metadata: Metadata, isFolder: boolean) => Metadata
   /** The owner of folders that are made for the copies, with ids of the host. Default: root of the image. */
   readonly owner: Owner | undefined
   readonly signal: AbortSignal
@@ -299,29 +350,66 @@ const isFolderIn = (root: number, path: string): boolean => {
   return found !== undefined && inRoot.using(found, (fd) => fs.statSync(inRoot.via(fd)).isDirectory())
 }
 
-/** Copies a selection. Throws `Changed` if a file is not as it was when its digest was taken. */
-export const copy = async (top: number, { sources, taken }: Selection, target: Target): Promise<void> => {
-  const { keep, owner, path, root, signal } = target
-  const how = { keep, signal, gives: true, isTaken: (at: string) => taken.has(cleaned(at)) }
-  const isFolder = path.endsWith("/") || sources.length > 1
-  for (const source of sources) {
-    if (source.isFolder) {
-      makeFolders(root, path, owner)
-      await inRoot.using(
-        inRoot.open(top, source.path === "" ? "." : source.path, inRoot.O_FOLDER),
-        (folder) => copyTo({ folder, name: undefined, path: `/${source.path}` }, inside(root), path, how)
+/** Makes the folders that a copy keeps, with the metadata of their sources, and gives the path of the last one. */
+const makeKept = (top: number, { above }: Source, { keep, owner, path, root }: Target): string =>
+  above.reduce((at, folder) => {
+    const next = inRoot.join(at, folder.name)
+    const isThere = isFolderIn(root, next)
+    makeFolders(root, next, owner)
+    if (!isThere)
+      inRoot.using(inRoot.open(top, folder.path, O_PATH | O_NOFOLLOW), (source) =>
+        inRoot.using(inRoot.open(root, next, inRoot.O_FOLDER), (made) =>
+          setMetadata(
+            made,
+            keep(metadataOf(source, fs.statSync(inRoot.via(source)), folder.path), true),
+            next,
+            true
+          )
+        )
       )
-      continue
-    }
-    const isInto = isFolder || isFolderIn(root, path)
-    const at = isInto ? inRoot.join(path, source.name) : path
-    makeFolders(root, isInto ? path : inRoot.split(at).folder, owner)
-    if (isFolderIn(root, at)) return inRoot.fail(inRoot.EISDIR, "open", at)
-    const { folder, name } = inRoot.split(`/${source.path}`)
-    await inRoot.using(inRoot.open(top, folder, inRoot.O_FOLDER), (opened) =>
-      copyTo({ folder: opened, name, path: `/${source.path}` }, inside(root), at, how)
+    return next
+  }, path)
+
+/** Copies a file or folder of a selection. */
+export const copy = async (
+  top: number,
+  { taken }: Selection,
+  source: Source,
+  target: Target
+): Promise<void> => {
+  const { isFolder, keep, owner, root, signal } = target
+  const how = { keep, signal, gives: true, isTaken: (at: string) => taken.has(cleaned(at)) }
+  const path = makeKept(top, source, target)
+  if (source.isFolder) {
+    makeFolders(root, path, owner)
+    return inRoot.using(inRoot.open(top, source.path === "" ? "." : source.path, inRoot.O_FOLDER), (folder) =>
+      copyTo({ folder, name: undefined, path: `/${source.path}` }, inside(root), path, how)
     )
   }
+  const isInto = isFolder || source.above.length > 0 || isFolderIn(root, path)
+  const at = isInto ? inRoot.join(path, source.name) : path
+  makeFolders(root, isInto ? path : inRoot.split(at).folder, owner)
+  if (isFolderIn(root, at)) return inRoot.fail(inRoot.EISDIR, "open", at)
+  const { folder, name } = inRoot.split(`/${source.path}`)
+  await inRoot.using(inRoot.open(top, folder, inRoot.O_FOLDER), (opened) =>
+    copyTo({ folder: opened, name, path: `/${source.path}` }, inside(root), at, how)
+  )
+}
+
+/** Copies what is in an opened folder into the target. */
+export const copyContents = (folder: number, target: Target): Promise<void> => {
+  const { keep, owner, path, root, signal } = target
+  makeFolders(root, path, owner)
+  const how = { keep, signal, gives: true }
+  return copyTo({ folder, name: undefined, path: "/" }, inside(root), path, how)
+}
+
+/** Throws `Changed` if a file of a selection is not as it was when its digest was taken. */
+export const checkUnchanged = async (
+  top: number,
+  { taken }: Selection,
+  signal: AbortSignal
+): Promise<void> => {
   for (const [path, state] of taken) {
     await inRoot.turn(signal)
     const found = inRoot.open(top, path, O_PATH | O_NOFOLLOW)

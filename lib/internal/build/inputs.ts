@@ -74,14 +74,15 @@ export const inputsOf = (
       }
     }
     case "Copy": {
-      const { mode, owner, paths, to } = node.options
+      const { to, ...rest } = node.options
+      const what = node.parts.map(({ paths, unpack }) => [paths, unpack])
       const known =
         files === undefined
           ? {}
           : files.size > FILES_MAX
             ? { "the files": digestOf([...files]) }
             : each("the file", files)
-      return { ...below, "the options": digestOf([workingDirectory, mode, owner, paths, to]), ...known }
+      return { ...below, "the options": digestOf([workingDirectory, rest, what, to]), ...known }
     }
     default:
       return below

@@ -14,6 +14,14 @@ export interface Context {
   readonly ignore: ReadonlyArray<string>
 }
 
+/** A file at an HTTP address. */
+export interface Remote {
+  readonly _tag: "Remote"
+  readonly url: string
+  /** `sha256:HEX` */
+  readonly checksum: string | undefined
+}
+
 export type Source = string | Image | Effect.Effect<Image, BerthError, Berth>
 
 interface Step {
@@ -52,10 +60,17 @@ export interface Bind {
 export interface Copy extends Step {
   readonly _tag: "Copy"
   readonly parent: Node
-  readonly from: Context | Node
-  readonly options: Omit<CopyOptions, "from">
-  /** Whether archives among the files are refused, as their contents would have to be copied. */
-  readonly refusesArchives?: boolean | undefined
+  /** What it copies, in this order. */
+  readonly parts: ReadonlyArray<Part>
+  readonly options: Omit<CopyOptions, "from" | "paths" | "unpack">
+}
+
+/** Files of one origin that a step copies. */
+export interface Part {
+  readonly from: Context | Remote | Node
+  readonly paths: ReadonlyArray<string>
+  /** Whether the contents of archives are copied in place of the archives. */
+  readonly unpack: boolean
 }
 
 export interface Workdir extends Step {

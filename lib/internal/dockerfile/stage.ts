@@ -4,6 +4,7 @@ import type { Healthcheck, ImageConfig } from "../../Image.ts"
 import type { File } from "../../Mount.ts"
 import * as Mount from "../../Mount.ts"
 import type { Context, Node } from "../build/node.ts"
+import { copyOf } from "./copy.ts"
 import { mountsOf, type Sources } from "./mounts.ts"
 import { flagsOf, millisOf, Unsupported } from "./options.ts"
 import { type Instruction, jsonOf, SyntaxFailure } from "./parse.ts"
@@ -156,54 +157,6 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
     }
   }
 
-  const copy = (): void => {
-    const flags = flagsOf(
-      instruction,
-      keyword === "COPY" ? ["from", "chown", "chmod", "link"] : ["chown", "chmod", "link"]
-    )
-    const given = [
-      ...(json?.map(expand) ??
-        words.split(rest, around.escape).map((word) => (word.startsWith("<<") ? word : expand(word))))
-    ]
-    const to = given.pop()
-    if (to === undefined || given.length === 0)
-      throw new SyntaxFailure(line, `${keyword} needs a source and a target`)
-    const url = given.find((source) => /^(?:https?|git|ssh):\/\/|^git@/.test(source))
-    if (keyword === "ADD" && url !== undefined)
-      throw new Unsupported(`ADD ${url}: addresses are not supported: fetch it in a RUN with a network`)
-    const chmod = flags.one("chmod")
-    const mode = chmod === undefined ? undefined : expand(chmod)
-    if (mode !== undefined && !/^0?[0-7]{3,4}$/.test(mode))
-      throw new Unsupported(`--chmod=${mode} is not supported: give the mode as octal digits`)
-    const chown = flags.one("chown")
-    const rest_ = {
-      to,
-      ...(chown === undefined ? {} : { owner: expand(chown) }),
-      ...(mode === undefined ? {} : { mode: Number.parseInt(mode, 8) })
-    }
-    const from = flags.one("from")
-    const inline = Object.fromEntries(
-      heredocs.map(({ expands, name, text: body }) => [name, expands ? words.expandText(body, lexer) : body])
-    )
-    const plain = given.filter((source) => !source.startsWith("<<"))
-    const sources = [
-      ...(plain.length === 0
-        ? []
-        : [{ from: from === undefined ? around.context : around.sourceOf(from, line), paths: plain }]),
-      ...(heredocs.length === 0 ? [] : [{ from: around.texts(inline), paths: Object.keys(inline) }])
-    ]
-    for (const source of sources)
-      stage.node = {
-        _tag: "Copy",
-        parent: stage.node,
-        from: source.from,
-        options: { ...rest_, paths: source.paths },
-        refusesArchives: keyword === "ADD",
-        text: from === undefined ? text : `${keyword} --from=${from} ${rest}`,
-        place
-      }
-  }
-
   const healthcheck = (): Healthcheck => {
     const flags = flagsOf(instruction, ["interval", "timeout", "start-period", "start-interval", "retries"])
     const [, kind = "", after = ""] = /^(\S+)\s*([\s\S]*)$/.exec(rest) ?? []
@@ -240,7 +193,8 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
       return run()
     case "COPY":
     case "ADD":
-      return copy()
+      stage.node = copyOf(stage.node, instruction, around, lexer, text, place)
+      return
     case "ARG": {
       noFlags()
       for (const part of words.split(rest, around.escape)) {

@@ -186,13 +186,16 @@ class Reader {
     }
   }
 
-  /** A pattern with its escapes, and with variables expanded. */
+  /** A pattern in which a backslash escapes, whatever the escape character is, with variables expanded. */
   private raw(ends: string): string {
     let result = ""
     while (this.at < this.text.length && !ends.includes(this.text[this.at]!)) {
-      if (this.text[this.at] === "\\") {
-        result += this.text.slice(this.at, this.at + 2)
+      if (this.text[this.at] === this.lexer.escape) {
+        result += `\\${this.text.slice(this.at + 1, this.at + 2)}`
         this.at += 2
+      } else if (this.text[this.at] === "\\") {
+        result += "\\\\"
+        this.at++
       } else result += this.next()
     }
     return result

@@ -240,7 +240,7 @@ interface Copy {
   readonly links: Map<string, string>
   readonly signal: AbortSignal
   /** The metadata of the source that the target gets. */
-  readonly keep: (metadata: Metadata) => Metadata
+  readonly keep: (metadata: Metadata, isFolder: boolean) => Metadata
   /** Whether an entry at a path of the source is copied. Default: all are. */
   readonly isTaken?: (path: string) => boolean
   /** Whether copies of a user without root get owners of the user's subordinate ids. Default: the user owns them. */
@@ -283,7 +283,7 @@ const copyLeaf = async (
   source: inRoot.Place,
   { at, relative }: Target
 ): Promise<void> => {
-  const metadata = copy.keep(metadataOf(from, status, source.path))
+  const metadata = copy.keep(metadataOf(from, status, source.path), false)
   const key = status.nlink > 1 ? inRoot.identity(from) : undefined
   const made = key === undefined ? undefined : copy.links.get(key)
   if (made !== undefined) {
@@ -349,7 +349,7 @@ const copyBelow = async (
           if (!status.isSocket()) await copyLeaf(copy, opened, status, source, { at, relative })
           return false
         }
-        const metadata = copy.keep(metadataOf(opened, status, source.path))
+        const metadata = copy.keep(metadataOf(opened, status, source.path), true)
         const isNew = makeFolder(at)
         into.down(inRoot.openPlace(at, inRoot.O_FOLDER | O_NOFOLLOW))
         enter(opened, { from: source.path, to: at.path, relative }, () => {
@@ -412,7 +412,7 @@ export const copyTo = async (
         await all(to, at)
         setMetadata(
           to,
-          how.keep(metadataOf(folder, fs.statSync(inRoot.via(folder)), source.path)),
+          how.keep(metadataOf(folder, fs.statSync(inRoot.via(folder)), source.path), true),
           at,
           how.gives
         )

@@ -118,6 +118,11 @@ const underLock = <A, E, R>(berth: Berth, diffId: Digest, work: Effect.Effect<A,
   ).pipe(oneAtATime(berth, layerFolder(berth, diffId)))
 }
 
+const maxBytesOf = (compression: Unpacker.Options["compression"], size: number): number =>
+  compression === "none"
+    ? DEFAULT_LAYER_BYTES_MAX
+    : Math.min(DEFAULT_LAYER_BYTES_MAX, EXPANSION_FREE_BYTES + EXPANSION_FACTOR_MAX * size)
+
 /** Unpacks a blob into a new folder, which is removed when the scope closes, unless it has been renamed. */
 export const unpackInto = (
   berth: Berth,
@@ -129,15 +134,8 @@ export const unpackInto = (
 ): Effect.Effect<Report, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
     yield* Implicit.ownedFolder(berth, directory)
-    const maxBytes =
-      limits.maxBytes ??
-      (compression === "none"
-        ? DEFAULT_LAYER_BYTES_MAX
-        : Math.min(
-            DEFAULT_LAYER_BYTES_MAX,
-            EXPANSION_FREE_BYTES +
-              EXPANSION_FACTOR_MAX * Number((yield* io(blob)(berth.fileSystem.stat(blob))).size)
-          ))
+    const size = Number((yield* io(blob)(berth.fileSystem.stat(blob))).size)
+    const maxBytes = limits.maxBytes ?? maxBytesOf(compression, size)
     const { maxCpuSeconds = DEFAULT_CPU_SECONDS_MAX, maxEntries = DEFAULT_ENTRIES_MAX } = limits
     const text = yield* Unpacker.unpack({
       blob,
@@ -148,6 +146,36 @@ export const unpackInto = (
       maxCpuSeconds
     })
     return yield* readReport(subject, directory, text)
+  })
+
+/**
+ * Unpacks an archive that is no layer into a new folder, which is removed when the scope closes. Gives false for data that is none.
+ */
+export const unpackArchive = (
+  berth: Berth,
+  directory: string,
+  file: string,
+  compression: Unpacker.Options["compression"],
+  subject: string
+): Effect.Effect<boolean, BerthError, Berth | Scope.Scope> =>
+  Effect.gen(function* () {
+    yield* Implicit.ownedFolder(berth, directory)
+    const size = Number((yield* io(file)(berth.fileSystem.stat(file))).size)
+    const text = yield* Unpacker.unpack({
+      blob: file,
+      directory,
+      compression,
+      isPlain: true,
+      maxBytes: maxBytesOf(compression, size),
+      maxEntries: DEFAULT_ENTRIES_MAX,
+      maxCpuSeconds: DEFAULT_CPU_SECONDS_MAX
+    })
+    if (text.startsWith("error format ")) return false
+    const { links } = yield* readReport(subject, directory, text)
+    const [link] = links
+    if (link === undefined) return true
+    const detail = `${Notes.decodePath(link[1])} is a hard link to ${Notes.decodePath(link[0])}, which is not in the archive`
+    return yield* new ImageError({ reason: "Corrupt", subject, detail })
   })
 
 /** The same, of a blob that has to have these digests. */
@@ -224,6 +252,7 @@ const broken = (detail: string): ImageError =>
 
 const reasons = {
   corrupt: "Corrupt",
+  format: "Corrupt",
   escape: "Escape",
   unsupported: "Unsupported",
   limit: "TooLarge",

@@ -11,7 +11,9 @@ export interface Options {
   readonly blob: string
   /** An empty folder, the root of the unpacker. */
   readonly directory: string
-  readonly compression: "gzip" | "zstd" | "none"
+  readonly compression: "gzip" | "zstd" | "xz" | "bzip2" | "none"
+  /** Whether it is an archive, and not a layer: then names of whiteouts are refused. */
+  readonly isPlain?: boolean
   /** Limits of the output: the unpacker stops above them. */
   readonly maxBytes: number
   readonly maxEntries: number
@@ -52,6 +54,7 @@ export const unpack = (options: Options): Effect.Effect<string, BerthError, Bert
         `--max-entries=${options.maxEntries}`,
         `--max-cpu=${options.maxCpuSeconds}`,
         // If only root's id is available, all files belong to root.
+        ...(options.isPlain === true ? ["--plain"] : []),
         ...(berth.rootless && berth.ids.uids.length === 1 ? ["--ignore-chown"] : []),
         options.directory
       ],
