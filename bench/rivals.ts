@@ -36,7 +36,7 @@ const common = `
   end_docker() {
     kill "$daemon"
     wait "$daemon"
-    for tree in /sys/fs/cgroup/*; do rmdir "$tree$group"; done
+    find /sys/fs/cgroup/*"$group" -depth -type d -exec rmdir {} +
   }
   podman() {
     command podman --storage-driver "\${driver:-vfs}" --root "$folder/root" --runroot "$folder/run" --tmpdir "$folder/tmp" "$@"

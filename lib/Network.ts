@@ -1,14 +1,18 @@
+import type * as HttpClient from "@effect/platform/HttpClient"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Inspectable from "effect/Inspectable"
+import type * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
+import type { Dispatcher } from "undici"
 import { Berth } from "./Berth.ts"
-import type { BerthError } from "./BerthError.ts"
+import type { BerthError, Unsupported } from "./BerthError.ts"
 import type { Publishable, PublishedPath, PublishedPort } from "./Connection.ts"
 import type { Container } from "./Container.ts"
 import * as captures from "./internal/network/capture.ts"
 import * as exposing from "./internal/network/expose.ts"
+import * as hosts from "./internal/network/hosts.ts"
 import * as joining from "./internal/network/join.ts"
 import * as internal from "./internal/network/network.ts"
 import * as leaving from "./internal/network/outbound.ts"
@@ -299,6 +303,50 @@ export const expose: {
   (options: ExposeOptions): (network: Network) => Effect.Effect<ExposedPort, BerthError, Scope.Scope>
   (network: Network, options: ExposeOptions): Effect.Effect<ExposedPort, BerthError, Scope.Scope>
 } = exposing.expose
+
+/**
+ * `fetch` to a server of a network, by a name that its containers know: of a container, an alias, or what `expose` has given a name. The
+ * program connects from inside the network: no port is published. The response is the runtime's own; its body can be read until the scope
+ * closes.
+ *
+ * Fails with `InvalidOption` for a host that the network does not know, and with `NetworkError` where nothing listens, or no response
+ * comes.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * const response = yield* Network.fetch(network, "http://api:8080/health")
+ */
+export const fetch: {
+  (
+    url: string | URL,
+    init?: RequestInit
+  ): (network: Network) => Effect.Effect<Response, BerthError, Scope.Scope>
+  (network: Network, url: string | URL, init?: RequestInit): Effect.Effect<Response, BerthError, Scope.Scope>
+} = hosts.fetch
+
+/**
+ * An `@effect/platform` HttpClient whose requests go where those of `Network.fetch` go.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * const program = HttpClient.get("http://api:8080/health").pipe(Effect.provide(Network.httpClient(network)))
+ */
+export const httpClient: (network: Network) => Layer.Layer<HttpClient.HttpClient> = hosts.httpClient
+
+/**
+ * A dispatcher of undici's whose connections go where those of `Network.fetch` go, until the scope closes: for clients that take one, and
+ * for undici's `fetch` and `request`. Bun has none, and it fails with `Unsupported` there.
+ *
+ * @since 0.2.0
+ * @category network
+ * @example
+ * const dispatcher = yield* Network.dispatcher(network)
+ * const response = yield* Effect.promise(() => request("http://api:8080/health", { dispatcher }))
+ */
+export const dispatcher: (network: Network) => Effect.Effect<Dispatcher, Unsupported, Scope.Scope> =
+  hosts.dispatcher
 
 /**
  * The connections that `outbound` refuses: the last 256 before, and those to come, until the network closes. A flood may lose some.

@@ -1,4 +1,4 @@
-/** HTTP to a server in a container, by the runtime's own `fetch` or, where that takes no sockets, by undici's. */
+/** HTTP by sockets of a container or a network, by the runtime's own `fetch` or, where that takes no sockets, by undici's. */
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as os from "node:os"
@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
+import type { Dispatcher } from "undici"
 import { type BerthError, InvalidOption, isBerthError, NetworkError } from "../../BerthError.ts"
 import type { Container } from "../../Container.ts"
 import { isContainer } from "../typeIds.ts"
@@ -15,21 +16,31 @@ import { netSocket } from "./netSocket.ts"
 
 export type Fetch = typeof globalThis.fetch
 
+/** Opens a connection to a port of a host. What fails comes as the socket's event `error`. */
+export type Dial = (host: string, port: number) => net.Socket
+
+/** A host of a URL, without the brackets of IPv6. */
+const hostOf = (hostname: string): string => hostname.replace(/^\[(.*)\]$/, "$1")
+
 const portOf = (url: URL): number => Number(url.port || (url.protocol === "https:" ? 443 : 80))
 
 // A `fetch` of Bun's takes no socket, and its `undici` is that `fetch` again, but both take the path of a Unix socket.
-const overUnixSocket = (container: Container) =>
+const overUnixSocket = (dial: Dial) =>
   Effect.gen(function* () {
     const folder = yield* Effect.acquireRelease(
       Effect.sync(() => fs.mkdtempSync(`${os.tmpdir()}/berth-fetch-`)),
       (path) => Effect.sync(() => fs.rmSync(path, { recursive: true, force: true }))
     )
-    const relay = (port: number): Promise<string> =>
+    const relays = new Map<string, string>()
+    const relay = (host: string, port: number): Promise<string> =>
       new Promise((resolve, reject) => {
-        const unix = `${folder}/${port}`
+        const key = `${host} ${port}`
+        // A name of a host may be longer than the path of a socket.
+        const unix = relays.get(key) ?? `${folder}/${relays.size}`
+        relays.set(key, unix)
         if (fs.existsSync(unix)) return resolve(unix)
         const server = net.createServer({ allowHalfOpen: true }, (near) => {
-          const far = netSocket(container, port)
+          const far = dial(host, port)
           near.on("error", () => far.destroy())
           far.on("error", (error) => {
             failure = error
@@ -45,7 +56,8 @@ const overUnixSocket = (container: Container) =>
     let failure: Error | undefined
     yield* Effect.addFinalizer(() => Effect.sync(() => servers.forEach((server) => server.close())))
     return (async (input, init) => {
-      const unix = await relay(portOf(new URL(new Request(input).url)))
+      const url = new URL(new Request(input).url)
+      const unix = await relay(hostOf(url.hostname), portOf(url))
       failure = undefined
       return globalThis.fetch(input, { ...init, unix } as unknown as RequestInit).catch((error) => {
         throw failure ?? error
@@ -53,7 +65,8 @@ const overUnixSocket = (container: Container) =>
     }) as Fetch
   })
 
-const overSockets = (container: Container) =>
+/** A dispatcher of undici's whose connections `dial` opens, until the scope closes. */
+export const dispatcher = (dial: Dial): Effect.Effect<Dispatcher, never, Scope.Scope> =>
   Effect.gen(function* () {
     const [{ default: undici }, tls] = yield* Effect.promise(() =>
       Promise.all([import("undici"), import("node:tls")])
@@ -62,7 +75,7 @@ const overSockets = (container: Container) =>
       pipelining: 0, // no connection outlives its request
       connect: ({ hostname, port, protocol, servername }, callback) => {
         const secure = protocol === "https:"
-        const plain = netSocket(container, Number(port || (secure ? 443 : 80)))
+        const plain = dial(hostOf(hostname), Number(port || (secure ? 443 : 80)))
         const socket = secure ? tls.connect({ socket: plain, servername: servername ?? hostname }) : plain
         plain.once("error", (error) => callback(error, null))
         if (secure) socket.once("error", (error) => callback(error, null))
@@ -70,6 +83,13 @@ const overSockets = (container: Container) =>
       }
     })
     yield* Effect.addFinalizer(() => Effect.promise(() => agent.destroy()))
+    return agent
+  })
+
+const overSockets = (dial: Dial) =>
+  Effect.gen(function* () {
+    const { default: undici } = yield* Effect.promise(() => import("undici"))
+    const agent = yield* dispatcher(dial)
     return (async (input, init) => {
       const { body, headers, status, statusText } = await undici.fetch(
         input as never,
@@ -83,19 +103,23 @@ const overSockets = (container: Container) =>
     }) as Fetch
   })
 
-/** See `Container.fetcher`. */
+/** A `fetch` whose connections `dial` opens, until the scope closes. */
+export const fetchOver = (dial: Dial): Effect.Effect<Fetch, never, Scope.Scope> =>
+  Effect.suspend(() => ("Bun" in globalThis ? overUnixSocket(dial) : overSockets(dial)))
+
+/** A `fetch` to the servers of a container, whatever the host. */
 export const fetcher = (container: Container): Effect.Effect<Fetch, never, Scope.Scope> =>
-  Effect.suspend(() => ("Bun" in globalThis ? overUnixSocket(container) : overSockets(container)))
+  fetchOver((_, port) => netSocket(container, port))
 
 const causeOf = (error: unknown): unknown =>
   error instanceof Error && error.cause !== undefined ? causeOf(error.cause) : error
 
-const failed = (container: Container, url: URL, error: unknown): BerthError => {
+const failed = (subject: string, url: URL, error: unknown): BerthError => {
   const cause = causeOf(error)
   if (isBerthError(cause)) return cause
   return new NetworkError({
     reason: "Reset",
-    subject: `container ${container.id}`,
+    subject,
     address: url.host,
     errno: ECONNRESET,
     detail: `${url.href} gave no response: ${cause instanceof Error ? cause.message : String(cause)}`
@@ -111,9 +135,9 @@ export const parseUrl = (url: string | URL): Effect.Effect<URL, InvalidOption> =
     }
   })
 
-/** A request by a fetcher of the container. */
+/** A request; `subject` is what has the server, for errors. */
 export const fetchBy = (
-  container: Container,
+  subject: string,
   request: Fetch,
   url: URL,
   init: RequestInit
@@ -123,8 +147,10 @@ export const fetchBy = (
       const signal = init.signal == null ? interrupted : AbortSignal.any([interrupted, init.signal])
       return request(url, { ...init, signal })
     },
-    catch: (error) => failed(container, url, error)
+    catch: (error) => failed(subject, url, error)
   })
+
+export const subjectOf = ({ id }: Container): string => `container ${id}`
 
 /** See `Container.fetch`. */
 export const fetch: {
@@ -143,15 +169,21 @@ export const fetch: {
     Effect.gen(function* () {
       const url = yield* parseUrl(given)
       const request = yield* fetcher(container)
-      return yield* fetchBy(container, request, url, init)
+      return yield* fetchBy(subjectOf(container), request, url, init)
     }).pipe(Effect.withSpan("berth.Container.fetch", { attributes: { "container.id": container.id } }))
 )
 
-/** See `Container.httpClient`. */
-export const httpClient = (container: Container): Layer.Layer<HttpClient.HttpClient> =>
+/** An HttpClient of a `fetch`, which lives as long as the layer. */
+export const clientOf = (
+  fetch: Effect.Effect<Fetch, never, Scope.Scope>
+): Layer.Layer<HttpClient.HttpClient> =>
   Layer.unwrapScoped(
     Effect.gen(function* () {
       const client = yield* Effect.promise(() => import("@effect/platform/FetchHttpClient"))
-      return Layer.provide(client.layer, Layer.succeed(client.Fetch, yield* fetcher(container)))
+      return Layer.provide(client.layer, Layer.succeed(client.Fetch, yield* fetch))
     })
   )
+
+/** See `Container.httpClient`. */
+export const httpClient = (container: Container): Layer.Layer<HttpClient.HttpClient> =>
+  clientOf(fetcher(container))

@@ -5,7 +5,7 @@ import type { Address } from "../../Connection.ts"
 import type { Container } from "../../Container.ts"
 import { EPOLLOUT, native } from "../system/addon.ts"
 import * as Loop from "../system/eventLoop.ts"
-import { beginConnect } from "./socket.ts"
+import { beginConnect, type Connecting } from "./socket.ts"
 
 /**
  * A runtime's socket for a descriptor. Bun adopts one by `connect` alone. No runtime is ever given a socket that is not
@@ -29,9 +29,9 @@ const tellWhenConnected = (socket: net.Socket, fd: number): void => {
   if (typeof Loop.watch(copy, EPOLLOUT, tell) === "number") tell()
 }
 
-const open = (container: Container, address: Address): net.Socket => {
+const open = (begin: () => Connecting): net.Socket => {
   try {
-    const { fd, result } = beginConnect(container, address)
+    const { fd, result } = begin()
     const socket = adopt(fd)
     if (result === 0) setImmediate(() => socket.destroyed || socket.emit("connect"))
     else tellWhenConnected(socket, fd)
@@ -46,9 +46,9 @@ const open = (container: Container, address: Address): net.Socket => {
   }
 }
 
-/** See `Container.netSocket`. */
-export const netSocket = (container: Container, address: Address): net.Socket => {
-  const socket = open(container, address)
+/** A socket for what `begin` begins to connect; what it throws, the socket's event `error` gives. */
+export const socketOf = (begin: () => Connecting): net.Socket => {
+  const socket = open(begin)
   let told = false
   socket.once("connect", () => {
     told = true
@@ -63,3 +63,7 @@ export const netSocket = (container: Container, address: Address): net.Socket =>
   }) as never
   return socket
 }
+
+/** See `Container.netSocket`. */
+export const netSocket = (container: Container, address: Address): net.Socket =>
+  socketOf(() => beginConnect(container, address))

@@ -63,6 +63,8 @@ export interface Station {
 export interface Interface {
   readonly network: Network
   readonly attachment: Attachment
+  /** The names of its addresses. */
+  readonly names: ReadonlyArray<string>
   /** Whether the route to all other addresses is by this interface. */
   isDefault: boolean
 }
@@ -221,10 +223,10 @@ export const enter = (station: Station, network: Network, aliases: ReadonlyArray
   while (interfaces.has(place)) place++
   const isDefault = ![...interfaces.values()].some((one) => one.isDefault)
   const attachment = attach(router, place, isDefault)
-  const one: Interface = { network, attachment, isDefault }
+  const given = [...(name === undefined ? [] : [name]), ...aliases, container]
+  const one: Interface = { network, attachment, names: given, isDefault }
   interfaces.set(place, one)
   members.set(attachment.number, station)
-  const given = [...(name === undefined ? [] : [name]), ...aliases, container]
   return { one, introductions: names.introductions(attachment.number, given, attachment.addresses) }
 }
 

@@ -55,7 +55,8 @@ export const makeSocket = (container: Container, family: number, type = SOCK_STR
   return fd
 }
 
-const reasons = {
+/** Reasons of a `NetworkError`, with what they say, by errno of connect(2). */
+export const reasons = {
   [ECONNREFUSED]: ["Refused", "nothing listens there"],
   [ENOENT]: ["Refused", "there is no such socket"],
   [ETIMEDOUT]: ["TimedOut", "the server did not accept the connection in time; its queue may be full"],
@@ -106,18 +107,23 @@ export interface Connecting {
   readonly result: number
 }
 
-const begin = (
-  container: Container,
-  { bytes, family, text }: SocketAddress,
-  type = SOCK_STREAM
+/** Begins to connect a socket, which it closes if that fails at once; throws what `failed` makes of the error then. */
+export const beginOn = (
+  fd: number,
+  { bytes, text }: SocketAddress,
+  failed: (errno: number) => BerthError
 ): Connecting => {
-  const fd = makeSocket(container, family, type)
   const begun = native().connect(fd, bytes)
   const result = begun === -EINPROGRESS ? native().connected(fd) : begun
   if (result === 0 || result === -EINPROGRESS) return { fd, address: text, result }
   native().close(fd)
-  throw refused(container, text, -result)
+  throw failed(-result)
 }
+
+const begin = (container: Container, address: SocketAddress, type = SOCK_STREAM): Connecting =>
+  beginOn(makeSocket(container, address.family, type), address, (errno) =>
+    refused(container, address.text, errno)
+  )
 
 /**
  * Begins to connect; throws where that fails at once. On one machine it nearly always succeeds or fails at once: only a
@@ -132,16 +138,20 @@ export const beginConnect = (container: Container, address: Address): Connecting
       : begin(container, name)
   }
   const port = parsePort("port", given.port)
+  return firstOf(hostsOf(given, container.state.addresses), (host) =>
+    begin(container, socketAddress(host, port))
+  )
+}
+
+/** What `begin` gives for the first host for which it does not throw; else throws its first error. */
+export const firstOf = (hosts: ReadonlyArray<string>, begin: (host: string) => Connecting): Connecting => {
   let first: unknown
-  for (const host of hostsOf(given, container.state.addresses)) {
-    // Nearly always the first host is the right one, so the addresses of the others are not made before.
-    const candidate = socketAddress(host, port)
+  for (const host of hosts)
     try {
-      return begin(container, candidate)
+      return begin(host)
     } catch (error) {
       first ??= error
     }
-  }
   throw first
 }
 

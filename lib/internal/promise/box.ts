@@ -37,6 +37,7 @@ import { EIO } from "../util/errno.ts"
 import { later } from "../util/later.ts"
 import { whole } from "../util/whole.ts"
 import { exec, makeCommand, streamOf, withInput } from "./command.ts"
+import { fetchIn } from "./fetch.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
 
@@ -202,7 +203,6 @@ const networkOf = (
   container: Container.Container,
   scope: Scope.CloseableScope
 ): BoxNetwork => {
-  let fetcher: Promise<http.Fetch> | undefined
   return {
     connect: (address, options) =>
       closableIn(
@@ -224,13 +224,7 @@ const networkOf = (
       }))
     },
     netServer: (address, onConnection) => Container.netServer(container, address, onConnection),
-    fetch: async (url, init = {}) => {
-      fetcher ??= shared.run(Scope.extend(http.fetcher(container), scope))
-      const request = await fetcher
-      return shared.run(
-        Effect.flatMap(http.parseUrl(url), (to) => http.fetchBy(container, request, to, init))
-      )
-    },
+    fetch: fetchIn(shared, scope, http.subjectOf(container), http.fetcher(container)),
     publish: ((port: Connection.Publishable) =>
       closableIn(shared, scope, publish(container, port), (published) =>
         faulty(shared, scope, published)

@@ -1,5 +1,6 @@
 /** The networks of `berth/promise`, and what a box does on them, as types. */
 import type * as net from "node:net"
+import type { Dispatcher } from "undici"
 import type * as Connection from "../../Connection.ts"
 import type * as Network from "../../Network.ts"
 import type { Abortable, Box, Closable, Input } from "../../promise.ts"
@@ -81,6 +82,10 @@ export interface BoxNetwork {
 export interface OpenNetwork extends Network.Network, NetworkFaults {
   /** Has its containers reach a port of this machine by a name, until the result or the network is closed: see `Network.expose`. */
   readonly expose: (options: Network.ExposeOptions) => Promise<Network.ExposedPort & Faulty & Closable>
+  /** `fetch` to a server of the network by its name there: see `Network.fetch`. A response can be read until the network closes. */
+  readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
+  /** A dispatcher of undici's with the same connections, until the network is closed: see `Network.dispatcher`. */
+  readonly dispatcher: () => Promise<Dispatcher>
   /** The connections that `outbound` refuses: see `Network.refusals`. */
   readonly refusals: () => AsyncIterable<Network.Refusal>
   /** Has a running container or a pod join it, until the result, or the network, is closed: see `Network.join`. */

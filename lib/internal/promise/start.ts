@@ -1,6 +1,6 @@
 /** The functions of a session: they start, run and connect containers on a shared supervisor. */
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
 import * as Container from "../../Container.ts"
@@ -20,6 +20,7 @@ import type {
   volumes
 } from "../../promise.ts"
 import * as Volume from "../../Volume.ts"
+import * as hosts from "../network/hosts.ts"
 import {
   closableIn,
   closing,
@@ -31,6 +32,7 @@ import {
   withContainers
 } from "./box.ts"
 import { streamOf, withInput } from "./command.ts"
+import { fetchIn } from "./fetch.ts"
 import { named } from "./images.ts"
 import { iterableOf } from "./rejection.ts"
 import type { Shared } from "./runtime.ts"
@@ -98,6 +100,8 @@ export const withFunctions = (
         () => ({}),
         { signal }
       ),
+    fetch: fetchIn(shared, scope, `network ${made.name}`, hosts.fetcher(made)),
+    dispatcher: () => shared.run(Scope.extend(Network.dispatcher(made), scope)),
     refusals: () => iterableOf(Network.refusals(made)),
     leave: (box) => shared.run(Effect.suspend(() => Network.leave(made, target(box))))
   }
