@@ -75,6 +75,19 @@ export interface Remote {
  * @since 0.2.0
  * @category models
  */
+export interface CacheOptions {
+  readonly name: string
+  /**
+   * Whether the steps with this cache, of all programs of the store, wait for each other: as package managers such as apt(8) need it, which
+   * fail if another one works. Default: `"shared"`, and they do not.
+   */
+  readonly sharing?: "shared" | "locked" | undefined
+}
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
 export interface RunOptions {
   /**
    * Files that the command sees at a path, and that are in no layer: of a folder of the host, or of another build. They are part of the
@@ -91,7 +104,7 @@ export interface RunOptions {
    * Folders that steps of all builds of a store share under a name, and that are in no layer: `{ "/root/.npm": "npm" }`. What is in
    * them is no part of the step's key. They are volumes with the names `build-cache.NAME`, which `Volume.remove` removes.
    */
-  readonly cache?: Readonly<Record<string, string>> | undefined
+  readonly cache?: Readonly<Record<string, string | CacheOptions>> | undefined
   /**
    * Texts that the command finds at `/run/secrets/NAME`. They are in the memory of the step alone: in no layer, history, key or
    * message. Another value does not run the step again.

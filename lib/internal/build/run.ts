@@ -1,4 +1,5 @@
 /** A step that runs a command in a container, whose writable layer is the step's layer. */
+import { createHash } from "node:crypto"
 import { posix } from "node:path"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -12,6 +13,7 @@ import * as Process from "../../Process.ts"
 import * as Volume from "../../Volume.ts"
 import { stateOf } from "../container/waitFor.ts"
 import * as Kept from "../layer/kept.ts"
+import { attempt } from "../util/fromThrowing.ts"
 import { mountOf } from "./bind.ts"
 import type { Evaluation, Made, State } from "./evaluate.ts"
 import type { Run } from "./node.ts"
@@ -20,6 +22,33 @@ const LOG_LINES = 20
 
 /** The name of the volume of a cache, which all builds of a store share. */
 export const cacheVolume = (name: string): string => `build-cache.${name}`
+
+/** The caches of a step, by their targets. */
+const cachesOf = ({ options: { cache = {} } }: Run) =>
+  Object.entries(cache).map(([target, given]) => {
+    const { name, sharing = "shared" } = typeof given === "string" ? { name: given } : given
+    if (sharing === "shared" || sharing === "locked") return { target, name, sharing }
+    throw new InvalidOption({
+      option: "cache.sharing",
+      value: JSON.stringify(sharing),
+      expected: '"shared" or "locked"'
+    })
+  })
+
+const digestOf = (name: string): string => createHash("sha256").update(name).digest("hex")
+
+/** Runs an effect while no other step has a cache that is locked. The order is the same for all, so that no two wait for each other. */
+const whileAlone = <A>(
+  berth: Berth,
+  names: ReadonlyArray<string>,
+  effect: Effect.Effect<A, BerthError, Berth>
+): Effect.Effect<A, BerthError, Berth> =>
+  [...new Set(names)]
+    .toSorted()
+    .reduceRight(
+      (inside, name) => Kept.exclusive(berth, `${Kept.parentFolder(berth)}/cache-${digestOf(name)}`, inside),
+      effect
+    )
 
 const secretsFolder = "/run/secrets"
 
@@ -35,12 +64,12 @@ const checkSecret = (name: string): string => {
 /** The mounts of a step. Caches are volumes of the store. */
 export const mountsOf = (node: Run, image: Image, seen: ReadonlyArray<Image>) =>
   Effect.gen(function* () {
-    const { cache = {}, mounts = [], secret = {}, ssh = {} } = node.options
+    const { mounts = [], secret = {}, ssh = {} } = node.options
     const { workingDirectory } = image.config
     const secrets = Object.entries(secret).map(([name, text]) =>
       Mount.file(`${secretsFolder}/${checkSecret(name)}`, text)
     )
-    const caches = yield* Effect.forEach(Object.entries(cache), ([target, name]) =>
+    const caches = yield* Effect.forEach(yield* attempt(() => cachesOf(node)), ({ name, target }) =>
       Effect.map(Volume.make({ name: cacheVolume(name) }), (volume) =>
         Mount.volume(volume, posix.resolve("/", workingDirectory, target))
       )
@@ -77,7 +106,20 @@ const insecure = {
 } as const
 
 const execute = (
-  { numbers, options: given, tell }: Evaluation,
+  { berth, numbers, options: given, tell }: Evaluation,
+  node: Run,
+  image: Image,
+  seen: ReadonlyArray<Image>,
+  key: string
+): Effect.Effect<Image, BerthError, Berth> =>
+  Effect.gen(function* () {
+    const locked = (yield* attempt(() => cachesOf(node))).filter(({ sharing }) => sharing === "locked")
+    const names = locked.map(({ name }) => name)
+    return yield* whileAlone(berth, names, perform({ numbers, options: given, tell }, node, image, seen, key))
+  })
+
+const perform = (
+  { numbers, options: given, tell }: Pick<Evaluation, "numbers" | "options" | "tell">,
   node: Run,
   image: Image,
   seen: ReadonlyArray<Image>,
@@ -145,7 +187,6 @@ const execute = (
  */
 export const run = (evaluation: Evaluation, node: Run, image: Image, seen: ReadonlyArray<State>): Made => {
   const {
-    cache = {},
     env = {},
     mounts = [],
     network = evaluation.options.network,
@@ -155,6 +196,11 @@ export const run = (evaluation: Evaluation, node: Run, image: Image, seen: Reado
     user
   } = node.options
   const { environment, user: ownUser, workingDirectory } = image.config
+  // Whether a cache is locked changes nothing of what the step makes. What is wrong with it, the run says.
+  const caches = Object.entries(node.options.cache ?? {}).map(([target, given]) => [
+    target,
+    typeof given === "string" ? given : given.name
+  ])
   const shown = typeof network === "string" || network === undefined ? (network ?? "none") : "a network"
   const binds = node.binds.map(({ path, target, writable }, k) => {
     const { identity, image } = seen[k]!
@@ -168,7 +214,7 @@ export const run = (evaluation: Evaluation, node: Run, image: Image, seen: Reado
       user ?? ownUser,
       workingDirectory,
       shown,
-      Object.entries(cache),
+      caches,
       Object.keys(secret),
       mounts,
       binds,

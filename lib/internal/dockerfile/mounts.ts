@@ -1,5 +1,6 @@
 /** The mounts of a RUN. */
 import { posix } from "node:path"
+import type { CacheOptions } from "../../Build.ts"
 import type { File, Tmpfs } from "../../Mount.ts"
 import * as Mount from "../../Mount.ts"
 import { bindOf } from "../build/build.ts"
@@ -33,7 +34,7 @@ export interface Sources {
 export interface Mounts {
   readonly binds: Array<Bind>
   readonly mounts: Array<File | Tmpfs>
-  readonly cache: Record<string, string>
+  readonly cache: Record<string, CacheOptions>
   readonly secret: Record<string, Secret>
   readonly ssh: Record<string, string>
 }
@@ -83,10 +84,10 @@ export const mountsOf = (
       case "cache": {
         known("id", "sharing")
         const sharing = fields.get("sharing") ?? "shared"
-        if (sharing !== "shared")
-          throw new Unsupported(`--mount: sharing=${sharing} is not supported: caches are shared`)
+        if (sharing !== "shared" && sharing !== "locked")
+          throw new Unsupported(`--mount: sharing=${sharing} is not supported: caches are shared or locked`)
         const name = fields.get("id") ?? posix.resolve("/", target())
-        made.cache[target()] = name.replace(/[^\w.-]+/g, "_").replace(/^_/, "")
+        made.cache[target()] = { name: name.replace(/[^\w.-]+/g, "_").replace(/^_/, ""), sharing }
         break
       }
       case "tmpfs":
