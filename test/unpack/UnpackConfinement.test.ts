@@ -76,7 +76,7 @@ check("invalid arguments fail with a confine error", (place) => {
     ["--what", "/"],
     ["--max-bytes=1x", "/"],
     ["--max-bytes=", "/"],
-    ["--compression=xz", "/"]
+    ["--compression=lz4", "/"]
   ]) {
     const done = run(binary, args)
     assert.equal(parse(done.status, done.stdout, done.stderr).error?.kind, "confine")
