@@ -527,7 +527,7 @@ export interface DockerfileOptions extends ImageOptions {
  * The build of a Dockerfile: its steps as a value, which more steps can follow.
  *
  * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for `ADD` of a git repository,
- * mounts of other types and options than Docker's documentation of `RUN --mount` has, some of those (`sharing=locked` of a cache, `env` of
+ * mounts of other types and options than Docker's documentation of `RUN --mount` has, some of those (`sharing=private` of a cache, `env` of
  * a secret, owners of sockets and caches), and rights that `allow` does not name. No flag is ignored.
  * Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
  *
