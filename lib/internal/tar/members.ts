@@ -212,7 +212,11 @@ export const streamed = (
 ): Stream.Stream<Uint8Array, BerthError> =>
   Stream.suspend(() => {
     const controller = new AbortController()
-    return Stream.fromAsyncIterable(parts(controller.signal), failed).pipe(
-      Stream.ensuring(Effect.sync(() => controller.abort()))
-    )
+    try {
+      return Stream.fromAsyncIterable(parts(controller.signal), failed).pipe(
+        Stream.ensuring(Effect.sync(() => controller.abort()))
+      )
+    } catch (error) {
+      return Stream.fail(failed(error))
+    }
   })
