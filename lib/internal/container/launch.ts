@@ -1,5 +1,4 @@
 /** Launches a process: makes its streams, sends its plan, makes its handle, and releases everything with the scope. */
-import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
@@ -212,7 +211,7 @@ const start = (
         {
           onFailure: (cause) => {
             stdio.close()
-            return Effect.failCause(Cause.map(cause, explainProcess(launch, plan)))
+            return Effect.mapError(Effect.failCause(cause), explainProcess(launch, plan))
           },
           onSuccess: (unit) => Effect.succeed({ unit, stdio, plan, scope })
         }
