@@ -154,7 +154,7 @@ const perform = (
     const output = Stream.runForEach(Process.logs(box, { follow: true }), ({ line, stream }) =>
       Effect.sync(() => tell({ _tag: "Output", ...event, line, stream }))
     )
-    const end = Effect.zipLeft(box.exit, output)
+    const end = Effect.zipLeft(box.exit, output, { concurrent: true })
     const status = yield* timeout === undefined
       ? end
       : Effect.flatMap(
