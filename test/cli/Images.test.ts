@@ -136,11 +136,11 @@ suite("the commands of images", (effect, folder) => {
       fs.writeFileSync(`${context}/Dockerfile`, "FROM local/base:1\nRUN echo begun; sleep 1000\n")
       const child = startBerth(["build", "--folder", folder(), context])
       let said = ""
-      // A second signal would kill it.
+      // By its pid, as Deno tells no exit code after `kill`; and once, as a second signal would kill it.
       child.stderr!.on("data", (bytes) => {
         const isFirst = !said.includes("| begun")
         said += bytes
-        if (isFirst && said.includes("| begun")) child.kill("SIGINT")
+        if (isFirst && said.includes("| begun")) process.kill(child.pid!, "SIGINT")
       })
       const interrupted = yield* Effect.promise(() => ended(child))
       assert.equal(interrupted.code, 130, interrupted.stderr)
