@@ -169,6 +169,12 @@ RUN ls /cache /scratch /run/secrets /other.txt 2>/dev/null > /left || true
           .replaceAll("/scratch:\n", ""),
         "5\n2\n"
       )
+      // Wherever the command finds it, another value is no other step.
+      yield* Build.dockerfile({
+        context,
+        secrets: { token: "54321", other: "c\nd\n" },
+        onEvent: ({ _tag, text }) => assert.equal(_tag, "Cached", text)
+      })
       yield* Volume.remove("build-cache.dockerfile-test")
       const required = yield* project(
         "required",

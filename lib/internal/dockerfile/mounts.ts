@@ -1,5 +1,6 @@
 /** The mounts of a RUN. */
 import { posix } from "node:path"
+import * as Redacted from "effect/Redacted"
 import type { CacheOptions } from "../../Build.ts"
 import type { File, Tmpfs } from "../../Mount.ts"
 import * as Mount from "../../Mount.ts"
@@ -38,6 +39,9 @@ export interface Mounts {
   readonly secret: Record<string, Secret>
   readonly ssh: Record<string, string>
 }
+
+/** The text of a file is part of a step's key; a redacted one says nothing of itself there. */
+const redacted = (secret: Secret) => (Redacted.isRedacted(secret) ? secret : Redacted.make(secret))
 
 const TARGETS = ["target", "dst", "destination"]
 
@@ -102,7 +106,7 @@ export const mountsOf = (
         if (value === undefined) {
           if (isOn("required")) throw new Unsupported(`the secret ${id} is required: give it in secrets`)
         } else if (given === undefined) made.secret[id] = value
-        else files.push(Mount.file(posix.resolve("/run/secrets", given), value) as File)
+        else files.push(Mount.file(posix.resolve("/run/secrets", given), redacted(value)) as File)
         break
       }
       case "ssh": {
