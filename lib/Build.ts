@@ -469,7 +469,8 @@ export {
 
 /**
  * Tells which steps a build would run, and why: which input has changed since the last build with the same steps before it. Nothing
- * runs. A step after one that runs is told to run, even if an equal result of the one before would end the change there.
+ * runs. A step after one that runs is told to run, even if an equal result of the one before would end the change there, and
+ * `cacheFrom` is not looked at. Files at addresses without a checksum are fetched, to see whether they have changed.
  *
  * @since 0.2.0
  * @category getters

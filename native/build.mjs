@@ -74,6 +74,7 @@ const targets = {
       "unpack/source.c",
       "unpack/path.c",
       "unpack/tree.c",
+      "common/ring.c",
       "common/confine.c",
       "common/remove.c"
     ],
@@ -84,7 +85,7 @@ const targets = {
     ]
   },
   "berth-pack": {
-    sources: ["pack/pack.c", "pack/member.c", "pack/sink.c", "common/confine.c"],
+    sources: ["pack/pack.c", "pack/member.c", "pack/sink.c", "common/ring.c", "common/confine.c"],
     flags: ["-ffunction-sections", "-Wl,--gc-sections"],
     libraries: ["-l:libzstd.a", "-l:libcrypto.a", "-lpthread"]
   },

@@ -1,6 +1,7 @@
 // The tar's way to the blob: the main thread fills the slots of a ring and hashes them, and a second thread compresses them, hashes the
 // result and writes it.
 #include "pack.h"
+#include "../common/ring.h"
 
 // See native/unpack/source.c.
 #define OPENSSL_SUPPRESS_DEPRECATED
@@ -15,35 +16,19 @@
 
 enum {
     BLOCK = 512,
-    SLOT = 256 * 1024,
-    SLOTS = 16,
     OUTPUT = 256 * 1024,
     // On the reference machine, gzip -1 of ISA-L takes a tenth of the time of zlib's -6 for 9 % more bytes.
     GZIP_LEVEL = 1,
     ZSTD_LEVEL = 3,
 };
 
-// Slots [taken, filled) hold data. Both numbers only grow; the index of a slot is its number modulo SLOTS.
-static struct {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    uint64_t filled, taken;
-    bool ended;
-    struct {
-        bool set;
-        int error;
-        const char *call;
-    } failure;
-    size_t length[SLOTS];
-    unsigned char data[SLOTS][SLOT];
-} ring = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
-
 // Used by the main thread only.
 static struct {
     pthread_t thread;
     SHA256_CTX hash;
     uint64_t max_bytes;
-    size_t used; // of the slot that is being filled
+    unsigned char *slot; // the one that is being filled
+    size_t used;         // of it
 } tar;
 
 // Used by the second thread only, until it has ended.
@@ -54,15 +39,20 @@ static struct {
     unsigned char output[OUTPUT];
 } blob;
 
+// Set by the second thread before it gives up.
+static struct {
+    bool set;
+    int error;
+    const char *call;
+} failure;
+
 static struct totals totals;
 
 static bool give_up(int error, const char *call) {
-    pthread_mutex_lock(&ring.lock);
-    ring.failure.set = true;
-    ring.failure.error = error;
-    ring.failure.call = call;
-    pthread_cond_signal(&ring.changed);
-    pthread_mutex_unlock(&ring.lock);
+    failure.set = true;
+    failure.error = error;
+    failure.call = call;
+    ring_give_up();
     return false;
 }
 
@@ -79,25 +69,9 @@ static bool put(const unsigned char *bytes, size_t length) {
     return true;
 }
 
-// The next slot, which stays the reader's until the next call; NULL after the last one.
-static unsigned char *next(size_t *length) {
-    static bool holding;
-    pthread_mutex_lock(&ring.lock);
-    if (holding) {
-        ring.taken++;
-        pthread_cond_signal(&ring.changed);
-    }
-    while (ring.filled == ring.taken && !ring.ended) pthread_cond_wait(&ring.changed, &ring.lock);
-    holding = ring.filled != ring.taken;
-    unsigned char *data = holding ? ring.data[ring.taken % SLOTS] : NULL;
-    *length = holding ? ring.length[ring.taken % SLOTS] : 0;
-    pthread_mutex_unlock(&ring.lock);
-    return data;
-}
-
 static bool write_plain(void) {
     size_t length;
-    for (unsigned char *data; (data = next(&length));)
+    for (unsigned char *data; (data = ring_next(&length));)
         if (!put(data, length)) return false;
     return true;
 }
@@ -112,7 +86,7 @@ static bool write_gzip(void) {
     stream.level_buf_size = sizeof level_buffer;
     for (bool more = true; more;) {
         size_t length;
-        stream.next_in = next(&length);
+        stream.next_in = ring_next(&length);
         stream.avail_in = (uint32_t)length;
         more = stream.next_in != NULL;
         stream.end_of_stream = !more;
@@ -133,7 +107,7 @@ static bool write_zstd(void) {
     ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 1);
     for (bool more = true; more;) {
         ZSTD_inBuffer in = {.pos = 0};
-        in.src = next(&in.size);
+        in.src = ring_next(&in.size);
         more = in.src != NULL;
         for (size_t left = 1; more ? in.pos < in.size : left > 0;) {
             ZSTD_outBuffer out = {blob.output, OUTPUT, 0};
@@ -153,7 +127,7 @@ static void *run(void *unused) {
 }
 
 static void check(void) {
-    if (ring.failure.set) fail(ring.failure.error == ENOMEM ? LIMIT : STORAGE, ring.failure.error, ring.failure.call, strerror(ring.failure.error));
+    if (failure.set) fail(failure.error == ENOMEM ? LIMIT : STORAGE, failure.error, failure.call, strerror(failure.error));
 }
 
 void sink_start(enum compression compression, uint64_t max_bytes) {
@@ -161,26 +135,22 @@ void sink_start(enum compression compression, uint64_t max_bytes) {
     tar.max_bytes = max_bytes;
     SHA256_Init(&blob.hash);
     SHA256_Init(&tar.hash);
+    tar.slot = ring_slot();
     int error = pthread_create(&tar.thread, NULL, run, NULL);
     if (error != 0) fail(CONFINE, error, "pthread_create", strerror(error));
 }
 
 static void hand_over(void) {
-    unsigned char *data = ring.data[ring.filled % SLOTS];
-    SHA256_Update(&tar.hash, data, tar.used);
-    pthread_mutex_lock(&ring.lock);
-    ring.length[ring.filled % SLOTS] = tar.used;
-    ring.filled++;
-    pthread_cond_signal(&ring.changed);
-    while (ring.filled - ring.taken == SLOTS && !ring.failure.set) pthread_cond_wait(&ring.changed, &ring.lock);
-    check();
-    pthread_mutex_unlock(&ring.lock);
+    SHA256_Update(&tar.hash, tar.slot, tar.used);
+    ring_hand_over(tar.used);
+    tar.slot = ring_slot();
+    if (!tar.slot) check();
     tar.used = 0;
 }
 
 unsigned char *sink_room(size_t *room) {
     *room = SLOT - tar.used;
-    return ring.data[ring.filled % SLOTS] + tar.used;
+    return tar.slot + tar.used;
 }
 
 void sink_take(size_t length) {
@@ -217,10 +187,7 @@ void sink_pad(uint64_t size) { sink_zeros((BLOCK - size % BLOCK) % BLOCK); }
 
 struct totals sink_finish(void) {
     if (tar.used > 0) hand_over();
-    pthread_mutex_lock(&ring.lock);
-    ring.ended = true;
-    pthread_cond_signal(&ring.changed);
-    pthread_mutex_unlock(&ring.lock);
+    ring_end();
     pthread_join(tar.thread, NULL);
     check();
     SHA256_Final(totals.diffid, &tar.hash);

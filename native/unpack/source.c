@@ -2,6 +2,7 @@
 // result, while the main thread parses the tar in the buffers and writes files. A third thread for a hash gave no measurable gain on
 // two cores.
 #include "unpack.h"
+#include "../common/ring.h"
 
 // OpenSSL deprecates its functions for a single algorithm. Unlike EVP's, they link no other algorithm into the program, and load no
 // configuration and no providers.
@@ -19,28 +20,18 @@
 #include <zstd_errors.h>
 
 enum {
-    SLOT = 256 * 1024, // the main thread writes straight from a slot: one write(2) per slot
-    SLOTS = 16,
     INPUT = 256 * 1024,
     XZ_MEMORY = 128 << 20, // `xz -9` takes 65 MiB
     WINDOW_LOG = 27, // the limit of zstd's own tool without --long: 128 MiB, which are allocated only if a frame needs them
 };
 
-// Slots [taken, filled) hold data. Both numbers only grow; the index of a slot is its number modulo SLOTS.
-static struct {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    uint64_t filled, taken;
-    bool ended;
-    struct source_failure {
-        bool set;
-        enum kind kind;
-        int error;
-        const char *call, *message;
-    } failure;
-    size_t length[SLOTS];
-    unsigned char data[SLOTS][SLOT];
-} ring = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+// Set by the thread before it ends.
+static struct source_failure {
+    bool set;
+    enum kind kind;
+    int error;
+    const char *call, *message;
+} failure;
 
 // Used by the thread only.
 static struct {
@@ -56,9 +47,7 @@ static struct {
 static struct inflate_state inflater; // 100 KiB, too large for a stack
 
 static bool give_up(enum kind kind, int error, const char *call, const char *message) {
-    pthread_mutex_lock(&ring.lock);
-    ring.failure = (struct source_failure){.set = true, .kind = kind, .error = error, .call = call, .message = message};
-    pthread_mutex_unlock(&ring.lock);
+    failure = (struct source_failure){.set = true, .kind = kind, .error = error, .call = call, .message = message};
     return false;
 }
 
@@ -72,25 +61,14 @@ static bool read_blob(unsigned char *buffer, size_t size, size_t *got) {
     return true;
 }
 
-static void wait_for_slot(void) {
-    pthread_mutex_lock(&ring.lock);
-    while (ring.filled - ring.taken == SLOTS) pthread_cond_wait(&ring.changed, &ring.lock);
-    source.out = ring.data[ring.filled % SLOTS];
-    pthread_mutex_unlock(&ring.lock);
-}
-
 static bool hand_over(size_t length) {
     if (length == 0) return true;
     source.totals.bytes += length;
     if (source.totals.bytes > source.max_bytes)
         return give_up(LIMIT, 0, NULL, "the layer has more bytes than maxBytes allows");
     if (source.compression != NONE) SHA256_Update(&source.tar_hash, source.out, length);
-    pthread_mutex_lock(&ring.lock);
-    ring.length[ring.filled % SLOTS] = length;
-    ring.filled++;
-    pthread_cond_signal(&ring.changed);
-    pthread_mutex_unlock(&ring.lock);
-    wait_for_slot();
+    ring_hand_over(length);
+    source.out = ring_slot();
     return true;
 }
 
@@ -283,17 +261,14 @@ static bool read_bzip2(void) { return read_by(step_bzip2); }
 static void *run(void *unused) {
     static bool (*const readers[])(void) = {
         [NONE] = read_plain, [GZIP] = read_gzip, [ZSTD] = read_zstd, [XZ] = read_xz, [BZIP2] = read_bzip2};
-    wait_for_slot();
+    source.out = ring_slot();
     if (readers[source.compression]()) {
         SHA256_Final(source.totals.digest, &source.blob_hash);
         if (source.compression == NONE) memcpy(source.totals.diffid, source.totals.digest, sizeof source.totals.diffid);
         else
             SHA256_Final(source.totals.diffid, &source.tar_hash);
     }
-    pthread_mutex_lock(&ring.lock);
-    ring.ended = true;
-    pthread_cond_signal(&ring.changed);
-    pthread_mutex_unlock(&ring.lock);
+    ring_end();
     return unused;
 }
 
@@ -307,22 +282,9 @@ void source_start(enum compression compression, uint64_t max_bytes) {
 }
 
 size_t source_next(const void **data) {
-    static bool holding;
-    pthread_mutex_lock(&ring.lock);
-    if (holding) {
-        ring.taken++;
-        pthread_cond_signal(&ring.changed);
-    }
-    while (ring.filled == ring.taken && !ring.ended) pthread_cond_wait(&ring.changed, &ring.lock);
-    holding = ring.filled != ring.taken;
-    size_t length = 0;
-    if (holding) {
-        *data = ring.data[ring.taken % SLOTS];
-        length = ring.length[ring.taken % SLOTS];
-    } else if (ring.failure.set) {
-        fail(ring.failure.kind, ring.failure.error, ring.failure.call, NULL, "%s", ring.failure.message);
-    }
-    pthread_mutex_unlock(&ring.lock);
+    size_t length;
+    *data = ring_next(&length);
+    if (!*data && failure.set) fail(failure.kind, failure.error, failure.call, NULL, "%s", failure.message);
     return length;
 }
 

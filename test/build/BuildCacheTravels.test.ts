@@ -29,9 +29,9 @@ describe("the cache of a Build in another place", { skip: whyNoContainers || why
         Build.run(`: ${comment}; mkdir /out; echo made > /out/made; ln /out/made /out/other; rm /bin/sleep`)
       )
       const app = base.pipe(
-        Build.workdir("/work"),
+        Build.workdir("/app"),
         Build.copy({ from: Build.local(`${folder}/context`), paths: ["file"] }),
-        Build.copy({ from: stage, paths: ["/out/made"], to: "/work/made" }),
+        Build.copy({ from: stage, paths: ["/out/made"], to: "/app/made" }),
         Build.run("rm -r /etc; mkdir /etc; chown 5:6 file; cat file made > all")
       )
       const ran: Array<string> = []
@@ -43,7 +43,7 @@ describe("the cache of a Build in another place", { skip: whyNoContainers || why
           if (event._tag === "Cached") from.add(event.from)
         }
       })
-      const command = "cat /work/all; stat -c %u:%g /work/file; ls /etc; ls /bin/sleep"
+      const command = "cat /app/all; stat -c %u:%g /app/file; ls /etc; ls /bin/sleep"
       const { stdout } = yield* Container.run(image, { command: ["sh", "-c", command] })
       return { digest: image.digest, ran, from: [...from], stdout }
     })

@@ -54,12 +54,12 @@ suite("mounts of RUN", (effect, folder) => {
       })
       fs.symlinkSync("/etc/passwd", `${context}/outside`)
       const text = `FROM local/busybox
-WORKDIR /work
+WORKDIR /place
 RUN --mount=type=bind,target=. find . | sort > /found && test "$(readlink outside)" = /etc/passwd && ! touch x
 RUN --mount=source=app,dst=/seen --mount=type=bind,source=one.txt,target=one.txt,rw \\
   cat /seen/main.txt one.txt > /both && stat -c %u:%g one.txt > /owner && echo changed > one.txt && cat one.txt >> /both
 RUN --mount=type=bind,source=app,target=/app,readwrite echo new > /app/new && ls /app > /listed
-RUN ls -d /work/* /app/* /seen/* > /left 2>/dev/null || true
+RUN ls -d /place/* /app/* /seen/* > /left 2>/dev/null || true
 `
       const image = yield* Build.dockerfile({ context, text })
       assert.equal(

@@ -92,13 +92,8 @@ const inRegistry = (berth: Berth, name: string): Effect.Effect<Source, BerthErro
           ? manifest(registry, reference, descriptor)
           : descriptor.size > Oci.DOCUMENT_BYTES_MAX
             ? tooLarge(descriptor.digest, descriptor.size, Oci.DOCUMENT_BYTES_MAX)
-            : Effect.map(
-                Stream.runFold(
-                  blob(registry, reference, descriptor),
-                  [] as Array<Uint8Array>,
-                  (all, part) => [...all, part]
-                ),
-                (parts) => Buffer.concat(parts)
+            : Effect.map(Stream.runCollect(blob(registry, reference, descriptor)), (parts) =>
+                Buffer.concat([...parts])
               ),
       file: (descriptor) =>
         Effect.gen(function* () {

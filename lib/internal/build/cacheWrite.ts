@@ -2,13 +2,13 @@
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption } from "../../BerthError.ts"
 import type { CachePlace, ImageOptions } from "../../Build.ts"
 import * as Reference from "../../Reference.ts"
 import { io, replaceFile, syncFolder } from "../disk/files.ts"
 import * as Named from "../image/names.ts"
+import { putDocument } from "../image/write.ts"
 import * as Kept from "../layer/kept.ts"
 import * as Descriptors from "../oci/descriptors.ts"
 import * as Oci from "../oci/documents.ts"
@@ -125,16 +125,9 @@ export const write = (
   Effect.gen(function* () {
     const name = yield* check(berth, place)
     const { bytes, layers } = yield* documentOf(berth, made, options)
-    const put = (mediaType: string, document: Uint8Array) => {
-      const descriptor = Descriptors.of(mediaType, document)
-      const content = Stream.succeed(document)
-      return Effect.as(
-        Store.put(berth, descriptor.digest, content, descriptor.size, Store.isIntact),
-        descriptor
-      )
-    }
-    const config = yield* put(Cache.MEDIA_TYPE, bytes)
-    const start = yield* put(Oci.mediaTypes.manifest, Descriptors.manifestOf(config, layers))
+    const config = yield* putDocument(berth, Cache.MEDIA_TYPE, bytes)
+    const manifest = Descriptors.manifestOf(config, layers)
+    const start = yield* putDocument(berth, Oci.mediaTypes.manifest, manifest)
     if (typeof place !== "string") return yield* writeFolder(berth, name, start, [start, config, ...layers])
     const target = yield* Reference.parse(name)
     const registry = yield* connectTo(berth, target.registry, {})

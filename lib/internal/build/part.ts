@@ -141,7 +141,7 @@ export const prepare = (
         (unpacked): Opened => ({ top, selection, unpacked })
       )
     const selected = (top: number) => Effect.map(select(top, wanted), (selection) => ({ top, selection }))
-    if (from._tag === "Remote") return yield* prepareRemote(berth, node, from, { select, keyed, ready })
+    if (from._tag === "Remote") return yield* prepareRemote(berth, node, part, from, { select, keyed, ready })
     // The layers of an image in the store never change: they say what its files are without a look at them.
     if (image?.layers.every((layer) => layer.startsWith(`${berth.layers}/`)) === true) {
       const source = Effect.map(RootFs.overlay(image, { upper: "memory" }), ({ mount }) => mount)
@@ -174,6 +174,7 @@ interface Ways {
 const prepareRemote = (
   berth: Berth,
   node: Copy,
+  { unpack }: Part,
   remote: Remote,
   { keyed, ready, select }: Ways
 ): Effect.Effect<Prepared, BerthError, Berth | Scope.Scope> =>
@@ -187,7 +188,7 @@ const prepareRemote = (
       return { top, selection }
     })
     if (checksum !== undefined) {
-      const key = ["remote", name, node.parts.map((part) => part.unpack), checksum]
+      const key = ["remote", name, unpack, checksum]
       return { key, open: Effect.flatMap(get, ({ selection, top }) => ready(top, selection)) }
     }
     const { selection, top } = yield* get

@@ -6,6 +6,7 @@ import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, BuildFailed, InvalidOption } from "../../BerthError.ts"
+import type { CacheOptions } from "../../Build.ts"
 import * as Container from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import * as Mount from "../../Mount.ts"
@@ -23,11 +24,17 @@ const LOG_LINES = 20
 /** The name of the volume of a cache, which all builds of a store share. */
 export const cacheVolume = (name: string): string => `build-cache.${name}`
 
-/** The caches of a step, by their targets. */
+/** The caches of a step, with their targets. */
 const cachesOf = ({ options: { cache = {} } }: Run) =>
-  Object.entries(cache).map(([target, given]) => {
-    const { name, sharing = "shared" } = typeof given === "string" ? { name: given } : given
-    if (sharing === "shared" || sharing === "locked") return { target, name, sharing }
+  Object.entries(cache).map(([target, given]): CacheOptions & { readonly target: string } => ({
+    target,
+    ...(typeof given === "string" ? { name: given } : given)
+  }))
+
+/** The names of the caches that other steps wait for; throws. */
+const lockedBy = (node: Run): ReadonlyArray<string> =>
+  cachesOf(node).flatMap(({ name, sharing = "shared" }) => {
+    if (sharing === "shared" || sharing === "locked") return sharing === "locked" ? [name] : []
     throw new InvalidOption({
       option: "cache.sharing",
       value: JSON.stringify(sharing),
@@ -69,7 +76,7 @@ export const mountsOf = (node: Run, image: Image, seen: ReadonlyArray<Image>) =>
     const secrets = Object.entries(secret).map(([name, text]) =>
       Mount.file(`${secretsFolder}/${checkSecret(name)}`, text)
     )
-    const caches = yield* Effect.forEach(yield* attempt(() => cachesOf(node)), ({ name, target }) =>
+    const caches = yield* Effect.forEach(cachesOf(node), ({ name, target }) =>
       Effect.map(Volume.make({ name: cacheVolume(name) }), (volume) =>
         Mount.volume(volume, posix.resolve("/", workingDirectory, target))
       )
@@ -106,20 +113,7 @@ const insecure = {
 } as const
 
 const execute = (
-  { berth, numbers, options: given, tell }: Evaluation,
-  node: Run,
-  image: Image,
-  seen: ReadonlyArray<Image>,
-  key: string
-): Effect.Effect<Image, BerthError, Berth> =>
-  Effect.gen(function* () {
-    const locked = (yield* attempt(() => cachesOf(node))).filter(({ sharing }) => sharing === "locked")
-    const names = locked.map(({ name }) => name)
-    return yield* whileAlone(berth, names, perform({ numbers, options: given, tell }, node, image, seen, key))
-  })
-
-const perform = (
-  { numbers, options: given, tell }: Pick<Evaluation, "numbers" | "options" | "tell">,
+  { numbers, options: given, tell }: Evaluation,
   node: Run,
   image: Image,
   seen: ReadonlyArray<Image>,
@@ -196,11 +190,6 @@ export const run = (evaluation: Evaluation, node: Run, image: Image, seen: Reado
     user
   } = node.options
   const { environment, user: ownUser, workingDirectory } = image.config
-  // Whether a cache is locked changes nothing of what the step makes. What is wrong with it, the run says.
-  const caches = Object.entries(node.options.cache ?? {}).map(([target, given]) => [
-    target,
-    typeof given === "string" ? given : given.name
-  ])
   const shown = typeof network === "string" || network === undefined ? (network ?? "none") : "a network"
   const binds = node.binds.map(({ path, target, writable }, k) => {
     const { identity, image } = seen[k]!
@@ -214,7 +203,8 @@ export const run = (evaluation: Evaluation, node: Run, image: Image, seen: Reado
       user ?? ownUser,
       workingDirectory,
       shown,
-      caches,
+      // Whether a cache is locked changes nothing of what the step makes.
+      cachesOf(node).map(({ name, target }) => [target, name]),
       Object.keys(secret),
       mounts,
       binds,
@@ -222,12 +212,12 @@ export const run = (evaluation: Evaluation, node: Run, image: Image, seen: Reado
     ],
     files: new Map(binds.map((bind) => [bind.target, JSON.stringify(bind)])),
     make: (key) =>
-      execute(
-        evaluation,
-        node,
-        image,
-        seen.map((state) => state.image),
-        key
+      Effect.flatMap(
+        attempt(() => lockedBy(node)),
+        (names) => {
+          const images = seen.map((state) => state.image)
+          return whileAlone(evaluation.berth, names, execute(evaluation, node, image, images, key))
+        }
       )
   }
 }

@@ -3,7 +3,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
-import { type BerthError, InvalidOption } from "../../BerthError.ts"
+import { type BerthError, type ImageError, InvalidOption } from "../../BerthError.ts"
 import type { Healthcheck, Image, ImageConfig } from "../../Image.ts"
 import type { Limits } from "../../ImageLayer.ts"
 import * as Descriptors from "../oci/descriptors.ts"
@@ -52,6 +52,17 @@ export const encodeConfig = (
   })
 }
 
+/** Writes a document to the store. */
+export const putDocument = (
+  berth: Berth,
+  mediaType: string,
+  bytes: Uint8Array
+): Effect.Effect<Oci.Descriptor, ImageError> => {
+  const descriptor = Descriptors.of(mediaType, bytes)
+  const content = Stream.succeed(bytes)
+  return Effect.as(Store.put(berth, descriptor.digest, content, descriptor.size, Store.isIntact), descriptor)
+}
+
 export interface More {
   /** Layers that are folders already and are not unpacked, by their diff ids. */
   readonly unpacked?: ReadonlyMap<string, string> | undefined
@@ -70,15 +81,12 @@ export const write = (
 ): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const folder = Store.folder(berth)
-    const put = (mediaType: string, bytes: Uint8Array) => {
-      const descriptor = Descriptors.of(mediaType, bytes)
-      return Effect.as(
-        Store.put(berth, descriptor.digest, Stream.succeed(bytes), descriptor.size, Store.isIntact),
-        descriptor
-      )
-    }
-    const config = yield* put(Oci.mediaTypes.config, configBytes)
-    const start = yield* put(Oci.mediaTypes.manifest, Descriptors.manifestOf(config, layers, annotations))
+    const config = yield* putDocument(berth, Oci.mediaTypes.config, configBytes)
+    const start = yield* putDocument(
+      berth,
+      Oci.mediaTypes.manifest,
+      Descriptors.manifestOf(config, layers, annotations)
+    )
     // The platform is that of the config, whatever this machine's is.
     const wanted = yield* Oci.decodeConfig(config.digest, configBytes)
     const resolved = yield* Layout.resolveImage(start, wanted, (descriptor) =>

@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, InvalidOption, OperationFailed } from "../../BerthError.ts"
+import type { Kind } from "../../Namespace.ts"
 import * as Plan from "../../Plan.ts"
 import { socketIn } from "../files/namespaceRoot.ts"
 import type { Ids } from "../ids/idMaps.ts"
@@ -241,30 +242,31 @@ const routing = (range: Range): ReadonlyArray<Plan.Operation> => [
   ])
 ]
 
-/**
- * Makes the namespace of a network in one unit, as each further unit would add a millisecond to a start with a network of its own. The process
- * of the unit ends at once; the unit keeps the descriptor.
- */
+/** Makes the namespace of a network in one unit, whose process ends at once; the unit keeps the descriptor. */
+const namespaceBy = (
+  berth: Pick<Berth, "supervisor">,
+  range: Range,
+  kinds: ReadonlyArray<Kind>,
+  operations: ReadonlyArray<Plan.Operation>
+): Effect.Effect<NetworkNamespace, BerthError, Scope.Scope> => {
+  const plan = Plan.make([
+    { op: "process", namespaces: flagsOf(kinds) },
+    ...operations,
+    { op: "send-network" },
+    { op: "exit" }
+  ])
+  return scopedUnit(berth, berth.supervisor.nextId(), "network", plan, {}).pipe(
+    Effect.mapBoth({ onFailure: explain(kinds), onSuccess: (unit) => namespaceOf(unit, range) })
+  )
+}
+
+/** All of it in the one unit, as each further unit would add a millisecond to a start with a network of its own. */
 export const makeNamespace = (
   berth: Pick<Berth, "supervisor">,
   range: Range
 ): Effect.Effect<NetworkNamespace, BerthError, Scope.Scope> =>
-  Effect.map(
-    scopedUnit(
-      berth,
-      berth.supervisor.nextId(),
-      "network",
-      Plan.make([
-        // Without root, sysctls need a procfs, and that a pid namespace of its own.
-        { op: "process", namespaces: flagsOf(["network", "pid"]) },
-        ...routing(range),
-        { op: "send-network" },
-        { op: "exit" }
-      ]),
-      {}
-    ).pipe(Effect.mapError(explain(["network"]))),
-    (unit) => namespaceOf(unit, range)
-  )
+  // Without root, sysctls need a procfs, and that a pid namespace of its own.
+  namespaceBy(berth, range, ["network", "pid"], routing(range))
 
 /** The same, owned by a user namespace of its own with these ids: whoever is in that has rights over this network alone. */
 export const makeOwnedNamespace = (
@@ -272,23 +274,8 @@ export const makeOwnedNamespace = (
   range: Range,
   ids: Ids
 ): Effect.Effect<NetworkNamespace, BerthError, Scope.Scope> =>
-  Effect.map(
-    scopedUnit(
-      berth,
-      berth.supervisor.nextId(),
-      "network",
-      Plan.make([
-        { op: "process", namespaces: flagsOf(["network", "user"]) },
-        idMap(ids),
-        { op: "send-network" },
-        { op: "exit" }
-      ]),
-      {}
-    ).pipe(
-      Effect.mapError(explain(["network", "user"])),
-      Effect.tap((unit) => perform(berth, unit.root(), "network", routing(range)))
-    ),
-    (unit) => namespaceOf(unit, range)
+  Effect.tap(namespaceBy(berth, range, ["network", "user"], [idMap(ids)]), ({ fd }) =>
+    perform(berth, fd, "network", routing(range))
   )
 
 const noFreeAddress = ({ range }: Router): InvalidOption =>
