@@ -17,7 +17,7 @@ import type * as Scope from "effect/Scope"
 import * as Berth from "../../Berth.ts"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
 import type { FleetError } from "../../FleetError.ts"
-import type { Identity, Options, RunnerOptions } from "../../fleet.ts"
+import type { Allow, Identity, Options, RunnerOptions } from "../../fleet.ts"
 import type { Image, PullOptions } from "../../Image.ts"
 import * as images from "../image/image.ts"
 import { parseBytes } from "../util/bytes.ts"
@@ -29,6 +29,7 @@ import type { Request } from "./policy.ts"
 import { Rpcs } from "./protocol.ts"
 import { start } from "./remote.ts"
 import * as Runner from "./runner.ts"
+import { seenOf } from "./seen.ts"
 import * as Transport from "./transport.ts"
 
 // A runner
@@ -41,7 +42,7 @@ export const serve = (options: RunnerOptions): Effect.Effect<string, BerthError,
     const { address: bound, layer } = yield* Transport.server(address, options)
     yield* Layer.build(
       RpcServer.layer(Rpcs, { disableFatalDefects: true, spanPrefix: "berth.runner" }).pipe(
-        Layer.provide(Runner.handlers(runner, options)),
+        Layer.provide(Runner.handlers(runner)),
         Layer.provide(RpcServer.layerProtocolSocketServer),
         Layer.provide(RpcSerialization.layerMsgPack),
         Layer.provide(layer)
@@ -198,11 +199,15 @@ const berthOf = (links: Links): Berth.Berth => {
           },
           (link) => start(berth, link, image, sent, options)
         )
-      )
+      ),
+    ...seenOf(links)
   }
   const berth: Berth.Berth = Object.assign(Object.create(Proto), { fleet, rootless: false })
   return berth
 }
+
+/** What the program may do without a fleet, too. */
+const everything: Allow = { hostImage: true, hostNamespaces: true, privileges: true, binds: ["/"] }
 
 /** A runner in this program, which nobody else can reach. */
 const embedded = (
@@ -221,7 +226,7 @@ const embedded = (
         ...options.runner,
         listen: `unix:${folder}/runner`,
         token,
-        allow: options.runner?.allow ?? { hostNamespaces: true, privileges: true, binds: ["/"] }
+        allow: options.runner?.allow ?? everything
       }),
       own
     )
