@@ -1,6 +1,6 @@
 /**
  * A database for a test: from nothing, or from something prepared, to the answer to its first query. Beside forks of a prepared server and
- * databases of one server, a `postgres` of the host on a prepared folder, and podman. What happens after the answer is not measured.
+ * databases of one server, a `postgres` of the host on a prepared folder, podman and Docker. What happens after the answer is not measured.
  */
 import { execFileSync, spawn } from "node:child_process"
 import { randomBytes } from "node:crypto"
@@ -20,6 +20,7 @@ import {
 } from "berth/fixtures"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Redis as RedisClient } from "ioredis"
 import { createConnection } from "mysql2/promise"
@@ -27,7 +28,7 @@ import pg from "pg"
 import { diskUsage } from "../lib/internal/disk/usage.ts"
 import { descendants } from "../test/support/leftovers.ts"
 import { type ServerName, type Service, service } from "../test/support/services.ts"
-import { podmanPostgres } from "./rivals.ts"
+import { enginePostgres } from "./rivals.ts"
 import {
   berthOfItsOwn,
   type Contender,
@@ -54,7 +55,9 @@ const AHEAD = "postgres, database alone, for a test that follows one of 300 ms"
 const ON_DEMAND = "postgres, database alone, that nothing has made ahead"
 const RUNNING = "postgres, fork of a running server"
 const PODMAN = "podman run -p"
-const PODMAN_VOLUME = "podman run -p, with a prepared volume"
+const PODMAN_VOLUME = `${PODMAN}, with a prepared volume`
+const DOCKER = "docker run -p"
+const DOCKER_VOLUME = `${DOCKER}, with a prepared volume`
 
 const MANY = 50
 
@@ -72,17 +75,25 @@ const promised = <A>(run: () => Promise<A>): Effect.Effect<A, Unmeasured> =>
 const client = <C>(open: () => Promise<C>, close: (client: C) => unknown) =>
   Effect.acquireRelease(promised(open), (opened) => Effect.promise(async () => close(opened)))
 
+const connected = (connection: Connection) =>
+  client(
+    async () => {
+      const made = new pg.Client(connection)
+      await made.connect()
+      return made
+    },
+    (made) => made.end()
+  )
+
 const asking = (connection: Connection, sql: string): Effect.Effect<void, Unmeasured, Scope.Scope> =>
+  Effect.flatMap(connected(connection), (opened) => promised(() => opened.query(sql)))
+
+/** What a test does: statements on a database, one each 10 milliseconds, until 300 are over. */
+const testing = (connection: Connection): Effect.Effect<void, Unmeasured, Scope.Scope> =>
   Effect.gen(function* () {
-    const opened = yield* client(
-      async () => {
-        const made = new pg.Client(connection)
-        await made.connect()
-        return made
-      },
-      (made) => made.end()
-    )
-    yield* promised(() => opened.query(sql))
+    const opened = yield* connected(connection)
+    const statement = promised(() => opened.query(question))
+    yield* Effect.repeat(statement, Schedule.upTo(Schedule.spaced("10 millis"), "300 millis"))
   })
 
 const migration = "create table t as select n, md5(n::text) as text from generate_series(1, 10000) n"
@@ -313,7 +324,11 @@ const waysToDatabases = (servers: Fixture.Source<Postgres>, databases: Fixture.S
     return yield* Effect.all([
       contender(RUNNING, recovered),
       contender(DATABASE, Effect.flatMap(databases.fork(), postgresServer.ask)),
-      contender(AHEAD, databases.fork(), Effect.sleep("300 millis")),
+      contender(
+        AHEAD,
+        databases.fork(),
+        Effect.scoped(Effect.flatMap(databases.fork(), ({ connection }) => testing(connection)))
+      ),
       contender(ON_DEMAND, databases.fork(), databases.fork())
     ])
   })
@@ -347,7 +362,10 @@ const measure = (rounds: number) =>
       ...(yield* waysToBare),
       ...(layout === undefined
         ? []
-        : yield* podmanPostgres([PODMAN, PODMAN_VOLUME], yield* temporaryFolder, layout)),
+        : [
+            ...(yield* enginePostgres("podman", [PODMAN, PODMAN_VOLUME], yield* temporaryFolder, layout)),
+            ...(yield* enginePostgres("docker", [DOCKER, DOCKER_VOLUME], yield* temporaryFolder, layout))
+          ]),
       ...(yield* waysTo(mariadbServer)),
       ...(yield* waysTo(redisServer))
     ]
