@@ -6,6 +6,7 @@
  */
 
 import { hasProperty } from "effect/Predicate"
+import type { FleetError, RunnerLost } from "./FleetError.ts"
 import { adviceOf, describeErrno, errnoName } from "./internal/util/errno.ts"
 import { type ErrorClass, error, type WarningClass, warning } from "./internal/util/errorClass.ts"
 import * as internal from "./internal/util/errorProto.ts"
@@ -756,6 +757,8 @@ export type BerthError =
   | ServiceFailed
   | BuildFailed
   | ComposeError
+  | FleetError
+  | RunnerLost
 
 /**
  * Whether a value is an error of Berth.

@@ -78,10 +78,38 @@ export interface Remote {
 export interface CacheOptions {
   readonly name: string
   /**
-   * Whether the steps with this cache, of all programs of the store, wait for each other: as package managers such as apt(8) need it, which
-   * fail if another one works. Default: `"shared"`, and they do not.
+   * What steps with this cache, of all programs of the store, do at the same time. `"shared"`: they use one folder. `"locked"`: they wait
+   * for each other, as package managers such as apt(8) need it, which fail if another one works. `"private"`: each has a folder that no
+   * other step uses meanwhile, which has what an earlier step with `"private"` left there. Default: `"shared"`.
    */
-  readonly sharing?: "shared" | "locked" | undefined
+  readonly sharing?: "shared" | "private" | "locked" | undefined
+  /** Whether the command can only read it. Default false. */
+  readonly readOnly?: boolean | undefined
+  /** The owner of a new cache's folder, as ids of the container. Caches with another owner or mode are other caches. Default 0, root. */
+  readonly uid?: number | undefined
+  readonly gid?: number | undefined
+  /** The mode of a new cache's folder. Default 0o755, so that the owner alone can write there. */
+  readonly mode?: number | undefined
+}
+
+/**
+ * A secret with a place of its own.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface SecretOptions {
+  /** A text without NUL, at most 1 MiB. */
+  readonly value: string | Redacted.Redacted<string>
+  /** The path of its file, relative to `/run/secrets`. Default: the secret's name; no file if there is an `env`. */
+  readonly target?: string | undefined
+  /** The variable of the command that has the value. Default: none. */
+  readonly env?: string | undefined
+  /** The owner of the file, as ids of the container. Default 0, root. */
+  readonly uid?: number | undefined
+  readonly gid?: number | undefined
+  /** The mode of the file, at most 0o777. Default 0o400, so that the owner alone can read it. */
+  readonly mode?: number | undefined
 }
 
 /**
@@ -102,14 +130,14 @@ export interface RunOptions {
   readonly network?: StartOptions["network"]
   /**
    * Folders that steps of all builds of a store share under a name, and that are in no layer: `{ "/root/.npm": "npm" }`. What is in
-   * them is no part of the step's key. They are volumes with the names `build-cache.NAME`, which `Volume.remove` removes.
+   * them is no part of the step's key. They are volumes whose names begin with `build-cache.NAME`, which `Volume.remove` removes.
    */
   readonly cache?: Readonly<Record<string, string | CacheOptions>> | undefined
   /**
-   * Texts that the command finds at `/run/secrets/NAME`. They are in the memory of the step alone: in no layer, history, key or
-   * message. Another value does not run the step again.
+   * Texts that the command finds at `/run/secrets/NAME`, where root alone can read them; or with `SecretOptions` elsewhere, also in a
+   * variable. They are in the memory of the step alone: in no layer, history, key or message. Another value does not run the step again.
    */
-  readonly secret?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
+  readonly secret?: Readonly<Record<string, string | Redacted.Redacted<string> | SecretOptions>> | undefined
   /** More mounts. Their definition is part of the step's key, also the text of a file; the contents of a bind are not. */
   readonly mounts?: ReadonlyArray<Bind | Tmpfs | File> | undefined
   /**
@@ -528,8 +556,8 @@ export interface DockerfileOptions extends ImageOptions {
  * The build of a Dockerfile: its steps as a value, which more steps can follow.
  *
  * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for `ADD` of a git repository,
- * mounts of other types and options than Docker's documentation of `RUN --mount` has, some of those (`sharing=private` of a cache, `env` of
- * a secret, owners of sockets and caches), and rights that `allow` does not name. No flag is ignored.
+ * mounts of other types and options than Docker's documentation of `RUN --mount` has, some of those (`from` of a cache, owners of sockets),
+ * and rights that `allow` does not name. No flag is ignored.
  * Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
  *
  * @since 0.2.0

@@ -56,8 +56,8 @@ export interface OfVolume {
 }
 
 /**
- * A file with a given text, such as a configuration or a secret. It is in the container's memory and never on a disk, owned by
- * root, read-only, and readable by every user of the container. It is mounted before all other mounts.
+ * A file with a given text, such as a configuration or a secret. It is in the container's memory and never on a disk, and the mount is
+ * read-only. It is mounted before all other mounts.
  *
  * @since 0.2.0
  * @category models
@@ -68,6 +68,11 @@ export interface File {
   readonly target: string
   /** At most 1 MiB, without NUL. */
   readonly text: string | Redacted.Redacted<string>
+  /** The file's owner, as ids of the container. Default 0, root. */
+  readonly uid?: number | undefined
+  readonly gid?: number | undefined
+  /** At most 0o777. Default 0o444: every user of the container can read it. */
+  readonly mode?: number | undefined
 }
 
 /**
@@ -117,8 +122,12 @@ export const volume = (
  * @since 0.2.0
  * @category constructors
  */
-export const file = (target: string, text: string | Redacted.Redacted<string>): Mount => ({
-  type: "file",
-  target,
-  text
-})
+export const file = (
+  target: string,
+  text: string | Redacted.Redacted<string>,
+  options?: {
+    readonly uid?: number | undefined
+    readonly gid?: number | undefined
+    readonly mode?: number | undefined
+  }
+): Mount => ({ type: "file", target, text, ...options })

@@ -73,8 +73,8 @@ export type OperationName = keyof Table
  *   the container. Targets are resolved inside the root with openat2(2). The path to the target of a `pinned` mount may
  *   have no symbolic link, and paths below the target are resolved in the mount itself. A `required` path must exist.
  * - `targets` makes the missing folders and empty files of the overlay before it, for mounts; those that cannot be made are
- *   left out. `files` makes files with the `contents` in `folder` and mounts each at its target: over a symbolic
- *   link itself, and over an empty file where the target is missing. Unless they are `required`, the ones without a place are
+ *   left out. `files` makes files with the `contents`, this owner and mode in `folder` and mounts each at its target: over a
+ *   symbolic link itself, and over an empty file where the target is missing. Unless they are `required`, the ones without a place are
  *   left out.
  * - `apparmor`: the profile that confines the command from its execution on, apparmor(7).
  * - `bounding`, `user`, `capabilities`, `no-new-privileges`, `seccomp`, `rlimit`, `umask`, `keyring`, `session`:
@@ -168,6 +168,8 @@ const printField = (field: string, type: string, value: unknown): string => {
   // They may be secret.
   if (field === "contents")
     return `[${(value as ReadonlyArray<string>).map((text) => `${Buffer.byteLength(text)} bytes`).join(", ")}]`
+  if (field === "environment")
+    return `[${(value as ReadonlyArray<string>).map((text) => quote(text.slice(0, text.indexOf("=")))).join(" ")}]`
   if (field === "namespaces") return names(namespaceNames, Number(value))
   if (field === "attributes") return names(attributeNames, Number(value))
   if (field === "mode" || field === "mask") return `0${Number(value).toString(8)}`

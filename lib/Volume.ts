@@ -70,6 +70,9 @@ export interface Options {
    * mode and owner of its source.
    */
   readonly mode?: number | undefined
+  /** The owner of a new volume's root folder, as ids of a container. Default 0, root. */
+  readonly uid?: number | undefined
+  readonly gid?: number | undefined
 }
 
 /**

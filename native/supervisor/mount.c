@@ -236,11 +236,15 @@ void mount_targets(int root, const struct operation *operation) {
     umask(mask);
 }
 
-static int write_file(int folder, const char *name, const char *content, struct failure *failure) {
+static int write_file(int folder, const char *name, const char *content, const struct operation *operation, struct failure *failure) {
+    uid_t uid = (uid_t)operation->files.uid.i;
+    gid_t gid = (gid_t)operation->files.gid.i;
     size_t length = strlen(content);
-    cleanup_close int file = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    cleanup_close int file = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (file < 0) return fail(failure, "openat");
-    return write(file, content, length) != (ssize_t)length ? fail(failure, "write") : 0;
+    if (write(file, content, length) != (ssize_t)length) return fail(failure, "write");
+    if ((uid != 0 || gid != 0) && fchown(file, uid, gid) < 0) return fail(failure, "fchown");
+    return fchmod(file, (mode_t)operation->files.mode.i) < 0 ? fail(failure, "fchmod") : 0;
 }
 
 static const char *last_component(const char *path) {
@@ -274,7 +278,7 @@ int mount_files(const struct root *root, const struct operation *operation, stru
     if (folder < 0) return -1;
     for (size_t k = 0; k < targets->l.count; k++) {
         const char *target = targets->l.items[k], *name = last_component(target);
-        if (write_file(folder, name, contents->l.items[k], failure) < 0) return -1;
+        if (write_file(folder, name, contents->l.items[k], operation, failure) < 0) return -1;
         cleanup_close int mount = clone_file(folder, name, attributes, failure);
         if (mount < 0) return -1;
         if (attach_file(root, target, mount, failure) < 0 && operation->files.required.i != 0) return -1;

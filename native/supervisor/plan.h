@@ -16,7 +16,7 @@
 
 #define PLAN_MAGIC 0x4e4c5042u // "BPLN"
 #define PLAN_VERSION 1
-#define PLAN_FIELDS 5
+#define PLAN_FIELDS 8
 #define PLAN_OPERATIONS_MAX 4096
 #define PLAN_BYTES_MAX (32u << 20)
 #define NO_FD UINT32_MAX
@@ -80,7 +80,7 @@ enum phase { SUPERVISOR, PROCESS, CHILD, EITHER, LAST };
     X(EMPTY_ROOT, empty_root, CHILD, "si", path, proc) \
     X(TAKE_PROC, take_proc, CHILD, "fl", process, paths) \
     X(TARGETS, targets, SUPERVISOR, "ll", folders, files) \
-    X(FILES, files, CHILD, "sllii", folder, targets, contents, attributes, required) \
+    X(FILES, files, CHILD, "slliiiii", folder, targets, contents, attributes, required, uid, gid, mode) \
     X(NETLINK, netlink, CHILD, "fbi", socket, messages, pid_at) \
     X(NAME_SOCKETS, name_sockets, CHILD, "fs", responder, message) \
     X(EXIT, exit, LAST, "") \

@@ -3,7 +3,7 @@ import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
-import { Berth, Build, Container, Image, Process } from "../../lib/index.ts"
+import { Berth, Build, Container, Image, Process, Volume } from "../../lib/index.ts"
 import { failure, suite } from "../support/effect.ts"
 import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
 
@@ -170,6 +170,33 @@ suite("the result of a Build", (effect) => {
   )
 
   effect(
+    "an explanation names agents, rights and caches that have changed",
+    function* () {
+      const base = yield* busybox
+      const step = (options: Build.RunOptions) => Build.from(base).pipe(Build.run("true", options))
+      const ssh = { "/agent": "/dev/null" }
+      const { folder } = yield* Berth.Berth
+      yield* Build.image(step({ ssh }))
+      const reasons = (options: Build.RunOptions) =>
+        Effect.map(Build.explain(step(options)), ([explained]) => explained!.reasons)
+      assert.deepEqual(yield* reasons({ ssh }), [])
+      assert.deepEqual(yield* reasons({ ssh: { "/agent": folder } }), [], "another agent is no other step")
+      assert.deepEqual(yield* reasons({ ssh: { "/other": "/dev/null" } }), [
+        "the list of SSH agents has changed"
+      ])
+      assert.deepEqual(yield* reasons({ ssh, security: "sandbox" }), [])
+      assert.deepEqual(yield* reasons({ ssh, security: "insecure" }), ["the security has changed"])
+      assert.deepEqual(yield* reasons({ ssh, cache: { "/c": "c" } }), ["the list of caches has changed"])
+      yield* Build.image(step({ ssh, cache: { "/c": "c" } }))
+      const readOnly = { name: "c", sharing: "locked", readOnly: true } as const
+      assert.deepEqual(yield* reasons({ ssh, cache: { "/c": { ...readOnly, readOnly: false } } }), [])
+      assert.deepEqual(yield* reasons({ ssh, cache: { "/c": readOnly } }), ["the list of caches has changed"])
+      yield* Volume.remove("build-cache.c")
+    },
+    skip
+  )
+
+  effect(
     "the manifest of a named image says what it was made of, if that is asked for",
     function* () {
       const { folder } = yield* Berth.Berth
@@ -196,7 +223,7 @@ suite("the result of a Build", (effect) => {
         ["COPY file /", "RUN true", "CONFIG labels"]
       )
       const [copy, run] = steps.map(({ inputs }: { inputs: Record<string, string> }) => inputs)
-      assert.ok("the file file" in copy && "the variable LEVEL" in run && "the secrets' names" in run)
+      assert.ok("the file file" in copy && "the variable LEVEL" in run && "the list of secrets" in run)
       assert.ok(!JSON.stringify(facts).includes("hidden"))
       // Only the file has changed.
       fs.writeFileSync(`${context}/file`, "two")

@@ -151,6 +151,17 @@ suite("Container: files and mounts", (effect) => {
     assert.deepEqual(fs.readdirSync(box.state.base.upper!, { recursive: true }), [])
   })
 
+  effect("a file with a given text has an owner and a mode of the container", function* () {
+    const mounts = [Mount.file("/plain", "x"), Mount.file("/owned", "x", { uid: 7, gid: 8, mode: 0o640 })]
+    const script = "stat -c %u:%g:%a /plain /owned"
+    assert.equal(yield* out(script, { mounts }), "0:0:444\n7:8:640\n")
+    if (process.getuid?.() !== 0) return
+    assert.equal(yield* out(script, { mounts, userns: "auto" }), "0:0:444\n7:8:640\n")
+    const beyond = [Mount.file("/owned", "x", { uid: 4_000_000_000 })]
+    const error = yield* failure("OperationFailed", run(script, { mounts: beyond, userns: "auto" }))
+    assert.match(error.message, /has no user 4000000000/)
+  })
+
   effect("a read-only root cannot be written to, and the mounts in it can", function* () {
     const options = { readOnly: true, mounts: [Mount.tmpfs("/tmp")] }
     const script =

@@ -5,6 +5,7 @@ import * as process from "node:process"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import { hasProperty } from "effect/Predicate"
+import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
@@ -93,7 +94,7 @@ export const bindOf = (
 export const run = dual<
   (command: string | ReadonlyArray<string>, options?: RunOptions) => (build: Build) => Build,
   (build: Build, command: string | ReadonlyArray<string>, options?: RunOptions) => Build
->(isDataFirst, (build, command, { bind = [], ...options } = {}) =>
+>(isDataFirst, (build, command, { bind = [], cache = {}, secret = {}, ...options } = {}) =>
   of({
     _tag: "Run",
     parent: build.node,
@@ -102,6 +103,14 @@ export const run = dual<
     binds: bind.map(({ from: source, path: shown = "/", target, writable = false }) =>
       bindOf(isBuild(source) ? source.node : source, shown, { target, writable })
     ),
+    caches: Object.entries(cache).map(([target, given]) => ({
+      target,
+      ...(typeof given === "string" ? { name: given } : given)
+    })),
+    secrets: Object.entries(secret).map(([name, given]) => ({
+      name,
+      ...(typeof given === "string" || Redacted.isRedacted(given) ? { value: given } : given)
+    })),
     text: `RUN ${typeof command === "string" ? command : JSON.stringify(command)}`,
     place: undefined
   })

@@ -9,7 +9,9 @@ import * as Schema from "effect/Schema"
 import type { Berth } from "../../Berth.ts"
 import type { ImageOptions } from "../../Build.ts"
 import type { Image } from "../../Image.ts"
+import * as caches from "./caches.ts"
 import type { Node } from "./node.ts"
+import * as secrets from "./secrets.ts"
 
 const RECORD_BYTES_MAX = 4 * 1024 * 1024
 /** Beyond so many files, a change is told of all of them. */
@@ -59,17 +61,19 @@ export const inputsOf = (
   const { environment, user, workingDirectory } = image.config
   switch (node._tag) {
     case "Run": {
-      const { cache, env, mounts, network = defaultNetwork ?? "none", secret, user: own } = node.options
+      const { env, mounts, network = defaultNetwork ?? "none", security, ssh, user: own } = node.options
       return {
         ...below,
         "the command": digestOf(node.command),
         "the user": digestOf(own ?? user),
         "the working directory": digestOf(workingDirectory),
         "the network": digestOf(typeof network === "object" ? "a network" : network),
-        "the caches": digestOf(cache),
+        "the security": digestOf(security ?? "sandbox"),
+        "the list of caches": digestOf(caches.placesOf(node)),
         "the mounts": digestOf(mounts),
         ...each("what is at", files ?? []),
-        "the secrets' names": digestOf(Object.keys(secret ?? {})),
+        "the list of secrets": digestOf(secrets.placesOf(node)),
+        "the list of SSH agents": digestOf(Object.keys(ssh ?? {})),
         ...each("the variable", Object.entries({ ...environment, ...env }))
       }
     }

@@ -1,9 +1,8 @@
 /** The steps of a build as data, each with the step before it. */
 import type * as Effect from "effect/Effect"
-import type * as Redacted from "effect/Redacted"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
-import type { CopyOptions, RunOptions } from "../../Build.ts"
+import type { CacheOptions, CopyOptions, RunOptions, SecretOptions } from "../../Build.ts"
 import type { Image, ImageConfig } from "../../Image.ts"
 
 /** A folder of the host whose files steps copy. */
@@ -44,8 +43,20 @@ export interface Run extends Step {
   readonly _tag: "Run"
   readonly parent: Node
   readonly command: ReadonlyArray<string>
-  readonly options: Omit<RunOptions, "bind">
+  readonly options: Omit<RunOptions, "bind" | "cache" | "secret">
   readonly binds: ReadonlyArray<Bind>
+  readonly caches: ReadonlyArray<Cache>
+  readonly secrets: ReadonlyArray<Secret>
+}
+
+/** A folder that steps share, at a path of the container. */
+export interface Cache extends CacheOptions {
+  readonly target: string
+}
+
+/** A text that only the command sees. Its value is in no key, message or history. */
+export interface Secret extends SecretOptions {
+  readonly name: string
 }
 
 /** Files of another build that a command sees. */
@@ -91,6 +102,3 @@ export interface Configure extends Step {
 }
 
 export type Node = From | Run | Copy | Workdir | Configure
-
-/** The value of a secret, which is in no key, message or history. */
-export type Secret = string | Redacted.Redacted<string>

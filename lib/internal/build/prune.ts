@@ -9,7 +9,7 @@ import * as Kept from "../layer/kept.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as check from "../util/validate.ts"
 import * as volumes from "../volume/named.ts"
-import { cacheVolume } from "./run.ts"
+import { PREFIX } from "./caches.ts"
 
 interface Beyond {
   /** Folders of kept layers. */
@@ -33,7 +33,7 @@ const beyond = (berth: Berth, max: number): Effect.Effect<Beyond, BerthError> =>
     )
     const names = (yield* attempt(() => volumes.stored(berth)))
       .map(({ name }) => name)
-      .filter((name) => name.startsWith(cacheVolume("")))
+      .filter((name) => name.startsWith(PREFIX))
     const caches = yield* Effect.forEach(names, (name) =>
       Effect.map(diskUsage(volumes.pathOf(berth, name)), (bytes) => ({ name, bytes }))
     )

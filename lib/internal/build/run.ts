@@ -1,12 +1,10 @@
 /** A step that runs a command in a container, whose writable layer is the step's layer. */
-import { createHash } from "node:crypto"
 import { posix } from "node:path"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
-import { type BerthError, BuildFailed, InvalidOption } from "../../BerthError.ts"
-import type { CacheOptions } from "../../Build.ts"
+import { type BerthError, BuildFailed } from "../../BerthError.ts"
 import * as Container from "../../Container.ts"
 import type { Image } from "../../Image.ts"
 import * as Mount from "../../Mount.ts"
@@ -16,88 +14,46 @@ import { stateOf } from "../container/waitFor.ts"
 import * as Kept from "../layer/kept.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { mountOf } from "./bind.ts"
+import * as caches from "./caches.ts"
 import type { Evaluation, Made, State } from "./evaluate.ts"
 import type { Run } from "./node.ts"
+import * as secrets from "./secrets.ts"
 
 const LOG_LINES = 20
 
-/** The name of the volume of a cache, which all builds of a store share. */
-export const cacheVolume = (name: string): string => `build-cache.${name}`
-
-/** The caches of a step, with their targets. */
-const cachesOf = ({ options: { cache = {} } }: Run) =>
-  Object.entries(cache).map(([target, given]): CacheOptions & { readonly target: string } => ({
-    target,
-    ...(typeof given === "string" ? { name: given } : given)
-  }))
-
-/** The names of the caches that other steps wait for; throws. */
-const lockedBy = (node: Run): ReadonlyArray<string> =>
-  cachesOf(node).flatMap(({ name, sharing = "shared" }) => {
-    if (sharing === "shared" || sharing === "locked") return sharing === "locked" ? [name] : []
-    throw new InvalidOption({
-      option: "cache.sharing",
-      value: JSON.stringify(sharing),
-      expected: '"shared" or "locked"'
-    })
-  })
-
-const digestOf = (name: string): string => createHash("sha256").update(name).digest("hex")
-
-/** Runs an effect while no other step has a cache that is locked. The order is the same for all, so that no two wait for each other. */
-const whileAlone = <A>(
-  berth: Berth,
-  names: ReadonlyArray<string>,
-  effect: Effect.Effect<A, BerthError, Berth>
-): Effect.Effect<A, BerthError, Berth> =>
-  [...new Set(names)]
-    .toSorted()
-    .reduceRight(
-      (inside, name) => Kept.exclusive(berth, `${Kept.parentFolder(berth)}/cache-${digestOf(name)}`, inside),
-      effect
-    )
-
-const secretsFolder = "/run/secrets"
-
-const checkSecret = (name: string): string => {
-  if (/^[\w.-]+$/.test(name) && !/^\.+$/.test(name)) return name
-  throw new InvalidOption({
-    option: "secret",
-    value: JSON.stringify(name),
-    expected: "names of letters, digits, _, . and -"
-  })
-}
-
-/** The mounts of a step. Caches are volumes of the store. */
-export const mountsOf = (node: Run, image: Image, seen: ReadonlyArray<Image>) =>
+/** The mounts of a step. `volumes` are the names of the volumes that its caches are. */
+export const mountsOf = (
+  node: Run,
+  image: Image,
+  seen: ReadonlyArray<Image>,
+  volumes: ReadonlyArray<string> = node.caches.map((cache) => caches.volumeOf(cache))
+) =>
   Effect.gen(function* () {
-    const { mounts = [], secret = {}, ssh = {} } = node.options
+    const { mounts = [], ssh = {} } = node.options
     const { workingDirectory } = image.config
-    const secrets = Object.entries(secret).map(([name, text]) =>
-      Mount.file(`${secretsFolder}/${checkSecret(name)}`, text)
-    )
-    const caches = yield* Effect.forEach(cachesOf(node), ({ name, target }) =>
-      Effect.map(Volume.make({ name: cacheVolume(name) }), (volume) =>
-        Mount.volume(volume, posix.resolve("/", workingDirectory, target))
-      )
+    const within = (target: string): string => posix.resolve("/", workingDirectory, target)
+    const hidden = yield* attempt(() => secrets.mountsOf(node))
+    const shared = yield* Effect.forEach(
+      node.caches,
+      ({ gid, mode = caches.MODE, readOnly, target, uid }, k) =>
+        Effect.map(Volume.make({ name: volumes[k], mode, uid, gid }), (volume) =>
+          Mount.volume(volume, within(target), { readOnly })
+        )
     )
     const binds = yield* Effect.forEach(node.binds, (bind, k) =>
       mountOf(node, bind, seen[k]!, workingDirectory)
     )
     const agents = Object.entries(ssh).map(([target, socket]) => Mount.bind(socket, target))
-    const own = mounts.map((mount) => ({
-      ...mount,
-      target: posix.resolve("/", workingDirectory, mount.target)
-    }))
-    return [...secrets, ...own, ...binds, ...caches, ...agents]
+    const own = mounts.map((mount) => ({ ...mount, target: within(mount.target) }))
+    return [...hidden, ...own, ...binds, ...shared, ...agents]
   })
 
-/** What of a step's options a start takes as it is. */
-export const startOf = ({ options }: Run) => {
-  const { env, limits, security, ssh = {}, user } = options
+/** What of a step's options a start takes as it is, and its variables; throws. */
+export const startOf = (node: Run) => {
+  const { env, limits, security, ssh = {}, user } = node.options
   const [agent] = Object.keys(ssh)
   return {
-    env: agent === undefined ? env : { ...env, SSH_AUTH_SOCK: agent },
+    env: { ...env, ...(agent === undefined ? {} : { SSH_AUTH_SOCK: agent }), ...secrets.variablesOf(node) },
     limits,
     user,
     ...(security === "insecure" ? insecure : {})
@@ -117,6 +73,7 @@ const execute = (
   node: Run,
   image: Image,
   seen: ReadonlyArray<Image>,
+  volumes: ReadonlyArray<string>,
   key: string
 ): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
@@ -139,9 +96,9 @@ const execute = (
     const box = yield* Container.start(image, {
       entrypoint: [],
       command,
-      ...startOf(node),
+      ...(yield* attempt(() => startOf(node))),
       network,
-      mounts: yield* mountsOf(node, image, seen),
+      mounts: yield* mountsOf(node, image, seen, volumes),
       upper: "disk"
     })
     const event = { step: numbers.get(node)!, text, place }
@@ -184,7 +141,6 @@ export const run = (evaluation: Evaluation, node: Run, image: Image, seen: Reado
     env = {},
     mounts = [],
     network = evaluation.options.network,
-    secret = {},
     security = "sandbox",
     ssh = {},
     user
@@ -203,21 +159,23 @@ export const run = (evaluation: Evaluation, node: Run, image: Image, seen: Reado
       user ?? ownUser,
       workingDirectory,
       shown,
-      // Whether a cache is locked changes nothing of what the step makes.
-      cachesOf(node).map(({ name, target }) => [target, name]),
-      Object.keys(secret),
+      caches.placesOf(node),
+      secrets.placesOf(node),
       mounts,
       binds,
       [security, Object.keys(ssh)]
     ],
     files: new Map(binds.map((bind) => [bind.target, JSON.stringify(bind)])),
     make: (key) =>
-      Effect.flatMap(
-        attempt(() => lockedBy(node)),
-        (names) => {
-          const images = seen.map((state) => state.image)
-          return whileAlone(evaluation.berth, names, execute(evaluation, node, image, images, key))
-        }
+      caches.holding(evaluation.berth, node, (volumes) =>
+        execute(
+          evaluation,
+          node,
+          image,
+          seen.map((state) => state.image),
+          volumes,
+          key
+        )
       )
   }
 }

@@ -7,6 +7,7 @@ import type { BerthError } from "../../BerthError.ts"
 import type { Shell, ShellOptions } from "../../Build.ts"
 import * as Container from "../../Container.ts"
 import type { Image } from "../../Image.ts"
+import { attempt } from "../util/fromThrowing.ts"
 import type { Evaluation, State } from "./evaluate.ts"
 import type { Node } from "./node.ts"
 import * as running from "./run.ts"
@@ -29,7 +30,7 @@ const startOf = (
     if (node?._tag !== "Run") return shell
     const { network: own = network } = node.options
     const mounts = yield* running.mountsOf(node, failed!.image, failed!.seen)
-    return { ...shell, ...running.startOf(node), network: own, mounts }
+    return { ...shell, ...(yield* attempt(() => running.startOf(node))), network: own, mounts }
   })
 
 export const shell = (

@@ -196,7 +196,8 @@ export const operations = (
         targets: these.map(({ path }) => path),
         contents: these.map(({ text }) => text),
         attributes: readOnly ? MOUNT_ATTR_RDONLY : 0,
-        required: group
+        required: group,
+        ...{ uid: 0, gid: 0, mode: 0o644 }
       }
     ]
   })
@@ -207,12 +208,12 @@ export const operations = (
  * their names may be equal.
  */
 export const ofMounts = (files: ReadonlyArray<File>): ReadonlyArray<Plan.Operation> =>
-  files.flatMap(({ target, text }, index): ReadonlyArray<Plan.Operation> => {
+  files.flatMap(({ gid = 0, mode = 0o444, target, text, uid = 0 }, index): ReadonlyArray<Plan.Operation> => {
     const own = `${folder}/${index}`
     const contents = [text as string]
     const attributes = MOUNT_ATTR_RDONLY
     return [
       { op: "directory", path: own, mode: 0o700 },
-      { op: "files", folder: own, targets: [target], contents, attributes, required: 1 }
+      { op: "files", folder: own, targets: [target], contents, attributes, required: 1, uid, gid, mode }
     ]
   })

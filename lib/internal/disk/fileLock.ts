@@ -220,10 +220,15 @@ export const withFileLock = <A, E, R>(
   return Effect.map(polled<{ readonly value: A }, E | ImageError, R>(path, once), ({ value }) => value)
 }
 
-/** The same, but does nothing if another process holds the lock. */
-export const tryFileLock = <E, R>(
+/** The same, but does nothing and gives none if something else holds the lock. */
+export const tryFileLock = <A, E, R>(
   fs: FileSystem.FileSystem,
   path: string,
-  use: (file: FileSystem.File) => Effect.Effect<void, E, R>,
+  use: (file: FileSystem.File) => Effect.Effect<A, E, R>,
   after: After = nothing
-): Effect.Effect<void, E | ImageError, R> => Effect.asVoid(attempt(fs, path, use, after))
+): Effect.Effect<Option.Option<A>, E | ImageError, R> =>
+  Effect.flatMap(attempt(fs, path, use, after), (outcome) =>
+    outcome === "stale"
+      ? tryFileLock(fs, path, use, after)
+      : Effect.succeed(isHeld(outcome) ? Option.none() : Option.some(outcome.value))
+  )

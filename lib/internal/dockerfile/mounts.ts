@@ -1,11 +1,11 @@
 /** The mounts of a RUN. */
+import { createHash } from "node:crypto"
 import { posix } from "node:path"
-import * as Redacted from "effect/Redacted"
-import type { CacheOptions } from "../../Build.ts"
-import type { File, Tmpfs } from "../../Mount.ts"
+import type { SecretOptions } from "../../Build.ts"
+import type { Tmpfs } from "../../Mount.ts"
 import * as Mount from "../../Mount.ts"
 import { bindOf } from "../build/build.ts"
-import type { Bind, Context, Node, Secret } from "../build/node.ts"
+import type { Bind, Cache, Context, Node, Secret } from "../build/node.ts"
 import { Unsupported } from "./options.ts"
 import { SyntaxFailure } from "./parse.ts"
 
@@ -25,7 +25,7 @@ export const fieldsOf = (text: string): ReadonlyMap<string, string> => {
 
 export interface Sources {
   readonly context: Context
-  readonly secrets: Readonly<Record<string, Secret>>
+  readonly secrets: Readonly<Record<string, SecretOptions["value"]>>
   /** The sockets of SSH agents, by their ids. */
   readonly ssh: Readonly<Record<string, string>>
   /** The source of `from`: an earlier stage, a named context or an image. */
@@ -34,14 +34,20 @@ export interface Sources {
 
 export interface Mounts {
   readonly binds: Array<Bind>
-  readonly mounts: Array<File | Tmpfs>
-  readonly cache: Record<string, CacheOptions>
-  readonly secret: Record<string, Secret>
+  readonly mounts: Array<Tmpfs>
+  readonly caches: Array<Cache>
+  readonly secrets: Array<Secret>
   readonly ssh: Record<string, string>
 }
 
-/** The text of a file is part of a step's key; a redacted one says nothing of itself there. */
-const redacted = (secret: Secret) => (Redacted.isRedacted(secret) ? secret : Redacted.make(secret))
+/** The name of a cache that has a path or any other text as its id. */
+const cacheName = (id: string): string => {
+  const name = id.replace(/[^\w.-]+/g, "_").replace(/^_/, "")
+  if (name.length <= CACHE_NAME_MAX) return name
+  return `${name.slice(0, CACHE_NAME_MAX)}.${createHash("sha256").update(id).digest("hex").slice(0, 8)}`
+}
+
+const CACHE_NAME_MAX = 64
 
 const TARGETS = ["target", "dst", "destination"]
 
@@ -52,8 +58,7 @@ export const mountsOf = (
   line: number,
   place: string
 ): Mounts => {
-  const made: Mounts = { binds: [], mounts: [], cache: {}, secret: {}, ssh: {} }
-  const files: Array<File> = []
+  const made: Mounts = { binds: [], mounts: [], caches: [], secrets: [], ssh: {} }
   for (const text of texts) {
     const fields = fieldsOf(text)
     const type = fields.get("type") ?? "bind"
@@ -74,6 +79,17 @@ export const mountsOf = (
           throw new SyntaxFailure(line, `--mount=${text}: ${name} is true or false`)
         return value === "true" || value === "1"
       })
+    const number = (name: string, pattern: RegExp, base: number, expected: string): number | undefined => {
+      const value = fields.get(name)
+      if (value !== undefined && !pattern.test(value))
+        throw new SyntaxFailure(line, `--mount=${text}: ${name} is ${expected}`)
+      return value === undefined ? undefined : Number.parseInt(value, base)
+    }
+    const owned = () => ({
+      uid: number("uid", /^\d{1,9}$/, 10, "the number of a user"),
+      gid: number("gid", /^\d{1,9}$/, 10, "the number of a group"),
+      mode: number("mode", /^[0-7]{1,5}$/, 8, "a mode in octal digits")
+    })
     switch (type) {
       case "bind": {
         known("from", "source", "src", "rw", "readwrite", "ro", "readonly")
@@ -86,12 +102,13 @@ export const mountsOf = (
         break
       }
       case "cache": {
-        known("id", "sharing")
+        known("id", "sharing", "uid", "gid", "mode", "rw", "readwrite", "ro", "readonly")
         const sharing = fields.get("sharing") ?? "shared"
-        if (sharing !== "shared" && sharing !== "locked")
-          throw new Unsupported(`--mount: sharing=${sharing} is not supported: caches are shared or locked`)
-        const name = fields.get("id") ?? posix.resolve("/", target())
-        made.cache[target()] = { name: name.replace(/[^\w.-]+/g, "_").replace(/^_/, ""), sharing }
+        if (sharing !== "shared" && sharing !== "private" && sharing !== "locked")
+          throw new SyntaxFailure(line, `--mount=${text}: sharing is shared, private or locked`)
+        const readOnly = isOn("ro", "readonly") && !isOn("rw", "readwrite")
+        const name = cacheName(fields.get("id") ?? posix.resolve("/", target()))
+        made.caches.push({ target: target(), name, sharing, readOnly, ...owned() })
         break
       }
       case "tmpfs":
@@ -99,14 +116,16 @@ export const mountsOf = (
         made.mounts.push(Mount.tmpfs(target(), { size: fields.get("size") }) as Tmpfs)
         break
       case "secret": {
-        known("id", "required")
+        known("id", "required", "env", "uid", "gid", "mode")
         const id = fields.get("id") ?? (given === undefined ? undefined : posix.basename(given))
         if (id === undefined) throw new SyntaxFailure(line, `--mount=${text}: id is missing`)
+        const env = fields.get("env")
+        if (env !== undefined && !/^[A-Za-z_]\w*$/.test(env))
+          throw new SyntaxFailure(line, `--mount=${text}: env is the name of a variable`)
+        const owner = owned()
         const value = Object.hasOwn(around.secrets, id) ? around.secrets[id] : undefined
-        if (value === undefined) {
-          if (isOn("required")) throw new Unsupported(`the secret ${id} is required: give it in secrets`)
-        } else if (given === undefined) made.secret[id] = value
-        else files.push(Mount.file(posix.resolve("/run/secrets", given), redacted(value)) as File)
+        if (value !== undefined) made.secrets.push({ name: id, value, target: given, env, ...owner })
+        else if (isOn("required")) throw new Unsupported(`the secret ${id} is required: give it in secrets`)
         break
       }
       case "ssh": {
@@ -130,6 +149,5 @@ export const mountsOf = (
         )
     }
   }
-  made.mounts.push(...files)
   return made
 }

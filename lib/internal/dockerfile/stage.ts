@@ -114,7 +114,7 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
     }
     if (security === "insecure") allowed("security.insecure", "--security=insecure")
     if (network === "host") allowed("network.host", "--network=host")
-    const { binds, cache, mounts, secret, ssh } = mountsOf(
+    const { binds, caches, mounts, secrets, ssh } = mountsOf(
       flags.all("mount").map(expand),
       around,
       line,
@@ -127,6 +127,7 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
     const env = Object.fromEntries(
       [...given, ...declared].filter(([name]) => !Object.hasOwn(stage.environment, name))
     )
+    const files: Array<File> = []
     const script = (): ReadonlyArray<string> => {
       const [first] = heredocs
       if (first === undefined) return command()
@@ -135,7 +136,7 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
       const interpreter = /^#!\s*(\S+)(?:[ \t]+(\S+))?/.exec(first.text)
       if (interpreter === null) return [...stage.shell, first.text]
       const target = `/run/heredocs/${first.name}`
-      mounts.push(Mount.file(target, first.text) as File)
+      files.push(Mount.file(target, first.text) as File)
       return [...interpreter.slice(1).filter((word) => word !== undefined), target]
     }
     stage.node = {
@@ -144,14 +145,14 @@ export const add = (stage: Stage, instruction: Instruction, around: Surroundings
       command: script(),
       options: {
         env,
-        cache,
-        secret,
-        mounts,
+        mounts: [...mounts, ...files],
         ssh,
         security,
         ...(network === "none" || network === "host" ? { network } : {})
       },
       binds,
+      caches,
+      secrets,
       text,
       place
     }

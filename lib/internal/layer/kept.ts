@@ -205,6 +205,25 @@ export const exclusive = <A, E, R>(
   )
 }
 
+/** Runs an effect as `exclusive` does, or gives none if something else has the lock. */
+export const tryExclusive = <A, E, R>(
+  berth: Berth,
+  folder: string,
+  use: Effect.Effect<A, E, R>
+): Effect.Effect<Option.Option<A>, E | ImageError, R> => {
+  const path = `${folder}.lock`
+  return attempt(folder, () => fs.mkdir(parentFolder(berth), { recursive: true, mode: 0o700 })).pipe(
+    Effect.zipRight(
+      tryFileLock(
+        berth.fileSystem,
+        path,
+        () => use,
+        () => Effect.ignore(berth.fileSystem.remove(path, { force: true }))
+      )
+    )
+  )
+}
+
 const namesIn = (berth: Berth): Effect.Effect<ReadonlyArray<string>> =>
   Effect.orElseSucceed(berth.fileSystem.readDirectory(parentFolder(berth)), () => [])
 

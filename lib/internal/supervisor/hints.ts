@@ -30,6 +30,8 @@ export const hint = (operation: Plan.Operation, errno: number): string => {
     (errno === EPERM || errno === ENODEV)
   )
     return "This kernel does not allow overlay mounts in a user namespace: use Linux 5.11 or later with its overlay module loaded (modprobe overlay), or run as root; Berth.doctor says which it is"
+  if ((operation.op === "files" || operation.op === "owner") && errno === EINVAL)
+    return `The user namespace has no user ${operation.uid} or no group ${operation.gid}: use ids that it maps`
   if (operation.op === "take-proc" && errno === ENOENT)
     return "The container whose pid namespace is joined must have the procfs of that namespace at /proc"
   if (operation.op === "rlimit" && errno === EPERM)

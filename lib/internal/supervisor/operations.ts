@@ -58,7 +58,16 @@ export const operations = {
   "empty-root": { path: "s", proc: "i" },
   "take-proc": { process: "f", paths: "l" },
   targets: { folders: "l", files: "l" },
-  files: { folder: "s", targets: "l", contents: "l", attributes: "i", required: "i" },
+  files: {
+    folder: "s",
+    targets: "l",
+    contents: "l",
+    attributes: "i",
+    required: "i",
+    uid: "i",
+    gid: "i",
+    mode: "i"
+  },
   netlink: { socket: "f", messages: "b", pidAt: "i" },
   "name-sockets": { responder: "f", message: "s" },
   exit: {},

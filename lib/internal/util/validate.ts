@@ -173,6 +173,18 @@ export const bytes = (option: string, value: number | string): number => {
     : invalid(option, value, 'bytes, as a number or as text like "256MiB"')
 }
 
+/** The mode of a file or folder; throws. */
+export const mode = (option: string, value: number | undefined, max = 0o7777): void => {
+  if (value !== undefined && !(Number.isInteger(value) && value >= 0 && value <= max))
+    invalid(option, value, `a mode, from 0 to 0o${max.toString(8)}`)
+}
+
+/** The id of a user or group; throws. The largest number stands for no id, chown(2). */
+export const id = (option: string, value: number | undefined): void => {
+  if (value !== undefined && !(Number.isInteger(value) && value >= 0 && value < 2 ** 32 - 1))
+    invalid(option, value, "the number of a user or group, from 0 to 4294967294")
+}
+
 const FILE_BYTES_MAX = 1024 * 1024
 
 export const mounts = (list: ReadonlyArray<Mount>): ReadonlyArray<Mount> =>
@@ -181,11 +193,7 @@ export const mounts = (list: ReadonlyArray<Mount>): ReadonlyArray<Mount> =>
     const target = inContainer(`${at}.target`, mount.target)
     if (target === "/") invalid(`${at}.target`, mount.target, "a path below /")
     if (mount.type === "tmpfs") {
-      if (
-        mount.mode !== undefined &&
-        !(Number.isInteger(mount.mode) && mount.mode >= 0 && mount.mode <= 0o7777)
-      )
-        invalid(`${at}.mode`, mount.mode, "a mode, from 0 to 0o7777")
+      mode(`${at}.mode`, mount.mode)
       const size = mount.size === undefined ? {} : { size: bytes(`${at}.size`, mount.size) }
       return { ...mount, ...size, target }
     }
@@ -194,6 +202,9 @@ export const mounts = (list: ReadonlyArray<Mount>): ReadonlyArray<Mount> =>
       const text = Redacted.isRedacted(mount.text) ? Redacted.value(mount.text) : mount.text
       if (typeof text !== "string" || hasNul(text) || Buffer.byteLength(text) > FILE_BYTES_MAX)
         invalid(`${at}.text`, "a text that is not shown", "at most 1 MiB of text without NUL")
+      id(`${at}.uid`, mount.uid)
+      id(`${at}.gid`, mount.gid)
+      mode(`${at}.mode`, mount.mode, 0o777)
       return { ...mount, target, text }
     }
     if (!mount.source.startsWith("/") || hasNul(mount.source))

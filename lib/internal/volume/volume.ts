@@ -63,6 +63,7 @@ interface Wanted {
   readonly size: number | undefined
   readonly storage: "disk" | "memory"
   readonly mode: number
+  readonly owner: { readonly uid: number; readonly gid: number } | undefined
   readonly source: State | undefined
 }
 
@@ -76,12 +77,13 @@ export const stateOf = (option: string, volume: Volume, berth: Berth): State =>
     : check.invalid(option, volume, "a volume of this Berth in an open scope")
 
 const wantedBy = (options: Options, berth: Berth): Wanted => {
-  const { from, mode = 0o1777, storage = "disk" } = options
+  const { from, gid, mode = 0o1777, storage = "disk", uid } = options
   const name = options.name === undefined ? undefined : named.checkName(options.name)
   const bytes = options.size === undefined ? undefined : check.bytes("size", options.size)
   if (storage !== "disk" && storage !== "memory") check.invalid("storage", storage, '"disk" or "memory"')
-  if (!(Number.isInteger(mode) && mode >= 0 && mode <= 0o7777))
-    check.invalid("mode", mode, "a mode, from 0 to 0o7777")
+  check.mode("mode", mode)
+  check.id("uid", uid)
+  check.id("gid", gid)
   const source = from === undefined ? undefined : stateOf("from", from, berth)
   if (name !== undefined && storage === "memory")
     check.invalid(
@@ -98,7 +100,8 @@ const wantedBy = (options: Options, berth: Berth): Wanted => {
   if (bytes === 0) check.invalid("size", bytes, "a size above 0")
   const size = bytes !== undefined && storage === "disk" ? checkBytes("size", bytes) : bytes
   if (size !== undefined && storage === "disk") checkMachine(berth.rootless)
-  return { name, size, storage, mode, source }
+  const owner = uid === undefined && gid === undefined ? undefined : { uid: uid ?? 0, gid: gid ?? 0 }
+  return { name, size, storage, mode, owner, source }
 }
 
 /**
@@ -166,7 +169,7 @@ const start = (
   isNew: boolean
 ): Effect.Effect<State, BerthError> =>
   Effect.gen(function* () {
-    const { name, size, source, storage } = wanted
+    const { name, owner, size, source, storage } = wanted
     // The supervisor follows no symbolic link to a volume, so there must be none in the paths of a plan.
     const base = `${yield* attempt(() => realpathSync(berth.supervisor.folder))}/volume-${id}`
     const stored =
@@ -181,6 +184,9 @@ const start = (
       ...(isFile ? [{ op: "discard", path: `${base}.disk` } as const] : []),
       { op: "scratch", path: base, mode: 0o700 },
       ...own.operations,
+      ...(isNew && owner !== undefined
+        ? [{ op: "owner", path: `${own.folder}/data`, ...owner } as const]
+        : []),
       ...(source === undefined ? [] : merged(berth, source, own.folder, folder, isNew, name === undefined))
     ])
     if (isFile)
@@ -371,6 +377,7 @@ const existing: Wanted = {
   size: undefined,
   storage: "disk",
   mode: 0o1777,
+  owner: undefined,
   source: undefined
 }
 
