@@ -548,6 +548,8 @@ const buildFailed = {
     "Changed",
     /** A file of an address cannot be had, or is not the one of its checksum. */
     "Unavailable",
+    /** The disk is full, or read-only. */
+    "Storage",
     /** The Dockerfile cannot be read at this place. */
     "Syntax",
     /** The Dockerfile asks for something that Berth does not do. */

@@ -17,6 +17,7 @@ import * as Kept from "../layer/kept.ts"
 import type { Cache } from "./cache.ts"
 import * as copying from "./copy.ts"
 import { alias, unlessEqual } from "./equal.ts"
+import { inPlace } from "./failure.ts"
 import * as Inputs from "./inputs.ts"
 import type { From, Node } from "./node.ts"
 import * as running from "./run.ts"
@@ -215,11 +216,14 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         isUnknown: false
       }
     }
-    const failing = <A, E, R>(
+    const failing = <A, R>(
       image: Image.Image,
-      effect: Effect.Effect<A, E, R>,
+      effect: Effect.Effect<A, BerthError, R>,
       seen: ReadonlyArray<Image.Image> = []
-    ) => Effect.tapError(effect, () => Effect.sync(() => evaluation.failed?.(node, image, seen)))
+    ) =>
+      Effect.tapError(Effect.mapError(effect, inPlace(node)), () =>
+        Effect.sync(() => evaluation.failed?.(node, image, seen))
+      )
     /** A step after one that has not been made. */
     const unknown = (state: State): State => {
       const { numbers } = evaluation
@@ -272,7 +276,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
       }
       case "Workdir": {
         const workingDirectory = posix.resolve("/", config.workingDirectory, node.path)
-        const made = copying.folder(evaluation, state.image, workingDirectory)
+        const made = copying.folder(evaluation, node, state.image, workingDirectory)
         const next = state.isUnknown
           ? unknown(state)
           : yield* failing(state.image, layered(evaluation, node, state, made))

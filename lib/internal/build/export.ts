@@ -10,7 +10,7 @@ import type { ImageOptions } from "../../Build.ts"
 import type { Image } from "../../Image.ts"
 import type { Digest } from "../../Reference.ts"
 import * as Reference from "../../Reference.ts"
-import { readBounded } from "../disk/files.ts"
+import { readBounded, storageDetail } from "../disk/files.ts"
 import { configOf, copyLayers, documentsOf } from "../image/derive.ts"
 import * as LayerBlob from "../image/layerBlob.ts"
 import { write } from "../image/write.ts"
@@ -84,7 +84,11 @@ export const record = (
       await fs.writeFile(`${file}.new`, JSON.stringify({ digest, size, diffId }), { mode: 0o600 })
       await fs.rename(`${file}.new`, file)
     },
-    catch: (cause) => new ImageError({ reason: "Storage", subject: layer, detail: String(cause), cause })
+    catch: (cause) => {
+      const { code = "", message } = cause as NodeJS.ErrnoException
+      const detail = storageDetail(code, message, path.dirname(layer))
+      return new ImageError({ reason: "Storage", subject: layer, detail, cause })
+    }
   })
 
 /** The blob of a layer, which is made if the store lacks it. */

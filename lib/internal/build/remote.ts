@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { fetch } from "../registry/proxy.ts"
+import { diskDetail } from "./failure.ts"
 import type { Remote } from "./node.ts"
 
 const REDIRECTS_MAX = 5
@@ -83,18 +84,18 @@ export const fetched = (
   berth: Berth,
   remote: Remote,
   name: string
-): Effect.Effect<string, Unavailable, Scope.Scope> =>
+): Effect.Effect<string, unknown, Scope.Scope> =>
   Effect.gen(function* () {
     // A sweep removes it with the state of a killed program.
     const folder = `${berth.supervisor.folder}/remote-${randomBytes(8).toString("hex")}`
     yield* Effect.acquireRelease(
-      Effect.promise(() => fs.mkdir(folder, { mode: 0o700 })),
+      Effect.tryPromise({ try: () => fs.mkdir(folder, { mode: 0o700 }), catch: (error) => error }),
       () => Effect.promise(() => fs.rm(folder, { recursive: true, force: true }))
     )
     yield* Effect.tryPromise({
       try: (signal) => download(remote, `${folder}/${name}`, signal),
       catch: (error) => {
-        if (error instanceof Unavailable) return error
+        if (error instanceof Unavailable || diskDetail(error, folder) !== undefined) return error
         const { cause, message } = error as Error & { cause?: { message?: string; code?: string } }
         return new Unavailable(cause?.code ?? (cause?.message || message), { cause: error })
       }

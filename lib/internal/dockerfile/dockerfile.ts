@@ -8,6 +8,7 @@ import { type BerthError, BuildFailed, InvalidOption } from "../../BerthError.ts
 import type { Build, DockerfileOptions } from "../../Build.ts"
 import * as Image from "../../Image.ts"
 import { isBuild, local, of } from "../build/build.ts"
+import { DiskFull, diskDetail } from "../build/failure.ts"
 import { linesOf } from "../build/ignore.ts"
 import type { Context, From, Node } from "../build/node.ts"
 import { rawConfigOf } from "../image/derive.ts"
@@ -132,6 +133,7 @@ const failedAt =
     if (error instanceof SyntaxFailure) return failed("Syntax", error.line, error.message)
     if (error instanceof words.WordFailure) return failed("Syntax", line, error.message)
     if (error instanceof Unsupported) return failed("Unsupported", line, error.message)
+    if (error instanceof DiskFull) return failed("Storage", line, error.message)
     throw error
   }
 
@@ -149,9 +151,15 @@ const textsIn =
     const digest = createHash("sha256").update(JSON.stringify(files)).digest("hex")
     // Removed with the state of this program.
     const folder = `${berth.supervisor.folder}/texts-${digest}`
-    fs.mkdirSync(folder, { recursive: true, mode: 0o700 })
-    for (const [name, text] of Object.entries(files))
-      fs.writeFileSync(`${folder}/${name}`, text, { mode: 0o644 })
+    try {
+      fs.mkdirSync(folder, { recursive: true, mode: 0o700 })
+      for (const [name, text] of Object.entries(files))
+        fs.writeFileSync(`${folder}/${name}`, text, { mode: 0o644 })
+    } catch (error) {
+      fs.rmSync(folder, { recursive: true, force: true })
+      const detail = diskDetail(error, berth.folder)
+      throw detail === undefined ? error : new DiskFull(detail, { cause: error })
+    }
     return { _tag: "Context", folder, ignore: [] }
   }
 
