@@ -19,6 +19,7 @@ import type { NetworkNamespace, Router } from "./internal/network/router.ts"
 import * as tag from "./internal/service.ts"
 import type { Holds } from "./internal/store/leases.ts"
 import type { Supervisor, TimeLimits } from "./internal/supervisor/connection.ts"
+import type { Fleet } from "./internal/util/elsewhere.ts"
 import { later } from "./internal/util/later.ts"
 import type { IdRange } from "./Namespace.ts"
 
@@ -73,6 +74,8 @@ export interface Berth extends Inspectable.Inspectable {
   readonly uplink: Effect.Effect<Router, BerthError>
   /** @internal the namespace of a network without options, which may have been made in advance */
   readonly usualNamespace: Effect.Effect<NetworkNamespace, BerthError, Scope.Scope>
+  /** @internal what starts its containers on other machines; undefined for one whose containers are on this machine */
+  readonly fleet?: Fleet | undefined
 }
 
 /**

@@ -6,6 +6,7 @@
  */
 
 import { hasProperty } from "effect/Predicate"
+import type { FleetError, RunnerLost } from "./FleetError.ts"
 import { adviceOf, describeErrno, errnoName } from "./internal/util/errno.ts"
 import { type ErrorClass, error, type WarningClass, warning } from "./internal/util/errorClass.ts"
 import * as internal from "./internal/util/errorProto.ts"
@@ -466,7 +467,12 @@ const fixtureFailed = {
     /** The server that programs share cannot be reached: `detail` names the process that prevents it. */
     "Share",
     /** The server did not stop cleanly, so its files may be incomplete. */
-    "Stop"
+    "Stop",
+    /**
+     * A signal such as SIGSTOP has stopped a process that it waits for: its server, or the program that prepares or starts it. `detail` names
+     * the process. It has been stopped for 5 seconds.
+     */
+    "Stopped"
   ],
   /** The fixture's name. */
   fixture: "string",
@@ -491,7 +497,8 @@ export class FixtureFailed extends FixtureFailedClass {
       Announce: "its server could not be told its address: ",
       Prepare: "its preparation failed: ",
       Share: "its shared server cannot be reached: ",
-      Stop: "its server did not stop cleanly: it "
+      Stop: "its server did not stop cleanly: it ",
+      Stopped: "it waits for a process that has been stopped by a signal: "
     }[this.reason]
     return `fixture ${this.fixture}: ${what}${this.detail}${printLog(this.log)}`
   }
@@ -752,6 +759,8 @@ export type BerthError =
   | ServiceFailed
   | BuildFailed
   | ComposeError
+  | FleetError
+  | RunnerLost
 
 /**
  * Whether a value is an error of Berth.

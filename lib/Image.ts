@@ -16,6 +16,7 @@ import type { BerthError, ImageError, InvalidData, InvalidOption } from "./Berth
 import type { Limits } from "./ImageLayer.ts"
 import * as internal from "./internal/image/image.ts"
 import { told } from "./internal/oci/progress.ts"
+import { Berth as service } from "./internal/service.ts"
 import { later } from "./internal/util/later.ts"
 import type { Progress, ProgressOptions } from "./Progress.ts"
 import type { ConnectOptions } from "./Registry.ts"
@@ -106,6 +107,14 @@ export interface Healthcheck {
 
 const named = (method: string, name: string) =>
   Effect.withSpan(`berth.Image.${method}`, { attributes: { "container.image.name": name } })
+
+/** The image on the machines of a fleet, where a program's Berth is one. */
+const elsewhereOr = (
+  name: string,
+  options: PullOptions | undefined,
+  here: Effect.Effect<Image, BerthError, Berth>
+): Effect.Effect<Image, BerthError, Berth> =>
+  Effect.flatMap(service, ({ fleet }) => fleet?.pull(name, options ?? {}) ?? here)
 
 /**
  * Whether a value is an `Image`.
@@ -231,7 +240,11 @@ export interface PullOptions extends NamedOptions, Limits, ConnectOptions, Progr
  * const program = Image.pull("127.0.0.1:5000/library/alpine:3")
  */
 export const pull = (reference: string, options?: PullOptions): Effect.Effect<Image, BerthError, Berth> =>
-  pulling((module) => module.pull(reference, options ?? {})).pipe(named("pull", reference))
+  elsewhereOr(
+    reference,
+    options,
+    pulling((module) => module.pull(reference, options ?? {}))
+  ).pipe(named("pull", reference))
 
 /**
  * Options of `get`.
@@ -255,7 +268,11 @@ export interface GetOptions extends PullOptions {
  * @category constructors
  */
 export const get = (name: string, options?: GetOptions): Effect.Effect<Image, BerthError, Berth> =>
-  names((module) => module.get(name, options ?? {})).pipe(named("get", name))
+  elsewhereOr(
+    name,
+    options,
+    names((module) => module.get(name, options ?? {}))
+  ).pipe(named("get", name))
 
 /**
  * The image, once it is there: the result of the last event of `pullEvents`.

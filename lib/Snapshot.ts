@@ -11,6 +11,7 @@ import type { BerthError } from "./BerthError.ts"
 import type { ArchiveOptions, Container, StartOptions } from "./Container.ts"
 import type { Image, ImageConfig } from "./Image.ts"
 import { isContainer } from "./internal/typeIds.ts"
+import { here } from "./internal/util/elsewhere.ts"
 import { later } from "./internal/util/later.ts"
 
 const committing = later(() => import("./internal/container/commit.ts"))
@@ -83,7 +84,7 @@ export const commit: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, options?: CommitOptions) =>
-    committing((module) => module.commit(container, options ?? {}))
+    committing((module) => module.commit(container, options ?? {})).pipe(here(container, "a commit"))
 )
 
 /**
@@ -109,7 +110,8 @@ export const keep: {
   (container: Container, options?: KeepOptions): Effect.Effect<Image, BerthError>
 } = dual(
   (args) => isContainer(args[0]),
-  (container: Container, options?: KeepOptions) => keeping((module) => module.keep(container, options ?? {}))
+  (container: Container, options?: KeepOptions) =>
+    keeping((module) => module.keep(container, options ?? {})).pipe(here(container, "keeping a layer"))
 )
 
 /**
@@ -136,7 +138,7 @@ export const snapshot: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, options?: SnapshotOptions) =>
-    snapshotting((module) => module.snapshot(container, options ?? {}))
+    snapshotting((module) => module.snapshot(container, options ?? {})).pipe(here(container, "a snapshot"))
 )
 
 /**
@@ -162,5 +164,5 @@ export const fork: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, options?: ForkOptions) =>
-    snapshotting((module) => module.fork(container, options ?? {}))
+    snapshotting((module) => module.fork(container, options ?? {})).pipe(here(container, "a fork"))
 )

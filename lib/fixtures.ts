@@ -151,6 +151,12 @@ export interface RedisOptions<R = never> extends PresetOptions<Redis, R> {
   readonly shared?: "run" | undefined
   /** Settings of redis.conf. */
   readonly configuration?: Readonly<Record<string, string | number>> | undefined
+  /**
+   * Files of the host that run before `migrate`, in their order: `.redis` and `.redis.gz`, which have a command for `redis-cli` on each line,
+   * or a comment after `#`; and `.sh` in the container, where `redis-cli` needs no password. An error of a command fails the preparation. The
+   * image needs a shell, `sed` and `redis-cli` for them.
+   */
+  readonly init?: ReadonlyArray<string> | undefined
 }
 
 /**
@@ -237,6 +243,11 @@ export interface RabbitMqOptions<R = never> extends PresetOptions<RabbitMq, R> {
   readonly virtualHost?: string | undefined
   /** Settings of rabbitmq.conf. */
   readonly configuration?: Readonly<Record<string, string | number>> | undefined
+  /**
+   * Files of the host that run before `migrate`, in their order: `.json` and `.json.gz` with definitions, as `rabbitmqctl export_definitions`
+   * writes them, and `.sh` in the container.
+   */
+  readonly init?: ReadonlyArray<string> | undefined
 }
 
 /**
@@ -270,10 +281,15 @@ export interface NginxOptions extends Pick<PresetOptions<Nginx>, "image" | "vers
   readonly files?: string | undefined
   /** Directives of the `server` block in place of `root /srv/berth;`, such as `location / { return 204; }`. */
   readonly server?: string | undefined
+  /**
+   * Files of the host that prepare the server, in their order: `.conf` and `.conf.gz` for the `http` block, with directives such as `upstream`
+   * and `map` and with other servers, and `.sh` in the container, for example to make what it serves.
+   */
+  readonly init?: ReadonlyArray<string> | undefined
 }
 
 /**
- * nginx. Nothing is prepared: a fork is a container of the image.
+ * nginx. Without `init`, nothing is prepared: a fork is a container of the image.
  *
  * @since 0.2.0
  * @category presets

@@ -1,7 +1,7 @@
 /**
- * A worker of a test runner, as a process or as a thread, that takes a lease of a shared server: `FOLDER ROOT [slow]`. It tells the
+ * A worker of a test runner, as a process or as a thread, that takes a lease of a shared server: `FOLDER ROOT [slow | unprepared]`. It tells the
  * server's id, its pid, and what the server answers; and ends when its input does, or when it gets a message. With `slow`, the server is
- * never ready. Instead of all this it tells the message of an error.
+ * never ready; with `unprepared`, its preparation never ends. Instead of all this it tells the message of an error.
  */
 import * as net from "node:net"
 import * as process from "node:process"
@@ -33,28 +33,29 @@ const answerOf = async (port: number, hostname: string): Promise<string> => {
   return text.trim()
 }
 
-const sharedServer = (root: string, folder: string, line = "now serving") =>
+const sharedServer = (root: string, folder: string, mode?: string) =>
   Fixture.make({
     name: "lines",
     image: Effect.suspend(() => Image.fromRootfs(root)),
     start: {
       entrypoint: [],
       // The folder shows in the list of processes whose server it is.
-      command: ["/bin/sh", "-c", script, "sh", folder, line]
+      command: ["/bin/sh", "-c", script, "sh", folder, mode === "slow" ? "not yet" : "now serving"]
     },
     ready: "now serving",
     port: 80,
     client: (address) => address,
-    shared: "run"
+    shared: "run",
+    ...(mode === "unprepared" ? { prepare: () => Effect.never } : {})
   })
 
 const work = (
-  [folder = "", root = "", slow]: ReadonlyArray<string>,
+  [folder = "", root = "", mode]: ReadonlyArray<string>,
   say: (said: Said) => void,
   over: Promise<void>
 ) =>
   Effect.gen(function* () {
-    const fixture = sharedServer(root, folder, slow === undefined ? undefined : "not yet")
+    const fixture = sharedServer(root, folder, mode)
     const { container, hostname, port } = yield* Fixture.fork(fixture)
     const answer = yield* Effect.promise(() => answerOf(port, hostname))
     const { stdout } = yield* Container.exec(container, ["/bin/echo", "inside"])

@@ -7,7 +7,7 @@ import { root } from "../support/program.ts"
 /** Each room imports from rooms before it, and from its own. Types may come from anywhere. */
 const orders: Readonly<Record<string, ReadonlyArray<string>>> = {
   "lib/internal":
-    "util system disk ids security files oci registry supervisor network tar cgroup store layer berth gc image volume container fixtures compose build dockerfile promise".split(
+    "util system disk ids security files oci registry supervisor network tar cgroup store layer berth gc image volume container fixtures compose build dockerfile promise fleet".split(
       " "
     ),
   native: ["common", "supervisor", "addon", "proxy", "names", "unpack", "copy", "pack", "fuzz"]

@@ -1,4 +1,5 @@
 /** `Container.commit`: makes an image of the layers of a container's image, a layer of its changes, and a config. */
+
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"

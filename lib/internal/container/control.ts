@@ -26,7 +26,9 @@ export const signal: {
       const expected = "a signal of signal(7), by name or number"
       return Effect.fail(new InvalidOption({ option: "signal", value: JSON.stringify(which), expected }))
     }
-    native().signal(process.state.pidfd, number)
+    const { elsewhere, pidfd } = process.state
+    if (elsewhere !== undefined) return elsewhere.signal(number)
+    native().signal(pidfd, number)
     return number === SIGKILL ? letEnd(process) : Effect.void
   }).pipe(spanIfObserved("berth.Container.signal", { "container.id": process.id, "berth.signal": which }))
 )
@@ -53,7 +55,7 @@ export const stop: {
   (process: Process, options: StopOptions = {}): Effect.Effect<ExitStatus, BerthError> =>
     Effect.flatMap(
       attempt(() => duration("grace", options.grace ?? "10 seconds")),
-      (grace) => stopIn(process, options, grace)
+      (grace) => process.state.elsewhere?.stop({ ...options, grace }) ?? stopIn(process, options, grace)
     ).pipe(Effect.withSpan("berth.Container.stop", { attributes: { "container.id": process.id } }))
 )
 

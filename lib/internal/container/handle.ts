@@ -24,6 +24,7 @@ import type { Ended } from "../supervisor/protocol.ts"
 import * as Loop from "../system/eventLoop.ts"
 import type { Input, Output } from "../system/pipe.ts"
 import { ContainerTypeId, isContainer, ProcessTypeId } from "../typeIds.ts"
+import type { ContainerElsewhere, ProcessElsewhere } from "../util/elsewhere.ts"
 import { signalName } from "../util/signals.ts"
 import type { Settings } from "./compile.ts"
 import type { Names } from "./etcFiles.ts"
@@ -93,6 +94,8 @@ export interface ProcessState {
   readonly inside: Inside
   /** Its exit status, once it has ended. */
   readonly ended: Deferred.Deferred<Ended, SupervisorError>
+  /** What to do if it runs on another machine. */
+  readonly elsewhere?: ProcessElsewhere | undefined
 }
 
 /** The internal state of a `Container`. */
@@ -118,6 +121,7 @@ export interface ContainerState extends ProcessState {
   readonly scope: Scope.Scope
   /** Removes it before its scope does; runs once. */
   readonly release: Effect.Effect<void>
+  readonly elsewhere?: ContainerElsewhere | undefined
 }
 
 const NO_STREAM: Stream.Stream<Uint8Array> = Stream.empty

@@ -1,4 +1,5 @@
 /** `Container.keep`: an ended container's writable layer becomes a layer of the store, by a rename where that is possible. */
+
 import * as fs from "node:fs/promises"
 import { basename, dirname } from "node:path"
 import * as Deferred from "effect/Deferred"

@@ -38,6 +38,7 @@ export const start = (
   options: StartOptions = {}
 ): Effect.Effect<Container, BerthError, Berth | Scope.Scope> =>
   Effect.flatMap(Berth, (berth) => {
+    if (berth.fleet !== undefined) return berth.fleet.start(image, options)
     const userns = options.userns
     if (userns === undefined) return startIn(berth, image, options, undefined)
     return Effect.acquireUseRelease(
@@ -259,7 +260,7 @@ export const execStream: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, command: ReadonlyArray<string>, options: ProcessOptions = {}) =>
-    execIn(container, command, options).pipe(
+    (container.state.elsewhere?.execStream(command, options) ?? execIn(container, command, options)).pipe(
       spanIfObserved("berth.Container.execStream", { "container.id": container.id })
     )
 )
@@ -280,6 +281,7 @@ export const exec: {
     Effect.flatMap(
       attempt(() => bufferedOptions(options)),
       (how) =>
+        container.state.elsewhere?.exec(command, options) ??
         Effect.scoped(Effect.flatMap(execIn(container, command, how), (process) => buffered(process, how)))
     ).pipe(spanIfObserved("berth.Container.exec", { "container.id": container.id }))
 )
@@ -311,7 +313,8 @@ export const stats = (container: Container): Effect.Effect<Cgroup.Stats, BerthEr
   statsOf(container).pipe(spanIfObserved("berth.Container.stats", { "container.id": container.id }))
 
 const statsOf = (container: Container): Effect.Effect<Cgroup.Stats, BerthError> => {
-  const { cgroup } = container.state
+  const { cgroup, elsewhere } = container.state
+  if (elsewhere !== undefined) return elsewhere.stats
   if (cgroup === undefined) {
     const detail =
       "it has no cgroup of its own: start it with limits (which may be empty: {}) or with a cgroup"

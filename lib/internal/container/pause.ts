@@ -10,6 +10,7 @@ import type { Process } from "../../Process.ts"
 import * as internal from "../cgroup/cgroup.ts"
 import * as freezer from "../cgroup/freezer.ts"
 import { noFilesError } from "../files/archiveCopy.ts"
+import { here } from "../util/elsewhere.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { running, unlessEnded } from "./execIn.ts"
 import { afterCopy } from "./handle.ts"
@@ -61,7 +62,7 @@ export const cgroupOf = (container: Container): Effect.Effect<Cgroup.Cgroup, Ber
     return Effect.zipRight(
       running(container),
       internal.inTurn(container.state.inside, "adopting").withPermits(1)(make)
-    ).pipe(unlessEnded(container))
+    ).pipe(unlessEnded(container), here(container, "the cgroup of a container"))
   })
 
 /** A cgroup with no other processes: below a shared cgroup, the container only has its own freezer. */
@@ -108,13 +109,13 @@ export const thaw = (process: Process): Effect.Effect<void, BerthError> =>
   Effect.suspend(() => (isPaused(process) ? freezer.thaw(process.state.cgroup!) : Effect.void))
 
 export const pause = (container: Container): Effect.Effect<void, BerthError> =>
-  afterCopy(container.state.inside, freeze(container)).pipe(
+  (container.state.elsewhere?.pause ?? afterCopy(container.state.inside, freeze(container))).pipe(
     Effect.withSpan("berth.Container.pause", { attributes: { "container.id": container.id } })
   )
 
-export const resume = (process: Process): Effect.Effect<void, BerthError> =>
-  afterCopy(process.state.inside, thaw(process)).pipe(
-    Effect.withSpan("berth.Container.resume", { attributes: { "container.id": process.id } })
+export const resume = (container: Container): Effect.Effect<void, BerthError> =>
+  (container.state.elsewhere?.resume ?? afterCopy(container.state.inside, thaw(container))).pipe(
+    Effect.withSpan("berth.Container.resume", { attributes: { "container.id": container.id } })
   )
 
 const resumed = (container: Container): Effect.Effect<void, BerthError> =>
@@ -171,6 +172,7 @@ export const letEnd = (process: Process): Effect.Effect<void, BerthError> =>
   })
 
 export const top = (container: Container): Effect.Effect<ReadonlyArray<ProcessInfo>, BerthError> =>
+  container.state.elsewhere?.top ??
   Effect.zipRight(
     running(container),
     Effect.suspend(() => processes.top(container, processes.processesOf(container)))

@@ -1,4 +1,5 @@
 /** `Container.snapshot` and `Container.fork`: images and containers of a container that runs. */
+
 import { availableParallelism } from "node:os"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"

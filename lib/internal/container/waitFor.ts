@@ -224,7 +224,8 @@ export const port: {
       const expected = "a port, from 1 to 65535"
       return Effect.fail(new InvalidOption({ option: "port", value: String(number), expected }))
     }
-    const { ended, pidfd } = container.state
+    const { elsewhere, ended, pidfd } = container.state
+    if (elsewhere !== undefined) return elsewhere.waitForPort(number, options)
     const wait = begin(container, () => `listener on port ${number}`)
     // The pid belonged to the container all the time if the container still runs.
     const look = Effect.map(

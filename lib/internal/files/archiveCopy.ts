@@ -3,6 +3,7 @@
  * container replaces a file at the same time, the copy has the file that was opened, and no path leads out of the root
  * (CVE-2018-15664, CVE-2019-10152).
  */
+
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
@@ -10,6 +11,7 @@ import { type BerthError, ContainerError } from "../../BerthError.ts"
 import type { Container, CopyOutOptions } from "../../Container.ts"
 import { native, O_NOFOLLOW, O_PATH, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS } from "../system/addon.ts"
 import { isContainer } from "../typeIds.ts"
+import { here } from "../util/elsewhere.ts"
 import { EACCES, EEXIST, EFBIG, EINVAL, ENOENT, ENOTDIR } from "../util/errno.ts"
 import { failedAs } from "./fileFailure.ts"
 import { type Metadata, metadataOf, setMetadata } from "./metadata.ts"
@@ -459,6 +461,7 @@ const copy = (
     )
     .pipe(
       Effect.mapError(failedAs(`copy ${from} -> ${to}`)),
+      here(container, "a copy between the host and a container"),
       Effect.withSpan(`berth.Container.copy${way === "in" ? "In" : "Out"}`, {
         attributes: { "container.id": container.id },
         captureStackTrace: false

@@ -66,6 +66,8 @@ const tooLarge = (path: string): SystemError =>
 const temporary = (): string => randomBytes(4).toString("base64url").slice(0, 6).replaceAll(/[-_]/g, "x")
 
 export const make = (container: Container): FileSystem.FileSystem => {
+  const { elsewhere } = container.state
+  if (elsewhere !== undefined) return elsewhere.fileSystem
   const rootFor = (method: string, path: string): number => {
     const { root } = container.state
     if (root >= 0) return root

@@ -182,13 +182,16 @@ export const place = (
     )
   })
 
+/** The file whose lock `exclusive` holds. */
+export const lockOf = (folder: string): string => `${folder}.lock`
+
 /** Runs `use` for one process at a time, for those that would make the same layer. */
 export const exclusive = <A, E, R>(
   berth: Berth,
   folder: string,
   use: Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | ImageError, R> => {
-  const path = `${folder}.lock`
+  const path = lockOf(folder)
   return attempt(folder, () => fs.mkdir(parentFolder(berth), { recursive: true, mode: 0o700 })).pipe(
     Effect.zipRight(
       withFileLock(

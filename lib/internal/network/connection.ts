@@ -9,6 +9,7 @@ import type { Address, Connection, DatagramAddress } from "../../Connection.ts"
 import type { Container } from "../../Container.ts"
 import { native } from "../system/addon.ts"
 import { duplicate, Input, Output } from "../system/pipe.ts"
+import { onlyHere } from "../util/elsewhere.ts"
 import { ECONNREFUSED } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { spanIfObserved } from "../util/spanIfObserved.ts"
@@ -121,6 +122,14 @@ export const accepted = (
 ): Effect.Effect<Connection, BerthError, Scope.Scope> =>
   Effect.uninterruptible(Effect.flatMap(Effect.scope, (scope) => closing(scope, container, fd)))
 
+const elsewhereOr = (container: Container, address: Address | DatagramAddress) => {
+  const { elsewhere } = container.state
+  if (elsewhere === undefined) return open(container, address)
+  return typeof address === "object" && "protocol" in address
+    ? onlyHere(container, "UDP to a container")
+    : elsewhere.connect(address)
+}
+
 /** See `Container.connect`. */
 export const connect: {
   (
@@ -131,5 +140,7 @@ export const connect: {
     address: Address | DatagramAddress
   ): Effect.Effect<Connection, BerthError, Scope.Scope>
 } = dual(2, (container: Container, address: Address | DatagramAddress) =>
-  open(container, address).pipe(spanIfObserved("berth.Container.connect", { "container.id": container.id }))
+  elsewhereOr(container, address).pipe(
+    spanIfObserved("berth.Container.connect", { "container.id": container.id })
+  )
 )

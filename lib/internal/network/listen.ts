@@ -1,4 +1,5 @@
 /** Servers of this program whose sockets are inside a container. */
+
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as path from "node:path"
@@ -25,6 +26,7 @@ import {
   RESOLVE_BENEATH,
   RESOLVE_IN_ROOT
 } from "../system/addon.ts"
+import { here, onlyHere } from "../util/elsewhere.ts"
 import { EADDRINUSE, EADDRNOTAVAIL, EAGAIN, ENOENT, ENOTDIR } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { invalid } from "../util/validate.ts"
@@ -203,7 +205,10 @@ export const listen: {
       yield* serve(container, bound, handler)
       const { address, port } = bound
       return { address, port }
-    }).pipe(Effect.withSpan("berth.Container.listen", { attributes: { "container.id": container.id } }))
+    }).pipe(
+      here(container, "a server inside a container"),
+      Effect.withSpan("berth.Container.listen", { attributes: { "container.id": container.id } })
+    )
 )
 
 /** See `Container.netServer`. */
@@ -214,6 +219,7 @@ export const netServer = (
 ): net.Server => {
   const server = net.createServer(onConnection)
   try {
+    if (container.state.elsewhere !== undefined) throw onlyHere(container, "a server inside a container")
     const { fd, remove } = listening(container, address)
     native().disown(fd)
     server.on("close", remove)

@@ -66,4 +66,4 @@ export const socketOf = (begin: () => Connecting): net.Socket => {
 
 /** See `Container.netSocket`. */
 export const netSocket = (container: Container, address: Address): net.Socket =>
-  socketOf(() => beginConnect(container, address))
+  container.state.elsewhere?.netSocket(address) ?? socketOf(() => beginConnect(container, address))

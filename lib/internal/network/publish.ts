@@ -14,6 +14,7 @@ import type { Container } from "../../Container.ts"
 import type { Pod } from "../../Network.ts"
 import { native } from "../system/addon.ts"
 import { isContainer } from "../typeIds.ts"
+import { type ContainerElsewhere, onlyHere } from "../util/elsewhere.ts"
 import { EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { invalid } from "../util/validate.ts"
@@ -185,6 +186,19 @@ const publishPath = (
     return shape({ path }, proxy, yield* addAll(proxy, left, target))
   })
 
+/** The tunnel to a container of another machine begins at a port of this one. */
+const publishElsewhere = (
+  container: Container,
+  elsewhere: ContainerElsewhere,
+  options: PublishOptions | PublishPathOptions
+): Effect.Effect<PublishedPort, BerthError, Scope.Scope> => {
+  if ("path" in options) return Effect.fail(onlyHere(container, "a path that leads to a container"))
+  const { container: to } = options
+  return Effect.tap(elsewhere.publish(options), (published) =>
+    typeof to === "number" ? remember(container, keyOf(to, "tcp"), published) : Effect.void
+  )
+}
+
 const publishBy = (
   container: Served,
   given: Publishable,
@@ -193,9 +207,11 @@ const publishBy = (
   Effect.flatMap(
     attempt(() => parseOnePort(given)),
     (options): Effect.Effect<PublishedPort | PublishedPath, BerthError, Scope.Scope> =>
-      "path" in options
-        ? publishPath(container, options, getProxy)
-        : publishPort(container, options, getProxy)
+      isContainer(container) && container.state.elsewhere !== undefined
+        ? publishElsewhere(container, container.state.elsewhere, options)
+        : "path" in options
+          ? publishPath(container, options, getProxy)
+          : publishPort(container, options, getProxy)
   ).pipe(whole, Effect.withSpan("berth.Container.publish", { attributes: { "container.id": container.id } }))
 
 /** See `Container.publish`. */

@@ -77,6 +77,7 @@ export const tarOut: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, path: string, options: ArchiveOptions = {}) =>
+    container.state.elsewhere?.tarOut(path, options) ??
     members
       .streamed(
         (signal) => archiveOf({ root: copy.rootOf(container), ids: idsOf(container) }, path, options, signal),
@@ -260,6 +261,8 @@ export const tarIn: {
   (path: string): (container: Container) => Sink.Sink<void, Uint8Array, never, BerthError>
   (container: Container, path: string): Sink.Sink<void, Uint8Array, never, BerthError>
 } = dual(2, (container: Container, path: string) => {
+  const { elsewhere } = container.state
+  if (elsewhere !== undefined) return elsewhere.tarIn(path)
   const failed = failedAs(`unpack into ${path}`)
   return Sink.unwrapScoped(
     Effect.gen(function* () {

@@ -1,0 +1,181 @@
+/** A program's connection to one runner: its session, its lease, and the calls that go there. */
+import { randomUUID } from "node:crypto"
+import * as Socket from "@effect/platform/Socket"
+import * as RpcClient from "@effect/rpc/RpcClient"
+import { RpcClientError } from "@effect/rpc/RpcClientError"
+import type * as RpcGroup from "@effect/rpc/RpcGroup"
+import * as RpcSerialization from "@effect/rpc/RpcSerialization"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { type BerthError, isBerthError } from "../../BerthError.ts"
+import { type FleetError, RunnerLost } from "../../FleetError.ts"
+import type { Identity } from "../../fleet.ts"
+import { type Description, type Room, Rpcs, VERSION } from "./protocol.ts"
+import * as Transport from "./transport.ts"
+
+export type Calls = RpcClient.RpcClient<RpcGroup.Rpcs<typeof Rpcs>, RpcClientError>
+
+/** A runner that a program has a session with. */
+export interface Link {
+  readonly description: Description
+  /** As it was told last. */
+  room: Room
+  /** Fails once the session is over. */
+  readonly lost: Deferred.Deferred<never, RunnerLost>
+  /** Calls a procedure of the runner. */
+  readonly call: <A, E>(
+    use: (calls: Calls) => Effect.Effect<A, E | RpcClientError>
+  ) => Effect.Effect<A, E | RunnerLost>
+  readonly listen: <A, E>(
+    use: (calls: Calls) => Stream.Stream<A, E | RpcClientError>
+  ) => Stream.Stream<A, E | RunnerLost>
+}
+
+const reasonOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause))
+
+const isOfRpc = (error: unknown): error is RpcClientError => error instanceof RpcClientError
+
+/** What a procedure failed with, or that the runner is gone. */
+const orLost =
+  (name: string) =>
+  <E>(error: E | RpcClientError): E | RunnerLost =>
+    isOfRpc(error)
+      ? new RunnerLost({
+          runner: name,
+          detail: `the connection to it broke: ${reasonOf(error.cause)}; what this program had there ends`,
+          cause: error
+        })
+      : error
+
+/** Renews the lease. A runner that does not answer for the time of a lease has ended what the program had there. */
+const renewing = (calls: Calls, { leaseMillis, name }: Description): Effect.Effect<never, RunnerLost> =>
+  calls.renew().pipe(
+    Effect.mapError(orLost(name)),
+    Effect.timeoutFail({
+      duration: leaseMillis,
+      onTimeout: () =>
+        new RunnerLost({
+          runner: name,
+          detail: `it has not answered for ${leaseMillis} ms, after which it ends what this program had there`
+        })
+    }),
+    Effect.catchAll((error) =>
+      error._tag === "RunnerLost"
+        ? Effect.fail(error)
+        : Effect.fail(new RunnerLost({ runner: name, detail: error.message, cause: error }))
+    ),
+    Effect.zipRight(Effect.sleep(leaseMillis / 4)),
+    Effect.forever
+  )
+
+/** Begins a session with the runner at this address, until the scope closes; `onRoom` is called with each change of its room. */
+export const link = (
+  address: Transport.Address,
+  identity: Identity,
+  onRoom: () => void
+): Effect.Effect<Link, FleetError | BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const socket = yield* Transport.client(address, identity)
+    // A connection is a session: one that breaks is not made again.
+    const protocol = yield* RpcClient.makeProtocolSocket({ retrySchedule: Schedule.stop }).pipe(
+      Effect.provideService(Socket.Socket, socket),
+      Effect.provideService(RpcSerialization.RpcSerialization, RpcSerialization.msgPack)
+    )
+    const calls: Calls = yield* RpcClient.make(Rpcs, {
+      disableTracing: false,
+      spanPrefix: "berth.fleet"
+    }).pipe(Effect.provideService(RpcClient.Protocol, protocol))
+    const unnamed = Transport.print(address)
+    const lost = yield* Deferred.make<never, RunnerLost>()
+    const first = yield* Deferred.make<Link, BerthError>()
+    let made: Link | undefined
+    const session = calls.session({ version: VERSION, clockMillis: Date.now(), client: randomUUID() })
+    yield* Stream.runForEach(session, (event) => {
+      if (event._tag === "Changed" && made !== undefined) made.room = event.room
+      else if (event._tag === "Hello") {
+        made = linkOf(calls, event.runner, event.room, lost)
+        return Deferred.succeed(first, made)
+      }
+      return Effect.sync(onRoom)
+    }).pipe(
+      Effect.mapError(orLost(made?.description.name ?? unnamed)),
+      Effect.matchCauseEffect({
+        onSuccess: () =>
+          over(
+            lost,
+            first,
+            new RunnerLost({ runner: made?.description.name ?? unnamed, detail: "it has ended" })
+          ),
+        onFailure: (cause) => {
+          const [error] = Cause.failures(cause)
+          const known = isBerthError(error)
+            ? error
+            : new RunnerLost({
+                runner: made?.description.name ?? unnamed,
+                detail: reasonOf(Cause.squash(cause))
+              })
+          return over(lost, first, known)
+        }
+      }),
+      Effect.forkScoped
+    )
+    const link = yield* Deferred.await(first)
+    yield* renewing(calls, link.description).pipe(
+      Effect.catchAll((error) => Deferred.fail(lost, error)),
+      Effect.forkScoped
+    )
+    // Whoever closes the scope has ended what it had there.
+    yield* Effect.addFinalizer(() =>
+      Deferred.fail(
+        lost,
+        new RunnerLost({ runner: link.description.name, detail: "the program has left its fleet" })
+      )
+    )
+    return link
+  })
+
+const over = (
+  lost: Deferred.Deferred<never, RunnerLost>,
+  first: Deferred.Deferred<Link, BerthError>,
+  error: BerthError
+): Effect.Effect<unknown> =>
+  Effect.zipRight(
+    Deferred.fail(
+      lost,
+      error._tag === "RunnerLost"
+        ? error
+        : new RunnerLost({ runner: "of the fleet", detail: error.message, cause: error })
+    ),
+    Deferred.fail(first, error)
+  )
+
+const linkOf = (calls: Calls, description: Description, room: Room, lost: Link["lost"]): Link => ({
+  description,
+  room,
+  lost,
+  call: (use) =>
+    // The calls of a client whose scope has closed would interrupt whoever makes them.
+    Effect.suspend(() =>
+      isDone(lost)
+        ? Deferred.await(lost)
+        : // Both can be interrupted also in a finalizer: the one that comes second would be waited for.
+          Effect.raceFirst(
+            Effect.interruptible(Effect.mapError(use(calls), orLost(description.name))),
+            Effect.interruptible(Deferred.await(lost))
+          )
+    ) as never,
+  listen: (use) =>
+    Stream.suspend(() =>
+      isDone(lost)
+        ? Stream.fromEffect(Deferred.await(lost))
+        : Stream.interruptWhenDeferred(Stream.mapError(use(calls), orLost(description.name)), lost)
+    ) as never
+})
+
+const isDone = (lost: Link["lost"]): boolean => Effect.runSync(Deferred.isDone(lost))
+
+export const isOver = ({ lost }: Link): boolean => isDone(lost)

@@ -1,0 +1,241 @@
+/** The service `Berth` of a program whose containers are on a fleet's runners. */
+import { randomBytes } from "node:crypto"
+import * as fs from "node:fs"
+import * as os from "node:os"
+import type * as FileSystem from "@effect/platform/FileSystem"
+import * as RpcSerialization from "@effect/rpc/RpcSerialization"
+import * as RpcServer from "@effect/rpc/RpcServer"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as FiberId from "effect/FiberId"
+import { NodeInspectSymbol } from "effect/Inspectable"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import * as Berth from "../../Berth.ts"
+import { type BerthError, Unsupported } from "../../BerthError.ts"
+import type { FleetError } from "../../FleetError.ts"
+import type { Identity, Options, RunnerOptions } from "../../fleet.ts"
+import type { Image, PullOptions } from "../../Image.ts"
+import * as images from "../image/image.ts"
+import { parseBytes } from "../util/bytes.ts"
+import type { Fleet } from "../util/elsewhere.ts"
+import * as Client from "./client.ts"
+import * as plain from "./options.ts"
+import * as Place from "./place.ts"
+import type { Request } from "./policy.ts"
+import { Rpcs } from "./protocol.ts"
+import { start } from "./remote.ts"
+import * as Runner from "./runner.ts"
+import * as Transport from "./transport.ts"
+
+// A runner
+
+/** Serves the clients of a runner until the scope closes; gives its address. */
+export const serve = (options: RunnerOptions): Effect.Effect<string, BerthError, Berth.Berth | Scope.Scope> =>
+  Effect.gen(function* () {
+    const address = yield* Transport.parseAddress(options.listen)
+    const runner = yield* Runner.make(options)
+    const { address: bound, layer } = yield* Transport.server(address, options)
+    yield* Layer.build(
+      RpcServer.layer(Rpcs, { disableFatalDefects: true, spanPrefix: "berth.runner" }).pipe(
+        Layer.provide(Runner.handlers(runner, options)),
+        Layer.provide(RpcServer.layerProtocolSocketServer),
+        Layer.provide(RpcSerialization.layerMsgPack),
+        Layer.provide(layer)
+      )
+    )
+    return Transport.print(bound)
+  })
+
+// A client
+
+/** The links to the runners that answer, and what wakes those who wait for a change of them. */
+class Links implements Place.Runners {
+  private readonly all = new Set<Client.Link>()
+  private changed = Deferred.unsafeMake<void>(FiberId.none)
+
+  readonly links = (): ReadonlyArray<Client.Link> => [...this.all]
+  readonly change = (): Deferred.Deferred<void> => this.changed
+
+  readonly wake = (): void => {
+    const before = this.changed
+    this.changed = Deferred.unsafeMake<void>(FiberId.none)
+    Deferred.unsafeDone(before, Effect.void)
+  }
+
+  add(link: Client.Link): Effect.Effect<void, never, Scope.Scope> {
+    const changeBy = (edit: () => unknown) =>
+      Effect.sync(() => {
+        edit()
+        this.wake()
+      })
+    return Effect.acquireRelease(
+      changeBy(() => this.all.add(link)),
+      () => changeBy(() => this.all.delete(link))
+    )
+  }
+}
+
+/** How long to wait before a runner that does not answer is tried again. */
+const again = Schedule.union(Schedule.exponential("200 millis"), Schedule.spaced("5 seconds"))
+
+/** Keeps a link to a runner, made again when it is lost; `first` is told of the first try. */
+const keep = (
+  links: Links,
+  address: Transport.Address,
+  identity: Identity,
+  first: Deferred.Deferred<void, BerthError>
+): Effect.Effect<never, never> =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const link = yield* Client.link(address, identity, links.wake)
+      yield* links.add(link)
+      yield* Deferred.succeed(first, undefined)
+      return yield* Effect.catchAll(Deferred.await(link.lost), (error) => Effect.logDebug(error))
+    })
+  ).pipe(
+    Effect.tapError((error) => Deferred.fail(first, error)),
+    Effect.retry(again),
+    Effect.ignore,
+    Effect.forever
+  )
+
+/** Links to all runners. Succeeds once one answers, and fails when none does. */
+const linked = (options: Options): Effect.Effect<Links, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const links = new Links()
+    const tries = yield* Effect.forEach(options.runners ?? [], (text) =>
+      Effect.gen(function* () {
+        const address = yield* Transport.parseAddress(text)
+        const first = yield* Deferred.make<void, BerthError>()
+        yield* Effect.forkScoped(keep(links, address, options, first))
+        return Deferred.await(first)
+      })
+    )
+    yield* Effect.raceAll(tries)
+    return links
+  })
+
+const requestOf = ({ limits }: plain.PlainStart): Request => {
+  const { cpus, memory } = (limits ?? {}) as { readonly cpus?: unknown; readonly memory?: unknown }
+  const max =
+    typeof memory === "object" && memory !== null ? (memory as { readonly max?: unknown }).max : memory
+  const bytes = typeof max === "number" || typeof max === "string" ? parseBytes(max) : undefined
+  return { memoryBytes: bytes ?? 0, cpus: typeof cpus === "number" ? cpus : 0 }
+}
+
+const pullOn = (
+  links: Links,
+  reference: string,
+  { platform }: PullOptions
+): Effect.Effect<Image, BerthError> =>
+  Place.place(
+    links,
+    { request: { memoryBytes: 0, cpus: 0 }, architecture: platform?.split("/")[1], digest: undefined },
+    (link) =>
+      Effect.map(
+        link.call((calls) => calls.pull({ reference, platform })),
+        ({ config, digest, reference: name }) =>
+          images.make({
+            reference: name,
+            digest,
+            layers: [],
+            config: { ...config, healthcheck: undefined },
+            upper: "disk"
+          })
+      )
+  )
+
+/** What this machine does for a program whose containers are elsewhere: nothing. */
+const absent = (part: string): never => {
+  throw new Unsupported({
+    feature: `${part} of this machine`,
+    why: "the containers of this program are on the runners of its fleet",
+    hint: "Use Container, Image.pull and WaitFor with Fleet.layer, or the rest with Berth.layer"
+  })
+}
+
+/** What this machine has for its own containers. */
+const ofThisMachine = [
+  "folder",
+  "ids",
+  "fileSystem",
+  "supervisor",
+  "holds",
+  "idOwner",
+  "layers",
+  "memory",
+  "turns",
+  "responder",
+  "uplink",
+  "usualNamespace"
+]
+
+const Proto = Object.defineProperties(
+  {
+    [Berth.TypeId]: Berth.TypeId,
+    toJSON: () => ({ _id: "berth/Berth", fleet: true }),
+    toString: () => "Berth(fleet)",
+    [NodeInspectSymbol]: () => "Berth(fleet)"
+  },
+  Object.fromEntries(ofThisMachine.map((part) => [part, { get: () => absent(part) }]))
+)
+
+const berthOf = (links: Links): Berth.Berth => {
+  const fleet: Fleet = {
+    pull: (reference, options) => pullOn(links, reference, options),
+    start: (image, options) =>
+      Effect.flatMap(plain.sent(options), (sent) =>
+        Place.place(
+          links,
+          {
+            request: requestOf(sent),
+            architecture: image.digest === undefined ? undefined : image.config.architecture,
+            digest: image.digest
+          },
+          (link) => start(berth, link, image, sent, options)
+        )
+      )
+  }
+  const berth: Berth.Berth = Object.assign(Object.create(Proto), { fleet, rootless: false })
+  return berth
+}
+
+/** A runner in this program, which nobody else can reach. */
+const embedded = (
+  options: Options
+): Effect.Effect<Options, BerthError, FileSystem.FileSystem | Scope.Scope> =>
+  Effect.gen(function* () {
+    const folder = yield* Effect.acquireRelease(
+      Effect.sync(() => fs.mkdtempSync(`${os.tmpdir()}/berth-fleet-`)),
+      (path) => Effect.sync(() => fs.rmSync(path, { recursive: true, force: true }))
+    )
+    const token = Redacted.make(randomBytes(32).toString("hex"))
+    const own = yield* Layer.build(Berth.layerWith(options.berth ?? {}))
+    const address = yield* Effect.provide(
+      serve({
+        name: "here",
+        ...options.runner,
+        listen: `unix:${folder}/runner`,
+        token,
+        allow: options.runner?.allow ?? { hostNamespaces: true, privileges: true, binds: ["/"] }
+      }),
+      own
+    )
+    return { runners: [address], token }
+  })
+
+export const make = (
+  options: Options
+): Effect.Effect<
+  Context.Context<Berth.Berth>,
+  BerthError | FleetError,
+  FileSystem.FileSystem | Scope.Scope
+> =>
+  Effect.gen(function* () {
+    const where = options.runners === undefined ? yield* embedded(options) : options
+    return Context.make(Berth.Berth, berthOf(yield* linked(where)))
+  })

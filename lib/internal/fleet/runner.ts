@@ -1,0 +1,321 @@
+/** The handlers of a runner: each procedure does on this machine what a client asks for. */
+import { randomBytes } from "node:crypto"
+import * as os from "node:os"
+import type { PlatformError } from "@effect/platform/Error"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Queue from "effect/Queue"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { Berth } from "../../Berth.ts"
+import type { BerthError } from "../../BerthError.ts"
+import type { Address } from "../../Connection.ts"
+import * as Container from "../../Container.ts"
+import { FleetError } from "../../FleetError.ts"
+import type { RunnerOptions } from "../../fleet.ts"
+import * as Image from "../../Image.ts"
+import type { Process } from "../../Process.ts"
+import * as WaitFor from "../../WaitFor.ts"
+import * as plain from "./options.ts"
+import { admit } from "./policy.ts"
+import { type Description, Rpcs, VERSION } from "./protocol.ts"
+import * as Room from "./room.ts"
+import { containerOf, entryOf, type Held, heldOf, type Session, Sessions } from "./session.ts"
+
+/** The largest difference of two machines' clocks. */
+const CLOCK_MILLIS_MAX = 60_000
+
+/** The number of parts that wait for a process, a connection or an archive. */
+const PARTS = 4
+
+const newId = (): string => randomBytes(8).toString("hex")
+
+export interface Runner {
+  readonly description: Description
+  readonly rooms: Room.Rooms
+  readonly sessions: Sessions
+}
+
+const checkClient = (
+  name: string,
+  { clockMillis, version }: { readonly clockMillis: number; readonly version: number }
+): Effect.Effect<void, FleetError> =>
+  Effect.suspend(() => {
+    const subject = `runner ${name}`
+    if (version !== VERSION)
+      return new FleetError({
+        reason: "Version",
+        subject,
+        detail: `it speaks version ${VERSION} of the fleet's protocol, and this program version ${version}: install the same version of berth on both`
+      })
+    const off = Date.now() - clockMillis
+    return Math.abs(off) > CLOCK_MILLIS_MAX
+      ? new FleetError({
+          reason: "Clock",
+          subject,
+          detail: `its clock is ${Math.round(Math.abs(off) / 1000)} seconds ${off > 0 ? "ahead" : "behind"}: set the clocks of both machines, by NTP for example`
+        })
+      : Effect.void
+  })
+
+/** A place for bytes that a client writes, from which `consume` reads; it is there until the scope closes. */
+const entry = (
+  session: Session,
+  id: string,
+  consume: (bytes: Stream.Stream<Uint8Array>) => Effect.Effect<void, BerthError>
+) =>
+  Effect.gen(function* () {
+    const queue = yield* Effect.acquireRelease(Queue.bounded<Uint8Array | undefined>(PARTS), Queue.shutdown)
+    const done = yield* Deferred.make<void, BerthError>()
+    const bytes = Stream.fromQueue(queue).pipe(
+      Stream.takeWhile((part) => part !== undefined),
+      Stream.map((part) => part as Uint8Array)
+    )
+    yield* Effect.forkScoped(Effect.intoDeferred(consume(bytes), done))
+    yield* Effect.acquireRelease(
+      Effect.sync(() =>
+        session.entries.set(id, {
+          // Nobody reads the queue any more once the consumer has ended.
+          write: (part) =>
+            Effect.raceFirst(
+              Effect.interruptible(Effect.asVoid(Queue.offer(queue, part))),
+              Effect.interruptible(Deferred.await(done))
+            ),
+          end: Effect.asVoid(Queue.offer(queue, undefined))
+        })
+      ),
+      () => Effect.sync(() => session.entries.delete(id))
+    )
+    return done
+  })
+
+/** Tells of a process from its start to its end, and releases it when its client asks for it, goes away or loses its lease. */
+const life = (session: Session, start: (id: string) => Effect.Effect<Process, BerthError, Scope.Scope>) =>
+  Stream.unwrapScoped(
+    Effect.gen(function* () {
+      const id = newId()
+      const released = yield* Deferred.make<void>()
+      // The first finalizer is the last to run: all of the process is gone then.
+      yield* Effect.addFinalizer(() => Deferred.succeed(released, undefined))
+      const process = yield* start(id)
+      const held: Held = { process, release: yield* Deferred.make<void>(), released }
+      yield* Effect.acquireRelease(
+        Effect.sync(() => session.held.set(id, held)),
+        () => Effect.sync(() => session.held.delete(id))
+      )
+      if (process.state.stdin !== undefined)
+        yield* entry(session, id, (bytes) => Stream.run(bytes, process.stdin))
+      const started = { _tag: "Started", id, container: process.id, pid: process.pid } as const
+      return Stream.succeed(started).pipe(
+        Stream.concat(
+          Stream.map(Stream.fromEffect(process.exit), (status) => ({ _tag: "Ended", status }) as const)
+        ),
+        Stream.concat(Stream.never),
+        Stream.interruptWhenDeferred(held.release),
+        Stream.interruptWhenDeferred(session.over)
+      )
+    })
+  )
+
+const description = (options: RunnerOptions) =>
+  Effect.gen(function* () {
+    const { doctor } = yield* Effect.promise(() => import("../../Berth.ts"))
+    const berth = yield* Berth
+    const { checks } = yield* doctor
+    const made: Description = {
+      name: options.name ?? os.hostname(),
+      version: VERSION,
+      architecture: { x64: "amd64", arm64: "arm64" }[os.arch() as "x64"] ?? os.arch(),
+      kernel: os.release(),
+      rootless: berth.rootless,
+      features: checks.filter(({ status }) => status === "ok").map(({ name }) => name),
+      labels: options.labels ?? {},
+      leaseMillis: Duration.toMillis(options.lease ?? "10 seconds")
+    }
+    return made
+  })
+
+export const make = (options: RunnerOptions): Effect.Effect<Runner, never, Berth> =>
+  Effect.gen(function* () {
+    const made = yield* description(options)
+    return {
+      description: made,
+      rooms: yield* Room.make(
+        options.memoryBytes ?? os.totalmem(),
+        options.cpus ?? os.availableParallelism()
+      ),
+      sessions: new Sessions(made.name, made.leaseMillis)
+    }
+  })
+
+export const handlers = ({ description, rooms, sessions }: Runner, { allow = {} }: RunnerOptions) =>
+  Rpcs.toLayer(
+    Effect.gen(function* () {
+      const berth = yield* Berth
+      const here = <A, E, R>(effect: Effect.Effect<A, E, R | Berth>) =>
+        Effect.provideService(effect, Berth, berth) as Effect.Effect<A, E, Exclude<R, Berth>>
+
+      /** The image of a start: the store's, or else its registry's. */
+      const imageOf = ({
+        digest,
+        reference
+      }: {
+        readonly digest: string | undefined
+        readonly reference: string
+      }) => {
+        if (digest === undefined) return reference === "host" ? Image.host : Image.get(reference)
+        const name = reference.replace(/@.*$/, "").replace(/:[^/:]*$/, "")
+        return Effect.tap(Image.get(`${name}@${digest}`), () => Room.hasImage(rooms, digest))
+      }
+
+      type Caller = { readonly clientId: number }
+      const inSession =
+        <P, A, E, R>(run: (session: Session, payload: P) => Effect.Effect<A, E, R>) =>
+        (payload: P, { clientId }: Caller) =>
+          Effect.flatMap(sessions.of(clientId), (session) => here(run(session, payload)))
+      const streamed =
+        <P, A, E, R>(run: (session: Session, payload: P) => Stream.Stream<A, E, R>) =>
+        (payload: P, { clientId }: Caller) =>
+          Stream.unwrap(Effect.map(sessions.of(clientId), (session) => run(session, payload))).pipe(
+            Stream.provideService(Berth, berth)
+          ) as Stream.Stream<A, E | FleetError | BerthError, never>
+      type OfOne = { readonly id: string }
+      /** Does something with one container of the session. */
+      const withContainer = <P extends OfOne, A, E, R>(
+        run: (container: Container.Container, payload: P) => Effect.Effect<A, E, R>
+      ) =>
+        inSession((session, payload: P) =>
+          Effect.flatMap(containerOf(session, payload.id), (container) => run(container, payload))
+        )
+      const withProcess = <P extends OfOne, A, E, R>(
+        run: (process: Process, payload: P) => Effect.Effect<A, E, R>
+      ) =>
+        inSession((session, payload: P) =>
+          Effect.flatMap(heldOf(session, payload.id), ({ process }) => run(process, payload))
+        )
+
+      return Rpcs.of({
+        session: (client, { clientId }) =>
+          Stream.unwrapScoped(
+            Effect.gen(function* () {
+              yield* checkClient(description.name, client)
+              const session = yield* sessions.begin(clientId, client.client)
+              const changes = Stream.zipWithIndex(rooms.changes).pipe(
+                Stream.map(([room, index]) =>
+                  index === 0
+                    ? ({ _tag: "Hello", runner: description, room } as const)
+                    : ({ _tag: "Changed", room } as const)
+                )
+              )
+              return Stream.interruptWhenDeferred(changes, session.over)
+            })
+          ),
+        renew: inSession((session) => Effect.sync(() => sessions.renew(session))),
+        pull: inSession((_, { platform, reference }) =>
+          Effect.gen(function* () {
+            const image = yield* reference === "host" ? Image.host : Image.pull(reference, { platform })
+            if (image.digest !== undefined) yield* Room.hasImage(rooms, image.digest)
+            const { healthcheck: _, ...config } = image.config
+            return { reference: image.reference, digest: image.digest, config }
+          })
+        ),
+        start: streamed((session, { image, options }) =>
+          life(session, () =>
+            Effect.gen(function* () {
+              const wanted = yield* plain.startOptions(options)
+              const admitted = yield* admit(description.name, allow, image.reference, wanted)
+              yield* Room.reserve(rooms, description.name, admitted.request)
+              return yield* Container.start(yield* imageOf(image), admitted.options)
+            }).pipe(here)
+          )
+        ),
+        release: inSession((session, { id }) => {
+          const held = session.held.get(id)
+          return held === undefined
+            ? Effect.void
+            : Effect.zipRight(Deferred.succeed(held.release, undefined), Deferred.await(held.released))
+        }),
+        exec: withContainer((container, { command, options }) =>
+          Effect.flatMap(plain.execOptions(options), (how) => Container.exec(container, command, how))
+        ),
+        spawn: streamed((session, { command, id, options }) =>
+          life(session, () =>
+            Effect.gen(function* () {
+              const how = yield* plain.processOptions(options)
+              return yield* Container.execStream(yield* containerOf(session, id), command, how)
+            })
+          )
+        ),
+        output: streamed((session, { id, name }) =>
+          Stream.unwrap(Effect.map(heldOf(session, id), ({ process }) => process[name]))
+        ),
+        logs: streamed((session, { follow, id, since, tail }) =>
+          Stream.unwrap(
+            Effect.map(heldOf(session, id), ({ process }) => Container.logs(process, { follow, since, tail }))
+          )
+        ),
+        write: inSession((session, { bytes, id }) =>
+          Effect.flatMap(entryOf(session, id), ({ write }) => write(bytes))
+        ),
+        end: inSession((session, { id }) => Effect.flatMap(entryOf(session, id), ({ end }) => end)),
+        signal: withProcess((process, { signal }) => Container.signal(process, signal)),
+        stop: withProcess((process, { graceMillis, signal }) =>
+          Container.stop(process, { signal, grace: graceMillis })
+        ),
+        resize: withProcess((process, { columns, rows }) => Container.resize(process, { rows, columns })),
+        stats: withContainer((container) => Container.stats(container)),
+        top: withContainer((container) => Container.top(container)),
+        pause: withContainer((container) => Container.pause(container)),
+        resume: withContainer((container) => Container.resume(container)),
+        waitForPort: withContainer((container, { port, timeoutMillis }) =>
+          WaitFor.port(container, port, { timeout: timeoutMillis })
+        ),
+        file: withContainer((container, { arguments: given, method }) =>
+          Effect.suspend(() => {
+            const files = Container.fileSystem(container) as unknown as Record<
+              string,
+              (...given: ReadonlyArray<unknown>) => Effect.Effect<unknown, PlatformError, Scope.Scope>
+            >
+            return Effect.scoped(files[method]!(...given))
+          })
+        ),
+        tarOut: streamed((session, { id, maxHoleBytes, path }) =>
+          Stream.unwrap(
+            Effect.map(containerOf(session, id), (container) =>
+              Container.tarOut(container, path, { maxHoleBytes })
+            )
+          )
+        ),
+        tarIn: streamed((session, { id, path }) =>
+          Stream.unwrapScoped(
+            Effect.gen(function* () {
+              const container = yield* containerOf(session, id)
+              const opened = newId()
+              const done = yield* entry(session, opened, (bytes) =>
+                Stream.run(bytes, Container.tarIn(container, path))
+              )
+              return Stream.concat(
+                Stream.succeed({ _tag: "Opened", id: opened } as const),
+                Stream.drain(Stream.fromEffect(Deferred.await(done)))
+              )
+            })
+          )
+        ),
+        connect: streamed((session, { address, id }) =>
+          Stream.unwrapScoped(
+            Effect.gen(function* () {
+              const container = yield* containerOf(session, id)
+              const connection = yield* Container.connect(container, address as Address)
+              const opened = newId()
+              yield* entry(session, opened, (bytes) => Stream.run(bytes, connection.sink))
+              return Stream.concat(
+                Stream.succeed({ _tag: "Opened", id: opened } as const),
+                Stream.map(connection.stream, (bytes) => ({ _tag: "Data", bytes }) as const)
+              )
+            })
+          )
+        )
+      })
+    })
+  )

@@ -1,0 +1,135 @@
+/** The sessions of a runner: what a client has there, for as long as it renews its lease. */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { type BerthError, ContainerError } from "../../BerthError.ts"
+import type { Container } from "../../Container.ts"
+import { FleetError, RunnerLost } from "../../FleetError.ts"
+import type { Process } from "../../Process.ts"
+
+/** Where the bytes of `write` go. */
+export interface Entry {
+  readonly write: (bytes: Uint8Array) => Effect.Effect<void, BerthError>
+  readonly end: Effect.Effect<void>
+}
+
+/** A process of a session, and the end that its client asks for. */
+export interface Held {
+  readonly process: Process
+  /** Asks for its release; `released` tells that nothing of it is left. */
+  readonly release: Deferred.Deferred<void>
+  readonly released: Deferred.Deferred<void>
+}
+
+export interface Session {
+  readonly client: string
+  readonly held: Map<string, Held>
+  readonly entries: Map<string, Entry>
+  /** Fails once the lease has ended. */
+  readonly over: Deferred.Deferred<never, RunnerLost>
+  /** When the lease ends, by this machine's clock of monotonic time, in milliseconds. */
+  deadline: number
+}
+
+export class Sessions {
+  private readonly all = new Map<number, Session>()
+  private readonly runner: string
+  private readonly leaseMillis: number
+
+  constructor(runner: string, leaseMillis: number) {
+    this.runner = runner
+    this.leaseMillis = leaseMillis
+  }
+
+  get clients(): Iterable<Session> {
+    return this.all.values()
+  }
+
+  /** The session of a connection. */
+  of(connection: number): Effect.Effect<Session, FleetError | RunnerLost> {
+    return Effect.suspend((): Effect.Effect<Session, FleetError | RunnerLost> => {
+      const session = this.all.get(connection)
+      if (session === undefined)
+        return new FleetError({
+          reason: "Unauthorized",
+          subject: `runner ${this.runner}`,
+          detail: "this connection has no session: begin one first"
+        })
+      return session.deadline < performance.now() ? this.ended() : Effect.succeed(session)
+    })
+  }
+
+  /** Begins a session, which ends with the scope, or with its lease. */
+  begin(connection: number, client: string): Effect.Effect<Session, FleetError, Scope.Scope> {
+    const sessions = this
+    return Effect.gen(function* () {
+      const session: Session = {
+        client,
+        held: new Map(),
+        entries: new Map(),
+        over: yield* Deferred.make<never, RunnerLost>(),
+        deadline: performance.now() + sessions.leaseMillis
+      }
+      yield* Effect.acquireRelease(
+        Effect.suspend(() => {
+          if (sessions.all.has(connection))
+            return new FleetError({
+              reason: "Refused",
+              subject: `runner ${sessions.runner}`,
+              detail: "this connection has a session already"
+            })
+          return Effect.sync(() => sessions.all.set(connection, session))
+        }),
+        () => Effect.sync(() => sessions.all.delete(connection))
+      )
+      yield* Effect.forkScoped(sessions.watch(session))
+      return session
+    })
+  }
+
+  renew(session: Session): void {
+    session.deadline = performance.now() + this.leaseMillis
+  }
+
+  private ended(): RunnerLost {
+    return new RunnerLost({
+      runner: this.runner,
+      detail: `the lease of this program has ended, as it was not renewed for ${this.leaseMillis} ms, and its containers with it`
+    })
+  }
+
+  /** A client that comes back after its lease finds nothing: the session is over, whatever it sends. */
+  private watch(session: Session): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      const left = session.deadline - performance.now()
+      return left <= 0
+        ? Effect.asVoid(Deferred.fail(session.over, this.ended()))
+        : Effect.zipRight(Effect.sleep(left), this.watch(session))
+    })
+  }
+}
+
+/** A process or container of a session. */
+export const heldOf = (session: Session, id: string): Effect.Effect<Held, ContainerError> =>
+  Effect.suspend(() => {
+    const held = session.held.get(id)
+    return held === undefined ? Effect.fail(gone(id)) : Effect.succeed(held)
+  })
+
+export const entryOf = (session: Session, id: string): Effect.Effect<Entry, ContainerError> =>
+  Effect.suspend(() => {
+    const entry = session.entries.get(id)
+    return entry === undefined ? Effect.fail(gone(id)) : Effect.succeed(entry)
+  })
+
+export const containerOf = (session: Session, id: string): Effect.Effect<Container, ContainerError> =>
+  Effect.flatMap(heldOf(session, id), ({ process }) =>
+    "base" in process.state ? Effect.succeed(process as Container) : Effect.fail(gone(id))
+  )
+
+const gone = (id: string): ContainerError =>
+  new ContainerError({
+    reason: "NotRunning",
+    container: id.slice(0, 12),
+    detail: "its runner has nothing of this name: its scope has closed"
+  })
