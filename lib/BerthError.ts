@@ -557,6 +557,8 @@ const buildFailed = {
     "Unavailable",
     /** The disk is full, or read-only. */
     "Storage",
+    /** An image is not for the platform that is asked for, or this machine cannot run the programs of its platform. */
+    "Platform",
     /** The Dockerfile cannot be read at this place. */
     "Syntax",
     /** The Dockerfile asks for something that Berth does not do. */

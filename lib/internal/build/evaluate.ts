@@ -14,6 +14,8 @@ import type { History } from "../image/derive.ts"
 import { make } from "../image/image.ts"
 import { kept } from "../image/kept.ts"
 import * as Kept from "../layer/kept.ts"
+import type * as Oci from "../oci/documents.ts"
+import { parsePlatform } from "../oci/layout.ts"
 import type { Cache } from "./cache.ts"
 import * as copying from "./copy.ts"
 import { alias, unlessEqual } from "./equal.ts"
@@ -40,6 +42,8 @@ export interface State {
   readonly image: Image.Image
   /** The image that the first step is from. */
   readonly base: Image.Image
+  /** The platform of an image that begins with no other one. */
+  readonly platform: Oci.Platform | undefined
   /** What tells base layers that are folders of the host from other ones at the same paths. */
   readonly identity: string
   /** Fields of the configuration that Berth does not use. */
@@ -205,10 +209,15 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
   Effect.gen(function* () {
     if (node._tag === "From") {
       const base = yield* baseOf(node, evaluation)
+      const wanted = base === Image.scratch ? (node.platform ?? evaluation.options.platform) : undefined
+      const platform = wanted === undefined ? undefined : yield* parsePlatform(wanted)
+      const { architecture, os } = platform ?? base.config
       const environment = { ...base.config.environment, ...node.environment }
+      const isBase = platform === undefined && node.environment === undefined
       return {
-        image: node.environment === undefined ? base : withConfig(base, { environment }),
+        image: isBase ? base : withConfig(base, { architecture, os, environment }),
         base,
+        platform,
         identity: yield* Kept.identityOf(evaluation.berth, base),
         raw: {},
         author: undefined,
@@ -239,7 +248,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
           ...node.parts.map(({ from }) =>
             from._tag === "Context" || from._tag === "Remote"
               ? Effect.succeed(undefined)
-              : evaluate(evaluation, from)
+              : evaluateFor(evaluation, node, from)
           )
         ],
         { concurrency: "unbounded" }
@@ -258,7 +267,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
     const [state, ...seen] = yield* Effect.all(
       [
         evaluate(evaluation, node.parent),
-        ...(node._tag === "Run" ? node.binds.map(({ from }) => evaluate(evaluation, from)) : [])
+        ...(node._tag === "Run" ? node.binds.map(({ from }) => evaluateFor(evaluation, node, from)) : [])
       ],
       { concurrency: "unbounded" }
     )
@@ -291,6 +300,12 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         )
     }
   })
+
+/** The state that a step takes files of. */
+const evaluateFor = (evaluation: Evaluation, step: Step, from: Node) =>
+  from._tag === "From"
+    ? Effect.mapError(evaluate(evaluation, from), inPlace(step))
+    : evaluate(evaluation, from)
 
 /** The state after a step, which is evaluated once. */
 export const evaluate = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthError, Berth> =>

@@ -112,7 +112,7 @@ export const named = (
 ): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    const { author, base, image, raw, steps } = state
+    const { author, base, image, platform, raw, steps } = state
     const name = options.tag === undefined ? undefined : Reference.print(yield* Reference.parse(options.tag))
     const documents = yield* documentsOf(base)
     const below = yield* copyLayers(documents)
@@ -120,14 +120,17 @@ export const named = (
     const packing = yield* packingOf(options)
     const blobs = yield* Effect.forEach(layers, (layer) => blobOf(berth, layer, packing), { concurrency: 2 })
     const { architecture: _, os: __, ...config } = image.config
-    const bytes = yield* configOf(documents, {
-      diffIds: blobs.map(({ diffId }) => diffId),
-      history: steps.map(({ history }) => history),
-      config,
-      created: options.created,
-      author,
-      raw
-    })
+    const bytes = yield* configOf(
+      { ...documents, raw: { ...documents.raw, ...platform } },
+      {
+        diffIds: blobs.map(({ diffId }) => diffId),
+        history: steps.map(({ history }) => history),
+        config,
+        created: options.created,
+        author,
+        raw
+      }
+    )
     const unpacked = new Map(layers.map((layer, k) => [blobs[k]!.diffId, layer]))
     return yield* write(
       berth,

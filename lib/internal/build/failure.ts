@@ -2,8 +2,12 @@
 import { statfsSync } from "node:fs"
 import type { Berth } from "../../Berth.ts"
 import { type BerthError, BuildFailed } from "../../BerthError.ts"
+import type { Image } from "../../Image.ts"
 import { storageDetail } from "../disk/files.ts"
 import { failedAs } from "../files/fileFailure.ts"
+import { printPlatform } from "../oci/layout.ts"
+import { hostPlatform } from "../oci/platform.ts"
+import { ENOENT, ENOEXEC } from "../util/errno.ts"
 import type { Run } from "./node.ts"
 
 type Step = Pick<Run, "place" | "text">
@@ -26,13 +30,29 @@ export const diskDetail = (error: unknown, folder: string): string | undefined =
 /** A disk is full, or read-only. */
 export class DiskFull extends Error {}
 
-/** Gives the failure of a disk the place of the step that it stopped. */
+/** Gives the failure of a disk, and an image of another platform, the place of the step that they stopped. */
 export const inPlace =
   (step: Step) =>
   (error: BerthError): BerthError =>
-    error._tag === "ImageError" && error.reason === "Storage"
-      ? failure(step, "Storage", error.message, error)
+    error._tag === "ImageError" && (error.reason === "Storage" || error.reason === "Platform")
+      ? failure(step, error.reason, error.message, error)
       : error
+
+/** The failure of a command that cannot be executed, with the place of its step. */
+export const notExecuted =
+  ({ place, text }: Step, { config }: Image) =>
+  (error: BerthError): BerthError => {
+    if (error._tag !== "CommandFailed") return error
+    const { errno, exitCode, message } = error
+    const own = printPlatform(hostPlatform())
+    const its = printPlatform(config)
+    const isOther = its !== own && (errno === ENOEXEC || errno === ENOENT)
+    const detail = isOther
+      ? `${message}. The image is for ${its}, and this machine for ${own}: to run its programs, have an emulator in binfmt_misc with the flag F, as the package qemu-user-static does`
+      : message
+    const reason = isOther && errno === ENOEXEC ? "Platform" : "Command"
+    return new BuildFailed({ reason, step: text, place, detail, exitCode, log: [], cause: error })
+  }
 
 /** The failure of a step that writes files of Berth's folder. */
 export const failedStep =

@@ -16,7 +16,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import { mountOf } from "./bind.ts"
 import * as caches from "./caches.ts"
 import type { Evaluation, Made, State } from "./evaluate.ts"
-import { fullDisk } from "./failure.ts"
+import { fullDisk, notExecuted } from "./failure.ts"
 import type { Run } from "./node.ts"
 import * as secrets from "./secrets.ts"
 
@@ -101,7 +101,7 @@ const execute = (
       network,
       mounts: yield* mountsOf(node, image, seen, volumes),
       upper: "disk"
-    })
+    }).pipe(Effect.mapError(notExecuted(node, image)))
     const event = { step: numbers.get(node)!, text, place }
     const output = Stream.runForEach(Process.logs(box, { follow: true }), ({ line, stream }) =>
       Effect.sync(() => tell({ _tag: "Output", ...event, line, stream }))

@@ -8,10 +8,12 @@ import { type BerthError, BuildFailed, InvalidOption } from "../../BerthError.ts
 import type { Build, DockerfileOptions } from "../../Build.ts"
 import * as Image from "../../Image.ts"
 import { isBuild, local, of } from "../build/build.ts"
-import { DiskFull, diskDetail } from "../build/failure.ts"
+import { DiskFull, diskDetail, inPlace } from "../build/failure.ts"
 import { linesOf } from "../build/ignore.ts"
 import type { Context, From, Node } from "../build/node.ts"
 import { rawConfigOf } from "../image/derive.ts"
+import type * as Oci from "../oci/documents.ts"
+import { parsePlatform, printPlatform } from "../oci/layout.ts"
 import { hostPlatform } from "../oci/platform.ts"
 import * as Store from "../store/store.ts"
 import { defaultPath } from "../util/defaultPath.ts"
@@ -66,24 +68,24 @@ interface Header {
   readonly line: number
 }
 
-/** The arguments of the platform that BuildKit has, for this machine. */
-const platformArguments = (): ReadonlyArray<readonly [string, string]> => {
-  const { architecture, os } = hostPlatform()
-  const of = (prefix: string): ReadonlyArray<readonly [string, string]> => [
-    [`${prefix}PLATFORM`, `${os}/${architecture}`],
-    [`${prefix}OS`, os],
-    [`${prefix}ARCH`, architecture],
-    [`${prefix}VARIANT`, ""]
+/** The arguments of the platforms that BuildKit has: that of the image, and that of this machine. */
+const platformArguments = (target: Oci.Platform): ReadonlyArray<readonly [string, string]> => {
+  const of = (prefix: string, platform: Oci.Platform): ReadonlyArray<readonly [string, string]> => [
+    [`${prefix}PLATFORM`, printPlatform(platform)],
+    [`${prefix}OS`, platform.os],
+    [`${prefix}ARCH`, platform.architecture],
+    [`${prefix}VARIANT`, platform.variant ?? ""]
   ]
-  return [...of("TARGET"), ...of("BUILD")]
+  return [...of("TARGET", target), ...of("BUILD", hostPlatform())]
 }
 
 const globalsOf = (
   before: ReadonlyArray<Instruction>,
   args: Readonly<Record<string, string>>,
-  escape: string
+  escape: string,
+  platform: Oci.Platform
 ): Map<string, string | undefined> => {
-  const globals = new Map<string, string | undefined>(platformArguments())
+  const globals = new Map<string, string | undefined>(platformArguments(platform))
   const lexer = { escape, get: (name: string) => globals.get(name) }
   for (const { rest } of before)
     for (const part of words.split(rest, escape)) {
@@ -176,6 +178,7 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
       target,
       text
     } = options
+    const platform = yield* parsePlatform(options.platform)
     const folder = path.resolve(options.context)
     const full = path.resolve(folder, given ?? "Dockerfile")
     const file = path.relative(process.cwd(), full).startsWith("..")
@@ -188,7 +191,9 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
     const { before, stages } = yield* attemptAt(file, "read", 1, () => stagesOf(instructions))
     if (stages.length === 0)
       return yield* Effect.fail(failedAt(file, "read", 1)(new SyntaxFailure(1, "it has no FROM")))
-    const globals = yield* attemptAt(file, "ARG", before[0]?.line ?? 1, () => globalsOf(before, args, escape))
+    const globals = yield* attemptAt(file, "ARG", before[0]?.line ?? 1, () =>
+      globalsOf(before, args, escape, platform)
+    )
     const lexer = { escape, get: (name: string) => globals.get(name) }
     const headers = yield* Effect.forEach(stages, ([from]) =>
       attemptAt(file, `FROM ${from!.rest}`, from!.line, () => headerOf(from!, lexer))
@@ -247,9 +252,13 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
         }
         if (name === "scratch") {
           const environment = { PATH: defaultPath }
-          return stageOf({ _tag: "From", source: Image.scratch, environment }, { environment })
+          return stageOf({ _tag: "From", source: Image.scratch, environment, platform }, { environment })
         }
-        const image = yield* Image.get(name, { pull: options.pull, platform: platform ?? options.platform })
+        const from = { text: `FROM ${name}`, place: `${file}:${line}` }
+        const image = yield* Image.get(name, {
+          pull: options.pull,
+          platform: platform ?? options.platform
+        }).pipe(Effect.mapError(inPlace(from)))
         const raw = yield* rawConfigOf(image)
         const strings = (value: unknown): ReadonlyArray<string> | undefined =>
           Array.isArray(value) && value.every((item) => typeof item === "string") ? value : undefined
