@@ -6,9 +6,12 @@
  */
 import type * as FileSystem from "@effect/platform/FileSystem"
 import type { Activity } from "@effect/workflow/Activity"
+import type { WorkflowEngine } from "@effect/workflow/WorkflowEngine"
 import type * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import type * as Redacted from "effect/Redacted"
 import type * as Schema from "effect/Schema"
 import type * as Stream from "effect/Stream"
 import type { Berth } from "./Berth.ts"
@@ -18,6 +21,9 @@ import type { StartOptions } from "./Container.ts"
 import * as artifacts from "./internal/fleet/artifacts.ts"
 import { Failure as failure } from "./internal/fleet/protocol.ts"
 import * as step from "./internal/fleet/step.ts"
+import { later } from "./internal/util/later.ts"
+
+const durable = later(() => import("./internal/fleet/engine.ts"))
 
 /**
  * Files that a step has made, as an archive, by its digest. It is plain data: a workflow may return it, and another one take it.
@@ -154,3 +160,30 @@ export const activity: <Output extends string = never>(
   options: ActivityOptions<Output>
 ) => Activity<Schema.Schema<Step<Output>, unknown>, Schema.Schema<BerthError, unknown>, Artifacts | Berth> =
   step.activity
+
+/**
+ * @since 0.2.0
+ * @category models
+ */
+export interface EngineOptions {
+  /** The address of a Postgres: `postgres://user:password@host:5432/name`. The engine makes its tables, which begin with `berth_workflow`. */
+  readonly database: Redacted.Redacted<string>
+  /**
+   * How long the executions of a program that is no longer heard stay with it; then another program goes on with them. All programs of a
+   * database should have the same. Default: 10 seconds.
+   */
+  readonly lease?: Duration.DurationInput | undefined
+}
+
+/**
+ * An engine for workflows that survive their program: what has happened is in a Postgres. Each program that has this engine and the
+ * workflows takes a share of the executions, and those of a program that ends, or is killed. It needs the packages `@effect/cluster`,
+ * `@effect/sql` and `@effect/sql-pg`. `WorkflowEngine.layerMemory` of `@effect/workflow` is an engine without a database.
+ *
+ * Fails with `FleetError` (`Database`) if the database does not answer. While one is away later, executions wait.
+ *
+ * @since 0.2.0
+ * @category layers
+ */
+export const layerEngine = (options: EngineOptions): Layer.Layer<WorkflowEngine, BerthError> =>
+  Layer.scopedContext(durable(({ make }) => make(options)))
