@@ -4,9 +4,10 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Berth from "../Berth.ts"
 import * as Fleet from "../fleet.ts"
+import { ExitCode } from "./exitCode.ts"
 import { invalid } from "./given.ts"
 import { type IdentityOptions, identityOf } from "./identity.ts"
-import { type Invocation, print, printEvent, settled } from "./invocation.ts"
+import { type Invocation, print, printEvent, remark, settled } from "./invocation.ts"
 
 export interface RunnerOptions extends IdentityOptions {
   readonly listen: string | undefined
@@ -70,14 +71,17 @@ const runnerOptions = (options: RunnerOptions): Fleet.RunnerOptions => ({
 const asked = ({ takeSignals }: Invocation): Effect.Effect<void> =>
   Effect.async((resume) => takeSignals(() => resume(Effect.void)))
 
-export const runner = async (options: RunnerOptions, invocation: Invocation): Promise<void> => {
+export const runner = async (options: RunnerOptions, invocation: Invocation): Promise<number> => {
   const given = runnerOptions(options)
   const serving = Effect.gen(function* () {
-    const address = yield* Fleet.serve(given)
+    const { address, ended } = yield* Fleet.serve(given)
     if (invocation.json) printEvent("listening", { address })
     else print(`the runner listens on ${address}`)
-    yield* asked(invocation)
+    return yield* Effect.raceFirst(Effect.as(asked(invocation), 0), Effect.as(ended, ExitCode.other))
   })
   const berth = Layer.provide(Berth.layerWith({ folder: invocation.folder }), NodeFileSystem.layer)
-  await settled(Effect.provide(Effect.scoped(serving), berth), invocation)
+  const exitCode = await settled(Effect.provide(Effect.scoped(serving), berth), invocation)
+  if (exitCode !== 0)
+    remark("the runner's supervisor has ended, and all containers with it: start the runner anew")
+  return exitCode
 }

@@ -39,7 +39,7 @@ suite("a fleet of the command line", (effect, folder) => {
   const startClient = (address: string) =>
     Effect.gen(function* () {
       const child = yield* Effect.acquireRelease(
-        Effect.sync(() => program("fleetClient.ts", [address, TOKEN])),
+        Effect.sync(() => program("fleetProgram.ts", [address, TOKEN])),
         killed
       )
       const output = ended(child)

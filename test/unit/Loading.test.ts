@@ -18,7 +18,7 @@ const packages =
   /^(undici|https-proxy-agent|proxy-from-env|dbus-native|cli-progress|smol-toml|@effect\/platform\/(Fetch)?HttpClient.*|node:(http|https|http2|tls|dns))$/
 /** A fleet: `berth/fleet` has it, and two commands. */
 const fleet =
-  /^(lib\/(fleet\.ts|internal\/fleet\/.*|cli\/(fleet|runner)\.ts)|@effect\/(rpc|cluster|workflow)\/.*)$/
+  /^(lib\/(fleet\w*\.ts|internal\/fleet\/.*|cli\/(fleet|runner)\.ts)|@effect\/(rpc|cluster|workflow)\/.*)$/
 /** The modules of the program \`berth\` that load for every command. */
 const ofProgram = ["lib/bin.ts", "lib/cli/main.ts"]
 /** All of a package, where a program needs some modules of it. */
