@@ -59,7 +59,10 @@ export interface Allow {
   readonly images?: ReadonlyArray<string> | undefined
   /** Whether the image may be `host`: the files of the runner's machine, which the container reads as its own. Default: false. */
   readonly hostImage?: boolean | undefined
-  /** The folders of the runner's machine that containers may bind, with all that is in them. Default: none. */
+  /**
+   * The folders of the runner's machine that containers may bind, each as a whole: a part of one is no fixed place, as containers can put
+   * links there. `/` allows every path. Default: none.
+   */
   readonly binds?: ReadonlyArray<string> | undefined
   /** Whether containers may use namespaces of the runner's machine. Default: false. */
   readonly hostNamespaces?: boolean | undefined

@@ -416,7 +416,7 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
       allowBind: texts({
         name: "allow-bind",
         value: "FOLDER",
-        help: "Lets containers bind this folder and what is in it. Can be repeated."
+        help: "Lets containers bind this folder, as a whole. Can be repeated."
       }),
       allowHostNamespaces: flag(
         "allow-host-namespaces",

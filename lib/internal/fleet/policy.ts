@@ -1,9 +1,8 @@
 /** What a runner lets its clients do: whatever could reach past a container is refused unless its configuration allows it. */
+import * as fs from "node:fs"
 import * as path from "node:path"
-import * as process from "node:process"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
-import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
 import type { Limits } from "../../Cgroup.ts"
@@ -12,10 +11,7 @@ import { FleetError } from "../../FleetError.ts"
 import type { Allow } from "../../fleet.ts"
 import * as Image from "../../Image.ts"
 import type { Mount } from "../../Mount.ts"
-import { failedAs } from "../files/fileFailure.ts"
-import * as inRoot from "../files/rooted.ts"
 import * as Reference from "../oci/reference.ts"
-import { native, O_PATH } from "../system/addon.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as validate from "../util/validate.ts"
 import type { PlainStart } from "./options.ts"
@@ -31,18 +27,13 @@ export interface Admitted {
   readonly request: Request
 }
 
-/** A folder that containers may bind, opened when the runner starts: no container can have another folder take its place. */
-interface Bindable {
-  readonly path: string
-  readonly fd: number
-}
-
 /** The configuration of a runner, checked. */
 export interface Policy {
   /** The name of the runner. */
   readonly runner: string
   readonly images: ReadonlyArray<Reference.Repository> | undefined
-  readonly binds: ReadonlyArray<Bindable>
+  /** The folders that containers may bind, each with its path without links. */
+  readonly binds: ReadonlyMap<string, string>
   readonly limits: {
     readonly memory: number | undefined
     readonly cpus: number | undefined
@@ -75,28 +66,41 @@ const prefixOf = (text: string): Reference.Repository => {
   }
 }
 
-const bindable = (text: string): Effect.Effect<Bindable, BerthError, Scope.Scope> =>
-  Effect.acquireRelease(
-    Effect.suspend(() => {
-      const folder = path.resolve(text)
-      return Effect.try({
-        try: () => ({ path: folder, fd: inRoot.openHost(folder, inRoot.O_FOLDER) }),
-        catch: failedAs(`allow.binds ${folder}`)
-      })
-    }),
-    ({ fd }) => Effect.sync(() => native().close(fd))
-  )
+/**
+ * The folders that containers may bind. One of them inside another would be no fixed place: a container with the outer folder could put a
+ * link there. For the same reason, containers may not bind a part of a folder. Throws.
+ */
+const bindable = (texts: ReadonlyArray<string>): ReadonlyMap<string, string> => {
+  const folders = new Map<string, string>()
+  for (const text of texts) {
+    const folder = path.resolve(text)
+    const stats = fs.statSync(folder, { throwIfNoEntry: false })
+    if (stats?.isDirectory() !== true) return validate.invalid("allow.binds", text, "a folder that exists")
+    const real = fs.realpathSync(folder)
+    for (const other of folders.values())
+      if (isIn(real, other) || isIn(other, real))
+        return validate.invalid("allow.binds", text, `no folder inside another one that is allowed: ${other}`)
+    folders.set(folder, real)
+  }
+  return folders
+}
+
+const isIn = (inner: string, outer: string): boolean =>
+  outer === "/" || inner === outer || inner.startsWith(`${outer}/`)
 
 const positive = (option: string, value: number | undefined): number | undefined =>
   value === undefined || value > 0 ? value : validate.invalid(option, value, "a number above 0")
 
-/** Checks the configuration of a runner; its folders are open until the scope closes. */
-export const make = (runner: string, allow: Allow): Effect.Effect<Policy, BerthError, Scope.Scope> =>
-  Effect.gen(function* () {
+/** Checks the configuration of a runner. */
+export const make = (runner: string, allow: Allow): Effect.Effect<Policy, BerthError> =>
+  attempt(() => {
     const { binds = [], images, limits: { cpus, disk, memory, pids } = {} } = allow
     const bytes = (option: string, value: number | string | undefined) =>
       value === undefined ? undefined : positive(option, validate.bytes(option, value))
-    const checked = yield* attempt(() => ({
+    return {
+      runner,
+      allow,
+      binds: bindable(binds),
       images: images?.map(prefixOf),
       limits: {
         memory: bytes("allow.limits.memory", memory),
@@ -104,11 +108,7 @@ export const make = (runner: string, allow: Allow): Effect.Effect<Policy, BerthE
         pids: positive("allow.limits.pids", pids),
         disk: bytes("allow.limits.disk", disk)
       }
-    }))
-    const opened = yield* Effect.forEach(binds, bindable)
-    // The innermost folder comes first.
-    const sorted = opened.sort((a, b) => b.path.length - a.path.length)
-    return { runner, allow, binds: sorted, ...checked }
+    }
   })
 
 // What clients ask for
@@ -220,31 +220,19 @@ const below = (
     : refused(policy, `${option} of ${wanted}, as ${most} is its largest`, "a larger one")
 }
 
-/**
- * A folder or file below one that is allowed, as a path that nobody can lead elsewhere any more: that of a descriptor, in whose resolution
- * the allowed folder was the root.
- */
-const boundPath = (policy: Policy, source: string): Effect.Effect<string, BerthError, Scope.Scope> => {
-  const inside = (folder: string) =>
-    source === folder || source.startsWith(folder === "/" ? "/" : `${folder}/`)
-  const folder = policy.binds.find(({ path }) => inside(path))
-  if (folder === undefined || source.split("/").includes(".."))
-    return refused(policy, `the bind of ${JSON.stringify(source)}`, "`binds` that has its folder")
-  const open = Effect.try({
-    try: () => inRoot.open(folder.fd, source.slice(folder.path.length) || "/", O_PATH),
-    catch: failedAs(`bind ${source}`)
-  })
-  return Effect.map(
-    Effect.acquireRelease(open, (fd) => Effect.sync(() => native().close(fd))),
-    (fd) => `/proc/${process.pid}/fd/${fd}`
-  )
+/** The path of a folder that may be bound; every path where all of the machine may. */
+const boundPath = (policy: Policy, source: string): Effect.Effect<string, FleetError> => {
+  const found = policy.binds.has("/") ? source : policy.binds.get(source.replace(/(.)\/+$/, "$1"))
+  return found === undefined
+    ? refused(policy, `the bind of ${JSON.stringify(source)}`, "`binds` that names this folder")
+    : Effect.succeed(found)
 }
 
 /** Checks the options of a start against the configuration of the runner. What is not allowed fails, before anything is done. */
 export const admit = (
   policy: Policy,
   { mounts = [], ...options }: PlainStart
-): Effect.Effect<Admitted, BerthError, Scope.Scope> =>
+): Effect.Effect<Admitted, BerthError> =>
   Effect.gen(function* () {
     const { allow, limits: most } = policy
     const limits: Limits = options.limits ?? {}

@@ -2,7 +2,7 @@
  * The sockets of a fleet: TCP, TLS or a Unix socket. Before the first message, a client says its token in one line, and the runner
  * answers in one: bytes of a stranger reach no decoder.
  */
-import { createHash, timingSafeEqual } from "node:crypto"
+import { createHash, createPrivateKey, timingSafeEqual, X509Certificate } from "node:crypto"
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as tls from "node:tls"
@@ -57,6 +57,17 @@ const LINE_MILLIS = 5000
 
 const GREETING = "BERTH-FLEET"
 const WELCOME = "WELCOME"
+const NO_CERTIFICATE = "REFUSED certificate"
+const NO_TOKEN = "REFUSED token"
+
+/** How long a client waits for a connection. */
+const CONNECT_MILLIS = 10_000
+
+/**
+ * How many connections may not have said their token yet; one more ends the oldest of them. A client says it at once, and more than are
+ * accepted in one turn of the event loop (511, the usual backlog) do not come before it is heard.
+ */
+const STRANGERS_MAX = 1024
 
 /** The first line that comes; what follows it stays in the socket. */
 const firstLine = (socket: net.Socket): Effect.Effect<string, Error> =>
@@ -97,7 +108,43 @@ const tlsOptions = ({ tls: given = {} }: Identity): tls.SecureContextOptions => 
   ...(given.authority === undefined ? {} : { ca: given.authority })
 })
 
-const tokenOf = ({ token }: Identity): string => (token === undefined ? "-" : Redacted.value(token))
+/** Fails for certificates and keys that cannot be used: some runtimes tell it only when a connection begins. */
+const checkTls = ({
+  tls: { authority, certificate, key } = {}
+}: Identity): Effect.Effect<void, InvalidOption> =>
+  Effect.try({
+    try: () => {
+      if (authority !== undefined) new X509Certificate(authority)
+      if (certificate === undefined && key === undefined) return
+      const isPair = new X509Certificate(certificate ?? "").checkPrivateKey(
+        createPrivateKey(key === undefined ? "" : Redacted.value(key))
+      )
+      if (!isPair) throw new Error("the key belongs to another certificate")
+    },
+    catch: (cause) =>
+      new InvalidOption({
+        option: "tls",
+        value: "what it is set to",
+        expected: `a certificate and the key that belongs to it, and an authority, in the PEM format (${cause instanceof Error ? cause.message : cause})`,
+        cause
+      })
+  })
+
+const TOKEN_CHARACTERS_MAX = 1024
+
+/** The first line of a client. */
+const greetingOf = ({ token }: Identity): Effect.Effect<string, InvalidOption> =>
+  Effect.suspend(() => {
+    if (token === undefined) return Effect.succeed(GREETING)
+    const text = Redacted.value(token)
+    return text !== "" && text.length <= TOKEN_CHARACTERS_MAX && !/[\r\n]/.test(text)
+      ? Effect.succeed(`${GREETING} ${text}`)
+      : new InvalidOption({
+          option: "token",
+          value: "what it is set to",
+          expected: `a text of one line, of 1 to ${TOKEN_CHARACTERS_MAX} characters: a file may end with a line break, which is no part of it`
+        })
+  })
 
 const digestOf = (text: string): Buffer => createHash("sha256").update(text).digest()
 
@@ -132,15 +179,44 @@ const listening = (server: net.Server, address: Address): Effect.Effect<Address,
     () => Effect.sync(() => server.close())
   )
 
-const accepted = (socket: net.Socket, identity: Identity): Effect.Effect<boolean> =>
+/** Whether a client is one that the runner knows; it is told. */
+const accepted = (
+  socket: net.Socket,
+  greeting: string,
+  asksForCertificates: boolean
+): Effect.Effect<boolean> =>
   firstLine(socket).pipe(
     Effect.map((line) => {
-      const ok = equal(line, `${GREETING} ${tokenOf(identity)}`)
-      socket.write(ok ? `${WELCOME}\n` : "REFUSED\n")
-      return ok
+      const answer =
+        asksForCertificates && (socket as tls.TLSSocket).authorized !== true
+          ? NO_CERTIFICATE
+          : equal(line, greeting)
+            ? WELCOME
+            : NO_TOKEN
+      socket.write(`${answer}\n`)
+      return answer === WELCOME
     }),
     Effect.orElseSucceed(() => false)
   )
+
+/** The connections that have not said their token: strangers cannot have so many that a client finds no place. */
+class Strangers {
+  private readonly all = new Map<unknown, net.Socket>()
+
+  add(key: unknown, socket: net.Socket): void {
+    if (this.all.size >= STRANGERS_MAX) {
+      const [[oldest, its]] = this.all as Iterable<[unknown, net.Socket]> as [[unknown, net.Socket]]
+      this.all.delete(oldest)
+      its.destroy()
+    }
+    this.all.set(key, socket)
+    socket.once("close", () => this.remove(key))
+  }
+
+  remove(key: unknown): void {
+    this.all.delete(key)
+  }
+}
 
 /** The server of a runner's clients. */
 export const server = (
@@ -167,14 +243,26 @@ export const server = (
         expected:
           "a token, or tls:// with the authority of the clients' certificates: without, everybody who reaches the port could start containers"
       })
+    const greeting = yield* greetingOf(identity)
+    if (secure) yield* checkTls(identity)
     const made = secure
       ? tls.createServer({
           ...tlsOptions(identity),
-          requestCert: identity.tls?.authority !== undefined,
-          rejectUnauthorized: identity.tls?.authority !== undefined,
+          requestCert: asksForCertificates,
+          // A client without a certificate is told so, in answer to its first line.
+          rejectUnauthorized: false,
+          handshakeTimeout: LINE_MILLIS,
           minVersion: "TLSv1.2"
         })
       : net.createServer()
+    const strangers = new Strangers()
+    // A connection and the one of TLS over it are two objects of one peer.
+    const keyOf = (socket: net.Socket): unknown =>
+      secure ? `${socket.remoteAddress} ${socket.remotePort}` : socket
+    made.on("connection", (socket: net.Socket) => {
+      socket.on("error", () => {})
+      strangers.add(keyOf(socket), socket)
+    })
     const sockets = new Set<net.Socket>()
     const waiting: Array<net.Socket> = []
     let take = (socket: net.Socket): void => void waiting.push(socket)
@@ -197,9 +285,11 @@ export const server = (
             const fork = yield* FiberSet.makeRuntime<never>()
             const context = yield* Effect.context<never>()
             const serve = (socket: net.Socket) =>
-              Effect.flatMap(accepted(socket, identity), (ok) =>
-                ok ? Effect.flatMap(NodeSocket.fromDuplex(Effect.succeed(socket)), handler) : Effect.void
-              ).pipe(
+              accepted(socket, greeting, asksForCertificates).pipe(
+                Effect.tap(() => Effect.sync(() => strangers.remove(keyOf(socket)))),
+                Effect.flatMap((ok) =>
+                  ok ? Effect.flatMap(NodeSocket.fromDuplex(Effect.succeed(socket)), handler) : Effect.void
+                ),
                 Effect.ensuring(Effect.sync(() => socket.destroySoon())),
                 Effect.ignore,
                 Effect.provide(context)
@@ -215,56 +305,91 @@ export const server = (
 
 // A client
 
+const unreachable = (address: Address, cause: Error): FleetError =>
+  new FleetError({
+    reason: "Unreachable",
+    subject: print(address),
+    detail: `the runner does not answer: ${cause.message}`,
+    cause
+  })
+
+const unauthorized = (address: Address, detail: string, cause?: Error): FleetError =>
+  new FleetError({ reason: "Unauthorized", subject: print(address), detail, cause })
+
+/** Why a connection failed. The names of errors about certificates differ between runtimes. */
+const failedWith = (address: Address, cause: NodeJS.ErrnoException): FleetError =>
+  /cert|signature|issuer|self.signed/i.test(`${cause.code} ${cause.message}`)
+    ? unauthorized(
+        address,
+        `this program does not trust the certificate of the runner (${cause.message}): give the authority that signed it as tls.authority, and address the runner by a name that is in it`,
+        cause
+      )
+    : unreachable(address, cause)
+
+/** What a runner refuses, and what to do about it. */
+const refusalOf = (address: Address, { tls: given, token }: Identity, line: string): FleetError => {
+  if (line === NO_CERTIFICATE)
+    return unauthorized(
+      address,
+      given?.certificate === undefined
+        ? "the runner asks for a certificate: give one that its authority has signed, as tls.certificate and tls.key"
+        : "the runner refuses the certificate of this program: give one that the authority of the runner has signed, and that is valid now"
+    )
+  if (line === NO_TOKEN)
+    return unauthorized(
+      address,
+      token === undefined
+        ? "the runner asks for a token: give the one that it was started with"
+        : "the runner refuses the token: give the one that it was started with, or none if it was started with none"
+    )
+  return unreachable(address, new Error("what answers there is no runner of Berth"))
+}
+
+const dial = (address: Address, identity: Identity): net.Socket => {
+  if ("path" in address) return net.connect({ path: address.path })
+  const { host, port } = address
+  if (!address.secure) return net.connect({ host, port })
+  return tls.connect({ host, port, servername: net.isIP(host) === 0 ? host : "", ...tlsOptions(identity) })
+}
+
+/** Waits until a socket is connected. */
+const established = (socket: net.Socket, address: Address): Effect.Effect<void, FleetError> =>
+  Effect.async<void, FleetError>((resume) => {
+    const secure = !("path" in address) && address.secure
+    socket.once(secure ? "secureConnect" : "connect", () => {
+      socket.setNoDelay(true)
+      resume(Effect.void)
+    })
+    socket.on("error", (error) => resume(failedWith(address, error)))
+    socket.once("close", () => resume(unreachable(address, new Error("it closes the connection"))))
+  }).pipe(
+    Effect.timeoutFail({
+      duration: CONNECT_MILLIS,
+      onTimeout: () =>
+        unreachable(address, new Error(`no connection within ${CONNECT_MILLIS / 1000} seconds`))
+    })
+  )
+
 const connected = (
   address: Address,
   identity: Identity
-): Effect.Effect<net.Socket, FleetError, Scope.Scope> => {
-  const failed = (cause: Error): FleetError =>
-    new FleetError({
-      reason: "Unreachable",
-      subject: print(address),
-      detail: `the runner does not answer: ${cause.message}`,
-      cause
-    })
-  return Effect.acquireRelease(
-    Effect.async<net.Socket, FleetError>((resume) => {
-      const secure = !("path" in address) && address.secure
-      const socket = secure
-        ? tls.connect({
-            host: address.host,
-            port: address.port,
-            servername: net.isIP(address.host) === 0 ? address.host : "",
-            ...tlsOptions(identity)
-          })
-        : net.connect("path" in address ? { path: address.path } : { host: address.host, port: address.port })
-      socket.once(secure ? "secureConnect" : "connect", () => {
-        socket.setNoDelay(true)
-        resume(Effect.succeed(socket))
-      })
-      socket.once("error", (error) => resume(Effect.fail(failed(error))))
-      return Effect.sync(() => socket.destroy())
-    }),
-    (socket) => Effect.sync(() => socket.destroy())
-  ).pipe(
-    Effect.tap((socket) => Effect.sync(() => socket.on("error", () => {}))),
-    Effect.tap((socket) => {
-      socket.write(`${GREETING} ${tokenOf(identity)}\n`)
-      return Effect.flatMap(Effect.mapError(firstLine(socket), failed), (line) =>
-        line === WELCOME
-          ? Effect.void
-          : new FleetError({
-              reason: "Unauthorized",
-              subject: print(address),
-              detail: "the runner refuses the token: give the one that it was started with"
-            })
-      )
-    })
-  )
-}
+): Effect.Effect<net.Socket, FleetError | InvalidOption, Scope.Scope> =>
+  Effect.gen(function* () {
+    const greeting = yield* greetingOf(identity)
+    if (!("path" in address) && address.secure) yield* checkTls(identity)
+    const socket = yield* Effect.acquireRelease(
+      Effect.sync(() => dial(address, identity)),
+      (made) => Effect.sync(() => made.destroy())
+    )
+    yield* established(socket, address)
+    socket.write(`${greeting}\n`)
+    const line = yield* Effect.mapError(firstLine(socket), (error) => failedWith(address, error))
+    return line === WELCOME ? socket : yield* refusalOf(address, identity, line)
+  })
 
 /** A connection to a runner, which has taken the token. */
 export const client = (
   address: Address,
   identity: Identity
-): Effect.Effect<Socket.Socket, FleetError, Scope.Scope> =>
+): Effect.Effect<Socket.Socket, FleetError | InvalidOption, Scope.Scope> =>
   Effect.flatMap(connected(address, identity), (socket) => NodeSocket.fromDuplex(Effect.succeed(socket)))
