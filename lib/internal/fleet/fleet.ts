@@ -25,6 +25,7 @@ import * as images from "../image/image.ts"
 import { parseBytes } from "../util/bytes.ts"
 import type { Fleet } from "../util/elsewhere.ts"
 import * as Client from "./client.ts"
+import { serialization } from "./frames.ts"
 import * as plain from "./options.ts"
 import * as Place from "./place.ts"
 import type { Request } from "./policy.ts"
@@ -53,7 +54,7 @@ export const serve = (
       RpcServer.layer(Rpcs, { disableFatalDefects: true, spanPrefix: "berth.runner" }).pipe(
         Layer.provide(Runner.handlers(runner, options)),
         Layer.provide(RpcServer.layerProtocolSocketServer),
-        Layer.provide(RpcSerialization.layerMsgPack),
+        Layer.provide(Layer.succeed(RpcSerialization.RpcSerialization, serialization)),
         Layer.provide(layer)
       ),
       scope
