@@ -19,9 +19,11 @@ import type { RunnerOptions } from "../../fleet.ts"
 import * as Image from "../../Image.ts"
 import type { Process } from "../../Process.ts"
 import * as WaitFor from "../../WaitFor.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import * as validate from "../util/validate.ts"
 import * as plain from "./options.ts"
-import { admit } from "./policy.ts"
-import { type Description, Rpcs, VERSION } from "./protocol.ts"
+import * as Policy from "./policy.ts"
+import { type Description, type ImageName, Rpcs, type RunningContainer, VERSION } from "./protocol.ts"
 import * as Room from "./room.ts"
 import { containerOf, entryOf, heldOf, type Session, Sessions } from "./session.ts"
 
@@ -38,6 +40,7 @@ const newId = (): string => randomBytes(8).toString("hex")
 
 export interface Runner {
   readonly description: Description
+  readonly policy: Policy.Policy
   readonly rooms: Room.Rooms
   readonly sessions: Sessions
 }
@@ -132,6 +135,9 @@ const life = (session: Session, start: (id: string) => Effect.Effect<Process, Be
 
 const description = (options: RunnerOptions) =>
   Effect.gen(function* () {
+    const leaseMillis = yield* attempt(() =>
+      Duration.toMillis(validate.duration("lease", options.lease ?? "10 seconds"))
+    )
     const { doctor } = yield* Effect.promise(() => import("../../Berth.ts"))
     const berth = yield* Berth
     const { checks } = yield* doctor
@@ -143,43 +149,55 @@ const description = (options: RunnerOptions) =>
       rootless: berth.rootless,
       features: checks.filter(({ status }) => status === "ok").map(({ name }) => name),
       labels: options.labels ?? {},
-      leaseMillis: Duration.toMillis(options.lease ?? "10 seconds")
+      leaseMillis
     }
     return made
   })
 
-export const make = (options: RunnerOptions): Effect.Effect<Runner, never, Berth> =>
+/** What a runner gives away. */
+const roomOf = ({ cpus, memory }: RunnerOptions) =>
+  attempt(() => ({
+    memoryBytes: memory === undefined ? os.totalmem() : validate.bytes("memory", memory),
+    cpus:
+      cpus === undefined
+        ? os.availableParallelism()
+        : cpus > 0
+          ? cpus
+          : validate.invalid("cpus", cpus, "a number of CPUs above 0")
+  }))
+
+export const make = (options: RunnerOptions): Effect.Effect<Runner, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
+    const { cpus, memoryBytes } = yield* roomOf(options)
     const made = yield* description(options)
     return {
       description: made,
-      rooms: yield* Room.make(
-        options.memoryBytes ?? os.totalmem(),
-        options.cpus ?? os.availableParallelism()
-      ),
+      policy: yield* Policy.make(made.name, options.allow ?? {}),
+      rooms: yield* Room.make(memoryBytes, cpus),
       sessions: new Sessions(made.name, made.leaseMillis)
     }
   })
 
-export const handlers = ({ description, rooms, sessions }: Runner, { allow = {} }: RunnerOptions) =>
+/** The name of the image of a start: the one that its client has pulled, if it has a digest. */
+const nameOf = ({ digest, reference }: typeof ImageName.Type): string =>
+  digest === undefined ? reference : `${reference.replace(/@.*$/, "").replace(/:[^/:]*$/, "")}@${digest}`
+
+export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
   Rpcs.toLayer(
     Effect.gen(function* () {
       const berth = yield* Berth
       const here = <A, E, R>(effect: Effect.Effect<A, E, R | Berth>) =>
         Effect.provideService(effect, Berth, berth) as Effect.Effect<A, E, Exclude<R, Berth>>
 
+      const running = new Map<string, RunningContainer>()
+
       /** The image of a start: the store's, or else its registry's. */
-      const imageOf = ({
-        digest,
-        reference
-      }: {
-        readonly digest: string | undefined
-        readonly reference: string
-      }) => {
-        if (digest === undefined) return reference === "host" ? Image.host : Image.get(reference)
-        const name = reference.replace(/@.*$/, "").replace(/:[^/:]*$/, "")
-        return Effect.tap(Image.get(`${name}@${digest}`), () => Room.hasImage(rooms, digest))
-      }
+      const imageOf = (name: string) =>
+        Effect.gen(function* () {
+          const image = yield* name === "host" ? Image.host : Image.get(name)
+          if (image.digest !== undefined) yield* Room.hasImage(rooms, image.digest)
+          return image
+        })
 
       type Caller = { readonly clientId: number }
       const inSession =
@@ -229,8 +247,10 @@ export const handlers = ({ description, rooms, sessions }: Runner, { allow = {} 
             })
           ),
         renew: inSession((session) => Effect.sync(() => sessions.renew(session))),
+        containers: inSession(() => Effect.sync(() => [...running.values()])),
         pull: inSession((_, { platform, reference }) =>
           Effect.gen(function* () {
+            yield* Policy.admitImage(policy, reference)
             const image = yield* reference === "host" ? Image.host : Image.pull(reference, { platform })
             if (image.digest !== undefined) yield* Room.hasImage(rooms, image.digest)
             const { healthcheck: _, ...config } = image.config
@@ -241,20 +261,31 @@ export const handlers = ({ description, rooms, sessions }: Runner, { allow = {} 
           life(session, () =>
             Effect.gen(function* () {
               const wanted = yield* plain.startOptions(options)
-              const admitted = yield* admit(description.name, allow, image.reference, wanted)
+              const admitted = yield* Policy.admit(policy, wanted)
+              const name = nameOf(image)
+              yield* Policy.admitImage(policy, name)
               yield* Room.reserve(rooms, description.name, admitted.request)
-              return yield* Container.start(yield* imageOf(image), admitted.options)
+              const container = yield* Container.start(yield* imageOf(name), admitted.options)
+              const { id } = container
+              yield* Effect.acquireRelease(
+                Effect.sync(() => running.set(id, { id, image: image.reference, ...admitted.request })),
+                () => Effect.sync(() => running.delete(id))
+              )
+              return container
             }).pipe(here)
           )
         ),
         release: inSession((session, { id }) => session.held.get(id)?.release ?? Effect.void),
         exec: withContainer((container, { command, options }) =>
-          Effect.flatMap(plain.execOptions(options), (how) => Container.exec(container, command, how))
+          Effect.gen(function* () {
+            const how = yield* Policy.admitExec(policy, yield* plain.execOptions(options))
+            return yield* Container.exec(container, command, how)
+          })
         ),
         spawn: streamed((session, { command, id, options }) =>
           life(session, () =>
             Effect.gen(function* () {
-              const how = yield* plain.processOptions(options)
+              const how = yield* Policy.admitExec(policy, yield* plain.processOptions(options))
               return yield* Container.execStream(yield* containerOf(session, id), command, how)
             })
           )
