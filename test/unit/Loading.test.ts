@@ -34,7 +34,9 @@ describe("what an import loads", () => {
 
   before(() => {
     folder = makeTemporaryFolder()
-    const entries = ["lib/promise.ts", "lib/Container.ts", "lib/Image.ts", "lib/index.ts"]
+    const entries = ["promise", "Container", "Image", "index", "fleet", "fleetWorkflow"].map(
+      (name) => `lib/${name}.ts`
+    )
     const flags = ["--bundle", "--splitting", "--format=esm", "--platform=node", "--packages=external"]
     const output = [`--outdir=${folder}/out`, `--metafile=${folder}/meta.json`, "--log-level=error"]
     execFileSync(`${root}node_modules/.bin/esbuild`, [...entries, ...flags, ...output], { cwd: root })
@@ -60,6 +62,16 @@ describe("what an import loads", () => {
     test(`${entry} loads neither the decoders of documents nor what moves, unpacks or makes images`, () =>
       assert.deepEqual(found(entry, images), []))
   }
+
+  const ofWorkflows = /^@effect\/(cluster|experimental|workflow)(\/.*)?$/
+  const ofDatabases = /^(@effect\/sql.*|pg)$/
+
+  test("a fleet loads neither workflows nor a client of databases, and steps of workflows no cluster", () => {
+    for (const entry of ["lib/promise.ts", "lib/index.ts", "lib/fleet.ts"])
+      for (const pattern of [ofWorkflows, ofDatabases]) assert.deepEqual(found(entry, pattern), [])
+    assert.deepEqual(found("lib/fleetWorkflow.ts", ofDatabases), [])
+    assert.deepEqual(found("lib/fleetWorkflow.ts", ofWorkflows), ["@effect/workflow/Activity"])
+  })
 
   test("a part of Berth that cannot be loaded is named by a tagged error", {
     skip: "Deno" in globalThis || "Bun" in globalThis ? "only Node reports the limit" : whyNoContainers
