@@ -555,6 +555,10 @@ const buildFailed = {
     "Changed",
     /** A file of an address cannot be had, or is not the one of its checksum. */
     "Unavailable",
+    /** The disk is full, or read-only. */
+    "Storage",
+    /** An image is not for the platform that is asked for, or this machine cannot run the programs of its platform. */
+    "Platform",
     /** The Dockerfile cannot be read at this place. */
     "Syntax",
     /** The Dockerfile asks for something that Berth does not do. */

@@ -448,7 +448,8 @@ export const config: {
 /**
  * Builds the image: runs the steps that have not been made before, those that do not depend on each other at the same time.
  *
- * Fails with `BuildFailed` for a step that fails, as `Image.get` does for the first image, and as `Container.start` does. What steps made
+ * Steps of an image for another platform run if this machine has an emulator in binfmt_misc with the flag F, as the package qemu-user-static
+ * does. Fails with `BuildFailed` for a step that fails, as `Image.get` does for the first image, and as `Container.start` does. What steps made
  * before the failure stays in the store, until a collection (`Store.gc`) finds it unused for seven days.
  *
  * @since 0.2.0

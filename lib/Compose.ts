@@ -5,14 +5,14 @@
  * What is as the Compose specification says, and what is not:
  *
  * - Supported are services with `image`, `build` (`context`, `dockerfile`, `dockerfile_inline`, `target`, `args`, `additional_contexts` that are folders,
- *   one of `platforms`, `network`, `no_cache`), `pull_policy`, `command`, `entrypoint`, `environment`, `env_file`, `ports`, `expose`, `volumes`, `tmpfs`,
+ *   one of `platforms`, `network`, `no_cache`, `ssh` with sockets of agents, `entitlements`, `privileged`), `pull_policy`, `command`, `entrypoint`, `environment`, `env_file`, `ports`, `expose`, `volumes`, `tmpfs`,
  *   `depends_on`, `healthcheck`, `networks`, `network_mode: none`, `profiles`, `working_dir`, `user`, `hostname`, `container_name`, `extra_hosts`, `dns`,
  *   `dns_search`, `labels`, `cap_add`, `cap_drop`, `read_only`, `ulimits`, `shm_size`, `mem_limit`, `cpus`, `pids_limit`, `deploy.resources.limits`,
  *   `stop_signal`, `stop_grace_period`, `restart`, `init`, `tty`, `stdin_open` and `sysctls`; `networks`, `volumes` and `name` of the file;
  *   variables, `.env`, anchors, `<<`, and keys that begin with `x-`. Services whose profiles are not active are not read.
  * - A port without an address is published on `localhost`, as by `Container.publish`, and not on all addresses.
  * - A service with `build` has the image of its Dockerfile, built as `Build.dockerfile` does; `image` is its name then. Steps of a build have no
- *   network, unless it says `network: host`.
+ *   network, unless it says `network: host`. `privileged` allows `RUN --security=insecure`, as the entitlement `security.insecure` does.
  * - A network reaches other machines by TCP (`outbound: "proxy"`), unless it is `internal`.
  * - A volume of the file is kept in Berth's folder under the name `PROJECT_VOLUME`. What the image has at its target is not copied into it.
  * - The source of a bind has to exist. Paths are relative to the folder of the file, and may lead out of it, as with Docker: a compose

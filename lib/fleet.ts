@@ -12,6 +12,7 @@ import type * as Scope from "effect/Scope"
 import type { Berth, Options as BerthOptions } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Bytes } from "./Cgroup.ts"
+import type { Container } from "./Container.ts"
 import * as internal from "./internal/fleet/fleet.ts"
 import { placement } from "./internal/fleet/place.ts"
 
@@ -140,7 +141,23 @@ export const layer = (options: Options = {}): Layer.Layer<Berth, BerthError, Fil
   Layer.scopedContext(internal.make(options))
 
 /**
- * Serves this machine to the clients of a fleet until the scope closes, and gives the address. Each client has what it started for as
+ * A runner that serves its clients.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Serving {
+  /** Where its clients reach it, with the port that it has. */
+  readonly address: string
+  /**
+   * Waits until it serves nobody any more: its scope has closed, or its supervisor has ended, which happens to a runner that was stopped
+   * by a signal for longer than its lease. Start it anew then, with a new Berth.
+   */
+  readonly ended: Effect.Effect<void>
+}
+
+/**
+ * Serves this machine to the clients of a fleet until the scope closes. Each client has what it started for as
  * long as it renews its lease: a client that closes, breaks off or falls silent loses its containers, and a lease that has ended is never
  * renewed.
  *
@@ -150,9 +167,9 @@ export const layer = (options: Options = {}): Layer.Layer<Berth, BerthError, Fil
  * @since 0.2.0
  * @category constructors
  * @example
- * const runner = Fleet.serve({ listen: "tcp://0.0.0.0:7411", token }).pipe(Effect.zipRight(Effect.never), Effect.scoped)
+ * const runner = Fleet.serve({ listen: "tcp://0.0.0.0:7411", token }).pipe(Effect.flatMap(({ ended }) => ended), Effect.scoped)
  */
-export const serve: (options: RunnerOptions) => Effect.Effect<string, BerthError, Berth | Scope.Scope> =
+export const serve: (options: RunnerOptions) => Effect.Effect<Serving, BerthError, Berth | Scope.Scope> =
   internal.serve
 
 /**
@@ -176,3 +193,11 @@ export const on =
   (where: Placement) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.locallyWith(effect, placement, (outer) => ({ ...outer, ...where }))
+
+/**
+ * The name of the runner that has a container; undefined for a container of this machine.
+ *
+ * @since 0.2.0
+ * @category placement
+ */
+export const runnerOf = (container: Container): string | undefined => container.state.elsewhere?.runner

@@ -4,11 +4,16 @@ import { execFileSync } from "node:child_process"
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
 import * as http from "node:http"
+import * as https from "node:https"
 import type { AddressInfo } from "node:net"
 import * as Effect from "effect/Effect"
 import { Berth, Build, Container, Image } from "../../lib/index.ts"
+import { fetched, Unavailable } from "../../lib/internal/build/remote.ts"
+import { makeAuthority } from "../support/certificates.ts"
 import { failure, suite } from "../support/effect.ts"
+import { ended, program } from "../support/program.ts"
 import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
+import { waitUntil } from "../support/until.ts"
 
 const skip = { skip: whyNoBusybox }
 
@@ -133,11 +138,13 @@ suite("ADD", (effect, folder) => {
   )
 
   effect(
-    "a server that redirects for ever, breaks off or refuses is an error with the line",
+    "a server that redirects for ever, breaks off, refuses or has too much is an error with the line",
     function* () {
       const context = yield* contextOf("server")
       const server = yield* serverOf(({ url = "" }, response) => {
         if (url === "/loop/x") response.writeHead(302, { location: "/loop/x" }).end()
+        else if (url === "/terabyte/x")
+          response.writeHead(200, { "content-length": String(2 ** 40) }).write("x")
         else if (url === "/file/x") response.writeHead(302, { location: "file:///etc/passwd" }).end()
         else if (url === "/short/x") {
           response.writeHead(200, { "content-length": "100" })
@@ -148,6 +155,7 @@ suite("ADD", (effect, folder) => {
         ["loop", "redirects more than 5 times"],
         ["file", "no HTTP address"],
         ["absent", "status 404"],
+        ["terabyte", "larger than 17179869184 bytes"],
         ["short", ""]
       ] as const) {
         const text = `FROM local/busybox\nADD ${server.url}/${path}/x /\n`
@@ -155,6 +163,99 @@ suite("ADD", (effect, folder) => {
         assert.equal(error.reason, "Unavailable", error.message)
         assert.match(error.message, new RegExp(`:2: ADD .*${mention}`))
       }
+    },
+    skip
+  )
+
+  effect(
+    "a redirect to an address without TLS is refused, and a server without a known certificate",
+    function* () {
+      const authority = makeAuthority()
+      const { certificate, key } = authority.issue("server")
+      const plain = yield* serverOf((_, response) => void response.end("without TLS"))
+      const secure = yield* Effect.acquireRelease(
+        Effect.promise(
+          () =>
+            new Promise<https.Server>((resolve) => {
+              const made = https.createServer({ cert: certificate, key }, ({ url = "" }, response) => {
+                response.setHeader("connection", "close")
+                if (url === "/file") response.end("with TLS")
+                else if (url === "/away/file")
+                  response.writeHead(302, { location: `${plain.url}/file` }).end()
+                else response.writeHead(302, { location: url.slice("/again".length) || "/file" }).end()
+              })
+              made.listen(0, "127.0.0.1", () => resolve(made))
+            })
+        ),
+        (made) => Effect.promise(() => new Promise((resolve) => made.close(resolve)))
+      )
+      const tls = `https://127.0.0.1:${(secure.address() as AddressInfo).port}`
+      const redirecting = yield* serverOf(
+        (_, response) => void response.writeHead(301, { location: `${tls}/file` }).end()
+      )
+      fs.writeFileSync(`${folder()}/ca.crt`, authority.certificate)
+      const add = (trusted: Readonly<Record<string, string>>, ...urls: ReadonlyArray<string>) =>
+        Effect.promise(async () => {
+          const env = { ...process.env, ...trusted, DENO_NO_UPDATE_CHECK: "1" }
+          const args = [`${folder()}/adding`, ...urls]
+          const { code, stderr, stdout } = await ended(
+            program("adder.ts", args, { stdio: ["ignore", "pipe", "pipe"], env })
+          )
+          assert.equal(code, 0, stderr)
+          return JSON.parse(stdout) as ReadonlyArray<string>
+        })
+      const known = { NODE_EXTRA_CA_CERTS: `${folder()}/ca.crt`, DENO_CERT: `${folder()}/ca.crt` }
+      const urls = [
+        `${tls}/again/file`,
+        `${redirecting.url}/file`,
+        `${tls}/away/file`,
+        `${tls}/again/away/file`
+      ]
+      const [same, more, ...less] = yield* add(known, ...urls)
+      assert.deepEqual([same, more], ["with TLS", "with TLS"])
+      assert.equal(less.length, 2)
+      for (const message of less) assert.match(message, /redirects from https to http$/)
+      assert.equal(plain.count(), 0)
+      const [unknown] = yield* add({}, `${tls}/file`)
+      assert.match(unknown!, /^COPY https:.*certificate/i)
+    },
+    skip
+  )
+
+  effect(
+    "a file beyond the limit is refused by what its server says, or when so much has come",
+    function* () {
+      const berth = yield* Berth.Berth
+      let sent = 0
+      const closed = new Set<string>()
+      const server = yield* serverOf(({ url = "" }, response) => {
+        response.on("close", () => closed.add(url))
+        if (url === "/said") response.writeHead(200, { "content-length": String(2 ** 40) })
+        const more = (): void => {
+          while (!response.destroyed && response.write(Buffer.alloc(65_536))) sent += 65_536
+          if (!response.destroyed) response.once("drain", more)
+        }
+        if (url === "/said") response.write("x")
+        else if (url === "/exact") response.end(Buffer.alloc(1_000_000))
+        else more()
+      })
+      const before = fs.readdirSync(berth.supervisor.folder)
+      const get = (path: string) => {
+        const remote = { _tag: "Remote", url: `${server.url}${path}`, checksum: undefined } as const
+        return Effect.scoped(
+          Effect.map(fetched(berth, remote, "file", 1_000_000), (at) => fs.statSync(`${at}/file`).size)
+        )
+      }
+      assert.equal(yield* get("/exact"), 1_000_000)
+      for (const path of ["/said", "/endless"]) {
+        const error = yield* Effect.flip(get(path))
+        assert.ok(error instanceof Unavailable)
+        assert.equal(error.message, "it is larger than 1000000 bytes, the limit for one file")
+      }
+      assert.deepEqual(fs.readdirSync(berth.supervisor.folder), before)
+      yield* waitUntil("the end of all connections", () => closed.size === 3)
+      // What the kernel and the runtime hold back is more than what was read.
+      assert.ok(sent < 100_000_000, `${sent} bytes`)
     },
     skip
   )

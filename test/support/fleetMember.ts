@@ -12,7 +12,7 @@ Fleet.serve({
   token: Redacted.make(token),
   ...(database === undefined ? {} : { database: Redacted.make(database) })
 }).pipe(
-  Effect.tap((address) => Effect.sync(() => console.log(address))),
+  Effect.tap(({ address }) => Effect.sync(() => console.log(address))),
   Effect.zipRight(Effect.never),
   Effect.scoped,
   Effect.provide(berthIn(folder)),

@@ -9,16 +9,16 @@ import type { Image } from "../../Image.ts"
 import * as RootFs from "../../RootFs.ts"
 import { place } from "../container/keep.ts"
 import * as users from "../container/passwd.ts"
-import { failedAs } from "../files/fileFailure.ts"
 import type { Metadata } from "../files/metadata.ts"
 import * as inRoot from "../files/rooted.ts"
 import { outside, own } from "../ids/idMaps.ts"
 import { ENOENT } from "../util/errno.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import type { Evaluation, Made } from "./evaluate.ts"
+import { failedStep } from "./failure.ts"
 import * as files from "./files.ts"
 import { changeOf } from "./mode.ts"
-import type { Copy } from "./node.ts"
+import type { Copy, Workdir } from "./node.ts"
 import { failedCopy, isBuildPart, type Opened, type Prepared, prepare } from "./part.ts"
 
 /** Lets `write` change the root of an image, and makes a layer of what it wrote. */
@@ -46,10 +46,9 @@ const written = (
   )
 
 /** A folder that is made unless the image has it, for the image's user. */
-export const folder = (evaluation: Evaluation, image: Image, path: string): Made => ({
+export const folder = (evaluation: Evaluation, node: Workdir, image: Image, path: string): Made => ({
   key: ["folder", path, image.config.user],
   make: (key) => {
-    const operation = `make the folder ${path}`
     const write = async (root: number, owner: files.Owner | undefined): Promise<"changed" | "unchanged"> => {
       try {
         inRoot.using(inRoot.open(root, path, inRoot.O_FOLDER), () => {})
@@ -61,7 +60,7 @@ export const folder = (evaluation: Evaluation, image: Image, path: string): Made
       return "changed"
     }
     return Effect.flatMap(ownerOf(image, image.config.user || undefined, false), (owner) =>
-      written(evaluation, image, key, (root) => write(root, owner), failedAs(operation))
+      written(evaluation, image, key, (root) => write(root, owner), failedStep(evaluation.berth, node))
     )
   }
 })
@@ -147,7 +146,8 @@ export const copy = (
         Effect.scoped(
           Effect.flatMap(
             Effect.forEach(parts, ({ open }) => open),
-            (opened) => written(evaluation, image, key, write(opened), failedCopy(node, "its source"))
+            (opened) =>
+              written(evaluation, image, key, write(opened), failedCopy(evaluation.berth, node, "its source"))
           )
         )
     }

@@ -14,9 +14,12 @@ import type { History } from "../image/derive.ts"
 import { make } from "../image/image.ts"
 import { kept } from "../image/kept.ts"
 import * as Kept from "../layer/kept.ts"
+import type * as Oci from "../oci/documents.ts"
+import { parsePlatform } from "../oci/layout.ts"
 import type { Cache } from "./cache.ts"
 import * as copying from "./copy.ts"
 import { alias, unlessEqual } from "./equal.ts"
+import { inPlace } from "./failure.ts"
 import * as Inputs from "./inputs.ts"
 import type { From, Node } from "./node.ts"
 import * as running from "./run.ts"
@@ -39,6 +42,8 @@ export interface State {
   readonly image: Image.Image
   /** The image that the first step is from. */
   readonly base: Image.Image
+  /** The platform of an image that begins with no other one. */
+  readonly platform: Oci.Platform | undefined
   /** What tells base layers that are folders of the host from other ones at the same paths. */
   readonly identity: string
   /** Fields of the configuration that Berth does not use. */
@@ -204,10 +209,15 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
   Effect.gen(function* () {
     if (node._tag === "From") {
       const base = yield* baseOf(node, evaluation)
+      const wanted = base === Image.scratch ? (node.platform ?? evaluation.options.platform) : undefined
+      const platform = wanted === undefined ? undefined : yield* parsePlatform(wanted)
+      const { architecture, os } = platform ?? base.config
       const environment = { ...base.config.environment, ...node.environment }
+      const isBase = platform === undefined && node.environment === undefined
       return {
-        image: node.environment === undefined ? base : withConfig(base, { environment }),
+        image: isBase ? base : withConfig(base, { architecture, os, environment }),
         base,
+        platform,
         identity: yield* Kept.identityOf(evaluation.berth, base),
         raw: {},
         author: undefined,
@@ -215,11 +225,14 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         isUnknown: false
       }
     }
-    const failing = <A, E, R>(
+    const failing = <A, R>(
       image: Image.Image,
-      effect: Effect.Effect<A, E, R>,
+      effect: Effect.Effect<A, BerthError, R>,
       seen: ReadonlyArray<Image.Image> = []
-    ) => Effect.tapError(effect, () => Effect.sync(() => evaluation.failed?.(node, image, seen)))
+    ) =>
+      Effect.tapError(Effect.mapError(effect, inPlace(node)), () =>
+        Effect.sync(() => evaluation.failed?.(node, image, seen))
+      )
     /** A step after one that has not been made. */
     const unknown = (state: State): State => {
       const { numbers } = evaluation
@@ -235,7 +248,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
           ...node.parts.map(({ from }) =>
             from._tag === "Context" || from._tag === "Remote"
               ? Effect.succeed(undefined)
-              : evaluate(evaluation, from)
+              : evaluateFor(evaluation, node, from)
           )
         ],
         { concurrency: "unbounded" }
@@ -254,7 +267,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
     const [state, ...seen] = yield* Effect.all(
       [
         evaluate(evaluation, node.parent),
-        ...(node._tag === "Run" ? node.binds.map(({ from }) => evaluate(evaluation, from)) : [])
+        ...(node._tag === "Run" ? node.binds.map(({ from }) => evaluateFor(evaluation, node, from)) : [])
       ],
       { concurrency: "unbounded" }
     )
@@ -272,7 +285,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
       }
       case "Workdir": {
         const workingDirectory = posix.resolve("/", config.workingDirectory, node.path)
-        const made = copying.folder(evaluation, state.image, workingDirectory)
+        const made = copying.folder(evaluation, node, state.image, workingDirectory)
         const next = state.isUnknown
           ? unknown(state)
           : yield* failing(state.image, layered(evaluation, node, state, made))
@@ -287,6 +300,12 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         )
     }
   })
+
+/** The state that a step takes files of. */
+const evaluateFor = (evaluation: Evaluation, step: Step, from: Node) =>
+  from._tag === "From"
+    ? Effect.mapError(evaluate(evaluation, from), inPlace(step))
+    : evaluate(evaluation, from)
 
 /** The state after a step, which is evaluated once. */
 export const evaluate = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthError, Berth> =>

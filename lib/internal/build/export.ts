@@ -10,7 +10,7 @@ import type { ImageOptions } from "../../Build.ts"
 import type { Image } from "../../Image.ts"
 import type { Digest } from "../../Reference.ts"
 import * as Reference from "../../Reference.ts"
-import { readBounded } from "../disk/files.ts"
+import { readBounded, storageDetail } from "../disk/files.ts"
 import { configOf, copyLayers, documentsOf } from "../image/derive.ts"
 import * as LayerBlob from "../image/layerBlob.ts"
 import { write } from "../image/write.ts"
@@ -84,7 +84,11 @@ export const record = (
       await fs.writeFile(`${file}.new`, JSON.stringify({ digest, size, diffId }), { mode: 0o600 })
       await fs.rename(`${file}.new`, file)
     },
-    catch: (cause) => new ImageError({ reason: "Storage", subject: layer, detail: String(cause), cause })
+    catch: (cause) => {
+      const { code = "", message } = cause as NodeJS.ErrnoException
+      const detail = storageDetail(code, message, path.dirname(layer))
+      return new ImageError({ reason: "Storage", subject: layer, detail, cause })
+    }
   })
 
 /** The blob of a layer, which is made if the store lacks it. */
@@ -108,7 +112,7 @@ export const named = (
 ): Effect.Effect<Image, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    const { author, base, image, raw, steps } = state
+    const { author, base, image, platform, raw, steps } = state
     const name = options.tag === undefined ? undefined : Reference.print(yield* Reference.parse(options.tag))
     const documents = yield* documentsOf(base)
     const below = yield* copyLayers(documents)
@@ -116,14 +120,17 @@ export const named = (
     const packing = yield* packingOf(options)
     const blobs = yield* Effect.forEach(layers, (layer) => blobOf(berth, layer, packing), { concurrency: 2 })
     const { architecture: _, os: __, ...config } = image.config
-    const bytes = yield* configOf(documents, {
-      diffIds: blobs.map(({ diffId }) => diffId),
-      history: steps.map(({ history }) => history),
-      config,
-      created: options.created,
-      author,
-      raw
-    })
+    const bytes = yield* configOf(
+      { ...documents, raw: { ...documents.raw, ...platform } },
+      {
+        diffIds: blobs.map(({ diffId }) => diffId),
+        history: steps.map(({ history }) => history),
+        config,
+        created: options.created,
+        author,
+        raw
+      }
+    )
     const unpacked = new Map(layers.map((layer, k) => [blobs[k]!.diffId, layer]))
     return yield* write(
       berth,

@@ -4,7 +4,7 @@ import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
-import { type BerthError, BuildFailed, InvalidOption } from "../../BerthError.ts"
+import { type BerthError, type BuildFailed, InvalidOption } from "../../BerthError.ts"
 import type { Image } from "../../Image.ts"
 import * as RootFs from "../../RootFs.ts"
 import { failedAs } from "../files/fileFailure.ts"
@@ -15,6 +15,7 @@ import { unpackArchive } from "../layer/unpack.ts"
 import { O_PATH } from "../system/addon.ts"
 import { compressionOf, HEADER_BYTES } from "./archive.ts"
 import type { Evaluation, Made } from "./evaluate.ts"
+import { failedStep, failure } from "./failure.ts"
 import * as fileIndex from "./fileIndex.ts"
 import * as files from "./files.ts"
 import { compile } from "./ignore.ts"
@@ -37,10 +38,9 @@ export interface Prepared extends Pick<Made, "key" | "files" | "refined"> {
 export const isBuildPart = ({ from }: Part): boolean => from._tag !== "Context" && from._tag !== "Remote"
 
 export const failedCopy =
-  ({ place, text }: Copy, from: string) =>
+  (berth: Berth, step: Copy, from: string) =>
   (error: unknown): BerthError => {
-    const failed = (reason: BuildFailed["reason"], detail: string) =>
-      new BuildFailed({ reason, step: text, place, detail, exitCode: undefined, log: [], cause: error })
+    const failed = (reason: BuildFailed["reason"], detail: string) => failure(step, reason, detail, error)
     if (error instanceof files.NoMatch)
       return failed(
         "NoMatch",
@@ -50,8 +50,8 @@ export const failedCopy =
       return failed("Changed", `${error.message}: build again when nothing writes to ${from}`)
     if (error instanceof Unavailable) return failed("Unavailable", `${from}: ${error.message}`)
     if (error instanceof SyntaxError)
-      return new InvalidOption({ option: "paths", value: text, expected: error.message, cause: error })
-    return failedAs(text)(error)
+      return new InvalidOption({ option: "paths", value: step.text, expected: error.message, cause: error })
+    return failedStep(berth, step)(error)
   }
 
 const opened = (folder: string, step: Copy): Effect.Effect<number, BerthError, Scope.Scope> =>
@@ -113,7 +113,7 @@ export const prepare = (
     const { exclude = [], parents = false } = node.options
     const { from, paths } = part
     const shown = from._tag === "Context" ? from.folder : from._tag === "Remote" ? from.url : image!.reference
-    const failed = failedCopy(node, shown)
+    const failed = failedCopy(berth, node, shown)
     const compiled = (patterns: ReadonlyArray<string>) =>
       Effect.try({ try: () => compile(patterns), catch: failed })
     const ignore = yield* compiled(from._tag === "Context" ? from.ignore : [])
@@ -182,7 +182,7 @@ const prepareRemote = (
     const { checksum, url } = remote
     const name = nameOf(url) ?? "index"
     const get = Effect.gen(function* () {
-      const folder = yield* Effect.mapError(fetched(berth, remote, name), failedCopy(node, url))
+      const folder = yield* Effect.mapError(fetched(berth, remote, name), failedCopy(berth, node, url))
       const top = yield* opened(folder, node)
       const selection = yield* select(top, { patterns: [name.replace(/[*?[\\]/g, "\\$&")] })
       return { top, selection }

@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Berth } from "../../Berth.ts"
 import { fetch } from "../registry/proxy.ts"
+import { diskDetail } from "./failure.ts"
 import type { Remote } from "./node.ts"
 
 const REDIRECTS_MAX = 5
@@ -50,7 +51,12 @@ const answerOf = async (start: string, signal: AbortSignal): Promise<Response> =
   }
 }
 
-const download = async ({ checksum, url }: Remote, path: string, outer: AbortSignal): Promise<void> => {
+const download = async (
+  { checksum, url }: Remote,
+  path: string,
+  bytesMax: number,
+  outer: AbortSignal
+): Promise<void> => {
   const silence = new AbortController()
   const late = () => silence.abort(new Unavailable(`nothing has come for ${SILENCE_MILLIS / 1000} s`))
   let timer = setTimeout(late, SILENCE_MILLIS)
@@ -58,17 +64,23 @@ const download = async ({ checksum, url }: Remote, path: string, outer: AbortSig
   const file = await fs.open(path, "wx", 0o600)
   try {
     const response = await answerOf(url, AbortSignal.any([outer, silence.signal]))
+    const said = response.headers.get("content-length")
+    const tooLarge = () => new Unavailable(`it is larger than ${bytesMax} bytes, the limit for one file`)
+    if (said !== null && Number(said) > bytesMax) {
+      await response.body?.cancel()
+      throw tooLarge()
+    }
     let length = 0
     for await (const part of response.body ?? []) {
       clearTimeout(timer)
       timer = setTimeout(late, SILENCE_MILLIS)
       length += part.length
-      if (length > BYTES_MAX) throw new Unavailable(`it is larger than ${BYTES_MAX} bytes`)
+      if (length > bytesMax) throw tooLarge()
       hash.update(part)
       await file.writeFile(part)
     }
-    const said = Number(response.headers.get("content-length") ?? length)
-    if (said !== length) throw new Unavailable(`it ends after ${length} of ${said} bytes`)
+    if (said !== null && Number(said) !== length)
+      throw new Unavailable(`it ends after ${length} of ${said} bytes`)
   } finally {
     clearTimeout(timer)
     await file.close()
@@ -82,21 +94,22 @@ const download = async ({ checksum, url }: Remote, path: string, outer: AbortSig
 export const fetched = (
   berth: Berth,
   remote: Remote,
-  name: string
-): Effect.Effect<string, Unavailable, Scope.Scope> =>
+  name: string,
+  bytesMax: number = BYTES_MAX
+): Effect.Effect<string, unknown, Scope.Scope> =>
   Effect.gen(function* () {
     // A sweep removes it with the state of a killed program.
     const folder = `${berth.supervisor.folder}/remote-${randomBytes(8).toString("hex")}`
     yield* Effect.acquireRelease(
-      Effect.promise(() => fs.mkdir(folder, { mode: 0o700 })),
+      Effect.tryPromise({ try: () => fs.mkdir(folder, { mode: 0o700 }), catch: (error) => error }),
       () => Effect.promise(() => fs.rm(folder, { recursive: true, force: true }))
     )
     yield* Effect.tryPromise({
-      try: (signal) => download(remote, `${folder}/${name}`, signal),
+      try: (signal) => download(remote, `${folder}/${name}`, bytesMax, signal),
       catch: (error) => {
-        if (error instanceof Unavailable) return error
+        if (error instanceof Unavailable || diskDetail(error, folder) !== undefined) return error
         const { cause, message } = error as Error & { cause?: { message?: string; code?: string } }
-        return new Unavailable(cause?.code ?? (cause?.message || message), { cause: error })
+        return new Unavailable(cause?.message || cause?.code || message, { cause: error })
       }
     })
     return folder

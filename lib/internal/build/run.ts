@@ -16,6 +16,7 @@ import { attempt } from "../util/fromThrowing.ts"
 import { mountOf } from "./bind.ts"
 import * as caches from "./caches.ts"
 import type { Evaluation, Made, State } from "./evaluate.ts"
+import { fullDisk, notExecuted } from "./failure.ts"
 import type { Run } from "./node.ts"
 import * as secrets from "./secrets.ts"
 
@@ -69,7 +70,7 @@ const insecure = {
 } as const
 
 const execute = (
-  { numbers, options: given, tell }: Evaluation,
+  { berth, numbers, options: given, tell }: Evaluation,
   node: Run,
   image: Image,
   seen: ReadonlyArray<Image>,
@@ -100,7 +101,7 @@ const execute = (
       network,
       mounts: yield* mountsOf(node, image, seen, volumes),
       upper: "disk"
-    })
+    }).pipe(Effect.mapError(notExecuted(node, image)))
     const event = { step: numbers.get(node)!, text, place }
     const output = Stream.runForEach(Process.logs(box, { follow: true }), ({ line, stream }) =>
       Effect.sync(() => tell({ _tag: "Output", ...event, line, stream }))
@@ -125,7 +126,12 @@ const execute = (
         "was ended for its use of memory: give it a larger limit",
         status.exitCode
       )
-    if (status.exitCode !== 0) return yield* failed(box, "Command", stateOf(status), status.exitCode)
+    if (status.exitCode !== 0) {
+      // Its files are still there, so a disk that they have filled is still full.
+      const full = fullDisk(berth)
+      const detail = [stateOf(status), full ?? []].flat().join(", ")
+      return yield* failed(box, full === undefined ? "Command" : "Storage", detail, status.exitCode)
+    }
     return yield* Container.keep(box, { key })
   }).pipe(
     Effect.scoped,

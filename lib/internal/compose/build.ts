@@ -1,4 +1,5 @@
 /** `build` of a service: its image is that of a Dockerfile. */
+import * as fs from "node:fs"
 import * as path from "node:path"
 import * as Build from "../../Build.ts"
 import type { ImageSource } from "../../Fixture.ts"
@@ -7,7 +8,7 @@ import { fail, type Node } from "./tree.ts"
 import { type Changeable, mapping, only, readKeys, setter, unsupported, type Values } from "./values.ts"
 
 const UNSUPPORTED =
-  "cache_from cache_to entitlements extra_hosts isolation labels no_cache_filter privileged provenance pull sbom secrets shm_size ssh tags ulimits".split(
+  "cache_from cache_to extra_hosts isolation labels no_cache_filter provenance pull sbom secrets shm_size tags ulimits".split(
     " "
   )
 
@@ -19,15 +20,33 @@ const readFolder = (node: Node, values: Values, folder: string): string => {
   return path.resolve(folder, given)
 }
 
+/** The sockets of SSH agents: `default`, which is that of the environment, or `ID=PATH`. */
+const readAgents = (
+  node: Node,
+  { lookup, mounts: { folder }, values }: ServiceContext
+): Readonly<Record<string, string>> =>
+  Object.fromEntries(
+    values.pairs(node).map(([id, given, { at }]) => {
+      const socket = given ?? lookup("SSH_AUTH_SOCK")
+      if (!socket)
+        return fail(at, "Variable", "the agent needs SSH_AUTH_SOCK in the environment, or ID=SOCKET")
+      const file = path.resolve(folder, socket)
+      return fs.statSync(file, { throwIfNoEntry: false })?.isSocket() === true
+        ? [id, file]
+        : fail(at, "Invalid", `${file} is not the socket of an SSH agent, which alone can be given`)
+    })
+  )
+
+const RIGHTS = ["network.host", "security.insecure"] as const
+
 /**
  * The effect that builds the image, when the service starts. `tag` is the name that `image` gives it. Steps have the network `none`, as those
  * of `Build`, unless `network` says otherwise.
  */
-export const readBuild = (
-  node: Node,
-  { lookup, mounts: { folder }, values }: ServiceContext,
-  tag: string | undefined
-): ImageSource => {
+export const readBuild = (node: Node, context: ServiceContext, tag: string | undefined): ImageSource => {
+  const { lookup, mounts, values } = context
+  const { folder } = mounts
+  const allow = new Set<(typeof RIGHTS)[number]>()
   const options: Changeable<Build.DockerfileOptions> = { context: folder, tag }
   const set = setter<Build.DockerfileOptions>(options)
   const setContext = set("context", (value) => readFolder(value, values, folder))
@@ -60,11 +79,19 @@ export const readBuild = (
           return second === undefined ? platform : only(value.at, "one platform")
         }),
         network: set("network", (value) => values.choice(value, ["none", "host"] as const)),
-        no_cache: set("cache", (value) => !values.boolean(value))
+        no_cache: set("cache", (value) => !values.boolean(value)),
+        ssh: set("ssh", (value) => readAgents(value, context)),
+        entitlements: (value) => {
+          for (const item of values.list(value)) allow.add(values.choice(item, RIGHTS))
+        },
+        privileged: (value) => {
+          if (values.boolean(value)) allow.add("security.insecure")
+        }
       },
       UNSUPPORTED
     )
   if (options.text !== undefined && options.file !== undefined)
     fail(node.at, "Invalid", "dockerfile and dockerfile_inline exclude each other")
+  options.allow = [...allow]
   return Build.dockerfile(options)
 }

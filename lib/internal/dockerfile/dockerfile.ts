@@ -8,9 +8,12 @@ import { type BerthError, BuildFailed, InvalidOption } from "../../BerthError.ts
 import type { Build, DockerfileOptions } from "../../Build.ts"
 import * as Image from "../../Image.ts"
 import { isBuild, local, of } from "../build/build.ts"
+import { DiskFull, diskDetail, inPlace } from "../build/failure.ts"
 import { linesOf } from "../build/ignore.ts"
 import type { Context, From, Node } from "../build/node.ts"
 import { rawConfigOf } from "../image/derive.ts"
+import type * as Oci from "../oci/documents.ts"
+import { parsePlatform, printPlatform } from "../oci/layout.ts"
 import { hostPlatform } from "../oci/platform.ts"
 import * as Store from "../store/store.ts"
 import { defaultPath } from "../util/defaultPath.ts"
@@ -65,24 +68,24 @@ interface Header {
   readonly line: number
 }
 
-/** The arguments of the platform that BuildKit has, for this machine. */
-const platformArguments = (): ReadonlyArray<readonly [string, string]> => {
-  const { architecture, os } = hostPlatform()
-  const of = (prefix: string): ReadonlyArray<readonly [string, string]> => [
-    [`${prefix}PLATFORM`, `${os}/${architecture}`],
-    [`${prefix}OS`, os],
-    [`${prefix}ARCH`, architecture],
-    [`${prefix}VARIANT`, ""]
+/** The arguments of the platforms that BuildKit has: that of the image, and that of this machine. */
+const platformArguments = (target: Oci.Platform): ReadonlyArray<readonly [string, string]> => {
+  const of = (prefix: string, platform: Oci.Platform): ReadonlyArray<readonly [string, string]> => [
+    [`${prefix}PLATFORM`, printPlatform(platform)],
+    [`${prefix}OS`, platform.os],
+    [`${prefix}ARCH`, platform.architecture],
+    [`${prefix}VARIANT`, platform.variant ?? ""]
   ]
-  return [...of("TARGET"), ...of("BUILD")]
+  return [...of("TARGET", target), ...of("BUILD", hostPlatform())]
 }
 
 const globalsOf = (
   before: ReadonlyArray<Instruction>,
   args: Readonly<Record<string, string>>,
-  escape: string
+  escape: string,
+  platform: Oci.Platform
 ): Map<string, string | undefined> => {
-  const globals = new Map<string, string | undefined>(platformArguments())
+  const globals = new Map<string, string | undefined>(platformArguments(platform))
   const lexer = { escape, get: (name: string) => globals.get(name) }
   for (const { rest } of before)
     for (const part of words.split(rest, escape)) {
@@ -132,6 +135,7 @@ const failedAt =
     if (error instanceof SyntaxFailure) return failed("Syntax", error.line, error.message)
     if (error instanceof words.WordFailure) return failed("Syntax", line, error.message)
     if (error instanceof Unsupported) return failed("Unsupported", line, error.message)
+    if (error instanceof DiskFull) return failed("Storage", line, error.message)
     throw error
   }
 
@@ -149,9 +153,15 @@ const textsIn =
     const digest = createHash("sha256").update(JSON.stringify(files)).digest("hex")
     // Removed with the state of this program.
     const folder = `${berth.supervisor.folder}/texts-${digest}`
-    fs.mkdirSync(folder, { recursive: true, mode: 0o700 })
-    for (const [name, text] of Object.entries(files))
-      fs.writeFileSync(`${folder}/${name}`, text, { mode: 0o644 })
+    try {
+      fs.mkdirSync(folder, { recursive: true, mode: 0o700 })
+      for (const [name, text] of Object.entries(files))
+        fs.writeFileSync(`${folder}/${name}`, text, { mode: 0o644 })
+    } catch (error) {
+      fs.rmSync(folder, { recursive: true, force: true })
+      const detail = diskDetail(error, berth.folder)
+      throw detail === undefined ? error : new DiskFull(detail, { cause: error })
+    }
     return { _tag: "Context", folder, ignore: [] }
   }
 
@@ -168,6 +178,7 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
       target,
       text
     } = options
+    const platform = yield* parsePlatform(options.platform)
     const folder = path.resolve(options.context)
     const full = path.resolve(folder, given ?? "Dockerfile")
     const file = path.relative(process.cwd(), full).startsWith("..")
@@ -180,7 +191,9 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
     const { before, stages } = yield* attemptAt(file, "read", 1, () => stagesOf(instructions))
     if (stages.length === 0)
       return yield* Effect.fail(failedAt(file, "read", 1)(new SyntaxFailure(1, "it has no FROM")))
-    const globals = yield* attemptAt(file, "ARG", before[0]?.line ?? 1, () => globalsOf(before, args, escape))
+    const globals = yield* attemptAt(file, "ARG", before[0]?.line ?? 1, () =>
+      globalsOf(before, args, escape, platform)
+    )
     const lexer = { escape, get: (name: string) => globals.get(name) }
     const headers = yield* Effect.forEach(stages, ([from]) =>
       attemptAt(file, `FROM ${from!.rest}`, from!.line, () => headerOf(from!, lexer))
@@ -239,9 +252,13 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
         }
         if (name === "scratch") {
           const environment = { PATH: defaultPath }
-          return stageOf({ _tag: "From", source: Image.scratch, environment }, { environment })
+          return stageOf({ _tag: "From", source: Image.scratch, environment, platform }, { environment })
         }
-        const image = yield* Image.get(name, { pull: options.pull, platform: platform ?? options.platform })
+        const from = { text: `FROM ${name}`, place: `${file}:${line}` }
+        const image = yield* Image.get(name, {
+          pull: options.pull,
+          platform: platform ?? options.platform
+        }).pipe(Effect.mapError(inPlace(from)))
         const raw = yield* rawConfigOf(image)
         const strings = (value: unknown): ReadonlyArray<string> | undefined =>
           Array.isArray(value) && value.every((item) => typeof item === "string") ? value : undefined

@@ -200,6 +200,15 @@ export const clear = (at: inRoot.Place): void => {
   if (existing !== undefined) fs.unlinkSync(at.at)
 }
 
+/** Removes a file that was not copied to its end, which would look like the file. */
+const discard = (at: inRoot.Place): void => {
+  try {
+    clear(at)
+  } catch {
+    // Something else has its place by now.
+  }
+}
+
 /** Makes a folder, inaccessible to others until its mode is set; returns whether it was missing. */
 export const makeFolder = (at: inRoot.Place): boolean => {
   try {
@@ -295,8 +304,13 @@ const copyLeaf = async (
   if (status.isFile()) {
     await inRoot.using(makeFile(at), async (to) => {
       const small = smallContents(from, status.size)
-      if (small !== undefined) writeSmall(to, small, at.path)
-      else await copyContents(from, to, status.size, at.path, copy.signal)
+      try {
+        if (small !== undefined) writeSmall(to, small, at.path)
+        else await copyContents(from, to, status.size, at.path, copy.signal)
+      } catch (error) {
+        discard(at)
+        throw error
+      }
       setMetadata(to, metadata, at.path, copy.gives)
     })
   } else {

@@ -1,9 +1,10 @@
 /** Turns an error of the kernel or of the runtime in an operation on files into `OperationFailed`. */
 import { type BerthError, InvalidOption, isBerthError, OperationFailed } from "../../BerthError.ts"
-import { EIO, ENOENT, ENOTDIR } from "../util/errno.ts"
+import { EIO, ENOENT, ENOSPC, ENOTDIR } from "../util/errno.ts"
 import * as inRoot from "./rooted.ts"
 
 const hints: Readonly<Record<number, string>> = {
+  [ENOSPC]: "The disk is full: make room on the filesystem of the target",
   [ENOENT]: "The source and the folder to copy into must exist",
   [inRoot.EISDIR]: "A folder has the name of the file, and was left as it is: remove it, or use another name",
   [ENOTDIR]: "A file has the name of the folder, and was left as it is: remove it, or use another name"

@@ -8,16 +8,18 @@ import * as RpcServer from "@effect/rpc/RpcServer"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
+import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import { NodeInspectSymbol } from "effect/Inspectable"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Berth from "../../Berth.ts"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
 import { FleetError } from "../../FleetError.ts"
-import type { Identity, Options, RunnerOptions } from "../../fleet.ts"
+import type { Identity, Options, RunnerOptions, Serving } from "../../fleet.ts"
 import type { Image, PullOptions } from "../../Image.ts"
 import * as images from "../image/image.ts"
 import { parseBytes } from "../util/bytes.ts"
@@ -30,30 +32,54 @@ import type { Request } from "./policy.ts"
 import { Rpcs } from "./protocol.ts"
 import { start } from "./remote.ts"
 import * as Runner from "./runner.ts"
+import { keptMillis, RENEWED } from "./session.ts"
 import * as Transport from "./transport.ts"
 
 const members = later(() => import("./members.ts"))
 
 // A runner
 
-/** Serves the clients of a runner until the scope closes; gives its address. */
-export const serve = (options: RunnerOptions): Effect.Effect<string, BerthError, Berth.Berth | Scope.Scope> =>
+/** Serves the clients of a runner until the scope closes, or its supervisor has ended. */
+export const serve = (
+  options: RunnerOptions
+): Effect.Effect<Serving, BerthError, Berth.Berth | Scope.Scope> =>
   Effect.gen(function* () {
-    const address = yield* Transport.parseAddress(options.listen)
+    const { supervisor } = yield* Berth.Berth
+    const asked = yield* Transport.parseAddress(options.listen)
     const runner = yield* Runner.make(options)
-    const { address: bound, layer } = yield* Transport.server(address, options)
-    yield* Layer.build(
+    const { leaseMillis } = runner.description
+    const ended = yield* Deferred.make<void>()
+    const scope = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.sequential)
+    yield* Scope.addFinalizer(scope, Deferred.succeed(ended, undefined))
+    const { address, layer } = yield* Scope.extend(Transport.server(asked, options), scope)
+    yield* Layer.buildWithScope(
       RpcServer.layer(Rpcs, { disableFatalDefects: true, spanPrefix: "berth.runner" }).pipe(
         Layer.provide(Runner.handlers(runner, options)),
         Layer.provide(RpcServer.layerProtocolSocketServer),
         Layer.provide(RpcSerialization.layerMsgPack),
         Layer.provide(layer)
-      )
+      ),
+      scope
+    )
+    // The supervisor of a runner that is stopped ends what the runner has. A runner without a supervisor serves nobody.
+    const live = Effect.sync(() => supervisor.renew(keptMillis(leaseMillis))).pipe(
+      Effect.zipRight(Effect.sleep(leaseMillis * RENEWED)),
+      Effect.repeat({ while: () => supervisor.isRunning() }),
+      Effect.zipRight(Effect.forkDaemon(Scope.close(scope, Exit.void)))
+    )
+    yield* Effect.forkIn(live, scope)
+    // The supervisor belongs to its program alone again.
+    yield* Scope.addFinalizer(
+      scope,
+      Effect.sync(() => supervisor.renew(0))
     )
     const { database } = options
     if (database !== undefined)
-      yield* members(({ register }) => register(database, bound, runner.description))
-    return Transport.print(bound)
+      yield* Scope.extend(
+        members(({ register }) => register(database, address, runner.description)),
+        scope
+      )
+    return { address: Transport.print(address), ended: Deferred.await(ended) }
   })
 
 // A client
@@ -269,7 +295,7 @@ const embedded = (
     )
     const token = Redacted.make(randomBytes(32).toString("hex"))
     const own = yield* Layer.build(Berth.layerWith(options.berth ?? {}))
-    const address = yield* Effect.provide(
+    const { address } = yield* Effect.provide(
       serve({
         name: "here",
         ...options.runner,

@@ -5,8 +5,9 @@ import type { PlatformError } from "@effect/platform/Error"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Queue from "effect/Queue"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Berth } from "../../Berth.ts"
 import type { BerthError } from "../../BerthError.ts"
@@ -21,7 +22,7 @@ import * as plain from "./options.ts"
 import { admit } from "./policy.ts"
 import { type Description, Rpcs, VERSION } from "./protocol.ts"
 import * as Room from "./room.ts"
-import { containerOf, entryOf, type Held, heldOf, type Session, Sessions } from "./session.ts"
+import { containerOf, entryOf, heldOf, type Session, Sessions } from "./session.ts"
 
 /** The largest difference of two machines' clocks. */
 const CLOCK_MILLIS_MAX = 60_000
@@ -90,33 +91,40 @@ const entry = (
     return done
   })
 
-/** Tells of a process from its start to its end, and releases it when its client asks for it, goes away or loses its lease. */
+/**
+ * Tells of a process from its start to its end. It is released when its client asks for it, goes away or loses its lease: also when the
+ * client takes none of what it is told, so that nobody asks the stream for more.
+ */
 const life = (session: Session, start: (id: string) => Effect.Effect<Process, BerthError, Scope.Scope>) =>
   Stream.unwrapScoped(
     Effect.gen(function* () {
       const id = newId()
+      const scope = yield* Effect.acquireRelease(Scope.make(), (made) => Scope.close(made, Exit.void))
       const released = yield* Deferred.make<void>()
       // The first finalizer is the last to run: all of the process is gone then.
-      yield* Effect.addFinalizer(() => Deferred.succeed(released, undefined))
-      const process = yield* start(id)
-      const held: Held = { process, release: yield* Deferred.make<void>(), released }
-      yield* Effect.acquireRelease(
-        Effect.sync(() => session.held.set(id, held)),
-        () => Effect.sync(() => session.held.delete(id))
+      yield* Scope.addFinalizer(scope, Deferred.succeed(released, undefined))
+      const process = yield* Scope.extend(start(id), scope)
+      const release = Effect.zipRight(Scope.close(scope, Exit.void), Deferred.await(released))
+      yield* Scope.addFinalizer(
+        scope,
+        Effect.sync(() => session.held.delete(id))
       )
+      session.held.set(id, { process, release })
       if (process.state.stdin !== undefined)
-        yield* entry(session, id, (bytes) => Stream.run(bytes, process.stdin))
+        yield* Scope.extend(
+          entry(session, id, (bytes) => Stream.run(bytes, process.stdin)),
+          scope
+        )
       const started = { _tag: "Started", id, container: process.id, pid: process.pid } as const
       return Stream.succeed(started).pipe(
         Stream.concat(
           Stream.map(Stream.fromEffect(process.exit), (status) => ({ _tag: "Ended", status }) as const)
         ),
         Stream.concat(Stream.never),
-        Stream.interruptWhenDeferred(held.release),
-        Stream.interruptWhenDeferred(session.over)
+        Stream.interruptWhenDeferred(released)
       )
     })
-  )
+  ).pipe(Stream.interruptWhenDeferred(session.over))
 
 const description = (options: RunnerOptions) =>
   Effect.gen(function* () {
@@ -230,12 +238,7 @@ export const handlers = ({ description, rooms, sessions }: Runner, { allow = {} 
             }).pipe(here)
           )
         ),
-        release: inSession((session, { id }) => {
-          const held = session.held.get(id)
-          return held === undefined
-            ? Effect.void
-            : Effect.zipRight(Deferred.succeed(held.release, undefined), Deferred.await(held.released))
-        }),
+        release: inSession((session, { id }) => session.held.get(id)?.release ?? Effect.void),
         exec: withContainer((container, { command, options }) =>
           Effect.flatMap(plain.execOptions(options), (how) => Container.exec(container, command, how))
         ),

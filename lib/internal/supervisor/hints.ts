@@ -15,6 +15,8 @@ export const hint = (operation: Plan.Operation, errno: number): string => {
   if (operation.op === "bind" && errno === ENOENT) return "The source of a bind mount must exist on the host"
   if ((operation.op === "tree" || operation.op === "filesystem") && errno === ELOOP)
     return "A symbolic link is in the path to a volume, and Berth follows none there: remove the volume, or what replaced its folder"
+  if ((operation.op === "scratch" || operation.op === "overlay") && errno === ENOSPC)
+    return "The disk is full: make room on the filesystem of Berth's folder"
   if (operation.op === "tree" && operation.mapped === 1 && errno === EINVAL)
     return "The file system of this volume has no idmapped mounts in this kernel (in memory since Linux 6.3): use the volume in containers without userns"
   if (operation.op === "filesystem" && operation.image !== "" && (errno === ENODEV || errno === EPERM))

@@ -23,6 +23,8 @@ export interface ProcessElsewhere {
 
 /** Of a container of another machine. */
 export interface ContainerElsewhere extends ProcessElsewhere {
+  /** The name of the runner that has it. */
+  readonly runner: string
   readonly exec: (command: ReadonlyArray<string>, options: ExecOptions) => Done<Result>
   readonly execStream: (
     command: ReadonlyArray<string>,
