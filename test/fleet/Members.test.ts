@@ -4,7 +4,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import { postgres } from "../../lib/fixtures.ts"
 import * as Fleet from "../../lib/fleet.ts"
-import { Container, Fixture, Image } from "../../lib/index.ts"
+import { Berth, Container, Fixture, Image } from "../../lib/index.ts"
 import { allowTime, failure, suite } from "../support/effect.ts"
 import { runner, token } from "../support/fleets.ts"
 import { service } from "../support/services.ts"
@@ -34,7 +34,8 @@ suite("the runners of a database", (effect) => {
     function* () {
       const { container, url } = yield* Fixture.fork(server)
       const database = Redacted.make(url)
-      const start = (name: string) => runner({ name, database })
+      const here = yield* Berth.Berth
+      const start = (name: string) => Effect.provideService(runner({ name, database }), Berth.Berth, here)
       yield* start("one")
       yield* Effect.gen(function* () {
         yield* runOn("one")
