@@ -98,6 +98,11 @@ export interface RunnerOptions extends Identity {
   readonly memory?: Bytes | undefined
   readonly cpus?: number | undefined
   readonly allow?: Allow | undefined
+  /**
+   * The address of a Postgres, `postgres://user:password@host:5432/name`, in which clients with the same `database` find the runner, by
+   * the address that it listens on: for all addresses of the machine, by the machine's hostname. Default: none.
+   */
+  readonly database?: Redacted.Redacted<string> | undefined
   /** How long what a client has lives on when the client is no longer heard. Default: 10 seconds. */
   readonly lease?: Duration.DurationInput | undefined
 }
@@ -107,10 +112,16 @@ export interface RunnerOptions extends Identity {
  * @category models
  */
 export interface Options extends Identity {
-  /** The addresses of the runners, as `RunnerOptions.listen` has them. Default: one runner in this program. */
+  /** The addresses of the runners, as `RunnerOptions.listen` has them. Default, without `database`: one runner in this program. */
   readonly runners?: ReadonlyArray<string> | undefined
+  /**
+   * The address of a Postgres in which the runners are found that have the same `database`, also those that start later. A program that
+   * is connected does not need it. Who can write to it can lead this program to other runners: with `tls`, only to those with a
+   * certificate of its authority. It needs the packages `@effect/sql` and `@effect/sql-pg`.
+   */
+  readonly database?: Redacted.Redacted<string> | undefined
   /** Of the runner in this program. By default, it allows everything: the program may do it without a fleet, too. */
-  readonly runner?: Omit<RunnerOptions, "listen" | keyof Identity> | undefined
+  readonly runner?: Omit<RunnerOptions, "database" | "listen" | keyof Identity> | undefined
   /** Of the Berth of the runner in this program. */
   readonly berth?: BerthOptions | undefined
 }
@@ -190,7 +201,7 @@ export interface RunnerContainer {
  *
  * `Image.pull`, `Image.get`, `Container` and `WaitFor` work on a fleet. What needs this machine fails with `Unsupported`.
  *
- * Fails with `FleetError` if no runner answers, or refuses this program; and as `Berth.layer` for the runner in this program.
+ * Fails with `FleetError` if no runner answers, or refuses this program, or if the database does not answer (`Database`); and as `Berth.layer` for the runner in this program.
  *
  * @since 0.2.0
  * @category layers
@@ -221,7 +232,7 @@ export interface Serving {
  * long as it renews its lease: a client that closes, breaks off or falls silent loses its containers, and a lease that has ended is never
  * renewed.
  *
- * Fails with `FleetError` (`Listen`) if the address cannot be listened on, and with `InvalidOption` for an address that others can reach
+ * Fails with `FleetError` if the address cannot be listened on (`Listen`) or the database does not answer (`Database`), and with `InvalidOption` for an address that others can reach
  * without a token or certificates.
  *
  * @since 0.2.0

@@ -39,7 +39,8 @@ describe("what an import loads", () => {
 
   before(() => {
     folder = makeTemporaryFolder()
-    const entries = ["lib/promise.ts", "lib/Container.ts", "lib/Image.ts", "lib/index.ts", ...ofProgram]
+    const modules = ["promise", "Container", "Image", "index", "fleet", "fleetWorkflow"]
+    const entries = [...modules.map((name) => `lib/${name}.ts`), ...ofProgram]
     const flags = ["--bundle", "--splitting", "--format=esm", "--platform=node", "--packages=external"]
     const output = [`--outdir=${folder}/out`, `--metafile=${folder}/meta.json`, "--log-level=error"]
     execFileSync(`${root}node_modules/.bin/esbuild`, [...entries, ...flags, ...output], { cwd: root })
@@ -67,14 +68,26 @@ describe("what an import loads", () => {
   }
 
   test("nothing of a fleet loads without it", () => {
-    for (const [entry, all] of loaded)
+    for (const [entry, all] of loaded) {
+      if (entry.startsWith("lib/fleet")) continue
       assert.deepEqual(
         all.filter((module) => fleet.test(module)),
         [],
         entry
       )
+    }
     assert.ok(loaded.get("lib/cli/main.ts")!.includes("lib/cli/commands.ts"))
     assert.match("lib/internal/fleet/fleet.ts", fleet)
+  })
+
+  const ofWorkflows = /^@effect\/(cluster|experimental|workflow)(\/.*)?$/
+  const ofDatabases = /^(@effect\/sql.*|pg)$/
+
+  test("a fleet loads neither workflows nor a client of databases, and steps of workflows no cluster", () => {
+    for (const entry of ["lib/promise.ts", "lib/index.ts", "lib/fleet.ts"])
+      for (const pattern of [ofWorkflows, ofDatabases]) assert.deepEqual(found(entry, pattern), [])
+    assert.deepEqual(found("lib/fleetWorkflow.ts", ofDatabases), [])
+    assert.deepEqual(found("lib/fleetWorkflow.ts", ofWorkflows), ["@effect/workflow/Activity"])
   })
 
   test("a part of Berth that cannot be loaded is named by a tagged error", {

@@ -18,13 +18,15 @@ import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Berth from "../../Berth.ts"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
-import type { FleetError } from "../../FleetError.ts"
+import { FleetError } from "../../FleetError.ts"
 import type { Allow, Identity, Options, RunnerOptions, Serving } from "../../fleet.ts"
 import type { Image, PullOptions } from "../../Image.ts"
 import * as images from "../image/image.ts"
 import { parseBytes } from "../util/bytes.ts"
 import type { Fleet } from "../util/elsewhere.ts"
+import { later } from "../util/later.ts"
 import * as Client from "./client.ts"
+import { serialization } from "./frames.ts"
 import * as plain from "./options.ts"
 import * as Place from "./place.ts"
 import type { Request } from "./policy.ts"
@@ -34,6 +36,8 @@ import * as Runner from "./runner.ts"
 import { seenOf } from "./seen.ts"
 import { keptMillis, RENEWED } from "./session.ts"
 import * as Transport from "./transport.ts"
+
+const members = later(() => import("./members.ts"))
 
 // A runner
 
@@ -54,7 +58,7 @@ export const serve = (
       RpcServer.layer(Rpcs, { disableFatalDefects: true, spanPrefix: "berth.runner" }).pipe(
         Layer.provide(Runner.handlers(runner)),
         Layer.provide(RpcServer.layerProtocolSocketServer),
-        Layer.provide(RpcSerialization.layerMsgPack),
+        Layer.provide(Layer.succeed(RpcSerialization.RpcSerialization, serialization)),
         Layer.provide(layer)
       ),
       scope
@@ -71,6 +75,12 @@ export const serve = (
       scope,
       Effect.sync(() => supervisor.renew(0))
     )
+    const { database } = options
+    if (database !== undefined)
+      yield* Scope.extend(
+        members(({ register }) => register(database, address, runner.description)),
+        scope
+      )
     return { address: Transport.print(address), ended: Deferred.await(ended) }
   })
 
@@ -106,26 +116,73 @@ class Links implements Place.Runners {
 /** How long to wait before a runner that does not answer is tried again. */
 const again = Schedule.union(Schedule.exponential("200 millis"), Schedule.spaced("5 seconds"))
 
-/** Keeps a link to a runner, made again when it is lost; `first` is told of the first try. */
+/** Keeps a link to a runner, made again when it is lost, as long as the runner is `wanted`; `first` is told of each try. */
 const keep = (
   links: Links,
   address: Transport.Address,
   identity: Identity,
-  first: Deferred.Deferred<void, BerthError>
-): Effect.Effect<never, never> =>
+  first: (tried: Effect.Effect<void, BerthError>) => Effect.Effect<unknown>,
+  wanted: () => boolean = () => true
+): Effect.Effect<unknown> =>
   Effect.scoped(
     Effect.gen(function* () {
       const link = yield* Client.link(address, identity, links.wake)
       yield* links.add(link)
-      yield* Deferred.succeed(first, undefined)
+      yield* first(Effect.void)
       return yield* Effect.catchAll(Deferred.await(link.lost), (error) => Effect.logDebug(error))
     })
   ).pipe(
-    Effect.tapError((error) => Deferred.fail(first, error)),
-    Effect.retry(again),
+    Effect.tapError((error) => first(Effect.fail(error))),
+    Effect.retry({ schedule: again, while: wanted }),
     Effect.ignore,
-    Effect.forever
+    Effect.repeat({ while: wanted })
   )
+
+/** How long a program waits for a runner in its database: both may start at once. */
+const FIRST_MILLIS = 5000
+
+/** Links to the runners that a database names. While it is away, they are the ones that it named last. */
+const named = (
+  links: Links,
+  database: Redacted.Redacted<string>,
+  identity: Identity
+): Effect.Effect<Effect.Effect<void, BerthError>, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const scope = yield* Effect.scope
+    const first = yield* Deferred.make<void>()
+    const kept = new Set<string>()
+    let all: ReadonlyArray<string> = []
+    let failure: BerthError = new FleetError({
+      reason: "NoRunner",
+      subject: "fleet",
+      detail: "no runner in its database is alive: start one with the same database"
+    })
+    const tried = Effect.matchEffect({
+      onFailure: (error: BerthError) => Effect.sync(() => (failure = error)),
+      onSuccess: () => Deferred.succeed(first, undefined)
+    })
+    const found = (text: string) =>
+      Effect.gen(function* () {
+        const address = yield* Transport.parseAddress(text)
+        kept.add(text)
+        const isNamed = () => all.includes(text)
+        yield* keep(links, address, identity, tried, isNamed).pipe(
+          Effect.ensuring(Effect.sync(() => kept.delete(text))),
+          Effect.forkIn(scope)
+        )
+      }).pipe(Effect.catchAll((error) => Effect.logWarning(error)))
+    yield* members(({ watch }) =>
+      watch(database, (addresses) => {
+        all = addresses
+        return Effect.forEach(
+          addresses.filter((text) => !kept.has(text)),
+          found,
+          { discard: true }
+        )
+      })
+    )
+    return Effect.timeoutFail(Deferred.await(first), { duration: FIRST_MILLIS, onTimeout: () => failure })
+  })
 
 /** Links to all runners. Succeeds once one answers, and fails when none does. */
 const linked = (options: Options): Effect.Effect<Links, BerthError, Scope.Scope> =>
@@ -135,11 +192,12 @@ const linked = (options: Options): Effect.Effect<Links, BerthError, Scope.Scope>
       Effect.gen(function* () {
         const address = yield* Transport.parseAddress(text)
         const first = yield* Deferred.make<void, BerthError>()
-        yield* Effect.forkScoped(keep(links, address, options, first))
+        yield* Effect.forkScoped(keep(links, address, options, (tried) => Effect.intoDeferred(tried, first)))
         return Deferred.await(first)
       })
     )
-    yield* Effect.raceAll(tries)
+    const { database } = options
+    yield* Effect.raceAll(database === undefined ? tries : [...tries, yield* named(links, database, options)])
     return links
   })
 
@@ -264,6 +322,7 @@ export const make = (
   FileSystem.FileSystem | Scope.Scope
 > =>
   Effect.gen(function* () {
-    const where = options.runners === undefined ? yield* embedded(options) : options
+    const where =
+      options.runners === undefined && options.database === undefined ? yield* embedded(options) : options
     return Context.make(Berth.Berth, berthOf(yield* linked(where)))
   })

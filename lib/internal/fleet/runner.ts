@@ -6,6 +6,7 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Mailbox from "effect/Mailbox"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -31,6 +32,9 @@ const CLOCK_MILLIS_MAX = 60_000
 
 /** The number of parts that wait for a process, a connection or an archive. */
 const PARTS = 4
+
+/** The number of parts of an output, of up to 64 KiB, in one message. */
+const BATCH = 16
 
 const newId = (): string => randomBytes(8).toString("hex")
 
@@ -206,6 +210,11 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
           Stream.unwrap(Effect.map(sessions.of(clientId), (session) => run(session, payload))).pipe(
             Stream.provideService(Berth, berth)
           ) as Stream.Stream<A, E | FleetError | BerthError, never>
+      /** The same for bytes: what comes while the client has not confirmed the last message is one message. */
+      const batched =
+        <P, A, E, R>(run: (session: Session, payload: P) => Stream.Stream<A, E, R>) =>
+        (payload: P, caller: Caller) =>
+          Mailbox.fromStream(streamed(run)(payload, caller), { capacity: BATCH })
       type OfOne = { readonly id: string }
       /** Does something with one container of the session. */
       const withContainer = <P extends OfOne, A, E, R>(
@@ -281,7 +290,7 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
             })
           )
         ),
-        output: streamed((session, { id, name }) =>
+        output: batched((session, { id, name }) =>
           Stream.unwrap(Effect.map(heldOf(session, id), ({ process }) => process[name]))
         ),
         logs: streamed((session, { follow, id, since, tail }) =>
@@ -314,7 +323,7 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
             return Effect.scoped(files[method]!(...given))
           })
         ),
-        tarOut: streamed((session, { id, maxHoleBytes, path }) =>
+        tarOut: batched((session, { id, maxHoleBytes, path }) =>
           Stream.unwrap(
             Effect.map(containerOf(session, id), (container) =>
               Container.tarOut(container, path, { maxHoleBytes })
@@ -336,7 +345,7 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
             })
           )
         ),
-        connect: streamed((session, { address, id }) =>
+        connect: batched((session, { address, id }) =>
           Stream.unwrapScoped(
             Effect.gen(function* () {
               const container = yield* containerOf(session, id)
