@@ -386,14 +386,20 @@ suite("a client that sends what the typed one would not", (effect) => {
 
   effect("a message that is too long, and bytes that are no message, end no runner", function* () {
     const address = yield* runner()
-    const long = yield* rawClient(address)
-    // A text of 2^32 - 1 bytes is announced, and 17 MiB of it come.
-    long.send(Uint8Array.of(0xdb, 0xff, 0xff, 0xff, 0xff))
-    for (let k = 0; k < 17; k++) long.send(new Uint8Array(1024 * 1024))
-    yield* Effect.timeout(long.closed, "15 seconds")
+    for (const length of [0xffffffff, 17 * 1024 * 1024]) {
+      const long = yield* rawClient(address)
+      const head = new Uint8Array(1024)
+      new DataView(head.buffer).setUint32(0, length)
+      long.send(head)
+      yield* Effect.timeout(long.closed, "15 seconds")
+    }
+    const framed = (bytes: ReadonlyArray<number>) =>
+      Uint8Array.of(0, 0, bytes.length >> 8, bytes.length, ...bytes)
     const garbage = yield* rawClient(address)
-    garbage.send(new Uint8Array(1000).fill(0xc1))
-    garbage.send(Uint8Array.of(...Array.from({ length: 5000 }, () => 0x91), 0xc0))
+    garbage.send(framed(Array.from({ length: 1000 }, () => 0xc1)))
+    // Arrays in arrays, and one that claims to have four thousand million members.
+    garbage.send(framed([...Array.from({ length: 5000 }, () => 0x91), 0xc0]))
+    garbage.send(framed([0xdd, 0xff, 0xff, 0xff, 0xff]))
     const client = yield* rawClient(address)
     const answer = yield* client.ask("pull", { reference: "host", platform: undefined })
     assert.match(failureOf(answer), /"Success"/)
