@@ -34,7 +34,7 @@ const CLOCK_MILLIS_MAX = 60_000
 const PARTS = 4
 
 /** The number of parts of an output, of up to 64 KiB, in one message. */
-const BATCH = 16
+const BATCH = 4
 
 const newId = (): string => randomBytes(8).toString("hex")
 
