@@ -1,6 +1,6 @@
 /**
  * A database for a test: from nothing, or from something prepared, to the answer to its first query. Beside forks of a prepared server and
- * databases of one server, a `postgres` of the host on a prepared folder, and podman. What happens after the answer is not measured.
+ * databases of one server, a `postgres` of the host on a prepared folder, podman and Docker. What happens after the answer is not measured.
  */
 import { execFileSync, spawn } from "node:child_process"
 import { randomBytes } from "node:crypto"
@@ -20,6 +20,7 @@ import {
 } from "berth/fixtures"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Redis as RedisClient } from "ioredis"
 import { createConnection } from "mysql2/promise"
@@ -27,7 +28,7 @@ import pg from "pg"
 import { diskUsage } from "../lib/internal/disk/usage.ts"
 import { descendants } from "../test/support/leftovers.ts"
 import { type ServerName, type Service, service } from "../test/support/services.ts"
-import { podmanPostgres } from "./rivals.ts"
+import { enginePostgres } from "./rivals.ts"
 import {
   berthOfItsOwn,
   type Contender,
@@ -54,7 +55,9 @@ const AHEAD = "postgres, database alone, for a test that follows one of 300 ms"
 const ON_DEMAND = "postgres, database alone, that nothing has made ahead"
 const RUNNING = "postgres, fork of a running server"
 const PODMAN = "podman run -p"
-const PODMAN_VOLUME = "podman run -p, with a prepared volume"
+const PODMAN_VOLUME = `${PODMAN}, with a prepared volume`
+const DOCKER = "docker run -p"
+const DOCKER_VOLUME = `${DOCKER}, with a prepared volume`
 
 const MANY = 50
 
@@ -72,17 +75,25 @@ const promised = <A>(run: () => Promise<A>): Effect.Effect<A, Unmeasured> =>
 const client = <C>(open: () => Promise<C>, close: (client: C) => unknown) =>
   Effect.acquireRelease(promised(open), (opened) => Effect.promise(async () => close(opened)))
 
+const connected = (connection: Connection) =>
+  client(
+    async () => {
+      const made = new pg.Client(connection)
+      await made.connect()
+      return made
+    },
+    (made) => made.end()
+  )
+
 const asking = (connection: Connection, sql: string): Effect.Effect<void, Unmeasured, Scope.Scope> =>
+  Effect.flatMap(connected(connection), (opened) => promised(() => opened.query(sql)))
+
+/** What a test does: statements on a database, one each 10 milliseconds, until 300 are over. */
+const testing = (connection: Connection): Effect.Effect<void, Unmeasured, Scope.Scope> =>
   Effect.gen(function* () {
-    const opened = yield* client(
-      async () => {
-        const made = new pg.Client(connection)
-        await made.connect()
-        return made
-      },
-      (made) => made.end()
-    )
-    yield* promised(() => opened.query(sql))
+    const opened = yield* connected(connection)
+    const statement = promised(() => opened.query(question))
+    yield* Effect.repeat(statement, Schedule.upTo(Schedule.spaced("10 millis"), "300 millis"))
   })
 
 const migration = "create table t as select n, md5(n::text) as text from generate_series(1, 10000) n"
@@ -186,34 +197,6 @@ const usedBytes = (folder: string): number => {
   return (blocks - bfree) * bsize
 }
 
-/**
- * The time of many forks at once, to the answers to their first queries, and the memory of all processes and the disk that each fork
- * takes: the blocks of its files, and for comparison what the whole file system has less, which other programs use as well.
- */
-const measureMany = (source: Fixture.Source<Postgres>) =>
-  Effect.scoped(
-    Effect.gen(function* () {
-      const { supervisor } = yield* Berth.Berth
-      const used = usedBytes(supervisor.folder)
-      const before = yield* diskUsage(supervisor.folder)
-      const millis = yield* timed(
-        Effect.forEach(
-          Array.from({ length: MANY }),
-          () => Effect.flatMap(source.fork(), ({ connection }) => asking(connection, question)),
-          { concurrency: availableParallelism() }
-        )
-      )
-      const bytes = [supervisor.pid, ...descendants(supervisor.pid)].reduce((sum, pid) => sum + pss(pid), 0)
-      const fileSystem = (usedBytes(supervisor.folder) - used) / MANY
-      const disk = ((yield* diskUsage(supervisor.folder)) - before) / MANY
-      const [own, all] = [disk, fileSystem].map((value) => (value / 1e6).toFixed(1))
-      yield* Console.log(
-        `${MANY} forks at once, to the last answer: ${milliseconds(millis)} ms; disk of each: ${own} MB, by the file system's free blocks ${all}\n`
-      )
-      return { millis, bytes, disk, fileSystem }
-    })
-  )
-
 type Scoped<A> = Effect.Effect<A, unknown, Berth.Berth | Scope.Scope>
 
 /** An effect after another one, in a scope of its own: only the effect is measured, and neither what comes before nor the scope's end. */
@@ -275,6 +258,35 @@ const redisServer: Kind<Redis> = {
     )
 }
 
+/**
+ * The time of many forks at once, to the answers to their first queries, and the memory of all processes and the disk that each fork
+ * takes: the blocks of its files, and for comparison what the whole file system has less, which other programs use as well.
+ */
+const measureMany = <A>({ ask, name, of }: Kind<A>, count: number) =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const { image, missing } = yield* Effect.promise(() => service(name))
+      if (missing !== false) return undefined
+      const source = yield* of(image, KEY).open
+      const { supervisor } = yield* Berth.Berth
+      const used = usedBytes(supervisor.folder)
+      const before = yield* diskUsage(supervisor.folder)
+      const millis = yield* timed(
+        Effect.forEach(Array.from({ length: count }), () => Effect.flatMap(source.fork(), ask), {
+          concurrency: availableParallelism()
+        })
+      )
+      const bytes = [supervisor.pid, ...descendants(supervisor.pid)].reduce((sum, pid) => sum + pss(pid), 0)
+      const fileSystem = (usedBytes(supervisor.folder) - used) / count
+      const disk = ((yield* diskUsage(supervisor.folder)) - before) / count
+      const [own, all, memory] = [disk, fileSystem, bytes].map((value) => (value / 1e6).toFixed(1))
+      yield* Console.log(
+        `${count} forks of ${name} at once, to the last answer: ${milliseconds(millis)} ms; memory: ${memory} MB; disk of each: ${own} MB, by the file system's free blocks ${all}\n`
+      )
+      return { name, count, millis, bytes, disk, fileSystem }
+    })
+  )
+
 /** The ways to a first answer of a server of this kind; none where there is no image. */
 const waysTo = <A>({ ask, name, of }: Kind<A>) =>
   Effect.gen(function* () {
@@ -313,7 +325,11 @@ const waysToDatabases = (servers: Fixture.Source<Postgres>, databases: Fixture.S
     return yield* Effect.all([
       contender(RUNNING, recovered),
       contender(DATABASE, Effect.flatMap(databases.fork(), postgresServer.ask)),
-      contender(AHEAD, databases.fork(), Effect.sleep("300 millis")),
+      contender(
+        AHEAD,
+        databases.fork(),
+        Effect.scoped(Effect.flatMap(databases.fork(), ({ connection }) => testing(connection)))
+      ),
       contender(ON_DEMAND, databases.fork(), databases.fork())
     ])
   })
@@ -347,21 +363,28 @@ const measure = (rounds: number) =>
       ...(yield* waysToBare),
       ...(layout === undefined
         ? []
-        : yield* podmanPostgres([PODMAN, PODMAN_VOLUME], yield* temporaryFolder, layout)),
+        : [
+            ...(yield* enginePostgres("podman", [PODMAN, PODMAN_VOLUME], yield* temporaryFolder, layout)),
+            ...(yield* enginePostgres("docker", [DOCKER, DOCKER_VOLUME], yield* temporaryFolder, layout))
+          ]),
       ...(yield* waysTo(mariadbServer)),
       ...(yield* waysTo(redisServer))
     ]
     const { skipped, summaries } = yield* interleave(contenders, { rounds, warmups: 1 })
     for (const [name, why] of skipped) yield* Console.log(`skipped ${name}: ${why}`)
     yield* Console.log(timesTable(summaries, BARE))
-    const many = yield* measureMany(servers)
+    const many = [
+      yield* measureMany(postgresServer, MANY),
+      yield* measureMany(mariadbServer, MANY),
+      yield* measureMany(redisServer, MANY)
+    ]
     const fork = forkOf("postgres")
     const targets: ReadonlyArray<Target> = [
       { what: `${fork} / ${BARE}`, value: ratio(summaries, fork, BARE), atMost: 1.3 },
       { what: `${fork} / ${PODMAN}`, value: ratio(summaries, fork, PODMAN), atMost: 0.1 },
       { what: `${ON_DEMAND}, ms`, value: summaries[ON_DEMAND]!.median, atMost: 60 },
       { what: `${AHEAD}, ms`, value: summaries[AHEAD]!.median, atMost: 5 },
-      { what: `memory of ${MANY} forks, MB (PSS)`, value: many.bytes / 1e6, atMost: 1500 }
+      { what: `memory of ${MANY} forks of postgres, MB (PSS)`, value: many[0]!.bytes / 1e6, atMost: 1500 }
     ]
     yield* Console.log(targetsTable(targets, "medians"))
     yield* Console.log(

@@ -137,40 +137,58 @@ export const rival = (
 // For each line "go VOLUME", a new server of the image with its data in that volume, or without one: microseconds until psql by a port of
 // the host has an answer.
 const postgresLoop = `
-  layout=$2
-  driver=overlay
-  mkdir "$folder/root" && mount -t tmpfs tmpfs "$folder/root" &&
-  podman pull --quiet "oci:$layout" >"$folder/image" 2>"$folder/errors" </dev/null || {
-    tr '\\n' ' ' <"$folder/errors"; echo; exit 1
-  }
+  layout=$2 engine=$3
+  failed() { tr '\\n' ' ' <"$folder/errors"; echo; exit 1; }
+  if [ "$engine" = docker ]; then
+    command -v dockerd >/dev/null || { echo "no dockerd"; exit 1; }
+    trap 'end_docker >/dev/null 2>&1' EXIT
+    engine() { docker "$@"; }
+    options=
+    # Docker's archives have no layers of zstd.
+    copy() { skopeo copy --quiet "$@" >"$folder/errors" 2>&1 </dev/null; }
+    mkdir "$folder/data" && mount -t tmpfs tmpfs "$folder/data" && start_docker overlay2 &&
+    copy --dest-compress --dest-compress-format=gzip "oci:$layout" "oci:$folder/gzip" &&
+    copy "oci:$folder/gzip" "docker-archive:$folder/archive.tar:bench:latest" &&
+    docker load --quiet --input "$folder/archive.tar" >"$folder/errors" 2>&1 </dev/null || failed
+    image=bench:latest
+  else
+    driver=overlay
+    engine() { podman "$@"; }
+    options=$crun
+    mkdir "$folder/root" && mount -t tmpfs tmpfs "$folder/root" &&
+    image=$(podman pull --quiet "oci:$layout" 2>"$folder/errors" </dev/null) || failed
+  fi
   export PGPASSWORD=postgres
   while read -r go volume; do
     begun=$(date +%s%N)
-    if podman run -d --name server $crun \${volume:+-v $volume:/var/lib/postgresql} -p 127.0.0.1:7432:5432 \\
-      "$(cat "$folder/image")" >"$folder/errors" 2>&1 </dev/null
+    if engine run -d --name server $options \${volume:+-v $volume:/var/lib/postgresql} -p 127.0.0.1:7432:5432 \\
+      "$image" >"$folder/errors" 2>&1 </dev/null
     then
       for k in $(seq 3000); do
         psql -h 127.0.0.1 -p 7432 -U postgres -c "select 1" >"$folder/errors" 2>&1 </dev/null && break
         sleep 0.01
       done
       took=$((($(date +%s%N) - begun) / 1000))
-      podman rm -f -t 20 server >/dev/null 2>&1 </dev/null
+      { engine stop -t 20 server && engine rm -f server; } >/dev/null 2>&1 </dev/null
       echo $took
-    else tr '\\n' ' ' <"$folder/errors"; echo
+    else
+      tr '\\n' ' ' <"$folder/errors"; echo
+      engine rm -f server >/dev/null 2>&1 </dev/null
     fi
   done
 `
 
 /**
- * A new PostgreSQL of an OCI layout by podman with a published port, to the first answer; and the same with a volume that the first one has
- * prepared, and each leaves as it stopped.
+ * A new PostgreSQL of an OCI layout by an engine with a published port, to the first answer; and the same with a volume that the first one
+ * has prepared, and each leaves as it stopped.
  */
-export const podmanPostgres = (
+export const enginePostgres = (
+  engine: "podman" | "docker",
   [name, withVolume]: readonly [string, string],
   folder: string,
   layout: string
 ): Effect.Effect<ReadonlyArray<Contender>, never, Scope.Scope> =>
-  Effect.map(script(postgresLoop, [folder, layout]), ({ ask }) =>
+  Effect.map(script(postgresLoop, [folder, layout, engine]), ({ ask }) =>
     [
       { name, line: "go" },
       { name: withVolume, line: "go prepared" }

@@ -22,9 +22,11 @@ const fleetError = {
     /** The configuration of the runner does not allow it. */
     "Refused",
     /** The address cannot be listened on. */
-    "Listen"
+    "Listen",
+    /** The database of the fleet does not answer, or refuses the program. */
+    "Database"
   ],
-  /** The runner, by its name or address, or `fleet`. */
+  /** The runner, by its name or address, the database, by its address, or `fleet`. */
   subject: "string",
   /** What is wrong, and what to do about it. */
   detail: "string"

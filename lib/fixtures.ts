@@ -192,6 +192,11 @@ export interface MariaDbOptions<R = never> extends PresetOptions<MariaDb, R> {
   /** A database that is made. Default `test`. */
   readonly database?: string | undefined
   /**
+   * `"run"`: each fork is the same server, also in other programs: see `Fixture.Definition`. All see the same databases, so each has to make
+   * one of its own.
+   */
+  readonly shared?: "run" | undefined
+  /**
    * Settings of mariadbd, which reads no file of the image. The defaults are for data that no crash has to survive: nothing is synced, the
    * doublewrite buffer is off, and the buffer pool is 32 MB.
    */
@@ -241,6 +246,11 @@ export interface RabbitMqOptions<R = never> extends PresetOptions<RabbitMq, R> {
   readonly password?: string | undefined
   /** Default `/`. */
   readonly virtualHost?: string | undefined
+  /**
+   * `"run"`: each fork is the same server, also in other programs: see `Fixture.Definition`. All see the same queues, so each has to use
+   * names, or a virtual host, of its own.
+   */
+  readonly shared?: "run" | undefined
   /** Settings of rabbitmq.conf. */
   readonly configuration?: Readonly<Record<string, string | number>> | undefined
   /**

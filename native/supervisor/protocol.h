@@ -16,6 +16,7 @@ enum request_type {
     REQUEST_SHARE = 4,   // keep the unit, which other connections then can attach, until the last of them closes; carries its root
                          // and the read ends of its outputs
     REQUEST_ATTACH = 5,  // show a unit that another connection has shared
+    REQUEST_RENEW = 6,   // end, with all units, unless the same request comes again within `id` milliseconds
 };
 
 struct request {

@@ -33,6 +33,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -281,6 +282,13 @@ static uint8_t *read_memfd(int fd, size_t length) {
     return bytes;
 }
 
+// A program that is stopped, and renews nothing, is given up by those who wait for it elsewhere: its units end with its lease. The timer
+// sends SIGALRM, which ends the supervisor as SIGTERM does.
+static void renew(uint32_t milliseconds) {
+    struct itimerval left = {.it_value = {.tv_sec = milliseconds / 1000, .tv_usec = (suseconds_t)(milliseconds % 1000) * 1000}};
+    setitimer(ITIMER_REAL, &left, NULL);
+}
+
 static void handle(struct connection *from, const struct request *request, const uint8_t *body, size_t length, int *descriptors, size_t count) {
     struct unit *unit = find_unit(request->id);
     bool own = unit && unit->connection == from && !unit->shared;
@@ -299,6 +307,8 @@ static void handle(struct connection *from, const struct request *request, const
         share(unit, descriptors, count);
     } else if (request->type == REQUEST_ATTACH && unit && unit->shared) {
         show(from, unit);
+    } else if (request->type == REQUEST_RENEW && !lease.gate) {
+        renew(request->id);
     } else {
         refuse(from, request->id, "recvmsg");
     }
@@ -515,7 +525,7 @@ static int set_up(const char *folder, const char *mode, struct failure *failure)
     sigset_t handled;
     sigemptyset(&handled);
     for (int number = 1; number < 32; number++) signal(number, SIG_DFL); // the JavaScript process ignores some of them
-    for (size_t k = 0; k < 4; k++) sigaddset(&handled, (int[]){SIGCHLD, SIGTERM, SIGINT, SIGHUP}[k]);
+    for (size_t k = 0; k < 5; k++) sigaddset(&handled, (int[]){SIGCHLD, SIGTERM, SIGINT, SIGHUP, SIGALRM}[k]);
     if (sigprocmask(SIG_SETMASK, &handled, NULL) < 0) return fail(failure, "sigprocmask");
     // Only a dumpable process can write its id maps or have them written.
     if ((single_id || ranges) && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) return fail(failure, "prctl");

@@ -16,6 +16,11 @@ const rooms = /^lib\/internal\/(registry|gc)\/|^lib\/internal\/berth\/doctor\.ts
 const images = /^lib\/internal\/(image\/(?!image\.ts)|layer\/(?!sweep\.ts)|oci\/documents\.ts)/
 const packages =
   /^(undici|https-proxy-agent|proxy-from-env|dbus-native|cli-progress|smol-toml|@effect\/platform\/(Fetch)?HttpClient.*|node:(http|https|http2|tls|dns))$/
+/** A fleet: `berth/fleet` has it, and two commands. */
+const fleet =
+  /^(lib\/(fleet\w*\.ts|internal\/fleet\/.*|cli\/(fleet|runner)\.ts)|@effect\/(rpc|cluster|workflow)\/.*)$/
+/** The modules of the program \`berth\` that load for every command. */
+const ofProgram = ["lib/bin.ts", "lib/cli/main.ts"]
 /** All of a package, where a program needs some modules of it. */
 const barrels = /^(effect|@effect\/platform|@effect\/platform-node)$/
 
@@ -34,7 +39,8 @@ describe("what an import loads", () => {
 
   before(() => {
     folder = makeTemporaryFolder()
-    const entries = ["lib/promise.ts", "lib/Container.ts", "lib/Image.ts", "lib/index.ts"]
+    const modules = ["promise", "Container", "Image", "index", "fleet", "fleetWorkflow"]
+    const entries = [...modules.map((name) => `lib/${name}.ts`), ...ofProgram]
     const flags = ["--bundle", "--splitting", "--format=esm", "--platform=node", "--packages=external"]
     const output = [`--outdir=${folder}/out`, `--metafile=${folder}/meta.json`, "--log-level=error"]
     execFileSync(`${root}node_modules/.bin/esbuild`, [...entries, ...flags, ...output], { cwd: root })
@@ -60,6 +66,29 @@ describe("what an import loads", () => {
     test(`${entry} loads neither the decoders of documents nor what moves, unpacks or makes images`, () =>
       assert.deepEqual(found(entry, images), []))
   }
+
+  test("nothing of a fleet loads without it", () => {
+    for (const [entry, all] of loaded) {
+      if (entry.startsWith("lib/fleet")) continue
+      assert.deepEqual(
+        all.filter((module) => fleet.test(module)),
+        [],
+        entry
+      )
+    }
+    assert.ok(loaded.get("lib/cli/main.ts")!.includes("lib/cli/commands.ts"))
+    assert.match("lib/internal/fleet/fleet.ts", fleet)
+  })
+
+  const ofWorkflows = /^@effect\/(cluster|experimental|workflow)(\/.*)?$/
+  const ofDatabases = /^(@effect\/sql.*|pg)$/
+
+  test("a fleet loads neither workflows nor a client of databases, and steps of workflows no cluster", () => {
+    for (const entry of ["lib/promise.ts", "lib/index.ts", "lib/fleet.ts"])
+      for (const pattern of [ofWorkflows, ofDatabases]) assert.deepEqual(found(entry, pattern), [])
+    assert.deepEqual(found("lib/fleetWorkflow.ts", ofDatabases), [])
+    assert.deepEqual(found("lib/fleetWorkflow.ts", ofWorkflows), ["@effect/workflow/Activity"])
+  })
 
   test("a part of Berth that cannot be loaded is named by a tagged error", {
     skip: "Deno" in globalThis || "Bun" in globalThis ? "only Node reports the limit" : whyNoContainers

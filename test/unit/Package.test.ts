@@ -138,8 +138,16 @@ describe("the npm package", () => {
     assert.equal(resolved("berth/fixtures"), "fixtures.js")
     assert.equal(resolved("berth/promise/fixtures"), "promiseFixtures.js")
     assert.equal(resolved("berth/fleet"), "fleet.js")
+    assert.equal(resolved("berth/fleet/workflow"), "fleetWorkflow.js")
     for (const name of ["Container", "WaitFor"]) assert.equal(resolved(`berth/${name}`), `${name}.js`)
-    for (const name of ["internal/typeIds", "bundle/promise", "bin", "index", "promiseFixtures"])
+    for (const name of [
+      "internal/typeIds",
+      "bundle/promise",
+      "bin",
+      "index",
+      "promiseFixtures",
+      "fleetWorkflow"
+    ])
       assert.equal(resolved(`berth/${name}`), undefined)
   })
 
@@ -150,7 +158,7 @@ describe("the npm package", () => {
       assert.equal(exports[`./${name}`], `./lib/${name}.ts`)
       assert.equal(imports[`berth/${name}`], `./lib/${name}.ts`)
     }
-    const others = [".", "./fixtures", "./fleet", "./promise", "./promise/fixtures"]
+    const others = [".", "./fixtures", "./fleet", "./fleet/workflow", "./promise", "./promise/fixtures"]
     assert.deepEqual(
       Object.keys(exports)
         .filter((name) => !modules.includes(name.slice(2)))

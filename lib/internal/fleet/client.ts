@@ -14,7 +14,9 @@ import * as Stream from "effect/Stream"
 import { type BerthError, isBerthError } from "../../BerthError.ts"
 import { type FleetError, RunnerLost } from "../../FleetError.ts"
 import type { Identity } from "../../fleet.ts"
+import { serialization } from "./frames.ts"
 import { type Description, type Room, Rpcs, VERSION } from "./protocol.ts"
+import { ANSWERED, RENEWED } from "./session.ts"
 import * as Transport from "./transport.ts"
 
 export type Calls = RpcClient.RpcClient<RpcGroup.Rpcs<typeof Rpcs>, RpcClientError>
@@ -24,6 +26,8 @@ export interface Link {
   readonly description: Description
   /** As it was told last. */
   room: Room
+  /** The starts of this program that the room may not have yet. */
+  starting: number
   /** Fails once the session is over. */
   readonly lost: Deferred.Deferred<never, RunnerLost>
   /** Calls a procedure of the runner. */
@@ -56,11 +60,11 @@ const renewing = (calls: Calls, { leaseMillis, name }: Description): Effect.Effe
   calls.renew().pipe(
     Effect.mapError(orLost(name)),
     Effect.timeoutFail({
-      duration: leaseMillis,
+      duration: leaseMillis * ANSWERED,
       onTimeout: () =>
         new RunnerLost({
           runner: name,
-          detail: `it has not answered for ${leaseMillis} ms, after which it ends what this program had there`
+          detail: `it has not answered for ${Math.round(leaseMillis * ANSWERED)} ms; by now it has ended what this program had there`
         })
     }),
     Effect.catchAll((error) =>
@@ -68,7 +72,7 @@ const renewing = (calls: Calls, { leaseMillis, name }: Description): Effect.Effe
         ? Effect.fail(error)
         : Effect.fail(new RunnerLost({ runner: name, detail: error.message, cause: error }))
     ),
-    Effect.zipRight(Effect.sleep(leaseMillis / 4)),
+    Effect.zipRight(Effect.sleep(leaseMillis * RENEWED)),
     Effect.forever
   )
 
@@ -83,7 +87,7 @@ export const link = (
     // A connection is a session: one that breaks is not made again.
     const protocol = yield* RpcClient.makeProtocolSocket({ retrySchedule: Schedule.stop }).pipe(
       Effect.provideService(Socket.Socket, socket),
-      Effect.provideService(RpcSerialization.RpcSerialization, RpcSerialization.msgPack)
+      Effect.provideService(RpcSerialization.RpcSerialization, serialization)
     )
     const calls: Calls = yield* RpcClient.make(Rpcs, {
       disableTracing: false,
@@ -156,6 +160,7 @@ const over = (
 const linkOf = (calls: Calls, description: Description, room: Room, lost: Link["lost"]): Link => ({
   description,
   room,
+  starting: 0,
   lost,
   call: (use) =>
     // The calls of a client whose scope has closed would interrupt whoever makes them.
@@ -164,7 +169,11 @@ const linkOf = (calls: Calls, description: Description, room: Room, lost: Link["
         ? Deferred.await(lost)
         : // Both can be interrupted also in a finalizer: the one that comes second would be waited for.
           Effect.raceFirst(
-            Effect.interruptible(Effect.mapError(use(calls), orLost(description.name))),
+            Effect.interruptible(
+              Effect.tapError(Effect.mapError(use(calls), orLost(description.name)), (error) =>
+                error instanceof RunnerLost ? Deferred.fail(lost, error) : Effect.void
+              )
+            ),
             Effect.interruptible(Deferred.await(lost))
           )
     ) as never,

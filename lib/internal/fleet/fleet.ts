@@ -8,46 +8,80 @@ import * as RpcServer from "@effect/rpc/RpcServer"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
+import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import { NodeInspectSymbol } from "effect/Inspectable"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Berth from "../../Berth.ts"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
-import type { FleetError } from "../../FleetError.ts"
-import type { Identity, Options, RunnerOptions } from "../../fleet.ts"
+import { FleetError } from "../../FleetError.ts"
+import type { Allow, Identity, Options, RunnerOptions, Serving } from "../../fleet.ts"
 import type { Image, PullOptions } from "../../Image.ts"
 import * as images from "../image/image.ts"
 import { parseBytes } from "../util/bytes.ts"
 import type { Fleet } from "../util/elsewhere.ts"
+import { later } from "../util/later.ts"
 import * as Client from "./client.ts"
+import { serialization } from "./frames.ts"
 import * as plain from "./options.ts"
 import * as Place from "./place.ts"
 import type { Request } from "./policy.ts"
 import { Rpcs } from "./protocol.ts"
 import { start } from "./remote.ts"
 import * as Runner from "./runner.ts"
+import { seenOf } from "./seen.ts"
+import { keptMillis, RENEWED } from "./session.ts"
 import * as Transport from "./transport.ts"
+
+const members = later(() => import("./members.ts"))
 
 // A runner
 
-/** Serves the clients of a runner until the scope closes; gives its address. */
-export const serve = (options: RunnerOptions): Effect.Effect<string, BerthError, Berth.Berth | Scope.Scope> =>
+/** Serves the clients of a runner until the scope closes, or its supervisor has ended. */
+export const serve = (
+  options: RunnerOptions
+): Effect.Effect<Serving, BerthError, Berth.Berth | Scope.Scope> =>
   Effect.gen(function* () {
-    const address = yield* Transport.parseAddress(options.listen)
+    const { supervisor } = yield* Berth.Berth
+    const asked = yield* Transport.parseAddress(options.listen)
     const runner = yield* Runner.make(options)
-    const { address: bound, layer } = yield* Transport.server(address, options)
-    yield* Layer.build(
+    const { leaseMillis } = runner.description
+    const ended = yield* Deferred.make<void>()
+    const scope = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.sequential)
+    yield* Scope.addFinalizer(scope, Deferred.succeed(ended, undefined))
+    const { address, layer } = yield* Scope.extend(Transport.server(asked, options), scope)
+    yield* Layer.buildWithScope(
       RpcServer.layer(Rpcs, { disableFatalDefects: true, spanPrefix: "berth.runner" }).pipe(
-        Layer.provide(Runner.handlers(runner, options)),
+        Layer.provide(Runner.handlers(runner)),
         Layer.provide(RpcServer.layerProtocolSocketServer),
-        Layer.provide(RpcSerialization.layerMsgPack),
+        Layer.provide(Layer.succeed(RpcSerialization.RpcSerialization, serialization)),
         Layer.provide(layer)
-      )
+      ),
+      scope
     )
-    return Transport.print(bound)
+    // The supervisor of a runner that is stopped ends what the runner has. A runner without a supervisor serves nobody.
+    const live = Effect.sync(() => supervisor.renew(keptMillis(leaseMillis))).pipe(
+      Effect.zipRight(Effect.sleep(leaseMillis * RENEWED)),
+      Effect.repeat({ while: () => supervisor.isRunning() }),
+      Effect.zipRight(Effect.forkDaemon(Scope.close(scope, Exit.void)))
+    )
+    yield* Effect.forkIn(live, scope)
+    // The supervisor belongs to its program alone again.
+    yield* Scope.addFinalizer(
+      scope,
+      Effect.sync(() => supervisor.renew(0))
+    )
+    const { database } = options
+    if (database !== undefined)
+      yield* Scope.extend(
+        members(({ register }) => register(database, address, runner.description)),
+        scope
+      )
+    return { address: Transport.print(address), ended: Deferred.await(ended) }
   })
 
 // A client
@@ -82,26 +116,73 @@ class Links implements Place.Runners {
 /** How long to wait before a runner that does not answer is tried again. */
 const again = Schedule.union(Schedule.exponential("200 millis"), Schedule.spaced("5 seconds"))
 
-/** Keeps a link to a runner, made again when it is lost; `first` is told of the first try. */
+/** Keeps a link to a runner, made again when it is lost, as long as the runner is `wanted`; `first` is told of each try. */
 const keep = (
   links: Links,
   address: Transport.Address,
   identity: Identity,
-  first: Deferred.Deferred<void, BerthError>
-): Effect.Effect<never, never> =>
+  first: (tried: Effect.Effect<void, BerthError>) => Effect.Effect<unknown>,
+  wanted: () => boolean = () => true
+): Effect.Effect<unknown> =>
   Effect.scoped(
     Effect.gen(function* () {
       const link = yield* Client.link(address, identity, links.wake)
       yield* links.add(link)
-      yield* Deferred.succeed(first, undefined)
+      yield* first(Effect.void)
       return yield* Effect.catchAll(Deferred.await(link.lost), (error) => Effect.logDebug(error))
     })
   ).pipe(
-    Effect.tapError((error) => Deferred.fail(first, error)),
-    Effect.retry(again),
+    Effect.tapError((error) => first(Effect.fail(error))),
+    Effect.retry({ schedule: again, while: wanted }),
     Effect.ignore,
-    Effect.forever
+    Effect.repeat({ while: wanted })
   )
+
+/** How long a program waits for a runner in its database: both may start at once. */
+const FIRST_MILLIS = 5000
+
+/** Links to the runners that a database names. While it is away, they are the ones that it named last. */
+const named = (
+  links: Links,
+  database: Redacted.Redacted<string>,
+  identity: Identity
+): Effect.Effect<Effect.Effect<void, BerthError>, BerthError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const scope = yield* Effect.scope
+    const first = yield* Deferred.make<void>()
+    const kept = new Set<string>()
+    let all: ReadonlyArray<string> = []
+    let failure: BerthError = new FleetError({
+      reason: "NoRunner",
+      subject: "fleet",
+      detail: "no runner in its database is alive: start one with the same database"
+    })
+    const tried = Effect.matchEffect({
+      onFailure: (error: BerthError) => Effect.sync(() => (failure = error)),
+      onSuccess: () => Deferred.succeed(first, undefined)
+    })
+    const found = (text: string) =>
+      Effect.gen(function* () {
+        const address = yield* Transport.parseAddress(text)
+        kept.add(text)
+        const isNamed = () => all.includes(text)
+        yield* keep(links, address, identity, tried, isNamed).pipe(
+          Effect.ensuring(Effect.sync(() => kept.delete(text))),
+          Effect.forkIn(scope)
+        )
+      }).pipe(Effect.catchAll((error) => Effect.logWarning(error)))
+    yield* members(({ watch }) =>
+      watch(database, (addresses) => {
+        all = addresses
+        return Effect.forEach(
+          addresses.filter((text) => !kept.has(text)),
+          found,
+          { discard: true }
+        )
+      })
+    )
+    return Effect.timeoutFail(Deferred.await(first), { duration: FIRST_MILLIS, onTimeout: () => failure })
+  })
 
 /** Links to all runners. Succeeds once one answers, and fails when none does. */
 const linked = (options: Options): Effect.Effect<Links, BerthError, Scope.Scope> =>
@@ -111,11 +192,12 @@ const linked = (options: Options): Effect.Effect<Links, BerthError, Scope.Scope>
       Effect.gen(function* () {
         const address = yield* Transport.parseAddress(text)
         const first = yield* Deferred.make<void, BerthError>()
-        yield* Effect.forkScoped(keep(links, address, options, first))
+        yield* Effect.forkScoped(keep(links, address, options, (tried) => Effect.intoDeferred(tried, first)))
         return Deferred.await(first)
       })
     )
-    yield* Effect.raceAll(tries)
+    const { database } = options
+    yield* Effect.raceAll(database === undefined ? tries : [...tries, yield* named(links, database, options)])
     return links
   })
 
@@ -198,11 +280,15 @@ const berthOf = (links: Links): Berth.Berth => {
           },
           (link) => start(berth, link, image, sent, options)
         )
-      )
+      ),
+    ...seenOf(links)
   }
   const berth: Berth.Berth = Object.assign(Object.create(Proto), { fleet, rootless: false })
   return berth
 }
+
+/** What the program may do without a fleet, too. */
+const everything: Allow = { hostImage: true, hostNamespaces: true, privileges: true, binds: ["/"] }
 
 /** A runner in this program, which nobody else can reach. */
 const embedded = (
@@ -215,13 +301,13 @@ const embedded = (
     )
     const token = Redacted.make(randomBytes(32).toString("hex"))
     const own = yield* Layer.build(Berth.layerWith(options.berth ?? {}))
-    const address = yield* Effect.provide(
+    const { address } = yield* Effect.provide(
       serve({
         name: "here",
         ...options.runner,
         listen: `unix:${folder}/runner`,
         token,
-        allow: options.runner?.allow ?? { hostNamespaces: true, privileges: true, binds: ["/"] }
+        allow: options.runner?.allow ?? everything
       }),
       own
     )
@@ -236,6 +322,7 @@ export const make = (
   FileSystem.FileSystem | Scope.Scope
 > =>
   Effect.gen(function* () {
-    const where = options.runners === undefined ? yield* embedded(options) : options
+    const where =
+      options.runners === undefined && options.database === undefined ? yield* embedded(options) : options
     return Context.make(Berth.Berth, berthOf(yield* linked(where)))
   })

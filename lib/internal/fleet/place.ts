@@ -45,7 +45,19 @@ const better =
     Number(digest !== undefined && b.room.images.includes(digest)) -
       Number(digest !== undefined && a.room.images.includes(digest)) ||
     load(a) - load(b) ||
-    a.room.containers - b.room.containers
+    a.room.containers + a.starting - (b.room.containers + b.starting)
+
+const counted = <A, R>(
+  link: Link,
+  start: (link: Link) => Effect.Effect<A, BerthError, R>
+): Effect.Effect<A, BerthError, R> =>
+  Effect.suspend(() => {
+    link.starting++
+    return Effect.ensuring(
+      start(link),
+      Effect.sync(() => link.starting--)
+    )
+  })
 
 const fleetError = (reason: "NoRunner" | "NoRoom", detail: string): FleetError =>
   new FleetError({ reason, subject: "fleet", detail })
@@ -63,14 +75,15 @@ export const place = <A, R>(
   start: (link: Link) => Effect.Effect<A, BerthError, R>
 ): Effect.Effect<A, BerthError, R> =>
   Effect.flatMap(FiberRef.get(placement), (where) => {
+    let nobody = false
     const attempt: Effect.Effect<A, BerthError, R> = Effect.suspend(() => {
       // Before the rooms are read, so that no change is missed.
       const change = runners.change()
       const all = runners.links().filter((link) => !isOver(link))
       const reasons = all.map((link) => `${link.description.name}: ${unfit(link, wanted, where) ?? ""}`)
       const fit = all.filter((link) => unfit(link, wanted, where) === undefined)
-      if (all.length === 0)
-        return fleetError("NoRunner", "no runner is connected: start one, or look why it does not answer")
+      nobody = all.length === 0
+      if (nobody) return Effect.zipRight(Deferred.await(change), attempt)
       if (fit.length === 0)
         return fleetError("NoRunner", `no runner can take the container: ${reasons.join("; ")}`)
       const open = fit
@@ -81,10 +94,9 @@ export const place = <A, R>(
         index === open.length
           ? Effect.zipRight(Deferred.await(change), attempt)
           : Effect.catchIf(
-              start(open[index]!),
+              counted(open[index]!, start),
               (error) =>
-                (error._tag === "FleetError" && error.reason === "NoRoom") ||
-                (error._tag === "RunnerLost" && isOver(open[index]!)),
+                (error._tag === "FleetError" && error.reason === "NoRoom") || error._tag === "RunnerLost",
               () => next(index + 1)
             )
       return next(0)
@@ -93,9 +105,14 @@ export const place = <A, R>(
     return Effect.timeoutFail(attempt, {
       duration: patience,
       onTimeout: () =>
-        fleetError(
-          "NoRoom",
-          `no runner had room for ${wanted.request.memoryBytes} bytes of memory and ${wanted.request.cpus} CPUs within ${Duration.format(patience)}: add a runner, or wait longer with Fleet.on({ patience })`
-        )
+        nobody
+          ? fleetError(
+              "NoRunner",
+              `no runner has answered for ${Duration.format(patience)}: start one, or look why it does not answer`
+            )
+          : fleetError(
+              "NoRoom",
+              `no runner had room for ${wanted.request.memoryBytes} bytes of memory and ${wanted.request.cpus} CPUs within ${Duration.format(patience)}: add a runner, or wait longer with Fleet.on({ patience })`
+            )
     })
   })

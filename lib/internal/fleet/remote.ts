@@ -372,6 +372,7 @@ const elsewhereOf = (
   const connect = (address: Address) => connected(link, id, address)
   return {
     ...base!,
+    runner: link.description.name,
     exec: (command, options) => {
       const { input } = options
       if (typeof input === "object" && Stream.StreamTypeId in input)

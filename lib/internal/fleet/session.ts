@@ -13,13 +13,23 @@ export interface Entry {
   readonly end: Effect.Effect<void>
 }
 
-/** A process of a session, and the end that its client asks for. */
+/** A process of a session; `release` waits until nothing of it is left. */
 export interface Held {
   readonly process: Process
-  /** Asks for its release; `released` tells that nothing of it is left. */
-  readonly release: Deferred.Deferred<void>
-  readonly released: Deferred.Deferred<void>
+  readonly release: Effect.Effect<void>
 }
+
+/**
+ * A lease has an order of ends. A client renews it six times, and gives its runner up when an answer has not come for five sixths: a whole
+ * lease after the last one, at most. By then the runner has ended what the client had, and the supervisor of a runner that was stopped has
+ * ended all: no container runs on two runners because its client has started it anew.
+ */
+export const RENEWED = 1 / 6
+export const ANSWERED = 5 / 6
+const ENDED = 3 / 4
+
+/** How long a runner keeps what it does not hear of, in milliseconds. */
+export const keptMillis = (leaseMillis: number): number => Math.floor(leaseMillis * ENDED)
 
 export interface Session {
   readonly client: string
@@ -33,6 +43,8 @@ export interface Session {
 
 export class Sessions {
   private readonly all = new Map<number, Session>()
+  /** The connections whose lease has ended. */
+  private readonly over = new Set<number>()
   private readonly runner: string
   private readonly leaseMillis: number
 
@@ -49,6 +61,7 @@ export class Sessions {
   of(connection: number): Effect.Effect<Session, FleetError | RunnerLost> {
     return Effect.suspend((): Effect.Effect<Session, FleetError | RunnerLost> => {
       const session = this.all.get(connection)
+      if (this.over.has(connection)) return this.ended()
       if (session === undefined)
         return new FleetError({
           reason: "Unauthorized",
@@ -68,7 +81,7 @@ export class Sessions {
         held: new Map(),
         entries: new Map(),
         over: yield* Deferred.make<never, RunnerLost>(),
-        deadline: performance.now() + sessions.leaseMillis
+        deadline: performance.now() + keptMillis(sessions.leaseMillis)
       }
       yield* Effect.acquireRelease(
         Effect.suspend(() => {
@@ -82,29 +95,38 @@ export class Sessions {
         }),
         () => Effect.sync(() => sessions.all.delete(connection))
       )
-      yield* Effect.forkScoped(sessions.watch(session))
+      yield* Effect.forkScoped(sessions.watch(connection, session))
       return session
     })
   }
 
   renew(session: Session): void {
-    session.deadline = performance.now() + this.leaseMillis
+    session.deadline = performance.now() + keptMillis(this.leaseMillis)
   }
 
   private ended(): RunnerLost {
     return new RunnerLost({
       runner: this.runner,
-      detail: `the lease of this program has ended, as it was not renewed for ${this.leaseMillis} ms, and its containers with it`
+      detail: `the lease of this program has ended, as nothing was heard of it for ${keptMillis(this.leaseMillis)} ms, and its containers with it`
     })
   }
 
   /** A client that comes back after its lease finds nothing: the session is over, whatever it sends. */
-  private watch(session: Session): Effect.Effect<void> {
+  private watch(connection: number, session: Session): Effect.Effect<void> {
     return Effect.suspend(() => {
       const left = session.deadline - performance.now()
       return left <= 0
-        ? Effect.asVoid(Deferred.fail(session.over, this.ended()))
-        : Effect.zipRight(Effect.sleep(left), this.watch(session))
+        ? Effect.zipRight(
+            Effect.suspend(() => {
+              this.over.add(connection)
+              return Deferred.fail(session.over, this.ended())
+            }),
+            Effect.forEach([...session.held.values()], ({ release }) => release, {
+              concurrency: "unbounded",
+              discard: true
+            })
+          )
+        : Effect.zipRight(Effect.sleep(left), this.watch(connection, session))
     })
   }
 }

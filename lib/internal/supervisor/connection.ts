@@ -29,6 +29,7 @@ import {
   REQUEST_ATTACH,
   REQUEST_BYTES,
   REQUEST_RELEASE,
+  REQUEST_RENEW,
   REQUEST_SHARE,
   REQUEST_START,
   type Reply,
@@ -74,6 +75,8 @@ export interface Supervisor {
   readonly plans: () => ReadonlyArray<Plan.Plan>
   /** Whether the connection is open at this moment. */
   readonly isRunning: () => boolean
+  /** Lets it live for so many milliseconds, and no longer unless it is told again: it then ends as `stop` ends it. */
+  readonly renew: (millis: number) => void
   /**
    * Closes the connection and waits until the supervisor has released everything and ended. A supervisor with leases is not waited
    * for: it ends after its last connection.
@@ -506,6 +509,11 @@ export const attachUnit = (
     })
     return got(connection, id, pending, interruptible(begin))
   })
+
+/** See `Supervisor.renew`. */
+export const renew = (connection: Connection, millis: number): void => {
+  if (!connection.gone) connection.send(encodeRequest(REQUEST_RENEW, millis, 0, nothing), [], () => {})
+}
 
 /** See `Leased.share`. */
 export const shareUnit = (

@@ -14,6 +14,7 @@ export const REQUEST_RELEASE = 2
 export const REQUEST_MAPPED = 3
 export const REQUEST_SHARE = 4
 export const REQUEST_ATTACH = 5
+export const REQUEST_RENEW = 6
 export const REPLY_READY = 1
 export const REPLY_STARTED = 2
 export const REPLY_FAILED = 3

@@ -17,6 +17,7 @@ import {
   nothing,
   PATIENCE_MILLIS,
   refused,
+  renew,
   SIGCONT,
   type Supervisor,
   shareUnit,
@@ -71,6 +72,7 @@ const supervisorOf = (
       startUnit(connection, guard, id, plan, descriptors, interruptible),
     plans: () => [...connection.units.values()].map((unit) => unit.plan),
     isRunning: () => connection.isOpen(),
+    renew: (millis) => renew(connection, millis),
     stop,
     share: (pid, descriptors) => shareUnit(connection, pid, descriptors),
     attach: (id, interruptible) => attachUnit(connection, id, interruptible)

@@ -1,0 +1,27 @@
+import { execFileSync } from "node:child_process"
+import { suite, whyNotRoot } from "../support/effect.ts"
+import { faults, makeFleet, round } from "../support/fleetFaults.ts"
+
+const whyNoNsenter = (): string | false => {
+  try {
+    execFileSync("nsenter", ["--version"])
+    return false
+  } catch {
+    return "no nsenter: apt-get install util-linux"
+  }
+}
+
+const ROUNDS = Number(process.env.BERTH_FLEET_ROUNDS ?? faults.length)
+
+suite("a fleet whose parts fail", (effect, folder) => {
+  effect.asRoot(
+    `has each container once, and none of a client that is gone, in ${ROUNDS} rounds`,
+    function* () {
+      const fleet = yield* makeFleet(folder())
+      for (let k = 0; k < ROUNDS; k++) {
+        yield* round(fleet, faults[k % faults.length]!, Math.floor(k / faults.length))
+      }
+    },
+    { skip: whyNotRoot || whyNoNsenter() }
+  )
+})

@@ -1,0 +1,156 @@
+import assert from "node:assert/strict"
+import type { ChildProcess } from "node:child_process"
+import { randomBytes } from "node:crypto"
+import { once } from "node:events"
+import * as fs from "node:fs"
+import * as net from "node:net"
+import * as Effect from "effect/Effect"
+import { postgres } from "../../lib/fixtures.ts"
+import { Fixture } from "../../lib/index.ts"
+import { allowTime, suite } from "../support/effect.ts"
+import { ended, firstLine, program } from "../support/program.ts"
+import { startRegistry, whyNoServer, withoutDockerConfig } from "../support/registry.ts"
+import { service } from "../support/services.ts"
+import { until } from "../support/until.ts"
+
+const { image, missing } = await service("postgres")
+const database = postgres({ image })
+
+allowTime(180_000)
+
+/** A program that is killed when the scope closes, if it still runs then. */
+const started = (script: string, ...args: ReadonlyArray<string>) =>
+  Effect.acquireRelease(
+    Effect.sync(() => program(script, args)),
+    (child) => Effect.promise(() => killed(child))
+  )
+
+const killed = async (child: ChildProcess): Promise<void> => {
+  if (child.exitCode !== null || child.signalCode !== null) return
+  child.kill("SIGKILL")
+  await once(child, "exit")
+}
+
+/** The last line of a program is the text of the last step; the lines before are of its log. */
+const checkEnd = (child: ChildProcess) =>
+  Effect.map(
+    Effect.promise(() => ended(child)),
+    ({ code, stdout }) =>
+      assert.deepEqual([code, stdout.trim().split("\n").at(-1)], [0, JSON.stringify("1\n2\n3\n4\n5\n")])
+  )
+
+/** Counts how often each step begins, and says when it may go on. */
+const stepsServer = Effect.gen(function* () {
+  const times = [0, 0, 0, 0, 0]
+  const may = new Set([1, 2, 5])
+  const waiting = new Map<number, net.Socket>()
+  const server = yield* Effect.acquireRelease(
+    Effect.async<net.Server>((resume) => {
+      const made = net.createServer((socket) => {
+        socket
+          .on("error", () => {})
+          .once("data", (line) => {
+            const step = Number(line)
+            times[step - 1]! += 1
+            waiting.set(step, socket)
+            if (may.has(step)) socket.write("go\n")
+          })
+      })
+      made.listen(0, "127.0.0.1", () => resume(Effect.succeed(made)))
+    }),
+    (made) => Effect.sync(() => made.close())
+  )
+  return {
+    port: (server.address() as net.AddressInfo).port,
+    times,
+    go: (step: number) => {
+      may.add(step)
+      waiting.get(step)?.write("go\n")
+    },
+    /** Until a step has begun so often. */
+    begun: (step: number, often: number) =>
+      Effect.promise(() => until(`step ${step}`, () => times[step - 1] === often, 60_000))
+  }
+})
+
+suite("a workflow of five steps", (effect, berthFolder) => {
+  withoutDockerConfig()
+  const skip = missing || whyNoServer
+
+  /** Runners, a database and a registry, and what starts programs with them. */
+  const fleet = Effect.gen(function* () {
+    const folder = fs.mkdtempSync(`${berthFolder()}-fleet-`)
+    const steps = yield* stepsServer
+    const registry = yield* Effect.acquireRelease(
+      Effect.promise(() => startRegistry()),
+      ({ stop }) => Effect.promise(stop)
+    )
+    const { url } = yield* Fixture.fork(database)
+    const token = randomBytes(16).toString("hex")
+    const address = (name: string) => `unix:${folder}/${name}.socket`
+    const runner = (name: string, labels: Readonly<Record<string, string>>) =>
+      Effect.tap(
+        started(
+          "fleetMember.ts",
+          `${folder}/${name}`,
+          JSON.stringify({
+            name,
+            listen: address(name),
+            labels,
+            token,
+            allow: { hostImage: true, hostNamespaces: true }
+          })
+        ),
+        (child) => Effect.promise(() => firstLine(child))
+      )
+    const workflow = started(
+      "workflow.ts",
+      JSON.stringify({
+        database: url,
+        runners: ["one", "two", "three"].map(address),
+        token,
+        place: `${registry.host}/team/ci`,
+        port: steps.port
+      })
+    )
+    return { runner, workflow, ...steps }
+  })
+
+  effect(
+    "goes on after its program and a runner are killed, and does no step again that has ended",
+    function* () {
+      const { begun, go, runner, times, workflow } = yield* fleet
+      yield* runner("one", {})
+      const two = yield* runner("two", { even: "yes" })
+      const first = yield* workflow
+      yield* begun(3, 1)
+      yield* Effect.promise(() => killed(first))
+      const second = yield* workflow
+      yield* begun(3, 2)
+      go(3)
+      yield* begun(4, 1)
+      yield* Effect.promise(() => killed(two))
+      yield* runner("three", { even: "yes" })
+      yield* begun(4, 2)
+      go(4)
+      yield* checkEnd(second)
+      assert.deepEqual(times, [1, 1, 2, 2, 1])
+    },
+    { skip }
+  )
+
+  effect(
+    "is done once by two programs that start together on an empty database",
+    function* () {
+      const { go, runner, times, workflow } = yield* fleet
+      yield* runner("one", {})
+      yield* runner("two", { even: "yes" })
+      go(3)
+      go(4)
+      const programs = yield* Effect.all([workflow, workflow])
+      yield* Effect.forEach(programs, checkEnd, { concurrency: 2 })
+      assert.deepEqual(times, [1, 1, 1, 1, 1])
+    },
+    { skip }
+  )
+})
