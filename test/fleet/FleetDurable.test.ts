@@ -103,16 +103,18 @@ suite("a workflow of five steps", (effect, berthFolder) => {
         ),
         (child) => Effect.promise(() => firstLine(child))
       )
-    const workflow = started(
-      "workflow.ts",
-      JSON.stringify({
-        database: url,
-        runners: ["one", "two", "three"].map(address),
-        token,
-        place: `${registry.host}/team/ci`,
-        port: steps.port
-      })
-    )
+    const workflow = (lease: string) =>
+      started(
+        "workflow.ts",
+        JSON.stringify({
+          database: url,
+          lease,
+          runners: ["one", "two", "three"].map(address),
+          token,
+          place: `${registry.host}/team/ci`,
+          port: steps.port
+        })
+      )
     return { runner, workflow, ...steps }
   })
 
@@ -122,10 +124,10 @@ suite("a workflow of five steps", (effect, berthFolder) => {
       const { begun, go, runner, times, workflow } = yield* fleet
       yield* runner("one", {})
       const two = yield* runner("two", { even: "yes" })
-      const first = yield* workflow
+      const first = yield* workflow("3 seconds")
       yield* begun(3, 1)
       yield* Effect.promise(() => killed(first))
-      const second = yield* workflow
+      const second = yield* workflow("3 seconds")
       yield* begun(3, 2)
       go(3)
       yield* begun(4, 1)
@@ -147,7 +149,7 @@ suite("a workflow of five steps", (effect, berthFolder) => {
       yield* runner("two", { even: "yes" })
       go(3)
       go(4)
-      const programs = yield* Effect.all([workflow, workflow])
+      const programs = yield* Effect.all([workflow("1 minute"), workflow("1 minute")])
       yield* Effect.forEach(programs, checkEnd, { concurrency: 2 })
       assert.deepEqual(times, [1, 1, 1, 1, 1])
     },
