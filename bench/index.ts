@@ -6,6 +6,7 @@ import { cgroup } from "./cgroup.ts"
 import { exec } from "./exec.ts"
 import { first } from "./first.ts"
 import { fixtures } from "./fixtures.ts"
+import { fleetCosts } from "./fleet.ts"
 import { network } from "./network.ts"
 import { output } from "./output.ts"
 import { pull } from "./pull.ts"
@@ -34,6 +35,10 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
       "fixtures [--rounds N]  a database for a test, against a postgres of the host on a copied folder"
     ],
     run: fixtures
+  },
+  fleet: {
+    usage: ["fleet [--rounds N]     containers on other machines: commands, output, starts, lost runners"],
+    run: fleetCosts
   },
   first: {
     usage: [

@@ -128,8 +128,9 @@ export interface Fixture<A, R = never> {
 
 /**
  * A fixture of any server that tells in its log that it is ready. `open` and `fork` fail with `FixtureFailed` if `prepare` fails or the
- * server does not stop cleanly, and nothing is kept then, or if the program that starts a shared server is stopped by a signal; with `WaitFailed`, which has the end of the log, if the server ends or does
- * not become ready; and as `Container.start` does.
+ * server does not stop cleanly, and nothing is kept then, or if a process that they wait for has been stopped by a signal for 5 seconds: a
+ * shared server, or the program that prepares or starts it; with `WaitFailed`, which has the end of the log, if the server ends or does not
+ * become ready; and as `Container.start` does.
  *
  * Programs that prepare the same fixture at the same time do it once: one does it, the others wait.
  *

@@ -9,12 +9,14 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
+import type * as Stream from "effect/Stream"
 import type { Berth, Options as BerthOptions } from "./Berth.ts"
 import type { BerthError } from "./BerthError.ts"
 import type { Bytes } from "./Cgroup.ts"
 import type { Container } from "./Container.ts"
 import * as internal from "./internal/fleet/fleet.ts"
 import { placement } from "./internal/fleet/place.ts"
+import * as seen from "./internal/fleet/seen.ts"
 
 export { FleetError, RunnerLost } from "./FleetError.ts"
 
@@ -25,13 +27,18 @@ export { FleetError, RunnerLost } from "./FleetError.ts"
  * @category models
  */
 export interface Identity {
+  /** A text of one line. At `tcp://` it crosses the network as it is: use `tls://` where others can listen. */
   readonly token?: Redacted.Redacted<string> | undefined
-  /** Texts in the PEM format. */
+  /** For `tls://`. Texts in the PEM format. */
   readonly tls?:
     | {
-        readonly certificate: string
-        readonly key: Redacted.Redacted<string>
-        /** The authority of the other side's certificate. A runner with one refuses clients without a certificate of it. */
+        /** Who this side is: a runner needs both, and a client of a runner with an `authority`. */
+        readonly certificate?: string | undefined
+        readonly key?: Redacted.Redacted<string> | undefined
+        /**
+         * The authority of the other side's certificate. A runner with one refuses clients without a certificate of it. Default: for a
+         * runner, none, and its clients need a token; for a client, those that its machine trusts.
+         */
         readonly authority?: string | undefined
       }
     | undefined
@@ -45,15 +52,21 @@ export interface Identity {
  * @category models
  */
 export interface Allow {
-  /** The prefixes of the images: `registry.example.com/team/`. Default: all. */
+  /**
+   * The registries of the images, `registry.example.com/`, and paths in registries: `registry.example.com/team/` has all images below it, and
+   * none of `registry.example.com/team2/`. Default: all.
+   */
   readonly images?: ReadonlyArray<string> | undefined
+  /** Whether the image may be `host`: the files of the runner's machine, which the container reads as its own. Default: false. */
+  readonly hostImage?: boolean | undefined
   /** The folders of the runner's machine that containers may bind, with all that is in them. Default: none. */
   readonly binds?: ReadonlyArray<string> | undefined
   /** Whether containers may use namespaces of the runner's machine. Default: false. */
   readonly hostNamespaces?: boolean | undefined
   /**
-   * Whether containers may have more rights than by default: capabilities, other profiles for seccomp and AppArmor, devices, paths
-   * that are not masked, sysctls. Default: false.
+   * Whether containers, and processes in them, may have more rights than by default: capabilities, other profiles for seccomp and
+   * AppArmor, devices, paths that are not masked, sysctls, weights above those of others, resource limits of the whole machine such as
+   * `rtprio`. Default: false.
    */
   readonly privileges?: boolean | undefined
   /** The largest limits of a container, and the limits of one that asks for none. */
@@ -62,6 +75,8 @@ export interface Allow {
         readonly memory?: Bytes | undefined
         readonly cpus?: number | undefined
         readonly pids?: number | undefined
+        /** Of the writable layer: `upperSize`, with what that needs. */
+        readonly disk?: Bytes | undefined
       }
     | undefined
 }
@@ -77,7 +92,7 @@ export interface RunnerOptions extends Identity {
   readonly name?: string | undefined
   readonly labels?: Readonly<Record<string, string>> | undefined
   /** How much of the machine its containers get, by their limits. Default: all of it. */
-  readonly memoryBytes?: number | undefined
+  readonly memory?: Bytes | undefined
   readonly cpus?: number | undefined
   readonly allow?: Allow | undefined
   /**
@@ -121,6 +136,59 @@ export interface Placement {
   readonly runner?: string | undefined
   /** How long to wait for a runner with room. Default: 1 minute. */
   readonly patience?: Duration.DurationInput | undefined
+}
+
+/**
+ * How much of its machine a runner gives away, and how much of that is in use.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Room {
+  readonly memoryBytes: number
+  readonly cpus: number
+  readonly usedMemoryBytes: number
+  readonly usedCpus: number
+  /** The number of containers, of all programs. */
+  readonly containers: number
+  /** The digests of the images that it has. */
+  readonly images: ReadonlyArray<string>
+}
+
+/**
+ * A runner that a program is connected to.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Runner {
+  readonly name: string
+  /** As images name it: `amd64`, `arm64`. */
+  readonly architecture: string
+  /** The release of its kernel. */
+  readonly kernel: string
+  readonly rootless: boolean
+  /** The checks of `Berth.doctor` that its machine passes. */
+  readonly features: ReadonlyArray<string>
+  readonly labels: Readonly<Record<string, string>>
+  readonly room: Room
+}
+
+/**
+ * A container on a runner, of this or of another program.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface RunnerContainer {
+  /** The name of the runner. */
+  readonly runner: string
+  readonly id: string
+  /** The reference of its image. */
+  readonly image: string
+  /** The room that it takes: its limits; 0 without a limit. */
+  readonly memoryBytes: number
+  readonly cpus: number
 }
 
 /**
@@ -193,6 +261,39 @@ export const on =
   (where: Placement) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.locallyWith(effect, placement, (outer) => ({ ...outer, ...where }))
+
+/**
+ * The runners that this program is connected to. One that is lost is none of them until it answers again.
+ *
+ * Fails with `Unsupported` if the program's Berth is no fleet.
+ *
+ * @since 0.2.0
+ * @category runners
+ * @example
+ * const names = Effect.map(Fleet.runners, (all) => all.map(({ name, room }) => `${name}: ${room.containers} containers`))
+ */
+export const runners: Effect.Effect<ReadonlyArray<Runner>, BerthError, Berth> = seen.runners
+
+/**
+ * The runners that this program is connected to: now, and after each change of them or of their rooms. Changes that come faster than they
+ * are read become one.
+ *
+ * Fails with `Unsupported` if the program's Berth is no fleet.
+ *
+ * @since 0.2.0
+ * @category runners
+ */
+export const runnerChanges: Stream.Stream<ReadonlyArray<Runner>, BerthError, Berth> = seen.changes
+
+/**
+ * The containers on the runners that this program is connected to, also those of other programs.
+ *
+ * Fails with `Unsupported` if the program's Berth is no fleet.
+ *
+ * @since 0.2.0
+ * @category runners
+ */
+export const containers: Effect.Effect<ReadonlyArray<RunnerContainer>, BerthError, Berth> = seen.containers
 
 /**
  * The name of the runner that has a container; undefined for a container of this machine.

@@ -1,14 +1,7 @@
 /** Shows a build: the steps that run, with the end of their output, at the bottom of a terminal; or a line for each event. */
 import type { BuildEvent } from "../Build.ts"
 import { messageOf } from "./failure.ts"
-
-/** What the view needs of standard error. */
-export interface Screen {
-  readonly isTTY?: boolean | undefined
-  readonly columns?: number | undefined
-  readonly rows?: number | undefined
-  readonly write: (text: string) => unknown
-}
+import { makePanel, type Screen } from "./panel.ts"
 
 export interface View {
   readonly show: (event: BuildEvent) => void
@@ -70,21 +63,16 @@ interface Running {
 /** The view of a terminal: lines of what has ended stay, and below them are the steps that run. */
 export const live = (screen: Screen): View => {
   const running = new Map<number, Running>()
-  let drawn = 0
   let timer: NodeJS.Timeout | undefined
-  // One column is left, because a terminal may wrap after the last one.
-  const cut = (text: string): string => [...text].slice(0, Math.max(10, (screen.columns ?? 80) - 1)).join("")
-  const erase = (): string => (drawn === 0 ? "" : `\x1b[${drawn}A\r\x1b[J`)
-  const draw = (above: ReadonlyArray<string> = []): void => {
-    const lines = [...running.values()].flatMap(({ began, output, title }) => [
-      cut(`${title} ${seconds(performance.now() - began)}`),
-      ...output.map((line) => `\x1b[2m${cut(`  ${line}`)}\x1b[0m`)
-    ])
-    // More than fits could not be erased.
-    const shown = lines.slice(-Math.max(1, (screen.rows ?? 24) - 1))
-    screen.write(erase() + [...above, ...shown].map((line) => `${line}\n`).join(""))
-    drawn = shown.length
-  }
+  const { cut, draw: drawLines } = makePanel(screen)
+  const draw = (above: ReadonlyArray<string> = []): void =>
+    drawLines(
+      [...running.values()].flatMap(({ began, output, title }) => [
+        cut(`${title} ${seconds(performance.now() - began)}`),
+        ...output.map((line) => `\x1b[2m${cut(`  ${line}`)}\x1b[0m`)
+      ]),
+      above
+    )
   const stop = (): void => {
     clearInterval(timer)
     timer = undefined
@@ -116,8 +104,7 @@ export const live = (screen: Screen): View => {
     close: () => {
       stop()
       running.clear()
-      screen.write(erase())
-      drawn = 0
+      draw()
     }
   }
 }

@@ -142,6 +142,26 @@ const running = {
   pull: choice("pull", ["missing", "always", "never"], "When the registry is asked for the image.")
 } as const
 
+/** Who a runner or a client of a fleet is. */
+const identity = {
+  tokenFile: text({
+    name: "token-file",
+    value: "FILE",
+    help: "The file of the token that the runners and the clients of a fleet share."
+  }),
+  tlsCertificate: text({
+    name: "tls-certificate",
+    value: "FILE",
+    help: "The certificate of this side, for tls://, in the PEM format."
+  }),
+  tlsKey: text({ name: "tls-key", value: "FILE", help: "The key of the certificate." }),
+  tlsAuthority: text({
+    name: "tls-authority",
+    value: "FILE",
+    help: "The authority that the certificate of the other side has to be from. A runner with one needs no token."
+  })
+} as const
+
 const store = () => import("./store.ts")
 
 export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
@@ -352,6 +372,104 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
     },
     examples: ["berth volumes", "berth volumes --remove data"],
     load: async () => (await store()).volumes
+  }),
+  command({
+    name: "runner",
+    summary: "Runs containers for the programs of a fleet, until a signal ends it.",
+    parts: {
+      listen: text({
+        name: "listen",
+        value: "ADDRESS",
+        help: "Where clients reach it: tcp://HOST:PORT, tls://HOST:PORT or unix:/PATH."
+      }),
+      ...identity,
+      name: text({ name: "name", value: "NAME", help: "Default: the hostname." }),
+      label: texts({
+        name: "label",
+        value: "KEY=VALUE",
+        help: "What programs can choose the runner by. Can be repeated."
+      }),
+      memory: text({
+        name: "memory",
+        value: "BYTES",
+        help: "The memory that its containers get together, by their limits: 8GiB. Default: all of the machine's."
+      }),
+      cpus: number({
+        name: "cpus",
+        value: "NUMBER",
+        help: "The CPUs that its containers get together. Default: all of the machine's."
+      }),
+      lease: text({
+        name: "lease",
+        value: "TIME",
+        help: "How long what a program has here stays when nothing is heard of the program. Default: 10s."
+      }),
+      allowImage: texts({
+        name: "allow-image",
+        value: "PREFIX",
+        help: "Allows the images of this registry or path, registry.example.com/team/, and no others. Can be repeated. Default: all."
+      }),
+      allowHostImage: flag(
+        "allow-host-image",
+        "Allows the image host: the files of this machine, which containers then read."
+      ),
+      allowBind: texts({
+        name: "allow-bind",
+        value: "FOLDER",
+        help: "Lets containers bind this folder and what is in it. Can be repeated."
+      }),
+      allowHostNamespaces: flag(
+        "allow-host-namespaces",
+        "Lets containers use this machine's own network and other namespaces."
+      ),
+      allowPrivileges: flag(
+        "allow-privileges",
+        "Lets containers have more rights than by default: capabilities, seccomp profiles, devices."
+      ),
+      maxMemory: text({
+        name: "max-memory",
+        value: "BYTES",
+        help: "The largest memory limit of a container, and that of one without."
+      }),
+      maxCpus: number({
+        name: "max-cpus",
+        value: "NUMBER",
+        help: "The largest CPU limit of a container, and that of one without."
+      }),
+      maxPids: number({
+        name: "max-pids",
+        value: "NUMBER",
+        help: "The largest limit of processes, and that of a container without."
+      }),
+      maxDisk: text({
+        name: "max-disk",
+        value: "BYTES",
+        help: "The largest writable layer of a container, and that of one that asks for none. Needs root and mkfs.ext4."
+      })
+    },
+    examples: [
+      "berth runner --listen tcp://0.0.0.0:7411 --token-file token --max-memory 2GiB",
+      "berth runner --listen tls://0.0.0.0:7411 --tls-certificate crt --tls-key key --tls-authority ca"
+    ],
+    load: async () => (await import("./runner.ts")).runner
+  }),
+  command({
+    name: "fleet",
+    summary: "Lists the runners of a fleet, with their room and their containers.",
+    parts: {
+      runner: texts({
+        name: "runner",
+        value: "ADDRESS",
+        help: "The address of a runner, as its --listen has it. Can be repeated."
+      }),
+      ...identity,
+      watch: flag("watch", "Goes on and shows each change, until a signal ends it.")
+    },
+    examples: [
+      "berth fleet --runner tcp://10.0.0.5:7411 --token-file token",
+      "berth fleet --watch --runner tcp://10.0.0.5:7411 --runner tcp://10.0.0.6:7411 --token-file token"
+    ],
+    load: async () => (await import("./fleet.ts")).fleet
   })
 ]
 

@@ -1,6 +1,9 @@
 /** What every command has: its common options, and the ways to its caller. */
 import process from "node:process"
-import type { Session } from "../promise.ts"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type { BerthError, Session } from "../promise.ts"
 
 /** One call of the program `berth`. */
 export interface Invocation {
@@ -22,6 +25,16 @@ export const openBerth = async ({ folder, signal }: Invocation): Promise<Session
   return open({ folder, signal })
 }
 
+/** Runs an effect. A signal to this program interrupts it, and this waits for the end of the interruption. */
+export const settled = async <A>(
+  effect: Effect.Effect<A, BerthError>,
+  { signal }: Invocation
+): Promise<A> => {
+  const exit = await Effect.runPromiseExit(effect, { signal })
+  if (Exit.isSuccess(exit)) return exit.value
+  throw Cause.squash(exit.cause)
+}
+
 /** Writes a line to standard output. */
 export const print = (line: string): void => {
   process.stdout.write(`${line}\n`)
@@ -38,21 +51,25 @@ export const printJson = (value: unknown): void => print(JSON.stringify(value, n
 /** Writes one JSON document in one line, for an event of a stream; `type` says which one it is. */
 export const printEvent = (type: string, fields: object): void => print(JSON.stringify({ type, ...fields }))
 
-/** Writes rows below their headings, in columns. */
+/** Rows below their headings, in columns. */
+export const tableOf = (
+  headings: ReadonlyArray<string>,
+  rows: ReadonlyArray<ReadonlyArray<string>>
+): ReadonlyArray<string> => {
+  const all = [headings, ...rows]
+  const widths = headings.map((_, column) => Math.max(...all.map((row) => row[column]!.length)))
+  return all.map((row) =>
+    row
+      .map((cell, column) => cell.padEnd(widths[column]!))
+      .join("  ")
+      .trimEnd()
+  )
+}
+
 export const printTable = (
   headings: ReadonlyArray<string>,
   rows: ReadonlyArray<ReadonlyArray<string>>
-): void => {
-  const all = [headings, ...rows]
-  const widths = headings.map((_, column) => Math.max(...all.map((row) => row[column]!.length)))
-  for (const row of all)
-    print(
-      row
-        .map((cell, column) => cell.padEnd(widths[column]!))
-        .join("  ")
-        .trimEnd()
-    )
-}
+): void => tableOf(headings, rows).forEach(print)
 
 /** `1.5 MB` */
 export const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`

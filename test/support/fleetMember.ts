@@ -8,6 +8,7 @@ const [folder, options] = process.argv.slice(2) as [string, string]
 const { database, token, ...rest } = JSON.parse(options)
 
 Fleet.serve({
+  allow: { hostImage: true },
   ...rest,
   token: Redacted.make(token),
   ...(database === undefined ? {} : { database: Redacted.make(database) })

@@ -10,7 +10,13 @@ const [folder, listen, lease, name] = process.argv.slice(2)
 
 const program = Effect.gen(function* () {
   const token = Redacted.make(process.env.BERTH_TEST_TOKEN!)
-  const { address, ended } = yield* Fleet.serve({ listen: listen!, token, name, lease: Number(lease) })
+  const { address, ended } = yield* Fleet.serve({
+    listen: listen!,
+    token,
+    name,
+    lease: Number(lease),
+    allow: { hostImage: true }
+  })
   const { supervisor } = yield* Berth.Berth
   console.log(JSON.stringify({ address, supervisor: supervisor.pid }))
   yield* ended

@@ -10,7 +10,7 @@ export const token = Redacted.make(randomBytes(16).toString("hex"))
 /** A runner on a free port of loopback, until the scope closes; gives its address. */
 export const runner = (options: Partial<Fleet.RunnerOptions> = {}) =>
   Effect.map(
-    Fleet.serve({ listen: "tcp://127.0.0.1:0", token, name: "one", ...options }),
+    Fleet.serve({ listen: "tcp://127.0.0.1:0", token, name: "one", allow: { hostImage: true }, ...options }),
     ({ address }) => address
   )
 

@@ -16,6 +16,11 @@ const rooms = /^lib\/internal\/(registry|gc)\/|^lib\/internal\/berth\/doctor\.ts
 const images = /^lib\/internal\/(image\/(?!image\.ts)|layer\/(?!sweep\.ts)|oci\/documents\.ts)/
 const packages =
   /^(undici|https-proxy-agent|proxy-from-env|dbus-native|cli-progress|smol-toml|@effect\/platform\/(Fetch)?HttpClient.*|node:(http|https|http2|tls|dns))$/
+/** A fleet: `berth/fleet` has it, and two commands. */
+const fleet =
+  /^(lib\/(fleet\w*\.ts|internal\/fleet\/.*|cli\/(fleet|runner)\.ts)|@effect\/(rpc|cluster|workflow)\/.*)$/
+/** The modules of the program \`berth\` that load for every command. */
+const ofProgram = ["lib/bin.ts", "lib/cli/main.ts"]
 /** All of a package, where a program needs some modules of it. */
 const barrels = /^(effect|@effect\/platform|@effect\/platform-node)$/
 
@@ -34,9 +39,8 @@ describe("what an import loads", () => {
 
   before(() => {
     folder = makeTemporaryFolder()
-    const entries = ["promise", "Container", "Image", "index", "fleet", "fleetWorkflow"].map(
-      (name) => `lib/${name}.ts`
-    )
+    const modules = ["promise", "Container", "Image", "index", "fleet", "fleetWorkflow"]
+    const entries = [...modules.map((name) => `lib/${name}.ts`), ...ofProgram]
     const flags = ["--bundle", "--splitting", "--format=esm", "--platform=node", "--packages=external"]
     const output = [`--outdir=${folder}/out`, `--metafile=${folder}/meta.json`, "--log-level=error"]
     execFileSync(`${root}node_modules/.bin/esbuild`, [...entries, ...flags, ...output], { cwd: root })
@@ -62,6 +66,19 @@ describe("what an import loads", () => {
     test(`${entry} loads neither the decoders of documents nor what moves, unpacks or makes images`, () =>
       assert.deepEqual(found(entry, images), []))
   }
+
+  test("nothing of a fleet loads without it", () => {
+    for (const [entry, all] of loaded) {
+      if (entry.startsWith("lib/fleet")) continue
+      assert.deepEqual(
+        all.filter((module) => fleet.test(module)),
+        [],
+        entry
+      )
+    }
+    assert.ok(loaded.get("lib/cli/main.ts")!.includes("lib/cli/commands.ts"))
+    assert.match("lib/internal/fleet/fleet.ts", fleet)
+  })
 
   const ofWorkflows = /^@effect\/(cluster|experimental|workflow)(\/.*)?$/
   const ofDatabases = /^(@effect\/sql.*|pg)$/

@@ -19,19 +19,21 @@ import * as Scope from "effect/Scope"
 import * as Berth from "../../Berth.ts"
 import { type BerthError, Unsupported } from "../../BerthError.ts"
 import { FleetError } from "../../FleetError.ts"
-import type { Identity, Options, RunnerOptions, Serving } from "../../fleet.ts"
+import type { Allow, Identity, Options, RunnerOptions, Serving } from "../../fleet.ts"
 import type { Image, PullOptions } from "../../Image.ts"
 import * as images from "../image/image.ts"
 import { parseBytes } from "../util/bytes.ts"
 import type { Fleet } from "../util/elsewhere.ts"
 import { later } from "../util/later.ts"
 import * as Client from "./client.ts"
+import { serialization } from "./frames.ts"
 import * as plain from "./options.ts"
 import * as Place from "./place.ts"
 import type { Request } from "./policy.ts"
 import { Rpcs } from "./protocol.ts"
 import { start } from "./remote.ts"
 import * as Runner from "./runner.ts"
+import { seenOf } from "./seen.ts"
 import { keptMillis, RENEWED } from "./session.ts"
 import * as Transport from "./transport.ts"
 
@@ -54,9 +56,9 @@ export const serve = (
     const { address, layer } = yield* Scope.extend(Transport.server(asked, options), scope)
     yield* Layer.buildWithScope(
       RpcServer.layer(Rpcs, { disableFatalDefects: true, spanPrefix: "berth.runner" }).pipe(
-        Layer.provide(Runner.handlers(runner, options)),
+        Layer.provide(Runner.handlers(runner)),
         Layer.provide(RpcServer.layerProtocolSocketServer),
-        Layer.provide(RpcSerialization.layerMsgPack),
+        Layer.provide(Layer.succeed(RpcSerialization.RpcSerialization, serialization)),
         Layer.provide(layer)
       ),
       scope
@@ -278,11 +280,15 @@ const berthOf = (links: Links): Berth.Berth => {
           },
           (link) => start(berth, link, image, sent, options)
         )
-      )
+      ),
+    ...seenOf(links)
   }
   const berth: Berth.Berth = Object.assign(Object.create(Proto), { fleet, rootless: false })
   return berth
 }
+
+/** What the program may do without a fleet, too. */
+const everything: Allow = { hostImage: true, hostNamespaces: true, privileges: true, binds: ["/"] }
 
 /** A runner in this program, which nobody else can reach. */
 const embedded = (
@@ -301,7 +307,7 @@ const embedded = (
         ...options.runner,
         listen: `unix:${folder}/runner`,
         token,
-        allow: options.runner?.allow ?? { hostNamespaces: true, privileges: true, binds: ["/"] }
+        allow: options.runner?.allow ?? everything
       }),
       own
     )

@@ -78,6 +78,14 @@ export const ExitStatus = Schema.Struct({
   )
 })
 
+const RunningContainer = Schema.Struct({
+  id: Schema.String,
+  image: Schema.String,
+  memoryBytes: Schema.Number,
+  cpus: Schema.Number
+})
+export type RunningContainer = typeof RunningContainer.Type
+
 const Started = Schema.TaggedStruct("Started", { id: Id, container: Id, pid: Schema.Number })
 const Ended = Schema.TaggedStruct("Ended", { status: ExitStatus })
 /** A process, from its start to its end; it is released when the reader of the stream goes. */
@@ -141,6 +149,8 @@ export const Rpcs = RpcGroup.make(
   }),
   /** Lets the session live for another lease. */
   Rpc.make("renew", { error: Failure }),
+  /** The containers of all sessions, each with the room that it takes. */
+  Rpc.make("containers", { success: Schema.Array(RunningContainer), error: Failure }),
   Rpc.make("pull", {
     payload: { reference: Text, platform: Schema.UndefinedOr(Text) },
     success: Schema.Struct({

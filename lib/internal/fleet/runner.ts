@@ -6,6 +6,7 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Mailbox from "effect/Mailbox"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -18,9 +19,11 @@ import type { RunnerOptions } from "../../fleet.ts"
 import * as Image from "../../Image.ts"
 import type { Process } from "../../Process.ts"
 import * as WaitFor from "../../WaitFor.ts"
+import { attempt } from "../util/fromThrowing.ts"
+import * as validate from "../util/validate.ts"
 import * as plain from "./options.ts"
-import { admit } from "./policy.ts"
-import { type Description, Rpcs, VERSION } from "./protocol.ts"
+import * as Policy from "./policy.ts"
+import { type Description, type ImageName, Rpcs, type RunningContainer, VERSION } from "./protocol.ts"
 import * as Room from "./room.ts"
 import { containerOf, entryOf, heldOf, type Session, Sessions } from "./session.ts"
 
@@ -30,10 +33,14 @@ const CLOCK_MILLIS_MAX = 60_000
 /** The number of parts that wait for a process, a connection or an archive. */
 const PARTS = 4
 
+/** The number of parts of an output, of up to 64 KiB, in one message. */
+const BATCH = 16
+
 const newId = (): string => randomBytes(8).toString("hex")
 
 export interface Runner {
   readonly description: Description
+  readonly policy: Policy.Policy
   readonly rooms: Room.Rooms
   readonly sessions: Sessions
 }
@@ -128,6 +135,9 @@ const life = (session: Session, start: (id: string) => Effect.Effect<Process, Be
 
 const description = (options: RunnerOptions) =>
   Effect.gen(function* () {
+    const leaseMillis = yield* attempt(() =>
+      Duration.toMillis(validate.duration("lease", options.lease ?? "10 seconds"))
+    )
     const { doctor } = yield* Effect.promise(() => import("../../Berth.ts"))
     const berth = yield* Berth
     const { checks } = yield* doctor
@@ -139,43 +149,55 @@ const description = (options: RunnerOptions) =>
       rootless: berth.rootless,
       features: checks.filter(({ status }) => status === "ok").map(({ name }) => name),
       labels: options.labels ?? {},
-      leaseMillis: Duration.toMillis(options.lease ?? "10 seconds")
+      leaseMillis
     }
     return made
   })
 
-export const make = (options: RunnerOptions): Effect.Effect<Runner, never, Berth> =>
+/** What a runner gives away. */
+const roomOf = ({ cpus, memory }: RunnerOptions) =>
+  attempt(() => ({
+    memoryBytes: memory === undefined ? os.totalmem() : validate.bytes("memory", memory),
+    cpus:
+      cpus === undefined
+        ? os.availableParallelism()
+        : cpus > 0
+          ? cpus
+          : validate.invalid("cpus", cpus, "a number of CPUs above 0")
+  }))
+
+export const make = (options: RunnerOptions): Effect.Effect<Runner, BerthError, Berth | Scope.Scope> =>
   Effect.gen(function* () {
+    const { cpus, memoryBytes } = yield* roomOf(options)
     const made = yield* description(options)
     return {
       description: made,
-      rooms: yield* Room.make(
-        options.memoryBytes ?? os.totalmem(),
-        options.cpus ?? os.availableParallelism()
-      ),
+      policy: yield* Policy.make(made.name, options.allow ?? {}),
+      rooms: yield* Room.make(memoryBytes, cpus),
       sessions: new Sessions(made.name, made.leaseMillis)
     }
   })
 
-export const handlers = ({ description, rooms, sessions }: Runner, { allow = {} }: RunnerOptions) =>
+/** The name of the image of a start: the one that its client has pulled, if it has a digest. */
+const nameOf = ({ digest, reference }: typeof ImageName.Type): string =>
+  digest === undefined ? reference : `${reference.replace(/@.*$/, "").replace(/:[^/:]*$/, "")}@${digest}`
+
+export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
   Rpcs.toLayer(
     Effect.gen(function* () {
       const berth = yield* Berth
       const here = <A, E, R>(effect: Effect.Effect<A, E, R | Berth>) =>
         Effect.provideService(effect, Berth, berth) as Effect.Effect<A, E, Exclude<R, Berth>>
 
+      const running = new Map<string, RunningContainer>()
+
       /** The image of a start: the store's, or else its registry's. */
-      const imageOf = ({
-        digest,
-        reference
-      }: {
-        readonly digest: string | undefined
-        readonly reference: string
-      }) => {
-        if (digest === undefined) return reference === "host" ? Image.host : Image.get(reference)
-        const name = reference.replace(/@.*$/, "").replace(/:[^/:]*$/, "")
-        return Effect.tap(Image.get(`${name}@${digest}`), () => Room.hasImage(rooms, digest))
-      }
+      const imageOf = (name: string) =>
+        Effect.gen(function* () {
+          const image = yield* name === "host" ? Image.host : Image.get(name)
+          if (image.digest !== undefined) yield* Room.hasImage(rooms, image.digest)
+          return image
+        })
 
       type Caller = { readonly clientId: number }
       const inSession =
@@ -188,6 +210,11 @@ export const handlers = ({ description, rooms, sessions }: Runner, { allow = {} 
           Stream.unwrap(Effect.map(sessions.of(clientId), (session) => run(session, payload))).pipe(
             Stream.provideService(Berth, berth)
           ) as Stream.Stream<A, E | FleetError | BerthError, never>
+      /** The same for bytes: what comes while the client has not confirmed the last message is one message. */
+      const batched =
+        <P, A, E, R>(run: (session: Session, payload: P) => Stream.Stream<A, E, R>) =>
+        (payload: P, caller: Caller) =>
+          Mailbox.fromStream(streamed(run)(payload, caller), { capacity: BATCH })
       type OfOne = { readonly id: string }
       /** Does something with one container of the session. */
       const withContainer = <P extends OfOne, A, E, R>(
@@ -220,8 +247,10 @@ export const handlers = ({ description, rooms, sessions }: Runner, { allow = {} 
             })
           ),
         renew: inSession((session) => Effect.sync(() => sessions.renew(session))),
+        containers: inSession(() => Effect.sync(() => [...running.values()])),
         pull: inSession((_, { platform, reference }) =>
           Effect.gen(function* () {
+            yield* Policy.admitImage(policy, reference)
             const image = yield* reference === "host" ? Image.host : Image.pull(reference, { platform })
             if (image.digest !== undefined) yield* Room.hasImage(rooms, image.digest)
             const { healthcheck: _, ...config } = image.config
@@ -232,25 +261,36 @@ export const handlers = ({ description, rooms, sessions }: Runner, { allow = {} 
           life(session, () =>
             Effect.gen(function* () {
               const wanted = yield* plain.startOptions(options)
-              const admitted = yield* admit(description.name, allow, image.reference, wanted)
+              const admitted = yield* Policy.admit(policy, wanted)
+              const name = nameOf(image)
+              yield* Policy.admitImage(policy, name)
               yield* Room.reserve(rooms, description.name, admitted.request)
-              return yield* Container.start(yield* imageOf(image), admitted.options)
+              const container = yield* Container.start(yield* imageOf(name), admitted.options)
+              const { id } = container
+              yield* Effect.acquireRelease(
+                Effect.sync(() => running.set(id, { id, image: image.reference, ...admitted.request })),
+                () => Effect.sync(() => running.delete(id))
+              )
+              return container
             }).pipe(here)
           )
         ),
         release: inSession((session, { id }) => session.held.get(id)?.release ?? Effect.void),
         exec: withContainer((container, { command, options }) =>
-          Effect.flatMap(plain.execOptions(options), (how) => Container.exec(container, command, how))
+          Effect.gen(function* () {
+            const how = yield* Policy.admitExec(policy, yield* plain.execOptions(options))
+            return yield* Container.exec(container, command, how)
+          })
         ),
         spawn: streamed((session, { command, id, options }) =>
           life(session, () =>
             Effect.gen(function* () {
-              const how = yield* plain.processOptions(options)
+              const how = yield* Policy.admitExec(policy, yield* plain.processOptions(options))
               return yield* Container.execStream(yield* containerOf(session, id), command, how)
             })
           )
         ),
-        output: streamed((session, { id, name }) =>
+        output: batched((session, { id, name }) =>
           Stream.unwrap(Effect.map(heldOf(session, id), ({ process }) => process[name]))
         ),
         logs: streamed((session, { follow, id, since, tail }) =>
@@ -283,7 +323,7 @@ export const handlers = ({ description, rooms, sessions }: Runner, { allow = {} 
             return Effect.scoped(files[method]!(...given))
           })
         ),
-        tarOut: streamed((session, { id, maxHoleBytes, path }) =>
+        tarOut: batched((session, { id, maxHoleBytes, path }) =>
           Stream.unwrap(
             Effect.map(containerOf(session, id), (container) =>
               Container.tarOut(container, path, { maxHoleBytes })
@@ -305,7 +345,7 @@ export const handlers = ({ description, rooms, sessions }: Runner, { allow = {} 
             })
           )
         ),
-        connect: streamed((session, { address, id }) =>
+        connect: batched((session, { address, id }) =>
           Stream.unwrapScoped(
             Effect.gen(function* () {
               const container = yield* containerOf(session, id)

@@ -91,10 +91,11 @@ const firstLine = (socket: net.Socket): Effect.Effect<string, Error> =>
     })
   )
 
-const tlsOptions = ({ tls: given }: Identity) =>
-  given === undefined
-    ? {}
-    : { cert: given.certificate, key: Redacted.value(given.key), ca: given.authority as string }
+const tlsOptions = ({ tls: given = {} }: Identity): tls.SecureContextOptions => ({
+  ...(given.certificate === undefined ? {} : { cert: given.certificate }),
+  ...(given.key === undefined ? {} : { key: Redacted.value(given.key) }),
+  ...(given.authority === undefined ? {} : { ca: given.authority })
+})
 
 const tokenOf = ({ token }: Identity): string => (token === undefined ? "-" : Redacted.value(token))
 
@@ -152,18 +153,19 @@ export const server = (
 > =>
   Effect.gen(function* () {
     const secure = !("path" in address) && address.secure
-    if (secure && identity.tls === undefined)
+    if (secure && (identity.tls?.certificate === undefined || identity.tls.key === undefined))
       return yield* new InvalidOption({
         option: "tls",
         value: "undefined",
         expected: "a certificate and its key for tls://"
       })
-    if (!("path" in address) && identity.token === undefined && identity.tls?.authority === undefined)
+    const asksForCertificates = secure && identity.tls?.authority !== undefined
+    if (!("path" in address) && identity.token === undefined && !asksForCertificates)
       return yield* new InvalidOption({
         option: "token",
         value: "undefined",
         expected:
-          "a token, or tls with the authority of the clients' certificates: without, everybody who reaches the port could start containers"
+          "a token, or tls:// with the authority of the clients' certificates: without, everybody who reaches the port could start containers"
       })
     const made = secure
       ? tls.createServer({

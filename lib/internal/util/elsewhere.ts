@@ -9,6 +9,7 @@ import { type BerthError, Unsupported } from "../../BerthError.ts"
 import type { Stats } from "../../Cgroup.ts"
 import type { Address, Connection, Publishable, PublishedPort } from "../../Connection.ts"
 import type { ArchiveOptions, Container, ExecOptions, ProcessInfo, StartOptions } from "../../Container.ts"
+import type { Runner, RunnerContainer } from "../../fleet.ts"
 import type { Image, PullOptions } from "../../Image.ts"
 import type { ExitStatus, Process, ProcessOptions, Result, StopOptions } from "../../Process.ts"
 import type { PollOptions } from "../../WaitFor.ts"
@@ -47,6 +48,10 @@ export interface ContainerElsewhere extends ProcessElsewhere {
 export interface Fleet {
   readonly pull: (reference: string, options: PullOptions) => Done<Image>
   readonly start: (image: Image, options: StartOptions) => Effect.Effect<Container, BerthError, Scope.Scope>
+  readonly runners: () => ReadonlyArray<Runner>
+  /** The runners now, and after each change. */
+  readonly changes: Stream.Stream<ReadonlyArray<Runner>>
+  readonly containers: Done<ReadonlyArray<RunnerContainer>>
 }
 
 /** The failure of what only this machine's containers can do. */

@@ -1,0 +1,153 @@
+/** `berth fleet`: the runners at some addresses, with their room and their containers. */
+import process from "node:process"
+import { stripVTControlCharacters } from "node:util"
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
+import * as Stream from "effect/Stream"
+import type { Berth } from "../Berth.ts"
+import * as Fleet from "../fleet.ts"
+import type { BerthError } from "../promise.ts"
+import { ExitCode } from "./exitCode.ts"
+import { messageOf } from "./failure.ts"
+import { invalid } from "./given.ts"
+import { type IdentityOptions, identityOf } from "./identity.ts"
+import { type Invocation, print, printEvent, printJson, settled, tableOf } from "./invocation.ts"
+import { makePanel } from "./panel.ts"
+
+export interface FleetOptions extends IdentityOptions {
+  readonly runner: ReadonlyArray<string>
+  readonly watch: boolean
+}
+
+/** What is known of the runner at an address. */
+interface Seen {
+  readonly address: string
+  /** Undefined while it does not answer. */
+  readonly runner?: Fleet.Runner | undefined
+  readonly containers: ReadonlyArray<Fleet.RunnerContainer>
+  /** Why it does not answer. */
+  readonly error?: BerthError | undefined
+}
+
+const look = (address: string): Effect.Effect<Seen, BerthError, Berth> =>
+  Effect.map(Effect.all([Fleet.runners, Fleet.containers]), ([[runner], containers]) => ({
+    address,
+    runner,
+    containers
+  }))
+
+/** Uses the runner at an address. A wrong option fails; why a runner cannot be used is given to `failed`. */
+const at =
+  (address: string, identity: Fleet.Identity) =>
+  <A>(use: Effect.Effect<A, BerthError, Berth>, failed: (seen: Seen) => A): Effect.Effect<A, BerthError> =>
+    Effect.scoped(use).pipe(
+      Effect.provide(Layer.provide(Fleet.layer({ ...identity, runners: [address] }), NodeFileSystem.layer)),
+      Effect.catchIf(
+        ({ _tag }) => _tag !== "InvalidOption",
+        (error) => Effect.sync(() => failed({ address, containers: [], error }))
+      )
+    )
+
+// Names and labels are texts of another machine: what a terminal would obey is left out.
+const safe = (text: string): string => stripVTControlCharacters(text).replace(/[\x00-\x1f\x7f-\x9f]/g, "")
+
+const size = (bytes: number): string =>
+  bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(1)} GB`
+
+const cpus = (count: number): string => String(Number(count.toFixed(2)))
+
+const linesOf = (all: ReadonlyArray<Seen>): ReadonlyArray<string> => {
+  const rows = all.map(({ address, error, runner }) => {
+    if (runner === undefined)
+      return ["", address, error === undefined ? "does not answer" : safe(messageOf(error)), "", "", "", ""]
+    const { architecture, kernel, labels, name, room } = runner
+    return [
+      name,
+      address,
+      `${architecture}, Linux ${kernel}`,
+      `${size(room.usedMemoryBytes)} of ${size(room.memoryBytes)}`,
+      `${cpus(room.usedCpus)} of ${cpus(room.cpus)}`,
+      String(room.containers),
+      Object.entries(labels)
+        .map((label) => label.join("="))
+        .join(" ")
+    ].map(safe)
+  })
+  const containers = all.flatMap((seen) =>
+    seen.containers.map(({ cpus: used, id, image, memoryBytes, runner }) =>
+      [
+        id.slice(0, 12),
+        runner,
+        image,
+        memoryBytes === 0 ? "" : size(memoryBytes),
+        used === 0 ? "" : cpus(used)
+      ].map(safe)
+    )
+  )
+  return [
+    ...tableOf(["RUNNER", "ADDRESS", "MACHINE", "MEMORY", "CPUS", "CONTAINERS", "LABELS"], rows),
+    ...(containers.length === 0
+      ? []
+      : ["", ...tableOf(["CONTAINER", "RUNNER", "IMAGE", "MEMORY", "CPUS"], containers)])
+  ]
+}
+
+const jsonOf = ({ address, containers, error, runner }: Seen): object => ({
+  address,
+  ...(runner === undefined ? { error: error === undefined ? "does not answer" : messageOf(error) } : runner),
+  running: containers
+})
+
+const REFRESH = "1 second"
+
+/** Shows the runners until a signal ends this program. */
+const watch = (
+  addresses: ReadonlyArray<string>,
+  identity: Fleet.Identity,
+  { json }: Invocation
+): Effect.Effect<unknown, BerthError> => {
+  const known = new Map(addresses.map((address): [string, Seen] => [address, { address, containers: [] }]))
+  const panel = process.stdout.isTTY ? makePanel(process.stdout) : undefined
+  let shown = ""
+  const show = (seen: Seen): void => {
+    known.set(seen.address, seen)
+    const lines = linesOf([...known.values()])
+    const text = JSON.stringify(json ? seen : lines)
+    if (text === shown) return
+    shown = text
+    if (json) printEvent("runner", jsonOf(seen))
+    else if (panel === undefined) print(`${lines.join("\n")}\n`)
+    else panel.draw(lines.map(panel.cut))
+  }
+  const changesAt = (address: string) =>
+    at(address, identity)(
+      Stream.merge(Fleet.runnerChanges, Stream.tick(REFRESH)).pipe(
+        // What was missed while the runner was asked is seen by asking once more.
+        Stream.buffer({ capacity: 1, strategy: "sliding" }),
+        Stream.runForEach(() => Effect.map(look(address), show))
+      ),
+      show
+    ).pipe(Effect.repeat(Schedule.spaced(REFRESH)))
+  return Effect.forEach(addresses, changesAt, { concurrency: "unbounded", discard: true })
+}
+
+export const fleet = async (options: FleetOptions, invocation: Invocation): Promise<number> => {
+  const { runner: addresses } = options
+  if (addresses.length === 0) invalid("--runner", "", "the address of a runner: tcp://host:7411")
+  const identity = identityOf(options)
+  if (options.watch) {
+    await settled(watch(addresses, identity, invocation), invocation)
+    return 0
+  }
+  const all = await settled(
+    Effect.forEach(addresses, (address) => at(address, identity)(look(address), (seen) => seen), {
+      concurrency: "unbounded"
+    }),
+    invocation
+  )
+  if (invocation.json) printJson(all.map(jsonOf))
+  else linesOf(all).forEach(print)
+  return all.every(({ runner }) => runner !== undefined) ? 0 : ExitCode.other
+}
