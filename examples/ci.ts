@@ -3,7 +3,8 @@
 //
 //   tsx examples/ci.ts COMMIT
 //
-// Without more, all runs in this program. On a fleet whose state is in a Postgres, start `berth runner` on each machine, and set
+// Without more, all runs in this program. On a fleet whose state is in a Postgres, start `berth runner --database-file FILE` on each machine,
+// and set
 //   FLEET_DATABASE   postgres://user:password@host:5432/name, in which the runners are found and the workflow is recorded: a program that is
 //                    killed is continued by the next one with the same commit, without the steps that have ended
 //   FLEET_TOKEN      the token of the runners
@@ -74,7 +75,7 @@ const database = FLEET_DATABASE === undefined ? undefined : Redacted.make(FLEET_
 const Where =
   database === undefined ? Berth.layer : Fleet.layer({ database, token: Redacted.make(FLEET_TOKEN) })
 const Engine = database === undefined ? WorkflowEngine.layerMemory : FleetWorkflow.layerEngine({ database })
-const Artifacts = FleetWorkflow.layerArtifacts(FLEET_ARTIFACTS ?? { folder: `${os.tmpdir()}/berth-ci` })
+const Artifacts = FleetWorkflow.layerArtifacts(FLEET_ARTIFACTS || { folder: `${os.tmpdir()}/berth-ci` })
 
 Pipeline.execute({ commit: process.argv[2] ?? "a1b2c3" }).pipe(
   Effect.tap((result) => Console.log(`${result.log}${result.package.digest}`)),
