@@ -402,6 +402,11 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
         value: "NUMBER",
         help: "The CPUs that its containers get together. Default: all of the machine's."
       }),
+      databaseFile: text({
+        name: "database-file",
+        value: "FILE",
+        help: "The file with the address of a Postgres in which programs find the runner: postgres://USER:PASSWORD@HOST:PORT/NAME."
+      }),
       lease: text({
         name: "lease",
         value: "TIME",
