@@ -177,7 +177,8 @@ export interface EngineOptions {
 
 /**
  * An engine for workflows that survive their program: what has happened is in a Postgres. Each program that has this engine and the
- * workflows takes a share of the executions, and those of a program that ends, or is killed. It needs the packages `@effect/cluster`,
+ * workflows takes a share of the executions, and those of a program that ends, or is killed. When another one joins, the steps that run of
+ * its share have 15 seconds to end; then they are done again there. It needs the packages `@effect/cluster`,
  * `@effect/sql` and `@effect/sql-pg`. `WorkflowEngine.layerMemory` of `@effect/workflow` is an engine without a database.
  *
  * Fails with `FleetError` (`Database`) if the database does not answer. While one is away later, executions wait.

@@ -196,7 +196,10 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
     name: "build",
     summary: "Builds the image of a Dockerfile.",
     parts: {
-      context: word("CONTEXT", "The folder whose files COPY and ADD take."),
+      context: word(
+        "CONTEXT",
+        "The folder whose files COPY and ADD take, or the address of a git repository: https://HOST/PATH.git#REF:FOLDER."
+      ),
       tag: text({
         name: "t, tag",
         value: "NAME",
@@ -399,6 +402,11 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
         value: "NUMBER",
         help: "The CPUs that its containers get together. Default: all of the machine's."
       }),
+      databaseFile: text({
+        name: "database-file",
+        value: "FILE",
+        help: "The file with the address of a Postgres in which programs find the runner: postgres://USER:PASSWORD@HOST:PORT/NAME."
+      }),
       lease: text({
         name: "lease",
         value: "TIME",
@@ -408,6 +416,11 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
         name: "allow-image",
         value: "PREFIX",
         help: "Allows the images of this registry or path, registry.example.com/team/, and no others. Can be repeated. Default: all."
+      }),
+      allowPush: texts({
+        name: "allow-push",
+        value: "PREFIX",
+        help: "Lets programs send images of their containers to this registry or path. Can be repeated."
       }),
       allowHostImage: flag(
         "allow-host-image",

@@ -19,10 +19,10 @@ const read = (option: string, path: string): string => {
   }
 }
 
-/** Editors and echo(1) end a file with a line break, which is no part of the token. */
-const tokenIn = (path: string): Redacted.Redacted<string> => {
-  const token = read("--token-file", path).trim()
-  return Redacted.make(token === "" ? invalid("--token-file", path, "a file that has a token") : token)
+/** Editors and echo(1) end a file with a line break, which is no part of the secret. */
+export const secretIn = (option: string, path: string): Redacted.Redacted<string> => {
+  const secret = read(option, path).trim()
+  return Redacted.make(secret === "" ? invalid(option, path, "a file that is not empty") : secret)
 }
 
 export const identityOf = ({
@@ -35,7 +35,7 @@ export const identityOf = ({
     invalid("--tls-certificate", tlsCertificate ?? "", "--tls-certificate and --tls-key together")
   const hasTls = tlsCertificate !== undefined || tlsAuthority !== undefined
   return {
-    token: tokenFile === undefined ? undefined : tokenIn(tokenFile),
+    token: tokenFile === undefined ? undefined : secretIn("--token-file", tokenFile),
     tls: hasTls
       ? {
           certificate: tlsCertificate === undefined ? undefined : read("--tls-certificate", tlsCertificate),

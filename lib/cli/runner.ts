@@ -6,7 +6,7 @@ import * as Berth from "../Berth.ts"
 import * as Fleet from "../fleet.ts"
 import { ExitCode } from "./exitCode.ts"
 import { invalid } from "./given.ts"
-import { type IdentityOptions, identityOf } from "./identity.ts"
+import { type IdentityOptions, identityOf, secretIn } from "./identity.ts"
 import { type Invocation, print, printEvent, remark, settled } from "./invocation.ts"
 
 export interface RunnerOptions extends IdentityOptions {
@@ -15,8 +15,10 @@ export interface RunnerOptions extends IdentityOptions {
   readonly label: ReadonlyArray<string>
   readonly memory: string | undefined
   readonly cpus: number | undefined
+  readonly databaseFile: string | undefined
   readonly lease: string | undefined
   readonly allowImage: ReadonlyArray<string>
+  readonly allowPush: ReadonlyArray<string>
   readonly allowHostImage: boolean
   readonly allowBind: ReadonlyArray<string>
   readonly allowHostNamespaces: boolean
@@ -51,9 +53,12 @@ const runnerOptions = (options: RunnerOptions): Fleet.RunnerOptions => ({
   labels: labelsOf(options.label),
   memory: options.memory,
   cpus: options.cpus,
+  database:
+    options.databaseFile === undefined ? undefined : secretIn("--database-file", options.databaseFile),
   lease: options.lease === undefined ? undefined : millisOf(options.lease),
   allow: {
     images: options.allowImage.length === 0 ? undefined : options.allowImage,
+    push: options.allowPush,
     hostImage: options.allowHostImage,
     binds: options.allowBind,
     hostNamespaces: options.allowHostNamespaces,

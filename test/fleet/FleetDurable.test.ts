@@ -1,5 +1,5 @@
 import assert from "node:assert/strict"
-import type { ChildProcess } from "node:child_process"
+import { type ChildProcess, spawn } from "node:child_process"
 import { randomBytes } from "node:crypto"
 import { once } from "node:events"
 import * as fs from "node:fs"
@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import { postgres } from "../../lib/fixtures.ts"
 import { Fixture } from "../../lib/index.ts"
 import { allowTime, suite } from "../support/effect.ts"
-import { ended, firstLine, program } from "../support/program.ts"
+import { ended, firstLine, program, root } from "../support/program.ts"
 import { startRegistry, whyNoServer, withoutDockerConfig } from "../support/registry.ts"
 import { service } from "../support/services.ts"
 import { until } from "../support/until.ts"
@@ -103,16 +103,18 @@ suite("a workflow of five steps", (effect, berthFolder) => {
         ),
         (child) => Effect.promise(() => firstLine(child))
       )
-    const workflow = started(
-      "workflow.ts",
-      JSON.stringify({
-        database: url,
-        runners: ["one", "two", "three"].map(address),
-        token,
-        place: `${registry.host}/team/ci`,
-        port: steps.port
-      })
-    )
+    const workflow = (lease: string) =>
+      started(
+        "workflow.ts",
+        JSON.stringify({
+          database: url,
+          lease,
+          runners: ["one", "two", "three"].map(address),
+          token,
+          place: `${registry.host}/team/ci`,
+          port: steps.port
+        })
+      )
     return { runner, workflow, ...steps }
   })
 
@@ -122,10 +124,10 @@ suite("a workflow of five steps", (effect, berthFolder) => {
       const { begun, go, runner, times, workflow } = yield* fleet
       yield* runner("one", {})
       const two = yield* runner("two", { even: "yes" })
-      const first = yield* workflow
+      const first = yield* workflow("3 seconds")
       yield* begun(3, 1)
       yield* Effect.promise(() => killed(first))
-      const second = yield* workflow
+      const second = yield* workflow("3 seconds")
       yield* begun(3, 2)
       go(3)
       yield* begun(4, 1)
@@ -147,9 +149,38 @@ suite("a workflow of five steps", (effect, berthFolder) => {
       yield* runner("two", { even: "yes" })
       go(3)
       go(4)
-      const programs = yield* Effect.all([workflow, workflow])
+      const programs = yield* Effect.all([workflow("1 minute"), workflow("1 minute")])
       yield* Effect.forEach(programs, checkEnd, { concurrency: 2 })
       assert.deepEqual(times, [1, 1, 1, 1, 1])
+    },
+    { skip }
+  )
+
+  effect(
+    "of a pipeline runs on the runners that `berth runner` has in a database: the example",
+    function* () {
+      const folder = fs.mkdtempSync(`${berthFolder()}-ci-`)
+      const { url } = yield* Fixture.fork(database)
+      fs.writeFileSync(`${folder}/database`, `${url}\n`)
+      fs.writeFileSync(`${folder}/token`, "a token of the test\n")
+      const files = ["--database-file", `${folder}/database`, "--token-file", `${folder}/token`]
+      const where = ["--folder", `${folder}/runner`, "--listen", `unix:${folder}/runner.socket`]
+      const runner = yield* started("bin.ts", "runner", ...where, ...files, "--allow-host-image")
+      yield* Effect.promise(() => firstLine(runner))
+      const env = {
+        ...process.env,
+        FLEET_DATABASE: url,
+        FLEET_TOKEN: "a token of the test",
+        FLEET_ARTIFACTS: "",
+        TMPDIR: folder
+      }
+      const before =
+        "Deno" in globalThis ? ["run", "--allow-all"] : "Bun" in globalThis ? ["run"] : ["--import", "tsx"]
+      const example = spawn(process.execPath, [...before, `${root}examples/ci.ts`, "abc"], { cwd: root, env })
+      const { code, stderr, stdout } = yield* Effect.promise(() => ended(example))
+      assert.equal(code, 0, stderr)
+      const shards = [1, 2, 3].map((shard) => `shard ${shard} is green\n`).join("")
+      assert.match(stdout, new RegExp(`^built\n${shards}sha256:[0-9a-f]{64}\n$`, "m"))
     },
     { skip }
   )

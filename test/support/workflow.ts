@@ -5,6 +5,7 @@
  */
 import { NodeContext } from "@effect/platform-node"
 import * as Workflow from "@effect/workflow/Workflow"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
@@ -18,11 +19,12 @@ interface Options {
   readonly token: string
   /** The place of artifacts. */
   readonly place: Parameters<typeof FleetWorkflow.layerArtifacts>[0]
+  readonly lease: string
   /** The port of the test's server. */
   readonly port: number
 }
 
-const { database, place, port, runners, token }: Options = JSON.parse(process.argv[2]!)
+const { database, lease, place, port, runners, token }: Options = JSON.parse(process.argv[2]!)
 
 const script = `set -e
 exec 3<>/dev/tcp/127.0.0.1/${port}
@@ -58,7 +60,10 @@ const steps = five.toLayer(() =>
   })
 )
 
-const engine = FleetWorkflow.layerEngine({ database: Redacted.make(database), lease: "3 seconds" })
+const engine = FleetWorkflow.layerEngine({
+  database: Redacted.make(database),
+  lease: lease as Duration.DurationInput
+})
 
 five.execute({ commit: "a" }).pipe(
   Effect.tap((text) => Effect.sync(() => console.log(JSON.stringify(text)))),

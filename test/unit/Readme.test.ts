@@ -48,6 +48,7 @@ const makeProject = (folder: string): string => {
     berth: `${root}lib/index.ts`,
     "berth/fixtures": `${root}lib/fixtures.ts`,
     "berth/fleet": `${root}lib/fleet.ts`,
+    "berth/fleet/workflow": `${root}lib/fleetWorkflow.ts`,
     "berth/promise": `${root}lib/promise.ts`,
     "berth/promise/fixtures": `${root}lib/promiseFixtures.ts`
   }
