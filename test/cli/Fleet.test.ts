@@ -161,7 +161,7 @@ suite("a fleet of the command line", (effect, folder) => {
     [
       "an empty token",
       ["--listen", "tcp://127.0.0.1:0", "--token-file", "/dev/null"],
-      /^berth: --token-file: .*has a token/
+      /^berth: --token-file: .*not empty/
     ],
     [
       "another kind of address",
