@@ -12,7 +12,12 @@ const indexes = Array.from({ length: Number(count) }, (_, index) => index)
 const program = Effect.gen(function* () {
   const { supervisor } = yield* Berth.Berth
   const runners = yield* Effect.forEach(indexes, (index) =>
-    Fleet.serve({ listen: `unix:${folder}/${name}-${index}`, name: `${name}-${index}`, lease: "2 seconds" })
+    Fleet.serve({
+      listen: `unix:${folder}/${name}-${index}`,
+      name: `${name}-${index}`,
+      lease: "2 seconds",
+      allow: { hostImage: true }
+    })
   )
   console.log(
     JSON.stringify({ supervisor: supervisor.pid, addresses: runners.map(({ address }) => address) })

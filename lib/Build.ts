@@ -402,6 +402,43 @@ export const remote: (url: string, options?: { readonly checksum?: string | unde
   internal.remote
 
 /**
+ * Options of `git`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface GitOptions {
+  /** Whether the files include the folder `.git`, with this commit alone. Default false. */
+  readonly keepGitDir?: boolean | undefined
+  /**
+   * Whether submodules are fetched, from the addresses that the repository says. Default: a build fails if there are any, since these can be
+   * addresses of this machine's network.
+   */
+  readonly submodules?: boolean | undefined
+  /** The token for the repository, as hosts of git take it for a password. It is in no key, message or history. Default: none. */
+  readonly token?: string | Redacted.Redacted<string> | undefined
+}
+
+/**
+ * The files of a git repository, owned by root: for `copy`, for binds, and as a context. The address is `https://HOST/PATH`, with
+ * `#REF` for a branch, a tag or a whole commit, and `#REF:FOLDER` for a folder. Each build asks the server for the commit, unless the address
+ * has it, and fetches that commit alone, if no step has copied it before. The `git` of this machine does this, through the proxy of the
+ * environment, without the user's configuration, hooks, credentials and programs; with TLS, it is not led to a server without.
+ *
+ * A build fails with `InvalidOption` for another address, such as one with a password, and with `BuildFailed` (`Unavailable`) for what git
+ * cannot get, and if this machine has no `git`.
+ *
+ * @since 0.2.0
+ * @category constructors
+ * @example
+ * import { Build } from "berth"
+ *
+ * const sources = Build.git("https://git.example.com/team/app.git#v1.2:src")
+ * const app = Build.from("127.0.0.1:5000/library/alpine:3").pipe(Build.copy({ from: sources, to: "/src" }))
+ */
+export const git: (address: string, options?: GitOptions) => Build = internal.git
+
+/**
  * Runs a command in a container; what it writes is a layer of the image. A text is a command of the image's `/bin/sh`.
  *
  * @since 0.2.0
@@ -530,7 +567,10 @@ export const shell: {
  * @category models
  */
 export interface DockerfileOptions extends ImageOptions {
-  /** The folder that COPY and ADD copy from. Its `.dockerignore`, or `NAME.dockerignore` beside the Dockerfile, leaves files out. */
+  /**
+   * The folder that COPY and ADD copy from, or the address of a git repository as `git` takes it, with a path that ends in `.git`. Its
+   * `.dockerignore`, or `NAME.dockerignore` beside the Dockerfile, leaves files out.
+   */
   readonly context: string
   /** The path of the Dockerfile, relative to the context. Default: `Dockerfile`. */
   readonly file?: string | undefined
@@ -540,9 +580,9 @@ export interface DockerfileOptions extends ImageOptions {
   readonly target?: string | undefined
   /** The values of ARG instructions. */
   readonly args?: Readonly<Record<string, string>> | undefined
-  /** Folders and builds that FROM and `COPY --from` find by these names. */
+  /** Folders, addresses of git repositories, and builds that FROM and `COPY --from` find by these names. */
   readonly contexts?: Readonly<Record<string, string | Build>> | undefined
-  /** The values of `RUN --mount=type=secret`, by their ids. */
+  /** The values of `RUN --mount=type=secret`, by their ids. `GIT_AUTH_TOKEN.HOST` is the token for git repositories of a host. */
   readonly secrets?: Readonly<Record<string, string | Redacted.Redacted<string>>> | undefined
   /** The sockets of SSH agents for `RUN --mount=type=ssh`, by their ids: `{ default: process.env.SSH_AUTH_SOCK }`. */
   readonly ssh?: Readonly<Record<string, string>> | undefined
@@ -556,9 +596,9 @@ export interface DockerfileOptions extends ImageOptions {
 /**
  * The build of a Dockerfile: its steps as a value, which more steps can follow.
  *
- * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for `ADD` of a git repository,
- * mounts of other types and options than Docker's documentation of `RUN --mount` has, some of those (`from` of a cache, owners of sockets),
- * and rights that `allow` does not name. No flag is ignored.
+ * Fails with `BuildFailed`, with the file and line: `Syntax` for what cannot be read, and `Unsupported` for git repositories by
+ * another protocol than HTTP, mounts of other types and options than Docker's documentation of `RUN --mount` has, some of those (`from` of a
+ * cache, owners of sockets), and rights that `allow` does not name. No flag is ignored.
  * Fails with `InvalidOption` for a target that is not there, and as `Image.get` does for the first images.
  *
  * @since 0.2.0
@@ -566,7 +606,9 @@ export interface DockerfileOptions extends ImageOptions {
  */
 export const fromDockerfile = (options: DockerfileOptions): Effect.Effect<Build, BerthError, Berth> =>
   reading((module) => module.dockerfile(options)).pipe(
-    Effect.withSpan("berth.Build.fromDockerfile", { attributes: { "berth.build.context": options.context } })
+    Effect.withSpan("berth.Build.fromDockerfile", {
+      attributes: { "berth.build.context": options.context.replace(/\/\/[^/]*@/, "//") }
+    })
   )
 
 /**

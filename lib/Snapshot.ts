@@ -84,7 +84,8 @@ export const commit: {
 } = dual(
   (args) => isContainer(args[0]),
   (container: Container, options?: CommitOptions) =>
-    committing((module) => module.commit(container, options ?? {})).pipe(here(container, "a commit"))
+    container.state.elsewhere?.commit(options ?? {}) ??
+    committing((module) => module.commit(container, options ?? {}))
 )
 
 /**

@@ -57,6 +57,10 @@ export interface Allow {
    * none of `registry.example.com/team2/`. Default: all.
    */
   readonly images?: ReadonlyArray<string> | undefined
+  /**
+   * Where clients may send images that `Container.commit` makes, with the runner's credentials, written as in `images`. Default: nowhere.
+   */
+  readonly push?: ReadonlyArray<string> | undefined
   /** Whether the image may be `host`: the files of the runner's machine, which the container reads as its own. Default: false. */
   readonly hostImage?: boolean | undefined
   /** The folders of the runner's machine that containers may bind, with all that is in them. Default: none. */

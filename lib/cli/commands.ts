@@ -196,7 +196,10 @@ export const commands: readonly [Entry, ...ReadonlyArray<Entry>] = [
     name: "build",
     summary: "Builds the image of a Dockerfile.",
     parts: {
-      context: word("CONTEXT", "The folder whose files COPY and ADD take."),
+      context: word(
+        "CONTEXT",
+        "The folder whose files COPY and ADD take, or the address of a git repository: https://HOST/PATH.git#REF:FOLDER."
+      ),
       tag: text({
         name: "t, tag",
         value: "NAME",

@@ -262,6 +262,41 @@ suite("Build", (effect, folder) => {
   )
 
   effect(
+    "a copy writes into folders that another user owns, and gives files and folders to that user",
+    function* () {
+      yield* busybox
+      const context = `${folder()}/owned`
+      fs.mkdirSync(`${context}/sub/deep`, { recursive: true })
+      fs.writeFileSync(`${context}/sub/deep/file`, "x")
+      fs.linkSync(`${context}/sub/deep/file`, `${context}/sub/same`)
+      fs.symlinkSync("file", `${context}/sub/deep/link`)
+      const from = Build.local(context)
+      const { image } = yield* built(
+        Build.from(Image.import(`${folder()}/busybox`)).pipe(
+          Build.run(
+            "mkdir -p /own/sub/deep && echo old > /own/sub/deep/file && chown -R 7:8 /own && chmod -R go-rwx /own"
+          ),
+          Build.copy({ from, to: "/own/", owner: "7:8" }),
+          Build.copy({ from, to: "/new/folder", owner: "7:8" }),
+          Build.copy({ from, to: "/own/of-root" })
+        )
+      )
+      const paths =
+        "own/sub/deep own/sub/deep/file own/sub/same new new/folder/sub/deep new/folder/sub/deep/file"
+      assert.equal(
+        yield* output(
+          image,
+          "sh",
+          "-c",
+          `cd / && stat -c %u:%g ${paths} own/of-root/sub/same | xargs && cat own/sub/deep/link`
+        ),
+        "7:8 7:8 7:8 7:8 7:8 7:8 0:0\nx"
+      )
+    },
+    skip
+  )
+
+  effect(
     "a secret is in no layer, history, event or error, and a new one runs nothing again",
     function* () {
       const words = "xyzzy-plugh"

@@ -225,9 +225,21 @@ RUN ls /cache /scratch /run/secrets /other.txt 2>/dev/null > /left || true
     ],
     ["an unknown mount", "FROM scratch\nRUN --mount=type=image x", "Unsupported", ":2: .*image"],
     ["an address in COPY", "FROM scratch\nCOPY https://example.test/x /", "Syntax", ":2: .*ADD"],
-    ["a git repository", "FROM scratch\nADD https://example.test/x.git#v1 /", "Unsupported", ":2: .*git"],
-    ["a repository by SSH", "FROM scratch\nADD git@example.test:x/y /", "Unsupported", ":2: .*git"],
-    ["a kept .git", "FROM scratch\nADD --keep-git-dir=true x /", "Unsupported", ":2: .*git"],
+    ["a repository in COPY", "FROM scratch\nCOPY https://example.test/x.git#v1 /", "Syntax", ":2: .*ADD"],
+    [
+      "a repository with a password",
+      "FROM scratch\nADD https://a:b@example.test/x.git /",
+      "Syntax",
+      ":2: .*password"
+    ],
+    [
+      "a checksum of a repository that is no commit",
+      "FROM scratch\nADD --checksum=v1 https://example.test/x.git /",
+      "Syntax",
+      ":2: .*whole commit"
+    ],
+    ["a repository by SSH", "FROM scratch\nADD git@example.test:x/y /", "Unsupported", ":2: .*HTTP"],
+    ["a kept .git of a file", "FROM scratch\nADD --keep-git-dir=true x /", "Syntax", ":2: .*git repository"],
     ["a checksum of a file", "FROM scratch\nADD --checksum=sha256:00 x /", "Syntax", ":2: .*HTTP address"],
     [
       "a checksum of another kind",

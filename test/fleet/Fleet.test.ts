@@ -120,7 +120,6 @@ suite("containers of a fleet", (effect) => {
       for (const refused of [
         Container.fork(box),
         Container.snapshot(box),
-        Container.commit(box, { tag: "a:1" }),
         Container.copyIn(box, "/etc/hostname", "/tmp"),
         Container.cgroup(box),
         Container.listen(box, 1, () => Effect.void)

@@ -17,6 +17,7 @@ import type {
   CopyOptions,
   Explanation,
   ExportOptions,
+  GitOptions,
   ImageOptions,
   RunOptions,
   Shell,
@@ -25,10 +26,11 @@ import type {
 import type { Image, ImageConfig } from "../../Image.ts"
 import { scratch } from "../image/image.ts"
 import * as Store from "../store/store.ts"
+import * as gits from "../util/gitAddress.ts"
 import { later } from "../util/later.ts"
 import { prints } from "../util/prints.ts"
 import type { Evaluation, State } from "./evaluate.ts"
-import type { Bind, Node, Remote, Source } from "./node.ts"
+import type { Bind, Git, Node, Remote, Source } from "./node.ts"
 
 const evaluation = later(() => import("./evaluate.ts"))
 const caching = later(() => import("./cache.ts"))
@@ -66,6 +68,25 @@ export const remote = (url: string, options: { readonly checksum?: string | unde
   url,
   checksum: options.checksum
 })
+
+export const git = (address: string, { keepGitDir = false, submodules, token }: GitOptions = {}): Build => {
+  const parsed = gits.parse(address)
+  const problem = typeof parsed === "string" ? parsed : undefined
+  // An address with a password is not shown.
+  const found = typeof parsed === "string" ? { url: "", ref: undefined, folder: "." } : parsed
+  return gitBuild({ _tag: "Git", ...found, problem, keepGitDir, submodules, checksum: undefined, token })
+}
+
+/** The build whose files are those of a repository. */
+export const gitBuild = (from: Git): Build =>
+  of({
+    _tag: "Copy",
+    parent: { _tag: "From", source: scratch },
+    parts: [{ from, paths: ["."], unpack: false }],
+    options: { to: "/" },
+    text: `GIT ${from.url}#${from.ref ?? ""}:${from.folder}`,
+    place: undefined
+  })
 
 const isDataFirst = (args: IArguments): boolean => isBuild(args[0])
 

@@ -19,7 +19,7 @@ import { failedStep } from "./failure.ts"
 import * as files from "./files.ts"
 import { changeOf } from "./mode.ts"
 import type { Copy, Workdir } from "./node.ts"
-import { failedCopy, isBuildPart, type Opened, type Prepared, prepare } from "./part.ts"
+import { failedCopy, isBuild, type Opened, type Prepared, prepare } from "./part.ts"
 
 /** Lets `write` change the root of an image, and makes a layer of what it wrote. */
 const written = (
@@ -124,7 +124,7 @@ export const copy = (
       const count = opened.reduce((sum, { selection }) => sum + selection.sources.length, 0)
       const target = { root: to, path, owner: given, signal, isFolder: path.endsWith("/") || count > 1 }
       for (const [k, { selection, top, unpacked }] of opened.entries()) {
-        const keep = keepAs(given ?? (isBuildPart(node.parts[k]!) ? undefined : root))
+        const keep = keepAs(given ?? (isBuild(node.parts[k]!.from) ? undefined : root))
         for (const source of selection.sources) {
           const archive = unpacked.get(source)
           if (archive === undefined) await files.copy(top, selection, source, { ...target, keep })

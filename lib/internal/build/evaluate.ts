@@ -22,6 +22,7 @@ import { alias, unlessEqual } from "./equal.ts"
 import { inPlace } from "./failure.ts"
 import * as Inputs from "./inputs.ts"
 import type { From, Node } from "./node.ts"
+import { isBuild } from "./part.ts"
 import * as running from "./run.ts"
 
 /** Another number makes the layers of earlier versions unknown. */
@@ -246,9 +247,7 @@ const after = (evaluation: Evaluation, node: Node): Effect.Effect<State, BerthEr
         [
           evaluate(evaluation, node.parent),
           ...node.parts.map(({ from }) =>
-            from._tag === "Context" || from._tag === "Remote"
-              ? Effect.succeed(undefined)
-              : evaluateFor(evaluation, node, from)
+            isBuild(from) ? evaluateFor(evaluation, node, from) : Effect.succeed(undefined)
           )
         ],
         { concurrency: "unbounded" }

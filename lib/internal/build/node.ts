@@ -21,6 +21,28 @@ export interface Remote {
   readonly checksum: string | undefined
 }
 
+/** The files of a commit of a git repository. */
+export interface Git {
+  readonly _tag: "Git"
+  /** The address without `#`. */
+  readonly url: string
+  /** A branch, a tag or a whole commit; undefined for that of HEAD. */
+  readonly ref: string | undefined
+  /** The folder whose files it stands for. */
+  readonly folder: string
+  /** What is wrong with the address that was given. */
+  readonly problem?: string | undefined
+  readonly keepGitDir: boolean
+  /** Whether submodules are fetched; if it is undefined, there may be none. */
+  readonly submodules: boolean | undefined
+  /** The commit, if it is known, and the name by which the server has it. */
+  readonly resolved?: { readonly commit: string; readonly name: string } | undefined
+  /** The commit that it has to be. */
+  readonly checksum: string | undefined
+  /** It is in no key, message or history. */
+  readonly token: SecretOptions["value"] | undefined
+}
+
 export type Source = string | Image | Effect.Effect<Image, BerthError, Berth>
 
 interface Step {
@@ -78,7 +100,7 @@ export interface Copy extends Step {
 
 /** Files of one origin that a step copies. */
 export interface Part {
-  readonly from: Context | Remote | Node
+  readonly from: Context | Remote | Git | Node
   readonly paths: ReadonlyArray<string>
   /** Whether the contents of archives are copied in place of the archives. */
   readonly unpack: boolean

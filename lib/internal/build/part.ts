@@ -18,8 +18,9 @@ import type { Evaluation, Made } from "./evaluate.ts"
 import { failedStep, failure } from "./failure.ts"
 import * as fileIndex from "./fileIndex.ts"
 import * as files from "./files.ts"
+import * as gits from "./git.ts"
 import { compile } from "./ignore.ts"
-import type { Copy, Part, Remote } from "./node.ts"
+import type { Copy, Git, Node, Part, Remote } from "./node.ts"
 import { fetched, nameOf, Unavailable } from "./remote.ts"
 
 /** Files of a part, which exist until the scope closes. */
@@ -34,8 +35,9 @@ export interface Prepared extends Pick<Made, "key" | "files" | "refined"> {
   readonly open: Effect.Effect<Opened, BerthError, Berth | Scope.Scope>
 }
 
-/** Whether the files of a part have owners that a copy keeps. */
-export const isBuildPart = ({ from }: Part): boolean => from._tag !== "Context" && from._tag !== "Remote"
+/** Whether a part is of a build, whose files have owners that a copy keeps. */
+export const isBuild = (from: Part["from"]): from is Node =>
+  from._tag !== "Context" && from._tag !== "Remote" && from._tag !== "Git"
 
 export const failedCopy =
   (berth: Berth, step: Copy, from: string) =>
@@ -112,7 +114,7 @@ export const prepare = (
   Effect.gen(function* () {
     const { exclude = [], parents = false } = node.options
     const { from, paths } = part
-    const shown = from._tag === "Context" ? from.folder : from._tag === "Remote" ? from.url : image!.reference
+    const shown = isBuild(from) ? image!.reference : from._tag === "Context" ? from.folder : from.url
     const failed = failedCopy(berth, node, shown)
     const compiled = (patterns: ReadonlyArray<string>) =>
       Effect.try({ try: () => compile(patterns), catch: failed })
@@ -142,9 +144,13 @@ export const prepare = (
       )
     const selected = (top: number) => Effect.map(select(top, wanted), (selection) => ({ top, selection }))
     if (from._tag === "Remote") return yield* prepareRemote(berth, node, part, from, { select, keyed, ready })
+    if (from._tag === "Git") return yield* prepareGit(berth, node, part, from, { select, ready })
     // The layers of an image in the store never change: they say what its files are without a look at them.
     if (image?.layers.every((layer) => layer.startsWith(`${berth.layers}/`)) === true) {
-      const source = Effect.map(RootFs.overlay(image, { upper: "memory" }), ({ mount }) => mount)
+      const { layers } = image
+      // Without the folders that a start has for its mounts.
+      const source =
+        layers.length === 0 ? opened(`${berth.supervisor.folder}/empty`, node) : merged(berth, layers)
       const all = Effect.flatMap(source, selected)
       return {
         key: [paths, part.unpack, Kept.relative(berth, image.layers)],
@@ -169,6 +175,35 @@ interface Ways {
   readonly keyed: (selection: files.Selection) => Pick<Made, "key" | "files">
   readonly ready: (top: number, selection: files.Selection) => Prepared["open"]
 }
+
+/** A commit is its files, so that it is checked out only if no layer has it. */
+const prepareGit = (
+  berth: Berth,
+  node: Copy,
+  { paths }: Part,
+  git: Git,
+  { ready, select }: Pick<Ways, "select" | "ready">
+): Effect.Effect<Prepared, BerthError, Berth | Scope.Scope> =>
+  Effect.gen(function* () {
+    if (git.problem !== undefined)
+      return yield* new InvalidOption({
+        option: "address",
+        value: "a text that is not shown",
+        expected: git.problem
+      })
+    const failed = failedCopy(berth, node, git.url)
+    const found = yield* Effect.mapError(gits.resolved(berth, git), failed)
+    const { folder, keepGitDir, submodules = false, url } = git
+    return {
+      key: ["git", url, found.commit, folder, keepGitDir, submodules, paths],
+      files: new Map([[`${url}#${git.ref ?? ""}`, found.commit]]),
+      open: Effect.gen(function* () {
+        const checkout = yield* Effect.mapError(gits.checkedOut(berth, git, found), failed)
+        const top = yield* opened(checkout, node)
+        return yield* ready(top, yield* select(top, { patterns: [folder.replace(/[*?[\\]/g, "\\$&")] }))
+      })
+    }
+  })
 
 /** With a checksum, a file is fetched only if no layer has it; without, always. */
 const prepareRemote = (

@@ -3,6 +3,7 @@ import * as fs from "node:fs"
 import * as path from "node:path"
 import * as Build from "../../Build.ts"
 import type { ImageSource } from "../../Fixture.ts"
+import { isRepository } from "../util/gitAddress.ts"
 import type { ServiceContext } from "./service.ts"
 import { fail, type Node } from "./tree.ts"
 import { type Changeable, mapping, only, readKeys, setter, unsupported, type Values } from "./values.ts"
@@ -12,11 +13,12 @@ const UNSUPPORTED =
     " "
   )
 
-/** A folder, by a path that begins at the folder of the file. */
-const readFolder = (node: Node, values: Values, folder: string): string => {
+/** A folder, by a path that begins at the folder of the file, or the address of a git repository. */
+const readContext = (node: Node, values: Values, folder: string): string => {
   const given = values.text(node)
+  if (/^https?:/.test(given) && isRepository(given)) return given
   if (/^[a-z]+:\/\/|^git@|^github\.com\//.test(given))
-    unsupported(node.at, "clone the repository, and name its folder")
+    unsupported(node.at, "give the address of a git repository as https://HOST/PATH.git, or a folder")
   return path.resolve(folder, given)
 }
 
@@ -49,7 +51,7 @@ export const readBuild = (node: Node, context: ServiceContext, tag: string | und
   const allow = new Set<(typeof RIGHTS)[number]>()
   const options: Changeable<Build.DockerfileOptions> = { context: folder, tag }
   const set = setter<Build.DockerfileOptions>(options)
-  const setContext = set("context", (value) => readFolder(value, values, folder))
+  const setContext = set("context", (value) => readContext(value, values, folder))
   if (node.kind === "scalar") setContext(node)
   else
     readKeys(
@@ -69,8 +71,8 @@ export const readBuild = (node: Node, context: ServiceContext, tag: string | und
               .pairs(value)
               .map(([name, given, at]) =>
                 given === undefined || /^(docker-image|oci-layout|service|target):/.test(given)
-                  ? only(at.at, "a folder")
-                  : [name, path.resolve(folder, given)]
+                  ? only(at.at, "a folder or a git repository")
+                  : [name, isRepository(given) ? given : path.resolve(folder, given)]
               )
           )
         ),

@@ -1,8 +1,10 @@
 /** COPY and ADD. */
 
 import { changeOf } from "../build/mode.ts"
-import type { Copy, Node, Part } from "../build/node.ts"
+import type { Copy, Git, Node, Part } from "../build/node.ts"
 import { nameOf } from "../build/remote.ts"
+import { COMMIT, isRepository, parse } from "../util/gitAddress.ts"
+import type { Sources } from "./mounts.ts"
 import { flagsOf, Unsupported } from "./options.ts"
 import { type Instruction, SyntaxFailure } from "./parse.ts"
 import type { Surroundings } from "./stage.ts"
@@ -14,11 +16,24 @@ const OF_ADD = [...BOTH, "checksum", "keep-git-dir", "unpack"]
 
 const isAddress = (source: string): boolean => /^https?:\/\//i.test(source)
 
-/** As BuildKit tells repositories: by their schemes, as `git@host:path`, and addresses of HTTP by the ending of their paths. */
-const isRepository = (source: string): boolean =>
-  /^(?:git|ssh):\/\//i.test(source) ||
-  /^[\w.-]+@[\w.-]+:/.test(source) ||
-  /^https?:\/\/[^?#]*\.git(?:[?#]|$)/i.test(source)
+/** The files of a repository, for whose host the caller may have given a token as a secret. Throws `SyntaxFailure` and `Unsupported`. */
+export const gitOf = (
+  address: string,
+  secrets: Sources["secrets"],
+  line: number,
+  {
+    checksum,
+    keepGitDir = false
+  }: { readonly checksum?: string | undefined; readonly keepGitDir?: boolean } = {}
+): Git => {
+  if (!isAddress(address))
+    throw new Unsupported(`${address}: repositories are had by HTTP alone: give its https:// address`)
+  const parsed = parse(address)
+  if (typeof parsed === "string") throw new SyntaxFailure(line, parsed)
+  const secret = `GIT_AUTH_TOKEN.${new URL(parsed.url).hostname}`
+  const token = Object.hasOwn(secrets, secret) ? secrets[secret] : undefined
+  return { _tag: "Git", ...parsed, keepGitDir, submodules: undefined, checksum, token }
+}
 
 /** The step of an instruction. Throws `SyntaxFailure`, `WordFailure` and `Unsupported`. */
 export const copyOf = (
@@ -61,19 +76,26 @@ export const copyOf = (
   if (checksum !== undefined) {
     if (sources.length !== 1 || given.length !== 1 || !isAddress(sources[0]!))
       throw new SyntaxFailure(line, "--checksum needs one source, which is an HTTP address")
-    if (!/^sha256:[0-9a-f]{64}$/.test(checksum))
+    const isCommit = isRepository(sources[0]!)
+    if (!(isCommit ? COMMIT : /^sha256:[0-9a-f]{64}$/).test(checksum))
       throw new SyntaxFailure(
         line,
-        `--checksum=${checksum}: expected sha256: and 64 digits, 0 to 9 and a to f`
+        `--checksum=${checksum}: expected ${isCommit ? "a whole commit" : "sha256: and 64 digits, 0 to 9 and a to f"}`
       )
   }
   isOn("link", false)
+  if (flags.one("keep-git-dir") !== undefined && !sources.some(isRepository))
+    throw new SyntaxFailure(line, "--keep-git-dir needs the address of a git repository")
   const from = flags.one("from")
   const origin = from === undefined ? around.context : around.sourceOf(from, line)
   const parts: Array<Part> = []
   for (const source of sources) {
-    if (isRepository(source) || flags.one("keep-git-dir") !== undefined)
-      throw new Unsupported(`${keyword} ${source}: git repositories are not supported: clone it in a RUN`)
+    if (isRepository(source)) {
+      if (!isAdd) throw new SyntaxFailure(line, `COPY ${source}: a repository needs ADD`)
+      const options = { checksum, keepGitDir: isOn("keep-git-dir", false) }
+      parts.push({ from: gitOf(source, around.secrets, line, options), paths: ["."], unpack: false })
+      continue
+    }
     if (isAddress(source)) {
       if (!isAdd) throw new SyntaxFailure(line, `COPY ${source}: an address needs ADD`)
       if (nameOf(source) === undefined && to.endsWith("/"))

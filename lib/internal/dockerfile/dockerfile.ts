@@ -1,15 +1,13 @@
 /** `Build.dockerfile`: reads a Dockerfile, and makes a build of the stages that its target needs. */
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
-import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import { Berth } from "../../Berth.ts"
 import { type BerthError, BuildFailed, InvalidOption } from "../../BerthError.ts"
 import type { Build, DockerfileOptions } from "../../Build.ts"
 import * as Image from "../../Image.ts"
-import { isBuild, local, of } from "../build/build.ts"
+import { gitBuild, isBuild, local, of } from "../build/build.ts"
 import { DiskFull, diskDetail, inPlace } from "../build/failure.ts"
-import { linesOf } from "../build/ignore.ts"
 import type { Context, From, Node } from "../build/node.ts"
 import { rawConfigOf } from "../image/derive.ts"
 import type * as Oci from "../oci/documents.ts"
@@ -18,31 +16,14 @@ import { hostPlatform } from "../oci/platform.ts"
 import * as Store from "../store/store.ts"
 import { defaultPath } from "../util/defaultPath.ts"
 import { nearest } from "../util/didYouMean.ts"
+import { isRepository } from "../util/gitAddress.ts"
+import { gitOf } from "./copy.ts"
 import { fieldsOf } from "./mounts.ts"
 import { flagsOf, Unsupported } from "./options.ts"
+import { originOf } from "./origin.ts"
 import { type Instruction, parse, SyntaxFailure } from "./parse.ts"
 import { add, type Stage, type Surroundings, stageOf } from "./stage.ts"
 import * as words from "./words.ts"
-
-const TEXT_BYTES_MAX = 4 * 1024 * 1024
-
-const read = (file: string): Effect.Effect<string, BerthError> =>
-  Effect.try({
-    try: () => {
-      if (fs.statSync(file).size > TEXT_BYTES_MAX) throw new Error("it is larger than 4 MiB")
-      return fs.readFileSync(file, "utf8")
-    },
-    catch: (cause) =>
-      new InvalidOption({
-        option: "file",
-        value: file,
-        expected: `a Dockerfile: ${(cause as Error).message}`,
-        cause
-      })
-  })
-
-const readIfThere = (file: string): Effect.Effect<string | undefined, BerthError> =>
-  fs.existsSync(file) ? read(file) : Effect.succeed(undefined)
 
 /** The instructions of each stage, the first of which is its FROM, and those before the first stage. */
 const stagesOf = (instructions: ReadonlyArray<Instruction>) => {
@@ -168,26 +149,10 @@ const textsIn =
 export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, BerthError, Berth> =>
   Effect.gen(function* () {
     const berth = yield* Berth
-    const {
-      allow = [],
-      args = {},
-      contexts = {},
-      file: given,
-      secrets = {},
-      ssh = {},
-      target,
-      text
-    } = options
+    const { allow = [], args = {}, contexts = {}, secrets = {}, ssh = {}, target } = options
     const platform = yield* parsePlatform(options.platform)
-    const folder = path.resolve(options.context)
-    const full = path.resolve(folder, given ?? "Dockerfile")
-    const file = path.relative(process.cwd(), full).startsWith("..")
-      ? full
-      : path.relative(process.cwd(), full)
-    const source = text ?? (yield* read(full))
-    const ignore =
-      (yield* readIfThere(`${full}.dockerignore`)) ?? (yield* readIfThere(`${folder}/.dockerignore`)) ?? ""
-    const { escape, instructions } = yield* attemptAt(file, "read", 1, () => parse(source))
+    const { context, file, text } = yield* originOf(options)
+    const { escape, instructions } = yield* attemptAt(file, "read", 1, () => parse(text))
     const { before, stages } = yield* attemptAt(file, "read", 1, () => stagesOf(instructions))
     if (stages.length === 0)
       return yield* Effect.fail(failedAt(file, "read", 1)(new SyntaxFailure(1, "it has no FROM")))
@@ -219,14 +184,15 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
       })
     }
 
-    const contextOf = (of: string | Build): Context | Node => (isBuild(of) ? of.node : local(of))
+    const contextOf = (of: string | Build, line: number): Context | Node =>
+      isBuild(of) ? of.node : isRepository(of) ? gitBuild(gitOf(of, secrets, line)).node : local(of)
 
     const sourceOf =
       (index: number) =>
       (name: string, line: number): Context | Node => {
         const number = /^\d+$/.test(name) ? Number(name) : earlier(name, index)
         if (number >= 0 && number < index) return made.get(number)!.node
-        if (Object.hasOwn(contexts, name)) return contextOf(contexts[name]!)
+        if (Object.hasOwn(contexts, name)) return contextOf(contexts[name]!, line)
         if (/^\d+$/.test(name) || headers[index]!.name === name.toLowerCase())
           throw new SyntaxFailure(line, `--from=${name}: there is no earlier stage ${name}`)
         return { _tag: "From", source: name }
@@ -242,7 +208,7 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
           return stageOf(node, { environment, onBuild, shell })
         }
         if (Object.hasOwn(contexts, name)) {
-          const of = contextOf(contexts[name]!)
+          const of = yield* attemptAt(file, `FROM ${name}`, line, () => contextOf(contexts[name]!, line))
           if (of._tag !== "Context") return stageOf(of, {})
           const wrong = new SyntaxFailure(
             line,
@@ -276,7 +242,7 @@ export const dockerfile = (options: DockerfileOptions): Effect.Effect<Build, Ber
         const around: Surroundings = {
           escape,
           file,
-          context: { _tag: "Context", folder, ignore: linesOf(ignore) },
+          context,
           args,
           globals,
           secrets,

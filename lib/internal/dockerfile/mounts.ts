@@ -24,7 +24,7 @@ export const fieldsOf = (text: string): ReadonlyMap<string, string> => {
 }
 
 export interface Sources {
-  readonly context: Context
+  readonly context: Context | Node
   readonly secrets: Readonly<Record<string, SecretOptions["value"]>>
   /** The sockets of SSH agents, by their ids. */
   readonly ssh: Readonly<Record<string, string>>

@@ -15,6 +15,8 @@ import { here } from "../util/elsewhere.ts"
 import { EACCES, EEXIST, EFBIG, EINVAL, ENOENT, ENOTDIR } from "../util/errno.ts"
 import { failedAs } from "./fileFailure.ts"
 import { type Metadata, metadataOf, setMetadata } from "./metadata.ts"
+import * as changes from "./mutations.ts"
+import * as asRoot from "./namespaceRoot.ts"
 import * as inRoot from "./rooted.ts"
 import { Descent, textsOf, walk } from "./walk.ts"
 
@@ -181,10 +183,10 @@ export async function* contents(
 
 /** Makes a new, empty file at a place and replaces an existing one; a file with a mount on it is emptied. */
 export const makeFile = (at: inRoot.Place): number => {
-  const existing = fs.lstatSync(at.at, { throwIfNoEntry: false })
+  const existing = inRoot.statusOf(at)
   if (existing?.isDirectory() === true) return inRoot.fail(inRoot.EISDIR, "open", at.path)
   try {
-    if (existing !== undefined) fs.unlinkSync(at.at)
+    if (existing !== undefined) changes.unlink(at)
   } catch (error) {
     if (!inRoot.isErrno(error, inRoot.EBUSY) || existing?.isFile() !== true) throw error
     const flags = inRoot.O_RDWR | inRoot.O_TRUNC | inRoot.O_NONBLOCK | inRoot.O_NOCTTY | O_NOFOLLOW
@@ -195,9 +197,9 @@ export const makeFile = (at: inRoot.Place): number => {
 
 /** Removes an entry that is not a folder, so that a link or a fifo can take its place. */
 export const clear = (at: inRoot.Place): void => {
-  const existing = fs.lstatSync(at.at, { throwIfNoEntry: false })
+  const existing = inRoot.statusOf(at)
   if (existing?.isDirectory() === true) inRoot.fail(inRoot.EISDIR, "open", at.path)
-  if (existing !== undefined) fs.unlinkSync(at.at)
+  if (existing !== undefined) changes.unlink(at)
 }
 
 /** Removes a file that was not copied to its end, which would look like the file. */
@@ -212,7 +214,7 @@ const discard = (at: inRoot.Place): void => {
 /** Makes a folder, inaccessible to others until its mode is set; returns whether it was missing. */
 export const makeFolder = (at: inRoot.Place): boolean => {
   try {
-    fs.mkdirSync(at.at, { mode: 0o700 })
+    changes.mkdir(at, 0o700)
     return true
   } catch (error) {
     if (!inRoot.isErrno(error, EEXIST)) throw error
@@ -231,7 +233,7 @@ const openBelow = (top: number, relative: string): number => {
   for (let k = 0; k < names.length; k += NAMES_AT_ONCE)
     fd = inRoot.using(fd, () => {
       const path = names.slice(k, k + NAMES_AT_ONCE).join("/")
-      const next = native().openIn(fd, path, inRoot.O_FOLDER, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, 0)
+      const next = asRoot.openIn(fd, path, inRoot.O_FOLDER, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, 0)
       return next < 0 ? inRoot.fail(-next, "link", relative) : next
     })
   return fd
@@ -241,7 +243,7 @@ const openBelow = (top: number, relative: string): number => {
 export const linkFrom = (top: number, relative: string, at: inRoot.Place): void => {
   const { folder, name } = inRoot.split(relative)
   inRoot.using(openBelow(top, folder.replace(/\/$/, "")), (fd) =>
-    fs.linkSync(`${inRoot.via(fd)}/${name}`, at.at)
+    changes.link(inRoot.place(fd, name, relative), at)
   )
 }
 
@@ -315,7 +317,7 @@ const copyLeaf = async (
     })
   } else {
     clear(at)
-    if (status.isSymbolicLink()) fs.symlinkSync(inRoot.linkText(from, source.path), at.at)
+    if (status.isSymbolicLink()) changes.symlink(inRoot.linkText(from, source.path), at)
     else if (status.isFIFO()) {
       const result = native().makeFifo(at.folder, at.name, 0o600)
       if (result < 0) inRoot.fail(-result, "mkfifo", at.path)

@@ -10,6 +10,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import { NodeInspectSymbol } from "effect/Inspectable"
 import * as Layer from "effect/Layer"
@@ -21,7 +22,6 @@ import { type BerthError, Unsupported } from "../../BerthError.ts"
 import { FleetError } from "../../FleetError.ts"
 import type { Allow, Identity, Options, RunnerOptions, Serving } from "../../fleet.ts"
 import type { Image, PullOptions } from "../../Image.ts"
-import * as images from "../image/image.ts"
 import { parseBytes } from "../util/bytes.ts"
 import type { Fleet } from "../util/elsewhere.ts"
 import { later } from "../util/later.ts"
@@ -31,7 +31,7 @@ import * as plain from "./options.ts"
 import * as Place from "./place.ts"
 import type { Request } from "./policy.ts"
 import { Rpcs } from "./protocol.ts"
-import { start } from "./remote.ts"
+import { remoteImage, start } from "./remote.ts"
 import * as Runner from "./runner.ts"
 import { seenOf } from "./seen.ts"
 import { keptMillis, RENEWED } from "./session.ts"
@@ -184,6 +184,9 @@ const named = (
     return Effect.timeoutFail(Deferred.await(first), { duration: FIRST_MILLIS, onTimeout: () => failure })
   })
 
+/** How long to wait for the other runners once one has answered. */
+const STRAGGLERS = "1 second"
+
 /** Links to all runners. Succeeds once one answers, and fails when none does. */
 const linked = (options: Options): Effect.Effect<Links, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
@@ -197,7 +200,11 @@ const linked = (options: Options): Effect.Effect<Links, BerthError, Scope.Scope>
       })
     )
     const { database } = options
-    yield* Effect.raceAll(database === undefined ? tries : [...tries, yield* named(links, database, options)])
+    const all = database === undefined ? tries : [...tries, yield* named(links, database, options)]
+    const settled = yield* Effect.fork(Effect.forEach(all, Effect.either, { concurrency: "unbounded" }))
+    yield* Effect.raceAll(all)
+    // The first container finds the others as well, unless one of them does not answer.
+    yield* Effect.timeoutOption(Fiber.join(settled), STRAGGLERS)
     return links
   })
 
@@ -220,14 +227,7 @@ const pullOn = (
     (link) =>
       Effect.map(
         link.call((calls) => calls.pull({ reference, platform })),
-        ({ config, digest, reference: name }) =>
-          images.make({
-            reference: name,
-            digest,
-            layers: [],
-            config: { ...config, healthcheck: undefined },
-            upper: "disk"
-          })
+        remoteImage
       )
   )
 

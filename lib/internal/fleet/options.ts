@@ -7,6 +7,7 @@ import { InvalidOption, Unsupported } from "../../BerthError.ts"
 import type { ExecOptions, StartOptions } from "../../Container.ts"
 import type { Mount } from "../../Mount.ts"
 import type { ProcessOptions } from "../../Process.ts"
+import type { CommitOptions } from "../../Snapshot.ts"
 
 const Strings = Schema.Array(Schema.String)
 const Size = Schema.Union(Schema.Number, Schema.String)
@@ -117,6 +118,14 @@ const Exec = Schema.Struct({
 /** The options of a start that a runner takes. */
 export type PlainStart = typeof Start.Type
 
+const Commit = Schema.Struct({
+  author: optional(Schema.String),
+  comment: optional(Schema.String),
+  created: optional(Schema.DateFromSelf),
+  config: optional(Plain),
+  maxHoleBytes: optional(Size)
+})
+
 const checked =
   <A, I>(schema: Schema.Schema<A, I>) =>
   (options: unknown): Effect.Effect<A, InvalidOption> =>
@@ -135,6 +144,10 @@ export const execOptions: (options: unknown) => Effect.Effect<ExecOptions, Inval
 ) as never
 export const processOptions: (options: unknown) => Effect.Effect<ProcessOptions, InvalidOption> = checked(
   Schema.Struct(process)
+) as never
+
+export const commitOptions: (options: unknown) => Effect.Effect<CommitOptions, InvalidOption> = checked(
+  Commit
 ) as never
 
 /** Options that need this machine, with what to do instead. */

@@ -42,6 +42,7 @@ export interface Policy {
   /** The name of the runner. */
   readonly runner: string
   readonly images: ReadonlyArray<Reference.Repository> | undefined
+  readonly push: ReadonlyArray<Reference.Repository>
   readonly binds: ReadonlyArray<Bindable>
   readonly limits: {
     readonly memory: number | undefined
@@ -55,25 +56,27 @@ export interface Policy {
 // The configuration
 
 /** A registry, `registry.example.com/`, or a path in one, `registry.example.com/team/`: without a path, it is empty. Throws. */
-const prefixOf = (text: string): Reference.Repository => {
-  const name = text.replace(/\/$/, "")
-  const registry = Reference.parseRegistry(name)
-  if (Either.isRight(registry)) return { registry: registry.right, repository: "" }
-  const parsed = Reference.parse(`${name}:latest`)
-  if (Either.isLeft(parsed))
-    return validate.invalid(
-      "allow.images",
-      text,
-      "the name of a registry, or one and a path, without a tag: registry.example.com/team/",
-      parsed.left
-    )
-  const { registry: host, repository } = parsed.right
-  // The path of several images of Docker Hub, and not one of its official images.
-  return {
-    registry: host,
-    repository: text === `${name}/` ? repository.replace(/^library\//, "") : repository
+const prefixOf =
+  (option: string) =>
+  (text: string): Reference.Repository => {
+    const name = text.replace(/\/$/, "")
+    const registry = Reference.parseRegistry(name)
+    if (Either.isRight(registry)) return { registry: registry.right, repository: "" }
+    const parsed = Reference.parse(`${name}:latest`)
+    if (Either.isLeft(parsed))
+      return validate.invalid(
+        option,
+        text,
+        "the name of a registry, or one and a path, without a tag: registry.example.com/team/",
+        parsed.left
+      )
+    const { registry: host, repository } = parsed.right
+    // The path of several images of Docker Hub, and not one of its official images.
+    return {
+      registry: host,
+      repository: text === `${name}/` ? repository.replace(/^library\//, "") : repository
+    }
   }
-}
 
 const bindable = (text: string): Effect.Effect<Bindable, BerthError, Scope.Scope> =>
   Effect.acquireRelease(
@@ -93,11 +96,12 @@ const positive = (option: string, value: number | undefined): number | undefined
 /** Checks the configuration of a runner; its folders are open until the scope closes. */
 export const make = (runner: string, allow: Allow): Effect.Effect<Policy, BerthError, Scope.Scope> =>
   Effect.gen(function* () {
-    const { binds = [], images, limits: { cpus, disk, memory, pids } = {} } = allow
+    const { binds = [], images, limits: { cpus, disk, memory, pids } = {}, push = [] } = allow
     const bytes = (option: string, value: number | string | undefined) =>
       value === undefined ? undefined : positive(option, validate.bytes(option, value))
     const checked = yield* attempt(() => ({
-      images: images?.map(prefixOf),
+      images: images?.map(prefixOf("allow.images")),
+      push: push.map(prefixOf("allow.push")),
       limits: {
         memory: bytes("allow.limits.memory", memory),
         cpus: positive("allow.limits.cpus", cpus),
@@ -125,6 +129,14 @@ const isBelow =
   (image: Reference.Repository): boolean =>
     image.registry === registry &&
     (repository === "" || image.repository === repository || image.repository.startsWith(`${repository}/`))
+
+/** Checks that clients may send an image to this name, with the credentials of the runner. */
+export const admitPush = (policy: Policy, name: string): Effect.Effect<void, BerthError> =>
+  Effect.flatMap(Reference.parse(name), (target) =>
+    policy.push.some((prefix) => isBelow(prefix)(target))
+      ? Effect.void
+      : refused(policy, `to send images to ${name}`, "`push` that has a prefix of it")
+  )
 
 /** Checks that clients may use the image of this name. */
 export const admitImage = (policy: Policy, name: string): Effect.Effect<void, BerthError, Berth> =>

@@ -112,6 +112,12 @@ const ImageConfig = Schema.Struct({
   os: Schema.String
 })
 
+const PulledImage = Schema.Struct({
+  reference: Schema.String,
+  digest: Schema.UndefinedOr(Schema.String),
+  config: ImageConfig
+})
+
 /** An image on the machines of a fleet: which one it is. */
 export const ImageName = Schema.Struct({ reference: Text, digest: Schema.UndefinedOr(Text) })
 
@@ -153,11 +159,13 @@ export const Rpcs = RpcGroup.make(
   Rpc.make("containers", { success: Schema.Array(RunningContainer), error: Failure }),
   Rpc.make("pull", {
     payload: { reference: Text, platform: Schema.UndefinedOr(Text) },
-    success: Schema.Struct({
-      reference: Schema.String,
-      digest: Schema.UndefinedOr(Schema.String),
-      config: ImageConfig
-    }),
+    success: PulledImage,
+    error: Failure
+  }),
+  /** Makes an image of a container's files, and sends it to the registry of the reference. */
+  Rpc.make("commit", {
+    payload: { id: Id, reference: Text, options: Options },
+    success: PulledImage,
     error: Failure
   }),
   Rpc.make("start", {

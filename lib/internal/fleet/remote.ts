@@ -16,7 +16,13 @@ import * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import type { Berth } from "../../Berth.ts"
-import { type BerthError, NetworkError, type SupervisorError, Unsupported } from "../../BerthError.ts"
+import {
+  type BerthError,
+  InvalidOption,
+  NetworkError,
+  type SupervisorError,
+  Unsupported
+} from "../../BerthError.ts"
 import type { Address, Connection, Publishable, PublishedPort } from "../../Connection.ts"
 import type { Container, ExecOptions, StartOptions } from "../../Container.ts"
 import type { Image } from "../../Image.ts"
@@ -24,6 +30,7 @@ import * as Plan from "../../Plan.ts"
 import type { ExitStatus, LogsOptions, Process, ProcessOptions } from "../../Process.ts"
 import { buffered, bufferedOptions } from "../container/buffered.ts"
 import { type ContainerState, makeContainer, makeProcess, type ProcessState } from "../container/handle.ts"
+import * as images from "../image/image.ts"
 import { parseOnePort } from "../network/ports.ts"
 import type { Ended } from "../supervisor/protocol.ts"
 import * as Loop from "../system/eventLoop.ts"
@@ -139,6 +146,18 @@ const lived = (
       return { ...event, exit: wait, ended, release }
     })
   )
+
+/** An image that a runner has told of. Its layers are on runners. */
+export const remoteImage = ({
+  config,
+  digest,
+  reference
+}: {
+  readonly reference: string
+  readonly digest: string | undefined
+  readonly config: Omit<Image["config"], "healthcheck">
+}): Image =>
+  images.make({ reference, digest, layers: [], config: { ...config, healthcheck: undefined }, upper: "disk" })
 
 /** The parts of a handle's state that a container and a process beside it have in common. */
 const stateOf = (berth: Berth, link: Link, { ended, id }: Lived, options: ProcessOptions) => {
@@ -393,6 +412,19 @@ const elsewhereOf = (
     tarIn: (path) => unpackedAt(link, id, path),
     connect,
     netSocket: (address) => socketTo(connect, address),
+    commit: ({ tag, ...options }) =>
+      tag === undefined
+        ? new InvalidOption({
+            option: "tag",
+            value: "undefined",
+            expected: "the name of the image in a registry, where every runner finds it"
+          })
+        : Effect.flatMap(plain.commitOptions(options), (sent) =>
+            Effect.map(
+              link.call((calls) => calls.commit({ id, reference: tag, options: sent })),
+              remoteImage
+            )
+          ),
     publish: (given) => publishedBy(connect, given),
     waitForPort: (port, { timeout = "30 seconds" }) =>
       link.call((calls) => calls.waitForPort({ id, port, timeoutMillis: Duration.toMillis(timeout) }))

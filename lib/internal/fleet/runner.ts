@@ -34,7 +34,7 @@ const CLOCK_MILLIS_MAX = 60_000
 const PARTS = 4
 
 /** The number of parts of an output, of up to 64 KiB, in one message. */
-const BATCH = 16
+const BATCH = 4
 
 const newId = (): string => randomBytes(8).toString("hex")
 
@@ -182,6 +182,13 @@ export const make = (options: RunnerOptions): Effect.Effect<Runner, BerthError, 
 const nameOf = ({ digest, reference }: typeof ImageName.Type): string =>
   digest === undefined ? reference : `${reference.replace(/@.*$/, "").replace(/:[^/:]*$/, "")}@${digest}`
 
+/** What a client needs to know of an image. */
+const pulled = ({ config: { healthcheck: _, ...config }, digest, reference }: Image.Image) => ({
+  reference,
+  digest,
+  config
+})
+
 export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
   Rpcs.toLayer(
     Effect.gen(function* () {
@@ -253,8 +260,16 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
             yield* Policy.admitImage(policy, reference)
             const image = yield* reference === "host" ? Image.host : Image.pull(reference, { platform })
             if (image.digest !== undefined) yield* Room.hasImage(rooms, image.digest)
-            const { healthcheck: _, ...config } = image.config
-            return { reference: image.reference, digest: image.digest, config }
+            return pulled(image)
+          })
+        ),
+        commit: withContainer((container, { options, reference }) =>
+          Effect.gen(function* () {
+            yield* Policy.admitPush(policy, reference)
+            // Without a name: those of the runner's store are not its clients' to give.
+            const image = yield* Container.commit(container, yield* plain.commitOptions(options))
+            yield* Image.push(image, reference)
+            return { ...pulled(image), reference }
           })
         ),
         start: streamed((session, { image, options }) =>

@@ -185,6 +185,12 @@ export const place = (
 /** The file whose lock `exclusive` holds. */
 export const lockOf = (folder: string): string => `${folder}.lock`
 
+const makeParent = (berth: Berth, folder: string): Effect.Effect<unknown, ImageError> =>
+  attempt(folder, () => fs.mkdir(parentFolder(berth), { recursive: true, mode: 0o700 }))
+
+const unlocked = (berth: Berth, path: string) => (): Effect.Effect<void> =>
+  Effect.ignore(berth.fileSystem.remove(path, { force: true }))
+
 /** Runs `use` for one process at a time, for those that would make the same layer. */
 export const exclusive = <A, E, R>(
   berth: Berth,
@@ -192,17 +198,10 @@ export const exclusive = <A, E, R>(
   use: Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | ImageError, R> => {
   const path = lockOf(folder)
-  return attempt(folder, () => fs.mkdir(parentFolder(berth), { recursive: true, mode: 0o700 })).pipe(
-    Effect.zipRight(
-      withFileLock(
-        berth.fileSystem,
-        path,
-        () => use,
-        () => Effect.ignore(berth.fileSystem.remove(path, { force: true }))
-      )
-    ),
-    oneAtATime(berth, path)
-  )
+  return Effect.zipRight(
+    makeParent(berth, folder),
+    withFileLock(berth.fileSystem, path, () => use, unlocked(berth, path))
+  ).pipe(oneAtATime(berth, path))
 }
 
 /** Runs an effect as `exclusive` does, or gives none if something else has the lock. */
@@ -211,16 +210,10 @@ export const tryExclusive = <A, E, R>(
   folder: string,
   use: Effect.Effect<A, E, R>
 ): Effect.Effect<Option.Option<A>, E | ImageError, R> => {
-  const path = `${folder}.lock`
-  return attempt(folder, () => fs.mkdir(parentFolder(berth), { recursive: true, mode: 0o700 })).pipe(
-    Effect.zipRight(
-      tryFileLock(
-        berth.fileSystem,
-        path,
-        () => use,
-        () => Effect.ignore(berth.fileSystem.remove(path, { force: true }))
-      )
-    )
+  const path = lockOf(folder)
+  return Effect.zipRight(
+    makeParent(berth, folder),
+    tryFileLock(berth.fileSystem, path, () => use, unlocked(berth, path))
   )
 }
 

@@ -12,6 +12,7 @@ import type { ArchiveOptions, Container, ExecOptions, ProcessInfo, StartOptions 
 import type { Runner, RunnerContainer } from "../../fleet.ts"
 import type { Image, PullOptions } from "../../Image.ts"
 import type { ExitStatus, Process, ProcessOptions, Result, StopOptions } from "../../Process.ts"
+import type { CommitOptions } from "../../Snapshot.ts"
 import type { PollOptions } from "../../WaitFor.ts"
 
 type Done<A> = Effect.Effect<A, BerthError>
@@ -40,6 +41,7 @@ export interface ContainerElsewhere extends ProcessElsewhere {
   readonly tarIn: (path: string) => Sink.Sink<void, Uint8Array, never, BerthError>
   readonly connect: (address: Address) => Effect.Effect<Connection, BerthError, Scope.Scope>
   readonly netSocket: (address: Address) => net.Socket
+  readonly commit: (options: CommitOptions) => Done<Image>
   readonly publish: (given: Publishable) => Effect.Effect<PublishedPort, BerthError, Scope.Scope>
   readonly waitForPort: (port: number, options: PollOptions) => Done<void>
 }

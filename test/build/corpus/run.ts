@@ -52,5 +52,9 @@ export const run: ReadonlyArray<Case> = [
     name: "COPY --from with an owner",
     text: "FROM base AS one\nCOPY --chown=1:2 dir /d\nFROM base\nCOPY --from=one --chown=app /d /e\nCOPY --from=one /d/one /f\n"
   },
-  { name: "COPY --from an image", text: "FROM scratch\nCOPY --from=base /etc/passwd /p\n" }
+  { name: "COPY --from an image", text: "FROM scratch\nCOPY --from=base /etc/passwd /p\n" },
+  {
+    name: "COPY of everything of a stage on scratch",
+    text: "FROM scratch AS one\nCOPY dir /\nFROM base\nCOPY --from=one / /all/\n"
+  }
 ]
