@@ -1,5 +1,6 @@
 import assert from "node:assert/strict"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Fleet from "../../lib/fleet.ts"
@@ -55,7 +56,18 @@ suite("containers of a fleet", (effect) => {
       yield* files.makeDirectory("/tmp/a/b", { recursive: true })
       yield* files.writeFileString("/tmp/a/b/c", "text")
       assert.equal(yield* files.readFileString("/tmp/a/b/c"), "text")
-      assert.equal((yield* files.stat("/tmp/a/b/c")).type, "File")
+      const info = yield* files.stat("/tmp/a/b/c")
+      assert.deepEqual(
+        [info.type, info.size, Option.isSome(info.mtime), info.uid],
+        ["File", 4n, true, Option.some(0)]
+      )
+      const large = new Uint8Array(20_000_000).fill(7)
+      yield* files.writeFile("/tmp/large", large)
+      assert.deepEqual(Buffer.compare(yield* files.readFile("/tmp/large"), large), 0)
+      assert.equal(
+        (yield* Container.exec(box, ["head", "--bytes", "16000000", "/dev/zero"])).stdout.length,
+        16_000_000
+      )
       assert.deepEqual(yield* files.readDirectory("/tmp/a"), ["b"])
       const missing = yield* Effect.flip(files.readFile("/tmp/none"))
       assert.equal(missing._tag === "SystemError" && missing.reason, "NotFound")

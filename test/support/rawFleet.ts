@@ -3,7 +3,7 @@ import assert from "node:assert/strict"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
-import { serialization } from "../../lib/internal/fleet/frames.ts"
+import { RUNNER_BYTES_MAX, serialization } from "../../lib/internal/fleet/frames.ts"
 import { token } from "./fleets.ts"
 
 interface Answer {
@@ -28,7 +28,7 @@ export const rawClient = (address: string, session = true) =>
       Effect.sync(() => net.connect({ host: hostname, port: Number(port) })),
       (made) => Effect.sync(() => made.destroy())
     )
-    const parser = serialization.unsafeMake()
+    const parser = serialization(RUNNER_BYTES_MAX).unsafeMake()
     const waiting = new Map<string, (answer: Answer) => void>()
     const closed = new Promise<void>((resolve) => socket.once("close", () => resolve()))
     socket.on("error", () => {})

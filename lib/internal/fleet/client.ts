@@ -14,7 +14,7 @@ import * as Stream from "effect/Stream"
 import { type BerthError, isBerthError } from "../../BerthError.ts"
 import { type FleetError, RunnerLost } from "../../FleetError.ts"
 import type { Identity } from "../../fleet.ts"
-import { serialization } from "./frames.ts"
+import { RUNNER_BYTES_MAX, serialization } from "./frames.ts"
 import { type Description, type Room, Rpcs, VERSION } from "./protocol.ts"
 import { ANSWERED, RENEWED } from "./session.ts"
 import * as Transport from "./transport.ts"
@@ -87,7 +87,7 @@ export const link = (
     // A connection is a session: one that breaks is not made again.
     const protocol = yield* RpcClient.makeProtocolSocket({ retrySchedule: Schedule.stop }).pipe(
       Effect.provideService(Socket.Socket, socket),
-      Effect.provideService(RpcSerialization.RpcSerialization, serialization)
+      Effect.provideService(RpcSerialization.RpcSerialization, serialization(RUNNER_BYTES_MAX))
     )
     const calls: Calls = yield* RpcClient.make(Rpcs, {
       disableTracing: false,

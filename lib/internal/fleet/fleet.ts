@@ -26,7 +26,7 @@ import { parseBytes } from "../util/bytes.ts"
 import type { Fleet } from "../util/elsewhere.ts"
 import { later } from "../util/later.ts"
 import * as Client from "./client.ts"
-import { serialization } from "./frames.ts"
+import { CLIENT_BYTES_MAX, serialization } from "./frames.ts"
 import * as plain from "./options.ts"
 import * as Place from "./place.ts"
 import type { Request } from "./policy.ts"
@@ -58,7 +58,7 @@ export const serve = (
       RpcServer.layer(Rpcs, { disableFatalDefects: true, spanPrefix: "berth.runner" }).pipe(
         Layer.provide(Runner.handlers(runner)),
         Layer.provide(RpcServer.layerProtocolSocketServer),
-        Layer.provide(Layer.succeed(RpcSerialization.RpcSerialization, serialization)),
+        Layer.provide(Layer.succeed(RpcSerialization.RpcSerialization, serialization(CLIENT_BYTES_MAX))),
         Layer.provide(layer)
       ),
       scope

@@ -6,8 +6,11 @@ import * as RpcSerialization from "@effect/rpc/RpcSerialization"
 
 const HEAD_BYTES = 4
 
-/** The longest message: a stranger cannot have more than this kept. */
-export const FRAME_BYTES_MAX = 16 * 1024 * 1024
+/** The longest message of a client: it cannot have a runner keep more than this. */
+export const CLIENT_BYTES_MAX = 16 * 1024 * 1024
+
+/** The longest message of a runner: both outputs of a command, at their limits, each byte of which may be invalid UTF-8. */
+export const RUNNER_BYTES_MAX = 128 * 1024 * 1024
 
 const framed = (bytes: Uint8Array): Uint8Array => {
   const frame = new Uint8Array(HEAD_BYTES + bytes.length)
@@ -21,6 +24,11 @@ class Frames {
   private readonly head = new Uint8Array(HEAD_BYTES)
   private body: Uint8Array | undefined
   private filled = 0
+  private readonly most: number
+
+  constructor(most: number) {
+    this.most = most
+  }
 
   /** The frames that end in these bytes. */
   add(bytes: Uint8Array): ReadonlyArray<Uint8Array> {
@@ -44,26 +52,26 @@ class Frames {
 
   private length(): number {
     const length = new DataView(this.head.buffer).getUint32(0)
-    if (length === 0 || length > FRAME_BYTES_MAX)
+    if (length === 0 || length > this.most)
       throw new RpcSerialization.RpcSerializationError({
         reason: "BufferSizeExceeded",
-        maxBufferSize: FRAME_BYTES_MAX,
+        maxBufferSize: this.most,
         bufferSize: length
       })
     return length
   }
 }
 
-/** See `RpcSerialization` of @effect/rpc. */
-export const serialization: RpcSerialization.RpcSerialization["Type"] = {
+/** See `RpcSerialization` of @effect/rpc. `most` is the longest message that is taken. */
+export const serialization = (most: number): RpcSerialization.RpcSerialization["Type"] => ({
   contentType: "application/msgpack",
   includesFraming: true,
   unsafeMake: () => {
     const messages = RpcSerialization.msgPack.unsafeMake()
-    const frames = new Frames()
+    const frames = new Frames(most)
     return {
       decode: (bytes) => frames.add(bytes as Uint8Array).flatMap((frame) => messages.decode(frame)),
       encode: (message) => framed(messages.encode(message) as Uint8Array)
     }
   }
-}
+})

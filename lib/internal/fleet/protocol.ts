@@ -133,7 +133,6 @@ export const fileMethods = [
   "makeTempDirectory",
   "makeTempFile",
   "readDirectory",
-  "readFile",
   "readLink",
   "realPath",
   "remove",
@@ -240,6 +239,12 @@ export const Rpcs = RpcGroup.make(
     payload: { id: Id, method: Schema.Literal(...fileMethods), arguments: Schema.Array(Schema.Unknown) },
     success: Schema.Unknown,
     error: Schema.Union(PlatformError, Failure)
+  }),
+  Rpc.make("read", {
+    payload: { id: Id, path: Text },
+    success: Bytes,
+    error: Schema.Union(PlatformError, Failure),
+    stream: true
   }),
   Rpc.make("tarOut", {
     payload: { id: Id, path: Text, maxHoleBytes: Schema.UndefinedOr(Schema.Union(Text, Schema.Number)) },

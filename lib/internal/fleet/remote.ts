@@ -2,8 +2,6 @@
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as os from "node:os"
-import { type PlatformError, SystemError } from "@effect/platform/Error"
-import * as FileSystem from "@effect/platform/FileSystem"
 import type { RpcClientError } from "@effect/rpc/RpcClientError"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -39,8 +37,12 @@ import type { ContainerElsewhere } from "../util/elsewhere.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import { signalNumber } from "../util/signals.ts"
 import type { Calls, Link } from "./client.ts"
+import { filesOf } from "./files.ts"
 import * as plain from "./options.ts"
-import { fileMethods, type Life } from "./protocol.ts"
+import type { Life } from "./protocol.ts"
+
+/** The largest output that comes in one message; a larger one comes as it is written. */
+const BUFFERED_BYTES_MAX = 16 * 1024 * 1024
 
 /** The largest part of a write. */
 const PART_BYTES = 1024 * 1024
@@ -338,50 +340,6 @@ const socketTo = (connect: ContainerElsewhere["connect"], address: Address): net
   return socket
 }
 
-const unsupportedFile = (method: string) =>
-  Effect.fail(
-    new SystemError({
-      module: "FileSystem",
-      method,
-      reason: "Unknown",
-      description: "a file of another machine cannot be used in this way: read or write it as a whole"
-    })
-  )
-
-const filesOf = (link: Link, id: string): FileSystem.FileSystem => {
-  const methods = Object.fromEntries(
-    fileMethods.map((method) => [
-      method,
-      (...given: ReadonlyArray<unknown>) =>
-        link
-          .call((calls) => calls.file({ id, method, arguments: given }))
-          .pipe(
-            Effect.mapError((error) =>
-              isPlatformError(error)
-                ? error
-                : new SystemError({
-                    module: "FileSystem",
-                    method,
-                    reason: "Unknown",
-                    description: error.message,
-                    cause: error
-                  })
-            )
-          )
-    ])
-  )
-  return FileSystem.make({
-    ...(methods as unknown as FileSystem.FileSystem),
-    makeTempDirectoryScoped: () => unsupportedFile("makeTempDirectoryScoped"),
-    makeTempFileScoped: () => unsupportedFile("makeTempFileScoped"),
-    open: () => unsupportedFile("open"),
-    watch: () => Stream.unwrap(unsupportedFile("watch"))
-  })
-}
-
-const isPlatformError = (error: unknown): error is PlatformError =>
-  typeof error === "object" && error !== null && "module" in error
-
 const elsewhereOf = (
   berth: Berth,
   link: Link,
@@ -394,7 +352,8 @@ const elsewhereOf = (
     runner: link.description.name,
     exec: (command, options) => {
       const { input } = options
-      if (typeof input === "object" && Stream.StreamTypeId in input)
+      const isLong = (options.maxOutputBytes ?? 0) > BUFFERED_BYTES_MAX
+      if (isLong || (typeof input === "object" && Stream.StreamTypeId in input))
         return execByStreams(berth, link, id, command, options)
       return Effect.gen(function* () {
         yield* attempt(() => bufferedOptions(options))

@@ -2,6 +2,7 @@
 import { randomBytes } from "node:crypto"
 import * as os from "node:os"
 import type { PlatformError } from "@effect/platform/Error"
+import type * as FileSystem from "@effect/platform/FileSystem"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -21,6 +22,7 @@ import type { Process } from "../../Process.ts"
 import * as WaitFor from "../../WaitFor.ts"
 import { attempt } from "../util/fromThrowing.ts"
 import * as validate from "../util/validate.ts"
+import { plainInfo } from "./files.ts"
 import * as plain from "./options.ts"
 import * as Policy from "./policy.ts"
 import { type Description, type ImageName, Rpcs, type RunningContainer, VERSION } from "./protocol.ts"
@@ -33,8 +35,8 @@ const CLOCK_MILLIS_MAX = 60_000
 /** The number of parts that wait for a process, a connection or an archive. */
 const PARTS = 4
 
-/** The number of parts of an output, of up to 64 KiB, in one message. */
-const BATCH = 4
+/** The number of parts of an output, of up to 256 KiB each, in one message. */
+const BATCH = 8
 
 const newId = (): string => randomBytes(8).toString("hex")
 
@@ -335,8 +337,16 @@ export const handlers = ({ description, policy, rooms, sessions }: Runner) =>
               string,
               (...given: ReadonlyArray<unknown>) => Effect.Effect<unknown, PlatformError, Scope.Scope>
             >
-            return Effect.scoped(files[method]!(...given))
+            const answer = Effect.scoped(files[method]!(...given))
+            return method === "stat"
+              ? Effect.map(answer, (info) => plainInfo(info as FileSystem.File.Info))
+              : answer
           })
+        ),
+        read: batched((session, { id, path }) =>
+          Stream.unwrap(
+            Effect.map(containerOf(session, id), (container) => Container.fileSystem(container).stream(path))
+          )
         ),
         tarOut: batched((session, { id, maxHoleBytes, path }) =>
           Stream.unwrap(
