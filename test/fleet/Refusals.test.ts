@@ -321,7 +321,7 @@ suite("a client that sends what the typed one would not", (effect) => {
       ["pause", {}],
       ["resume", {}],
       ["waitForPort", { port: 1, timeoutMillis: 1 }],
-      ["file", { method: "readFile", arguments: ["/etc/hostname"] }],
+      ["file", { method: "readLink", arguments: ["/etc/hostname"] }],
       ["tarOut", { path: "/etc" }],
       ["tarIn", { path: "/tmp" }],
       ["connect", { address: 1 }]
@@ -370,9 +370,9 @@ suite("a client that sends what the typed one would not", (effect) => {
       ["write", { id, bytes: "text" }],
       ["pull", { reference: "x".repeat(5000), platform: undefined }],
       ["file", { id, method: "open", arguments: ["/etc/hostname"] }],
-      ["file", { id, method: "readFile", arguments: [] }],
-      ["file", { id, method: "readFile", arguments: [{ __proto__: null }] }],
-      ["file", { id, method: "readFile", arguments: ["a\0b"] }],
+      ["file", { id, method: "readLink", arguments: [] }],
+      ["file", { id, method: "readLink", arguments: [{ __proto__: null }] }],
+      ["file", { id, method: "readLink", arguments: ["a\0b"] }],
       ["file", { id, method: "writeFile", arguments: ["/tmp/x", { length: 1e12 }] }],
       ["file", { id, method: "truncate", arguments: ["/tmp/x", Number.NaN] }],
       ["file", { id, method: "chmod", arguments: ["/tmp", "rwx"] }]
