@@ -322,6 +322,8 @@ suite("a client that sends what the typed one would not", (effect) => {
       ["resume", {}],
       ["waitForPort", { port: 1, timeoutMillis: 1 }],
       ["file", { method: "readLink", arguments: ["/etc/hostname"] }],
+      ["read", { path: "/etc/hostname" }],
+      ["commit", { reference: "127.0.0.1:1/a:1", options: {} }],
       ["tarOut", { path: "/etc" }],
       ["tarIn", { path: "/tmp" }],
       ["connect", { address: 1 }]
