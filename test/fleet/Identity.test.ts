@@ -1,4 +1,5 @@
 import assert from "node:assert/strict"
+import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as tls from "node:tls"
@@ -160,6 +161,10 @@ suite("who may use a runner", (effect, folder) => {
     ])
       assert.equal((yield* failure("InvalidOption", runner(options))).option, "token")
     const path = `${folder()}/socket`
+    // A program that was killed leaves such a file.
+    const killed = "require('net').createServer().listen(process.argv[1], () => process.kill(process.pid, 9))"
+    spawnSync("node", ["--eval", killed, path])
+    assert.ok(fs.lstatSync(path).isSocket())
     yield* used(yield* runner({ listen: `unix:${path}`, token: undefined }), {})
     assert.equal(fs.statSync(path).mode & 0o777, 0o600)
   })

@@ -17,6 +17,7 @@ import type * as Scope from "effect/Scope"
 import { InvalidOption } from "../../BerthError.ts"
 import { FleetError } from "../../FleetError.ts"
 import type { Identity } from "../../fleet.ts"
+import { isLeftover } from "../network/hostPath.ts"
 
 export type Address =
   | { readonly path: string }
@@ -166,6 +167,8 @@ const listening = (server: net.Server, address: Address): Effect.Effect<Address,
           })
         )
       )
+      // Of a runner that was killed.
+      if ("path" in address && isLeftover(address.path)) fs.unlinkSync(address.path)
       server.listen(
         "path" in address ? { path: address.path } : { host: address.host, port: address.port },
         () => {

@@ -40,7 +40,7 @@ const failed = (container: Served, path: string, syscall: string, errno: number)
 }
 
 /** Whether a file is a socket that no process has any more: its program was killed. */
-const isLeftover = (path: string): boolean => {
+export const isLeftover = (path: string): boolean => {
   if (fs.lstatSync(path, { throwIfNoEntry: false })?.isSocket() !== true) return false
   if (pathInodes(path).length > 0) return false
   const fd = native().socketIn(-1, -1, AF_UNIX, SOCK_STREAM)
