@@ -1,4 +1,5 @@
 import { execFileSync } from "node:child_process"
+import * as Console from "effect/Console"
 import { suite, whyNotRoot } from "../support/effect.ts"
 import { faults, makeFleet, round } from "../support/fleetFaults.ts"
 
@@ -11,6 +12,7 @@ const whyNoNsenter = (): string | false => {
   }
 }
 
+/** Many rounds take longer than `npm test` gives a file: run them by `npx tsx --test test/fleet/Faults.test.ts`. */
 const ROUNDS = Number(process.env.BERTH_FLEET_ROUNDS ?? faults.length)
 
 suite("a fleet whose parts fail", (effect, folder) => {
@@ -20,6 +22,7 @@ suite("a fleet whose parts fail", (effect, folder) => {
       const fleet = yield* makeFleet(folder())
       for (let k = 0; k < ROUNDS; k++) {
         yield* round(fleet, faults[k % faults.length]!, Math.floor(k / faults.length))
+        if ((k + 1) % 30 === 0) yield* Console.log(`${k + 1} rounds`)
       }
     },
     { skip: whyNotRoot || whyNoNsenter() }
