@@ -133,8 +133,8 @@ suite("a fleet of the command line", (effect, folder) => {
   effect("the built program has a fleet without any package beside it", function* () {
     const { scripts } = JSON.parse(fs.readFileSync(`${root}package.json`, "utf8"))
     const out = `${folder()}/built/dist`
-    const words = String(scripts["build:bin"]).replace("--outdir=dist/bin", `--outdir=${out}`).split(" ")
-    execFileSync(`${root}node_modules/.bin/${words[0]}`, words.slice(1), { cwd: root })
+    const script = String(scripts["build:bin"]).replace("--outdir=dist/bin", `--outdir=${out}`)
+    execFileSync("sh", ["-c", `node_modules/.bin/${script}`], { cwd: root })
     const args = [`${out}/bin.js`, "fleet", "--runner", "tcp://127.0.0.1:1", "--token-file", tokenFile()]
     const { code, stdout } = yield* Effect.promise(() => ended(spawn("node", args, { cwd: out })))
     assert.equal(code, 1)
