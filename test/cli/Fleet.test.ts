@@ -59,7 +59,7 @@ suite("a fleet of the command line", (effect, folder) => {
         const exit = ended(child)
         const { output, pid } = yield* startClient(address)
         assert.ok(isAlive(pid))
-        child.kill(signal)
+        process.kill(child.pid!, signal)
         const { code, stderr } = yield* Effect.promise(() => exit)
         assert.deepEqual([code, stderr], [0, ""])
         assert.ok(!isAlive(pid))
@@ -118,7 +118,7 @@ suite("a fleet of the command line", (effect, folder) => {
     yield* output
     yield* waitUntil("the end of the container", () => counts().at(-1) === 0)
     const exit = ended(watcher)
-    watcher.kill("SIGINT")
+    process.kill(watcher.pid!, "SIGINT")
     assert.equal((yield* Effect.promise(() => exit)).code, 130)
   })
 

@@ -71,8 +71,11 @@ const begin = (box: Container.Container, script: string, args: ReadonlyArray<str
 const ended = (node: Node): boolean => node.child.exitCode !== null || node.child.signalCode !== null
 
 const end = async (node: Node, signal: NodeJS.Signals): Promise<void> => {
-  node.child.kill("SIGCONT")
-  node.child.kill(signal)
+  // By its pid: Deno sends no second signal by `kill` of a child.
+  if (!ended(node)) {
+    process.kill(node.child.pid!, "SIGCONT")
+    process.kill(node.child.pid!, signal)
+  }
   await until("the end of a process", () => ended(node))
 }
 
@@ -166,9 +169,9 @@ export const round = (fleet: Fleet, fault: Fault, which: number) =>
         yield* Effect.promise(() => end(client, "SIGKILL"))
         break
       case "stop the client":
-        client.child.kill("SIGSTOP")
+        process.kill(client.child.pid!, "SIGSTOP")
         yield* Effect.promise(() => until("the end of what a stopped client had", () => noneRun(mark)))
-        client.child.kill("SIGCONT")
+        process.kill(client.child.pid!, "SIGCONT")
         yield* Effect.promise(() => until("the client's containers again", () => allRun(mark)))
         assert.ok(client.said.some(({ lost }) => lost !== undefined))
         break
@@ -181,12 +184,12 @@ export const round = (fleet: Fleet, fault: Fault, which: number) =>
         break
       case "stop a runner":
         yield* Effect.promise(async () => {
-          runner.child.kill("SIGSTOP")
+          process.kill(runner.child.pid!, "SIGSTOP")
           await until("that the client gives the runner up", () =>
             client.said.some(({ lost }) => lost !== undefined)
           )
           await until("the containers on the other runner", () => allRun(mark))
-          runner.child.kill("SIGCONT")
+          process.kill(runner.child.pid!, "SIGCONT")
           await until("the end of a runner that was stopped", () => ended(runner))
           await fleet.start(index)
         })
