@@ -41,13 +41,11 @@ export interface Link {
 
 const reasonOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause))
 
-const isOfRpc = (error: unknown): error is RpcClientError => error instanceof RpcClientError
-
 /** What a procedure failed with, or that the runner is gone. */
 const orLost =
   (name: string) =>
   <E>(error: E | RpcClientError): E | RunnerLost =>
-    isOfRpc(error)
+    error instanceof RpcClientError
       ? new RunnerLost({
           runner: name,
           detail: `the connection to it broke: ${reasonOf(error.cause)}; what this program had there ends`,
@@ -89,14 +87,20 @@ export const link = (
       Effect.provideService(Socket.Socket, socket),
       Effect.provideService(RpcSerialization.RpcSerialization, serialization(RUNNER_BYTES_MAX))
     )
-    const calls: Calls = yield* RpcClient.make(Rpcs, {
-      disableTracing: false,
-      spanPrefix: "berth.fleet"
-    }).pipe(Effect.provideService(RpcClient.Protocol, protocol))
-    const unnamed = Transport.print(address)
+    const calls: Calls = yield* RpcClient.make(Rpcs, { spanPrefix: "berth.fleet" }).pipe(
+      Effect.provideService(RpcClient.Protocol, protocol)
+    )
     const lost = yield* Deferred.make<never, RunnerLost>()
     const first = yield* Deferred.make<Link, BerthError>()
     let made: Link | undefined
+    const name = (): string => made?.description.name ?? Transport.print(address)
+    const over = (error: BerthError): Effect.Effect<unknown> => {
+      const why =
+        error._tag === "RunnerLost"
+          ? error
+          : new RunnerLost({ runner: name(), detail: error.message, cause: error })
+      return Effect.zipRight(Deferred.fail(lost, why), Deferred.fail(first, error))
+    }
     const session = calls.session({ version: VERSION, clockMillis: Date.now(), client: randomUUID() })
     yield* Stream.runForEach(session, (event) => {
       if (event._tag === "Changed" && made !== undefined) made.room = event.room
@@ -106,23 +110,16 @@ export const link = (
       }
       return Effect.sync(onRoom)
     }).pipe(
-      Effect.mapError(orLost(made?.description.name ?? unnamed)),
+      Effect.mapError((error) => orLost(name())(error)),
       Effect.matchCauseEffect({
-        onSuccess: () =>
-          over(
-            lost,
-            first,
-            new RunnerLost({ runner: made?.description.name ?? unnamed, detail: "it has ended" })
-          ),
+        onSuccess: () => over(new RunnerLost({ runner: name(), detail: "it has ended" })),
         onFailure: (cause) => {
           const [error] = Cause.failures(cause)
-          const known = isBerthError(error)
-            ? error
-            : new RunnerLost({
-                runner: made?.description.name ?? unnamed,
-                detail: reasonOf(Cause.squash(cause))
-              })
-          return over(lost, first, known)
+          return over(
+            isBerthError(error)
+              ? error
+              : new RunnerLost({ runner: name(), detail: reasonOf(Cause.squash(cause)) })
+          )
         }
       }),
       Effect.forkScoped
@@ -141,21 +138,6 @@ export const link = (
     )
     return link
   })
-
-const over = (
-  lost: Deferred.Deferred<never, RunnerLost>,
-  first: Deferred.Deferred<Link, BerthError>,
-  error: BerthError
-): Effect.Effect<unknown> =>
-  Effect.zipRight(
-    Deferred.fail(
-      lost,
-      error._tag === "RunnerLost"
-        ? error
-        : new RunnerLost({ runner: "of the fleet", detail: error.message, cause: error })
-    ),
-    Deferred.fail(first, error)
-  )
 
 const linkOf = (calls: Calls, description: Description, room: Room, lost: Link["lost"]): Link => ({
   description,

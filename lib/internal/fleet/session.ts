@@ -53,10 +53,6 @@ export class Sessions {
     this.leaseMillis = leaseMillis
   }
 
-  get clients(): Iterable<Session> {
-    return this.all.values()
-  }
-
   /** The session of a connection. */
   of(connection: number): Effect.Effect<Session, FleetError | RunnerLost> {
     return Effect.suspend((): Effect.Effect<Session, FleetError | RunnerLost> => {
@@ -111,21 +107,27 @@ export class Sessions {
     })
   }
 
+  /**
+   * Releases all that a session has. Its scope, which closes meanwhile, does not cut this short: a stream whose client takes nothing would
+   * keep its container.
+   */
+  private end(connection: number, session: Session): Effect.Effect<void> {
+    const release = Effect.suspend(() =>
+      Effect.forEach([...session.held.values()], ({ release }) => release, {
+        concurrency: "unbounded",
+        discard: true
+      })
+    )
+    this.over.add(connection)
+    return Effect.uninterruptible(Effect.zipRight(Deferred.fail(session.over, this.ended()), release))
+  }
+
   /** A client that comes back after its lease finds nothing: the session is over, whatever it sends. */
   private watch(connection: number, session: Session): Effect.Effect<void> {
     return Effect.suspend(() => {
       const left = session.deadline - performance.now()
       return left <= 0
-        ? Effect.zipRight(
-            Effect.suspend(() => {
-              this.over.add(connection)
-              return Deferred.fail(session.over, this.ended())
-            }),
-            Effect.forEach([...session.held.values()], ({ release }) => release, {
-              concurrency: "unbounded",
-              discard: true
-            })
-          )
+        ? this.end(connection, session)
         : Effect.zipRight(Effect.sleep(left), this.watch(connection, session))
     })
   }
