@@ -139,33 +139,36 @@ export const link = (
     return link
   })
 
-const linkOf = (calls: Calls, description: Description, room: Room, lost: Link["lost"]): Link => ({
-  description,
-  room,
-  starting: 0,
-  lost,
-  call: (use) =>
-    // The calls of a client whose scope has closed would interrupt whoever makes them.
-    Effect.suspend(() =>
+const linkOf = (calls: Calls, description: Description, room: Room, lost: Link["lost"]): Link => {
+  const toLost = orLost(description.name)
+  /** The end of the calls, when the link's scope closes, would interrupt whoever makes them. */
+  const endedBy = <E>(cause: Cause.Cause<E>): Effect.Effect<never, E | RunnerLost> =>
+    Cause.isInterruptedOnly(cause) ? Deferred.await(lost) : Effect.failCause(cause)
+  const call: Link["call"] = (use) => {
+    const called = Effect.tapError(Effect.mapError(use(calls), toLost), (error) =>
+      error instanceof RunnerLost ? Deferred.fail(lost, error) : Effect.void
+    )
+    return Effect.suspend(() =>
       isDone(lost)
         ? Deferred.await(lost)
         : // Both can be interrupted also in a finalizer: the one that comes second would be waited for.
           Effect.raceFirst(
-            Effect.interruptible(
-              Effect.tapError(Effect.mapError(use(calls), orLost(description.name)), (error) =>
-                error instanceof RunnerLost ? Deferred.fail(lost, error) : Effect.void
-              )
-            ),
+            Effect.interruptible(Effect.catchAllCause(called, endedBy)),
             Effect.interruptible(Deferred.await(lost))
           )
-    ) as never,
-  listen: (use) =>
+    ) as never
+  }
+  const listen: Link["listen"] = (use) =>
     Stream.suspend(() =>
       isDone(lost)
         ? Stream.fromEffect(Deferred.await(lost))
-        : Stream.interruptWhenDeferred(Stream.mapError(use(calls), orLost(description.name)), lost)
+        : Stream.mapError(use(calls), toLost).pipe(
+            Stream.interruptWhenDeferred(lost),
+            Stream.catchAllCause((cause) => Stream.fromEffect(endedBy(cause)))
+          )
     ) as never
-})
+  return { description, room, starting: 0, lost, call, listen }
+}
 
 const isDone = (lost: Link["lost"]): boolean => Effect.runSync(Deferred.isDone(lost))
 
