@@ -3,6 +3,7 @@
  * take one by one, and the tests start two hundred processes.
  */
 import * as fs from "node:fs"
+import { SourceMap } from "node:module"
 import * as path from "node:path"
 import { build, type Plugin } from "esbuild"
 
@@ -58,5 +59,26 @@ export const bundle = async (
     },
     plugins: [sourceUrls(checkout, at), withoutUndici],
     logLevel: "error"
+  })
+}
+
+/**
+ * A text with the places in the source instead of those in the JavaScript that `bundle` has written to `out`. Node does so itself
+ * with `--enable-source-maps`, and reads the maps in each process, which takes as long as half of the modules.
+ */
+export const withSources = (out: string, text: string): string => {
+  const maps = new Map<string, SourceMap>()
+  const mapOf = (file: string): SourceMap => {
+    const map = maps.get(file) ?? new SourceMap(JSON.parse(fs.readFileSync(`${file}.map`, "utf8")))
+    maps.set(file, map)
+    return map
+  }
+  const places = new RegExp(`(${out}/[^\\s:'"()]+\\.js):(\\d+):(\\d+)`, "g")
+  return text.replaceAll(places, (place, file, line, column) => {
+    if (!fs.existsSync(`${file}.map`)) return place
+    const entry = mapOf(file).findEntry(Number(line) - 1, Number(column) - 1)
+    return "originalSource" in entry
+      ? `${path.resolve(path.dirname(file), entry.originalSource)}:${entry.originalLine + 1}:${entry.originalColumn + 1}`
+      : place
   })
 }

@@ -10,7 +10,7 @@ import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import { stop } from "esbuild"
-import { bundle } from "./bundle.ts"
+import { bundle, withSources } from "./bundle.ts"
 import { root } from "./support/program.ts"
 
 const listed = (folder: string, ending: string): ReadonlyArray<string> =>
@@ -31,7 +31,7 @@ const files = named.length > 0 ? named : rooms.flatMap(({ name }) => listed(`tes
 const FILE_LIMIT_MS = 8 * 60_000
 
 /** Files that look at how long others keep them waiting, or fill the machine: each has the machine to itself. */
-const ALONE = /^test\/(lifecycle\/|hostile\/(Files|Images|Joining|Locks|Logs|LoopDelay|Registry|Trees)\.)/
+const ALONE = /^test\/(lifecycle\/Soak|hostile\/(Files|Joining|Locks|Logs|LoopDelay|Registry|Trees))\./
 const isAlone = (file: string): boolean => ALONE.test(file)
 
 /** Puts the files as JavaScript in a folder that is removed at the end. */
@@ -39,6 +39,8 @@ const bundled = async (): Promise<string> => {
   const out = fs.mkdtempSync(`${os.tmpdir()}/berth-tests-`)
   // Some of them are run as nobody.
   fs.chmodSync(out, 0o755)
+  // Else Node looks into each file for what it is, and tsx takes it for CommonJS.
+  fs.writeFileSync(`${out}/package.json`, '{"type":"module"}')
   process.on("exit", () => fs.rmSync(out, { recursive: true, force: true }))
   await bundle(root, [...files, ...listed("test/support", ".ts")], root, out)
   await stop()
@@ -50,15 +52,7 @@ const reporter = process.stdout.isTTY ? "spec" : "tap"
 const commandOf = (file: string): readonly [string, ReadonlyArray<string>] =>
   isDeno
     ? ["deno", ["test", "--allow-all", "--no-check", ...options, file]]
-    : [
-        process.execPath,
-        [
-          "--enable-source-maps",
-          `--test-reporter=${reporter}`,
-          ...options,
-          `${out}/${file.replace(/ts$/, "js")}`
-        ]
-      ]
+    : [process.execPath, [`--test-reporter=${reporter}`, ...options, `${out}/${file.replace(/ts$/, "js")}`]]
 
 /** What the last lines of Node and Deno count. */
 const COUNTED = isDeno
@@ -113,9 +107,10 @@ const runFile = (file: string): Promise<boolean> =>
     child.on("close", (code) => {
       clearTimeout(limit)
       stopping.signal.removeEventListener("abort", end)
-      const output = Buffer.concat(said)
+      const raw = `${Buffer.concat(said)}`
+      const output = out === undefined ? raw : withSources(out, raw)
       console.log(`\n# ${file}, ${Math.round((performance.now() - began) / 1000)} s\n${output}`)
-      count(`${output}`)
+      count(output)
       resolve(code === 0 && !isLate)
     })
   })

@@ -73,7 +73,7 @@ describe("a box of berth/promise", { skip: whyNoContainers }, () => {
     assert.equal(error.message, "readFile /tmp/missing: open: ENOENT (no such file or directory)")
     const refused = await rejection(box.files.readFile("/tmp/a\0b"))
     assert.equal((refused as BerthError)._tag, "InvalidOption")
-    assert.match(error.stack ?? "", /PromiseBox\.test\.ts/)
+    assert.match(error.stack ?? "", /PromiseBox\.test\.[jt]s/)
   })
 
   test("files are copied in and out", async () => {

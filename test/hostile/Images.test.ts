@@ -3,15 +3,12 @@ import assert from "node:assert/strict"
 import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import { tmpdir } from "node:os"
-import { file, folder, hardlink, pax, symlink, tar } from "../support/tar.ts"
+import { concat, file, folder, hardlink, pax, symlink, tar } from "../support/tar.ts"
 import { binary, check, env, parse } from "../support/unpack.ts"
 
 const path = (part: string, count: number): string => Array.from({ length: count }, () => part).join("/")
 const named = (name: string, entry: Uint8Array, link?: string): Uint8Array =>
-  Uint8Array.from([
-    ...pax([["path", name], ...(link === undefined ? [] : [["linkpath", link] as const])]),
-    ...entry
-  ])
+  concat(pax([["path", name], ...(link === undefined ? [] : [["linkpath", link] as const])]), entry)
 const range = (count: number): ReadonlyArray<number> => Array.from({ length: count }, (_, i) => i)
 
 /** Hard links in an order in which each pass over them, from either end, can resolve only one more. */
@@ -24,9 +21,12 @@ const zigzag = (count: number, at: string): ReadonlyArray<Uint8Array> => {
   return turn.map((i) => named(`${at}l${i}`, hardlink("l", "t"), i === 0 ? `${at}target` : `${at}l${i - 1}`))
 }
 
+/** In memory, if possible: what is measured is the unpacker, and most of its time would be the disk's file system. */
+const memory = fs.existsSync("/dev/shm") ? "/dev/shm" : tmpdir()
+
 /** The unpacker's report on a tar, and the seconds of processor time that it has used. */
-const measured = (archive: Uint8Array, ...options: ReadonlyArray<string>) => {
-  const base = fs.mkdtempSync(`${tmpdir()}/berth-unpack-`)
+const measuredIn = (parent: string, archive: Uint8Array, ...options: ReadonlyArray<string>) => {
+  const base = fs.mkdtempSync(`${parent}/berth-unpack-`)
   try {
     fs.mkdirSync(`${base}/layer`)
     fs.writeFileSync(`${base}/tar`, archive)
@@ -44,6 +44,9 @@ const measured = (archive: Uint8Array, ...options: ReadonlyArray<string>) => {
     spawnSync("rm", ["-rf", "--", base])
   }
 }
+
+const measured = (archive: Uint8Array, ...options: ReadonlyArray<string>) =>
+  measuredIn(memory, archive, ...options)
 
 /** Tests that twice the entries take about twice the time. Quadratic code would take four times as long. */
 const isLinear = (name: string, make: (count: number) => ReadonlyArray<Uint8Array>, count: number) =>
@@ -209,10 +212,10 @@ check("headers with thousands of attributes, repeated names or empty records end
   for (const header of [
     pax(range(5_000).map((i) => [`SCHILY.xattr.user.x${i}`, "v"] as const)),
     pax(range(20_000).map(() => ["path", "p".repeat(50)] as const)),
-    Uint8Array.from(range(10_000).flatMap(() => [...pax([["comment", "x"]], "g")])),
-    Uint8Array.from(range(10_000).flatMap(() => [...pax([["comment", "x"]])]))
+    concat(...range(10_000).map(() => pax([["comment", "x"]], "g"))),
+    concat(...range(10_000).map(() => pax([["comment", "x"]])))
   ]) {
-    const { report, seconds } = measured(tar(header, file("f")))
+    const { report, seconds } = measuredIn(tmpdir(), tar(header, file("f")))
     assert.ok(report.status === 0 || report.error !== undefined)
     assert.ok(seconds < 10, `${seconds} s`)
   }

@@ -5,9 +5,7 @@ import { fileURLToPath } from "node:url"
 export const root = fileURLToPath(new URL("../..", import.meta.url))
 
 /** The folder where test/run.ts has put the scripts as JavaScript. */
-const bundled = process.env.BERTH_BUNDLED
-
-const maps = process.execArgv.filter((option) => option === "--enable-source-maps")
+export const bundled = process.env.BERTH_BUNDLED
 
 /** The command that runs a script. */
 export const commandOf = (script: string, args: ReadonlyArray<string>) => {
@@ -19,7 +17,7 @@ export const commandOf = (script: string, args: ReadonlyArray<string>) => {
         ? ["run", source]
         : bundled === undefined
           ? ["--import", "tsx", source]
-          : [...maps, `${bundled}/test/support/${script.replace(/ts$/, "js")}`]
+          : [`${bundled}/test/support/${script.replace(/ts$/, "js")}`]
   return { command: process.execPath, args: [...before, ...args] }
 }
 

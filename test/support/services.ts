@@ -193,9 +193,12 @@ const make = async (server: Server, scratch: string, layout: string): Promise<vo
   writeIndex(layout, [manifest])
 }
 
+/** Where the images are. Each user has a folder, so that no other one can change them. */
+const folder = `${os.tmpdir()}/berth-test-servers-${process.getuid?.()}`
+
 const WEEK_MILLIS = 7 * 24 * 60 * 60 * 1000
 
-const forgetOld = (folder: string): void => {
+const forgetOld = (): void => {
   for (const name of fs.readdirSync(folder)) {
     const used = fs.statSync(`${folder}/${name}`, { throwIfNoEntry: false })?.mtimeMs ?? Date.now()
     if (used < Date.now() - WEEK_MILLIS) fs.rmSync(`${folder}/${name}`, { recursive: true, force: true })
@@ -205,15 +208,12 @@ const forgetOld = (folder: string): void => {
 const cached = (name: ServerName, versions: string) =>
   Effect.gen(function* () {
     const server = servers[name]
-    // Each user has a folder, so that no other one can change the images.
-    const folder = `${os.tmpdir()}/berth-test-servers-${process.getuid?.()}`
     const inputs = JSON.stringify([versions, essential, common, unpack, unneeded.source, server])
     const key = createHash("sha256").update(inputs).digest("hex").slice(0, 16)
     const layout = `${folder}/${name}-${key}`
-    fs.mkdirSync(folder, { recursive: true, mode: 0o700 })
     const fill = Effect.promise(async () => {
       if (fs.existsSync(layout)) return
-      forgetOld(folder)
+      forgetOld()
       const scratch = fs.mkdtempSync(`${folder}/making-`)
       try {
         await make(server, scratch, `${scratch}/layout`)
@@ -249,7 +249,10 @@ export const service = async (name: ServerName): Promise<Service> => {
   for (const tool of ["apt-get", "dpkg-deb", "zstd"])
     if (process.platform !== "linux" || !fs.existsSync(`/usr/bin/${tool}`))
       return absent(`no ${tool} on this machine`)
-  const policy = spawnSync("apt-cache", ["policy", ...packages], { encoding: "utf8" }).stdout
+  fs.mkdirSync(folder, { recursive: true, mode: 0o700 })
+  // An image of Debian keeps no cache of its lists, and making one takes a second each time.
+  const lists = ["-o", `Dir::Cache::pkgcache=${folder}/pkgcache.bin`]
+  const policy = spawnSync("apt-cache", [...lists, "policy", ...packages], { encoding: "utf8" }).stdout
   const versions = policy.match(/Candidate: .*\d.*/g) ?? []
   if (versions.length !== packages.length)
     return absent(`apt-get knows no ${packages.join(" or no ")}: apt-get update`)

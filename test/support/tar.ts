@@ -25,8 +25,9 @@ export interface Fields {
   readonly patch?: (block: Uint8Array) => void
 }
 
-export const bytes = (text: Bytes): Uint8Array =>
-  typeof text === "string" ? new TextEncoder().encode(text) : text
+const encoder = new TextEncoder()
+
+export const bytes = (text: Bytes): Uint8Array => (typeof text === "string" ? encoder.encode(text) : text)
 
 export const concat = (...parts: ReadonlyArray<Bytes>): Uint8Array => {
   const arrays = parts.map(bytes)
@@ -46,7 +47,7 @@ const padded = (content: Uint8Array): Uint8Array =>
   concat(content, new Uint8Array((512 - (content.length % 512)) % 512))
 
 const put = (block: Uint8Array, at: number, width: number, text: Bytes): void => {
-  block.set(bytes(text).subarray(0, width), at)
+  if (text !== "") block.set(bytes(text).subarray(0, width), at)
 }
 
 /** Octal with a final NUL, or GNU's base 256 (two's complement with the top bit set) where that is too small. */
@@ -80,13 +81,16 @@ export const header = (fields: Fields): Uint8Array => {
   number(block, 337, 8, fields.minor ?? 0)
   put(block, 345, 155, fields.prefix ?? "")
   fields.patch?.(block)
-  const sum = block.reduce((total, byte) => total + byte, 0)
+  let sum = 0
+  for (const byte of block) sum += byte
   put(block, 148, 8, `${sum.toString(8).padStart(6, "0")}\0 `)
   return block
 }
 
-export const entry = (fields: Fields): Uint8Array =>
-  concat(header(fields), padded(bytes(fields.content ?? "")))
+export const entry = (fields: Fields): Uint8Array => {
+  const content = bytes(fields.content ?? "")
+  return content.length === 0 ? header(fields) : concat(header(fields), padded(content))
+}
 
 type More = Omit<Fields, "name" | "type">
 
