@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import { Image } from "../../lib/index.ts"
 import { allowTime, whyNoContainers, whyNotRoot } from "../support/effect.ts"
 import { makeTemporaryFolder, remove, run } from "../support/images.ts"
-import { type Ended, ended, root } from "../support/program.ts"
+import { bundled, type Ended, ended, root } from "../support/program.ts"
 import { type RunningRegistry, startRegistry, whyNoServer, withoutDockerConfig } from "../support/registry.ts"
 import { makeRoot, whyNoBusybox } from "../support/rootfs.ts"
 import { service } from "../support/services.ts"
@@ -35,11 +35,36 @@ const programs: ReadonlyArray<Program> = [
 
 const runtime = "Deno" in globalThis ? "deno" : "Bun" in globalThis ? "bun" : "node"
 
+/** Where test/run.ts has bundled the tests, the programs are bundled as well, as README.md does, but for one in `tsx`. */
+const isBundled = runtime === "node" && bundled !== undefined
+
 const argumentsFor = (file: string): ReadonlyArray<string> => {
   const isTest = file.endsWith(".test.ts")
   if (runtime === "deno") return [isTest ? "test" : "run", "--allow-all", "--no-check", file]
   if (runtime === "bun") return [isTest ? "test" : "run", `./${file}`]
-  return ["--import", "tsx", file]
+  return isBundled && file !== programs[0]!.file
+    ? [`bundle/${file.replace(/ts$/, "js")}`]
+    : ["--import", "tsx", file]
+}
+
+const bundlePrograms = (project: string): void => {
+  const requireOf = "import { createRequire as $createRequire } from 'node:module'"
+  const options = [
+    "--bundle",
+    "--splitting",
+    "--format=esm",
+    "--platform=node",
+    "--target=node20",
+    "--outdir=bundle"
+  ]
+  const banner = `--banner:js=${requireOf}; const require = $createRequire(import.meta.url);`
+  const files = programs.map(({ file }) => file)
+  const esbuild = `${root}node_modules/.bin/esbuild`
+  const made = spawnSync(esbuild, [...files, ...options, banner, "--log-level=error"], {
+    cwd: project,
+    encoding: "utf8"
+  })
+  assert.equal(made.status, 0, made.stderr)
 }
 
 /** Makes a project in which `berth` is this checkout, with its packages, for all three runtimes. */
@@ -96,6 +121,7 @@ describe("README.md", { skip: whyNoContainers || whyNotRoot, concurrency: 2 }, (
     }
     for (const { file, source } of programs)
       fs.writeFileSync(`${project}/${file}`, source.replaceAll(REGISTRY, registry?.host ?? REGISTRY))
+    if (isBundled) bundlePrograms(project)
   })
 
   after(async () => {
