@@ -46,8 +46,9 @@ const watched = <A, E, R>(body: Effect.Effect<A, E, R>) =>
 // Far above the usual values, and far below those of unbounded code.
 const LATE_MAX = 2000
 const GROWN_MAX = 1024 * MEBIBYTE
-/** For so long a test lets the container write. */
-const FLOOD = "3 seconds"
+/** For so many seconds a test lets the container write. */
+const seconds = Number(process.env.BERTH_FLOOD_SECONDS ?? 1.5)
+const FLOOD = `${seconds} seconds` as const
 
 interface Watched {
   readonly late: number
@@ -125,7 +126,7 @@ suite("logs of a container that writes endlessly", (effect) => {
     )
     const maxBytes = 4 * MEBIBYTE
     const box = yield* start("exec yes ''", { logs: { folder, maxBytes, maxFiles: 2 } })
-    isCalm(yield* watched(Effect.sleep(FLOOD)))
+    isCalm(yield* watched(Effect.sleep("3 seconds")))
     const sizes = fs.readdirSync(folder).map((name) => fs.statSync(`${folder}/${name}`).size)
     assert.equal(sizes.length, 2)
     assert.ok(Math.max(...sizes) <= maxBytes, String(sizes))
@@ -171,7 +172,7 @@ suite("logs of a container that writes endlessly", (effect) => {
       for (const script of Object.values(floods)) {
         const box = yield* start(script, options)
         const reading = yield* Effect.fork(Stream.runDrain(box.stdout))
-        isCalm(yield* watched(Effect.sleep("1 seconds")))
+        isCalm(yield* watched(Effect.sleep(`${seconds / 3} seconds`)))
         yield* Fiber.interrupt(reading)
       }
     }

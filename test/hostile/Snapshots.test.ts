@@ -16,6 +16,9 @@ const tree = detect()
 const skip: string | false =
   whyNoBusybox || (tree.controllers.freezer === undefined ? `no freezer: ${tree.missing("freezer")}` : false)
 
+/** So many snapshots are made of an entry that is replaced, and a fifth of them of folders. */
+const rounds = Number(process.env.BERTH_SNAPSHOT_ROUNDS ?? 40)
+
 const TiB = 2 ** 40
 
 const isChange = (error: BerthError.BerthError): void => {
@@ -136,7 +139,7 @@ cat "$(printf '\\377\\n\\t')" ./- ' '`
       const script = `cd "$1" || exit 1; echo; while :; do for k in 1 2 3 4 5 6 7 8; do
 mv $k/a $k/moved; ln -s / $k/a; rm $k/a; mv $k/moved moved-$k; mv moved-$k $k/a; done; done`
       yield* outside("sh", ["-c", script, "sh", at])
-      for (let round = 0; round < 20; round++) {
+      for (let round = 0; round < rounds / 5; round++) {
         const made = yield* Effect.either(Container.snapshot(box))
         if (made._tag === "Left") {
           isChange(made.left)
@@ -158,7 +161,7 @@ mv $k/a $k/moved; ln -s / $k/a; rm $k/a; mv $k/moved moved-$k; mv moved-$k $k/a;
       const box = yield* Container.start(yield* plantImage, { command: ["/bin/sleep", "1000"] })
       yield* Container.exec(box, ["/bin/mkdir", "/t"])
       yield* outside(`${folder}/plant/bin/plant`, ["swap", `/proc/${box.pid}/root/t`])
-      for (let round = 0; round < 100; round++)
+      for (let round = 0; round < rounds; round++)
         Either.match(yield* Effect.either(Container.snapshot(box)), { onLeft: isChange, onRight: () => {} })
     },
     { skip }

@@ -4,7 +4,7 @@ import { allowTime, makeTemporaryFolder, remove, whyNoContainers } from "../supp
 import { whyNoBusybox } from "../support/rootfs.ts"
 import { faults, makeSoak, round, type Soak } from "../support/soak.ts"
 
-const rounds = Number(process.env.BERTH_SOAK_ROUNDS ?? 50)
+const rounds = Number(process.env.BERTH_SOAK_ROUNDS ?? 20)
 
 allowTime()
 

@@ -13,7 +13,7 @@ const whyNot: string | false =
   spawnSync("clang", ["--version"]).status === 0 ? false : "no clang, whose libFuzzer this needs"
 
 /** The time for each parser; all run side by side. */
-const seconds = Number(process.env.BERTH_FUZZ_SECONDS ?? 30)
+const seconds = Number(process.env.BERTH_FUZZ_SECONDS ?? 10)
 
 // The environment without the sanitizers of the tests themselves.
 const { LD_PRELOAD: _, ASAN_OPTIONS: __, ...env } = process.env
